@@ -1,0 +1,317 @@
+//! Records in and out, a batch at a time.
+//!
+//! A batch keeps all bytes of its records in one buffer, so that reading and writing cost no allocation per record.
+//! Guarantees: records of one partition stand in offset order. Never: decoding.
+
+use crate::{Millis, Offset, TopicPartition};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Whose clock a record's timestamp is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimestampType {
+    /// The producer's.
+    Create,
+    /// The broker's, at the append.
+    LogAppend,
+}
+
+/// One header: a name and bytes (`None` is Kafka's null header value).
+pub type Header<'a> = (&'a str, Option<&'a [u8]>);
+
+type Span = Range<u32>;
+
+#[derive(Debug, Clone)]
+struct Entry {
+    partition: u16,
+    offset: Offset,
+    timestamp: Millis,
+    timestamp_type: TimestampType,
+    key: Option<Span>,
+    value: Option<Span>,
+    headers: Range<u32>,
+}
+
+/// Records as they were read. At most 4 GiB and 65,536 partitions; readers keep far below both.
+#[derive(Debug, Clone, Default)]
+pub struct RecordBatch {
+    partitions: Vec<TopicPartition>,
+    entries: Vec<Entry>,
+    headers: Vec<(Span, Option<Span>)>,
+    bytes: Vec<u8>,
+}
+
+/// One record of a batch.
+#[derive(Debug, Clone, Copy)]
+pub struct RecordRef<'a> {
+    batch: &'a RecordBatch,
+    entry: &'a Entry,
+}
+
+/// The headers of a record, in order; a name may occur more than once.
+#[derive(Debug, Clone, Copy)]
+pub struct Headers<'a> {
+    batch: &'a RecordBatch,
+    range: &'a Range<u32>,
+}
+
+impl RecordBatch {
+    /// Empties the batch and keeps its memory.
+    pub fn clear(&mut self) {
+        self.partitions.clear();
+        self.entries.clear();
+        self.headers.clear();
+        self.bytes.clear();
+    }
+
+    /// Number of records.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether it holds no record.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Bytes of keys, values and headers.
+    pub fn byte_len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The record at an index; indices are stable until [`RecordBatch::clear`].
+    pub fn get(&self, index: usize) -> Option<RecordRef<'_>> {
+        self.entries.get(index).map(|entry| RecordRef { batch: self, entry })
+    }
+
+    /// The records, each partition's in offset order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = RecordRef<'_>> {
+        self.entries.iter().map(|entry| RecordRef { batch: self, entry })
+    }
+
+    /// Partitions that occur.
+    pub fn partitions(&self) -> &[TopicPartition] {
+        &self.partitions
+    }
+
+    /// Interns a partition for [`RecordBatch::push`].
+    pub fn intern(&mut self, at: &TopicPartition) -> u16 {
+        let found = self.partitions.iter().position(|p| p.partition == at.partition && p.topic == at.topic);
+        let index = found.unwrap_or_else(|| {
+            self.partitions.push(at.clone());
+            self.partitions.len() - 1
+        });
+        u16::try_from(index).expect("a batch holds at most 65,536 partitions")
+    }
+
+    /// Appends a record; `partition` is from [`RecordBatch::intern`].
+    #[allow(clippy::too_many_arguments)]
+    pub fn push<'h>(
+        &mut self,
+        partition: u16,
+        offset: Offset,
+        timestamp: Millis,
+        timestamp_type: TimestampType,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+        headers: impl IntoIterator<Item = Header<'h>>,
+    ) {
+        let key = key.map(|b| self.store(b));
+        let value = value.map(|b| self.store(b));
+        let first = span_index(self.headers.len());
+        for (name, bytes) in headers {
+            let name = self.store(name.as_bytes());
+            let bytes = bytes.map(|b| self.store(b));
+            self.headers.push((name, bytes));
+        }
+        let headers = first..span_index(self.headers.len());
+        self.entries.push(Entry { partition, offset, timestamp, timestamp_type, key, value, headers });
+    }
+
+    fn store(&mut self, bytes: &[u8]) -> Span {
+        let from = span_index(self.bytes.len());
+        self.bytes.extend_from_slice(bytes);
+        from..span_index(self.bytes.len())
+    }
+
+    fn slice(&self, span: &Span) -> &[u8] {
+        let Range { start, end } = *span;
+        self.bytes.get(index(start)..index(end)).unwrap_or_default()
+    }
+}
+
+fn span_index(at: usize) -> u32 {
+    u32::try_from(at).expect("a batch is smaller than 4 GiB")
+}
+
+fn index(at: u32) -> usize {
+    usize::try_from(at).expect("usize has at least 32 bits")
+}
+
+impl<'a> RecordRef<'a> {
+    /// Its partition.
+    pub fn partition(&self) -> &'a TopicPartition {
+        self.batch.partitions.get(usize::from(self.entry.partition)).expect("a record's partition is interned")
+    }
+
+    /// Index of its partition in [`RecordBatch::partitions`].
+    pub fn partition_index(&self) -> usize {
+        usize::from(self.entry.partition)
+    }
+
+    /// Its topic.
+    pub fn topic(&self) -> &'a Arc<str> {
+        &self.partition().topic
+    }
+
+    /// Its offset.
+    pub fn offset(&self) -> Offset {
+        self.entry.offset
+    }
+
+    /// Its timestamp in ms; see [`RecordRef::timestamp_type`].
+    pub fn timestamp(&self) -> Millis {
+        self.entry.timestamp
+    }
+
+    /// Whose clock the timestamp is from.
+    pub fn timestamp_type(&self) -> TimestampType {
+        self.entry.timestamp_type
+    }
+
+    /// Key bytes; `None` is a null key.
+    pub fn key(&self) -> Option<&'a [u8]> {
+        self.entry.key.as_ref().map(|s| self.batch.slice(s))
+    }
+
+    /// Value bytes; `None` is a tombstone.
+    pub fn value(&self) -> Option<&'a [u8]> {
+        self.entry.value.as_ref().map(|s| self.batch.slice(s))
+    }
+
+    /// Headers.
+    pub fn headers(&self) -> Headers<'a> {
+        Headers { batch: self.batch, range: &self.entry.headers }
+    }
+
+    /// The last header of this name that has a value.
+    pub fn header(&self, name: &str) -> Option<&'a [u8]> {
+        self.headers().iter().filter(|(n, _)| *n == name).last().and_then(|(_, v)| v)
+    }
+}
+
+impl<'a> Headers<'a> {
+    /// The headers in order.
+    pub fn iter(&self) -> impl Iterator<Item = Header<'a>> + use<'a> {
+        let batch = self.batch;
+        let all = batch.headers.get(index(self.range.start)..index(self.range.end)).unwrap_or_default();
+        all.iter().map(move |(name, value)| {
+            (std::str::from_utf8(batch.slice(name)).unwrap_or("\u{fffd}"), value.as_ref().map(|v| batch.slice(v)))
+        })
+    }
+}
+
+/// One record to write.
+#[derive(Debug, Clone, Copy)]
+pub struct OutRecord<'a> {
+    /// Topic.
+    pub topic: &'a Arc<str>,
+    /// Partition; `None` lets the log choose by Kafka's default (murmur2 of the key, else any).
+    pub partition: Option<i32>,
+    /// Timestamp in ms; `None` is now. Ignored where the topic stamps at the append.
+    pub timestamp: Option<Millis>,
+    /// Key; `None` is a null key.
+    pub key: Option<&'a [u8]>,
+    /// Value; `None` is a tombstone.
+    pub value: Option<&'a [u8]>,
+}
+
+#[derive(Debug, Clone)]
+struct OutEntry {
+    topic: Arc<str>,
+    partition: Option<i32>,
+    timestamp: Option<Millis>,
+    key: Option<Span>,
+    value: Option<Span>,
+    headers: Range<u32>,
+}
+
+/// Records to write, in order; the order within a partition is kept.
+#[derive(Debug, Clone, Default)]
+pub struct OutBatch {
+    entries: Vec<OutEntry>,
+    headers: Vec<(Span, Option<Span>)>,
+    bytes: Vec<u8>,
+}
+
+impl OutBatch {
+    /// Appends a record.
+    pub fn push<'h>(&mut self, record: OutRecord<'_>, headers: impl IntoIterator<Item = Header<'h>>) {
+        let key = record.key.map(|b| self.store(b));
+        let value = record.value.map(|b| self.store(b));
+        let first = span_index(self.headers.len());
+        for (name, bytes) in headers {
+            let name = self.store(name.as_bytes());
+            let bytes = bytes.map(|b| self.store(b));
+            self.headers.push((name, bytes));
+        }
+        self.entries.push(OutEntry {
+            topic: record.topic.clone(),
+            partition: record.partition,
+            timestamp: record.timestamp,
+            key,
+            value,
+            headers: first..span_index(self.headers.len()),
+        });
+    }
+
+    /// Number of records.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether it holds no record.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Bytes of keys, values and headers.
+    pub fn byte_len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Empties the batch and keeps its memory.
+    pub fn clear(&mut self) {
+        self.entries.clear();
+        self.headers.clear();
+        self.bytes.clear();
+    }
+
+    /// The records with their headers, in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = (OutRecord<'_>, impl Iterator<Item = Header<'_>>)> {
+        self.entries.iter().map(|e| {
+            let record = OutRecord {
+                topic: &e.topic,
+                partition: e.partition,
+                timestamp: e.timestamp,
+                key: e.key.as_ref().map(|s| self.slice(s)),
+                value: e.value.as_ref().map(|s| self.slice(s)),
+            };
+            let headers = self.headers.get(index(e.headers.start)..index(e.headers.end)).unwrap_or_default();
+            let headers = headers.iter().map(|(name, value)| {
+                (std::str::from_utf8(self.slice(name)).unwrap_or("\u{fffd}"), value.as_ref().map(|v| self.slice(v)))
+            });
+            (record, headers)
+        })
+    }
+
+    fn store(&mut self, bytes: &[u8]) -> Span {
+        let from = span_index(self.bytes.len());
+        self.bytes.extend_from_slice(bytes);
+        from..span_index(self.bytes.len())
+    }
+
+    fn slice(&self, span: &Span) -> &[u8] {
+        self.bytes.get(index(span.start)..index(span.end)).unwrap_or_default()
+    }
+}

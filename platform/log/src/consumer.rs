@@ -1,0 +1,122 @@
+//! Reading: as a member of a group, or from partitions of one's own choice.
+//!
+//! Guarantees: assignment changes are values that `poll` returns, in the order in which they happen; nothing is read
+//! from a partition before its `Assigned` was answered with `start`, nor after its `Revoked` or `Lost` was returned.
+//! Never: an automatic commit, an automatic offset reset.
+
+use crate::{Millis, Offset, RecordBatch, Result, TopicPartition};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Which records a reader sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isolation {
+    /// Records of committed transactions and records without one, up to the last stable offset.
+    ReadCommitted,
+    /// Everything that was appended.
+    ReadUncommitted,
+}
+
+/// How to join a group. Range assignor, classic protocol, read_committed, no automatic commit or reset.
+#[derive(Debug, Clone)]
+pub struct GroupConfig {
+    /// Group id.
+    pub group: String,
+    /// Static membership: the same name after a restart takes its old partitions without a rebalance.
+    pub instance: Option<String>,
+    /// Topics to subscribe to; all must exist.
+    pub topics: Vec<Arc<str>>,
+    /// How long a silent member keeps its partitions.
+    pub session_timeout: Duration,
+}
+
+/// The membership under which records were read: `Session::commit` carries it, so that a member which has lost its
+/// partitions cannot commit. Opaque; never kept over an `Assigned`, `Revoked` or `Lost`.
+#[derive(Debug, Clone)]
+pub struct Member {
+    /// Group id.
+    pub group: String,
+    /// Generation, for logs and tests.
+    pub generation: i32,
+    pub(crate) token: MemberToken,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum MemberToken {
+    Kafka(Arc<crate::kafka::GroupMetadata>),
+    Embedded(u64),
+}
+
+/// What `poll` returns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Records were put into the batch.
+    Records,
+    /// Nothing within the time limit, or nothing more to read.
+    Idle,
+    /// These partitions are now this member's, beside those it has. Nothing is read from them before
+    /// [`GroupConsumer::start`].
+    Assigned(Vec<TopicPartition>),
+    /// These partitions are about to be taken: a commit still fits. The next `poll` gives them up.
+    Revoked(Vec<TopicPartition>),
+    /// These partitions are already another's: drop what was not committed, a commit would be refused.
+    Lost(Vec<TopicPartition>),
+}
+
+/// A member of a consumer group. Used by one thread.
+pub trait GroupConsumer: Send {
+    /// Returns the next event; `Records` fills `batch` (cleared first) with at most about `max_bytes`. Waits at most
+    /// `timeout` for the first record and not at all for more.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfRange`] when a position is no longer kept (there is no automatic reset);
+    /// [`crate::Error::Fenced`] when another process has joined under the same instance name.
+    fn poll(&mut self, batch: &mut RecordBatch, max_bytes: usize, timeout: Duration) -> Result<Event>;
+
+    /// Starts reading an assigned partition at an offset, or moves it there.
+    fn start(&mut self, at: &TopicPartition, offset: Offset) -> Result<()>;
+
+    /// Stops fetching these partitions until [`GroupConsumer::resume`]; records already fetched are not returned.
+    fn pause(&mut self, partitions: &[TopicPartition]) -> Result<()>;
+
+    /// Goes on with paused partitions at the offset after the last record returned.
+    fn resume(&mut self, partitions: &[TopicPartition]) -> Result<()>;
+
+    /// The membership for the next commit.
+    fn member(&self) -> Result<Member>;
+
+    /// Leaves the group. A static member's seat is kept until its session timeout.
+    fn close(self: Box<Self>) -> Result<()>;
+}
+
+/// Where a reader starts in a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartFrom {
+    /// At this offset; [`crate::Error::OutOfRange`] when it is no longer kept.
+    Offset(Offset),
+    /// At the first offset kept.
+    Start,
+    /// At the end.
+    End,
+}
+
+/// A reader of explicitly assigned partitions. Used by one thread.
+pub trait Reader: Send {
+    /// Replaces the partitions that are read.
+    fn assign(&mut self, partitions: &[(TopicPartition, StartFrom)]) -> Result<()>;
+
+    /// Fills `batch` (cleared first) with at most about `max_bytes`; waits at most `timeout` for the first record and
+    /// not at all for more. Returns the number of records.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfRange`] when a position is no longer kept.
+    fn poll(&mut self, batch: &mut RecordBatch, max_bytes: usize, timeout: Duration) -> Result<usize>;
+
+    /// The next offset to be read: past control records and aborted records too, once they were passed over. At the
+    /// end of a partition it equals the (stable, when read_committed) end.
+    fn position(&self, at: &TopicPartition) -> Option<Offset>;
+
+    /// When, by the broker's or this machine's clock in ms, the reader last stood at the end of the partition, if it
+    /// did since it was assigned: a proof that it had seen everything stable at that time.
+    fn at_end(&self, at: &TopicPartition) -> Option<Millis>;
+}

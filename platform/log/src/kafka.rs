@@ -1,0 +1,5 @@
+//! Apache Kafka (being built).
+
+/// A consumer's group metadata.
+#[derive(Debug)]
+pub struct GroupMetadata;

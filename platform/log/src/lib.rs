@@ -1,0 +1,104 @@
+//! One log, two homes: the narrow trait behind which Kafka and the embedded log are the same thing.
+//!
+//! Guarantees: the cases of `tests/it/log.rs` hold for every implementation; nothing above this crate can tell
+//! which one runs. Every call blocks the calling thread (no async here): callers own their threads.
+//! Never: an event, a topic name or a policy of Trunkline; a callback into business code.
+
+mod batch;
+mod consumer;
+mod error;
+mod session;
+mod topic;
+
+pub mod embedded;
+pub mod kafka;
+
+pub use batch::{Header, Headers, OutBatch, OutRecord, RecordBatch, RecordRef, TimestampType};
+pub use consumer::{Event, GroupConfig, GroupConsumer, Isolation, Member, Reader, StartFrom};
+pub use error::{Error, Fate, Result};
+pub use session::{Outcome, Produced, Session, SessionConfig};
+pub use topic::{Cleanup, GroupInfo, MemberInfo, TimestampPolicy, TopicConfig, TopicId, TopicInfo, TopicPartition, TopicSpec};
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// An offset in a partition. Offsets rise strictly; gaps are normal (aborted records, control records, compaction).
+pub type Offset = i64;
+
+/// Milliseconds since the Unix epoch, by the broker's clock unless said otherwise.
+pub type Millis = i64;
+
+/// Which offset of a partition is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum At {
+    /// The first offset that is still kept.
+    Start,
+    /// The offset after the last record or control record, open transactions included (read_uncommitted end).
+    End,
+    /// The last stable offset: below it no transaction is open (read_committed end).
+    Stable,
+    /// The first offset whose record's timestamp is at or after the given time, in ms; the end when there is none.
+    Time(Millis),
+}
+
+/// Committed offsets of a group; a partition without one is `None`.
+pub type Committed = BTreeMap<TopicPartition, Option<Offset>>;
+
+/// One log: topics, offsets, groups, readers, sessions. Cheap to clone behind its `Arc`, safe to share.
+pub trait Log: Send + Sync {
+    /// Creates the topics that do not exist and says, per topic, whether it did (`true`) or it was there (`false`).
+    /// An existing topic's partition count and configuration are left alone: compare with [`Log::describe`].
+    ///
+    /// # Errors
+    /// [`Error::InvalidTopic`] for a refused name, count or setting; [`Error::Unavailable`] after the time limit.
+    fn create_topics(&self, topics: &[TopicSpec]) -> Result<Vec<bool>>;
+
+    /// Describes a topic with its id, partition count and configuration; `None` when it does not exist.
+    fn describe(&self, topic: &str) -> Result<Option<TopicInfo>>;
+
+    /// Lists the names of all topics, sorted, internal ones (`__…`) left out.
+    fn topics(&self) -> Result<Vec<String>>;
+
+    /// Alters settings of a topic (names as in Kafka, such as `retention.ms`); settings not named keep their values.
+    fn alter_topic(&self, topic: &str, settings: &[(String, String)]) -> Result<()>;
+
+    /// Deletes a topic and its records. Deleting a topic that does not exist is [`Error::UnknownTopic`].
+    fn delete_topic(&self, topic: &str) -> Result<()>;
+
+    /// Looks one offset of a partition up.
+    fn offset(&self, at: &TopicPartition, which: At) -> Result<Offset>;
+
+    /// Fetches the *stable* committed offsets of a group: waits for pending transactional commits of these
+    /// partitions to be decided (`require_stable`), at most the request's time limit.
+    fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Committed>;
+
+    /// Sets a group's offsets outside a transaction, for operators' resets and for explicit first starts. The group
+    /// must have no live member, or must be the caller's own before it consumes.
+    fn set_committed(&self, group: &str, offsets: &[(TopicPartition, Offset)]) -> Result<()>;
+
+    /// Lists the groups with their members and committed offsets.
+    fn groups(&self) -> Result<Vec<GroupInfo>>;
+
+    /// Joins a consumer group.
+    fn group(&self, config: GroupConfig) -> Result<Box<dyn GroupConsumer>>;
+
+    /// Opens a reader of explicitly assigned partitions, outside every group.
+    fn reader(&self, isolation: Isolation) -> Result<Box<dyn Reader>>;
+
+    /// Opens a transactional session: fences every earlier session of the same `transactional_id` and ends its open
+    /// transaction before it returns.
+    fn session(&self, config: SessionConfig) -> Result<Box<dyn Session>>;
+
+    /// Appends records outside any transaction and waits until they are durable; returns where each batch's records
+    /// ended up, as [`Produced`]. For single-record writers such as the HTTP ingest.
+    fn append(&self, records: &OutBatch) -> Result<Vec<Produced>>;
+
+    /// Names the log for people: `kafka 127.0.0.1:9092` or `embedded DIR`.
+    fn describe_self(&self) -> String;
+
+    /// The log's incarnation: an id that changes when the log is rebuilt from nothing (Kafka: the cluster id).
+    fn incarnation(&self) -> Result<String>;
+}
+
+/// A shared log.
+pub type SharedLog = Arc<dyn Log>;

@@ -1,0 +1,77 @@
+//! Writing in transactions.
+//!
+//! Guarantees: records, and the consumed offsets given to `commit`, become visible together or not at all. After an
+//! `Unknown` outcome or a fencing the session is of no use until [`Session::renew`]; `renew` fences whatever may
+//! still be under way, so that after it the outcome is settled.
+//! Never: a retry of a commit whose outcome is unknown.
+
+use crate::{Member, Millis, Offset, OutBatch, Result, TopicPartition};
+use std::time::Duration;
+
+/// How to open a session.
+#[derive(Debug, Clone)]
+pub struct SessionConfig {
+    /// Transactional id: one live session each; a second one fences the first.
+    pub transactional_id: String,
+    /// After this long an open transaction of a dead session is aborted. At most the broker's limit.
+    pub transaction_timeout: Duration,
+}
+
+/// Where records of one partition ended up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Produced {
+    /// The partition.
+    pub at: TopicPartition,
+    /// Offset of the first record written to it in this transaction (or append).
+    pub first_offset: Offset,
+    /// Offset of the last record written to it, plus one (the control record is not counted).
+    pub next_offset: Offset,
+    /// The last record's timestamp in ms; the broker's append time where the topic stamps at the append.
+    pub timestamp: Millis,
+}
+
+/// How a transaction ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Committed: records and offsets are visible.
+    Committed(Vec<Produced>),
+    /// Aborted: nothing of it is or will be visible. `fenced` when another session or member has taken over; the
+    /// session needs [`Session::renew`] in every case.
+    Aborted {
+        /// Another session of the id, or another generation of the group, was the reason.
+        fenced: bool,
+        /// Why, in the log's words.
+        reason: String,
+    },
+    /// Nobody knows: [`Session::renew`], then look.
+    Unknown {
+        /// Why, in the log's words.
+        reason: String,
+    },
+}
+
+/// A transactional producer. Used by one thread.
+pub trait Session: Send {
+    /// Begins a transaction.
+    fn begin(&mut self) -> Result<()>;
+
+    /// Queues records in the open transaction; waits while the queue is full.
+    ///
+    /// # Errors
+    /// [`crate::Error::TooLarge`] for a record that the client itself refuses: nothing of this batch after it was
+    /// queued, and the transaction can only be aborted.
+    fn send(&mut self, records: &OutBatch) -> Result<()>;
+
+    /// Ends the transaction: waits until the records are written, adds the consumed offsets (each the offset *after*
+    /// the last record consumed) under the membership that read them, and commits.
+    fn commit(&mut self, consumed: Option<(&Member, &[(TopicPartition, Offset)])>) -> Outcome;
+
+    /// Aborts the open transaction, if there is one.
+    fn abort(&mut self) -> Result<()>;
+
+    /// Replaces the inner producer by a new one of the same id: fences the old one and ends its open transaction.
+    fn renew(&mut self) -> Result<()>;
+
+    /// The transactional id.
+    fn transactional_id(&self) -> &str;
+}

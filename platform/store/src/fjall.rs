@@ -1,0 +1,3 @@
+//! Fjall engine (being built).
+/// Store over fjall.
+pub struct FjallStore;

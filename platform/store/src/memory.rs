@@ -1,0 +1,3 @@
+//! Memory engine (being built).
+/// Store over memory.
+pub struct MemoryStore;

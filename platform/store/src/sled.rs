@@ -1,0 +1,3 @@
+//! Sled engine (being built).
+/// Store over sled.
+pub struct SledStore;

@@ -1,0 +1,66 @@
+//! What a processor is.
+//!
+//! Guarantees: one instance serves one task (one partition of its inputs) on one thread. Never: IO in `step`.
+
+use crate::{Effects, Result, State};
+use log::{Millis, RecordBatch};
+use std::ops::Range;
+
+/// What a step may know of the world: values only.
+#[derive(Debug, Clone, Copy)]
+pub struct Context {
+    /// Now, by the injected clock, in ms.
+    pub now: Millis,
+    /// The greatest record timestamp that the task has seen, in ms.
+    pub stream_time: Millis,
+}
+
+/// At which stage a record failed, as Kafka Connect names it in `__connect.errors.stage`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The key could not be decoded.
+    KeyConverter,
+    /// The value could not be decoded.
+    ValueConverter,
+    /// A header that is needed is missing or wrong.
+    HeaderConverter,
+    /// The record was decoded and then refused.
+    Transformation,
+}
+
+/// A stream processor: one instance a task.
+///
+/// A record that cannot be processed goes to [`Effects::dead_letter`] and the step goes on with the next one; an
+/// error returned from `step` stops the task, because it is the processor's own or its surroundings'.
+pub trait Processor: Send {
+    /// Makes ready what `step` will need for these records and what takes IO, such as schemas not yet known. May be
+    /// called again for the same records.
+    ///
+    /// # Errors
+    /// An error whose fate is `Retry` pauses the task and is tried again; any other stops it.
+    fn prepare(&mut self, _records: &RecordBatch, _range: Range<usize>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Processes the records `range` of the batch, all of this task's inputs, in order.
+    fn step(
+        &mut self,
+        context: Context,
+        records: &RecordBatch,
+        range: Range<usize>,
+        state: &mut State,
+        effects: &mut Effects,
+    ) -> Result<()>;
+
+    /// Called once before each commit in which this task takes part: the last chance to write state or output, for
+    /// what must be said of an unfinished thing.
+    fn before_commit(&mut self, _context: Context, _state: &mut State, _effects: &mut Effects) -> Result<()> {
+        Ok(())
+    }
+
+    /// Called after the task's state was restored or rolled back to the last commit, before the first step: whatever
+    /// the instance keeps in memory beside `state` must be read from `state` anew.
+    fn reset(&mut self, _state: &State) -> Result<()> {
+        Ok(())
+    }
+}
