@@ -3,11 +3,13 @@
 //! Guarantees: reads see the steps' own writes; a rolled-back overlay leaves no trace; each changed key goes once to
 //! the changelog at the next commit. Keys are canonical JSON arrays, such as `["row","orders",17]`, and never begin
 //! with `["~`, which is the runtime's own.
+//! Never: a write to the store by itself; the runtime's commit does that.
 
 use crate::Result;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
+use std::ops::{Bound, ControlFlow};
+use store::Direction;
 
 /// State of one task: an overlay over its store.
 pub struct State {
@@ -33,19 +35,77 @@ impl State {
 
     /// Writes a key.
     pub fn put(&mut self, key: &[u8], value: Vec<u8>) {
-        self.overlay_bytes += key.len() + value.len();
-        self.overlay.insert(key.to_vec(), Some(value));
+        self.write(key, Some(value));
     }
 
     /// Deletes a key.
     pub fn delete(&mut self, key: &[u8]) {
-        self.overlay_bytes += key.len();
-        self.overlay.insert(key.to_vec(), None);
+        self.write(key, None);
+    }
+
+    fn write(&mut self, key: &[u8], value: Option<Vec<u8>>) {
+        assert!(!key.starts_with(RESERVED), "a key that begins with [\"~ is the runtime's own");
+        self.overlay_bytes += value.as_ref().map_or(0, Vec::len);
+        if let Some(slot) = self.overlay.get_mut(key) {
+            self.overlay_bytes -= slot.as_ref().map_or(0, Vec::len);
+            *slot = value;
+        } else {
+            self.overlay_bytes += key.len();
+            self.overlay.insert(key.to_vec(), value);
+        }
     }
 
     /// Calls `visit` for each key that begins with `prefix`, in byte order, until it breaks.
     pub fn scan(&self, prefix: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>) -> Result<()> {
-        let _ = (prefix, visit);
-        unimplemented!()
+        let end = after_prefix(prefix);
+        let upper = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+        let mut written = self.overlay.range::<[u8], _>((Bound::Included(prefix), upper)).peekable();
+        let mut stopped = false;
+        self.store.scan(self.space, prefix, end.as_deref(), Direction::Forward, &mut |key, value| {
+            let mut flow = ControlFlow::Continue(());
+            while let Some((over, new)) = written.next_if(|(over, _)| over.as_slice() < key) {
+                flow = new.as_ref().map_or(ControlFlow::Continue(()), |new| visit(over, new));
+                if flow.is_break() {
+                    break;
+                }
+            }
+            if flow.is_continue() {
+                flow = match written.next_if(|(over, _)| over.as_slice() == key) {
+                    Some((over, Some(new))) => visit(over, new),
+                    Some((_, None)) => ControlFlow::Continue(()),
+                    None => visit(key, value),
+                };
+            }
+            stopped = flow.is_break();
+            flow
+        })?;
+        if !stopped {
+            for (over, new) in written {
+                if let Some(new) = new
+                    && visit(over, new).is_break()
+                {
+                    break;
+                }
+            }
+        }
+        Ok(())
     }
+
+    /// Bytes of keys and values that wait for the next commit.
+    pub fn pending_bytes(&self) -> usize {
+        self.overlay_bytes
+    }
+}
+
+/// What the runtime's own keys begin with.
+pub(crate) const RESERVED: &[u8] = b"[\"~";
+
+/// The least key above all keys with this prefix; `None` when there is none.
+fn after_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
+    let last = prefix.iter().rposition(|b| *b != u8::MAX)?;
+    let mut end = prefix.get(..=last)?.to_vec();
+    if let Some(byte) = end.last_mut() {
+        *byte += 1;
+    }
+    Some(end)
 }
