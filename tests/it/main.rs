@@ -1,0 +1,6 @@
+//! The one test binary: suites that need several crates, processes, or real parts.
+//!
+//! Guarantees: each suite is a module; what it needs from outside comes through `world`.
+//! Never: a test that is skipped because a part is missing; it fails and says to use `tests/run`.
+
+mod world;

@@ -1,0 +1,83 @@
+//! What tests stand on: the real parts that `tests/run` started, parts of a test's own, and waiting for a state.
+//!
+//! Guarantees: what a test starts through here is gone when its value is dropped; names are unique over runs.
+//! Never: a part that is silently replaced by a fake: a missing variable fails the test.
+#![allow(dead_code, unused_imports, reason = "a toolbox: not every suite takes every tool")]
+
+mod broker;
+mod postgres;
+
+pub use broker::{Broker, Listener};
+pub use postgres::Postgres;
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Bootstrap servers of the shared broker.
+pub fn kafka() -> String {
+    variable("TRUNKLINE_TEST_KAFKA")
+}
+
+/// URL of a superuser of the shared PostgreSQL cluster, database `postgres`.
+pub fn postgres() -> String {
+    variable("TRUNKLINE_TEST_POSTGRES")
+}
+
+/// URL of the shared registry, with Confluent's API below it.
+pub fn registry() -> String {
+    variable("TRUNKLINE_TEST_REGISTRY")
+}
+
+/// A Python with `confluent_kafka` and `fastavro`.
+pub fn python() -> PathBuf {
+    variable("TRUNKLINE_TEST_PYTHON").into()
+}
+
+/// Directory of Apache Kafka's jars.
+pub fn kafka_libs() -> PathBuf {
+    variable("TRUNKLINE_TEST_KAFKA_LIBS").into()
+}
+
+/// Directory of PostgreSQL's programs.
+pub fn postgres_bin() -> PathBuf {
+    variable("TRUNKLINE_TEST_PG_BIN").into()
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the tests' environment is what tests/run hands them"
+)]
+fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| {
+        panic!("{name} is not set: run this test with `tests/run`, or start the parts with `tests/run up` and source what it names")
+    })
+}
+
+/// A name that no other test or run has: `prefix-` and twelve hexadecimal digits.
+pub fn unique(prefix: &str) -> String {
+    let id = uuid::Uuid::new_v4().simple().to_string();
+    format!("{prefix}-{}", id.get(..12).expect("a uuid has 32 digits"))
+}
+
+/// Asks until there is an answer; fails the test with `what` when there is none within `limit`.
+pub fn wait_for<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + limit;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < end, "waited {limit:?} in vain: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A port that nobody listens on, below the range of outgoing connections: a part that is stopped and started again
+/// finds it free.
+pub fn free_port() -> u16 {
+    wait_for("a free port", Duration::from_secs(10), || {
+        let [low, high, ..] = *uuid::Uuid::new_v4().as_bytes();
+        let port = 20_000 + u16::from_le_bytes([low, high]) % 12_000;
+        TcpListener::bind(("127.0.0.1", port)).ok().map(|_| port)
+    })
+}

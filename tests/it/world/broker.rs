@@ -1,0 +1,185 @@
+//! A Kafka broker of a test's own: for tests that stop it, start it again, or need other settings than the shared one.
+//!
+//! Guarantees: one node, its own data directory and ports; killed on drop, by its own handle.
+//! Never: the shared broker.
+
+use super::{free_port, kafka_libs, wait_for};
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// How clients talk to the broker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listener {
+    /// Plain text.
+    Plain,
+    /// TLS, or SASL over TLS, with these further broker settings (keystore, mechanisms).
+    Secure {
+        /// `SSL` or `SASL_SSL`.
+        protocol: &'static str,
+        /// Broker settings, by Kafka's names.
+        settings: Vec<(String, String)>,
+    },
+}
+
+/// A running, or killed, broker.
+#[derive(Debug)]
+pub struct Broker {
+    directory: TempDir,
+    port: u16,
+    process: Option<Child>,
+}
+
+impl Broker {
+    /// Starts a plain-text broker and waits until it serves.
+    pub fn start() -> Broker {
+        Broker::start_with(&Listener::Plain, &[])
+    }
+
+    /// Starts a broker with this listener and further settings; they win over the defaults.
+    pub fn start_with(listener: &Listener, settings: &[(&str, &str)]) -> Broker {
+        let directory = tempfile::Builder::new()
+            .prefix("trunkline-broker-")
+            .tempdir()
+            .expect("make a directory");
+        let (port, controller) = (free_port(), free_port());
+        let text = properties(directory.path(), port, controller, listener, settings);
+        let path = directory.path().join("server.properties");
+        fs::write(&path, text).expect("write server.properties");
+        let id = uuid::Uuid::new_v4().simple().to_string();
+        let formatted = java(&["-Xmx128m"])
+            .args([
+                "kafka.tools.StorageTool",
+                "format",
+                "-t",
+                id.get(..22).expect("32 digits"),
+                "-c",
+            ])
+            .arg(&path)
+            .output()
+            .expect("run java");
+        assert!(
+            formatted.status.success(),
+            "format failed: {}",
+            String::from_utf8_lossy(&formatted.stderr)
+        );
+        let mut broker = Broker {
+            directory,
+            port,
+            process: None,
+        };
+        broker.restart();
+        broker
+    }
+
+    /// Bootstrap servers.
+    pub fn bootstrap(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Kills the broker, as by kill -9. Its data and its port stay.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().expect("kill the broker");
+            process.wait().expect("wait for the broker");
+        }
+    }
+
+    /// Stops the broker by SIGTERM and waits until it is gone: a shutdown in good order.
+    pub fn stop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let status = Command::new("kill")
+                .arg(process.id().to_string())
+                .status()
+                .expect("run kill");
+            assert!(status.success(), "kill failed");
+            process.wait().expect("wait for the broker");
+        }
+    }
+
+    /// Starts a killed or stopped broker on the same data and port, and waits until it serves.
+    pub fn restart(&mut self) {
+        assert!(self.process.is_none(), "the broker is running");
+        let log = self.directory.path().join("log");
+        let file = File::create(&log).expect("create the broker's log");
+        let process = java(&["-Xms96m", "-Xmx384m", "-XX:+UseSerialGC"])
+            .arg("kafka.Kafka")
+            .arg(self.directory.path().join("server.properties"))
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().expect("share the log file"))
+            .stderr(file)
+            .spawn()
+            .expect("run java");
+        self.process = Some(process);
+        wait_for("the broker to serve", Duration::from_secs(60), || {
+            let text = fs::read_to_string(&log).unwrap_or_default();
+            let ended = self
+                .process
+                .as_mut()
+                .is_some_and(|p| matches!(p.try_wait(), Ok(Some(_))));
+            assert!(
+                !ended,
+                "the broker ended: {}",
+                text.lines().rev().take(20).collect::<Vec<_>>().join("\n")
+            );
+            text.contains("Kafka Server started").then_some(())
+        });
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A Java virtual machine with Kafka's jars.
+fn java(options: &[&str]) -> Command {
+    let mut command = Command::new("java");
+    command
+        .args(options)
+        .args(["-XX:TieredStopAtLevel=1", "-cp"])
+        .arg(kafka_libs().join("*"));
+    command
+}
+
+fn properties(directory: &Path, port: u16, controller: u16, listener: &Listener, more: &[(&str, &str)]) -> String {
+    let (protocol, secure) = match listener {
+        Listener::Plain => ("PLAINTEXT", &[][..]),
+        Listener::Secure { protocol, settings } => (*protocol, settings.as_slice()),
+    };
+    let mut text = format!(
+        "process.roles=broker,controller\n\
+         node.id=1\n\
+         controller.quorum.voters=1@127.0.0.1:{controller}\n\
+         listeners=CLIENT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
+         advertised.listeners=CLIENT://127.0.0.1:{port}\n\
+         inter.broker.listener.name=CLIENT\n\
+         controller.listener.names=CONTROLLER\n\
+         listener.security.protocol.map=CONTROLLER:PLAINTEXT,CLIENT:{protocol}\n\
+         log.dirs={}\n\
+         auto.create.topics.enable=false\n\
+         default.replication.factor=1\n\
+         offsets.topic.replication.factor=1\n\
+         offsets.topic.num.partitions=4\n\
+         transaction.state.log.replication.factor=1\n\
+         transaction.state.log.min.isr=1\n\
+         transaction.state.log.num.partitions=4\n\
+         group.initial.rebalance.delay.ms=0\n\
+         group.min.session.timeout.ms=1000\n\
+         transaction.abort.timed.out.transaction.cleanup.interval.ms=500\n\
+         log.retention.check.interval.ms=500\n\
+         log.initial.task.delay.ms=500\n\
+         log.cleaner.backoff.ms=500\n\
+         log.cleaner.min.cleanable.ratio=0.01\n",
+        directory.join("data").display()
+    );
+    let secure = secure.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    for (name, value) in secure.chain(more.iter().copied()) {
+        writeln!(text, "{name}={value}").expect("a string takes any text");
+    }
+    text
+}

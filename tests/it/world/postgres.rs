@@ -1,0 +1,126 @@
+//! A PostgreSQL cluster of a test's own, and databases of a test's own in the shared one.
+//!
+//! Guarantees: `wal_level=logical`, loopback only, stopped on drop. Never: the shared cluster's processes.
+
+use super::{free_port, postgres_bin};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use tempfile::TempDir;
+
+/// A running, or stopped, cluster.
+#[derive(Debug)]
+pub struct Postgres {
+    directory: TempDir,
+    port: u16,
+    running: bool,
+}
+
+impl Postgres {
+    /// Makes a cluster and waits until it serves.
+    pub fn start() -> Postgres {
+        let directory = tempfile::Builder::new()
+            .prefix("trunkline-postgres-")
+            .tempdir()
+            .expect("make a directory");
+        let port = free_port();
+        fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).expect("open the directory");
+        run(program("initdb")
+            .args([
+                "-U",
+                "postgres",
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--locale=C",
+                "--no-sync",
+                "-D",
+            ])
+            .arg(data(&directory)));
+        let settings = format!(
+            "listen_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = '{}'\nwal_level = logical\n\
+             max_replication_slots = 20\nmax_wal_senders = 20\n",
+            directory.path().display()
+        );
+        let path = data(&directory).join("trunkline.conf");
+        // The data directory is its owner's alone, so the settings go through a directory that everybody may read.
+        let copy = directory.path().join("trunkline.conf");
+        fs::write(&copy, settings).expect("write the settings");
+        run(owner("cp").arg(&copy).arg(&path));
+        run(owner("sh")
+            .args(["-c", "echo \"include 'trunkline.conf'\" >> \"$0/postgresql.conf\""])
+            .arg(data(&directory)));
+        let mut cluster = Postgres {
+            directory,
+            port,
+            running: false,
+        };
+        cluster.restart();
+        cluster
+    }
+
+    /// URL of a superuser, database `postgres`.
+    pub fn url(&self) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
+    }
+
+    /// Stops the cluster without a checkpoint, as a crash would. Its data and its port stay.
+    pub fn kill(&mut self) {
+        if std::mem::take(&mut self.running) {
+            run(program("pg_ctl")
+                .args(["stop", "-w", "-m", "immediate", "-D"])
+                .arg(data(&self.directory)));
+        }
+    }
+
+    /// Starts a killed cluster again and waits until it serves.
+    pub fn restart(&mut self) {
+        assert!(!self.running, "the cluster is running");
+        let log = self.directory.path().join("log");
+        run(program("pg_ctl")
+            .args(["start", "-w", "-t", "30", "-l"])
+            .arg(log)
+            .arg("-D")
+            .arg(data(&self.directory)));
+        self.running = true;
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn data(directory: &TempDir) -> PathBuf {
+    directory.path().join("data")
+}
+
+/// One of PostgreSQL's programs, as a user that is not root: it refuses root.
+fn program(name: &str) -> Command {
+    owner(postgres_bin().join(name))
+}
+
+fn owner(program: impl AsRef<Path>) -> Command {
+    let root = fs::metadata("/proc/self").is_ok_and(|this| this.uid() == 0);
+    let program = program.as_ref();
+    if !root {
+        return Command::new(program);
+    }
+    let mut command = Command::new("runuser");
+    command.args(["-u", "postgres", "--"]).arg(program);
+    command
+}
+
+fn run(command: &mut Command) {
+    // pg_ctl hands its output on to the server: a pipe would stay open for as long as that runs.
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::inherit())
+        .status();
+    let status = status.unwrap_or_else(|e| panic!("{command:?} did not run: {e}"));
+    assert!(status.success(), "{command:?} failed: {status}");
+}
