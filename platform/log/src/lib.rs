@@ -11,6 +11,7 @@ mod session;
 mod topic;
 
 pub mod embedded;
+pub mod partitioner;
 pub mod kafka;
 
 pub use batch::{Header, Headers, OutBatch, OutRecord, RecordBatch, RecordRef, TimestampType};

@@ -1,0 +1,350 @@
+//! What a device holds: how far it has come in each partition, and which buckets it has.
+//!
+//! A cursor is opaque to the device: encrypted and authenticated, so that it can neither be read nor be made up.
+//! Offsets in it are the log's own, so it is valid on every replica and on one rebuilt from nothing.
+//! Guarantees: `open(seal(c)) = c` under the same keyring; anything else is `None`. Never: arithmetic on offsets.
+
+use crate::BucketId;
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use aws_lc_rs::{digest, rand};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use log::{Millis, Offset};
+use std::collections::BTreeMap;
+use std::fmt;
+
+const FORMAT: u8 = 1;
+const HEAD: usize = 2;
+
+/// Whom a cursor belongs to: the hash of a principal and a device id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Owner(u64);
+
+impl Owner {
+    /// The owner for a principal's text form (issuer alias and subject) and a device id.
+    pub fn new(principal: &str, device: &str) -> Self {
+        Owner(hash_of(&[principal, device]))
+    }
+}
+
+/// The first 8 bytes of the SHA-256 over the parts, each with its length before it.
+pub(crate) fn hash_of(parts: &[&str]) -> u64 {
+    let mut context = digest::Context::new(&digest::SHA256);
+    for part in parts {
+        context.update(&part.len().to_be_bytes());
+        context.update(part.as_bytes());
+    }
+    let hash = context.finish();
+    u64::from_be_bytes(hash.as_ref().first_chunk().copied().expect("SHA-256 has 32 bytes"))
+}
+
+/// How far a reader has come in one partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Point {
+    /// T: the last closing applied.
+    pub closed: Offset,
+    /// The smallest offset ≤ T that was still held back, else T + 1.
+    pub low: Offset,
+    /// No record that the reader has not seen, or that was held back, is older, in broker's ms.
+    pub time: Millis,
+}
+
+/// A place inside a round: the bucket and the offset of the last thing sent; offset -1 is the bucket's reset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// Bucket.
+    pub bucket: BucketId,
+    /// Offset.
+    pub offset: Offset,
+}
+
+/// The round in progress: fixed at its first page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Round {
+    /// What the cursor will hold when the round ends.
+    pub points: BTreeMap<i32, Point>,
+    /// Buckets that it will have covered, sorted.
+    pub covered: Vec<BucketId>,
+    /// The last thing sent.
+    pub at: Place,
+}
+
+/// What a device holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cursor {
+    /// Hash of the log's incarnation.
+    pub log: u64,
+    /// Whom it was given to.
+    pub owner: Owner,
+    /// Hash of the rules it was made under.
+    pub rules: u64,
+    /// Per partition ever read: how far.
+    pub points: BTreeMap<i32, Point>,
+    /// Per partition: the greatest T of any replica that served a page of this device.
+    pub seen: BTreeMap<i32, Offset>,
+    /// Buckets that the device has, sorted.
+    pub covered: Vec<BucketId>,
+    /// The round in progress.
+    pub round: Option<Round>,
+    /// Whether it was given with `complete`.
+    pub complete: bool,
+}
+
+/// A key that seals cursors: its number and 32 secret bytes.
+#[derive(Clone)]
+pub struct Key {
+    /// Number, 0 to 255.
+    pub id: u8,
+    /// AES-256 key.
+    pub secret: [u8; 32],
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Key({}, ***)", self.id)
+    }
+}
+
+/// The keys that open cursors; the first one seals. Two live keys let a fleet change its key without one reset: first
+/// add the new one behind the old everywhere, then put it first, then drop the old.
+pub struct Keyring {
+    keys: Vec<(u8, LessSafeKey)>,
+}
+
+impl fmt::Debug for Keyring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.keys.iter().map(|(id, _)| id)).finish()
+    }
+}
+
+impl Keyring {
+    /// A keyring of one or two keys; `None` when there is none, there are more, or two have one number.
+    pub fn new(keys: &[Key]) -> Option<Self> {
+        let twins = matches!(keys, [a, b] if a.id == b.id);
+        if keys.is_empty() || keys.len() > 2 || twins {
+            return None;
+        }
+        let keys = keys.iter().map(|key| {
+            let unbound = UnboundKey::new(&AES_256_GCM, &key.secret).ok()?;
+            Some((key.id, LessSafeKey::new(unbound)))
+        });
+        Some(Keyring { keys: keys.collect::<Option<_>>()? })
+    }
+
+    /// Seals a cursor into its URL-safe text.
+    pub fn seal(&self, cursor: &Cursor) -> String {
+        let (id, key) = self.keys.first().expect("a keyring has a key");
+        let mut nonce = [0_u8; NONCE_LEN];
+        rand::fill(&mut nonce).expect("the system's random source works");
+        let mut body = Vec::with_capacity(128);
+        encode(cursor, &mut body);
+        let head = [FORMAT, *id];
+        key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(head), &mut body)
+            .expect("a cursor is far smaller than what AES-GCM takes");
+        let mut all = Vec::with_capacity(HEAD + NONCE_LEN + body.len());
+        all.extend_from_slice(&head);
+        all.extend_from_slice(&nonce);
+        all.extend_from_slice(&body);
+        URL_SAFE_NO_PAD.encode(all)
+    }
+
+    /// Opens a cursor's text; `None` when it was not sealed by one of these keys, or is of another format.
+    pub fn open(&self, text: &str) -> Option<Cursor> {
+        let all = URL_SAFE_NO_PAD.decode(text).ok()?;
+        let (head, rest) = all.split_first_chunk::<HEAD>()?;
+        let (nonce, body) = rest.split_first_chunk::<NONCE_LEN>()?;
+        let [FORMAT, id] = *head else { return None };
+        let (_, key) = self.keys.iter().find(|(k, _)| *k == id)?;
+        let mut body = body.to_vec();
+        let nonce = Nonce::assume_unique_for_key(*nonce);
+        let plain = key.open_in_place(nonce, Aad::from(*head), &mut body).ok()?;
+        decode(&mut Bytes(plain))
+    }
+}
+
+fn encode(cursor: &Cursor, out: &mut Vec<u8>) {
+    out.push(u8::from(cursor.round.is_some()) | (u8::from(cursor.complete) << 1));
+    for hash in [cursor.log, cursor.owner.0, cursor.rules] {
+        out.extend_from_slice(&hash.to_be_bytes());
+    }
+    push_points(out, &cursor.points);
+    push(out, from_len(cursor.seen.len()));
+    for (partition, seen) in &cursor.seen {
+        push_signed(out, i64::from(*partition));
+        push_signed(out, *seen);
+    }
+    push_buckets(out, &cursor.covered);
+    if let Some(round) = &cursor.round {
+        push_points(out, &round.points);
+        push_buckets(out, &round.covered);
+        out.extend_from_slice(&round.at.bucket.0.to_be_bytes());
+        push_signed(out, round.at.offset);
+    }
+}
+
+fn push_points(out: &mut Vec<u8>, points: &BTreeMap<i32, Point>) {
+    push(out, from_len(points.len()));
+    for (partition, point) in points {
+        push_signed(out, i64::from(*partition));
+        // The distance of low from T is small, mostly one: it is written in its place.
+        push_signed(out, point.closed);
+        push_signed(out, point.closed.wrapping_sub(point.low));
+        push_signed(out, point.time);
+    }
+}
+
+fn push_buckets(out: &mut Vec<u8>, buckets: &[BucketId]) {
+    push(out, from_len(buckets.len()));
+    for bucket in buckets {
+        out.extend_from_slice(&bucket.0.to_be_bytes());
+    }
+}
+
+fn from_len(len: usize) -> u64 {
+    u64::try_from(len).expect("a length fits 64 bits")
+}
+
+fn push(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(u8::try_from(value & 0x7f).expect("seven bits fit a byte") | 0x80);
+        value >>= 7;
+    }
+    out.push(u8::try_from(value).expect("seven bits fit a byte"));
+}
+
+fn push_signed(out: &mut Vec<u8>, value: i64) {
+    push(out, u64::from_ne_bytes(((value << 1) ^ (value >> 63)).to_ne_bytes()));
+}
+
+/// Reads what `encode` wrote; it was authenticated, so `None` here means another release's layout.
+struct Bytes<'a>(&'a [u8]);
+
+impl Bytes<'_> {
+    fn fixed(&mut self) -> Option<u64> {
+        let (bytes, rest) = self.0.split_first_chunk::<8>()?;
+        self.0 = rest;
+        Some(u64::from_be_bytes(*bytes))
+    }
+
+    fn byte(&mut self) -> Option<u8> {
+        let (byte, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(*byte)
+    }
+
+    fn number(&mut self) -> Option<u64> {
+        let mut value = 0_u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                return Some(value);
+            }
+        }
+        None
+    }
+
+    fn signed(&mut self) -> Option<i64> {
+        let raw = self.number()?;
+        let magnitude = i64::from_ne_bytes((raw >> 1).to_ne_bytes());
+        Some(if raw & 1 == 0 { magnitude } else { !magnitude })
+    }
+
+    fn partition(&mut self) -> Option<i32> {
+        i32::try_from(self.signed()?).ok()
+    }
+
+    fn points(&mut self) -> Option<BTreeMap<i32, Point>> {
+        let count = self.number()?;
+        let mut points = BTreeMap::new();
+        for _ in 0..count {
+            let partition = self.partition()?;
+            let closed = self.signed()?;
+            let low = closed.wrapping_sub(self.signed()?);
+            points.insert(partition, Point { closed, low, time: self.signed()? });
+        }
+        Some(points)
+    }
+
+    fn buckets(&mut self) -> Option<Vec<BucketId>> {
+        let count = self.number()?;
+        (0..count).map(|_| self.fixed().map(BucketId)).collect()
+    }
+}
+
+fn decode(bytes: &mut Bytes<'_>) -> Option<Cursor> {
+    let flags = bytes.byte()?;
+    let (log, owner, rules) = (bytes.fixed()?, Owner(bytes.fixed()?), bytes.fixed()?);
+    let points = bytes.points()?;
+    let mut seen = BTreeMap::new();
+    for _ in 0..bytes.number()? {
+        seen.insert(bytes.partition()?, bytes.signed()?);
+    }
+    let covered = bytes.buckets()?;
+    let round = if flags & 1 == 1 {
+        let (points, covered) = (bytes.points()?, bytes.buckets()?);
+        let at = Place { bucket: BucketId(bytes.fixed()?), offset: bytes.signed()? };
+        Some(Round { points, covered, at })
+    } else {
+        None
+    };
+    let all_read = bytes.0.is_empty();
+    all_read.then_some(Cursor { log, owner, rules, points, seen, covered, round, complete: flags & 2 == 2 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cursor() -> Cursor {
+        let point = |closed, low, time| Point { closed, low, time };
+        Cursor {
+            log: 7,
+            owner: Owner::new("main/42", "phone"),
+            rules: 9,
+            points: [(0, point(12, 13, 1_700_000_000_000)), (5, point(-1, 0, 4))].into(),
+            seen: [(0, 12), (5, i64::MAX)].into(),
+            covered: vec![BucketId(1), BucketId(u64::MAX)],
+            round: Some(Round {
+                points: [(0, point(40, 11, 9))].into(),
+                covered: vec![BucketId(3)],
+                at: Place { bucket: BucketId(3), offset: -1 },
+            }),
+            complete: false,
+        }
+    }
+
+    fn ring(ids: &[u8]) -> Keyring {
+        let keys: Vec<Key> = ids.iter().map(|id| Key { id: *id, secret: [*id; 32] }).collect();
+        Keyring::new(&keys).unwrap()
+    }
+
+    #[test]
+    fn a_cursor_survives_a_change_of_keys_and_no_forgery() {
+        let old = ring(&[1]);
+        let both = ring(&[2, 1]);
+        let text = old.seal(&cursor());
+        assert_eq!(both.open(&text), Some(cursor()));
+        assert_eq!(ring(&[2]).open(&text), None);
+        for at in 0..text.len() {
+            let mut forged = text.clone().into_bytes();
+            forged[at] = if forged[at] == b'A' { b'B' } else { b'A' };
+            assert_eq!(both.open(&String::from_utf8(forged).unwrap()), None, "byte {at}");
+        }
+        assert_eq!(both.open(""), None);
+        assert_eq!(both.open("not a cursor"), None);
+    }
+
+    #[test]
+    fn owners_cannot_be_mixed_by_moving_the_border() {
+        assert_ne!(Owner::new("main/4", "2phone"), Owner::new("main/42", "phone"));
+    }
+
+    #[test]
+    fn a_keyring_has_one_or_two_keys_of_different_numbers() {
+        let key = |id| Key { id, secret: [id; 32] };
+        assert!(Keyring::new(&[]).is_none());
+        assert!(Keyring::new(&[key(1), key(1)]).is_none());
+        assert!(Keyring::new(&[key(1), key(2), key(3)]).is_none());
+    }
+}

@@ -1,0 +1,412 @@
+//! Records of `view.log`: what the writer puts there and the replica reads (docs/formats.md).
+//!
+//! Guarantees: reading what was written gives it back; bytes that are not such a record are an error that names what
+//! is wrong with them, never a panic. Never: IO, a look at a row's own JSON.
+
+use schemas::version::Version;
+use std::borrow::Cow;
+
+/// Header with a record's writer.
+pub const WRITER: &str = "w";
+/// Header with a row's version.
+pub const VERSION: &str = "v";
+/// The format number that this reader understands.
+pub const FORMAT: i64 = 1;
+
+const CLOSE: &str = "~close";
+const OPEN: &str = "~open";
+const GRANT: &str = "~grant";
+const STALE: &str = "~stale";
+
+/// A record of `view.log`, borrowed from the batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ViewRecord<'a> {
+    /// A row of a view in a bucket, or its removal.
+    Row(Row<'a>),
+    /// Everything of this writer before this record is closed.
+    Closing {
+        /// The writer.
+        writer: Cow<'a, str>,
+        /// Source commit time in ms, for latency figures; 0 when unknown.
+        at_ms: i64,
+    },
+    /// The writer has committed a part of a source transaction: held back like a row, never shown.
+    Open {
+        /// The writer.
+        writer: Cow<'a, str>,
+    },
+    /// A view is, or is no longer, stale; held back like a row.
+    Stale {
+        /// The writer.
+        writer: Cow<'a, str>,
+        /// The view.
+        view: Cow<'a, str>,
+        /// Whether it is stale.
+        stale: bool,
+    },
+    /// A grant of membership from data; held back like a row.
+    Grant {
+        /// The writer.
+        writer: Cow<'a, str>,
+    },
+}
+
+/// A row of a view in a bucket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row<'a> {
+    /// The writer.
+    pub writer: Cow<'a, str>,
+    /// Version, the same in every bucket.
+    pub version: [u8; 17],
+    /// Bucket name.
+    pub bucket: Cow<'a, str>,
+    /// View name.
+    pub view: Cow<'a, str>,
+    /// The row's key as the inside of a JSON array: `17` or `"a",3`.
+    pub key: &'a str,
+    /// The JSON for the device; `None` when the row is removed.
+    pub json: Option<&'a [u8]>,
+}
+
+/// Why bytes are not a record of `view.log`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// The key is not a canonical JSON array that begins with a bucket or a reserved name.
+    #[error("key of a view.log record is not [\"bucket\",\"view\",…]: {0}")]
+    Key(String),
+    /// A header is missing or malformed.
+    #[error("header {0} of a view.log record is missing or malformed")]
+    Header(&'static str),
+    /// The value is cut short or not framed.
+    #[error("value of a view.log record is malformed: {0}")]
+    Value(&'static str),
+    /// A newer writer wrote it.
+    #[error("view.log record has format {found}, this reader understands up to {FORMAT}; update this edge first")]
+    Newer {
+        /// The format found.
+        found: i64,
+    },
+}
+
+type Result<T, E = RecordError> = std::result::Result<T, E>;
+
+/// Reads a record.
+///
+/// # Errors
+/// What is wrong with its key, headers or value.
+pub fn parse<'a>(record: &log::RecordRef<'a>) -> Result<ViewRecord<'a>> {
+    let key = record.key().ok_or_else(|| RecordError::Key("null".into()))?;
+    let key = std::str::from_utf8(key).map_err(|_| RecordError::Key("not UTF-8".into()))?;
+    let bad = || RecordError::Key(key.chars().take(80).collect());
+    let inside = key.strip_prefix('[').and_then(|k| k.strip_suffix(']')).ok_or_else(bad)?;
+    let (first, rest) = take_string(inside).ok_or_else(bad)?;
+    match first.as_ref() {
+        CLOSE => {
+            let (writer, _) = take_string(rest).ok_or_else(bad)?;
+            Ok(ViewRecord::Closing { writer, at_ms: closing_time(record.value())? })
+        }
+        OPEN => {
+            let (writer, _) = take_string(rest).ok_or_else(bad)?;
+            check_format(record.value())?;
+            Ok(ViewRecord::Open { writer })
+        }
+        STALE => {
+            let (view, _) = take_string(rest).ok_or_else(bad)?;
+            let mut body = Body::open(record.value())?;
+            Ok(ViewRecord::Stale { writer: writer_of(record)?, view, stale: body.byte()? == 1 })
+        }
+        GRANT => Ok(ViewRecord::Grant { writer: writer_of(record)? }),
+        name if name.starts_with('~') => Err(bad()),
+        _ => {
+            let (view, key) = take_string(rest).ok_or_else(bad)?;
+            let json = match record.value() {
+                Some(value) => Some(Body::open(Some(value))?.bytes()?),
+                None => None,
+            };
+            let version = record.header(VERSION).and_then(|v| <[u8; 17]>::try_from(v).ok());
+            let version = version.ok_or(RecordError::Header(VERSION))?;
+            Ok(ViewRecord::Row(Row { writer: writer_of(record)?, version, bucket: first, view, key, json }))
+        }
+    }
+}
+
+fn writer_of<'a>(record: &log::RecordRef<'a>) -> Result<Cow<'a, str>> {
+    let writer = record.header(WRITER).and_then(|w| std::str::from_utf8(w).ok());
+    writer.map(Cow::Borrowed).ok_or(RecordError::Header(WRITER))
+}
+
+fn check_format(value: Option<&[u8]>) -> Result<()> {
+    Body::open(value).map(drop)
+}
+
+fn closing_time(value: Option<&[u8]>) -> Result<i64> {
+    let mut body = Body::open(value)?;
+    body.bytes()?;
+    body.long()
+}
+
+/// Takes a JSON string and the comma after it off the front.
+fn take_string(text: &str) -> Option<(Cow<'_, str>, &str)> {
+    let body = text.strip_prefix('"')?;
+    let mut escaped = false;
+    let end = body.bytes().position(|b| {
+        let ends = b == b'"' && !escaped;
+        escaped = b == b'\\' && !escaped;
+        ends
+    })?;
+    let (quoted, rest) = (text.get(..end + 2)?, text.get(end + 2..)?);
+    let inner = body.get(..end)?;
+    let string = if inner.contains('\\') {
+        Cow::Owned(serde_json::from_str::<String>(quoted).ok()?)
+    } else {
+        Cow::Borrowed(inner)
+    };
+    match rest.strip_prefix(',') {
+        Some(rest) => Some((string, rest)),
+        None if rest.is_empty() => Some((string, rest)),
+        None => None,
+    }
+}
+
+/// The Avro body of a control record, behind its framing and format number.
+struct Body<'a>(&'a [u8]);
+
+impl<'a> Body<'a> {
+    fn open(value: Option<&'a [u8]>) -> Result<Self> {
+        let value = value.ok_or(RecordError::Value("null where a value is needed"))?;
+        match value.split_first_chunk::<5>() {
+            Some(([0, _, _, _, _], body)) => {
+                let mut body = Body(body);
+                match body.long()? {
+                    FORMAT => Ok(body),
+                    found => Err(RecordError::Newer { found }),
+                }
+            }
+            _ => Err(RecordError::Value("not framed by a schema id")),
+        }
+    }
+
+    fn byte(&mut self) -> Result<u8> {
+        let (byte, rest) = self.0.split_first().ok_or(RecordError::Value("cut short"))?;
+        self.0 = rest;
+        Ok(*byte)
+    }
+
+    /// Avro's zigzag variable-length long.
+    fn long(&mut self) -> Result<i64> {
+        let mut raw = 0_u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            raw |= u64::from(byte & 0x7f) << shift;
+            if byte & 0x80 == 0 {
+                let magnitude = i64::from_ne_bytes((raw >> 1).to_ne_bytes());
+                return Ok(if raw & 1 == 0 { magnitude } else { !magnitude });
+            }
+        }
+        Err(RecordError::Value("a number has more than 64 bits"))
+    }
+
+    fn bytes(&mut self) -> Result<&'a [u8]> {
+        let length = usize::try_from(self.long()?).map_err(|_| RecordError::Value("a negative length"))?;
+        let (bytes, rest) = self.0.split_at_checked(length).ok_or(RecordError::Value("cut short"))?;
+        self.0 = rest;
+        Ok(bytes)
+    }
+}
+
+/// Writes the records of one writer: reuses its buffers, so that a row costs no allocation once they have grown.
+#[derive(Debug)]
+pub struct Writer {
+    id: String,
+    row_schema: [u8; 5],
+    close_key: Vec<u8>,
+    close_schema: [u8; 5],
+    open_key: Vec<u8>,
+    open_schema: [u8; 5],
+    key: Vec<u8>,
+    value: Vec<u8>,
+}
+
+/// Registry ids of the control records' schemas.
+#[derive(Debug, Clone, Copy)]
+pub struct SchemaIds {
+    /// Of `trunkline.ViewRow`.
+    pub row: u32,
+    /// Of `trunkline.Closing`.
+    pub closing: u32,
+    /// Of `trunkline.OpenMark`.
+    pub open: u32,
+}
+
+/// Key and value of a record to write, borrowed from the [`Writer`].
+pub type Written<'a> = (&'a [u8], Option<&'a [u8]>);
+
+impl Writer {
+    /// A writer of this id (`<processor>/<topic>/<topic id>/<partition>`).
+    pub fn new(id: impl Into<String>, schemas: SchemaIds) -> Self {
+        let id = id.into();
+        let framed = |schema: u32| {
+            let [a, b, c, d] = schema.to_be_bytes();
+            [0, a, b, c, d]
+        };
+        Writer {
+            close_key: reserved_key(CLOSE, &id),
+            open_key: reserved_key(OPEN, &id),
+            id,
+            row_schema: framed(schemas.row),
+            close_schema: framed(schemas.closing),
+            open_schema: framed(schemas.open),
+            key: Vec::new(),
+            value: Vec::new(),
+        }
+    }
+
+    /// Its id, the value of header [`WRITER`].
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// A row: `bucket` and `view` are names, `key` the inside of the row key's JSON array, `json` the row for the
+    /// device or `None` to remove it.
+    pub fn row(&mut self, bucket: &str, view: &str, key: &str, json: Option<&[u8]>) -> Written<'_> {
+        self.key.clear();
+        self.key.push(b'[');
+        push_string(&mut self.key, bucket);
+        self.key.push(b',');
+        push_string(&mut self.key, view);
+        self.key.push(b',');
+        self.key.extend_from_slice(key.as_bytes());
+        self.key.push(b']');
+        let value = json.map(|json| {
+            start_value(&mut self.value, &self.row_schema);
+            push_bytes(&mut self.value, json);
+            self.value.as_slice()
+        });
+        (&self.key, value)
+    }
+
+    /// The closing of everything that was written before it.
+    pub fn closing(&mut self, version: Version, at_ms: i64) -> Written<'_> {
+        start_value(&mut self.value, &self.close_schema);
+        push_bytes(&mut self.value, &version.to_bytes());
+        push_long(&mut self.value, at_ms);
+        (&self.close_key, Some(&self.value))
+    }
+
+    /// The mark of a source transaction that a Kafka transaction leaves open.
+    pub fn open_mark(&mut self, version: Version) -> Written<'_> {
+        start_value(&mut self.value, &self.open_schema);
+        push_bytes(&mut self.value, &version.to_bytes());
+        (&self.open_key, Some(&self.value))
+    }
+}
+
+fn reserved_key(name: &str, writer: &str) -> Vec<u8> {
+    let mut key = vec![b'['];
+    push_string(&mut key, name);
+    key.push(b',');
+    push_string(&mut key, writer);
+    key.push(b']');
+    key
+}
+
+fn start_value(value: &mut Vec<u8>, schema: &[u8; 5]) {
+    value.clear();
+    value.extend_from_slice(schema);
+    push_long(value, FORMAT);
+}
+
+fn push_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    push_long(out, i64::try_from(bytes.len()).expect("a record is smaller than 2^63 bytes"));
+    out.extend_from_slice(bytes);
+}
+
+fn push_long(out: &mut Vec<u8>, value: i64) {
+    let mut raw = u64::from_ne_bytes(((value << 1) ^ (value >> 63)).to_ne_bytes());
+    loop {
+        let low = u8::try_from(raw & 0x7f).expect("seven bits fit a byte");
+        raw >>= 7;
+        if raw == 0 {
+            out.push(low);
+            return;
+        }
+        out.push(low | 0x80);
+    }
+}
+
+/// Writes a JSON string with the shortest escapes.
+pub(crate) fn push_string(out: &mut Vec<u8>, text: &str) {
+    out.push(b'"');
+    let plain = |b: u8| b >= 0x20 && b != b'"' && b != b'\\';
+    if text.bytes().all(plain) {
+        out.extend_from_slice(text.as_bytes());
+    } else {
+        let quoted = serde_json::to_string(text).expect("a string always has a JSON form");
+        out.extend_from_slice(quoted.get(1..quoted.len() - 1).unwrap_or_default().as_bytes());
+    }
+    out.push(b'"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use log::{Header, RecordBatch, TimestampType, TopicPartition};
+
+    const IDS: SchemaIds = SchemaIds { row: 1, closing: 2, open: 3 };
+
+    fn batch(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[Header<'_>]) -> RecordBatch {
+        let mut batch = RecordBatch::default();
+        let at = batch.intern(&TopicPartition::new("view.log", 0));
+        batch.push(at, 7, 1, TimestampType::LogAppend, key, value, headers.iter().copied());
+        batch
+    }
+
+    #[test]
+    fn a_row_reads_back_with_names_that_need_escapes() {
+        let mut writer = Writer::new("p/t/0/0", IDS);
+        let version = [9_u8; 17];
+        for json in [Some(br#"{"id":1}"#.as_slice()), None] {
+            let (key, value) = writer.row("user:a\"b\\c", "orders", "1,\"x\"", json);
+            let headers: [Header<'_>; 2] = [(WRITER, Some(b"p/t/0/0")), (VERSION, Some(&version))];
+            let batch = batch(Some(key), value, &headers);
+            let ViewRecord::Row(row) = parse(&batch.get(0).unwrap()).unwrap() else { panic!("not a row") };
+            assert_eq!((row.bucket.as_ref(), row.view.as_ref(), row.key), ("user:a\"b\\c", "orders", "1,\"x\""));
+            assert_eq!((row.json, row.version), (json, version));
+        }
+    }
+
+    #[test]
+    fn closings_and_open_marks_read_back() {
+        let mut writer = Writer::new("p/t/0/0", IDS);
+        let (key, value) = writer.closing(Version::default(), 1_732_390_000_123);
+        let read = batch(Some(key), value, &[]);
+        let want = ViewRecord::Closing { writer: "p/t/0/0".into(), at_ms: 1_732_390_000_123 };
+        assert_eq!(parse(&read.get(0).unwrap()).unwrap(), want);
+        let (key, value) = writer.open_mark(Version::default());
+        let read = batch(Some(key), value, &[]);
+        assert_eq!(parse(&read.get(0).unwrap()).unwrap(), ViewRecord::Open { writer: "p/t/0/0".into() });
+    }
+
+    #[test]
+    fn garbage_is_an_error_that_says_what_is_wrong() {
+        let version = [9_u8; 17];
+        let good: [Header<'_>; 2] = [(WRITER, Some(b"w")), (VERSION, Some(&version))];
+        let newer = [0, 0, 0, 0, 1, 4, 0];
+        let cases: [(Option<&[u8]>, Option<&[u8]>, &[Header<'_>]); 8] = [
+            (None, None, &good),
+            (Some(b"\xff"), None, &good),
+            (Some(b"[1,2]"), None, &good),
+            (Some(b"[\"~other\",\"x\"]"), None, &good),
+            (Some(b"[\"b\",\"v\",1]"), None, &[]),
+            (Some(b"[\"b\",\"v\",1]"), Some(b"\x01\x00"), &good),
+            (Some(b"[\"b\",\"v\",1]"), Some(&newer), &good),
+            (Some(b"[\"~close\",\"w\"]"), None, &[]),
+        ];
+        let texts: Vec<String> = cases
+            .iter()
+            .map(|(k, v, h)| parse(&batch(*k, *v, h).get(0).unwrap()).unwrap_err().to_string())
+            .collect();
+        assert!(texts.iter().all(|t| !t.is_empty()));
+        assert_eq!(texts[6], "view.log record has format 2, this reader understands up to 1; update this edge first");
+    }
+}

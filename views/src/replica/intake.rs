@@ -1,0 +1,547 @@
+//! Taking records in: held back until their writer closes them, then shown, in one store batch a polled batch.
+//!
+//! A closing larger than [`FLUSH_BYTES`] is applied in pieces; until its last piece the partition says that it is
+//! incomplete, and after a crash in between it is read and applied again.
+//! Guarantees: the store holds the state after some record, with that record's successor as the position, always.
+
+use super::bytes::{self, Newest, RowValue, space};
+use super::part::{BucketState, Shown};
+use super::{Applied, Error, Options, Result, write};
+use crate::BucketId;
+use crate::bucket::row_hash;
+use crate::cursor::hash_of;
+use crate::record::{self, RecordError, ViewRecord};
+use log::{Millis, Offset, RecordRef};
+use process::failpoint;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::ControlFlow;
+use std::sync::RwLock;
+use store::{Batch, Direction, Store};
+
+/// Staged changes beyond so many bytes are committed before the batch ends.
+const FLUSH_BYTES: usize = 8 << 20;
+
+/// What only the applying thread knows of a partition.
+pub struct Intake {
+    partition: i32,
+    pub(super) held: HeldRows,
+    /// Where the partition stands has changed without a batch.
+    pub(super) meta_dirty: bool,
+}
+
+/// Rows that are held back, by writer.
+#[derive(Debug, Default)]
+pub struct HeldRows {
+    writers: HashMap<u64, HeldWriter>,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct HeldWriter {
+    first: Offset,
+    time: Millis,
+    rows: Vec<HeldRow>,
+    /// Rows before those in memory stand in the store only.
+    spilled: bool,
+}
+
+#[derive(Debug)]
+struct HeldRow {
+    offset: Offset,
+    stored: bool,
+    value: Vec<u8>,
+}
+
+impl HeldWriter {
+    fn bytes(&self) -> usize {
+        self.rows.iter().map(|r| r.value.len()).sum()
+    }
+}
+
+impl HeldRows {
+    /// The smallest held-back offset and time.
+    pub fn smallest(&self) -> Option<(Offset, Millis)> {
+        let offset = self.writers.values().map(|w| w.first).min()?;
+        let time = self.writers.values().map(|w| w.time).min()?;
+        Some((offset, time))
+    }
+
+    fn push(&mut self, writer: u64, offset: Offset, value: Vec<u8>, stored: bool) {
+        let time = held_time(&value);
+        self.bytes += value.len();
+        let held = self.writers.entry(writer).or_insert_with(|| HeldWriter {
+            first: offset,
+            time,
+            rows: Vec::new(),
+            spilled: false,
+        });
+        held.time = held.time.min(time);
+        held.rows.push(HeldRow { offset, stored, value });
+    }
+
+    /// Lets go of rows that the store has, the largest writers first, until at most `max` bytes are in memory.
+    fn spill(&mut self, max: usize) {
+        while self.bytes > max {
+            let largest = self.writers.values_mut().max_by_key(|w| w.rows.len());
+            let Some(writer) = largest.filter(|w| !w.rows.is_empty()) else { return };
+            self.bytes -= writer.bytes();
+            writer.rows = Vec::new();
+            writer.spilled = true;
+        }
+    }
+}
+
+fn held_time(value: &[u8]) -> Millis {
+    value.first_chunk::<8>().map_or(0, |t| Millis::from_be_bytes(*t))
+}
+
+/// A held-back record, read back from its bytes: time, kind, then the kind's own.
+enum Held<'a> {
+    Row { bucket: &'a str, row: RowValue<'a> },
+    Stale { view: &'a str, stale: bool },
+    Mark,
+}
+
+const ROW: u8 = 0;
+const STALE: u8 = 1;
+const MARK: u8 = 2;
+
+fn encode_held(record: &ViewRecord<'_>, time: Millis) -> Vec<u8> {
+    let mut out = time.to_be_bytes().to_vec();
+    match record {
+        ViewRecord::Row(row) => {
+            out.push(ROW);
+            bytes::push_text(&mut out, &row.bucket);
+            let (version, view, key, json) = (row.version, row.view.as_ref(), row.key, row.json);
+            out.extend_from_slice(&bytes::put_row(&RowValue { closed: -1, time, version, view, key, json }));
+        }
+        ViewRecord::Stale { view, stale, .. } => {
+            out.extend_from_slice(&[STALE, u8::from(*stale)]);
+            bytes::push_text(&mut out, view);
+        }
+        ViewRecord::Open { .. } | ViewRecord::Grant { .. } | ViewRecord::Closing { .. } => out.push(MARK),
+    }
+    out
+}
+
+fn decode_held(value: &[u8]) -> Result<Held<'_>> {
+    let parsed = || {
+        let (kind, rest) = value.get(8..)?.split_first()?;
+        Some(match *kind {
+            ROW => {
+                let (bucket, rest) = bytes::take_text(rest)?;
+                Held::Row { bucket, row: bytes::row_value(rest)? }
+            }
+            STALE => {
+                let (stale, rest) = rest.split_first()?;
+                Held::Stale { view: bytes::take_text(rest)?.0, stale: *stale == 1 }
+            }
+            _ => Held::Mark,
+        })
+    };
+    parsed().ok_or_else(|| Error::Foreign("a held-back row is damaged".into()))
+}
+
+/// Reads back where a partition stood.
+pub fn load(store: &dyn Store, partition: i32, options: &Options) -> Result<(Intake, Shown)> {
+    let mut shown = Shown {
+        position: 0,
+        closed: -1,
+        as_of: options.now,
+        current_ms: Millis::MIN / 2,
+        end: None,
+        mid_closing: false,
+        held: None,
+        buckets: HashMap::new(),
+        stale: std::collections::BTreeSet::new(),
+    };
+    if let Some(meta) = store.get(space::META, &bytes::meta_key(partition))? {
+        let meta: Meta = serde_json::from_slice(&meta).map_err(|e| Error::Foreign(format!("its meta: {e}")))?;
+        shown.position = meta.position;
+        shown.closed = meta.closed;
+        shown.as_of = meta.as_of;
+        shown.mid_closing = meta.mid_closing;
+        shown.stale = meta.stale.into_iter().collect();
+    }
+    let (from, to) = bytes::part_range(partition);
+    let mut damaged = false;
+    store.scan(space::BUCKETS, &from, Some(&to), Direction::Forward, &mut |key, value| {
+        match (bytes::bucket_of(key), decode_bucket(value)) {
+            (Some(id), Some(bucket)) => drop(shown.buckets.insert(id, bucket)),
+            _ => damaged = true,
+        }
+        ControlFlow::Continue(())
+    })?;
+    if damaged {
+        return Err(Error::Foreign("a bucket entry is damaged".into()));
+    }
+    let mut held = HeldRows::default();
+    store.scan(space::HELD, &from, Some(&to), Direction::Forward, &mut |key, value| {
+        if let Some((writer, offset)) = bytes::held_place(key) {
+            held.push(writer, offset, value.to_vec(), true);
+            held.spill(options.held_bytes_max);
+        }
+        ControlFlow::Continue(())
+    })?;
+    shown.refresh(&held);
+    Ok((Intake { partition, held, meta_dirty: false }, shown))
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Meta {
+    position: Offset,
+    closed: Offset,
+    as_of: Millis,
+    mid_closing: bool,
+    stale: Vec<String>,
+}
+
+fn encode_bucket(bucket: &BucketState) -> Vec<u8> {
+    let mut out = bucket.changed.to_be_bytes().to_vec();
+    out.extend_from_slice(&bucket.rows.to_be_bytes());
+    out.extend_from_slice(&bucket.hash.to_be_bytes());
+    out.extend_from_slice(bucket.name.as_bytes());
+    out
+}
+
+fn decode_bucket(value: &[u8]) -> Option<BucketState> {
+    let (changed, rest) = value.split_first_chunk::<8>()?;
+    let (rows, rest) = rest.split_first_chunk::<8>()?;
+    let (hash, name) = rest.split_first_chunk::<16>()?;
+    Some(BucketState {
+        name: std::str::from_utf8(name).ok()?.into(),
+        changed: i64::from_be_bytes(*changed),
+        rows: u64::from_be_bytes(*rows),
+        hash: u128::from_be_bytes(*hash),
+    })
+}
+
+/// Changes on their way into the store and into what is shown.
+struct Work<'a> {
+    intake: &'a mut Intake,
+    store: &'a dyn Store,
+    shown: &'a RwLock<Shown>,
+    position: Offset,
+    closed: Offset,
+    as_of: Millis,
+    current_ms: Millis,
+    end: Option<Offset>,
+    mid_closing: bool,
+    rows: BTreeMap<(BucketId, Offset), Option<Vec<u8>>>,
+    tombstones: Vec<(Millis, BucketId, Offset)>,
+    index: HashMap<Vec<u8>, Newest>,
+    buckets: HashMap<BucketId, BucketState>,
+    held_gone: Vec<(u64, Offset)>,
+    stale: Vec<(String, bool)>,
+    staged_bytes: usize,
+    touched: HashSet<BucketId>,
+}
+
+/// Applies records; see [`super::Replica::apply`].
+pub fn apply<'r>(
+    intake: &mut Intake,
+    store: &dyn Store,
+    options: &Options,
+    shown: &RwLock<Shown>,
+    records: impl Iterator<Item = RecordRef<'r>>,
+    now: Millis,
+) -> Result<Applied> {
+    let partition = intake.partition;
+    let mut work = Work::new(intake, store, shown);
+    let mut applied = Applied::default();
+    let young = now - options.times.compaction_lag_ms / 2;
+    for record in records {
+        let (offset, time) = (record.offset(), record.timestamp());
+        if offset < work.position {
+            continue;
+        }
+        if time <= young {
+            work.end = None;
+        }
+        match record::parse(&record) {
+            Ok(ViewRecord::Closing { writer, at_ms }) => {
+                work.position = offset;
+                work.close(hash_of(&[&writer]), offset)?;
+                work.closed = offset;
+                applied.closed_at_ms = Some(at_ms).filter(|at| *at > 0);
+            }
+            Ok(held) => {
+                let writer = hash_of(&[writer_of(&held)]);
+                work.intake.held.push(writer, offset, encode_held(&held, time), false);
+            }
+            Err(source @ RecordError::Newer { .. }) => return Err(Error::Record { partition, offset, source }),
+            Err(source) => {
+                applied.refused += 1;
+                tracing::warn!(partition, offset, reason = %source, "a record of view.log cannot be read; passed over");
+            }
+        }
+        work.position = offset + 1;
+        work.as_of = work.as_of.max(time);
+        work.current_ms = work.current_ms.max(time);
+        applied.need_end = work.end.is_none() && time > young;
+    }
+    work.flush()?;
+    work.intake.held.spill(options.held_bytes_max);
+    applied.buckets = work.touched.into_iter().collect();
+    Ok(applied)
+}
+
+fn writer_of<'a>(record: &'a ViewRecord<'_>) -> &'a str {
+    match record {
+        ViewRecord::Row(row) => &row.writer,
+        ViewRecord::Closing { writer, .. }
+        | ViewRecord::Open { writer }
+        | ViewRecord::Stale { writer, .. }
+        | ViewRecord::Grant { writer } => writer,
+    }
+}
+
+impl<'a> Work<'a> {
+    fn new(intake: &'a mut Intake, store: &'a dyn Store, shown: &'a RwLock<Shown>) -> Self {
+        let now = super::read(shown);
+        let (position, closed, as_of, current_ms, end) = (now.position, now.closed, now.as_of, now.current_ms, now.end);
+        drop(now);
+        Work {
+            intake,
+            store,
+            shown,
+            position,
+            closed,
+            as_of,
+            current_ms,
+            end,
+            mid_closing: false,
+            rows: BTreeMap::new(),
+            tombstones: Vec::new(),
+            index: HashMap::new(),
+            buckets: HashMap::new(),
+            held_gone: Vec::new(),
+            stale: Vec::new(),
+            staged_bytes: 0,
+            touched: HashSet::new(),
+        }
+    }
+
+    /// Shows everything that a writer has before the closing at `closing`.
+    fn close(&mut self, writer: u64, closing: Offset) -> Result<()> {
+        let size = self.intake.held.writers.get(&writer).map_or(0, HeldWriter::bytes);
+        if self.staged_bytes + size > FLUSH_BYTES {
+            // Rows that a piecewise closing has not reached yet must be in the store before its first piece is.
+            self.flush()?;
+        }
+        let Some(held) = self.intake.held.writers.remove(&writer) else { return Ok(()) };
+        if held.spilled {
+            self.close_spilled(writer, closing, &held)?;
+        }
+        for row in &held.rows {
+            self.intake.held.bytes -= row.value.len();
+            if row.stored {
+                self.held_gone.push((writer, row.offset));
+            }
+            self.show(row.offset, &row.value, closing)?;
+            if self.staged_bytes > FLUSH_BYTES {
+                self.flush_mid_closing()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The part of a closing whose rows stand in the store only, a piece at a time.
+    fn close_spilled(&mut self, writer: u64, closing: Offset, held: &HeldWriter) -> Result<()> {
+        let (mut from, to) = bytes::held_range(self.intake.partition, writer);
+        let in_memory = held.rows.first().map_or(Offset::MAX, |r| r.offset);
+        loop {
+            let mut piece = Vec::new();
+            let mut piece_bytes = 0;
+            self.store.scan(space::HELD, &from, Some(&to), Direction::Forward, &mut |key, value| {
+                let Some((_, offset)) = bytes::held_place(key) else { return ControlFlow::Continue(()) };
+                if offset >= in_memory {
+                    return ControlFlow::Break(());
+                }
+                piece.push((offset, value.to_vec()));
+                piece_bytes += value.len();
+                if piece_bytes > FLUSH_BYTES / 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })?;
+            let Some((last, _)) = piece.last() else { return Ok(()) };
+            from = bytes::held_key(self.intake.partition, writer, last + 1);
+            for (offset, value) in &piece {
+                self.held_gone.push((writer, *offset));
+                self.show(*offset, value, closing)?;
+            }
+            if self.staged_bytes > FLUSH_BYTES {
+                self.flush_mid_closing()?;
+            }
+        }
+    }
+
+    fn flush_mid_closing(&mut self) -> Result<()> {
+        failpoint::hit("replica.mid_closing");
+        self.mid_closing = true;
+        let done = self.flush();
+        self.mid_closing = false;
+        done
+    }
+
+    fn show(&mut self, offset: Offset, value: &[u8], closing: Offset) -> Result<()> {
+        match decode_held(value)? {
+            Held::Mark => {}
+            Held::Stale { view, stale } => self.stale.push((view.to_owned(), stale)),
+            Held::Row { bucket, row } => self.show_row(offset, bucket, &RowValue { closed: closing, ..row })?,
+        }
+        Ok(())
+    }
+
+    fn show_row(&mut self, offset: Offset, name: &str, row: &RowValue<'_>) -> Result<()> {
+        let id = BucketId::of(name);
+        let partition = self.intake.partition;
+        let index_key = bytes::index_key(partition, id, row.view, row.key);
+        let newest = match self.index.get(&index_key) {
+            Some(newest) => Some(*newest),
+            None => match self.store.get(space::INDEX, &index_key)? {
+                Some(found) => Some(Newest::from_bytes(&found)?),
+                None => None,
+            },
+        };
+        if newest.is_some_and(|n| n.offset >= offset) {
+            return Ok(());
+        }
+        let bucket = self.bucket(id, name);
+        if *bucket.name != *name {
+            tracing::error!(bucket = name, other = %bucket.name, "two bucket names have one id; this row is not shown");
+            return Ok(());
+        }
+        bucket.changed = bucket.changed.max(row.closed);
+        if let Some(old) = newest.filter(|n| n.live) {
+            bucket.rows -= 1;
+            bucket.hash = bucket.hash.wrapping_sub(row_hash(row.view, row.key.as_bytes(), &old.version));
+        }
+        if row.json.is_some() {
+            bucket.rows += 1;
+            bucket.hash = bucket.hash.wrapping_add(row_hash(row.view, row.key.as_bytes(), &row.version));
+        } else {
+            self.tombstones.push((row.time, id, offset));
+        }
+        if let Some(old) = newest {
+            self.supersede(id, old.offset);
+        }
+        let value = bytes::put_row(row);
+        self.staged_bytes += value.len() + index_key.len() + 64;
+        self.rows.insert((id, offset), Some(value));
+        self.index.insert(index_key, Newest { offset, live: row.json.is_some(), version: row.version });
+        self.touched.insert(id);
+        Ok(())
+    }
+
+    fn supersede(&mut self, bucket: BucketId, offset: Offset) {
+        // A row staged in this very batch never needs to be written at all.
+        if self.rows.remove(&(bucket, offset)).is_none() {
+            self.rows.insert((bucket, offset), None);
+        }
+    }
+
+    fn bucket(&mut self, id: BucketId, name: &str) -> &mut BucketState {
+        let shown = self.shown;
+        self.buckets.entry(id).or_insert_with(|| {
+            let known = super::read(shown).buckets.get(&id).cloned();
+            known.unwrap_or_else(|| BucketState { name: name.into(), changed: -1, rows: 0, hash: 0 })
+        })
+    }
+
+    /// Commits what is staged, and shows it in the same instant.
+    fn flush(&mut self) -> Result<()> {
+        let partition = self.intake.partition;
+        let mut batch = Batch::default();
+        for ((bucket, offset), value) in std::mem::take(&mut self.rows) {
+            let key = bytes::row_key(partition, bucket, offset);
+            match value {
+                Some(value) => batch.put(space::ROWS, key, value),
+                None => batch.delete(space::ROWS, key),
+            }
+        }
+        for (time, bucket, offset) in self.tombstones.drain(..) {
+            batch.put(space::TOMBSTONES, bytes::tombstone_key(partition, time, bucket, offset), Vec::new());
+        }
+        for (key, newest) in self.index.drain() {
+            batch.put(space::INDEX, key, newest.to_bytes());
+        }
+        for (id, bucket) in &self.buckets {
+            batch.put(space::BUCKETS, bytes::bucket_key(partition, *id), encode_bucket(bucket));
+        }
+        for (writer, offset) in self.held_gone.drain(..) {
+            batch.delete(space::HELD, bytes::held_key(partition, writer, offset));
+        }
+        for (writer, held) in &mut self.intake.held.writers {
+            for row in held.rows.iter_mut().rev().take_while(|r| !r.stored) {
+                row.stored = true;
+                batch.put(space::HELD, bytes::held_key(partition, *writer, row.offset), row.value.clone());
+            }
+        }
+        self.staged_bytes = 0;
+        let mut shown = write(self.shown);
+        for (view, stale) in self.stale.drain(..) {
+            if stale { drop(shown.stale.insert(view)) } else { drop(shown.stale.remove(&view)) }
+        }
+        shown.position = self.position;
+        shown.closed = self.closed;
+        shown.as_of = self.as_of;
+        shown.current_ms = shown.current_ms.max(self.current_ms);
+        shown.end = self.end;
+        shown.mid_closing = self.mid_closing;
+        put_meta(&mut batch, partition, &shown);
+        failpoint::hit("replica.before_commit");
+        self.store.commit(batch)?;
+        failpoint::hit("replica.after_commit");
+        shown.buckets.extend(self.buckets.drain());
+        shown.refresh(&self.intake.held);
+        self.intake.meta_dirty = false;
+        Ok(())
+    }
+}
+
+fn put_meta(batch: &mut Batch, partition: i32, shown: &Shown) {
+    let meta = Meta {
+        position: shown.position,
+        closed: shown.closed,
+        as_of: shown.as_of,
+        mid_closing: shown.mid_closing,
+        stale: shown.stale.iter().cloned().collect(),
+    };
+    let meta = serde_json::to_vec(&meta).expect("numbers and texts always have a JSON form");
+    batch.put(space::META, bytes::meta_key(partition), meta);
+}
+
+/// Removes old tombstones; see [`super::Replica::prune`].
+pub fn prune(
+    intake: &mut Intake,
+    store: &dyn Store,
+    options: &Options,
+    shown: &RwLock<Shown>,
+    (partition, now, max): (i32, Millis, usize),
+) -> Result<usize> {
+    let (from, to) = bytes::tombstone_range(partition, now - options.times.horizon_ms());
+    let mut old = Vec::new();
+    store.scan(space::TOMBSTONES, &from, Some(&to), Direction::Forward, &mut |key, _| {
+        old.push(key.to_vec());
+        if old.len() < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    })?;
+    let mut batch = Batch::default();
+    for key in &old {
+        batch.delete(space::TOMBSTONES, key.clone());
+        let Some((bucket, offset)) = bytes::tombstone_place(key) else { continue };
+        let row_key = bytes::row_key(partition, bucket, offset);
+        // A row that was written again since has another offset: then only the mark of its old tombstone goes.
+        let Some(value) = store.get(space::ROWS, &row_key)? else { continue };
+        if let Some(row) = bytes::row_value(&value) {
+            batch.delete(space::INDEX, bytes::index_key(partition, bucket, row.view, row.key));
+        }
+        batch.delete(space::ROWS, row_key);
+    }
+    let shown = write(shown);
+    if old.is_empty() && !intake.meta_dirty {
+        return Ok(0);
+    }
+    put_meta(&mut batch, partition, &shown);
+    store.commit(batch)?;
+    intake.meta_dirty = false;
+    Ok(old.len())
+}
