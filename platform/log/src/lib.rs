@@ -11,8 +11,9 @@ mod session;
 mod topic;
 
 pub mod embedded;
-pub mod partitioner;
 pub mod kafka;
+pub mod partitioner;
+pub mod probe;
 
 pub use batch::{Header, Headers, OutBatch, OutRecord, RecordBatch, RecordRef, TimestampType};
 pub use consumer::{Event, GroupConfig, GroupConsumer, Isolation, Member, Reader, StartFrom};
