@@ -6,6 +6,7 @@
 //! Never: fsync on the path of a batch (the log is the write-ahead log of everything kept here); a key or value that
 //! means something to it.
 
+mod dir;
 mod fjall;
 mod memory;
 mod sled;
@@ -74,6 +75,9 @@ pub enum Direction {
     Backward,
 }
 
+/// What a scan calls for each key and its value, until it breaks.
+pub type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>;
+
 /// What a store occupies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stats {
@@ -90,14 +94,7 @@ pub trait Store: Send + Sync {
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Vec<u8>>>;
 
     /// Calls `visit` for each key in `from..to` (`to` = `None`: to the end of the space) in order until it breaks.
-    fn scan(
-        &self,
-        space: Space,
-        from: &[u8],
-        to: Option<&[u8]>,
-        direction: Direction,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<()>;
+    fn scan(&self, space: Space, from: &[u8], to: Option<&[u8]>, direction: Direction, visit: Visit<'_>) -> Result<()>;
 
     /// Commits a batch: atomic over all spaces.
     fn commit(&self, batch: Batch) -> Result<()>;
@@ -118,14 +115,7 @@ pub trait Snapshot: Send {
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Vec<u8>>>;
 
     /// As [`Store::scan`].
-    fn scan(
-        &self,
-        space: Space,
-        from: &[u8],
-        to: Option<&[u8]>,
-        direction: Direction,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<()>;
+    fn scan(&self, space: Space, from: &[u8], to: Option<&[u8]>, direction: Direction, visit: Visit<'_>) -> Result<()>;
 }
 
 /// A shared store.
@@ -172,10 +162,33 @@ pub fn open(options: &Options) -> Result<SharedStore> {
 /// Moves a store's directory out of the way, to `DIR.aside-N`, and returns where it went. Nothing is deleted.
 pub fn set_aside(dir: &Path) -> Result<PathBuf> {
     let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let free = (1u32..).map(|n| dir.with_file_name(format!("{name}.aside-{n}"))).find(|p| !p.exists());
+    let free = (1u32..)
+        .map(|n| dir.with_file_name(format!("{name}.aside-{n}")))
+        .find(|p| !p.exists());
     let to = free.expect("u32 has more numbers than a directory has entries");
-    std::fs::rename(dir, &to).map_err(|source| Error::Io { attempted: "set a store directory aside", source })?;
+    std::fs::rename(dir, &to).map_err(|source| Error::Io {
+        attempted: "set a store directory aside",
+        source,
+    })?;
     Ok(to)
+}
+
+/// Greatest length of a key, in bytes. An empty key is refused too.
+pub const KEY_BYTES_MAX: usize = 65_535;
+
+/// Refuses keys that one of the engines could not hold, in every engine, so that a choice of engine is never a choice
+/// of what may be stored.
+fn check_keys(batch: &Batch) -> Result<()> {
+    let bad = batch
+        .writes
+        .iter()
+        .find(|(_, key, _)| key.is_empty() || key.len() > KEY_BYTES_MAX);
+    bad.map_or(Ok(()), |(_, key, _)| Err(Error::Key { bytes: key.len() }))
+}
+
+/// Whether `from..to` holds no key whatever is stored.
+fn is_empty_range(from: &[u8], to: Option<&[u8]>) -> bool {
+    to.is_some_and(|to| to <= from)
 }
 
 /// Result of a store call.
@@ -200,7 +213,13 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The engine failed while working.
+    /// A key that no engine takes.
+    #[error("a store key has 1 to {KEY_BYTES_MAX} bytes, this one has {bytes}; nothing of its batch was written")]
+    Key {
+        /// Its length.
+        bytes: usize,
+    },
+    /// The engine failed while working. The store takes no more writes: drop it and open it again.
     #[error("store engine failed while trying to {attempted}")]
     Engine {
         /// What was attempted.
