@@ -4,7 +4,10 @@
 //! Never: sending anything itself.
 
 use crate::Stage;
+use crate::app::dead_letter_topic;
+use crate::error::chain;
 use log::{Header, OutBatch, OutRecord, RecordRef};
+use std::error::Error;
 use std::sync::Arc;
 
 /// Output of the steps since the last commit.
@@ -13,12 +16,27 @@ pub struct Effects {
     pub(crate) out: OutBatch,
     pub(crate) dead_letters: u64,
     pub(crate) name: Arc<str>,
+    pub(crate) task: i32,
+    topics: Vec<(Arc<str>, Arc<str>)>,
+}
+
+/// Whether a dead letter carries the record or only says where it stood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Body {
+    Whole,
+    /// Key, value and headers are left out, because the log takes no record of that size.
+    LeftOut,
 }
 
 impl Effects {
     /// Effects of the processor of this name (it stands in the dead letters' headers).
     pub fn new(name: impl Into<Arc<str>>) -> Self {
-        Effects { out: OutBatch::default(), dead_letters: 0, name: name.into() }
+        Effects { name: name.into(), ..Effects::default() }
+    }
+
+    /// The same for the task of a partition (it stands in the dead letters' headers too).
+    pub(crate) fn of_task(name: Arc<str>, partition: i32) -> Self {
+        Effects { name, task: partition, ..Effects::default() }
     }
 
     /// Writes a record.
@@ -28,9 +46,37 @@ impl Effects {
 
     /// Puts a record that cannot be processed into `<its topic>.dlq`, key, value and headers untouched, with Kafka
     /// Connect's `__connect.errors.*` headers added: topic, partition, offset, connector.name (the processor),
-    /// task.id, stage, class.name, exception.class.name, exception.message.
-    pub fn dead_letter(&mut self, record: RecordRef<'_>, stage: Stage, error: &dyn std::error::Error) {
-        let _ = (record, stage, error);
+    /// task.id, stage, class.name, exception.class.name, exception.message. Partition numbers are the original's.
+    pub fn dead_letter(&mut self, record: RecordRef<'_>, stage: Stage, error: &dyn Error) {
+        self.bury(record, stage, error, Body::Whole);
+    }
+
+    pub(crate) fn bury(&mut self, record: RecordRef<'_>, stage: Stage, error: &dyn Error, body: Body) {
+        let at = record.partition();
+        let (partition, offset, task) = (at.partition.to_string(), record.offset().to_string(), self.task.to_string());
+        let topic = self.topic_of_dead_letters(&at.topic);
+        let (class, message) = (class_name(error), chain(error));
+        let added = [
+            ("__connect.errors.topic", at.topic.as_bytes()),
+            ("__connect.errors.partition", partition.as_bytes()),
+            ("__connect.errors.offset", offset.as_bytes()),
+            ("__connect.errors.connector.name", self.name.as_bytes()),
+            ("__connect.errors.task.id", task.as_bytes()),
+            ("__connect.errors.stage", stage.name().as_bytes()),
+            ("__connect.errors.class.name", self.name.as_bytes()),
+            ("__connect.errors.exception.class.name", class.as_bytes()),
+            ("__connect.errors.exception.message", message.as_bytes()),
+        ];
+        let added = added.into_iter().map(|(name, value)| (name, Some(value)));
+        let whole = body == Body::Whole;
+        let letter = OutRecord {
+            topic: &topic,
+            partition: Some(at.partition),
+            timestamp: None,
+            key: record.key().filter(|_| whole),
+            value: record.value().filter(|_| whole),
+        };
+        self.out.push(letter, record.headers().iter().filter(|_| whole).chain(added));
         self.dead_letters += 1;
     }
 
@@ -42,5 +88,86 @@ impl Effects {
     /// Number of dead letters so far.
     pub fn dead_letters(&self) -> u64 {
         self.dead_letters
+    }
+
+    /// Forgets everything that was not sent.
+    pub(crate) fn clear(&mut self) {
+        self.out.clear();
+        self.dead_letters = 0;
+    }
+
+    fn topic_of_dead_letters(&mut self, topic: &Arc<str>) -> Arc<str> {
+        if let Some((_, letters)) = self.topics.iter().find(|(of, _)| of == topic) {
+            return letters.clone();
+        }
+        let letters: Arc<str> = dead_letter_topic(topic).into();
+        self.topics.push((topic.clone(), letters.clone()));
+        letters
+    }
+}
+
+/// An error's name as its `Debug` form begins: the variant's or type's.
+fn class_name(error: &dyn Error) -> String {
+    let text = format!("{error:?}");
+    let end = text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
+    text.get(..end).filter(|name| !name.is_empty()).unwrap_or("Error").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use log::{RecordBatch, TimestampType, TopicPartition};
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("decode order")]
+    struct Undecodable(#[source] std::num::ParseIntError);
+
+    fn batch() -> RecordBatch {
+        let mut batch = RecordBatch::default();
+        let at = batch.intern(&TopicPartition::new("change.shop", 3));
+        let headers = [("tx", Some(&b"{}"[..])), ("none", None)];
+        batch.push(at, 42, 1, TimestampType::Create, Some(b"[1]"), Some(b"\xff\x00"), headers);
+        batch
+    }
+
+    #[test]
+    fn a_dead_letter_is_the_record_untouched_with_the_headers_of_connect() {
+        let batch = batch();
+        let mut effects = Effects::of_task("sync".into(), 3);
+        let error = Undecodable("x".parse::<i32>().unwrap_err());
+        effects.dead_letter(batch.get(0).unwrap(), Stage::ValueConverter, &error);
+        assert_eq!(effects.dead_letters(), 1);
+        let (record, headers) = effects.records().iter().next().unwrap();
+        assert_eq!((&**record.topic, record.partition), ("change.shop.dlq", Some(3)));
+        assert_eq!((record.key, record.value), (Some(&b"[1]"[..]), Some(&b"\xff\x00"[..])));
+        let headers: Vec<_> = headers.map(|(n, v)| (n, v.map(|v| String::from_utf8_lossy(v).into_owned()))).collect();
+        let text: Vec<_> = headers.iter().map(|(n, v)| format!("{n}={}", v.as_deref().unwrap_or("null"))).collect();
+        assert_eq!(
+            text,
+            [
+                "tx={}",
+                "none=null",
+                "__connect.errors.topic=change.shop",
+                "__connect.errors.partition=3",
+                "__connect.errors.offset=42",
+                "__connect.errors.connector.name=sync",
+                "__connect.errors.task.id=3",
+                "__connect.errors.stage=VALUE_CONVERTER",
+                "__connect.errors.class.name=sync",
+                "__connect.errors.exception.class.name=Undecodable",
+                "__connect.errors.exception.message=decode order: invalid digit found in string",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_dead_letter_without_body_still_says_where_the_record_stood() {
+        let batch = batch();
+        let mut effects = Effects::new("sync");
+        let error = Undecodable("x".parse::<i32>().unwrap_err());
+        effects.bury(batch.get(0).unwrap(), Stage::Produce, &error, Body::LeftOut);
+        let (record, headers) = effects.records().iter().next().unwrap();
+        assert_eq!((record.key, record.value), (None, None));
+        assert_eq!(headers.filter(|(n, _)| !n.starts_with("__connect.errors.")).count(), 0);
     }
 }

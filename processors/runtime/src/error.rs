@@ -1,4 +1,7 @@
 //! What can stop a task or a thread.
+//!
+//! Guarantees: the text says what was attempted and, where people must act, what to do.
+//! Never: a source repeated in the text.
 
 use log::Fate;
 
@@ -31,6 +34,40 @@ pub enum Error {
         /// Whether it is worth another try.
         fate: Fate,
     },
+    /// The application cannot run on this log as it is.
+    #[error("application {name} cannot start: {reason}")]
+    Application {
+        /// Its name.
+        name: String,
+        /// Why, with the fix.
+        reason: String,
+    },
+    /// Another process runs under this thread's name.
+    #[error("fenced: another process runs as {who} ({reason}); stop one of the two, or give each an instance name of its own")]
+    Fenced {
+        /// The thread's name.
+        who: String,
+        /// The log's words.
+        reason: String,
+    },
+    /// What a store or changelog holds cannot be read.
+    #[error("stored state of {who} cannot be read")]
+    Format {
+        /// The task.
+        who: String,
+        /// Why.
+        #[source]
+        source: crate::marker::FormatError,
+    },
+    /// A thread could not be started.
+    #[error("cannot start stream thread {who}")]
+    Thread {
+        /// The thread's name.
+        who: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
 }
 
 impl Error {
@@ -38,8 +75,21 @@ impl Error {
     pub fn fate(&self) -> Fate {
         match self {
             Error::Log { source, .. } => source.fate(),
-            Error::Store(_) => Fate::Stop,
             Error::Processor { fate, .. } => *fate,
+            Error::Store(_) | Error::Application { .. } | Error::Fenced { .. } => Fate::Stop,
+            Error::Format { .. } | Error::Thread { .. } => Fate::Stop,
         }
     }
+}
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    use std::fmt::Write;
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(of) = cause {
+        write!(text, ": {of}").expect("writing into a String cannot fail");
+        cause = of.source();
+    }
+    text
 }

@@ -7,12 +7,39 @@
 //! Guarantees: read_committed output equals one sequential run over each task's inputs.
 //! Never: IO, a clock or async inside `step`; a second way to commit or to recover.
 
+mod app;
+mod checkpoint;
+mod clock;
 mod effects;
 mod error;
+mod marker;
+mod metrics;
+mod pace;
+mod plan;
 mod processor;
+mod recovery;
+mod restore;
 mod state;
+mod status;
+mod stores;
+mod task;
+mod thread;
+mod writer;
 
+pub use app::{
+    Application, Config, Factory, FirstStart, InputTopic, SubTopology, TaskId, TaskInfo, changelog_topic, dead_letter_topic,
+};
+pub use checkpoint::{Checkpoint, Origin};
+pub use clock::Clock;
 pub use effects::Effects;
 pub use error::{Error, Result};
+pub use marker::{CHANGELOG_VERSION, FormatError, MARKER_KEY, Marker};
 pub use processor::{Context, Processor, Stage};
 pub use state::State;
+pub use status::Status;
+pub use stores::{Directory, StoreName, Stores};
+
+/// A point where a test can make the process die.
+fn hit(name: &'static str) {
+    log::probe::hit(name);
+}

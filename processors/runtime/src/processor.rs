@@ -26,6 +26,21 @@ pub enum Stage {
     HeaderConverter,
     /// The record was decoded and then refused.
     Transformation,
+    /// The log refuses what the step made of the record, as it is too large.
+    Produce,
+}
+
+impl Stage {
+    /// The name in `__connect.errors.stage`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::KeyConverter => "KEY_CONVERTER",
+            Stage::ValueConverter => "VALUE_CONVERTER",
+            Stage::HeaderConverter => "HEADER_CONVERTER",
+            Stage::Transformation => "TRANSFORMATION",
+            Stage::Produce => "KAFKA_PRODUCE",
+        }
+    }
 }
 
 /// A stream processor: one instance a task.

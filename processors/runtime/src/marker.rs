@@ -1,0 +1,125 @@
+//! Records of a changelog: a store's rows, and the marker that says up to where its inputs are in them.
+//!
+//! Guarantees: a value begins with a format version, and a newer one is refused with both numbers.
+//! Never: IO.
+
+use crate::TaskId;
+use log::{Millis, Offset, TopicPartition};
+use serde::{Deserialize, Serialize};
+
+/// The marker's key.
+pub const MARKER_KEY: &[u8] = b"[\"~marker\"]";
+
+/// Version of a changelog value that this program writes, and the newest that it reads.
+pub const CHANGELOG_VERSION: u8 = 1;
+
+/// How far a task's inputs are contained in its state.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Marker {
+    /// Rises by one with each commit of the task.
+    pub seq: u64,
+    /// Topic, partition and offset of the next record to read, for each input.
+    pub offsets: Vec<(String, i32, Offset)>,
+    /// The greatest record timestamp that the task has seen, in ms.
+    pub stream_time: Millis,
+}
+
+impl Marker {
+    /// Next offset of an input, when the marker knows it.
+    pub fn next_offset(&self, at: &TopicPartition) -> Option<Offset> {
+        let found = self.offsets.iter().find(|(topic, partition, _)| *partition == at.partition && **topic == *at.topic);
+        found.map(|(_, _, offset)| *offset)
+    }
+
+    /// Its value on the changelog, appended to `into`.
+    pub fn write(&self, into: &mut Vec<u8>) {
+        into.push(CHANGELOG_VERSION);
+        serde_json::to_writer(into, self).expect("writing JSON of plain numbers and strings into memory cannot fail");
+    }
+
+    /// Reads a marker's value from the changelog.
+    ///
+    /// # Errors
+    /// As [`body`], and when the JSON is not a marker's.
+    pub fn read(value: &[u8]) -> Result<Marker, FormatError> {
+        serde_json::from_slice(body(value)?).map_err(|source| FormatError::Marker { source })
+    }
+}
+
+/// A changelog value without its version.
+///
+/// # Errors
+/// [`FormatError::Newer`] when a newer program wrote it, [`FormatError::Empty`] when there is no version at all.
+pub fn body(value: &[u8]) -> Result<&[u8], FormatError> {
+    match value.split_first() {
+        Some((&CHANGELOG_VERSION, body)) => Ok(body),
+        Some((&found, _)) => Err(FormatError::Newer { what: "changelog value", found, known: CHANGELOG_VERSION }),
+        None => Err(FormatError::Empty { what: "changelog value" }),
+    }
+}
+
+/// Why stored bytes of the runtime's own are refused.
+#[derive(Debug, thiserror::Error)]
+pub enum FormatError {
+    /// Written by a newer program.
+    #[error("{what} has format {found}, and this program reads up to {known}; run the newer version again")]
+    Newer {
+        /// What was read.
+        what: &'static str,
+        /// Its version.
+        found: u8,
+        /// The newest version that is known here.
+        known: u8,
+    },
+    /// No version byte.
+    #[error("{what} is empty where a format version is expected")]
+    Empty {
+        /// What was read.
+        what: &'static str,
+    },
+    /// Not a marker.
+    #[error("marker cannot be read")]
+    Marker {
+        /// The JSON error.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// Not a checkpoint.
+    #[error("checkpoint cannot be read")]
+    Checkpoint {
+        /// The JSON error.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// The ways out of a marker that differs from the committed offsets, for people.
+pub(crate) fn ways_out(application: &str, task: &TaskId) -> String {
+    format!(
+        "to go on from the committed offsets with the state as it is: `trunkline offsets accept {application} {task}`; \
+         to put the offsets back to what the state contains: `trunkline offsets restore {application} {task}`"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_marker_is_read_as_it_was_written() {
+        let marker = Marker { seq: 7, offsets: vec![("change.shop".to_owned(), 0, 1234)], stream_time: 99 };
+        let mut bytes = Vec::new();
+        marker.write(&mut bytes);
+        assert_eq!(bytes, b"\x01{\"seq\":7,\"offsets\":[[\"change.shop\",0,1234]],\"stream_time\":99}");
+        let read = Marker::read(&bytes).unwrap();
+        assert_eq!(read, marker);
+        assert_eq!(read.next_offset(&TopicPartition::new("change.shop", 0)), Some(1234));
+        assert_eq!(read.next_offset(&TopicPartition::new("change.shop", 1)), None);
+    }
+
+    #[test]
+    fn a_newer_marker_is_refused_with_both_numbers() {
+        let text = Marker::read(b"\x02{}").unwrap_err().to_string();
+        assert!(text.contains("format 2") && text.contains("up to 1"), "{text}");
+    }
+}

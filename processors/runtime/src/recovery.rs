@@ -1,0 +1,302 @@
+//! The one way back to the last commit: after a start, an assignment, an abort, a fence, an unknown outcome.
+//!
+//! The store is opened and checked; the *stable* committed offsets are read, then the changelog's raw end; the
+//! changelog is read, read_committed, until the position has reached that end, which waits out a dead peer's open
+//! transaction; then the marker is compared with the offsets. Where they differ, another owner may have committed in
+//! between, so both are read once more, and only the same difference twice stops the task.
+//!
+//! Guarantees: a task that starts has exactly the committed state and the committed place in its inputs; nothing is
+//! wiped, what cannot be used is set aside.
+//! Never: a task that starts on state whose tombstones may be gone.
+
+mod verdict;
+
+pub(crate) use verdict::{Start, Verdict, decide};
+
+use crate::checkpoint::{self, Found, MetaError};
+use crate::error::chain;
+use crate::marker::{FormatError, ways_out};
+use crate::task::{Live, Task};
+use crate::thread::Env;
+use crate::{FirstStart, State, hit};
+use log::{At, Fate, Millis, Offset};
+use std::time::Duration;
+use store::Batch;
+
+/// The longest pause between two attempts.
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+/// How often a difference that stopped the task is looked at again: people may have mended it.
+pub(crate) const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// A store that is set aside this often in one recovery would be so for ever.
+const ASIDE_MAX: u32 = 3;
+
+/// Committed offsets of the inputs, in their order.
+type Offsets = Vec<Option<Offset>>;
+
+#[derive(Debug, Clone, Default)]
+enum Step {
+    /// The store must be open and this log's.
+    #[default]
+    Open,
+    /// The committed offsets are read first …
+    Offsets,
+    /// … then the changelog's end …
+    End(Offsets),
+    /// … and the changelog up to it.
+    Restore { offsets: Offsets, end: Offset, seen: Millis },
+}
+
+/// How far a task is on its way back.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Recovery {
+    step: Step,
+    /// The difference that was found the first time.
+    before: Option<(Offsets, Option<crate::Marker>)>,
+    asides: u32,
+    attempts: u32,
+    not_before: Duration,
+    /// Records read so far, for the report.
+    pub restored: u64,
+    /// Why it waits, for people.
+    pub waits_for: Option<String>,
+}
+
+/// What follows from one step of a recovery.
+pub(crate) enum Next {
+    /// Another step can be taken at once.
+    Again,
+    /// The changelog must be read on, or a pause be over.
+    Wait,
+    /// The task can start at these places; `write_down` when some of them are not committed offsets yet.
+    Start { places: Vec<Start>, write_down: bool },
+    /// Only people can mend it.
+    Stop(String),
+}
+
+impl Recovery {
+    /// The changelog's end that must be reached, while the changelog is being read.
+    pub(crate) fn restoring_until(&self) -> Option<Offset> {
+        match self.step {
+            Step::Restore { end, .. } => Some(end),
+            _ => None,
+        }
+    }
+
+    /// The earliest time of the next step, on the monotonic clock.
+    pub(crate) fn not_before(&self) -> Duration {
+        self.not_before
+    }
+
+    fn back_off(&mut self, now: Duration, reason: String) -> Next {
+        let pause = BACKOFF_MIN.saturating_mul(1 << self.attempts.min(10)).min(BACKOFF_MAX);
+        self.attempts += 1;
+        self.not_before = now + pause;
+        if self.waits_for.as_ref() != Some(&reason) {
+            tracing::warn!(reason, "recovery waits");
+        }
+        self.waits_for = Some(reason);
+        Next::Wait
+    }
+
+    fn log_failed(&mut self, now: Duration, error: &log::Error) -> Next {
+        match error.fate() {
+            Fate::Retry => self.back_off(now, chain(error)),
+            Fate::DeadLetter | Fate::Stop => Next::Stop(chain(error)),
+        }
+    }
+}
+
+/// Takes one step of a task's recovery.
+pub(crate) fn advance(task: &mut Task, recovery: &mut Recovery, env: &Env) -> Next {
+    let now = env.clock.elapsed();
+    if now < recovery.not_before {
+        return Next::Wait;
+    }
+    let next = match recovery.step.clone() {
+        Step::Open => open(task, recovery, env),
+        Step::Offsets => offsets(task, recovery, env),
+        Step::End(offsets) => end(task, recovery, env, offsets),
+        Step::Restore { offsets, end, seen } => reached(task, recovery, env, offsets, end, seen),
+    };
+    if matches!(next, Next::Again) {
+        recovery.attempts = 0;
+        recovery.waits_for = None;
+    }
+    next
+}
+
+fn open(task: &mut Task, recovery: &mut Recovery, env: &Env) -> Next {
+    if task.live.is_none() {
+        hit("runtime.recovery.open");
+        match env.stores.open(&task.sub.store_name(task.id.partition)) {
+            Ok(store) => match checkpoint::read(&*store) {
+                Ok(found) => {
+                    if let Err(reason) = adopt(task, store, found, env) {
+                        return set_aside(task, recovery, env, &reason);
+                    }
+                }
+                Err(MetaError::Format(error @ FormatError::Newer { .. })) => return Next::Stop(error.to_string()),
+                Err(error) => {
+                    drop(store);
+                    return set_aside(task, recovery, env, &chain(&error));
+                }
+            },
+            Err(error @ store::Error::Locked { .. }) => return recovery.back_off(env.clock.elapsed(), chain(&error)),
+            Err(error @ store::Error::Broken { .. }) => return set_aside(task, recovery, env, &chain(&error)),
+            Err(error) => return Next::Stop(chain(&error)),
+        }
+    }
+    recovery.step = Step::Offsets;
+    Next::Again
+}
+
+/// Takes an opened store as the task's, unless it is of another origin.
+fn adopt(task: &mut Task, store: store::SharedStore, found: Found, env: &Env) -> Result<(), String> {
+    let (next, as_of, marker) = match found {
+        Found::Fresh => (None, env.clock.now(), None),
+        Found::Filled(checkpoint, marker) => {
+            if let Some(reason) = task.sub.origin(task.id.partition).foreign(&checkpoint) {
+                return Err(reason);
+            }
+            (Some(checkpoint.changelog.2), checkpoint.as_of, marker)
+        }
+    };
+    task.live = Some(Live { state: State::new(store, checkpoint::STATE), next, as_of, marker });
+    Ok(())
+}
+
+/// Puts a store that cannot be used out of the way, closed, and begins with an empty one.
+pub(crate) fn set_aside(task: &mut Task, recovery: &mut Recovery, env: &Env, reason: &str) -> Next {
+    task.live = None;
+    recovery.asides += 1;
+    if recovery.asides > ASIDE_MAX {
+        return Next::Stop(format!("its store was set aside {ASIDE_MAX} times in one recovery, at last because: {reason}"));
+    }
+    match env.stores.set_aside(&task.sub.store_name(task.id.partition)) {
+        Ok(place) => {
+            let place = place.map(|path| path.display().to_string());
+            tracing::warn!(task = %task.id, reason, place, "store set aside; it is restored in full from its changelog");
+            env.metrics.set_aside.increment(1);
+            recovery.step = Step::Open;
+            Next::Again
+        }
+        Err(error) => recovery.back_off(env.clock.elapsed(), chain(&error)),
+    }
+}
+
+fn offsets(task: &mut Task, recovery: &mut Recovery, env: &Env) -> Next {
+    match env.log.committed(&task.sub.application, &task.partitions()) {
+        Ok(committed) => {
+            let offsets = task.inputs.iter().map(|input| committed.get(&input.at).copied().flatten()).collect();
+            hit("runtime.recovery.offsets");
+            recovery.step = Step::End(offsets);
+            Next::Again
+        }
+        Err(error) => recovery.log_failed(env.clock.elapsed(), &error),
+    }
+}
+
+fn end(task: &mut Task, recovery: &mut Recovery, env: &Env, offsets: Offsets) -> Next {
+    // The time is taken before the end: at this time nothing at or after the end had been written.
+    let seen = env.clock.now();
+    let end = match env.log.offset(&task.changelog, At::End) {
+        Ok(end) => end,
+        Err(error) => return recovery.log_failed(env.clock.elapsed(), &error),
+    };
+    hit("runtime.recovery.end");
+    if let Some(reason) = too_old(task, env) {
+        return set_aside(task, recovery, env, &reason);
+    }
+    let live = task.live.as_mut().expect("the store was opened in the first step");
+    match live.next {
+        Some(next) if next > end => {
+            let reason = format!("it is at offset {next} of {}, which ends at {end}", task.changelog);
+            return set_aside(task, recovery, env, &reason);
+        }
+        Some(_) => {}
+        None => {
+            // A full restore knows of everything that was written when it starts.
+            live.as_of = env.clock.now();
+            live.next = match env.log.offset(&task.changelog, At::Start) {
+                Ok(start) => Some(start),
+                Err(error) => return recovery.log_failed(env.clock.elapsed(), &error),
+            };
+        }
+    }
+    recovery.step = Step::Restore { offsets, end, seen };
+    Next::Again
+}
+
+fn reached(task: &mut Task, recovery: &mut Recovery, env: &Env, offsets: Offsets, end: Offset, seen: Millis) -> Next {
+    let next = task.live.as_ref().and_then(|live| live.next).unwrap_or_default();
+    if next < end {
+        return Next::Wait;
+    }
+    hit("runtime.recovery.reached");
+    // It may have taken too long, or slept in between: then tombstones may be gone that were never read.
+    if let Some(reason) = too_old(task, env) {
+        return set_aside(task, recovery, env, &reason);
+    }
+    let live = task.live.as_mut().expect("the store was opened in the first step");
+    live.as_of = live.as_of.max(seen);
+    let mut batch = Batch::default();
+    let origin = task.sub.origin(task.id.partition);
+    checkpoint::put_checkpoint(&mut batch, &origin.checkpoint(next, live.as_of));
+    if let Err(error) = live.store().commit(batch) {
+        return Next::Stop(chain(&error));
+    }
+    compare(task, recovery, offsets)
+}
+
+fn compare(task: &Task, recovery: &mut Recovery, offsets: Offsets) -> Next {
+    let marker = task.live.as_ref().and_then(|live| live.marker.clone());
+    let inputs: Vec<_> = task.inputs.iter().map(|input| input.at.clone()).collect();
+    match decide(&inputs, &offsets, marker.as_ref()) {
+        Verdict::Start { places, warning } => {
+            if let Some(warning) = warning {
+                tracing::warn!(task = %task.id, warning, "offsets are absent");
+            }
+            Next::Start { places, write_down: offsets.contains(&None) }
+        }
+        Verdict::Differ { text } => {
+            let pair = (offsets, marker);
+            if recovery.before.as_ref() == Some(&pair) {
+                let ways = ways_out(&task.sub.application, &task.id);
+                return Next::Stop(format!("{text}; {ways}"));
+            }
+            tracing::warn!(task = %task.id, text, "marker and offsets differ; both are read again");
+            recovery.before = Some(pair);
+            recovery.step = Step::Offsets;
+            Next::Again
+        }
+    }
+}
+
+/// Why the store may have missed tombstones, if it may: they are kept only for so long.
+fn too_old(task: &Task, env: &Env) -> Option<String> {
+    let live = task.live.as_ref()?;
+    // Nothing was read into an empty store, so it missed nothing.
+    live.next?;
+    let keep = task.sub.delete_retention;
+    let age = env.clock.now().saturating_sub(live.as_of);
+    (age > keep - margin(keep)).then(|| {
+        format!("it was last complete {age} ms ago, and {} keeps tombstones for {keep} ms only", task.sub.changelog)
+    })
+}
+
+/// How much earlier than the broker may, a store is taken as too old: for clocks that differ and for slow reads.
+fn margin(keep: Millis) -> Millis {
+    const DAY: Millis = 24 * 60 * 60 * 1000;
+    (keep / 4).min(DAY)
+}
+
+/// Resolves a place to an offset.
+pub(crate) fn place(task: &Task, start: &Start, input: usize, env: &Env) -> log::Result<Offset> {
+    let Some(input) = task.inputs.get(input) else { return Ok(0) };
+    match (start, task.sub.first_start) {
+        (Start::At(offset), _) => Ok(*offset),
+        (Start::First, FirstStart::Earliest) => env.log.offset(&input.at, At::Start),
+        (Start::First, FirstStart::Latest) => env.log.offset(&input.at, At::Stable),
+    }
+}

@@ -1,0 +1,109 @@
+//! Where a task starts, from what the group has committed and what its state says that it contains.
+//!
+//! Guarantees: pure. Offsets and marker are committed together, so where both exist they must agree; offsets that
+//! are absent have expired or belong to an input that is new.
+//! Never: a guess. What differs is for people to decide.
+
+use crate::marker::Marker;
+use log::{Offset, TopicPartition};
+
+/// Where one input starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// At this offset.
+    At(Offset),
+    /// Where the sub-topology declares for a partition that was never read.
+    First,
+}
+
+/// What was decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The task can start here, each input at its place.
+    Start { places: Vec<Start>, warning: Option<String> },
+    /// The two differ.
+    Differ { text: String },
+}
+
+/// Decides; `offsets` are in the order of `inputs`.
+pub(crate) fn decide(inputs: &[TopicPartition], offsets: &[Option<Offset>], marker: Option<&Marker>) -> Verdict {
+    let mut places = Vec::with_capacity(inputs.len());
+    let mut expired = Vec::new();
+    for (input, offset) in inputs.iter().zip(offsets) {
+        let contained = marker.and_then(|marker| marker.next_offset(input));
+        places.push(match (offset, contained, marker) {
+            (Some(offset), Some(contained), _) if *offset == contained => Start::At(contained),
+            // The state contains nothing of an input that the marker does not name, so any place is as good as another
+            // and an operator's explicit one counts.
+            (Some(offset), None, Some(_)) => Start::At(*offset),
+            (None, Some(contained), _) => {
+                expired.push(format!("{input}: {contained}"));
+                Start::At(contained)
+            }
+            (None, None, _) => Start::First,
+            (Some(offset), Some(contained), _) => {
+                return Verdict::Differ {
+                    text: format!("state contains {input} up to {contained}, and the committed offset is {offset}"),
+                };
+            }
+            (Some(offset), None, None) => {
+                return Verdict::Differ {
+                    text: format!("committed offset of {input} is {offset}, and the changelog holds no state at all"),
+                };
+            }
+        });
+    }
+    let warning = (!expired.is_empty()).then(|| {
+        format!("no committed offset, so the state's own place is taken as the truth for {}", expired.join(", "))
+    });
+    Verdict::Start { places, warning }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn verdict(offsets: &[Option<Offset>], marker: Option<&[(&str, Offset)]>) -> String {
+        let inputs: Vec<_> = ["a", "b"].into_iter().take(offsets.len()).map(|t| TopicPartition::new(t, 0)).collect();
+        let marker = marker.map(|known| Marker {
+            seq: 1,
+            offsets: known.iter().map(|(topic, offset)| ((*topic).to_owned(), 0, *offset)).collect(),
+            stream_time: 0,
+        });
+        match decide(&inputs, offsets, marker.as_ref()) {
+            Verdict::Start { places, warning } => {
+                let places: Vec<_> = places.iter().map(|p| format!("{p:?}")).collect();
+                format!("{}{}", places.join(" "), if warning.is_some() { " warned" } else { "" })
+            }
+            Verdict::Differ { text } => text,
+        }
+    }
+
+    #[test]
+    fn what_was_never_read_starts_where_it_is_declared() {
+        assert_eq!(verdict(&[None, None], None), "First First");
+    }
+
+    #[test]
+    fn offsets_and_marker_that_agree_are_the_place() {
+        assert_eq!(verdict(&[Some(3), Some(0)], Some(&[("a", 3), ("b", 0)])), "At(3) At(0)");
+    }
+
+    #[test]
+    fn expired_offsets_are_taken_from_the_marker_with_a_warning() {
+        assert_eq!(verdict(&[None, None], Some(&[("a", 3), ("b", 4)])), "At(3) At(4) warned");
+    }
+
+    #[test]
+    fn a_newly_added_input_starts_where_it_is_declared_or_where_an_operator_put_it() {
+        assert_eq!(verdict(&[Some(3), None], Some(&[("a", 3)])), "At(3) First");
+        assert_eq!(verdict(&[Some(3), Some(7)], Some(&[("a", 3)])), "At(3) At(7)");
+    }
+
+    #[test]
+    fn any_difference_is_for_people_also_beside_an_expired_offset() {
+        assert_eq!(verdict(&[Some(2)], Some(&[("a", 3)])), "state contains a/0 up to 3, and the committed offset is 2");
+        assert!(verdict(&[Some(4), None], Some(&[("a", 3), ("b", 1)])).contains("is 4"));
+        assert!(verdict(&[Some(4)], None).contains("no state at all"));
+    }
+}

@@ -1,0 +1,271 @@
+//! A task: one partition of a sub-topology, with its processor, its state and its place in the inputs.
+//!
+//! Guarantees: what the steps since the last commit have made can be dropped without a trace.
+//! Never: a write to the store or the log by itself.
+
+use crate::checkpoint::{self, STATE};
+use crate::error::chain;
+use crate::marker::{CHANGELOG_VERSION, MARKER_KEY, Marker};
+use crate::plan::Sub;
+use crate::recovery::Recovery;
+use crate::thread::caution::{Caution, Poison, Refused};
+use crate::{Context, Effects, Processor, Stage, State, TaskId};
+use log::{Fate, Millis, Offset, OutBatch, OutRecord, Produced, RecordBatch, TopicPartition};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+use store::{Batch, SharedStore};
+
+/// One input partition of a task and the offset of the next record to process.
+#[derive(Debug, Clone)]
+pub(crate) struct Input {
+    pub at: TopicPartition,
+    pub next: Offset,
+    pub assigned: bool,
+}
+
+/// An open store and what is known of it.
+pub(crate) struct Live {
+    pub state: State,
+    /// Next offset of the changelog; `None` while the store is empty and nothing was read.
+    pub next: Option<Offset>,
+    /// See [`checkpoint::Checkpoint::as_of`].
+    pub as_of: Millis,
+    pub marker: Option<Marker>,
+}
+
+impl Live {
+    pub(crate) fn store(&self) -> &SharedStore {
+        &self.state.store
+    }
+}
+
+/// What a task is doing.
+pub(crate) enum Phase {
+    /// Not all of its inputs are assigned yet.
+    Waiting,
+    /// On the way back to the last commit.
+    Recovering(Recovery),
+    /// Processing.
+    Running,
+    /// Paused until the time, as its processor is not ready.
+    Resting { until: Duration, reason: String },
+    /// Needs people.
+    Stopped {
+        reason: String,
+        /// When it is looked at again, on the monotonic clock, if people can mend it without a restart.
+        again: Option<Duration>,
+    },
+}
+
+/// Why a range was not processed.
+pub(crate) enum Trouble {
+    /// Nothing of it was; try again later.
+    Rest(String),
+    /// It failed in the middle, or before it in a way that will not mend.
+    Stop(String),
+}
+
+/// One task.
+pub(crate) struct Task {
+    pub sub: Arc<Sub>,
+    pub id: TaskId,
+    pub changelog: TopicPartition,
+    pub processor: Box<dyn Processor>,
+    pub inputs: Vec<Input>,
+    pub live: Option<Live>,
+    pub effects: Effects,
+    pub phase: Phase,
+    /// Whether its place in the inputs moved, or must be written down, since the last commit.
+    pub moved: bool,
+    /// Records processed since the last commit.
+    pub uncommitted: usize,
+    /// Where the first of them stood.
+    first: Option<(TopicPartition, Offset)>,
+    pub stream_time: Millis,
+    pub caution: Option<Caution>,
+    /// Pauses in a row for a processor that is not ready.
+    pub rests: u32,
+    /// Whether its partitions are paused in the consumer.
+    pub paused: bool,
+    /// The marker of the commit that is under way, as a value and as it is written.
+    pending: Option<Marker>,
+    marker: Vec<u8>,
+}
+
+impl Task {
+    pub(crate) fn new(sub: Arc<Sub>, partition: i32) -> Task {
+        let info = sub.info(partition);
+        let inputs = info.inputs.iter().map(|input| Input {
+            at: TopicPartition { topic: input.name.clone(), partition },
+            next: 0,
+            assigned: false,
+        });
+        Task {
+            id: info.id.clone(),
+            changelog: TopicPartition { topic: sub.changelog.clone(), partition },
+            processor: (sub.factory)(&info),
+            inputs: inputs.collect(),
+            live: None,
+            effects: Effects::of_task(sub.application.clone(), partition),
+            phase: Phase::Waiting,
+            moved: false,
+            uncommitted: 0,
+            first: None,
+            stream_time: 0,
+            caution: None,
+            rests: 0,
+            paused: false,
+            pending: None,
+            marker: Vec::new(),
+            sub,
+        }
+    }
+
+    /// Whether it may take part in a commit.
+    pub(crate) fn is_live(&self) -> bool {
+        matches!(self.phase, Phase::Running | Phase::Resting { .. })
+    }
+
+    pub(crate) fn partitions(&self) -> Vec<TopicPartition> {
+        self.inputs.iter().map(|input| input.at.clone()).collect()
+    }
+
+    pub(crate) fn state_bytes(&self) -> usize {
+        self.live.as_ref().map_or(0, |live| live.state.overlay_bytes)
+    }
+
+    /// Whether a commit has something of this task to write, or is due although nothing came (see the tombstone rule).
+    pub(crate) fn has_work(&self, now: Millis) -> bool {
+        self.is_live() && (self.moved || !self.effects.out.is_empty() || self.overlay_waits() || self.idle_for_long(now))
+    }
+
+    fn overlay_waits(&self) -> bool {
+        self.live.as_ref().is_some_and(|live| !live.state.overlay.is_empty())
+    }
+
+    /// Whether a quarter of the time has passed after which unread tombstones may be gone.
+    pub(crate) fn idle_for_long(&self, now: Millis) -> bool {
+        self.live.as_ref().is_some_and(|live| now.saturating_sub(live.as_of) > self.sub.delete_retention / 4)
+    }
+
+    /// Drops everything since the last commit, and begins the way back to it. A stopped task stays stopped.
+    pub(crate) fn roll_back(&mut self) {
+        if let Some(live) = &mut self.live {
+            live.state.overlay.clear();
+            live.state.overlay_bytes = 0;
+        }
+        self.effects.clear();
+        self.moved = false;
+        self.uncommitted = 0;
+        if !matches!(self.phase, Phase::Waiting | Phase::Stopped { .. }) {
+            self.phase = Phase::Recovering(Recovery::default());
+        }
+    }
+
+    /// Processes a range of records, all of this task, and moves its place behind them.
+    pub(crate) fn process(
+        &mut self,
+        now: Millis,
+        newest: Millis,
+        records: &RecordBatch,
+        range: Range<usize>,
+    ) -> Result<(), Trouble> {
+        let letter = self.caution.as_ref().and_then(|caution| caution.poison_at(records, range.start)).cloned();
+        if let Some(poison) = letter {
+            self.bury(records, range.start, poison);
+        } else {
+            self.processor.prepare(records, range.clone()).map_err(|error| match error.fate() {
+                Fate::Retry => Trouble::Rest(chain(&error)),
+                _ => Trouble::Stop(chain(&error)),
+            })?;
+            let context = Context { now, stream_time: self.stream_time.max(newest) };
+            let live = self.live.as_mut().expect("a running task has its store open");
+            let step = self.processor.step(context, records, range.clone(), &mut live.state, &mut self.effects);
+            step.map_err(|error| Trouble::Stop(chain(&error)))?;
+        }
+        self.stream_time = self.stream_time.max(newest);
+        self.moved = true;
+        if self.uncommitted == 0 {
+            self.first = records.get(range.start).map(|record| (record.partition().clone(), record.offset()));
+        }
+        self.uncommitted += range.len();
+        Ok(())
+    }
+
+    fn bury(&mut self, records: &RecordBatch, index: usize, poison: Poison) {
+        let error = TooLarge { reason: poison.reason };
+        if let Some(record) = records.get(index) {
+            self.effects.bury(record, Stage::Produce, &error, poison.body);
+        }
+    }
+
+    /// What of this task was in a transaction that the log refused.
+    pub(crate) fn refused(&self, reason: Option<String>) -> Refused {
+        let first = self.first.clone().filter(|_| self.uncommitted > 0);
+        let until = self.inputs.iter().map(|input| input.next).collect();
+        Refused { records: self.uncommitted, first, until, reason }
+    }
+
+    /// Gives the processor its last word before a commit.
+    pub(crate) fn before_commit(&mut self, now: Millis) -> crate::Result<()> {
+        let context = Context { now, stream_time: self.stream_time };
+        let live = self.live.as_mut().expect("a task that commits has its store open");
+        self.processor.before_commit(context, &mut live.state, &mut self.effects)
+    }
+
+    /// Writes the changed keys and the marker as changelog records into `out`, which is cleared first.
+    pub(crate) fn drain_into(&mut self, out: &mut OutBatch, scratch: &mut Vec<u8>) {
+        out.clear();
+        let live = self.live.as_ref().expect("a task that commits has its store open");
+        let TopicPartition { topic, partition } = &self.changelog;
+        let mut push = |key: &[u8], value: Option<&[u8]>| {
+            out.push(OutRecord { topic, partition: Some(*partition), timestamp: None, key: Some(key), value }, []);
+        };
+        for (key, value) in &live.state.overlay {
+            scratch.clear();
+            scratch.push(CHANGELOG_VERSION);
+            scratch.extend_from_slice(value.as_deref().unwrap_or_default());
+            push(key, value.as_ref().map(|_| scratch.as_slice()));
+        }
+        let marker = Marker {
+            seq: live.marker.as_ref().map_or(0, |marker| marker.seq) + 1,
+            offsets: self.inputs.iter().map(|i| (i.at.topic.to_string(), i.at.partition, i.next)).collect(),
+            stream_time: self.stream_time,
+        };
+        self.marker.clear();
+        marker.write(&mut self.marker);
+        push(MARKER_KEY, Some(&self.marker));
+        self.pending = Some(marker);
+    }
+
+    /// Brings the store up to a transaction that was committed: rows, marker and checkpoint in one batch.
+    pub(crate) fn apply(&mut self, produced: &Produced) -> crate::Result<()> {
+        let live = self.live.as_mut().expect("a task that commits has its store open");
+        let mut batch = Batch::default();
+        for (key, value) in std::mem::take(&mut live.state.overlay) {
+            match value {
+                Some(value) => batch.put(STATE, key, value),
+                None => batch.delete(STATE, key),
+            }
+        }
+        live.state.overlay_bytes = 0;
+        live.as_of = live.as_of.max(produced.timestamp);
+        live.next = Some(produced.next_offset);
+        let origin = self.sub.origin(self.id.partition);
+        checkpoint::put_marker(&mut batch, &self.marker);
+        checkpoint::put_checkpoint(&mut batch, &origin.checkpoint(produced.next_offset, live.as_of));
+        live.store().commit(batch)?;
+        live.marker = self.pending.take();
+        self.moved = false;
+        self.uncommitted = 0;
+        Ok(())
+    }
+}
+
+/// Why a record became a dead letter although its processor had nothing against it.
+#[derive(Debug, thiserror::Error)]
+#[error("what was made of this record cannot be written: {reason}")]
+struct TooLarge {
+    reason: String,
+}

@@ -1,0 +1,92 @@
+//! What a thread does when the group gives it partitions, asks for them back, or has taken them.
+//!
+//! Guarantees: every partition that is given goes through recovery, also when it was this thread's before; what was
+//! taken leaves nothing behind that could be committed.
+//! Never: a task that runs before all of its inputs are here.
+
+use super::{Cause, StreamThread};
+use crate::recovery::Recovery;
+use crate::task::{Phase, Task};
+use crate::{Result, hit};
+use log::TopicPartition;
+
+impl StreamThread {
+    /// These partitions are now this thread's.
+    pub(super) fn assigned(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        hit("runtime.assigned");
+        tracing::info!(thread = self.name, partitions = partitions.len(), "assigned");
+        self.settle_assignment()?;
+        let again = |task: &Task| task.is_live() && task.inputs.iter().any(|input| partitions.contains(&input.at));
+        if self.tasks.iter().any(again) {
+            self.broke(Cause::Failed("partitions were assigned anew without having been revoked".to_owned()));
+        }
+        for at in partitions {
+            let Some(sub) = self.env.plan.reader_of(&at.topic) else { continue };
+            let known = self.tasks.iter().position(|t| t.id.subtopology == sub.name && t.id.partition == at.partition);
+            let index = known.unwrap_or_else(|| {
+                self.tasks.push(Task::new(sub.clone(), at.partition));
+                self.tasks.len() - 1
+            });
+            let Some(task) = self.tasks.get_mut(index) else { continue };
+            task.inputs.iter_mut().filter(|input| input.at == *at).for_each(|input| input.assigned = true);
+            if task.inputs.iter().all(|input| input.assigned) {
+                task.phase = Phase::Recovering(Recovery::default());
+            }
+        }
+        Ok(())
+    }
+
+    /// These partitions are about to be taken: a commit still fits.
+    pub(super) fn revoked(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        hit("runtime.revoked");
+        tracing::info!(thread = self.name, partitions = partitions.len(), "revoked");
+        if self.writer.is_ready() && self.fence.is_none() {
+            self.commit(None)?;
+        }
+        self.drop_tasks(partitions);
+        self.settle_assignment()
+    }
+
+    /// These partitions are another's already.
+    pub(super) fn lost(&mut self, partitions: &[TopicPartition]) {
+        hit("runtime.lost");
+        tracing::warn!(thread = self.name, partitions = partitions.len(), "lost");
+        let now = self.env.clock.elapsed();
+        self.drop_tasks(partitions);
+        self.fence = None;
+        self.member = None;
+        if self.writer.open_for(now).is_some() {
+            self.broke(Cause::Failed("partitions were lost".to_owned()));
+        }
+        let at = self.env.clock.now();
+        if !self.tasks.iter().any(|task| task.has_work(at)) {
+            self.pace.settled(now);
+        }
+    }
+
+    /// Takes the membership that the coming commits carry.
+    fn settle_assignment(&mut self) -> Result<()> {
+        self.fence = None;
+        self.published = None;
+        let member = self.consumer.as_ref().map(|consumer| consumer.member());
+        if let Some(member) = member {
+            self.member = self.reached(member)?;
+        }
+        Ok(())
+    }
+
+    fn drop_tasks(&mut self, partitions: &[TopicPartition]) {
+        let env = &self.env;
+        self.tasks.retain(|task| {
+            let gone = task.inputs.iter().any(|input| partitions.contains(&input.at));
+            if gone {
+                env.status.set(&format!("{}, task {}", env.plan.application, task.id), None);
+                let mut places = env.places.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                task.inputs.iter().for_each(|input| {
+                    places.remove(&input.at);
+                });
+            }
+            !gone
+        });
+    }
+}

@@ -1,0 +1,139 @@
+//! The commit: outputs, changed state, markers and consumed offsets in one transaction, then the stores.
+//!
+//! Guarantees: every task that wrote or moved is in the transaction with both its marker and the offsets of all its
+//! inputs; a store is written only after the transaction is known to be committed, in one batch.
+//! Never: a commit whose outcome is not known taken as one.
+
+use super::{Cause, StreamThread};
+use crate::error::chain;
+use crate::task::Task;
+use crate::{Result, hit};
+use log::{Outcome, Produced};
+use std::sync::PoisonError;
+
+impl StreamThread {
+    /// Commits what the tasks have done since the last commit, of one task or of all; says whether all of it is
+    /// committed now. If not, every task is on its way back to the last commit.
+    ///
+    /// # Errors
+    /// A store that fails after the commit: it is behind, and a new start brings it up.
+    pub(super) fn commit(&mut self, only: Option<usize>) -> Result<bool> {
+        let now = self.env.clock.now();
+        let mut who = std::mem::take(&mut self.who);
+        who.clear();
+        let working = self.tasks.iter().enumerate().filter(|(_, task)| task.has_work(now)).map(|(index, _)| index);
+        who.extend(working.filter(|index| only.is_none_or(|only| only == *index)));
+        let done = if who.is_empty() { Ok(true) } else { self.commit_tasks(&who) };
+        self.who = who;
+        if matches!(done, Ok(true)) {
+            self.pace.settled(self.env.clock.elapsed());
+        }
+        done
+    }
+
+    fn commit_tasks(&mut self, who: &[usize]) -> Result<bool> {
+        let began = self.env.clock.elapsed();
+        hit("runtime.commit.begin");
+        for &index in who {
+            if !self.write_down(index) {
+                return Ok(false);
+            }
+        }
+        hit("runtime.commit.sent");
+        self.offsets.clear();
+        for task in who.iter().filter_map(|&index| self.tasks.get(index)) {
+            self.offsets.extend(task.inputs.iter().map(|input| (input.at.clone(), input.next)));
+        }
+        let Some(member) = &self.member else {
+            self.broke(Cause::Failed("not a member of the group".to_owned()));
+            return Ok(false);
+        };
+        match self.writer.commit(member, &self.offsets) {
+            Outcome::Committed(produced) => {
+                hit("runtime.commit.committed");
+                for &index in who {
+                    self.apply(index, &produced)?;
+                    hit("runtime.commit.applied");
+                }
+                self.aborts_in_a_row = 0;
+                let took = self.env.clock.elapsed().saturating_sub(began);
+                self.env.metrics.commits.increment(1);
+                self.env.metrics.commit_seconds.record(took.as_secs_f64());
+                let mut places = self.env.places.lock().unwrap_or_else(PoisonError::into_inner);
+                for (at, next) in &self.offsets {
+                    if let Some(place) = places.get_mut(at) {
+                        *place = *next;
+                    } else {
+                        places.insert(at.clone(), *next);
+                    }
+                }
+                return Ok(true);
+            }
+            Outcome::Aborted { fenced: true, reason } => self.broke(Cause::Fenced(reason)),
+            Outcome::Aborted { fenced: false, reason } => self.broke(Cause::Failed(reason)),
+            Outcome::Unknown { reason } => self.broke(Cause::Failed(format!("outcome unknown: {reason}"))),
+        }
+        Ok(false)
+    }
+
+    /// Sends a task's last words, changed keys and marker; says whether the transaction can go on.
+    fn write_down(&mut self, index: usize) -> bool {
+        let Some(task) = self.tasks.get_mut(index) else { return true };
+        if let Err(error) = task.before_commit(self.env.clock.now()) {
+            let reason = chain(&error);
+            self.broke(Cause::Failed(format!("a task stops: {reason}")));
+            self.stop(index, reason, false);
+            return false;
+        }
+        let now = self.env.clock.elapsed();
+        if self.send_effects(index, now).is_none() {
+            return false;
+        }
+        let Some(task) = self.tasks.get_mut(index) else { return true };
+        task.drain_into(&mut self.out, &mut self.scratch);
+        let sent = self.writer.send(now, &self.out);
+        self.sent(index, sent)
+    }
+
+    fn apply(&mut self, index: usize, produced: &[Produced]) -> Result<()> {
+        let Some(task) = self.tasks.get_mut(index) else { return Ok(()) };
+        let place = produced.iter().find(|produced| produced.at == task.changelog);
+        let place = place.ok_or_else(|| crate::Error::Log {
+            who: task.id.to_string(),
+            source: log::Error::Corrupt {
+                place: task.changelog.to_string(),
+                reason: "a transaction was committed, and the log does not say where its records are".to_owned(),
+            },
+        })?;
+        let records = task.uncommitted;
+        task.apply(place)?;
+        let letters = std::mem::take(&mut task.effects.dead_letters);
+        self.env.metrics.dead_letters.increment(letters);
+        if records > 0 {
+            let caution = task.caution.take();
+            task.caution = caution.and_then(|caution| caution.committed(task.inputs.iter().map(|input| input.next)));
+        }
+        Ok(())
+    }
+}
+
+impl Task {
+    /// Why the task does not work, for people; `None` when it does.
+    pub(super) fn cause(&self) -> Option<String> {
+        use crate::task::Phase;
+        match &self.phase {
+            Phase::Running => None,
+            Phase::Waiting => Some("waiting for the rest of its inputs".to_owned()),
+            Phase::Resting { reason, .. } => Some(format!("paused: {reason}")),
+            Phase::Stopped { reason, .. } => Some(format!("stopped: {reason}")),
+            Phase::Recovering(recovery) => Some(match (&recovery.waits_for, recovery.restoring_until()) {
+                (Some(reason), _) => reason.clone(),
+                (None, Some(end)) => {
+                    let next = self.live.as_ref().and_then(|live| live.next).unwrap_or_default();
+                    format!("restoring from {}: offset {next} of {end}", self.changelog)
+                }
+                (None, None) => "recovering".to_owned(),
+            }),
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! How a batch of input becomes steps: runs of records of one task, in the order in which they were read.
+//!
+//! Guarantees: no allocation for a record; what a run made is sent before the next run begins, so that the log works
+//! while the next one is processed.
+//! Never: a record of a task that does not run; it is read again when the task starts.
+
+use super::{Cause, StreamThread};
+use crate::Result;
+use crate::error::chain;
+use crate::pace::Advice;
+use crate::task::{Phase, Task, Trouble};
+use log::{Millis, RecordBatch};
+use std::ops::Range;
+use std::time::Duration;
+
+/// Records given to one step at most, so that caps are looked at often enough.
+const STEP_RECORDS_MAX: usize = 1024;
+const REST_MIN: Duration = Duration::from_millis(100);
+const REST_MAX: Duration = Duration::from_secs(5);
+
+/// Records of one task, one after the other in the batch.
+struct Run {
+    task: usize,
+    range: Range<usize>,
+    /// Greatest timestamp among them.
+    newest: Millis,
+}
+
+impl StreamThread {
+    /// Processes a batch. Ends early when a transaction fails: everything not committed is then read again.
+    pub(super) fn process(&mut self, records: &RecordBatch) -> Result<()> {
+        self.route(records);
+        let mut from = 0;
+        while let Some(run) = self.next_run(records, from) {
+            from = run.range.end;
+            if !self.work(records, run)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn route(&mut self, records: &RecordBatch) {
+        self.routes.clear();
+        let tasks = &self.tasks;
+        self.routes.extend(records.partitions().iter().map(|at| {
+            tasks.iter().enumerate().find_map(|(index, task)| {
+                task.inputs.iter().position(|input| input.at == *at).map(|input| (index, input))
+            })
+        }));
+    }
+
+    /// The next run at or after an index of the batch.
+    fn next_run(&self, records: &RecordBatch, from: usize) -> Option<Run> {
+        let mut run: Option<Run> = None;
+        let mut limit = STEP_RECORDS_MAX;
+        for index in from..records.len() {
+            let record = records.get(index)?;
+            let route = self.routes.get(record.partition_index()).copied().flatten();
+            let wanted = route.and_then(|(task, input)| {
+                let of = self.tasks.get(task).filter(|of| matches!(of.phase, Phase::Running))?;
+                of.inputs.get(input).filter(|input| record.offset() >= input.next).map(|_| (task, of))
+            });
+            match (&mut run, wanted) {
+                (None, None) => {}
+                (None, Some((task, of))) => {
+                    limit = of.caution.as_ref().map_or(limit, |caution| caution.chunk.min(limit));
+                    run = Some(Run { task, range: index..index + 1, newest: record.timestamp() });
+                }
+                (Some(run), Some((task, _))) if task == run.task && run.range.len() < limit => {
+                    run.range.end = index + 1;
+                    run.newest = run.newest.max(record.timestamp());
+                }
+                (Some(_), _) => break,
+            }
+        }
+        run
+    }
+
+    /// Processes one run and sends what it made; says whether the rest of the batch may follow.
+    fn work(&mut self, records: &RecordBatch, run: Run) -> Result<bool> {
+        let Run { task: index, range, newest } = run;
+        let cautious = self.tasks.get(index).is_some_and(|task| task.caution.is_some());
+        // A transaction in which a refused record is looked for is that task's alone.
+        if cautious && !self.commit(None)? {
+            return Ok(false);
+        }
+        let now = self.env.clock.now();
+        let Some(task) = self.tasks.get_mut(index) else { return Ok(true) };
+        match task.process(now, newest, records, range.clone()) {
+            Ok(()) => {}
+            Err(Trouble::Rest(reason)) => {
+                self.rest(index, reason);
+                return Ok(true);
+            }
+            Err(Trouble::Stop(reason)) => {
+                self.broke(Cause::Failed(format!("a task stops: {reason}")));
+                self.stop(index, reason, false);
+                return Ok(false);
+            }
+        }
+        self.move_on(index, records, range.clone());
+        self.env.metrics.records_in.increment(u64::try_from(range.len()).unwrap_or(u64::MAX));
+        let elapsed = self.env.clock.elapsed();
+        let Some(sent_bytes) = self.send_effects(index, elapsed) else { return Ok(false) };
+        self.pace.worked(elapsed, range.len(), sent_bytes);
+        if cautious {
+            return self.commit(Some(index));
+        }
+        let state_bytes = self.tasks.iter().map(Task::state_bytes).sum();
+        match self.pace.advise(elapsed, state_bytes, false) {
+            Advice::Commit => self.commit(None),
+            Advice::ReadOn(_) | Advice::Nothing => Ok(true),
+        }
+    }
+
+    /// Moves a task's places behind a range.
+    fn move_on(&mut self, index: usize, records: &RecordBatch, range: Range<usize>) {
+        let Some(task) = self.tasks.get_mut(index) else { return };
+        task.rests = 0;
+        for record in range.filter_map(|index| records.get(index)) {
+            let route = self.routes.get(record.partition_index()).copied().flatten();
+            if let Some(input) = route.and_then(|(_, input)| task.inputs.get_mut(input)) {
+                input.next = record.offset() + 1;
+            }
+        }
+    }
+
+    /// Sends what a task has said; `None` when the transaction failed by it.
+    pub(super) fn send_effects(&mut self, index: usize, now: Duration) -> Option<usize> {
+        let task = self.tasks.get_mut(index)?;
+        if task.effects.out.is_empty() {
+            return Some(0);
+        }
+        let bytes = task.effects.out.byte_len();
+        let sent = self.writer.send(now, &task.effects.out);
+        self.env.metrics.records_out.increment(u64::try_from(task.effects.out.len()).unwrap_or(u64::MAX));
+        task.effects.out.clear();
+        self.sent(index, sent).then_some(bytes)
+    }
+
+    /// Sorts out what the log said to records of a task; says whether they are on their way.
+    pub(super) fn sent(&mut self, index: usize, sent: log::Result<()>) -> bool {
+        match sent {
+            Ok(()) => return true,
+            Err(error @ log::Error::TooLarge { .. }) => {
+                self.broke(Cause::Refused { task: index, reason: chain(&error) });
+            }
+            Err(error @ log::Error::Fenced { .. }) => self.broke(Cause::Fenced(chain(&error))),
+            Err(error) => self.broke(Cause::Failed(chain(&error))),
+        }
+        false
+    }
+
+    /// Pauses a task whose processor is not ready for its next records; the others go on.
+    fn rest(&mut self, index: usize, reason: String) {
+        let now = self.env.clock.elapsed();
+        let Some(task) = self.tasks.get_mut(index) else { return };
+        let pause = REST_MIN.saturating_mul(1 << task.rests.min(10)).min(REST_MAX);
+        task.rests = task.rests.saturating_add(1);
+        tracing::warn!(task = %task.id, reason, pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX), "task pauses");
+        task.phase = Phase::Resting { until: now + pause, reason };
+        self.published = None;
+        self.pause(index);
+    }
+}

@@ -1,0 +1,138 @@
+//! A thread's session with the log, and what state it is in.
+//!
+//! Guarantees: after anything but a commit that is known to have happened, nothing is written before the inner
+//! producer was replaced, which settles what became of the old one's transaction.
+//! Never: a second attempt at a commit.
+
+use crate::error::chain;
+use crate::thread::Env;
+use crate::{Error, Result, hit};
+use log::{Fate, Member, Offset, OutBatch, Outcome, Session, SessionConfig, TopicPartition};
+use std::time::Duration;
+
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+enum Line {
+    /// The session must be opened or renewed first.
+    Broken,
+    /// No transaction is open.
+    Idle,
+    /// A transaction is open since then, on the monotonic clock.
+    Open(Duration),
+}
+
+/// The writing side of a thread.
+pub(crate) struct Writer {
+    name: String,
+    session: Option<Box<dyn Session>>,
+    line: Line,
+    failures: u32,
+    not_before: Duration,
+    /// Why it is not ready, for people.
+    pub waits_for: Option<String>,
+}
+
+impl Writer {
+    pub(crate) fn new(name: String) -> Self {
+        Writer { name, session: None, line: Line::Broken, failures: 0, not_before: Duration::ZERO, waits_for: None }
+    }
+
+    /// Whether something may be written.
+    pub(crate) fn is_ready(&self) -> bool {
+        !matches!(self.line, Line::Broken)
+    }
+
+    /// How long the open transaction is open, if one is.
+    pub(crate) fn open_for(&self, now: Duration) -> Option<Duration> {
+        match self.line {
+            Line::Open(since) => Some(now.saturating_sub(since)),
+            _ => None,
+        }
+    }
+
+    /// Opens or renews the session where it must be, and says whether it is ready; if not, try again later.
+    ///
+    /// # Errors
+    /// What people must mend.
+    pub(crate) fn mend(&mut self, env: &Env) -> Result<bool> {
+        if self.is_ready() {
+            return Ok(true);
+        }
+        let now = env.clock.elapsed();
+        if now < self.not_before {
+            return Ok(false);
+        }
+        hit("runtime.session.renew");
+        let done = match &mut self.session {
+            Some(session) => session.renew(),
+            None => {
+                let config = SessionConfig {
+                    transactional_id: self.name.clone(),
+                    transaction_timeout: env.config.transaction_timeout,
+                };
+                env.log.session(config).map(|session| self.session = Some(session))
+            }
+        };
+        match done {
+            Ok(()) => {
+                self.line = Line::Idle;
+                self.waits_for = None;
+                Ok(true)
+            }
+            Err(error) if error.fate() == Fate::Retry => {
+                self.back_off(env.clock.elapsed());
+                let reason = chain(&error);
+                tracing::warn!(thread = self.name, reason, "session cannot be opened yet");
+                self.waits_for = Some(reason);
+                Ok(false)
+            }
+            Err(error @ log::Error::Fenced { .. }) => {
+                Err(Error::Fenced { who: self.name.clone(), reason: chain(&error) })
+            }
+            Err(source) => Err(Error::Log { who: self.name.clone(), source }),
+        }
+    }
+
+    /// The earliest time of the next attempt, on the monotonic clock.
+    pub(crate) fn not_before(&self) -> Duration {
+        self.not_before
+    }
+
+    /// Queues records; begins a transaction when none is open.
+    pub(crate) fn send(&mut self, now: Duration, records: &OutBatch) -> log::Result<()> {
+        let session = self.session.as_mut().expect("only a thread whose session is ready processes");
+        if !matches!(self.line, Line::Open(_)) {
+            session.begin()?;
+            self.line = Line::Open(now);
+        }
+        session.send(records)
+    }
+
+    /// Commits the open transaction with the consumed offsets.
+    pub(crate) fn commit(&mut self, member: &Member, offsets: &[(TopicPartition, Offset)]) -> Outcome {
+        let session = self.session.as_mut().expect("only a thread whose session is ready commits");
+        let outcome = session.commit(Some((member, offsets)));
+        if matches!(outcome, Outcome::Committed(_)) {
+            self.line = Line::Idle;
+            self.failures = 0;
+        }
+        outcome
+    }
+
+    /// Gives up the open transaction; the session is renewed before anything else.
+    pub(crate) fn break_off(&mut self, now: Duration) {
+        self.line = Line::Broken;
+        if self.failures == 0 {
+            self.failures = 1;
+            self.not_before = now;
+        } else {
+            self.back_off(now);
+        }
+    }
+
+    fn back_off(&mut self, now: Duration) {
+        self.failures = self.failures.saturating_add(1);
+        self.not_before = now + BACKOFF_MIN.saturating_mul(1 << self.failures.min(10)).min(BACKOFF_MAX);
+    }
+}
