@@ -1,1 +1,11 @@
-//! trunkline-schemas
+//! What an event is: ids, keys, headers, versions, Avro schemas and their codec, and the rules of evolution.
+//!
+//! Guarantees: every format here is that of `docs/formats.md`; bytes and JSON from outside are an error that names the
+//! place, never a panic. Never: IO, async, a clock.
+
+pub mod headers;
+pub mod ids;
+pub mod json;
+pub mod key;
+pub mod version;
+pub mod wire;

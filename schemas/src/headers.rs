@@ -1,0 +1,263 @@
+//! Names of record headers, and the `tx` header that orders the records of a change topic.
+//!
+//! Guarantees: what is written has one form; what is read may have its fields in any order and others beside them; a
+//! newer format is refused with both numbers. Never: an allocation when the header has the form that we write.
+
+use crate::json;
+use crate::version::{Lsn, Version};
+
+/// Table of a change, as in its key.
+pub const TABLE: &str = "table";
+/// Where a change stands in its source's transaction: a [`Tx`].
+pub const TX: &str = "tx";
+/// Id of the snapshot, on rows of a snapshot chunk only.
+pub const SNAPSHOT: &str = "snapshot";
+/// [`REPLAY`] or [`REDRIVE`], on such records only.
+pub const REPLAYED: &str = "replayed";
+/// Value of [`REPLAYED`]: sent again by a replay.
+pub const REPLAY: &str = "replay";
+/// Value of [`REPLAYED`]: sent again from a dead-letter topic.
+pub const REDRIVE: &str = "redrive";
+/// Idempotency key of an event.
+pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
+/// Writer of a record of `view.log`.
+pub const WRITER: &str = "w";
+/// Version of a record of `view.log`: 17 bytes.
+pub const VERSION: &str = "v";
+
+/// Kafka Connect's headers on dead letters.
+pub mod errors {
+    /// Topic of the record that failed.
+    pub const TOPIC: &str = "__connect.errors.topic";
+    /// Partition of the record that failed.
+    pub const PARTITION: &str = "__connect.errors.partition";
+    /// Offset of the record that failed.
+    pub const OFFSET: &str = "__connect.errors.offset";
+    /// Connector or processor that gave it up.
+    pub const CONNECTOR_NAME: &str = "__connect.errors.connector.name";
+    /// Task, a partition number for processors.
+    pub const TASK_ID: &str = "__connect.errors.task.id";
+    /// Step in which it failed: `VALUE_CONVERTER`, `TRANSFORMATION`, `TASK_PUT`, …
+    pub const STAGE: &str = "__connect.errors.stage";
+    /// Type that ran the step.
+    pub const CLASS_NAME: &str = "__connect.errors.class.name";
+    /// Type of the error.
+    pub const EXCEPTION_CLASS_NAME: &str = "__connect.errors.exception.class.name";
+    /// Message of the error.
+    pub const EXCEPTION_MESSAGE: &str = "__connect.errors.exception.message";
+    /// Message of the error and of all its causes.
+    pub const EXCEPTION_STACKTRACE: &str = "__connect.errors.exception.stacktrace";
+}
+
+/// The format of `tx` that this program writes and the newest that it reads.
+pub const TX_FORMAT: u32 = 1;
+
+/// The `tx` header: where a change stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tx {
+    /// Incarnation of the source.
+    pub incarnation: u32,
+    /// Position of the transaction: its commit LSN.
+    pub position: Lsn,
+    /// Ordinal in the transaction, from 0.
+    pub ordinal: u32,
+    /// Whether this is the transaction's last record.
+    pub last: bool,
+    /// Commit time in ms since 1970.
+    pub at_ms: i64,
+}
+
+/// Why a header is not a `tx` header.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TxError {
+    /// Written by a newer program.
+    #[error("header tx has format {found}, this program reads up to {TX_FORMAT}; upgrade it")]
+    Newer {
+        /// The format found.
+        found: u32,
+    },
+    /// Not the JSON that it must be.
+    #[error("header tx is malformed: {0}")]
+    Malformed(String),
+}
+
+#[derive(serde::Deserialize)]
+struct AnyVersion {
+    v: u32,
+}
+
+#[derive(serde::Deserialize)]
+struct Fields<'a> {
+    inc: u32,
+    #[serde(borrow)]
+    pos: std::borrow::Cow<'a, str>,
+    ord: u32,
+    last: bool,
+    at: i64,
+}
+
+impl Tx {
+    /// The version of a row that this record writes.
+    pub fn version(&self) -> Version {
+        Version {
+            incarnation: self.incarnation,
+            position: self.position.0,
+            ordinal: self.ordinal,
+        }
+    }
+
+    /// Appends the header's value.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"{\"v\":1,\"inc\":");
+        json::write_u64(out, u64::from(self.incarnation));
+        out.extend_from_slice(b",\"pos\":\"");
+        self.position.write(out);
+        out.extend_from_slice(b"\",\"ord\":");
+        json::write_u64(out, u64::from(self.ordinal));
+        out.extend_from_slice(if self.last {
+            b",\"last\":true,\"at\":"
+        } else {
+            b",\"last\":false,\"at\":"
+        });
+        json::write_i64(out, self.at_ms);
+        out.push(b'}');
+    }
+
+    /// Reads the header's value.
+    ///
+    /// # Errors
+    /// [`TxError`] when it is malformed or of a newer format.
+    pub fn parse(bytes: &[u8]) -> Result<Self, TxError> {
+        match Self::parse_own_form(bytes) {
+            Some(tx) => Ok(tx),
+            None => Self::parse_any_form(bytes),
+        }
+    }
+
+    /// Reads the form that [`Tx::write`] gives; `None` for any other, which may still be right.
+    fn parse_own_form(bytes: &[u8]) -> Option<Self> {
+        let rest = bytes.strip_prefix(b"{\"v\":1,\"inc\":")?;
+        let (incarnation, rest) = number(rest)?;
+        let rest = rest.strip_prefix(b",\"pos\":\"")?;
+        let quote = rest.iter().position(|b| *b == b'"')?;
+        let position = Lsn::from_text(rest.get(..quote)?)?;
+        let (ordinal, rest) = number(rest.get(quote..)?.strip_prefix(b"\",\"ord\":")?)?;
+        let rest = rest.strip_prefix(b",\"last\":")?;
+        let (last, rest) = match rest.strip_prefix(b"true") {
+            Some(rest) => (true, rest),
+            None => (false, rest.strip_prefix(b"false")?),
+        };
+        let (at, rest) = number(rest.strip_prefix(b",\"at\":")?)?;
+        if rest != b"}" {
+            return None;
+        }
+        Some(Tx {
+            incarnation: u32::try_from(incarnation).ok()?,
+            position,
+            ordinal: u32::try_from(ordinal).ok()?,
+            last,
+            at_ms: i64::try_from(at).ok()?,
+        })
+    }
+
+    fn parse_any_form(bytes: &[u8]) -> Result<Self, TxError> {
+        let malformed = |e: serde_json::Error| TxError::Malformed(e.to_string());
+        // The version comes first: a newer format may have other fields.
+        let AnyVersion { v } = serde_json::from_slice(bytes).map_err(malformed)?;
+        if v != TX_FORMAT {
+            return Err(TxError::Newer { found: v });
+        }
+        let fields: Fields<'_> = serde_json::from_slice(bytes).map_err(malformed)?;
+        let position = fields
+            .pos
+            .parse()
+            .map_err(|_| TxError::Malformed(format!("pos {:?} is no LSN", fields.pos)))?;
+        Ok(Tx {
+            incarnation: fields.inc,
+            position,
+            ordinal: fields.ord,
+            last: fields.last,
+            at_ms: fields.at,
+        })
+    }
+}
+
+/// Reads the digits in front; at most 18 of them, so that they fit.
+fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let length = bytes.iter().position(|b| !b.is_ascii_digit()).unwrap_or(bytes.len());
+    let (digits, rest) = bytes.split_at(length);
+    let leading_zero = digits.first() == Some(&b'0') && length > 1;
+    if length == 0 || length > 18 || leading_zero {
+        return None;
+    }
+    Some((
+        digits.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0')),
+        rest,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_tx_reads_back(incarnation: u32, position: u64, ordinal: u32, last: bool, at_ms: i64) {
+            let tx = Tx { incarnation, position: Lsn(position), ordinal, last, at_ms };
+            let mut out = Vec::new();
+            tx.write(&mut out);
+            prop_assert_eq!(Tx::parse(&out).unwrap(), tx);
+            prop_assert_eq!(Tx::parse_any_form(&out).unwrap(), tx);
+        }
+
+        #[test]
+        fn garbage_is_an_error(bytes: Vec<u8>) {
+            prop_assert!(Tx::parse(&bytes).is_err());
+        }
+
+        #[test]
+        fn a_changed_byte_is_read_as_the_general_reader_reads_it(at in 0usize..70, byte: u8) {
+            let tx = Tx { incarnation: 1, position: Lsn(0x16b_3748), ordinal: 3, last: true, at_ms: 1_732_390_000_123 };
+            let mut out = Vec::new();
+            tx.write(&mut out);
+            let length = out.len();
+            out[at % length] = byte;
+            prop_assert_eq!(Tx::parse(&out), Tx::parse_any_form(&out));
+        }
+    }
+
+    #[test]
+    fn the_documented_form_is_written_and_any_order_is_read() {
+        let tx = Tx {
+            incarnation: 1,
+            position: Lsn(0x16b_3748),
+            ordinal: 3,
+            last: true,
+            at_ms: 1_732_390_000_123,
+        };
+        let mut out = Vec::new();
+        tx.write(&mut out);
+        let text = r#"{"v":1,"inc":1,"pos":"0/16B3748","ord":3,"last":true,"at":1732390000123}"#;
+        assert_eq!(String::from_utf8(out).unwrap(), text);
+        let other =
+            br#"{ "at": 1732390000123, "x": [1], "ord": 3, "last": true, "pos": "0/16B3748", "inc": 1, "v": 1 }"#;
+        assert_eq!(Tx::parse(other), Ok(tx));
+    }
+
+    #[test]
+    fn errors_name_the_field_or_both_formats() {
+        assert_eq!(Tx::parse(br#"{"v":2,"at":"soon"}"#), Err(TxError::Newer { found: 2 }));
+        let text = Tx::parse(br#"{"v":1,"inc":1,"pos":"x","ord":3,"last":true,"at":1}"#)
+            .unwrap_err()
+            .to_string();
+        assert_eq!(text, "header tx is malformed: pos \"x\" is no LSN");
+        let text = Tx::parse(br#"{"v":1,"inc":1,"pos":"0/1","ord":3,"at":1}"#)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            text.starts_with("header tx is malformed: missing field `last`"),
+            "{text}"
+        );
+    }
+}
