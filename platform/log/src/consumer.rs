@@ -41,6 +41,13 @@ pub struct Member {
     pub(crate) token: MemberToken,
 }
 
+impl Member {
+    /// The membership of a log that is neither of the two homes: for simulators in tests.
+    pub fn simulated(group: impl Into<String>, generation: i32) -> Self {
+        Member { group: group.into(), generation, token: MemberToken::Embedded(0) }
+    }
+}
+
 #[derive(Debug, Clone)]
 pub(crate) enum MemberToken {
     Kafka(Arc<crate::kafka::GroupMetadata>),
