@@ -1,0 +1,322 @@
+//! The type checker: from the parsed tree to the compiled one.
+//!
+//! Guarantees: every error has its place and the fix; a part that is wrong is reported once, not again by what
+//! surrounds it; a tree that comes out cannot meet a null or a type that it does not expect.
+//! Never: looks at a row.
+
+mod calls;
+mod facts;
+
+use super::eval::Node;
+use super::parse::{Ast, Kind};
+use super::{ExprError, Field, Row, RowType, Type, Value};
+use crate::names;
+use facts::Facts;
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::ops::Range;
+
+/// What came out.
+pub(super) struct Checked {
+    pub(super) node: Node,
+    pub(super) columns: Vec<usize>,
+    pub(super) warnings: Vec<ExprError>,
+}
+
+/// Checks a whole condition.
+pub(super) fn condition(text: &str, tree: &Ast, row: &RowType) -> Result<Checked, Vec<ExprError>> {
+    let mut checker = Checker { text, row, errors: Vec::new(), warnings: Vec::new(), columns: BTreeSet::new() };
+    let checked = checker.check(tree, &Facts::default()).and_then(|typed| checker.truth(typed, "the condition"));
+    if checker.columns.is_empty() && checker.errors.is_empty() {
+        let message = "the condition does not look at any column";
+        checker.warn(tree.span.clone(), message, "it is the same for every row: compare a column, or remove it");
+    }
+    match checked {
+        Some(node) if checker.errors.is_empty() => Ok(Checked {
+            node,
+            columns: checker.columns.into_iter().collect(),
+            warnings: checker.warnings,
+        }),
+        _ => Err(checker.errors),
+    }
+}
+
+/// A checked part of the expression.
+#[derive(Debug)]
+struct Typed {
+    ty: Type,
+    nullable: bool,
+    node: Node,
+    span: Range<usize>,
+    /// What a column was declared as, if it is one.
+    declared: Option<String>,
+}
+
+struct Checker<'c> {
+    text: &'c str,
+    row: &'c RowType,
+    errors: Vec<ExprError>,
+    warnings: Vec<ExprError>,
+    columns: BTreeSet<usize>,
+}
+
+impl<'c> Checker<'c> {
+    fn refuse(&mut self, span: Range<usize>, message: impl Into<String>, help: impl Into<String>) {
+        self.errors.push(ExprError::new(span, message, help));
+    }
+
+    fn warn(&mut self, span: Range<usize>, message: impl Into<String>, help: impl Into<String>) {
+        self.warnings.push(ExprError::new(span, message, help));
+    }
+
+    fn written(&self, span: &Range<usize>) -> &'c str {
+        self.text.get(span.clone()).unwrap_or("")
+    }
+
+    /// Checks a part; `None` when an error was reported.
+    fn check(&mut self, ast: &Ast, facts: &Facts) -> Option<Typed> {
+        let span = ast.span.clone();
+        let literal = |ty, value| Some(Typed { ty, nullable: false, node: Node::Const(value), span, declared: None });
+        match &ast.kind {
+            Kind::Null => {
+                let node = Node::Const(Value::Null);
+                Some(Typed { ty: Type::Null, nullable: true, node, span: ast.span.clone(), declared: None })
+            }
+            Kind::Bool(b) => literal(Type::Bool, Value::Bool(*b)),
+            Kind::Int(i) => literal(Type::Int, Value::Int(*i)),
+            Kind::Double(d) => literal(Type::Double, Value::Double(*d)),
+            Kind::Text(text) => literal(Type::Text, Value::Text(Cow::Owned(text.clone()))),
+            Kind::Bytes(bytes) => literal(Type::Bytes, Value::Bytes(Cow::Owned(bytes.clone()))),
+            Kind::Name(name) => self.column(ast, name, facts),
+            Kind::Field { of, name } => self.field(ast, of, name, facts),
+            Kind::Has { of, name } => self.has(ast, of, name, facts),
+            Kind::List(_) => {
+                let help = "write it on the right of `in`: `status in [\"open\", \"paid\"]`";
+                self.refuse(ast.span.clone(), "a list stands only on the right of `in`", help);
+                None
+            }
+            Kind::Call { function, method, args } => self.call(ast, function, *method, args, facts),
+            Kind::Unsupported { what, instead } => {
+                self.refuse(ast.span.clone(), format!("{what} cannot be used in a condition over a row"), *instead);
+                None
+            }
+        }
+    }
+
+    /// A column by its name.
+    fn column(&mut self, ast: &Ast, name: &str, facts: &Facts) -> Option<Typed> {
+        let Some(at) = self.row.fields.iter().position(|field| field.name == name) else {
+            let (message, help) = self.unknown(name);
+            self.refuse(ast.span.clone(), message, help);
+            return None;
+        };
+        self.columns.insert(at);
+        let field = self.row.fields.get(at)?;
+        let nullable = field.nullable && !facts.holds(&[at]);
+        Some(typed_field(field, nullable, Node::Column(at), ast.span.clone()))
+    }
+
+    fn unknown(&self, name: &str) -> (String, String) {
+        let help = match name.to_ascii_lowercase().as_str() {
+            "row" => String::from("write `row.name` or `row[\"name\"]`"),
+            "null" | "nil" | "none" => String::from("write `null`"),
+            "true" | "false" => format!("write `{}`", name.to_ascii_lowercase()),
+            "and" => String::from("write `&&`"),
+            "or" => String::from("write `||`"),
+            "not" => String::from("write `!`"),
+            _ => {
+                let known = names::known(name, self.row.fields.iter().map(|f| f.name.as_str()), "there are no columns");
+                format!("{known}; a text is written with quotes: \"{name}\"")
+            }
+        };
+        (format!("there is no column `{name}`"), help)
+    }
+
+    /// `of.name`: a column of `row`, or a field of a nested record.
+    fn field(&mut self, ast: &Ast, of: &Ast, name: &str, facts: &Facts) -> Option<Typed> {
+        if self.is_row(of) {
+            return self.column(ast, name, facts);
+        }
+        let record = self.check(of, facts)?;
+        let record = self.present(record, "its fields can be read")?;
+        let Type::Row(row) = &record.ty else {
+            let message = format!("{} has no fields", self.describe(&record));
+            self.refuse(ast.span.clone(), message, "fields are read from nested records of events only");
+            return None;
+        };
+        let Some(at) = row.fields.iter().position(|field| field.name == name) else {
+            let help = names::known(name, row.fields.iter().map(|field| field.name.as_str()), "it has no fields");
+            self.refuse(ast.span.clone(), format!("`{}` has no field `{name}`", self.written(&of.span)), help);
+            return None;
+        };
+        let field = row.fields.get(at)?;
+        let known = facts::path(ast, self.row).is_some_and(|path| facts.holds(&path));
+        let node = Node::Field(Box::new(record.node), at);
+        Some(typed_field(field, field.nullable && !known, node, ast.span.clone()))
+    }
+
+    /// Whether a node is `row`, and no column is called so.
+    fn is_row(&self, ast: &Ast) -> bool {
+        facts::is_row(ast, self.row)
+    }
+
+    /// `has(of.name)`: whether it is not null.
+    fn has(&mut self, ast: &Ast, of: &Ast, name: &str, facts: &Facts) -> Option<Typed> {
+        let field = self.field(ast, of, name, facts)?;
+        if !field.nullable {
+            let message = format!("`{}` is always true", self.written(&ast.span));
+            self.warn(ast.span.clone(), message, "the field is never null: remove the condition");
+        }
+        let null = Box::new(Node::Const(Value::Null));
+        let node = Node::Compare(super::eval::Compare::Ne, Box::new(field.node), null);
+        Some(Typed { ty: Type::Bool, nullable: false, node, span: ast.span.clone(), declared: None })
+    }
+
+    /// The node of a part that must be true or false.
+    fn truth(&mut self, typed: Typed, what: &str) -> Option<Node> {
+        if typed.ty != Type::Bool {
+            let message = format!("{what} must be true or false; {}", self.describe(&typed));
+            let written = self.written(&typed.span);
+            let help = match typed.ty {
+                Type::Text => format!("compare it: `{written} == \"…\"`"),
+                Type::Int => format!("compare it: `{written} != 0`"),
+                _ => String::from("compare it with something"),
+            };
+            self.refuse(typed.span, message, help);
+            return None;
+        }
+        if typed.nullable {
+            let written = self.written(&typed.span);
+            let help = format!("write `{written} == true`: a null is then not true");
+            self.refuse(typed.span.clone(), format!("`{written}` may be null"), help);
+            return None;
+        }
+        Some(typed.node)
+    }
+
+    /// Passes on a part that is not null; `so` says what for.
+    fn present(&mut self, typed: Typed, so: &str) -> Option<Typed> {
+        let written = self.written(&typed.span);
+        if typed.ty == Type::Null {
+            self.refuse(typed.span, "null is no value here", "compare with `== null` or `!= null` only");
+            return None;
+        }
+        if typed.nullable {
+            let help = format!("guard it, so that {so}: `{written} != null && …`");
+            self.refuse(typed.span.clone(), format!("`{written}` may be null"), help);
+            return None;
+        }
+        if let Type::Opaque(name) = typed.ty {
+            let message = format!("`{written}` is {name}: conditions do not look into it");
+            let help = "only `== null` and `!= null` can be asked; publish what you need as a column of its own";
+            self.refuse(typed.span, message, help);
+            return None;
+        }
+        Some(typed)
+    }
+
+    /// What a part is, for messages: "`status` is a string".
+    fn describe(&self, typed: &Typed) -> String {
+        let written = self.written(&typed.span);
+        match &typed.declared {
+            Some(declared) if *declared != typed.ty.to_string() => {
+                format!("`{written}` is {declared}, here {}", typed.ty.with_article())
+            }
+            _ => format!("`{written}` is {}", typed.ty.with_article()),
+        }
+    }
+
+    /// Evaluates a node of literals now; an error is one of the text.
+    fn fold(&mut self, typed: Typed) -> Option<Typed> {
+        if !typed.node.is_constant() {
+            return Some(typed);
+        }
+        match typed.node.eval(&Nothing).map(into_static) {
+            Ok(value) => Some(Typed { node: Node::Const(value), ..typed }),
+            Err(error) => {
+                let written = self.written(&typed.span);
+                let help = match typed.ty {
+                    Type::Timestamp => "an instant is written \"2026-01-31T10:00:00Z\"",
+                    Type::Duration => "a duration is written \"36h\", \"1h30m\" or \"90s\"",
+                    _ => "write a value that can be computed",
+                };
+                self.refuse(typed.span, format!("`{written}`: {}", error.fault), help);
+                None
+            }
+        }
+    }
+}
+
+fn typed_field(field: &Field, nullable: bool, node: Node, span: Range<usize>) -> Typed {
+    Typed { ty: field.ty.clone(), nullable, node, span, declared: Some(field.declared.clone()) }
+}
+
+/// The row of an expression without columns.
+#[derive(Debug)]
+struct Nothing;
+
+impl Row for Nothing {
+    fn field(&self, _index: usize) -> Value<'_> {
+        Value::Null
+    }
+
+    fn len(&self) -> usize {
+        0
+    }
+}
+
+fn into_static(value: Value<'_>) -> Value<'static> {
+    match value {
+        Value::Text(text) => Value::Text(Cow::Owned(text.into_owned())),
+        Value::Bytes(bytes) => Value::Bytes(Cow::Owned(bytes.into_owned())),
+        Value::Bool(b) => Value::Bool(b),
+        Value::Int(i) => Value::Int(i),
+        Value::Double(d) => Value::Double(d),
+        Value::Timestamp(t) => Value::Timestamp(t),
+        Value::Duration(d) => Value::Duration(d),
+        Value::Null | Value::Row(_) | Value::List(_) => Value::Null,
+    }
+}
+
+impl Type {
+    fn with_article(&self) -> String {
+        match self {
+            Type::Null => String::from("null"),
+            Type::Bytes | Type::Opaque(_) => self.to_string(),
+            Type::Int => String::from("an int"),
+            other => format!("a {other}"),
+        }
+    }
+
+    fn is_number(&self) -> bool {
+        matches!(self, Type::Int | Type::Double)
+    }
+
+    /// Whether `==` and `in` can compare the two.
+    fn comparable(&self, other: &Type) -> bool {
+        match (self, other) {
+            (Type::Null, _) | (_, Type::Null) => true,
+            (Type::List(_) | Type::Row(_) | Type::Opaque(_), _) => false,
+            (a, b) => a == b || (a.is_number() && b.is_number()),
+        }
+    }
+}
+
+impl fmt::Display for Type {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Type::Bool => "bool",
+            Type::Int => "int",
+            Type::Double => "double",
+            Type::Text => "string",
+            Type::Bytes => "bytes",
+            Type::Timestamp => "timestamp",
+            Type::Duration => "duration",
+            Type::List(_) => "list",
+            Type::Row(_) => "record",
+            Type::Opaque(name) => name,
+            Type::Null => "null",
+        })
+    }
+}

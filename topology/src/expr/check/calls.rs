@@ -1,0 +1,352 @@
+//! Operators and functions: which types they take.
+//!
+//! Guarantees: what is supported stands in this file and nowhere else; a refused pair of types names both, and the
+//! conversion that mends it.
+//! Never: converts by itself.
+
+use super::facts::Facts;
+use super::{Checker, Typed};
+use crate::expr::eval::{Arith, Compare, Convert, Node, TextTest};
+use crate::expr::parse::{Ast, Kind};
+use crate::expr::{Type, Value};
+use crate::names;
+use regex::RegexBuilder;
+use std::ops::Range;
+
+/// The functions, as they are written.
+const FUNCTIONS: [&str; 11] = [
+    "startsWith", "endsWith", "contains", "matches", "size", "has", "int", "double", "string", "timestamp", "duration",
+];
+/// Largest compiled regular expression, in bytes.
+const REGEX_BYTES_MAX: usize = 256 * 1024;
+
+fn typed(ty: Type, node: Node, span: Range<usize>) -> Typed {
+    Typed { ty, nullable: false, node, span, declared: None }
+}
+
+impl Checker<'_> {
+    /// Checks an operator or a function.
+    pub(super) fn call(
+        &mut self,
+        ast: &Ast,
+        function: &str,
+        method: bool,
+        args: &[Ast],
+        facts: &Facts,
+    ) -> Option<Typed> {
+        let span = ast.span.clone();
+        match (function, args) {
+            ("_&&_", [a, b]) => self.logic(a, b, true, facts, span),
+            ("_||_", [a, b]) => self.logic(a, b, false, facts, span),
+            ("!_", [a]) => {
+                let a = self.check(a, facts)?;
+                let node = self.truth(a, "what `!` turns round")?;
+                Some(typed(Type::Bool, Node::Not(Box::new(node)), span))
+            }
+            ("_?_:_", [condition, yes, no]) => self.choice(condition, yes, no, facts, span),
+            ("_==_", [a, b]) => self.equality(Compare::Eq, a, b, facts, span),
+            ("_!=_", [a, b]) => self.equality(Compare::Ne, a, b, facts, span),
+            ("_<_", [a, b]) => self.ordering(Compare::Lt, a, b, facts, span),
+            ("_<=_", [a, b]) => self.ordering(Compare::Le, a, b, facts, span),
+            ("_>_", [a, b]) => self.ordering(Compare::Gt, a, b, facts, span),
+            ("_>=_", [a, b]) => self.ordering(Compare::Ge, a, b, facts, span),
+            ("@in", [value, list]) => self.membership(value, list, facts, span),
+            ("_+_", [a, b]) => self.arithmetic(Arith::Add, "+", a, b, facts, span),
+            ("_-_", [a, b]) => self.arithmetic(Arith::Sub, "-", a, b, facts, span),
+            ("_*_", [a, b]) => self.arithmetic(Arith::Mul, "*", a, b, facts, span),
+            ("_/_", [a, b]) => self.arithmetic(Arith::Div, "/", a, b, facts, span),
+            ("_%_", [a, b]) => self.arithmetic(Arith::Rem, "%", a, b, facts, span),
+            ("-_", [a]) => self.negation(a, facts, span),
+            ("_[_]", [of, Ast { kind: Kind::Text(name), .. }]) if self.is_row(of) => self.column(ast, name, facts),
+            ("_[_]", _) => {
+                self.refuse(span, "nothing is read by an index", "write `row[\"name\"]` for a column");
+                None
+            }
+            ("startsWith", [a, b]) if method => self.text_test(TextTest::StartsWith, a, b, facts, span),
+            ("endsWith", [a, b]) if method => self.text_test(TextTest::EndsWith, a, b, facts, span),
+            ("contains", [a, b]) if method => self.text_test(TextTest::Contains, a, b, facts, span),
+            ("matches", [a, b]) => self.regex(a, b, facts, span),
+            ("size", [a]) => self.size(a, facts, span),
+            ("int", [a]) if !method => self.convert(Convert::Int, Type::Int, a, facts, span),
+            ("double", [a]) if !method => self.convert(Convert::Double, Type::Double, a, facts, span),
+            ("string", [a]) if !method => self.convert(Convert::Text, Type::Text, a, facts, span),
+            ("timestamp", [a]) if !method => self.convert(Convert::Timestamp, Type::Timestamp, a, facts, span),
+            ("duration", [a]) if !method => self.convert(Convert::Duration, Type::Duration, a, facts, span),
+            _ => self.unknown_function(function, span),
+        }
+    }
+
+    fn unknown_function(&mut self, function: &str, span: Range<usize>) -> Option<Typed> {
+        let (message, help) = match function {
+            "now" | "today" | "currentTimestamp" => (
+                String::from("a condition depends on the row alone, not on the time"),
+                String::from("compare columns with each other, or with `timestamp(\"2026-01-31T10:00:00Z\")`"),
+            ),
+            "startsWith" | "endsWith" | "contains" => {
+                (format!("`{function}` is asked of a text"), format!("write `name.{function}(\"…\")`"))
+            }
+            known if FUNCTIONS.contains(&known) => {
+                let usage = if known == "has" { "has(row.name)".to_string() } else { format!("{known}(value)") };
+                (format!("`{known}` takes one value"), format!("write `{usage}`"))
+            }
+            other => (format!("there is no function `{other}`"), names::known(other, FUNCTIONS, "")),
+        };
+        self.refuse(span, message, help);
+        None
+    }
+
+    /// `&&` and `||`: the right side is only asked when the left has not decided, and so knows what that means.
+    fn logic(&mut self, a: &Ast, b: &Ast, and: bool, facts: &Facts, span: Range<usize>) -> Option<Typed> {
+        let left = self.check(a, facts).and_then(|left| self.truth(left, "the left side"));
+        let known = facts.and(a, and, self.row);
+        let right = self.check(b, &known).and_then(|right| self.truth(right, "the right side"));
+        let (left, right) = (Box::new(left?), Box::new(right?));
+        Some(typed(Type::Bool, if and { Node::And(left, right) } else { Node::Or(left, right) }, span))
+    }
+
+    fn choice(&mut self, condition: &Ast, yes: &Ast, no: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
+        let node = self.check(condition, facts).and_then(|c| self.truth(c, "what stands before `?`"));
+        let (if_true, if_false) = (facts.and(condition, true, self.row), facts.and(condition, false, self.row));
+        let (yes, no) = (self.check(yes, &if_true), self.check(no, &if_false));
+        let (node, yes, no) = (node?, yes?, no?);
+        if yes.ty != no.ty && yes.ty != Type::Null && no.ty != Type::Null {
+            let message = format!("`?:` gives one type; {}, {}", self.describe(&yes), self.describe(&no));
+            self.refuse(span, message, "convert one of them, with int(), double(), string() or timestamp()");
+            return None;
+        }
+        let ty = if yes.ty == Type::Null { no.ty.clone() } else { yes.ty.clone() };
+        let nullable = yes.nullable || no.nullable;
+        let node = Node::If(Box::new(node), Box::new(yes.node), Box::new(no.node));
+        Some(Typed { ty, nullable, node, span, declared: None })
+    }
+
+    fn equality(&mut self, compare: Compare, a: &Ast, b: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
+        let (a, b) = (self.check(a, facts), self.check(b, facts));
+        let (a, b) = (a?, b?);
+        if !a.ty.comparable(&b.ty) {
+            self.incomparable(&a, &b, span);
+            return None;
+        }
+        for (value, null) in [(&a, &b), (&b, &a)] {
+            if null.ty == Type::Null && !value.nullable {
+                let (written, answer) = (self.written(&value.span), compare == Compare::Ne);
+                let message = format!("`{written}` is never null: this is always {answer}");
+                self.warn(span.clone(), message, "remove it; or mark the column's type with `?` if it may be null");
+            }
+        }
+        self.fold(typed(Type::Bool, Node::Compare(compare, Box::new(a.node), Box::new(b.node)), span))
+    }
+
+    fn ordering(&mut self, compare: Compare, a: &Ast, b: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
+        let (a, b) = (self.check(a, facts), self.check(b, facts));
+        let (a, b) = (self.present(a?, "it has an order"), self.present(b?, "it has an order"));
+        let (a, b) = (a?, b?);
+        if !a.ty.comparable(&b.ty) {
+            self.incomparable(&a, &b, span);
+            return None;
+        }
+        self.fold(typed(Type::Bool, Node::Compare(compare, Box::new(a.node), Box::new(b.node)), span))
+    }
+
+    /// Reports two types that do not compare, with the conversion that mends it.
+    fn incomparable(&mut self, a: &Typed, b: &Typed, span: Range<usize>) {
+        let message = format!("{} and {}: these do not compare", self.describe(a), self.describe(b));
+        let (text, other) = if a.ty == Type::Text { (a, b) } else { (b, a) };
+        let (text_written, other_written) = (self.written(&text.span), self.written(&other.span));
+        let is_literal = matches!(text.node, Node::Const(_));
+        let help = match (&text.ty, &other.ty) {
+            (Type::Text, ty) if ty.is_number() => match &text.node {
+                Node::Const(Value::Text(value)) if value.parse::<f64>().is_ok() => {
+                    format!("write the number without quotes: `{value}`")
+                }
+                _ => format!("convert the text: `{ty}({text_written})`"),
+            },
+            (Type::Text, Type::Timestamp) if is_literal => format!("write `timestamp({text_written})`, as RFC 3339"),
+            (Type::Text, Type::Duration) if is_literal => format!("write `duration({text_written})`"),
+            (Type::Text, Type::Bool) => format!("write `{other_written} == true` or `{other_written} == false`"),
+            (Type::Text, Type::Timestamp) => format!("convert the text: `timestamp({text_written})`"),
+            (_, Type::Row(_) | Type::List(_) | Type::Opaque(_)) | (Type::Row(_) | Type::List(_) | Type::Opaque(_), _) => {
+                String::from("only `== null` and `!= null` can be asked of it")
+            }
+            _ => String::from("compare values of one type; int(), double(), string() and timestamp() convert"),
+        };
+        self.refuse(span, message, help);
+    }
+
+    fn membership(&mut self, value: &Ast, list: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
+        let value = self.check(value, facts);
+        let Kind::List(elements) = &list.kind else {
+            return self.in_column(value, list, facts, span);
+        };
+        let checked: Vec<Option<Typed>> = elements.iter().map(|element| self.check(element, facts)).collect();
+        let value = value?;
+        if elements.is_empty() {
+            self.warn(span.clone(), "nothing is in an empty list", "name at least one value");
+        }
+        let mut nodes = Vec::with_capacity(checked.len());
+        for element in checked {
+            let element = element?;
+            if !value.ty.comparable(&element.ty) {
+                self.incomparable(&value, &element, element.span.clone());
+                return None;
+            }
+            nodes.push(element.node);
+        }
+        let value = Box::new(value.node);
+        if nodes.iter().all(|node| matches!(node, Node::Const(_))) {
+            let constants = nodes.into_iter().filter_map(|node| match node {
+                Node::Const(value) => Some(value),
+                _ => None,
+            });
+            return Some(typed(Type::Bool, Node::InSet(value, constants.collect()), span));
+        }
+        Some(typed(Type::Bool, Node::InList(value, nodes), span))
+    }
+
+    fn in_column(&mut self, value: Option<Typed>, list: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
+        let list = self.check(list, facts)?;
+        let list = self.present(list, "it can be searched")?;
+        let value = value?;
+        let Type::List(element) = &list.ty else {
+            let message = format!("{}, not a list", self.describe(&list));
+            self.refuse(list.span, message, "write a list after `in`: `status in [\"open\", \"paid\"]`");
+            return None;
+        };
+        if !value.ty.comparable(&element.ty) {
+            let message = format!("{}, but the list holds {}", self.describe(&value), element.ty);
+            self.refuse(span, message, "look for a value of the list's own type");
+            return None;
+        }
+        Some(typed(Type::Bool, Node::InColumn(Box::new(value.node), Box::new(list.node)), span))
+    }
+
+    fn arithmetic(
+        &mut self,
+        op: Arith,
+        sign: &str,
+        a: &Ast,
+        b: &Ast,
+        facts: &Facts,
+        span: Range<usize>,
+    ) -> Option<Typed> {
+        let (a, b) = (self.check(a, facts), self.check(b, facts));
+        let so = "it can be computed with";
+        let (a, b) = (self.present(a?, so), self.present(b?, so));
+        let (a, b) = (a?, b?);
+        let ty = match (&a.ty, op, &b.ty) {
+            (Type::Int, _, Type::Int) => Some(Type::Int),
+            (Type::Double, Arith::Add | Arith::Sub | Arith::Mul | Arith::Div, Type::Double) => Some(Type::Double),
+            (Type::Text, Arith::Add, Type::Text) => Some(Type::Text),
+            (Type::Timestamp, Arith::Sub, Type::Timestamp) => Some(Type::Duration),
+            (Type::Timestamp, Arith::Add | Arith::Sub, Type::Duration) => Some(Type::Timestamp),
+            (Type::Duration, Arith::Add, Type::Timestamp) => Some(Type::Timestamp),
+            (Type::Duration, Arith::Add | Arith::Sub, Type::Duration) => Some(Type::Duration),
+            _ => None,
+        };
+        let Some(ty) = ty else {
+            let message = format!("`{sign}` does not take these; {}, {}", self.describe(&a), self.describe(&b));
+            let help = match (&a.ty, &b.ty) {
+                (Type::Int, Type::Double) => format!("convert: `double({})`", self.written(&a.span)),
+                (Type::Double, Type::Int) => format!("convert: `double({})`", self.written(&b.span)),
+                (Type::Text, ty) if ty.is_number() => format!("convert: `{ty}({})`", self.written(&a.span)),
+                (ty, Type::Text) if ty.is_number() => format!("convert: `{ty}({})`", self.written(&b.span)),
+                (Type::Double, Type::Double) => String::from("the remainder is of integers: use int()"),
+                _ => String::from("numbers of one kind, texts (`+`), instants and durations can be computed with"),
+            };
+            self.refuse(span, message, help);
+            return None;
+        };
+        let node = Node::Arith(op, Box::new(a.node), Box::new(b.node), span.clone());
+        self.fold(typed(ty, node, span))
+    }
+
+    fn negation(&mut self, a: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
+        let a = self.check(a, facts)?;
+        let a = self.present(a, "it can be computed with")?;
+        if !a.ty.is_number() {
+            let message = format!("`-` is for numbers; {}", self.describe(&a));
+            self.refuse(span, message, "convert it with int() or double()");
+            return None;
+        }
+        self.fold(typed(a.ty.clone(), Node::Negate(Box::new(a.node), span.clone()), span))
+    }
+
+    /// A part that must be a text.
+    fn text(&mut self, ast: &Ast, facts: &Facts) -> Option<Typed> {
+        let a = self.check(ast, facts)?;
+        let a = self.present(a, "its text can be looked at")?;
+        if a.ty != Type::Text {
+            let message = format!("this is for texts; {}", self.describe(&a));
+            self.refuse(a.span.clone(), message, format!("convert it: `string({})`", self.written(&a.span)));
+            return None;
+        }
+        Some(a)
+    }
+
+    fn text_test(&mut self, test: TextTest, a: &Ast, b: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
+        let (a, b) = (self.text(a, facts), self.text(b, facts));
+        let node = Node::Text(test, Box::new(a?.node), Box::new(b?.node));
+        self.fold(typed(Type::Bool, node, span))
+    }
+
+    fn regex(&mut self, a: &Ast, pattern: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
+        let a = self.text(a, facts);
+        let Kind::Text(text) = &pattern.kind else {
+            let help = "write it as a text: `name.matches(\"^[A-Z]+$\")`";
+            self.refuse(pattern.span.clone(), "the pattern of `matches` must be a literal", help);
+            return None;
+        };
+        match RegexBuilder::new(text).size_limit(REGEX_BYTES_MAX).build() {
+            Ok(regex) => Some(typed(Type::Bool, Node::Matches(Box::new(a?.node), regex), span)),
+            Err(error) => {
+                let reason = error.to_string();
+                let reason = reason.lines().last().unwrap_or("").trim_start_matches("error: ").to_string();
+                let help = format!("{reason}; a backslash is written twice in \"…\" (or use r\"…\")");
+                self.refuse(pattern.span.clone(), "this is no regular expression", help);
+                None
+            }
+        }
+    }
+
+    fn size(&mut self, a: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
+        let a = self.check(a, facts)?;
+        let a = self.present(a, "it has a size")?;
+        if !matches!(a.ty, Type::Text | Type::Bytes | Type::List(_)) {
+            let message = format!("{}: it has no size", self.describe(&a));
+            self.refuse(a.span, message, "size is of texts (characters), bytes and lists");
+            return None;
+        }
+        self.fold(typed(Type::Int, Node::Size(Box::new(a.node)), span))
+    }
+
+    fn convert(&mut self, to: Convert, ty: Type, a: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
+        let a = self.check(a, facts)?;
+        let a = self.present(a, "it can be converted")?;
+        let from: &[Type] = match to {
+            Convert::Int => &[Type::Int, Type::Double, Type::Text, Type::Timestamp],
+            Convert::Double => &[Type::Double, Type::Int, Type::Text],
+            Convert::Text => &[Type::Text, Type::Int, Type::Bool, Type::Timestamp],
+            Convert::Timestamp => &[Type::Timestamp, Type::Text, Type::Int],
+            Convert::Duration => &[Type::Duration, Type::Text],
+        };
+        if !from.contains(&a.ty) {
+            let message = format!("{}: it does not convert to {ty}", self.describe(&a));
+            let list = from.iter().map(Type::to_string).collect::<Vec<_>>().join(", ");
+            self.refuse(a.span, message, format!("{ty}() takes: {list}"));
+            return None;
+        }
+        self.fold(typed(ty, Node::Convert(to, Box::new(a.node), span.clone()), span))
+    }
+}
+
+impl Node {
+    /// Whether its direct parts are literals, so that it can be computed once.
+    pub(super) fn is_constant(&self) -> bool {
+        let literal = |node: &Node| matches!(node, Node::Const(_));
+        match self {
+            Node::Compare(_, a, b) | Node::Arith(_, a, b, _) | Node::Text(_, a, b) => literal(a) && literal(b),
+            Node::Negate(a, _) | Node::Size(a) | Node::Convert(_, a, _) => literal(a),
+            _ => false,
+        }
+    }
+}

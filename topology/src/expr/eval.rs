@@ -1,0 +1,377 @@
+//! The compiled tree, and its evaluation over a row.
+//!
+//! Guarantees: types were checked before, so only arithmetic and conversions can fail; `&&` and `||` take a decided
+//! answer over an error of their other side, as CEL does.
+//! Never: allocates to read columns and compare them with literals.
+
+use super::time;
+use super::{Row, Value};
+use regex::Regex;
+use std::borrow::Cow;
+use std::cmp::Ordering;
+use std::ops::Range;
+
+/// What went wrong while a condition was evaluated, and where in its text.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("evaluate `{part}`: {fault}")]
+pub struct EvalError {
+    /// The part of the text that failed.
+    pub part: String,
+    /// Why.
+    pub fault: EvalFault,
+    span: Range<usize>,
+}
+
+/// Why an evaluation failed. The row's values are not part of it, so that it can be logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum EvalFault {
+    /// An integer, instant or duration left its range.
+    #[error("the number does not fit 64 bits")]
+    Overflow,
+    /// A division by zero.
+    #[error("division by zero")]
+    DivideByZero,
+    /// A value that does not convert.
+    #[error("the value does not convert")]
+    Convert,
+    /// A value of another type than was declared; the row was decoded with another schema.
+    #[error("the value is of another type than declared")]
+    Type,
+}
+
+impl EvalError {
+    fn at(span: &Range<usize>, fault: EvalFault) -> Self {
+        EvalError { part: String::new(), fault, span: span.clone() }
+    }
+
+    pub(super) fn in_text(mut self, text: &str) -> Self {
+        self.part = text.get(self.span.clone()).unwrap_or(text).to_string();
+        self
+    }
+
+    /// Where in the text, in bytes.
+    pub fn span(&self) -> Range<usize> {
+        self.span.clone()
+    }
+}
+
+type Result<T> = std::result::Result<T, EvalError>;
+
+/// An arithmetic operator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Arith {
+    Add,
+    Sub,
+    Mul,
+    Div,
+    Rem,
+}
+
+/// A comparison.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Compare {
+    Eq,
+    Ne,
+    Lt,
+    Le,
+    Gt,
+    Ge,
+}
+
+/// A question to a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TextTest {
+    StartsWith,
+    EndsWith,
+    Contains,
+}
+
+/// What to convert to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Convert {
+    Int,
+    Double,
+    Text,
+    Timestamp,
+    Duration,
+}
+
+/// A node of the compiled tree.
+#[derive(Debug)]
+pub(super) enum Node {
+    Const(Value<'static>),
+    Column(usize),
+    Field(Box<Node>, usize),
+    Not(Box<Node>),
+    And(Box<Node>, Box<Node>),
+    Or(Box<Node>, Box<Node>),
+    If(Box<Node>, Box<Node>, Box<Node>),
+    Compare(Compare, Box<Node>, Box<Node>),
+    /// A value in literals.
+    InSet(Box<Node>, Vec<Value<'static>>),
+    /// A value in expressions.
+    InList(Box<Node>, Vec<Node>),
+    /// A value in a column that is a list.
+    InColumn(Box<Node>, Box<Node>),
+    Arith(Arith, Box<Node>, Box<Node>, Range<usize>),
+    Negate(Box<Node>, Range<usize>),
+    Text(TextTest, Box<Node>, Box<Node>),
+    Matches(Box<Node>, Regex),
+    Size(Box<Node>),
+    Convert(Convert, Box<Node>, Range<usize>),
+}
+
+/// A place for values of a wrong type, which the check has ruled out.
+const NOWHERE: Range<usize> = 0..usize::MAX;
+
+impl Node {
+    /// The node's value over a row.
+    pub(super) fn eval<'v>(&'v self, row: &'v dyn Row) -> Result<Value<'v>> {
+        Ok(match self {
+            Node::Const(value) => borrow(value),
+            Node::Column(at) => row.field(*at),
+            Node::Field(of, at) => match of.eval(row)? {
+                Value::Row(inner) => inner.field(*at),
+                _ => Value::Null,
+            },
+            Node::Not(a) => Value::Bool(!a.truth(row)?),
+            Node::And(a, b) => Value::Bool(decide(a, b, row, false)?),
+            Node::Or(a, b) => Value::Bool(decide(a, b, row, true)?),
+            Node::If(condition, yes, no) => {
+                return if condition.truth(row)? { yes.eval(row) } else { no.eval(row) };
+            }
+            Node::Compare(compare, a, b) => Value::Bool(compare.holds(&a.eval(row)?, &b.eval(row)?)),
+            Node::InSet(value, set) => {
+                let value = value.eval(row)?;
+                Value::Bool(set.iter().any(|element| equal(&value, element)))
+            }
+            Node::InList(value, list) => Value::Bool(in_list(value, list, row)?),
+            Node::InColumn(value, list) => {
+                let value = value.eval(row)?;
+                match list.eval(row)? {
+                    Value::List(list) => Value::Bool((0..list.len()).any(|at| equal(&value, &list.field(at)))),
+                    _ => return Err(EvalError::at(&NOWHERE, EvalFault::Type)),
+                }
+            }
+            Node::Arith(op, a, b, span) => {
+                let (a, b) = (a.eval(row)?, b.eval(row)?);
+                op.apply(a, b).map_err(|fault| EvalError::at(span, fault))?
+            }
+            Node::Negate(a, span) => negate(a.eval(row)?).map_err(|fault| EvalError::at(span, fault))?,
+            Node::Text(test, a, b) => Value::Bool(test.holds(&a.eval(row)?, &b.eval(row)?)),
+            Node::Matches(a, regex) => Value::Bool(matches!(a.eval(row)?, Value::Text(text) if regex.is_match(&text))),
+            Node::Size(a) => size(&a.eval(row)?)?,
+            Node::Convert(to, a, span) => {
+                to.apply(a.eval(row)?).ok_or_else(|| EvalError::at(span, EvalFault::Convert))?
+            }
+        })
+    }
+
+    fn truth(&self, row: &dyn Row) -> Result<bool> {
+        match self.eval(row)? {
+            Value::Bool(answer) => Ok(answer),
+            _ => Err(EvalError::at(&NOWHERE, EvalFault::Type)),
+        }
+    }
+}
+
+/// `&&` (decided by false) and `||` (decided by true): a decided side wins over an error of the other.
+fn decide(a: &Node, b: &Node, row: &dyn Row, decided: bool) -> Result<bool> {
+    match a.truth(row) {
+        Ok(answer) if answer == decided => Ok(decided),
+        Ok(_) => b.truth(row),
+        Err(error) => match b.truth(row) {
+            Ok(answer) if answer == decided => Ok(decided),
+            _ => Err(error),
+        },
+    }
+}
+
+fn in_list(value: &Node, list: &[Node], row: &dyn Row) -> Result<bool> {
+    let value = value.eval(row)?;
+    let mut found = false;
+    for element in list {
+        // Every element is evaluated: a list with an error in it is an error, as in CEL.
+        found |= equal(&value, &element.eval(row)?);
+    }
+    Ok(found)
+}
+
+fn borrow<'v>(value: &'v Value<'static>) -> Value<'v> {
+    match value {
+        Value::Text(text) => Value::Text(Cow::Borrowed(text)),
+        Value::Bytes(bytes) => Value::Bytes(Cow::Borrowed(bytes)),
+        other => other.clone(),
+    }
+}
+
+fn size(value: &Value<'_>) -> Result<Value<'static>> {
+    let size = match value {
+        Value::Text(text) => text.chars().count(),
+        Value::Bytes(bytes) => bytes.len(),
+        Value::List(list) => list.len(),
+        _ => return Err(EvalError::at(&NOWHERE, EvalFault::Type)),
+    };
+    Ok(Value::Int(i64::try_from(size).unwrap_or(i64::MAX)))
+}
+
+fn negate(value: Value<'_>) -> std::result::Result<Value<'static>, EvalFault> {
+    match value {
+        Value::Int(i) => i.checked_neg().map(Value::Int).ok_or(EvalFault::Overflow),
+        Value::Double(d) => Ok(Value::Double(-d)),
+        _ => Err(EvalFault::Type),
+    }
+}
+
+impl Compare {
+    /// Whether the comparison holds. Numbers compare by value whatever their type; null equals only null.
+    pub(super) fn holds(self, a: &Value<'_>, b: &Value<'_>) -> bool {
+        match self {
+            Compare::Eq => equal(a, b),
+            Compare::Ne => !equal(a, b),
+            Compare::Lt => order(a, b).is_some_and(Ordering::is_lt),
+            Compare::Le => order(a, b).is_some_and(Ordering::is_le),
+            Compare::Gt => order(a, b).is_some_and(Ordering::is_gt),
+            Compare::Ge => order(a, b).is_some_and(Ordering::is_ge),
+        }
+    }
+}
+
+fn equal(a: &Value<'_>, b: &Value<'_>) -> bool {
+    match (a, b) {
+        (Value::Text(a), Value::Text(b)) => a == b,
+        (Value::Int(a), Value::Int(b)) => a == b,
+        (Value::Int(i), Value::Double(d)) | (Value::Double(d), Value::Int(i)) => order_mixed(*i, *d) == Some(Ordering::Equal),
+        (a, b) => a == b,
+    }
+}
+
+fn order(a: &Value<'_>, b: &Value<'_>) -> Option<Ordering> {
+    match (a, b) {
+        (Value::Int(a), Value::Int(b)) | (Value::Timestamp(a), Value::Timestamp(b)) => Some(a.cmp(b)),
+        (Value::Duration(a), Value::Duration(b)) => Some(a.cmp(b)),
+        (Value::Double(a), Value::Double(b)) => a.partial_cmp(b),
+        (Value::Int(i), Value::Double(d)) => order_mixed(*i, *d),
+        (Value::Double(d), Value::Int(i)) => order_mixed(*i, *d).map(Ordering::reverse),
+        (Value::Text(a), Value::Text(b)) => Some(a.cmp(b)),
+        (Value::Bytes(a), Value::Bytes(b)) => Some(a.cmp(b)),
+        (Value::Bool(a), Value::Bool(b)) => Some(a.cmp(b)),
+        _ => None,
+    }
+}
+
+/// 2^63: the least double above all integers of 64 bits.
+const INTEGERS_END: f64 = 9_223_372_036_854_775_808.0;
+
+/// Compares an integer with a double by value, exactly.
+fn order_mixed(i: i64, d: f64) -> Option<Ordering> {
+    if d.is_nan() {
+        None
+    } else if d >= INTEGERS_END {
+        Some(Ordering::Less)
+    } else if d < -INTEGERS_END {
+        Some(Ordering::Greater)
+    } else {
+        let whole = d.trunc();
+        let fraction = 0.0_f64.partial_cmp(&(d - whole))?;
+        Some(i.cmp(&whole_to_int(whole)).then(fraction))
+    }
+}
+
+#[expect(clippy::as_conversions, reason = "there is no other conversion; callers have checked the range")]
+fn whole_to_int(whole: f64) -> i64 {
+    whole as i64
+}
+
+#[expect(clippy::as_conversions, reason = "rounds to the nearest double, as CEL's double() does")]
+fn int_to_double(i: i64) -> f64 {
+    i as f64
+}
+
+impl Arith {
+    pub(super) fn apply<'v>(self, a: Value<'v>, b: Value<'v>) -> std::result::Result<Value<'v>, EvalFault> {
+        match (a, b) {
+            (Value::Int(a), Value::Int(b)) => self.ints(a, b).map(Value::Int),
+            (Value::Double(a), Value::Double(b)) => Ok(Value::Double(match self {
+                Arith::Add => a + b,
+                Arith::Sub => a - b,
+                Arith::Mul => a * b,
+                Arith::Div => a / b,
+                Arith::Rem => return Err(EvalFault::Type),
+            })),
+            (Value::Text(a), Value::Text(b)) => Ok(Value::Text(a + b)),
+            (Value::Timestamp(a), Value::Timestamp(b)) => Ok(Value::Duration(exact(a.checked_sub(b))?)),
+            (Value::Timestamp(t), Value::Duration(d)) if self == Arith::Sub => {
+                Ok(Value::Timestamp(shift(t, d.checked_neg())?))
+            }
+            (Value::Timestamp(t), Value::Duration(d)) | (Value::Duration(d), Value::Timestamp(t)) => {
+                Ok(Value::Timestamp(shift(t, Some(d))?))
+            }
+            (Value::Duration(a), Value::Duration(b)) => self.ints(a, b).map(Value::Duration),
+            _ => Err(EvalFault::Type),
+        }
+    }
+
+    fn ints(self, a: i64, b: i64) -> std::result::Result<i64, EvalFault> {
+        match self {
+            Arith::Add => exact(a.checked_add(b)),
+            Arith::Sub => exact(a.checked_sub(b)),
+            Arith::Mul => exact(a.checked_mul(b)),
+            Arith::Div | Arith::Rem if b == 0 => Err(EvalFault::DivideByZero),
+            Arith::Div => exact(a.checked_div(b)),
+            Arith::Rem => exact(a.checked_rem(b)),
+        }
+    }
+}
+
+fn exact(result: Option<i64>) -> std::result::Result<i64, EvalFault> {
+    result.ok_or(EvalFault::Overflow)
+}
+
+/// An instant moved by a duration; infinity stays where it is.
+fn shift(instant: i64, by: Option<i64>) -> std::result::Result<i64, EvalFault> {
+    if instant == i64::MAX || instant == i64::MIN {
+        return Ok(instant);
+    }
+    exact(by.and_then(|by| instant.checked_add(by)))
+}
+
+impl TextTest {
+    fn holds(self, a: &Value<'_>, b: &Value<'_>) -> bool {
+        let (Value::Text(a), Value::Text(b)) = (a, b) else { return false };
+        match self {
+            TextTest::StartsWith => a.starts_with(b.as_ref()),
+            TextTest::EndsWith => a.ends_with(b.as_ref()),
+            TextTest::Contains => a.contains(b.as_ref()),
+        }
+    }
+}
+
+impl Convert {
+    fn apply(self, value: Value<'_>) -> Option<Value<'_>> {
+        match (self, value) {
+            (Convert::Int, Value::Int(i)) => Some(Value::Int(i)),
+            (Convert::Int, Value::Double(d)) => {
+                // As in CEL: towards zero, and strictly inside the range.
+                (d > -INTEGERS_END && d < INTEGERS_END).then(|| Value::Int(whole_to_int(d.trunc())))
+            }
+            (Convert::Int, Value::Text(text)) => text.parse().ok().map(Value::Int),
+            (Convert::Int, Value::Timestamp(t)) => Some(Value::Int(t.div_euclid(time::MICROS_PER_SECOND))),
+            (Convert::Double, Value::Double(d)) => Some(Value::Double(d)),
+            (Convert::Double, Value::Int(i)) => Some(Value::Double(int_to_double(i))),
+            (Convert::Double, Value::Text(text)) => text.parse().ok().map(Value::Double),
+            (Convert::Text, Value::Text(text)) => Some(Value::Text(text)),
+            (Convert::Text, Value::Int(i)) => Some(Value::Text(Cow::Owned(i.to_string()))),
+            (Convert::Text, Value::Bool(b)) => Some(Value::Text(Cow::Borrowed(if b { "true" } else { "false" }))),
+            (Convert::Text, Value::Timestamp(t)) => time::write_timestamp(t).map(|text| Value::Text(Cow::Owned(text))),
+            (Convert::Timestamp, Value::Timestamp(t)) => Some(Value::Timestamp(t)),
+            (Convert::Timestamp, Value::Text(text)) => time::parse_timestamp(&text).map(Value::Timestamp),
+            (Convert::Timestamp, Value::Int(seconds)) => {
+                seconds.checked_mul(time::MICROS_PER_SECOND).map(Value::Timestamp)
+            }
+            (Convert::Duration, Value::Duration(d)) => Some(Value::Duration(d)),
+            (Convert::Duration, Value::Text(text)) => time::parse_duration(&text).map(Value::Duration),
+            _ => None,
+        }
+    }
+}
