@@ -1,1 +1,4 @@
 //! trunkline-edge
+
+pub mod auth;
+pub mod config;

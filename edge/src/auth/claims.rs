@@ -1,0 +1,145 @@
+//! What a token claims: its audience and times are checked, and what memberships may use is taken out of it.
+//!
+//! Guarantees: a claim that memberships use is a list of texts; what is missing is an empty list, and gives nothing.
+//! Never: a claim of a token whose signature was not checked.
+
+use super::{Identity, Refusal};
+use crate::config::IssuerConfig;
+use schemas::ids::Principal;
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+
+/// Values taken from one claim, at most; a token with more is refused.
+const VALUES_MAX: usize = 1_000;
+
+/// Claims that memberships may use: a name of the topology, and the texts that the token gives for it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Claims(BTreeMap<String, Vec<String>>);
+
+impl Claims {
+    /// The values of a claim; none when the token does not have it.
+    pub fn get(&self, name: &str) -> &[String] {
+        self.0.get(name).map_or(&[], Vec::as_slice)
+    }
+
+    /// Names and values, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[String])> {
+        self.0.iter().map(|(name, values)| (name.as_str(), values.as_slice()))
+    }
+}
+
+impl<const N: usize> From<[(&str, &[&str]); N]> for Claims {
+    fn from(claims: [(&str, &[&str]); N]) -> Self {
+        let own = |values: &[&str]| values.iter().map(|v| (*v).to_owned()).collect();
+        Claims(
+            claims
+                .into_iter()
+                .map(|(name, values)| (name.to_owned(), own(values)))
+                .collect(),
+        )
+    }
+}
+
+/// Checks the claims of a token whose signature held, and makes the identity.
+///
+/// # Errors
+/// The first claim that refuses it: audience first, then times, then the subject and what memberships use.
+pub fn check(config: &IssuerConfig, claims: &Map<String, Value>, now_ms: i64) -> Result<Identity, Refusal> {
+    let meant_for = |audience: &str| config.audience.iter().any(|a| !a.is_empty() && a == audience);
+    let accepted = match claims.get("aud") {
+        Some(Value::String(one)) => meant_for(one),
+        Some(Value::Array(many)) => many.iter().filter_map(Value::as_str).any(meant_for),
+        _ => false,
+    };
+    if !accepted {
+        return Err(Refusal::Audience);
+    }
+    let leeway_ms = i64::try_from(config.leeway_s)
+        .unwrap_or(i64::MAX / 2_000)
+        .saturating_mul(1_000);
+    let expires_ms = time(claims, "exp")?
+        .ok_or_else(|| Refusal::Claim("exp".into()))?
+        .saturating_add(leeway_ms);
+    if now_ms >= expires_ms {
+        return Err(Refusal::Expired);
+    }
+    let latest = now_ms.saturating_add(leeway_ms);
+    if time(claims, "nbf")?.is_some_and(|from| from > latest) {
+        return Err(Refusal::Early("nbf"));
+    }
+    let issued = time(claims, "iat")?;
+    if issued.is_some_and(|at| at > latest) {
+        return Err(Refusal::Early("iat"));
+    }
+    if let Some(max_age_s) = config.max_age_s {
+        let issued = issued.ok_or_else(|| Refusal::Claim("iat".into()))?;
+        let max_age_ms = i64::try_from(max_age_s)
+            .unwrap_or(i64::MAX / 2_000)
+            .saturating_mul(1_000);
+        if now_ms.saturating_sub(issued) > max_age_ms.saturating_add(leeway_ms) {
+            return Err(Refusal::Old);
+        }
+    }
+    let wrong = || Refusal::Claim(config.subject_claim.clone());
+    let subject = find(claims, &config.subject_claim).and_then(text).ok_or_else(wrong)?;
+    let principal = Principal::new(&config.alias, &subject).map_err(|_| wrong())?;
+    Ok(Identity {
+        principal,
+        claims: usable(config, claims, subject)?,
+        expires_ms,
+    })
+}
+
+fn usable(config: &IssuerConfig, claims: &Map<String, Value>, subject: String) -> Result<Claims, Refusal> {
+    let mut usable = BTreeMap::new();
+    for (name, claim) in &config.claims {
+        let values = match find(claims, claim) {
+            None | Some(Value::Null) => Vec::new(),
+            Some(Value::Array(many)) if many.len() > VALUES_MAX => return Err(Refusal::Claim(claim.clone())),
+            Some(Value::Array(many)) => many
+                .iter()
+                .map(text)
+                .collect::<Option<_>>()
+                .ok_or(Refusal::Claim(claim.clone()))?,
+            Some(one) => vec![text(one).ok_or_else(|| Refusal::Claim(claim.clone()))?],
+        };
+        usable.insert(name.clone(), values);
+    }
+    usable.insert("sub".to_owned(), vec![subject]);
+    Ok(Claims(usable))
+}
+
+/// A claim by its name as it stands, else by its path into nested claims.
+fn find<'c>(claims: &'c Map<String, Value>, name: &str) -> Option<&'c Value> {
+    if let Some(value) = claims.get(name) {
+        return Some(value);
+    }
+    let (first, rest) = name.split_once('.')?;
+    find(claims.get(first)?.as_object()?, rest)
+}
+
+/// The text of a claim that is a string, a whole number or a boolean.
+fn text(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text.clone()),
+        Value::Number(number) if number.is_i64() || number.is_u64() => Some(number.to_string()),
+        Value::Bool(bool) => Some(bool.to_string()),
+        _ => None,
+    }
+}
+
+/// A NumericDate (RFC 7519, 2) in ms: seconds since the epoch, perhaps with a fraction.
+fn time(claims: &Map<String, Value>, name: &'static str) -> Result<Option<i64>, Refusal> {
+    let Some(value) = claims.get(name) else { return Ok(None) };
+    if let Some(seconds) = value.as_i64() {
+        return Ok(Some(seconds.saturating_mul(1_000)));
+    }
+    let seconds = value.as_f64().filter(|s| s.is_finite() && s.abs() < 1e12);
+    let seconds = seconds.ok_or_else(|| Refusal::Claim(name.into()))?;
+    #[expect(
+        clippy::as_conversions,
+        reason = "bounded just above: far within i64; the fraction of a ms is of no use"
+    )]
+    let ms = (seconds * 1_000.0) as i64;
+    Ok(Some(ms))
+}
