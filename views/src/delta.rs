@@ -139,7 +139,7 @@ pub fn delta(replica: &Replica, request: &Request<'_>) -> Result<Answer, Error> 
     }
     let horizon = request.now - replica.times().horizon_ms();
     let old = cursor.is_some_and(|c| oldest(c) < horizon);
-    if cursor.is_some_and(|c| !old && behind(c, &shows)) {
+    if cursor.is_some_and(|c| behind(c, &shows)) {
         return Ok(Answer::Behind);
     }
     let base = match cursor {
