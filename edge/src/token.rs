@@ -1,0 +1,312 @@
+//! Development tokens: a key of this machine, and tokens signed by it.
+//!
+//! Guarantees: a token minted here is accepted by an edge whose configuration holds [`DevKey::issuer`] of the same
+//! key, and by no other.
+//! Never: production: the issuer is [`DEV_ISSUER`], which `run` refuses to accept ([`refuse_development`]).
+
+use crate::config::{Algorithm, Config, ConfigError, IssuerConfig, Secret};
+use crate::keys::{KeysError, read_or_make};
+use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use base64::Engine;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use jsonwebtoken::{EncodingKey, Header};
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+/// The `iss` of development tokens.
+pub const DEV_ISSUER: &str = "https://dev.trunkline.invalid/";
+/// The audience of development tokens, unless another is asked for.
+pub const DEV_AUDIENCE: &str = "trunkline-dev";
+/// The alias of the development issuer in principals.
+pub const DEV_ALIAS: &str = "dev";
+/// Name of the key's file in the data directory of `trunkline dev`.
+pub const DEV_KEY_FILE: &str = "dev-token.key";
+
+/// A key that signs development tokens.
+pub struct DevKey {
+    algorithm: Algorithm,
+    kid: String,
+    secret: Vec<u8>,
+    path: PathBuf,
+}
+
+/// What a development token says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenRequest {
+    /// Subject (`sub`).
+    pub subject: String,
+    /// Audience (`aud`).
+    pub audience: String,
+    /// Other claims.
+    pub claims: Map<String, Value>,
+    /// Time until it expires, in seconds; at least 1.
+    pub expires_in_s: i64,
+}
+
+/// Why no token is minted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenError {
+    /// The key file.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// A claim that the token sets itself.
+    #[error("claim {0:?} is set by the token itself; use --sub, --audience or --expires-in")]
+    Reserved(String),
+    /// Not `name=value`.
+    #[error("claim {0:?} is not NAME=VALUE; write, say, --claim store=7 or --claim 'stores=[\"7\",\"8\"]'")]
+    Claim(String),
+    /// The subject is empty or the lifetime is not positive.
+    #[error("{0}")]
+    Request(&'static str),
+    /// Signing failed.
+    #[error("sign the token with {path}")]
+    Sign {
+        /// The key's file.
+        path: PathBuf,
+        /// The library's error.
+        #[source]
+        source: jsonwebtoken::errors::Error,
+    },
+}
+
+/// Reads `NAME=VALUE` into a claim: a value that is JSON but no text (a number, a list, `true`) is taken as that, any
+/// other as text.
+///
+/// # Errors
+/// [`TokenError::Claim`] without a name.
+pub fn parse_claim(text: &str) -> Result<(String, Value), TokenError> {
+    let (name, value) = text.split_once('=').ok_or_else(|| TokenError::Claim(text.into()))?;
+    if name.is_empty() {
+        return Err(TokenError::Claim(text.into()));
+    }
+    let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()));
+    Ok((name.to_owned(), value))
+}
+
+/// Refuses a configuration that accepts development tokens: for `run`.
+///
+/// # Errors
+/// The field to take out.
+pub fn refuse_development(config: &Config) -> Result<(), ConfigError> {
+    for (index, issuer) in config.issuers.iter().enumerate() {
+        if issuer.issuer == DEV_ISSUER {
+            let problem = "is the issuer of development tokens, which anybody with `trunkline dev`'s data directory can \
+                           mint; name your own issuer";
+            return Err(ConfigError::new(format!("issuers[{index}].issuer"), problem));
+        }
+    }
+    if config.cursor_keys.is_empty() {
+        let problem = "is empty; every edge needs the same key: add id = 1 and secret = \"${env:…}\" (32 bytes, \
+                       `openssl rand -base64 32`)";
+        return Err(ConfigError::new("cursor_keys", problem));
+    }
+    Ok(())
+}
+
+impl DevKey {
+    /// The key in a directory; made when it is not there. `HS256` and `EdDSA` are for development.
+    ///
+    /// # Errors
+    /// The file that cannot be used. Another algorithm than these two is [`TokenError::Request`].
+    pub fn open(dir: &Path, algorithm: Algorithm) -> Result<Self, TokenError> {
+        let path = dir.join(DEV_KEY_FILE);
+        let make = || match algorithm {
+            Algorithm::HS256 => crate::keys::random::<32>().to_vec(),
+            _ => ed25519(),
+        };
+        if !matches!(algorithm, Algorithm::HS256 | Algorithm::EdDSA) {
+            return Err(TokenError::Request("a development key is HS256 or EdDSA"));
+        }
+        let text = read_or_make(&path, || format!("{}:{}", algorithm.name(), STANDARD.encode(make())))?;
+        let damaged = || KeysError::Damaged { path: path.clone() };
+        let (name, secret) = text.trim().split_once(':').ok_or_else(damaged)?;
+        let algorithm = Algorithm::from_name(name).ok_or_else(damaged)?;
+        let secret = STANDARD.decode(secret).map_err(|_| damaged())?;
+        let usable = match algorithm {
+            Algorithm::HS256 => secret.len() >= 32,
+            Algorithm::EdDSA => Ed25519KeyPair::from_pkcs8(&secret).is_ok(),
+            Algorithm::RS256 | Algorithm::ES256 => false,
+        };
+        if !usable {
+            return Err(damaged().into());
+        }
+        Ok(DevKey {
+            algorithm,
+            kid: "dev".into(),
+            secret,
+            path,
+        })
+    }
+
+    /// The configuration of an issuer that accepts this key's tokens, under these audiences.
+    pub fn issuer(&self, audience: &str) -> IssuerConfig {
+        let mut issuer = IssuerConfig::new(DEV_ALIAS, DEV_ISSUER, audience, &[self.algorithm]);
+        let jwk = match self.public() {
+            Some(point) => serde_json::json!({"kty": "OKP", "crv": "Ed25519", "kid": self.kid, "x": point}),
+            None => serde_json::json!({"kty": "oct", "kid": self.kid, "k": URL_SAFE_NO_PAD.encode(&self.secret)}),
+        };
+        issuer.jwks = Some(Secret::new(serde_json::json!({ "keys": [jwk] }).to_string()));
+        issuer
+    }
+
+    fn public(&self) -> Option<String> {
+        let pair = Ed25519KeyPair::from_pkcs8(&self.secret).ok()?;
+        let der: PublicKeyX509Der<'_> = pair.public_key().as_der().ok()?;
+        // The key itself is the last 32 bytes of its DER form (RFC 8410, 4).
+        der.as_ref()
+            .last_chunk::<32>()
+            .map(|point| URL_SAFE_NO_PAD.encode(point))
+    }
+
+    /// Mints a token at a time (seconds since the epoch).
+    ///
+    /// # Errors
+    /// What is wrong with the request.
+    pub fn mint(&self, request: &TokenRequest, now_s: i64) -> Result<String, TokenError> {
+        if request.subject.is_empty() {
+            return Err(TokenError::Request("the subject is empty; say --sub WHO"));
+        }
+        if request.expires_in_s < 1 {
+            return Err(TokenError::Request(
+                "the token would have expired already; say --expires-in 1h",
+            ));
+        }
+        let reserved = ["iss", "aud", "sub", "exp", "iat", "nbf"];
+        if let Some(name) = request.claims.keys().find(|name| reserved.contains(&name.as_str())) {
+            return Err(TokenError::Reserved(name.clone()));
+        }
+        let mut claims = request.claims.clone();
+        claims.insert("iss".into(), DEV_ISSUER.into());
+        claims.insert("aud".into(), request.audience.as_str().into());
+        claims.insert("sub".into(), request.subject.as_str().into());
+        claims.insert("iat".into(), now_s.into());
+        claims.insert("exp".into(), now_s.saturating_add(request.expires_in_s).into());
+        let (algorithm, key) = match self.algorithm {
+            Algorithm::HS256 => (jsonwebtoken::Algorithm::HS256, EncodingKey::from_secret(&self.secret)),
+            _ => (jsonwebtoken::Algorithm::EdDSA, EncodingKey::from_ed_der(&self.secret)),
+        };
+        let mut header = Header::new(algorithm);
+        header.kid = Some(self.kid.clone());
+        let failed = |source| TokenError::Sign {
+            path: self.path.clone(),
+            source,
+        };
+        jsonwebtoken::encode(&header, &claims, &key).map_err(failed)
+    }
+}
+
+fn ed25519() -> Vec<u8> {
+    let pair = Ed25519KeyPair::generate().expect("the system's random source works");
+    pair.to_pkcs8v1()
+        .expect("a fresh key has a PKCS#8 form")
+        .as_ref()
+        .to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::{Authenticator, Refusal};
+
+    const NOW_S: i64 = 1_732_390_000;
+
+    fn request() -> TokenRequest {
+        let claims = [
+            parse_claim("store=7").unwrap(),
+            parse_claim("teams=[\"a\",\"b\"]").unwrap(),
+        ];
+        let (subject, audience) = ("42".into(), DEV_AUDIENCE.into());
+        TokenRequest {
+            subject,
+            audience,
+            claims: claims.into_iter().collect(),
+            expires_in_s: 60,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_minted_token_is_accepted_by_its_own_key_only() {
+        for algorithm in [Algorithm::HS256, Algorithm::EdDSA] {
+            let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            let token = DevKey::open(here.path(), algorithm)
+                .unwrap()
+                .mint(&request(), NOW_S)
+                .unwrap();
+            let again = DevKey::open(here.path(), algorithm).unwrap();
+            let mut issuer = again.issuer(DEV_AUDIENCE);
+            issuer.claims = [("store".into(), "store".into()), ("team".into(), "teams".into())].into();
+            let auth = Authenticator::new(&[issuer]).unwrap();
+            let identity = auth.verify(&token, NOW_S * 1_000).await.unwrap();
+            assert_eq!(identity.principal.to_string(), "dev:42");
+            assert_eq!(
+                (identity.claims.get("store"), identity.claims.get("team").len()),
+                (["7".to_owned()].as_slice(), 2)
+            );
+            let other = DevKey::open(there.path(), algorithm).unwrap().issuer(DEV_AUDIENCE);
+            let refused = Authenticator::new(&[other])
+                .unwrap()
+                .verify(&token, NOW_S * 1_000)
+                .await;
+            assert_eq!(refused, Err(Refusal::Signature));
+        }
+    }
+
+    #[test]
+    fn wrong_requests_say_what_to_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = DevKey::open(dir.path(), Algorithm::EdDSA).unwrap();
+        let mint = |change: fn(&mut TokenRequest)| {
+            let mut request = request();
+            change(&mut request);
+            key.mint(&request, NOW_S).unwrap_err().to_string()
+        };
+        assert!(mint(|r| r.subject.clear()).contains("--sub"));
+        assert!(mint(|r| r.expires_in_s = 0).contains("--expires-in"));
+        assert!(mint(|r| drop(r.claims.insert("exp".into(), 1.into()))).contains("\"exp\""));
+        for text in ["store", "=7"] {
+            assert!(parse_claim(text).unwrap_err().to_string().contains("NAME=VALUE"));
+        }
+        assert_eq!(parse_claim("a=b=c").unwrap(), ("a".into(), "b=c".into()));
+        assert_eq!(parse_claim("n=7").unwrap().1, Value::from(7));
+        std::fs::write(dir.path().join(DEV_KEY_FILE), "EdDSA:AAAA").unwrap();
+        assert!(
+            DevKey::open(dir.path(), Algorithm::EdDSA)
+                .err()
+                .unwrap()
+                .to_string()
+                .contains("move it away")
+        );
+    }
+
+    #[test]
+    fn production_refuses_development_keys() {
+        let dir = tempfile::tempdir().unwrap();
+        let key = DevKey::open(dir.path(), Algorithm::EdDSA).unwrap();
+        let config = Config {
+            issuers: vec![key.issuer(DEV_AUDIENCE)],
+            ..Config::default()
+        };
+        assert!(
+            refuse_development(&config)
+                .unwrap_err()
+                .to_string()
+                .starts_with("edge.issuers[0].issuer")
+        );
+        let own = IssuerConfig {
+            issuer: "https://id.example.com/".into(),
+            ..key.issuer(DEV_AUDIENCE)
+        };
+        let config = Config {
+            issuers: vec![own],
+            ..Config::default()
+        };
+        assert!(
+            refuse_development(&config)
+                .unwrap_err()
+                .to_string()
+                .starts_with("edge.cursor_keys")
+        );
+    }
+}
