@@ -3,4 +3,6 @@
 //! Guarantees: each suite is a module; what it needs from outside comes through `world`.
 //! Never: a test that is skipped because a part is missing; it fails and says to use `tests/run`.
 
+mod store;
 mod world;
+mod view_protocol;

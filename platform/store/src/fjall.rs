@@ -11,7 +11,7 @@ use crate::{
     Batch, Direction, Error, Options, Result, Snapshot, Space, Stats, Store, Visit, check_keys, is_empty_range,
 };
 use fjall::{AbstractTree, Database, Keyspace, KeyspaceCreateOptions, LsmError, PersistMode, Readable};
-use std::ops::{Bound, ControlFlow};
+use std::ops::Bound;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

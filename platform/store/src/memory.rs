@@ -6,7 +6,7 @@
 
 use crate::{Batch, Direction, Result, Snapshot, Space, Stats, Store, Visit, check_keys, is_empty_range};
 use std::collections::BTreeMap;
-use std::ops::{Bound, ControlFlow};
+use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock};
 
 type Rows = BTreeMap<Arc<[u8]>, Arc<[u8]>>;

@@ -17,7 +17,7 @@ use crate::{
 use sled::IVec;
 use std::collections::BTreeMap;
 use std::iter::Peekable;
-use std::ops::{Bound, ControlFlow};
+use std::ops::Bound;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};

@@ -1,0 +1,153 @@
+//! kill -9 in the middle of commits.
+//!
+//! Guarantees: the child is this test binary in a mode of its own; it is killed at random moments, several times on one
+//! directory, while buffers are flushed and compacted.
+//! Never: a child that outlives its test.
+
+use super::{ON_DISK, Random, options, rows};
+use crate::world::wait_for;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use store::{Batch, Direction, Engine, Space, Store};
+
+/// Set in the child only: `engine directory`.
+const CHILD: &str = "TRUNKLINE_TEST_STORE_CHILD";
+/// Keys that batches overwrite again and again, so that flushes and compactions have work.
+const KEYS: u64 = 5_000;
+
+/// Not a test of its own: the child's body. Without the variable it has nothing to do.
+#[test]
+fn child_commits_numbered_batches_until_it_is_killed() {
+    #[expect(clippy::disallowed_methods, reason = "how a test tells its child what to do")]
+    let Ok(order) = std::env::var(CHILD) else { return };
+    let (engine, dir) = order.split_once(' ').expect("engine and directory");
+    let engine = if engine == "Sled" { Engine::Sled } else { Engine::Fjall };
+    let store = store::open(&options(engine, Path::new(dir))).unwrap();
+    let mut next = last(&*store) + 1;
+    println!("child open at {next}");
+    loop {
+        store.commit(numbered(next)).unwrap();
+        println!("child committed {next}");
+        next += 1;
+    }
+}
+
+/// Batch `n`: its number in `meta`, rows in `rows`, and their copies in `index`.
+fn numbered(n: u64) -> Batch {
+    let mut batch = Batch::default();
+    batch.put(Space(0), b"last", n.to_be_bytes());
+    for i in 0..20 {
+        let (key, value) = ((n * 31 + i * 7) % KEYS, [&n.to_be_bytes()[..], &[b'x'; 200]].concat());
+        if (n + i) % 5 == 0 {
+            batch.delete(Space(1), key.to_be_bytes());
+            batch.delete(Space(2), key.to_be_bytes());
+        } else {
+            batch.put(Space(1), key.to_be_bytes(), value.clone());
+            batch.put(Space(2), key.to_be_bytes(), value);
+        }
+    }
+    batch
+}
+
+fn last(store: &dyn Store) -> u64 {
+    store
+        .get(Space(0), b"last")
+        .unwrap()
+        .map_or(0, |bytes| u64::from_be_bytes(bytes.try_into().unwrap()))
+}
+
+fn child(engine: Engine, dir: &Path) -> Child {
+    #[expect(clippy::disallowed_methods, reason = "the child is this binary")]
+    let binary = std::env::current_exe().unwrap();
+    Command::new(binary)
+        .args([
+            "--exact",
+            "store::crash::child_commits_numbered_batches_until_it_is_killed",
+            "--nocapture",
+        ])
+        .env(CHILD, format!("{engine:?} {}", dir.display()))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .unwrap()
+}
+
+#[test]
+fn after_kill_9_a_store_holds_a_prefix_of_the_batches() {
+    let mut random = Random::of_test("store kill -9");
+    for engine in ON_DISK {
+        let dir = tempfile::tempdir().unwrap();
+        let mut model = super::Rows::new();
+        let mut modelled = 0;
+        for round in 0..8 {
+            let mut child = child(engine, dir.path());
+            let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+            // Killed after some batches; rounds differ between mid-buffer and several flushes later.
+            let batches = 1 + random.below(if round % 2 == 0 { 200 } else { 4_000 });
+            let mut acknowledged = 0;
+            let mut committed = said.by_ref().filter_map(|line| {
+                line.unwrap()
+                    .strip_prefix("child committed ")
+                    .map(|n| n.parse::<u64>().unwrap())
+            });
+            for _ in 0..batches {
+                acknowledged = committed.next().expect("the child commits until it is killed");
+            }
+            child.kill().unwrap();
+            child.wait().unwrap();
+
+            let store = store::open(&options(engine, dir.path())).unwrap();
+            let reached = last(&*store);
+            assert!(
+                reached >= modelled,
+                "{engine:?}: batches of an earlier life are gone: {reached} < {modelled}"
+            );
+            if engine == Engine::Fjall {
+                assert!(
+                    reached >= acknowledged,
+                    "{engine:?}: {reached} < {acknowledged}, which was acknowledged"
+                );
+            }
+            for n in modelled + 1..=reached {
+                for (space, key, value) in numbered(n).into_writes() {
+                    match value {
+                        _ if space != Space(1) => {}
+                        Some(value) => drop(model.insert(key, value)),
+                        None => drop(model.remove(&key)),
+                    }
+                }
+            }
+            modelled = reached;
+            let expected: Vec<_> = model.clone().into_iter().collect();
+            for space in [Space(1), Space(2)] {
+                let got = rows(&*store, space, b"", None, Direction::Forward);
+                assert!(
+                    got == expected,
+                    "{engine:?}, round {round}: {space:?} is not the state after batch {reached}"
+                );
+            }
+        }
+        assert!(modelled > 0, "{engine:?}: no batch of any child survived");
+        write_on(engine, dir.path());
+    }
+}
+
+/// fjall issue 257: writes once stood still for ever on a store that had been killed. Here they must go on.
+fn write_on(engine: Engine, dir: &Path) {
+    let store = store::open(&options(engine, dir)).unwrap();
+    let from = last(&*store) + 1;
+    let (done, ended) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in from..from + 2_000 {
+                store.commit(numbered(n)).unwrap();
+            }
+            done.send(()).unwrap();
+        });
+        wait_for("writes go on after kill -9", Duration::from_secs(60), || {
+            ended.try_recv().ok()
+        });
+    });
+}
