@@ -10,6 +10,7 @@
 mod app;
 mod checkpoint;
 mod clock;
+pub mod driver;
 mod effects;
 mod error;
 mod marker;
@@ -41,5 +42,5 @@ pub use stores::{Directory, StoreName, Stores};
 
 /// A point where a test can make the process die.
 fn hit(name: &'static str) {
-    log::probe::hit(name);
+    process::failpoint::hit(name);
 }

@@ -92,7 +92,12 @@ impl Restorer {
             Some(reader) => reader,
             empty => empty.insert(env.log.reader(Isolation::ReadCommitted)?),
         };
-        if !wanted.iter().map(|(at, _)| at).eq(self.assigned.iter()) {
+        // A task may have begun anew, or committed since; only a reader that stands exactly where the stores do goes on.
+        let stands = |(at, from): &(TopicPartition, StartFrom)| {
+            reader.position(at).is_some_and(|position| *from == StartFrom::Offset(position))
+        };
+        let same = wanted.iter().map(|(at, _)| at).eq(self.assigned.iter());
+        if !(same && wanted.iter().all(stands)) {
             self.assigned.clear();
             reader.assign(&wanted)?;
             self.assigned.extend(wanted.into_iter().map(|(at, _)| at));

@@ -51,6 +51,20 @@ pub(crate) struct Env {
     pub places: Mutex<HashMap<TopicPartition, Offset>>,
 }
 
+impl Env {
+    pub(crate) fn new(
+        plan: Plan,
+        config: Config,
+        log: SharedLog,
+        clock: Arc<dyn Clock>,
+        stores: Arc<dyn Stores>,
+        status: Arc<Status>,
+    ) -> Self {
+        let metrics = Metrics::new(&plan.application);
+        Env { plan, config, log, clock, stores, metrics, status, places: Mutex::default() }
+    }
+}
+
 /// Why a transaction did not become a known commit.
 pub(crate) enum Cause {
     /// Another session of this name, or another generation of the group.

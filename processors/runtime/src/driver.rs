@@ -1,0 +1,177 @@
+//! Drivers for tests: a processor over values alone, and the real thread loop one turn at a time.
+//!
+//! Guarantees: no thread and no sleep; the second one runs the code that production runs, over whatever log, clock and
+//! stores it is given, so that a test can inject what it likes between any two calls.
+//! Never: a short cut around the commit protocol.
+
+use crate::checkpoint::{SPACES, STATE};
+use crate::plan::Plan;
+use crate::thread::{Env, StreamThread};
+use crate::{Application, Clock, Config, Context, Effects, Processor, Result, State, Status, Stores};
+use log::{Millis, OutBatch, RecordBatch, SharedLog};
+use std::sync::Arc;
+use std::time::Duration;
+use store::{Batch, MemoryStore};
+
+/// A record that a processor wrote, owned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// Topic.
+    pub topic: String,
+    /// Partition, when the processor chose it.
+    pub partition: Option<i32>,
+    /// Key.
+    pub key: Option<Vec<u8>>,
+    /// Value.
+    pub value: Option<Vec<u8>>,
+    /// Headers, in order.
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
+}
+
+/// One processor over values: records in, records out, a state in memory.
+pub struct StepDriver {
+    processor: Box<dyn Processor>,
+    state: State,
+    effects: Effects,
+    stream_time: Millis,
+    /// What the next steps see as now.
+    pub now: Millis,
+}
+
+impl StepDriver {
+    /// A processor with an empty state.
+    ///
+    /// # Errors
+    /// What its `reset` returns.
+    pub fn new(name: &str, mut processor: Box<dyn Processor>) -> Result<Self> {
+        let state = State::new(Arc::new(MemoryStore::new(SPACES.len())), STATE);
+        processor.reset(&state)?;
+        Ok(StepDriver { processor, state, effects: Effects::new(name), stream_time: 0, now: 0 })
+    }
+
+    /// Lets it process records, all of one task.
+    ///
+    /// # Errors
+    /// What `prepare` or `step` returns.
+    pub fn feed(&mut self, records: &RecordBatch) -> Result<()> {
+        let newest = records.iter().map(|record| record.timestamp()).max().unwrap_or(0);
+        self.stream_time = self.stream_time.max(newest);
+        let context = Context { now: self.now, stream_time: self.stream_time };
+        self.processor.prepare(records, 0..records.len())?;
+        self.processor.step(context, records, 0..records.len(), &mut self.state, &mut self.effects)
+    }
+
+    /// Commits, and returns what was written since the last commit.
+    ///
+    /// # Errors
+    /// What `before_commit` or the store returns.
+    pub fn commit(&mut self) -> Result<Vec<Written>> {
+        let context = Context { now: self.now, stream_time: self.stream_time };
+        self.processor.before_commit(context, &mut self.state, &mut self.effects)?;
+        let mut batch = Batch::default();
+        for (key, value) in std::mem::take(&mut self.state.overlay) {
+            match value {
+                Some(value) => batch.put(STATE, key, value),
+                None => batch.delete(STATE, key),
+            }
+        }
+        self.state.overlay_bytes = 0;
+        self.state.store.commit(batch)?;
+        let out = written(self.effects.records());
+        self.effects.clear();
+        Ok(out)
+    }
+
+    /// Drops everything since the last commit, as an aborted transaction does.
+    ///
+    /// # Errors
+    /// What `reset` returns.
+    pub fn abort(&mut self) -> Result<()> {
+        self.state.overlay.clear();
+        self.state.overlay_bytes = 0;
+        self.effects.clear();
+        self.processor.reset(&self.state)
+    }
+
+    /// Its state, uncommitted writes included.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+}
+
+/// The records of a batch, owned.
+pub fn written(records: &OutBatch) -> Vec<Written> {
+    let owned = records.iter().map(|(record, headers)| Written {
+        topic: record.topic.to_string(),
+        partition: record.partition,
+        key: record.key.map(<[u8]>::to_vec),
+        value: record.value.map(<[u8]>::to_vec),
+        headers: headers.map(|(name, value)| (name.to_owned(), value.map(<[u8]>::to_vec))).collect(),
+    });
+    owned.collect()
+}
+
+/// One stream thread, driven by hand. Dropping it is a crash: nothing is committed, nothing is said to the group.
+pub struct ThreadDriver {
+    thread: StreamThread,
+    status: Arc<Status>,
+}
+
+impl ThreadDriver {
+    /// Makes a thread of an application; nothing is connected before the first turn.
+    ///
+    /// # Errors
+    /// An application that cannot run on this log; a log that fails.
+    pub fn new(
+        application: &Application,
+        config: Config,
+        log: SharedLog,
+        clock: Arc<dyn Clock>,
+        stores: Arc<dyn Stores>,
+        thread: usize,
+    ) -> Result<Self> {
+        let status = Arc::new(Status::default());
+        let plan = Plan::resolve(&*log, application, &config)?;
+        let env = Env::new(plan, config, log, clock, stores, status.clone());
+        Ok(ThreadDriver { thread: StreamThread::new(Arc::new(env), thread), status })
+    }
+
+    /// Does the next thing, without a wait.
+    ///
+    /// # Errors
+    /// What would end the process.
+    pub fn turn(&mut self) -> Result<()> {
+        self.thread.turn(Duration::ZERO).map(|_| ())
+    }
+
+    /// Takes turns until everything that there is to read is processed and committed; `false` when it is not so after
+    /// `turns_max` turns.
+    ///
+    /// # Errors
+    /// What would end the process.
+    pub fn settle(&mut self, turns_max: usize) -> Result<bool> {
+        for _ in 0..turns_max {
+            self.turn()?;
+            if self.thread.is_quiet() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// What stands between the thread and work.
+    pub fn causes(&self) -> Vec<String> {
+        self.status.causes()
+    }
+
+    /// Ends as a drained process does.
+    ///
+    /// # Errors
+    /// A store or log that fails.
+    pub fn finish(self) -> Result<()> {
+        self.thread.finish()
+    }
+}
+
+#[cfg(test)]
+mod simulation;
