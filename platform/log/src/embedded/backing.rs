@@ -1,0 +1,90 @@
+//! What the embedded log stands on: ordered keys in two spaces and atomic batches.
+//!
+//! This is the seam for simulations: a seeded scheduler wraps a backing and loses, delays or cuts its commits.
+//! Guarantees: a batch is atomic over both spaces, and when `commit` has returned it survives the end of the process;
+//! a scan sees every batch that was committed before it began. Never: a key or value that means something to it.
+
+mod disk;
+mod memory;
+
+pub(super) use disk::DiskBacking;
+pub(super) use memory::MemoryBacking;
+
+use crate::Result;
+use bytes::Bytes;
+use std::ops::ControlFlow;
+
+/// A space of keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Space {
+    /// Blocks of records.
+    Records,
+    /// Everything else.
+    Meta,
+}
+
+/// One write: a key's new value, or `None` to remove it.
+pub(super) struct Write {
+    pub space: Space,
+    pub key: Vec<u8>,
+    pub value: Option<Bytes>,
+}
+
+/// Writes that become durable together; a later write of a key wins.
+#[derive(Default)]
+pub(super) struct Writes(Vec<Write>);
+
+impl Writes {
+    pub fn put(&mut self, space: Space, key: impl Into<Vec<u8>>, value: impl Into<Bytes>) {
+        self.0.push(Write { space, key: key.into(), value: Some(value.into()) });
+    }
+
+    pub fn remove(&mut self, space: Space, key: impl Into<Vec<u8>>) {
+        self.0.push(Write { space, key: key.into(), value: None });
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// Called for each key in order.
+pub(super) type Visit<'a> = &'a mut dyn FnMut(&[u8], Bytes) -> ControlFlow<()>;
+
+/// Ordered keys with atomic batches.
+pub(super) trait Backing: Send + Sync {
+    /// Makes the writes durable, all or none.
+    fn commit(&self, writes: Writes) -> Result<()>;
+
+    /// Reads a key.
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>>;
+
+    /// Visits the keys in `from..to` in ascending order until the visitor breaks.
+    fn scan(&self, space: Space, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<()>;
+
+    /// The greatest key in `from..=to` with its value.
+    fn last(&self, space: Space, from: &[u8], to: &[u8]) -> Result<Option<(Vec<u8>, Bytes)>>;
+}
+
+impl dyn Backing + '_ {
+    /// Visits the keys that begin with these bytes.
+    pub fn prefix(&self, space: Space, prefix: &[u8], visit: Visit<'_>) -> Result<()> {
+        self.scan(space, prefix, &after(prefix), visit)
+    }
+}
+
+/// The first key behind all keys with this prefix. No prefix here is all `0xff`.
+pub(super) fn after(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            break;
+        }
+    }
+    end
+}

@@ -1,0 +1,103 @@
+//! A directory, through fjall.
+//!
+//! Guarantees: a batch is in the operating system's hands when `commit` returns, so that it survives kill -9 of the
+//! process; one process at a time has the directory. Never: an fsync on the path of a batch.
+
+use super::{Backing, Space, Visit, Writes};
+use crate::{Error, Result};
+use bytes::Bytes;
+use fjall::config::FilterPolicy;
+use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use std::path::Path;
+
+/// Blocks are large, few and read in order.
+const RECORDS_MEMTABLE_BYTES: u64 = 24 * 1024 * 1024;
+const META_MEMTABLE_BYTES: u64 = 8 * 1024 * 1024;
+/// What the next start has to replay at most; the least that fjall takes.
+const JOURNAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// A fjall database with one keyspace for each space.
+pub(in crate::embedded) struct DiskBacking {
+    db: Database,
+    records: Keyspace,
+    meta: Keyspace,
+}
+
+fn failed(attempted: &'static str) -> impl FnOnce(fjall::Error) -> Error {
+    move |source| Error::Storage { attempted, source: Box::new(source) }
+}
+
+impl DiskBacking {
+    /// Opens the directory, or makes it.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when another process has it open.
+    pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self> {
+        let opened = Database::builder(dir)
+            .cache_size(cache_bytes)
+            .max_journaling_size(JOURNAL_BYTES_MAX)
+            .journal_compression(CompressionType::None)
+            .open();
+        let db = match opened {
+            Ok(db) => db,
+            Err(fjall::Error::Locked) => {
+                return Err(Error::Refused {
+                    attempted: format!("open the embedded log in {}", dir.display()),
+                    reason: "another process has it open; stop that one, or choose another directory".to_owned(),
+                });
+            }
+            Err(other) => return Err(failed("open the directory")(other)),
+        };
+        let options = || KeyspaceCreateOptions::default().filter_policy(FilterPolicy::disabled());
+        let records = db
+            .keyspace("records", || options().max_memtable_size(RECORDS_MEMTABLE_BYTES))
+            .map_err(failed("open the records"))?;
+        let meta = db
+            .keyspace("meta", || options().max_memtable_size(META_MEMTABLE_BYTES))
+            .map_err(failed("open the meta data"))?;
+        Ok(DiskBacking { db, records, meta })
+    }
+
+    fn space(&self, space: Space) -> &Keyspace {
+        match space {
+            Space::Records => &self.records,
+            Space::Meta => &self.meta,
+        }
+    }
+}
+
+impl Backing for DiskBacking {
+    fn commit(&self, writes: Writes) -> Result<()> {
+        let mut batch = self.db.batch().durability(Some(PersistMode::Buffer));
+        for write in writes.0 {
+            match write.value {
+                Some(value) => batch.insert(self.space(write.space), write.key, value),
+                None => batch.remove(self.space(write.space), write.key),
+            }
+        }
+        batch.commit().map_err(failed("write a batch"))
+    }
+
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>> {
+        let found = self.space(space).get(key).map_err(failed("read a key"))?;
+        Ok(found.map(Bytes::from))
+    }
+
+    fn scan(&self, space: Space, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<()> {
+        for guard in self.space(space).range(from..to) {
+            let (key, value) = guard.into_inner().map_err(failed("read a range"))?;
+            if visit(&key, Bytes::from(value)).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn last(&self, space: Space, from: &[u8], to: &[u8]) -> Result<Option<(Vec<u8>, Bytes)>> {
+        let Some(guard) = self.space(space).range(from..=to).next_back() else {
+            return Ok(None);
+        };
+        let (key, value) = guard.into_inner().map_err(failed("read the last key of a range"))?;
+        Ok(Some((key.to_vec(), Bytes::from(value))))
+    }
+}

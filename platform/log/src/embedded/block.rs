@@ -1,0 +1,353 @@
+//! A block: records of one partition that were written together, or one control record.
+//!
+//! ```text
+//! version 1 · flags 1 · transaction 8 · count 4 · span 4 · base timestamp 8 · greatest timestamp 8 · records
+//! record: offset delta, timestamp delta (zigzag), key, value, headers; all integers as varints; a length is stored
+//! plus one, and 0 is null
+//! ```
+//!
+//! `span` is the number of offsets that the block covers; with compaction it may hold fewer records.
+//! Guarantees: a block belongs to one transaction or to none; encoded once, it is the same bytes in the cache, in the
+//! store and for every reader. Never: a panic on stored bytes.
+
+use super::format::{VERSION, body, corrupt};
+use crate::{Header, Millis, Offset, RecordBatch, Result, TimestampType};
+use bytes::Bytes;
+
+const HEAD_BYTES: usize = 34;
+const CONTROL: u8 = 1;
+const COMMIT: u8 = 2;
+const LOG_APPEND: u8 = 4;
+
+/// How a transaction ended, as its marker says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Marker {
+    Commit,
+    Abort,
+}
+
+/// Collects records of one partition.
+pub(super) struct Builder {
+    bytes: Vec<u8>,
+    count: u32,
+    base_timestamp: Millis,
+    max_timestamp: Millis,
+    last_timestamp: Millis,
+}
+
+impl Builder {
+    pub fn new() -> Self {
+        let bytes = vec![0; HEAD_BYTES];
+        Builder { bytes, count: 0, base_timestamp: 0, max_timestamp: Millis::MIN, last_timestamp: 0 }
+    }
+
+    /// Appends a record.
+    pub fn push<'h>(
+        &mut self,
+        timestamp: Millis,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+        headers: impl Iterator<Item = Header<'h>>,
+    ) {
+        if self.count == 0 {
+            self.base_timestamp = timestamp;
+        }
+        put_varint(&mut self.bytes, u64::from(self.count));
+        put_varint(&mut self.bytes, zigzag(timestamp.wrapping_sub(self.base_timestamp)));
+        put_bytes(&mut self.bytes, key);
+        put_bytes(&mut self.bytes, value);
+        for (name, value) in headers {
+            put_bytes(&mut self.bytes, Some(name.as_bytes()));
+            put_bytes(&mut self.bytes, value);
+        }
+        // No header has a null name, so a null ends them.
+        put_bytes(&mut self.bytes, None);
+        self.count += 1;
+        self.max_timestamp = self.max_timestamp.max(timestamp);
+        self.last_timestamp = timestamp;
+    }
+
+    pub fn byte_len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Ends the block. With an append time all records get it.
+    pub fn finish(mut self, base: Offset, transaction: u64, append_time: Option<Millis>) -> Block {
+        let mut head = Head {
+            control: None,
+            log_append: false,
+            transaction,
+            count: self.count,
+            span: self.count,
+            base_timestamp: self.base_timestamp,
+            max_timestamp: self.max_timestamp,
+        };
+        if let Some(now) = append_time {
+            (head.log_append, head.base_timestamp, head.max_timestamp) = (true, now, now);
+        }
+        head.write(&mut self.bytes);
+        Block { base, head, bytes: Bytes::from(self.bytes) }
+    }
+
+    /// Timestamp of the record pushed last.
+    pub fn last_timestamp(&self) -> Millis {
+        self.last_timestamp
+    }
+}
+
+/// What a block's first bytes say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Head {
+    pub control: Option<Marker>,
+    pub log_append: bool,
+    /// 0 for records outside transactions.
+    pub transaction: u64,
+    pub count: u32,
+    pub span: u32,
+    pub base_timestamp: Millis,
+    pub max_timestamp: Millis,
+}
+
+impl Head {
+    fn write(&self, bytes: &mut [u8]) {
+        let flags = match self.control {
+            None => 0,
+            Some(Marker::Abort) => CONTROL,
+            Some(Marker::Commit) => CONTROL | COMMIT,
+        } | if self.log_append { LOG_APPEND } else { 0 };
+        let mut at = 0;
+        let mut put = |field: &[u8]| {
+            let end = at + field.len();
+            bytes.get_mut(at..end).expect("room for the head was made").copy_from_slice(field);
+            at = end;
+        };
+        put(&[VERSION, flags]);
+        put(&self.transaction.to_be_bytes());
+        put(&self.count.to_be_bytes());
+        put(&self.span.to_be_bytes());
+        put(&self.base_timestamp.to_be_bytes());
+        put(&self.max_timestamp.to_be_bytes());
+    }
+
+    fn read(bytes: &[u8]) -> Result<Head> {
+        let mut rest = body(bytes, PLACE)?;
+        let [flags] = take(&mut rest)?;
+        let marker = if flags & COMMIT == 0 { Marker::Abort } else { Marker::Commit };
+        Ok(Head {
+            control: (flags & CONTROL != 0).then_some(marker),
+            log_append: flags & LOG_APPEND != 0,
+            transaction: u64::from_be_bytes(take(&mut rest)?),
+            count: u32::from_be_bytes(take(&mut rest)?),
+            span: u32::from_be_bytes(take(&mut rest)?),
+            base_timestamp: i64::from_be_bytes(take(&mut rest)?),
+            max_timestamp: i64::from_be_bytes(take(&mut rest)?),
+        })
+    }
+}
+
+const PLACE: &str = "a block of records";
+
+fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N]> {
+    let (head, tail) = rest.split_first_chunk::<N>().ok_or_else(|| corrupt(PLACE))?;
+    *rest = tail;
+    Ok(*head)
+}
+
+/// A whole block. Cloning shares its bytes.
+#[derive(Debug, Clone)]
+pub(super) struct Block {
+    pub base: Offset,
+    pub head: Head,
+    pub bytes: Bytes,
+}
+
+/// A place within a block, so that a reader that took a part of it goes on without parsing that part again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    base: Offset,
+    at: usize,
+}
+
+impl Block {
+    /// A control record.
+    pub fn control(base: Offset, transaction: u64, marker: Marker, now: Millis) -> Block {
+        let head = Head {
+            control: Some(marker),
+            log_append: false,
+            transaction,
+            count: 0,
+            span: 1,
+            base_timestamp: now,
+            max_timestamp: now,
+        };
+        let mut bytes = vec![0; HEAD_BYTES];
+        head.write(&mut bytes);
+        Block { base, head, bytes: Bytes::from(bytes) }
+    }
+
+    /// Reads the head of stored bytes.
+    pub fn parse(base: Offset, bytes: Bytes) -> Result<Block> {
+        let head = Head::read(&bytes)?;
+        Ok(Block { base, head, bytes })
+    }
+
+    /// The offset after the block.
+    pub fn next(&self) -> Offset {
+        self.base + Offset::from(self.head.span)
+    }
+
+    /// Bytes that it counts for in sizes: those of its key and value.
+    pub fn size(&self) -> u64 {
+        u64::try_from(self.bytes.len() + 16).expect("a block is small")
+    }
+
+    /// Puts the records from an offset on into the batch until that holds `max_bytes`; at least one. Returns the
+    /// offset to go on at, and the place of it when the block was not finished. A damaged record is an error only when
+    /// it is the first one read, so that what stands before it is returned.
+    pub fn read(
+        &self,
+        from: Offset,
+        place: Option<Place>,
+        batch: &mut RecordBatch,
+        partition: u16,
+        max_bytes: usize,
+    ) -> Result<(Offset, Option<Place>)> {
+        let at = match place {
+            Some(place) if place.base == self.base => place.at,
+            _ => HEAD_BYTES,
+        };
+        let mut rest = self.bytes.get(at..).ok_or_else(|| corrupt(PLACE))?;
+        let kind = if self.head.log_append { TimestampType::LogAppend } else { TimestampType::Create };
+        let mut last = None;
+        while !rest.is_empty() {
+            if !batch.is_empty() && batch.byte_len() >= max_bytes {
+                let at = self.bytes.len() - rest.len();
+                let mut peek = rest;
+                let next = self.base + Offset::try_from(varint(&mut peek)?).map_err(|_| corrupt(PLACE))?;
+                return Ok((next.max(from), Some(Place { base: self.base, at })));
+            }
+            let (record, tail) = match (self.record(rest), last) {
+                (Ok(parsed), _) => parsed,
+                (Err(_), Some(last)) => {
+                    let at = self.bytes.len() - rest.len();
+                    return Ok((last + 1, Some(Place { base: self.base, at })));
+                }
+                (Err(error), None) => return Err(error),
+            };
+            rest = tail;
+            if record.offset >= from {
+                last = Some(record.offset);
+                let headers = HeaderIter(record.headers);
+                batch.push(partition, record.offset, record.timestamp, kind, record.key, record.value, headers);
+            }
+        }
+        Ok((self.next(), None))
+    }
+
+    /// The first offset at or after `from` with a timestamp at or after `time`.
+    pub fn first_at(&self, from: Offset, time: Millis) -> Result<Option<Offset>> {
+        let mut rest = self.bytes.get(HEAD_BYTES..).ok_or_else(|| corrupt(PLACE))?;
+        while !rest.is_empty() {
+            let (record, tail) = self.record(rest)?;
+            if record.offset >= from && record.timestamp >= time {
+                return Ok(Some(record.offset));
+            }
+            rest = tail;
+        }
+        Ok(None)
+    }
+
+    fn record<'a>(&self, mut rest: &'a [u8]) -> Result<(Record<'a>, &'a [u8])> {
+        let rest = &mut rest;
+        let delta = Offset::try_from(varint(rest)?).map_err(|_| corrupt(PLACE))?;
+        let age = unzigzag(varint(rest)?);
+        let key = bytes(rest)?;
+        let value = bytes(rest)?;
+        let headers = *rest;
+        let mut checked = *rest;
+        while let Some(name) = bytes(&mut checked)? {
+            std::str::from_utf8(name).map_err(|_| corrupt(PLACE))?;
+            bytes(&mut checked)?;
+        }
+        let timestamp = match self.head.log_append {
+            true => self.head.max_timestamp,
+            false => self.head.base_timestamp.wrapping_add(age),
+        };
+        Ok((Record { offset: self.base + delta, timestamp, key, value, headers }, checked))
+    }
+}
+
+struct Record<'a> {
+    offset: Offset,
+    timestamp: Millis,
+    key: Option<&'a [u8]>,
+    value: Option<&'a [u8]>,
+    headers: &'a [u8],
+}
+
+/// Headers that were checked before.
+struct HeaderIter<'a>(&'a [u8]);
+
+impl<'a> Iterator for HeaderIter<'a> {
+    type Item = Header<'a>;
+
+    fn next(&mut self) -> Option<Header<'a>> {
+        let name = bytes(&mut self.0).ok()??;
+        let value = bytes(&mut self.0).ok()?;
+        Some((std::str::from_utf8(name).ok()?, value))
+    }
+}
+
+fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        let [low, ..] = value.to_le_bytes();
+        out.push(low | 0x80);
+        value >>= 7;
+    }
+    let [low, ..] = value.to_le_bytes();
+    out.push(low);
+}
+
+fn varint(rest: &mut &[u8]) -> Result<u64> {
+    let mut value = 0_u64;
+    for shift in (0..64).step_by(7) {
+        let (byte, tail) = rest.split_first().ok_or_else(|| corrupt(PLACE))?;
+        *rest = tail;
+        value |= u64::from(byte & 0x7f) << shift;
+        if *byte < 0x80 {
+            return Ok(value);
+        }
+    }
+    Err(corrupt(PLACE))
+}
+
+fn zigzag(value: i64) -> u64 {
+    (value.cast_unsigned() << 1) ^ (value >> 63).cast_unsigned()
+}
+
+fn unzigzag(value: u64) -> i64 {
+    (value >> 1).cast_signed() ^ -(value & 1).cast_signed()
+}
+
+fn put_bytes(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
+    match bytes {
+        None => out.push(0),
+        Some(bytes) => {
+            put_varint(out, u64::try_from(bytes.len()).expect("usize fits u64") + 1);
+            out.extend_from_slice(bytes);
+        }
+    }
+}
+
+fn bytes<'a>(rest: &mut &'a [u8]) -> Result<Option<&'a [u8]>> {
+    let Some(length) = varint(rest)?.checked_sub(1) else {
+        return Ok(None);
+    };
+    let length = usize::try_from(length).map_err(|_| corrupt(PLACE))?;
+    let (found, tail) = rest.split_at_checked(length).ok_or_else(|| corrupt(PLACE))?;
+    *rest = tail;
+    Ok(Some(found))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,173 @@
+//! The embedded log's heart: its store, its writer and its state, and the look-ups that need no reader.
+//!
+//! One writer at a time (`writer`), held while the store takes a batch; `state` is held for moments only and never
+//! over IO, so that readers are not held up by a write. `writer` is always taken first.
+//! Guarantees: what `state` shows is in the store. Never: a callback.
+
+use super::backing::{Backing, Space};
+use super::block::Block;
+use super::format::{self, Head};
+use super::state::State;
+use super::{Clock, Config};
+use crate::{At, Committed, Error, GroupInfo, MemberInfo, Millis, Offset, Result, TopicPartition, probe};
+use std::ops::ControlFlow;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What the writer alone changes beside the state.
+pub(super) struct Writer {
+    pub head: Head,
+}
+
+/// The shared inside of an embedded log.
+pub(super) struct Broker {
+    pub backing: Box<dyn Backing>,
+    pub clock: Clock,
+    pub request_timeout: Duration,
+    pub place: String,
+    writer: Mutex<Writer>,
+    state: Mutex<State>,
+    /// Rung under `state`'s lock when pending offsets were decided.
+    pub decided: Condvar,
+    /// What the background pass sleeps on, and until when (by the clock).
+    pub janitor: (Mutex<Janitor>, Condvar),
+}
+
+/// The background pass's own state.
+#[derive(Default)]
+pub(super) struct Janitor {
+    pub sleeps_until: Option<Millis>,
+    pub stop: bool,
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Broker {
+    pub fn new(backing: Box<dyn Backing>, config: &Config, head: Head, state: State) -> Self {
+        let place = match &config.dir {
+            Some(dir) => format!("embedded {}", dir.display()),
+            None => "embedded memory".to_owned(),
+        };
+        Broker {
+            backing,
+            clock: config.clock.clone(),
+            request_timeout: config.request_timeout,
+            place,
+            writer: Mutex::new(Writer { head }),
+            state: Mutex::new(state),
+            decided: Condvar::new(),
+            janitor: (Mutex::default(), Condvar::new()),
+        }
+    }
+
+    /// The log's time.
+    pub fn now(&self) -> Millis {
+        (self.clock)()
+    }
+
+    pub fn writer(&self) -> MutexGuard<'_, Writer> {
+        lock(&self.writer)
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Makes sure that the background pass looks again by then.
+    pub fn remind_janitor(&self, deadline: Millis) {
+        let (janitor, bell) = &self.janitor;
+        let mut janitor = lock(janitor);
+        if janitor.sleeps_until.is_some_and(|until| until > deadline) {
+            janitor.sleeps_until = None;
+            bell.notify_all();
+        }
+    }
+
+    /// Looks an offset up.
+    pub fn offset(&self, at: &TopicPartition, which: At) -> Result<Offset> {
+        self.expire()?;
+        let state = self.state();
+        let part = state.part(at)?;
+        match which {
+            At::Start => Ok(part.start),
+            At::End => Ok(part.end),
+            At::Stable => Ok(part.stable()),
+            At::Time(time) => {
+                if part.max_timestamp.is_none_or(|greatest| greatest < time) {
+                    return Ok(part.end);
+                }
+                let below = part.index.partition_point(|entry| entry.max_timestamp < time);
+                let indexed = below.checked_sub(1).and_then(|last| part.index.get(last)).map(|entry| entry.offset);
+                let (start, end, id) = (part.start, part.end, state.resolve(at)?);
+                let from = indexed.unwrap_or(start).max(start);
+                drop(state);
+                self.first_at(id, from, end, time)
+            }
+        }
+    }
+
+    fn first_at(&self, id: format::PartId, from: Offset, end: Offset, time: Millis) -> Result<Offset> {
+        let mut found: Result<Option<Offset>> = Ok(None);
+        let (first, last) = (format::block_key(id, from), format::block_key(id, end));
+        self.backing.scan(Space::Records, &first, &last, &mut |key, value| {
+            found = format::block_base(key).and_then(|base| Block::parse(base, value)).and_then(|block| {
+                match block.head.control.is_none() && block.head.max_timestamp >= time {
+                    true => block.first_at(from, time),
+                    false => Ok(None),
+                }
+            });
+            match found {
+                Ok(None) => ControlFlow::Continue(()),
+                _ => ControlFlow::Break(()),
+            }
+        })?;
+        Ok(found?.unwrap_or(end))
+    }
+
+    /// Stable committed offsets: waits for those that are being decided.
+    pub fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Committed> {
+        let until = Instant::now() + self.request_timeout;
+        let mut state = self.state();
+        loop {
+            let known = state.groups.get(group);
+            let pending = known.is_some_and(|g| g.pending.values().flatten().any(|at| partitions.contains(at)));
+            if !pending {
+                let offset = |at: &TopicPartition| known.and_then(|g| g.offsets.get(at)).copied();
+                return Ok(partitions.iter().map(|at| (at.clone(), offset(at))).collect());
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Error::Unavailable {
+                    attempted: format!("read the committed offsets of group {group}"),
+                    reason: "a transaction with offsets of these partitions was not decided in time".to_owned(),
+                });
+            }
+            probe::hit("log.committed.waits");
+            (state, _) = self.decided.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Lists the groups.
+    pub fn groups(&self) -> Vec<GroupInfo> {
+        let now = self.now();
+        let mut state = self.state();
+        let mut infos = Vec::new();
+        for (name, group) in &mut state.groups {
+            group.tick(now);
+            let member = |seen: super::group::Seen| MemberInfo {
+                name: seen.instance.map_or_else(|| format!("member-{}", seen.id), |instance| format!("member-{} {instance}", seen.id)),
+                partitions: seen.held,
+            };
+            infos.push(GroupInfo {
+                group: name.clone(),
+                state: group.state().to_owned(),
+                members: group.seen().into_iter().map(member).collect(),
+                committed: group.offsets.clone(),
+            });
+        }
+        state.groups.retain(|_, group| !group.is_gone());
+        infos
+    }
+}

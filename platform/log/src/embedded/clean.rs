@@ -1,0 +1,145 @@
+//! Removing old records, and the light thread that does it.
+//!
+//! A block is removed when all of it is too old, or when what follows it still fills `retention.bytes`. Compaction has
+//! its place in [`Broker::clean`], beside deletion; today topics that are only compacted keep everything.
+//! Guarantees: nothing at or behind the last stable offset is removed; a partition's start moves before its blocks go,
+//! so that a reader finds an error and never a hole. Never: work in the way of an append for longer than one batch.
+
+use super::backing::{Space, Writes};
+use super::block::Block;
+use super::broker::{Broker, lock};
+use super::format::{self, PartId};
+use super::settings::Rules;
+use super::topics::REMOVED_AT_ONCE;
+use crate::{Millis, Offset, Result};
+use std::ops::ControlFlow;
+use std::sync::{Arc, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+/// What a pass found in one partition.
+struct Cut {
+    start: Offset,
+    start_bytes: u64,
+    blocks: Vec<Offset>,
+}
+
+impl Broker {
+    /// Removes what retention no longer keeps at this time.
+    pub fn clean(&self, now: Millis) -> Result<()> {
+        let topics: Vec<_> = self.state().topics.values().cloned().collect();
+        for topic in topics.iter().filter(|topic| topic.rules.deletes) {
+            for id in topic.parts() {
+                while self.clean_some(id, &topic.rules, now)? {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes one batch of a partition's blocks; says whether there may be more.
+    fn clean_some(&self, id: PartId, rules: &Rules, now: Millis) -> Result<bool> {
+        let _writer = self.writer();
+        let Some(cut) = self.to_cut(id, rules, now)? else {
+            return Ok(false);
+        };
+        let mut writes = Writes::default();
+        for base in &cut.blocks {
+            writes.remove(Space::Records, format::block_key(id, *base));
+        }
+        let key = format::part_key(format::PARTITIONS, id);
+        writes.put(Space::Meta, key, format::encode_start(cut.start, cut.start_bytes));
+        {
+            let mut state = self.state();
+            if let Some(part) = state.parts.get(&id) {
+                for entry in part.index.iter().take_while(|entry| entry.offset < cut.start) {
+                    writes.remove(Space::Meta, format::index_key(id, entry.offset));
+                }
+                for (transaction, _) in part.aborted.iter().filter(|(_, marker)| **marker < cut.start) {
+                    writes.remove(Space::Meta, format::aborted_key(id, *transaction));
+                }
+            }
+            state.cut(id, cut.start, cut.start_bytes);
+        }
+        let more = cut.blocks.len() == REMOVED_AT_ONCE;
+        self.backing.commit(writes)?;
+        Ok(more)
+    }
+
+    fn to_cut(&self, id: PartId, rules: &Rules, now: Millis) -> Result<Option<Cut>> {
+        let (mut cut, bytes, stable) = {
+            let state = self.state();
+            let Some(part) = state.parts.get(&id) else {
+                return Ok(None);
+            };
+            let cut = Cut { start: part.start, start_bytes: part.start_bytes, blocks: Vec::new() };
+            (cut, part.bytes, part.stable())
+        };
+        let mut bad = None;
+        let (from, to) = (format::block_key(id, cut.start), format::block_key(id, stable));
+        self.backing.scan(Space::Records, &from, &to, &mut |key, value| {
+            let block = match format::block_base(key).and_then(|base| Block::parse(base, value)) {
+                Ok(block) => block,
+                Err(error) => {
+                    bad = Some(error);
+                    return ControlFlow::Break(());
+                }
+            };
+            let age = now.saturating_sub(block.head.max_timestamp);
+            let too_old = rules.retention_ms >= 0 && age > rules.retention_ms;
+            let rest = bytes - cut.start_bytes - block.size();
+            let too_much = u64::try_from(rules.retention_bytes).is_ok_and(|kept| rest >= kept);
+            if !too_old && !too_much {
+                return ControlFlow::Break(());
+            }
+            cut.start = block.next();
+            cut.start_bytes += block.size();
+            cut.blocks.push(block.base);
+            match cut.blocks.len() < REMOVED_AT_ONCE {
+                true => ControlFlow::Continue(()),
+                false => ControlFlow::Break(()),
+            }
+        })?;
+        match bad {
+            Some(error) => Err(error),
+            None => Ok((!cut.blocks.is_empty()).then_some(cut)),
+        }
+    }
+}
+
+/// The background pass: cleans now and then, aborts transactions on time, and sleeps otherwise.
+pub(super) fn run(broker: &Weak<Broker>, every: Duration) {
+    let mut next_clean = Instant::now() + every;
+    while let Some(broker) = broker.upgrade() {
+        if Instant::now() >= next_clean {
+            if let Err(error) = broker.clean(broker.now()) {
+                tracing::warn!(%error, "could not remove old records");
+            }
+            next_clean = Instant::now() + every;
+        }
+        if let Err(error) = broker.expire() {
+            tracing::warn!(%error, "could not abort a transaction that is open for too long");
+        }
+        if !sleep(&broker, next_clean) {
+            return;
+        }
+    }
+}
+
+/// Sleeps until the next clean or the next transaction's time limit; says whether to go on.
+fn sleep(broker: &Arc<Broker>, next_clean: Instant) -> bool {
+    let (janitor, bell) = &broker.janitor;
+    let mut janitor = lock(janitor);
+    if janitor.stop {
+        return false;
+    }
+    let now = broker.now();
+    let left = next_clean.saturating_duration_since(Instant::now());
+    let deadline = broker.state().next_deadline();
+    let due = deadline.and_then(|deadline| u64::try_from(deadline.saturating_sub(now).max(1)).ok());
+    let left = due.map_or(left, |ms| left.min(Duration::from_millis(ms)));
+    let ms = Millis::try_from(left.as_millis()).unwrap_or(Millis::MAX);
+    janitor.sleeps_until = Some(now.saturating_add(ms));
+    let woken = bell.wait_timeout_while(janitor, left, |janitor| !janitor.stop && janitor.sleeps_until.is_some());
+    let (mut janitor, _) = woken.unwrap_or_else(PoisonError::into_inner);
+    janitor.sleeps_until = None;
+    !janitor.stop
+}

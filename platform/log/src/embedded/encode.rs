@@ -1,0 +1,117 @@
+//! From a batch to blocks: which partition each record belongs to, and whether its topic takes it.
+//!
+//! Guarantees: either every record of the batch is taken, or none; records of one partition keep their order.
+//! Never: an offset; blocks get theirs when they are written.
+
+use super::block::Builder;
+use super::broker::Broker;
+use super::format::PartId;
+use super::state::{Topic, unknown};
+use super::write::Draft;
+use crate::{Error, Header, Millis, OutBatch, OutRecord, Result, TopicPartition, partitioner};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// A block is closed when it has so many bytes.
+const BLOCK_BYTES: usize = 256 * 1024;
+/// What a record of its own costs in Kafka's format beside its key, value and headers; counted against
+/// `max.message.bytes`.
+const RECORD_BYTES: usize = 70;
+
+struct Encoder<'b> {
+    broker: &'b Broker,
+    now: Millis,
+    /// The topics of the batch; most batches have few.
+    topics: Vec<Arc<Topic>>,
+    drafts: Vec<Draft>,
+    /// The draft that each partition's records go to.
+    current: HashMap<PartId, usize>,
+    /// Where records without key and partition go, one partition a batch as Kafka's sticky partitioner does.
+    sticky: Option<u64>,
+}
+
+/// Encodes a batch.
+///
+/// # Errors
+/// [`Error::UnknownTopic`], [`Error::TooLarge`], and [`Error::Refused`] for a timestamp that the topic refuses.
+pub(super) fn encode(broker: &Broker, records: &OutBatch) -> Result<Vec<Draft>> {
+    let mut encoder = Encoder {
+        broker,
+        now: broker.now(),
+        topics: Vec::new(),
+        drafts: Vec::new(),
+        current: HashMap::new(),
+        sticky: None,
+    };
+    for (record, headers) in records.iter() {
+        encoder.push(record, headers)?;
+    }
+    Ok(encoder.drafts)
+}
+
+impl Encoder<'_> {
+    fn push<'h>(&mut self, record: OutRecord<'_>, headers: impl Iterator<Item = Header<'h>>) -> Result<()> {
+        let topic = self.topic(record.topic)?;
+        let partition = match (record.partition, record.key) {
+            (Some(partition), _) => partition,
+            (None, Some(key)) => partitioner::partition(key, count(&topic)),
+            (None, None) => self.sticky(&topic),
+        };
+        let part = topic.part(partition).ok_or_else(|| unknown(&TopicPartition::new(topic.name.clone(), partition).to_string()))?;
+        let timestamp = record.timestamp.unwrap_or(self.now);
+        let rules = &topic.rules;
+        let too_new = timestamp.saturating_sub(self.now) > rules.timestamp_ahead_max;
+        let too_old = self.now.saturating_sub(timestamp) > rules.timestamp_behind_max;
+        if !rules.log_append && (too_new || too_old) {
+            let setting = if too_new { "message.timestamp.after.max.ms" } else { "message.timestamp.before.max.ms" };
+            return Err(Error::Refused {
+                attempted: format!("write a record to {}", topic.name),
+                reason: format!("its timestamp {timestamp} is further from now than the topic's `{setting}` allows"),
+            });
+        }
+        let bytes_max = rules.message_bytes_max;
+        let index = self.draft(&topic, part);
+        let block = &mut self.drafts.get_mut(index).expect("drafts are only added").block;
+        let before = block.byte_len();
+        block.push(timestamp, record.key, record.value, headers);
+        let bytes = block.byte_len() - before + RECORD_BYTES;
+        if bytes > bytes_max {
+            return Err(Error::TooLarge { topic: topic.name.to_string(), bytes, limit: bytes_max });
+        }
+        Ok(())
+    }
+
+    fn topic(&mut self, name: &Arc<str>) -> Result<Arc<Topic>> {
+        let same = |topic: &&Arc<Topic>| Arc::ptr_eq(&topic.name, name) || topic.name == *name;
+        if let Some(topic) = self.topics.iter().find(same) {
+            return Ok(topic.clone());
+        }
+        let topic = self.broker.state().topic(name)?.clone();
+        self.topics.push(topic.clone());
+        Ok(topic)
+    }
+
+    fn sticky(&mut self, topic: &Topic) -> i32 {
+        let broker = self.broker;
+        let turn = *self.sticky.get_or_insert_with(|| broker.state().number());
+        let partition = turn % u64::from(topic.partitions.max(1));
+        i32::try_from(partition).expect("partition counts are i32")
+    }
+
+    /// The draft that takes the partition's next record.
+    fn draft(&mut self, topic: &Arc<Topic>, part: PartId) -> usize {
+        if let Some(index) = self.current.get(&part)
+            && self.drafts.get(*index).is_some_and(|draft| draft.block.byte_len() < BLOCK_BYTES)
+        {
+            return *index;
+        }
+        self.drafts.push(Draft { topic: topic.clone(), part, block: Builder::new() });
+        let index = self.drafts.len() - 1;
+        self.current.insert(part, index);
+        index
+    }
+}
+
+fn count(topic: &Topic) -> i32 {
+    i32::try_from(topic.partitions).expect("partition counts are i32")
+}

@@ -1,0 +1,352 @@
+//! A consumer group as a value: seats, generations, range assignment, committed and pending offsets.
+//!
+//! A rebalance is eager, as with Kafka's classic protocol: every member is told `Revoked`, gives up at its next poll,
+//! and when all have, a new generation is assigned. A member that does not poll for its session timeout meanwhile
+//! loses its partitions. As every member lives in this process, there are no heartbeats: a member is alive until it
+//! is closed or dropped.
+//!
+//! Guarantees: a partition is never held by two seats of one generation; a commit under another generation, or of a
+//! member that lost its seat, is refused. Never: IO, a clock, a lock.
+
+use super::signal::Signal;
+use crate::{Event, Millis, Offset, TopicPartition};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A subscribed topic with its partition count.
+pub(super) type Subscription = (Arc<str>, u32);
+
+/// A member: the seat's number in the group, never used again.
+pub(super) type MemberId = u64;
+
+/// What is waiting for a member's next poll.
+#[derive(Debug, PartialEq, Eq)]
+enum News {
+    Nothing,
+    /// The held partitions are new.
+    Assigned,
+    /// The held partitions are to be given up.
+    Revoke,
+    /// The member knows; its next poll gives them up.
+    Revoking,
+    /// It was silent too long: these were taken from it.
+    Lost(Vec<TopicPartition>),
+}
+
+/// Who joins.
+pub(super) struct Joining {
+    pub id: MemberId,
+    pub instance: Option<String>,
+    pub topics: Vec<Subscription>,
+    pub timeout_ms: Millis,
+    pub signal: Arc<Signal>,
+}
+
+struct Seat {
+    instance: Option<String>,
+    topics: Vec<Subscription>,
+    timeout_ms: Millis,
+    signal: Arc<Signal>,
+    held: Vec<TopicPartition>,
+    news: News,
+    /// Generation that the member was told with its assignment.
+    generation: i32,
+    /// It reads.
+    started: bool,
+    /// A static member has left; its seat is kept until its session timeout.
+    left_at: Option<Millis>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Settled,
+    /// Members give up; at that time those that did not have lost.
+    Preparing(Millis),
+}
+
+/// A group.
+pub(super) struct Group {
+    generation: i32,
+    phase: Phase,
+    seats: BTreeMap<MemberId, Seat>,
+    /// Committed offsets.
+    pub offsets: BTreeMap<TopicPartition, Offset>,
+    /// Offsets of transactions that are being decided, by transaction.
+    pub pending: BTreeMap<u64, Vec<TopicPartition>>,
+}
+
+/// Why a member has no seat any more: another took it over by the same instance name.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Replaced;
+
+/// A seat for people to see.
+pub(super) struct Seen {
+    pub id: MemberId,
+    pub instance: Option<String>,
+    pub held: Vec<TopicPartition>,
+}
+
+impl Group {
+    pub fn new() -> Self {
+        Group {
+            generation: 0,
+            phase: Phase::Settled,
+            seats: BTreeMap::new(),
+            offsets: BTreeMap::new(),
+            pending: BTreeMap::new(),
+        }
+    }
+
+    /// Takes a seat. A static member takes its old one, whoever sat there.
+    pub fn join(&mut self, joining: Joining, now: Millis) {
+        self.tick(now);
+        let Joining { id, instance, mut topics, timeout_ms, signal } = joining;
+        topics.sort();
+        topics.dedup();
+        let old = instance.as_ref().and_then(|_| self.seat_of(instance.as_deref()));
+        let mut seat = Seat {
+            instance,
+            topics,
+            timeout_ms,
+            signal,
+            held: Vec::new(),
+            news: News::Nothing,
+            generation: -1,
+            started: false,
+            left_at: None,
+        };
+        let old = old.and_then(|id| self.seats.remove(&id));
+        if let Some(old) = &old {
+            old.signal.wake();
+        }
+        match old {
+            Some(old) if self.phase == Phase::Settled && old.topics == seat.topics => {
+                // A restart costs no rebalance: the same partitions, in the same generation.
+                seat.held = match old.news {
+                    News::Nothing | News::Assigned => old.held,
+                    News::Revoke | News::Revoking | News::Lost(_) => Vec::new(),
+                };
+                seat.news = News::Assigned;
+                self.seats.insert(id, seat);
+            }
+            _ => {
+                self.seats.insert(id, seat);
+                self.rebalance(now);
+            }
+        }
+    }
+
+    fn seat_of(&self, instance: Option<&str>) -> Option<MemberId> {
+        self.seats.iter().find(|(_, seat)| seat.instance.as_deref() == instance).map(|(id, _)| *id)
+    }
+
+    /// Leaves: a static member's seat is kept for its session timeout.
+    pub fn leave(&mut self, id: MemberId, now: Millis) {
+        let Some(seat) = self.seats.get_mut(&id) else {
+            return;
+        };
+        if seat.instance.is_some() {
+            seat.left_at = Some(now);
+            seat.started = false;
+            if matches!(self.phase, Phase::Preparing(_)) {
+                seat.held.clear();
+                seat.news = News::Nothing;
+                self.settle();
+            }
+            // The others now wait for the end of that seat.
+            self.seats.values().for_each(|seat| seat.signal.wake());
+        } else {
+            self.seats.remove(&id);
+            self.rebalance(now);
+        }
+    }
+
+    /// Lets time pass: kept seats end, silent members lose their partitions.
+    pub fn tick(&mut self, now: Millis) {
+        let before = self.seats.len();
+        self.seats.retain(|_, seat| seat.left_at.is_none_or(|left| left.saturating_add(seat.timeout_ms) > now));
+        if self.seats.len() != before {
+            self.rebalance(now);
+        }
+        if let Phase::Preparing(until) = self.phase
+            && until <= now
+        {
+            for seat in self.seats.values_mut().filter(|seat| !seat.held.is_empty()) {
+                seat.news = News::Lost(std::mem::take(&mut seat.held));
+                seat.started = false;
+                seat.signal.wake();
+            }
+            self.settle();
+        }
+    }
+
+    /// The next moment at which [`Group::tick`] changes something.
+    pub fn deadline(&self) -> Option<Millis> {
+        let seats = self.seats.values().filter_map(|seat| Some(seat.left_at?.saturating_add(seat.timeout_ms)));
+        let phase = match self.phase {
+            Phase::Settled => None,
+            Phase::Preparing(until) => Some(until),
+        };
+        seats.chain(phase).min()
+    }
+
+    fn rebalance(&mut self, now: Millis) {
+        let mut patience = 0;
+        for seat in self.seats.values_mut() {
+            if seat.left_at.is_some() || seat.news == News::Assigned {
+                // Nobody reads them yet, or any more.
+                seat.held.clear();
+                seat.news = News::Nothing;
+            }
+            if !seat.held.is_empty() {
+                patience = patience.max(seat.timeout_ms);
+                if seat.news == News::Nothing {
+                    seat.news = News::Revoke;
+                }
+            }
+            seat.signal.wake();
+        }
+        if self.phase == Phase::Settled {
+            self.phase = Phase::Preparing(now.saturating_add(patience));
+        }
+        self.settle();
+    }
+
+    /// Assigns a new generation once everything was given up.
+    fn settle(&mut self) {
+        if self.phase == Phase::Settled || self.seats.values().any(|seat| !seat.held.is_empty()) {
+            return;
+        }
+        self.phase = Phase::Settled;
+        self.generation += 1;
+        // A member that has to be told of its loss first joins the next generation.
+        let mut order: Vec<(bool, Option<String>, MemberId)> = self
+            .seats
+            .iter()
+            .filter(|(_, seat)| !matches!(seat.news, News::Lost(_)))
+            .map(|(id, seat)| (seat.instance.is_none(), seat.instance.clone(), *id))
+            .collect();
+        order.sort();
+        let members: Vec<MemberId> = order.into_iter().map(|(_, _, id)| id).collect();
+        let mut topics: Vec<Subscription> = self.seats.values().flat_map(|seat| seat.topics.clone()).collect();
+        topics.sort();
+        topics.dedup();
+        for topic in &topics {
+            let of_topic: Vec<MemberId> =
+                members.iter().copied().filter(|id| self.seats.get(id).is_some_and(|s| s.topics.contains(topic))).collect();
+            for (id, partition) in range(&of_topic, topic.1) {
+                let seat = self.seats.get_mut(&id).expect("members are seats");
+                let number = i32::try_from(partition).expect("partition counts are i32");
+                seat.held.push(TopicPartition::new(topic.0.clone(), number));
+            }
+        }
+        for id in members {
+            let seat = self.seats.get_mut(&id).expect("members are seats");
+            seat.started = false;
+            if seat.left_at.is_none() {
+                seat.news = News::Assigned;
+                seat.signal.wake();
+            }
+        }
+    }
+
+    /// What a member is told at its poll, if anything.
+    pub fn event(&mut self, id: MemberId, now: Millis) -> Result<Option<Event>, Replaced> {
+        self.tick(now);
+        let seat = self.seats.get_mut(&id).ok_or(Replaced)?;
+        match std::mem::replace(&mut seat.news, News::Nothing) {
+            News::Nothing => Ok(None),
+            News::Revoke => {
+                seat.news = News::Revoking;
+                Ok(Some(Event::Revoked(seat.held.clone())))
+            }
+            News::Revoking => {
+                seat.held.clear();
+                seat.started = false;
+                self.settle();
+                self.event(id, now)
+            }
+            News::Lost(lost) => {
+                self.rebalance(now);
+                Ok(Some(Event::Lost(lost)))
+            }
+            News::Assigned => {
+                seat.generation = self.generation;
+                Ok((!seat.held.is_empty()).then(|| Event::Assigned(seat.held.clone())))
+            }
+        }
+    }
+
+    /// Whether a poll of this member would be told something.
+    pub fn has_news(&self, id: MemberId) -> bool {
+        self.seats.get(&id).is_none_or(|seat| seat.news != News::Nothing)
+    }
+
+    /// Notes that a member reads.
+    pub fn started(&mut self, id: MemberId) {
+        if let Some(seat) = self.seats.get_mut(&id) {
+            seat.started = true;
+        }
+    }
+
+    /// Whether some member reads: then nobody else sets the group's offsets.
+    pub fn is_read(&self) -> bool {
+        self.seats.values().any(|seat| seat.started)
+    }
+
+    /// The generation that a member knows; -1 before its first assignment.
+    pub fn generation_of(&self, id: MemberId) -> i32 {
+        self.seats.get(&id).map_or(-1, |seat| seat.generation)
+    }
+
+    /// Why a commit of this member under this generation is refused.
+    pub fn refuses(&self, id: MemberId, generation: i32) -> Option<String> {
+        match self.seats.get(&id) {
+            None => Some("the member has no seat in the group any more".to_owned()),
+            Some(seat) if matches!(seat.news, News::Lost(_)) => Some("the member has lost its partitions".to_owned()),
+            Some(_) if generation != self.generation => {
+                Some(format!("the member is of generation {generation}, the group of {}", self.generation))
+            }
+            Some(_) => None,
+        }
+    }
+
+    pub fn seen(&self) -> Vec<Seen> {
+        let seen = |(id, seat): (&MemberId, &Seat)| Seen { id: *id, instance: seat.instance.clone(), held: seat.held.clone() };
+        self.seats.iter().map(seen).collect()
+    }
+
+    /// The group's state by Kafka's name.
+    pub fn state(&self) -> &'static str {
+        match self.phase {
+            _ if self.seats.is_empty() => "Empty",
+            Phase::Settled => "Stable",
+            Phase::Preparing(_) => "PreparingRebalance",
+        }
+    }
+
+    /// Nothing is left of it.
+    pub fn is_gone(&self) -> bool {
+        self.seats.is_empty() && self.offsets.is_empty() && self.pending.is_empty()
+    }
+}
+
+/// Kafka's range assignment of one topic: contiguous ranges, the first members get one more.
+fn range(members: &[MemberId], partitions: u32) -> Vec<(MemberId, u32)> {
+    let count = u32::try_from(members.len()).expect("a process has few members");
+    let Some(each) = partitions.checked_div(count) else {
+        return Vec::new();
+    };
+    let extra = partitions % count;
+    let mut next = 0;
+    let mut assigned = Vec::new();
+    for (n, id) in (0..).zip(members) {
+        let end = next + each + u32::from(n < extra);
+        assigned.extend((next..end).map(|partition| (*id, partition)));
+        next = end;
+    }
+    assigned
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,164 @@
+//! Groups as values: each test is a short play of members.
+//!
+//! Guarantees tested: the order of events, who may commit, and that no partition has two holders in a generation.
+
+use super::*;
+
+fn joining(id: MemberId, instance: Option<&str>, partitions: u32) -> Joining {
+    Joining {
+        id,
+        instance: instance.map(str::to_owned),
+        topics: vec![("t".into(), partitions)],
+        timeout_ms: 1_000,
+        signal: Arc::default(),
+    }
+}
+
+fn of(partitions: impl IntoIterator<Item = i32>) -> Vec<TopicPartition> {
+    partitions.into_iter().map(|p| TopicPartition::new("t", p)).collect()
+}
+
+fn event(group: &mut Group, id: MemberId, now: Millis) -> Option<Event> {
+    group.event(id, now).expect("the member has a seat")
+}
+
+#[test]
+fn one_member_gets_everything_at_its_first_poll() {
+    let mut group = Group::new();
+    group.join(joining(1, None, 3), 0);
+    assert_eq!(group.refuses(1, group.generation_of(1)), Some("the member is of generation -1, the group of 1".into()));
+    assert_eq!(event(&mut group, 1, 0), Some(Event::Assigned(of(0..3))));
+    assert_eq!(event(&mut group, 1, 0), None);
+    assert_eq!((group.state(), group.refuses(1, group.generation_of(1))), ("Stable", None));
+}
+
+#[test]
+fn a_second_member_takes_half_after_the_first_gave_up() {
+    let mut group = Group::new();
+    group.join(joining(1, None, 3), 0);
+    event(&mut group, 1, 0);
+    let before = group.generation_of(1);
+    group.join(joining(2, None, 3), 10);
+    assert_eq!(event(&mut group, 2, 10), None, "nothing is free yet");
+    assert_eq!(event(&mut group, 1, 20), Some(Event::Revoked(of(0..3))));
+    assert_eq!(group.refuses(1, before), None, "a commit still fits");
+    assert_eq!(event(&mut group, 1, 30), Some(Event::Assigned(of(0..2))));
+    assert_eq!(event(&mut group, 2, 30), Some(Event::Assigned(of(2..3))));
+    assert!(group.refuses(1, before).is_some(), "the old generation is over");
+    group.leave(2, 40);
+    assert_eq!(event(&mut group, 1, 40), Some(Event::Revoked(of(0..2))));
+    assert_eq!(event(&mut group, 1, 40), Some(Event::Assigned(of(0..3))));
+}
+
+#[test]
+fn a_silent_member_loses_its_partitions_and_may_come_back() {
+    let mut group = Group::new();
+    group.join(joining(1, None, 2), 0);
+    event(&mut group, 1, 0);
+    group.join(joining(2, None, 2), 100);
+    assert_eq!(group.deadline(), Some(1_100));
+    assert_eq!(event(&mut group, 2, 1_099), None);
+    assert_eq!(event(&mut group, 2, 1_100), Some(Event::Assigned(of(0..2))));
+    assert!(group.refuses(1, 1).is_some());
+    assert_eq!(event(&mut group, 1, 1_200), Some(Event::Lost(of(0..2))));
+    assert_eq!(event(&mut group, 2, 1_200), Some(Event::Revoked(of(0..2))));
+    assert_eq!(event(&mut group, 2, 1_200), Some(Event::Assigned(of(1..2))));
+    assert_eq!(event(&mut group, 1, 1_200), Some(Event::Assigned(of(0..1))));
+}
+
+#[test]
+fn a_static_member_restarts_without_a_rebalance() {
+    let mut group = Group::new();
+    group.join(joining(1, Some("a"), 2), 0);
+    group.join(joining(2, Some("b"), 2), 0);
+    assert_eq!(event(&mut group, 1, 0), Some(Event::Assigned(of(0..1))));
+    assert_eq!(event(&mut group, 2, 0), Some(Event::Assigned(of(1..2))));
+    group.leave(1, 10);
+    assert_eq!(event(&mut group, 2, 20), None, "the seat is kept");
+    group.join(joining(3, Some("a"), 2), 500);
+    assert_eq!(event(&mut group, 3, 500), Some(Event::Assigned(of(0..1))));
+    assert_eq!(event(&mut group, 2, 500), None);
+    group.leave(3, 600);
+    assert_eq!(event(&mut group, 2, 1_599), None);
+    assert_eq!(event(&mut group, 2, 1_600), Some(Event::Revoked(of(1..2))));
+    assert_eq!(event(&mut group, 2, 1_600), Some(Event::Assigned(of(0..2))));
+}
+
+#[test]
+fn the_same_instance_name_fences_the_one_before() {
+    let mut group = Group::new();
+    group.join(joining(1, Some("a"), 2), 0);
+    event(&mut group, 1, 0);
+    let generation = group.generation_of(1);
+    group.join(joining(2, Some("a"), 2), 10);
+    assert_eq!(group.event(1, 10), Err(Replaced));
+    assert!(group.refuses(1, generation).is_some());
+    assert_eq!(event(&mut group, 2, 10), Some(Event::Assigned(of(0..2))));
+    assert_eq!(group.refuses(2, group.generation_of(2)), None);
+}
+
+#[test]
+fn ranges_are_contiguous_and_the_first_get_one_more() {
+    assert_eq!(range(&[7, 8], 5), [(7, 0), (7, 1), (7, 2), (8, 3), (8, 4)]);
+    assert_eq!(range(&[7, 8, 9], 2), [(7, 0), (8, 1)]);
+    assert_eq!(range(&[], 2), []);
+}
+
+#[test]
+fn whatever_members_do_no_partition_has_two_holders() {
+    let seed = u64::from_le_bytes(*uuid::Uuid::new_v4().as_bytes().first_chunk().expect("16 bytes"));
+    println!("seed {seed}");
+    let mut random = seed | 1;
+    let mut next = move |below: u64| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % below
+    };
+    let mut group = Group::new();
+    let (mut now, mut ids, mut last) = (0, Vec::new(), 0);
+    // What each member may read, as its own events told it.
+    let mut reads: BTreeMap<MemberId, Vec<TopicPartition>> = BTreeMap::new();
+    for _ in 0..20_000 {
+        now += Millis::try_from(next(120)).expect("small");
+        match next(20) {
+            0 if ids.len() < 5 => {
+                last += 1;
+                let name = format!("i{}", next(4));
+                group.join(joining(last, (next(2) == 0).then_some(name.as_str()), 7), now);
+                ids.push(last);
+            }
+            1 if !ids.is_empty() => {
+                let at = usize::try_from(next(ids.len().try_into().expect("small"))).expect("small");
+                let id = ids.swap_remove(at);
+                group.leave(id, now);
+                reads.remove(&id);
+            }
+            _ if !ids.is_empty() => {
+                let at = usize::try_from(next(ids.len().try_into().expect("small"))).expect("small");
+                let id = ids[at];
+                match group.event(id, now) {
+                    Ok(Some(Event::Assigned(held))) => {
+                        reads.insert(id, held);
+                    }
+                    Ok(Some(Event::Revoked(_) | Event::Lost(_))) | Err(Replaced) => {
+                        reads.remove(&id);
+                    }
+                    Ok(_) => {}
+                }
+            }
+            _ => {}
+        }
+        let valid = reads.iter().filter(|(id, _)| group.refuses(**id, group.generation_of(**id)).is_none());
+        let mut all: Vec<&TopicPartition> = valid.flat_map(|(_, held)| held).collect();
+        let count = all.len();
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), count, "two members that may commit read one partition");
+    }
+    while let Some(id) = ids.pop() {
+        group.leave(id, now);
+    }
+    group.tick(now + 1_001);
+    assert!(group.is_gone());
+}

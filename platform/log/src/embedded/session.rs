@@ -1,0 +1,131 @@
+//! A transactional session of the embedded log.
+//!
+//! Guarantees: those of [`Session`]. A session that is dropped in a transaction leaves it open, as a dead producer
+//! does, until its timeout or the next session of its id. Never: a retry.
+
+use super::broker::Broker;
+use super::encode::encode;
+use super::write::By;
+use crate::{Error, Member, Millis, Offset, OutBatch, Outcome, Result, Session, SessionConfig, TopicPartition};
+use std::sync::Arc;
+
+/// Kafka's `transaction.max.timeout.ms`.
+const TIMEOUT_MS_MAX: Millis = 15 * 60 * 1000;
+
+enum Phase {
+    Ready,
+    Open,
+    /// A batch was refused: the transaction can only be aborted.
+    Refused(String),
+    /// A commit was aborted or is unknown: only [`Session::renew`] helps.
+    Spent,
+}
+
+pub(super) struct EmbeddedSession {
+    broker: Arc<Broker>,
+    transactional_id: String,
+    timeout_ms: Millis,
+    epoch: u64,
+    phase: Phase,
+}
+
+impl EmbeddedSession {
+    pub fn open(broker: Arc<Broker>, config: SessionConfig) -> Result<Self> {
+        let SessionConfig { transactional_id, transaction_timeout } = config;
+        let timeout_ms = Millis::try_from(transaction_timeout.as_millis()).unwrap_or(Millis::MAX);
+        let refused = |reason: String| Error::Refused { attempted: format!("open session `{transactional_id}`"), reason };
+        if transactional_id.is_empty() {
+            return Err(refused("a transactional id cannot be empty".to_owned()));
+        }
+        if !(1..=TIMEOUT_MS_MAX).contains(&timeout_ms) {
+            return Err(refused(format!("its transaction timeout must be from 1 to {TIMEOUT_MS_MAX} ms")));
+        }
+        let epoch = broker.take_over(&transactional_id)?;
+        Ok(EmbeddedSession { broker, transactional_id, timeout_ms, epoch, phase: Phase::Ready })
+    }
+
+    fn by(&self) -> By<'_> {
+        By { transactional_id: &self.transactional_id, epoch: self.epoch, timeout_ms: self.timeout_ms }
+    }
+
+    fn refused(&self, attempted: &str, reason: &str) -> Error {
+        Error::Refused {
+            attempted: format!("{attempted} of session `{}`", self.transactional_id),
+            reason: reason.to_owned(),
+        }
+    }
+}
+
+impl Session for EmbeddedSession {
+    fn begin(&mut self) -> Result<()> {
+        self.broker.check(self.by(), "begin a transaction")?;
+        match self.phase {
+            Phase::Ready => {
+                self.phase = Phase::Open;
+                Ok(())
+            }
+            Phase::Open | Phase::Refused(_) => {
+                Err(self.refused("begin a transaction", "one is open; commit or abort it first"))
+            }
+            Phase::Spent => Err(self.refused("begin a transaction", "its last commit failed; renew the session first")),
+        }
+    }
+
+    fn send(&mut self, records: &OutBatch) -> Result<()> {
+        match &self.phase {
+            Phase::Open => {}
+            Phase::Refused(reason) => {
+                let reason = format!("a batch was refused before ({reason}); abort the transaction");
+                return Err(self.refused("send in a transaction", &reason));
+            }
+            Phase::Ready | Phase::Spent => return Err(self.refused("send", "no transaction is open; begin one first")),
+        }
+        self.broker.check(self.by(), "send")?;
+        let sent = encode(&self.broker, records).and_then(|drafts| self.broker.append(drafts, Some(self.by())));
+        if let Err(error) = &sent {
+            self.phase = Phase::Refused(error.to_string());
+        }
+        sent.map(drop)
+    }
+
+    fn commit(&mut self, consumed: Option<(&Member, &[(TopicPartition, Offset)])>) -> Outcome {
+        let outcome = match std::mem::replace(&mut self.phase, Phase::Spent) {
+            Phase::Open => self.broker.commit(self.by(), consumed),
+            Phase::Refused(reason) => match self.broker.abort(self.by()) {
+                Ok(()) => Outcome::Aborted { fenced: false, reason },
+                Err(error @ Error::Fenced { .. }) => Outcome::Aborted { fenced: true, reason: error.to_string() },
+                Err(error) => Outcome::Unknown { reason: error.to_string() },
+            },
+            Phase::Ready => {
+                self.phase = Phase::Ready;
+                return Outcome::Aborted { fenced: false, reason: "no transaction was begun".to_owned() };
+            }
+            Phase::Spent => Outcome::Aborted { fenced: false, reason: "the session was not renewed".to_owned() },
+        };
+        if matches!(outcome, Outcome::Committed(_)) {
+            self.phase = Phase::Ready;
+        }
+        outcome
+    }
+
+    fn abort(&mut self) -> Result<()> {
+        match self.phase {
+            Phase::Ready | Phase::Spent => Ok(()),
+            Phase::Open | Phase::Refused(_) => {
+                self.broker.abort(self.by())?;
+                self.phase = Phase::Ready;
+                Ok(())
+            }
+        }
+    }
+
+    fn renew(&mut self) -> Result<()> {
+        self.epoch = self.broker.take_over(&self.transactional_id)?;
+        self.phase = Phase::Ready;
+        Ok(())
+    }
+
+    fn transactional_id(&self) -> &str {
+        &self.transactional_id
+    }
+}

@@ -1,0 +1,185 @@
+//! Creating, altering and deleting topics.
+//!
+//! Guarantees: a topic's number and id are never used again; a deleted topic is gone at once, whatever happens while
+//! its blocks are removed. Never: a topic made by writing to it.
+
+use super::backing::{Space, Writes};
+use super::broker::Broker;
+use super::format::{self, TopicRecord};
+use super::settings::{self, Rules};
+use super::state::{Part, State, Topic};
+use crate::{Error, Result, TopicId, TopicInfo, TopicSpec};
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use uuid::Uuid;
+
+const NAME_LENGTH_MAX: usize = 249;
+/// A batch of records names partitions by 16 bits.
+const PARTITIONS_MAX: u32 = 10_000;
+/// Blocks that one batch removes.
+pub(super) const REMOVED_AT_ONCE: usize = 4_096;
+
+fn invalid(topic: &str, reason: impl Into<String>) -> Error {
+    Error::InvalidTopic { topic: topic.to_owned(), reason: reason.into() }
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    match name {
+        "" => Err(invalid(name, "its name is empty")),
+        "." | ".." => Err(invalid(name, "its name cannot be `.` or `..`")),
+        _ if name.len() > NAME_LENGTH_MAX => Err(invalid(name, format!("its name is longer than {NAME_LENGTH_MAX} characters"))),
+        _ if !name.chars().all(fine) => Err(invalid(name, "its name may hold only ASCII letters, digits, `.`, `_` and `-`")),
+        _ => Ok(()),
+    }
+}
+
+/// Kafka's metrics do not tell `.` from `_`, so it refuses names that differ only there.
+fn check_collision(state: &State, name: &str) -> Result<()> {
+    let plain = |name: &str| name.replace('.', "_");
+    match state.topics.keys().find(|known| plain(known) == plain(name)) {
+        Some(known) => Err(invalid(name, format!("it collides with the topic {known}: `.` and `_` count as the same"))),
+        None => Ok(()),
+    }
+}
+
+impl Topic {
+    pub fn of(number: u32, record: TopicRecord) -> Topic {
+        let rules = Rules::of(&record.settings);
+        let TopicRecord { name, id, partitions, settings } = record;
+        Topic { number, name: name.into(), id, partitions, given: settings, rules }
+    }
+
+    fn record(&self, settings: BTreeMap<String, String>) -> TopicRecord {
+        TopicRecord { name: self.name.to_string(), id: self.id, partitions: self.partitions, settings }
+    }
+}
+
+impl Broker {
+    pub fn create_topics(&self, specs: &[TopicSpec]) -> Result<Vec<bool>> {
+        let mut writer = self.writer();
+        let mut head = writer.head.clone();
+        let mut writes = Writes::default();
+        let mut created: BTreeMap<&str, Topic> = BTreeMap::new();
+        let mut answers = Vec::with_capacity(specs.len());
+        for spec in specs {
+            check_name(&spec.name)?;
+            let partitions = u32::try_from(spec.partitions).ok().filter(|count| (1..=PARTITIONS_MAX).contains(count));
+            let partitions = partitions
+                .ok_or_else(|| invalid(&spec.name, format!("it must have from 1 to {PARTITIONS_MAX} partitions, not {}", spec.partitions)))?;
+            let settings = settings::given(&spec.config);
+            settings::check(&spec.name, &settings)?;
+            let state = self.state();
+            if state.topics.contains_key(spec.name.as_str()) || created.contains_key(spec.name.as_str()) {
+                answers.push(false);
+                continue;
+            }
+            check_collision(&state, &spec.name)?;
+            let record = TopicRecord { name: spec.name.clone(), id: Uuid::new_v4(), partitions, settings };
+            writes.put(Space::Meta, format::topic_key(format::TOPICS, head.next_topic), record.encode());
+            created.insert(&spec.name, Topic::of(head.next_topic, record));
+            head.next_topic += 1;
+            answers.push(true);
+        }
+        if writes.is_empty() {
+            return Ok(answers);
+        }
+        writes.put(Space::Meta, format::HEAD, head.encode());
+        self.backing.commit(writes)?;
+        writer.head = head;
+        let mut state = self.state();
+        for topic in created.into_values() {
+            state.parts.extend(topic.parts().map(|id| (id, Part::default())));
+            state.add_topic(Arc::new(topic));
+        }
+        Ok(answers)
+    }
+
+    pub fn describe(&self, name: &str) -> Option<TopicInfo> {
+        let state = self.state();
+        let topic = state.topics.get(name)?;
+        Some(TopicInfo {
+            name: topic.name.to_string(),
+            id: TopicId(topic.id),
+            partitions: i32::try_from(topic.partitions).expect("partition counts are i32"),
+            settings: settings::all(&topic.given),
+        })
+    }
+
+    pub fn alter_topic(&self, name: &str, changes: &[(String, String)]) -> Result<()> {
+        let _writer = self.writer();
+        let topic = self.state().topic(name)?.clone();
+        let mut given = topic.given.clone();
+        given.extend(changes.iter().cloned());
+        settings::check(name, &given)?;
+        let record = topic.record(given);
+        let mut writes = Writes::default();
+        writes.put(Space::Meta, format::topic_key(format::TOPICS, topic.number), record.encode());
+        self.backing.commit(writes)?;
+        self.state().add_topic(Arc::new(Topic::of(topic.number, record)));
+        Ok(())
+    }
+
+    pub fn delete_topic(&self, name: &str) -> Result<()> {
+        let _writer = self.writer();
+        let mut writes = Writes::default();
+        let topic = {
+            let state = self.state();
+            let topic = state.topic(name)?.clone();
+            for (group, known) in &state.groups {
+                for at in known.offsets.keys().filter(|at| at.topic == topic.name) {
+                    if let Some(part) = topic.part(at.partition) {
+                        writes.remove(Space::Meta, format::committed_key(group, part));
+                    }
+                }
+            }
+            for (transaction, open) in &state.transactions {
+                for part in open.parts.keys().filter(|part| part.topic == topic.number) {
+                    writes.remove(Space::Meta, format::open_key(*transaction, *part));
+                }
+            }
+            topic
+        };
+        writes.remove(Space::Meta, format::topic_key(format::TOPICS, topic.number));
+        writes.put(Space::Meta, format::topic_key(format::DELETED, topic.number), vec![format::VERSION]);
+        self.backing.commit(writes)?;
+        self.state().remove_topic(&topic);
+        self.remove_rest(topic.number)
+    }
+
+    /// Removes what a deleted topic left in the store; goes on where a dead process stopped.
+    pub fn remove_rest(&self, topic: u32) -> Result<()> {
+        self.remove_prefix(Space::Records, format::topic_prefix(topic))?;
+        for tag in [format::PARTITIONS, format::INDEX, format::ABORTED] {
+            self.remove_prefix(Space::Meta, format::topic_key(tag, topic))?;
+        }
+        let mut writes = Writes::default();
+        writes.remove(Space::Meta, format::topic_key(format::DELETED, topic));
+        self.backing.commit(writes)
+    }
+
+    fn remove_prefix(&self, space: Space, prefix: Vec<u8>) -> Result<()> {
+        let end = super::backing::after(&prefix);
+        let mut from = prefix;
+        loop {
+            let mut writes = Writes::default();
+            self.backing.scan(space, &from.clone(), &end, &mut |key, _| {
+                writes.remove(space, key);
+                from = key.to_vec();
+                match writes.len() < REMOVED_AT_ONCE {
+                    true => ControlFlow::Continue(()),
+                    false => ControlFlow::Break(()),
+                }
+            })?;
+            if writes.is_empty() {
+                return Ok(());
+            }
+            let last = writes.len() < REMOVED_AT_ONCE;
+            self.backing.commit(writes)?;
+            if last {
+                return Ok(());
+            }
+        }
+    }
+}
