@@ -1,0 +1,320 @@
+//! Avro bytes to values.
+//!
+//! Guarantees: reads exactly the body, every length is checked against what is left before anything is allocated.
+//! Never: a panic, whatever the bytes.
+
+use super::{DEPTH_MAX, Datum, Row, Step, write_path};
+use crate::schema::{Kind, Record, Schema, TypeId};
+use std::fmt;
+
+/// Why bytes are not a value of the schema.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DecodeError {
+    path: Vec<Step>,
+    /// Byte of the body at which reading stopped.
+    pub at: usize,
+    /// What is wrong there.
+    pub reason: &'static str,
+}
+
+impl DecodeError {
+    /// The field's path, such as `items[2].price`; empty for the body as a whole.
+    pub fn path(&self) -> String {
+        struct Path<'e>(&'e [Step]);
+        impl fmt::Display for Path<'_> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write_path(f, self.0, "")
+            }
+        }
+        Path(&self.path).to_string()
+    }
+}
+
+impl fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Avro body does not fit its schema: ")?;
+        if !self.path.is_empty() {
+            write_path(f, &self.path, "")?;
+            f.write_str(": ")?;
+        }
+        write!(f, "{} at byte {}", self.reason, self.at)
+    }
+}
+
+impl std::error::Error for DecodeError {}
+
+type Failure = Box<DecodeError>;
+
+impl Schema {
+    /// Decodes the body of a record into its fields, in order. `row` is emptied first.
+    ///
+    /// # Errors
+    /// [`DecodeError`] when the body is cut short, too long, or does not fit; also when the schema is not a record.
+    pub fn decode<'a>(&'a self, body: &'a [u8], row: &mut Row<'a>) -> Result<(), DecodeError> {
+        row.clear();
+        let mut reader = Reader::new(self, body);
+        let Kind::Record(record) = &self.ty(self.root()).kind else {
+            return Err(*reader.failure("the schema is not a record"));
+        };
+        row.reserve(record.fields.len());
+        reader
+            .fields(record, row, 0)
+            .and_then(|()| reader.end())
+            .map_err(|e| *e)
+    }
+
+    /// Decodes a value of any type, from exactly these bytes.
+    ///
+    /// # Errors
+    /// [`DecodeError`] when they do not fit.
+    pub fn decode_value<'a>(&'a self, ty: TypeId, bytes: &'a [u8]) -> Result<Datum<'a>, DecodeError> {
+        let mut reader = Reader::new(self, bytes);
+        let value = reader.value(ty, 0).map_err(|e| *e)?;
+        reader.end().map_err(|e| *e)?;
+        Ok(value)
+    }
+}
+
+/// Reads one body.
+pub(super) struct Reader<'a> {
+    schema: &'a Schema,
+    body: &'a [u8],
+    at: usize,
+    /// Items that may still be read: those of a type without bytes, such as null, cost nothing in the body, and a few
+    /// bytes could ask for any number of them.
+    items_left: usize,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(schema: &'a Schema, body: &'a [u8]) -> Self {
+        Reader {
+            schema,
+            body,
+            at: 0,
+            items_left: body.len() + 1024,
+        }
+    }
+
+    #[cold]
+    pub(super) fn failure(&self, reason: &'static str) -> Failure {
+        Box::new(DecodeError {
+            path: Vec::new(),
+            at: self.at,
+            reason,
+        })
+    }
+
+    pub(super) fn end(&self) -> Result<(), Failure> {
+        if self.at == self.body.len() {
+            Ok(())
+        } else {
+            Err(self.failure("bytes are left over"))
+        }
+    }
+
+    fn fields(&mut self, record: &'a Record, row: &mut Row<'a>, depth: usize) -> Result<(), Failure> {
+        for field in &record.fields {
+            match self.value(field.ty, depth) {
+                Ok(value) => row.push(value),
+                Err(failure) => return Err(within(failure, || Step::Field(field.name.to_string()))),
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn value(&mut self, ty: TypeId, depth: usize) -> Result<Datum<'a>, Failure> {
+        match &self.schema.ty(ty).kind {
+            Kind::Null => Ok(Datum::Null),
+            Kind::Boolean => match self.take(1)? {
+                [0] => Ok(Datum::Bool(false)),
+                [1] => Ok(Datum::Bool(true)),
+                _ => Err(self.failure("a boolean must be 0 or 1")),
+            },
+            Kind::Int => Ok(Datum::Int(self.int()?)),
+            Kind::Long => Ok(Datum::Long(self.long()?)),
+            Kind::Float => Ok(Datum::Float(f32::from_le_bytes(self.take_array()?))),
+            Kind::Double => Ok(Datum::Double(f64::from_le_bytes(self.take_array()?))),
+            Kind::Bytes => Ok(Datum::Bytes(self.bytes()?)),
+            Kind::String => Ok(Datum::Str(self.string()?)),
+            Kind::Fixed(fixed) => Ok(Datum::Bytes(self.take(fixed.size)?)),
+            Kind::Optional { null_first, inner, .. } => {
+                if self.optional_is_null(*null_first)? {
+                    return Ok(Datum::Null);
+                }
+                self.value(*inner, depth)
+            }
+            Kind::Enum(e) => {
+                let symbol = usize::try_from(self.int()?).ok().and_then(|at| e.symbols.get(at));
+                symbol.map_or_else(
+                    || Err(self.failure("no such symbol of the enum")),
+                    |s| Ok(Datum::Str(s)),
+                )
+            }
+            _ if depth >= DEPTH_MAX => Err(self.failure("nested too deeply")),
+            Kind::Array(items) => self.array(*items, depth + 1),
+            Kind::Map(values) => self.map(*values, depth + 1),
+            Kind::Record(record) => {
+                let mut row = Vec::with_capacity(record.fields.len());
+                self.fields(record, &mut row, depth + 1)?;
+                Ok(Datum::Record(row))
+            }
+            Kind::Union(branches) => {
+                let (at, branch) = self.branch(branches)?;
+                Ok(Datum::Union(at, Box::new(self.value(branch, depth + 1)?)))
+            }
+        }
+    }
+
+    /// Passes over a value without building it; what it passes over is checked less.
+    pub(super) fn skip(&mut self, ty: TypeId, depth: usize) -> Result<(), Failure> {
+        match &self.schema.ty(ty).kind {
+            Kind::Null => Ok(()),
+            Kind::Boolean => self.take(1).map(drop),
+            Kind::Int | Kind::Long | Kind::Enum(_) => self.long().map(drop),
+            Kind::Float => self.take(4).map(drop),
+            Kind::Double => self.take(8).map(drop),
+            Kind::Bytes | Kind::String => self.bytes().map(drop),
+            Kind::Fixed(fixed) => self.take(fixed.size).map(drop),
+            Kind::Optional { null_first, inner, .. } => {
+                if self.optional_is_null(*null_first)? {
+                    return Ok(());
+                }
+                self.skip(*inner, depth)
+            }
+            _ if depth >= DEPTH_MAX => Err(self.failure("nested too deeply")),
+            Kind::Array(items) => self.blocks(|reader, _| reader.skip(*items, depth + 1)),
+            Kind::Map(values) => self.blocks(|reader, _| {
+                reader.bytes()?;
+                reader.skip(*values, depth + 1)
+            }),
+            Kind::Record(record) => record.fields.iter().try_for_each(|field| {
+                self.skip(field.ty, depth + 1)
+                    .map_err(|e| within(e, || Step::Field(field.name.to_string())))
+            }),
+            Kind::Union(branches) => {
+                let (_, branch) = self.branch(branches)?;
+                self.skip(branch, depth + 1)
+            }
+        }
+    }
+
+    fn optional_is_null(&mut self, null_first: bool) -> Result<bool, Failure> {
+        match self.long()? {
+            0 => Ok(null_first),
+            1 => Ok(!null_first),
+            _ => Err(self.failure("no such branch of the union")),
+        }
+    }
+
+    fn branch(&mut self, branches: &[TypeId]) -> Result<(usize, TypeId), Failure> {
+        let at = self.long()?;
+        let found = usize::try_from(at).ok().and_then(|at| Some((at, *branches.get(at)?)));
+        found.ok_or_else(|| self.failure("no such branch of the union"))
+    }
+
+    fn array(&mut self, items: TypeId, depth: usize) -> Result<Datum<'a>, Failure> {
+        let mut values = Vec::new();
+        self.blocks(|reader, at| {
+            values.push(reader.value(items, depth).map_err(|e| within(e, || Step::Item(at)))?);
+            Ok(())
+        })?;
+        Ok(Datum::Array(values))
+    }
+
+    fn map(&mut self, values: TypeId, depth: usize) -> Result<Datum<'a>, Failure> {
+        let mut entries = Vec::new();
+        self.blocks(|reader, at| {
+            let key = reader.string().map_err(|e| within(e, || Step::Item(at)))?;
+            let value = reader
+                .value(values, depth)
+                .map_err(|e| within(e, || Step::Entry(key.to_owned())))?;
+            entries.push((key, value));
+            Ok(())
+        })?;
+        Ok(Datum::Map(entries))
+    }
+
+    /// Reads the blocks of an array or map: counts, items, and a zero at the end. A negative count is followed by the
+    /// block's size in bytes.
+    fn blocks(&mut self, mut item: impl FnMut(&mut Self, usize) -> Result<(), Failure>) -> Result<(), Failure> {
+        let mut at = 0;
+        loop {
+            let mut count = self.long()?;
+            if count == 0 {
+                return Ok(());
+            }
+            if count < 0 {
+                self.long()?;
+                count = count
+                    .checked_neg()
+                    .ok_or_else(|| self.failure("no such count of items"))?;
+            }
+            let left = usize::try_from(count)
+                .ok()
+                .and_then(|count| self.items_left.checked_sub(count));
+            self.items_left = left.ok_or_else(|| self.failure("more items than the body can hold"))?;
+            for _ in 0..count {
+                item(self, at)?;
+                at += 1;
+            }
+        }
+    }
+
+    fn take(&mut self, length: usize) -> Result<&'a [u8], Failure> {
+        let rest = self.body.get(self.at..).unwrap_or_default();
+        let Some(bytes) = rest.get(..length) else {
+            return Err(self.failure("the body ends too early"));
+        };
+        self.at += length;
+        Ok(bytes)
+    }
+
+    fn take_array<const N: usize>(&mut self) -> Result<[u8; N], Failure> {
+        let bytes = self.take(N)?;
+        bytes.try_into().map_err(|_| self.failure("the body ends too early"))
+    }
+
+    fn bytes(&mut self) -> Result<&'a [u8], Failure> {
+        let length = self.long()?;
+        match usize::try_from(length) {
+            Ok(length) => self.take(length),
+            Err(_) => Err(self.failure("a length below zero")),
+        }
+    }
+
+    fn string(&mut self) -> Result<&'a str, Failure> {
+        let bytes = self.bytes()?;
+        std::str::from_utf8(bytes).map_err(|_| self.failure("a string is not UTF-8"))
+    }
+
+    fn int(&mut self) -> Result<i32, Failure> {
+        i32::try_from(self.long()?).map_err(|_| self.failure("an int does not fit 32 bits"))
+    }
+
+    fn long(&mut self) -> Result<i64, Failure> {
+        let rest = self.body.get(self.at..).unwrap_or_default();
+        let mut value = 0u64;
+        for (at, byte) in rest.iter().take(10).enumerate() {
+            value |= u64::from(byte & 0x7f) << (7 * at);
+            if *byte < 0x80 {
+                if at == 9 && *byte > 1 {
+                    break;
+                }
+                self.at += at + 1;
+                return Ok((value >> 1).cast_signed() ^ -(value & 1).cast_signed());
+            }
+        }
+        let reason = if rest.len() < 10 {
+            "the body ends too early"
+        } else {
+            "an integer does not fit 64 bits"
+        };
+        Err(self.failure(reason))
+    }
+}
+
+#[cold]
+pub(super) fn within(mut failure: Failure, step: impl FnOnce() -> Step) -> Failure {
+    failure.path.push(step());
+    failure
+}

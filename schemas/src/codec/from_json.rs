@@ -1,0 +1,423 @@
+//! JSON to Avro bytes: what backends post, and the defaults in a schema's own text.
+//!
+//! Guarantees: a body that fits, or an error that names the JSON path, what was expected and what came; nothing is
+//! rounded, guessed or dropped (unknown fields are refused). Never: a default for a field that is there but wrong.
+
+use super::encode::{write_bytes, write_length, write_long};
+use super::{DEPTH_MAX, Step, write_path};
+use crate::schema::{Field, Kind, Logical, Record, Schema, TypeId};
+use crate::time;
+use base64::Engine as _;
+use serde_json::Value;
+use std::fmt;
+
+/// Why JSON does not fit a schema.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JsonError {
+    steps: Vec<Step>,
+    /// What was expected and what came.
+    pub reason: String,
+}
+
+impl JsonError {
+    /// Where: `$.items[2].price`; `$` is the whole.
+    pub fn path(&self) -> String {
+        struct Path<'e>(&'e [Step]);
+        impl fmt::Display for Path<'_> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write_path(f, self.0, "$")
+            }
+        }
+        Path(&self.steps).to_string()
+    }
+}
+
+impl fmt::Display for JsonError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_path(f, &self.steps, "$")?;
+        write!(f, ": {}", self.reason)
+    }
+}
+
+impl std::error::Error for JsonError {}
+
+type Failure = Box<JsonError>;
+
+#[cold]
+fn failure(reason: impl Into<String>) -> Failure {
+    Box::new(JsonError {
+        steps: Vec::new(),
+        reason: reason.into(),
+    })
+}
+
+#[cold]
+fn within(mut failure: Failure, step: Step) -> Failure {
+    failure.steps.push(step);
+    failure
+}
+
+/// Whose JSON it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dialect {
+    /// A client's: the JSON of a device's row (docs/formats.md), in which bytes are base64 and times are texts.
+    Row,
+    /// A schema's own defaults, as Avro's specification has them: bytes are code points, times are numbers.
+    Default,
+}
+
+impl Schema {
+    /// Appends the Avro body of a JSON value, an object where the schema is a record. Integers of 64 bits may be
+    /// numbers or strings of digits, timestamps RFC 3339 or numbers in the type's own unit, bytes are base64, a
+    /// `json` column takes any JSON; a field with a default may be left out.
+    ///
+    /// # Errors
+    /// [`JsonError`] with the path of the first misfit; `out` is then as it was.
+    pub fn encode_json(&self, value: &Value, out: &mut Vec<u8>) -> Result<(), JsonError> {
+        self.encode_json_value(self.root(), value, out)
+    }
+
+    /// As [`Schema::encode_json`], for one type of the schema.
+    ///
+    /// # Errors
+    /// [`JsonError`] with the path of the first misfit; `out` is then as it was.
+    pub fn encode_json_value(&self, ty: TypeId, value: &Value, out: &mut Vec<u8>) -> Result<(), JsonError> {
+        let from = out.len();
+        let writer = Writer {
+            schema: self,
+            dialect: Dialect::Row,
+        };
+        writer.value(ty, value, out, 0).map_err(|e| {
+            out.truncate(from);
+            *e
+        })
+    }
+
+    /// Appends the Avro bytes of a default as a schema's text has it.
+    pub(crate) fn encode_default(&self, ty: TypeId, value: &Value, out: &mut Vec<u8>) -> Result<(), JsonError> {
+        Writer {
+            schema: self,
+            dialect: Dialect::Default,
+        }
+        .value(ty, value, out, 0)
+        .map_err(|e| *e)
+    }
+}
+
+struct Writer<'s> {
+    schema: &'s Schema,
+    dialect: Dialect,
+}
+
+impl Writer<'_> {
+    fn value(&self, id: TypeId, value: &Value, out: &mut Vec<u8>, depth: usize) -> Result<(), Failure> {
+        let ty = self.schema.ty(id);
+        match (&ty.kind, value) {
+            (Kind::Optional { null_first, inner, .. }, value) => {
+                let null = value.is_null();
+                out.push(if null == *null_first { 0 } else { 2 });
+                if null {
+                    Ok(())
+                } else {
+                    self.value(*inner, value, out, depth)
+                }
+            }
+            (Kind::String, value) if ty.is_json() && self.dialect == Dialect::Row => {
+                write_bytes(out, value.to_string().as_bytes());
+                Ok(())
+            }
+            (Kind::Null, Value::Null) => Ok(()),
+            (Kind::Boolean, Value::Bool(value)) => {
+                out.push(u8::from(*value));
+                Ok(())
+            }
+            (Kind::Int | Kind::Long, Value::Number(_) | Value::String(_)) => {
+                let number = self.integer(id, value).ok_or_else(|| self.misfit(id, value))?;
+                write_long(out, number);
+                Ok(())
+            }
+            (Kind::Float | Kind::Double, Value::Number(_) | Value::String(_)) => self.float(id, value, out),
+            (Kind::String, Value::String(text)) => {
+                if ty.logical == Some(Logical::Uuid) && uuid::Uuid::try_parse(text).is_err() {
+                    return Err(self.misfit(id, value));
+                }
+                write_bytes(out, text.as_bytes());
+                Ok(())
+            }
+            // PostgreSQL's numeric is text to us; whole numbers keep their digits as JSON, others may not.
+            (Kind::String, Value::Number(n)) if ty.pg.as_deref() == Some("numeric") => {
+                if !(n.is_i64() || n.is_u64()) {
+                    return Err(failure(format!(
+                        "write a numeric with a fraction as a string, such as \"{n}\""
+                    )));
+                }
+                write_bytes(out, n.to_string().as_bytes());
+                Ok(())
+            }
+            (Kind::Bytes | Kind::Fixed(_), Value::String(text)) => self.bytes(id, text, out),
+            (Kind::Enum(e), Value::String(text)) => match e.symbols.iter().position(|s| **s == **text) {
+                Some(at) => {
+                    write_length(out, at);
+                    Ok(())
+                }
+                None => Err(self.misfit(id, value)),
+            },
+            _ if depth >= DEPTH_MAX => Err(failure(format!("nested deeper than {DEPTH_MAX} levels"))),
+            (Kind::Array(_) | Kind::Map(_) | Kind::Record(_) | Kind::Union(_), value) => {
+                self.nested(id, value, out, depth + 1)
+            }
+            _ => Err(self.misfit(id, value)),
+        }
+    }
+
+    fn nested(&self, id: TypeId, value: &Value, out: &mut Vec<u8>, depth: usize) -> Result<(), Failure> {
+        match (&self.schema.ty(id).kind, value) {
+            (Kind::Array(items), Value::Array(values)) => {
+                if !values.is_empty() {
+                    write_length(out, values.len());
+                }
+                for (at, value) in values.iter().enumerate() {
+                    self.value(*items, value, out, depth)
+                        .map_err(|e| within(e, Step::Item(at)))?;
+                }
+                out.push(0);
+                Ok(())
+            }
+            (Kind::Map(values), Value::Object(entries)) => {
+                if !entries.is_empty() {
+                    write_length(out, entries.len());
+                }
+                for (key, value) in entries {
+                    write_bytes(out, key.as_bytes());
+                    self.value(*values, value, out, depth)
+                        .map_err(|e| within(e, Step::Entry(key.clone())))?;
+                }
+                out.push(0);
+                Ok(())
+            }
+            (Kind::Record(record), Value::Object(object)) => self.record(record, object, out, depth),
+            (Kind::Union(branches), value) => self.union(id, branches, value, out, depth),
+            _ => Err(self.misfit(id, value)),
+        }
+    }
+
+    fn record(
+        &self,
+        record: &Record,
+        object: &serde_json::Map<String, Value>,
+        out: &mut Vec<u8>,
+        depth: usize,
+    ) -> Result<(), Failure> {
+        let mut known = 0;
+        for field in &record.fields {
+            let step = || Step::Field(field.column().to_owned());
+            match object.get(field.column()) {
+                Some(value) => {
+                    known += 1;
+                    self.value(field.ty, value, out, depth).map_err(|e| within(e, step()))?;
+                }
+                None => match (&field.default, self.may_be_absent(field)) {
+                    (Some(bytes), _) => out.extend_from_slice(bytes),
+                    (None, true) => self.value(field.ty, &Value::Null, out, depth)?,
+                    (None, false) => return Err(within(failure("is missing, and has no default"), step())),
+                },
+            }
+        }
+        if known == object.len() {
+            return Ok(());
+        }
+        let unknown = object
+            .keys()
+            .find(|key| record.fields.iter().all(|field| field.column() != key.as_str()));
+        let fields: Vec<&str> = record.fields.iter().map(Field::column).collect();
+        let reason = format!("is not a field of {}; it has {}", record.name.full, fields.join(", "));
+        Err(within(
+            failure(reason),
+            Step::Field(unknown.cloned().unwrap_or_default()),
+        ))
+    }
+
+    /// A client may leave a null out; the defaults in a schema's text must be whole.
+    fn may_be_absent(&self, field: &Field) -> bool {
+        self.dialect == Dialect::Row && matches!(self.schema.ty(field.ty).kind, Kind::Optional { .. })
+    }
+
+    /// Writes into the first branch that takes the value. For branches that cannot be told apart by the value, Avro's
+    /// own JSON form `{"branch": value}` is taken too.
+    fn union(
+        &self,
+        id: TypeId,
+        branches: &[TypeId],
+        value: &Value,
+        out: &mut Vec<u8>,
+        depth: usize,
+    ) -> Result<(), Failure> {
+        let from = out.len();
+        let tagged = value
+            .as_object()
+            .filter(|object| object.len() == 1)
+            .and_then(|object| object.iter().next());
+        if let Some((tag, inner)) = tagged {
+            let at = branches.iter().position(|b| self.branch_name(*b) == tag);
+            if let Some((at, branch)) = at.and_then(|at| Some((at, *branches.get(at)?))) {
+                write_length(out, at);
+                return self
+                    .value(branch, inner, out, depth)
+                    .map_err(|e| within(e, Step::Field(tag.clone())));
+            }
+        }
+        let mut deepest: Option<Failure> = None;
+        for (at, branch) in branches.iter().enumerate() {
+            write_length(out, at);
+            match self.value(*branch, value, out, depth) {
+                Ok(()) => return Ok(()),
+                // The branch that fits furthest is the one that was meant.
+                Err(e) if e.steps.len() > deepest.as_ref().map_or(0, |d| d.steps.len()) => deepest = Some(e),
+                Err(_) => {}
+            }
+            out.truncate(from);
+        }
+        Err(deepest.unwrap_or_else(|| self.misfit(id, value)))
+    }
+
+    fn branch_name(&self, id: TypeId) -> &str {
+        match &self.schema.ty(id).kind {
+            Kind::Record(record) => &record.name.full,
+            Kind::Enum(e) => &e.name.full,
+            Kind::Fixed(fixed) => &fixed.name.full,
+            _ => self.schema.word(id),
+        }
+    }
+
+    /// The integer that a number or a text means for the type; `None` when it does not fit.
+    fn integer(&self, id: TypeId, value: &Value) -> Option<i64> {
+        let ty = self.schema.ty(id);
+        let wide = matches!(ty.kind, Kind::Long);
+        let number = match value {
+            Value::Number(n) => n.as_i64()?,
+            Value::String(_) if self.dialect == Dialect::Default => return None,
+            Value::String(text) => match ty.logical {
+                Some(Logical::Date) => i64::from(time::parse_date(text)?),
+                Some(Logical::TimeMillis) => exact_millis(time::parse_time(text)?)?,
+                Some(Logical::TimeMicros) => time::parse_time(text)?,
+                Some(Logical::TimestampMillis) => exact_millis(time::parse_timestamp(text, true)?)?,
+                Some(Logical::TimestampMicros) => time::parse_timestamp(text, true)?,
+                Some(Logical::LocalTimestampMillis) => exact_millis(time::parse_timestamp(text, false)?)?,
+                Some(Logical::LocalTimestampMicros) => time::parse_timestamp(text, false)?,
+                _ if wide && canonical_digits(text) => text.parse().ok()?,
+                _ => return None,
+            },
+            _ => return None,
+        };
+        (wide || i32::try_from(number).is_ok()).then_some(number)
+    }
+
+    fn float(&self, id: TypeId, value: &Value, out: &mut Vec<u8>) -> Result<(), Failure> {
+        let number = match value {
+            Value::Number(n) => n.as_f64(),
+            Value::String(text) => match text.as_str() {
+                "NaN" => Some(f64::NAN),
+                "Infinity" => Some(f64::INFINITY),
+                "-Infinity" => Some(f64::NEG_INFINITY),
+                _ => None,
+            },
+            _ => None,
+        };
+        let number = number.ok_or_else(|| self.misfit(id, value))?;
+        if matches!(self.schema.ty(id).kind, Kind::Double) {
+            out.extend_from_slice(&number.to_le_bytes());
+            return Ok(());
+        }
+        #[expect(
+            clippy::as_conversions,
+            clippy::cast_possible_truncation,
+            reason = "the only way to round to 32 bits"
+        )]
+        let narrow = number as f32;
+        if narrow.is_infinite() && number.is_finite() {
+            return Err(self.misfit(id, value));
+        }
+        out.extend_from_slice(&narrow.to_le_bytes());
+        Ok(())
+    }
+
+    fn bytes(&self, id: TypeId, text: &str, out: &mut Vec<u8>) -> Result<(), Failure> {
+        let ty = self.schema.ty(id);
+        let decoded: Option<Vec<u8>> = match (self.dialect, ty.logical) {
+            (Dialect::Default, _) => text.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect(),
+            (Dialect::Row, Some(Logical::Decimal { scale })) => {
+                crate::decimal::parse(text, scale, fixed_size(&ty.kind))
+            }
+            (Dialect::Row, Some(Logical::Uuid)) => uuid::Uuid::try_parse(text).ok().map(|id| id.as_bytes().to_vec()),
+            (Dialect::Row, _) => base64::engine::general_purpose::STANDARD.decode(text).ok(),
+        };
+        let Some(bytes) = decoded else {
+            return Err(self.misfit(id, &Value::String(text.to_owned())));
+        };
+        match fixed_size(&ty.kind) {
+            Some(size) if size != bytes.len() => Err(failure(format!(
+                "expected {}, got {} bytes",
+                self.schema.describe(id),
+                bytes.len()
+            ))),
+            Some(_) => {
+                out.extend_from_slice(&bytes);
+                Ok(())
+            }
+            None => {
+                write_bytes(out, &bytes);
+                Ok(())
+            }
+        }
+    }
+
+    #[cold]
+    fn misfit(&self, id: TypeId, value: &Value) -> Failure {
+        failure(format!("expected {}, got {}", self.expected(id), got(value)))
+    }
+
+    fn expected(&self, id: TypeId) -> String {
+        let ty = self.schema.ty(id);
+        let hint = match (&ty.kind, ty.logical) {
+            _ if self.dialect == Dialect::Default => "",
+            (_, Some(Logical::Date)) => " (YYYY-MM-DD)",
+            (_, Some(Logical::TimestampMicros | Logical::TimestampMillis)) => " (RFC 3339)",
+            (_, Some(Logical::LocalTimestampMicros | Logical::LocalTimestampMillis)) => " (YYYY-MM-DDThh:mm:ss)",
+            (_, Some(Logical::TimeMicros | Logical::TimeMillis)) => " (hh:mm:ss)",
+            (Kind::Bytes | Kind::Fixed(_), None) => " (base64)",
+            _ => "",
+        };
+        format!("{}{hint}", self.schema.describe(id))
+    }
+}
+
+fn fixed_size(kind: &Kind) -> Option<usize> {
+    match kind {
+        Kind::Fixed(fixed) => Some(fixed.size),
+        _ => None,
+    }
+}
+
+fn exact_millis(micros: i64) -> Option<i64> {
+    (micros % 1000 == 0).then_some(micros / 1000)
+}
+
+fn canonical_digits(text: &str) -> bool {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
+}
+
+/// A JSON value for a message: short, and with its kind.
+fn got(value: &Value) -> String {
+    match value {
+        Value::Null => "null".to_owned(),
+        Value::Bool(value) => format!("boolean {value}"),
+        Value::Number(n) => format!("number {n}"),
+        Value::String(text) if text.chars().count() > 40 => {
+            format!("string {:?}…", text.chars().take(40).collect::<String>())
+        }
+        Value::String(text) => format!("string {text:?}"),
+        Value::Array(items) => format!("an array of {} items", items.len()),
+        Value::Object(_) => "an object".to_owned(),
+    }
+}

@@ -1,0 +1,365 @@
+//! PostgreSQL's column types as Avro types, and a table's columns as an Avro schema (docs/formats.md, "change.<source>").
+//!
+//! Guarantees: every type has an Avro type, and none loses anything: what has no exact one is the text that PostgreSQL
+//! prints. Never: a connection; the schema follows from the declaration alone.
+
+use crate::ids::{SourceName, TableName};
+use crate::schema::{PG_COLUMN, PG_TYPE};
+use serde_json::{Value, json};
+
+/// The last field of every row: names of columns that the source did not send again.
+pub const UNCHANGED: &str = "_unchanged";
+
+/// A declared column.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Column {
+    /// PostgreSQL's name of it.
+    pub name: String,
+    /// PostgreSQL's name of its type, in the catalog's spelling: `int8`, `timestamptz`, `_text`.
+    pub pg_type: String,
+    /// Whether it may be null.
+    pub nullable: bool,
+}
+
+impl Column {
+    /// A column; the type in any spelling that [`canonical`] takes.
+    pub fn new(name: &str, pg_type: &str, nullable: bool) -> Self {
+        Column {
+            name: name.to_owned(),
+            pg_type: canonical(pg_type),
+            nullable,
+        }
+    }
+
+    /// A column as a topology declares it: a trailing `?` on the type says that it may be null.
+    pub fn declared(name: &str, pg_type: &str) -> Self {
+        match pg_type.trim_end().strip_suffix('?') {
+            Some(required) => Column::new(name, required, true),
+            None => Column::new(name, pg_type, false),
+        }
+    }
+
+    /// The name of its field: the column's own with every character outside `[A-Za-z0-9_]` as `_`.
+    pub fn field_name(&self) -> String {
+        let mut name = escaped(&self.name);
+        if name.starts_with(|c: char| c.is_ascii_digit()) {
+            name.insert(0, '_');
+        }
+        name
+    }
+
+    /// How it is written in Avro.
+    pub fn avro(&self) -> AvroType {
+        AvroType::of(&self.pg_type)
+    }
+}
+
+/// The Avro types of columns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AvroType {
+    /// `boolean`: `bool`
+    Boolean,
+    /// `int`: `int2`, `int4`
+    Int,
+    /// `long`: `int8`
+    Long,
+    /// `float`: `float4`
+    Float,
+    /// `double`: `float8`
+    Double,
+    /// `bytes`: `bytea`
+    Bytes,
+    /// `int`, `date`: `date`
+    Date,
+    /// `long`, `local-timestamp-micros`: `timestamp`
+    Timestamp,
+    /// `long`, `timestamp-micros`: `timestamptz`
+    TimestampTz,
+    /// `string`, `uuid`: `uuid`
+    Uuid,
+    /// `string`: the text that PostgreSQL prints, of every other type
+    Text,
+}
+
+impl AvroType {
+    /// The Avro type of a PostgreSQL type in the catalog's spelling.
+    pub fn of(pg_type: &str) -> Self {
+        match pg_type {
+            "bool" => AvroType::Boolean,
+            "int2" | "int4" => AvroType::Int,
+            "int8" => AvroType::Long,
+            "float4" => AvroType::Float,
+            "float8" => AvroType::Double,
+            "bytea" => AvroType::Bytes,
+            "date" => AvroType::Date,
+            "timestamp" => AvroType::Timestamp,
+            "timestamptz" => AvroType::TimestampTz,
+            "uuid" => AvroType::Uuid,
+            _ => AvroType::Text,
+        }
+    }
+
+    fn words(self) -> (&'static str, Option<&'static str>) {
+        match self {
+            AvroType::Boolean => ("boolean", None),
+            AvroType::Int => ("int", None),
+            AvroType::Long => ("long", None),
+            AvroType::Float => ("float", None),
+            AvroType::Double => ("double", None),
+            AvroType::Bytes => ("bytes", None),
+            AvroType::Date => ("int", Some("date")),
+            AvroType::Timestamp => ("long", Some("local-timestamp-micros")),
+            AvroType::TimestampTz => ("long", Some("timestamp-micros")),
+            AvroType::Uuid => ("string", Some("uuid")),
+            AvroType::Text => ("string", None),
+        }
+    }
+}
+
+/// The catalog's spelling of a type as SQL writes it: `bigint` is `int8`, `varchar(40)` is `varchar`, `text[]` is
+/// `_text`. A name that is not known stays as it is, in lower case.
+pub fn canonical(sql: &str) -> String {
+    let lower = sql.trim().to_lowercase();
+    if let Some(item) = lower.strip_suffix("[]") {
+        let item = canonical(item);
+        return if item.starts_with('_') {
+            item
+        } else {
+            format!("_{item}")
+        };
+    }
+    // A modifier may stand inside: timestamp(3) with time zone.
+    let mut plain = String::with_capacity(lower.len());
+    let mut depth = 0usize;
+    for c in lower.chars() {
+        match c {
+            '(' => depth += 1,
+            ')' => depth = depth.saturating_sub(1),
+            _ if depth == 0 => plain.push(c),
+            _ => {}
+        }
+    }
+    let words: Vec<&str> = plain.split_whitespace().collect();
+    let name = match words.join(" ").as_str() {
+        "boolean" => "bool",
+        "smallint" | "smallserial" | "serial2" => "int2",
+        "int" | "integer" | "serial" | "serial4" => "int4",
+        "bigint" | "bigserial" | "serial8" => "int8",
+        "real" => "float4",
+        "float" | "double precision" => "float8",
+        "decimal" | "dec" => "numeric",
+        "character varying" | "char varying" => "varchar",
+        "character" | "char" => "bpchar",
+        "timestamp without time zone" => "timestamp",
+        "timestamp with time zone" => "timestamptz",
+        "time without time zone" => "time",
+        "time with time zone" => "timetz",
+        "bit varying" => "varbit",
+        other => return other.to_owned(),
+    };
+    name.to_owned()
+}
+
+/// Why columns cannot be a schema.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ColumnError {
+    /// The reserved name.
+    #[error("column {UNCHANGED} of table {table} has a reserved name; leave it out, or rename it")]
+    Reserved {
+        /// The table.
+        table: String,
+    },
+    /// Two columns with one field.
+    #[error("columns {first:?} and {second:?} of table {table} would both be field {field}; leave one out")]
+    Collision {
+        /// The table.
+        table: String,
+        /// The field's name.
+        field: String,
+        /// One column.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// No column.
+    #[error("table {table} has no column; declare at least its key")]
+    None {
+        /// The table.
+        table: String,
+    },
+}
+
+/// The full name of a table's record: `trunkline.<source>.<table>`, characters outside `[A-Za-z0-9_]` as `_`.
+pub fn record_name(source: &SourceName, table: &TableName) -> String {
+    format!("trunkline.{}.{}", escaped(source.as_str()), record_short_name(table))
+}
+
+fn record_short_name(table: &TableName) -> String {
+    let mut name = escaped(table.as_str());
+    if name.starts_with(|c: char| c.is_ascii_digit()) {
+        name.insert(0, '_');
+    }
+    name
+}
+
+fn escaped(name: &str) -> String {
+    name.chars()
+        .map(|c| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' })
+        .collect()
+}
+
+/// The Avro schema of a table's rows, as JSON: the columns in order, then `_unchanged`.
+///
+/// # Errors
+/// [`ColumnError`] when two columns would be one field, or one has the reserved name.
+pub fn table_schema(source: &SourceName, table: &TableName, columns: &[Column]) -> Result<String, ColumnError> {
+    let table_name = || table.to_string();
+    if columns.is_empty() {
+        return Err(ColumnError::None { table: table_name() });
+    }
+    let mut fields = Vec::with_capacity(columns.len() + 1);
+    for (at, column) in columns.iter().enumerate() {
+        let name = column.field_name();
+        if name == UNCHANGED {
+            return Err(ColumnError::Reserved { table: table_name() });
+        }
+        if let Some(first) = columns.iter().take(at).find(|other| other.field_name() == name) {
+            let (first, second) = (first.name.clone(), column.name.clone());
+            return Err(ColumnError::Collision {
+                table: table_name(),
+                field: name,
+                first,
+                second,
+            });
+        }
+        fields.push(field(&name, column));
+    }
+    fields.push(json!({"name": UNCHANGED, "type": ["null", {"type": "array", "items": "string"}], "default": null}));
+    let schema = json!({
+        "type": "record",
+        "name": record_short_name(table),
+        "namespace": format!("trunkline.{}", escaped(source.as_str())),
+        "fields": fields,
+    });
+    Ok(schema.to_string())
+}
+
+fn field(name: &str, column: &Column) -> Value {
+    let (kind, logical) = column.avro().words();
+    let mut ty = json!({"type": kind});
+    if let (Some(object), Some(logical)) = (ty.as_object_mut(), logical) {
+        object.insert("logicalType".to_owned(), json!(logical));
+    }
+    if let Some(object) = ty.as_object_mut() {
+        object.insert(PG_TYPE.to_owned(), json!(column.pg_type));
+    }
+    let mut field = if column.nullable {
+        json!({"name": name, "type": ["null", ty], "default": null})
+    } else {
+        json!({"name": name, "type": ty})
+    };
+    if name != column.name
+        && let Some(object) = field.as_object_mut()
+    {
+        object.insert(PG_COLUMN.to_owned(), json!(column.name));
+    }
+    field
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema::Schema;
+
+    fn schema(columns: &[Column]) -> Result<String, ColumnError> {
+        table_schema(
+            &SourceName::new("my-shop").unwrap(),
+            &TableName::new("sales.order lines").unwrap(),
+            columns,
+        )
+    }
+
+    #[test]
+    fn every_spelling_has_one_name() {
+        for (sql, name) in [
+            ("BIGINT", "int8"),
+            ("integer", "int4"),
+            ("serial", "int4"),
+            ("numeric(10, 2)", "numeric"),
+            ("character varying(40)", "varchar"),
+            ("timestamp(3) with time zone", "timestamptz"),
+            ("timestamp without time zone", "timestamp"),
+            ("double  precision", "float8"),
+            ("text[]", "_text"),
+            ("integer[][]", "_int4"),
+            ("varchar(3)[]", "_varchar"),
+            ("citext", "citext"),
+        ] {
+            assert_eq!(canonical(sql), name);
+            assert_eq!(canonical(name), name);
+        }
+    }
+
+    #[test]
+    fn a_table_has_the_documented_schema() {
+        let columns = [
+            Column::declared("id", "int8"),
+            Column::declared("note", "text?"),
+            Column::declared("at", "timestamptz"),
+            Column::declared("2nd name", "varchar(10)?"),
+        ];
+        let text = schema(&columns).unwrap();
+        let expected = json!({
+            "type": "record", "name": "sales_order_lines", "namespace": "trunkline.my_shop", "fields": [
+                {"name": "id", "type": {"type": "long", "trunkline.type": "int8"}},
+                {"name": "note", "type": ["null", {"type": "string", "trunkline.type": "text"}], "default": null},
+                {"name": "at", "type": {"type": "long", "logicalType": "timestamp-micros", "trunkline.type": "timestamptz"}},
+                {"name": "_2nd_name", "type": ["null", {"type": "string", "trunkline.type": "varchar"}], "default": null,
+                 "trunkline.column": "2nd name"},
+                {"name": "_unchanged", "type": ["null", {"type": "array", "items": "string"}], "default": null},
+            ]
+        });
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), expected);
+        let compiled = Schema::parse(&text).unwrap();
+        assert_eq!(compiled.name(), "trunkline.my_shop.sales_order_lines");
+        let source = SourceName::new("my-shop").unwrap();
+        assert_eq!(
+            record_name(&source, &TableName::new("sales.order lines").unwrap()),
+            compiled.name()
+        );
+        let field = &compiled.fields()[1];
+        assert_eq!(compiled.ty(compiled.required(field.ty)).pg.as_deref(), Some("text"));
+        assert_eq!(field.default.as_deref(), Some([0].as_slice()));
+        assert_eq!(compiled.fields()[3].column(), "2nd name");
+    }
+
+    #[test]
+    fn every_type_compiles_and_says_its_name() {
+        let types = "bool int2 int4 int8 float4 float8 bytea date timestamp timestamptz uuid numeric json jsonb text varchar bpchar \
+            time timetz interval inet cidr macaddr bit varbit money xml tsvector point _text _int4 int4range hstore citext my_enum";
+        let columns: Vec<Column> = types
+            .split_whitespace()
+            .enumerate()
+            .map(|(at, ty)| Column::new(&format!("c{at}"), ty, at % 2 == 0))
+            .collect();
+        let compiled = Schema::parse(&schema(&columns).unwrap()).unwrap();
+        for (field, column) in compiled.fields().iter().zip(&columns) {
+            assert_eq!(
+                compiled.ty(compiled.required(field.ty)).pg.as_deref(),
+                Some(column.pg_type.as_str())
+            );
+            assert_eq!(compiled.takes_null(field.ty), column.nullable);
+        }
+    }
+
+    #[test]
+    fn columns_that_cannot_be_told_apart_are_refused() {
+        let error = schema(&[Column::new("a b", "text", false), Column::new("a-b", "text", false)]).unwrap_err();
+        assert!(error.to_string().contains("\"a b\" and \"a-b\""), "{error}");
+        assert!(matches!(
+            schema(&[Column::new("_unchanged", "text", false)]),
+            Err(ColumnError::Reserved { .. })
+        ));
+        assert!(matches!(schema(&[]), Err(ColumnError::None { .. })));
+    }
+}

@@ -1,0 +1,322 @@
+//! From a schema's JSON to its table of types. apache-avro has accepted the JSON before, but it drops the properties
+//! of plain types, which carry PostgreSQL's type names: so the JSON is walked here.
+//!
+//! Guarantees: an id that is handed out stands in the table. Never: a check that apache-avro has made, but for those
+//! without which the walk would be wrong.
+
+use super::{Enum, Field, Fixed, Kind, Logical, Name, PG_COLUMN, PG_TYPE, Record, Schema, SchemaError, Type, TypeId};
+use serde_json::{Map, Value};
+use std::collections::HashMap;
+
+type Object = Map<String, Value>;
+
+fn invalid<T>(reason: impl Into<String>) -> Result<T, SchemaError> {
+    Err(SchemaError::Invalid(reason.into()))
+}
+
+/// Compiles a schema without its defaults.
+pub(super) fn compile(value: &Value) -> Result<(Vec<Type>, TypeId), SchemaError> {
+    let mut compiler = Compiler {
+        types: Vec::new(),
+        names: HashMap::new(),
+    };
+    let root = compiler.any(value, "")?;
+    Ok((compiler.types, root))
+}
+
+struct Compiler {
+    types: Vec<Type>,
+    names: HashMap<String, TypeId>,
+}
+
+impl Compiler {
+    fn push(&mut self, kind: Kind, logical: Option<Logical>, pg: Option<Box<str>>) -> TypeId {
+        self.types.push(Type { kind, logical, pg });
+        TypeId(self.types.len() - 1)
+    }
+
+    fn any(&mut self, value: &Value, namespace: &str) -> Result<TypeId, SchemaError> {
+        match value {
+            Value::String(word) => self.word(word, namespace, None),
+            Value::Array(branches) => self.union(branches, namespace),
+            Value::Object(object) => self.object(object, namespace),
+            _ => invalid(format!("{value} is no type")),
+        }
+    }
+
+    fn word(&mut self, word: &str, namespace: &str, object: Option<&Object>) -> Result<TypeId, SchemaError> {
+        let kind = match word {
+            "null" => Kind::Null,
+            "boolean" => Kind::Boolean,
+            "int" => Kind::Int,
+            "long" => Kind::Long,
+            "float" => Kind::Float,
+            "double" => Kind::Double,
+            "bytes" => Kind::Bytes,
+            "string" => Kind::String,
+            name => {
+                let full = full_name(name, namespace);
+                // A name without a namespace may also be one of the null namespace.
+                let found = self.names.get(&full).or_else(|| self.names.get(name)).copied();
+                return found.map_or_else(|| invalid(format!("{name:?} is no type")), Ok);
+            }
+        };
+        let logical = object.and_then(|object| logical(&kind, object));
+        let pg = object
+            .and_then(|object| object.get(PG_TYPE))
+            .and_then(Value::as_str)
+            .map(Box::from);
+        Ok(self.push(kind, logical, pg))
+    }
+
+    fn union(&mut self, branches: &[Value], namespace: &str) -> Result<TypeId, SchemaError> {
+        let branches = branches
+            .iter()
+            .map(|b| self.any(b, namespace))
+            .collect::<Result<Vec<_>, _>>()?;
+        let is_null = |id: &TypeId| self.types.get(id.0).is_some_and(|ty| matches!(ty.kind, Kind::Null));
+        let kind = match branches.as_slice() {
+            [null, inner] if is_null(null) && !is_null(inner) => Kind::Optional {
+                null_first: true,
+                null: *null,
+                inner: *inner,
+            },
+            [inner, null] if is_null(null) && !is_null(inner) => Kind::Optional {
+                null_first: false,
+                null: *null,
+                inner: *inner,
+            },
+            _ => Kind::Union(branches),
+        };
+        Ok(self.push(kind, None, None))
+    }
+
+    fn object(&mut self, object: &Object, namespace: &str) -> Result<TypeId, SchemaError> {
+        let word = match object.get("type") {
+            Some(Value::String(word)) => word.as_str(),
+            // {"type": {"type": …}} means the inner type.
+            Some(inner) => return self.any(inner, namespace),
+            None => return invalid("a type without \"type\""),
+        };
+        match word {
+            "record" | "error" => self.record(object, namespace),
+            "enum" => {
+                let name = self.name(object, namespace)?;
+                let symbols = strings(object, "symbols");
+                let default = object.get("default").and_then(Value::as_str).map(Box::from);
+                Ok(self.named(Kind::Enum(Box::new(Enum { name, symbols, default })), None))
+            }
+            "fixed" => {
+                let name = self.name(object, namespace)?;
+                let size = object
+                    .get("size")
+                    .and_then(Value::as_u64)
+                    .and_then(|size| usize::try_from(size).ok());
+                let Some(size) = size else {
+                    return invalid("a fixed type needs a \"size\"");
+                };
+                let kind = Kind::Fixed(Box::new(Fixed { name, size }));
+                let logical = logical(&kind, object);
+                Ok(self.named(kind, logical))
+            }
+            "array" => {
+                let items = self.any(object.get("items").unwrap_or(&Value::Null), namespace)?;
+                Ok(self.push(Kind::Array(items), None, None))
+            }
+            "map" => {
+                let values = self.any(object.get("values").unwrap_or(&Value::Null), namespace)?;
+                Ok(self.push(Kind::Map(values), None, None))
+            }
+            word => self.word(word, namespace, Some(object)),
+        }
+    }
+
+    fn name(&self, object: &Object, namespace: &str) -> Result<Name, SchemaError> {
+        let Some(name) = object.get("name").and_then(Value::as_str) else {
+            return invalid("a named type without \"name\"");
+        };
+        let namespace = object.get("namespace").and_then(Value::as_str).unwrap_or(namespace);
+        let full = full_name(name, namespace);
+        let own = namespace_of(&full).to_owned();
+        let aliases = strings(object, "aliases")
+            .iter()
+            .map(|alias| full_name(alias, &own).into())
+            .collect();
+        Ok(Name {
+            full: full.into(),
+            aliases,
+        })
+    }
+
+    fn named(&mut self, kind: Kind, logical: Option<Logical>) -> TypeId {
+        let full = match &kind {
+            Kind::Enum(e) => e.name.full.to_string(),
+            Kind::Fixed(fixed) => fixed.name.full.to_string(),
+            Kind::Record(record) => record.name.full.to_string(),
+            _ => String::new(),
+        };
+        let id = self.push(kind, logical, None);
+        self.names.insert(full, id);
+        id
+    }
+
+    fn record(&mut self, object: &Object, namespace: &str) -> Result<TypeId, SchemaError> {
+        let name = self.name(object, namespace)?;
+        let namespace = namespace_of(&name.full).to_owned();
+        // The id is known before the fields are read, since they may hold the record itself.
+        let empty = Record {
+            name,
+            fields: Vec::new(),
+            by_name: HashMap::new(),
+        };
+        let id = self.named(Kind::Record(Box::new(empty)), None);
+        let mut fields = Vec::new();
+        for field in object.get("fields").and_then(Value::as_array).into_iter().flatten() {
+            fields.push(self.field(field, &namespace)?);
+        }
+        let by_name = fields
+            .iter()
+            .enumerate()
+            .map(|(at, field)| (field.name.clone(), at))
+            .collect();
+        if let Some(Type {
+            kind: Kind::Record(record),
+            ..
+        }) = self.types.get_mut(id.0)
+        {
+            record.fields = fields;
+            record.by_name = by_name;
+        }
+        Ok(id)
+    }
+
+    fn field(&mut self, field: &Value, namespace: &str) -> Result<Field, SchemaError> {
+        let Some(object) = field.as_object() else {
+            return invalid(format!("{field} is no field"));
+        };
+        let (Some(name), Some(ty)) = (object.get("name").and_then(Value::as_str), object.get("type")) else {
+            return invalid(format!("field {field} needs \"name\" and \"type\""));
+        };
+        let ty = match ty {
+            // Some producers write logicalType beside the field's "type"; Avro's own readers ignore it there.
+            Value::String(word) => match word.as_str() {
+                "record" | "enum" | "fixed" | "array" | "map" => self.object(object, namespace)?,
+                word => self.word(word, namespace, None)?,
+            },
+            ty => self.any(ty, namespace)?,
+        };
+        Ok(Field {
+            name: name.into(),
+            aliases: strings(object, "aliases"),
+            ty,
+            default: None,
+            column: object.get(PG_COLUMN).and_then(Value::as_str).map(Box::from),
+        })
+    }
+}
+
+fn strings(object: &Object, property: &str) -> Vec<Box<str>> {
+    let list = object.get(property).and_then(Value::as_array);
+    list.into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .map(Box::from)
+        .collect()
+}
+
+fn full_name(name: &str, namespace: &str) -> String {
+    match name.strip_prefix('.') {
+        Some(name) => name.to_owned(),
+        None if name.contains('.') || namespace.is_empty() => name.to_owned(),
+        None => format!("{namespace}.{name}"),
+    }
+}
+
+fn namespace_of(full: &str) -> &str {
+    full.rsplit_once('.').map_or("", |(namespace, _)| namespace)
+}
+
+/// The logical type of an object; `None` when there is none, it is not known, or it does not fit the kind.
+fn logical(kind: &Kind, object: &Object) -> Option<Logical> {
+    let number = |property: &str| object.get(property).and_then(Value::as_u64);
+    match (object.get("logicalType")?.as_str()?, kind) {
+        ("date", Kind::Int) => Some(Logical::Date),
+        ("time-millis", Kind::Int) => Some(Logical::TimeMillis),
+        ("time-micros", Kind::Long) => Some(Logical::TimeMicros),
+        ("timestamp-millis", Kind::Long) => Some(Logical::TimestampMillis),
+        ("timestamp-micros", Kind::Long) => Some(Logical::TimestampMicros),
+        ("local-timestamp-millis", Kind::Long) => Some(Logical::LocalTimestampMillis),
+        ("local-timestamp-micros", Kind::Long) => Some(Logical::LocalTimestampMicros),
+        ("uuid", Kind::String) => Some(Logical::Uuid),
+        ("uuid", Kind::Fixed(fixed)) if fixed.size == 16 => Some(Logical::Uuid),
+        ("decimal", Kind::Bytes | Kind::Fixed(_)) => {
+            let (precision, scale) = (number("precision")?, number("scale").unwrap_or(0));
+            let scale = u32::try_from(scale).ok()?;
+            (precision > 0 && u64::from(scale) <= precision).then_some(Logical::Decimal { scale })
+        }
+        _ => None,
+    }
+}
+
+/// Encodes the defaults of all fields, once every type is known.
+pub(super) fn fill_defaults(schema: &mut Schema, value: &Value) -> Result<(), SchemaError> {
+    let mut found = Vec::new();
+    collect_defaults(schema, value, "", &mut found)?;
+    for (id, field, bytes) in found {
+        schema.set_default(id, field, bytes);
+    }
+    Ok(())
+}
+
+type Found = Vec<(TypeId, usize, Vec<u8>)>;
+
+fn collect_defaults(schema: &Schema, value: &Value, namespace: &str, found: &mut Found) -> Result<(), SchemaError> {
+    let object = match value {
+        Value::Array(branches) => {
+            return branches
+                .iter()
+                .try_for_each(|branch| collect_defaults(schema, branch, namespace, found));
+        }
+        Value::Object(object) => object,
+        _ => return Ok(()),
+    };
+    let name = object.get("name").and_then(Value::as_str);
+    let own = object.get("namespace").and_then(Value::as_str).unwrap_or(namespace);
+    let full = name.map(|name| full_name(name, own));
+    for inner in ["type", "items", "values"] {
+        if let Some(inner) = object.get(inner) {
+            collect_defaults(schema, inner, namespace, found)?;
+        }
+    }
+    let (Some(full), Some(fields)) = (full, object.get("fields").and_then(Value::as_array)) else {
+        return Ok(());
+    };
+    let Some(id) = schema
+        .types
+        .iter()
+        .position(|ty| matches!(&ty.kind, Kind::Record(r) if *r.name.full == *full))
+    else {
+        return Ok(());
+    };
+    let Some(Type {
+        kind: Kind::Record(record),
+        ..
+    }) = schema.types.get(id)
+    else {
+        return Ok(());
+    };
+    for (at, (field, declared)) in record.fields.iter().zip(fields).enumerate() {
+        collect_defaults(schema, declared, namespace_of(&full), found)?;
+        if let Some(default) = declared.get("default") {
+            let mut bytes = Vec::new();
+            schema
+                .encode_default(field.ty, default, &mut bytes)
+                .map_err(|e| SchemaError::Default {
+                    field: format!("{full}.{}", field.name),
+                    reason: e.to_string(),
+                })?;
+            found.push((TypeId(id), at, bytes));
+        }
+    }
+    Ok(())
+}
