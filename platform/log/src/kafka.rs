@@ -1,5 +1,199 @@
-//! Apache Kafka (being built).
+//! The log on Apache Kafka 4: the production home.
+//!
+//! Guarantees: what `platform/log` promises, through librdkafka's raw calls where its wrapper would cost 100 ms a
+//! commit. Settings of operators (TLS, SASL, sizes) are passed through by librdkafka's names.
+//! Never: an automatic topic, commit or offset reset; a secret in a message.
 
-/// A consumer's group metadata.
+mod admin;
+mod fault;
+mod gather;
+mod group;
+mod producer;
+mod raw;
+mod reader;
+mod session;
+mod settings;
+
+use crate::{
+    At, Committed, GroupConfig, GroupConsumer, GroupInfo, Isolation, Log, Offset, OutBatch, Produced, Reader, Result,
+    Session, SessionConfig, SharedLog, TopicInfo, TopicPartition, TopicSpec,
+};
+use group::Members;
+use producer::Producer;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Where Kafka is, and how to talk to it.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Bootstrap servers: `host:port`, separated by commas.
+    pub bootstrap: String,
+    /// Name of this client in the brokers' logs and quotas.
+    #[serde(default = "default_client_id")]
+    pub client_id: String,
+    /// Settings by librdkafka's names, such as `security.protocol`, `ssl.ca.location`, `sasl.username`,
+    /// `compression.type` or `queued.max.messages.kbytes`. What exactly-once needs is set over them.
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
+    /// How long a request may take before the log counts as out of reach, in seconds.
+    #[serde(
+        default = "default_request_timeout",
+        rename = "request_timeout_s",
+        deserialize_with = "seconds"
+    )]
+    pub request_timeout: Duration,
+}
+
+fn default_client_id() -> String {
+    "trunkline".to_owned()
+}
+
+fn default_request_timeout() -> Duration {
+    Duration::from_secs(20)
+}
+
+fn seconds<'de, D: serde::Deserializer<'de>>(from: D) -> std::result::Result<Duration, D::Error> {
+    u32::deserialize(from).map(|seconds| Duration::from_secs(seconds.into()))
+}
+
+impl Config {
+    /// A plain connection to these servers.
+    pub fn new(bootstrap: impl Into<String>) -> Config {
+        Config {
+            bootstrap: bootstrap.into(),
+            client_id: default_client_id(),
+            settings: BTreeMap::new(),
+            request_timeout: default_request_timeout(),
+        }
+    }
+}
+
+/// Shows the names of settings and none of their values, which may be secrets.
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("bootstrap", &self.bootstrap)
+            .field("client_id", &self.client_id)
+            .field("settings", &self.settings.keys().collect::<Vec<_>>())
+            .field("request_timeout", &self.request_timeout)
+            .finish()
+    }
+}
+
+/// The membership under which records were read.
 #[derive(Debug)]
-pub struct GroupMetadata;
+pub struct GroupMetadata {
+    pub(crate) membership: raw::consumer::Membership,
+}
+
+/// The log on Kafka.
+#[derive(Debug)]
+pub struct KafkaLog {
+    config: Config,
+    /// Appends outside transactions, and asks for the administration. Replaced when it has failed for good.
+    shared: Mutex<Arc<Producer>>,
+    /// The groups' members that live in this process.
+    members: Arc<Members>,
+}
+
+impl KafkaLog {
+    /// Makes a log of these settings. Does not wait for a broker: a log that is out of reach says so when it is used.
+    ///
+    /// # Errors
+    /// [`crate::Error::Refused`] for a setting that librdkafka does not take.
+    pub fn connect(config: Config) -> Result<SharedLog> {
+        let producer = Producer::new(&settings::append(&config), config.request_timeout)?;
+        let shared = Mutex::new(Arc::new(producer));
+        Ok(Arc::new(KafkaLog {
+            config,
+            shared,
+            members: Arc::default(),
+        }))
+    }
+
+    fn shared(&self) -> Result<Arc<Producer>> {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if shared.is_fatal() {
+            *shared = Arc::new(Producer::new(
+                &settings::append(&self.config),
+                self.config.request_timeout,
+            )?);
+        }
+        Ok(shared.clone())
+    }
+
+    fn with_admin<T>(&self, ask: impl FnOnce(&admin::Admin<'_>) -> Result<T>) -> Result<T> {
+        let shared = self.shared()?;
+        ask(&admin::Admin::new(shared.handle(), self.config.request_timeout))
+    }
+}
+
+impl Log for KafkaLog {
+    fn create_topics(&self, topics: &[TopicSpec]) -> Result<Vec<bool>> {
+        self.with_admin(|admin| admin.create_topics(topics))
+    }
+
+    fn describe(&self, topic: &str) -> Result<Option<TopicInfo>> {
+        self.with_admin(|admin| admin.describe(topic))
+    }
+
+    fn topics(&self) -> Result<Vec<String>> {
+        self.with_admin(|admin| admin.topics())
+    }
+
+    fn alter_topic(&self, topic: &str, settings: &[(String, String)]) -> Result<()> {
+        self.with_admin(|admin| admin.alter_topic(topic, settings))
+    }
+
+    fn delete_topic(&self, topic: &str) -> Result<()> {
+        self.with_admin(|admin| admin.delete_topic(topic))
+    }
+
+    fn offset(&self, at: &TopicPartition, which: At) -> Result<Offset> {
+        self.with_admin(|admin| admin.offset(at, which))
+    }
+
+    fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Committed> {
+        self.with_admin(|admin| admin.committed(group, partitions))
+    }
+
+    fn set_committed(&self, group: &str, offsets: &[(TopicPartition, Offset)]) -> Result<()> {
+        if let Some(result) = self.members.commit(group, offsets) {
+            return result;
+        }
+        self.with_admin(|admin| admin.set_committed(group, offsets))
+    }
+
+    fn groups(&self) -> Result<Vec<GroupInfo>> {
+        self.with_admin(|admin| admin.groups())
+    }
+
+    fn group(&self, config: GroupConfig) -> Result<Box<dyn GroupConsumer>> {
+        self.with_admin(|admin| config.topics.iter().try_for_each(|topic| admin.require(topic)))?;
+        Ok(Box::new(group::KafkaGroup::join(&self.config, config, &self.members)?))
+    }
+
+    fn reader(&self, isolation: Isolation) -> Result<Box<dyn Reader>> {
+        Ok(Box::new(reader::KafkaReader::open(&self.config, isolation)?))
+    }
+
+    fn session(&self, config: SessionConfig) -> Result<Box<dyn Session>> {
+        Ok(Box::new(session::KafkaSession::open(&self.config, config)?))
+    }
+
+    fn append(&self, records: &OutBatch) -> Result<Vec<Produced>> {
+        self.shared()?.append(records)
+    }
+
+    fn describe_self(&self) -> String {
+        format!("kafka {}", self.config.bootstrap)
+    }
+
+    fn incarnation(&self) -> Result<String> {
+        self.with_admin(|admin| admin.incarnation())
+    }
+}

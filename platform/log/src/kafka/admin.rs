@@ -1,0 +1,308 @@
+//! Topics, offsets and groups of Kafka, in the log's words.
+//!
+//! Guarantees: what was created, altered or deleted is seen by the next question, since the brokers' own views of it
+//! are waited for; requests are repeated while a broker asks for that, within the time limit. Never: a default topic.
+
+use super::fault;
+use super::raw::admin::{Admin as Raw, END, NewTopic, START};
+use super::raw::list::{Entry, List};
+use super::raw::{Code, Fault, Handle};
+use crate::{
+    At, Cleanup, Committed, Error, GroupInfo, Isolation, MemberInfo, Offset, Result, TimestampPolicy, TopicConfig,
+    TopicId, TopicInfo, TopicPartition, TopicSpec,
+};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a broker's view may lag behind the controller's.
+const PROPAGATION: Duration = Duration::from_secs(10);
+
+/// Asks through one client.
+#[derive(Debug)]
+pub struct Admin<'h> {
+    raw: Raw<'h>,
+}
+
+impl<'h> Admin<'h> {
+    /// Asks through this client; each request has this time limit.
+    pub fn new(handle: &'h Arc<Handle>, timeout: Duration) -> Admin<'h> {
+        Admin {
+            raw: Raw { handle, timeout },
+        }
+    }
+
+    /// Repeats a request while a broker says "not now", within the time limit.
+    fn ask<T>(&self, request: impl Fn(&Raw<'_>) -> Result<T, Fault>) -> Result<T, Fault> {
+        let end = Instant::now() + self.raw.timeout;
+        let mut pause = Duration::from_millis(2);
+        loop {
+            match request(&self.raw) {
+                Err(found) if fault::unreachable(&found) && !fault::timed_out(found.code) && Instant::now() < end => {
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_millis(100));
+                }
+                Err(mut found) => {
+                    found.text = self.raw.handle.reach().explain(&found.text);
+                    return Err(found);
+                }
+                found => return found,
+            }
+        }
+    }
+
+    /// Waits until the brokers show what was just changed.
+    fn await_view(&self, what: &str, seen: impl Fn(&Raw<'_>) -> Result<bool, Fault>) -> Result<()> {
+        let end = Instant::now() + PROPAGATION;
+        while Instant::now() < end {
+            if seen(&self.raw).unwrap_or(false) {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Err(Error::Unavailable {
+            attempted: what.to_owned(),
+            reason: "done, but not yet seen by the brokers".to_owned(),
+        })
+    }
+
+    /// See [`crate::Log::create_topics`].
+    pub fn create_topics(&self, topics: &[TopicSpec]) -> Result<Vec<bool>> {
+        let request = |topic: &TopicSpec| -> Result<bool> {
+            let wanted = [NewTopic {
+                name: &topic.name,
+                partitions: topic.partitions,
+                replication: topic.replication.unwrap_or(-1),
+                settings: settings(&topic.config),
+            }];
+            let attempted = || format!("create topic {}", topic.name);
+            let results = self.ask(|raw| raw.create(&wanted).and_then(|results| flatten(results)));
+            match results {
+                Ok(()) => {
+                    self.await_view(&attempted(), |raw| raw.describe(&topic.name).map(|seen| seen.led))?;
+                    Ok(true)
+                }
+                Err(found) if found.code == Code::RD_KAFKA_RESP_ERR_TOPIC_ALREADY_EXISTS => Ok(false),
+                Err(found) => Err(fault::topic_error(&topic.name, attempted(), &found)),
+            }
+        };
+        topics.iter().map(request).collect()
+    }
+
+    /// See [`crate::Log::describe`].
+    pub fn describe(&self, topic: &str) -> Result<Option<TopicInfo>> {
+        let attempted = || format!("describe topic {topic}");
+        let found = self.ask(|raw| Ok((raw.describe(topic)?, raw.settings(topic)?)));
+        match found {
+            Ok((seen, settings)) => {
+                let (high, low) = seen.id;
+                let id = uuid::Uuid::from_u64_pair(
+                    u64::from_ne_bytes(high.to_ne_bytes()),
+                    u64::from_ne_bytes(low.to_ne_bytes()),
+                );
+                let partitions = i32::try_from(seen.partitions).unwrap_or(i32::MAX);
+                Ok(Some(TopicInfo {
+                    name: topic.to_owned(),
+                    id: TopicId(id),
+                    partitions,
+                    settings,
+                }))
+            }
+            Err(found) if unknown(found.code) => Ok(None),
+            Err(found) => Err(fault::topic_error(topic, attempted(), &found)),
+        }
+    }
+
+    /// Fails unless the topic exists.
+    pub fn require(&self, topic: &str) -> Result<()> {
+        let found = self.ask(|raw| raw.describe(topic));
+        found
+            .map(drop)
+            .map_err(|found| fault::topic_error(topic, format!("look topic {topic} up"), &found))
+    }
+
+    /// See [`crate::Log::topics`].
+    pub fn topics(&self) -> Result<Vec<String>> {
+        let mut names = self
+            .ask(|raw| raw.topics())
+            .map_err(|found| fault::error("list topics", &found))?;
+        names.retain(|name| !name.starts_with("__"));
+        names.sort();
+        Ok(names)
+    }
+
+    /// See [`crate::Log::alter_topic`].
+    pub fn alter_topic(&self, topic: &str, settings: &[(String, String)]) -> Result<()> {
+        let attempted = format!("alter topic {topic}");
+        let failed = |found: Fault| fault::topic_error(topic, attempted.clone(), &found);
+        self.ask(|raw| raw.alter(topic, settings)).map_err(failed)?;
+        let seen = self.await_view(&attempted, |raw| {
+            let seen = raw.settings(topic)?;
+            Ok(settings.iter().all(|(name, value)| seen.get(name) == Some(value)))
+        });
+        // A broker may show a value in other words than it was given; the change itself was accepted.
+        seen.or(Ok(()))
+    }
+
+    /// See [`crate::Log::delete_topic`].
+    pub fn delete_topic(&self, topic: &str) -> Result<()> {
+        let attempted = format!("delete topic {topic}");
+        self.ask(|raw| raw.delete(topic))
+            .map_err(|found| fault::topic_error(topic, attempted.clone(), &found))?;
+        self.await_view(&attempted, |raw| match raw.describe(topic) {
+            Err(found) if unknown(found.code) => Ok(true),
+            other => other.map(|_| false),
+        })
+    }
+
+    /// See [`crate::Log::offset`].
+    pub fn offset(&self, at: &TopicPartition, which: At) -> Result<Offset> {
+        let (mark, isolation) = match which {
+            At::Start => (START, Isolation::ReadUncommitted),
+            At::End => (END, Isolation::ReadUncommitted),
+            At::Stable => (END, Isolation::ReadCommitted),
+            At::Time(time) => (time.max(0), Isolation::ReadUncommitted),
+        };
+        let wanted = List::of(std::iter::once((at, mark)));
+        let found = self.ask(|raw| first(raw.offsets(&wanted, isolation)?));
+        let failed = |found: Fault| fault::topic_error(&at.topic, format!("look an offset of {at} up"), &found);
+        match found.map_err(failed)?.offset {
+            // No record at or after the time: by the trait's promise that is the end.
+            offset if offset < 0 => self.offset(at, At::End),
+            offset => Ok(offset),
+        }
+    }
+
+    /// See [`crate::Log::committed`].
+    pub fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Committed> {
+        let wanted = List::of(partitions.iter().map(|at| (at, 0)));
+        let found = self.ask(|raw| {
+            let entries = raw.committed(group, Some(&wanted), true)?;
+            entries.iter().try_for_each(|entry| Fault::check(entry.code))?;
+            Ok(entries)
+        });
+        let entries = found.map_err(|found| fault::error(format!("fetch offsets of group {group}"), &found))?;
+        let found: BTreeMap<_, _> = entries.into_iter().map(|e| (e.at, e.offset)).collect();
+        let offset = |at| found.get(at).copied().filter(|offset| *offset >= 0);
+        Ok(partitions.iter().map(|at| (at.clone(), offset(at))).collect())
+    }
+
+    /// See [`crate::Log::set_committed`].
+    pub fn set_committed(&self, group: &str, offsets: &[(TopicPartition, Offset)]) -> Result<()> {
+        let wanted = List::of(offsets.iter().map(|(at, offset)| (at, *offset)));
+        let found = self.ask(|raw| {
+            let entries = raw.set_committed(group, &wanted)?;
+            entries.iter().try_for_each(|entry| Fault::check(entry.code))
+        });
+        found.map_err(|found| set_error(group, &found))
+    }
+
+    /// See [`crate::Log::groups`].
+    pub fn groups(&self) -> Result<Vec<GroupInfo>> {
+        let mut names = self
+            .ask(|raw| raw.groups())
+            .map_err(|found| fault::error("list groups", &found))?;
+        names.sort();
+        let mut groups = Vec::with_capacity(names.len());
+        for name in names {
+            let found = self.ask(|raw| Ok((raw.group(&name)?, raw.committed(&name, None, false)?)));
+            match found {
+                Ok((group, offsets)) => groups.push(info(group, offsets)),
+                // A group that ended since it was listed.
+                Err(found) if found.code == Code::RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND => {}
+                Err(found) => return Err(fault::error(format!("describe group {name}"), &found)),
+            }
+        }
+        Ok(groups)
+    }
+
+    /// See [`crate::Log::incarnation`].
+    pub fn incarnation(&self) -> Result<String> {
+        self.raw
+            .handle
+            .cluster(self.raw.timeout)
+            .ok_or_else(|| Error::Unavailable {
+                attempted: "ask for the cluster's id".to_owned(),
+                reason: self.raw.handle.reach().explain("no broker answered"),
+            })
+    }
+}
+
+/// What it means that a group's offsets could not be set.
+pub fn set_error(group: &str, found: &Fault) -> Error {
+    let attempted = format!("set offsets of group {group}");
+    match found.code {
+        Code::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID | Code::RD_KAFKA_RESP_ERR_NON_EMPTY_GROUP => Error::Refused {
+            attempted,
+            reason: "it has live members; stop them first".to_owned(),
+        },
+        _ => fault::error(attempted, found),
+    }
+}
+
+fn unknown(code: Code) -> bool {
+    use Code as C;
+    matches!(code, C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART | C::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC)
+        || code == C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_ID
+        // A name that cannot be a topic's is no topic's.
+        || code == C::RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION
+}
+
+fn flatten(results: Vec<(String, Result<(), Fault>)>) -> Result<(), Fault> {
+    results.into_iter().try_for_each(|(_, result)| result)
+}
+
+fn first(entries: Vec<Entry>) -> Result<Entry, Fault> {
+    let entry = entries.into_iter().next();
+    let entry = entry.ok_or_else(|| Fault::of(Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART))?;
+    Fault::check(entry.code).map(|()| entry)
+}
+
+fn info(group: super::raw::admin::Group, offsets: Vec<Entry>) -> GroupInfo {
+    let member = |(client, instance, partitions): (String, String, Vec<Entry>)| MemberInfo {
+        name: if instance.is_empty() {
+            client
+        } else {
+            format!("{client}/{instance}")
+        },
+        partitions: partitions.into_iter().map(|entry| entry.at).collect(),
+    };
+    let offsets = offsets
+        .into_iter()
+        .filter(|entry| entry.offset >= 0)
+        .map(|entry| (entry.at, entry.offset));
+    GroupInfo {
+        group: group.name,
+        state: group.state,
+        members: group.members.into_iter().map(member).collect(),
+        committed: offsets.collect(),
+    }
+}
+
+fn settings(config: &TopicConfig) -> BTreeMap<String, String> {
+    let mut settings = config.other.clone();
+    let cleanup = match config.cleanup {
+        Cleanup::Delete => "delete",
+        Cleanup::Compact => "compact",
+        Cleanup::CompactDelete => "compact,delete",
+    };
+    let timestamps = match config.timestamps {
+        TimestampPolicy::CreateTime => "CreateTime",
+        TimestampPolicy::LogAppendTime => "LogAppendTime",
+    };
+    settings.insert("cleanup.policy".to_owned(), cleanup.to_owned());
+    settings.insert("message.timestamp.type".to_owned(), timestamps.to_owned());
+    let numbers = [
+        ("retention.ms", config.retention_ms),
+        ("retention.bytes", config.retention_bytes),
+        ("min.compaction.lag.ms", config.min_compaction_lag_ms),
+        ("delete.retention.ms", config.delete_retention_ms),
+        ("max.message.bytes", config.max_message_bytes),
+    ];
+    for (name, value) in numbers {
+        if let Some(value) = value {
+            settings.insert(name.to_owned(), value.to_string());
+        }
+    }
+    settings
+}

@@ -1,0 +1,349 @@
+//! A member of a consumer group of Kafka.
+//!
+//! Guarantees: an assignment is taken with every partition held still, and each is let go by `start`; a revocation is
+//! returned before it is answered, and answered by the next `poll`. Classic protocol, range assignor. A member that
+//! is dropped without `close` is silent, as one that crashed. Never: a record of a partition after it was revoked.
+
+use super::gather::Gather;
+use super::raw::list::List;
+use super::raw::{Code, Event as RawEvent, Fault, Handle, Kind, Queue, Waker, What};
+use super::{Config, GroupMetadata, admin, fault, settings};
+use crate::consumer::MemberToken;
+use crate::{Error, Event, GroupConfig, GroupConsumer, Member, Offset, RecordBatch, Result, TopicPartition};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+/// How long moving to another offset or leaving the group may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The groups' members that live in this process, so that offsets can be set by one of them.
+#[derive(Debug, Default)]
+pub struct Members {
+    by_group: Mutex<HashMap<String, Vec<Weak<Handle>>>>,
+}
+
+impl Members {
+    fn add(&self, group: &str, handle: &Arc<Handle>) {
+        let mut by_group = self.by_group.lock().unwrap_or_else(PoisonError::into_inner);
+        let members = by_group.entry(group.to_owned()).or_default();
+        members.retain(|member| member.strong_count() > 0);
+        members.push(Arc::downgrade(handle));
+    }
+
+    fn remove(&self, group: &str, handle: &Arc<Handle>) {
+        let mut by_group = self.by_group.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(members) = by_group.get_mut(group) {
+            members.retain(|member| member.strong_count() > 0 && !std::ptr::eq(member.as_ptr(), Arc::as_ptr(handle)));
+        }
+    }
+
+    /// Sets offsets as a member of this process; `None` when there is none that is in the group now.
+    pub fn commit(&self, group: &str, offsets: &[(TopicPartition, Offset)]) -> Option<Result<()>> {
+        let members = {
+            let by_group = self.by_group.lock().unwrap_or_else(PoisonError::into_inner);
+            by_group
+                .get(group)?
+                .iter()
+                .filter_map(Weak::upgrade)
+                .collect::<Vec<_>>()
+        };
+        let member = members
+            .iter()
+            .find(|m| m.membership().is_some_and(|now| now.generation() >= 0))?;
+        let list = List::of(offsets.iter().map(|(at, offset)| (at, *offset)));
+        let done = member
+            .commit(&list)
+            .and_then(|()| list.check().map_err(|(_, found)| found));
+        Some(done.map_err(|found| admin::set_error(group, &found)))
+    }
+}
+
+/// A member.
+#[derive(Debug)]
+pub struct KafkaGroup {
+    gather: Gather,
+    events: Queue,
+    config: GroupConfig,
+    members: Arc<Members>,
+    /// A revocation that was returned and is still to be answered.
+    giving_up: bool,
+}
+
+impl KafkaGroup {
+    /// Joins a group; the assignment comes by `poll`.
+    pub fn join(config: &Config, group: GroupConfig, members: &Arc<Members>) -> Result<KafkaGroup> {
+        let handle = Handle::new(Kind::Consumer, &settings::group(config, &group)).map_err(fault::setting_error)?;
+        let waker = Arc::new(Waker::default());
+        let mut events = Queue::member(&handle).ok_or_else(|| Error::Refused {
+            attempted: "join a group".to_owned(),
+            reason: "the group's name is empty; give it one".to_owned(),
+        })?;
+        events.wake_with(&waker);
+        let gather = Gather::new(&handle, waker);
+        let topics = List::of_topics(group.topics.iter().map(AsRef::as_ref));
+        handle
+            .subscribe(&topics)
+            .map_err(|found| fault::error(format!("join group {}", group.group), &found))?;
+        members.add(&group.group, &handle);
+        Ok(KafkaGroup {
+            gather,
+            events,
+            config: group,
+            members: members.clone(),
+            giving_up: false,
+        })
+    }
+
+    fn error(&self, attempted: &'static str, found: &Fault) -> Error {
+        if found.code == Code::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID {
+            let who = self
+                .config
+                .instance
+                .clone()
+                .unwrap_or_else(|| self.config.group.clone());
+            return Error::Fenced { attempted, who };
+        }
+        fault::error(format!("{attempted} of group {}", self.config.group), found)
+    }
+
+    fn handle(&self) -> &Arc<Handle> {
+        self.gather.handle()
+    }
+
+    /// Gives every partition up.
+    fn give_up(&mut self) -> Result<()> {
+        self.giving_up = false;
+        self.gather.replace(std::iter::empty())?;
+        self.handle()
+            .assign(None)
+            .map_err(|found| self.error("give partitions up", &found))
+    }
+
+    /// Takes an assignment, held still: forwarded to the inbox and paused *before* it is answered, or the first
+    /// records would come from where nobody asked, or go to another queue.
+    fn take(&mut self, partitions: Vec<TopicPartition>) -> Result<()> {
+        self.gather
+            .replace(partitions.iter().map(|at| (at.clone(), false, None)))?;
+        partitions.iter().for_each(|at| self.gather.queue().gather(at));
+        let list = List::of(partitions.iter().map(|at| (at, 0)));
+        let taken = self
+            .handle()
+            .pause(&list)
+            .and_then(|()| self.handle().assign(Some(&list)));
+        taken.map_err(|found| self.error("take partitions", &found))
+    }
+
+    /// What the group or the client has to say, if anything.
+    fn next_event(&mut self) -> Result<Option<Event>> {
+        loop {
+            let Some(event) = self.events.poll(Duration::ZERO) else {
+                return Ok(None);
+            };
+            let found = event.fault();
+            match (event.what(), found) {
+                (What::Rebalance, Err(found)) => {
+                    let partitions = partitions(&event);
+                    drop(event);
+                    if let Some(event) = self.rebalance(found.code, partitions)? {
+                        return Ok(Some(event));
+                    }
+                }
+                (What::Error, Err(found)) => {
+                    drop(event);
+                    self.client_error(&found)?;
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn rebalance(&mut self, which: Code, partitions: Vec<TopicPartition>) -> Result<Option<Event>> {
+        if which == Code::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            self.take(partitions.clone())?;
+            return Ok((!partitions.is_empty()).then_some(Event::Assigned(partitions)));
+        }
+        if self.handle().assignment_lost() {
+            self.give_up()?;
+            return Ok((!partitions.is_empty()).then_some(Event::Lost(partitions)));
+        }
+        if partitions.is_empty() {
+            self.give_up()?;
+            return Ok(None);
+        }
+        self.gather.replace(std::iter::empty())?;
+        self.giving_up = true;
+        Ok(Some(Event::Revoked(partitions)))
+    }
+
+    fn client_error(&self, found: &Fault) -> Result<()> {
+        use Code as C;
+        let fatal = self.handle().fatal();
+        if let Some(fatal) = fatal {
+            return Err(self.error("poll", &fatal));
+        }
+        match found.code {
+            C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART | C::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC => {
+                Err(Error::UnknownTopic {
+                    topic: self.config.topics.join(", "),
+                })
+            }
+            C::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED
+            | C::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED
+            | C::RD_KAFKA_RESP_ERR_INVALID_SESSION_TIMEOUT
+            | C::RD_KAFKA_RESP_ERR_INCONSISTENT_GROUP_PROTOCOL
+            | C::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID => Err(self.error("poll", found)),
+            _ => {
+                tracing::debug!(target: "log::kafka", group = self.config.group, code = ?found.code, "{}", found.text);
+                Ok(())
+            }
+        }
+    }
+
+    fn slot(&mut self, at: &TopicPartition, attempted: &str) -> Result<&mut super::gather::Slot> {
+        let refused = || Error::Refused {
+            attempted: format!("{attempted} {at}"),
+            reason: "it is not assigned to this member".to_owned(),
+        };
+        if self.giving_up {
+            return Err(refused());
+        }
+        self.gather.slot(at).ok_or_else(refused)
+    }
+
+    /// Moves an assigned partition. It may still be on its way to being read: then a little later.
+    fn seek(&self, at: &TopicPartition, offset: Offset) -> Result<(), Fault> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let list = List::of(std::iter::once((at, offset)));
+            let sought = self.handle().seek(&list, PATIENCE);
+            match sought.and_then(|()| list.check().map_err(|(_, found)| found)) {
+                Err(found) if not_yet(found.code) && Instant::now() < end => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                result => return result,
+            }
+        }
+    }
+}
+
+fn not_yet(code: Code) -> bool {
+    use Code as C;
+    matches!(
+        code,
+        C::RD_KAFKA_RESP_ERR__STATE | C::RD_KAFKA_RESP_ERR__PREV_IN_PROGRESS | C::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION
+    )
+}
+
+fn partitions(event: &RawEvent<'_>) -> Vec<TopicPartition> {
+    let mut partitions: Vec<_> = event.partitions().into_iter().map(|entry| entry.at).collect();
+    partitions.sort();
+    partitions
+}
+
+impl GroupConsumer for KafkaGroup {
+    fn poll(&mut self, batch: &mut RecordBatch, max_bytes: usize, timeout: Duration) -> Result<Event> {
+        batch.clear();
+        if self.giving_up {
+            self.give_up()?;
+        }
+        let end = Instant::now() + timeout;
+        loop {
+            if let Some(event) = self.next_event()? {
+                return Ok(event);
+            }
+            if self.gather.take(batch, max_bytes)? > 0 {
+                return Ok(Event::Records);
+            }
+            if !self.gather.wait(end) {
+                self.gather.check_reach("poll")?;
+                return Ok(Event::Idle);
+            }
+        }
+    }
+
+    fn start(&mut self, at: &TopicPartition, offset: Offset) -> Result<()> {
+        let paused = self.slot(at, "start")?.paused;
+        self.gather.forget(at);
+        let one = List::of(std::iter::once((at, offset)));
+        let moved = self.seek(at, offset);
+        let moved = moved.and_then(|()| if paused { Ok(()) } else { self.handle().resume(&one) });
+        moved.map_err(|found| fault::topic_error(&at.topic, format!("start {at} at {offset}"), &found))?;
+        let slot = self.slot(at, "start")?;
+        slot.started = true;
+        slot.position = Some(offset);
+        Ok(())
+    }
+
+    fn pause(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        for at in partitions {
+            self.slot(at, "pause")?.paused = true;
+        }
+        let list = List::of(partitions.iter().map(|at| (at, 0)));
+        self.handle()
+            .pause(&list)
+            .map_err(|found| self.error("pause partitions", &found))
+    }
+
+    fn resume(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        let mut started = Vec::with_capacity(partitions.len());
+        for at in partitions {
+            let slot = self.slot(at, "resume")?;
+            slot.paused = false;
+            // One that was never started stays still until it is.
+            if slot.started {
+                started.push(at);
+            }
+        }
+        let list = List::of(started.into_iter().map(|at| (at, 0)));
+        self.handle()
+            .resume(&list)
+            .map_err(|found| self.error("resume partitions", &found))
+    }
+
+    fn member(&self) -> Result<Member> {
+        let membership = self.handle().membership().ok_or_else(|| Error::Refused {
+            attempted: format!("be a member of group {}", self.config.group),
+            reason: "this client has no group".to_owned(),
+        })?;
+        let generation = membership.generation();
+        let token = MemberToken::Kafka(Arc::new(GroupMetadata { membership }));
+        Ok(Member {
+            group: self.config.group.clone(),
+            generation,
+            token,
+        })
+    }
+
+    fn close(mut self: Box<Self>) -> Result<()> {
+        if self.giving_up {
+            self.give_up()?;
+        }
+        self.members.remove(&self.config.group, self.gather.handle());
+        self.events.leave().map_err(|found| self.error("leave", &found))?;
+        let end = Instant::now() + PATIENCE;
+        while !self.handle().left() {
+            let revoked = match self.events.poll(Duration::from_millis(100)) {
+                Some(event) => event.what() == What::Rebalance,
+                None => false,
+            };
+            if revoked {
+                self.give_up()?;
+            }
+            if Instant::now() >= end {
+                let attempted = format!("leave group {}", self.config.group);
+                return Err(Error::Unavailable {
+                    attempted,
+                    reason: self.handle().reach().explain("no answer"),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for KafkaGroup {
+    fn drop(&mut self) {
+        self.members.remove(&self.config.group, self.gather.handle());
+    }
+}

@@ -1,0 +1,508 @@
+//! Administration: topics, their settings, offsets by time, groups.
+//!
+//! Guarantees: one request, one answer, on a queue of its own; answers are copied. Never: a retry; callers decide.
+#![allow(unsafe_code, reason = "calls of a C library; each block says why it is sound")]
+
+use super::list::{Entry, List, entries, entry};
+use super::{Code, Fault, Handle, Queue, c, millis, owned, text};
+use crate::{Isolation, Offset};
+use c::rd_kafka_admin_op_t as Api;
+use std::collections::BTreeMap;
+use std::ffi::c_char;
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A topic to create.
+#[derive(Debug)]
+pub struct NewTopic<'a> {
+    /// Name.
+    pub name: &'a str,
+    /// Partition count.
+    pub partitions: i32,
+    /// Replicas; −1 is the broker's default.
+    pub replication: i32,
+    /// Settings by name.
+    pub settings: BTreeMap<String, String>,
+}
+
+/// A topic as the brokers describe it.
+#[derive(Debug)]
+pub struct Described {
+    /// The id's two halves, most significant first.
+    pub id: (i64, i64),
+    /// Partition count.
+    pub partitions: usize,
+    /// Whether every partition has a leader.
+    pub led: bool,
+}
+
+/// A group as the brokers describe it.
+#[derive(Debug)]
+pub struct Group {
+    /// Group id.
+    pub name: String,
+    /// State, in Kafka's words.
+    pub state: String,
+    /// Client id, instance id (empty without one), assigned partitions.
+    pub members: Vec<(String, String, Vec<Entry>)>,
+}
+
+/// Requests of one instance, each with a time limit.
+#[derive(Debug)]
+pub struct Admin<'h> {
+    /// The instance that asks.
+    pub handle: &'h Arc<Handle>,
+    /// How long each request may take.
+    pub timeout: Duration,
+}
+
+type Options = *mut c::rd_kafka_AdminOptions_t;
+type Answer = *mut c::rd_kafka_event_t;
+
+impl Admin<'_> {
+    /// Sends a request and reads its answer.
+    ///
+    /// # Safety
+    /// `send` hands options and queue to the one call that `api` names; `read` copies what it needs of the answer.
+    unsafe fn ask<T>(
+        &self,
+        api: Api,
+        send: impl FnOnce(*mut c::rd_kafka_t, Options, *mut c::rd_kafka_queue_t) -> Result<(), Fault>,
+        read: impl FnOnce(Answer) -> T,
+    ) -> Result<T, Fault> {
+        let queue = Queue::new(self.handle);
+        let mut reason: [c_char; 256] = [0; 256];
+        // SAFETY: the instance lives; the options are ours, copied by the request, and freed after it.
+        unsafe {
+            let options = c::rd_kafka_AdminOptions_new(self.handle.raw(), api);
+            let limit = millis(self.timeout);
+            let code = c::rd_kafka_AdminOptions_set_request_timeout(options, limit, reason.as_mut_ptr(), reason.len());
+            let sent = Fault::check(code).and_then(|()| send(self.handle.raw(), options, queue.raw.as_ptr()));
+            c::rd_kafka_AdminOptions_destroy(options);
+            sent?;
+        }
+        // The request ends by itself at its limit; the addition only guards against a library that does not answer.
+        let event = queue.poll(self.timeout.saturating_add(Duration::from_secs(5)));
+        let event = event.ok_or_else(|| Fault::of(Code::RD_KAFKA_RESP_ERR__TIMED_OUT))?;
+        event.fault()?;
+        Ok(read(event.raw.as_ptr()))
+    }
+
+    /// Creates topics; how it went with each, by name.
+    pub fn create(&self, topics: &[NewTopic<'_>]) -> Result<Vec<(String, Result<(), Fault>)>, Fault> {
+        let mut made = Made(Vec::with_capacity(topics.len()));
+        for topic in topics {
+            let mut reason: [c_char; 256] = [0; 256];
+            let name = owned(topic.name);
+            // SAFETY: strings are copied; the object is ours until `made` frees it.
+            unsafe {
+                let raw = c::rd_kafka_NewTopic_new(
+                    name.as_ptr(),
+                    topic.partitions,
+                    topic.replication,
+                    reason.as_mut_ptr(),
+                    reason.len(),
+                );
+                let raw = NonNull::new(raw)
+                    .ok_or_else(|| Fault::of(Code::RD_KAFKA_RESP_ERR__INVALID_ARG).saying(text(reason.as_ptr())))?;
+                made.0.push(raw.as_ptr());
+                for (name, value) in &topic.settings {
+                    let (name, value) = (owned(name), owned(value));
+                    Fault::check(c::rd_kafka_NewTopic_set_config(
+                        raw.as_ptr(),
+                        name.as_ptr(),
+                        value.as_ptr(),
+                    ))?;
+                }
+            }
+        }
+        // SAFETY: the array lives over the call, which copies it.
+        unsafe {
+            let send = |rk, options: Options, queue| {
+                c::rd_kafka_CreateTopics(rk, made.0.as_mut_ptr(), made.0.len(), options, queue);
+                Ok(())
+            };
+            self.ask(Api::RD_KAFKA_ADMIN_OP_CREATETOPICS, send, |answer| {
+                let mut count = 0;
+                let result = c::rd_kafka_event_CreateTopics_result(answer);
+                topic_results(c::rd_kafka_CreateTopics_result_topics(result, &mut count), count)
+            })
+        }
+    }
+
+    /// Deletes a topic.
+    pub fn delete(&self, topic: &str) -> Result<(), Fault> {
+        let name = owned(topic);
+        // SAFETY: the object is ours, copied by the request, and freed after it; the answer is copied.
+        let results = unsafe {
+            let mut raw = c::rd_kafka_DeleteTopic_new(name.as_ptr());
+            let send = |rk, options: Options, queue| {
+                c::rd_kafka_DeleteTopics(rk, &mut raw, 1, options, queue);
+                c::rd_kafka_DeleteTopic_destroy(raw);
+                Ok(())
+            };
+            self.ask(Api::RD_KAFKA_ADMIN_OP_DELETETOPICS, send, |answer| {
+                let mut count = 0;
+                let result = c::rd_kafka_event_DeleteTopics_result(answer);
+                topic_results(c::rd_kafka_DeleteTopics_result_topics(result, &mut count), count)
+            })?
+        };
+        results.into_iter().try_for_each(|(_, result)| result)
+    }
+
+    /// Describes a topic; an unknown one is a fault.
+    pub fn describe(&self, topic: &str) -> Result<Described, Fault> {
+        let name = owned(topic);
+        // SAFETY: the collection is ours, copied by the request, and freed after it; the answer is copied.
+        unsafe {
+            let mut names = [name.as_ptr()];
+            let collection = c::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), names.len());
+            let send = |rk, options: Options, queue| {
+                c::rd_kafka_DescribeTopics(rk, collection, options, queue);
+                c::rd_kafka_TopicCollection_destroy(collection);
+                Ok(())
+            };
+            self.ask(Api::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS, send, |answer| {
+                let mut count = 0;
+                let result = c::rd_kafka_event_DescribeTopics_result(answer);
+                let all = array(c::rd_kafka_DescribeTopics_result_topics(result, &mut count), count);
+                let first = all
+                    .first()
+                    .ok_or_else(|| Fault::of(Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART))?;
+                described(*first)
+            })?
+        }
+    }
+
+    /// A topic's settings, the brokers' defaults included.
+    pub fn settings(&self, topic: &str) -> Result<BTreeMap<String, String>, Fault> {
+        let name = owned(topic);
+        // SAFETY: the resource is ours, copied by the request, and freed after it; the answer is copied.
+        unsafe {
+            let mut resource =
+                c::rd_kafka_ConfigResource_new(c::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC, name.as_ptr());
+            let send = |rk, options: Options, queue| {
+                c::rd_kafka_DescribeConfigs(rk, &mut resource, 1, options, queue);
+                c::rd_kafka_ConfigResource_destroy(resource);
+                Ok(())
+            };
+            self.ask(Api::RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS, send, |answer| {
+                let mut count = 0;
+                let result = c::rd_kafka_event_DescribeConfigs_result(answer);
+                let all = array(c::rd_kafka_DescribeConfigs_result_resources(result, &mut count), count);
+                all.iter().try_fold(BTreeMap::new(), |mut found, resource| {
+                    resource_fault(*resource)?;
+                    let mut count = 0;
+                    let settings = array(c::rd_kafka_ConfigResource_configs(*resource, &mut count), count);
+                    for setting in settings {
+                        let value = c::rd_kafka_ConfigEntry_value(*setting);
+                        if !value.is_null() {
+                            found.insert(text(c::rd_kafka_ConfigEntry_name(*setting)), text(value));
+                        }
+                    }
+                    Ok(found)
+                })
+            })?
+        }
+    }
+
+    /// Sets settings of a topic; others keep their values.
+    pub fn alter(&self, topic: &str, settings: &[(String, String)]) -> Result<(), Fault> {
+        let name = owned(topic);
+        // SAFETY: as in `settings`; the error objects are ours.
+        unsafe {
+            let mut resource =
+                c::rd_kafka_ConfigResource_new(c::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC, name.as_ptr());
+            let filled = settings.iter().try_for_each(|(name, value)| {
+                let (name, value) = (owned(name), owned(value));
+                Fault::take(c::rd_kafka_ConfigResource_add_incremental_config(
+                    resource,
+                    name.as_ptr(),
+                    c::rd_kafka_AlterConfigOpType_t::RD_KAFKA_ALTER_CONFIG_OP_TYPE_SET,
+                    value.as_ptr(),
+                ))
+            });
+            let send = |rk, options: Options, queue| {
+                if filled.is_ok() {
+                    c::rd_kafka_IncrementalAlterConfigs(rk, &mut resource, 1, options, queue);
+                }
+                c::rd_kafka_ConfigResource_destroy(resource);
+                filled
+            };
+            self.ask(Api::RD_KAFKA_ADMIN_OP_INCREMENTALALTERCONFIGS, send, |answer| {
+                let mut count = 0;
+                let result = c::rd_kafka_event_IncrementalAlterConfigs_result(answer);
+                let all = array(
+                    c::rd_kafka_IncrementalAlterConfigs_result_resources(result, &mut count),
+                    count,
+                );
+                all.iter().try_for_each(|resource| resource_fault(*resource))
+            })?
+        }
+    }
+
+    /// Looks offsets up: each entry's offset is −2 for the start, −1 for the end, or a time in ms.
+    pub fn offsets(&self, wanted: &List, isolation: Isolation) -> Result<Vec<Entry>, Fault> {
+        use c::rd_kafka_IsolationLevel_t as Level;
+        let level = match isolation {
+            Isolation::ReadCommitted => Level::RD_KAFKA_ISOLATION_LEVEL_READ_COMMITTED,
+            Isolation::ReadUncommitted => Level::RD_KAFKA_ISOLATION_LEVEL_READ_UNCOMMITTED,
+        };
+        // SAFETY: the list lives over the call, which copies it; the error object is ours; the answer is copied.
+        unsafe {
+            let send = |rk, options: Options, queue| {
+                Fault::take(c::rd_kafka_AdminOptions_set_isolation_level(options, level))?;
+                c::rd_kafka_ListOffsets(rk, wanted.raw(), options, queue);
+                Ok(())
+            };
+            self.ask(Api::RD_KAFKA_ADMIN_OP_LISTOFFSETS, send, |answer| {
+                let mut count = 0;
+                let result = c::rd_kafka_event_ListOffsets_result(answer);
+                let all = array(c::rd_kafka_ListOffsets_result_infos(result, &mut count), count);
+                all.iter()
+                    .map(|info| entry(&*c::rd_kafka_ListOffsetsResultInfo_topic_partition(*info)))
+                    .collect()
+            })
+        }
+    }
+
+    /// The names of all groups.
+    pub fn groups(&self) -> Result<Vec<String>, Fault> {
+        // SAFETY: the answer is copied.
+        unsafe {
+            let send = |rk, options: Options, queue| {
+                c::rd_kafka_ListConsumerGroups(rk, options, queue);
+                Ok(())
+            };
+            self.ask(Api::RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPS, send, |answer| {
+                let (mut count, mut failed) = (0, 0);
+                let result = c::rd_kafka_event_ListConsumerGroups_result(answer);
+                let errors = array(
+                    c::rd_kafka_ListConsumerGroups_result_errors(result, &mut failed),
+                    failed,
+                );
+                errors.iter().try_for_each(|error| Fault::look(*error))?;
+                let all = array(c::rd_kafka_ListConsumerGroups_result_valid(result, &mut count), count);
+                Ok(all
+                    .iter()
+                    .map(|group| text(c::rd_kafka_ConsumerGroupListing_group_id(*group)))
+                    .collect())
+            })?
+        }
+    }
+
+    /// Describes one group.
+    pub fn group(&self, name: &str) -> Result<Group, Fault> {
+        let c_name = owned(name);
+        // SAFETY: the array lives over the call, which copies it; the answer is copied.
+        unsafe {
+            let mut names = [c_name.as_ptr()];
+            let send = |rk, options: Options, queue| {
+                c::rd_kafka_DescribeConsumerGroups(rk, names.as_mut_ptr(), names.len(), options, queue);
+                Ok(())
+            };
+            self.ask(Api::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS, send, |answer| {
+                let mut count = 0;
+                let result = c::rd_kafka_event_DescribeConsumerGroups_result(answer);
+                let all = array(
+                    c::rd_kafka_DescribeConsumerGroups_result_groups(result, &mut count),
+                    count,
+                );
+                let first = *all
+                    .first()
+                    .ok_or_else(|| Fault::of(Code::RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND))?;
+                Fault::look(c::rd_kafka_ConsumerGroupDescription_error(first))?;
+                let state = c::rd_kafka_ConsumerGroupDescription_state(first);
+                let members = 0..c::rd_kafka_ConsumerGroupDescription_member_count(first);
+                Ok(Group {
+                    name: name.to_owned(),
+                    state: text(c::rd_kafka_consumer_group_state_name(state)),
+                    members: members
+                        .map(|at| member(c::rd_kafka_ConsumerGroupDescription_member(first, at)))
+                        .collect(),
+                })
+            })?
+        }
+    }
+
+    /// A group's committed offsets, of these partitions or of all that it has. `stable` leaves partitions with a
+    /// pending transactional commit undecided, with a code that says so.
+    pub fn committed(&self, group: &str, of: Option<&List>, stable: bool) -> Result<Vec<Entry>, Fault> {
+        let name = owned(group);
+        // SAFETY: the request object is ours, copied by the call, and freed after it; the answer is copied.
+        unsafe {
+            let of = of.map_or(ptr::null_mut(), List::raw);
+            let mut request = c::rd_kafka_ListConsumerGroupOffsets_new(name.as_ptr(), of);
+            let send = |rk, options: Options, queue| {
+                let set = Fault::take(c::rd_kafka_AdminOptions_set_require_stable_offsets(
+                    options,
+                    stable.into(),
+                ));
+                if set.is_ok() {
+                    c::rd_kafka_ListConsumerGroupOffsets(rk, &mut request, 1, options, queue);
+                }
+                c::rd_kafka_ListConsumerGroupOffsets_destroy(request);
+                set
+            };
+            self.ask(Api::RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPOFFSETS, send, |answer| {
+                let mut count = 0;
+                let result = c::rd_kafka_event_ListConsumerGroupOffsets_result(answer);
+                group_results(
+                    c::rd_kafka_ListConsumerGroupOffsets_result_groups(result, &mut count),
+                    count,
+                )
+            })?
+        }
+    }
+
+    /// Sets a group's offsets, as nobody's member.
+    pub fn set_committed(&self, group: &str, offsets: &List) -> Result<Vec<Entry>, Fault> {
+        let name = owned(group);
+        // SAFETY: as in `committed`.
+        unsafe {
+            let mut request = c::rd_kafka_AlterConsumerGroupOffsets_new(name.as_ptr(), offsets.raw());
+            let send = |rk, options: Options, queue| {
+                c::rd_kafka_AlterConsumerGroupOffsets(rk, &mut request, 1, options, queue);
+                c::rd_kafka_AlterConsumerGroupOffsets_destroy(request);
+                Ok(())
+            };
+            self.ask(Api::RD_KAFKA_ADMIN_OP_ALTERCONSUMERGROUPOFFSETS, send, |answer| {
+                let mut count = 0;
+                let result = c::rd_kafka_event_AlterConsumerGroupOffsets_result(answer);
+                group_results(
+                    c::rd_kafka_AlterConsumerGroupOffsets_result_groups(result, &mut count),
+                    count,
+                )
+            })?
+        }
+    }
+
+    /// The names of all topics.
+    pub fn topics(&self) -> Result<Vec<String>, Fault> {
+        let mut metadata = ptr::null();
+        // SAFETY: the metadata is ours when the call succeeds, and freed after it was copied.
+        unsafe {
+            let code = c::rd_kafka_metadata(
+                self.handle.raw(),
+                1,
+                ptr::null_mut(),
+                &mut metadata,
+                millis(self.timeout),
+            );
+            Fault::check(code)?;
+            let count = usize::try_from((*metadata).topic_cnt).unwrap_or(0);
+            let topics = if count == 0 {
+                &[]
+            } else {
+                std::slice::from_raw_parts((*metadata).topics, count)
+            };
+            let names = topics.iter().map(|topic| text(topic.topic)).collect();
+            c::rd_kafka_metadata_destroy(metadata);
+            Ok(names)
+        }
+    }
+}
+
+/// The library's marks for the start and the end of a partition.
+pub const START: Offset = -2;
+/// See [`START`].
+pub const END: Offset = -1;
+
+struct Made(Vec<*mut c::rd_kafka_NewTopic_t>);
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        // SAFETY: every entry is ours, and freed once.
+        unsafe { self.0.iter().for_each(|topic| c::rd_kafka_NewTopic_destroy(*topic)) };
+    }
+}
+
+/// # Safety
+/// `first` is null or points to `count` pointers that live as long as `'a`.
+unsafe fn array<'a, T>(first: *mut *const T, count: usize) -> &'a [*const T] {
+    // SAFETY: by the caller's promise.
+    if first.is_null() {
+        &[]
+    } else {
+        unsafe { std::slice::from_raw_parts(first, count) }
+    }
+}
+
+unsafe fn topic_results(
+    first: *mut *const c::rd_kafka_topic_result_t,
+    count: usize,
+) -> Vec<(String, Result<(), Fault>)> {
+    // SAFETY: the answer lends `count` results.
+    unsafe { array(first, count) }
+        .iter()
+        .map(|result| {
+            // SAFETY: as above; strings are copied.
+            unsafe {
+                let code = c::rd_kafka_topic_result_error(*result);
+                let said = text(c::rd_kafka_topic_result_error_string(*result));
+                let went = Fault::check(code).map_err(|fault| fault.saying(said));
+                (text(c::rd_kafka_topic_result_name(*result)), went)
+            }
+        })
+        .collect()
+}
+
+unsafe fn group_results(first: *mut *const c::rd_kafka_group_result_t, count: usize) -> Result<Vec<Entry>, Fault> {
+    let mut found = Vec::new();
+    // SAFETY: the answer lends `count` results.
+    for result in unsafe { array(first, count) } {
+        // SAFETY: as above; entries are copied.
+        unsafe {
+            Fault::look(c::rd_kafka_group_result_error(*result))?;
+            found.extend(entries(c::rd_kafka_group_result_partitions(*result)));
+        }
+    }
+    Ok(found)
+}
+
+unsafe fn resource_fault(resource: *const c::rd_kafka_ConfigResource_t) -> Result<(), Fault> {
+    // SAFETY: the answer lends the resource; its text is copied.
+    unsafe {
+        let said = text(c::rd_kafka_ConfigResource_error_string(resource));
+        Fault::check(c::rd_kafka_ConfigResource_error(resource)).map_err(|fault| fault.saying(said))
+    }
+}
+
+unsafe fn described(topic: *const c::rd_kafka_TopicDescription_t) -> Result<Described, Fault> {
+    // SAFETY: the answer lends the description and what hangs on it; numbers are copied.
+    unsafe {
+        Fault::look(c::rd_kafka_TopicDescription_error(topic))?;
+        let id = c::rd_kafka_TopicDescription_topic_id(topic);
+        let mut count = 0;
+        let partitions = array(c::rd_kafka_TopicDescription_partitions(topic, &mut count), count);
+        Ok(Described {
+            id: (
+                c::rd_kafka_Uuid_most_significant_bits(id),
+                c::rd_kafka_Uuid_least_significant_bits(id),
+            ),
+            partitions: partitions.len(),
+            led: partitions
+                .iter()
+                .all(|p| !c::rd_kafka_TopicPartitionInfo_leader(*p).is_null()),
+        })
+    }
+}
+
+unsafe fn member(member: *const c::rd_kafka_MemberDescription_t) -> (String, String, Vec<Entry>) {
+    // SAFETY: the answer lends the member and its assignment; all is copied.
+    unsafe {
+        let assignment = c::rd_kafka_MemberDescription_assignment(member);
+        let partitions = if assignment.is_null() {
+            Vec::new()
+        } else {
+            entries(c::rd_kafka_MemberAssignment_partitions(assignment))
+        };
+        let client = text(c::rd_kafka_MemberDescription_client_id(member));
+        (
+            client,
+            text(c::rd_kafka_MemberDescription_group_instance_id(member)),
+            partitions,
+        )
+    }
+}

@@ -1,0 +1,164 @@
+//! A reader of explicitly chosen partitions of Kafka.
+//!
+//! Guarantees: positions pass control records and aborted records, by the end marks of the brokers' answers; the end
+//! is resolved when partitions are assigned, not later. No group, no coordinator. Never: a commit.
+
+use super::gather::Gather;
+use super::raw::admin::{Admin, END, START};
+use super::raw::list::List;
+use super::raw::{Handle, Kind, Queue, Waker};
+use super::{Config, fault, settings};
+use crate::{Error, Isolation, Millis, Offset, Reader, RecordBatch, Result, StartFrom, TopicPartition};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A reader.
+#[derive(Debug)]
+pub struct KafkaReader {
+    gather: Gather,
+    events: Queue,
+    isolation: Isolation,
+    request_timeout: Duration,
+}
+
+impl KafkaReader {
+    /// Opens a reader of nothing.
+    pub fn open(config: &Config, isolation: Isolation) -> Result<KafkaReader> {
+        let handle = Handle::new(Kind::Consumer, &settings::reader(config, isolation)).map_err(fault::setting_error)?;
+        let gather = Gather::new(&handle, Arc::new(Waker::default()));
+        let events = Queue::main(&handle);
+        Ok(KafkaReader {
+            gather,
+            events,
+            isolation,
+            request_timeout: config.request_timeout,
+        })
+    }
+
+    fn stop_all(&mut self) -> Result<()> {
+        let reading: Vec<_> = self.gather.slots().iter().map(|slot| slot.at.clone()).collect();
+        for at in reading {
+            let stopped = self.gather.topic(&at.topic)?.stop(at.partition);
+            stopped.map_err(|found| fault::topic_error(&at.topic, format!("stop reading {at}"), &found))?;
+        }
+        self.gather.replace(std::iter::empty())
+    }
+
+    /// Where each partition that is asked for by its start or end begins now.
+    fn resolve(&self, partitions: &[(TopicPartition, StartFrom)]) -> Result<BTreeMap<TopicPartition, Offset>> {
+        let marks: Vec<_> = partitions
+            .iter()
+            .filter_map(|(at, from)| Some((at, mark(*from)?)))
+            .collect();
+        if marks.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let admin = Admin {
+            handle: self.gather.handle(),
+            timeout: self.request_timeout,
+        };
+        let wanted = List::of(marks.into_iter());
+        let attempted = "look up where to read";
+        let entries = admin.offsets(&wanted, self.isolation).map_err(|mut found| {
+            found.text = self.gather.handle().reach().explain(&found.text);
+            fault::error(attempted, &found)
+        })?;
+        let found = entries
+            .into_iter()
+            .map(|entry| match super::raw::Fault::check(entry.code) {
+                Ok(()) => Ok((entry.at, entry.offset)),
+                Err(found) => Err(fault::topic_error(&entry.at.topic, attempted, &found)),
+            });
+        found.collect()
+    }
+
+    /// Fails for a topic or partition that is not there.
+    fn require(&mut self, partitions: &[(TopicPartition, StartFrom)]) -> Result<()> {
+        let timeout = self.request_timeout;
+        let mut counts: BTreeMap<Arc<str>, i32> = BTreeMap::new();
+        for (at, _) in partitions {
+            if !counts.contains_key(&at.topic) {
+                let count = self.gather.topic(&at.topic)?.partitions(timeout).map_err(|mut found| {
+                    found.text = self.gather.handle().reach().explain(&found.text);
+                    fault::topic_error(&at.topic, format!("look topic {} up", at.topic), &found)
+                })?;
+                counts.insert(at.topic.clone(), count);
+            }
+            if at.partition < 0 || counts.get(&at.topic).is_some_and(|count| at.partition >= *count) {
+                return Err(Error::UnknownTopic { topic: at.to_string() });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The library's mark for a start that must be looked up.
+fn mark(from: StartFrom) -> Option<Offset> {
+    match from {
+        StartFrom::Offset(_) => None,
+        StartFrom::Start => Some(START),
+        StartFrom::End => Some(END),
+    }
+}
+
+impl Reader for KafkaReader {
+    fn assign(&mut self, partitions: &[(TopicPartition, StartFrom)]) -> Result<()> {
+        self.require(partitions)?;
+        let resolved = self.resolve(partitions)?;
+        self.stop_all()?;
+        let position = |at: &TopicPartition, from: StartFrom| match from {
+            StartFrom::Offset(offset) => Some(offset),
+            StartFrom::Start | StartFrom::End => resolved.get(at).copied(),
+        };
+        let slots = partitions
+            .iter()
+            .map(|(at, from)| (at.clone(), true, position(at, *from)));
+        self.gather.replace(slots)?;
+        for (at, from) in partitions {
+            // The start is left to the library, which finds it again should retention move it meanwhile.
+            let offset = if *from == StartFrom::Start {
+                START
+            } else {
+                position(at, *from).unwrap_or(END)
+            };
+            let (topic, queue) = self.gather.topic_and_queue(&at.topic)?;
+            let started = topic.read(at.partition, offset, queue);
+            started.map_err(|found| fault::topic_error(&at.topic, format!("read {at}"), &found))?;
+        }
+        Ok(())
+    }
+
+    fn poll(&mut self, batch: &mut RecordBatch, max_bytes: usize, timeout: Duration) -> Result<usize> {
+        batch.clear();
+        let end = Instant::now() + timeout;
+        loop {
+            while self.events.poll(Duration::ZERO).is_some() {}
+            let taken = self.gather.take(batch, max_bytes)?;
+            if taken > 0 {
+                return Ok(taken);
+            }
+            if !self.gather.wait(end) {
+                self.gather.check_reach("read")?;
+                return Ok(0);
+            }
+        }
+    }
+
+    fn position(&self, at: &TopicPartition) -> Option<Offset> {
+        self.gather.slots().iter().find(|slot| slot.at == *at)?.position
+    }
+
+    fn at_end(&self, at: &TopicPartition) -> Option<Millis> {
+        self.gather.slots().iter().find(|slot| slot.at == *at)?.at_end
+    }
+}
+
+impl Drop for KafkaReader {
+    fn drop(&mut self) {
+        // The library waits for partitions that are still read when its instance ends.
+        if let Err(error) = self.stop_all() {
+            tracing::debug!(target: "log::kafka", "{error}");
+        }
+    }
+}

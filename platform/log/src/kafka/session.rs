@@ -1,0 +1,292 @@
+//! A transactional session on Kafka.
+//!
+//! Guarantees: a commit is sent once; what is not known to have failed before it was sent is `Unknown`. After a call
+//! that ended in time-out the producer is destroyed, since a request of it may still be under way.
+//! Never: a second transaction on a producer whose last one went wrong.
+
+use super::producer::Producer;
+use super::raw::list::List;
+use super::raw::{Code, Fault};
+use super::{Config, fault, settings};
+use crate::consumer::MemberToken;
+use crate::{Error, Member, Offset, OutBatch, Outcome, Result, Session, SessionConfig, TopicPartition, probe};
+use std::time::{Duration, Instant};
+
+/// A session.
+#[derive(Debug)]
+pub struct KafkaSession {
+    config: Config,
+    session: SessionConfig,
+    producer: Option<Producer>,
+    state: State,
+    /// Number of the transaction, from 1; the mark of its records.
+    transaction: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Ready,
+    Open,
+    Spent,
+}
+
+impl KafkaSession {
+    /// Takes over the transactional id.
+    pub fn open(config: &Config, session: SessionConfig) -> Result<KafkaSession> {
+        let mut opened = KafkaSession {
+            config: config.clone(),
+            session,
+            producer: None,
+            state: State::Spent,
+            transaction: 0,
+        };
+        opened.renew()?;
+        Ok(opened)
+    }
+
+    fn producer(&self, attempted: &str) -> Result<&Producer> {
+        self.producer
+            .as_ref()
+            .ok_or_else(|| self.refuse(attempted, "the session needs renew first"))
+    }
+
+    fn refuse(&self, attempted: &str, reason: &str) -> Error {
+        let attempted = format!("{attempted} of session {}", self.session.transactional_id);
+        Error::Refused {
+            attempted,
+            reason: reason.to_owned(),
+        }
+    }
+
+    fn error(&self, attempted: &'static str, found: &Fault) -> Error {
+        if fault::fenced(found.code) {
+            return Error::Fenced {
+                attempted,
+                who: self.session.transactional_id.clone(),
+            };
+        }
+        let mut found = found.clone();
+        if let Some(producer) = &self.producer {
+            found.text = producer.handle().reach().explain(&found.text);
+        }
+        fault::error(
+            format!("{attempted} of session {}", self.session.transactional_id),
+            &found,
+        )
+    }
+
+    /// Makes a call again for as long as the library says that it may be, but not after a time-out.
+    fn insist(&self, producer: &Producer, call: impl Fn(&Producer) -> Result<(), Fault>) -> Result<(), Fault> {
+        let end = Instant::now() + self.session.transaction_timeout;
+        loop {
+            match call(producer) {
+                Err(found) if may_retry(&found) && Instant::now() < end => {
+                    // The library waits by itself where waiting helps; this only keeps a tight loop from forming.
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Ends a transaction that is known not to have been committed.
+    fn failed(&mut self, found: &Fault) -> Outcome {
+        let reason = self.reason(found);
+        let aborts = !found.fatal && !fault::timed_out(found.code);
+        if let Some(producer) = self.producer.as_ref().filter(|_| aborts) {
+            // Readers need not wait for the time limit of the transaction. If this fails, `renew` aborts it.
+            if let Err(then) = producer.handle().abort_transaction() {
+                tracing::debug!(target: "log::kafka", "abort after a failed commit: {}", then.text);
+            }
+        }
+        self.spend();
+        Outcome::Aborted {
+            fenced: fault::fenced(found.code),
+            reason,
+        }
+    }
+
+    /// The library's words, and what became of the first record that was not written, which is often the cause.
+    fn reason(&self, found: &Fault) -> String {
+        let Some(producer) = &self.producer else {
+            return found.text.clone();
+        };
+        let words = producer.handle().reach().explain(&found.text);
+        match producer.collect(self.transaction) {
+            Err(record) if !words.contains(&record.to_string()) => format!("{words}; {record}"),
+            _ => words,
+        }
+    }
+
+    fn spend(&mut self) {
+        self.state = State::Spent;
+        self.producer = None;
+    }
+
+    fn end(&mut self) -> Outcome {
+        let Some(producer) = self.producer.as_ref() else {
+            return Outcome::Aborted {
+                fenced: false,
+                reason: "the session needs renew first".to_owned(),
+            };
+        };
+        let troubles = producer.troubles();
+        let ended = self.insist(producer, |p| p.handle().commit_transaction());
+        probe::hit("log.commit.after");
+        let Err(found) = ended else {
+            self.state = State::Ready;
+            return match producer.collect(self.transaction) {
+                Ok(produced) => Outcome::Committed(produced),
+                // The library does not commit a transaction that lost a record.
+                Err(record) => Outcome::Unknown {
+                    reason: record.to_string(),
+                },
+            };
+        };
+        // A first answer of "fenced" or "abort" is certain, and so is a record that was not written. An answer that
+        // came after a broken connection may be to a repeated request whose first copy was heard: another session
+        // would then find the transaction committed.
+        let unwritten = found.abort && found.code == Code::RD_KAFKA_RESP_ERR__INCONSISTENT;
+        let first = (found.abort || fault::fenced(found.code)) && producer.troubles() == troubles;
+        let certain = unwritten || first;
+        if certain {
+            return self.failed(&found);
+        }
+        let reason = self.reason(&found);
+        self.spend();
+        Outcome::Unknown { reason }
+    }
+}
+
+/// The library asks for the same call again, and no request of it is left behind.
+fn may_retry(found: &Fault) -> bool {
+    found.retriable && !found.fatal && !found.abort && !fault::timed_out(found.code)
+}
+
+impl Session for KafkaSession {
+    fn begin(&mut self) -> Result<()> {
+        if self.state != State::Ready {
+            let why = if self.state == State::Open {
+                "a transaction is open"
+            } else {
+                "the session needs renew first"
+            };
+            return Err(self.refuse("begin a transaction", why));
+        }
+        let producer = self.producer("begin a transaction")?;
+        if let Err(found) = producer.handle().begin_transaction() {
+            let found = producer.handle().fatal().unwrap_or(found);
+            let error = self.error("begin a transaction", &found);
+            self.spend();
+            return Err(error);
+        }
+        producer.watch(self.transaction + 1);
+        self.transaction += 1;
+        self.state = State::Open;
+        Ok(())
+    }
+
+    fn send(&mut self, records: &OutBatch) -> Result<()> {
+        if self.state != State::Open {
+            return Err(self.refuse("send", "no transaction is open"));
+        }
+        probe::hit("log.send.before");
+        let producer = self.producer("send")?;
+        let sent = producer.send(records, self.transaction, self.session.transaction_timeout);
+        if sent.is_err()
+            && let Some(fatal) = producer.handle().fatal()
+        {
+            return Err(self.error("send", &fatal));
+        }
+        sent?;
+        probe::hit("log.send.after");
+        Ok(())
+    }
+
+    fn commit(&mut self, consumed: Option<(&Member, &[(TopicPartition, Offset)])>) -> Outcome {
+        if self.state != State::Open {
+            return Outcome::Aborted {
+                fenced: false,
+                reason: "no transaction is open".to_owned(),
+            };
+        }
+        let Some(producer) = self.producer.as_ref() else {
+            return Outcome::Aborted {
+                fenced: false,
+                reason: "the session needs renew first".to_owned(),
+            };
+        };
+        // What waits in the queue goes out now, beside the offsets.
+        producer.handle().hurry();
+        if let Some((member, offsets)) = consumed {
+            probe::hit("log.offsets.before");
+            let MemberToken::Kafka(metadata) = &member.token else {
+                let mut found = Fault::of(Code::RD_KAFKA_RESP_ERR__INVALID_ARG);
+                found.text = "the membership is of another log".to_owned();
+                return self.failed(&found);
+            };
+            let list = List::of(offsets.iter().map(|(at, offset)| (at, *offset)));
+            let added = self.insist(producer, |p| p.handle().send_offsets(&list, &metadata.membership));
+            if let Err(found) = added {
+                return self.failed(&found);
+            }
+        }
+        probe::hit("log.commit.before");
+        self.end()
+    }
+
+    fn abort(&mut self) -> Result<()> {
+        if self.state != State::Open {
+            return Ok(());
+        }
+        let producer = self.producer("abort a transaction")?;
+        let aborted = self.insist(producer, |p| p.handle().abort_transaction());
+        drop(producer.collect(self.transaction));
+        match aborted {
+            Ok(()) => {
+                self.state = State::Ready;
+                Ok(())
+            }
+            Err(found) => {
+                let error = self.error("abort a transaction", &found);
+                self.spend();
+                Err(error)
+            }
+        }
+    }
+
+    fn renew(&mut self) -> Result<()> {
+        self.spend();
+        let producer = Producer::new(
+            &settings::session(&self.config, &self.session),
+            self.config.request_timeout,
+        )?;
+        let end = Instant::now() + self.session.transaction_timeout.max(self.config.request_timeout);
+        let taken = loop {
+            let left = end.saturating_duration_since(Instant::now());
+            match producer.handle().init_transactions(left) {
+                // Unlike a commit, taking over may be repeated after a time-out: it only ever fences.
+                Err(found) if found.retriable && !found.fatal && Instant::now() < end => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                result => break result,
+            }
+        };
+        self.producer = Some(producer);
+        match taken {
+            Ok(()) => {
+                self.state = State::Ready;
+                Ok(())
+            }
+            Err(found) => {
+                let error = self.error("take the session over", &found);
+                self.spend();
+                Err(error)
+            }
+        }
+    }
+
+    fn transactional_id(&self) -> &str {
+        &self.session.transactional_id
+    }
+}

@@ -1,0 +1,160 @@
+//! What the library is told, for each use of it.
+//!
+//! Guarantees: an operator's setting wins over a default of ours, and never over what correctness needs.
+//! Never: a secret in a message.
+
+use crate::kafka::Config;
+use crate::{GroupConfig, Isolation, SessionConfig};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Settings by the library's names.
+pub type Settings = BTreeMap<String, String>;
+
+/// Everybody's defaults. Short back-offs: the library's own of 100 ms would be felt in every second transaction.
+const COMMON: &[(&str, &str)] = &[
+    ("retry.backoff.ms", "2"),
+    ("retry.backoff.max.ms", "500"),
+    ("reconnect.backoff.ms", "20"),
+    ("reconnect.backoff.max.ms", "1000"),
+    ("socket.nagle.disable", "true"),
+    ("log_level", "5"),
+];
+
+/// Producers' defaults. Queues are bounded by bytes, so that a slow broker is felt by whoever sends.
+const PRODUCER: &[(&str, &str)] = &[
+    ("linger.ms", "2"),
+    ("queue.buffering.max.messages", "500000"),
+    ("queue.buffering.max.kbytes", "65536"),
+    // Topics have limits of their own, which are checked before a record is queued.
+    ("message.max.bytes", "100000000"),
+];
+
+/// Consumers' defaults. A fetch that waits at the broker delays partitions that are started meanwhile.
+const CONSUMER: &[(&str, &str)] = &[
+    ("fetch.queue.backoff.ms", "2"),
+    ("fetch.wait.max.ms", "50"),
+    ("fetch.error.backoff.ms", "50"),
+    ("queued.min.messages", "100000"),
+    ("queued.max.messages.kbytes", "32768"),
+    ("fetch.max.bytes", "33554432"),
+    ("fetch.message.max.bytes", "4194304"),
+];
+
+/// The producer that appends outside transactions and asks for the administration.
+pub fn append(config: &Config) -> Settings {
+    let mut settings = layered(config, &[COMMON, PRODUCER, &[("linger.ms", "0")]]);
+    set(&mut settings, "enable.idempotence", "true");
+    set(&mut settings, "message.timeout.ms", config.request_timeout.as_millis());
+    settings
+}
+
+/// A session's producer.
+pub fn session(config: &Config, session: &SessionConfig) -> Settings {
+    let mut settings = layered(config, &[COMMON, PRODUCER]);
+    let timeout = session.transaction_timeout.as_millis();
+    set(&mut settings, "transactional.id", &session.transactional_id);
+    set(&mut settings, "transaction.timeout.ms", timeout);
+    // A request that outlives its connection could end the *next* transaction of the same epoch. So a connection is
+    // given as long as the transaction itself; the library allows no more than this.
+    set(&mut settings, "socket.timeout.ms", timeout + 100);
+    set(&mut settings, "message.timeout.ms", timeout);
+    settings
+}
+
+/// A member of a group.
+pub fn group(config: &Config, group: &GroupConfig) -> Settings {
+    let mut settings = layered(config, &[COMMON, CONSUMER]);
+    consumer(&mut settings, Isolation::ReadCommitted);
+    set(&mut settings, "group.id", &group.group);
+    set(&mut settings, "group.protocol", "classic");
+    set(&mut settings, "partition.assignment.strategy", "range");
+    set(&mut settings, "session.timeout.ms", group.session_timeout.as_millis());
+    set(
+        &mut settings,
+        "heartbeat.interval.ms",
+        heartbeat(group.session_timeout).as_millis(),
+    );
+    set(&mut settings, "enable.partition.eof", "false");
+    let patience = Duration::from_secs(300).max(group.session_timeout);
+    settings
+        .entry("max.poll.interval.ms".to_owned())
+        .or_insert_with(|| patience.as_millis().to_string());
+    if let Some(instance) = &group.instance {
+        set(&mut settings, "group.instance.id", instance);
+    }
+    settings
+}
+
+/// A reader of explicit partitions.
+pub fn reader(config: &Config, isolation: Isolation) -> Settings {
+    // The end is told only by the next, empty answer; so a reader's fetches wait less.
+    let mut settings = layered(config, &[COMMON, CONSUMER, &[("fetch.wait.max.ms", "20")]]);
+    consumer(&mut settings, isolation);
+    set(&mut settings, "enable.partition.eof", "true");
+    settings
+}
+
+fn consumer(settings: &mut Settings, isolation: Isolation) {
+    let level = match isolation {
+        Isolation::ReadCommitted => "read_committed",
+        Isolation::ReadUncommitted => "read_uncommitted",
+    };
+    set(settings, "isolation.level", level);
+    set(settings, "enable.auto.commit", "false");
+    set(settings, "enable.auto.offset.store", "false");
+    set(settings, "auto.offset.reset", "error");
+    set(settings, "allow.auto.create.topics", "false");
+}
+
+/// Several heartbeats fit into the time after which a member counts as dead.
+fn heartbeat(session: Duration) -> Duration {
+    (session / 4).clamp(Duration::from_millis(50), Duration::from_secs(3))
+}
+
+fn layered(config: &Config, defaults: &[&[(&str, &str)]]) -> Settings {
+    let mut settings = Settings::new();
+    for (name, value) in defaults.iter().copied().flatten() {
+        set(&mut settings, name, value);
+    }
+    for (name, value) in &config.settings {
+        set(&mut settings, name, value);
+    }
+    set(&mut settings, "bootstrap.servers", &config.bootstrap);
+    set(&mut settings, "client.id", &config.client_id);
+    settings
+}
+
+fn set(settings: &mut Settings, name: &str, value: impl ToString) {
+    settings.insert(name.to_owned(), value.to_string());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operator_changes_a_default_and_never_the_isolation() {
+        let mut config = Config::new("h:1");
+        config.settings.insert("fetch.wait.max.ms".to_owned(), "7".to_owned());
+        config
+            .settings
+            .insert("isolation.level".to_owned(), "read_uncommitted".to_owned());
+        let settings = reader(&config, Isolation::ReadCommitted);
+        assert_eq!(settings.get("fetch.wait.max.ms").map(String::as_str), Some("7"));
+        assert_eq!(
+            settings.get("isolation.level").map(String::as_str),
+            Some("read_committed")
+        );
+    }
+
+    #[test]
+    fn a_connection_lives_as_long_as_a_transaction() {
+        let wanted = SessionConfig {
+            transactional_id: "t".to_owned(),
+            transaction_timeout: Duration::from_secs(10),
+        };
+        let settings = session(&Config::new("h:1"), &wanted);
+        assert_eq!(settings.get("socket.timeout.ms").map(String::as_str), Some("10100"));
+    }
+}
