@@ -1,41 +1,142 @@
-//! Failpoints: named places where a test makes the process die as by kill -9.
+//! Failpoints: named places where a crash test makes the process die as by kill -9, or wait.
 //!
-//! `TRUNKLINE_FAILPOINTS=name=kill` dies at the first hit of `name`, `name=kill@3` at the third; several are separated
-//! by commas. Guarantees: without the variable a hit costs one load. Never: a clean-up before the death.
+//! `TRUNKLINE_FAILPOINTS` lists them, separated by commas: `name=kill` dies at the first hit, `name=kill@3` at the
+//! third, `name=pause:250` waits 250 ms at each hit, `name=pause:250@3` at the third only.
+//! Guarantees: without the variable a hit costs two loads; a list that cannot be read is an error at the start
+//! ([`check`]), so that no crash test passes because of a typing mistake.
+//! Never: a clean-up before the death.
 
 use crate::config;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+/// The environment variable with the list.
+pub const VARIABLE: &str = "TRUNKLINE_FAILPOINTS";
+
+/// The list cannot be read.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{VARIABLE} holds `{entry}`; an entry is NAME=kill, NAME=kill@HIT, NAME=pause:MS or NAME=pause:MS@HIT")]
+pub struct Unreadable {
+    /// The entry that is wrong.
+    pub entry: String,
+}
+
+#[derive(Debug)]
 struct Armed {
-    at: u64,
+    action: Action,
+    /// The hit at which it acts, from 1; `None` = at each.
+    at: Option<u64>,
     hits: AtomicU64,
 }
 
-static ARMED: OnceLock<HashMap<String, Armed>> = OnceLock::new();
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Action {
+    Kill,
+    Pause(Duration),
+}
 
-/// Passes a failpoint, or dies there.
+static ARMED: OnceLock<Result<HashMap<String, Armed>, Unreadable>> = OnceLock::new();
+
+fn armed() -> &'static Result<HashMap<String, Armed>, Unreadable> {
+    ARMED.get_or_init(|| parse(&config::env(VARIABLE).unwrap_or_default()))
+}
+
+/// Reads the list. A process calls it once when it starts.
+///
+/// # Errors
+/// The entry that cannot be read.
+pub fn check() -> Result<(), &'static Unreadable> {
+    armed().as_ref().map(|_| ())
+}
+
+/// Passes a failpoint, waits there, or dies there.
 pub fn hit(name: &'static str) {
-    let armed = ARMED.get_or_init(|| parse(&config::env("TRUNKLINE_FAILPOINTS").unwrap_or_default()));
+    let Ok(armed) = armed() else { return };
     if armed.is_empty() {
         return;
     }
-    let Some(point) = armed.get(name) else { return };
-    if point.hits.fetch_add(1, Ordering::SeqCst) + 1 == point.at {
-        eprintln!("failpoint {name}: dying here");
-        std::process::abort();
+    match armed.get(name).and_then(Armed::due) {
+        None => {}
+        Some(Action::Pause(time)) => std::thread::sleep(time),
+        Some(Action::Kill) => {
+            // Not through the logger: it may hold its lines in a buffer, and this is the last chance.
+            eprintln!("failpoint {name}: dying here");
+            std::process::abort();
+        }
     }
 }
 
-fn parse(text: &str) -> HashMap<String, Armed> {
-    let entries = text.split(',').filter_map(|entry| {
-        let (name, action) = entry.split_once('=')?;
-        let at = match action.strip_prefix("kill")? {
-            "" => 1,
-            count => count.strip_prefix('@')?.parse().ok()?,
-        };
-        Some((name.trim().to_owned(), Armed { at, hits: AtomicU64::new(0) }))
-    });
-    entries.collect()
+impl Armed {
+    /// Counts a hit; what it is to do.
+    fn due(&self) -> Option<Action> {
+        let hit = self.hits.fetch_add(1, Ordering::SeqCst) + 1;
+        self.at.is_none_or(|at| at == hit).then_some(self.action)
+    }
+}
+
+fn parse(text: &str) -> Result<HashMap<String, Armed>, Unreadable> {
+    let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+    entries
+        .map(|entry| {
+            parse_entry(entry).ok_or_else(|| Unreadable {
+                entry: entry.to_owned(),
+            })
+        })
+        .collect()
+}
+
+fn parse_entry(entry: &str) -> Option<(String, Armed)> {
+    let (name, what) = entry.split_once('=')?;
+    let (what, at) = match what.split_once('@') {
+        Some((what, at)) => (what, Some(at.parse().ok().filter(|at| *at > 0)?)),
+        None => (what, None),
+    };
+    let (action, at) = match what.strip_prefix("pause:") {
+        Some(ms) => (Action::Pause(Duration::from_millis(ms.parse().ok()?)), at),
+        None if what == "kill" => (Action::Kill, at.or(Some(1))),
+        None => return None,
+    };
+    Some((
+        name.to_owned(),
+        Armed {
+            action,
+            at,
+            hits: AtomicU64::new(0),
+        },
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_point_acts_at_the_hit_that_was_named() {
+        let armed = parse("a=kill, b=kill@3,c=pause:250,d=pause:1@2").unwrap();
+        let due = |name: &str| (0..4).map(|_| armed[name].due()).collect::<Vec<_>>();
+        let (kill, pause) = (Some(Action::Kill), |ms| Some(Action::Pause(Duration::from_millis(ms))));
+        assert_eq!(due("a"), [kill, None, None, None]);
+        assert_eq!(due("b"), [None, None, kill, None]);
+        assert_eq!(due("c"), [pause(250); 4]);
+        assert_eq!(due("d"), [None, pause(1), None, None]);
+    }
+
+    #[test]
+    fn a_mistyped_entry_is_an_error_that_shows_it() {
+        for wrong in [
+            "commit",
+            "a=die",
+            "a=kill@",
+            "a=kill@0",
+            "a=pause",
+            "a=pause:x",
+            "ok=kill,b=kil",
+        ] {
+            let error = parse(wrong).unwrap_err();
+            assert!(wrong.ends_with(&error.entry), "{error}");
+        }
+        assert!(parse("").unwrap().is_empty());
+    }
 }

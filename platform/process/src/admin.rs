@@ -1,0 +1,156 @@
+//! The admin listener: is it alive, is it ready, what are its numbers.
+//!
+//! Guarantees: `/healthz` answers while the process serves at all; `/readyz` is 503 when a component is not ready or the
+//! process drains, and names each cause with the operator's next command; `/metrics` is Prometheus text.
+//! Never: reachable from beyond this machine unless it is configured so.
+
+use crate::http::{self, Error};
+use crate::readiness::{Report, State};
+use crate::telemetry::Metrics;
+use crate::{Drain, Readiness, Tasks};
+use axum::extract::State as Shared;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Deserialize;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+/// How long an answer may still take once the process drains.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// Where the admin listener listens.
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Address and port; port 0 takes a free one.
+    pub listen: SocketAddr,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: (Ipv4Addr::LOCALHOST, 9464).into(),
+        }
+    }
+}
+
+/// What the routes show.
+#[derive(Clone)]
+pub struct Admin {
+    /// The process's components.
+    pub readiness: Readiness,
+    /// The process's numbers.
+    pub metrics: Metrics,
+    /// The process's drain: a process that drains is not ready.
+    pub drain: Drain,
+}
+
+impl Admin {
+    /// The routes. Merge others into them.
+    pub fn router(&self) -> Router {
+        Router::new()
+            .route("/healthz", get(|| async { "ok\n" }))
+            .route("/readyz", get(readyz))
+            .route("/metrics", get(metrics))
+            .with_state(self.clone())
+    }
+
+    /// Listens, and serves the routes and `more` as a task until the drain. Returns the address, which `Config` may have
+    /// left open.
+    ///
+    /// # Errors
+    /// The address cannot be listened on.
+    pub async fn serve(&self, tasks: &Tasks, config: &Config, more: Router) -> Result<SocketAddr, Error> {
+        let listener = http::bind(config.listen).await?;
+        let address = listener.local_addr().map_err(|source| Error::Bind {
+            address: config.listen,
+            source,
+        })?;
+        http::serve(tasks, "admin", listener, self.router().merge(more), DRAIN);
+        Ok(address)
+    }
+
+    fn report(&self) -> Report {
+        let mut report = self.readiness.report();
+        if self.drain.is_draining() {
+            report.ready = false;
+            report.components.push(State {
+                name: "process".to_owned(),
+                ready: false,
+                cause: Some("draining".to_owned()),
+                next_command: Some("none; it was asked to stop, or a task failed: see the log".to_owned()),
+            });
+        }
+        report
+    }
+}
+
+async fn readyz(Shared(admin): Shared<Admin>) -> impl IntoResponse {
+    let report = admin.report();
+    let status = if report.ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (status, Json(report))
+}
+
+async fn metrics(Shared(admin): Shared<Admin>) -> impl IntoResponse {
+    (
+        [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")],
+        admin.metrics.render(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    async fn get(address: SocketAddr, path: &str) -> String {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn the_routes_tell_life_readiness_and_numbers() {
+        let tasks = Tasks::new();
+        let admin = Admin {
+            readiness: Readiness::new(),
+            metrics: telemetry::metrics(),
+            drain: tasks.drain(),
+        };
+        let config = Config {
+            listen: (Ipv4Addr::LOCALHOST, 0).into(),
+        };
+        let more = Router::new().route("/more", axum::routing::get(|| async { "more" }));
+        let address = admin.serve(&tasks, &config, more).await.unwrap();
+
+        let log = admin.readiness.register("log");
+        log.not_ready("no broker answers at 127.0.0.1:9092", "trunkline doctor");
+        assert!(get(address, "/healthz").await.starts_with("HTTP/1.1 200"));
+        let red = get(address, "/readyz").await;
+        assert!(red.starts_with("HTTP/1.1 503"), "{red}");
+        let body = r#"{"ready":false,"components":[{"name":"log","ready":false,"cause":"no broker answers at 127.0.0.1:9092","next_command":"trunkline doctor"}]}"#;
+        assert!(red.ends_with(body), "{red}");
+
+        log.ready();
+        assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200"));
+        assert!(get(address, "/more").await.ends_with("more"));
+        metrics::counter!("trunkline_test_total", "kind" => "routes").increment(3);
+        let numbers = get(address, "/metrics").await;
+        assert!(numbers.contains("trunkline_test_total{kind=\"routes\"} 3"), "{numbers}");
+        assert!(numbers.contains("process_resident_memory_bytes "), "{numbers}");
+
+        tasks.drain().start();
+        assert!(!admin.report().ready, "a process that drains is not ready");
+        tasks.join(Duration::from_secs(10)).await.unwrap();
+    }
+}

@@ -1,0 +1,182 @@
+//! Configuration of a process: a TOML file, overridden by the environment; and the one place that reads the
+//! environment.
+//!
+//! Guarantees: a typed struct or an error that names the key, where it was written (line of the file, or variable), and
+//! what would be allowed there; secrets are resolved here, into [`Secret`] only, and print as `***`.
+//! Never: a value that is ignored because its key is mistyped (structs say `deny_unknown_fields`).
+
+mod node;
+mod secret;
+
+pub use secret::Secret;
+
+use node::{Node, Origin};
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// What the names of all our variables begin with.
+pub const PREFIX: &str = "TRUNKLINE_";
+
+/// Reads an environment variable; `None` when it is not set or not UTF-8.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the one place that reads the environment"
+)]
+pub fn env(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("read the configuration {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{}", place(file.as_deref(), line.as_ref(), "", message))]
+    Syntax {
+        /// The file.
+        file: Option<PathBuf>,
+        /// Number and text of the line.
+        line: Option<(usize, String)>,
+        /// What the parser says.
+        message: String,
+    },
+    /// A key is unknown, missing, or has a value that does not fit.
+    #[error("{}", place(file.as_deref(), line.as_ref(), key, message))]
+    Key {
+        /// The file; `None` when an environment variable is to blame.
+        file: Option<PathBuf>,
+        /// Number and text of the line, when the file is to blame.
+        line: Option<(usize, String)>,
+        /// Path of the key, and the variable that set it.
+        key: String,
+        /// What is wrong and what would be allowed.
+        message: String,
+    },
+}
+
+fn place(file: Option<&Path>, line: Option<&(usize, String)>, key: &str, message: &str) -> String {
+    let mut text = String::from("configuration");
+    if let Some(file) = file {
+        text.push_str(&format!(" {}", file.display()));
+    }
+    if let Some((number, _)) = line {
+        text.push_str(&format!(", line {number}"));
+    }
+    if !key.is_empty() {
+        text.push_str(&format!(", {key}"));
+    }
+    text.push_str(&format!(": {message}"));
+    if let Some((number, line)) = line {
+        text.push_str(&format!("\n  {number} | {line}"));
+    }
+    text
+}
+
+/// Where a configuration comes from.
+#[derive(Debug, Default)]
+pub struct Sources {
+    file: Option<PathBuf>,
+    text: String,
+    variables: BTreeMap<String, String>,
+}
+
+impl Sources {
+    /// The environment alone: every variable `TRUNKLINE_A__B=value` sets key `b` of table `a`. Lists may be written
+    /// with commas. Left out are variables that mean something else: [`crate::failpoint::VARIABLE`], those that begin
+    /// with `TRUNKLINE_TEST_`, and those that are named here.
+    pub fn environment(except: &[&str]) -> Self {
+        let other = |name: &str| {
+            name == crate::failpoint::VARIABLE || name.starts_with("TRUNKLINE_TEST_") || except.contains(&name)
+        };
+        let all =
+            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        let ours = all.filter(|(name, _)| name.starts_with(PREFIX) && !other(name));
+        Self {
+            variables: ours.collect(),
+            ..Self::default()
+        }
+    }
+
+    /// Adds a TOML file, which the environment overrides.
+    ///
+    /// # Errors
+    /// [`Error::Read`].
+    pub fn file(mut self, path: &Path) -> Result<Self, Error> {
+        self.text = std::fs::read_to_string(path).map_err(|source| Error::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        self.file = Some(path.to_owned());
+        Ok(self)
+    }
+
+    /// Adds TOML text instead of a file.
+    #[must_use]
+    pub fn text(mut self, text: impl Into<String>) -> Self {
+        self.text = text.into();
+        self
+    }
+
+    /// Adds a variable, as if the environment held it.
+    #[must_use]
+    pub fn variable(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.variables.insert(name.into(), value.into());
+        self
+    }
+
+    /// Reads the configuration.
+    ///
+    /// # Errors
+    /// [`Error::Syntax`] and [`Error::Key`].
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        let mut root = Node::parse(&self.text).map_err(|error| Error::Syntax {
+            file: self.file.clone(),
+            line: error.span().map(|span| self.line(span.start)),
+            message: error.message().to_owned(),
+        })?;
+        for (name, value) in &self.variables {
+            let path = name.strip_prefix(PREFIX).unwrap_or(name).to_ascii_lowercase();
+            root.set(&path.split("__").collect::<Vec<_>>(), name, value)
+                .map_err(|fault| self.error(fault))?;
+        }
+        T::deserialize(root).map_err(|fault| self.error(fault))
+    }
+
+    /// The line that holds a byte of the text: its number from 1, and its text.
+    fn line(&self, byte: usize) -> (usize, String) {
+        let before = self.text.get(..byte).unwrap_or(&self.text);
+        let number = before.matches('\n').count();
+        (number + 1, self.text.lines().nth(number).unwrap_or_default().to_owned())
+    }
+
+    fn error(&self, fault: node::Fault) -> Error {
+        let node::Fault { message, at } = fault;
+        let (key, origin) = at.unwrap_or((String::new(), Origin::None));
+        let (key, line) = match origin {
+            Origin::File(byte) => (format!("`{key}`"), Some(self.line(byte))),
+            Origin::Variable(name) => (format!("`{key}` (from {name})"), None),
+            Origin::None if key.is_empty() => (key, None),
+            Origin::None => (format!("`{key}`"), None),
+        };
+        let file = self.file.clone().filter(|_| !key.contains("(from "));
+        Error::Key {
+            file,
+            line,
+            key,
+            message,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

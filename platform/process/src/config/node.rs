@@ -1,0 +1,355 @@
+//! A configuration as a tree whose values know where they were written, and serde's way through it.
+//!
+//! Guarantees: an error is at the innermost key that it is about; a variable's text becomes whatever type its field has.
+//! Never: an interpretation of its own: types, defaults and allowed keys are the structs'.
+
+use serde::de::value::{MapAccessDeserializer, StringDeserializer};
+use serde::de::{self, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, SeqAccess, Visitor};
+use std::collections::BTreeMap;
+use toml::de::{DeTable, DeValue};
+
+/// Where a value was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// Byte in the file.
+    File(usize),
+    /// Environment variable.
+    Variable(String),
+    /// Nowhere: a table that its members imply.
+    None,
+}
+
+/// A value that does not fit, and its place once known.
+#[derive(Debug)]
+pub(super) struct Fault {
+    pub(super) message: String,
+    pub(super) at: Option<(String, Origin)>,
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Fault {}
+
+impl de::Error for Fault {
+    fn custom<T: std::fmt::Display>(message: T) -> Self {
+        Self {
+            message: message.to_string(),
+            at: None,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Node {
+    path: String,
+    origin: Origin,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Table(BTreeMap<String, Node>),
+    Array(Vec<Node>),
+    Text(String),
+    Integer(i64),
+    Float(f64),
+    Bool(bool),
+    /// Text of a variable: its type is what its field asks for.
+    Variable(String),
+}
+
+fn joined(path: &str, key: &str) -> String {
+    if path.is_empty() {
+        key.to_owned()
+    } else {
+        format!("{path}.{key}")
+    }
+}
+
+impl Node {
+    /// Parses TOML text.
+    pub(super) fn parse(text: &str) -> Result<Self, toml::de::Error> {
+        let table = DeTable::parse(text)?;
+        Ok(Self::table(String::new(), Origin::None, table.get_ref()))
+    }
+
+    fn table(path: String, origin: Origin, table: &DeTable<'_>) -> Self {
+        let members = table.iter().map(|(key, value)| {
+            let origin = Origin::File(key.span().start);
+            (
+                key.get_ref().to_string(),
+                Self::value(joined(&path, key.get_ref()), origin, value.get_ref()),
+            )
+        });
+        Self {
+            kind: Kind::Table(members.collect()),
+            path,
+            origin,
+        }
+    }
+
+    fn value(path: String, origin: Origin, value: &DeValue<'_>) -> Self {
+        let kind = match value {
+            DeValue::Table(table) => return Self::table(path, origin, table),
+            DeValue::Array(array) => {
+                let item = |(at, item): (usize, &toml::Spanned<DeValue<'_>>)| {
+                    Self::value(format!("{path}[{at}]"), Origin::File(item.span().start), item.get_ref())
+                };
+                Kind::Array(array.iter().enumerate().map(item).collect())
+            }
+            DeValue::String(text) => Kind::Text(text.to_string()),
+            DeValue::Integer(number) => match i64::from_str_radix(number.as_str(), number.radix()) {
+                Ok(number) => Kind::Integer(number),
+                // Too large for any field: as text it is a clear type error.
+                Err(_) => Kind::Text(number.to_string()),
+            },
+            DeValue::Float(number) => Kind::Float(number.as_str().parse().unwrap_or(f64::NAN)),
+            DeValue::Boolean(value) => Kind::Bool(*value),
+            DeValue::Datetime(time) => Kind::Text(time.to_string()),
+        };
+        Self { path, origin, kind }
+    }
+
+    /// Puts a variable's text at a path; tables on the way are made.
+    pub(super) fn set(&mut self, path: &[&str], variable: &str, text: &str) -> Result<(), Fault> {
+        let Some((key, rest)) = path.split_first() else {
+            return Ok(());
+        };
+        let at = joined(&self.path, key);
+        let Kind::Table(members) = &mut self.kind else {
+            let message = "is a value, not a table: a variable cannot set a key in it".to_owned();
+            return Err(Fault {
+                message,
+                at: Some((self.path.clone(), Origin::Variable(variable.to_owned()))),
+            });
+        };
+        let origin = Origin::Variable(variable.to_owned());
+        if rest.is_empty() {
+            members.insert(
+                (*key).to_owned(),
+                Node {
+                    path: at,
+                    origin,
+                    kind: Kind::Variable(text.to_owned()),
+                },
+            );
+            return Ok(());
+        }
+        let table = || Node {
+            path: at,
+            origin,
+            kind: Kind::Table(BTreeMap::new()),
+        };
+        members
+            .entry((*key).to_owned())
+            .or_insert_with(table)
+            .set(rest, variable, text)
+    }
+
+    /// A variable's text as the TOML value that it looks like, else as text.
+    fn guessed(self) -> Self {
+        let Kind::Variable(text) = self.kind else { return self };
+        match DeValue::parse(&text) {
+            Ok(value) => {
+                let mut guessed = Self::value(self.path, self.origin.clone(), value.get_ref());
+                guessed.written_in(&self.origin);
+                guessed
+            }
+            Err(_) => Self {
+                kind: Kind::Text(text),
+                ..self
+            },
+        }
+    }
+
+    fn written_in(&mut self, origin: &Origin) {
+        self.origin = origin.clone();
+        match &mut self.kind {
+            Kind::Table(members) => members.values_mut().for_each(|member| member.written_in(origin)),
+            Kind::Array(items) => items.iter_mut().for_each(|item| item.written_in(origin)),
+            _ => {}
+        }
+    }
+
+    /// A variable's text as a list: TOML, or items between commas.
+    fn listed(self) -> Self {
+        let Kind::Variable(text) = &self.kind else { return self };
+        if text.trim_start().starts_with('[') {
+            return self.guessed();
+        }
+        let item = |(at, item): (usize, &str)| Self {
+            path: format!("{}[{at}]", self.path),
+            origin: self.origin.clone(),
+            kind: Kind::Variable(item.trim().to_owned()),
+        };
+        let items = text
+            .split(',')
+            .filter(|item| !item.trim().is_empty())
+            .enumerate()
+            .map(item)
+            .collect();
+        Self {
+            kind: Kind::Array(items),
+            ..self
+        }
+    }
+
+    fn visit<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        let (path, origin) = (self.path, self.origin);
+        let result = match self.kind {
+            Kind::Table(members) => visitor.visit_map(Members {
+                rest: members.into_iter(),
+                value: None,
+            }),
+            Kind::Array(items) => visitor.visit_seq(Items(items.into_iter())),
+            Kind::Text(text) | Kind::Variable(text) => visitor.visit_string(text),
+            Kind::Integer(number) => visitor.visit_i64(number),
+            Kind::Float(number) => visitor.visit_f64(number),
+            Kind::Bool(value) => visitor.visit_bool(value),
+        };
+        result.map_err(|fault| fault.or_at(path, origin))
+    }
+}
+
+impl Fault {
+    fn or_at(self, path: String, origin: Origin) -> Self {
+        Self {
+            at: self.at.or(Some((path, origin))),
+            ..self
+        }
+    }
+}
+
+/// Members of a table on their way into a struct.
+struct Members {
+    rest: std::collections::btree_map::IntoIter<String, Node>,
+    value: Option<Node>,
+}
+
+impl<'de> MapAccess<'de> for Members {
+    type Error = Fault;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Fault> {
+        let Some((key, value)) = self.rest.next() else {
+            return Ok(None);
+        };
+        // A key that the struct does not know is its own place, not the table's.
+        let place = (value.path.clone(), value.origin.clone());
+        self.value = Some(value);
+        let key: StringDeserializer<Fault> = key.into_deserializer();
+        seed.deserialize(key)
+            .map(Some)
+            .map_err(|fault| fault.or_at(place.0, place.1))
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Fault> {
+        seed.deserialize(self.value.take().expect("serde asks for a value after its key"))
+    }
+}
+
+struct Items(std::vec::IntoIter<Node>);
+
+impl<'de> SeqAccess<'de> for Items {
+    type Error = Fault;
+
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Fault> {
+        self.0.next().map(|node| seed.deserialize(node)).transpose()
+    }
+}
+
+macro_rules! as_what_it_looks_like {
+    ($($method:ident)*) => {
+        $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+            self.guessed().visit(visitor)
+        })*
+    };
+}
+
+macro_rules! as_it_is_written {
+    ($($method:ident)*) => {
+        $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+            self.visit(visitor)
+        })*
+    };
+}
+
+impl<'de> Deserializer<'de> for Node {
+    type Error = Fault;
+
+    as_what_it_looks_like! {
+        deserialize_any deserialize_bool deserialize_i8 deserialize_i16 deserialize_i32 deserialize_i64 deserialize_i128
+        deserialize_u8 deserialize_u16 deserialize_u32 deserialize_u64 deserialize_u128 deserialize_f32 deserialize_f64
+        deserialize_map deserialize_ignored_any
+    }
+
+    as_it_is_written! {
+        deserialize_char deserialize_str deserialize_string deserialize_bytes deserialize_byte_buf
+        deserialize_identifier deserialize_unit
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        visitor.visit_some(self)
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Fault> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_unit_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Fault> {
+        self.visit(visitor)
+    }
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        self.listed().visit(visitor)
+    }
+
+    fn deserialize_tuple<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, Fault> {
+        self.listed().visit(visitor)
+    }
+
+    fn deserialize_tuple_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: usize,
+        visitor: V,
+    ) -> Result<V::Value, Fault> {
+        self.listed().visit(visitor)
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Fault> {
+        self.guessed().visit(visitor)
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Fault> {
+        let (path, origin) = (self.path.clone(), self.origin.clone());
+        let result = match self.kind {
+            Kind::Text(text) | Kind::Variable(text) => {
+                let name: StringDeserializer<Fault> = text.into_deserializer();
+                visitor.visit_enum(name)
+            }
+            Kind::Table(members) => {
+                let members = Members {
+                    rest: members.into_iter(),
+                    value: None,
+                };
+                visitor.visit_enum(MapAccessDeserializer::new(members))
+            }
+            _ => Err(de::Error::custom("expected text, or a table with one key")),
+        };
+        result.map_err(|fault| fault.or_at(path, origin))
+    }
+}

@@ -1,0 +1,224 @@
+//! What a configuration reads, and what its errors say.
+
+use super::*;
+use expect_test::{Expect, expect};
+use serde::Deserialize;
+
+#[derive(Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    data_dir: PathBuf,
+    #[serde(default)]
+    edge: Edge,
+    #[serde(default)]
+    kafka: Option<Kafka>,
+}
+
+#[derive(Debug, Deserialize, PartialEq, Default)]
+#[serde(deny_unknown_fields, default)]
+struct Edge {
+    port: u16,
+    host: String,
+    verbose: bool,
+    share: f64,
+    format: Format,
+}
+
+#[derive(Debug, Deserialize, PartialEq, Default)]
+#[serde(rename_all = "snake_case")]
+enum Format {
+    #[default]
+    Text,
+    Json,
+}
+
+#[derive(Debug, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+struct Kafka {
+    brokers: Vec<String>,
+    password: Option<Secret>,
+    #[serde(default)]
+    settings: BTreeMap<String, String>,
+}
+
+const FILE: &str = r#"
+data_dir = "/var/lib/trunkline"
+
+[edge]
+port = 8080
+host = "0.0.0.0"
+
+[kafka]
+brokers = ["a:9092"]
+settings = { "linger.ms" = "5" }
+"#;
+
+fn sources() -> Sources {
+    Sources::default().text(FILE)
+}
+
+fn refused(sources: &Sources, expected: Expect) {
+    expected.assert_eq(&sources.read::<Config>().unwrap_err().to_string());
+}
+
+#[test]
+fn the_environment_overrides_the_file_in_whatever_type_the_field_has() {
+    let read: Config = sources()
+        .variable("TRUNKLINE_DATA_DIR", "/tmp/data")
+        .variable("TRUNKLINE_EDGE__PORT", "9000")
+        .variable("TRUNKLINE_EDGE__HOST", "10")
+        .variable("TRUNKLINE_EDGE__VERBOSE", "true")
+        .variable("TRUNKLINE_EDGE__SHARE", "1")
+        .variable("TRUNKLINE_EDGE__FORMAT", "json")
+        .variable("TRUNKLINE_KAFKA__BROKERS", "a:1, b:2")
+        .variable("TRUNKLINE_KAFKA__PASSWORD", "12345")
+        .read()
+        .unwrap();
+    let edge = Edge {
+        port: 9000,
+        host: "10".into(),
+        verbose: true,
+        share: 1.0,
+        format: Format::Json,
+    };
+    let kafka = Kafka {
+        brokers: vec!["a:1".into(), "b:2".into()],
+        password: Some(Secret::new("12345")),
+        settings: BTreeMap::from([("linger.ms".into(), "5".into())]),
+    };
+    assert_eq!(
+        read,
+        Config {
+            data_dir: "/tmp/data".into(),
+            edge,
+            kafka: Some(kafka)
+        }
+    );
+}
+
+#[test]
+fn the_environment_alone_is_enough() {
+    let alone = Sources::default()
+        .variable("TRUNKLINE_DATA_DIR", "d")
+        .variable("TRUNKLINE_KAFKA__BROKERS", r#"["a:1"]"#)
+        .variable("TRUNKLINE_EDGE", "{ port = 1 }");
+    let read: Config = alone.read().unwrap();
+    assert_eq!(
+        (read.edge.port, read.kafka.unwrap().brokers),
+        (1, vec!["a:1".to_owned()])
+    );
+}
+
+#[test]
+fn an_unknown_key_is_shown_with_those_that_are_allowed() {
+    refused(
+        &sources().text("data_dir = 'd'\n[edge]\n  prot = 1\n"),
+        expect![[r"
+            configuration, line 3, `edge.prot`: unknown field `prot`, expected one of `port`, `host`, `verbose`, `share`, `format`
+              3 |   prot = 1"]],
+    );
+    refused(
+        &sources().variable("TRUNKLINE_EDGE__PROT", "1"),
+        expect![
+            "configuration, `edge.prot` (from TRUNKLINE_EDGE__PROT): unknown field `prot`, expected one of `port`, `host`, `verbose`, `share`, `format`"
+        ],
+    );
+}
+
+#[test]
+fn a_value_that_does_not_fit_is_shown_in_its_place() {
+    refused(
+        &sources().text("data_dir = 'd'\nedge.port = 70000"),
+        expect![[r"
+            configuration, line 2, `edge.port`: invalid value: integer `70000`, expected u16
+              2 | edge.port = 70000"]],
+    );
+    refused(
+        &sources().variable("TRUNKLINE_EDGE__PORT", "many"),
+        expect![[
+            r#"configuration, `edge.port` (from TRUNKLINE_EDGE__PORT): invalid type: string "many", expected u16"#
+        ]],
+    );
+    refused(
+        &sources().text("data_dir = 'd'\n[kafka]\nbrokers = ['a', 1]"),
+        expect![[r"
+            configuration, line 3, `kafka.brokers[1]`: invalid type: integer `1`, expected a string
+              3 | brokers = ['a', 1]"]],
+    );
+    refused(
+        &sources().text("data_dir = 'd'\nedge.format = 'xml'"),
+        expect![[r"
+            configuration, line 2, `edge.format`: unknown variant `xml`, expected `text` or `json`
+              2 | edge.format = 'xml'"]],
+    );
+    refused(
+        &sources().variable("TRUNKLINE_DATA_DIR__X", "1"),
+        expect![
+            "configuration, `data_dir` (from TRUNKLINE_DATA_DIR__X): is a value, not a table: a variable cannot set a key in it"
+        ],
+    );
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    refused(&sources().text(""), expect!["configuration: missing field `data_dir`"]);
+    refused(
+        &sources().text("data_dir = 'd'\n[kafka]\n"),
+        expect![[r"
+            configuration, line 2, `kafka`: missing field `brokers`
+              2 | [kafka]"]],
+    );
+}
+
+#[test]
+fn a_file_names_itself_in_its_errors() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("node.toml");
+    let absent = Sources::default().file(&path).unwrap_err();
+    assert_eq!(absent.to_string(), format!("read the configuration {}", path.display()));
+    std::fs::write(&path, "a = = 1").unwrap();
+    let error = Sources::default()
+        .file(&path)
+        .unwrap()
+        .read::<Config>()
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with(&format!("configuration {}, line 1", path.display())),
+        "{error}"
+    );
+    assert!(error.ends_with("1 | a = = 1"), "{error}");
+}
+
+#[test]
+fn a_secret_is_resolved_and_never_shown() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("password");
+    std::fs::write(&path, "pass word\n").unwrap();
+    let secret = Secret::resolve(&format!("postgres://u:${{file:{}}}@h/${{env:PATH}}", path.display())).unwrap();
+    assert_eq!(
+        secret.expose(),
+        format!("postgres://u:pass word@h/{}", env("PATH").unwrap())
+    );
+    assert_eq!(format!("{secret} {secret:?} {:?}", Some(&secret)), "*** *** Some(***)");
+    assert_eq!(serde_json::to_string(&secret).unwrap(), "\"***\"");
+}
+
+#[test]
+fn a_secret_that_cannot_be_resolved_names_its_reference_and_not_its_text() {
+    let password = |text: &str| {
+        let text = format!("data_dir = 'd'\n[kafka]\nbrokers = []\n# the next line\npassword = {text}");
+        Sources::default().text(text).read::<Config>().unwrap_err()
+    };
+    let message = |error: Error| match error {
+        Error::Key { key, message, .. } => format!("{key}: {message}"),
+        other => panic!("{other}"),
+    };
+    expect!["`kafka.password`: ${env:TRUNKLINE_NOT_SET}: the environment variable TRUNKLINE_NOT_SET is not set"]
+        .assert_eq(&message(password("'${env:TRUNKLINE_NOT_SET}'")));
+    expect!["`kafka.password`: ${file:/no/such}: the file cannot be read: No such file or directory (os error 2)"]
+        .assert_eq(&message(password("'${file:/no/such}'")));
+    expect!["`kafka.password`: `${` begins a reference: write ${env:NAME} or ${file:PATH}"]
+        .assert_eq(&message(password("'${secret}'")));
+    expect!["`kafka.password`: a secret is written as text"].assert_eq(&message(password("1234567")));
+}

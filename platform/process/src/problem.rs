@@ -1,0 +1,142 @@
+//! Problem bodies: what an HTTP error says (RFC 9457).
+//!
+//! Guarantees: the content type is `application/problem+json`; `status` is the response's status; extension members
+//! never replace the standard ones.
+//! Never: the text of an inner error. A detail is written for the caller.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Map, Value};
+use std::borrow::Cow;
+
+/// An HTTP error with its body.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Problem {
+    /// Status of the response.
+    pub status: StatusCode,
+    /// Kind of problem: a URI, absolute or relative; `about:blank` = no more than the status says.
+    pub kind: Cow<'static, str>,
+    /// What went wrong, the same for each problem of the kind.
+    pub title: Cow<'static, str>,
+    /// What went wrong this time and what to do.
+    pub detail: Option<String>,
+    /// Where it went wrong: a URI, such as the request's path.
+    pub instance: Option<String>,
+    /// Whole seconds after which another attempt may succeed; becomes `Retry-After` too.
+    pub retry_after_s: Option<u32>,
+    /// Members of the kind's own.
+    pub members: Map<String, Value>,
+}
+
+impl Problem {
+    /// A problem of no kind: the title is the status's own.
+    pub fn status(status: StatusCode) -> Self {
+        Self::new(status, "about:blank", status.canonical_reason().unwrap_or("Error"))
+    }
+
+    /// A problem of a kind.
+    pub fn new(status: StatusCode, kind: impl Into<Cow<'static, str>>, title: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            status,
+            kind: kind.into(),
+            title: title.into(),
+            detail: None,
+            instance: None,
+            retry_after_s: None,
+            members: Map::new(),
+        }
+    }
+
+    /// Says what went wrong this time.
+    #[must_use]
+    pub fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+
+    /// Says where.
+    #[must_use]
+    pub fn instance(mut self, instance: impl Into<String>) -> Self {
+        self.instance = Some(instance.into());
+        self
+    }
+
+    /// Says when to try again.
+    #[must_use]
+    pub fn retry_after(mut self, seconds: u32) -> Self {
+        self.retry_after_s = Some(seconds);
+        self
+    }
+
+    /// Adds a member of its own.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.members.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// The body.
+    pub fn body(&self) -> Value {
+        let mut body = self.members.clone();
+        let mut set = |name: &str, value: Value| body.insert(name.to_owned(), value);
+        set("type", self.kind.as_ref().into());
+        set("title", self.title.as_ref().into());
+        set("status", self.status.as_u16().into());
+        if let Some(detail) = &self.detail {
+            set("detail", detail.as_str().into());
+        }
+        if let Some(instance) = &self.instance {
+            set("instance", instance.as_str().into());
+        }
+        Value::Object(body)
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let content_type = (
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
+        let mut response = (self.status, [content_type], self.body().to_string()).into_response();
+        if let Some(seconds) = self.retry_after_s {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_body_has_the_standard_members_and_those_of_its_own() {
+        let problem = Problem::new(StatusCode::BAD_REQUEST, "/problems/field", "A field does not fit")
+            .detail("`total` is not a number")
+            .instance("/v1/ingest/shop")
+            .with("path", "rows[0].total")
+            .with("status", "never replaced");
+        let expected = json!({
+            "type": "/problems/field", "title": "A field does not fit", "status": 400,
+            "detail": "`total` is not a number", "instance": "/v1/ingest/shop", "path": "rows[0].total",
+        });
+        assert_eq!(problem.body(), expected);
+    }
+
+    #[test]
+    fn a_response_says_its_type_and_when_to_try_again() {
+        let response = Problem::status(StatusCode::SERVICE_UNAVAILABLE)
+            .retry_after(3)
+            .into_response();
+        assert_eq!(response.status(), 503);
+        assert_eq!(response.headers()["content-type"], "application/problem+json");
+        assert_eq!(response.headers()["retry-after"], "3");
+        let body = Problem::status(StatusCode::NOT_FOUND).body();
+        assert_eq!(
+            body,
+            json!({"type": "about:blank", "title": "Not Found", "status": 404})
+        );
+    }
+}
