@@ -1,1 +1,5 @@
-//! trunkline-processors
+//! The built-in stream processors: topics to topics.
+//!
+//! Guarantees: each is a [`runtime::Processor`], deterministic over its inputs. Never: a consumer or producer of its own.
+
+pub mod sync_views;

@@ -4,5 +4,6 @@
 //! Never: a test that is skipped because a part is missing; it fails and says to use `tests/run`.
 
 mod store;
+mod tidy;
 mod world;
 mod view_protocol;

@@ -223,6 +223,7 @@ pub struct Writer {
     close_schema: [u8; 5],
     open_key: Vec<u8>,
     open_schema: [u8; 5],
+    stale_schema: [u8; 5],
     key: Vec<u8>,
     value: Vec<u8>,
 }
@@ -236,6 +237,8 @@ pub struct SchemaIds {
     pub closing: u32,
     /// Of `trunkline.OpenMark`.
     pub open: u32,
+    /// Of `trunkline.Stale`.
+    pub stale: u32,
 }
 
 /// Key and value of a record to write, borrowed from the [`Writer`].
@@ -256,6 +259,7 @@ impl Writer {
             row_schema: framed(schemas.row),
             close_schema: framed(schemas.closing),
             open_schema: framed(schemas.open),
+            stale_schema: framed(schemas.stale),
             key: Vec::new(),
             value: Vec::new(),
         }
@@ -298,6 +302,14 @@ impl Writer {
         start_value(&mut self.value, &self.open_schema);
         push_bytes(&mut self.value, &version.to_bytes());
         (&self.open_key, Some(&self.value))
+    }
+
+    /// Whether a view is stale: what it shows may lack changes until it was snapshotted again.
+    pub fn stale_mark(&mut self, view: &str, stale: bool) -> Written<'_> {
+        self.key = reserved_key(STALE, view);
+        start_value(&mut self.value, &self.stale_schema);
+        self.value.push(u8::from(stale));
+        (&self.key, Some(&self.value))
     }
 }
 
@@ -352,7 +364,7 @@ mod tests {
     use super::*;
     use log::{Header, RecordBatch, TimestampType, TopicPartition};
 
-    const IDS: SchemaIds = SchemaIds { row: 1, closing: 2, open: 3 };
+    const IDS: SchemaIds = SchemaIds { row: 1, closing: 2, open: 3, stale: 4 };
 
     fn batch(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[Header<'_>]) -> RecordBatch {
         let mut batch = RecordBatch::default();

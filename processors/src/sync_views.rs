@@ -1,0 +1,514 @@
+//! sync-views: turns the changes of one line (a source's topic, or a partition of an event topic) into view rows.
+//!
+//! Per row it keeps the version and the last outputs, so that nothing older than what it has seen and nothing that did
+//! not change is written. When a source transaction ends it closes what it touched (docs/formats.md, `view.log`).
+//! Guarantees: versions rise strictly; a row stands in exactly the buckets that its newest version gives; what a
+//! reader is shown is a state at the end of a source transaction.
+//! Never: IO in a step; an update in place of the records' own order.
+
+mod input;
+mod state;
+
+use input::{Change, Input, Kind};
+use log::{Fate, Header, Millis, OutRecord, RecordBatch, RecordRef};
+use runtime::{Context, Effects, Error, Processor, Result, Stage, State};
+use schemas::version::Version;
+use state::{LINE, Line, Row, Shown, StateError};
+use std::collections::HashMap;
+use std::error::Error as StdError;
+use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
+use views::record::{self, Writer, Written};
+use views::rules::{Bound, LineRules, Outputs, Relation};
+
+/// How sync-views runs one line.
+#[derive(Clone)]
+pub struct Config {
+    /// The line's rules.
+    pub rules: Arc<LineRules>,
+    /// Writer id: `<processor>/<topic>/<topic id>/<partition>`.
+    pub writer: String,
+    /// Id of the input topic, 32 hexadecimal digits.
+    pub topic_id: String,
+    /// Topic of the output.
+    pub view_log: Arc<str>,
+    /// Its partition count.
+    pub partitions: i32,
+    /// Ids of the control records' schemas.
+    pub schemas: record::SchemaIds,
+    /// How long deleted rows are remembered, in ms: `delete.retention` of `view.log` less a margin.
+    pub horizon_ms: i64,
+    /// Fetches a schema by id; called outside the steps.
+    pub fetch: FetchSchema,
+}
+
+/// Fetches a schema's text by its registry id.
+pub type FetchSchema = Arc<dyn Fn(u32) -> Result<String, Unavailable> + Send + Sync>;
+
+/// Why a schema could not be had.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason}")]
+pub struct Unavailable {
+    /// Why.
+    pub reason: String,
+    /// `Retry` when the registry is out of reach; `DeadLetter` when it does not know the id.
+    pub fate: Fate,
+}
+
+/// The processor of one line.
+pub struct SyncViews {
+    config: Config,
+    writer: Writer,
+    line: Line,
+    floor: Version,
+    line_dirty: bool,
+    last: Version,
+    bound: HashMap<(u32, Arc<str>), Arc<Bound>>,
+    unknown: HashMap<u32, String>,
+    outputs: Outputs,
+}
+
+/// Why a record is refused; it becomes a dead letter.
+#[derive(Debug)]
+struct Refused {
+    stage: Stage,
+    error: Box<dyn StdError>,
+}
+
+impl Refused {
+    fn new(stage: Stage, error: impl Into<Box<dyn StdError>>) -> Self {
+        Refused { stage, error: error.into() }
+    }
+}
+
+/// A failure that is not the record's.
+enum Trouble {
+    Refused(Refused),
+    Stop(Error),
+}
+
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Self {
+        Trouble::Stop(error)
+    }
+}
+
+impl From<Refused> for Trouble {
+    fn from(refused: Refused) -> Self {
+        Trouble::Refused(refused)
+    }
+}
+
+impl From<StateError> for Trouble {
+    fn from(error: StateError) -> Self {
+        Trouble::Stop(broken(&error))
+    }
+}
+
+fn broken(error: &StateError) -> Error {
+    Error::Processor { name: "sync-views".into(), reason: error.to_string(), fate: Fate::Stop }
+}
+
+impl SyncViews {
+    /// A processor for one line.
+    pub fn new(config: Config) -> Self {
+        SyncViews {
+            writer: Writer::new(config.writer.clone(), config.schemas),
+            line: Line::new(&config.topic_id),
+            floor: Version::default(),
+            line_dirty: false,
+            last: Version::default(),
+            bound: HashMap::new(),
+            unknown: HashMap::new(),
+            outputs: Outputs::default(),
+            config,
+        }
+    }
+
+    fn take(
+        &mut self,
+        context: Context,
+        record: RecordRef<'_>,
+        state: &mut State,
+        effects: &mut Effects,
+    ) -> Result<(), Error> {
+        let input = match Input::read(&record, &self.config.rules, self.line.incarnation) {
+            Ok(input) => input,
+            Err((stage, error)) => {
+                effects.dead_letter(record, stage, error.as_ref());
+                return Ok(());
+            }
+        };
+        if input.version.incarnation > self.line.incarnation {
+            // The touched partitions stay: what a lost transaction left there is closed by the next end.
+            self.line.incarnation = input.version.incarnation;
+            self.line.open = false;
+            self.line_dirty = true;
+        }
+        self.last = input.version;
+        match self.change(context, &record, &input, state, effects) {
+            Ok(()) => {}
+            Err(Trouble::Stop(error)) => return Err(error),
+            Err(Trouble::Refused(refused)) => {
+                effects.dead_letter(record, refused.stage, refused.error.as_ref());
+                self.mark_stale(input.table, record.offset(), effects);
+            }
+        }
+        if input.again.is_none() {
+            self.line_dirty |= self.line.open == input.last;
+            self.line.open = !input.last;
+        }
+        if !self.line.open {
+            self.close(input.at_ms, effects);
+        }
+        Ok(())
+    }
+
+    fn change(
+        &mut self,
+        context: Context,
+        record: &RecordRef<'_>,
+        input: &Input<'_>,
+        state: &mut State,
+        effects: &mut Effects,
+    ) -> Result<(), Trouble> {
+        let Some(relation) = self.config.rules.relation(input.table).cloned() else { return Ok(()) };
+        match &input.kind {
+            Kind::Row(change) => self.row(context, record, input, &relation, change, state, effects),
+            Kind::Truncate => self.sweep(context, input, state, effects, &|_, _| true),
+            Kind::ChunkEnd(end) => {
+                let low = Version { incarnation: input.version.incarnation, position: end.low, ordinal: 0 };
+                self.sweep(context, input, state, effects, &|key, row| row.version < low && end.holds(key))?;
+                if end.last && low > self.floor {
+                    self.unmark_stale(input.table, effects);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn row(
+        &mut self,
+        context: Context,
+        record: &RecordRef<'_>,
+        input: &Input<'_>,
+        relation: &Arc<Relation>,
+        change: &Change<'_>,
+        state: &mut State,
+        effects: &mut Effects,
+    ) -> Result<(), Trouble> {
+        let old = match state.get(&change.state_key)? {
+            Some(bytes) => Some(Row::decode(&bytes)?),
+            None => None,
+        };
+        if input.version <= old.as_ref().map_or(self.floor, |o| o.version) {
+            if input.again == Some(input::Again::Redrive) && old.is_none() {
+                self.mark_stale(input.table, record.offset(), effects);
+            }
+            return Ok(());
+        }
+        let mut row = old.unwrap_or_default();
+        let was_gone = row.gone_ms;
+        self.outputs.clear();
+        match change.value {
+            Some(value) => {
+                let bound = self.bound(value, input.table, relation)?;
+                let kept = std::mem::take(&mut row.kept);
+                row.kept = bound
+                    .evaluate(value.get(schemas::wire::FRAME_LENGTH..).unwrap_or_default(), kept, &mut self.outputs)
+                    .map_err(|e| Refused::new(Stage::Transformation, e))?;
+                row.gone_ms = None;
+            }
+            None => {
+                row.kept.clear();
+                row.gone_ms = Some(context.now);
+            }
+        }
+        row.version = input.version;
+        let outputs = std::mem::take(&mut self.outputs);
+        self.write(relation, change.row_key, &mut row.shown, &outputs, input.version, effects);
+        self.outputs = outputs;
+        self.remember(&change.state_key, was_gone, &row, state);
+        Ok(())
+    }
+
+    /// Writes the difference between where a row stood and where it stands now.
+    fn write(
+        &mut self,
+        relation: &Relation,
+        row_key: &str,
+        shown: &mut Vec<Shown>,
+        outputs: &Outputs,
+        version: Version,
+        effects: &mut Effects,
+    ) {
+        for old in shown.iter() {
+            let stays = outputs.iter().any(|o| relation.view(o.view) == old.view && o.bucket == old.bucket);
+            if !stays {
+                self.emit_row(&old.bucket, &old.view, row_key, None, old.partition, version, effects);
+            }
+        }
+        let mut now = Vec::with_capacity(outputs.len());
+        for output in outputs.iter() {
+            let view = relation.view(output.view);
+            let hash = xxhash_rust::xxh3::xxh3_128(output.json);
+            let same = shown.iter().any(|s| s.view == view && s.bucket == output.bucket && s.hash == hash);
+            if !same {
+                let (bucket, json) = (output.bucket, Some(output.json));
+                self.emit_row(bucket, view, row_key, json, output.partition, version, effects);
+            }
+            let (view, bucket) = (view.to_owned(), output.bucket.to_owned());
+            now.push(Shown { view, bucket, partition: output.partition, hash });
+        }
+        *shown = now;
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn emit_row(
+        &mut self,
+        bucket: &str,
+        view: &str,
+        row_key: &str,
+        json: Option<&[u8]>,
+        partition: i32,
+        version: Version,
+        effects: &mut Effects,
+    ) {
+        let version = version.to_bytes();
+        let writer = self.config.writer.as_bytes();
+        let headers: [Header<'_>; 2] = [(record::WRITER, Some(writer)), (record::VERSION, Some(&version))];
+        let written = self.writer.row(bucket, view, row_key, json);
+        emit(&self.config.view_log, partition, written, headers, effects);
+        self.line_dirty |= self.line.touched.insert(partition);
+    }
+
+    fn remember(&self, state_key: &[u8], was_gone: Option<Millis>, row: &Row, state: &mut State) {
+        if let Some(at) = was_gone {
+            state.delete(&gone_key(at, state_key));
+        }
+        if let Some(at) = row.gone_ms {
+            state.put(&gone_key(at, state_key), vec![1]);
+        }
+        state.put(state_key, row.encode());
+    }
+
+    /// Removes the rows of a table that `goes` says, at the version of the record that calls for it.
+    fn sweep(
+        &mut self,
+        context: Context,
+        input: &Input<'_>,
+        state: &mut State,
+        effects: &mut Effects,
+        goes: &dyn Fn(&str, &Row) -> bool,
+    ) -> Result<(), Trouble> {
+        let Some(relation) = self.config.rules.relation(input.table).cloned() else { return Ok(()) };
+        let prefix = input::table_prefix(input.table);
+        let mut gone: Vec<(Vec<u8>, Row)> = Vec::new();
+        let mut damaged = None;
+        state.scan(&prefix, &mut |key, value| {
+            match Row::decode(value) {
+                Ok(row) if row.gone_ms.is_none() && row.version < input.version => {
+                    if goes(input::row_key_of(key, prefix.len()), &row) {
+                        gone.push((key.to_vec(), row));
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => damaged = Some(error),
+            }
+            ControlFlow::Continue(())
+        })?;
+        if let Some(error) = damaged {
+            return Err(error.into());
+        }
+        for (state_key, mut row) in gone {
+            let row_key = input::row_key_of(&state_key, prefix.len()).to_owned();
+            self.write(&relation, &row_key, &mut row.shown, &Outputs::default(), input.version, effects);
+            row.version = input.version;
+            row.gone_ms = Some(context.now);
+            row.kept.clear();
+            self.remember(&state_key, None, &row, state);
+        }
+        Ok(())
+    }
+
+    fn close(&mut self, at_ms: i64, effects: &mut Effects) {
+        if self.line.touched.is_empty() {
+            return;
+        }
+        for partition in std::mem::take(&mut self.line.touched) {
+            let written = self.writer.closing(self.last, at_ms);
+            emit(&self.config.view_log, partition, written, [], effects);
+        }
+        self.line_dirty = true;
+    }
+
+    fn mark_stale(&mut self, table: &str, offset: i64, effects: &mut Effects) {
+        let marks = self.line.stale.entry(table.to_owned()).or_default();
+        let first = marks.is_empty();
+        self.line_dirty |= marks.insert(offset);
+        if first {
+            self.say_stale(table, true, effects);
+        }
+    }
+
+    fn unmark_stale(&mut self, table: &str, effects: &mut Effects) {
+        if self.line.stale.remove(table).is_some() {
+            self.line_dirty = true;
+            self.say_stale(table, false, effects);
+        }
+    }
+
+    /// Every partition is told: a device learns from those that it reads.
+    fn say_stale(&mut self, table: &str, stale: bool, effects: &mut Effects) {
+        let Some(relation) = self.config.rules.relation(table).cloned() else { return };
+        for view in relation.views() {
+            for partition in 0..self.config.partitions {
+                let headers: [Header<'_>; 1] = [(record::WRITER, Some(self.config.writer.as_bytes()))];
+                let written = self.writer.stale_mark(view, stale);
+                emit(&self.config.view_log, partition, written, headers, effects);
+                self.line.touched.insert(partition);
+            }
+        }
+    }
+
+    /// The rules bound to the schema that a value was written with; `prepare` has fetched it.
+    fn bound(&self, value: &[u8], table: &str, relation: &Relation) -> Result<Arc<Bound>, Refused> {
+        let id = schema_id(value).ok_or_else(|| Refused::new(Stage::ValueConverter, "the value has no schema id"))?;
+        let known = self.bound.iter().find(|((known, name), _)| *known == id && **name == *table);
+        known.map(|(_, bound)| bound.clone()).ok_or_else(|| {
+            let why = self.unknown.get(&id).cloned();
+            let why = why.unwrap_or_else(|| format!("schema {id} does not fit `{}`", relation.name()));
+            Refused::new(Stage::ValueConverter, why)
+        })
+    }
+
+    fn fetch(&mut self, id: u32, table: &str) -> Result<(), Error> {
+        let Some(relation) = self.config.rules.relation(table).cloned() else { return Ok(()) };
+        let text = match (self.config.fetch)(id) {
+            Ok(text) => text,
+            Err(Unavailable { reason, fate: Fate::DeadLetter }) => {
+                self.unknown.insert(id, reason);
+                return Ok(());
+            }
+            Err(Unavailable { reason, fate }) => {
+                return Err(Error::Processor { name: "sync-views".into(), reason, fate });
+            }
+        };
+        match relation.bind(&text) {
+            Ok(bound) => drop(self.bound.insert((id, table.into()), Arc::new(bound))),
+            Err(error) => drop(self.unknown.insert(id, error.to_string())),
+        }
+        Ok(())
+    }
+
+    /// Forgets rows that were deleted before the horizon; the floor stands for them from then on.
+    fn forget(&mut self, now: Millis, state: &mut State) -> Result<(), Error> {
+        let mut old: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+        let before = now - self.config.horizon_ms;
+        state.scan(input::GONE, &mut |key, _| {
+            match input::gone_of(key) {
+                Some((at, state_key)) if at < before && old.len() < 256 => old.push((key.to_vec(), state_key)),
+                _ => return ControlFlow::Break(()),
+            }
+            ControlFlow::Continue(())
+        })?;
+        for (gone, state_key) in old {
+            if let Some(bytes) = state.get(&state_key)? {
+                let row = Row::decode(&bytes).map_err(|e| broken(&e))?;
+                self.floor = self.floor.max(row.version);
+            }
+            state.delete(&gone);
+            state.delete(&state_key);
+            self.line_dirty = true;
+        }
+        Ok(())
+    }
+}
+
+impl Processor for SyncViews {
+    fn prepare(&mut self, records: &RecordBatch, range: Range<usize>) -> Result<()> {
+        let mut last = None;
+        for record in range.filter_map(|i| records.get(i)) {
+            let Some(id) = record.value().and_then(schema_id) else { continue };
+            let Some(table) = input::table_of(&record, &self.config.rules) else { continue };
+            if last == Some((id, table)) {
+                continue;
+            }
+            last = Some((id, table));
+            let known = self.unknown.contains_key(&id);
+            if !known && !self.bound.keys().any(|(i, t)| *i == id && **t == *table) {
+                self.fetch(id, table)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn step(
+        &mut self,
+        context: Context,
+        records: &RecordBatch,
+        range: Range<usize>,
+        state: &mut State,
+        effects: &mut Effects,
+    ) -> Result<()> {
+        for record in range.filter_map(|i| records.get(i)) {
+            self.take(context, record, state, effects)?;
+        }
+        Ok(())
+    }
+
+    fn before_commit(&mut self, context: Context, state: &mut State, effects: &mut Effects) -> Result<()> {
+        self.forget(context.now, state)?;
+        for partition in &self.line.touched {
+            let headers: [Header<'_>; 1] = [(record::WRITER, Some(self.config.writer.as_bytes()))];
+            let written = self.writer.open_mark(self.last);
+            emit(&self.config.view_log, *partition, written, headers, effects);
+        }
+        if self.line_dirty {
+            self.line.floor = self.floor.to_string();
+            state.put(LINE, self.line.encode());
+            self.line_dirty = false;
+        }
+        Ok(())
+    }
+
+    fn reset(&mut self, state: &State) -> Result<()> {
+        self.line_dirty = false;
+        self.line = match state.get(LINE)? {
+            Some(bytes) => Line::decode(&bytes).map_err(|e| broken(&e))?,
+            None => Line::new(&self.config.topic_id),
+        };
+        if self.line.topic_id != self.config.topic_id {
+            // The topic was made anew: its offsets begin again, so what they version begins a new incarnation.
+            self.line.topic_id.clone_from(&self.config.topic_id);
+            self.line.incarnation += 1;
+            self.line_dirty = true;
+        }
+        self.floor = self.line.floor.parse().map_err(|_| broken(&StateError::Damaged("the floor")))?;
+        self.last = self.floor;
+        Ok(())
+    }
+}
+
+fn emit<'h>(
+    topic: &Arc<str>,
+    partition: i32,
+    (key, value): Written<'_>,
+    headers: impl IntoIterator<Item = Header<'h>>,
+    effects: &mut Effects,
+) {
+    let record = OutRecord { topic, partition: Some(partition), timestamp: None, key: Some(key), value };
+    effects.emit(record, headers);
+}
+
+fn schema_id(value: &[u8]) -> Option<u32> {
+    match value.first_chunk::<5>() {
+        Some([0, a, b, c, d]) => Some(u32::from_be_bytes([*a, *b, *c, *d])),
+        _ => None,
+    }
+}
+
+fn gone_key(at: Millis, state_key: &[u8]) -> Vec<u8> {
+    input::gone_key(at, state_key)
+}

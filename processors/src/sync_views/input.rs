@@ -1,0 +1,232 @@
+//! Reading a change: which row of which table, at which version, and what it begins or ends.
+//!
+//! Guarantees: everything that a record can say wrongly is an error with the stage at which it was found.
+//! Never: decoding the row itself.
+
+use log::{Millis, RecordRef};
+use runtime::Stage;
+use schemas::headers::{self, Tx};
+use schemas::key::{Part, Parts};
+use schemas::version::Version;
+use std::error::Error as StdError;
+use views::rules::LineRules;
+
+/// Prefix of the keys that list deleted rows by age.
+pub const GONE: &[u8] = b"[\"gone\",";
+
+/// Digits of a time in such a key: enough until the year 5138.
+const GONE_DIGITS: usize = 14;
+
+/// A record that was written before and comes again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    /// Copied by an operator.
+    Replay,
+    /// A dead letter that was mended.
+    Redrive,
+}
+
+/// What a record is.
+#[derive(Debug)]
+pub enum Kind<'a> {
+    /// A row, put or deleted.
+    Row(Change<'a>),
+    /// All rows of the table are gone.
+    Truncate,
+    /// A snapshot chunk ends.
+    ChunkEnd(ChunkEnd),
+}
+
+/// A row, put or deleted.
+#[derive(Debug)]
+pub struct Change<'a> {
+    /// Inside of the row key's JSON array, without the table.
+    pub row_key: &'a str,
+    /// Key of the row in the state.
+    pub state_key: Vec<u8>,
+    /// Framed Avro; `None` deletes.
+    pub value: Option<&'a [u8]>,
+}
+
+/// The end of a snapshot chunk.
+#[derive(Debug)]
+pub struct ChunkEnd {
+    /// Position below which a row that was not in the chunk is gone.
+    pub low: u64,
+    /// The table's snapshot ends with it.
+    pub last: bool,
+    from: Option<String>,
+    to: Option<String>,
+}
+
+/// A record, read.
+#[derive(Debug)]
+pub struct Input<'a> {
+    /// Table or event.
+    pub table: &'a str,
+    /// Version of what it says.
+    pub version: Version,
+    /// Whether it ends its source transaction.
+    pub last: bool,
+    /// Commit time in ms; 0 when unknown.
+    pub at_ms: Millis,
+    /// Whether it was written before.
+    pub again: Option<Again>,
+    /// What it is.
+    pub kind: Kind<'a>,
+}
+
+type Refused = (Stage, Box<dyn StdError>);
+
+impl<'a> Input<'a> {
+    /// Reads a record of a line; `incarnation` is that of an event topic.
+    pub fn read(record: &RecordRef<'a>, rules: &'a LineRules, incarnation: u32) -> Result<Self, Refused> {
+        let again = match record.header(headers::REPLAYED) {
+            None => None,
+            Some(b"redrive") => Some(Again::Redrive),
+            Some(_) => Some(Again::Replay),
+        };
+        let key = record.key().ok_or_else(|| refuse(Stage::KeyConverter, "the key is null"))?;
+        let mut parts = Parts::new(key).map_err(|e| (Stage::KeyConverter, e.into()))?;
+        if let Some(event) = rules.event() {
+            let position = u64::try_from(record.offset()).unwrap_or_default();
+            let version = match record.header(headers::TX).filter(|_| again.is_some()) {
+                Some(tx) => Tx::parse(tx).map_err(|e| (Stage::HeaderConverter, e.into()))?.version(),
+                None => Version { incarnation, position, ordinal: 0 },
+            };
+            schemas::key::check(key).map_err(|e| (Stage::KeyConverter, e.into()))?;
+            let kind = row(event, parts.rest(), record.value());
+            return Ok(Input { table: event, version, last: true, at_ms: record.timestamp(), again, kind });
+        }
+        let tx = record.header(headers::TX).ok_or_else(|| refuse(Stage::HeaderConverter, "header tx is missing"))?;
+        let tx = Tx::parse(tx).map_err(|e| (Stage::HeaderConverter, e.into()))?;
+        let first = text(&mut parts)?;
+        let (table, kind) = if first == "~chunk" {
+            let table = text(&mut parts)?;
+            (table, Kind::ChunkEnd(chunk_end(record.value())?))
+        } else if parts.rest().is_empty() {
+            (first, Kind::Truncate)
+        } else {
+            schemas::key::check(key).map_err(|e| (Stage::KeyConverter, e.into()))?;
+            (first, row(first, parts.rest(), record.value()))
+        };
+        let (version, last, at_ms) = (tx.version(), tx.last, tx.at_ms);
+        Ok(Input { table, version, last, at_ms, again, kind })
+    }
+}
+
+fn refuse(stage: Stage, why: &str) -> Refused {
+    (stage, why.into())
+}
+
+/// A part of the key that names a table; a table's name needs no escape in JSON.
+fn text<'a>(parts: &mut Parts<'a>) -> Result<&'a str, Refused> {
+    match parts.next() {
+        Some(Ok(Part::Str(std::borrow::Cow::Borrowed(text)))) => Ok(text),
+        Some(Err(error)) => Err((Stage::KeyConverter, error.into())),
+        _ => Err(refuse(Stage::KeyConverter, "the key does not begin with a table's name")),
+    }
+}
+
+fn row<'a>(table: &str, row_key: &'a str, value: Option<&'a [u8]>) -> Kind<'a> {
+    let mut state_key = table_prefix(table);
+    state_key.extend_from_slice(row_key.as_bytes());
+    state_key.push(b']');
+    Kind::Row(Change { row_key, state_key, value })
+}
+
+fn chunk_end(value: Option<&[u8]>) -> Result<ChunkEnd, Refused> {
+    let value = value.ok_or_else(|| refuse(Stage::ValueConverter, "the end of a chunk has no value"))?;
+    let end = schemas::events::ChunkEnd::decode(value).map_err(|e| (Stage::ValueConverter, e.into()))?;
+    Ok(ChunkEnd { low: end.low, last: end.last, from: end.from, to: end.to })
+}
+
+impl ChunkEnd {
+    /// Whether a row's key lies in the chunk's range: from (included) to (included).
+    pub fn holds(&self, row_key: &str) -> bool {
+        let key = format!("[{row_key}]");
+        let after = self.from.as_deref().is_none_or(|from| order(from, &key).is_le());
+        after && self.to.as_deref().is_none_or(|to| order(&key, to).is_le())
+    }
+}
+
+/// Orders two keys as their source does: integers, also those written as strings, by value, texts by their bytes.
+fn order(a: &str, b: &str) -> std::cmp::Ordering {
+    let parts = |key: &str| schemas::key::parts(key.as_bytes()).map(own).unwrap_or_default();
+    parts(a).cmp(&parts(b))
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Own {
+    Integer(i64),
+    Text(String),
+}
+
+fn own(parts: Vec<Part<'_>>) -> Vec<Own> {
+    let own = |part: &Part<'_>| {
+        let mut text = Vec::new();
+        schemas::key::KeyWriter::new(&mut text).part(part).finish();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let bare = text.trim_matches(|c| matches!(c, '[' | ']' | '"'));
+        bare.parse().map_or_else(|_| Own::Text(text.clone()), Own::Integer)
+    };
+    parts.iter().map(own).collect()
+}
+
+/// The table (or event) of a record, as far as its key says.
+pub fn table_of<'a>(record: &RecordRef<'a>, rules: &'a LineRules) -> Option<&'a str> {
+    match rules.event() {
+        Some(event) => Some(event),
+        None => text(&mut Parts::new(record.key()?).ok()?).ok(),
+    }
+}
+
+/// Prefix of the state keys of a table's rows.
+pub fn table_prefix(table: &str) -> Vec<u8> {
+    let mut prefix = b"[\"row\",".to_vec();
+    schemas::json::write_str(&mut prefix, table);
+    prefix.push(b',');
+    prefix
+}
+
+/// The row key in a state key, behind its table's prefix.
+pub fn row_key_of(state_key: &[u8], prefix: usize) -> &str {
+    let inside = state_key.get(prefix..state_key.len().saturating_sub(1)).unwrap_or_default();
+    std::str::from_utf8(inside).unwrap_or_default()
+}
+
+/// Key that lists a deleted row by the time of its deletion.
+pub fn gone_key(at: Millis, state_key: &[u8]) -> Vec<u8> {
+    let mut key = GONE.to_vec();
+    key.extend_from_slice(format!("\"{:0GONE_DIGITS$}\",", at.max(0)).as_bytes());
+    key.extend_from_slice(state_key.strip_prefix(b"[\"row\",").unwrap_or_default());
+    key
+}
+
+/// Time and state key of such a key.
+pub fn gone_of(key: &[u8]) -> Option<(Millis, Vec<u8>)> {
+    let rest = key.strip_prefix(GONE)?.strip_prefix(b"\"")?;
+    let (digits, rest) = rest.split_at_checked(GONE_DIGITS)?;
+    let at = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    Some((at, [b"[\"row\",".as_slice(), rest.strip_prefix(b"\",")?].concat()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deleted_rows_are_listed_by_age() {
+        let state_key = b"[\"row\",\"orders\",17]";
+        let key = gone_key(1_732_390_000_123, state_key);
+        assert_eq!(gone_of(&key), Some((1_732_390_000_123, state_key.to_vec())));
+        assert!(gone_key(9, state_key) < gone_key(10, state_key));
+    }
+
+    #[test]
+    fn keys_of_a_chunk_are_ordered_as_numbers_also_when_they_are_strings() {
+        let end = ChunkEnd { low: 1, last: false, from: Some("[\"9\"]".into()), to: Some("[\"100\"]".into()) };
+        let held: Vec<bool> = ["\"8\"", "\"9\"", "\"100\"", "\"101\""].iter().map(|k| end.holds(k)).collect();
+        assert_eq!(held, [false, true, true, false]);
+    }
+}

@@ -1,0 +1,86 @@
+//! How far each consumer group is behind.
+//!
+//! Guarantees: lag counts offsets to the last stable offset, so control records and gaps are in it; a group that has
+//! read everything has lag 0, since groups here commit positions past control records or the last record's successor.
+//! Never: joins a group.
+
+use crate::{Result, failed};
+use log::{At, Isolation, Log, Millis, Offset, RecordBatch, StartFrom, TopicPartition};
+use serde::Serialize;
+use std::time::Duration;
+
+/// A group's lag in one partition.
+#[derive(Debug, Serialize)]
+pub struct Lag {
+    /// Group.
+    pub group: String,
+    /// Its state, as Kafka names it.
+    pub state: String,
+    /// Topic.
+    pub topic: String,
+    /// Partition.
+    pub partition: i32,
+    /// Next offset that the group will read.
+    pub committed: Offset,
+    /// Last stable offset.
+    pub stable: Offset,
+    /// Records that it has still to read; counted when few, else the difference of offsets.
+    pub lag_records: i64,
+    /// How long the oldest of them has waited, in ms; `None` when there is none.
+    pub lag_ms: Option<Millis>,
+    /// Member that has the partition.
+    pub member: Option<String>,
+}
+
+/// Beyond so many offsets the records are not counted one by one.
+const COUNTED_MAX: i64 = 10_000;
+
+/// Measures all groups, or one.
+pub fn measure(log: &dyn Log, group: Option<&str>, now: Millis) -> Result<Vec<Lag>> {
+    let groups = log.groups().map_err(failed("list groups"))?;
+    let mut lags = Vec::new();
+    for info in groups.iter().filter(|g| group.is_none_or(|only| only == g.group)) {
+        for (at, committed) in &info.committed {
+            let Ok(stable) = log.offset(at, At::Stable) else { continue };
+            let member = info.members.iter().find(|m| m.partitions.contains(at)).map(|m| m.name.clone());
+            let (lag_records, oldest) = waiting(log, at, *committed, stable)?;
+            lags.push(Lag {
+                group: info.group.clone(),
+                state: info.state.clone(),
+                topic: at.topic.to_string(),
+                partition: at.partition,
+                committed: *committed,
+                stable,
+                lag_records,
+                lag_ms: oldest.map(|oldest| (now - oldest).max(0)),
+                member,
+            });
+        }
+    }
+    Ok(lags)
+}
+
+/// Records between two offsets, and the first one's timestamp.
+fn waiting(log: &dyn Log, at: &TopicPartition, from: Offset, to: Offset) -> Result<(i64, Option<Millis>)> {
+    if from >= to {
+        return Ok((0, None));
+    }
+    let mut reader = log.reader(Isolation::ReadCommitted).map_err(failed("open a reader"))?;
+    let start = log.offset(at, At::Start).map_err(failed(format!("look up the start of {at}")))?;
+    let begin = [(at.clone(), StartFrom::Offset(from.max(start)))];
+    reader.assign(&begin).map_err(failed(format!("read {at}")))?;
+    let mut batch = RecordBatch::default();
+    let (mut count, mut oldest) = (0, None);
+    for _ in 0..200 {
+        reader.poll(&mut batch, 1 << 20, Duration::from_millis(50)).map_err(failed(format!("read {at}")))?;
+        oldest = oldest.or_else(|| batch.get(0).map(|r| r.timestamp()));
+        if to - from > COUNTED_MAX && oldest.is_some() {
+            return Ok((to - from, oldest));
+        }
+        count += i64::try_from(batch.iter().filter(|r| r.offset() < to).count()).unwrap_or(i64::MAX);
+        if reader.position(at).is_some_and(|p| p >= to) {
+            break;
+        }
+    }
+    Ok((count, oldest))
+}

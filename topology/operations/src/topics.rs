@@ -1,0 +1,179 @@
+//! Looking into topics: which there are, what they hold, their records one by one.
+//!
+//! Guarantees: a look moves nobody's position. Never: writes.
+
+use crate::{Decoded, Decoder, Error, Result, failed};
+use log::{At, Isolation, Log, Millis, Offset, RecordBatch, StartFrom, TopicInfo, TopicPartition};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A topic at a glance.
+#[derive(Debug, Serialize)]
+pub struct Summary {
+    /// Name.
+    pub name: String,
+    /// Partition count.
+    pub partitions: i32,
+    /// Offsets between start and end over all partitions; control records and gaps included.
+    pub offsets: i64,
+    /// `cleanup.policy`.
+    pub cleanup: String,
+    /// Id.
+    pub id: String,
+}
+
+/// A topic in detail.
+#[derive(Debug, Serialize)]
+pub struct Detail {
+    /// At a glance.
+    #[serde(flatten)]
+    pub summary: Summary,
+    /// Settings by Kafka's names.
+    pub settings: BTreeMap<String, String>,
+    /// Partitions.
+    pub parts: Vec<Part>,
+}
+
+/// One partition.
+#[derive(Debug, Serialize)]
+pub struct Part {
+    /// Number.
+    pub partition: i32,
+    /// First offset kept.
+    pub start: Offset,
+    /// Below it no transaction is open.
+    pub stable: Offset,
+    /// Offset after the last record.
+    pub end: Offset,
+}
+
+/// Describes a topic or says which one may have been meant.
+pub fn describe(log: &dyn Log, topic: &str) -> Result<TopicInfo> {
+    let found = log.describe(topic).map_err(failed(format!("describe topic {topic}")))?;
+    match found {
+        Some(info) => Ok(info),
+        None => {
+            let all = log.topics().unwrap_or_default();
+            let near = all.iter().find(|t| t.contains(topic) || topic.contains(t.as_str()));
+            let near = near.map(|t| format!("; did you mean `{t}`?")).unwrap_or_default();
+            Err(Error::UnknownTopic { topic: topic.to_owned(), near })
+        }
+    }
+}
+
+/// Lists all topics.
+pub fn list(log: &dyn Log) -> Result<Vec<Summary>> {
+    let names = log.topics().map_err(failed("list topics"))?;
+    names.iter().map(|name| Ok(show(log, name)?.summary)).collect()
+}
+
+/// Shows one topic.
+pub fn show(log: &dyn Log, topic: &str) -> Result<Detail> {
+    let info = describe(log, topic)?;
+    let mut parts = Vec::new();
+    for partition in 0..info.partitions {
+        let at = TopicPartition::new(topic, partition);
+        let offset = |which| log.offset(&at, which).map_err(failed(format!("look up offsets of {at}")));
+        parts.push(Part { partition, start: offset(At::Start)?, stable: offset(At::Stable)?, end: offset(At::End)? });
+    }
+    let summary = Summary {
+        name: info.name.clone(),
+        partitions: info.partitions,
+        offsets: parts.iter().map(|p| p.end - p.start).sum(),
+        cleanup: info.settings.get("cleanup.policy").cloned().unwrap_or_default(),
+        id: info.id.to_string(),
+    };
+    Ok(Detail { summary, settings: info.settings, parts })
+}
+
+/// Where a look begins.
+#[derive(Debug, Clone, Copy)]
+pub enum From {
+    /// At the first record kept.
+    Start,
+    /// This many offsets before the end of each partition.
+    Last(i64),
+    /// At the end: only what comes from now on.
+    End,
+    /// At an offset, in every partition looked at.
+    Offset(Offset),
+    /// At a time in ms.
+    Time(Millis),
+}
+
+/// What to look at.
+#[derive(Debug, Clone)]
+pub struct Tail {
+    /// Topic.
+    pub topic: String,
+    /// Only this partition.
+    pub partition: Option<i32>,
+    /// Where to begin.
+    pub from: From,
+    /// Only records whose key has this text.
+    pub key: Option<String>,
+    /// At most so many records.
+    pub limit: Option<usize>,
+    /// Goes on at the end until `stop` says so.
+    pub follow: bool,
+    /// Also records of open and aborted transactions.
+    pub uncommitted: bool,
+}
+
+/// Reads records and hands each, decoded, to `visit`, until the end, the limit, or `stop`; `visit` ends it with false.
+pub fn tail(
+    log: &dyn Log,
+    request: &Tail,
+    decoder: &mut Decoder,
+    stop: &dyn Fn() -> bool,
+    visit: &mut dyn FnMut(Decoded) -> bool,
+) -> Result<usize> {
+    let info = describe(log, &request.topic)?;
+    let isolation = if request.uncommitted { Isolation::ReadUncommitted } else { Isolation::ReadCommitted };
+    let mut reader = log.reader(isolation).map_err(failed("open a reader"))?;
+    let mut ends = Vec::new();
+    let mut assigned = Vec::new();
+    for partition in (0..info.partitions).filter(|p| request.partition.is_none_or(|only| only == *p)) {
+        let at = TopicPartition::new(request.topic.as_str(), partition);
+        let stable = if request.uncommitted { At::End } else { At::Stable };
+        let end = log.offset(&at, stable).map_err(failed(format!("look up the end of {at}")))?;
+        assigned.push((at.clone(), start_of(log, &at, request.from, end)?));
+        ends.push((at, end));
+    }
+    if assigned.is_empty() {
+        let wanted = request.partition.unwrap_or_default();
+        return Err(Error::Refused(format!("topic {} has {} partitions, no {wanted}", info.name, info.partitions)));
+    }
+    reader.assign(&assigned).map_err(failed("begin to read"))?;
+    let mut batch = RecordBatch::default();
+    let mut count = 0;
+    while !stop() {
+        let got = reader.poll(&mut batch, 1 << 20, Duration::from_millis(100)).map_err(failed("read"))?;
+        for record in batch.iter() {
+            let wanted = request.key.as_deref().is_none_or(|k| record.key().is_some_and(|key| key == k.as_bytes()));
+            if wanted {
+                count += 1;
+                if !visit(decoder.decode(&record)) || request.limit.is_some_and(|limit| count >= limit) {
+                    return Ok(count);
+                }
+            }
+        }
+        let done = ends.iter().all(|(at, end)| reader.position(at).is_some_and(|p| p >= *end));
+        if got == 0 && done && !request.follow {
+            break;
+        }
+    }
+    Ok(count)
+}
+
+fn start_of(log: &dyn Log, at: &TopicPartition, from: From, end: Offset) -> Result<StartFrom> {
+    let lookup = |which| log.offset(at, which).map_err(failed(format!("look up an offset of {at}")));
+    Ok(match from {
+        From::Start => StartFrom::Start,
+        From::End => StartFrom::Offset(end),
+        From::Offset(offset) => StartFrom::Offset(offset.clamp(lookup(At::Start)?, end)),
+        From::Last(count) => StartFrom::Offset((end - count).max(lookup(At::Start)?)),
+        From::Time(time) => StartFrom::Offset(lookup(At::Time(time))?),
+    })
+}

@@ -1,0 +1,297 @@
+//! Rules bound to the schema that rows were written with.
+//!
+//! Guarantees: bytes that do not fit the schema are an error with the field's path. Never: a look-up by name per row.
+
+use super::{Outputs, Piece, Relation, ViewRule};
+use crate::partition_of;
+use schemas::codec::{Datum, DecodeError, Row};
+use schemas::device_json;
+use schemas::schema::{Logical, Schema, SchemaError, TypeId};
+use std::borrow::Cow;
+use std::sync::Arc;
+use topology::expr::{self, EvalError, Value};
+use topology::template::{BUCKET_BYTES_MAX, escape_into};
+
+/// Values shorter than this are never left out by a source: PostgreSQL's pointer to a large value is as long.
+const KEPT_BYTES_MIN: usize = 18;
+
+/// Microseconds of a day.
+const DAY_MICROS: i64 = 86_400_000_000;
+
+/// Why rules do not fit a schema.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// The schema cannot be read.
+    #[error("the schema of `{relation}` cannot be read: {reason}")]
+    Schema {
+        /// Table or event.
+        relation: String,
+        /// Why.
+        reason: SchemaError,
+    },
+    /// A column that a view uses is not in the schema.
+    #[error("column `{column}` of `{relation}`, which views use, is not in the schema of its records")]
+    Column {
+        /// Table or event.
+        relation: String,
+        /// Column.
+        column: String,
+    },
+}
+
+/// Why a row gives no outputs.
+#[derive(Debug, thiserror::Error)]
+pub enum EvaluateError {
+    /// The body does not fit the schema.
+    #[error("the row does not fit its schema: {0}")]
+    Decode(DecodeError),
+    /// A condition failed.
+    #[error("condition of view `{view}`: {reason}")]
+    Condition {
+        /// View.
+        view: String,
+        /// Why.
+        reason: EvalError,
+    },
+    /// A bucket's name would be too long.
+    #[error("bucket of view `{view}` has a name longer than {BUCKET_BYTES_MAX} bytes")]
+    Bucket {
+        /// View.
+        view: String,
+    },
+    /// A column was left out as unchanged, and nothing is known of the row.
+    #[error("column `{column}` was left out as unchanged in a row that was never seen whole; snapshot the table")]
+    Missing {
+        /// Column.
+        column: String,
+    },
+}
+
+/// The rules of a relation over one writer's schema.
+#[derive(Debug)]
+pub struct Bound {
+    relation: Arc<Relation>,
+    schema: Schema,
+    columns: Vec<Column>,
+    unchanged: Option<usize>,
+}
+
+#[derive(Debug)]
+struct Column {
+    name: String,
+    at: usize,
+    ty: TypeId,
+    logical: Option<Logical>,
+    opaque: bool,
+}
+
+impl Relation {
+    /// Binds the rules to a schema's text.
+    ///
+    /// # Errors
+    /// A text that is no record schema, or one without a column that views use.
+    pub fn bind(self: &Arc<Self>, schema: &str) -> Result<Bound, BindError> {
+        let refuse = |reason| BindError::Schema { relation: self.name.clone(), reason };
+        let schema = Schema::parse(schema).map_err(refuse)?;
+        let record = schema.record().map_err(refuse)?;
+        let column = |name: &String| {
+            let at = record.fields.iter().position(|f| f.column() == name.as_str());
+            let found = at.and_then(|at| record.fields.get(at).map(|f| (at, f.ty)));
+            let missing = || BindError::Column { relation: self.name.clone(), column: name.clone() };
+            let (at, ty) = found.ok_or_else(missing)?;
+            let inner = schema.ty(schema.required(ty));
+            Ok(Column { name: name.clone(), at, ty, logical: inner.logical, opaque: inner.is_json() })
+        };
+        let columns = self.columns.iter().map(column).collect::<Result<_, BindError>>()?;
+        let unchanged = record.position("_unchanged");
+        Ok(Bound { relation: self.clone(), columns, unchanged, schema })
+    }
+}
+
+impl Bound {
+    /// Evaluates all views over a row: `body` is its Avro body, `kept` what the last evaluation returned for it.
+    /// Returns what must be kept of it for the next.
+    ///
+    /// # Errors
+    /// A row that does not fit its schema, or that a condition cannot judge.
+    pub fn evaluate(
+        &self,
+        body: &[u8],
+        kept: Vec<(String, Vec<u8>)>,
+        outputs: &mut Outputs,
+    ) -> Result<Vec<(String, Vec<u8>)>, EvaluateError> {
+        let mut row = Row::new();
+        self.schema.decode(body, &mut row).map_err(EvaluateError::Decode)?;
+        self.merge(&mut row, &kept)?;
+        for (index, view) in self.relation.views.iter().enumerate() {
+            self.view(index, view, &row, outputs)?;
+        }
+        Ok(self.keep(&row))
+    }
+
+    /// Puts kept values where the source left a column out as unchanged.
+    fn merge<'k>(&self, row: &mut Row<'k>, kept: &'k [(String, Vec<u8>)]) -> Result<(), EvaluateError> {
+        let listed = self.unchanged.and_then(|at| row.get(at));
+        let Some(names) = listed.and_then(Datum::as_array).map(<[Datum<'_>]>::to_vec) else { return Ok(()) };
+        for name in names.iter().filter_map(Datum::as_str) {
+            let Some(column) = self.columns.iter().find(|c| c.name == name) else { continue };
+            let missing = || EvaluateError::Missing { column: name.to_owned() };
+            let (_, value) = kept.iter().find(|(kept, _)| kept == name).ok_or_else(missing)?;
+            let slot = row.get_mut(column.at).ok_or_else(missing)?;
+            *slot = match std::str::from_utf8(value) {
+                Ok(text) if !self.is_bytes(column) => Datum::Str(text),
+                _ => Datum::Bytes(value),
+            };
+        }
+        Ok(())
+    }
+
+    fn is_bytes(&self, column: &Column) -> bool {
+        matches!(self.schema.ty(self.schema.required(column.ty)).kind, schemas::schema::Kind::Bytes)
+    }
+
+    fn keep(&self, row: &Row<'_>) -> Vec<(String, Vec<u8>)> {
+        // A source that never leaves a column out (an event) has nothing to be kept.
+        let columns = self.columns.iter().filter(|_| self.unchanged.is_some());
+        let kept = columns.filter_map(|column| {
+            let value = match row.get(column.at)? {
+                Datum::Str(text) => text.as_bytes(),
+                Datum::Bytes(bytes) => bytes,
+                _ => return None,
+            };
+            (value.len() > KEPT_BYTES_MIN).then(|| (column.name.clone(), value.to_vec()))
+        });
+        kept.collect()
+    }
+
+    fn view(&self, index: usize, view: &ViewRule, row: &Row<'_>, out: &mut Outputs) -> Result<(), EvaluateError> {
+        if let Some(filter) = &view.filter {
+            let matched = filter.matches(&Seen { bound: self, row });
+            let reason = |reason| EvaluateError::Condition { view: view.name.clone(), reason };
+            if !matched.map_err(reason)? {
+                return Ok(());
+            }
+        }
+        let from = out.names.len();
+        if !self.name(&view.bucket, row, &mut out.names) {
+            out.names.truncate(from);
+            return Ok(());
+        }
+        let through = out.names.len();
+        if through - from > BUCKET_BYTES_MAX {
+            return Err(EvaluateError::Bucket { view: view.name.clone() });
+        }
+        // A scope has only the bucket's own parameters, so it is never null where the bucket is not.
+        let partition = if view.scope == view.bucket {
+            partition_of(out.names.get(from..through).unwrap_or_default(), self.relation.partitions)
+        } else {
+            let mut scope = String::new();
+            self.name(&view.scope, row, &mut scope);
+            partition_of(&scope, self.relation.partitions)
+        };
+        let json = out.json.len();
+        self.payload(view, row, &mut out.json);
+        out.rows.push((index, from..through, partition, json..out.json.len()));
+        Ok(())
+    }
+
+    fn payload(&self, view: &ViewRule, row: &Row<'_>, json: &mut Vec<u8>) {
+        json.push(b'{');
+        for (n, (name, column)) in view.fields.iter().enumerate() {
+            if n > 0 {
+                json.push(b',');
+            }
+            schemas::json::write_str(json, name);
+            json.push(b':');
+            self.value(*column, row, json);
+        }
+        json.push(b'}');
+    }
+
+    fn value(&self, column: usize, row: &Row<'_>, json: &mut Vec<u8>) {
+        let column = self.columns.get(column);
+        match column.and_then(|c| Some((c.ty, row.get(c.at)?))) {
+            Some((ty, datum)) => device_json::write(&self.schema, ty, datum, json),
+            None => json.extend_from_slice(b"null"),
+        }
+    }
+
+    /// Appends a name; `false` when a parameter is null.
+    fn name(&self, pieces: &[Piece], row: &Row<'_>, out: &mut String) -> bool {
+        let mut json = Vec::new();
+        for (n, piece) in pieces.iter().enumerate() {
+            if n > 0 {
+                out.push(':');
+            }
+            match piece {
+                Piece::Word(word) => out.push_str(word),
+                Piece::Column(column) => {
+                    json.clear();
+                    self.value(*column, row, &mut json);
+                    match plain(&json) {
+                        Some(text) => escape_into(out, &text),
+                        None => return false,
+                    }
+                }
+            }
+        }
+        true
+    }
+}
+
+/// The text of a JSON scalar: strings without their quotes; `None` for null.
+pub(crate) fn plain(json: &[u8]) -> Option<Cow<'_, str>> {
+    let text = std::str::from_utf8(json).ok()?;
+    if text == "null" {
+        return None;
+    }
+    let Some(inner) = text.strip_prefix('"').and_then(|t| t.strip_suffix('"')) else { return Some(text.into()) };
+    if inner.contains('\\') { serde_json::from_str::<String>(text).ok().map(Cow::Owned) } else { Some(inner.into()) }
+}
+
+/// A row as conditions see it: values by the index of the declared column.
+struct Seen<'a> {
+    bound: &'a Bound,
+    row: &'a Row<'a>,
+}
+
+impl std::fmt::Debug for Seen<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Seen").field(self.row).finish()
+    }
+}
+
+impl expr::Row for Seen<'_> {
+    fn field(&self, index: usize) -> Value<'_> {
+        let Some(column) = self.bound.columns.get(index) else { return Value::Null };
+        match self.row.get(column.at) {
+            None | Some(Datum::Null) => Value::Null,
+            // What can only be compared with null needs no value.
+            Some(_) if column.opaque => Value::Bool(true),
+            Some(Datum::Bool(value)) => Value::Bool(*value),
+            Some(Datum::Int(days)) if column.logical == Some(Logical::Date) => Value::Timestamp(match *days {
+                i32::MAX => i64::MAX,
+                i32::MIN => i64::MIN,
+                days => i64::from(days).saturating_mul(DAY_MICROS),
+            }),
+            Some(Datum::Int(value)) => Value::Int(i64::from(*value)),
+            Some(Datum::Long(value)) => match column.logical {
+                Some(Logical::TimestampMicros | Logical::LocalTimestampMicros) => Value::Timestamp(*value),
+                Some(Logical::TimestampMillis | Logical::LocalTimestampMillis) => {
+                    Value::Timestamp(value.saturating_mul(1000))
+                }
+                _ => Value::Int(*value),
+            },
+            Some(Datum::Float(value)) => Value::Double(f64::from(*value)),
+            Some(Datum::Double(value)) => Value::Double(*value),
+            Some(Datum::Bytes(bytes)) => Value::Bytes((*bytes).into()),
+            Some(Datum::Str(text)) => Value::Text((*text).into()),
+            // Nested values of events cannot be asked yet; the checker refuses such conditions.
+            Some(_) => Value::Null,
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.bound.columns.len()
+    }
+}
