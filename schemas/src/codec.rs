@@ -3,8 +3,8 @@
 //! Guarantees: for a row of plain columns neither reading nor writing allocates; garbage is an error with the field's
 //! path, and what is allocated for a body is bounded by its length. Never: a look-up by name on the way.
 
-mod decode;
-mod encode;
+pub(crate) mod decode;
+pub(crate) mod encode;
 mod from_json;
 mod project;
 

@@ -6,6 +6,7 @@
 pub mod codec;
 mod decimal;
 pub mod device_json;
+pub mod events;
 pub mod evolution;
 pub mod headers;
 pub mod ids;

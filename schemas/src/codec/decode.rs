@@ -76,7 +76,7 @@ impl Schema {
 }
 
 /// Reads one body.
-pub(super) struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     schema: &'a Schema,
     body: &'a [u8],
     at: usize,
@@ -86,7 +86,7 @@ pub(super) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(schema: &'a Schema, body: &'a [u8]) -> Self {
+    pub(crate) fn new(schema: &'a Schema, body: &'a [u8]) -> Self {
         Reader {
             schema,
             body,
@@ -96,7 +96,7 @@ impl<'a> Reader<'a> {
     }
 
     #[cold]
-    pub(super) fn failure(&self, reason: &'static str) -> Failure {
+    pub(crate) fn failure(&self, reason: &'static str) -> Failure {
         Box::new(DecodeError {
             path: Vec::new(),
             at: self.at,
@@ -104,7 +104,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    pub(super) fn end(&self) -> Result<(), Failure> {
+    pub(crate) fn end(&self) -> Result<(), Failure> {
         if self.at == self.body.len() {
             Ok(())
         } else {
@@ -122,14 +122,10 @@ impl<'a> Reader<'a> {
         Ok(())
     }
 
-    pub(super) fn value(&mut self, ty: TypeId, depth: usize) -> Result<Datum<'a>, Failure> {
+    pub(crate) fn value(&mut self, ty: TypeId, depth: usize) -> Result<Datum<'a>, Failure> {
         match &self.schema.ty(ty).kind {
             Kind::Null => Ok(Datum::Null),
-            Kind::Boolean => match self.take(1)? {
-                [0] => Ok(Datum::Bool(false)),
-                [1] => Ok(Datum::Bool(true)),
-                _ => Err(self.failure("a boolean must be 0 or 1")),
-            },
+            Kind::Boolean => Ok(Datum::Bool(self.boolean()?)),
             Kind::Int => Ok(Datum::Int(self.int()?)),
             Kind::Long => Ok(Datum::Long(self.long()?)),
             Kind::Float => Ok(Datum::Float(f32::from_le_bytes(self.take_array()?))),
@@ -166,7 +162,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Passes over a value without building it; what it passes over is checked less.
-    pub(super) fn skip(&mut self, ty: TypeId, depth: usize) -> Result<(), Failure> {
+    pub(crate) fn skip(&mut self, ty: TypeId, depth: usize) -> Result<(), Failure> {
         match &self.schema.ty(ty).kind {
             Kind::Null => Ok(()),
             Kind::Boolean => self.take(1).map(drop),
@@ -198,7 +194,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn optional_is_null(&mut self, null_first: bool) -> Result<bool, Failure> {
+    pub(crate) fn optional_is_null(&mut self, null_first: bool) -> Result<bool, Failure> {
         match self.long()? {
             0 => Ok(null_first),
             1 => Ok(!null_first),
@@ -274,7 +270,15 @@ impl<'a> Reader<'a> {
         bytes.try_into().map_err(|_| self.failure("the body ends too early"))
     }
 
-    fn bytes(&mut self) -> Result<&'a [u8], Failure> {
+    pub(crate) fn boolean(&mut self) -> Result<bool, Failure> {
+        match self.take(1)? {
+            [0] => Ok(false),
+            [1] => Ok(true),
+            _ => Err(self.failure("a boolean must be 0 or 1")),
+        }
+    }
+
+    pub(crate) fn bytes(&mut self) -> Result<&'a [u8], Failure> {
         let length = self.long()?;
         match usize::try_from(length) {
             Ok(length) => self.take(length),
@@ -282,7 +286,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn string(&mut self) -> Result<&'a str, Failure> {
+    pub(crate) fn string(&mut self) -> Result<&'a str, Failure> {
         let bytes = self.bytes()?;
         std::str::from_utf8(bytes).map_err(|_| self.failure("a string is not UTF-8"))
     }
@@ -291,7 +295,7 @@ impl<'a> Reader<'a> {
         i32::try_from(self.long()?).map_err(|_| self.failure("an int does not fit 32 bits"))
     }
 
-    fn long(&mut self) -> Result<i64, Failure> {
+    pub(crate) fn long(&mut self) -> Result<i64, Failure> {
         let rest = self.body.get(self.at..).unwrap_or_default();
         let mut value = 0u64;
         for (at, byte) in rest.iter().take(10).enumerate() {
@@ -314,7 +318,7 @@ impl<'a> Reader<'a> {
 }
 
 #[cold]
-pub(super) fn within(mut failure: Failure, step: impl FnOnce() -> Step) -> Failure {
+pub(crate) fn within(mut failure: Failure, step: impl FnOnce() -> Step) -> Failure {
     failure.path.push(step());
     failure
 }
