@@ -75,7 +75,10 @@ pub trait Event<'a>: Sized {
     /// # Errors
     /// [`EventError`] when it is not framed, of a newer format, or garbage.
     fn read(value: &'a [u8]) -> Result<Self, EventError> {
-        let (_, body) = wire::unframe(value).map_err(|source| EventError::Frame { name: Self::NAME, source })?;
+        let (_, body) = wire::unframe(value).map_err(|source| EventError::Frame {
+            name: Self::NAME,
+            source,
+        })?;
         Self::decode(body)
     }
 
@@ -138,7 +141,11 @@ impl<'a, T: Value<'a>> Value<'a> for Option<T> {
         }
     }
     fn take(reader: &mut Reader<'a>) -> Result<Self, Box<DecodeError>> {
-        if reader.optional_is_null(true)? { Ok(None) } else { T::take(reader).map(Some) }
+        if reader.optional_is_null(true)? {
+            Ok(None)
+        } else {
+            T::take(reader).map(Some)
+        }
     }
 }
 

@@ -1,1 +1,625 @@
+//! The codec against apache-avro as oracle, on random schemas and values, and against garbage.
 
+use super::*;
+use crate::schema::{Kind, Schema, TypeId};
+use apache_avro::types::Value as Avro;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+static NAMES: AtomicUsize = AtomicUsize::new(0);
+
+fn fresh(prefix: &str) -> String {
+    format!("{prefix}{}", NAMES.fetch_add(1, Ordering::Relaxed))
+}
+
+fn plain() -> impl Strategy<Value = Value> {
+    prop::sample::select(vec![
+        json!("boolean"),
+        json!("int"),
+        json!("long"),
+        json!("float"),
+        json!("double"),
+        json!("bytes"),
+        json!("string"),
+        json!({"type": "int", "logicalType": "date"}),
+        json!({"type": "long", "logicalType": "time-micros"}),
+        json!({"type": "long", "logicalType": "timestamp-micros"}),
+        json!({"type": "long", "logicalType": "local-timestamp-micros"}),
+        json!({"type": "string", "trunkline.type": "text"}),
+    ])
+}
+
+/// A random type's JSON; unions never hold a union or a kind twice.
+fn any_type() -> impl Strategy<Value = Value> {
+    let named = prop_oneof![
+        (1usize..9).prop_map(|size| json!({"type": "fixed", "name": fresh("F"), "size": size})),
+        (1usize..5).prop_map(|count| {
+            let symbols: Vec<String> = (0..count).map(|at| format!("S{at}")).collect();
+            json!({"type": "enum", "name": fresh("E"), "symbols": symbols})
+        }),
+    ];
+    prop_oneof![4 => plain(), 1 => named].prop_recursive(3, 16, 4, |inner| {
+        let not_union = inner.clone().prop_filter("a union within a union", |ty| !ty.is_array());
+        prop_oneof![
+            inner.clone().prop_map(|items| json!({"type": "array", "items": items})),
+            inner
+                .clone()
+                .prop_map(|values| json!({"type": "map", "values": values})),
+            prop::collection::vec(inner, 0..4).prop_map(|types| record_of(&types)),
+            not_union.clone().prop_map(|ty| json!(["null", ty])),
+            not_union.prop_map(|ty| json!([ty, "null"])),
+            Just(json!(["null", "int", "string", "bytes"])),
+            Just(json!(["string", "double"])),
+        ]
+    })
+}
+
+fn record_of(types: &[Value]) -> Value {
+    let fields: Vec<Value> = types
+        .iter()
+        .enumerate()
+        .map(|(at, ty)| json!({"name": format!("f{at}"), "type": ty}))
+        .collect();
+    json!({"type": "record", "name": fresh("R"), "fields": fields})
+}
+
+fn any_schema() -> impl Strategy<Value = Arc<Schema>> {
+    prop::collection::vec(any_type(), 0..6)
+        .prop_map(|types| Arc::new(Schema::parse(&record_of(&types).to_string()).unwrap()))
+}
+
+/// Picks values from a stream of random numbers, so that they fit whatever the schema is.
+struct Picker {
+    seed: u64,
+}
+
+impl Picker {
+    fn next(&mut self) -> u64 {
+        // xorshift64*: the sequence follows from proptest's seed alone.
+        self.seed ^= self.seed >> 12;
+        self.seed ^= self.seed << 25;
+        self.seed ^= self.seed >> 27;
+        self.seed.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        usize::try_from(self.next() >> 33).unwrap() % limit
+    }
+
+    fn long(&mut self) -> i64 {
+        let shift = self.below(64);
+        (self.next() >> shift).cast_signed()
+    }
+
+    fn int(&mut self) -> i32 {
+        let shift = self.below(32);
+        (u32::try_from(self.next() >> 32).unwrap() >> shift).cast_signed()
+    }
+
+    fn bytes(&mut self, length: usize) -> Vec<u8> {
+        (0..length).map(|_| self.next().to_le_bytes()[3]).collect()
+    }
+
+    fn text(&mut self) -> String {
+        (0..self.below(6))
+            .map(|_| ['a', '"', 'é', '\n', '日', '\0'][self.below(6)])
+            .collect()
+    }
+
+    fn value(&mut self, schema: &Schema, id: TypeId) -> Avro {
+        let ty = schema.ty(id);
+        match (&ty.kind, ty.logical.map(crate::schema::Logical::word)) {
+            (Kind::Null, _) => Avro::Null,
+            (Kind::Boolean, _) => Avro::Boolean(self.below(2) == 0),
+            (Kind::Int, Some("date")) => Avro::Date(self.int()),
+            (Kind::Int, _) => Avro::Int(self.int()),
+            (Kind::Long, Some("time-micros")) => Avro::TimeMicros(self.long().rem_euclid(86_400_000_000)),
+            (Kind::Long, Some("timestamp-micros")) => Avro::TimestampMicros(self.long()),
+            (Kind::Long, Some("local-timestamp-micros")) => Avro::LocalTimestampMicros(self.long()),
+            (Kind::Long, _) => Avro::Long(self.long()),
+            (Kind::Float, _) => Avro::Float(f32::from(i16::from_le_bytes([self.next().to_le_bytes()[0], 3])) / 7.0),
+            (Kind::Double, _) => Avro::Double(f64::from(self.int()) / 3.0),
+            (Kind::Bytes, _) => {
+                let length = self.below(9);
+                Avro::Bytes(self.bytes(length))
+            }
+            (Kind::String, _) => Avro::String(self.text()),
+            (Kind::Fixed(fixed), _) => Avro::Fixed(fixed.size, self.bytes(fixed.size)),
+            (Kind::Enum(e), _) => {
+                let at = self.below(e.symbols.len());
+                Avro::Enum(u32::try_from(at).unwrap(), e.symbols[at].to_string())
+            }
+            (Kind::Array(items), _) => Avro::Array((0..self.below(4)).map(|_| self.value(schema, *items)).collect()),
+            (Kind::Map(values), _) => Avro::Map(
+                (0..self.below(3))
+                    .map(|_| (self.text(), self.value(schema, *values)))
+                    .collect(),
+            ),
+            (Kind::Record(record), _) => Avro::Record(
+                record
+                    .fields
+                    .iter()
+                    .map(|f| (f.name.to_string(), self.value(schema, f.ty)))
+                    .collect(),
+            ),
+            (Kind::Optional { .. } | Kind::Union(_), _) => {
+                let branches = schema.branches(id);
+                let at = self.below(branches.len());
+                Avro::Union(u32::try_from(at).unwrap(), Box::new(self.value(schema, branches[at])))
+            }
+        }
+    }
+}
+
+/// A library's value as ours, to compare.
+fn datum<'a>(schema: &Schema, id: TypeId, value: &'a Avro) -> Datum<'a> {
+    match (&schema.ty(id).kind, value) {
+        (_, Avro::Null) => Datum::Null,
+        (_, Avro::Boolean(value)) => Datum::Bool(*value),
+        (_, Avro::Int(value) | Avro::Date(value)) => Datum::Int(*value),
+        (_, Avro::Long(value) | Avro::TimeMicros(value) | Avro::TimestampMicros(value)) => Datum::Long(*value),
+        (_, Avro::LocalTimestampMicros(value)) => Datum::Long(*value),
+        (_, Avro::Float(value)) => Datum::Float(*value),
+        (_, Avro::Double(value)) => Datum::Double(*value),
+        (_, Avro::Bytes(bytes) | Avro::Fixed(_, bytes)) => Datum::Bytes(bytes),
+        (_, Avro::String(text) | Avro::Enum(_, text)) => Datum::Str(text),
+        (Kind::Array(items), Avro::Array(values)) => {
+            Datum::Array(values.iter().map(|value| datum(schema, *items, value)).collect())
+        }
+        (Kind::Map(values), Avro::Map(entries)) => {
+            let mut entries: Vec<_> = entries
+                .iter()
+                .map(|(k, v)| (k.as_str(), datum(schema, *values, v)))
+                .collect();
+            entries.sort_by_key(|(key, _)| *key);
+            Datum::Map(entries)
+        }
+        (Kind::Record(record), Avro::Record(values)) => Datum::Record(
+            record
+                .fields
+                .iter()
+                .zip(values)
+                .map(|(f, (_, v))| datum(schema, f.ty, v))
+                .collect(),
+        ),
+        (Kind::Optional { inner, .. }, Avro::Union(_, value)) => datum(schema, *inner, value),
+        (Kind::Union(branches), Avro::Union(at, value)) => {
+            let at = usize::try_from(*at).unwrap();
+            Datum::Union(at, Box::new(datum(schema, branches[at], value)))
+        }
+        (kind, value) => panic!("{value:?} for {kind:?}"),
+    }
+}
+
+/// Maps have no order: sorts their entries.
+fn sorted(value: Datum<'_>) -> Datum<'_> {
+    match value {
+        Datum::Array(items) => Datum::Array(items.into_iter().map(sorted).collect()),
+        Datum::Record(row) => Datum::Record(row.into_iter().map(sorted).collect()),
+        Datum::Union(at, inner) => Datum::Union(at, Box::new(sorted(*inner))),
+        Datum::Map(entries) => {
+            let mut entries: Vec<_> = entries.into_iter().map(|(k, v)| (k, sorted(v))).collect();
+            entries.sort_by_key(|(key, _)| *key);
+            Datum::Map(entries)
+        }
+        value => value,
+    }
+}
+
+fn by_library(schema: &Schema, value: &Avro) -> Vec<u8> {
+    let avro = apache_avro::Schema::parse_str(schema.text()).unwrap();
+    apache_avro::writer::datum::GenericDatumWriter::builder(&avro)
+        .build()
+        .unwrap()
+        .write_value_to_vec(value.clone())
+        .unwrap()
+}
+
+fn read_by_library(schema: &Schema, mut body: &[u8]) -> Option<Avro> {
+    let avro = apache_avro::Schema::parse_str(schema.text()).unwrap();
+    let value = apache_avro::reader::datum::GenericDatumReader::builder(&avro)
+        .build()
+        .unwrap()
+        .read_value(&mut body)
+        .ok()?;
+    body.is_empty().then_some(value)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+
+    #[test]
+    fn the_library_and_this_codec_read_each_other(schema in any_schema(), seed in 1u64..) {
+        let value = Picker { seed }.value(&schema, schema.root());
+        let body = by_library(&schema, &value);
+        let mut row = Row::new();
+        schema.decode(&body, &mut row).unwrap();
+        let expected = datum(&schema, schema.root(), &value);
+        prop_assert_eq!(sorted(Datum::Record(row.clone())), expected);
+        let mut ours = Vec::new();
+        schema.encode(&row, &mut ours).unwrap();
+        prop_assert_eq!(&ours, &body);
+        prop_assert_eq!(read_by_library(&schema, &ours), Some(value));
+    }
+
+    #[test]
+    fn garbage_is_an_error_or_a_value_that_reads_back(schema in any_schema(), body: Vec<u8>) {
+        let mut row = Row::new();
+        if schema.decode(&body, &mut row).is_ok() {
+            let mut again = Vec::new();
+            schema.encode(&row, &mut again).unwrap();
+            let mut second = Row::new();
+            schema.decode(&again, &mut second).unwrap();
+            prop_assert_eq!(format!("{second:?}"), format!("{row:?}"));
+        }
+    }
+
+    #[test]
+    fn a_damaged_body_is_an_error_or_another_value(
+        schema in any_schema(), seed in 1u64.., at: prop::sample::Index, byte: u8, cut: prop::sample::Index,
+    ) {
+        let mut body = by_library(&schema, &Picker { seed }.value(&schema, schema.root()));
+        let whole = body.clone();
+        let mut row = Row::new();
+        let length = cut.index(body.len() + 1);
+        if length < body.len() {
+            prop_assert!(schema.decode(&body[..length], &mut row).is_err());
+        }
+        if !body.is_empty() {
+            let at = at.index(body.len());
+            body[at] = byte;
+            let mut row = Row::new();
+            let wanted: Vec<&str> = Vec::new();
+            let nothing = Projection::of_fields(schema.clone(), &wanted).unwrap();
+            if schema.decode(&body, &mut row).is_ok() {
+                // What is read whole can also be passed over.
+                nothing.decode(&body, &mut Row::new()).unwrap();
+            }
+        }
+        let mut longer = whole;
+        longer.push(0);
+        prop_assert!(schema.decode(&longer, &mut Row::new()).is_err());
+    }
+
+    #[test]
+    fn a_projection_gives_the_fields_that_were_asked_for(schema in any_schema(), seed in 1u64.., mask: u8) {
+        let value = Picker { seed }.value(&schema, schema.root());
+        let mut body = Vec::new();
+        schema.encode_value(schema.root(), &datum(&schema, schema.root(), &value), &mut body).unwrap();
+        let mut all = Row::new();
+        schema.decode(&body, &mut all).unwrap();
+        let wanted: Vec<usize> = (0..schema.fields().len()).rev().filter(|at| mask >> at & 1 == 1).collect();
+        let names: Vec<&str> = wanted.iter().map(|at| &*schema.fields()[*at].name).collect();
+        let projection = Projection::of_fields(schema.clone(), &names).unwrap();
+        let mut some = Row::new();
+        projection.decode(&body, &mut some).unwrap();
+        let expected: Vec<Datum<'_>> = wanted.iter().map(|at| all[*at].clone()).collect();
+        prop_assert_eq!(some, expected);
+    }
+
+    #[test]
+    fn a_device_json_that_is_posted_again_gives_the_same_row(schema in any_schema(), seed in 1u64..) {
+        let value = Picker { seed }.value(&schema, schema.root());
+        let value = datum(&schema, schema.root(), &value);
+        let mut json = Vec::new();
+        crate::device_json::write(&schema, schema.root(), &value, &mut json);
+        let parsed: Value = serde_json::from_slice(&json).unwrap();
+        let mut body = Vec::new();
+        // A union's branches are told apart by their JSON alone, and two may have the same.
+        if schema.encode_json(&parsed, &mut body).is_ok() {
+            let again = schema.decode_value(schema.root(), &body).unwrap();
+            let mut second = Vec::new();
+            crate::device_json::write(&schema, schema.root(), &again, &mut second);
+            if !schema.text().contains(r#"["string","double"]"#) && !schema.text().contains(r#""int","string","bytes""#) {
+                prop_assert_eq!(sorted(again), value);
+            }
+        } else {
+            prop_assert!(false, "refused: {:?}", schema.encode_json(&parsed, &mut Vec::new()));
+        }
+    }
+}
+
+#[test]
+fn a_few_bytes_cannot_ask_for_much_memory() {
+    let nulls =
+        Schema::parse(r#"{"type":"record","name":"R","fields":[{"name":"n","type":{"type":"array","items":"null"}}]}"#)
+            .unwrap();
+    let mut body = Vec::new();
+    encode::write_long(&mut body, i64::MAX);
+    let error = nulls.decode(&body, &mut Row::new()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "Avro body does not fit its schema: n: more items than the body can hold at byte 10"
+    );
+    let strings = Schema::parse(r#"{"type":"record","name":"R","fields":[{"name":"s","type":"string"}]}"#).unwrap();
+    let error = strings.decode(&body, &mut Row::new()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "Avro body does not fit its schema: s: the body ends too early at byte 10"
+    );
+    // i64::MIN has no positive counterpart.
+    let mut body = Vec::new();
+    encode::write_long(&mut body, i64::MIN);
+    body.push(0);
+    assert_eq!(
+        nulls.decode(&body, &mut Row::new()).unwrap_err().reason,
+        "no such count of items"
+    );
+}
+
+#[test]
+fn a_record_within_itself_is_bounded() {
+    let list =
+        Schema::parse(r#"{"type":"record","name":"Node","fields":[{"name":"next","type":["null","Node"]}]}"#).unwrap();
+    let mut row = Row::new();
+    let mut body = vec![2; 50];
+    body.push(0);
+    list.decode(&body, &mut row).unwrap();
+    let mut body = vec![2; 100_000];
+    body.push(0);
+    let error = list.decode(&body, &mut row).unwrap_err();
+    assert_eq!(error.reason, "nested too deeply");
+    assert!(error.path().starts_with("next.next.next"));
+    let mut json = json!(null);
+    for _ in 0..100 {
+        json = json!({"next": json});
+    }
+    let error = list.encode_json(&json, &mut Vec::new()).unwrap_err();
+    assert!(error.reason.contains("nested deeper than 64 levels"), "{error}");
+}
+
+#[test]
+fn integers_are_read_to_their_limits_and_not_beyond() {
+    let schema = Schema::parse(r#"{"type":"record","name":"R","fields":[{"name":"i","type":"int"}]}"#).unwrap();
+    let mut row = Row::new();
+    for value in [i32::MIN, -1, 0, 1, i32::MAX] {
+        let mut body = Vec::new();
+        schema.encode(&[Datum::Int(value)], &mut body).unwrap();
+        let mut row = Row::new();
+        schema.decode(&body, &mut row).unwrap();
+        assert_eq!(row, [Datum::Int(value)]);
+    }
+    let mut body = Vec::new();
+    encode::write_long(&mut body, i64::from(i32::MAX) + 1);
+    assert_eq!(
+        schema.decode(&body, &mut row).unwrap_err().reason,
+        "an int does not fit 32 bits"
+    );
+    assert_eq!(
+        schema.decode(&[0xff; 10], &mut row).unwrap_err().reason,
+        "an integer does not fit 64 bits"
+    );
+    assert_eq!(
+        schema.decode(&[0xff; 11], &mut row).unwrap_err().reason,
+        "an integer does not fit 64 bits"
+    );
+    assert_eq!(
+        schema.decode(&[0xff; 3], &mut row).unwrap_err().reason,
+        "the body ends too early"
+    );
+}
+
+fn order() -> Schema {
+    Schema::parse(
+        r#"{"type":"record","name":"shop.Order","fields":[
+            {"name":"id","type":{"type":"string","logicalType":"uuid"}},
+            {"name":"total","type":"long"},
+            {"name":"at","type":{"type":"long","logicalType":"timestamp-micros"}},
+            {"name":"status","type":{"type":"enum","name":"Status","symbols":["OPEN","PAID"]},"default":"OPEN"},
+            {"name":"items","type":{"type":"array","items":{"type":"record","name":"Item","fields":[
+                {"name":"price","type":"long"},{"name":"blob","type":["null","bytes"]}]}},"default":[]},
+            {"name":"extra","type":{"type":"map","values":"double"},"default":{}},
+            {"name":"note","type":["null","string"],"default":null}]}"#,
+    )
+    .unwrap()
+}
+
+fn minimal() -> Value {
+    json!({"id": "00000000-0000-0000-0000-000000000001", "total": 7, "at": "2024-11-23T19:26:40Z"})
+}
+
+#[test]
+fn json_that_fits_is_encoded_with_defaults() {
+    let schema = order();
+    let mut body = Vec::new();
+    schema.encode_json(&minimal(), &mut body).unwrap();
+    let mut row = Row::new();
+    schema.decode(&body, &mut row).unwrap();
+    let id = "00000000-0000-0000-0000-000000000001";
+    let at = 1_732_390_000_000_000;
+    let expected = [
+        Datum::Str(id),
+        Datum::Long(7),
+        Datum::Long(at),
+        Datum::Str("OPEN"),
+        Datum::Array(vec![]),
+        Datum::Map(vec![]),
+        Datum::Null,
+    ];
+    assert_eq!(row, expected);
+    let mut same = minimal();
+    same["total"] = json!("7");
+    same["at"] = json!(at);
+    let mut again = Vec::new();
+    schema.encode_json(&same, &mut again).unwrap();
+    assert_eq!(again, body);
+}
+
+#[test]
+fn json_that_does_not_fit_is_named_by_its_path() {
+    let schema = order();
+    let with = |field: &str, value: Value| {
+        let mut order = minimal();
+        order[field] = value;
+        order
+    };
+    let item = |value: Value| json!([{"price": 1}, {"price": 2}, value]);
+    let cases = [
+        (json!(5), "$: expected record shop.Order, got number 5"),
+        (json!({}), "$.id: is missing, and has no default"),
+        (with("id", json!("x")), "$.id: expected uuid, got string \"x\""),
+        (with("total", json!(1.5)), "$.total: expected long, got number 1.5"),
+        (
+            with("total", json!(9_223_372_036_854_775_808_u64)),
+            "$.total: expected long, got number 9223372036854775808",
+        ),
+        (with("total", json!("+7")), "$.total: expected long, got string \"+7\""),
+        (with("total", json!(null)), "$.total: expected long, got null"),
+        (
+            with("at", json!("noon")),
+            "$.at: expected timestamp-micros (RFC 3339), got string \"noon\"",
+        ),
+        (
+            with("status", json!("LOST")),
+            "$.status: expected enum shop.Status (OPEN, PAID), got string \"LOST\"",
+        ),
+        (
+            with("items", item(json!({"price": "x"}))),
+            "$.items[2].price: expected long, got string \"x\"",
+        ),
+        (
+            with("items", item(json!({"price": 1, "blob": "?"}))),
+            "$.items[2].blob: expected bytes (base64), got string \"?\"",
+        ),
+        (
+            with("items", item(json!({"price": 1, "x": 1}))),
+            "$.items[2].x: is not a field of shop.Item; it has price, blob",
+        ),
+        (
+            with("extra", json!({"a": 1, "b": "y"})),
+            "$.extra[\"b\"]: expected double, got string \"y\"",
+        ),
+        (
+            with("note", json!([1])),
+            "$.note: expected string, got an array of 1 items",
+        ),
+    ];
+    for (value, message) in cases {
+        let mut out = vec![1, 2, 3];
+        let error = schema.encode_json(&value, &mut out).unwrap_err();
+        assert_eq!(error.to_string(), message);
+        assert_eq!(out, [1, 2, 3], "nothing is left of what did not fit");
+    }
+}
+
+#[test]
+fn rows_that_do_not_fit_are_named_by_their_path() {
+    let schema = order();
+    let mut row = vec![
+        Datum::Str("00000000-0000-0000-0000-000000000001"),
+        Datum::Int(1),
+        Datum::Long(2),
+        Datum::Str("PAID"),
+        Datum::Array(vec![Datum::Record(vec![Datum::Long(1), Datum::Bytes(b"x")])]),
+        Datum::Map(vec![("a", Datum::Float(0.5))]),
+        Datum::Null,
+    ];
+    schema.encode(&row, &mut Vec::new()).unwrap();
+    row[4] = Datum::Array(vec![Datum::Record(vec![Datum::Str("1"), Datum::Null])]);
+    let error = schema.encode(&row, &mut Vec::new()).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "row does not fit its Avro schema: items[0].price: expected long, got string"
+    );
+    row.pop();
+    let error = schema.encode(&row, &mut Vec::new()).unwrap_err().to_string();
+    assert_eq!(error, "row does not fit its Avro schema: 6 values for 7 fields");
+}
+
+#[test]
+fn a_new_reader_takes_what_an_old_writer_wrote() {
+    let parse = |fields: &str| {
+        Arc::new(Schema::parse(&format!(r#"{{"type":"record","name":"O","fields":[{fields}]}}"#)).unwrap())
+    };
+    let old = parse(
+        r#"{"name":"gone","type":"string"},{"name":"id","type":"int"},{"name":"name","type":"string"},{"name":"ratio","type":"float"}"#,
+    );
+    let new = parse(
+        r#"{"name":"title","aliases":["name"],"type":["null","string"]},{"name":"id","type":"long"},{"name":"ratio","type":"double"},
+           {"name":"tags","type":{"type":"array","items":"string"},"default":["a","b"]},
+           {"name":"raw","type":"bytes","default":"\u00ff"}"#,
+    );
+    let mut body = Vec::new();
+    old.encode(
+        &[Datum::Str("x"), Datum::Int(5), Datum::Str("n"), Datum::Float(0.5)],
+        &mut body,
+    )
+    .unwrap();
+    let projection = Projection::between(old.clone(), new.clone()).unwrap();
+    let mut row = Row::new();
+    projection.decode(&body, &mut row).unwrap();
+    let tags = Datum::Array(vec![Datum::Str("a"), Datum::Str("b")]);
+    assert_eq!(
+        row,
+        [
+            Datum::Str("n"),
+            Datum::Long(5),
+            Datum::Double(0.5),
+            tags,
+            Datum::Bytes(&[255])
+        ]
+    );
+    let error = Projection::between(new, old).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "data of O cannot be read as wanted: field gone is missing, and has no default"
+    );
+    let narrow = parse(r#"{"name":"id","type":"string"}"#);
+    let wide = parse(r#"{"name":"id","type":"long"}"#);
+    let error = Projection::between(wide, narrow).unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "data of O cannot be read as wanted: field id is long, wanted is string"
+    );
+}
+
+#[test]
+fn a_row_keeps_its_memory() {
+    let mut row: Row<'_> = Vec::with_capacity(64);
+    row.push(Datum::Null);
+    let at = row.as_ptr().addr();
+    let row: Row<'static> = recycle(row);
+    assert_eq!((row.as_ptr().addr(), row.len()), (at, 0));
+    assert!(row.capacity() >= 64);
+    assert!(size_of::<Datum<'_>>() <= 32, "{}", size_of::<Datum<'_>>());
+}
+
+#[test]
+fn schemas_that_are_none_are_refused() {
+    for (text, part) in [
+        ("{", "schema is refused: EOF"),
+        ("\"nothing\"", "schema is refused"),
+        (
+            r#"{"type":"record","name":"R","fields":[{"name":"a","type":"int","default":"x"}]}"#,
+            "default",
+        ),
+        (r#"{"type":"record","name":"R"}"#, "schema is refused"),
+    ] {
+        let error = Schema::parse(text).unwrap_err().to_string();
+        assert!(error.contains(part), "{text}: {error}");
+    }
+}
+
+#[test]
+fn names_are_resolved_as_avro_does() {
+    let schema = Schema::parse(
+        r#"{"type":"record","name":"Outer","namespace":"a.b","fields":[
+            {"name":"x","type":{"type":"fixed","name":"Id","size":2}},
+            {"name":"y","type":"Id"},
+            {"name":"z","type":["null","a.b.Id"]},
+            {"name":"w","type":{"type":"enum","name":"c.E","symbols":["A"],"aliases":["Old"]}}]}"#,
+    )
+    .unwrap();
+    assert_eq!(schema.name(), "a.b.Outer");
+    assert_eq!(schema.fields()[0].ty, schema.fields()[1].ty);
+    assert_eq!(schema.required(schema.fields()[2].ty), schema.fields()[0].ty);
+    let Kind::Enum(e) = &schema.ty(schema.fields()[3].ty).kind else {
+        panic!("an enum")
+    };
+    assert_eq!(
+        (&*e.name.full, e.name.short(), &*e.name.aliases[0]),
+        ("c.E", "E", "c.Old")
+    );
+}

@@ -43,7 +43,14 @@ fn wrong<'a, E: Event<'a> + Debug>(_: &E, body: &'a [u8]) -> EventError {
 fn every_record_is_what_its_released_schema_says() {
     let version = crate::version::Version::default().to_bytes();
     check!(ViewRow { row: b"{}" }, Datum::Bytes(b"{}"));
-    check!(Closing { version: &version, at: -5 }, Datum::Bytes(&version), Datum::Long(-5));
+    check!(
+        Closing {
+            version: &version,
+            at: -5
+        },
+        Datum::Bytes(&version),
+        Datum::Long(-5)
+    );
     check!(OpenMark { version: &version }, Datum::Bytes(&version));
     check!(Grant { principal: "corp:42" }, Datum::Str("corp:42"));
     check!(Stale { stale: true }, Datum::Bool(true));
@@ -64,7 +71,11 @@ fn every_record_is_what_its_released_schema_says() {
         Datum::Str("0/16B3748"),
         Datum::Bool(true)
     );
-    let position = ConnectorPosition { position: "{}", complete: "0/1", updated_at: 9 };
+    let position = ConnectorPosition {
+        position: "{}",
+        complete: "0/1",
+        updated_at: 9,
+    };
     check!(position, Datum::Str("{}"), Datum::Str("0/1"), Datum::Long(9));
 }
 
@@ -81,8 +92,12 @@ fn files() -> BTreeMap<String, BTreeMap<u32, String>> {
     for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("avro")).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-        let Some(stem) = name.strip_suffix(".avsc") else { continue };
-        let (record, version) = stem.rsplit_once(".v").expect("a schema's file is named <record>.v<N>.avsc");
+        let Some(stem) = name.strip_suffix(".avsc") else {
+            continue;
+        };
+        let (record, version) = stem
+            .rsplit_once(".v")
+            .expect("a schema's file is named <record>.v<N>.avsc");
         let version = version.parse().unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         found.entry(record.to_owned()).or_default().insert(version, text);
@@ -103,7 +118,10 @@ fn a_released_schema_never_changes() {
             now.push(format!("{record}.v{version} {} {hash:016x}", schema.fingerprint()));
         }
     }
-    assert_eq!(now, released, "released schemas are frozen: put a new version beside the old one, and its line here");
+    assert_eq!(
+        now, released,
+        "released schemas are frozen: put a new version beside the old one, and its line here"
+    );
 }
 
 #[test]

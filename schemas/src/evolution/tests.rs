@@ -8,7 +8,11 @@ fn check(reader: &str, writer: &str, expected: &str) {
     // of the writer could be read: that is not enough here.
     let avro = |text: &str| apache_avro::Schema::parse_str(text).unwrap();
     let by_library = SchemaCompatibility::can_read(&avro(writer), &avro(reader));
-    assert_eq!(matches!(by_library, Ok(Compatibility::Full)), expected.is_empty(), "{by_library:?}");
+    assert_eq!(
+        matches!(by_library, Ok(Compatibility::Full)),
+        expected.is_empty(),
+        "{by_library:?}"
+    );
 }
 
 fn check_alone(reader: &str, writer: &str, expected: &str) {
