@@ -24,56 +24,36 @@
 mod check;
 mod eval;
 mod parse;
+mod row_type;
 mod time;
 
 pub use eval::{EvalError, EvalFault};
-pub(crate) use time::{MICROS_PER_DAY, MICROS_PER_SECOND};
 
+use schemas::codec::Datum;
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// A value that a program reads or makes.
+/// A value while a condition is evaluated.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Value<'v> {
-    /// Null.
+enum Value<'v> {
     Null,
-    /// True or false.
     Bool(bool),
     /// An integer of any width.
     Int(i64),
-    /// A floating point number.
     Double(f64),
-    /// A text.
     Text(Cow<'v, str>),
-    /// Bytes.
     Bytes(Cow<'v, [u8]>),
-    /// An instant: microseconds since 1970 in UTC. The greatest and least are infinity.
+    /// Microseconds since 1970 in UTC. The greatest and least are infinity.
     Timestamp(i64),
-    /// A span of time in microseconds.
+    /// Microseconds.
     Duration(i64),
     /// A nested record.
-    Row(&'v dyn Row),
-    /// A list.
-    List(&'v dyn Row),
-}
-
-/// A row, a nested record, or a list, whose values are read by index.
-pub trait Row: std::fmt::Debug {
-    /// The value at an index; null if there is none.
-    fn field(&self, index: usize) -> Value<'_>;
-    /// The number of values.
-    fn len(&self) -> usize;
-    /// Whether there are none.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-impl PartialEq for dyn Row + '_ {
-    fn eq(&self, other: &Self) -> bool {
-        self.len() == other.len() && (0..self.len()).all(|at| self.field(at) == other.field(at))
-    }
+    Row(&'v [Datum<'v>]),
+    /// A list, and how its items are stored.
+    List(&'v [Datum<'v>], Form),
+    /// What conditions do not look into.
+    Opaque,
 }
 
 /// The type of a column or of an expression.
@@ -103,6 +83,19 @@ pub enum Type {
     Null,
 }
 
+/// How a value of a type is stored in a [`Datum`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// As the datum says.
+    Plain,
+    /// An `Int` of days since 1970; the greatest and least are infinity.
+    Date,
+    /// A `Long` of milliseconds since 1970.
+    Millis,
+    /// A `Long` of microseconds since 1970.
+    Micros,
+}
+
 /// A named value of a row.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Field {
@@ -110,6 +103,8 @@ pub struct Field {
     pub name: String,
     /// Its type.
     pub ty: Type,
+    /// How it is stored.
+    pub form: Form,
     /// Whether it may be null.
     pub nullable: bool,
     /// What it is called where it was declared, such as `numeric`; for messages.
@@ -119,7 +114,7 @@ pub struct Field {
 /// The type of a row: what its values are, by index.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct RowType {
-    /// The fields, in the order of [`Row::field`].
+    /// The fields, in the order of the row's data.
     pub fields: Vec<Field>,
 }
 
@@ -137,7 +132,11 @@ pub struct ExprError {
 
 impl ExprError {
     fn new(span: Range<usize>, message: impl Into<String>, help: impl Into<String>) -> Self {
-        ExprError { span, message: message.into(), help: help.into() }
+        ExprError {
+            span,
+            message: message.into(),
+            help: help.into(),
+        }
     }
 }
 
@@ -168,9 +167,11 @@ impl Program {
 
     /// Whether the row fulfils the condition.
     ///
+    /// The row holds the data of the type's fields, by index; what is missing counts as null.
+    ///
     /// # Errors
     /// Fails if a number overflows, is divided by zero, or a text does not convert, and the answer depends on it.
-    pub fn matches(&self, row: &dyn Row) -> Result<bool, EvalError> {
+    pub fn matches(&self, row: &[Datum<'_>]) -> Result<bool, EvalError> {
         match self.node.eval(row) {
             Ok(Value::Bool(answer)) => Ok(answer),
             Ok(_) => Ok(false),

@@ -1,7 +1,25 @@
 //! What exists and who is wired to whom: the declared graph of `topology.toml`, checked before anything runs.
+//!
+//! [`load`] reads a file and gives an [`Outcome`]: a [`Topology`] with every name resolved and every condition
+//! compiled, or a [`Report`] whose errors point into the file and say the fix.
+//!
+//! Guarantees: the topology says *what* runs; where it runs is process configuration. The check is offline and finds
+//! all errors at once. Never: a connection, a clock, a thread.
 
+mod check;
+mod checked;
+mod columns;
 pub mod expr;
+mod load;
 pub mod model;
 mod names;
-pub mod problem;
+mod problem;
 pub mod template;
+
+pub use check::{EVENT_PARTITIONS, EVENT_PARTITIONS_MAX, VIEW_LOG_PARTITIONS, VIEW_LOG_PARTITIONS_MAX};
+pub use checked::{
+    BUCKETS_MAX, Bucket, ClaimError, Column, Event, Input, Membership, Node, Role, SYNC_VIEWS, Segment, Source,
+    SourceKind, Table, Topology, VIEW_LOG, View, ViewField,
+};
+pub use load::{Embedded, Files, Folder, LoadError, Outcome, check, load};
+pub use problem::{Finding, Report, Severity};

@@ -186,7 +186,10 @@ fn connector(mut table: Reader<'_, '_>) -> Option<Connector> {
     table.called(name.as_ref());
     let kind = table.required("kind", "\"postgres\"");
     table.finish();
-    Some(Connector { name: name?, kind: kind? })
+    Some(Connector {
+        name: name?,
+        kind: kind?,
+    })
 }
 
 fn table(mut table: Reader<'_, '_>) -> Option<Table> {
@@ -199,8 +202,16 @@ fn table(mut table: Reader<'_, '_>) -> Option<Table> {
     let span = table.span.clone();
     table.finish();
     // Without columns the name stays known, so that a view of the table is not a problem of its own.
-    let columns = columns.unwrap_or(At { value: Vec::new(), span });
-    Some(Table { source: source?, name: name?, key, columns })
+    let columns = columns.unwrap_or(At {
+        value: Vec::new(),
+        span,
+    });
+    Some(Table {
+        source: source?,
+        name: name?,
+        key,
+        columns,
+    })
 }
 
 fn event(mut table: Reader<'_, '_>) -> Option<Event> {
@@ -212,7 +223,14 @@ fn event(mut table: Reader<'_, '_>) -> Option<Event> {
     let partitions = table.integer("partitions");
     let span = table.span.clone();
     table.finish();
-    Some(Event { name: name?, schema, fields, key, partitions, span })
+    Some(Event {
+        name: name?,
+        schema,
+        fields,
+        key,
+        partitions,
+        span,
+    })
 }
 
 fn view_log(table: Reader<'_, '_>) -> ViewLog {
@@ -239,7 +257,15 @@ fn view(mut table: Reader<'_, '_>) -> Option<View> {
     let filter = table.text("where");
     let key = table.texts("key");
     table.finish();
-    Some(View { name: name?, from: from?, bucket: bucket?, fields, rename, filter, key })
+    Some(View {
+        name: name?,
+        from: from?,
+        bucket: bucket?,
+        fields,
+        rename,
+        filter,
+        key,
+    })
 }
 
 fn membership(mut table: Reader<'_, '_>) -> Option<Membership> {
@@ -249,7 +275,12 @@ fn membership(mut table: Reader<'_, '_>) -> Option<Membership> {
     let from = table.text("from");
     let principal = table.text("principal");
     table.finish();
-    Some(Membership { bucket: bucket?, issuer, from, principal })
+    Some(Membership {
+        bucket: bucket?,
+        issuer,
+        from,
+        principal,
+    })
 }
 
 fn issuer(mut table: Reader<'_, '_>) -> Option<Issuer> {
@@ -266,5 +297,8 @@ fn node(mut table: Reader<'_, '_>) -> Option<Node> {
     table.expect("runs", "[\"edge\"]");
     let runs = table.texts("runs");
     table.finish();
-    Some(Node { name: name?, runs: runs? })
+    Some(Node {
+        name: name?,
+        runs: runs?,
+    })
 }

@@ -57,7 +57,10 @@ impl Problem {
 
     /// A warning in the topology file.
     pub(crate) fn warning(span: Range<usize>, message: impl Into<String>) -> Self {
-        Problem { severity: Severity::Warning, ..Problem::error(span, message) }
+        Problem {
+            severity: Severity::Warning,
+            ..Problem::error(span, message)
+        }
     }
 
     /// Says what stands at the place.
@@ -99,7 +102,11 @@ impl Problems {
 
     /// The number of errors so far.
     pub(crate) fn errors(&self) -> usize {
-        self.found.borrow().iter().filter(|p| p.severity == Severity::Error).count()
+        self.found
+            .borrow()
+            .iter()
+            .filter(|p| p.severity == Severity::Error)
+            .count()
     }
 
     /// Makes the report, in the order of the files.
@@ -187,8 +194,14 @@ impl Report {
     /// The report for people: each problem with its line, a caret and the fix, then a summary line. `color` for a
     /// terminal, without for files and tests.
     pub fn render(&self, color: bool) -> String {
-        let theme = if color { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
-        let handler = GraphicalReportHandler::new_themed(theme).with_width(110).with_links(false);
+        let theme = if color {
+            GraphicalTheme::unicode()
+        } else {
+            GraphicalTheme::unicode_nocolor()
+        };
+        let handler = GraphicalReportHandler::new_themed(theme)
+            .with_width(110)
+            .with_links(false);
         let mut out = String::new();
         for problem in &self.problems {
             let report = self.diagnostic(problem);
@@ -208,7 +221,10 @@ impl Report {
             (problem.place.span.start, problem.place.span.len()),
         )];
         if let Some((span, label)) = &problem.also {
-            labels.push(LabeledSpan::new_with_span(Some(label.clone()), (span.start, span.len())));
+            labels.push(LabeledSpan::new_with_span(
+                Some(label.clone()),
+                (span.start, span.len()),
+            ));
         }
         let mut diagnostic = MietteDiagnostic::new(problem.message.clone())
             .with_severity(match problem.severity {

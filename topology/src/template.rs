@@ -74,10 +74,18 @@ impl Template {
         }
         if let Some(Part::Param(name, span)) = parts.first() {
             let help = format!("say what kind of bucket it is: `user:{{{name}}}`");
-            return Err(refuse(span.clone(), String::from("a template begins with a word"), &help));
+            return Err(refuse(
+                span.clone(),
+                String::from("a template begins with a word"),
+                &help,
+            ));
         }
         if parts.len() > PARTS_MAX {
-            return Err(refuse(0..text.len(), format!("more than {PARTS_MAX} parts"), "use fewer parts"));
+            return Err(refuse(
+                0..text.len(),
+                format!("more than {PARTS_MAX} parts"),
+                "use fewer parts",
+            ));
         }
         Ok(Template { parts })
     }
@@ -150,7 +158,11 @@ impl fmt::Display for Template {
 fn parse_part(rest: &str, at: usize) -> Result<(Part, usize), TemplateError> {
     if let Some(inner) = rest.strip_prefix('{') {
         let Some(end) = inner.find('}') else {
-            return Err(refuse(at..at + 1, String::from("`{` without `}`"), "close the parameter: `{name}`"));
+            return Err(refuse(
+                at..at + 1,
+                String::from("`{` without `}`"),
+                "close the parameter: `{name}`",
+            ));
         };
         let name = inner.get(..end).unwrap_or("");
         if name.trim().is_empty() || name.contains('{') {
@@ -170,7 +182,11 @@ fn parse_part(rest: &str, at: usize) -> Result<(Part, usize), TemplateError> {
     }
     if word.is_empty() {
         let end = if rest.is_empty() { at } else { at + 1 };
-        return Err(refuse(at..end, String::from("an empty part"), "write a word or a `{parameter}`"));
+        return Err(refuse(
+            at..end,
+            String::from("an empty part"),
+            "write a word or a `{parameter}`",
+        ));
     }
     if let Some((offset, c)) = word.char_indices().find(|(_, c)| !is_plain(*c)) {
         return Err(refuse(
@@ -183,7 +199,11 @@ fn parse_part(rest: &str, at: usize) -> Result<(Part, usize), TemplateError> {
 }
 
 fn refuse(span: Range<usize>, message: String, help: &str) -> TemplateError {
-    TemplateError { span, message, help: String::from(help) }
+    TemplateError {
+        span,
+        message,
+        help: String::from(help),
+    }
 }
 
 fn is_plain(c: char) -> bool {
@@ -217,14 +237,20 @@ mod tests {
     fn a_template_is_words_and_parameters_with_colons_between() {
         let template = Template::parse("store:{tenant}:{id}").unwrap();
         assert_eq!(template.kind(), "store");
-        assert_eq!(template.params().map(|(name, _)| name).collect::<Vec<_>>(), ["tenant", "id"]);
+        assert_eq!(
+            template.params().map(|(name, _)| name).collect::<Vec<_>>(),
+            ["tenant", "id"]
+        );
         assert_eq!(template.to_string(), "store:{tenant}:{id}");
         assert_eq!(template.split("store:a:7"), Some(vec!["store", "a", "7"]));
         assert_eq!(template.split("shop:a:7"), None);
         assert_eq!(template.split("store:a"), None);
         assert_eq!(Template::parse("global").unwrap().params().count(), 0);
         let claim = Template::parse("store:{https://example.com/stores}").unwrap();
-        assert_eq!(claim.params().next().map(|(name, _)| name), Some("https://example.com/stores"));
+        assert_eq!(
+            claim.params().next().map(|(name, _)| name),
+            Some("https://example.com/stores")
+        );
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod facts;
 
 use super::eval::Node;
 use super::parse::{Ast, Kind};
-use super::{ExprError, Field, Row, RowType, Type, Value};
+use super::{ExprError, Field, RowType, Type, Value};
 use crate::names;
 use facts::Facts;
 use std::borrow::Cow;
@@ -26,11 +26,23 @@ pub(super) struct Checked {
 
 /// Checks a whole condition.
 pub(super) fn condition(text: &str, tree: &Ast, row: &RowType) -> Result<Checked, Vec<ExprError>> {
-    let mut checker = Checker { text, row, errors: Vec::new(), warnings: Vec::new(), columns: BTreeSet::new() };
-    let checked = checker.check(tree, &Facts::default()).and_then(|typed| checker.truth(typed, "the condition"));
+    let mut checker = Checker {
+        text,
+        row,
+        errors: Vec::new(),
+        warnings: Vec::new(),
+        columns: BTreeSet::new(),
+    };
+    let checked = checker
+        .check(tree, &Facts::default())
+        .and_then(|typed| checker.truth(typed, "the condition"));
     if checker.columns.is_empty() && checker.errors.is_empty() {
         let message = "the condition does not look at any column";
-        checker.warn(tree.span.clone(), message, "it is the same for every row: compare a column, or remove it");
+        checker.warn(
+            tree.span.clone(),
+            message,
+            "it is the same for every row: compare a column, or remove it",
+        );
     }
     match checked {
         Some(node) if checker.errors.is_empty() => Ok(Checked {
@@ -77,11 +89,25 @@ impl<'c> Checker<'c> {
     /// Checks a part; `None` when an error was reported.
     fn check(&mut self, ast: &Ast, facts: &Facts) -> Option<Typed> {
         let span = ast.span.clone();
-        let literal = |ty, value| Some(Typed { ty, nullable: false, node: Node::Const(value), span, declared: None });
+        let literal = |ty, value| {
+            Some(Typed {
+                ty,
+                nullable: false,
+                node: Node::Const(value),
+                span,
+                declared: None,
+            })
+        };
         match &ast.kind {
             Kind::Null => {
                 let node = Node::Const(Value::Null);
-                Some(Typed { ty: Type::Null, nullable: true, node, span: ast.span.clone(), declared: None })
+                Some(Typed {
+                    ty: Type::Null,
+                    nullable: true,
+                    node,
+                    span: ast.span.clone(),
+                    declared: None,
+                })
             }
             Kind::Bool(b) => literal(Type::Bool, Value::Bool(*b)),
             Kind::Int(i) => literal(Type::Int, Value::Int(*i)),
@@ -98,7 +124,11 @@ impl<'c> Checker<'c> {
             }
             Kind::Call { function, method, args } => self.call(ast, function, *method, args, facts),
             Kind::Unsupported { what, instead } => {
-                self.refuse(ast.span.clone(), format!("{what} cannot be used in a condition over a row"), *instead);
+                self.refuse(
+                    ast.span.clone(),
+                    format!("{what} cannot be used in a condition over a row"),
+                    *instead,
+                );
                 None
             }
         }
@@ -114,7 +144,12 @@ impl<'c> Checker<'c> {
         self.columns.insert(at);
         let field = self.row.fields.get(at)?;
         let nullable = field.nullable && !facts.holds(&[at]);
-        Some(typed_field(field, nullable, Node::Column(at), ast.span.clone()))
+        Some(typed_field(
+            field,
+            nullable,
+            Node::Column(at, field.form),
+            ast.span.clone(),
+        ))
     }
 
     fn unknown(&self, name: &str) -> (String, String) {
@@ -126,7 +161,11 @@ impl<'c> Checker<'c> {
             "or" => String::from("write `||`"),
             "not" => String::from("write `!`"),
             _ => {
-                let known = names::known(name, self.row.fields.iter().map(|f| f.name.as_str()), "there are no columns");
+                let known = names::known(
+                    name,
+                    self.row.fields.iter().map(|f| f.name.as_str()),
+                    "there are no columns",
+                );
                 format!("{known}; a text is written with quotes: \"{name}\"")
             }
         };
@@ -142,17 +181,29 @@ impl<'c> Checker<'c> {
         let record = self.present(record, "its fields can be read")?;
         let Type::Row(row) = &record.ty else {
             let message = format!("{} has no fields", self.describe(&record));
-            self.refuse(ast.span.clone(), message, "fields are read from nested records of events only");
+            self.refuse(
+                ast.span.clone(),
+                message,
+                "fields are read from nested records of events only",
+            );
             return None;
         };
         let Some(at) = row.fields.iter().position(|field| field.name == name) else {
-            let help = names::known(name, row.fields.iter().map(|field| field.name.as_str()), "it has no fields");
-            self.refuse(ast.span.clone(), format!("`{}` has no field `{name}`", self.written(&of.span)), help);
+            let help = names::known(
+                name,
+                row.fields.iter().map(|field| field.name.as_str()),
+                "it has no fields",
+            );
+            self.refuse(
+                ast.span.clone(),
+                format!("`{}` has no field `{name}`", self.written(&of.span)),
+                help,
+            );
             return None;
         };
         let field = row.fields.get(at)?;
         let known = facts::path(ast, self.row).is_some_and(|path| facts.holds(&path));
-        let node = Node::Field(Box::new(record.node), at);
+        let node = Node::Field(Box::new(record.node), at, field.form);
         Some(typed_field(field, field.nullable && !known, node, ast.span.clone()))
     }
 
@@ -166,11 +217,21 @@ impl<'c> Checker<'c> {
         let field = self.field(ast, of, name, facts)?;
         if !field.nullable {
             let message = format!("`{}` is always true", self.written(&ast.span));
-            self.warn(ast.span.clone(), message, "the field is never null: remove the condition");
+            self.warn(
+                ast.span.clone(),
+                message,
+                "the field is never null: remove the condition",
+            );
         }
         let null = Box::new(Node::Const(Value::Null));
         let node = Node::Compare(super::eval::Compare::Ne, Box::new(field.node), null);
-        Some(Typed { ty: Type::Bool, nullable: false, node, span: ast.span.clone(), declared: None })
+        Some(Typed {
+            ty: Type::Bool,
+            nullable: false,
+            node,
+            span: ast.span.clone(),
+            declared: None,
+        })
     }
 
     /// The node of a part that must be true or false.
@@ -199,7 +260,11 @@ impl<'c> Checker<'c> {
     fn present(&mut self, typed: Typed, so: &str) -> Option<Typed> {
         let written = self.written(&typed.span);
         if typed.ty == Type::Null {
-            self.refuse(typed.span, "null is no value here", "compare with `== null` or `!= null` only");
+            self.refuse(
+                typed.span,
+                "null is no value here",
+                "compare with `== null` or `!= null` only",
+            );
             return None;
         }
         if typed.nullable {
@@ -216,12 +281,12 @@ impl<'c> Checker<'c> {
         Some(typed)
     }
 
-    /// What a part is, for messages: "`status` is a string".
+    /// What a part is, for messages: "`status` is a string (text)".
     fn describe(&self, typed: &Typed) -> String {
         let written = self.written(&typed.span);
         match &typed.declared {
             Some(declared) if *declared != typed.ty.to_string() => {
-                format!("`{written}` is {declared}, here {}", typed.ty.with_article())
+                format!("`{written}` is {} ({declared})", typed.ty.with_article())
             }
             _ => format!("`{written}` is {}", typed.ty.with_article()),
         }
@@ -232,8 +297,11 @@ impl<'c> Checker<'c> {
         if !typed.node.is_constant() {
             return Some(typed);
         }
-        match typed.node.eval(&Nothing).map(into_static) {
-            Ok(value) => Some(Typed { node: Node::Const(value), ..typed }),
+        match typed.node.eval(&[]).map(into_static) {
+            Ok(value) => Some(Typed {
+                node: Node::Const(value),
+                ..typed
+            }),
             Err(error) => {
                 let written = self.written(&typed.span);
                 let help = match typed.ty {
@@ -249,20 +317,12 @@ impl<'c> Checker<'c> {
 }
 
 fn typed_field(field: &Field, nullable: bool, node: Node, span: Range<usize>) -> Typed {
-    Typed { ty: field.ty.clone(), nullable, node, span, declared: Some(field.declared.clone()) }
-}
-
-/// The row of an expression without columns.
-#[derive(Debug)]
-struct Nothing;
-
-impl Row for Nothing {
-    fn field(&self, _index: usize) -> Value<'_> {
-        Value::Null
-    }
-
-    fn len(&self) -> usize {
-        0
+    Typed {
+        ty: field.ty.clone(),
+        nullable,
+        node,
+        span,
+        declared: Some(field.declared.clone()),
     }
 }
 
@@ -275,7 +335,7 @@ fn into_static(value: Value<'_>) -> Value<'static> {
         Value::Double(d) => Value::Double(d),
         Value::Timestamp(t) => Value::Timestamp(t),
         Value::Duration(d) => Value::Duration(d),
-        Value::Null | Value::Row(_) | Value::List(_) => Value::Null,
+        Value::Null | Value::Row(_) | Value::List(..) | Value::Opaque => Value::Null,
     }
 }
 

@@ -5,8 +5,9 @@
 //! Never: allocates to read columns and compare them with literals.
 
 use super::time;
-use super::{Row, Value};
+use super::{Form, Value};
 use regex::Regex;
+use schemas::codec::Datum;
 use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::ops::Range;
@@ -41,7 +42,11 @@ pub enum EvalFault {
 
 impl EvalError {
     fn at(span: &Range<usize>, fault: EvalFault) -> Self {
-        EvalError { part: String::new(), fault, span: span.clone() }
+        EvalError {
+            part: String::new(),
+            fault,
+            span: span.clone(),
+        }
     }
 
     pub(super) fn in_text(mut self, text: &str) -> Self {
@@ -100,8 +105,8 @@ pub(super) enum Convert {
 #[derive(Debug)]
 pub(super) enum Node {
     Const(Value<'static>),
-    Column(usize),
-    Field(Box<Node>, usize),
+    Column(usize, Form),
+    Field(Box<Node>, usize, Form),
     Not(Box<Node>),
     And(Box<Node>, Box<Node>),
     Or(Box<Node>, Box<Node>),
@@ -126,19 +131,23 @@ const NOWHERE: Range<usize> = 0..usize::MAX;
 
 impl Node {
     /// The node's value over a row.
-    pub(super) fn eval<'v>(&'v self, row: &'v dyn Row) -> Result<Value<'v>> {
+    pub(super) fn eval<'v>(&'v self, row: &'v [Datum<'v>]) -> Result<Value<'v>> {
         Ok(match self {
             Node::Const(value) => borrow(value),
-            Node::Column(at) => row.field(*at),
-            Node::Field(of, at) => match of.eval(row)? {
-                Value::Row(inner) => inner.field(*at),
+            Node::Column(at, form) => read(row.get(*at), *form),
+            Node::Field(of, at, form) => match of.eval(row)? {
+                Value::Row(inner) => read(inner.get(*at), *form),
                 _ => Value::Null,
             },
             Node::Not(a) => Value::Bool(!a.truth(row)?),
             Node::And(a, b) => Value::Bool(decide(a, b, row, false)?),
             Node::Or(a, b) => Value::Bool(decide(a, b, row, true)?),
             Node::If(condition, yes, no) => {
-                return if condition.truth(row)? { yes.eval(row) } else { no.eval(row) };
+                return if condition.truth(row)? {
+                    yes.eval(row)
+                } else {
+                    no.eval(row)
+                };
             }
             Node::Compare(compare, a, b) => Value::Bool(compare.holds(&a.eval(row)?, &b.eval(row)?)),
             Node::InSet(value, set) => {
@@ -149,7 +158,9 @@ impl Node {
             Node::InColumn(value, list) => {
                 let value = value.eval(row)?;
                 match list.eval(row)? {
-                    Value::List(list) => Value::Bool((0..list.len()).any(|at| equal(&value, &list.field(at)))),
+                    Value::List(items, form) => {
+                        Value::Bool(items.iter().any(|item| equal(&value, &read(Some(item), form))))
+                    }
                     _ => return Err(EvalError::at(&NOWHERE, EvalFault::Type)),
                 }
             }
@@ -161,13 +172,13 @@ impl Node {
             Node::Text(test, a, b) => Value::Bool(test.holds(&a.eval(row)?, &b.eval(row)?)),
             Node::Matches(a, regex) => Value::Bool(matches!(a.eval(row)?, Value::Text(text) if regex.is_match(&text))),
             Node::Size(a) => size(&a.eval(row)?)?,
-            Node::Convert(to, a, span) => {
-                to.apply(a.eval(row)?).ok_or_else(|| EvalError::at(span, EvalFault::Convert))?
-            }
+            Node::Convert(to, a, span) => to
+                .apply(a.eval(row)?)
+                .ok_or_else(|| EvalError::at(span, EvalFault::Convert))?,
         })
     }
 
-    fn truth(&self, row: &dyn Row) -> Result<bool> {
+    fn truth(&self, row: &[Datum<'_>]) -> Result<bool> {
         match self.eval(row)? {
             Value::Bool(answer) => Ok(answer),
             _ => Err(EvalError::at(&NOWHERE, EvalFault::Type)),
@@ -175,8 +186,30 @@ impl Node {
     }
 }
 
+/// Reads a datum as its type says it is stored.
+fn read<'v>(datum: Option<&'v Datum<'v>>, form: Form) -> Value<'v> {
+    match (datum, form) {
+        (None | Some(Datum::Null), _) => Value::Null,
+        (Some(Datum::Str(text)), _) => Value::Text(Cow::Borrowed(text)),
+        (Some(Datum::Long(i)), Form::Plain) => Value::Int(*i),
+        (Some(Datum::Int(i)), Form::Plain) => Value::Int(i64::from(*i)),
+        (Some(Datum::Bool(b)), _) => Value::Bool(*b),
+        (Some(Datum::Double(d)), _) => Value::Double(*d),
+        (Some(Datum::Float(d)), _) => Value::Double(f64::from(*d)),
+        (Some(Datum::Bytes(bytes)), _) => Value::Bytes(Cow::Borrowed(bytes)),
+        (Some(Datum::Long(i)), Form::Micros) => Value::Timestamp(*i),
+        (Some(Datum::Long(i)), Form::Millis) => Value::Timestamp(i.saturating_mul(1000)),
+        (Some(Datum::Int(i32::MAX)), Form::Date) => Value::Timestamp(i64::MAX),
+        (Some(Datum::Int(i32::MIN)), Form::Date) => Value::Timestamp(i64::MIN),
+        (Some(Datum::Int(days)), Form::Date) => Value::Timestamp(i64::from(*days).saturating_mul(time::MICROS_PER_DAY)),
+        (Some(Datum::Record(fields)), _) => Value::Row(fields),
+        (Some(Datum::Array(items)), form) => Value::List(items, form),
+        (Some(_), _) => Value::Opaque,
+    }
+}
+
 /// `&&` (decided by false) and `||` (decided by true): a decided side wins over an error of the other.
-fn decide(a: &Node, b: &Node, row: &dyn Row, decided: bool) -> Result<bool> {
+fn decide(a: &Node, b: &Node, row: &[Datum<'_>], decided: bool) -> Result<bool> {
     match a.truth(row) {
         Ok(answer) if answer == decided => Ok(decided),
         Ok(_) => b.truth(row),
@@ -187,7 +220,7 @@ fn decide(a: &Node, b: &Node, row: &dyn Row, decided: bool) -> Result<bool> {
     }
 }
 
-fn in_list(value: &Node, list: &[Node], row: &dyn Row) -> Result<bool> {
+fn in_list(value: &Node, list: &[Node], row: &[Datum<'_>]) -> Result<bool> {
     let value = value.eval(row)?;
     let mut found = false;
     for element in list {
@@ -209,7 +242,7 @@ fn size(value: &Value<'_>) -> Result<Value<'static>> {
     let size = match value {
         Value::Text(text) => text.chars().count(),
         Value::Bytes(bytes) => bytes.len(),
-        Value::List(list) => list.len(),
+        Value::List(items, _) => items.len(),
         _ => return Err(EvalError::at(&NOWHERE, EvalFault::Type)),
     };
     Ok(Value::Int(i64::try_from(size).unwrap_or(i64::MAX)))
@@ -241,7 +274,9 @@ fn equal(a: &Value<'_>, b: &Value<'_>) -> bool {
     match (a, b) {
         (Value::Text(a), Value::Text(b)) => a == b,
         (Value::Int(a), Value::Int(b)) => a == b,
-        (Value::Int(i), Value::Double(d)) | (Value::Double(d), Value::Int(i)) => order_mixed(*i, *d) == Some(Ordering::Equal),
+        (Value::Int(i), Value::Double(d)) | (Value::Double(d), Value::Int(i)) => {
+            order_mixed(*i, *d) == Some(Ordering::Equal)
+        }
         (a, b) => a == b,
     }
 }
@@ -278,12 +313,18 @@ fn order_mixed(i: i64, d: f64) -> Option<Ordering> {
     }
 }
 
-#[expect(clippy::as_conversions, reason = "there is no other conversion; callers have checked the range")]
+#[expect(
+    clippy::as_conversions,
+    reason = "there is no other conversion; callers have checked the range"
+)]
 fn whole_to_int(whole: f64) -> i64 {
     whole as i64
 }
 
-#[expect(clippy::as_conversions, reason = "rounds to the nearest double, as CEL's double() does")]
+#[expect(
+    clippy::as_conversions,
+    reason = "rounds to the nearest double, as CEL's double() does"
+)]
 fn int_to_double(i: i64) -> f64 {
     i as f64
 }
@@ -338,7 +379,9 @@ fn shift(instant: i64, by: Option<i64>) -> std::result::Result<i64, EvalFault> {
 
 impl TextTest {
     fn holds(self, a: &Value<'_>, b: &Value<'_>) -> bool {
-        let (Value::Text(a), Value::Text(b)) = (a, b) else { return false };
+        let (Value::Text(a), Value::Text(b)) = (a, b) else {
+            return false;
+        };
         match self {
             TextTest::StartsWith => a.starts_with(b.as_ref()),
             TextTest::EndsWith => a.ends_with(b.as_ref()),

@@ -34,15 +34,28 @@ pub(super) enum Kind {
     /// A name: a column, or `row`.
     Name(String),
     /// `of.name`
-    Field { of: Box<Ast>, name: String },
+    Field {
+        of: Box<Ast>,
+        name: String,
+    },
     /// `has(of.name)`
-    Has { of: Box<Ast>, name: String },
+    Has {
+        of: Box<Ast>,
+        name: String,
+    },
     /// `[a, b]`
     List(Vec<Ast>),
     /// An operator or function; a method's object is its first argument.
-    Call { function: String, method: bool, args: Vec<Ast> },
+    Call {
+        function: String,
+        method: bool,
+        args: Vec<Ast>,
+    },
     /// What views do not support, and what to write instead.
-    Unsupported { what: &'static str, instead: &'static str },
+    Unsupported {
+        what: &'static str,
+        instead: &'static str,
+    },
 }
 
 /// Parses an expression.
@@ -53,21 +66,39 @@ pub(super) fn parse(text: &str) -> Result<Ast, Vec<ExprError>> {
     }
     if text.len() > TEXT_BYTES_MAX {
         let message = format!("the expression is longer than {TEXT_BYTES_MAX} bytes");
-        return Err(vec![ExprError::new(0..text.len(), message, "use a column that says it shorter")]);
+        return Err(vec![ExprError::new(
+            0..text.len(),
+            message,
+            "use a column that says it shorter",
+        )]);
     }
     let operators = text.bytes().filter(|byte| b"+-*/%<>=!&|?.".contains(byte)).count();
     if operators > OPERATORS_MAX {
         let message = format!("more than {OPERATORS_MAX} operators");
-        return Err(vec![ExprError::new(0..text.len(), message, "use `in` with a list, or a column that says it shorter")]);
+        return Err(vec![ExprError::new(
+            0..text.len(),
+            message,
+            "use `in` with a list, or a column that says it shorter",
+        )]);
     }
     // The depth is checked before the parser runs, because its own check leaves deep trees half built.
     if let Some(at) = too_deep(text) {
         let message = format!("more than {DEPTH_MAX} brackets inside one another");
-        return Err(vec![ExprError::new(at..at + 1, message, "split the condition with `&&` and `||`")]);
+        return Err(vec![ExprError::new(
+            at..at + 1,
+            message,
+            "split the condition with `&&` and `||`",
+        )]);
     }
     let parser = Parser::new().max_recursion_depth(DEPTH_MAX * 3);
-    let (tree, source) = parser.parse_with_source_info(text).map_err(|errors| syntax_errors(text, &errors))?;
-    let places = Places { text, source: &source, bytes: char_offsets(text) };
+    let (tree, source) = parser
+        .parse_with_source_info(text)
+        .map_err(|errors| syntax_errors(text, &errors))?;
+    let places = Places {
+        text,
+        source: &source,
+        bytes: char_offsets(text),
+    };
     Ok(places.convert(&tree))
 }
 
@@ -87,10 +118,17 @@ fn too_deep(text: &str) -> Option<usize> {
 /// The first syntax error: what follows it is mostly its echo.
 fn syntax_errors(text: &str, errors: &cel::ParseErrors) -> Vec<ExprError> {
     let Some(error) = errors.errors.first() else {
-        return vec![ExprError::new(0..text.len(), "cannot read the expression", "see the examples in the guide")];
+        return vec![ExprError::new(
+            0..text.len(),
+            "cannot read the expression",
+            "see the examples in the guide",
+        )];
     };
     let start = offset_of(text, error.pos);
-    let end = text.get(start..).and_then(|rest| rest.chars().next()).map_or(start, |c| start + c.len_utf8());
+    let end = text
+        .get(start..)
+        .and_then(|rest| rest.chars().next())
+        .map_or(start, |c| start + c.len_utf8());
     let (message, help) = explain(text, start, &error.msg);
     vec![ExprError::new(start..end, message, help)]
 }
@@ -99,7 +137,10 @@ fn syntax_errors(text: &str, errors: &cel::ParseErrors) -> Vec<ExprError> {
 fn explain(text: &str, start: usize, message: &str) -> (String, &'static str) {
     let here = text.get(start..).unwrap_or("");
     if message.contains("invalid argument to has()") {
-        return (String::from("has() asks for a field"), "compare a column with null instead: `note != null`");
+        return (
+            String::from("has() asks for a field"),
+            "compare a column with null instead: `note != null`",
+        );
     }
     if here.starts_with(['"', '\'']) && message.contains("token recognition") {
         return (String::from("the text has no closing quote"), "close the quote");
@@ -108,24 +149,41 @@ fn explain(text: &str, start: usize, message: &str) -> (String, &'static str) {
         return (String::from("`=` compares nothing"), "write `==`");
     }
     if here.starts_with('&') || here.starts_with('|') {
-        return (String::from("one sign is no operator"), "write `&&` for and, `||` for or");
+        return (
+            String::from("one sign is no operator"),
+            "write `&&` for and, `||` for or",
+        );
     }
     if here.is_empty() {
-        return (String::from("the expression ends too early"), "complete it, such as `status != \"draft\"`");
+        return (
+            String::from("the expression ends too early"),
+            "complete it, such as `status != \"draft\"`",
+        );
     }
     if message.contains("Recursion limit") {
-        return (String::from("the expression is nested too deeply"), "split the condition with `&&` and `||`");
+        return (
+            String::from("the expression is nested too deeply"),
+            "split the condition with `&&` and `||`",
+        );
     }
     let word: String = here.chars().take_while(|c| c.is_alphanumeric()).collect();
     match word.to_ascii_lowercase().as_str() {
         "and" => return (String::from("`and` is no operator"), "write `&&`"),
         "or" => return (String::from("`or` is no operator"), "write `||`"),
         "is" => return (String::from("`is` is no operator"), "write `== null` or `!= null`"),
-        "like" => return (String::from("`like` is no operator"), "write `name.startsWith(\"…\")` or `name.matches(\"…\")`"),
+        "like" => {
+            return (
+                String::from("`like` is no operator"),
+                "write `name.startsWith(\"…\")` or `name.matches(\"…\")`",
+            );
+        }
         _ => {}
     }
     let message = message.trim_start_matches("Syntax error: ");
-    (format!("cannot read the expression: {message}"), "an expression looks like `status != \"draft\" && total > 0`")
+    (
+        format!("cannot read the expression: {message}"),
+        "an expression looks like `status != \"draft\" && total > 0`",
+    )
 }
 
 /// The byte offset of a line and column, both from 1, the column in characters.
@@ -151,7 +209,9 @@ struct Places<'t> {
 impl Places<'_> {
     /// The place of a node's own token.
     fn token(&self, id: u64) -> Range<usize> {
-        let Some((start, stop)) = self.source.offset_for(id) else { return 0..self.text.len() };
+        let Some((start, stop)) = self.source.offset_for(id) else {
+            return 0..self.text.len();
+        };
         let byte = |at: u32| usize::try_from(at).ok().and_then(|at| self.bytes.get(at)).copied();
         match (byte(start), byte(stop.saturating_add(1))) {
             (Some(start), Some(end)) if start <= end => start..end,
@@ -161,15 +221,27 @@ impl Places<'_> {
 
     fn convert(&self, node: &IdedExpr) -> Ast {
         let token = self.token(node.id);
-        let unsupported = |what, instead| Ast { span: token.clone(), kind: Kind::Unsupported { what, instead } };
+        let unsupported = |what, instead| Ast {
+            span: token.clone(),
+            kind: Kind::Unsupported { what, instead },
+        };
         match &node.expr {
-            Expr::Literal(literal) => Ast { span: token, kind: literal_kind(literal) },
-            Expr::Ident(name) => Ast { span: token, kind: Kind::Name(name.trim_start_matches('.').to_string()) },
+            Expr::Literal(literal) => Ast {
+                span: token,
+                kind: literal_kind(literal),
+            },
+            Expr::Ident(name) => Ast {
+                span: token,
+                kind: Kind::Name(name.trim_start_matches('.').to_string()),
+            },
             Expr::Select(select) => self.select(token, select),
             Expr::List(list) => {
                 let elements: Vec<Ast> = list.elements.iter().map(|e| self.convert(e)).collect();
                 let span = self.closed(cover(token, &elements), ']');
-                Ast { span, kind: Kind::List(elements) }
+                Ast {
+                    span,
+                    kind: Kind::List(elements),
+                }
             }
             Expr::Call(call) => self.call(token, call),
             Expr::Comprehension(_) => unsupported("loops (all, exists, map, filter)", "use `value in list`"),
@@ -187,11 +259,17 @@ impl Places<'_> {
             let start = before.rfind("has").unwrap_or(of.span.start);
             let dot = self.after(of.span.end, ".");
             let span = self.closed(start..dot + self.field_len(dot, &name), ')');
-            return Ast { span, kind: Kind::Has { of, name } };
+            return Ast {
+                span,
+                kind: Kind::Has { of, name },
+            };
         }
         let end = token.end + self.field_len(token.end, &name);
         let span = of.span.start.min(token.start)..end.max(of.span.end);
-        Ast { span, kind: Kind::Field { of, name } }
+        Ast {
+            span,
+            kind: Kind::Field { of, name },
+        }
     }
 
     fn call(&self, token: Range<usize>, call: &cel::common::ast::CallExpr) -> Ast {
@@ -208,21 +286,36 @@ impl Places<'_> {
             span = self.balanced(span);
         }
         let function = call.func_name.trim_start_matches('.').to_string();
-        Ast { span, kind: Kind::Call { function, method: call.target.is_some(), args } }
+        Ast {
+            span,
+            kind: Kind::Call {
+                function,
+                method: call.target.is_some(),
+                args,
+            },
+        }
     }
 
     /// Bytes from the dot's end to the end of the field's name.
     fn field_len(&self, after_dot: usize, field: &str) -> usize {
         let rest = self.text.get(after_dot..).unwrap_or("");
         let blank = rest.len() - rest.trim_start().len();
-        if rest.trim_start().starts_with(field) { blank + field.len() } else { 0 }
+        if rest.trim_start().starts_with(field) {
+            blank + field.len()
+        } else {
+            0
+        }
     }
 
     /// The end of `sign` if it follows, else the place itself.
     fn after(&self, at: usize, sign: &str) -> usize {
         let rest = self.text.get(at..).unwrap_or("");
         let blank = rest.len() - rest.trim_start().len();
-        if rest.trim_start().starts_with(sign) { at + blank + sign.len() } else { at }
+        if rest.trim_start().starts_with(sign) {
+            at + blank + sign.len()
+        } else {
+            at
+        }
     }
 
     /// Extends a place over the closing bracket that follows it.
@@ -256,7 +349,9 @@ impl Places<'_> {
 }
 
 fn cover(token: Range<usize>, parts: &[Ast]) -> Range<usize> {
-    parts.iter().fold(token, |all, part| all.start.min(part.span.start)..all.end.max(part.span.end))
+    parts.iter().fold(token, |all, part| {
+        all.start.min(part.span.start)..all.end.max(part.span.end)
+    })
 }
 
 fn literal_kind(literal: &LiteralValue) -> Kind {
@@ -267,6 +362,9 @@ fn literal_kind(literal: &LiteralValue) -> Kind {
         LiteralValue::Double(d) => Kind::Double(*d.inner()),
         LiteralValue::String(s) => Kind::Text(s.inner().to_string()),
         LiteralValue::Bytes(b) => Kind::Bytes(b.inner().to_vec()),
-        LiteralValue::UInt(_) => Kind::Unsupported { what: "unsigned numbers", instead: "write the number without `u`" },
+        LiteralValue::UInt(_) => Kind::Unsupported {
+            what: "unsigned numbers",
+            instead: "write the number without `u`",
+        },
     }
 }

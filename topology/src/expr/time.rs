@@ -6,9 +6,9 @@
 use jiff::{SignedDuration, Timestamp};
 
 /// Microseconds in a second.
-pub(crate) const MICROS_PER_SECOND: i64 = 1_000_000;
+pub(super) const MICROS_PER_SECOND: i64 = 1_000_000;
 /// Microseconds in a day.
-pub(crate) const MICROS_PER_DAY: i64 = 86_400 * MICROS_PER_SECOND;
+pub(super) const MICROS_PER_DAY: i64 = 86_400 * MICROS_PER_SECOND;
 
 /// Microseconds since 1970 of an RFC 3339 text.
 pub(super) fn parse_timestamp(text: &str) -> Option<i64> {
@@ -21,7 +21,9 @@ pub(super) fn parse_timestamp(text: &str) -> Option<i64> {
 
 /// RFC 3339 in UTC, the fraction's trailing zeros dropped; `None` for infinity.
 pub(super) fn write_timestamp(micros: i64) -> Option<String> {
-    Timestamp::from_microsecond(micros).ok().map(|instant| instant.to_string())
+    Timestamp::from_microsecond(micros)
+        .ok()
+        .map(|instant| instant.to_string())
 }
 
 /// Microseconds of a duration's text.

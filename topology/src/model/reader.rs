@@ -46,17 +46,32 @@ impl<'r, 'i> Table<'r, 'i> {
     }
 
     fn new(what: String, span: Range<usize>, table: &'r DeTable<'i>, problems: &'r Problems) -> Self {
-        Table { what, span, table, problems, asked: RefCell::default() }
+        Table {
+            what,
+            span,
+            table,
+            problems,
+            asked: RefCell::default(),
+        }
     }
 
     fn get(&self, key: &'static str) -> Option<&'r Spanned<DeValue<'i>>> {
         self.asked.borrow_mut().push(key);
-        self.table.iter().find(|(name, _)| name.get_ref() == key).map(|(_, value)| value)
+        self.table
+            .iter()
+            .find(|(name, _)| name.get_ref() == key)
+            .map(|(_, value)| value)
     }
 
     fn wrong(&self, key: &str, value: &Spanned<DeValue<'_>>, wanted: &str) {
         let found = value.get_ref().type_str();
-        let article = |noun: &str| if noun.starts_with(['a', 'i', 'o', 'e']) { "an" } else { "a" };
+        let article = |noun: &str| {
+            if noun.starts_with(['a', 'i', 'o', 'e']) {
+                "an"
+            } else {
+                "a"
+            }
+        };
         self.problems.add(
             Problem::error(value.span(), format!("`{key}` of {} must be {wanted}", self.what))
                 .label(format!("this is {} {found}", article(found)))
@@ -105,17 +120,26 @@ impl<'r, 'i> Table<'r, 'i> {
                 None => self.wrong(key, element, "a list of strings, such as [\"id\"]"),
             }
         }
-        Some(At { value: texts, span: value.span() })
+        Some(At {
+            value: texts,
+            span: value.span(),
+        })
     }
 
     /// A whole number that may be missing.
     pub(super) fn integer(&self, key: &'static str) -> Option<At<i64>> {
         let value = self.get(key)?;
-        let parsed = value.get_ref().as_integer().and_then(|n| i64::from_str_radix(n.as_str(), n.radix()).ok());
+        let parsed = value
+            .get_ref()
+            .as_integer()
+            .and_then(|n| i64::from_str_radix(n.as_str(), n.radix()).ok());
         if parsed.is_none() {
             self.wrong(key, value, "a whole number");
         }
-        Some(At { value: parsed?, span: value.span() })
+        Some(At {
+            value: parsed?,
+            span: value.span(),
+        })
     }
 
     /// A map from names to strings that may be missing, in the order of the file.
@@ -129,13 +153,22 @@ impl<'r, 'i> Table<'r, 'i> {
         for (name, value) in table.iter() {
             match as_text(value) {
                 Some(text) => {
-                    entries.push((At { value: name.get_ref().to_string(), span: name.span() }, text));
+                    entries.push((
+                        At {
+                            value: name.get_ref().to_string(),
+                            span: name.span(),
+                        },
+                        text,
+                    ));
                 }
                 None => self.wrong(name.get_ref(), value, "a string"),
             }
         }
         entries.sort_by_key(|(name, _)| name.span.start);
-        Some(At { value: entries, span: value.span() })
+        Some(At {
+            value: entries,
+            span: value.span(),
+        })
     }
 
     /// A table that may be missing: `[view_log]`.
@@ -176,7 +209,11 @@ impl<'r, 'i> Table<'r, 'i> {
     /// Reports keys that nobody asked for.
     pub(super) fn finish(self) {
         let asked = self.asked.into_inner();
-        for (name, _) in self.table.iter().filter(|(name, _)| !asked.contains(&name.get_ref().as_ref())) {
+        for (name, _) in self
+            .table
+            .iter()
+            .filter(|(name, _)| !asked.contains(&name.get_ref().as_ref()))
+        {
             self.problems.add(
                 Problem::error(name.span(), format!("{} has no key `{}`", self.what, name.get_ref()))
                     .label("unknown key")
@@ -187,14 +224,23 @@ impl<'r, 'i> Table<'r, 'i> {
 }
 
 fn as_text(value: &Spanned<DeValue<'_>>) -> Option<At<String>> {
-    value.get_ref().as_str().map(|text| At { value: String::from(text), span: value.span() })
+    value.get_ref().as_str().map(|text| At {
+        value: String::from(text),
+        span: value.span(),
+    })
 }
 
 /// The place in the file of a part of a string's content: `inner` counts bytes of the string's value, `outer` is the
 /// place of the string with its quotes. Escapes are followed; what cannot be followed gives the whole string.
 pub(crate) fn inside(file: &str, outer: &Range<usize>, inner: &Range<usize>) -> Range<usize> {
-    let Some(raw) = file.get(outer.clone()) else { return outer.clone() };
-    let quote = if raw.starts_with("\"\"\"") || raw.starts_with("'''") { 3 } else { 1 };
+    let Some(raw) = file.get(outer.clone()) else {
+        return outer.clone();
+    };
+    let quote = if raw.starts_with("\"\"\"") || raw.starts_with("'''") {
+        3
+    } else {
+        1
+    };
     let body = raw.get(quote..raw.len().saturating_sub(quote)).unwrap_or("");
     // A line end right after three quotes is not part of the value.
     let newline = match quote {
@@ -238,7 +284,10 @@ fn raw_offset(body: &str, wanted: usize, escapes: bool) -> Option<usize> {
 }
 
 fn escaped_len(hex: &str) -> Option<usize> {
-    u32::from_str_radix(hex, 16).ok().and_then(char::from_u32).map(char::len_utf8)
+    u32::from_str_radix(hex, 16)
+        .ok()
+        .and_then(char::from_u32)
+        .map(char::len_utf8)
 }
 
 #[cfg(test)]

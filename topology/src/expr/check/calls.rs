@@ -15,13 +15,46 @@ use std::ops::Range;
 
 /// The functions, as they are written.
 const FUNCTIONS: [&str; 11] = [
-    "startsWith", "endsWith", "contains", "matches", "size", "has", "int", "double", "string", "timestamp", "duration",
+    "startsWith",
+    "endsWith",
+    "contains",
+    "matches",
+    "size",
+    "has",
+    "int",
+    "double",
+    "string",
+    "timestamp",
+    "duration",
 ];
 /// Largest compiled regular expression, in bytes.
 const REGEX_BYTES_MAX: usize = 256 * 1024;
 
 fn typed(ty: Type, node: Node, span: Range<usize>) -> Typed {
-    Typed { ty, nullable: false, node, span, declared: None }
+    Typed {
+        ty,
+        nullable: false,
+        node,
+        span,
+        declared: None,
+    }
+}
+
+/// What a text converts to, to go with a number: a `numeric` has a fraction.
+fn number_of(text: &Typed, other: &Type) -> Type {
+    if text.declared.as_deref() == Some("numeric") {
+        Type::Double
+    } else {
+        other.clone()
+    }
+}
+
+/// A literal as it is written, completed to an instant if it is a date alone.
+fn instant_of(written: &str) -> String {
+    let date = written
+        .get(1..11)
+        .filter(|date| written.len() == 12 && date.bytes().filter(|b| *b == b'-').count() == 2);
+    date.map_or_else(|| String::from(written), |date| format!("\"{date}T00:00:00Z\""))
 }
 
 impl Checker<'_> {
@@ -57,9 +90,21 @@ impl Checker<'_> {
             ("_/_", [a, b]) => self.arithmetic(Arith::Div, "/", a, b, facts, span),
             ("_%_", [a, b]) => self.arithmetic(Arith::Rem, "%", a, b, facts, span),
             ("-_", [a]) => self.negation(a, facts, span),
-            ("_[_]", [of, Ast { kind: Kind::Text(name), .. }]) if self.is_row(of) => self.column(ast, name, facts),
+            (
+                "_[_]",
+                [
+                    of,
+                    Ast {
+                        kind: Kind::Text(name), ..
+                    },
+                ],
+            ) if self.is_row(of) => self.column(ast, name, facts),
             ("_[_]", _) => {
-                self.refuse(span, "nothing is read by an index", "write `row[\"name\"]` for a column");
+                self.refuse(
+                    span,
+                    "nothing is read by an index",
+                    "write `row[\"name\"]` for a column",
+                );
                 None
             }
             ("startsWith", [a, b]) if method => self.text_test(TextTest::StartsWith, a, b, facts, span),
@@ -82,14 +127,22 @@ impl Checker<'_> {
                 String::from("a condition depends on the row alone, not on the time"),
                 String::from("compare columns with each other, or with `timestamp(\"2026-01-31T10:00:00Z\")`"),
             ),
-            "startsWith" | "endsWith" | "contains" => {
-                (format!("`{function}` is asked of a text"), format!("write `name.{function}(\"…\")`"))
-            }
+            "startsWith" | "endsWith" | "contains" => (
+                format!("`{function}` is asked of a text"),
+                format!("write `name.{function}(\"…\")`"),
+            ),
             known if FUNCTIONS.contains(&known) => {
-                let usage = if known == "has" { "has(row.name)".to_string() } else { format!("{known}(value)") };
+                let usage = if known == "has" {
+                    "has(row.name)".to_string()
+                } else {
+                    format!("{known}(value)")
+                };
                 (format!("`{known}` takes one value"), format!("write `{usage}`"))
             }
-            other => (format!("there is no function `{other}`"), names::known(other, FUNCTIONS, "")),
+            other => (
+                format!("there is no function `{other}`"),
+                names::known(other, FUNCTIONS, ""),
+            ),
         };
         self.refuse(span, message, help);
         None
@@ -99,25 +152,54 @@ impl Checker<'_> {
     fn logic(&mut self, a: &Ast, b: &Ast, and: bool, facts: &Facts, span: Range<usize>) -> Option<Typed> {
         let left = self.check(a, facts).and_then(|left| self.truth(left, "the left side"));
         let known = facts.and(a, and, self.row);
-        let right = self.check(b, &known).and_then(|right| self.truth(right, "the right side"));
+        let right = self
+            .check(b, &known)
+            .and_then(|right| self.truth(right, "the right side"));
         let (left, right) = (Box::new(left?), Box::new(right?));
-        Some(typed(Type::Bool, if and { Node::And(left, right) } else { Node::Or(left, right) }, span))
+        Some(typed(
+            Type::Bool,
+            if and {
+                Node::And(left, right)
+            } else {
+                Node::Or(left, right)
+            },
+            span,
+        ))
     }
 
     fn choice(&mut self, condition: &Ast, yes: &Ast, no: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
-        let node = self.check(condition, facts).and_then(|c| self.truth(c, "what stands before `?`"));
-        let (if_true, if_false) = (facts.and(condition, true, self.row), facts.and(condition, false, self.row));
+        let node = self
+            .check(condition, facts)
+            .and_then(|c| self.truth(c, "what stands before `?`"));
+        let (if_true, if_false) = (
+            facts.and(condition, true, self.row),
+            facts.and(condition, false, self.row),
+        );
         let (yes, no) = (self.check(yes, &if_true), self.check(no, &if_false));
         let (node, yes, no) = (node?, yes?, no?);
         if yes.ty != no.ty && yes.ty != Type::Null && no.ty != Type::Null {
             let message = format!("`?:` gives one type; {}, {}", self.describe(&yes), self.describe(&no));
-            self.refuse(span, message, "convert one of them, with int(), double(), string() or timestamp()");
+            self.refuse(
+                span,
+                message,
+                "convert one of them, with int(), double(), string() or timestamp()",
+            );
             return None;
         }
-        let ty = if yes.ty == Type::Null { no.ty.clone() } else { yes.ty.clone() };
+        let ty = if yes.ty == Type::Null {
+            no.ty.clone()
+        } else {
+            yes.ty.clone()
+        };
         let nullable = yes.nullable || no.nullable;
         let node = Node::If(Box::new(node), Box::new(yes.node), Box::new(no.node));
-        Some(Typed { ty, nullable, node, span, declared: None })
+        Some(Typed {
+            ty,
+            nullable,
+            node,
+            span,
+            declared: None,
+        })
     }
 
     fn equality(&mut self, compare: Compare, a: &Ast, b: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
@@ -131,10 +213,18 @@ impl Checker<'_> {
             if null.ty == Type::Null && !value.nullable {
                 let (written, answer) = (self.written(&value.span), compare == Compare::Ne);
                 let message = format!("`{written}` is never null: this is always {answer}");
-                self.warn(span.clone(), message, "remove it; or mark the column's type with `?` if it may be null");
+                self.warn(
+                    span.clone(),
+                    message,
+                    "remove it; or mark the column's type with `?` if it may be null",
+                );
             }
         }
-        self.fold(typed(Type::Bool, Node::Compare(compare, Box::new(a.node), Box::new(b.node)), span))
+        self.fold(typed(
+            Type::Bool,
+            Node::Compare(compare, Box::new(a.node), Box::new(b.node)),
+            span,
+        ))
     }
 
     fn ordering(&mut self, compare: Compare, a: &Ast, b: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
@@ -145,7 +235,11 @@ impl Checker<'_> {
             self.incomparable(&a, &b, span);
             return None;
         }
-        self.fold(typed(Type::Bool, Node::Compare(compare, Box::new(a.node), Box::new(b.node)), span))
+        self.fold(typed(
+            Type::Bool,
+            Node::Compare(compare, Box::new(a.node), Box::new(b.node)),
+            span,
+        ))
     }
 
     /// Reports two types that do not compare, with the conversion that mends it.
@@ -159,13 +253,16 @@ impl Checker<'_> {
                 Node::Const(Value::Text(value)) if value.parse::<f64>().is_ok() => {
                     format!("write the number without quotes: `{value}`")
                 }
-                _ => format!("convert the text: `{ty}({text_written})`"),
+                _ => format!("convert the text: `{}({text_written})`", number_of(text, ty)),
             },
-            (Type::Text, Type::Timestamp) if is_literal => format!("write `timestamp({text_written})`, as RFC 3339"),
+            (Type::Text, Type::Timestamp) if is_literal => {
+                format!("write an instant: `timestamp({})`", instant_of(text_written))
+            }
             (Type::Text, Type::Duration) if is_literal => format!("write `duration({text_written})`"),
             (Type::Text, Type::Bool) => format!("write `{other_written} == true` or `{other_written} == false`"),
             (Type::Text, Type::Timestamp) => format!("convert the text: `timestamp({text_written})`"),
-            (_, Type::Row(_) | Type::List(_) | Type::Opaque(_)) | (Type::Row(_) | Type::List(_) | Type::Opaque(_), _) => {
+            (_, Type::Row(_) | Type::List(_) | Type::Opaque(_))
+            | (Type::Row(_) | Type::List(_) | Type::Opaque(_), _) => {
                 String::from("only `== null` and `!= null` can be asked of it")
             }
             _ => String::from("compare values of one type; int(), double(), string() and timestamp() convert"),
@@ -209,7 +306,11 @@ impl Checker<'_> {
         let value = value?;
         let Type::List(element) = &list.ty else {
             let message = format!("{}, not a list", self.describe(&list));
-            self.refuse(list.span, message, "write a list after `in`: `status in [\"open\", \"paid\"]`");
+            self.refuse(
+                list.span,
+                message,
+                "write a list after `in`: `status in [\"open\", \"paid\"]`",
+            );
             return None;
         };
         if !value.ty.comparable(&element.ty) {
@@ -217,7 +318,11 @@ impl Checker<'_> {
             self.refuse(span, message, "look for a value of the list's own type");
             return None;
         }
-        Some(typed(Type::Bool, Node::InColumn(Box::new(value.node), Box::new(list.node)), span))
+        Some(typed(
+            Type::Bool,
+            Node::InColumn(Box::new(value.node), Box::new(list.node)),
+            span,
+        ))
     }
 
     fn arithmetic(
@@ -244,12 +349,20 @@ impl Checker<'_> {
             _ => None,
         };
         let Some(ty) = ty else {
-            let message = format!("`{sign}` does not take these; {}, {}", self.describe(&a), self.describe(&b));
+            let message = format!(
+                "`{sign}` does not take these; {}, {}",
+                self.describe(&a),
+                self.describe(&b)
+            );
             let help = match (&a.ty, &b.ty) {
                 (Type::Int, Type::Double) => format!("convert: `double({})`", self.written(&a.span)),
                 (Type::Double, Type::Int) => format!("convert: `double({})`", self.written(&b.span)),
-                (Type::Text, ty) if ty.is_number() => format!("convert: `{ty}({})`", self.written(&a.span)),
-                (ty, Type::Text) if ty.is_number() => format!("convert: `{ty}({})`", self.written(&b.span)),
+                (Type::Text, ty) if ty.is_number() => {
+                    format!("convert: `{}({})`", number_of(&a, ty), self.written(&a.span))
+                }
+                (ty, Type::Text) if ty.is_number() => {
+                    format!("convert: `{}({})`", number_of(&b, ty), self.written(&b.span))
+                }
                 (Type::Double, Type::Double) => String::from("the remainder is of integers: use int()"),
                 _ => String::from("numbers of one kind, texts (`+`), instants and durations can be computed with"),
             };
@@ -277,7 +390,11 @@ impl Checker<'_> {
         let a = self.present(a, "its text can be looked at")?;
         if a.ty != Type::Text {
             let message = format!("this is for texts; {}", self.describe(&a));
-            self.refuse(a.span.clone(), message, format!("convert it: `string({})`", self.written(&a.span)));
+            self.refuse(
+                a.span.clone(),
+                message,
+                format!("convert it: `string({})`", self.written(&a.span)),
+            );
             return None;
         }
         Some(a)
@@ -300,7 +417,12 @@ impl Checker<'_> {
             Ok(regex) => Some(typed(Type::Bool, Node::Matches(Box::new(a?.node), regex), span)),
             Err(error) => {
                 let reason = error.to_string();
-                let reason = reason.lines().last().unwrap_or("").trim_start_matches("error: ").to_string();
+                let reason = reason
+                    .lines()
+                    .last()
+                    .unwrap_or("")
+                    .trim_start_matches("error: ")
+                    .to_string();
                 let help = format!("{reason}; a backslash is written twice in \"…\" (or use r\"…\")");
                 self.refuse(pattern.span.clone(), "this is no regular expression", help);
                 None

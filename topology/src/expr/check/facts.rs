@@ -64,7 +64,11 @@ fn learn(ast: &Ast, truth: bool, row: &RowType, out: &mut Vec<Path>) {
 
 fn learn_equal(a: &Ast, b: &Ast, equal: bool, row: &RowType, out: &mut Vec<Path>) {
     for (this, other) in [(a, b), (b, a)] {
-        let known = if equal { never_null(other, row) } else { other.kind == Kind::Null };
+        let known = if equal {
+            never_null(other, row)
+        } else {
+            other.kind == Kind::Null
+        };
         if known {
             out.extend(path(this, row));
         }
@@ -89,7 +93,12 @@ pub(super) fn is_row(ast: &Ast, row: &RowType) -> bool {
 
 /// The path of a column or field; `None` for anything else.
 pub(super) fn path(ast: &Ast, row: &RowType) -> Option<Path> {
-    let column = |name: &str| row.fields.iter().position(|field| field.name == name).map(|at| vec![at]);
+    let column = |name: &str| {
+        row.fields
+            .iter()
+            .position(|field| field.name == name)
+            .map(|at| vec![at])
+    };
     match &ast.kind {
         Kind::Name(name) => column(name),
         Kind::Field { of, name } | Kind::Has { of, name } if is_row(of, row) => column(name),
@@ -97,14 +106,24 @@ pub(super) fn path(ast: &Ast, row: &RowType) -> Option<Path> {
             let mut path = path(of, row)?;
             let mut record = row;
             for at in &path {
-                let Type::Row(inner) = &record.fields.get(*at)?.ty else { return None };
+                let Type::Row(inner) = &record.fields.get(*at)?.ty else {
+                    return None;
+                };
                 record = inner;
             }
             path.push(record.fields.iter().position(|field| field.name == *name)?);
             Some(path)
         }
         Kind::Call { function, args, .. } => match (function.as_str(), args.as_slice()) {
-            ("_[_]", [of, Ast { kind: Kind::Text(name), .. }]) if is_row(of, row) => column(name),
+            (
+                "_[_]",
+                [
+                    of,
+                    Ast {
+                        kind: Kind::Text(name), ..
+                    },
+                ],
+            ) if is_row(of, row) => column(name),
             _ => None,
         },
         _ => None,

@@ -1,0 +1,185 @@
+//! Memberships from claims: which buckets a token opens.
+//!
+//! Guarantees: the answer depends on the claims alone; a claim that is missing, null, an object or a fraction opens
+//! nothing; a list opens a bucket for each element.
+//! Never: trusts a claim's length or number.
+
+use super::Membership;
+use crate::template::{self, BUCKET_BYTES_MAX, Part};
+use serde_json::{Map, Value};
+use std::borrow::Cow;
+
+/// Most buckets that one token may open by claims.
+pub const BUCKETS_MAX: usize = 1000;
+
+/// Why claims open no buckets.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ClaimError {
+    /// Too many.
+    #[error("the token's claims open more than {BUCKETS_MAX} buckets; shorten the list in claim `{claim}`")]
+    TooMany {
+        /// The claim that went over the limit.
+        claim: String,
+    },
+    /// A name too long.
+    #[error("the token's claim `{claim}` makes a bucket's name longer than {BUCKET_BYTES_MAX} bytes")]
+    TooLong {
+        /// The claim.
+        claim: String,
+    },
+}
+
+pub(super) fn buckets_of(
+    memberships: &[Membership],
+    issuer: &str,
+    claims: &Map<String, Value>,
+) -> Result<Vec<String>, ClaimError> {
+    let mut all = Vec::new();
+    for membership in memberships {
+        if membership.issuer.as_deref().is_none_or(|only| only == issuer) {
+            all.extend(open(membership, claims, BUCKETS_MAX - all.len().min(BUCKETS_MAX))?);
+        }
+    }
+    all.sort_unstable();
+    all.dedup();
+    Ok(all)
+}
+
+/// The buckets of one membership: every combination of its claims' values.
+fn open(membership: &Membership, claims: &Map<String, Value>, limit: usize) -> Result<Vec<String>, ClaimError> {
+    let mut names = vec![String::new()];
+    let mut last_claim = "";
+    for part in membership.template.parts() {
+        let values: Vec<Cow<'_, str>> = match part {
+            Part::Word(word) => vec![Cow::Borrowed(word)],
+            Part::Param(claim, _) => {
+                last_claim = claim;
+                values_of(claims, claim)
+            }
+        };
+        if names.len().saturating_mul(values.len()) > limit {
+            return Err(ClaimError::TooMany {
+                claim: String::from(last_claim),
+            });
+        }
+        names = names
+            .iter()
+            .flat_map(|name| values.iter().map(move |value| extend(name, value, part)))
+            .collect();
+        if names.iter().any(|name| name.len() > BUCKET_BYTES_MAX) {
+            return Err(ClaimError::TooLong {
+                claim: String::from(last_claim),
+            });
+        }
+    }
+    Ok(names)
+}
+
+fn extend(name: &str, value: &str, part: &Part) -> String {
+    let mut next = String::from(name);
+    if !next.is_empty() {
+        next.push(':');
+    }
+    match part {
+        Part::Word(_) => next.push_str(value),
+        Part::Param(..) => template::escape_into(&mut next, value),
+    }
+    next
+}
+
+/// The values of a claim: by its whole name, else as a path through objects, `realm.stores`.
+fn values_of<'c>(claims: &'c Map<String, Value>, claim: &str) -> Vec<Cow<'c, str>> {
+    let found = claims.get(claim).or_else(|| {
+        let mut steps = claim.split('.');
+        let first = claims.get(steps.next()?)?;
+        steps.try_fold(first, |value, step| value.as_object()?.get(step))
+    });
+    match found {
+        Some(Value::Array(list)) => list.iter().filter_map(scalar).collect(),
+        Some(value) => scalar(value).into_iter().collect(),
+        None => Vec::new(),
+    }
+}
+
+/// A claim's value as the text of a parameter; a whole number is its digits, so that it meets an integer column.
+fn scalar(value: &Value) -> Option<Cow<'_, str>> {
+    match value {
+        Value::String(text) => Some(Cow::Borrowed(text)),
+        Value::Number(number) if number.is_i64() || number.is_u64() => Some(Cow::Owned(number.to_string())),
+        Value::Bool(b) => Some(Cow::Borrowed(if *b { "true" } else { "false" })),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::template::Template;
+    use serde_json::json;
+
+    fn open_with(template: &str, claims: Value) -> Result<Vec<String>, ClaimError> {
+        let template = Template::parse(template).unwrap();
+        let membership = Membership {
+            bucket: 0,
+            template,
+            issuer: Some(String::from("app")),
+        };
+        let Value::Object(claims) = claims else {
+            panic!("claims are an object")
+        };
+        assert_eq!(
+            buckets_of(std::slice::from_ref(&membership), "other", &claims),
+            Ok(Vec::new())
+        );
+        buckets_of(&[membership], "app", &claims)
+    }
+
+    #[test]
+    fn claims_open_buckets() {
+        let cases = [
+            ("user:{sub}", json!({"sub": "u 1"}), vec!["user:u%201"]),
+            ("branch:{branch}", json!({"branch": 7}), vec!["branch:7"]),
+            (
+                "store:{stores}",
+                json!({"stores": ["b", "a", "b", null, 1.5]}),
+                vec!["store:a", "store:b"],
+            ),
+            (
+                "store:{t}:{s}",
+                json!({"t": ["x", "y"], "s": [1, 2]}),
+                vec!["store:x:1", "store:x:2", "store:y:1", "store:y:2"],
+            ),
+            ("store:{realm.store}", json!({"realm": {"store": "a"}}), vec!["store:a"]),
+            (
+                "store:{https://e.com/s}",
+                json!({"https://e.com/s": true}),
+                vec!["store:true"],
+            ),
+            ("global", json!({}), vec!["global"]),
+            ("user:{sub}", json!({}), vec![]),
+            ("user:{sub}", json!({"sub": {"a": 1}}), vec![]),
+        ];
+        for (template, claims, expected) in cases {
+            assert_eq!(open_with(template, claims).unwrap(), expected, "{template}");
+        }
+    }
+
+    #[test]
+    fn a_token_cannot_open_buckets_without_end() {
+        let many: Vec<u32> = (0..1001).collect();
+        let error = open_with("store:{s}", json!({ "s": many })).unwrap_err();
+        assert_eq!(
+            error,
+            ClaimError::TooMany {
+                claim: String::from("s")
+            }
+        );
+        let error = open_with("user:{sub}", json!({ "sub": "x".repeat(600) })).unwrap_err();
+        assert_eq!(
+            error,
+            ClaimError::TooLong {
+                claim: String::from("sub")
+            }
+        );
+    }
+}

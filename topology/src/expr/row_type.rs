@@ -1,0 +1,75 @@
+//! From an Avro schema to what conditions see of its rows.
+//!
+//! Guarantees: fields stand in the schema's order, so that indexes fit a decoded row.
+//! Never: follows a type that holds itself more than a few levels down.
+
+use super::{Field, Form, RowType, Type};
+use schemas::schema::{Kind, Logical, Schema, TypeId};
+use std::sync::Arc;
+
+/// Levels of nested records that conditions look into.
+const LEVELS_MAX: usize = 4;
+
+impl RowType {
+    /// What conditions see of the rows of a record schema. A field's name is its column's.
+    pub fn of(schema: &Schema) -> Self {
+        RowType {
+            fields: schema
+                .fields()
+                .iter()
+                .map(|f| field(schema, f.column(), f.ty, LEVELS_MAX))
+                .collect(),
+        }
+    }
+}
+
+fn field(schema: &Schema, name: &str, id: TypeId, levels: usize) -> Field {
+    let required = schema.required(id);
+    let (ty, form) = of_type(schema, required, levels);
+    let stored = schema.ty(required);
+    let declared = match &stored.pg {
+        Some(pg) => pg.to_string(),
+        None => stored.logical.map_or(schema.word(required), Logical::word).to_string(),
+    };
+    Field {
+        name: name.to_string(),
+        ty,
+        form,
+        nullable: schema.takes_null(id),
+        declared,
+    }
+}
+
+fn of_type(schema: &Schema, id: TypeId, levels: usize) -> (Type, Form) {
+    let ty = schema.ty(id);
+    let opaque = |word| (Type::Opaque(word), Form::Plain);
+    match (&ty.kind, ty.logical) {
+        (Kind::Int, Some(Logical::Date)) => (Type::Timestamp, Form::Date),
+        (Kind::Long, Some(Logical::TimestampMicros | Logical::LocalTimestampMicros)) => (Type::Timestamp, Form::Micros),
+        (Kind::Long, Some(Logical::TimestampMillis | Logical::LocalTimestampMillis)) => (Type::Timestamp, Form::Millis),
+        (_, Some(Logical::Decimal { .. })) => opaque("decimal"),
+        (_, Some(Logical::TimeMillis | Logical::TimeMicros)) => opaque("time"),
+        (Kind::String, _) if ty.is_json() => opaque("json"),
+        (Kind::Boolean, _) => (Type::Bool, Form::Plain),
+        (Kind::Int | Kind::Long, _) => (Type::Int, Form::Plain),
+        (Kind::Float | Kind::Double, _) => (Type::Double, Form::Plain),
+        (Kind::String | Kind::Enum(_), _) => (Type::Text, Form::Plain),
+        (Kind::Bytes | Kind::Fixed(_), _) => (Type::Bytes, Form::Plain),
+        (Kind::Array(items), _) => {
+            let item = field(schema, "items", *items, levels);
+            let form = item.form;
+            (Type::List(Box::new(item)), form)
+        }
+        (Kind::Record(record), _) if levels > 0 => {
+            let fields = record
+                .fields
+                .iter()
+                .map(|f| field(schema, f.column(), f.ty, levels - 1))
+                .collect();
+            (Type::Row(Arc::new(RowType { fields })), Form::Plain)
+        }
+        (Kind::Record(_), _) => opaque("record"),
+        (Kind::Map(_), _) => opaque("map"),
+        (Kind::Null | Kind::Optional { .. } | Kind::Union(_), _) => opaque("union"),
+    }
+}
