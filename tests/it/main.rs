@@ -3,6 +3,8 @@
 //! Guarantees: each suite is a module; what it needs from outside comes through `world`.
 //! Never: a test that is skipped because a part is missing; it fails and says to use `tests/run`.
 
+mod log;
+mod process;
 mod store;
 mod tidy;
 mod world;

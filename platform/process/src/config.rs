@@ -82,8 +82,8 @@ fn place(file: Option<&Path>, line: Option<&(usize, String)>, key: &str, message
     text
 }
 
-/// Where a configuration comes from.
-#[derive(Debug, Default)]
+/// Where a configuration comes from. Not `Debug`: it holds secrets as they were written.
+#[derive(Default)]
 pub struct Sources {
     file: Option<PathBuf>,
     text: String,
@@ -152,23 +152,30 @@ impl Sources {
         T::deserialize(root).map_err(|fault| self.error(fault))
     }
 
-    /// The line that holds a byte of the text: its number from 1, and its text.
+    /// The line that holds a byte of the text: its number from 1, and its text without the value, which may be a
+    /// secret.
     fn line(&self, byte: usize) -> (usize, String) {
         let before = self.text.get(..byte).unwrap_or(&self.text);
         let number = before.matches('\n').count();
-        (number + 1, self.text.lines().nth(number).unwrap_or_default().to_owned())
+        let line = self.text.lines().nth(number).unwrap_or_default();
+        let shown = match line.split_once('=') {
+            Some((key, _)) => format!("{key}= …"),
+            None if line.trim_start().starts_with('[') => line.to_owned(),
+            None => "…".to_owned(),
+        };
+        (number + 1, shown)
     }
 
     fn error(&self, fault: node::Fault) -> Error {
         let node::Fault { message, at } = fault;
         let (key, origin) = at.unwrap_or((String::new(), Origin::None));
-        let (key, line) = match origin {
-            Origin::File(byte) => (format!("`{key}`"), Some(self.line(byte))),
-            Origin::Variable(name) => (format!("`{key}` (from {name})"), None),
-            Origin::None if key.is_empty() => (key, None),
-            Origin::None => (format!("`{key}`"), None),
+        let file = self.file.clone();
+        let (file, line, key) = match origin {
+            Origin::File(byte) => (file, Some(self.line(byte)), format!("`{key}`")),
+            Origin::Variable(name) => (None, None, format!("`{key}` (from {name})")),
+            Origin::None if key.is_empty() => (file, None, key),
+            Origin::None => (file, None, format!("`{key}`")),
         };
-        let file = self.file.clone().filter(|_| !key.contains("(from "));
         Error::Key {
             file,
             line,

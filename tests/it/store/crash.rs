@@ -59,7 +59,6 @@ fn last(store: &dyn Store) -> u64 {
 }
 
 fn child(engine: Engine, dir: &Path) -> Child {
-    #[expect(clippy::disallowed_methods, reason = "the child is this binary")]
     let binary = std::env::current_exe().unwrap();
     Command::new(binary)
         .args([

@@ -4,8 +4,10 @@
 //! when the configuration is read, and only here.
 //! Never: a secret in an error; errors name the variable or the file.
 
-use serde::de::{Error as _, Visitor};
+use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+const NOT_TEXT: &str = "a secret is written as text";
 
 /// A secret. Write it as it is, or as `${env:NAME}`, or as `${file:PATH}` (line ends at the file's end are dropped);
 /// both may stand inside a longer text, such as a URL.
@@ -110,13 +112,24 @@ impl<'de> Deserialize<'de> for Secret {
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Secret, E> {
                 Secret::resolve(text).map_err(E::custom)
             }
+
+            // serde's own answers to a wrong type would print the value.
+            fn visit_bool<E: serde::de::Error>(self, _: bool) -> Result<Secret, E> {
+                Err(E::custom(NOT_TEXT))
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, _: i64) -> Result<Secret, E> {
+                Err(E::custom(NOT_TEXT))
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, _: u64) -> Result<Secret, E> {
+                Err(E::custom(NOT_TEXT))
+            }
+
+            fn visit_f64<E: serde::de::Error>(self, _: f64) -> Result<Secret, E> {
+                Err(E::custom(NOT_TEXT))
+            }
         }
-        // Not through `String`: serde would print a value of a wrong type in the error.
-        deserializer
-            .deserialize_str(Text)
-            .map_err(|error| match error.to_string() {
-                text if text.starts_with("invalid type") => D::Error::custom("a secret is written as text"),
-                _ => error,
-            })
+        deserializer.deserialize_str(Text)
     }
 }

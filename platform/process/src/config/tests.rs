@@ -113,9 +113,9 @@ fn the_environment_alone_is_enough() {
 fn an_unknown_key_is_shown_with_those_that_are_allowed() {
     refused(
         &sources().text("data_dir = 'd'\n[edge]\n  prot = 1\n"),
-        expect![[r"
+        expect![[r#"
             configuration, line 3, `edge.prot`: unknown field `prot`, expected one of `port`, `host`, `verbose`, `share`, `format`
-              3 |   prot = 1"]],
+              3 |   prot = …"#]],
     );
     refused(
         &sources().variable("TRUNKLINE_EDGE__PROT", "1"),
@@ -129,9 +129,9 @@ fn an_unknown_key_is_shown_with_those_that_are_allowed() {
 fn a_value_that_does_not_fit_is_shown_in_its_place() {
     refused(
         &sources().text("data_dir = 'd'\nedge.port = 70000"),
-        expect![[r"
+        expect![[r#"
             configuration, line 2, `edge.port`: invalid value: integer `70000`, expected u16
-              2 | edge.port = 70000"]],
+              2 | edge.port = …"#]],
     );
     refused(
         &sources().variable("TRUNKLINE_EDGE__PORT", "many"),
@@ -141,15 +141,15 @@ fn a_value_that_does_not_fit_is_shown_in_its_place() {
     );
     refused(
         &sources().text("data_dir = 'd'\n[kafka]\nbrokers = ['a', 1]"),
-        expect![[r"
+        expect![[r#"
             configuration, line 3, `kafka.brokers[1]`: invalid type: integer `1`, expected a string
-              3 | brokers = ['a', 1]"]],
+              3 | brokers = …"#]],
     );
     refused(
         &sources().text("data_dir = 'd'\nedge.format = 'xml'"),
-        expect![[r"
+        expect![[r#"
             configuration, line 2, `edge.format`: unknown variant `xml`, expected `text` or `json`
-              2 | edge.format = 'xml'"]],
+              2 | edge.format = …"#]],
     );
     refused(
         &sources().variable("TRUNKLINE_DATA_DIR__X", "1"),
@@ -187,7 +187,7 @@ fn a_file_names_itself_in_its_errors() {
         error.starts_with(&format!("configuration {}, line 1", path.display())),
         "{error}"
     );
-    assert!(error.ends_with("1 | a = = 1"), "{error}");
+    assert!(error.ends_with("1 | a = …"), "{error}");
 }
 
 #[test]
@@ -221,4 +221,8 @@ fn a_secret_that_cannot_be_resolved_names_its_reference_and_not_its_text() {
     expect!["`kafka.password`: `${` begins a reference: write ${env:NAME} or ${file:PATH}"]
         .assert_eq(&message(password("'${secret}'")));
     expect!["`kafka.password`: a secret is written as text"].assert_eq(&message(password("1234567")));
+    for text in ["1234567", "'1234567${'", "[1234567]"] {
+        let error = password(text);
+        assert!(!format!("{error} {error:?}").contains("1234567"), "{error:?}");
+    }
 }
