@@ -14,6 +14,7 @@ mod load;
 pub mod model;
 mod names;
 mod problem;
+pub mod samples;
 pub mod template;
 
 pub use check::{EVENT_PARTITIONS, EVENT_PARTITIONS_MAX, VIEW_LOG_PARTITIONS, VIEW_LOG_PARTITIONS_MAX};
