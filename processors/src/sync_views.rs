@@ -132,7 +132,8 @@ impl SyncViews {
         state: &mut State,
         effects: &mut Effects,
     ) -> Result<(), Error> {
-        let input = match Input::read(&record, &self.config.rules, self.line.incarnation) {
+        let rules = self.config.rules.clone();
+        let input = match Input::read(&record, &rules, self.line.incarnation) {
             Ok(input) => input,
             Err((stage, error)) => {
                 effects.dead_letter(record, stage, error.as_ref());
@@ -428,10 +429,10 @@ impl SyncViews {
 
 impl Processor for SyncViews {
     fn prepare(&mut self, records: &RecordBatch, range: Range<usize>) -> Result<()> {
-        let mut last = None;
+        let (mut last, rules) = (None, self.config.rules.clone());
         for record in range.filter_map(|i| records.get(i)) {
             let Some(id) = record.value().and_then(schema_id) else { continue };
-            let Some(table) = input::table_of(&record, &self.config.rules) else { continue };
+            let Some(table) = input::table_of(&record, &rules) else { continue };
             if last == Some((id, table)) {
                 continue;
             }

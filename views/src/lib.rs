@@ -10,6 +10,7 @@ pub mod cursor;
 mod delta;
 pub mod record;
 pub mod replica;
+pub mod rules;
 
 pub use bucket::{Bucket, BucketId, partition_of, row_hash};
 pub use delta::{Answer, Change, ChangeParts, Page, Request, delta};

@@ -7,7 +7,7 @@ mod bound;
 mod compile;
 
 pub use bound::{BindError, Bound, EvaluateError};
-pub use compile::{Membership, Rules};
+pub use compile::Rules;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -49,15 +49,16 @@ impl LineRules {
 #[derive(Debug)]
 pub struct Relation {
     name: String,
-    /// Column names that views use, in the order of the declaration.
-    columns: Vec<String>,
+    /// The declared columns in order; the name of each that some view uses.
+    columns: Vec<Option<String>>,
     views: Vec<ViewRule>,
     partitions: i32,
 }
 
 impl Relation {
-    /// Views over a table with these declared columns, into a `view.log` of so many partitions.
-    pub fn new(name: impl Into<String>, columns: Vec<String>, views: Vec<ViewRule>, partitions: i32) -> Self {
+    /// Views over a table with these declared columns (`None`: no view uses it), into a `view.log` of so many
+    /// partitions.
+    pub fn new(name: impl Into<String>, columns: Vec<Option<String>>, views: Vec<ViewRule>, partitions: i32) -> Self {
         Relation { name: name.into(), columns, views, partitions }
     }
 

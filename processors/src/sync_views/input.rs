@@ -5,9 +5,10 @@
 
 use log::{Millis, RecordRef};
 use runtime::Stage;
+use schemas::events::Event;
 use schemas::headers::{self, Tx};
 use schemas::key::{Part, Parts};
-use schemas::version::Version;
+use schemas::version::{Lsn, Version};
 use std::error::Error as StdError;
 use views::rules::LineRules;
 
@@ -137,8 +138,11 @@ fn row<'a>(table: &str, row_key: &'a str, value: Option<&'a [u8]>) -> Kind<'a> {
 
 fn chunk_end(value: Option<&[u8]>) -> Result<ChunkEnd, Refused> {
     let value = value.ok_or_else(|| refuse(Stage::ValueConverter, "the end of a chunk has no value"))?;
-    let end = schemas::events::ChunkEnd::decode(value).map_err(|e| (Stage::ValueConverter, e.into()))?;
-    Ok(ChunkEnd { low: end.low, last: end.last, from: end.from, to: end.to })
+    let end = schemas::events::ChunkEnd::read(value).map_err(|e| (Stage::ValueConverter, e.into()))?;
+    let low = Lsn::from_text(end.low.as_bytes());
+    let low = low.ok_or_else(|| refuse(Stage::ValueConverter, "the chunk's low position is not `hex/hex`"))?;
+    let (from, to) = (end.from.map(str::to_owned), end.to.map(str::to_owned));
+    Ok(ChunkEnd { low: low.0, last: end.is_final, from, to })
 }
 
 impl ChunkEnd {

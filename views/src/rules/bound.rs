@@ -6,17 +6,14 @@ use super::{Outputs, Piece, Relation, ViewRule};
 use crate::partition_of;
 use schemas::codec::{Datum, DecodeError, Row};
 use schemas::device_json;
-use schemas::schema::{Logical, Schema, SchemaError, TypeId};
+use schemas::schema::{Schema, SchemaError, TypeId};
 use std::borrow::Cow;
 use std::sync::Arc;
-use topology::expr::{self, EvalError, Value};
+use topology::expr::EvalError;
 use topology::template::{BUCKET_BYTES_MAX, escape_into};
 
 /// Values shorter than this are never left out by a source: PostgreSQL's pointer to a large value is as long.
 const KEPT_BYTES_MIN: usize = 18;
-
-/// Microseconds of a day.
-const DAY_MICROS: i64 = 86_400_000_000;
 
 /// Why rules do not fit a schema.
 #[derive(Debug, thiserror::Error)]
@@ -72,8 +69,11 @@ pub enum EvaluateError {
 pub struct Bound {
     relation: Arc<Relation>,
     schema: Schema,
-    columns: Vec<Column>,
+    /// By the index of the declaration; `None` for a column that no view uses.
+    columns: Vec<Option<Column>>,
     unchanged: Option<usize>,
+    /// The schema has the declared columns in their declared order, so that rows need not be put in order.
+    in_order: bool,
 }
 
 #[derive(Debug)]
@@ -81,8 +81,6 @@ struct Column {
     name: String,
     at: usize,
     ty: TypeId,
-    logical: Option<Logical>,
-    opaque: bool,
 }
 
 impl Relation {
@@ -94,17 +92,18 @@ impl Relation {
         let refuse = |reason| BindError::Schema { relation: self.name.clone(), reason };
         let schema = Schema::parse(schema).map_err(refuse)?;
         let record = schema.record().map_err(refuse)?;
-        let column = |name: &String| {
+        let column = |name: &Option<String>| {
+            let Some(name) = name else { return Ok(None) };
             let at = record.fields.iter().position(|f| f.column() == name.as_str());
             let found = at.and_then(|at| record.fields.get(at).map(|f| (at, f.ty)));
             let missing = || BindError::Column { relation: self.name.clone(), column: name.clone() };
             let (at, ty) = found.ok_or_else(missing)?;
-            let inner = schema.ty(schema.required(ty));
-            Ok(Column { name: name.clone(), at, ty, logical: inner.logical, opaque: inner.is_json() })
+            Ok(Some(Column { name: name.clone(), at, ty }))
         };
-        let columns = self.columns.iter().map(column).collect::<Result<_, BindError>>()?;
+        let columns: Vec<Option<Column>> = self.columns.iter().map(column).collect::<Result<_, BindError>>()?;
+        let in_order = columns.iter().enumerate().all(|(at, c)| c.as_ref().is_none_or(|c| c.at == at));
         let unchanged = record.position("_unchanged");
-        Ok(Bound { relation: self.clone(), columns, unchanged, schema })
+        Ok(Bound { relation: self.clone(), columns, unchanged, in_order, schema })
     }
 }
 
@@ -123,8 +122,12 @@ impl Bound {
         let mut row = Row::new();
         self.schema.decode(body, &mut row).map_err(EvaluateError::Decode)?;
         self.merge(&mut row, &kept)?;
+        let declared: Option<Row<'_>> = (!self.in_order).then(|| {
+            let value = |c: &Option<Column>| c.as_ref().and_then(|c| row.get(c.at).cloned()).unwrap_or(Datum::Null);
+            self.columns.iter().map(value).collect()
+        });
         for (index, view) in self.relation.views.iter().enumerate() {
-            self.view(index, view, &row, outputs)?;
+            self.view(index, view, &row, declared.as_ref().unwrap_or(&row), outputs)?;
         }
         Ok(self.keep(&row))
     }
@@ -134,7 +137,7 @@ impl Bound {
         let listed = self.unchanged.and_then(|at| row.get(at));
         let Some(names) = listed.and_then(Datum::as_array).map(<[Datum<'_>]>::to_vec) else { return Ok(()) };
         for name in names.iter().filter_map(Datum::as_str) {
-            let Some(column) = self.columns.iter().find(|c| c.name == name) else { continue };
+            let Some(column) = self.columns.iter().flatten().find(|c| c.name == name) else { continue };
             let missing = || EvaluateError::Missing { column: name.to_owned() };
             let (_, value) = kept.iter().find(|(kept, _)| kept == name).ok_or_else(missing)?;
             let slot = row.get_mut(column.at).ok_or_else(missing)?;
@@ -152,7 +155,7 @@ impl Bound {
 
     fn keep(&self, row: &Row<'_>) -> Vec<(String, Vec<u8>)> {
         // A source that never leaves a column out (an event) has nothing to be kept.
-        let columns = self.columns.iter().filter(|_| self.unchanged.is_some());
+        let columns = self.columns.iter().flatten().filter(|_| self.unchanged.is_some());
         let kept = columns.filter_map(|column| {
             let value = match row.get(column.at)? {
                 Datum::Str(text) => text.as_bytes(),
@@ -164,9 +167,16 @@ impl Bound {
         kept.collect()
     }
 
-    fn view(&self, index: usize, view: &ViewRule, row: &Row<'_>, out: &mut Outputs) -> Result<(), EvaluateError> {
+    fn view(
+        &self,
+        index: usize,
+        view: &ViewRule,
+        row: &Row<'_>,
+        declared: &Row<'_>,
+        out: &mut Outputs,
+    ) -> Result<(), EvaluateError> {
         if let Some(filter) = &view.filter {
-            let matched = filter.matches(&Seen { bound: self, row });
+            let matched = filter.matches(declared);
             let reason = |reason| EvaluateError::Condition { view: view.name.clone(), reason };
             if !matched.map_err(reason)? {
                 return Ok(());
@@ -209,7 +219,7 @@ impl Bound {
     }
 
     fn value(&self, column: usize, row: &Row<'_>, json: &mut Vec<u8>) {
-        let column = self.columns.get(column);
+        let column = self.columns.get(column).and_then(Option::as_ref);
         match column.and_then(|c| Some((c.ty, row.get(c.at)?))) {
             Some((ty, datum)) => device_json::write(&self.schema, ty, datum, json),
             None => json.extend_from_slice(b"null"),
@@ -247,51 +257,4 @@ pub(crate) fn plain(json: &[u8]) -> Option<Cow<'_, str>> {
     }
     let Some(inner) = text.strip_prefix('"').and_then(|t| t.strip_suffix('"')) else { return Some(text.into()) };
     if inner.contains('\\') { serde_json::from_str::<String>(text).ok().map(Cow::Owned) } else { Some(inner.into()) }
-}
-
-/// A row as conditions see it: values by the index of the declared column.
-struct Seen<'a> {
-    bound: &'a Bound,
-    row: &'a Row<'a>,
-}
-
-impl std::fmt::Debug for Seen<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Seen").field(self.row).finish()
-    }
-}
-
-impl expr::Row for Seen<'_> {
-    fn field(&self, index: usize) -> Value<'_> {
-        let Some(column) = self.bound.columns.get(index) else { return Value::Null };
-        match self.row.get(column.at) {
-            None | Some(Datum::Null) => Value::Null,
-            // What can only be compared with null needs no value.
-            Some(_) if column.opaque => Value::Bool(true),
-            Some(Datum::Bool(value)) => Value::Bool(*value),
-            Some(Datum::Int(days)) if column.logical == Some(Logical::Date) => Value::Timestamp(match *days {
-                i32::MAX => i64::MAX,
-                i32::MIN => i64::MIN,
-                days => i64::from(days).saturating_mul(DAY_MICROS),
-            }),
-            Some(Datum::Int(value)) => Value::Int(i64::from(*value)),
-            Some(Datum::Long(value)) => match column.logical {
-                Some(Logical::TimestampMicros | Logical::LocalTimestampMicros) => Value::Timestamp(*value),
-                Some(Logical::TimestampMillis | Logical::LocalTimestampMillis) => {
-                    Value::Timestamp(value.saturating_mul(1000))
-                }
-                _ => Value::Int(*value),
-            },
-            Some(Datum::Float(value)) => Value::Double(f64::from(*value)),
-            Some(Datum::Double(value)) => Value::Double(*value),
-            Some(Datum::Bytes(bytes)) => Value::Bytes((*bytes).into()),
-            Some(Datum::Str(text)) => Value::Text((*text).into()),
-            // Nested values of events cannot be asked yet; the checker refuses such conditions.
-            Some(_) => Value::Null,
-        }
-    }
-
-    fn len(&self) -> usize {
-        self.bound.columns.len()
-    }
 }
