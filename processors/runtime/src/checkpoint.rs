@@ -63,10 +63,16 @@ impl Origin {
     pub fn foreign(&self, checkpoint: &Checkpoint) -> Option<String> {
         let (topic, partition, _) = &checkpoint.changelog;
         if checkpoint.log != self.log {
-            return Some(format!("it was filled from log {}, and this is log {}", checkpoint.log, self.log));
+            return Some(format!(
+                "it was filled from log {}, and this is log {}",
+                checkpoint.log, self.log
+            ));
         }
         if **topic != *self.changelog.topic || *partition != self.changelog.partition {
-            return Some(format!("it was filled from {topic}/{partition}, and the changelog is {}", self.changelog));
+            return Some(format!(
+                "it was filled from {topic}/{partition}, and the changelog is {}",
+                self.changelog
+            ));
         }
         (checkpoint.topic_id != self.topic_id.to_string())
             .then(|| format!("{topic} has been deleted and created again since it was filled"))
@@ -103,7 +109,11 @@ pub fn read(store: &dyn Store) -> Result<Found, MetaError> {
     };
     match format.first() {
         Some(&STORE_FORMAT) => {}
-        Some(&found) => Err(FormatError::Newer { what: "store", found, known: STORE_FORMAT })?,
+        Some(&found) => Err(FormatError::Newer {
+            what: "store",
+            found,
+            known: STORE_FORMAT,
+        })?,
         None => Err(FormatError::Empty { what: "store" })?,
     }
     let Some(checkpoint) = store.get(META, CHECKPOINT_KEY)? else {
@@ -113,10 +123,17 @@ pub fn read(store: &dyn Store) -> Result<Found, MetaError> {
         Some((&STORE_FORMAT, body)) => {
             serde_json::from_slice(body).map_err(|source| FormatError::Checkpoint { source })?
         }
-        Some((&found, _)) => Err(FormatError::Newer { what: "checkpoint", found, known: STORE_FORMAT })?,
+        Some((&found, _)) => Err(FormatError::Newer {
+            what: "checkpoint",
+            found,
+            known: STORE_FORMAT,
+        })?,
         None => Err(FormatError::Empty { what: "checkpoint" })?,
     };
-    let marker = store.get(META, MARKER_KEY)?.map(|value| Marker::read(&value)).transpose()?;
+    let marker = store
+        .get(META, MARKER_KEY)?
+        .map(|value| Marker::read(&value))
+        .transpose()?;
     Ok(Found::Filled(checkpoint, marker))
 }
 
@@ -151,13 +168,22 @@ mod tests {
         assert!(matches!(read(&store).unwrap(), Found::Fresh));
         let mut batch = Batch::default();
         put_checkpoint(&mut batch, &origin().checkpoint(17, 4711));
-        let marker = Marker { seq: 1, offsets: vec![], stream_time: 0 };
+        let marker = Marker {
+            seq: 1,
+            offsets: vec![],
+            stream_time: 0,
+        };
         let mut value = Vec::new();
         marker.write(&mut value);
         put_marker(&mut batch, &value);
         store.commit(batch).unwrap();
-        let Found::Filled(checkpoint, found) = read(&store).unwrap() else { panic!("not filled") };
-        assert_eq!((checkpoint.changelog.2, checkpoint.as_of, found), (17, 4711, Some(marker)));
+        let Found::Filled(checkpoint, found) = read(&store).unwrap() else {
+            panic!("not filled")
+        };
+        assert_eq!(
+            (checkpoint.changelog.2, checkpoint.as_of, found),
+            (17, 4711, Some(marker))
+        );
         assert_eq!(origin().foreign(&checkpoint), None);
     }
 
@@ -180,6 +206,9 @@ mod tests {
         let mut batch = Batch::default();
         batch.put(META, FORMAT_KEY, [9]);
         store.commit(batch).unwrap();
-        assert!(matches!(read(&store), Err(MetaError::Format(FormatError::Newer { found: 9, .. }))));
+        assert!(matches!(
+            read(&store),
+            Err(MetaError::Format(FormatError::Newer { found: 9, .. }))
+        ));
     }
 }

@@ -6,8 +6,9 @@
 
 use crate::checkpoint::{SPACES, STATE};
 use crate::plan::Plan;
+use crate::status::Status;
 use crate::thread::{Env, StreamThread};
-use crate::{Application, Clock, Config, Context, Effects, Processor, Result, State, Status, Stores};
+use crate::{Application, Clock, Config, Context, Effects, Processor, Result, State, Stores};
 use log::{Millis, OutBatch, RecordBatch, SharedLog};
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,7 +47,13 @@ impl StepDriver {
     pub fn new(name: &str, mut processor: Box<dyn Processor>) -> Result<Self> {
         let state = State::new(Arc::new(MemoryStore::new(SPACES.len())), STATE);
         processor.reset(&state)?;
-        Ok(StepDriver { processor, state, effects: Effects::new(name), stream_time: 0, now: 0 })
+        Ok(StepDriver {
+            processor,
+            state,
+            effects: Effects::new(name),
+            stream_time: 0,
+            now: 0,
+        })
     }
 
     /// Lets it process records, all of one task.
@@ -56,9 +63,13 @@ impl StepDriver {
     pub fn feed(&mut self, records: &RecordBatch) -> Result<()> {
         let newest = records.iter().map(|record| record.timestamp()).max().unwrap_or(0);
         self.stream_time = self.stream_time.max(newest);
-        let context = Context { now: self.now, stream_time: self.stream_time };
+        let context = Context {
+            now: self.now,
+            stream_time: self.stream_time,
+        };
         self.processor.prepare(records, 0..records.len())?;
-        self.processor.step(context, records, 0..records.len(), &mut self.state, &mut self.effects)
+        self.processor
+            .step(context, records, 0..records.len(), &mut self.state, &mut self.effects)
     }
 
     /// Commits, and returns what was written since the last commit.
@@ -66,8 +77,12 @@ impl StepDriver {
     /// # Errors
     /// What `before_commit` or the store returns.
     pub fn commit(&mut self) -> Result<Vec<Written>> {
-        let context = Context { now: self.now, stream_time: self.stream_time };
-        self.processor.before_commit(context, &mut self.state, &mut self.effects)?;
+        let context = Context {
+            now: self.now,
+            stream_time: self.stream_time,
+        };
+        self.processor
+            .before_commit(context, &mut self.state, &mut self.effects)?;
         let mut batch = Batch::default();
         for (key, value) in std::mem::take(&mut self.state.overlay) {
             match value {
@@ -106,7 +121,9 @@ pub fn written(records: &OutBatch) -> Vec<Written> {
         partition: record.partition,
         key: record.key.map(<[u8]>::to_vec),
         value: record.value.map(<[u8]>::to_vec),
-        headers: headers.map(|(name, value)| (name.to_owned(), value.map(<[u8]>::to_vec))).collect(),
+        headers: headers
+            .map(|(name, value)| (name.to_owned(), value.map(<[u8]>::to_vec)))
+            .collect(),
     });
     owned.collect()
 }
@@ -133,7 +150,10 @@ impl ThreadDriver {
         let status = Arc::new(Status::default());
         let plan = Plan::resolve(&*log, application, &config)?;
         let env = Env::new(plan, config, log, clock, stores, status.clone());
-        Ok(ThreadDriver { thread: StreamThread::new(Arc::new(env), thread), status })
+        Ok(ThreadDriver {
+            thread: StreamThread::new(Arc::new(env), thread),
+            status,
+        })
     }
 
     /// Does the next thing, without a wait.

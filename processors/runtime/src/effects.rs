@@ -5,7 +5,6 @@
 
 use crate::Stage;
 use crate::app::dead_letter_topic;
-use crate::error::chain;
 use log::{Header, OutBatch, OutRecord, RecordRef};
 use std::error::Error;
 use std::sync::Arc;
@@ -31,12 +30,19 @@ pub(crate) enum Body {
 impl Effects {
     /// Effects of the processor of this name (it stands in the dead letters' headers).
     pub fn new(name: impl Into<Arc<str>>) -> Self {
-        Effects { name: name.into(), ..Effects::default() }
+        Effects {
+            name: name.into(),
+            ..Effects::default()
+        }
     }
 
     /// The same for the task of a partition (it stands in the dead letters' headers too).
     pub(crate) fn of_task(name: Arc<str>, partition: i32) -> Self {
-        Effects { name, task: partition, ..Effects::default() }
+        Effects {
+            name,
+            task: partition,
+            ..Effects::default()
+        }
     }
 
     /// Writes a record.
@@ -53,9 +59,13 @@ impl Effects {
 
     pub(crate) fn bury(&mut self, record: RecordRef<'_>, stage: Stage, error: &dyn Error, body: Body) {
         let at = record.partition();
-        let (partition, offset, task) = (at.partition.to_string(), record.offset().to_string(), self.task.to_string());
+        let (partition, offset, task) = (
+            at.partition.to_string(),
+            record.offset().to_string(),
+            self.task.to_string(),
+        );
         let topic = self.topic_of_dead_letters(&at.topic);
-        let (class, message) = (class_name(error), chain(error));
+        let (class, message) = (class_name(error), message(error));
         let added = [
             ("__connect.errors.topic", at.topic.as_bytes()),
             ("__connect.errors.partition", partition.as_bytes()),
@@ -76,7 +86,8 @@ impl Effects {
             key: record.key().filter(|_| whole),
             value: record.value().filter(|_| whole),
         };
-        self.out.push(letter, record.headers().iter().filter(|_| whole).chain(added));
+        self.out
+            .push(letter, record.headers().iter().filter(|_| whole).chain(added));
         self.dead_letters += 1;
     }
 
@@ -109,8 +120,21 @@ impl Effects {
 /// An error's name as its `Debug` form begins: the variant's or type's.
 fn class_name(error: &dyn Error) -> String {
     let text = format!("{error:?}");
-    let end = text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
-    text.get(..end).filter(|name| !name.is_empty()).unwrap_or("Error").to_owned()
+    let end = text
+        .find(|c: char| !c.is_alphanumeric() && c != '_')
+        .unwrap_or(text.len());
+    text.get(..end)
+        .filter(|name| !name.is_empty())
+        .unwrap_or("Error")
+        .to_owned()
+}
+
+/// An error with its causes, on one line.
+fn message(error: &dyn Error) -> String {
+    error.source().map_or_else(
+        || error.to_string(),
+        |source| format!("{error}: {}", process::chain(source)),
+    )
 }
 
 #[cfg(test)]
@@ -126,7 +150,15 @@ mod tests {
         let mut batch = RecordBatch::default();
         let at = batch.intern(&TopicPartition::new("change.shop", 3));
         let headers = [("tx", Some(&b"{}"[..])), ("none", None)];
-        batch.push(at, 42, 1, TimestampType::Create, Some(b"[1]"), Some(b"\xff\x00"), headers);
+        batch.push(
+            at,
+            42,
+            1,
+            TimestampType::Create,
+            Some(b"[1]"),
+            Some(b"\xff\x00"),
+            headers,
+        );
         batch
     }
 
@@ -140,8 +172,13 @@ mod tests {
         let (record, headers) = effects.records().iter().next().unwrap();
         assert_eq!((&**record.topic, record.partition), ("change.shop.dlq", Some(3)));
         assert_eq!((record.key, record.value), (Some(&b"[1]"[..]), Some(&b"\xff\x00"[..])));
-        let headers: Vec<_> = headers.map(|(n, v)| (n, v.map(|v| String::from_utf8_lossy(v).into_owned()))).collect();
-        let text: Vec<_> = headers.iter().map(|(n, v)| format!("{n}={}", v.as_deref().unwrap_or("null"))).collect();
+        let headers: Vec<_> = headers
+            .map(|(n, v)| (n, v.map(|v| String::from_utf8_lossy(v).into_owned())))
+            .collect();
+        let text: Vec<_> = headers
+            .iter()
+            .map(|(n, v)| format!("{n}={}", v.as_deref().unwrap_or("null")))
+            .collect();
         assert_eq!(
             text,
             [

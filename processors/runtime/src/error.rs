@@ -43,7 +43,9 @@ pub enum Error {
         reason: String,
     },
     /// Another process runs under this thread's name.
-    #[error("fenced: another process runs as {who} ({reason}); stop one of the two, or give each an instance name of its own")]
+    #[error(
+        "fenced: another process runs as {who} ({reason}); stop one of the two, or give each an instance name of its own"
+    )]
     Fenced {
         /// The thread's name.
         who: String,
@@ -80,16 +82,4 @@ impl Error {
             Error::Format { .. } | Error::Thread { .. } => Fate::Stop,
         }
     }
-}
-
-/// An error with its causes, on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    use std::fmt::Write;
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(of) = cause {
-        write!(text, ": {of}").expect("writing into a String cannot fail");
-        cause = of.source();
-    }
-    text
 }

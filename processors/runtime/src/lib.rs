@@ -20,6 +20,7 @@ mod plan;
 mod processor;
 mod recovery;
 mod restore;
+mod run;
 mod state;
 mod status;
 mod stores;
@@ -28,16 +29,17 @@ mod thread;
 mod writer;
 
 pub use app::{
-    Application, Config, Factory, FirstStart, InputTopic, SubTopology, TaskId, TaskInfo, changelog_topic, dead_letter_topic,
+    Application, Config, Factory, FirstStart, InputTopic, SubTopology, TaskId, TaskInfo, changelog_topic,
+    dead_letter_topic,
 };
 pub use checkpoint::{Checkpoint, Origin};
-pub use clock::Clock;
+pub use clock::{Clock, ProcessClock};
 pub use effects::Effects;
 pub use error::{Error, Result};
 pub use marker::{CHANGELOG_VERSION, FormatError, MARKER_KEY, Marker};
 pub use processor::{Context, Processor, Stage};
+pub use run::run;
 pub use state::State;
-pub use status::Status;
 pub use stores::{Directory, StoreName, Stores};
 
 /// A point where a test can make the process die.

@@ -27,7 +27,10 @@ pub struct Marker {
 impl Marker {
     /// Next offset of an input, when the marker knows it.
     pub fn next_offset(&self, at: &TopicPartition) -> Option<Offset> {
-        let found = self.offsets.iter().find(|(topic, partition, _)| *partition == at.partition && **topic == *at.topic);
+        let found = self
+            .offsets
+            .iter()
+            .find(|(topic, partition, _)| *partition == at.partition && **topic == *at.topic);
         found.map(|(_, _, offset)| *offset)
     }
 
@@ -53,8 +56,14 @@ impl Marker {
 pub fn body(value: &[u8]) -> Result<&[u8], FormatError> {
     match value.split_first() {
         Some((&CHANGELOG_VERSION, body)) => Ok(body),
-        Some((&found, _)) => Err(FormatError::Newer { what: "changelog value", found, known: CHANGELOG_VERSION }),
-        None => Err(FormatError::Empty { what: "changelog value" }),
+        Some((&found, _)) => Err(FormatError::Newer {
+            what: "changelog value",
+            found,
+            known: CHANGELOG_VERSION,
+        }),
+        None => Err(FormatError::Empty {
+            what: "changelog value",
+        }),
     }
 }
 
@@ -107,10 +116,17 @@ mod tests {
 
     #[test]
     fn a_marker_is_read_as_it_was_written() {
-        let marker = Marker { seq: 7, offsets: vec![("change.shop".to_owned(), 0, 1234)], stream_time: 99 };
+        let marker = Marker {
+            seq: 7,
+            offsets: vec![("change.shop".to_owned(), 0, 1234)],
+            stream_time: 99,
+        };
         let mut bytes = Vec::new();
         marker.write(&mut bytes);
-        assert_eq!(bytes, b"\x01{\"seq\":7,\"offsets\":[[\"change.shop\",0,1234]],\"stream_time\":99}");
+        assert_eq!(
+            bytes,
+            b"\x01{\"seq\":7,\"offsets\":[[\"change.shop\",0,1234]],\"stream_time\":99}"
+        );
         let read = Marker::read(&bytes).unwrap();
         assert_eq!(read, marker);
         assert_eq!(read.next_offset(&TopicPartition::new("change.shop", 0)), Some(1234));

@@ -5,8 +5,8 @@
 //! Never: a number that only a log line has.
 
 use crate::TaskId;
-use log::{Offset, TopicPartition};
 use ::metrics::{Counter, Histogram, counter, gauge, histogram};
+use log::{Offset, TopicPartition};
 
 /// Counters of one application in this process.
 #[derive(Clone)]
@@ -60,7 +60,11 @@ impl Metrics {
     }
 }
 
-#[expect(clippy::as_conversions, clippy::cast_precision_loss, reason = "a gauge is a float; beyond 2^53 it rounds")]
+#[expect(
+    clippy::as_conversions,
+    clippy::cast_precision_loss,
+    reason = "a gauge is a float; beyond 2^53 it rounds"
+)]
 fn float(count: Offset) -> f64 {
     count as f64
 }

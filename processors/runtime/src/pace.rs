@@ -26,7 +26,11 @@ pub(crate) struct Caps {
 
 impl Caps {
     pub(crate) fn new(interval: Duration, bytes: usize, touches_view_log: bool) -> Self {
-        let interval = if touches_view_log { interval.min(VIEW_LOG_AGE) } else { interval };
+        let interval = if touches_view_log {
+            interval.min(VIEW_LOG_AGE)
+        } else {
+            interval
+        };
         Caps { interval, bytes }
     }
 }

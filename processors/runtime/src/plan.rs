@@ -24,7 +24,6 @@ const MESSAGE_BYTES_MAX: i64 = 1_048_588;
 pub(crate) struct Plan {
     pub application: Arc<str>,
     pub subs: Vec<Arc<Sub>>,
-    pub log: String,
 }
 
 /// A sub-topology, resolved.
@@ -32,7 +31,6 @@ pub(crate) struct Sub {
     pub application: Arc<str>,
     pub name: Arc<str>,
     pub inputs: Vec<InputTopic>,
-    pub partitions: i32,
     pub changelog: Arc<str>,
     pub changelog_id: TopicId,
     pub log: String,
@@ -46,33 +44,48 @@ impl Sub {
     pub(crate) fn info(&self, partition: i32) -> TaskInfo {
         TaskInfo {
             application: self.application.clone(),
-            id: TaskId { subtopology: self.name.clone(), partition },
+            id: TaskId {
+                subtopology: self.name.clone(),
+                partition,
+            },
             inputs: self.inputs.clone(),
         }
     }
 
     pub(crate) fn origin(&self, partition: i32) -> Origin {
         Origin {
-            changelog: TopicPartition { topic: self.changelog.clone(), partition },
+            changelog: TopicPartition {
+                topic: self.changelog.clone(),
+                partition,
+            },
             topic_id: self.changelog_id,
             log: self.log.clone(),
         }
     }
 
     pub(crate) fn store_name(&self, partition: i32) -> StoreName {
-        StoreName { application: self.application.to_string(), store: self.store.clone(), partition }
+        StoreName {
+            application: self.application.to_string(),
+            store: self.store.clone(),
+            partition,
+        }
     }
 }
 
 impl Plan {
     /// Topics that the application's consumers subscribe to.
     pub(crate) fn topics(&self) -> Vec<Arc<str>> {
-        self.subs.iter().flat_map(|sub| sub.inputs.iter().map(|input| input.name.clone())).collect()
+        self.subs
+            .iter()
+            .flat_map(|sub| sub.inputs.iter().map(|input| input.name.clone()))
+            .collect()
     }
 
     /// The sub-topology that reads a topic.
     pub(crate) fn reader_of(&self, topic: &str) -> Option<&Arc<Sub>> {
-        self.subs.iter().find(|sub| sub.inputs.iter().any(|input| *input.name == *topic))
+        self.subs
+            .iter()
+            .find(|sub| sub.inputs.iter().any(|input| *input.name == *topic))
     }
 
     /// Resolves an application: checks its inputs, creates what is the runtime's own.
@@ -84,8 +97,13 @@ impl Plan {
         let incarnation = log.incarnation().map_err(|e| wrap(application, e))?;
         let name: Arc<str> = application.name.as_str().into();
         let subs = application.subtopologies.iter();
-        let subs: Result<_> = subs.map(|sub| resolve_sub(log, application, config, &name, &incarnation, sub)).collect();
-        Ok(Plan { application: name, subs: subs?, log: incarnation })
+        let subs: Result<_> = subs
+            .map(|sub| resolve_sub(log, application, config, &name, &incarnation, sub))
+            .collect();
+        Ok(Plan {
+            application: name,
+            subs: subs?,
+        })
     }
 }
 
@@ -102,11 +120,14 @@ fn resolve_sub(
     let partitions = inputs.first().map_or(0, |topic| topic.partitions);
     if let Some(odd) = inputs.iter().find(|topic| topic.partitions != partitions) {
         let first = inputs.first().map_or("", |topic| topic.name.as_str());
-        return Err(refuse(application, format!(
-            "inputs of {} are read together and must have the same number of partitions: {first} has {partitions}, {} has {}; \
+        return Err(refuse(
+            application,
+            format!(
+                "inputs of {} are read together and must have the same number of partitions: {first} has {partitions}, {} has {}; \
              repartition one of them into a new topic",
-            sub.name, odd.name, odd.partitions
-        )));
+                sub.name, odd.name, odd.partitions
+            ),
+        ));
     }
     create_own_topics(log, application, config, sub, &inputs, partitions)?;
     let changelog = changelog_topic(&application.name, &sub.store);
@@ -115,8 +136,13 @@ fn resolve_sub(
     Ok(Arc::new(Sub {
         application: name.clone(),
         name: sub.name.as_str().into(),
-        inputs: inputs.iter().map(|t| InputTopic { name: t.name.as_str().into(), id: t.id }).collect(),
-        partitions,
+        inputs: inputs
+            .iter()
+            .map(|t| InputTopic {
+                name: t.name.as_str().into(),
+                id: t.id,
+            })
+            .collect(),
         changelog: changelog.into(),
         changelog_id: info.id,
         log: incarnation.to_owned(),
@@ -131,18 +157,28 @@ fn check_names(application: &Application) -> Result<()> {
     let (mut names, mut stores, mut topics) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for sub in &application.subtopologies {
         if sub.inputs.is_empty() {
-            return Err(refuse(application, format!("sub-topology {} has no input; name a topic", sub.name)));
+            return Err(refuse(
+                application,
+                format!("sub-topology {} has no input; name a topic", sub.name),
+            ));
         }
         if !names.insert(&sub.name) {
-            return Err(refuse(application, format!("two sub-topologies are named {}; rename one", sub.name)));
+            return Err(refuse(
+                application,
+                format!("two sub-topologies are named {}; rename one", sub.name),
+            ));
         }
         if !stores.insert(&sub.store) {
-            return Err(refuse(application, format!("two sub-topologies have a store named {}; rename one", sub.store)));
+            return Err(refuse(
+                application,
+                format!("two sub-topologies have a store named {}; rename one", sub.store),
+            ));
         }
         if let Some(twice) = sub.inputs.iter().find(|topic| !topics.insert(*topic)) {
-            return Err(refuse(application, format!(
-                "topic {twice} is an input twice; a topic is read by one sub-topology of an application"
-            )));
+            return Err(refuse(
+                application,
+                format!("topic {twice} is an input twice; a topic is read by one sub-topology of an application"),
+            ));
         }
     }
     Ok(())
@@ -184,10 +220,13 @@ fn create_own_topics(
     for letters in topics.iter().skip(1) {
         let info = describe(log, application, &letters.name)?;
         if info.partitions < letters.partitions {
-            return Err(refuse(application, format!(
-                "{} has {} partitions and its topic {}; a dead letter keeps its partition, so add the missing ones",
-                letters.name, info.partitions, letters.partitions
-            )));
+            return Err(refuse(
+                application,
+                format!(
+                    "{} has {} partitions and its topic {}; a dead letter keeps its partition, so add the missing ones",
+                    letters.name, info.partitions, letters.partitions
+                ),
+            ));
         }
     }
     Ok(())
@@ -196,34 +235,54 @@ fn create_own_topics(
 fn check_changelog(application: &Application, info: &TopicInfo, partitions: i32) -> Result<()> {
     let setting = |name: &str| info.settings.get(name).map_or("", String::as_str);
     let problem = if info.partitions != partitions {
-        format!("it has {} partitions and the inputs have {partitions}; the state would be read by other tasks", info.partitions)
+        format!(
+            "it has {} partitions and the inputs have {partitions}; the state would be read by other tasks",
+            info.partitions
+        )
     } else if setting("cleanup.policy") != "compact" {
         "cleanup.policy must be compact, or state would be forgotten".to_owned()
     } else if setting("message.timestamp.type") != "LogAppendTime" {
-        "message.timestamp.type must be LogAppendTime, as the age of checkpoints is told by the broker's clock".to_owned()
+        "message.timestamp.type must be LogAppendTime, as the age of checkpoints is told by the broker's clock"
+            .to_owned()
     } else {
         return Ok(());
     };
-    Err(refuse(application, format!("changelog {} is not usable: {problem}", info.name)))
+    Err(refuse(
+        application,
+        format!("changelog {} is not usable: {problem}", info.name),
+    ))
 }
 
 fn input(log: &dyn Log, application: &Application, topic: &str) -> Result<TopicInfo> {
     log.describe(topic).map_err(|e| wrap(application, e))?.ok_or_else(|| {
-        refuse(application, format!("input topic {topic} does not exist; create it, or see `trunkline topics list`"))
+        refuse(
+            application,
+            format!("input topic {topic} does not exist; create it, or see `trunkline topics list`"),
+        )
     })
 }
 
 fn describe(log: &dyn Log, application: &Application, topic: &str) -> Result<TopicInfo> {
-    let unknown = || log::Error::UnknownTopic { topic: topic.to_owned() };
-    log.describe(topic).and_then(|found| found.ok_or_else(unknown)).map_err(|e| wrap(application, e))
+    let unknown = || log::Error::UnknownTopic {
+        topic: topic.to_owned(),
+    };
+    log.describe(topic)
+        .and_then(|found| found.ok_or_else(unknown))
+        .map_err(|e| wrap(application, e))
 }
 
 fn refuse(application: &Application, reason: String) -> Error {
-    Error::Application { name: application.name.clone(), reason }
+    Error::Application {
+        name: application.name.clone(),
+        reason,
+    }
 }
 
 fn wrap(application: &Application, source: log::Error) -> Error {
-    Error::Log { who: application.name.clone(), source }
+    Error::Log {
+        who: application.name.clone(),
+        source,
+    }
 }
 
 fn millis(duration: Duration) -> i64 {

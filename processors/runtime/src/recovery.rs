@@ -14,12 +14,12 @@ mod verdict;
 pub(crate) use verdict::{Start, Verdict, decide};
 
 use crate::checkpoint::{self, Found, MetaError};
-use crate::error::chain;
 use crate::marker::{FormatError, ways_out};
 use crate::task::{Live, Task};
 use crate::thread::Env;
 use crate::{FirstStart, State, hit};
 use log::{At, Fate, Millis, Offset};
+use process::chain;
 use std::time::Duration;
 use store::Batch;
 
@@ -44,7 +44,11 @@ enum Step {
     /// … then the changelog's end …
     End(Offsets),
     /// … and the changelog up to it.
-    Restore { offsets: Offsets, end: Offset, seen: Millis },
+    Restore {
+        offsets: Offsets,
+        end: Offset,
+        seen: Millis,
+    },
 }
 
 /// How far a task is on its way back.
@@ -81,11 +85,6 @@ impl Recovery {
             Step::Restore { end, .. } => Some(end),
             _ => None,
         }
-    }
-
-    /// The earliest time of the next step, on the monotonic clock.
-    pub(crate) fn not_before(&self) -> Duration {
-        self.not_before
     }
 
     fn back_off(&mut self, now: Duration, reason: String) -> Next {
@@ -162,7 +161,12 @@ fn adopt(task: &mut Task, store: store::SharedStore, found: Found, env: &Env) ->
             (Some(checkpoint.changelog.2), checkpoint.as_of, marker)
         }
     };
-    task.live = Some(Live { state: State::new(store, checkpoint::STATE), next, as_of, marker });
+    task.live = Some(Live {
+        state: State::new(store, checkpoint::STATE),
+        next,
+        as_of,
+        marker,
+    });
     Ok(())
 }
 
@@ -171,7 +175,9 @@ pub(crate) fn set_aside(task: &mut Task, recovery: &mut Recovery, env: &Env, rea
     task.live = None;
     recovery.asides += 1;
     if recovery.asides > ASIDE_MAX {
-        return Next::Stop(format!("its store was set aside {ASIDE_MAX} times in one recovery, at last because: {reason}"));
+        return Next::Stop(format!(
+            "its store was set aside {ASIDE_MAX} times in one recovery, at last because: {reason}"
+        ));
     }
     match env.stores.set_aside(&task.sub.store_name(task.id.partition)) {
         Ok(place) => {
@@ -188,7 +194,11 @@ pub(crate) fn set_aside(task: &mut Task, recovery: &mut Recovery, env: &Env, rea
 fn offsets(task: &mut Task, recovery: &mut Recovery, env: &Env) -> Next {
     match env.log.committed(&task.sub.application, &task.partitions()) {
         Ok(committed) => {
-            let offsets = task.inputs.iter().map(|input| committed.get(&input.at).copied().flatten()).collect();
+            let offsets = task
+                .inputs
+                .iter()
+                .map(|input| committed.get(&input.at).copied().flatten())
+                .collect();
             hit("runtime.recovery.offsets");
             recovery.step = Step::End(offsets);
             Next::Again
@@ -257,7 +267,10 @@ fn compare(task: &Task, recovery: &mut Recovery, offsets: Offsets) -> Next {
             if let Some(warning) = warning {
                 tracing::warn!(task = %task.id, warning, "offsets are absent");
             }
-            Next::Start { places, write_down: offsets.contains(&None) }
+            Next::Start {
+                places,
+                write_down: offsets.contains(&None),
+            }
         }
         Verdict::Differ { text } => {
             let pair = (offsets, marker);
@@ -281,7 +294,10 @@ fn too_old(task: &Task, env: &Env) -> Option<String> {
     let keep = task.sub.delete_retention;
     let age = env.clock.now().saturating_sub(live.as_of);
     (age > keep - margin(keep)).then(|| {
-        format!("it was last complete {age} ms ago, and {} keeps tombstones for {keep} ms only", task.sub.changelog)
+        format!(
+            "it was last complete {age} ms ago, and {} keeps tombstones for {keep} ms only",
+            task.sub.changelog
+        )
     })
 }
 
@@ -293,7 +309,9 @@ fn margin(keep: Millis) -> Millis {
 
 /// Resolves a place to an offset.
 pub(crate) fn place(task: &Task, start: &Start, input: usize, env: &Env) -> log::Result<Offset> {
-    let Some(input) = task.inputs.get(input) else { return Ok(0) };
+    let Some(input) = task.inputs.get(input) else {
+        return Ok(0);
+    };
     match (start, task.sub.first_start) {
         (Start::At(offset), _) => Ok(*offset),
         (Start::First, FirstStart::Earliest) => env.log.offset(&input.at, At::Start),

@@ -4,13 +4,13 @@
 //! Never: a change of a checkpoint's `as_of`; that moves only when the end is reached.
 
 use crate::checkpoint::{self, STATE};
-use crate::error::chain;
 use crate::hit;
 use crate::marker::{MARKER_KEY, Marker, body};
 use crate::state::RESERVED;
 use crate::task::{Live, Phase, Task};
 use crate::thread::Env;
 use log::{Fate, Isolation, Offset, Reader, RecordBatch, StartFrom, TopicPartition};
+use process::chain;
 use std::time::Duration;
 use store::Batch;
 
@@ -46,7 +46,13 @@ pub(crate) enum Obstacle {
 impl Restorer {
     /// Reads on for the tasks that restore, waits at most `wait` for the first record, and returns how many records
     /// it put into stores. What a task cannot go on from is added to `obstacles`.
-    pub(crate) fn turn(&mut self, tasks: &mut [Task], env: &Env, wait: Duration, obstacles: &mut Vec<Obstacle>) -> usize {
+    pub(crate) fn turn(
+        &mut self,
+        tasks: &mut [Task],
+        env: &Env,
+        wait: Duration,
+        obstacles: &mut Vec<Obstacle>,
+    ) -> usize {
         let now = env.clock.elapsed();
         if now < self.not_before {
             return 0;
@@ -65,7 +71,9 @@ impl Restorer {
         if obstacles.len() > before {
             self.assigned.clear();
         }
-        env.metrics.restored.increment(u64::try_from(self.records.len()).unwrap_or(u64::MAX));
+        env.metrics
+            .restored
+            .increment(u64::try_from(self.records.len()).unwrap_or(u64::MAX));
         if now.saturating_sub(self.reported) >= REPORT_EVERY {
             self.reported = now;
             report(tasks);
@@ -94,7 +102,9 @@ impl Restorer {
         };
         // A task may have begun anew, or committed since; only a reader that stands exactly where the stores do goes on.
         let stands = |(at, from): &(TopicPartition, StartFrom)| {
-            reader.position(at).is_some_and(|position| *from == StartFrom::Offset(position))
+            reader
+                .position(at)
+                .is_some_and(|position| *from == StartFrom::Offset(position))
         };
         let same = wanted.iter().map(|(at, _)| at).eq(self.assigned.iter());
         if !(same && wanted.iter().all(stands)) {
@@ -119,7 +129,10 @@ impl Restorer {
             self.reader = None;
         } else {
             let stuck = tasks.iter().enumerate().filter(|(_, task)| target(task).is_some());
-            obstacles.extend(stuck.map(|(task, _)| Obstacle::Stop { task, reason: reason.clone() }));
+            obstacles.extend(stuck.map(|(task, _)| Obstacle::Stop {
+                task,
+                reason: reason.clone(),
+            }));
         }
     }
 
@@ -131,16 +144,26 @@ impl Restorer {
         self.batches.clear();
         self.batches.resize_with(tasks.len(), Batch::default);
         for record in self.records.iter() {
-            let Some(&Some(index)) = self.routes.get(record.partition_index()) else { continue };
-            let (Some(task), Some(batch)) = (tasks.get_mut(index), self.batches.get_mut(index)) else { continue };
-            let Some(live) = task.live.as_mut().filter(|live| live.next.is_some_and(|next| record.offset() >= next))
+            let Some(&Some(index)) = self.routes.get(record.partition_index()) else {
+                continue;
+            };
+            let (Some(task), Some(batch)) = (tasks.get_mut(index), self.batches.get_mut(index)) else {
+                continue;
+            };
+            let Some(live) = task
+                .live
+                .as_mut()
+                .filter(|live| live.next.is_some_and(|next| record.offset() >= next))
             else {
                 continue;
             };
             if let Err(reason) = take(record.key(), record.value(), live, batch) {
                 let reason = format!("{}@{}: {reason}", task.changelog, record.offset());
                 obstacles.push(Obstacle::Stop { task: index, reason });
-                self.routes.iter_mut().filter(|route| **route == Some(index)).for_each(|route| *route = None);
+                self.routes
+                    .iter_mut()
+                    .filter(|route| **route == Some(index))
+                    .for_each(|route| *route = None);
             }
             if let Phase::Recovering(recovery) = &mut task.phase {
                 recovery.restored += 1;
@@ -153,22 +176,33 @@ impl Restorer {
         let Some(reader) = &self.reader else { return };
         for (index, mut batch) in self.batches.drain(..).enumerate() {
             let Some(task) = tasks.get_mut(index) else { continue };
-            let stuck = obstacles.iter().any(|o| matches!(o, Obstacle::Stop { task, .. } if *task == index));
-            let (Some((next, _)), false) = (target(task), stuck) else { continue };
-            let Some(position) = reader.position(&task.changelog).filter(|position| *position > next) else { continue };
+            let stuck = obstacles
+                .iter()
+                .any(|o| matches!(o, Obstacle::Stop { task, .. } if *task == index));
+            let (Some((next, _)), false) = (target(task), stuck) else {
+                continue;
+            };
+            let Some(position) = reader.position(&task.changelog).filter(|position| *position > next) else {
+                continue;
+            };
             let origin = task.sub.origin(task.id.partition);
             let Some(live) = &mut task.live else { continue };
             if !batch.is_empty() {
                 checkpoint::put_checkpoint(&mut batch, &origin.checkpoint(position, live.as_of));
                 if let Err(error) = live.store().commit(batch) {
-                    obstacles.push(Obstacle::Stop { task: index, reason: chain(&error) });
+                    obstacles.push(Obstacle::Stop {
+                        task: index,
+                        reason: chain(&error),
+                    });
                     continue;
                 }
                 hit("runtime.restore.batch");
             }
             live.next = Some(position);
             if let Phase::Recovering(recovery) = &task.phase {
-                let left = recovery.restoring_until().map_or(0, |end| end.saturating_sub(position).max(0));
+                let left = recovery
+                    .restoring_until()
+                    .map_or(0, |end| end.saturating_sub(position).max(0));
                 env.metrics.restore_left(&task.id, left);
             }
         }
@@ -177,7 +211,9 @@ impl Restorer {
 
 /// Where a restoring task is in its changelog, and where it must get to; `None` when it does not restore.
 fn target(task: &Task) -> Option<(Offset, Offset)> {
-    let Phase::Recovering(recovery) = &task.phase else { return None };
+    let Phase::Recovering(recovery) = &task.phase else {
+        return None;
+    };
     let end = recovery.restoring_until()?;
     let next = task.live.as_ref()?.next?;
     (next < end).then_some((next, end))

@@ -9,7 +9,7 @@ use crate::Result;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
-use store::Direction;
+use store::{Direction, Visit};
 
 /// State of one task: an overlay over its store.
 pub struct State {
@@ -22,7 +22,12 @@ pub struct State {
 impl State {
     /// State over a store's space; for tests and for the runtime.
     pub fn new(store: store::SharedStore, space: store::Space) -> Self {
-        State { overlay: BTreeMap::new(), overlay_bytes: 0, store, space }
+        State {
+            overlay: BTreeMap::new(),
+            overlay_bytes: 0,
+            store,
+            space,
+        }
     }
 
     /// Reads a key.
@@ -44,7 +49,10 @@ impl State {
     }
 
     fn write(&mut self, key: &[u8], value: Option<Vec<u8>>) {
-        assert!(!key.starts_with(RESERVED), "a key that begins with [\"~ is the runtime's own");
+        assert!(
+            !key.starts_with(RESERVED),
+            "a key that begins with [\"~ is the runtime's own"
+        );
         self.overlay_bytes += value.as_ref().map_or(0, Vec::len);
         if let Some(slot) = self.overlay.get_mut(key) {
             self.overlay_bytes -= slot.as_ref().map_or(0, Vec::len);
@@ -56,29 +64,38 @@ impl State {
     }
 
     /// Calls `visit` for each key that begins with `prefix`, in byte order, until it breaks.
-    pub fn scan(&self, prefix: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>) -> Result<()> {
+    pub fn scan(&self, prefix: &[u8], visit: Visit<'_>) -> Result<()> {
         let end = after_prefix(prefix);
         let upper = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-        let mut written = self.overlay.range::<[u8], _>((Bound::Included(prefix), upper)).peekable();
+        let mut written = self
+            .overlay
+            .range::<[u8], _>((Bound::Included(prefix), upper))
+            .peekable();
         let mut stopped = false;
-        self.store.scan(self.space, prefix, end.as_deref(), Direction::Forward, &mut |key, value| {
-            let mut flow = ControlFlow::Continue(());
-            while let Some((over, new)) = written.next_if(|(over, _)| over.as_slice() < key) {
-                flow = new.as_ref().map_or(ControlFlow::Continue(()), |new| visit(over, new));
-                if flow.is_break() {
-                    break;
+        self.store.scan(
+            self.space,
+            prefix,
+            end.as_deref(),
+            Direction::Forward,
+            &mut |key, value| {
+                let mut flow = ControlFlow::Continue(());
+                while let Some((over, new)) = written.next_if(|(over, _)| over.as_slice() < key) {
+                    flow = new.as_ref().map_or(ControlFlow::Continue(()), |new| visit(over, new));
+                    if flow.is_break() {
+                        break;
+                    }
                 }
-            }
-            if flow.is_continue() {
-                flow = match written.next_if(|(over, _)| over.as_slice() == key) {
-                    Some((over, Some(new))) => visit(over, new),
-                    Some((_, None)) => ControlFlow::Continue(()),
-                    None => visit(key, value),
-                };
-            }
-            stopped = flow.is_break();
-            flow
-        })?;
+                if flow.is_continue() {
+                    flow = match written.next_if(|(over, _)| over.as_slice() == key) {
+                        Some((over, Some(new))) => visit(over, new),
+                        Some((_, None)) => ControlFlow::Continue(()),
+                        None => visit(key, value),
+                    };
+                }
+                stopped = flow.is_break();
+                flow
+            },
+        )?;
         if !stopped {
             for (over, new) in written {
                 if let Some(new) = new

@@ -44,7 +44,10 @@ pub struct Directory {
 
 impl Directory {
     fn path(&self, name: &StoreName) -> PathBuf {
-        self.dir.join(&name.application).join(&name.store).join(name.partition.to_string())
+        self.dir
+            .join(&name.application)
+            .join(&name.store)
+            .join(name.partition.to_string())
     }
 }
 
@@ -60,6 +63,10 @@ impl Stores for Directory {
 
     fn set_aside(&self, name: &StoreName) -> store::Result<Option<PathBuf>> {
         let path = self.path(name);
-        if path.exists() { store::set_aside(&path).map(Some) } else { Ok(None) }
+        if path.exists() {
+            store::set_aside(&path).map(Some)
+        } else {
+            Ok(None)
+        }
     }
 }

@@ -4,13 +4,14 @@
 //! Never: a write to the store or the log by itself.
 
 use crate::checkpoint::{self, STATE};
-use crate::error::chain;
 use crate::marker::{CHANGELOG_VERSION, MARKER_KEY, Marker};
 use crate::plan::Sub;
 use crate::recovery::Recovery;
+use crate::status::Cause;
 use crate::thread::caution::{Caution, Poison, Refused};
 use crate::{Context, Effects, Processor, Stage, State, TaskId};
 use log::{Fate, Millis, Offset, OutBatch, OutRecord, Produced, RecordBatch, TopicPartition};
+use process::chain;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -97,13 +98,19 @@ impl Task {
     pub(crate) fn new(sub: Arc<Sub>, partition: i32) -> Task {
         let info = sub.info(partition);
         let inputs = info.inputs.iter().map(|input| Input {
-            at: TopicPartition { topic: input.name.clone(), partition },
+            at: TopicPartition {
+                topic: input.name.clone(),
+                partition,
+            },
             next: 0,
             assigned: false,
         });
         Task {
             id: info.id.clone(),
-            changelog: TopicPartition { topic: sub.changelog.clone(), partition },
+            changelog: TopicPartition {
+                topic: sub.changelog.clone(),
+                partition,
+            },
             processor: (sub.factory)(&info),
             inputs: inputs.collect(),
             live: None,
@@ -127,6 +134,28 @@ impl Task {
         matches!(self.phase, Phase::Running | Phase::Resting { .. })
     }
 
+    /// Why the task does not work, for people; `None` when it does.
+    pub(crate) fn cause(&self) -> Option<Cause> {
+        match &self.phase {
+            Phase::Running => None,
+            Phase::Waiting => Some(Cause::passing("waiting for the rest of its inputs")),
+            Phase::Resting { reason, .. } => Some(Cause::outside(format!("paused: {reason}"))),
+            Phase::Stopped { reason, .. } => Some(Cause::people(format!("stopped: {reason}"))),
+            Phase::Recovering(recovery) => Some(match (&recovery.waits_for, recovery.restoring_until()) {
+                (Some(reason), _) => Cause::outside(reason.clone()),
+                (None, Some(end)) => {
+                    let next = self.live.as_ref().and_then(|live| live.next).unwrap_or_default();
+                    Cause::passing(format!("restoring from {}: offset {next} of {end}", self.changelog))
+                }
+                (None, None) => Cause::passing("recovering"),
+            }),
+        }
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        matches!(self.phase, Phase::Running)
+    }
+
     pub(crate) fn partitions(&self) -> Vec<TopicPartition> {
         self.inputs.iter().map(|input| input.at.clone()).collect()
     }
@@ -137,7 +166,8 @@ impl Task {
 
     /// Whether a commit has something of this task to write, or is due although nothing came (see the tombstone rule).
     pub(crate) fn has_work(&self, now: Millis) -> bool {
-        self.is_live() && (self.moved || !self.effects.out.is_empty() || self.overlay_waits() || self.idle_for_long(now))
+        self.is_live()
+            && (self.moved || !self.effects.out.is_empty() || self.overlay_waits() || self.idle_for_long(now))
     }
 
     fn overlay_waits(&self) -> bool {
@@ -146,7 +176,9 @@ impl Task {
 
     /// Whether a quarter of the time has passed after which unread tombstones may be gone.
     pub(crate) fn idle_for_long(&self, now: Millis) -> bool {
-        self.live.as_ref().is_some_and(|live| now.saturating_sub(live.as_of) > self.sub.delete_retention / 4)
+        self.live
+            .as_ref()
+            .is_some_and(|live| now.saturating_sub(live.as_of) > self.sub.delete_retention / 4)
     }
 
     /// Drops everything since the last commit, and begins the way back to it. A stopped task stays stopped.
@@ -171,23 +203,36 @@ impl Task {
         records: &RecordBatch,
         range: Range<usize>,
     ) -> Result<(), Trouble> {
-        let letter = self.caution.as_ref().and_then(|caution| caution.poison_at(records, range.start)).cloned();
+        let letter = self
+            .caution
+            .as_ref()
+            .and_then(|caution| caution.poison_at(records, range.start))
+            .cloned();
         if let Some(poison) = letter {
             self.bury(records, range.start, poison);
         } else {
-            self.processor.prepare(records, range.clone()).map_err(|error| match error.fate() {
-                Fate::Retry => Trouble::Rest(chain(&error)),
-                _ => Trouble::Stop(chain(&error)),
-            })?;
-            let context = Context { now, stream_time: self.stream_time.max(newest) };
+            self.processor
+                .prepare(records, range.clone())
+                .map_err(|error| match error.fate() {
+                    Fate::Retry => Trouble::Rest(chain(&error)),
+                    _ => Trouble::Stop(chain(&error)),
+                })?;
+            let context = Context {
+                now,
+                stream_time: self.stream_time.max(newest),
+            };
             let live = self.live.as_mut().expect("a running task has its store open");
-            let step = self.processor.step(context, records, range.clone(), &mut live.state, &mut self.effects);
+            let step = self
+                .processor
+                .step(context, records, range.clone(), &mut live.state, &mut self.effects);
             step.map_err(|error| Trouble::Stop(chain(&error)))?;
         }
         self.stream_time = self.stream_time.max(newest);
         self.moved = true;
         if self.uncommitted == 0 {
-            self.first = records.get(range.start).map(|record| (record.partition().clone(), record.offset()));
+            self.first = records
+                .get(range.start)
+                .map(|record| (record.partition().clone(), record.offset()));
         }
         self.uncommitted += range.len();
         Ok(())
@@ -204,14 +249,23 @@ impl Task {
     pub(crate) fn refused(&self, reason: Option<String>) -> Refused {
         let first = self.first.clone().filter(|_| self.uncommitted > 0);
         let until = self.inputs.iter().map(|input| input.next).collect();
-        Refused { records: self.uncommitted, first, until, reason }
+        Refused {
+            records: self.uncommitted,
+            first,
+            until,
+            reason,
+        }
     }
 
     /// Gives the processor its last word before a commit.
     pub(crate) fn before_commit(&mut self, now: Millis) -> crate::Result<()> {
-        let context = Context { now, stream_time: self.stream_time };
+        let context = Context {
+            now,
+            stream_time: self.stream_time,
+        };
         let live = self.live.as_mut().expect("a task that commits has its store open");
-        self.processor.before_commit(context, &mut live.state, &mut self.effects)
+        self.processor
+            .before_commit(context, &mut live.state, &mut self.effects)
     }
 
     /// Writes the changed keys and the marker as changelog records into `out`, which is cleared first.
@@ -220,7 +274,16 @@ impl Task {
         let live = self.live.as_ref().expect("a task that commits has its store open");
         let TopicPartition { topic, partition } = &self.changelog;
         let mut push = |key: &[u8], value: Option<&[u8]>| {
-            out.push(OutRecord { topic, partition: Some(*partition), timestamp: None, key: Some(key), value }, []);
+            out.push(
+                OutRecord {
+                    topic,
+                    partition: Some(*partition),
+                    timestamp: None,
+                    key: Some(key),
+                    value,
+                },
+                [],
+            );
         };
         for (key, value) in &live.state.overlay {
             scratch.clear();
@@ -230,7 +293,11 @@ impl Task {
         }
         let marker = Marker {
             seq: live.marker.as_ref().map_or(0, |marker| marker.seq) + 1,
-            offsets: self.inputs.iter().map(|i| (i.at.topic.to_string(), i.at.partition, i.next)).collect(),
+            offsets: self
+                .inputs
+                .iter()
+                .map(|i| (i.at.topic.to_string(), i.at.partition, i.next))
+                .collect(),
             stream_time: self.stream_time,
         };
         self.marker.clear();

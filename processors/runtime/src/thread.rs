@@ -7,23 +7,24 @@
 mod assignment;
 pub(crate) mod caution;
 mod commit;
+mod failure;
+mod recover;
 mod step;
 
-use crate::error::chain;
 use crate::metrics::Metrics;
 use crate::pace::{Advice, Caps, Pace};
 use crate::plan::Plan;
-use crate::recovery::{self, LOOK_AGAIN, Next, Recovery, Start};
-use crate::restore::{Obstacle, Restorer};
-use crate::status::Status;
+use crate::restore::Restorer;
+use crate::status::{Cause, Status};
 use crate::stores::Stores;
 use crate::task::{Phase, Task};
 use crate::writer::Writer;
-use crate::{Clock, Config, Error, Result, hit};
-use caution::Caution;
+use crate::{Clock, Config, Error, Result};
 use log::{Event, Fate, GroupConfig, GroupConsumer, Member, Offset, OutBatch, RecordBatch, SharedLog, TopicPartition};
+use process::chain;
+use recover::RESTORE_WAIT;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// After a fence without a transaction timeout of its own a thread waits so long for a new assignment, which would be
@@ -31,12 +32,10 @@ use std::time::Duration;
 const FENCE_WAIT: Duration = Duration::from_secs(6);
 /// Pause after the log was out of reach.
 const BACKOFF: Duration = Duration::from_millis(200);
-/// How long a thread without work waits for a changelog to go on.
-const RESTORE_WAIT: Duration = Duration::from_millis(5);
+/// A wait for input that long without any says that there is none.
+const DRAINED_AFTER: Duration = Duration::from_millis(10);
 /// How often the status is written down although nothing changed.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
-/// Aborts in a row, without a reason that says whose, after which transactions are made smaller.
-const ABORTS_BEFORE_CAUTION: u32 = 3;
 
 /// What all threads of an application share.
 pub(crate) struct Env {
@@ -48,7 +47,15 @@ pub(crate) struct Env {
     pub metrics: Metrics,
     pub status: Arc<Status>,
     /// Committed places, for the lag.
-    pub places: Mutex<HashMap<TopicPartition, Offset>>,
+    pub places: Mutex<HashMap<TopicPartition, Place>>,
+}
+
+/// A committed place in an input.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    pub next: Offset,
+    /// When nothing more was found to read, on the monotonic clock.
+    pub drained: Option<Duration>,
 }
 
 impl Env {
@@ -61,12 +68,21 @@ impl Env {
         status: Arc<Status>,
     ) -> Self {
         let metrics = Metrics::new(&plan.application);
-        Env { plan, config, log, clock, stores, metrics, status, places: Mutex::default() }
+        Env {
+            plan,
+            config,
+            log,
+            clock,
+            stores,
+            metrics,
+            status,
+            places: Mutex::default(),
+        }
     }
 }
 
 /// Why a transaction did not become a known commit.
-pub(crate) enum Cause {
+pub(crate) enum Broken {
     /// Another session of this name, or another generation of the group.
     Fenced(String),
     /// The log refuses what this task wrote.
@@ -177,7 +193,10 @@ impl StreamThread {
         }
         self.tasks.clear();
         let left = self.consumer.take().map_or(Ok(()), GroupConsumer::close);
-        left.map_err(|source| Error::Log { who: self.name.clone(), source })
+        left.map_err(|source| Error::Log {
+            who: self.name.clone(),
+            source,
+        })
     }
 
     /// Whether every task works, with nothing uncommitted and no more input at the last read.
@@ -185,14 +204,18 @@ impl StreamThread {
         let now = self.env.clock.now();
         self.drained
             && self.member.is_some()
-            && self.tasks.iter().all(|task| matches!(task.phase, Phase::Running) && !task.has_work(now))
+            && self
+                .tasks
+                .iter()
+                .all(|task| matches!(task.phase, Phase::Running) && !task.has_work(now))
     }
 
     fn check_fence(&mut self, now: Duration) -> Result<()> {
         match &self.fence {
-            Some((since, reason)) if now.saturating_sub(*since) > FENCE_WAIT => {
-                Err(Error::Fenced { who: self.name.clone(), reason: reason.clone() })
-            }
+            Some((since, reason)) if now.saturating_sub(*since) > FENCE_WAIT => Err(Error::Fenced {
+                who: self.name.clone(),
+                reason: reason.clone(),
+            }),
             _ => Ok(()),
         }
     }
@@ -205,7 +228,10 @@ impl StreamThread {
             session_timeout: self.env.config.session_timeout,
         };
         let joined = self.env.log.group(config);
-        Ok(self.reached(joined)?.map(|consumer| self.consumer = Some(consumer)).is_some())
+        Ok(self
+            .reached(joined)?
+            .map(|consumer| self.consumer = Some(consumer))
+            .is_some())
     }
 
     /// Sorts out what a call to the log returned: `None` when the log is out of reach for now.
@@ -224,126 +250,14 @@ impl StreamThread {
                 self.not_before = self.env.clock.elapsed() + BACKOFF;
                 Ok(None)
             }
-            Err(error @ log::Error::Fenced { .. }) => {
-                Err(Error::Fenced { who: self.name.clone(), reason: chain(&error) })
-            }
-            Err(source) => Err(Error::Log { who: self.name.clone(), source }),
-        }
-    }
-
-    /// Lets tasks go on whose pause is over.
-    fn wake_up(&mut self) -> Result<()> {
-        let now = self.env.clock.elapsed();
-        for index in 0..self.tasks.len() {
-            let Some(task) = self.tasks.get_mut(index) else { break };
-            match &task.phase {
-                Phase::Resting { until, .. } if *until <= now => self.resume(index)?,
-                Phase::Stopped { again: Some(again), .. } if *again <= now => {
-                    task.phase = Phase::Recovering(Recovery::default());
-                }
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes the recovering tasks forward; returns how many changelog records were read.
-    fn recover(&mut self, max_wait: Duration) -> Result<usize> {
-        for index in 0..self.tasks.len() {
-            self.recover_one(index)?;
-        }
-        let live = self.tasks.iter().any(Task::is_live);
-        let wait = if live { Duration::ZERO } else { RESTORE_WAIT.min(max_wait) };
-        let mut obstacles = Vec::new();
-        let restored = self.restorer.turn(&mut self.tasks, &self.env, wait, &mut obstacles);
-        for obstacle in obstacles {
-            match obstacle {
-                Obstacle::Stop { task, reason } => self.stop(task, reason, true),
-                Obstacle::Gone { task: index, reason } => {
-                    let Some(task) = self.tasks.get_mut(index) else { continue };
-                    let Phase::Recovering(recovery) = &task.phase else { continue };
-                    let mut recovery = recovery.clone();
-                    let next = recovery::set_aside(task, &mut recovery, &self.env, &reason);
-                    task.phase = Phase::Recovering(recovery);
-                    if let Next::Stop(reason) = next {
-                        self.stop(index, reason, true);
-                    }
-                }
-            }
-        }
-        Ok(restored)
-    }
-
-    fn recover_one(&mut self, index: usize) -> Result<()> {
-        while let Some(task) = self.tasks.get_mut(index) {
-            let Phase::Recovering(recovery) = &mut task.phase else { return Ok(()) };
-            let mut recovery = std::mem::take(recovery);
-            let next = recovery::advance(task, &mut recovery, &self.env);
-            let restored = recovery.restored;
-            task.phase = Phase::Recovering(recovery);
-            match next {
-                Next::Again => {}
-                Next::Wait => return Ok(()),
-                Next::Stop(reason) => self.stop(index, reason, true),
-                Next::Start { places, write_down } => {
-                    self.start(index, &places, write_down, restored)?;
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Starts a recovered task at its places.
-    fn start(&mut self, index: usize, places: &[Start], write_down: bool, restored: u64) -> Result<()> {
-        let Some(task) = self.tasks.get_mut(index) else { return Ok(()) };
-        let found: log::Result<Vec<Offset>> =
-            places.iter().enumerate().map(|(input, start)| recovery::place(task, start, input, &self.env)).collect();
-        let Some(found) = self.reached(found)? else { return Ok(()) };
-        let Some(task) = self.tasks.get_mut(index) else { return Ok(()) };
-        let live = task.live.as_ref().expect("a recovered task has its store open");
-        if let Err(error) = task.processor.reset(&live.state) {
-            self.stop(index, chain(&error), true);
-            return Ok(());
-        }
-        task.stream_time = live.marker.as_ref().map_or(0, |marker| marker.stream_time);
-        for (input, next) in task.inputs.iter_mut().zip(&found) {
-            input.next = *next;
-        }
-        task.moved = write_down;
-        hit("runtime.recovery.start");
-        self.resume(index)?;
-        if let Some(task) = self.tasks.get(index).filter(|task| matches!(task.phase, Phase::Running)) {
-            tracing::info!(task = %task.id, offsets = ?found, restored, "task runs");
-            self.env.metrics.recoveries.increment(1);
-            self.published = None;
-            if task.moved {
-                self.pace.worked(self.env.clock.elapsed(), 0, 0);
-            }
-        }
-        Ok(())
-    }
-
-    /// Reads a task's inputs from its places on; when the log is out of reach the task recovers once more.
-    fn resume(&mut self, index: usize) -> Result<()> {
-        let Some(task) = self.tasks.get_mut(index) else { return Ok(()) };
-        let consumer = self.consumer.as_mut().expect("tasks exist only while the thread is in the group");
-        let mut done = Ok(());
-        for input in &task.inputs {
-            done = done.and_then(|()| consumer.start(&input.at, input.next));
-        }
-        if task.paused {
-            let partitions = task.partitions();
-            done = done.and_then(|()| consumer.resume(&partitions));
-        }
-        match done {
-            Ok(()) => {
-                task.paused = false;
-                task.phase = Phase::Running;
-                Ok(())
-            }
-            Err(error @ log::Error::OutOfRange { .. }) => self.out_of_range(&error),
-            Err(error) => self.reached(Err::<(), _>(error)).map(|_| ()),
+            Err(error @ log::Error::Fenced { .. }) => Err(Error::Fenced {
+                who: self.name.clone(),
+                reason: chain(&error),
+            }),
+            Err(source) => Err(Error::Log {
+                who: self.name.clone(),
+                source,
+            }),
         }
     }
 
@@ -361,7 +275,9 @@ impl StreamThread {
     }
 
     fn read(&mut self, wait: Duration) -> Result<()> {
-        let Some(consumer) = &mut self.consumer else { return Ok(()) };
+        let Some(consumer) = &mut self.consumer else {
+            return Ok(());
+        };
         let mut records = std::mem::take(&mut self.records);
         let event = consumer.poll(&mut records, self.env.config.poll_bytes_max, wait);
         let done = match event {
@@ -371,6 +287,9 @@ impl StreamThread {
             }
             Ok(Event::Idle) => {
                 self.drained = true;
+                if wait >= DRAINED_AFTER {
+                    self.note_drained();
+                }
                 Ok(())
             }
             Ok(Event::Assigned(partitions)) => self.assigned(&partitions),
@@ -386,110 +305,45 @@ impl StreamThread {
         done
     }
 
-    fn out_of_range(&mut self, error: &log::Error) -> Result<()> {
-        let log::Error::OutOfRange { at, .. } = error else { return Ok(()) };
-        let task = self.tasks.iter().position(|task| task.inputs.iter().any(|input| input.at == *at));
-        self.commit(None)?;
-        if let Some(task) = task {
-            self.stop(task, lost_records(error), true);
-        }
-        Ok(())
-    }
-
-    /// Stops a task and no other; with `look_again` it tries from the beginning after a while.
-    fn stop(&mut self, index: usize, reason: String, look_again: bool) {
-        let again = look_again.then(|| self.env.clock.elapsed() + LOOK_AGAIN);
-        let Some(task) = self.tasks.get_mut(index) else { return };
-        tracing::error!(task = %task.id, reason, "task stopped");
-        task.roll_back();
-        task.phase = Phase::Stopped { reason, again };
-        self.published = None;
-        self.pause(index);
-    }
-
-    fn pause(&mut self, index: usize) {
-        let (Some(task), Some(consumer)) = (self.tasks.get_mut(index), &mut self.consumer) else { return };
-        if task.paused {
-            return;
-        }
-        match consumer.pause(&task.partitions()) {
-            Ok(()) => task.paused = true,
-            // Its records are then read and ignored, which only costs time.
-            Err(error) => tracing::warn!(task = %task.id, reason = chain(&error), "cannot pause its partitions"),
-        }
-    }
-
-    /// Drops everything since the last commit; every task goes back to it, over a new producer.
-    fn broke(&mut self, cause: Cause) {
+    /// Writes down for the lag that there is nothing more to read.
+    fn note_drained(&self) {
         let now = self.env.clock.elapsed();
-        let timed_out = self.writer.open_for(now).is_some_and(|age| age >= self.env.config.transaction_timeout);
-        self.aborts_in_a_row = self.aborts_in_a_row.saturating_add(1);
-        self.env.metrics.aborts.increment(1);
-        let mut given_up = None;
-        match cause {
-            Cause::Fenced(reason) => {
-                self.env.metrics.fences.increment(1);
-                tracing::warn!(thread = self.name, reason, timed_out, "fenced");
-                if !timed_out {
-                    self.fence = Some((now, reason));
-                }
+        let mut places = self.env.places.lock().unwrap_or_else(PoisonError::into_inner);
+        for input in self
+            .tasks
+            .iter()
+            .filter(|task| task.is_running())
+            .flat_map(|task| &task.inputs)
+        {
+            if let Some(place) = places.get_mut(&input.at) {
+                place.drained = Some(now);
             }
-            Cause::Refused { task: index, reason } => {
-                tracing::warn!(thread = self.name, reason, "log refuses a record; looking for the input that it is made of");
-                if let Some(task) = self.tasks.get_mut(index) {
-                    let refused = task.refused(Some(reason.clone()));
-                    task.caution = Caution::after(task.caution.take(), refused);
-                    given_up = task.caution.is_none().then_some((index, reason));
-                }
-            }
-            Cause::Failed(reason) => {
-                tracing::warn!(thread = self.name, reason, "transaction not committed; going back to the last commit");
-                if self.aborts_in_a_row >= ABORTS_BEFORE_CAUTION {
-                    for task in self.tasks.iter_mut().filter(|task| task.uncommitted > 0) {
-                        task.caution = Caution::after(task.caution.take(), task.refused(None));
-                    }
-                }
-            }
-        }
-        self.writer.break_off(now);
-        self.pace.settled(now);
-        for index in 0..self.tasks.len() {
-            let Some(task) = self.tasks.get_mut(index) else { break };
-            let live = task.is_live();
-            task.roll_back();
-            if live {
-                self.pause(index);
-            }
-        }
-        self.published = None;
-        if let Some((index, reason)) = given_up {
-            self.stop(index, format!("the log refuses even a dead letter of a record: {reason}"), false);
         }
     }
 
     /// Writes down what stands between this thread and work.
     fn publish(&mut self, now: Duration) {
-        if self.published.is_some_and(|last| now.saturating_sub(last) < STATUS_EVERY) {
+        if self
+            .published
+            .is_some_and(|last| now.saturating_sub(last) < STATUS_EVERY)
+        {
             return;
         }
         self.published = Some(now);
         let own = match (&self.fence, &self.writer.waits_for, &self.out_of_reach) {
-            (Some((_, reason)), _, _) => Some(format!("fenced ({reason}); waiting for a new assignment")),
-            (None, Some(reason), _) | (None, None, Some(reason)) => Some(reason.clone()),
-            (None, None, None) if self.member.is_none() => Some("waiting for an assignment".to_owned()),
+            (Some((_, reason)), _, _) => Some(Cause::passing(format!(
+                "fenced ({reason}); waiting for a new assignment"
+            ))),
+            (None, Some(reason), _) | (None, None, Some(reason)) => Some(Cause::outside(reason.clone())),
+            (None, None, None) if self.member.is_none() => Some(Cause::passing("waiting for an assignment")),
             (None, None, None) => None,
         };
         self.env.status.set(&self.name, own);
         for task in &self.tasks {
-            self.env.status.set(&format!("{}, task {}", self.env.plan.application, task.id), task.cause());
+            self.env.status.set(
+                &format!("{}, task {}", self.env.plan.application, task.id),
+                task.cause(),
+            );
         }
     }
-}
-
-fn lost_records(error: &log::Error) -> String {
-    format!(
-        "{}: records that were not yet processed are gone, by retention or by hand; to go on without them: \
-         `trunkline offsets accept`",
-        chain(error)
-    )
 }

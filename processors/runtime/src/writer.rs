@@ -4,10 +4,10 @@
 //! producer was replaced, which settles what became of the old one's transaction.
 //! Never: a second attempt at a commit.
 
-use crate::error::chain;
 use crate::thread::Env;
 use crate::{Error, Result, hit};
 use log::{Fate, Member, Offset, OutBatch, Outcome, Session, SessionConfig, TopicPartition};
+use process::chain;
 use std::time::Duration;
 
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
@@ -35,7 +35,14 @@ pub(crate) struct Writer {
 
 impl Writer {
     pub(crate) fn new(name: String) -> Self {
-        Writer { name, session: None, line: Line::Broken, failures: 0, not_before: Duration::ZERO, waits_for: None }
+        Writer {
+            name,
+            session: None,
+            line: Line::Broken,
+            failures: 0,
+            not_before: Duration::ZERO,
+            waits_for: None,
+        }
     }
 
     /// Whether something may be written.
@@ -87,10 +94,14 @@ impl Writer {
                 self.waits_for = Some(reason);
                 Ok(false)
             }
-            Err(error @ log::Error::Fenced { .. }) => {
-                Err(Error::Fenced { who: self.name.clone(), reason: chain(&error) })
-            }
-            Err(source) => Err(Error::Log { who: self.name.clone(), source }),
+            Err(error @ log::Error::Fenced { .. }) => Err(Error::Fenced {
+                who: self.name.clone(),
+                reason: chain(&error),
+            }),
+            Err(source) => Err(Error::Log {
+                who: self.name.clone(),
+                source,
+            }),
         }
     }
 
@@ -101,7 +112,10 @@ impl Writer {
 
     /// Queues records; begins a transaction when none is open.
     pub(crate) fn send(&mut self, now: Duration, records: &OutBatch) -> log::Result<()> {
-        let session = self.session.as_mut().expect("only a thread whose session is ready processes");
+        let session = self
+            .session
+            .as_mut()
+            .expect("only a thread whose session is ready processes");
         if !matches!(self.line, Line::Open(_)) {
             session.begin()?;
             self.line = Line::Open(now);
@@ -111,7 +125,10 @@ impl Writer {
 
     /// Commits the open transaction with the consumed offsets.
     pub(crate) fn commit(&mut self, member: &Member, offsets: &[(TopicPartition, Offset)]) -> Outcome {
-        let session = self.session.as_mut().expect("only a thread whose session is ready commits");
+        let session = self
+            .session
+            .as_mut()
+            .expect("only a thread whose session is ready commits");
         let outcome = session.commit(Some((member, offsets)));
         if matches!(outcome, Outcome::Committed(_)) {
             self.line = Line::Idle;

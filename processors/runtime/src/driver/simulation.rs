@@ -56,14 +56,24 @@ fn application(home: &Home, verdict: &Verdict) -> Application {
                 let (topic, partition) = (format!("out.{}", info.id.subtopology).into(), info.id.partition);
                 let changelog = at(&format!("{APPLICATION}.changelog.{}", info.id.subtopology), partition);
                 let (home, verdict) = (home.clone(), verdict.clone());
-                Box::new(Counter { topic, partition, changelog, home, verdict })
+                Box::new(Counter {
+                    topic,
+                    partition,
+                    changelog,
+                    home,
+                    verdict,
+                })
             }),
             first_start: FirstStart::Earliest,
         }
     };
     Application {
         name: APPLICATION.to_owned(),
-        subtopologies: vec![sub("a", &["change"]), sub("b", &["event"]), sub("c", &["left", "right"])],
+        subtopologies: vec![
+            sub("a", &["change"]),
+            sub("b", &["event"]),
+            sub("c", &["left", "right"]),
+        ],
     }
 }
 
@@ -91,7 +101,10 @@ impl Processor for Counter {
             }
             let name = record.key().unwrap();
             let key = [b"[\"", name, b"\"]"].concat();
-            let count = state.get(&key)?.map_or(0, |v| std::str::from_utf8(&v).unwrap().parse().unwrap()) + 1_u64;
+            let count = state
+                .get(&key)?
+                .map_or(0, |v| std::str::from_utf8(&v).unwrap().parse().unwrap())
+                + 1_u64;
             if count == FULL {
                 state.delete(&key);
             } else {
@@ -124,7 +137,12 @@ impl Processor for Counter {
         let owners: Vec<usize> = group
             .members
             .iter()
-            .filter(|(name, _)| group.assignment.get(*name).is_some_and(|a| a.contains(&broker.tasks[&self.changelog][0])))
+            .filter(|(name, _)| {
+                group
+                    .assignment
+                    .get(*name)
+                    .is_some_and(|a| a.contains(&broker.tasks[&self.changelog][0]))
+            })
             .map(|(_, (_, process))| *process)
             .collect();
         if owners != [self.home.process] {
@@ -166,7 +184,14 @@ fn live(home: &Home, name: &str, disk: &Disk, verdict: &Verdict) {
     config.session_timeout = Duration::from_millis(u64::try_from(SESSION_TIMEOUT).unwrap());
     let application = application(home, verdict);
     let log: log::SharedLog = Arc::new(home.clone());
-    let thread = ThreadDriver::new(&application, config, log, Arc::new(home.clone()), Arc::new(disk.clone()), 0);
+    let thread = ThreadDriver::new(
+        &application,
+        config,
+        log,
+        Arc::new(home.clone()),
+        Arc::new(disk.clone()),
+        0,
+    );
     let mut thread = thread.expect("the simulated log has all topics");
     loop {
         home.stage.pass(home.process);
@@ -174,7 +199,10 @@ fn live(home: &Home, name: &str, disk: &Disk, verdict: &Verdict) {
             Ok(()) => {}
             Err(Error::Fenced { .. }) => return home.stage.broker.lock().unwrap().note("exit"),
             Err(error) => {
-                verdict.lock().unwrap().get_or_insert(format!("process ended: {}", crate::error::chain(&error)));
+                verdict
+                    .lock()
+                    .unwrap()
+                    .get_or_insert(format!("process ended: {}", process::chain(&error)));
                 return;
             }
         }
@@ -194,8 +222,15 @@ impl World {
         let rates = ["kill", "pause", "respawn", "jump", "rebalance", "wipe"];
         let rates = rates.map(|what| (what, rng.pick(&[0.0, 0.003, 0.01, 0.03]))).into();
         let stage = Stage::new(Broker::new(Rng(rng.next()), tasks(), fault, speed));
-        let mut world =
-            World { stage, rng, processes: Vec::new(), names: names.clone(), is_static, rates, verdict: Verdict::default() };
+        let mut world = World {
+            stage,
+            rng,
+            processes: Vec::new(),
+            names: names.clone(),
+            is_static,
+            rates,
+            verdict: Verdict::default(),
+        };
         for name in &names {
             world.spawn(name, Disk::default());
         }
@@ -204,7 +239,11 @@ impl World {
 
     fn spawn(&mut self, name: &str, disk: Disk) {
         let process = self.processes.len();
-        let home = Home { stage: self.stage.clone(), process, is_static: self.is_static };
+        let home = Home {
+            stage: self.stage.clone(),
+            process,
+            is_static: self.is_static,
+        };
         let (own, its_disk, verdict) = (name.to_owned(), disk.clone(), self.verdict.clone());
         let body = move || {
             let run = || {
@@ -220,8 +259,17 @@ impl World {
             }
             home.stage.end(home.process);
         };
-        let thread = std::thread::Builder::new().name(format!("{name}-{process}")).spawn(body).unwrap();
-        self.processes.push(Process { name: name.to_owned(), disk, gone: None, alive: true, thread: Some(thread) });
+        let thread = std::thread::Builder::new()
+            .name(format!("{name}-{process}"))
+            .spawn(body)
+            .unwrap();
+        self.processes.push(Process {
+            name: name.to_owned(),
+            disk,
+            gone: None,
+            alive: true,
+            thread: Some(thread),
+        });
     }
 
     fn note(&self, what: &'static str) {
@@ -248,7 +296,9 @@ impl World {
         let pause = Millis::try_from(self.rng.below(20)).unwrap();
         self.stage.broker.lock().unwrap().now += pause;
         let answers = |p: &Process| p.alive && p.gone.is_none();
-        let mut who: Vec<usize> = (0..self.processes.len()).filter(|&i| answers(&self.processes[i])).collect();
+        let mut who: Vec<usize> = (0..self.processes.len())
+            .filter(|&i| answers(&self.processes[i]))
+            .collect();
         self.rng.shuffle(&mut who);
         if who.len() > 1 {
             who.pop();
@@ -266,14 +316,24 @@ impl World {
 
     /// The outside world writes; a third of the records change nothing.
     fn feed(&mut self) {
-        let to = self.rng.pick(&[at("change", 0), at("event", 0), at("event", 1), at("left", 0), at("right", 0)]);
+        let to = self.rng.pick(&[
+            at("change", 0),
+            at("event", 0),
+            at("event", 1),
+            at("left", 0),
+            at("right", 0),
+        ]);
         let n = self.rng.pick(&[1, 1, 2, 3]);
         for _ in 0..n {
             let key = self.rng.pick(&[b"a", b"b"]).to_vec();
             let value = if self.rng.chance(0.67) { b"+" } else { b"-" }.to_vec();
             let mut broker = self.stage.broker.lock().unwrap();
             let now = broker.now;
-            broker.parts.entry(to.clone()).or_default().append(now, &[(Some(key), Some(value))], None);
+            broker
+                .parts
+                .entry(to.clone())
+                .or_default()
+                .append(now, &[(Some(key), Some(value))], None);
         }
     }
 
@@ -329,7 +389,12 @@ impl World {
         for name in self.names.clone() {
             let alive = self.processes.iter().any(|p| p.alive && p.name == name);
             if !alive && self.rng.chance(probability) {
-                let disk = self.processes.iter().rev().find(|p| p.name == name).map(|p| p.disk.clone());
+                let disk = self
+                    .processes
+                    .iter()
+                    .rev()
+                    .find(|p| p.name == name)
+                    .map(|p| p.disk.clone());
                 self.spawn(&name, disk.unwrap_or_default());
             }
         }
@@ -344,7 +409,10 @@ impl World {
                 let marker = marker.map(|value| crate::Marker::read(value).unwrap());
                 inputs.iter().all(|input| {
                     let next = marker.as_ref().and_then(|m| m.next_offset(input)).unwrap_or(0);
-                    broker.parts.get(input).is_none_or(|part| part.read(next, 1).0.is_empty())
+                    broker
+                        .parts
+                        .get(input)
+                        .is_none_or(|part| part.read(next, 1).0.is_empty())
                 })
             })
     }
@@ -372,7 +440,10 @@ impl World {
                 self.kill(process);
             }
         }
-        self.processes.iter_mut().filter(|p| p.alive).for_each(|p| p.gone = None);
+        self.processes
+            .iter_mut()
+            .filter(|p| p.alive)
+            .for_each(|p| p.gone = None);
         for i in 0..6000 {
             self.step();
             self.revive(0.3);
@@ -396,7 +467,11 @@ impl World {
             let out = at(&format!("out.{store}"), changelog.partition);
             let mut counts: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
             let mut seen: BTreeMap<String, Vec<Offset>> = BTreeMap::new();
-            for record in broker.parts.get(&out).map_or(Vec::new(), |part| part.read(0, usize::MAX).0) {
+            for record in broker
+                .parts
+                .get(&out)
+                .map_or(Vec::new(), |part| part.read(0, usize::MAX).0)
+            {
                 let text = String::from_utf8(record.value.unwrap()).unwrap();
                 let words: Vec<&str> = text.split(' ').collect();
                 let count = counts.entry(record.key.clone().unwrap()).or_default();
@@ -404,10 +479,15 @@ impl World {
                 if count.to_string() != words[0] {
                     return Err(format!("{out}@{}: {text}, sequentially {count}", record.offset));
                 }
-                seen.entry(words[1].to_owned()).or_default().push(words[2].parse().unwrap());
+                seen.entry(words[1].to_owned())
+                    .or_default()
+                    .push(words[2].parse().unwrap());
             }
             for input in inputs {
-                let records = broker.parts.get(input).map_or(Vec::new(), |part| part.read(0, usize::MAX).0);
+                let records = broker
+                    .parts
+                    .get(input)
+                    .map_or(Vec::new(), |part| part.read(0, usize::MAX).0);
                 let counting = records.iter().filter(|r| r.value.as_deref() == Some(b"+"));
                 let want: Vec<Offset> = counting.map(|r| r.offset).collect();
                 let got = seen.remove(&input.to_string()).unwrap_or_default();
@@ -447,12 +527,26 @@ fn simulate(from: u64, count: u64) -> std::result::Result<BTreeMap<&'static str,
 fn output_under_random_faults_equals_one_sequential_run() {
     let seeds = process::config::env("TRUNKLINE_SIMULATION");
     let seeds = seeds.as_deref().and_then(|text| text.split_once(','));
-    let (from, count) = seeds.map_or((1, 300), |(from, count)| (from.parse().unwrap(), count.parse().unwrap()));
+    let (from, count) = seeds.map_or((1, 300), |(from, count)| {
+        (from.parse().unwrap(), count.parse().unwrap())
+    });
     let began = std::time::Instant::now();
     let notes = simulate(from, count).unwrap();
     println!("{count} seeds from {from} in {:?}: {notes:?}", began.elapsed());
-    for what in ["started", "kill", "pause", "wipe", "committed", "aborted", "exit", "transaction timed out"] {
-        assert!(count < 300 || notes.contains_key(what), "no {what} in {count} seeds: the simulation tests too little");
+    for what in [
+        "started",
+        "kill",
+        "pause",
+        "wipe",
+        "committed",
+        "aborted",
+        "exit",
+        "transaction timed out",
+    ] {
+        assert!(
+            count < 300 || notes.contains_key(what),
+            "no {what} in {count} seeds: the simulation tests too little"
+        );
     }
 }
 
@@ -461,5 +555,8 @@ fn a_fenced_epoch_is_refused_by_the_simulated_broker() {
     let mut broker = Broker::new(Rng(1), tasks(), 0.0, 1.0);
     let first = broker.init("x").unwrap();
     assert_eq!(broker.init("x"), Ok(first + 1));
-    assert_eq!(broker.produce("x", first, &at("out.a", 0), &[]), Err(Refusal::Fenced("epoch")));
+    assert_eq!(
+        broker.produce("x", first, &at("out.a", 0), &[]),
+        Err(Refusal::Fenced("epoch"))
+    );
 }

@@ -20,7 +20,10 @@ pub(crate) enum Start {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// The task can start here, each input at its place.
-    Start { places: Vec<Start>, warning: Option<String> },
+    Start {
+        places: Vec<Start>,
+        warning: Option<String>,
+    },
     /// The two differ.
     Differ { text: String },
 }
@@ -54,7 +57,10 @@ pub(crate) fn decide(inputs: &[TopicPartition], offsets: &[Option<Offset>], mark
         });
     }
     let warning = (!expired.is_empty()).then(|| {
-        format!("no committed offset, so the state's own place is taken as the truth for {}", expired.join(", "))
+        format!(
+            "no committed offset, so the state's own place is taken as the truth for {}",
+            expired.join(", ")
+        )
     });
     Verdict::Start { places, warning }
 }
@@ -64,10 +70,17 @@ mod tests {
     use super::*;
 
     fn verdict(offsets: &[Option<Offset>], marker: Option<&[(&str, Offset)]>) -> String {
-        let inputs: Vec<_> = ["a", "b"].into_iter().take(offsets.len()).map(|t| TopicPartition::new(t, 0)).collect();
+        let inputs: Vec<_> = ["a", "b"]
+            .into_iter()
+            .take(offsets.len())
+            .map(|t| TopicPartition::new(t, 0))
+            .collect();
         let marker = marker.map(|known| Marker {
             seq: 1,
-            offsets: known.iter().map(|(topic, offset)| ((*topic).to_owned(), 0, *offset)).collect(),
+            offsets: known
+                .iter()
+                .map(|(topic, offset)| ((*topic).to_owned(), 0, *offset))
+                .collect(),
             stream_time: 0,
         });
         match decide(&inputs, offsets, marker.as_ref()) {
@@ -91,7 +104,10 @@ mod tests {
 
     #[test]
     fn expired_offsets_are_taken_from_the_marker_with_a_warning() {
-        assert_eq!(verdict(&[None, None], Some(&[("a", 3), ("b", 4)])), "At(3) At(4) warned");
+        assert_eq!(
+            verdict(&[None, None], Some(&[("a", 3), ("b", 4)])),
+            "At(3) At(4) warned"
+        );
     }
 
     #[test]
@@ -102,7 +118,10 @@ mod tests {
 
     #[test]
     fn any_difference_is_for_people_also_beside_an_expired_offset() {
-        assert_eq!(verdict(&[Some(2)], Some(&[("a", 3)])), "state contains a/0 up to 3, and the committed offset is 2");
+        assert_eq!(
+            verdict(&[Some(2)], Some(&[("a", 3)])),
+            "state contains a/0 up to 3, and the committed offset is 2"
+        );
         assert!(verdict(&[Some(4), None], Some(&[("a", 3), ("b", 1)])).contains("is 4"));
         assert!(verdict(&[Some(4)], None).contains("no state at all"));
     }

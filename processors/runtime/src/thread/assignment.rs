@@ -4,7 +4,7 @@
 //! taken leaves nothing behind that could be committed.
 //! Never: a task that runs before all of its inputs are here.
 
-use super::{Cause, StreamThread};
+use super::{Broken, StreamThread};
 use crate::recovery::Recovery;
 use crate::task::{Phase, Task};
 use crate::{Result, hit};
@@ -18,17 +18,29 @@ impl StreamThread {
         self.settle_assignment()?;
         let again = |task: &Task| task.is_live() && task.inputs.iter().any(|input| partitions.contains(&input.at));
         if self.tasks.iter().any(again) {
-            self.broke(Cause::Failed("partitions were assigned anew without having been revoked".to_owned()));
+            self.broke(Broken::Failed(
+                "partitions were assigned anew without having been revoked".to_owned(),
+            ));
         }
         for at in partitions {
-            let Some(sub) = self.env.plan.reader_of(&at.topic) else { continue };
-            let known = self.tasks.iter().position(|t| t.id.subtopology == sub.name && t.id.partition == at.partition);
+            let Some(sub) = self.env.plan.reader_of(&at.topic) else {
+                continue;
+            };
+            let known = self
+                .tasks
+                .iter()
+                .position(|t| t.id.subtopology == sub.name && t.id.partition == at.partition);
             let index = known.unwrap_or_else(|| {
                 self.tasks.push(Task::new(sub.clone(), at.partition));
                 self.tasks.len() - 1
             });
-            let Some(task) = self.tasks.get_mut(index) else { continue };
-            task.inputs.iter_mut().filter(|input| input.at == *at).for_each(|input| input.assigned = true);
+            let Some(task) = self.tasks.get_mut(index) else {
+                continue;
+            };
+            task.inputs
+                .iter_mut()
+                .filter(|input| input.at == *at)
+                .for_each(|input| input.assigned = true);
             if task.inputs.iter().all(|input| input.assigned) {
                 task.phase = Phase::Recovering(Recovery::default());
             }
@@ -56,7 +68,7 @@ impl StreamThread {
         self.fence = None;
         self.member = None;
         if self.writer.open_for(now).is_some() {
-            self.broke(Cause::Failed("partitions were lost".to_owned()));
+            self.broke(Broken::Failed("partitions were lost".to_owned()));
         }
         let at = self.env.clock.now();
         if !self.tasks.iter().any(|task| task.has_work(at)) {
@@ -80,7 +92,8 @@ impl StreamThread {
         self.tasks.retain(|task| {
             let gone = task.inputs.iter().any(|input| partitions.contains(&input.at));
             if gone {
-                env.status.set(&format!("{}, task {}", env.plan.application, task.id), None);
+                env.status
+                    .set(&format!("{}, task {}", env.plan.application, task.id), None);
                 let mut places = env.places.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 task.inputs.iter().for_each(|input| {
                     places.remove(&input.at);

@@ -46,23 +46,46 @@ impl Caution {
     pub(crate) fn after(previous: Option<Caution>, refused: Refused) -> Option<Caution> {
         let before = previous.as_ref();
         let known = before.map_or(&[][..], |caution| &caution.until);
-        let until = refused.until.iter().enumerate().map(|(i, next)| known.get(i).map_or(*next, |k| *next.max(k)));
+        let until = refused
+            .until
+            .iter()
+            .enumerate()
+            .map(|(i, next)| known.get(i).map_or(*next, |k| *next.max(k)));
         let until = until.collect();
         if refused.records > 1 {
             let chunk = before.map_or(refused.records, |caution| caution.chunk.min(refused.records));
-            return Some(Caution { chunk: (chunk / 2).max(1), until, poison: None });
+            return Some(Caution {
+                chunk: (chunk / 2).max(1),
+                until,
+                poison: None,
+            });
         }
         let (at, offset) = refused.first?;
         let Some(reason) = refused.reason else {
-            return Some(Caution { chunk: 1, until, poison: None });
+            return Some(Caution {
+                chunk: 1,
+                until,
+                poison: None,
+            });
         };
-        let earlier = before.and_then(|caution| caution.poison.as_ref()).filter(|p| p.at == at && p.offset == offset);
+        let earlier = before
+            .and_then(|caution| caution.poison.as_ref())
+            .filter(|p| p.at == at && p.offset == offset);
         let body = match earlier.map(|poison| poison.body) {
             None => Body::Whole,
             Some(Body::Whole) => Body::LeftOut,
             Some(Body::LeftOut) => return None,
         };
-        Some(Caution { chunk: 1, until, poison: Some(Poison { at, offset, body, reason }) })
+        Some(Caution {
+            chunk: 1,
+            until,
+            poison: Some(Poison {
+                at,
+                offset,
+                body,
+                reason,
+            }),
+        })
     }
 
     /// A transaction was committed up to these offsets: larger ones may follow; `None` when the records are passed.
@@ -100,7 +123,10 @@ mod tests {
             assert!(transactions < 1000, "does not end");
             let chunk = caution.as_ref().map_or(n, |c| i64::try_from(c.chunk).unwrap());
             let end = (next + chunk).min(n);
-            let poison = caution.as_ref().and_then(|c| c.poison.clone()).filter(|p| p.offset == next);
+            let poison = caution
+                .as_ref()
+                .and_then(|c| c.poison.clone())
+                .filter(|p| p.offset == next);
             let end = if poison.is_some() { next + 1 } else { end };
             let refused = match &poison {
                 Some(_) => refused_letters < deaths,
@@ -144,7 +170,12 @@ mod tests {
 
     #[test]
     fn without_a_reason_no_record_is_given_up() {
-        let refused = Refused { records: 1, first: Some((at(), 5)), until: vec![6], reason: None };
+        let refused = Refused {
+            records: 1,
+            first: Some((at(), 5)),
+            until: vec![6],
+            reason: None,
+        };
         let caution = Caution::after(None, refused).unwrap();
         assert_eq!((caution.chunk, caution.poison), (1, None));
     }

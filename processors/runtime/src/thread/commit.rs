@@ -4,11 +4,10 @@
 //! inputs; a store is written only after the transaction is known to be committed, in one batch.
 //! Never: a commit whose outcome is not known taken as one.
 
-use super::{Cause, StreamThread};
-use crate::error::chain;
-use crate::task::Task;
+use super::{Broken, Place, StreamThread};
 use crate::{Result, hit};
 use log::{Outcome, Produced};
+use process::chain;
 use std::sync::PoisonError;
 
 impl StreamThread {
@@ -21,9 +20,18 @@ impl StreamThread {
         let now = self.env.clock.now();
         let mut who = std::mem::take(&mut self.who);
         who.clear();
-        let working = self.tasks.iter().enumerate().filter(|(_, task)| task.has_work(now)).map(|(index, _)| index);
+        let working = self
+            .tasks
+            .iter()
+            .enumerate()
+            .filter(|(_, task)| task.has_work(now))
+            .map(|(index, _)| index);
         who.extend(working.filter(|index| only.is_none_or(|only| only == *index)));
-        let done = if who.is_empty() { Ok(true) } else { self.commit_tasks(&who) };
+        let done = if who.is_empty() {
+            Ok(true)
+        } else {
+            self.commit_tasks(&who)
+        };
         self.who = who;
         if matches!(done, Ok(true)) {
             self.pace.settled(self.env.clock.elapsed());
@@ -42,10 +50,11 @@ impl StreamThread {
         hit("runtime.commit.sent");
         self.offsets.clear();
         for task in who.iter().filter_map(|&index| self.tasks.get(index)) {
-            self.offsets.extend(task.inputs.iter().map(|input| (input.at.clone(), input.next)));
+            self.offsets
+                .extend(task.inputs.iter().map(|input| (input.at.clone(), input.next)));
         }
         let Some(member) = &self.member else {
-            self.broke(Cause::Failed("not a member of the group".to_owned()));
+            self.broke(Broken::Failed("not a member of the group".to_owned()));
             return Ok(false);
         };
         match self.writer.commit(member, &self.offsets) {
@@ -62,26 +71,34 @@ impl StreamThread {
                 let mut places = self.env.places.lock().unwrap_or_else(PoisonError::into_inner);
                 for (at, next) in &self.offsets {
                     if let Some(place) = places.get_mut(at) {
-                        *place = *next;
+                        place.next = *next;
                     } else {
-                        places.insert(at.clone(), *next);
+                        places.insert(
+                            at.clone(),
+                            Place {
+                                next: *next,
+                                drained: None,
+                            },
+                        );
                     }
                 }
                 return Ok(true);
             }
-            Outcome::Aborted { fenced: true, reason } => self.broke(Cause::Fenced(reason)),
-            Outcome::Aborted { fenced: false, reason } => self.broke(Cause::Failed(reason)),
-            Outcome::Unknown { reason } => self.broke(Cause::Failed(format!("outcome unknown: {reason}"))),
+            Outcome::Aborted { fenced: true, reason } => self.broke(Broken::Fenced(reason)),
+            Outcome::Aborted { fenced: false, reason } => self.broke(Broken::Failed(reason)),
+            Outcome::Unknown { reason } => self.broke(Broken::Failed(format!("outcome unknown: {reason}"))),
         }
         Ok(false)
     }
 
     /// Sends a task's last words, changed keys and marker; says whether the transaction can go on.
     fn write_down(&mut self, index: usize) -> bool {
-        let Some(task) = self.tasks.get_mut(index) else { return true };
+        let Some(task) = self.tasks.get_mut(index) else {
+            return true;
+        };
         if let Err(error) = task.before_commit(self.env.clock.now()) {
             let reason = chain(&error);
-            self.broke(Cause::Failed(format!("a task stops: {reason}")));
+            self.broke(Broken::Failed(format!("a task stops: {reason}")));
             self.stop(index, reason, false);
             return false;
         }
@@ -89,14 +106,18 @@ impl StreamThread {
         if self.send_effects(index, now).is_none() {
             return false;
         }
-        let Some(task) = self.tasks.get_mut(index) else { return true };
+        let Some(task) = self.tasks.get_mut(index) else {
+            return true;
+        };
         task.drain_into(&mut self.out, &mut self.scratch);
         let sent = self.writer.send(now, &self.out);
         self.sent(index, sent)
     }
 
     fn apply(&mut self, index: usize, produced: &[Produced]) -> Result<()> {
-        let Some(task) = self.tasks.get_mut(index) else { return Ok(()) };
+        let Some(task) = self.tasks.get_mut(index) else {
+            return Ok(());
+        };
         let place = produced.iter().find(|produced| produced.at == task.changelog);
         let place = place.ok_or_else(|| crate::Error::Log {
             who: task.id.to_string(),
@@ -114,26 +135,5 @@ impl StreamThread {
             task.caution = caution.and_then(|caution| caution.committed(task.inputs.iter().map(|input| input.next)));
         }
         Ok(())
-    }
-}
-
-impl Task {
-    /// Why the task does not work, for people; `None` when it does.
-    pub(super) fn cause(&self) -> Option<String> {
-        use crate::task::Phase;
-        match &self.phase {
-            Phase::Running => None,
-            Phase::Waiting => Some("waiting for the rest of its inputs".to_owned()),
-            Phase::Resting { reason, .. } => Some(format!("paused: {reason}")),
-            Phase::Stopped { reason, .. } => Some(format!("stopped: {reason}")),
-            Phase::Recovering(recovery) => Some(match (&recovery.waits_for, recovery.restoring_until()) {
-                (Some(reason), _) => reason.clone(),
-                (None, Some(end)) => {
-                    let next = self.live.as_ref().and_then(|live| live.next).unwrap_or_default();
-                    format!("restoring from {}: offset {next} of {end}", self.changelog)
-                }
-                (None, None) => "recovering".to_owned(),
-            }),
-        }
     }
 }

@@ -4,12 +4,12 @@
 //! while the next one is processed.
 //! Never: a record of a task that does not run; it is read again when the task starts.
 
-use super::{Cause, StreamThread};
+use super::{Broken, StreamThread};
 use crate::Result;
-use crate::error::chain;
 use crate::pace::Advice;
 use crate::task::{Phase, Task, Trouble};
 use log::{Millis, RecordBatch};
+use process::chain;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -45,7 +45,10 @@ impl StreamThread {
         let tasks = &self.tasks;
         self.routes.extend(records.partitions().iter().map(|at| {
             tasks.iter().enumerate().find_map(|(index, task)| {
-                task.inputs.iter().position(|input| input.at == *at).map(|input| (index, input))
+                task.inputs
+                    .iter()
+                    .position(|input| input.at == *at)
+                    .map(|input| (index, input))
             })
         }));
     }
@@ -59,13 +62,20 @@ impl StreamThread {
             let route = self.routes.get(record.partition_index()).copied().flatten();
             let wanted = route.and_then(|(task, input)| {
                 let of = self.tasks.get(task).filter(|of| matches!(of.phase, Phase::Running))?;
-                of.inputs.get(input).filter(|input| record.offset() >= input.next).map(|_| (task, of))
+                of.inputs
+                    .get(input)
+                    .filter(|input| record.offset() >= input.next)
+                    .map(|_| (task, of))
             });
             match (&mut run, wanted) {
                 (None, None) => {}
                 (None, Some((task, of))) => {
                     limit = of.caution.as_ref().map_or(limit, |caution| caution.chunk.min(limit));
-                    run = Some(Run { task, range: index..index + 1, newest: record.timestamp() });
+                    run = Some(Run {
+                        task,
+                        range: index..index + 1,
+                        newest: record.timestamp(),
+                    });
                 }
                 (Some(run), Some((task, _))) if task == run.task && run.range.len() < limit => {
                     run.range.end = index + 1;
@@ -79,14 +89,20 @@ impl StreamThread {
 
     /// Processes one run and sends what it made; says whether the rest of the batch may follow.
     fn work(&mut self, records: &RecordBatch, run: Run) -> Result<bool> {
-        let Run { task: index, range, newest } = run;
+        let Run {
+            task: index,
+            range,
+            newest,
+        } = run;
         let cautious = self.tasks.get(index).is_some_and(|task| task.caution.is_some());
         // A transaction in which a refused record is looked for is that task's alone.
         if cautious && !self.commit(None)? {
             return Ok(false);
         }
         let now = self.env.clock.now();
-        let Some(task) = self.tasks.get_mut(index) else { return Ok(true) };
+        let Some(task) = self.tasks.get_mut(index) else {
+            return Ok(true);
+        };
         match task.process(now, newest, records, range.clone()) {
             Ok(()) => {}
             Err(Trouble::Rest(reason)) => {
@@ -94,15 +110,20 @@ impl StreamThread {
                 return Ok(true);
             }
             Err(Trouble::Stop(reason)) => {
-                self.broke(Cause::Failed(format!("a task stops: {reason}")));
+                self.broke(Broken::Failed(format!("a task stops: {reason}")));
                 self.stop(index, reason, false);
                 return Ok(false);
             }
         }
         self.move_on(index, records, range.clone());
-        self.env.metrics.records_in.increment(u64::try_from(range.len()).unwrap_or(u64::MAX));
+        self.env
+            .metrics
+            .records_in
+            .increment(u64::try_from(range.len()).unwrap_or(u64::MAX));
         let elapsed = self.env.clock.elapsed();
-        let Some(sent_bytes) = self.send_effects(index, elapsed) else { return Ok(false) };
+        let Some(sent_bytes) = self.send_effects(index, elapsed) else {
+            return Ok(false);
+        };
         self.pace.worked(elapsed, range.len(), sent_bytes);
         if cautious {
             return self.commit(Some(index));
@@ -134,7 +155,10 @@ impl StreamThread {
         }
         let bytes = task.effects.out.byte_len();
         let sent = self.writer.send(now, &task.effects.out);
-        self.env.metrics.records_out.increment(u64::try_from(task.effects.out.len()).unwrap_or(u64::MAX));
+        self.env
+            .metrics
+            .records_out
+            .increment(u64::try_from(task.effects.out.len()).unwrap_or(u64::MAX));
         task.effects.out.clear();
         self.sent(index, sent).then_some(bytes)
     }
@@ -144,10 +168,13 @@ impl StreamThread {
         match sent {
             Ok(()) => return true,
             Err(error @ log::Error::TooLarge { .. }) => {
-                self.broke(Cause::Refused { task: index, reason: chain(&error) });
+                self.broke(Broken::Refused {
+                    task: index,
+                    reason: chain(&error),
+                });
             }
-            Err(error @ log::Error::Fenced { .. }) => self.broke(Cause::Fenced(chain(&error))),
-            Err(error) => self.broke(Cause::Failed(chain(&error))),
+            Err(error @ log::Error::Fenced { .. }) => self.broke(Broken::Fenced(chain(&error))),
+            Err(error) => self.broke(Broken::Failed(chain(&error))),
         }
         false
     }
@@ -159,7 +186,10 @@ impl StreamThread {
         let pause = REST_MIN.saturating_mul(1 << task.rests.min(10)).min(REST_MAX);
         task.rests = task.rests.saturating_add(1);
         tracing::warn!(task = %task.id, reason, pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX), "task pauses");
-        task.phase = Phase::Resting { until: now + pause, reason };
+        task.phase = Phase::Resting {
+            until: now + pause,
+            reason,
+        };
         self.published = None;
         self.pause(index);
     }

@@ -102,7 +102,15 @@ impl Part {
         for (key, value) in rows {
             let state = if txn.is_some() { State::Open } else { State::Committed };
             let (key, value) = (key.clone(), value.clone());
-            self.log.push(Rec { offset: self.end, key, value, at: now, txn, state, horizon: None });
+            self.log.push(Rec {
+                offset: self.end,
+                key,
+                value,
+                at: now,
+                txn,
+                state,
+                horizon: None,
+            });
             self.end += 1;
         }
         first
@@ -110,9 +118,19 @@ impl Part {
 
     fn mark(&mut self, now: Millis, txn: u64, commit: bool) {
         let state = if commit { State::Committed } else { State::Aborted };
-        self.log.iter_mut().filter(|r| r.txn == Some(txn) && r.state == State::Open).for_each(|r| r.state = state);
-        let control =
-            Rec { offset: self.end, key: None, value: None, at: now, txn: None, state: State::Control, horizon: None };
+        self.log
+            .iter_mut()
+            .filter(|r| r.txn == Some(txn) && r.state == State::Open)
+            .for_each(|r| r.state = state);
+        let control = Rec {
+            offset: self.end,
+            key: None,
+            value: None,
+            at: now,
+            txn: None,
+            state: State::Control,
+            horizon: None,
+        };
         self.log.push(control);
         self.end += 1;
         self.open.remove(&txn);
@@ -138,7 +156,11 @@ impl Part {
     pub(super) fn compact(&mut self, now: Millis, rng: &mut Rng) {
         let limit = Offset::try_from(rng.below(usize::try_from(self.lso()).unwrap() + 1)).unwrap();
         let mut last = BTreeMap::new();
-        for r in self.log.iter().filter(|r| r.offset < limit && r.state == State::Committed) {
+        for r in self
+            .log
+            .iter()
+            .filter(|r| r.offset < limit && r.state == State::Committed)
+        {
             last.insert(r.key.clone(), r.offset);
         }
         self.log.retain_mut(|r| {
@@ -171,11 +193,18 @@ pub(super) struct Group {
 }
 
 impl Group {
-    pub(super) fn fetch(&self, of: &[TopicPartition], stable: bool) -> Answer<BTreeMap<TopicPartition, Option<Offset>>> {
+    pub(super) fn fetch(
+        &self,
+        of: &[TopicPartition],
+        stable: bool,
+    ) -> Answer<BTreeMap<TopicPartition, Option<Offset>>> {
         if stable && self.pending.values().any(|p| of.iter().any(|at| p.contains_key(at))) {
             return Err(Refusal::Retry);
         }
-        Ok(of.iter().map(|at| (at.clone(), self.committed.get(at).copied())).collect())
+        Ok(of
+            .iter()
+            .map(|at| (at.clone(), self.committed.get(at).copied()))
+            .collect())
     }
 
     /// Joins; a known static name without a member id takes the old seat without a rebalance.
@@ -203,7 +232,10 @@ impl Group {
     }
 
     fn complete(&mut self, rng: &mut Rng, tasks: &Tasks) {
-        let all = self.joining.as_ref().is_some_and(|joined| self.members.keys().all(|name| joined.contains(name)));
+        let all = self
+            .joining
+            .as_ref()
+            .is_some_and(|joined| self.members.keys().all(|name| joined.contains(name)));
         if !all {
             return;
         }
@@ -381,10 +413,19 @@ impl Broker {
     }
 
     /// Returns the first offset and the append time.
-    pub(super) fn produce(&mut self, id: &str, epoch: i32, at: &TopicPartition, rows: &[Row]) -> Answer<(Offset, Millis)> {
+    pub(super) fn produce(
+        &mut self,
+        id: &str,
+        epoch: i32,
+        at: &TopicPartition,
+        rows: &[Row],
+    ) -> Answer<(Offset, Millis)> {
         let txn = self.enter(id, epoch, Touched::Part(at.clone()))?;
         let now = self.now;
-        Ok((self.parts.entry(at.clone()).or_default().append(now, rows, Some(txn)), now))
+        Ok((
+            self.parts.entry(at.clone()).or_default().append(now, rows, Some(txn)),
+            now,
+        ))
     }
 
     pub(super) fn send_offsets(
@@ -404,7 +445,11 @@ impl Broker {
             return Err(Refusal::Fenced("generation"));
         }
         let txn = self.enter(id, epoch, Touched::Group)?;
-        self.group.pending.entry(txn).or_default().extend(offsets.iter().cloned());
+        self.group
+            .pending
+            .entry(txn)
+            .or_default()
+            .extend(offsets.iter().cloned());
         Ok(())
     }
 
@@ -451,13 +496,20 @@ impl Broker {
     /// What happens by itself: a marker, timeouts, a late request, compaction, expiry.
     pub(super) fn step(&mut self, gone: &dyn Fn(usize) -> Option<Millis>) {
         let ending = |c: &Coordinator| matches!(c.phase, Phase::Ending { .. });
-        let ids: Vec<String> = self.coordinators.iter().filter(|(_, c)| ending(c)).map(|(id, _)| id.clone()).collect();
+        let ids: Vec<String> = self
+            .coordinators
+            .iter()
+            .filter(|(_, c)| ending(c))
+            .map(|(id, _)| id.clone())
+            .collect();
         if !ids.is_empty() && self.rng.chance(self.speed) {
             let id = self.rng.pick(&ids);
             let c = self.coordinators.get_mut(&id).expect("listed");
             let touched: Vec<Touched> = c.touched.iter().cloned().collect();
             let next = self.rng.pick(&touched);
-            let Phase::Ending { commit } = c.phase else { unreachable!() };
+            let Phase::Ending { commit } = c.phase else {
+                unreachable!()
+            };
             c.touched.remove(&next);
             match next {
                 Touched::Part(at) => self.parts.entry(at).or_default().mark(self.now, c.txn, commit),
@@ -475,7 +527,12 @@ impl Broker {
         }
         let late = |c: &Coordinator, now: Millis| c.phase == Phase::Ongoing && now - c.started > TXN_TIMEOUT;
         let now = self.now;
-        let ids: Vec<String> = self.coordinators.iter().filter(|(_, c)| late(c, now)).map(|(id, _)| id.clone()).collect();
+        let ids: Vec<String> = self
+            .coordinators
+            .iter()
+            .filter(|(_, c)| late(c, now))
+            .map(|(id, _)| id.clone())
+            .collect();
         for id in ids {
             self.coordinators.get_mut(&id).expect("listed").epoch += 1;
             self.note("transaction timed out");

@@ -5,10 +5,9 @@
 use crate::checkpoint::SPACES;
 use crate::stores::{StoreName, Stores};
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use store::{Batch, Direction, SharedStore, Snapshot, Space, Stats, Store};
+use store::{Batch, Direction, SharedStore, Snapshot, Space, Stats, Store, Visit};
 
 type Rows = BTreeMap<(Space, Vec<u8>), Vec<u8>>;
 
@@ -61,14 +60,7 @@ impl Handle {
     }
 }
 
-fn scan(
-    rows: &Rows,
-    space: Space,
-    from: &[u8],
-    to: Option<&[u8]>,
-    direction: Direction,
-    visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-) {
+fn scan(rows: &Rows, space: Space, from: &[u8], to: Option<&[u8]>, direction: Direction, visit: Visit<'_>) {
     assert_eq!(direction, Direction::Forward, "the runtime scans forward only");
     for ((of, key), value) in rows.range((space, from.to_vec())..) {
         if *of != space || to.is_some_and(|to| key.as_slice() >= to) || visit(key, value).is_break() {
@@ -88,7 +80,7 @@ impl Store for Handle {
         from: &[u8],
         to: Option<&[u8]>,
         direction: Direction,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+        visit: Visit<'_>,
     ) -> store::Result<()> {
         scan(&self.rows(), space, from, to, direction, visit);
         Ok(())
@@ -137,7 +129,7 @@ impl Snapshot for Moment {
         from: &[u8],
         to: Option<&[u8]>,
         direction: Direction,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+        visit: Visit<'_>,
     ) -> store::Result<()> {
         scan(&self.0, space, from, to, direction, visit);
         Ok(())

@@ -6,9 +6,9 @@
 use super::broker::{Answer, Broker, DELETE_RETENTION, Refusal, Row};
 use crate::Clock;
 use log::{
-    At, Committed, Error, Event, GroupConfig, GroupConsumer, GroupInfo, Isolation, Log, Member, Millis, Offset, OutBatch,
-    Outcome, Produced, Reader, RecordBatch, Result, Session, SessionConfig, StartFrom, TimestampType, TopicId, TopicInfo,
-    TopicPartition, TopicSpec,
+    At, Committed, Error, Event, GroupConfig, GroupConsumer, GroupInfo, Isolation, Log, Member, Millis, Offset,
+    OutBatch, Outcome, Produced, Reader, RecordBatch, Result, Session, SessionConfig, StartFrom, TimestampType,
+    TopicId, TopicInfo, TopicPartition, TopicSpec,
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex};
@@ -34,7 +34,11 @@ struct Running {
 
 impl Stage {
     pub(super) fn new(broker: Broker) -> Arc<Stage> {
-        Arc::new(Stage { broker: Mutex::new(broker), running: Mutex::default(), changed: Condvar::new() })
+        Arc::new(Stage {
+            broker: Mutex::new(broker),
+            running: Mutex::default(),
+            changed: Condvar::new(),
+        })
     }
 
     /// The scheduler lets a process run until it gives control back or ends; says whether it has ended.
@@ -99,7 +103,10 @@ impl Clock for Home {
 }
 
 fn unavailable(what: &str) -> Error {
-    Error::Unavailable { attempted: what.to_owned(), reason: "simulated".to_owned() }
+    Error::Unavailable {
+        attempted: what.to_owned(),
+        reason: "simulated".to_owned(),
+    }
 }
 
 fn id_of(topic: &str) -> TopicId {
@@ -126,7 +133,8 @@ impl Home {
 
     fn init(&self, id: &str) -> Result<i32> {
         let id = id.to_owned();
-        self.call(move |broker| broker.init(&id)).map_err(|_| unavailable("init"))
+        self.call(move |broker| broker.init(&id))
+            .map_err(|_| unavailable("init"))
     }
 }
 
@@ -138,7 +146,12 @@ impl Log for Home {
     fn describe(&self, topic: &str) -> Result<Option<TopicInfo>> {
         let broker = self.stage.broker.lock().unwrap();
         let of = |at: &&TopicPartition| *at.topic == *topic.trim_end_matches(".dlq");
-        let partitions = broker.tasks.iter().flat_map(|(log, inputs)| inputs.iter().chain([log])).filter(of).count();
+        let partitions = broker
+            .tasks
+            .iter()
+            .flat_map(|(log, inputs)| inputs.iter().chain([log]))
+            .filter(of)
+            .count();
         let settings = [
             ("cleanup.policy", "compact".to_owned()),
             ("message.timestamp.type", "LogAppendTime".to_owned()),
@@ -148,7 +161,10 @@ impl Log for Home {
             name: topic.to_owned(),
             id: id_of(topic),
             partitions: i32::try_from(partitions).unwrap(),
-            settings: settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+            settings: settings
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect(),
         }))
     }
 
@@ -180,7 +196,8 @@ impl Log for Home {
 
     fn committed(&self, _: &str, partitions: &[TopicPartition]) -> Result<Committed> {
         let partitions = partitions.to_vec();
-        self.call(move |broker| broker.group.fetch(&partitions, true)).map_err(|_| unavailable("fetch offsets"))
+        self.call(move |broker| broker.group.fetch(&partitions, true))
+            .map_err(|_| unavailable("fetch offsets"))
     }
 
     fn set_committed(&self, _: &str, _: &[(TopicPartition, Offset)]) -> Result<()> {
@@ -209,12 +226,21 @@ impl Log for Home {
 
     fn reader(&self, isolation: Isolation) -> Result<Box<dyn Reader>> {
         assert_eq!(isolation, Isolation::ReadCommitted);
-        Ok(Box::new(ChangelogReader { home: self.clone(), places: BTreeMap::new() }))
+        Ok(Box::new(ChangelogReader {
+            home: self.clone(),
+            places: BTreeMap::new(),
+        }))
     }
 
     fn session(&self, config: SessionConfig) -> Result<Box<dyn Session>> {
         let epoch = self.init(&config.transactional_id)?;
-        Ok(Box::new(Producer { home: self.clone(), id: config.transactional_id, epoch, queue: Vec::new(), done: BTreeMap::new() }))
+        Ok(Box::new(Producer {
+            home: self.clone(),
+            id: config.transactional_id,
+            epoch,
+            queue: Vec::new(),
+            done: BTreeMap::new(),
+        }))
     }
 
     fn append(&self, _: &OutBatch) -> Result<Vec<Produced>> {
@@ -251,7 +277,10 @@ impl Consumer {
         let known = broker.group.members.get(&self.name).map(|(id, _)| *id);
         if self.id.is_none() || known != self.id {
             if self.id.is_some() && known.is_some() {
-                return Err(Error::Fenced { attempted: "poll", who: self.name.clone() });
+                return Err(Error::Fenced {
+                    attempted: "poll",
+                    who: self.name.clone(),
+                });
             }
             self.id = None;
             self.generation = None;
@@ -278,13 +307,25 @@ impl Consumer {
             self.assigned = broker.group.assignment.get(&self.name).cloned().unwrap_or_default();
             return Ok(Event::Assigned(self.assigned.clone()));
         }
-        read_some(broker, batch, self.places.iter_mut().filter(|(_, p)| !p.paused).map(|(at, p)| (at, &mut p.next)), 3);
+        read_some(
+            broker,
+            batch,
+            self.places
+                .iter_mut()
+                .filter(|(_, p)| !p.paused)
+                .map(|(at, p)| (at, &mut p.next)),
+            3,
+        );
         Ok(if batch.is_empty() { Event::Idle } else { Event::Records })
     }
 
     fn join(&mut self, broker: &mut Broker, id: Option<i32>) {
         let tasks = std::mem::take(&mut broker.tasks);
-        self.id = Some(broker.group.join(&self.name, id, self.home.process, &mut broker.rng, &tasks));
+        self.id = Some(
+            broker
+                .group
+                .join(&self.name, id, self.home.process, &mut broker.rng, &tasks),
+        );
         broker.tasks = tasks;
     }
 }
@@ -304,7 +345,15 @@ fn read_some<'a>(
         let (records, position) = broker.parts.entry(at.clone()).or_default().read(*next, n);
         let index = batch.intern(at);
         for r in records {
-            batch.push(index, r.offset, r.at, TimestampType::LogAppend, r.key.as_deref(), r.value.as_deref(), []);
+            batch.push(
+                index,
+                r.offset,
+                r.at,
+                TimestampType::LogAppend,
+                r.key.as_deref(),
+                r.value.as_deref(),
+                [],
+            );
         }
         *next = position;
     }
@@ -416,7 +465,8 @@ impl Producer {
                     let (name, member_id) = member.group.split_once('\n').expect("as `member` made it");
                     let member = (name.to_owned(), member_id.parse().expect("a number"), member.generation);
                     let (id, epoch, offsets) = (self.id.clone(), self.epoch, offsets.to_vec());
-                    self.home.call(move |broker| broker.send_offsets(&id, epoch, &offsets, &member))?;
+                    self.home
+                        .call(move |broker| broker.send_offsets(&id, epoch, &offsets, &member))?;
                 }
                 (None, None) => {}
             }
@@ -424,12 +474,22 @@ impl Producer {
         let (id, epoch) = (self.id.clone(), self.epoch);
         match self.home.call(move |broker| broker.end(&id, epoch, true)) {
             Ok(()) => {}
-            Err(Refusal::Timeout) => return Ok(Outcome::Unknown { reason: "simulated".to_owned() }),
+            Err(Refusal::Timeout) => {
+                return Ok(Outcome::Unknown {
+                    reason: "simulated".to_owned(),
+                });
+            }
             Err(refusal) => return Err(refusal),
         }
-        let produced = std::mem::take(&mut self.done).into_iter().map(|(at, (first_offset, next_offset, timestamp))| {
-            Produced { at, first_offset, next_offset, timestamp }
-        });
+        let produced =
+            std::mem::take(&mut self.done)
+                .into_iter()
+                .map(|(at, (first_offset, next_offset, timestamp))| Produced {
+                    at,
+                    first_offset,
+                    next_offset,
+                    timestamp,
+                });
         Ok(Outcome::Committed(produced.collect()))
     }
 }
@@ -444,7 +504,10 @@ impl Session for Producer {
     fn send(&mut self, records: &OutBatch) -> Result<()> {
         for (record, _) in records.iter() {
             let partition = record.partition.expect("tests choose partitions");
-            let at = TopicPartition { topic: record.topic.clone(), partition };
+            let at = TopicPartition {
+                topic: record.topic.clone(),
+                partition,
+            };
             let row = (record.key.map(<[u8]>::to_vec), record.value.map(<[u8]>::to_vec));
             match self.queue.iter_mut().find(|(of, _)| *of == at) {
                 Some((_, rows)) => rows.push(row),
@@ -455,7 +518,12 @@ impl Session for Producer {
             let (at, rows) = self.queue.swap_remove(0);
             match self.produce(at, rows) {
                 Ok(()) => {}
-                Err(Refusal::Fenced(_)) => return Err(Error::Fenced { attempted: "send", who: self.id.clone() }),
+                Err(Refusal::Fenced(_)) => {
+                    return Err(Error::Fenced {
+                        attempted: "send",
+                        who: self.id.clone(),
+                    });
+                }
                 Err(_) => return Err(unavailable("send")),
             }
         }
@@ -465,8 +533,14 @@ impl Session for Producer {
     fn commit(&mut self, consumed: Option<(&Member, &[(TopicPartition, Offset)])>) -> Outcome {
         match self.try_commit(consumed) {
             Ok(outcome) => outcome,
-            Err(Refusal::Fenced(reason)) => Outcome::Aborted { fenced: true, reason: reason.to_owned() },
-            Err(_) => Outcome::Aborted { fenced: false, reason: "simulated".to_owned() },
+            Err(Refusal::Fenced(reason)) => Outcome::Aborted {
+                fenced: true,
+                reason: reason.to_owned(),
+            },
+            Err(_) => Outcome::Aborted {
+                fenced: false,
+                reason: "simulated".to_owned(),
+            },
         }
     }
 

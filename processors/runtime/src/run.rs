@@ -1,0 +1,136 @@
+//! Runs an application in a process: resolves it against the log, then its stream threads, and the lag beside them.
+//!
+//! Guarantees: returns at once; everything runs on threads that the process owns, ends with its drain after a last
+//! commit, and ends the process when it cannot go on.
+//! Never: a change of what the process is: no signal, no listener, no log format.
+
+use crate::clock::ProcessClock;
+use crate::plan::Plan;
+use crate::status::{Cause, Status};
+use crate::stores::Directory;
+use crate::thread::{Env, StreamThread};
+use crate::{Application, Config, Error, Result};
+use log::{At, Fate, Offset, SharedLog, TopicPartition};
+use process::{Drain, Readiness, SharedClock, Tasks, chain};
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+/// Longest wait for input, and so for the drain.
+const MAX_WAIT: Duration = Duration::from_millis(100);
+/// Pause between attempts to reach the log at the start.
+const START_AGAIN: Duration = Duration::from_secs(1);
+/// How often the lag is measured.
+const LAG_EVERY: Duration = Duration::from_secs(2);
+
+/// Starts an application on the threads of a process. Its readiness component is `processor <application>`.
+///
+/// A fence by another process of the same name, a store that fails and an application that does not fit the log end
+/// the process, through the tasks' first failure; a log that is out of reach only makes readiness red.
+pub fn run(
+    application: Application,
+    config: Config,
+    log: SharedLog,
+    clock: SharedClock,
+    tasks: &Tasks,
+    readiness: &Readiness,
+) {
+    let component = readiness.register(format!("processor {}", application.name));
+    let status = Arc::new(Status::told_to(component));
+    let owner = tasks.clone();
+    tasks.thread(format!("{}-start", application.name), move || {
+        start(&application, config, log, clock, &owner, status)
+    });
+}
+
+fn start(
+    application: &Application,
+    config: Config,
+    log: SharedLog,
+    clock: SharedClock,
+    tasks: &Tasks,
+    status: Arc<Status>,
+) -> Result<()> {
+    let drain = tasks.drain();
+    let plan = loop {
+        match Plan::resolve(&*log, application, &config) {
+            Ok(plan) => break plan,
+            Err(error) if error.fate() == Fate::Retry => {
+                status.set("start", Some(Cause::outside(chain(&error))));
+                if !drain.sleep_blocking(START_AGAIN) {
+                    return Ok(());
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    };
+    let directory = Directory {
+        dir: config.dir.clone(),
+        engine: config.engine,
+        memory_bytes: config.store_memory_bytes,
+    };
+    let threads = config.threads.max(1);
+    let names: Vec<String> = (0..threads)
+        .map(|index| config.thread_name(&plan.application, index))
+        .collect();
+    let clock = Arc::new(ProcessClock::new(clock));
+    let env = Arc::new(Env::new(plan, config, log, clock, Arc::new(directory), status.clone()));
+    names
+        .iter()
+        .for_each(|name| status.set(name, Some(Cause::passing("starting"))));
+    status.set("start", None);
+    for (index, name) in names.into_iter().enumerate() {
+        let (env, drain) = (env.clone(), drain.clone());
+        tasks.thread(name, move || stream(env, index, &drain));
+    }
+    tasks.thread(format!("{}-lag", application.name), move || measure_lag(&env, &drain));
+    Ok(())
+}
+
+/// The loop of a stream thread.
+fn stream(env: Arc<Env>, index: usize, drain: &Drain) -> Result<()> {
+    let mut thread = StreamThread::new(env, index);
+    while !drain.is_draining() {
+        let pause = thread.turn(MAX_WAIT)?;
+        if !pause.is_zero() {
+            drain.sleep_blocking(pause);
+        }
+    }
+    thread.finish()
+}
+
+/// Measures how far each input's committed place is behind its stable end. A control record after the last record
+/// would count for ever, so an input that was seen drained after its end was read has no lag.
+fn measure_lag(env: &Env, drain: &Drain) -> Result<(), Error> {
+    let mut ends: HashMap<TopicPartition, (Offset, Duration)> = HashMap::new();
+    while drain.sleep_blocking(LAG_EVERY) {
+        let places = env.places.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        ends.retain(|at, _| places.contains_key(at));
+        for (at, place) in &places {
+            if let Some((end, read)) = ends.get(at) {
+                let drained = place.drained.is_some_and(|drained| drained > *read);
+                env.metrics.lag(
+                    at,
+                    if drained {
+                        0
+                    } else {
+                        end.saturating_sub(place.next).max(0)
+                    },
+                );
+            }
+            let read = env.clock.elapsed();
+            match env.log.offset(at, At::Stable) {
+                Ok(end) => {
+                    ends.insert(at.clone(), (end, read));
+                    env.status.set("lag", None);
+                }
+                Err(error) if error.fate() == Fate::Retry => {
+                    env.status.set("lag", Some(Cause::outside(chain(&error))));
+                    break;
+                }
+                Err(error) => tracing::warn!(%at, reason = chain(&error), "lag is not known"),
+            }
+        }
+    }
+    Ok(())
+}
