@@ -51,6 +51,26 @@ impl<'h> Admin<'h> {
         }
     }
 
+    /// Repeats a request to a group's coordinator, with time limits that grow: the library forgets a request that
+    /// finds no coordinator at its first look, as on a cluster whose first group this is, until the request's limit.
+    fn ask_coordinator<T>(&self, request: impl Fn(&Raw<'_>) -> Result<T, Fault>) -> Result<T, Fault> {
+        let end = Instant::now() + self.raw.timeout;
+        let mut limit = Duration::from_millis(500);
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            let patient = Admin {
+                raw: Raw {
+                    handle: self.raw.handle,
+                    timeout: limit.min(left),
+                },
+            };
+            match patient.ask(&request) {
+                Err(found) if fault::unreachable(&found) && limit < left => limit *= 2,
+                result => return result,
+            }
+        }
+    }
+
     /// Waits until the brokers show what was just changed.
     fn await_view(&self, what: &str, seen: impl Fn(&Raw<'_>) -> Result<bool, Fault>) -> Result<()> {
         let end = Instant::now() + PROPAGATION;
@@ -164,7 +184,11 @@ impl<'h> Admin<'h> {
             At::Time(time) => (time.max(0), Isolation::ReadUncommitted),
         };
         let wanted = List::of(std::iter::once((at, mark)));
-        let found = self.ask(|raw| first(raw.offsets(&wanted, isolation)?));
+        let found = self.ask(|raw| {
+            raw.offsets(&wanted, isolation)
+                .and_then(first)
+                .map_err(|found| leaderless(raw, at, found))
+        });
         let failed = |found: Fault| fault::topic_error(&at.topic, format!("look an offset of {at} up"), &found);
         match found.map_err(failed)?.offset {
             // No record at or after the time: by the trait's promise that is the end.
@@ -176,7 +200,7 @@ impl<'h> Admin<'h> {
     /// See [`crate::Log::committed`].
     pub fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Committed> {
         let wanted = List::of(partitions.iter().map(|at| (at, 0)));
-        let found = self.ask(|raw| {
+        let found = self.ask_coordinator(|raw| {
             let entries = raw.committed(group, Some(&wanted), true)?;
             entries.iter().try_for_each(|entry| Fault::check(entry.code))?;
             Ok(entries)
@@ -190,7 +214,7 @@ impl<'h> Admin<'h> {
     /// See [`crate::Log::set_committed`].
     pub fn set_committed(&self, group: &str, offsets: &[(TopicPartition, Offset)]) -> Result<()> {
         let wanted = List::of(offsets.iter().map(|(at, offset)| (at, *offset)));
-        let found = self.ask(|raw| {
+        let found = self.ask_coordinator(|raw| {
             let entries = raw.set_committed(group, &wanted)?;
             entries.iter().try_for_each(|entry| Fault::check(entry.code))
         });
@@ -205,7 +229,7 @@ impl<'h> Admin<'h> {
         names.sort();
         let mut groups = Vec::with_capacity(names.len());
         for name in names {
-            let found = self.ask(|raw| Ok((raw.group(&name)?, raw.committed(&name, None, false)?)));
+            let found = self.ask_coordinator(|raw| Ok((raw.group(&name)?, raw.committed(&name, None, false)?)));
             match found {
                 Ok((group, offsets)) => groups.push(info(group, offsets)),
                 // A group that ended since it was listed.
@@ -256,6 +280,21 @@ fn first(entries: Vec<Entry>) -> Result<Entry, Fault> {
     let entry = entries.into_iter().next();
     let entry = entry.ok_or_else(|| Fault::of(Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART))?;
     Fault::check(entry.code).map(|()| entry)
+}
+
+/// A partition whose leader is not found is not there, or has none now.
+fn leaderless(raw: &Raw<'_>, at: &TopicPartition, found: Fault) -> Fault {
+    if found.code != Code::RD_KAFKA_RESP_ERR__NOENT {
+        return found;
+    }
+    match raw
+        .describe(&at.topic)
+        .map(|seen| i32::try_from(seen.partitions).unwrap_or(i32::MAX))
+    {
+        Ok(count) if (0..count).contains(&at.partition) => Fault::of(Code::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE),
+        Ok(_) => Fault::of(Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART),
+        Err(found) => found,
+    }
 }
 
 fn info(group: super::raw::admin::Group, offsets: Vec<Entry>) -> GroupInfo {

@@ -26,6 +26,8 @@ const PRODUCER: &[(&str, &str)] = &[
     ("linger.ms", "2"),
     ("queue.buffering.max.messages", "500000"),
     ("queue.buffering.max.kbytes", "65536"),
+    // As the Java client: the hash of a key, also of an empty one; anywhere without a key.
+    ("partitioner", "murmur2_random"),
     // Topics have limits of their own, which are checked before a record is queued.
     ("message.max.bytes", "100000000"),
 ];
