@@ -6,7 +6,7 @@
 use super::broker::Broker;
 use super::encode::encode;
 use super::write::By;
-use crate::{Error, Member, Millis, Offset, OutBatch, Outcome, Result, Session, SessionConfig, TopicPartition};
+use crate::{Error, Member, Millis, Offset, OutBatch, Outcome, Result, Session, SessionConfig, TopicPartition, probe};
 use std::sync::Arc;
 
 /// Kafka's `transaction.max.timeout.ms`.
@@ -80,11 +80,13 @@ impl Session for EmbeddedSession {
             }
             Phase::Ready | Phase::Spent => return Err(self.refused("send", "no transaction is open; begin one first")),
         }
+        probe::hit("log.send.before");
         self.broker.check(self.by(), "send")?;
         let sent = encode(&self.broker, records).and_then(|drafts| self.broker.append(drafts, Some(self.by())));
         if let Err(error) = &sent {
             self.phase = Phase::Refused(error.to_string());
         }
+        probe::hit("log.send.after");
         sent.map(drop)
     }
 

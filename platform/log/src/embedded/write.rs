@@ -152,9 +152,7 @@ impl Broker {
         if stage.writes.is_empty() {
             return Ok(Vec::new());
         }
-        probe::hit("log.append.before_store");
         self.backing.commit(std::mem::take(&mut stage.writes))?;
-        probe::hit("log.append.after_store");
         let mut state = self.state();
         let parts = touched.iter().map(|(part, (_, here))| (*part, *here));
         stage.publish(&mut state, |state| {
@@ -188,6 +186,9 @@ impl Broker {
         by: By<'_>,
         consumed: Option<(&Member, &[(TopicPartition, Offset)])>,
     ) -> Result<Outcome> {
+        if consumed.is_some() {
+            probe::hit("log.offsets.before");
+        }
         let mut writer = self.writer();
         let mut writes = Writes::default();
         let mut state = self.state();
@@ -209,7 +210,7 @@ impl Broker {
             produced_here = open.parts.iter().filter_map(of).collect();
         }
         drop(state);
-        probe::hit("log.commit.offsets_pending");
+        probe::hit("log.commit.before");
         let ended = self.end(&mut writer, transaction, Marker::Commit, writes, |state| {
             if let Some((member, offsets)) = consumed
                 && let Some(group) = state.groups.get_mut(&member.group)
@@ -224,6 +225,7 @@ impl Broker {
             self.decided.notify_all();
         }
         ended?;
+        probe::hit("log.commit.after");
         Ok(Outcome::Committed(produced_here))
     }
 
@@ -257,9 +259,7 @@ impl Broker {
             }
         }
         if !stage.writes.is_empty() {
-            probe::hit("log.end.before_store");
             self.backing.commit(std::mem::take(&mut stage.writes))?;
-            probe::hit("log.end.after_store");
         }
         let markers: Vec<(PartId, Offset)> = stage.blocks.iter().map(|(id, block, _)| (*id, block.base)).collect();
         let mut state = self.state();

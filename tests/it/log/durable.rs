@@ -1,0 +1,307 @@
+//! What an embedded log in a directory promises beyond the suite: it is the same after it was opened again, and
+//! kill -9 at any moment loses nothing that was acknowledged and leaves no half transaction.
+//!
+//! Guarantees: the killed writer is a process of its own, killed by SIGKILL while it writes. Never: a file of the log
+//! is touched by hand.
+
+use super::bench::{Bench, LIMIT, assigned, batch, committed, config, now, record, seen, texts};
+use crate::world;
+use log::embedded::EmbeddedLog;
+use log::{
+    At, Cleanup, Error, GroupConfig, Isolation, Millis, OutBatch, OutRecord, SessionConfig, SharedLog, TopicConfig,
+    TopicPartition, TopicSpec,
+};
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::time::Duration;
+
+const CHILD: &str = "TRUNKLINE_TEST_LOG_CHILD";
+const WRITERS: usize = 2;
+
+fn open(dir: &Path) -> SharedLog {
+    EmbeddedLog::open(config(Some(dir.to_owned()))).expect("open the log")
+}
+
+#[test]
+fn a_reopened_log_is_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = Bench { log: open(dir.path()) };
+    let (at, group) = (bench.line(), world::unique("group"));
+    let kept = bench.topic_with(2, |config| config.retention_ms = Some(9_000_000));
+    bench.log.alter_topic(&kept, &[("segment.ms".into(), "777".into())]).unwrap();
+    let deleted = bench.line();
+    bench.append(&deleted, &["x"]);
+    bench.log.delete_topic(&deleted.topic).unwrap();
+    let mut session = bench.session("one");
+    bench.transact(&mut *session, &at, &["a", "b"]);
+    session.begin().unwrap();
+    session.send(&batch(&at, &["aborted"])).unwrap();
+    session.abort().unwrap();
+    let (consumer, member) = bench.member(&group, &at.topic);
+    session.begin().unwrap();
+    session.send(&batch(&at, &["c"])).unwrap();
+    committed(session.commit(Some((&member, &[(at.clone(), 2)]))));
+    session.begin().unwrap();
+    session.send(&batch(&at, &["open"])).unwrap();
+    bench.append(&at, &["plain"]);
+    let facts = |bench: &Bench| {
+        let describe = |name: &str| bench.log.describe(name).unwrap().map(|info| (info.id, info.partitions, info.settings));
+        (
+            bench.log.incarnation().unwrap(),
+            bench.log.topics().unwrap(),
+            [describe(&at.topic), describe(&kept), describe(&deleted.topic)],
+            bench.committed_offset(&group, &at),
+        )
+    };
+    let before = facts(&bench);
+    assert_eq!(bench.offset(&at, At::End), 9);
+    assert_eq!(bench.offset(&at, At::Stable), 7);
+    drop((session, consumer, member, bench));
+
+    let bench = Bench { log: open(dir.path()) };
+    assert_eq!(facts(&bench), before);
+    assert_eq!([At::Start, At::Stable, At::End].map(|which| bench.offset(&at, which)), [0, 10, 10]);
+    let want = seen(&[(0, "a"), (1, "b"), (5, "c"), (8, "plain")]);
+    assert_eq!(bench.committed(&at), want);
+    assert_eq!(bench.all(Isolation::ReadUncommitted, &at).len(), 6);
+    let mut session = bench.session("one");
+    assert_eq!(bench.transact(&mut *session, &at, &["d"]).first_offset, 10);
+    drop((session, bench));
+    let bench = Bench { log: open(dir.path()) };
+    assert_eq!(texts(&bench.committed(&at)), ["a", "b", "c", "plain", "d"]);
+    assert_ne!(bench.line().topic, deleted.topic);
+}
+
+#[test]
+fn times_and_sizes_are_known_after_reopening() {
+    let dir = tempfile::tempdir().unwrap();
+    let (base, text) = (now() - 1_000_000, "x".repeat(1_000));
+    let bench = Bench { log: open(dir.path()) };
+    let at = bench.line();
+    let append = |bench: &Bench, from: Millis| {
+        let mut out = OutBatch::default();
+        for n in from..from + 100 {
+            out.push(OutRecord { timestamp: Some(base + n), ..record(&at, &text) }, []);
+        }
+        bench.log.append(&out).unwrap();
+    };
+    (0..30).for_each(|n| append(&bench, 100 * n));
+    drop(bench);
+    let bench = Bench { log: open(dir.path()) };
+    (30..40).for_each(|n| append(&bench, 100 * n));
+    for time in [0, 1, 99, 100, 1_234, 2_999, 3_000, 3_999] {
+        assert_eq!(bench.offset(&at, At::Time(base + time)), time);
+    }
+    assert_eq!(bench.offset(&at, At::Time(base + 4_000)), 4_000);
+    bench.log.alter_topic(&at.topic, &[("retention.bytes".into(), "1000000".into())]).unwrap();
+    let start = world::wait_for("the start to move", LIMIT, || {
+        Some(bench.offset(&at, At::Start)).filter(|start| *start > 0)
+    });
+    assert!((2_800..=3_000).contains(&start), "a million bytes are kept: {start}");
+    drop(bench);
+    let bench = Bench { log: open(dir.path()) };
+    assert_eq!(bench.offset(&at, At::Start), start);
+    let read = bench.committed(&at);
+    assert!(read.iter().map(|(offset, _)| *offset).eq(start..4_000));
+    assert_eq!(bench.offset(&at, At::Time(0)), start);
+    assert_eq!(bench.offset(&at, At::Time(base + 3_500)), 3_500);
+}
+
+#[test]
+fn a_directory_is_open_in_one_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = open(dir.path());
+    let refused = EmbeddedLog::open(config(Some(dir.path().to_owned()))).map(|_| "opened twice");
+    assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
+    drop(log);
+    open(dir.path());
+}
+
+/// One line for each thing that was acknowledged: `tx` or `plain`, writer, number.
+type Tell<'t> = &'t (dyn Fn(&str, usize, i64) + Sync);
+
+/// Writes numbered transactions and appends, going on behind the last one that was committed.
+fn write(log: &SharedLog, writer: usize, until: i64, tell: Tell<'_>) {
+    let bench = Bench { log: log.clone() };
+    let [group, id] = ["group", "session"].map(|kind| format!("{kind}-{writer}"));
+    let input = TopicPartition::new("input", 0);
+    let parts = [0, 1, 2].map(|p| TopicPartition::new("out", p));
+    let mut consumer = bench.join(&group, &[&input.topic]);
+    assigned(&mut *consumer);
+    let member = consumer.member().unwrap();
+    let mut session = bench.session(&id);
+    let last = bench.committed_offset(&group, &input).unwrap_or(0);
+    // The second writer's transactions are large, so that the store flushes while it is killed.
+    let (count, filler) = if writer == 0 { (3, "") } else { (60, &*"x".repeat(900)) };
+    for n in last + 1..=until {
+        let send = |session: &mut dyn log::Session, text: &str| {
+            for _ in 0..3 {
+                let mut out = OutBatch::default();
+                for at in &parts {
+                    (0..count / 3).for_each(|_| out.push(record(at, text), []));
+                }
+                session.send(&out).unwrap();
+            }
+        };
+        if n % 3 == 0 {
+            session.begin().unwrap();
+            send(&mut *session, "aborted");
+            session.abort().unwrap();
+        }
+        session.begin().unwrap();
+        send(&mut *session, &format!("{writer}:{n}:{filler}"));
+        committed(session.commit(Some((&member, &[(input.clone(), n)]))));
+        tell("tx", writer, n);
+        let plain = TopicPartition::new("plain", 0);
+        bench.append(&plain, &[&format!("{writer}:{n}:")]);
+        tell("plain", writer, n);
+    }
+}
+
+fn write_all(dir: &Path, until: i64, tell: Tell<'_>) {
+    let log = open(dir);
+    let spec = |(name, partitions): (&str, i32)| {
+        let config = TopicConfig::new(Cleanup::Delete);
+        TopicSpec { name: name.to_owned(), partitions, replication: None, config }
+    };
+    log.create_topics(&[("input", 1), ("out", 3), ("plain", 1)].map(spec)).unwrap();
+    std::thread::scope(|scope| {
+        for writer in 0..WRITERS {
+            let log = &log;
+            scope.spawn(move || write(log, writer, until, tell));
+        }
+    });
+}
+
+/// Checks what stands in the directory against what was acknowledged; returns the last number of each writer.
+fn check(dir: &Path, acknowledged: &BTreeMap<(String, usize), i64>) -> Vec<i64> {
+    let bench = Bench { log: open(dir) };
+    let input = TopicPartition::new("input", 0);
+    let number = |writer: usize, kind: &str| acknowledged.get(&(kind.to_owned(), writer)).copied().unwrap_or(0);
+    let mut lasts = Vec::new();
+    for writer in 0..WRITERS {
+        let last = bench.committed_offset(&format!("group-{writer}"), &input).unwrap_or(0);
+        let told = number(writer, "tx");
+        assert!((told..=told + 1).contains(&last), "writer {writer}: {told} was acknowledged, {last} is there");
+        lasts.push(last);
+    }
+    for p in 0..3 {
+        let at = TopicPartition::new("out", p);
+        assert_eq!(bench.offset(&at, At::Stable), bench.offset(&at, At::End), "no transaction is left open");
+        let read = bench.all(Isolation::ReadCommitted, &at);
+        for (writer, last) in lasts.iter().enumerate() {
+            let count = if writer == 0 { 3 } else { 60 };
+            let mine = read.iter().filter_map(|(_, text)| numbered(text, writer));
+            let want = (1..=*last).flat_map(|n| std::iter::repeat_n(n, count));
+            assert!(mine.eq(want), "writer {writer} in partition {p}: not exactly the transactions up to {last}");
+        }
+        assert!(!texts(&read).contains(&"aborted"));
+    }
+    let read = bench.all(Isolation::ReadCommitted, &TopicPartition::new("plain", 0));
+    for writer in 0..WRITERS {
+        let mut numbers: Vec<i64> = read.iter().filter_map(|(_, text)| numbered(text, writer)).collect();
+        numbers.dedup();
+        let told = number(writer, "plain");
+        // After the kill a transaction may have been there without its append; then that number has none.
+        let missing: Vec<i64> = (1..=told).filter(|n| !numbers.contains(n)).collect();
+        let excused = acknowledged.iter().filter(|((kind, w), _)| kind.starts_with("cut") && *w == writer);
+        let excused: Vec<i64> = excused.map(|(_, n)| *n).collect();
+        assert!(missing.iter().all(|n| excused.contains(n)), "acknowledged appends are lost: {missing:?}");
+    }
+    lasts
+}
+
+fn numbered(text: &str, writer: usize) -> Option<i64> {
+    let mut fields = text.split(':');
+    (fields.next()? == writer.to_string()).then(|| fields.next()?.parse().ok())?
+}
+
+/// Alone it writes a little and checks it; as the child of the test below it writes until it is killed.
+#[test]
+#[expect(clippy::disallowed_methods, reason = "this is how the parent tells the child what it is")]
+fn the_writer_that_is_killed() {
+    match std::env::var(CHILD) {
+        Ok(dir) => {
+            let out = Mutex::new(std::io::stdout());
+            write_all(&PathBuf::from(dir), i64::MAX, &|kind, writer, n| {
+                let mut out = out.lock().unwrap();
+                writeln!(out, "acknowledged {kind} {writer} {n}").and_then(|()| out.flush()).expect("tell the parent");
+            });
+        }
+        Err(_) => {
+            let dir = tempfile::tempdir().unwrap();
+            let told = Mutex::new(BTreeMap::new());
+            write_all(dir.path(), 7, &|kind, writer, n| {
+                told.lock().unwrap().insert((kind.to_owned(), writer), n);
+            });
+            assert_eq!(check(dir.path(), &told.into_inner().unwrap()), [7, 7]);
+        }
+    }
+}
+
+#[test]
+fn kill_9_loses_nothing_acknowledged_and_leaves_no_half_transaction() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut acknowledged: BTreeMap<(String, usize), i64> = BTreeMap::new();
+    for round in 0..12 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "log::durable::the_writer_that_is_killed", "--nocapture", "--test-threads=1"])
+            .env(CHILD, dir.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("start the writer");
+        let lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
+        let (mut heard, enough) = (0, 20 + round * 53 % 211);
+        for line in lines {
+            let line = line.expect("read the writer");
+            let mut words = line.split(' ').skip_while(|word| *word != "acknowledged").skip(1);
+            let (Some(kind), Some(writer), Some(n)) = (words.next(), words.next(), words.next()) else {
+                continue;
+            };
+            acknowledged.insert((kind.to_owned(), writer.parse().unwrap()), n.parse().unwrap());
+            heard += 1;
+            if heard == enough {
+                // What was written to the pipe before the end is still read below.
+                child.kill().expect("kill the writer");
+            }
+        }
+        assert!(heard >= enough, "the writer ended by itself after {heard} lines");
+        child.wait().expect("wait for the writer");
+        for (writer, last) in check(dir.path(), &acknowledged).into_iter().enumerate() {
+            // The next life begins behind this transaction; its append may be missing for ever.
+            acknowledged.insert((format!("cut {round}"), writer), last);
+            acknowledged.insert(("tx".to_owned(), writer), last);
+        }
+    }
+}
+
+#[test]
+fn a_log_in_memory_ends_with_its_last_handle() {
+    let open = || EmbeddedLog::open(config(None)).unwrap();
+    let (one, other) = (open(), open());
+    assert_ne!(one.incarnation().unwrap(), other.incarnation().unwrap());
+    let at = Bench { log: one.clone() }.line();
+    assert!(matches!(other.offset(&at, At::End), Err(Error::UnknownTopic { .. })));
+    // A session and a member keep the log they were opened on.
+    let session = one.session(SessionConfig {
+        transactional_id: "kept".into(),
+        transaction_timeout: Duration::from_secs(5),
+    });
+    let consumer = one.group(GroupConfig {
+        group: "kept".into(),
+        instance: None,
+        topics: vec![at.topic.clone()],
+        session_timeout: Duration::from_secs(5),
+    });
+    drop(one);
+    let (mut session, mut consumer) = (session.unwrap(), consumer.unwrap());
+    assert_eq!(assigned(&mut *consumer), std::slice::from_ref(&at));
+    consumer.start(&at, 0).unwrap();
+    session.begin().unwrap();
+    session.send(&batch(&at, &["still here"])).unwrap();
+    committed(session.commit(None));
+    assert_eq!(texts(&super::bench::records(&mut *consumer, 1)), ["still here"]);
+}

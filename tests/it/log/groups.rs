@@ -1,0 +1,144 @@
+//! A group's member: events in their order, reading from where it was started.
+
+use super::bench::{Bench, LIMIT, SHORT, assigned, batch, committed, event, records, seen, texts, values};
+use crate::world;
+use log::{Error, Event, RecordBatch, TopicPartition};
+use std::time::{Duration, Instant};
+
+/// The first event is the assignment of all partitions of all topics; until a partition is started nothing of it is
+/// returned.
+pub fn assigned_comes_first_and_nothing_is_read_before_start(bench: &Bench) {
+    let (one, two, group) = (bench.topic(2), bench.topic(1), world::unique("group"));
+    let mut all = vec![
+        TopicPartition::new(one.clone(), 0),
+        TopicPartition::new(one.clone(), 1),
+        TopicPartition::new(two.clone(), 0),
+    ];
+    all.sort();
+    for at in &all {
+        bench.append(at, &["x"]);
+    }
+    let mut consumer = bench.join(&group, &[&one, &two]);
+    assert_eq!(assigned(&mut *consumer), all);
+    let mut batch = RecordBatch::default();
+    for _ in 0..5 {
+        assert_eq!(consumer.poll(&mut batch, 1_000, SHORT).unwrap(), Event::Idle);
+        assert!(batch.is_empty());
+    }
+    consumer.start(&all[1], 0).unwrap();
+    assert_eq!(event(&mut *consumer, &mut batch), Event::Records);
+    assert_eq!(batch.partitions(), &all[1..2]);
+    assert_eq!(consumer.poll(&mut batch, 1_000, SHORT).unwrap(), Event::Idle);
+    let member = consumer.member().unwrap();
+    assert_eq!(member.group, group);
+    let stranger = TopicPartition::new(bench.topic(1), 0);
+    assert!(consumer.start(&stranger, 0).is_err(), "a partition that is not assigned cannot be started");
+    consumer.close().unwrap();
+}
+
+/// `start` says where reading begins, and moves it later on.
+pub fn a_member_reads_from_where_it_was_started(bench: &Bench) {
+    let at = bench.line();
+    bench.append(&at, &["a", "b", "c", "d"]);
+    let mut consumer = bench.join(&world::unique("group"), &[&at.topic]);
+    assigned(&mut *consumer);
+    consumer.start(&at, 2).unwrap();
+    assert_eq!(records(&mut *consumer, 2), seen(&[(2, "c"), (3, "d")]));
+    consumer.start(&at, 1).unwrap();
+    assert_eq!(records(&mut *consumer, 3), seen(&[(1, "b"), (2, "c"), (3, "d")]));
+    bench.append(&at, &["e"]);
+    assert_eq!(records(&mut *consumer, 1), seen(&[(4, "e")]));
+    consumer.close().unwrap();
+}
+
+/// A paused partition returns nothing, whatever was fetched before; resumed, it goes on behind the last record that
+/// was returned. Others go on meanwhile.
+pub fn a_paused_partition_goes_on_behind_the_last_record(bench: &Bench) {
+    let topic = bench.topic(2);
+    let [a, b] = [0, 1].map(|p| TopicPartition::new(topic.clone(), p));
+    let texts_of_a: Vec<String> = (0..50).map(|n| format!("{n} {}", "x".repeat(100))).collect();
+    bench.append(&a, &texts_of_a.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut consumer = bench.join(&world::unique("group"), &[&topic]);
+    assigned(&mut *consumer);
+    consumer.start(&a, 0).unwrap();
+    consumer.start(&b, 0).unwrap();
+    let mut read = Vec::new();
+    let mut batch_read = RecordBatch::default();
+    while read.is_empty() {
+        if consumer.poll(&mut batch_read, 500, SHORT).unwrap() == Event::Records {
+            read.extend(values(&batch_read));
+        }
+    }
+    consumer.pause(std::slice::from_ref(&a)).unwrap();
+    bench.append(&a, &["last"]);
+    bench.append(&b, &["beside"]);
+    assert_eq!(records(&mut *consumer, 1), seen(&[(0, "beside")]));
+    for _ in 0..5 {
+        assert_eq!(consumer.poll(&mut batch_read, 1_000, SHORT).unwrap(), Event::Idle);
+    }
+    consumer.resume(std::slice::from_ref(&a)).unwrap();
+    while read.len() < 51 {
+        read.extend(records(&mut *consumer, 1));
+    }
+    assert!(read.iter().map(|(offset, _)| *offset).eq(0..51));
+    assert_eq!(read[50].1, "last");
+    consumer.close().unwrap();
+}
+
+/// Members read committed: aborted records never, open ones not yet.
+pub fn a_group_reads_committed_records_only(bench: &Bench) {
+    let at = bench.line();
+    let mut session = bench.any_session();
+    session.begin().unwrap();
+    session.send(&batch(&at, &["no"])).unwrap();
+    session.abort().unwrap();
+    bench.settle(&at);
+    session.begin().unwrap();
+    session.send(&batch(&at, &["yes"])).unwrap();
+    let mut consumer = bench.join(&world::unique("group"), &[&at.topic]);
+    assigned(&mut *consumer);
+    consumer.start(&at, 0).unwrap();
+    for _ in 0..5 {
+        assert_eq!(consumer.poll(&mut RecordBatch::default(), 1_000, SHORT).unwrap(), Event::Idle);
+    }
+    committed(session.commit(None));
+    assert_eq!(texts(&records(&mut *consumer, 1)), ["yes"]);
+    consumer.close().unwrap();
+}
+
+/// There is no automatic reset: a start that is not kept is an error of the poll, and the next start mends it.
+pub fn a_start_outside_the_partition_is_out_of_range(bench: &Bench) {
+    let at = bench.line();
+    bench.append(&at, &["a"]);
+    let mut consumer = bench.join(&world::unique("group"), &[&at.topic]);
+    assigned(&mut *consumer);
+    consumer.start(&at, 9).unwrap();
+    let mut batch = RecordBatch::default();
+    let error = world::wait_for("an error", LIMIT, || consumer.poll(&mut batch, 1_000, SHORT).err());
+    let Error::OutOfRange { offset: 9, .. } = error else {
+        panic!("{error:?}");
+    };
+    consumer.start(&at, 0).unwrap();
+    assert_eq!(records(&mut *consumer, 1), seen(&[(0, "a")]));
+    consumer.close().unwrap();
+}
+
+/// A member that waits in a poll has a record as soon as it is committed.
+pub fn a_blocked_member_is_woken_by_a_commit(bench: &Bench) {
+    let at = bench.line();
+    let mut consumer = bench.join(&world::unique("group"), &[&at.topic]);
+    assigned(&mut *consumer);
+    consumer.start(&at, 0).unwrap();
+    let mut batch_read = RecordBatch::default();
+    assert_eq!(consumer.poll(&mut batch_read, 1_000, SHORT).unwrap(), Event::Idle);
+    let mut session = bench.any_session();
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        let poll = scope.spawn(|| consumer.poll(&mut batch_read, 1_000, LIMIT).unwrap());
+        bench.transact(&mut *session, &at, &["a"]);
+        assert_eq!(poll.join().unwrap(), Event::Records);
+    });
+    assert!(began.elapsed() < Duration::from_secs(10), "woken only by its time limit");
+    assert_eq!(values(&batch_read), seen(&[(0, "a")]));
+    consumer.close().unwrap();
+}

@@ -1,0 +1,184 @@
+//! Several members of one group: what each is told when others come, go, or take its name.
+
+use super::bench::{Bench, LIMIT, SHORT, assigned, batch, committed, fenced, records, texts};
+use crate::world;
+use log::{Error, Event, GroupConsumer, RecordBatch, TopicPartition};
+use std::sync::Arc;
+
+fn parts(topic: &Arc<str>, numbers: impl IntoIterator<Item = i32>) -> Vec<TopicPartition> {
+    numbers.into_iter().map(|p| TopicPartition::new(topic.clone(), p)).collect()
+}
+
+/// What a member is told, in order.
+#[derive(Default)]
+struct Told {
+    events: Vec<Event>,
+    held: Vec<TopicPartition>,
+}
+
+impl Told {
+    fn poll(&mut self, consumer: &mut dyn GroupConsumer) {
+        match consumer.poll(&mut RecordBatch::default(), 1_000, SHORT).expect("poll") {
+            Event::Idle | Event::Records => {}
+            event => {
+                match &event {
+                    Event::Assigned(partitions) => self.held.extend(partitions.iter().cloned()),
+                    Event::Revoked(gone) | Event::Lost(gone) => self.held.retain(|at| !gone.contains(at)),
+                    Event::Idle | Event::Records => unreachable!("handled above"),
+                }
+                self.held.sort();
+                self.events.push(event);
+            }
+        }
+    }
+}
+
+/// Polls both until each holds a share of so many partitions; the first is told to give up what it held.
+fn share(first: &mut dyn GroupConsumer, second: &mut dyn GroupConsumer, held: &[TopicPartition], all: usize) -> (Told, Told) {
+    let (mut a, mut b) = (Told { held: held.to_vec(), ..Told::default() }, Told::default());
+    world::wait_for("the partitions to be shared", LIMIT, || {
+        a.poll(first);
+        b.poll(second);
+        (!b.held.is_empty() && !a.held.is_empty() && a.held.len() + b.held.len() == all).then_some(())
+    });
+    (a, b)
+}
+
+/// When a member joins, the one that holds everything is told `Revoked` first, gives up with its next poll, and each
+/// is assigned a contiguous share.
+pub fn a_second_member_takes_its_share(bench: &Bench) {
+    let (topic, group) = (bench.topic(4), world::unique("group"));
+    let all = parts(&topic, 0..4);
+    let mut first = bench.join(&group, &[&topic]);
+    assert_eq!(assigned(&mut *first), all);
+    let mut second = bench.join(&group, &[&topic]);
+    let (a, b) = share(&mut *first, &mut *second, &all, all.len());
+    assert!(matches!(&a.events[..], [Event::Revoked(_), Event::Assigned(_)]), "{:?}", a.events);
+    assert!(matches!(&b.events[..], [Event::Assigned(_)]), "{:?}", b.events);
+    let mut shares = [a.held, b.held];
+    shares.sort();
+    assert_eq!(shares, [parts(&topic, 0..2), parts(&topic, 2..4)]);
+    first.close().unwrap();
+    second.close().unwrap();
+}
+
+/// `Revoked` is returned before the partitions are given up: what was read of them can still be committed.
+pub fn a_commit_still_fits_while_partitions_are_revoked(bench: &Bench) {
+    let (topic, group, output) = (bench.topic(2), world::unique("group"), bench.line());
+    let all = parts(&topic, 0..2);
+    let mut first = bench.join(&group, &[&topic]);
+    assigned(&mut *first);
+    let mut second = bench.join(&group, &[&topic]);
+    let mut batch_read = RecordBatch::default();
+    let revoked = world::wait_for("Revoked", LIMIT, || {
+        assert_eq!(second.poll(&mut RecordBatch::default(), 1_000, SHORT).unwrap(), Event::Idle);
+        let event = first.poll(&mut batch_read, 1_000, SHORT).unwrap();
+        (event != Event::Idle).then_some(event)
+    });
+    let Event::Revoked(mut revoked) = revoked else {
+        panic!("{revoked:?}");
+    };
+    revoked.sort();
+    assert_eq!(revoked, all);
+    let member = first.member().unwrap();
+    let mut session = bench.any_session();
+    session.begin().unwrap();
+    session.send(&batch(&output, &["in time"])).unwrap();
+    committed(session.commit(Some((&member, &[(all[0].clone(), 4)]))));
+    share(&mut *first, &mut *second, &[], all.len());
+    assert_eq!(bench.committed_offset(&group, &all[0]), Some(4));
+    first.close().unwrap();
+    second.close().unwrap();
+}
+
+/// A membership from before a rebalance is worth nothing after it: the commit is aborted as fenced, with its records.
+pub fn a_member_of_an_old_generation_cannot_commit(bench: &Bench) {
+    let (topic, group, output) = (bench.topic(2), world::unique("group"), bench.line());
+    let all = parts(&topic, 0..2);
+    let (mut first, stale) = bench.member(&group, &topic);
+    let mut second = bench.join(&group, &[&topic]);
+    share(&mut *first, &mut *second, &all, all.len());
+    let mut session = bench.any_session();
+    session.begin().unwrap();
+    session.send(&batch(&output, &["stale"])).unwrap();
+    fenced(&session.commit(Some((&stale, &[(all[0].clone(), 9)]))));
+    assert_eq!(bench.committed_offset(&group, &all[0]), None);
+    session.renew().unwrap();
+    session.begin().unwrap();
+    session.send(&batch(&output, &["fresh"])).unwrap();
+    let fresh = first.member().unwrap();
+    assert!(fresh.generation > stale.generation);
+    committed(session.commit(Some((&fresh, &[(all[0].clone(), 1)]))));
+    assert_eq!(bench.committed_offset(&group, &all[0]), Some(1));
+    assert_eq!(texts(&bench.committed(&output)), ["fresh"]);
+    first.close().unwrap();
+    second.close().unwrap();
+}
+
+/// The partitions of a member that leaves go to those that stay.
+pub fn partitions_of_a_member_that_left_go_to_the_others(bench: &Bench) {
+    let (topic, group) = (bench.topic(3), world::unique("group"));
+    let all = parts(&topic, 0..3);
+    let mut first = bench.join(&group, &[&topic]);
+    assigned(&mut *first);
+    let mut second = bench.join(&group, &[&topic]);
+    let (_, mut b) = share(&mut *first, &mut *second, &all, all.len());
+    first.close().unwrap();
+    world::wait_for("everything to be the second's", LIMIT, || {
+        b.poll(&mut *second);
+        (b.held == all).then_some(())
+    });
+    bench.append(&all[2], &["x"]);
+    second.start(&all[2], 0).unwrap();
+    assert_eq!(texts(&records(&mut *second, 1)), ["x"]);
+    second.close().unwrap();
+}
+
+/// Another process under the same instance name takes the seat: the one before is fenced, in its poll and in its
+/// commits.
+pub fn the_same_instance_name_fences_the_one_before(bench: &Bench) {
+    let (topic, group, output) = (bench.topic(2), world::unique("group"), bench.line());
+    let all = parts(&topic, 0..2);
+    let mut first = bench.join_as(&group, Some("node-1"), &[&topic]);
+    assert_eq!(assigned(&mut *first), all);
+    let before = first.member().unwrap();
+    let mut second = bench.join_as(&group, Some("node-1"), &[&topic]);
+    assert_eq!(assigned(&mut *second), all);
+    let mut session = bench.any_session();
+    session.begin().unwrap();
+    session.send(&batch(&output, &["stale"])).unwrap();
+    fenced(&session.commit(Some((&before, &[(all[0].clone(), 9)]))));
+    let error = world::wait_for("the first to be fenced", LIMIT, || {
+        first.poll(&mut RecordBatch::default(), 1_000, SHORT).err()
+    });
+    assert!(matches!(error, Error::Fenced { .. }), "{error:?}");
+    session.renew().unwrap();
+    session.begin().unwrap();
+    let member = second.member().unwrap();
+    committed(session.commit(Some((&member, &[(all[0].clone(), 1)]))));
+    assert_eq!(bench.committed_offset(&group, &all[0]), Some(1));
+    assert_eq!(bench.committed(&output), []);
+    second.close().unwrap();
+}
+
+/// A static member that comes back within its session timeout has its partitions again, and the others are not
+/// disturbed.
+pub fn a_static_member_restarts_without_a_rebalance(bench: &Bench) {
+    let (topic, group) = (bench.topic(2), world::unique("group"));
+    let all = parts(&topic, 0..2);
+    let mut first = bench.join_as(&group, Some("node-1"), &[&topic]);
+    assigned(&mut *first);
+    let mut second = bench.join_as(&group, Some("node-2"), &[&topic]);
+    let (a, mut b) = share(&mut *first, &mut *second, &all, all.len());
+    let (share_of_first, told) = (a.held, b.events.len());
+    first.close().unwrap();
+    b.poll(&mut *second);
+    let mut first = bench.join_as(&group, Some("node-1"), &[&topic]);
+    assert_eq!(assigned(&mut *first), share_of_first);
+    for _ in 0..5 {
+        b.poll(&mut *second);
+    }
+    assert_eq!(b.events.len(), told, "{:?}", b.events);
+    first.close().unwrap();
+    second.close().unwrap();
+}
