@@ -1,1 +1,14 @@
-//! trunkline-connectors
+//! Connectors: outside to topics. One trait and one loop for all sources; one room for each kind.
+//!
+//! Guarantees: each change of a source reaches its topic exactly once, with its place; a connector that fails never
+//! stops another, and goes on by itself once the cause is gone.
+//! Never: a decision about what a change means.
+
+mod error;
+mod pace;
+pub mod source;
+pub mod sources;
+pub mod status;
+pub mod stub;
+
+pub use error::{Cause, Error, Result};

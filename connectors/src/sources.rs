@@ -1,0 +1,3 @@
+//! The kinds of sources, a room each.
+
+pub mod postgres;

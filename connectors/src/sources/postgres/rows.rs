@@ -1,0 +1,263 @@
+//! Rows of one table: values as text become a record's key and its Avro value.
+//!
+//! Guarantees: a row of plain columns is encoded without an allocation, once the buffers have grown; what cannot be
+//! encoded is an error that names table and column.
+//! Never: a value that differs from the database's; a look-up by name per row.
+
+use super::pgoutput::Value;
+use super::text;
+use crate::error::{Error, Result};
+use schemas::codec::{self, Datum, Row};
+use schemas::ids::{SchemaId, TableName};
+use schemas::key::KeyWriter;
+use schemas::schema::{Kind, Logical, Schema, Type};
+use schemas::wire;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// How a column's text is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Bool,
+    Int,
+    Long,
+    Float,
+    Double,
+    Bytes,
+    Date,
+    Timestamp,
+    Timestamptz,
+    Text,
+}
+
+impl Form {
+    fn of(ty: &Type) -> Option<Form> {
+        Some(match (&ty.kind, ty.logical) {
+            (Kind::Boolean, _) => Form::Bool,
+            (Kind::Int, Some(Logical::Date)) => Form::Date,
+            (Kind::Int, _) => Form::Int,
+            (Kind::Long, Some(Logical::TimestampMicros)) => Form::Timestamptz,
+            (Kind::Long, Some(Logical::LocalTimestampMicros)) => Form::Timestamp,
+            (Kind::Long, _) => Form::Long,
+            (Kind::Float, _) => Form::Float,
+            (Kind::Double, _) => Form::Double,
+            (Kind::Bytes, _) => Form::Bytes,
+            (Kind::String, _) => Form::Text,
+            _ => return None,
+        })
+    }
+
+    /// Reads a value; not for [`Form::Bytes`], which needs memory.
+    fn read(self, text: &[u8]) -> Option<Datum<'_>> {
+        Some(match self {
+            Form::Text | Form::Bytes => Datum::Str(std::str::from_utf8(text).ok()?),
+            Form::Int => Datum::Int(text::i32(text)?),
+            Form::Long => Datum::Long(text::i64(text)?),
+            Form::Bool => Datum::Bool(text::bool(text)?),
+            Form::Timestamptz => Datum::Long(text::timestamptz(text)?),
+            Form::Timestamp => Datum::Long(text::timestamp(text)?),
+            Form::Date => Datum::Int(text::date(text)?),
+            Form::Float => Datum::Float(text::f32(text)?),
+            Form::Double => Datum::Double(text::f64(text)?),
+        })
+    }
+
+    /// What stands for a value that was not sent, in a column that is never null.
+    fn empty(self) -> Datum<'static> {
+        match self {
+            Form::Bytes => Datum::Bytes(b""),
+            _ => Datum::Str(""),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Column {
+    name: Box<str>,
+    form: Form,
+    nullable: bool,
+}
+
+/// A table's way from text to records.
+#[derive(Debug)]
+pub(super) struct Table {
+    pub(super) name: TableName,
+    schema: Arc<Schema>,
+    id: SchemaId,
+    columns: Vec<Column>,
+    key: Vec<usize>,
+    has_bytes: bool,
+}
+
+/// Memory that rows of all tables share.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    row: Row<'static>,
+    bytes: Vec<u8>,
+    ranges: Vec<Option<Range<usize>>>,
+}
+
+impl Table {
+    /// Compiles a table. The schema is that of its declared columns, in order, with `_unchanged` as its last field;
+    /// `key` are indices of columns.
+    ///
+    /// # Errors
+    /// [`Error::Unpublishable`] when the schema has a type that no column has.
+    pub(super) fn new(name: TableName, schema: Arc<Schema>, id: SchemaId, key: Vec<usize>) -> Result<Self> {
+        let fields = schema.fields();
+        let count = fields.len().saturating_sub(1);
+        let mut columns = Vec::with_capacity(count);
+        for field in fields.iter().take(count) {
+            let ty = schema.required(field.ty);
+            let Some(form) = Form::of(schema.ty(ty)) else {
+                return Err(Error::Unpublishable {
+                    what: format!("table {name}, column {}", field.column()),
+                    reason: format!("its schema has {}, which no column gives", schema.describe(ty)),
+                    next: String::from("report this as a defect"),
+                });
+            };
+            columns.push(Column {
+                name: field.column().into(),
+                form,
+                nullable: schema.takes_null(field.ty),
+            });
+        }
+        let has_bytes = columns.iter().any(|c| c.form == Form::Bytes);
+        Ok(Table {
+            name,
+            schema,
+            id,
+            columns,
+            key,
+            has_bytes,
+        })
+    }
+
+    /// Number of declared columns.
+    pub(super) fn columns(&self) -> usize {
+        self.columns.len()
+    }
+
+    /// Names of the declared columns, in order.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.columns.iter().map(|c| &*c.name)
+    }
+
+    /// Whether a column is part of the key.
+    pub(super) fn is_key(&self, column: usize) -> bool {
+        self.key.contains(&column)
+    }
+
+    /// Writes the record's key of a row, whose values stand in the order of the declared columns.
+    pub(super) fn write_key(&self, values: &[Value<'_>], out: &mut Vec<u8>) -> Result<()> {
+        out.clear();
+        let mut writer = KeyWriter::new(out).str(self.name.as_str());
+        for at in &self.key {
+            writer = self.write_key_part(writer, *at, values)?;
+        }
+        writer.finish();
+        Ok(())
+    }
+
+    fn write_key_part<'o>(&self, key: KeyWriter<'o>, at: usize, values: &[Value<'_>]) -> Result<KeyWriter<'o>> {
+        let (Some(column), Some(value)) = (self.columns.get(at), values.get(at)) else {
+            return Err(self.misfit(at, "it is not in the row"));
+        };
+        let Value::Text(text) = value else {
+            return match value {
+                Value::Null => Ok(key.null()),
+                _ => Err(self.misfit(at, "it is in the key and was not sent; set REPLICA IDENTITY FULL")),
+            };
+        };
+        let mut bytes = Vec::new();
+        let datum = match column.form {
+            Form::Bytes => text::bytea(text, &mut bytes).then_some(Datum::Bytes(&bytes)),
+            form => form.read(text),
+        };
+        let datum = datum.ok_or_else(|| self.unreadable(at, text))?;
+        let ty = self.schema.fields().get(at).map(|f| self.schema.required(f.ty));
+        let ty = ty.ok_or_else(|| self.misfit(at, "it has no field"))?;
+        Ok(key.datum(&self.schema, ty, &datum))
+    }
+
+    /// Writes the record's value of a row, whose values stand in the order of the declared columns.
+    pub(super) fn write_value(&self, values: &[Value<'_>], memory: &mut Memory, out: &mut Vec<u8>) -> Result<()> {
+        out.clear();
+        wire::frame(self.id, out);
+        if self.has_bytes {
+            self.decode_bytes(values, memory)?;
+        }
+        let mut row: Row<'_> = codec::recycle(std::mem::take(&mut memory.row));
+        let mut unchanged = Vec::new();
+        for (at, (column, value)) in self.columns.iter().zip(values).enumerate() {
+            row.push(match value {
+                Value::Text(_) if column.form == Form::Bytes => {
+                    let range = memory.ranges.get(at).cloned().flatten().unwrap_or_default();
+                    Datum::Bytes(memory.bytes.get(range).unwrap_or_default())
+                }
+                Value::Text(text) => column.form.read(text).ok_or_else(|| self.unreadable(at, text))?,
+                Value::Null => Datum::Null,
+                Value::Unchanged => {
+                    unchanged.push(Datum::Str(&column.name));
+                    if column.nullable {
+                        Datum::Null
+                    } else {
+                        column.form.empty()
+                    }
+                }
+            });
+        }
+        row.push(if unchanged.is_empty() {
+            Datum::Null
+        } else {
+            Datum::Array(unchanged)
+        });
+        let encoded = self.schema.encode(&row, out);
+        memory.row = codec::recycle(row);
+        encoded.map_err(|e| Error::Unpublishable {
+            what: format!("a row of table {}", self.name),
+            reason: e.to_string(),
+            next: format!("compare the table with [[table]] {} in the topology", self.name),
+        })
+    }
+
+    /// Reads every `bytea` first, so that the row can borrow them all.
+    fn decode_bytes(&self, values: &[Value<'_>], memory: &mut Memory) -> Result<()> {
+        memory.bytes.clear();
+        memory.ranges.clear();
+        for (at, (column, value)) in self.columns.iter().zip(values).enumerate() {
+            let range = match value {
+                Value::Text(text) if column.form == Form::Bytes => {
+                    let from = memory.bytes.len();
+                    if !text::bytea(text, &mut memory.bytes) {
+                        return Err(self.unreadable(at, text));
+                    }
+                    Some(from..memory.bytes.len())
+                }
+                _ => None,
+            };
+            memory.ranges.push(range);
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn unreadable(&self, at: usize, text: &[u8]) -> Error {
+        let shown: String = String::from_utf8_lossy(text).chars().take(60).collect();
+        let form = self.columns.get(at).map_or(Form::Text, |c| c.form);
+        self.misfit(at, &format!("{shown:?} cannot be read as {form:?}"))
+    }
+
+    #[cold]
+    fn misfit(&self, at: usize, reason: &str) -> Error {
+        let column = self.columns.get(at).map_or("?", |c| &c.name);
+        Error::Unpublishable {
+            what: format!("table {}, column {column}", self.name),
+            reason: reason.to_owned(),
+            next: format!(
+                "declare column {column} of [[table]] {} as it is in the database",
+                self.name
+            ),
+        }
+    }
+}
