@@ -11,7 +11,6 @@ mod claims;
 mod jwks;
 mod keys;
 
-pub use claims::Claims;
 pub use keys::{KeyError, KeySet, Source};
 
 use crate::config::{Algorithm, ConfigError, IssuerConfig};
@@ -32,8 +31,8 @@ const TOKEN_BYTES_MAX: usize = 8 * 1024;
 pub struct Identity {
     /// Issuer alias and subject.
     pub principal: Principal,
-    /// Claims that memberships may use, as texts.
-    pub claims: Claims,
+    /// Its claims, under the names that memberships use.
+    pub claims: Map<String, Value>,
     /// When the token ends, leeway included, in ms.
     pub expires_ms: i64,
 }
@@ -280,10 +279,10 @@ impl<'t> Parts<'t> {
             Algorithm::ES256 => jsonwebtoken::Algorithm::ES256,
             Algorithm::EdDSA => jsonwebtoken::Algorithm::EdDSA,
         };
-        let holds = |key: &&jsonwebtoken::DecodingKey| {
+        let holds = |key: &jsonwebtoken::DecodingKey| {
             jsonwebtoken::crypto::verify(self.signature, self.message, key, algorithm).unwrap_or(false)
         };
-        if candidates.iter().any(|key| holds(key)) {
+        if candidates.into_iter().any(holds) {
             Ok(())
         } else {
             Err(Refusal::Signature)

@@ -1,37 +1,14 @@
 //! What an edge is told: where it listens, whose tokens it takes, its limits, where its store lies.
 //!
 //! Guarantees: [`Config::check`] names the field and the fix of everything that can be known to be wrong without IO;
-//! secrets never print. Never: a look at the environment (`process::config` has resolved `${env:…}` already).
+//! secrets never print. Never: a look at the environment (`process::config` does that).
 
+use process::Secret;
 use schemas::ids::Principal;
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-
-/// Text that must not be printed.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Wraps a text.
-    pub fn new(text: impl Into<String>) -> Self {
-        Secret(text.into())
-    }
-
-    /// The text, for the one who needs it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("***")
-    }
-}
 
 /// Configuration of an edge.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -126,8 +103,6 @@ pub struct Limits {
     pub page_rows_max: usize,
     /// About how many bytes of rows a page holds at most.
     pub page_bytes_max: usize,
-    /// Buckets that one principal may read at most.
-    pub buckets_max: usize,
     /// Open connections; further ones wait to be accepted.
     pub connections_max: usize,
     /// Polls that read the store at the same time; further ones wait.
@@ -147,7 +122,6 @@ impl Default for Limits {
             page_rows: 500,
             page_rows_max: 5_000,
             page_bytes_max: 1024 * 1024,
-            buckets_max: 1_000,
             connections_max: 20_000,
             reads_max: 64,
             poll_after_ms: 30_000,
@@ -225,8 +199,8 @@ pub struct IssuerConfig {
     /// Claim that is the subject.
     #[serde(default = "subject")]
     pub subject_claim: String,
-    /// Claims that memberships may use: name in the topology = claim of the token. A dotted name that is no claim as
-    /// it stands is a path into nested claims. `sub` always is the subject.
+    /// Other names for claims: name in the topology = claim of the token. A dotted name that is no claim as it stands
+    /// is a path into nested claims. Claims that are not named here go by their own names; `sub` is the subject.
     #[serde(default)]
     pub claims: BTreeMap<String, String>,
     /// Age at which fetched keys are fetched again, in seconds.
@@ -354,7 +328,6 @@ impl Limits {
         }
         for (field, value) in [
             ("body_bytes_max", self.body_bytes_max),
-            ("buckets_max", self.buckets_max),
             ("connections_max", self.connections_max),
             ("reads_max", self.reads_max),
         ] {

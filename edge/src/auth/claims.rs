@@ -1,44 +1,13 @@
-//! What a token claims: its audience and times are checked, and what memberships may use is taken out of it.
+//! What a token claims: its audience and times are checked, and its claims get the names that memberships
+//! use.
 //!
-//! Guarantees: a claim that memberships use is a list of texts; what is missing is an empty list, and gives nothing.
+//! Guarantees: a configured name never falls back to another claim of that name; `sub` is the configured subject.
 //! Never: a claim of a token whose signature was not checked.
 
 use super::{Identity, Refusal};
 use crate::config::IssuerConfig;
 use schemas::ids::Principal;
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
-
-/// Values taken from one claim, at most; a token with more is refused.
-const VALUES_MAX: usize = 1_000;
-
-/// Claims that memberships may use: a name of the topology, and the texts that the token gives for it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Claims(BTreeMap<String, Vec<String>>);
-
-impl Claims {
-    /// The values of a claim; none when the token does not have it.
-    pub fn get(&self, name: &str) -> &[String] {
-        self.0.get(name).map_or(&[], Vec::as_slice)
-    }
-
-    /// Names and values, by name.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &[String])> {
-        self.0.iter().map(|(name, values)| (name.as_str(), values.as_slice()))
-    }
-}
-
-impl<const N: usize> From<[(&str, &[&str]); N]> for Claims {
-    fn from(claims: [(&str, &[&str]); N]) -> Self {
-        let own = |values: &[&str]| values.iter().map(|v| (*v).to_owned()).collect();
-        Claims(
-            claims
-                .into_iter()
-                .map(|(name, values)| (name.to_owned(), own(values)))
-                .collect(),
-        )
-    }
-}
 
 /// Checks the claims of a token whose signature held, and makes the identity.
 ///
@@ -85,28 +54,23 @@ pub fn check(config: &IssuerConfig, claims: &Map<String, Value>, now_ms: i64) ->
     let principal = Principal::new(&config.alias, &subject).map_err(|_| wrong())?;
     Ok(Identity {
         principal,
-        claims: usable(config, claims, subject)?,
+        claims: named(config, claims, subject),
         expires_ms,
     })
 }
 
-fn usable(config: &IssuerConfig, claims: &Map<String, Value>, subject: String) -> Result<Claims, Refusal> {
-    let mut usable = BTreeMap::new();
+/// The token's claims under the names that memberships use.
+fn named(config: &IssuerConfig, claims: &Map<String, Value>, subject: String) -> Map<String, Value> {
+    let mut named = claims.clone();
     for (name, claim) in &config.claims {
-        let values = match find(claims, claim) {
-            None | Some(Value::Null) => Vec::new(),
-            Some(Value::Array(many)) if many.len() > VALUES_MAX => return Err(Refusal::Claim(claim.clone())),
-            Some(Value::Array(many)) => many
-                .iter()
-                .map(text)
-                .collect::<Option<_>>()
-                .ok_or(Refusal::Claim(claim.clone()))?,
-            Some(one) => vec![text(one).ok_or_else(|| Refusal::Claim(claim.clone()))?],
+        match find(claims, claim) {
+            Some(value) => named.insert(name.clone(), value.clone()),
+            // What stands under the name is another claim than the configuration means.
+            None => named.remove(name),
         };
-        usable.insert(name.clone(), values);
     }
-    usable.insert("sub".to_owned(), vec![subject]);
-    Ok(Claims(usable))
+    named.insert("sub".to_owned(), Value::String(subject));
+    named
 }
 
 /// A claim by its name as it stands, else by its path into nested claims.
