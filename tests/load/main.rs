@@ -1,0 +1,23 @@
+//! Load and latency, printed beside what is asked for: not tests, since a busy machine must not fail a build.
+//!
+//! Guarantees: each command says what it did, on which parts, and its figures. Never: a verdict by exit code.
+
+#[path = "../it/world.rs"]
+mod world;
+
+mod log;
+mod store;
+
+const USAGE: &str = "usage: load WHAT
+  store [fjall|sled] [ROWS] [VALUE BYTES] [MEMORY MIB]   fill, read, scan, reopen
+  log [kafka|embedded]   small transactions and an exactly-once copy; kafka: see tests/run up";
+
+fn main() -> anyhow::Result<()> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let rest = words.get(1..).unwrap_or_default();
+    match words.first().map(String::as_str) {
+        Some("store") => crate::store::run(rest),
+        Some("log") => crate::log::run(rest),
+        _ => Err(anyhow::anyhow!(USAGE)),
+    }
+}
