@@ -1,0 +1,270 @@
+//! The embedded registry: `_schemas` in the log, in the form in which Confluent's registry writes it.
+//!
+//! Guarantees: an id is given once, whoever else writes to the same topic through this code: a writer holds the one
+//! session of the topic, and after it took the session over it reads what was written before it decides. What was
+//! answered is durable. Never: a second copy: the state is rebuilt from the topic at the start.
+
+mod record;
+mod state;
+
+use crate::{Error, Level, Registered, Registry, Result, Version};
+use log::{At, Cleanup, Isolation, OutBatch, OutRecord, Outcome, Reader, RecordBatch, Session, SessionConfig, SharedLog};
+use log::{StartFrom, TopicConfig, TopicPartition, TopicSpec};
+use record::Record;
+use schemas::ids::SchemaId;
+use schemas::schema::Schema;
+use state::{State, Step};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The topic: one partition, compacted.
+pub const TOPIC: &str = "_schemas";
+
+const TRANSACTIONAL_ID: &str = "trunkline-schema-registry";
+const BATCH_BYTES: usize = 1 << 20;
+const ATTEMPTS: u32 = 5;
+const READ_LIMIT: Duration = Duration::from_secs(30);
+
+/// A registry in the log.
+pub struct Embedded {
+    log: SharedLog,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    state: State,
+    reader: Box<dyn Reader>,
+    batch: RecordBatch,
+    /// Opened by the first write: a node that only reads never takes the session from one that writes.
+    session: Option<Box<dyn Session>>,
+}
+
+impl Embedded {
+    /// Opens the registry: creates the topic when it is not there, and reads it.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when the log cannot be reached; [`Error::Refused`] when the topic has more than one
+    /// partition.
+    pub fn open(log: SharedLog) -> Result<Self> {
+        let name = describe(&log);
+        let failed = |attempted: &str, error: &log::Error| log_error(&name, attempted, error);
+        let config = TopicConfig::new(Cleanup::Compact);
+        let spec = TopicSpec { name: TOPIC.to_owned(), partitions: 1, replication: None, config };
+        log.create_topics(&[spec]).map_err(|e| failed("create the topic _schemas", &e))?;
+        let found = log.describe(TOPIC).map_err(|e| failed("look at the topic _schemas", &e))?;
+        if let Some(topic) = found.filter(|topic| topic.partitions != 1) {
+            return Err(Error::Refused {
+                registry: name,
+                attempted: "open the topic _schemas".to_owned(),
+                code: 50001,
+                reason: format!("it has {} partitions and must have one: ids follow from its order", topic.partitions),
+            });
+        }
+        let mut reader = log.reader(Isolation::ReadCommitted).map_err(|e| failed("read the topic _schemas", &e))?;
+        let at = partition();
+        reader.assign(&[(at, StartFrom::Start)]).map_err(|e| failed("read the topic _schemas", &e))?;
+        let inner = Inner { state: State::default(), reader, batch: RecordBatch::default(), session: None };
+        let registry = Embedded { log, inner: Mutex::new(inner) };
+        registry.catch_up(&mut registry.locked())?;
+        Ok(registry)
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Inner> {
+        // The state follows the topic and is applied record by record: a panic leaves it behind, never wrong.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failed(&self, attempted: &str, error: &log::Error) -> Error {
+        log_error(&describe(&self.log), attempted, error)
+    }
+
+    fn unavailable(&self, attempted: &str, reason: impl Into<String>) -> Error {
+        Error::Unavailable { registry: describe(&self.log), attempted: attempted.to_owned(), reason: reason.into() }
+    }
+
+    /// Reads the topic up to where it is stable now.
+    fn catch_up(&self, inner: &mut Inner) -> Result<()> {
+        const ATTEMPTED: &str = "read the topic _schemas";
+        let at = partition();
+        let end = self.log.offset(&at, At::Stable).map_err(|e| self.failed(ATTEMPTED, &e))?;
+        let limit = Instant::now() + READ_LIMIT;
+        let Inner { state, reader, batch, .. } = inner;
+        while reader.position(&at).unwrap_or_default() < end {
+            if Instant::now() > limit {
+                return Err(self.unavailable(ATTEMPTED, format!("it was not read to its end {end} within 30 s")));
+            }
+            reader.poll(batch, BATCH_BYTES, Duration::from_millis(100)).map_err(|e| self.failed(ATTEMPTED, &e))?;
+            for record in batch.iter() {
+                match Record::read(record.key(), record.value()) {
+                    Ok(Some(record)) => state.apply(record),
+                    Ok(None) => {}
+                    Err(reason) => {
+                        tracing::warn!(offset = record.offset(), reason, "record of _schemas is passed over");
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what `decide` says, deciding anew whenever somebody else may have written in between.
+    fn write(&self, attempted: &str, decide: impl Fn(&State) -> Result<Step>) -> Result<SchemaId> {
+        let mut inner = self.locked();
+        let mut reason = String::new();
+        for _ in 0..ATTEMPTS {
+            self.take_session(&mut inner)?;
+            let (id, record) = match decide(&inner.state)? {
+                Step::Known(id) => return Ok(id),
+                Step::Write(id, record) => (id, record),
+            };
+            match self.commit(&mut inner, &record) {
+                Ok(()) => {
+                    // What is read back is what counts; the reader comes past our own record.
+                    self.catch_up(&mut inner)?;
+                    return Ok(id);
+                }
+                // Taken over, or nobody knows: the next round takes the session back and reads what is there.
+                Err(why) => {
+                    inner.session = None;
+                    reason = why;
+                }
+            }
+        }
+        Err(self.unavailable(attempted, reason))
+    }
+
+    /// Holds the session. Whoever takes it has everything that others wrote, since theirs can commit no more.
+    fn take_session(&self, inner: &mut Inner) -> Result<()> {
+        if inner.session.is_some() {
+            return Ok(());
+        }
+        let config = SessionConfig {
+            transactional_id: TRANSACTIONAL_ID.to_owned(),
+            transaction_timeout: Duration::from_secs(10),
+        };
+        inner.session = Some(self.log.session(config).map_err(|e| self.failed("write to _schemas", &e))?);
+        self.catch_up(inner)
+    }
+
+    fn commit(&self, inner: &mut Inner, record: &Record) -> Result<(), String> {
+        let Some(session) = &mut inner.session else {
+            return Err("there is no session".to_owned());
+        };
+        let topic: Arc<str> = TOPIC.into();
+        let (key, value) = record.write();
+        let mut batch = OutBatch::default();
+        let out = OutRecord { topic: &topic, partition: Some(0), timestamp: None, key: Some(&key), value: Some(&value) };
+        batch.push(out, []);
+        session.begin().map_err(|e| e.to_string())?;
+        session.send(&batch).map_err(|e| e.to_string())?;
+        match session.commit(None) {
+            Outcome::Committed(_) => Ok(()),
+            Outcome::Aborted { reason, .. } | Outcome::Unknown { reason } => Err(reason),
+        }
+    }
+}
+
+fn partition() -> TopicPartition {
+    TopicPartition::new(TOPIC, 0)
+}
+
+fn describe(log: &SharedLog) -> String {
+    format!("embedded in {}", log.describe_self())
+}
+
+fn log_error(registry: &str, attempted: &str, error: &log::Error) -> Error {
+    let (registry, attempted) = (registry.to_owned(), attempted.to_owned());
+    match error.fate() {
+        log::Fate::Retry => Error::Unavailable { registry, attempted, reason: error.to_string() },
+        _ => Error::Refused { registry, attempted, code: 50001, reason: error.to_string() },
+    }
+}
+
+fn parsed(schema: &str) -> Result<Schema> {
+    Schema::parse(schema).map_err(|e| Error::InvalidSchema { reason: e.to_string() })
+}
+
+impl Registry for Embedded {
+    fn register(&self, subject: &str, schema: &str) -> Result<SchemaId> {
+        let new = parsed(schema)?;
+        // What is there already needs no session, and so disturbs no other writer.
+        if let Some(found) = self.locked().state.find(subject, schema) {
+            return Ok(found.id);
+        }
+        self.write("register a schema", |state| state.decide(subject, &new))
+    }
+
+    fn lookup(&self, subject: &str, schema: &str) -> Result<Registered> {
+        parsed(schema)?;
+        let mut inner = self.locked();
+        if let Some(found) = inner.state.find(subject, schema) {
+            return Ok(found);
+        }
+        self.catch_up(&mut inner)?;
+        inner.state.versions(subject)?;
+        inner.state.find(subject, schema).ok_or(Error::SchemaNotFound { id: None })
+    }
+
+    fn by_id(&self, id: SchemaId) -> Result<Arc<str>> {
+        let mut inner = self.locked();
+        if let Some(text) = inner.state.text(id) {
+            return Ok(text);
+        }
+        self.catch_up(&mut inner)?;
+        inner.state.text(id).ok_or(Error::SchemaNotFound { id: Some(id) })
+    }
+
+    fn uses(&self, id: SchemaId) -> Result<Vec<(String, u32)>> {
+        let mut inner = self.locked();
+        self.catch_up(&mut inner)?;
+        if inner.state.text(id).is_none() {
+            return Err(Error::SchemaNotFound { id: Some(id) });
+        }
+        Ok(inner.state.uses(id))
+    }
+
+    fn subjects(&self) -> Result<Vec<String>> {
+        let mut inner = self.locked();
+        self.catch_up(&mut inner)?;
+        Ok(inner.state.subjects())
+    }
+
+    fn versions(&self, subject: &str) -> Result<Vec<u32>> {
+        let mut inner = self.locked();
+        self.catch_up(&mut inner)?;
+        inner.state.versions(subject)
+    }
+
+    fn version(&self, subject: &str, version: Version) -> Result<Registered> {
+        let mut inner = self.locked();
+        self.catch_up(&mut inner)?;
+        inner.state.version(subject, version)
+    }
+
+    fn test_compatibility(&self, subject: &str, version: Version, schema: &str) -> Result<Vec<String>> {
+        let new = parsed(schema)?;
+        let mut inner = self.locked();
+        self.catch_up(&mut inner)?;
+        let old = inner.state.version(subject, version)?;
+        let level = inner.state.level_of(subject);
+        Ok(level.conflicts(&new, &parsed(&old.schema)?, old.version))
+    }
+
+    fn level(&self, subject: Option<&str>) -> Result<Option<Level>> {
+        let mut inner = self.locked();
+        self.catch_up(&mut inner)?;
+        Ok(inner.state.own_level(subject))
+    }
+
+    fn set_level(&self, subject: Option<&str>, level: Level) -> Result<()> {
+        let record = Record::Config { subject: subject.map(str::to_owned), level: Some(level) };
+        self.write("set a compatibility level", |_| Ok(Step::Write(SchemaId(0), record.clone()))).map(drop)
+    }
+
+    fn describe_self(&self) -> String {
+        describe(&self.log)
+    }
+}
+
+#[cfg(test)]
+mod tests;
