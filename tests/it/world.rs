@@ -4,7 +4,10 @@
 //! Never: a part that is silently replaced by a fake: a missing variable fails the test.
 #![allow(dead_code, unused_imports, reason = "a toolbox: not every suite takes every tool")]
 
+// The load commands include this file from beside, so that its children need their paths.
+#[path = "world/broker.rs"]
 mod broker;
+#[path = "world/postgres.rs"]
 mod postgres;
 
 pub use broker::{Broker, Listener};
