@@ -205,3 +205,6 @@ fn check_group(name: &str) -> Result<()> {
         reason: "a group's name has from 1 to 32,767 bytes".to_owned(),
     })
 }
+
+#[cfg(test)]
+mod tests;
