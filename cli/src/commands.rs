@@ -1,0 +1,9 @@
+//! The subcommands, one room each.
+
+pub mod dev;
+pub mod doctor;
+pub mod init;
+pub mod look;
+pub mod run;
+pub mod token;
+pub mod topology;

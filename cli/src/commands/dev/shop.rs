@@ -1,0 +1,128 @@
+//! The sample shop's life: customers and products once, then orders that are placed, packed, shipped and delivered.
+//!
+//! Every order is one transaction with its lines, so that its total is their sum at every instant.
+//! Guarantees: a post that was not answered is posted again with the same idempotency key. Never: state on disk; a
+//! later start goes on with new orders.
+
+use anyhow::{Context, Result};
+use process::{Drain, backoff::Backoff, clock};
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// The customer whose token the start page prints.
+pub const CUSTOMER: &str = "1";
+
+const CUSTOMERS: i64 = 5;
+const PRODUCTS: i64 = 8;
+const STORES: i64 = 2;
+/// Orders that are still on their way; the oldest move on first.
+const UNDER_WAY_MAX: usize = 40;
+const STATES: [&str; 5] = ["placed", "packed", "shipped", "delivered", "cancelled"];
+
+struct Order {
+    id: i64,
+    customer: i64,
+    store: i64,
+    total_cents: i64,
+    state: usize,
+}
+
+/// Posts until the drain.
+pub async fn generate(url: &str, token: &str, orders_per_s: f64, drain: &Drain) -> Result<()> {
+    let poster = Poster { client: reqwest::Client::new(), url, token, drain };
+    poster.post("seed", &seed()).await?;
+    let pause = Duration::from_secs_f64(1.0 / orders_per_s.clamp(0.01, 1000.0));
+    let mut under_way: VecDeque<Order> = VecDeque::new();
+    let mut id = clock::system().now_ms();
+    while drain.sleep(pause).await {
+        id += 1;
+        let (order, placed) = place(id);
+        poster.post(&format!("place-{id}"), &placed).await?;
+        under_way.push_back(order);
+        if under_way.len() > 3
+            && let Some(mut order) = under_way.pop_front()
+        {
+            order.state = next_state(&order);
+            let body = json!({ "changes": [order_row(&order)] });
+            poster.post(&format!("move-{}-{}", order.id, order.state), &body).await?;
+            if order.state < 3 && under_way.len() < UNDER_WAY_MAX {
+                under_way.push_back(order);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One order in seven that is packed is cancelled.
+fn next_state(order: &Order) -> usize {
+    if order.state == 1 && order.id % 7 == 0 { 4 } else { order.state + 1 }
+}
+
+fn seed() -> Value {
+    let customer = |id: i64| {
+        let row = json!({"id": id, "name": format!("Customer {id}"), "email": format!("c{id}@shop.example"), "home_store": 1});
+        json!({"table": "customers", "op": "put", "row": row})
+    };
+    let product = |id: i64| {
+        let row = json!({"id": id, "name": format!("Product {id}"), "price_cents": 250 * id, "discontinued": false, "details": {"grams": 100 * id}});
+        json!({"table": "products", "op": "put", "row": row})
+    };
+    let changes: Vec<Value> = (1..=CUSTOMERS).map(customer).chain((1..=PRODUCTS).map(product)).collect();
+    json!({ "changes": changes })
+}
+
+/// A new order with its lines, and the transaction that places it.
+fn place(id: i64) -> (Order, Value) {
+    let (customer, store) = (id % CUSTOMERS + 1, id % STORES + 1);
+    let mut total_cents = 0;
+    let line = |line: i64| {
+        let product = (id / 3 + line) % PRODUCTS + 1;
+        let quantity = (id / 7 + line) % 3 + 1;
+        total_cents += quantity * 250 * product;
+        let row = json!({"order_id": id, "line": line, "customer_id": customer, "store_id": store,
+                         "product_id": product, "quantity": quantity, "price_cents": 250 * product});
+        json!({"table": "order_lines", "op": "put", "row": row})
+    };
+    let lines: Vec<Value> = (1..=id % 3 + 1).map(line).collect();
+    let order = Order { id, customer, store, total_cents, state: 0 };
+    let mut changes = vec![order_row(&order)];
+    changes.extend(lines);
+    (order, json!({ "changes": changes }))
+}
+
+fn order_row(order: &Order) -> Value {
+    let now = crate::time::show(clock::system().now_ms());
+    let row = json!({"id": order.id, "customer_id": order.customer, "store_id": order.store,
+                     "status": STATES.get(order.state), "total_cents": order.total_cents, "updated_at": now});
+    json!({"table": "orders", "op": "put", "row": row})
+}
+
+struct Poster<'a> {
+    client: reqwest::Client,
+    url: &'a str,
+    token: &'a str,
+    drain: &'a Drain,
+}
+
+impl Poster<'_> {
+    /// Posts until it is stored or the process drains; a refusal is a defect of the sample and ends it.
+    async fn post(&self, key: &str, body: &Value) -> Result<()> {
+        let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
+        loop {
+            let sent = self.client.post(self.url).bearer_auth(self.token).header("idempotency-key", key).json(body).send();
+            match sent.await {
+                Ok(answer) if answer.status().is_success() => return Ok(()),
+                Ok(answer) if answer.status() != StatusCode::SERVICE_UNAVAILABLE => {
+                    let text = answer.text().await.unwrap_or_default();
+                    return Err(anyhow::anyhow!("{text}")).context("the sample's own transaction was refused");
+                }
+                Ok(_) | Err(_) => {}
+            }
+            if !backoff.pause(self.drain).await {
+                return Ok(());
+            }
+        }
+    }
+}

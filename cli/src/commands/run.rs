@@ -1,0 +1,48 @@
+//! `trunkline run`: one node of the topology.
+
+use crate::args;
+use crate::config::{self, Kafka};
+use crate::home::{self, Home};
+use crate::node::{self, Plan};
+use anyhow::{Context, Result, bail};
+use process::{Service, clock};
+use std::sync::Arc;
+
+/// Runs a node until SIGTERM.
+pub fn run(run: &args::Run) -> Result<()> {
+    let topology = super::topology::load(&run.topology)?;
+    let Some(declared) = topology.node(&run.node) else {
+        let known: Vec<&str> = topology.nodes.iter().map(|n| n.name.as_str()).collect();
+        bail!("{} declares no node `{}`; there are: {}", run.topology.display(), run.node, known.join(", "));
+    };
+    let config = config::read(&run.config)?;
+    if let Some(edge) = &config.edge {
+        edge::token::refuse_development(edge).context("a node does not take the keys of `trunkline dev`")?;
+    }
+    let plan = Plan {
+        name: run.node.clone(),
+        roles: declared.roles.clone(),
+        topology,
+        data: config.data_dir,
+        admin: config.admin,
+        connectors: config.connectors,
+        ingest: config.ingest,
+        edge: config.edge,
+        processors: config.processors,
+        registry_listen: config.registry.listen,
+    };
+    let (kafka, registry) = (Arc::new(config.kafka), Arc::new(config.registry));
+    let open = move || open(&kafka, &registry);
+    Service::new().run(|tasks| async move {
+        let addresses = node::start(plan, open, &tasks).await?;
+        tracing::info!(?addresses, "the node runs");
+        Ok::<(), anyhow::Error>(())
+    })?;
+    Ok(())
+}
+
+fn open(kafka: &Kafka, registry: &config::Registry) -> Result<Home> {
+    let log = home::kafka_log(kafka)?;
+    let registry = home::registry(registry, &log)?;
+    Ok(Home { log, registry, clock: clock::system(), replication: kafka.replication })
+}

@@ -1,0 +1,61 @@
+//! `trunkline topology`: check and graph; and loading a topology for the other commands.
+
+use crate::args::{GraphFormat, Output, TopologyCommand};
+use crate::{Failed, print};
+use anyhow::{Result, bail};
+use std::io::IsTerminal;
+use std::path::Path;
+use topology::{Outcome, Topology, render};
+
+/// Loads a topology that must be right; its report goes to stderr.
+pub fn load(file: &Path) -> Result<Topology> {
+    accept(topology::load(file)?)
+}
+
+/// Takes a checked topology, or fails with its report.
+pub fn accept(outcome: Outcome) -> Result<Topology> {
+    if outcome.report.errors() + outcome.report.warnings() > 0 {
+        eprint!("{}", outcome.report.render(std::io::stderr().is_terminal()));
+    }
+    match outcome.topology {
+        Some(topology) => Ok(topology),
+        None => bail!("the topology has {} errors", outcome.report.errors()),
+    }
+}
+
+/// `trunkline topology`.
+pub fn run(output: Output, command: &TopologyCommand) -> Result<()> {
+    match command {
+        TopologyCommand::Check { file } => check(output, file),
+        TopologyCommand::Graph { file, format } => {
+            let topology = load(file)?;
+            print::line(match format {
+                GraphFormat::Text => render::text(&topology),
+                GraphFormat::Dot => render::dot(&topology),
+            })
+        }
+    }
+}
+
+fn check(output: Output, file: &Path) -> Result<()> {
+    let outcome = topology::load(file)?;
+    let (errors, warnings) = (outcome.report.errors(), outcome.report.warnings());
+    if output == Output::Json {
+        print::json(&outcome.report.findings())?;
+    } else {
+        eprint!("{}", outcome.report.render(std::io::stderr().is_terminal()));
+        match &outcome.topology {
+            Some(t) => print::line(format!(
+                "{}: {} sources, {} events, {} views, {} buckets, {} nodes; {warnings} warnings",
+                file.display(),
+                t.sources.len(),
+                t.events.len(),
+                t.views.len(),
+                t.buckets.len(),
+                t.nodes.len()
+            ))?,
+            None => print::line(format!("{}: {errors} errors, {warnings} warnings", file.display()))?,
+        }
+    }
+    if errors > 0 { Err(Failed.into()) } else { Ok(()) }
+}

@@ -1,0 +1,44 @@
+//! Results on stdout, as a table or as JSON; talk on stderr.
+//!
+//! Guarantees: with `--output json` stdout holds JSON and nothing else. Never: a log line.
+
+use crate::args::Output;
+use anyhow::Result;
+use comfy_table::{ContentArrangement, Table, presets};
+use serde::Serialize;
+use std::io::{IsTerminal, Write};
+
+/// Prints a list: as a table with these columns, or as a JSON array.
+pub fn list<T: Serialize>(output: Output, items: &[T], columns: &[&str], row: impl Fn(&T) -> Vec<String>) -> Result<()> {
+    if output == Output::Json {
+        return json(items);
+    }
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    if !std::io::stdout().is_terminal() {
+        table.set_content_arrangement(ContentArrangement::Disabled);
+    }
+    table.set_header(columns.iter().map(|c| c.to_uppercase()));
+    for item in items {
+        table.add_row(row(item));
+    }
+    let mut out = std::io::stdout().lock();
+    for line in table.lines() {
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+/// Prints a value as JSON on a line of its own.
+pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer(&mut out, value)?;
+    writeln!(out)?;
+    Ok(())
+}
+
+/// Prints a line.
+pub fn line(text: impl AsRef<str>) -> Result<()> {
+    writeln!(std::io::stdout().lock(), "{}", text.as_ref())?;
+    Ok(())
+}
