@@ -5,10 +5,10 @@
 //! Never: a decision about what a change means.
 
 mod error;
+pub mod ingest;
 mod pace;
 pub mod source;
 pub mod sources;
 pub mod status;
-pub mod stub;
 
 pub use error::{Cause, Error, Result};

@@ -3,7 +3,7 @@
 //! Guarantees: the runtime's own threads never wait for the registry. Never: a cache; the registry's client has one.
 
 use crate::error::{Error, Result};
-use crate::stub::Registry;
+use registry::Registry;
 use schemas::ids::SchemaId;
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ pub(crate) async fn register(registry: &Arc<dyn Registry>, subject: String, sche
     let failed = |retry, source| Error::Registry { subject, retry, source };
     match answered {
         Ok(Ok(id)) => Ok(id),
-        Ok(Err(error)) => Err(failed(error.is_retriable(), error.into())),
+        Ok(Err(error)) => Err(failed(error.fate() == log::Fate::Retry, error.into())),
         Err(ended) => Err(failed(true, ended.into())),
     }
 }

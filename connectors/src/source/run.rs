@@ -15,7 +15,7 @@ use super::{Batch, Boundary, Budget, Position as _, Source};
 use crate::error::{Error, Result};
 use crate::pace::Pace;
 use crate::status::{Handle, State, Wish};
-use crate::stub::Registry;
+use registry::Registry;
 use log::{Outcome, Session, SessionConfig, SharedLog};
 use process::backoff::Backoff;
 use process::{Drain, SharedClock, chain};

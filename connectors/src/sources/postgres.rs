@@ -90,7 +90,7 @@ pub struct Source {
     slot: String,
     publication: String,
     declared: Vec<Declared>,
-    registry: Arc<dyn crate::stub::Registry>,
+    registry: Arc<dyn registry::Registry>,
     topic: Arc<str>,
     heartbeat_every: Duration,
     tables: Arc<[Table]>,
@@ -126,7 +126,7 @@ impl Source {
         name: &SourceName,
         config: &Config,
         declared: Vec<Declared>,
-        registry: Arc<dyn crate::stub::Registry>,
+        registry: Arc<dyn registry::Registry>,
     ) -> Result<Self> {
         let server = Server::parse(config.url.expose()).map_err(|e| Error::Refused {
             reason: format!("connector {name}: {e}"),
