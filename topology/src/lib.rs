@@ -10,12 +10,15 @@ mod check;
 mod checked;
 mod columns;
 pub mod expr;
+pub mod infer;
 mod load;
 pub mod model;
 mod names;
 mod problem;
+pub mod render;
 pub mod samples;
 pub mod template;
+pub mod wiring;
 
 pub use check::{EVENT_PARTITIONS, EVENT_PARTITIONS_MAX, VIEW_LOG_PARTITIONS, VIEW_LOG_PARTITIONS_MAX};
 pub use checked::{

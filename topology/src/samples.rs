@@ -20,12 +20,18 @@ pub struct Sample {
 pub const SHOP: Sample = Sample {
     name: "topology.toml",
     text: include_str!("../topology.toml"),
-    files: Embedded(&[("schemas/delivery_moved.avsc", include_str!("../schemas/delivery_moved.avsc"))]),
+    files: Embedded(&[(
+        "schemas/delivery_moved.avsc",
+        include_str!("../schemas/delivery_moved.avsc"),
+    )]),
 };
 
 /// pgbench's four tables, bucketed by branch.
-pub const PGBENCH: Sample =
-    Sample { name: "pgbench.toml", text: include_str!("../samples/pgbench.toml"), files: Embedded(&[]) };
+pub const PGBENCH: Sample = Sample {
+    name: "pgbench.toml",
+    text: include_str!("../samples/pgbench.toml"),
+    files: Embedded(&[]),
+};
 
 impl Sample {
     /// Checks the sample.
@@ -42,7 +48,11 @@ mod tests {
     fn the_samples_pass_without_a_warning() {
         for sample in [SHOP, PGBENCH] {
             let outcome = sample.check();
-            assert!(outcome.topology.is_some() && outcome.report.warnings() == 0, "{}", outcome.report.render(false));
+            assert!(
+                outcome.topology.is_some() && outcome.report.warnings() == 0,
+                "{}",
+                outcome.report.render(false)
+            );
         }
     }
 

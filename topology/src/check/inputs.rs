@@ -208,6 +208,7 @@ impl Check<'_> {
             if name.trim().is_empty() || name.chars().any(char::is_control) {
                 let message = format!("{what} has a column without a readable name");
                 self.add(Problem::error(name.span.clone(), message).help("name it as the database does"));
+                continue;
             }
             let Some(parsed) = columns::parse(ty) else {
                 let message = format!("`{}` is no type", ty.value);

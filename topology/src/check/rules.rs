@@ -29,8 +29,8 @@ fn view_text(topology: &Topology, view: &View) -> Value {
     let name_of = |at: usize| columns.get(at).map_or("", |column| column.name.as_str());
     let segments = |segments: &[Segment]| -> Value {
         let segment = |segment: &Segment| match segment {
-            Segment::Literal(word) => json!({ "word": word }),
-            Segment::Param(at) => json!({ "column": name_of(*at) }),
+            Segment::Literal(word) => json!(["word", word]),
+            Segment::Param(at) => json!(["column", name_of(*at)]),
         };
         segments.iter().map(segment).collect()
     };
@@ -61,14 +61,15 @@ fn view_text(topology: &Topology, view: &View) -> Value {
         }
     };
     let key = key.map(|key| key.iter().map(|at| name_of(*at)).collect::<Vec<_>>());
-    json!({
-        "v": 1,
-        "view": view.name.as_str(),
-        "from": from,
-        "key": key,
-        "fields": fields,
-        "bucket": segments(&view.bucket_name),
-        "scope": segments(&view.scope_name),
-        "where": view.filter.as_ref().map(|program| program.text()),
-    })
+    // Arrays, not objects: the order of an object's keys is a build setting of serde_json.
+    json!([
+        1,
+        view.name.as_str(),
+        from,
+        key,
+        fields,
+        segments(&view.bucket_name),
+        segments(&view.scope_name),
+        view.filter.as_ref().map(|program| program.text()),
+    ])
 }

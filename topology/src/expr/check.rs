@@ -161,12 +161,14 @@ impl<'c> Checker<'c> {
             "or" => String::from("write `||`"),
             "not" => String::from("write `!`"),
             _ => {
-                let known = names::known(
-                    name,
-                    self.row.fields.iter().map(|f| f.name.as_str()),
-                    "there are no columns",
-                );
-                format!("{known}; a text is written with quotes: \"{name}\"")
+                let columns = self.row.fields.iter().map(|field| field.name.as_str());
+                match names::nearest(name, columns.clone()) {
+                    Some(meant) => format!("did you mean `{meant}`?"),
+                    None => {
+                        let known = names::known(name, columns, "there are no columns");
+                        format!("{known}; a text is written with quotes: \"{name}\"")
+                    }
+                }
             }
         };
         (format!("there is no column `{name}`"), help)

@@ -293,7 +293,7 @@ fn unknown_names_and_wrong_types_are_refused_with_the_fix() {
             staus != 'draft'
             ^^^^^
               there is no column `staus`
-              help: did you mean `status`?; a text is written with quotes: "staus"
+              help: did you mean `status`?
             status == draft
                       ^^^^^
               there is no column `draft`
@@ -316,15 +316,15 @@ fn unknown_names_and_wrong_types_are_refused_with_the_fix() {
               help: did you mean `city`?
             status.zip == 1
             ^^^^^^^^^^
-              `status` is text, here a string has no fields
+              `status` is a string (text) has no fields
               help: fields are read from nested records of events only
             status
             ^^^^^^
-              the condition must be true or false; `status` is text, here a string
+              the condition must be true or false; `status` is a string (text)
               help: compare it: `status == "…"`
             total
             ^^^^^
-              the condition must be true or false; `total` is int8, here an int
+              the condition must be true or false; `total` is an int (int8)
               help: compare it: `total != 0`
             paid
             ^^^^
@@ -332,28 +332,28 @@ fn unknown_names_and_wrong_types_are_refused_with_the_fix() {
               help: write `paid == true`: a null is then not true
             !total
              ^^^^^
-              what `!` turns round must be true or false; `total` is int8, here an int
+              what `!` turns round must be true or false; `total` is an int (int8)
               help: compare it: `total != 0`
             id && paid == true
             ^^
-              the left side must be true or false; `id` is int8, here an int
+              the left side must be true or false; `id` is an int (int8)
               help: compare it: `id != 0`
             total == '1200'
             ^^^^^^^^^^^^^^^
-              `total` is int8, here an int and `'1200'` is a string: these do not compare
+              `total` is an int (int8) and `'1200'` is a string: these do not compare
               help: write the number without quotes: `1200`
             total == status
             ^^^^^^^^^^^^^^^
-              `total` is int8, here an int and `status` is text, here a string: these do not compare
+              `total` is an int (int8) and `status` is a string (text): these do not compare
               help: convert the text: `int(status)`
             amount > 10
             ^^^^^^^^^^^
-              `amount` is numeric, here a string and `10` is an int: these do not compare
-              help: convert the text: `int(amount)`
+              `amount` is a string (numeric) and `10` is an int: these do not compare
+              help: convert the text: `double(amount)`
             at > '2026-01-01'
             ^^^^^^^^^^^^^^^^^
-              `at` is timestamptz, here a timestamp and `'2026-01-01'` is a string: these do not compare
-              help: write `timestamp('2026-01-01')`, as RFC 3339
+              `at` is a timestamp (timestamptz) and `'2026-01-01'` is a string: these do not compare
+              help: write an instant: `timestamp("2026-01-01T00:00:00Z")`
             at > timestamp('2026-01-01')
                  ^^^^^^^^^^^^^^^^^^^^^^^
               `timestamp('2026-01-01')`: the value does not convert
@@ -376,7 +376,7 @@ fn unknown_names_and_wrong_types_are_refused_with_the_fix() {
               help: write a list after `in`: `status in ["open", "paid"]`
             status in ['paid', 1]
                                ^
-              `status` is text, here a string and `1` is an int: these do not compare
+              `status` is a string (text) and `1` is an int: these do not compare
               help: convert the text: `int(status)`
             1 in tags
             ^^^^^^^^^
@@ -388,23 +388,23 @@ fn unknown_names_and_wrong_types_are_refused_with_the_fix() {
               help: guard it, so that it can be computed with: `rate != null && …`
             rate != null && total + rate > 1.0
                             ^^^^^^^^^^^^
-              `+` does not take these; `total` is int8, here an int, `rate` is float8, here a double
+              `+` does not take these; `total` is an int (int8), `rate` is a double (float8)
               help: convert: `double(total)`
             status + total == 'x'
             ^^^^^^^^^^^^^^
-              `+` does not take these; `status` is text, here a string, `total` is int8, here an int
+              `+` does not take these; `status` is a string (text), `total` is an int (int8)
               help: convert: `int(status)`
             amount * 2 > 1
             ^^^^^^^^^^
-              `*` does not take these; `amount` is numeric, here a string, `2` is an int
-              help: convert: `int(amount)`
+              `*` does not take these; `amount` is a string (numeric), `2` is an int
+              help: convert: `double(amount)`
             -status == 'x'
             ^^^^^^^
-              `-` is for numbers; `status` is text, here a string
+              `-` is for numbers; `status` is a string (text)
               help: convert it with int() or double()
             total.startsWith('1')
             ^^^^^
-              this is for texts; `total` is int8, here an int
+              this is for texts; `total` is an int (int8)
               help: convert it: `string(total)`
             startsWith(status, 'x')
             ^^^^^^^^^^^^^^^^^^^^^^^
@@ -428,7 +428,7 @@ fn unknown_names_and_wrong_types_are_refused_with_the_fix() {
               help: compare columns with each other, or with `timestamp("2026-01-31T10:00:00Z")`
             size(total) == 1
                  ^^^^^
-              `total` is int8, here an int: it has no size
+              `total` is an int (int8): it has no size
               help: size is of texts (characters), bytes and lists
             int(paid == true) == 1
                 ^^^^^^^^^^^^

@@ -208,7 +208,8 @@ impl<'r, 'i> Table<'r, 'i> {
 
     /// Reports keys that nobody asked for.
     pub(super) fn finish(self) {
-        let asked = self.asked.into_inner();
+        let mut asked = self.asked.into_inner();
+        asked.dedup();
         for (name, _) in self
             .table
             .iter()

@@ -1,0 +1,386 @@
+//! The topology as a picture: text for a terminal, DOT for Graphviz.
+//!
+//! Guarantees: one topology gives one text, in the order of the file.
+//! Never: colours or widths that depend on the terminal.
+
+use crate::checked::{Input, SYNC_VIEWS, Segment, SourceKind, Topology, VIEW_LOG, View};
+use crate::wiring::{Cleanup, Part, TopicKind, Wiring};
+use std::fmt::Write;
+
+/// Draws the graph as text: the lines of data, then a table each of views, buckets, topics and nodes.
+pub fn text(topology: &Topology) -> String {
+    let wiring = Wiring::of(topology);
+    let mut out = format!("topology {}\n\n", topology.name);
+    out.push_str(&lines(topology, &wiring));
+    table(
+        &mut out,
+        &["view", "from", "bucket", "where"],
+        topology.views.iter().map(|view| view_row(topology, view)),
+    );
+    table(
+        &mut out,
+        &["bucket", "scope", "opened by"],
+        bucket_rows(topology).into_iter(),
+    );
+    table(
+        &mut out,
+        &["topic", "partitions", "kept"],
+        topic_rows(&wiring).into_iter(),
+    );
+    let nodes = topology.nodes.iter().map(|node| {
+        let roles = node.roles.iter().map(ToString::to_string).collect::<Vec<_>>();
+        vec![node.name.clone(), roles.join(", ")]
+    });
+    table(&mut out, &["node", "runs"], nodes);
+    out
+}
+
+/// The lines of data: what comes in from the left, joined before sync-views.
+fn lines(topology: &Topology, wiring: &Wiring) -> String {
+    let used = |topic: &str| {
+        wiring
+            .processors
+            .iter()
+            .any(|p| p.inputs.iter().any(|input| input.topic == topic))
+    };
+    let mut rows: Vec<(String, bool)> = Vec::new();
+    for source in &topology.sources {
+        let (outside, kind) = match source.kind {
+            SourceKind::Postgres => ("PostgreSQL", "postgres"),
+            SourceKind::Http => ("backends", "http"),
+        };
+        let line = format!(
+            "{outside} ──► connector {} ({kind}) ──► {} ",
+            source.name,
+            source.topic()
+        );
+        rows.push((line, used(&source.topic())));
+    }
+    for event in &topology.events {
+        rows.push((
+            format!("backends ──► ingest ──► {} ", event.topic()),
+            used(&event.topic()),
+        ));
+    }
+    let width = rows
+        .iter()
+        .map(|(line, _)| line.chars().count())
+        .max()
+        .unwrap_or_default();
+    let (first, last) = (
+        rows.iter().position(|(_, used)| *used),
+        rows.iter().rposition(|(_, used)| *used),
+    );
+    let mut out = String::new();
+    for (at, (line, used)) in rows.iter().enumerate() {
+        let inside = first.is_some_and(|first| first < at) && last.is_some_and(|last| at < last);
+        let pad = width - line.chars().count();
+        let tail = match (*used, Some(at) == first, Some(at) == last) {
+            (true, true, true) => {
+                "─".repeat(pad + 2) + &format!("──► {SYNC_VIEWS} ──► {VIEW_LOG} ──► edge ──► devices")
+            }
+            (true, true, false) => "─".repeat(pad + 2) + "┐",
+            (true, false, true) => {
+                "─".repeat(pad + 2) + &format!("┴─► {SYNC_VIEWS} ──► {VIEW_LOG} ──► edge ──► devices")
+            }
+            (true, ..) => "─".repeat(pad + 2) + "┤",
+            (false, ..) if inside => " ".repeat(pad + 2) + "│",
+            (false, ..) => String::new(),
+        };
+        let _ = writeln!(out, "{}", format!("{line}{tail}").trim_end());
+    }
+    out
+}
+
+fn view_row(topology: &Topology, view: &View) -> Vec<String> {
+    let filter = view.filter.as_ref().map_or("", |program| program.text());
+    let filter = filter.split_whitespace().collect::<Vec<_>>().join(" ");
+    vec![
+        view.name.to_string(),
+        from(topology, view.input),
+        template(topology, view),
+        filter,
+    ]
+}
+
+fn from(topology: &Topology, input: Input) -> String {
+    match input {
+        Input::Table { source, table } => topology
+            .sources
+            .get(source)
+            .and_then(|source| {
+                source
+                    .tables
+                    .get(table)
+                    .map(|table| format!("{}.{}", source.name, table.name))
+            })
+            .unwrap_or_default(),
+        Input::Event(event) => topology
+            .events
+            .get(event)
+            .map(|e| format!("event:{}", e.name))
+            .unwrap_or_default(),
+    }
+}
+
+fn template(topology: &Topology, view: &View) -> String {
+    let columns = topology.columns_of(view.input);
+    let part = |segment: &Segment| match segment {
+        Segment::Literal(word) => word.clone(),
+        Segment::Param(at) => format!("{{{}}}", columns.get(*at).map_or("", |column| column.name.as_str())),
+    };
+    view.bucket_name.iter().map(part).collect::<Vec<_>>().join(":")
+}
+
+fn bucket_rows(topology: &Topology) -> Vec<Vec<String>> {
+    let row = |(at, bucket): (usize, &crate::checked::Bucket)| {
+        let parts = bucket.pattern.parts();
+        let part = |segment: &Segment| match segment {
+            Segment::Literal(word) => word.clone(),
+            Segment::Param(at) => match parts.get(*at) {
+                Some(crate::template::Part::Param(name, _)) => format!("{{{name}}}"),
+                _ => String::new(),
+            },
+        };
+        let scope = bucket.scope.iter().map(part).collect::<Vec<_>>().join(":");
+        let scope = if scope == bucket.pattern.to_string() {
+            String::from("itself")
+        } else {
+            scope
+        };
+        let opened: Vec<String> = topology
+            .memberships
+            .iter()
+            .filter(|membership| membership.bucket == at)
+            .map(|membership| match &membership.issuer {
+                Some(issuer) => format!("{} of {issuer}", membership.template),
+                None => membership.template.to_string(),
+            })
+            .collect();
+        vec![bucket.pattern.to_string(), scope, opened.join(", ")]
+    };
+    topology.buckets.iter().enumerate().map(row).collect()
+}
+
+fn topic_rows(wiring: &Wiring) -> Vec<Vec<String>> {
+    let kept = |topic: &crate::wiring::Topic| match (topic.cleanup, topic.retention_ms) {
+        (Cleanup::Delete, Some(ms)) => format!("{} days", ms / 86_400_000),
+        (Cleanup::Delete, None) => String::from("by the broker's default"),
+        (Cleanup::Compact, _) => String::from("the newest of each key"),
+    };
+    wiring
+        .topics
+        .iter()
+        .map(|topic| vec![topic.name.clone(), topic.partitions.to_string(), kept(topic)])
+        .collect()
+}
+
+/// Appends a table with aligned columns; none without rows.
+fn table(out: &mut String, header: &[&str], rows: impl Iterator<Item = Vec<String>>) {
+    let mut all: Vec<Vec<String>> = vec![header.iter().map(ToString::to_string).collect()];
+    all.extend(rows);
+    if all.len() == 1 {
+        return;
+    }
+    let width = |column: usize| {
+        all.iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+    };
+    let widths: Vec<usize> = (0..header.len())
+        .map(|column| width(column).unwrap_or_default())
+        .collect();
+    out.push('\n');
+    for row in &all {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        let _ = writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+    }
+}
+
+/// Draws the graph in Graphviz's language: `trunkline topology graph --dot | dot -Tsvg`. Changelogs and dead letters are
+/// left out.
+pub fn dot(topology: &Topology) -> String {
+    let wiring = Wiring::of(topology);
+    let mut out = format!("digraph {} {{\n", quoted(&topology.name));
+    out.push_str("  rankdir=LR;\n  node [fontname=\"sans-serif\", fontsize=11];\n  edge [fontname=\"sans-serif\", fontsize=9];\n");
+    let hidden = |part: &Part| match part {
+        Part::Topic(name) => wiring.topic(name).is_some_and(|topic| {
+            matches!(
+                topic.kind,
+                TopicKind::Changelog | TopicKind::DeadLetter | TopicKind::Positions
+            )
+        }),
+        _ => false,
+    };
+    let links: Vec<_> = wiring
+        .links
+        .iter()
+        .filter(|link| !hidden(&link.from) && !hidden(&link.to))
+        .collect();
+    let mut parts: Vec<&Part> = Vec::new();
+    for part in links.iter().flat_map(|link| [&link.from, &link.to]) {
+        if !parts.contains(&part) {
+            parts.push(part);
+        }
+    }
+    for part in parts {
+        let shape = match part {
+            Part::Outside(_) => "ellipse, style=dashed",
+            Part::Topic(_) => "cylinder",
+            _ => "box, style=rounded",
+        };
+        let _ = writeln!(out, "  {} [shape={shape}];", quoted(&part.to_string()));
+    }
+    for link in links {
+        let label = match (&link.from, &link.to) {
+            (Part::Topic(topic), Part::Processor(_)) => views_of(topology, topic),
+            _ => String::new(),
+        };
+        let (from, to) = (quoted(&link.from.to_string()), quoted(&link.to.to_string()));
+        if label.is_empty() {
+            let _ = writeln!(out, "  {from} -> {to};");
+        } else {
+            let _ = writeln!(out, "  {from} -> {to} [label={}];", quoted(&label));
+        }
+    }
+    out.push_str("}\n");
+    out
+}
+
+/// The views that are made of a topic.
+fn views_of(topology: &Topology, topic: &str) -> String {
+    let made = topology
+        .views
+        .iter()
+        .filter(|view| topology.topic_of(view.input) == topic);
+    made.map(|view| view.name.to_string()).collect::<Vec<_>>().join("\n")
+}
+
+/// A string in DOT.
+fn quoted(text: &str) -> String {
+    let mut out = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            c => out.push(c),
+        }
+    }
+    out.push('"');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::samples::{PGBENCH, SHOP};
+    use expect_test::expect;
+
+    #[test]
+    fn the_shop_as_text() {
+        expect![[r#"
+            topology shop
+
+            backends ──► connector shop (http) ──► change.shop ──┐
+            backends ──► ingest ──► event.delivery_moved ────────┴─► sync-views ──► view.log ──► edge ──► devices
+            backends ──► ingest ──► event.order_viewed
+
+            view           from                  bucket                  where
+            catalog        shop.products         catalog                 !discontinued
+            profile        shop.customers        customer:{id}
+            orders         shop.orders           customer:{customer_id}  status != "draft"
+            order_lines    shop.order_lines      customer:{customer_id}
+            deliveries     event:delivery_moved  customer:{customer_id}
+            to_pack        shop.orders           store:{store_id}        status in ["placed", "packed"]
+            lines_to_pack  shop.order_lines      store:{store_id}
+
+            bucket         scope   opened by
+            customer:{id}  itself  customer:{sub}
+            store:{id}     itself  store:{stores}
+            catalog        itself  catalog
+
+            topic                                      partitions  kept
+            change.shop                                1           7 days
+            event.delivery_moved                       12          7 days
+            event.order_viewed                         12          7 days
+            connect.positions                          1           the newest of each key
+            view.log                                   16          the newest of each key
+            sync-views.changelog.change.shop           1           the newest of each key
+            change.shop.dlq                            1           30 days
+            sync-views.changelog.event.delivery_moved  12          the newest of each key
+            event.delivery_moved.dlq                   12          30 days
+
+            node    runs
+            ingest  connector:shop, ingest, registry
+            views   processor:sync-views
+            edge-1  edge
+            edge-2  edge
+        "#]]
+        .assert_eq(&super::text(&SHOP.check().into_result().unwrap()));
+    }
+
+    #[test]
+    fn pgbench_as_text() {
+        expect![[r#"
+            topology pgbench
+
+            PostgreSQL ──► connector bank (postgres) ──► change.bank ────► sync-views ──► view.log ──► edge ──► devices
+
+            view      from                   bucket        where
+            branches  bank.pgbench_branches  branch:{bid}
+            tellers   bank.pgbench_tellers   branch:{bid}
+            accounts  bank.pgbench_accounts  branch:{bid}
+            history   bank.pgbench_history   branch:{bid}
+
+            bucket        scope   opened by
+            branch:{bid}  itself  branch:{branch}
+
+            topic                             partitions  kept
+            change.bank                       1           7 days
+            connect.positions                 1           the newest of each key
+            view.log                          16          the newest of each key
+            sync-views.changelog.change.bank  1           the newest of each key
+            change.bank.dlq                   1           30 days
+
+            node       runs
+            connector  connector:bank
+            processor  processor:sync-views
+            edge-1     edge
+            edge-2     edge
+        "#]]
+        .assert_eq(&super::text(&PGBENCH.check().into_result().unwrap()));
+    }
+
+    #[test]
+    fn the_shop_as_dot() {
+        expect![[r#"
+            digraph "shop" {
+              rankdir=LR;
+              node [fontname="sans-serif", fontsize=11];
+              edge [fontname="sans-serif", fontsize=9];
+              "backends" [shape=ellipse, style=dashed];
+              "connector shop" [shape=box, style=rounded];
+              "change.shop" [shape=cylinder];
+              "ingest" [shape=box, style=rounded];
+              "event.delivery_moved" [shape=cylinder];
+              "event.order_viewed" [shape=cylinder];
+              "sync-views" [shape=box, style=rounded];
+              "view.log" [shape=cylinder];
+              "edge" [shape=box, style=rounded];
+              "devices" [shape=ellipse, style=dashed];
+              "backends" -> "connector shop";
+              "connector shop" -> "change.shop";
+              "backends" -> "ingest";
+              "ingest" -> "event.delivery_moved";
+              "ingest" -> "event.order_viewed";
+              "change.shop" -> "sync-views" [label="catalog\nprofile\norders\norder_lines\nto_pack\nlines_to_pack"];
+              "event.delivery_moved" -> "sync-views" [label="deliveries"];
+              "sync-views" -> "view.log";
+              "view.log" -> "edge";
+              "edge" -> "devices";
+            }
+        "#]]
+        .assert_eq(&super::dot(&SHOP.check().into_result().unwrap()));
+    }
+}

@@ -1,0 +1,387 @@
+//! Who is wired to whom: topics, processors and links that follow from a topology.
+//!
+//! Guarantees: a link's direction is the direction of the data, so that who may read and write a topic follows from
+//! the links; the order is that of the file. Settings are those of the design's table of topics.
+//! Never: creates a topic.
+
+use crate::checked::{Input, SYNC_VIEWS, Source, SourceKind, Topology, VIEW_LOG};
+use std::fmt;
+
+/// Milliseconds in an hour.
+const HOUR_MS: i64 = 3_600_000;
+/// Milliseconds in a day.
+const DAY_MS: i64 = 24 * HOUR_MS;
+
+/// The topic in which connectors keep their positions.
+pub const POSITIONS: &str = "connect.positions";
+
+/// What happens to old records of a topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cleanup {
+    /// Removed by age.
+    Delete,
+    /// Only the newest record of a key is kept.
+    Compact,
+}
+
+/// Whose a topic is, and so who creates it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TopicKind {
+    /// Changes of a source; created at start.
+    Change,
+    /// Events; created at start.
+    Event,
+    /// Connectors' positions; created at start.
+    Positions,
+    /// All views; created at start.
+    ViewLog,
+    /// A processor's state; created by the runtime.
+    Changelog,
+    /// Records that could not be processed; created by the runtime.
+    DeadLetter,
+}
+
+/// A topic and its settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Topic {
+    /// Name.
+    pub name: String,
+    /// Whose it is.
+    pub kind: TopicKind,
+    /// Partitions.
+    pub partitions: i32,
+    /// `cleanup.policy`.
+    pub cleanup: Cleanup,
+    /// Whether timestamps are the broker's at the append (`message.timestamp.type`).
+    pub log_append_time: bool,
+    /// `retention.ms`.
+    pub retention_ms: Option<i64>,
+    /// `min.compaction.lag.ms`.
+    pub min_compaction_lag_ms: Option<i64>,
+    /// `delete.retention.ms`.
+    pub delete_retention_ms: Option<i64>,
+}
+
+impl Topic {
+    /// A topic that keeps records for so many days.
+    fn kept(name: String, kind: TopicKind, partitions: i32, days: i64) -> Self {
+        Topic {
+            retention_ms: Some(days * DAY_MS),
+            cleanup: Cleanup::Delete,
+            ..Topic::compacted(name, kind, partitions)
+        }
+    }
+
+    /// A topic that keeps the newest record of each key.
+    fn compacted(name: String, kind: TopicKind, partitions: i32) -> Self {
+        Topic {
+            name,
+            kind,
+            partitions,
+            cleanup: Cleanup::Compact,
+            log_append_time: false,
+            retention_ms: None,
+            min_compaction_lag_ms: None,
+            delete_retention_ms: None,
+        }
+    }
+
+    /// Whether it must exist before anything runs; the others are made by who writes them first.
+    pub fn is_created_at_start(&self) -> bool {
+        !matches!(self.kind, TopicKind::Changelog | TopicKind::DeadLetter)
+    }
+}
+
+/// An input of a processor. Inputs that are not joined are sub-topologies of their own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProcessorInput {
+    /// The topic.
+    pub topic: String,
+    /// Its partitions, each a task.
+    pub partitions: i32,
+    /// The store of these tasks, which is the sub-topology's name.
+    pub store: String,
+}
+
+impl ProcessorInput {
+    /// The changelog topic of the store.
+    pub fn changelog(&self, processor: &str) -> String {
+        format!("{processor}.changelog.{}", self.store)
+    }
+}
+
+/// A processor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Processor {
+    /// Its name: the consumer group's.
+    pub name: String,
+    /// What it reads.
+    pub inputs: Vec<ProcessorInput>,
+    /// What it writes, besides changelogs and dead letters.
+    pub outputs: Vec<String>,
+}
+
+/// One end of a link.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// Something that is not ours: a database, backends, devices.
+    Outside(String),
+    /// A connector.
+    Connector(String),
+    /// The ingest listener for events.
+    Ingest,
+    /// A topic.
+    Topic(String),
+    /// A processor.
+    Processor(String),
+    /// All edges.
+    Edge,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Part::Outside(name) | Part::Topic(name) | Part::Processor(name) => f.write_str(name),
+            Part::Connector(name) => write!(f, "connector {name}"),
+            Part::Ingest => f.write_str("ingest"),
+            Part::Edge => f.write_str("edge"),
+        }
+    }
+}
+
+/// Data flows this way.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Link {
+    /// From here …
+    pub from: Part,
+    /// … to here.
+    pub to: Part,
+}
+
+/// Everything that follows from a topology.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wiring {
+    /// All topics.
+    pub topics: Vec<Topic>,
+    /// All processors.
+    pub processors: Vec<Processor>,
+    /// All links, each once.
+    pub links: Vec<Link>,
+}
+
+impl Wiring {
+    /// Wires a topology.
+    pub fn of(topology: &Topology) -> Self {
+        let processors: Vec<Processor> = sync_views(topology).into_iter().collect();
+        let topics = topics(topology, &processors);
+        let links = links(topology, &processors);
+        Wiring {
+            topics,
+            processors,
+            links,
+        }
+    }
+
+    /// The topics that must exist before anything runs.
+    pub fn topics_at_start(&self) -> impl Iterator<Item = &Topic> {
+        self.topics.iter().filter(|topic| topic.is_created_at_start())
+    }
+
+    /// A topic by its name.
+    pub fn topic(&self, name: &str) -> Option<&Topic> {
+        self.topics.iter().find(|topic| topic.name == name)
+    }
+
+    /// The topics that a part reads.
+    pub fn reads<'w>(&'w self, part: &'w Part) -> impl Iterator<Item = &'w str> {
+        self.links
+            .iter()
+            .filter(move |link| link.to == *part)
+            .filter_map(|link| topic_name(&link.from))
+    }
+
+    /// The topics that a part writes.
+    pub fn writes<'w>(&'w self, part: &'w Part) -> impl Iterator<Item = &'w str> {
+        self.links
+            .iter()
+            .filter(move |link| link.from == *part)
+            .filter_map(|link| topic_name(&link.to))
+    }
+}
+
+fn topic_name(part: &Part) -> Option<&str> {
+    match part {
+        Part::Topic(name) => Some(name),
+        _ => None,
+    }
+}
+
+/// The processor that writes the views: reads every input that a view has, in the order of sources and events.
+fn sync_views(topology: &Topology) -> Option<Processor> {
+    let mut inputs: Vec<ProcessorInput> = Vec::new();
+    let mut add = |topic: String, partitions: i32, used: bool| {
+        if used {
+            inputs.push(ProcessorInput {
+                store: topic.clone(),
+                topic,
+                partitions,
+            });
+        }
+    };
+    for (at, source) in topology.sources.iter().enumerate() {
+        let reads = |input: Input| matches!(input, Input::Table { source, .. } if source == at);
+        add(source.topic(), 1, topology.views.iter().any(|view| reads(view.input)));
+    }
+    for (at, event) in topology.events.iter().enumerate() {
+        add(
+            event.topic(),
+            event.partitions,
+            topology.views.iter().any(|view| view.input == Input::Event(at)),
+        );
+    }
+    let name = String::from(SYNC_VIEWS);
+    (!inputs.is_empty()).then(|| Processor {
+        name,
+        inputs,
+        outputs: vec![String::from(VIEW_LOG)],
+    })
+}
+
+fn topics(topology: &Topology, processors: &[Processor]) -> Vec<Topic> {
+    let mut topics = Vec::new();
+    for source in &topology.sources {
+        topics.push(Topic::kept(source.topic(), TopicKind::Change, 1, 7));
+    }
+    for event in &topology.events {
+        topics.push(Topic::kept(event.topic(), TopicKind::Event, event.partitions, 7));
+    }
+    if !topology.sources.is_empty() {
+        topics.push(Topic::compacted(String::from(POSITIONS), TopicKind::Positions, 1));
+    }
+    topics.push(Topic {
+        log_append_time: true,
+        min_compaction_lag_ms: Some(6 * HOUR_MS),
+        delete_retention_ms: Some(7 * DAY_MS),
+        ..Topic::compacted(String::from(VIEW_LOG), TopicKind::ViewLog, topology.view_log_partitions)
+    });
+    for processor in processors {
+        for input in &processor.inputs {
+            topics.push(Topic {
+                log_append_time: true,
+                delete_retention_ms: Some(7 * DAY_MS),
+                ..Topic::compacted(input.changelog(&processor.name), TopicKind::Changelog, input.partitions)
+            });
+            topics.push(Topic::kept(
+                dead_letters(&input.topic),
+                TopicKind::DeadLetter,
+                input.partitions,
+                30,
+            ));
+        }
+    }
+    topics
+}
+
+fn dead_letters(topic: &str) -> String {
+    format!("{topic}.dlq")
+}
+
+fn links(topology: &Topology, processors: &[Processor]) -> Vec<Link> {
+    let mut links = Vec::new();
+    let mut link = |from: Part, to: Part| {
+        let link = Link { from, to };
+        if !links.contains(&link) {
+            links.push(link);
+        }
+    };
+    for source in &topology.sources {
+        let connector = Part::Connector(source.name.to_string());
+        link(Part::Outside(outside_of(source)), connector.clone());
+        link(connector.clone(), Part::Topic(source.topic()));
+        link(connector.clone(), Part::Topic(String::from(POSITIONS)));
+        link(Part::Topic(String::from(POSITIONS)), connector);
+    }
+    for event in &topology.events {
+        link(Part::Outside(String::from("backends")), Part::Ingest);
+        link(Part::Ingest, Part::Topic(event.topic()));
+    }
+    for processor in processors {
+        let this = Part::Processor(processor.name.clone());
+        for input in &processor.inputs {
+            let changelog = Part::Topic(input.changelog(&processor.name));
+            link(Part::Topic(input.topic.clone()), this.clone());
+            link(this.clone(), changelog.clone());
+            link(changelog, this.clone());
+            link(this.clone(), Part::Topic(dead_letters(&input.topic)));
+        }
+        for output in &processor.outputs {
+            link(this.clone(), Part::Topic(output.clone()));
+        }
+    }
+    link(Part::Topic(String::from(VIEW_LOG)), Part::Edge);
+    link(Part::Edge, Part::Outside(String::from("devices")));
+    links
+}
+
+fn outside_of(source: &Source) -> String {
+    match source.kind {
+        SourceKind::Postgres => String::from("PostgreSQL"),
+        SourceKind::Http => String::from("backends"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::samples::SHOP;
+    use expect_test::expect;
+    use std::fmt::Write;
+
+    #[test]
+    fn the_shops_topics_have_the_designs_settings() {
+        let wiring = Wiring::of(&SHOP.check().into_result().unwrap());
+        let mut out = String::new();
+        for t in &wiring.topics {
+            let days = |ms: Option<i64>| ms.map_or(String::from("-"), |ms| format!("{}h", ms / HOUR_MS));
+            writeln!(
+                out,
+                "{} {} {:?} append={} retention={} lag={} delete={} start={}",
+                t.name,
+                t.partitions,
+                t.cleanup,
+                t.log_append_time,
+                days(t.retention_ms),
+                days(t.min_compaction_lag_ms),
+                days(t.delete_retention_ms),
+                t.is_created_at_start()
+            )
+            .unwrap();
+        }
+        expect![[r#"
+            change.shop 1 Delete append=false retention=168h lag=- delete=- start=true
+            event.delivery_moved 12 Delete append=false retention=168h lag=- delete=- start=true
+            event.order_viewed 12 Delete append=false retention=168h lag=- delete=- start=true
+            connect.positions 1 Compact append=false retention=- lag=- delete=- start=true
+            view.log 16 Compact append=true retention=- lag=6h delete=168h start=true
+            sync-views.changelog.change.shop 1 Compact append=true retention=- lag=- delete=168h start=false
+            change.shop.dlq 1 Delete append=false retention=720h lag=- delete=- start=false
+            sync-views.changelog.event.delivery_moved 12 Compact append=true retention=- lag=- delete=168h start=false
+            event.delivery_moved.dlq 12 Delete append=false retention=720h lag=- delete=- start=false
+        "#]]
+        .assert_eq(&out);
+    }
+
+    #[test]
+    fn who_reads_and_writes_a_topic_follows_from_the_links() {
+        let wiring = Wiring::of(&SHOP.check().into_result().unwrap());
+        let sync_views = Part::Processor(String::from(SYNC_VIEWS));
+        let reads: Vec<_> = wiring
+            .reads(&sync_views)
+            .filter(|topic| !topic.contains("changelog"))
+            .collect();
+        assert_eq!(reads, ["change.shop", "event.delivery_moved"]);
+        assert!(wiring.writes(&sync_views).any(|topic| topic == VIEW_LOG));
+        assert_eq!(wiring.reads(&Part::Edge).collect::<Vec<_>>(), [VIEW_LOG]);
+        assert_eq!(wiring.writes(&Part::Edge).count(), 0);
+    }
+}
