@@ -33,7 +33,12 @@ enum Slot {
 impl Catalog {
     /// Puts a memory before a registry.
     pub fn new(inner: SharedRegistry) -> Self {
-        Catalog { inner, slots: Mutex::default(), changed: Condvar::new(), registered: Mutex::default() }
+        Catalog {
+            inner,
+            slots: Mutex::default(),
+            changed: Condvar::new(),
+            registered: Mutex::default(),
+        }
     }
 
     /// The compiled schema of an id. Blocks while it is read for the first time.
@@ -53,7 +58,11 @@ impl Catalog {
         slots.insert(id, Slot::Loading);
         drop(slots);
         // Whatever happens to this thread, the others must not wait for ever.
-        let mut flight = Flight { catalog: self, id, result: None };
+        let mut flight = Flight {
+            catalog: self,
+            id,
+            result: None,
+        };
         let loaded = self.load(id);
         flight.result = Some(loaded.clone());
         loaded
@@ -61,7 +70,9 @@ impl Catalog {
 
     fn load(&self, id: SchemaId) -> Result<Arc<Schema>> {
         let text = self.inner.by_id(id)?;
-        let schema = Schema::parse(&text).map_err(|e| Error::InvalidSchema { reason: format!("schema {id}: {e}") })?;
+        let schema = Schema::parse(&text).map_err(|e| Error::InvalidSchema {
+            reason: format!("schema {id}: {e}"),
+        })?;
         Ok(Arc::new(schema))
     }
 
@@ -71,7 +82,9 @@ impl Catalog {
     /// As [`Registry::register`].
     pub fn register_schema(&self, subject: &str, schema: &Arc<Schema>) -> Result<SchemaId> {
         let id = self.register(subject, schema.text())?;
-        locked(&self.slots).entry(id).or_insert_with(|| Slot::Ready(schema.clone()));
+        locked(&self.slots)
+            .entry(id)
+            .or_insert_with(|| Slot::Ready(schema.clone()));
         Ok(id)
     }
 }
@@ -88,7 +101,11 @@ impl Drop for Flight<'_> {
         match self.result.take() {
             Some(Ok(schema)) => slots.insert(self.id, Slot::Ready(schema)),
             Some(Err(error)) => {
-                let wait = if matches!(error, Error::Unavailable { .. }) { UNAVAILABLE_FOR } else { MISSING_FOR };
+                let wait = if matches!(error, Error::Unavailable { .. }) {
+                    UNAVAILABLE_FOR
+                } else {
+                    MISSING_FOR
+                };
                 slots.insert(self.id, Slot::Failed(error, Instant::now() + wait))
             }
             None => slots.remove(&self.id),

@@ -8,7 +8,9 @@ mod record;
 mod state;
 
 use crate::{Error, Level, Registered, Registry, Result, Version};
-use log::{At, Cleanup, Isolation, OutBatch, OutRecord, Outcome, Reader, RecordBatch, Session, SessionConfig, SharedLog};
+use log::{
+    At, Cleanup, Isolation, OutBatch, OutRecord, Outcome, Reader, RecordBatch, Session, SessionConfig, SharedLog,
+};
 use log::{StartFrom, TopicConfig, TopicPartition, TopicSpec};
 use record::Record;
 use schemas::ids::SchemaId;
@@ -49,22 +51,45 @@ impl Embedded {
         let name = describe(&log);
         let failed = |attempted: &str, error: &log::Error| log_error(&name, attempted, error);
         let config = TopicConfig::new(Cleanup::Compact);
-        let spec = TopicSpec { name: TOPIC.to_owned(), partitions: 1, replication: None, config };
-        log.create_topics(&[spec]).map_err(|e| failed("create the topic _schemas", &e))?;
-        let found = log.describe(TOPIC).map_err(|e| failed("look at the topic _schemas", &e))?;
+        let spec = TopicSpec {
+            name: TOPIC.to_owned(),
+            partitions: 1,
+            replication: None,
+            config,
+        };
+        log.create_topics(&[spec])
+            .map_err(|e| failed("create the topic _schemas", &e))?;
+        let found = log
+            .describe(TOPIC)
+            .map_err(|e| failed("look at the topic _schemas", &e))?;
         if let Some(topic) = found.filter(|topic| topic.partitions != 1) {
             return Err(Error::Refused {
                 registry: name,
                 attempted: "open the topic _schemas".to_owned(),
                 code: 50001,
-                reason: format!("it has {} partitions and must have one: ids follow from its order", topic.partitions),
+                reason: format!(
+                    "it has {} partitions and must have one: ids follow from its order",
+                    topic.partitions
+                ),
             });
         }
-        let mut reader = log.reader(Isolation::ReadCommitted).map_err(|e| failed("read the topic _schemas", &e))?;
+        let mut reader = log
+            .reader(Isolation::ReadCommitted)
+            .map_err(|e| failed("read the topic _schemas", &e))?;
         let at = partition();
-        reader.assign(&[(at, StartFrom::Start)]).map_err(|e| failed("read the topic _schemas", &e))?;
-        let inner = Inner { state: State::default(), reader, batch: RecordBatch::default(), session: None };
-        let registry = Embedded { log, inner: Mutex::new(inner) };
+        reader
+            .assign(&[(at, StartFrom::Start)])
+            .map_err(|e| failed("read the topic _schemas", &e))?;
+        let inner = Inner {
+            state: State::default(),
+            reader,
+            batch: RecordBatch::default(),
+            session: None,
+        };
+        let registry = Embedded {
+            log,
+            inner: Mutex::new(inner),
+        };
         registry.catch_up(&mut registry.locked())?;
         Ok(registry)
     }
@@ -79,21 +104,32 @@ impl Embedded {
     }
 
     fn unavailable(&self, attempted: &str, reason: impl Into<String>) -> Error {
-        Error::Unavailable { registry: describe(&self.log), attempted: attempted.to_owned(), reason: reason.into() }
+        Error::Unavailable {
+            registry: describe(&self.log),
+            attempted: attempted.to_owned(),
+            reason: reason.into(),
+        }
     }
 
     /// Reads the topic up to where it is stable now.
     fn catch_up(&self, inner: &mut Inner) -> Result<()> {
         const ATTEMPTED: &str = "read the topic _schemas";
         let at = partition();
-        let end = self.log.offset(&at, At::Stable).map_err(|e| self.failed(ATTEMPTED, &e))?;
+        let end = self
+            .log
+            .offset(&at, At::Stable)
+            .map_err(|e| self.failed(ATTEMPTED, &e))?;
         let limit = Instant::now() + READ_LIMIT;
-        let Inner { state, reader, batch, .. } = inner;
+        let Inner {
+            state, reader, batch, ..
+        } = inner;
         while reader.position(&at).unwrap_or_default() < end {
             if Instant::now() > limit {
                 return Err(self.unavailable(ATTEMPTED, format!("it was not read to its end {end} within 30 s")));
             }
-            reader.poll(batch, BATCH_BYTES, Duration::from_millis(100)).map_err(|e| self.failed(ATTEMPTED, &e))?;
+            reader
+                .poll(batch, BATCH_BYTES, Duration::from_millis(100))
+                .map_err(|e| self.failed(ATTEMPTED, &e))?;
             for record in batch.iter() {
                 match Record::read(record.key(), record.value()) {
                     Ok(Some(record)) => state.apply(record),
@@ -142,7 +178,11 @@ impl Embedded {
             transactional_id: TRANSACTIONAL_ID.to_owned(),
             transaction_timeout: Duration::from_secs(10),
         };
-        inner.session = Some(self.log.session(config).map_err(|e| self.failed("write to _schemas", &e))?);
+        inner.session = Some(
+            self.log
+                .session(config)
+                .map_err(|e| self.failed("write to _schemas", &e))?,
+        );
         self.catch_up(inner)
     }
 
@@ -153,7 +193,13 @@ impl Embedded {
         let topic: Arc<str> = TOPIC.into();
         let (key, value) = record.write();
         let mut batch = OutBatch::default();
-        let out = OutRecord { topic: &topic, partition: Some(0), timestamp: None, key: Some(&key), value: Some(&value) };
+        let out = OutRecord {
+            topic: &topic,
+            partition: Some(0),
+            timestamp: None,
+            key: Some(&key),
+            value: Some(&value),
+        };
         batch.push(out, []);
         session.begin().map_err(|e| e.to_string())?;
         session.send(&batch).map_err(|e| e.to_string())?;
@@ -175,8 +221,17 @@ fn describe(log: &SharedLog) -> String {
 fn log_error(registry: &str, attempted: &str, error: &log::Error) -> Error {
     let (registry, attempted) = (registry.to_owned(), attempted.to_owned());
     match error.fate() {
-        log::Fate::Retry => Error::Unavailable { registry, attempted, reason: error.to_string() },
-        _ => Error::Refused { registry, attempted, code: 50001, reason: error.to_string() },
+        log::Fate::Retry => Error::Unavailable {
+            registry,
+            attempted,
+            reason: error.to_string(),
+        },
+        _ => Error::Refused {
+            registry,
+            attempted,
+            code: 50001,
+            reason: error.to_string(),
+        },
     }
 }
 
@@ -202,7 +257,10 @@ impl Registry for Embedded {
         }
         self.catch_up(&mut inner)?;
         inner.state.versions(subject)?;
-        inner.state.find(subject, schema).ok_or(Error::SchemaNotFound { id: None })
+        inner
+            .state
+            .find(subject, schema)
+            .ok_or(Error::SchemaNotFound { id: None })
     }
 
     fn by_id(&self, id: SchemaId) -> Result<Arc<str>> {
@@ -257,8 +315,14 @@ impl Registry for Embedded {
     }
 
     fn set_level(&self, subject: Option<&str>, level: Level) -> Result<()> {
-        let record = Record::Config { subject: subject.map(str::to_owned), level: Some(level) };
-        self.write("set a compatibility level", |_| Ok(Step::Write(SchemaId(0), record.clone()))).map(drop)
+        let record = Record::Config {
+            subject: subject.map(str::to_owned),
+            level: Some(level),
+        };
+        self.write("set a compatibility level", |_| {
+            Ok(Step::Write(SchemaId(0), record.clone()))
+        })
+        .map(drop)
     }
 
     fn describe_self(&self) -> String {
@@ -267,4 +331,4 @@ impl Registry for Embedded {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -51,13 +51,17 @@ pub enum Error {
         reason: String,
     },
     /// 42202.
-    #[error("The specified version '{version}' is not a valid version id. Allowed values are between [1, 2^31-1] and the string \"latest\"")]
+    #[error(
+        "The specified version '{version}' is not a valid version id. Allowed values are between [1, 2^31-1] and the string \"latest\""
+    )]
     InvalidVersion {
         /// The text.
         version: String,
     },
     /// 42203.
-    #[error("Invalid compatibility level {level}. Valid values are none, backward, forward, full, backward_transitive, forward_transitive, and full_transitive")]
+    #[error(
+        "Invalid compatibility level {level}. Valid values are none, backward, forward, full, backward_transitive, forward_transitive, and full_transitive"
+    )]
     InvalidLevel {
         /// The text.
         level: String,
@@ -73,7 +77,9 @@ pub enum Error {
         reason: String,
     },
     /// 401, 403.
-    #[error("schema registry {registry} refuses the credentials while trying to {attempted}; check its user and password, or token")]
+    #[error(
+        "schema registry {registry} refuses the credentials while trying to {attempted}; check its user and password, or token"
+    )]
     Unauthorized {
         /// Its URL or name.
         registry: String,

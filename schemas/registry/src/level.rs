@@ -44,15 +44,24 @@ impl Level {
 
     /// Whether it looks at all earlier versions, not only at the latest.
     pub fn is_transitive(self) -> bool {
-        matches!(self, Level::BackwardTransitive | Level::ForwardTransitive | Level::FullTransitive)
+        matches!(
+            self,
+            Level::BackwardTransitive | Level::ForwardTransitive | Level::FullTransitive
+        )
     }
 
     fn reads_old(self) -> bool {
-        matches!(self, Level::Backward | Level::BackwardTransitive | Level::Full | Level::FullTransitive)
+        matches!(
+            self,
+            Level::Backward | Level::BackwardTransitive | Level::Full | Level::FullTransitive
+        )
     }
 
     fn is_read_by_old(self) -> bool {
-        matches!(self, Level::Forward | Level::ForwardTransitive | Level::Full | Level::FullTransitive)
+        matches!(
+            self,
+            Level::Forward | Level::ForwardTransitive | Level::Full | Level::FullTransitive
+        )
     }
 
     /// The conflicts of a new schema with one earlier version.
@@ -93,7 +102,9 @@ impl FromStr for Level {
             Level::FullTransitive,
         ];
         let found = all.into_iter().find(|level| level.word().eq_ignore_ascii_case(text));
-        found.ok_or_else(|| Error::InvalidLevel { level: text.chars().take(64).collect() })
+        found.ok_or_else(|| Error::InvalidLevel {
+            level: text.chars().take(64).collect(),
+        })
     }
 }
 
@@ -117,16 +128,29 @@ mod tests {
             (Level::Full, false, false),
         ] {
             assert_eq!(level.conflicts(&field_added, &old, 1).is_empty(), added_fits, "{level}");
-            assert_eq!(level.conflicts(&field_dropped, &old, 1).is_empty(), dropped_fits, "{level}");
+            assert_eq!(
+                level.conflicts(&field_dropped, &old, 1).is_empty(),
+                dropped_fits,
+                "{level}"
+            );
         }
         let conflicts = Level::Full.conflicts(&field_dropped, &old, 3);
-        let text = "new schema cannot be read by version 3: a: writer has no such field, and reader has no default for it";
+        let text =
+            "new schema cannot be read by version 3: a: writer has no such field, and reader has no default for it";
         assert_eq!(conflicts, [text]);
     }
 
     #[test]
     fn words_read_back_in_any_case() {
-        for word in ["NONE", "backward", "Backward_Transitive", "FORWARD", "FORWARD_TRANSITIVE", "FULL", "full_transitive"] {
+        for word in [
+            "NONE",
+            "backward",
+            "Backward_Transitive",
+            "FORWARD",
+            "FORWARD_TRANSITIVE",
+            "FULL",
+            "full_transitive",
+        ] {
             assert!(word.parse::<Level>().unwrap().word().eq_ignore_ascii_case(word));
         }
         assert_eq!("SIDEWAYS".parse::<Level>().unwrap_err().code(), 42203);

@@ -67,7 +67,12 @@ impl fmt::Debug for Config {
 impl Config {
     /// A registry at this URL, without credentials.
     pub fn new(url: &str) -> Self {
-        Config { url: url.to_owned(), auth: Auth::None, timeout: Duration::from_secs(5), attempts: 4 }
+        Config {
+            url: url.to_owned(),
+            auth: Auth::None,
+            timeout: Duration::from_secs(5),
+            attempts: 4,
+        }
     }
 }
 
@@ -93,15 +98,25 @@ impl Remote {
     /// [`Error::Refused`] when the URL is none, or holds credentials (they belong in [`Config::auth`]).
     pub fn new(config: Config) -> Result<Self> {
         let url = config.url.trim_end_matches('/').to_owned();
-        let parsed = reqwest::Url::parse(&url).map_err(|e| unusable("(the configured URL)", &format!("it is no URL: {e}")))?;
+        let parsed =
+            reqwest::Url::parse(&url).map_err(|e| unusable("(the configured URL)", &format!("it is no URL: {e}")))?;
         if !matches!(parsed.scheme(), "http" | "https") {
-            return Err(unusable("(the configured URL)", "it must begin with http:// or https://"));
+            return Err(unusable(
+                "(the configured URL)",
+                "it must begin with http:// or https://",
+            ));
         }
         if !parsed.username().is_empty() || parsed.password().is_some() {
-            return Err(unusable("(the configured URL)", "it holds credentials; give user and password beside it"));
+            return Err(unusable(
+                "(the configured URL)",
+                "it holds credentials; give user and password beside it",
+            ));
         }
         let failed = |e: &dyn fmt::Display| unusable(&url, &e.to_string());
-        let client = reqwest::Client::builder().timeout(config.timeout).build().map_err(|e| failed(&e))?;
+        let client = reqwest::Client::builder()
+            .timeout(config.timeout)
+            .build()
+            .map_err(|e| failed(&e))?;
         let mut settings = SrSettings::new_builder(url.clone());
         settings.set_timeout(config.timeout);
         match &config.auth {
@@ -121,8 +136,17 @@ impl Remote {
             .enable_all()
             .build()
             .map_err(|e| failed(&e))?;
-        let shared = Shared { url, auth: config.auth, attempts: config.attempts.max(1), client, settings };
-        Ok(Remote { shared: Arc::new(shared), runtime: Some(runtime) })
+        let shared = Shared {
+            url,
+            auth: config.auth,
+            attempts: config.attempts.max(1),
+            client,
+            settings,
+        };
+        Ok(Remote {
+            shared: Arc::new(shared),
+            runtime: Some(runtime),
+        })
     }
 
     /// Runs a call on the inner thread and waits for it, again while the registry is out of reach.
@@ -159,7 +183,11 @@ impl Remote {
     fn converter(&self, about: &About<'_>, call: Call) -> Result<RawRegisteredSchema> {
         self.call(about, move |shared| {
             let call = call.clone();
-            async move { perform_sr_call(&shared.settings, call.borrow()).await.map_err(|e| Failure::of(&e)) }
+            async move {
+                perform_sr_call(&shared.settings, call.borrow())
+                    .await
+                    .map_err(|e| Failure::of(&e))
+            }
         })
     }
 
@@ -200,11 +228,21 @@ struct About<'a> {
 
 impl<'a> About<'a> {
     fn subject(attempted: &'static str, subject: &'a str) -> Self {
-        About { attempted, subject, version: String::new(), id: None }
+        About {
+            attempted,
+            subject,
+            version: String::new(),
+            id: None,
+        }
     }
 
     fn id(attempted: &'static str, id: SchemaId) -> Self {
-        About { attempted, subject: "", version: String::new(), id: Some(id) }
+        About {
+            attempted,
+            subject: "",
+            version: String::new(),
+            id: Some(id),
+        }
     }
 }
 
@@ -249,12 +287,28 @@ impl Failure {
         let source = std::error::Error::source(error);
         let Some(raw) = source.and_then(|source| source.downcast_ref::<RawError>()) else {
             // An answer that could be read, but not understood, stays what it is.
-            let status = if error.retriable || !error.error.contains("parse") { 0 } else { 200 };
-            return Failure { status, code: 0, message: chain(error) };
+            let status = if error.retriable || !error.error.contains("parse") {
+                0
+            } else {
+                200
+            };
+            return Failure {
+                status,
+                code: 0,
+                message: chain(error),
+            };
         };
         // The converter keeps the status only in its text: "… failed with status 404 Not Found".
-        let status = error.error.split_whitespace().find_map(|word| word.parse().ok()).unwrap_or(raw.error_code);
-        Failure { status, code: raw.error_code, message: raw.message.clone() }
+        let status = error
+            .error
+            .split_whitespace()
+            .find_map(|word| word.parse().ok())
+            .unwrap_or(raw.error_code);
+        Failure {
+            status,
+            code: raw.error_code,
+            message: raw.message.clone(),
+        }
     }
 }
 
@@ -275,21 +329,34 @@ fn chain(error: &dyn std::error::Error) -> String {
 impl Shared {
     async fn send(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value, Failure> {
         let url = format!("{}{path}", self.url);
-        let mut request = self.client.request(method, url).header(reqwest::header::ACCEPT, CONTENT_TYPE);
+        let mut request = self
+            .client
+            .request(method, url)
+            .header(reqwest::header::ACCEPT, CONTENT_TYPE);
         request = match &self.auth {
             Auth::None => request,
             Auth::Basic { user, password } => request.basic_auth(user, Some(password)),
             Auth::Bearer(token) => request.bearer_auth(token),
         };
         if let Some(body) = body {
-            request = request.header(reqwest::header::CONTENT_TYPE, CONTENT_TYPE).body(body.to_string());
+            request = request
+                .header(reqwest::header::CONTENT_TYPE, CONTENT_TYPE)
+                .body(body.to_string());
         }
-        let unanswered = |e: reqwest::Error| Failure { status: 0, code: 0, message: chain(&e.without_url()) };
+        let unanswered = |e: reqwest::Error| Failure {
+            status: 0,
+            code: 0,
+            message: chain(&e.without_url()),
+        };
         let response = request.send().await.map_err(unanswered)?;
         let status = response.status();
         let bytes = response.bytes().await.map_err(unanswered)?;
         let status_number = u32::from(status.as_u16());
-        let failed = |code, message| Failure { status: status_number, code, message };
+        let failed = |code, message| Failure {
+            status: status_number,
+            code,
+            message,
+        };
         if status.is_success() {
             return serde_json::from_slice(&bytes).map_err(|e| failed(0, format!("the answer is no JSON: {e}")));
         }
@@ -312,14 +379,24 @@ impl Shared {
         let Failure { status, code, message } = failure;
         match (status, code) {
             (_, 40401) => Error::SubjectNotFound { subject },
-            (_, 40402) => Error::VersionNotFound { version: about.version.clone() },
+            (_, 40402) => Error::VersionNotFound {
+                version: about.version.clone(),
+            },
             (_, 40403) => Error::SchemaNotFound { id: about.id },
             (_, 40408) => Error::NoLevel { subject },
-            (409, _) => Error::Incompatible { subject, conflicts: vec![message] },
-            (_, 42202) => Error::InvalidVersion { version: about.version.clone() },
+            (409, _) => Error::Incompatible {
+                subject,
+                conflicts: vec![message],
+            },
+            (_, 42202) => Error::InvalidVersion {
+                version: about.version.clone(),
+            },
             (_, 42203) => Error::InvalidLevel { level: message },
             (422, _) => Error::InvalidSchema { reason: message },
-            (401 | 403, _) => Error::Unauthorized { registry: self.url.clone(), attempted: about.attempted.to_owned() },
+            (401 | 403, _) => Error::Unauthorized {
+                registry: self.url.clone(),
+                attempted: about.attempted.to_owned(),
+            },
             (0 | 429 | 500..600, _) => self.unavailable(about, &message),
             // Proxies and other registries answer 404 without a code.
             (404, _) if about.id.is_some() => Error::SchemaNotFound { id: about.id },
@@ -335,7 +412,12 @@ impl Shared {
 
 fn unusable(url: &str, reason: &str) -> Error {
     let attempted = "set its client up".to_owned();
-    Error::Refused { registry: url.to_owned(), attempted, code: 0, reason: reason.to_owned() }
+    Error::Refused {
+        registry: url.to_owned(),
+        attempted,
+        code: 0,
+        reason: reason.to_owned(),
+    }
 }
 
 /// A subject as one part of a path.
@@ -355,11 +437,19 @@ fn body_of(schema: &str) -> Value {
 }
 
 fn numbers(value: &Value) -> Option<Vec<u32>> {
-    value.as_array()?.iter().map(|n| u32::try_from(n.as_u64()?).ok()).collect()
+    value
+        .as_array()?
+        .iter()
+        .map(|n| u32::try_from(n.as_u64()?).ok())
+        .collect()
 }
 
 fn texts(value: &Value) -> Option<Vec<String>> {
-    value.as_array()?.iter().map(|text| text.as_str().map(str::to_owned)).collect()
+    value
+        .as_array()?
+        .iter()
+        .map(|text| text.as_str().map(str::to_owned))
+        .collect()
 }
 
 impl Registry for Remote {
@@ -426,13 +516,20 @@ impl Registry for Remote {
     fn test_compatibility(&self, subject: &str, version: Version, schema: &str) -> Result<Vec<String>> {
         let mut about = About::subject("test a schema's compatibility", subject);
         about.version = version.to_string();
-        let path = format!("/compatibility/subjects/{}/versions/{version}?verbose=true", encoded(subject));
+        let path = format!(
+            "/compatibility/subjects/{}/versions/{version}?verbose=true",
+            encoded(subject)
+        );
         let answer = self.request(&about, Method::POST, path, Some(body_of(schema)))?;
         match answer.get("is_compatible").and_then(Value::as_bool) {
             Some(true) => Ok(Vec::new()),
             Some(false) => {
                 let messages = answer.get("messages").and_then(texts).unwrap_or_default();
-                let none = || vec![format!("the registry says only that it is incompatible with version {version}")];
+                let none = || {
+                    vec![format!(
+                        "the registry says only that it is incompatible with version {version}"
+                    )]
+                };
                 Ok(if messages.is_empty() { none() } else { messages })
             }
             None => Err(self.strange(&about, &answer)),
@@ -441,11 +538,16 @@ impl Registry for Remote {
 
     fn level(&self, subject: Option<&str>) -> Result<Option<Level>> {
         let about = About::subject("read a compatibility level", subject.unwrap_or_default());
-        let path = subject.map_or_else(|| "/config".to_owned(), |subject| format!("/config/{}", encoded(subject)));
+        let path = subject.map_or_else(
+            || "/config".to_owned(),
+            |subject| format!("/config/{}", encoded(subject)),
+        );
         match self.request(&about, Method::GET, path, None) {
             Ok(answer) => {
                 let word = answer.get("compatibilityLevel").or_else(|| answer.get("compatibility"));
-                let word = word.and_then(Value::as_str).ok_or_else(|| self.strange(&about, &answer))?;
+                let word = word
+                    .and_then(Value::as_str)
+                    .ok_or_else(|| self.strange(&about, &answer))?;
                 Ok(Some(word.parse()?))
             }
             // A subject that does not exist has no level of its own either.
@@ -456,8 +558,12 @@ impl Registry for Remote {
 
     fn set_level(&self, subject: Option<&str>, level: Level) -> Result<()> {
         let about = About::subject("set a compatibility level", subject.unwrap_or_default());
-        let path = subject.map_or_else(|| "/config".to_owned(), |subject| format!("/config/{}", encoded(subject)));
-        self.request(&about, Method::PUT, path, Some(json!({"compatibility": level.word()}))).map(drop)
+        let path = subject.map_or_else(
+            || "/config".to_owned(),
+            |subject| format!("/config/{}", encoded(subject)),
+        );
+        self.request(&about, Method::PUT, path, Some(json!({"compatibility": level.word()})))
+            .map(drop)
     }
 
     fn describe_self(&self) -> String {

@@ -33,10 +33,16 @@ pub fn router(registry: SharedRegistry) -> Router {
         .route("/schemas/ids/{id}/schema", get(by_id_schema))
         .route("/schemas/ids/{id}/subjects", get(id_subjects))
         .route("/schemas/ids/{id}/versions", get(id_versions))
-        .route("/schemas/types", get(|| async { answer(StatusCode::OK, &json!(["AVRO"])) }))
+        .route(
+            "/schemas/types",
+            get(|| async { answer(StatusCode::OK, &json!(["AVRO"])) }),
+        )
         .route("/config", get(global_level).put(set_global_level))
         .route("/config/{subject}", get(subject_level).put(set_subject_level))
-        .route("/compatibility/subjects/{subject}/versions/{version}", post(compatibility))
+        .route(
+            "/compatibility/subjects/{subject}/versions/{version}",
+            post(compatibility),
+        )
         .fallback(|| async { failure(404, 404, "HTTP 404 Not Found") })
         .method_not_allowed_fallback(|| async { failure(405, 405, "HTTP 405 Method Not Allowed") })
         .with_state(registry)
@@ -82,18 +88,23 @@ struct SchemaBody {
 /// The schema in a request's body, whatever the request's content type says.
 fn schema_of(body: &Bytes) -> Result<String> {
     let invalid = |reason: String| Error::InvalidSchema { reason };
-    let body: SchemaBody = serde_json::from_slice(body).map_err(|e| invalid(format!("the body is not {{\"schema\": …}}: {e}")))?;
+    let body: SchemaBody =
+        serde_json::from_slice(body).map_err(|e| invalid(format!("the body is not {{\"schema\": …}}: {e}")))?;
     if let Some(other) = body.schema_type.filter(|kind| kind != "AVRO") {
         return Err(invalid(format!("schemaType {other} is not supported, only AVRO")));
     }
     if body.references.is_some_and(|list| !list.is_empty()) {
-        return Err(invalid("references are not supported: write the named types out".to_owned()));
+        return Err(invalid(
+            "references are not supported: write the named types out".to_owned(),
+        ));
     }
     Ok(body.schema)
 }
 
 fn version_of(text: &str) -> Result<Version> {
-    let invalid = || Error::InvalidVersion { version: text.chars().take(64).collect() };
+    let invalid = || Error::InvalidVersion {
+        version: text.chars().take(64).collect(),
+    };
     match text {
         "latest" | "-1" => Ok(Version::Latest),
         number => match number.parse::<u32>() {
@@ -105,7 +116,9 @@ fn version_of(text: &str) -> Result<Version> {
 
 /// Ids are numbers; anything else is a path that does not exist.
 fn id_of(text: &str) -> Result<SchemaId> {
-    text.parse().map(SchemaId).map_err(|_| Error::SchemaNotFound { id: None })
+    text.parse()
+        .map(SchemaId)
+        .map_err(|_| Error::SchemaNotFound { id: None })
 }
 
 async fn subjects(State(registry): Shared) -> Response {
@@ -151,7 +164,11 @@ async fn by_id_schema(State(registry): Shared, Path(id): Path<String>) -> Respon
 
 async fn id_subjects(State(registry): Shared, Path(id): Path<String>) -> Response {
     blocking(move || {
-        let mut subjects: Vec<String> = registry.uses(id_of(&id)?)?.into_iter().map(|(subject, _)| subject).collect();
+        let mut subjects: Vec<String> = registry
+            .uses(id_of(&id)?)?
+            .into_iter()
+            .map(|(subject, _)| subject)
+            .collect();
         subjects.dedup();
         Ok(json!(subjects))
     })
@@ -161,7 +178,10 @@ async fn id_subjects(State(registry): Shared, Path(id): Path<String>) -> Respons
 async fn id_versions(State(registry): Shared, Path(id): Path<String>) -> Response {
     blocking(move || {
         let uses = registry.uses(id_of(&id)?)?;
-        Ok(uses.into_iter().map(|(subject, version)| json!({"subject": subject, "version": version})).collect())
+        Ok(uses
+            .into_iter()
+            .map(|(subject, version)| json!({"subject": subject, "version": version}))
+            .collect())
     })
     .await
 }
@@ -169,7 +189,9 @@ async fn id_versions(State(registry): Shared, Path(id): Path<String>) -> Respons
 /// Whether a query holds `name=true`.
 fn asked(query: &RawQuery, name: &str) -> bool {
     let pairs = query.0.as_deref().unwrap_or_default().split('&');
-    pairs.filter_map(|pair| pair.split_once('=')).any(|(key, value)| key == name && value == "true")
+    pairs
+        .filter_map(|pair| pair.split_once('='))
+        .any(|(key, value)| key == name && value == "true")
 }
 
 #[derive(Deserialize)]
@@ -178,8 +200,9 @@ struct LevelBody {
 }
 
 fn level_body(body: &Bytes) -> Result<Level> {
-    let body: LevelBody =
-        serde_json::from_slice(body).map_err(|_| Error::InvalidLevel { level: "(no \"compatibility\")".to_owned() })?;
+    let body: LevelBody = serde_json::from_slice(body).map_err(|_| Error::InvalidLevel {
+        level: "(no \"compatibility\")".to_owned(),
+    })?;
     body.compatibility.parse()
 }
 
@@ -235,4 +258,4 @@ async fn compatibility(
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,1 +1,140 @@
+use super::*;
+use std::sync::atomic::{AtomicU32, Ordering};
 
+/// Knows schema 1 only; counts calls, and can be out of reach.
+#[derive(Default)]
+struct Fake {
+    calls: AtomicU32,
+    gone: std::sync::atomic::AtomicBool,
+}
+
+impl Registry for Fake {
+    fn register(&self, _: &str, _: &str) -> Result<SchemaId> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        Ok(SchemaId(1))
+    }
+    fn lookup(&self, subject: &str, _: &str) -> Result<Registered> {
+        Err(Error::SubjectNotFound {
+            subject: subject.to_owned(),
+        })
+    }
+    fn by_id(&self, id: SchemaId) -> Result<Arc<str>> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        if self.gone.load(Ordering::SeqCst) {
+            return Err(Error::Unavailable {
+                registry: "fake".into(),
+                attempted: "x".into(),
+                reason: "gone".into(),
+            });
+        }
+        match id.0 {
+            1 => Ok("\"long\"".into()),
+            2 => Ok("message Protobuf {}".into()),
+            _ => Err(Error::SchemaNotFound { id: Some(id) }),
+        }
+    }
+    fn uses(&self, _: SchemaId) -> Result<Vec<(String, u32)>> {
+        Ok(vec![])
+    }
+    fn subjects(&self) -> Result<Vec<String>> {
+        Ok(vec![])
+    }
+    fn versions(&self, _: &str) -> Result<Vec<u32>> {
+        Ok(vec![])
+    }
+    fn version(&self, subject: &str, _: Version) -> Result<Registered> {
+        Err(Error::SubjectNotFound {
+            subject: subject.to_owned(),
+        })
+    }
+    fn test_compatibility(&self, _: &str, _: Version, _: &str) -> Result<Vec<String>> {
+        Ok(vec![])
+    }
+    fn level(&self, _: Option<&str>) -> Result<Option<Level>> {
+        Ok(None)
+    }
+    fn set_level(&self, _: Option<&str>, _: Level) -> Result<()> {
+        Ok(())
+    }
+    fn describe_self(&self) -> String {
+        "fake".to_owned()
+    }
+}
+
+fn ask_from_eight_threads(catalog: &Catalog, id: u32) -> Vec<Result<Arc<Schema>>> {
+    let start = std::sync::Barrier::new(8);
+    std::thread::scope(|scope| {
+        let ask = || {
+            start.wait();
+            catalog.schema(SchemaId(id))
+        };
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(ask)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn a_schema_is_asked_for_once_and_kept() {
+    let fake = Arc::new(Fake::default());
+    let catalog = Catalog::new(fake.clone());
+    let found = ask_from_eight_threads(&catalog, 1);
+    assert!(found.iter().all(|schema| schema.as_ref().unwrap().text() == "\"long\""));
+    fake.gone.store(true, Ordering::SeqCst);
+    assert_eq!(&*catalog.by_id(SchemaId(1)).unwrap(), "\"long\"");
+    assert_eq!(fake.calls.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_missing_schema_is_not_asked_for_at_every_record() {
+    let fake = Arc::new(Fake::default());
+    let catalog = Catalog::new(fake.clone());
+    let found = ask_from_eight_threads(&catalog, 9);
+    assert!(
+        found
+            .iter()
+            .all(|result| matches!(result, Err(Error::SchemaNotFound { id: Some(SchemaId(9)) })))
+    );
+    assert_eq!(fake.calls.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_registry_that_comes_back_is_asked_again() {
+    let fake = Arc::new(Fake::default());
+    fake.gone.store(true, Ordering::SeqCst);
+    let catalog = Catalog::new(fake.clone());
+    assert!(matches!(catalog.schema(SchemaId(1)), Err(Error::Unavailable { .. })));
+    fake.gone.store(false, Ordering::SeqCst);
+    let limit = Instant::now() + Duration::from_secs(10);
+    while catalog.schema(SchemaId(1)).is_err() {
+        assert!(Instant::now() < limit, "the schema was never asked for again");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(
+        fake.calls.load(Ordering::SeqCst),
+        2,
+        "no call while the failure was fresh"
+    );
+}
+
+#[test]
+fn a_registration_is_made_once() {
+    let fake = Arc::new(Fake::default());
+    let catalog = Catalog::new(fake.clone());
+    let schema = Arc::new(Schema::parse("\"long\"").unwrap());
+    for _ in 0..3 {
+        assert_eq!(catalog.register_schema("s", &schema), Ok(SchemaId(1)));
+    }
+    assert_eq!(catalog.schema(SchemaId(1)).unwrap().text(), "\"long\"");
+    assert_eq!(
+        fake.calls.load(Ordering::SeqCst),
+        1,
+        "and the schema is known without a call"
+    );
+}
+
+#[test]
+fn a_schema_that_is_no_avro_still_has_its_text() {
+    let catalog = Catalog::new(Arc::new(Fake::default()));
+    assert!(matches!(catalog.schema(SchemaId(2)), Err(Error::InvalidSchema { .. })));
+    assert_eq!(&*catalog.by_id(SchemaId(2)).unwrap(), "message Protobuf {}");
+}

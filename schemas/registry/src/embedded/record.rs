@@ -103,9 +103,15 @@ impl Record {
             ("CONFIG", Some(value)) => {
                 let value: ConfigValue = serde_json::from_slice(value).map_err(|e| format!("value: {e}"))?;
                 let level = value.level.parse().map_err(|e: crate::Error| e.to_string())?;
-                Ok(Some(Record::Config { subject: key.subject, level: Some(level) }))
+                Ok(Some(Record::Config {
+                    subject: key.subject,
+                    level: Some(level),
+                }))
             }
-            ("CONFIG", None) => Ok(Some(Record::Config { subject: key.subject, level: None })),
+            ("CONFIG", None) => Ok(Some(Record::Config {
+                subject: key.subject,
+                level: None,
+            })),
             _ => Ok(None),
         }
     }
@@ -113,8 +119,19 @@ impl Record {
     /// Key and value. A record that is gone has no value to write: only schemas and levels are written.
     pub(super) fn write(&self) -> (Vec<u8>, Vec<u8>) {
         match self {
-            Record::Schema { subject, version, id, schema, deleted } => (
-                json(&SchemaKey { keytype: "SCHEMA", subject, version: *version, magic: 1 }),
+            Record::Schema {
+                subject,
+                version,
+                id,
+                schema,
+                deleted,
+            } => (
+                json(&SchemaKey {
+                    keytype: "SCHEMA",
+                    subject,
+                    version: *version,
+                    magic: 1,
+                }),
                 json(&SchemaValue {
                     subject: subject.into(),
                     version: *version,
@@ -123,12 +140,24 @@ impl Record {
                     deleted: *deleted,
                 }),
             ),
-            Record::SchemaGone { subject, version } => {
-                (json(&SchemaKey { keytype: "SCHEMA", subject, version: *version, magic: 1 }), Vec::new())
-            }
+            Record::SchemaGone { subject, version } => (
+                json(&SchemaKey {
+                    keytype: "SCHEMA",
+                    subject,
+                    version: *version,
+                    magic: 1,
+                }),
+                Vec::new(),
+            ),
             Record::Config { subject, level } => (
-                json(&ConfigKey { keytype: "CONFIG", subject: subject.as_deref(), magic: 0 }),
-                json(&ConfigValue { level: level.unwrap_or_default().word().to_owned() }),
+                json(&ConfigKey {
+                    keytype: "CONFIG",
+                    subject: subject.as_deref(),
+                    magic: 0,
+                }),
+                json(&ConfigValue {
+                    level: level.unwrap_or_default().word().to_owned(),
+                }),
             ),
         }
     }
@@ -151,17 +180,27 @@ mod tests {
             schema: "\"long\"".to_owned(),
             deleted: false,
         };
-        let config = Record::Config { subject: None, level: Some(Level::Full) };
+        let config = Record::Config {
+            subject: None,
+            level: Some(Level::Full),
+        };
         for (record, key, value) in [
             (
                 schema,
                 r#"{"keytype":"SCHEMA","subject":"s","version":2,"magic":1}"#,
                 r#"{"subject":"s","version":2,"id":7,"schema":"\"long\"","deleted":false}"#,
             ),
-            (config, r#"{"keytype":"CONFIG","subject":null,"magic":0}"#, r#"{"compatibilityLevel":"FULL"}"#),
+            (
+                config,
+                r#"{"keytype":"CONFIG","subject":null,"magic":0}"#,
+                r#"{"compatibilityLevel":"FULL"}"#,
+            ),
         ] {
             let (k, v) = record.write();
-            assert_eq!((std::str::from_utf8(&k).unwrap(), std::str::from_utf8(&v).unwrap()), (key, value));
+            assert_eq!(
+                (std::str::from_utf8(&k).unwrap(), std::str::from_utf8(&v).unwrap()),
+                (key, value)
+            );
             assert_eq!(Record::read(Some(&k), Some(&v)), Ok(Some(record)));
         }
     }
@@ -172,7 +211,10 @@ mod tests {
         let mode = br#"{"keytype":"MODE","subject":null,"prefix":false,"magic":0}"#;
         assert_eq!(Record::read(Some(mode), Some(br#"{"mode":"READWRITE"}"#)), Ok(None));
         let newer = br#"{"subject":"s","version":1,"id":1,"md5Bytes":"x","schema":"\"int\"","schemaType":"AVRO","deleted":true}"#;
-        let read = Record::read(Some(br#"{"keytype":"SCHEMA","subject":"s","version":1,"magic":1}"#), Some(newer));
+        let read = Record::read(
+            Some(br#"{"keytype":"SCHEMA","subject":"s","version":1,"magic":1}"#),
+            Some(newer),
+        );
         assert!(matches!(read, Ok(Some(Record::Schema { deleted: true, .. }))));
         assert!(Record::read(None, None).is_err());
         assert!(Record::read(Some(b"\x00"), Some(b"x")).is_err());

@@ -37,17 +37,29 @@ impl State {
     /// Applies a record.
     pub(super) fn apply(&mut self, record: Record) {
         match record {
-            Record::Schema { subject, version, id, schema, deleted } => {
+            Record::Schema {
+                subject,
+                version,
+                id,
+                schema,
+                deleted,
+            } => {
                 self.by_schema.entry(spelled(&schema)).or_insert(id);
                 self.by_id.insert(id, schema.into());
-                self.subjects.entry(subject).or_default().insert(version, Entry { id, deleted });
+                self.subjects
+                    .entry(subject)
+                    .or_default()
+                    .insert(version, Entry { id, deleted });
             }
             Record::SchemaGone { subject, version } => {
                 if let Some(versions) = self.subjects.get_mut(&subject) {
                     versions.remove(&version);
                 }
             }
-            Record::Config { subject, level: Some(level) } => {
+            Record::Config {
+                subject,
+                level: Some(level),
+            } => {
                 self.levels.insert(subject, level);
             }
             Record::Config { subject, level: None } => {
@@ -63,12 +75,19 @@ impl State {
 
     fn live(&self, subject: &str) -> impl DoubleEndedIterator<Item = (u32, SchemaId)> {
         let versions = self.subjects.get(subject).into_iter().flatten();
-        versions.filter(|(_, entry)| !entry.deleted).map(|(version, entry)| (*version, entry.id))
+        versions
+            .filter(|(_, entry)| !entry.deleted)
+            .map(|(version, entry)| (*version, entry.id))
     }
 
     fn registered(&self, subject: &str, version: u32, id: SchemaId) -> Registered {
         let schema = self.by_id.get(&id).map(|text| text.to_string()).unwrap_or_default();
-        Registered { subject: subject.to_owned(), version, id, schema }
+        Registered {
+            subject: subject.to_owned(),
+            version,
+            id,
+            schema,
+        }
     }
 
     /// The version of a subject that is this schema.
@@ -80,14 +99,20 @@ impl State {
 
     /// All subjects with a version.
     pub(super) fn subjects(&self) -> Vec<String> {
-        self.subjects.keys().filter(|subject| self.live(subject).next().is_some()).cloned().collect()
+        self.subjects
+            .keys()
+            .filter(|subject| self.live(subject).next().is_some())
+            .cloned()
+            .collect()
     }
 
     /// The versions of a subject.
     pub(super) fn versions(&self, subject: &str) -> Result<Vec<u32>> {
         let versions: Vec<u32> = self.live(subject).map(|(version, _)| version).collect();
         if versions.is_empty() {
-            return Err(Error::SubjectNotFound { subject: subject.to_owned() });
+            return Err(Error::SubjectNotFound {
+                subject: subject.to_owned(),
+            });
         }
         Ok(versions)
     }
@@ -99,14 +124,21 @@ impl State {
             Version::Latest => self.live(subject).next_back(),
             Version::Number(number) => self.live(subject).find(|(version, _)| *version == number),
         };
-        let (number, id) = found.ok_or_else(|| Error::VersionNotFound { version: version.to_string() })?;
+        let (number, id) = found.ok_or_else(|| Error::VersionNotFound {
+            version: version.to_string(),
+        })?;
         Ok(self.registered(subject, number, id))
     }
 
     /// Where an id is registered.
     pub(super) fn uses(&self, id: SchemaId) -> Vec<(String, u32)> {
-        let all = self.subjects.keys().flat_map(|subject| self.live(subject).map(move |(v, id)| (subject, v, id)));
-        all.filter(|(.., used)| *used == id).map(|(subject, version, _)| (subject.clone(), version)).collect()
+        let all = self
+            .subjects
+            .keys()
+            .flat_map(|subject| self.live(subject).map(move |(v, id)| (subject, v, id)));
+        all.filter(|(.., used)| *used == id)
+            .map(|(subject, version, _)| (subject.clone(), version))
+            .collect()
     }
 
     /// A level that was set.
@@ -118,7 +150,9 @@ impl State {
 
     /// The level that holds for a subject.
     pub(super) fn level_of(&self, subject: &str) -> Level {
-        self.own_level(Some(subject)).or_else(|| self.own_level(None)).unwrap_or_default()
+        self.own_level(Some(subject))
+            .or_else(|| self.own_level(None))
+            .unwrap_or_default()
     }
 
     /// What registering a schema comes to.
@@ -134,17 +168,25 @@ impl State {
             // What was registered as another kind of schema, or by a laxer registry, cannot be compared.
             match old {
                 Some(Ok(old)) => conflicts.extend(level.conflicts(new, &old, version)),
-                Some(Err(e)) if level != Level::None => conflicts.push(format!("version {version} is no Avro schema: {e}")),
+                Some(Err(e)) if level != Level::None => {
+                    conflicts.push(format!("version {version} is no Avro schema: {e}"))
+                }
                 _ => {}
             }
         }
         if !conflicts.is_empty() {
-            return Err(Error::Incompatible { subject: subject.to_owned(), conflicts });
+            return Err(Error::Incompatible {
+                subject: subject.to_owned(),
+                conflicts,
+            });
         }
         let known = self.by_schema.get(&spelled(new.text())).copied();
         let next = self.by_id.last_key_value().map_or(1, |(id, _)| id.0.saturating_add(1));
         let id = known.unwrap_or(SchemaId(next));
-        let last = self.subjects.get(subject).and_then(|versions| versions.last_key_value());
+        let last = self
+            .subjects
+            .get(subject)
+            .and_then(|versions| versions.last_key_value());
         let record = Record::Schema {
             subject: subject.to_owned(),
             version: last.map_or(1, |(version, _)| version.saturating_add(1)),
@@ -188,7 +230,11 @@ fn spelled(schema: &str) -> String {
     };
     // {"type":"long"} and "long" are one schema.
     let mut value = &value;
-    while let Some(inner) = value.as_object().filter(|object| object.len() == 1).and_then(|object| object.get("type")) {
+    while let Some(inner) = value
+        .as_object()
+        .filter(|object| object.len() == 1)
+        .and_then(|object| object.get("type"))
+    {
         value = inner;
     }
     let mut out = String::with_capacity(schema.len());

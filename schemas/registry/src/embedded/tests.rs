@@ -1,1 +1,203 @@
+use super::*;
+use log::embedded::{Clock, Config, EmbeddedLog};
+use std::collections::BTreeMap;
 
+pub(crate) fn memory_log() -> SharedLog {
+    let clock: Clock = Arc::new(|| 1_732_390_000_000);
+    let mut config = Config::new(None, clock);
+    config.clean_every = None;
+    EmbeddedLog::open(config).unwrap()
+}
+
+fn record(fields: &str) -> String {
+    format!(r#"{{"type":"record","name":"R","fields":[{fields}]}}"#)
+}
+
+fn numbered(at: usize) -> String {
+    record(&format!(r#"{{"name":"f{at}","type":["null","int"],"default":null}}"#))
+}
+
+#[test]
+fn the_state_is_rebuilt_from_the_log() {
+    let log = memory_log();
+    let first = Embedded::open(log.clone()).unwrap();
+    let a = first.register("a", &numbered(1)).unwrap();
+    let b = first.register("a", &numbered(2)).unwrap();
+    first.set_level(Some("a"), Level::None).unwrap();
+    first.set_level(None, Level::Full).unwrap();
+    let c = first.register("a", "\"int\"").unwrap();
+    assert_eq!((a, b, c), (SchemaId(1), SchemaId(2), SchemaId(3)));
+
+    let second = Embedded::open(log).unwrap();
+    assert_eq!(second.versions("a"), Ok(vec![1, 2, 3]));
+    assert_eq!(second.level(Some("a")), Ok(Some(Level::None)));
+    assert_eq!(second.level(None), Ok(Some(Level::Full)));
+    assert_eq!(second.level(Some("b")), Ok(None));
+    assert_eq!(&*second.by_id(b).unwrap(), numbered(2));
+    assert_eq!(second.latest("a").unwrap().id, c);
+}
+
+#[test]
+fn two_registries_on_one_log_never_give_an_id_twice() {
+    let log = memory_log();
+    let registries = [
+        Embedded::open(log.clone()).unwrap(),
+        Embedded::open(log.clone()).unwrap(),
+    ];
+    // Each takes the session from the other again and again.
+    let ids: Vec<(String, SchemaId)> = std::thread::scope(|scope| {
+        let threads: Vec<_> = registries
+            .iter()
+            .enumerate()
+            .map(|(who, registry)| {
+                scope.spawn(move || {
+                    let register = |at: usize| {
+                        // Every other schema is one that both register.
+                        let schema = if at % 2 == 0 {
+                            numbered(at)
+                        } else {
+                            numbered(1000 * (who + 1) + at)
+                        };
+                        let subject = format!("s{at}-{who}");
+                        let limit = Instant::now() + Duration::from_secs(60);
+                        loop {
+                            match registry.register(&subject, &schema) {
+                                Ok(id) => return (schema, id),
+                                Err(error) => assert!(Instant::now() < limit, "{error}"),
+                            }
+                        }
+                    };
+                    (0..20).map(register).collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    let mut by_id: BTreeMap<SchemaId, String> = BTreeMap::new();
+    for (schema, id) in ids {
+        let before = by_id.insert(id, schema.clone());
+        assert!(
+            before.is_none_or(|before| before == schema),
+            "id {id} stands for two schemas"
+        );
+    }
+    assert_eq!(by_id.len(), 30, "ten shared schemas and ten of each");
+    let third = Embedded::open(log).unwrap();
+    for (id, schema) in by_id {
+        assert_eq!(&*third.by_id(id).unwrap(), schema);
+    }
+}
+
+#[test]
+fn what_another_node_registered_is_found() {
+    let log = memory_log();
+    let (writer, reader) = (Embedded::open(log.clone()).unwrap(), Embedded::open(log).unwrap());
+    let id = writer.register("a", "\"long\"").unwrap();
+    assert_eq!(&*reader.by_id(id).unwrap(), "\"long\"");
+    assert_eq!(reader.lookup("a", "{\"type\": \"long\"}").unwrap().version, 1);
+    assert_eq!(reader.uses(id), Ok(vec![("a".to_owned(), 1)]));
+}
+
+#[test]
+fn the_same_schema_has_one_id_whatever_its_spelling() {
+    let registry = Embedded::open(memory_log()).unwrap();
+    let id = registry
+        .register("a", r#"{"type":"record","name":"R","fields":[]}"#)
+        .unwrap();
+    let spelled = "{\n \"name\": \"R\", \"fields\": [ ], \"type\": \"record\" }";
+    assert_eq!(registry.register("a", spelled), Ok(id));
+    assert_eq!(registry.register("b", spelled), Ok(id));
+    assert_eq!(registry.versions("a"), Ok(vec![1]));
+    assert_eq!(registry.uses(id).unwrap().len(), 2);
+    let with_doc = r#"{"type":"record","name":"R","doc":"new","fields":[]}"#;
+    assert_ne!(
+        registry.register("a", with_doc),
+        Ok(id),
+        "documentation is part of a schema"
+    );
+}
+
+#[test]
+fn records_of_another_registry_are_read_and_garbage_is_passed_over() {
+    let log = memory_log();
+    drop(Embedded::open(log.clone()).unwrap());
+    let topic: Arc<str> = TOPIC.into();
+    let mut batch = OutBatch::default();
+    let mut push = |key: &str, value: Option<&str>| {
+        let (key, value) = (Some(key.as_bytes()), value.map(str::as_bytes));
+        batch.push(
+            OutRecord {
+                topic: &topic,
+                partition: Some(0),
+                timestamp: None,
+                key,
+                value,
+            },
+            [],
+        );
+    };
+    push(r#"{"keytype":"NOOP","magic":0}"#, None);
+    push("garbage", Some("more of it"));
+    let key = |version: u32| format!(r#"{{"keytype":"SCHEMA","subject":"a","version":{version},"magic":1}}"#);
+    let value = |version: u32, id: u32, deleted: bool| {
+        format!(
+            r#"{{"subject":"a","version":{version},"id":{id},"md5Bytes":"AA==","schema":"\"int\"","deleted":{deleted}}}"#
+        )
+    };
+    push(&key(1), Some(&value(1, 40, true)));
+    push(&key(2), Some(&value(2, 41, false).replace("int", "long")));
+    push(&key(3), Some(&value(3, 42, false).replace("int", "string")));
+    push(&key(3), None);
+    log.append(&batch).unwrap();
+    let registry = Embedded::open(log).unwrap();
+    assert_eq!(registry.versions("a"), Ok(vec![2]));
+    assert_eq!(
+        &*registry.by_id(SchemaId(40)).unwrap(),
+        "\"int\"",
+        "a deleted version's id stays"
+    );
+    assert_eq!(registry.set_level(Some("a"), Level::None), Ok(()));
+    assert_eq!(
+        registry.register("a", "\"bytes\""),
+        Ok(SchemaId(43)),
+        "ids go on after the greatest"
+    );
+    assert_eq!(registry.versions("a"), Ok(vec![2, 3]));
+}
+
+#[test]
+fn a_topic_with_two_partitions_is_refused() {
+    let log = memory_log();
+    let config = TopicConfig::new(Cleanup::Compact);
+    log.create_topics(&[TopicSpec {
+        name: TOPIC.to_owned(),
+        partitions: 2,
+        replication: None,
+        config,
+    }])
+    .unwrap();
+    let error = Embedded::open(log).err().unwrap().to_string();
+    assert!(error.contains("it has 2 partitions and must have one"), "{error}");
+}
+
+#[test]
+fn transitive_levels_look_at_all_versions() {
+    let registry = Embedded::open(memory_log()).unwrap();
+    registry.set_level(Some("a"), Level::None).unwrap();
+    registry
+        .register("a", &record(r#"{"name":"x","type":"string"}"#))
+        .unwrap();
+    registry.register("a", &record("")).unwrap();
+    let again = record(r#"{"name":"x","type":["null","int"],"default":null}"#);
+    registry.set_level(Some("a"), Level::BackwardTransitive).unwrap();
+    let error = registry.register("a", &again).unwrap_err();
+    assert_eq!(error.code(), 409);
+    assert!(
+        error
+            .to_string()
+            .contains("version 1: x: writer's string is no branch of reader's null or int"),
+        "{error}"
+    );
+    registry.set_level(Some("a"), Level::Backward).unwrap();
+    registry.register("a", &again).unwrap();
+}
