@@ -4,6 +4,7 @@
 //! stops another, and goes on by itself once the cause is gone.
 //! Never: a decision about what a change means.
 
+pub mod discover;
 mod error;
 pub mod ingest;
 mod pace;

@@ -187,3 +187,11 @@ fn text(row: &SimpleQueryRow, column: &str) -> String {
 fn is(row: &SimpleQueryRow, column: &str) -> bool {
     row.try_get(column).ok().flatten() == Some("t")
 }
+
+/// PostgreSQL's internal name of a type as people write it: `_int4` is `int4[]`.
+pub fn shown(type_name: &str) -> String {
+    match type_name.strip_prefix('_') {
+        Some(element) => format!("{element}[]"),
+        None => type_name.to_owned(),
+    }
+}

@@ -172,7 +172,7 @@ fn judge_column(declared: &Declared, column: &DeclaredColumn, real: &Table) -> O
     let mark = if found.nullable { "?" } else { "" };
     let right = format!(
         "write {name} = \"{}{mark}\" in [[table]] {table}",
-        shown(&found.type_name)
+        catalog::shown(&found.type_name)
     );
     if found.generated {
         return Some(Problem {
@@ -183,8 +183,8 @@ fn judge_column(declared: &Declared, column: &DeclaredColumn, real: &Table) -> O
     if !fits(&column.pg_type, found) {
         let what = format!(
             "column {name} of table {table} is {}, declared is {}",
-            shown(&found.type_name),
-            shown(&column.pg_type)
+            catalog::shown(&found.type_name),
+            catalog::shown(&column.pg_type)
         );
         return Some(Problem { what, mend: right });
     }
@@ -198,14 +198,6 @@ fn judge_column(declared: &Declared, column: &DeclaredColumn, real: &Table) -> O
         return Some(Problem { what, mend });
     }
     None
-}
-
-/// PostgreSQL's internal name of a type as people write it: `_int4` is `int4[]`.
-pub(super) fn shown(type_name: &str) -> String {
-    match type_name.strip_prefix('_') {
-        Some(element) => format!("{element}[]"),
-        None => type_name.to_owned(),
-    }
 }
 
 /// Whether values of the real type have the declared type's form in Avro, and in a device's row.
