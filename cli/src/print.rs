@@ -4,7 +4,8 @@
 
 use crate::args::Output;
 use anyhow::Result;
-use comfy_table::{ContentArrangement, Table, presets};
+
+use comfy_table::{ContentArrangement, Table, TableStyle};
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
 
@@ -14,7 +15,7 @@ pub fn list<T: Serialize>(output: Output, items: &[T], columns: &[&str], row: im
         return json(items);
     }
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.load_style(TableStyle::new()).set_content_arrangement(ContentArrangement::Dynamic);
     if !std::io::stdout().is_terminal() {
         table.set_content_arrangement(ContentArrangement::Disabled);
     }

@@ -269,3 +269,8 @@ fn spec(topic: &topology::wiring::Topic, replication: Option<i32>) -> log::Topic
     config.delete_retention_ms = topic.delete_retention_ms;
     log::TopicSpec { name: topic.name.clone(), partitions: topic.partitions, replication, config }
 }
+
+/// The topology's rules.
+pub fn rules(topology: Topology) -> Rules {
+    Rules::compile(Arc::new(topology))
+}

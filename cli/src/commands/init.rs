@@ -21,9 +21,9 @@ pub fn run(init: &args::Init) -> Result<()> {
             columns: t
                 .columns
                 .into_iter()
-                .map(|c| FoundColumn { name: c.name, pg_type: c.pg_type, nullable: c.nullable })
+                .map(|c| FoundColumn { name: c.name, pg_type: c.type_name, nullable: c.nullable })
                 .collect(),
-            key: t.key,
+            key: t.primary_key,
         })
         .collect();
     let text = topology::infer::topology(&found.database, &tables);

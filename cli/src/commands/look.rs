@@ -1,6 +1,6 @@
 //! `topics`, `lag` and `replay`: what operators look at and copy.
 
-use crate::args::{self, Output, Target, TopicsCommand};
+use crate::args::{self, Output, TopicsCommand};
 use crate::home;
 use crate::operate::{Ask, Begin, Performer, Said};
 use crate::{print, time};
