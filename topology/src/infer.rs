@@ -62,7 +62,7 @@ pub fn topology(name: &str, tables: &[FoundTable]) -> String {
     }
     let mut out = head(&name);
     for table in &usable {
-        out.push_str(&table_text(&name, table));
+        out.push_str(&unless_keyless(table, table_text(&name, table)));
     }
     for (table, reason) in refused {
         let _ = writeln!(
@@ -77,10 +77,13 @@ pub fn topology(name: &str, tables: &[FoundTable]) -> String {
     let mut view_names: Vec<String> = Vec::new();
     for table in &usable {
         let bucket = bucket_of(table);
-        if !buckets.contains(&bucket.0) {
+        if !buckets.contains(&bucket.0) && !table.key.is_empty() {
             buckets.push(bucket.0.clone());
         }
-        views.push_str(&view_text(&name, table, &bucket, &mut view_names));
+        views.push_str(&unless_keyless(
+            table,
+            view_text(&name, table, &bucket, &mut view_names),
+        ));
     }
     for bucket in &buckets {
         let _ = writeln!(out, "\n[[bucket]]\nname = {}", quoted(bucket));
@@ -148,6 +151,21 @@ fn head(name: &str) -> String {
     )
 }
 
+/// A block as it stands, or in comments if the table's rows cannot be told apart yet.
+fn unless_keyless(table: &FoundTable, block: String) -> String {
+    if !table.key.is_empty() {
+        return block;
+    }
+    let lines = block.lines().map(|line| {
+        if line.is_empty() || line.starts_with('#') {
+            String::from(line)
+        } else {
+            format!("# {line}")
+        }
+    });
+    lines.collect::<Vec<_>>().join("\n") + "\n"
+}
+
 /// Why a table cannot be declared beside those that are.
 fn unusable(table: &FoundTable, beside: &[&FoundTable]) -> Option<String> {
     let name = match TableName::of(&table.schema, &table.name) {
@@ -191,9 +209,9 @@ fn table_text(source: &str, table: &FoundTable) -> String {
     if table.key.is_empty() {
         let first = table.columns.first().map_or("id", |column| column.name.as_str());
         out.push_str(
-            "# DECIDE: the table has no primary key. Give it one, or name columns that tell its rows apart:\n",
+            "# DECIDE: the table has no primary key. Give it one; or name columns that tell its rows apart, here:\n",
         );
-        let _ = writeln!(out, "# key = [{}]", quoted(&comment(first)));
+        let _ = writeln!(out, "key    = [{}]", basic(first));
     } else {
         let columns: Vec<String> = table.key.iter().map(|column| quoted(column)).collect();
         let _ = writeln!(out, "key    = [{}]", columns.join(", "));

@@ -14,6 +14,9 @@ use reader::Table as Reader;
 use std::ops::Range;
 use toml::de::DeTable;
 
+/// Names and texts, in the order of the file.
+pub type Entries = Vec<(At<String>, At<String>)>;
+
 /// Everything that one `topology.toml` declares.
 #[derive(Debug, Clone, Default)]
 pub struct Declared {
@@ -59,7 +62,7 @@ pub struct Table {
     /// source has none to read and must declare it.
     pub key: Option<At<Vec<At<String>>>>,
     /// `columns`: column to PostgreSQL type, `?` behind the type if the column may be null. Only these are published.
-    pub columns: At<Vec<(At<String>, At<String>)>>,
+    pub columns: At<Entries>,
 }
 
 /// A kind of event. Its topic is `event.<name>`; it is ingested by HTTP.
@@ -70,7 +73,7 @@ pub struct Event {
     /// `schema`: an Avro record schema, relative to the topology file.
     pub schema: Option<At<String>>,
     /// `fields`: the short form instead of `schema`: field to PostgreSQL type, as a table's `columns`.
-    pub fields: Option<At<Vec<(At<String>, At<String>)>>>,
+    pub fields: Option<At<Entries>>,
     /// `key`: fields of the record's key. One key's events stay in order.
     pub key: Option<At<Vec<At<String>>>>,
     /// `partitions` of the topic. Default: 12.
@@ -109,7 +112,7 @@ pub struct View {
     /// `fields`: the columns that devices get, in this order. Default: all.
     pub fields: Option<At<Vec<At<String>>>>,
     /// `rename`: column to the name that devices get it under.
-    pub rename: Option<At<Vec<(At<String>, At<String>)>>>,
+    pub rename: Option<At<Entries>>,
     /// `where`: an expression (CEL) over the columns; rows for which it is false are not in the view.
     pub filter: Option<At<String>>,
     /// `key`: of an event view, must be the event's key.

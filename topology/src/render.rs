@@ -76,9 +76,7 @@ fn lines(topology: &Topology, wiring: &Wiring) -> String {
         let inside = first.is_some_and(|first| first < at) && last.is_some_and(|last| at < last);
         let pad = width - line.chars().count();
         let tail = match (*used, Some(at) == first, Some(at) == last) {
-            (true, true, true) => {
-                "─".repeat(pad + 2) + &format!("──► {SYNC_VIEWS} ──► {VIEW_LOG} ──► edge ──► devices")
-            }
+            (true, true, true) => "─".repeat(pad) + &format!("──► {SYNC_VIEWS} ──► {VIEW_LOG} ──► edge ──► devices"),
             (true, true, false) => "─".repeat(pad + 2) + "┐",
             (true, false, true) => {
                 "─".repeat(pad + 2) + &format!("┴─► {SYNC_VIEWS} ──► {VIEW_LOG} ──► edge ──► devices")
@@ -325,7 +323,7 @@ mod tests {
         expect![[r#"
             topology pgbench
 
-            PostgreSQL ──► connector bank (postgres) ──► change.bank ────► sync-views ──► view.log ──► edge ──► devices
+            PostgreSQL ──► connector bank (postgres) ──► change.bank ──► sync-views ──► view.log ──► edge ──► devices
 
             view      from                   bucket        where
             branches  bank.pgbench_branches  branch:{bid}

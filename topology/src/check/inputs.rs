@@ -7,7 +7,7 @@ use super::{Check, EVENT_PARTITIONS, EVENT_PARTITIONS_MAX, KnownInput};
 use crate::checked::{Column, Event, Input, Source, SourceKind, Table};
 use crate::columns;
 use crate::expr::{RowType, Type};
-use crate::model::{self, At};
+use crate::model::{self, At, Entries};
 use crate::names;
 use crate::problem::Problem;
 use schemas::ids::{EventName, SourceName, TableName};
@@ -168,7 +168,7 @@ impl Check<'_> {
         })
     }
 
-    fn column_error(&self, columns: &At<Vec<(At<String>, At<String>)>>, error: &ColumnError) {
+    fn column_error(&self, columns: &At<Entries>, error: &ColumnError) {
         if columns.is_empty() {
             // A table without the key `columns` was reported; an empty one was not.
             if self
@@ -390,7 +390,7 @@ impl Check<'_> {
     }
 
     /// The schema of an event in short form: as a table's of source `event`, without the mark of unchanged columns.
-    fn short_schema(&self, event: &model::Event, fields: &At<Vec<(At<String>, At<String>)>>) -> Option<Arc<Schema>> {
+    fn short_schema(&self, event: &model::Event, fields: &At<Entries>) -> Option<Arc<Schema>> {
         let what = format!("event `{}`", event.name.value);
         let columns = self.declared_columns(&what, fields, true);
         let (source, table) = (SourceName::new("event").ok()?, TableName::new(&event.name).ok()?);

@@ -51,7 +51,7 @@ impl Check<'_> {
             };
             let bucket = self.bucket_of(&membership.bucket, &template, buckets);
             if membership.from.is_some() || membership.principal.is_some() {
-                self.from_data(membership, &template, known);
+                self.data(membership, &template, known);
                 continue;
             }
             self.claims(membership, &template, &declared.issuers);
@@ -120,7 +120,7 @@ impl Check<'_> {
     }
 
     /// A membership from rows: checked as far as it goes, and refused, since nothing grants from rows yet.
-    fn from_data(&self, membership: &model::Membership, template: &Template, known: &[KnownInput]) {
+    fn data(&self, membership: &model::Membership, template: &Template, known: &[KnownInput]) {
         let Some(from) = &membership.from else {
             let span = membership
                 .principal

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{Embedded, check};
-use expect_test::expect;
+use expect_test::expect_file;
 use proptest::prelude::*;
 
 fn column(name: &str, pg_type: &str, nullable: bool) -> FoundColumn {
@@ -48,91 +48,18 @@ fn a_database_becomes_a_topology_to_start_from() {
         },
     ];
     let text = topology("My Shop", &tables);
-    expect![[r##"
-        # Written by `trunkline init` from the tables that were found. It can run as it is; read it through and decide
-        # what your devices may see: look for the word DECIDE.
-        #   trunkline topology check      is it right?
-        #   trunkline topology graph      what does it do?
-        name = "My_Shop"
-
-        # Reads the database by logical replication, into the topic change.My_Shop.
-        [[connector]]
-        name = "My_Shop"
-        kind = "postgres"
-
-        # Tables: the columns that are published, with their types; `?` = may be null. Remove a line, and the column
-        # does not leave the database.
-
-        [[table]]
-        source = "My_Shop"
-        name   = "orders"
-        key    = ["id"]
-
-        [table.columns]
-        id          = "int8"
-        customer_id = "int8?"
-        state       = "order_state"
-        total       = "numeric?"
-        "placed at" = "timestamptz?"
-
-        [[table]]
-        source = "My_Shop"
-        name   = "sales.rates"
-        # DECIDE: the table has no primary key. Give it one, or name columns that tell its rows apart:
-        # key = ["day"]
-
-        [table.columns]
-        day  = "date"
-        rate = "float8"
-
-        # Left out: table public.a.b: a schema or table name with a dot cannot be told apart; rename it to publish it
-
-        # Left out: table public.nothing: it has no columns
-
-        # ---------------------------------------------------------------------------------------------------------------------
-        # Buckets: a row lives in a bucket, and a device sees the buckets that its user may read. A scope (default: the bucket
-        # itself) is what stays whole: within it no device ever sees half a transaction.
-
-        [[bucket]]
-        name = "customer:{id}"
-
-        [[bucket]]
-        name = "everyone"
-
-        # ---------------------------------------------------------------------------------------------------------------------
-        # Views: which rows and columns go to devices, and in which bucket. Add `where = '…'` (CEL over the columns) to send
-        # fewer rows, and `fields = ["…"]` to send fewer columns.
-
-        [[view]]
-        name   = "orders"
-        from   = "My_Shop.orders"
-        bucket = "customer:{customer_id}"
-
-        [[view]]
-        name   = "sales_rates"
-        from   = "My_Shop.sales.rates"
-        # DECIDE: no column was found that says whose a row is.
-        bucket = "everyone"
-
-        # ---------------------------------------------------------------------------------------------------------------------
-        # Memberships: who may read which bucket, from the claims of the device's token. DECIDE: which claim holds the value?
-
-        [[membership]]
-        bucket = "customer:{sub}"
-
-        # DECIDE: may everybody with a valid token read this?
-        # [[membership]]
-        # bucket = "everyone"
-
-        # ---------------------------------------------------------------------------------------------------------------------
-        # Nodes: processes, started by `trunkline run <name>`.
-
-        [[node]]
-        name = "main"
-        runs = ["connector:My_Shop", "processor:sync-views", "edge"]
-    "##]].assert_eq(&text);
+    expect_file!["shop.toml"].assert_eq(&text);
     let outcome = check("topology.toml", &text, &Embedded(&[]));
     assert!(outcome.topology.is_some(), "{}", outcome.report.render(false));
+    assert_eq!(outcome.report.warnings(), 0);
+    let open = topology(
+        "shop",
+        &[FoundTable {
+            key: vec!["day".into()],
+            ..tables[1].clone()
+        }],
+    );
+    let outcome = check("topology.toml", &open, &Embedded(&[]));
     let warned: Vec<String> = outcome
         .report
         .findings()

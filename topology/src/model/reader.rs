@@ -4,6 +4,7 @@
 //! reading. Tables and maps are read in the order of the file.
 //! Never: stops at the first problem.
 
+use super::Entries;
 use crate::names;
 use crate::problem::{Problem, Problems};
 use std::cell::RefCell;
@@ -143,7 +144,7 @@ impl<'r, 'i> Table<'r, 'i> {
     }
 
     /// A map from names to strings that may be missing, in the order of the file.
-    pub(super) fn map(&self, key: &'static str) -> Option<At<Vec<(At<String>, At<String>)>>> {
+    pub(super) fn map(&self, key: &'static str) -> Option<At<Entries>> {
         let value = self.get(key)?;
         let Some(table) = value.get_ref().as_table() else {
             self.wrong(key, value, "a table of strings, such as { id = \"int8\" }");
