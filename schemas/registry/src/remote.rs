@@ -4,11 +4,13 @@
 //! these calls may); errors name the URL and what was attempted. May be called from any thread, and blocks it.
 //! Never: a password or token in a message or in `Debug`.
 
+mod attempt;
+
 use crate::{Error, Level, Registered, Registry, Result, Version};
+use attempt::{About, Failure, Shared};
 use reqwest::Method;
 use schema_registry_converter::async_impl::schema_registry::{SrSettings, perform_sr_call};
-use schema_registry_converter::error::SRCError;
-use schema_registry_converter::schema_registry_common::{RawError, RawRegisteredSchema, SrCall};
+use schema_registry_converter::schema_registry_common::{RawRegisteredSchema, SrCall};
 use schemas::ids::SchemaId;
 use serde_json::{Value, json};
 use std::fmt;
@@ -81,14 +83,6 @@ pub struct Remote {
     shared: Arc<Shared>,
     /// One thread that drives the connections. Only `Drop` takes it out.
     runtime: Option<tokio::runtime::Runtime>,
-}
-
-struct Shared {
-    url: String,
-    auth: Auth,
-    attempts: u32,
-    client: reqwest::Client,
-    settings: SrSettings,
 }
 
 impl Remote {
@@ -218,34 +212,6 @@ impl Drop for Remote {
     }
 }
 
-/// What a call is about, for its errors.
-struct About<'a> {
-    attempted: &'static str,
-    subject: &'a str,
-    version: String,
-    id: Option<SchemaId>,
-}
-
-impl<'a> About<'a> {
-    fn subject(attempted: &'static str, subject: &'a str) -> Self {
-        About {
-            attempted,
-            subject,
-            version: String::new(),
-            id: None,
-        }
-    }
-
-    fn id(attempted: &'static str, id: SchemaId) -> Self {
-        About {
-            attempted,
-            subject: "",
-            version: String::new(),
-            id: Some(id),
-        }
-    }
-}
-
 /// A call of the converter's client, owned.
 #[derive(Clone)]
 enum Call {
@@ -264,148 +230,6 @@ impl Call {
             Call::Version(subject, version) => SrCall::GetBySubjectAndVersion(subject, *version),
             Call::Register(subject, body) => SrCall::PostNew(subject, body),
             Call::LookUp(subject, body) => SrCall::PostForVersion(subject, body),
-        }
-    }
-}
-
-/// Why one attempt failed.
-#[derive(Debug)]
-struct Failure {
-    /// HTTP status; 0 when there was no answer.
-    status: u32,
-    /// Confluent's code; 0 when the answer had none.
-    code: u32,
-    message: String,
-}
-
-impl Failure {
-    fn is_passing(&self) -> bool {
-        matches!(self.status, 0 | 429 | 500..600)
-    }
-
-    fn of(error: &SRCError) -> Self {
-        let source = std::error::Error::source(error);
-        let Some(raw) = source.and_then(|source| source.downcast_ref::<RawError>()) else {
-            // An answer that could be read, but not understood, stays what it is.
-            let status = if error.retriable || !error.error.contains("parse") {
-                0
-            } else {
-                200
-            };
-            return Failure {
-                status,
-                code: 0,
-                message: chain(error),
-            };
-        };
-        // The converter keeps the status only in its text: "… failed with status 404 Not Found".
-        let status = error
-            .error
-            .split_whitespace()
-            .find_map(|word| word.parse().ok())
-            .unwrap_or(raw.error_code);
-        Failure {
-            status,
-            code: raw.error_code,
-            message: raw.message.clone(),
-        }
-    }
-}
-
-/// An error with its causes: the outermost alone often says only that a request failed.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
-}
-
-impl Shared {
-    async fn send(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value, Failure> {
-        let url = format!("{}{path}", self.url);
-        let mut request = self
-            .client
-            .request(method, url)
-            .header(reqwest::header::ACCEPT, CONTENT_TYPE);
-        request = match &self.auth {
-            Auth::None => request,
-            Auth::Basic { user, password } => request.basic_auth(user, Some(password)),
-            Auth::Bearer(token) => request.bearer_auth(token),
-        };
-        if let Some(body) = body {
-            request = request
-                .header(reqwest::header::CONTENT_TYPE, CONTENT_TYPE)
-                .body(body.to_string());
-        }
-        let unanswered = |e: reqwest::Error| Failure {
-            status: 0,
-            code: 0,
-            message: chain(&e.without_url()),
-        };
-        let response = request.send().await.map_err(unanswered)?;
-        let status = response.status();
-        let bytes = response.bytes().await.map_err(unanswered)?;
-        let status_number = u32::from(status.as_u16());
-        let failed = |code, message| Failure {
-            status: status_number,
-            code,
-            message,
-        };
-        if status.is_success() {
-            return serde_json::from_slice(&bytes).map_err(|e| failed(0, format!("the answer is no JSON: {e}")));
-        }
-        match serde_json::from_slice::<RawError>(&bytes) {
-            Ok(raw) => Err(failed(raw.error_code, raw.message)),
-            Err(_) => Err(failed(0, format!("HTTP status {status}"))),
-        }
-    }
-
-    fn unavailable(&self, about: &About<'_>, reason: &str) -> Error {
-        Error::Unavailable {
-            registry: self.url.clone(),
-            attempted: about.attempted.to_owned(),
-            reason: reason.to_owned(),
-        }
-    }
-
-    fn error(&self, about: &About<'_>, failure: Failure) -> Error {
-        let subject = about.subject.to_owned();
-        let Failure { status, code, message } = failure;
-        match (status, code) {
-            (_, 40401) => Error::SubjectNotFound { subject },
-            (_, 40402) => Error::VersionNotFound {
-                version: about.version.clone(),
-            },
-            (_, 40403) => Error::SchemaNotFound { id: about.id },
-            (_, 40408) => Error::NoLevel { subject },
-            (409, _) => Error::Incompatible {
-                subject,
-                conflicts: vec![message],
-            },
-            (_, 42202) => Error::InvalidVersion {
-                version: about.version.clone(),
-            },
-            (_, 42203) => Error::InvalidLevel { level: message },
-            (422, _) => Error::InvalidSchema { reason: message },
-            (401 | 403, _) => Error::Unauthorized {
-                registry: self.url.clone(),
-                attempted: about.attempted.to_owned(),
-            },
-            (0 | 429 | 500..600, _) => self.unavailable(about, &message),
-            // Proxies and other registries answer 404 without a code.
-            (404, _) if about.id.is_some() => Error::SchemaNotFound { id: about.id },
-            _ => Error::Refused {
-                registry: self.url.clone(),
-                attempted: about.attempted.to_owned(),
-                code: if code == 0 { status } else { code },
-                reason: message,
-            },
         }
     }
 }

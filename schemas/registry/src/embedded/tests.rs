@@ -53,7 +53,7 @@ fn two_registries_on_one_log_never_give_an_id_twice() {
                 scope.spawn(move || {
                     let register = |at: usize| {
                         // Every other schema is one that both register.
-                        let schema = if at % 2 == 0 {
+                        let schema = if at.is_multiple_of(2) {
                             numbered(at)
                         } else {
                             numbered(1000 * (who + 1) + at)

@@ -110,6 +110,15 @@ fn the_paths_answer_as_confluents_do() {
         &none,
         json!([{"subject": "s/1", "version": 1}]),
     );
+}
+
+#[test]
+fn levels_are_set_and_tested_as_confluents_are() {
+    let at = embedded();
+    let none = Value::Null;
+    let old = schema(r#"{"name":"a","type":"int"}"#);
+    let ok = |method: &str, path: &str, body: &Value, expected: Value| check(&at, method, path, body, 200, &expected);
+    ok("POST", "/subjects/s%2F1/versions", &old, json!({"id": 1}));
     ok("GET", "/config", &none, json!({"compatibilityLevel": "BACKWARD"}));
     ok(
         "PUT",
