@@ -76,11 +76,13 @@ pub trait GroupConsumer: Send {
     /// `timeout` for the first record and not at all for more.
     ///
     /// # Errors
-    /// [`crate::Error::OutOfRange`] when a position is no longer kept (there is no automatic reset);
-    /// [`crate::Error::Fenced`] when another process has joined under the same instance name.
+    /// [`crate::Error::OutOfRange`] when a position is not kept (there is no automatic reset): again at every poll until
+    /// `start` moves that partition; [`crate::Error::Fenced`] when another process has joined under the same instance
+    /// name, which has the partitions now; [`crate::Error::UnknownTopic`] when a topic was deleted.
     fn poll(&mut self, batch: &mut RecordBatch, max_bytes: usize, timeout: Duration) -> Result<Event>;
 
-    /// Starts reading an assigned partition at an offset, or moves it there.
+    /// Starts reading an assigned partition at an offset, or moves it there, also after it was out of range. A paused
+    /// partition stays paused.
     fn start(&mut self, at: &TopicPartition, offset: Offset) -> Result<()>;
 
     /// Stops fetching these partitions until [`GroupConsumer::resume`]; records already fetched are not returned.
@@ -92,7 +94,8 @@ pub trait GroupConsumer: Send {
     /// The membership for the next commit.
     fn member(&self) -> Result<Member>;
 
-    /// Leaves the group. A static member's seat is kept until its session timeout.
+    /// Leaves the group. A static member's seat is kept until its session timeout. A member that is dropped without is
+    /// as one that crashed; in the embedded log that is known at once.
     fn close(self: Box<Self>) -> Result<()>;
 }
 
@@ -103,20 +106,21 @@ pub enum StartFrom {
     Offset(Offset),
     /// At the first offset kept.
     Start,
-    /// At the end.
+    /// At the reader's own end when it is assigned: the stable end when it is read_committed. Settled once
+    /// [`Reader::position`] tells it.
     End,
 }
 
 /// A reader of explicitly assigned partitions. Used by one thread.
 pub trait Reader: Send {
-    /// Replaces the partitions that are read.
+    /// Replaces the partitions that are read. What does not exist is [`crate::Error::UnknownTopic`], here or at a poll.
     fn assign(&mut self, partitions: &[(TopicPartition, StartFrom)]) -> Result<()>;
 
     /// Fills `batch` (cleared first) with at most about `max_bytes`; waits at most `timeout` for the first record and
     /// not at all for more. Returns the number of records.
     ///
     /// # Errors
-    /// [`crate::Error::OutOfRange`] when a position is no longer kept.
+    /// [`crate::Error::OutOfRange`] when a position is not kept, again at every poll until another assignment.
     fn poll(&mut self, batch: &mut RecordBatch, max_bytes: usize, timeout: Duration) -> Result<usize>;
 
     /// The next offset to be read: past control records and aborted records too, once they were passed over. At the

@@ -39,7 +39,8 @@ pub enum At {
     End,
     /// The last stable offset: below it no transaction is open (read_committed end).
     Stable,
-    /// The first offset whose record's timestamp is at or after the given time, in ms; the end when there is none.
+    /// The first offset whose record's timestamp is at or after the given time, in ms; the end when there is none. Where
+    /// to begin reading from: the record that was found may be an aborted or still open one, or a control record.
     Time(Millis),
 }
 
@@ -64,7 +65,8 @@ pub trait Log: Send + Sync {
     /// Alters settings of a topic (names as in Kafka, such as `retention.ms`); settings not named keep their values.
     fn alter_topic(&self, topic: &str, settings: &[(String, String)]) -> Result<()>;
 
-    /// Deletes a topic and its records. Deleting a topic that does not exist is [`Error::UnknownTopic`].
+    /// Deletes a topic, its records, and, soon after, the groups' offsets of it. Deleting a topic that does not exist is
+    /// [`Error::UnknownTopic`]. Who reads it gets that error too.
     fn delete_topic(&self, topic: &str) -> Result<()>;
 
     /// Looks one offset of a partition up.
@@ -75,7 +77,7 @@ pub trait Log: Send + Sync {
     fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Committed>;
 
     /// Sets a group's offsets outside a transaction, for operators' resets and for explicit first starts. The group
-    /// must have no live member, or must be the caller's own before it consumes.
+    /// must have no live member, or must be the caller's own, and the partitions not yet started.
     fn set_committed(&self, group: &str, offsets: &[(TopicPartition, Offset)]) -> Result<()>;
 
     /// Lists the groups with their members and committed offsets.

@@ -13,7 +13,8 @@ use std::time::Duration;
 pub struct SessionConfig {
     /// Transactional id: one live session each; a second one fences the first.
     pub transactional_id: String,
-    /// After this long an open transaction of a dead session is aborted. At most the broker's limit.
+    /// After this long from its first record an open transaction is aborted, whether its session is dead or slow; a slow
+    /// one learns it as a fencing, as from Kafka. At most the broker's limit (15 minutes by default).
     pub transaction_timeout: Duration,
 }
 
@@ -35,8 +36,9 @@ pub struct Produced {
 pub enum Outcome {
     /// Committed: records and offsets are visible.
     Committed(Vec<Produced>),
-    /// Aborted: nothing of it is or will be visible. `fenced` when another session or member has taken over; the
-    /// session needs [`Session::renew`] in every case.
+    /// Aborted: nothing of it is or will be visible. `fenced` when another session or member has taken over, or the
+    /// transaction's time limit was reached; the session needs [`Session::renew`] in every case. A commit without a
+    /// `begin` is aborted too, and changes nothing.
     Aborted {
         /// Another session of the id, or another generation of the group, was the reason.
         fenced: bool,
@@ -52,24 +54,27 @@ pub enum Outcome {
 
 /// A transactional producer. Used by one thread.
 pub trait Session: Send {
-    /// Begins a transaction.
+    /// Begins a transaction. Refused while one is open, and after a failed commit until [`Session::renew`].
     fn begin(&mut self) -> Result<()>;
 
     /// Queues records in the open transaction; waits while the queue is full.
     ///
     /// # Errors
-    /// [`crate::Error::TooLarge`] for a record that the client itself refuses: nothing of this batch after it was
-    /// queued, and the transaction can only be aborted.
+    /// [`crate::Error::TooLarge`] for a record that is larger than its topic or the client takes: nothing of this batch
+    /// after it was queued, and the transaction can only be aborted (a commit is [`Outcome::Aborted`], not fenced). A
+    /// topic that does not exist is [`crate::Error::UnknownTopic`] here, or an aborted commit.
     fn send(&mut self, records: &OutBatch) -> Result<()>;
 
     /// Ends the transaction: waits until the records are written, adds the consumed offsets (each the offset *after*
     /// the last record consumed) under the membership that read them, and commits.
     fn commit(&mut self, consumed: Option<(&Member, &[(TopicPartition, Offset)])>) -> Outcome;
 
-    /// Aborts the open transaction, if there is one.
+    /// Aborts the open transaction, if there is one; the next may begin at once. What still waited in a queue takes no
+    /// offset.
     fn abort(&mut self) -> Result<()>;
 
-    /// Replaces the inner producer by a new one of the same id: fences the old one and ends its open transaction.
+    /// Replaces the inner producer by a new one of the same id, at any time: fences the old one, and whoever else has
+    /// taken the id over, and ends the open transaction.
     fn renew(&mut self) -> Result<()>;
 
     /// The transactional id.

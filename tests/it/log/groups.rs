@@ -2,7 +2,7 @@
 
 use super::bench::{Bench, LIMIT, SHORT, assigned, batch, committed, event, records, seen, texts, values};
 use crate::world;
-use log::{Error, Event, RecordBatch, TopicPartition};
+use log::{At, Error, Event, RecordBatch, TopicPartition};
 use std::time::{Duration, Instant};
 
 /// The first event is the assignment of all partitions of all topics; until a partition is started nothing of it is
@@ -91,6 +91,7 @@ pub fn a_group_reads_committed_records_only(bench: &Bench) {
     let mut session = bench.any_session();
     session.begin().unwrap();
     session.send(&batch(&at, &["no"])).unwrap();
+    world::wait_for("the record", LIMIT, || (bench.offset(&at, At::End) == 1).then_some(()));
     session.abort().unwrap();
     bench.settle(&at);
     session.begin().unwrap();

@@ -51,6 +51,7 @@ pub fn an_aborted_transaction_leaves_offsets_and_no_records(bench: &Bench) {
     let mut session = bench.any_session();
     session.begin().unwrap();
     session.send(&batch(&at, &["no", "never"])).unwrap();
+    wait_end(bench, &at, 2);
     session.abort().unwrap();
     bench.settle(&at);
     bench.append(&at, &["plain"]);

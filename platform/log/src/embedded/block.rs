@@ -220,7 +220,7 @@ impl Block {
         let kind = if self.head.log_append { TimestampType::LogAppend } else { TimestampType::Create };
         let mut last = None;
         while !rest.is_empty() {
-            if !batch.is_empty() && batch.byte_len() >= max_bytes {
+            if is_full(batch, max_bytes) {
                 let at = self.bytes.len() - rest.len();
                 let mut peek = rest;
                 let next = self.base + Offset::try_from(varint(&mut peek)?).map_err(|_| corrupt(PLACE))?;
@@ -275,6 +275,11 @@ impl Block {
         };
         Ok((Record { offset: self.base + delta, timestamp, key, value, headers }, checked))
     }
+}
+
+/// Whether a batch has what one poll returns. Records count for a little even when they are empty.
+pub(super) fn is_full(batch: &RecordBatch, max_bytes: usize) -> bool {
+    !batch.is_empty() && batch.byte_len() + 8 * batch.len() >= max_bytes
 }
 
 struct Record<'a> {

@@ -7,6 +7,7 @@
 use super::backing::{Backing, Space};
 use super::block::Block;
 use super::format::{self, Head};
+use super::signal::until;
 use super::state::State;
 use super::{Clock, Config};
 use crate::{At, Committed, Error, GroupInfo, MemberInfo, Millis, Offset, Result, TopicPartition, probe};
@@ -128,7 +129,7 @@ impl Broker {
 
     /// Stable committed offsets: waits for those that are being decided.
     pub fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Committed> {
-        let until = Instant::now() + self.request_timeout;
+        let until = until(self.request_timeout);
         let mut state = self.state();
         loop {
             let known = state.groups.get(group);

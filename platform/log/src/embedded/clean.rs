@@ -10,6 +10,7 @@ use super::block::Block;
 use super::broker::{Broker, lock};
 use super::format::{self, PartId};
 use super::settings::Rules;
+use super::signal::until;
 use super::topics::REMOVED_AT_ONCE;
 use crate::{Millis, Offset, Result};
 use std::ops::ControlFlow;
@@ -107,13 +108,13 @@ impl Broker {
 
 /// The background pass: cleans now and then, aborts transactions on time, and sleeps otherwise.
 pub(super) fn run(broker: &Weak<Broker>, every: Duration) {
-    let mut next_clean = Instant::now() + every;
+    let mut next_clean = until(every);
     while let Some(broker) = broker.upgrade() {
         if Instant::now() >= next_clean {
             if let Err(error) = broker.clean(broker.now()) {
                 tracing::warn!(%error, "could not remove old records");
             }
-            next_clean = Instant::now() + every;
+            next_clean = until(every);
         }
         if let Err(error) = broker.expire() {
             tracing::warn!(%error, "could not abort a transaction that is open for too long");

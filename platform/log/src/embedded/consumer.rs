@@ -5,13 +5,14 @@
 use super::broker::Broker;
 use super::fetch::Fetcher;
 use super::group::{Group, Joining, MemberId};
+use super::signal::until;
 use super::state::unknown;
 use crate::consumer::MemberToken;
 use crate::{Error, Event, GroupConfig, GroupConsumer, Isolation, Member, Millis, Offset, RecordBatch, Result};
 use crate::{StartFrom, TopicPartition};
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub(super) struct EmbeddedConsumer {
     fetcher: Fetcher,
@@ -117,7 +118,7 @@ impl EmbeddedConsumer {
 impl GroupConsumer for EmbeddedConsumer {
     fn poll(&mut self, batch: &mut RecordBatch, max_bytes: usize, timeout: Duration) -> Result<Event> {
         batch.clear();
-        let until = Instant::now() + timeout;
+        let until = until(timeout);
         loop {
             if let Some(event) = self.event()? {
                 return Ok(event);
@@ -150,7 +151,7 @@ impl GroupConsumer for EmbeddedConsumer {
         }
         let mut state = self.fetcher.broker.state();
         if let Some(group) = state.groups.get_mut(&self.group) {
-            group.started(self.id);
+            group.started(self.id, at);
         }
         Ok(())
     }

@@ -5,7 +5,7 @@
 //! removed, and then an error. Never: a lock while blocks are parsed or the store is read.
 
 use super::backing::Space;
-use super::block::{Block, Place};
+use super::block::{Block, Place, is_full};
 use super::broker::Broker;
 use super::format::{self, PartId};
 use super::signal::Signal;
@@ -15,6 +15,9 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// What one poll returns at most, whatever was asked for: a batch is far smaller than 4 GiB.
+const BATCH_BYTES_MAX: usize = 256 * 1024 * 1024;
 
 /// A partition that is read.
 pub(super) struct Cursor {
@@ -144,10 +147,11 @@ impl Fetcher {
     pub fn fill(&mut self, batch: &mut RecordBatch, max_bytes: usize) -> Result<()> {
         self.broker.expire()?;
         let now = self.broker.now();
+        let max_bytes = max_bytes.min(BATCH_BYTES_MAX);
         let count = self.cursors.len();
         self.turn = self.turn.wrapping_add(1);
         for n in 0..count {
-            if !batch.is_empty() && batch.byte_len() >= max_bytes {
+            if is_full(batch, max_bytes) {
                 break;
             }
             let index = self.turn.wrapping_add(n) % count;
@@ -225,14 +229,14 @@ fn read(
                 (cursor.position, cursor.place) = (block.next(), None);
                 continue;
             }
-            if !batch.is_empty() && batch.byte_len() >= max_bytes {
+            if is_full(batch, max_bytes) {
                 return Ok(());
             }
             let partition = *index.get_or_insert_with(|| batch.intern(&cursor.at));
             let (next, place) = block.read(cursor.position, cursor.place, batch, partition, max_bytes)?;
             (cursor.position, cursor.place) = (next, place);
         }
-        if !batch.is_empty() && batch.byte_len() >= max_bytes {
+        if is_full(batch, max_bytes) {
             return Ok(());
         }
     }

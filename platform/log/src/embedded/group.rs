@@ -1,17 +1,20 @@
 //! A consumer group as a value: seats, generations, range assignment, committed and pending offsets.
 //!
 //! A rebalance is eager, as with Kafka's classic protocol: every member is told `Revoked`, gives up at its next poll,
-//! and when all have, a new generation is assigned. A member that does not poll for its session timeout meanwhile
-//! loses its partitions. As every member lives in this process, there are no heartbeats: a member is alive until it
-//! is closed or dropped.
+//! and when all have, a new generation is assigned. A member that does not poll for five minutes meanwhile (Kafka's
+//! `max.poll.interval.ms`) loses its partitions. As every member lives in this process, there are no heartbeats: a
+//! member is alive until it is closed or dropped.
 //!
 //! Guarantees: a partition is never held by two seats of one generation; a commit under another generation, or of a
 //! member that lost its seat, is refused. Never: IO, a clock, a lock.
 
 use super::signal::Signal;
 use crate::{Event, Millis, Offset, TopicPartition};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+
+/// How long a rebalance waits for members that do not poll: they may be busy restoring.
+const PATIENCE_MS: Millis = 300_000;
 
 /// A subscribed topic with its partition count.
 pub(super) type Subscription = (Arc<str>, u32);
@@ -51,8 +54,8 @@ struct Seat {
     news: News,
     /// Generation that the member was told with its assignment.
     generation: i32,
-    /// It reads.
-    started: bool,
+    /// What it reads.
+    started: BTreeSet<TopicPartition>,
     /// A static member has left; its seat is kept until its session timeout.
     left_at: Option<Millis>,
 }
@@ -112,7 +115,7 @@ impl Group {
             held: Vec::new(),
             news: News::Nothing,
             generation: -1,
-            started: false,
+            started: BTreeSet::new(),
             left_at: None,
         };
         let old = old.and_then(|id| self.seats.remove(&id));
@@ -147,7 +150,7 @@ impl Group {
         };
         if seat.instance.is_some() {
             seat.left_at = Some(now);
-            seat.started = false;
+            seat.started.clear();
             if matches!(self.phase, Phase::Preparing(_)) {
                 seat.held.clear();
                 seat.news = News::Nothing;
@@ -173,7 +176,7 @@ impl Group {
         {
             for seat in self.seats.values_mut().filter(|seat| !seat.held.is_empty()) {
                 seat.news = News::Lost(std::mem::take(&mut seat.held));
-                seat.started = false;
+                seat.started.clear();
                 seat.signal.wake();
             }
             self.settle();
@@ -199,7 +202,7 @@ impl Group {
                 seat.news = News::Nothing;
             }
             if !seat.held.is_empty() {
-                patience = patience.max(seat.timeout_ms);
+                patience = patience.max(seat.timeout_ms).max(PATIENCE_MS);
                 if seat.news == News::Nothing {
                     seat.news = News::Revoke;
                 }
@@ -242,7 +245,7 @@ impl Group {
         }
         for id in members {
             let seat = self.seats.get_mut(&id).expect("members are seats");
-            seat.started = false;
+            seat.started.clear();
             if seat.left_at.is_none() {
                 seat.news = News::Assigned;
                 seat.signal.wake();
@@ -262,7 +265,7 @@ impl Group {
             }
             News::Revoking => {
                 seat.held.clear();
-                seat.started = false;
+                seat.started.clear();
                 self.settle();
                 self.event(id, now)
             }
@@ -282,16 +285,16 @@ impl Group {
         self.seats.get(&id).is_none_or(|seat| seat.news != News::Nothing)
     }
 
-    /// Notes that a member reads.
-    pub fn started(&mut self, id: MemberId) {
+    /// Notes that a member reads a partition.
+    pub fn started(&mut self, id: MemberId, at: &TopicPartition) {
         if let Some(seat) = self.seats.get_mut(&id) {
-            seat.started = true;
+            seat.started.insert(at.clone());
         }
     }
 
-    /// Whether some member reads: then nobody else sets the group's offsets.
-    pub fn is_read(&self) -> bool {
-        self.seats.values().any(|seat| seat.started)
+    /// Whether some member reads the partition: then nobody sets its offset from outside.
+    pub fn reads(&self, at: &TopicPartition) -> bool {
+        self.seats.values().any(|seat| seat.started.contains(at))
     }
 
     /// The generation that a member knows; -1 before its first assignment.

@@ -4,9 +4,10 @@
 
 use super::broker::Broker;
 use super::fetch::Fetcher;
+use super::signal::until;
 use crate::{Isolation, Millis, Offset, Reader, RecordBatch, Result, StartFrom, TopicPartition};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 pub(super) struct EmbeddedReader(Fetcher);
 
@@ -24,7 +25,7 @@ impl Reader for EmbeddedReader {
 
     fn poll(&mut self, batch: &mut RecordBatch, max_bytes: usize, timeout: Duration) -> Result<usize> {
         batch.clear();
-        let until = Instant::now() + timeout;
+        let until = until(timeout);
         loop {
             self.0.fill(batch, max_bytes)?;
             if !batch.is_empty() || !self.0.wait(until, |_| None, |_| false) {

@@ -5,7 +5,13 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// The end of a wait that begins now; whoever asks for ever gets a year.
+pub(super) fn until(timeout: Duration) -> Instant {
+    const YEAR: Duration = Duration::from_secs(365 * 24 * 3_600);
+    Instant::now() + timeout.min(YEAR)
+}
 
 /// One reader's bell. Rung and waited for under one and the same lock.
 #[derive(Default)]

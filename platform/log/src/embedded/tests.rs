@@ -298,7 +298,8 @@ fn older_records_come_from_the_store_and_newer_ones_from_the_cache() {
 }
 
 /// Who is held at which point, and how it is let go.
-static HELD: OnceLock<Mutex<Option<(&'static str, Sender<()>, Receiver<()>)>>> = OnceLock::new();
+static HELD: OnceLock<Mutex<Option<Held>>> = OnceLock::new();
+type Held = (&'static str, Sender<()>, Receiver<()>);
 
 fn hold(name: &'static str) {
     if std::thread::current().name() != Some("held") {
@@ -358,7 +359,7 @@ fn a_member_that_does_not_poll_is_told_that_it_has_lost() {
     let mut heir = hand.log.group(config).expect("join");
     let mut batch_read = RecordBatch::default();
     assert_eq!(heir.poll(&mut batch_read, 1, Duration::ZERO).expect("poll"), Event::Idle);
-    hand.pass(1_000);
+    hand.pass(300_000);
     let mine = vec![at.clone()];
     assert_eq!(heir.poll(&mut batch_read, 1, Duration::ZERO).expect("poll"), Event::Assigned(mine.clone()));
     let mut session = hand.session(5_000);

@@ -369,10 +369,10 @@ impl Broker {
             let mut state = self.state();
             if let Some(group) = state.groups.get_mut(name) {
                 group.tick(now);
-                if group.is_read() {
+                if let Some((at, _)) = offsets.iter().find(|(at, _)| group.reads(at)) {
                     return Err(Error::Refused {
                         attempted: format!("set the offsets of group {name}"),
-                        reason: "it has a live member that reads; stop that one first".to_owned(),
+                        reason: format!("a live member reads {at}; stop that one first"),
                     });
                 }
             }

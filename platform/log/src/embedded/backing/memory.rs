@@ -45,6 +45,9 @@ impl Backing for MemoryBacking {
 
     fn scan(&self, space: Space, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<()> {
         let maps = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        if from >= to {
+            return Ok(());
+        }
         let range = (Bound::Included(from), Bound::Excluded(to));
         for (key, value) in map(&maps, space).range::<[u8], _>(range) {
             if visit(key, value.clone()).is_break() {
