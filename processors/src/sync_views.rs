@@ -147,12 +147,12 @@ impl SyncViews {
             self.line_dirty = true;
         }
         self.last = input.version;
-        match self.change(context, &record, &input, state, effects) {
+        match self.change(context, &input, state, effects) {
             Ok(()) => {}
             Err(Trouble::Stop(error)) => return Err(error),
             Err(Trouble::Refused(refused)) => {
                 effects.dead_letter(record, refused.stage, refused.error.as_ref());
-                self.mark_stale(input.table, record.offset(), effects);
+                self.mark_stale(input.table, effects);
             }
         }
         if input.again.is_none() {
@@ -168,14 +168,13 @@ impl SyncViews {
     fn change(
         &mut self,
         context: Context,
-        record: &RecordRef<'_>,
         input: &Input<'_>,
         state: &mut State,
         effects: &mut Effects,
     ) -> Result<(), Trouble> {
         let Some(relation) = self.config.rules.relation(input.table).cloned() else { return Ok(()) };
         match &input.kind {
-            Kind::Row(change) => self.row(context, record, input, &relation, change, state, effects),
+            Kind::Row(change) => self.row(context, input, &relation, change, state, effects),
             Kind::Truncate => self.sweep(context, input, state, effects, &|_, _| true),
             Kind::ChunkEnd(end) => {
                 let low = Version { incarnation: input.version.incarnation, position: end.low, ordinal: 0 };
@@ -192,7 +191,6 @@ impl SyncViews {
     fn row(
         &mut self,
         context: Context,
-        record: &RecordRef<'_>,
         input: &Input<'_>,
         relation: &Arc<Relation>,
         change: &Change<'_>,
@@ -205,7 +203,7 @@ impl SyncViews {
         };
         if input.version <= old.as_ref().map_or(self.floor, |o| o.version) {
             if input.again == Some(input::Again::Redrive) && old.is_none() {
-                self.mark_stale(input.table, record.offset(), effects);
+                self.mark_stale(input.table, effects);
             }
             return Ok(());
         }
@@ -344,17 +342,15 @@ impl SyncViews {
         self.line_dirty = true;
     }
 
-    fn mark_stale(&mut self, table: &str, offset: i64, effects: &mut Effects) {
-        let marks = self.line.stale.entry(table.to_owned()).or_default();
-        let first = marks.is_empty();
-        self.line_dirty |= marks.insert(offset);
-        if first {
+    fn mark_stale(&mut self, table: &str, effects: &mut Effects) {
+        if self.line.stale.insert(table.to_owned()) {
+            self.line_dirty = true;
             self.say_stale(table, true, effects);
         }
     }
 
     fn unmark_stale(&mut self, table: &str, effects: &mut Effects) {
-        if self.line.stale.remove(table).is_some() {
+        if self.line.stale.remove(table) {
             self.line_dirty = true;
             self.say_stale(table, false, effects);
         }

@@ -194,4 +194,6 @@ impl ThreadDriver {
 }
 
 #[cfg(test)]
+mod scenarios;
+#[cfg(test)]
 mod simulation;

@@ -15,6 +15,7 @@ mod effects;
 mod error;
 mod marker;
 mod metrics;
+pub mod offsets;
 mod pace;
 mod plan;
 mod processor;

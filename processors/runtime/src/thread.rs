@@ -105,6 +105,7 @@ pub(crate) struct StreamThread {
     drained: bool,
     fence: Option<(Duration, String)>,
     aborts_in_a_row: u32,
+    last_failure: Option<String>,
     /// No call to the log before this time, as it was out of reach.
     not_before: Duration,
     out_of_reach: Option<String>,
@@ -135,6 +136,7 @@ impl StreamThread {
             drained: true,
             fence: None,
             aborts_in_a_row: 0,
+            last_failure: None,
             not_before: Duration::ZERO,
             out_of_reach: None,
             published: None,
@@ -321,6 +323,25 @@ impl StreamThread {
         }
     }
 
+    /// Why the thread itself does not work, for people; `None` when it does.
+    fn cause(&self) -> Option<Cause> {
+        if let Some((_, reason)) = &self.fence {
+            return Some(Cause::passing(format!(
+                "fenced ({reason}); waiting for a new assignment"
+            )));
+        }
+        if let Some(reason) = self.writer.waits_for.as_ref().or(self.out_of_reach.as_ref()) {
+            return Some(Cause::outside(reason.clone()));
+        }
+        if let (Some(reason), 2..) = (&self.last_failure, self.aborts_in_a_row) {
+            return Some(Cause::outside(format!("transactions are not committed: {reason}")));
+        }
+        // With more threads than partitions a member may have nothing to do, and is told nothing.
+        let seated = |consumer: &dyn GroupConsumer| consumer.member().is_ok_and(|member| member.generation >= 0);
+        let member = self.member.is_some() || self.consumer.as_deref().is_some_and(seated);
+        (!member).then(|| Cause::passing("waiting for an assignment"))
+    }
+
     /// Writes down what stands between this thread and work.
     fn publish(&mut self, now: Duration) {
         if self
@@ -330,14 +351,7 @@ impl StreamThread {
             return;
         }
         self.published = Some(now);
-        let own = match (&self.fence, &self.writer.waits_for, &self.out_of_reach) {
-            (Some((_, reason)), _, _) => Some(Cause::passing(format!(
-                "fenced ({reason}); waiting for a new assignment"
-            ))),
-            (None, Some(reason), _) | (None, None, Some(reason)) => Some(Cause::outside(reason.clone())),
-            (None, None, None) if self.member.is_none() => Some(Cause::passing("waiting for an assignment")),
-            (None, None, None) => None,
-        };
+        let own = self.cause();
         self.env.status.set(&self.name, own);
         for task in &self.tasks {
             self.env.status.set(

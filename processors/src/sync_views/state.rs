@@ -116,8 +116,8 @@ pub struct Line {
     pub touched: BTreeSet<i32>,
     /// A row that is not known is newer than this, or is ignored: the greatest version forgotten, as hexadecimal.
     pub floor: String,
-    /// Tables whose views are stale, each with the positions of the dead letters that made them so.
-    pub stale: std::collections::BTreeMap<String, BTreeSet<i64>>,
+    /// Tables whose views are stale until they are snapshotted again.
+    pub stale: BTreeSet<String>,
 }
 
 impl Line {
@@ -129,7 +129,7 @@ impl Line {
             open: false,
             touched: BTreeSet::new(),
             floor: Version::default().to_string(),
-            stale: std::collections::BTreeMap::new(),
+            stale: BTreeSet::new(),
         }
     }
 

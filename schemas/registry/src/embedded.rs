@@ -113,11 +113,18 @@ impl Embedded {
 
     /// Reads the topic up to where it is stable now.
     fn catch_up(&self, inner: &mut Inner) -> Result<()> {
+        self.catch_up_to(inner, At::Stable)
+    }
+
+    /// Reads the topic up to its end or its last stable offset. A writer reads to the *end*: the broker answers a
+    /// commit before it has written the markers, so that right after it the stable offset may lie before the very
+    /// record that was committed.
+    fn catch_up_to(&self, inner: &mut Inner, which: At) -> Result<()> {
         const ATTEMPTED: &str = "read the topic _schemas";
         let at = partition();
         let end = self
             .log
-            .offset(&at, At::Stable)
+            .offset(&at, which)
             .map_err(|e| self.failed(ATTEMPTED, &e))?;
         let limit = Instant::now() + READ_LIMIT;
         let Inner {
@@ -156,7 +163,7 @@ impl Embedded {
             match self.commit(&mut inner, &record) {
                 Ok(()) => {
                     // What is read back is what counts; the reader comes past our own record.
-                    self.catch_up(&mut inner)?;
+                    self.catch_up_to(&mut inner, At::End)?;
                     return Ok(id);
                 }
                 // Taken over, or nobody knows: the next round takes the session back and reads what is there.
@@ -183,7 +190,7 @@ impl Embedded {
                 .session(config)
                 .map_err(|e| self.failed("write to _schemas", &e))?,
         );
-        self.catch_up(inner)
+        self.catch_up_to(inner, At::End)
     }
 
     fn commit(&self, inner: &mut Inner, record: &Record) -> Result<(), String> {

@@ -65,6 +65,7 @@ impl StreamThread {
                     hit("runtime.commit.applied");
                 }
                 self.aborts_in_a_row = 0;
+                self.last_failure = None;
                 let took = self.env.clock.elapsed().saturating_sub(began);
                 self.env.metrics.commits.increment(1);
                 self.env.metrics.commit_seconds.record(took.as_secs_f64());

@@ -90,6 +90,7 @@ impl StreamThread {
                     reason,
                     "transaction not committed; going back to the last commit"
                 );
+                self.last_failure = Some(reason);
                 if self.aborts_in_a_row >= ABORTS_BEFORE_CAUTION {
                     for task in self.tasks.iter_mut().filter(|task| task.uncommitted > 0) {
                         task.caution = Caution::after(task.caution.take(), task.refused(None));
