@@ -25,6 +25,8 @@ const NUDGE: Duration = Duration::from_secs(2);
 const JOURNAL_BYTES_MAX: u64 = 96 << 20;
 /// Smallest memory that is worth splitting; less is treated as this.
 const MEMORY_BYTES_MIN: u64 = 8 << 20;
+/// Larger buffers hold back the journals that are their copies, and an opening replays those.
+const BUFFER_BYTES_MAX: u64 = 48 << 20;
 /// fjall delays writers when a tree has this many overlapping tables, and stops them without end a little later.
 const OVERLAPPING_TABLES_MAX: usize = 20;
 /// fjall stops writers without end at four write buffers that wait for their flush.
@@ -62,7 +64,7 @@ impl FjallStore {
         let shared = Shared {
             spaces,
             db,
-            buffer_bytes: memory / 8,
+            buffer_bytes: (memory / 8).min(BUFFER_BYTES_MAX),
             unmeasured: AtomicU64::new(u64::MAX / 2),
             room: Mutex::new(()),
             held,
@@ -77,6 +79,8 @@ fn open_spaces(held: &Held, names: &[&'static str], cache_bytes: u64) -> Result<
     let broken = |source| open_error(&held.dir, source);
     let db = Database::builder(&held.engine)
         .cache_size(cache_bytes)
+        // One: with two, the first hands compactions on to the second in a loop without a pause, and a core is gone.
+        .worker_threads(1)
         .max_journaling_size(JOURNAL_BYTES_MAX)
         .open()
         .map_err(broken)?;
