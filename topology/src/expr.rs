@@ -7,7 +7,8 @@
 //! `==` `!=` `<` `<=` `>` `>=` · `&&` `||` `!` · `?:` · `in` with a list · `+ - * / %` · texts: `startsWith`,
 //! `endsWith`, `contains`, `matches` (a literal regular expression), `size`, `+` · `has(field)` · conversions `int`,
 //! `double`, `string`, `timestamp`, `duration` · literals: numbers, texts, bytes, `true`, `false`, `null`. A column is
-//! its name, or `row.name`, or `row["any name"]`. Dates and timestamps without zone count as UTC.
+//! its name, or `row.name`, or `row["any name"]`. Dates and timestamps without zone count as UTC; a
+//! `float4` counts as the nearest double.
 //!
 //! # Null
 //! Nothing but `==`, `!=`, `in` and `has` takes a column that may be null; `null` equals only `null`. Everything else
@@ -172,11 +173,7 @@ impl Program {
     /// # Errors
     /// Fails if a number overflows, is divided by zero, or a text does not convert, and the answer depends on it.
     pub fn matches(&self, row: &[Datum<'_>]) -> Result<bool, EvalError> {
-        match self.node.eval(row) {
-            Ok(Value::Bool(answer)) => Ok(answer),
-            Ok(_) => Ok(false),
-            Err(error) => Err(error.in_text(&self.text)),
-        }
+        self.node.truth(row).map_err(|fail| fail.in_text(&self.text))
     }
 
     /// The text that it was compiled from.

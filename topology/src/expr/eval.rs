@@ -41,26 +41,38 @@ pub enum EvalFault {
 }
 
 impl EvalError {
-    fn at(span: &Range<usize>, fault: EvalFault) -> Self {
-        EvalError {
-            part: String::new(),
-            fault,
-            span: span.clone(),
-        }
-    }
-
-    pub(super) fn in_text(mut self, text: &str) -> Self {
-        self.part = text.get(self.span.clone()).unwrap_or(text).to_string();
-        self
-    }
-
     /// Where in the text, in bytes.
     pub fn span(&self) -> Range<usize> {
         self.span.clone()
     }
 }
 
-type Result<T> = std::result::Result<T, EvalError>;
+/// A failure on its way out: small, because every step of an evaluation returns room for one.
+#[derive(Debug)]
+pub(super) struct Fail {
+    pub(super) fault: EvalFault,
+    span: Range<usize>,
+}
+
+impl Fail {
+    fn at(span: &Range<usize>, fault: EvalFault) -> Self {
+        Fail {
+            fault,
+            span: span.clone(),
+        }
+    }
+
+    pub(super) fn in_text(self, text: &str) -> EvalError {
+        let part = text.get(self.span.clone()).unwrap_or(text).to_string();
+        EvalError {
+            part,
+            fault: self.fault,
+            span: self.span,
+        }
+    }
+}
+
+type Result<T> = std::result::Result<T, Fail>;
 
 /// An arithmetic operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,9 +151,6 @@ impl Node {
                 Value::Row(inner) => read(inner.get(*at), *form),
                 _ => Value::Null,
             },
-            Node::Not(a) => Value::Bool(!a.truth(row)?),
-            Node::And(a, b) => Value::Bool(decide(a, b, row, false)?),
-            Node::Or(a, b) => Value::Bool(decide(a, b, row, true)?),
             Node::If(condition, yes, no) => {
                 return if condition.truth(row)? {
                     yes.eval(row)
@@ -149,41 +158,76 @@ impl Node {
                     no.eval(row)
                 };
             }
-            Node::Compare(compare, a, b) => Value::Bool(compare.holds(&a.eval(row)?, &b.eval(row)?)),
-            Node::InSet(value, set) => {
-                let value = value.eval(row)?;
-                Value::Bool(set.iter().any(|element| equal(&value, element)))
-            }
-            Node::InList(value, list) => Value::Bool(in_list(value, list, row)?),
-            Node::InColumn(value, list) => {
-                let value = value.eval(row)?;
-                match list.eval(row)? {
-                    Value::List(items, form) => {
-                        Value::Bool(items.iter().any(|item| equal(&value, &read(Some(item), form))))
-                    }
-                    _ => return Err(EvalError::at(&NOWHERE, EvalFault::Type)),
-                }
-            }
             Node::Arith(op, a, b, span) => {
                 let (a, b) = (a.eval(row)?, b.eval(row)?);
-                op.apply(a, b).map_err(|fault| EvalError::at(span, fault))?
+                op.apply(a, b).map_err(|fault| Fail::at(span, fault))?
             }
-            Node::Negate(a, span) => negate(a.eval(row)?).map_err(|fault| EvalError::at(span, fault))?,
-            Node::Text(test, a, b) => Value::Bool(test.holds(&a.eval(row)?, &b.eval(row)?)),
-            Node::Matches(a, regex) => Value::Bool(matches!(a.eval(row)?, Value::Text(text) if regex.is_match(&text))),
+            Node::Negate(a, span) => negate(a.eval(row)?).map_err(|fault| Fail::at(span, fault))?,
             Node::Size(a) => size(&a.eval(row)?)?,
             Node::Convert(to, a, span) => to
                 .apply(a.eval(row)?)
-                .ok_or_else(|| EvalError::at(span, EvalFault::Convert))?,
+                .ok_or_else(|| Fail::at(span, EvalFault::Convert))?,
+            Node::Not(_)
+            | Node::And(..)
+            | Node::Or(..)
+            | Node::Compare(..)
+            | Node::InSet(..)
+            | Node::InList(..)
+            | Node::InColumn(..)
+            | Node::Text(..)
+            | Node::Matches(..) => Value::Bool(self.truth(row)?),
         })
     }
 
-    fn truth(&self, row: &[Datum<'_>]) -> Result<bool> {
-        match self.eval(row)? {
-            Value::Bool(answer) => Ok(answer),
-            _ => Err(EvalError::at(&NOWHERE, EvalFault::Type)),
-        }
+    /// Whether the node is true of a row.
+    pub(super) fn truth(&self, row: &[Datum<'_>]) -> Result<bool> {
+        Ok(match self {
+            Node::Not(a) => !a.truth(row)?,
+            Node::And(a, b) => decide(a, b, row, false)?,
+            Node::Or(a, b) => decide(a, b, row, true)?,
+            Node::Compare(compare, a, b) => match (compare, &**a, &**b) {
+                // By far the commonest condition: a text column against a literal.
+                (Compare::Eq, Node::Column(at, _), Node::Const(Value::Text(text))) => is_text(row.get(*at), text),
+                (Compare::Ne, Node::Column(at, _), Node::Const(Value::Text(text))) => !is_text(row.get(*at), text),
+                (compare, a, b) => compare.holds(&a.eval(row)?, &b.eval(row)?),
+            },
+            Node::InSet(value, set) => {
+                let value = value.eval(row)?;
+                set.iter().any(|element| equal(&value, element))
+            }
+            Node::InList(value, list) => in_list(value, list, row)?,
+            Node::InColumn(value, list) => {
+                let value = value.eval(row)?;
+                match list.eval(row)? {
+                    Value::List(items, form) => items.iter().any(|item| equal(&value, &read(Some(item), form))),
+                    _ => return Err(Fail::at(&NOWHERE, EvalFault::Type)),
+                }
+            }
+            Node::Text(test, a, b) => test.holds(&a.eval(row)?, &b.eval(row)?),
+            Node::Matches(a, regex) => matches!(a.eval(row)?, Value::Text(text) if regex.is_match(&text)),
+            Node::If(condition, yes, no) => {
+                return if condition.truth(row)? {
+                    yes.truth(row)
+                } else {
+                    no.truth(row)
+                };
+            }
+            Node::Const(_)
+            | Node::Column(..)
+            | Node::Field(..)
+            | Node::Arith(..)
+            | Node::Negate(..)
+            | Node::Size(_)
+            | Node::Convert(..) => match self.eval(row)? {
+                Value::Bool(answer) => answer,
+                _ => return Err(Fail::at(&NOWHERE, EvalFault::Type)),
+            },
+        })
     }
+}
+
+fn is_text(datum: Option<&Datum<'_>>, text: &str) -> bool {
+    matches!(datum, Some(Datum::Str(found)) if *found == text)
 }
 
 /// Reads a datum as its type says it is stored.
@@ -243,7 +287,7 @@ fn size(value: &Value<'_>) -> Result<Value<'static>> {
         Value::Text(text) => text.chars().count(),
         Value::Bytes(bytes) => bytes.len(),
         Value::List(items, _) => items.len(),
-        _ => return Err(EvalError::at(&NOWHERE, EvalFault::Type)),
+        _ => return Err(Fail::at(&NOWHERE, EvalFault::Type)),
     };
     Ok(Value::Int(i64::try_from(size).unwrap_or(i64::MAX)))
 }

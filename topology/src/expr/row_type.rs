@@ -73,3 +73,51 @@ fn of_type(schema: &Schema, id: TypeId, levels: usize) -> (Type, Form) {
         (Kind::Null | Kind::Optional { .. } | Kind::Union(_), _) => opaque("union"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::expr::Program;
+    use schemas::codec::Datum;
+
+    #[test]
+    fn conditions_see_logical_types_nested_records_and_lists() {
+        let schema = Schema::parse(
+            r#"{"type": "record", "name": "Moved", "fields": [
+                {"name": "at", "type": {"type": "long", "logicalType": "timestamp-millis"}},
+                {"name": "day", "type": ["null", {"type": "int", "logicalType": "date"}], "default": null},
+                {"name": "state", "type": {"type": "enum", "name": "State", "symbols": ["open", "done"]}},
+                {"name": "place", "type": {"type": "record", "name": "Place", "fields": [
+                    {"name": "city", "type": ["null", "string"], "default": null},
+                    {"name": "within", "type": ["null", "Place"], "default": null}]}},
+                {"name": "tags", "type": {"type": "array", "items": "string"}},
+                {"name": "price", "type": {"type": "bytes", "logicalType": "decimal", "precision": 9, "scale": 2}}]}"#,
+        )
+        .unwrap();
+        let row_type = RowType::of(&schema);
+        let within = Datum::Record(vec![Datum::Str("NRW"), Datum::Null]);
+        let row = [
+            Datum::Long(1_767_225_600_000),
+            Datum::Int(i32::MAX),
+            Datum::Str("open"),
+            Datum::Record(vec![Datum::Str("Köln"), within]),
+            Datum::Array(vec![Datum::Str("gift")]),
+            Datum::Bytes(b"\x01"),
+        ];
+        for condition in [
+            "at == timestamp('2026-01-01T00:00:00Z') && state in ['open']",
+            "day != null && day > at",
+            "place.city == 'Köln' && place.within != null && place.within.city == 'NRW'",
+            "has(place.within) && place.within.within == null",
+            "'gift' in tags && !('x' in tags)",
+        ] {
+            let program =
+                Program::compile(condition, &row_type).unwrap_or_else(|errors| panic!("{condition}: {errors:?}"));
+            assert_eq!(program.matches(&row), Ok(true), "{condition}");
+        }
+        let deep = "place.within != null && place.within.within != null && place.within.within.within != null && \
+                    place.within.within.within.within == null";
+        assert_eq!(Program::compile(deep, &row_type).unwrap().matches(&row), Ok(false));
+        assert!(Program::compile("price > 3", &row_type).is_err());
+    }
+}
