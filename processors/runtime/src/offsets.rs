@@ -1,0 +1,107 @@
+//! The two ways out of a task whose state and committed offsets differ, for operators.
+//!
+//! Guarantees: either makes marker and offsets agree; a stopped task sees it by itself.
+//! Never: a change of the state itself; a guess which of the two is right.
+
+use crate::marker::{MARKER_KEY, Marker};
+use crate::{Error, Result};
+use log::{At, Isolation, Log, Offset, OutBatch, OutRecord, RecordBatch, StartFrom, TopicPartition};
+use std::time::Duration;
+
+const READ_BYTES: usize = 4 << 20;
+const READ_WAIT: Duration = Duration::from_millis(100);
+
+/// Goes on from the committed offsets with the state as it is: writes a marker that says so. An input without a
+/// committed offset keeps its place in the marker.
+///
+/// # Errors
+/// A log that fails, a changelog that cannot be read.
+pub fn accept(
+    log: &dyn Log,
+    application: &str,
+    changelog: &TopicPartition,
+    inputs: &[TopicPartition],
+) -> Result<Marker> {
+    let wrap = |source| Error::Log {
+        who: application.to_owned(),
+        source,
+    };
+    let before = marker(log, application, changelog)?.unwrap_or_default();
+    let committed = log.committed(application, inputs).map_err(wrap)?;
+    let place = |input: &TopicPartition| {
+        committed
+            .get(input)
+            .copied()
+            .flatten()
+            .or_else(|| before.next_offset(input))
+    };
+    let offsets = inputs
+        .iter()
+        .filter_map(|i| place(i).map(|next| (i.topic.to_string(), i.partition, next)));
+    let after = Marker {
+        seq: before.seq + 1,
+        offsets: offsets.collect(),
+        stream_time: before.stream_time,
+    };
+    let (mut value, mut batch) = (Vec::new(), OutBatch::default());
+    after.write(&mut value);
+    let (topic, partition) = (&changelog.topic, Some(changelog.partition));
+    let record = OutRecord {
+        topic,
+        partition,
+        timestamp: None,
+        key: Some(MARKER_KEY),
+        value: Some(&value),
+    };
+    batch.push(record, []);
+    log.append(&batch).map_err(wrap)?;
+    Ok(after)
+}
+
+/// Puts the committed offsets back to what the state contains. The group must have no live member.
+///
+/// # Errors
+/// A log that fails or refuses, a changelog that cannot be read or holds no marker.
+pub fn restore(log: &dyn Log, application: &str, changelog: &TopicPartition) -> Result<Marker> {
+    let Some(marker) = marker(log, application, changelog)? else {
+        let reason =
+            format!("{changelog} holds no state, so there is nothing to go back to; see `trunkline offsets accept`");
+        return Err(Error::Application {
+            name: application.to_owned(),
+            reason,
+        });
+    };
+    let at =
+        |(topic, partition, next): &(String, i32, Offset)| (TopicPartition::new(topic.as_str(), *partition), *next);
+    let offsets: Vec<_> = marker.offsets.iter().map(at).collect();
+    let wrap = |source| Error::Log {
+        who: application.to_owned(),
+        source,
+    };
+    log.set_committed(application, &offsets).map_err(wrap)?;
+    Ok(marker)
+}
+
+/// The newest committed marker of a changelog partition.
+fn marker(log: &dyn Log, application: &str, changelog: &TopicPartition) -> Result<Option<Marker>> {
+    let wrap = |source| Error::Log {
+        who: application.to_owned(),
+        source,
+    };
+    let end = log.offset(changelog, At::Stable).map_err(wrap)?;
+    let mut reader = log.reader(Isolation::ReadCommitted).map_err(wrap)?;
+    reader.assign(&[(changelog.clone(), StartFrom::Start)]).map_err(wrap)?;
+    let (mut batch, mut found) = (RecordBatch::default(), None);
+    while reader.position(changelog).is_none_or(|next| next < end) {
+        reader.poll(&mut batch, READ_BYTES, READ_WAIT).map_err(wrap)?;
+        let markers = batch.iter().filter(|record| record.key() == Some(MARKER_KEY));
+        if let Some(value) = markers.filter_map(|record| record.value()).last() {
+            let read = Marker::read(value);
+            found = Some(read.map_err(|source| Error::Format {
+                who: changelog.to_string(),
+                source,
+            })?);
+        }
+    }
+    Ok(found)
+}
