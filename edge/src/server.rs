@@ -112,3 +112,73 @@ async fn connection(
     }
     metrics::gauge!("trunkline_edge_connections").decrement(1.0);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::routing::get;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::sync::mpsc;
+
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
+
+    /// A server whose requests report their arrival and are answered when the drain begins, or never.
+    async fn serving(answers: bool, drain_s: u64) -> (TcpStream, mpsc::Receiver<()>, Drain, JoinSet<()>) {
+        let (drain, (arrived, arrivals)) = (Drain::new(), mpsc::channel(8));
+        let waits = drain.clone();
+        let wait = move || {
+            let (arrived, waits) = (arrived.clone(), waits.clone());
+            async move {
+                arrived.send(()).await.unwrap();
+                waits.started().await;
+                if !answers {
+                    std::future::pending::<()>().await;
+                }
+                "answered"
+            }
+        };
+        let listener = process::http::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (router, limits) = (
+            Router::new().route("/", get(wait)),
+            Limits {
+                drain_s,
+                ..Limits::default()
+            },
+        );
+        let (mut task, drains) = (JoinSet::new(), drain.clone());
+        task.spawn(async move { serve(listener, router, &limits, drains).await });
+        (stream, arrivals, drain, task)
+    }
+
+    #[tokio::test]
+    async fn a_request_under_way_is_answered_when_the_drain_begins_and_idle_connections_close() {
+        let (mut stream, mut arrivals, drain, task) = serving(true, 60).await;
+        let mut idle = TcpStream::connect(stream.peer_addr().unwrap()).await.unwrap();
+        stream.write_all(REQUEST).await.unwrap();
+        arrivals.recv().await.unwrap();
+        drain.start();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.ends_with("answered"),
+            "{answer}"
+        );
+        task.join_all().await;
+        // Closed in good order, or reset if it had not even been accepted.
+        assert!(!matches!(idle.read(&mut [0; 8]).await, Ok(1..)));
+        assert!(TcpStream::connect(idle.peer_addr().unwrap()).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn what_does_not_end_in_the_drains_time_is_cut_off() {
+        let (mut stream, mut arrivals, drain, task) = serving(false, 0).await;
+        stream.write_all(REQUEST).await.unwrap();
+        arrivals.recv().await.unwrap();
+        drain.start();
+        task.join_all().await;
+        let mut answer = String::new();
+        drop(stream.read_to_string(&mut answer).await);
+        assert_eq!(answer, "");
+    }
+}

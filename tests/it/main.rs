@@ -3,8 +3,11 @@
 //! Guarantees: each suite is a module; what it needs from outside comes through `world`.
 //! Never: a test that is skipped because a part is missing; it fails and says to use `tests/run`.
 
+mod edge;
 mod log;
+mod postgres;
 mod process;
+mod registry;
 mod store;
 mod tidy;
 mod world;

@@ -26,8 +26,8 @@ const READ_WAIT: Duration = Duration::from_millis(100);
 const PROVE_EVERY: Duration = Duration::from_secs(5);
 /// How often, while some partition is not complete.
 const PROVE_OFTEN: Duration = Duration::from_millis(200);
-/// How often old tombstones are removed and the age of the store is looked at.
-const TEND_EVERY: Duration = Duration::from_secs(30);
+/// How often old tombstones are removed, and the age of the store and the topic's id are looked at.
+const TEND_EVERY: Duration = Duration::from_secs(5);
 /// Tombstones removed at a time, a partition.
 const PRUNE_MAX: usize = 10_000;
 /// First and longest pause after an error.
@@ -73,6 +73,7 @@ enum Broken {
 
 /// What one connection to the log follows.
 struct Link {
+    identity: u64,
     replica: Arc<Replica>,
     reader: Box<dyn Reader>,
     partitions: Vec<TopicPartition>,
@@ -215,31 +216,7 @@ impl Follower {
     /// Looks at the topic, opens the replica unless it is open, and begins to read where it stands.
     fn link(&mut self) -> Result<Link, Broken> {
         let topic = &self.config.topic.clone();
-        let info = self
-            .log
-            .describe(topic)
-            .map_err(|e| Broken::Log("describe view.log", e))?;
-        let info = info.ok_or_else(|| {
-            Broken::Topic(Trouble::new(
-                format!("topic {topic} does not exist"),
-                "start the sync-views processor, which makes it",
-            ))
-        })?;
-        if info.partitions != self.config.partitions {
-            let cause = format!(
-                "topic {topic} has {} partitions, the topology says {}",
-                info.partitions, self.config.partitions
-            );
-            return Err(Broken::Topic(Trouble::new(
-                cause,
-                "set view_log.partitions to what the topic has: it is fixed for life",
-            )));
-        }
-        let incarnation = self
-            .log
-            .incarnation()
-            .map_err(|e| Broken::Log("ask which log this is", e))?;
-        let identity = identity(&incarnation, &info);
+        let (identity, info) = self.identify()?;
         let now = self.clock.now_ms();
         let replica = self.replica(identity, &info, now)?;
         if replica.expired(now) {
@@ -269,12 +246,37 @@ impl Follower {
             .assign(&assigned)
             .map_err(|e| Broken::Log("begin to read view.log", e))?;
         Ok(Link {
+            identity,
             replica,
             reader,
             partitions,
             proved: None,
             tended: Instant::now(),
         })
+    }
+
+    /// Which log and topic there is now.
+    fn identify(&self) -> Result<(u64, TopicInfo), Broken> {
+        let topic = &self.config.topic;
+        let info = self
+            .log
+            .describe(topic)
+            .map_err(|e| Broken::Log("describe view.log", e))?;
+        let info = info.ok_or_else(|| {
+            let cause = format!("topic {topic} does not exist");
+            Broken::Topic(Trouble::new(cause, "start the sync-views processor, which makes it"))
+        })?;
+        if info.partitions != self.config.partitions {
+            let (has, says) = (info.partitions, self.config.partitions);
+            let cause = format!("topic {topic} has {has} partitions, the topology says {says}");
+            let next = "set view_log.partitions to what the topic has: it is fixed for life";
+            return Err(Broken::Topic(Trouble::new(cause, next)));
+        }
+        let incarnation = self
+            .log
+            .incarnation()
+            .map_err(|e| Broken::Log("ask which log this is", e))?;
+        Ok((identity(&incarnation, &info), info))
     }
 
     fn replica(&mut self, identity: u64, info: &TopicInfo, now: i64) -> Result<Arc<Replica>, Broken> {
@@ -323,7 +325,7 @@ impl Follower {
                 prove_by_reader(&link).map_err(Broken::Replica)?;
             }
             if link.tended.elapsed() >= TEND_EVERY {
-                self.tend(&link.replica, now)?;
+                self.tend(&link, now)?;
                 link.tended = Instant::now();
             }
             match self.shelf.trouble(now) {
@@ -401,13 +403,16 @@ impl Follower {
         Ok(())
     }
 
-    fn tend(&self, replica: &Replica, now: i64) -> Result<(), Broken> {
-        if replica.expired(now) {
-            return Err(Broken::Useless(
-                "the replica has not been current for so long that deletions may be missing".into(),
-            ));
+    fn tend(&self, link: &Link, now: i64) -> Result<(), Broken> {
+        // A reader goes on by name: offsets of a topic that was made anew would be taken for those of the old one.
+        if self.identify()?.0 != link.identity {
+            return Err(Broken::Useless("the log or the topic view.log was made anew".into()));
         }
-        replica.prune(now, PRUNE_MAX).map_err(Broken::Replica)?;
+        if link.replica.expired(now) {
+            let why = "the replica has not been current for so long that deletions may be missing";
+            return Err(Broken::Useless(why.into()));
+        }
+        link.replica.prune(now, PRUNE_MAX).map_err(Broken::Replica)?;
         Ok(())
     }
 }

@@ -106,7 +106,12 @@ impl World {
         let at = batch.intern(&TopicPartition::new("view.log", 0));
         let mut writer = Writer::new(
             "p/t/0/0",
-            SchemaIds { row: 1, closing: 2, open: 3, stale: 4 },
+            SchemaIds {
+                row: 1,
+                closing: 2,
+                open: 3,
+                stale: 4,
+            },
         );
         let now = self.clock.shared().now_ms();
         for (bucket, key, json) in rows {
