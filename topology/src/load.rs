@@ -1,7 +1,6 @@
 //! From a file, or an embedded sample, to a checked topology.
 //!
-//! Guarantees: schema files are looked up relative to the topology file and never outside of its folder's tree by an
-//! absolute path of their own.
+//! Guarantees: schema files are looked up relative to the topology file; only what the file names is read.
 //! Never: watches a file; a topology is read once.
 
 use crate::checked::Topology;
