@@ -178,7 +178,12 @@ impl SyncViews {
             Kind::Truncate => self.sweep(context, input, state, effects, &|_, _| true),
             Kind::ChunkEnd(end) => {
                 let low = Version { incarnation: input.version.incarnation, position: end.low, ordinal: 0 };
-                self.sweep(context, input, state, effects, &|key, row| row.version < low && end.holds(key))?;
+                // The chunk's own rows stand at its position, which may lie just below `low`: nothing else does.
+                let chunk = (input.version.incarnation, input.version.position);
+                self.sweep(context, input, state, effects, &|key, row| {
+                    let in_chunk = (row.version.incarnation, row.version.position) == chunk;
+                    row.version < low && !in_chunk && end.holds(key)
+                })?;
                 if end.last && low > self.floor {
                     self.unmark_stale(input.table, effects);
                 }
