@@ -5,10 +5,12 @@
 #[path = "../it/world.rs"]
 mod world;
 
+mod edge;
 mod log;
 mod store;
 
 const USAGE: &str = "usage: load WHAT
+  edge [embedded|kafka] [ROWS]   intake, idle polls, long polls; edge and devices in this one process
   store [fjall|sled] [ROWS] [VALUE BYTES] [MEMORY MIB]   fill, read, scan, reopen
   log [kafka|embedded]   small transactions and an exactly-once copy; kafka: see tests/run up";
 
@@ -16,6 +18,7 @@ fn main() -> anyhow::Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let rest = words.get(1..).unwrap_or_default();
     match words.first().map(String::as_str) {
+        Some("edge") => crate::edge::run(rest),
         Some("store") => crate::store::run(rest),
         Some("log") => crate::log::run(rest),
         _ => Err(anyhow::anyhow!(USAGE)),
