@@ -27,7 +27,9 @@ async fn problem(answer: Response) -> (u16, String, String) {
 }
 
 fn sync(http: &Client, edge: &Running, token: &str) -> RequestBuilder {
-    http.get(edge.url("/v1/sync")).bearer_auth(token).header("trunkline-device", "phone")
+    http.get(edge.url("/v1/sync"))
+        .bearer_auth(token)
+        .header("trunkline-device", "phone")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -44,19 +46,39 @@ async fn a_token_that_does_not_hold_is_refused_with_the_reason() {
     let cases = [
         ("nonsense", 401, "/problems/token-invalid", "three parts"),
         (&expired, 401, "/problems/token-expired", "expired"),
-        (&other.token("1", &["user:1"]), 401, "/problems/token-invalid", "signature"),
+        (
+            &other.token("1", &["user:1"]),
+            401,
+            "/problems/token-invalid",
+            "signature",
+        ),
         (&audience, 403, "/problems/token-not-accepted", "audience"),
     ];
     for (token, status, kind, detail) in cases {
         let answer = sync(&http, &edge, token).send().await.unwrap();
-        let challenge = answer.headers().get(WWW_AUTHENTICATE).map(|v| v.to_str().unwrap().to_owned());
-        assert_eq!(challenge.is_some_and(|c| c.contains("error=\"invalid_token\"")), status == 401, "{kind}");
+        let challenge = answer
+            .headers()
+            .get(WWW_AUTHENTICATE)
+            .map(|v| v.to_str().unwrap().to_owned());
+        assert_eq!(
+            challenge.is_some_and(|c| c.contains("error=\"invalid_token\"")),
+            status == 401,
+            "{kind}"
+        );
         let (got, got_kind, got_detail) = problem(answer).await;
         assert_eq!((got, got_kind.as_str()), (status, kind));
         assert!(got_detail.contains(detail), "{got_detail}");
-        assert!(!got_detail.contains("another-service") && !got_detail.contains(token), "nothing leaks: {got_detail}");
+        assert!(
+            !got_detail.contains("another-service") && !got_detail.contains(token),
+            "nothing leaks: {got_detail}"
+        );
     }
-    let answer = http.get(edge.url("/v1/sync")).header("trunkline-device", "phone").send().await.unwrap();
+    let answer = http
+        .get(edge.url("/v1/sync"))
+        .header("trunkline-device", "phone")
+        .send()
+        .await
+        .unwrap();
     assert_eq!(answer.headers()[WWW_AUTHENTICATE], "Bearer");
     assert_eq!(problem(answer).await.1, "/problems/token-missing");
     edge.stop().await;
@@ -70,7 +92,11 @@ async fn a_malformed_request_is_refused_with_the_field() {
     let http = Client::new();
     let token = stage.token("1", &["user:1"]);
     let get = |path: &str| http.get(edge.url(path)).bearer_auth(&token);
-    let post = |body: String| http.post(edge.url("/v1/sync?device=phone")).bearer_auth(&token).body(body);
+    let post = |body: String| {
+        http.post(edge.url("/v1/sync?device=phone"))
+            .bearer_auth(&token)
+            .body(body)
+    };
     let cases = [
         (get("/v1/sync"), 400, "no device id"),
         (get("/v1/sync?device=a/b"), 400, "device id"),
@@ -91,7 +117,11 @@ async fn a_malformed_request_is_refused_with_the_field() {
     let answer = post(json!({"limit": 5, "wait": 0}).to_string()).send().await.unwrap();
     assert_eq!(answer.status(), 200, "and a right one is not");
     let nobody = stage.token("1", &[]);
-    assert_eq!(sync(&http, &edge, &nobody).send().await.unwrap().status(), 200, "no bucket is an empty view");
+    assert_eq!(
+        sync(&http, &edge, &nobody).send().await.unwrap().status(),
+        200,
+        "no bucket is an empty view"
+    );
     edge.stop().await;
 }
 
@@ -105,7 +135,11 @@ async fn a_row_reaches_a_device_by_long_poll_and_half_a_transaction_never_does()
     assert_eq!(device.poll(&edge, "").await, Some(true));
     assert_eq!(device.poll(&edge, "").await, None);
     line.leave_open(&[("user:1", 1, Some("{\"n\":1}"))]);
-    assert_eq!(device.poll(&edge, "&wait=1").await, None, "the source transaction is open");
+    assert_eq!(
+        device.poll(&edge, "&wait=1").await,
+        None,
+        "the source transaction is open"
+    );
     let waiting = device.poll(&edge, "&wait=25");
     let began = Instant::now();
     let ((), complete) = tokio::join!(
@@ -115,7 +149,11 @@ async fn a_row_reaches_a_device_by_long_poll_and_half_a_transaction_never_does()
         waiting
     );
     assert_eq!(complete, Some(true));
-    assert!(began.elapsed() < Duration::from_secs(10), "woken, not timed out: {:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "woken, not timed out: {:?}",
+        began.elapsed()
+    );
     let rows: Vec<Value> = device.bucket("user:1").into_values().collect();
     assert_eq!(rows, [json!({"n": 1}), json!({"n": 2})]);
     assert_eq!(device.shows().len(), 1);
@@ -137,24 +175,61 @@ async fn answers_are_private_compressed_tagged_and_served_over_both_protocols() 
     })
     .await;
     for encoding in ["zstd", "br", "gzip"] {
-        let answer = sync(&http, &edge, &token).header("accept-encoding", encoding).send().await.unwrap();
+        let answer = sync(&http, &edge, &token)
+            .header("accept-encoding", encoding)
+            .send()
+            .await
+            .unwrap();
         assert_eq!(answer.headers()[CONTENT_ENCODING], encoding);
         assert!(answer.bytes().await.unwrap().len() < 1_000, "{encoding}");
     }
-    let answer = sync(&http, &edge, &token).header("x-request-id", "my-id").send().await.unwrap();
+    let answer = sync(&http, &edge, &token)
+        .header("x-request-id", "my-id")
+        .send()
+        .await
+        .unwrap();
     assert_eq!(answer.headers()["x-request-id"], "my-id");
     assert_eq!(answer.headers()[CACHE_CONTROL], "private, no-store");
     let tag = answer.headers()[ETAG].clone();
-    let cursor = answer.json::<Value>().await.unwrap()["cursor"].as_str().unwrap().to_owned();
+    let cursor = answer.json::<Value>().await.unwrap()["cursor"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     assert_eq!(tag.to_str().unwrap(), format!("W/\"{cursor}\""));
-    let current = sync(&http, &edge, &token).header("if-none-match", &tag).send().await.unwrap();
-    assert_eq!((current.status(), &current.headers()[ETAG]), (StatusCode::NOT_MODIFIED, &tag));
+    let current = sync(&http, &edge, &token)
+        .header("if-none-match", &tag)
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(
+        (current.status(), &current.headers()[ETAG]),
+        (StatusCode::NOT_MODIFIED, &tag)
+    );
     let h2c = Client::builder().http2_prior_knowledge().build().unwrap();
     let answer = sync(&h2c, &edge, &token).send().await.unwrap();
-    assert_eq!((answer.version(), answer.status()), (reqwest::Version::HTTP_2, StatusCode::OK));
-    let document: Value = http.get(edge.url("/openapi.json")).send().await.unwrap().json().await.unwrap();
+    assert_eq!(
+        (answer.version(), answer.status()),
+        (reqwest::Version::HTTP_2, StatusCode::OK)
+    );
+    let document: Value = http
+        .get(edge.url("/openapi.json"))
+        .send()
+        .await
+        .unwrap()
+        .json()
+        .await
+        .unwrap();
     assert!(document["paths"]["/v1/sync"].is_object());
-    assert_eq!(http.get(edge.url("/healthz")).send().await.unwrap().text().await.unwrap(), "ok\n");
+    assert_eq!(
+        http.get(edge.url("/healthz"))
+            .send()
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap(),
+        "ok\n"
+    );
     edge.stop().await;
 }
 
@@ -163,7 +238,9 @@ async fn a_forged_or_anothers_cursor_resets_all_and_leaks_nothing() {
     let stage = Stage::over(memory_log());
     let edge = stage.edge().await;
     edge.ready().await;
-    stage.writer().commit(&[("user:1", 1, Some("{\"of\":1}")), ("user:2", 2, Some("{\"of\":2}"))]);
+    stage
+        .writer()
+        .commit(&[("user:1", 1, Some("{\"of\":1}")), ("user:2", 2, Some("{\"of\":2}"))]);
     let mut one = Device::new(&stage.token("1", &["user:1"]), "phone");
     let mut two = Device::new(&stage.token("2", &["user:2"]), "phone");
     for (device, bucket) in [(&mut one, "user:1"), (&mut two, "user:2")] {
@@ -176,7 +253,10 @@ async fn a_forged_or_anothers_cursor_resets_all_and_leaks_nothing() {
         one.cursor = Some(cursor);
         assert_eq!(one.poll(&edge, "").await, Some(true));
         assert_eq!(one.resets_all, resets + 1);
-        assert_eq!(one.shows(), BTreeMap::from([("user:1".into(), BTreeMap::from([("[1]".into(), json!({"of": 1}))]))]));
+        assert_eq!(
+            one.shows(),
+            BTreeMap::from([("user:1".into(), BTreeMap::from([("[1]".into(), json!({"of": 1}))]))])
+        );
     }
     edge.stop().await;
 }
@@ -184,7 +264,11 @@ async fn a_forged_or_anothers_cursor_resets_all_and_leaks_nothing() {
 async fn eventually_shows(device: &mut Device, edge: &Running, bucket: &str, rows: usize) {
     let began = Instant::now();
     while device.bucket(bucket).len() != rows {
-        assert!(began.elapsed() < Duration::from_secs(30), "{bucket}: {:?}", device.shows());
+        assert!(
+            began.elapsed() < Duration::from_secs(30),
+            "{bucket}: {:?}",
+            device.shows()
+        );
         device.sync(edge, 500).await;
     }
 }
@@ -208,13 +292,19 @@ async fn a_drain_leaves_no_long_poll_hanging_and_ends_cleanly() {
         assert!(answer.as_ref().is_ok_and(|status| *status == 304) || answer.is_err_and(|e| !e.is_timeout()));
     }
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
-    assert!(tokio::net::TcpStream::connect(address).await.is_err(), "nobody listens any more");
+    assert!(
+        tokio::net::TcpStream::connect(address).await.is_err(),
+        "nobody listens any more"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_may_switch_between_edges_and_an_edge_may_restart_or_begin_anew() {
     let stage = Stage::over(memory_log());
-    let (kept, memory) = (stage.config(&stage.dir.path().join("kept")), stage.config(&stage.dir.path().join("memory")));
+    let (kept, memory) = (
+        stage.config(&stage.dir.path().join("kept")),
+        stage.config(&stage.dir.path().join("memory")),
+    );
     let mut memory = memory;
     memory.store.engine = Engine::Memory;
     let mut sled = stage.config(&stage.dir.path().join("sled"));
@@ -265,7 +355,11 @@ async fn a_device_may_switch_between_edges_and_an_edge_may_restart_or_begin_anew
 async fn eventually_equal(device: &mut Device, edge: &Running, want: &BTreeMap<String, BTreeMap<String, Value>>) {
     let began = Instant::now();
     while device.shows() != *want {
-        assert!(began.elapsed() < Duration::from_secs(30), "{:?}\n{want:?}", device.shows());
+        assert!(
+            began.elapsed() < Duration::from_secs(30),
+            "{:?}\n{want:?}",
+            device.shows()
+        );
         device.sync(edge, 500).await;
     }
 }
@@ -283,14 +377,22 @@ async fn an_edge_without_its_topic_says_so_and_goes_on_by_itself() {
         (red && cause.contains("does not exist")).then_some(report)
     })
     .await;
-    assert!(red["components"][0]["next_command"].as_str().unwrap().contains("sync-views"));
+    assert!(
+        red["components"][0]["next_command"]
+            .as_str()
+            .unwrap()
+            .contains("sync-views")
+    );
     let answer = sync(&http, &edge, &stage.token("1", &["user:1"])).send().await.unwrap();
     assert!(answer.headers().contains_key(RETRY_AFTER));
     assert_eq!(problem(answer).await.0, 503);
     assert!(!edge.readiness.report().ready, "the process knows too");
     stage.make_topic(stage::PARTITIONS);
     edge.ready().await;
-    eventually("the process to know", async || edge.readiness.report().ready.then_some(())).await;
+    eventually("the process to know", async || {
+        edge.readiness.report().ready.then_some(())
+    })
+    .await;
     edge.stop().await;
 }
 

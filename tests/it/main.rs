@@ -4,11 +4,14 @@
 //! Never: a test that is skipped because a part is missing; it fails and says to use `tests/run`.
 
 mod edge;
+mod interop;
 mod log;
 mod postgres;
 mod process;
 mod registry;
+mod runtime;
 mod store;
+mod straight_line;
 mod tidy;
-mod world;
 mod view_protocol;
+mod world;

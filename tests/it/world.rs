@@ -11,6 +11,8 @@ mod broker;
 mod postgres;
 
 pub use broker::{Broker, Listener};
+pub use dev::Dev;
+pub use phone::{Phone, Polled};
 pub use postgres::Postgres;
 
 use std::net::TcpListener;
@@ -40,6 +42,11 @@ pub fn python() -> PathBuf {
 /// Directory of Apache Kafka's jars.
 pub fn kafka_libs() -> PathBuf {
     variable("TRUNKLINE_TEST_KAFKA_LIBS").into()
+}
+
+/// Directory of the jars of Java's Avro library and serialisers.
+pub fn avro_libs() -> PathBuf {
+    variable("TRUNKLINE_TEST_AVRO_LIBS").into()
 }
 
 /// Directory of PostgreSQL's programs.

@@ -19,10 +19,12 @@ const BATCH: usize = 1_000;
 
 /// Runs all three; the word chooses the log, the number how many rows are taken in.
 pub fn run(words: &[String]) -> anyhow::Result<()> {
+    // A broker of its own: `view.log` is one name, and others use the shared broker.
+    let mut broker = None;
     let log = match words.first().map_or("embedded", String::as_str) {
         "kafka" => {
-            let config = log::kafka::Config::new(crate::world::kafka());
-            log::kafka::KafkaLog::connect(config)?
+            let broker = broker.insert(crate::world::Broker::start());
+            log::kafka::KafkaLog::connect(log::kafka::Config::new(broker.bootstrap()))?
         }
         "embedded" => memory_log(),
         other => anyhow::bail!("{other}: kafka or embedded"),
@@ -34,9 +36,6 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
 
 async fn measure(log: SharedLog, rows: usize) -> anyhow::Result<()> {
     println!("log: {}", log.describe_self());
-    if log.describe("view.log")?.is_some() {
-        log.delete_topic("view.log")?;
-    }
     let stage = Stage::over(log);
     let mut line = stage.writer();
     fill(&mut line, rows);
@@ -45,8 +44,15 @@ async fn measure(log: SharedLog, rows: usize) -> anyhow::Result<()> {
     edge.ready().await;
     let (took, after) = (began.elapsed().as_secs_f64(), usage());
     let (count, cpu) = (float(rows), after.cpu_s - before.cpu_s);
-    println!("intake: {rows} rows in {took:.2} s = {:.0} rows/s wall, {:.0} rows per CPU s (wanted: 25,000/s)", count / took, count / cpu);
-    println!("resident: {:.0} MB, log and clients of this process included (wanted: < 200 MB a role)", after.resident_bytes / 1e6);
+    println!(
+        "intake: {rows} rows in {took:.2} s = {:.0} rows/s wall, {:.0} rows per CPU s (wanted: 25,000/s)",
+        count / took,
+        count / cpu
+    );
+    println!(
+        "resident: {:.0} MB, log and clients of this process included (wanted: < 200 MB a role)",
+        after.resident_bytes / 1e6
+    );
     idle_polls(&stage, &edge).await?;
     long_polls(&stage, &edge, line).await?;
     edge.stop().await;
@@ -73,7 +79,12 @@ fn fill(line: &mut Line, rows: usize) {
 async fn cursor(http: &Client, edge: &Running, token: &str) -> anyhow::Result<String> {
     let mut cursor = String::new();
     loop {
-        let page: Value = poll(http, edge, token, &cursor, "&limit=5000").send().await?.error_for_status()?.json().await?;
+        let page: Value = poll(http, edge, token, &cursor, "&limit=5000")
+            .send()
+            .await?
+            .error_for_status()?
+            .json()
+            .await?;
         cursor = page["cursor"].as_str().unwrap_or_default().to_owned();
         if page["complete"] == true {
             return Ok(cursor);
@@ -94,7 +105,10 @@ async fn idle_polls(stage: &Stage, edge: &Running) -> anyhow::Result<()> {
     let (began, before) = (Instant::now(), usage());
     let mut clients = tokio::task::JoinSet::new();
     for _ in 0..32 {
-        let (url, token) = (edge.url(&format!("/v1/sync?device=phone&cursor={cursor}")), token.clone());
+        let (url, token) = (
+            edge.url(&format!("/v1/sync?device=phone&cursor={cursor}")),
+            token.clone(),
+        );
         let (http, done) = (http.clone(), done.clone());
         clients.spawn(async move {
             while Instant::now() < until {
@@ -107,7 +121,11 @@ async fn idle_polls(stage: &Stage, edge: &Running) -> anyhow::Result<()> {
     clients.join_all().await;
     let polls = float(usize::try_from(done.load(Ordering::Relaxed))?);
     let (wall, cpu) = (began.elapsed().as_secs_f64(), usage().cpu_s - before.cpu_s);
-    println!("idle polls: {:.0}/s, {:.0} µs CPU each, both sides", polls / wall, cpu / polls * 1e6);
+    println!(
+        "idle polls: {:.0}/s, {:.0} µs CPU each, both sides",
+        polls / wall,
+        cpu / polls * 1e6
+    );
     Ok(())
 }
 
@@ -118,14 +136,21 @@ async fn long_polls(stage: &Stage, edge: &Running, mut line: Line) -> anyhow::Re
     let (ready, mut readies) = tokio::sync::mpsc::channel(USERS);
     for user in 0..USERS {
         let token = stage.token(&user.to_string(), &[&format!("user:{user}")]);
-        let edge = Running { address: edge.address, tasks: edge.tasks.clone(), readiness: edge.readiness.clone() };
+        let edge = Running {
+            address: edge.address,
+            tasks: edge.tasks.clone(),
+            readiness: edge.readiness.clone(),
+        };
         let (late, ready) = (late.clone(), ready.clone());
         devices.spawn(async move {
             let http = Client::new();
             let mut held = cursor(&http, &edge, &token).await.expect("a first sync");
             ready.send(()).await.expect("somebody counts");
             loop {
-                let answer = poll(&http, &edge, &token, &held, "&wait=3").send().await.expect("an answer");
+                let answer = poll(&http, &edge, &token, &held, "&wait=3")
+                    .send()
+                    .await
+                    .expect("an answer");
                 if answer.status() == 304 {
                     return;
                 }
@@ -133,7 +158,9 @@ async fn long_polls(stage: &Stage, edge: &Running, mut line: Line) -> anyhow::Re
                 let now = zero.elapsed();
                 for change in page["changes"].as_array().into_iter().flatten() {
                     let sent = change["row"]["sent_us"].as_u64().map(Duration::from_micros);
-                    late.lock().expect("no panic").extend(sent.map(|sent| now.saturating_sub(sent)));
+                    late.lock()
+                        .expect("no panic")
+                        .extend(sent.map(|sent| now.saturating_sub(sent)));
                 }
                 held = page["cursor"].as_str().expect("a cursor").to_owned();
             }
@@ -158,11 +185,20 @@ async fn long_polls(stage: &Stage, edge: &Running, mut line: Line) -> anyhow::Re
     devices.join_all().await;
     let mut late = late.lock().expect("no panic").clone();
     late.sort_unstable();
-    let at = |share: usize| late.get(late.len() * share / 100).copied().unwrap_or_default().as_secs_f64() * 1e3;
+    let at = |share: usize| {
+        late.get(late.len() * share / 100)
+            .copied()
+            .unwrap_or_default()
+            .as_secs_f64()
+            * 1e3
+    };
     println!(
         "long polls: {} changes at 200/s to {USERS} devices, written → parsed by the device: p50 {:.1} ms, p99 {:.1} ms \
          (the whole way may take 30 and 100); {:.0} µs CPU a change, both sides",
-        late.len(), at(50), at(99), cpu / float(late.len()) * 1e6,
+        late.len(),
+        at(50),
+        at(99),
+        cpu / float(late.len()) * 1e6,
     );
     Ok(())
 }

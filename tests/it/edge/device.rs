@@ -26,14 +26,25 @@ impl Device {
     pub fn new(token: &str, id: &str) -> Self {
         let (buckets, names) = (BTreeMap::new(), BTreeMap::new());
         let http = reqwest::Client::new();
-        Device { http, token: token.into(), id: id.into(), cursor: None, buckets, names, resets_all: 0 }
+        Device {
+            http,
+            token: token.into(),
+            id: id.into(),
+            cursor: None,
+            buckets,
+            names,
+            resets_all: 0,
+        }
     }
 
     /// A poll with the cursor that it holds.
     pub fn request(&self, edge: &Running, more: &str) -> RequestBuilder {
         let cursor = self.cursor.as_deref().unwrap_or_default();
         let url = edge.url(&format!("/v1/sync?cursor={cursor}{more}"));
-        self.http.get(url).bearer_auth(&self.token).header("trunkline-device", &self.id)
+        self.http
+            .get(url)
+            .bearer_auth(&self.token)
+            .header("trunkline-device", &self.id)
     }
 
     /// Sends a poll and returns the bare answer.
@@ -86,7 +97,10 @@ impl Device {
             self.buckets.insert(text(&reset["bucket"]), Rows::new());
         }
         for change in list("changes") {
-            let rows = self.buckets.get_mut(&text(&change["bucket"])).expect("a bucket that was begun");
+            let rows = self
+                .buckets
+                .get_mut(&text(&change["bucket"]))
+                .expect("a bucket that was begun");
             let place = (text(&change["view"]), change["key"].to_string());
             match change["op"].as_str() {
                 Some("put") => drop(rows.insert(place, (text(&change["version"]), change["row"].clone()))),
@@ -96,7 +110,11 @@ impl Device {
         }
         self.cursor = Some(text(&page["cursor"]));
         for hash in page.get("hashes").and_then(Value::as_array).into_iter().flatten() {
-            assert_eq!(hash["hash"], self.hash(&text(&hash["bucket"])), "the hash of a bucket on the device");
+            assert_eq!(
+                hash["hash"],
+                self.hash(&text(&hash["bucket"])),
+                "the hash of a bucket on the device"
+            );
         }
         page["complete"].as_bool().expect("a truth value")
     }
@@ -104,18 +122,33 @@ impl Device {
     fn hash(&self, bucket: &str) -> Value {
         let mut sum = 0_u128;
         for ((view, key), (version, _)) in &self.buckets[bucket] {
-            let bytes: Vec<u8> =
-                (0..17).map(|at| u8::from_str_radix(&version[2 * at..2 * at + 2], 16).expect("hex")).collect();
-            let key = key.strip_prefix('[').and_then(|k| k.strip_suffix(']')).expect("an array");
-            sum = sum.wrapping_add(views::row_hash(view, key.as_bytes(), &bytes.try_into().expect("17 bytes")));
+            let bytes: Vec<u8> = (0..17)
+                .map(|at| u8::from_str_radix(&version[2 * at..2 * at + 2], 16).expect("hex"))
+                .collect();
+            let key = key
+                .strip_prefix('[')
+                .and_then(|k| k.strip_suffix(']'))
+                .expect("an array");
+            sum = sum.wrapping_add(views::row_hash(
+                view,
+                key.as_bytes(),
+                &bytes.try_into().expect("17 bytes"),
+            ));
         }
         Value::from(format!("{sum:032x}"))
     }
 
     /// What the device shows, by bucket name: key → row.
     pub fn shows(&self) -> BTreeMap<String, BTreeMap<String, Value>> {
-        let rows = |rows: &Rows| rows.iter().map(|((_, key), (_, row))| (key.clone(), row.clone())).collect();
-        self.buckets.iter().map(|(id, all)| (self.names[id].clone(), rows(all))).collect()
+        let rows = |rows: &Rows| {
+            rows.iter()
+                .map(|((_, key), (_, row))| (key.clone(), row.clone()))
+                .collect()
+        };
+        self.buckets
+            .iter()
+            .map(|(id, all)| (self.names[id].clone(), rows(all)))
+            .collect()
     }
 
     /// The rows of one bucket.

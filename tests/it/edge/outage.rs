@@ -16,16 +16,32 @@ async fn an_edge_outlives_its_broker_and_shows_nothing_that_it_cannot_prove() {
     edge.ready().await;
     let mut device = Device::new(&stage.token("1", &["user:1"]), "phone");
     tokio::task::block_in_place(|| stage.writer().commit(&[("user:1", 1, Some("{\"n\":1}"))]));
-    eventually("the first row", async || edge_shows(&mut device, &edge).await.then_some(())).await;
+    eventually("the first row", async || {
+        edge_shows(&mut device, &edge).await.then_some(())
+    })
+    .await;
     tokio::task::block_in_place(|| broker.kill());
     let http = Client::new();
     let report: Value = eventually("a red readiness", async || {
         let answer = http.get(edge.url("/readyz")).send().await.unwrap();
-        if answer.status() == 503 { answer.json().await.ok() } else { None }
+        if answer.status() == 503 {
+            answer.json().await.ok()
+        } else {
+            None
+        }
     })
     .await;
-    assert!(report["components"][0]["next_command"].as_str().unwrap().contains("trunkline doctor"), "{report}");
-    eventually("503 without a proof", async || (device.ask(&edge, "").await.status() == 503).then_some(())).await;
+    assert!(
+        report["components"][0]["next_command"]
+            .as_str()
+            .unwrap()
+            .contains("trunkline doctor"),
+        "{report}"
+    );
+    eventually("503 without a proof", async || {
+        (device.ask(&edge, "").await.status() == 503).then_some(())
+    })
+    .await;
     tokio::task::block_in_place(|| broker.restart());
     edge.ready().await;
     tokio::task::block_in_place(|| stage.writer().commit(&[("user:1", 2, Some("{\"n\":2}"))]));

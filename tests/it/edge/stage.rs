@@ -39,7 +39,11 @@ impl Memberships for Listed {
     fn readable(&self, identity: &Identity) -> Result<Vec<Bucket>, String> {
         let names = identity.claims.get("buckets").and_then(Value::as_array);
         let names = names.ok_or("the token has no claim `buckets`")?;
-        Ok(names.iter().filter_map(Value::as_str).map(|name| Bucket::new(name, name, PARTITIONS)).collect())
+        Ok(names
+            .iter()
+            .filter_map(Value::as_str)
+            .map(|name| Bucket::new(name, name, PARTITIONS))
+            .collect())
     }
 
     fn rules(&self) -> u64 {
@@ -76,9 +80,17 @@ impl Stage {
 
     /// A stage over a log without `view.log`.
     pub fn without_topic(log: SharedLog) -> Self {
-        let dir = tempfile::Builder::new().prefix("trunkline-edge-").tempdir().expect("make a directory");
+        let dir = tempfile::Builder::new()
+            .prefix("trunkline-edge-")
+            .tempdir()
+            .expect("make a directory");
         let key = DevKey::open(dir.path(), Algorithm::EdDSA).expect("make a key");
-        Stage { log, key, clock: process::clock::system(), dir }
+        Stage {
+            log,
+            key,
+            clock: process::clock::system(),
+            dir,
+        }
     }
 
     pub fn make_topic(&self, partitions: i32) {
@@ -86,7 +98,12 @@ impl Stage {
         config.timestamps = TimestampPolicy::LogAppendTime;
         config.min_compaction_lag_ms = Some(6 * 3_600_000);
         config.delete_retention_ms = Some(7 * 24 * 3_600_000);
-        let spec = TopicSpec { name: "view.log".into(), partitions, replication: Some(1), config };
+        let spec = TopicSpec {
+            name: "view.log".into(),
+            partitions,
+            replication: Some(1),
+            config,
+        };
         self.log.create_topics(&[spec]).expect("create view.log");
     }
 
@@ -97,7 +114,12 @@ impl Stage {
             transaction_timeout: Duration::from_secs(10),
         };
         let session = self.log.session(config).expect("open a session");
-        Line { session, ordinal: 0, touched: Vec::new(), clock: self.clock.clone() }
+        Line {
+            session,
+            ordinal: 0,
+            touched: Vec::new(),
+            clock: self.clock.clone(),
+        }
     }
 
     /// A token that opens these buckets.
@@ -107,9 +129,18 @@ impl Stage {
 
     /// The same with everything said; `age_s` is how long ago it was minted.
     pub fn token_with(&self, subject: &str, audience: &str, buckets: &[&str], expires_in_s: i64, age_s: i64) -> String {
-        let claims = [("buckets".to_owned(), Value::from(buckets.to_vec()))].into_iter().collect();
-        let request = TokenRequest { subject: subject.into(), audience: audience.into(), claims, expires_in_s };
-        self.key.mint(&request, self.clock.now_ms() / 1_000 - age_s).expect("mint a token")
+        let claims = [("buckets".to_owned(), Value::from(buckets.to_vec()))]
+            .into_iter()
+            .collect();
+        let request = TokenRequest {
+            subject: subject.into(),
+            audience: audience.into(),
+            claims,
+            expires_in_s,
+        };
+        self.key
+            .mint(&request, self.clock.now_ms() / 1_000 - age_s)
+            .expect("mint a token")
     }
 
     pub fn config(&self, data: &Path) -> Config {
@@ -119,7 +150,11 @@ impl Stage {
             issuers: vec![self.key.issuer(DEV_AUDIENCE)],
             cursor_keys: vec![CursorKeyConfig { id: 1, secret }],
             data_dir: data.to_owned(),
-            store: StoreConfig { engine: Engine::Fjall, memory_mib: 16, held_mib: 1 },
+            store: StoreConfig {
+                engine: Engine::Fjall,
+                memory_mib: 16,
+                held_mib: 1,
+            },
             ..Config::default()
         }
     }
@@ -138,7 +173,11 @@ impl Stage {
             clock: self.clock.clone(),
         };
         let address = edge::start(parts, &tasks, &readiness).await.expect("start an edge");
-        Running { address, tasks, readiness }
+        Running {
+            address,
+            tasks,
+            readiness,
+        }
     }
 }
 
@@ -158,7 +197,11 @@ impl Running {
     pub async fn ready(&self) {
         let http = reqwest::Client::new();
         eventually("the edge to be ready", || async {
-            http.get(self.url("/readyz")).send().await.is_ok_and(|r| r.status() == 200).then_some(())
+            http.get(self.url("/readyz"))
+                .send()
+                .await
+                .is_ok_and(|r| r.status() == 200)
+                .then_some(())
         })
         .await;
     }
@@ -202,10 +245,24 @@ impl Line {
 
     fn write(&mut self, rows: &[RowChange<'_>], close: bool) {
         let topic: Arc<str> = "view.log".into();
-        let mut writer = Writer::new(WRITER_ID, SchemaIds { row: 1, closing: 2, open: 3, stale: 4 });
+        let mut writer = Writer::new(
+            WRITER_ID,
+            SchemaIds {
+                row: 1,
+                closing: 2,
+                open: 3,
+                stale: 4,
+            },
+        );
         let mut out = OutBatch::default();
         let mut push = |partition, (key, value): (&[u8], Option<&[u8]>), headers: &[Header<'_>]| {
-            let record = OutRecord { topic: &topic, partition: Some(partition), timestamp: None, key: Some(key), value };
+            let record = OutRecord {
+                topic: &topic,
+                partition: Some(partition),
+                timestamp: None,
+                key: Some(key),
+                value,
+            };
             out.push(record, headers.iter().copied());
         };
         for (bucket, key, json) in rows {
@@ -215,7 +272,11 @@ impl Line {
             self.ordinal += 1;
             version[13..].copy_from_slice(&self.ordinal.to_be_bytes());
             let headers: [Header<'_>; 2] = [(WRITER, Some(WRITER_ID.as_bytes())), (VERSION, Some(&version))];
-            push(partition, writer.row(bucket, "orders", &key.to_string(), json.map(str::as_bytes)), &headers);
+            push(
+                partition,
+                writer.row(bucket, "orders", &key.to_string(), json.map(str::as_bytes)),
+                &headers,
+            );
             self.touched.push(partition);
         }
         self.touched.sort_unstable();
@@ -223,7 +284,11 @@ impl Line {
         let writer_header: [Header<'_>; 1] = [(WRITER, Some(WRITER_ID.as_bytes()))];
         for partition in &self.touched {
             if close {
-                push(*partition, writer.closing(Version::default(), self.clock.now_ms()), &writer_header);
+                push(
+                    *partition,
+                    writer.closing(Version::default(), self.clock.now_ms()),
+                    &writer_header,
+                );
             } else {
                 push(*partition, writer.open_mark(Version::default()), &writer_header);
             }

@@ -194,9 +194,18 @@ fn check(dir: &Path, acknowledged: &BTreeMap<(String, usize), i64>) -> Vec<i64> 
         let read = bench.all(Isolation::ReadCommitted, &at);
         for (writer, last) in lasts.iter().enumerate() {
             let count = if writer == 0 { 3 } else { 60 };
-            let mine = read.iter().filter_map(|(_, text)| numbered(text, writer));
-            let want = (1..=*last).flat_map(|n| std::iter::repeat_n(n, count));
-            assert!(mine.eq(want), "writer {writer} in partition {p}: not exactly the transactions up to {last}");
+            let mine: Vec<(i64, i64)> =
+                read.iter().filter_map(|(offset, text)| Some((*offset, numbered(text, writer)?))).collect();
+            let want: Vec<i64> = (1..=*last).flat_map(|n| std::iter::repeat_n(n, count)).collect();
+            let odd = mine.iter().zip(&want).find(|((_, n), want)| n != *want);
+            assert!(
+                odd.is_none() && mine.len() == want.len(),
+                "writer {writer} in partition {p}: not exactly the transactions up to {last}: {} of {} records, the \
+                 first odd one {odd:?}, the last {:?}",
+                mine.len(),
+                want.len(),
+                mine.last()
+            );
         }
         assert!(!texts(&read).contains(&"aborted"));
     }

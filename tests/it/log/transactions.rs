@@ -37,6 +37,8 @@ pub fn an_open_transaction_holds_the_stable_offset_back(bench: &Bench) {
     wait_end(bench, &at, 2);
     let mut quick = bench.any_session();
     bench.transact(&mut *quick, &at, &["quick"]);
+    // A commit has returned when it is decided; its markers may follow.
+    wait_end(bench, &at, 4);
     bench.append(&at, &["plain"]);
     wait_end(bench, &at, 5);
     assert_eq!(bench.offset(&at, At::Stable), 1);

@@ -11,7 +11,7 @@ pub type Value = (Option<char>, i64);
 /// Rows of a source by key.
 pub type Rows = BTreeMap<&'static str, Value>;
 
-const SCHEMAS: record::SchemaIds = record::SchemaIds { row: 1, closing: 2, open: 3 };
+const SCHEMAS: record::SchemaIds = record::SchemaIds { row: 1, closing: 2, open: 3, stale: 4 };
 
 /// The partition of a bucket: its scope lies in one.
 pub fn partition_of(bucket: char) -> usize {

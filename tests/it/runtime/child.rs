@@ -1,0 +1,169 @@
+//! The process that is killed: a counting application on the real runtime.
+//!
+//! Guarantees: the counts in its output follow from the order of its input alone, so that a loss, a duplicate or a
+//! phantom shows in them. Never: a commit of its own.
+
+use log::{OutRecord, RecordBatch, SharedLog};
+use process::{Readiness, Service, Tasks, chain, telemetry};
+use runtime::{Application, Config, Context, Effects, FirstStart, Processor, State, SubTopology, TaskInfo};
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::world::{self, wait_for};
+
+/// Set in the child only: its [`Part`] as JSON.
+const CHILD: &str = "TRUNKLINE_TEST_RUNTIME_CHILD";
+
+/// What one process runs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Part {
+    pub kafka: String,
+    pub application: String,
+    pub instance: String,
+    pub input: String,
+    pub output: String,
+    pub dir: PathBuf,
+    pub sled: bool,
+}
+
+/// Counts records by key and says each count with the offset that it was made from.
+struct Counter {
+    output: Arc<str>,
+    partition: i32,
+}
+
+impl Processor for Counter {
+    fn step(
+        &mut self,
+        _: Context,
+        records: &RecordBatch,
+        range: Range<usize>,
+        state: &mut State,
+        effects: &mut Effects,
+    ) -> runtime::Result<()> {
+        for record in range.filter_map(|index| records.get(index)) {
+            let Some(key) = record.key() else { continue };
+            let before = state.get(key)?.map(|value| String::from_utf8_lossy(&value).into_owned());
+            let count = before.map_or(0, |text| text.parse::<u64>().expect("a number")) + 1;
+            state.put(key, count.to_string().into_bytes());
+            let value = format!("{count} {}", record.offset());
+            let out = OutRecord {
+                topic: &self.output,
+                partition: Some(self.partition),
+                timestamp: None,
+                key: Some(key),
+                value: Some(value.as_bytes()),
+            };
+            effects.emit(out, []);
+        }
+        Ok(())
+    }
+}
+
+impl Part {
+    /// The log that it runs on.
+    pub fn log(&self) -> SharedLog {
+        log::kafka::KafkaLog::connect(log::kafka::Config::new(self.kafka.clone())).expect("connect")
+    }
+
+    /// Starts the application in this process.
+    pub fn run(&self, log: SharedLog, tasks: &Tasks, readiness: &Readiness) {
+        let output: Arc<str> = self.output.as_str().into();
+        let sub = SubTopology {
+            name: "count".to_owned(),
+            inputs: vec![self.input.clone()],
+            store: "counts".to_owned(),
+            factory: Arc::new(move |info: &TaskInfo| {
+                Box::new(Counter { output: output.clone(), partition: info.id.partition })
+            }),
+            first_start: FirstStart::Earliest,
+        };
+        let application = Application { name: self.application.clone(), subtopologies: vec![sub] };
+        let mut config = Config::new(&self.instance, &self.dir);
+        config.engine = if self.sled { store::Engine::Sled } else { store::Engine::Fjall };
+        config.store_memory_bytes = 8 << 20;
+        config.session_timeout = Duration::from_secs(6);
+        config.threads = 2;
+        runtime::run(application, config, log, process::clock::system(), tasks, readiness);
+    }
+
+    /// Starts a process that runs it, armed with these failpoints.
+    pub fn spawn(&self, failpoints: &str) -> Life {
+        let child = Command::new(std::env::current_exe().expect("know this binary"))
+            .args(["--exact", "runtime::child::child_runs_the_application", "--nocapture", "--test-threads=1"])
+            .env(CHILD, serde_json::to_string(self).expect("plain values"))
+            .env(process::failpoint::VARIABLE, failpoints)
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(format!("/tmp/rt/child-{}.log", failpoints)).map_or(Stdio::null(), Stdio::from))
+            .spawn()
+            .expect("start a child");
+        Life(child)
+    }
+}
+
+/// Not a test of its own: the child's body. Without the variable it has nothing to do.
+#[test]
+fn child_runs_the_application() {
+    let Some(part) = process::config::env(CHILD) else {
+        return;
+    };
+    let part: Part = serde_json::from_str(&part).expect("a part");
+    telemetry::logs(&telemetry::Config::default()).expect("log");
+    log::probe::install(process::failpoint::hit);
+    let ended = Service::new().worker_threads(1).run(move |tasks| async move {
+        part.run(part.log(), &tasks, &Readiness::new());
+        tasks.drain().started().await;
+    });
+    if let Err(error) = ended {
+        eprintln!("ended with: {}", chain(&error));
+        panic!("not a clean end");
+    }
+}
+
+/// A child that does not outlive its test.
+pub struct Life(Child);
+
+impl Life {
+    /// Waits until it has ended by itself.
+    pub fn ended(&mut self, why: &str) -> ExitStatus {
+        wait_for(why, Duration::from_secs(60), || self.0.try_wait().expect("ask for the child"))
+    }
+
+    pub fn is_alive(&mut self) -> bool {
+        self.0.try_wait().expect("ask for the child").is_none()
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+
+    pub fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.0.id().to_string()]).status().expect("run kill");
+        assert!(sent.success());
+    }
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A part with names that no other test has.
+pub fn part(kafka: String, dir: PathBuf) -> Part {
+    Part {
+        kafka,
+        application: world::unique("count"),
+        instance: "one".to_owned(),
+        input: world::unique("input"),
+        output: world::unique("output"),
+        dir,
+        sled: false,
+    }
+}

@@ -1,0 +1,96 @@
+//! A `trunkline dev` of a test's own: started, killed as by kill -9, started again over the same data.
+
+use super::wait_for;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// The binary under test, built beside this one.
+pub fn binary() -> PathBuf {
+    let here = std::env::current_exe().expect("a running program has a path");
+    let target = here.parent().and_then(Path::parent).expect("tests run from target/release/deps");
+    let binary = target.join("trunkline");
+    assert!(binary.exists(), "{} is not built: run `cargo build --release`, or use tests/run", binary.display());
+    binary
+}
+
+pub struct Dev {
+    data: PathBuf,
+    args: Vec<String>,
+    child: Option<Child>,
+}
+
+impl Dev {
+    /// Starts it and waits until its listeners are open; `args` beyond ports and data directory.
+    pub fn start(data: &Path, args: &[&str]) -> Dev {
+        let args = args.iter().map(|a| (*a).to_owned()).collect();
+        let mut dev = Dev { data: data.to_owned(), args, child: None };
+        dev.restart();
+        dev
+    }
+
+    /// Starts it again over the same data.
+    pub fn restart(&mut self) {
+        let _ = std::fs::remove_file(self.data.join("dev.json"));
+        let log = std::fs::File::options().create(true).append(true).open(self.data.with_extension("log")).unwrap();
+        let child = Command::new(binary())
+            .args(["dev", "--port", "0", "--ingest-port", "0", "--admin-port", "0", "--data"])
+            .arg(&self.data)
+            .args(&self.args)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("the binary starts");
+        self.child = Some(child);
+        let file = self.data.join("dev.json");
+        wait_for("trunkline dev to listen", Duration::from_secs(60), || file.exists().then_some(()));
+    }
+
+    /// Kills it, as by kill -9.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// An address of [`crate::world::Dev`]: `edge`, `ingest` or `admin`.
+    pub fn url(&self, listener: &str) -> String {
+        wait_for("dev.json to be whole", Duration::from_secs(10), || {
+            let text = std::fs::read(self.data.join("dev.json")).ok()?;
+            let running: Value = serde_json::from_slice(&text).ok()?;
+            running[listener].as_str().map(str::to_owned)
+        })
+    }
+
+    /// What the binary prints for these arguments; fails the test when it fails.
+    pub fn ask(args: &[&str]) -> String {
+        let out = Command::new(binary()).args(args).output().expect("the binary starts");
+        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8(out.stdout).unwrap().trim().to_owned()
+    }
+
+    /// A token of this one's key.
+    pub fn token(&self, sub: &str, claims: &[&str]) -> String {
+        let data = self.data.display().to_string();
+        let mut args = vec!["token", "--data", data.as_str(), "--sub", sub];
+        for claim in claims {
+            args.extend(["--claim", claim]);
+        }
+        Dev::ask(&args)
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            let log = std::fs::read_to_string(self.data.with_extension("log")).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().rev().take(30).collect();
+            eprintln!("the last lines of its log:");
+            lines.iter().rev().for_each(|line| eprintln!("{line}"));
+        }
+    }
+}

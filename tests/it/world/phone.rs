@@ -1,0 +1,90 @@
+//! A device: polls an edge, applies pages as the protocol says, and keeps what it was given.
+
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A row's place: bucket, view, key.
+pub type Place = (String, String, String);
+
+pub struct Phone {
+    client: reqwest::blocking::Client,
+    token: String,
+    device: String,
+    cursor: Option<String>,
+    /// What it holds.
+    pub rows: BTreeMap<Place, Value>,
+    /// Complete pages so far.
+    pub complete: usize,
+}
+
+/// What a poll brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Polled {
+    /// A whole state of one instant.
+    Complete,
+    /// A part of one.
+    Part,
+    /// Nothing new.
+    Same,
+    /// The edge did not answer, or asked to come again.
+    Later,
+}
+
+impl Phone {
+    pub fn new(device: &str, token: &str) -> Phone {
+        let client = reqwest::blocking::Client::builder().timeout(Duration::from_secs(20)).build().unwrap();
+        let (token, device) = (token.to_owned(), device.to_owned());
+        Phone { client, token, device, cursor: None, rows: BTreeMap::new(), complete: 0 }
+    }
+
+    /// One poll of this edge; anything but 200, 304, 503 or no answer at all fails the test.
+    pub fn poll(&mut self, edge: &str, wait_s: u32) -> Polled {
+        let mut url = format!("{edge}/v1/sync?limit=5000&wait={wait_s}");
+        if let Some(cursor) = &self.cursor {
+            url.push_str(&format!("&cursor={cursor}"));
+        }
+        let asked = self.client.get(url).bearer_auth(&self.token).header("trunkline-device", &self.device).send();
+        let Ok(answer) = asked else { return Polled::Later };
+        let status = answer.status().as_u16();
+        let Ok(body) = answer.bytes() else { return Polled::Later };
+        match status {
+            200 => self.apply(&serde_json::from_slice(&body).expect("a page is JSON")),
+            304 => Polled::Same,
+            503 => Polled::Later,
+            _ => panic!("the edge answered {status}: {}", String::from_utf8_lossy(&body)),
+        }
+    }
+
+    fn apply(&mut self, page: &Value) -> Polled {
+        let list = |name: &str| page[name].as_array().cloned().unwrap_or_default();
+        let text = |of: &Value| of.as_str().expect("a text").to_owned();
+        if page["reset_all"] == Value::Bool(true) {
+            self.rows.clear();
+        }
+        for bucket in list("drops") {
+            self.rows.retain(|(b, ..), _| *b != text(&bucket));
+        }
+        for reset in list("resets") {
+            self.rows.retain(|(b, ..), _| *b != text(&reset["bucket"]));
+        }
+        for change in list("changes") {
+            let place = (text(&change["bucket"]), text(&change["view"]), change["key"].to_string());
+            match text(&change["op"]).as_str() {
+                "put" => drop(self.rows.insert(place, change["row"].clone())),
+                _ => drop(self.rows.remove(&place)),
+            }
+        }
+        self.cursor = Some(text(&page["cursor"]));
+        if page["complete"] == Value::Bool(true) {
+            self.complete += 1;
+            return Polled::Complete;
+        }
+        Polled::Part
+    }
+
+    /// The rows of a view.
+    pub fn view<'a>(&'a self, view: &'a str) -> impl Iterator<Item = &'a Value> {
+        self.rows.iter().filter(move |((_, v, _), _)| v == view).map(|(_, row)| row)
+    }
+}
