@@ -28,14 +28,22 @@ pub fn tables(url: &str) -> Result<Found> {
     })?;
     // A thread of its own: a runtime cannot be entered from inside another one.
     std::thread::scope(|scope| {
-        let reading = std::thread::Builder::new().name(String::from("discover")).spawn_scoped(scope, || read(&server));
+        let reading = std::thread::Builder::new()
+            .name(String::from("discover"))
+            .spawn_scoped(scope, || read(&server));
         let reading = reading.map_err(|e| broken(e.into()))?;
-        reading.join().unwrap_or_else(|_| Err(broken("the reading thread panicked".into())))
+        reading
+            .join()
+            .unwrap_or_else(|_| Err(broken("the reading thread panicked".into())))
     })
 }
 
 fn broken(source: crate::Cause) -> Error {
-    Error::Unavailable { system: String::from("this machine"), attempted: "start a thread", source }
+    Error::Unavailable {
+        system: String::from("this machine"),
+        attempted: "start a thread",
+        source,
+    }
 }
 
 fn read(server: &Server) -> Result<Found> {
@@ -47,7 +55,12 @@ fn read(server: &Server) -> Result<Found> {
     })?;
     let (readable, hidden): (Vec<Table>, Vec<Table>) = found.into_values().partition(|table| table.readable);
     for table in hidden {
-        tracing::warn!(schema = table.schema, table = table.name, "left out: user {} may not read it", server.user());
+        tracing::warn!(
+            schema = table.schema,
+            table = table.name,
+            "left out: user {} may not read it",
+            server.user()
+        );
     }
     let tables = readable.into_iter().map(|mut table| {
         table.columns.retain(|column| !column.generated);
@@ -56,7 +69,10 @@ fn read(server: &Server) -> Result<Found> {
         }
         table
     });
-    Ok(Found { database: server.database().to_owned(), tables: tables.collect() })
+    Ok(Found {
+        database: server.database().to_owned(),
+        tables: tables.collect(),
+    })
 }
 
 /// A setting that a postgres connector needs.
@@ -84,7 +100,11 @@ pub fn settings(url: &str) -> Result<Vec<Setting>> {
     let runtime = runtime.map_err(|e| broken(e.into()))?;
     runtime.block_on(async {
         let sql = server.connect("trunkline doctor").await?;
-        let setting = |ok: bool, found: String, mend: String| Setting { ok, found, mend: if ok { String::new() } else { mend } };
+        let setting = |ok: bool, found: String, mend: String| Setting {
+            ok,
+            found,
+            mend: if ok { String::new() } else { mend },
+        };
         let level = sql.value(ATTEMPTED, "SHOW wal_level").await?.unwrap_or_default();
         let role = "SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user";
         let may = sql.value(ATTEMPTED, role).await?.is_some_and(|v| v == "t");

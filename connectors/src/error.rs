@@ -88,7 +88,8 @@ impl Error {
     pub fn state(&self) -> State {
         match self {
             Error::Unavailable { .. } => State::Retrying,
-            Error::Log { source, .. } if source.fate() == log::Fate::Retry => State::Retrying,
+            // A fencing that is not another process's is a transaction that the log has ended: it is read anew.
+            Error::Log { source, .. } if source.fate() == log::Fate::Retry || is_fenced(source) => State::Retrying,
             Error::Registry { retry: true, .. } => State::Retrying,
             Error::NeedsResync { .. } => State::NeedsResync,
             Error::Refused { .. } | Error::Unpublishable { .. } | Error::Log { .. } | Error::Registry { .. } => {
@@ -122,4 +123,8 @@ impl Error {
             }
         }
     }
+}
+
+fn is_fenced(error: &log::Error) -> bool {
+    matches!(error, log::Error::Fenced { .. })
 }

@@ -105,15 +105,29 @@ fn problem(status: StatusCode, kind: &'static str, title: &'static str, detail: 
 struct Poster(Arc<str>, Vec<String>);
 
 async fn authorise(State(ingest): State<Arc<Ingest>>, mut request: Request, next: Next) -> Response {
-    let given = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
+    let given = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|v| v.to_str().ok());
     let token = given.and_then(|v| v.strip_prefix("Bearer "));
-    let found = ingest.config.credentials.iter().find(|c| token.is_some_and(|t| same(t, c.token.expose())));
+    let found = ingest
+        .config
+        .credentials
+        .iter()
+        .find(|c| token.is_some_and(|t| same(t, c.token.expose())));
     let Some(credential) = found else {
         let detail = "send `Authorization: Bearer TOKEN` with a token of [[ingest.credentials]]";
-        let refused = problem(StatusCode::UNAUTHORIZED, "unauthorized", "The token is missing or not known", detail);
+        let refused = problem(
+            StatusCode::UNAUTHORIZED,
+            "unauthorized",
+            "The token is missing or not known",
+            detail,
+        );
         return ([(header::WWW_AUTHENTICATE, "Bearer")], refused).into_response();
     };
-    request.extensions_mut().insert(Poster(credential.name.as_str().into(), credential.topics.clone()));
+    request
+        .extensions_mut()
+        .insert(Poster(credential.name.as_str().into(), credential.topics.clone()));
     next.run(request).await
 }
 
@@ -131,28 +145,53 @@ async fn ingest(
 ) -> Result<Response, Problem> {
     if !topics.iter().any(|t| t == "*" || *t == topic) {
         let detail = format!("credential `{name}` may post to {}", topics.join(", "));
-        return Err(problem(StatusCode::FORBIDDEN, "forbidden", "This credential may not post to the topic", detail));
+        return Err(problem(
+            StatusCode::FORBIDDEN,
+            "forbidden",
+            "This credential may not post to the topic",
+            detail,
+        ));
     }
     let body = body.map_err(|rejected| match rejected.status() {
         StatusCode::PAYLOAD_TOO_LARGE => {
-            let detail = format!("a body has at most {} bytes; post in several", ingest.config.body_bytes_max);
-            problem(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "The body is too large", detail)
+            let detail = format!(
+                "a body has at most {} bytes; post in several",
+                ingest.config.body_bytes_max
+            );
+            problem(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "too-large",
+                "The body is too large",
+                detail,
+            )
         }
         status => problem(status, "body", "The body cannot be read", rejected.to_string()),
     })?;
     let value: Value = serde_json::from_slice(&body)
         .map_err(|e| problem(StatusCode::BAD_REQUEST, "json", "The body is not JSON", e.to_string()))?;
-    let key = headers.get("idempotency-key").and_then(|k| k.to_str().ok()).map(str::to_owned);
+    let key = headers
+        .get("idempotency-key")
+        .and_then(|k| k.to_str().ok())
+        .map(str::to_owned);
     if let Some(event) = ingest.events.iter().find(|e| *e.topic == *topic) {
         return events(&ingest, event.clone(), value, key).await;
     }
     if let Some(inlet) = ingest.sources.get(&topic) {
         return transaction(inlet, &value, key).await;
     }
-    let known: Vec<&str> =
-        ingest.events.iter().map(|e| &*e.topic).chain(ingest.sources.keys().map(String::as_str)).collect();
+    let known: Vec<&str> = ingest
+        .events
+        .iter()
+        .map(|e| &*e.topic)
+        .chain(ingest.sources.keys().map(String::as_str))
+        .collect();
     let detail = format!("{topic} is not ingested here; these are: {}", known.join(", "));
-    Err(problem(StatusCode::NOT_FOUND, "unknown-topic", "There is no such topic to post to", detail))
+    Err(problem(
+        StatusCode::NOT_FOUND,
+        "unknown-topic",
+        "There is no such topic to post to",
+        detail,
+    ))
 }
 
 async fn events(
@@ -168,14 +207,25 @@ async fn events(
     let mut out = OutBatch::default();
     for (n, item) in many.iter().enumerate() {
         let encoded = encode(&event, item).map_err(|(path, reason)| {
-            let path = if single { path } else { format!("$[{n}]{}", path.trim_start_matches('$')) };
+            let path = if single {
+                path
+            } else {
+                format!("$[{n}]{}", path.trim_start_matches('$'))
+            };
             misfit(&path, &reason, &event.topic)
         })?;
-        let id = idempotency.as_ref().map(|k| if single { k.clone() } else { format!("{k}/{n}") });
+        let id = idempotency
+            .as_ref()
+            .map(|k| if single { k.clone() } else { format!("{k}/{n}") });
         let header: Option<Header<'_>> = id.as_ref().map(|k| (headers::IDEMPOTENCY_KEY, Some(k.as_bytes())));
         let (key, value) = encoded;
-        let record =
-            OutRecord { topic: &event.topic, partition: None, timestamp: None, key: Some(&key), value: Some(&value) };
+        let record = OutRecord {
+            topic: &event.topic,
+            partition: None,
+            timestamp: None,
+            key: Some(&key),
+            value: Some(&value),
+        };
         out.push(record, header);
     }
     let count = many.len();
@@ -191,7 +241,12 @@ async fn events(
         }
         Ok(Err(log::Error::TooLarge { bytes, limit, .. })) => {
             let detail = format!("an event of {bytes} bytes; the log takes {limit}");
-            Err(problem(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "An event is too large", detail))
+            Err(problem(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "too-large",
+                "An event is too large",
+                detail,
+            ))
         }
         Ok(Err(error)) => Err(unavailable(&process::chain(&error))),
         Err(error) => Err(unavailable(&error.to_string())),
@@ -199,23 +254,40 @@ async fn events(
 }
 
 fn unavailable(why: &str) -> Problem {
-    problem(StatusCode::SERVICE_UNAVAILABLE, "log-unavailable", "The log cannot take it now", why)
-        .retry_after(RETRY_AFTER_S)
+    problem(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "log-unavailable",
+        "The log cannot take it now",
+        why,
+    )
+    .retry_after(RETRY_AFTER_S)
 }
 
 fn misfit(path: &str, reason: &str, what: &str) -> Problem {
     let title = "The JSON does not fit the topic's schema";
-    problem(StatusCode::BAD_REQUEST, "schema", title, format!("{path} of {what}: {reason}")).with("path", path)
+    problem(
+        StatusCode::BAD_REQUEST,
+        "schema",
+        title,
+        format!("{path} of {what}: {reason}"),
+    )
+    .with("path", path)
 }
 
 /// Key and framed value of an event.
 fn encode(event: &EventTopic, item: &Value) -> Result<(Vec<u8>, Vec<u8>), (String, String)> {
     let mut value = Vec::new();
     wire::frame(event.id, &mut value);
-    event.schema.encode_json(item, &mut value).map_err(|e| (e.path(), e.reason))?;
+    event
+        .schema
+        .encode_json(item, &mut value)
+        .map_err(|e| (e.path(), e.reason))?;
     let mut row = Vec::new();
     let body = value.get(wire::FRAME_LENGTH..).unwrap_or_default();
-    event.schema.decode(body, &mut row).map_err(|e| ("$".into(), e.to_string()))?;
+    event
+        .schema
+        .decode(body, &mut row)
+        .map_err(|e| ("$".into(), e.to_string()))?;
     let mut key = Vec::new();
     let mut writer = KeyWriter::new(&mut key);
     for at in &event.key {
@@ -237,19 +309,35 @@ async fn transaction(inlet: &Inlet, value: &Value, idempotency: Option<String>) 
     }
     let list = value.get("changes").and_then(Value::as_array).filter(|l| !l.is_empty());
     let shape = r#"{"changes":[{"table":"orders","op":"put","row":{…}},{"table":"orders","op":"delete","key":{…}}]}"#;
-    let list = list.ok_or_else(|| misfit("$.changes", &format!("expected a list that is not empty: {shape}"), "the transaction"))?;
+    let list = list.ok_or_else(|| {
+        misfit(
+            "$.changes",
+            &format!("expected a list that is not empty: {shape}"),
+            "the transaction",
+        )
+    })?;
     let mut changes: Vec<Change> = Vec::with_capacity(list.len());
     for (n, item) in list.iter().enumerate() {
         let at = format!("$.changes[{n}]");
         let name = item.get("table").and_then(Value::as_str).unwrap_or_default();
         let table = tables.iter().find(|t| *t.name == *name).ok_or_else(|| {
             let known: Vec<&str> = tables.iter().map(|t| &*t.name).collect();
-            misfit(&format!("{at}.table"), &format!("no table `{name}`; there are {}", known.join(", ")), "the transaction")
+            misfit(
+                &format!("{at}.table"),
+                &format!("no table `{name}`; there are {}", known.join(", ")),
+                "the transaction",
+            )
         })?;
         let (part, change) = match item.get("op").and_then(Value::as_str) {
             Some("put") => ("row", table.put(item.get("row").unwrap_or(&Value::Null))),
             Some("delete") => ("key", table.delete(item.get("key").unwrap_or(&Value::Null))),
-            _ => return Err(misfit(&format!("{at}.op"), "expected \"put\" or \"delete\"", "the transaction")),
+            _ => {
+                return Err(misfit(
+                    &format!("{at}.op"),
+                    "expected \"put\" or \"delete\"",
+                    "the transaction",
+                ));
+            }
         };
         changes.push(change.map_err(|(path, reason)| {
             misfit(&format!("{at}.{part}{}", path.trim_start_matches('$')), &reason, name)
@@ -260,8 +348,8 @@ async fn transaction(inlet: &Inlet, value: &Value, idempotency: Option<String>) 
         Ok(Answer::Stored(position)) => Ok(Json(json!({"stored": count, "position": position})).into_response()),
         Ok(Answer::Known) => Ok(Json(json!({"stored": 0, "known": true})).into_response()),
         Err(NotTaken::Busy) => Err(unavailable("too many transactions wait, or the source is not running")),
-        Err(NotTaken::Unknown) => {
-            Err(unavailable("whether it was stored is not known; post it again with the same Idempotency-Key"))
-        }
+        Err(NotTaken::Unknown) => Err(unavailable(
+            "whether it was stored is not known; post it again with the same Idempotency-Key",
+        )),
     }
 }

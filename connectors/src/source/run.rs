@@ -15,10 +15,10 @@ use super::{Batch, Boundary, Budget, Position as _, Source};
 use crate::error::{Error, Result};
 use crate::pace::Pace;
 use crate::status::{Handle, State, Wish};
-use registry::Registry;
 use log::{Outcome, Session, SessionConfig, SharedLog};
 use process::backoff::Backoff;
 use process::{Drain, SharedClock, chain};
+use registry::Registry;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle as Runtime;
@@ -382,14 +382,18 @@ impl<S: Source> Pump<'_, '_, S> {
     /// Hands the batch's records to the transaction, which begins with the first.
     fn send(&mut self, batch: &mut Batch<S::Position>, open: &mut Open) -> Result<()> {
         if open.since.is_none() {
-            self.session.begin().map_err(Error::log("begin a transaction"))?;
+            if let Err(error) = self.session.begin() {
+                return Err(self.refused("begin a transaction", error, open));
+            }
             open.since = Some(Instant::now());
         }
         if batch.records.is_empty() {
             return Ok(());
         }
         log::probe::hit("connector.before_send");
-        self.session.send(&batch.records).map_err(Error::log("send records"))?;
+        if let Err(error) = self.session.send(&batch.records) {
+            return Err(self.refused("send records", error, open));
+        }
         log::probe::hit("connector.after_send");
         open.bytes += batch.records.byte_len();
         open.records += batch.records.len();
@@ -397,14 +401,26 @@ impl<S: Source> Pump<'_, '_, S> {
         Ok(())
     }
 
+    /// What it means that the session refuses. A transaction that was open for too long was ended by the log itself;
+    /// any other fencing is by another process.
+    fn refused(&self, attempted: &'static str, error: log::Error, open: &Open) -> Error {
+        let timed_out = open.since.is_some_and(|since| since.elapsed() >= TRANSACTION_TIMEOUT);
+        match error {
+            log::Error::Fenced { .. } if !timed_out => Error::Fenced {
+                connector: self.running.context.name.clone(),
+            },
+            source => Error::Log { attempted, source },
+        }
+    }
+
     /// Commits the open transaction with the position; says whether it was committed.
     fn commit(&mut self, position: &S::Position, open: &mut Open) -> Result<bool> {
         let name = &self.running.context.name;
         let begun = Instant::now();
         let age = open.since.map_or(Duration::ZERO, |since| since.elapsed());
-        self.session
-            .send(self.positions.record(position))
-            .map_err(Error::log("store the position"))?;
+        if let Err(error) = self.session.send(self.positions.record(position)) {
+            return Err(self.refused("store the position", error, open));
+        }
         log::probe::hit("connector.before_commit");
         match self.session.commit(None) {
             Outcome::Committed(_) => {}

@@ -9,6 +9,7 @@
 use crate::error::{Error, Result};
 use crate::source::{self, Batch, Boundary, Budget};
 use log::{Header, OutRecord};
+use process::SharedClock;
 use registry::SharedRegistry;
 use schemas::codec::Datum;
 use schemas::headers::{self, Tx};
@@ -17,7 +18,6 @@ use schemas::key::KeyWriter;
 use schemas::schema::Schema;
 use schemas::version::Lsn;
 use schemas::{pg_types, wire};
-use process::SharedClock;
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::fmt;
@@ -85,7 +85,10 @@ pub enum NotTaken {
 impl Inlet {
     /// The tables, once the source has registered their schemas; empty before.
     pub fn tables(&self) -> Arc<[Table]> {
-        self.tables.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.tables
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone()
     }
 
     /// Hands a post in and waits until it is stored.
@@ -94,7 +97,9 @@ impl Inlet {
     /// [`NotTaken`].
     pub async fn post(&self, changes: Vec<Change>, key: Option<String>) -> Result<Answer, NotTaken> {
         let (answer, answered) = oneshot::channel();
-        self.posts.try_send(Post { changes, key, answer }).map_err(|_| NotTaken::Busy)?;
+        self.posts
+            .try_send(Post { changes, key, answer })
+            .map_err(|_| NotTaken::Busy)?;
         answered.await.map_err(|_| NotTaken::Unknown)
     }
 }
@@ -106,14 +111,22 @@ impl Table {
     /// The JSON path of what does not fit, and why.
     pub fn put(&self, row: &serde_json::Value) -> Result<Change, (String, String)> {
         let mut body = Vec::new();
-        self.schema.encode_json(row, &mut body).map_err(|e| (e.path(), e.reason))?;
+        self.schema
+            .encode_json(row, &mut body)
+            .map_err(|e| (e.path(), e.reason))?;
         let mut datums = Vec::new();
-        self.schema.decode(&body, &mut datums).map_err(|e| ("$".into(), e.to_string()))?;
+        self.schema
+            .decode(&body, &mut datums)
+            .map_err(|e| ("$".into(), e.to_string()))?;
         let key = self.key_of(|at| datums.get(at).cloned());
         let mut value = Vec::with_capacity(body.len() + wire::FRAME_LENGTH);
         wire::frame(self.id, &mut value);
         value.extend_from_slice(&body);
-        Ok(Change { table: self.name.clone(), key, value: Some(value) })
+        Ok(Change {
+            table: self.name.clone(),
+            key,
+            value: Some(value),
+        })
     }
 
     /// Encodes a delete by the key's columns.
@@ -123,19 +136,28 @@ impl Table {
     pub fn delete(&self, key: &serde_json::Value) -> Result<Change, (String, String)> {
         let mut bodies = Vec::new();
         for at in &self.key {
-            let Some(field) = self.schema.fields().get(*at) else { continue };
+            let Some(field) = self.schema.fields().get(*at) else {
+                continue;
+            };
             let given = key.get(field.column());
-            let given = given.ok_or_else(|| (format!("$.{}", field.column()), "a column of the key is missing".into()))?;
+            let given =
+                given.ok_or_else(|| (format!("$.{}", field.column()), "a column of the key is missing".into()))?;
             let mut body = Vec::new();
             let misfit = |e: schemas::codec::JsonError| (format!("$.{}", field.column()), e.reason);
-            self.schema.encode_json_value(field.ty, given, &mut body).map_err(misfit)?;
+            self.schema
+                .encode_json_value(field.ty, given, &mut body)
+                .map_err(misfit)?;
             bodies.push((*at, field.ty, body));
         }
         let value = |at: usize| {
             let (_, ty, body) = bodies.iter().find(|(of, ..)| *of == at)?;
             self.schema.decode_value(*ty, body).ok()
         };
-        Ok(Change { table: self.name.clone(), key: self.key_of(value), value: None })
+        Ok(Change {
+            table: self.name.clone(),
+            key: self.key_of(value),
+            value: None,
+        })
     }
 
     fn key_of<'a>(&self, value: impl Fn(usize) -> Option<Datum<'a>>) -> Vec<u8> {
@@ -207,7 +229,10 @@ impl Source {
     ) -> (Self, Inlet) {
         let (send, posts) = mpsc::channel(WAITING_MAX);
         let tables: Arc<RwLock<Arc<[Table]>>> = Arc::new(RwLock::new(Arc::new([])));
-        let inlet = Inlet { posts: send, tables: tables.clone() };
+        let inlet = Inlet {
+            posts: send,
+            tables: tables.clone(),
+        };
         let source = Source {
             name: name.clone(),
             topic: format!("change.{name}").into(),
@@ -216,7 +241,12 @@ impl Source {
             clock,
             posts,
             tables,
-            position: Position { v: 1, inc: 1, pos: 0, recent: VecDeque::new() },
+            position: Position {
+                v: 1,
+                inc: 1,
+                pos: 0,
+                recent: VecDeque::new(),
+            },
             waiting: VecDeque::new(),
         };
         (source, inlet)
@@ -252,8 +282,10 @@ impl Source {
                 at_ms: self.clock.now_ms(),
             }
             .write(&mut tx);
-            let headers: [Header<'_>; 2] =
-                [(headers::TABLE, Some(change.table.as_bytes())), (headers::TX, Some(&tx))];
+            let headers: [Header<'_>; 2] = [
+                (headers::TABLE, Some(change.table.as_bytes())),
+                (headers::TX, Some(&tx)),
+            ];
             let record = OutRecord {
                 topic: &self.topic,
                 partition: Some(0),
@@ -275,7 +307,12 @@ impl source::Source for Source {
         if let Some(position) = position {
             self.position = position;
         } else {
-            self.position = Position { v: 1, inc: 1, pos: 0, recent: VecDeque::new() };
+            self.position = Position {
+                v: 1,
+                inc: 1,
+                pos: 0,
+                recent: VecDeque::new(),
+            };
         }
         let mut tables = Vec::new();
         for (name, schema, key) in &self.declared {
@@ -285,7 +322,12 @@ impl source::Source for Source {
             })?;
             let subject = wire::subject(&self.topic, &pg_types::record_name(&self.name, &table));
             let id = source::register(&self.registry, subject, schema.text().to_owned()).await?;
-            tables.push(Table { name: name.clone(), schema: schema.clone(), key: key.clone(), id });
+            tables.push(Table {
+                name: name.clone(),
+                schema: schema.clone(),
+                key: key.clone(),
+                id,
+            });
         }
         *self.tables.write().unwrap_or_else(std::sync::PoisonError::into_inner) = tables.into();
         Ok(())
@@ -328,6 +370,11 @@ impl source::Source for Source {
 
     fn restarted(&self, stored: Option<&Position>) -> Option<Position> {
         let (inc, recent) = stored.map_or((1, VecDeque::new()), |p| (p.inc + 1, p.recent.clone()));
-        Some(Position { v: 1, inc, pos: 0, recent })
+        Some(Position {
+            v: 1,
+            inc,
+            pos: 0,
+            recent,
+        })
     }
 }
