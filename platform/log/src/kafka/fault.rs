@@ -100,6 +100,8 @@ pub fn unreachable(fault: &Fault) -> bool {
                 | C::RD_KAFKA_RESP_ERR__DESTROY_BROKER
                 | C::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE
                 | C::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION
+                | C::RD_KAFKA_RESP_ERR_FENCED_LEADER_EPOCH
+                | C::RD_KAFKA_RESP_ERR_UNKNOWN_LEADER_EPOCH
                 | C::RD_KAFKA_RESP_ERR_BROKER_NOT_AVAILABLE
                 | C::RD_KAFKA_RESP_ERR_REPLICA_NOT_AVAILABLE
                 | C::RD_KAFKA_RESP_ERR_NETWORK_EXCEPTION
