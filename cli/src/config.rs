@@ -10,8 +10,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Variables that are options of the command line, not keys of the file.
-const OPTIONS: [&str; 5] =
-    ["TRUNKLINE_LOG", "TRUNKLINE_POSTGRES", "TRUNKLINE_KAFKA", "TRUNKLINE_REGISTRY_URL", "TRUNKLINE_HOME"];
+const OPTIONS: [&str; 5] = [
+    "TRUNKLINE_LOG",
+    "TRUNKLINE_POSTGRES",
+    "TRUNKLINE_KAFKA",
+    "TRUNKLINE_REGISTRY_URL",
+    "TRUNKLINE_HOME",
+];
 
 /// The configuration of a node.
 #[derive(Debug, Deserialize)]
@@ -111,7 +116,12 @@ impl From<Engine> for store::Engine {
 
 impl Default for Processors {
     fn default() -> Self {
-        Processors { instance: None, threads: 1, store: Engine::Fjall, store_memory_mib: 32 }
+        Processors {
+            instance: None,
+            threads: 1,
+            store: Engine::Fjall,
+            store_memory_mib: 32,
+        }
     }
 }
 
@@ -124,5 +134,7 @@ pub fn read(path: &Path) -> Result<NodeConfig> {
         );
     }
     let sources = Sources::environment(&OPTIONS).file(path)?;
-    sources.read().with_context(|| format!("configuration {}", path.display()))
+    sources
+        .read()
+        .with_context(|| format!("configuration {}", path.display()))
 }

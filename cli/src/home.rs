@@ -31,14 +31,21 @@ pub struct Home {
 impl Home {
     /// What performs operators' requests.
     pub fn operator(&self) -> Operator {
-        Operator { log: self.log.clone(), fetch: fetch_from(self.registry.clone()), clock: self.clock.clone() }
+        Operator {
+            log: self.log.clone(),
+            fetch: fetch_from(self.registry.clone()),
+            clock: self.clock.clone(),
+        }
     }
 }
 
 /// Opens the embedded log of a data directory.
 pub fn embedded_log(data: &Path, clock: &SharedClock) -> Result<SharedLog, log::Error> {
     let now = clock.clone();
-    EmbeddedLog::open(embedded::Config::new(Some(data.join("log")), Arc::new(move || now.now_ms())))
+    EmbeddedLog::open(embedded::Config::new(
+        Some(data.join("log")),
+        Arc::new(move || now.now_ms()),
+    ))
 }
 
 /// Connects to Kafka.
@@ -56,7 +63,10 @@ pub fn registry(config: &RegistryConfig, log: &SharedLog) -> Result<SharedRegist
         Some(url) => {
             let mut client = remote::Config::new(url);
             if let (Some(user), Some(password)) = (&config.user, &config.password) {
-                client.auth = remote::Auth::Basic { user: user.clone(), password: password.expose().to_owned() };
+                client.auth = remote::Auth::Basic {
+                    user: user.clone(),
+                    password: password.expose().to_owned(),
+                };
             }
             Arc::new(remote::Remote::new(client).with_context(|| format!("registry {url}"))?)
         }
@@ -86,13 +96,29 @@ pub fn running_file(data: &Path) -> PathBuf {
 /// Who performs an operator's request: this process on Kafka or on a log that nobody has open, else the running `dev`.
 pub fn performer(target: &Target) -> Result<Performer> {
     let clock = clock::system();
-    let registry_config =
-        RegistryConfig { url: target.registry.clone(), user: None, password: None, listen: None };
+    let registry_config = RegistryConfig {
+        url: target.registry.clone(),
+        user: None,
+        password: None,
+        listen: None,
+    };
     if let Some(brokers) = &target.kafka {
-        let config = Kafka { brokers: brokers.clone(), settings: Default::default(), replication: None };
+        let config = Kafka {
+            brokers: brokers.clone(),
+            settings: Default::default(),
+            replication: None,
+        };
         let log = kafka_log(&config)?;
         let registry = registry(&registry_config, &log)?;
-        return Ok(Performer::Here(Home { log, registry, clock, replication: None }.operator()));
+        return Ok(Performer::Here(
+            Home {
+                log,
+                registry,
+                clock,
+                replication: None,
+            }
+            .operator(),
+        ));
     }
     if !target.data.join("log").exists() {
         bail!(
@@ -103,12 +129,24 @@ pub fn performer(target: &Target) -> Result<Performer> {
     match embedded_log(&target.data, &clock) {
         Ok(log) => {
             let registry = registry(&registry_config, &log)?;
-            Ok(Performer::Here(Home { log, registry, clock, replication: None }.operator()))
+            Ok(Performer::Here(
+                Home {
+                    log,
+                    registry,
+                    clock,
+                    replication: None,
+                }
+                .operator(),
+            ))
         }
         Err(log::Error::Refused { .. }) => {
             let file = running_file(&target.data);
-            let text = std::fs::read_to_string(&file)
-                .with_context(|| format!("the log is open in another process, and {} cannot be read", file.display()))?;
+            let text = std::fs::read_to_string(&file).with_context(|| {
+                format!(
+                    "the log is open in another process, and {} cannot be read",
+                    file.display()
+                )
+            })?;
             let running: Running = serde_json::from_str(&text).with_context(|| format!("{}", file.display()))?;
             Ok(Performer::There(running.admin))
         }

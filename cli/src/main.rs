@@ -53,7 +53,14 @@ fn run(cli: &Cli) -> Result<()> {
 
 fn start_logs(cli: &Cli) -> Result<()> {
     let quiet = !matches!(cli.command, Command::Dev(_) | Command::Run(_));
-    let level = cli.log.clone().unwrap_or_else(|| if quiet { "warn" } else { "info,fjall=warn,lsm_tree=warn,sled=warn" }.to_owned());
+    let level = cli.log.clone().unwrap_or_else(|| {
+        if quiet {
+            "warn"
+        } else {
+            "info,fjall=warn,lsm_tree=warn,sled=warn"
+        }
+        .to_owned()
+    });
     let format = match cli.log_format {
         LogFormat::Text => telemetry::Format::Text,
         LogFormat::Json => telemetry::Format::Json,

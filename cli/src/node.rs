@@ -69,21 +69,30 @@ pub async fn start(
     log::probe::install(process::failpoint::hit);
     let wiring = Wiring::of(&plan.topology);
     let found = Arc::new(std::sync::OnceLock::new());
-    let admin = Admin { readiness: readiness.clone(), metrics, drain: tasks.drain() };
+    let admin = Admin {
+        readiness: readiness.clone(),
+        metrics,
+        drain: tasks.drain(),
+    };
     let late = found.clone();
     let operations = axum::Router::new().fallback(move |request: axum::extract::Request| {
         let late: Arc<std::sync::OnceLock<axum::Router>> = late.clone();
         async move {
             use axum::response::IntoResponse;
             match late.get() {
-                Some(router) => tower::ServiceExt::oneshot(router.clone(), request).await.into_response(),
+                Some(router) => tower::ServiceExt::oneshot(router.clone(), request)
+                    .await
+                    .into_response(),
                 None => (axum::http::StatusCode::SERVICE_UNAVAILABLE, "the log is not open yet\n").into_response(),
             }
         }
     });
     let admin = admin.serve(tasks, &plan.admin, operations).await?;
     let component = readiness.register("log");
-    component.not_ready("not connected yet", "wait; if it stays, check the brokers and the registry");
+    component.not_ready(
+        "not connected yet",
+        "wait; if it stays, check the brokers and the registry",
+    );
     let drain = tasks.drain();
     let home = tokio::task::spawn_blocking(move || {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
@@ -112,8 +121,12 @@ pub async fn start(
 /// Whether an error will pass by itself.
 fn is_passing(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
-        cause.downcast_ref::<log::Error>().is_some_and(|e| e.fate() == log::Fate::Retry)
-            || cause.downcast_ref::<registry::Error>().is_some_and(|e| e.fate() == log::Fate::Retry)
+        cause
+            .downcast_ref::<log::Error>()
+            .is_some_and(|e| e.fate() == log::Fate::Retry)
+            || cause
+                .downcast_ref::<registry::Error>()
+                .is_some_and(|e| e.fate() == log::Fate::Retry)
     })
 }
 
@@ -124,31 +137,58 @@ async fn start_roles(
     readiness: &Readiness,
     admin: SocketAddr,
 ) -> Result<Addresses> {
-    let mut addresses = Addresses { admin, ingest: None, edge: None, registry: None };
+    let mut addresses = Addresses {
+        admin,
+        ingest: None,
+        edge: None,
+        registry: None,
+    };
     let rules = roles::rules(plan.topology.clone());
     let mut inlets = BTreeMap::new();
     for role in &plan.roles {
         let Role::Connector(name) = role else { continue };
-        let source = plan.topology.source(name.as_str()).context("a role's connector is declared")?;
+        let source = plan
+            .topology
+            .source(name.as_str())
+            .context("a role's connector is declared")?;
         match source.kind {
             SourceKind::Http => drop(inlets.insert(source.topic(), roles::posted(home, source, tasks, readiness))),
             SourceKind::Postgres => {
-                let missing = || format!("node {} runs connector {name}: give its [connectors.{name}] a url", plan.name);
+                let missing = || {
+                    format!(
+                        "node {} runs connector {name}: give its [connectors.{name}] a url",
+                        plan.name
+                    )
+                };
                 let config = plan.connectors.get(name.as_str()).with_context(missing)?;
                 roles::postgres(home, source, config, tasks, readiness)?;
             }
         }
     }
     if plan.roles.contains(&Role::Ingest) || !inlets.is_empty() {
-        let missing = || format!("node {} takes posts: configure [ingest] with listen and credentials", plan.name);
+        let missing = || {
+            format!(
+                "node {} takes posts: configure [ingest] with listen and credentials",
+                plan.name
+            )
+        };
         let config = plan.ingest.clone().with_context(missing)?;
         addresses.ingest = Some(roles::ingest(home, &plan.topology, config, inlets, tasks).await?);
     }
-    if plan.roles.iter().any(|r| matches!(r, Role::Processor(name) if name == topology::SYNC_VIEWS)) {
+    if plan
+        .roles
+        .iter()
+        .any(|r| matches!(r, Role::Processor(name) if name == topology::SYNC_VIEWS))
+    {
         roles::sync_views(home, &rules, &plan.processors, &plan.name, &plan.data, tasks, readiness);
     }
     if plan.roles.contains(&Role::Edge) {
-        let missing = || format!("node {} is an edge: configure [edge] with listen and issuers", plan.name);
+        let missing = || {
+            format!(
+                "node {} is an edge: configure [edge] with listen and issuers",
+                plan.name
+            )
+        };
         let config = plan.edge.clone().with_context(missing)?;
         let parts = edge::Parts {
             config,

@@ -123,10 +123,18 @@ impl Operator {
         match ask {
             Ask::Topics => topics::list(log)?.iter().all(|t| say(item(t))),
             Ask::Topic(topic) => say(item(&topics::show(log, &topic)?)),
-            Ask::Lag(group) => {
-                lag::measure(log, group.as_deref(), self.clock.now_ms())?.iter().all(|l| say(item(l)))
-            }
-            Ask::Tail { topic, partition, from, key, limit, follow, uncommitted } => {
+            Ask::Lag(group) => lag::measure(log, group.as_deref(), self.clock.now_ms())?
+                .iter()
+                .all(|l| say(item(l))),
+            Ask::Tail {
+                topic,
+                partition,
+                from,
+                key,
+                limit,
+                follow,
+                uncommitted,
+            } => {
                 let from = match from {
                     Begin::Open => From::Start,
                     Begin::Last(count) => From::Last(count),
@@ -134,7 +142,15 @@ impl Operator {
                     Begin::Time(at) => From::Time(at),
                 };
                 let limit = (!follow).then_some(limit);
-                let tail = Tail { topic, partition, from, key, limit, follow, uncommitted };
+                let tail = Tail {
+                    topic,
+                    partition,
+                    from,
+                    key,
+                    limit,
+                    follow,
+                    uncommitted,
+                };
                 let gone = std::cell::Cell::new(false);
                 let mut decoder = Decoder::new(self.fetch.clone());
                 topics::tail(log, &tail, &mut decoder, &|| gone.get(), &mut |record| {
@@ -143,7 +159,16 @@ impl Operator {
                 })?;
                 true
             }
-            Ask::Replay { topic, to, partition, from, until, key, rate, dry_run } => {
+            Ask::Replay {
+                topic,
+                to,
+                partition,
+                from,
+                until,
+                key,
+                rate,
+                dry_run,
+            } => {
                 let job = Job {
                     from_topic: topic,
                     to_topic: to,
@@ -194,7 +219,9 @@ async fn answer(State(operator): State<Operator>, Json(ask): Json<Ask>) -> Respo
     });
     let mut response = Response::new(Body::from_stream(bytes));
     let json_lines = axum::http::HeaderValue::from_static("application/x-ndjson");
-    response.headers_mut().insert(axum::http::header::CONTENT_TYPE, json_lines);
+    response
+        .headers_mut()
+        .insert(axum::http::header::CONTENT_TYPE, json_lines);
     response
 }
 
@@ -238,7 +265,11 @@ fn ask_there(url: &str, ask: &Ask, each: &mut dyn FnMut(Said) -> bool) -> Result
         let sent = client.post(format!("{url}{PATH}")).json(ask).send().await;
         let mut answer = sent.with_context(|| format!("ask the process that has the log open, at {url}"))?;
         if !answer.status().is_success() {
-            bail!("{url} answered {}: {}", answer.status(), answer.text().await.unwrap_or_default());
+            bail!(
+                "{url} answered {}: {}",
+                answer.status(),
+                answer.text().await.unwrap_or_default()
+            );
         }
         let mut rest: Vec<u8> = Vec::new();
         while let Some(chunk) = answer.chunk().await.context("the answer broke off")? {

@@ -10,12 +10,19 @@ use serde::Serialize;
 use std::io::{IsTerminal, Write};
 
 /// Prints a list: as a table with these columns, or as a JSON array.
-pub fn list<T: Serialize>(output: Output, items: &[T], columns: &[&str], row: impl Fn(&T) -> Vec<String>) -> Result<()> {
+pub fn list<T: Serialize>(
+    output: Output,
+    items: &[T],
+    columns: &[&str],
+    row: impl Fn(&T) -> Vec<String>,
+) -> Result<()> {
     if output == Output::Json {
         return json(items);
     }
     let mut table = Table::new();
-    table.load_style(TableStyle::new()).set_content_arrangement(ContentArrangement::Dynamic);
+    table
+        .load_style(TableStyle::new())
+        .set_content_arrangement(ContentArrangement::Dynamic);
     if !std::io::stdout().is_terminal() {
         table.set_content_arrangement(ContentArrangement::Disabled);
     }

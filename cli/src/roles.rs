@@ -55,13 +55,23 @@ pub fn sync_views(
                 Ok((schemas, horizon_ms)) => {
                     component.ready();
                     let application = application(&home, &rules, schemas, horizon_ms);
-                    runtime::run(application, config, home.log.clone(), home.clock.clone(), &owner, &readiness);
+                    runtime::run(
+                        application,
+                        config,
+                        home.log.clone(),
+                        home.clock.clone(),
+                        &owner,
+                        &readiness,
+                    );
                     return Ok(());
                 }
                 Err(error) => {
                     let cause = format!("{error:#}");
                     tracing::warn!(%cause, "sync-views cannot start yet");
-                    component.not_ready(cause, format!("check the registry {} and the log", home.registry.describe_self()));
+                    component.not_ready(
+                        cause,
+                        format!("check the registry {} and the log", home.registry.describe_self()),
+                    );
                 }
             }
             if !backoff.pause_blocking(&drain) {
@@ -75,7 +85,10 @@ pub fn sync_views(
 fn prepare(home: &Home) -> Result<(SchemaIds, i64)> {
     let register = |name: &str, text: &str| -> Result<u32> {
         let subject = schemas::wire::subject(VIEW_LOG, name);
-        let id = home.registry.register(&subject, text).with_context(|| format!("register {subject}"))?;
+        let id = home
+            .registry
+            .register(&subject, text)
+            .with_context(|| format!("register {subject}"))?;
         Ok(id.0)
     };
     let schemas = SchemaIds {
@@ -119,7 +132,10 @@ fn application(home: &Home, rules: &Rules, schemas: SchemaIds, horizon_ms: i64) 
             }),
         }
     };
-    Application { name: SYNC_VIEWS.into(), subtopologies: rules.lines().iter().map(line).collect() }
+    Application {
+        name: SYNC_VIEWS.into(),
+        subtopologies: rules.lines().iter().map(line).collect(),
+    }
 }
 
 /// Schemas by id, for a processor: out of reach is tried again, unknown is the record's fault.
@@ -131,7 +147,10 @@ fn fetch(registry: SharedRegistry) -> sync_views::FetchSchema {
                 registry::Error::SchemaNotFound { .. } => Fate::DeadLetter,
                 _ => Fate::Retry,
             };
-            Err(Unavailable { reason: chain(&error), fate })
+            Err(Unavailable {
+                reason: chain(&error),
+                fate,
+            })
         }
     })
 }
@@ -182,15 +201,26 @@ fn connect<S: connectors::source::Source + Send + 'static>(
         on_mismatch,
     };
     let drain = tasks.drain();
-    tasks.thread(format!("connector-{name}"), move || run_source(connector, &context, &drain));
+    tasks.thread(format!("connector-{name}"), move || {
+        run_source(connector, &context, &drain)
+    });
 }
 
 fn declared(table: &topology::Table) -> postgres::Declared {
     let key = table.key.as_ref();
     postgres::Declared {
         name: table.name.clone(),
-        columns: table.columns.iter().map(|c| Column::new(&c.name, &c.declared, c.nullable)).collect(),
-        key: key.map(|k| k.iter().filter_map(|at| table.columns.get(*at)).map(|c| c.name.clone()).collect()),
+        columns: table
+            .columns
+            .iter()
+            .map(|c| Column::new(&c.name, &c.declared, c.nullable))
+            .collect(),
+        key: key.map(|k| {
+            k.iter()
+                .filter_map(|at| table.columns.get(*at))
+                .map(|c| c.name.clone())
+                .collect()
+        }),
     }
 }
 
@@ -208,13 +238,23 @@ pub async fn ingest(
     let drain = tasks.drain();
     let register = tokio::task::spawn_blocking(move || register_events(&registry, &declared, &drain));
     let events = register.await??;
-    let router = Ingest { log: home.log.clone(), events, sources, config }.router();
+    let router = Ingest {
+        log: home.log.clone(),
+        events,
+        sources,
+        config,
+    }
+    .router();
     process::http::serve(tasks, "ingest-listener", listener, router, Duration::from_secs(5));
     Ok(address)
 }
 
 /// Registers the events' schemas, again and again while the registry is out of reach.
-fn register_events(registry: &SharedRegistry, events: &[topology::Event], drain: &process::Drain) -> Result<Vec<EventTopic>> {
+fn register_events(
+    registry: &SharedRegistry,
+    events: &[topology::Event],
+    drain: &process::Drain,
+) -> Result<Vec<EventTopic>> {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
     let mut done = Vec::new();
     for event in events {
@@ -225,21 +265,36 @@ fn register_events(registry: &SharedRegistry, events: &[topology::Event], drain:
                 Ok(id) => break id,
                 Err(error) if error.fate() == Fate::Retry => {
                     tracing::warn!(%subject, "the registry is out of reach: {}", chain(&error));
-                    anyhow::ensure!(backoff.pause_blocking(drain), "stopped while the registry was out of reach");
+                    anyhow::ensure!(
+                        backoff.pause_blocking(drain),
+                        "stopped while the registry was out of reach"
+                    );
                 }
                 Err(error) => return Err(error).with_context(|| format!("register the schema of {topic}")),
             }
         };
-        done.push(EventTopic { topic, schema: event.schema.clone(), id, key: event.key.clone() });
+        done.push(EventTopic {
+            topic,
+            schema: event.schema.clone(),
+            id,
+            key: event.key.clone(),
+        });
     }
     Ok(done)
 }
 
 /// Creates the topics that must exist before anything runs.
 pub fn create_topics(home: &Home, wiring: &Wiring) -> Result<()> {
-    let specs: Vec<log::TopicSpec> =
-        wiring.topics.iter().filter(|t| t.is_created_at_start()).map(|t| spec(t, home.replication)).collect();
-    let made = home.log.create_topics(&specs).context("create the topics of the topology")?;
+    let specs: Vec<log::TopicSpec> = wiring
+        .topics
+        .iter()
+        .filter(|t| t.is_created_at_start())
+        .map(|t| spec(t, home.replication))
+        .collect();
+    let made = home
+        .log
+        .create_topics(&specs)
+        .context("create the topics of the topology")?;
     for (spec, _) in specs.iter().zip(made).filter(|(_, made)| !made) {
         let found = home.log.describe(&spec.name)?;
         if let Some(info) = found.filter(|i| i.partitions != spec.partitions) {
@@ -267,7 +322,12 @@ fn spec(topic: &topology::wiring::Topic, replication: Option<i32>) -> log::Topic
     config.retention_ms = topic.retention_ms;
     config.min_compaction_lag_ms = topic.min_compaction_lag_ms;
     config.delete_retention_ms = topic.delete_retention_ms;
-    log::TopicSpec { name: topic.name.clone(), partitions: topic.partitions, replication, config }
+    log::TopicSpec {
+        name: topic.name.clone(),
+        partitions: topic.partitions,
+        replication,
+        config,
+    }
 }
 
 /// The topology's rules.

@@ -18,7 +18,9 @@ pub fn instant(text: &str, now_ms: i64) -> Result<i64> {
 
 /// A span in ms, such as `90s` or `12h`.
 pub fn span(text: &str) -> Result<i64> {
-    let span: SignedDuration = text.parse().with_context(|| format!("`{text}` is not a span such as 90s or 12h"))?;
+    let span: SignedDuration = text
+        .parse()
+        .with_context(|| format!("`{text}` is not a span such as 90s or 12h"))?;
     i64::try_from(span.as_millis()).context("the span is too long")
 }
 

@@ -77,7 +77,10 @@ struct Refused {
 
 impl Refused {
     fn new(stage: Stage, error: impl Into<Box<dyn StdError>>) -> Self {
-        Refused { stage, error: error.into() }
+        Refused {
+            stage,
+            error: error.into(),
+        }
     }
 }
 
@@ -106,7 +109,11 @@ impl From<StateError> for Trouble {
 }
 
 fn broken(error: &StateError) -> Error {
-    Error::Processor { name: "sync-views".into(), reason: error.to_string(), fate: Fate::Stop }
+    Error::Processor {
+        name: "sync-views".into(),
+        reason: error.to_string(),
+        fate: Fate::Stop,
+    }
 }
 
 impl SyncViews {
@@ -172,12 +179,18 @@ impl SyncViews {
         state: &mut State,
         effects: &mut Effects,
     ) -> Result<(), Trouble> {
-        let Some(relation) = self.config.rules.relation(input.table).cloned() else { return Ok(()) };
+        let Some(relation) = self.config.rules.relation(input.table).cloned() else {
+            return Ok(());
+        };
         match &input.kind {
             Kind::Row(change) => self.row(context, input, &relation, change, state, effects),
             Kind::Truncate => self.sweep(context, input, state, effects, &|_, _| true),
             Kind::ChunkEnd(end) => {
-                let low = Version { incarnation: input.version.incarnation, position: end.low, ordinal: 0 };
+                let low = Version {
+                    incarnation: input.version.incarnation,
+                    position: end.low,
+                    ordinal: 0,
+                };
                 // The chunk's own rows stand at its position, which may lie just below `low`: nothing else does.
                 let chunk = (input.version.incarnation, input.version.position);
                 self.sweep(context, input, state, effects, &|key, row| {
@@ -220,7 +233,11 @@ impl SyncViews {
                 let bound = self.bound(value, input.table, relation)?;
                 let kept = std::mem::take(&mut row.kept);
                 row.kept = bound
-                    .evaluate(value.get(schemas::wire::FRAME_LENGTH..).unwrap_or_default(), kept, &mut self.outputs)
+                    .evaluate(
+                        value.get(schemas::wire::FRAME_LENGTH..).unwrap_or_default(),
+                        kept,
+                        &mut self.outputs,
+                    )
                     .map_err(|e| Refused::new(Stage::Transformation, e))?;
                 row.gone_ms = None;
             }
@@ -231,7 +248,14 @@ impl SyncViews {
         }
         row.version = input.version;
         let outputs = std::mem::take(&mut self.outputs);
-        self.write(relation, change.row_key, &mut row.shown, &outputs, input.version, effects);
+        self.write(
+            relation,
+            change.row_key,
+            &mut row.shown,
+            &outputs,
+            input.version,
+            effects,
+        );
         self.outputs = outputs;
         self.remember(&change.state_key, was_gone, &row, state);
         Ok(())
@@ -248,7 +272,9 @@ impl SyncViews {
         effects: &mut Effects,
     ) {
         for old in shown.iter() {
-            let stays = outputs.iter().any(|o| relation.view(o.view) == old.view && o.bucket == old.bucket);
+            let stays = outputs
+                .iter()
+                .any(|o| relation.view(o.view) == old.view && o.bucket == old.bucket);
             if !stays {
                 self.emit_row(&old.bucket, &old.view, row_key, None, old.partition, version, effects);
             }
@@ -257,13 +283,20 @@ impl SyncViews {
         for output in outputs.iter() {
             let view = relation.view(output.view);
             let hash = xxhash_rust::xxh3::xxh3_128(output.json);
-            let same = shown.iter().any(|s| s.view == view && s.bucket == output.bucket && s.hash == hash);
+            let same = shown
+                .iter()
+                .any(|s| s.view == view && s.bucket == output.bucket && s.hash == hash);
             if !same {
                 let (bucket, json) = (output.bucket, Some(output.json));
                 self.emit_row(bucket, view, row_key, json, output.partition, version, effects);
             }
             let (view, bucket) = (view.to_owned(), output.bucket.to_owned());
-            now.push(Shown { view, bucket, partition: output.partition, hash });
+            now.push(Shown {
+                view,
+                bucket,
+                partition: output.partition,
+                hash,
+            });
         }
         *shown = now;
     }
@@ -306,7 +339,9 @@ impl SyncViews {
         effects: &mut Effects,
         goes: &dyn Fn(&str, &Row) -> bool,
     ) -> Result<(), Trouble> {
-        let Some(relation) = self.config.rules.relation(input.table).cloned() else { return Ok(()) };
+        let Some(relation) = self.config.rules.relation(input.table).cloned() else {
+            return Ok(());
+        };
         let prefix = input::table_prefix(input.table);
         let mut gone: Vec<(Vec<u8>, Row)> = Vec::new();
         let mut damaged = None;
@@ -327,7 +362,14 @@ impl SyncViews {
         }
         for (state_key, mut row) in gone {
             let row_key = input::row_key_of(&state_key, prefix.len()).to_owned();
-            self.write(&relation, &row_key, &mut row.shown, &Outputs::default(), input.version, effects);
+            self.write(
+                &relation,
+                &row_key,
+                &mut row.shown,
+                &Outputs::default(),
+                input.version,
+                effects,
+            );
             row.version = input.version;
             row.gone_ms = Some(context.now);
             row.kept.clear();
@@ -363,7 +405,9 @@ impl SyncViews {
 
     /// Every partition is told: a device learns from those that it reads.
     fn say_stale(&mut self, table: &str, stale: bool, effects: &mut Effects) {
-        let Some(relation) = self.config.rules.relation(table).cloned() else { return };
+        let Some(relation) = self.config.rules.relation(table).cloned() else {
+            return;
+        };
         for view in relation.views() {
             for partition in 0..self.config.partitions {
                 let headers: [Header<'_>; 1] = [(record::WRITER, Some(self.config.writer.as_bytes()))];
@@ -377,7 +421,10 @@ impl SyncViews {
     /// The rules bound to the schema that a value was written with; `prepare` has fetched it.
     fn bound(&self, value: &[u8], table: &str, relation: &Relation) -> Result<Arc<Bound>, Refused> {
         let id = schema_id(value).ok_or_else(|| Refused::new(Stage::ValueConverter, "the value has no schema id"))?;
-        let known = self.bound.iter().find(|((known, name), _)| *known == id && **name == *table);
+        let known = self
+            .bound
+            .iter()
+            .find(|((known, name), _)| *known == id && **name == *table);
         known.map(|(_, bound)| bound.clone()).ok_or_else(|| {
             let why = self.unknown.get(&id).cloned();
             let why = why.unwrap_or_else(|| format!("schema {id} does not fit `{}`", relation.name()));
@@ -386,15 +433,24 @@ impl SyncViews {
     }
 
     fn fetch(&mut self, id: u32, table: &str) -> Result<(), Error> {
-        let Some(relation) = self.config.rules.relation(table).cloned() else { return Ok(()) };
+        let Some(relation) = self.config.rules.relation(table).cloned() else {
+            return Ok(());
+        };
         let text = match (self.config.fetch)(id) {
             Ok(text) => text,
-            Err(Unavailable { reason, fate: Fate::DeadLetter }) => {
+            Err(Unavailable {
+                reason,
+                fate: Fate::DeadLetter,
+            }) => {
                 self.unknown.insert(id, reason);
                 return Ok(());
             }
             Err(Unavailable { reason, fate }) => {
-                return Err(Error::Processor { name: "sync-views".into(), reason, fate });
+                return Err(Error::Processor {
+                    name: "sync-views".into(),
+                    reason,
+                    fate,
+                });
             }
         };
         match relation.bind(&text) {
@@ -432,8 +488,12 @@ impl Processor for SyncViews {
     fn prepare(&mut self, records: &RecordBatch, range: Range<usize>) -> Result<()> {
         let (mut last, rules) = (None, self.config.rules.clone());
         for record in range.filter_map(|i| records.get(i)) {
-            let Some(id) = record.value().and_then(schema_id) else { continue };
-            let Some(table) = input::table_of(&record, &rules) else { continue };
+            let Some(id) = record.value().and_then(schema_id) else {
+                continue;
+            };
+            let Some(table) = input::table_of(&record, &rules) else {
+                continue;
+            };
             if last == Some((id, table)) {
                 continue;
             }
@@ -487,7 +547,11 @@ impl Processor for SyncViews {
             self.line.incarnation += 1;
             self.line_dirty = true;
         }
-        self.floor = self.line.floor.parse().map_err(|_| broken(&StateError::Damaged("the floor")))?;
+        self.floor = self
+            .line
+            .floor
+            .parse()
+            .map_err(|_| broken(&StateError::Damaged("the floor")))?;
         self.last = self.floor;
         Ok(())
     }
@@ -500,7 +564,13 @@ fn emit<'h>(
     headers: impl IntoIterator<Item = Header<'h>>,
     effects: &mut Effects,
 ) {
-    let record = OutRecord { topic, partition: Some(partition), timestamp: None, key: Some(key), value };
+    let record = OutRecord {
+        topic,
+        partition: Some(partition),
+        timestamp: None,
+        key: Some(key),
+        value,
+    };
     effects.emit(record, headers);
 }
 

@@ -8,8 +8,8 @@ mod child;
 use crate::world::{self, Broker, wait_for};
 use child::{Part, part};
 use log::{
-    At, Cleanup, Isolation, Offset, OutBatch, OutRecord, RecordBatch, SharedLog, StartFrom, TopicConfig, TopicPartition,
-    TopicSpec,
+    At, Cleanup, Fate, Isolation, Offset, OutBatch, OutRecord, RecordBatch, SharedLog, StartFrom, TopicConfig,
+    TopicPartition, TopicSpec,
 };
 use process::{Readiness, Tasks};
 use std::collections::BTreeMap;
@@ -38,7 +38,8 @@ impl Line {
             replication: None,
             config: TopicConfig::new(Cleanup::Delete),
         };
-        log.create_topics(&[topic(&part.input), topic(&part.output)]).expect("create topics");
+        log.create_topics(&[topic(&part.input), topic(&part.output)])
+            .expect("create topics");
         Line { log, part, written: 0 }
     }
 
@@ -48,7 +49,16 @@ impl Line {
         for _ in 0..count {
             let key = format!("[{}]", self.written * 31 % KEYS);
             let partition = Some(i32::try_from(self.written).expect("few records") % PARTITIONS);
-            batch.push(OutRecord { topic: &topic, partition, timestamp: None, key: Some(key.as_bytes()), value: None }, []);
+            batch.push(
+                OutRecord {
+                    topic: &topic,
+                    partition,
+                    timestamp: None,
+                    key: Some(key.as_bytes()),
+                    value: None,
+                },
+                [],
+            );
             self.written += 1;
         }
         self.log.append(&batch).expect("write input");
@@ -57,12 +67,20 @@ impl Line {
     /// Committed records of a partition, as offset, key and value.
     fn read(&self, topic: &str, partition: i32) -> Vec<(Offset, String, String)> {
         let at = TopicPartition::new(topic, partition);
-        let end = self.log.offset(&at, At::Stable).expect("look the end up");
+        // The broker may just have started again.
+        let end = wait_for("the end of the partition", LIMIT, || {
+            match self.log.offset(&at, At::Stable) {
+                Err(error) if error.fate() == Fate::Retry => None,
+                end => Some(end.expect("look the end up")),
+            }
+        });
         let mut reader = self.log.reader(Isolation::ReadCommitted).expect("open a reader");
         reader.assign(&[(at.clone(), StartFrom::Start)]).expect("assign");
         let (mut batch, mut seen) = (RecordBatch::default(), Vec::new());
         wait_for("the reader to reach the end", LIMIT, || {
-            reader.poll(&mut batch, 1 << 20, Duration::from_millis(20)).expect("poll");
+            reader
+                .poll(&mut batch, 1 << 20, Duration::from_millis(20))
+                .expect("poll");
             let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
             seen.extend(batch.iter().map(|r| (r.offset(), text(r.key()), text(r.value()))));
             (reader.position(&at) >= Some(end)).then_some(())
@@ -71,7 +89,9 @@ impl Line {
     }
 
     fn outputs(&self) -> usize {
-        (0..PARTITIONS).map(|partition| self.read(&self.part.output, partition).len()).sum()
+        (0..PARTITIONS)
+            .map(|partition| self.read(&self.part.output, partition).len())
+            .sum()
     }
 
     /// Waits until everything written has come out, and compares it with one sequential run.
@@ -99,7 +119,12 @@ impl Line {
             let got: Vec<(String, String)> = got.into_iter().map(|(_, key, value)| (key, value)).collect();
             let odd = got.iter().zip(&want).position(|(got, want)| got != want);
             let about = odd.map(|at| (at, got.get(at), want.get(at)));
-            assert!(got == want, "partition {partition}: {} came out, {} should: {about:?}", got.len(), want.len());
+            assert!(
+                got == want,
+                "partition {partition}: {} came out, {} should: {about:?}",
+                got.len(),
+                want.len()
+            );
         }
     }
 }
@@ -130,6 +155,11 @@ const POINTS: &[(&str, &[u32])] = &[
 fn die_everywhere(mut line: Line) {
     let stores = line.part.dir.clone();
     let copy = tempfile::tempdir().expect("make a directory");
+    // State to restore, and offsets to come back to.
+    line.write(40);
+    let mut life = line.part.spawn("");
+    line.check();
+    life.kill();
     let mut deaths = 0;
     for (point, hits) in POINTS {
         for hit in *hits {
@@ -192,18 +222,30 @@ fn killed_at_every_point_its_output_is_that_of_one_run() {
 #[test]
 fn killed_at_every_point_its_output_is_that_of_one_run_on_sled() {
     let dir = tempfile::tempdir().expect("make a directory");
-    let part = Part { sled: true, ..part(world::kafka(), dir.path().join("stores")) };
+    let part = Part {
+        sled: true,
+        ..part(world::kafka(), dir.path().join("stores"))
+    };
     die_everywhere(Line::new(part));
 }
 
 #[test]
 fn partitions_move_between_processes_that_come_die_and_sleep() {
-    let (first, second) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+    let (first, second) = (
+        tempfile::tempdir().expect("a directory"),
+        tempfile::tempdir().expect("a directory"),
+    );
     let mut line = Line::new(part(world::kafka(), first.path().join("stores")));
-    let other = Part { instance: "two".to_owned(), dir: second.path().join("stores"), ..line.part.clone() };
+    let other = Part {
+        instance: "two".to_owned(),
+        dir: second.path().join("stores"),
+        ..line.part.clone()
+    };
     line.write(60);
     let mut one = line.part.spawn("runtime.revoked=kill");
-    wait_for("the first process to work", LIMIT, || (line.outputs() >= 60).then_some(()));
+    wait_for("the first process to work", LIMIT, || {
+        (line.outputs() >= 60).then_some(())
+    });
     // The second one's coming takes partitions from the first, which dies while it gives them up.
     let mut two = other.spawn("");
     line.write(60);
@@ -237,7 +279,10 @@ fn a_broker_that_stops_and_starts_again_costs_no_record_and_no_restart() {
     let dir = tempfile::tempdir().expect("make a directory");
     let mut line = Line::new(part(broker.bootstrap(), dir.path().join("stores")));
     line.write(50);
-    let executor = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("an executor");
+    let executor = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("an executor");
     let (tasks, readiness) = executor.block_on(async { (Tasks::new(), Readiness::new()) });
     line.part.run(line.log.clone(), &tasks, &readiness);
     wait_for("readiness", LIMIT, || readiness.report().ready.then_some(()));
@@ -245,15 +290,24 @@ fn a_broker_that_stops_and_starts_again_costs_no_record_and_no_restart() {
     for stop in [Broker::kill, Broker::stop] {
         stop(&mut broker);
         let red = wait_for("a red readiness", LIMIT, || {
-            readiness.report().components.into_iter().find(|component| !component.ready)
+            readiness
+                .report()
+                .components
+                .into_iter()
+                .find(|component| !component.ready)
         });
         assert!(red.cause.is_some_and(|cause| !cause.is_empty()));
-        assert!(red.next_command.is_some_and(|command| command.contains("trunkline doctor")));
+        assert!(
+            red.next_command
+                .is_some_and(|command| command.contains("trunkline doctor"))
+        );
         broker.restart();
         line.write(50);
         line.check();
         wait_for("readiness again", LIMIT, || readiness.report().ready.then_some(()));
     }
     assert!(!tasks.running().is_empty(), "nothing was restarted");
-    executor.block_on(tasks.join(Duration::from_secs(60))).expect("a clean end");
+    executor
+        .block_on(tasks.join(Duration::from_secs(60)))
+        .expect("a clean end");
 }

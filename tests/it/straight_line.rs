@@ -20,7 +20,13 @@ fn sum<'a>(rows: impl Iterator<Item = &'a Value>, column: &str) -> i64 {
 }
 
 /// Polls until `done` says so, within a limit; every complete page is held to `check`.
-fn follow(phone: &mut Phone, edge: &str, limit: Duration, check: &dyn Fn(&Phone), done: &mut dyn FnMut(&Phone) -> bool) {
+fn follow(
+    phone: &mut Phone,
+    edge: &str,
+    limit: Duration,
+    check: &dyn Fn(&Phone),
+    done: &mut dyn FnMut(&Phone) -> bool,
+) {
     let until = Instant::now() + limit;
     loop {
         match phone.poll(edge, 1) {
@@ -31,7 +37,11 @@ fn follow(phone: &mut Phone, edge: &str, limit: Duration, check: &dyn Fn(&Phone)
         if done(phone) {
             return;
         }
-        assert!(Instant::now() < until, "not done within {limit:?}; the device holds {} rows", phone.rows.len());
+        assert!(
+            Instant::now() < until,
+            "not done within {limit:?}; the device holds {} rows",
+            phone.rows.len()
+        );
     }
 }
 
@@ -54,9 +64,18 @@ fn shop_survives_kills(args: &[&str]) {
     for round in 1..=4 {
         let edge = dev.url("edge");
         let want = phone.complete + 12;
-        follow(&mut phone, &edge, Duration::from_secs(60), &orders_are_whole, &mut |p| p.complete >= want);
+        follow(
+            &mut phone,
+            &edge,
+            Duration::from_secs(60),
+            &orders_are_whole,
+            &mut |p| p.complete >= want,
+        );
         let orders = phone.view("orders").count();
-        assert!(orders > seen, "round {round}: {orders} orders, {seen} before; the generator's orders must keep coming");
+        assert!(
+            orders > seen,
+            "round {round}: {orders} orders, {seen} before; the generator's orders must keep coming"
+        );
         seen = orders;
         dev.kill();
         dev.restart();
@@ -89,7 +108,10 @@ fn the_shop_on_sled_survives_kill_9_of_everything() {
 /// Runs SQL through psql and returns what it prints, unaligned.
 fn sql(url: &str, text: &str) -> String {
     let psql = world::postgres_bin().join("psql");
-    let out = Command::new(psql).args(["-qAt", "-v", "ON_ERROR_STOP=1", url, "-c", text]).output().unwrap();
+    let out = Command::new(psql)
+        .args(["-qAt", "-v", "ON_ERROR_STOP=1", url, "-c", text])
+        .output()
+        .unwrap();
     assert!(out.status.success(), "{text}: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).unwrap().trim().to_owned()
 }
@@ -97,16 +119,25 @@ fn sql(url: &str, text: &str) -> String {
 fn branch_is_whole(phone: &Phone) {
     let balance = sum(phone.view("branches"), "bbalance");
     let history = sum(phone.view("history"), "delta");
-    assert_eq!(balance, history, "half a transaction shows: the branch's balance is not the sum of its history");
+    assert_eq!(
+        balance, history,
+        "half a transaction shows: the branch's balance is not the sum of its history"
+    );
 }
 
 #[test]
 fn pgbench_over_kafka_never_shows_half_a_transaction_and_ends_as_the_database() {
     let (postgres, broker) = (Postgres::start(), Broker::start());
     let bench = world::postgres_bin().join("pgbench");
-    let made = Command::new(&bench).args(["-q", "-i", "-s", "5", &postgres.url()]).stderr(Stdio::null()).status();
+    let made = Command::new(&bench)
+        .args(["-q", "-i", "-s", "5", &postgres.url()])
+        .stderr(Stdio::null())
+        .status();
     assert!(made.unwrap().success(), "pgbench -i");
-    sql(&postgres.url(), "ALTER TABLE pgbench_history ADD COLUMN id bigserial PRIMARY KEY");
+    sql(
+        &postgres.url(),
+        "ALTER TABLE pgbench_history ADD COLUMN id bigserial PRIMARY KEY",
+    );
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     std::fs::create_dir_all(&data).unwrap();
@@ -132,7 +163,9 @@ fn pgbench_over_kafka_never_shows_half_a_transaction_and_ends_as_the_database() 
         let edge = dev.url("edge");
         for phone in &mut phones {
             let want = phone.complete + 3;
-            follow(phone, &edge, Duration::from_secs(60), &branch_is_whole, &mut |p| p.complete >= want);
+            follow(phone, &edge, Duration::from_secs(60), &branch_is_whole, &mut |p| {
+                p.complete >= want
+            });
         }
         dev.kill();
         dev.restart();
@@ -141,13 +174,28 @@ fn pgbench_over_kafka_never_shows_half_a_transaction_and_ends_as_the_database() 
     let edge = dev.url("edge");
     for (n, phone) in phones.iter_mut().enumerate() {
         let branch = n + 1;
-        let count = |what: &str| sql(&url, &format!("SELECT {what} WHERE bid = {branch}")).parse::<i64>().unwrap();
+        let count = |what: &str| {
+            sql(&url, &format!("SELECT {what} WHERE bid = {branch}"))
+                .parse::<i64>()
+                .unwrap()
+        };
         let history = count("count(*) FROM pgbench_history");
-        let (accounts, tellers) = (count("sum(abalance) FROM pgbench_accounts"), count("sum(tbalance) FROM pgbench_tellers"));
+        let (accounts, tellers) = (
+            count("sum(abalance) FROM pgbench_accounts"),
+            count("sum(tbalance) FROM pgbench_tellers"),
+        );
         let caught_up = &mut |p: &Phone| p.view("history").count() as i64 == history;
         follow(phone, &edge, Duration::from_secs(120), &branch_is_whole, caught_up);
-        assert_eq!(sum(phone.view("accounts"), "abalance"), accounts, "accounts of branch {branch}");
-        assert_eq!(sum(phone.view("tellers"), "tbalance"), tellers, "tellers of branch {branch}");
+        assert_eq!(
+            sum(phone.view("accounts"), "abalance"),
+            accounts,
+            "accounts of branch {branch}"
+        );
+        assert_eq!(
+            sum(phone.view("tellers"), "tbalance"),
+            tellers,
+            "tellers of branch {branch}"
+        );
         assert_eq!(phone.view("accounts").count(), 100_000);
     }
 }

@@ -17,24 +17,60 @@ const HOUSE: [(&str, &str, &[&str]); 14] = [
     ("topology", "topology", &["schemas"]),
     ("views", "views", &["schemas", "log", "store", "process", "topology"]),
     ("processors/runtime", "runtime", &["schemas", "log", "store", "process"]),
-    ("processors", "processors", &["schemas", "log", "process", "registry", "topology", "views", "runtime"]),
-    ("connectors", "connectors", &["schemas", "log", "process", "registry", "topology"]),
-    ("edge", "edge", &["schemas", "log", "store", "process", "registry", "topology", "views"]),
-    ("topology/operations", "operations", &["schemas", "log", "process", "registry", "topology", "views"]),
+    (
+        "processors",
+        "processors",
+        &["schemas", "log", "process", "registry", "topology", "views", "runtime"],
+    ),
+    (
+        "connectors",
+        "connectors",
+        &["schemas", "log", "process", "registry", "topology"],
+    ),
+    (
+        "edge",
+        "edge",
+        &["schemas", "log", "store", "process", "registry", "topology", "views"],
+    ),
+    (
+        "topology/operations",
+        "operations",
+        &["schemas", "log", "process", "registry", "topology", "views"],
+    ),
     (
         "cli",
         "trunkline",
         &[
-            "schemas", "log", "store", "process", "registry", "topology", "views", "runtime", "processors",
-            "connectors", "edge", "operations",
+            "schemas",
+            "log",
+            "store",
+            "process",
+            "registry",
+            "topology",
+            "views",
+            "runtime",
+            "processors",
+            "connectors",
+            "edge",
+            "operations",
         ],
     ),
     ("tests", "tests", &ALL),
 ];
 
 const ALL: [&str; 12] = [
-    "schemas", "log", "store", "process", "registry", "topology", "views", "runtime", "processors", "connectors",
-    "edge", "operations",
+    "schemas",
+    "log",
+    "store",
+    "process",
+    "registry",
+    "topology",
+    "views",
+    "runtime",
+    "processors",
+    "connectors",
+    "edge",
+    "operations",
 ];
 
 /// Heavy dependencies and the only packages that may name them.
@@ -54,7 +90,10 @@ const FENCES: [(&str, &[&str]); 9] = [
 const LINES_MAX: usize = 600;
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ is below the root").to_path_buf()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("tests/ is below the root")
+        .to_path_buf()
 }
 
 /// Dependencies that a manifest names, development ones included.
@@ -113,7 +152,10 @@ fn a_heavy_dependency_has_one_owner() {
         let named = dependencies(dir);
         for (dependency, owners) in FENCES {
             if named.contains(dependency) && !owners.contains(&dir) {
-                broken.push(format!("{dir}/Cargo.toml: `{dependency}` belongs to {}", owners.join(", ")));
+                broken.push(format!(
+                    "{dir}/Cargo.toml: `{dependency}` belongs to {}",
+                    owners.join(", ")
+                ));
             }
         }
     }
@@ -127,7 +169,9 @@ fn every_file_says_what_it_is_and_is_one_room() {
         let text = fs::read_to_string(&path).expect("a source file is UTF-8");
         let shown = path.strip_prefix(root()).unwrap_or(&path).display().to_string();
         if !text.starts_with("//!") && !text.starts_with("#!") {
-            broken.push(format!("{shown}: does not begin with `//!`: what it is, what it guarantees, what it never does"));
+            broken.push(format!(
+                "{shown}: does not begin with `//!`: what it is, what it guarantees, what it never does"
+            ));
         }
         if text.lines().count() > LINES_MAX {
             broken.push(format!("{shown}: {} lines; make two rooms of it", text.lines().count()));
@@ -136,7 +180,12 @@ fn every_file_says_what_it_is_and_is_one_room() {
             broken.push(format!("{shown}: `name.rs` beside `name/`, no mod.rs"));
         }
         // Written in two halves, so that this file does not find itself.
-        for word in [concat!("todo", "!("), concat!("unimplemented", "!("), concat!("dbg", "!("), concat!("#[", "ignore")] {
+        for word in [
+            concat!("todo", "!("),
+            concat!("unimplemented", "!("),
+            concat!("dbg", "!("),
+            concat!("#[", "ignore"),
+        ] {
             if text.contains(word) {
                 broken.push(format!("{shown}: holds `{word}`"));
             }
@@ -144,7 +193,9 @@ fn every_file_says_what_it_is_and_is_one_room() {
         let raw = shown.contains("platform/log/src/kafka/raw");
         let unsafe_code = text.lines().any(|l| {
             let code = l.split("//").next().unwrap_or_default();
-            code.contains(concat!("unsafe", " {")) || code.contains(concat!("unsafe", " fn")) || code.contains(concat!("unsafe", " impl"))
+            code.contains(concat!("unsafe", " {"))
+                || code.contains(concat!("unsafe", " fn"))
+                || code.contains(concat!("unsafe", " impl"))
         });
         if unsafe_code && !raw {
             broken.push(format!("{shown}: unsafe code belongs in platform/log/src/kafka/raw.rs"));
@@ -155,7 +206,13 @@ fn every_file_says_what_it_is_and_is_one_room() {
 
 #[test]
 fn the_lowest_floor_knows_no_topic_and_no_event() {
-    let words = ["view.log", "connect.positions", "device.write", "change.", "push.intent"];
+    let words = [
+        "view.log",
+        "connect.positions",
+        "device.write",
+        "change.",
+        "push.intent",
+    ];
     let mut broken = Vec::new();
     for path in rust_files() {
         let shown = path.strip_prefix(root()).unwrap_or(&path).display().to_string();

@@ -69,7 +69,13 @@ fn options(now: i64) -> Options {
         proof_ms: i64::MAX / 4,
     };
     // Rows beyond some two are spilled, so that both ways through the store are walked.
-    Options { partitions: vec![0, 1], times, log: 5, held_bytes_max: 200, now }
+    Options {
+        partitions: vec![0, 1],
+        times,
+        log: 5,
+        held_bytes_max: 200,
+        now,
+    }
 }
 
 /// A partition's visible rows by (bucket, source, key): offset, version, value.
@@ -86,7 +92,12 @@ impl Rep {
     fn over(disk: Disk, now: i64) -> Rep {
         let disk = Arc::new(disk);
         let replica = Replica::open(disk.clone(), options(now)).expect("a replica opens over what it wrote");
-        Rep { disk, replica, saved: None, down_until: 0 }
+        Rep {
+            disk,
+            replica,
+            saved: None,
+            down_until: 0,
+        }
     }
 }
 
@@ -140,7 +151,12 @@ impl Run {
         let mut closed = BTreeMap::new();
         for r in self.logs[p].history.iter().take_while(|r| r.offset <= at) {
             match r.ghost {
-                Ghost::Row { bucket, key, value, version } => pending
+                Ghost::Row {
+                    bucket,
+                    key,
+                    value,
+                    version,
+                } => pending
                     .entry(r.writer)
                     .or_default()
                     .push(((bucket, r.writer, key), (r.offset, version.to_bytes(), value))),
@@ -152,7 +168,10 @@ impl Run {
             }
         }
         held.clear();
-        let visible: Visible = all.into_iter().filter_map(|(k, (o, v, j))| Some((k, (o, v, j?)))).collect();
+        let visible: Visible = all
+            .into_iter()
+            .filter_map(|(k, (o, v, j))| Some((k, (o, v, j?))))
+            .collect();
         for (writer, (transactions, stale)) in closed {
             if !stale {
                 self.truth(p, writer, transactions, &visible, at);
@@ -168,8 +187,15 @@ impl Run {
             .iter()
             .filter_map(|(k, (bucket, v))| bucket.filter(|b| partition_of(*b) == p).map(|b| ((b, writer, *k), *v)))
             .collect();
-        let got: BTreeMap<_, _> = visible.iter().filter(|(k, _)| k.1 == writer).map(|(k, v)| (*k, v.2)).collect();
-        assert_eq!(got, want, "I3: source {writer}, partition {p}, T {at}: view (left) and database (right)");
+        let got: BTreeMap<_, _> = visible
+            .iter()
+            .filter(|(k, _)| k.1 == writer)
+            .map(|(k, v)| (*k, v.2))
+            .collect();
+        assert_eq!(
+            got, want,
+            "I3: source {writer}, partition {p}, T {at}: view (left) and database (right)"
+        );
     }
 
     /// I1, I2, I3, I5, I9, I10: what a device holds against the oracle.
@@ -184,11 +210,17 @@ impl Run {
                 .iter()
                 .filter(|((b, ..), _)| *b == bucket)
                 .map(|((_, s, k), (_, version, v))| {
-                    (("v".to_owned(), format!("\"{s}\",\"{k}\"")), (*version, v.to_string().into_bytes()))
+                    (
+                        ("v".to_owned(), format!("\"{s}\",\"{k}\"")),
+                        (*version, v.to_string().into_bytes()),
+                    )
                 })
                 .collect();
             let got = &self.devices[d].rows[&id(bucket)];
-            assert_eq!(*got, want, "I2, {why}: device {d}, bucket {bucket}, T {at}: device (left), oracle (right)");
+            assert_eq!(
+                *got, want,
+                "I2, {why}: device {d}, bucket {bucket}, T {at}: device (left), oracle (right)"
+            );
         }
     }
 
@@ -210,7 +242,9 @@ impl Run {
                 let want: BTreeMap<_, _> = visible
                     .iter()
                     .filter(|((b, ..), _)| *b == bucket)
-                    .map(|((_, s, k), (o, ver, v))| (format!("\"{s}\",\"{k}\""), (*o, *ver, v.to_string().into_bytes())))
+                    .map(|((_, s, k), (o, ver, v))| {
+                        (format!("\"{s}\",\"{k}\""), (*o, *ver, v.to_string().into_bytes()))
+                    })
                     .collect();
                 assert_eq!(got, want, "I6: replica {i}, bucket {bucket}, T {}", health.closed);
             }
@@ -227,11 +261,22 @@ impl Run {
         let owner = Owner::new(&device.who.to_string(), &device.id.to_string());
         let cursor = device.cursor.as_deref().and_then(|c| self.keys.open(c));
         let foreign = cursor.as_ref().is_none_or(|c| c.owner != owner);
-        let request =
-            Request { owner, readable: &readable, cursor, rules: 1, rows_max, bytes_max: 1 << 20, now: self.now };
+        let request = Request {
+            owner,
+            readable: &readable,
+            cursor,
+            rules: 1,
+            rows_max,
+            bytes_max: 1 << 20,
+            now: self.now,
+        };
         let answer = views::delta(&self.replicas[i].replica, &request).unwrap();
-        let at: BTreeMap<i32, Offset> =
-            self.replicas[i].replica.health(self.now).iter().map(|h| (h.partition, h.closed)).collect();
+        let at: BTreeMap<i32, Offset> = self.replicas[i]
+            .replica
+            .health(self.now)
+            .iter()
+            .map(|h| (h.partition, h.closed))
+            .collect();
         match answer {
             Answer::NotReady(_) | Answer::Behind => {
                 *self.polls.entry("503").or_default() += 1;
@@ -243,7 +288,10 @@ impl Run {
                 true
             }
             Answer::Page(page) => {
-                *self.polls.entry(if page.complete { "complete" } else { "page" }).or_default() += 1;
+                *self
+                    .polls
+                    .entry(if page.complete { "complete" } else { "page" })
+                    .or_default() += 1;
                 self.take(d, &page, foreign)
             }
         }
@@ -251,8 +299,15 @@ impl Run {
 
     fn take(&mut self, d: usize, page: &views::Page, foreign: bool) -> bool {
         let may: BTreeSet<BucketId> = self.devices[d].claims.chars().map(id).collect();
-        let named = page.resets.iter().map(|r| r.0).chain(page.changes.iter().map(|c| c.bucket));
-        assert!(named.into_iter().all(|b| may.contains(&b)), "I5: a page holds an unreadable bucket");
+        let named = page
+            .resets
+            .iter()
+            .map(|r| r.0)
+            .chain(page.changes.iter().map(|c| c.bucket));
+        assert!(
+            named.into_iter().all(|b| may.contains(&b)),
+            "I5: a page holds an unreadable bucket"
+        );
         if self.random.chance(10) && self.steps > 0 {
             return false; // Lost on the way: the device asks again with its last cursor.
         }
@@ -277,7 +332,10 @@ impl Run {
         let at: BTreeMap<i32, Offset> = page.cursor.points.iter().map(|(p, point)| (*p, point.closed)).collect();
         if let Some(before) = self.devices[d].committed.replace(at.clone()) {
             for (p, t) in before {
-                assert!(at.get(&p).is_none_or(|now| *now >= t), "I4: T of device {d} went back in partition {p}");
+                assert!(
+                    at.get(&p).is_none_or(|now| *now >= t),
+                    "I4: T of device {d} went back in partition {p}"
+                );
             }
         }
         self.check_device(d, &at, "commit");
@@ -286,7 +344,10 @@ impl Run {
 
     fn rebuild(&mut self, i: usize) {
         let down_until = self.replicas[i].down_until;
-        self.replicas[i] = Rep { down_until, ..Rep::over(Disk::default(), self.now) };
+        self.replicas[i] = Rep {
+            down_until,
+            ..Rep::over(Disk::default(), self.now)
+        };
     }
 
     fn read(&mut self, i: usize, max: usize) {
@@ -326,7 +387,16 @@ impl Run {
         let mut changes = vec![];
         for _ in 0..count {
             let key = keys.remove(self.random.below(keys.len()));
-            let bucket = self.random.pick(&[Some('a'), Some('a'), Some('b'), Some('b'), Some('c'), Some('c'), Some('d'), None]);
+            let bucket = self.random.pick(&[
+                Some('a'),
+                Some('a'),
+                Some('b'),
+                Some('b'),
+                Some('c'),
+                Some('c'),
+                Some('d'),
+                None,
+            ]);
             let value = (bucket, self.random.between(0, 5));
             changes.push((key, (!self.random.chance(25)).then_some(value)));
         }
@@ -380,7 +450,10 @@ impl Run {
             895..900 => {
                 if let Some(saved) = self.replicas[i].saved.take() {
                     let again = saved.copy();
-                    self.replicas[i] = Rep { saved: Some(again), ..Rep::over(saved, now) };
+                    self.replicas[i] = Rep {
+                        saved: Some(again),
+                        ..Rep::over(saved, now)
+                    };
                 }
             }
             900..910 => drop(self.replicas[i].replica.prune(now, 100).unwrap()),
@@ -440,7 +513,10 @@ impl Run {
             }
             self.read(i, usize::MAX);
             for health in self.replicas[i].replica.health(self.now) {
-                assert_eq!(health.not_ready, None, "liveness: replica {i} at the end of a quiet log");
+                assert_eq!(
+                    health.not_ready, None,
+                    "liveness: replica {i} at the end of a quiet log"
+                );
                 assert!(!health.holds_back, "liveness: replica {i} holds rows back for ever");
             }
         }
@@ -463,7 +539,11 @@ impl Run {
 }
 
 fn bucket(name: char) -> Bucket {
-    Bucket { name: name.to_string(), id: id(name), partition: partition_of(name) as i32 }
+    Bucket {
+        name: name.to_string(),
+        id: id(name),
+        partition: partition_of(name) as i32,
+    }
 }
 
 fn run(seed: u64, steps: usize) -> BTreeMap<&'static str, usize> {
@@ -475,7 +555,10 @@ fn run(seed: u64, steps: usize) -> BTreeMap<&'static str, usize> {
     run.polls
 }
 
-#[expect(clippy::disallowed_methods, reason = "a failing seed is named in the environment to run it again")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a failing seed is named in the environment to run it again"
+)]
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
@@ -489,7 +572,9 @@ fn a_random_run_keeps_every_invariant_of_the_view_protocol() {
     let mut polls: BTreeMap<&'static str, usize> = BTreeMap::new();
     for seed in seeds {
         let done = std::panic::catch_unwind(|| run(seed, 400));
-        let Ok(counts) = done else { panic!("TRUNKLINE_SEED={seed} fails; the reason stands above") };
+        let Ok(counts) = done else {
+            panic!("TRUNKLINE_SEED={seed} fails; the reason stands above")
+        };
         for (kind, count) in counts {
             *polls.entry(kind).or_default() += count;
         }

@@ -7,6 +7,8 @@
 // The load commands include this file from beside, so that its children need their paths.
 #[path = "world/broker.rs"]
 mod broker;
+mod dev;
+mod phone;
 #[path = "world/postgres.rs"]
 mod postgres;
 

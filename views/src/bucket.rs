@@ -51,7 +51,11 @@ impl Bucket {
     pub fn new(name: impl Into<String>, scope: &str, partitions: i32) -> Self {
         let name = name.into();
         let id = BucketId::of(&name);
-        Bucket { name, id, partition: partition_of(scope, partitions) }
+        Bucket {
+            name,
+            id,
+            partition: partition_of(scope, partitions),
+        }
     }
 }
 

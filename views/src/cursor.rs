@@ -128,7 +128,9 @@ impl Keyring {
             let unbound = UnboundKey::new(&AES_256_GCM, &key.secret).ok()?;
             Some((key.id, LessSafeKey::new(unbound)))
         });
-        Some(Keyring { keys: keys.collect::<Option<_>>()? })
+        Some(Keyring {
+            keys: keys.collect::<Option<_>>()?,
+        })
     }
 
     /// Seals a cursor into its URL-safe text.
@@ -261,7 +263,14 @@ impl Bytes<'_> {
             let partition = self.partition()?;
             let closed = self.signed()?;
             let low = closed.wrapping_sub(self.signed()?);
-            points.insert(partition, Point { closed, low, time: self.signed()? });
+            points.insert(
+                partition,
+                Point {
+                    closed,
+                    low,
+                    time: self.signed()?,
+                },
+            );
         }
         Some(points)
     }
@@ -283,13 +292,25 @@ fn decode(bytes: &mut Bytes<'_>) -> Option<Cursor> {
     let covered = bytes.buckets()?;
     let round = if flags & 1 == 1 {
         let (points, covered) = (bytes.points()?, bytes.buckets()?);
-        let at = Place { bucket: BucketId(bytes.fixed()?), offset: bytes.signed()? };
+        let at = Place {
+            bucket: BucketId(bytes.fixed()?),
+            offset: bytes.signed()?,
+        };
         Some(Round { points, covered, at })
     } else {
         None
     };
     let all_read = bytes.0.is_empty();
-    all_read.then_some(Cursor { log, owner, rules, points, seen, covered, round, complete: flags & 2 == 2 })
+    all_read.then_some(Cursor {
+        log,
+        owner,
+        rules,
+        points,
+        seen,
+        covered,
+        round,
+        complete: flags & 2 == 2,
+    })
 }
 
 #[cfg(test)]
@@ -308,14 +329,23 @@ mod tests {
             round: Some(Round {
                 points: [(0, point(40, 11, 9))].into(),
                 covered: vec![BucketId(3)],
-                at: Place { bucket: BucketId(3), offset: -1 },
+                at: Place {
+                    bucket: BucketId(3),
+                    offset: -1,
+                },
             }),
             complete: false,
         }
     }
 
     fn ring(ids: &[u8]) -> Keyring {
-        let keys: Vec<Key> = ids.iter().map(|id| Key { id: *id, secret: [*id; 32] }).collect();
+        let keys: Vec<Key> = ids
+            .iter()
+            .map(|id| Key {
+                id: *id,
+                secret: [*id; 32],
+            })
+            .collect();
         Keyring::new(&keys).unwrap()
     }
 

@@ -102,13 +102,22 @@ impl Change {
     pub(crate) fn from_store(key: &[u8], value: &[u8]) -> Option<Self> {
         let (bucket, offset) = crate::replica::row_place(key)?;
         row_value(value)?;
-        Some(Change { bucket, offset, value: value.to_vec() })
+        Some(Change {
+            bucket,
+            offset,
+            value: value.to_vec(),
+        })
     }
 
     /// Its parts.
     pub fn parts(&self) -> ChangeParts<'_> {
         let row = row_value(&self.value).expect("a change was checked when it was read");
-        ChangeParts { view: row.view, key: row.key, version: row.version, json: row.json }
+        ChangeParts {
+            view: row.view,
+            key: row.key,
+            version: row.version,
+            json: row.json,
+        }
     }
 }
 
@@ -119,7 +128,10 @@ type Shows<'a> = BTreeMap<i32, RwLockReadGuard<'a, Shown>>;
 /// # Errors
 /// The store's errors.
 pub fn delta(replica: &Replica, request: &Request<'_>) -> Result<Answer, Error> {
-    let cursor = request.cursor.as_ref().filter(|c| c.owner == request.owner && c.log == replica.log());
+    let cursor = request
+        .cursor
+        .as_ref()
+        .filter(|c| c.owner == request.owner && c.log == replica.log());
     let mut numbers: Vec<i32> = request.readable.iter().map(|b| b.partition).collect();
     if let Some(cursor) = cursor {
         numbers.extend(cursor.points.keys().chain(cursor.seen.keys()));
@@ -146,20 +158,37 @@ pub fn delta(replica: &Replica, request: &Request<'_>) -> Result<Answer, Error> 
         Some(cursor) if !old => cursor.clone(),
         _ => empty(replica, request, cursor),
     };
-    Pager { replica, request, shows, reset_all: cursor.is_none() || old, base }.page()
+    Pager {
+        replica,
+        request,
+        shows,
+        reset_all: cursor.is_none() || old,
+        base,
+    }
+    .page()
 }
 
 /// The oldest time of a cursor: of its base as well as of its round.
 fn oldest(cursor: &Cursor) -> Millis {
     let round = cursor.round.iter().flat_map(|r| r.points.values());
-    cursor.points.values().chain(round).map(|p| p.time).min().unwrap_or(Millis::MAX)
+    cursor
+        .points
+        .values()
+        .chain(round)
+        .map(|p| p.time)
+        .min()
+        .unwrap_or(Millis::MAX)
 }
 
 /// Whether the replica's T is below what this device was already served from.
 fn behind(cursor: &Cursor, shows: &Shows<'_>) -> bool {
     let closed = |partition: &i32| shows.get(partition).map_or(-1, |s| s.closed);
     let round = cursor.round.iter().flat_map(|r| r.points.iter());
-    cursor.points.iter().chain(round).any(|(p, point)| closed(p) < point.closed)
+    cursor
+        .points
+        .iter()
+        .chain(round)
+        .any(|(p, point)| closed(p) < point.closed)
         || cursor.seen.iter().any(|(p, seen)| closed(p) < *seen)
 }
 
@@ -203,13 +232,22 @@ impl Pager<'_> {
         let round = self.base.round.clone().unwrap_or_else(|| Round {
             points: self.shows.iter().map(|(p, s)| (*p, s.point())).collect(),
             covered: readable.iter().map(|b| b.id).collect(),
-            at: Place { bucket: BucketId(0), offset: Offset::MIN },
+            at: Place {
+                bucket: BucketId(0),
+                offset: Offset::MIN,
+            },
         });
         let had = if first { &self.base.covered } else { &round.covered };
         let drops: Vec<BucketId> = had.iter().filter(|id| !may_read(id)).copied().collect();
         // A bucket revoked in mid-round is no longer covered: granted again, it begins anew.
         let covered: Vec<BucketId> = round.covered.iter().filter(|id| may_read(id)).copied().collect();
-        let mut got = Gathered { resets: vec![], changes: vec![], bytes: 0, last: round.at, more: false };
+        let mut got = Gathered {
+            resets: vec![],
+            changes: vec![],
+            bytes: 0,
+            last: round.at,
+            more: false,
+        };
         for bucket in readable.iter().filter(|b| covered.binary_search(&b.id).is_ok()) {
             self.gather(bucket, &round, &mut got)?;
             if got.more {
@@ -217,7 +255,11 @@ impl Pager<'_> {
             }
         }
         let empty = got.resets.is_empty() && got.changes.is_empty();
-        let fresh = self.base.points.values().all(|p| p.time > self.request.now - self.replica.times().refresh_ms);
+        let fresh = self
+            .base
+            .points
+            .values()
+            .all(|p| p.time > self.request.now - self.replica.times().refresh_ms);
         let same = covered == self.base.covered && drops.is_empty();
         if first && empty && !self.reset_all && same && fresh && self.base.complete {
             return Ok(Answer::NotModified);
@@ -225,52 +267,85 @@ impl Pager<'_> {
         Ok(Answer::Page(self.finish(first, drops, covered, round, got)))
     }
 
-    fn finish(
-        self,
-        first: bool,
-        drops: Vec<BucketId>,
-        covered: Vec<BucketId>,
-        round: Round,
-        got: Gathered,
-    ) -> Page {
+    fn finish(self, first: bool, drops: Vec<BucketId>, covered: Vec<BucketId>, round: Round, got: Gathered) -> Page {
         let complete = first && !got.more;
         let mut seen = self.base.seen.clone();
         for (partition, shown) in &self.shows {
             let seen = seen.entry(*partition).or_insert(-1);
             *seen = (*seen).max(shown.closed);
         }
-        let mut cursor = Cursor { seen, complete, rules: self.request.rules, round: None, ..self.base };
+        let mut cursor = Cursor {
+            seen,
+            complete,
+            rules: self.request.rules,
+            round: None,
+            ..self.base
+        };
         if got.more {
-            cursor.round = Some(Round { covered, at: got.last, ..round });
+            cursor.round = Some(Round {
+                covered,
+                at: got.last,
+                ..round
+            });
         } else {
             cursor.points = round.points;
             cursor.covered = covered;
         }
-        let hashes = if complete { hashes(&self.shows, self.request.readable, &got) } else { Vec::new() };
+        let hashes = if complete {
+            hashes(&self.shows, self.request.readable, &got)
+        } else {
+            Vec::new()
+        };
         let mut stale: Vec<String> = self.shows.values().flat_map(|s| s.stale.iter().cloned()).collect();
         stale.sort_unstable();
         stale.dedup();
         let Gathered { resets, changes, .. } = got;
-        Page { reset_all: self.reset_all, drops, resets, changes, stale, hashes, cursor, complete }
+        Page {
+            reset_all: self.reset_all,
+            drops,
+            resets,
+            changes,
+            stale,
+            hashes,
+            cursor,
+            complete,
+        }
     }
 
     /// Adds what a covered bucket has for this round behind the place where the last page ended.
     fn gather(&self, bucket: &Bucket, round: &Round, got: &mut Gathered) -> Result<(), Error> {
-        let Some(point) = round.points.get(&bucket.partition) else { return Ok(()) };
-        let after = if bucket.id == round.at.bucket { round.at.offset } else { Offset::MIN };
+        let Some(point) = round.points.get(&bucket.partition) else {
+            return Ok(());
+        };
+        let after = if bucket.id == round.at.bucket {
+            round.at.offset
+        } else {
+            Offset::MIN
+        };
         if bucket.id < round.at.bucket {
             return Ok(());
         }
         let new = self.base.covered.binary_search(&bucket.id).is_err();
-        let none = Point { closed: -1, low: 0, time: 0 };
-        let have = if new { none } else { self.base.points.get(&bucket.partition).copied().unwrap_or(none) };
+        let none = Point {
+            closed: -1,
+            low: 0,
+            time: 0,
+        };
+        let have = if new {
+            none
+        } else {
+            self.base.points.get(&bucket.partition).copied().unwrap_or(none)
+        };
         if new && after < -1 {
             if self.full(got) {
                 got.more = true;
                 return Ok(());
             }
             got.resets.push((bucket.id, bucket.name.clone()));
-            got.last = Place { bucket: bucket.id, offset: -1 };
+            got.last = Place {
+                bucket: bucket.id,
+                offset: -1,
+            };
         }
         let shown = self.shows.get(&bucket.partition);
         let state = shown.and_then(|s| s.buckets.get(&bucket.id));
@@ -281,23 +356,38 @@ impl Pager<'_> {
         let from = have.low.max(after.saturating_add(1)).max(0);
         let (from, to) = row_range(bucket.partition, bucket.id, from, point.closed);
         let store = self.replica.store();
-        store.scan(spaces::ROWS, &from, Some(&to), store::Direction::Forward, &mut |key, value| {
-            let Some(row) = row_value(value) else { return ControlFlow::Continue(()) };
-            let wanted = if new { row.json.is_some() } else { row.closed > have.closed };
-            if !wanted {
-                return ControlFlow::Continue(());
-            }
-            if self.full(got) {
-                got.more = true;
-                return ControlFlow::Break(());
-            }
-            if let Some(change) = Change::from_store(key, value) {
-                got.bytes += value.len();
-                got.last = Place { bucket: bucket.id, offset: change.offset };
-                got.changes.push(change);
-            }
-            ControlFlow::Continue(())
-        })?;
+        store.scan(
+            spaces::ROWS,
+            &from,
+            Some(&to),
+            store::Direction::Forward,
+            &mut |key, value| {
+                let Some(row) = row_value(value) else {
+                    return ControlFlow::Continue(());
+                };
+                let wanted = if new {
+                    row.json.is_some()
+                } else {
+                    row.closed > have.closed
+                };
+                if !wanted {
+                    return ControlFlow::Continue(());
+                }
+                if self.full(got) {
+                    got.more = true;
+                    return ControlFlow::Break(());
+                }
+                if let Some(change) = Change::from_store(key, value) {
+                    got.bytes += value.len();
+                    got.last = Place {
+                        bucket: bucket.id,
+                        offset: change.offset,
+                    };
+                    got.changes.push(change);
+                }
+                ControlFlow::Continue(())
+            },
+        )?;
         Ok(())
     }
 

@@ -98,12 +98,18 @@ pub fn parse<'a>(record: &log::RecordRef<'a>) -> Result<ViewRecord<'a>> {
     let key = record.key().ok_or_else(|| RecordError::Key("null".into()))?;
     let key = std::str::from_utf8(key).map_err(|_| RecordError::Key("not UTF-8".into()))?;
     let bad = || RecordError::Key(key.chars().take(80).collect());
-    let inside = key.strip_prefix('[').and_then(|k| k.strip_suffix(']')).ok_or_else(bad)?;
+    let inside = key
+        .strip_prefix('[')
+        .and_then(|k| k.strip_suffix(']'))
+        .ok_or_else(bad)?;
     let (first, rest) = take_string(inside).ok_or_else(bad)?;
     match first.as_ref() {
         CLOSE => {
             let (writer, _) = take_string(rest).ok_or_else(bad)?;
-            Ok(ViewRecord::Closing { writer, at_ms: closing_time(record.value())? })
+            Ok(ViewRecord::Closing {
+                writer,
+                at_ms: closing_time(record.value())?,
+            })
         }
         OPEN => {
             let (writer, _) = take_string(rest).ok_or_else(bad)?;
@@ -113,9 +119,15 @@ pub fn parse<'a>(record: &log::RecordRef<'a>) -> Result<ViewRecord<'a>> {
         STALE => {
             let (view, _) = take_string(rest).ok_or_else(bad)?;
             let mut body = Body::open(record.value())?;
-            Ok(ViewRecord::Stale { writer: writer_of(record)?, view, stale: body.byte()? == 1 })
+            Ok(ViewRecord::Stale {
+                writer: writer_of(record)?,
+                view,
+                stale: body.byte()? == 1,
+            })
         }
-        GRANT => Ok(ViewRecord::Grant { writer: writer_of(record)? }),
+        GRANT => Ok(ViewRecord::Grant {
+            writer: writer_of(record)?,
+        }),
         name if name.starts_with('~') => Err(bad()),
         _ => {
             let (view, key) = take_string(rest).ok_or_else(bad)?;
@@ -125,7 +137,14 @@ pub fn parse<'a>(record: &log::RecordRef<'a>) -> Result<ViewRecord<'a>> {
             };
             let version = record.header(VERSION).and_then(|v| <[u8; 17]>::try_from(v).ok());
             let version = version.ok_or(RecordError::Header(VERSION))?;
-            Ok(ViewRecord::Row(Row { writer: writer_of(record)?, version, bucket: first, view, key, json }))
+            Ok(ViewRecord::Row(Row {
+                writer: writer_of(record)?,
+                version,
+                bucket: first,
+                view,
+                key,
+                json,
+            }))
         }
     }
 }
@@ -329,7 +348,10 @@ fn start_value(value: &mut Vec<u8>, schema: &[u8; 5]) {
 }
 
 fn push_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    push_long(out, i64::try_from(bytes.len()).expect("a record is smaller than 2^63 bytes"));
+    push_long(
+        out,
+        i64::try_from(bytes.len()).expect("a record is smaller than 2^63 bytes"),
+    );
     out.extend_from_slice(bytes);
 }
 
@@ -364,7 +386,12 @@ mod tests {
     use super::*;
     use log::{Header, RecordBatch, TimestampType, TopicPartition};
 
-    const IDS: SchemaIds = SchemaIds { row: 1, closing: 2, open: 3, stale: 4 };
+    const IDS: SchemaIds = SchemaIds {
+        row: 1,
+        closing: 2,
+        open: 3,
+        stale: 4,
+    };
 
     fn batch(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[Header<'_>]) -> RecordBatch {
         let mut batch = RecordBatch::default();
@@ -381,8 +408,13 @@ mod tests {
             let (key, value) = writer.row("user:a\"b\\c", "orders", "1,\"x\"", json);
             let headers: [Header<'_>; 2] = [(WRITER, Some(b"p/t/0/0")), (VERSION, Some(&version))];
             let batch = batch(Some(key), value, &headers);
-            let ViewRecord::Row(row) = parse(&batch.get(0).unwrap()).unwrap() else { panic!("not a row") };
-            assert_eq!((row.bucket.as_ref(), row.view.as_ref(), row.key), ("user:a\"b\\c", "orders", "1,\"x\""));
+            let ViewRecord::Row(row) = parse(&batch.get(0).unwrap()).unwrap() else {
+                panic!("not a row")
+            };
+            assert_eq!(
+                (row.bucket.as_ref(), row.view.as_ref(), row.key),
+                ("user:a\"b\\c", "orders", "1,\"x\"")
+            );
             assert_eq!((row.json, row.version), (json, version));
         }
     }
@@ -392,11 +424,19 @@ mod tests {
         let mut writer = Writer::new("p/t/0/0", IDS);
         let (key, value) = writer.closing(Version::default(), 1_732_390_000_123);
         let read = batch(Some(key), value, &[]);
-        let want = ViewRecord::Closing { writer: "p/t/0/0".into(), at_ms: 1_732_390_000_123 };
+        let want = ViewRecord::Closing {
+            writer: "p/t/0/0".into(),
+            at_ms: 1_732_390_000_123,
+        };
         assert_eq!(parse(&read.get(0).unwrap()).unwrap(), want);
         let (key, value) = writer.open_mark(Version::default());
         let read = batch(Some(key), value, &[]);
-        assert_eq!(parse(&read.get(0).unwrap()).unwrap(), ViewRecord::Open { writer: "p/t/0/0".into() });
+        assert_eq!(
+            parse(&read.get(0).unwrap()).unwrap(),
+            ViewRecord::Open {
+                writer: "p/t/0/0".into()
+            }
+        );
     }
 
     #[test]
@@ -419,6 +459,9 @@ mod tests {
             .map(|(k, v, h)| parse(&batch(*k, *v, h).get(0).unwrap()).unwrap_err().to_string())
             .collect();
         assert!(texts.iter().all(|t| !t.is_empty()));
-        assert_eq!(texts[6], "view.log record has format 2, this reader understands up to 1; update this edge first");
+        assert_eq!(
+            texts[6],
+            "view.log record has format 2, this reader understands up to 1; update this edge first"
+        );
     }
 }

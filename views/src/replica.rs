@@ -147,14 +147,27 @@ impl Replica {
         let mut partitions = BTreeMap::new();
         for number in &options.partitions {
             let (intake, shown) = intake::load(store.as_ref(), *number, &options)?;
-            partitions.insert(*number, Partition { intake: Mutex::new(intake), shown: RwLock::new(shown) });
+            partitions.insert(
+                *number,
+                Partition {
+                    intake: Mutex::new(intake),
+                    shown: RwLock::new(shown),
+                },
+            );
         }
-        Ok(Replica { store, options, partitions })
+        Ok(Replica {
+            store,
+            options,
+            partitions,
+        })
     }
 
     /// The partitions served, each with the next offset to read.
     pub fn positions(&self) -> Vec<(i32, Offset)> {
-        self.partitions.iter().map(|(n, p)| (*n, read(&p.shown).position)).collect()
+        self.partitions
+            .iter()
+            .map(|(n, p)| (*n, read(&p.shown).position))
+            .collect()
     }
 
     /// Applies records of one partition, in offset order.
@@ -170,7 +183,14 @@ impl Replica {
     ) -> Result<Applied> {
         let part = self.partitions.get(&partition).ok_or(Error::Partition(partition))?;
         let mut intake = lock(&part.intake);
-        intake::apply(&mut intake, self.store.as_ref(), &self.options, &part.shown, records, now)
+        intake::apply(
+            &mut intake,
+            self.store.as_ref(),
+            &self.options,
+            &part.shown,
+            records,
+            now,
+        )
     }
 
     /// Notes that a partition's end offset (read_uncommitted) was `end` after young records were reached: the replica
@@ -213,7 +233,13 @@ impl Replica {
         let mut gone = 0;
         for (number, part) in &self.partitions {
             let mut intake = lock(&part.intake);
-            gone += intake::prune(&mut intake, self.store.as_ref(), &self.options, &part.shown, (*number, now, max))?;
+            gone += intake::prune(
+                &mut intake,
+                self.store.as_ref(),
+                &self.options,
+                &part.shown,
+                (*number, now, max),
+            )?;
         }
         Ok(gone)
     }
@@ -221,7 +247,10 @@ impl Replica {
     /// How each partition stands.
     pub fn health(&self, now: Millis) -> Vec<Health> {
         let times = &self.options.times;
-        self.partitions.iter().map(|(n, p)| Health::of(*n, &read(&p.shown), times, now)).collect()
+        self.partitions
+            .iter()
+            .map(|(n, p)| Health::of(*n, &read(&p.shown), times, now))
+            .collect()
     }
 
     /// The times it was opened with.
@@ -240,10 +269,16 @@ impl Replica {
         let _shown = read(&part.shown);
         let mut rows = Vec::new();
         let (from, to) = bytes::row_range(partition, bucket, 0, Offset::MAX);
-        self.store.scan(space::ROWS, &from, Some(&to), store::Direction::Forward, &mut |key, value| {
-            rows.extend(crate::Change::from_store(key, value));
-            std::ops::ControlFlow::Continue(())
-        })?;
+        self.store.scan(
+            space::ROWS,
+            &from,
+            Some(&to),
+            store::Direction::Forward,
+            &mut |key, value| {
+                rows.extend(crate::Change::from_store(key, value));
+                std::ops::ControlFlow::Continue(())
+            },
+        )?;
         Ok(rows)
     }
 

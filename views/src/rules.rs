@@ -26,7 +26,11 @@ impl LineRules {
     /// Rules over a topic: of a source's tables, or of one event when `event` names it.
     pub fn new(topic: impl Into<String>, event: Option<String>, relations: Vec<Relation>) -> Self {
         let relations = relations.into_iter().map(|r| (r.name.clone(), Arc::new(r))).collect();
-        LineRules { topic: topic.into(), event, relations }
+        LineRules {
+            topic: topic.into(),
+            event,
+            relations,
+        }
     }
 
     /// The topic.
@@ -59,7 +63,12 @@ impl Relation {
     /// Views over a table with these declared columns (`None`: no view uses it), into a `view.log` of so many
     /// partitions.
     pub fn new(name: impl Into<String>, columns: Vec<Option<String>>, views: Vec<ViewRule>, partitions: i32) -> Self {
-        Relation { name: name.into(), columns, views, partitions }
+        Relation {
+            name: name.into(),
+            columns,
+            views,
+            partitions,
+        }
     }
 
     /// Table or event.

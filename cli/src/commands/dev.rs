@@ -25,7 +25,11 @@ const INGEST_TOKEN_FILE: &str = "ingest.token";
 pub fn run(dev: &args::Dev) -> Result<()> {
     if dev.fresh && dev.data.exists() {
         let aside = store::set_aside(&dev.data)?;
-        eprintln!("starting over; what was in {} is now in {}", dev.data.display(), aside.display());
+        eprintln!(
+            "starting over; what was in {} is now in {}",
+            dev.data.display(),
+            aside.display()
+        );
     }
     std::fs::create_dir_all(&dev.data).with_context(|| format!("create the data directory {}", dev.data.display()))?;
     let (topology, sample) = topology(dev)?;
@@ -37,9 +41,12 @@ pub fn run(dev: &args::Dev) -> Result<()> {
         &TokenRequest {
             subject: shop::CUSTOMER.into(),
             audience: DEV_AUDIENCE.into(),
-            claims: [("stores".to_owned(), serde_json::json!([1])), ("branch".to_owned(), serde_json::json!(1))]
-                .into_iter()
-                .collect(),
+            claims: [
+                ("stores".to_owned(), serde_json::json!([1])),
+                ("branch".to_owned(), serde_json::json!(1)),
+            ]
+            .into_iter()
+            .collect(),
             expires_in_s: 12 * 3600,
         },
         clock::system().now_ms() / 1000,
@@ -78,13 +85,24 @@ fn topology(dev: &args::Dev) -> Result<(Topology, bool)> {
 }
 
 fn plan(dev: &args::Dev, topology: Topology, key: &DevKey, ingest_token: &str) -> Result<Plan> {
-    let mut roles: Vec<Role> = topology.sources.iter().map(|s| Role::Connector(connector_name(s))).collect();
-    roles.extend([Role::Processor(topology::SYNC_VIEWS.into()), Role::Edge, Role::Ingest, Role::Registry]);
+    let mut roles: Vec<Role> = topology
+        .sources
+        .iter()
+        .map(|s| Role::Connector(connector_name(s)))
+        .collect();
+    roles.extend([
+        Role::Processor(topology::SYNC_VIEWS.into()),
+        Role::Edge,
+        Role::Ingest,
+        Role::Registry,
+    ]);
     let connectors: BTreeMap<String, postgres::Config> = match &dev.postgres {
         Some(url) => {
             let config = || serde_json::from_value::<postgres::Config>(serde_json::json!({ "url": url }));
             let sources = topology.sources.iter().filter(|s| s.kind == SourceKind::Postgres);
-            sources.map(|s| Ok((s.name.to_string(), config()?))).collect::<Result<_>>()?
+            sources
+                .map(|s| Ok((s.name.to_string(), config()?)))
+                .collect::<Result<_>>()?
         }
         None => BTreeMap::new(),
     };
@@ -110,19 +128,31 @@ fn plan(dev: &args::Dev, topology: Topology, key: &DevKey, ingest_token: &str) -
         store: edge_store,
         limits: Default::default(),
     };
-    let credential =
-        Credential { name: "dev".into(), token: Secret::new(ingest_token.to_owned()), topics: vec!["*".into()] };
-    let ingest = ingest::Config { listen: loopback(dev.ingest_port), credentials: vec![credential], body_bytes_max: 1 << 20 };
+    let credential = Credential {
+        name: "dev".into(),
+        token: Secret::new(ingest_token.to_owned()),
+        topics: vec!["*".into()],
+    };
+    let ingest = ingest::Config {
+        listen: loopback(dev.ingest_port),
+        credentials: vec![credential],
+        body_bytes_max: 1 << 20,
+    };
     Ok(Plan {
         name: "dev".into(),
         topology,
         roles,
         data: dev.data.clone(),
-        admin: process::admin::Config { listen: loopback(dev.admin_port) },
+        admin: process::admin::Config {
+            listen: loopback(dev.admin_port),
+        },
         connectors,
         ingest: Some(ingest),
         edge: Some(edge),
-        processors: Processors { store, ..Processors::default() },
+        processors: Processors {
+            store,
+            ..Processors::default()
+        },
         registry_listen: Some(loopback(0)),
     })
 }
@@ -138,8 +168,17 @@ fn opener(dev: &args::Dev) -> Result<impl Fn() -> Result<Home> + Send + Sync + C
         Some(_) => None,
         None => Some(home::embedded_log(&dev.data, &clock).context("open the embedded log")?),
     };
-    let kafka = dev.kafka.clone().map(|brokers| Kafka { brokers, settings: BTreeMap::new(), replication: None });
-    let registry = config::Registry { url: dev.registry.clone(), user: None, password: None, listen: None };
+    let kafka = dev.kafka.clone().map(|brokers| Kafka {
+        brokers,
+        settings: BTreeMap::new(),
+        replication: None,
+    });
+    let registry = config::Registry {
+        url: dev.registry.clone(),
+        user: None,
+        password: None,
+        listen: None,
+    };
     let shared = Arc::new((embedded, kafka, registry));
     Ok(move || {
         let (embedded, kafka, registry) = &*shared;
@@ -149,7 +188,12 @@ fn opener(dev: &args::Dev) -> Result<impl Fn() -> Result<Home> + Send + Sync + C
             (None, None) => bail!("neither an embedded log nor a Kafka was chosen"),
         };
         let registry = home::registry(registry, &log)?;
-        Ok(Home { log, registry, clock: clock.clone(), replication: None })
+        Ok(Home {
+            log,
+            registry,
+            clock: clock.clone(),
+            replication: None,
+        })
     })
 }
 
@@ -179,7 +223,9 @@ fn say_running(data: &Path, addresses: &Addresses) -> Result<()> {
 fn start_generator(tasks: &Tasks, ingest: SocketAddr, token: &str, orders_per_s: f64) {
     let (drain, url) = (tasks.drain(), format!("http://{ingest}/v1/ingest/change.shop"));
     let token = token.to_owned();
-    tasks.spawn("generator", async move { shop::generate(&url, &token, orders_per_s, &drain).await });
+    tasks.spawn("generator", async move {
+        shop::generate(&url, &token, orders_per_s, &drain).await
+    });
 }
 
 /// The page that ends the start: addresses, a token, and what to type.
@@ -191,7 +237,10 @@ fn print_page(addresses: &Addresses, token: &str, ingest_token: &str, sample: bo
     println!("  backends    {ingest}/v1/ingest/{{topic}}");
     println!("  operators   http://{}/readyz, /metrics", addresses.admin);
     println!("  registry    {}", shown(addresses.registry));
-    println!("\nA device of customer {}; repeat it and watch the rows change:\n", shop::CUSTOMER);
+    println!(
+        "\nA device of customer {}; repeat it and watch the rows change:\n",
+        shop::CUSTOMER
+    );
     println!("  TOKEN={token}");
     println!("  curl -s {edge}/v1/sync -H \"Authorization: Bearer $TOKEN\" -H 'Trunkline-Device: phone-1'\n");
     if sample {

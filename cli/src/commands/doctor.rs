@@ -16,11 +16,21 @@ struct Finding {
 }
 
 fn fine(check: &'static str, found: impl Into<String>) -> Finding {
-    Finding { check, ok: true, found: found.into(), mend: String::new() }
+    Finding {
+        check,
+        ok: true,
+        found: found.into(),
+        mend: String::new(),
+    }
 }
 
 fn bad(check: &'static str, found: impl Into<String>, mend: impl Into<String>) -> Finding {
-    Finding { check, ok: false, found: found.into(), mend: mend.into() }
+    Finding {
+        check,
+        ok: false,
+        found: found.into(),
+        mend: mend.into(),
+    }
 }
 
 /// Looks at the log, the registry, the topology and the database, as far as they are named.
@@ -39,14 +49,23 @@ pub fn run(output: Output, doctor: &args::Doctor) -> Result<()> {
     }
     match home::performer(&doctor.target) {
         Ok(performer) => look_at_log(&performer, &mut findings),
-        Err(error) => findings.push(bad("log", format!("{error:#}"), "start it, or name it with --kafka or --data")),
+        Err(error) => findings.push(bad(
+            "log",
+            format!("{error:#}"),
+            "start it, or name it with --kafka or --data",
+        )),
     }
     if let Some(url) = &doctor.postgres {
         findings.extend(look_at_postgres(url));
     }
     let healthy = findings.iter().all(|f| f.ok);
     print::list(output, &findings, &["", "check", "found", "mend it with"], |f| {
-        vec![if f.ok { "ok" } else { "!!" }.into(), f.check.into(), f.found.clone(), f.mend.clone()]
+        vec![
+            if f.ok { "ok" } else { "!!" }.into(),
+            f.check.into(),
+            f.found.clone(),
+            f.mend.clone(),
+        ]
     })?;
     if healthy { Ok(()) } else { Err(Failed.into()) }
 }
@@ -55,7 +74,13 @@ fn look_at_log(performer: &Performer, findings: &mut Vec<Finding>) {
     let mut names = Vec::new();
     let asked = performer.ask(Ask::Topics, &mut |said| {
         if let Said::Item(topic) = said {
-            names.push(topic.get("name").and_then(|n| n.as_str()).unwrap_or_default().to_owned());
+            names.push(
+                topic
+                    .get("name")
+                    .and_then(|n| n.as_str())
+                    .unwrap_or_default()
+                    .to_owned(),
+            );
         }
         Ok(true)
     });
@@ -69,13 +94,20 @@ fn look_at_log(performer: &Performer, findings: &mut Vec<Finding>) {
     findings.push(if names.iter().any(|n| n == topology::VIEW_LOG) {
         fine("view.log", "exists")
     } else {
-        bad("view.log", "does not exist yet", "start a node: it creates the topology's topics")
+        bad(
+            "view.log",
+            "does not exist yet",
+            "start a node: it creates the topology's topics",
+        )
     });
     for dlq in names.iter().filter(|n| n.ends_with(".dlq")) {
         let mut waiting = 0;
         let counted = performer.ask(Ask::Topic(dlq.clone()), &mut |said| {
             if let Said::Item(topic) = said {
-                waiting = topic.get("offsets").and_then(serde_json::Value::as_i64).unwrap_or_default();
+                waiting = topic
+                    .get("offsets")
+                    .and_then(serde_json::Value::as_i64)
+                    .unwrap_or_default();
             }
             Ok(true)
         });
@@ -87,7 +119,10 @@ fn look_at_log(performer: &Performer, findings: &mut Vec<Finding>) {
     let mut behind = Vec::new();
     let asked = performer.ask(Ask::Lag(None), &mut |said| {
         if let Said::Item(lag) = said
-            && lag.get("lag_ms").and_then(serde_json::Value::as_i64).is_some_and(|ms| ms > 60_000)
+            && lag
+                .get("lag_ms")
+                .and_then(serde_json::Value::as_i64)
+                .is_some_and(|ms| ms > 60_000)
         {
             let field = |name: &str| lag.get(name).map(ToString::to_string).unwrap_or_default();
             behind.push(format!("{}/{}", field("topic"), field("partition")));
@@ -96,7 +131,11 @@ fn look_at_log(performer: &Performer, findings: &mut Vec<Finding>) {
     });
     findings.push(match asked {
         Ok(()) if behind.is_empty() => fine("lag", "no group is more than a minute behind"),
-        Ok(()) => bad("lag", format!("more than a minute behind: {}", behind.join(", ")), "trunkline lag"),
+        Ok(()) => bad(
+            "lag",
+            format!("more than a minute behind: {}", behind.join(", ")),
+            "trunkline lag",
+        ),
         Err(error) => bad("lag", format!("{error:#}"), "trunkline lag"),
     });
 }
@@ -105,8 +144,18 @@ fn look_at_postgres(url: &str) -> Vec<Finding> {
     match connectors::discover::settings(url) {
         Ok(settings) => settings
             .into_iter()
-            .map(|s| if s.ok { fine("postgres", s.found) } else { bad("postgres", s.found, s.mend) })
+            .map(|s| {
+                if s.ok {
+                    fine("postgres", s.found)
+                } else {
+                    bad("postgres", s.found, s.mend)
+                }
+            })
             .collect(),
-        Err(error) => vec![bad("postgres", process::chain(&error), "check the URL, and that the database runs")],
+        Err(error) => vec![bad(
+            "postgres",
+            process::chain(&error),
+            "check the URL, and that the database runs",
+        )],
     }
 }

@@ -9,7 +9,10 @@ use topology::infer::{FoundColumn, FoundTable};
 pub fn run(init: &args::Init) -> Result<()> {
     let to_stdout = init.file == Path::new("-");
     if !to_stdout && init.file.exists() {
-        bail!("{} exists already; name another file with --file, or `-` for stdout", init.file.display());
+        bail!(
+            "{} exists already; name another file with --file, or `-` for stdout",
+            init.file.display()
+        );
     }
     let found = connectors::discover::tables(&init.postgres).context("read the database")?;
     let tables: Vec<FoundTable> = found
@@ -21,7 +24,11 @@ pub fn run(init: &args::Init) -> Result<()> {
             columns: t
                 .columns
                 .into_iter()
-                .map(|c| FoundColumn { name: c.name, pg_type: c.type_name, nullable: c.nullable })
+                .map(|c| FoundColumn {
+                    name: c.name,
+                    pg_type: c.type_name,
+                    nullable: c.nullable,
+                })
                 .collect(),
             key: t.primary_key,
         })
@@ -31,6 +38,11 @@ pub fn run(init: &args::Init) -> Result<()> {
         return crate::print::line(text.trim_end());
     }
     std::fs::write(&init.file, text).with_context(|| format!("write {}", init.file.display()))?;
-    eprintln!("wrote {} with {} tables; next: trunkline topology check {}", init.file.display(), tables.len(), init.file.display());
+    eprintln!(
+        "wrote {} with {} tables; next: trunkline topology check {}",
+        init.file.display(),
+        tables.len(),
+        init.file.display()
+    );
     Ok(())
 }

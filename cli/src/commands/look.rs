@@ -29,7 +29,9 @@ fn cell(item: &Value, name: &str) -> String {
 }
 
 fn table(output: Output, items: &[Value], columns: &[&str]) -> Result<()> {
-    print::list(output, items, columns, |item| columns.iter().map(|c| cell(item, c)).collect())
+    print::list(output, items, columns, |item| {
+        columns.iter().map(|c| cell(item, c)).collect()
+    })
 }
 
 /// `trunkline topics`.
@@ -47,7 +49,11 @@ pub fn topics(output: Output, topics: &args::Topics) -> Result<()> {
                 return print::json(detail);
             }
             print::line(format!("topic {}  id {}", cell(detail, "name"), cell(detail, "id")))?;
-            let parts = detail.get("parts").and_then(Value::as_array).cloned().unwrap_or_default();
+            let parts = detail
+                .get("parts")
+                .and_then(Value::as_array)
+                .cloned()
+                .unwrap_or_default();
             table(output, &parts, &["partition", "start", "stable", "end"])?;
             for (name, value) in detail.get("settings").and_then(Value::as_object).into_iter().flatten() {
                 print::line(format!("{name} = {}", value.as_str().unwrap_or_default()))?;
@@ -91,12 +97,24 @@ fn follow(output: Output, performer: &Performer, tail: &args::Tail) -> Result<()
 fn record_line(record: &Value) -> String {
     let number = |name: &str| record.get(name).and_then(Value::as_i64).unwrap_or_default();
     let at = time::show(number("timestamp_ms"));
-    let mut line = format!("{}/{}  {at}  {}", number("partition"), number("offset"), cell(record, "key"));
+    let mut line = format!(
+        "{}/{}  {at}  {}",
+        number("partition"),
+        number("offset"),
+        cell(record, "key")
+    );
     line.push_str(&format!("  {}", cell(record, "value")));
-    let headers = record.get("headers").and_then(Value::as_array).cloned().unwrap_or_default();
+    let headers = record
+        .get("headers")
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
     for header in &headers {
         let name = header.get(0).and_then(Value::as_str).unwrap_or_default();
-        line.push_str(&format!("  {name}={}", header.get(1).map(ToString::to_string).unwrap_or_default()));
+        line.push_str(&format!(
+            "  {name}={}",
+            header.get(1).map(ToString::to_string).unwrap_or_default()
+        ));
     }
     if let Some(error) = record.get("error").and_then(Value::as_str) {
         line.push_str(&format!("  [not decoded: {error}]"));
@@ -108,7 +126,17 @@ fn record_line(record: &Value) -> String {
 pub fn lag(output: Output, lag: &args::Lag) -> Result<()> {
     let performer = home::performer(&lag.target)?;
     let items = collect(&performer, Ask::Lag(lag.group.clone()))?;
-    let columns = ["group", "state", "topic", "partition", "committed", "stable", "lag_records", "lag_ms", "member"];
+    let columns = [
+        "group",
+        "state",
+        "topic",
+        "partition",
+        "committed",
+        "stable",
+        "lag_records",
+        "lag_ms",
+        "member",
+    ];
     table(output, &items, &columns)
 }
 
@@ -152,7 +180,10 @@ pub fn replay(output: Output, replay: &args::Replay) -> Result<()> {
                     let verb = if replay.dry_run { "would copy" } else { "copied" };
                     let (count, bytes) = (number(&done, "records_replayed"), number(&done, "bytes"));
                     let read = number(&done, "records_read");
-                    print::line(format!("{verb} {count} of {read} records ({bytes} bytes) to {}", replay.to))?;
+                    print::line(format!(
+                        "{verb} {count} of {read} records ({bytes} bytes) to {}",
+                        replay.to
+                    ))?;
                 }
             }
             Said::Error(_) => {}

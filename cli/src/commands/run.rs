@@ -13,7 +13,12 @@ pub fn run(run: &args::Run) -> Result<()> {
     let topology = super::topology::load(&run.topology)?;
     let Some(declared) = topology.node(&run.node) else {
         let known: Vec<&str> = topology.nodes.iter().map(|n| n.name.as_str()).collect();
-        bail!("{} declares no node `{}`; there are: {}", run.topology.display(), run.node, known.join(", "));
+        bail!(
+            "{} declares no node `{}`; there are: {}",
+            run.topology.display(),
+            run.node,
+            known.join(", ")
+        );
     };
     let config = config::read(&run.config)?;
     if let Some(edge) = &config.edge {
@@ -44,5 +49,10 @@ pub fn run(run: &args::Run) -> Result<()> {
 fn open(kafka: &Kafka, registry: &config::Registry) -> Result<Home> {
     let log = home::kafka_log(kafka)?;
     let registry = home::registry(registry, &log)?;
-    Ok(Home { log, registry, clock: clock::system(), replication: kafka.replication })
+    Ok(Home {
+        log,
+        registry,
+        clock: clock::system(),
+        replication: kafka.replication,
+    })
 }

@@ -3,14 +3,14 @@
 //! `cargo run --release -p trunkline-log --example embedded_speed [memory|disk]`
 //! Guarantees: what is timed was read back and counted. Never: a judgement; the reader compares.
 
-use trunkline_log::embedded::{Config, EmbeddedLog};
-use trunkline_log::{
-    Cleanup, Isolation, Millis, OutBatch, OutRecord, Outcome, RecordBatch, Session, SessionConfig, SharedLog, StartFrom,
-    TopicConfig, TopicPartition, TopicSpec,
-};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use trunkline_log::embedded::{Config, EmbeddedLog};
+use trunkline_log::{
+    Cleanup, Isolation, Millis, OutBatch, OutRecord, Outcome, RecordBatch, Session, SessionConfig, SharedLog,
+    StartFrom, TopicConfig, TopicPartition, TopicSpec,
+};
 
 const RECORDS: u32 = 2_000_000;
 const PER_TRANSACTION: u32 = 1_000;
@@ -41,7 +41,9 @@ fn open(dir: Option<PathBuf>) -> Result<SharedLog, Failure> {
 
 #[expect(clippy::disallowed_methods, reason = "a measurement runs on the machine's clock")]
 fn now() -> Millis {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let since = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
     Millis::try_from(since.as_millis()).unwrap_or(Millis::MAX)
 }
 
@@ -50,7 +52,12 @@ fn measure(dir: Option<PathBuf>) -> Result<(), Failure> {
     let config = TopicConfig::new(Cleanup::Delete);
     let spec = |name: &str, partitions: u32| -> Result<TopicSpec, Failure> {
         let partitions = i32::try_from(partitions)?;
-        Ok(TopicSpec { name: name.to_owned(), partitions, replication: None, config: config.clone() })
+        Ok(TopicSpec {
+            name: name.to_owned(),
+            partitions,
+            replication: None,
+            config: config.clone(),
+        })
     };
     log.create_topics(&[spec("bulk", PARTITIONS)?, spec("small", 1)?])?;
     bulk(&log)?;
@@ -69,7 +76,10 @@ fn measure(dir: Option<PathBuf>) -> Result<(), Failure> {
 
 fn session(log: &SharedLog) -> Result<Box<dyn Session>, Failure> {
     let transaction_timeout = Duration::from_secs(10);
-    Ok(log.session(SessionConfig { transactional_id: "speed".to_owned(), transaction_timeout })?)
+    Ok(log.session(SessionConfig {
+        transactional_id: "speed".to_owned(),
+        transaction_timeout,
+    })?)
 }
 
 fn commit(session: &mut dyn Session) -> Result<(), Failure> {
@@ -97,7 +107,13 @@ fn bulk(log: &SharedLog) -> Result<(), Failure> {
                 let number = n * PER_TRANSACTION + k;
                 let key = [0, 0, 0, number].map(u32::to_be_bytes).concat();
                 let partition = Some(i32::try_from(number % PARTITIONS)?);
-                let record = OutRecord { topic: &topic, partition, timestamp: None, key: Some(&key), value: Some(&value) };
+                let record = OutRecord {
+                    topic: &topic,
+                    partition,
+                    timestamp: None,
+                    key: Some(&key),
+                    value: Some(&value),
+                };
                 batch.push(record, []);
             }
             session.begin()?;
@@ -110,10 +126,16 @@ fn bulk(log: &SharedLog) -> Result<(), Failure> {
         let all = began.elapsed();
         println!("  {RECORDS} records of 200 B in transactions of {PER_TRANSACTION}:");
         println!("    written               {:>9.0} records/s", rate(written));
-        println!("    and read committed    {:>9.0} records/s   (target 300,000)", rate(all));
+        println!(
+            "    and read committed    {:>9.0} records/s   (target 300,000)",
+            rate(all)
+        );
         println!("    slowest transaction   {slowest:>9.1?}");
         if let (Some(before), Some(after)) = (cpu, cpu_time()) {
-            println!("    records per CPU second{:>9.0}", f64::from(RECORDS) / (after - before));
+            println!(
+                "    records per CPU second{:>9.0}",
+                f64::from(RECORDS) / (after - before)
+            );
         }
         Ok(())
     })?;
@@ -134,7 +156,10 @@ fn drain(log: &SharedLog) -> Result<(), Failure> {
     let (mut batch, mut read, mut bytes) = (RecordBatch::default(), 0, 0);
     while read < usize::try_from(RECORDS)? {
         read += reader.poll(&mut batch, 1 << 20, Duration::from_secs(10))?;
-        bytes += batch.iter().map(|record| record.value().map_or(0, <[u8]>::len)).sum::<usize>();
+        bytes += batch
+            .iter()
+            .map(|record| record.value().map_or(0, <[u8]>::len))
+            .sum::<usize>();
     }
     if bytes != read * 184 {
         return Err("bytes are missing".into());
@@ -159,7 +184,16 @@ fn small(log: &SharedLog) -> Result<(), Failure> {
     let mut seen = Vec::with_capacity(SMALL);
     let mut batch = OutBatch::default();
     let topic = &at.topic;
-    batch.push(OutRecord { topic, partition: Some(0), timestamp: None, key: Some(b"k"), value: Some(&[7; 184]) }, []);
+    batch.push(
+        OutRecord {
+            topic,
+            partition: Some(0),
+            timestamp: None,
+            key: Some(b"k"),
+            value: Some(&[7; 184]),
+        },
+        [],
+    );
     let mut read = RecordBatch::default();
     for _ in 0..SMALL {
         let begun = Instant::now();
@@ -175,7 +209,12 @@ fn small(log: &SharedLog) -> Result<(), Failure> {
     for (what, times) in [("begin to committed", &mut times), ("begin to read", &mut seen)] {
         times.sort();
         let at = |share: usize| times.get(SMALL * share / 1_000).copied().unwrap_or_default();
-        println!("  a transaction of one record, {what}: p50 {:?}, p99 {:?}, p99.9 {:?} (target p50 < 1 ms)", at(500), at(990), at(999));
+        println!(
+            "  a transaction of one record, {what}: p50 {:?}, p99 {:?}, p99.9 {:?} (target p50 < 1 ms)",
+            at(500),
+            at(990),
+            at(999)
+        );
     }
     Ok(())
 }
@@ -185,7 +224,10 @@ fn idle(log: &SharedLog) -> Result<(), Failure> {
     for _ in 0..30 {
         let before = cpu_time();
         std::thread::sleep(Duration::from_secs(1));
-        if cpu_time().zip(before).is_none_or(|(after, before)| after - before < 0.02) {
+        if cpu_time()
+            .zip(before)
+            .is_none_or(|(after, before)| after - before < 0.02)
+        {
             break;
         }
     }
@@ -193,7 +235,9 @@ fn idle(log: &SharedLog) -> Result<(), Failure> {
     std::thread::scope(|scope| -> Result<(), Failure> {
         for _ in 0..20 {
             std::thread::Builder::new().spawn_scoped(scope, || -> Result<(), String> {
-                let mut reader = log.reader(Isolation::ReadCommitted).map_err(|error| error.to_string())?;
+                let mut reader = log
+                    .reader(Isolation::ReadCommitted)
+                    .map_err(|error| error.to_string())?;
                 let from = [(TopicPartition::new("small", 0), StartFrom::End)];
                 reader.assign(&from).map_err(|error| error.to_string())?;
                 let polled = reader.poll(&mut RecordBatch::default(), 1 << 20, Duration::from_secs(3));
@@ -203,7 +247,10 @@ fn idle(log: &SharedLog) -> Result<(), Failure> {
         Ok(())
     })?;
     if let (Some(before), Some(after)) = (before, cpu_time()) {
-        println!("  20 readers that wait for 3 s: {:.0} ms of CPU", 1_000.0 * (after - before));
+        println!(
+            "  20 readers that wait for 3 s: {:.0} ms of CPU",
+            1_000.0 * (after - before)
+        );
     }
     Ok(())
 }

@@ -96,7 +96,10 @@ impl RecordBatch {
 
     /// Interns a partition for [`RecordBatch::push`].
     pub fn intern(&mut self, at: &TopicPartition) -> u16 {
-        let found = self.partitions.iter().position(|p| p.partition == at.partition && p.topic == at.topic);
+        let found = self
+            .partitions
+            .iter()
+            .position(|p| p.partition == at.partition && p.topic == at.topic);
         let index = found.unwrap_or_else(|| {
             self.partitions.push(at.clone());
             self.partitions.len() - 1
@@ -125,7 +128,15 @@ impl RecordBatch {
             self.headers.push((name, bytes));
         }
         let headers = first..span_index(self.headers.len());
-        self.entries.push(Entry { partition, offset, timestamp, timestamp_type, key, value, headers });
+        self.entries.push(Entry {
+            partition,
+            offset,
+            timestamp,
+            timestamp_type,
+            key,
+            value,
+            headers,
+        });
     }
 
     fn store(&mut self, bytes: &[u8]) -> Span {
@@ -151,7 +162,10 @@ fn index(at: u32) -> usize {
 impl<'a> RecordRef<'a> {
     /// Its partition.
     pub fn partition(&self) -> &'a TopicPartition {
-        self.batch.partitions.get(usize::from(self.entry.partition)).expect("a record's partition is interned")
+        self.batch
+            .partitions
+            .get(usize::from(self.entry.partition))
+            .expect("a record's partition is interned")
     }
 
     /// Index of its partition in [`RecordBatch::partitions`].
@@ -191,12 +205,19 @@ impl<'a> RecordRef<'a> {
 
     /// Headers.
     pub fn headers(&self) -> Headers<'a> {
-        Headers { batch: self.batch, range: &self.entry.headers }
+        Headers {
+            batch: self.batch,
+            range: &self.entry.headers,
+        }
     }
 
     /// The last header of this name that has a value.
     pub fn header(&self, name: &str) -> Option<&'a [u8]> {
-        self.headers().iter().filter(|(n, _)| *n == name).last().and_then(|(_, v)| v)
+        self.headers()
+            .iter()
+            .filter(|(n, _)| *n == name)
+            .last()
+            .and_then(|(_, v)| v)
     }
 }
 
@@ -204,9 +225,15 @@ impl<'a> Headers<'a> {
     /// The headers in order.
     pub fn iter(&self) -> impl Iterator<Item = Header<'a>> + use<'a> {
         let batch = self.batch;
-        let all = batch.headers.get(index(self.range.start)..index(self.range.end)).unwrap_or_default();
+        let all = batch
+            .headers
+            .get(index(self.range.start)..index(self.range.end))
+            .unwrap_or_default();
         all.iter().map(move |(name, value)| {
-            (std::str::from_utf8(batch.slice(name)).unwrap_or("\u{fffd}"), value.as_ref().map(|v| batch.slice(v)))
+            (
+                std::str::from_utf8(batch.slice(name)).unwrap_or("\u{fffd}"),
+                value.as_ref().map(|v| batch.slice(v)),
+            )
         })
     }
 }
@@ -297,9 +324,15 @@ impl OutBatch {
                 key: e.key.as_ref().map(|s| self.slice(s)),
                 value: e.value.as_ref().map(|s| self.slice(s)),
             };
-            let headers = self.headers.get(index(e.headers.start)..index(e.headers.end)).unwrap_or_default();
+            let headers = self
+                .headers
+                .get(index(e.headers.start)..index(e.headers.end))
+                .unwrap_or_default();
             let headers = headers.iter().map(|(name, value)| {
-                (std::str::from_utf8(self.slice(name)).unwrap_or("\u{fffd}"), value.as_ref().map(|v| self.slice(v)))
+                (
+                    std::str::from_utf8(self.slice(name)).unwrap_or("\u{fffd}"),
+                    value.as_ref().map(|v| self.slice(v)),
+                )
             });
             (record, headers)
         })

@@ -44,7 +44,11 @@ pub struct Member {
 impl Member {
     /// The membership of a log that is neither of the two homes: for simulators in tests.
     pub fn simulated(group: impl Into<String>, generation: i32) -> Self {
-        Member { group: group.into(), generation, token: MemberToken::Embedded(0) }
+        Member {
+            group: group.into(),
+            generation,
+            token: MemberToken::Embedded(0),
+        }
     }
 }
 
@@ -128,6 +132,7 @@ pub trait Reader: Send {
     fn position(&self, at: &TopicPartition) -> Option<Offset>;
 
     /// When, by the broker's or this machine's clock in ms, the reader last stood at the end of the partition, if it
-    /// did since it was assigned: a proof that it had seen everything stable at that time.
+    /// did since it was assigned: a proof that it had seen everything stable at that time. It is renewed for as long as
+    /// the reader is polled and stays at the end, within a second or so.
     fn at_end(&self, at: &TopicPartition) -> Option<Millis>;
 }

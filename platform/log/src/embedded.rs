@@ -108,12 +108,18 @@ pub fn open(config: Config) -> Result<Arc<EmbeddedLog>> {
         None => Box::new(MemoryBacking::default()),
     };
     let broker = Arc::new(open::load(&config, backing)?);
-    let mut log = EmbeddedLog { broker: broker.clone(), janitor: None };
+    let mut log = EmbeddedLog {
+        broker: broker.clone(),
+        janitor: None,
+    };
     if let Some(every) = config.clean_every {
         let broker = Arc::downgrade(&broker);
         let thread = std::thread::Builder::new().name("log-clean".to_owned());
         let spawned = thread.spawn(move || clean::run(&broker, every));
-        let failed = |source| Error::Storage { attempted: "start its background thread", source: Box::new(source) };
+        let failed = |source| Error::Storage {
+            attempted: "start its background thread",
+            source: Box::new(source),
+        };
         log.janitor = Some(spawned.map_err(failed)?);
     }
     Ok(Arc::new(log))
@@ -142,7 +148,12 @@ impl Log for EmbeddedLog {
 
     fn topics(&self) -> Result<Vec<String>> {
         let state = self.broker.state();
-        Ok(state.topics.keys().filter(|name| !name.starts_with("__")).map(|name| name.to_string()).collect())
+        Ok(state
+            .topics
+            .keys()
+            .filter(|name| !name.starts_with("__"))
+            .map(|name| name.to_string())
+            .collect())
     }
 
     fn alter_topic(&self, topic: &str, settings: &[(String, String)]) -> Result<()> {

@@ -19,7 +19,9 @@ pub use batch::{Header, Headers, OutBatch, OutRecord, RecordBatch, RecordRef, Ti
 pub use consumer::{Event, GroupConfig, GroupConsumer, Isolation, Member, Reader, StartFrom};
 pub use error::{Error, Fate, Result};
 pub use session::{Outcome, Produced, Session, SessionConfig};
-pub use topic::{Cleanup, GroupInfo, MemberInfo, TimestampPolicy, TopicConfig, TopicId, TopicInfo, TopicPartition, TopicSpec};
+pub use topic::{
+    Cleanup, GroupInfo, MemberInfo, TimestampPolicy, TopicConfig, TopicId, TopicInfo, TopicPartition, TopicSpec,
+};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

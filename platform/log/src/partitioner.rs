@@ -49,7 +49,12 @@ mod tests {
             (b"abc", 479_470_107),
         ];
         for (key, want) in cases {
-            assert_eq!(i32::from_ne_bytes(murmur2(key).to_ne_bytes()), want, "{}", String::from_utf8_lossy(key));
+            assert_eq!(
+                i32::from_ne_bytes(murmur2(key).to_ne_bytes()),
+                want,
+                "{}",
+                String::from_utf8_lossy(key)
+            );
         }
     }
 }

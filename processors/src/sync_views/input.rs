@@ -87,19 +87,34 @@ impl<'a> Input<'a> {
             Some(b"redrive") => Some(Again::Redrive),
             Some(_) => Some(Again::Replay),
         };
-        let key = record.key().ok_or_else(|| refuse(Stage::KeyConverter, "the key is null"))?;
+        let key = record
+            .key()
+            .ok_or_else(|| refuse(Stage::KeyConverter, "the key is null"))?;
         let mut parts = Parts::new(key).map_err(|e| (Stage::KeyConverter, e.into()))?;
         if let Some(event) = rules.event() {
             let position = u64::try_from(record.offset()).unwrap_or_default();
             let version = match record.header(headers::TX).filter(|_| again.is_some()) {
                 Some(tx) => Tx::parse(tx).map_err(|e| (Stage::HeaderConverter, e.into()))?.version(),
-                None => Version { incarnation, position, ordinal: 0 },
+                None => Version {
+                    incarnation,
+                    position,
+                    ordinal: 0,
+                },
             };
             schemas::key::check(key).map_err(|e| (Stage::KeyConverter, e.into()))?;
             let kind = row(event, parts.rest(), record.value());
-            return Ok(Input { table: event, version, last: true, at_ms: record.timestamp(), again, kind });
+            return Ok(Input {
+                table: event,
+                version,
+                last: true,
+                at_ms: record.timestamp(),
+                again,
+                kind,
+            });
         }
-        let tx = record.header(headers::TX).ok_or_else(|| refuse(Stage::HeaderConverter, "header tx is missing"))?;
+        let tx = record
+            .header(headers::TX)
+            .ok_or_else(|| refuse(Stage::HeaderConverter, "header tx is missing"))?;
         let tx = Tx::parse(tx).map_err(|e| (Stage::HeaderConverter, e.into()))?;
         let first = text(&mut parts)?;
         let (table, kind) = if first == "~chunk" {
@@ -112,7 +127,14 @@ impl<'a> Input<'a> {
             (first, row(first, parts.rest(), record.value()))
         };
         let (version, last, at_ms) = (tx.version(), tx.last, tx.at_ms);
-        Ok(Input { table, version, last, at_ms, again, kind })
+        Ok(Input {
+            table,
+            version,
+            last,
+            at_ms,
+            again,
+            kind,
+        })
     }
 }
 
@@ -125,7 +147,10 @@ fn text<'a>(parts: &mut Parts<'a>) -> Result<&'a str, Refused> {
     match parts.next() {
         Some(Ok(Part::Str(std::borrow::Cow::Borrowed(text)))) => Ok(text),
         Some(Err(error)) => Err((Stage::KeyConverter, error.into())),
-        _ => Err(refuse(Stage::KeyConverter, "the key does not begin with a table's name")),
+        _ => Err(refuse(
+            Stage::KeyConverter,
+            "the key does not begin with a table's name",
+        )),
     }
 }
 
@@ -133,7 +158,11 @@ fn row<'a>(table: &str, row_key: &'a str, value: Option<&'a [u8]>) -> Kind<'a> {
     let mut state_key = table_prefix(table);
     state_key.extend_from_slice(row_key.as_bytes());
     state_key.push(b']');
-    Kind::Row(Change { row_key, state_key, value })
+    Kind::Row(Change {
+        row_key,
+        state_key,
+        value,
+    })
 }
 
 fn chunk_end(value: Option<&[u8]>) -> Result<ChunkEnd, Refused> {
@@ -142,7 +171,12 @@ fn chunk_end(value: Option<&[u8]>) -> Result<ChunkEnd, Refused> {
     let low = Lsn::from_text(end.low.as_bytes());
     let low = low.ok_or_else(|| refuse(Stage::ValueConverter, "the chunk's low position is not `hex/hex`"))?;
     let (from, to) = (end.from.map(str::to_owned), end.to.map(str::to_owned));
-    Ok(ChunkEnd { low: low.0, last: end.is_final, from, to })
+    Ok(ChunkEnd {
+        low: low.0,
+        last: end.is_final,
+        from,
+        to,
+    })
 }
 
 impl ChunkEnd {
@@ -195,7 +229,9 @@ pub fn table_prefix(table: &str) -> Vec<u8> {
 
 /// The row key in a state key, behind its table's prefix.
 pub fn row_key_of(state_key: &[u8], prefix: usize) -> &str {
-    let inside = state_key.get(prefix..state_key.len().saturating_sub(1)).unwrap_or_default();
+    let inside = state_key
+        .get(prefix..state_key.len().saturating_sub(1))
+        .unwrap_or_default();
     std::str::from_utf8(inside).unwrap_or_default()
 }
 
@@ -229,8 +265,16 @@ mod tests {
 
     #[test]
     fn keys_of_a_chunk_are_ordered_as_numbers_also_when_they_are_strings() {
-        let end = ChunkEnd { low: 1, last: false, from: Some("[\"9\"]".into()), to: Some("[\"100\"]".into()) };
-        let held: Vec<bool> = ["\"8\"", "\"9\"", "\"100\"", "\"101\""].iter().map(|k| end.holds(k)).collect();
+        let end = ChunkEnd {
+            low: 1,
+            last: false,
+            from: Some("[\"9\"]".into()),
+            to: Some("[\"100\"]".into()),
+        };
+        let held: Vec<bool> = ["\"8\"", "\"9\"", "\"100\"", "\"101\""]
+            .iter()
+            .map(|k| end.holds(k))
+            .collect();
         assert_eq!(held, [false, true, true, false]);
     }
 }

@@ -80,7 +80,9 @@ impl Row {
         let mut rest = open(bytes)?;
         let version = take::<17>(&mut rest).and_then(|v| Version::from_bytes(&v).ok());
         let version = version.ok_or(StateError::Damaged("a version"))?;
-        let gone = take::<8>(&mut rest).map(i64::from_be_bytes).ok_or(StateError::Damaged("a time"))?;
+        let gone = take::<8>(&mut rest)
+            .map(i64::from_be_bytes)
+            .ok_or(StateError::Damaged("a time"))?;
         let damaged = StateError::Damaged("an output");
         let mut shown = Vec::new();
         for _ in 0..take_len(&mut rest).ok_or(damaged.clone())? {
@@ -88,7 +90,12 @@ impl Row {
                 let view = take_text(&mut rest)?;
                 let bucket = take_text(&mut rest)?;
                 let partition = i32::from_be_bytes(take::<4>(&mut rest)?);
-                Some(Shown { view, bucket, partition, hash: u128::from_be_bytes(take::<16>(&mut rest)?) })
+                Some(Shown {
+                    view,
+                    bucket,
+                    partition,
+                    hash: u128::from_be_bytes(take::<16>(&mut rest)?),
+                })
             };
             shown.push({ one }().ok_or(damaged.clone())?);
         }
@@ -99,7 +106,12 @@ impl Row {
             let value = take_bytes(&mut rest).ok_or(damaged.clone())?;
             kept.push((name, value.to_vec()));
         }
-        Ok(Row { version, gone_ms: (gone != i64::MIN).then_some(gone), shown, kept })
+        Ok(Row {
+            version,
+            gone_ms: (gone != i64::MIN).then_some(gone),
+            shown,
+            kept,
+        })
     }
 }
 
@@ -190,18 +202,36 @@ mod tests {
 
     #[test]
     fn rows_and_lines_read_back_and_a_cut_is_no_panic() {
-        let shown = Shown { view: "orders".into(), bucket: "user:4".into(), partition: 3, hash: 9 };
-        let version = Version { incarnation: 1, position: 7, ordinal: 2 };
+        let shown = Shown {
+            view: "orders".into(),
+            bucket: "user:4".into(),
+            partition: 3,
+            hash: 9,
+        };
+        let version = Version {
+            incarnation: 1,
+            position: 7,
+            ordinal: 2,
+        };
         for gone_ms in [None, Some(5)] {
             let kept = vec![("note".to_owned(), b"x".to_vec())];
-            let row = Row { version, gone_ms, shown: vec![shown.clone()], kept };
+            let row = Row {
+                version,
+                gone_ms,
+                shown: vec![shown.clone()],
+                kept,
+            };
             let bytes = row.encode();
             assert_eq!(Row::decode(&bytes), Ok(row));
             for cut in 0..bytes.len() {
                 assert!(Row::decode(&bytes[..cut]).is_err(), "{cut} bytes");
             }
         }
-        let line = Line { open: true, touched: [3, 4].into(), ..Line::new("id") };
+        let line = Line {
+            open: true,
+            touched: [3, 4].into(),
+            ..Line::new("id")
+        };
         assert_eq!(Line::decode(&line.encode()), Ok(line));
         assert_eq!(Row::decode(&[2]), Err(StateError::Newer { found: 2 }));
     }

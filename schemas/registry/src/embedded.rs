@@ -122,10 +122,7 @@ impl Embedded {
     fn catch_up_to(&self, inner: &mut Inner, which: At) -> Result<()> {
         const ATTEMPTED: &str = "read the topic _schemas";
         let at = partition();
-        let end = self
-            .log
-            .offset(&at, which)
-            .map_err(|e| self.failed(ATTEMPTED, &e))?;
+        let end = self.log.offset(&at, which).map_err(|e| self.failed(ATTEMPTED, &e))?;
         let limit = Instant::now() + READ_LIMIT;
         let Inner {
             state, reader, batch, ..

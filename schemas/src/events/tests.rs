@@ -1,3 +1,5 @@
+//! Our records against their released schemas. Guarantees: a changed file fails. Never: a file that is written.
+
 use super::*;
 use crate::codec::{Datum, Row};
 use crate::evolution::compatible;

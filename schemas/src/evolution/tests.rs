@@ -1,3 +1,5 @@
+//! Which schema may follow which. Guarantees: cases are also put to apache-avro. Never: data.
+
 use super::*;
 use apache_avro::schema_compatibility::{Compatibility, SchemaCompatibility};
 

@@ -1,3 +1,5 @@
+//! Keys, written and read. Guarantees: both directions are properties. Never: a key of a topic's own meaning.
+
 use super::*;
 use proptest::prelude::*;
 

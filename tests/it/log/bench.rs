@@ -6,7 +6,8 @@ use crate::world;
 use log::embedded::{self, EmbeddedLog};
 use log::{
     At, Cleanup, Event, GroupConfig, GroupConsumer, Isolation, Member, Millis, Offset, OutBatch, OutRecord, Outcome,
-    Produced, Reader, RecordBatch, Session, SessionConfig, SharedLog, StartFrom, TopicConfig, TopicPartition, TopicSpec,
+    Produced, Reader, RecordBatch, Session, SessionConfig, SharedLog, StartFrom, TopicConfig, TopicPartition,
+    TopicSpec,
 };
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -27,16 +28,22 @@ pub enum Home {
 /// Runs one case on one home.
 pub fn run(home: Home, case: fn(&Bench)) {
     match home {
-        Home::Memory => case(&Bench { log: EmbeddedLog::open(config(None)).expect("open in memory") }),
+        Home::Memory => case(&Bench {
+            log: EmbeddedLog::open(config(None)).expect("open in memory"),
+        }),
         Home::Disk => {
             let dir = tempfile::tempdir().expect("make a directory");
             let dir = Some(dir.path().join("log"));
-            case(&Bench { log: EmbeddedLog::open(config(dir)).expect("open on disk") });
+            case(&Bench {
+                log: EmbeddedLog::open(config(dir)).expect("open on disk"),
+            });
         }
         Home::Kafka => {
             static KAFKA: OnceLock<SharedLog> = OnceLock::new();
             let open = || log::kafka::KafkaLog::connect(log::kafka::Config::new(world::kafka())).expect("connect");
-            case(&Bench { log: KAFKA.get_or_init(open).clone() });
+            case(&Bench {
+                log: KAFKA.get_or_init(open).clone(),
+            });
         }
     }
 }
@@ -51,7 +58,9 @@ pub fn config(dir: Option<std::path::PathBuf>) -> embedded::Config {
 /// This machine's time.
 #[expect(clippy::disallowed_methods, reason = "the suite runs on the machine's clock")]
 pub fn now() -> Millis {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+    let since = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .expect("after 1970");
     Millis::try_from(since.as_millis()).expect("before the end of time")
 }
 
@@ -74,7 +83,12 @@ impl Bench {
         let name = world::unique("case");
         let mut config = TopicConfig::new(Cleanup::Delete);
         change(&mut config);
-        let spec = TopicSpec { name: name.clone(), partitions, replication: None, config };
+        let spec = TopicSpec {
+            name: name.clone(),
+            partitions,
+            replication: None,
+            config,
+        };
         assert_eq!(self.log.create_topics(&[spec]).expect("create a topic"), [true]);
         name.into()
     }
@@ -95,7 +109,10 @@ impl Bench {
     pub fn session(&self, id: &str) -> Box<dyn Session> {
         let transaction_timeout = Duration::from_secs(20);
         self.log
-            .session(SessionConfig { transactional_id: id.to_owned(), transaction_timeout })
+            .session(SessionConfig {
+                transactional_id: id.to_owned(),
+                transaction_timeout,
+            })
             .expect("open a session")
     }
 
@@ -185,7 +202,10 @@ impl Bench {
 
     /// A group's committed offset of one partition.
     pub fn committed_offset(&self, group: &str, at: &TopicPartition) -> Option<Offset> {
-        let committed = self.log.committed(group, std::slice::from_ref(at)).expect("read committed offsets");
+        let committed = self
+            .log
+            .committed(group, std::slice::from_ref(at))
+            .expect("read committed offsets");
         assert_eq!(committed.len(), 1, "one answer for each partition");
         committed[at]
     }
@@ -222,12 +242,18 @@ pub fn record<'a>(at: &'a TopicPartition, value: &'a str) -> OutRecord<'a> {
 /// Offsets and values of a batch.
 pub fn values(batch: &RecordBatch) -> Vec<Seen> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    batch.iter().map(|r| (r.offset(), r.value().map(text).unwrap_or_default())).collect()
+    batch
+        .iter()
+        .map(|r| (r.offset(), r.value().map(text).unwrap_or_default()))
+        .collect()
 }
 
 /// Pairs of offsets and values, to compare with.
 pub fn seen(pairs: &[(Offset, &str)]) -> Vec<Seen> {
-    pairs.iter().map(|(offset, value)| (*offset, (*value).to_owned())).collect()
+    pairs
+        .iter()
+        .map(|(offset, value)| (*offset, (*value).to_owned()))
+        .collect()
 }
 
 /// Values alone.
@@ -247,7 +273,10 @@ pub fn committed(outcome: Outcome) -> Vec<Produced> {
 /// Checks that a commit was aborted by fencing.
 #[track_caller]
 pub fn fenced(outcome: &Outcome) {
-    assert!(matches!(outcome, Outcome::Aborted { fenced: true, .. }), "not fenced: {outcome:?}");
+    assert!(
+        matches!(outcome, Outcome::Aborted { fenced: true, .. }),
+        "not fenced: {outcome:?}"
+    );
 }
 
 /// Polls until something other than silence comes.

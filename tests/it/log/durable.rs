@@ -31,7 +31,10 @@ fn a_reopened_log_is_the_same() {
     let bench = Bench { log: open(dir.path()) };
     let (at, group) = (bench.line(), world::unique("group"));
     let kept = bench.topic_with(2, |config| config.retention_ms = Some(9_000_000));
-    bench.log.alter_topic(&kept, &[("segment.ms".into(), "777".into())]).unwrap();
+    bench
+        .log
+        .alter_topic(&kept, &[("segment.ms".into(), "777".into())])
+        .unwrap();
     let deleted = bench.line();
     bench.append(&deleted, &["x"]);
     bench.log.delete_topic(&deleted.topic).unwrap();
@@ -48,7 +51,13 @@ fn a_reopened_log_is_the_same() {
     session.send(&batch(&at, &["open"])).unwrap();
     bench.append(&at, &["plain"]);
     let facts = |bench: &Bench| {
-        let describe = |name: &str| bench.log.describe(name).unwrap().map(|info| (info.id, info.partitions, info.settings));
+        let describe = |name: &str| {
+            bench
+                .log
+                .describe(name)
+                .unwrap()
+                .map(|info| (info.id, info.partitions, info.settings))
+        };
         (
             bench.log.incarnation().unwrap(),
             bench.log.topics().unwrap(),
@@ -63,7 +72,10 @@ fn a_reopened_log_is_the_same() {
 
     let bench = Bench { log: open(dir.path()) };
     assert_eq!(facts(&bench), before);
-    assert_eq!([At::Start, At::Stable, At::End].map(|which| bench.offset(&at, which)), [0, 10, 10]);
+    assert_eq!(
+        [At::Start, At::Stable, At::End].map(|which| bench.offset(&at, which)),
+        [0, 10, 10]
+    );
     let want = seen(&[(0, "a"), (1, "b"), (5, "c"), (8, "plain")]);
     assert_eq!(bench.committed(&at), want);
     assert_eq!(bench.all(Isolation::ReadUncommitted, &at).len(), 6);
@@ -84,7 +96,13 @@ fn times_and_sizes_are_known_after_reopening() {
     let append = |bench: &Bench, from: Millis| {
         let mut out = OutBatch::default();
         for n in from..from + 100 {
-            out.push(OutRecord { timestamp: Some(base + n), ..record(&at, &text) }, []);
+            out.push(
+                OutRecord {
+                    timestamp: Some(base + n),
+                    ..record(&at, &text)
+                },
+                [],
+            );
         }
         bench.log.append(&out).unwrap();
     };
@@ -96,7 +114,10 @@ fn times_and_sizes_are_known_after_reopening() {
         assert_eq!(bench.offset(&at, At::Time(base + time)), time);
     }
     assert_eq!(bench.offset(&at, At::Time(base + 4_000)), 4_000);
-    bench.log.alter_topic(&at.topic, &[("retention.bytes".into(), "1000000".into())]).unwrap();
+    bench
+        .log
+        .alter_topic(&at.topic, &[("retention.bytes".into(), "1000000".into())])
+        .unwrap();
     let start = world::wait_for("the start to move", LIMIT, || {
         Some(bench.offset(&at, At::Start)).filter(|start| *start > 0)
     });
@@ -165,9 +186,15 @@ fn write_all(dir: &Path, until: i64, tell: Tell<'_>) {
     let log = open(dir);
     let spec = |(name, partitions): (&str, i32)| {
         let config = TopicConfig::new(Cleanup::Delete);
-        TopicSpec { name: name.to_owned(), partitions, replication: None, config }
+        TopicSpec {
+            name: name.to_owned(),
+            partitions,
+            replication: None,
+            config,
+        }
     };
-    log.create_topics(&[("input", 1), ("out", 3), ("plain", 1)].map(spec)).unwrap();
+    log.create_topics(&[("input", 1), ("out", 3), ("plain", 1)].map(spec))
+        .unwrap();
     std::thread::scope(|scope| {
         for writer in 0..WRITERS {
             let log = &log;
@@ -185,17 +212,26 @@ fn check(dir: &Path, acknowledged: &BTreeMap<(String, usize), i64>) -> Vec<i64> 
     for writer in 0..WRITERS {
         let last = bench.committed_offset(&format!("group-{writer}"), &input).unwrap_or(0);
         let told = number(writer, "tx");
-        assert!((told..=told + 1).contains(&last), "writer {writer}: {told} was acknowledged, {last} is there");
+        assert!(
+            (told..=told + 1).contains(&last),
+            "writer {writer}: {told} was acknowledged, {last} is there"
+        );
         lasts.push(last);
     }
     for p in 0..3 {
         let at = TopicPartition::new("out", p);
-        assert_eq!(bench.offset(&at, At::Stable), bench.offset(&at, At::End), "no transaction is left open");
+        assert_eq!(
+            bench.offset(&at, At::Stable),
+            bench.offset(&at, At::End),
+            "no transaction is left open"
+        );
         let read = bench.all(Isolation::ReadCommitted, &at);
         for (writer, last) in lasts.iter().enumerate() {
             let count = if writer == 0 { 3 } else { 60 };
-            let mine: Vec<(i64, i64)> =
-                read.iter().filter_map(|(offset, text)| Some((*offset, numbered(text, writer)?))).collect();
+            let mine: Vec<(i64, i64)> = read
+                .iter()
+                .filter_map(|(offset, text)| Some((*offset, numbered(text, writer)?)))
+                .collect();
             let want: Vec<i64> = (1..=*last).flat_map(|n| std::iter::repeat_n(n, count)).collect();
             let odd = mine.iter().zip(&want).find(|((_, n), want)| n != *want);
             assert!(
@@ -216,9 +252,14 @@ fn check(dir: &Path, acknowledged: &BTreeMap<(String, usize), i64>) -> Vec<i64> 
         let told = number(writer, "plain");
         // After the kill a transaction may have been there without its append; then that number has none.
         let missing: Vec<i64> = (1..=told).filter(|n| !numbers.contains(n)).collect();
-        let excused = acknowledged.iter().filter(|((kind, w), _)| kind.starts_with("cut") && *w == writer);
+        let excused = acknowledged
+            .iter()
+            .filter(|((kind, w), _)| kind.starts_with("cut") && *w == writer);
         let excused: Vec<i64> = excused.map(|(_, n)| *n).collect();
-        assert!(missing.iter().all(|n| excused.contains(n)), "acknowledged appends are lost: {missing:?}");
+        assert!(
+            missing.iter().all(|n| excused.contains(n)),
+            "acknowledged appends are lost: {missing:?}"
+        );
     }
     lasts
 }
@@ -230,14 +271,19 @@ fn numbered(text: &str, writer: usize) -> Option<i64> {
 
 /// Alone it writes a little and checks it; as the child of the test below it writes until it is killed.
 #[test]
-#[expect(clippy::disallowed_methods, reason = "this is how the parent tells the child what it is")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is how the parent tells the child what it is"
+)]
 fn the_writer_that_is_killed() {
     match std::env::var(CHILD) {
         Ok(dir) => {
             let out = Mutex::new(std::io::stdout());
             write_all(&PathBuf::from(dir), i64::MAX, &|kind, writer, n| {
                 let mut out = out.lock().unwrap();
-                writeln!(out, "acknowledged {kind} {writer} {n}").and_then(|()| out.flush()).expect("tell the parent");
+                writeln!(out, "acknowledged {kind} {writer} {n}")
+                    .and_then(|()| out.flush())
+                    .expect("tell the parent");
             });
         }
         Err(_) => {
@@ -257,7 +303,12 @@ fn kill_9_loses_nothing_acknowledged_and_leaves_no_half_transaction() {
     let mut acknowledged: BTreeMap<(String, usize), i64> = BTreeMap::new();
     for round in 0..12 {
         let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "log::durable::the_writer_that_is_killed", "--nocapture", "--test-threads=1"])
+            .args([
+                "--exact",
+                "log::durable::the_writer_that_is_killed",
+                "--nocapture",
+                "--test-threads=1",
+            ])
             .env(CHILD, dir.path())
             .stdout(Stdio::piped())
             .spawn()

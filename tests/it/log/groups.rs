@@ -32,7 +32,10 @@ pub fn assigned_comes_first_and_nothing_is_read_before_start(bench: &Bench) {
     let member = consumer.member().unwrap();
     assert_eq!(member.group, group);
     let stranger = TopicPartition::new(bench.topic(1), 0);
-    assert!(consumer.start(&stranger, 0).is_err(), "a partition that is not assigned cannot be started");
+    assert!(
+        consumer.start(&stranger, 0).is_err(),
+        "a partition that is not assigned cannot be started"
+    );
     consumer.close().unwrap();
 }
 
@@ -100,7 +103,10 @@ pub fn a_group_reads_committed_records_only(bench: &Bench) {
     assigned(&mut *consumer);
     consumer.start(&at, 0).unwrap();
     for _ in 0..5 {
-        assert_eq!(consumer.poll(&mut RecordBatch::default(), 1_000, SHORT).unwrap(), Event::Idle);
+        assert_eq!(
+            consumer.poll(&mut RecordBatch::default(), 1_000, SHORT).unwrap(),
+            Event::Idle
+        );
     }
     committed(session.commit(None));
     assert_eq!(texts(&records(&mut *consumer, 1)), ["yes"]);
@@ -139,7 +145,10 @@ pub fn a_blocked_member_is_woken_by_a_commit(bench: &Bench) {
         bench.transact(&mut *session, &at, &["a"]);
         assert_eq!(poll.join().unwrap(), Event::Records);
     });
-    assert!(began.elapsed() < Duration::from_secs(10), "woken only by its time limit");
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "woken only by its time limit"
+    );
     assert_eq!(values(&batch_read), seen(&[(0, "a")]));
     consumer.close().unwrap();
 }

@@ -6,7 +6,10 @@ use log::{Error, Event, GroupConsumer, RecordBatch, TopicPartition};
 use std::sync::Arc;
 
 fn parts(topic: &Arc<str>, numbers: impl IntoIterator<Item = i32>) -> Vec<TopicPartition> {
-    numbers.into_iter().map(|p| TopicPartition::new(topic.clone(), p)).collect()
+    numbers
+        .into_iter()
+        .map(|p| TopicPartition::new(topic.clone(), p))
+        .collect()
 }
 
 /// What a member is told, in order.
@@ -34,8 +37,19 @@ impl Told {
 }
 
 /// Polls both until each holds a share of so many partitions; the first is told to give up what it held.
-fn share(first: &mut dyn GroupConsumer, second: &mut dyn GroupConsumer, held: &[TopicPartition], all: usize) -> (Told, Told) {
-    let (mut a, mut b) = (Told { held: held.to_vec(), ..Told::default() }, Told::default());
+fn share(
+    first: &mut dyn GroupConsumer,
+    second: &mut dyn GroupConsumer,
+    held: &[TopicPartition],
+    all: usize,
+) -> (Told, Told) {
+    let (mut a, mut b) = (
+        Told {
+            held: held.to_vec(),
+            ..Told::default()
+        },
+        Told::default(),
+    );
     world::wait_for("the partitions to be shared", LIMIT, || {
         a.poll(first);
         b.poll(second);
@@ -53,7 +67,11 @@ pub fn a_second_member_takes_its_share(bench: &Bench) {
     assert_eq!(assigned(&mut *first), all);
     let mut second = bench.join(&group, &[&topic]);
     let (a, b) = share(&mut *first, &mut *second, &all, all.len());
-    assert!(matches!(&a.events[..], [Event::Revoked(_), Event::Assigned(_)]), "{:?}", a.events);
+    assert!(
+        matches!(&a.events[..], [Event::Revoked(_), Event::Assigned(_)]),
+        "{:?}",
+        a.events
+    );
     assert!(matches!(&b.events[..], [Event::Assigned(_)]), "{:?}", b.events);
     let mut shares = [a.held, b.held];
     shares.sort();
@@ -71,7 +89,10 @@ pub fn a_commit_still_fits_while_partitions_are_revoked(bench: &Bench) {
     let mut second = bench.join(&group, &[&topic]);
     let mut batch_read = RecordBatch::default();
     let revoked = world::wait_for("Revoked", LIMIT, || {
-        assert_eq!(second.poll(&mut RecordBatch::default(), 1_000, SHORT).unwrap(), Event::Idle);
+        assert_eq!(
+            second.poll(&mut RecordBatch::default(), 1_000, SHORT).unwrap(),
+            Event::Idle
+        );
         let event = first.poll(&mut batch_read, 1_000, SHORT).unwrap();
         (event != Event::Idle).then_some(event)
     });

@@ -9,23 +9,44 @@ use std::collections::BTreeMap;
 /// every record is the end.
 pub fn start_end_and_times_are_looked_up(bench: &Bench) {
     let at = bench.line();
-    assert_eq!([At::Start, At::End, At::Stable, At::Time(0)].map(|which| bench.offset(&at, which)), [0, 0, 0, 0]);
+    assert_eq!(
+        [At::Start, At::End, At::Stable, At::Time(0)].map(|which| bench.offset(&at, which)),
+        [0, 0, 0, 0]
+    );
     let base = now() - 100_000;
     let append = |times: &[Millis]| {
         let mut out = OutBatch::default();
         for time in times {
-            out.push(OutRecord { timestamp: Some(base + time), ..record(&at, "x") }, []);
+            out.push(
+                OutRecord {
+                    timestamp: Some(base + time),
+                    ..record(&at, "x")
+                },
+                [],
+            );
         }
         bench.log.append(&out).unwrap();
     };
     append(&[10, 30, 20]);
     append(&[5]);
     append(&[40, 40]);
-    let cases = [(-50_000, 0), (10, 0), (11, 1), (30, 1), (31, 4), (40, 4), (41, 6), (90_000, 6)];
+    let cases = [
+        (-50_000, 0),
+        (10, 0),
+        (11, 1),
+        (30, 1),
+        (31, 4),
+        (40, 4),
+        (41, 6),
+        (90_000, 6),
+    ];
     for (time, offset) in cases {
         assert_eq!(bench.offset(&at, At::Time(base + time)), offset, "time {time}");
     }
-    assert_eq!([At::Start, At::End, At::Stable].map(|which| bench.offset(&at, which)), [0, 6, 6]);
+    assert_eq!(
+        [At::Start, At::End, At::Stable].map(|which| bench.offset(&at, which)),
+        [0, 6, 6]
+    );
 }
 
 /// A reader's position passes control records and aborted records, so that it reaches the end, and then says when
@@ -67,7 +88,10 @@ pub fn a_reader_starts_where_it_is_told(bench: &Bench) {
     let at = bench.line();
     bench.append(&at, &["a", "b", "c"]);
     let from = |from| bench.reader(Isolation::ReadCommitted, &at, from);
-    assert_eq!(bench.take(&mut *from(StartFrom::Offset(1)), 2), seen(&[(1, "b"), (2, "c")]));
+    assert_eq!(
+        bench.take(&mut *from(StartFrom::Offset(1)), 2),
+        seen(&[(1, "b"), (2, "c")])
+    );
     assert_eq!(texts(&bench.take(&mut *from(StartFrom::Start), 3)), ["a", "b", "c"]);
 
     let mut reader = from(StartFrom::End);
@@ -85,7 +109,9 @@ pub fn a_reader_starts_where_it_is_told(bench: &Bench) {
     let mut session = bench.any_session();
     session.begin().unwrap();
     session.send(&batch(&at, &["open"])).unwrap();
-    world::wait_for("the open record", LIMIT, || (bench.offset(&at, At::End) == 5).then_some(()));
+    world::wait_for("the open record", LIMIT, || {
+        (bench.offset(&at, At::End) == 5).then_some(())
+    });
     for (isolation, end) in [(Isolation::ReadCommitted, 4), (Isolation::ReadUncommitted, 5)] {
         let mut reader = bench.reader(isolation, &at, StartFrom::End);
         world::wait_for("the reader's own end", LIMIT, || {
@@ -105,7 +131,13 @@ pub fn an_offset_behind_the_end_is_out_of_range(bench: &Bench) {
     let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Offset(7));
     let mut batch = RecordBatch::default();
     let error = world::wait_for("an error", LIMIT, || reader.poll(&mut batch, 1_000, SHORT).err());
-    let Error::OutOfRange { at: named, offset: 7, start: 0, end: 2 } = error else {
+    let Error::OutOfRange {
+        at: named,
+        offset: 7,
+        start: 0,
+        end: 2,
+    } = error
+    else {
         panic!("{error:?}");
     };
     assert_eq!(named, at);
@@ -127,10 +159,18 @@ pub fn retention_by_time_moves_the_start(bench: &Bench) {
     let at = TopicPartition::new(topic, 0);
     let mut out = OutBatch::default();
     for text in ["old", "older"] {
-        out.push(OutRecord { timestamp: Some(now() - 86_400_000), ..record(&at, text) }, []);
+        out.push(
+            OutRecord {
+                timestamp: Some(now() - 86_400_000),
+                ..record(&at, text)
+            },
+            [],
+        );
     }
     bench.log.append(&out).unwrap();
-    world::wait_for("the start to move", LIMIT, || (bench.offset(&at, At::Start) == 2).then_some(()));
+    world::wait_for("the start to move", LIMIT, || {
+        (bench.offset(&at, At::Start) == 2).then_some(())
+    });
     out_of_range(bench, &at, 0);
     assert_eq!(bench.append(&at, &["new"]).first_offset, 2);
     assert_eq!(bench.all(Isolation::ReadCommitted, &at), seen(&[(2, "new")]));
@@ -205,6 +245,11 @@ pub fn groups_are_listed_with_state_and_offsets(bench: &Bench) {
     assert!(!info.members[0].name.is_empty());
 
     consumer.close().unwrap();
-    let info = world::wait_for("the group without members", LIMIT, || find().filter(|info| info.members.is_empty()));
-    assert_eq!((info.state.as_str(), info.committed), ("Empty", BTreeMap::from([(at, 5)])));
+    let info = world::wait_for("the group without members", LIMIT, || {
+        find().filter(|info| info.members.is_empty())
+    });
+    assert_eq!(
+        (info.state.as_str(), info.committed),
+        ("Empty", BTreeMap::from([(at, 5)]))
+    );
 }

@@ -15,14 +15,26 @@ pub fn records_read_back_as_they_were_written(bench: &Bench) {
     let binary = [0_u8, 0xff, 0x80, b'\n'];
     let before = now();
     let mut out = OutBatch::default();
-    let record = |timestamp, key, value| OutRecord { topic: &at.topic, partition: Some(0), timestamp, key, value };
-    out.push(record(Some(before - 5), Some(&binary[..]), Some(&b"row"[..])), [
-        ("tx", Some(&b"1"[..])),
-        ("tx", None),
-        ("tx", Some(&binary[..])),
-        ("empty", Some(&b""[..])),
-    ]);
-    out.push(record(Some(before - 9), Some(b"gone"), None), [("table", Some(&b"t"[..]))]);
+    let record = |timestamp, key, value| OutRecord {
+        topic: &at.topic,
+        partition: Some(0),
+        timestamp,
+        key,
+        value,
+    };
+    out.push(
+        record(Some(before - 5), Some(&binary[..]), Some(&b"row"[..])),
+        [
+            ("tx", Some(&b"1"[..])),
+            ("tx", None),
+            ("tx", Some(&binary[..])),
+            ("empty", Some(&b""[..])),
+        ],
+    );
+    out.push(
+        record(Some(before - 9), Some(b"gone"), None),
+        [("table", Some(&b"t"[..]))],
+    );
     out.push(record(Some(before), None, Some(b"")), []);
     out.push(record(None, Some(b""), Some(b"now")), []);
     bench.log.append(&out).unwrap();
@@ -38,26 +50,42 @@ pub fn records_read_back_as_they_were_written(bench: &Bench) {
         for r in batch.iter() {
             assert_eq!((r.partition(), r.timestamp_type()), (&at, TimestampType::Create));
             read.push((r.offset(), r.timestamp(), own(r.key()), own(r.value())));
-            headers.push(r.headers().iter().map(|(name, value)| (name.to_owned(), own(value))).collect());
+            headers.push(
+                r.headers()
+                    .iter()
+                    .map(|(name, value)| (name.to_owned(), own(value)))
+                    .collect(),
+            );
         }
         (read.len() >= 4).then_some(())
     });
     let stamped = read[3].1;
     assert!((before..=after).contains(&stamped), "{before} {stamped} {after}");
     let some = |bytes: &[u8]| Some(bytes.to_vec());
-    assert_eq!(read, [
-        (0, before - 5, some(&binary), some(b"row")),
-        (1, before - 9, some(b"gone"), None),
-        (2, before, None, some(b"")),
-        (3, stamped, some(b""), some(b"now")),
-    ]);
+    assert_eq!(
+        read,
+        [
+            (0, before - 5, some(&binary), some(b"row")),
+            (1, before - 9, some(b"gone"), None),
+            (2, before, None, some(b"")),
+            (3, stamped, some(b""), some(b"now")),
+        ]
+    );
     let header = |name: &str, value: Option<&[u8]>| (name.to_owned(), own(value));
-    assert_eq!(headers, [
-        vec![header("tx", Some(b"1")), header("tx", None), header("tx", Some(&binary)), header("empty", Some(b""))],
-        vec![header("table", Some(b"t"))],
-        vec![],
-        vec![],
-    ]);
+    assert_eq!(
+        headers,
+        [
+            vec![
+                header("tx", Some(b"1")),
+                header("tx", None),
+                header("tx", Some(&binary)),
+                header("empty", Some(b""))
+            ],
+            vec![header("table", Some(b"t"))],
+            vec![],
+            vec![],
+        ]
+    );
 }
 
 /// With LogAppendTime the producer's timestamps are replaced by the time of the append, which the append returns.
@@ -65,8 +93,20 @@ pub fn the_broker_stamps_where_the_topic_says_so(bench: &Bench) {
     let topic = bench.topic_with(1, |config| config.timestamps = TimestampPolicy::LogAppendTime);
     let at = TopicPartition::new(topic, 0);
     let mut out = OutBatch::default();
-    out.push(OutRecord { timestamp: Some(1_000), ..record(&at, "a") }, []);
-    out.push(OutRecord { timestamp: None, ..record(&at, "b") }, []);
+    out.push(
+        OutRecord {
+            timestamp: Some(1_000),
+            ..record(&at, "a")
+        },
+        [],
+    );
+    out.push(
+        OutRecord {
+            timestamp: None,
+            ..record(&at, "b")
+        },
+        [],
+    );
     // Kafka's broker is on this machine, so that the clocks agree.
     let before = now();
     let produced = bench.log.append(&out).unwrap();
@@ -117,14 +157,40 @@ pub fn keys_choose_partitions_as_javas_client_does(bench: &Bench) {
     let topic = bench.topic(7);
     let keys: Vec<String> = (0..200).map(|n| format!("[\"user:{n}\"]")).collect();
     let mut out = OutBatch::default();
-    let plain = OutRecord { topic: &topic, partition: None, timestamp: None, key: None, value: None };
+    let plain = OutRecord {
+        topic: &topic,
+        partition: None,
+        timestamp: None,
+        key: None,
+        value: None,
+    };
     for key in &keys {
-        out.push(OutRecord { key: Some(key.as_bytes()), value: Some(key.as_bytes()), ..plain }, []);
+        out.push(
+            OutRecord {
+                key: Some(key.as_bytes()),
+                value: Some(key.as_bytes()),
+                ..plain
+            },
+            [],
+        );
     }
-    out.push(OutRecord { key: Some(b""), value: Some(b""), ..plain }, []);
+    out.push(
+        OutRecord {
+            key: Some(b""),
+            value: Some(b""),
+            ..plain
+        },
+        [],
+    );
     let keyless = 50;
     for _ in 0..keyless {
-        out.push(OutRecord { value: Some(b"keyless"), ..plain }, []);
+        out.push(
+            OutRecord {
+                value: Some(b"keyless"),
+                ..plain
+            },
+            [],
+        );
     }
     bench.log.append(&out).unwrap();
     let mut count = 0;
@@ -146,15 +212,33 @@ pub fn an_append_says_where_its_records_are(bench: &Bench) {
     bench.append(&b, &["before"]);
     let mut out = OutBatch::default();
     for (at, text) in [(&a, "1"), (&b, "2"), (&b, "3"), (&a, "4"), (&a, "5")] {
-        out.push(OutRecord { timestamp: Some(now()), ..record(at, text) }, []);
+        out.push(
+            OutRecord {
+                timestamp: Some(now()),
+                ..record(at, text)
+            },
+            [],
+        );
     }
     let mut produced = bench.log.append(&out).unwrap();
     produced.sort_by_key(|p| p.at.clone());
-    let places: Vec<_> = produced.iter().map(|p| (p.at.partition, p.first_offset, p.next_offset)).collect();
+    let places: Vec<_> = produced
+        .iter()
+        .map(|p| (p.at.partition, p.first_offset, p.next_offset))
+        .collect();
     assert_eq!(places, [(0, 0, 3), (1, 1, 3)]);
-    assert_eq!(bench.all(Isolation::ReadCommitted, &a), seen(&[(0, "1"), (1, "4"), (2, "5")]));
-    assert_eq!(bench.all(Isolation::ReadCommitted, &b), seen(&[(0, "before"), (1, "2"), (2, "3")]));
-    assert!(bench.log.append(&OutBatch::default()).unwrap().is_empty(), "nothing in, nothing out");
+    assert_eq!(
+        bench.all(Isolation::ReadCommitted, &a),
+        seen(&[(0, "1"), (1, "4"), (2, "5")])
+    );
+    assert_eq!(
+        bench.all(Isolation::ReadCommitted, &b),
+        seen(&[(0, "before"), (1, "2"), (2, "3")])
+    );
+    assert!(
+        bench.log.append(&OutBatch::default()).unwrap().is_empty(),
+        "nothing in, nothing out"
+    );
 }
 
 /// A batch of more bytes and records than a client's queue holds waits for room and is written whole.
@@ -189,7 +273,12 @@ pub fn a_record_over_the_topics_limit_is_refused(bench: &Bench) {
     let at = TopicPartition::new(topic.clone(), 0);
     bench.append(&at, &[&"x".repeat(4_500)]);
     let refused = bench.log.append(&batch(&at, &[&"x".repeat(6_000)]));
-    let Err(Error::TooLarge { topic: named, bytes, limit }) = refused else {
+    let Err(Error::TooLarge {
+        topic: named,
+        bytes,
+        limit,
+    }) = refused
+    else {
         panic!("not refused: {refused:?}");
     };
     assert_eq!((named.as_str(), limit), (&*topic, 5_000));
@@ -202,9 +291,19 @@ pub fn small_polls_return_every_record_once(bench: &Bench) {
     let at = bench.line();
     let texts: Vec<String> = (0..300).map(|n| format!("{n}{}", "x".repeat(n))).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    for chunk in texts.chunks(100) {
-        bench.append(&at, chunk);
+    // Markers and aborted records stand between them, where a poll may end.
+    let mut session = bench.any_session();
+    for (n, chunk) in texts.chunks(20).enumerate() {
+        if n % 3 == 0 {
+            bench.append(&at, chunk);
+            continue;
+        }
+        bench.transact(&mut *session, &at, chunk);
+        session.begin().unwrap();
+        session.send(&super::bench::batch(&at, &["never", "ever"])).unwrap();
+        session.abort().unwrap();
     }
+    bench.settle(&at);
     let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Start);
     let (mut batch, mut read, mut polls) = (RecordBatch::default(), Vec::new(), 0);
     world::wait_for("all records", LIMIT, || {
@@ -215,7 +314,10 @@ pub fn small_polls_return_every_record_once(bench: &Bench) {
         (read.len() >= texts.len()).then_some(())
     });
     assert_eq!(super::bench::texts(&read), texts);
-    assert!(polls > 10, "a limit of 1,000 bytes was stretched to everything: {polls} polls");
+    assert!(
+        polls > 10,
+        "a limit of 1,000 bytes was stretched to everything: {polls} polls"
+    );
 }
 
 /// A poll that waits returns when something is written, long before its time limit.
@@ -231,5 +333,8 @@ pub fn a_blocked_poll_is_woken_by_an_append(bench: &Bench) {
         bench.append(&at, &["wake up"]);
         assert_eq!(poll.join().unwrap(), 1);
     });
-    assert!(began.elapsed() < Duration::from_secs(10), "woken only by its time limit");
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "woken only by its time limit"
+    );
 }

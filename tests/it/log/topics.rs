@@ -7,7 +7,12 @@ use std::time::Duration;
 
 fn spec(name: &str, partitions: i32) -> TopicSpec {
     let config = TopicConfig::new(Cleanup::Compact);
-    TopicSpec { name: name.to_owned(), partitions, replication: None, config }
+    TopicSpec {
+        name: name.to_owned(),
+        partitions,
+        replication: None,
+        config,
+    }
 }
 
 /// Creating says what it created and leaves what exists alone; a description holds id, count and every setting,
@@ -17,7 +22,10 @@ pub fn a_topic_is_created_once_and_described(bench: &Bench) {
     let mut first = spec(&old, 3);
     first.config.delete_retention_ms = Some(1_234);
     assert_eq!(bench.log.create_topics(&[first]).unwrap(), [true]);
-    assert_eq!(bench.log.create_topics(&[spec(&old, 5), spec(&new, 1)]).unwrap(), [false, true]);
+    assert_eq!(
+        bench.log.create_topics(&[spec(&old, 5), spec(&new, 1)]).unwrap(),
+        [false, true]
+    );
 
     let info = bench.log.describe(&old).unwrap().expect("it exists");
     assert_eq!((info.name.as_str(), info.partitions), (old.as_str(), 3));
@@ -58,22 +66,34 @@ pub fn what_kafka_refuses_is_refused(bench: &Bench) {
     for spec in bad {
         let name = spec.name.clone();
         let refused = bench.log.create_topics(&[spec]);
-        assert!(matches!(refused, Err(Error::InvalidTopic { .. })), "{name}: {refused:?}");
+        assert!(
+            matches!(refused, Err(Error::InvalidTopic { .. })),
+            "{name}: {refused:?}"
+        );
         assert!(!bench.log.topics().unwrap().contains(&name), "{name} was created");
     }
     let change = [("retention.ms".to_owned(), "never".to_owned())];
-    assert!(matches!(bench.log.alter_topic(&taken, &change), Err(Error::InvalidTopic { .. })));
+    assert!(matches!(
+        bench.log.alter_topic(&taken, &change),
+        Err(Error::InvalidTopic { .. })
+    ));
 }
 
 /// A changed setting is seen; those that were not named keep their values, given or default.
 pub fn altering_one_setting_leaves_the_others(bench: &Bench) {
     let topic = bench.topic_with(2, |config| config.retention_ms = Some(50_000));
-    bench.log.alter_topic(&topic, &[("max.message.bytes".into(), "4000".into())]).unwrap();
+    bench
+        .log
+        .alter_topic(&topic, &[("max.message.bytes".into(), "4000".into())])
+        .unwrap();
     let info = world::wait_for("the altered setting", LIMIT, || {
         let info = bench.log.describe(&topic).unwrap().expect("it exists");
         (info.number("max.message.bytes") == Some(4_000)).then_some(info)
     });
-    assert_eq!((info.number("retention.ms"), info.number("retention.bytes")), (Some(50_000), Some(-1)));
+    assert_eq!(
+        (info.number("retention.ms"), info.number("retention.bytes")),
+        (Some(50_000), Some(-1))
+    );
 }
 
 /// Deleting removes records, and the group's offsets with them; a topic of the same name is another, with an id of
@@ -85,8 +105,13 @@ pub fn a_deleted_topic_is_gone_and_its_id_is_never_used_again(bench: &Bench) {
     bench.log.set_committed(&group, &[(at.clone(), 1)]).unwrap();
     let before = bench.log.describe(&topic).unwrap().expect("it exists").id;
     bench.log.delete_topic(&topic).unwrap();
-    world::wait_for("the topic to be gone", LIMIT, || bench.log.describe(&topic).unwrap().is_none().then_some(()));
-    assert!(matches!(bench.log.delete_topic(&topic), Err(Error::UnknownTopic { .. })));
+    world::wait_for("the topic to be gone", LIMIT, || {
+        bench.log.describe(&topic).unwrap().is_none().then_some(())
+    });
+    assert!(matches!(
+        bench.log.delete_topic(&topic),
+        Err(Error::UnknownTopic { .. })
+    ));
     assert!(!bench.log.topics().unwrap().contains(&topic.to_string()));
 
     assert_eq!(bench.log.create_topics(&[spec(&topic, 1)]).unwrap(), [true]);
@@ -108,18 +133,26 @@ pub fn what_does_not_exist_is_an_unknown_topic(bench: &Bench) {
         let mut reader = bench.log.reader(Isolation::ReadCommitted).unwrap();
         let read = world::wait_for("the reader to fail", LIMIT, || {
             let assigned = reader.assign(&[(at.clone(), StartFrom::Start)]);
-            assigned.and_then(|()| reader.poll(&mut RecordBatch::default(), 1_000, SHORT)).err()
+            assigned
+                .and_then(|()| reader.poll(&mut RecordBatch::default(), 1_000, SHORT))
+                .err()
         });
         unknown(read);
     }
-    assert!(matches!(bench.log.alter_topic(&none.topic, &[]), Err(Error::UnknownTopic { .. })));
+    assert!(matches!(
+        bench.log.alter_topic(&none.topic, &[]),
+        Err(Error::UnknownTopic { .. })
+    ));
     let config = GroupConfig {
         group: world::unique("group"),
         instance: None,
         topics: vec![none.topic.clone()],
         session_timeout: Duration::from_secs(10),
     };
-    let joined = bench.log.group(config).map(|_| "a member of a topic that does not exist");
+    let joined = bench
+        .log
+        .group(config)
+        .map(|_| "a member of a topic that does not exist");
     assert!(matches!(joined, Err(Error::UnknownTopic { .. })), "{joined:?}");
     assert!(bench.log.describe(&none.topic).unwrap().is_none());
 }

@@ -6,7 +6,9 @@ use log::{At, Isolation, OutBatch, RecordBatch, StartFrom, TopicPartition};
 use std::sync::atomic::{AtomicI64, Ordering};
 
 fn wait_end(bench: &Bench, at: &TopicPartition, end: i64) {
-    world::wait_for("the records to be appended", LIMIT, || (bench.offset(at, At::End) == end).then_some(()));
+    world::wait_for("the records to be appended", LIMIT, || {
+        (bench.offset(at, At::End) == end).then_some(())
+    });
 }
 
 /// What an open transaction has written is there for uncommitted readers and hidden from committed ones.
@@ -18,7 +20,10 @@ pub fn nothing_of_an_open_transaction_is_seen_by_committed_readers(bench: &Bench
     session.send(&batch(&at, &["a"])).unwrap();
     session.send(&batch(&at, &["b"])).unwrap();
     wait_end(bench, &at, 3);
-    assert_eq!(bench.all(Isolation::ReadUncommitted, &at), seen(&[(0, "before"), (1, "a"), (2, "b")]));
+    assert_eq!(
+        bench.all(Isolation::ReadUncommitted, &at),
+        seen(&[(0, "before"), (1, "a"), (2, "b")])
+    );
     let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Start);
     assert_eq!(bench.take(&mut *reader, 1), seen(&[(0, "before")]));
     assert_eq!(reader.poll(&mut RecordBatch::default(), 1_000, SHORT).unwrap(), 0);
@@ -44,7 +49,10 @@ pub fn an_open_transaction_holds_the_stable_offset_back(bench: &Bench) {
     assert_eq!(bench.offset(&at, At::Stable), 1);
     assert_eq!(bench.all(Isolation::ReadCommitted, &at), seen(&[(0, "before")]));
     committed(slow.commit(None));
-    assert_eq!(bench.committed(&at), seen(&[(0, "before"), (1, "slow"), (2, "quick"), (4, "plain")]));
+    assert_eq!(
+        bench.committed(&at),
+        seen(&[(0, "before"), (1, "slow"), (2, "quick"), (4, "plain")])
+    );
 }
 
 /// Aborted records keep their offsets, are never returned to committed readers, and hold nobody back.
@@ -76,9 +84,15 @@ pub fn a_marker_takes_one_offset_in_each_touched_partition(bench: &Bench) {
         session.send(&batch(&a, &["4"])).unwrap();
         let mut produced = committed(session.commit(None));
         produced.sort_by_key(|p| p.at.clone());
-        let places: Vec<_> = produced.iter().map(|p| (p.at.clone(), p.first_offset, p.next_offset)).collect();
+        let places: Vec<_> = produced
+            .iter()
+            .map(|p| (p.at.clone(), p.first_offset, p.next_offset))
+            .collect();
         let (first_a, first_b) = (4 * round, 2 * round);
-        assert_eq!(places, [(a.clone(), first_a, first_a + 3), (b.clone(), first_b, first_b + 1)]);
+        assert_eq!(
+            places,
+            [(a.clone(), first_a, first_a + 3), (b.clone(), first_b, first_b + 1)]
+        );
     }
     assert_eq!([&a, &b, &c].map(|at| bench.settle(at)), [8, 4, 0]);
     let offsets: Vec<i64> = bench.committed(&a).iter().map(|(offset, _)| *offset).collect();
@@ -89,7 +103,10 @@ pub fn a_marker_takes_one_offset_in_each_touched_partition(bench: &Bench) {
 pub fn a_transaction_over_topics_is_visible_together(bench: &Bench) {
     let topics = [bench.topic(2), bench.topic(3)];
     let parts = |n: i32, topic: &std::sync::Arc<str>| (0..n).map(|p| TopicPartition::new(topic.clone(), p)).collect();
-    let all: Vec<TopicPartition> = [parts(2, &topics[0]), parts(3, &topics[1])].iter().flat_map(Vec::clone).collect();
+    let all: Vec<TopicPartition> = [parts(2, &topics[0]), parts(3, &topics[1])]
+        .iter()
+        .flat_map(Vec::clone)
+        .collect();
     let mut out = OutBatch::default();
     for at in &all {
         out.push(record(at, "together"), []);
@@ -188,10 +205,17 @@ pub fn a_transaction_may_hold_offsets_alone(bench: &Bench) {
     session.begin().unwrap();
     let offsets = [(parts[0].clone(), 7), (parts[1].clone(), 9)];
     assert_eq!(committed(session.commit(Some((&member, &offsets)))), []);
-    assert_eq!(parts.clone().map(|at| bench.committed_offset(&group, &at)), [Some(7), Some(9)]);
+    assert_eq!(
+        parts.clone().map(|at| bench.committed_offset(&group, &at)),
+        [Some(7), Some(9)]
+    );
     session.begin().unwrap();
     committed(session.commit(Some((&member, &offsets[..1]))));
-    assert_eq!(bench.committed_offset(&group, &parts[1]), Some(9), "what is not named keeps its offset");
+    assert_eq!(
+        bench.committed_offset(&group, &parts[1]),
+        Some(9),
+        "what is not named keeps its offset"
+    );
 }
 
 /// Whoever asks for committed offsets gets at least what was acknowledged before the question: offsets that are being
@@ -213,7 +237,10 @@ pub fn committed_offsets_are_never_behind_an_acknowledged_commit(bench: &Bench) 
         loop {
             let before = acknowledged.load(Ordering::SeqCst);
             let found = bench.committed_offset(&group, &input).unwrap_or(0);
-            assert!(found >= before, "{found} was answered after {before} had been acknowledged");
+            assert!(
+                found >= before,
+                "{found} was answered after {before} had been acknowledged"
+            );
             if found == last {
                 break;
             }

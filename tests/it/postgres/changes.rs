@@ -38,12 +38,22 @@ fn a_snapshot_comes_first_and_then_every_transaction_as_it_commits() {
     assert_eq!(lines, want);
     assert_eq!(topic.rows().len(), 4);
     let records = &topic.records;
-    assert!(records[..4].iter().all(|r| r.snapshot.is_some() && r.tx.incarnation == 1));
+    assert!(
+        records[..4]
+            .iter()
+            .all(|r| r.snapshot.is_some() && r.tx.incarnation == 1)
+    );
     assert!(records[4..].iter().all(|r| r.snapshot.is_none()));
     let one = &records[4..8];
-    assert!(one.iter().all(|r| r.tx.position == one[0].tx.position && r.tx.at_ms == one[0].tx.at_ms));
+    assert!(
+        one.iter()
+            .all(|r| r.tx.position == one[0].tx.position && r.tx.at_ms == one[0].tx.at_ms)
+    );
     let report = connector.handle.report();
-    assert_eq!((report.state, report.records_total, report.cause), (State::Running, 9, None));
+    assert_eq!(
+        (report.state, report.records_total, report.cause),
+        (State::Running, 9, None)
+    );
     connector.stop().unwrap();
 }
 
@@ -78,7 +88,10 @@ fn large_values_that_did_not_change_are_named_and_keys_that_change_leave_a_tombs
          ALTER TABLE whole ALTER COLUMN big SET STORAGE EXTERNAL; ALTER TABLE whole REPLICA IDENTITY FULL",
     );
     // The order of the declaration is not the table's, and `small` is not declared.
-    let tables = ["orders(big text, id int8, note text?)", "whole(id int8, big text, small int4?)"];
+    let tables = [
+        "orders(big text, id int8, note text?)",
+        "whole(id int8, big text, small int4?)",
+    ];
     database.sql("ALTER TABLE orders ALTER COLUMN big SET NOT NULL");
     let setting = Setting::new(&database, &tables);
     let connector = setting.start(&database);
@@ -148,7 +161,9 @@ fn a_large_transaction_is_published_in_pieces_and_ends_once() {
     let mut topic = setting.topic();
     topic.lines(1);
     connector.wait_for(State::Running);
-    database.sql(&format!("INSERT INTO orders SELECT n, 'note ' || n FROM generate_series(1, {ROWS}) n"));
+    database.sql(&format!(
+        "INSERT INTO orders SELECT n, 'note ' || n FROM generate_series(1, {ROWS}) n"
+    ));
     database.sql("DELETE FROM orders WHERE id = 7");
     topic.lines(ROWS + 2);
     assert_eq!(topic.records.len(), ROWS + 2);
@@ -179,7 +194,10 @@ fn partitions_come_as_their_table_and_other_schemas_by_their_name() {
     let mut topic = setting.topic();
     topic.lines(3);
     connector.wait_for(State::Running);
-    database.each(&["INSERT INTO readings VALUES (3, '2026-01-01')", "UPDATE readings SET at = '2026-12-31' WHERE id = 1"]);
+    database.each(&[
+        "INSERT INTO readings VALUES (3, '2026-01-01')",
+        "UPDATE readings SET at = '2026-12-31' WHERE id = 1",
+    ]);
     let lines = topic.lines(6);
     let want = [
         r#"["readings","3","2026-01-01"] {"id":"3","at":"2026-01-01"} ."#,

@@ -16,7 +16,10 @@ use std::time::{Duration, Instant};
 
 /// Set in the child only: where its log is, the database, and the connector's name.
 const CHILD: &str = "TRUNKLINE_TEST_CONNECTOR_CHILD";
-const TABLES: [&str; 2] = ["accounts(id int4, balance int8)", "history(id int8, account int4, delta int8)"];
+const TABLES: [&str; 2] = [
+    "accounts(id int4, balance int8)",
+    "history(id int8, account int4, delta int8)",
+];
 
 /// Every named step of the connector that a kill may come at, and which time it is passed.
 const DEATHS: [&str; 16] = [
@@ -54,12 +57,18 @@ fn open(place: &str) -> (SharedLog, SharedRegistry) {
 /// Not a test of its own: the child's body. Without the variable it has nothing to do.
 #[test]
 fn child_runs_a_connector_until_it_dies() {
-    let Some(child) = process::config::env(CHILD) else { return };
+    let Some(child) = process::config::env(CHILD) else {
+        return;
+    };
     log::probe::install(process::failpoint::hit);
     let [place, url, name]: [String; 3] = serde_json::from_str(&child).unwrap();
     let (log, registry) = open(&place);
     let setting = Setting::named(name, url, &TABLES, log, registry);
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
     let handle = Handle::new(&setting.name, Readiness::new().register("child"));
     let context = setting.context(handle, runtime.handle().clone());
     source::run(setting.source().unwrap(), &context, &Drain::new()).unwrap();
@@ -71,7 +80,11 @@ impl Killed {
     fn start(place: &str, url: &str, name: &str, failpoints: &str) -> Self {
         let child = serde_json::to_string(&[place, url, name]).unwrap();
         let process = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "postgres::mishaps::child_runs_a_connector_until_it_dies", "--nocapture"])
+            .args([
+                "--exact",
+                "postgres::mishaps::child_runs_a_connector_until_it_dies",
+                "--nocapture",
+            ])
             .env(CHILD, child)
             .env(process::failpoint::VARIABLE, failpoints)
             .stdout(Stdio::null())
@@ -82,7 +95,9 @@ impl Killed {
     }
 
     fn died(&mut self, at: &str) {
-        wait_for(&format!("the child to die at {at}"), LIMIT, || self.0.try_wait().unwrap());
+        wait_for(&format!("the child to die at {at}"), LIMIT, || {
+            self.0.try_wait().unwrap()
+        });
     }
 }
 
@@ -124,7 +139,10 @@ impl Business {
                 ));
             }
         });
-        Business { stop, thread: Some(thread) }
+        Business {
+            stop,
+            thread: Some(thread),
+        }
     }
 }
 
@@ -136,17 +154,60 @@ impl Drop for Business {
 }
 
 fn settle(database: &Database, topic: &mut Topic) {
-    let count = |table: &str| database.value(&format!("SELECT count(*) FROM {table}")).unwrap().parse::<usize>().unwrap();
+    let count = |table: &str| {
+        database
+            .value(&format!("SELECT count(*) FROM {table}"))
+            .unwrap()
+            .parse::<usize>()
+            .unwrap()
+    };
     let want = count("accounts") + count("history");
     let end = database.value("SELECT pg_current_wal_lsn()").unwrap();
     database.sql("INSERT INTO history VALUES (0, 0, 0)");
-    topic.wait(&format!("everything up to {end}"), |records| records.iter().any(|r| r.key == r#"["history","0"]"#));
+    topic.wait(&format!("everything up to {end}"), |records| {
+        records.iter().any(|r| r.key == r#"["history","0"]"#)
+    });
     let rows = topic.rows();
+    if rows.len() != want + 1 {
+        let ids = database.sql("SELECT id FROM history ORDER BY id");
+        let missing: Vec<String> = ids
+            .iter()
+            .map(|r| r[0].clone().unwrap())
+            .filter(|id| !rows.contains_key(&format!("[\"history\",\"{id}\"]")))
+            .collect();
+        eprintln!(
+            "missing {} first {:?} last {:?}",
+            missing.len(),
+            missing.first(),
+            missing.last()
+        );
+        let first: u64 = missing[0].parse().unwrap();
+        let mut last_pos = String::new();
+        for (n, r) in topic.records.iter().enumerate() {
+            let pos = r.tx.position.to_string();
+            if pos != last_pos {
+                if r.table == "history" || r.table == "accounts" {
+                    eprintln!(
+                        "tx {pos} inc {} first {} at {n} ord {}",
+                        r.tx.incarnation,
+                        r.line(),
+                        r.tx.ordinal
+                    );
+                }
+                last_pos = pos;
+            }
+        }
+        eprintln!("first missing {first}");
+        std::thread::sleep(Duration::from_secs(1));
+    }
     assert_eq!(rows.len(), want + 1, "rows on the topic and in the database");
     let balances = database.sql("SELECT id, balance FROM accounts");
     for row in balances {
         let [id, balance] = [0, 1].map(|at| row[at].clone().unwrap());
-        assert_eq!(rows[&format!("[\"accounts\",{id}]")], format!("{{\"id\":{id},\"balance\":\"{balance}\"}}"));
+        assert_eq!(
+            rows[&format!("[\"accounts\",{id}]")],
+            format!("{{\"id\":{id},\"balance\":\"{balance}\"}}")
+        );
     }
 }
 
@@ -158,7 +219,9 @@ fn never_half(topic: &Topic) {
     let field = |row: &str, name: &str| -> i64 {
         let value: serde_json::Value = serde_json::from_str(row).unwrap();
         let value = &value[name];
-        value.as_i64().unwrap_or_else(|| value.as_str().unwrap().parse().unwrap())
+        value
+            .as_i64()
+            .unwrap_or_else(|| value.as_str().unwrap().parse().unwrap())
     };
     let newest = topic.records.iter().map(|r| r.tx.incarnation).max().unwrap();
     let mut chunks = 0;
@@ -196,6 +259,24 @@ fn survives_deaths(place: &str, log: impl Fn() -> (SharedLog, SharedRegistry)) {
     drop(business);
     let (log, registry) = log();
     let setting = Setting::named(name, url, &TABLES, log, registry);
+    {
+        let mut reader = setting.log.reader(log::Isolation::ReadUncommitted).unwrap();
+        let at = log::TopicPartition::new("connect.positions", 0);
+        reader.assign(&[(at, log::StartFrom::Start)]).unwrap();
+        let mut b = log::RecordBatch::default();
+        while reader.poll(&mut b, 1 << 20, Duration::from_millis(200)).unwrap() > 0 {
+            for r in b.iter() {
+                eprintln!(
+                    "pos {} {}",
+                    r.offset(),
+                    String::from_utf8_lossy(r.value().unwrap())
+                        .split("tables")
+                        .next()
+                        .unwrap()
+                );
+            }
+        }
+    }
     let connector = setting.start(&database);
     let mut topic = setting.topic();
     settle(&database, &mut topic);
@@ -297,7 +378,9 @@ fn a_paused_connector_lets_go_and_goes_on_when_it_is_resumed() {
     topic.lines(3002);
     connector.handle.pause();
     connector.wait_for(State::Paused);
-    wait_for("the slot to be free", LIMIT, || database.slot("active").filter(|a| a == "false"));
+    wait_for("the slot to be free", LIMIT, || {
+        database.slot("active").filter(|a| a == "false")
+    });
     database.sql("INSERT INTO history (account, delta) VALUES (1, 0)");
     topic.read();
     assert_eq!(topic.records.len(), 3002);
@@ -310,14 +393,19 @@ fn a_paused_connector_lets_go_and_goes_on_when_it_is_resumed() {
 fn the_slot_of_an_idle_database_moves_while_others_write() {
     let database = Database::new();
     database.sql("CREATE TABLE orders (id bigint PRIMARY KEY)");
-    let setting = Setting { heartbeat_seconds: 1, ..Setting::new(&database, &["orders(id int8)"]) };
+    let setting = Setting {
+        heartbeat_seconds: 1,
+        ..Setting::new(&database, &["orders(id int8)"])
+    };
     let connector = setting.start(&database);
     connector.wait_for(State::Running);
     let other = Database::new();
     other.sql("CREATE TABLE noise AS SELECT n, md5(n::text) FROM generate_series(1, 20000) n");
     let end = other.value("SELECT pg_current_wal_lsn()").unwrap();
     wait_for("the slot to pass the others' writing", LIMIT, || {
-        database.slot(&format!("confirmed_flush_lsn >= '{end}'")).filter(|past| past == "true")
+        database
+            .slot(&format!("confirmed_flush_lsn >= '{end}'"))
+            .filter(|past| past == "true")
     });
     wait_for("the lag to be known", LIMIT, || connector.handle.report().lag_bytes);
     assert_eq!(connector.handle.report().records_total, 1, "only the snapshot's end");
@@ -347,6 +435,10 @@ fn a_change_is_on_the_log_within_milliseconds() {
         topic.lines(n + 2);
     }
     // A generous bound for a busy machine: what it must not be is a wait for an interval.
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?} for 20 changes one after the other", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "{:?} for 20 changes one after the other",
+        begun.elapsed()
+    );
     connector.stop().unwrap();
 }

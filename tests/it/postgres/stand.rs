@@ -42,10 +42,19 @@ impl Database {
 
     /// A database in the cluster of this URL.
     pub fn at(server: &str) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
         let name = world::unique("db").replace('-', "_");
         let (base, _) = server.rsplit_once('/').unwrap();
-        let database = Database { url: format!("{base}/{name}"), name, server: server.to_owned(), runtime };
+        let database = Database {
+            url: format!("{base}/{name}"),
+            name,
+            server: server.to_owned(),
+            runtime,
+        };
         database.admin(&format!("CREATE DATABASE {}", database.name));
         database
     }
@@ -68,11 +77,16 @@ impl Database {
 
     /// The first value that a statement gives.
     pub fn value(&self, sql: &str) -> Option<String> {
-        self.sql(sql).into_iter().next().and_then(|row| row.into_iter().next()).flatten()
+        self.sql(sql)
+            .into_iter()
+            .next()
+            .and_then(|row| row.into_iter().next())
+            .flatten()
     }
 
     fn ask(&self, url: &str, sql: &str) -> Vec<Vec<Option<String>>> {
-        self.try_ask(url, sql).unwrap_or_else(|error| panic!("{sql}: {error:?}"))
+        self.try_ask(url, sql)
+            .unwrap_or_else(|error| panic!("{sql}: {error:?}"))
     }
 
     fn try_ask(&self, url: &str, sql: &str) -> Result<Vec<Vec<Option<String>>>, tokio_postgres::Error> {
@@ -99,7 +113,10 @@ impl Database {
 
     /// The slot's column, as text.
     pub fn slot(&self, column: &str) -> Option<String> {
-        self.value(&format!("SELECT ({column})::text FROM pg_replication_slots WHERE database = '{}'", self.name))
+        self.value(&format!(
+            "SELECT ({column})::text FROM pg_replication_slots WHERE database = '{}'",
+            self.name
+        ))
     }
 }
 
@@ -111,9 +128,12 @@ impl Drop for Database {
         );
         for _ in 0..100 {
             // A slot is held for a moment after its reader has gone, and the cluster itself may be gone.
-            let dropped = self
-                .try_ask(&self.server, &drop_slots)
-                .and_then(|_| self.try_ask(&self.server, &format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name)));
+            let dropped = self.try_ask(&self.server, &drop_slots).and_then(|_| {
+                self.try_ask(
+                    &self.server,
+                    &format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name),
+                )
+            });
             if dropped.is_ok_and(|_| true) {
                 return;
             }
@@ -134,7 +154,11 @@ pub fn table(declaration: &str) -> Declared {
         Column::declared(name, ty)
     };
     let columns = columns.split(',').map(column).collect();
-    Declared { name: TableName::new(name).unwrap(), columns, key }
+    Declared {
+        name: TableName::new(name).unwrap(),
+        columns,
+        key,
+    }
 }
 
 /// A log in memory, with its registry.
@@ -205,7 +229,12 @@ impl Setting {
             heartbeat_seconds: self.heartbeat_seconds,
             on_mismatch: self.on_mismatch,
         };
-        Source::new(&SourceName::new(&self.name).unwrap(), &config, self.tables.clone(), self.registry.clone())
+        Source::new(
+            &SourceName::new(&self.name).unwrap(),
+            &config,
+            self.tables.clone(),
+            self.registry.clone(),
+        )
     }
 
     /// The context of a run with this handle.
@@ -226,13 +255,23 @@ impl Setting {
         let handle = Handle::new(&self.name, Readiness::new().register(self.name.as_str()));
         let (context, drain) = (self.context(handle.clone(), database.runtime()), Drain::new());
         let (source, inside) = (self.source().unwrap(), drain.clone());
-        let thread = std::thread::Builder::new().spawn(move || run(source, &context, &inside)).unwrap();
-        Connector { handle, drain, thread: Some(thread) }
+        let thread = std::thread::Builder::new()
+            .spawn(move || run(source, &context, &inside))
+            .unwrap();
+        Connector {
+            handle,
+            drain,
+            thread: Some(thread),
+        }
     }
 
     /// A reader of the topic from its start.
     pub fn topic(&self) -> Topic {
-        Topic::new(self.log.clone(), self.registry.clone(), &format!("change.{}", self.name))
+        Topic::new(
+            self.log.clone(),
+            self.registry.clone(),
+            &format!("change.{}", self.name),
+        )
     }
 }
 
@@ -246,9 +285,11 @@ pub struct Connector {
 impl Connector {
     /// Waits for a state, and gives the report.
     pub fn wait_for(&self, state: State) -> Report {
-        wait_for(&format!("state {} (now {:?})", state.name(), self.handle.report()), LIMIT, || {
-            Some(self.handle.report()).filter(|report| report.state == state)
-        })
+        wait_for(
+            &format!("state {} (now {:?})", state.name(), self.handle.report()),
+            LIMIT,
+            || Some(self.handle.report()).filter(|report| report.state == state),
+        )
     }
 
     /// Stops it; gives how it ended.
@@ -290,8 +331,17 @@ pub struct Record {
 impl Record {
     /// Key and row, with a `.` behind the last record of a transaction.
     pub fn line(&self) -> String {
-        let unchanged = if self.unchanged.is_empty() { String::new() } else { format!(" unchanged {:?}", self.unchanged) };
-        format!("{} {}{unchanged}{}", self.key, self.row, if self.tx.last { " ." } else { "" })
+        let unchanged = if self.unchanged.is_empty() {
+            String::new()
+        } else {
+            format!(" unchanged {:?}", self.unchanged)
+        };
+        format!(
+            "{} {}{unchanged}{}",
+            self.key,
+            self.row,
+            if self.tx.last { " ." } else { "" }
+        )
     }
 }
 
@@ -306,14 +356,26 @@ pub struct Topic {
 impl Topic {
     fn new(log: SharedLog, registry: SharedRegistry, topic: &str) -> Self {
         let mut reader = log.reader(Isolation::ReadCommitted).unwrap();
-        reader.assign(&[(TopicPartition::new(topic, 0), StartFrom::Start)]).unwrap();
-        Topic { registry, reader, schemas: HashMap::new(), records: Vec::new() }
+        reader
+            .assign(&[(TopicPartition::new(topic, 0), StartFrom::Start)])
+            .unwrap();
+        Topic {
+            registry,
+            reader,
+            schemas: HashMap::new(),
+            records: Vec::new(),
+        }
     }
 
     /// Reads what is there.
     pub fn read(&mut self) {
         let mut batch = RecordBatch::default();
-        while self.reader.poll(&mut batch, 4 << 20, Duration::from_millis(50)).unwrap() > 0 {
+        while self
+            .reader
+            .poll(&mut batch, 4 << 20, Duration::from_millis(50))
+            .unwrap()
+            > 0
+        {
             for record in batch.iter() {
                 let text = |bytes: Option<&[u8]>| bytes.map(|b| String::from_utf8(b.to_vec()).unwrap());
                 let key = text(record.key()).unwrap();
@@ -347,11 +409,22 @@ impl Topic {
         let mut row = Vec::new();
         schema.decode(body, &mut row).unwrap();
         let unchanged = row.pop().unwrap();
-        let unchanged = unchanged.as_array().unwrap_or_default().iter().filter_map(|d| d.as_str().map(str::to_owned));
+        let unchanged = unchanged
+            .as_array()
+            .unwrap_or_default()
+            .iter()
+            .filter_map(|d| d.as_str().map(str::to_owned));
         read.unchanged = unchanged.collect();
-        let names: Vec<&str> = schema.fields().iter().map(|f| &*f.name).filter(|n| *n != "_unchanged").collect();
+        let names: Vec<&str> = schema
+            .fields()
+            .iter()
+            .map(|f| &*f.name)
+            .filter(|n| *n != "_unchanged")
+            .collect();
         let mut json = Vec::new();
-        ObjectWriter::new(schema.clone(), &names).unwrap().write(&row, &mut json);
+        ObjectWriter::new(schema.clone(), &names)
+            .unwrap()
+            .write(&row, &mut json);
         read.row = String::from_utf8(json).unwrap();
     }
 
@@ -376,7 +449,11 @@ impl Topic {
         let mut last = None;
         for record in &self.records {
             let version = record.tx.version();
-            assert!(last.is_none_or(|last| last < version), "{last:?} before {version:?} ({})", record.line());
+            assert!(
+                last.is_none_or(|last| last < version),
+                "{last:?} before {version:?} ({})",
+                record.line()
+            );
             last = Some(version);
             if record.key.starts_with("[\"~chunk\"") {
                 let snapshot = record.snapshot.clone().unwrap();

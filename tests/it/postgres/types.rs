@@ -46,8 +46,15 @@ fn insert(first_id: usize) -> (String, usize) {
     let rows = COLUMNS.iter().map(|(_, _, values, _)| values.len()).max().unwrap();
     let mut sql = String::new();
     for n in 0..rows {
-        let values: Vec<&str> = COLUMNS.iter().map(|(_, _, values, _)| values.get(n).copied().unwrap_or("NULL")).collect();
-        sql += &format!("INSERT INTO everything VALUES ({}, {});", first_id + n, values.join(", "));
+        let values: Vec<&str> = COLUMNS
+            .iter()
+            .map(|(_, _, values, _)| values.get(n).copied().unwrap_or("NULL"))
+            .collect();
+        sql += &format!(
+            "INSERT INTO everything VALUES ({}, {});",
+            first_id + n,
+            values.join(", ")
+        );
     }
     (sql, rows)
 }
@@ -86,8 +93,12 @@ fn every_value_arrives_as_the_database_has_it() {
     let expressions: Vec<String> = COLUMNS
         .iter()
         .map(|(name, .., expression)| {
-            let expression = expression.replace("c::", &format!("{name}::")).replace("(c)", &format!("({name})"));
-            let expression = expression.replace("(c,", &format!("({name},")).replace("CASE c ", &format!("CASE {name} "));
+            let expression = expression
+                .replace("c::", &format!("{name}::"))
+                .replace("(c)", &format!("({name})"));
+            let expression = expression
+                .replace("(c,", &format!("({name},"))
+                .replace("CASE c ", &format!("CASE {name} "));
             format!("coalesce(({expression}), 'null')")
         })
         .collect();
@@ -101,8 +112,11 @@ fn every_value_arrives_as_the_database_has_it() {
     for row in &want {
         let id = row[0].clone().unwrap();
         let seen = &rows_seen[&format!("[\"everything\",\"{id}\"]")];
-        let fields: Vec<String> =
-            COLUMNS.iter().zip(&row[1..]).map(|((name, ..), value)| format!("\"{name}\":{}", value.clone().unwrap())).collect();
+        let fields: Vec<String> = COLUMNS
+            .iter()
+            .zip(&row[1..])
+            .map(|((name, ..), value)| format!("\"{name}\":{}", value.clone().unwrap()))
+            .collect();
         assert_eq!(*seen, format!("{{\"id\":\"{id}\",{}}}", fields.join(",")));
     }
     // The stream and the snapshot give the same bytes for the same values.
@@ -132,5 +146,8 @@ fn keys_of_every_plain_type_are_canonical() {
     database.sql("DELETE FROM keyed");
     topic.lines(3);
     let key = r#"["keyed",1,"2","x\"y","6ba7b810-9dad-11d1-80b4-00c04fd430c8","2024-01-02","2024-01-02T02:04:05Z",true,"AAE=","1.50",0.5]"#;
-    assert_eq!((topic.records[0].key.as_str(), topic.records[2].key.as_str()), (key, key));
+    assert_eq!(
+        (topic.records[0].key.as_str(), topic.records[2].key.as_str()),
+        (key, key)
+    );
 }

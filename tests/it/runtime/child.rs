@@ -47,7 +47,9 @@ impl Processor for Counter {
     ) -> runtime::Result<()> {
         for record in range.filter_map(|index| records.get(index)) {
             let Some(key) = record.key() else { continue };
-            let before = state.get(key)?.map(|value| String::from_utf8_lossy(&value).into_owned());
+            let before = state
+                .get(key)?
+                .map(|value| String::from_utf8_lossy(&value).into_owned());
             let count = before.map_or(0, |text| text.parse::<u64>().expect("a number")) + 1;
             state.put(key, count.to_string().into_bytes());
             let value = format!("{count} {}", record.offset());
@@ -78,13 +80,23 @@ impl Part {
             inputs: vec![self.input.clone()],
             store: "counts".to_owned(),
             factory: Arc::new(move |info: &TaskInfo| {
-                Box::new(Counter { output: output.clone(), partition: info.id.partition })
+                Box::new(Counter {
+                    output: output.clone(),
+                    partition: info.id.partition,
+                })
             }),
             first_start: FirstStart::Earliest,
         };
-        let application = Application { name: self.application.clone(), subtopologies: vec![sub] };
+        let application = Application {
+            name: self.application.clone(),
+            subtopologies: vec![sub],
+        };
         let mut config = Config::new(&self.instance, &self.dir);
-        config.engine = if self.sled { store::Engine::Sled } else { store::Engine::Fjall };
+        config.engine = if self.sled {
+            store::Engine::Sled
+        } else {
+            store::Engine::Fjall
+        };
         config.store_memory_bytes = 8 << 20;
         config.session_timeout = Duration::from_secs(6);
         config.threads = 2;
@@ -94,11 +106,16 @@ impl Part {
     /// Starts a process that runs it, armed with these failpoints.
     pub fn spawn(&self, failpoints: &str) -> Life {
         let child = Command::new(std::env::current_exe().expect("know this binary"))
-            .args(["--exact", "runtime::child::child_runs_the_application", "--nocapture", "--test-threads=1"])
+            .args([
+                "--exact",
+                "runtime::child::child_runs_the_application",
+                "--nocapture",
+                "--test-threads=1",
+            ])
             .env(CHILD, serde_json::to_string(self).expect("plain values"))
             .env(process::failpoint::VARIABLE, failpoints)
             .stdout(Stdio::null())
-            .stderr(std::fs::File::create(format!("/tmp/rt/child-{}.log", failpoints)).map_or(Stdio::null(), Stdio::from))
+            .stderr(Stdio::null())
             .spawn()
             .expect("start a child");
         Life(child)
@@ -130,7 +147,9 @@ pub struct Life(Child);
 impl Life {
     /// Waits until it has ended by itself.
     pub fn ended(&mut self, why: &str) -> ExitStatus {
-        wait_for(why, Duration::from_secs(60), || self.0.try_wait().expect("ask for the child"))
+        wait_for(why, Duration::from_secs(60), || {
+            self.0.try_wait().expect("ask for the child")
+        })
     }
 
     pub fn is_alive(&mut self) -> bool {
@@ -144,7 +163,10 @@ impl Life {
     }
 
     pub fn signal(&self, signal: &str) {
-        let sent = Command::new("kill").args([signal, &self.0.id().to_string()]).status().expect("run kill");
+        let sent = Command::new("kill")
+            .args([signal, &self.0.id().to_string()])
+            .status()
+            .expect("run kill");
         assert!(sent.success());
     }
 }

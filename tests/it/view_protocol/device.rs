@@ -22,7 +22,16 @@ impl Device {
     pub fn new(id: usize) -> Self {
         let who = if id % 2 == 0 { 'P' } else { 'Q' };
         let (claims, rows) = ("a", BTreeMap::new());
-        Device { id, who, claims, cursor: None, rows, committed: None, asleep_until: 0, rows_max: id + 1 }
+        Device {
+            id,
+            who,
+            claims,
+            cursor: None,
+            rows,
+            committed: None,
+            asleep_until: 0,
+            rows_max: id + 1,
+        }
     }
 
     /// Applies a page in the order that the protocol gives, and stores the cursor with it.
@@ -55,6 +64,8 @@ impl Device {
     /// The bucket's hash as the device computes it.
     pub fn hash(&self, bucket: BucketId) -> u128 {
         let rows = self.rows.get(&bucket).into_iter().flatten();
-        rows.fold(0, |sum, ((view, key), (version, _))| sum.wrapping_add(row_hash(view, key.as_bytes(), version)))
+        rows.fold(0, |sum, ((view, key), (version, _))| {
+            sum.wrapping_add(row_hash(view, key.as_bytes(), version))
+        })
     }
 }

@@ -37,7 +37,11 @@ impl Store for Disk {
         let rows = self.0.lock().unwrap();
         let mut range = rows.range((Bound::Included(from), Bound::Excluded(to)));
         loop {
-            let next = if direction == Direction::Forward { range.next() } else { range.next_back() };
+            let next = if direction == Direction::Forward {
+                range.next()
+            } else {
+                range.next_back()
+            };
             let Some(((_, key), value)) = next else { return Ok(()) };
             if visit(key, value).is_break() {
                 return Ok(());

@@ -11,7 +11,12 @@ pub type Value = (Option<char>, i64);
 /// Rows of a source by key.
 pub type Rows = BTreeMap<&'static str, Value>;
 
-const SCHEMAS: record::SchemaIds = record::SchemaIds { row: 1, closing: 2, open: 3, stale: 4 };
+const SCHEMAS: record::SchemaIds = record::SchemaIds {
+    row: 1,
+    closing: 2,
+    open: 3,
+    stale: 4,
+};
 
 /// The partition of a bucket: its scope lies in one.
 pub fn partition_of(bucket: char) -> usize {
@@ -22,7 +27,12 @@ pub fn partition_of(bucket: char) -> usize {
 #[derive(Clone, Debug)]
 pub enum Ghost {
     /// A row: bucket, key, value.
-    Row { bucket: char, key: &'static str, value: Option<i64>, version: Version },
+    Row {
+        bucket: char,
+        key: &'static str,
+        value: Option<i64>,
+        version: Version,
+    },
     /// An open mark.
     Mark,
     /// A closing: how many source transactions it stands for, and whether the truth is unknown until a snapshot.
@@ -83,8 +93,12 @@ impl Log {
         if random.chance(30) {
             bound = random.between(0, bound.max(0));
         }
-        let newest: BTreeMap<Vec<u8>, i64> =
-            self.records.iter().filter(|r| r.offset < bound).map(|r| (r.key.clone(), r.offset)).collect();
+        let newest: BTreeMap<Vec<u8>, i64> = self
+            .records
+            .iter()
+            .filter(|r| r.offset < bound)
+            .map(|r| (r.key.clone(), r.offset))
+            .collect();
         self.records.retain_mut(|r| {
             if r.offset >= bound {
                 return true;
@@ -111,7 +125,15 @@ impl Log {
                 break;
             }
             let headers: Vec<Header<'_>> = r.headers.iter().map(|(n, v)| (*n, Some(v.as_slice()))).collect();
-            batch.push(at, r.offset, r.time, TimestampType::LogAppend, Some(&r.key), r.value.as_deref(), headers);
+            batch.push(
+                at,
+                r.offset,
+                r.time,
+                TimestampType::LogAppend,
+                Some(&r.key),
+                r.value.as_deref(),
+                headers,
+            );
         }
         let last = batch.iter().last().map_or(position, |r| r.offset() + 1);
         let more = self.records.iter().any(|r| r.offset >= last && r.offset < stable);
@@ -121,9 +143,18 @@ impl Log {
 
 #[derive(Clone, Debug)]
 enum Kind {
-    Row { key: Option<&'static str>, value: Option<Value>, version: Version, last: bool },
+    Row {
+        key: Option<&'static str>,
+        value: Option<Value>,
+        version: Version,
+        last: bool,
+    },
     /// The end of a snapshot chunk: its keys, and the version below which a row that is not in it is gone.
-    End { range: Vec<&'static str>, low: Version, version: Version },
+    End {
+        range: Vec<&'static str>,
+        low: Version,
+        version: Version,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,12 +233,21 @@ impl Source {
 
     fn put(&mut self, kind: Kind, again: Again) {
         let (transactions, stale) = (self.next, self.gap || !self.dead.is_empty());
-        self.topic.push(Change { kind, again, transactions, stale });
+        self.topic.push(Change {
+            kind,
+            again,
+            transactions,
+            stale,
+        });
     }
 
     /// Streamed transactions have even positions, chunks the odd ones before them.
     fn version(&self, position: usize, ordinal: u32) -> Version {
-        Version { incarnation: self.incarnation, position: position as u64, ordinal }
+        Version {
+            incarnation: self.incarnation,
+            position: position as u64,
+            ordinal,
+        }
     }
 
     pub fn snapshot(&mut self) {
@@ -233,9 +273,18 @@ impl Source {
         let now = self.txs.len();
         let db = self.db.last().expect("the database begins empty");
         match (&mut self.chunk, self.todo.first()) {
-            (None, Some(_)) => self.chunk = Some(Chunk { low: now, ..Chunk::default() }),
+            (None, Some(_)) => {
+                self.chunk = Some(Chunk {
+                    low: now,
+                    ..Chunk::default()
+                })
+            }
             (Some(chunk), Some(range)) if chunk.snapshot.is_none() => {
-                let rows = db.iter().filter(|(k, _)| range.contains(k)).map(|(k, v)| (*k, *v)).collect();
+                let rows = db
+                    .iter()
+                    .filter(|(k, _)| range.contains(k))
+                    .map(|(k, v)| (*k, *v))
+                    .collect();
                 chunk.snapshot = Some((now, rows));
             }
             (Some(chunk), _) => drop(chunk.high.get_or_insert(now)),
@@ -245,7 +294,11 @@ impl Source {
 
     /// Puts the next thing on the topic; `dead` lets a record be dead-lettered now and then.
     pub fn emit(&mut self, now: i64, dead: Option<&mut Random>) -> bool {
-        let due = self.chunk.as_ref().is_some_and(|c| c.high.is_some_and(|h| self.next >= h)) && self.ordinal == 0;
+        let due = self
+            .chunk
+            .as_ref()
+            .is_some_and(|c| c.high.is_some_and(|h| self.next >= h))
+            && self.ordinal == 0;
         if due {
             self.emit_chunk();
         } else if self.next < self.txs.len() {
@@ -265,7 +318,15 @@ impl Source {
             if self.streamed.get(key).is_none_or(|at| *at < seen) {
                 self.sequence += 1;
                 let version = self.version(position, self.sequence);
-                self.put(Kind::Row { key: Some(key), value: Some(value), version, last: false }, Again::No);
+                self.put(
+                    Kind::Row {
+                        key: Some(key),
+                        value: Some(value),
+                        version,
+                        last: false,
+                    },
+                    Again::No,
+                );
             }
         }
         let range = self.todo.remove(0);
@@ -291,7 +352,15 @@ impl Source {
         if dies {
             self.dead.push((now, key, value, version));
         }
-        self.put(Kind::Row { key: (!dies).then_some(key), value, version, last }, Again::No);
+        self.put(
+            Kind::Row {
+                key: (!dies).then_some(key),
+                value,
+                version,
+                last,
+            },
+            Again::No,
+        );
     }
 
     /// Dead letters come back with their original positions; what is too old calls for a snapshot instead.
@@ -300,7 +369,15 @@ impl Source {
             Some((at, ..)) if now - at > HORIZON / 2 => self.snapshot(),
             Some(_) => {
                 let (_, key, value, version) = self.dead.remove(0);
-                self.put(Kind::Row { key: Some(key), value, version, last: true }, Again::Redrive);
+                self.put(
+                    Kind::Row {
+                        key: Some(key),
+                        value,
+                        version,
+                        last: true,
+                    },
+                    Again::Redrive,
+                );
             }
             None => {}
         }
@@ -313,7 +390,13 @@ impl Source {
         }
         let from = random.below(self.topic.len());
         let count = random.between(1, 4) as usize;
-        let again: Vec<Kind> = self.topic.iter().skip(from).take(count).map(|c| c.kind.clone()).collect();
+        let again: Vec<Kind> = self
+            .topic
+            .iter()
+            .skip(from)
+            .take(count)
+            .map(|c| c.kind.clone())
+            .collect();
         for kind in again {
             if matches!(kind, Kind::Row { key: Some(_), .. }) {
                 self.put(kind, Again::Replay);
@@ -348,9 +431,20 @@ pub struct Writer {
 
 impl Writer {
     pub fn new(source: usize) -> Self {
-        let state = State { incarnation: 1, ..State::default() };
+        let state = State {
+            incarnation: 1,
+            ..State::default()
+        };
         let records = record::Writer::new(writer_name(source), SCHEMAS);
-        Writer { source, began: 0, pause: 0, txn: None, committed: state.clone(), work: state, records }
+        Writer {
+            source,
+            began: 0,
+            pause: 0,
+            txn: None,
+            committed: state.clone(),
+            work: state,
+            records,
+        }
     }
 
     pub fn needs_snapshot(&self) -> bool {
@@ -380,19 +474,31 @@ impl Writer {
         self.work.touched.insert(p);
         let row_key = format!("\"{}\",\"{key}\"", self.source);
         let json = value.map(|v| v.to_string());
-        let (k, v) = self.records.row(&bucket.to_string(), "v", &row_key, json.as_deref().map(str::as_bytes));
+        let (k, v) = self
+            .records
+            .row(&bucket.to_string(), "v", &row_key, json.as_deref().map(str::as_bytes));
         let (k, v) = (k.to_vec(), v.map(<[u8]>::to_vec));
         let headers = vec![
             (record::WRITER, writer_name(self.source).into_bytes()),
             (record::VERSION, at.to_bytes().to_vec()),
         ];
-        let ghost = Ghost::Row { bucket, key, value, version: at };
-        logs[p].append(now, blank(self.txn.expect("in a transaction"), self.source, ghost, k, v, headers));
+        let ghost = Ghost::Row {
+            bucket,
+            key,
+            value,
+            version: at,
+        };
+        logs[p].append(
+            now,
+            blank(self.txn.expect("in a transaction"), self.source, ghost, k, v, headers),
+        );
     }
 
     fn close(&mut self, logs: &mut [Log], now: i64, at: Version) {
-        let ghost =
-            Ghost::Close { transactions: self.work.transactions, stale: self.work.stale || !self.work.need.is_empty() };
+        let ghost = Ghost::Close {
+            transactions: self.work.transactions,
+            stale: self.work.stale || !self.work.need.is_empty(),
+        };
         for p in std::mem::take(&mut self.work.touched) {
             let (key, value) = self.records.closing(at, now);
             let (key, value) = (key.to_vec(), value.map(<[u8]>::to_vec));
@@ -401,7 +507,15 @@ impl Writer {
         }
     }
 
-    fn apply(&mut self, logs: &mut [Log], now: i64, key: &'static str, at: Version, value: Option<Value>, again: Again) {
+    fn apply(
+        &mut self,
+        logs: &mut [Log],
+        now: i64,
+        key: &'static str,
+        at: Version,
+        value: Option<Value>,
+        again: Again,
+    ) {
         let old = self.work.rows.get(key).copied();
         if at <= old.map_or(self.work.floor, |o| o.0) {
             if again == Again::Redrive && old.is_none() {
@@ -424,8 +538,14 @@ impl Writer {
 
     /// Applies the next record of the topic.
     pub fn step(&mut self, source: &Source, logs: &mut [Log], now: i64, txn: u64) -> bool {
-        let position = if self.txn.is_some() { self.work.position } else { self.committed.position };
-        let Some(change) = source.topic.get(position).cloned() else { return false };
+        let position = if self.txn.is_some() {
+            self.work.position
+        } else {
+            self.committed.position
+        };
+        let Some(change) = source.topic.get(position).cloned() else {
+            return false;
+        };
         if self.txn.is_none() {
             (self.txn, self.began, self.work) = (Some(txn), now, self.committed.clone());
         }
@@ -491,5 +611,15 @@ fn blank(
     value: Option<Vec<u8>>,
     headers: Vec<(&'static str, Vec<u8>)>,
 ) -> Record {
-    Record { offset: 0, time: 0, txn, writer, ghost, key, value, headers, horizon: None }
+    Record {
+        offset: 0,
+        time: 0,
+        txn,
+        writer,
+        ghost,
+        key,
+        value,
+        headers,
+        horizon: None,
+    }
 }

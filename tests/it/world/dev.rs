@@ -9,9 +9,16 @@ use std::time::Duration;
 /// The binary under test, built beside this one.
 pub fn binary() -> PathBuf {
     let here = std::env::current_exe().expect("a running program has a path");
-    let target = here.parent().and_then(Path::parent).expect("tests run from target/release/deps");
+    let target = here
+        .parent()
+        .and_then(Path::parent)
+        .expect("tests run from target/release/deps");
     let binary = target.join("trunkline");
-    assert!(binary.exists(), "{} is not built: run `cargo build --release`, or use tests/run", binary.display());
+    assert!(
+        binary.exists(),
+        "{} is not built: run `cargo build --release`, or use tests/run",
+        binary.display()
+    );
     binary
 }
 
@@ -25,7 +32,11 @@ impl Dev {
     /// Starts it and waits until its listeners are open; `args` beyond ports and data directory.
     pub fn start(data: &Path, args: &[&str]) -> Dev {
         let args = args.iter().map(|a| (*a).to_owned()).collect();
-        let mut dev = Dev { data: data.to_owned(), args, child: None };
+        let mut dev = Dev {
+            data: data.to_owned(),
+            args,
+            child: None,
+        };
         dev.restart();
         dev
     }
@@ -33,9 +44,22 @@ impl Dev {
     /// Starts it again over the same data.
     pub fn restart(&mut self) {
         let _ = std::fs::remove_file(self.data.join("dev.json"));
-        let log = std::fs::File::options().create(true).append(true).open(self.data.with_extension("log")).unwrap();
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.data.with_extension("log"))
+            .unwrap();
         let child = Command::new(binary())
-            .args(["dev", "--port", "0", "--ingest-port", "0", "--admin-port", "0", "--data"])
+            .args([
+                "dev",
+                "--port",
+                "0",
+                "--ingest-port",
+                "0",
+                "--admin-port",
+                "0",
+                "--data",
+            ])
             .arg(&self.data)
             .args(&self.args)
             .stdin(Stdio::null())
@@ -45,7 +69,9 @@ impl Dev {
             .expect("the binary starts");
         self.child = Some(child);
         let file = self.data.join("dev.json");
-        wait_for("trunkline dev to listen", Duration::from_secs(60), || file.exists().then_some(()));
+        wait_for("trunkline dev to listen", Duration::from_secs(60), || {
+            file.exists().then_some(())
+        });
     }
 
     /// Kills it, as by kill -9.
@@ -68,7 +94,11 @@ impl Dev {
     /// What the binary prints for these arguments; fails the test when it fails.
     pub fn ask(args: &[&str]) -> String {
         let out = Command::new(binary()).args(args).output().expect("the binary starts");
-        assert!(out.status.success(), "{args:?}: {}", String::from_utf8_lossy(&out.stderr));
+        assert!(
+            out.status.success(),
+            "{args:?}: {}",
+            String::from_utf8_lossy(&out.stderr)
+        );
         String::from_utf8(out.stdout).unwrap().trim().to_owned()
     }
 

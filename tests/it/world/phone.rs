@@ -33,9 +33,19 @@ pub enum Polled {
 
 impl Phone {
     pub fn new(device: &str, token: &str) -> Phone {
-        let client = reqwest::blocking::Client::builder().timeout(Duration::from_secs(20)).build().unwrap();
+        let client = reqwest::blocking::Client::builder()
+            .timeout(Duration::from_secs(20))
+            .build()
+            .unwrap();
         let (token, device) = (token.to_owned(), device.to_owned());
-        Phone { client, token, device, cursor: None, rows: BTreeMap::new(), complete: 0 }
+        Phone {
+            client,
+            token,
+            device,
+            cursor: None,
+            rows: BTreeMap::new(),
+            complete: 0,
+        }
     }
 
     /// One poll of this edge; anything but 200, 304, 503 or no answer at all fails the test.
@@ -44,7 +54,12 @@ impl Phone {
         if let Some(cursor) = &self.cursor {
             url.push_str(&format!("&cursor={cursor}"));
         }
-        let asked = self.client.get(url).bearer_auth(&self.token).header("trunkline-device", &self.device).send();
+        let asked = self
+            .client
+            .get(url)
+            .bearer_auth(&self.token)
+            .header("trunkline-device", &self.device)
+            .send();
         let Ok(answer) = asked else { return Polled::Later };
         let status = answer.status().as_u16();
         let Ok(body) = answer.bytes() else { return Polled::Later };
@@ -69,7 +84,11 @@ impl Phone {
             self.rows.retain(|(b, ..), _| *b != text(&reset["bucket"]));
         }
         for change in list("changes") {
-            let place = (text(&change["bucket"]), text(&change["view"]), change["key"].to_string());
+            let place = (
+                text(&change["bucket"]),
+                text(&change["view"]),
+                change["key"].to_string(),
+            );
             match text(&change["op"]).as_str() {
                 "put" => drop(self.rows.insert(place, change["row"].clone())),
                 _ => drop(self.rows.remove(&place)),
@@ -85,6 +104,9 @@ impl Phone {
 
     /// The rows of a view.
     pub fn view<'a>(&'a self, view: &'a str) -> impl Iterator<Item = &'a Value> {
-        self.rows.iter().filter(move |((_, v, _), _)| v == view).map(|(_, row)| row)
+        self.rows
+            .iter()
+            .filter(move |((_, v, _), _)| v == view)
+            .map(|(_, row)| row)
     }
 }

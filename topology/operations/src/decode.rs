@@ -50,7 +50,10 @@ pub struct Decoder {
 impl Decoder {
     /// A decoder that fetches schemas this way.
     pub fn new(fetch: FetchSchema) -> Self {
-        Decoder { fetch, known: HashMap::new() }
+        Decoder {
+            fetch,
+            known: HashMap::new(),
+        }
     }
 
     /// Decodes a record.
@@ -67,7 +70,9 @@ impl Decoder {
             Ok(value) => (value, None),
             Err(error) => (bytes_json(record.value().unwrap_or_default()), Some(error)),
         };
-        let raw = String::from_utf8(value).ok().and_then(|v| RawValue::from_string(v).ok());
+        let raw = String::from_utf8(value)
+            .ok()
+            .and_then(|v| RawValue::from_string(v).ok());
         Decoded {
             topic: record.topic().to_string(),
             partition: record.partition().partition,
@@ -75,7 +80,11 @@ impl Decoder {
             timestamp_ms: record.timestamp(),
             key: record.key().map_or(Value::Null, readable),
             value: raw.unwrap_or_else(|| RawValue::NULL.to_owned()),
-            headers: record.headers().iter().map(|(n, v)| (n.to_owned(), v.map_or(Value::Null, readable))).collect(),
+            headers: record
+                .headers()
+                .iter()
+                .map(|(n, v)| (n.to_owned(), v.map_or(Value::Null, readable)))
+                .collect(),
             schema_id,
             error,
         }
@@ -99,7 +108,9 @@ impl Decoder {
             out.push(b':');
             match datum {
                 // A control record carries a row's own JSON as bytes: people want to read it.
-                Datum::Bytes(bytes) if serde_json::from_slice::<&RawValue>(bytes).is_ok() => out.extend_from_slice(bytes),
+                Datum::Bytes(bytes) if serde_json::from_slice::<&RawValue>(bytes).is_ok() => {
+                    out.extend_from_slice(bytes)
+                }
                 datum => device_json::write(&schema, field.ty, datum, &mut out),
             }
         }
@@ -110,7 +121,9 @@ impl Decoder {
 
 /// Bytes as JSON if they are, else as text, else as base64.
 fn readable(bytes: &[u8]) -> Value {
-    let Ok(text) = std::str::from_utf8(bytes) else { return Value::String(STANDARD.encode(bytes)) };
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return Value::String(STANDARD.encode(bytes));
+    };
     if text.chars().any(|c| c.is_control() && c != '\n' && c != '\t') {
         return Value::String(STANDARD.encode(bytes));
     }

@@ -41,8 +41,14 @@ pub fn measure(log: &dyn Log, group: Option<&str>, now: Millis) -> Result<Vec<La
     let mut lags = Vec::new();
     for info in groups.iter().filter(|g| group.is_none_or(|only| only == g.group)) {
         for (at, committed) in &info.committed {
-            let Ok(stable) = log.offset(at, At::Stable) else { continue };
-            let member = info.members.iter().find(|m| m.partitions.contains(at)).map(|m| m.name.clone());
+            let Ok(stable) = log.offset(at, At::Stable) else {
+                continue;
+            };
+            let member = info
+                .members
+                .iter()
+                .find(|m| m.partitions.contains(at))
+                .map(|m| m.name.clone());
             let (lag_records, oldest) = waiting(log, at, *committed, stable)?;
             lags.push(Lag {
                 group: info.group.clone(),
@@ -66,13 +72,17 @@ fn waiting(log: &dyn Log, at: &TopicPartition, from: Offset, to: Offset) -> Resu
         return Ok((0, None));
     }
     let mut reader = log.reader(Isolation::ReadCommitted).map_err(failed("open a reader"))?;
-    let start = log.offset(at, At::Start).map_err(failed(format!("look up the start of {at}")))?;
+    let start = log
+        .offset(at, At::Start)
+        .map_err(failed(format!("look up the start of {at}")))?;
     let begin = [(at.clone(), StartFrom::Offset(from.max(start)))];
     reader.assign(&begin).map_err(failed(format!("read {at}")))?;
     let mut batch = RecordBatch::default();
     let (mut count, mut oldest) = (0, None);
     for _ in 0..200 {
-        reader.poll(&mut batch, 1 << 20, Duration::from_millis(50)).map_err(failed(format!("read {at}")))?;
+        reader
+            .poll(&mut batch, 1 << 20, Duration::from_millis(50))
+            .map_err(failed(format!("read {at}")))?;
         oldest = oldest.or_else(|| batch.get(0).map(|r| r.timestamp()));
         if to - from > COUNTED_MAX && oldest.is_some() {
             return Ok((to - from, oldest));

@@ -81,18 +81,28 @@ pub fn run(log: &dyn Log, job: &Job, report: &mut dyn FnMut(&Progress) -> bool) 
     let source = describe(log, &job.from_topic)?;
     let target = describe(log, &job.to_topic)?;
     let stretches = stretches(log, job, source.partitions)?;
-    let mut progress =
-        Progress { offsets_total: stretches.iter().map(|s| s.to - s.from).sum(), ..Progress::default() };
+    let mut progress = Progress {
+        offsets_total: stretches.iter().map(|s| s.to - s.from).sum(),
+        ..Progress::default()
+    };
     let mut reader = log.reader(Isolation::ReadCommitted).map_err(failed("open a reader"))?;
-    let begin: Vec<_> = stretches.iter().map(|s| (s.at.clone(), StartFrom::Offset(s.from))).collect();
+    let begin: Vec<_> = stretches
+        .iter()
+        .map(|s| (s.at.clone(), StartFrom::Offset(s.from)))
+        .collect();
     reader.assign(&begin).map_err(failed("begin to read"))?;
     let mut writer = Writer::open(log, job, source.partitions == target.partitions)?;
     let mut batch = RecordBatch::default();
     while !done(reader.as_ref(), &stretches) {
-        reader.poll(&mut batch, 1 << 20, Duration::from_millis(200)).map_err(failed("read"))?;
+        reader
+            .poll(&mut batch, 1 << 20, Duration::from_millis(200))
+            .map_err(failed("read"))?;
         for record in batch.iter().filter(|r| within(r, &stretches)) {
             progress.records_read += 1;
-            let wanted = job.key.as_deref().is_none_or(|k| record.key().is_some_and(|key| key == k.as_bytes()));
+            let wanted = job
+                .key
+                .as_deref()
+                .is_none_or(|k| record.key().is_some_and(|key| key == k.as_bytes()));
             if wanted {
                 let size = record.key().map_or(0, <[u8]>::len) + record.value().map_or(0, <[u8]>::len);
                 progress.bytes += u64::try_from(size).unwrap_or_default();
@@ -106,25 +116,34 @@ pub fn run(log: &dyn Log, job: &Job, report: &mut dyn FnMut(&Progress) -> bool) 
             .map(|s| reader.position(&s.at).unwrap_or(s.from).clamp(s.from, s.to) - s.from)
             .sum();
         if !report(&progress) {
-            return Err(Error::Refused("the replay was cancelled; what was committed before stays".into()));
+            return Err(Error::Refused(
+                "the replay was cancelled; what was committed before stays".into(),
+            ));
         }
     }
     Ok(progress)
 }
 
 fn done(reader: &dyn Reader, stretches: &[Stretch]) -> bool {
-    stretches.iter().all(|s| s.from >= s.to || reader.position(&s.at).is_some_and(|p| p >= s.to))
+    stretches
+        .iter()
+        .all(|s| s.from >= s.to || reader.position(&s.at).is_some_and(|p| p >= s.to))
 }
 
 fn within(record: &RecordRef<'_>, stretches: &[Stretch]) -> bool {
-    stretches.iter().any(|s| s.at == *record.partition() && (s.from..s.to).contains(&record.offset()))
+    stretches
+        .iter()
+        .any(|s| s.at == *record.partition() && (s.from..s.to).contains(&record.offset()))
 }
 
 fn stretches(log: &dyn Log, job: &Job, partitions: i32) -> Result<Vec<Stretch>> {
     let mut stretches = Vec::new();
     for partition in (0..partitions).filter(|p| job.partition.is_none_or(|only| only == *p)) {
         let at = TopicPartition::new(job.from_topic.as_str(), partition);
-        let lookup = |which| log.offset(&at, which).map_err(failed(format!("look up an offset of {at}")));
+        let lookup = |which| {
+            log.offset(&at, which)
+                .map_err(failed(format!("look up an offset of {at}")))
+        };
         let (start, end) = (lookup(At::Start)?, lookup(At::Stable)?);
         let from = match job.from {
             Border::Open => start,
@@ -141,10 +160,17 @@ fn stretches(log: &dyn Log, job: &Job, partitions: i32) -> Result<Vec<Stretch>> 
             Border::Offset(offset) => offset.min(end),
             Border::Time(time) => lookup(At::Time(time))?.min(end),
         };
-        stretches.push(Stretch { at, from, to: to.max(from) });
+        stretches.push(Stretch {
+            at,
+            from,
+            to: to.max(from),
+        });
     }
     if stretches.is_empty() {
-        return Err(Error::Refused(format!("topic {} has {partitions} partitions", job.from_topic)));
+        return Err(Error::Refused(format!(
+            "topic {} has {partitions} partitions",
+            job.from_topic
+        )));
     }
     Ok(stretches)
 }
@@ -172,13 +198,25 @@ impl<'a> Writer<'a> {
         };
         let topic = job.to_topic.as_str().into();
         let (rate_per_s, began) = (job.rate_per_s, Instant::now());
-        Ok(Writer { session, topic, same_partitions, out: OutBatch::default(), rate_per_s, began, job })
+        Ok(Writer {
+            session,
+            topic,
+            same_partitions,
+            out: OutBatch::default(),
+            rate_per_s,
+            began,
+            job,
+        })
     }
 
     fn push(&mut self, record: &RecordRef<'_>) {
         let partition = self.same_partitions.then(|| record.partition().partition);
         let again = (headers::REPLAYED, Some(headers::REPLAY.as_bytes()));
-        let all = record.headers().iter().filter(|(n, _)| *n != headers::REPLAYED).chain([again]);
+        let all = record
+            .headers()
+            .iter()
+            .filter(|(n, _)| *n != headers::REPLAYED)
+            .chain([again]);
         let out = OutRecord {
             topic: &self.topic,
             partition,
@@ -202,7 +240,9 @@ impl<'a> Writer<'a> {
         match session.commit(None) {
             Outcome::Committed(_) => {}
             Outcome::Aborted { reason, .. } | Outcome::Unknown { reason } => {
-                let text = format!("the replay stopped: a transaction did not commit ({reason}); what was committed before stays");
+                let text = format!(
+                    "the replay stopped: a transaction did not commit ({reason}); what was committed before stays"
+                );
                 return Err(Error::Refused(text));
             }
         }
@@ -214,7 +254,10 @@ impl<'a> Writer<'a> {
     }
 }
 
-#[expect(clippy::as_conversions, reason = "a count as a float: exact below 2^53, and it only paces")]
+#[expect(
+    clippy::as_conversions,
+    reason = "a count as a float: exact below 2^53, and it only paces"
+)]
 #[expect(clippy::cast_precision_loss, reason = "as above")]
 fn total_f64(total: u64) -> f64 {
     total as f64

@@ -57,7 +57,10 @@ pub fn describe(log: &dyn Log, topic: &str) -> Result<TopicInfo> {
             let all = log.topics().unwrap_or_default();
             let near = all.iter().find(|t| t.contains(topic) || topic.contains(t.as_str()));
             let near = near.map(|t| format!("; did you mean `{t}`?")).unwrap_or_default();
-            Err(Error::UnknownTopic { topic: topic.to_owned(), near })
+            Err(Error::UnknownTopic {
+                topic: topic.to_owned(),
+                near,
+            })
         }
     }
 }
@@ -74,8 +77,16 @@ pub fn show(log: &dyn Log, topic: &str) -> Result<Detail> {
     let mut parts = Vec::new();
     for partition in 0..info.partitions {
         let at = TopicPartition::new(topic, partition);
-        let offset = |which| log.offset(&at, which).map_err(failed(format!("look up offsets of {at}")));
-        parts.push(Part { partition, start: offset(At::Start)?, stable: offset(At::Stable)?, end: offset(At::End)? });
+        let offset = |which| {
+            log.offset(&at, which)
+                .map_err(failed(format!("look up offsets of {at}")))
+        };
+        parts.push(Part {
+            partition,
+            start: offset(At::Start)?,
+            stable: offset(At::Stable)?,
+            end: offset(At::End)?,
+        });
     }
     let summary = Summary {
         name: info.name.clone(),
@@ -84,7 +95,11 @@ pub fn show(log: &dyn Log, topic: &str) -> Result<Detail> {
         cleanup: info.settings.get("cleanup.policy").cloned().unwrap_or_default(),
         id: info.id.to_string(),
     };
-    Ok(Detail { summary, settings: info.settings, parts })
+    Ok(Detail {
+        summary,
+        settings: info.settings,
+        parts,
+    })
 }
 
 /// Where a look begins.
@@ -130,28 +145,42 @@ pub fn tail(
     visit: &mut dyn FnMut(Decoded) -> bool,
 ) -> Result<usize> {
     let info = describe(log, &request.topic)?;
-    let isolation = if request.uncommitted { Isolation::ReadUncommitted } else { Isolation::ReadCommitted };
+    let isolation = if request.uncommitted {
+        Isolation::ReadUncommitted
+    } else {
+        Isolation::ReadCommitted
+    };
     let mut reader = log.reader(isolation).map_err(failed("open a reader"))?;
     let mut ends = Vec::new();
     let mut assigned = Vec::new();
     for partition in (0..info.partitions).filter(|p| request.partition.is_none_or(|only| only == *p)) {
         let at = TopicPartition::new(request.topic.as_str(), partition);
         let stable = if request.uncommitted { At::End } else { At::Stable };
-        let end = log.offset(&at, stable).map_err(failed(format!("look up the end of {at}")))?;
+        let end = log
+            .offset(&at, stable)
+            .map_err(failed(format!("look up the end of {at}")))?;
         assigned.push((at.clone(), start_of(log, &at, request.from, end)?));
         ends.push((at, end));
     }
     if assigned.is_empty() {
         let wanted = request.partition.unwrap_or_default();
-        return Err(Error::Refused(format!("topic {} has {} partitions, no {wanted}", info.name, info.partitions)));
+        return Err(Error::Refused(format!(
+            "topic {} has {} partitions, no {wanted}",
+            info.name, info.partitions
+        )));
     }
     reader.assign(&assigned).map_err(failed("begin to read"))?;
     let mut batch = RecordBatch::default();
     let mut count = 0;
     while !stop() {
-        let got = reader.poll(&mut batch, 1 << 20, Duration::from_millis(100)).map_err(failed("read"))?;
+        let got = reader
+            .poll(&mut batch, 1 << 20, Duration::from_millis(100))
+            .map_err(failed("read"))?;
         for record in batch.iter() {
-            let wanted = request.key.as_deref().is_none_or(|k| record.key().is_some_and(|key| key == k.as_bytes()));
+            let wanted = request
+                .key
+                .as_deref()
+                .is_none_or(|k| record.key().is_some_and(|key| key == k.as_bytes()));
             if wanted {
                 count += 1;
                 if !visit(decoder.decode(&record)) || request.limit.is_some_and(|limit| count >= limit) {
@@ -159,7 +188,9 @@ pub fn tail(
                 }
             }
         }
-        let done = ends.iter().all(|(at, end)| reader.position(at).is_some_and(|p| p >= *end));
+        let done = ends
+            .iter()
+            .all(|(at, end)| reader.position(at).is_some_and(|p| p >= *end));
         if got == 0 && done && !request.follow {
             break;
         }
@@ -168,7 +199,10 @@ pub fn tail(
 }
 
 fn start_of(log: &dyn Log, at: &TopicPartition, from: From, end: Offset) -> Result<StartFrom> {
-    let lookup = |which| log.offset(at, which).map_err(failed(format!("look up an offset of {at}")));
+    let lookup = |which| {
+        log.offset(at, which)
+            .map_err(failed(format!("look up an offset of {at}")))
+    };
     Ok(match from {
         From::Start => StartFrom::Start,
         From::End => StartFrom::Offset(end),

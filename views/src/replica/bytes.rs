@@ -42,7 +42,9 @@ pub fn check_format(store: &dyn Store, log: u64) -> Result<()> {
         Some(found) if found == want => Ok(()),
         Some(found) if found.first() != Some(&FORMAT) => {
             let found = found.first().copied().unwrap_or_default();
-            Err(Error::Foreign(format!("its layout is {found}, this release understands {FORMAT}")))
+            Err(Error::Foreign(format!(
+                "its layout is {found}, this release understands {FORMAT}"
+            )))
         }
         Some(_) => Err(Error::Foreign("it belongs to another log".into())),
     }
@@ -69,12 +71,20 @@ pub fn meta_key(partition: i32) -> Vec<u8> {
 
 /// Key of a row.
 pub fn row_key(partition: i32, bucket: BucketId, offset: Offset) -> Vec<u8> {
-    [part_bytes(partition).as_slice(), &bucket.0.to_be_bytes(), &sortable(offset)].concat()
+    [
+        part_bytes(partition).as_slice(),
+        &bucket.0.to_be_bytes(),
+        &sortable(offset),
+    ]
+    .concat()
 }
 
 /// Rows of a bucket with `from ≤ offset ≤ through`: from, to.
 pub fn row_range(partition: i32, bucket: BucketId, from: Offset, through: Offset) -> (Vec<u8>, Vec<u8>) {
-    (row_key(partition, bucket, from), row_key(partition, bucket, through.saturating_add(1)))
+    (
+        row_key(partition, bucket, from),
+        row_key(partition, bucket, through.saturating_add(1)),
+    )
 }
 
 /// Bucket and offset of a row's key.
@@ -82,12 +92,22 @@ pub fn row_place(key: &[u8]) -> Option<(BucketId, Offset)> {
     let (_, rest) = key.split_first_chunk::<2>()?;
     let (bucket, rest) = rest.split_first_chunk::<8>()?;
     let offset = <[u8; 8]>::try_from(rest).ok()?;
-    Some((BucketId(u64::from_be_bytes(*bucket)), Offset::try_from(u64::from_be_bytes(offset)).ok()?))
+    Some((
+        BucketId(u64::from_be_bytes(*bucket)),
+        Offset::try_from(u64::from_be_bytes(offset)).ok()?,
+    ))
 }
 
 /// Key of a row's newest offset.
 pub fn index_key(partition: i32, bucket: BucketId, view: &str, key: &str) -> Vec<u8> {
-    [part_bytes(partition).as_slice(), &bucket.0.to_be_bytes(), view.as_bytes(), &[0], key.as_bytes()].concat()
+    [
+        part_bytes(partition).as_slice(),
+        &bucket.0.to_be_bytes(),
+        view.as_bytes(),
+        &[0],
+        key.as_bytes(),
+    ]
+    .concat()
 }
 
 /// The newest visible offset of a row.
@@ -111,7 +131,11 @@ impl Newest {
             let (offset, rest) = bytes.split_first_chunk::<8>()?;
             let (live, version) = rest.split_first()?;
             let offset = Offset::try_from(u64::from_be_bytes(*offset)).ok()?;
-            Some(Newest { offset, live: *live == 1, version: version.try_into().ok()? })
+            Some(Newest {
+                offset,
+                live: *live == 1,
+                version: version.try_into().ok()?,
+            })
         };
         parsed().ok_or_else(|| Error::Foreign("an index entry is damaged".into()))
     }
@@ -193,7 +217,12 @@ pub fn bucket_of(key: &[u8]) -> Option<BucketId> {
 
 /// Key of a held-back row.
 pub fn held_key(partition: i32, writer: u64, offset: Offset) -> Vec<u8> {
-    [part_bytes(partition).as_slice(), &writer.to_be_bytes(), &sortable(offset)].concat()
+    [
+        part_bytes(partition).as_slice(),
+        &writer.to_be_bytes(),
+        &sortable(offset),
+    ]
+    .concat()
 }
 
 /// Held-back rows of a writer: from, to.
@@ -209,14 +238,23 @@ pub fn held_place(key: &[u8]) -> Option<(u64, Offset)> {
 
 /// Key of a tombstone by age.
 pub fn tombstone_key(partition: i32, time: Millis, bucket: BucketId, offset: Offset) -> Vec<u8> {
-    [part_bytes(partition).as_slice(), &sortable(time), &bucket.0.to_be_bytes(), &sortable(offset)].concat()
+    [
+        part_bytes(partition).as_slice(),
+        &sortable(time),
+        &bucket.0.to_be_bytes(),
+        &sortable(offset),
+    ]
+    .concat()
 }
 
 /// Bucket and offset of a tombstone's key.
 pub fn tombstone_place(key: &[u8]) -> Option<(BucketId, Offset)> {
     let bucket = <[u8; 8]>::try_from(key.get(10..18)?).ok()?;
     let offset = <[u8; 8]>::try_from(key.get(18..26)?).ok()?;
-    Some((BucketId(u64::from_be_bytes(bucket)), Offset::try_from(u64::from_be_bytes(offset)).ok()?))
+    Some((
+        BucketId(u64::from_be_bytes(bucket)),
+        Offset::try_from(u64::from_be_bytes(offset)).ok()?,
+    ))
 }
 
 /// Tombstones older than a time: from, to.

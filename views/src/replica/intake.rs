@@ -83,7 +83,9 @@ impl HeldRows {
     fn spill(&mut self, max: usize) {
         while self.bytes > max {
             let largest = self.writers.values_mut().max_by_key(|w| w.rows.len());
-            let Some(writer) = largest.filter(|w| !w.rows.is_empty()) else { return };
+            let Some(writer) = largest.filter(|w| !w.rows.is_empty()) else {
+                return;
+            };
             self.bytes -= writer.bytes();
             writer.rows = Vec::new();
             writer.spilled = true;
@@ -113,7 +115,14 @@ fn encode_held(record: &ViewRecord<'_>, time: Millis) -> Vec<u8> {
             out.push(ROW);
             bytes::push_text(&mut out, &row.bucket);
             let (version, view, key, json) = (row.version, row.view.as_ref(), row.key, row.json);
-            out.extend_from_slice(&bytes::put_row(&RowValue { closed: -1, time, version, view, key, json }));
+            out.extend_from_slice(&bytes::put_row(&RowValue {
+                closed: -1,
+                time,
+                version,
+                view,
+                key,
+                json,
+            }));
         }
         ViewRecord::Stale { view, stale, .. } => {
             out.extend_from_slice(&[STALE, u8::from(*stale)]);
@@ -130,11 +139,17 @@ fn decode_held(value: &[u8]) -> Result<Held<'_>> {
         Some(match *kind {
             ROW => {
                 let (bucket, rest) = bytes::take_text(rest)?;
-                Held::Row { bucket, row: bytes::row_value(rest)? }
+                Held::Row {
+                    bucket,
+                    row: bytes::row_value(rest)?,
+                }
             }
             STALE => {
                 let (stale, rest) = rest.split_first()?;
-                Held::Stale { view: bytes::take_text(rest)?.0, stale: *stale == 1 }
+                Held::Stale {
+                    view: bytes::take_text(rest)?.0,
+                    stale: *stale == 1,
+                }
             }
             _ => Held::Mark,
         })
@@ -165,13 +180,19 @@ pub fn load(store: &dyn Store, partition: i32, options: &Options) -> Result<(Int
     }
     let (from, to) = bytes::part_range(partition);
     let mut damaged = false;
-    store.scan(space::BUCKETS, &from, Some(&to), Direction::Forward, &mut |key, value| {
-        match (bytes::bucket_of(key), decode_bucket(value)) {
-            (Some(id), Some(bucket)) => drop(shown.buckets.insert(id, bucket)),
-            _ => damaged = true,
-        }
-        ControlFlow::Continue(())
-    })?;
+    store.scan(
+        space::BUCKETS,
+        &from,
+        Some(&to),
+        Direction::Forward,
+        &mut |key, value| {
+            match (bytes::bucket_of(key), decode_bucket(value)) {
+                (Some(id), Some(bucket)) => drop(shown.buckets.insert(id, bucket)),
+                _ => damaged = true,
+            }
+            ControlFlow::Continue(())
+        },
+    )?;
     if damaged {
         return Err(Error::Foreign("a bucket entry is damaged".into()));
     }
@@ -184,7 +205,14 @@ pub fn load(store: &dyn Store, partition: i32, options: &Options) -> Result<(Int
         ControlFlow::Continue(())
     })?;
     shown.refresh(&held);
-    Ok((Intake { partition, held, meta_dirty: false }, shown))
+    Ok((
+        Intake {
+            partition,
+            held,
+            meta_dirty: false,
+        },
+        shown,
+    ))
 }
 
 #[derive(serde::Serialize, serde::Deserialize)]
@@ -269,7 +297,13 @@ pub fn apply<'r>(
                 let writer = hash_of(&[writer_of(&held)]);
                 work.intake.held.push(writer, offset, encode_held(&held, time), false);
             }
-            Err(source @ RecordError::Newer { .. }) => return Err(Error::Record { partition, offset, source }),
+            Err(source @ RecordError::Newer { .. }) => {
+                return Err(Error::Record {
+                    partition,
+                    offset,
+                    source,
+                });
+            }
             Err(source) => {
                 applied.refused += 1;
                 tracing::warn!(partition, offset, reason = %source, "a record of view.log cannot be read; passed over");
@@ -329,7 +363,9 @@ impl<'a> Work<'a> {
             // Rows that a piecewise closing has not reached yet must be in the store before its first piece is.
             self.flush()?;
         }
-        let Some(held) = self.intake.held.writers.remove(&writer) else { return Ok(()) };
+        let Some(held) = self.intake.held.writers.remove(&writer) else {
+            return Ok(());
+        };
         if held.spilled {
             self.close_spilled(writer, closing, &held)?;
         }
@@ -353,15 +389,22 @@ impl<'a> Work<'a> {
         loop {
             let mut piece = Vec::new();
             let mut piece_bytes = 0;
-            self.store.scan(space::HELD, &from, Some(&to), Direction::Forward, &mut |key, value| {
-                let Some((_, offset)) = bytes::held_place(key) else { return ControlFlow::Continue(()) };
-                if offset >= in_memory {
-                    return ControlFlow::Break(());
-                }
-                piece.push((offset, value.to_vec()));
-                piece_bytes += value.len();
-                if piece_bytes > FLUSH_BYTES / 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            })?;
+            self.store
+                .scan(space::HELD, &from, Some(&to), Direction::Forward, &mut |key, value| {
+                    let Some((_, offset)) = bytes::held_place(key) else {
+                        return ControlFlow::Continue(());
+                    };
+                    if offset >= in_memory {
+                        return ControlFlow::Break(());
+                    }
+                    piece.push((offset, value.to_vec()));
+                    piece_bytes += value.len();
+                    if piece_bytes > FLUSH_BYTES / 2 {
+                        ControlFlow::Break(())
+                    } else {
+                        ControlFlow::Continue(())
+                    }
+                })?;
             let Some((last, _)) = piece.last() else { return Ok(()) };
             from = bytes::held_key(self.intake.partition, writer, last + 1);
             for (offset, value) in &piece {
@@ -413,11 +456,15 @@ impl<'a> Work<'a> {
         bucket.changed = bucket.changed.max(row.closed);
         if let Some(old) = newest.filter(|n| n.live) {
             bucket.rows -= 1;
-            bucket.hash = bucket.hash.wrapping_sub(row_hash(row.view, row.key.as_bytes(), &old.version));
+            bucket.hash = bucket
+                .hash
+                .wrapping_sub(row_hash(row.view, row.key.as_bytes(), &old.version));
         }
         if row.json.is_some() {
             bucket.rows += 1;
-            bucket.hash = bucket.hash.wrapping_add(row_hash(row.view, row.key.as_bytes(), &row.version));
+            bucket.hash = bucket
+                .hash
+                .wrapping_add(row_hash(row.view, row.key.as_bytes(), &row.version));
         } else {
             self.tombstones.push((row.time, id, offset));
         }
@@ -427,7 +474,14 @@ impl<'a> Work<'a> {
         let value = bytes::put_row(row);
         self.staged_bytes += value.len() + index_key.len() + 64;
         self.rows.insert((id, offset), Some(value));
-        self.index.insert(index_key, Newest { offset, live: row.json.is_some(), version: row.version });
+        self.index.insert(
+            index_key,
+            Newest {
+                offset,
+                live: row.json.is_some(),
+                version: row.version,
+            },
+        );
         self.touched.insert(id);
         Ok(())
     }
@@ -443,7 +497,12 @@ impl<'a> Work<'a> {
         let shown = self.shown;
         self.buckets.entry(id).or_insert_with(|| {
             let known = super::read(shown).buckets.get(&id).cloned();
-            known.unwrap_or_else(|| BucketState { name: name.into(), changed: -1, rows: 0, hash: 0 })
+            known.unwrap_or_else(|| BucketState {
+                name: name.into(),
+                changed: -1,
+                rows: 0,
+                hash: 0,
+            })
         })
     }
 
@@ -459,7 +518,11 @@ impl<'a> Work<'a> {
             }
         }
         for (time, bucket, offset) in self.tombstones.drain(..) {
-            batch.put(space::TOMBSTONES, bytes::tombstone_key(partition, time, bucket, offset), Vec::new());
+            batch.put(
+                space::TOMBSTONES,
+                bytes::tombstone_key(partition, time, bucket, offset),
+                Vec::new(),
+            );
         }
         for (key, newest) in self.index.drain() {
             batch.put(space::INDEX, key, newest.to_bytes());
@@ -473,13 +536,21 @@ impl<'a> Work<'a> {
         for (writer, held) in &mut self.intake.held.writers {
             for row in held.rows.iter_mut().rev().take_while(|r| !r.stored) {
                 row.stored = true;
-                batch.put(space::HELD, bytes::held_key(partition, *writer, row.offset), row.value.clone());
+                batch.put(
+                    space::HELD,
+                    bytes::held_key(partition, *writer, row.offset),
+                    row.value.clone(),
+                );
             }
         }
         self.staged_bytes = 0;
         let mut shown = write(self.shown);
         for (view, stale) in self.stale.drain(..) {
-            if stale { drop(shown.stale.insert(view)) } else { drop(shown.stale.remove(&view)) }
+            if stale {
+                drop(shown.stale.insert(view))
+            } else {
+                drop(shown.stale.remove(&view))
+            }
         }
         shown.position = self.position;
         shown.closed = self.closed;
@@ -520,17 +591,31 @@ pub fn prune(
 ) -> Result<usize> {
     let (from, to) = bytes::tombstone_range(partition, now - options.times.horizon_ms());
     let mut old = Vec::new();
-    store.scan(space::TOMBSTONES, &from, Some(&to), Direction::Forward, &mut |key, _| {
-        old.push(key.to_vec());
-        if old.len() < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    })?;
+    store.scan(
+        space::TOMBSTONES,
+        &from,
+        Some(&to),
+        Direction::Forward,
+        &mut |key, _| {
+            old.push(key.to_vec());
+            if old.len() < max {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        },
+    )?;
     let mut batch = Batch::default();
     for key in &old {
         batch.delete(space::TOMBSTONES, key.clone());
-        let Some((bucket, offset)) = bytes::tombstone_place(key) else { continue };
+        let Some((bucket, offset)) = bytes::tombstone_place(key) else {
+            continue;
+        };
         let row_key = bytes::row_key(partition, bucket, offset);
         // A row that was written again since has another offset: then only the mark of its old tombstone goes.
-        let Some(value) = store.get(space::ROWS, &row_key)? else { continue };
+        let Some(value) = store.get(space::ROWS, &row_key)? else {
+            continue;
+        };
         if let Some(row) = bytes::row_value(&value) {
             batch.delete(space::INDEX, bytes::index_key(partition, bucket, row.view, row.key));
         }

@@ -62,7 +62,11 @@ impl Shown {
     pub fn point(&self) -> Point {
         let low = self.held.map(|(offset, _)| offset).filter(|o| *o <= self.closed);
         let time = self.held.map_or(self.as_of, |(_, time)| time);
-        Point { closed: self.closed, low: low.unwrap_or(self.closed + 1), time }
+        Point {
+            closed: self.closed,
+            low: low.unwrap_or(self.closed + 1),
+            time,
+        }
     }
 }
 
@@ -125,7 +129,11 @@ impl Health {
 /// Whether a partition may be shown now.
 pub fn ready(partition: i32, shown: &Shown, times: &Times, now: Millis) -> Result<(), NotReady> {
     if !shown.complete() {
-        return Err(NotReady::Incomplete { partition, position: shown.position, end: shown.end });
+        return Err(NotReady::Incomplete {
+            partition,
+            position: shown.position,
+            end: shown.end,
+        });
     }
     let since_ms = now - shown.current_ms;
     if since_ms > times.proof_ms {

@@ -89,21 +89,40 @@ impl Relation {
     /// # Errors
     /// A text that is no record schema, or one without a column that views use.
     pub fn bind(self: &Arc<Self>, schema: &str) -> Result<Bound, BindError> {
-        let refuse = |reason| BindError::Schema { relation: self.name.clone(), reason };
+        let refuse = |reason| BindError::Schema {
+            relation: self.name.clone(),
+            reason,
+        };
         let schema = Schema::parse(schema).map_err(refuse)?;
         let record = schema.record().map_err(refuse)?;
         let column = |name: &Option<String>| {
             let Some(name) = name else { return Ok(None) };
             let at = record.fields.iter().position(|f| f.column() == name.as_str());
             let found = at.and_then(|at| record.fields.get(at).map(|f| (at, f.ty)));
-            let missing = || BindError::Column { relation: self.name.clone(), column: name.clone() };
+            let missing = || BindError::Column {
+                relation: self.name.clone(),
+                column: name.clone(),
+            };
             let (at, ty) = found.ok_or_else(missing)?;
-            Ok(Some(Column { name: name.clone(), at, ty }))
+            Ok(Some(Column {
+                name: name.clone(),
+                at,
+                ty,
+            }))
         };
         let columns: Vec<Option<Column>> = self.columns.iter().map(column).collect::<Result<_, BindError>>()?;
-        let in_order = columns.iter().enumerate().all(|(at, c)| c.as_ref().is_none_or(|c| c.at == at));
+        let in_order = columns
+            .iter()
+            .enumerate()
+            .all(|(at, c)| c.as_ref().is_none_or(|c| c.at == at));
         let unchanged = record.position("_unchanged");
-        Ok(Bound { relation: self.clone(), columns, unchanged, in_order, schema })
+        Ok(Bound {
+            relation: self.clone(),
+            columns,
+            unchanged,
+            in_order,
+            schema,
+        })
     }
 }
 
@@ -135,10 +154,16 @@ impl Bound {
     /// Puts kept values where the source left a column out as unchanged.
     fn merge<'k>(&self, row: &mut Row<'k>, kept: &'k [(String, Vec<u8>)]) -> Result<(), EvaluateError> {
         let listed = self.unchanged.and_then(|at| row.get(at));
-        let Some(names) = listed.and_then(Datum::as_array).map(<[Datum<'_>]>::to_vec) else { return Ok(()) };
+        let Some(names) = listed.and_then(Datum::as_array).map(<[Datum<'_>]>::to_vec) else {
+            return Ok(());
+        };
         for name in names.iter().filter_map(Datum::as_str) {
-            let Some(column) = self.columns.iter().flatten().find(|c| c.name == name) else { continue };
-            let missing = || EvaluateError::Missing { column: name.to_owned() };
+            let Some(column) = self.columns.iter().flatten().find(|c| c.name == name) else {
+                continue;
+            };
+            let missing = || EvaluateError::Missing {
+                column: name.to_owned(),
+            };
             let (_, value) = kept.iter().find(|(kept, _)| kept == name).ok_or_else(missing)?;
             let slot = row.get_mut(column.at).ok_or_else(missing)?;
             *slot = match std::str::from_utf8(value) {
@@ -150,7 +175,10 @@ impl Bound {
     }
 
     fn is_bytes(&self, column: &Column) -> bool {
-        matches!(self.schema.ty(self.schema.required(column.ty)).kind, schemas::schema::Kind::Bytes)
+        matches!(
+            self.schema.ty(self.schema.required(column.ty)).kind,
+            schemas::schema::Kind::Bytes
+        )
     }
 
     fn keep(&self, row: &Row<'_>) -> Vec<(String, Vec<u8>)> {
@@ -177,7 +205,10 @@ impl Bound {
     ) -> Result<(), EvaluateError> {
         if let Some(filter) = &view.filter {
             let matched = filter.matches(declared);
-            let reason = |reason| EvaluateError::Condition { view: view.name.clone(), reason };
+            let reason = |reason| EvaluateError::Condition {
+                view: view.name.clone(),
+                reason,
+            };
             if !matched.map_err(reason)? {
                 return Ok(());
             }
@@ -189,11 +220,16 @@ impl Bound {
         }
         let through = out.names.len();
         if through - from > BUCKET_BYTES_MAX {
-            return Err(EvaluateError::Bucket { view: view.name.clone() });
+            return Err(EvaluateError::Bucket {
+                view: view.name.clone(),
+            });
         }
         // A scope has only the bucket's own parameters, so it is never null where the bucket is not.
         let partition = if view.scope == view.bucket {
-            partition_of(out.names.get(from..through).unwrap_or_default(), self.relation.partitions)
+            partition_of(
+                out.names.get(from..through).unwrap_or_default(),
+                self.relation.partitions,
+            )
         } else {
             let mut scope = String::new();
             self.name(&view.scope, row, &mut scope);
@@ -255,6 +291,12 @@ pub(crate) fn plain(json: &[u8]) -> Option<Cow<'_, str>> {
     if text == "null" {
         return None;
     }
-    let Some(inner) = text.strip_prefix('"').and_then(|t| t.strip_suffix('"')) else { return Some(text.into()) };
-    if inner.contains('\\') { serde_json::from_str::<String>(text).ok().map(Cow::Owned) } else { Some(inner.into()) }
+    let Some(inner) = text.strip_prefix('"').and_then(|t| t.strip_suffix('"')) else {
+        return Some(text.into());
+    };
+    if inner.contains('\\') {
+        serde_json::from_str::<String>(text).ok().map(Cow::Owned)
+    } else {
+        Some(inner.into())
+    }
 }

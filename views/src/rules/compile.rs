@@ -32,7 +32,10 @@ impl Rules {
                 Input::Event(at) => topology.events.get(*at).map(|e| e.name.to_string()),
                 Input::Table { .. } => None,
             });
-            let relations = inputs.into_iter().map(|(input, rules)| relation(&topology, input, rules)).collect();
+            let relations = inputs
+                .into_iter()
+                .map(|(input, rules)| relation(&topology, input, rules))
+                .collect();
             Arc::new(LineRules::new(topic, event, relations))
         };
         let lines = lines.into_iter().map(line).collect();
@@ -74,9 +77,11 @@ impl Rules {
 
 fn relation(topology: &Topology, input: Input, rules: Vec<ViewRule>) -> Relation {
     let name = match input {
-        Input::Table { source, table } => {
-            topology.sources.get(source).and_then(|s| s.tables.get(table)).map(|t| t.name.to_string())
-        }
+        Input::Table { source, table } => topology
+            .sources
+            .get(source)
+            .and_then(|s| s.tables.get(table))
+            .map(|t| t.name.to_string()),
         Input::Event(at) => topology.events.get(at).map(|e| e.name.to_string()),
     };
     let mut columns: Vec<Option<String>> = vec![None; topology.columns_of(input).len()];

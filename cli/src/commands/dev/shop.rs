@@ -31,7 +31,12 @@ struct Order {
 
 /// Posts until the drain.
 pub async fn generate(url: &str, token: &str, orders_per_s: f64, drain: &Drain) -> Result<()> {
-    let poster = Poster { client: reqwest::Client::new(), url, token, drain };
+    let poster = Poster {
+        client: reqwest::Client::new(),
+        url,
+        token,
+        drain,
+    };
     poster.post("seed", &seed()).await?;
     let pause = Duration::from_secs_f64(1.0 / orders_per_s.clamp(0.01, 1000.0));
     let mut under_way: VecDeque<Order> = VecDeque::new();
@@ -46,7 +51,9 @@ pub async fn generate(url: &str, token: &str, orders_per_s: f64, drain: &Drain) 
         {
             order.state = next_state(&order);
             let body = json!({ "changes": [order_row(&order)] });
-            poster.post(&format!("move-{}-{}", order.id, order.state), &body).await?;
+            poster
+                .post(&format!("move-{}-{}", order.id, order.state), &body)
+                .await?;
             if order.state < 3 && under_way.len() < UNDER_WAY_MAX {
                 under_way.push_back(order);
             }
@@ -57,7 +64,11 @@ pub async fn generate(url: &str, token: &str, orders_per_s: f64, drain: &Drain) 
 
 /// One order in seven that is packed is cancelled.
 fn next_state(order: &Order) -> usize {
-    if order.state == 1 && order.id % 7 == 0 { 4 } else { order.state + 1 }
+    if order.state == 1 && order.id % 7 == 0 {
+        4
+    } else {
+        order.state + 1
+    }
 }
 
 fn seed() -> Value {
@@ -69,7 +80,10 @@ fn seed() -> Value {
         let row = json!({"id": id, "name": format!("Product {id}"), "price_cents": 250 * id, "discontinued": false, "details": {"grams": 100 * id}});
         json!({"table": "products", "op": "put", "row": row})
     };
-    let changes: Vec<Value> = (1..=CUSTOMERS).map(customer).chain((1..=PRODUCTS).map(product)).collect();
+    let changes: Vec<Value> = (1..=CUSTOMERS)
+        .map(customer)
+        .chain((1..=PRODUCTS).map(product))
+        .collect();
     json!({ "changes": changes })
 }
 
@@ -86,7 +100,13 @@ fn place(id: i64) -> (Order, Value) {
         json!({"table": "order_lines", "op": "put", "row": row})
     };
     let lines: Vec<Value> = (1..=id % 3 + 1).map(line).collect();
-    let order = Order { id, customer, store, total_cents, state: 0 };
+    let order = Order {
+        id,
+        customer,
+        store,
+        total_cents,
+        state: 0,
+    };
     let mut changes = vec![order_row(&order)];
     changes.extend(lines);
     (order, json!({ "changes": changes }))
@@ -111,7 +131,13 @@ impl Poster<'_> {
     async fn post(&self, key: &str, body: &Value) -> Result<()> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         loop {
-            let sent = self.client.post(self.url).bearer_auth(self.token).header("idempotency-key", key).json(body).send();
+            let sent = self
+                .client
+                .post(self.url)
+                .bearer_auth(self.token)
+                .header("idempotency-key", key)
+                .json(body)
+                .send();
             match sent.await {
                 Ok(answer) if answer.status().is_success() => return Ok(()),
                 Ok(answer) if answer.status() != StatusCode::SERVICE_UNAVAILABLE => {

@@ -36,11 +36,19 @@ pub(super) struct Writes(Vec<Write>);
 
 impl Writes {
     pub fn put(&mut self, space: Space, key: impl Into<Vec<u8>>, value: impl Into<Bytes>) {
-        self.0.push(Write { space, key: key.into(), value: Some(value.into()) });
+        self.0.push(Write {
+            space,
+            key: key.into(),
+            value: Some(value.into()),
+        });
     }
 
     pub fn remove(&mut self, space: Space, key: impl Into<Vec<u8>>) {
-        self.0.push(Write { space, key: key.into(), value: None });
+        self.0.push(Write {
+            space,
+            key: key.into(),
+            value: None,
+        });
     }
 
     pub fn is_empty(&self) -> bool {

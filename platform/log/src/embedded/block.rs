@@ -38,7 +38,13 @@ pub(super) struct Builder {
 impl Builder {
     pub fn new() -> Self {
         let bytes = vec![0; HEAD_BYTES];
-        Builder { bytes, count: 0, base_timestamp: 0, max_timestamp: Millis::MIN, last_timestamp: 0 }
+        Builder {
+            bytes,
+            count: 0,
+            base_timestamp: 0,
+            max_timestamp: Millis::MIN,
+            last_timestamp: 0,
+        }
     }
 
     /// Appends a record.
@@ -86,7 +92,11 @@ impl Builder {
             (head.log_append, head.base_timestamp, head.max_timestamp) = (true, now, now);
         }
         head.write(&mut self.bytes);
-        Block { base, head, bytes: Bytes::from(self.bytes) }
+        Block {
+            base,
+            head,
+            bytes: Bytes::from(self.bytes),
+        }
     }
 
     /// Timestamp of the record pushed last.
@@ -118,7 +128,10 @@ impl Head {
         let mut at = 0;
         let mut put = |field: &[u8]| {
             let end = at + field.len();
-            bytes.get_mut(at..end).expect("room for the head was made").copy_from_slice(field);
+            bytes
+                .get_mut(at..end)
+                .expect("room for the head was made")
+                .copy_from_slice(field);
             at = end;
         };
         put(&[VERSION, flags]);
@@ -132,7 +145,11 @@ impl Head {
     fn read(bytes: &[u8]) -> Result<Head> {
         let mut rest = body(bytes, PLACE)?;
         let [flags] = take(&mut rest)?;
-        let marker = if flags & COMMIT == 0 { Marker::Abort } else { Marker::Commit };
+        let marker = if flags & COMMIT == 0 {
+            Marker::Abort
+        } else {
+            Marker::Commit
+        };
         Ok(Head {
             control: (flags & CONTROL != 0).then_some(marker),
             log_append: flags & LOG_APPEND != 0,
@@ -182,7 +199,11 @@ impl Block {
         };
         let mut bytes = vec![0; HEAD_BYTES];
         head.write(&mut bytes);
-        Block { base, head, bytes: Bytes::from(bytes) }
+        Block {
+            base,
+            head,
+            bytes: Bytes::from(bytes),
+        }
     }
 
     /// Reads the head of stored bytes.
@@ -217,7 +238,11 @@ impl Block {
             _ => HEAD_BYTES,
         };
         let mut rest = self.bytes.get(at..).ok_or_else(|| corrupt(PLACE))?;
-        let kind = if self.head.log_append { TimestampType::LogAppend } else { TimestampType::Create };
+        let kind = if self.head.log_append {
+            TimestampType::LogAppend
+        } else {
+            TimestampType::Create
+        };
         let mut last = None;
         while !rest.is_empty() {
             if is_full(batch, max_bytes) {
@@ -238,7 +263,15 @@ impl Block {
             if record.offset >= from {
                 last = Some(record.offset);
                 let headers = HeaderIter(record.headers);
-                batch.push(partition, record.offset, record.timestamp, kind, record.key, record.value, headers);
+                batch.push(
+                    partition,
+                    record.offset,
+                    record.timestamp,
+                    kind,
+                    record.key,
+                    record.value,
+                    headers,
+                );
             }
         }
         Ok((self.next(), None))
@@ -273,7 +306,16 @@ impl Block {
             true => self.head.max_timestamp,
             false => self.head.base_timestamp.wrapping_add(age),
         };
-        Ok((Record { offset: self.base + delta, timestamp, key, value, headers }, checked))
+        Ok((
+            Record {
+                offset: self.base + delta,
+                timestamp,
+                key,
+                value,
+                headers,
+            },
+            checked,
+        ))
     }
 }
 

@@ -100,7 +100,10 @@ impl Broker {
                     return Ok(part.end);
                 }
                 let below = part.index.partition_point(|entry| entry.max_timestamp < time);
-                let indexed = below.checked_sub(1).and_then(|last| part.index.get(last)).map(|entry| entry.offset);
+                let indexed = below
+                    .checked_sub(1)
+                    .and_then(|last| part.index.get(last))
+                    .map(|entry| entry.offset);
                 let (start, end, id) = (part.start, part.end, state.resolve(at)?);
                 let from = indexed.unwrap_or(start).max(start);
                 drop(state);
@@ -113,12 +116,14 @@ impl Broker {
         let mut found: Result<Option<Offset>> = Ok(None);
         let (first, last) = (format::block_key(id, from), format::block_key(id, end));
         self.backing.scan(Space::Records, &first, &last, &mut |key, value| {
-            found = format::block_base(key).and_then(|base| Block::parse(base, value)).and_then(|block| {
-                match block.head.control.is_none() && block.head.max_timestamp >= time {
-                    true => block.first_at(from, time),
-                    false => Ok(None),
-                }
-            });
+            found = format::block_base(key)
+                .and_then(|base| Block::parse(base, value))
+                .and_then(
+                    |block| match block.head.control.is_none() && block.head.max_timestamp >= time {
+                        true => block.first_at(from, time),
+                        false => Ok(None),
+                    },
+                );
             match found {
                 Ok(None) => ControlFlow::Continue(()),
                 _ => ControlFlow::Break(()),
@@ -146,7 +151,10 @@ impl Broker {
                 });
             }
             probe::hit("log.committed.waits");
-            (state, _) = self.decided.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+            (state, _) = self
+                .decided
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 
@@ -158,7 +166,10 @@ impl Broker {
         for (name, group) in &mut state.groups {
             group.tick(now);
             let member = |seen: super::group::Seen| MemberInfo {
-                name: seen.instance.map_or_else(|| format!("member-{}", seen.id), |instance| format!("member-{} {instance}", seen.id)),
+                name: seen.instance.map_or_else(
+                    || format!("member-{}", seen.id),
+                    |instance| format!("member-{} {instance}", seen.id),
+                ),
                 partitions: seen.held,
             };
             infos.push(GroupInfo {

@@ -71,7 +71,11 @@ impl Broker {
             let Some(part) = state.parts.get(&id) else {
                 return Ok(None);
             };
-            let cut = Cut { start: part.start, start_bytes: part.start_bytes, blocks: Vec::new() };
+            let cut = Cut {
+                start: part.start,
+                start_bytes: part.start_bytes,
+                blocks: Vec::new(),
+            };
             (cut, part.bytes, part.stable())
         };
         let mut bad = None;

@@ -46,8 +46,21 @@ impl EmbeddedConsumer {
         };
         group.join(joining, now);
         drop(state);
-        let GroupConfig { group, instance, topics, .. } = config;
-        Ok(EmbeddedConsumer { fetcher, id, group, instance, topics, assigned: Vec::new(), paused: BTreeSet::new() })
+        let GroupConfig {
+            group,
+            instance,
+            topics,
+            ..
+        } = config;
+        Ok(EmbeddedConsumer {
+            fetcher,
+            id,
+            group,
+            instance,
+            topics,
+            assigned: Vec::new(),
+            paused: BTreeSet::new(),
+        })
     }
 
     fn event(&mut self) -> Result<Option<Event>> {
@@ -170,8 +183,15 @@ impl GroupConsumer for EmbeddedConsumer {
 
     fn member(&self) -> Result<Member> {
         let state = self.fetcher.broker.state();
-        let generation = state.groups.get(&self.group).map_or(-1, |group| group.generation_of(self.id));
-        Ok(Member { group: self.group.clone(), generation, token: MemberToken::Embedded(self.id) })
+        let generation = state
+            .groups
+            .get(&self.group)
+            .map_or(-1, |group| group.generation_of(self.id));
+        Ok(Member {
+            group: self.group.clone(),
+            generation,
+            token: MemberToken::Embedded(self.id),
+        })
     }
 
     fn close(self: Box<Self>) -> Result<()> {

@@ -57,13 +57,19 @@ impl Encoder<'_> {
             (None, Some(key)) => partitioner::partition(key, count(&topic)),
             (None, None) => self.sticky(&topic),
         };
-        let part = topic.part(partition).ok_or_else(|| unknown(&TopicPartition::new(topic.name.clone(), partition).to_string()))?;
+        let part = topic
+            .part(partition)
+            .ok_or_else(|| unknown(&TopicPartition::new(topic.name.clone(), partition).to_string()))?;
         let timestamp = record.timestamp.unwrap_or(self.now);
         let rules = &topic.rules;
         let too_new = timestamp.saturating_sub(self.now) > rules.timestamp_ahead_max;
         let too_old = self.now.saturating_sub(timestamp) > rules.timestamp_behind_max;
         if !rules.log_append && (too_new || too_old) {
-            let setting = if too_new { "message.timestamp.after.max.ms" } else { "message.timestamp.before.max.ms" };
+            let setting = if too_new {
+                "message.timestamp.after.max.ms"
+            } else {
+                "message.timestamp.before.max.ms"
+            };
             return Err(Error::Refused {
                 attempted: format!("write a record to {}", topic.name),
                 reason: format!("its timestamp {timestamp} is further from now than the topic's `{setting}` allows"),
@@ -76,7 +82,11 @@ impl Encoder<'_> {
         block.push(timestamp, record.key, record.value, headers);
         let bytes = block.byte_len() - before + RECORD_BYTES;
         if bytes > bytes_max {
-            return Err(Error::TooLarge { topic: topic.name.to_string(), bytes, limit: bytes_max });
+            return Err(Error::TooLarge {
+                topic: topic.name.to_string(),
+                bytes,
+                limit: bytes_max,
+            });
         }
         Ok(())
     }
@@ -101,11 +111,18 @@ impl Encoder<'_> {
     /// The draft that takes the partition's next record.
     fn draft(&mut self, topic: &Arc<Topic>, part: PartId) -> usize {
         if let Some(index) = self.current.get(&part)
-            && self.drafts.get(*index).is_some_and(|draft| draft.block.byte_len() < BLOCK_BYTES)
+            && self
+                .drafts
+                .get(*index)
+                .is_some_and(|draft| draft.block.byte_len() < BLOCK_BYTES)
         {
             return *index;
         }
-        self.drafts.push(Draft { topic: topic.clone(), part, block: Builder::new() });
+        self.drafts.push(Draft {
+            topic: topic.clone(),
+            part,
+            block: Builder::new(),
+        });
         let index = self.drafts.len() - 1;
         self.current.insert(part, index);
         index

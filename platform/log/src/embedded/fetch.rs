@@ -49,7 +49,12 @@ struct Plan {
 
 fn out_of_range(cursor: &Cursor, part: &Part) -> Error {
     let (start, end) = (part.start, part.end);
-    Error::OutOfRange { at: cursor.at.clone(), offset: cursor.position, start, end }
+    Error::OutOfRange {
+        at: cursor.at.clone(),
+        offset: cursor.position,
+        start,
+        end,
+    }
 }
 
 impl Cursor {
@@ -83,13 +88,24 @@ impl Cursor {
                 }
             }
         }
-        Ok(Some(Plan { blocks, limit, aborted, stored }))
+        Ok(Some(Plan {
+            blocks,
+            limit,
+            aborted,
+            stored,
+        }))
     }
 }
 
 impl Fetcher {
     pub fn new(broker: Arc<Broker>, isolation: Isolation) -> Self {
-        Fetcher { broker, signal: Arc::default(), cursors: Vec::new(), isolation, turn: 0 }
+        Fetcher {
+            broker,
+            signal: Arc::default(),
+            cursors: Vec::new(),
+            isolation,
+            turn: 0,
+        }
     }
 
     /// Starts reading a partition, or moves in it.
@@ -102,10 +118,21 @@ impl Fetcher {
             StartFrom::Start => part.start,
             StartFrom::End => part.limit(self.isolation),
         };
-        let cursor =
-            Cursor { at: at.clone(), position, paused: false, at_end: None, part: id, place: None };
+        let cursor = Cursor {
+            at: at.clone(),
+            position,
+            paused: false,
+            at_end: None,
+            part: id,
+            place: None,
+        };
         match self.cursors.iter_mut().find(|known| known.at == *at) {
-            Some(known) if known.part == id => *known = Cursor { paused: known.paused, ..cursor },
+            Some(known) if known.part == id => {
+                *known = Cursor {
+                    paused: known.paused,
+                    ..cursor
+                }
+            }
             Some(known) => {
                 part.listen(self.isolation, &self.signal);
                 *known = cursor;
@@ -170,7 +197,12 @@ impl Fetcher {
     }
 
     /// Waits until a partition has grown or `ready` says so, at most until then. Says whether there is time left.
-    pub fn wait(&self, until: Instant, deadline: impl Fn(&State) -> Option<Millis>, ready: impl Fn(&State) -> bool) -> bool {
+    pub fn wait(
+        &self,
+        until: Instant,
+        deadline: impl Fn(&State) -> Option<Millis>,
+        ready: impl Fn(&State) -> bool,
+    ) -> bool {
         let mut state = self.broker.state();
         loop {
             // A position outside the partition is an error that the next read finds.
@@ -189,7 +221,9 @@ impl Fetcher {
             }
             let next = state.next_deadline().into_iter().chain(deadline(&state)).min();
             let due = next.map(|next| next.saturating_sub(self.broker.now()).max(1));
-            let due = due.and_then(|ms| u64::try_from(ms).ok()).map_or(left, Duration::from_millis);
+            let due = due
+                .and_then(|ms| u64::try_from(ms).ok())
+                .map_or(left, Duration::from_millis);
             state = self.signal.wait(state, left.min(due));
             if due < left {
                 // Something may have timed out; whoever reads looks.
@@ -235,6 +269,10 @@ fn read(
             let partition = *index.get_or_insert_with(|| batch.intern(&cursor.at));
             let (next, place) = block.read(cursor.position, cursor.place, batch, partition, max_bytes)?;
             (cursor.position, cursor.place) = (next, place);
+            if place.is_some() {
+                // The rest of this block comes first; what follows it must not be passed over.
+                return Ok(());
+            }
         }
         if is_full(batch, max_bytes) {
             return Ok(());
@@ -252,8 +290,11 @@ fn stored(broker: &Broker, cursor: &mut Cursor, limit: Offset, wanted: usize) ->
     };
     let mut blocks: Vec<Block> = Vec::new();
     let (mut bytes, mut bad) = (0, None);
-    broker.backing.scan(Space::Records, &from, &format::block_key(id, limit), &mut |key, value| {
-        match format::block_base(key).and_then(|base| Block::parse(base, value)) {
+    broker.backing.scan(
+        Space::Records,
+        &from,
+        &format::block_key(id, limit),
+        &mut |key, value| match format::block_base(key).and_then(|base| Block::parse(base, value)) {
             Ok(block) if block.next() <= position => ControlFlow::Continue(()),
             Ok(block) => {
                 bytes += block.bytes.len();
@@ -267,8 +308,8 @@ fn stored(broker: &Broker, cursor: &mut Cursor, limit: Offset, wanted: usize) ->
                 bad = Some(error);
                 ControlFlow::Break(())
             }
-        }
-    })?;
+        },
+    )?;
     if let Some(error) = bad {
         return Err(error);
     }

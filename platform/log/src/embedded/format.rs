@@ -82,7 +82,10 @@ pub(super) fn body<'a>(bytes: &'a [u8], place: &str) -> Result<&'a [u8]> {
 }
 
 pub(super) fn corrupt(place: &str) -> Error {
-    Error::Corrupt { place: place.to_owned(), reason: "its bytes are not what this program writes".to_owned() }
+    Error::Corrupt {
+        place: place.to_owned(),
+        reason: "its bytes are not what this program writes".to_owned(),
+    }
 }
 
 /// Takes integers off the front of bytes.
@@ -111,7 +114,10 @@ impl<'a> Fields<'a> {
     }
 
     fn part(&mut self) -> Result<PartId> {
-        Ok(PartId { topic: self.u32()?, partition: self.u32()? })
+        Ok(PartId {
+            topic: self.u32()?,
+            partition: self.u32()?,
+        })
     }
 }
 
@@ -131,7 +137,10 @@ pub(super) fn block_key(part: PartId, base: Offset) -> Vec<u8> {
 
 /// Base offset of a block's key.
 pub(super) fn block_base(key: &[u8]) -> Result<Offset> {
-    let mut fields = Fields { bytes: key, place: "key of a block" };
+    let mut fields = Fields {
+        bytes: key,
+        place: "key of a block",
+    };
     fields.part()?;
     fields.i64()
 }
@@ -154,9 +163,16 @@ impl Head {
 
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let place = "head of the embedded log";
-        let mut fields = Fields { bytes: body(bytes, place)?, place };
+        let mut fields = Fields {
+            bytes: body(bytes, place)?,
+            place,
+        };
         let incarnation = Uuid::from_bytes(fields.take()?);
-        Ok(Head { incarnation, openings: fields.u32()?, next_topic: fields.u32()? })
+        Ok(Head {
+            incarnation,
+            openings: fields.u32()?,
+            next_topic: fields.u32()?,
+        })
     }
 }
 
@@ -175,7 +191,11 @@ pub(super) fn topic_key(tag: u8, topic: u32) -> Vec<u8> {
 }
 
 pub(super) fn decode_topic_key(key: &[u8]) -> Result<u32> {
-    Fields { bytes: key.get(1..).unwrap_or_default(), place: "key of a topic" }.u32()
+    Fields {
+        bytes: key.get(1..).unwrap_or_default(),
+        place: "key of a topic",
+    }
+    .u32()
 }
 
 impl TopicRecord {
@@ -207,7 +227,10 @@ pub(super) fn encode_start(start: Offset, bytes: u64) -> Vec<u8> {
 
 pub(super) fn decode_start(bytes: &[u8]) -> Result<(Offset, u64)> {
     let place = "a partition's record";
-    let mut fields = Fields { bytes: body(bytes, place)?, place };
+    let mut fields = Fields {
+        bytes: body(bytes, place)?,
+        place,
+    };
     Ok((fields.i64()?, fields.u64()?))
 }
 
@@ -227,9 +250,19 @@ impl IndexEntry {
 
     pub fn decode(key: &[u8], value: &[u8]) -> Result<Self> {
         let place = "an index entry";
-        let mut from_key = Fields { bytes: key.get(9..).unwrap_or_default(), place };
-        let mut fields = Fields { bytes: body(value, place)?, place };
-        Ok(IndexEntry { offset: from_key.i64()?, max_timestamp: fields.i64()?, bytes: fields.u64()? })
+        let mut from_key = Fields {
+            bytes: key.get(9..).unwrap_or_default(),
+            place,
+        };
+        let mut fields = Fields {
+            bytes: body(value, place)?,
+            place,
+        };
+        Ok(IndexEntry {
+            offset: from_key.i64()?,
+            max_timestamp: fields.i64()?,
+            bytes: fields.u64()?,
+        })
     }
 }
 
@@ -242,7 +275,11 @@ pub(super) fn aborted_key(part: PartId, transaction: u64) -> Vec<u8> {
 /// Transaction and marker's offset of an aborted transaction's entry.
 pub(super) fn decode_aborted(key: &[u8], value: &[u8]) -> Result<(u64, Offset)> {
     let place = "an aborted transaction's entry";
-    let transaction = Fields { bytes: key.get(9..).unwrap_or_default(), place }.u64()?;
+    let transaction = Fields {
+        bytes: key.get(9..).unwrap_or_default(),
+        place,
+    }
+    .u64()?;
     Ok((transaction, decode_offset(value, place)?))
 }
 
@@ -253,7 +290,11 @@ pub(super) fn encode_offset(offset: Offset) -> Vec<u8> {
 }
 
 fn decode_offset(bytes: &[u8], place: &str) -> Result<Offset> {
-    Fields { bytes: body(bytes, place)?, place }.i64()
+    Fields {
+        bytes: body(bytes, place)?,
+        place,
+    }
+    .i64()
 }
 
 pub(super) fn open_key(transaction: u64, part: PartId) -> Vec<u8> {
@@ -266,7 +307,10 @@ pub(super) fn open_key(transaction: u64, part: PartId) -> Vec<u8> {
 /// Transaction, partition and first offset of an open transaction's entry.
 pub(super) fn decode_open(key: &[u8], value: &[u8]) -> Result<(u64, PartId, Offset)> {
     let place = "an open transaction's entry";
-    let mut fields = Fields { bytes: key.get(1..).unwrap_or_default(), place };
+    let mut fields = Fields {
+        bytes: key.get(1..).unwrap_or_default(),
+        place,
+    };
     Ok((fields.u64()?, fields.part()?, decode_offset(value, place)?))
 }
 
@@ -282,7 +326,10 @@ pub(super) fn committed_key(group: &str, part: PartId) -> Vec<u8> {
 /// Group, partition and offset of a committed offset's entry.
 pub(super) fn decode_committed(key: &[u8], value: &[u8]) -> Result<(String, PartId, Offset)> {
     let place = "a committed offset's entry";
-    let mut fields = Fields { bytes: key.get(1..).unwrap_or_default(), place };
+    let mut fields = Fields {
+        bytes: key.get(1..).unwrap_or_default(),
+        place,
+    };
     let length = usize::from(u16::from_be_bytes(fields.take()?));
     let (group, rest) = fields.bytes.split_at_checked(length).ok_or_else(|| corrupt(place))?;
     let group = std::str::from_utf8(group).map_err(|_| corrupt(place))?.to_owned();
@@ -298,15 +345,32 @@ mod tests {
 
     #[test]
     fn every_entry_reads_back() {
-        let head = Head { incarnation: Uuid::from_u128(5), openings: 2, next_topic: 9 };
+        let head = Head {
+            incarnation: Uuid::from_u128(5),
+            openings: 2,
+            next_topic: 9,
+        };
         assert_eq!(Head::decode(&head.encode()).expect("head"), head);
         assert_eq!(block_base(&block_key(PART, 12)).expect("block key"), 12);
         assert_eq!(decode_topic_key(&topic_key(TOPICS, 8)).expect("topic key"), 8);
         assert_eq!(decode_start(&encode_start(4, 5)).expect("start"), (4, 5));
-        let entry = IndexEntry { offset: 6, max_timestamp: -1, bytes: 8 };
-        assert_eq!(IndexEntry::decode(&index_key(PART, 6), &entry.encode()).expect("index"), entry);
-        assert_eq!(decode_aborted(&aborted_key(PART, 9), &encode_offset(3)).expect("aborted"), (9, 3));
-        assert_eq!(decode_open(&open_key(9, PART), &encode_offset(3)).expect("open"), (9, PART, 3));
+        let entry = IndexEntry {
+            offset: 6,
+            max_timestamp: -1,
+            bytes: 8,
+        };
+        assert_eq!(
+            IndexEntry::decode(&index_key(PART, 6), &entry.encode()).expect("index"),
+            entry
+        );
+        assert_eq!(
+            decode_aborted(&aborted_key(PART, 9), &encode_offset(3)).expect("aborted"),
+            (9, 3)
+        );
+        assert_eq!(
+            decode_open(&open_key(9, PART), &encode_offset(3)).expect("open"),
+            (9, PART, 3)
+        );
         let committed = decode_committed(&committed_key("g\u{e9}", PART), &encode_offset(3)).expect("committed");
         assert_eq!(committed, ("g\u{e9}".to_owned(), PART, 3));
     }
@@ -314,7 +378,10 @@ mod tests {
     #[test]
     fn a_newer_format_is_refused_with_both_numbers() {
         let error = decode_start(&[2, 0]).expect_err("newer");
-        assert!(error.to_string().contains("format 2") && error.to_string().contains("up to 1"), "{error}");
+        assert!(
+            error.to_string().contains("format 2") && error.to_string().contains("up to 1"),
+            "{error}"
+        );
     }
 
     #[test]

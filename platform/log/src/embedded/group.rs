@@ -103,7 +103,13 @@ impl Group {
     /// Takes a seat. A static member takes its old one, whoever sat there.
     pub fn join(&mut self, joining: Joining, now: Millis) {
         self.tick(now);
-        let Joining { id, instance, mut topics, timeout_ms, signal } = joining;
+        let Joining {
+            id,
+            instance,
+            mut topics,
+            timeout_ms,
+            signal,
+        } = joining;
         topics.sort();
         topics.dedup();
         let old = instance.as_ref().and_then(|_| self.seat_of(instance.as_deref()));
@@ -140,7 +146,10 @@ impl Group {
     }
 
     fn seat_of(&self, instance: Option<&str>) -> Option<MemberId> {
-        self.seats.iter().find(|(_, seat)| seat.instance.as_deref() == instance).map(|(id, _)| *id)
+        self.seats
+            .iter()
+            .find(|(_, seat)| seat.instance.as_deref() == instance)
+            .map(|(id, _)| *id)
     }
 
     /// Leaves: a static member's seat is kept for its session timeout.
@@ -167,7 +176,10 @@ impl Group {
     /// Lets time pass: kept seats end, silent members lose their partitions.
     pub fn tick(&mut self, now: Millis) {
         let before = self.seats.len();
-        self.seats.retain(|_, seat| seat.left_at.is_none_or(|left| left.saturating_add(seat.timeout_ms) > now));
+        self.seats.retain(|_, seat| {
+            seat.left_at
+                .is_none_or(|left| left.saturating_add(seat.timeout_ms) > now)
+        });
         if self.seats.len() != before {
             self.rebalance(now);
         }
@@ -185,7 +197,10 @@ impl Group {
 
     /// The next moment at which [`Group::tick`] changes something.
     pub fn deadline(&self) -> Option<Millis> {
-        let seats = self.seats.values().filter_map(|seat| Some(seat.left_at?.saturating_add(seat.timeout_ms)));
+        let seats = self
+            .seats
+            .values()
+            .filter_map(|seat| Some(seat.left_at?.saturating_add(seat.timeout_ms)));
         let phase = match self.phase {
             Phase::Settled => None,
             Phase::Preparing(until) => Some(until),
@@ -235,8 +250,11 @@ impl Group {
         topics.sort();
         topics.dedup();
         for topic in &topics {
-            let of_topic: Vec<MemberId> =
-                members.iter().copied().filter(|id| self.seats.get(id).is_some_and(|s| s.topics.contains(topic))).collect();
+            let of_topic: Vec<MemberId> = members
+                .iter()
+                .copied()
+                .filter(|id| self.seats.get(id).is_some_and(|s| s.topics.contains(topic)))
+                .collect();
             for (id, partition) in range(&of_topic, topic.1) {
                 let seat = self.seats.get_mut(&id).expect("members are seats");
                 let number = i32::try_from(partition).expect("partition counts are i32");
@@ -307,15 +325,20 @@ impl Group {
         match self.seats.get(&id) {
             None => Some("the member has no seat in the group any more".to_owned()),
             Some(seat) if matches!(seat.news, News::Lost(_)) => Some("the member has lost its partitions".to_owned()),
-            Some(_) if generation != self.generation => {
-                Some(format!("the member is of generation {generation}, the group of {}", self.generation))
-            }
+            Some(_) if generation != self.generation => Some(format!(
+                "the member is of generation {generation}, the group of {}",
+                self.generation
+            )),
             Some(_) => None,
         }
     }
 
     pub fn seen(&self) -> Vec<Seen> {
-        let seen = |(id, seat): (&MemberId, &Seat)| Seen { id: *id, instance: seat.instance.clone(), held: seat.held.clone() };
+        let seen = |(id, seat): (&MemberId, &Seat)| Seen {
+            id: *id,
+            instance: seat.instance.clone(),
+            held: seat.held.clone(),
+        };
         self.seats.iter().map(seen).collect()
     }
 

@@ -27,9 +27,16 @@ pub(super) fn load(config: &Config, backing: Box<dyn Backing>) -> Result<Broker>
     let head = match backing.get(Space::Meta, format::HEAD)? {
         Some(bytes) => {
             let head = Head::decode(&bytes)?;
-            Head { openings: head.openings + 1, ..head }
+            Head {
+                openings: head.openings + 1,
+                ..head
+            }
         }
-        None => Head { incarnation: Uuid::new_v4(), openings: 1, next_topic: 1 },
+        None => Head {
+            incarnation: Uuid::new_v4(),
+            openings: 1,
+            next_topic: 1,
+        },
     };
     let mut writes = Writes::default();
     writes.put(Space::Meta, format::HEAD, head.encode());
@@ -48,7 +55,12 @@ pub(super) fn load(config: &Config, backing: Box<dyn Backing>) -> Result<Broker>
     for (key, value) in entries(&*backing, &[format::COMMITTED])? {
         let (group, part, offset) = format::decode_committed(&key, &value)?;
         if let Some(at) = state.name(part) {
-            state.groups.entry(group).or_insert_with(Group::new).offsets.insert(at, offset);
+            state
+                .groups
+                .entry(group)
+                .or_insert_with(Group::new)
+                .offsets
+                .insert(at, offset);
         }
     }
     let deleted = entries(&*backing, &[format::DELETED])?;
@@ -91,8 +103,11 @@ fn part(backing: Backed<'_>, id: PartId) -> Result<Part> {
 
     let (from, to) = (format::block_key(id, part.end), format::block_key(id, Offset::MAX));
     let mut bad = None;
-    backing.scan(Space::Records, &from, &to, &mut |key, value| {
-        match format::block_base(key).and_then(|base| Block::parse(base, value)) {
+    backing.scan(
+        Space::Records,
+        &from,
+        &to,
+        &mut |key, value| match format::block_base(key).and_then(|base| Block::parse(base, value)) {
             Ok(block) => {
                 part.end = block.next();
                 part.bytes += block.size();
@@ -105,8 +120,8 @@ fn part(backing: Backed<'_>, id: PartId) -> Result<Part> {
                 bad = Some(error);
                 ControlFlow::Break(())
             }
-        }
-    })?;
+        },
+    )?;
     bad.map_or(Ok(part), Err)
 }
 
@@ -118,12 +133,22 @@ fn open_transactions(backing: Backed<'_>, state: &mut State) -> Result<()> {
             continue;
         };
         part.open.insert(first, transaction);
-        let open = state.transactions.entry(transaction).or_insert_with(|| OpenTransaction {
-            transactional_id: String::new(),
-            deadline: Millis::MAX,
-            parts: BTreeMap::new(),
-        });
-        open.parts.insert(id, Touched { first, next: first, timestamp: 0 });
+        let open = state
+            .transactions
+            .entry(transaction)
+            .or_insert_with(|| OpenTransaction {
+                transactional_id: String::new(),
+                deadline: Millis::MAX,
+                parts: BTreeMap::new(),
+            });
+        open.parts.insert(
+            id,
+            Touched {
+                first,
+                next: first,
+                timestamp: 0,
+            },
+        );
     }
     Ok(())
 }

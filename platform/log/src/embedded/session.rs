@@ -31,21 +31,39 @@ pub(super) struct EmbeddedSession {
 
 impl EmbeddedSession {
     pub fn open(broker: Arc<Broker>, config: SessionConfig) -> Result<Self> {
-        let SessionConfig { transactional_id, transaction_timeout } = config;
+        let SessionConfig {
+            transactional_id,
+            transaction_timeout,
+        } = config;
         let timeout_ms = Millis::try_from(transaction_timeout.as_millis()).unwrap_or(Millis::MAX);
-        let refused = |reason: String| Error::Refused { attempted: format!("open session `{transactional_id}`"), reason };
+        let refused = |reason: String| Error::Refused {
+            attempted: format!("open session `{transactional_id}`"),
+            reason,
+        };
         if transactional_id.is_empty() {
             return Err(refused("a transactional id cannot be empty".to_owned()));
         }
         if !(1..=TIMEOUT_MS_MAX).contains(&timeout_ms) {
-            return Err(refused(format!("its transaction timeout must be from 1 to {TIMEOUT_MS_MAX} ms")));
+            return Err(refused(format!(
+                "its transaction timeout must be from 1 to {TIMEOUT_MS_MAX} ms"
+            )));
         }
         let epoch = broker.take_over(&transactional_id)?;
-        Ok(EmbeddedSession { broker, transactional_id, timeout_ms, epoch, phase: Phase::Ready })
+        Ok(EmbeddedSession {
+            broker,
+            transactional_id,
+            timeout_ms,
+            epoch,
+            phase: Phase::Ready,
+        })
     }
 
     fn by(&self) -> By<'_> {
-        By { transactional_id: &self.transactional_id, epoch: self.epoch, timeout_ms: self.timeout_ms }
+        By {
+            transactional_id: &self.transactional_id,
+            epoch: self.epoch,
+            timeout_ms: self.timeout_ms,
+        }
     }
 
     fn refused(&self, attempted: &str, reason: &str) -> Error {
@@ -95,14 +113,25 @@ impl Session for EmbeddedSession {
             Phase::Open => self.broker.commit(self.by(), consumed),
             Phase::Refused(reason) => match self.broker.abort(self.by()) {
                 Ok(()) => Outcome::Aborted { fenced: false, reason },
-                Err(error @ Error::Fenced { .. }) => Outcome::Aborted { fenced: true, reason: error.to_string() },
-                Err(error) => Outcome::Unknown { reason: error.to_string() },
+                Err(error @ Error::Fenced { .. }) => Outcome::Aborted {
+                    fenced: true,
+                    reason: error.to_string(),
+                },
+                Err(error) => Outcome::Unknown {
+                    reason: error.to_string(),
+                },
             },
             Phase::Ready => {
                 self.phase = Phase::Ready;
-                return Outcome::Aborted { fenced: false, reason: "no transaction was begun".to_owned() };
+                return Outcome::Aborted {
+                    fenced: false,
+                    reason: "no transaction was begun".to_owned(),
+                };
             }
-            Phase::Spent => Outcome::Aborted { fenced: false, reason: "the session was not renewed".to_owned() },
+            Phase::Spent => Outcome::Aborted {
+                fenced: false,
+                reason: "the session was not renewed".to_owned(),
+            },
         };
         if matches!(outcome, Outcome::Committed(_)) {
             self.phase = Phase::Ready;

@@ -34,7 +34,11 @@ static SETTINGS: [Setting; 33] = [
     setting("cleanup.policy", "delete", Kind::Cleanup),
     setting("compression.gzip.level", "-1", Kind::Int(-1, 9)),
     setting("compression.lz4.level", "9", Kind::Int(1, 17)),
-    setting("compression.type", "producer", Kind::OneOf(&["uncompressed", "zstd", "lz4", "snappy", "gzip", "producer"])),
+    setting(
+        "compression.type",
+        "producer",
+        Kind::OneOf(&["uncompressed", "zstd", "lz4", "snappy", "gzip", "producer"]),
+    ),
     setting("compression.zstd.level", "3", Kind::Int(-131_072, 22)),
     setting("delete.retention.ms", "86400000", FROM_0),
     setting("file.delete.delay.ms", "60000", FROM_0),
@@ -49,7 +53,11 @@ static SETTINGS: [Setting; 33] = [
     setting("max.message.bytes", "1048588", INT_FROM_0),
     setting("message.timestamp.after.max.ms", "3600000", FROM_0),
     setting("message.timestamp.before.max.ms", NEVER, FROM_0),
-    setting("message.timestamp.type", "CreateTime", Kind::OneOf(&["CreateTime", "LogAppendTime"])),
+    setting(
+        "message.timestamp.type",
+        "CreateTime",
+        Kind::OneOf(&["CreateTime", "LogAppendTime"]),
+    ),
     setting("min.cleanable.dirty.ratio", "0.5", Kind::Ratio),
     setting("min.compaction.lag.ms", "0", FROM_0),
     setting("min.insync.replicas", "1", Kind::Int(1, 2_147_483_647)),
@@ -67,8 +75,11 @@ static SETTINGS: [Setting; 33] = [
 ];
 
 /// Taken but not shown, as by Kafka: tests of its brokers make segments tiny with it.
-static HIDDEN: [Setting; 1] =
-    [setting("internal.segment.bytes", "1073741824", Kind::Int(1, 2_147_483_647))];
+static HIDDEN: [Setting; 1] = [setting(
+    "internal.segment.bytes",
+    "1073741824",
+    Kind::Int(1, 2_147_483_647),
+)];
 
 impl Setting {
     fn refuses(&self, value: &str) -> Option<String> {
@@ -78,7 +89,10 @@ impl Setting {
                 if number.is_ok_and(|n| (least..=greatest).contains(&n)) {
                     return None;
                 }
-                return Some(format!("`{}` must be a whole number from {least} to {greatest}, not `{value}`", self.name));
+                return Some(format!(
+                    "`{}` must be a whole number from {least} to {greatest}, not `{value}`",
+                    self.name
+                ));
             }
             Kind::Ratio => value.parse::<f64>().is_ok_and(|n| (0.0..=1.0).contains(&n)),
             Kind::Bool => matches!(value, "true" | "false"),
@@ -99,7 +113,10 @@ pub(super) fn check(topic: &str, settings: &BTreeMap<String, String>) -> Result<
             Some(setting) => setting.refuses(value),
         };
         if let Some(reason) = reason {
-            return Err(Error::InvalidTopic { topic: topic.to_owned(), reason });
+            return Err(Error::InvalidTopic {
+                topic: topic.to_owned(),
+                reason,
+            });
         }
     }
     Ok(())
@@ -137,8 +154,10 @@ pub(super) fn given(config: &TopicConfig) -> BTreeMap<String, String> {
 
 /// All settings, defaults included.
 pub(super) fn all(given: &BTreeMap<String, String>) -> BTreeMap<String, String> {
-    let mut all: BTreeMap<String, String> =
-        SETTINGS.iter().map(|s| (s.name.to_owned(), s.default.to_owned())).collect();
+    let mut all: BTreeMap<String, String> = SETTINGS
+        .iter()
+        .map(|s| (s.name.to_owned(), s.default.to_owned()))
+        .collect();
     all.extend(given.iter().map(|(name, value)| (name.clone(), value.clone())));
     all
 }

@@ -31,7 +31,10 @@ impl Signal {
     /// Waits until woken, at most this long; it may also wake for no reason.
     pub fn wait<'a, T>(&self, guard: MutexGuard<'a, T>, at_most: Duration) -> MutexGuard<'a, T> {
         self.waiting.store(true, Ordering::Relaxed);
-        let (guard, _) = self.bell.wait_timeout(guard, at_most).unwrap_or_else(PoisonError::into_inner);
+        let (guard, _) = self
+            .bell
+            .wait_timeout(guard, at_most)
+            .unwrap_or_else(PoisonError::into_inner);
         self.waiting.store(false, Ordering::Relaxed);
         guard
     }

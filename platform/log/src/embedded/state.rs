@@ -36,7 +36,10 @@ impl Topic {
     /// A partition of it by the trait's number.
     pub fn part(&self, partition: i32) -> Option<PartId> {
         let partition = u32::try_from(partition).ok().filter(|p| *p < self.partitions)?;
-        Some(PartId { topic: self.number, partition })
+        Some(PartId {
+            topic: self.number,
+            partition,
+        })
     }
 
     pub fn parts(&self) -> impl Iterator<Item = PartId> + use<> {
@@ -90,7 +93,10 @@ impl Part {
     }
 
     pub fn listen(&mut self, isolation: Isolation, signal: &Arc<Signal>) {
-        self.listeners.push(Listener { isolation, signal: signal.clone() });
+        self.listeners.push(Listener {
+            isolation,
+            signal: signal.clone(),
+        });
     }
 
     pub fn unlisten(&mut self, signal: &Arc<Signal>) {
@@ -159,7 +165,10 @@ pub(super) struct State {
 
 impl State {
     pub fn new(cached_bytes_max: usize) -> Self {
-        State { cached_bytes_max, ..State::default() }
+        State {
+            cached_bytes_max,
+            ..State::default()
+        }
     }
 
     /// A number that was not given out before.
@@ -174,7 +183,9 @@ impl State {
 
     /// Resolves a partition.
     pub fn resolve(&self, at: &TopicPartition) -> Result<PartId> {
-        self.topic(&at.topic)?.part(at.partition).ok_or_else(|| unknown(&at.to_string()))
+        self.topic(&at.topic)?
+            .part(at.partition)
+            .ok_or_else(|| unknown(&at.to_string()))
     }
 
     pub fn part(&self, at: &TopicPartition) -> Result<&Part> {
@@ -184,7 +195,10 @@ impl State {
     /// The name of a partition that exists.
     pub fn name(&self, part: PartId) -> Option<TopicPartition> {
         let topic = self.names.get(&part.topic)?;
-        Some(TopicPartition { topic: topic.clone(), partition: part.number() })
+        Some(TopicPartition {
+            topic: topic.clone(),
+            partition: part.number(),
+        })
     }
 
     pub fn add_topic(&mut self, topic: Arc<Topic>) {
@@ -262,7 +276,9 @@ fn cost(block: &Block) -> usize {
 }
 
 pub(super) fn unknown(topic: &str) -> Error {
-    Error::UnknownTopic { topic: topic.to_owned() }
+    Error::UnknownTopic {
+        topic: topic.to_owned(),
+    }
 }
 
 #[cfg(test)]

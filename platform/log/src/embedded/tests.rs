@@ -5,9 +5,7 @@
 
 use super::backing::{Space, Visit, Writes};
 use super::*;
-use crate::{
-    Cleanup, Event, Member, OutRecord, Outcome, RecordBatch, StartFrom, TopicConfig, probe,
-};
+use crate::{Cleanup, Event, Member, OutRecord, Outcome, RecordBatch, StartFrom, TopicConfig, probe};
 use bytes::Bytes;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -31,7 +29,10 @@ impl Backing for Arc<Breakable> {
     fn commit(&self, writes: Writes) -> Result<()> {
         if self.broken.load(Ordering::SeqCst) {
             let source = Box::new(std::io::Error::other("no space left"));
-            return Err(Error::Storage { attempted: "write a batch", source });
+            return Err(Error::Storage {
+                attempted: "write a batch",
+                source,
+            });
         }
         self.inner.commit(writes)
     }
@@ -60,7 +61,11 @@ fn opened(store: &Arc<Breakable>, time: &Arc<AtomicI64>) -> Result<EmbeddedLog> 
 impl Hand {
     fn new() -> Hand {
         let (store, time) = (Arc::default(), Arc::new(AtomicI64::new(1_000_000)));
-        Hand { log: opened(&store, &time).expect("open"), time, store }
+        Hand {
+            log: opened(&store, &time).expect("open"),
+            time,
+            store,
+        }
     }
 
     fn again(&mut self) {
@@ -73,8 +78,17 @@ impl Hand {
 
     fn topic(&self, settings: &[(&str, &str)]) -> TopicPartition {
         let mut config = TopicConfig::new(Cleanup::Delete);
-        config.other.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-        let spec = TopicSpec { name: "t".to_owned(), partitions: 1, replication: None, config };
+        config.other.extend(
+            settings
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned())),
+        );
+        let spec = TopicSpec {
+            name: "t".to_owned(),
+            partitions: 1,
+            replication: None,
+            config,
+        };
         assert_eq!(self.log.create_topics(&[spec]).expect("create"), [true]);
         TopicPartition::new("t", 0)
     }
@@ -85,7 +99,12 @@ impl Hand {
 
     fn session(&self, timeout_ms: u64) -> Box<dyn Session> {
         let transaction_timeout = Duration::from_millis(timeout_ms);
-        self.log.session(SessionConfig { transactional_id: "s".to_owned(), transaction_timeout }).expect("session")
+        self.log
+            .session(SessionConfig {
+                transactional_id: "s".to_owned(),
+                transaction_timeout,
+            })
+            .expect("session")
     }
 
     fn range(&self, at: &TopicPartition) -> [Offset; 3] {
@@ -100,7 +119,9 @@ impl Hand {
             session_timeout: Duration::from_secs(1),
         };
         let mut consumer = self.log.group(config).expect("join");
-        let event = consumer.poll(&mut RecordBatch::default(), 1, Duration::ZERO).expect("poll");
+        let event = consumer
+            .poll(&mut RecordBatch::default(), 1, Duration::ZERO)
+            .expect("poll");
         assert!(matches!(event, Event::Assigned(_)));
         let member = consumer.member().expect("member");
         (consumer, member)
@@ -110,7 +131,16 @@ impl Hand {
 fn batch(at: &TopicPartition, value: &str) -> OutBatch {
     let mut batch = OutBatch::default();
     let (topic, partition) = (&at.topic, Some(at.partition));
-    batch.push(OutRecord { topic, partition, timestamp: None, key: None, value: Some(value.as_bytes()) }, []);
+    batch.push(
+        OutRecord {
+            topic,
+            partition,
+            timestamp: None,
+            key: None,
+            value: Some(value.as_bytes()),
+        },
+        [],
+    );
     batch
 }
 
@@ -130,7 +160,11 @@ fn retention_follows_the_clock_and_stops_at_an_open_transaction() {
     hand.log.clean(1_000_101).expect("clean");
     assert_eq!(hand.range(&at), [1, 1, 3]);
     hand.log.clean(9_000_000).expect("clean");
-    assert_eq!(hand.range(&at), [1, 1, 3], "the open transaction keeps what is behind it");
+    assert_eq!(
+        hand.range(&at),
+        [1, 1, 3],
+        "the open transaction keeps what is behind it"
+    );
     session.abort().expect("abort");
     hand.log.clean(9_000_000).expect("clean");
     assert_eq!(hand.range(&at), [4, 4, 4]);
@@ -155,7 +189,18 @@ fn a_reader_that_retention_overtakes_is_told() {
     assert_eq!(reader.poll(&mut batch, 1, Duration::ZERO).expect("poll"), 1);
     hand.log.clean(2_000_000).expect("clean");
     let error = reader.poll(&mut batch, 1, Duration::ZERO).expect_err("overtaken");
-    assert!(matches!(error, Error::OutOfRange { offset: 1, start: 3, end: 3, .. }), "{error:?}");
+    assert!(
+        matches!(
+            error,
+            Error::OutOfRange {
+                offset: 1,
+                start: 3,
+                end: 3,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
 }
 
 #[test]
@@ -165,7 +210,9 @@ fn a_transaction_times_out_by_the_clock_for_whoever_looks() {
     let mut session = hand.session(500);
     session.begin().expect("begin");
     hand.pass(10_000);
-    session.send(&batch(&at, "a")).expect("the time begins with the first record");
+    session
+        .send(&batch(&at, "a"))
+        .expect("the time begins with the first record");
     hand.pass(499);
     assert_eq!(hand.range(&at), [0, 0, 1]);
     hand.pass(1);
@@ -191,7 +238,9 @@ fn what_the_store_did_not_take_is_not_shown() {
     hand.store.broken.store(true, Ordering::SeqCst);
     assert!(matches!(hand.append(&at, "c"), Err(Error::Storage { .. })));
     let outcome = session.commit(Some((&member, &[(at.clone(), 1)])));
-    let Outcome::Unknown { reason } = outcome else { panic!("{outcome:?}") };
+    let Outcome::Unknown { reason } = outcome else {
+        panic!("{outcome:?}")
+    };
     assert!(reason.contains("no space left"), "{reason}");
     assert_eq!(hand.range(&at), [0, 1, 2]);
     assert!(session.renew().is_err(), "it cannot abort either");
@@ -212,7 +261,11 @@ fn a_deletion_that_was_cut_short_is_finished_at_the_next_start() {
     let number = hand.log.broker.state().topics["t"].number;
     let mut writes = Writes::default();
     writes.remove(Space::Meta, format::topic_key(format::TOPICS, number));
-    writes.put(Space::Meta, format::topic_key(format::DELETED, number), vec![format::VERSION]);
+    writes.put(
+        Space::Meta,
+        format::topic_key(format::DELETED, number),
+        vec![format::VERSION],
+    );
     hand.store.commit(writes).expect("commit");
     hand.again();
     assert!(hand.log.describe("t").expect("describe").is_none());
@@ -268,26 +321,45 @@ fn older_records_come_from_the_store_and_newer_ones_from_the_cache() {
     log.create_topics(&[spec("a"), spec("b")]).expect("create");
     let [a, b] = ["a", "b"].map(|name| TopicPartition::new(name, 0));
     let mut session = log
-        .session(SessionConfig { transactional_id: "s".to_owned(), transaction_timeout: Duration::from_secs(9) })
+        .session(SessionConfig {
+            transactional_id: "s".to_owned(),
+            transaction_timeout: Duration::from_secs(9),
+        })
         .expect("session");
     let mut want = Vec::new();
     for n in 0..600_i64 {
         session.begin().expect("begin");
-        session.send(&batch(&a, &format!("{n} {}", "x".repeat(300)))).expect("send");
+        let mut three = OutBatch::default();
+        for _ in 0..3 {
+            let (topic, value) = (&a.topic, [b'x'; 300]);
+            three.push(
+                OutRecord {
+                    topic,
+                    partition: Some(0),
+                    timestamp: None,
+                    key: None,
+                    value: Some(&value),
+                },
+                [],
+            );
+        }
+        session.send(&three).expect("send");
         session.send(&batch(&b, "beside")).expect("send");
         if n % 5 == 0 {
             session.abort().expect("abort");
         } else {
             assert!(matches!(session.commit(None), Outcome::Committed(_)));
-            want.push(2 * n);
+            want.extend(4 * n..4 * n + 3);
         }
     }
-    for from in [0, 1, 2, 599, 1_100, 1_198, 1_199, 1_200] {
-        for max_bytes in [1, 1_000, 1_000_000] {
+    for from in [0, 1, 2, 1_199, 2_200, 2_397, 2_399, 2_400] {
+        for max_bytes in [1, 400, 1_000, 10_000, 1_000_000] {
             let mut reader = log.reader(Isolation::ReadCommitted).expect("reader");
-            reader.assign(&[(a.clone(), StartFrom::Offset(from)), (b.clone(), StartFrom::End)]).expect("assign");
+            reader
+                .assign(&[(a.clone(), StartFrom::Offset(from)), (b.clone(), StartFrom::End)])
+                .expect("assign");
             let (mut read, mut batch) = (Vec::new(), RecordBatch::default());
-            while reader.position(&a) < Some(1_200) {
+            while reader.position(&a) < Some(2_400) {
                 reader.poll(&mut batch, max_bytes, Duration::ZERO).expect("poll");
                 read.extend(batch.iter().map(|r| r.offset()));
             }
@@ -335,7 +407,11 @@ fn committed_offsets_wait_for_a_commit_under_way() {
         arrives.recv().expect("the commit is under way");
         let asked = [at.clone()];
         let elsewhere = TopicPartition::new("t", 1);
-        assert_eq!(log.committed("g", std::slice::from_ref(&elsewhere)).expect("others do not wait")[&elsewhere], None);
+        assert_eq!(
+            log.committed("g", std::slice::from_ref(&elsewhere))
+                .expect("others do not wait")[&elsewhere],
+            None
+        );
         let waits = scope.spawn(move || log.committed("g", &asked).expect("committed")[&asked[0]]);
         assert!(!waits.is_finished());
         let_go.send(()).expect("let go");
@@ -358,16 +434,25 @@ fn a_member_that_does_not_poll_is_told_that_it_has_lost() {
     };
     let mut heir = hand.log.group(config).expect("join");
     let mut batch_read = RecordBatch::default();
-    assert_eq!(heir.poll(&mut batch_read, 1, Duration::ZERO).expect("poll"), Event::Idle);
+    assert_eq!(
+        heir.poll(&mut batch_read, 1, Duration::ZERO).expect("poll"),
+        Event::Idle
+    );
     hand.pass(300_000);
     let mine = vec![at.clone()];
-    assert_eq!(heir.poll(&mut batch_read, 1, Duration::ZERO).expect("poll"), Event::Assigned(mine.clone()));
+    assert_eq!(
+        heir.poll(&mut batch_read, 1, Duration::ZERO).expect("poll"),
+        Event::Assigned(mine.clone())
+    );
     let mut session = hand.session(5_000);
     session.begin().expect("begin");
     let outcome = session.commit(Some((&stale, &[(at.clone(), 1)])));
     assert!(matches!(outcome, Outcome::Aborted { fenced: true, .. }), "{outcome:?}");
     hand.append(&at, "a").expect("append");
-    assert_eq!(silent.poll(&mut batch_read, 1, Duration::ZERO).expect("poll"), Event::Lost(mine));
+    assert_eq!(
+        silent.poll(&mut batch_read, 1, Duration::ZERO).expect("poll"),
+        Event::Lost(mine)
+    );
     assert!(batch_read.is_empty());
     assert!(silent.start(&at, 0).is_err());
 }

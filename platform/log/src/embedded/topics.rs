@@ -21,7 +21,10 @@ const PARTITIONS_MAX: u32 = 10_000;
 pub(super) const REMOVED_AT_ONCE: usize = 4_096;
 
 fn invalid(topic: &str, reason: impl Into<String>) -> Error {
-    Error::InvalidTopic { topic: topic.to_owned(), reason: reason.into() }
+    Error::InvalidTopic {
+        topic: topic.to_owned(),
+        reason: reason.into(),
+    }
 }
 
 fn check_name(name: &str) -> Result<()> {
@@ -29,8 +32,14 @@ fn check_name(name: &str) -> Result<()> {
     match name {
         "" => Err(invalid(name, "its name is empty")),
         "." | ".." => Err(invalid(name, "its name cannot be `.` or `..`")),
-        _ if name.len() > NAME_LENGTH_MAX => Err(invalid(name, format!("its name is longer than {NAME_LENGTH_MAX} characters"))),
-        _ if !name.chars().all(fine) => Err(invalid(name, "its name may hold only ASCII letters, digits, `.`, `_` and `-`")),
+        _ if name.len() > NAME_LENGTH_MAX => Err(invalid(
+            name,
+            format!("its name is longer than {NAME_LENGTH_MAX} characters"),
+        )),
+        _ if !name.chars().all(fine) => Err(invalid(
+            name,
+            "its name may hold only ASCII letters, digits, `.`, `_` and `-`",
+        )),
         _ => Ok(()),
     }
 }
@@ -39,7 +48,10 @@ fn check_name(name: &str) -> Result<()> {
 fn check_collision(state: &State, name: &str) -> Result<()> {
     let plain = |name: &str| name.replace('.', "_");
     match state.topics.keys().find(|known| plain(known) == plain(name)) {
-        Some(known) => Err(invalid(name, format!("it collides with the topic {known}: `.` and `_` count as the same"))),
+        Some(known) => Err(invalid(
+            name,
+            format!("it collides with the topic {known}: `.` and `_` count as the same"),
+        )),
         None => Ok(()),
     }
 }
@@ -47,12 +59,29 @@ fn check_collision(state: &State, name: &str) -> Result<()> {
 impl Topic {
     pub fn of(number: u32, record: TopicRecord) -> Topic {
         let rules = Rules::of(&record.settings);
-        let TopicRecord { name, id, partitions, settings } = record;
-        Topic { number, name: name.into(), id, partitions, given: settings, rules }
+        let TopicRecord {
+            name,
+            id,
+            partitions,
+            settings,
+        } = record;
+        Topic {
+            number,
+            name: name.into(),
+            id,
+            partitions,
+            given: settings,
+            rules,
+        }
     }
 
     fn record(&self, settings: BTreeMap<String, String>) -> TopicRecord {
-        TopicRecord { name: self.name.to_string(), id: self.id, partitions: self.partitions, settings }
+        TopicRecord {
+            name: self.name.to_string(),
+            id: self.id,
+            partitions: self.partitions,
+            settings,
+        }
     }
 }
 
@@ -65,9 +94,18 @@ impl Broker {
         let mut answers = Vec::with_capacity(specs.len());
         for spec in specs {
             check_name(&spec.name)?;
-            let partitions = u32::try_from(spec.partitions).ok().filter(|count| (1..=PARTITIONS_MAX).contains(count));
-            let partitions = partitions
-                .ok_or_else(|| invalid(&spec.name, format!("it must have from 1 to {PARTITIONS_MAX} partitions, not {}", spec.partitions)))?;
+            let partitions = u32::try_from(spec.partitions)
+                .ok()
+                .filter(|count| (1..=PARTITIONS_MAX).contains(count));
+            let partitions = partitions.ok_or_else(|| {
+                invalid(
+                    &spec.name,
+                    format!(
+                        "it must have from 1 to {PARTITIONS_MAX} partitions, not {}",
+                        spec.partitions
+                    ),
+                )
+            })?;
             let settings = settings::given(&spec.config);
             settings::check(&spec.name, &settings)?;
             let state = self.state();
@@ -76,8 +114,17 @@ impl Broker {
                 continue;
             }
             check_collision(&state, &spec.name)?;
-            let record = TopicRecord { name: spec.name.clone(), id: Uuid::new_v4(), partitions, settings };
-            writes.put(Space::Meta, format::topic_key(format::TOPICS, head.next_topic), record.encode());
+            let record = TopicRecord {
+                name: spec.name.clone(),
+                id: Uuid::new_v4(),
+                partitions,
+                settings,
+            };
+            writes.put(
+                Space::Meta,
+                format::topic_key(format::TOPICS, head.next_topic),
+                record.encode(),
+            );
             created.insert(&spec.name, Topic::of(head.next_topic, record));
             head.next_topic += 1;
             answers.push(true);
@@ -115,7 +162,11 @@ impl Broker {
         settings::check(name, &given)?;
         let record = topic.record(given);
         let mut writes = Writes::default();
-        writes.put(Space::Meta, format::topic_key(format::TOPICS, topic.number), record.encode());
+        writes.put(
+            Space::Meta,
+            format::topic_key(format::TOPICS, topic.number),
+            record.encode(),
+        );
         self.backing.commit(writes)?;
         self.state().add_topic(Arc::new(Topic::of(topic.number, record)));
         Ok(())
@@ -142,7 +193,11 @@ impl Broker {
             topic
         };
         writes.remove(Space::Meta, format::topic_key(format::TOPICS, topic.number));
-        writes.put(Space::Meta, format::topic_key(format::DELETED, topic.number), vec![format::VERSION]);
+        writes.put(
+            Space::Meta,
+            format::topic_key(format::DELETED, topic.number),
+            vec![format::VERSION],
+        );
         self.backing.commit(writes)?;
         self.state().remove_topic(&topic);
         self.remove_rest(topic.number)

@@ -61,12 +61,18 @@ impl Stage {
             max_timestamp: part.max_timestamp.unwrap_or(Millis::MIN),
         });
         let block = make(end.next);
-        let entry = IndexEntry { offset: end.next, max_timestamp: end.max_timestamp, bytes: end.bytes };
+        let entry = IndexEntry {
+            offset: end.next,
+            max_timestamp: end.max_timestamp,
+            bytes: end.bytes,
+        };
         let entry = (end.bytes - end.indexed >= INDEX_BYTES).then_some(entry);
-        self.writes.put(Space::Records, format::block_key(id, block.base), block.bytes.clone());
+        self.writes
+            .put(Space::Records, format::block_key(id, block.base), block.bytes.clone());
         if let Some(entry) = entry {
             end.indexed = entry.bytes;
-            self.writes.put(Space::Meta, format::index_key(id, entry.offset), entry.encode());
+            self.writes
+                .put(Space::Meta, format::index_key(id, entry.offset), entry.encode());
         }
         end.next = block.next();
         end.bytes += block.size();
@@ -79,8 +85,11 @@ impl Stage {
 
     /// Shows the blocks; `change` does the rest of what becomes visible with them.
     fn publish(self, state: &mut State, change: impl FnOnce(&mut State)) {
-        let stable: Vec<(PartId, Offset)> =
-            self.ends.keys().filter_map(|id| Some((*id, state.parts.get(id)?.stable()))).collect();
+        let stable: Vec<(PartId, Offset)> = self
+            .ends
+            .keys()
+            .filter_map(|id| Some((*id, state.parts.get(id)?.stable())))
+            .collect();
         for (id, block, entry) in self.blocks {
             state.push(id, block);
             if let Some(part) = state.parts.get_mut(&id) {
@@ -100,7 +109,10 @@ impl Stage {
 fn check(state: &State, by: By<'_>, attempted: &'static str) -> Result<()> {
     match state.producers.get(by.transactional_id) {
         Some(producer) if producer.epoch == by.epoch => Ok(()),
-        _ => Err(Error::Fenced { attempted, who: by.transactional_id.to_owned() }),
+        _ => Err(Error::Fenced {
+            attempted,
+            who: by.transactional_id.to_owned(),
+        }),
     }
 }
 
@@ -128,14 +140,21 @@ impl Broker {
                 let timestamp = append_time.unwrap_or(block.last_timestamp());
                 let block = stage.add(&state, part, |base| block.finish(base, transaction, append_time));
                 let block = block.ok_or_else(|| unknown(&topic.name))?;
-                let here = Touched { first: block.base, next: block.next(), timestamp };
+                let here = Touched {
+                    first: block.base,
+                    next: block.next(),
+                    timestamp,
+                };
                 match touched.entry(part) {
                     Entry::Vacant(vacant) => {
                         vacant.insert((topic.name.clone(), here));
                     }
                     Entry::Occupied(mut occupied) => {
                         let (_, before) = occupied.get_mut();
-                        *before = Touched { first: before.first, ..here };
+                        *before = Touched {
+                            first: before.first,
+                            ..here
+                        };
                     }
                 }
             }
@@ -165,7 +184,10 @@ impl Broker {
         if let Some(deadline) = deadline {
             self.remind_janitor(deadline);
         }
-        Ok(touched.into_iter().map(|(part, (topic, here))| produced(&topic, part, here)).collect())
+        Ok(touched
+            .into_iter()
+            .map(|(part, (topic, here))| produced(&topic, part, here))
+            .collect())
     }
 
     /// Commits the session's transaction with the consumed offsets.
@@ -173,19 +195,22 @@ impl Broker {
         let attempt = self.expire().and_then(|()| self.try_commit(by, consumed));
         match attempt {
             Ok(outcome) => outcome,
-            Err(error @ Error::Fenced { .. }) => Outcome::Aborted { fenced: true, reason: error.to_string() },
+            Err(error @ Error::Fenced { .. }) => Outcome::Aborted {
+                fenced: true,
+                reason: error.to_string(),
+            },
             Err(error) => {
-                let source = std::error::Error::source(&error).map(|s| format!(": {s}")).unwrap_or_default();
-                Outcome::Unknown { reason: format!("{error}{source}") }
+                let source = std::error::Error::source(&error)
+                    .map(|s| format!(": {s}"))
+                    .unwrap_or_default();
+                Outcome::Unknown {
+                    reason: format!("{error}{source}"),
+                }
             }
         }
     }
 
-    fn try_commit(
-        &self,
-        by: By<'_>,
-        consumed: Option<(&Member, &[(TopicPartition, Offset)])>,
-    ) -> Result<Outcome> {
+    fn try_commit(&self, by: By<'_>, consumed: Option<(&Member, &[(TopicPartition, Offset)])>) -> Result<Outcome> {
         if consumed.is_some() {
             probe::hit("log.offsets.before");
         }
@@ -201,7 +226,10 @@ impl Broker {
                 return Ok(Outcome::Aborted { fenced, reason });
             }
             let partitions = offsets.iter().map(|(at, _)| at.clone()).collect();
-            let group = state.groups.get_mut(&member.group).expect("the member has a seat in it");
+            let group = state
+                .groups
+                .get_mut(&member.group)
+                .expect("the member has a seat in it");
             group.pending.insert(by.epoch, partitions);
         }
         let mut produced_here = Vec::new();
@@ -239,7 +267,10 @@ impl Broker {
         change: impl FnOnce(&mut State),
     ) -> Result<()> {
         let now = self.now();
-        let mut stage = Stage { writes, ..Stage::default() };
+        let mut stage = Stage {
+            writes,
+            ..Stage::default()
+        };
         let mut parts = Vec::new();
         if let Some(transaction) = transaction {
             let state = self.state();
@@ -293,16 +324,20 @@ impl Broker {
         let open = {
             let mut state = self.state();
             let epoch = state.number();
-            let producer = state
-                .producers
-                .entry(transactional_id.to_owned())
-                .or_insert(Producer { epoch, transaction: None });
+            let producer = state.producers.entry(transactional_id.to_owned()).or_insert(Producer {
+                epoch,
+                transaction: None,
+            });
             producer.epoch = epoch;
             producer.transaction
         };
         self.end(&mut writer, open, Marker::Abort, Writes::default(), |_| {})?;
         let state = self.state();
-        Ok(state.producers.get(transactional_id).expect("it was entered above").epoch)
+        Ok(state
+            .producers
+            .get(transactional_id)
+            .expect("it was entered above")
+            .epoch)
     }
 
     /// Aborts the session's transaction, if there is one.
@@ -342,7 +377,10 @@ impl Broker {
                 if let Some(producer) = state.producers.get_mut(&id) {
                     producer.epoch = epoch;
                 }
-                tracing::warn!(transactional_id = id, "aborted a transaction that was open for too long");
+                tracing::warn!(
+                    transactional_id = id,
+                    "aborted a transaction that was open for too long"
+                );
                 transaction
             };
             self.end(&mut writer, Some(transaction), Marker::Abort, Writes::default(), |_| {})?;
@@ -384,7 +422,11 @@ impl Broker {
                         reason: format!("offset {offset} of {at} is negative"),
                     });
                 }
-                writes.put(Space::Meta, format::committed_key(name, part), format::encode_offset(*offset));
+                writes.put(
+                    Space::Meta,
+                    format::committed_key(name, part),
+                    format::encode_offset(*offset),
+                );
             }
         }
         if writes.is_empty() {
@@ -392,7 +434,10 @@ impl Broker {
         }
         self.backing.commit(writes)?;
         let mut state = self.state();
-        let group = state.groups.entry(name.to_owned()).or_insert_with(super::group::Group::new);
+        let group = state
+            .groups
+            .entry(name.to_owned())
+            .or_insert_with(super::group::Group::new);
         group.offsets.extend(offsets.iter().cloned());
         Ok(())
     }
@@ -400,7 +445,10 @@ impl Broker {
 
 fn produced(topic: &Arc<str>, part: PartId, here: Touched) -> Produced {
     Produced {
-        at: TopicPartition { topic: topic.clone(), partition: part.number() },
+        at: TopicPartition {
+            topic: topic.clone(),
+            partition: part.number(),
+        },
         first_offset: here.first,
         next_offset: here.next,
         timestamp: here.timestamp,

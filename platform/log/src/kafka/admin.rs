@@ -99,7 +99,7 @@ impl<'h> Admin<'h> {
             let results = self.ask(|raw| raw.create(&wanted).and_then(|results| flatten(results)));
             match results {
                 Ok(()) => {
-                    self.await_view(&attempted(), |raw| raw.describe(&topic.name).map(|seen| seen.led))?;
+                    self.await_view(&attempted(), |raw| served(raw, topic))?;
                     Ok(true)
                 }
                 Err(found) if found.code == Code::RD_KAFKA_RESP_ERR_TOPIC_ALREADY_EXISTS => Ok(false),
@@ -280,6 +280,21 @@ fn first(entries: Vec<Entry>) -> Result<Entry, Fault> {
     let entry = entries.into_iter().next();
     let entry = entry.ok_or_else(|| Fault::of(Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART))?;
     Fault::check(entry.code).map(|()| entry)
+}
+
+/// Whether every partition of a new topic has a leader that answers for it: one that is only announced still refuses.
+fn served(raw: &Raw<'_>, topic: &TopicSpec) -> Result<bool, Fault> {
+    if !raw.describe(&topic.name)?.led {
+        return Ok(false);
+    }
+    let partitions: Vec<_> = (0..topic.partitions)
+        .map(|p| TopicPartition::new(topic.name.as_str(), p))
+        .collect();
+    let ends = raw.offsets(
+        &List::of(partitions.iter().map(|at| (at, END))),
+        Isolation::ReadUncommitted,
+    )?;
+    Ok(ends.iter().all(|end| end.code == Code::RD_KAFKA_RESP_ERR_NO_ERROR))
 }
 
 /// A partition whose leader is not found is not there, or has none now.

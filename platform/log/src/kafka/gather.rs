@@ -8,7 +8,7 @@ use super::raw::admin::{Admin, END, START};
 use super::raw::consumer::{Inbox, Message, Then, inbox};
 use super::raw::list::List;
 use super::raw::producer::Topic;
-use super::raw::{Code, Handle, Waker};
+use super::raw::{Code, Fault, Handle, Queue, Waker};
 use crate::{Error, Isolation, Millis, Offset, RecordBatch, Result, TopicPartition};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -35,6 +35,8 @@ pub struct Slot {
     pub position: Option<Offset>,
     /// A time at which everything stable had been seen.
     pub at_end: Option<Millis>,
+    /// The offset at which it could not be read; it is not read on until it is moved.
+    pub failed: Option<(Offset, Fault)>,
     /// Its index in the batch of that number.
     interned: (u64, u16),
 }
@@ -77,7 +79,7 @@ impl Gather {
     }
 
     /// The queue that partitions are read into.
-    pub fn queue(&self) -> &super::raw::Queue {
+    pub fn queue(&self) -> &Queue {
         self.inbox.queue()
     }
 
@@ -94,7 +96,7 @@ impl Gather {
     }
 
     /// An open topic, and the queue to read it into.
-    pub fn topic_and_queue(&mut self, name: &Arc<str>) -> Result<(&Topic, &super::raw::Queue)> {
+    pub fn topic_and_queue(&mut self, name: &Arc<str>) -> Result<(&Topic, &Queue)> {
         self.topic(name)?;
         let missing = || Error::UnknownTopic {
             topic: name.to_string(),
@@ -118,6 +120,7 @@ impl Gather {
                 paused: false,
                 position,
                 at_end: None,
+                failed: None,
                 interned: (0, 0),
             };
             self.slots.all.push(slot);
@@ -152,7 +155,7 @@ impl Gather {
         self.batches += 1;
         let (number, drained_at) = (self.batches, self.drained_at);
         loop {
-            let (mut full, mut failed) = (false, None);
+            let mut full = false;
             let slots = &mut self.slots;
             self.inbox.sort(|message| {
                 let Some(slot) = slots.of(&message).filter(|slot| slot.started) else {
@@ -173,28 +176,42 @@ impl Gather {
                         slot.at_end = Some(drained_at);
                         Then::Drop
                     }
-                    _ if !batch.is_empty() => {
-                        full = true;
-                        Then::Stop
-                    }
                     _ => {
-                        let at = slot.position.unwrap_or_else(|| message.offset());
-                        failed.get_or_insert((slot.at.clone(), at, message.fault()));
+                        let found = message.fault();
+                        if stops(&found) {
+                            let at = slot.position.unwrap_or_else(|| message.offset());
+                            slot.failed = Some((at, found));
+                        } else {
+                            tracing::debug!(target: "log::kafka", at = %slot.at, "{}", found.text);
+                        }
                         Then::Drop
                     }
                 }
             });
-            if let Some((at, offset, found)) = failed {
-                self.report(at, offset, &found)?;
-            }
             if full {
                 return Ok(batch.len());
             }
             if self.inbox.fill() == 0 {
                 self.drained_at = now();
-                return Ok(batch.len());
+                return if batch.is_empty() {
+                    self.check_partitions().map(|()| 0)
+                } else {
+                    Ok(batch.len())
+                };
             }
         }
+    }
+
+    /// Fails for a partition that cannot be read on.
+    fn check_partitions(&self) -> Result<()> {
+        let failed = self
+            .slots
+            .all
+            .iter()
+            .find_map(|slot| Some((&slot.at, slot.failed.as_ref()?)));
+        failed.map_or(Ok(()), |(at, (offset, found))| {
+            Err(self.meaning(at.clone(), *offset, found))
+        })
     }
 
     /// Waits for an entry of a queue that wakes this, at most until `end`; false when that has passed.
@@ -218,31 +235,21 @@ impl Gather {
         }
     }
 
-    /// What a partition's error means; one that the library mends by itself means nothing.
-    fn report(&self, at: TopicPartition, offset: Offset, found: &super::raw::Fault) -> Result<()> {
+    /// What a partition's error means.
+    fn meaning(&self, at: TopicPartition, offset: Offset, found: &Fault) -> Error {
         use Code as C;
         match found.code {
             C::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET | C::RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE => {
                 let (start, end) = (self.edge(&at, START), self.edge(&at, END));
-                Err(Error::OutOfRange { at, offset, start, end })
+                Error::OutOfRange { at, offset, start, end }
             }
             C::RD_KAFKA_RESP_ERR__BAD_MSG
             | C::RD_KAFKA_RESP_ERR__BAD_COMPRESSION
-            | C::RD_KAFKA_RESP_ERR_INVALID_MSG => Err(Error::Corrupt {
+            | C::RD_KAFKA_RESP_ERR_INVALID_MSG => Error::Corrupt {
                 place: format!("{at}@{offset}"),
                 reason: found.text.clone(),
-            }),
-            C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
-            | C::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC
-            | C::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION
-            | C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_ID
-            | C::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED => {
-                Err(fault::topic_error(&at.topic, format!("read {at}"), found))
-            }
-            _ => {
-                tracing::debug!(target: "log::kafka", %at, code = ?found.code, "{}", found.text);
-                Ok(())
-            }
+            },
+            _ => fault::topic_error(&at.topic, format!("read {at}"), found),
         }
     }
 
@@ -258,6 +265,24 @@ impl Gather {
             .and_then(|entries| entries.first().map(|entry| entry.offset))
             .unwrap_or(-1)
     }
+}
+
+/// Whether an error ends the reading of a partition; others the library mends by itself.
+fn stops(found: &Fault) -> bool {
+    use Code as C;
+    matches!(
+        found.code,
+        C::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET
+            | C::RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE
+            | C::RD_KAFKA_RESP_ERR__BAD_MSG
+            | C::RD_KAFKA_RESP_ERR__BAD_COMPRESSION
+            | C::RD_KAFKA_RESP_ERR_INVALID_MSG
+            | C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
+            | C::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC
+            | C::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION
+            | C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_ID
+            | C::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED
+    )
 }
 
 impl Slots {

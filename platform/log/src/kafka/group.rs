@@ -4,14 +4,14 @@
 //! returned before it is answered, and answered by the next `poll`. Classic protocol, range assignor. A member that
 //! is dropped without `close` is silent, as one that crashed. Never: a record of a partition after it was revoked.
 
-use super::gather::Gather;
+use super::gather::{Gather, Slot};
 use super::raw::list::List;
 use super::raw::{Code, Event as RawEvent, Fault, Handle, Kind, Queue, Waker, What};
 use super::{Config, GroupMetadata, admin, fault, settings};
 use crate::consumer::MemberToken;
 use crate::{Error, Event, GroupConfig, GroupConsumer, Member, Offset, RecordBatch, Result, TopicPartition};
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 /// How long moving to another offset or leaving the group may take.
@@ -20,39 +20,50 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The groups' members that live in this process, so that offsets can be set by one of them.
 #[derive(Debug, Default)]
 pub struct Members {
-    by_group: Mutex<HashMap<String, Vec<Weak<Handle>>>>,
+    by_group: Mutex<HashMap<String, Vec<Weak<Seat>>>>,
+}
+
+/// A member as others of this process see it.
+#[derive(Debug)]
+struct Seat {
+    handle: Arc<Handle>,
+    /// Partitions that it was told to read.
+    started: Mutex<BTreeSet<TopicPartition>>,
+}
+
+impl Seat {
+    fn started(&self) -> MutexGuard<'_, BTreeSet<TopicPartition>> {
+        self.started.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Members {
-    fn add(&self, group: &str, handle: &Arc<Handle>) {
+    fn add(&self, group: &str, seat: &Arc<Seat>) {
         let mut by_group = self.by_group.lock().unwrap_or_else(PoisonError::into_inner);
-        let members = by_group.entry(group.to_owned()).or_default();
-        members.retain(|member| member.strong_count() > 0);
-        members.push(Arc::downgrade(handle));
-    }
-
-    fn remove(&self, group: &str, handle: &Arc<Handle>) {
-        let mut by_group = self.by_group.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(members) = by_group.get_mut(group) {
-            members.retain(|member| member.strong_count() > 0 && !std::ptr::eq(member.as_ptr(), Arc::as_ptr(handle)));
-        }
+        by_group.retain(|_, seats| seats.iter().any(|seat| seat.strong_count() > 0));
+        let seats = by_group.entry(group.to_owned()).or_default();
+        seats.retain(|seat| seat.strong_count() > 0);
+        seats.push(Arc::downgrade(seat));
     }
 
     /// Sets offsets as a member of this process; `None` when there is none that is in the group now.
     pub fn commit(&self, group: &str, offsets: &[(TopicPartition, Offset)]) -> Option<Result<()>> {
-        let members = {
+        let seats: Vec<_> = {
             let by_group = self.by_group.lock().unwrap_or_else(PoisonError::into_inner);
-            by_group
-                .get(group)?
-                .iter()
-                .filter_map(Weak::upgrade)
-                .collect::<Vec<_>>()
+            by_group.get(group)?.iter().filter_map(Weak::upgrade).collect()
         };
-        let member = members
+        let read = |at: &TopicPartition| seats.iter().any(|seat| seat.started().contains(at));
+        if let Some((at, _)) = offsets.iter().find(|(at, _)| read(at)) {
+            let attempted = format!("set offsets of group {group}");
+            let reason = format!("a live member reads {at}; stop that one first");
+            return Some(Err(Error::Refused { attempted, reason }));
+        }
+        let seat = seats
             .iter()
-            .find(|m| m.membership().is_some_and(|now| now.generation() >= 0))?;
+            .find(|seat| seat.handle.membership().is_some_and(|now| now.generation() >= 0))?;
         let list = List::of(offsets.iter().map(|(at, offset)| (at, *offset)));
-        let done = member
+        let done = seat
+            .handle
             .commit(&list)
             .and_then(|()| list.check().map_err(|(_, found)| found));
         Some(done.map_err(|found| admin::set_error(group, &found)))
@@ -65,7 +76,7 @@ pub struct KafkaGroup {
     gather: Gather,
     events: Queue,
     config: GroupConfig,
-    members: Arc<Members>,
+    seat: Arc<Seat>,
     /// A revocation that was returned and is still to be answered.
     giving_up: bool,
 }
@@ -85,12 +96,16 @@ impl KafkaGroup {
         handle
             .subscribe(&topics)
             .map_err(|found| fault::error(format!("join group {}", group.group), &found))?;
-        members.add(&group.group, &handle);
+        let seat = Arc::new(Seat {
+            handle,
+            started: Mutex::default(),
+        });
+        members.add(&group.group, &seat);
         Ok(KafkaGroup {
             gather,
             events,
             config: group,
-            members: members.clone(),
+            seat,
             giving_up: false,
         })
     }
@@ -114,6 +129,7 @@ impl KafkaGroup {
     /// Gives every partition up.
     fn give_up(&mut self) -> Result<()> {
         self.giving_up = false;
+        self.seat.started().clear();
         self.gather.replace(std::iter::empty())?;
         self.handle()
             .assign(None)
@@ -172,6 +188,7 @@ impl KafkaGroup {
             return Ok(None);
         }
         self.gather.replace(std::iter::empty())?;
+        self.seat.started().clear();
         self.giving_up = true;
         Ok(Some(Event::Revoked(partitions)))
     }
@@ -200,7 +217,7 @@ impl KafkaGroup {
         }
     }
 
-    fn slot(&mut self, at: &TopicPartition, attempted: &str) -> Result<&mut super::gather::Slot> {
+    fn slot(&mut self, at: &TopicPartition, attempted: &str) -> Result<&mut Slot> {
         let refused = || Error::Refused {
             attempted: format!("{attempted} {at}"),
             reason: "it is not assigned to this member".to_owned(),
@@ -209,6 +226,33 @@ impl KafkaGroup {
             return Err(refused());
         }
         self.gather.slot(at).ok_or_else(refused)
+    }
+
+    /// Moves a partition that has failed, which the library has stopped and does not move: the whole assignment is
+    /// taken anew, every other partition at its position.
+    fn assign_anew(&mut self, moved: &TopicPartition, offset: Offset) -> Result<(), Fault> {
+        let slots = self.gather.slots();
+        let position = |slot: &Slot| {
+            if slot.at == *moved {
+                offset
+            } else {
+                slot.position.unwrap_or(0)
+            }
+        };
+        let all = List::of(slots.iter().map(|slot| (&slot.at, position(slot))));
+        let still: Vec<_> = slots
+            .iter()
+            .filter(|slot| slot.paused || !slot.started)
+            .map(|slot| &slot.at)
+            .collect();
+        let still = List::of(still.into_iter().map(|at| (at, 0)));
+        slots.iter().for_each(|slot| self.gather.queue().gather(&slot.at));
+        let handle = self.handle().clone();
+        handle.pause(&still)?;
+        handle.assign(Some(&all))?;
+        let everything: Vec<_> = slots.iter().map(|slot| slot.at.clone()).collect();
+        everything.iter().for_each(|at| self.gather.forget(at));
+        Ok(())
     }
 
     /// Moves an assigned partition. It may still be on its way to being read: then a little later.
@@ -263,15 +307,20 @@ impl GroupConsumer for KafkaGroup {
     }
 
     fn start(&mut self, at: &TopicPartition, offset: Offset) -> Result<()> {
-        let paused = self.slot(at, "start")?.paused;
-        self.gather.forget(at);
+        let slot = self.slot(at, "start")?;
+        let (paused, failed) = (slot.paused, slot.failed.is_some());
+        let moved = if failed {
+            self.assign_anew(at, offset)
+        } else {
+            self.seek(at, offset)
+        };
         let one = List::of(std::iter::once((at, offset)));
-        let moved = self.seek(at, offset);
         let moved = moved.and_then(|()| if paused { Ok(()) } else { self.handle().resume(&one) });
         moved.map_err(|found| fault::topic_error(&at.topic, format!("start {at} at {offset}"), &found))?;
+        self.gather.forget(at);
         let slot = self.slot(at, "start")?;
-        slot.started = true;
-        slot.position = Some(offset);
+        (slot.started, slot.position, slot.failed) = (true, Some(offset), None);
+        self.seat.started().insert(at.clone());
         Ok(())
     }
 
@@ -319,7 +368,7 @@ impl GroupConsumer for KafkaGroup {
         if self.giving_up {
             self.give_up()?;
         }
-        self.members.remove(&self.config.group, self.gather.handle());
+        self.seat.started().clear();
         self.events.leave().map_err(|found| self.error("leave", &found))?;
         let end = Instant::now() + PATIENCE;
         while !self.handle().left() {
@@ -339,11 +388,5 @@ impl GroupConsumer for KafkaGroup {
             }
         }
         Ok(())
-    }
-}
-
-impl Drop for KafkaGroup {
-    fn drop(&mut self) {
-        self.members.remove(&self.config.group, self.gather.handle());
     }
 }

@@ -57,7 +57,16 @@ struct Delivery {
     done: usize,
     last: usize,
     ends: Vec<End>,
-    failed: Option<(usize, Code, usize)>,
+    failed: Option<Failed>,
+}
+
+/// The first record that was not written, or not provably so.
+#[derive(Debug, Clone, Copy)]
+struct Failed {
+    topic: usize,
+    bytes: usize,
+    /// `None` where the client calls a record written because a later one was: see [`note`].
+    code: Option<Code>,
 }
 
 #[derive(Debug)]
@@ -105,6 +114,14 @@ impl Producer {
     /// How often connections have failed; a change during a call leaves the call's outcome open.
     pub fn troubles(&self) -> u64 {
         self.shared.troubles.load(Ordering::SeqCst)
+    }
+
+    /// Whether a record under a mark is called written without proof.
+    pub fn unproven(&self, mark: usize) -> bool {
+        let deliveries = self.shared.lock();
+        deliveries
+            .iter()
+            .any(|(m, d)| *m == mark && d.failed.is_some_and(|failed| failed.code.is_none()))
     }
 
     /// Starts to count what becomes of the records sent under a mark, which is not 0.
@@ -216,8 +233,13 @@ impl Producer {
             let found = topics.values().find(|open| open.topic.address() == address);
             found.map_or_else(|| Arc::from("(unknown)"), |open| open.name.clone())
         };
-        if let Some((address, code, bytes)) = delivery.failed {
-            let topic = name(address);
+        if let Some(Failed { topic, bytes, code }) = delivery.failed {
+            let topic = name(topic);
+            let attempted = format!("write to {topic}");
+            let Some(code) = code else {
+                let reason = "a later record was written, with no proof that this one was".to_owned();
+                return Err(Error::Unavailable { attempted, reason });
+            };
             let mut found = Fault::of(code);
             found.text = self.handle().reach().explain(&found.text);
             if code == Code::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE {
@@ -228,7 +250,7 @@ impl Producer {
                     limit,
                 });
             }
-            return Err(fault::topic_error(&topic, format!("write to {topic}"), &found));
+            return Err(fault::topic_error(&topic, attempted, &found));
         }
         let ends = delivery.ends.into_iter().map(|end| Produced {
             at: TopicPartition {
@@ -328,8 +350,10 @@ impl Shared {
     }
 
     fn trouble(&self, found: &Option<Fault>) {
-        self.troubles.fetch_add(1, Ordering::SeqCst);
         let Some(found) = found else { return };
+        if fault::unreachable(found) {
+            self.troubles.fetch_add(1, Ordering::SeqCst);
+        }
         if found.fatal || found.code == Code::RD_KAFKA_RESP_ERR__FATAL {
             self.fatal.store(true, Ordering::Relaxed);
         }
@@ -338,16 +362,21 @@ impl Shared {
 }
 
 /// Adds a report to the delivery that it belongs to; one of an abandoned transaction belongs to none.
+///
+/// A record without error and without offset was acknowledged only because a later one was. That is no proof: a broker
+/// takes any sequence number from a producer that is new to a partition, so that after a first batch was refused for a
+/// leader not yet ready, the second, sent right behind it, is accepted in its place.
 fn note(deliveries: &mut [(usize, Delivery)], report: &Report<'_>) {
     let mark = report.mark();
     let Some((_, delivery)) = deliveries.iter_mut().find(|(m, _)| *m == mark) else {
         return;
     };
     delivery.done += 1;
-    if report.code() != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
-        delivery
-            .failed
-            .get_or_insert((report.topic_address(), report.code(), report.size()));
+    let written = report.code() == Code::RD_KAFKA_RESP_ERR_NO_ERROR;
+    if !written || report.offset() < 0 {
+        let code = (!written).then(|| report.code());
+        let (topic, bytes) = (report.topic_address(), report.size());
+        delivery.failed.get_or_insert(Failed { topic, bytes, code });
         return;
     }
     let (topic, partition, offset) = (report.topic_address(), report.partition(), report.offset());

@@ -21,6 +21,8 @@ pub struct KafkaSession {
     state: State,
     /// Number of the transaction, from 1; the mark of its records.
     transaction: usize,
+    /// Why the open transaction may only be aborted.
+    refused: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +41,7 @@ impl KafkaSession {
             producer: None,
             state: State::Spent,
             transaction: 0,
+            refused: None,
         };
         opened.renew()?;
         Ok(opened)
@@ -119,8 +122,20 @@ impl KafkaSession {
     }
 
     fn spend(&mut self) {
+        self.refused = None;
         self.state = State::Spent;
         self.producer = None;
+    }
+
+    /// Waits until every record is written, and provably so: once the end is sent it is too late to ask.
+    fn written(&self, producer: &Producer) -> Result<(), Fault> {
+        producer.handle().flush(self.session.transaction_timeout)?;
+        if producer.unproven(self.transaction) {
+            let mut found = Fault::of(Code::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER);
+            found.abort = true;
+            return Err(found);
+        }
+        Ok(())
     }
 
     fn end(&mut self) -> Outcome {
@@ -130,6 +145,10 @@ impl KafkaSession {
                 reason: "the session needs renew first".to_owned(),
             };
         };
+        if let Err(found) = self.written(producer) {
+            return self.failed(&found);
+        }
+        probe::hit("log.commit.before");
         let troubles = producer.troubles();
         let ended = self.insist(producer, |p| p.handle().commit_transaction());
         probe::hit("log.commit.after");
@@ -198,6 +217,9 @@ impl Session for KafkaSession {
         {
             return Err(self.error("send", &fatal));
         }
+        if let Err(error) = &sent {
+            self.refused.get_or_insert(error.to_string());
+        }
         sent?;
         probe::hit("log.send.after");
         Ok(())
@@ -216,8 +238,13 @@ impl Session for KafkaSession {
                 reason: "the session needs renew first".to_owned(),
             };
         };
-        // What waits in the queue goes out now, beside the offsets.
-        producer.handle().hurry();
+        if let Some(reason) = self.refused.take() {
+            let mut found = Fault::of(Code::RD_KAFKA_RESP_ERR__STATE);
+            found.text = format!("a record was refused: {reason}");
+            return self.failed(&found);
+        }
+        // What waits in the queue goes out now, beside the offsets; a limit of nothing starts that and does not wait.
+        drop(producer.handle().flush(Duration::ZERO));
         if let Some((member, offsets)) = consumed {
             probe::hit("log.offsets.before");
             let MemberToken::Kafka(metadata) = &member.token else {
@@ -231,7 +258,6 @@ impl Session for KafkaSession {
                 return self.failed(&found);
             }
         }
-        probe::hit("log.commit.before");
         self.end()
     }
 
@@ -244,6 +270,7 @@ impl Session for KafkaSession {
         drop(producer.collect(self.transaction));
         match aborted {
             Ok(()) => {
+                self.refused = None;
                 self.state = State::Ready;
                 Ok(())
             }

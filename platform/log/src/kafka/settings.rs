@@ -47,6 +47,10 @@ const CONSUMER: &[(&str, &str)] = &[
 pub fn append(config: &Config) -> Settings {
     let mut settings = layered(config, &[COMMON, PRODUCER, &[("linger.ms", "0")]]);
     set(&mut settings, "enable.idempotence", "true");
+    // One request at a time: the broker takes any sequence number from a producer that is new to a partition, so that
+    // a second request behind a refused first one would be accepted in its place, and the first be lost. A session
+    // looks for that before it commits; here nothing would.
+    set(&mut settings, "max.in.flight", 1);
     set(&mut settings, "message.timeout.ms", config.request_timeout.as_millis());
     settings
 }

@@ -1,3 +1,5 @@
+//! The memory against a registry that counts its calls. Guarantees: threads ask at the same time. Never: a real registry.
+
 use super::*;
 use std::sync::atomic::{AtomicU32, Ordering};
 

@@ -1,3 +1,5 @@
+//! The embedded registry on a log in memory. Guarantees: several registries share one log. Never: a disk.
+
 use super::*;
 use log::embedded::{Clock, Config, EmbeddedLog};
 use std::collections::BTreeMap;

@@ -1,3 +1,5 @@
+//! The client against servers on loopback. Guarantees: every answer is real HTTP. Never: a port that is fixed.
+
 use super::*;
 use crate::embedded::{Embedded, tests::memory_log};
 use crate::rest::{router, tests::serve};

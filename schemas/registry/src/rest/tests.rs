@@ -1,3 +1,5 @@
+//! The API as it stands on the wire. Guarantees: bodies are compared whole. Never: our own client.
+
 use super::*;
 use crate::embedded::{Embedded, tests::memory_log};
 use std::io::{Read, Write};

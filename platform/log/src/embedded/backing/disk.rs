@@ -24,7 +24,10 @@ pub(in crate::embedded) struct DiskBacking {
 }
 
 fn failed(attempted: &'static str) -> impl FnOnce(fjall::Error) -> Error {
-    move |source| Error::Storage { attempted, source: Box::new(source) }
+    move |source| Error::Storage {
+        attempted,
+        source: Box::new(source),
+    }
 }
 
 impl DiskBacking {

@@ -7,13 +7,24 @@ use crate::{Error, TopicPartition};
 
 fn sample() -> Block {
     let mut builder = Builder::new();
-    builder.push(1_000, Some(b"k"), Some(b"v"), [("a", Some(&b"\0\xff"[..])), ("a", None)].into_iter());
+    builder.push(
+        1_000,
+        Some(b"k"),
+        Some(b"v"),
+        [("a", Some(&b"\0\xff"[..])), ("a", None)].into_iter(),
+    );
     builder.push(900, None, Some(b""), std::iter::empty());
     builder.push(-1, Some(b""), None, [("", Some(&b""[..]))].into_iter());
     builder.finish(40, 7, None)
 }
 
-type Plain = (Offset, Millis, Option<Vec<u8>>, Option<Vec<u8>>, Vec<(String, Option<Vec<u8>>)>);
+type Plain = (
+    Offset,
+    Millis,
+    Option<Vec<u8>>,
+    Option<Vec<u8>>,
+    Vec<(String, Option<Vec<u8>>)>,
+);
 
 fn plain(batch: &RecordBatch) -> Vec<Plain> {
     let own = |b: Option<&[u8]>| b.map(<[u8]>::to_vec);
@@ -39,7 +50,13 @@ fn read(block: &Block, from: Offset, max_bytes: usize) -> Result<Vec<Plain>> {
 fn a_block_reads_back_whole_and_in_parts() {
     let block = sample();
     let want = vec![
-        (40, 1_000, Some(b"k".to_vec()), Some(b"v".to_vec()), vec![("a".into(), Some(vec![0, 0xff])), ("a".into(), None)]),
+        (
+            40,
+            1_000,
+            Some(b"k".to_vec()),
+            Some(b"v".to_vec()),
+            vec![("a".into(), Some(vec![0, 0xff])), ("a".into(), None)],
+        ),
         (41, 900, None, Some(Vec::new()), vec![]),
         (42, -1, Some(Vec::new()), None, vec![(String::new(), Some(Vec::new()))]),
     ];
@@ -95,7 +112,10 @@ fn damaged_bytes_are_errors() {
     }
     let mut newer = good.to_vec();
     newer[0] = 2;
-    assert!(matches!(Block::parse(40, Bytes::from(newer)), Err(Error::Corrupt { .. })));
+    assert!(matches!(
+        Block::parse(40, Bytes::from(newer)),
+        Err(Error::Corrupt { .. })
+    ));
 }
 
 #[test]

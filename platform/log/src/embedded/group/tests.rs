@@ -26,10 +26,16 @@ fn event(group: &mut Group, id: MemberId, now: Millis) -> Option<Event> {
 fn one_member_gets_everything_at_its_first_poll() {
     let mut group = Group::new();
     group.join(joining(1, None, 3), 0);
-    assert_eq!(group.refuses(1, group.generation_of(1)), Some("the member is of generation -1, the group of 1".into()));
+    assert_eq!(
+        group.refuses(1, group.generation_of(1)),
+        Some("the member is of generation -1, the group of 1".into())
+    );
     assert_eq!(event(&mut group, 1, 0), Some(Event::Assigned(of(0..3))));
     assert_eq!(event(&mut group, 1, 0), None);
-    assert_eq!((group.state(), group.refuses(1, group.generation_of(1))), ("Stable", None));
+    assert_eq!(
+        (group.state(), group.refuses(1, group.generation_of(1))),
+        ("Stable", None)
+    );
 }
 
 #[test]
@@ -152,7 +158,9 @@ fn whatever_members_do_no_partition_has_two_holders() {
             }
             _ => {}
         }
-        let valid = reads.iter().filter(|(id, _)| group.refuses(**id, group.generation_of(**id)).is_none());
+        let valid = reads
+            .iter()
+            .filter(|(id, _)| group.refuses(**id, group.generation_of(**id)).is_none());
         let mut all: Vec<&TopicPartition> = valid.flat_map(|(_, held)| held).collect();
         let count = all.len();
         all.sort();

@@ -5,7 +5,7 @@
 
 use super::consumer::Membership;
 use super::list::List;
-use super::{Code, Event, Fault, Handle, c, count, owned};
+use super::{Code, Event, Fault, Handle, c, owned};
 use crate::{Header, Millis, Offset, OutRecord};
 use std::ffi::c_int;
 use std::ptr::{self, NonNull};
@@ -281,10 +281,10 @@ impl Handle {
         unsafe { c::rd_kafka_purge(self.raw(), what) };
     }
 
-    /// Sends what is queued now rather than when its linger ends.
-    pub fn hurry(&self) {
-        // SAFETY: the instance lives; a limit of nothing starts the flush and does not wait for it.
-        unsafe { c::rd_kafka_flush(self.raw(), count(0)) };
+    /// Sends what is queued now rather than when its linger ends, and waits at most this long until all is reported.
+    pub fn flush(&self, timeout: std::time::Duration) -> Result<(), Fault> {
+        // SAFETY: the instance lives. Another thread takes the reports, as the call demands.
+        Fault::check(unsafe { c::rd_kafka_flush(self.raw(), super::millis(timeout)) })
     }
 }
 
