@@ -7,7 +7,9 @@
 // The load commands include this file from beside, so that its children need their paths.
 #[path = "world/broker.rs"]
 mod broker;
+#[path = "world/dev.rs"]
 mod dev;
+#[path = "world/phone.rs"]
 mod phone;
 #[path = "world/postgres.rs"]
 mod postgres;
