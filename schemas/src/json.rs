@@ -84,14 +84,17 @@ pub fn write_u64(out: &mut Vec<u8>, mut value: u64) {
     out.extend_from_slice(&digits[at..]);
 }
 
-/// Writes `value` in decimal with leading zeros up to `width` digits.
-pub(crate) fn write_padded(out: &mut Vec<u8>, value: u64, width: usize) {
-    let from = out.len();
-    write_u64(out, value);
-    let written = out.len() - from;
-    for _ in written..width {
-        out.insert(from, b'0');
+/// Writes `value` in decimal with leading zeros up to `width` digits, at most 20.
+pub(crate) fn write_padded(out: &mut Vec<u8>, mut value: u64, width: usize) {
+    let mut digits = [b'0'; 20];
+    let mut at = digits.len();
+    while value > 0 {
+        at -= 1;
+        digits[at] = b'0' + u8::try_from(value % 10).unwrap_or_default();
+        value /= 10;
     }
+    let first = at.min(digits.len().saturating_sub(width));
+    out.extend_from_slice(&digits[first..]);
 }
 
 /// Writes a number as ECMAScript prints it; `NaN`, `Infinity` and `-Infinity` as strings.
