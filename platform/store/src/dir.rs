@@ -16,7 +16,15 @@ pub(crate) struct Held {
     pub(crate) dir: PathBuf,
     /// The engine's own directory in it: engines never see each other's files.
     pub(crate) engine: PathBuf,
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Not left to the closing of the file: a child that another thread is just about to start holds a copy of the
+        // handle until it runs, and the lock with it. An error is of no use here; the handle is closed next.
+        drop(self.lock.unlock());
+    }
 }
 
 /// Creates the directory when absent and takes its lock.
@@ -40,7 +48,7 @@ pub(crate) fn hold(dir: &Path, engine: &str) -> Result<Held> {
     Ok(Held {
         dir: dir.to_owned(),
         engine: dir.join(engine),
-        _lock: lock,
+        lock,
     })
 }
 
@@ -86,4 +94,29 @@ pub(crate) fn guarded<T>(dir: &Path, open: impl FnOnce() -> Result<T>) -> Result
             source: Box::new(source),
         })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_engine_that_panics_says_that_its_files_are_broken() {
+        let opened = guarded::<()>(Path::new("state"), || panic!("no such page: {}", 7));
+        let Err(Error::Broken { dir, source }) = opened else {
+            panic!("{opened:?}")
+        };
+        assert_eq!(dir, Path::new("state"));
+        assert_eq!(source.to_string(), "the engine panicked on its files: no such page: 7");
+    }
+
+    #[test]
+    fn a_machine_that_refuses_has_not_broken_the_files() {
+        let refused = opening(Path::new("state"), io::Error::from_raw_os_error(24));
+        assert!(matches!(refused, Error::Io { .. }), "{refused:?}");
+        let refused = opening(Path::new("state"), io::ErrorKind::StorageFull.into());
+        assert!(matches!(refused, Error::Io { .. }), "{refused:?}");
+        let broken = opening(Path::new("state"), io::ErrorKind::UnexpectedEof.into());
+        assert!(matches!(broken, Error::Broken { .. }), "{broken:?}");
+    }
 }
