@@ -323,11 +323,12 @@ impl Slot {
     }
 }
 
+/// This machine's time.
 #[expect(
     clippy::disallowed_methods,
     reason = "a bound on the age of what was read; nothing is decided by it here"
 )]
-fn now() -> Millis {
+pub fn now() -> Millis {
     let since = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap_or_default();

@@ -141,12 +141,10 @@ impl KafkaGroup {
     fn take(&mut self, partitions: Vec<TopicPartition>) -> Result<()> {
         self.gather
             .replace(partitions.iter().map(|at| (at.clone(), false, None)))?;
-        partitions.iter().for_each(|at| self.gather.queue().gather(at));
         let list = List::of(partitions.iter().map(|at| (at, 0)));
-        let taken = self
-            .handle()
-            .pause(&list)
-            .and_then(|()| self.handle().assign(Some(&list)));
+        let still = self.handle().pause(&list);
+        partitions.iter().for_each(|at| self.gather.queue().gather(at));
+        let taken = still.and_then(|()| self.handle().assign(Some(&list)));
         taken.map_err(|found| self.error("take partitions", &found))
     }
 
@@ -240,19 +238,17 @@ impl KafkaGroup {
             }
         };
         let all = List::of(slots.iter().map(|slot| (&slot.at, position(slot))));
-        let still: Vec<_> = slots
-            .iter()
-            .filter(|slot| slot.paused || !slot.started)
-            .map(|slot| &slot.at)
-            .collect();
-        let still = List::of(still.into_iter().map(|at| (at, 0)));
-        slots.iter().for_each(|slot| self.gather.queue().gather(&slot.at));
-        let handle = self.handle().clone();
-        handle.pause(&still)?;
-        handle.assign(Some(&all))?;
+        let run: Vec<_> = slots.iter().filter(|slot| slot.started && !slot.paused && slot.at != *moved).collect();
+        let run = List::of(run.into_iter().map(|slot| (&slot.at, 0)));
         let everything: Vec<_> = slots.iter().map(|slot| slot.at.clone()).collect();
+        let handle = self.handle().clone();
+        handle.assign(None)?;
+        // To hold them still also waits until they have stopped, which takes their queues away.
+        handle.pause(&all)?;
+        everything.iter().for_each(|at| self.gather.queue().gather(at));
+        handle.assign(Some(&all))?;
         everything.iter().for_each(|at| self.gather.forget(at));
-        Ok(())
+        handle.resume(&run)
     }
 
     /// Moves an assigned partition. It may still be on its way to being read: then a little later.

@@ -385,15 +385,12 @@ impl Event<'_> {
 
     /// The error that it carries; a rebalance says here which way it goes.
     pub fn fault(&self) -> Result<(), Fault> {
-        // SAFETY: the event is ours; the text is copied before the event goes.
+        // SAFETY: the event is ours; the text is copied before the event goes. Only an error's event has room for the
+        // flag: of any other the library would read what lies behind it.
         let (code, said, fatal) = unsafe {
             let raw = self.raw.as_ptr();
-            let code = c::rd_kafka_event_error(raw);
-            (
-                code,
-                text(c::rd_kafka_event_error_string(raw)),
-                c::rd_kafka_event_error_is_fatal(raw) != 0,
-            )
+            let fatal = self.what() == What::Error && c::rd_kafka_event_error_is_fatal(raw) != 0;
+            (c::rd_kafka_event_error(raw), text(c::rd_kafka_event_error_string(raw)), fatal)
         };
         Fault::check(code).map_err(|fault| Fault {
             fatal,

@@ -3,10 +3,10 @@
 //! Guarantees: positions pass control records and aborted records, by the end marks of the brokers' answers; the end
 //! is resolved when partitions are assigned, not later. No group, no coordinator. Never: a commit.
 
-use super::gather::Gather;
-use super::raw::admin::{Admin, END, START};
+use super::gather::{Gather, now};
+use super::raw::admin::{Admin, Asked, END, START};
 use super::raw::list::List;
-use super::raw::{Handle, Kind, Queue, Waker};
+use super::raw::{Code, Handle, Kind, Queue, Waker};
 use super::{Config, fault, settings};
 use crate::{Error, Isolation, Millis, Offset, Reader, RecordBatch, Result, StartFrom, TopicPartition};
 use std::collections::BTreeMap;
@@ -20,7 +20,12 @@ pub struct KafkaReader {
     events: Queue,
     isolation: Isolation,
     request_timeout: Duration,
+    /// When the stable ends were last asked for, by both clocks, and the answer that is still to come.
+    proof: (Instant, Millis, Option<Asked>),
 }
+
+/// How often a reader that stands at an end proves that it still does.
+const PROVE_EVERY: Duration = Duration::from_millis(500);
 
 impl KafkaReader {
     /// Opens a reader of nothing.
@@ -33,6 +38,7 @@ impl KafkaReader {
             events,
             isolation,
             request_timeout: config.request_timeout,
+            proof: (Instant::now(), now(), None),
         })
     }
 
@@ -73,6 +79,31 @@ impl KafkaReader {
         found.collect()
     }
 
+    /// Keeps [`Reader::at_end`] young while nothing comes: the brokers tell an end once, so the reader asks where the
+    /// end was. A position at or behind it had seen everything that was stable when it asked.
+    fn prove(&mut self) {
+        let (asked_at, millis, asked) = &mut self.proof;
+        if let Some(answer) = asked.as_ref().and_then(|asked| asked.answer(Duration::ZERO)) {
+            *asked = None;
+            for end in answer.unwrap_or_default() {
+                let seen = end.code == Code::RD_KAFKA_RESP_ERR_NO_ERROR;
+                if let Some(slot) = self.gather.slot(&end.at).filter(|slot| seen && slot.position >= Some(end.offset)) {
+                    slot.at_end = slot.at_end.max(Some(*millis));
+                }
+            }
+        }
+        if asked.is_some() || asked_at.elapsed() < PROVE_EVERY {
+            return;
+        }
+        let standing: Vec<_> = self.gather.slots().iter().filter(|slot| slot.at_end.is_some()).collect();
+        (*asked_at, *millis) = (Instant::now(), now());
+        if !standing.is_empty() {
+            let admin = Admin { handle: self.gather.handle(), timeout: Duration::from_secs(5) };
+            let ends = List::of(standing.into_iter().map(|slot| (&slot.at, END)));
+            *asked = admin.ask_offsets(&ends, self.isolation).ok();
+        }
+    }
+
     /// Fails for a topic or partition that is not there.
     fn require(&mut self, partitions: &[(TopicPartition, StartFrom)]) -> Result<()> {
         let timeout = self.request_timeout;
@@ -107,6 +138,7 @@ impl Reader for KafkaReader {
         self.require(partitions)?;
         let resolved = self.resolve(partitions)?;
         self.stop_all()?;
+        self.proof.2 = None;
         let position = |at: &TopicPartition, from: StartFrom| match from {
             StartFrom::Offset(offset) => Some(offset),
             StartFrom::Start | StartFrom::End => resolved.get(at).copied(),
@@ -138,6 +170,7 @@ impl Reader for KafkaReader {
             if taken > 0 {
                 return Ok(taken);
             }
+            self.prove();
             if !self.gather.wait(end) {
                 self.gather.check_reach("read")?;
                 return Ok(0);

@@ -61,16 +61,15 @@ type Options = *mut c::rd_kafka_AdminOptions_t;
 type Answer = *mut c::rd_kafka_event_t;
 
 impl Admin<'_> {
-    /// Sends a request and reads its answer.
+    /// Sends a request; its answer will stand in the queue.
     ///
     /// # Safety
-    /// `send` hands options and queue to the one call that `api` names; `read` copies what it needs of the answer.
-    unsafe fn ask<T>(
+    /// `send` hands options and queue to the one call that `api` names.
+    unsafe fn send(
         &self,
         api: Api,
         send: impl FnOnce(*mut c::rd_kafka_t, Options, *mut c::rd_kafka_queue_t) -> Result<(), Fault>,
-        read: impl FnOnce(Answer) -> T,
-    ) -> Result<T, Fault> {
+    ) -> Result<Queue, Fault> {
         let queue = Queue::new(self.handle);
         let mut reason: [c_char; 256] = [0; 256];
         // SAFETY: the instance lives; the options are ours, copied by the request, and freed after it.
@@ -82,6 +81,21 @@ impl Admin<'_> {
             c::rd_kafka_AdminOptions_destroy(options);
             sent?;
         }
+        Ok(queue)
+    }
+
+    /// Sends a request and reads its answer.
+    ///
+    /// # Safety
+    /// As for `send`; `read` knows answers of that call, and copies what it needs.
+    unsafe fn ask<T>(
+        &self,
+        api: Api,
+        send: impl FnOnce(*mut c::rd_kafka_t, Options, *mut c::rd_kafka_queue_t) -> Result<(), Fault>,
+        read: impl FnOnce(Answer) -> T,
+    ) -> Result<T, Fault> {
+        // SAFETY: by the caller's promise.
+        let queue = unsafe { self.send(api, send) }?;
         // The request ends by itself at its limit; the addition only guards against a library that does not answer.
         let event = queue.poll(self.timeout.saturating_add(Duration::from_secs(5)));
         let event = event.ok_or_else(|| Fault::of(Code::RD_KAFKA_RESP_ERR__TIMED_OUT))?;
@@ -244,27 +258,28 @@ impl Admin<'_> {
 
     /// Looks offsets up: each entry's offset is −2 for the start, −1 for the end, or a time in ms.
     pub fn offsets(&self, wanted: &List, isolation: Isolation) -> Result<Vec<Entry>, Fault> {
+        let asked = self.ask_offsets(wanted, isolation)?;
+        let limit = self.timeout.saturating_add(Duration::from_secs(5));
+        asked.answer(limit).unwrap_or_else(|| Err(Fault::of(Code::RD_KAFKA_RESP_ERR__TIMED_OUT)))
+    }
+
+    /// Asks as [`Admin::offsets`] does, without waiting.
+    pub fn ask_offsets(&self, wanted: &List, isolation: Isolation) -> Result<Asked, Fault> {
         use c::rd_kafka_IsolationLevel_t as Level;
         let level = match isolation {
             Isolation::ReadCommitted => Level::RD_KAFKA_ISOLATION_LEVEL_READ_COMMITTED,
             Isolation::ReadUncommitted => Level::RD_KAFKA_ISOLATION_LEVEL_READ_UNCOMMITTED,
         };
-        // SAFETY: the list lives over the call, which copies it; the error object is ours; the answer is copied.
-        unsafe {
+        // SAFETY: the list lives over the call, which copies it; the error object is ours.
+        let queue = unsafe {
             let send = |rk, options: Options, queue| {
                 Fault::take(c::rd_kafka_AdminOptions_set_isolation_level(options, level))?;
                 c::rd_kafka_ListOffsets(rk, wanted.raw(), options, queue);
                 Ok(())
             };
-            self.ask(Api::RD_KAFKA_ADMIN_OP_LISTOFFSETS, send, |answer| {
-                let mut count = 0;
-                let result = c::rd_kafka_event_ListOffsets_result(answer);
-                let all = array(c::rd_kafka_ListOffsets_result_infos(result, &mut count), count);
-                all.iter()
-                    .map(|info| entry(&*c::rd_kafka_ListOffsetsResultInfo_topic_partition(*info)))
-                    .collect()
-            })
-        }
+            self.send(Api::RD_KAFKA_ADMIN_OP_LISTOFFSETS, send)?
+        };
+        Ok(Asked { queue })
     }
 
     /// The names of all groups.
@@ -400,6 +415,29 @@ impl Admin<'_> {
             let names = topics.iter().map(|topic| text(topic.topic)).collect();
             c::rd_kafka_metadata_destroy(metadata);
             Ok(names)
+        }
+    }
+}
+
+/// A look-up of offsets that is under way.
+#[derive(Debug)]
+pub struct Asked {
+    queue: Queue,
+}
+
+impl Asked {
+    /// The answer, if it comes within this time.
+    pub fn answer(&self, limit: Duration) -> Option<Result<Vec<Entry>, Fault>> {
+        let event = self.queue.poll(limit)?;
+        if let Err(found) = event.fault() {
+            return Some(Err(found));
+        }
+        // SAFETY: the queue gets nothing but the answer to the one request; the answer is copied.
+        unsafe {
+            let mut count = 0;
+            let result = c::rd_kafka_event_ListOffsets_result(event.raw.as_ptr());
+            let all = array(c::rd_kafka_ListOffsets_result_infos(result, &mut count), count);
+            Some(Ok(all.iter().map(|info| entry(&*c::rd_kafka_ListOffsetsResultInfo_topic_partition(*info))).collect()))
         }
     }
 }
