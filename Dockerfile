@@ -1,0 +1,12 @@
+# The one binary, with TLS and SCRAM to Kafka.
+FROM rust:1.95-bookworm AS build
+RUN apt-get update && apt-get install -y --no-install-recommends libssl-dev pkg-config && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY . .
+RUN cargo build --release --locked -p trunkline --features kafka-tls
+
+FROM debian:bookworm-slim
+RUN apt-get update && apt-get install -y --no-install-recommends libssl3 ca-certificates && rm -rf /var/lib/apt/lists/*
+COPY --from=build /src/target/release/trunkline /usr/local/bin/trunkline
+USER nobody
+ENTRYPOINT ["trunkline"]
