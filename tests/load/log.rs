@@ -55,7 +55,11 @@ fn small_transactions(log: &SharedLog, paced: bool) {
         tell.send(()).expect("the other thread waits");
         let (mut batch, mut late) = (RecordBatch::default(), Vec::new());
         while !reader_stop.load(Ordering::Relaxed) {
-            if reader.poll(&mut batch, 1 << 20, Duration::from_millis(50)).expect("poll") > 0 {
+            if reader
+                .poll(&mut batch, 1 << 20, Duration::from_millis(50))
+                .expect("poll")
+                > 0
+            {
                 late.push(nanos(began) - seen_sent.load(Ordering::SeqCst));
             }
         }
@@ -82,10 +86,16 @@ fn small_transactions(log: &SharedLog, paced: bool) {
     }
     stop.store(true, Ordering::Relaxed);
     let late = reader.expect("a thread").join().expect("the reader ends");
-    let late = late.into_iter().map(|n| Duration::from_nanos(u64::try_from(n).unwrap_or(0))).collect();
+    let late = late
+        .into_iter()
+        .map(|n| Duration::from_nanos(u64::try_from(n).unwrap_or(0)))
+        .collect();
     let how = if paced { "200 a second" } else { "back to back" };
     println!("transaction of one record and one offset, {how}: {SMALL} times");
-    println!("  begin to committed       {}   (asked for: p50 about 3 ms)", percentiles(commits));
+    println!(
+        "  begin to committed       {}   (asked for: p50 about 3 ms)",
+        percentiles(commits)
+    );
     println!("  begin to a reader        {}", percentiles(late));
 }
 
@@ -103,7 +113,10 @@ fn copy(log: &SharedLog) {
         session.begin().expect("begin");
         let opened = Instant::now();
         while opened.elapsed() < Duration::from_millis(100) && copied < COPY_RECORDS {
-            match member.poll(&mut batch, 1 << 20, Duration::from_millis(20)).expect("poll") {
+            match member
+                .poll(&mut batch, 1 << 20, Duration::from_millis(20))
+                .expect("poll")
+            {
                 Event::Records => {}
                 Event::Idle => continue,
                 other => panic!("{other:?}"),
@@ -111,14 +124,23 @@ fn copy(log: &SharedLog) {
             out.clear();
             for r in batch.iter() {
                 let partition = r.partition().partition;
-                let record = OutRecord { topic: &to, partition: Some(partition), timestamp: None, key: r.key(), value: r.value() };
+                let record = OutRecord {
+                    topic: &to,
+                    partition: Some(partition),
+                    timestamp: None,
+                    key: r.key(),
+                    value: r.value(),
+                };
                 out.push(record, []);
                 *next.get_mut(usize::try_from(partition).expect("few")).expect("few") = r.offset() + 1;
             }
             copied += batch.len();
             session.send(&out).expect("send");
         }
-        let offsets: Vec<_> = (0..).zip(&next).map(|(p, o)| (TopicPartition::new(from.clone(), p), *o)).collect();
+        let offsets: Vec<_> = (0..)
+            .zip(&next)
+            .map(|(p, o)| (TopicPartition::new(from.clone(), p), *o))
+            .collect();
         let membership = member.member().expect("a member");
         let outcome = session.commit(Some((&membership, &offsets)));
         assert!(matches!(outcome, Outcome::Committed(_)), "{outcome:?}");
@@ -127,7 +149,11 @@ fn copy(log: &SharedLog) {
     let (took, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - cpu);
     let count = f64::from(u32::try_from(copied).expect("few"));
     println!("exactly-once copy of {COPY_RECORDS} records of {COPY_BYTES} B, {commits} commits");
-    println!("  {:.0} records/s, {:.0} records per CPU second of this process", count / took, count / cpu);
+    println!(
+        "  {:.0} records/s, {:.0} records per CPU second of this process",
+        count / took,
+        count / cpu
+    );
 }
 
 fn fill(log: &SharedLog, topic: &Arc<str>) {
@@ -148,23 +174,43 @@ fn fill(log: &SharedLog, topic: &Arc<str>) {
     }
     let count = f64::from(u32::try_from(COPY_RECORDS).expect("few"));
     let (took, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - cpu);
-    println!("writing them: {:.0} records/s, {:.0} records per CPU second", count / took, count / cpu);
+    println!(
+        "writing them: {:.0} records/s, {:.0} records per CPU second",
+        count / took,
+        count / cpu
+    );
 }
 
 fn record<'a>(topic: &'a Arc<str>, partition: i32, value: &'a [u8]) -> OutRecord<'a> {
-    OutRecord { topic, partition: Some(partition), timestamp: None, key: None, value: Some(value) }
+    OutRecord {
+        topic,
+        partition: Some(partition),
+        timestamp: None,
+        key: None,
+        value: Some(value),
+    }
 }
 
 fn topic(log: &SharedLog, partitions: i32) -> Arc<str> {
     let name = world::unique("load");
     let config = TopicConfig::new(Cleanup::Delete);
-    log.create_topics(&[TopicSpec { name: name.clone(), partitions, replication: None, config }]).expect("a topic");
+    log.create_topics(&[TopicSpec {
+        name: name.clone(),
+        partitions,
+        replication: None,
+        config,
+    }])
+    .expect("a topic");
     name.into()
 }
 
 fn session(log: &SharedLog) -> Box<dyn Session> {
     let transaction_timeout = Duration::from_secs(10);
-    log.session(SessionConfig { transactional_id: world::unique("load"), transaction_timeout }).expect("a session")
+    log.session(SessionConfig {
+        transactional_id: world::unique("load"),
+        transaction_timeout,
+    })
+    .expect("a session")
 }
 
 /// A member that reads the whole topic from its start.
@@ -190,7 +236,13 @@ fn joined(log: &SharedLog, topic: &Arc<str>) -> Box<dyn GroupConsumer> {
 fn percentiles(mut all: Vec<Duration>) -> String {
     all.sort();
     let at = |part: usize| all.get(all.len() * part / 1000).copied().unwrap_or_default();
-    format!("p50 {:.2?}  p90 {:.2?}  p99 {:.2?}  max {:.2?}", at(500), at(900), at(990), at(999))
+    format!(
+        "p50 {:.2?}  p90 {:.2?}  p99 {:.2?}  max {:.2?}",
+        at(500),
+        at(900),
+        at(990),
+        at(999)
+    )
 }
 
 fn nanos(since: Instant) -> i64 {
@@ -207,6 +259,8 @@ fn cpu_seconds() -> f64 {
 
 #[expect(clippy::disallowed_methods, reason = "a measurement runs on the machine's clock")]
 fn now() -> Millis {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+    let since = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .expect("after 1970");
     Millis::try_from(since.as_millis()).expect("before the end of time")
 }

@@ -238,7 +238,10 @@ impl KafkaGroup {
             }
         };
         let all = List::of(slots.iter().map(|slot| (&slot.at, position(slot))));
-        let run: Vec<_> = slots.iter().filter(|slot| slot.started && !slot.paused && slot.at != *moved).collect();
+        let run: Vec<_> = slots
+            .iter()
+            .filter(|slot| slot.started && !slot.paused && slot.at != *moved)
+            .collect();
         let run = List::of(run.into_iter().map(|slot| (&slot.at, 0)));
         let everything: Vec<_> = slots.iter().map(|slot| slot.at.clone()).collect();
         let handle = self.handle().clone();

@@ -390,7 +390,11 @@ impl Event<'_> {
         let (code, said, fatal) = unsafe {
             let raw = self.raw.as_ptr();
             let fatal = self.what() == What::Error && c::rd_kafka_event_error_is_fatal(raw) != 0;
-            (c::rd_kafka_event_error(raw), text(c::rd_kafka_event_error_string(raw)), fatal)
+            (
+                c::rd_kafka_event_error(raw),
+                text(c::rd_kafka_event_error_string(raw)),
+                fatal,
+            )
         };
         Fault::check(code).map_err(|fault| Fault {
             fatal,

@@ -87,7 +87,11 @@ impl KafkaReader {
             *asked = None;
             for end in answer.unwrap_or_default() {
                 let seen = end.code == Code::RD_KAFKA_RESP_ERR_NO_ERROR;
-                if let Some(slot) = self.gather.slot(&end.at).filter(|slot| seen && slot.position >= Some(end.offset)) {
+                if let Some(slot) = self
+                    .gather
+                    .slot(&end.at)
+                    .filter(|slot| seen && slot.position >= Some(end.offset))
+                {
                     slot.at_end = slot.at_end.max(Some(*millis));
                 }
             }
@@ -95,10 +99,18 @@ impl KafkaReader {
         if asked.is_some() || asked_at.elapsed() < PROVE_EVERY {
             return;
         }
-        let standing: Vec<_> = self.gather.slots().iter().filter(|slot| slot.at_end.is_some()).collect();
+        let standing: Vec<_> = self
+            .gather
+            .slots()
+            .iter()
+            .filter(|slot| slot.at_end.is_some())
+            .collect();
         (*asked_at, *millis) = (Instant::now(), now());
         if !standing.is_empty() {
-            let admin = Admin { handle: self.gather.handle(), timeout: Duration::from_secs(5) };
+            let admin = Admin {
+                handle: self.gather.handle(),
+                timeout: Duration::from_secs(5),
+            };
             let ends = List::of(standing.into_iter().map(|slot| (&slot.at, END)));
             *asked = admin.ask_offsets(&ends, self.isolation).ok();
         }

@@ -260,7 +260,9 @@ impl Admin<'_> {
     pub fn offsets(&self, wanted: &List, isolation: Isolation) -> Result<Vec<Entry>, Fault> {
         let asked = self.ask_offsets(wanted, isolation)?;
         let limit = self.timeout.saturating_add(Duration::from_secs(5));
-        asked.answer(limit).unwrap_or_else(|| Err(Fault::of(Code::RD_KAFKA_RESP_ERR__TIMED_OUT)))
+        asked
+            .answer(limit)
+            .unwrap_or_else(|| Err(Fault::of(Code::RD_KAFKA_RESP_ERR__TIMED_OUT)))
     }
 
     /// Asks as [`Admin::offsets`] does, without waiting.
@@ -437,7 +439,10 @@ impl Asked {
             let mut count = 0;
             let result = c::rd_kafka_event_ListOffsets_result(event.raw.as_ptr());
             let all = array(c::rd_kafka_ListOffsets_result_infos(result, &mut count), count);
-            Some(Ok(all.iter().map(|info| entry(&*c::rd_kafka_ListOffsetsResultInfo_topic_partition(*info))).collect()))
+            Some(Ok(all
+                .iter()
+                .map(|info| entry(&*c::rd_kafka_ListOffsetsResultInfo_topic_partition(*info)))
+                .collect()))
         }
     }
 }
