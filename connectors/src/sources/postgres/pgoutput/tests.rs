@@ -1,3 +1,5 @@
+//! The decoder over real messages, cut ones and garbage.
+
 use super::*;
 use proptest::prelude::*;
 
