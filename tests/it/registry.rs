@@ -11,6 +11,7 @@ use registry::{Catalog, Error, Level, Registry, SharedRegistry, Version, rest};
 use schemas::evolution;
 use schemas::ids::SchemaId;
 use schemas::schema::Schema;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A registry's REST API on a port of its own, until it is dropped.
@@ -152,6 +153,47 @@ fn the_embedded_registry_on_kafka_passes_the_suite_and_survives() {
     drop(registry);
     let again = Embedded::open(log).expect("a registry");
     assert_eq!(again.latest(&subject).expect("the latest").id, id);
+}
+
+#[test]
+fn two_embedded_registries_on_kafka_never_give_an_id_twice() {
+    let kafka = || log::kafka::KafkaLog::connect(log::kafka::Config::new(world::kafka())).expect("a log");
+    let registries = [
+        Embedded::open(kafka()).expect("a registry"),
+        Embedded::open(kafka()).expect("a registry"),
+    ];
+    let subject = world::unique("two");
+    let register = &|who: usize, at: usize| {
+        // Every other schema is one that both register.
+        let name = if at.is_multiple_of(2) {
+            format!("both{at}")
+        } else {
+            format!("own{who}_{at}")
+        };
+        let schema = record(&format!(r#"{{"name":"{name}","type":["null","int"],"default":null}}"#));
+        let id = registries[who]
+            .register(&format!("{subject}-{who}-{at}"), &schema)
+            .expect("a schema id");
+        (name, id)
+    };
+    let given: Vec<(String, SchemaId)> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..2)
+            .map(|who| scope.spawn(move || (0..10).map(|at| register(who, at)).collect::<Vec<_>>()))
+            .collect();
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().expect("a writer"))
+            .collect()
+    });
+    let mut by_id = BTreeMap::new();
+    for (name, id) in given {
+        let before = by_id.insert(id, name.clone());
+        assert!(
+            before.is_none_or(|before| before == name),
+            "id {id} stands for two schemas"
+        );
+    }
+    assert_eq!(by_id.len(), 15, "five shared schemas and five of each");
 }
 
 #[test]

@@ -24,7 +24,8 @@ pub const TOPIC: &str = "_schemas";
 
 const TRANSACTIONAL_ID: &str = "trunkline-schema-registry";
 const BATCH_BYTES: usize = 1 << 20;
-const ATTEMPTS: u32 = 5;
+const ATTEMPTS: u32 = 8;
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const READ_LIMIT: Duration = Duration::from_secs(30);
 
 /// A registry in the log.
@@ -37,7 +38,8 @@ struct Inner {
     state: State,
     reader: Box<dyn Reader>,
     batch: RecordBatch,
-    /// Opened by the first write: a node that only reads never takes the session from one that writes.
+    /// Opened by the first write: a node that only reads never takes the session from one that writes. While it is here,
+    /// the state is all that was written.
     session: Option<Box<dyn Session>>,
 }
 
@@ -150,67 +152,90 @@ impl Embedded {
     /// Writes what `decide` says, deciding anew whenever somebody else may have written in between.
     fn write(&self, attempted: &str, decide: impl Fn(&State) -> Result<Step>) -> Result<SchemaId> {
         let mut inner = self.locked();
-        let mut reason = String::new();
-        for _ in 0..ATTEMPTS {
-            self.take_session(&mut inner)?;
-            let (id, record) = match decide(&inner.state)? {
-                Step::Known(id) => return Ok(id),
-                Step::Write(id, record) => (id, record),
-            };
-            match self.commit(&mut inner, &record) {
-                Ok(()) => {
-                    // What is read back is what counts; the reader comes past our own record.
-                    self.catch_up_to(&mut inner, At::End)?;
-                    return Ok(id);
-                }
-                // Taken over, or nobody knows: the next round takes the session back and reads what is there.
-                Err(why) => {
-                    inner.session = None;
-                    reason = why;
-                }
+        let mut last = self.unavailable(attempted, "it was not tried");
+        for attempt in 0..ATTEMPTS {
+            if attempt > 0 {
+                // Two writers that take the session from one another must fall out of step.
+                std::thread::sleep(FIRST_PAUSE * 2_u32.pow(attempt - 1));
+            }
+            match self.try_write(&mut inner, attempted, &decide) {
+                Err(Attempt::Again(error)) => last = error,
+                Err(Attempt::Final(error)) => return Err(error),
+                Ok(id) => return Ok(id),
             }
         }
-        Err(self.unavailable(attempted, reason))
+        Err(last)
     }
 
-    /// Holds the session. Whoever takes it has everything that others wrote, since theirs can commit no more.
-    fn take_session(&self, inner: &mut Inner) -> Result<()> {
-        if inner.session.is_some() {
-            return Ok(());
-        }
+    fn try_write(
+        &self,
+        inner: &mut Inner,
+        attempted: &str,
+        decide: &impl Fn(&State) -> Result<Step>,
+    ) -> Result<SchemaId, Attempt> {
+        // The session is put back only when all that it wrote was read back: whoever finds it there may decide.
+        let mut session = match inner.session.take() {
+            Some(session) => session,
+            None => self.take_over(inner)?,
+        };
+        let (id, record) = match decide(&inner.state) {
+            Ok(Step::Write(id, record)) => (id, record),
+            known_or_refused => {
+                inner.session = Some(session);
+                return match known_or_refused {
+                    Ok(Step::Known(id) | Step::Write(id, _)) => Ok(id),
+                    Err(error) => Err(Attempt::Final(error)),
+                };
+            }
+        };
+        // Taken over, or nobody knows: the next attempt takes the session back and reads what is there.
+        commit(&mut *session, &record).map_err(|reason| Attempt::Again(self.unavailable(attempted, reason)))?;
+        self.catch_up_to(inner, At::End).map_err(Attempt::Final)?;
+        inner.session = Some(session);
+        Ok(id)
+    }
+
+    /// Takes the one session over. Whoever has it knows everything that others wrote, since theirs can commit no more.
+    fn take_over(&self, inner: &mut Inner) -> Result<Box<dyn Session>, Attempt> {
+        const ATTEMPTED: &str = "write to the topic _schemas";
         let config = SessionConfig {
             transactional_id: TRANSACTIONAL_ID.to_owned(),
             transaction_timeout: Duration::from_secs(10),
         };
-        inner.session = Some(
-            self.log
-                .session(config)
-                .map_err(|e| self.failed("write to _schemas", &e))?,
-        );
-        self.catch_up_to(inner, At::End)
+        let session = self.log.session(config).map_err(|e| match e {
+            log::Error::Fenced { .. } => Attempt::Again(self.unavailable(ATTEMPTED, e.to_string())),
+            e => Attempt::Final(self.failed(ATTEMPTED, &e)),
+        })?;
+        self.catch_up_to(inner, At::End).map_err(Attempt::Final)?;
+        Ok(session)
     }
+}
 
-    fn commit(&self, inner: &mut Inner, record: &Record) -> Result<(), String> {
-        let Some(session) = &mut inner.session else {
-            return Err("there is no session".to_owned());
-        };
-        let topic: Arc<str> = TOPIC.into();
-        let (key, value) = record.write();
-        let mut batch = OutBatch::default();
-        let out = OutRecord {
-            topic: &topic,
-            partition: Some(0),
-            timestamp: None,
-            key: Some(&key),
-            value: Some(&value),
-        };
-        batch.push(out, []);
-        session.begin().map_err(|e| e.to_string())?;
-        session.send(&batch).map_err(|e| e.to_string())?;
-        match session.commit(None) {
-            Outcome::Committed(_) => Ok(()),
-            Outcome::Aborted { reason, .. } | Outcome::Unknown { reason } => Err(reason),
-        }
+/// How an attempt to write failed.
+enum Attempt {
+    /// Another may do better: somebody else has written, or nobody knows.
+    Again(Error),
+    /// It would come to the same.
+    Final(Error),
+}
+
+fn commit(session: &mut dyn Session, record: &Record) -> Result<(), String> {
+    let topic: Arc<str> = TOPIC.into();
+    let (key, value) = record.write();
+    let mut batch = OutBatch::default();
+    let out = OutRecord {
+        topic: &topic,
+        partition: Some(0),
+        timestamp: None,
+        key: Some(&key),
+        value: Some(&value),
+    };
+    batch.push(out, []);
+    session.begin().map_err(|e| e.to_string())?;
+    session.send(&batch).map_err(|e| e.to_string())?;
+    match session.commit(None) {
+        Outcome::Committed(_) => Ok(()),
+        Outcome::Aborted { reason, .. } | Outcome::Unknown { reason } => Err(reason),
     }
 }
 
