@@ -299,6 +299,13 @@ fn served(raw: &Raw<'_>, topic: &TopicSpec) -> Result<bool, Fault> {
 
 /// A partition whose leader is not found is not there, or has none now.
 fn leaderless(raw: &Raw<'_>, at: &TopicPartition, found: Fault) -> Fault {
+    use Code as C;
+    // After a broker was started anew the library knows its partitions' old epochs and does not look again by itself;
+    // a look at everything puts the new ones in their place.
+    if matches!(found.code, C::RD_KAFKA_RESP_ERR_FENCED_LEADER_EPOCH | C::RD_KAFKA_RESP_ERR_UNKNOWN_LEADER_EPOCH) {
+        drop(raw.topics());
+        return found;
+    }
     if found.code != Code::RD_KAFKA_RESP_ERR__NOENT {
         return found;
     }
