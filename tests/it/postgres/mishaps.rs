@@ -48,7 +48,11 @@ fn open(place: &str) -> (SharedLog, SharedRegistry) {
             let dir = Path::new(dir).to_path_buf();
             log::embedded::EmbeddedLog::open(log::embedded::Config::new(Some(dir), clock())).unwrap()
         }
-        (_, address) => log::kafka::KafkaLog::connect(log::kafka::Config::new(address)).unwrap(),
+        (_, address) => {
+            let mut config = log::kafka::Config::new(address);
+            config.request_timeout = Duration::from_secs(5);
+            log::kafka::KafkaLog::connect(config).unwrap()
+        }
     };
     let registry = Arc::new(registry::embedded::Embedded::open(log.clone()).unwrap());
     (log, registry)
@@ -116,19 +120,19 @@ fn bank(database: &Database) {
     );
 }
 
-/// Moves money until it is dropped: every transaction changes both tables; some change many rows, some nothing at all.
+/// Moves money until it is dropped, or a number of times: every transaction changes both tables; some change many rows, some nothing at all.
 struct Business {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Business {
-    fn begin(database: &Arc<Database>) -> Self {
+    fn begin(database: &Arc<Database>, transactions_max: u64) -> Self {
         let (stop, database) = (Arc::new(AtomicBool::new(false)), database.clone());
         let inside = stop.clone();
         let thread = std::thread::spawn(move || {
             let mut n = 0_u64;
-            while !inside.load(Ordering::Relaxed) {
+            while n < transactions_max && !inside.load(Ordering::Relaxed) {
                 n += 1;
                 let many = if n % 10 == 0 { 1500 } else { 3 };
                 let end = if n % 7 == 0 { "ROLLBACK" } else { "COMMIT" };
@@ -251,7 +255,7 @@ fn survives_deaths(place: &str, log: impl Fn() -> (SharedLog, SharedRegistry)) {
     let (name, url) = (setting.name.clone(), setting.url.clone());
     // An embedded log is one process's at a time: the child's.
     drop(setting);
-    let business = Business::begin(&database);
+    let business = Business::begin(&database, u64::MAX);
     for death in DEATHS {
         let mut child = Killed::start(place, &url, &name, death);
         child.died(death);
@@ -308,7 +312,7 @@ fn a_database_that_stops_and_starts_is_waited_for() {
     topic.lines(3002);
     connector.wait_for(State::Running);
     for _ in 0..2 {
-        drop(Business::begin(&database));
+        drop(Business::begin(&database, 300));
         cluster.kill();
         let report = connector.wait_for(State::Retrying);
         assert!(report.cause.unwrap().contains("PostgreSQL at 127.0.0.1"));
@@ -334,7 +338,7 @@ fn a_log_that_stops_and_starts_is_waited_for() {
     let mut topic = setting.topic();
     topic.lines(3002);
     connector.wait_for(State::Running);
-    let business = Business::begin(&database);
+    let business = Business::begin(&database, 300);
     broker.kill();
     let report = connector.wait_for(State::Retrying);
     assert!(report.next.unwrap().contains("start the log"));
@@ -356,7 +360,7 @@ fn the_later_of_two_rivals_takes_over_and_the_other_says_so() {
     topic.lines(3002);
     first.wait_for(State::Running);
     let second = setting.start(&database);
-    let business = Business::begin(&database);
+    let business = Business::begin(&database, 300);
     let report = first.handle.clone();
     let error = first.ended().unwrap_err();
     assert!(matches!(error, Error::Fenced { .. }), "{error:?}");

@@ -19,7 +19,7 @@ use schemas::wire;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 
@@ -285,11 +285,19 @@ pub struct Connector {
 impl Connector {
     /// Waits for a state, and gives the report.
     pub fn wait_for(&self, state: State) -> Report {
-        wait_for(
-            &format!("state {} (now {:?})", state.name(), self.handle.report()),
-            LIMIT,
-            || Some(self.handle.report()).filter(|report| report.state == state),
-        )
+        let end = Instant::now() + LIMIT;
+        loop {
+            let report = self.handle.report();
+            if report.state == state {
+                return report;
+            }
+            assert!(
+                Instant::now() < end,
+                "waited {LIMIT:?} in vain for {}, it is {report:?}",
+                state.name()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Stops it; gives how it ended.

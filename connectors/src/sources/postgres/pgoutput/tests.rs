@@ -1,5 +1,3 @@
-//! The decoder over real messages, cut ones and garbage.
-
 use super::*;
 use proptest::prelude::*;
 
