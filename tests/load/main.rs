@@ -7,11 +7,13 @@ mod world;
 
 mod edge;
 mod log;
+mod runtime;
 mod store;
 
 const USAGE: &str = "usage: load WHAT
   edge [embedded|kafka] [ROWS]   intake, idle polls, long polls; edge and devices in this one process
   store [fjall|sled] [ROWS] [VALUE BYTES] [MEMORY MIB]   fill, read, scan, reopen
+  runtime [kafka|embedded]   a copy, a count with state, one record at a time, through the stream runtime
   log [kafka|embedded]   small transactions and an exactly-once copy; kafka: see tests/run up";
 
 fn main() -> anyhow::Result<()> {
@@ -19,6 +21,7 @@ fn main() -> anyhow::Result<()> {
     let rest = words.get(1..).unwrap_or_default();
     match words.first().map(String::as_str) {
         Some("edge") => crate::edge::run(rest),
+        Some("runtime") => crate::runtime::run(rest),
         Some("store") => crate::store::run(rest),
         Some("log") => crate::log::run(rest),
         _ => Err(anyhow::anyhow!(USAGE)),

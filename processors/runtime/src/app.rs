@@ -139,7 +139,7 @@ impl Config {
             threads: 1,
             dir: dir.into(),
             engine: store::Engine::default(),
-            store_memory_bytes: 64 << 20,
+            store_memory_bytes: 32 << 20,
             commit_interval: Duration::from_millis(100),
             commit_bytes_max: 16 << 20,
             transaction_timeout: Duration::from_secs(10),

@@ -1,0 +1,295 @@
+//! How fast the stream runtime is on top of the log: a copy, a count with state, and one record at a time.
+//!
+//! Guarantees: the application runs as a node runs it, on one stream thread. Never: settings that a node would not
+//! run with.
+
+use crate::world;
+use log::embedded::EmbeddedLog;
+use log::kafka::KafkaLog;
+use log::{
+    At, Cleanup, Isolation, Millis, OutBatch, OutRecord, RecordBatch, SharedLog, StartFrom, TopicConfig,
+    TopicPartition, TopicSpec,
+};
+use process::{Readiness, Tasks, telemetry};
+use runtime::{Application, Config, Context, Effects, Factory, FirstStart, Processor, State, SubTopology, TaskInfo};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const COPY_RECORDS: usize = 2_000_000;
+const COUNT_RECORDS: usize = 1_000_000;
+const COUNT_KEYS: usize = 100_000;
+const VALUE_BYTES: usize = 200;
+const SINGLES: usize = 1_000;
+const PARTITIONS: i32 = 4;
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// Writes what it reads.
+struct Copy(Arc<str>);
+
+impl Processor for Copy {
+    fn step(
+        &mut self,
+        _: Context,
+        records: &RecordBatch,
+        range: Range<usize>,
+        _: &mut State,
+        effects: &mut Effects,
+    ) -> runtime::Result<()> {
+        for r in range.filter_map(|index| records.get(index)) {
+            let partition = Some(r.partition().partition);
+            let out = OutRecord {
+                topic: &self.0,
+                partition,
+                timestamp: None,
+                key: r.key(),
+                value: r.value(),
+            };
+            effects.emit(out, []);
+        }
+        Ok(())
+    }
+}
+
+/// Counts by key, and writes each count.
+struct Count(Arc<str>);
+
+impl Processor for Count {
+    fn step(
+        &mut self,
+        _: Context,
+        records: &RecordBatch,
+        range: Range<usize>,
+        state: &mut State,
+        effects: &mut Effects,
+    ) -> runtime::Result<()> {
+        for r in range.filter_map(|index| records.get(index)) {
+            let key = r.key().unwrap_or_default();
+            let before = state
+                .get(key)?
+                .and_then(|value| value.as_ref().try_into().ok())
+                .map_or(0, u64::from_be_bytes);
+            let after = (before + 1).to_be_bytes();
+            state.put(key, after.to_vec());
+            let partition = Some(r.partition().partition);
+            let out = OutRecord {
+                topic: &self.0,
+                partition,
+                timestamp: None,
+                key: Some(key),
+                value: Some(&after),
+            };
+            effects.emit(out, []);
+        }
+        Ok(())
+    }
+}
+
+/// Runs on Kafka or on the embedded log.
+pub fn run(words: &[String]) -> anyhow::Result<()> {
+    match words.first().map_or("kafka", String::as_str) {
+        "kafka" => measure(&KafkaLog::connect(log::kafka::Config::new(world::kafka()))?),
+        "embedded" => {
+            let directory = tempfile::tempdir()?;
+            let config = log::embedded::Config::new(Some(directory.path().join("log")), Arc::new(now));
+            measure(&EmbeddedLog::open(config)?)
+        }
+        other => anyhow::bail!("{other} is not a home of the log: kafka or embedded"),
+    }
+}
+
+fn measure(log: &SharedLog) -> anyhow::Result<()> {
+    println!("{}", log.describe_self());
+    let dir = tempfile::tempdir()?;
+    let executor = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
+    let guard = executor.enter();
+    bulk(log, dir.path(), &executor, "copy", COPY_RECORDS, |to| {
+        Box::new(Copy(to))
+    })?;
+    bulk(log, dir.path(), &executor, "count", COUNT_RECORDS, |to| {
+        Box::new(Count(to))
+    })?;
+    singles(log, dir.path(), &executor)?;
+    drop(guard);
+    Ok(())
+}
+
+/// An application of one sub-topology from one new topic to another, not yet started.
+struct Line {
+    from: Arc<str>,
+    to: Arc<str>,
+    application: Application,
+    config: Config,
+}
+
+fn line(log: &SharedLog, dir: &Path, make: fn(Arc<str>) -> Box<dyn Processor>) -> Line {
+    let (from, to) = (topic(log), topic(log));
+    let output = to.clone();
+    let factory: Factory = Arc::new(move |_: &TaskInfo| make(output.clone()));
+    let sub = SubTopology {
+        name: "load".to_owned(),
+        inputs: vec![from.to_string()],
+        store: "state".to_owned(),
+        factory,
+        first_start: FirstStart::Earliest,
+    };
+    let application = Application {
+        name: world::unique("load"),
+        subtopologies: vec![sub],
+    };
+    Line {
+        from,
+        to,
+        application,
+        config: Config::new("one", dir),
+    }
+}
+
+/// Everything that waits in the input, in one go.
+fn bulk(
+    log: &SharedLog,
+    dir: &Path,
+    executor: &tokio::runtime::Runtime,
+    what: &str,
+    records: usize,
+    make: fn(Arc<str>) -> Box<dyn Processor>,
+) -> anyhow::Result<()> {
+    let line = line(log, dir, make);
+    fill(log, &line.from, records)?;
+    let inputs: Vec<_> = (0..PARTITIONS)
+        .map(|p| TopicPartition::new(line.from.clone(), p))
+        .collect();
+    let tasks = Tasks::new();
+    let group = line.application.name.clone();
+    let (start, before) = (Instant::now(), telemetry::usage());
+    runtime::run(
+        line.application,
+        line.config,
+        log.clone(),
+        process::clock::system(),
+        &tasks,
+        &Readiness::new(),
+    );
+    let first = world::wait_for("the first commit", LIMIT, || {
+        let committed = log.committed(&group, &inputs).expect("committed offsets");
+        committed
+            .values()
+            .any(|offset| offset.is_some_and(|offset| offset > 0))
+            .then(|| start.elapsed())
+    });
+    let want = i64::try_from(records)?;
+    world::wait_for("everything to be committed", LIMIT, || {
+        std::thread::sleep(Duration::from_millis(20));
+        let committed = log.committed(&group, &inputs).expect("committed offsets");
+        (committed.values().map(|offset| offset.unwrap_or(0)).sum::<i64>() >= want).then_some(())
+    });
+    let (took, after) = (start.elapsed().as_secs_f64(), telemetry::usage());
+    executor.block_on(tasks.join(Duration::from_secs(30)))?;
+    let count = f64::from(u32::try_from(records)?);
+    println!("{what} of {records} records, one thread, {PARTITIONS} partitions");
+    println!(
+        "  {:.0} records/s, {:.0} records per CPU second of this process, {:.0} MB resident; first commit after {first:.2?}",
+        count / took,
+        count / (after.cpu_s - before.cpu_s),
+        after.resident_bytes / 1e6,
+    );
+    Ok(())
+}
+
+/// One record at a time, 200 a second: from the append to a reader of the output.
+fn singles(log: &SharedLog, dir: &Path, executor: &tokio::runtime::Runtime) -> anyhow::Result<()> {
+    let mut line = line(log, dir, |to| Box::new(Count(to)));
+    line.config.touches_view_log = true;
+    let (tasks, readiness) = (Tasks::new(), Readiness::new());
+    runtime::run(
+        line.application,
+        line.config,
+        log.clone(),
+        process::clock::system(),
+        &tasks,
+        &readiness,
+    );
+    world::wait_for("readiness", LIMIT, || readiness.report().ready.then_some(()));
+    let at = TopicPartition::new(line.to.clone(), 0);
+    let mut reader = log.reader(Isolation::ReadCommitted)?;
+    reader.assign(&[(at.clone(), StartFrom::Offset(log.offset(&at, At::Start)?))])?;
+    let (mut late, mut batch) = (Vec::with_capacity(SINGLES), RecordBatch::default());
+    for _ in 0..SINGLES {
+        let mut out = OutBatch::default();
+        let record = OutRecord {
+            topic: &line.from,
+            partition: Some(0),
+            timestamp: None,
+            key: Some(b"[1]"),
+            value: Some(&[b'x'; VALUE_BYTES]),
+        };
+        out.push(record, []);
+        let start = Instant::now();
+        log.append(&out)?;
+        while reader.poll(&mut batch, 1 << 20, Duration::from_secs(1))? == 0 {}
+        late.push(start.elapsed());
+        std::thread::sleep(Duration::from_millis(5).saturating_sub(start.elapsed()));
+    }
+    executor.block_on(tasks.join(Duration::from_secs(30)))?;
+    late.sort();
+    let part = |part: usize| late.get(late.len() * part / 1000).copied().unwrap_or_default();
+    println!("one record at a time, append to a reader of the output, the append included");
+    println!(
+        "  p50 {:.2?}  p90 {:.2?}  p99 {:.2?}  max {:.2?}",
+        part(500),
+        part(900),
+        part(990),
+        part(999)
+    );
+    Ok(())
+}
+
+fn fill(log: &SharedLog, topic: &Arc<str>, records: usize) -> anyhow::Result<()> {
+    let value = [b'x'; VALUE_BYTES];
+    let mut out = OutBatch::default();
+    for n in 0..records {
+        let key = format!("[{}]", n * 7919 % COUNT_KEYS);
+        let partition = Some(i32::try_from(n)? % PARTITIONS);
+        out.push(
+            OutRecord {
+                topic,
+                partition,
+                timestamp: None,
+                key: Some(key.as_bytes()),
+                value: Some(&value),
+            },
+            [],
+        );
+        if out.len() == 20_000 {
+            log.append(&out)?;
+            out.clear();
+        }
+    }
+    log.append(&out)?;
+    Ok(())
+}
+
+fn topic(log: &SharedLog) -> Arc<str> {
+    let name = world::unique("load");
+    let config = TopicConfig::new(Cleanup::Delete);
+    let spec = TopicSpec {
+        name: name.clone(),
+        partitions: PARTITIONS,
+        replication: None,
+        config,
+    };
+    log.create_topics(&[spec]).expect("a topic");
+    name.into()
+}
+
+#[expect(clippy::disallowed_methods, reason = "a measurement runs on the machine's clock")]
+fn now() -> Millis {
+    let since = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .expect("after 1970");
+    Millis::try_from(since.as_millis()).expect("before the end of time")
+}
