@@ -310,7 +310,7 @@ fn what_a_newer_program_wrote_is_refused() {
 #[test]
 fn older_records_come_from_the_store_and_newer_ones_from_the_cache() {
     let mut config = Config::new(None, Arc::new(|| 5));
-    config.cache_bytes = 40_000;
+    config.cache_bytes = 60_000;
     let log = open(config).expect("open");
     let spec = |name: &str| TopicSpec {
         name: name.to_owned(),
@@ -329,42 +329,43 @@ fn older_records_come_from_the_store_and_newer_ones_from_the_cache() {
     let mut want = Vec::new();
     for n in 0..600_i64 {
         session.begin().expect("begin");
-        let mut three = OutBatch::default();
-        for _ in 0..3 {
-            let (topic, value) = (&a.topic, [b'x'; 300]);
-            three.push(
-                OutRecord {
-                    topic,
-                    partition: Some(0),
-                    timestamp: None,
-                    key: None,
-                    value: Some(&value),
-                },
-                [],
-            );
+        let mut many = OutBatch::default();
+        for _ in 0..20 {
+            let record = OutRecord {
+                topic: &a.topic,
+                partition: Some(0),
+                timestamp: None,
+                key: None,
+                value: Some(&[b'x'; 10]),
+            };
+            many.push(record, []);
         }
-        session.send(&three).expect("send");
+        session.send(&many).expect("send");
         session.send(&batch(&b, "beside")).expect("send");
         if n % 5 == 0 {
             session.abort().expect("abort");
         } else {
             assert!(matches!(session.commit(None), Outcome::Committed(_)));
-            want.extend(4 * n..4 * n + 3);
+            want.extend(21 * n..21 * n + 20);
         }
     }
-    for from in [0, 1, 2, 1_199, 2_200, 2_397, 2_399, 2_400] {
-        for max_bytes in [1, 400, 1_000, 10_000, 1_000_000] {
+    for from in [0, 2, 6_000, 11_555, 12_599, 12_600] {
+        // Around the size of a block, where a poll ends just before its end, and far from it.
+        for max_bytes in (1..400).step_by(7).chain([10_000, 1_000_000]) {
             let mut reader = log.reader(Isolation::ReadCommitted).expect("reader");
             reader
                 .assign(&[(a.clone(), StartFrom::Offset(from)), (b.clone(), StartFrom::End)])
                 .expect("assign");
             let (mut read, mut batch) = (Vec::new(), RecordBatch::default());
-            while reader.position(&a) < Some(2_400) {
+            while reader.position(&a) < Some(12_600) {
+                let before = reader.position(&a);
                 reader.poll(&mut batch, max_bytes, Duration::ZERO).expect("poll");
+                assert!(reader.position(&a) > before, "stuck at {before:?}");
                 read.extend(batch.iter().map(|r| r.offset()));
             }
             let want: Vec<i64> = want.iter().copied().filter(|offset| *offset >= from).collect();
-            assert_eq!(read, want, "from {from}, {max_bytes} bytes at a time");
+            let odd = read.iter().zip(&want).find(|(read, want)| read != want);
+            assert!(read == want, "from {from}, {max_bytes} bytes at a time, first odd one: {odd:?}");
         }
     }
 }
