@@ -8,154 +8,20 @@
 //! with exactly the committed state.
 
 mod broker;
+mod counter;
 mod disk;
 mod home;
 
 use super::ThreadDriver;
-use crate::{
-    Application, Config, Context, Effects, Error, FirstStart, Processor, Result, State, SubTopology, TaskInfo,
-};
-use broker::{Broker, Refusal, Rng, SESSION_TIMEOUT, TXN_TIMEOUT, Tasks};
+use crate::{Config, Error};
+use broker::{Broker, Refusal, Rng, SESSION_TIMEOUT, TXN_TIMEOUT};
+use counter::{FULL, Verdict, application, at, tasks};
 use disk::Disk;
 use home::{Home, Killed, Stage};
-use log::{Millis, Offset, OutRecord, RecordBatch, TopicPartition};
+use log::{Millis, Offset};
 use std::collections::BTreeMap;
-use std::ops::{ControlFlow, Range};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
-
-const APPLICATION: &str = "sim";
-/// A count that reaches this begins anew, so that keys are deleted.
-const FULL: u64 = 3;
-
-type Verdict = Arc<Mutex<Option<String>>>;
-
-fn at(topic: &str, partition: i32) -> TopicPartition {
-    TopicPartition::new(topic, partition)
-}
-
-/// Three sub-topologies: one partition, two partitions, two joined inputs.
-fn tasks() -> Tasks {
-    let log = |store: &str, partition| at(&format!("{APPLICATION}.changelog.{store}"), partition);
-    BTreeMap::from([
-        (log("a", 0), vec![at("change", 0)]),
-        (log("b", 0), vec![at("event", 0)]),
-        (log("b", 1), vec![at("event", 1)]),
-        (log("c", 0), vec![at("left", 0), at("right", 0)]),
-    ])
-}
-
-fn application(home: &Home, verdict: &Verdict) -> Application {
-    let sub = |name: &str, inputs: &[&str]| {
-        let (home, verdict) = (home.clone(), verdict.clone());
-        SubTopology {
-            name: name.to_owned(),
-            inputs: inputs.iter().map(|input| (*input).to_owned()).collect(),
-            store: name.to_owned(),
-            factory: Arc::new(move |info: &TaskInfo| {
-                let (topic, partition) = (format!("out.{}", info.id.subtopology).into(), info.id.partition);
-                let changelog = at(&format!("{APPLICATION}.changelog.{}", info.id.subtopology), partition);
-                let (home, verdict) = (home.clone(), verdict.clone());
-                Box::new(Counter {
-                    topic,
-                    partition,
-                    changelog,
-                    home,
-                    verdict,
-                })
-            }),
-            first_start: FirstStart::Earliest,
-        }
-    };
-    Application {
-        name: APPLICATION.to_owned(),
-        subtopologies: vec![
-            sub("a", &["change"]),
-            sub("b", &["event"]),
-            sub("c", &["left", "right"]),
-        ],
-    }
-}
-
-/// Counts records by key; a record whose value is `-` changes nothing.
-struct Counter {
-    topic: Arc<str>,
-    partition: i32,
-    changelog: TopicPartition,
-    home: Home,
-    verdict: Verdict,
-}
-
-impl Processor for Counter {
-    fn step(
-        &mut self,
-        _: Context,
-        records: &RecordBatch,
-        range: Range<usize>,
-        state: &mut State,
-        effects: &mut Effects,
-    ) -> Result<()> {
-        for record in range.filter_map(|index| records.get(index)) {
-            if record.value() == Some(b"-") {
-                continue;
-            }
-            let name = record.key().unwrap();
-            let key = [b"[\"", name, b"\"]"].concat();
-            let count = state
-                .get(&key)?
-                .map_or(0, |v| std::str::from_utf8(&v).unwrap().parse().unwrap())
-                + 1_u64;
-            if count == FULL {
-                state.delete(&key);
-            } else {
-                state.put(&key, count.to_string().into_bytes());
-            }
-            let value = format!("{count} {} {}", record.partition(), record.offset());
-            let record = OutRecord {
-                topic: &self.topic,
-                partition: Some(self.partition),
-                timestamp: None,
-                key: Some(name),
-                value: Some(value.as_bytes()),
-            };
-            effects.emit(record, []);
-        }
-        Ok(())
-    }
-
-    /// A task starts: its state must be the committed one, unless its process has lost the task and does not know yet.
-    fn reset(&mut self, state: &State) -> Result<()> {
-        let mut found = BTreeMap::new();
-        state.scan(b"", &mut |key, value| {
-            found.insert(key.to_vec(), [b"\x01", value].concat());
-            ControlFlow::Continue(())
-        })?;
-        let mut broker = self.home.stage.broker.lock().unwrap();
-        let mut truth = broker.truth[&self.changelog].clone();
-        truth.remove(crate::MARKER_KEY);
-        let group = &broker.group;
-        let owners: Vec<usize> = group
-            .members
-            .iter()
-            .filter(|(name, _)| {
-                group
-                    .assignment
-                    .get(*name)
-                    .is_some_and(|a| a.contains(&broker.tasks[&self.changelog][0]))
-            })
-            .map(|(_, (_, process))| *process)
-            .collect();
-        if owners != [self.home.process] {
-            broker.note("zombie started");
-        } else if found != truth {
-            let text = format!("{} starts with {found:?}, committed is {truth:?}", self.changelog);
-            self.verdict.lock().unwrap().get_or_insert(text);
-        } else {
-            broker.note("started");
-        }
-        Ok(())
-    }
-}
 
 /// One process: an OS thread that runs only when the scheduler lets it.
 struct Process {
