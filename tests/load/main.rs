@@ -7,6 +7,7 @@ mod world;
 
 mod edge;
 mod log;
+mod postgres;
 mod runtime;
 mod store;
 
@@ -14,6 +15,7 @@ const USAGE: &str = "usage: load WHAT
   edge [embedded|kafka] [ROWS]   intake, idle polls, long polls; edge and devices in this one process
   store [fjall|sled] [ROWS] [VALUE BYTES] [MEMORY MIB]   fill, read, scan, reopen
   runtime [kafka|embedded]   a copy, a count with state, one record at a time, through the stream runtime
+  postgres [kafka|embedded] [THOUSAND ROWS]   the connector: snapshot, backlogs, one change at a time
   log [kafka|embedded]   small transactions and an exactly-once copy; kafka: see tests/run up";
 
 fn main() -> anyhow::Result<()> {
@@ -23,6 +25,7 @@ fn main() -> anyhow::Result<()> {
         Some("edge") => crate::edge::run(rest),
         Some("runtime") => crate::runtime::run(rest),
         Some("store") => crate::store::run(rest),
+        Some("postgres") => crate::postgres::run(rest),
         Some("log") => crate::log::run(rest),
         _ => Err(anyhow::anyhow!(USAGE)),
     }

@@ -150,6 +150,13 @@ impl Business {
     }
 }
 
+impl Business {
+    /// Waits until it has done all.
+    fn ended(mut self) {
+        self.thread.take().unwrap().join().unwrap();
+    }
+}
+
 impl Drop for Business {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
@@ -312,7 +319,7 @@ fn a_database_that_stops_and_starts_is_waited_for() {
     topic.lines(3002);
     connector.wait_for(State::Running);
     for _ in 0..2 {
-        drop(Business::begin(&database, 300));
+        Business::begin(&database, 100).ended();
         cluster.kill();
         let report = connector.wait_for(State::Retrying);
         assert!(report.cause.unwrap().contains("PostgreSQL at 127.0.0.1"));

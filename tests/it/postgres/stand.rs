@@ -1,6 +1,11 @@
 //! What the cases stand on: a database, a log, a registry, a connector on a thread, and a reader of its topic.
 //!
 //! Guarantees: all of it is gone when the value is dropped, the slot too. Never: a shared name.
+#![allow(
+    dead_code,
+    reason = "a toolbox, also of the load commands: not every one takes every tool"
+)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "what a test stands on fails the test")]
 
 use crate::world::{self, wait_for};
 use connectors::source::{Context, OnMismatch, run};
@@ -105,6 +110,18 @@ impl Database {
             });
             Ok(rows.collect())
         })
+    }
+
+    /// Runs statements on one connection, as `run` is called with them.
+    pub fn session(&self, work: impl FnOnce(&mut dyn FnMut(&str))) {
+        let (client, connection) = self
+            .runtime
+            .block_on(tokio_postgres::connect(&self.url, NoTls))
+            .unwrap();
+        let driver = self.runtime.spawn(connection);
+        work(&mut |sql| drop(self.runtime.block_on(client.simple_query(sql)).unwrap()));
+        drop(client);
+        self.runtime.block_on(driver).unwrap().unwrap();
     }
 
     pub fn runtime(&self) -> tokio::runtime::Handle {
