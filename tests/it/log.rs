@@ -94,6 +94,7 @@ suite! {
             a_paused_partition_goes_on_behind_the_last_record,
             a_group_reads_committed_records_only,
             a_start_outside_the_partition_is_out_of_range,
+            a_partition_out_of_range_leaves_the_others_where_they_are,
             a_blocked_member_is_woken_by_a_commit,
         ],
         members: [

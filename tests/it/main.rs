@@ -5,6 +5,7 @@
 
 mod edge;
 mod interop;
+mod kafka;
 mod log;
 mod postgres;
 mod process;

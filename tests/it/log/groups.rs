@@ -130,6 +130,42 @@ pub fn a_start_outside_the_partition_is_out_of_range(bench: &Bench) {
     consumer.close().unwrap();
 }
 
+/// One partition that is out of range, and is moved to where it can be read, costs the others no record and repeats
+/// none; what is paused or was never started stays so.
+pub fn a_partition_out_of_range_leaves_the_others_where_they_are(bench: &Bench) {
+    let topic = bench.topic(4);
+    let [lost, read, paused, still] = [0, 1, 2, 3].map(|p| TopicPartition::new(topic.clone(), p));
+    for at in [&lost, &read, &paused, &still] {
+        bench.append(at, &["a", "b"]);
+    }
+    let mut consumer = bench.join(&world::unique("group"), &[&topic]);
+    assigned(&mut *consumer);
+    consumer.start(&read, 0).unwrap();
+    assert_eq!(records(&mut *consumer, 2), seen(&[(0, "a"), (1, "b")]));
+    consumer.pause(std::slice::from_ref(&paused)).unwrap();
+    consumer.start(&paused, 1).unwrap();
+    consumer.start(&lost, 9).unwrap();
+    let mut batch = RecordBatch::default();
+    let error = world::wait_for("an error", LIMIT, || consumer.poll(&mut batch, 1_000, SHORT).err());
+    assert!(matches!(error, Error::OutOfRange { .. }), "{error:?}");
+
+    bench.append(&read, &["c"]);
+    consumer.start(&lost, 1).unwrap();
+    let mut found = Vec::new();
+    world::wait_for("both partitions to go on", LIMIT, || {
+        if consumer.poll(&mut batch, 1_000, SHORT).unwrap() == Event::Records {
+            found.extend(batch.iter().map(|r| (r.partition().partition, r.offset())));
+        }
+        (found.len() >= 2).then_some(())
+    });
+    found.sort_unstable();
+    assert_eq!(found, [(0, 1), (1, 2)]);
+    consumer.resume(std::slice::from_ref(&paused)).unwrap();
+    assert_eq!(records(&mut *consumer, 1), seen(&[(1, "b")]));
+    assert_eq!(consumer.poll(&mut batch, 1_000, SHORT).unwrap(), Event::Idle, "one was never started");
+    consumer.close().unwrap();
+}
+
 /// A member that waits in a poll has a record as soon as it is committed.
 pub fn a_blocked_member_is_woken_by_a_commit(bench: &Bench) {
     let at = bench.line();

@@ -22,6 +22,8 @@ pub enum Listener {
         protocol: &'static str,
         /// Broker settings, by Kafka's names.
         settings: Vec<(String, String)>,
+        /// Names and passwords for SCRAM-SHA-512; none without SASL.
+        users: Vec<(String, String)>,
     },
 }
 
@@ -50,17 +52,16 @@ impl Broker {
         let path = directory.path().join("server.properties");
         fs::write(&path, text).expect("write server.properties");
         let id = uuid::Uuid::new_v4().simple().to_string();
-        let formatted = java(&["-Xmx128m"])
-            .args([
-                "kafka.tools.StorageTool",
-                "format",
-                "-t",
-                id.get(..22).expect("32 digits"),
-                "-c",
-            ])
-            .arg(&path)
-            .output()
-            .expect("run java");
+        let mut format = java(&["-Xmx128m"]);
+        format.args(["kafka.tools.StorageTool", "format", "-t", id.get(..22).expect("32 digits"), "-c"]);
+        format.arg(&path);
+        if let Listener::Secure { users, .. } = listener {
+            for (name, password) in users {
+                format.arg("--add-scram");
+                format.arg(format!("SCRAM-SHA-512=[name={name},password={password}]"));
+            }
+        }
+        let formatted = format.output().expect("run java");
         assert!(
             formatted.status.success(),
             "format failed: {}",
@@ -149,7 +150,7 @@ fn java(options: &[&str]) -> Command {
 fn properties(directory: &Path, port: u16, controller: u16, listener: &Listener, more: &[(&str, &str)]) -> String {
     let (protocol, secure) = match listener {
         Listener::Plain => ("PLAINTEXT", &[][..]),
-        Listener::Secure { protocol, settings } => (*protocol, settings.as_slice()),
+        Listener::Secure { protocol, settings, .. } => (*protocol, settings.as_slice()),
     };
     let mut text = format!(
         "process.roles=broker,controller\n\

@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 /// How long a broker's view may lag behind the controller's.
 const PROPAGATION: Duration = Duration::from_secs(10);
 
+/// What stands for an answer that leaves a partition out; it is asked for again.
+const NOT_TOLD: Code = Code::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE;
+
 /// Asks through one client.
 #[derive(Debug)]
 pub struct Admin<'h> {
@@ -192,7 +195,7 @@ impl<'h> Admin<'h> {
         let failed = |found: Fault| fault::topic_error(&at.topic, format!("look an offset of {at} up"), &found);
         match found.map_err(failed)?.offset {
             // No record at or after the time: by the trait's promise that is the end.
-            offset if offset < 0 => self.offset(at, At::End),
+            offset if offset < 0 && matches!(which, At::Time(_)) => self.offset(at, At::End),
             offset => Ok(offset),
         }
     }
@@ -203,7 +206,10 @@ impl<'h> Admin<'h> {
         let found = self.ask_coordinator(|raw| {
             let entries = raw.committed(group, Some(&wanted), true)?;
             entries.iter().try_for_each(|entry| Fault::check(entry.code))?;
-            Ok(entries)
+            // "Not told" must never pass for "none".
+            let told = |at: &TopicPartition| entries.iter().any(|entry| entry.at == *at);
+            let all = if partitions.iter().all(told) { Code::RD_KAFKA_RESP_ERR_NO_ERROR } else { NOT_TOLD };
+            Fault::check(all).map(|()| entries)
         });
         let entries = found.map_err(|found| fault::error(format!("fetch offsets of group {group}"), &found))?;
         let found: BTreeMap<_, _> = entries.into_iter().map(|e| (e.at, e.offset)).collect();
@@ -302,7 +308,10 @@ fn leaderless(raw: &Raw<'_>, at: &TopicPartition, found: Fault) -> Fault {
     use Code as C;
     // After a broker was started anew the library knows its partitions' old epochs and does not look again by itself;
     // a look at everything puts the new ones in their place.
-    if matches!(found.code, C::RD_KAFKA_RESP_ERR_FENCED_LEADER_EPOCH | C::RD_KAFKA_RESP_ERR_UNKNOWN_LEADER_EPOCH) {
+    if matches!(
+        found.code,
+        C::RD_KAFKA_RESP_ERR_FENCED_LEADER_EPOCH | C::RD_KAFKA_RESP_ERR_UNKNOWN_LEADER_EPOCH
+    ) {
         drop(raw.topics());
         return found;
     }

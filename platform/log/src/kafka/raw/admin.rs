@@ -435,17 +435,25 @@ impl Asked {
             return Some(Err(found));
         }
         // SAFETY: the queue gets nothing but the answer to the one request; the answer is copied.
-        unsafe {
+        let mut entries: Vec<Entry> = unsafe {
             let mut count = 0;
             let result = c::rd_kafka_event_ListOffsets_result(event.raw.as_ptr());
             let all = array(c::rd_kafka_ListOffsets_result_infos(result, &mut count), count);
-            Some(Ok(all
-                .iter()
-                .map(|info| entry(&*c::rd_kafka_ListOffsetsResultInfo_topic_partition(*info)))
-                .collect()))
+            let entry = |info: &*const _| entry(&*c::rd_kafka_ListOffsetsResultInfo_topic_partition(*info));
+            all.iter().map(entry).collect()
+        };
+        // A leader that did not answer leaves its partitions without an offset *and* without an error.
+        for entry in entries.iter_mut().filter(|entry| entry.offset == UNANSWERED) {
+            if entry.code == Code::RD_KAFKA_RESP_ERR_NO_ERROR {
+                entry.code = Code::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE;
+            }
         }
+        Some(Ok(entries))
     }
 }
+
+/// What the library writes where no offset came back.
+const UNANSWERED: Offset = -1001;
 
 /// The library's marks for the start and the end of a partition.
 pub const START: Offset = -2;
