@@ -156,7 +156,7 @@ fn write(log: &SharedLog, writer: usize, until: i64, tell: Tell<'_>) {
     let mut session = bench.session(&id);
     let last = bench.committed_offset(&group, &input).unwrap_or(0);
     // The second writer's transactions are large, so that the store flushes while it is killed.
-    let (count, filler) = if writer == 0 { (3, "") } else { (60, &*"x".repeat(900)) };
+    let (count, filler) = if writer == 0 { (3, "") } else { (180, &*"x".repeat(900)) };
     for n in last + 1..=until {
         let send = |session: &mut dyn log::Session, text: &str| {
             for _ in 0..3 {
@@ -227,7 +227,7 @@ fn check(dir: &Path, acknowledged: &BTreeMap<(String, usize), i64>) -> Vec<i64> 
         );
         let read = bench.all(Isolation::ReadCommitted, &at);
         for (writer, last) in lasts.iter().enumerate() {
-            let count = if writer == 0 { 3 } else { 60 };
+            let count = if writer == 0 { 3 } else { 180 };
             let mine: Vec<(i64, i64)> = read
                 .iter()
                 .filter_map(|(offset, text)| Some((*offset, numbered(text, writer)?)))

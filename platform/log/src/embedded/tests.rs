@@ -365,7 +365,10 @@ fn older_records_come_from_the_store_and_newer_ones_from_the_cache() {
             }
             let want: Vec<i64> = want.iter().copied().filter(|offset| *offset >= from).collect();
             let odd = read.iter().zip(&want).find(|(read, want)| read != want);
-            assert!(read == want, "from {from}, {max_bytes} bytes at a time, first odd one: {odd:?}");
+            assert!(
+                read == want,
+                "from {from}, {max_bytes} bytes at a time, first odd one: {odd:?}"
+            );
         }
     }
 }
