@@ -162,7 +162,11 @@ pub fn a_partition_out_of_range_leaves_the_others_where_they_are(bench: &Bench) 
     assert_eq!(found, [(0, 1), (1, 2)]);
     consumer.resume(std::slice::from_ref(&paused)).unwrap();
     assert_eq!(records(&mut *consumer, 1), seen(&[(1, "b")]));
-    assert_eq!(consumer.poll(&mut batch, 1_000, SHORT).unwrap(), Event::Idle, "one was never started");
+    assert_eq!(
+        consumer.poll(&mut batch, 1_000, SHORT).unwrap(),
+        Event::Idle,
+        "one was never started"
+    );
     consumer.close().unwrap();
 }
 

@@ -53,7 +53,13 @@ impl Broker {
         fs::write(&path, text).expect("write server.properties");
         let id = uuid::Uuid::new_v4().simple().to_string();
         let mut format = java(&["-Xmx128m"]);
-        format.args(["kafka.tools.StorageTool", "format", "-t", id.get(..22).expect("32 digits"), "-c"]);
+        format.args([
+            "kafka.tools.StorageTool",
+            "format",
+            "-t",
+            id.get(..22).expect("32 digits"),
+            "-c",
+        ]);
         format.arg(&path);
         if let Listener::Secure { users, .. } = listener {
             for (name, password) in users {

@@ -208,7 +208,11 @@ impl<'h> Admin<'h> {
             entries.iter().try_for_each(|entry| Fault::check(entry.code))?;
             // "Not told" must never pass for "none".
             let told = |at: &TopicPartition| entries.iter().any(|entry| entry.at == *at);
-            let all = if partitions.iter().all(told) { Code::RD_KAFKA_RESP_ERR_NO_ERROR } else { NOT_TOLD };
+            let all = if partitions.iter().all(told) {
+                Code::RD_KAFKA_RESP_ERR_NO_ERROR
+            } else {
+                NOT_TOLD
+            };
             Fault::check(all).map(|()| entries)
         });
         let entries = found.map_err(|found| fault::error(format!("fetch offsets of group {group}"), &found))?;
