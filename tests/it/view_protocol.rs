@@ -470,7 +470,7 @@ impl Run {
                     self.sources[j].snapshot();
                 }
             }
-            973..983 => {
+            972..983 => {
                 self.finish(j, 80);
                 self.writers[j].pause = now + self.random.pick(&[20, 60, 120, 150, 500]);
             }

@@ -174,7 +174,7 @@ fn what_is_missing_is_named() {
 fn a_file_names_itself_in_its_errors() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("node.toml");
-    let absent = Sources::default().file(&path).unwrap_err();
+    let absent = Sources::default().file(&path).err().expect("the file is not there");
     assert_eq!(absent.to_string(), format!("read the configuration {}", path.display()));
     std::fs::write(&path, "a = = 1").unwrap();
     let error = Sources::default()
