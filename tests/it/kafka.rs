@@ -98,7 +98,7 @@ fn transactions_outlive_a_broker_that_is_killed_at_any_moment() {
     let (stop, done) = (AtomicBool::new(false), AtomicU32::new(0));
     let (mut next, mut outcomes) = (0_u32, [0_u32; 3]);
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let killer = scope.spawn(|| {
             for round in 0..4_u32 {
                 let before = done.load(Ordering::SeqCst);
                 let busy = || (done.load(Ordering::SeqCst) > before + 20).then_some(());
@@ -110,7 +110,8 @@ fn transactions_outlive_a_broker_that_is_killed_at_any_moment() {
             }
             stop.store(true, Ordering::SeqCst);
         });
-        while !stop.load(Ordering::SeqCst) {
+        // A killer that failed ends it too: the scope then hands its panic on.
+        while !stop.load(Ordering::SeqCst) && !killer.is_finished() {
             done.store(next, Ordering::SeqCst);
             let outcome = transact(&mut *session, &at, &next.to_string());
             let (which, may_be_there) = match &outcome {

@@ -8,6 +8,11 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a component that was never ready is starting: until then what it waits for is no warning, and only its first
+/// cause is logged. A cause that changes is logged once in this time.
+const STARTING: Duration = Duration::from_secs(1);
 
 /// The components of a process; clones share them.
 #[derive(Debug, Clone, Default)]
@@ -18,7 +23,49 @@ pub struct Readiness {
 #[derive(Debug, Default)]
 struct Components {
     next: u64,
-    states: BTreeMap<(String, u64), Option<Red>>,
+    states: BTreeMap<(String, u64), Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    red: Option<Red>,
+    since: Instant,
+    was_ready: bool,
+    /// The cause that was logged last, and when.
+    said: Option<(String, Instant)>,
+}
+
+/// What a change of state is worth to the log.
+#[derive(Debug, PartialEq, Eq)]
+enum Say {
+    Nothing,
+    Ready,
+    Starting,
+    Red,
+}
+
+impl Entry {
+    fn put(&mut self, state: Option<Red>, now: Instant) -> Say {
+        let was_red = self.red.is_some();
+        self.red = state;
+        let Some(red) = &self.red else {
+            (self.was_ready, self.said) = (true, None);
+            return if was_red { Say::Ready } else { Say::Nothing };
+        };
+        let quiet = match &self.said {
+            Some((cause, at)) => *cause == red.cause || now.duration_since(*at) < STARTING,
+            None => false,
+        };
+        if quiet {
+            return Say::Nothing;
+        }
+        self.said = Some((red.cause.clone(), now));
+        if self.was_ready || now.duration_since(self.since) >= STARTING {
+            Say::Red
+        } else {
+            Say::Starting
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,7 +127,13 @@ impl Readiness {
             cause: "starting".to_owned(),
             next_command: "wait; the log says what it waits for".to_owned(),
         };
-        components.states.insert((name.clone(), id), Some(red));
+        let entry = Entry {
+            red: Some(red),
+            since: Instant::now(),
+            was_ready: false,
+            said: None,
+        };
+        components.states.insert((name.clone(), id), entry);
         drop(components);
         gauge(&name, false);
         Component {
@@ -94,11 +147,11 @@ impl Readiness {
     /// How all of them are.
     pub fn report(&self) -> Report {
         let components = lock(&self.components);
-        let state = |((name, _), red): (&(String, u64), &Option<Red>)| State {
+        let state = |((name, _), entry): (&(String, u64), &Entry)| State {
             name: name.clone(),
-            ready: red.is_none(),
-            cause: red.as_ref().map(|red| red.cause.clone()),
-            next_command: red.as_ref().map(|red| red.next_command.clone()),
+            ready: entry.red.is_none(),
+            cause: entry.red.as_ref().map(|red| red.cause.clone()),
+            next_command: entry.red.as_ref().map(|red| red.next_command.clone()),
         };
         let components: Vec<State> = components.states.iter().map(state).collect();
         Report {
@@ -135,24 +188,23 @@ impl Component {
         let ready = state.is_none();
         // Under the lock, so that the flag and the list never disagree.
         let was_ready = self.ready.swap(ready, Ordering::AcqRel);
-        let place = components.states.entry((self.name.clone(), self.id)).or_default();
-        let changed = *place != state;
-        place.clone_from(&state);
+        let (cause, next_command) = state
+            .as_ref()
+            .map(|red| (red.cause.clone(), red.next_command.clone()))
+            .unwrap_or_default();
+        let say = match components.states.get_mut(&(self.name.clone(), self.id)) {
+            Some(entry) => entry.put(state, Instant::now()),
+            None => Say::Nothing,
+        };
         drop(components);
         if was_ready != ready {
             gauge(&self.name, ready);
         }
-        match state {
-            Some(red) if changed => {
-                tracing::warn!(
-                    component = self.name,
-                    next_command = red.next_command,
-                    "not ready: {}",
-                    red.cause
-                );
-            }
-            None if changed => tracing::info!(component = self.name, "ready"),
-            _ => {}
+        match say {
+            Say::Nothing => {}
+            Say::Ready => tracing::info!(component = self.name, "ready"),
+            Say::Starting => tracing::info!(component = self.name, "not ready yet: {cause}"),
+            Say::Red => tracing::warn!(component = self.name, next_command, "not ready: {cause}"),
         }
     }
 }
@@ -197,6 +249,31 @@ mod tests {
         assert_eq!(red.next_command.as_deref(), Some("trunkline doctor"));
         drop(log);
         assert!(readiness.report().ready, "who is gone is not waited for");
+    }
+
+    #[test]
+    fn a_start_is_not_a_warning_and_a_cause_that_changes_all_the_time_is_said_once_a_second() {
+        let start = Instant::now();
+        let red = |cause: &str| {
+            Some(Red {
+                cause: cause.to_owned(),
+                next_command: "wait".to_owned(),
+            })
+        };
+        let mut entry = Entry {
+            red: red("starting"),
+            since: start,
+            was_ready: false,
+            said: None,
+        };
+        let second = start + STARTING;
+        assert_eq!(entry.put(red("task 0 recovers"), start), Say::Starting);
+        assert_eq!(entry.put(red("task 1 recovers"), start), Say::Nothing);
+        assert_eq!(entry.put(red("task 1 recovers"), second), Say::Red);
+        assert_eq!(entry.put(red("task 1 recovers"), second + STARTING), Say::Nothing);
+        assert_eq!(entry.put(None, second), Say::Ready);
+        assert_eq!(entry.put(None, second), Say::Nothing);
+        assert_eq!(entry.put(red("no broker answers"), second), Say::Red);
     }
 
     #[test]

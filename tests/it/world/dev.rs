@@ -49,7 +49,7 @@ impl Dev {
             .append(true)
             .open(self.data.with_extension("log"))
             .unwrap();
-        let child = Command::new(binary())
+        let mut child = Command::new(binary())
             .args([
                 "dev",
                 "--port",
@@ -67,11 +67,19 @@ impl Dev {
             .stderr(log)
             .spawn()
             .expect("the binary starts");
-        self.child = Some(child);
-        let file = self.data.join("dev.json");
+        let (file, log) = (self.data.join("dev.json"), self.data.with_extension("log"));
         wait_for("trunkline dev to listen", Duration::from_secs(60), || {
+            if let Some(status) = child.try_wait().expect("a child can be asked") {
+                let log = std::fs::read_to_string(&log).unwrap_or_default();
+                let last: Vec<&str> = log.lines().rev().take(8).collect();
+                panic!(
+                    "trunkline dev ended, {status}; its log, last line first:\n{}",
+                    last.join("\n")
+                );
+            }
             file.exists().then_some(())
         });
+        self.child = Some(child);
     }
 
     /// Kills it, as by kill -9.

@@ -1,3 +1,8 @@
+//! The decoder against messages written as PostgreSQL writes them, and against every way of cutting or bending them.
+//!
+//! Guarantees: what was written is read back; what was bent is an error and never a panic.
+//! Never: a server. The server's own bytes are the business of the tests on a real PostgreSQL.
+
 use super::*;
 use proptest::prelude::*;
 
