@@ -108,7 +108,10 @@ impl RecordBatch {
     }
 
     /// Appends a record; `partition` is from [`RecordBatch::intern`].
-    #[allow(clippy::too_many_arguments)]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the fields of a record, which both homes hold apart"
+    )]
     pub fn push<'h>(
         &mut self,
         partition: u16,

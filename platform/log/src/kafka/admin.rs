@@ -4,7 +4,7 @@
 //! are waited for; requests are repeated while a broker asks for that, within the time limit. Never: a default topic.
 
 use super::fault;
-use super::raw::admin::{Admin as Raw, END, NewTopic, START};
+use super::raw::admin::{Admin as Raw, END, NewTopic, START, TopicResult};
 use super::raw::list::{Entry, List};
 use super::raw::{Code, Fault, Handle};
 use crate::{
@@ -99,7 +99,7 @@ impl<'h> Admin<'h> {
                 settings: settings(&topic.config),
             }];
             let attempted = || format!("create topic {}", topic.name);
-            let results = self.ask(|raw| raw.create(&wanted).and_then(|results| flatten(results)));
+            let results = self.ask(|raw| raw.create(&wanted).and_then(flatten));
             match results {
                 Ok(()) => {
                     self.await_view(&attempted(), |raw| served(raw, topic))?;
@@ -282,7 +282,7 @@ fn unknown(code: Code) -> bool {
         || code == C::RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION
 }
 
-fn flatten(results: Vec<(String, Result<(), Fault>)>) -> Result<(), Fault> {
+fn flatten(results: Vec<TopicResult>) -> Result<(), Fault> {
     results.into_iter().try_for_each(|(_, result)| result)
 }
 

@@ -48,6 +48,9 @@ pub struct Group {
     pub members: Vec<(String, String, Vec<Entry>)>,
 }
 
+/// A topic's name and how its request went.
+pub type TopicResult = (String, Result<(), Fault>);
+
 /// Requests of one instance, each with a time limit.
 #[derive(Debug)]
 pub struct Admin<'h> {
@@ -104,7 +107,7 @@ impl Admin<'_> {
     }
 
     /// Creates topics; how it went with each, by name.
-    pub fn create(&self, topics: &[NewTopic<'_>]) -> Result<Vec<(String, Result<(), Fault>)>, Fault> {
+    pub fn create(&self, topics: &[NewTopic<'_>]) -> Result<Vec<TopicResult>, Fault> {
         let mut made = Made(Vec::with_capacity(topics.len()));
         for topic in topics {
             let mut reason: [c_char; 256] = [0; 256];
@@ -480,10 +483,7 @@ unsafe fn array<'a, T>(first: *mut *const T, count: usize) -> &'a [*const T] {
     }
 }
 
-unsafe fn topic_results(
-    first: *mut *const c::rd_kafka_topic_result_t,
-    count: usize,
-) -> Vec<(String, Result<(), Fault>)> {
+unsafe fn topic_results(first: *mut *const c::rd_kafka_topic_result_t, count: usize) -> Vec<TopicResult> {
     // SAFETY: the answer lends `count` results.
     unsafe { array(first, count) }
         .iter()
