@@ -87,7 +87,7 @@ pub struct Progress {
 }
 
 /// Something outside that changes. Used by one thread, which lends it an async runtime.
-#[allow(
+#[expect(
     async_fn_in_trait,
     reason = "the loop drives a source on a thread of its own: no future crosses a thread"
 )]

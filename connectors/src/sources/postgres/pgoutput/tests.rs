@@ -97,7 +97,7 @@ fn samples() -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn messages_are_read_with_their_values() {
+fn frames_and_descriptions_are_read_with_their_values() {
     let all = samples();
     let read: Vec<Message<'_>> = all.iter().map(|bytes| decode(bytes).unwrap()).collect();
     assert_eq!(
@@ -141,6 +141,19 @@ fn messages_are_read_with_their_values() {
             name: "mood"
         }
     );
+    let want = Message::Logical {
+        transactional: true,
+        lsn: Lsn(77),
+        prefix: "trunkline",
+        content: b"hi",
+    };
+    assert_eq!(read[9], want);
+}
+
+#[test]
+fn changes_are_read_with_their_values() {
+    let all = samples();
+    let read: Vec<Message<'_>> = all.iter().map(|bytes| decode(bytes).unwrap()).collect();
     let Message::Insert { relation: 7, new } = read[5] else {
         panic!("{:?}", read[5])
     };
@@ -167,13 +180,6 @@ fn messages_are_read_with_their_values() {
         panic!("{:?}", read[8])
     };
     assert_eq!(relations.iter().collect::<Vec<_>>(), [7, 8]);
-    let want = Message::Logical {
-        transactional: true,
-        lsn: Lsn(77),
-        prefix: "trunkline",
-        content: b"hi",
-    };
-    assert_eq!(read[9], want);
 }
 
 #[test]
