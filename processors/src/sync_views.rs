@@ -205,7 +205,6 @@ impl SyncViews {
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn row(
         &mut self,
         context: Context,
@@ -301,7 +300,10 @@ impl SyncViews {
         *shown = now;
     }
 
-    #[allow(clippy::too_many_arguments)]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of one record, which its two callers borrow from different owners"
+    )]
     fn emit_row(
         &mut self,
         bucket: &str,
