@@ -7,12 +7,12 @@
 //! Never: an answer from a T older than any that this device has been served from.
 
 use crate::cursor::{Cursor, Owner, Place, Point, Round};
-use crate::replica::{Error, NotReady, Replica, row_range, row_value, spaces};
-use crate::replica::{Shown, part_ready};
+use crate::replica::{Error, NotReady, Replica, RowValue, Shown};
+use crate::replica::{part_ready, row_range, row_value, spaces};
 use crate::{Bucket, BucketId};
 use log::{Millis, Offset};
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, RangeInclusive};
 use std::sync::RwLockReadGuard;
 
 /// A question.
@@ -38,7 +38,7 @@ pub struct Request<'a> {
 #[derive(Debug)]
 pub enum Answer {
     /// A page of the delta.
-    Page(Page),
+    Page(Box<Page>),
     /// Nothing new, and the cursor is good as it is.
     NotModified,
     /// This replica is behind the cursor: try again shortly, or another one.
@@ -264,7 +264,7 @@ impl Pager<'_> {
         if first && empty && !self.reset_all && same && fresh && self.base.complete {
             return Ok(Answer::NotModified);
         }
-        Ok(Answer::Page(self.finish(first, drops, covered, round, got)))
+        Ok(Answer::Page(Box::new(self.finish(first, drops, covered, round, got))))
     }
 
     fn finish(self, first: bool, drops: Vec<BucketId>, covered: Vec<BucketId>, round: Round, got: Gathered) -> Page {
@@ -354,23 +354,32 @@ impl Pager<'_> {
             return Ok(());
         }
         let from = have.low.max(after.saturating_add(1)).max(0);
-        let (from, to) = row_range(bucket.partition, bucket.id, from, point.closed);
-        let store = self.replica.store();
-        store.scan(
+        let wanted = |row: &RowValue<'_>| {
+            if new {
+                row.json.is_some()
+            } else {
+                row.closed > have.closed
+            }
+        };
+        self.scan(bucket, from..=point.closed, wanted, got)
+    }
+
+    /// Adds a bucket's wanted rows in order of their offsets, until the page is full.
+    fn scan(
+        &self,
+        bucket: &Bucket,
+        offsets: RangeInclusive<Offset>,
+        wanted: impl Fn(&RowValue<'_>) -> bool,
+        got: &mut Gathered,
+    ) -> Result<(), Error> {
+        let (from, to) = row_range(bucket.partition, bucket.id, *offsets.start(), *offsets.end());
+        self.replica.store().scan(
             spaces::ROWS,
             &from,
             Some(&to),
             store::Direction::Forward,
             &mut |key, value| {
-                let Some(row) = row_value(value) else {
-                    return ControlFlow::Continue(());
-                };
-                let wanted = if new {
-                    row.json.is_some()
-                } else {
-                    row.closed > have.closed
-                };
-                if !wanted {
+                if !row_value(value).is_some_and(|row| wanted(&row)) {
                     return ControlFlow::Continue(());
                 }
                 if self.full(got) {

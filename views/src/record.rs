@@ -444,7 +444,8 @@ mod tests {
         let version = [9_u8; 17];
         let good: [Header<'_>; 2] = [(WRITER, Some(b"w")), (VERSION, Some(&version))];
         let newer = [0, 0, 0, 0, 1, 4, 0];
-        let cases: [(Option<&[u8]>, Option<&[u8]>, &[Header<'_>]); 8] = [
+        type Case<'a> = (Option<&'a [u8]>, Option<&'a [u8]>, &'a [Header<'a>]);
+        let cases: [Case<'_>; 8] = [
             (None, None, &good),
             (Some(b"\xff"), None, &good),
             (Some(b"[1,2]"), None, &good),

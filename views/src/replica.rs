@@ -291,7 +291,7 @@ impl Replica {
     }
 }
 
-pub(crate) use bytes::{row_place, row_range, row_value, space as spaces};
+pub(crate) use bytes::{RowValue, row_place, row_range, row_value, space as spaces};
 pub(crate) use part::{Shown, ready as part_ready};
 
 /// A lock that a panicking thread held is still sound here: every change is made whole before it is shown.

@@ -547,9 +547,9 @@ impl<'a> Work<'a> {
         let mut shown = write(self.shown);
         for (view, stale) in self.stale.drain(..) {
             if stale {
-                drop(shown.stale.insert(view))
+                shown.stale.insert(view);
             } else {
-                drop(shown.stale.remove(&view))
+                shown.stale.remove(&view);
             }
         }
         shown.position = self.position;
