@@ -185,7 +185,10 @@ fn a_broker_that_is_away_is_told_and_everything_goes_on_when_it_is_back() {
     let mut next = |member: &mut dyn GroupConsumer, reader: &mut dyn log::Reader, offset: Offset| {
         world::wait_for("the member's record", LIMIT, || {
             match member.poll(&mut batch, 1 << 20, SHORT) {
-                Ok(Event::Records) => Some(batch.iter().for_each(|r| assert_eq!(r.offset(), offset))),
+                Ok(Event::Records) => {
+                    batch.iter().for_each(|r| assert_eq!(r.offset(), offset));
+                    Some(())
+                }
                 // A member may be away for longer than its session: it then joins again.
                 Ok(Event::Assigned(_)) => member.start(&at, offset).ok().and(None),
                 _ => None,

@@ -2,6 +2,12 @@
 //!
 //! Guarantees: each suite is a module; what it needs from outside comes through `world`.
 //! Never: a test that is skipped because a part is missing; it fails and says to use `tests/run`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::as_conversions,
+    reason = "a test that meets what it does not expect fails, and its numbers are small"
+)]
 
 mod edge;
 mod interop;

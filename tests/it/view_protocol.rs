@@ -120,9 +120,9 @@ impl Run {
     fn new(seed: u64, steps: usize) -> Self {
         let now = 1000;
         let sources = vec![
-            Source::new(0, &["r1", "r2", "r3", "r4", "r5", "r6"], true),
-            Source::new(1, &["r1", "r2", "r3"], true),
-            Source::new(2, &["r1", "r2"], false),
+            Source::new(&["r1", "r2", "r3", "r4", "r5", "r6"], true),
+            Source::new(&["r1", "r2", "r3"], true),
+            Source::new(&["r1", "r2"], false),
         ];
         Run {
             random: Random(seed),
@@ -145,8 +145,7 @@ impl Run {
         if let Some(known) = self.memo.get(&(p, at)) {
             return known.clone();
         }
-        let mut held: BTreeMap<usize, Visible> = BTreeMap::new();
-        let mut all: BTreeMap<(char, usize, &'static str), (Offset, [u8; 17], Option<i64>)> = BTreeMap::new();
+        let mut all = BTreeMap::new();
         let mut pending: BTreeMap<usize, Vec<_>> = BTreeMap::new();
         let mut closed = BTreeMap::new();
         for r in self.logs[p].history.iter().take_while(|r| r.offset <= at) {
@@ -167,7 +166,6 @@ impl Run {
                 }
             }
         }
-        held.clear();
         let visible: Visible = all
             .into_iter()
             .filter_map(|(k, (o, v, j))| Some((k, (o, v, j?))))
@@ -257,7 +255,7 @@ impl Run {
             return false;
         }
         let device = &self.devices[d];
-        let readable: Vec<Bucket> = device.claims.chars().map(|b| bucket(b)).collect();
+        let readable: Vec<Bucket> = device.claims.chars().map(bucket).collect();
         let owner = Owner::new(&device.who.to_string(), &device.id.to_string());
         let cursor = device.cursor.as_deref().and_then(|c| self.keys.open(c));
         let foreign = cursor.as_ref().is_none_or(|c| c.owner != owner);

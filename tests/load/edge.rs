@@ -183,7 +183,13 @@ async fn long_polls(stage: &Stage, edge: &Running, mut line: Line) -> anyhow::Re
     writing.await?;
     let cpu = usage().cpu_s - before.cpu_s;
     devices.join_all().await;
-    let mut late = late.lock().expect("no panic").clone();
+    let late = late.lock().expect("no panic").clone();
+    report_long_polls(late, cpu);
+    Ok(())
+}
+
+/// How late the devices had the changes, and what that cost.
+fn report_long_polls(mut late: Vec<Duration>, cpu_s: f64) {
     late.sort_unstable();
     let at = |share: usize| {
         late.get(late.len() * share / 100)
@@ -198,7 +204,6 @@ async fn long_polls(stage: &Stage, edge: &Running, mut line: Line) -> anyhow::Re
         late.len(),
         at(50),
         at(99),
-        cpu / float(late.len()) * 1e6,
+        cpu_s / float(late.len()) * 1e6,
     );
-    Ok(())
 }

@@ -192,7 +192,7 @@ fn one_at_a_time(database: &Arc<Database>, log: &SharedLog, registry: &SharedReg
             StartFrom::Start,
         )])
         .expect("assign");
-    let thread = std::thread::spawn(move || {
+    let thread = std::thread::Builder::new().name("reader".to_owned()).spawn(move || {
         let mut batch = RecordBatch::default();
         while !inside.load(Ordering::Relaxed) {
             reader
@@ -203,6 +203,7 @@ fn one_at_a_time(database: &Arc<Database>, log: &SharedLog, registry: &SharedReg
             noted.lock().expect("unpoisoned").extend(keys.map(|key| (key, now)));
         }
     });
+    let thread = thread.expect("a thread starts");
     let mut answered = Vec::with_capacity(CHANGES_AT_A_TIME);
     other.session(|run| {
         let mut due = Instant::now();

@@ -2,6 +2,10 @@
 //!
 //! Guarantees: an edge that is dropped has drained; each edge has a data directory of its own unless it is told one.
 //! Never: sync-views; rows are written here as it writes them.
+#![allow(
+    dead_code,
+    reason = "a toolbox, also of the load commands: not every one takes every tool"
+)]
 
 use crate::world::unique;
 use edge::auth::Identity;

@@ -8,6 +8,12 @@ use log::{
 };
 use std::time::{Duration, Instant};
 
+/// A record's offset, timestamp, key and value.
+type Read = (Offset, Millis, Option<Vec<u8>>, Option<Vec<u8>>);
+
+/// A record's headers.
+type Headers = Vec<(String, Option<Vec<u8>>)>;
+
 /// Null and empty keys and values, header names that occur twice, null and binary header values, and the producer's
 /// timestamps come back as they are.
 pub fn records_read_back_as_they_were_written(bench: &Bench) {
@@ -40,25 +46,7 @@ pub fn records_read_back_as_they_were_written(bench: &Bench) {
     bench.log.append(&out).unwrap();
     let after = now();
 
-    let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Start);
-    let mut batch = RecordBatch::default();
-    let mut read: Vec<(Offset, Millis, Option<Vec<u8>>, Option<Vec<u8>>)> = Vec::new();
-    let mut headers: Vec<Vec<(String, Option<Vec<u8>>)>> = Vec::new();
-    let own = |bytes: Option<&[u8]>| bytes.map(<[u8]>::to_vec);
-    world::wait_for("four records", LIMIT, || {
-        reader.poll(&mut batch, 1 << 20, SHORT).unwrap();
-        for r in batch.iter() {
-            assert_eq!((r.partition(), r.timestamp_type()), (&at, TimestampType::Create));
-            read.push((r.offset(), r.timestamp(), own(r.key()), own(r.value())));
-            headers.push(
-                r.headers()
-                    .iter()
-                    .map(|(name, value)| (name.to_owned(), own(value)))
-                    .collect(),
-            );
-        }
-        (read.len() >= 4).then_some(())
-    });
+    let (read, headers) = four_records(bench, &at);
     let stamped = read[3].1;
     assert!((before..=after).contains(&stamped), "{before} {stamped} {after}");
     let some = |bytes: &[u8]| Some(bytes.to_vec());
@@ -86,6 +74,32 @@ pub fn records_read_back_as_they_were_written(bench: &Bench) {
             vec![],
         ]
     );
+}
+
+/// Reads the four records of a line, and of each its headers apart.
+fn four_records(bench: &Bench, at: &TopicPartition) -> (Vec<Read>, Vec<Headers>) {
+    let mut reader = bench.reader(Isolation::ReadCommitted, at, StartFrom::Start);
+    let mut batch = RecordBatch::default();
+    let (mut read, mut headers) = (Vec::new(), Vec::new());
+    world::wait_for("four records", LIMIT, || {
+        reader.poll(&mut batch, 1 << 20, SHORT).unwrap();
+        for r in batch.iter() {
+            assert_eq!((r.partition(), r.timestamp_type()), (at, TimestampType::Create));
+            read.push((r.offset(), r.timestamp(), own(r.key()), own(r.value())));
+            headers.push(
+                r.headers()
+                    .iter()
+                    .map(|(name, value)| (name.to_owned(), own(value)))
+                    .collect(),
+            );
+        }
+        (read.len() >= 4).then_some(())
+    });
+    (read, headers)
+}
+
+fn own(bytes: Option<&[u8]>) -> Option<Vec<u8>> {
+    bytes.map(<[u8]>::to_vec)
 }
 
 /// With LogAppendTime the producer's timestamps are replaced by the time of the append, which the append returns.

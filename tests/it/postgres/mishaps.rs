@@ -130,22 +130,23 @@ impl Business {
     fn begin(database: &Arc<Database>, transactions_max: u64) -> Self {
         let (stop, database) = (Arc::new(AtomicBool::new(false)), database.clone());
         let inside = stop.clone();
-        let thread = std::thread::spawn(move || {
+        let thread = std::thread::Builder::new().name("business".to_owned());
+        let work = move || {
             let mut n = 0_u64;
             while n < transactions_max && !inside.load(Ordering::Relaxed) {
                 n += 1;
-                let many = if n % 10 == 0 { 1500 } else { 3 };
-                let end = if n % 7 == 0 { "ROLLBACK" } else { "COMMIT" };
+                let many = if n.is_multiple_of(10) { 1500 } else { 3 };
+                let end = if n.is_multiple_of(7) { "ROLLBACK" } else { "COMMIT" };
                 let moved = format!("SELECT id, id % 7 + {n} AS delta FROM accounts WHERE (id + {n}) % 3000 < {many}");
                 database.sql(&format!(
                     "BEGIN; WITH moved AS ({moved}), done AS (UPDATE accounts a SET balance = balance + delta FROM moved m
                        WHERE a.id = m.id) INSERT INTO history (account, delta) SELECT id, delta FROM moved; {end}"
                 ));
             }
-        });
+        };
         Business {
             stop,
-            thread: Some(thread),
+            thread: Some(thread.spawn(work).unwrap()),
         }
     }
 }

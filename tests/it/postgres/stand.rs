@@ -5,7 +5,6 @@
     dead_code,
     reason = "a toolbox, also of the load commands: not every one takes every tool"
 )]
-#![allow(clippy::unwrap_used, clippy::panic, reason = "what a test stands on fails the test")]
 
 use crate::world::{self, wait_for};
 use connectors::source::{Context, OnMismatch, run};

@@ -40,7 +40,7 @@ fn numbered(n: u64) -> Batch {
     batch.put(Space(0), b"last", n.to_be_bytes());
     for i in 0..20 {
         let (key, value) = ((n * 31 + i * 7) % KEYS, [&n.to_be_bytes()[..], &[b'x'; 200]].concat());
-        if (n + i) % 5 == 0 {
+        if (n + i).is_multiple_of(5) {
             batch.delete(Space(1), key.to_be_bytes());
             batch.delete(Space(2), key.to_be_bytes());
         } else {

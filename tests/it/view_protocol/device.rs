@@ -20,7 +20,7 @@ pub struct Device {
 
 impl Device {
     pub fn new(id: usize) -> Self {
-        let who = if id % 2 == 0 { 'P' } else { 'Q' };
+        let who = if id.is_multiple_of(2) { 'P' } else { 'Q' };
         let (claims, rows) = ("a", BTreeMap::new());
         Device {
             id,

@@ -181,7 +181,6 @@ struct Chunk {
 
 /// A database with ordered transactions, a snapshot that runs beside them, and a slot that can be lost.
 pub struct Source {
-    pub name: usize,
     pub keys: Vec<&'static str>,
     pub snapshots: bool,
     pub db: Vec<Rows>,
@@ -199,9 +198,8 @@ pub struct Source {
 }
 
 impl Source {
-    pub fn new(name: usize, keys: &[&'static str], snapshots: bool) -> Self {
+    pub fn new(keys: &[&'static str], snapshots: bool) -> Self {
         Source {
-            name,
             keys: keys.to_vec(),
             snapshots,
             db: vec![Rows::new()],
