@@ -8,6 +8,7 @@
 //! Never: reading the log itself; the log is given to it, batch by batch, in offset order.
 
 mod bytes;
+mod held;
 mod intake;
 mod part;
 

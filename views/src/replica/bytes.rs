@@ -225,10 +225,10 @@ pub fn held_key(partition: i32, writer: u64, offset: Offset) -> Vec<u8> {
     .concat()
 }
 
-/// Held-back rows of a writer: from, to.
-pub fn held_range(partition: i32, writer: u64) -> (Vec<u8>, Vec<u8>) {
+/// Held-back rows of a writer from an offset on: from, to.
+pub fn held_range(partition: i32, writer: u64, from: Offset) -> (Vec<u8>, Vec<u8>) {
     let to = [held_key(partition, writer, Offset::MAX).as_slice(), &[0xff]].concat();
-    (held_key(partition, writer, 0), to)
+    (held_key(partition, writer, from), to)
 }
 
 /// Writer and offset of a held-back row's key.

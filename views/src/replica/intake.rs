@@ -3,8 +3,10 @@
 //! A closing larger than [`FLUSH_BYTES`] is applied in pieces; until its last piece the partition says that it is
 //! incomplete, and after a crash in between it is read and applied again.
 //! Guarantees: the store holds the state after some record, with that record's successor as the position, always.
+//! Never: showing a row before its writer's closing.
 
 use super::bytes::{self, Newest, RowValue, space};
+use super::held::{self, Held, HeldRows, HeldWriter};
 use super::part::{BucketState, Shown};
 use super::{Applied, Error, Options, Result, write};
 use crate::BucketId;
@@ -27,134 +29,6 @@ pub struct Intake {
     pub(super) held: HeldRows,
     /// Where the partition stands has changed without a batch.
     pub(super) meta_dirty: bool,
-}
-
-/// Rows that are held back, by writer.
-#[derive(Debug, Default)]
-pub struct HeldRows {
-    writers: HashMap<u64, HeldWriter>,
-    bytes: usize,
-}
-
-#[derive(Debug)]
-struct HeldWriter {
-    first: Offset,
-    time: Millis,
-    rows: Vec<HeldRow>,
-    /// Rows before those in memory stand in the store only.
-    spilled: bool,
-}
-
-#[derive(Debug)]
-struct HeldRow {
-    offset: Offset,
-    stored: bool,
-    value: Vec<u8>,
-}
-
-impl HeldWriter {
-    fn bytes(&self) -> usize {
-        self.rows.iter().map(|r| r.value.len()).sum()
-    }
-}
-
-impl HeldRows {
-    /// The smallest held-back offset and time.
-    pub fn smallest(&self) -> Option<(Offset, Millis)> {
-        let offset = self.writers.values().map(|w| w.first).min()?;
-        let time = self.writers.values().map(|w| w.time).min()?;
-        Some((offset, time))
-    }
-
-    fn push(&mut self, writer: u64, offset: Offset, value: Vec<u8>, stored: bool) {
-        let time = held_time(&value);
-        self.bytes += value.len();
-        let held = self.writers.entry(writer).or_insert_with(|| HeldWriter {
-            first: offset,
-            time,
-            rows: Vec::new(),
-            spilled: false,
-        });
-        held.time = held.time.min(time);
-        held.rows.push(HeldRow { offset, stored, value });
-    }
-
-    /// Lets go of rows that the store has, the largest writers first, until at most `max` bytes are in memory.
-    fn spill(&mut self, max: usize) {
-        while self.bytes > max {
-            let largest = self.writers.values_mut().max_by_key(|w| w.rows.len());
-            let Some(writer) = largest.filter(|w| !w.rows.is_empty()) else {
-                return;
-            };
-            self.bytes -= writer.bytes();
-            writer.rows = Vec::new();
-            writer.spilled = true;
-        }
-    }
-}
-
-fn held_time(value: &[u8]) -> Millis {
-    value.first_chunk::<8>().map_or(0, |t| Millis::from_be_bytes(*t))
-}
-
-/// A held-back record, read back from its bytes: time, kind, then the kind's own.
-enum Held<'a> {
-    Row { bucket: &'a str, row: RowValue<'a> },
-    Stale { view: &'a str, stale: bool },
-    Mark,
-}
-
-const ROW: u8 = 0;
-const STALE: u8 = 1;
-const MARK: u8 = 2;
-
-fn encode_held(record: &ViewRecord<'_>, time: Millis) -> Vec<u8> {
-    let mut out = time.to_be_bytes().to_vec();
-    match record {
-        ViewRecord::Row(row) => {
-            out.push(ROW);
-            bytes::push_text(&mut out, &row.bucket);
-            let (version, view, key, json) = (row.version, row.view.as_ref(), row.key, row.json);
-            out.extend_from_slice(&bytes::put_row(&RowValue {
-                closed: -1,
-                time,
-                version,
-                view,
-                key,
-                json,
-            }));
-        }
-        ViewRecord::Stale { view, stale, .. } => {
-            out.extend_from_slice(&[STALE, u8::from(*stale)]);
-            bytes::push_text(&mut out, view);
-        }
-        ViewRecord::Open { .. } | ViewRecord::Grant { .. } | ViewRecord::Closing { .. } => out.push(MARK),
-    }
-    out
-}
-
-fn decode_held(value: &[u8]) -> Result<Held<'_>> {
-    let parsed = || {
-        let (kind, rest) = value.get(8..)?.split_first()?;
-        Some(match *kind {
-            ROW => {
-                let (bucket, rest) = bytes::take_text(rest)?;
-                Held::Row {
-                    bucket,
-                    row: bytes::row_value(rest)?,
-                }
-            }
-            STALE => {
-                let (stale, rest) = rest.split_first()?;
-                Held::Stale {
-                    view: bytes::take_text(rest)?.0,
-                    stale: *stale == 1,
-                }
-            }
-            _ => Held::Mark,
-        })
-    };
-    parsed().ok_or_else(|| Error::Foreign("a held-back row is damaged".into()))
 }
 
 /// Reads back where a partition stood.
@@ -196,14 +70,7 @@ pub fn load(store: &dyn Store, partition: i32, options: &Options) -> Result<(Int
     if damaged {
         return Err(Error::Foreign("a bucket entry is damaged".into()));
     }
-    let mut held = HeldRows::default();
-    store.scan(space::HELD, &from, Some(&to), Direction::Forward, &mut |key, value| {
-        if let Some((writer, offset)) = bytes::held_place(key) {
-            held.push(writer, offset, value.to_vec(), true);
-            held.spill(options.held_bytes_max);
-        }
-        ControlFlow::Continue(())
-    })?;
+    let held = HeldRows::load(store, partition, options.held_bytes_max)?;
     shown.refresh(&held);
     Ok((
         Intake {
@@ -295,7 +162,7 @@ pub fn apply<'r>(
             }
             Ok(held) => {
                 let writer = hash_of(&[writer_of(&held)]);
-                work.intake.held.push(writer, offset, encode_held(&held, time), false);
+                work.intake.held.push(writer, offset, time, &held);
             }
             Err(source @ RecordError::Newer { .. }) => {
                 return Err(Error::Record {
@@ -358,19 +225,17 @@ impl<'a> Work<'a> {
 
     /// Shows everything that a writer has before the closing at `closing`.
     fn close(&mut self, writer: u64, closing: Offset) -> Result<()> {
-        let size = self.intake.held.writers.get(&writer).map_or(0, HeldWriter::bytes);
-        if self.staged_bytes + size > FLUSH_BYTES {
+        if self.staged_bytes + self.intake.held.bytes_of(writer) > FLUSH_BYTES {
             // Rows that a piecewise closing has not reached yet must be in the store before its first piece is.
             self.flush()?;
         }
-        let Some(held) = self.intake.held.writers.remove(&writer) else {
+        let Some(held) = self.intake.held.take(writer) else {
             return Ok(());
         };
         if held.spilled {
             self.close_spilled(writer, closing, &held)?;
         }
         for row in &held.rows {
-            self.intake.held.bytes -= row.value.len();
             if row.stored {
                 self.held_gone.push((writer, row.offset));
             }
@@ -384,29 +249,13 @@ impl<'a> Work<'a> {
 
     /// The part of a closing whose rows stand in the store only, a piece at a time.
     fn close_spilled(&mut self, writer: u64, closing: Offset, held: &HeldWriter) -> Result<()> {
-        let (mut from, to) = bytes::held_range(self.intake.partition, writer);
+        let partition = self.intake.partition;
         let in_memory = held.rows.first().map_or(Offset::MAX, |r| r.offset);
+        let mut from = 0;
         loop {
-            let mut piece = Vec::new();
-            let mut piece_bytes = 0;
-            self.store
-                .scan(space::HELD, &from, Some(&to), Direction::Forward, &mut |key, value| {
-                    let Some((_, offset)) = bytes::held_place(key) else {
-                        return ControlFlow::Continue(());
-                    };
-                    if offset >= in_memory {
-                        return ControlFlow::Break(());
-                    }
-                    piece.push((offset, value.to_vec()));
-                    piece_bytes += value.len();
-                    if piece_bytes > FLUSH_BYTES / 2 {
-                        ControlFlow::Break(())
-                    } else {
-                        ControlFlow::Continue(())
-                    }
-                })?;
+            let piece = held::spilled(self.store, partition, writer, (from, in_memory), FLUSH_BYTES / 2)?;
             let Some((last, _)) = piece.last() else { return Ok(()) };
-            from = bytes::held_key(self.intake.partition, writer, last + 1);
+            from = last + 1;
             for (offset, value) in &piece {
                 self.held_gone.push((writer, *offset));
                 self.show(*offset, value, closing)?;
@@ -426,7 +275,7 @@ impl<'a> Work<'a> {
     }
 
     fn show(&mut self, offset: Offset, value: &[u8], closing: Offset) -> Result<()> {
-        match decode_held(value)? {
+        match held::decode(value)? {
             Held::Mark => {}
             Held::Stale { view, stale } => self.stale.push((view.to_owned(), stale)),
             Held::Row { bucket, row } => self.show_row(offset, bucket, &RowValue { closed: closing, ..row })?,
@@ -533,16 +382,7 @@ impl<'a> Work<'a> {
         for (writer, offset) in self.held_gone.drain(..) {
             batch.delete(space::HELD, bytes::held_key(partition, writer, offset));
         }
-        for (writer, held) in &mut self.intake.held.writers {
-            for row in held.rows.iter_mut().rev().take_while(|r| !r.stored) {
-                row.stored = true;
-                batch.put(
-                    space::HELD,
-                    bytes::held_key(partition, *writer, row.offset),
-                    row.value.clone(),
-                );
-            }
-        }
+        self.intake.held.stage(partition, &mut batch);
         self.staged_bytes = 0;
         let mut shown = write(self.shown);
         for (view, stale) in self.stale.drain(..) {

@@ -3,7 +3,7 @@
 //! Guarantees: an answer is given from here and from the store under one read lock, so it is of one instant.
 
 use super::Times;
-use super::intake::HeldRows;
+use super::held::HeldRows;
 use crate::BucketId;
 use crate::cursor::Point;
 use log::{Millis, Offset};
