@@ -87,7 +87,7 @@ const FENCES: [(&str, &[&str]); 9] = [
 ];
 
 /// Lines of a file after which it is two rooms.
-const LINES_MAX: usize = 660;
+const LINES_MAX: usize = 600;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))

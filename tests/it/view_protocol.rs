@@ -8,17 +8,21 @@
 
 mod device;
 mod disk;
-mod line;
+mod log;
+mod source;
+mod writer;
 
+use ::log::Offset;
 use device::Device;
 use disk::Disk;
-use line::{Ghost, Log, Source, Writer, partition_of};
-use log::Offset;
+use log::{Ghost, Log, partition_of};
+use source::Source;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use views::cursor::{Key, Keyring, Owner};
 use views::replica::{Options, Times};
 use views::{Answer, Bucket, BucketId, Replica, Request};
+use writer::Writer;
 
 pub const LAG: i64 = 60;
 pub const DELETE_RETENTION: i64 = 240;

@@ -1,148 +1,21 @@
-//! The line of the random run up to `view.log`: sources, their topics, writers, and one log partition.
+//! A source of the random run: a database, its slot, its snapshots, and the topic that they fill.
+//!
+//! Guarantees: each incarnation of the slot streams every transaction from its beginning on, in order, a dead letter as a
+//! record without a key; the database after each transaction is kept, for the oracle. Never: PostgreSQL.
 
-use super::{DELETE_RETENTION, HORIZON, LAG, Random};
-use log::{Header, RecordBatch, TimestampType, TopicPartition};
+use super::{HORIZON, Random};
 use schemas::version::Version;
-use std::collections::{BTreeMap, BTreeSet};
-use views::record;
+use std::collections::BTreeMap;
 
 /// A value of a row: its bucket (`None`: no bucket) and a number.
 pub type Value = (Option<char>, i64);
 /// Rows of a source by key.
 pub type Rows = BTreeMap<&'static str, Value>;
 
-const SCHEMAS: record::SchemaIds = record::SchemaIds {
-    row: 1,
-    closing: 2,
-    open: 3,
-    stale: 4,
-};
-
-/// The partition of a bucket: its scope lies in one.
-pub fn partition_of(bucket: char) -> usize {
-    if matches!(bucket, 'a' | 'b') { 0 } else { 1 }
-}
-
-/// What the oracle knows of a record and the replica does not.
+/// What a record of the topic says.
 #[derive(Clone, Debug)]
-pub enum Ghost {
-    /// A row: bucket, key, value.
-    Row {
-        bucket: char,
-        key: &'static str,
-        value: Option<i64>,
-        version: Version,
-    },
-    /// An open mark.
-    Mark,
-    /// A closing: how many source transactions it stands for, and whether the truth is unknown until a snapshot.
-    Close { transactions: usize, stale: bool },
-}
-
-#[derive(Clone, Debug)]
-pub struct Record {
-    pub offset: i64,
-    pub time: i64,
-    pub txn: u64,
-    pub writer: usize,
-    pub ghost: Ghost,
-    key: Vec<u8>,
-    value: Option<Vec<u8>>,
-    headers: Vec<(&'static str, Vec<u8>)>,
-    horizon: Option<i64>,
-}
-
-/// One partition of `view.log`, as Kafka keeps it.
-#[derive(Default)]
-pub struct Log {
-    pub records: Vec<Record>,
-    pub history: Vec<Record>,
-    pub end: i64,
-    open: BTreeMap<u64, i64>,
-}
-
-impl Log {
-    fn append(&mut self, now: i64, mut record: Record) {
-        (record.offset, record.time) = (self.end, now);
-        self.open.entry(record.txn).or_insert(self.end);
-        self.end += 1;
-        self.history.push(record.clone());
-        self.records.push(record);
-    }
-
-    /// A commit or abort: the marker takes an offset; aborted offsets are gaps.
-    fn finish(&mut self, txn: u64, commit: bool) {
-        if self.open.remove(&txn).is_none() {
-            return;
-        }
-        self.end += 1;
-        if !commit {
-            self.records.retain(|r| r.txn != txn);
-            self.history.retain(|r| r.txn != txn);
-        }
-    }
-
-    pub fn stable(&self) -> i64 {
-        self.open.values().copied().min().unwrap_or(self.end)
-    }
-
-    /// The cleaner: older than the lag, below the last stable offset, up to a random point.
-    pub fn compact(&mut self, now: i64, random: &mut Random) {
-        let young = self.records.iter().find(|r| r.time > now - LAG).map(|r| r.offset);
-        let mut bound = self.stable().min(young.unwrap_or(i64::MAX));
-        if random.chance(30) {
-            bound = random.between(0, bound.max(0));
-        }
-        let newest: BTreeMap<Vec<u8>, i64> = self
-            .records
-            .iter()
-            .filter(|r| r.offset < bound)
-            .map(|r| (r.key.clone(), r.offset))
-            .collect();
-        self.records.retain_mut(|r| {
-            if r.offset >= bound {
-                return true;
-            }
-            if newest[&r.key] > r.offset {
-                return false;
-            }
-            if r.value.is_none() {
-                return now < *r.horizon.get_or_insert(now + DELETE_RETENTION);
-            }
-            true
-        });
-    }
-
-    /// At most `max` records from `position` below the last stable offset, as a replica's reader gets them, and the
-    /// position after them; at the end that is the last stable offset.
-    pub fn read(&self, position: i64, max: usize) -> (RecordBatch, i64) {
-        let mut batch = RecordBatch::default();
-        let at = batch.intern(&TopicPartition::new("view.log", 0));
-        let stable = self.stable();
-        let from = self.records.partition_point(|r| r.offset < position);
-        for r in &self.records[from..] {
-            if r.offset >= stable || batch.len() == max {
-                break;
-            }
-            let headers: Vec<Header<'_>> = r.headers.iter().map(|(n, v)| (*n, Some(v.as_slice()))).collect();
-            batch.push(
-                at,
-                r.offset,
-                r.time,
-                TimestampType::LogAppend,
-                Some(&r.key),
-                r.value.as_deref(),
-                headers,
-            );
-        }
-        let last = batch.iter().last().map_or(position, |r| r.offset() + 1);
-        let more = self.records.iter().any(|r| r.offset >= last && r.offset < stable);
-        (batch, if more { last } else { stable.max(last) })
-    }
-}
-
-#[derive(Clone, Debug)]
-enum Kind {
+pub enum Kind {
+    /// A row; a dead letter has no key.
     Row {
         key: Option<&'static str>,
         value: Option<Value>,
@@ -157,19 +30,21 @@ enum Kind {
     },
 }
 
+/// Whether and why a record comes a second time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Again {
+pub enum Again {
     No,
     Replay,
     Redrive,
 }
 
+/// A record of the topic, with how many transactions of the source it follows and whether the truth is known then.
 #[derive(Clone, Debug)]
-struct Change {
-    kind: Kind,
-    again: Again,
-    transactions: usize,
-    stale: bool,
+pub struct Change {
+    pub kind: Kind,
+    pub again: Again,
+    pub transactions: usize,
+    pub stale: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -185,8 +60,8 @@ pub struct Source {
     pub snapshots: bool,
     pub db: Vec<Rows>,
     pub dead: Vec<(i64, &'static str, Option<Value>, Version)>,
+    pub topic: Vec<Change>,
     txs: Vec<Vec<(&'static str, Option<Value>)>>,
-    topic: Vec<Change>,
     incarnation: u32,
     next: usize,
     ordinal: usize,
@@ -400,224 +275,5 @@ impl Source {
                 self.put(kind, Again::Replay);
             }
         }
-    }
-}
-
-#[derive(Clone, Default)]
-struct State {
-    rows: BTreeMap<&'static str, (Version, Option<Value>, i64)>,
-    position: usize,
-    touched: BTreeSet<usize>,
-    open: bool,
-    floor: Version,
-    transactions: usize,
-    stale: bool,
-    incarnation: u32,
-    need: BTreeSet<&'static str>,
-}
-
-/// One writer: what sync-views does, small enough to be read beside the design.
-pub struct Writer {
-    pub source: usize,
-    pub began: i64,
-    pub pause: i64,
-    pub txn: Option<u64>,
-    committed: State,
-    work: State,
-    records: record::Writer,
-}
-
-impl Writer {
-    pub fn new(source: usize) -> Self {
-        let state = State {
-            incarnation: 1,
-            ..State::default()
-        };
-        let records = record::Writer::new(writer_name(source), SCHEMAS);
-        Writer {
-            source,
-            began: 0,
-            pause: 0,
-            txn: None,
-            committed: state.clone(),
-            work: state,
-            records,
-        }
-    }
-
-    pub fn needs_snapshot(&self) -> bool {
-        !self.committed.need.is_empty()
-    }
-
-    /// Commit: state, position and records together. Abort: back to the last commit.
-    pub fn finish(&mut self, logs: &mut [Log], now: i64, commit: bool) {
-        let Some(txn) = self.txn.take() else { return };
-        if commit {
-            for p in self.work.touched.clone() {
-                let (key, value) = self.records.open_mark(Version::default());
-                let (key, value) = (key.to_vec(), value.map(<[u8]>::to_vec));
-                logs[p].append(now, blank(txn, self.source, Ghost::Mark, key, value, vec![]));
-            }
-        }
-        for log in logs {
-            log.finish(txn, commit);
-        }
-        if commit {
-            self.committed = self.work.clone();
-        }
-    }
-
-    fn send(&mut self, logs: &mut [Log], now: i64, bucket: char, key: &'static str, value: Option<i64>, at: Version) {
-        let p = partition_of(bucket);
-        self.work.touched.insert(p);
-        let row_key = format!("\"{}\",\"{key}\"", self.source);
-        let json = value.map(|v| v.to_string());
-        let (k, v) = self
-            .records
-            .row(&bucket.to_string(), "v", &row_key, json.as_deref().map(str::as_bytes));
-        let (k, v) = (k.to_vec(), v.map(<[u8]>::to_vec));
-        let headers = vec![
-            (record::WRITER, writer_name(self.source).into_bytes()),
-            (record::VERSION, at.to_bytes().to_vec()),
-        ];
-        let ghost = Ghost::Row {
-            bucket,
-            key,
-            value,
-            version: at,
-        };
-        logs[p].append(
-            now,
-            blank(self.txn.expect("in a transaction"), self.source, ghost, k, v, headers),
-        );
-    }
-
-    fn close(&mut self, logs: &mut [Log], now: i64, at: Version) {
-        let ghost = Ghost::Close {
-            transactions: self.work.transactions,
-            stale: self.work.stale || !self.work.need.is_empty(),
-        };
-        for p in std::mem::take(&mut self.work.touched) {
-            let (key, value) = self.records.closing(at, now);
-            let (key, value) = (key.to_vec(), value.map(<[u8]>::to_vec));
-            let txn = self.txn.expect("in a transaction");
-            logs[p].append(now, blank(txn, self.source, ghost.clone(), key, value, vec![]));
-        }
-    }
-
-    fn apply(
-        &mut self,
-        logs: &mut [Log],
-        now: i64,
-        key: &'static str,
-        at: Version,
-        value: Option<Value>,
-        again: Again,
-    ) {
-        let old = self.work.rows.get(key).copied();
-        if at <= old.map_or(self.work.floor, |o| o.0) {
-            if again == Again::Redrive && old.is_none() {
-                self.work.need.insert(key);
-            }
-            return;
-        }
-        let was = old.and_then(|o| o.1);
-        let out = value.filter(|v| v.0.is_some());
-        if was != out {
-            if let Some((Some(bucket), _)) = was.filter(|w| out.is_none_or(|o| o.0 != w.0)) {
-                self.send(logs, now, bucket, key, None, at);
-            }
-            if let Some((Some(bucket), number)) = out {
-                self.send(logs, now, bucket, key, Some(number), at);
-            }
-        }
-        self.work.rows.insert(key, (at, out, now));
-    }
-
-    /// Applies the next record of the topic.
-    pub fn step(&mut self, source: &Source, logs: &mut [Log], now: i64, txn: u64) -> bool {
-        let position = if self.txn.is_some() {
-            self.work.position
-        } else {
-            self.committed.position
-        };
-        let Some(change) = source.topic.get(position).cloned() else {
-            return false;
-        };
-        if self.txn.is_none() {
-            (self.txn, self.began, self.work) = (Some(txn), now, self.committed.clone());
-        }
-        self.work.position += 1;
-        self.forget(now);
-        let (Kind::Row { version: at, .. } | Kind::End { version: at, .. }) = change.kind;
-        if at.incarnation > self.work.incarnation {
-            (self.work.incarnation, self.work.open) = (at.incarnation, false);
-        }
-        let last = match change.kind {
-            Kind::End { ref range, low, .. } => {
-                let gone = |(k, row): (&&'static str, &(Version, Option<Value>, i64))| {
-                    (range.contains(k) && row.0 < low && row.1.is_some()).then_some(*k)
-                };
-                for key in self.work.rows.iter().filter_map(gone).collect::<Vec<_>>() {
-                    self.apply(logs, now, key, at, None, Again::No);
-                }
-                if low > self.work.floor {
-                    self.work.need.retain(|k| !range.contains(k));
-                }
-                true
-            }
-            Kind::Row { key, value, last, .. } => {
-                if let Some(key) = key {
-                    self.apply(logs, now, key, at, value, change.again);
-                }
-                last
-            }
-        };
-        if change.again == Again::No {
-            (self.work.transactions, self.work.stale) = (change.transactions, change.stale);
-            self.work.open = !last;
-        } else if !self.work.open {
-            self.work.stale = change.stale;
-        }
-        if !self.work.open && (last || change.again != Again::No) {
-            self.close(logs, now, at);
-        }
-        true
-    }
-
-    /// Deleted rows are kept until the horizon; then a floor stands for them.
-    fn forget(&mut self, now: i64) {
-        let old = |(k, r): (&&'static str, &(Version, Option<Value>, i64))| {
-            (r.1.is_none() && r.2 < now - HORIZON).then_some((*k, r.0))
-        };
-        for (key, version) in self.work.rows.iter().filter_map(old).collect::<Vec<_>>() {
-            self.work.floor = self.work.floor.max(version);
-            self.work.rows.remove(key);
-        }
-    }
-}
-
-pub fn writer_name(source: usize) -> String {
-    format!("sync-views/s{source}/0/0")
-}
-
-fn blank(
-    txn: u64,
-    writer: usize,
-    ghost: Ghost,
-    key: Vec<u8>,
-    value: Option<Vec<u8>>,
-    headers: Vec<(&'static str, Vec<u8>)>,
-) -> Record {
-    Record {
-        offset: 0,
-        time: 0,
-        txn,
-        writer,
-        ghost,
-        key,
-        value,
-        headers,
-        horizon: None,
     }
 }
