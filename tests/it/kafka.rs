@@ -60,21 +60,25 @@ fn one(at: &TopicPartition, value: &str) -> OutBatch {
 fn committed(log: &SharedLog, at: &TopicPartition) -> Vec<(Offset, u32)> {
     let end_or_why = || {
         let end = log.offset(at, At::End).map_err(|e| format!("the end: {e:?}"))?;
-        let stable = log.offset(at, At::Stable).map_err(|e| format!("the stable end: {e:?}"))?;
+        let stable = log
+            .offset(at, At::Stable)
+            .map_err(|e| format!("the stable end: {e:?}"))?;
         if stable == end {
             Ok(end)
         } else {
             Err(format!("a transaction is open from {stable}, the end is {end}"))
         }
     };
-    let mut why = String::new();
     let limit = Instant::now() + LIMIT;
     let end = loop {
-        match end_or_why() {
+        let why = match end_or_why() {
             Ok(end) => break end,
-            Err(now) => why = now,
-        }
-        assert!(Instant::now() < limit, "waited {LIMIT:?} in vain for no open transaction: {why}");
+            Err(why) => why,
+        };
+        assert!(
+            Instant::now() < limit,
+            "waited {LIMIT:?} in vain for no open transaction: {why}"
+        );
         std::thread::sleep(Duration::from_millis(5));
     };
     let mut reader = log.reader(Isolation::ReadCommitted).expect("a reader");
