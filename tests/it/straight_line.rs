@@ -5,6 +5,7 @@
 
 use crate::world::{self, Broker, Dev, Phone, Polled, Postgres};
 use serde_json::Value;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -125,19 +126,21 @@ fn branch_is_whole(phone: &Phone) {
     );
 }
 
+/// pgbench's four tables, with a serial key for the history.
+fn bank(bench: &Path, url: &str) {
+    let made = Command::new(bench)
+        .args(["-q", "-i", "-s", "5", url])
+        .stderr(Stdio::null())
+        .status();
+    assert!(made.unwrap().success(), "pgbench -i");
+    sql(url, "ALTER TABLE pgbench_history ADD COLUMN id bigserial PRIMARY KEY");
+}
+
 #[test]
 fn pgbench_over_kafka_never_shows_half_a_transaction_and_ends_as_the_database() {
     let (postgres, broker) = (Postgres::start(), Broker::start());
     let bench = world::postgres_bin().join("pgbench");
-    let made = Command::new(&bench)
-        .args(["-q", "-i", "-s", "5", &postgres.url()])
-        .stderr(Stdio::null())
-        .status();
-    assert!(made.unwrap().success(), "pgbench -i");
-    sql(
-        &postgres.url(),
-        "ALTER TABLE pgbench_history ADD COLUMN id bigserial PRIMARY KEY",
-    );
+    bank(&bench, &postgres.url());
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     std::fs::create_dir_all(&data).unwrap();
