@@ -56,31 +56,62 @@ fn one(at: &TopicPartition, value: &str) -> OutBatch {
     batch
 }
 
-/// Every committed record, once nothing is open.
-fn committed(log: &SharedLog, at: &TopicPartition) -> Vec<(Offset, u32)> {
-    let end_or_why = || {
-        let end = log.offset(at, At::End).map_err(|e| format!("the end: {e:?}"))?;
-        let stable = log
-            .offset(at, At::Stable)
-            .map_err(|e| format!("the stable end: {e:?}"))?;
-        if stable == end {
-            Ok(end)
-        } else {
-            Err(format!("a transaction is open from {stable}, the end is {end}"))
+/// How long a transaction may stay open whose session was renewed: its time limit, and a broker's start.
+const OPEN_LIMIT: Duration = Duration::from_secs(20);
+
+/// Where a transaction is open, or the end when none is.
+fn end_or_open(log: &SharedLog, at: &TopicPartition) -> log::Result<Result<Offset, Offset>> {
+    let end = log.offset(at, At::End)?;
+    let stable = log.offset(at, At::Stable)?;
+    Ok(if stable == end { Ok(end) } else { Err(stable) })
+}
+
+/// The end, once nothing is open.
+///
+/// A broker that is killed between deciding a commit and marking it, and is the only one, may come back, find its
+/// partitions not yet in its metadata, and call the commit complete without the mark: `__transaction_state` then says
+/// CompleteCommit, and the partition stays open for good (seen with 4.3.1). No client can end that; an operator does,
+/// with Kafka's own tool, and so does this. The numbers that were taken back so go to `orphans`.
+fn closed_end(log: &SharedLog, at: &TopicPartition, bootstrap: &str, orphans: &mut Vec<u32>) -> Offset {
+    let mut since = (0, Instant::now());
+    let closed = || {
+        match end_or_open(log, at).ok()? {
+            Ok(end) => return Some(end),
+            Err(open) if open != since.0 => since = (open, Instant::now()),
+            Err(open) if since.1.elapsed() > OPEN_LIMIT => {
+                orphans.push(uncommitted(log, at, open));
+                world::abort_transaction(bootstrap, &at.topic, at.partition, open);
+                since.1 = Instant::now();
+            }
+            Err(_) => {}
         }
+        None
     };
-    let limit = Instant::now() + LIMIT;
-    let end = loop {
-        let why = match end_or_why() {
-            Ok(end) => break end,
-            Err(why) => why,
-        };
-        assert!(
-            Instant::now() < limit,
-            "waited {LIMIT:?} in vain for no open transaction: {why}"
-        );
-        std::thread::sleep(Duration::from_millis(5));
-    };
+    world::wait_for("no open transaction", LIMIT, closed)
+}
+
+/// The record at an offset, whatever became of its transaction.
+fn uncommitted(log: &SharedLog, at: &TopicPartition, offset: Offset) -> u32 {
+    let mut reader = log.reader(Isolation::ReadUncommitted).expect("a reader");
+    world::wait_for("the assignment", LIMIT, || {
+        reader.assign(&[(at.clone(), StartFrom::Offset(offset))]).ok()
+    });
+    let mut batch = RecordBatch::default();
+    world::wait_for("the open record", LIMIT, || {
+        reader.poll(&mut batch, 1 << 20, SHORT).ok()?;
+        batch.iter().find(|r| r.offset() == offset).map(|r| number(r.value()))
+    })
+}
+
+fn number(value: Option<&[u8]>) -> u32 {
+    std::str::from_utf8(value.expect("a value"))
+        .expect("text")
+        .parse()
+        .expect("a number")
+}
+
+/// Every committed record up to the end.
+fn committed(log: &SharedLog, at: &TopicPartition, end: Offset) -> Vec<(Offset, u32)> {
     let mut reader = log.reader(Isolation::ReadCommitted).expect("a reader");
     world::wait_for("the assignment", LIMIT, || {
         reader.assign(&[(at.clone(), StartFrom::Start)]).ok()
@@ -88,12 +119,6 @@ fn committed(log: &SharedLog, at: &TopicPartition) -> Vec<(Offset, u32)> {
     let (mut seen, mut batch) = (Vec::new(), RecordBatch::default());
     world::wait_for("the end", LIMIT, || {
         reader.poll(&mut batch, 1 << 20, SHORT).ok()?;
-        let number = |value: Option<&[u8]>| {
-            std::str::from_utf8(value.expect("a value"))
-                .expect("text")
-                .parse()
-                .expect("a number")
-        };
         seen.extend(batch.iter().map(|r| (r.offset(), number(r.value()))));
         (reader.position(at) >= Some(end)).then_some(())
     });
@@ -115,7 +140,8 @@ fn transactions_outlive_a_broker_that_is_killed_at_any_moment() {
     let seed = uuid::Uuid::new_v4().as_u128();
     println!("seed {seed}");
     let (stop, done) = (AtomicBool::new(false), AtomicU32::new(0));
-    let (mut next, mut outcomes) = (0_u32, [0_u32; 3]);
+    let (mut next, mut outcomes, mut orphans) = (0_u32, [0_u32; 3], Vec::new());
+    let bootstrap = broker.bootstrap();
     std::thread::scope(|scope| {
         let killer = scope.spawn(|| {
             for round in 0..4_u32 {
@@ -146,7 +172,8 @@ fn transactions_outlive_a_broker_that_is_killed_at_any_moment() {
                 continue;
             }
             world::wait_for("the session to be renewed", LIMIT, || session.renew().ok());
-            let there = committed(&log, &at).last().is_some_and(|(_, last)| *last == next);
+            let end = closed_end(&log, &at, &bootstrap, &mut orphans);
+            let there = committed(&log, &at, end).last().is_some_and(|(_, last)| *last == next);
             assert!(
                 may_be_there || !there,
                 "seed {seed}: {outcome:?}, and yet {next} is there"
@@ -154,10 +181,15 @@ fn transactions_outlive_a_broker_that_is_killed_at_any_moment() {
             next += u32::from(there);
         }
     });
-    let numbers: Vec<u32> = committed(&log, &at).into_iter().map(|(_, number)| number).collect();
-    println!("{next} records; committed, aborted, unknown: {outcomes:?}");
+    let end = closed_end(&log, &at, &bootstrap, &mut orphans);
+    let numbers: Vec<u32> = committed(&log, &at, end)
+        .into_iter()
+        .map(|(_, number)| number)
+        .collect();
+    println!("{next} records; committed, aborted, unknown: {outcomes:?}; orphans of the broker: {orphans:?}");
+    let lost = |n: &u32| orphans.contains(n) && !numbers.contains(n);
     assert!(
-        numbers.iter().copied().eq(0..next),
+        numbers.iter().copied().eq((0..next).filter(|n| !lost(n))),
         "seed {seed}: {} records for {next} commits",
         numbers.len()
     );

@@ -14,7 +14,7 @@ mod phone;
 #[path = "world/postgres.rs"]
 mod postgres;
 
-pub use broker::{Broker, Listener};
+pub use broker::{Broker, Listener, abort_transaction};
 pub use dev::Dev;
 pub use phone::{Phone, Polled};
 pub use postgres::Postgres;

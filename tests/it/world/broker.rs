@@ -143,6 +143,26 @@ impl Drop for Broker {
     }
 }
 
+/// Ends a transaction that a broker forgot, as an operator does with `kafka-transactions.sh abort`.
+pub fn abort_transaction(bootstrap: &str, topic: &str, partition: i32, start: i64) {
+    let (partition, start) = (partition.to_string(), start.to_string());
+    let out = java(&["-Xmx128m"])
+        .args([
+            "org.apache.kafka.tools.TransactionsCommand",
+            "--bootstrap-server",
+            bootstrap,
+            "abort",
+        ])
+        .args(["--topic", topic, "--partition", &partition, "--start-offset", &start])
+        .output()
+        .expect("run java");
+    assert!(
+        out.status.success(),
+        "abort failed: {}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+}
+
 /// A Java virtual machine with Kafka's jars.
 fn java(options: &[&str]) -> Command {
     let mut command = Command::new("java");
