@@ -9,13 +9,16 @@
 mod broker;
 #[path = "world/dev.rs"]
 mod dev;
+#[path = "world/nodes.rs"]
+mod nodes;
 #[path = "world/phone.rs"]
 mod phone;
 #[path = "world/postgres.rs"]
 mod postgres;
 
-pub use broker::{Broker, Listener, abort_transaction};
-pub use dev::Dev;
+pub use broker::{Broker, Listener, abort_transaction, alter_topic};
+pub use dev::{Dev, binary};
+pub use nodes::Fleet;
 pub use phone::{Phone, Polled};
 pub use postgres::Postgres;
 

@@ -163,6 +163,23 @@ pub fn abort_transaction(bootstrap: &str, topic: &str, partition: i32, start: i6
     );
 }
 
+/// Alters a topic's settings, as an operator does with `kafka-configs.sh --alter`.
+pub fn alter_topic(bootstrap: &str, topic: &str, settings: &[(&str, &str)]) {
+    let settings: Vec<String> = settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let out = java(&["-Xmx128m"])
+        .args(["kafka.admin.ConfigCommand", "--bootstrap-server", bootstrap])
+        .args(["--alter", "--entity-type", "topics", "--entity-name", topic])
+        .args(["--add-config", &settings.join(",")])
+        .output()
+        .expect("run java");
+    assert!(
+        out.status.success(),
+        "alter {topic} failed: {}{}",
+        String::from_utf8_lossy(&out.stdout),
+        String::from_utf8_lossy(&out.stderr)
+    );
+}
+
 /// A Java virtual machine with Kafka's jars.
 fn java(options: &[&str]) -> Command {
     let mut command = Command::new("java");

@@ -16,6 +16,8 @@ pub struct Phone {
     pub rows: BTreeMap<Place, Value>,
     /// Complete pages so far.
     pub complete: usize,
+    /// The last answer, in short.
+    pub last: String,
 }
 
 /// What a poll brought.
@@ -45,6 +47,7 @@ impl Phone {
             cursor: None,
             rows: BTreeMap::new(),
             complete: 0,
+            last: String::new(),
         }
     }
 
@@ -60,9 +63,14 @@ impl Phone {
             .bearer_auth(&self.token)
             .header("trunkline-device", &self.device)
             .send();
-        let Ok(answer) = asked else { return Polled::Later };
+        let Ok(answer) = asked else {
+            self.last = format!("{edge} does not answer");
+            return Polled::Later;
+        };
         let status = answer.status().as_u16();
         let Ok(body) = answer.bytes() else { return Polled::Later };
+        let head: String = String::from_utf8_lossy(&body).chars().take(200).collect();
+        self.last = format!("{edge}: {status}, {} bytes: {head}", body.len());
         match status {
             200 => self.apply(&serde_json::from_slice(&body).expect("a page is JSON")),
             304 => Polled::Same,

@@ -1,0 +1,102 @@
+//! Every named step of the line's processes: a node dies there, begins again, and the devices end as the database.
+//!
+//! Guarantees: a death is the failpoint's (SIGABRT), so a step that is never passed fails the test.
+//! Never: a death that nobody waits for.
+
+use super::stage::{Stage, sql};
+use std::os::unix::process::ExitStatusExt;
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(60);
+const ABORTED: i32 = 6;
+
+/// The connector's first lives, one after the other: none reaches the end of the snapshot.
+const FIRST_LIVES: [&str; 7] = [
+    "connector.session=kill",
+    "connector.opened=kill",
+    "connector.postgres.before_slot=kill",
+    "connector.postgres.after_slot=kill",
+    "connector.postgres.mid_chunk=kill@2",
+    "connector.postgres.chunk_end=kill",
+    "connector.postgres.snapshot_end=kill",
+];
+
+/// Under load: the node, the step, and whether it begins from nothing.
+const DEATHS: [(&str, &str, bool); 27] = [
+    ("connector", "connector.before_send=kill@5", false),
+    ("connector", "connector.after_send=kill@5", false),
+    ("connector", "connector.before_commit=kill@5", false),
+    ("connector", "log.commit.before=kill@5", false),
+    ("connector", "log.commit.after=kill@5", false),
+    ("connector", "connector.after_commit=kill@5", false),
+    ("connector", "connector.after_acknowledge=kill@5", false),
+    ("processor", "runtime.assigned=kill", false),
+    ("processor", "runtime.recovery.start=kill", false),
+    ("processor", "runtime.recovery.open=kill", false),
+    ("processor", "runtime.recovery.offsets=kill", false),
+    ("processor", "runtime.recovery.end=kill", false),
+    ("processor", "runtime.recovery.reached=kill", false),
+    ("processor", "runtime.restore.batch=kill@2", true),
+    ("processor", "runtime.commit.begin=kill@5", false),
+    ("processor", "log.send.after=kill@5", false),
+    ("processor", "runtime.commit.sent=kill@5", false),
+    ("processor", "log.offsets.before=kill@5", false),
+    ("processor", "log.commit.before=kill@5", false),
+    ("processor", "log.commit.after=kill@5", false),
+    ("processor", "runtime.commit.committed=kill@5", false),
+    ("processor", "runtime.commit.applied=kill@5", false),
+    ("edge-1", "edge.before_apply=kill@5", false),
+    ("edge-1", "edge.after_apply=kill@5", false),
+    ("edge-1", "replica.before_commit=kill@5", false),
+    ("edge-1", "replica.after_commit=kill@5", false),
+    ("edge-1", "replica.after_commit=kill@3", true),
+];
+
+#[test]
+fn whichever_named_step_a_node_dies_at_devices_are_never_shown_half_and_end_as_the_database() {
+    let mut stage = Stage::new(2);
+    stage.fleet.start("processor");
+    stage.fleet.start("edge-1");
+    stage.fleet.start("edge-2");
+    stage.start_devices();
+    for step in FIRST_LIVES {
+        stage.fleet.start_with("connector", step);
+        expect_death(&mut stage, "connector", step);
+    }
+    stage.fleet.start("connector");
+    stage
+        .fleet
+        .wait_ready(&["connector", "processor", "edge-1", "edge-2"], LIMIT);
+    stage.more_pages(1, LIMIT);
+    let load = stage.load(&["-c", "2", "-R", "100", "-T", "900"]);
+    for (node, step, from_nothing) in DEATHS {
+        stage.fleet.kill(node);
+        if from_nothing {
+            stage.fleet.wipe(node);
+        }
+        stage.fleet.start_with(node, step);
+        expect_death(&mut stage, node, step);
+        stage.fleet.start(node);
+        stage.more_pages(1, LIMIT);
+    }
+    stage.fleet.kill("edge-1");
+    stage.fleet.start_with("edge-1", "replica.mid_closing=kill");
+    sql(
+        &stage.postgres.url(),
+        "UPDATE pgbench_accounts SET filler = md5(aid::text)",
+    );
+    expect_death(&mut stage, "edge-1", "replica.mid_closing");
+    stage.fleet.start("edge-1");
+    stage.more_pages(1, LIMIT);
+    drop(load);
+    stage.compare(Duration::from_secs(120));
+}
+
+fn expect_death(stage: &mut Stage, node: &str, step: &str) {
+    let status = stage.fleet.died(node, LIMIT);
+    assert_eq!(
+        status.signal(),
+        Some(ABORTED),
+        "{node} ended at {step}, but not by the failpoint: {status}"
+    );
+}
