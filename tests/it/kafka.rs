@@ -8,7 +8,7 @@ mod secure;
 use crate::world::{self, Broker};
 use log::kafka::{Config, KafkaLog};
 use log::{
-    At, Cleanup, Error, Event, GroupConfig, GroupConsumer, Isolation, Offset, OutBatch, OutRecord, Outcome,
+    At, Cleanup, Error, Event, GroupConfig, GroupConsumer, Isolation, Offset, OutBatch, OutRecord, Outcome, Reader,
     RecordBatch, Session, SessionConfig, SharedLog, StartFrom, TopicConfig, TopicPartition, TopicSpec,
 };
 use std::sync::Arc;
@@ -90,12 +90,16 @@ fn closed_end(log: &SharedLog, at: &TopicPartition, bootstrap: &str, orphans: &m
     world::wait_for("no open transaction", LIMIT, closed)
 }
 
+/// A reader that begins there.
+fn reader(log: &SharedLog, at: &TopicPartition, isolation: Isolation, from: StartFrom) -> Box<dyn Reader> {
+    let mut reader = log.reader(isolation).expect("a reader");
+    world::wait_for("the assignment", LIMIT, || reader.assign(&[(at.clone(), from)]).ok());
+    reader
+}
+
 /// The record at an offset, whatever became of its transaction.
 fn uncommitted(log: &SharedLog, at: &TopicPartition, offset: Offset) -> u32 {
-    let mut reader = log.reader(Isolation::ReadUncommitted).expect("a reader");
-    world::wait_for("the assignment", LIMIT, || {
-        reader.assign(&[(at.clone(), StartFrom::Offset(offset))]).ok()
-    });
+    let mut reader = reader(log, at, Isolation::ReadUncommitted, StartFrom::Offset(offset));
     let mut batch = RecordBatch::default();
     world::wait_for("the open record", LIMIT, || {
         reader.poll(&mut batch, 1 << 20, SHORT).ok()?;
@@ -112,10 +116,7 @@ fn number(value: Option<&[u8]>) -> u32 {
 
 /// Every committed record up to the end.
 fn committed(log: &SharedLog, at: &TopicPartition, end: Offset) -> Vec<(Offset, u32)> {
-    let mut reader = log.reader(Isolation::ReadCommitted).expect("a reader");
-    world::wait_for("the assignment", LIMIT, || {
-        reader.assign(&[(at.clone(), StartFrom::Start)]).ok()
-    });
+    let mut reader = reader(log, at, Isolation::ReadCommitted, StartFrom::Start);
     let (mut seen, mut batch) = (Vec::new(), RecordBatch::default());
     world::wait_for("the end", LIMIT, || {
         reader.poll(&mut batch, 1 << 20, SHORT).ok()?;

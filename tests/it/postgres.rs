@@ -4,7 +4,7 @@
 //! Never: a wait without a limit, a database or slot that is left behind.
 
 mod changes;
-mod mishaps;
+pub mod mishaps;
 mod refusals;
 mod stand;
 mod types;

@@ -17,13 +17,13 @@ mod phone;
 mod postgres;
 
 pub use broker::{Broker, Listener, abort_transaction, alter_topic};
-pub use dev::{Dev, binary};
+pub use dev::Dev;
 pub use nodes::Fleet;
 pub use phone::{Phone, Polled};
 pub use postgres::Postgres;
 
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Bootstrap servers of the shared broker.
@@ -87,6 +87,16 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Option<
         assert!(Instant::now() < end, "waited {limit:?} in vain: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// The last lines of a log file; nothing when there is none.
+pub fn last_lines(log: &Path, count: usize) -> String {
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines
+        .get(lines.len().saturating_sub(count)..)
+        .unwrap_or_default()
+        .join("\n")
 }
 
 /// A port that nobody listens on, below the range of outgoing connections: a part that is stopped and started again

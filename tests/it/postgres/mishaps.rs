@@ -21,8 +21,8 @@ const TABLES: [&str; 2] = [
     "history(id int8, account int4, delta int8)",
 ];
 
-/// Every named step of the connector that a kill may come at, and which time it is passed.
-const DEATHS: [&str; 16] = [
+/// Named steps up to the end of the snapshot, and which time each is passed: a life each, one after the other.
+pub const SNAPSHOT_DEATHS: [&str; 7] = [
     "connector.session=kill",
     "connector.opened=kill",
     "connector.postgres.before_slot=kill",
@@ -30,6 +30,10 @@ const DEATHS: [&str; 16] = [
     "connector.postgres.mid_chunk=kill@2",
     "connector.postgres.chunk_end=kill",
     "connector.postgres.snapshot_end=kill",
+];
+
+/// Named steps after them that a kill may come at.
+const STREAM_DEATHS: [&str; 9] = [
     "connector.before_send=kill@9",
     "connector.after_send=kill@9",
     "connector.before_commit=kill@12",
@@ -264,7 +268,7 @@ fn survives_deaths(place: &str, log: impl Fn() -> (SharedLog, SharedRegistry)) {
     // An embedded log is one process's at a time: the child's.
     drop(setting);
     let business = Business::begin(&database, u64::MAX);
-    for death in DEATHS {
+    for death in SNAPSHOT_DEATHS.into_iter().chain(STREAM_DEATHS) {
         let mut child = Killed::start(place, &url, &name, death);
         child.died(death);
     }

@@ -5,7 +5,7 @@
 
 use super::stage::Stage;
 use crate::world::{alter_topic, wait_for};
-use log::{At, Isolation, RecordBatch, StartFrom, TopicPartition};
+use log::{At, Isolation, RecordBatch, SharedLog, StartFrom, TopicPartition};
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(180);
@@ -22,9 +22,7 @@ const CLEANER: [(&str, &str); 4] = [
 fn pgbench_over_kafka_never_shows_half_a_transaction_and_ends_as_the_database() {
     let mut stage = Stage::new(5);
     stage.fleet.start_all();
-    stage
-        .fleet
-        .wait_ready(&["connector", "processor", "edge-1", "edge-2"], LIMIT);
+    stage.fleet.wait_all_ready(LIMIT);
     stage.start_devices();
     stage.more_pages(1, LIMIT);
     let mut kills = 0;
@@ -36,7 +34,7 @@ fn pgbench_over_kafka_never_shows_half_a_transaction_and_ends_as_the_database() 
         }
         stage.fleet.kill(victim);
         stage.fleet.start(victim);
-        stage.fleet.wait_ready(&[victim], LIMIT);
+        stage.fleet.wait_ready(victim, LIMIT);
         kills += 1;
     }
     load.wait();
@@ -55,13 +53,14 @@ fn rebuild_edge_under_the_cleaner(stage: &mut Stage) -> u64 {
     stage.fleet.wipe("edge-2");
     alter_topic(&stage.broker.bootstrap(), "view.log", &CLEANER);
     let load = stage.load(&["-c", "4", "-T", "200", "-R", "200"]);
+    let log = log::kafka::KafkaLog::connect(log::kafka::Config::new(stage.broker.bootstrap())).unwrap();
     let removed = wait_for("the cleaner to remove records", LIMIT, || {
         std::thread::park_timeout(Duration::from_secs(1));
-        let removed = superseded(stage);
+        let removed = superseded(&log);
         (removed > 1_000).then_some(removed)
     });
     stage.fleet.start("edge-2");
-    stage.fleet.wait_ready(&["edge-2"], LIMIT);
+    stage.fleet.wait_ready("edge-2", LIMIT);
     stage.more_pages(4, LIMIT);
     drop(load);
     removed
@@ -69,8 +68,7 @@ fn rebuild_edge_under_the_cleaner(stage: &mut Stage) -> u64 {
 
 /// How many versions of branches' rows are missing from view.log: a transaction writes one, and one of the history,
 /// which is never superseded.
-fn superseded(stage: &Stage) -> u64 {
-    let log = log::kafka::KafkaLog::connect(log::kafka::Config::new(stage.broker.bootstrap())).unwrap();
+fn superseded(log: &SharedLog) -> u64 {
     let partitions = log.describe("view.log").unwrap().expect("view.log exists").partitions;
     let all: Vec<TopicPartition> = (0..partitions).map(|p| TopicPartition::new("view.log", p)).collect();
     let ends: Vec<i64> = all.iter().map(|at| log.offset(at, At::Stable).unwrap()).collect();

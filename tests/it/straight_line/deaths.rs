@@ -4,22 +4,12 @@
 //! Never: a death that nobody waits for.
 
 use super::stage::{Stage, sql};
+use crate::postgres::mishaps::SNAPSHOT_DEATHS;
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(60);
 const ABORTED: i32 = 6;
-
-/// The connector's first lives, one after the other: none reaches the end of the snapshot.
-const FIRST_LIVES: [&str; 7] = [
-    "connector.session=kill",
-    "connector.opened=kill",
-    "connector.postgres.before_slot=kill",
-    "connector.postgres.after_slot=kill",
-    "connector.postgres.mid_chunk=kill@2",
-    "connector.postgres.chunk_end=kill",
-    "connector.postgres.snapshot_end=kill",
-];
 
 /// Under load: the node, the step, and whether it begins from nothing.
 const DEATHS: [(&str, &str, bool); 27] = [
@@ -59,14 +49,13 @@ fn whichever_named_step_a_node_dies_at_devices_are_never_shown_half_and_end_as_t
     stage.fleet.start("edge-1");
     stage.fleet.start("edge-2");
     stage.start_devices();
-    for step in FIRST_LIVES {
+    // The connector's first lives: none reaches the end of the snapshot.
+    for step in SNAPSHOT_DEATHS {
         stage.fleet.start_with("connector", step);
         expect_death(&mut stage, "connector", step);
     }
     stage.fleet.start("connector");
-    stage
-        .fleet
-        .wait_ready(&["connector", "processor", "edge-1", "edge-2"], LIMIT);
+    stage.fleet.wait_all_ready(LIMIT);
     stage.more_pages(1, LIMIT);
     let load = stage.load(&["-c", "2", "-R", "100", "-T", "900"]);
     for (node, step, from_nothing) in DEATHS {

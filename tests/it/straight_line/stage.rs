@@ -170,7 +170,6 @@ impl Stage {
                 );
             }
         }
-        self.stop.store(false, Ordering::SeqCst);
     }
 
     /// The rows of a branch, as the database says.

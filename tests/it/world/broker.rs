@@ -146,35 +146,36 @@ impl Drop for Broker {
 /// Ends a transaction that a broker forgot, as an operator does with `kafka-transactions.sh abort`.
 pub fn abort_transaction(bootstrap: &str, topic: &str, partition: i32, start: i64) {
     let (partition, start) = (partition.to_string(), start.to_string());
-    let out = java(&["-Xmx128m"])
-        .args([
-            "org.apache.kafka.tools.TransactionsCommand",
-            "--bootstrap-server",
-            bootstrap,
-            "abort",
-        ])
-        .args(["--topic", topic, "--partition", &partition, "--start-offset", &start])
-        .output()
-        .expect("run java");
-    assert!(
-        out.status.success(),
-        "abort failed: {}",
-        String::from_utf8_lossy(&out.stderr)
-    );
+    let what = [
+        "abort",
+        "--topic",
+        topic,
+        "--partition",
+        &partition,
+        "--start-offset",
+        &start,
+    ];
+    tool("org.apache.kafka.tools.TransactionsCommand", bootstrap, &what);
 }
 
 /// Alters a topic's settings, as an operator does with `kafka-configs.sh --alter`.
 pub fn alter_topic(bootstrap: &str, topic: &str, settings: &[(&str, &str)]) {
     let settings: Vec<String> = settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let (settings, topics) = (settings.join(","), ["--entity-type", "topics", "--entity-name", topic]);
+    let what = [&["--alter"][..], &topics, &["--add-config", &settings]].concat();
+    tool("kafka.admin.ConfigCommand", bootstrap, &what);
+}
+
+/// Runs one of Kafka's own tools; fails the test when it fails.
+fn tool(class: &str, bootstrap: &str, arguments: &[&str]) {
     let out = java(&["-Xmx128m"])
-        .args(["kafka.admin.ConfigCommand", "--bootstrap-server", bootstrap])
-        .args(["--alter", "--entity-type", "topics", "--entity-name", topic])
-        .args(["--add-config", &settings.join(",")])
+        .args([class, "--bootstrap-server", bootstrap])
+        .args(arguments)
         .output()
         .expect("run java");
     assert!(
         out.status.success(),
-        "alter {topic} failed: {}{}",
+        "{class} {arguments:?} failed: {}{}",
         String::from_utf8_lossy(&out.stdout),
         String::from_utf8_lossy(&out.stderr)
     );

@@ -1,6 +1,6 @@
 //! A `trunkline dev` of a test's own: started, killed as by kill -9, started again over the same data.
 
-use super::wait_for;
+use super::{last_lines, wait_for};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -70,11 +70,9 @@ impl Dev {
         let (file, log) = (self.data.join("dev.json"), self.data.with_extension("log"));
         wait_for("trunkline dev to listen", Duration::from_secs(60), || {
             if let Some(status) = child.try_wait().expect("a child can be asked") {
-                let log = std::fs::read_to_string(&log).unwrap_or_default();
-                let last: Vec<&str> = log.lines().rev().take(8).collect();
                 panic!(
-                    "trunkline dev ended, {status}; its log, last line first:\n{}",
-                    last.join("\n")
+                    "trunkline dev ended, {status}; the end of its log:\n{}",
+                    last_lines(&log, 8)
                 );
             }
             file.exists().then_some(())
@@ -125,10 +123,8 @@ impl Drop for Dev {
     fn drop(&mut self) {
         self.kill();
         if std::thread::panicking() {
-            let log = std::fs::read_to_string(self.data.with_extension("log")).unwrap_or_default();
-            let lines: Vec<&str> = log.lines().rev().take(30).collect();
-            eprintln!("the last lines of its log:");
-            lines.iter().rev().for_each(|line| eprintln!("{line}"));
+            let log = last_lines(&self.data.with_extension("log"), 30);
+            eprintln!("the last lines of its log:\n{log}");
         }
     }
 }

@@ -1,10 +1,10 @@
-//! The nodes of a topology, each a `trunkline run` of its own: started, killed as by kill -9, stopped, wiped, at will.
+//! The nodes of a topology, each a `trunkline run` of its own: started, killed as by kill -9, wiped, at will.
 //!
 //! Guarantees: ports stay over restarts; a node's log is one file over all its lives. Never: a node that outlives the
 //! value.
 
 use super::dev::binary;
-use super::{free_port, wait_for};
+use super::{free_port, last_lines, wait_for};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -20,15 +20,12 @@ const SECRET: &str = "a secret of the tests, more than 32 bytes long";
 const ISSUER: &str = "https://issuer.tests.invalid/";
 /// 32 zero bytes.
 const CURSOR_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
-const BACKEND: &str = "the backend's token";
 
 #[derive(Debug)]
 struct Node {
     dir: PathBuf,
     edge: u16,
-    ingest: u16,
     admin: u16,
-    registry: u16,
     child: Option<Child>,
 }
 
@@ -82,7 +79,7 @@ impl Fleet {
             .arg("run")
             .arg(name)
             .arg("--topology")
-            .arg(self.topology())
+            .arg(self.dir.path().join("topology.toml"))
             .arg("--config")
             .arg(node.dir.join("trunkline.toml"))
             .env(process::failpoint::VARIABLE, failpoints)
@@ -107,28 +104,12 @@ impl Fleet {
         child.wait().expect("wait for the node");
     }
 
-    /// Stops a node by SIGTERM and waits until it has ended.
-    pub fn stop(&mut self, name: &str) -> ExitStatus {
-        let mut child = self.child(name).take().expect("the node runs");
-        let sent = Command::new("kill").arg(child.id().to_string()).status();
-        assert!(sent.expect("run kill").success(), "the node has ended before");
-        child.wait().expect("wait for the node")
-    }
-
     /// Waits until a node has ended by itself.
     pub fn died(&mut self, name: &str, limit: Duration) -> ExitStatus {
         let mut child = self.child(name).take().expect("the node was started");
-        let status = wait_for(&format!("the death of {name}"), limit, || {
+        wait_for(&format!("the death of {name}"), limit, || {
             child.try_wait().expect("a child can be asked")
-        });
-        drop(child);
-        status
-    }
-
-    /// Whether a node has ended by itself.
-    pub fn has_ended(&mut self, name: &str) -> bool {
-        let child = self.child(name).as_mut().expect("the node was started");
-        child.try_wait().expect("a child can be asked").is_some()
+        })
     }
 
     /// Forgets everything that a stopped node kept on disk, but for its log lines.
@@ -138,74 +119,23 @@ impl Fleet {
         fs::remove_dir_all(node.dir.join("data")).expect("remove the node's data");
     }
 
-    /// What `/readyz` says: whether it is green, and why not. Nothing when nobody answers.
-    pub fn ready(&self, name: &str) -> Option<(bool, String)> {
-        let answer = reqwest::blocking::get(format!("{}/readyz", self.admin(name))).ok()?;
-        let green = answer.status().is_success();
-        Some((green, answer.text().ok()?))
+    /// Waits until a node's `/readyz` is green.
+    pub fn wait_ready(&self, name: &str, limit: Duration) {
+        let url = format!("http://127.0.0.1:{}/readyz", self.node(name).admin);
+        wait_for(&format!("{name} to be ready"), limit, || {
+            let answer = reqwest::blocking::get(&url).ok()?;
+            answer.status().is_success().then_some(())
+        });
     }
 
-    /// Waits until nodes are ready.
-    pub fn wait_ready(&self, names: &[&str], limit: Duration) {
-        for name in names {
-            wait_for(&format!("{name} to be ready"), limit, || {
-                self.ready(name).filter(|(green, _)| *green)
-            });
-        }
-    }
-
-    /// Waits until a node is red for a reason that holds `word`; the whole answer.
-    pub fn wait_red(&self, name: &str, word: &str, limit: Duration) -> String {
-        let what = format!("{name} to be red for {word:?}");
-        wait_for(&what, limit, || {
-            let (green, said) = self.ready(name)?;
-            (!green && said.contains(word)).then_some(said)
-        })
-    }
-
-    /// The process of a node that runs.
-    pub fn pid(&self, name: &str) -> u32 {
-        self.node(name).child.as_ref().expect("the node runs").id()
+    /// Waits until every node is ready.
+    pub fn wait_all_ready(&self, limit: Duration) {
+        self.nodes.keys().for_each(|name| self.wait_ready(name, limit));
     }
 
     /// URL of a node's devices' listener.
     pub fn edge(&self, name: &str) -> String {
         format!("http://127.0.0.1:{}", self.node(name).edge)
-    }
-
-    /// URL of a node's operators' listener.
-    pub fn admin(&self, name: &str) -> String {
-        format!("http://127.0.0.1:{}", self.node(name).admin)
-    }
-
-    /// URL of a node's backends' listener.
-    pub fn ingest(&self, name: &str) -> String {
-        format!("http://127.0.0.1:{}", self.node(name).ingest)
-    }
-
-    /// URL of a node's registry.
-    pub fn registry(&self, name: &str) -> String {
-        format!("http://127.0.0.1:{}", self.node(name).registry)
-    }
-
-    /// The token that backends post with.
-    pub fn backend(&self) -> &'static str {
-        BACKEND
-    }
-
-    /// The topology's file.
-    pub fn topology(&self) -> PathBuf {
-        self.dir.path().join("topology.toml")
-    }
-
-    /// A node's configuration file.
-    pub fn config(&self, name: &str) -> PathBuf {
-        self.node(name).dir.join("trunkline.toml")
-    }
-
-    /// A node's log lines.
-    pub fn log(&self, name: &str) -> String {
-        fs::read_to_string(self.node(name).dir.join("log")).unwrap_or_default()
     }
 
     /// A device's token, good for an hour.
@@ -226,9 +156,7 @@ impl Node {
         let node = Node {
             dir: dir.to_owned(),
             edge: free_port(),
-            ingest: free_port(),
             admin: free_port(),
-            registry: free_port(),
             child: None,
         };
         let data = dir.join("data").display().to_string();
@@ -237,18 +165,14 @@ impl Node {
             text,
             "[kafka]\nbrokers = \"{kafka}\"\n\n\
              [admin]\nlisten = \"127.0.0.1:{}\"\n\n\
-             [ingest]\nlisten = \"127.0.0.1:{}\"\n\
-             credentials = [{{ name = \"backend\", token = \"{BACKEND}\", topics = [\"*\"] }}]\n\n\
+             [registry]\n\n\
              [edge]\nlisten = \"127.0.0.1:{}\"\ndata_dir = {data:?}\n\
              cursor_keys = [{{ id = 1, secret = \"{CURSOR_KEY}\" }}]\n\n\
              [[edge.issuers]]\nalias = \"main\"\nissuer = \"{ISSUER}\"\naudience = [\"tests\"]\n\
              algorithms = [\"HS256\"]\nsecret = \"{SECRET}\"\n\n",
-            node.admin, node.ingest, node.edge
+            node.admin, node.edge
         )
         .expect("a string takes any text");
-        if !more.contains("[registry]") {
-            writeln!(text, "[registry]\nlisten = \"127.0.0.1:{}\"\n", node.registry).expect("a string takes any text");
-        }
         text.push_str(more);
         fs::write(dir.join("trunkline.toml"), text).expect("write the node's configuration");
         node
@@ -263,10 +187,7 @@ impl Drop for Fleet {
                 let _ = child.wait();
             }
             if std::thread::panicking() {
-                let log = fs::read_to_string(node.dir.join("log")).unwrap_or_default();
-                let lines: Vec<&str> = log.lines().rev().take(12).collect();
-                eprintln!("the last lines of {name}:");
-                lines.iter().rev().for_each(|line| eprintln!("{line}"));
+                eprintln!("the last lines of {name}:\n{}", last_lines(&node.dir.join("log"), 12));
             }
         }
     }

@@ -68,8 +68,11 @@ impl Phone {
             return Polled::Later;
         };
         let status = answer.status().as_u16();
-        let Ok(body) = answer.bytes() else { return Polled::Later };
-        let head: String = String::from_utf8_lossy(&body).chars().take(200).collect();
+        let Ok(body) = answer.bytes() else {
+            self.last = format!("{edge}: {status}, and then it broke off");
+            return Polled::Later;
+        };
+        let head = String::from_utf8_lossy(body.get(..200).unwrap_or(&body));
         self.last = format!("{edge}: {status}, {} bytes: {head}", body.len());
         match status {
             200 => self.apply(&serde_json::from_slice(&body).expect("a page is JSON")),
