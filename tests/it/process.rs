@@ -3,7 +3,7 @@
 //! Guarantees: each case is a real process (this test binary in a mode of its own) with its exit code and its log.
 //! Never: a child that outlives its test.
 
-use crate::world::wait_for;
+use crate::world::{self, wait_for};
 use process::{BoxError, Service, chain, telemetry};
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
@@ -89,11 +89,7 @@ impl Life {
     }
 
     fn signal(&self, signal: &str) {
-        let sent = Command::new("kill")
-            .args([signal, &self.0.id().to_string()])
-            .status()
-            .unwrap();
-        assert!(sent.success());
+        world::signal(self.0.id(), signal);
     }
 
     /// Its exit status and all that it said.

@@ -24,6 +24,7 @@ pub use postgres::Postgres;
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Bootstrap servers of the shared broker.
@@ -87,6 +88,12 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Option<
         assert!(Instant::now() < end, "waited {limit:?} in vain: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Sends a signal, such as `-TERM`, to a process that the test started.
+pub fn signal(pid: u32, signal: &str) {
+    let sent = Command::new("kill").args([signal, &pid.to_string()]).status();
+    assert!(sent.expect("run kill").success(), "kill {signal} {pid}");
 }
 
 /// The last lines of a log file; nothing when there is none.

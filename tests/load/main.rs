@@ -11,6 +11,7 @@
 mod world;
 
 mod edge;
+mod line;
 mod log;
 mod postgres;
 mod runtime;
@@ -21,6 +22,7 @@ const USAGE: &str = "usage: load WHAT
   store [fjall|sled] [ROWS] [VALUE BYTES] [MEMORY MIB]   fill, read, scan, reopen
   runtime [kafka|embedded]   a copy, a count with state, one record at a time, through the stream runtime
   postgres [kafka|embedded] [THOUSAND ROWS]   the connector: snapshot, backlogs, one change at a time
+  line [THOUSAND ROWS]   the whole line, a process a role: starts, one change at a time, a backlog, pgbench; CPU, memory
   log [kafka|embedded]   small transactions and an exactly-once copy; kafka: see tests/run up";
 
 fn main() -> anyhow::Result<()> {
@@ -28,6 +30,7 @@ fn main() -> anyhow::Result<()> {
     let rest = words.get(1..).unwrap_or_default();
     match words.first().map(String::as_str) {
         Some("edge") => crate::edge::run(rest),
+        Some("line") => crate::line::run(rest),
         Some("runtime") => crate::runtime::run(rest),
         Some("store") => crate::store::run(rest),
         Some("postgres") => crate::postgres::run(rest),

@@ -4,7 +4,7 @@
 //! a node would not run with.
 
 #[path = "../it/postgres/stand.rs"]
-mod stand;
+pub mod stand;
 
 use crate::world::{self, postgres_bin, wait_for};
 use connectors::status::State;
@@ -108,27 +108,7 @@ fn compared(setting: &Setting, database: &Database, what: &str, sql: &str, rows:
     let end = database.value("SELECT pg_current_wal_insert_lsn()").expect("a place");
     database.sql("INSERT INTO ticks VALUES (-1, ''); DELETE FROM ticks WHERE id = -1");
     let begun = Instant::now();
-    let received = Command::new(postgres_bin().join("pg_recvlogical"))
-        .args([
-            "-d",
-            &database.url,
-            "--slot",
-            &rival,
-            "--start",
-            "-f",
-            "-",
-            "--endpos",
-            &end,
-        ])
-        .args([
-            "-o",
-            "proto_version=1",
-            "-o",
-            &format!("publication_names=trunkline_{}", setting.name),
-        ])
-        .stdout(Stdio::null())
-        .status();
-    assert!(received.expect("pg_recvlogical runs").success());
+    receive(&database.url, &rival, &format!("trunkline_{}", setting.name), &end);
     let alone = begun.elapsed();
     database.sql(&format!("SELECT pg_drop_replication_slot('{rival}')"));
     let (begun, cpu) = (Instant::now(), cpu_seconds());
@@ -137,6 +117,21 @@ fn compared(setting: &Setting, database: &Database, what: &str, sql: &str, rows:
     figure(what, rows, begun, cpu);
     println!("    pg_recvlogical, thrown away: {:.0} rows/s", rate(rows, alone));
     connector.stop().expect("a clean end");
+}
+
+/// Lets `pg_recvlogical` read a slot up to this place, and throw away what it reads.
+pub fn receive(url: &str, slot: &str, publication: &str, end: &str) {
+    let received = Command::new(postgres_bin().join("pg_recvlogical"))
+        .args(["-d", url, "--slot", slot, "--start", "-f", "-", "--endpos", end])
+        .args([
+            "-o",
+            "proto_version=1",
+            "-o",
+            &format!("publication_names={publication}"),
+        ])
+        .stdout(Stdio::null())
+        .status();
+    assert!(received.expect("pg_recvlogical runs").success());
 }
 
 fn published(connector: &Connector, rows: usize) {

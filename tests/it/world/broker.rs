@@ -3,7 +3,7 @@
 //! Guarantees: one node, its own data directory and ports; killed on drop, by its own handle.
 //! Never: the shared broker.
 
-use super::{free_port, kafka_libs, wait_for};
+use super::{free_port, kafka_libs, signal, wait_for};
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::path::Path;
@@ -87,6 +87,11 @@ impl Broker {
         format!("127.0.0.1:{}", self.port)
     }
 
+    /// Id of the running broker's process.
+    pub fn pid(&self) -> u32 {
+        self.process.as_ref().expect("the broker runs").id()
+    }
+
     /// Kills the broker, as by kill -9. Its data and its port stay.
     pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
@@ -98,11 +103,7 @@ impl Broker {
     /// Stops the broker by SIGTERM and waits until it is gone: a shutdown in good order.
     pub fn stop(&mut self) {
         if let Some(mut process) = self.process.take() {
-            let status = Command::new("kill")
-                .arg(process.id().to_string())
-                .status()
-                .expect("run kill");
-            assert!(status.success(), "kill failed");
+            signal(process.id(), "-TERM");
             process.wait().expect("wait for the broker");
         }
     }

@@ -9,17 +9,14 @@ use std::time::Duration;
 /// The binary under test, built beside this one.
 pub fn binary() -> PathBuf {
     let here = std::env::current_exe().expect("a running program has a path");
-    let target = here
-        .parent()
-        .and_then(Path::parent)
-        .expect("tests run from target/release/deps");
-    let binary = target.join("trunkline");
-    assert!(
-        binary.exists(),
-        "{} is not built: run `cargo build --release`, or use tests/run",
-        binary.display()
-    );
-    binary
+    // The tests are in target/release/deps, the load commands in target/release.
+    let near = here.ancestors().skip(1).take(2).map(|dir| dir.join("trunkline"));
+    let binary = near.clone().find(|binary| binary.exists());
+    binary.unwrap_or_else(|| {
+        let places: Vec<String> = near.map(|path| path.display().to_string()).collect();
+        let places = places.join(" and ");
+        panic!("no binary at {places}: run `cargo build --release`, or use tests/run")
+    })
 }
 
 pub struct Dev {

@@ -4,7 +4,7 @@
 //! value.
 
 use super::dev::binary;
-use super::{free_port, last_lines, wait_for};
+use super::{free_port, last_lines, signal, wait_for};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -102,6 +102,18 @@ impl Fleet {
         let mut child = self.child(name).take().expect("the node runs");
         child.kill().expect("kill the node");
         child.wait().expect("wait for the node");
+    }
+
+    /// Asks a node to end, as by SIGTERM, and waits until it has, in good order.
+    pub fn stop(&mut self, name: &str, limit: Duration) {
+        signal(self.running(name).expect("the node runs"), "-TERM");
+        let status = self.died(name, limit);
+        assert!(status.success(), "{name} ended with {status}");
+    }
+
+    /// Id of a node's process, if it runs.
+    pub fn running(&self, name: &str) -> Option<u32> {
+        self.node(name).child.as_ref().map(Child::id)
     }
 
     /// Waits until a node has ended by itself.

@@ -66,6 +66,14 @@ impl Postgres {
         format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
     }
 
+    /// Id of the running cluster's first process, the parent of all others.
+    pub fn pid(&self) -> u32 {
+        let text = owner("cat").arg(data(&self.directory).join("postmaster.pid")).output();
+        let text = String::from_utf8(text.expect("read postmaster.pid").stdout).expect("text");
+        let first = text.lines().next().expect("the first line of postmaster.pid");
+        first.parse().expect("a process id")
+    }
+
     /// Stops the cluster without a checkpoint, as a crash would. Its data and its port stay.
     pub fn kill(&mut self) {
         if std::mem::take(&mut self.running) {
