@@ -19,6 +19,10 @@ use clap::Parser;
 use process::telemetry;
 use std::process::ExitCode;
 
+/// The memory of everything here, librdkafka's too. How it is set up is in `.cargo/config.toml`.
+#[global_allocator]
+static MEMORY: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// The command has said why it failed; only the exit code is left.
 #[derive(Debug, thiserror::Error)]
 #[error("failed")]

@@ -21,8 +21,9 @@ use std::time::{Duration, Instant};
 const STUCK: Duration = Duration::from_secs(30);
 /// After this long without progress a stuck flush is asked for again.
 const NUDGE: Duration = Duration::from_secs(2);
-/// Journals beyond this are emptied by flushing every space: it bounds what an opening replays.
-const JOURNAL_BYTES_MAX: u64 = 96 << 20;
+/// Journals beyond four times the write buffers, within these bounds, are emptied by flushing every space: it bounds
+/// what an opening replays, at some 100 MB a second.
+const JOURNAL_BYTES: std::ops::RangeInclusive<u64> = 32 << 20..=96 << 20;
 /// Smallest memory that is worth splitting; less is treated as this.
 const MEMORY_BYTES_MIN: u64 = 8 << 20;
 /// Larger buffers hold back the journals that are their copies, and an opening replays those.
@@ -43,6 +44,8 @@ struct Shared {
     db: Database,
     /// Bytes of all active write buffers at which the largest is flushed.
     buffer_bytes: u64,
+    /// Bytes of all journals at which every space is flushed.
+    journal_bytes: u64,
     /// Bytes written since the buffers were last measured.
     unmeasured: AtomicU64,
     /// One writer at a time measures and makes room.
@@ -61,10 +64,12 @@ impl FjallStore {
         // Half for the block cache. The other half is for write buffers: one active and up to two on their way to
         // disk, and a buffered entry occupies about a third more than fjall counts for it.
         let (db, spaces) = guarded(&held.dir, || open_spaces(&held, &options.spaces, memory / 2))?;
+        let buffer_bytes = (memory / 8).min(BUFFER_BYTES_MAX);
         let shared = Shared {
             spaces,
             db,
-            buffer_bytes: (memory / 8).min(BUFFER_BYTES_MAX),
+            buffer_bytes,
+            journal_bytes: (4 * buffer_bytes).clamp(*JOURNAL_BYTES.start(), *JOURNAL_BYTES.end()),
             unmeasured: AtomicU64::new(u64::MAX / 2),
             room: Mutex::new(()),
             held,
@@ -81,7 +86,7 @@ fn open_spaces(held: &Held, names: &[&'static str], cache_bytes: u64) -> Result<
         .cache_size(cache_bytes)
         // One: with two, the first hands compactions on to the second in a loop without a pause, and a core is gone.
         .worker_threads(1)
-        .max_journaling_size(JOURNAL_BYTES_MAX)
+        .max_journaling_size(*JOURNAL_BYTES.end())
         .open()
         .map_err(broken)?;
     // No limit for a single buffer: `Shared::make_room` watches the sum of all.
@@ -154,7 +159,7 @@ impl Shared {
             .db
             .journal_disk_space()
             .map_err(engine_error("measure the journals"))?
-            > JOURNAL_BYTES_MAX
+            > self.journal_bytes
         {
             for (_, space) in sizes().filter(|(bytes, _)| *bytes > 0) {
                 space.rotate_memtable().map_err(engine_error(attempted))?;

@@ -21,7 +21,7 @@ use std::sync::RwLock;
 use store::{Batch, Direction, Store};
 
 /// Staged changes beyond so many bytes are committed before the batch ends.
-const FLUSH_BYTES: usize = 8 << 20;
+const FLUSH_BYTES: usize = 2 << 20;
 
 /// What only the applying thread knows of a partition.
 pub struct Intake {

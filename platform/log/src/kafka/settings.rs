@@ -38,9 +38,9 @@ const CONSUMER: &[(&str, &str)] = &[
     ("fetch.wait.max.ms", "50"),
     ("fetch.error.backoff.ms", "50"),
     ("queued.min.messages", "100000"),
-    ("queued.max.messages.kbytes", "32768"),
-    ("fetch.max.bytes", "33554432"),
-    ("fetch.message.max.bytes", "4194304"),
+    ("queued.max.messages.kbytes", "8192"),
+    ("fetch.max.bytes", "8388608"),
+    ("fetch.message.max.bytes", "1048576"),
 ];
 
 /// The producer that appends outside transactions and asks for the administration.
