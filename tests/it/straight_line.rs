@@ -5,6 +5,7 @@
 
 mod bank;
 mod deaths;
+mod outages;
 mod shop;
 mod stage;
 

@@ -63,6 +63,11 @@ pub fn branch_is_whole(phone: &Phone) {
 impl Stage {
     /// Makes the bank; nothing of ours runs yet.
     pub fn new(branches: usize) -> Stage {
+        Stage::with_nodes(branches, "")
+    }
+
+    /// The same, with further nodes.
+    pub fn with_nodes(branches: usize, nodes: &str) -> Stage {
         let (postgres, broker) = (Postgres::start(), Broker::start());
         let url = postgres.url();
         let made = Command::new(world::postgres_bin().join("pgbench"))
@@ -72,7 +77,7 @@ impl Stage {
         assert!(made.unwrap().success(), "pgbench -i");
         sql(&url, "ALTER TABLE pgbench_history ADD COLUMN id bigserial PRIMARY KEY");
         let fleet = Fleet::new(
-            topology::samples::PGBENCH.text,
+            &format!("{}{nodes}", topology::samples::PGBENCH.text),
             &broker.bootstrap(),
             &format!("[connectors.bank]\nurl = \"{url}\"\nheartbeat_seconds = 2\n"),
         );

@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// What the devices' tokens are signed with.
@@ -38,7 +38,8 @@ pub struct Fleet {
 
 impl Fleet {
     /// Lays out the nodes that a topology declares; `more` is what every node's configuration holds besides
-    /// addresses, brokers and keys (a connector's table, say). Nothing is started.
+    /// addresses, brokers and keys (a connector's table, say). A node that runs the registry serves all others.
+    /// Nothing is started.
     pub fn new(topology: &str, kafka: &str, more: &str) -> Fleet {
         let dir = tempfile::Builder::new()
             .prefix("trunkline-fleet-")
@@ -46,10 +47,19 @@ impl Fleet {
             .expect("make a directory");
         fs::write(dir.path().join("topology.toml"), topology).expect("write the topology");
         let declared: toml::Table = topology.parse().expect("a topology is TOML");
-        let names = declared["node"].as_array().expect("nodes").iter();
-        let nodes = names.map(|n| n["name"].as_str().expect("a name").to_owned());
-        let nodes = nodes.map(|name| {
-            let node = Node::lay_out(&dir.path().join(&name), kafka, more);
+        let declared = declared["node"].as_array().expect("nodes").iter();
+        let serves_registry = |node: &toml::Value| {
+            let runs = node["runs"].as_array().expect("roles");
+            runs.iter().any(|role| role.as_str() == Some("registry"))
+        };
+        let registry = declared.clone().any(serves_registry).then(free_port);
+        let nodes = declared.map(|node| {
+            let name = node["name"].as_str().expect("a name").to_owned();
+            let registry = registry.map_or(String::new(), |port| match serves_registry(node) {
+                true => format!("listen = \"127.0.0.1:{port}\""),
+                false => format!("url = \"http://127.0.0.1:{port}\""),
+            });
+            let node = Node::lay_out(&dir.path().join(&name), kafka, &registry, more);
             (name, node)
         });
         let nodes = nodes.collect();
@@ -133,11 +143,38 @@ impl Fleet {
 
     /// Waits until a node's `/readyz` is green.
     pub fn wait_ready(&self, name: &str, limit: Duration) {
-        let url = format!("http://127.0.0.1:{}/readyz", self.node(name).admin);
         wait_for(&format!("{name} to be ready"), limit, || {
-            let answer = reqwest::blocking::get(&url).ok()?;
-            answer.status().is_success().then_some(())
+            let (status, _) = self.readyz(name)?;
+            (status == 200).then_some(())
         });
+    }
+
+    /// Waits until a node's `/readyz` is red for this component, with this in its cause, and a next step.
+    pub fn wait_red(&self, name: &str, component: &str, cause: &str, limit: Duration) {
+        let end = Instant::now() + limit;
+        loop {
+            let (status, report) = self.readyz(name).unwrap_or_default();
+            let all = report["components"].as_array().map_or(&[][..], Vec::as_slice);
+            let text = |red: &Value, name: &str| red[name].as_str().unwrap_or_default().to_owned();
+            let red = |red: &&Value| red["name"] == component && text(red, "cause").contains(cause);
+            if let Some(red) = all.iter().find(red) {
+                assert_eq!(status, 503, "{report}");
+                assert!(!text(red, "next_command").is_empty(), "{report}");
+                return;
+            }
+            assert!(
+                Instant::now() < end,
+                "{name} did not say {cause:?} of {component}: {status}, {report}"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The answer of a node's `/readyz`; none when it does not serve.
+    fn readyz(&self, name: &str) -> Option<(u16, Value)> {
+        let url = format!("http://127.0.0.1:{}/readyz", self.node(name).admin);
+        let answer = reqwest::blocking::get(&url).ok()?;
+        Some((answer.status().as_u16(), answer.json().ok()?))
     }
 
     /// Waits until every node is ready.
@@ -163,7 +200,7 @@ impl Fleet {
 }
 
 impl Node {
-    fn lay_out(dir: &Path, kafka: &str, more: &str) -> Node {
+    fn lay_out(dir: &Path, kafka: &str, registry: &str, more: &str) -> Node {
         fs::create_dir_all(dir).expect("make the node's directory");
         let node = Node {
             dir: dir.to_owned(),
@@ -177,7 +214,7 @@ impl Node {
             text,
             "[kafka]\nbrokers = \"{kafka}\"\n\n\
              [admin]\nlisten = \"127.0.0.1:{}\"\n\n\
-             [registry]\n\n\
+             [registry]\n{registry}\n\n\
              [edge]\nlisten = \"127.0.0.1:{}\"\ndata_dir = {data:?}\n\
              cursor_keys = [{{ id = 1, secret = \"{CURSOR_KEY}\" }}]\n\n\
              [[edge.issuers]]\nalias = \"main\"\nissuer = \"{ISSUER}\"\naudience = [\"tests\"]\n\

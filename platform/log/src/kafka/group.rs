@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 
 /// How long moving to another offset or leaving the group may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A fence so soon after no broker answered may be of this member's own making.
+const FENCED_BY_ITSELF: Duration = Duration::from_secs(60);
 
 /// The groups' members that live in this process, so that offsets can be set by one of them.
 #[derive(Debug, Default)]
@@ -73,6 +75,8 @@ impl Members {
 /// A member.
 #[derive(Debug)]
 pub struct KafkaGroup {
+    kafka: Config,
+    members: Arc<Members>,
     gather: Gather,
     events: Queue,
     config: GroupConfig,
@@ -102,12 +106,38 @@ impl KafkaGroup {
         });
         members.add(&group.group, &seat);
         Ok(KafkaGroup {
+            kafka: config.clone(),
+            members: members.clone(),
             gather,
             events,
             config: group,
             seat,
             giving_up: false,
         })
+    }
+
+    /// What there is to say; a fence that the brokers' absence may have made is answered by joining anew.
+    ///
+    /// A member of an instance name that asks to join, and does not hear the answer, asks again under the member id
+    /// that the first request has already replaced: the coordinator then fences it, for itself (KIP-345 names the
+    /// id's replacement). Another process of the name would fence the new member too, and that is final.
+    fn next(&mut self) -> Result<Option<Event>> {
+        match self.next_event() {
+            Err(Error::Fenced { .. }) if self.handle().reach().silent_within(FENCED_BY_ITSELF) => self.join_anew(),
+            said => said,
+        }
+    }
+
+    fn join_anew(&mut self) -> Result<Option<Event>> {
+        tracing::warn!(
+            target: "log::kafka",
+            group = self.config.group,
+            instance = self.config.instance,
+            "fenced after the brokers were away; joining the group anew"
+        );
+        let lost: Vec<_> = self.gather.slots().iter().map(|slot| slot.at.clone()).collect();
+        *self = KafkaGroup::join(&self.kafka, self.config.clone(), &self.members)?;
+        Ok((!lost.is_empty()).then_some(Event::Lost(lost)))
     }
 
     fn error(&self, attempted: &'static str, found: &Fault) -> Error {
@@ -292,7 +322,7 @@ impl GroupConsumer for KafkaGroup {
         }
         let end = Instant::now() + timeout;
         loop {
-            if let Some(event) = self.next_event()? {
+            if let Some(event) = self.next()? {
                 return Ok(event);
             }
             if self.gather.take(batch, max_bytes)? > 0 {

@@ -97,6 +97,7 @@ impl Admin<'_> {
         send: impl FnOnce(*mut c::rd_kafka_t, Options, *mut c::rd_kafka_queue_t) -> Result<(), Fault>,
         read: impl FnOnce(Answer) -> T,
     ) -> Result<T, Fault> {
+        self.await_brokers()?;
         // SAFETY: by the caller's promise.
         let queue = unsafe { self.send(api, send) }?;
         // The request ends by itself at its limit; the addition only guards against a library that does not answer.
@@ -104,6 +105,24 @@ impl Admin<'_> {
         let event = event.ok_or_else(|| Fault::of(Code::RD_KAFKA_RESP_ERR__TIMED_OUT))?;
         event.fault()?;
         Ok(read(event.raw.as_ptr()))
+    }
+
+    /// Waits until some broker answers, when none does now. A request that itself waits for its broker makes the
+    /// library connect anew without a pause as soon as a connection is refused, which costs a core (2.12.1, function
+    /// `rd_kafka_broker_get_async`: it asks for a connection at every change of state).
+    fn await_brokers(&self) -> Result<(), Fault> {
+        if self.handle.reach().silence(Duration::ZERO).is_none() {
+            return Ok(());
+        }
+        let mut metadata = ptr::null();
+        // SAFETY: the instance lives; the metadata is ours when the call succeeds, and freed.
+        unsafe {
+            let limit = millis(self.timeout);
+            let code = c::rd_kafka_metadata(self.handle.raw(), 0, ptr::null_mut(), &mut metadata, limit);
+            Fault::check(code)?;
+            c::rd_kafka_metadata_destroy(metadata);
+        }
+        Ok(())
     }
 
     /// Creates topics; how it went with each, by name.
@@ -261,6 +280,7 @@ impl Admin<'_> {
 
     /// Looks offsets up: each entry's offset is −2 for the start, −1 for the end, or a time in ms.
     pub fn offsets(&self, wanted: &List, isolation: Isolation) -> Result<Vec<Entry>, Fault> {
+        self.await_brokers()?;
         let asked = self.ask_offsets(wanted, isolation)?;
         let limit = self.timeout.saturating_add(Duration::from_secs(5));
         asked
@@ -268,8 +288,11 @@ impl Admin<'_> {
             .unwrap_or_else(|| Err(Fault::of(Code::RD_KAFKA_RESP_ERR__TIMED_OUT)))
     }
 
-    /// Asks as [`Admin::offsets`] does, without waiting.
+    /// Asks as [`Admin::offsets`] does, without waiting; fails at once when no broker answers now.
     pub fn ask_offsets(&self, wanted: &List, isolation: Isolation) -> Result<Asked, Fault> {
+        if self.handle.reach().silence(Duration::ZERO).is_some() {
+            return Err(Fault::of(Code::RD_KAFKA_RESP_ERR__TRANSPORT));
+        }
         use c::rd_kafka_IsolationLevel_t as Level;
         let level = match isolation {
             Isolation::ReadCommitted => Level::RD_KAFKA_ISOLATION_LEVEL_READ_COMMITTED,

@@ -23,6 +23,8 @@ struct State {
     brokers: BTreeMap<String, bool>,
     /// Since when none answers, and what was last said about it.
     silence: Option<(Instant, String)>,
+    /// When there was none that answered for the last time.
+    silent_at: Option<Instant>,
 }
 
 impl Reach {
@@ -31,6 +33,12 @@ impl Reach {
         let state = self.lock();
         let (since, said) = state.silence.as_ref()?;
         (since.elapsed() >= at_least).then(|| said.clone())
+    }
+
+    /// Whether there was a moment in this time in which no broker answered.
+    pub fn silent_within(&self, time: Duration) -> bool {
+        let at = self.lock().silent_at;
+        at.is_some_and(|at| at.elapsed() <= time)
     }
 
     /// Adds what was last said of the brokers to the library's bare words, such as `Local: Timed out`.
@@ -58,6 +66,7 @@ impl Reach {
         if state.brokers.values().any(|up| *up) {
             return;
         }
+        state.silent_at = Some(Instant::now());
         let since = state.silence.as_ref().map_or_else(Instant::now, |(since, _)| *since);
         state.silence = Some((since, said));
     }
