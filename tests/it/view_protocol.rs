@@ -272,6 +272,7 @@ impl Run {
             bytes_max: 1 << 20,
             now: self.now,
         };
+        let reads = self.replicas[i].disk.reads();
         let answer = views::delta(&self.replicas[i].replica, &request).unwrap();
         let at: BTreeMap<i32, Offset> = self.replicas[i]
             .replica
@@ -286,6 +287,7 @@ impl Run {
             }
             Answer::NotModified => {
                 *self.polls.entry("304").or_default() += 1;
+                assert_eq!(self.replicas[i].disk.reads(), reads, "an idle poll has read the store");
                 self.check_device(d, &at, "304");
                 true
             }
