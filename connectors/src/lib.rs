@@ -1,4 +1,5 @@
-//! Connectors: outside to topics. One trait and one loop for all sources; one room for each kind.
+//! Connectors: outside to topics, and back. One trait and one loop for all sources, one trait for sinks; one room for
+//! each kind.
 //!
 //! Guarantees: each change of a source reaches its topic exactly once, with its place; a connector that fails never
 //! stops another, and goes on by itself once the cause is gone.
@@ -8,6 +9,7 @@ pub mod discover;
 mod error;
 pub mod ingest;
 mod pace;
+pub mod sink;
 pub mod source;
 pub mod sources;
 pub mod status;
