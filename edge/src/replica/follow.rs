@@ -373,11 +373,13 @@ impl Follower {
     /// Asks the log for its ends and notes where the replica has everything. Everything read so far is applied here.
     fn prove(&self, link: &Link) -> Result<(), Broken> {
         let mut lag = 0;
-        for at in &link.partitions {
-            let failed = |e| Broken::Log("ask for the end of view.log", e);
-            let asked_ms = self.clock.now_ms();
-            let stable = self.log.offset(at, At::Stable).map_err(failed)?;
-            let end = self.log.offset(at, At::End).map_err(failed)?;
+        let asked_ms = self.clock.now_ms();
+        let ends = |which| {
+            let ends = self.log.offsets(&link.partitions, which);
+            ends.map_err(|e| Broken::Log("ask for the ends of view.log", e))
+        };
+        let (stable, end) = (ends(At::Stable)?, ends(At::End)?);
+        for ((at, stable), end) in link.partitions.iter().zip(stable).zip(end) {
             let position = link.reader.position(at).unwrap_or(0);
             if position >= stable {
                 link.replica

@@ -157,6 +157,10 @@ impl Log for KafkaLog {
         self.with_admin(|admin| admin.offset(at, which))
     }
 
+    fn offsets(&self, partitions: &[TopicPartition], which: At) -> Result<Vec<Offset>> {
+        self.with_admin(|admin| admin.offsets(partitions, which))
+    }
+
     fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Committed> {
         self.with_admin(|admin| admin.committed(group, partitions))
     }

@@ -74,6 +74,11 @@ pub trait Log: Send + Sync {
     /// Looks one offset of a partition up.
     fn offset(&self, at: &TopicPartition, which: At) -> Result<Offset>;
 
+    /// Looks one offset of each of these partitions up, in their order; in one request where the log can.
+    fn offsets(&self, partitions: &[TopicPartition], which: At) -> Result<Vec<Offset>> {
+        partitions.iter().map(|at| self.offset(at, which)).collect()
+    }
+
     /// Fetches the *stable* committed offsets of a group: waits for pending transactional commits of these
     /// partitions to be decided (`require_stable`), at most the request's time limit.
     fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Committed>;

@@ -130,9 +130,14 @@ impl Bench {
         produced.remove(0)
     }
 
-    /// Looks an offset up.
+    /// Looks an offset up, alone and in company.
     pub fn offset(&self, at: &TopicPartition, which: At) -> Offset {
-        self.log.offset(at, which).expect("look an offset up")
+        let alone = self.log.offset(at, which).expect("look an offset up");
+        let company = self.log.offsets(std::slice::from_ref(at), which);
+        let company = company.expect("look offsets up");
+        assert_eq!(company.len(), 1);
+        assert!(company[0] >= alone, "{at}, {which:?}: {alone} alone, then {company:?}");
+        alone
     }
 
     /// Waits until no transaction is open in a partition; returns its end.

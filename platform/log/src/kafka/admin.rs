@@ -180,12 +180,7 @@ impl<'h> Admin<'h> {
 
     /// See [`crate::Log::offset`].
     pub fn offset(&self, at: &TopicPartition, which: At) -> Result<Offset> {
-        let (mark, isolation) = match which {
-            At::Start => (START, Isolation::ReadUncommitted),
-            At::End => (END, Isolation::ReadUncommitted),
-            At::Stable => (END, Isolation::ReadCommitted),
-            At::Time(time) => (time.max(0), Isolation::ReadUncommitted),
-        };
+        let (mark, isolation) = marked(which);
         let wanted = List::of(std::iter::once((at, mark)));
         let found = self.ask(|raw| {
             raw.offsets(&wanted, isolation)
@@ -198,6 +193,21 @@ impl<'h> Admin<'h> {
             offset if offset < 0 && matches!(which, At::Time(_)) => self.offset(at, At::End),
             offset => Ok(offset),
         }
+    }
+
+    /// See [`crate::Log::offsets`].
+    pub fn offsets(&self, partitions: &[TopicPartition], which: At) -> Result<Vec<Offset>> {
+        let (mark, isolation) = marked(which);
+        let wanted = List::of(partitions.iter().map(|at| (at, mark)));
+        let found = self.ask(|raw| raw.offsets(&wanted, isolation));
+        let found = found.map_err(|found| fault::error("look offsets up", &found))?;
+        let good = found
+            .into_iter()
+            .filter(|entry| Fault::check(entry.code).is_ok() && entry.offset >= 0);
+        let good: BTreeMap<_, _> = good.map(|entry| (entry.at, entry.offset)).collect();
+        // One that failed is asked for alone: that knows what to wait for, and says which it is.
+        let each = |at| good.get(at).copied().map_or_else(|| self.offset(at, which), Ok);
+        partitions.iter().map(each).collect()
     }
 
     /// See [`crate::Log::committed`].
@@ -271,6 +281,16 @@ pub fn set_error(group: &str, found: &Fault) -> Error {
             reason: "it has live members; stop them first".to_owned(),
         },
         _ => fault::error(attempted, found),
+    }
+}
+
+/// The library's mark for an offset that is looked up, and who is to see it.
+fn marked(which: At) -> (Offset, Isolation) {
+    match which {
+        At::Start => (START, Isolation::ReadUncommitted),
+        At::End => (END, Isolation::ReadUncommitted),
+        At::Stable => (END, Isolation::ReadCommitted),
+        At::Time(time) => (time.max(0), Isolation::ReadUncommitted),
     }
 }
 
