@@ -20,7 +20,7 @@ pub use broker::{Broker, Listener, abort_transaction, alter_topic};
 pub use dev::Dev;
 pub use nodes::Fleet;
 pub use phone::{Phone, Polled};
-pub use postgres::Postgres;
+pub use postgres::{Postgres, make_bank, sql};
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};

@@ -5,6 +5,7 @@
 #[path = "../it/edge/stage.rs"]
 mod stage;
 
+use crate::figures::Times;
 use log::SharedLog;
 use process::telemetry::usage;
 use reqwest::Client;
@@ -189,21 +190,15 @@ async fn long_polls(stage: &Stage, edge: &Running, mut line: Line) -> anyhow::Re
 }
 
 /// How late the devices had the changes, and what that cost.
-fn report_long_polls(mut late: Vec<Duration>, cpu_s: f64) {
-    late.sort_unstable();
-    let at = |share: usize| {
-        late.get(late.len() * share / 100)
-            .copied()
-            .unwrap_or_default()
-            .as_secs_f64()
-            * 1e3
-    };
+fn report_long_polls(late: Vec<Duration>, cpu_s: f64) {
+    let late = Times::new(late);
+    let ms = |per_mille| late.at(per_mille).as_secs_f64() * 1e3;
     println!(
         "long polls: {} changes at 200/s to {USERS} devices, written → parsed by the device: p50 {:.1} ms, p99 {:.1} ms \
          (the whole way may take 30 and 100); {:.0} µs CPU a change, both sides",
-        late.len(),
-        at(50),
-        at(99),
-        cpu_s / float(late.len()) * 1e6,
+        late.count(),
+        ms(500),
+        ms(990),
+        cpu_s / float(late.count()) * 1e6,
     );
 }

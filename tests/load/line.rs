@@ -7,6 +7,8 @@ mod bank;
 mod devices;
 mod roles;
 
+use crate::figures::rate;
+use crate::postgres::Rival;
 use bank::Bank;
 use roles::Roles;
 use std::process::{Command, Stdio};
@@ -28,7 +30,7 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
     devices::one_at_a_time(&bank)?;
     idle(&bank);
     backlog(&mut bank, thousands);
-    full_speed(&bank);
+    full_speed(&mut bank);
     for role in roles::OURS {
         bank.fleet.stop(role, LIMIT);
     }
@@ -73,10 +75,12 @@ fn idle(bank: &Bank) {
 /// A backlog of pgbench's transactions that the whole line catches up with.
 fn backlog(bank: &mut Bank, thousands: usize) {
     bank.fleet.stop("connector", LIMIT);
-    let rival = bank.rival();
+    let rival = Rival::new(&bank.database);
     bank.trade(thousands * 1000 / CHANGES);
-    let end = bank.end();
-    let alone = bank.thrown_away(&rival, &end);
+    let end = rival.end();
+    let past_the_end = "UPDATE pgbench_tellers SET tbalance = tbalance WHERE tid = 1";
+    bank.database.sql(past_the_end);
+    let alone = rival.receive("trunkline_bank", &end);
     bank.mark();
     let (roles, begun) = (Roles::look(bank), Instant::now());
     bank.fleet.start("connector");
@@ -93,10 +97,10 @@ fn backlog(bank: &mut Bank, thousands: usize) {
 }
 
 /// pgbench with four clients and no rate limit, devices at their long polls.
-fn full_speed(bank: &Bank) {
+fn full_speed(bank: &mut Bank) {
     let (roles, begun) = (Roles::look(bank), Instant::now());
     let out = Command::new(crate::world::postgres_bin().join("pgbench"))
-        .args(["-n", "-c", "4", "-T", "20", &bank.url()])
+        .args(["-n", "-c", "4", "-T", "20", &bank.database.url])
         .stderr(Stdio::null())
         .output()
         .expect("pgbench runs");
@@ -109,9 +113,4 @@ fn full_speed(bank: &Bank) {
         behind.elapsed().as_secs_f64()
     );
     roles.print_share(bank, begun.elapsed());
-}
-
-#[expect(clippy::as_conversions, reason = "a figure for people")]
-fn rate(rows: usize, elapsed: Duration) -> f64 {
-    rows as f64 / elapsed.as_secs_f64()
 }

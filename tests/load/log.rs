@@ -2,6 +2,7 @@
 //!
 //! Guarantees: the same work on every home. Never: settings that a node would not run with.
 
+use crate::figures::Times;
 use crate::world;
 use log::embedded::EmbeddedLog;
 use log::kafka::KafkaLog;
@@ -9,6 +10,7 @@ use log::{
     Cleanup, Event, GroupConfig, GroupConsumer, Isolation, Millis, OutBatch, OutRecord, Outcome, RecordBatch, Session,
     SessionConfig, SharedLog, StartFrom, TopicConfig, TopicPartition, TopicSpec,
 };
+use process::telemetry::usage;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -108,7 +110,7 @@ fn copy(log: &SharedLog) {
     let (mut batch, mut out) = (RecordBatch::default(), OutBatch::default());
     let mut next = vec![0; usize::try_from(PARTITIONS).expect("few")];
     let (mut copied, mut commits) = (0, 0);
-    let (start, cpu) = (Instant::now(), cpu_seconds());
+    let (start, cpu) = (Instant::now(), usage().cpu_s);
     while copied < COPY_RECORDS {
         session.begin().expect("begin");
         let opened = Instant::now();
@@ -146,7 +148,7 @@ fn copy(log: &SharedLog) {
         assert!(matches!(outcome, Outcome::Committed(_)), "{outcome:?}");
         commits += 1;
     }
-    let (took, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - cpu);
+    let (took, cpu) = (start.elapsed().as_secs_f64(), usage().cpu_s - cpu);
     let count = f64::from(u32::try_from(copied).expect("few"));
     println!("exactly-once copy of {COPY_RECORDS} records of {COPY_BYTES} B, {commits} commits");
     println!(
@@ -159,7 +161,7 @@ fn copy(log: &SharedLog) {
 fn fill(log: &SharedLog, topic: &Arc<str>) {
     let mut session = session(log);
     let (value, chunk) = ([b'x'; COPY_BYTES], 20_000);
-    let (start, cpu) = (Instant::now(), cpu_seconds());
+    let (start, cpu) = (Instant::now(), usage().cpu_s);
     for _ in 0..COPY_RECORDS / (10 * chunk) {
         session.begin().expect("begin");
         for _ in 0..10 {
@@ -173,7 +175,7 @@ fn fill(log: &SharedLog, topic: &Arc<str>) {
         assert!(matches!(outcome, Outcome::Committed(_)), "{outcome:?}");
     }
     let count = f64::from(u32::try_from(COPY_RECORDS).expect("few"));
-    let (took, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - cpu);
+    let (took, cpu) = (start.elapsed().as_secs_f64(), usage().cpu_s - cpu);
     println!(
         "writing them: {:.0} records/s, {:.0} records per CPU second",
         count / took,
@@ -233,28 +235,19 @@ fn joined(log: &SharedLog, topic: &Arc<str>) -> Box<dyn GroupConsumer> {
     member
 }
 
-fn percentiles(mut all: Vec<Duration>) -> String {
-    all.sort();
-    let at = |part: usize| all.get(all.len() * part / 1000).copied().unwrap_or_default();
+fn percentiles(all: Vec<Duration>) -> String {
+    let all = Times::new(all);
     format!(
         "p50 {:.2?}  p90 {:.2?}  p99 {:.2?}  max {:.2?}",
-        at(500),
-        at(900),
-        at(990),
-        at(999)
+        all.at(500),
+        all.at(900),
+        all.at(990),
+        all.at(999)
     )
 }
 
 fn nanos(since: Instant) -> i64 {
     i64::try_from(since.elapsed().as_nanos()).unwrap_or(i64::MAX)
-}
-
-/// CPU time of this process, user and system, in seconds.
-fn cpu_seconds() -> f64 {
-    let text = std::fs::read_to_string("/proc/self/stat").expect("Linux");
-    let fields = text.rsplit(") ").next().unwrap_or_default().split(' ');
-    let ticks: u32 = fields.skip(11).take(2).map(|n| n.parse::<u32>().unwrap_or(0)).sum();
-    f64::from(ticks) / 100.0
 }
 
 #[expect(clippy::disallowed_methods, reason = "a measurement runs on the machine's clock")]

@@ -11,6 +11,7 @@
 mod world;
 
 mod edge;
+mod figures;
 mod line;
 mod log;
 mod postgres;

@@ -6,9 +6,11 @@
 #[path = "../it/postgres/stand.rs"]
 pub mod stand;
 
+use crate::figures::{Times, rate};
 use crate::world::{self, postgres_bin, wait_for};
 use connectors::status::State;
 use log::{Isolation, RecordBatch, SharedLog, StartFrom, TopicPartition};
+use process::telemetry::usage;
 use registry::SharedRegistry;
 use stand::{Connector, Database, Setting};
 use std::collections::HashMap;
@@ -77,7 +79,7 @@ fn setting(database: &Database, log: &SharedLog, registry: &SharedRegistry) -> S
 
 fn backlogs(database: &Arc<Database>, log: &SharedLog, registry: &SharedRegistry, thousands: usize) {
     let setting = setting(database, log, registry);
-    let (begun, cpu) = (Instant::now(), cpu_seconds());
+    let (begun, cpu) = (Instant::now(), usage().cpu_s);
     let connector = setting.start(database);
     let rows = thousands * 1000 + 110;
     published(&connector, rows);
@@ -100,18 +102,12 @@ fn backlogs(database: &Arc<Database>, log: &SharedLog, registry: &SharedRegistry
 
 /// Makes a backlog while the connector is away, and lets it and `pg_recvlogical` catch up, one after the other.
 fn compared(setting: &Setting, database: &Database, what: &str, sql: &str, rows: usize) {
-    let rival = world::unique("rival").replace('-', "_");
-    database.sql(&format!(
-        "SELECT pg_create_logical_replication_slot('{rival}', 'pgoutput')"
-    ));
+    let rival = Rival::new(database);
     database.sql(sql);
-    let end = database.value("SELECT pg_current_wal_insert_lsn()").expect("a place");
+    let end = rival.end();
     database.sql("INSERT INTO ticks VALUES (-1, ''); DELETE FROM ticks WHERE id = -1");
-    let begun = Instant::now();
-    receive(&database.url, &rival, &format!("trunkline_{}", setting.name), &end);
-    let alone = begun.elapsed();
-    database.sql(&format!("SELECT pg_drop_replication_slot('{rival}')"));
-    let (begun, cpu) = (Instant::now(), cpu_seconds());
+    let alone = rival.receive(&format!("trunkline_{}", setting.name), &end);
+    let (begun, cpu) = (Instant::now(), usage().cpu_s);
     let connector = setting.start(database);
     published(&connector, rows);
     figure(what, rows, begun, cpu);
@@ -119,19 +115,61 @@ fn compared(setting: &Setting, database: &Database, what: &str, sql: &str, rows:
     connector.stop().expect("a clean end");
 }
 
-/// Lets `pg_recvlogical` read a slot up to this place, and throw away what it reads.
-pub fn receive(url: &str, slot: &str, publication: &str, end: &str) {
-    let received = Command::new(postgres_bin().join("pg_recvlogical"))
-        .args(["-d", url, "--slot", slot, "--start", "-f", "-", "--endpos", end])
-        .args([
-            "-o",
-            "proto_version=1",
-            "-o",
-            &format!("publication_names={publication}"),
-        ])
-        .stdout(Stdio::null())
-        .status();
-    assert!(received.expect("pg_recvlogical runs").success());
+/// A slot for `pg_recvlogical`, which begins where the database is when it is made.
+pub struct Rival<'d> {
+    database: &'d Database,
+    slot: String,
+}
+
+impl Rival<'_> {
+    pub fn new(database: &Database) -> Rival<'_> {
+        let slot = world::unique("rival").replace('-', "_");
+        let sql = format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')");
+        database.sql(&sql);
+        Rival { database, slot }
+    }
+
+    /// The place that the database's log is at now.
+    pub fn end(&self) -> String {
+        let sql = "SELECT pg_current_wal_insert_lsn()";
+        self.database.value(sql).expect("a place")
+    }
+
+    /// How long `pg_recvlogical` takes for what it throws away, up to `end`. It stops at the first change past that, so
+    /// there must be one.
+    pub fn receive(self, publication: &str, end: &str) -> Duration {
+        let begun = Instant::now();
+        let received = Command::new(postgres_bin().join("pg_recvlogical"))
+            .args([
+                "-d",
+                &self.database.url,
+                "--slot",
+                &self.slot,
+                "--start",
+                "-f",
+                "-",
+                "--endpos",
+                end,
+            ])
+            .args([
+                "-o",
+                "proto_version=1",
+                "-o",
+                &format!("publication_names={publication}"),
+            ])
+            .stdout(Stdio::null())
+            .status();
+        let took = begun.elapsed();
+        assert!(received.expect("pg_recvlogical runs").success());
+        let free = format!(
+            "SELECT 1 FROM pg_replication_slots WHERE slot_name = '{}' AND NOT active",
+            self.slot
+        );
+        wait_for("the rival's slot to be free", LIMIT, || self.database.value(&free));
+        self.database
+            .sql(&format!("SELECT pg_drop_replication_slot('{}')", self.slot));
+        took
+    }
 }
 
 fn published(connector: &Connector, rows: usize) {
@@ -143,31 +181,13 @@ fn published(connector: &Connector, rows: usize) {
 }
 
 fn figure(what: &str, rows: usize, begun: Instant, cpu: f64) {
-    let (elapsed, cpu) = (begun.elapsed(), cpu_seconds() - cpu);
+    let (elapsed, cpu) = (begun.elapsed(), usage().cpu_s - cpu);
     #[expect(clippy::as_conversions, reason = "a figure for people")]
     let per_cpu = rows as f64 / cpu;
     println!(
         "{what}: {rows} rows in {elapsed:.2?}, {:.0} rows/s, {per_cpu:.0} rows per CPU second of this process",
         rate(rows, elapsed)
     );
-}
-
-#[expect(clippy::as_conversions, reason = "a figure for people")]
-fn rate(rows: usize, elapsed: Duration) -> f64 {
-    rows as f64 / elapsed.as_secs_f64()
-}
-
-/// CPU seconds of this process so far, from `/proc`: fields 14 and 15, in ticks of 10 ms.
-fn cpu_seconds() -> f64 {
-    let text = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    let after = text.rsplit(')').next().unwrap_or_default();
-    let ticks: f64 = after
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .filter_map(|field| field.parse::<f64>().ok())
-        .sum();
-    ticks / 100.0
 }
 
 /// 200 changes a second: from the answer to the database's COMMIT until a reader of the topic has it.
@@ -217,15 +237,13 @@ fn one_at_a_time(database: &Arc<Database>, log: &SharedLog, registry: &SharedReg
         seen.get(format!("[\"ticks\",\"{n}\"]").as_bytes())
             .map(|seen| seen.saturating_duration_since(*at))
     };
-    let mut late: Vec<Duration> = answered.iter().enumerate().filter_map(late).collect();
-    late.sort();
-    let at = |part: usize| late.get(late.len() * part / 1000).copied().unwrap_or_default();
+    let late = Times::new(answered.iter().enumerate().filter_map(late).collect());
     println!(
         "200 changes/s, COMMIT's answer → read_committed reader: {} of {CHANGES_AT_A_TIME} seen, p50 {:.2?} (≤ 8 ms), p90 {:.2?}, p99 {:.2?}, max {:.2?}",
-        late.len(),
-        at(500),
-        at(900),
-        at(990),
-        late.last().copied().unwrap_or_default()
+        late.count(),
+        late.at(500),
+        late.at(900),
+        late.at(990),
+        late.longest()
     );
 }

@@ -3,8 +3,8 @@
 //!
 //! Guarantees: the cleaner has really removed records before the edge begins anew. Never: a stop in good order.
 
-use super::stage::{Stage, sql};
-use crate::world::{alter_topic, wait_for};
+use super::stage::Stage;
+use crate::world::{alter_topic, sql, wait_for};
 use log::{At, Isolation, RecordBatch, SharedLog, StartFrom, TopicPartition};
 use std::time::Duration;
 
@@ -74,7 +74,7 @@ fn rebuild_edge_under_the_cleaner(stage: &mut Stage) -> u64 {
 fn superseded(log: &SharedLog) -> u64 {
     let partitions = log.describe("view.log").unwrap().expect("view.log exists").partitions;
     let all: Vec<TopicPartition> = (0..partitions).map(|p| TopicPartition::new("view.log", p)).collect();
-    let ends: Vec<i64> = all.iter().map(|at| log.offset(at, At::Stable).unwrap()).collect();
+    let ends = log.offsets(&all, At::Stable).unwrap();
     let mut reader = log.reader(Isolation::ReadCommitted).unwrap();
     let from: Vec<_> = all.iter().map(|at| (at.clone(), StartFrom::Start)).collect();
     reader.assign(&from).unwrap();

@@ -3,8 +3,9 @@
 //! Guarantees: a death is the failpoint's (SIGABRT), so a step that is never passed fails the test.
 //! Never: a death that nobody waits for.
 
-use super::stage::{Stage, sql};
+use super::stage::Stage;
 use crate::postgres::mishaps::SNAPSHOT_DEATHS;
+use crate::world::sql;
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 

@@ -4,7 +4,7 @@
 //! bank's rule; a page that breaks it fails the test at the next look. Never: a part that is shared with other tests.
 
 use super::sum;
-use crate::world::{self, Broker, Fleet, Phone, Polled, Postgres};
+use crate::world::{self, Broker, Fleet, Phone, Polled, Postgres, make_bank, sql};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::process::{Child, Command, Stdio};
@@ -39,17 +39,6 @@ struct Device {
     thread: JoinHandle<Phone>,
 }
 
-/// Runs SQL through psql and returns what it prints, unaligned.
-pub fn sql(url: &str, text: &str) -> String {
-    let psql = world::postgres_bin().join("psql");
-    let out = Command::new(psql)
-        .args(["-qAt", "-v", "ON_ERROR_STOP=1", url, "-c", text])
-        .output()
-        .unwrap();
-    assert!(out.status.success(), "{text}: {}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8(out.stdout).unwrap().trim().to_owned()
-}
-
 /// A branch's balance is the sum of its history, in every state that a device is given.
 pub fn branch_is_whole(phone: &Phone) {
     let balance = sum(phone.view("branches"), "bbalance");
@@ -70,12 +59,7 @@ impl Stage {
     pub fn with_nodes(branches: usize, nodes: &str) -> Stage {
         let (postgres, broker) = (Postgres::start(), Broker::start());
         let url = postgres.url();
-        let made = Command::new(world::postgres_bin().join("pgbench"))
-            .args(["-q", "-i", "-s", &branches.to_string(), &url])
-            .stderr(Stdio::null())
-            .status();
-        assert!(made.unwrap().success(), "pgbench -i");
-        sql(&url, "ALTER TABLE pgbench_history ADD COLUMN id bigserial PRIMARY KEY");
+        make_bank(&url, branches);
         let fleet = Fleet::new(
             &format!("{}{nodes}", topology::samples::PGBENCH.text),
             &broker.bootstrap(),

@@ -10,13 +10,15 @@ use std::time::Duration;
 pub fn binary() -> PathBuf {
     let here = std::env::current_exe().expect("a running program has a path");
     // The tests are in target/release/deps, the load commands in target/release.
-    let near = here.ancestors().skip(1).take(2).map(|dir| dir.join("trunkline"));
-    let binary = near.clone().find(|binary| binary.exists());
-    binary.unwrap_or_else(|| {
-        let places: Vec<String> = near.map(|path| path.display().to_string()).collect();
-        let places = places.join(" and ");
-        panic!("no binary at {places}: run `cargo build --release`, or use tests/run")
-    })
+    let near = here.ancestors().skip(1).take(2);
+    near.map(|dir| dir.join("trunkline"))
+        .find(|path| path.exists())
+        .unwrap_or_else(|| {
+            panic!(
+                "no trunkline beside {} or one above: run `cargo build --release`, or use tests/run",
+                here.display()
+            )
+        })
 }
 
 pub struct Dev {

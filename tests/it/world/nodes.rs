@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// What the devices' tokens are signed with.
@@ -55,10 +55,11 @@ impl Fleet {
         let registry = declared.clone().any(serves_registry).then(free_port);
         let nodes = declared.map(|node| {
             let name = node["name"].as_str().expect("a name").to_owned();
-            let registry = registry.map_or(String::new(), |port| match serves_registry(node) {
-                true => format!("listen = \"127.0.0.1:{port}\""),
-                false => format!("url = \"http://127.0.0.1:{port}\""),
-            });
+            let registry = match registry {
+                None => String::new(),
+                Some(port) if serves_registry(node) => format!("listen = \"127.0.0.1:{port}\""),
+                Some(port) => format!("url = \"http://127.0.0.1:{port}\""),
+            };
             let node = Node::lay_out(&dir.path().join(&name), kafka, &registry, more);
             (name, node)
         });
@@ -151,23 +152,15 @@ impl Fleet {
 
     /// Waits until a node's `/readyz` is red for this component, with this in its cause, and a next step.
     pub fn wait_red(&self, name: &str, component: &str, cause: &str, limit: Duration) {
-        let end = Instant::now() + limit;
-        loop {
-            let (status, report) = self.readyz(name).unwrap_or_default();
-            let all = report["components"].as_array().map_or(&[][..], Vec::as_slice);
+        wait_for(&format!("{name} to say {cause:?} of {component}"), limit, || {
+            let (status, report) = self.readyz(name)?;
             let text = |red: &Value, name: &str| red[name].as_str().unwrap_or_default().to_owned();
-            let red = |red: &&Value| red["name"] == component && text(red, "cause").contains(cause);
-            if let Some(red) = all.iter().find(red) {
-                assert_eq!(status, 503, "{report}");
-                assert!(!text(red, "next_command").is_empty(), "{report}");
-                return;
-            }
-            assert!(
-                Instant::now() < end,
-                "{name} did not say {cause:?} of {component}: {status}, {report}"
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
+            let mut all = report["components"].as_array()?.iter();
+            let red = all.find(|red| red["name"] == component && text(red, "cause").contains(cause))?;
+            assert_eq!(status, 503, "{report}");
+            assert!(!text(red, "next_command").is_empty(), "{report}");
+            Some(())
+        });
     }
 
     /// The answer of a node's `/readyz`; none when it does not serve.

@@ -102,6 +102,27 @@ impl Drop for Postgres {
     }
 }
 
+/// Runs SQL through psql and returns what it prints, unaligned.
+pub fn sql(url: &str, text: &str) -> String {
+    let out = Command::new(postgres_bin().join("psql"))
+        .args(["-qAt", "-v", "ON_ERROR_STOP=1", url, "-c", text])
+        .output()
+        .expect("psql runs");
+    assert!(out.status.success(), "{text}: {}", String::from_utf8_lossy(&out.stderr));
+    let printed = String::from_utf8(out.stdout).expect("text");
+    printed.trim().to_owned()
+}
+
+/// Makes pgbench's tables, its history with a key of its own.
+pub fn make_bank(url: &str, scale: usize) {
+    let made = Command::new(postgres_bin().join("pgbench"))
+        .args(["-q", "-i", "-s", &scale.to_string(), url])
+        .stderr(Stdio::null())
+        .status();
+    assert!(made.expect("pgbench runs").success(), "pgbench -i");
+    sql(url, "ALTER TABLE pgbench_history ADD COLUMN id bigserial PRIMARY KEY");
+}
+
 fn data(directory: &TempDir) -> PathBuf {
     directory.path().join("data")
 }

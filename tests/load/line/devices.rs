@@ -2,6 +2,7 @@
 
 use super::bank::{Bank, DEVICES};
 use super::roles::Roles;
+use crate::figures::Times;
 use reqwest::{Client, StatusCode};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -44,22 +45,20 @@ pub fn one_at_a_time(bank: &Bank) -> anyhow::Result<()> {
     });
     let took = begun.elapsed();
     std::thread::sleep(Duration::from_secs(1));
-    let mut late: Vec<Duration> = {
+    let late = {
         let seen = seen.lock().expect("unpoisoned");
         let late = |(n, at): (&i64, &Instant)| Some(seen.get(n)?.saturating_duration_since(*at));
-        answered.iter().filter_map(late).collect()
+        Times::new(answered.iter().filter_map(late).collect())
     };
-    late.sort();
-    let at = |part: usize| late.get(late.len() * part / 1000).copied().unwrap_or_default();
     println!(
         "200 commits/s of one row, COMMIT's answer -> parsed by one of {} devices at their long polls: {} of {COUNT} seen, \
          p50 {:.1?} (asked for: 30 ms), p90 {:.1?}, p99 {:.1?} (100 ms), max {:.1?}",
         DEVICES.count(),
-        late.len(),
-        at(500),
-        at(900),
-        at(990),
-        late.last().copied().unwrap_or_default(),
+        late.count(),
+        late.at(500),
+        late.at(900),
+        late.at(990),
+        late.longest(),
     );
     roles.print_share(bank, took);
     stop.store(true, Ordering::Relaxed);

@@ -114,15 +114,21 @@ impl Admin<'_> {
         if self.handle.reach().silence(Duration::ZERO).is_none() {
             return Ok(());
         }
+        self.metadata(false, |_| ())
+    }
+
+    /// Asks some broker for the cluster's metadata, of all topics or only of those that are known here.
+    fn metadata<T>(&self, all_topics: bool, read: impl FnOnce(&c::rd_kafka_metadata) -> T) -> Result<T, Fault> {
         let mut metadata = ptr::null();
-        // SAFETY: the instance lives; the metadata is ours when the call succeeds, and freed.
+        // SAFETY: the instance lives; the metadata is ours when the call succeeds, and freed after it was read.
         unsafe {
-            let limit = millis(self.timeout);
-            let code = c::rd_kafka_metadata(self.handle.raw(), 0, ptr::null_mut(), &mut metadata, limit);
+            let (rk, limit) = (self.handle.raw(), millis(self.timeout));
+            let code = c::rd_kafka_metadata(rk, all_topics.into(), ptr::null_mut(), &mut metadata, limit);
             Fault::check(code)?;
+            let found = read(&*metadata);
             c::rd_kafka_metadata_destroy(metadata);
+            Ok(found)
         }
-        Ok(())
     }
 
     /// Creates topics; how it went with each, by name.
@@ -423,27 +429,17 @@ impl Admin<'_> {
 
     /// The names of all topics.
     pub fn topics(&self) -> Result<Vec<String>, Fault> {
-        let mut metadata = ptr::null();
-        // SAFETY: the metadata is ours when the call succeeds, and freed after it was copied.
-        unsafe {
-            let code = c::rd_kafka_metadata(
-                self.handle.raw(),
-                1,
-                ptr::null_mut(),
-                &mut metadata,
-                millis(self.timeout),
-            );
-            Fault::check(code)?;
-            let count = usize::try_from((*metadata).topic_cnt).unwrap_or(0);
-            let topics = if count == 0 {
-                &[]
-            } else {
-                std::slice::from_raw_parts((*metadata).topics, count)
-            };
-            let names = topics.iter().map(|topic| text(topic.topic)).collect();
-            c::rd_kafka_metadata_destroy(metadata);
-            Ok(names)
-        }
+        self.metadata(true, |metadata| {
+            let count = usize::try_from(metadata.topic_cnt).unwrap_or(0);
+            if count == 0 {
+                return Vec::new();
+            }
+            // SAFETY: so many topics stand there, each with a name that ends with a zero, until they are freed.
+            unsafe {
+                let topics = std::slice::from_raw_parts(metadata.topics, count);
+                topics.iter().map(|topic| text(topic.topic)).collect()
+            }
+        })
     }
 }
 
