@@ -1,7 +1,6 @@
 //! Administration: topics, their settings, offsets by time, groups.
 //!
 //! Guarantees: one request, one answer, on a queue of its own; answers are copied. Never: a retry; callers decide.
-#![allow(unsafe_code, reason = "calls of a C library; each block says why it is sound")]
 
 use super::list::{Entry, List, entries, entry};
 use super::{Code, Fault, Handle, Queue, c, millis, owned, text};

@@ -2,7 +2,6 @@
 //!
 //! Guarantees: a message is lent only while its inbox holds it; one thread reads an inbox (`&mut`), as the library
 //! demands of its batch calls. Never: an automatic commit.
-#![allow(unsafe_code, reason = "calls of a C library; each block says why it is sound")]
 
 use super::list::{Entry, List, entries};
 use super::producer::Topic;

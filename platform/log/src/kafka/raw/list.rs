@@ -1,7 +1,6 @@
 //! Lists of partitions with offsets, as the library takes and gives them.
 //!
 //! Guarantees: freed once; names are copied. Never: an order of its own.
-#![allow(unsafe_code, reason = "calls of a C library; each block says why it is sound")]
 
 use super::{Code, Fault, c, count, owned, text};
 use crate::{Offset, TopicPartition};

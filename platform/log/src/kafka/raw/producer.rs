@@ -1,7 +1,6 @@
 //! Producing: topics, records, delivery reports and the calls of a transaction.
 //!
 //! Guarantees: bytes are copied before a call returns. Never: a wait for delivery outside of the transaction calls.
-#![allow(unsafe_code, reason = "calls of a C library; each block says why it is sound")]
 
 use super::consumer::Membership;
 use super::list::List;

@@ -2,7 +2,6 @@
 //!
 //! Guarantees: a broker counts as answering from the end of its handshake to its disconnection; the library's log goes
 //! to `tracing` with the library's own level. Never: a call back into the library.
-#![allow(unsafe_code, reason = "callbacks of a C library")]
 
 use super::{Code, c, text};
 use std::collections::BTreeMap;
