@@ -1,5 +1,5 @@
-//! PostgreSQL and the registry stopped and started again under the line: the nodes that need them say so,
-//! go on by themselves, and the devices end as the database.
+//! PostgreSQL, Kafka and the registry stopped and started again under the line: every node that needs them says so,
+//! goes on by itself, and the devices end as the database.
 //!
 //! Guarantees: no node is started again but the one that the registry's outage is about; a red `/readyz` names a cause
 //! and a next step. Never: a password in either.
@@ -12,7 +12,7 @@ const LOAD: [&str; 6] = ["-c", "2", "-R", "100", "-T", "900"];
 const ROLES: [&str; 4] = ["connector", "processor", "edge-1", "edge-2"];
 
 #[test]
-fn postgres_and_the_registry_may_stop_and_start_again() {
+fn postgres_kafka_and_the_registry_may_stop_and_start_again() {
     let mut stage = Stage::with_nodes(1, "\n[[node]]\nname = \"registry\"\nruns = [\"registry\"]\n");
     stage.fleet.start_all();
     stage.fleet.wait_all_ready(LIMIT);
@@ -32,6 +32,19 @@ fn postgres_and_the_registry_may_stop_and_start_again() {
     stage.postgres.restart();
     stage.fleet.wait_all_ready(LIMIT);
     let load = stage.load(&LOAD);
+    stage.more_pages(2, LIMIT);
+
+    stage.broker.stop();
+    for (node, component) in [
+        ("connector", "connector bank"),
+        ("processor", "processor sync-views"),
+        ("edge-1", "edge-replica"),
+        ("edge-2", "edge-replica"),
+    ] {
+        stage.fleet.wait_red(node, component, "out of reach", LIMIT);
+    }
+    stage.broker.restart();
+    stage.fleet.wait_all_ready(LIMIT);
     stage.more_pages(2, LIMIT);
 
     stage.fleet.kill("registry");

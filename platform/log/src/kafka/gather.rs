@@ -226,6 +226,7 @@ impl Gather {
 
     /// Fails when no broker has answered for a while: nothing to read is then no news.
     pub fn check_reach(&self, attempted: &str) -> Result<()> {
+        self.handle().remind();
         match self.handle().reach().silence(SILENCE) {
             Some(reason) => Err(Error::Unavailable {
                 attempted: attempted.to_owned(),

@@ -332,6 +332,7 @@ impl Shared {
 
     fn listen(&self, queue: &Queue) {
         while !self.stop.load(Ordering::SeqCst) {
+            queue.handle().remind();
             let Some(event) = queue.poll(Duration::from_millis(500)) else {
                 continue;
             };

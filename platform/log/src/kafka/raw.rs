@@ -19,7 +19,7 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use c::rd_kafka_resp_err_t as Code;
 
@@ -133,6 +133,7 @@ pub enum Kind {
 pub struct Handle {
     rk: NonNull<c::rd_kafka_t>,
     reach: Arc<Reach>,
+    bootstrap: CString,
 }
 
 // SAFETY: the library documents its handles as thread-safe; `Reach` is `Sync` by itself.
@@ -184,8 +185,9 @@ impl Handle {
             }
             rk
         };
+        let bootstrap = owned(settings.get("bootstrap.servers").map_or("", String::as_str));
         match NonNull::new(rk) {
-            Some(rk) => Ok(Arc::new(Handle { rk, reach })),
+            Some(rk) => Ok(Arc::new(Handle { rk, reach, bootstrap })),
             None => Err(Refusal {
                 setting: String::new(),
                 reason: text(reason.as_ptr()),
@@ -200,6 +202,17 @@ impl Handle {
     /// Whether brokers answer, and what was last said about it.
     pub fn reach(&self) -> &Reach {
         &self.reach
+    }
+
+    /// Tells the instance of its bootstrap servers again when it has forgotten every broker. Whoever waits for the
+    /// instance calls this now and then.
+    pub fn remind(&self) {
+        if !self.reach.needs_reminder(Instant::now()) {
+            return;
+        }
+        tracing::debug!(target: "log::kafka", "no broker is known any more; the bootstrap servers are named again");
+        // SAFETY: the instance lives; the list is copied.
+        unsafe { c::rd_kafka_brokers_add(self.raw(), self.bootstrap.as_ptr()) };
     }
 
     /// The fatal error that ended this instance's usefulness, if there was one.

@@ -11,12 +11,15 @@ use std::time::Duration;
 /// Settings by the library's names.
 pub type Settings = BTreeMap<String, String>;
 
-/// Everybody's defaults. Short back-offs: the library's own of 100 ms would be felt in every second transaction.
+/// Everybody's defaults. Short back-offs: the library's own of 100 ms would be felt in every second transaction. An
+/// instance without brokers is told of its bootstrap servers by us (`raw/reach.rs`): the library's own way of doing so
+/// connects tens of times a second, and not at all where it is needed most.
 const COMMON: &[(&str, &str)] = &[
     ("retry.backoff.ms", "2"),
     ("retry.backoff.max.ms", "500"),
     ("reconnect.backoff.ms", "20"),
     ("reconnect.backoff.max.ms", "1000"),
+    ("metadata.recovery.strategy", "none"),
     ("socket.nagle.disable", "true"),
     ("log_level", "5"),
 ];

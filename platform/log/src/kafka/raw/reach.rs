@@ -1,7 +1,7 @@
 //! Whether an instance's brokers answer, gathered from the library's own threads.
 //!
 //! Guarantees: a broker counts as answering from the end of its handshake to its disconnection; the library's log goes
-//! to `tracing` with the library's own level. Never: a call back into the library.
+//! to `tracing` with the library's own level. Never: a call back into the library from one of its own threads.
 
 use super::{Code, c, text};
 use std::collections::BTreeMap;
@@ -9,6 +9,10 @@ use std::ffi::{c_char, c_int, c_void};
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+/// How long an instance has no broker that answers before it is reminded of its bootstrap servers, at first and at most.
+const REMIND_FIRST: Duration = Duration::from_secs(2);
+const REMIND_MAX: Duration = Duration::from_secs(60);
 
 /// The brokers of one instance.
 #[derive(Debug, Default)]
@@ -19,11 +23,28 @@ pub struct Reach {
 #[derive(Debug, Default)]
 struct State {
     /// Whether each broker that was ever heard of answers now.
-    brokers: BTreeMap<String, bool>,
-    /// Since when none answers, and what was last said about it.
+    brokers: BTreeMap<Broker, bool>,
+    /// Since when none answers, and what was last said about it; from the first trouble on.
     silence: Option<(Instant, String)>,
     /// When there was none that answered for the last time.
     silent_at: Option<Instant>,
+    /// Since when none answers or the instance was last reminded, from the first sign of life on.
+    quiet_since: Option<Instant>,
+    /// How often the instance was reminded since a broker last answered.
+    reminders: u32,
+}
+
+/// A broker's name: of one that the cluster named, its id; a bootstrap server has none, and may be the same machine.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Broker {
+    Learned(i32),
+    Bootstrap(String),
+}
+
+impl State {
+    fn answers(&self) -> bool {
+        self.brokers.values().any(|up| *up)
+    }
 }
 
 impl Reach {
@@ -52,17 +73,42 @@ impl Reach {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn changed(&self, broker: String, up: bool) {
+    /// Whether no broker has answered for so long that the instance needs to be told of its bootstrap servers again:
+    /// after 2 s, and then ever more seldom.
+    ///
+    /// An instance may have forgotten them. A broker that has just started, and knows of no other, answers with an
+    /// empty list of brokers: the library then drops all that it has, and has none left to ask again (librdkafka issue
+    /// 5301, open in 2.16). Or the brokers have come back under other addresses.
+    pub fn needs_reminder(&self, now: Instant) -> bool {
         let mut state = self.lock();
+        let patience = REMIND_MAX.min(REMIND_FIRST * (1 << state.reminders.min(5)));
+        let over = |at: Instant| now.saturating_duration_since(at) >= patience;
+        if state.answers() || !state.quiet_since.is_some_and(over) {
+            return false;
+        }
+        state.reminders += 1;
+        state.quiet_since = Some(now);
+        true
+    }
+
+    fn changed(&self, broker: Broker, up: bool, now: Instant) {
+        let mut state = self.lock();
+        let answered = state.answers();
         state.brokers.insert(broker, up);
-        if state.brokers.values().any(|up| *up) {
-            state.silence = None;
+        if state.answers() {
+            (state.silence, state.quiet_since, state.reminders) = (None, None, 0);
+            return;
+        }
+        state.quiet_since.get_or_insert(now);
+        if answered {
+            state.silent_at = Some(now);
+            state.silence = Some((now, "no broker is connected".to_owned()));
         }
     }
 
     fn failed(&self, said: String) {
         let mut state = self.lock();
-        if state.brokers.values().any(|up| *up) {
+        if state.answers() {
             return;
         }
         state.silent_at = Some(Instant::now());
@@ -98,7 +144,7 @@ unsafe extern "C" fn on_new(
 
 unsafe extern "C" fn on_state(
     _: *mut c::rd_kafka_t,
-    _: i32,
+    id: i32,
     _: *const c_char,
     name: *const c_char,
     port: c_int,
@@ -107,7 +153,12 @@ unsafe extern "C" fn on_state(
 ) -> Code {
     // SAFETY: the opaque is the `Reach` that `install` was given, which outlives the instance.
     let reach = unsafe { &*opaque.cast::<Reach>() };
-    reach.changed(format!("{}:{port}", text(name)), text(state) == "UP");
+    // A coordinator's connection is beside its broker's, has no port of its own, and answers nobody else's questions.
+    if port != 0 {
+        let bootstrap = || Broker::Bootstrap(format!("{}:{port}", text(name)));
+        let broker = if id < 0 { bootstrap() } else { Broker::Learned(id) };
+        reach.changed(broker, text(state) == "UP", Instant::now());
+    }
     Code::RD_KAFKA_RESP_ERR_NO_ERROR
 }
 
@@ -132,5 +183,30 @@ unsafe extern "C" fn on_log(rk: *const c::rd_kafka_t, level: c_int, facility: *c
                     .map_or(words.clone(), |(_, rest)| rest.to_owned()),
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_instance_without_brokers_is_reminded_ever_more_seldom() {
+        let (reach, start) = (Reach::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let bootstrap = || Broker::Bootstrap("a:1".to_owned());
+        assert!(!reach.needs_reminder(at(100)), "it has not begun");
+        reach.changed(bootstrap(), true, at(0));
+        reach.changed(Broker::Learned(1), true, at(1));
+        // Those of the bootstrap list are dropped once the cluster has named its own.
+        reach.changed(bootstrap(), false, at(2));
+        assert!(!reach.needs_reminder(at(100)), "a broker answers");
+        reach.changed(Broker::Learned(1), false, at(100));
+        assert!(reach.silence(Duration::ZERO).is_some());
+        let reminded: Vec<u64> = (100..300).filter(|now| reach.needs_reminder(at(*now))).collect();
+        assert_eq!(reminded, [102, 106, 114, 130, 162, 222, 282]);
+        reach.changed(Broker::Learned(1), true, at(302));
+        reach.changed(Broker::Learned(1), false, at(303));
+        assert!(reach.needs_reminder(at(305)), "an outage later it begins anew");
     }
 }
