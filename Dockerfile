@@ -8,5 +8,7 @@ RUN cargo build --release --locked -p trunkline --features kafka-tls
 FROM debian:bookworm-slim
 RUN apt-get update && apt-get install -y --no-install-recommends libssl3 ca-certificates && rm -rf /var/lib/apt/lists/*
 COPY --from=build /src/target/release/trunkline /usr/local/bin/trunkline
+# A named volume takes the owner of the directory that it is mounted over.
+RUN install -d -o nobody -g nogroup /var/lib/trunkline
 USER nobody
 ENTRYPOINT ["trunkline"]

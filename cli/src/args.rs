@@ -316,6 +316,9 @@ pub struct Token {
     /// Data directory of the `trunkline dev` that is to take it.
     #[arg(long, value_name = "DIR", default_value = ".trunkline")]
     pub data: PathBuf,
+    /// Configuration of an edge that is to take it instead; its first issuer must share a `secret` with it.
+    #[arg(long, value_name = "FILE", conflicts_with = "data")]
+    pub config: Option<PathBuf>,
 }
 
 /// `trunkline doctor`.

@@ -1,8 +1,10 @@
-//! Development tokens: a key of this machine, and tokens signed by it.
+//! Tokens for a first look: signed by a key of this machine, or by the shared secret of an issuer that an edge is
+//! configured with.
 //!
-//! Guarantees: a token minted here is accepted by an edge whose configuration holds [`DevKey::issuer`] of the same
+//! Guarantees: a token of a [`DevKey`] is accepted by an edge whose configuration holds [`DevKey::issuer`] of the same
 //! key, and by no other.
-//! Never: production: the issuer is [`DEV_ISSUER`], which `run` refuses to accept ([`refuse_development`]).
+//! Never: production by itself: a development key's issuer is [`DEV_ISSUER`], which `run` refuses to accept
+//! ([`refuse_development`]).
 
 use crate::config::{Algorithm, Config, ConfigError, IssuerConfig};
 use crate::keys::{KeysError, read_or_make};
@@ -62,10 +64,10 @@ pub enum TokenError {
     #[error("{0}")]
     Request(&'static str),
     /// Signing failed.
-    #[error("sign the token with {path}")]
+    #[error("sign the token with {signer}")]
     Sign {
-        /// The key's file.
-        path: PathBuf,
+        /// The key's file, or the issuer whose secret it is.
+        signer: String,
         /// The library's error.
         #[source]
         source: jsonwebtoken::errors::Error,
@@ -166,35 +168,60 @@ impl DevKey {
     /// # Errors
     /// What is wrong with the request.
     pub fn mint(&self, request: &TokenRequest, now_s: i64) -> Result<String, TokenError> {
-        if request.subject.is_empty() {
-            return Err(TokenError::Request("the subject is empty; say --sub WHO"));
-        }
-        if request.expires_in_s < 1 {
-            return Err(TokenError::Request(
-                "the token would have expired already; say --expires-in 1h",
-            ));
-        }
-        let reserved = ["iss", "aud", "sub", "exp", "iat", "nbf"];
-        if let Some(name) = request.claims.keys().find(|name| reserved.contains(&name.as_str())) {
-            return Err(TokenError::Reserved(name.clone()));
-        }
-        let mut claims = request.claims.clone();
-        claims.insert("iss".into(), DEV_ISSUER.into());
-        claims.insert("aud".into(), request.audience.as_str().into());
-        claims.insert("sub".into(), request.subject.as_str().into());
-        claims.insert("iat".into(), now_s.into());
-        claims.insert("exp".into(), now_s.saturating_add(request.expires_in_s).into());
         let (algorithm, key) = match self.algorithm {
             Algorithm::HS256 => (jsonwebtoken::Algorithm::HS256, EncodingKey::from_secret(&self.secret)),
             _ => (jsonwebtoken::Algorithm::EdDSA, EncodingKey::from_ed_der(&self.secret)),
         };
         let mut header = Header::new(algorithm);
         header.kid = Some(self.kid.clone());
-        let failed = |source| TokenError::Sign {
-            path: self.path.clone(),
+        let claims = request.claims(DEV_ISSUER, now_s)?;
+        jsonwebtoken::encode(&header, &claims, &key).map_err(|source| TokenError::Sign {
+            signer: self.path.display().to_string(),
             source,
-        };
-        jsonwebtoken::encode(&header, &claims, &key).map_err(failed)
+        })
+    }
+}
+
+/// Mints a token at a time (seconds since the epoch), as an issuer that an edge shares a secret with.
+///
+/// # Errors
+/// What is wrong with the request, or that the issuer's keys are not a shared secret.
+pub fn mint_as(issuer: &IssuerConfig, request: &TokenRequest, now_s: i64) -> Result<String, TokenError> {
+    let secret = issuer.secret.as_ref().ok_or(TokenError::Request(
+        "the edge's first issuer has no shared `secret`; only whoever holds its private key can mint its tokens",
+    ))?;
+    let claims = request.claims(&issuer.issuer, now_s)?;
+    let key = EncodingKey::from_secret(secret.expose().as_bytes());
+    jsonwebtoken::encode(&Header::new(jsonwebtoken::Algorithm::HS256), &claims, &key).map_err(|source| {
+        TokenError::Sign {
+            signer: format!("the secret of {}", issuer.issuer),
+            source,
+        }
+    })
+}
+
+impl TokenRequest {
+    /// All claims of the token.
+    fn claims(&self, issuer: &str, now_s: i64) -> Result<Map<String, Value>, TokenError> {
+        if self.subject.is_empty() {
+            return Err(TokenError::Request("the subject is empty; say --sub WHO"));
+        }
+        if self.expires_in_s < 1 {
+            return Err(TokenError::Request(
+                "the token would have expired already; say --expires-in 1h",
+            ));
+        }
+        let reserved = ["iss", "aud", "sub", "exp", "iat", "nbf"];
+        if let Some(name) = self.claims.keys().find(|name| reserved.contains(&name.as_str())) {
+            return Err(TokenError::Reserved(name.clone()));
+        }
+        let mut claims = self.claims.clone();
+        claims.insert("iss".into(), issuer.into());
+        claims.insert("aud".into(), self.audience.as_str().into());
+        claims.insert("sub".into(), self.subject.as_str().into());
+        claims.insert("iat".into(), now_s.into());
+        claims.insert("exp".into(), now_s.saturating_add(self.expires_in_s).into());
+        Ok(claims)
     }
 }
 
@@ -250,6 +277,22 @@ mod tests {
                 .await;
             assert_eq!(refused, Err(Refusal::Signature));
         }
+    }
+
+    #[tokio::test]
+    async fn a_token_in_the_name_of_an_issuer_with_a_shared_secret_is_accepted_as_its_own() {
+        let mut issuer = IssuerConfig::new("demo", "https://demo.invalid/", DEV_AUDIENCE, &[Algorithm::HS256]);
+        assert!(
+            mint_as(&issuer, &request(), NOW_S)
+                .unwrap_err()
+                .to_string()
+                .contains("`secret`")
+        );
+        issuer.secret = Some(Secret::new("a secret of more than 32 bytes, as it must be"));
+        let token = mint_as(&issuer, &request(), NOW_S).unwrap();
+        let auth = Authenticator::new(&[issuer]).unwrap();
+        let identity = auth.verify(&token, NOW_S * 1_000).await.unwrap();
+        assert_eq!(identity.principal.to_string(), "demo:42");
     }
 
     #[test]

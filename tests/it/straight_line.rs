@@ -4,6 +4,7 @@
 //! that is not the sum of the deltas. The sample shop's order and its lines are held to the same.
 
 mod bank;
+mod compose;
 mod deaths;
 mod outages;
 mod shop;

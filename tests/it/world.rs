@@ -17,7 +17,7 @@ mod phone;
 mod postgres;
 
 pub use broker::{Broker, Listener, abort_transaction, alter_topic};
-pub use dev::Dev;
+pub use dev::{Dev, binary};
 pub use nodes::Fleet;
 pub use phone::{Phone, Polled};
 pub use postgres::{Postgres, make_bank, sql};

@@ -1,21 +1,15 @@
-//! `trunkline token`: a token for a device, signed by the key of a `trunkline dev`.
+//! `trunkline token`: a token for a device, signed by the key of a `trunkline dev` or by the secret of a node's issuer.
 
 use crate::args::{self, Output};
-use crate::{print, time};
+use crate::{config, print, time};
 use anyhow::{Context, Result, bail};
 use edge::config::Algorithm;
-use edge::token::{DEV_AUDIENCE, DEV_KEY_FILE, DevKey, TokenRequest, parse_claim};
+use edge::token::{DEV_AUDIENCE, DEV_KEY_FILE, DevKey, TokenRequest, mint_as, parse_claim};
 use process::clock;
+use std::path::Path;
 
 /// Mints and prints a token.
 pub fn run(output: Output, token: &args::Token) -> Result<()> {
-    if !token.data.join(DEV_KEY_FILE).exists() {
-        bail!(
-            "there is no development key in {}; start `trunkline dev` there first. A production issuer mints its own tokens",
-            token.data.display()
-        );
-    }
-    let key = DevKey::open(&token.data, Algorithm::HS256).context("the development key")?;
     let claims = token.claims.iter().map(|c| parse_claim(c)).collect::<Result<_, _>>()?;
     let request = TokenRequest {
         subject: token.sub.clone(),
@@ -23,9 +17,34 @@ pub fn run(output: Output, token: &args::Token) -> Result<()> {
         claims,
         expires_in_s: time::span(&token.expires_in)? / 1000,
     };
-    let minted = key.mint(&request, clock::system().now_ms() / 1000)?;
+    let (expires_in_s, now_s) = (request.expires_in_s, clock::system().now_ms() / 1000);
+    let minted = match &token.config {
+        Some(config) => for_node(config, request, now_s)?,
+        None => for_dev(&token.data, &request, now_s)?,
+    };
     if output == Output::Json {
-        return print::json(&serde_json::json!({"token": minted, "expires_in_s": request.expires_in_s}));
+        return print::json(&serde_json::json!({"token": minted, "expires_in_s": expires_in_s}));
     }
     print::line(minted)
+}
+
+fn for_dev(data: &Path, request: &TokenRequest, now_s: i64) -> Result<String> {
+    if !data.join(DEV_KEY_FILE).exists() {
+        bail!(
+            "there is no development key in {}; start `trunkline dev` there first, or name a node's configuration with \
+             --config. A production issuer mints its own tokens",
+            data.display()
+        );
+    }
+    let key = DevKey::open(data, Algorithm::HS256).context("the development key")?;
+    Ok(key.mint(request, now_s)?)
+}
+
+fn for_node(path: &Path, mut request: TokenRequest, now_s: i64) -> Result<String> {
+    let edge = config::read(path)?.edge;
+    let issuers = edge.map(|edge| edge.issuers).unwrap_or_default();
+    let issuer = issuers.first();
+    let issuer = issuer.with_context(|| format!("{} has no [[edge.issuers]] to mint a token for", path.display()))?;
+    request.audience = issuer.audience.first().cloned().unwrap_or_default();
+    Ok(mint_as(issuer, &request, now_s)?)
 }

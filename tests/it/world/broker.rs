@@ -43,31 +43,39 @@ impl Broker {
 
     /// Starts a broker with this listener and further settings; they win over the defaults.
     pub fn start_with(listener: &Listener, settings: &[(&str, &str)]) -> Broker {
+        let mut users = Vec::new();
+        if let Listener::Secure { users: all, .. } = listener {
+            for (name, password) in all {
+                users.push("--add-scram".to_owned());
+                users.push(format!("SCRAM-SHA-512=[name={name},password={password}]"));
+            }
+        }
+        let text = |dir: &Path, port, controller| properties(dir, port, controller, listener, settings);
+        Broker::start_formatted(text, &users)
+    }
+
+    /// Starts a broker with these settings and no others: they are made from its directory, its port and its
+    /// controller's port.
+    pub fn start_from(properties: impl FnOnce(&Path, u16, u16) -> String) -> Broker {
+        Broker::start_formatted(properties, &[])
+    }
+
+    fn start_formatted(properties: impl FnOnce(&Path, u16, u16) -> String, format: &[String]) -> Broker {
         let directory = tempfile::Builder::new()
             .prefix("trunkline-broker-")
             .tempdir()
             .expect("make a directory");
         let (port, controller) = (free_port(), free_port());
-        let text = properties(directory.path(), port, controller, listener, settings);
         let path = directory.path().join("server.properties");
-        fs::write(&path, text).expect("write server.properties");
+        fs::write(&path, properties(directory.path(), port, controller)).expect("write server.properties");
         let id = uuid::Uuid::new_v4().simple().to_string();
-        let mut format = java(&["-Xmx128m"]);
-        format.args([
-            "kafka.tools.StorageTool",
-            "format",
-            "-t",
-            id.get(..22).expect("32 digits"),
-            "-c",
-        ]);
-        format.arg(&path);
-        if let Listener::Secure { users, .. } = listener {
-            for (name, password) in users {
-                format.arg("--add-scram");
-                format.arg(format!("SCRAM-SHA-512=[name={name},password={password}]"));
-            }
-        }
-        let formatted = format.output().expect("run java");
+        let id = id.get(..22).expect("32 digits");
+        let formatted = java(&["-Xmx128m"])
+            .args(["kafka.tools.StorageTool", "format", "-t", id, "-c"])
+            .arg(&path)
+            .args(format)
+            .output()
+            .expect("run java");
         assert!(
             formatted.status.success(),
             "format failed: {}",

@@ -1,8 +1,8 @@
 //! The snapshot of an incarnation: every declared table as it was at the slot's first place, a chunk each.
 //!
-//! Guarantees: all tables are read in one database snapshot, the slot's own; each chunk is one source transaction that
-//! ends with its `ChunkEnd`, so that readers can drop what is gone; every version is below that of the first streamed
-//! change.
+//! Guarantees: all tables are read in one database snapshot, the slot's own, and all of it is one source transaction:
+//! nobody is shown one table without the others. Each chunk ends with its `ChunkEnd`, so that readers can drop what is
+//! gone; every version is below that of the first streamed change.
 //! Never: a table in memory; a place to go on from: an interrupted snapshot starts over.
 
 use super::changes::Emitter;
@@ -194,7 +194,7 @@ impl Snapshot {
         };
         self.value.clear();
         end.write(self.chunk_end, &mut self.value);
-        let tx = self.tx(table, true)?;
+        let tx = self.tx(table, self.current + 1 == self.tables.len())?;
         self.emitter.emit(
             &tx,
             table.name.as_str(),
