@@ -63,6 +63,8 @@ pub enum Command {
     Lag(Lag),
     /// Copy a stretch of a topic to another topic.
     Replay(Replay),
+    /// What a processor's state contains beside what its group has committed, and the ways out when they differ.
+    Offsets(Offsets),
     /// Mint a token for development.
     Token(Token),
     /// Look for what is wrong here, and say the command that mends it.
@@ -299,6 +301,40 @@ pub struct Replay {
     /// Counts what would be copied and writes nothing.
     #[arg(long)]
     pub dry_run: bool,
+}
+
+/// `trunkline offsets`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A task whose state and committed offsets differ stops and names both commands. `accept` keeps the state and goes on from the committed offsets: what lies between is not in the state. `restore` keeps the state and puts the offsets back to it: nothing is lost, and what lies between is processed again. Stop the processor first.\n\nExample:\n  trunkline offsets show sync-views change.shop/0"
+)]
+pub struct Offsets {
+    /// Which log.
+    #[command(flatten)]
+    pub target: Target,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: OffsetsCommand,
+}
+
+/// What can be done with a task's offsets.
+#[derive(Debug, Subcommand)]
+pub enum OffsetsCommand {
+    /// Shows both.
+    Show(Task),
+    /// Goes on from the committed offsets, with the state as it is.
+    Accept(Task),
+    /// Puts the committed offsets back to what the state contains.
+    Restore(Task),
+}
+
+/// A processor's task.
+#[derive(Debug, Args)]
+pub struct Task {
+    /// The processor, which is also its consumer group.
+    pub processor: String,
+    /// The task as messages name it: its store and partition, such as `change.shop/0`.
+    pub task: String,
 }
 
 /// `trunkline token`.

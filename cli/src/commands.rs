@@ -4,6 +4,7 @@ pub mod dev;
 pub mod doctor;
 pub mod init;
 pub mod look;
+pub mod offsets;
 pub mod run;
 pub mod token;
 pub mod topology;

@@ -50,6 +50,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Topics(topics) => commands::look::topics(cli.output, topics),
         Command::Lag(lag) => commands::look::lag(cli.output, lag),
         Command::Replay(replay) => commands::look::replay(cli.output, replay),
+        Command::Offsets(offsets) => commands::offsets::run(cli.output, offsets),
         Command::Token(token) => commands::token::run(cli.output, token),
         Command::Doctor(doctor) => commands::doctor::run(cli.output, doctor),
     }

@@ -9,8 +9,9 @@ use crate::roles;
 use anyhow::{Context, Result};
 use connectors::ingest;
 use connectors::sources::postgres;
+use log::SharedLog;
 use process::admin::{self, Admin};
-use process::{Readiness, Tasks, backoff::Backoff, telemetry};
+use process::{Component, Readiness, Tasks, backoff::Backoff, chain, telemetry};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -101,7 +102,7 @@ pub async fn start(
             match opened {
                 Ok(home) => {
                     component.ready();
-                    return Ok(home);
+                    return Ok((home, component));
                 }
                 Err(error) if is_passing(&error) => {
                     let cause = format!("{error:#}");
@@ -113,9 +114,28 @@ pub async fn start(
             }
         }
     });
-    let home = home.await??;
+    let (home, component) = home.await??;
     let _ = found.set(home.operator().router());
+    watch(home.log.clone(), component, tasks);
     start_roles(plan, &home, tasks, &readiness, admin).await
+}
+
+/// Makes the log's readiness follow whether it is in reach: a role in the middle of a call does not say so by itself.
+fn watch(log: SharedLog, component: Component, tasks: &Tasks) {
+    let drain = tasks.drain();
+    tasks.spawn("log-watch", async move {
+        let mut every = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            tokio::select! {
+                () = drain.started() => return Ok::<(), anyhow::Error>(()),
+                _ = every.tick() => {}
+            }
+            match log.check_reach() {
+                Ok(()) => component.ready(),
+                Err(error) => component.not_ready(chain(&error), "start the brokers, or mend their addresses"),
+            }
+        }
+    });
 }
 
 /// Whether an error will pass by itself.

@@ -10,11 +10,12 @@ use axum::extract::State;
 use axum::response::Response;
 use axum::routing::post;
 use axum::{Json, Router};
-use log::SharedLog;
+use log::{SharedLog, TopicPartition};
 use operations::replay::{Border, Job};
 use operations::topics::{From, Tail};
 use operations::{Decoder, FetchSchema, lag, replay, topics};
 use process::SharedClock;
+use runtime::offsets;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::sync::Arc;
@@ -71,6 +72,29 @@ pub enum Ask {
         /// Writes nothing.
         dry_run: bool,
     },
+    /// State and committed offsets of a task.
+    Offsets {
+        /// The processor.
+        processor: String,
+        /// The task's store.
+        store: String,
+        /// The task's partition.
+        partition: i32,
+        /// What to do about a difference.
+        way: Way,
+    },
+}
+
+/// What to do about a task whose state and committed offsets differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Way {
+    /// Nothing: show both.
+    Show,
+    /// The committed offsets are right.
+    Accept,
+    /// The state is right.
+    Restore,
 }
 
 /// A place in a topic.
@@ -182,6 +206,12 @@ impl Operator {
                 let done = replay::run(log, &job, &mut |p| say(Said::Progress(value(p))))?;
                 say(item(&done))
             }
+            Ask::Offsets {
+                processor,
+                store,
+                partition,
+                way,
+            } => say(item(&standing(log, &processor, &store, partition, way)?)),
         };
         Ok(())
     }
@@ -190,6 +220,31 @@ impl Operator {
     pub fn router(self) -> Router {
         Router::new().route(PATH, post(answer)).with_state(self)
     }
+}
+
+/// Goes one of the ways, and says where the task stands then.
+fn standing(
+    log: &dyn log::Log,
+    processor: &str,
+    store: &str,
+    partition: i32,
+    way: Way,
+) -> operations::Result<offsets::Standing> {
+    let refused = |error: runtime::Error| operations::Error::Refused(process::chain(&error));
+    let changelog = runtime::changelog_topic(processor, store);
+    topics::show(log, &changelog)?;
+    let changelog = TopicPartition::new(changelog, partition);
+    let before = offsets::standing(log, processor, &changelog).map_err(refused)?;
+    match way {
+        Way::Show => return Ok(before),
+        Way::Accept => {
+            let at = |input: &offsets::Place| TopicPartition::new(input.topic.as_str(), input.partition);
+            let inputs: Vec<_> = before.inputs.iter().map(at).collect();
+            offsets::accept(log, processor, &changelog, &inputs).map_err(refused)?;
+        }
+        Way::Restore => drop(offsets::restore(log, processor, &changelog).map_err(refused)?),
+    }
+    offsets::standing(log, processor, &changelog).map_err(refused)
 }
 
 fn border(begin: Begin) -> Border {

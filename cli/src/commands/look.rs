@@ -8,7 +8,8 @@ use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 
-fn collect(performer: &Performer, ask: Ask) -> Result<Vec<Value>> {
+/// All items of an answer.
+pub fn collect(performer: &Performer, ask: Ask) -> Result<Vec<Value>> {
     let mut items = Vec::new();
     performer.ask(ask, &mut |said| {
         if let Said::Item(item) = said {
@@ -28,7 +29,8 @@ fn cell(item: &Value, name: &str) -> String {
     }
 }
 
-fn table(output: Output, items: &[Value], columns: &[&str]) -> Result<()> {
+/// Prints items with these fields.
+pub fn table(output: Output, items: &[Value], columns: &[&str]) -> Result<()> {
     print::list(output, items, columns, |item| {
         columns.iter().map(|c| cell(item, c)).collect()
     })

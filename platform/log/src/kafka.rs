@@ -193,6 +193,10 @@ impl Log for KafkaLog {
         self.shared()?.append(records)
     }
 
+    fn check_reach(&self) -> Result<()> {
+        self.shared()?.handle().reach().check("reach a broker")
+    }
+
     fn describe_self(&self) -> String {
         format!("kafka {}", self.config.bootstrap)
     }

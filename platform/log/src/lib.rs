@@ -104,6 +104,11 @@ pub trait Log: Send + Sync {
     /// ended up, as [`Produced`]. For single-record writers such as the HTTP ingest.
     fn append(&self, records: &OutBatch) -> Result<Vec<Produced>>;
 
+    /// Whether the log is in reach, as far as is known without asking: fails when no broker has answered for 3 s.
+    fn check_reach(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Names the log for people: `kafka 127.0.0.1:9092` or `embedded DIR`.
     fn describe_self(&self) -> String;
 

@@ -34,6 +34,14 @@ impl Marker {
         found.map(|(_, _, offset)| *offset)
     }
 
+    /// The inputs that it knows.
+    pub fn inputs(&self) -> Vec<TopicPartition> {
+        let known = self.offsets.iter();
+        known
+            .map(|(topic, partition, _)| TopicPartition::new(topic.as_str(), *partition))
+            .collect()
+    }
+
     /// Its value on the changelog, appended to `into`.
     pub fn write(&self, into: &mut Vec<u8>) {
         into.push(CHANGELOG_VERSION);

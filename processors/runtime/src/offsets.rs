@@ -8,8 +8,63 @@ use crate::{Error, Result};
 use log::{At, Isolation, Log, Offset, OutBatch, OutRecord, RecordBatch, StartFrom, TopicPartition};
 use std::time::Duration;
 
+/// What a task's state contains, and what its group has committed.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Standing {
+    /// Sequence of the newest marker.
+    pub seq: u64,
+    /// Each input of the marker.
+    pub inputs: Vec<Place>,
+}
+
+/// One input of a task.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Place {
+    /// Topic.
+    pub topic: String,
+    /// Partition.
+    pub partition: i32,
+    /// Next offset by the state.
+    pub state: Offset,
+    /// Next offset by the group; none when it has never committed, or its offsets have expired.
+    pub committed: Option<Offset>,
+}
+
 const READ_BYTES: usize = 4 << 20;
 const READ_WAIT: Duration = Duration::from_millis(100);
+
+/// Where a task stands, by its changelog and by its group.
+///
+/// # Errors
+/// A log that fails, a changelog that cannot be read or holds no marker.
+pub fn standing(log: &dyn Log, application: &str, changelog: &TopicPartition) -> Result<Standing> {
+    let marker = marker(log, application, changelog)?.ok_or_else(|| empty(application, changelog))?;
+    let inputs = marker.inputs();
+    let committed = log.committed(application, &inputs).map_err(|source| Error::Log {
+        who: application.to_owned(),
+        source,
+    })?;
+    let place = |(topic, partition, state): &(String, i32, Offset)| Place {
+        topic: topic.clone(),
+        partition: *partition,
+        state: *state,
+        committed: committed
+            .get(&TopicPartition::new(topic.as_str(), *partition))
+            .copied()
+            .flatten(),
+    };
+    Ok(Standing {
+        seq: marker.seq,
+        inputs: marker.offsets.iter().map(place).collect(),
+    })
+}
+
+fn empty(application: &str, changelog: &TopicPartition) -> Error {
+    Error::Application {
+        name: application.to_owned(),
+        reason: format!("{changelog} holds no state, so there is nothing to compare or to go back to"),
+    }
+}
 
 /// Goes on from the committed offsets with the state as it is: writes a marker that says so. An input without a
 /// committed offset keeps its place in the marker.
@@ -63,14 +118,7 @@ pub fn accept(
 /// # Errors
 /// A log that fails or refuses, a changelog that cannot be read or holds no marker.
 pub fn restore(log: &dyn Log, application: &str, changelog: &TopicPartition) -> Result<Marker> {
-    let Some(marker) = marker(log, application, changelog)? else {
-        let reason =
-            format!("{changelog} holds no state, so there is nothing to go back to; see `trunkline offsets accept`");
-        return Err(Error::Application {
-            name: application.to_owned(),
-            reason,
-        });
-    };
+    let marker = marker(log, application, changelog)?.ok_or_else(|| empty(application, changelog))?;
     let at =
         |(topic, partition, next): &(String, i32, Offset)| (TopicPartition::new(topic.as_str(), *partition), *next);
     let offsets: Vec<_> = marker.offsets.iter().map(at).collect();

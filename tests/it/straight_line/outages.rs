@@ -8,6 +8,8 @@ use super::stage::Stage;
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(90);
+/// Whoever looks at a node knows after this time that Kafka is away, whatever the node is in the middle of.
+const SOON: Duration = Duration::from_secs(15);
 const LOAD: [&str; 6] = ["-c", "2", "-R", "100", "-T", "900"];
 const ROLES: [&str; 4] = ["connector", "processor", "edge-1", "edge-2"];
 
@@ -35,6 +37,9 @@ fn postgres_kafka_and_the_registry_may_stop_and_start_again() {
     stage.more_pages(2, LIMIT);
 
     stage.broker.stop();
+    for node in ROLES {
+        stage.fleet.wait_red(node, "log", "out of reach", SOON);
+    }
     for (node, component) in [
         ("connector", "connector bank"),
         ("processor", "processor sync-views"),

@@ -3,7 +3,10 @@
 //! Guarantees: an order's total is the sum of its lines at every complete page. Never: a stop in good order.
 
 use super::{follow, number};
-use crate::world::{Dev, Phone};
+use crate::world::{Dev, Phone, binary};
+use serde_json::Value;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 /// An order's total is the sum of its lines, in every state that a device is given.
@@ -54,6 +57,44 @@ fn shop_survives_kills(store: &[&str]) {
     let same = &mut |p: &Phone| p.rows == fresh.rows;
     follow(&mut phone, &edge_now, Duration::from_secs(60), &orders_are_whole, same);
     quiet.kill();
+}
+
+/// State and committed offsets of the shop's only line, as `trunkline offsets` tells them.
+fn standing(data: &Path, way: &str) -> Value {
+    let out = Command::new(binary())
+        .args(["--output", "json", "offsets", "--data"])
+        .arg(data)
+        .args([way, "sync-views", "change.shop/0"])
+        .output()
+        .expect("the binary runs");
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let inputs: Value = serde_json::from_slice(&out.stdout).expect("JSON");
+    inputs[0].clone()
+}
+
+#[test]
+fn state_and_offsets_of_a_killed_shop_agree_and_both_ways_out_keep_them_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    std::fs::create_dir_all(&data).unwrap();
+    let mut dev = Dev::start(&data, &["--orders-per-s", "40"]);
+    let mut phone = Phone::new("phone-1", &dev.token("1", &[]));
+    let edge = dev.url("edge");
+    let some = &mut |p: &Phone| p.complete >= 5;
+    follow(&mut phone, &edge, Duration::from_secs(60), &orders_are_whole, some);
+    dev.kill();
+    let before = standing(&data, "show");
+    assert!(
+        number(&before, "state") > 0 && before["state"] == before["committed"],
+        "{before}"
+    );
+    assert_eq!(standing(&data, "restore"), before);
+    assert_eq!(standing(&data, "accept"), before);
+    dev.restart();
+    let (edge, more) = (dev.url("edge"), phone.complete + 5);
+    let some = &mut |p: &Phone| p.complete >= more;
+    follow(&mut phone, &edge, Duration::from_secs(60), &orders_are_whole, some);
+    dev.kill();
 }
 
 #[test]

@@ -17,8 +17,6 @@ use std::time::{Duration, Instant};
 /// Messages taken out of the library at a time, and records in a batch at most.
 const TAKE: usize = 2048;
 const BATCH_RECORDS_MAX: usize = 200_000;
-/// How long no broker answers before a caller is told.
-const SILENCE: Duration = Duration::from_secs(3);
 /// How long a wait lasts before the queues are looked at again without having been told to.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -227,13 +225,7 @@ impl Gather {
     /// Fails when no broker has answered for a while: nothing to read is then no news.
     pub fn check_reach(&self, attempted: &str) -> Result<()> {
         self.handle().remind();
-        match self.handle().reach().silence(SILENCE) {
-            Some(reason) => Err(Error::Unavailable {
-                attempted: attempted.to_owned(),
-                reason,
-            }),
-            None => Ok(()),
-        }
+        self.handle().reach().check(attempted)
     }
 
     /// What a partition's error means.

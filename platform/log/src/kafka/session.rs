@@ -98,7 +98,7 @@ impl KafkaSession {
         let aborts = !found.fatal && !fault::timed_out(found.code);
         if let Some(producer) = self.producer.as_ref().filter(|_| aborts) {
             // Readers need not wait for the time limit of the transaction. If this fails, `renew` aborts it.
-            if let Err(then) = producer.handle().abort_transaction() {
+            if let Err(then) = producer.handle().abort_transaction(self.session.transaction_timeout) {
                 tracing::debug!(target: "log::kafka", "abort after a failed commit: {}", then.text);
             }
         }
@@ -150,7 +150,8 @@ impl KafkaSession {
         }
         probe::hit("log.commit.before");
         let troubles = producer.troubles();
-        let ended = self.insist(producer, |p| p.handle().commit_transaction());
+        let limit = self.session.transaction_timeout;
+        let ended = self.insist(producer, |p| p.handle().commit_transaction(limit));
         probe::hit("log.commit.after");
         let Err(found) = ended else {
             self.state = State::Ready;
@@ -266,7 +267,8 @@ impl Session for KafkaSession {
             return Ok(());
         }
         let producer = self.producer("abort a transaction")?;
-        let aborted = self.insist(producer, |p| p.handle().abort_transaction());
+        let limit = self.session.transaction_timeout;
+        let aborted = self.insist(producer, |p| p.handle().abort_transaction(limit));
         drop(producer.collect(self.transaction));
         match aborted {
             Ok(()) => {

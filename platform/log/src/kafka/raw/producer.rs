@@ -261,16 +261,17 @@ impl Handle {
         }
     }
 
-    /// Flushes and commits; waits at most for what is left of the transaction's time.
-    pub fn commit_transaction(&self) -> Result<(), Fault> {
+    /// Flushes and commits, within a time: without one the library would repeat its request for as long as no broker
+    /// answers. After a time-out the request may still be under way, so that the instance must go.
+    pub fn commit_transaction(&self, timeout: std::time::Duration) -> Result<(), Fault> {
         // SAFETY: as in `init_transactions`.
-        unsafe { Fault::take(c::rd_kafka_commit_transaction(self.raw(), REST)) }
+        unsafe { Fault::take(c::rd_kafka_commit_transaction(self.raw(), super::millis(timeout))) }
     }
 
-    /// Aborts; waits at most for what is left of the transaction's time.
-    pub fn abort_transaction(&self) -> Result<(), Fault> {
+    /// Aborts, within a time, as [`Handle::commit_transaction`] does.
+    pub fn abort_transaction(&self, timeout: std::time::Duration) -> Result<(), Fault> {
         // SAFETY: as in `init_transactions`.
-        unsafe { Fault::take(c::rd_kafka_abort_transaction(self.raw(), REST)) }
+        unsafe { Fault::take(c::rd_kafka_abort_transaction(self.raw(), super::millis(timeout))) }
     }
 
     /// Drops every record that is not written yet; their reports say so.

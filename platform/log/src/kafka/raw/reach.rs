@@ -4,12 +4,15 @@
 //! to `tracing` with the library's own level. Never: a call back into the library from one of its own threads.
 
 use super::{Code, c, text};
+use crate::Error;
 use std::collections::BTreeMap;
 use std::ffi::{c_char, c_int, c_void};
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+/// How long no broker answers before a caller is told.
+const SILENCE: Duration = Duration::from_secs(3);
 /// How long an instance has no broker that answers before it is reminded of its bootstrap servers, at first and at most.
 const REMIND_FIRST: Duration = Duration::from_secs(2);
 const REMIND_MAX: Duration = Duration::from_secs(60);
@@ -48,6 +51,14 @@ impl State {
 }
 
 impl Reach {
+    /// Fails when no broker has answered for 3 s.
+    pub fn check(&self, attempted: &str) -> crate::Result<()> {
+        self.silence(SILENCE).map_or(Ok(()), |reason| {
+            let attempted = attempted.to_owned();
+            Err(Error::Unavailable { attempted, reason })
+        })
+    }
+
     /// What is wrong when no broker has answered for at least this long.
     pub fn silence(&self, at_least: Duration) -> Option<String> {
         let state = self.lock();
@@ -93,14 +104,15 @@ impl Reach {
 
     fn changed(&self, broker: Broker, up: bool, now: Instant) {
         let mut state = self.lock();
-        let answered = state.answers();
+        // A bootstrap server is let go as soon as the cluster has named its brokers: that is no loss.
+        let lost = !up && matches!(broker, Broker::Learned(_)) && state.answers();
         state.brokers.insert(broker, up);
         if state.answers() {
             (state.silence, state.quiet_since, state.reminders) = (None, None, 0);
             return;
         }
         state.quiet_since.get_or_insert(now);
-        if answered {
+        if lost {
             state.silent_at = Some(now);
             state.silence = Some((now, "no broker is connected".to_owned()));
         }
@@ -197,9 +209,10 @@ mod tests {
         let bootstrap = || Broker::Bootstrap("a:1".to_owned());
         assert!(!reach.needs_reminder(at(100)), "it has not begun");
         reach.changed(bootstrap(), true, at(0));
-        reach.changed(Broker::Learned(1), true, at(1));
-        // Those of the bootstrap list are dropped once the cluster has named its own.
-        reach.changed(bootstrap(), false, at(2));
+        reach.changed(Broker::Learned(1), false, at(1));
+        reach.changed(bootstrap(), false, at(1));
+        assert!(reach.silence(Duration::ZERO).is_none() && !reach.silent_within(Duration::from_secs(9)));
+        reach.changed(Broker::Learned(1), true, at(2));
         assert!(!reach.needs_reminder(at(100)), "a broker answers");
         reach.changed(Broker::Learned(1), false, at(100));
         assert!(reach.silence(Duration::ZERO).is_some());

@@ -1,0 +1,42 @@
+//! `trunkline offsets`: state and committed offsets of a task, and the two ways out when they differ.
+
+use super::look::{collect, table};
+use crate::args::{self, OffsetsCommand, Output};
+use crate::home;
+use crate::operate::{Ask, Way};
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+/// Shows, accepts or restores.
+pub fn run(output: Output, offsets: &args::Offsets) -> Result<()> {
+    let (way, task) = match &offsets.command {
+        OffsetsCommand::Show(task) => (Way::Show, task),
+        OffsetsCommand::Accept(task) => (Way::Accept, task),
+        OffsetsCommand::Restore(task) => (Way::Restore, task),
+    };
+    let parts = task.task.rsplit_once('/');
+    let parts = parts.and_then(|(store, partition)| Some((store.to_owned(), partition.parse().ok()?)));
+    let (store, partition) = parts.with_context(|| {
+        format!(
+            "`{}` is no task; write STORE/PARTITION, such as change.shop/0",
+            task.task
+        )
+    })?;
+    let performer = home::performer(&offsets.target)?;
+    let ask = Ask::Offsets {
+        processor: task.processor.clone(),
+        store,
+        partition,
+        way,
+    };
+    let standing = collect(&performer, ask)?;
+    let inputs = standing
+        .first()
+        .and_then(|all| all.get("inputs"))
+        .and_then(Value::as_array);
+    table(
+        output,
+        inputs.map_or(&[], Vec::as_slice),
+        &["topic", "partition", "state", "committed"],
+    )
+}
