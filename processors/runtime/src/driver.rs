@@ -69,7 +69,22 @@ impl StepDriver {
         };
         self.processor.prepare(records, 0..records.len())?;
         self.processor
-            .step(context, records, 0..records.len(), &mut self.state, &mut self.effects)
+            .step(context, records, 0..records.len(), &mut self.state, &mut self.effects)?;
+        self.advance(self.now)
+    }
+
+    /// Moves the wall clock, and lets timers fire that are due.
+    ///
+    /// # Errors
+    /// What `timer` or the store returns.
+    pub fn advance(&mut self, now: Millis) -> Result<()> {
+        self.now = now;
+        let context = Context {
+            now,
+            stream_time: self.stream_time,
+        };
+        let (state, effects) = (&mut self.state, &mut self.effects);
+        crate::timer::fire(&mut *self.processor, context, state, effects, usize::MAX).map(|_| ())
     }
 
     /// Commits, and returns what was written since the last commit.
@@ -102,8 +117,7 @@ impl StepDriver {
     /// # Errors
     /// What `reset` returns.
     pub fn abort(&mut self) -> Result<()> {
-        self.state.overlay.clear();
-        self.state.overlay_bytes = 0;
+        self.state.roll_back();
         self.effects.clear();
         self.processor.reset(&self.state)
     }
@@ -111,6 +125,11 @@ impl StepDriver {
     /// Its state, uncommitted writes included.
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// Its state, to be prepared for a test.
+    pub fn state_mut(&mut self) -> &mut State {
+        &mut self.state
     }
 }
 

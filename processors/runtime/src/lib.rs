@@ -27,6 +27,7 @@ mod status;
 mod stores;
 mod task;
 mod thread;
+mod timer;
 mod writer;
 
 pub use app::{
@@ -42,6 +43,7 @@ pub use processor::{Context, Processor, Stage};
 pub use run::run;
 pub use state::State;
 pub use stores::{Directory, StoreName, Stores};
+pub use timer::{Timer, TimerClock};
 
 /// A point where a test can make the process die.
 fn hit(name: &'static str) {

@@ -111,7 +111,8 @@ pub enum FormatError {
 }
 
 /// The ways out of a marker that differs from the committed offsets, for people.
-pub(crate) fn ways_out(application: &str, task: &TaskId) -> String {
+pub(crate) fn ways_out(application: &str, store: &str, task: &TaskId) -> String {
+    let task = format!("{store}/{}", task.partition);
     format!(
         "to go on from the committed offsets with the state as it is: `trunkline offsets accept {application} {task}`; \
          to put the offsets back to what the state contains: `trunkline offsets restore {application} {task}`"

@@ -2,7 +2,7 @@
 //!
 //! Guarantees: one instance serves one task (one partition of its inputs) on one thread. Never: IO in `step`.
 
-use crate::{Effects, Result, State};
+use crate::{Effects, Result, State, Timer};
 use log::{Millis, RecordBatch};
 use std::ops::Range;
 
@@ -66,6 +66,15 @@ pub trait Processor: Send {
         state: &mut State,
         effects: &mut Effects,
     ) -> Result<()>;
+
+    /// Called when a timer is due that [`State::set_timer`] has set, in the order of their times. The timer is removed in
+    /// the same transaction, so it fires exactly once; it may be set anew here.
+    ///
+    /// # Errors
+    /// As for `step`: any error stops the task.
+    fn timer(&mut self, _context: Context, _timer: &Timer, _state: &mut State, _effects: &mut Effects) -> Result<()> {
+        Ok(())
+    }
 
     /// Called once before each commit in which this task takes part: the last chance to write state or output, for
     /// what must be said of an unfinished thing.

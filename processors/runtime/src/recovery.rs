@@ -31,6 +31,10 @@ pub(crate) const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// A store that is set aside this often in one recovery would be so for ever.
 const ASIDE_MAX: u32 = 3;
 
+/// Time limits of a transaction after which offsets that are still not decided never will be: the coordinator ends
+/// every transaction at its limit.
+const LIMITS_UNTIL_FORGOTTEN: u32 = 3;
+
 /// Committed offsets of the inputs, in their order.
 type Offsets = Vec<Option<Offset>>;
 
@@ -60,6 +64,8 @@ pub(crate) struct Recovery {
     asides: u32,
     attempts: u32,
     not_before: Duration,
+    /// Since when the offsets have been part of a transaction that is not decided.
+    undecided: Option<Duration>,
     /// Records read so far, for the report.
     pub restored: u64,
     /// Why it waits, for people.
@@ -203,8 +209,27 @@ fn offsets(task: &mut Task, recovery: &mut Recovery, env: &Env) -> Next {
             recovery.step = Step::End(offsets);
             Next::Again
         }
+        Err(error @ log::Error::Undecided { .. }) => undecided(task, recovery, env, &error),
         Err(error) => recovery.log_failed(env.clock.elapsed(), &error),
     }
+}
+
+/// Offsets that stay undecided for longer than any transaction may last: the broker has lost the transaction's end, as a
+/// lone one may that stops under load. They then count as absent, so that the marker is the truth; the changelog says
+/// how the transaction ended, as it is read only up to where all is decided.
+fn undecided(task: &mut Task, recovery: &mut Recovery, env: &Env, error: &log::Error) -> Next {
+    let now = env.clock.elapsed();
+    let since = *recovery.undecided.get_or_insert(now);
+    if now.saturating_sub(since) < env.config.transaction_timeout.saturating_mul(LIMITS_UNTIL_FORGOTTEN) {
+        return recovery.log_failed(now, error);
+    }
+    tracing::warn!(
+        task = %task.id,
+        group = %task.sub.application,
+        "its offsets have been undecided for longer than a transaction lasts; the changelog's marker is taken instead"
+    );
+    recovery.step = Step::End(vec![None; task.inputs.len()]);
+    Next::Again
 }
 
 fn end(task: &mut Task, recovery: &mut Recovery, env: &Env, offsets: Offsets) -> Next {
@@ -275,7 +300,7 @@ fn compare(task: &Task, recovery: &mut Recovery, offsets: Offsets) -> Next {
         Verdict::Differ { text } => {
             let pair = (offsets, marker);
             if recovery.before.as_ref() == Some(&pair) {
-                let ways = ways_out(&task.sub.application, &task.id);
+                let ways = ways_out(&task.sub.application, &task.sub.store, &task.id);
                 return Next::Stop(format!("{text}; {ways}"));
             }
             tracing::warn!(task = %task.id, text, "marker and offsets differ; both are read again");

@@ -9,6 +9,7 @@ use crate::marker::{MARKER_KEY, Marker, body};
 use crate::state::RESERVED;
 use crate::task::{Live, Phase, Task};
 use crate::thread::Env;
+use crate::timer::TIMER;
 use log::{Fate, Isolation, Offset, Reader, RecordBatch, StartFrom, TopicPartition};
 use process::chain;
 use std::time::Duration;
@@ -227,7 +228,7 @@ fn take(key: Option<&[u8]>, value: Option<&[u8]>, live: &mut Live, batch: &mut B
             live.marker = Some(Marker::read(value).map_err(|error| chain(&error))?);
             checkpoint::put_marker(batch, value);
         }
-        _ if key.starts_with(RESERVED) => {}
+        _ if key.starts_with(RESERVED) && !key.starts_with(TIMER) => {}
         Some(value) => batch.put(STATE, key, body(value).map_err(|error| chain(&error))?),
         None => batch.delete(STATE, key),
     }

@@ -6,6 +6,8 @@
 //! Never: a write to the store by itself; the runtime's commit does that.
 
 use crate::Result;
+use crate::timer::{Timer, TimerClock};
+use log::Millis;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
@@ -17,6 +19,18 @@ pub struct State {
     pub(crate) overlay_bytes: usize,
     pub(crate) store: store::SharedStore,
     pub(crate) space: store::Space,
+    /// The time of the first timer of each clock, as far as it is known.
+    timers: [First; 2],
+}
+
+/// The first timer of a clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum First {
+    /// It must be looked up.
+    #[default]
+    Unknown,
+    None,
+    At(Millis),
 }
 
 impl State {
@@ -27,6 +41,7 @@ impl State {
             overlay_bytes: 0,
             store,
             space,
+            timers: [First::Unknown; 2],
         }
     }
 
@@ -48,11 +63,85 @@ impl State {
         self.write(key, None);
     }
 
+    /// Sets a timer: [`crate::Processor::timer`] is called when its time has come. One that is set already stays.
+    pub fn set_timer(&mut self, timer: Timer) {
+        let first = &mut self.timers[timer.clock.index()];
+        match first {
+            First::None => *first = First::At(timer.at),
+            First::At(at) => *at = timer.at.min(*at),
+            First::Unknown => {}
+        }
+        self.write_any(&timer.row(), Some(Vec::new()));
+    }
+
+    /// Takes a timer back; one that is not set may be taken back too.
+    pub fn cancel_timer(&mut self, timer: &Timer) {
+        self.timers[timer.clock.index()] = First::Unknown;
+        self.write_any(&timer.row(), None);
+    }
+
+    /// Removes a timer; says whether it was there.
+    pub(crate) fn take_timer(&mut self, timer: &Timer) -> Result<bool> {
+        let is_set = self.get(&timer.row())?.is_some();
+        if is_set {
+            self.cancel_timer(timer);
+        }
+        Ok(is_set)
+    }
+
+    /// When the first timer of a clock is due.
+    pub(crate) fn first_timer(&mut self, clock: TimerClock) -> Result<Option<Millis>> {
+        let known = self.timers[clock.index()];
+        let first = match known {
+            First::Unknown => match self.timers_until(clock, Millis::MAX, 1)?.first() {
+                Some(timer) => First::At(timer.at),
+                None => First::None,
+            },
+            known => known,
+        };
+        self.timers[clock.index()] = first;
+        Ok(match first {
+            First::At(at) => Some(at),
+            First::None | First::Unknown => None,
+        })
+    }
+
+    /// The first timers of a clock that are due at a time.
+    pub(crate) fn due(&mut self, clock: TimerClock, now: Millis, at_most: usize) -> Result<Vec<Timer>> {
+        match self.first_timer(clock)? {
+            Some(at) if at <= now => self.timers_until(clock, now, at_most),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    fn timers_until(&self, clock: TimerClock, until: Millis, at_most: usize) -> Result<Vec<Timer>> {
+        let mut found = Vec::new();
+        self.scan_any(&clock.prefix(), &mut |row, _| match Timer::of_row(clock, row) {
+            Some(timer) if timer.at <= until && found.len() < at_most => {
+                found.push(timer);
+                ControlFlow::Continue(())
+            }
+            _ => ControlFlow::Break(()),
+        })?;
+        Ok(found)
+    }
+
+    /// Drops everything that is not committed.
+    pub(crate) fn roll_back(&mut self) {
+        self.overlay.clear();
+        self.overlay_bytes = 0;
+        self.timers = [First::Unknown; 2];
+    }
+
     fn write(&mut self, key: &[u8], value: Option<Vec<u8>>) {
         assert!(
             !key.starts_with(RESERVED),
             "a key that begins with [\"~ is the runtime's own"
         );
+        self.write_any(key, value);
+    }
+
+    fn write_any(&mut self, key: &[u8], value: Option<Vec<u8>>) {
         self.overlay_bytes += value.as_ref().map_or(0, Vec::len);
         if let Some(slot) = self.overlay.get_mut(key) {
             self.overlay_bytes -= slot.as_ref().map_or(0, Vec::len);
@@ -65,6 +154,17 @@ impl State {
 
     /// Calls `visit` for each key that begins with `prefix`, in byte order, until it breaks.
     pub fn scan(&self, prefix: &[u8], visit: Visit<'_>) -> Result<()> {
+        self.scan_any(prefix, &mut |key, value| {
+            if key.starts_with(RESERVED) {
+                ControlFlow::Continue(())
+            } else {
+                visit(key, value)
+            }
+        })
+    }
+
+    /// The same with the runtime's own keys.
+    pub(crate) fn scan_any(&self, prefix: &[u8], visit: Visit<'_>) -> Result<()> {
         let end = after_prefix(prefix);
         let upper = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
         let mut written = self

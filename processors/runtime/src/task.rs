@@ -9,6 +9,7 @@ use crate::plan::Sub;
 use crate::recovery::Recovery;
 use crate::status::Cause;
 use crate::thread::caution::{Caution, Poison, Refused};
+use crate::timer::{self, TimerClock};
 use crate::{Context, Effects, Processor, Stage, State, TaskId};
 use log::{Fate, Millis, Offset, OutBatch, OutRecord, Produced, RecordBatch, TopicPartition};
 use process::chain;
@@ -16,6 +17,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 use store::{Batch, SharedStore};
+
+/// Timers that fire at a time at most.
+const TIMERS_MAX: usize = 1024;
 
 /// One input partition of a task and the offset of the next record to process.
 #[derive(Debug, Clone)]
@@ -184,8 +188,7 @@ impl Task {
     /// Drops everything since the last commit, and begins the way back to it. A stopped task stays stopped.
     pub(crate) fn roll_back(&mut self) {
         if let Some(live) = &mut self.live {
-            live.state.overlay.clear();
-            live.state.overlay_bytes = 0;
+            live.state.roll_back();
         }
         self.effects.clear();
         self.moved = false;
@@ -236,6 +239,32 @@ impl Task {
         }
         self.uncommitted += range.len();
         Ok(())
+    }
+
+    /// Lets timers fire that are due; says whether any did. A range of them at most, so that caps are looked at.
+    pub(crate) fn fire(&mut self, now: Millis) -> Result<bool, Trouble> {
+        let context = Context {
+            now,
+            stream_time: self.stream_time,
+        };
+        let live = self.live.as_mut().expect("a running task has its store open");
+        let fired = timer::fire(
+            &mut *self.processor,
+            context,
+            &mut live.state,
+            &mut self.effects,
+            TIMERS_MAX,
+        );
+        let fired = fired.map_err(|error| Trouble::Stop(chain(&error)))? > 0;
+        // The offsets and the marker go with it: a transaction without them would not be fenced.
+        self.moved |= fired;
+        Ok(fired)
+    }
+
+    /// When its first timer of the wall clock is due.
+    pub(crate) fn wakes_at(&mut self) -> crate::Result<Option<Millis>> {
+        let live = self.live.as_mut().filter(|_| matches!(self.phase, Phase::Running));
+        live.map_or(Ok(None), |live| live.state.first_timer(TimerClock::Wall))
     }
 
     fn bury(&mut self, records: &RecordBatch, index: usize, poison: Poison) {

@@ -170,6 +170,11 @@ impl StreamThread {
         }
         self.wake_up()?;
         let restored = if ready { self.recover(max_wait)? } else { 0 };
+        let next_timer = if ready && self.member.is_some() {
+            self.fire_due()?
+        } else {
+            None
+        };
         let wait = match self.advise() {
             Advice::Commit => {
                 self.commit(None)?;
@@ -184,7 +189,7 @@ impl StreamThread {
             (true, 0) => wait.min(RESTORE_WAIT),
             (true, _) => Duration::ZERO,
         };
-        self.read(wait)?;
+        self.read(next_timer.map_or(wait, |timer| timer.min(wait)))?;
         Ok(Duration::ZERO)
     }
 

@@ -199,8 +199,8 @@ fn offsets_that_differ_from_the_state_stop_the_task_until_they_are_mended() {
         cause.contains("state contains in/0 up to 2, and the committed offset is 1"),
         "{cause}"
     );
-    assert!(cause.contains("trunkline offsets accept app count/0"), "{cause}");
-    assert!(cause.contains("trunkline offsets restore app count/0"), "{cause}");
+    assert!(cause.contains("trunkline offsets accept app counts/0"), "{cause}");
+    assert!(cause.contains("trunkline offsets restore app counts/0"), "{cause}");
     // Going back to what the state contains: the same answer as if nothing had happened.
     drop(thread);
     bench.clock.advance(120_000);

@@ -13,12 +13,12 @@ mod disk;
 mod home;
 
 use super::ThreadDriver;
-use crate::{Config, Error};
+use crate::{Config, Error, TimerClock};
 use broker::{Broker, Refusal, Rng, SESSION_TIMEOUT, TXN_TIMEOUT};
-use counter::{FULL, Verdict, application, at, tasks};
+use counter::{FULL, LATER, Verdict, application, at, tasks};
 use disk::Disk;
 use home::{Home, Killed, Stage};
-use log::{Millis, Offset};
+use log::{Millis, Offset, TopicPartition};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,7 +87,9 @@ impl World {
         let is_static = rng.chance(0.5);
         let rates = ["kill", "pause", "respawn", "jump", "rebalance", "wipe"];
         let rates = rates.map(|what| (what, rng.pick(&[0.0, 0.003, 0.01, 0.03]))).into();
-        let stage = Stage::new(Broker::new(Rng(rng.next()), tasks(), fault, speed));
+        let mut broker = Broker::new(Rng(rng.next()), tasks(), fault, speed);
+        broker.forget = rng.pick(&[0.0, 0.0, 0.02, 0.1]);
+        let stage = Stage::new(broker);
         let mut world = World {
             stage,
             rng,
@@ -271,6 +273,10 @@ impl World {
         let broker = self.stage.broker.lock().unwrap();
         broker.is_still()
             && broker.tasks.iter().all(|(changelog, inputs)| {
+                let waits = TimerClock::Wall.prefix();
+                if broker.truth[changelog].keys().any(|key| key.starts_with(&waits)) {
+                    return false;
+                }
                 let marker = broker.truth[changelog].get(crate::MARKER_KEY);
                 let marker = marker.map(|value| crate::Marker::read(value).unwrap());
                 inputs.iter().all(|input| {
@@ -296,6 +302,7 @@ impl World {
         let mut broker = self.stage.broker.lock().unwrap();
         broker.fault = 0.0;
         broker.speed = 0.9;
+        broker.forget = 0.0;
         drop(broker);
         // One process a name survives, the old one or the new; sleepers wake.
         for name in self.names.clone() {
@@ -361,8 +368,50 @@ impl World {
                     return Err(format!("{out} from {input}: got {got:?}, want {want:?}"));
                 }
             }
+            timers_fired(&broker, store, changelog.partition, inputs)?;
         }
         Ok(())
+    }
+}
+
+/// Every counted record's timer of the wall clock has fired once, and that of stream time as soon as that was so late.
+fn timers_fired(
+    broker: &Broker,
+    store: &str,
+    partition: i32,
+    inputs: &[TopicPartition],
+) -> std::result::Result<(), String> {
+    let read = |at: &TopicPartition| {
+        broker
+            .parts
+            .get(at)
+            .map_or(Vec::new(), |part| part.read(0, usize::MAX).0)
+    };
+    let (mut want, mut newest) = (Vec::new(), 0);
+    for input in inputs {
+        for record in read(input) {
+            newest = record.at.max(newest);
+            if record.value.as_deref() == Some(b"+") {
+                want.push((record.at, format!("{input} {}", record.offset)));
+            }
+        }
+    }
+    let late = want.iter().filter(|(at, _)| at + LATER <= newest);
+    let stream = late.map(|(_, place)| format!("stream {place}"));
+    let mut want: Vec<String> = want
+        .iter()
+        .map(|(_, place)| format!("wall {place}"))
+        .chain(stream)
+        .collect();
+    let text = |bytes: Option<Vec<u8>>| String::from_utf8(bytes.unwrap()).unwrap();
+    let fired = read(&at(&format!("fired.{store}"), partition)).into_iter();
+    let mut got: Vec<String> = fired.map(|r| format!("{} {}", text(r.key), text(r.value))).collect();
+    want.sort();
+    got.sort();
+    if got == want {
+        Ok(())
+    } else {
+        Err(format!("timers of {store}/{partition}: got {got:?}, want {want:?}"))
     }
 }
 
@@ -408,6 +457,7 @@ fn output_under_random_faults_equals_one_sequential_run() {
         "aborted",
         "exit",
         "transaction timed out",
+        "end forgotten",
     ] {
         assert!(
             count < 300 || notes.contains_key(what),

@@ -128,11 +128,53 @@ impl StreamThread {
         if cautious {
             return self.commit(Some(index));
         }
+        if !self.fire(index, now) {
+            return Ok(false);
+        }
         let state_bytes = self.tasks.iter().map(Task::state_bytes).sum();
         match self.pace.advise(elapsed, state_bytes, false) {
             Advice::Commit => self.commit(None),
             Advice::ReadOn(_) | Advice::Nothing => Ok(true),
         }
+    }
+
+    /// Lets every running task's timers fire that are due, and says how long until the next one of the wall clock.
+    pub(super) fn fire_due(&mut self) -> Result<Option<Duration>> {
+        let (now, mut next) = (self.env.clock.now(), None);
+        for index in 0..self.tasks.len() {
+            if !self.fire(index, now) {
+                return Ok(None);
+            }
+            let Some(task) = self.tasks.get_mut(index) else { break };
+            let at = task.wakes_at()?;
+            next = next.into_iter().chain(at).min();
+        }
+        let left = |at: Millis| Duration::from_millis(u64::try_from(at.saturating_sub(now)).unwrap_or(0));
+        Ok(next.map(left))
+    }
+
+    /// Lets a task's timers fire; says whether the transaction can go on.
+    fn fire(&mut self, index: usize, now: Millis) -> bool {
+        // While a refused record is looked for, the transaction is that record's alone.
+        let idle = |task: &&mut Task| task.is_running() && task.caution.is_none();
+        let Some(task) = self.tasks.get_mut(index).filter(idle) else {
+            return true;
+        };
+        match task.fire(now) {
+            Ok(false) => return true,
+            Ok(true) => {}
+            Err(Trouble::Rest(reason) | Trouble::Stop(reason)) => {
+                self.broke(Broken::Failed(format!("a task stops: {reason}")));
+                self.stop(index, reason, false);
+                return false;
+            }
+        }
+        let elapsed = self.env.clock.elapsed();
+        let Some(sent_bytes) = self.send_effects(index, elapsed) else {
+            return false;
+        };
+        self.pace.worked(elapsed, 0, sent_bytes);
+        true
     }
 
     /// Moves a task's places behind a range.

@@ -53,6 +53,8 @@ impl Rng {
 pub(super) enum Refusal {
     /// Not now.
     Retry,
+    /// Offsets are part of a transaction that is not decided.
+    Undecided,
     /// Epoch, generation or member refused.
     Fenced(&'static str),
     /// Nobody knows whether it happened.
@@ -187,6 +189,7 @@ pub(super) struct Group {
     pub joining: Option<BTreeSet<String>>,
     pub assignment: BTreeMap<String, Vec<TopicPartition>>,
     pub committed: BTreeMap<TopicPartition, Offset>,
+    /// Offsets of transactions whose end has not come here.
     pending: BTreeMap<u64, BTreeMap<TopicPartition, Offset>>,
     empty_since: Millis,
     ids: i32,
@@ -199,7 +202,7 @@ impl Group {
         stable: bool,
     ) -> Answer<BTreeMap<TopicPartition, Option<Offset>>> {
         if stable && self.pending.values().any(|p| of.iter().any(|at| p.contains_key(at))) {
-            return Err(Refusal::Retry);
+            return Err(Refusal::Undecided);
         }
         Ok(of
             .iter()
@@ -322,6 +325,8 @@ pub(super) struct Broker {
     pub fault: f64,
     /// Probability that a marker arrives at a step.
     pub speed: f64,
+    /// Probability that a transaction's end never comes to the group, as after a lone broker's restart.
+    pub forget: f64,
     pub notes: BTreeMap<&'static str, u64>,
 }
 
@@ -339,6 +344,7 @@ impl Broker {
             txns: 0,
             fault,
             speed,
+            forget: 0.0,
             notes: BTreeMap::new(),
         }
     }
@@ -445,11 +451,8 @@ impl Broker {
             return Err(Refusal::Fenced("generation"));
         }
         let txn = self.enter(id, epoch, Touched::Group)?;
-        self.group
-            .pending
-            .entry(txn)
-            .or_default()
-            .extend(offsets.iter().cloned());
+        let pending = self.group.pending.entry(txn).or_default();
+        pending.extend(offsets.iter().cloned());
         Ok(())
     }
 
@@ -513,6 +516,9 @@ impl Broker {
             c.touched.remove(&next);
             match next {
                 Touched::Part(at) => self.parts.entry(at).or_default().mark(self.now, c.txn, commit),
+                Touched::Group if self.rng.chance(self.forget) => {
+                    *self.notes.entry("end forgotten").or_default() += 1;
+                }
                 Touched::Group => {
                     let offsets = self.group.pending.remove(&c.txn).unwrap_or_default();
                     if commit {

@@ -3,10 +3,12 @@
 //! Guarantees: its output follows from the order of its input alone. Never: a look at the broker but to judge.
 
 use super::broker::Tasks;
-use crate::{Application, Context, Effects, FirstStart, Processor, Result, State, SubTopology, TaskInfo};
+use crate::{
+    Application, Context, Effects, FirstStart, Processor, Result, State, SubTopology, TaskInfo, Timer, TimerClock,
+};
 
 use super::home::Home;
-use log::{OutRecord, RecordBatch, TopicPartition};
+use log::{Millis, OutRecord, RecordBatch, TopicPartition};
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 use std::sync::{Arc, Mutex};
@@ -14,6 +16,8 @@ use std::sync::{Arc, Mutex};
 const APPLICATION: &str = "sim";
 /// A count that reaches this begins anew, so that keys are deleted.
 pub(super) const FULL: u64 = 3;
+/// How long after a record its two timers are due.
+pub(super) const LATER: Millis = 150;
 
 pub(super) type Verdict = Arc<Mutex<Option<String>>>;
 
@@ -41,10 +45,12 @@ pub(super) fn application(home: &Home, verdict: &Verdict) -> Application {
             store: name.to_owned(),
             factory: Arc::new(move |info: &TaskInfo| {
                 let (topic, partition) = (format!("out.{}", info.id.subtopology).into(), info.id.partition);
+                let fired = format!("fired.{}", info.id.subtopology).into();
                 let changelog = at(&format!("{APPLICATION}.changelog.{}", info.id.subtopology), partition);
                 let (home, verdict) = (home.clone(), verdict.clone());
                 Box::new(Counter {
                     topic,
+                    fired,
                     partition,
                     changelog,
                     home,
@@ -64,19 +70,33 @@ pub(super) fn application(home: &Home, verdict: &Verdict) -> Application {
     }
 }
 
-/// Counts records by key; a record whose value is `-` changes nothing.
+/// Counts records by key; a record whose value is `-` changes nothing, every other one sets two timers.
 struct Counter {
     topic: Arc<str>,
+    fired: Arc<str>,
     partition: i32,
     changelog: TopicPartition,
     home: Home,
     verdict: Verdict,
 }
 
+impl Counter {
+    fn emit(&self, effects: &mut Effects, topic: &Arc<str>, key: &[u8], value: &str) {
+        let record = OutRecord {
+            topic,
+            partition: Some(self.partition),
+            timestamp: None,
+            key: Some(key),
+            value: Some(value.as_bytes()),
+        };
+        effects.emit(record, []);
+    }
+}
+
 impl Processor for Counter {
     fn step(
         &mut self,
-        _: Context,
+        context: Context,
         records: &RecordBatch,
         range: Range<usize>,
         state: &mut State,
@@ -97,23 +117,33 @@ impl Processor for Counter {
             } else {
                 state.put(&key, count.to_string().into_bytes());
             }
-            let value = format!("{count} {} {}", record.partition(), record.offset());
-            let record = OutRecord {
-                topic: &self.topic,
-                partition: Some(self.partition),
-                timestamp: None,
-                key: Some(name),
-                value: Some(value.as_bytes()),
-            };
-            effects.emit(record, []);
+            let place = format!("{} {}", record.partition(), record.offset());
+            state.set_timer(Timer::new(TimerClock::Wall, context.now + LATER, place.as_str()));
+            state.set_timer(Timer::new(
+                TimerClock::Stream,
+                record.timestamp() + LATER,
+                place.as_str(),
+            ));
+            self.emit(effects, &self.topic, name, &format!("{count} {place}"));
         }
+        Ok(())
+    }
+
+    /// Says where the record stood that has set it.
+    fn timer(&mut self, context: Context, timer: &Timer, _: &mut State, effects: &mut Effects) -> Result<()> {
+        let (now, fired) = match timer.clock {
+            TimerClock::Stream => (context.stream_time, "stream"),
+            TimerClock::Wall => (context.now, "wall"),
+        };
+        assert!(timer.at <= now, "{timer:?} fires at {now}");
+        self.emit(effects, &self.fired, fired.as_bytes(), &timer.key);
         Ok(())
     }
 
     /// A task starts: its state must be the committed one, unless its process has lost the task and does not know yet.
     fn reset(&mut self, state: &State) -> Result<()> {
         let mut found = BTreeMap::new();
-        state.scan(b"", &mut |key, value| {
+        state.scan_any(b"", &mut |key, value| {
             found.insert(key.to_vec(), [b"\x01", value].concat());
             ControlFlow::Continue(())
         })?;

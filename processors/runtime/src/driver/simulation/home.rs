@@ -194,10 +194,14 @@ impl Log for Home {
         answer.map_err(|_| unavailable("offset"))
     }
 
-    fn committed(&self, _: &str, partitions: &[TopicPartition]) -> Result<Committed> {
+    fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Committed> {
         let partitions = partitions.to_vec();
+        let group = group.to_owned();
         self.call(move |broker| broker.group.fetch(&partitions, true))
-            .map_err(|_| unavailable("fetch offsets"))
+            .map_err(|refusal| match refusal {
+                Refusal::Undecided => Error::Undecided { group },
+                _ => unavailable("fetch offsets"),
+            })
     }
 
     fn set_committed(&self, _: &str, _: &[(TopicPartition, Offset)]) -> Result<()> {

@@ -1,0 +1,229 @@
+//! Durable timers: rows of a task's state that are due at a time, by stream time or by the wall clock.
+//!
+//! A timer is the state key `["~timer", clock, time in ms with 20 digits, key]`, so that it is changelogged, restored
+//! and rolled back as every other row, and timers of a clock stand in the order of their times. It fires in the
+//! transaction that removes it: exactly once, after any crash.
+//! Guarantees: timers of one clock fire in order, never before their time; one that was cancelled does not fire.
+//! Never: an upper bound for the delay. Stream time stands still while no record comes.
+
+use crate::{Context, Effects, Processor, Result, State};
+use log::Millis;
+
+/// What every timer's state key begins with.
+pub(crate) const TIMER: &[u8] = b"[\"~timer\",";
+
+/// Which clock a timer waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TimerClock {
+    /// The greatest record timestamp that the task has seen ([`Context::stream_time`]).
+    Stream,
+    /// The process's clock ([`Context::now`]).
+    Wall,
+}
+
+impl TimerClock {
+    /// Both.
+    pub(crate) const ALL: [TimerClock; 2] = [TimerClock::Stream, TimerClock::Wall];
+
+    /// Its place among them.
+    pub(crate) fn index(self) -> usize {
+        match self {
+            TimerClock::Stream => 0,
+            TimerClock::Wall => 1,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            TimerClock::Stream => "stream",
+            TimerClock::Wall => "wall",
+        }
+    }
+
+    /// What the keys of this clock's timers begin with.
+    pub(crate) fn prefix(self) -> Vec<u8> {
+        format!("[\"~timer\",\"{}\",", self.name()).into_bytes()
+    }
+}
+
+/// A timer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timer {
+    /// Its clock.
+    pub clock: TimerClock,
+    /// When it is due, in ms; a time before 1970 counts as 0.
+    pub at: Millis,
+    /// The processor's own name for it; clock, time and key together are one timer.
+    pub key: String,
+}
+
+impl Timer {
+    /// A timer.
+    pub fn new(clock: TimerClock, at: Millis, key: impl Into<String>) -> Self {
+        Timer {
+            clock,
+            at: at.max(0),
+            key: key.into(),
+        }
+    }
+
+    /// Its state key.
+    pub(crate) fn row(&self) -> Vec<u8> {
+        let Timer { clock, at, key } = self;
+        let key = serde_json::Value::from(key.as_str());
+        format!("[\"~timer\",\"{}\",\"{:020}\",{key}]", clock.name(), at.max(&0)).into_bytes()
+    }
+
+    /// The timer of a state key; `None` for another key.
+    pub(crate) fn of_row(clock: TimerClock, row: &[u8]) -> Option<Timer> {
+        let (_, _, at, key): (String, String, String, String) = serde_json::from_slice(row).ok()?;
+        let at = at.parse().ok()?;
+        Some(Timer { clock, at, key })
+    }
+}
+
+/// Calls a processor for its timers that are due, at most about so many; returns how many fired.
+pub(crate) fn fire(
+    processor: &mut dyn Processor,
+    context: Context,
+    state: &mut State,
+    effects: &mut Effects,
+    at_most: usize,
+) -> Result<usize> {
+    let mut fired = 0;
+    for clock in TimerClock::ALL {
+        let now = match clock {
+            TimerClock::Stream => context.stream_time,
+            TimerClock::Wall => context.now,
+        };
+        while fired < at_most {
+            let due = state.due(clock, now, at_most - fired)?;
+            if due.is_empty() {
+                break;
+            }
+            for timer in due {
+                // One that fired before may have cancelled it.
+                if state.take_timer(&timer)? {
+                    processor.timer(context, &timer, state, effects)?;
+                    fired += 1;
+                }
+            }
+        }
+    }
+    Ok(fired)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::StepDriver;
+    use log::{OutRecord, RecordBatch};
+    use std::ops::Range;
+    use std::sync::Arc;
+
+    /// Says when its timers fire; `again` sets itself anew, `first` cancels `second`.
+    struct Alarm;
+
+    impl Processor for Alarm {
+        fn step(&mut self, _: Context, _: &RecordBatch, _: Range<usize>, _: &mut State, _: &mut Effects) -> Result<()> {
+            Ok(())
+        }
+
+        fn timer(&mut self, context: Context, timer: &Timer, state: &mut State, effects: &mut Effects) -> Result<()> {
+            let text = format!("{} at {}", timer.key, timer.at);
+            let record = OutRecord {
+                topic: &Arc::from("out"),
+                partition: None,
+                timestamp: None,
+                key: None,
+                value: Some(text.as_bytes()),
+            };
+            effects.emit(record, []);
+            match timer.key.as_str() {
+                "again" if timer.at < 300 => state.set_timer(Timer::new(timer.clock, timer.at + 100, "again")),
+                "first" => state.cancel_timer(&Timer::new(TimerClock::Wall, context.now, "second")),
+                _ => {}
+            }
+            Ok(())
+        }
+    }
+
+    fn fired(driver: &mut StepDriver, now: Millis) -> Vec<String> {
+        driver.advance(now).unwrap();
+        let said = driver.commit().unwrap();
+        said.into_iter()
+            .map(|w| String::from_utf8(w.value.unwrap()).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn timers_fire_in_order_once_and_not_before_their_time() {
+        let mut driver = StepDriver::new("alarm", Box::new(Alarm)).unwrap();
+        let wall = |at, key: &str| Timer::new(TimerClock::Wall, at, key);
+        for timer in [
+            wall(20, "b"),
+            wall(3, "a \"quoted\" name"),
+            wall(20, "a"),
+            wall(1_000, "late"),
+        ] {
+            driver.state_mut().set_timer(timer);
+        }
+        assert_eq!(fired(&mut driver, 2), [""; 0]);
+        assert_eq!(fired(&mut driver, 20), ["a \"quoted\" name at 3", "a at 20", "b at 20"]);
+        assert_eq!(fired(&mut driver, 999), [""; 0]);
+        assert_eq!(fired(&mut driver, 5_000), ["late at 1000"]);
+        assert_eq!(fired(&mut driver, 9_000), [""; 0]);
+    }
+
+    #[test]
+    fn a_timer_may_set_itself_anew_and_cancel_another_that_is_due() {
+        let mut driver = StepDriver::new("alarm", Box::new(Alarm)).unwrap();
+        driver.state_mut().set_timer(Timer::new(TimerClock::Wall, 100, "again"));
+        assert_eq!(
+            fired(&mut driver, 1_000),
+            ["again at 100", "again at 200", "again at 300"]
+        );
+        driver
+            .state_mut()
+            .set_timer(Timer::new(TimerClock::Wall, 2_000, "first"));
+        driver
+            .state_mut()
+            .set_timer(Timer::new(TimerClock::Wall, 2_000, "second"));
+        assert_eq!(fired(&mut driver, 2_000), ["first at 2000"]);
+    }
+
+    #[test]
+    fn a_rolled_back_timer_fires_again_and_stream_time_waits_for_records() {
+        let mut driver = StepDriver::new("alarm", Box::new(Alarm)).unwrap();
+        driver.state_mut().set_timer(Timer::new(TimerClock::Wall, 10, "wall"));
+        driver
+            .state_mut()
+            .set_timer(Timer::new(TimerClock::Stream, 10, "stream"));
+        driver.commit().unwrap();
+        driver.advance(50).unwrap();
+        driver.abort().unwrap();
+        assert_eq!(fired(&mut driver, 50), ["wall at 10"]);
+        let (mut out, mut records) = (log::OutBatch::default(), RecordBatch::default());
+        records.intern(&log::TopicPartition::new("in", 0));
+        records.push(0, 0, 10, log::TimestampType::Create, None, None, std::iter::empty());
+        out.clear();
+        driver.feed(&records).unwrap();
+        let said = driver.commit().unwrap();
+        assert_eq!(said.len(), 1);
+        assert_eq!(said[0].value.as_deref(), Some(&b"stream at 10"[..]));
+    }
+
+    #[test]
+    fn a_processor_does_not_meet_its_timers_as_rows() {
+        let mut driver = StepDriver::new("alarm", Box::new(Alarm)).unwrap();
+        driver.state_mut().set_timer(Timer::new(TimerClock::Wall, 10, "x"));
+        driver.state_mut().put(b"[\"row\"]", vec![1]);
+        let mut keys = Vec::new();
+        let each = &mut |key: &[u8], _: &[u8]| {
+            keys.push(key.to_vec());
+            std::ops::ControlFlow::Continue(())
+        };
+        driver.state().scan(b"", each).unwrap();
+        assert_eq!(keys, [b"[\"row\"]".to_vec()]);
+    }
+}
