@@ -7,7 +7,8 @@
 use super::{Context, Position, register};
 use crate::error::{Error, Result};
 use log::{
-    At, Cleanup, Isolation, OutBatch, OutRecord, RecordBatch, StartFrom, TopicConfig, TopicPartition, TopicSpec,
+    At, Cleanup, Isolation, OutBatch, OutRecord, RecordBatch, Session, StartFrom, TopicConfig, TopicPartition,
+    TopicSpec,
 };
 use process::SharedClock;
 use schemas::events::{ConnectorPosition, Event as _};
@@ -19,7 +20,9 @@ use std::time::{Duration, Instant};
 /// The topic of all connectors' positions: one partition, compacted.
 pub const POSITIONS_TOPIC: &str = "connect.positions";
 
-/// Longer than any transaction of a dead connector holds the topic back.
+/// Longer than any transaction of a connector lasts, so that one that still holds the topic back was forgotten.
+const HELD_BACK: Duration = Duration::from_secs(20);
+/// How long the topic may be held back, by whomever, before the connector says so.
 const READ_LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
 const READ_BYTES: usize = 1 << 20;
@@ -67,7 +70,11 @@ impl Positions {
     }
 
     /// Reads the stored position: its JSON, or nothing.
-    pub(super) fn read(&mut self) -> Result<Option<String>> {
+    ///
+    /// A transaction of this connector that holds the reader back although the session is new was forgotten by its
+    /// broker, as a lone one may that stops under load. The next transaction of the same producer ends it, so one that is
+    /// aborted does: what was in it is read and published again, and nothing is lost.
+    pub(super) fn read(&mut self, session: &mut dyn Session) -> Result<Option<String>> {
         let attempted = "read the stored position";
         let end = self.log.offset(&self.at, At::End).map_err(Error::log(attempted))?;
         let mut reader = self
@@ -77,7 +84,7 @@ impl Positions {
         reader
             .assign(&[(self.at.clone(), StartFrom::Start)])
             .map_err(Error::log(attempted))?;
-        let limit = Instant::now() + READ_LIMIT;
+        let (began, mut ended_by_us) = (Instant::now(), false);
         let mut batch = RecordBatch::default();
         let mut found = None;
         // The end counts control records, and the reader's position does too once it has passed them.
@@ -88,7 +95,12 @@ impl Positions {
             for record in batch.iter().filter(|record| record.key() == Some(self.key.as_bytes())) {
                 found = record.value().map(|value| self.json_of(value)).transpose()?;
             }
-            if Instant::now() > limit {
+            if began.elapsed() > HELD_BACK && !ended_by_us {
+                ended_by_us = true;
+                tracing::warn!(key = %self.key, "a transaction holds {POSITIONS_TOPIC} back; ending it, if it is this connector's own");
+                self.end_forgotten(session).map_err(Error::log(attempted))?;
+            }
+            if began.elapsed() > READ_LIMIT {
                 let reason = format!(
                     "a transaction has held {POSITIONS_TOPIC} back for {} s",
                     READ_LIMIT.as_secs()
@@ -100,6 +112,15 @@ impl Positions {
             }
         }
         Ok(found)
+    }
+
+    /// Begins a transaction in the positions' partition and aborts it.
+    fn end_forgotten(&mut self, session: &mut dyn Session) -> log::Result<()> {
+        self.value.clear();
+        self.put_record();
+        session.begin()?;
+        session.send(&self.batch)?;
+        session.abort()
     }
 
     fn json_of(&self, value: &[u8]) -> Result<String> {
@@ -120,6 +141,12 @@ impl Positions {
         };
         self.value.clear();
         record.write(self.schema, &mut self.value);
+        self.put_record();
+        &self.batch
+    }
+
+    /// Makes the batch the one record of what `value` holds.
+    fn put_record(&mut self) {
         self.batch.clear();
         let (key, value) = (Some(self.key.as_bytes()), Some(self.value.as_slice()));
         self.batch.push(
@@ -132,6 +159,5 @@ impl Positions {
             },
             std::iter::empty(),
         );
-        &self.batch
     }
 }

@@ -188,7 +188,7 @@ impl Running<'_> {
         let mut positions = Positions::open(context)?;
         let mut session = self.session()?;
         log::probe::hit("connector.session");
-        let stored = positions.read()?;
+        let stored = positions.read(&mut *session)?;
         let mut position = stored
             .as_deref()
             .map(S::Position::from_json)

@@ -75,6 +75,12 @@ pub enum Error {
         /// The client's own words.
         reason: String,
     },
+    /// A group's offsets are part of a transaction that is not decided.
+    #[error("offsets of group {group} are part of a transaction that is not decided")]
+    Undecided {
+        /// The group.
+        group: String,
+    },
     /// A group id, transactional id or setting is not usable.
     #[error("cannot {attempted}: {reason}")]
     Refused {
@@ -106,7 +112,7 @@ impl Error {
     /// Says the one way to go on.
     pub fn fate(&self) -> Fate {
         match self {
-            Error::Unavailable { .. } => Fate::Retry,
+            Error::Unavailable { .. } | Error::Undecided { .. } => Fate::Retry,
             Error::TooLarge { .. } => Fate::DeadLetter,
             _ => Fate::Stop,
         }

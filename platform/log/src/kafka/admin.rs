@@ -225,7 +225,13 @@ impl<'h> Admin<'h> {
             };
             Fault::check(all).map(|()| entries)
         });
-        let entries = found.map_err(|found| fault::error(format!("fetch offsets of group {group}"), &found))?;
+        let entries = found.map_err(|found| {
+            if found.code == Code::RD_KAFKA_RESP_ERR_UNSTABLE_OFFSET_COMMIT {
+                let group = group.to_owned();
+                return Error::Undecided { group };
+            }
+            fault::error(format!("fetch offsets of group {group}"), &found)
+        })?;
         let found: BTreeMap<_, _> = entries.into_iter().map(|e| (e.at, e.offset)).collect();
         let offset = |at| found.get(at).copied().filter(|offset| *offset >= 0);
         Ok(partitions.iter().map(|at| (at.clone(), offset(at))).collect())
