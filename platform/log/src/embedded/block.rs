@@ -1,20 +1,30 @@
 //! A block: records of one partition that were written together, or one control record.
 //!
 //! ```text
-//! version 1 · flags 1 · transaction 8 · count 4 · span 4 · base timestamp 8 · greatest timestamp 8 · records
+//! version 1 · flags 1 · transaction 8 · count 4 · span 4 · base timestamp 8 · greatest timestamp 8 · [horizon 8] · records
 //! record: offset delta, timestamp delta (zigzag), key, value, headers; all integers as varints; a length is stored
 //! plus one, and 0 is null
 //! ```
 //!
-//! `span` is the number of offsets that the block covers; with compaction it may hold fewer records.
+//! `span` is the number of offsets that the block covers; after compaction it holds fewer records. Version 1 has no
+//! horizon; version 2 is written where compaction has noted from when on the block's tombstones, or its marker, may go.
 //! Guarantees: a block belongs to one transaction or to none; encoded once, it is the same bytes in the cache, in the
-//! store and for every reader. Never: a panic on stored bytes.
+//! store and for every reader, until compaction replaces it by one with another head. Never: a panic on stored bytes.
 
-use super::format::{VERSION, body, corrupt};
+mod rewrite;
+
+pub(super) use rewrite::Item;
+
+use super::format::{corrupt, versioned};
 use crate::{Header, Millis, Offset, RecordBatch, Result, TimestampType};
 use bytes::Bytes;
 
+/// Version of a block without a horizon.
+const PLAIN: u8 = 1;
+/// Version of a block with a horizon, the newest one.
+pub(super) const WITH_HORIZON: u8 = 2;
 const HEAD_BYTES: usize = 34;
+const HORIZON_BYTES: usize = 8;
 const CONTROL: u8 = 1;
 const COMMIT: u8 = 2;
 const LOG_APPEND: u8 = 4;
@@ -87,6 +97,7 @@ impl Builder {
             span: self.count,
             base_timestamp: self.base_timestamp,
             max_timestamp: self.max_timestamp,
+            horizon: None,
         };
         if let Some(now) = append_time {
             (head.log_append, head.base_timestamp, head.max_timestamp) = (true, now, now);
@@ -116,9 +127,15 @@ pub(super) struct Head {
     pub span: u32,
     pub base_timestamp: Millis,
     pub max_timestamp: Millis,
+    /// From when on compaction removes the block's tombstones or its marker: set by the first pass that could not yet.
+    pub horizon: Option<Millis>,
 }
 
 impl Head {
+    fn byte_len(&self) -> usize {
+        HEAD_BYTES + if self.horizon.is_some() { HORIZON_BYTES } else { 0 }
+    }
+
     fn write(&self, bytes: &mut [u8]) {
         let flags = match self.control {
             None => 0,
@@ -134,16 +151,19 @@ impl Head {
                 .copy_from_slice(field);
             at = end;
         };
-        put(&[VERSION, flags]);
+        put(&[if self.horizon.is_some() { WITH_HORIZON } else { PLAIN }, flags]);
         put(&self.transaction.to_be_bytes());
         put(&self.count.to_be_bytes());
         put(&self.span.to_be_bytes());
         put(&self.base_timestamp.to_be_bytes());
         put(&self.max_timestamp.to_be_bytes());
+        if let Some(horizon) = self.horizon {
+            put(&horizon.to_be_bytes());
+        }
     }
 
     fn read(bytes: &[u8]) -> Result<Head> {
-        let mut rest = body(bytes, PLACE)?;
+        let (version, mut rest) = versioned(bytes, WITH_HORIZON, PLACE)?;
         let [flags] = take(&mut rest)?;
         let marker = if flags & COMMIT == 0 {
             Marker::Abort
@@ -158,6 +178,10 @@ impl Head {
             span: u32::from_be_bytes(take(&mut rest)?),
             base_timestamp: i64::from_be_bytes(take(&mut rest)?),
             max_timestamp: i64::from_be_bytes(take(&mut rest)?),
+            horizon: match version {
+                PLAIN => None,
+                _ => Some(i64::from_be_bytes(take(&mut rest)?)),
+            },
         })
     }
 }
@@ -178,10 +202,12 @@ pub(super) struct Block {
     pub bytes: Bytes,
 }
 
-/// A place within a block, so that a reader that took a part of it goes on without parsing that part again.
+/// A place within a block, so that a reader that took a part of it goes on without parsing that part again. Every
+/// rewriting changes the head, so that a place in a block that was rewritten meanwhile is known to be none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {
     base: Offset,
+    head: Head,
     at: usize,
 }
 
@@ -196,6 +222,7 @@ impl Block {
             span: 1,
             base_timestamp: now,
             max_timestamp: now,
+            horizon: None,
         };
         let mut bytes = vec![0; HEAD_BYTES];
         head.write(&mut bytes);
@@ -217,9 +244,33 @@ impl Block {
         self.base + Offset::from(self.head.span)
     }
 
-    /// Bytes that it counts for in sizes: those of its key and value.
+    /// Bytes that it counts for in sizes: those of its key and value, without a horizon, so that no block grows.
     pub fn size(&self) -> u64 {
-        u64::try_from(self.bytes.len() + 16).expect("a block is small")
+        let horizon = self.head.byte_len() - HEAD_BYTES;
+        u64::try_from(self.bytes.len() - horizon + 16).expect("a block is small")
+    }
+
+    fn place(&self, at: usize) -> Place {
+        Place {
+            base: self.base,
+            head: self.head,
+            at,
+        }
+    }
+
+    /// Where the records begin that a reader at this place has not parsed.
+    fn at(&self, place: Option<Place>) -> usize {
+        match place {
+            Some(place) if place == self.place(place.at) => place.at,
+            _ => self.head.byte_len(),
+        }
+    }
+
+    /// Whether no record stands at or behind an offset: there is only a gap up to the block's end.
+    pub fn is_over(&self, from: Offset, place: Option<Place>) -> Result<bool> {
+        // Without a gap the last offset has a record, and behind a place there is one.
+        let whole = self.head.count == self.head.span || self.at(place) > self.head.byte_len();
+        Ok(!whole && self.first_at(from, Millis::MIN)?.is_none())
     }
 
     /// Puts the records from an offset on into the batch until that holds `max_bytes`; at least one. Returns the
@@ -233,11 +284,7 @@ impl Block {
         partition: u16,
         max_bytes: usize,
     ) -> Result<(Offset, Option<Place>)> {
-        let at = match place {
-            Some(place) if place.base == self.base => place.at,
-            _ => HEAD_BYTES,
-        };
-        let mut rest = self.bytes.get(at..).ok_or_else(|| corrupt(PLACE))?;
+        let mut rest = self.bytes.get(self.at(place)..).ok_or_else(|| corrupt(PLACE))?;
         let kind = if self.head.log_append {
             TimestampType::LogAppend
         } else {
@@ -249,13 +296,13 @@ impl Block {
                 let at = self.bytes.len() - rest.len();
                 let mut peek = rest;
                 let next = self.base + Offset::try_from(varint(&mut peek)?).map_err(|_| corrupt(PLACE))?;
-                return Ok((next.max(from), Some(Place { base: self.base, at })));
+                return Ok((next.max(from), Some(self.place(at))));
             }
             let (record, tail) = match (self.record(rest), last) {
                 (Ok(parsed), _) => parsed,
                 (Err(_), Some(last)) => {
                     let at = self.bytes.len() - rest.len();
-                    return Ok((last + 1, Some(Place { base: self.base, at })));
+                    return Ok((last + 1, Some(self.place(at))));
                 }
                 (Err(error), None) => return Err(error),
             };
@@ -279,7 +326,7 @@ impl Block {
 
     /// The first offset at or after `from` with a timestamp at or after `time`.
     pub fn first_at(&self, from: Offset, time: Millis) -> Result<Option<Offset>> {
-        let mut rest = self.bytes.get(HEAD_BYTES..).ok_or_else(|| corrupt(PLACE))?;
+        let mut rest = self.records()?;
         while !rest.is_empty() {
             let (record, tail) = self.record(rest)?;
             if record.offset >= from && record.timestamp >= time {
@@ -288,6 +335,11 @@ impl Block {
             rest = tail;
         }
         Ok(None)
+    }
+
+    /// The bytes of the records.
+    fn records(&self) -> Result<&[u8]> {
+        self.bytes.get(self.head.byte_len()..).ok_or_else(|| corrupt(PLACE))
     }
 
     fn record<'a>(&self, mut rest: &'a [u8]) -> Result<(Record<'a>, &'a [u8])> {

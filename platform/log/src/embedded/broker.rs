@@ -1,7 +1,7 @@
 //! The embedded log's heart: its store, its writer and its state, and the look-ups that need no reader.
 //!
 //! One writer at a time (`writer`), held while the store takes a batch; `state` is held for moments only and never
-//! over IO, so that readers are not held up by a write. `writer` is always taken first.
+//! over IO, so that readers are not held up by a write. `writer` is always taken before it, and `cleaner` before both.
 //! Guarantees: what `state` shows is in the store. Never: a callback.
 
 use super::backing::{Backing, Space};
@@ -26,6 +26,9 @@ pub(super) struct Broker {
     pub clock: Clock,
     pub request_timeout: Duration,
     pub place: String,
+    pub cleaner_keys_max: usize,
+    /// Held by the one pass that removes records.
+    cleaner: Mutex<()>,
     writer: Mutex<Writer>,
     state: Mutex<State>,
     /// Rung under `state`'s lock when pending offsets were decided.
@@ -56,6 +59,8 @@ impl Broker {
             clock: config.clock.clone(),
             request_timeout: config.request_timeout,
             place,
+            cleaner_keys_max: config.cleaner_keys_max,
+            cleaner: Mutex::default(),
             writer: Mutex::new(Writer { head }),
             state: Mutex::new(state),
             decided: Condvar::new(),
@@ -66,6 +71,10 @@ impl Broker {
     /// The log's time.
     pub fn now(&self) -> Millis {
         (self.clock)()
+    }
+
+    pub fn cleaner(&self) -> MutexGuard<'_, ()> {
+        lock(&self.cleaner)
     }
 
     pub fn writer(&self) -> MutexGuard<'_, Writer> {

@@ -1,14 +1,14 @@
 //! Removing old records, and the light thread that does it.
 //!
-//! A block is removed when all of it is too old, or when what follows it still fills `retention.bytes`. Compaction has
-//! its place in [`Broker::clean`], beside deletion; today topics that are only compacted keep everything.
+//! A block is removed when all of it is too old, or when what follows it still fills `retention.bytes`. Compaction is
+//! the other half of a pass, in a file of its own (`compact`).
 //! Guarantees: nothing at or behind the last stable offset is removed; a partition's start moves before its blocks go,
 //! so that a reader finds an error and never a hole. Never: work in the way of an append for longer than one batch.
 
 use super::backing::{Space, Writes};
 use super::block::Block;
 use super::broker::{Broker, lock};
-use super::format::{self, PartId};
+use super::format::{self, PartId, PartRecord};
 use super::settings::Rules;
 use super::signal::until;
 use super::topics::REMOVED_AT_ONCE;
@@ -25,15 +25,25 @@ struct Cut {
 }
 
 impl Broker {
-    /// Removes what retention no longer keeps at this time.
+    /// Removes what retention and compaction no longer keep at this time. A partition that fails does not keep the
+    /// others from being cleaned; the first failure is returned.
     pub fn clean(&self, now: Millis) -> Result<()> {
+        let _cleaner = self.cleaner();
         let topics: Vec<_> = self.state().topics.values().cloned().collect();
-        for topic in topics.iter().filter(|topic| topic.rules.deletes) {
-            for id in topic.parts() {
-                while self.clean_some(id, &topic.rules, now)? {}
-            }
+        let parts = topics.iter().flat_map(|topic| topic.parts().map(move |id| (topic, id)));
+        parts
+            .map(|(topic, id)| self.clean_part(id, &topic.rules, now))
+            .fold(Ok(()), Result::and)
+    }
+
+    fn clean_part(&self, id: PartId, rules: &Rules, now: Millis) -> Result<()> {
+        if rules.deletes {
+            while self.clean_some(id, rules, now)? {}
         }
-        Ok(())
+        match rules.compacts {
+            true => self.compact(id, rules, now),
+            false => Ok(()),
+        }
     }
 
     /// Removes one batch of a partition's blocks; says whether there may be more.
@@ -46,11 +56,16 @@ impl Broker {
         for base in &cut.blocks {
             writes.remove(Space::Records, format::block_key(id, *base));
         }
-        let key = format::part_key(format::PARTITIONS, id);
-        writes.put(Space::Meta, key, format::encode_start(cut.start, cut.start_bytes));
         {
             let mut state = self.state();
             if let Some(part) = state.parts.get(&id) {
+                let record = PartRecord {
+                    start: cut.start,
+                    start_bytes: cut.start_bytes,
+                    cleaned: part.cleaned,
+                };
+                let key = format::part_key(format::PARTITIONS, id);
+                writes.put(Space::Meta, key, record.encode());
                 for entry in part.index.iter().take_while(|entry| entry.offset < cut.start) {
                     writes.remove(Space::Meta, format::index_key(id, entry.offset));
                 }
@@ -66,7 +81,7 @@ impl Broker {
     }
 
     fn to_cut(&self, id: PartId, rules: &Rules, now: Millis) -> Result<Option<Cut>> {
-        let (mut cut, bytes, stable) = {
+        let (mut cut, mut kept_bytes, stable) = {
             let state = self.state();
             let Some(part) = state.parts.get(&id) else {
                 return Ok(None);
@@ -76,7 +91,7 @@ impl Broker {
                 start_bytes: part.start_bytes,
                 blocks: Vec::new(),
             };
-            (cut, part.bytes, part.stable())
+            (cut, part.bytes.saturating_sub(part.gone_bytes()), part.stable())
         };
         let mut bad = None;
         let (from, to) = (format::block_key(id, cut.start), format::block_key(id, stable));
@@ -90,11 +105,12 @@ impl Broker {
             };
             let age = now.saturating_sub(block.head.max_timestamp);
             let too_old = rules.retention_ms >= 0 && age > rules.retention_ms;
-            let rest = bytes - cut.start_bytes - block.size();
+            let rest = kept_bytes.saturating_sub(block.size());
             let too_much = u64::try_from(rules.retention_bytes).is_ok_and(|kept| rest >= kept);
             if !too_old && !too_much {
                 return ControlFlow::Break(());
             }
+            kept_bytes = rest;
             cut.start = block.next();
             cut.start_bytes += block.size();
             cut.blocks.push(block.base);

@@ -33,7 +33,8 @@ struct Encoder<'b> {
 /// Encodes a batch.
 ///
 /// # Errors
-/// [`Error::UnknownTopic`], [`Error::TooLarge`], and [`Error::Refused`] for a timestamp that the topic refuses.
+/// [`Error::UnknownTopic`], [`Error::TooLarge`], and [`Error::Refused`] for a timestamp that the topic refuses, or for
+/// a record without a key in a compacted topic.
 pub(super) fn encode(broker: &Broker, records: &OutBatch) -> Result<Vec<Draft>> {
     let mut encoder = Encoder {
         broker,
@@ -62,6 +63,12 @@ impl Encoder<'_> {
             .ok_or_else(|| unknown(&TopicPartition::new(topic.name.clone(), partition).to_string()))?;
         let timestamp = record.timestamp.unwrap_or(self.now);
         let rules = &topic.rules;
+        if rules.compacts && record.key.is_none() {
+            return Err(Error::Refused {
+                attempted: format!("write a record to {}", topic.name),
+                reason: "it has no key, and the topic is compacted by key".to_owned(),
+            });
+        }
         let too_new = timestamp.saturating_sub(self.now) > rules.timestamp_ahead_max;
         let too_old = self.now.saturating_sub(timestamp) > rules.timestamp_behind_max;
         if !rules.log_append && (too_new || too_old) {

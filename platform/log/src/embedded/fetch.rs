@@ -256,10 +256,13 @@ fn read(
         };
         if plan.stored {
             plan.blocks = stored(broker, cursor, plan.limit, wanted)?;
+        } else if plan.blocks.is_empty() {
+            // Compaction has left nothing up to the limit.
+            (cursor.position, cursor.place) = (plan.limit, None);
         }
         for block in plan.blocks {
             let aborted = isolation == Isolation::ReadCommitted && plan.aborted.contains_key(&block.head.transaction);
-            if block.head.control.is_some() || aborted {
+            if block.head.control.is_some() || aborted || block.is_over(cursor.position, cursor.place)? {
                 (cursor.position, cursor.place) = (block.next(), None);
                 continue;
             }
@@ -314,7 +317,8 @@ fn stored(broker: &Broker, cursor: &mut Cursor, limit: Offset, wanted: usize) ->
         return Err(error);
     }
     if blocks.first().is_none_or(|block| block.base > position) {
-        // A hole: either retention has just passed by, which is an error, or there is nothing up to the next block.
+        // A hole: either retention has just passed by, which is an error, or compaction has left nothing up to the
+        // next block.
         cursor.within(&broker.state())?;
         (cursor.position, cursor.place) = (blocks.first().map_or(limit, |block| block.base), None);
     }

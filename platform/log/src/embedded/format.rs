@@ -6,22 +6,25 @@
 //! | meta | `h` | incarnation, openings so far, next topic number |
 //! | meta | `t` topic number | JSON: name, id, partitions, settings |
 //! | meta | `d` topic number | nothing: the topic is deleted, its blocks not yet all |
-//! | meta | `p` partition | start offset, bytes ever written below it |
+//! | meta | `p` partition | start offset, bytes removed below it; version 2: how far compaction has come |
 //! | meta | `i` partition, offset | greatest timestamp and bytes ever written below that offset |
 //! | meta | `a` partition, transaction | offset of its abort marker |
 //! | meta | `x` transaction, partition | its first offset there; the transaction is open |
 //! | meta | `c` group, partition | committed offset |
 //!
 //! Guarantees: integers are big endian, so that keys sort as numbers do; every value begins with a version, and a newer
-//! one is refused. Never: IO.
+//! one is refused. The last index entry may stand at the partition's end, with no block behind it: compaction puts it
+//! there, so that the end is known without the blocks that it removes. Never: IO.
 
 use crate::{Error, Millis, Offset, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
-/// Version of every value here.
+/// Version of every value here but a partition's own record.
 pub(super) const VERSION: u8 = 1;
+/// Version of a partition's own record since compaction; version 1 ends behind the bytes.
+const WITH_CLEANED: u8 = 2;
 
 /// A partition by the number of its topic, which is never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,7 +50,41 @@ pub(super) struct TopicRecord {
     pub settings: BTreeMap<String, String>,
 }
 
-/// A sparse index of a partition: what stands below an offset.
+/// A partition's own record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct PartRecord {
+    /// First offset kept.
+    pub start: Offset,
+    /// Bytes that retention has removed, all below `start`.
+    pub start_bytes: u64,
+    pub cleaned: Cleaned,
+}
+
+/// How far compaction has come in a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Cleaned {
+    /// The first offset that no finished pass has reached.
+    pub next: Offset,
+    /// Bytes ever written below `next`.
+    pub next_bytes: u64,
+    /// Bytes that compaction has removed.
+    pub removed_bytes: u64,
+    /// When the first of the tombstones and markers that were left below `next` may go.
+    pub due: Millis,
+}
+
+impl Default for Cleaned {
+    fn default() -> Self {
+        Cleaned {
+            next: 0,
+            next_bytes: 0,
+            removed_bytes: 0,
+            due: Millis::MAX,
+        }
+    }
+}
+
+/// A sparse index of a partition: what was ever written below an offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct IndexEntry {
     pub offset: Offset,
@@ -69,12 +106,17 @@ impl PartId {
 
 /// Refuses bytes of a newer version; gives what follows the version.
 pub(super) fn body<'a>(bytes: &'a [u8], place: &str) -> Result<&'a [u8]> {
+    versioned(bytes, VERSION, place).map(|(_, body)| body)
+}
+
+/// The version of bytes of which this is the newest, and what follows it.
+pub(super) fn versioned<'a>(bytes: &'a [u8], newest: u8, place: &str) -> Result<(u8, &'a [u8])> {
     match bytes.split_first() {
-        Some((&VERSION, body)) => Ok(body),
-        Some((&version, _)) if version > VERSION => Err(Error::Corrupt {
+        Some((&version, body)) if (VERSION..=newest).contains(&version) => Ok((version, body)),
+        Some((&version, _)) if version > newest => Err(Error::Corrupt {
             place: place.to_owned(),
             reason: format!(
-                "it was written in format {version}, this program reads formats up to {VERSION}; use a newer program"
+                "it was written in format {version}, this program reads formats up to {newest}; use a newer program"
             ),
         }),
         _ => Err(corrupt(place)),
@@ -218,20 +260,36 @@ pub(super) fn part_key(tag: u8, part: PartId) -> Vec<u8> {
     key
 }
 
-pub(super) fn encode_start(start: Offset, bytes: u64) -> Vec<u8> {
-    let mut value = vec![VERSION];
-    value.extend_from_slice(&start.to_be_bytes());
-    value.extend_from_slice(&bytes.to_be_bytes());
-    value
-}
+impl PartRecord {
+    pub fn encode(&self) -> Vec<u8> {
+        let mut value = vec![WITH_CLEANED];
+        value.extend_from_slice(&self.start.to_be_bytes());
+        value.extend_from_slice(&self.start_bytes.to_be_bytes());
+        value.extend_from_slice(&self.cleaned.next.to_be_bytes());
+        value.extend_from_slice(&self.cleaned.next_bytes.to_be_bytes());
+        value.extend_from_slice(&self.cleaned.removed_bytes.to_be_bytes());
+        value.extend_from_slice(&self.cleaned.due.to_be_bytes());
+        value
+    }
 
-pub(super) fn decode_start(bytes: &[u8]) -> Result<(Offset, u64)> {
-    let place = "a partition's record";
-    let mut fields = Fields {
-        bytes: body(bytes, place)?,
-        place,
-    };
-    Ok((fields.i64()?, fields.u64()?))
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let place = "a partition's record";
+        let (version, bytes) = versioned(bytes, WITH_CLEANED, place)?;
+        let mut fields = Fields { bytes, place };
+        Ok(PartRecord {
+            start: fields.i64()?,
+            start_bytes: fields.u64()?,
+            cleaned: match version {
+                VERSION => Cleaned::default(),
+                _ => Cleaned {
+                    next: fields.i64()?,
+                    next_bytes: fields.u64()?,
+                    removed_bytes: fields.u64()?,
+                    due: fields.i64()?,
+                },
+            },
+        })
+    }
 }
 
 pub(super) fn index_key(part: PartId, offset: Offset) -> Vec<u8> {
@@ -343,6 +401,32 @@ mod tests {
 
     const PART: PartId = PartId { topic: 7, partition: 3 };
 
+    fn sample() -> PartRecord {
+        let cleaned = Cleaned {
+            next: 8,
+            next_bytes: 9,
+            removed_bytes: 2,
+            due: 77,
+        };
+        PartRecord {
+            start: 4,
+            start_bytes: 5,
+            cleaned,
+        }
+    }
+
+    #[test]
+    fn a_partition_of_before_compaction_reads_as_never_cleaned() {
+        let mut old = sample().encode();
+        old.truncate(17);
+        old[0] = VERSION;
+        let cleaned = Cleaned::default();
+        assert_eq!(
+            PartRecord::decode(&old).expect("version 1"),
+            PartRecord { cleaned, ..sample() }
+        );
+    }
+
     #[test]
     fn every_entry_reads_back() {
         let head = Head {
@@ -353,7 +437,7 @@ mod tests {
         assert_eq!(Head::decode(&head.encode()).expect("head"), head);
         assert_eq!(block_base(&block_key(PART, 12)).expect("block key"), 12);
         assert_eq!(decode_topic_key(&topic_key(TOPICS, 8)).expect("topic key"), 8);
-        assert_eq!(decode_start(&encode_start(4, 5)).expect("start"), (4, 5));
+        assert_eq!(PartRecord::decode(&sample().encode()).expect("partition"), sample());
         let entry = IndexEntry {
             offset: 6,
             max_timestamp: -1,
@@ -377,18 +461,18 @@ mod tests {
 
     #[test]
     fn a_newer_format_is_refused_with_both_numbers() {
-        let error = decode_start(&[2, 0]).expect_err("newer");
+        let error = PartRecord::decode(&[3, 0]).expect_err("newer");
         assert!(
-            error.to_string().contains("format 2") && error.to_string().contains("up to 1"),
+            error.to_string().contains("format 3") && error.to_string().contains("up to 2"),
             "{error}"
         );
     }
 
     #[test]
     fn cut_entries_are_corrupt_and_never_panic() {
-        let full = encode_start(4, 5);
+        let full = sample().encode();
         for cut in 0..full.len() {
-            assert!(matches!(decode_start(&full[..cut]), Err(Error::Corrupt { .. })));
+            assert!(matches!(PartRecord::decode(&full[..cut]), Err(Error::Corrupt { .. })));
         }
         assert!(decode_committed(&[b'c', 0xff, 0xff], &encode_offset(1)).is_err());
     }

@@ -7,7 +7,7 @@ use super::Config;
 use super::backing::{Backing, Space, Writes};
 use super::block::Block;
 use super::broker::Broker;
-use super::format::{self, Head, IndexEntry, PartId, TopicRecord};
+use super::format::{self, Head, IndexEntry, PartId, PartRecord, TopicRecord};
 use super::group::Group;
 use super::state::{OpenTransaction, Part, State, Topic, Touched};
 use crate::{Millis, Offset, Result};
@@ -84,9 +84,11 @@ fn entries(backing: Backed<'_>, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Bytes)>> 
 fn part(backing: Backed<'_>, id: PartId) -> Result<Part> {
     let mut part = Part::default();
     if let Some(bytes) = backing.get(Space::Meta, &format::part_key(format::PARTITIONS, id))? {
-        (part.start, part.start_bytes) = format::decode_start(&bytes)?;
+        let record = PartRecord::decode(&bytes)?;
+        (part.start, part.start_bytes, part.cleaned) = (record.start, record.start_bytes, record.cleaned);
     }
-    (part.end, part.bytes) = (part.start, part.start_bytes);
+    // Without an index entry from the start on, compaction has touched nothing there.
+    (part.end, part.bytes) = (part.start, part.gone_bytes());
     for (key, value) in entries(backing, &format::part_key(format::INDEX, id))? {
         let entry = IndexEntry::decode(&key, &value)?;
         if entry.offset >= part.start {

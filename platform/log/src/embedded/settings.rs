@@ -1,7 +1,7 @@
 //! Topic settings with Kafka's names, defaults and limits.
 //!
-//! Guarantees: what Kafka 4 refuses is refused, with the setting's name. Compaction's settings are kept and shown; the
-//! pass that obeys them is still to come. Never: a setting of ours.
+//! Guarantees: what Kafka 4 refuses is refused, with the setting's name. Settings of segments are kept and shown, and
+//! mean nothing here: there are none. Never: a setting of ours.
 
 use crate::{Cleanup, Error, Millis, Result, TimestampPolicy, TopicConfig};
 use std::collections::BTreeMap;
@@ -119,6 +119,13 @@ pub(super) fn check(topic: &str, settings: &BTreeMap<String, String>) -> Result<
             });
         }
     }
+    let rules = Rules::of(settings);
+    if rules.min_compaction_lag_ms > rules.max_compaction_lag_ms {
+        return Err(Error::InvalidTopic {
+            topic: topic.to_owned(),
+            reason: "`min.compaction.lag.ms` must not be more than `max.compaction.lag.ms`".to_owned(),
+        });
+    }
     Ok(())
 }
 
@@ -169,8 +176,15 @@ pub(super) struct Rules {
     pub message_bytes_max: usize,
     pub timestamp_ahead_max: Millis,
     pub timestamp_behind_max: Millis,
-    /// Whether old records are removed; compacted topics keep theirs.
+    /// Whether old records are removed.
     pub deletes: bool,
+    /// Whether records that a newer one of their key shadows are removed.
+    pub compacts: bool,
+    pub min_compaction_lag_ms: Millis,
+    pub max_compaction_lag_ms: Millis,
+    /// From 0 to 1.
+    pub dirty_ratio_min: f64,
+    pub delete_retention_ms: Millis,
     /// -1 is for ever.
     pub retention_ms: i64,
     /// -1 is without limit.
@@ -189,6 +203,11 @@ impl Rules {
             timestamp_ahead_max: number("message.timestamp.after.max.ms"),
             timestamp_behind_max: number("message.timestamp.before.max.ms"),
             deletes: text("cleanup.policy").contains("delete"),
+            compacts: text("cleanup.policy").contains("compact"),
+            min_compaction_lag_ms: number("min.compaction.lag.ms"),
+            max_compaction_lag_ms: number("max.compaction.lag.ms"),
+            dirty_ratio_min: text("min.cleanable.dirty.ratio").parse().unwrap_or(1.0),
+            delete_retention_ms: number("delete.retention.ms"),
             retention_ms: number("retention.ms"),
             retention_bytes: number("retention.bytes"),
         }
@@ -219,6 +238,16 @@ mod tests {
     }
 
     #[test]
+    fn a_lag_that_is_less_than_itself_is_refused() {
+        let settings = |least: &str, most: &str| {
+            let pair = [("min.compaction.lag.ms", least), ("max.compaction.lag.ms", most)];
+            pair.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
+        };
+        assert!(check("t", &settings("5", "5")).is_ok());
+        assert!(check("t", &settings("6", "5")).is_err());
+    }
+
+    #[test]
     fn every_default_passes_its_own_check() {
         for setting in SETTINGS.iter().chain(&HIDDEN) {
             assert_eq!(setting.refuses(setting.default), None);
@@ -228,7 +257,11 @@ mod tests {
     #[test]
     fn rules_follow_the_defaults() {
         let rules = Rules::of(&given(&TopicConfig::new(Cleanup::Compact)));
-        assert!(!rules.deletes && !rules.log_append);
+        assert!(rules.compacts && !rules.deletes && !rules.log_append);
+        assert_eq!(
+            (rules.min_compaction_lag_ms, rules.delete_retention_ms),
+            (0, 86_400_000)
+        );
         assert_eq!((rules.retention_ms, rules.message_bytes_max), (604_800_000, 1_048_588));
     }
 }

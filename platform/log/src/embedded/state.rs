@@ -2,11 +2,11 @@
 //! newest records.
 //!
 //! Everything here is published only after the store has it, so that no reader ever acts on a record that a crash
-//! takes back. Guarantees: a partition's cached tail is gapless up to its end; the cache stays within its bytes.
-//! Never: IO.
+//! takes back. Guarantees: of a partition's blocks at or behind the first one in its cached tail none is missing there;
+//! the cache stays within its bytes. Never: IO.
 
 use super::block::Block;
-use super::format::{IndexEntry, PartId};
+use super::format::{Cleaned, IndexEntry, PartId, PartRecord};
 use super::group::Group;
 use super::settings::Rules;
 use super::signal::Signal;
@@ -59,8 +59,9 @@ struct Listener {
 pub(super) struct Part {
     /// First offset kept.
     pub start: Offset,
-    /// Bytes ever written below `start`.
+    /// Bytes that retention has removed, all below `start`.
     pub start_bytes: u64,
+    pub cleaned: Cleaned,
     /// Offset of the next block.
     pub end: Offset,
     /// Bytes ever written.
@@ -79,6 +80,20 @@ pub(super) struct Part {
 }
 
 impl Part {
+    /// What is kept of it beside its blocks.
+    pub fn record(&self) -> PartRecord {
+        PartRecord {
+            start: self.start,
+            start_bytes: self.start_bytes,
+            cleaned: self.cleaned,
+        }
+    }
+
+    /// Bytes of `bytes` that are no longer there.
+    pub fn gone_bytes(&self) -> u64 {
+        self.start_bytes + self.cleaned.removed_bytes
+    }
+
     /// The last stable offset.
     pub fn stable(&self) -> Offset {
         self.open.first_key_value().map_or(self.end, |(first, _)| *first)
@@ -142,6 +157,24 @@ pub(super) struct OpenTransaction {
 pub(super) struct Producer {
     pub epoch: u64,
     pub transaction: Option<u64>,
+}
+
+/// What one step of compaction changes in a partition.
+#[derive(Default)]
+pub(super) struct Change {
+    /// Blocks by their base; `None` is removed.
+    pub blocks: BTreeMap<Offset, Option<Block>>,
+    pub removed_bytes: u64,
+    /// Index entries that stand closer together than they need to, in order.
+    pub index_dropped: Vec<Offset>,
+    /// Aborted transactions of which nothing is left.
+    pub aborted_dropped: Vec<u64>,
+}
+
+impl Change {
+    pub fn is_empty(&self) -> bool {
+        self.blocks.is_empty() && self.index_dropped.is_empty() && self.aborted_dropped.is_empty()
+    }
 }
 
 /// Everything that is known.
@@ -249,6 +282,41 @@ impl State {
             let kept = part.aborted.iter().filter(|(_, marker)| **marker >= start);
             part.aborted = Arc::new(kept.map(|(transaction, marker)| (*transaction, *marker)).collect());
         }
+    }
+
+    /// Shows a step of compaction.
+    pub fn compacted(&mut self, id: PartId, change: &Change, cleaned: Cleaned, entry: Option<IndexEntry>) {
+        let Some(part) = self.parts.get_mut(&id) else {
+            return;
+        };
+        part.cleaned = cleaned;
+        if !change.index_dropped.is_empty() {
+            let dropped = |entry: &IndexEntry| change.index_dropped.binary_search(&entry.offset).is_ok();
+            part.index.retain(|entry| !dropped(entry));
+        }
+        part.index.extend(entry);
+        if change.aborted_dropped.iter().any(|t| part.aborted.contains_key(t)) {
+            let aborted = Arc::make_mut(&mut part.aborted);
+            for transaction in &change.aborted_dropped {
+                aborted.remove(transaction);
+            }
+        }
+        let first = part.tail.front().map_or(Offset::MAX, |block| block.base);
+        if change.blocks.range(first..).next().is_none() {
+            return;
+        }
+        let cached_bytes = &mut self.cached_bytes;
+        part.tail.retain_mut(|block| {
+            let Some(change) = change.blocks.get(&block.base) else {
+                return true;
+            };
+            *cached_bytes -= cost(block);
+            if let Some(by) = change {
+                *cached_bytes += cost(by);
+                *block = by.clone();
+            }
+            change.is_some()
+        });
     }
 
     /// Forgets a topic's partitions, its place in transactions, and its committed offsets.

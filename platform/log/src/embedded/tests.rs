@@ -11,6 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, OnceLock};
 
+mod compaction;
+mod model;
+
 /// A log in memory whose clock is set by hand and whose store may be told to fail.
 struct Hand {
     log: EmbeddedLog,
@@ -23,10 +26,30 @@ struct Hand {
 struct Breakable {
     inner: MemoryBacking,
     broken: AtomicBool,
+    /// Commits that it still takes before it breaks by itself; without limit when negative.
+    breaks_after: AtomicI64,
+}
+
+impl Breakable {
+    fn new() -> Arc<Breakable> {
+        let breakable = Breakable::default();
+        breakable.breaks_after.store(-1, Ordering::SeqCst);
+        Arc::new(breakable)
+    }
+
+    fn mend(&self) {
+        self.broken.store(false, Ordering::SeqCst);
+        self.breaks_after.store(-1, Ordering::SeqCst);
+    }
 }
 
 impl Backing for Arc<Breakable> {
     fn commit(&self, writes: Writes) -> Result<()> {
+        let left = self.breaks_after.load(Ordering::SeqCst);
+        if left >= 0 {
+            self.breaks_after.store(left - 1, Ordering::SeqCst);
+            self.broken.fetch_or(left == 0, Ordering::SeqCst);
+        }
         if self.broken.load(Ordering::SeqCst) {
             let source = Box::new(std::io::Error::other("no space left"));
             return Err(Error::Storage {
@@ -51,16 +74,21 @@ impl Backing for Arc<Breakable> {
 }
 
 fn opened(store: &Arc<Breakable>, time: &Arc<AtomicI64>) -> Result<EmbeddedLog> {
+    opened_with(store, time, |_| {})
+}
+
+fn opened_with(store: &Arc<Breakable>, time: &Arc<AtomicI64>, change: impl FnOnce(&mut Config)) -> Result<EmbeddedLog> {
     let read = time.clone();
     let mut config = Config::new(None, Arc::new(move || read.load(Ordering::SeqCst)));
     config.clean_every = None;
+    change(&mut config);
     let broker = Arc::new(open::load(&config, Box::new(store.clone()))?);
     Ok(EmbeddedLog { broker, janitor: None })
 }
 
 impl Hand {
     fn new() -> Hand {
-        let (store, time) = (Arc::default(), Arc::new(AtomicI64::new(1_000_000)));
+        let (store, time) = (Breakable::new(), Arc::new(AtomicI64::new(1_000_000)));
         Hand {
             log: opened(&store, &time).expect("open"),
             time,
@@ -77,7 +105,11 @@ impl Hand {
     }
 
     fn topic(&self, settings: &[(&str, &str)]) -> TopicPartition {
-        let mut config = TopicConfig::new(Cleanup::Delete);
+        self.topic_of(Cleanup::Delete, settings)
+    }
+
+    fn topic_of(&self, cleanup: Cleanup, settings: &[(&str, &str)]) -> TopicPartition {
+        let mut config = TopicConfig::new(cleanup);
         config.other.extend(
             settings
                 .iter()
@@ -287,23 +319,25 @@ fn what_a_newer_program_wrote_is_refused() {
     let at = hand.topic(&[]);
     hand.append(&at, "a").expect("append");
     let part = hand.log.broker.state().resolve(&at).expect("partition");
-    let put = |space, key: Vec<u8>| {
+    let put = |space, key: Vec<u8>, newest: u8| {
         let value = hand.store.get(space, &key).expect("get").expect("it is there");
         let mut newer = value.to_vec();
-        newer[0] = format::VERSION + 1;
+        newer[0] = newest + 1;
         let mut writes = Writes::default();
         writes.put(space, key.clone(), newer);
         hand.store.commit(writes).expect("commit");
         let refused = opened(&hand.store, &hand.time).map(|_| "opened");
         let text = refused.expect_err("it is refused").to_string();
-        assert!(text.contains("format 2") && text.contains("up to 1"), "{text}");
+        let both = [format!("format {}", newest + 1), format!("up to {newest}")];
+        assert!(both.iter().all(|words| text.contains(words)), "{text}");
         let mut writes = Writes::default();
         writes.put(space, key, value);
         hand.store.commit(writes).expect("commit");
     };
-    put(Space::Meta, format::HEAD.to_vec());
-    put(Space::Meta, format::topic_key(format::TOPICS, part.topic));
-    put(Space::Records, format::block_key(part, 0));
+    put(Space::Meta, format::HEAD.to_vec(), format::VERSION);
+    let topic = format::topic_key(format::TOPICS, part.topic);
+    put(Space::Meta, topic, format::VERSION);
+    put(Space::Records, format::block_key(part, 0), block::WITH_HORIZON);
     opened(&hand.store, &hand.time).expect("the old one opens");
 }
 

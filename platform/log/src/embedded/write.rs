@@ -17,7 +17,7 @@ use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
 /// One index entry for so many bytes of a partition.
-const INDEX_BYTES: u64 = 256 * 1024;
+pub(super) const INDEX_BYTES: u64 = 256 * 1024;
 
 /// Records of one partition that wait for their offsets.
 pub(super) struct Draft {
@@ -57,7 +57,7 @@ impl Stage {
         let end = self.ends.entry(id).or_insert_with(|| End {
             next: part.end,
             bytes: part.bytes,
-            indexed: part.index.back().map_or(part.start_bytes, |entry| entry.bytes),
+            indexed: part.index.back().map_or(part.gone_bytes(), |entry| entry.bytes),
             max_timestamp: part.max_timestamp.unwrap_or(Millis::MIN),
         });
         let block = make(end.next);
@@ -66,7 +66,7 @@ impl Stage {
             max_timestamp: end.max_timestamp,
             bytes: end.bytes,
         };
-        let entry = (end.bytes - end.indexed >= INDEX_BYTES).then_some(entry);
+        let entry = (end.bytes.saturating_sub(end.indexed) >= INDEX_BYTES).then_some(entry);
         self.writes
             .put(Space::Records, format::block_key(id, block.base), block.bytes.clone());
         if let Some(entry) = entry {

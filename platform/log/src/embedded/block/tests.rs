@@ -111,11 +111,60 @@ fn damaged_bytes_are_errors() {
         }
     }
     let mut newer = good.to_vec();
-    newer[0] = 2;
+    newer[0] = WITH_HORIZON + 1;
     assert!(matches!(
         Block::parse(40, Bytes::from(newer)),
         Err(Error::Corrupt { .. })
     ));
+}
+
+#[test]
+fn a_rewritten_block_keeps_the_records_that_stay_as_they_were() {
+    let block = sample();
+    let mut items: Vec<Item<'_>> = block.items().map(|item| item.expect("whole")).collect();
+    assert_eq!(
+        items.iter().map(|i| (i.offset, i.key, i.tombstone)).collect::<Vec<_>>(),
+        [
+            (40, Some(&b"k"[..]), false),
+            (41, None, false),
+            (42, Some(&b""[..]), true)
+        ]
+    );
+    let want = read(&block, 40, usize::MAX).expect("read");
+    items.remove(0);
+    for horizon in [None, Some(-5)] {
+        let new = block.rewritten(&items, horizon);
+        let again = Block::parse(40, new.bytes.clone()).expect("parse");
+        assert_eq!(again.head, new.head);
+        assert_eq!(
+            (again.head.count, again.next(), again.head.horizon),
+            (2, block.next(), horizon)
+        );
+        assert_eq!((again.head.max_timestamp, again.head.transaction), (900, 7));
+        assert_eq!(read(&again, 40, usize::MAX).expect("whole"), want[1..]);
+        assert_eq!(read(&again, 40, 1).expect("one at a time"), want[1..]);
+        assert!(again.size() < block.size(), "a horizon is not counted");
+        assert!(!again.is_over(42, None).expect("look"));
+    }
+    let less = block.rewritten(&items[..1], None);
+    assert!(less.is_over(42, None).expect("look") && !less.is_over(41, None).expect("look"));
+    assert_eq!(read(&less, 42, usize::MAX).expect("a gap"), []);
+}
+
+#[test]
+fn a_place_in_a_block_that_was_rewritten_is_none() {
+    let block = sample();
+    let mut batch = RecordBatch::default();
+    let (next, place) = block.read(40, None, &mut batch, 0, 1).expect("one");
+    assert!(next == 41 && place.is_some());
+    let items: Vec<Item<'_>> = block.items().map(|item| item.expect("whole")).collect();
+    for new in [block.rewritten(&items[1..], None), block.rewritten(&items, Some(1))] {
+        let mut batch = RecordBatch::default();
+        let partition = batch.intern(&TopicPartition::new("t", 0));
+        new.read(next, place, &mut batch, partition, usize::MAX)
+            .expect("the rest");
+        assert_eq!(batch.iter().map(|r| r.offset()).collect::<Vec<_>>(), [41, 42]);
+    }
 }
 
 #[test]
