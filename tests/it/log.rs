@@ -6,6 +6,7 @@
 //! Never: a home that is skipped.
 
 mod bench;
+mod compaction;
 mod durable;
 mod groups;
 mod members;
@@ -77,6 +78,17 @@ suite! {
             offsets_of_an_aborted_transaction_are_never_seen,
             a_transaction_may_hold_offsets_alone,
             committed_offsets_are_never_behind_an_acknowledged_commit,
+        ],
+        compaction: [
+            superseded_records_go_and_the_newest_stay_as_they_were,
+            a_reader_from_the_start_gets_the_newest_of_each_key_in_order,
+            a_tombstone_goes_after_its_time,
+            an_open_transaction_holds_the_cleaner_back,
+            an_aborted_record_shadows_nothing_and_goes,
+            young_records_are_left_alone,
+            readers_and_members_pass_the_gaps,
+            a_record_without_a_key_is_refused,
+            a_lag_longer_than_the_longest_is_refused,
         ],
         sessions: [
             a_second_session_of_an_id_fences_the_first,

@@ -337,8 +337,12 @@ fn run(seed: u64) {
                 slow.read(&mut run, polls);
             }
             _ => {
-                let ms = run.random.below(30);
-                run.hand.pass(Millis::try_from(ms).expect("small"));
+                // Now and then long enough for everything that waits for its time.
+                let ms = match run.random.below(4) {
+                    0 => RETENTION_MS + LAG_MS,
+                    _ => Millis::try_from(run.random.below(30)).expect("small"),
+                };
+                run.hand.pass(ms);
             }
         }
         run.check();

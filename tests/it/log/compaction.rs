@@ -1,0 +1,364 @@
+//! Compaction: of each key the newest committed record stays, and nobody who reads is told anything wrong meanwhile.
+//!
+//! A home cleans when it wants to; Kafka never cleans a segment that is still written to. So a case goes on appending
+//! a filler record while it waits for a state, and looks away from fillers. Never: a judgement about how much is cleaned
+//! at once.
+
+use super::bench::{Bench, LIMIT, SHORT, assigned, committed, now};
+use crate::world;
+use log::{
+    At, Cleanup, Error, Event, Isolation, Millis, OutBatch, OutRecord, Outcome, RecordBatch, RecordRef, StartFrom,
+    TopicConfig, TopicPartition, TopicSpec,
+};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+const FILLER: &str = "~filler";
+/// Kafka's cleaner takes one partition at a time, and the broker is shared.
+const CLEANED: Duration = Duration::from_secs(90);
+
+/// Settings with which Kafka's cleaner comes as soon as it can.
+fn eager(config: &mut TopicConfig) {
+    config.cleanup = Cleanup::Compact;
+    let settings = [
+        ("segment.ms", "100"),
+        ("min.cleanable.dirty.ratio", "0.01"),
+        ("file.delete.delay.ms", "500"),
+    ];
+    config.other.extend(settings.map(|(n, v)| (n.to_owned(), v.to_owned())));
+}
+
+fn line(bench: &Bench) -> TopicPartition {
+    TopicPartition::new(bench.topic_with(1, eager), 0)
+}
+
+/// Records as `key=value`, or `key` for a tombstone, each with a header of its own.
+fn keyed(at: &TopicPartition, records: &[&str]) -> OutBatch {
+    let mut batch = OutBatch::default();
+    for record in records {
+        let (key, value) = record.split_once('=').map_or((*record, None), |(k, v)| (k, Some(v)));
+        batch.push(
+            OutRecord {
+                topic: &at.topic,
+                partition: Some(at.partition),
+                timestamp: None,
+                key: Some(key.as_bytes()),
+                value: value.map(str::as_bytes),
+            },
+            [("told", Some(record.as_bytes()))],
+        );
+    }
+    batch
+}
+
+/// A record but for its offset: `key=value` or `key`, time, header.
+type Told = (String, Millis, Vec<u8>);
+
+fn told(record: RecordRef<'_>) -> Option<(i64, Told)> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let key = text(record.key().expect("every record has a key"));
+    let shown = record
+        .value()
+        .map_or(key.clone(), |value| format!("{key}={}", text(value)));
+    let header = record.header("told").map(<[u8]>::to_vec).unwrap_or_default();
+    (key != FILLER).then_some((record.offset(), (shown, record.timestamp(), header)))
+}
+
+/// Everything up to the end as it is now, without fillers.
+fn all(bench: &Bench, isolation: Isolation, at: &TopicPartition) -> BTreeMap<i64, Told> {
+    let which = match isolation {
+        Isolation::ReadCommitted => At::Stable,
+        Isolation::ReadUncommitted => At::End,
+    };
+    let end = bench.offset(at, which);
+    let mut reader = bench.reader(isolation, at, StartFrom::Start);
+    let (mut seen, mut batch, mut last) = (BTreeMap::new(), RecordBatch::default(), -1);
+    world::wait_for("the reader to reach the end", LIMIT, || {
+        reader.poll(&mut batch, 1 << 20, SHORT).expect("poll");
+        for record in batch.iter() {
+            assert!(record.offset() > last, "{} after {last}", record.offset());
+            last = record.offset();
+            seen.extend(told(record));
+        }
+        (reader.position(at) >= Some(end)).then_some(())
+    });
+    seen
+}
+
+/// Offsets and texts, as `0 key=value`.
+fn shown(bench: &Bench, isolation: Isolation, at: &TopicPartition) -> Vec<String> {
+    let all = all(bench, isolation, at);
+    all.iter()
+        .map(|(offset, (text, ..))| format!("{offset} {text}"))
+        .collect()
+}
+
+fn uncommitted(bench: &Bench, at: &TopicPartition) -> Vec<String> {
+    shown(bench, Isolation::ReadUncommitted, at)
+}
+
+fn put(bench: &Bench, at: &TopicPartition, records: &[&str]) -> i64 {
+    bench.log.append(&keyed(at, records)).expect("append")[0].first_offset
+}
+
+/// Appends fillers until there is an answer.
+fn wait_cleaned<T>(bench: &Bench, what: &str, at: &[&TopicPartition], mut ask: impl FnMut() -> Option<T>) -> T {
+    world::wait_for(what, CLEANED, || {
+        at.iter().for_each(|at| {
+            put(bench, at, &[&format!("{FILLER}=")]);
+        });
+        ask()
+    })
+}
+
+fn wait_shown(bench: &Bench, at: &TopicPartition, want: &[&str]) {
+    let mut last = Vec::new();
+    let what = format!("{at} to be cleaned down to {want:?}");
+    wait_cleaned(bench, &what, &[at], || {
+        last = uncommitted(bench, at);
+        (last == want).then_some(())
+    });
+    assert_eq!(shown(bench, Isolation::ReadCommitted, at), want);
+}
+
+/// What a newer record of its key supersedes goes; what stays keeps its offset, time and headers. Start, end and time
+/// look-ups keep their meaning.
+pub fn superseded_records_go_and_the_newest_stay_as_they_were(bench: &Bench) {
+    let at = line(bench);
+    put(bench, &at, &["a=1", "b=1", "c=1", "b=2"]);
+    put(bench, &at, &["a=2", "d=1"]);
+    put(bench, &at, &["e=1", "e=2"]);
+    let mut before = all(bench, Isolation::ReadCommitted, &at);
+    assert_eq!(before.len(), 8);
+    wait_shown(bench, &at, &["2 c=1", "3 b=2", "4 a=2", "5 d=1", "7 e=2"]);
+    before.retain(|offset, _| [2, 3, 4, 5, 7].contains(offset));
+    assert_eq!(all(bench, Isolation::ReadCommitted, &at), before);
+    assert_eq!(
+        bench.offset(&at, At::Start),
+        0,
+        "the start is not where the first record is"
+    );
+    assert_eq!(bench.offset(&at, At::Time(0)), 2, "the first record that is there");
+    let end = bench.offset(&at, At::End);
+    assert_eq!(put(bench, &at, &["f=1"]), end);
+}
+
+/// Who reads from the start after a cleaning, as a replica that begins anew does, gets the newest record of each key,
+/// in offset order, whatever transactions wrote them.
+pub fn a_reader_from_the_start_gets_the_newest_of_each_key_in_order(bench: &Bench) {
+    let at = line(bench);
+    let (mut one, mut other) = (bench.any_session(), bench.any_session());
+    let mut newest = BTreeMap::new();
+    for round in 0..4 {
+        for (n, session) in [&mut one, &mut other].into_iter().enumerate() {
+            session.begin().unwrap();
+            let texts: Vec<String> = (0..4).map(|k| format!("k{}={round}{n}", (k + n) % 5)).collect();
+            let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+            session.send(&keyed(&at, &texts)).unwrap();
+            let first = committed(session.commit(None))[0].first_offset;
+            for (offset, text) in (first..).zip(texts) {
+                newest.insert(text[..2].to_owned(), format!("{offset} {text}"));
+            }
+        }
+    }
+    bench.settle(&at);
+    let mut want: Vec<&str> = newest.values().map(String::as_str).collect();
+    want.sort_by_key(|text| text.split(' ').next().and_then(|offset| offset.parse::<i64>().ok()));
+    wait_shown(bench, &at, &want);
+}
+
+/// A tombstone deletes what stands before it, stays for `delete.retention.ms` from the first cleaning that reached it,
+/// and goes then.
+pub fn a_tombstone_goes_after_its_time(bench: &Bench) {
+    let topic = bench.topic_with(1, |config| {
+        eager(config);
+        config.delete_retention_ms = Some(1_500);
+    });
+    let at = TopicPartition::new(topic, 0);
+    put(bench, &at, &["a=1", "b=1"]);
+    put(bench, &at, &["a"]);
+    let mut uncleaned = now();
+    wait_cleaned(bench, "the tombstone to go", &[&at], || {
+        let before = now();
+        let seen = uncommitted(bench, &at);
+        match seen.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+            ["0 a=1", "1 b=1", "2 a"] => {
+                uncleaned = before;
+                None
+            }
+            ["1 b=1", "2 a"] => None,
+            ["1 b=1"] => Some(()),
+            _ => panic!("{seen:?}"),
+        }
+    });
+    let stayed = now() - uncleaned;
+    assert!(stayed >= 1_500, "it went {stayed} ms after nothing was cleaned yet");
+}
+
+/// Nothing at or behind the first record of an open transaction is cleaned, and its records shadow nothing.
+pub fn an_open_transaction_holds_the_cleaner_back(bench: &Bench) {
+    let topic = bench.topic_with(2, eager);
+    let [at, free] = [0, 1].map(|p| TopicPartition::new(topic.clone(), p));
+    put(bench, &at, &["a=1"]);
+    put(bench, &at, &["a=2"]);
+    wait_shown(bench, &at, &["1 a=2"]);
+    let end = bench.offset(&at, At::End);
+    let mut session = bench.any_session();
+    session.begin().unwrap();
+    session.send(&keyed(&at, &["a=3"])).unwrap();
+    world::wait_for("the open record", LIMIT, || {
+        (bench.offset(&at, At::End) > end).then_some(())
+    });
+    put(bench, &at, &["b=1"]);
+    put(bench, &at, &["b=2"]);
+    for round in 0..2 {
+        // The partition beside it shows that the cleaner was there.
+        put(bench, &free, &[&format!("x{round}=1"), &format!("x{round}=2")]);
+        let gone = format!("x{round}=1");
+        wait_cleaned(bench, "the free partition to be cleaned", &[&at, &free], || {
+            let seen = uncommitted(bench, &free);
+            (!seen.iter().any(|text| text.contains(&gone))).then_some(())
+        });
+    }
+    let held = [
+        "1 a=2".to_owned(),
+        format!("{end} a=3"),
+        format!("{} b=1", end + 1),
+        format!("{} b=2", end + 2),
+    ];
+    assert_eq!(uncommitted(bench, &at), held);
+    committed(session.commit(None));
+    bench.settle(&at);
+    wait_shown(bench, &at, &[&held[1], &held[3]]);
+}
+
+/// A record of an aborted transaction deletes nothing; it goes itself, and is never shown as committed.
+pub fn an_aborted_record_shadows_nothing_and_goes(bench: &Bench) {
+    let at = line(bench);
+    put(bench, &at, &["a=1", "b=1"]);
+    let mut session = bench.any_session();
+    session.begin().unwrap();
+    session.send(&keyed(&at, &["a=no", "b"])).unwrap();
+    world::wait_for("the records", LIMIT, || (bench.offset(&at, At::End) == 4).then_some(()));
+    session.abort().unwrap();
+    bench.settle(&at);
+    let want = ["0 a=1", "1 b=1"];
+    wait_cleaned(bench, "the aborted records to go", &[&at], || {
+        assert_eq!(shown(bench, Isolation::ReadCommitted, &at), want);
+        (uncommitted(bench, &at) == want).then_some(())
+    });
+}
+
+/// Records that are younger than `min.compaction.lag.ms` stay, and shadow nothing.
+pub fn young_records_are_left_alone(bench: &Bench) {
+    let old = line(bench);
+    let topic = bench.topic_with(1, |config| {
+        eager(config);
+        config.min_compaction_lag_ms = Some(3_600_000);
+    });
+    let young = TopicPartition::new(topic, 0);
+    for at in [&old, &young] {
+        put(bench, at, &["a=1"]);
+        put(bench, at, &["a=2"]);
+    }
+    wait_cleaned(bench, "the other topic to be cleaned", &[&old, &young], || {
+        (uncommitted(bench, &old) == ["1 a=2"]).then_some(())
+    });
+    assert_eq!(uncommitted(bench, &young), ["0 a=1", "1 a=2"]);
+}
+
+/// A reader that is in the middle while the partition is cleaned goes on to the end and has the newest of each key; a
+/// member that begins at an offset that is gone reads what comes behind it.
+pub fn readers_and_members_pass_the_gaps(bench: &Bench) {
+    let (at, group) = (line(bench), world::unique("group"));
+    for round in 0..50 {
+        put(
+            bench,
+            &at,
+            &[&format!("a={round}"), &format!("b={round}"), &format!("c{round}=1")],
+        );
+    }
+    let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Start);
+    let (mut heard, mut batch, mut last) = (BTreeMap::new(), RecordBatch::default(), -1);
+    let mut poll = |until: i64| {
+        world::wait_for("the reader to come so far", LIMIT, || {
+            reader.poll(&mut batch, 1, SHORT).unwrap();
+            for record in batch.iter() {
+                assert!(record.offset() > last, "{} after {last}", record.offset());
+                last = record.offset();
+                if let Some((offset, (text, ..))) = told(record) {
+                    let key = text.split('=').next().unwrap_or_default().to_owned();
+                    heard.insert(key, (offset, text));
+                }
+            }
+            (reader.position(&at) >= Some(until)).then_some(())
+        });
+        heard.clone()
+    };
+    poll(40);
+    let newest: Vec<String> = (0..49)
+        .map(|n| format!("{} c{n}=1", 3 * n + 2))
+        .chain(["147 a=49".to_owned(), "148 b=49".to_owned(), "149 c49=1".to_owned()])
+        .collect();
+    wait_shown(bench, &at, &newest.iter().map(String::as_str).collect::<Vec<_>>());
+    let heard = poll(bench.offset(&at, At::Stable));
+    let mut heard: Vec<(i64, String)> = heard.into_values().collect();
+    heard.sort();
+    let heard: Vec<String> = heard.iter().map(|(offset, text)| format!("{offset} {text}")).collect();
+    assert_eq!(heard, newest);
+
+    bench.log.set_committed(&group, &[(at.clone(), 60)]).unwrap();
+    let mut consumer = bench.join(&group, &[&at.topic]);
+    assert_eq!(assigned(&mut *consumer), std::slice::from_ref(&at));
+    consumer.start(&at, 60).unwrap();
+    let mut batch = RecordBatch::default();
+    let first = world::wait_for("the first record behind the gap", LIMIT, || {
+        let event = consumer.poll(&mut batch, 1 << 20, SHORT).unwrap();
+        (event == Event::Records).then(|| batch.iter().next().expect("a record").offset())
+    });
+    assert_eq!(first, 62);
+    consumer.close().unwrap();
+}
+
+/// What has no key cannot be compacted: a compacted topic does not take it, alone or in a transaction.
+pub fn a_record_without_a_key_is_refused(bench: &Bench) {
+    let at = line(bench);
+    let refused = bench.log.append(&super::bench::batch(&at, &["no key"]));
+    assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
+    let mut session = bench.any_session();
+    session.begin().unwrap();
+    match session.send(&super::bench::batch(&at, &["no key"])) {
+        Err(Error::Refused { .. }) => session.abort().unwrap(),
+        Err(other) => panic!("{other:?}"),
+        Ok(()) => {
+            let outcome = session.commit(None);
+            assert!(matches!(outcome, Outcome::Aborted { fenced: false, .. }), "{outcome:?}");
+            session.renew().unwrap();
+        }
+    }
+    session.begin().unwrap();
+    session.send(&keyed(&at, &["a=1"])).unwrap();
+    committed(session.commit(None));
+    bench.settle(&at);
+    let seen = shown(bench, Isolation::ReadCommitted, &at);
+    assert!(seen.len() == 1 && seen[0].ends_with("a=1"), "{seen:?}");
+}
+
+/// A least lag that is longer than the longest one is refused, when a topic is made and when it is altered.
+pub fn a_lag_longer_than_the_longest_is_refused(bench: &Bench) {
+    let mut config = TopicConfig::new(Cleanup::Compact);
+    config.min_compaction_lag_ms = Some(5_000);
+    config.other.insert("max.compaction.lag.ms".into(), "4999".into());
+    let spec = TopicSpec {
+        name: world::unique("case"),
+        partitions: 1,
+        replication: None,
+        config,
+    };
+    let refused = bench.log.create_topics(&[spec]);
+    assert!(matches!(refused, Err(Error::InvalidTopic { .. })), "{refused:?}");
+    let topic = bench.topic_with(1, |config| config.min_compaction_lag_ms = Some(5_000));
+    let change = [("max.compaction.lag.ms".to_owned(), "4999".to_owned())];
+    let refused = bench.log.alter_topic(&topic, &change);
+    assert!(matches!(refused, Err(Error::InvalidTopic { .. })), "{refused:?}");
+}
