@@ -2,13 +2,15 @@
 //!
 //! A case that passes on one home and not on another is a defect of that home, never a special case in a caller.
 //! Guarantees: a case makes its own topics, groups and transactional ids, so that all can share one broker; it waits
-//! for states, never for time to pass. What only a log in a directory promises (reopening, kill -9) is in `durable`.
+//! for states, never for time to pass. What only a log in a directory promises (reopening, kill -9) is in `durable`
+//! and `killed_cleaner`.
 //! Never: a home that is skipped.
 
 mod bench;
 mod compaction;
 mod durable;
 mod groups;
+mod killed_cleaner;
 mod members;
 mod offsets;
 mod records;
