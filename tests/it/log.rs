@@ -88,6 +88,7 @@ suite! {
             an_open_transaction_holds_the_cleaner_back,
             an_aborted_record_shadows_nothing_and_goes,
             young_records_are_left_alone,
+            a_topic_that_is_compacted_and_deleted_forgets_what_is_old,
             readers_and_members_pass_the_gaps,
             a_record_without_a_key_is_refused,
             a_lag_longer_than_the_longest_is_refused,
@@ -118,6 +119,8 @@ suite! {
             partitions_of_a_member_that_left_go_to_the_others,
             the_same_instance_name_fences_the_one_before,
             a_static_member_restarts_without_a_rebalance,
+            a_static_member_that_does_not_come_back_loses_its_partitions,
+            members_of_different_topics_share_only_what_both_want,
         ],
     }
 }

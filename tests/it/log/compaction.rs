@@ -267,6 +267,35 @@ pub fn young_records_are_left_alone(bench: &Bench) {
     assert_eq!(uncommitted(bench, &young), ["0 a=1", "1 a=2"]);
 }
 
+/// A topic that does both forgets what is older than its retention, newest of its key or not, and its start moves.
+pub fn a_topic_that_is_compacted_and_deleted_forgets_what_is_old(bench: &Bench) {
+    let topic = bench.topic_with(1, |config| {
+        eager(config);
+        config.cleanup = Cleanup::CompactDelete;
+        config.retention_ms = Some(600_000);
+        // No share is more than all of it. Kafka would merge segments, and an old one would have the time of a new one.
+        config.other.insert("min.cleanable.dirty.ratio".into(), "1".into());
+    });
+    let at = TopicPartition::new(topic, 0);
+    let mut out = OutBatch::default();
+    for key in ["a", "b"] {
+        let record = OutRecord {
+            topic: &at.topic,
+            partition: Some(0),
+            timestamp: Some(now() - 3_600_000),
+            key: Some(key.as_bytes()),
+            value: Some(b"1"),
+        };
+        out.push(record, []);
+    }
+    bench.log.append(&out).unwrap();
+    put(bench, &at, &["a=2"]);
+    wait_cleaned(bench, "the start to move", &[&at], || {
+        (bench.offset(&at, At::Start) == 2).then_some(())
+    });
+    assert_eq!(uncommitted(bench, &at), ["2 a=2"]);
+}
+
 /// A reader that is in the middle while the partition is cleaned goes on to the end and has the newest of each key; a
 /// member that begins at an offset that is gone reads what comes behind it.
 pub fn readers_and_members_pass_the_gaps(bench: &Bench) {

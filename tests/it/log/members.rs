@@ -2,8 +2,9 @@
 
 use super::bench::{Bench, LIMIT, SHORT, assigned, batch, committed, fenced, records, texts};
 use crate::world;
-use log::{Error, Event, GroupConsumer, RecordBatch, TopicPartition};
+use log::{Error, Event, GroupConfig, GroupConsumer, RecordBatch, TopicPartition};
 use std::sync::Arc;
+use std::time::Duration;
 
 fn parts(topic: &Arc<str>, numbers: impl IntoIterator<Item = i32>) -> Vec<TopicPartition> {
     numbers
@@ -200,6 +201,52 @@ pub fn a_static_member_restarts_without_a_rebalance(bench: &Bench) {
         b.poll(&mut *second);
     }
     assert_eq!(b.events.len(), told, "{:?}", b.events);
+    first.close().unwrap();
+    second.close().unwrap();
+}
+
+/// A static member's seat is kept for its session timeout and no longer: then its partitions go to the others.
+pub fn a_static_member_that_does_not_come_back_loses_its_partitions(bench: &Bench) {
+    let (topic, group) = (bench.topic(2), world::unique("group"));
+    let all = parts(&topic, 0..2);
+    let join = |instance: &str| {
+        let config = GroupConfig {
+            group: group.clone(),
+            instance: Some(instance.to_owned()),
+            topics: vec![topic.clone()],
+            session_timeout: Duration::from_secs(2),
+        };
+        bench.log.group(config).expect("join the group")
+    };
+    let mut first = join("node-1");
+    assigned(&mut *first);
+    let mut second = join("node-2");
+    let (_, mut b) = share(&mut *first, &mut *second, &all, all.len());
+    let stale = first.member().unwrap();
+    first.close().unwrap();
+    b.poll(&mut *second);
+    assert_eq!(b.held.len(), 1, "the seat is kept at first");
+    world::wait_for("everything to be the second's", LIMIT, || {
+        b.poll(&mut *second);
+        (b.held == all).then_some(())
+    });
+    let mut session = bench.any_session();
+    session.begin().unwrap();
+    fenced(&session.commit(Some((&stale, &[(all[0].clone(), 9)]))));
+    assert_eq!(bench.committed_offset(&group, &all[0]), None);
+    second.close().unwrap();
+}
+
+/// Each topic is shared by those that subscribed to it, and by nobody else.
+pub fn members_of_different_topics_share_only_what_both_want(bench: &Bench) {
+    let (both, one, group) = (bench.topic(2), bench.topic(2), world::unique("group"));
+    let mut first = bench.join(&group, &[&both]);
+    assert_eq!(assigned(&mut *first), parts(&both, 0..2));
+    let mut second = bench.join(&group, &[&both, &one]);
+    let (a, b) = share(&mut *first, &mut *second, &parts(&both, 0..2), 4);
+    assert_eq!((a.held.len(), b.held.len()), (1, 3));
+    assert_eq!(*a.held[0].topic, *both);
+    assert!(parts(&one, 0..2).iter().all(|at| b.held.contains(at)), "{:?}", b.held);
     first.close().unwrap();
     second.close().unwrap();
 }

@@ -385,7 +385,7 @@ fn a_pass_that_is_cut_short_anywhere_loses_nothing() {
             .map(|n| (format!("k{n}"), (48 + 2 * n, "2".to_owned())))
             .collect();
         assert_eq!((newest(&hand), hand.range(&at)), (want, end), "after {commits} commits");
-        (hand.clean(), hand.clean(), hand.clean());
+        (0..3).for_each(|_| hand.clean());
         let left = hand.seen(Isolation::ReadCommitted, &at);
         assert_eq!((left.len(), newest(&hand).len()), (12, 12), "after {commits} commits");
     }
