@@ -195,7 +195,7 @@ impl Broker {
                     false => ControlFlow::Continue(()),
                 })
             })?;
-            if full {
+            if full || self.stops() {
                 return Ok(Piece { keys, upto });
             }
         }
@@ -231,7 +231,7 @@ impl Broker {
             if !change.is_empty() && !self.apply(job.id, &change, |_| {})? {
                 return Ok(false);
             }
-            if lock(&self.janitor.0).stop {
+            if self.stops() {
                 return Ok(false);
             }
         }
@@ -239,6 +239,11 @@ impl Broker {
         self.apply(job.id, &Change::default(), |cleaned| {
             (cleaned.next, cleaned.next_bytes, cleaned.due) = (upto, piece.upto.bytes, due);
         })
+    }
+
+    /// Whether the log is being closed: the next opening cleans again.
+    fn stops(&self) -> bool {
+        lock(&self.janitor.0).stop
     }
 
     /// Judges the next blocks.
@@ -326,6 +331,9 @@ impl Broker {
         to: Offset,
         visit: &mut dyn FnMut(Block) -> Result<ControlFlow<()>>,
     ) -> Result<bool> {
+        if from >= to {
+            return Ok(false);
+        }
         let (from, to) = (format::block_key(id, from), format::block_key(id, to));
         let (mut failed, mut more) = (None, false);
         self.backing.scan(Space::Records, &from, &to, &mut |key, value| {
