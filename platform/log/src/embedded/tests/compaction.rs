@@ -80,16 +80,21 @@ impl Hand {
         all.iter().map(|(o, key, value)| format!("{o} {key}={value}")).collect()
     }
 
-    fn blocks(&self, at: &TopicPartition) -> usize {
+    /// Sizes of the blocks in the store.
+    pub(super) fn sizes(&self, at: &TopicPartition) -> Vec<u64> {
         let id = self.log.broker.state().resolve(at).expect("it exists");
         let (from, to) = (format::block_key(id, 0), format::block_key(id, Offset::MAX));
-        let mut count = 0;
-        let mut visit = |_: &[u8], _: Bytes| {
-            count += 1;
+        let mut sizes = Vec::new();
+        let mut visit = |_: &[u8], value: Bytes| {
+            sizes.push(block::Block::parse(0, value).expect("a block").size());
             std::ops::ControlFlow::Continue(())
         };
         self.store.scan(Space::Records, &from, &to, &mut visit).expect("scan");
-        count
+        sizes
+    }
+
+    fn blocks(&self, at: &TopicPartition) -> usize {
+        self.sizes(at).len()
     }
 }
 

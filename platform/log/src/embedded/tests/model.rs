@@ -2,7 +2,8 @@
 //!
 //! Guarantees tested: the newest committed record of each key is always there; every record that is read is one that
 //! was written, and one that is gone was shadowed below a cleaning's end, or a tombstone whose time was over; what a
-//! cleaning should remove is gone; offsets are never used twice. A failing run names its seed.
+//! cleaning should remove is gone; offsets are never used twice; sizes are those of the store. A failing run names its
+//! seed.
 
 use super::compaction::{keyed, seen};
 use super::*;
@@ -219,9 +220,18 @@ impl Run {
         }
     }
 
+    /// What the log knows of its blocks is what stands in the store.
+    fn check_sizes(&self) {
+        let sizes: u64 = self.hand.sizes(&self.at).iter().sum();
+        let state = self.hand.log.broker.state();
+        let part = state.part(&self.at).expect("it exists");
+        assert_eq!(part.bytes - part.gone_bytes(), sizes, "seed {}", self.seed);
+    }
+
     /// What must hold at any time.
     fn check(&mut self) {
         let seed = self.seed;
+        self.check_sizes();
         let [start, stable, end] = self.hand.range(&self.at);
         assert!(
             start == 0 && end >= self.end,
