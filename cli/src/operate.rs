@@ -159,19 +159,12 @@ impl Operator {
                 follow,
                 uncommitted,
             } => {
-                let from = match from {
-                    Begin::Open => From::Start,
-                    Begin::Last(count) => From::Last(count),
-                    Begin::Offset(offset) => From::Offset(offset),
-                    Begin::Time(at) => From::Time(at),
-                };
-                let limit = (!follow).then_some(limit);
                 let tail = Tail {
                     topic,
                     partition,
-                    from,
+                    from: beginning(from),
                     key,
-                    limit,
+                    limit: (!follow).then_some(limit),
                     follow,
                     uncommitted,
                 };
@@ -245,6 +238,15 @@ fn standing(
         Way::Restore => drop(offsets::restore(log, processor, &changelog).map_err(refused)?),
     }
     offsets::standing(log, processor, &changelog).map_err(refused)
+}
+
+fn beginning(begin: Begin) -> From {
+    match begin {
+        Begin::Open => From::Start,
+        Begin::Last(count) => From::Last(count),
+        Begin::Offset(offset) => From::Offset(offset),
+        Begin::Time(at) => From::Time(at),
+    }
 }
 
 fn border(begin: Begin) -> Border {
