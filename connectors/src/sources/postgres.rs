@@ -80,6 +80,8 @@ fn object_name(connector: &str) -> String {
     format!("trunkline_{name}").chars().take(63).collect()
 }
 
+/// How long a stored place waits for its acknowledgement, at least.
+const ACKNOWLEDGE_AFTER: Duration = Duration::from_secs(2);
 /// How long to wait within a source transaction for the rest of it before a batch is given out.
 const REST_OF_TRANSACTION: Duration = Duration::from_millis(20);
 
@@ -115,6 +117,31 @@ enum Phase {
 struct Stream {
     replication: Replication,
     changes: Changes,
+    stored: Stored,
+}
+
+/// What was stored and is not acknowledged yet.
+///
+/// An acknowledgement cannot be taken back, and a lone broker may take a transaction back (docs/decisions/0005): one that
+/// it was in the middle of when it stopped. So a place is acknowledged by a later commit, two seconds on.
+#[derive(Debug, Default)]
+struct Stored {
+    since: Option<(Instant, Lsn)>,
+}
+
+impl Stored {
+    /// A place is stored now; says which one can be acknowledged.
+    fn now(&mut self, now: Instant, lsn: Lsn) -> Option<Lsn> {
+        let Some((at, older)) = self.since else {
+            self.since = Some((now, lsn));
+            return None;
+        };
+        if now.saturating_duration_since(at) < ACKNOWLEDGE_AFTER {
+            return None;
+        }
+        self.since = Some((now, lsn));
+        Some(older)
+    }
 }
 
 impl Source {
@@ -185,7 +212,12 @@ impl Source {
         )
         .await?;
         let changes = Changes::new(Arc::clone(&self.topic), Arc::clone(&self.tables), position);
-        Ok(Phase::Stream(Box::new(Stream { replication, changes })))
+        let stored = Stored::default();
+        Ok(Phase::Stream(Box::new(Stream {
+            replication,
+            changes,
+            stored,
+        })))
     }
 
     async fn replication(&self, position: &Position) -> Result<Replication> {
@@ -310,8 +342,8 @@ impl source::Source for Source {
     }
 
     fn committed(&mut self, position: &Position) {
-        if let (Phase::Stream(stream), SnapshotState::Done { .. }) = (&self.phase, &position.snapshot) {
-            stream.replication.acknowledge(position.whole);
+        if let (Phase::Stream(stream), SnapshotState::Done { .. }) = (&mut self.phase, &position.snapshot) {
+            stream.stored(position.whole);
         }
     }
 
@@ -352,6 +384,13 @@ impl source::Source for Source {
 }
 
 impl Stream {
+    /// A place is stored; the slot is told of it in time.
+    fn stored(&mut self, lsn: Lsn) {
+        if let Some(lsn) = self.stored.now(Instant::now(), lsn) {
+            self.replication.acknowledge(lsn);
+        }
+    }
+
     /// Gathers what is ready; within a source transaction it waits a little for the rest.
     async fn next(&mut self, batch: &mut Batch<Position>, budget: Budget) -> Result<Boundary> {
         let gathered = self.gather(batch, budget).await;
@@ -417,6 +456,17 @@ impl Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_place_is_acknowledged_by_a_commit_two_seconds_later() {
+        let (mut stored, start) = (Stored::default(), Instant::now());
+        let mut at = |ms, lsn| stored.now(start + Duration::from_millis(ms), Lsn(lsn));
+        assert_eq!([at(0, 1), at(900, 2), at(1_999, 3)], [None; 3]);
+        assert_eq!(
+            [at(2_000, 4), at(3_000, 5), at(4_100, 6)],
+            [Some(Lsn(1)), None, Some(Lsn(4))]
+        );
+    }
 
     #[test]
     fn a_slot_gets_a_name_that_postgresql_takes() {

@@ -27,7 +27,7 @@ fn a_snapshot_comes_first_and_then_every_transaction_as_it_commits() {
     let want = [
         r#"["orders","1"] {"id":"1","note":"one"}"#.to_owned(),
         r#"["orders","2"] {"id":"2","note":null}"#.to_owned(),
-        format!(r#"["~chunk","orders"] chunk orders low {low} final true ."#),
+        format!(r#"["~chunk","orders"] chunk orders low {low} final true"#),
         format!(r#"["~chunk","sales.lines"] chunk sales.lines low {low} final true ."#),
         r#"["orders","3"] {"id":"3","note":"drei"}"#.to_owned(),
         r#"["sales.lines",3,1] {"order_id":3,"n":1,"qty":"1.50"}"#.to_owned(),
