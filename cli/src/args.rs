@@ -326,6 +326,8 @@ pub enum OffsetsCommand {
     Accept(Task),
     /// Puts the committed offsets back to what the state contains.
     Restore(Task),
+    /// Goes on without records that retention has removed before they were processed.
+    Skip(Task),
 }
 
 /// A processor's task.
@@ -352,7 +354,7 @@ pub struct Token {
     /// Data directory of the `trunkline dev` that is to take it.
     #[arg(long, value_name = "DIR", default_value = ".trunkline")]
     pub data: PathBuf,
-    /// Configuration of an edge that is to take it instead; its first issuer must share a `secret` with it.
+    /// Configuration of an edge that is to take it instead; an issuer of it must share a `secret` with it.
     #[arg(long, value_name = "FILE", conflicts_with = "data")]
     pub config: Option<PathBuf>,
 }

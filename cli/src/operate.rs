@@ -95,6 +95,8 @@ pub enum Way {
     Accept,
     /// The state is right.
     Restore,
+    /// Neither: go on where the inputs begin now.
+    Skip,
 }
 
 /// A place in a topic.
@@ -236,6 +238,7 @@ fn standing(
             offsets::accept(log, processor, &changelog, &inputs).map_err(refused)?;
         }
         Way::Restore => drop(offsets::restore(log, processor, &changelog).map_err(refused)?),
+        Way::Skip => drop(offsets::skip(log, processor, &changelog).map_err(refused)?),
     }
     offsets::standing(log, processor, &changelog).map_err(refused)
 }

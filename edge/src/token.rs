@@ -182,14 +182,27 @@ impl DevKey {
     }
 }
 
+/// The first issuer whose tokens can be minted with what the edge knows: a shared secret, and HS256 allowed.
+///
+/// # Errors
+/// There is none.
+pub fn minting_issuer(issuers: &[IssuerConfig]) -> Result<&IssuerConfig, TokenError> {
+    let can = |issuer: &&IssuerConfig| issuer.secret.is_some() && issuer.algorithms.contains(&Algorithm::HS256);
+    issuers.iter().find(can).ok_or(TokenError::Request(
+        "the edge has no issuer with a shared `secret` and the algorithm HS256; only whoever holds an issuer's private \
+         key can mint its tokens",
+    ))
+}
+
 /// Mints a token at a time (seconds since the epoch), as an issuer that an edge shares a secret with.
 ///
 /// # Errors
-/// What is wrong with the request, or that the issuer's keys are not a shared secret.
+/// What is wrong with the request, or that the issuer has no secret.
 pub fn mint_as(issuer: &IssuerConfig, request: &TokenRequest, now_s: i64) -> Result<String, TokenError> {
-    let secret = issuer.secret.as_ref().ok_or(TokenError::Request(
-        "the edge's first issuer has no shared `secret`; only whoever holds its private key can mint its tokens",
-    ))?;
+    let secret = issuer
+        .secret
+        .as_ref()
+        .ok_or(TokenError::Request("the issuer has no shared `secret`"))?;
     let claims = request.claims(&issuer.issuer, now_s)?;
     let key = EncodingKey::from_secret(secret.expose().as_bytes());
     jsonwebtoken::encode(&Header::new(jsonwebtoken::Algorithm::HS256), &claims, &key).map_err(|source| {
@@ -289,7 +302,9 @@ mod tests {
                 .contains("`secret`")
         );
         issuer.secret = Some(Secret::new("a secret of more than 32 bytes, as it must be"));
-        let token = mint_as(&issuer, &request(), NOW_S).unwrap();
+        let other = IssuerConfig::new("other", "https://other.invalid/", DEV_AUDIENCE, &[Algorithm::RS256]);
+        let all = [other, issuer.clone()];
+        let token = mint_as(minting_issuer(&all).unwrap(), &request(), NOW_S).unwrap();
         let auth = Authenticator::new(&[issuer]).unwrap();
         let identity = auth.verify(&token, NOW_S * 1_000).await.unwrap();
         assert_eq!(identity.principal.to_string(), "demo:42");

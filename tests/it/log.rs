@@ -99,6 +99,7 @@ suite! {
             opening_a_session_ends_the_transaction_of_a_dead_one,
             a_transaction_that_is_open_too_long_is_aborted,
             after_an_abort_the_session_goes_on,
+            a_flushed_transaction_leaves_a_mark_when_it_is_aborted,
             a_refused_record_lets_the_transaction_only_abort,
             an_unknown_topic_fails_the_transaction,
             a_session_has_one_transaction_at_a_time,

@@ -13,6 +13,7 @@ pub fn run(output: Output, offsets: &args::Offsets) -> Result<()> {
         OffsetsCommand::Show(task) => (Way::Show, task),
         OffsetsCommand::Accept(task) => (Way::Accept, task),
         OffsetsCommand::Restore(task) => (Way::Restore, task),
+        OffsetsCommand::Skip(task) => (Way::Skip, task),
     };
     let parts = task.task.rsplit_once('/');
     let parts = parts.and_then(|(store, partition)| Some((store.to_owned(), partition.parse().ok()?)));

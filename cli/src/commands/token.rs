@@ -4,7 +4,7 @@ use crate::args::{self, Output};
 use crate::{config, print, time};
 use anyhow::{Context, Result, bail};
 use edge::config::Algorithm;
-use edge::token::{DEV_AUDIENCE, DEV_KEY_FILE, DevKey, TokenRequest, mint_as, parse_claim};
+use edge::token::{DEV_AUDIENCE, DEV_KEY_FILE, DevKey, TokenRequest, mint_as, minting_issuer, parse_claim};
 use process::clock;
 use std::path::Path;
 
@@ -43,8 +43,7 @@ fn for_dev(data: &Path, request: &TokenRequest, now_s: i64) -> Result<String> {
 fn for_node(path: &Path, mut request: TokenRequest, now_s: i64) -> Result<String> {
     let edge = config::read(path)?.edge;
     let issuers = edge.map(|edge| edge.issuers).unwrap_or_default();
-    let issuer = issuers.first();
-    let issuer = issuer.with_context(|| format!("{} has no [[edge.issuers]] to mint a token for", path.display()))?;
+    let issuer = minting_issuer(&issuers).with_context(|| path.display().to_string())?;
     request.audience = issuer.audience.first().cloned().unwrap_or_default();
     Ok(mint_as(issuer, &request, now_s)?)
 }

@@ -20,8 +20,9 @@ use std::time::{Duration, Instant};
 /// The topic of all connectors' positions: one partition, compacted.
 pub const POSITIONS_TOPIC: &str = "connect.positions";
 
-/// Longer than any transaction of a connector lasts, so that one that still holds the topic back was forgotten.
-const HELD_BACK: Duration = Duration::from_secs(20);
+/// Longer than any transaction of a connector lasts (10 s, and the broker looks every 10 s), so that one that still holds
+/// the topic back was forgotten.
+const HELD_BACK: Duration = Duration::from_secs(25);
 /// How long the topic may be held back, by whomever, before the connector says so.
 const READ_LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
@@ -120,6 +121,8 @@ impl Positions {
         self.put_record();
         session.begin()?;
         session.send(&self.batch)?;
+        // Without a written record there would be nothing to abort, and no mark.
+        session.flush()?;
         session.abort()
     }
 

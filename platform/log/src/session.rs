@@ -65,6 +65,15 @@ pub trait Session: Send {
     /// topic that does not exist is [`crate::Error::UnknownTopic`] here, or an aborted commit.
     fn send(&mut self, records: &OutBatch) -> Result<()>;
 
+    /// Waits until what was sent in the open transaction is written. A commit does so by itself; an abort does not, and
+    /// leaves no mark where nothing was written.
+    ///
+    /// # Errors
+    /// As for `send`: the transaction can then only be aborted.
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Ends the transaction: waits until the records are written, adds the consumed offsets (each the offset *after*
     /// the last record consumed) under the membership that read them, and commits.
     fn commit(&mut self, consumed: Option<(&Member, &[(TopicPartition, Offset)])>) -> Outcome;

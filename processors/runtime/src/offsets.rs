@@ -24,8 +24,8 @@ pub struct Place {
     pub topic: String,
     /// Partition.
     pub partition: i32,
-    /// Next offset by the state.
-    pub state: Offset,
+    /// Next offset by the state; none when the changelog knows nothing of this input.
+    pub state: Option<Offset>,
     /// Next offset by the group; none when it has never committed, or its offsets have expired.
     pub committed: Option<Offset>,
 }
@@ -33,30 +33,65 @@ pub struct Place {
 const READ_BYTES: usize = 4 << 20;
 const READ_WAIT: Duration = Duration::from_millis(100);
 
-/// Where a task stands, by its changelog and by its group.
+/// Where a task stands, by its changelog and by its group. Of a changelog without a marker the inputs are those of the
+/// group's offsets that have the task's partition.
 ///
 /// # Errors
-/// A log that fails, a changelog that cannot be read or holds no marker.
+/// A log that fails, a changelog that cannot be read, a task of which neither knows anything.
 pub fn standing(log: &dyn Log, application: &str, changelog: &TopicPartition) -> Result<Standing> {
-    let marker = marker(log, application, changelog)?.ok_or_else(|| empty(application, changelog))?;
-    let inputs = marker.inputs();
-    let committed = log.committed(application, &inputs).map_err(|source| Error::Log {
+    let wrap = |source| Error::Log {
         who: application.to_owned(),
         source,
-    })?;
-    let place = |(topic, partition, state): &(String, i32, Offset)| Place {
-        topic: topic.clone(),
-        partition: *partition,
-        state: *state,
-        committed: committed
-            .get(&TopicPartition::new(topic.as_str(), *partition))
-            .copied()
-            .flatten(),
+    };
+    let marker = marker(log, application, changelog)?;
+    let inputs = match &marker {
+        Some(marker) => marker.inputs(),
+        None => {
+            let groups = log.groups().map_err(wrap)?;
+            let group = groups.into_iter().find(|group| group.group == application);
+            let inputs = group.into_iter().flat_map(|group| group.committed.into_keys());
+            inputs.filter(|input| input.partition == changelog.partition).collect()
+        }
+    };
+    if inputs.is_empty() {
+        return Err(empty(application, changelog));
+    }
+    let committed = log.committed(application, &inputs).map_err(wrap)?;
+    let place = |input: &TopicPartition| Place {
+        topic: input.topic.to_string(),
+        partition: input.partition,
+        state: marker.as_ref().and_then(|marker| marker.next_offset(input)),
+        committed: committed.get(input).copied().flatten(),
     };
     Ok(Standing {
-        seq: marker.seq,
-        inputs: marker.offsets.iter().map(place).collect(),
+        seq: marker.as_ref().map_or(0, |marker| marker.seq),
+        inputs: inputs.iter().map(place).collect(),
     })
+}
+
+/// Moves a task's offsets and marker to the start of what its inputs still hold, where they are below it: records that
+/// are gone are not processed. The group must have no live member.
+///
+/// # Errors
+/// As [`standing`] and [`accept`].
+pub fn skip(log: &dyn Log, application: &str, changelog: &TopicPartition) -> Result<Marker> {
+    let wrap = |source| Error::Log {
+        who: application.to_owned(),
+        source,
+    };
+    let (mut inputs, mut moved) = (Vec::new(), Vec::new());
+    for place in standing(log, application, changelog)?.inputs {
+        let at = TopicPartition::new(place.topic.as_str(), place.partition);
+        let start = log.offset(&at, At::Start).map_err(wrap)?;
+        if place.state.or(place.committed).is_some_and(|next| next < start) {
+            moved.push((at.clone(), start));
+        }
+        inputs.push(at);
+    }
+    if !moved.is_empty() {
+        log.set_committed(application, &moved).map_err(wrap)?;
+    }
+    accept(log, application, changelog, &inputs)
 }
 
 fn empty(application: &str, changelog: &TopicPartition) -> Error {

@@ -32,8 +32,8 @@ pub(crate) const LOOK_AGAIN: Duration = Duration::from_secs(10);
 const ASIDE_MAX: u32 = 3;
 
 /// Time limits of a transaction after which offsets that are still not decided never will be: the coordinator ends
-/// every transaction at its limit.
-const LIMITS_UNTIL_FORGOTTEN: u32 = 3;
+/// every transaction at its limit, but looks for those only every 10 s, as long as a limit is by default.
+const LIMITS_UNTIL_FORGOTTEN: u32 = 4;
 
 /// Committed offsets of the inputs, in their order.
 type Offsets = Vec<Option<Offset>>;
@@ -66,6 +66,8 @@ pub(crate) struct Recovery {
     not_before: Duration,
     /// Since when the offsets have been part of a transaction that is not decided.
     undecided: Option<Duration>,
+    /// Whether the transaction's end was given up, so that offsets count as absent.
+    forgotten: bool,
     /// Records read so far, for the report.
     pub restored: u64,
     /// Why it waits, for people.
@@ -198,7 +200,12 @@ pub(crate) fn set_aside(task: &mut Task, recovery: &mut Recovery, env: &Env, rea
 }
 
 fn offsets(task: &mut Task, recovery: &mut Recovery, env: &Env) -> Next {
-    match env.log.committed(&task.sub.application, &task.partitions()) {
+    let committed = env.log.committed(&task.sub.application, &task.partitions());
+    if !matches!(committed, Err(log::Error::Undecided { .. })) {
+        recovery.undecided = None;
+        recovery.forgotten = false;
+    }
+    match committed {
         Ok(committed) => {
             let offsets = task
                 .inputs
@@ -220,9 +227,11 @@ fn offsets(task: &mut Task, recovery: &mut Recovery, env: &Env) -> Next {
 fn undecided(task: &mut Task, recovery: &mut Recovery, env: &Env, error: &log::Error) -> Next {
     let now = env.clock.elapsed();
     let since = *recovery.undecided.get_or_insert(now);
-    if now.saturating_sub(since) < env.config.transaction_timeout.saturating_mul(LIMITS_UNTIL_FORGOTTEN) {
+    let limit = env.config.transaction_timeout.saturating_mul(LIMITS_UNTIL_FORGOTTEN);
+    if now.saturating_sub(since) < limit {
         return recovery.log_failed(now, error);
     }
+    recovery.forgotten = true;
     tracing::warn!(
         task = %task.id,
         group = %task.sub.application,
@@ -286,6 +295,13 @@ fn reached(task: &mut Task, recovery: &mut Recovery, env: &Env, offsets: Offsets
 
 fn compare(task: &Task, recovery: &mut Recovery, offsets: Offsets) -> Next {
     let marker = task.live.as_ref().and_then(|live| live.marker.clone());
+    if recovery.forgotten && marker.is_none() {
+        return Next::Stop(format!(
+            "its offsets are part of a transaction that is never decided, and {} holds no state to go by; end the \
+             transaction with Kafka's kafka-transactions.sh",
+            task.changelog
+        ));
+    }
     let inputs: Vec<_> = task.inputs.iter().map(|input| input.at.clone()).collect();
     match decide(&inputs, &offsets, marker.as_ref()) {
         Verdict::Start { places, warning } => {

@@ -21,6 +21,8 @@ pub struct State {
     pub(crate) space: store::Space,
     /// The time of the first timer of each clock, as far as it is known.
     timers: [First; 2],
+    /// The earliest timer of each clock that was set since somebody last asked.
+    set: [Option<Millis>; 2],
 }
 
 /// The first timer of a clock.
@@ -31,6 +33,8 @@ enum First {
     Unknown,
     None,
     At(Millis),
+    /// It was taken away: the next one is not before its time.
+    NotBefore(Millis),
 }
 
 impl State {
@@ -42,6 +46,7 @@ impl State {
             store,
             space,
             timers: [First::Unknown; 2],
+            set: [None; 2],
         }
     }
 
@@ -69,15 +74,26 @@ impl State {
         match first {
             First::None => *first = First::At(timer.at),
             First::At(at) => *at = timer.at.min(*at),
-            First::Unknown => {}
+            First::NotBefore(at) if timer.at < *at => *first = First::At(timer.at),
+            First::NotBefore(_) | First::Unknown => {}
         }
+        let set = &mut self.set[timer.clock.index()];
+        *set = Some(set.map_or(timer.at, |at| at.min(timer.at)));
         self.write_any(&timer.row(), Some(Vec::new()));
     }
 
     /// Takes a timer back; one that is not set may be taken back too.
     pub fn cancel_timer(&mut self, timer: &Timer) {
-        self.timers[timer.clock.index()] = First::Unknown;
+        let first = &mut self.timers[timer.clock.index()];
+        if *first == First::At(timer.at) {
+            *first = First::NotBefore(timer.at);
+        }
         self.write_any(&timer.row(), None);
+    }
+
+    /// The earliest timer of a clock that was set since this was last asked.
+    pub(crate) fn was_set(&mut self, clock: TimerClock) -> Option<Millis> {
+        self.set[clock.index()].take()
     }
 
     /// Removes a timer; says whether it was there.
@@ -91,38 +107,40 @@ impl State {
 
     /// When the first timer of a clock is due.
     pub(crate) fn first_timer(&mut self, clock: TimerClock) -> Result<Option<Millis>> {
-        let known = self.timers[clock.index()];
-        let first = match known {
-            First::Unknown => match self.timers_until(clock, Millis::MAX, 1)?.first() {
-                Some(timer) => First::At(timer.at),
-                None => First::None,
-            },
-            known => known,
+        let from = match self.timers[clock.index()] {
+            First::At(at) => return Ok(Some(at)),
+            First::None => return Ok(None),
+            First::Unknown => 0,
+            First::NotBefore(at) => at,
         };
-        self.timers[clock.index()] = first;
-        Ok(match first {
-            First::At(at) => Some(at),
-            First::None | First::Unknown => None,
-        })
+        let found = self.timers_between(clock, from, Millis::MAX, 1)?;
+        let first = found.first().map(|timer| timer.at);
+        self.timers[clock.index()] = first.map_or(First::None, First::At);
+        Ok(first)
     }
 
     /// The first timers of a clock that are due at a time.
     pub(crate) fn due(&mut self, clock: TimerClock, now: Millis, at_most: usize) -> Result<Vec<Timer>> {
         match self.first_timer(clock)? {
-            Some(at) if at <= now => self.timers_until(clock, now, at_most),
+            Some(at) if at <= now => self.timers_between(clock, at, now, at_most),
             _ => Ok(Vec::new()),
         }
     }
 
-    fn timers_until(&self, clock: TimerClock, until: Millis, at_most: usize) -> Result<Vec<Timer>> {
-        let mut found = Vec::new();
-        self.scan_any(&clock.prefix(), &mut |row, _| match Timer::of_row(clock, row) {
-            Some(timer) if timer.at <= until && found.len() < at_most => {
-                found.push(timer);
-                ControlFlow::Continue(())
-            }
-            _ => ControlFlow::Break(()),
-        })?;
+    fn timers_between(&self, clock: TimerClock, from: Millis, until: Millis, at_most: usize) -> Result<Vec<Timer>> {
+        let (mut found, prefix) = (Vec::new(), clock.prefix());
+        let first = clock.rows_from(from);
+        self.scan_between(
+            &first,
+            after_prefix(&prefix).as_deref(),
+            &mut |row, _| match Timer::of_row(clock, row) {
+                Some(timer) if timer.at <= until && found.len() < at_most => {
+                    found.push(timer);
+                    ControlFlow::Continue(())
+                }
+                _ => ControlFlow::Break(()),
+            },
+        )?;
         Ok(found)
     }
 
@@ -131,6 +149,7 @@ impl State {
         self.overlay.clear();
         self.overlay_bytes = 0;
         self.timers = [First::Unknown; 2];
+        self.set = [None; 2];
     }
 
     fn write(&mut self, key: &[u8], value: Option<Vec<u8>>) {
@@ -165,19 +184,16 @@ impl State {
 
     /// The same with the runtime's own keys.
     pub(crate) fn scan_any(&self, prefix: &[u8], visit: Visit<'_>) -> Result<()> {
-        let end = after_prefix(prefix);
-        let upper = end.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-        let mut written = self
-            .overlay
-            .range::<[u8], _>((Bound::Included(prefix), upper))
-            .peekable();
+        self.scan_between(prefix, after_prefix(prefix).as_deref(), visit)
+    }
+
+    /// The same from a key to another, which is left out.
+    fn scan_between(&self, from: &[u8], end: Option<&[u8]>, visit: Visit<'_>) -> Result<()> {
+        let upper = end.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut written = self.overlay.range::<[u8], _>((Bound::Included(from), upper)).peekable();
         let mut stopped = false;
-        self.store.scan(
-            self.space,
-            prefix,
-            end.as_deref(),
-            Direction::Forward,
-            &mut |key, value| {
+        self.store
+            .scan(self.space, from, end, Direction::Forward, &mut |key, value| {
                 let mut flow = ControlFlow::Continue(());
                 while let Some((over, new)) = written.next_if(|(over, _)| over.as_slice() < key) {
                     flow = new.as_ref().map_or(ControlFlow::Continue(()), |new| visit(over, new));
@@ -194,8 +210,7 @@ impl State {
                 }
                 stopped = flow.is_break();
                 flow
-            },
-        )?;
+            })?;
         if !stopped {
             for (over, new) in written {
                 if let Some(new) = new

@@ -255,15 +255,14 @@ impl Task {
             &mut self.effects,
             TIMERS_MAX,
         );
-        let fired = fired.map_err(|error| Trouble::Stop(chain(&error)))? > 0;
-        // The offsets and the marker go with it: a transaction without them would not be fenced.
-        self.moved |= fired;
-        Ok(fired)
+        // A timer that fires deletes its row, so that the task has something to commit, with its marker and its offsets.
+        Ok(fired.map_err(|error| Trouble::Stop(chain(&error)))? > 0)
     }
 
     /// When its first timer of the wall clock is due.
     pub(crate) fn wakes_at(&mut self) -> crate::Result<Option<Millis>> {
-        let live = self.live.as_mut().filter(|_| matches!(self.phase, Phase::Running));
+        let fires = matches!(self.phase, Phase::Running) && self.caution.is_none();
+        let live = self.live.as_mut().filter(|_| fires);
         live.map_or(Ok(None), |live| live.state.first_timer(TimerClock::Wall))
     }
 

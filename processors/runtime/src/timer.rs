@@ -44,6 +44,11 @@ impl TimerClock {
     pub(crate) fn prefix(self) -> Vec<u8> {
         format!("[\"~timer\",\"{}\",", self.name()).into_bytes()
     }
+
+    /// What the keys of this clock's timers from a time on are not below.
+    pub(crate) fn rows_from(self, at: Millis) -> Vec<u8> {
+        format!("[\"~timer\",\"{}\",\"{:020}\"", self.name(), at.max(0)).into_bytes()
+    }
 }
 
 /// A timer.
@@ -102,12 +107,16 @@ pub(crate) fn fire(
                 break;
             }
             for timer in due {
-                // One that fired before may have cancelled it.
+                // One that fired before may have set an earlier one, or cancelled this.
+                if state.was_set(clock).is_some_and(|set| set < timer.at) {
+                    break;
+                }
                 if state.take_timer(&timer)? {
                     processor.timer(context, &timer, state, effects)?;
                     fired += 1;
                 }
             }
+            state.was_set(clock);
         }
     }
     Ok(fired)
@@ -140,6 +149,7 @@ mod tests {
             };
             effects.emit(record, []);
             match timer.key.as_str() {
+                "early" => state.set_timer(Timer::new(timer.clock, timer.at + 1, "between")),
                 "again" if timer.at < 300 => state.set_timer(Timer::new(timer.clock, timer.at + 100, "again")),
                 "first" => state.cancel_timer(&Timer::new(TimerClock::Wall, context.now, "second")),
                 _ => {}
@@ -190,6 +200,16 @@ mod tests {
             .state_mut()
             .set_timer(Timer::new(TimerClock::Wall, 2_000, "second"));
         assert_eq!(fired(&mut driver, 2_000), ["first at 2000"]);
+    }
+
+    #[test]
+    fn a_timer_that_is_set_in_between_fires_in_between() {
+        let mut driver = StepDriver::new("alarm", Box::new(Alarm)).unwrap();
+        for (at, key) in [(10, "early"), (20, "late"), (30, "later")] {
+            driver.state_mut().set_timer(Timer::new(TimerClock::Wall, at, key));
+        }
+        let want = ["early at 10", "between at 11", "late at 20", "later at 30"];
+        assert_eq!(fired(&mut driver, 100), want);
     }
 
     #[test]

@@ -164,3 +164,15 @@ pub fn a_session_has_one_transaction_at_a_time(bench: &Bench) {
     committed(session.commit(None));
     assert_eq!(texts(&bench.committed(&at)), ["a", "b"]);
 }
+
+/// What was flushed leaves the mark of its end in its partition, also when it is aborted.
+pub fn a_flushed_transaction_leaves_a_mark_when_it_is_aborted(bench: &Bench) {
+    let at = bench.line();
+    let mut session = bench.any_session();
+    session.begin().unwrap();
+    session.send(&batch(&at, &["gone"])).unwrap();
+    session.flush().unwrap();
+    session.abort().unwrap();
+    world::wait_for("the mark", LIMIT, || (bench.offset(&at, At::Stable) == 2).then_some(()));
+    assert_eq!(texts(&bench.committed(&at)), [""; 0]);
+}

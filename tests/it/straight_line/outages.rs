@@ -36,7 +36,12 @@ fn postgres_kafka_and_the_registry_may_stop_and_start_again() {
     let load = stage.load(&LOAD);
     stage.more_pages(2, LIMIT);
 
+    // A lone broker that is stopped in the middle of a transaction may forget parts of it (docs/decisions/0005), which
+    // nobody could mend; what is written while it is away is another matter.
+    drop(load);
+    stage.wait_quiet(LIMIT);
     stage.broker.stop();
+    let load = stage.load(&LOAD);
     for node in ROLES {
         stage.fleet.wait_red(node, "log", "out of reach", SOON);
     }

@@ -63,9 +63,7 @@ impl Stage {
         let fleet = Fleet::new(
             &format!("{}{nodes}", topology::samples::PGBENCH.text),
             &broker.bootstrap(),
-            // A lone broker that stops under load may lose a transaction that it has acknowledged. The connector sees that
-            // its slot is ahead of what is stored, and here it may take a new snapshot by itself.
-            &format!("[connectors.bank]\nurl = \"{url}\"\nheartbeat_seconds = 2\non_mismatch = \"resync\"\n"),
+            &format!("[connectors.bank]\nurl = \"{url}\"\nheartbeat_seconds = 2\n"),
         );
         Stage {
             fleet,
@@ -133,6 +131,12 @@ impl Stage {
             }
             std::thread::park_timeout(Duration::from_millis(20));
         }
+    }
+
+    /// Waits until no device has been told anything new for a second, the length of its polls.
+    pub fn wait_quiet(&self, limit: Duration) {
+        let quiet = |device: &Device| device.last.lock().unwrap().contains(": 304");
+        world::wait_for("quiet", limit, || self.devices.iter().all(quiet).then_some(()));
     }
 
     fn pages(&self) -> impl Iterator<Item = usize> {

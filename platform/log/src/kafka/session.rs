@@ -6,7 +6,7 @@
 
 use super::producer::Producer;
 use super::raw::list::List;
-use super::raw::{Code, Fault};
+use super::raw::{Code, Fault, Handle};
 use super::{Config, fault, settings};
 use crate::consumer::MemberToken;
 use crate::{Error, Member, Offset, OutBatch, Outcome, Result, Session, SessionConfig, TopicPartition, probe};
@@ -78,12 +78,21 @@ impl KafkaSession {
         )
     }
 
-    /// Makes a call again for as long as the library says that it may be, but not after a time-out.
-    fn insist(&self, producer: &Producer, call: impl Fn(&Producer) -> Result<(), Fault>) -> Result<(), Fault> {
-        let end = Instant::now() + self.session.transaction_timeout;
+    /// When the transaction has lasted for as long as it may.
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.session.transaction_timeout
+    }
+
+    /// Makes a call again for as long as the library says that it may be, but not after a time-out. The call is told
+    /// what is left of the time.
+    fn insist(
+        producer: &Producer,
+        until: Instant,
+        call: impl Fn(&Handle, Duration) -> Result<(), Fault>,
+    ) -> Result<(), Fault> {
         loop {
-            match call(producer) {
-                Err(found) if may_retry(&found) && Instant::now() < end => {
+            match call(producer.handle(), left(until)) {
+                Err(found) if may_retry(&found) && Instant::now() < until => {
                     // The library waits by itself where waiting helps; this only keeps a tight loop from forming.
                     std::thread::sleep(Duration::from_millis(1));
                 }
@@ -128,8 +137,8 @@ impl KafkaSession {
     }
 
     /// Waits until every record is written, and provably so: once the end is sent it is too late to ask.
-    fn written(&self, producer: &Producer) -> Result<(), Fault> {
-        producer.handle().flush(self.session.transaction_timeout)?;
+    fn written(&self, producer: &Producer, until: Instant) -> Result<(), Fault> {
+        producer.handle().flush(left(until))?;
         if producer.unproven(self.transaction) {
             let mut found = Fault::of(Code::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER);
             found.abort = true;
@@ -138,20 +147,19 @@ impl KafkaSession {
         Ok(())
     }
 
-    fn end(&mut self) -> Outcome {
+    fn end(&mut self, until: Instant) -> Outcome {
         let Some(producer) = self.producer.as_ref() else {
             return Outcome::Aborted {
                 fenced: false,
                 reason: "the session needs renew first".to_owned(),
             };
         };
-        if let Err(found) = self.written(producer) {
+        if let Err(found) = self.written(producer, until) {
             return self.failed(&found);
         }
         probe::hit("log.commit.before");
         let troubles = producer.troubles();
-        let limit = self.session.transaction_timeout;
-        let ended = self.insist(producer, |p| p.handle().commit_transaction(limit));
+        let ended = Self::insist(producer, until, Handle::commit_transaction);
         probe::hit("log.commit.after");
         let Err(found) = ended else {
             self.state = State::Ready;
@@ -176,6 +184,13 @@ impl KafkaSession {
         self.spend();
         Outcome::Unknown { reason }
     }
+}
+
+/// What is left of a time, and 1 ms at least: nothing would mean "do not wait".
+fn left(until: Instant) -> Duration {
+    until
+        .saturating_duration_since(Instant::now())
+        .max(Duration::from_millis(1))
 }
 
 /// The library asks for the same call again, and no request of it is left behind.
@@ -226,6 +241,12 @@ impl Session for KafkaSession {
         Ok(())
     }
 
+    fn flush(&mut self) -> Result<()> {
+        let producer = self.producer("flush")?;
+        let written = self.written(producer, self.deadline());
+        written.map_err(|found| self.error("flush", &found))
+    }
+
     fn commit(&mut self, consumed: Option<(&Member, &[(TopicPartition, Offset)])>) -> Outcome {
         if self.state != State::Open {
             return Outcome::Aborted {
@@ -244,6 +265,7 @@ impl Session for KafkaSession {
             found.text = format!("a record was refused: {reason}");
             return self.failed(&found);
         }
+        let until = self.deadline();
         // What waits in the queue goes out now, beside the offsets; a limit of nothing starts that and does not wait.
         drop(producer.handle().flush(Duration::ZERO));
         if let Some((member, offsets)) = consumed {
@@ -254,12 +276,13 @@ impl Session for KafkaSession {
                 return self.failed(&found);
             };
             let list = List::of(offsets.iter().map(|(at, offset)| (at, *offset)));
-            let added = self.insist(producer, |p| p.handle().send_offsets(&list, &metadata.membership));
+            let send = |handle: &Handle, _| handle.send_offsets(&list, &metadata.membership);
+            let added = Self::insist(producer, until, send);
             if let Err(found) = added {
                 return self.failed(&found);
             }
         }
-        self.end()
+        self.end(until)
     }
 
     fn abort(&mut self) -> Result<()> {
@@ -267,8 +290,7 @@ impl Session for KafkaSession {
             return Ok(());
         }
         let producer = self.producer("abort a transaction")?;
-        let limit = self.session.transaction_timeout;
-        let aborted = self.insist(producer, |p| p.handle().abort_transaction(limit));
+        let aborted = Self::insist(producer, self.deadline(), Handle::abort_transaction);
         drop(producer.collect(self.transaction));
         match aborted {
             Ok(()) => {

@@ -7,7 +7,7 @@ use super::caution::Caution;
 use super::{Broken, StreamThread};
 use crate::Result;
 use crate::recovery::LOOK_AGAIN;
-use crate::task::Phase;
+use crate::task::{Phase, Task};
 use process::chain;
 
 /// Aborts in a row, without a reason that says whose, after which transactions are made smaller.
@@ -24,7 +24,8 @@ impl StreamThread {
             .position(|task| task.inputs.iter().any(|input| input.at == *at));
         self.commit(None)?;
         if let Some(task) = task {
-            self.stop(task, lost_records(error), true);
+            let lost = self.tasks.get(task).map(|task| lost_records(task, error));
+            self.stop(task, lost.unwrap_or_default(), true);
         }
         Ok(())
     }
@@ -119,10 +120,13 @@ impl StreamThread {
     }
 }
 
-fn lost_records(error: &log::Error) -> String {
+fn lost_records(task: &Task, error: &log::Error) -> String {
     format!(
         "{}: records that were not yet processed are gone, by retention or by hand; to go on without them: \
-         `trunkline offsets accept`",
-        chain(error)
+         `trunkline offsets skip {} {}/{}`",
+        chain(error),
+        task.sub.application,
+        task.sub.store,
+        task.id.partition
     )
 }

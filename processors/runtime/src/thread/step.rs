@@ -8,7 +8,7 @@ use super::{Broken, StreamThread};
 use crate::Result;
 use crate::pace::Advice;
 use crate::task::{Phase, Task, Trouble};
-use log::{Millis, RecordBatch};
+use log::{Fate, Millis, RecordBatch};
 use process::chain;
 use std::ops::Range;
 use std::time::Duration;
@@ -169,12 +169,40 @@ impl StreamThread {
                 return false;
             }
         }
-        let elapsed = self.env.clock.elapsed();
-        let Some(sent_bytes) = self.send_effects(index, elapsed) else {
-            return false;
+        self.send_fired(index)
+    }
+
+    /// Sends what timers of a task have made; says whether the transaction can go on. What the log refuses of it is no
+    /// record's fault: nothing is buried, the task stops, and looks again after a while.
+    fn send_fired(&mut self, index: usize) -> bool {
+        let now = self.env.clock.elapsed();
+        let Some(task) = self.tasks.get_mut(index) else {
+            return true;
         };
-        self.pace.worked(elapsed, 0, sent_bytes);
-        true
+        let (records, bytes) = (task.effects.out.len(), task.effects.out.byte_len());
+        let sent = if records == 0 {
+            Ok(())
+        } else {
+            self.writer.send(now, &task.effects.out)
+        };
+        task.effects.out.clear();
+        let records = u64::try_from(records).unwrap_or(u64::MAX);
+        self.env.metrics.records_out.increment(records);
+        match sent {
+            Ok(()) => {
+                self.pace.worked(now, 0, bytes);
+                true
+            }
+            Err(error) if error.fate() == Fate::Retry || matches!(error, log::Error::Fenced { .. }) => {
+                self.sent(index, Err(error))
+            }
+            Err(error) => {
+                let reason = format!("what its timers made is refused: {}", chain(&error));
+                self.broke(Broken::Failed(format!("a task stops: {reason}")));
+                self.stop(index, reason, true);
+                false
+            }
+        }
     }
 
     /// Moves a task's places behind a range.

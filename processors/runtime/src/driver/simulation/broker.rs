@@ -325,7 +325,7 @@ pub(super) struct Broker {
     pub fault: f64,
     /// Probability that a marker arrives at a step.
     pub speed: f64,
-    /// Probability that a transaction's end never comes to the group, as after a lone broker's restart.
+    /// Probability that a commit never comes to the group, as after a lone broker's restart.
     pub forget: f64,
     pub notes: BTreeMap<&'static str, u64>,
 }
@@ -516,7 +516,7 @@ impl Broker {
             c.touched.remove(&next);
             match next {
                 Touched::Part(at) => self.parts.entry(at).or_default().mark(self.now, c.txn, commit),
-                Touched::Group if self.rng.chance(self.forget) => {
+                Touched::Group if commit && self.rng.chance(self.forget) => {
                     *self.notes.entry("end forgotten").or_default() += 1;
                 }
                 Touched::Group => {
