@@ -233,8 +233,7 @@ fn standing(
     match way {
         Way::Show => return Ok(before),
         Way::Accept => {
-            let at = |input: &offsets::Place| TopicPartition::new(input.topic.as_str(), input.partition);
-            let inputs: Vec<_> = before.inputs.iter().map(at).collect();
+            let inputs: Vec<_> = before.inputs.iter().map(offsets::Place::at).collect();
             offsets::accept(log, processor, &changelog, &inputs).map_err(refused)?;
         }
         Way::Restore => drop(offsets::restore(log, processor, &changelog).map_err(refused)?),

@@ -17,6 +17,7 @@ mod records;
 mod sessions;
 mod topics;
 mod transactions;
+mod victim;
 
 use bench::Home;
 

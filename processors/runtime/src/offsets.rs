@@ -30,6 +30,13 @@ pub struct Place {
     pub committed: Option<Offset>,
 }
 
+impl Place {
+    /// The input's partition.
+    pub fn at(&self) -> TopicPartition {
+        TopicPartition::new(self.topic.as_str(), self.partition)
+    }
+}
+
 const READ_BYTES: usize = 4 << 20;
 const READ_WAIT: Duration = Duration::from_millis(100);
 
@@ -81,7 +88,7 @@ pub fn skip(log: &dyn Log, application: &str, changelog: &TopicPartition) -> Res
     };
     let (mut inputs, mut moved) = (Vec::new(), Vec::new());
     for place in standing(log, application, changelog)?.inputs {
-        let at = TopicPartition::new(place.topic.as_str(), place.partition);
+        let at = place.at();
         let start = log.offset(&at, At::Start).map_err(wrap)?;
         if place.state.or(place.committed).is_some_and(|next| next < start) {
             moved.push((at.clone(), start));

@@ -5,6 +5,7 @@
 //! is touched by hand.
 
 use super::bench::{Bench, LIMIT, assigned, batch, committed, config, now, record, seen, texts};
+use super::victim;
 use crate::world;
 use log::embedded::EmbeddedLog;
 use log::{
@@ -12,9 +13,7 @@ use log::{
     TopicPartition, TopicSpec,
 };
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -271,22 +270,12 @@ fn numbered(text: &str, writer: usize) -> Option<i64> {
 
 /// Alone it writes a little and checks it; as the child of the test below it writes until it is killed.
 #[test]
-#[expect(
-    clippy::disallowed_methods,
-    reason = "this is how the parent tells the child what it is"
-)]
 fn the_writer_that_is_killed() {
-    match std::env::var(CHILD) {
-        Ok(dir) => {
-            let out = Mutex::new(std::io::stdout());
-            write_all(&PathBuf::from(dir), i64::MAX, &|kind, writer, n| {
-                let mut out = out.lock().unwrap();
-                writeln!(out, "acknowledged {kind} {writer} {n}")
-                    .and_then(|()| out.flush())
-                    .expect("tell the parent");
-            });
-        }
-        Err(_) => {
+    match victim::directory(CHILD) {
+        Some(dir) => write_all(&dir, i64::MAX, &|kind, writer, n| {
+            victim::acknowledge(format_args!("{kind} {writer} {n}"));
+        }),
+        None => {
             let dir = tempfile::tempdir().unwrap();
             let told = Mutex::new(BTreeMap::new());
             write_all(dir.path(), 7, &|kind, writer, n| {
@@ -302,34 +291,12 @@ fn kill_9_loses_nothing_acknowledged_and_leaves_no_half_transaction() {
     let dir = tempfile::tempdir().unwrap();
     let mut acknowledged: BTreeMap<(String, usize), i64> = BTreeMap::new();
     for round in 0..12 {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "log::durable::the_writer_that_is_killed",
-                "--nocapture",
-                "--test-threads=1",
-            ])
-            .env(CHILD, dir.path())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("start the writer");
-        let lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
-        let (mut heard, enough) = (0, 20 + round * 53 % 211);
-        for line in lines {
-            let line = line.expect("read the writer");
-            let mut words = line.split(' ').skip_while(|word| *word != "acknowledged").skip(1);
-            let (Some(kind), Some(writer), Some(n)) = (words.next(), words.next(), words.next()) else {
-                continue;
-            };
-            acknowledged.insert((kind.to_owned(), writer.parse().unwrap()), n.parse().unwrap());
-            heard += 1;
-            if heard == enough {
-                // What was written to the pipe before the end is still read below.
-                child.kill().expect("kill the writer");
-            }
-        }
-        assert!(heard >= enough, "the writer ended by itself after {heard} lines");
-        child.wait().expect("wait for the writer");
+        let test = "log::durable::the_writer_that_is_killed";
+        victim::run(CHILD, test, dir.path(), 20 + round * 53 % 211, &mut |words| {
+            let [kind, writer, n, ..] = words else { return false };
+            acknowledged.insert(((*kind).to_owned(), writer.parse().unwrap()), n.parse().unwrap());
+            true
+        });
         for (writer, last) in check(dir.path(), &acknowledged).into_iter().enumerate() {
             // The next life begins behind this transaction; its append may be missing for ever.
             acknowledged.insert((format!("cut {round}"), writer), last);

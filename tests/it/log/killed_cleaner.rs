@@ -5,13 +5,12 @@
 //! no offset is used twice. Never: a file of the log is touched by hand.
 
 use super::bench::{Bench, assigned, committed, config, now};
+use super::victim;
 use log::embedded::{self, EmbeddedLog};
 use log::{At, Cleanup, Isolation, OutBatch, OutRecord, RecordBatch, Session, SharedLog, StartFrom};
 use log::{TopicConfig, TopicPartition, TopicSpec};
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -188,22 +187,12 @@ fn check(dir: &Path, told: &[(i64, i64); WRITERS]) -> (Vec<i64>, usize) {
 
 /// Alone it writes a little and checks it; as the child of the test below it writes and cleans until it is killed.
 #[test]
-#[expect(
-    clippy::disallowed_methods,
-    reason = "this is how the parent tells the child what it is"
-)]
 fn the_cleaner_that_is_killed() {
-    match std::env::var(CHILD) {
-        Ok(dir) => {
-            let out = Mutex::new(std::io::stdout());
-            write_all(&PathBuf::from(dir), i64::MAX, &|writer, n, next| {
-                let mut out = out.lock().unwrap();
-                writeln!(out, "acknowledged {writer} {n} {next}")
-                    .and_then(|()| out.flush())
-                    .expect("tell the parent");
-            });
-        }
-        Err(_) => {
+    match victim::directory(CHILD) {
+        Some(dir) => write_all(&dir, i64::MAX, &|writer, n, next| {
+            victim::acknowledge(format_args!("{writer} {n} {next}"));
+        }),
+        None => {
             let dir = tempfile::tempdir().unwrap();
             let told = Mutex::new([(0, 0); WRITERS]);
             write_all(dir.path(), 40, &|writer, n, next| {
@@ -220,33 +209,13 @@ fn kill_9_while_cleaning_loses_no_newest_record_and_brings_nothing_back() {
     let mut told = [(0, 0); WRITERS];
     let mut kept = 0;
     for round in 0..10 {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "log::killed_cleaner::the_cleaner_that_is_killed",
-                "--nocapture",
-                "--test-threads=1",
-            ])
-            .env(CHILD, dir.path())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("start the writer");
-        let lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
-        let (mut heard, enough) = (0, 40 + round * 53 % 211);
-        for line in lines {
-            let line = line.expect("read the writer");
-            let words = line.split(' ').skip_while(|word| *word != "acknowledged").skip(1);
-            let numbers: Vec<i64> = words.filter_map(|word| word.parse().ok()).collect();
-            let [writer, n, next] = numbers[..] else { continue };
+        let test = "log::killed_cleaner::the_cleaner_that_is_killed";
+        victim::run(CHILD, test, dir.path(), 40 + round * 53 % 211, &mut |words| {
+            let numbers: Vec<i64> = words.iter().filter_map(|word| word.parse().ok()).collect();
+            let [writer, n, next] = numbers[..] else { return false };
             told[usize::try_from(writer).expect("a writer")] = (n, next);
-            heard += 1;
-            if heard == enough {
-                // What was written to the pipe before the end is still read below.
-                child.kill().expect("kill the writer");
-            }
-        }
-        assert!(heard >= enough, "the writer ended by itself after {heard} lines");
-        child.wait().expect("wait for the writer");
+            true
+        });
         let (lasts, count) = check(dir.path(), &told);
         for (told, last) in told.iter_mut().zip(lasts) {
             told.0 = last;

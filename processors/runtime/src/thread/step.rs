@@ -176,18 +176,7 @@ impl StreamThread {
     /// record's fault: nothing is buried, the task stops, and looks again after a while.
     fn send_fired(&mut self, index: usize) -> bool {
         let now = self.env.clock.elapsed();
-        let Some(task) = self.tasks.get_mut(index) else {
-            return true;
-        };
-        let (records, bytes) = (task.effects.out.len(), task.effects.out.byte_len());
-        let sent = if records == 0 {
-            Ok(())
-        } else {
-            self.writer.send(now, &task.effects.out)
-        };
-        task.effects.out.clear();
-        let records = u64::try_from(records).unwrap_or(u64::MAX);
-        self.env.metrics.records_out.increment(records);
+        let (bytes, sent) = self.post(index, now);
         match sent {
             Ok(()) => {
                 self.pace.worked(now, 0, bytes);
@@ -219,10 +208,15 @@ impl StreamThread {
 
     /// Sends what a task has said; `None` when the transaction failed by it.
     pub(super) fn send_effects(&mut self, index: usize, now: Duration) -> Option<usize> {
-        let task = self.tasks.get_mut(index)?;
-        if task.effects.out.is_empty() {
-            return Some(0);
-        }
+        let (bytes, sent) = self.post(index, now);
+        self.sent(index, sent).then_some(bytes)
+    }
+
+    /// Hands what a task has said to the log; its bytes, and what the log says to it.
+    fn post(&mut self, index: usize, now: Duration) -> (usize, log::Result<()>) {
+        let Some(task) = self.tasks.get_mut(index).filter(|task| !task.effects.out.is_empty()) else {
+            return (0, Ok(()));
+        };
         let bytes = task.effects.out.byte_len();
         let sent = self.writer.send(now, &task.effects.out);
         self.env
@@ -230,7 +224,7 @@ impl StreamThread {
             .records_out
             .increment(u64::try_from(task.effects.out.len()).unwrap_or(u64::MAX));
         task.effects.out.clear();
-        self.sent(index, sent).then_some(bytes)
+        (bytes, sent)
     }
 
     /// Sorts out what the log said to records of a task; says whether they are on their way.
