@@ -65,6 +65,8 @@ pub enum Command {
     Replay(Replay),
     /// What a processor's state contains beside what its group has committed, and the ways out when they differ.
     Offsets(Offsets),
+    /// What the processors' tasks do, and what their committed state holds.
+    State(State),
     /// Mint a token for development.
     Token(Token),
     /// Look for what is wrong here, and say the command that mends it.
@@ -337,6 +339,58 @@ pub struct Task {
     pub processor: String,
     /// The task as messages name it: its store and partition, such as `change.shop/0`.
     pub task: String,
+}
+
+/// `trunkline state`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The process that has the task answers; any other sends on to it. With --kafka the processes are found by what they have told in the topic `members`.\n\nExamples:\n  trunkline state list\n  trunkline state scan sync-views change.shop --limit 20\n  trunkline state get sync-views change.shop '[\"row\",\"orders\",\"17\"]' --partition 0"
+)]
+pub struct State {
+    /// Which log.
+    #[command(flatten)]
+    pub target: Target,
+    /// Asks this process: the URL of its operators' listener.
+    #[arg(long, value_name = "URL")]
+    pub admin: Option<String>,
+    /// What to ask.
+    #[command(subcommand)]
+    pub command: StateCommand,
+}
+
+/// What can be asked of state.
+#[derive(Debug, Subcommand)]
+pub enum StateCommand {
+    /// Tasks and standbys of every process that answers: what each does, and how much a restore has left.
+    List,
+    /// One key's value.
+    Get {
+        /// The processor.
+        processor: String,
+        /// Its store, as `state list` names it.
+        store: String,
+        /// The key, as its JSON text.
+        key: String,
+        /// The task's partition; without it, that in which a record of this key is.
+        #[arg(long)]
+        partition: Option<i32>,
+    },
+    /// Keys and values, in the order of the keys' bytes.
+    Scan {
+        /// The processor.
+        processor: String,
+        /// Its store, as `state list` names it.
+        store: String,
+        /// Only keys that begin so.
+        #[arg(long, default_value = "")]
+        prefix: String,
+        /// Only this partition.
+        #[arg(long)]
+        partition: Option<i32>,
+        /// At most so many rows.
+        #[arg(long, short = 'n', default_value_t = 100)]
+        limit: usize,
+    },
 }
 
 /// `trunkline token`.

@@ -6,5 +6,6 @@ pub mod init;
 pub mod look;
 pub mod offsets;
 pub mod run;
+pub mod state;
 pub mod token;
 pub mod topology;

@@ -89,6 +89,9 @@ pub struct Processors {
     pub store: Engine,
     /// Caches and write buffers of each task's store, in MiB.
     pub store_memory_mib: u64,
+    /// After how many processes lost at once no task starts cold: each process keeps the stores warm of the tasks that
+    /// it would get then. At most 3.
+    pub standby_replicas: usize,
 }
 
 /// A store engine.
@@ -121,6 +124,7 @@ impl Default for Processors {
             threads: 1,
             store: Engine::Fjall,
             store_memory_mib: 32,
+            standby_replicas: 0,
         }
     }
 }

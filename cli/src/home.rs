@@ -5,6 +5,7 @@
 use crate::args::Target;
 use crate::config::{Kafka, Registry as RegistryConfig};
 use crate::operate::{Operator, Performer, fetch_from};
+use crate::state::Running;
 use anyhow::{Context, Result, bail};
 use log::SharedLog;
 use log::embedded::{self, EmbeddedLog};
@@ -26,9 +27,25 @@ pub struct Home {
     pub clock: SharedClock,
     /// Replicas of the topics that are created.
     pub replication: Option<i32>,
+    /// The processors that run in this process.
+    pub running: Running,
+    /// URL of this process's operators' listener, as other processes reach it.
+    pub advertised: Option<String>,
 }
 
 impl Home {
+    /// A log and a registry in which no processor runs yet.
+    pub fn new(log: SharedLog, registry: SharedRegistry, clock: SharedClock, replication: Option<i32>) -> Self {
+        Home {
+            log,
+            registry,
+            clock,
+            replication,
+            running: Running::default(),
+            advertised: None,
+        }
+    }
+
     /// What performs operators' requests.
     pub fn operator(&self) -> Operator {
         Operator {
@@ -77,7 +94,7 @@ pub fn registry(config: &RegistryConfig, log: &SharedLog) -> Result<SharedRegist
 
 /// What a running `dev` writes into its data directory, for the other commands.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Running {
+pub struct Dev {
     /// URL of its admin listener.
     pub admin: String,
     /// URL of its devices' listener.
@@ -88,9 +105,30 @@ pub struct Running {
     pub pid: u32,
 }
 
-/// The file that [`Running`] stands in.
+/// The file that [`Dev`] stands in.
 pub fn running_file(data: &Path) -> PathBuf {
     data.join("dev.json")
+}
+
+/// What the `dev` that runs in a data directory has written down.
+pub fn running_dev(data: &Path) -> Result<Dev> {
+    let file = running_file(data);
+    let text = std::fs::read_to_string(&file).with_context(|| {
+        format!(
+            "no `trunkline dev` has written {}; start one there, or name a Kafka with --kafka",
+            file.display()
+        )
+    })?;
+    serde_json::from_str(&text).with_context(|| format!("{}", file.display()))
+}
+
+/// Connects to the Kafka that an operator's command names.
+pub fn target_log(brokers: &str) -> Result<SharedLog> {
+    kafka_log(&Kafka {
+        brokers: brokers.to_owned(),
+        settings: Default::default(),
+        replication: None,
+    })
 }
 
 /// Who performs an operator's request: this process on Kafka or on a log that nobody has open, else the running `dev`.
@@ -103,22 +141,9 @@ pub fn performer(target: &Target) -> Result<Performer> {
         listen: None,
     };
     if let Some(brokers) = &target.kafka {
-        let config = Kafka {
-            brokers: brokers.clone(),
-            settings: Default::default(),
-            replication: None,
-        };
-        let log = kafka_log(&config)?;
+        let log = target_log(brokers)?;
         let registry = registry(&registry_config, &log)?;
-        return Ok(Performer::Here(
-            Home {
-                log,
-                registry,
-                clock,
-                replication: None,
-            }
-            .operator(),
-        ));
+        return Ok(Performer::Here(Home::new(log, registry, clock, None).operator()));
     }
     if !target.data.join("log").exists() {
         bail!(
@@ -129,27 +154,9 @@ pub fn performer(target: &Target) -> Result<Performer> {
     match embedded_log(&target.data, &clock) {
         Ok(log) => {
             let registry = registry(&registry_config, &log)?;
-            Ok(Performer::Here(
-                Home {
-                    log,
-                    registry,
-                    clock,
-                    replication: None,
-                }
-                .operator(),
-            ))
+            Ok(Performer::Here(Home::new(log, registry, clock, None).operator()))
         }
-        Err(log::Error::Refused { .. }) => {
-            let file = running_file(&target.data);
-            let text = std::fs::read_to_string(&file).with_context(|| {
-                format!(
-                    "the log is open in another process, and {} cannot be read",
-                    file.display()
-                )
-            })?;
-            let running: Running = serde_json::from_str(&text).with_context(|| format!("{}", file.display()))?;
-            Ok(Performer::There(running.admin))
-        }
+        Err(log::Error::Refused { .. }) => Ok(Performer::There(running_dev(&target.data)?.admin)),
         Err(error) => Err(error).with_context(|| format!("open the log in {}", target.data.display())),
     }
 }

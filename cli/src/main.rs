@@ -11,6 +11,7 @@ mod node;
 mod operate;
 mod print;
 mod roles;
+mod state;
 mod time;
 
 use anyhow::Result;
@@ -51,6 +52,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Lag(lag) => commands::look::lag(cli.output, lag),
         Command::Replay(replay) => commands::look::replay(cli.output, replay),
         Command::Offsets(offsets) => commands::offsets::run(cli.output, offsets),
+        Command::State(state) => commands::state::run(cli.output, state),
         Command::Token(token) => commands::token::run(cli.output, token),
         Command::Doctor(doctor) => commands::doctor::run(cli.output, doctor),
     }

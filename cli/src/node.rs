@@ -114,8 +114,9 @@ pub async fn start(
             }
         }
     });
-    let (home, component) = home.await??;
-    let _ = found.set(home.operator().router());
+    let (mut home, component) = home.await??;
+    home.advertised = plan.admin.url(admin);
+    let _ = found.set(home.operator().router().merge(home.running.clone().router()));
     watch(home.log.clone(), component, tasks);
     start_roles(plan, &home, tasks, &readiness, admin).await
 }

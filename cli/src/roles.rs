@@ -46,6 +46,8 @@ pub fn sync_views(
     config.store_memory_bytes = processors.store_memory_mib << 20;
     config.touches_view_log = true;
     config.replication = home.replication;
+    config.standby_replicas = processors.standby_replicas;
+    config.advertised = home.advertised.clone();
     tasks.thread("sync-views-schemas", move || {
         let component = readiness.register("sync-views schemas");
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
@@ -55,14 +57,9 @@ pub fn sync_views(
                 Ok((schemas, horizon_ms)) => {
                     component.ready();
                     let application = application(&home, &rules, schemas, horizon_ms);
-                    runtime::run(
-                        application,
-                        config,
-                        home.log.clone(),
-                        home.clock.clone(),
-                        &owner,
-                        &readiness,
-                    );
+                    let (log, clock) = (home.log.clone(), home.clock.clone());
+                    let handle = runtime::run(application, config, log, clock, &owner, &readiness);
+                    home.running.add(handle);
                     return Ok(());
                 }
                 Err(error) => {

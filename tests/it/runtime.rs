@@ -4,6 +4,7 @@
 //! input topic alone. Never: a judgement by the child.
 
 mod child;
+mod standby;
 
 use crate::world::{self, Broker, wait_for};
 use child::{Part, part};
@@ -288,7 +289,7 @@ fn a_broker_that_stops_and_starts_again_costs_no_record_and_no_restart() {
         .build()
         .expect("an executor");
     let (tasks, readiness) = executor.block_on(async { (Tasks::new(), Readiness::new()) });
-    line.part.run(line.log.clone(), &tasks, &readiness);
+    line.part.run(line.log.clone(), &tasks, &readiness, |_| {});
     wait_for("readiness", LIMIT, || readiness.report().ready.then_some(()));
     line.check();
     for stop in [Broker::kill, Broker::stop] {

@@ -4,7 +4,7 @@ mod shop;
 
 use crate::args::{self, Engine};
 use crate::config::{self, Kafka, Processors};
-use crate::home::{self, Home, Running};
+use crate::home::{self, Home};
 use crate::node::{self, Addresses, Plan};
 use anyhow::{Context, Result, bail};
 use connectors::ingest::{self, Credential};
@@ -145,6 +145,7 @@ fn plan(dev: &args::Dev, topology: Topology, key: &DevKey, ingest_token: &str) -
         data: dev.data.clone(),
         admin: process::admin::Config {
             listen: loopback(dev.admin_port),
+            advertise: None,
         },
         connectors,
         ingest: Some(ingest),
@@ -188,12 +189,7 @@ fn opener(dev: &args::Dev) -> Result<impl Fn() -> Result<Home> + Send + Sync + C
             (None, None) => bail!("neither an embedded log nor a Kafka was chosen"),
         };
         let registry = home::registry(registry, &log)?;
-        Ok(Home {
-            log,
-            registry,
-            clock: clock.clone(),
-            replication: None,
-        })
+        Ok(Home::new(log, registry, clock.clone(), None))
     })
 }
 
@@ -210,7 +206,7 @@ fn ingest_token(data: &Path) -> Result<String> {
 
 fn say_running(data: &Path, addresses: &Addresses) -> Result<()> {
     let url = |a: Option<SocketAddr>| a.map(|a| format!("http://{a}")).unwrap_or_default();
-    let running = Running {
+    let running = home::Dev {
         admin: url(Some(addresses.admin)),
         edge: url(addresses.edge),
         ingest: url(addresses.ingest),

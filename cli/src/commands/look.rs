@@ -127,7 +127,14 @@ fn record_line(record: &Value) -> String {
 /// `trunkline lag`.
 pub fn lag(output: Output, lag: &args::Lag) -> Result<()> {
     let performer = home::performer(&lag.target)?;
-    let items = collect(&performer, Ask::Lag(lag.group.clone()))?;
+    let mut items = collect(&performer, Ask::Lag(lag.group.clone()))?;
+    let restoring = super::state::restoring(&lag.target);
+    for item in items.iter_mut().filter_map(Value::as_object_mut) {
+        let text = |name: &str| item.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let partition = item.get("partition").and_then(Value::as_i64).unwrap_or_default();
+        let left = restoring.get(&(text("group"), text("topic"), partition)).copied();
+        item.insert("restore_left".to_owned(), left.into());
+    }
     let columns = [
         "group",
         "state",
@@ -137,6 +144,7 @@ pub fn lag(output: Output, lag: &args::Lag) -> Result<()> {
         "stable",
         "lag_records",
         "lag_ms",
+        "restore_left",
         "member",
     ];
     table(output, &items, &columns)

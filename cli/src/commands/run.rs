@@ -49,10 +49,5 @@ pub fn run(run: &args::Run) -> Result<()> {
 fn open(kafka: &Kafka, registry: &config::Registry) -> Result<Home> {
     let log = home::kafka_log(kafka)?;
     let registry = home::registry(registry, &log)?;
-    Ok(Home {
-        log,
-        registry,
-        clock: clock::system(),
-        replication: kafka.replication,
-    })
+    Ok(Home::new(log, registry, clock::system(), kafka.replication))
 }

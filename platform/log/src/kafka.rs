@@ -8,6 +8,7 @@ mod admin;
 mod fault;
 mod gather;
 mod group;
+pub mod limit;
 mod producer;
 mod raw;
 mod reader;
@@ -174,6 +175,10 @@ impl Log for KafkaLog {
 
     fn groups(&self) -> Result<Vec<GroupInfo>> {
         self.with_admin(|admin| admin.groups())
+    }
+
+    fn group_info(&self, group: &str) -> Result<Option<GroupInfo>> {
+        self.with_admin(|admin| admin.group_info(group))
     }
 
     fn group(&self, config: GroupConfig) -> Result<Box<dyn GroupConsumer>> {

@@ -90,6 +90,11 @@ pub trait Log: Send + Sync {
     /// Lists the groups with their members and committed offsets.
     fn groups(&self) -> Result<Vec<GroupInfo>>;
 
+    /// Describes one group; `None` when there is none of this name (some logs tell an empty, `Dead` one instead).
+    fn group_info(&self, group: &str) -> Result<Option<GroupInfo>> {
+        Ok(self.groups()?.into_iter().find(|info| info.group == group))
+    }
+
     /// Joins a consumer group.
     fn group(&self, config: GroupConfig) -> Result<Box<dyn GroupConsumer>>;
 

@@ -136,6 +136,8 @@ impl TopicInfo {
 pub struct MemberInfo {
     /// Client id, and group instance id when the membership is static.
     pub name: String,
+    /// Group instance id, when the membership is static.
+    pub instance: Option<String>,
     /// Partitions assigned to it.
     pub partitions: Vec<TopicPartition>,
 }

@@ -26,12 +26,27 @@ const DRAIN: Duration = Duration::from_secs(2);
 pub struct Config {
     /// Address and port; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// URL at which other processes reach it, such as `http://views-1:9464`. Default: the address that it listens on,
+    /// unless that is every address.
+    pub advertise: Option<String>,
+}
+
+impl Config {
+    /// The URL at which other processes reach the listener that got this address.
+    pub fn url(&self, address: SocketAddr) -> Option<String> {
+        let own = || (!address.ip().is_unspecified()).then(|| format!("http://{address}"));
+        self.advertise
+            .as_ref()
+            .map(|url| url.trim_end_matches('/').to_owned())
+            .or_else(own)
+    }
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
             listen: (Ipv4Addr::LOCALHOST, 9464).into(),
+            advertise: None,
         }
     }
 }
@@ -129,6 +144,7 @@ mod tests {
         };
         let config = Config {
             listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            advertise: None,
         };
         let more = Router::new().route("/more", axum::routing::get(|| async { "more" }));
         let address = admin.serve(&tasks, &config, more).await.unwrap();

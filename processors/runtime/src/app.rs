@@ -121,6 +121,11 @@ pub struct Config {
     pub touches_view_log: bool,
     /// Bytes of input read at once.
     pub poll_bytes_max: usize,
+    /// After how many processes that are lost at once no task starts cold: each process keeps the stores warm of the
+    /// tasks that it would get then. 0 keeps none; at most 3.
+    pub standby_replicas: usize,
+    /// URL of this process's operators' listener, for state queries that reach another process first.
+    pub advertised: Option<String>,
     /// Replicas of the topics that the runtime creates; `None` leaves the broker's default.
     pub replication: Option<i32>,
     /// `delete.retention.ms` of a changelog that the runtime creates; at least 7 days in production.
@@ -146,6 +151,8 @@ impl Config {
             session_timeout: Duration::from_secs(30),
             touches_view_log: false,
             poll_bytes_max: 1 << 20,
+            standby_replicas: 0,
+            advertised: None,
             replication: None,
             changelog_delete_retention: 7 * DAY,
             dead_letter_retention: 30 * DAY,

@@ -21,7 +21,8 @@ pub const STORE_FORMAT: u8 = 1;
 
 const FORMAT_KEY: &[u8] = b"format";
 const CHECKPOINT_KEY: &[u8] = b"checkpoint";
-const MARKER_KEY: &[u8] = b"marker";
+/// Key of the newest marker, in [`META`].
+pub const MARKER: &[u8] = b"marker";
 
 /// How much of its changelog a store contains.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,10 +131,7 @@ pub fn read(store: &dyn Store) -> Result<Found, MetaError> {
         })?,
         None => Err(FormatError::Empty { what: "checkpoint" })?,
     };
-    let marker = store
-        .get(META, MARKER_KEY)?
-        .map(|value| Marker::read(&value))
-        .transpose()?;
+    let marker = store.get(META, MARKER)?.map(|value| Marker::read(&value)).transpose()?;
     Ok(Found::Filled(checkpoint, marker))
 }
 
@@ -147,7 +145,7 @@ pub fn put_checkpoint(batch: &mut Batch, checkpoint: &Checkpoint) {
 
 /// Adds a marker, as it stands on the changelog, to a batch.
 pub fn put_marker(batch: &mut Batch, value: &[u8]) {
-    batch.put(META, MARKER_KEY, value);
+    batch.put(META, MARKER, value);
 }
 
 #[cfg(test)]

@@ -101,6 +101,13 @@ pub enum FormatError {
         #[source]
         source: serde_json::Error,
     },
+    /// Not what a process tells of itself.
+    #[error("member cannot be read")]
+    Member {
+        /// The JSON error.
+        #[source]
+        source: serde_json::Error,
+    },
     /// Not a checkpoint.
     #[error("checkpoint cannot be read")]
     Checkpoint {

@@ -22,6 +22,7 @@ pub(crate) struct Metrics {
     pub restored: Counter,
     pub set_aside: Counter,
     pub dead_letters: Counter,
+    pub standby_records: Counter,
 }
 
 impl Metrics {
@@ -39,8 +40,15 @@ impl Metrics {
             restored: count("trunkline_runtime_restored_records_total"),
             set_aside: count("trunkline_runtime_stores_set_aside_total"),
             dead_letters: count("trunkline_runtime_dead_letters_total"),
+            standby_records: count("trunkline_runtime_standby_records_total"),
             application: name,
         }
+    }
+
+    /// Tasks of other processes whose stores are kept warm here.
+    pub(crate) fn standbys(&self, tasks: usize) {
+        let tasks = u32::try_from(tasks).unwrap_or(u32::MAX);
+        gauge!("trunkline_runtime_standby_tasks", "application" => self.application.clone()).set(f64::from(tasks));
     }
 
     /// Changelog offsets that a task still has to read.

@@ -31,6 +31,8 @@ pub(crate) struct Sub {
     pub application: Arc<str>,
     pub name: Arc<str>,
     pub inputs: Vec<InputTopic>,
+    /// Partitions of each input, and so the number of tasks.
+    pub partitions: i32,
     pub changelog: Arc<str>,
     pub changelog_id: TopicId,
     pub log: String,
@@ -143,6 +145,7 @@ fn resolve_sub(
                 id: t.id,
             })
             .collect(),
+        partitions,
         changelog: changelog.into(),
         changelog_id: info.id,
         log: incarnation.to_owned(),

@@ -15,6 +15,7 @@ pub(crate) use verdict::{Start, Verdict, decide};
 
 use crate::checkpoint::{self, Found, MetaError};
 use crate::marker::{FormatError, ways_out};
+use crate::plan::Sub;
 use crate::task::{Live, Task};
 use crate::thread::Env;
 use crate::{FirstStart, State, hit};
@@ -136,51 +137,66 @@ pub(crate) fn advance(task: &mut Task, recovery: &mut Recovery, env: &Env) -> Ne
 fn open(task: &mut Task, recovery: &mut Recovery, env: &Env) -> Next {
     if task.live.is_none() {
         hit("runtime.recovery.open");
-        match env.stores.open(&task.sub.store_name(task.id.partition)) {
-            Ok(store) => match checkpoint::read(&*store) {
-                Ok(found) => {
-                    if let Err(reason) = adopt(task, store, found, env) {
-                        return set_aside(task, recovery, env, &reason);
-                    }
-                }
-                Err(MetaError::Format(error @ FormatError::Newer { .. })) => return Next::Stop(error.to_string()),
-                Err(error) => {
-                    drop(store);
-                    return set_aside(task, recovery, env, &chain(&error));
-                }
-            },
-            Err(error @ store::Error::Locked { .. }) => return recovery.back_off(env.clock.elapsed(), chain(&error)),
-            Err(error @ store::Error::Broken { .. }) => return set_aside(task, recovery, env, &chain(&error)),
-            Err(error) => return Next::Stop(chain(&error)),
+        task.live = env.warm().remove(&task.id);
+        if let Some(live) = &task.live {
+            tracing::info!(task = %task.id, next_offset = live.next, "goes on from its standby");
+        }
+    }
+    if task.live.is_none() {
+        match open_live(&task.sub, task.id.partition, env) {
+            Ok(live) => task.live = Some(live),
+            Err(Unopened::Unusable(reason)) => return set_aside(task, recovery, env, &reason),
+            Err(Unopened::Busy(reason)) => return recovery.back_off(env.clock.elapsed(), reason),
+            Err(Unopened::Stop(reason)) => return Next::Stop(reason),
         }
     }
     recovery.step = Step::Offsets;
     Next::Again
 }
 
-/// Takes an opened store as the task's, unless it is of another origin.
-fn adopt(task: &mut Task, store: store::SharedStore, found: Found, env: &Env) -> Result<(), String> {
-    let (next, as_of, marker) = match found {
-        Found::Fresh => (None, env.clock.now(), None),
-        Found::Filled(checkpoint, marker) => {
-            if let Some(reason) = task.sub.origin(task.id.partition).foreign(&checkpoint) {
-                return Err(reason);
+/// Why a task's store was not opened.
+pub(crate) enum Unopened {
+    /// It is to be set aside.
+    Unusable(String),
+    /// Another thread or process still has it.
+    Busy(String),
+    /// Only people can mend it.
+    Stop(String),
+}
+
+/// Opens the store of a task, and checks that it is the task's.
+pub(crate) fn open_live(sub: &Sub, partition: i32, env: &Env) -> Result<Live, Unopened> {
+    let store = env
+        .stores
+        .open(&sub.store_name(partition))
+        .map_err(|error| match error {
+            store::Error::Locked { .. } => Unopened::Busy(chain(&error)),
+            store::Error::Broken { .. } => Unopened::Unusable(chain(&error)),
+            _ => Unopened::Stop(chain(&error)),
+        })?;
+    let (next, as_of, marker) = match checkpoint::read(&*store) {
+        Ok(Found::Fresh) => (None, env.clock.now(), None),
+        Ok(Found::Filled(checkpoint, marker)) => {
+            if let Some(reason) = sub.origin(partition).foreign(&checkpoint) {
+                return Err(Unopened::Unusable(reason));
             }
             (Some(checkpoint.changelog.2), checkpoint.as_of, marker)
         }
+        Err(MetaError::Format(error @ FormatError::Newer { .. })) => return Err(Unopened::Stop(error.to_string())),
+        Err(error) => return Err(Unopened::Unusable(chain(&error))),
     };
-    task.live = Some(Live {
+    Ok(Live {
         state: State::new(store, checkpoint::STATE),
         next,
         as_of,
         marker,
-    });
-    Ok(())
+    })
 }
 
 /// Puts a store that cannot be used out of the way, closed, and begins with an empty one.
 pub(crate) fn set_aside(task: &mut Task, recovery: &mut Recovery, env: &Env, reason: &str) -> Next {
     task.live = None;
+    env.serving().remove(&task.id);
     recovery.asides += 1;
     if recovery.asides > ASIDE_MAX {
         return Next::Stop(format!(
@@ -327,17 +343,21 @@ fn compare(task: &Task, recovery: &mut Recovery, offsets: Offsets) -> Next {
     }
 }
 
-/// Why the store may have missed tombstones, if it may: they are kept only for so long.
+/// Why a task's store may have missed tombstones, if it may.
 fn too_old(task: &Task, env: &Env) -> Option<String> {
-    let live = task.live.as_ref()?;
+    missed_tombstones(task.live.as_ref()?, &task.sub, env.clock.now())
+}
+
+/// Why a store may have missed tombstones, if it may: they are kept only for so long.
+pub(crate) fn missed_tombstones(live: &Live, sub: &Sub, now: Millis) -> Option<String> {
     // Nothing was read into an empty store, so it missed nothing.
     live.next?;
-    let keep = task.sub.delete_retention;
-    let age = env.clock.now().saturating_sub(live.as_of);
+    let keep = sub.delete_retention;
+    let age = now.saturating_sub(live.as_of);
     (age > keep - margin(keep)).then(|| {
         format!(
             "it was last complete {age} ms ago, and {} keeps tombstones for {keep} ms only",
-            task.sub.changelog
+            sub.changelog
         )
     })
 }

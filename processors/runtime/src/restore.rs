@@ -7,7 +7,7 @@ use crate::checkpoint::{self, STATE};
 use crate::hit;
 use crate::marker::{MARKER_KEY, Marker, body};
 use crate::state::RESERVED;
-use crate::task::{Live, Phase, Task};
+use crate::task::{Phase, Task};
 use crate::thread::Env;
 use crate::timer::TIMER;
 use log::{Fate, Isolation, Offset, Reader, RecordBatch, StartFrom, TopicPartition};
@@ -158,7 +158,7 @@ impl Restorer {
             else {
                 continue;
             };
-            if let Err(reason) = take(record.key(), record.value(), live, batch) {
+            if let Err(reason) = take(record.key(), record.value(), &mut live.marker, batch) {
                 let reason = format!("{}@{}: {reason}", task.changelog, record.offset());
                 obstacles.push(Obstacle::Stop { task: index, reason });
                 self.routes
@@ -221,11 +221,16 @@ fn target(task: &Task) -> Option<(Offset, Offset)> {
 }
 
 /// Takes one changelog record into a batch.
-fn take(key: Option<&[u8]>, value: Option<&[u8]>, live: &mut Live, batch: &mut Batch) -> Result<(), String> {
+pub(crate) fn take(
+    key: Option<&[u8]>,
+    value: Option<&[u8]>,
+    marker: &mut Option<Marker>,
+    batch: &mut Batch,
+) -> Result<(), String> {
     let Some(key) = key else { return Ok(()) };
     match value {
         Some(value) if key == MARKER_KEY => {
-            live.marker = Some(Marker::read(value).map_err(|error| chain(&error))?);
+            *marker = Some(Marker::read(value).map_err(|error| chain(&error))?);
             checkpoint::put_marker(batch, value);
         }
         _ if key.starts_with(RESERVED) && !key.starts_with(TIMER) => {}

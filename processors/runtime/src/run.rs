@@ -6,11 +6,12 @@
 
 use crate::clock::ProcessClock;
 use crate::plan::Plan;
+use crate::standby::Standby;
 use crate::status::{Cause, Status};
 use crate::stores::Directory;
 use crate::thread::{Env, StreamThread};
-use crate::{Application, Config, Error, Result};
-use log::{At, Fate, Offset, SharedLog, TopicPartition};
+use crate::{Application, Config, Error, Handle, Result, members};
+use log::{At, Fate, Log, Offset, SharedLog, TopicPartition};
 use process::{Drain, Readiness, SharedClock, Tasks, chain};
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
@@ -26,7 +27,8 @@ const LAG_EVERY: Duration = Duration::from_secs(2);
 /// Starts an application on the threads of a process. Its readiness component is `processor <application>`.
 ///
 /// A fence by another process of the same name, a store that fails and an application that does not fit the log end
-/// the process, through the tasks' first failure; a log that is out of reach only makes readiness red.
+/// the process, through the tasks' first failure; a log that is out of reach only makes readiness red. The handle that
+/// is returned answers questions about it; it may be dropped.
 pub fn run(
     application: Application,
     config: Config,
@@ -34,13 +36,15 @@ pub fn run(
     clock: SharedClock,
     tasks: &Tasks,
     readiness: &Readiness,
-) {
+) -> Handle {
     let component = readiness.register(format!("processor {}", application.name));
     let status = Arc::new(Status::told_to(component));
-    let owner = tasks.clone();
+    let handle = Handle::new(&application.name);
+    let (owner, started) = (tasks.clone(), handle.clone());
     tasks.thread(format!("{}-start", application.name), move || {
-        start(&application, config, log, clock, &owner, status)
+        start(&application, config, log, clock, &owner, status, &started)
     });
+    handle
 }
 
 fn start(
@@ -50,10 +54,12 @@ fn start(
     clock: SharedClock,
     tasks: &Tasks,
     status: Arc<Status>,
+    handle: &Handle,
 ) -> Result<()> {
     let drain = tasks.drain();
     let plan = loop {
-        match Plan::resolve(&*log, application, &config) {
+        let resolved = Plan::resolve(&*log, application, &config);
+        match resolved.and_then(|plan| announce(&*log, application, &config).map(|()| plan)) {
             Ok(plan) => break plan,
             Err(error) if error.fate() == Fate::Retry => {
                 status.set("start", Some(Cause::outside(chain(&error))));
@@ -75,6 +81,7 @@ fn start(
         .collect();
     let clock = Arc::new(ProcessClock::new(clock));
     let env = Arc::new(Env::new(plan, config, log, clock, Arc::new(directory), status.clone()));
+    handle.started(env.clone());
     names
         .iter()
         .for_each(|name| status.set(name, Some(Cause::passing("starting"))));
@@ -83,8 +90,37 @@ fn start(
         let (env, drain) = (env.clone(), drain.clone());
         tasks.thread(name, move || stream(env, index, &drain));
     }
+    if env.config.standby_replicas > 0 {
+        let (env, drain) = (env.clone(), drain.clone());
+        tasks.thread(format!("{}-standby", application.name), move || {
+            keep_standbys(env, &drain);
+            Ok::<(), Error>(())
+        });
+    }
     tasks.thread(format!("{}-lag", application.name), move || measure_lag(&env, &drain));
     Ok(())
+}
+
+/// Tells the other processes where this one answers; a log that does not let it leaves queries without a redirection.
+fn announce(log: &dyn Log, application: &Application, config: &Config) -> Result<()> {
+    let Some(admin) = &config.advertised else {
+        return Ok(());
+    };
+    let (name, instance) = (&application.name, &config.instance);
+    match members::announce(log, name, instance, admin, config.threads, config.replication) {
+        Err(error) if error.fate() != Fate::Retry => {
+            tracing::warn!(
+                application = name,
+                reason = chain(&error),
+                "the address of this process is not told"
+            );
+            Ok(())
+        }
+        told => told.map_err(|source| Error::Log {
+            who: name.clone(),
+            source,
+        }),
+    }
 }
 
 /// The loop of a stream thread.
@@ -97,6 +133,18 @@ fn stream(env: Arc<Env>, index: usize, drain: &Drain) -> Result<()> {
         }
     }
     thread.finish()
+}
+
+/// The loop that keeps other processes' tasks warm.
+fn keep_standbys(env: Arc<Env>, drain: &Drain) {
+    let mut standby = Standby::new(env.clone());
+    while !drain.is_draining() {
+        let pause = standby.turn(MAX_WAIT);
+        if !pause.is_zero() {
+            drain.sleep_blocking(pause);
+        }
+    }
+    env.warm().clear();
 }
 
 /// Measures how far each input's committed place is behind its stable end. A control record after the last record

@@ -233,7 +233,7 @@ impl State {
 pub(crate) const RESERVED: &[u8] = b"[\"~";
 
 /// The least key above all keys with this prefix; `None` when there is none.
-fn after_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn after_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
     let last = prefix.iter().rposition(|b| *b != u8::MAX)?;
     let mut end = prefix.get(..=last)?.to_vec();
     if let Some(byte) = end.last_mut() {

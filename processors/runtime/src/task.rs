@@ -6,6 +6,7 @@
 use crate::checkpoint::{self, STATE};
 use crate::marker::{CHANGELOG_VERSION, MARKER_KEY, Marker};
 use crate::plan::Sub;
+use crate::query::TaskReport;
 use crate::recovery::Recovery;
 use crate::status::Cause;
 use crate::thread::caution::{Caution, Poison, Refused};
@@ -89,6 +90,8 @@ pub(crate) struct Task {
     first: Option<(TopicPartition, Offset)>,
     pub stream_time: Millis,
     pub caution: Option<Caution>,
+    /// Changelog records that its last recovery read.
+    pub restored: u64,
     /// Pauses in a row for a processor that is not ready.
     pub rests: u32,
     /// Whether its partitions are paused in the consumer.
@@ -125,6 +128,7 @@ impl Task {
             first: None,
             stream_time: 0,
             caution: None,
+            restored: 0,
             rests: 0,
             paused: false,
             pending: None,
@@ -153,6 +157,35 @@ impl Task {
                 }
                 (None, None) => Cause::passing("recovering"),
             }),
+        }
+    }
+
+    /// What it does, for people and programs.
+    pub(crate) fn report(&self) -> TaskReport {
+        let next = self.live.as_ref().and_then(|live| live.next).unwrap_or_default();
+        let restoring = match &self.phase {
+            Phase::Recovering(recovery) => recovery.restoring_until(),
+            _ => None,
+        };
+        let phase = match &self.phase {
+            Phase::Running => "running",
+            Phase::Waiting => "waiting",
+            Phase::Resting { .. } => "paused",
+            Phase::Stopped { .. } => "stopped",
+            Phase::Recovering(_) if restoring.is_some() => "restoring",
+            Phase::Recovering(_) => "recovering",
+        };
+        let input = |input: &Input| (input.at.topic.to_string(), input.at.partition, input.next);
+        TaskReport {
+            task: self.id.to_string(),
+            store: self.sub.store.clone(),
+            partition: self.id.partition,
+            phase,
+            cause: self.cause().map(|cause| cause.text),
+            inputs: self.inputs.iter().map(input).collect(),
+            changelog_next: self.live.as_ref().and_then(|live| live.next),
+            restored: self.restored,
+            restore_left: restoring.map(|end| end.saturating_sub(next).max(0)),
         }
     }
 

@@ -14,18 +14,20 @@ mod step;
 use crate::metrics::Metrics;
 use crate::pace::{Advice, Caps, Pace};
 use crate::plan::Plan;
+use crate::query::TaskReport;
 use crate::restore::Restorer;
 use crate::status::{Cause, Status};
 use crate::stores::Stores;
-use crate::task::{Phase, Task};
+use crate::task::{Live, Phase, Task};
 use crate::writer::Writer;
-use crate::{Clock, Config, Error, Result};
+use crate::{Clock, Config, Error, Result, TaskId};
 use log::{Event, Fate, GroupConfig, GroupConsumer, Member, Offset, OutBatch, RecordBatch, SharedLog, TopicPartition};
 use process::chain;
 use recover::RESTORE_WAIT;
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use store::SharedStore;
 
 /// After a fence without a transaction timeout of its own a thread waits so long for a new assignment, which would be
 /// the reason; without one another process runs under its name.
@@ -48,6 +50,12 @@ pub(crate) struct Env {
     pub status: Arc<Status>,
     /// Committed places, for the lag.
     pub places: Mutex<HashMap<TopicPartition, Place>>,
+    /// Stores of standbys, until a stream thread takes them.
+    warm: Mutex<HashMap<TaskId, Live>>,
+    /// Committed state of the tasks that work here, for queries.
+    serving: Mutex<HashMap<TaskId, SharedStore>>,
+    /// What the tasks of this process do.
+    reports: Mutex<BTreeMap<TaskId, TaskReport>>,
 }
 
 /// A committed place in an input.
@@ -77,7 +85,28 @@ impl Env {
             metrics,
             status,
             places: Mutex::default(),
+            warm: Mutex::default(),
+            serving: Mutex::default(),
+            reports: Mutex::default(),
         }
+    }
+
+    pub(crate) fn warm(&self) -> MutexGuard<'_, HashMap<TaskId, Live>> {
+        self.warm.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn serving(&self) -> MutexGuard<'_, HashMap<TaskId, SharedStore>> {
+        self.serving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn reports(&self) -> MutexGuard<'_, BTreeMap<TaskId, TaskReport>> {
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets a task that is not this process's any more.
+    pub(crate) fn forget(&self, task: &TaskId) {
+        self.serving().remove(task);
+        self.reports().remove(task);
     }
 }
 
@@ -198,6 +227,7 @@ impl StreamThread {
         if self.writer.is_ready() && self.fence.is_none() {
             self.commit(None)?;
         }
+        self.tasks.iter().for_each(|task| self.env.forget(&task.id));
         self.tasks.clear();
         let left = self.consumer.take().map_or(Ok(()), GroupConsumer::close);
         left.map_err(|source| Error::Log {
@@ -363,6 +393,10 @@ impl StreamThread {
                 &format!("{}, task {}", self.env.plan.application, task.id),
                 task.cause(),
             );
+        }
+        let mut reports = self.env.reports();
+        for task in &self.tasks {
+            reports.insert(task.id.clone(), task.report());
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use log::{OutRecord, RecordBatch, SharedLog};
 use process::{Readiness, Service, Tasks, chain, telemetry};
-use runtime::{Application, Config, Context, Effects, FirstStart, Processor, State, SubTopology, TaskInfo};
+use runtime::{Application, Config, Context, Effects, FirstStart, Handle, Processor, State, SubTopology, TaskInfo};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use std::path::PathBuf;
@@ -72,8 +72,8 @@ impl Part {
         log::kafka::KafkaLog::connect(log::kafka::Config::new(self.kafka.clone())).expect("connect")
     }
 
-    /// Starts the application in this process.
-    pub fn run(&self, log: SharedLog, tasks: &Tasks, readiness: &Readiness) {
+    /// Starts the application in this process, with two threads unless `set` says otherwise.
+    pub fn run(&self, log: SharedLog, tasks: &Tasks, readiness: &Readiness, set: impl FnOnce(&mut Config)) -> Handle {
         let output: Arc<str> = self.output.as_str().into();
         let sub = SubTopology {
             name: "count".to_owned(),
@@ -100,7 +100,8 @@ impl Part {
         config.store_memory_bytes = 8 << 20;
         config.session_timeout = Duration::from_secs(6);
         config.threads = 2;
-        runtime::run(application, config, log, process::clock::system(), tasks, readiness);
+        set(&mut config);
+        runtime::run(application, config, log, process::clock::system(), tasks, readiness)
     }
 
     /// Starts a process that runs it, armed with these failpoints.
@@ -132,7 +133,7 @@ fn child_runs_the_application() {
     telemetry::logs(&telemetry::Config::default()).expect("log");
     log::probe::install(process::failpoint::hit);
     let ended = Service::new().worker_threads(1).run(move |tasks| async move {
-        part.run(part.log(), &tasks, &Readiness::new());
+        part.run(part.log(), &tasks, &Readiness::new(), |_| {});
         tasks.drain().started().await;
     });
     if let Err(error) = ended {

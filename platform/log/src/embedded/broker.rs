@@ -175,10 +175,11 @@ impl Broker {
         for (name, group) in &mut state.groups {
             group.tick(now);
             let member = |seen: super::group::Seen| MemberInfo {
-                name: seen.instance.map_or_else(
+                name: seen.instance.as_ref().map_or_else(
                     || format!("member-{}", seen.id),
                     |instance| format!("member-{} {instance}", seen.id),
                 ),
+                instance: seen.instance,
                 partitions: seen.held,
             };
             infos.push(GroupInfo {

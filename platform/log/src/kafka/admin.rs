@@ -255,15 +255,20 @@ impl<'h> Admin<'h> {
         names.sort();
         let mut groups = Vec::with_capacity(names.len());
         for name in names {
-            let found = self.ask_coordinator(|raw| Ok((raw.group(&name)?, raw.committed(&name, None, false)?)));
-            match found {
-                Ok((group, offsets)) => groups.push(info(group, offsets)),
-                // A group that ended since it was listed.
-                Err(found) if found.code == Code::RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND => {}
-                Err(found) => return Err(fault::error(format!("describe group {name}"), &found)),
-            }
+            // One that is not found has ended since it was listed.
+            groups.extend(self.group_info(&name)?);
         }
         Ok(groups)
+    }
+
+    /// See [`crate::Log::group_info`].
+    pub fn group_info(&self, name: &str) -> Result<Option<GroupInfo>> {
+        let found = self.ask_coordinator(|raw| Ok((raw.group(name)?, raw.committed(name, None, false)?)));
+        match found {
+            Ok((group, offsets)) => Ok(Some(info(group, offsets))),
+            Err(found) if found.code == Code::RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND => Ok(None),
+            Err(found) => Err(fault::error(format!("describe group {name}"), &found)),
+        }
     }
 
     /// See [`crate::Log::incarnation`].
@@ -365,6 +370,7 @@ fn info(group: super::raw::admin::Group, offsets: Vec<Entry>) -> GroupInfo {
         } else {
             format!("{client}/{instance}")
         },
+        instance: (!instance.is_empty()).then_some(instance),
         partitions: partitions.into_iter().map(|entry| entry.at).collect(),
     };
     let offsets = offsets

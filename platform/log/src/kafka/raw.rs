@@ -8,6 +8,7 @@
 
 pub mod admin;
 pub mod consumer;
+pub mod limit;
 pub mod list;
 pub mod producer;
 pub mod reach;

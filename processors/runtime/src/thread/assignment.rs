@@ -98,6 +98,7 @@ impl StreamThread {
                 task.inputs.iter().for_each(|input| {
                     places.remove(&input.at);
                 });
+                env.forget(&task.id);
             }
             !gone
         });

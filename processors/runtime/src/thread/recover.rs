@@ -114,7 +114,8 @@ impl StreamThread {
         for (input, next) in task.inputs.iter_mut().zip(&found) {
             input.next = *next;
         }
-        task.moved = write_down;
+        (task.moved, task.restored) = (write_down, restored);
+        self.env.serving().insert(task.id.clone(), live.store().clone());
         hit("runtime.recovery.start");
         self.resume(index)?;
         if let Some(task) = self

@@ -177,8 +177,8 @@ pub enum Then {
 pub struct Inbox {
     /// Before `queue`: messages must go before their instance.
     messages: VecDeque<NonNull<c::rd_kafka_message_t>>,
-    room: Vec<*mut c::rd_kafka_message_t>,
-    queue: Queue,
+    pub(super) room: Vec<*mut c::rd_kafka_message_t>,
+    pub(super) queue: Queue,
 }
 
 // SAFETY: messages are owned by the inbox alone, and may be read and freed on any thread.
