@@ -9,6 +9,7 @@ mod deaths;
 mod outages;
 mod shop;
 mod stage;
+mod state;
 
 use crate::world::{Phone, Polled};
 use serde_json::Value;

@@ -1,5 +1,6 @@
 //! What the commands make of their measurements, the same way in each.
 
+use std::fs;
 use std::time::Duration;
 
 /// Rows a second.
@@ -30,4 +31,30 @@ impl Times {
     pub fn longest(&self) -> Duration {
         self.0.last().copied().unwrap_or_default()
     }
+}
+
+/// CPU seconds of a process, of its children that live, and of those that have ended.
+pub fn cpu_s(pid: u32) -> f64 {
+    let all = fs::read_dir("/proc").expect("Linux").flatten();
+    let ids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let children = ids.filter_map(stat).filter(|(parent, _)| *parent == pid);
+    let children: f64 = children.map(|(_, cpu)| cpu).sum();
+    children + stat(pid).map_or(0.0, |(_, cpu)| cpu)
+}
+
+/// Parent and CPU seconds, from `/proc/PID/stat`: fields 4 and 14 to 17 of proc(5), in ticks of 10 ms.
+fn stat(pid: u32) -> Option<(u32, f64)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, after_name) = text.rsplit_once(')')?;
+    let fields: Vec<&str> = after_name.split_whitespace().collect();
+    let ticks = fields.get(11..15)?.iter().filter_map(|ticks| ticks.parse::<f64>().ok());
+    Some((fields.get(1)?.parse().ok()?, ticks.sum::<f64>() / 100.0))
+}
+
+/// A field of `/proc/PID/status` that is a size, such as `VmRSS:`, in MB.
+pub fn memory_mb(pid: u32, field: &str) -> f64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
+    let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
+    kib.unwrap_or_default() * 1024.0 / 1e6
 }

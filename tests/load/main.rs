@@ -16,12 +16,14 @@ mod line;
 mod log;
 mod postgres;
 mod runtime;
+mod state;
 mod store;
 
 const USAGE: &str = "usage: load WHAT
   edge [embedded|kafka] [ROWS]   intake, idle polls, long polls; edge and devices in this one process
   store [fjall|sled] [ROWS] [VALUE BYTES] [MEMORY MIB]   fill, read, scan, reopen
-  runtime [kafka|embedded]   a copy, a count with state, one record at a time, through the stream runtime
+  runtime [kafka|embedded]   a copy, beside the library's own, a count with state, one record at a time
+  state [fjall|sled] [THOUSAND KEYS]   a process with state on Kafka: cold start, idle, memory, kill -9, full restore
   postgres [kafka|embedded] [THOUSAND ROWS]   the connector: snapshot, backlogs, one change at a time
   line [THOUSAND ROWS]   the whole line, a process a role: starts, one change at a time, a backlog, pgbench; CPU, memory
   log [kafka|embedded]   small transactions and an exactly-once copy; kafka: see tests/run up";
@@ -33,6 +35,8 @@ fn main() -> anyhow::Result<()> {
         Some("edge") => crate::edge::run(rest),
         Some("line") => crate::line::run(rest),
         Some("runtime") => crate::runtime::run(rest),
+        Some("state") => crate::state::run(rest),
+        Some(crate::state::CHILD) => crate::state::child(rest),
         Some("store") => crate::store::run(rest),
         Some("postgres") => crate::postgres::run(rest),
         Some("log") => crate::log::run(rest),

@@ -5,13 +5,14 @@
 
 use crate::world;
 use log::embedded::EmbeddedLog;
-use log::kafka::KafkaLog;
+use log::kafka::{KafkaLog, limit};
 use log::{
     At, Cleanup, Isolation, Millis, OutBatch, OutRecord, RecordBatch, SharedLog, StartFrom, TopicConfig,
     TopicPartition, TopicSpec,
 };
 use process::{Readiness, Tasks, telemetry};
 use runtime::{Application, Config, Context, Effects, Factory, FirstStart, Processor, State, SubTopology, TaskInfo};
+use std::fmt;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -89,17 +90,20 @@ impl Processor for Count {
 /// Runs on Kafka or on the embedded log.
 pub fn run(words: &[String]) -> anyhow::Result<()> {
     match words.first().map_or("kafka", String::as_str) {
-        "kafka" => measure(&KafkaLog::connect(log::kafka::Config::new(world::kafka()))?),
+        "kafka" => {
+            let config = log::kafka::Config::new(world::kafka());
+            measure(&KafkaLog::connect(config.clone())?, Some(config))
+        }
         "embedded" => {
             let directory = tempfile::tempdir()?;
             let config = log::embedded::Config::new(Some(directory.path().join("log")), Arc::new(now));
-            measure(&EmbeddedLog::open(config)?)
+            measure(&EmbeddedLog::open(config)?, None)
         }
         other => anyhow::bail!("{other} is not a home of the log: kafka or embedded"),
     }
 }
 
-fn measure(log: &SharedLog) -> anyhow::Result<()> {
+fn measure(log: &SharedLog, kafka: Option<log::kafka::Config>) -> anyhow::Result<()> {
     println!("{}", log.describe_self());
     let dir = tempfile::tempdir()?;
     let executor = tokio::runtime::Builder::new_multi_thread()
@@ -107,9 +111,12 @@ fn measure(log: &SharedLog) -> anyhow::Result<()> {
         .enable_all()
         .build()?;
     let guard = executor.enter();
-    bulk(log, dir.path(), &executor, "copy", COPY_RECORDS, |to| {
+    let copied = bulk(log, dir.path(), &executor, "copy", COPY_RECORDS, |to| {
         Box::new(Copy(to))
     })?;
+    if let Some(kafka) = kafka {
+        limits(log, &kafka, copied)?;
+    }
     bulk(log, dir.path(), &executor, "count", COUNT_RECORDS, |to| {
         Box::new(Count(to))
     })?;
@@ -157,7 +164,7 @@ fn bulk(
     what: &str,
     records: usize,
     make: fn(Arc<str>) -> Box<dyn Processor>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Speed> {
     let line = line(log, dir, make);
     fill(log, &line.from, records)?;
     let inputs: Vec<_> = (0..PARTITIONS)
@@ -189,14 +196,70 @@ fn bulk(
     });
     let (took, after) = (start.elapsed().as_secs_f64(), telemetry::usage());
     executor.block_on(tasks.join(Duration::from_secs(30)))?;
-    let count = f64::from(u32::try_from(records)?);
+    let speed = Speed::of(records, took, after.cpu_s - before.cpu_s)?;
     println!("{what} of {records} records, one thread, {PARTITIONS} partitions");
     println!(
-        "  {:.0} records/s, {:.0} records per CPU second of this process, {:.0} MB resident; first commit after {first:.2?}",
-        count / took,
-        count / (after.cpu_s - before.cpu_s),
-        after.resident_bytes / 1e6,
+        "  {speed}, {:.0} MB resident; first commit after {first:.2?}",
+        after.resident_bytes / 1e6
     );
+    Ok(speed)
+}
+
+/// What something did in a second, and in a second of one core.
+#[derive(Clone, Copy)]
+struct Speed {
+    a_second: f64,
+    a_cpu_second: f64,
+}
+
+impl Speed {
+    fn of(records: usize, took_s: f64, cpu_s: f64) -> anyhow::Result<Speed> {
+        let records = f64::from(u32::try_from(records)?);
+        Ok(Speed {
+            a_second: records / took_s,
+            a_cpu_second: records / cpu_s,
+        })
+    }
+}
+
+impl fmt::Display for Speed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Speed { a_second, a_cpu_second } = self;
+        write!(
+            f,
+            "{a_second:.0} records/s, {a_cpu_second:.0} records per CPU second of this process"
+        )
+    }
+}
+
+/// The library's own copy, with as much memory as is ours and with as much as it likes.
+fn limits(log: &SharedLog, kafka: &log::kafka::Config, ours: Speed) -> anyhow::Result<()> {
+    let unbounded = vec![
+        ("queued.max.messages.kbytes", "1048576"),
+        ("fetch.max.bytes", "67108864"),
+    ];
+    for (what, settings) in [("the memory that is ours", Vec::new()), ("1 GiB of queue", unbounded)] {
+        let (from, to) = (topic(log), topic(log));
+        fill(log, &from, COPY_RECORDS)?;
+        let copy = limit::Copy {
+            from,
+            to,
+            partitions: PARTITIONS,
+            records: COPY_RECORDS,
+            commit_every: Duration::from_millis(100),
+            settings,
+        };
+        let (start, before) = (Instant::now(), telemetry::usage());
+        limit::copy(kafka, &world::unique("load"), &copy)?;
+        let (took, after) = (start.elapsed().as_secs_f64(), telemetry::usage());
+        let speed = Speed::of(COPY_RECORDS, took, after.cpu_s - before.cpu_s)?;
+        println!("the limit: the same copy by the library alone, with {what}");
+        println!(
+            "  {speed}; ours is {:.2} of it a second (asked for: 0.75) and {:.2} of it a CPU second (asked for: 0.80)",
+            ours.a_second / speed.a_second,
+            ours.a_cpu_second / speed.a_cpu_second
+        );
+    }
     Ok(())
 }
 

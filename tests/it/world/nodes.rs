@@ -180,6 +180,11 @@ impl Fleet {
         format!("http://127.0.0.1:{}", self.node(name).edge)
     }
 
+    /// URL of a node's operators' listener.
+    pub fn admin(&self, name: &str) -> String {
+        format!("http://127.0.0.1:{}", self.node(name).admin)
+    }
+
     /// A device's token, good for an hour.
     pub fn token(&self, sub: &str, claims: &[(&str, Value)]) -> String {
         let now = process::clock::system().now_ms() / 1000;

@@ -1,8 +1,8 @@
 //! What each process of the line uses: CPU and memory, from `/proc`, children included.
 
 use super::bank::Bank;
+use crate::figures::{cpu_s, memory_mb};
 use std::collections::BTreeMap;
-use std::fs;
 use std::time::Duration;
 
 /// The roles that are ours, in the order of the way.
@@ -61,29 +61,4 @@ fn processes(bank: &Bank) -> Vec<(&'static str, u32)> {
     let ours = OURS.iter().filter_map(|role| Some((*role, bank.fleet.running(role)?)));
     let others = [("Kafka", bank.broker.pid()), ("PostgreSQL", bank.postgres.pid())];
     ours.chain(others).collect()
-}
-
-/// CPU seconds of a process, of its children that live, and of those that have ended.
-fn cpu_s(pid: u32) -> f64 {
-    let all = fs::read_dir("/proc").expect("Linux").flatten();
-    let ids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let children = ids.filter_map(stat).filter(|(parent, _)| *parent == pid);
-    let children: f64 = children.map(|(_, cpu)| cpu).sum();
-    children + stat(pid).map_or(0.0, |(_, cpu)| cpu)
-}
-
-/// Parent and CPU seconds, from `/proc/PID/stat`: fields 4 and 14 to 17 of proc(5), in ticks of 10 ms.
-fn stat(pid: u32) -> Option<(u32, f64)> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, after_name) = text.rsplit_once(')')?;
-    let fields: Vec<&str> = after_name.split_whitespace().collect();
-    let ticks = fields.get(11..15)?.iter().filter_map(|ticks| ticks.parse::<f64>().ok());
-    Some((fields.get(1)?.parse().ok()?, ticks.sum::<f64>() / 100.0))
-}
-
-fn memory_mb(pid: u32, field: &str) -> f64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix(field));
-    let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
-    kib.unwrap_or_default() * 1024.0 / 1e6
 }

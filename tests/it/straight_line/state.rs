@@ -1,0 +1,170 @@
+//! State queries and standbys as operators meet them: two processor nodes, asked by the command line.
+//!
+//! Guarantees: every answer comes from a `trunkline state` of its own process. Never: a look into a node's memory.
+
+use crate::world::{Broker, Fleet, binary, free_port, wait_for};
+use serde_json::{Value, json};
+use std::process::Command;
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(90);
+const TOPOLOGY: &str = r#"
+name = "shop"
+
+[[event]]
+name       = "seen"
+fields     = { item = "int8", user_id = "text" }
+key        = ["item"]
+partitions = 4
+
+[[bucket]]
+name = "user:{id}"
+
+[[view]]
+name   = "seen"
+from   = "event:seen"
+bucket = "user:{user_id}"
+
+[[membership]]
+bucket = "user:{sub}"
+
+[[issuer]]
+name = "main"
+
+[[node]]
+name = "ingest"
+runs = ["ingest", "registry"]
+
+[[node]]
+name = "views-a"
+runs = ["processor:sync-views"]
+
+[[node]]
+name = "views-b"
+runs = ["processor:sync-views"]
+
+[[node]]
+name = "edge-1"
+runs = ["edge"]
+"#;
+
+/// What `trunkline` prints as JSON; fails with what it said.
+fn trunkline(kafka: &str, words: &[&str]) -> Result<Value, String> {
+    let words = [&["--output", "json"], words, &["--kafka", kafka]].concat();
+    let done = Command::new(binary()).args(&words).output().expect("the binary starts");
+    if done.status.success() {
+        Ok(serde_json::from_slice(&done.stdout).expect("JSON on stdout"))
+    } else {
+        Err(String::from_utf8_lossy(&done.stderr).into_owned())
+    }
+}
+
+#[test]
+fn any_process_leads_to_the_one_that_has_the_state_and_a_killed_ones_tasks_start_warm_at_the_other() {
+    let broker = Broker::start();
+    let (kafka, port) = (broker.bootstrap(), free_port());
+    let more = format!(
+        "[processors]\nstandby_replicas = 1\n\n[ingest]\nlisten = \"127.0.0.1:{port}\"\n\
+         credentials = [{{ name = \"backend\", token = \"a token\", topics = [\"*\"] }}]\n"
+    );
+    let mut fleet = Fleet::new(TOPOLOGY, &kafka, &more);
+    ["ingest", "views-a", "views-b"]
+        .iter()
+        .for_each(|node| fleet.start(node));
+    ["ingest", "views-a", "views-b"]
+        .iter()
+        .for_each(|node| fleet.wait_ready(node, LIMIT));
+    let events: Vec<Value> = (0..200)
+        .map(|item| json!({ "item": item, "user_id": format!("u{}", item % 7) }))
+        .collect();
+    let posted = reqwest::blocking::Client::new()
+        .post(format!("http://127.0.0.1:{port}/v1/ingest/event.seen"))
+        .bearer_auth("a token")
+        .json(&events)
+        .send()
+        .expect("an answer");
+    assert!(posted.status().is_success(), "{}", posted.text().unwrap_or_default());
+
+    let list = || trunkline(&kafka, &["state", "list"]).unwrap_or_default();
+    let (a, b) = (fleet.admin("views-a"), fleet.admin("views-b"));
+    let of = |tasks: &Value, phase: &str, node: &str| {
+        let all = tasks.as_array().cloned().unwrap_or_default();
+        let is = |task: &&Value| {
+            let at = task["at"].as_str().unwrap_or_default();
+            task["phase"] == phase && at == node
+        };
+        all.iter().filter(is).count()
+    };
+    wait_for("two tasks and two standbys at each node", LIMIT, || {
+        let tasks = list();
+        let each = |node| (of(&tasks, "running", node), of(&tasks, "standby", node));
+        (each(&a) == (2, 2) && each(&b) == (2, 2)).then_some(())
+    });
+    let rows = wait_for("all rows", LIMIT, || {
+        let rows = trunkline(
+            &kafka,
+            &[
+                "state",
+                "scan",
+                "sync-views",
+                "event.seen",
+                "--prefix",
+                "[\"row\"",
+                "-n",
+                "1000",
+            ],
+        );
+        rows.ok()
+            .filter(|rows| rows.as_array().is_some_and(|rows| rows.len() == 200))
+    });
+    // Each is found again by its key and partition, whichever of the two is asked.
+    for row in rows.as_array().expect("rows").iter().step_by(37) {
+        let (key, partition) = (row["key"].to_string(), row["partition"].to_string());
+        for url in [&a, &b] {
+            let words = [
+                "state",
+                "get",
+                "sync-views",
+                "event.seen",
+                &key,
+                "--partition",
+                &partition,
+                "--admin",
+                &url,
+            ];
+            let found = trunkline(&kafka, &words).expect("an answer");
+            assert_eq!(found["rows"][0]["value"], row["value"]);
+            assert_eq!(found["contains"][0]["topic"], "event.seen");
+        }
+    }
+    let refused = trunkline(&kafka, &["state", "get", "sync-views", "nothing", "[1]"]).expect_err("no such store");
+    assert!(
+        refused.contains("has no store `nothing`; it has: event.seen"),
+        "{refused}"
+    );
+    let refused = trunkline(&kafka, &["state", "get", "other", "event.seen", "[1]"]).expect_err("no such processor");
+    assert!(refused.contains("no process has told its address"), "{refused}");
+
+    fleet.kill("views-a");
+    let tasks = wait_for("all tasks at the other node", LIMIT, || {
+        let tasks = list();
+        (of(&tasks, "running", &b) == 4).then_some(tasks)
+    });
+    for task in tasks.as_array().expect("tasks") {
+        assert!(task["restored"].as_u64().expect("a number") <= 3, "{task}");
+    }
+    let rows = trunkline(
+        &kafka,
+        &[
+            "state",
+            "scan",
+            "sync-views",
+            "event.seen",
+            "--prefix",
+            "[\"row\"",
+            "-n",
+            "1000",
+        ],
+    );
+    assert_eq!(rows.expect("rows").as_array().map(Vec::len), Some(200));
+}
