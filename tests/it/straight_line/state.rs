@@ -48,9 +48,9 @@ name = "edge-1"
 runs = ["edge"]
 "#;
 
-/// What `trunkline` prints as JSON; fails with what it said.
-fn trunkline(kafka: &str, words: &[&str]) -> Result<Value, String> {
-    let words = [&["--output", "json"], words, &["--kafka", kafka]].concat();
+/// What `trunkline state` prints as JSON; fails with what it said.
+fn state(kafka: &str, words: &[&str]) -> Result<Value, String> {
+    let words = [&["--output", "json", "state", "--kafka", kafka], words].concat();
     let done = Command::new(binary()).args(&words).output().expect("the binary starts");
     if done.status.success() {
         Ok(serde_json::from_slice(&done.stdout).expect("JSON on stdout"))
@@ -85,7 +85,7 @@ fn any_process_leads_to_the_one_that_has_the_state_and_a_killed_ones_tasks_start
         .expect("an answer");
     assert!(posted.status().is_success(), "{}", posted.text().unwrap_or_default());
 
-    let list = || trunkline(&kafka, &["state", "list"]).unwrap_or_default();
+    let list = || state(&kafka, &["list"]).unwrap_or_else(|said| panic!("{said}"));
     let (a, b) = (fleet.admin("views-a"), fleet.admin("views-b"));
     let of = |tasks: &Value, phase: &str, node: &str| {
         let all = tasks.as_array().cloned().unwrap_or_default();
@@ -101,18 +101,9 @@ fn any_process_leads_to_the_one_that_has_the_state_and_a_killed_ones_tasks_start
         (each(&a) == (2, 2) && each(&b) == (2, 2)).then_some(())
     });
     let rows = wait_for("all rows", LIMIT, || {
-        let rows = trunkline(
+        let rows = state(
             &kafka,
-            &[
-                "state",
-                "scan",
-                "sync-views",
-                "event.seen",
-                "--prefix",
-                "[\"row\"",
-                "-n",
-                "1000",
-            ],
+            &["scan", "sync-views", "event.seen", "--prefix", "[\"row\"", "-n", "1000"],
         );
         rows.ok()
             .filter(|rows| rows.as_array().is_some_and(|rows| rows.len() == 200))
@@ -122,27 +113,26 @@ fn any_process_leads_to_the_one_that_has_the_state_and_a_killed_ones_tasks_start
         let (key, partition) = (row["key"].to_string(), row["partition"].to_string());
         for url in [&a, &b] {
             let words = [
-                "state",
+                "--admin",
+                url,
                 "get",
                 "sync-views",
                 "event.seen",
                 &key,
                 "--partition",
                 &partition,
-                "--admin",
-                &url,
             ];
-            let found = trunkline(&kafka, &words).expect("an answer");
+            let found = state(&kafka, &words).expect("an answer");
             assert_eq!(found["rows"][0]["value"], row["value"]);
             assert_eq!(found["contains"][0]["topic"], "event.seen");
         }
     }
-    let refused = trunkline(&kafka, &["state", "get", "sync-views", "nothing", "[1]"]).expect_err("no such store");
+    let refused = state(&kafka, &["get", "sync-views", "nothing", "[1]"]).expect_err("no such store");
     assert!(
         refused.contains("has no store `nothing`; it has: event.seen"),
         "{refused}"
     );
-    let refused = trunkline(&kafka, &["state", "get", "other", "event.seen", "[1]"]).expect_err("no such processor");
+    let refused = state(&kafka, &["get", "other", "event.seen", "[1]"]).expect_err("no such processor");
     assert!(refused.contains("no process has told its address"), "{refused}");
 
     fleet.kill("views-a");
@@ -153,18 +143,9 @@ fn any_process_leads_to_the_one_that_has_the_state_and_a_killed_ones_tasks_start
     for task in tasks.as_array().expect("tasks") {
         assert!(task["restored"].as_u64().expect("a number") <= 3, "{task}");
     }
-    let rows = trunkline(
+    let rows = state(
         &kafka,
-        &[
-            "state",
-            "scan",
-            "sync-views",
-            "event.seen",
-            "--prefix",
-            "[\"row\"",
-            "-n",
-            "1000",
-        ],
+        &["scan", "sync-views", "event.seen", "--prefix", "[\"row\"", "-n", "1000"],
     );
     assert_eq!(rows.expect("rows").as_array().map(Vec::len), Some(200));
 }
