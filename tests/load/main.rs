@@ -22,7 +22,7 @@ mod store;
 const USAGE: &str = "usage: load WHAT
   edge [embedded|kafka] [ROWS]   intake, idle polls, long polls; edge and devices in this one process
   store [fjall|sled] [ROWS] [VALUE BYTES] [MEMORY MIB]   fill, read, scan, reopen
-  runtime [kafka|embedded]   a copy, beside the library's own, a count with state, one record at a time
+  runtime [kafka|embedded] [copy|count|singles]   a copy, beside the library's own, a count with state, one record at a time
   state [fjall|sled] [THOUSAND KEYS]   a process with state on Kafka: cold start, idle, memory, kill -9, full restore
   postgres [kafka|embedded] [THOUSAND ROWS]   the connector: snapshot, backlogs, one change at a time
   line [THOUSAND ROWS]   the whole line, a process a role: starts, one change at a time, a backlog, pgbench; CPU, memory

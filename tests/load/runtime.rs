@@ -87,8 +87,14 @@ impl Processor for Count {
     }
 }
 
-/// Runs on Kafka or on the embedded log.
+/// Runs on Kafka or on the embedded log: all parts, or the one that is named.
 pub fn run(words: &[String]) -> anyhow::Result<()> {
+    let part = words.get(1).map(String::as_str);
+    let parts = ["copy", "count", "singles"];
+    if let Some(part) = part.filter(|part| !parts.contains(part)) {
+        anyhow::bail!("{part} is not a part of this: {}", parts.join(", "));
+    }
+    let measure = |log: &SharedLog, kafka| measure(log, kafka, &|name| part.is_none_or(|only| only == name));
     match words.first().map_or("kafka", String::as_str) {
         "kafka" => {
             let config = log::kafka::Config::new(world::kafka());
@@ -103,7 +109,7 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
     }
 }
 
-fn measure(log: &SharedLog, kafka: Option<log::kafka::Config>) -> anyhow::Result<()> {
+fn measure(log: &SharedLog, kafka: Option<log::kafka::Config>, wanted: &dyn Fn(&str) -> bool) -> anyhow::Result<()> {
     println!("{}", log.describe_self());
     let dir = tempfile::tempdir()?;
     let executor = tokio::runtime::Builder::new_multi_thread()
@@ -111,16 +117,22 @@ fn measure(log: &SharedLog, kafka: Option<log::kafka::Config>) -> anyhow::Result
         .enable_all()
         .build()?;
     let guard = executor.enter();
-    let copied = bulk(log, dir.path(), &executor, "copy", COPY_RECORDS, |to| {
-        Box::new(Copy(to))
-    })?;
-    if let Some(kafka) = kafka {
-        limits(log, &kafka, copied)?;
+    if wanted("copy") {
+        let copied = bulk(log, dir.path(), &executor, "copy", COPY_RECORDS, |to| {
+            Box::new(Copy(to))
+        })?;
+        if let Some(kafka) = kafka {
+            limits(log, &kafka, copied)?;
+        }
     }
-    bulk(log, dir.path(), &executor, "count", COUNT_RECORDS, |to| {
-        Box::new(Count(to))
-    })?;
-    singles(log, dir.path(), &executor)?;
+    if wanted("count") {
+        bulk(log, dir.path(), &executor, "count", COUNT_RECORDS, |to| {
+            Box::new(Count(to))
+        })?;
+    }
+    if wanted("singles") {
+        singles(log, dir.path(), &executor)?;
+    }
     drop(guard);
     Ok(())
 }

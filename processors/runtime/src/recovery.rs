@@ -142,6 +142,13 @@ fn open(task: &mut Task, recovery: &mut Recovery, env: &Env) -> Next {
             tracing::info!(task = %task.id, next_offset = live.next, "goes on from its standby");
         }
     }
+    if let Err(error) = task.flush() {
+        return Next::Stop(chain(&error));
+    }
+    if let Some(live) = &mut task.live {
+        // From here on the changelog is read into the store.
+        live.state.settled.forget_flushed();
+    }
     if task.live.is_none() {
         match open_live(&task.sub, task.id.partition, env) {
             Ok(live) => task.live = Some(live),

@@ -1,21 +1,25 @@
-//! A task's state: what the last commit left, and over it what the steps since then have written.
+//! A task's state: the store, over it what was committed since its last flush, and over both what the steps since the
+//! last commit have written.
 //!
 //! Guarantees: reads see the steps' own writes; a rolled-back overlay leaves no trace; each changed key goes once to
 //! the changelog at the next commit. Keys are canonical JSON arrays, such as `["row","orders",17]`, and never begin
 //! with `["~`, which is the runtime's own.
 //! Never: a write to the store by itself; the runtime's commit does that.
 
+mod settled;
+
 use crate::Result;
 use crate::timer::{Timer, TimerClock};
 use log::Millis;
+pub(crate) use settled::{Layered, Rows, Settled};
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
 use store::{Direction, Visit};
 
-/// State of one task: an overlay over its store.
+/// State of one task: an overlay over what was committed, over its store.
 pub struct State {
-    pub(crate) overlay: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    pub(crate) overlay: Rows,
+    pub(crate) settled: Settled,
     pub(crate) overlay_bytes: usize,
     pub(crate) store: store::SharedStore,
     pub(crate) space: store::Space,
@@ -41,7 +45,8 @@ impl State {
     /// State over a store's space; for tests and for the runtime.
     pub fn new(store: store::SharedStore, space: store::Space) -> Self {
         State {
-            overlay: BTreeMap::new(),
+            overlay: Rows::new(),
+            settled: Settled::default(),
             overlay_bytes: 0,
             store,
             space,
@@ -52,7 +57,7 @@ impl State {
 
     /// Reads a key.
     pub fn get(&self, key: &[u8]) -> Result<Option<Cow<'_, [u8]>>> {
-        if let Some(written) = self.overlay.get(key) {
+        if let Some(written) = self.overlay.get(key).or_else(|| self.settled.get(key)) {
             return Ok(written.as_deref().map(Cow::Borrowed));
         }
         Ok(self.store.get(self.space, key)?.map(Cow::Owned))
@@ -190,7 +195,9 @@ impl State {
     /// The same from a key to another, which is left out.
     fn scan_between(&self, from: &[u8], end: Option<&[u8]>, visit: Visit<'_>) -> Result<()> {
         let upper = end.map_or(Bound::Unbounded, Bound::Excluded);
-        let mut written = self.overlay.range::<[u8], _>((Bound::Included(from), upper)).peekable();
+        let range = (Bound::Included(from), upper);
+        let settled = self.settled.rows().range::<[u8], _>(range);
+        let mut written = Layered::new(self.overlay.range::<[u8], _>(range), settled).peekable();
         let mut stopped = false;
         self.store
             .scan(self.space, from, end, Direction::Forward, &mut |key, value| {

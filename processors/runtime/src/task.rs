@@ -3,7 +3,7 @@
 //! Guarantees: what the steps since the last commit have made can be dropped without a trace.
 //! Never: a write to the store or the log by itself.
 
-use crate::checkpoint::{self, STATE};
+use crate::checkpoint::{self, Origin, STATE};
 use crate::marker::{CHANGELOG_VERSION, MARKER_KEY, Marker};
 use crate::plan::Sub;
 use crate::query::TaskReport;
@@ -11,7 +11,7 @@ use crate::recovery::Recovery;
 use crate::status::Cause;
 use crate::thread::caution::{Caution, Poison, Refused};
 use crate::timer::{self, TimerClock};
-use crate::{Context, Effects, Processor, Stage, State, TaskId};
+use crate::{Context, Effects, Processor, Stage, State, TaskId, hit};
 use log::{Fate, Millis, Offset, OutBatch, OutRecord, Produced, RecordBatch, TopicPartition};
 use process::chain;
 use std::ops::Range;
@@ -43,6 +43,25 @@ pub(crate) struct Live {
 impl Live {
     pub(crate) fn store(&self) -> &SharedStore {
         &self.state.store
+    }
+
+    /// Brings the store up to the last commit: rows, marker and checkpoint in one batch.
+    pub(crate) fn flush(&mut self, origin: &Origin) -> store::Result<()> {
+        let Some(next) = self.next.filter(|_| self.state.settled.is_dirty()) else {
+            return Ok(());
+        };
+        let mut batch = Batch::default();
+        self.state.settled.write_into(&mut batch, STATE);
+        if let Some(marker) = &self.marker {
+            let mut value = Vec::new();
+            marker.write(&mut value);
+            checkpoint::put_marker(&mut batch, &value);
+        }
+        checkpoint::put_checkpoint(&mut batch, &origin.checkpoint(next, self.as_of));
+        self.store().commit(batch)?;
+        hit("runtime.flush");
+        self.state.settled.flushed();
+        Ok(())
     }
 }
 
@@ -367,27 +386,31 @@ impl Task {
         self.pending = Some(marker);
     }
 
-    /// Brings the store up to a transaction that was committed: rows, marker and checkpoint in one batch.
-    pub(crate) fn apply(&mut self, produced: &Produced) -> crate::Result<()> {
+    /// Takes over a transaction that was committed; the store follows with its next flush.
+    pub(crate) fn apply(&mut self, produced: &Produced, now: Duration) {
         let live = self.live.as_mut().expect("a task that commits has its store open");
-        let mut batch = Batch::default();
-        for (key, value) in std::mem::take(&mut live.state.overlay) {
-            match value {
-                Some(value) => batch.put(STATE, key, value),
-                None => batch.delete(STATE, key),
-            }
-        }
+        let committed = std::mem::take(&mut live.state.overlay);
         live.state.overlay_bytes = 0;
+        live.state.settled.settle(committed, now);
         live.as_of = live.as_of.max(produced.timestamp);
         live.next = Some(produced.next_offset);
-        let origin = self.sub.origin(self.id.partition);
-        checkpoint::put_marker(&mut batch, &self.marker);
-        checkpoint::put_checkpoint(&mut batch, &origin.checkpoint(produced.next_offset, live.as_of));
-        live.store().commit(batch)?;
         live.marker = self.pending.take();
         self.moved = false;
         self.uncommitted = 0;
-        Ok(())
+    }
+
+    /// Flushes what was committed, if it is time to.
+    pub(crate) fn flush_if_due(&mut self, now: Duration, bytes_max: usize) -> store::Result<()> {
+        match &mut self.live {
+            Some(live) if live.state.settled.is_due(now, bytes_max) => live.flush(&self.sub.origin(self.id.partition)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Flushes what was committed.
+    pub(crate) fn flush(&mut self) -> store::Result<()> {
+        let origin = self.sub.origin(self.id.partition);
+        self.live.as_mut().map_or(Ok(()), |live| live.flush(&origin))
     }
 }
 

@@ -36,6 +36,8 @@ const FENCE_WAIT: Duration = Duration::from_secs(6);
 const BACKOFF: Duration = Duration::from_millis(200);
 /// A wait for input that long without any says that there is none.
 const DRAINED_AFTER: Duration = Duration::from_millis(10);
+/// Committed rows wait for their flush in this part of a store's memory, at most, and as much again stays readable.
+const SETTLED_SHARE: u64 = 8;
 /// How often the status is written down although nothing changed.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
 
@@ -212,6 +214,7 @@ impl StreamThread {
             Advice::ReadOn(wait) => wait,
             Advice::Nothing => max_wait,
         };
+        self.flush_due()?;
         let recovering = ready && self.tasks.iter().any(|task| matches!(task.phase, Phase::Recovering(_)));
         let wait = match (recovering, restored) {
             (false, _) => wait,
@@ -222,12 +225,24 @@ impl StreamThread {
         Ok(Duration::ZERO)
     }
 
+    /// Lets the stores follow that are due.
+    fn flush_due(&mut self) -> Result<()> {
+        let now = self.env.clock.elapsed();
+        let share = self.env.config.store_memory_bytes / SETTLED_SHARE;
+        let bytes_max = usize::try_from(share).unwrap_or(usize::MAX);
+        self.tasks
+            .iter_mut()
+            .try_for_each(|task| task.flush_if_due(now, bytes_max))?;
+        Ok(())
+    }
+
     /// Commits what is uncommitted and leaves the group; the static seat is kept for a restart.
     pub(crate) fn finish(mut self) -> Result<()> {
         if self.writer.is_ready() && self.fence.is_none() {
             self.commit(None)?;
         }
         self.tasks.iter().for_each(|task| self.env.forget(&task.id));
+        self.tasks.iter_mut().try_for_each(Task::flush)?;
         self.tasks.clear();
         let left = self.consumer.take().map_or(Ok(()), GroupConsumer::close);
         left.map_err(|source| Error::Log {

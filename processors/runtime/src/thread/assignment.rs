@@ -9,6 +9,7 @@ use crate::recovery::Recovery;
 use crate::task::{Phase, Task};
 use crate::{Result, hit};
 use log::TopicPartition;
+use process::chain;
 
 impl StreamThread {
     /// These partitions are now this thread's.
@@ -89,7 +90,7 @@ impl StreamThread {
 
     fn drop_tasks(&mut self, partitions: &[TopicPartition]) {
         let env = &self.env;
-        self.tasks.retain(|task| {
+        self.tasks.retain_mut(|task| {
             let gone = task.inputs.iter().any(|input| partitions.contains(&input.at));
             if gone {
                 env.status
@@ -99,6 +100,10 @@ impl StreamThread {
                     places.remove(&input.at);
                 });
                 env.forget(&task.id);
+                // What it holds is committed, so that it may be kept; a store that fails is only further behind.
+                if let Err(error) = task.flush() {
+                    tracing::warn!(task = %task.id, reason = chain(&error), "its store stays behind");
+                }
             }
             !gone
         });

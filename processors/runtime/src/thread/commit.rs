@@ -128,7 +128,7 @@ impl StreamThread {
             },
         })?;
         let records = task.uncommitted;
-        task.apply(place)?;
+        task.apply(place, self.env.clock.elapsed());
         let letters = std::mem::take(&mut task.effects.dead_letters);
         self.env.metrics.dead_letters.increment(letters);
         if records > 0 {
