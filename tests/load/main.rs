@@ -19,6 +19,10 @@ mod runtime;
 mod state;
 mod store;
 
+/// As in the binary.
+#[global_allocator]
+static MEMORY: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 const USAGE: &str = "usage: load WHAT
   edge [embedded|kafka] [ROWS]   intake, idle polls, long polls; edge and devices in this one process
   store [fjall|sled] [ROWS] [VALUE BYTES] [MEMORY MIB]   fill, read, scan, reopen

@@ -6,19 +6,21 @@
 //! with `["~`, which is the runtime's own.
 //! Never: a write to the store by itself; the runtime's commit does that.
 
+mod layer;
 mod settled;
 
 use crate::Result;
 use crate::timer::{Timer, TimerClock};
+pub(crate) use layer::{Layer, Merged};
 use log::Millis;
-pub(crate) use settled::{Layered, Rows, Settled};
+pub(crate) use settled::Settled;
 use std::borrow::Cow;
-use std::ops::{Bound, ControlFlow};
+use std::ops::ControlFlow;
 use store::{Direction, Visit};
 
 /// State of one task: an overlay over what was committed, over its store.
 pub struct State {
-    pub(crate) overlay: Rows,
+    pub(crate) overlay: Layer,
     pub(crate) settled: Settled,
     pub(crate) overlay_bytes: usize,
     pub(crate) store: store::SharedStore,
@@ -45,7 +47,7 @@ impl State {
     /// State over a store's space; for tests and for the runtime.
     pub fn new(store: store::SharedStore, space: store::Space) -> Self {
         State {
-            overlay: Rows::new(),
+            overlay: Layer::default(),
             settled: Settled::default(),
             overlay_bytes: 0,
             store,
@@ -194,10 +196,8 @@ impl State {
 
     /// The same from a key to another, which is left out.
     fn scan_between(&self, from: &[u8], end: Option<&[u8]>, visit: Visit<'_>) -> Result<()> {
-        let upper = end.map_or(Bound::Unbounded, Bound::Excluded);
-        let range = (Bound::Included(from), upper);
-        let settled = self.settled.rows().range::<[u8], _>(range);
-        let mut written = Layered::new(self.overlay.range::<[u8], _>(range), settled).peekable();
+        let settled = self.settled.rows().range(from, end);
+        let mut written = Merged::new(self.overlay.range(from, end), settled).peekable();
         let mut stopped = false;
         self.store
             .scan(self.space, from, end, Direction::Forward, &mut |key, value| {

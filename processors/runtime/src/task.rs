@@ -365,7 +365,7 @@ impl Task {
                 [],
             );
         };
-        for (key, value) in &live.state.overlay {
+        for (key, value) in live.state.overlay.iter() {
             scratch.clear();
             scratch.push(CHANGELOG_VERSION);
             scratch.extend_from_slice(value.as_deref().unwrap_or_default());

@@ -7,12 +7,9 @@
 //! Guarantees: reads see the newest committed value; memory is bounded by the flushes that the owner makes when they
 //! are due. Never: an uncommitted row; IO.
 
-use std::collections::BTreeMap;
+use super::layer::{Entry, Layer, Value};
 use std::time::Duration;
 use store::{Batch, Space};
-
-/// Rows by key; `None` is a deleted one.
-pub(crate) type Rows = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
 
 /// The longest that a committed row waits for its flush.
 const FLUSH_AGE: Duration = Duration::from_millis(500);
@@ -21,27 +18,27 @@ const ENTRY_BYTES: usize = 96;
 
 #[derive(Default)]
 pub(crate) struct Settled {
-    rows: Rows,
+    rows: Layer,
     bytes: usize,
     /// When the first commit was settled that has not been flushed.
     since: Option<Duration>,
     /// What was flushed last: the store has the same.
-    last: Rows,
+    last: Layer,
 }
 
 impl Settled {
     /// The newest committed value of a key, if it is here; `Some(None)` when it was deleted.
-    pub(crate) fn get(&self, key: &[u8]) -> Option<&Option<Vec<u8>>> {
+    pub(crate) fn get(&self, key: &[u8]) -> Option<&Value> {
         self.rows.get(key).or_else(|| self.last.get(key))
     }
 
     /// The rows that the store does not have.
-    pub(crate) fn rows(&self) -> &Rows {
+    pub(crate) fn rows(&self) -> &Layer {
         &self.rows
     }
 
     /// Takes what was committed.
-    pub(crate) fn settle(&mut self, committed: Rows, now: Duration) {
+    pub(crate) fn settle(&mut self, committed: Layer, now: Duration) {
         self.since.get_or_insert(now);
         if self.rows.is_empty() {
             self.bytes = committed.iter().map(size).sum();
@@ -71,7 +68,7 @@ impl Settled {
 
     /// Adds the rows to a batch of the store.
     pub(crate) fn write_into(&self, batch: &mut Batch, space: Space) {
-        for (key, value) in &self.rows {
+        for (key, value) in self.rows.iter() {
             match value {
                 Some(value) => batch.put(space, key.as_slice(), value.as_slice()),
                 None => batch.delete(space, key.as_slice()),
@@ -92,52 +89,20 @@ impl Settled {
     }
 }
 
-fn size((key, value): (&Vec<u8>, &Option<Vec<u8>>)) -> usize {
+fn size((key, value): Entry<'_>) -> usize {
     key.len() + value.as_ref().map_or(0, Vec::len) + ENTRY_BYTES
-}
-
-/// Two layers as one, in the order of their keys: where both have a key, the upper one's row counts.
-pub(crate) struct Layered<U: Iterator, L: Iterator> {
-    upper: std::iter::Peekable<U>,
-    lower: std::iter::Peekable<L>,
-}
-
-type Entry<'r> = (&'r Vec<u8>, &'r Option<Vec<u8>>);
-
-impl<'r, U: Iterator<Item = Entry<'r>>, L: Iterator<Item = Entry<'r>>> Layered<U, L> {
-    pub(crate) fn new(upper: U, lower: L) -> Self {
-        Layered {
-            upper: upper.peekable(),
-            lower: lower.peekable(),
-        }
-    }
-}
-
-impl<'r, U: Iterator<Item = Entry<'r>>, L: Iterator<Item = Entry<'r>>> Iterator for Layered<U, L> {
-    type Item = Entry<'r>;
-
-    fn next(&mut self) -> Option<Entry<'r>> {
-        let Some((upper, _)) = self.upper.peek() else {
-            return self.lower.next();
-        };
-        match self.lower.peek() {
-            Some((lower, _)) if lower < upper => self.lower.next(),
-            Some((lower, _)) if lower == upper => {
-                self.lower.next();
-                self.upper.next()
-            }
-            _ => self.upper.next(),
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn rows(of: &[(&str, Option<&str>)]) -> Rows {
-        let row = |(key, value): &(&str, Option<&str>)| (key.as_bytes().to_vec(), value.map(|v| v.as_bytes().to_vec()));
-        of.iter().map(row).collect()
+    fn rows(of: &[(&str, Option<&str>)]) -> Layer {
+        let mut layer = Layer::default();
+        for (key, value) in of {
+            layer.insert(key.as_bytes().to_vec(), value.map(|v| v.as_bytes().to_vec()));
+        }
+        layer
     }
 
     fn value<'s>(settled: &'s Settled, key: &str) -> Option<Option<&'s [u8]>> {
@@ -171,18 +136,5 @@ mod tests {
         assert!(!settled.is_due(Duration::from_millis(1499), 1000));
         assert!(settled.is_due(Duration::from_millis(1500), 1000));
         assert!(settled.is_due(Duration::from_secs(1), 4 + ENTRY_BYTES));
-    }
-
-    #[test]
-    fn of_two_layers_the_upper_one_counts() {
-        let (upper, lower) = (
-            rows(&[("b", Some("u")), ("d", None)]),
-            rows(&[("a", None), ("b", None), ("e", Some("l"))]),
-        );
-        let keys: Vec<_> = Layered::new(upper.iter(), lower.iter())
-            .map(|(key, value)| (String::from_utf8_lossy(key).into_owned(), value.is_some()))
-            .collect();
-        let want = [("a", false), ("b", true), ("d", false), ("e", true)];
-        assert_eq!(keys, want.map(|(key, is)| (key.to_owned(), is)));
     }
 }
