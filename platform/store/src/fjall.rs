@@ -8,7 +8,8 @@
 
 use crate::dir::{Held, guarded, hold, opening};
 use crate::{
-    Batch, Direction, Error, Options, Result, Snapshot, Space, Stats, Store, Visit, check_keys, is_empty_range,
+    Batch, Direction, Error, Options, Result, Snapshot, Space, Stats, Store, Visit, batch_of, check_keys,
+    check_row_keys, is_empty_range,
 };
 use fjall::{AbstractTree, Database, Keyspace, KeyspaceCreateOptions, LsmError, PersistMode, Readable};
 use std::ops::Bound;
@@ -30,6 +31,8 @@ const MEMORY_BYTES_MIN: u64 = 8 << 20;
 const BUFFER_BYTES_MAX: u64 = 48 << 20;
 /// fjall delays writers when a tree has this many overlapping tables, and stops them without end a little later.
 const OVERLAPPING_TABLES_MAX: usize = 20;
+/// Fewer rows are not worth a table of their own.
+const LOADED_MIN: usize = 4096;
 /// fjall stops writers without end at four write buffers that wait for their flush.
 const SEALED_BUFFERS_MAX: usize = 3;
 
@@ -270,6 +273,30 @@ impl Store for FjallStore {
         out.commit().map_err(engine_error("commit a batch"))
     }
 
+    fn load(&self, space: Space, mut rows: Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Result<()> {
+        if rows.len() < LOADED_MIN {
+            return self.commit(batch_of(space, rows));
+        }
+        check_row_keys(rows.iter().map(|(key, _)| key.as_slice()))?;
+        self.shared
+            .wait_while(|shared| shared.space(space).tree.l0_run_count() >= OVERLAPPING_TABLES_MAX)?;
+        sort(&mut rows);
+        let attempted = "load rows";
+        let mut ingestion = self
+            .shared
+            .space(space)
+            .start_ingestion()
+            .map_err(engine_error(attempted))?;
+        for (key, value) in rows {
+            let written = match value {
+                Some(value) => ingestion.write(key, value),
+                None => ingestion.write_tombstone(key),
+            };
+            written.map_err(engine_error(attempted))?;
+        }
+        ingestion.finish().map_err(engine_error(attempted))
+    }
+
     fn snapshot(&self) -> Result<Box<dyn Snapshot>> {
         Ok(Box::new(FjallSnapshot {
             at: self.shared.db.snapshot(),
@@ -290,6 +317,30 @@ impl Store for FjallStore {
             disk_bytes: db.disk_space().unwrap_or_default(),
             memory_bytes: db.cache_size() + db.write_buffer_size(),
         }
+    }
+}
+
+/// Sorts rows by key. Keys of one table begin alike, so what follows the common beginning is compared as a number first.
+fn sort(rows: &mut [(Vec<u8>, Option<Vec<u8>>)]) {
+    let Some((first, rest)) = rows.split_first() else {
+        return;
+    };
+    let common = rest.iter().fold(first.0.len(), |common, (key, _)| {
+        let alike = first.0.iter().zip(key).take(common).take_while(|(a, b)| a == b);
+        alike.count()
+    });
+    let number = |key: &[u8]| {
+        let mut bytes = [0; 8];
+        bytes
+            .iter_mut()
+            .zip(key.iter().skip(common))
+            .for_each(|(to, from)| *to = *from);
+        u64::from_be_bytes(bytes)
+    };
+    rows.sort_by_cached_key(|(key, _)| number(key));
+    // Keys that the number does not tell apart stand together now.
+    for alike in rows.chunk_by_mut(|a, b| number(&a.0) == number(&b.0)) {
+        alike.sort_unstable_by(|a, b| a.0.cmp(&b.0));
     }
 }
 

@@ -99,6 +99,12 @@ pub trait Store: Send + Sync {
     /// Commits a batch: atomic over all spaces.
     fn commit(&self, batch: Batch) -> Result<()>;
 
+    /// Writes many rows of one space, each key once, in any order; cheaper than a batch for thousands of them. Atomic
+    /// as a batch is, and after those before it; but a crash of the machine may keep it and lose those.
+    fn load(&self, space: Space, rows: Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Result<()> {
+        self.commit(batch_of(space, rows))
+    }
+
     /// A view of this moment, for long reads.
     fn snapshot(&self) -> Result<Box<dyn Snapshot>>;
 
@@ -179,11 +185,23 @@ pub const KEY_BYTES_MAX: usize = 65_535;
 /// Refuses keys that one of the engines could not hold, in every engine, so that a choice of engine is never a choice
 /// of what may be stored.
 fn check_keys(batch: &Batch) -> Result<()> {
-    let bad = batch
-        .writes
-        .iter()
-        .find(|(_, key, _)| key.is_empty() || key.len() > KEY_BYTES_MAX);
-    bad.map_or(Ok(()), |(_, key, _)| Err(Error::Key { bytes: key.len() }))
+    check_row_keys(batch.writes.iter().map(|(_, key, _)| key.as_slice()))
+}
+
+fn check_row_keys<'k>(mut keys: impl Iterator<Item = &'k [u8]>) -> Result<()> {
+    let bad = keys.find(|key| key.is_empty() || key.len() > KEY_BYTES_MAX);
+    bad.map_or(Ok(()), |key| Err(Error::Key { bytes: key.len() }))
+}
+
+fn batch_of(space: Space, rows: Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Batch {
+    let mut batch = Batch::default();
+    for (key, value) in rows {
+        match value {
+            Some(value) => batch.put(space, key, value),
+            None => batch.delete(space, key),
+        }
+    }
+    batch
 }
 
 /// Whether `from..to` holds no key whatever is stored.

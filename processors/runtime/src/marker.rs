@@ -48,6 +48,13 @@ impl Marker {
         serde_json::to_writer(into, self).expect("writing JSON of plain numbers and strings into memory cannot fail");
     }
 
+    /// Its value on the changelog.
+    pub fn written(&self) -> Vec<u8> {
+        let mut value = Vec::new();
+        self.write(&mut value);
+        value
+    }
+
     /// Reads a marker's value from the changelog.
     ///
     /// # Errors

@@ -285,10 +285,20 @@ fn end(task: &mut Task, recovery: &mut Recovery, env: &Env, offsets: Offsets) ->
         None => {
             // A full restore knows of everything that was written when it starts.
             live.as_of = env.clock.now();
-            live.next = match env.log.offset(&task.changelog, At::Start) {
-                Ok(start) => Some(start),
+            let start = match env.log.offset(&task.changelog, At::Start) {
+                Ok(start) => start,
                 Err(error) => return recovery.log_failed(env.clock.elapsed(), &error),
             };
+            live.next = Some(start);
+            // Rows go to the store before the checkpoint that counts them in. Without one before them, a store that was
+            // left in between would be taken as empty whenever it is found again.
+            let mut batch = Batch::default();
+            let origin = task.sub.origin(task.id.partition);
+            checkpoint::put_checkpoint(&mut batch, &origin.checkpoint(start, live.as_of));
+            let begun = live.store().commit(batch).and_then(|()| live.store().persist());
+            if let Err(error) = begun {
+                return Next::Stop(chain(&error));
+            }
         }
     }
     recovery.step = Step::Restore { offsets, end, seen };

@@ -1,9 +1,10 @@
 //! Reads changelogs back into stores: all of a thread's restoring tasks at once, in bulk.
 //!
-//! Guarantees: rows and the checkpoint that counts them in are one batch; a crash in the middle goes on from there.
+//! What is read waits in memory, as committed rows do, and goes to the store in sorted pieces.
+//!
+//! Guarantees: a checkpoint counts in what the store has; a crash in the middle goes on from there.
 //! Never: a change of a checkpoint's `as_of`; that moves only when the end is reached.
 
-use crate::checkpoint::{self, STATE};
 use crate::hit;
 use crate::marker::{MARKER_KEY, Marker, body};
 use crate::state::RESERVED;
@@ -13,10 +14,11 @@ use crate::timer::TIMER;
 use log::{Fate, Isolation, Offset, Reader, RecordBatch, StartFrom, TopicPartition};
 use process::chain;
 use std::time::Duration;
-use store::Batch;
 
 /// Bytes read at once.
 const READ_BYTES: usize = 4 << 20;
+/// Rows go to the store in pieces of this part of its memory: the larger, the less it has to merge.
+const PIECE_SHARE: u64 = 4;
 /// How often a long restore says how far it is.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
 /// Pause after the log was out of reach.
@@ -30,8 +32,6 @@ pub(crate) struct Restorer {
     records: RecordBatch,
     /// The task of each partition of the batch that was read last.
     routes: Vec<Option<usize>>,
-    /// Rows to commit, by task.
-    batches: Vec<Batch>,
     not_before: Duration,
     reported: Duration,
 }
@@ -67,7 +67,7 @@ impl Restorer {
             }
         }
         let before = obstacles.len();
-        self.collect(tasks, obstacles);
+        self.collect(tasks, env, obstacles);
         self.store(tasks, env, obstacles);
         if obstacles.len() > before {
             self.assigned.clear();
@@ -137,20 +137,17 @@ impl Restorer {
         }
     }
 
-    /// Sorts the records that were read into one batch a task.
-    fn collect(&mut self, tasks: &mut [Task], obstacles: &mut Vec<Obstacle>) {
+    /// Gives the records that were read to their tasks.
+    fn collect(&mut self, tasks: &mut [Task], env: &Env, obstacles: &mut Vec<Obstacle>) {
         let task_of = |at: &TopicPartition| tasks.iter().position(|t| t.changelog == *at && target(t).is_some());
         self.routes.clear();
         self.routes.extend(self.records.partitions().iter().map(task_of));
-        self.batches.clear();
-        self.batches.resize_with(tasks.len(), Batch::default);
+        let now = env.clock.elapsed();
         for record in self.records.iter() {
             let Some(&Some(index)) = self.routes.get(record.partition_index()) else {
                 continue;
             };
-            let (Some(task), Some(batch)) = (tasks.get_mut(index), self.batches.get_mut(index)) else {
-                continue;
-            };
+            let Some(task) = tasks.get_mut(index) else { continue };
             let Some(live) = task
                 .live
                 .as_mut()
@@ -158,7 +155,11 @@ impl Restorer {
             else {
                 continue;
             };
-            if let Err(reason) = take(record.key(), record.value(), &mut live.marker, batch) {
+            let (settled, marker) = (&mut live.state.settled, &mut live.marker);
+            let put = |key: &[u8], value: Option<&[u8]>| {
+                settled.settle_one(key.to_vec(), value.map(<[u8]>::to_vec), now);
+            };
+            if let Err(reason) = take(record.key(), record.value(), marker, put) {
                 let reason = format!("{}@{}: {reason}", task.changelog, record.offset());
                 obstacles.push(Obstacle::Stop { task: index, reason });
                 self.routes
@@ -172,15 +173,15 @@ impl Restorer {
         }
     }
 
-    /// Commits each task's batch with its new position.
+    /// Moves each task's place to where the reader stands, and lets its store follow in pieces.
     fn store(&mut self, tasks: &mut [Task], env: &Env, obstacles: &mut Vec<Obstacle>) {
         let Some(reader) = &self.reader else { return };
-        for (index, mut batch) in self.batches.drain(..).enumerate() {
-            let Some(task) = tasks.get_mut(index) else { continue };
+        let piece_bytes = usize::try_from(env.config.store_memory_bytes / PIECE_SHARE).unwrap_or(usize::MAX);
+        for (index, task) in tasks.iter_mut().enumerate() {
             let stuck = obstacles
                 .iter()
                 .any(|o| matches!(o, Obstacle::Stop { task, .. } if *task == index));
-            let (Some((next, _)), false) = (target(task), stuck) else {
+            let (Some((next, end)), false) = (target(task), stuck) else {
                 continue;
             };
             let Some(position) = reader.position(&task.changelog).filter(|position| *position > next) else {
@@ -188,9 +189,9 @@ impl Restorer {
             };
             let origin = task.sub.origin(task.id.partition);
             let Some(live) = &mut task.live else { continue };
-            if !batch.is_empty() {
-                checkpoint::put_checkpoint(&mut batch, &origin.checkpoint(position, live.as_of));
-                if let Err(error) = live.store().commit(batch) {
+            live.next = Some(position);
+            if position >= end || live.state.settled.bytes() >= piece_bytes {
+                if let Err(error) = live.load(&origin) {
                     obstacles.push(Obstacle::Stop {
                         task: index,
                         reason: chain(&error),
@@ -199,7 +200,6 @@ impl Restorer {
                 }
                 hit("runtime.restore.batch");
             }
-            live.next = Some(position);
             if let Phase::Recovering(recovery) = &task.phase {
                 let left = recovery
                     .restoring_until()
@@ -220,22 +220,21 @@ fn target(task: &Task) -> Option<(Offset, Offset)> {
     (next < end).then_some((next, end))
 }
 
-/// Takes one changelog record into a batch.
+/// Takes one changelog record: a row is put, a marker replaces the one before.
 pub(crate) fn take(
     key: Option<&[u8]>,
     value: Option<&[u8]>,
     marker: &mut Option<Marker>,
-    batch: &mut Batch,
+    put: impl FnOnce(&[u8], Option<&[u8]>),
 ) -> Result<(), String> {
     let Some(key) = key else { return Ok(()) };
     match value {
         Some(value) if key == MARKER_KEY => {
             *marker = Some(Marker::read(value).map_err(|error| chain(&error))?);
-            checkpoint::put_marker(batch, value);
         }
         _ if key.starts_with(RESERVED) && !key.starts_with(TIMER) => {}
-        Some(value) => batch.put(STATE, key, body(value).map_err(|error| chain(&error))?),
-        None => batch.delete(STATE, key),
+        Some(value) => put(key, Some(body(value).map_err(|error| chain(&error))?)),
+        None => put(key, None),
     }
     Ok(())
 }

@@ -7,7 +7,7 @@
 
 mod place;
 
-use crate::checkpoint;
+use crate::checkpoint::{self, STATE};
 use crate::plan::Sub;
 use crate::recovery::{Unopened, missed_tombstones, open_live};
 use crate::restore::take;
@@ -236,14 +236,21 @@ impl Standby {
         let mut marker = live.marker.clone();
         for record in self.records.iter().filter(|r| Some(r.partition_index()) == index) {
             if record.offset() >= next {
-                take(record.key(), record.value(), &mut marker, &mut batch)
+                let put = |key: &[u8], value: Option<&[u8]>| match value {
+                    Some(value) => batch.put(STATE, key, value),
+                    None => batch.delete(STATE, key),
+                };
+                take(record.key(), record.value(), &mut marker, put)
                     .map_err(|reason| format!("{at}@{}: {reason}", record.offset()))?;
                 count += 1;
             }
         }
         // A quiet changelog's proof is written down now and then, or a restart would find the store too old.
         let stale = as_of.saturating_sub(live.as_of) > sub.delete_retention / 16;
-        if !batch.is_empty() || stale {
+        if !batch.is_empty() || marker != live.marker || stale {
+            if let Some(marker) = &marker {
+                checkpoint::put_marker(&mut batch, &marker.written());
+            }
             checkpoint::put_checkpoint(&mut batch, &sub.origin(task.partition).checkpoint(position, as_of));
             live.store().commit(batch).map_err(|error| chain(&error))?;
             hit("runtime.standby.batch");

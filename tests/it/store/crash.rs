@@ -27,10 +27,94 @@ fn child_commits_numbered_batches_until_it_is_killed() {
     let store = store::open(&options(engine, Path::new(dir))).unwrap();
     let mut next = last(&*store) + 1;
     println!("child open at {next}");
+    while dir.ends_with(LOADS) {
+        store.load(Space(1), loaded(next)).unwrap();
+        println!("child committed {next}");
+        next += 1;
+    }
     loop {
         store.commit(numbered(next)).unwrap();
         println!("child committed {next}");
         next += 1;
+    }
+}
+
+/// A store in a directory of this name is loaded, not committed to.
+const LOADS: &str = "loads";
+
+/// Load `n`: every key with this number, but in an odd one every third key is deleted.
+fn loaded(n: u64) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+    let keeps = |key: u64| n.is_multiple_of(2) || !key.is_multiple_of(3);
+    // Out of order: the store sorts.
+    let keys = (0..KEYS).map(|at| at * 2_003 % KEYS);
+    keys.map(|key| {
+        let value = keeps(key).then(|| [&n.to_be_bytes()[..], &[b'x'; 100]].concat());
+        (format!("[\"row\",{key}]").into_bytes(), value)
+    })
+    .collect()
+}
+
+#[test]
+fn after_kill_9_a_load_is_there_whole_or_not_at_all() {
+    for engine in ON_DISK {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path().join(LOADS);
+        for loads in [1, 7, 12] {
+            let mut child = child(engine, &dir);
+            let said = BufReader::new(child.stdout.take().unwrap()).lines();
+            let mut committed =
+                said.filter_map(|line| line.unwrap().strip_prefix("child committed ")?.parse::<u64>().ok());
+            let acknowledged = committed.nth(loads - 1).expect("the child loads until it is killed");
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let store = store::open(&options(engine, &dir)).unwrap();
+            let got = rows(&*store, Space(1), b"", None, Direction::Forward);
+            let (_, value) = got.first().expect("a row");
+            let n = u64::from_be_bytes(value[..8].try_into().unwrap());
+            if engine == Engine::Fjall {
+                assert!(n >= acknowledged, "{n} < {acknowledged}, which was acknowledged");
+            }
+            let mut want: Vec<_> = loaded(n)
+                .into_iter()
+                .filter_map(|(key, value)| Some((key, value?)))
+                .collect();
+            want.sort();
+            assert!(got == want, "{engine:?}: not the state after load {n}");
+        }
+    }
+}
+
+/// Rows of a load and of batches before and after it are told apart by their order alone.
+#[test]
+fn a_load_takes_its_place_among_batches() {
+    for engine in [Engine::Fjall, Engine::Sled, Engine::Memory] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store::open(&options(engine, dir.path())).unwrap();
+        let mut batch = Batch::default();
+        batch.put(Space(1), b"[\"row\",0]", b"before");
+        batch.put(Space(1), b"[\"row\",5]", b"before");
+        batch.put(Space(1), b"[\"roe\"]", b"before");
+        store.commit(batch).unwrap();
+        store.load(Space(1), loaded(1)).unwrap();
+        let mut batch = Batch::default();
+        batch.put(Space(1), b"[\"row\",3]", b"after");
+        batch.delete(Space(1), b"[\"row\",4]");
+        store.commit(batch).unwrap();
+        let store = if engine == Engine::Memory {
+            store
+        } else {
+            drop(store);
+            store::open(&options(engine, dir.path())).unwrap()
+        };
+        let text = |key: &[u8]| {
+            let value = store.get(Space(1), key).unwrap();
+            value.map(|value| if value.len() > 8 { b"loaded".to_vec() } else { value })
+        };
+        assert_eq!(text(b"[\"roe\"]").as_deref(), Some(&b"before"[..]), "{engine:?}");
+        assert_eq!(text(b"[\"row\",0]"), None);
+        assert_eq!(text(b"[\"row\",3]").as_deref(), Some(&b"after"[..]));
+        assert_eq!(text(b"[\"row\",4]"), None);
+        assert_eq!(text(b"[\"row\",5]").as_deref(), Some(&b"loaded"[..]));
     }
 }
 

@@ -45,14 +45,34 @@ impl Settled {
             self.rows = committed;
             return;
         }
-        for (key, value) in committed {
-            let value_bytes = value.as_ref().map_or(0, Vec::len);
-            let key_bytes = key.len();
-            match self.rows.insert(key, value) {
-                Some(old) => self.bytes = self.bytes + value_bytes - old.map_or(0, |old| old.len()),
-                None => self.bytes += key_bytes + value_bytes + ENTRY_BYTES,
-            }
+        committed.into_iter().for_each(|(key, value)| self.put(key, value));
+    }
+
+    /// Takes one row that was committed.
+    pub(crate) fn settle_one(&mut self, key: Vec<u8>, value: Value, now: Duration) {
+        self.since.get_or_insert(now);
+        self.put(key, value);
+    }
+
+    fn put(&mut self, key: Vec<u8>, value: Value) {
+        let (key_bytes, value_bytes) = (key.len(), value.as_ref().map_or(0, Vec::len));
+        match self.rows.insert(key, value) {
+            Some(old) => self.bytes = self.bytes + value_bytes - old.map_or(0, |old| old.len()),
+            None => self.bytes += key_bytes + value_bytes + ENTRY_BYTES,
         }
+    }
+
+    /// What the rows occupy that wait for their flush, about.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Takes the rows out for the store, and keeps none of them; nor what they may have replaced.
+    pub(crate) fn take_rows(&mut self) -> Vec<(Vec<u8>, Value)> {
+        self.last.clear();
+        self.bytes = 0;
+        self.since = None;
+        std::mem::take(&mut self.rows).into_iter().collect()
     }
 
     /// Whether something was committed that the store has not been told.
@@ -124,6 +144,17 @@ mod tests {
         assert_eq!(value(&settled, "a"), Some(Some(b"3".as_slice())));
         settled.flushed();
         assert_eq!(value(&settled, "b"), None, "only the last flush is kept");
+    }
+
+    #[test]
+    fn what_is_taken_out_leaves_nothing_older_behind() {
+        let mut settled = Settled::default();
+        settled.settle(rows(&[("a", Some("1"))]), Duration::ZERO);
+        settled.flushed();
+        settled.settle_one(b"a".to_vec(), Some(b"2".to_vec()), Duration::ZERO);
+        assert_eq!(settled.take_rows(), [(b"a".to_vec(), Some(b"2".to_vec()))]);
+        assert_eq!(value(&settled, "a"), None, "the store has the newest");
+        assert!(!settled.is_dirty());
     }
 
     #[test]
