@@ -22,9 +22,9 @@ use std::time::{Duration, Instant};
 const STUCK: Duration = Duration::from_secs(30);
 /// After this long without progress a stuck flush is asked for again.
 const NUDGE: Duration = Duration::from_secs(2);
-/// Journals beyond four times the write buffers, within these bounds, are emptied by flushing every space: it bounds
-/// what an opening replays, at some 100 MB a second.
-const JOURNAL_BYTES: std::ops::RangeInclusive<u64> = 32 << 20..=96 << 20;
+/// Journals beyond twice the write buffers, within these bounds, are emptied by flushing every space: it bounds what an
+/// opening replays, at some 100 MB a second; a process opens a store a task.
+const JOURNAL_BYTES: std::ops::RangeInclusive<u64> = 8 << 20..=96 << 20;
 /// Smallest memory that is worth splitting; less is treated as this.
 const MEMORY_BYTES_MIN: u64 = 8 << 20;
 /// Larger buffers hold back the journals that are their copies, and an opening replays those.
@@ -72,7 +72,7 @@ impl FjallStore {
             spaces,
             db,
             buffer_bytes,
-            journal_bytes: (4 * buffer_bytes).clamp(*JOURNAL_BYTES.start(), *JOURNAL_BYTES.end()),
+            journal_bytes: (2 * buffer_bytes).clamp(*JOURNAL_BYTES.start(), *JOURNAL_BYTES.end()),
             unmeasured: AtomicU64::new(u64::MAX / 2),
             room: Mutex::new(()),
             held,

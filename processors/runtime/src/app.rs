@@ -146,7 +146,7 @@ impl Config {
             engine: store::Engine::default(),
             store_memory_bytes: 32 << 20,
             commit_interval: Duration::from_millis(100),
-            commit_bytes_max: 16 << 20,
+            commit_bytes_max: 8 << 20,
             transaction_timeout: Duration::from_secs(10),
             session_timeout: Duration::from_secs(30),
             touches_view_log: false,

@@ -173,7 +173,7 @@ impl State {
             self.overlay_bytes -= slot.as_ref().map_or(0, Vec::len);
             *slot = value;
         } else {
-            self.overlay_bytes += key.len();
+            self.overlay_bytes += key.len() + settled::ENTRY_BYTES;
             self.overlay.insert(key.to_vec(), value);
         }
     }
@@ -230,7 +230,7 @@ impl State {
         Ok(())
     }
 
-    /// Bytes of keys and values that wait for the next commit.
+    /// Bytes of keys and values that wait for the next commit, with what it costs to hold them.
     pub fn pending_bytes(&self) -> usize {
         self.overlay_bytes
     }

@@ -412,10 +412,11 @@ impl Task {
         self.uncommitted = 0;
     }
 
-    /// Flushes what was committed, if it is time to.
+    /// Flushes what was committed, if it is time to. What is restored goes to the store by another way.
     pub(crate) fn flush_if_due(&mut self, now: Duration, bytes_max: usize) -> store::Result<()> {
+        let restores = matches!(self.phase, Phase::Recovering(_));
         match &mut self.live {
-            Some(live) if live.state.settled.is_due(now, bytes_max) => live.flush(&self.sub.origin(self.id.partition)),
+            Some(live) if !restores && live.state.settled.is_due(now, bytes_max) => live.flush(&self.sub.origin(self.id.partition)),
             _ => Ok(()),
         }
     }

@@ -284,6 +284,12 @@ impl KafkaGroup {
         handle.resume(&run)
     }
 
+    /// Makes the library fetch a partition at once that was resumed. It wakes its connection only for a partition that
+    /// is moved; else the connection sleeps on for up to a second.
+    fn wake(&self, at: &TopicPartition, offset: Offset) -> Result<(), Fault> {
+        self.seek(at, offset)
+    }
+
     /// Moves an assigned partition. It may still be on its way to being read: then a little later.
     fn seek(&self, at: &TopicPartition, offset: Offset) -> Result<(), Fault> {
         let end = Instant::now() + PATIENCE;
@@ -344,7 +350,13 @@ impl GroupConsumer for KafkaGroup {
             self.seek(at, offset)
         };
         let one = List::of(std::iter::once((at, offset)));
-        let moved = moved.and_then(|()| if paused { Ok(()) } else { self.handle().resume(&one) });
+        let moved = moved.and_then(|()| {
+            if paused {
+                return Ok(());
+            }
+            self.handle().resume(&one)?;
+            self.wake(at, offset)
+        });
         moved.map_err(|found| fault::topic_error(&at.topic, format!("start {at} at {offset}"), &found))?;
         self.gather.forget(at);
         let slot = self.slot(at, "start")?;
@@ -370,13 +382,18 @@ impl GroupConsumer for KafkaGroup {
             slot.paused = false;
             // One that was never started stays still until it is.
             if slot.started {
-                started.push(at);
+                started.push((at, slot.position));
             }
         }
-        let list = List::of(started.into_iter().map(|at| (at, 0)));
-        self.handle()
-            .resume(&list)
-            .map_err(|found| self.error("resume partitions", &found))
+        let list = List::of(started.iter().map(|(at, _)| (*at, 0)));
+        let mut resumed = self.handle().resume(&list);
+        for (at, position) in started {
+            let Some(position) = position else { continue };
+            // What was fetched before the pause is fetched again.
+            self.gather.forget(at);
+            resumed = resumed.and_then(|()| self.wake(at, position));
+        }
+        resumed.map_err(|found| self.error("resume partitions", &found))
     }
 
     fn member(&self) -> Result<Member> {

@@ -14,7 +14,7 @@ use store::{Batch, Space};
 /// The longest that a committed row waits for its flush.
 const FLUSH_AGE: Duration = Duration::from_millis(500);
 /// What an entry of a map occupies beside its bytes, about.
-const ENTRY_BYTES: usize = 96;
+pub(super) const ENTRY_BYTES: usize = 96;
 
 #[derive(Default)]
 pub(crate) struct Settled {
