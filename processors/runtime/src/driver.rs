@@ -1,8 +1,13 @@
-//! Drivers for tests: a processor over values alone, and the real thread loop one turn at a time.
+//! Drivers for tests: a processor over values alone, a whole application over values, and one thread by hand.
 //!
-//! Guarantees: no thread and no sleep; the second one runs the code that production runs, over whatever log, clock and
-//! stores it is given, so that a test can inject what it likes between any two calls.
+//! [`StepDriver`] is for what a processor makes of its records; [`TopologyDriver`] for what is left of that after
+//! crashes, lost disks and rebalances; [`ThreadDriver`] for tests that bring their own log, clock and stores.
+//! Guarantees: no thread and no sleep; the last two run the code that production runs.
 //! Never: a short cut around the commit protocol.
+
+mod topology;
+
+pub use topology::{DriverError, FIRST, Moment, Output, START, TopologyDriver};
 
 use crate::checkpoint::{SPACES, STATE};
 use crate::plan::Plan;

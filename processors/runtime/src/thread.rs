@@ -255,7 +255,7 @@ impl StreamThread {
     pub(crate) fn is_quiet(&self) -> bool {
         let now = self.env.clock.now();
         self.drained
-            && self.member.is_some()
+            && self.is_seated()
             && self
                 .tasks
                 .iter()
@@ -386,10 +386,13 @@ impl StreamThread {
         if let (Some(reason), 2..) = (&self.last_failure, self.aborts_in_a_row) {
             return Some(Cause::outside(format!("transactions are not committed: {reason}")));
         }
-        // With more threads than partitions a member may have nothing to do, and is told nothing.
+        (!self.is_seated()).then(|| Cause::passing("waiting for an assignment"))
+    }
+
+    /// Whether it is a member. With more threads than partitions one may have nothing to do, and is told nothing.
+    fn is_seated(&self) -> bool {
         let seated = |consumer: &dyn GroupConsumer| consumer.member().is_ok_and(|member| member.generation >= 0);
-        let member = self.member.is_some() || self.consumer.as_deref().is_some_and(seated);
-        (!member).then(|| Cause::passing("waiting for an assignment"))
+        self.member.is_some() || self.consumer.as_deref().is_some_and(seated)
     }
 
     /// Writes down what stands between this thread and work.
