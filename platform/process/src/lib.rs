@@ -16,6 +16,7 @@ pub mod readiness;
 pub mod service;
 pub mod tasks;
 pub mod telemetry;
+pub mod trace;
 
 pub use clock::{Clock, SharedClock};
 pub use config::Secret;

@@ -14,6 +14,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// A stream application: one consumer group, some sub-topologies.
+///
+/// Its topics of input and output must exist when it starts; its changelogs (`<name>.changelog.<store>`) and the topics of
+/// dead letters (`<input>.dlq`) are made by the runtime. Names are for good: a renamed application, store or
+/// sub-topology begins anew, and the old state stays where it is. A changed partition count of an input is refused.
 #[derive(Clone)]
 pub struct Application {
     /// Group id, and the prefix of transactional ids, member names and changelog topics.
@@ -27,8 +31,9 @@ pub struct Application {
 pub struct SubTopology {
     /// Name, unique in the application; it stands in task ids.
     pub name: String,
-    /// Topics read together; with more than one, all must have the same number of partitions. A topic is an input of
-    /// one sub-topology only.
+    /// Topics read together; with more than one, all must have the same number of partitions, and for a join their
+    /// records the same keys. A topic is an input of one sub-topology only. An input that is added later begins at
+    /// `first_start`.
     pub inputs: Vec<String>,
     /// The store's name, unique in the application.
     pub store: String,
@@ -95,7 +100,9 @@ pub fn dead_letter_topic(topic: &str) -> String {
     format!("{topic}.dlq")
 }
 
-/// How one process runs an application.
+/// How one process runs an application. [`Config::new`] gives defaults that are right for most; what a process needs of
+/// its own are `instance` and `dir`. Memory is about `store_memory_bytes` a task, and `commit_bytes_max` and a few MB of
+/// reading a thread.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// This process among those of the application: `<application>-<instance>-<thread>` is each thread's transactional

@@ -14,7 +14,7 @@ use crate::plan::Plan;
 use crate::status::Status;
 use crate::thread::{Env, StreamThread};
 use crate::{Application, Clock, Config, Context, Effects, Processor, Result, State, Stores};
-use log::{Millis, OutBatch, RecordBatch, SharedLog};
+use log::{Millis, Offset, OutBatch, RecordBatch, SharedLog, TimestampType, TopicPartition};
 use std::sync::Arc;
 use std::time::Duration;
 use store::{Batch, MemoryStore};
@@ -75,6 +75,7 @@ impl StepDriver {
         self.processor.prepare(records, 0..records.len())?;
         self.processor
             .step(context, records, 0..records.len(), &mut self.state, &mut self.effects)?;
+        self.effects.uncaused();
         self.advance(self.now)
     }
 
@@ -136,6 +137,17 @@ impl StepDriver {
     pub fn state_mut(&mut self) -> &mut State {
         &mut self.state
     }
+}
+
+/// Records of one partition as they are read, from this offset on: keys, values (`None` is a tombstone) and timestamps.
+pub fn records(at: &TopicPartition, first: Offset, rows: &[(&str, Option<&str>, Millis)]) -> RecordBatch {
+    let mut batch = RecordBatch::default();
+    let partition = batch.intern(at);
+    for (offset, (key, value, timestamp)) in (first..).zip(rows) {
+        let (key, value) = (Some(key.as_bytes()), value.map(str::as_bytes));
+        batch.push(partition, offset, *timestamp, TimestampType::Create, key, value, []);
+    }
+    batch
 }
 
 /// The records of a batch, owned.

@@ -1,15 +1,23 @@
 //! What a step wants to say: records to topics, and dead letters.
 //!
-//! Guarantees: all effects of a transaction become visible with its state and offsets, or not at all.
+//! Guarantees: all effects of a transaction become visible with its state and offsets, or not at all, and in the order in
+//! which they were written; what was caused by a traced record carries its `traceparent`.
 //! Never: sending anything itself.
 
 use crate::Stage;
 use crate::app::dead_letter_topic;
 use log::{Header, OutBatch, OutRecord, RecordRef};
+use process::trace;
 use std::error::Error;
 use std::sync::Arc;
 
-/// Output of the steps since the last commit.
+/// Output of the steps since the last commit: records and dead letters.
+///
+/// Everything written here is committed in one transaction with the state that was changed and the offsets that it was
+/// made from. A record that is larger than its topic takes (`max.message.bytes`) aborts the transaction; the runtime then
+/// looks for the input that it is made of, and that input becomes a dead letter of stage `KAFKA_PRODUCE`. A topic that
+/// does not exist aborts it too, again and again, with the reason in readiness: create the topics of output before the
+/// application starts.
 #[derive(Debug, Default)]
 pub struct Effects {
     pub(crate) out: OutBatch,
@@ -17,6 +25,8 @@ pub struct Effects {
     pub(crate) name: Arc<str>,
     pub(crate) task: i32,
     topics: Vec<(Arc<str>, Arc<str>)>,
+    /// The `traceparent` of the record that what comes next is made of; empty when it has none.
+    trace: Vec<u8>,
 }
 
 /// Whether a dead letter carries the record or only says where it stood.
@@ -45,9 +55,30 @@ impl Effects {
         }
     }
 
-    /// Writes a record.
+    /// Writes a record. Without a partition it goes where Kafka's default partitioner puts its key; without a timestamp it
+    /// has the time of the send. The bytes are copied.
     pub fn emit<'h>(&mut self, record: OutRecord<'_>, headers: impl IntoIterator<Item = Header<'h>>) {
-        self.out.push(record, headers);
+        if self.trace.is_empty() {
+            self.out.push(record, headers);
+        } else {
+            let trace = [(trace::PARENT, Some(self.trace.as_slice()))];
+            let own = headers.into_iter().map(|(name, value)| (name, value));
+            self.out.push(record, own.chain(trace));
+        }
+    }
+
+    /// Says that what is emitted from here on is made of this record: it carries the record's `traceparent`, if the record
+    /// has a valid one. It holds until the next call, and at most to the end of the step, timer or `before_commit`.
+    pub fn caused_by(&mut self, record: RecordRef<'_>) {
+        self.trace.clear();
+        if let Some(parent) = record.header(trace::PARENT).and_then(trace::Parent::parse) {
+            self.trace.extend_from_slice(parent.text.as_bytes());
+        }
+    }
+
+    /// Says that what comes next is made of no record.
+    pub(crate) fn uncaused(&mut self) {
+        self.trace.clear();
     }
 
     /// Puts a record that cannot be processed into `<its topic>.dlq`, key, value and headers untouched, with Kafka
@@ -105,6 +136,7 @@ impl Effects {
     pub(crate) fn clear(&mut self) {
         self.out.clear();
         self.dead_letters = 0;
+        self.trace.clear();
     }
 
     fn topic_of_dead_letters(&mut self, topic: &Arc<str>) -> Arc<str> {
@@ -160,6 +192,50 @@ mod tests {
             headers,
         );
         batch
+    }
+
+    #[test]
+    fn what_a_traced_record_causes_carries_its_traceparent_until_something_else_is_the_cause() {
+        let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let mut batch = RecordBatch::default();
+        let at = batch.intern(&TopicPartition::new("in", 0));
+        for header in [parent, "nonsense"] {
+            let headers = [("traceparent", Some(header.as_bytes()))];
+            batch.push(at, 0, 1, TimestampType::Create, None, None, headers);
+        }
+        let mut effects = Effects::new("x");
+        let say = |effects: &mut Effects| {
+            let record = OutRecord {
+                topic: &Arc::from("out"),
+                partition: None,
+                timestamp: None,
+                key: None,
+                value: None,
+            };
+            effects.emit(record, [("own", None)]);
+        };
+        say(&mut effects);
+        effects.caused_by(batch.get(0).unwrap());
+        say(&mut effects);
+        say(&mut effects);
+        effects.caused_by(batch.get(1).unwrap());
+        say(&mut effects);
+        effects.caused_by(batch.get(0).unwrap());
+        effects.uncaused();
+        say(&mut effects);
+        let traces: Vec<Option<String>> = effects
+            .records()
+            .iter()
+            .map(|(_, mut headers)| {
+                assert_eq!(headers.next(), Some(("own", None)));
+                headers.next().map(|(name, value)| {
+                    assert_eq!(name, "traceparent");
+                    String::from_utf8(value.unwrap().to_vec()).unwrap()
+                })
+            })
+            .collect();
+        let parent = Some(parent.to_owned());
+        assert_eq!(traces, [None, parent.clone(), parent, None, None]);
     }
 
     #[test]

@@ -43,10 +43,26 @@ impl Stage {
     }
 }
 
-/// A stream processor: one instance a task.
+/// A stream processor: one instance a task. A worked example is in `docs/examples`.
 ///
 /// A record that cannot be processed goes to [`Effects::dead_letter`] and the step goes on with the next one; an
 /// error returned from `step` stops the task, because it is the processor's own or its surroundings'.
+///
+/// What is guaranteed: the committed output, state and offsets are those of one run over the task's input in which no
+/// step was repeated and none left out. A step itself may well run again, after a crash, an aborted transaction or a move
+/// to another process, over the same or other batches: so it must depend on nothing but its records, its state and its
+/// context, and do nothing but write to `state` and `effects`. Records of one partition come in the order of their
+/// offsets; between the inputs of a task there is no order.
+///
+/// | what goes wrong | what happens |
+/// | --- | --- |
+/// | [`Effects::dead_letter`] | the record is in `<topic>.dlq` with the same commit; the line goes on |
+/// | `prepare` fails with fate `Retry` | the task rests, from 100 ms up to 5 s, and tries again; the others go on |
+/// | `prepare` fails otherwise, or `step`, `timer`, `before_commit` fail | the transaction is aborted, the task stops and says why in readiness; the others go on. A restart tries again |
+/// | output or state is too large for its topic | the record that it was made of becomes a dead letter |
+/// | a panic | the process ends, and goes on from the last commit when it is started again |
+///
+/// A stopped task holds no other one up, but commits nothing more: its input waits in the topic.
 pub trait Processor: Send {
     /// Makes ready what `step` will need for these records and what takes IO, such as schemas not yet known. May be
     /// called again for the same records.
@@ -57,7 +73,11 @@ pub trait Processor: Send {
         Ok(())
     }
 
-    /// Processes the records `range` of the batch, all of this task's inputs, in order.
+    /// Processes the records `range` of the batch, all of this task's inputs, in order: 1 to 1,024 of them. Never look at
+    /// the batch's other records; they may be another task's.
+    ///
+    /// # Errors
+    /// Any error stops the task.
     fn step(
         &mut self,
         context: Context,

@@ -19,6 +19,22 @@ use std::ops::ControlFlow;
 use store::{Direction, Visit};
 
 /// State of one task: an overlay over what was committed, over its store.
+///
+/// What a step writes it reads again at once, and others see it after the commit; what was not committed is gone after
+/// any failure, in the store as in here. Each key that changed costs one changelog record a commit, however often it was
+/// written; a value that is put as it was costs one too.
+///
+/// **Keys** are bytes, ordered as bytes, from 1 to [`store::KEY_BYTES_MAX`] of them. By convention they are JSON arrays
+/// whose first element says what kind of row it is, such as `["row","orders",17]`, so that two kinds are never mistaken
+/// for each other and a kind can be scanned by its prefix. Those that begin with `["~` are the runtime's: a write to one
+/// is a bug and panics, which ends the process. A key of another length is refused only by the store, after
+/// the changelog has it, which ends the process and its restarts: bound what comes from records. **Values** are bytes; a key and its value are together one record of
+/// the changelog, which takes about 1 MB unless its `max.message.bytes` was raised.
+///
+/// Give values a format version if they may outlive the program that wrote them: state is never wiped.
+///
+/// # Errors
+/// Every error here is the store's and stops the task: pass it on with `?`.
 pub struct State {
     pub(crate) overlay: Layer,
     pub(crate) settled: Settled,

@@ -293,6 +293,7 @@ impl Task {
             let step = self
                 .processor
                 .step(context, records, range.clone(), &mut live.state, &mut self.effects);
+            self.effects.uncaused();
             step.map_err(|error| Trouble::Stop(chain(&error)))?;
         }
         self.stream_time = self.stream_time.max(newest);

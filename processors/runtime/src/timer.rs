@@ -51,7 +51,13 @@ impl TimerClock {
     }
 }
 
-/// A timer.
+/// A timer. It is a row of the task's state: it survives what state survives, moves with the task, and costs a changelog
+/// record when it is set and one when it fires or is cancelled. There may be millions of them.
+///
+/// By stream time it fires in the first batch whose newest record is not older than its time; by the wall clock within
+/// about 100 ms while the task runs, and at once after a restart when it was due meanwhile. Either way the order within
+/// a clock is that of the times. Stream time stands while no record comes to the task: what must happen without one
+/// needs the wall clock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timer {
     /// Its clock.
@@ -112,6 +118,7 @@ pub(crate) fn fire(
                     break;
                 }
                 if state.take_timer(&timer)? {
+                    effects.uncaused();
                     processor.timer(context, &timer, state, effects)?;
                     fired += 1;
                 }

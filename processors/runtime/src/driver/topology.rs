@@ -8,6 +8,9 @@
 
 mod disk;
 mod home;
+mod seen;
+
+pub use seen::Output;
 
 use super::ThreadDriver;
 use crate::marker::{CHANGELOG_VERSION, MARKER_KEY};
@@ -17,12 +20,11 @@ use disk::Disk;
 use home::{Crashed, Fault, Faults, Home, locked};
 use log::embedded::{self, EmbeddedLog};
 use log::{
-    At, Cleanup, Header, Isolation, Millis, Offset, OutBatch, OutRecord, RecordBatch, SharedLog, StartFrom,
-    TopicConfig, TopicPartition, TopicSpec, partitioner,
+    Cleanup, Header, Millis, OutBatch, OutRecord, SharedLog, TopicConfig, TopicPartition, TopicSpec, partitioner,
 };
 use process::clock::Manual;
+use seen::read;
 use std::collections::BTreeMap;
-use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,8 +39,6 @@ const ROUNDS_MAX: usize = 2_000;
 const ROUND: Duration = Duration::from_millis(20);
 /// Quiet rounds in a row after which nothing is under way between instances any more.
 const QUIET_ROUNDS: usize = 3;
-/// Bytes read at once.
-const READ_BYTES: usize = 1 << 20;
 
 /// Where a process dies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,42 +85,6 @@ pub enum DriverError {
         /// Those that there are.
         known: Vec<String>,
     },
-}
-
-/// A committed record of an output topic. Its text is `PARTITION KEY=VALUE`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Output {
-    /// Partition.
-    pub partition: i32,
-    /// Offset.
-    pub offset: Offset,
-    /// Timestamp in ms.
-    pub timestamp: Millis,
-    /// Key.
-    pub key: Option<Vec<u8>>,
-    /// Value; `None` is a tombstone.
-    pub value: Option<Vec<u8>>,
-    /// Headers, in order.
-    pub headers: Vec<(String, Option<Vec<u8>>)>,
-}
-
-impl Output {
-    /// The last header of this name, as text.
-    pub fn header(&self, name: &str) -> Option<String> {
-        let found = self.headers.iter().rev().find(|(known, _)| known == name)?;
-        Some(text(found.1.as_deref()))
-    }
-}
-
-impl fmt::Display for Output {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (key, value) = (text(self.key.as_deref()), text(self.value.as_deref()));
-        write!(f, "{} {key}={value}", self.partition)
-    }
-}
-
-fn text(bytes: Option<&[u8]>) -> String {
-    String::from_utf8_lossy(bytes.unwrap_or(b"null")).into_owned()
 }
 
 /// The date and the steady time of all instances.
@@ -577,32 +541,6 @@ fn refused(attempted: &str) -> impl FnOnce(log::Error) -> DriverError {
 
 fn millis(time: Duration) -> Millis {
     Millis::try_from(time.as_millis()).unwrap_or(Millis::MAX)
-}
-
-/// Adds the committed records of a partition.
-fn read(log: &SharedLog, at: &TopicPartition, found: &mut Vec<Output>) -> log::Result<()> {
-    let end = log.offset(at, At::Stable)?;
-    let mut reader = log.reader(Isolation::ReadCommitted)?;
-    reader.assign(&[(at.clone(), StartFrom::Start)])?;
-    let mut batch = RecordBatch::default();
-    while reader.position(at).is_some_and(|next| next < end) {
-        reader.poll(&mut batch, READ_BYTES, Duration::ZERO)?;
-        found.extend(batch.iter().map(|record| {
-            Output {
-                partition: at.partition,
-                offset: record.offset(),
-                timestamp: record.timestamp(),
-                key: record.key().map(<[u8]>::to_vec),
-                value: record.value().map(<[u8]>::to_vec),
-                headers: record
-                    .headers()
-                    .iter()
-                    .map(|(name, value)| (name.to_owned(), value.map(<[u8]>::to_vec)))
-                    .collect(),
-            }
-        }));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -2,11 +2,12 @@
 //!
 //! Guarantees: each fault is shown to have come. Never: a sleep.
 
+use super::seen::text;
 use super::*;
 use crate::{
     Context, Effects, Error, FirstStart, Processor, Result as StepResult, State, SubTopology, Timer, TimerClock,
 };
-use log::Fate;
+use log::{Fate, RecordBatch};
 use std::ops::Range;
 
 /// Passes each record on with a count of its key, and a minute later says the key once more.
