@@ -13,6 +13,7 @@ mod edge;
 mod interop;
 mod kafka;
 mod log;
+mod metrics;
 mod postgres;
 mod process;
 mod registry;

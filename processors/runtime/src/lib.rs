@@ -24,6 +24,7 @@ pub mod query;
 mod recovery;
 mod restore;
 mod run;
+mod sample;
 mod standby;
 mod state;
 mod status;

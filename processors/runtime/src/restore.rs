@@ -75,6 +75,9 @@ impl Restorer {
         env.metrics
             .restored
             .increment(u64::try_from(self.records.len()).unwrap_or(u64::MAX));
+        env.metrics
+            .restored_bytes
+            .increment(u64::try_from(self.records.byte_len()).unwrap_or(u64::MAX));
         if now.saturating_sub(self.reported) >= REPORT_EVERY {
             self.reported = now;
             report(tasks);

@@ -10,19 +10,16 @@ use crate::standby::Standby;
 use crate::status::{Cause, Status};
 use crate::stores::Directory;
 use crate::thread::{Env, StreamThread};
-use crate::{Application, Config, Error, Handle, Result, members};
-use log::{At, Fate, Log, Offset, SharedLog, TopicPartition};
+use crate::{Application, Config, Error, Handle, Result, members, sample};
+use log::{Fate, Log, SharedLog};
 use process::{Drain, Readiness, SharedClock, Tasks, chain};
-use std::collections::HashMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Longest wait for input, and so for the drain.
 const MAX_WAIT: Duration = Duration::from_millis(100);
 /// Pause between attempts to reach the log at the start.
 const START_AGAIN: Duration = Duration::from_secs(1);
-/// How often the lag is measured.
-const LAG_EVERY: Duration = Duration::from_secs(2);
 
 /// Starts an application on the threads of a process. Its readiness component is `processor <application>`.
 ///
@@ -97,7 +94,7 @@ fn start(
             Ok::<(), Error>(())
         });
     }
-    tasks.thread(format!("{}-lag", application.name), move || measure_lag(&env, &drain));
+    tasks.thread(format!("{}-lag", application.name), move || sample::run(&env, &drain));
     Ok(())
 }
 
@@ -145,40 +142,4 @@ fn keep_standbys(env: Arc<Env>, drain: &Drain) {
         }
     }
     env.warm().clear();
-}
-
-/// Measures how far each input's committed place is behind its stable end. A control record after the last record
-/// would count for ever, so an input that was seen drained after its end was read has no lag.
-fn measure_lag(env: &Env, drain: &Drain) -> Result<(), Error> {
-    let mut ends: HashMap<TopicPartition, (Offset, Duration)> = HashMap::new();
-    while drain.sleep_blocking(LAG_EVERY) {
-        let places = env.places.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        ends.retain(|at, _| places.contains_key(at));
-        for (at, place) in &places {
-            if let Some((end, read)) = ends.get(at) {
-                let drained = place.drained.is_some_and(|drained| drained > *read);
-                env.metrics.lag(
-                    at,
-                    if drained {
-                        0
-                    } else {
-                        end.saturating_sub(place.next).max(0)
-                    },
-                );
-            }
-            let read = env.clock.elapsed();
-            match env.log.offset(at, At::Stable) {
-                Ok(end) => {
-                    ends.insert(at.clone(), (end, read));
-                    env.status.set("lag", None);
-                }
-                Err(error) if error.fate() == Fate::Retry => {
-                    env.status.set("lag", Some(Cause::outside(chain(&error))));
-                    break;
-                }
-                Err(error) => tracing::warn!(%at, reason = chain(&error), "lag is not known"),
-            }
-        }
-    }
-    Ok(())
 }

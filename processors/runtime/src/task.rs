@@ -10,7 +10,7 @@ use crate::query::TaskReport;
 use crate::recovery::Recovery;
 use crate::status::Cause;
 use crate::thread::caution::{Caution, Poison, Refused};
-use crate::timer::{self, TimerClock};
+use crate::timer::{self, Fired, TimerClock};
 use crate::{Context, Effects, Processor, Stage, State, TaskId, hit};
 use log::{Fate, Millis, Offset, OutBatch, OutRecord, Produced, RecordBatch, TopicPartition};
 use process::chain;
@@ -118,8 +118,9 @@ pub(crate) struct Task {
     pub moved: bool,
     /// Records processed since the last commit.
     pub uncommitted: usize,
-    /// Where the first of them stood.
+    /// Where the first of them stood, and its timestamp.
     first: Option<(TopicPartition, Offset)>,
+    first_ms: Millis,
     pub stream_time: Millis,
     pub caution: Option<Caution>,
     /// Changelog records that its last recovery read.
@@ -158,6 +159,7 @@ impl Task {
             moved: false,
             uncommitted: 0,
             first: None,
+            first_ms: 0,
             stream_time: 0,
             caution: None,
             restored: 0,
@@ -299,16 +301,21 @@ impl Task {
         self.stream_time = self.stream_time.max(newest);
         self.moved = true;
         if self.uncommitted == 0 {
-            self.first = records
-                .get(range.start)
-                .map(|record| (record.partition().clone(), record.offset()));
+            let first = records.get(range.start);
+            self.first = first.map(|record| (record.partition().clone(), record.offset()));
+            self.first_ms = first.map_or(0, |record| record.timestamp());
         }
         self.uncommitted += range.len();
         Ok(())
     }
 
-    /// Lets timers fire that are due; says whether any did. A range of them at most, so that caps are looked at.
-    pub(crate) fn fire(&mut self, now: Millis) -> Result<bool, Trouble> {
+    /// Timestamp of the first record since the last commit, in ms; `None` without one.
+    pub(crate) fn first_ms(&self) -> Option<Millis> {
+        (self.uncommitted > 0).then_some(self.first_ms)
+    }
+
+    /// Lets timers fire that are due; says how many did. A range of them at most, so that caps are looked at.
+    pub(crate) fn fire(&mut self, now: Millis) -> Result<Fired, Trouble> {
         let context = Context {
             now,
             stream_time: self.stream_time,
@@ -322,7 +329,7 @@ impl Task {
             TIMERS_MAX,
         );
         // A timer that fires deletes its row, so that the task has something to commit, with its marker and its offsets.
-        Ok(fired.map_err(|error| Trouble::Stop(chain(&error)))? > 0)
+        fired.map_err(|error| Trouble::Stop(chain(&error)))
     }
 
     /// When its first timer of the wall clock is due.

@@ -11,7 +11,7 @@ mod failure;
 mod recover;
 mod step;
 
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::pace::{Advice, Caps, Pace};
 use crate::plan::Plan;
 use crate::query::TaskReport;
@@ -21,7 +21,9 @@ use crate::stores::Stores;
 use crate::task::{Live, Phase, Task};
 use crate::writer::Writer;
 use crate::{Clock, Config, Error, Result, TaskId};
-use log::{Event, Fate, GroupConfig, GroupConsumer, Member, Offset, OutBatch, RecordBatch, SharedLog, TopicPartition};
+use log::{
+    Event, Fate, GroupConfig, GroupConsumer, Member, Millis, Offset, OutBatch, RecordBatch, SharedLog, TopicPartition,
+};
 use process::chain;
 use recover::RESTORE_WAIT;
 use std::collections::{BTreeMap, HashMap};
@@ -66,6 +68,8 @@ pub(crate) struct Place {
     pub next: Offset,
     /// When nothing more was found to read, on the monotonic clock.
     pub drained: Option<Duration>,
+    /// The greatest timestamp that its task had seen, in ms; 0 before the first record.
+    pub stream_time: Millis,
 }
 
 impl Env {
@@ -141,6 +145,7 @@ pub(crate) struct StreamThread {
     not_before: Duration,
     out_of_reach: Option<String>,
     published: Option<Duration>,
+    overlay: ::metrics::Gauge,
     records: RecordBatch,
     /// Task and input of each partition of the batch.
     routes: Vec<Option<(usize, usize)>>,
@@ -156,6 +161,7 @@ impl StreamThread {
         let name = env.config.thread_name(&env.plan.application, index);
         let config = &env.config;
         let caps = Caps::new(config.commit_interval, config.commit_bytes_max, config.touches_view_log);
+        let overlay = env.metrics.overlay(&name);
         StreamThread {
             writer: Writer::new(name.clone()),
             name,
@@ -171,6 +177,7 @@ impl StreamThread {
             not_before: Duration::ZERO,
             out_of_reach: None,
             published: None,
+            overlay,
             records: RecordBatch::default(),
             routes: Vec::new(),
             out: OutBatch::default(),
@@ -335,6 +342,8 @@ impl StreamThread {
         let done = match event {
             Ok(Event::Records) => {
                 self.drained = false;
+                let bytes = u64::try_from(records.byte_len()).unwrap_or(u64::MAX);
+                self.env.metrics.bytes_in.increment(bytes);
                 self.process(&records)
             }
             Ok(Event::Idle) => {
@@ -404,6 +413,8 @@ impl StreamThread {
             return;
         }
         self.published = Some(now);
+        let waiting = self.tasks.iter().map(Task::state_bytes).sum();
+        self.overlay.set(metrics::size(waiting));
         let own = self.cause();
         self.env.status.set(&self.name, own);
         for task in &self.tasks {

@@ -93,22 +93,31 @@ impl Timer {
     }
 }
 
-/// Calls a processor for its timers that are due, at most about so many; returns how many fired.
+/// What has fired at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Fired {
+    /// How many timers.
+    pub count: usize,
+    /// How late the latest of those was that wait for the wall clock, in ms.
+    pub late_ms: Option<Millis>,
+}
+
+/// Calls a processor for its timers that are due, at most about so many; returns what fired.
 pub(crate) fn fire(
     processor: &mut dyn Processor,
     context: Context,
     state: &mut State,
     effects: &mut Effects,
     at_most: usize,
-) -> Result<usize> {
-    let mut fired = 0;
+) -> Result<Fired> {
+    let mut fired = Fired::default();
     for clock in TimerClock::ALL {
         let now = match clock {
             TimerClock::Stream => context.stream_time,
             TimerClock::Wall => context.now,
         };
-        while fired < at_most {
-            let due = state.due(clock, now, at_most - fired)?;
+        while fired.count < at_most {
+            let due = state.due(clock, now, at_most - fired.count)?;
             if due.is_empty() {
                 break;
             }
@@ -120,7 +129,10 @@ pub(crate) fn fire(
                 if state.take_timer(&timer)? {
                     effects.uncaused();
                     processor.timer(context, &timer, state, effects)?;
-                    fired += 1;
+                    fired.count += 1;
+                    if clock == TimerClock::Wall {
+                        fired.late_ms = fired.late_ms.max(Some(now.saturating_sub(timer.at)));
+                    }
                 }
             }
             state.was_set(clock);

@@ -31,6 +31,8 @@ pub(crate) struct Writer {
     not_before: Duration,
     /// Why it is not ready, for people.
     pub waits_for: Option<String>,
+    /// Bytes sent since the last begin.
+    bytes: usize,
 }
 
 impl Writer {
@@ -42,6 +44,7 @@ impl Writer {
             failures: 0,
             not_before: Duration::ZERO,
             waits_for: None,
+            bytes: 0,
         }
     }
 
@@ -119,8 +122,15 @@ impl Writer {
         if !matches!(self.line, Line::Open(_)) {
             session.begin()?;
             self.line = Line::Open(now);
+            self.bytes = 0;
         }
+        self.bytes += records.byte_len();
         session.send(records)
+    }
+
+    /// Bytes of keys, values and headers that were sent in the transaction that was committed last.
+    pub(crate) fn take_bytes(&mut self) -> usize {
+        std::mem::take(&mut self.bytes)
     }
 
     /// Commits the open transaction with the consumed offsets.

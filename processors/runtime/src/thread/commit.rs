@@ -5,7 +5,7 @@
 //! Never: a commit whose outcome is not known taken as one.
 
 use super::{Broken, Place, StreamThread};
-use crate::{Result, hit};
+use crate::{Result, hit, metrics};
 use log::{Outcome, Produced};
 use process::chain;
 use std::sync::PoisonError;
@@ -60,6 +60,7 @@ impl StreamThread {
         match self.writer.commit(member, &self.offsets) {
             Outcome::Committed(produced) => {
                 hit("runtime.commit.committed");
+                self.count(who);
                 for &index in who {
                     self.apply(index, &produced)?;
                     hit("runtime.commit.applied");
@@ -69,20 +70,7 @@ impl StreamThread {
                 let took = self.env.clock.elapsed().saturating_sub(began);
                 self.env.metrics.commits.increment(1);
                 self.env.metrics.commit_seconds.record(took.as_secs_f64());
-                let mut places = self.env.places.lock().unwrap_or_else(PoisonError::into_inner);
-                for (at, next) in &self.offsets {
-                    if let Some(place) = places.get_mut(at) {
-                        place.next = *next;
-                    } else {
-                        places.insert(
-                            at.clone(),
-                            Place {
-                                next: *next,
-                                drained: None,
-                            },
-                        );
-                    }
-                }
+                self.note_places(who);
                 return Ok(true);
             }
             Outcome::Aborted { fenced: true, reason } => self.broke(Broken::Fenced(reason)),
@@ -90,6 +78,40 @@ impl StreamThread {
             Outcome::Unknown { reason } => self.broke(Broken::Failed(format!("outcome unknown: {reason}"))),
         }
         Ok(false)
+    }
+
+    /// Counts a transaction that was committed, before its tasks forget what was in it. The first record of each task is
+    /// the one that waited longest.
+    fn count(&mut self, who: &[usize]) {
+        let (now, metrics) = (self.env.clock.now(), &self.env.metrics);
+        let mut records = 0;
+        for task in who.iter().filter_map(|&index| self.tasks.get(index)) {
+            records += task.uncommitted;
+            if let Some(first_ms) = task.first_ms() {
+                let waited = now.saturating_sub(first_ms).max(0);
+                metrics.latency_seconds.record(metrics::float(waited) / 1_000.0);
+            }
+        }
+        metrics.commit_records.record(metrics::size(records));
+        metrics.commit_bytes.record(metrics::size(self.writer.take_bytes()));
+    }
+
+    /// Writes the committed places down for the lag.
+    fn note_places(&self, who: &[usize]) {
+        let mut places = self.env.places.lock().unwrap_or_else(PoisonError::into_inner);
+        for task in who.iter().filter_map(|&index| self.tasks.get(index)) {
+            for input in &task.inputs {
+                let place = Place {
+                    next: input.next,
+                    drained: places.get(&input.at).and_then(|place| place.drained),
+                    stream_time: task.stream_time,
+                };
+                match places.get_mut(&input.at) {
+                    Some(known) => *known = place,
+                    None => drop(places.insert(input.at.clone(), place)),
+                }
+            }
+        }
     }
 
     /// Sends a task's last words, changed keys and marker; says whether the transaction can go on.

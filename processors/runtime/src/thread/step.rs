@@ -6,8 +6,10 @@
 
 use super::{Broken, StreamThread};
 use crate::Result;
+use crate::metrics;
 use crate::pace::Advice;
 use crate::task::{Phase, Task, Trouble};
+use crate::timer::Fired;
 use log::{Fate, Millis, RecordBatch};
 use process::chain;
 use std::ops::Range;
@@ -161,8 +163,14 @@ impl StreamThread {
             return true;
         };
         match task.fire(now) {
-            Ok(false) => return true,
-            Ok(true) => {}
+            Ok(Fired { count: 0, .. }) => return true,
+            Ok(Fired { count, late_ms }) => {
+                let metrics = &self.env.metrics;
+                metrics.timers.increment(u64::try_from(count).unwrap_or(u64::MAX));
+                if let Some(late_ms) = late_ms {
+                    metrics.timer_late_seconds.record(metrics::float(late_ms) / 1_000.0);
+                }
+            }
             Err(Trouble::Rest(reason) | Trouble::Stop(reason)) => {
                 self.broke(Broken::Failed(format!("a task stops: {reason}")));
                 self.stop(index, reason, false);
@@ -219,10 +227,9 @@ impl StreamThread {
         };
         let bytes = task.effects.out.byte_len();
         let sent = self.writer.send(now, &task.effects.out);
-        self.env
-            .metrics
-            .records_out
-            .increment(u64::try_from(task.effects.out.len()).unwrap_or(u64::MAX));
+        let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        self.env.metrics.records_out.increment(count(task.effects.out.len()));
+        self.env.metrics.bytes_out.increment(count(bytes));
         task.effects.out.clear();
         (bytes, sent)
     }
