@@ -13,6 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Extension, Json, Router};
 use log::{Header, OutBatch, OutRecord, SharedLog};
+use process::trace::{PARENT, Parent};
 use process::{Problem, Secret};
 use schemas::codec::Datum;
 use schemas::headers;
@@ -173,11 +174,12 @@ async fn ingest(
         .get("idempotency-key")
         .and_then(|k| k.to_str().ok())
         .map(str::to_owned);
+    let trace = trace_of(&headers);
     if let Some(event) = ingest.events.iter().find(|e| *e.topic == *topic) {
-        return events(&ingest, event.clone(), value, key).await;
+        return events(&ingest, event.clone(), value, key, trace).await;
     }
     if let Some(inlet) = ingest.sources.get(&topic) {
-        return transaction(inlet, &value, key).await;
+        return transaction(inlet, &value, key, trace).await;
     }
     let known: Vec<&str> = ingest
         .events
@@ -194,11 +196,18 @@ async fn ingest(
     ))
 }
 
+/// The post's `traceparent`, if it is valid: its records carry it on.
+fn trace_of(headers: &HeaderMap) -> Option<String> {
+    let parent = Parent::parse(headers.get(PARENT)?.as_bytes())?;
+    Some(parent.text.to_owned())
+}
+
 async fn events(
     ingest: &Arc<Ingest>,
     event: EventTopic,
     value: Value,
     idempotency: Option<String>,
+    trace: Option<String>,
 ) -> Result<Response, Problem> {
     let (many, single) = match value {
         Value::Array(many) => (many, false),
@@ -226,7 +235,8 @@ async fn events(
             key: Some(&key),
             value: Some(&value),
         };
-        out.push(record, header);
+        let trace = trace.as_ref().map(|trace| (PARENT, Some(trace.as_bytes())));
+        out.push(record, header.into_iter().chain(trace));
     }
     let count = many.len();
     let log = ingest.log.clone();
@@ -302,7 +312,12 @@ fn encode(event: &EventTopic, item: &Value) -> Result<(Vec<u8>, Vec<u8>), (Strin
     Ok((key, value))
 }
 
-async fn transaction(inlet: &Inlet, value: &Value, idempotency: Option<String>) -> Result<Response, Problem> {
+async fn transaction(
+    inlet: &Inlet,
+    value: &Value,
+    idempotency: Option<String>,
+    trace: Option<String>,
+) -> Result<Response, Problem> {
     let tables = inlet.tables();
     if tables.is_empty() {
         return Err(unavailable("the source has not started yet"));
@@ -344,7 +359,7 @@ async fn transaction(inlet: &Inlet, value: &Value, idempotency: Option<String>) 
         })?);
     }
     let count = changes.len();
-    match inlet.post(changes, idempotency).await {
+    match inlet.post(changes, idempotency, trace).await {
         Ok(Answer::Stored(position)) => Ok(Json(json!({"stored": count, "position": position})).into_response()),
         Ok(Answer::Known) => Ok(Json(json!({"stored": 0, "known": true})).into_response()),
         Err(NotTaken::Busy) => Err(unavailable("too many transactions wait, or the source is not running")),

@@ -1,23 +1,28 @@
 //! What every request gets: an id, a span that continues the caller's trace, a time limit, numbers.
 //!
 //! Guarantees: the answer's `X-Request-Id` is the caller's if that is harmless text, else a new one; a valid W3C
-//! `traceparent` stands in the span. Never: a token, a cursor or a query string in a log line.
+//! `traceparent` stands in the span, and the answer's `traceresponse` names the span in here. Never: a token, a cursor or a query string in a log line.
 
 use crate::error::Refused;
 use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use process::trace::{self, Parent};
 use std::time::{Duration, Instant};
 use tracing::Instrument;
 
 const REQUEST_ID: &str = "x-request-id";
-const TRACE_PARENT: &str = "traceparent";
+/// W3C Trace Context Level 2, 4: where an answer says how the trace went on.
+const TRACE_RESPONSE: &str = "traceresponse";
 
 /// Serves one request inside its span and within its time.
 pub async fn each(request: Request, next: Next, limit: Duration) -> Response {
     let id = request_id(request.headers());
-    let (trace, parent) = trace_of(request.headers()).unwrap_or_default();
+    let parent = parent_of(request.headers());
+    let (trace_id, parent_id) = parent.map(|p| (p.trace, p.span)).unwrap_or_default();
+    let own = parent.map(|_| span_id()).unwrap_or_default();
+    let traced = parent.and_then(|parent| answer(&parent, &own));
     let route = request
         .extensions()
         .get::<MatchedPath>()
@@ -25,7 +30,7 @@ pub async fn each(request: Request, next: Next, limit: Duration) -> Response {
         .to_owned();
     let method = request.method().clone();
     let id_text = id.to_str().unwrap_or_default();
-    let span = tracing::info_span!("request", %method, route, id = id_text, trace_id = trace, parent_id = parent);
+    let span = tracing::info_span!("request", %method, route, id = id_text, trace_id, parent_id, span_id = own);
     let began = Instant::now();
     let served = tokio::time::timeout(limit, next.run(request))
         .instrument(span.clone())
@@ -37,6 +42,9 @@ pub async fn each(request: Request, next: Next, limit: Duration) -> Response {
     span.in_scope(|| tracing::debug!(status, seconds, "answered"));
     metrics::counter!("trunkline_edge_requests_total", "route" => route, "status" => status.to_string()).increment(1);
     response.headers_mut().insert(REQUEST_ID, id);
+    if let Some(traced) = traced {
+        response.headers_mut().insert(TRACE_RESPONSE, traced);
+    }
     response
 }
 
@@ -53,18 +61,20 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
         .unwrap_or_else(|| made().expect("a uuid is a header value"))
 }
 
-/// Trace id and parent id of a valid `traceparent` (W3C Trace Context, 3.2).
-fn trace_of(headers: &HeaderMap) -> Option<(String, String)> {
-    let mut parts = headers.get(TRACE_PARENT)?.to_str().ok()?.split('-');
-    let (version, trace, parent, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    let hex = |text: &str, len: usize| {
-        text.len() == len && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-    };
-    let valid = hex(version, 2) && version != "ff" && hex(trace, 32) && hex(parent, 16) && hex(flags, 2);
-    let zero = |text: &str| text.bytes().all(|b| b == b'0');
-    // Later versions may add fields; version 00 has exactly four.
-    let extra = version == "00" && parts.next().is_some();
-    (valid && !zero(trace) && !zero(parent) && !extra).then(|| (trace.to_owned(), parent.to_owned()))
+/// A valid `traceparent` of the request.
+fn parent_of(headers: &HeaderMap) -> Option<Parent<'_>> {
+    Parent::parse(headers.get(trace::PARENT)?.as_bytes())
+}
+
+/// What the answer says of the trace: its id, the id of the span in here, and the caller's flags.
+fn answer(parent: &Parent<'_>, span: &str) -> Option<HeaderValue> {
+    HeaderValue::try_from(format!("00-{}-{span}-{}", parent.trace, parent.flags)).ok()
+}
+
+/// An id for a span of our own: 16 hexadecimal digits, never all zero, as a random UUID's version is among them.
+fn span_id() -> String {
+    let id = uuid::Uuid::new_v4().simple().to_string();
+    id.chars().take(16).collect()
 }
 
 #[cfg(test)]
@@ -89,20 +99,13 @@ mod tests {
     }
 
     #[test]
-    fn a_valid_traceparent_is_continued() {
+    fn a_valid_traceparent_is_continued_in_the_answer_under_a_span_of_our_own() {
         let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
-        let of = |text: &str| trace_of(&headers(TRACE_PARENT, text)).map(|(t, p)| format!("{t}/{p}"));
-        let good = format!("00-{trace}-00f067aa0ba902b7-01");
-        assert_eq!(of(&good), Some(format!("{trace}/00f067aa0ba902b7")));
-        assert!(of(&format!("01-{trace}-00f067aa0ba902b7-01-more")).is_some());
-        for bad in [
-            format!("{good}-more"),
-            format!("ff-{trace}-00f067aa0ba902b7-01"),
-            format!("00-{}-00f067aa0ba902b7-01", "0".repeat(32)),
-            format!("00-{}-00f067aa0ba902b7-01", trace.to_uppercase()),
-            "nonsense".into(),
-        ] {
-            assert_eq!(of(&bad), None, "{bad}");
-        }
+        let given = headers(trace::PARENT, &format!("00-{trace}-00f067aa0ba902b7-01"));
+        let parent = parent_of(&given).unwrap();
+        let span = span_id();
+        assert_eq!(answer(&parent, &span).unwrap(), format!("00-{trace}-{span}-01"));
+        assert!(Parent::parse(format!("00-{trace}-{span}-01").as_bytes()).is_some());
+        assert_eq!(parent_of(&headers(trace::PARENT, "nonsense")), None);
     }
 }

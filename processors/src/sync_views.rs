@@ -139,6 +139,7 @@ impl SyncViews {
         state: &mut State,
         effects: &mut Effects,
     ) -> Result<(), Error> {
+        effects.caused_by(record);
         let rules = self.config.rules.clone();
         let input = match Input::read(&record, &rules, self.line.incarnation) {
             Ok(input) => input,

@@ -10,6 +10,7 @@ mod outages;
 mod shop;
 mod stage;
 mod state;
+mod trace;
 
 use crate::world::{Phone, Polled};
 use serde_json::Value;

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::source::{self, Batch, Boundary, Budget};
 use log::{Header, OutRecord};
 use process::SharedClock;
+use process::trace::PARENT;
 use registry::SharedRegistry;
 use schemas::codec::Datum;
 use schemas::headers::{self, Tx};
@@ -61,6 +62,7 @@ pub enum Answer {
 struct Post {
     changes: Vec<Change>,
     key: Option<String>,
+    trace: Option<String>,
     answer: oneshot::Sender<Answer>,
 }
 
@@ -91,14 +93,24 @@ impl Inlet {
             .clone()
     }
 
-    /// Hands a post in and waits until it is stored.
+    /// Hands a post in and waits until it is stored; `trace` is a valid `traceparent`, which its records carry.
     ///
     /// # Errors
     /// [`NotTaken`].
-    pub async fn post(&self, changes: Vec<Change>, key: Option<String>) -> Result<Answer, NotTaken> {
+    pub async fn post(
+        &self,
+        changes: Vec<Change>,
+        key: Option<String>,
+        trace: Option<String>,
+    ) -> Result<Answer, NotTaken> {
         let (answer, answered) = oneshot::channel();
         self.posts
-            .try_send(Post { changes, key, answer })
+            .try_send(Post {
+                changes,
+                key,
+                trace,
+                answer,
+            })
             .map_err(|_| NotTaken::Busy)?;
         answered.await.map_err(|_| NotTaken::Unknown)
     }
@@ -293,7 +305,8 @@ impl Source {
                 key: Some(&change.key),
                 value: change.value.as_deref(),
             };
-            batch.records.push(record, headers);
+            let trace = post.trace.as_ref().map(|trace| (PARENT, Some(trace.as_bytes())));
+            batch.records.push(record, headers.into_iter().chain(trace));
         }
         self.waiting.push_back((self.position.pos, post.answer));
         batch.position = Some(self.position.clone());
