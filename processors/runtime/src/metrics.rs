@@ -229,7 +229,7 @@ const HISTOGRAMS: [Described; 5] = [
     (
         "trunkline_runtime_commit_seconds",
         Unit::Seconds,
-        "From the begin of a commit to the stores' last batch",
+        "From the begin of a commit to its known end",
     ),
     (
         "trunkline_runtime_commit_records",

@@ -45,7 +45,7 @@ const QUIET_ROUNDS: usize = 3;
 pub enum Moment {
     /// Everything was sent and the transaction is open.
     BeforeCommit,
-    /// The log has committed the transaction, and the stores are not written yet.
+    /// The log has committed the transaction, and no store has it yet.
     AfterCommit,
 }
 
