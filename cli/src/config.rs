@@ -92,6 +92,28 @@ pub struct Processors {
     /// After how many processes lost at once no task starts cold: each process keeps the stores warm of the tasks that
     /// it would get then. At most 3.
     pub standby_replicas: usize,
+    /// How the threads of a processor agree on who runs what: classic or consumer.
+    pub group_protocol: GroupProtocol,
+}
+
+/// A group protocol.
+#[derive(Debug, Clone, Copy, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum GroupProtocol {
+    /// Every change stops every task for a moment.
+    #[default]
+    Classic,
+    /// KIP-848: only what moves stops.
+    Consumer,
+}
+
+impl From<GroupProtocol> for log::GroupProtocol {
+    fn from(protocol: GroupProtocol) -> Self {
+        match protocol {
+            GroupProtocol::Classic => log::GroupProtocol::Classic,
+            GroupProtocol::Consumer => log::GroupProtocol::Consumer,
+        }
+    }
 }
 
 /// A store engine.
@@ -125,6 +147,7 @@ impl Default for Processors {
             store: Engine::Fjall,
             store_memory_mib: 32,
             standby_replicas: 0,
+            group_protocol: GroupProtocol::Classic,
         }
     }
 }

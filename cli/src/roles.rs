@@ -44,6 +44,7 @@ pub fn sync_views(
     config.threads = processors.threads;
     config.engine = processors.store.into();
     config.store_memory_bytes = processors.store_memory_mib << 20;
+    config.group_protocol = processors.group_protocol.into();
     config.touches_view_log = true;
     config.replication = home.replication;
     config.standby_replicas = processors.standby_replicas;

@@ -213,6 +213,7 @@ fn join(log: &SharedLog, at: &TopicPartition, session_timeout: Duration) -> Box<
         instance: None,
         topics: vec![at.topic.clone()],
         session_timeout,
+        protocol: log::GroupProtocol::Classic,
     };
     let mut member = log.group(config).expect("a member");
     let mut batch = RecordBatch::default();

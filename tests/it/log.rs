@@ -21,16 +21,18 @@ mod victim;
 
 use bench::Home;
 
-/// Makes a test of each case for each home, named `log::home::suite::case`.
+/// Makes a test of each case for each home, named `log::home::suite::case`; groups are by the protocol named.
 macro_rules! suite {
-    (on [$($home:ident = $which:expr),*]; $cases:tt) => { $( suite!(one $home, $which; $cases); )* };
-    (one $home:ident, $which:expr; { $($part:ident: [$($case:ident),* $(,)?],)* }) => {
+    (on [$($home:ident = $which:expr),*] by $protocol:ident; $cases:tt) => {
+        $( suite!(one $home, $which, $protocol; $cases); )*
+    };
+    (one $home:ident, $which:expr, $protocol:ident; { $($part:ident: [$($case:ident),* $(,)?],)* }) => {
         mod $home {
             $( mod $part {
                 $( #[test]
                 fn $case() {
                     use super::super::*;
-                    bench::run($which, $part::$case);
+                    bench::run($which, ::log::GroupProtocol::$protocol, $part::$case);
                 } )*
             } )*
         }
@@ -38,7 +40,7 @@ macro_rules! suite {
 }
 
 suite! {
-    on [in_memory = Home::Memory, on_disk = Home::Disk, on_kafka = Home::Kafka];
+    on [in_memory = Home::Memory, on_disk = Home::Disk, on_kafka = Home::Kafka] by Classic;
     {
         topics: [
             a_topic_is_created_once_and_described,
@@ -120,6 +122,34 @@ suite! {
             a_member_of_an_old_generation_cannot_commit,
             partitions_of_a_member_that_left_go_to_the_others,
             the_same_instance_name_fences_the_one_before,
+            a_static_member_restarts_without_a_rebalance,
+            a_static_member_that_does_not_come_back_loses_its_partitions,
+            members_of_different_topics_share_only_what_both_want,
+        ],
+    }
+}
+
+// The newer group protocol: whatever does not follow from its nature is the same.
+suite! {
+    on [in_memory_newer = Home::Memory, on_disk_newer = Home::Disk, on_kafka_newer = Home::Kafka] by Consumer;
+    {
+        groups: [
+            assigned_comes_first_and_nothing_is_read_before_start,
+            a_member_reads_from_where_it_was_started,
+            a_paused_partition_goes_on_behind_the_last_record,
+            a_group_reads_committed_records_only,
+            a_start_outside_the_partition_is_out_of_range,
+            a_partition_out_of_range_leaves_the_others_where_they_are,
+            a_blocked_member_is_woken_by_a_commit,
+        ],
+        members: [
+            a_second_member_takes_its_share,
+            what_stays_goes_on_being_read_while_others_move,
+            a_generation_that_rose_by_itself_costs_at_most_one_commit,
+            a_commit_still_fits_while_partitions_are_revoked,
+            a_member_of_an_old_generation_cannot_commit,
+            partitions_of_a_member_that_left_go_to_the_others,
+            an_instance_name_is_the_members_that_has_it,
             a_static_member_restarts_without_a_rebalance,
             a_static_member_that_does_not_come_back_loses_its_partitions,
             members_of_different_topics_share_only_what_both_want,

@@ -232,11 +232,23 @@ fn killed_at_every_point_its_output_is_that_of_one_run_on_sled() {
 
 #[test]
 fn partitions_move_between_processes_that_come_die_and_sleep() {
+    come_die_and_sleep(false);
+}
+
+#[test]
+fn partitions_move_by_the_newer_protocol_between_processes_that_come_die_and_sleep() {
+    come_die_and_sleep(true);
+}
+
+fn come_die_and_sleep(newer: bool) {
     let (first, second) = (
         tempfile::tempdir().expect("a directory"),
         tempfile::tempdir().expect("a directory"),
     );
-    let mut line = Line::new(part(world::kafka(), first.path().join("stores")));
+    let mut line = Line::new(Part {
+        newer,
+        ..part(world::kafka(), first.path().join("stores"))
+    });
     let other = Part {
         instance: "two".to_owned(),
         dir: second.path().join("stores"),

@@ -222,6 +222,7 @@ fn joined(log: &SharedLog, topic: &Arc<str>) -> Box<dyn GroupConsumer> {
         instance: None,
         topics: vec![topic.clone()],
         session_timeout: Duration::from_secs(10),
+        protocol: log::GroupProtocol::Classic,
     };
     let mut member = log.group(config).expect("a member");
     let mut batch = RecordBatch::default();

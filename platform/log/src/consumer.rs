@@ -17,7 +17,21 @@ pub enum Isolation {
     ReadUncommitted,
 }
 
-/// How to join a group. Range assignor, classic protocol, read_committed, no automatic commit or reset.
+/// How the members of a group agree on who reads what. All members of a group should speak the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum GroupProtocol {
+    /// Every change takes every partition from every member and deals them anew. The same instance name fences the
+    /// member before.
+    #[default]
+    Classic,
+    /// Kafka's `group.protocol=consumer` (KIP-848): only what moves is revoked, the rest goes on being read. An instance
+    /// name belongs to the member that has it until that one leaves or its session is over; the next waits. Sessions and
+    /// heartbeats are the broker's settings, and [`Member`] must be asked for before each commit, as its generation may
+    /// rise without an event.
+    Consumer,
+}
+
+/// How to join a group. Range assignor, read_committed, no automatic commit or reset.
 #[derive(Debug, Clone)]
 pub struct GroupConfig {
     /// Group id.
@@ -26,12 +40,16 @@ pub struct GroupConfig {
     pub instance: Option<String>,
     /// Topics to subscribe to; all must exist.
     pub topics: Vec<Arc<str>>,
-    /// How long a silent member keeps its partitions.
+    /// How long a silent member keeps its partitions. With [`GroupProtocol::Consumer`] Kafka's brokers say that, by
+    /// `group.consumer.session.timeout.ms`, and this is for the embedded log alone.
     pub session_timeout: Duration,
+    /// The protocol of the group.
+    pub protocol: GroupProtocol,
 }
 
 /// The membership under which records were read: `Session::commit` carries it, so that a member which has lost its
-/// partitions cannot commit. Opaque; never kept over an `Assigned`, `Revoked` or `Lost`.
+/// partitions cannot commit. Opaque; never kept over an `Assigned`, `Revoked` or `Lost`, and with
+/// [`GroupProtocol::Consumer`] for one commit only.
 #[derive(Debug, Clone)]
 pub struct Member {
     /// Group id.
@@ -68,7 +86,8 @@ pub enum Event {
     /// These partitions are now this member's, beside those it has. Nothing is read from them before
     /// [`GroupConsumer::start`].
     Assigned(Vec<TopicPartition>),
-    /// These partitions are about to be taken: a commit still fits. The next `poll` gives them up.
+    /// These partitions are about to be taken: a commit still fits. The next `poll` gives them up. Others that the
+    /// member has stay as they are.
     Revoked(Vec<TopicPartition>),
     /// These partitions are already another's: drop what was not committed, a commit would be refused.
     Lost(Vec<TopicPartition>),
@@ -82,7 +101,8 @@ pub trait GroupConsumer: Send {
     /// # Errors
     /// [`crate::Error::OutOfRange`] when a position is not kept (there is no automatic reset): again at every poll until
     /// `start` moves that partition; [`crate::Error::Fenced`] when another process has joined under the same instance
-    /// name, which has the partitions now; [`crate::Error::UnknownTopic`] when a topic was deleted.
+    /// name, which has the partitions now; [`crate::Error::Occupied`] while another member has the instance name, which
+    /// keeps it ([`GroupProtocol::Consumer`]); [`crate::Error::UnknownTopic`] when a topic was deleted.
     fn poll(&mut self, batch: &mut RecordBatch, max_bytes: usize, timeout: Duration) -> Result<Event>;
 
     /// Starts reading an assigned partition at an offset, or moves it there, also after it was out of range. A paused

@@ -67,6 +67,17 @@ pub enum Error {
         /// The transactional id or group instance.
         who: String,
     },
+    /// Another member that counts as alive has the instance name. Only with [`crate::GroupProtocol::Consumer`].
+    #[error(
+        "instance {instance} of group {group} is taken by a member that counts as alive; it is free when that one \
+         leaves, or when its session is over (the brokers' group.consumer.session.timeout.ms)"
+    )]
+    Occupied {
+        /// The group.
+        group: String,
+        /// The instance name.
+        instance: String,
+    },
     /// The log could not be reached in time.
     #[error("log is out of reach while trying to {attempted}: {reason}")]
     Unavailable {
@@ -112,7 +123,7 @@ impl Error {
     /// Says the one way to go on.
     pub fn fate(&self) -> Fate {
         match self {
-            Error::Unavailable { .. } | Error::Undecided { .. } => Fate::Retry,
+            Error::Unavailable { .. } | Error::Undecided { .. } | Error::Occupied { .. } => Fate::Retry,
             Error::TooLarge { .. } => Fate::DeadLetter,
             _ => Fate::Stop,
         }

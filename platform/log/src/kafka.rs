@@ -10,6 +10,7 @@ mod gather;
 mod group;
 pub mod limit;
 mod producer;
+mod protocol;
 mod raw;
 mod reader;
 mod session;
@@ -89,6 +90,8 @@ impl fmt::Debug for Config {
 #[derive(Debug)]
 pub struct GroupMetadata {
     pub(crate) membership: raw::consumer::Membership,
+    /// Whether the generation may rise without the member having been told, so that an old one is no fence.
+    pub(crate) rises: bool,
 }
 
 /// The log on Kafka.

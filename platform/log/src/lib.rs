@@ -16,7 +16,7 @@ pub mod partitioner;
 pub mod probe;
 
 pub use batch::{Header, Headers, OutBatch, OutRecord, RecordBatch, RecordRef, TimestampType};
-pub use consumer::{Event, GroupConfig, GroupConsumer, Isolation, Member, Reader, StartFrom};
+pub use consumer::{Event, GroupConfig, GroupConsumer, GroupProtocol, Isolation, Member, Reader, StartFrom};
 pub use error::{Error, Fate, Result};
 pub use session::{Outcome, Produced, Session, SessionConfig};
 pub use topic::{

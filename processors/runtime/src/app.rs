@@ -122,8 +122,11 @@ pub struct Config {
     pub commit_bytes_max: usize,
     /// After this long a dead thread's open transaction is aborted by the broker.
     pub transaction_timeout: Duration,
-    /// How long a silent member keeps its partitions.
+    /// How long a silent member keeps its partitions; with the newer group protocol Kafka's brokers say that.
     pub session_timeout: Duration,
+    /// How the threads of all processes agree on who runs which task. With [`log::GroupProtocol::Consumer`] a task that
+    /// stays where it is goes on while others move.
+    pub group_protocol: log::GroupProtocol,
     /// Whether a transaction may hold back readers of `view.log`: it is then open for at most 50 ms.
     pub touches_view_log: bool,
     /// Bytes of input read at once.
@@ -156,6 +159,7 @@ impl Config {
             commit_bytes_max: 8 << 20,
             transaction_timeout: Duration::from_secs(10),
             session_timeout: Duration::from_secs(30),
+            group_protocol: log::GroupProtocol::Classic,
             touches_view_log: false,
             poll_bytes_max: 1 << 20,
             standby_replicas: 0,

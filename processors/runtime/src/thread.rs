@@ -285,6 +285,7 @@ impl StreamThread {
             instance: Some(self.name.clone()),
             topics: self.env.plan.topics(),
             session_timeout: self.env.config.session_timeout,
+            protocol: self.env.config.group_protocol,
         };
         let joined = self.env.log.group(config);
         Ok(self

@@ -5,9 +5,9 @@
 use crate::world;
 use log::embedded::{self, EmbeddedLog};
 use log::{
-    At, Cleanup, Event, GroupConfig, GroupConsumer, Isolation, Member, Millis, Offset, OutBatch, OutRecord, Outcome,
-    Produced, Reader, RecordBatch, Session, SessionConfig, SharedLog, StartFrom, TopicConfig, TopicPartition,
-    TopicSpec,
+    At, Cleanup, Event, GroupConfig, GroupConsumer, GroupProtocol, Isolation, Member, Millis, Offset, OutBatch,
+    OutRecord, Outcome, Produced, Reader, RecordBatch, Session, SessionConfig, SharedLog, StartFrom, TopicConfig,
+    TopicPartition, TopicSpec,
 };
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -25,17 +25,19 @@ pub enum Home {
     Kafka,
 }
 
-/// Runs one case on one home.
-pub fn run(home: Home, case: fn(&Bench)) {
+/// Runs one case on one home, its groups by this protocol.
+pub fn run(home: Home, protocol: GroupProtocol, case: fn(&Bench)) {
     match home {
         Home::Memory => case(&Bench {
             log: EmbeddedLog::open(config(None)).expect("open in memory"),
+            protocol,
         }),
         Home::Disk => {
             let dir = tempfile::tempdir().expect("make a directory");
             let dir = Some(dir.path().join("log"));
             case(&Bench {
                 log: EmbeddedLog::open(config(dir)).expect("open on disk"),
+                protocol,
             });
         }
         Home::Kafka => {
@@ -43,6 +45,7 @@ pub fn run(home: Home, case: fn(&Bench)) {
             let open = || log::kafka::KafkaLog::connect(log::kafka::Config::new(world::kafka())).expect("connect");
             case(&Bench {
                 log: KAFKA.get_or_init(open).clone(),
+                protocol,
             });
         }
     }
@@ -67,12 +70,19 @@ pub fn now() -> Millis {
 /// One log, and fresh names on it.
 pub struct Bench {
     pub log: SharedLog,
+    pub protocol: GroupProtocol,
 }
 
 /// Offset and value of a record.
 pub type Seen = (Offset, String);
 
 impl Bench {
+    /// Of a log whose groups speak the classic protocol.
+    pub fn on(log: SharedLog) -> Bench {
+        let protocol = GroupProtocol::Classic;
+        Bench { log, protocol }
+    }
+
     /// A new topic.
     pub fn topic(&self, partitions: i32) -> Arc<str> {
         self.topic_with(partitions, |_| {})
@@ -201,6 +211,7 @@ impl Bench {
             instance: instance.map(str::to_owned),
             topics: topics.iter().map(|topic| (*topic).clone()).collect(),
             session_timeout: Duration::from_secs(10),
+            protocol: self.protocol,
         };
         self.log.group(config).expect("join the group")
     }
@@ -282,6 +293,19 @@ pub fn fenced(outcome: &Outcome) {
         matches!(outcome, Outcome::Aborted { fenced: true, .. }),
         "not fenced: {outcome:?}"
     );
+}
+
+/// Checks that a commit of a membership that is not the newest was aborted. Only the classic protocol takes that for a
+/// fence.
+#[track_caller]
+pub fn outdated(bench: &Bench, outcome: &Outcome) {
+    match bench.protocol {
+        GroupProtocol::Classic => fenced(outcome),
+        GroupProtocol::Consumer => assert!(
+            matches!(outcome, Outcome::Aborted { fenced: false, .. }),
+            "not aborted, or taken for a fence: {outcome:?}"
+        ),
+    }
 }
 
 /// Polls until something other than silence comes.

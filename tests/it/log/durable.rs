@@ -27,7 +27,7 @@ fn open(dir: &Path) -> SharedLog {
 #[test]
 fn a_reopened_log_is_the_same() {
     let dir = tempfile::tempdir().unwrap();
-    let bench = Bench { log: open(dir.path()) };
+    let bench = Bench::on(open(dir.path()));
     let (at, group) = (bench.line(), world::unique("group"));
     let kept = bench.topic_with(2, |config| config.retention_ms = Some(9_000_000));
     bench
@@ -69,7 +69,7 @@ fn a_reopened_log_is_the_same() {
     assert_eq!(bench.offset(&at, At::Stable), 7);
     drop((session, consumer, member, bench));
 
-    let bench = Bench { log: open(dir.path()) };
+    let bench = Bench::on(open(dir.path()));
     assert_eq!(facts(&bench), before);
     assert_eq!(
         [At::Start, At::Stable, At::End].map(|which| bench.offset(&at, which)),
@@ -81,7 +81,7 @@ fn a_reopened_log_is_the_same() {
     let mut session = bench.session("one");
     assert_eq!(bench.transact(&mut *session, &at, &["d"]).first_offset, 10);
     drop((session, bench));
-    let bench = Bench { log: open(dir.path()) };
+    let bench = Bench::on(open(dir.path()));
     assert_eq!(texts(&bench.committed(&at)), ["a", "b", "c", "plain", "d"]);
     assert_ne!(bench.line().topic, deleted.topic);
 }
@@ -90,7 +90,7 @@ fn a_reopened_log_is_the_same() {
 fn times_and_sizes_are_known_after_reopening() {
     let dir = tempfile::tempdir().unwrap();
     let (base, text) = (now() - 1_000_000, "x".repeat(1_000));
-    let bench = Bench { log: open(dir.path()) };
+    let bench = Bench::on(open(dir.path()));
     let at = bench.line();
     let append = |bench: &Bench, from: Millis| {
         let mut out = OutBatch::default();
@@ -107,7 +107,7 @@ fn times_and_sizes_are_known_after_reopening() {
     };
     (0..30).for_each(|n| append(&bench, 100 * n));
     drop(bench);
-    let bench = Bench { log: open(dir.path()) };
+    let bench = Bench::on(open(dir.path()));
     (30..40).for_each(|n| append(&bench, 100 * n));
     for time in [0, 1, 99, 100, 1_234, 2_999, 3_000, 3_999] {
         assert_eq!(bench.offset(&at, At::Time(base + time)), time);
@@ -122,7 +122,7 @@ fn times_and_sizes_are_known_after_reopening() {
     });
     assert!((2_800..=3_000).contains(&start), "a million bytes are kept: {start}");
     drop(bench);
-    let bench = Bench { log: open(dir.path()) };
+    let bench = Bench::on(open(dir.path()));
     assert_eq!(bench.offset(&at, At::Start), start);
     let read = bench.committed(&at);
     assert!(read.iter().map(|(offset, _)| *offset).eq(start..4_000));
@@ -145,7 +145,7 @@ type Tell<'t> = &'t (dyn Fn(&str, usize, i64) + Sync);
 
 /// Writes numbered transactions and appends, going on behind the last one that was committed.
 fn write(log: &SharedLog, writer: usize, until: i64, tell: Tell<'_>) {
-    let bench = Bench { log: log.clone() };
+    let bench = Bench::on(log.clone());
     let [group, id] = ["group", "session"].map(|kind| format!("{kind}-{writer}"));
     let input = TopicPartition::new("input", 0);
     let parts = [0, 1, 2].map(|p| TopicPartition::new("out", p));
@@ -204,7 +204,7 @@ fn write_all(dir: &Path, until: i64, tell: Tell<'_>) {
 
 /// Checks what stands in the directory against what was acknowledged; returns the last number of each writer.
 fn check(dir: &Path, acknowledged: &BTreeMap<(String, usize), i64>) -> Vec<i64> {
-    let bench = Bench { log: open(dir) };
+    let bench = Bench::on(open(dir));
     let input = TopicPartition::new("input", 0);
     let number = |writer: usize, kind: &str| acknowledged.get(&(kind.to_owned(), writer)).copied().unwrap_or(0);
     let mut lasts = Vec::new();
@@ -310,7 +310,7 @@ fn a_log_in_memory_ends_with_its_last_handle() {
     let open = || EmbeddedLog::open(config(None)).unwrap();
     let (one, other) = (open(), open());
     assert_ne!(one.incarnation().unwrap(), other.incarnation().unwrap());
-    let at = Bench { log: one.clone() }.line();
+    let at = Bench::on(one.clone()).line();
     assert!(matches!(other.offset(&at, At::End), Err(Error::UnknownTopic { .. })));
     // A session and a member keep the log they were opened on.
     let session = one.session(SessionConfig {
@@ -322,6 +322,7 @@ fn a_log_in_memory_ends_with_its_last_handle() {
         instance: None,
         topics: vec![at.topic.clone()],
         session_timeout: Duration::from_secs(5),
+        protocol: log::GroupProtocol::Classic,
     });
     drop(one);
     let (mut session, mut consumer) = (session.unwrap(), consumer.unwrap());

@@ -71,7 +71,7 @@ fn send(session: &mut dyn Session, writer: usize, n: i64, value: &str) {
 type Tell<'t> = &'t (dyn Fn(usize, i64, i64) + Sync);
 
 fn write(log: &SharedLog, writer: usize, until: i64, tell: Tell<'_>) {
-    let bench = Bench { log: log.clone() };
+    let bench = Bench::on(log.clone());
     let input = TopicPartition::new("input", 0);
     let group = format!("group-{writer}");
     let mut consumer = bench.join(&group, &[&input.topic]);
@@ -131,7 +131,7 @@ fn write_all(dir: &Path, until: i64, tell: Tell<'_>) {
 
 /// The newest value of each key, by writer, and how many records there are.
 fn read(log: &SharedLog) -> (Vec<Newest>, usize) {
-    let (at, bench) = (output(), Bench { log: log.clone() });
+    let (at, bench) = (output(), Bench::on(log.clone()));
     let end = bench.offset(&at, At::End);
     assert_eq!(bench.offset(&at, At::Stable), end, "no transaction is left open");
     let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Start);
@@ -158,7 +158,7 @@ fn read(log: &SharedLog) -> (Vec<Newest>, usize) {
 fn check(dir: &Path, told: &[(i64, i64); WRITERS]) -> (Vec<i64>, usize) {
     let log = open(dir);
     let shared: SharedLog = log.clone();
-    let bench = Bench { log: shared.clone() };
+    let bench = Bench::on(shared.clone());
     let input = TopicPartition::new("input", 0);
     let mut lasts = Vec::new();
     for (writer, (number, next)) in told.iter().enumerate() {

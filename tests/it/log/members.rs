@@ -1,8 +1,8 @@
 //! Several members of one group: what each is told when others come, go, or take its name.
 
-use super::bench::{Bench, LIMIT, SHORT, assigned, batch, committed, fenced, records, texts};
+use super::bench::{Bench, LIMIT, SHORT, assigned, batch, committed, fenced, outdated, records, texts};
 use crate::world;
-use log::{Error, Event, GroupConfig, GroupConsumer, RecordBatch, TopicPartition};
+use log::{Error, Event, GroupConfig, GroupConsumer, GroupProtocol, Outcome, RecordBatch, TopicPartition};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,7 +60,7 @@ fn share(
 }
 
 /// When a member joins, the one that holds everything is told `Revoked` first, gives up with its next poll, and each
-/// is assigned a contiguous share.
+/// ends with a contiguous share. The classic protocol takes everything and deals anew, the newer one takes what moves.
 pub fn a_second_member_takes_its_share(bench: &Bench) {
     let (topic, group) = (bench.topic(4), world::unique("group"));
     let all = parts(&topic, 0..4);
@@ -68,11 +68,12 @@ pub fn a_second_member_takes_its_share(bench: &Bench) {
     assert_eq!(assigned(&mut *first), all);
     let mut second = bench.join(&group, &[&topic]);
     let (a, b) = share(&mut *first, &mut *second, &all, all.len());
-    assert!(
-        matches!(&a.events[..], [Event::Revoked(_), Event::Assigned(_)]),
-        "{:?}",
-        a.events
-    );
+    let as_it_should_be = match (bench.protocol, &a.events[..]) {
+        (GroupProtocol::Classic, [Event::Revoked(gone), Event::Assigned(_)]) => gone.len() == all.len(),
+        (GroupProtocol::Consumer, [Event::Revoked(gone)]) => gone.len() == all.len() / 2,
+        _ => false,
+    };
+    assert!(as_it_should_be, "{:?}", a.events);
     assert!(matches!(&b.events[..], [Event::Assigned(_)]), "{:?}", b.events);
     let mut shares = [a.held, b.held];
     shares.sort();
@@ -101,19 +102,24 @@ pub fn a_commit_still_fits_while_partitions_are_revoked(bench: &Bench) {
         panic!("{revoked:?}");
     };
     revoked.sort();
-    assert_eq!(revoked, all);
+    let moves = match bench.protocol {
+        GroupProtocol::Classic => all.clone(),
+        GroupProtocol::Consumer => revoked.iter().take(1).cloned().collect(),
+    };
+    assert_eq!(revoked, moves);
+    let stays: Vec<_> = all.iter().filter(|at| !revoked.contains(at)).cloned().collect();
     let member = first.member().unwrap();
     let mut session = bench.any_session();
     session.begin().unwrap();
     session.send(&batch(&output, &["in time"])).unwrap();
-    committed(session.commit(Some((&member, &[(all[0].clone(), 4)]))));
-    share(&mut *first, &mut *second, &[], all.len());
-    assert_eq!(bench.committed_offset(&group, &all[0]), Some(4));
+    committed(session.commit(Some((&member, &[(revoked[0].clone(), 4)]))));
+    share(&mut *first, &mut *second, &stays, all.len());
+    assert_eq!(bench.committed_offset(&group, &revoked[0]), Some(4));
     first.close().unwrap();
     second.close().unwrap();
 }
 
-/// A membership from before a rebalance is worth nothing after it: the commit is aborted as fenced, with its records.
+/// A membership from before a rebalance is worth nothing after it: the commit is aborted, with its records.
 pub fn a_member_of_an_old_generation_cannot_commit(bench: &Bench) {
     let (topic, group, output) = (bench.topic(2), world::unique("group"), bench.line());
     let all = parts(&topic, 0..2);
@@ -123,7 +129,7 @@ pub fn a_member_of_an_old_generation_cannot_commit(bench: &Bench) {
     let mut session = bench.any_session();
     session.begin().unwrap();
     session.send(&batch(&output, &["stale"])).unwrap();
-    fenced(&session.commit(Some((&stale, &[(all[0].clone(), 9)]))));
+    outdated(bench, &session.commit(Some((&stale, &[(all[0].clone(), 9)]))));
     assert_eq!(bench.committed_offset(&group, &all[0]), None);
     session.renew().unwrap();
     session.begin().unwrap();
@@ -133,6 +139,82 @@ pub fn a_member_of_an_old_generation_cannot_commit(bench: &Bench) {
     committed(session.commit(Some((&fresh, &[(all[0].clone(), 1)]))));
     assert_eq!(bench.committed_offset(&group, &all[0]), Some(1));
     assert_eq!(texts(&bench.committed(&output)), ["fresh"]);
+    first.close().unwrap();
+    second.close().unwrap();
+}
+
+/// With the newer protocol what stays is not even interrupted: it is read on from where it was, without a new start, and
+/// nothing of it comes twice.
+pub fn what_stays_goes_on_being_read_while_others_move(bench: &Bench) {
+    let (topic, group) = (bench.topic(4), world::unique("group"));
+    let all = parts(&topic, 0..4);
+    let mut first = bench.join(&group, &[&topic]);
+    assert_eq!(assigned(&mut *first), all);
+    for at in &all {
+        bench.append(at, &["0", "1", "2"]);
+        first.start(at, 0).unwrap();
+    }
+    assert_eq!(records(&mut *first, 12).len(), 12);
+    let mut second = bench.join(&group, &[&topic]);
+    let (mut held, mut next, mut told) = (all.clone(), vec![3; 4], 0);
+    let mut batch_read = RecordBatch::default();
+    // Records keep coming, a few at a time, until the second one has its share and long after.
+    let mut read_after = 0;
+    world::wait_for("the rest to be read on beside the change", LIMIT, || {
+        for at in &held {
+            bench.append(at, &["more"]);
+        }
+        match second.poll(&mut RecordBatch::default(), 1_000, SHORT).unwrap() {
+            Event::Assigned(partitions) => told += partitions.len(),
+            event => assert_eq!(event, Event::Idle),
+        }
+        match first.poll(&mut batch_read, 1 << 20, SHORT).unwrap() {
+            Event::Revoked(gone) => held.retain(|at| !gone.contains(at)),
+            Event::Records => {
+                for record in batch_read.iter() {
+                    assert!(held.contains(record.partition()), "{} was revoked", record.partition());
+                    let place = usize::try_from(record.partition().partition).unwrap();
+                    assert_eq!(record.offset(), next[place], "{}", record.partition());
+                    next[place] += 1;
+                    read_after += usize::from(told == 2);
+                }
+            }
+            event => assert_eq!(event, Event::Idle, "what stays is not assigned anew"),
+        }
+        (read_after >= 20).then_some(())
+    });
+    assert_eq!((held.len(), told), (2, 2));
+    first.close().unwrap();
+    second.close().unwrap();
+}
+
+/// A member that is told nothing may yet be of a newer generation, as others come and go: a membership that is asked for
+/// before each commit is taken, but for one that the news has overtaken on its way, which costs an abort and no fence.
+pub fn a_generation_that_rose_by_itself_costs_at_most_one_commit(bench: &Bench) {
+    let (topic, other, group, output) = (bench.topic(1), bench.topic(2), world::unique("group"), bench.line());
+    let (mut first, before) = bench.member(&group, &topic);
+    let mut second = bench.join(&group, &[&other]);
+    assert_eq!(assigned(&mut *second), parts(&other, 0..2));
+    let at = TopicPartition::new(topic.clone(), 0);
+    let mut session = bench.any_session();
+    let mut aborted = 0;
+    world::wait_for("the generation to rise", LIMIT, || {
+        let event = first.poll(&mut RecordBatch::default(), 1_000, SHORT).unwrap();
+        assert_eq!(event, Event::Idle, "nothing of the first one's moves");
+        let member = first.member().unwrap();
+        session.begin().unwrap();
+        session.send(&batch(&output, &["x"])).unwrap();
+        match session.commit(Some((&member, &[(at.clone(), 1)]))) {
+            Outcome::Committed(_) => {}
+            Outcome::Aborted { fenced: false, .. } => {
+                aborted += 1;
+                session.renew().unwrap();
+            }
+            outcome => panic!("{outcome:?}"),
+        }
+        (member.generation > before.generation).then_some(())
+    });
+    assert!(aborted <= 1, "{aborted} commits were aborted");
     first.close().unwrap();
     second.close().unwrap();
 }
@@ -183,6 +265,50 @@ pub fn the_same_instance_name_fences_the_one_before(bench: &Bench) {
     second.close().unwrap();
 }
 
+/// With the newer protocol an instance name is the member's that has it: another process under the same name waits, and
+/// says so, until that one has left; the one that has it is not disturbed.
+pub fn an_instance_name_is_the_members_that_has_it(bench: &Bench) {
+    let (topic, group, output) = (bench.topic(2), world::unique("group"), bench.line());
+    let all = parts(&topic, 0..2);
+    let mut first = bench.join_as(&group, Some("node-1"), &[&topic]);
+    assert_eq!(assigned(&mut *first), all);
+    let mut second = bench.join_as(&group, Some("node-1"), &[&topic]);
+    let error = world::wait_for("the second to be told", LIMIT, || {
+        assert_eq!(
+            first.poll(&mut RecordBatch::default(), 1_000, SHORT).unwrap(),
+            Event::Idle
+        );
+        second.poll(&mut RecordBatch::default(), 1_000, SHORT).err()
+    });
+    assert!(matches!(error, Error::Occupied { .. }), "{error:?}");
+    assert_eq!(error.fate(), log::Fate::Retry);
+    let mut session = bench.any_session();
+    session.begin().unwrap();
+    session.send(&batch(&output, &["first"])).unwrap();
+    let member = first.member().unwrap();
+    committed(session.commit(Some((&member, &[(all[0].clone(), 1)]))));
+    first.close().unwrap();
+    let mut batch_read = RecordBatch::default();
+    let taken = world::wait_for("the second to have the name", LIMIT, || {
+        match second.poll(&mut batch_read, 1_000, SHORT) {
+            Ok(Event::Assigned(partitions)) => Some(partitions.len()),
+            Ok(event) => {
+                assert_eq!(event, Event::Idle);
+                None
+            }
+            Err(error) => {
+                assert!(matches!(error, Error::Occupied { .. }), "{error:?}");
+                None
+            }
+        }
+    });
+    assert_eq!(taken, all.len());
+    bench.append(&all[1], &["x"]);
+    second.start(&all[1], 0).unwrap();
+    assert_eq!(texts(&records(&mut *second, 1)), ["x"]);
+    second.close().unwrap();
+}
+
 /// A static member that comes back within its session timeout has its partitions again, and the others are not
 /// disturbed.
 pub fn a_static_member_restarts_without_a_rebalance(bench: &Bench) {
@@ -215,6 +341,7 @@ pub fn a_static_member_that_does_not_come_back_loses_its_partitions(bench: &Benc
             instance: Some(instance.to_owned()),
             topics: vec![topic.clone()],
             session_timeout: Duration::from_secs(2),
+            protocol: bench.protocol,
         };
         bench.log.group(config).expect("join the group")
     };
@@ -232,7 +359,8 @@ pub fn a_static_member_that_does_not_come_back_loses_its_partitions(bench: &Benc
     });
     let mut session = bench.any_session();
     session.begin().unwrap();
-    fenced(&session.commit(Some((&stale, &[(all[0].clone(), 9)]))));
+    let outcome = session.commit(Some((&stale, &[(all[0].clone(), 9)])));
+    assert!(matches!(outcome, Outcome::Aborted { .. }), "{outcome:?}");
     assert_eq!(bench.committed_offset(&group, &all[0]), None);
     second.close().unwrap();
 }

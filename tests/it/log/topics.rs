@@ -148,6 +148,7 @@ pub fn what_does_not_exist_is_an_unknown_topic(bench: &Bench) {
         instance: None,
         topics: vec![none.topic.clone()],
         session_timeout: Duration::from_secs(10),
+        protocol: log::GroupProtocol::Classic,
     };
     let joined = bench
         .log

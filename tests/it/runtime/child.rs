@@ -28,6 +28,8 @@ pub struct Part {
     pub output: String,
     pub dir: PathBuf,
     pub sled: bool,
+    /// Whether it uses the newer group protocol.
+    pub newer: bool,
 }
 
 /// Counts records by key and says each count with the offset that it was made from.
@@ -100,6 +102,9 @@ impl Part {
         config.store_memory_bytes = 8 << 20;
         config.session_timeout = Duration::from_secs(6);
         config.threads = 2;
+        if self.newer {
+            config.group_protocol = log::GroupProtocol::Consumer;
+        }
         set(&mut config);
         runtime::run(application, config, log, process::clock::system(), tasks, readiness)
     }
@@ -184,5 +189,6 @@ pub fn part(kafka: String, dir: PathBuf) -> Part {
         output: world::unique("output"),
         dir,
         sled: false,
+        newer: false,
     }
 }

@@ -4,12 +4,14 @@
 
 use super::broker::Broker;
 use super::fetch::Fetcher;
-use super::group::{Group, Joining, MemberId};
+use super::group::{Group, Joining, MemberId, Turned};
 use super::signal::until;
 use super::state::unknown;
 use crate::consumer::MemberToken;
-use crate::{Error, Event, GroupConfig, GroupConsumer, Isolation, Member, Millis, Offset, RecordBatch, Result};
-use crate::{StartFrom, TopicPartition};
+use crate::{
+    Error, Event, GroupConfig, GroupConsumer, GroupProtocol, Isolation, Member, Millis, Offset, RecordBatch, Result,
+    StartFrom, TopicPartition,
+};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,9 +19,9 @@ use std::time::Duration;
 pub(super) struct EmbeddedConsumer {
     fetcher: Fetcher,
     id: MemberId,
-    group: String,
-    instance: Option<String>,
-    topics: Vec<Arc<str>>,
+    config: GroupConfig,
+    /// Whether it has a seat; else it asks for one at every poll.
+    seated: bool,
     assigned: Vec<TopicPartition>,
     paused: BTreeSet<TopicPartition>,
 }
@@ -28,64 +30,88 @@ impl EmbeddedConsumer {
     pub fn join(broker: Arc<Broker>, config: GroupConfig) -> Result<Self> {
         super::check_group(&config.group)?;
         let fetcher = Fetcher::new(broker, Isolation::ReadCommitted);
-        let now = fetcher.broker.now();
-        let mut state = fetcher.broker.state();
+        let mut consumer = EmbeddedConsumer {
+            fetcher,
+            id: 0,
+            config,
+            seated: false,
+            assigned: Vec::new(),
+            paused: BTreeSet::new(),
+        };
+        match consumer.take_seat() {
+            Ok(()) | Err(Error::Occupied { .. }) => Ok(consumer),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn take_seat(&mut self) -> Result<()> {
+        let broker = &self.fetcher.broker;
+        let now = broker.now();
+        let mut state = broker.state();
         let mut topics = Vec::new();
-        for name in &config.topics {
+        for name in &self.config.topics {
             let topic = state.topic(name)?;
             topics.push((topic.name.clone(), topic.partitions));
         }
+        let name = &self.config.group;
         let id = state.number();
-        let group = state.groups.entry(config.group.clone()).or_insert_with(Group::new);
+        let group = state.groups.entry(name.clone()).or_insert_with(Group::new);
         let joining = Joining {
             id,
-            instance: config.instance.clone(),
+            instance: self.config.instance.clone(),
             topics,
-            timeout_ms: Millis::try_from(config.session_timeout.as_millis()).unwrap_or(Millis::MAX),
-            signal: fetcher.signal.clone(),
+            timeout_ms: Millis::try_from(self.config.session_timeout.as_millis()).unwrap_or(Millis::MAX),
+            signal: self.fetcher.signal.clone(),
+            incremental: self.config.protocol == GroupProtocol::Consumer,
         };
-        group.join(joining, now);
-        drop(state);
-        let GroupConfig {
-            group,
-            instance,
-            topics,
-            ..
-        } = config;
-        Ok(EmbeddedConsumer {
-            fetcher,
-            id,
-            group,
-            instance,
-            topics,
-            assigned: Vec::new(),
-            paused: BTreeSet::new(),
-        })
+        match group.join(joining, now) {
+            Ok(()) => {
+                (self.id, self.seated) = (id, true);
+                Ok(())
+            }
+            Err(Turned::Occupied) => Err(Error::Occupied {
+                group: name.clone(),
+                instance: self.config.instance.clone().unwrap_or_default(),
+            }),
+            Err(Turned::Mixed) => Err(Error::Refused {
+                attempted: format!("join group {name}"),
+                reason: "its live members speak the other protocol; give all of them the same group_protocol"
+                    .to_owned(),
+            }),
+        }
     }
 
     fn event(&mut self) -> Result<Option<Event>> {
+        if !self.seated {
+            self.take_seat()?;
+        }
         let broker = self.fetcher.broker.clone();
         let now = broker.now();
         let mut state = broker.state();
-        if let Some(gone) = self.topics.iter().find(|name| !state.topics.contains_key(*name)) {
+        if let Some(gone) = self.config.topics.iter().find(|name| !state.topics.contains_key(*name)) {
             return Err(unknown(gone));
         }
-        let event = state.groups.get_mut(&self.group).map(|group| group.event(self.id, now));
+        let event = state
+            .groups
+            .get_mut(&self.config.group)
+            .map(|group| group.event(self.id, now));
         drop(state);
         let Some(Ok(event)) = event else {
             self.fetcher.stop_all();
             self.assigned.clear();
-            let who = self.instance.clone().unwrap_or_else(|| self.group.clone());
+            let GroupConfig { group, instance, .. } = &self.config;
+            let who = instance.clone().unwrap_or_else(|| group.clone());
             return Err(Error::Fenced { attempted: "poll", who });
         };
         match &event {
             Some(Event::Assigned(partitions)) => {
-                self.assigned.clone_from(partitions);
-                self.paused.clear();
+                self.assigned.retain(|at| !partitions.contains(at));
+                self.assigned.extend(partitions.iter().cloned());
+                self.paused.retain(|at| !partitions.contains(at));
             }
             Some(Event::Revoked(partitions) | Event::Lost(partitions)) => {
                 self.fetcher.stop(partitions);
-                self.assigned.clear();
+                self.assigned.retain(|at| !partitions.contains(at));
             }
             _ => {}
         }
@@ -97,7 +123,7 @@ impl EmbeddedConsumer {
             None => Ok(()),
             Some(at) => Err(Error::Refused {
                 attempted: format!("{attempted} {at}"),
-                reason: format!("it is not assigned to this member of group {}", self.group),
+                reason: format!("it is not assigned to this member of group {}", self.config.group),
             }),
         }
     }
@@ -116,13 +142,16 @@ impl EmbeddedConsumer {
 
     fn leave(&mut self) {
         self.fetcher.stop_all();
+        if !self.seated {
+            return;
+        }
         let broker = &self.fetcher.broker;
         let now = broker.now();
         let mut state = broker.state();
-        if let Some(group) = state.groups.get_mut(&self.group) {
+        if let Some(group) = state.groups.get_mut(&self.config.group) {
             group.leave(self.id, now);
             if group.is_gone() {
-                state.groups.remove(&self.group);
+                state.groups.remove(&self.config.group);
             }
         }
     }
@@ -140,7 +169,7 @@ impl GroupConsumer for EmbeddedConsumer {
             if !batch.is_empty() {
                 return Ok(Event::Records);
             }
-            let (id, name, topics) = (self.id, &self.group, &self.topics);
+            let (id, name, topics) = (self.id, &self.config.group, &self.config.topics);
             let left = self.fetcher.wait(
                 until,
                 |state| state.groups.get(name).and_then(Group::deadline),
@@ -163,7 +192,7 @@ impl GroupConsumer for EmbeddedConsumer {
             cursor.paused = paused;
         }
         let mut state = self.fetcher.broker.state();
-        if let Some(group) = state.groups.get_mut(&self.group) {
+        if let Some(group) = state.groups.get_mut(&self.config.group) {
             group.started(self.id, at);
         }
         Ok(())
@@ -185,10 +214,10 @@ impl GroupConsumer for EmbeddedConsumer {
         let state = self.fetcher.broker.state();
         let generation = state
             .groups
-            .get(&self.group)
+            .get(&self.config.group)
             .map_or(-1, |group| group.generation_of(self.id));
         Ok(Member {
-            group: self.group.clone(),
+            group: self.config.group.clone(),
             generation,
             token: MemberToken::Embedded(self.id),
         })

@@ -3,10 +3,12 @@
 //! A rebalance is eager, as with Kafka's classic protocol: every member is told `Revoked`, gives up at its next poll,
 //! and when all have, a new generation is assigned. A member that does not poll for five minutes meanwhile (Kafka's
 //! `max.poll.interval.ms`) loses its partitions. As every member lives in this process, there are no heartbeats: a
-//! member is alive until it is closed or dropped.
+//! member is alive until it is closed or dropped. Members of the newer protocol are in `incremental`.
 //!
 //! Guarantees: a partition is never held by two seats of one generation; a commit under another generation, or of a
 //! member that lost its seat, is refused. Never: IO, a clock, a lock.
+
+mod incremental;
 
 use super::signal::Signal;
 use crate::{Event, Millis, Offset, TopicPartition};
@@ -43,6 +45,24 @@ pub(super) struct Joining {
     pub topics: Vec<Subscription>,
     pub timeout_ms: Millis,
     pub signal: Arc<Signal>,
+    pub incremental: bool,
+}
+
+/// Why nobody was seated.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Turned {
+    /// The instance name is a live member's, and the protocol lets that one keep it.
+    Occupied,
+    /// Live members speak the other protocol.
+    Mixed,
+}
+
+/// Why a commit of a member is refused.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    /// Whether its seat or its partitions are another's.
+    pub fenced: bool,
+    pub reason: String,
 }
 
 struct Seat {
@@ -58,6 +78,10 @@ struct Seat {
     started: BTreeSet<TopicPartition>,
     /// A static member has left; its seat is kept until its session timeout.
     left_at: Option<Millis>,
+    /// Of the newer protocol alone: what it should hold, what it was told to give up, and until when it may take to.
+    target: Vec<TopicPartition>,
+    revoking: Vec<TopicPartition>,
+    gives_up_until: Option<Millis>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +95,8 @@ enum Phase {
 pub(super) struct Group {
     generation: i32,
     phase: Phase,
+    /// Whether its members speak the newer protocol.
+    incremental: bool,
     seats: BTreeMap<MemberId, Seat>,
     /// Committed offsets.
     pub offsets: BTreeMap<TopicPartition, Offset>,
@@ -94,21 +120,39 @@ impl Group {
         Group {
             generation: 0,
             phase: Phase::Settled,
+            incremental: false,
             seats: BTreeMap::new(),
             offsets: BTreeMap::new(),
             pending: BTreeMap::new(),
         }
     }
 
-    /// Takes a seat. A static member takes its old one, whoever sat there.
-    pub fn join(&mut self, joining: Joining, now: Millis) {
+    /// Takes a seat. A static member takes its old one, whoever sat there, unless the protocol says otherwise.
+    pub fn join(&mut self, joining: Joining, now: Millis) -> Result<(), Turned> {
         self.tick(now);
+        if self.incremental != joining.incremental {
+            if self.seats.values().any(|seat| seat.left_at.is_none()) {
+                return Err(Turned::Mixed);
+            }
+            self.seats.clear();
+            self.phase = Phase::Settled;
+            self.incremental = joining.incremental;
+        }
+        if self.incremental && self.is_taken(joining.instance.as_deref()) {
+            return Err(Turned::Occupied);
+        }
+        self.seat(joining, now);
+        Ok(())
+    }
+
+    fn seat(&mut self, joining: Joining, now: Millis) {
         let Joining {
             id,
             instance,
             mut topics,
             timeout_ms,
             signal,
+            incremental: _,
         } = joining;
         topics.sort();
         topics.dedup();
@@ -123,12 +167,19 @@ impl Group {
             generation: -1,
             started: BTreeSet::new(),
             left_at: None,
+            target: Vec::new(),
+            revoking: Vec::new(),
+            gives_up_until: None,
         };
         let old = old.and_then(|id| self.seats.remove(&id));
         if let Some(old) = &old {
             old.signal.wake();
         }
         match old {
+            Some(old) if self.incremental && old.topics == seat.topics && !matches!(old.news, News::Lost(_)) => {
+                seat.target = old.target;
+                self.seats.insert(id, seat);
+            }
             Some(old) if self.phase == Phase::Settled && old.topics == seat.topics => {
                 // A restart costs no rebalance: the same partitions, in the same generation.
                 seat.held = match old.news {
@@ -160,12 +211,15 @@ impl Group {
         if seat.instance.is_some() {
             seat.left_at = Some(now);
             seat.started.clear();
+            if self.incremental {
+                seat.let_go();
+            }
             if matches!(self.phase, Phase::Preparing(_)) {
                 seat.held.clear();
                 seat.news = News::Nothing;
                 self.settle();
             }
-            // The others now wait for the end of that seat.
+            // The others now wait for the end of that seat, or have what it was giving up.
             self.seats.values().for_each(|seat| seat.signal.wake());
         } else {
             self.seats.remove(&id);
@@ -183,6 +237,7 @@ impl Group {
         if self.seats.len() != before {
             self.rebalance(now);
         }
+        self.tick_incremental(now);
         if let Phase::Preparing(until) = self.phase
             && until <= now
         {
@@ -205,10 +260,14 @@ impl Group {
             Phase::Settled => None,
             Phase::Preparing(until) => Some(until),
         };
-        seats.chain(phase).min()
+        let patience = self.seats.values().filter_map(|seat| seat.gives_up_until);
+        seats.chain(phase).chain(patience).min()
     }
 
     fn rebalance(&mut self, now: Millis) {
+        if self.incremental {
+            return self.aim(now);
+        }
         let mut patience = 0;
         for seat in self.seats.values_mut() {
             if seat.left_at.is_some() || seat.news == News::Assigned {
@@ -237,32 +296,9 @@ impl Group {
         }
         self.phase = Phase::Settled;
         self.generation += 1;
-        // A member that has to be told of its loss first joins the next generation.
-        let mut order: Vec<(bool, Option<String>, MemberId)> = self
-            .seats
-            .iter()
-            .filter(|(_, seat)| !matches!(seat.news, News::Lost(_)))
-            .map(|(id, seat)| (seat.instance.is_none(), seat.instance.clone(), *id))
-            .collect();
-        order.sort();
-        let members: Vec<MemberId> = order.into_iter().map(|(_, _, id)| id).collect();
-        let mut topics: Vec<Subscription> = self.seats.values().flat_map(|seat| seat.topics.clone()).collect();
-        topics.sort();
-        topics.dedup();
-        for topic in &topics {
-            let of_topic: Vec<MemberId> = members
-                .iter()
-                .copied()
-                .filter(|id| self.seats.get(id).is_some_and(|s| s.topics.contains(topic)))
-                .collect();
-            for (id, partition) in range(&of_topic, topic.1) {
-                let seat = self.seats.get_mut(&id).expect("members are seats");
-                let number = i32::try_from(partition).expect("partition counts are i32");
-                seat.held.push(TopicPartition::new(topic.0.clone(), number));
-            }
-        }
-        for id in members {
+        for (id, share) in self.shares() {
             let seat = self.seats.get_mut(&id).expect("members are seats");
+            seat.held = share;
             seat.started.clear();
             if seat.left_at.is_none() {
                 seat.news = News::Assigned;
@@ -271,9 +307,36 @@ impl Group {
         }
     }
 
+    /// Who should hold what. A member that has to be told of its loss first takes part the next time.
+    fn shares(&self) -> BTreeMap<MemberId, Vec<TopicPartition>> {
+        let mut order: Vec<(bool, Option<&str>, MemberId)> = self
+            .seats
+            .iter()
+            .filter(|(_, seat)| !matches!(seat.news, News::Lost(_)))
+            .map(|(id, seat)| (seat.instance.is_none(), seat.instance.as_deref(), *id))
+            .collect();
+        order.sort();
+        let members: Vec<MemberId> = order.into_iter().map(|(_, _, id)| id).collect();
+        let mut shares: BTreeMap<MemberId, Vec<TopicPartition>> = members.iter().map(|id| (*id, Vec::new())).collect();
+        let topics: BTreeSet<&Subscription> = self.seats.values().flat_map(|seat| &seat.topics).collect();
+        for topic in topics {
+            let wants = |id: &MemberId| self.seats.get(id).is_some_and(|seat| seat.topics.contains(topic));
+            let of_topic: Vec<MemberId> = members.iter().copied().filter(wants).collect();
+            for (id, partition) in range(&of_topic, topic.1) {
+                let number = i32::try_from(partition).expect("partition counts are i32");
+                let at = TopicPartition::new(topic.0.clone(), number);
+                shares.entry(id).or_default().push(at);
+            }
+        }
+        shares
+    }
+
     /// What a member is told at its poll, if anything.
     pub fn event(&mut self, id: MemberId, now: Millis) -> Result<Option<Event>, Replaced> {
         self.tick(now);
+        if self.incremental {
+            return self.next_step(id, now);
+        }
         let seat = self.seats.get_mut(&id).ok_or(Replaced)?;
         match std::mem::replace(&mut seat.news, News::Nothing) {
             News::Nothing => Ok(None),
@@ -300,6 +363,9 @@ impl Group {
 
     /// Whether a poll of this member would be told something.
     pub fn has_news(&self, id: MemberId) -> bool {
+        if self.incremental {
+            return self.has_step(id);
+        }
         self.seats.get(&id).is_none_or(|seat| seat.news != News::Nothing)
     }
 
@@ -321,16 +387,29 @@ impl Group {
     }
 
     /// Why a commit of this member under this generation is refused.
-    pub fn refuses(&self, id: MemberId, generation: i32) -> Option<String> {
-        match self.seats.get(&id) {
-            None => Some("the member has no seat in the group any more".to_owned()),
-            Some(seat) if matches!(seat.news, News::Lost(_)) => Some("the member has lost its partitions".to_owned()),
-            Some(_) if generation != self.generation => Some(format!(
-                "the member is of generation {generation}, the group of {}",
-                self.generation
+    pub fn refuses(&self, id: MemberId, generation: i32) -> Option<Refusal> {
+        let fenced = |reason: &str| Some((true, reason.to_owned()));
+        let refusal = match self.seats.get(&id) {
+            None => fenced("the member has no seat in the group any more"),
+            Some(seat) if matches!(seat.news, News::Lost(_)) => fenced("the member has lost its partitions"),
+            Some(seat) if self.incremental => (generation != seat.generation).then(|| {
+                // It has lost nothing by that, so that it is no fence.
+                let now = seat.generation;
+                (
+                    false,
+                    format!("the membership is of generation {generation}, the member of {now}"),
+                )
+            }),
+            Some(_) if generation != self.generation => Some((
+                true,
+                format!(
+                    "the member is of generation {generation}, the group of {}",
+                    self.generation
+                ),
             )),
             Some(_) => None,
-        }
+        };
+        refusal.map(|(fenced, reason)| Refusal { fenced, reason })
     }
 
     pub fn seen(&self) -> Vec<Seen> {
@@ -346,6 +425,7 @@ impl Group {
     pub fn state(&self) -> &'static str {
         match self.phase {
             _ if self.seats.is_empty() => "Empty",
+            Phase::Settled if self.incremental && self.seats.keys().any(|id| self.has_step(*id)) => "Reconciling",
             Phase::Settled => "Stable",
             Phase::Preparing(_) => "PreparingRebalance",
         }

@@ -149,6 +149,7 @@ impl Hand {
             instance: None,
             topics: vec!["t".into()],
             session_timeout: Duration::from_secs(1),
+            protocol: crate::GroupProtocol::Classic,
         };
         let mut consumer = self.log.group(config).expect("join");
         let event = consumer
@@ -469,6 +470,7 @@ fn a_member_that_does_not_poll_is_told_that_it_has_lost() {
         instance: None,
         topics: vec!["t".into()],
         session_timeout: Duration::from_secs(1),
+        protocol: crate::GroupProtocol::Classic,
     };
     let mut heir = hand.log.group(config).expect("join");
     let mut batch_read = RecordBatch::default();

@@ -502,8 +502,8 @@ impl State {
             return Some((true, format!("group {} has no members any more", member.group)));
         };
         group.tick(now);
-        if let Some(reason) = group.refuses(id, member.generation) {
-            return Some((true, format!("group {}: {reason}", member.group)));
+        if let Some(refusal) = group.refuses(id, member.generation) {
+            return Some((refusal.fenced, format!("group {}: {}", member.group, refusal.reason)));
         }
         for (at, offset) in offsets {
             match self.resolve(at) {

@@ -71,6 +71,18 @@ pub fn fenced(code: Code) -> bool {
     )
 }
 
+/// Whether a member's generation, and nothing else of it, is refused.
+pub fn outdated(code: Code) -> bool {
+    use Code as C;
+    matches!(
+        code,
+        C::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION
+            | C::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID
+            | C::RD_KAFKA_RESP_ERR_FENCED_MEMBER_EPOCH
+            | C::RD_KAFKA_RESP_ERR_STALE_MEMBER_EPOCH
+    )
+}
+
 /// Whether a limit of time ended the call, so that it may still be at work.
 pub fn timed_out(code: Code) -> bool {
     use Code as C;

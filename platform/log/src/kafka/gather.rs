@@ -105,26 +105,42 @@ impl Gather {
     /// Replaces the partitions; what was held of others is dropped.
     pub fn replace(&mut self, partitions: impl Iterator<Item = (TopicPartition, bool, Option<Offset>)>) -> Result<()> {
         self.slots.all.clear();
+        self.inbox.sort(|_| Then::Drop);
+        self.slots
+            .all
+            .extend(partitions.map(|(at, started, position)| Slot::new(at, started, position)));
+        self.drained_at = now();
+        self.index()
+    }
+
+    /// Adds partitions that are not read yet; what is held of others stays.
+    pub fn add(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        self.remove(partitions)?;
+        self.slots
+            .all
+            .extend(partitions.iter().map(|at| Slot::new(at.clone(), false, None)));
+        self.index()
+    }
+
+    /// Removes partitions, and drops what is held of them; what is held of others stays.
+    pub fn remove(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        self.slots.all.retain(|slot| !partitions.contains(&slot.at));
+        self.index()?;
+        let slots = &mut self.slots;
+        self.inbox
+            .sort(|message| slots.of(&message).map_or(Then::Drop, |_| Then::Keep));
+        Ok(())
+    }
+
+    /// Finds the partitions' topics anew, after they have changed.
+    fn index(&mut self) -> Result<()> {
         self.slots.by_address.clear();
         self.slots.last = (0, 0, 0);
-        for (at, started, position) in partitions {
+        let all: Vec<_> = self.slots.all.iter().map(|slot| slot.at.clone()).collect();
+        for (place, at) in all.into_iter().enumerate() {
             let address = self.topic(&at.topic)?.address();
-            self.slots
-                .by_address
-                .insert((address, at.partition), self.slots.all.len());
-            let slot = Slot {
-                at,
-                started,
-                paused: false,
-                position,
-                at_end: None,
-                failed: None,
-                interned: (0, 0),
-            };
-            self.slots.all.push(slot);
+            self.slots.by_address.insert((address, at.partition), place);
         }
-        self.inbox.sort(|_| Then::Drop);
-        self.drained_at = now();
         Ok(())
     }
 
@@ -297,6 +313,18 @@ impl Slots {
 }
 
 impl Slot {
+    fn new(at: TopicPartition, started: bool, position: Option<Offset>) -> Slot {
+        Slot {
+            at,
+            started,
+            paused: false,
+            position,
+            at_end: None,
+            failed: None,
+            interned: (0, 0),
+        }
+    }
+
     fn copy(&mut self, batch: &mut RecordBatch, number: u64, message: &Message<'_>) {
         if self.interned.0 != number {
             self.interned = (number, batch.intern(&self.at));

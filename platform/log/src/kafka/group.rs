@@ -1,15 +1,17 @@
 //! A member of a consumer group of Kafka.
 //!
 //! Guarantees: an assignment is taken with every partition held still, and each is let go by `start`; a revocation is
-//! returned before it is answered, and answered by the next `poll`. Classic protocol, range assignor. A member that
+//! returned before it is answered, and answered by the next `poll`. Range assignor, by either protocol. A member that
 //! is dropped without `close` is silent, as one that crashed. Never: a record of a partition after it was revoked.
 
 use super::gather::{Gather, Slot};
 use super::raw::list::List;
 use super::raw::{Code, Event as RawEvent, Fault, Handle, Kind, Queue, Waker, What};
-use super::{Config, GroupMetadata, admin, fault, settings};
+use super::{Config, GroupMetadata, admin, fault, protocol, settings};
 use crate::consumer::MemberToken;
-use crate::{Error, Event, GroupConfig, GroupConsumer, Member, Offset, RecordBatch, Result, TopicPartition};
+use crate::{
+    Error, Event, GroupConfig, GroupConsumer, GroupProtocol, Member, Offset, RecordBatch, Result, TopicPartition,
+};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -82,12 +84,20 @@ pub struct KafkaGroup {
     config: GroupConfig,
     seat: Arc<Seat>,
     /// A revocation that was returned and is still to be answered.
-    giving_up: bool,
+    giving_up: Option<Vec<TopicPartition>>,
+    /// What was heard while a partition was moved, for the next poll.
+    heard: Option<Event>,
+    /// The instance name is another member's: when to ask for it again.
+    occupied: Option<Instant>,
+    joined: Instant,
 }
 
 impl KafkaGroup {
     /// Joins a group; the assignment comes by `poll`.
     pub fn join(config: &Config, group: GroupConfig, members: &Arc<Members>) -> Result<KafkaGroup> {
+        if group.protocol == GroupProtocol::Consumer {
+            protocol::check(super::raw::version())?;
+        }
         let handle = Handle::new(Kind::Consumer, &settings::group(config, &group)).map_err(fault::setting_error)?;
         let waker = Arc::new(Waker::default());
         let mut events = Queue::member(&handle).ok_or_else(|| Error::Refused {
@@ -112,8 +122,15 @@ impl KafkaGroup {
             events,
             config: group,
             seat,
-            giving_up: false,
+            giving_up: None,
+            heard: None,
+            occupied: None,
+            joined: Instant::now(),
         })
+    }
+
+    fn incremental(&self) -> bool {
+        self.config.protocol == GroupProtocol::Consumer
     }
 
     /// What there is to say; a fence that the brokers' absence may have made is answered by joining anew.
@@ -122,18 +139,41 @@ impl KafkaGroup {
     /// that the first request has already replaced: the coordinator then fences it, for itself (KIP-345 names the
     /// id's replacement). Another process of the name would fence the new member too, and that is final.
     fn next(&mut self) -> Result<Option<Event>> {
+        if let Some(heard) = self.heard.take() {
+            return Ok(Some(heard));
+        }
+        if let Some(again) = self.occupied {
+            if Instant::now() < again {
+                return Err(self.is_occupied());
+            }
+            return self.join_anew("its instance name was another member's");
+        }
         match self.next_event() {
-            Err(Error::Fenced { .. }) if self.handle().reach().silent_within(FENCED_BY_ITSELF) => self.join_anew(),
+            Err(Error::Fenced { .. }) if self.handle().reach().silent_within(FENCED_BY_ITSELF) => {
+                self.join_anew("fenced after the brokers were away")
+            }
+            Err(error @ Error::Occupied { .. }) => {
+                self.occupied = Some(Instant::now() + protocol::ASK_AGAIN);
+                Err(error)
+            }
             said => said,
         }
     }
 
-    fn join_anew(&mut self) -> Result<Option<Event>> {
+    fn is_occupied(&self) -> Error {
+        Error::Occupied {
+            group: self.config.group.clone(),
+            instance: self.config.instance.clone().unwrap_or_default(),
+        }
+    }
+
+    fn join_anew(&mut self, why: &'static str) -> Result<Option<Event>> {
         tracing::warn!(
             target: "log::kafka",
             group = self.config.group,
             instance = self.config.instance,
-            "fenced after the brokers were away; joining the group anew"
+            why,
+            "joining the group anew"
         );
         let lost: Vec<_> = self.gather.slots().iter().map(|slot| slot.at.clone()).collect();
         *self = KafkaGroup::join(&self.kafka, self.config.clone(), &self.members)?;
@@ -156,25 +196,45 @@ impl KafkaGroup {
         self.gather.handle()
     }
 
-    /// Gives every partition up.
-    fn give_up(&mut self) -> Result<()> {
-        self.giving_up = false;
+    /// Gives partitions up: those that are named, or all of them where the protocol knows no parts.
+    fn give_up(&mut self, gone: &[TopicPartition]) -> Result<()> {
+        self.giving_up = None;
+        self.forget(gone)?;
+        let given = if self.incremental() {
+            self.handle().unassign(&List::of(gone.iter().map(|at| (at, 0))))
+        } else {
+            self.handle().assign(None)
+        };
+        given.map_err(|found| self.error("give partitions up", &found))
+    }
+
+    /// Reads no more of what is being given up.
+    fn forget(&mut self, gone: &[TopicPartition]) -> Result<()> {
+        if self.incremental() {
+            self.seat.started().retain(|at| !gone.contains(at));
+            return self.gather.remove(gone);
+        }
         self.seat.started().clear();
-        self.gather.replace(std::iter::empty())?;
-        self.handle()
-            .assign(None)
-            .map_err(|found| self.error("give partitions up", &found))
+        self.gather.replace(std::iter::empty())
     }
 
     /// Takes an assignment, held still: forwarded to the inbox and paused *before* it is answered, or the first
     /// records would come from where nobody asked, or go to another queue.
     fn take(&mut self, partitions: Vec<TopicPartition>) -> Result<()> {
-        self.gather
-            .replace(partitions.iter().map(|at| (at.clone(), false, None)))?;
+        if self.incremental() {
+            self.gather.add(&partitions)?;
+        } else {
+            self.gather
+                .replace(partitions.iter().map(|at| (at.clone(), false, None)))?;
+        }
         let list = List::of(partitions.iter().map(|at| (at, 0)));
         let still = self.handle().pause(&list);
         partitions.iter().for_each(|at| self.gather.queue().gather(at));
-        let taken = still.and_then(|()| self.handle().assign(Some(&list)));
+        let handle = self.handle();
+        let taken = still.and_then(|()| match self.incremental() {
+            true => handle.assign_more(&list),
+            false => handle.assign(Some(&list)),
+        });
         taken.map_err(|found| self.error("take partitions", &found))
     }
 
@@ -195,7 +255,9 @@ impl KafkaGroup {
                 }
                 (What::Error, Err(found)) => {
                     drop(event);
-                    self.client_error(&found)?;
+                    if let Some(event) = self.client_error(&found)? {
+                        return Ok(Some(event));
+                    }
                 }
                 _ => {}
             }
@@ -208,24 +270,28 @@ impl KafkaGroup {
             return Ok((!partitions.is_empty()).then_some(Event::Assigned(partitions)));
         }
         if self.handle().assignment_lost() {
-            self.give_up()?;
+            self.give_up(&partitions)?;
             return Ok((!partitions.is_empty()).then_some(Event::Lost(partitions)));
         }
         if partitions.is_empty() {
-            self.give_up()?;
+            self.give_up(&partitions)?;
             return Ok(None);
         }
-        self.gather.replace(std::iter::empty())?;
-        self.seat.started().clear();
-        self.giving_up = true;
+        self.forget(&partitions)?;
+        self.giving_up = Some(partitions.clone());
         Ok(Some(Event::Revoked(partitions)))
     }
 
-    fn client_error(&self, found: &Fault) -> Result<()> {
+    /// What an error of the client means; an event where the group was joined anew because of it.
+    fn client_error(&mut self, found: &Fault) -> Result<Option<Event>> {
         use Code as C;
-        let fatal = self.handle().fatal();
-        if let Some(fatal) = fatal {
-            return Err(self.error("poll", &fatal));
+        if let Some(fatal) = self.handle().fatal() {
+            return match protocol::meaning(&self.config, &fatal) {
+                protocol::Meaning::Occupied => Err(self.is_occupied()),
+                protocol::Meaning::JoinAnew(why) if self.joined.elapsed() > protocol::JOINED_FOR => self.join_anew(why),
+                protocol::Meaning::Refused(error) => Err(error),
+                protocol::Meaning::JoinAnew(_) | protocol::Meaning::Final => Err(self.error("poll", &fatal)),
+            };
         }
         match found.code {
             C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART | C::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC => {
@@ -240,7 +306,7 @@ impl KafkaGroup {
             | C::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID => Err(self.error("poll", found)),
             _ => {
                 tracing::debug!(target: "log::kafka", group = self.config.group, code = ?found.code, "{}", found.text);
-                Ok(())
+                Ok(None)
             }
         }
     }
@@ -250,14 +316,27 @@ impl KafkaGroup {
             attempted: format!("{attempted} {at}"),
             reason: "it is not assigned to this member".to_owned(),
         };
-        if self.giving_up {
-            return Err(refused());
-        }
         self.gather.slot(at).ok_or_else(refused)
     }
 
-    /// Moves a partition that has failed, which the library has stopped and does not move: the whole assignment is
-    /// taken anew, every other partition at its position.
+    /// Moves a partition that has failed, which the library has stopped and does not move: it is given up and taken
+    /// again, and none but it where the protocol knows parts.
+    fn take_anew(&mut self, moved: &TopicPartition, offset: Offset) -> Result<(), Fault> {
+        if !self.incremental() {
+            return self.assign_anew(moved, offset);
+        }
+        let one = List::of(std::iter::once((moved, offset)));
+        let handle = self.handle().clone();
+        handle.unassign(&one)?;
+        // To hold it still also waits until it has stopped, which takes its queue away.
+        handle.pause(&one)?;
+        self.gather.queue().gather(moved);
+        handle.assign_more(&one)?;
+        self.gather.forget(moved);
+        Ok(())
+    }
+
+    /// The whole assignment is taken anew, every other partition at its position.
     fn assign_anew(&mut self, moved: &TopicPartition, offset: Offset) -> Result<(), Fault> {
         let slots = self.gather.slots();
         let position = |slot: &Slot| {
@@ -323,8 +402,8 @@ fn partitions(event: &RawEvent<'_>) -> Vec<TopicPartition> {
 impl GroupConsumer for KafkaGroup {
     fn poll(&mut self, batch: &mut RecordBatch, max_bytes: usize, timeout: Duration) -> Result<Event> {
         batch.clear();
-        if self.giving_up {
-            self.give_up()?;
+        if let Some(gone) = self.giving_up.take() {
+            self.give_up(&gone)?;
         }
         let end = Instant::now() + timeout;
         loop {
@@ -344,8 +423,15 @@ impl GroupConsumer for KafkaGroup {
     fn start(&mut self, at: &TopicPartition, offset: Offset) -> Result<()> {
         let slot = self.slot(at, "start")?;
         let (paused, failed) = (slot.paused, slot.failed.is_some());
+        // To take a partition anew would answer a revocation that waits to be heard.
+        if failed && self.incremental() && self.heard.is_none() {
+            self.heard = self.next()?;
+            if self.gather.slot(at).is_none() {
+                return Ok(());
+            }
+        }
         let moved = if failed {
-            self.assign_anew(at, offset)
+            self.take_anew(at, offset)
         } else {
             self.seek(at, offset)
         };
@@ -402,7 +488,8 @@ impl GroupConsumer for KafkaGroup {
             reason: "this client has no group".to_owned(),
         })?;
         let generation = membership.generation();
-        let token = MemberToken::Kafka(Arc::new(GroupMetadata { membership }));
+        let rises = self.incremental();
+        let token = MemberToken::Kafka(Arc::new(GroupMetadata { membership, rises }));
         Ok(Member {
             group: self.config.group.clone(),
             generation,
@@ -411,19 +498,17 @@ impl GroupConsumer for KafkaGroup {
     }
 
     fn close(mut self: Box<Self>) -> Result<()> {
-        if self.giving_up {
-            self.give_up()?;
+        if let Some(gone) = self.giving_up.take() {
+            self.give_up(&gone)?;
         }
         self.seat.started().clear();
         self.events.leave().map_err(|found| self.error("leave", &found))?;
         let end = Instant::now() + PATIENCE;
         while !self.handle().left() {
-            let revoked = match self.events.poll(Duration::from_millis(100)) {
-                Some(event) => event.what() == What::Rebalance,
-                None => false,
-            };
-            if revoked {
-                self.give_up()?;
+            let revoked = self.events.poll(Duration::from_millis(100));
+            let revoked = revoked.filter(|event| event.what() == What::Rebalance);
+            if let Some(revoked) = revoked.map(|event| partitions(&event)) {
+                self.give_up(&revoked)?;
             }
             if Instant::now() >= end {
                 let attempted = format!("leave group {}", self.config.group);

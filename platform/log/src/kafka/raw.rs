@@ -120,6 +120,13 @@ pub struct Refusal {
     pub reason: String,
 }
 
+/// The linked library's version: major, minor, revision.
+pub fn version() -> (u8, u8, u8) {
+    // SAFETY: reads a constant. Its bytes are major, minor, revision and the state of the release.
+    let [major, minor, revision, _] = unsafe { c::rd_kafka_version() }.to_be_bytes();
+    (major, minor, revision)
+}
+
 /// What a handle is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {

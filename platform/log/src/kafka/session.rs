@@ -186,6 +186,15 @@ impl KafkaSession {
     }
 }
 
+/// A member of the protocol whose generation rises by itself has not lost anything when its generation is refused: it
+/// may only not have heard of the new one yet, and its next events say so if it was removed.
+fn unfenced(outcome: Outcome) -> Outcome {
+    match outcome {
+        Outcome::Aborted { reason, .. } => Outcome::Aborted { fenced: false, reason },
+        other => other,
+    }
+}
+
 /// What is left of a time, and 1 ms at least: nothing would mean "do not wait".
 fn left(until: Instant) -> Duration {
     until
@@ -279,7 +288,9 @@ impl Session for KafkaSession {
             let send = |handle: &Handle, _| handle.send_offsets(&list, &metadata.membership);
             let added = Self::insist(producer, until, send);
             if let Err(found) = added {
-                return self.failed(&found);
+                let outdated = metadata.rises && fault::outdated(found.code);
+                let outcome = self.failed(&found);
+                return if outdated { unfenced(outcome) } else { outcome };
             }
         }
         self.end(until)

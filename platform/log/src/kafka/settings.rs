@@ -4,7 +4,7 @@
 //! Never: a secret in a message.
 
 use crate::kafka::Config;
-use crate::{GroupConfig, Isolation, SessionConfig};
+use crate::{GroupConfig, GroupProtocol, Isolation, SessionConfig};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -76,14 +76,10 @@ pub fn group(config: &Config, group: &GroupConfig) -> Settings {
     let mut settings = layered(config, &[COMMON, CONSUMER]);
     consumer(&mut settings, Isolation::ReadCommitted);
     set(&mut settings, "group.id", &group.group);
-    set(&mut settings, "group.protocol", "classic");
-    set(&mut settings, "partition.assignment.strategy", "range");
-    set(&mut settings, "session.timeout.ms", group.session_timeout.as_millis());
-    set(
-        &mut settings,
-        "heartbeat.interval.ms",
-        heartbeat(group.session_timeout).as_millis(),
-    );
+    match group.protocol {
+        GroupProtocol::Classic => classic(&mut settings, group.session_timeout),
+        GroupProtocol::Consumer => incremental(&mut settings),
+    }
     set(&mut settings, "enable.partition.eof", "false");
     let patience = Duration::from_secs(300).max(group.session_timeout);
     settings
@@ -93,6 +89,29 @@ pub fn group(config: &Config, group: &GroupConfig) -> Settings {
         set(&mut settings, "group.instance.id", instance);
     }
     settings
+}
+
+/// The members agree among themselves, and each says for how long it may be silent.
+fn classic(settings: &mut Settings, session: Duration) {
+    settings.remove("group.remote.assignor");
+    set(settings, "group.protocol", "classic");
+    set(settings, "partition.assignment.strategy", "range");
+    set(settings, "session.timeout.ms", session.as_millis());
+    set(settings, "heartbeat.interval.ms", heartbeat(session).as_millis());
+}
+
+/// The broker assigns, and says how often it wants to hear of a member; the library refuses to be told. The range
+/// assignor alone keeps equal partitions of several topics together.
+fn incremental(settings: &mut Settings) {
+    const BROKERS: [&str; 4] = [
+        "partition.assignment.strategy",
+        "session.timeout.ms",
+        "heartbeat.interval.ms",
+        "group.protocol.type",
+    ];
+    BROKERS.iter().for_each(|name| drop(settings.remove(*name)));
+    set(settings, "group.protocol", "consumer");
+    set(settings, "group.remote.assignor", "range");
 }
 
 /// A reader of explicit partitions.
@@ -155,6 +174,35 @@ mod tests {
             settings.get("isolation.level").map(String::as_str),
             Some("read_committed")
         );
+    }
+
+    #[test]
+    fn the_new_protocol_is_told_nothing_of_the_old_one() {
+        let mut config = Config::new("h:1");
+        for name in ["session.timeout.ms", "heartbeat.interval.ms"] {
+            config.settings.insert(name.to_owned(), "3000".to_owned());
+        }
+        let mut wanted = GroupConfig {
+            group: "g".to_owned(),
+            instance: None,
+            topics: Vec::new(),
+            session_timeout: Duration::from_secs(8),
+            protocol: GroupProtocol::Consumer,
+        };
+        let settings = group(&config, &wanted);
+        let told = |settings: &Settings, name: &str| settings.get(name).cloned();
+        assert_eq!(told(&settings, "group.remote.assignor").as_deref(), Some("range"));
+        for name in [
+            "session.timeout.ms",
+            "heartbeat.interval.ms",
+            "partition.assignment.strategy",
+        ] {
+            assert_eq!(told(&settings, name), None, "{name}");
+        }
+        wanted.protocol = GroupProtocol::Classic;
+        let settings = group(&config, &wanted);
+        assert_eq!(told(&settings, "session.timeout.ms").as_deref(), Some("8000"));
+        assert_eq!(told(&settings, "group.remote.assignor"), None);
     }
 
     #[test]

@@ -1,15 +1,17 @@
 //! What a thread does when the group gives it partitions, asks for them back, or has taken them.
 //!
 //! Guarantees: every partition that is given goes through recovery, also when it was this thread's before; what was
-//! taken leaves nothing behind that could be committed.
+//! taken leaves nothing behind that could be committed; what is neither given nor taken goes on.
 //! Never: a task that runs before all of its inputs are here.
 
 use super::{Broken, StreamThread};
+use crate::plan::Sub;
 use crate::recovery::Recovery;
 use crate::task::{Phase, Task};
 use crate::{Result, hit};
-use log::TopicPartition;
+use log::{GroupProtocol, TopicPartition};
 use process::chain;
+use std::sync::Arc;
 
 impl StreamThread {
     /// These partitions are now this thread's.
@@ -88,8 +90,21 @@ impl StreamThread {
         Ok(())
     }
 
+    /// Asks for the membership again where its generation rises without an event. The partitions are this member's all
+    /// the same: what it has lost it is told before it can be a member anew.
+    pub(super) fn refresh_member(&mut self) -> Result<()> {
+        if self.env.config.group_protocol == GroupProtocol::Classic || self.member.is_none() {
+            return Ok(());
+        }
+        if let Some(member) = self.consumer.as_ref().map(|consumer| consumer.member()) {
+            self.member = self.reached(member)?;
+        }
+        Ok(())
+    }
+
     fn drop_tasks(&mut self, partitions: &[TopicPartition]) {
         let env = &self.env;
+        let mut halves = Vec::new();
         self.tasks.retain_mut(|task| {
             let gone = task.inputs.iter().any(|input| partitions.contains(&input.at));
             if gone {
@@ -104,8 +119,33 @@ impl StreamThread {
                 if let Err(error) = task.flush() {
                     tracing::warn!(task = %task.id, reason = chain(&error), "its store stays behind");
                 }
+                let kept = task.inputs.iter();
+                let kept = kept.filter(|input| input.assigned && !partitions.contains(&input.at));
+                let kept: Vec<_> = kept.map(|input| input.at.clone()).collect();
+                if !kept.is_empty() {
+                    halves.push((task.sub.clone(), task.id.partition, kept));
+                }
             }
             !gone
         });
+        for (sub, partition, kept) in halves {
+            self.wait_for_rest(sub, partition, &kept);
+        }
+    }
+
+    /// A task of which one input is gone and others are still here: it begins anew when the rest comes.
+    fn wait_for_rest(&mut self, sub: Arc<Sub>, partition: i32, kept: &[TopicPartition]) {
+        let mut task = Task::new(sub, partition);
+        for input in task.inputs.iter_mut().filter(|input| kept.contains(&input.at)) {
+            input.assigned = true;
+        }
+        // Its records would be read and ignored, which only costs time; the task starts from its committed place.
+        if let Some(consumer) = &mut self.consumer {
+            match consumer.pause(kept) {
+                Ok(()) => task.paused = true,
+                Err(error) => tracing::warn!(task = %task.id, reason = chain(&error), "cannot pause its partitions"),
+            }
+        }
+        self.tasks.push(task);
     }
 }

@@ -53,6 +53,7 @@ impl StreamThread {
             self.offsets
                 .extend(task.inputs.iter().map(|input| (input.at.clone(), input.next)));
         }
+        self.refresh_member()?;
         let Some(member) = &self.member else {
             self.broke(Broken::Failed("not a member of the group".to_owned()));
             return Ok(false);

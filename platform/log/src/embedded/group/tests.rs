@@ -11,7 +11,12 @@ fn joining(id: MemberId, instance: Option<&str>, partitions: u32) -> Joining {
         topics: vec![("t".into(), partitions)],
         timeout_ms: 1_000,
         signal: Arc::default(),
+        incremental: false,
     }
+}
+
+fn seat(group: &mut Group, joining: Joining, now: Millis) {
+    assert_eq!(group.join(joining, now), Ok(()));
 }
 
 fn of(partitions: impl IntoIterator<Item = i32>) -> Vec<TopicPartition> {
@@ -25,9 +30,9 @@ fn event(group: &mut Group, id: MemberId, now: Millis) -> Option<Event> {
 #[test]
 fn one_member_gets_everything_at_its_first_poll() {
     let mut group = Group::new();
-    group.join(joining(1, None, 3), 0);
+    seat(&mut group, joining(1, None, 3), 0);
     assert_eq!(
-        group.refuses(1, group.generation_of(1)),
+        group.refuses(1, group.generation_of(1)).map(|refusal| refusal.reason),
         Some("the member is of generation -1, the group of 1".into())
     );
     assert_eq!(event(&mut group, 1, 0), Some(Event::Assigned(of(0..3))));
@@ -41,10 +46,10 @@ fn one_member_gets_everything_at_its_first_poll() {
 #[test]
 fn a_second_member_takes_half_after_the_first_gave_up() {
     let mut group = Group::new();
-    group.join(joining(1, None, 3), 0);
+    seat(&mut group, joining(1, None, 3), 0);
     event(&mut group, 1, 0);
     let before = group.generation_of(1);
-    group.join(joining(2, None, 3), 10);
+    seat(&mut group, joining(2, None, 3), 10);
     assert_eq!(event(&mut group, 2, 10), None, "nothing is free yet");
     assert_eq!(event(&mut group, 1, 20), Some(Event::Revoked(of(0..3))));
     assert_eq!(group.refuses(1, before), None, "a commit still fits");
@@ -59,9 +64,9 @@ fn a_second_member_takes_half_after_the_first_gave_up() {
 #[test]
 fn a_silent_member_loses_its_partitions_and_may_come_back() {
     let mut group = Group::new();
-    group.join(joining(1, None, 2), 0);
+    seat(&mut group, joining(1, None, 2), 0);
     event(&mut group, 1, 0);
-    group.join(joining(2, None, 2), 100);
+    seat(&mut group, joining(2, None, 2), 100);
     let late = 100 + PATIENCE_MS;
     assert_eq!(group.deadline(), Some(late));
     assert_eq!(event(&mut group, 2, late - 1), None);
@@ -76,13 +81,13 @@ fn a_silent_member_loses_its_partitions_and_may_come_back() {
 #[test]
 fn a_static_member_restarts_without_a_rebalance() {
     let mut group = Group::new();
-    group.join(joining(1, Some("a"), 2), 0);
-    group.join(joining(2, Some("b"), 2), 0);
+    seat(&mut group, joining(1, Some("a"), 2), 0);
+    seat(&mut group, joining(2, Some("b"), 2), 0);
     assert_eq!(event(&mut group, 1, 0), Some(Event::Assigned(of(0..1))));
     assert_eq!(event(&mut group, 2, 0), Some(Event::Assigned(of(1..2))));
     group.leave(1, 10);
     assert_eq!(event(&mut group, 2, 20), None, "the seat is kept");
-    group.join(joining(3, Some("a"), 2), 500);
+    seat(&mut group, joining(3, Some("a"), 2), 500);
     assert_eq!(event(&mut group, 3, 500), Some(Event::Assigned(of(0..1))));
     assert_eq!(event(&mut group, 2, 500), None);
     group.leave(3, 600);
@@ -94,10 +99,10 @@ fn a_static_member_restarts_without_a_rebalance() {
 #[test]
 fn the_same_instance_name_fences_the_one_before() {
     let mut group = Group::new();
-    group.join(joining(1, Some("a"), 2), 0);
+    seat(&mut group, joining(1, Some("a"), 2), 0);
     event(&mut group, 1, 0);
     let generation = group.generation_of(1);
-    group.join(joining(2, Some("a"), 2), 10);
+    seat(&mut group, joining(2, Some("a"), 2), 10);
     assert_eq!(group.event(1, 10), Err(Replaced));
     assert!(group.refuses(1, generation).is_some());
     assert_eq!(event(&mut group, 2, 10), Some(Event::Assigned(of(0..2))));
@@ -113,6 +118,28 @@ fn ranges_are_contiguous_and_the_first_get_one_more() {
 
 #[test]
 fn whatever_members_do_no_partition_has_two_holders() {
+    play(false);
+}
+
+#[test]
+fn whatever_members_of_the_newer_protocol_do_no_partition_has_two_holders() {
+    play(true);
+}
+
+/// Lets a member poll, and notes what it may read then.
+fn hear(group: &mut Group, id: MemberId, now: Millis, reads: &mut BTreeMap<MemberId, Vec<TopicPartition>>) {
+    match group.event(id, now) {
+        Ok(Some(Event::Assigned(held))) => reads.entry(id).or_default().extend(held),
+        Ok(Some(Event::Revoked(gone) | Event::Lost(gone))) => {
+            reads.entry(id).or_default().retain(|at| !gone.contains(at));
+        }
+        Err(Replaced) => drop(reads.remove(&id)),
+        Ok(_) => {}
+    }
+}
+
+/// Members that come, go and poll at random, of either protocol.
+fn play(incremental: bool) {
     let seed = u64::from_le_bytes(*uuid::Uuid::new_v4().as_bytes().first_chunk().expect("16 bytes"));
     println!("seed {seed}");
     let mut random = seed | 1;
@@ -134,8 +161,14 @@ fn whatever_members_do_no_partition_has_two_holders() {
             0 if ids.len() < 5 => {
                 last += 1;
                 let name = format!("i{}", next(4));
-                group.join(joining(last, (next(2) == 0).then_some(name.as_str()), 7), now);
-                ids.push(last);
+                let joining = Joining {
+                    incremental,
+                    ..joining(last, (next(2) == 0).then_some(name.as_str()), 7)
+                };
+                match group.join(joining, now) {
+                    Ok(()) => ids.push(last),
+                    Err(turned) => assert!(incremental && turned == Turned::Occupied, "{turned:?}"),
+                }
             }
             1 if !ids.is_empty() => {
                 let at = usize::try_from(next(ids.len().try_into().expect("small"))).expect("small");
@@ -146,15 +179,7 @@ fn whatever_members_do_no_partition_has_two_holders() {
             _ if !ids.is_empty() => {
                 let at = usize::try_from(next(ids.len().try_into().expect("small"))).expect("small");
                 let id = ids[at];
-                match group.event(id, now) {
-                    Ok(Some(Event::Assigned(held))) => {
-                        reads.insert(id, held);
-                    }
-                    Ok(Some(Event::Revoked(_) | Event::Lost(_))) | Err(Replaced) => {
-                        reads.remove(&id);
-                    }
-                    Ok(_) => {}
-                }
+                hear(&mut group, id, now, &mut reads);
             }
             _ => {}
         }
@@ -166,6 +191,16 @@ fn whatever_members_do_no_partition_has_two_holders() {
         all.sort();
         all.dedup();
         assert_eq!(all.len(), count, "two members that may commit read one partition");
+    }
+    if incremental {
+        // Once all have been heard, whoever is here reads what is not kept for whoever is away.
+        for id in ids.iter().cycle().take(ids.len() * 4) {
+            hear(&mut group, *id, now, &mut reads);
+        }
+        let read: usize = ids.iter().filter_map(|id| reads.get(id)).map(Vec::len).sum();
+        let away = group.seats.values().filter(|seat| seat.left_at.is_some());
+        let kept: usize = away.map(|seat| seat.target.len()).sum();
+        assert!(ids.is_empty() || read + kept == 7, "{read} read, {kept} kept");
     }
     while let Some(id) = ids.pop() {
         group.leave(id, now);

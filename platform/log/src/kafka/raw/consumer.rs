@@ -31,6 +31,28 @@ impl Handle {
         })
     }
 
+    /// Adds partitions to the assignment.
+    pub fn assign_more(&self, partitions: &List) -> Result<(), Fault> {
+        // SAFETY: instance and list live; the list is copied; the error object is ours.
+        unsafe {
+            Fault::take(c::rd_kafka_incremental_assign(
+                self.raw(),
+                partitions.raw().cast_const(),
+            ))
+        }
+    }
+
+    /// Takes partitions from the assignment.
+    pub fn unassign(&self, partitions: &List) -> Result<(), Fault> {
+        // SAFETY: as in `assign_more`.
+        unsafe {
+            Fault::take(c::rd_kafka_incremental_unassign(
+                self.raw(),
+                partitions.raw().cast_const(),
+            ))
+        }
+    }
+
     /// Whether the partitions that are being revoked are another's already.
     pub fn assignment_lost(&self) -> bool {
         // SAFETY: the instance lives.

@@ -1,0 +1,126 @@
+//! Groups of the newer protocol as values: each test is a short play of members.
+//!
+//! Guarantees tested: only what moves is revoked, and nobody has it before it was given up.
+
+use super::super::{Joining, Turned};
+use super::*;
+use std::sync::Arc;
+
+fn joining(id: MemberId, instance: Option<&str>) -> Joining {
+    Joining {
+        id,
+        instance: instance.map(str::to_owned),
+        topics: vec![("t".into(), 4)],
+        timeout_ms: 1_000,
+        signal: Arc::default(),
+        incremental: true,
+    }
+}
+
+fn seat(group: &mut Group, id: MemberId, instance: Option<&str>, now: Millis) {
+    assert_eq!(group.join(joining(id, instance), now), Ok(()));
+}
+
+fn of(partitions: impl IntoIterator<Item = i32>) -> Vec<TopicPartition> {
+    partitions.into_iter().map(|p| TopicPartition::new("t", p)).collect()
+}
+
+fn event(group: &mut Group, id: MemberId, now: Millis) -> Option<Event> {
+    group.event(id, now).expect("the member has a seat")
+}
+
+#[test]
+fn a_second_member_takes_half_and_the_other_half_stays() {
+    let mut group = Group::new();
+    seat(&mut group, 1, None, 0);
+    assert_eq!(event(&mut group, 1, 0), Some(Event::Assigned(of(0..4))));
+    seat(&mut group, 2, None, 10);
+    assert_eq!(event(&mut group, 2, 10), None, "nothing is free yet");
+    assert_eq!(event(&mut group, 1, 20), Some(Event::Revoked(of(2..4))));
+    assert_eq!(
+        event(&mut group, 2, 20),
+        None,
+        "it is not given up before the next poll"
+    );
+    assert_eq!(group.refuses(1, group.generation_of(1)), None, "a commit still fits");
+    assert_eq!(event(&mut group, 1, 30), None, "what stays is not assigned anew");
+    assert_eq!(event(&mut group, 2, 30), Some(Event::Assigned(of(2..4))));
+    assert_eq!(group.state(), "Stable");
+    group.leave(2, 40);
+    assert_eq!(event(&mut group, 1, 40), Some(Event::Assigned(of(2..4))));
+}
+
+#[test]
+fn an_old_generation_is_refused_and_is_no_fence() {
+    let mut group = Group::new();
+    seat(&mut group, 1, None, 0);
+    event(&mut group, 1, 0);
+    let before = group.generation_of(1);
+    seat(&mut group, 2, None, 10);
+    assert_eq!(group.refuses(1, before), None, "the member has not heard of it");
+    event(&mut group, 1, 20);
+    let refusal = group.refuses(1, before).expect("the generation has risen");
+    assert!(!refusal.fenced, "{}", refusal.reason);
+    assert_eq!(group.refuses(1, group.generation_of(1)), None);
+}
+
+#[test]
+fn a_silent_member_loses_everything_and_may_come_back() {
+    let mut group = Group::new();
+    seat(&mut group, 1, None, 0);
+    event(&mut group, 1, 0);
+    let generation = group.generation_of(1);
+    seat(&mut group, 2, None, 100);
+    let late = 100 + PATIENCE_MS;
+    assert_eq!(group.deadline(), Some(late));
+    assert_eq!(event(&mut group, 2, late - 1), None);
+    assert_eq!(event(&mut group, 2, late), Some(Event::Assigned(of(0..4))));
+    assert!(group.refuses(1, generation).is_some_and(|refusal| refusal.fenced));
+    assert_eq!(event(&mut group, 1, late), Some(Event::Lost(of(0..4))));
+    assert_eq!(event(&mut group, 2, late), Some(Event::Revoked(of(0..2))));
+    assert_eq!(event(&mut group, 2, late), None);
+    assert_eq!(event(&mut group, 1, late), Some(Event::Assigned(of(0..2))));
+}
+
+#[test]
+fn an_instance_name_is_its_members_until_that_one_leaves() {
+    let mut group = Group::new();
+    seat(&mut group, 1, Some("a"), 0);
+    event(&mut group, 1, 0);
+    assert_eq!(group.join(joining(2, Some("a")), 10), Err(Turned::Occupied));
+    assert_eq!(group.refuses(1, group.generation_of(1)), None);
+    group.leave(1, 20);
+    seat(&mut group, 3, Some("a"), 30);
+    assert_eq!(event(&mut group, 3, 30), Some(Event::Assigned(of(0..4))));
+}
+
+#[test]
+fn a_static_members_seat_is_kept_for_its_session_and_no_longer() {
+    let mut group = Group::new();
+    seat(&mut group, 1, Some("a"), 0);
+    seat(&mut group, 2, Some("b"), 0);
+    assert_eq!(event(&mut group, 1, 0), Some(Event::Assigned(of(0..2))));
+    assert_eq!(event(&mut group, 2, 0), Some(Event::Assigned(of(2..4))));
+    group.leave(1, 10);
+    assert_eq!(event(&mut group, 2, 20), None, "the seat is kept");
+    seat(&mut group, 3, Some("a"), 500);
+    assert_eq!(event(&mut group, 3, 500), Some(Event::Assigned(of(0..2))));
+    assert_eq!(event(&mut group, 2, 500), None);
+    group.leave(3, 600);
+    assert_eq!(event(&mut group, 2, 1_599), None);
+    assert_eq!(event(&mut group, 2, 1_600), Some(Event::Assigned(of(0..2))));
+}
+
+#[test]
+fn a_group_speaks_one_protocol_at_a_time() {
+    let mut group = Group::new();
+    seat(&mut group, 1, Some("a"), 0);
+    let other = |id| Joining {
+        incremental: false,
+        ..joining(id, Some("b"))
+    };
+    assert_eq!(group.join(other(2), 0), Err(Turned::Mixed));
+    group.leave(1, 10);
+    assert_eq!(group.join(other(3), 20), Ok(()), "nobody is there who spoke the first");
+    assert_eq!(event(&mut group, 3, 20), Some(Event::Assigned(of(0..4))));
+}
