@@ -94,6 +94,36 @@ pub struct Processors {
     pub standby_replicas: usize,
     /// How the threads of a processor agree on who runs what: classic or consumer.
     pub group_protocol: GroupProtocol,
+    /// What a processor's outputs and state are worth after a crash, by its name: exactly_once, which is the default, or
+    /// at_least_once. `sync-views` must be exactly once.
+    pub guarantees: BTreeMap<String, Guarantee>,
+}
+
+impl Processors {
+    /// What a processor's outputs and state are worth after a crash.
+    pub fn guarantee_of(&self, processor: &str) -> runtime::Guarantee {
+        self.guarantees.get(processor).copied().unwrap_or_default().into()
+    }
+}
+
+/// A guarantee.
+#[derive(Debug, Clone, Copy, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Guarantee {
+    /// By transactions.
+    #[default]
+    ExactlyOnce,
+    /// Without them.
+    AtLeastOnce,
+}
+
+impl From<Guarantee> for runtime::Guarantee {
+    fn from(guarantee: Guarantee) -> Self {
+        match guarantee {
+            Guarantee::ExactlyOnce => runtime::Guarantee::ExactlyOnce,
+            Guarantee::AtLeastOnce => runtime::Guarantee::AtLeastOnce,
+        }
+    }
 }
 
 /// A group protocol.
@@ -148,6 +178,7 @@ impl Default for Processors {
             store_memory_mib: 32,
             standby_replicas: 0,
             group_protocol: GroupProtocol::Classic,
+            guarantees: BTreeMap::new(),
         }
     }
 }

@@ -45,6 +45,7 @@ pub fn sync_views(
     config.engine = processors.store.into();
     config.store_memory_bytes = processors.store_memory_mib << 20;
     config.group_protocol = processors.group_protocol.into();
+    config.guarantee = processors.guarantee_of("sync-views");
     config.touches_view_log = true;
     config.replication = home.replication;
     config.standby_replicas = processors.standby_replicas;

@@ -11,7 +11,9 @@ use log::{
     TopicPartition, TopicSpec,
 };
 use process::{Readiness, Tasks, telemetry};
-use runtime::{Application, Config, Context, Effects, Factory, FirstStart, Processor, State, SubTopology, TaskInfo};
+use runtime::{
+    Application, Config, Context, Effects, Factory, FirstStart, Guarantee, Processor, State, SubTopology, TaskInfo,
+};
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
@@ -90,7 +92,7 @@ impl Processor for Count {
 /// Runs on Kafka or on the embedded log: all parts, or the one that is named.
 pub fn run(words: &[String]) -> anyhow::Result<()> {
     let part = words.get(1).map(String::as_str);
-    let parts = ["copy", "count", "singles"];
+    let parts = ["copy", "count", "singles", "alone"];
     if let Some(part) = part.filter(|part| !parts.contains(part)) {
         anyhow::bail!("{part} is not a part of this: {}", parts.join(", "));
     }
@@ -131,7 +133,14 @@ fn measure(log: &SharedLog, kafka: Option<log::kafka::Config>, wanted: &dyn Fn(&
         })?;
     }
     if wanted("singles") {
-        singles(log, dir.path(), &executor)?;
+        singles(log, dir.path(), &executor, Guarantee::ExactlyOnce)?;
+    }
+    if wanted("alone") {
+        println!("at least once, without transactions:");
+        let alone = dir.path().join("alone");
+        bulk(log, &alone, &executor, "copy", COPY_RECORDS, |to| Box::new(Copy(to)))?;
+        bulk(log, &alone, &executor, "count", COUNT_RECORDS, |to| Box::new(Count(to)))?;
+        singles(log, &alone, &executor, Guarantee::AtLeastOnce)?;
     }
     drop(guard);
     Ok(())
@@ -177,7 +186,10 @@ fn bulk(
     records: usize,
     make: fn(Arc<str>) -> Box<dyn Processor>,
 ) -> anyhow::Result<Speed> {
-    let line = line(log, dir, make);
+    let mut line = line(log, dir, make);
+    if dir.ends_with("alone") {
+        line.config.guarantee = Guarantee::AtLeastOnce;
+    }
     fill(log, &line.from, records)?;
     let inputs: Vec<_> = (0..PARTITIONS)
         .map(|p| TopicPartition::new(line.from.clone(), p))
@@ -276,9 +288,15 @@ fn limits(log: &SharedLog, kafka: &log::kafka::Config, ours: Speed) -> anyhow::R
 }
 
 /// One record at a time, 200 a second: from the append to a reader of the output.
-fn singles(log: &SharedLog, dir: &Path, executor: &tokio::runtime::Runtime) -> anyhow::Result<()> {
+fn singles(
+    log: &SharedLog,
+    dir: &Path,
+    executor: &tokio::runtime::Runtime,
+    guarantee: Guarantee,
+) -> anyhow::Result<()> {
     let mut line = line(log, dir, |to| Box::new(Count(to)));
-    line.config.touches_view_log = true;
+    line.config.touches_view_log = guarantee == Guarantee::ExactlyOnce;
+    line.config.guarantee = guarantee;
     let (tasks, readiness) = (Tasks::new(), Readiness::new());
     runtime::run(
         line.application,

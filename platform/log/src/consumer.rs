@@ -118,6 +118,18 @@ pub trait GroupConsumer: Send {
     /// The membership for the next commit.
     fn member(&self) -> Result<Member>;
 
+    /// Commits offsets (each the offset *after* the last record consumed) outside any transaction, and waits until that is
+    /// durable. For whoever does without transactions; the next owner of the partitions finds them.
+    ///
+    /// # Errors
+    /// [`crate::Error::Fenced`] when the member has lost its seat or its generation is over: nothing is committed then.
+    fn commit(&mut self, _offsets: &[(TopicPartition, Offset)]) -> Result<()> {
+        Err(crate::Error::Refused {
+            attempted: "commit offsets as a member".to_owned(),
+            reason: "this log commits them in transactions alone".to_owned(),
+        })
+    }
+
     /// Leaves the group. A static member's seat is kept until its session timeout. A member that is dropped without is
     /// as one that crashed; in the embedded log that is known at once.
     fn close(self: Box<Self>) -> Result<()>;

@@ -9,6 +9,7 @@
 //! group are assigned anew when one comes or goes. Never: an fsync on the path of a write (a crash of the machine may
 //! cost the newest records, never leave a hole).
 
+mod append;
 mod backing;
 mod block;
 mod broker;
@@ -29,8 +30,8 @@ mod topics;
 mod write;
 
 use crate::{
-    At, Committed, Error, GroupConfig, GroupConsumer, GroupInfo, Isolation, Log, Millis, Offset, OutBatch, Produced,
-    Reader, Result, Session, SessionConfig, SharedLog, TopicInfo, TopicPartition, TopicSpec,
+    Appender, At, Committed, Error, GroupConfig, GroupConsumer, GroupInfo, Isolation, Log, Millis, Offset, OutBatch,
+    Produced, Reader, Result, Session, SessionConfig, SharedLog, TopicInfo, TopicPartition, TopicSpec,
 };
 use backing::{Backing, DiskBacking, MemoryBacking};
 use broker::Broker;
@@ -201,6 +202,10 @@ impl Log for EmbeddedLog {
     fn append(&self, records: &OutBatch) -> Result<Vec<Produced>> {
         let drafts = encode::encode(&self.broker, records)?;
         self.broker.append(drafts, None)
+    }
+
+    fn appender(&self) -> Result<Box<dyn Appender>> {
+        Ok(Box::new(append::EmbeddedAppender::open(self.broker.clone())))
     }
 
     fn describe_self(&self) -> String {

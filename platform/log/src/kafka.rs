@@ -5,6 +5,7 @@
 //! Never: an automatic topic, commit or offset reset; a secret in a message.
 
 mod admin;
+mod append;
 mod fault;
 mod gather;
 mod group;
@@ -17,8 +18,8 @@ mod session;
 mod settings;
 
 use crate::{
-    At, Committed, GroupConfig, GroupConsumer, GroupInfo, Isolation, Log, Offset, OutBatch, Produced, Reader, Result,
-    Session, SessionConfig, SharedLog, TopicInfo, TopicPartition, TopicSpec,
+    Appender, At, Committed, GroupConfig, GroupConsumer, GroupInfo, Isolation, Log, Offset, OutBatch, Produced, Reader,
+    Result, Session, SessionConfig, SharedLog, TopicInfo, TopicPartition, TopicSpec,
 };
 use group::Members;
 use producer::Producer;
@@ -199,6 +200,10 @@ impl Log for KafkaLog {
 
     fn append(&self, records: &OutBatch) -> Result<Vec<Produced>> {
         self.shared()?.append(records)
+    }
+
+    fn appender(&self) -> Result<Box<dyn Appender>> {
+        Ok(Box::new(append::KafkaAppender::open(&self.config)?))
     }
 
     fn check_reach(&self) -> Result<()> {

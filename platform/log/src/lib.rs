@@ -18,7 +18,7 @@ pub mod probe;
 pub use batch::{Header, Headers, OutBatch, OutRecord, RecordBatch, RecordRef, TimestampType};
 pub use consumer::{Event, GroupConfig, GroupConsumer, GroupProtocol, Isolation, Member, Reader, StartFrom};
 pub use error::{Error, Fate, Result};
-pub use session::{Outcome, Produced, Session, SessionConfig};
+pub use session::{Appender, Outcome, Produced, Session, SessionConfig};
 pub use topic::{
     Cleanup, GroupInfo, MemberInfo, TimestampPolicy, TopicConfig, TopicId, TopicInfo, TopicPartition, TopicSpec,
 };
@@ -108,6 +108,14 @@ pub trait Log: Send + Sync {
     /// Appends records outside any transaction and waits until they are durable; returns where each batch's records
     /// ended up, as [`Produced`]. For single-record writers such as the HTTP ingest.
     fn append(&self, records: &OutBatch) -> Result<Vec<Produced>>;
+
+    /// Opens an appender: an idempotent producer of its caller's own.
+    fn appender(&self) -> Result<Box<dyn Appender>> {
+        Err(Error::Refused {
+            attempted: "open an appender".to_owned(),
+            reason: "this log writes in transactions alone".to_owned(),
+        })
+    }
 
     /// Whether the log is in reach, as far as is known without asking: fails when no broker has answered for 3 s.
     fn check_reach(&self) -> Result<()> {

@@ -52,6 +52,23 @@ pub enum Outcome {
     },
 }
 
+/// Appends outside transactions, many records at a time: what is sent goes out at once, and is waited for by a flush.
+/// Records of one partition keep their order, and none is written twice by it. Used by one thread.
+pub trait Appender: Send {
+    /// Queues records; waits while the queue is full.
+    ///
+    /// # Errors
+    /// As for [`Session::send`]. What was queued before may be written all the same.
+    fn send(&mut self, records: &OutBatch) -> Result<()>;
+
+    /// Waits until everything sent since the last flush is durable, and says where it is.
+    ///
+    /// # Errors
+    /// The first record's that is not, or not provably so: any of them may be written or not, now or a little later, and
+    /// the appender is of no more use.
+    fn flush(&mut self) -> Result<Vec<Produced>>;
+}
+
 /// A transactional producer. Used by one thread.
 pub trait Session: Send {
     /// Begins a transaction. Refused while one is open, and after a failed commit until [`Session::renew`].

@@ -100,6 +100,22 @@ pub fn dead_letter_topic(topic: &str) -> String {
     format!("{topic}.dlq")
 }
 
+/// What a processor's outputs and state are worth after a crash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Guarantee {
+    /// Outputs, state and offsets are one transaction: every record has its effect once.
+    #[default]
+    ExactlyOnce,
+    /// No transactions. At a commit outputs and dead letters are made durable first, then changed state, then the marker,
+    /// then the offsets. Every record has its effect at least once: its outputs are written, and its step is in the
+    /// state, before the place behind it is. After a crash, a failed write or a rebalance the records since the last
+    /// marker are processed again, so that outputs come twice, and state is changed twice where its rows were written and
+    /// the marker was not. Readers see outputs as they are written. A process that stood still for longer than its
+    /// session is over asks whether it still is a member before it writes state; one that loses its membership between
+    /// that question and the write may put older rows over those of the new owner.
+    AtLeastOnce,
+}
+
 /// How one process runs an application. [`Config::new`] gives defaults that are right for most; what a process needs of
 /// its own are `instance` and `dir`. Memory is about `store_memory_bytes` a task, and `commit_bytes_max` and a few MB of
 /// reading a thread.
@@ -124,6 +140,9 @@ pub struct Config {
     pub transaction_timeout: Duration,
     /// How long a silent member keeps its partitions; with the newer group protocol Kafka's brokers say that.
     pub session_timeout: Duration,
+    /// Exactly once, or at least once without transactions. It may be changed at any restart, both ways, of all processes
+    /// together; not where [`Config::touches_view_log`].
+    pub guarantee: Guarantee,
     /// How the threads of all processes agree on who runs which task. With [`log::GroupProtocol::Consumer`] a task that
     /// stays where it is goes on while others move.
     pub group_protocol: log::GroupProtocol,
@@ -159,6 +178,7 @@ impl Config {
             commit_bytes_max: 8 << 20,
             transaction_timeout: Duration::from_secs(10),
             session_timeout: Duration::from_secs(30),
+            guarantee: Guarantee::ExactlyOnce,
             group_protocol: log::GroupProtocol::Classic,
             touches_view_log: false,
             poll_bytes_max: 1 << 20,

@@ -170,6 +170,7 @@ mod tests {
             seq: 1,
             offsets: vec![],
             stream_time: 0,
+            alone: false,
         };
         let mut value = Vec::new();
         marker.write(&mut value);

@@ -230,6 +230,8 @@ impl ThreadDriver {
 }
 
 #[cfg(test)]
+mod alone;
+#[cfg(test)]
 mod scenarios;
 #[cfg(test)]
 mod simulation;

@@ -35,7 +35,7 @@ mod timer;
 mod writer;
 
 pub use app::{
-    Application, Config, Factory, FirstStart, InputTopic, SubTopology, TaskId, TaskInfo, changelog_topic,
+    Application, Config, Factory, FirstStart, Guarantee, InputTopic, SubTopology, TaskId, TaskInfo, changelog_topic,
     dead_letter_topic,
 };
 pub use checkpoint::{Checkpoint, Origin};

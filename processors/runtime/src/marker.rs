@@ -22,6 +22,9 @@ pub struct Marker {
     pub offsets: Vec<(String, i32, Offset)>,
     /// The greatest record timestamp that the task has seen, in ms.
     pub stream_time: Millis,
+    /// Whether it was written without a transaction: the committed offsets may then be behind it, never ahead.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub alone: bool,
 }
 
 impl Marker {
@@ -143,6 +146,7 @@ mod tests {
             seq: 7,
             offsets: vec![("change.shop".to_owned(), 0, 1234)],
             stream_time: 99,
+            alone: false,
         };
         let mut bytes = Vec::new();
         marker.write(&mut bytes);
@@ -154,6 +158,21 @@ mod tests {
         assert_eq!(read, marker);
         assert_eq!(read.next_offset(&TopicPartition::new("change.shop", 0)), Some(1234));
         assert_eq!(read.next_offset(&TopicPartition::new("change.shop", 1)), None);
+    }
+
+    #[test]
+    fn a_marker_without_a_transaction_says_so() {
+        let marker = Marker {
+            alone: true,
+            ..Marker::default()
+        };
+        let mut bytes = Vec::new();
+        marker.write(&mut bytes);
+        assert_eq!(
+            bytes,
+            b"\x01{\"seq\":0,\"offsets\":[],\"stream_time\":0,\"alone\":true}"
+        );
+        assert_eq!(Marker::read(&bytes).unwrap(), marker);
     }
 
     #[test]

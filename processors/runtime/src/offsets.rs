@@ -139,6 +139,7 @@ pub fn accept(
         seq: before.seq + 1,
         offsets: offsets.collect(),
         stream_time: before.stream_time,
+        alone: false,
     };
     let (mut value, mut batch) = (Vec::new(), OutBatch::default());
     after.write(&mut value);

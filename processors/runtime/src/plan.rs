@@ -7,7 +7,7 @@
 use crate::app::{FirstStart, changelog_topic, dead_letter_topic};
 use crate::checkpoint::Origin;
 use crate::stores::StoreName;
-use crate::{Application, Config, Error, Factory, InputTopic, Result, TaskId, TaskInfo};
+use crate::{Application, Config, Error, Factory, Guarantee, InputTopic, Result, TaskId, TaskInfo};
 use log::{Cleanup, Log, Millis, TimestampPolicy, TopicConfig, TopicId, TopicInfo, TopicPartition, TopicSpec};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -96,6 +96,10 @@ impl Plan {
     /// [`Error::Application`] with the fix for what can only be mended by people; [`Error::Log`] when the log fails.
     pub(crate) fn resolve(log: &dyn Log, application: &Application, config: &Config) -> Result<Plan> {
         check_names(application)?;
+        if config.guarantee == Guarantee::AtLeastOnce && config.touches_view_log {
+            let reason = "its readers of view.log rely on transactions; set its guarantee to exactly_once";
+            return Err(refuse(application, reason.to_owned()));
+        }
         let incarnation = log.incarnation().map_err(|e| wrap(application, e))?;
         let name: Arc<str> = application.name.as_str().into();
         let subs = application.subtopologies.iter();

@@ -18,7 +18,7 @@ use crate::marker::{FormatError, ways_out};
 use crate::plan::Sub;
 use crate::task::{Live, Task};
 use crate::thread::Env;
-use crate::{FirstStart, State, hit};
+use crate::{FirstStart, Guarantee, State, hit};
 use log::{At, Fate, Millis, Offset};
 use process::chain;
 use std::time::Duration;
@@ -323,10 +323,10 @@ fn reached(task: &mut Task, recovery: &mut Recovery, env: &Env, offsets: Offsets
     if let Err(error) = live.store().commit(batch) {
         return Next::Stop(chain(&error));
     }
-    compare(task, recovery, offsets)
+    compare(task, recovery, env, offsets)
 }
 
-fn compare(task: &Task, recovery: &mut Recovery, offsets: Offsets) -> Next {
+fn compare(task: &Task, recovery: &mut Recovery, env: &Env, offsets: Offsets) -> Next {
     let marker = task.live.as_ref().and_then(|live| live.marker.clone());
     if recovery.forgotten && marker.is_none() {
         return Next::Stop(format!(
@@ -336,15 +336,16 @@ fn compare(task: &Task, recovery: &mut Recovery, offsets: Offsets) -> Next {
         ));
     }
     let inputs: Vec<_> = task.inputs.iter().map(|input| input.at.clone()).collect();
-    match decide(&inputs, &offsets, marker.as_ref()) {
+    let alone = env.config.guarantee == Guarantee::AtLeastOnce || marker.as_ref().is_some_and(|marker| marker.alone);
+    match decide(&inputs, &offsets, marker.as_ref(), alone) {
         Verdict::Start { places, warning } => {
             if let Some(warning) = warning {
                 tracing::warn!(task = %task.id, warning, "offsets are absent");
             }
-            Next::Start {
-                places,
-                write_down: offsets.contains(&None),
-            }
+            let committed =
+                |(place, offset): (&Start, &Option<Offset>)| offset.is_some_and(|offset| *place == Start::At(offset));
+            let write_down = !places.iter().zip(&offsets).all(committed);
+            Next::Start { places, write_down }
         }
         Verdict::Differ { text } => {
             let pair = (offsets, marker);

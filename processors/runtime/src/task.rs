@@ -369,29 +369,33 @@ impl Task {
             .before_commit(context, &mut live.state, &mut self.effects)
     }
 
-    /// Writes the changed keys and the marker as changelog records into `out`, which is cleared first.
-    pub(crate) fn drain_into(&mut self, out: &mut OutBatch, scratch: &mut Vec<u8>) {
-        out.clear();
-        let live = self.live.as_ref().expect("a task that commits has its store open");
+    /// Adds a record of its changelog to a batch.
+    fn push(&self, out: &mut OutBatch, key: &[u8], value: Option<&[u8]>) {
         let TopicPartition { topic, partition } = &self.changelog;
-        let mut push = |key: &[u8], value: Option<&[u8]>| {
-            out.push(
-                OutRecord {
-                    topic,
-                    partition: Some(*partition),
-                    timestamp: None,
-                    key: Some(key),
-                    value,
-                },
-                [],
-            );
+        let record = OutRecord {
+            topic,
+            partition: Some(*partition),
+            timestamp: None,
+            key: Some(key),
+            value,
         };
+        out.push(record, []);
+    }
+
+    /// Adds the changed keys to a batch, as records of its changelog.
+    pub(crate) fn drain_rows(&self, out: &mut OutBatch, scratch: &mut Vec<u8>) {
+        let live = self.live.as_ref().expect("a task that commits has its store open");
         for (key, value) in live.state.overlay.iter() {
             scratch.clear();
             scratch.push(CHANGELOG_VERSION);
             scratch.extend_from_slice(value.as_deref().unwrap_or_default());
-            push(key, value.as_ref().map(|_| scratch.as_slice()));
+            self.push(out, key, value.as_ref().map(|_| scratch.as_slice()));
         }
+    }
+
+    /// Adds its marker to a batch; `alone` says that there is no transaction around it.
+    pub(crate) fn drain_marker(&mut self, out: &mut OutBatch, alone: bool) {
+        let live = self.live.as_ref().expect("a task that commits has its store open");
         let marker = Marker {
             seq: live.marker.as_ref().map_or(0, |marker| marker.seq) + 1,
             offsets: self
@@ -400,10 +404,11 @@ impl Task {
                 .map(|i| (i.at.topic.to_string(), i.at.partition, i.next))
                 .collect(),
             stream_time: self.stream_time,
+            alone,
         };
         self.marker.clear();
         marker.write(&mut self.marker);
-        push(MARKER_KEY, Some(&self.marker));
+        self.push(out, MARKER_KEY, Some(&self.marker));
         self.pending = Some(marker);
     }
 
@@ -424,7 +429,9 @@ impl Task {
     pub(crate) fn flush_if_due(&mut self, now: Duration, bytes_max: usize) -> store::Result<()> {
         let restores = matches!(self.phase, Phase::Recovering(_));
         match &mut self.live {
-            Some(live) if !restores && live.state.settled.is_due(now, bytes_max) => live.flush(&self.sub.origin(self.id.partition)),
+            Some(live) if !restores && live.state.settled.is_due(now, bytes_max) => {
+                live.flush(&self.sub.origin(self.id.partition))
+            }
             _ => Ok(()),
         }
     }

@@ -4,6 +4,7 @@
 //! that it was made from; after anything else than a known commit every task goes back to the last one.
 //! Never: a wait while there is work; a sleep.
 
+mod alone;
 mod assignment;
 pub(crate) mod caution;
 mod commit;
@@ -138,6 +139,8 @@ pub(crate) struct StreamThread {
     pace: Pace,
     /// Whether the last read found nothing.
     drained: bool,
+    /// When the group was last asked, on the monotonic clock.
+    polled: Duration,
     fence: Option<(Duration, String)>,
     aborts_in_a_row: u32,
     last_failure: Option<String>,
@@ -171,6 +174,7 @@ impl StreamThread {
             restorer: Restorer::default(),
             pace: Pace::new(caps),
             drained: true,
+            polled: Duration::ZERO,
             fence: None,
             aborts_in_a_row: 0,
             last_failure: None,
@@ -340,6 +344,7 @@ impl StreamThread {
         };
         let mut records = std::mem::take(&mut self.records);
         let event = consumer.poll(&mut records, self.env.config.poll_bytes_max, wait);
+        self.polled = self.env.clock.elapsed();
         let done = match event {
             Ok(Event::Records) => {
                 self.drained = false;

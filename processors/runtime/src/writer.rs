@@ -5,8 +5,8 @@
 //! Never: a second attempt at a commit.
 
 use crate::thread::Env;
-use crate::{Error, Result, hit};
-use log::{Fate, Member, Offset, OutBatch, Outcome, Session, SessionConfig, TopicPartition};
+use crate::{Error, Guarantee, Result, hit};
+use log::{Appender, Fate, Member, Offset, OutBatch, Outcome, Produced, Session, SessionConfig, TopicPartition};
 use process::chain;
 use std::time::Duration;
 
@@ -26,6 +26,8 @@ enum Line {
 pub(crate) struct Writer {
     name: String,
     session: Option<Box<dyn Session>>,
+    /// What writes instead of the session, where there are no transactions.
+    appender: Option<Box<dyn Appender>>,
     line: Line,
     failures: u32,
     not_before: Duration,
@@ -40,6 +42,7 @@ impl Writer {
         Writer {
             name,
             session: None,
+            appender: None,
             line: Line::Broken,
             failures: 0,
             not_before: Duration::ZERO,
@@ -74,14 +77,21 @@ impl Writer {
             return Ok(false);
         }
         hit("runtime.session.renew");
+        let alone = env.config.guarantee == Guarantee::AtLeastOnce;
         let done = match &mut self.session {
+            // The session was opened once all the same: it has ended the transaction of a process that was exactly once.
+            Some(_) if alone => env.log.appender().map(|appender| self.appender = Some(appender)),
             Some(session) => session.renew(),
             None => {
                 let config = SessionConfig {
                     transactional_id: self.name.clone(),
                     transaction_timeout: env.config.transaction_timeout,
                 };
-                env.log.session(config).map(|session| self.session = Some(session))
+                let session = env.log.session(config).map(|session| self.session = Some(session));
+                match alone {
+                    true => session.and_then(|()| Ok(self.appender = Some(env.log.appender()?))),
+                    false => session,
+                }
             }
         };
         match done {
@@ -115,6 +125,10 @@ impl Writer {
 
     /// Queues records; begins a transaction when none is open.
     pub(crate) fn send(&mut self, now: Duration, records: &OutBatch) -> log::Result<()> {
+        if let Some(appender) = &mut self.appender {
+            self.line = Line::Open(now);
+            return appender.send(records);
+        }
         let session = self
             .session
             .as_mut()
@@ -147,9 +161,22 @@ impl Writer {
         outcome
     }
 
+    /// Waits until what was sent is durable, where there are no transactions.
+    pub(crate) fn flush(&mut self) -> log::Result<Vec<Produced>> {
+        let appender = self.appender.as_mut();
+        appender.expect("only a thread whose appender is ready commits").flush()
+    }
+
+    /// Everything that was sent is committed, where there are no transactions.
+    pub(crate) fn settled(&mut self) {
+        self.line = Line::Idle;
+        self.failures = 0;
+    }
+
     /// Gives up the open transaction; the session is renewed before anything else.
     pub(crate) fn break_off(&mut self, now: Duration) {
         self.line = Line::Broken;
+        self.appender = None;
         if self.failures == 0 {
             self.failures = 1;
             self.not_before = now;

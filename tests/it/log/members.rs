@@ -219,6 +219,50 @@ pub fn a_generation_that_rose_by_itself_costs_at_most_one_commit(bench: &Bench) 
     second.close().unwrap();
 }
 
+/// A member commits offsets without a transaction, and the next one finds them.
+pub fn a_member_commits_offsets_outside_a_transaction(bench: &Bench) {
+    let (topic, group) = (bench.topic(2), world::unique("group"));
+    let all = parts(&topic, 0..2);
+    let mut first = bench.join(&group, &[&topic]);
+    assert_eq!(assigned(&mut *first), all);
+    first.start(&all[0], 0).unwrap();
+    first.commit(&[(all[0].clone(), 3), (all[1].clone(), 4)]).unwrap();
+    assert_eq!(bench.committed_offset(&group, &all[0]), Some(3));
+    first.commit(&[(all[0].clone(), 5)]).unwrap();
+    assert_eq!(bench.committed_offset(&group, &all[0]), Some(5));
+    assert_eq!(bench.committed_offset(&group, &all[1]), Some(4));
+    // While partitions are given up a commit still fits.
+    let mut second = bench.join(&group, &[&topic]);
+    let mut batch_read = RecordBatch::default();
+    world::wait_for("Revoked", LIMIT, || {
+        second.poll(&mut RecordBatch::default(), 1_000, SHORT).unwrap();
+        match first.poll(&mut batch_read, 1_000, SHORT).unwrap() {
+            Event::Revoked(_) => Some(()),
+            _ => None,
+        }
+    });
+    first.commit(&[(all[0].clone(), 6), (all[1].clone(), 7)]).unwrap();
+    assert_eq!(bench.committed_offset(&group, &all[1]), Some(7));
+    first.close().unwrap();
+    second.close().unwrap();
+}
+
+/// A member whose seat is another's commits nothing.
+pub fn a_member_that_has_lost_its_seat_commits_no_offsets(bench: &Bench) {
+    let (topic, group) = (bench.topic(2), world::unique("group"));
+    let all = parts(&topic, 0..2);
+    let mut first = bench.join_as(&group, Some("node-1"), &[&topic]);
+    assert_eq!(assigned(&mut *first), all);
+    let mut second = bench.join_as(&group, Some("node-1"), &[&topic]);
+    assert_eq!(assigned(&mut *second), all);
+    let error = first.commit(&[(all[0].clone(), 9)]).expect_err("the seat is gone");
+    assert!(matches!(error, Error::Fenced { .. }), "{error:?}");
+    assert_eq!(bench.committed_offset(&group, &all[0]), None);
+    second.commit(&[(all[0].clone(), 1)]).unwrap();
+    assert_eq!(bench.committed_offset(&group, &all[0]), Some(1));
+    second.close().unwrap();
+}
+
 /// The partitions of a member that leaves go to those that stay.
 pub fn partitions_of_a_member_that_left_go_to_the_others(bench: &Bench) {
     let (topic, group) = (bench.topic(3), world::unique("group"));

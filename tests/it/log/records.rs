@@ -352,3 +352,31 @@ pub fn a_blocked_poll_is_woken_by_an_append(bench: &Bench) {
         "woken only by its time limit"
     );
 }
+
+/// What an appender sends is durable after its flush, in the order of each partition, and the flush says where; a record
+/// that is too large is refused and costs nothing that was sent before.
+pub fn an_appender_says_at_a_flush_where_everything_is(bench: &Bench) {
+    let topic = bench.topic_with(2, |config| config.max_message_bytes = Some(20_000));
+    let [a, b] = [0, 1].map(|p| TopicPartition::new(topic.clone(), p));
+    let mut appender = bench.log.appender().unwrap();
+    assert_eq!(appender.flush().unwrap(), [], "nothing was sent");
+    appender.send(&batch(&a, &["1", "2"])).unwrap();
+    appender.send(&batch(&b, &["3"])).unwrap();
+    appender.send(&batch(&a, &["4"])).unwrap();
+    let produced = appender.flush().unwrap();
+    let places = |at: &TopicPartition, first: i64, next: i64| {
+        let here = produced.iter().find(|here| here.at == *at).expect("it was written to");
+        assert_eq!((here.first_offset, here.next_offset), (first, next), "{at}");
+    };
+    places(&a, 0, 3);
+    places(&b, 0, 1);
+    assert_eq!(bench.offset(&a, At::Stable), 3, "there is no transaction to wait for");
+    appender.send(&batch(&a, &["5"])).unwrap();
+    let error = appender.send(&batch(&a, &["x".repeat(30_000).as_str()]));
+    assert!(matches!(error, Err(Error::TooLarge { .. })), "{error:?}");
+    let [here] = &appender.flush().unwrap()[..] else {
+        panic!("one partition was written to");
+    };
+    assert_eq!((here.first_offset, here.next_offset), (3, 4));
+    assert_eq!(texts(&bench.committed(&a)), ["1", "2", "4", "5"]);
+}

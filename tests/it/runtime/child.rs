@@ -30,6 +30,8 @@ pub struct Part {
     pub sled: bool,
     /// Whether it uses the newer group protocol.
     pub newer: bool,
+    /// Whether it is at least once.
+    pub alone: bool,
 }
 
 /// Counts records by key and says each count with the offset that it was made from.
@@ -102,6 +104,9 @@ impl Part {
         config.store_memory_bytes = 8 << 20;
         config.session_timeout = Duration::from_secs(6);
         config.threads = 2;
+        if self.alone {
+            config.guarantee = runtime::Guarantee::AtLeastOnce;
+        }
         if self.newer {
             config.group_protocol = log::GroupProtocol::Consumer;
         }
@@ -190,5 +195,6 @@ pub fn part(kafka: String, dir: PathBuf) -> Part {
         dir,
         sled: false,
         newer: false,
+        alone: false,
     }
 }

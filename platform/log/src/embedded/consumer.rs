@@ -223,6 +223,12 @@ impl GroupConsumer for EmbeddedConsumer {
         })
     }
 
+    fn commit(&mut self, offsets: &[(TopicPartition, Offset)]) -> Result<()> {
+        let member = self.member()?;
+        let who = self.config.instance.as_ref().unwrap_or(&self.config.group);
+        self.fetcher.broker.commit_offsets(&member, who, offsets)
+    }
+
     fn close(self: Box<Self>) -> Result<()> {
         // Dropping leaves.
         Ok(())

@@ -397,6 +397,39 @@ impl Broker {
         Ok(())
     }
 
+    /// Commits a member's offsets outside a transaction.
+    pub fn commit_offsets(&self, member: &Member, who: &str, offsets: &[(TopicPartition, Offset)]) -> Result<()> {
+        probe::hit("log.offsets.before");
+        let _writer = self.writer();
+        let mut writes = Writes::default();
+        match self.state().refuses(member, offsets, &mut writes, self.now()) {
+            Some((true, reason)) => {
+                tracing::debug!(who, reason, "offsets are refused");
+                return Err(Error::Fenced {
+                    attempted: "commit offsets",
+                    who: who.to_owned(),
+                });
+            }
+            Some((false, reason)) => {
+                return Err(Error::Refused {
+                    attempted: format!("commit offsets of group {}", member.group),
+                    reason,
+                });
+            }
+            None => {}
+        }
+        if writes.is_empty() {
+            return Ok(());
+        }
+        self.backing.commit(writes)?;
+        let mut state = self.state();
+        if let Some(group) = state.groups.get_mut(&member.group) {
+            group.offsets.extend(offsets.iter().cloned());
+        }
+        probe::hit("log.offsets.after");
+        Ok(())
+    }
+
     /// Sets a group's offsets outside a transaction.
     pub fn set_committed(&self, name: &str, offsets: &[(TopicPartition, Offset)]) -> Result<()> {
         super::check_group(name)?;

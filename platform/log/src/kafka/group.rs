@@ -10,7 +10,7 @@ use super::raw::{Code, Event as RawEvent, Fault, Handle, Kind, Queue, Waker, Wha
 use super::{Config, GroupMetadata, admin, fault, protocol, settings};
 use crate::consumer::MemberToken;
 use crate::{
-    Error, Event, GroupConfig, GroupConsumer, GroupProtocol, Member, Offset, RecordBatch, Result, TopicPartition,
+    Error, Event, GroupConfig, GroupConsumer, GroupProtocol, Member, Offset, RecordBatch, Result, TopicPartition, probe,
 };
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -495,6 +495,32 @@ impl GroupConsumer for KafkaGroup {
             generation,
             token,
         })
+    }
+
+    fn commit(&mut self, offsets: &[(TopicPartition, Offset)]) -> Result<()> {
+        probe::hit("log.offsets.before");
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let list = List::of(offsets.iter().map(|(at, offset)| (at, *offset)));
+            let done = self.handle().commit(&list);
+            let Err(found) = done.and_then(|()| list.check().map_err(|(_, found)| found)) else {
+                probe::hit("log.offsets.after");
+                return Ok(());
+            };
+            // The member has only not heard yet that its generation has risen; the library asks at once.
+            let late = found.code == Code::RD_KAFKA_RESP_ERR_STALE_MEMBER_EPOCH;
+            if late && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(2));
+                continue;
+            }
+            if fault::fenced(found.code) {
+                let who = self.config.instance.as_ref().unwrap_or(&self.config.group);
+                let (attempted, who) = ("commit offsets", who.clone());
+                return Err(Error::Fenced { attempted, who });
+            }
+            let attempted = format!("commit offsets of group {}", self.config.group);
+            return Err(fault::error(attempted, &found));
+        }
     }
 
     fn close(mut self: Box<Self>) -> Result<()> {

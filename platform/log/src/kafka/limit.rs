@@ -47,6 +47,7 @@ pub fn copy(config: &Config, name: &str, copy: &Copy) -> Result<()> {
         instance: None,
         topics: vec![copy.from.clone()],
         session_timeout: Duration::from_secs(10),
+        protocol: crate::GroupProtocol::Classic,
     };
     let mut reading: Settings = settings::group(config, &member);
     reading.extend(

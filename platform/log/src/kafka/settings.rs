@@ -58,6 +58,16 @@ pub fn append(config: &Config) -> Settings {
     settings
 }
 
+/// An appender's producer. Several requests at a time, as what is not provably written is looked for at each flush.
+pub fn appender(config: &Config) -> Settings {
+    let mut settings = layered(config, &[COMMON, PRODUCER]);
+    set(&mut settings, "enable.idempotence", "true");
+    // Were a record given up and a later one of its partition written, an end would be taken for a whole.
+    set(&mut settings, "enable.gapless.guarantee", "true");
+    set(&mut settings, "message.timeout.ms", config.request_timeout.as_millis());
+    settings
+}
+
 /// A session's producer.
 pub fn session(config: &Config, session: &SessionConfig) -> Settings {
     let mut settings = layered(config, &[COMMON, PRODUCER]);

@@ -1,7 +1,8 @@
 //! Where a task starts, from what the group has committed and what its state says that it contains.
 //!
 //! Guarantees: pure. Offsets and marker are committed together, so where both exist they must agree; offsets that
-//! are absent have expired or belong to an input that is new.
+//! are absent have expired or belong to an input that is new. Without transactions the marker is written first, so that
+//! the greater place counts.
 //! Never: a guess. What differs is for people to decide.
 
 use crate::marker::Marker;
@@ -28,8 +29,14 @@ pub(crate) enum Verdict {
     Differ { text: String },
 }
 
-/// Decides; `offsets` are in the order of `inputs`.
-pub(crate) fn decide(inputs: &[TopicPartition], offsets: &[Option<Offset>], marker: Option<&Marker>) -> Verdict {
+/// Decides; `offsets` are in the order of `inputs`. `alone` says that marker and offsets need not have been committed
+/// together.
+pub(crate) fn decide(
+    inputs: &[TopicPartition],
+    offsets: &[Option<Offset>],
+    marker: Option<&Marker>,
+    alone: bool,
+) -> Verdict {
     let mut places = Vec::with_capacity(inputs.len());
     let mut expired = Vec::new();
     for (input, offset) in inputs.iter().zip(offsets) {
@@ -44,6 +51,7 @@ pub(crate) fn decide(inputs: &[TopicPartition], offsets: &[Option<Offset>], mark
                 Start::At(contained)
             }
             (None, None, _) => Start::First,
+            (Some(offset), Some(contained), _) if alone => Start::At(contained.max(*offset)),
             (Some(offset), Some(contained), _) => {
                 return Verdict::Differ {
                     text: format!("state contains {input} up to {contained}, and the committed offset is {offset}"),
@@ -70,6 +78,10 @@ mod tests {
     use super::*;
 
     fn verdict(offsets: &[Option<Offset>], marker: Option<&[(&str, Offset)]>) -> String {
+        judged(offsets, marker, false)
+    }
+
+    fn judged(offsets: &[Option<Offset>], marker: Option<&[(&str, Offset)]>, alone: bool) -> String {
         let inputs: Vec<_> = ["a", "b"]
             .into_iter()
             .take(offsets.len())
@@ -82,8 +94,9 @@ mod tests {
                 .map(|(topic, offset)| ((*topic).to_owned(), 0, *offset))
                 .collect(),
             stream_time: 0,
+            alone: false,
         });
-        match decide(&inputs, offsets, marker.as_ref()) {
+        match decide(&inputs, offsets, marker.as_ref(), alone) {
             Verdict::Start { places, warning } => {
                 let places: Vec<_> = places.iter().map(|p| format!("{p:?}")).collect();
                 format!("{}{}", places.join(" "), if warning.is_some() { " warned" } else { "" })
@@ -114,6 +127,14 @@ mod tests {
     fn a_newly_added_input_starts_where_it_is_declared_or_where_an_operator_put_it() {
         assert_eq!(verdict(&[Some(3), None], Some(&[("a", 3)])), "At(3) First");
         assert_eq!(verdict(&[Some(3), Some(7)], Some(&[("a", 3)])), "At(3) At(7)");
+    }
+
+    #[test]
+    fn without_transactions_the_greater_place_counts_and_a_lost_changelog_is_still_for_people() {
+        assert_eq!(judged(&[Some(2)], Some(&[("a", 3)]), true), "At(3)");
+        assert_eq!(judged(&[Some(4)], Some(&[("a", 3)]), true), "At(4)");
+        assert_eq!(judged(&[None], Some(&[("a", 3)]), true), "At(3) warned");
+        assert!(judged(&[Some(4)], None, true).contains("no state at all"));
     }
 
     #[test]

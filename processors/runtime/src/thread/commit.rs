@@ -1,14 +1,15 @@
-//! The commit: outputs, changed state, markers and consumed offsets in one transaction, then the stores.
+//! The commit, exactly once (at least once is in `alone`): outputs, changed state, markers and consumed offsets in one transaction, then the stores.
 //!
 //! Guarantees: every task that wrote or moved is in the transaction with both its marker and the offsets of all its
 //! inputs; a store is written only after the transaction is known to be committed, in one batch.
 //! Never: a commit whose outcome is not known taken as one.
 
 use super::{Broken, Place, StreamThread};
-use crate::{Result, hit, metrics};
+use crate::{Guarantee, Result, hit, metrics};
 use log::{Outcome, Produced};
 use process::chain;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 impl StreamThread {
     /// Commits what the tasks have done since the last commit, of one task or of all; says whether all of it is
@@ -40,6 +41,9 @@ impl StreamThread {
     }
 
     fn commit_tasks(&mut self, who: &[usize]) -> Result<bool> {
+        if self.env.config.guarantee == Guarantee::AtLeastOnce {
+            return self.commit_alone(who);
+        }
         let began = self.env.clock.elapsed();
         hit("runtime.commit.begin");
         for &index in who {
@@ -48,11 +52,7 @@ impl StreamThread {
             }
         }
         hit("runtime.commit.sent");
-        self.offsets.clear();
-        for task in who.iter().filter_map(|&index| self.tasks.get(index)) {
-            self.offsets
-                .extend(task.inputs.iter().map(|input| (input.at.clone(), input.next)));
-        }
+        self.collect_offsets(who);
         self.refresh_member()?;
         let Some(member) = &self.member else {
             self.broke(Broken::Failed("not a member of the group".to_owned()));
@@ -66,12 +66,7 @@ impl StreamThread {
                     self.apply(index, &produced)?;
                     hit("runtime.commit.applied");
                 }
-                self.aborts_in_a_row = 0;
-                self.last_failure = None;
-                let took = self.env.clock.elapsed().saturating_sub(began);
-                self.env.metrics.commits.increment(1);
-                self.env.metrics.commit_seconds.record(took.as_secs_f64());
-                self.note_places(who);
+                self.note_commit(who, began);
                 return Ok(true);
             }
             Outcome::Aborted { fenced: true, reason } => self.broke(Broken::Fenced(reason)),
@@ -83,7 +78,7 @@ impl StreamThread {
 
     /// Counts a transaction that was committed, before its tasks forget what was in it. The first record of each task is
     /// the one that waited longest.
-    fn count(&mut self, who: &[usize]) {
+    pub(super) fn count(&mut self, who: &[usize]) {
         let (now, metrics) = (self.env.clock.now(), &self.env.metrics);
         let mut records = 0;
         for task in who.iter().filter_map(|&index| self.tasks.get(index)) {
@@ -95,6 +90,25 @@ impl StreamThread {
         }
         metrics.commit_records.record(metrics::size(records));
         metrics.commit_bytes.record(metrics::size(self.writer.take_bytes()));
+    }
+
+    /// The places of these tasks, as they are to be committed.
+    pub(super) fn collect_offsets(&mut self, who: &[usize]) {
+        self.offsets.clear();
+        for task in who.iter().filter_map(|&index| self.tasks.get(index)) {
+            self.offsets
+                .extend(task.inputs.iter().map(|input| (input.at.clone(), input.next)));
+        }
+    }
+
+    /// Writes down that these tasks are committed.
+    pub(super) fn note_commit(&mut self, who: &[usize], began: Duration) {
+        self.aborts_in_a_row = 0;
+        self.last_failure = None;
+        let took = self.env.clock.elapsed().saturating_sub(began);
+        self.env.metrics.commits.increment(1);
+        self.env.metrics.commit_seconds.record(took.as_secs_f64());
+        self.note_places(who);
     }
 
     /// Writes the committed places down for the lag.
@@ -115,8 +129,8 @@ impl StreamThread {
         }
     }
 
-    /// Sends a task's last words, changed keys and marker; says whether the transaction can go on.
-    fn write_down(&mut self, index: usize) -> bool {
+    /// Sends a task's last words; says whether the commit can go on.
+    pub(super) fn send_last_words(&mut self, index: usize) -> bool {
         let Some(task) = self.tasks.get_mut(index) else {
             return true;
         };
@@ -127,18 +141,26 @@ impl StreamThread {
             return false;
         }
         let now = self.env.clock.elapsed();
-        if self.send_effects(index, now).is_none() {
+        self.send_effects(index, now).is_some()
+    }
+
+    /// Sends a task's last words, changed keys and marker; says whether the transaction can go on.
+    fn write_down(&mut self, index: usize) -> bool {
+        if !self.send_last_words(index) {
             return false;
         }
         let Some(task) = self.tasks.get_mut(index) else {
             return true;
         };
-        task.drain_into(&mut self.out, &mut self.scratch);
+        self.out.clear();
+        task.drain_rows(&mut self.out, &mut self.scratch);
+        task.drain_marker(&mut self.out, false);
+        let now = self.env.clock.elapsed();
         let sent = self.writer.send(now, &self.out);
         self.sent(index, sent)
     }
 
-    fn apply(&mut self, index: usize, produced: &[Produced]) -> Result<()> {
+    pub(super) fn apply(&mut self, index: usize, produced: &[Produced]) -> Result<()> {
         let Some(task) = self.tasks.get_mut(index) else {
             return Ok(());
         };
@@ -147,7 +169,7 @@ impl StreamThread {
             who: task.id.to_string(),
             source: log::Error::Corrupt {
                 place: task.changelog.to_string(),
-                reason: "a transaction was committed, and the log does not say where its records are".to_owned(),
+                reason: "a commit was acknowledged, and the log does not say where its records are".to_owned(),
             },
         })?;
         let records = task.uncommitted;
