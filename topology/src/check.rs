@@ -8,6 +8,7 @@ mod buckets;
 mod inputs;
 mod memberships;
 mod nodes;
+mod processors;
 mod rules;
 mod views;
 
@@ -70,6 +71,21 @@ struct KnownInput {
     key: Option<Vec<usize>>,
     /// Whether the columns are known; if not, that was reported, and what refers to them is not looked at.
     complete: bool,
+    /// What its records mean.
+    meaning: Meaning,
+    /// Partitions of its topic.
+    partitions: i32,
+}
+
+/// What the records of an input mean to a processor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Meaning {
+    /// Rows by key, put and deleted.
+    Rows,
+    /// Each record stands for itself.
+    Events,
+    /// A window's row, put again and again while it is open.
+    Windows,
 }
 
 impl Check<'_> {
@@ -81,6 +97,7 @@ impl Check<'_> {
         let mut sources = self.connectors(&declared.connectors);
         self.tables(&declared.tables, &declared.connectors, &mut sources, &mut known);
         let events = self.events(&declared.events, &mut known);
+        let processors = self.processors(&declared.processors, &mut known);
         let buckets = self.buckets(&declared.buckets);
         let views = self.views(&declared.views, &known, &buckets);
         let issuers = self.issuers(&declared.issuers);
@@ -100,6 +117,7 @@ impl Check<'_> {
             name: declared.name.as_ref()?.value.clone(),
             sources,
             events,
+            processors,
             buckets: buckets.into_iter().filter_map(|known| known.bucket).collect(),
             views,
             memberships,

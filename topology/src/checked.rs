@@ -5,8 +5,12 @@
 //! Never: a value that still has to be looked up by name.
 
 mod claims;
+mod processors;
 
 pub use claims::{BUCKETS_MAX, ClaimError};
+pub use processors::{
+    Aggregate, AggregateField, Feed, Function, Join, OutputKind, Processor, Side, Window, Work,
+};
 
 use crate::expr::Program;
 use crate::template::{self, Part, Template, TooLong};
@@ -30,6 +34,8 @@ pub struct Topology {
     pub sources: Vec<Source>,
     /// Events that are not rows.
     pub events: Vec<Event>,
+    /// Streams that are made of streams.
+    pub processors: Vec<Processor>,
     /// Kinds of buckets.
     pub buckets: Vec<Bucket>,
     /// Views.
@@ -173,6 +179,8 @@ pub enum Input {
     },
     /// An event: index into [`Topology::events`]. A row's key is the event's key: the newest event of a key is shown.
     Event(usize),
+    /// What a processor writes: index into [`Topology::processors`]. A row's key is the record's.
+    Processor(usize),
 }
 
 /// A view.
@@ -338,6 +346,33 @@ impl Topology {
         self.events.iter().find(|event| event.name.as_str() == name)
     }
 
+    /// A declared processor by its name.
+    pub fn processor(&self, name: &str) -> Option<&Processor> {
+        self.processors.iter().find(|processor| processor.name == name)
+    }
+
+    /// What an input is called where it is read: `shop.orders`, `event:order_viewed`, `processor:totals`.
+    pub fn from_of(&self, input: Input) -> String {
+        let named = match input {
+            Input::Table { source, table } => self.sources.get(source).and_then(|source| {
+                let table = source.tables.get(table)?;
+                Some(format!("{}.{}", source.name, table.name))
+            }),
+            Input::Event(at) => self.events.get(at).map(|event| format!("event:{}", event.name)),
+            Input::Processor(at) => self.processors.get(at).map(|p| format!("processor:{}", p.name)),
+        };
+        named.unwrap_or_default()
+    }
+
+    /// Partitions of an input's topic.
+    pub fn partitions_of(&self, input: Input) -> i32 {
+        match input {
+            Input::Table { .. } => 1,
+            Input::Event(at) => self.events.get(at).map_or(1, |event| event.partitions),
+            Input::Processor(at) => self.processors.get(at).map_or(1, |processor| processor.partitions),
+        }
+    }
+
     /// A node by its name.
     pub fn node(&self, name: &str) -> Option<&Node> {
         self.nodes.iter().find(|node| node.name == name)
@@ -348,6 +383,7 @@ impl Topology {
         match input {
             Input::Table { source, .. } => self.sources.get(source).map(Source::topic).unwrap_or_default(),
             Input::Event(event) => self.events.get(event).map(Event::topic).unwrap_or_default(),
+            Input::Processor(at) => self.processors.get(at).map(Processor::topic).unwrap_or_default(),
         }
     }
 
@@ -360,6 +396,7 @@ impl Topology {
                 .and_then(|s| s.tables.get(table))
                 .map(|t| t.columns.as_slice()),
             Input::Event(event) => self.events.get(event).map(|event| event.columns.as_slice()),
+            Input::Processor(at) => self.processors.get(at).map(|processor| processor.columns.as_slice()),
         }
         .unwrap_or_default()
     }

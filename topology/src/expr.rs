@@ -26,9 +26,11 @@ mod check;
 mod eval;
 mod parse;
 mod row_type;
-mod time;
+mod scalar;
+pub(crate) mod time;
 
 pub use eval::{EvalError, EvalFault};
+pub use scalar::{Cell, Scalar};
 
 use schemas::codec::Datum;
 use std::borrow::Cow;
@@ -147,6 +149,7 @@ pub struct Program {
     text: Arc<str>,
     node: Arc<eval::Node>,
     columns: Arc<[usize]>,
+    paths: Arc<[Vec<usize>]>,
     warnings: Arc<[ExprError]>,
 }
 
@@ -162,6 +165,7 @@ impl Program {
             text: Arc::from(text),
             node: Arc::new(checked.node),
             columns: checked.columns.into(),
+            paths: checked.paths.into(),
             warnings: checked.warnings.into(),
         })
     }
@@ -184,6 +188,11 @@ impl Program {
     /// The row's top-level columns that it reads, ascending.
     pub fn columns(&self) -> &[usize] {
         &self.columns
+    }
+
+    /// What it reads, as indexes from the row down: of a nested record also the field.
+    pub fn paths(&self) -> &[Vec<usize>] {
+        &self.paths
     }
 
     /// What is probably not meant, such as a comparison of a column that is never null with null.

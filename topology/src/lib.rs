@@ -22,8 +22,9 @@ pub mod wiring;
 
 pub use check::{EVENT_PARTITIONS, EVENT_PARTITIONS_MAX, VIEW_LOG_PARTITIONS, VIEW_LOG_PARTITIONS_MAX};
 pub use checked::{
-    BUCKETS_MAX, Bucket, ClaimError, Column, Event, Input, Membership, Node, Role, SYNC_VIEWS, Segment, Source,
-    SourceKind, Table, Topology, VIEW_LOG, View, ViewField,
+    Aggregate, AggregateField, BUCKETS_MAX, Bucket, ClaimError, Column, Event, Feed, Function, Input, Join, Membership,
+    Node, OutputKind, Processor, Role, SYNC_VIEWS, Segment, Side, Source, SourceKind, Table, Topology, VIEW_LOG, View,
+    ViewField, Window, Work,
 };
 pub use load::{Embedded, Files, Folder, LoadError, Outcome, check, load};
 pub use problem::{Finding, Report, Severity};

@@ -4,8 +4,10 @@
 //! of a wrong type is reported and left out, so that the rest can still be checked.
 //! Never: reads a file; decides whether a name exists (`check` does).
 
+mod processor;
 mod reader;
 
+pub use processor::{Processor, Window};
 pub use reader::At;
 pub(crate) use reader::inside;
 
@@ -28,6 +30,8 @@ pub struct Declared {
     pub tables: Vec<Table>,
     /// `[[event]]`: events that are not rows.
     pub events: Vec<Event>,
+    /// `[[processor]]`: streams that are made of streams.
+    pub processors: Vec<Processor>,
     /// `[view_log]`: the one topic of all views.
     pub view_log: ViewLog,
     /// `[[bucket]]`: kinds of buckets, and their scopes.
@@ -104,7 +108,7 @@ pub struct Bucket {
 pub struct View {
     /// `name`, as devices see it.
     pub name: At<String>,
-    /// `from`: `<source>.<table>` or `event:<name>` (`topic:<name>` and `processor:<name>`: later).
+    /// `from`: `<source>.<table>`, `event:<name>` or `processor:<name>` (`topic:<name>`: later).
     pub from: At<String>,
     /// `bucket`: a bucket's pattern with columns as its parameters, such as `user:{customer_id}`. A row with a null
     /// parameter is in no bucket.
@@ -172,6 +176,7 @@ impl Declared {
             connectors: root.tables("connector").into_iter().filter_map(connector).collect(),
             tables: root.tables("table").into_iter().filter_map(table).collect(),
             events: root.tables("event").into_iter().filter_map(event).collect(),
+            processors: root.tables("processor").into_iter().filter_map(processor::processor).collect(),
             view_log: root.table("view_log").map(view_log).unwrap_or_default(),
             buckets: root.tables("bucket").into_iter().filter_map(bucket).collect(),
             views: root.tables("view").into_iter().filter_map(view).collect(),

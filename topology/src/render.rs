@@ -3,7 +3,7 @@
 //! Guarantees: one topology gives one text, in the order of the file.
 //! Never: colours or widths that depend on the terminal.
 
-use crate::checked::{Input, SYNC_VIEWS, Segment, SourceKind, Topology, VIEW_LOG, View};
+use crate::checked::{SYNC_VIEWS, Segment, SourceKind, Topology, VIEW_LOG, View, Work};
 use crate::wiring::{Cleanup, Part, TopicKind, Wiring};
 use std::fmt::Write;
 
@@ -38,9 +38,9 @@ pub fn text(topology: &Topology) -> String {
 /// The lines of data: what comes in from the left, joined before sync-views.
 fn lines(topology: &Topology, wiring: &Wiring) -> String {
     let used = |topic: &str| {
-        wiring
-            .processors
-            .iter()
+        let views = wiring.processors.iter().filter(|p| p.name == SYNC_VIEWS);
+        views
+            .into_iter()
             .any(|p| p.inputs.iter().any(|input| input.topic == topic))
     };
     let mut rows: Vec<(String, bool)> = Vec::new();
@@ -61,6 +61,20 @@ fn lines(topology: &Topology, wiring: &Wiring) -> String {
             format!("backends ──► ingest ──► {} ", event.topic()),
             used(&event.topic()),
         ));
+    }
+    for processor in &topology.processors {
+        let kind = match processor.work {
+            Work::Aggregate(_) => "aggregate",
+            Work::Join(_) => "join",
+        };
+        let inputs = processor.feeds().into_iter().map(|(_, feed)| topology.from_of(feed.input));
+        let line = format!(
+            "{} ──► {kind} {} ──► {} ",
+            inputs.collect::<Vec<_>>().join(" + "),
+            processor.name,
+            processor.topic()
+        );
+        rows.push((line, used(&processor.topic())));
     }
     let width = rows
         .iter()
@@ -95,30 +109,10 @@ fn view_row(topology: &Topology, view: &View) -> Vec<String> {
     let filter = filter.split_whitespace().collect::<Vec<_>>().join(" ");
     vec![
         view.name.to_string(),
-        from(topology, view.input),
+        topology.from_of(view.input),
         template(topology, view),
         filter,
     ]
-}
-
-fn from(topology: &Topology, input: Input) -> String {
-    match input {
-        Input::Table { source, table } => topology
-            .sources
-            .get(source)
-            .and_then(|source| {
-                source
-                    .tables
-                    .get(table)
-                    .map(|table| format!("{}.{}", source.name, table.name))
-            })
-            .unwrap_or_default(),
-        Input::Event(event) => topology
-            .events
-            .get(event)
-            .map(|e| format!("event:{}", e.name))
-            .unwrap_or_default(),
-    }
 }
 
 fn template(topology: &Topology, view: &View) -> String {
@@ -162,6 +156,7 @@ fn bucket_rows(topology: &Topology) -> Vec<Vec<String>> {
 
 fn topic_rows(wiring: &Wiring) -> Vec<Vec<String>> {
     let kept = |topic: &crate::wiring::Topic| match (topic.cleanup, topic.retention_ms) {
+        (Cleanup::Delete, Some(-1)) => String::from("by size"),
         (Cleanup::Delete, Some(ms)) => format!("{} days", ms / 86_400_000),
         (Cleanup::Delete, None) => String::from("by the broker's default"),
         (Cleanup::Compact, _) => String::from("the newest of each key"),
@@ -206,7 +201,7 @@ pub fn dot(topology: &Topology) -> String {
         Part::Topic(name) => wiring.topic(name).is_some_and(|topic| {
             matches!(
                 topic.kind,
-                TopicKind::Changelog | TopicKind::DeadLetter | TopicKind::Positions
+                TopicKind::Changelog | TopicKind::DeadLetter | TopicKind::Positions | TopicKind::Repartition
             )
         }),
         _ => false,
@@ -232,7 +227,7 @@ pub fn dot(topology: &Topology) -> String {
     }
     for link in links {
         let label = match (&link.from, &link.to) {
-            (Part::Topic(topic), Part::Processor(_)) => views_of(topology, topic),
+            (Part::Topic(topic), Part::Processor(name)) if name == SYNC_VIEWS => views_of(topology, topic),
             _ => String::new(),
         };
         let (from, to) = (quoted(&link.from.to_string()), quoted(&link.to.to_string()));

@@ -4,13 +4,16 @@
 //! the links; the order is that of the file. Settings are those of the design's table of topics.
 //! Never: creates a topic.
 
-use crate::checked::{Input, SYNC_VIEWS, Source, SourceKind, Topology, VIEW_LOG};
+use crate::checked::{Input, OutputKind, SYNC_VIEWS, Source, SourceKind, Topology, VIEW_LOG, Work};
 use std::fmt;
 
 /// Milliseconds in an hour.
 const HOUR_MS: i64 = 3_600_000;
 /// Milliseconds in a day.
 const DAY_MS: i64 = 24 * HOUR_MS;
+
+/// What is kept of a partition in which records stand by the time of their rows, whatever their age: 4 GiB.
+const REPARTITION_BYTES: i64 = 4 << 30;
 
 /// The topic in which connectors keep their positions.
 pub const POSITIONS: &str = "connect.positions";
@@ -35,6 +38,10 @@ pub enum TopicKind {
     Positions,
     /// All views; created at start.
     ViewLog,
+    /// What a declared processor writes; created at start.
+    Processor,
+    /// Records that a declared processor keys anew for itself; created at start.
+    Repartition,
     /// A processor's state; created by the runtime.
     Changelog,
     /// Records that could not be processed; created by the runtime.
@@ -56,6 +63,8 @@ pub struct Topic {
     pub log_append_time: bool,
     /// `retention.ms`.
     pub retention_ms: Option<i64>,
+    /// `retention.bytes` of a partition.
+    pub retention_bytes: Option<i64>,
     /// `min.compaction.lag.ms`.
     pub min_compaction_lag_ms: Option<i64>,
     /// `delete.retention.ms`.
@@ -81,6 +90,7 @@ impl Topic {
             cleanup: Cleanup::Compact,
             log_append_time: false,
             retention_ms: None,
+            retention_bytes: None,
             min_compaction_lag_ms: None,
             delete_retention_ms: None,
         }
@@ -92,7 +102,7 @@ impl Topic {
     }
 }
 
-/// An input of a processor. Inputs that are not joined are sub-topologies of their own.
+/// An input of a processor. Inputs with one store are read together; others are sub-topologies of their own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProcessorInput {
     /// The topic.
@@ -172,7 +182,7 @@ pub struct Wiring {
 impl Wiring {
     /// Wires a topology.
     pub fn of(topology: &Topology) -> Self {
-        let processors: Vec<Processor> = sync_views(topology).into_iter().collect();
+        let processors: Vec<Processor> = sync_views(topology).into_iter().chain(declared(topology)).collect();
         let topics = topics(topology, &processors);
         let links = links(topology, &processors);
         Wiring {
@@ -239,12 +249,83 @@ fn sync_views(topology: &Topology) -> Option<Processor> {
             topology.views.iter().any(|view| view.input == Input::Event(at)),
         );
     }
+    for (at, processor) in topology.processors.iter().enumerate() {
+        let used = topology.views.iter().any(|view| view.input == Input::Processor(at));
+        add(processor.topic(), processor.partitions, used);
+    }
     let name = String::from(SYNC_VIEWS);
     (!inputs.is_empty()).then(|| Processor {
         name,
         inputs,
         outputs: vec![String::from(VIEW_LOG)],
     })
+}
+
+/// The declared processors: an input is read where its state is, or through a topic in which it is keyed anew.
+fn declared(topology: &Topology) -> impl Iterator<Item = Processor> {
+    topology.processors.iter().map(|processor| {
+        let store = processor.store();
+        let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
+        let mut add = |topic: String, partitions: i32, store: String| {
+            let input = ProcessorInput {
+                topic,
+                partitions,
+                store,
+            };
+            if !inputs.contains(&input) {
+                inputs.push(input);
+            }
+        };
+        for (side, feed) in processor.feeds() {
+            let topic = topology.topic_of(feed.input);
+            if feed.is_direct {
+                add(topic, feed.partitions, String::from(store));
+                continue;
+            }
+            let between = processor.repartition_topic(side);
+            add(topic, topology.partitions_of(feed.input), String::from(processor.rekey_store(side)));
+            add(between.clone(), feed.partitions, String::from(store));
+            outputs.push(between);
+        }
+        outputs.push(processor.topic());
+        Processor {
+            name: processor.name.clone(),
+            inputs,
+            outputs,
+        }
+    })
+}
+
+/// The topics of declared processors.
+fn processor_topics(topology: &Topology, topics: &mut Vec<Topic>) {
+    for processor in &topology.processors {
+        let (topic, partitions) = (processor.topic(), processor.partitions);
+        topics.push(match processor.output {
+            OutputKind::Table => Topic {
+                delete_retention_ms: Some(7 * DAY_MS),
+                ..Topic::compacted(topic, TopicKind::Processor, partitions)
+            },
+            OutputKind::Windows | OutputKind::Stream => Topic::kept(topic, TopicKind::Processor, partitions, 7),
+        });
+        let by_event_time = matches!(
+            &processor.work,
+            Work::Aggregate(aggregate) if aggregate.window.as_ref().is_some_and(|window| window.time.is_some())
+        );
+        for (side, feed) in processor.feeds().into_iter().filter(|(_, feed)| !feed.is_direct) {
+            let name = processor.repartition_topic(side);
+            let kept = Topic::kept(name, TopicKind::Repartition, feed.partitions, 7);
+            // Age is told by the records' timestamps: rows of last year must not be gone before they are read.
+            topics.push(if by_event_time {
+                Topic {
+                    retention_ms: Some(-1),
+                    retention_bytes: Some(REPARTITION_BYTES),
+                    ..kept
+                }
+            } else {
+                kept
+            });
+        }
+    }
 }
 
 fn topics(topology: &Topology, processors: &[Processor]) -> Vec<Topic> {
@@ -255,6 +336,7 @@ fn topics(topology: &Topology, processors: &[Processor]) -> Vec<Topic> {
     for event in &topology.events {
         topics.push(Topic::kept(event.topic(), TopicKind::Event, event.partitions, 7));
     }
+    processor_topics(topology, &mut topics);
     if !topology.sources.is_empty() {
         topics.push(Topic::compacted(String::from(POSITIONS), TopicKind::Positions, 1));
     }
@@ -266,17 +348,19 @@ fn topics(topology: &Topology, processors: &[Processor]) -> Vec<Topic> {
     });
     for processor in processors {
         for input in &processor.inputs {
-            topics.push(Topic {
+            let changelog = Topic {
                 log_append_time: true,
                 delete_retention_ms: Some(7 * DAY_MS),
                 ..Topic::compacted(input.changelog(&processor.name), TopicKind::Changelog, input.partitions)
-            });
-            topics.push(Topic::kept(
-                dead_letters(&input.topic),
-                TopicKind::DeadLetter,
-                input.partitions,
-                30,
-            ));
+            };
+            let letters = dead_letters(&input.topic);
+            let letters = Topic::kept(letters, TopicKind::DeadLetter, input.partitions, 30);
+            // Two inputs may have one store, and two processors one input.
+            for topic in [changelog, letters] {
+                if topics.iter().all(|known| known.name != topic.name) {
+                    topics.push(topic);
+                }
+            }
         }
     }
     topics

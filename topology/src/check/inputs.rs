@@ -3,7 +3,7 @@
 //! Guarantees: every table and event that is declared is known to the views, also if it is wrong.
 //! Never: asks a database or a registry.
 
-use super::{Check, EVENT_PARTITIONS, EVENT_PARTITIONS_MAX, KnownInput};
+use super::{Check, EVENT_PARTITIONS, EVENT_PARTITIONS_MAX, KnownInput, Meaning};
 use crate::checked::{Column, Event, Input, Source, SourceKind, Table};
 use crate::columns;
 use crate::expr::{RowType, Type};
@@ -83,6 +83,8 @@ impl Check<'_> {
                     .unwrap_or_default(),
                 key: checked.as_ref().and_then(|table| table.key.clone()),
                 complete: checked.is_some(),
+                meaning: Meaning::Rows,
+                partitions: 1,
             });
             if let (Some(source), Some(table)) = (at.and_then(|at| sources.get_mut(at)), checked) {
                 source.tables.push(table);
@@ -292,6 +294,8 @@ impl Check<'_> {
                     .unwrap_or_default(),
                 key: checked.as_ref().map(|event| event.key.clone()),
                 complete: checked.is_some(),
+                meaning: Meaning::Events,
+                partitions: checked.as_ref().map_or(1, |event| event.partitions),
             });
             events.extend(checked);
         }
@@ -389,16 +393,38 @@ impl Check<'_> {
         Some(Arc::new(schema))
     }
 
-    /// The schema of an event in short form: as a table's of source `event`, without the mark of unchanged columns.
+    /// The schema of an event in short form.
     fn short_schema(&self, event: &model::Event, fields: &At<Entries>) -> Option<Arc<Schema>> {
         let what = format!("event `{}`", event.name.value);
         let columns = self.declared_columns(&what, fields, true);
-        let (source, table) = (SourceName::new("event").ok()?, TableName::new(&event.name).ok()?);
-        let schema = pg_types::table_schema(&source, &table, &columns);
-        let schema = schema.map_err(|error| self.column_error(fields, &error)).ok()?;
-        let mut schema: Value = serde_json::from_str(&schema).ok()?;
+        if fields.is_empty() {
+            self.column_error(
+                fields,
+                &ColumnError::None {
+                    table: event.name.value.clone(),
+                },
+            );
+            return None;
+        }
+        self.row_schema("event", &event.name, &columns, &fields.span)
+    }
+
+    /// A record's schema: as that of a table of this source, without the mark of unchanged columns.
+    pub(super) fn row_schema(
+        &self,
+        source: &str,
+        name: &str,
+        columns: &[pg_types::Column],
+        span: &Range<usize>,
+    ) -> Option<Arc<Schema>> {
+        let (source, table) = (SourceName::new(source).ok()?, TableName::new(name).ok()?);
+        let schema = pg_types::table_schema(&source, &table, columns).map_err(|error| {
+            let problem = Problem::error(span.clone(), error.to_string());
+            self.add(problem.help("only what is named here is published"));
+        });
+        let mut schema: Value = serde_json::from_str(&schema.ok()?).ok()?;
         schema.get_mut("fields")?.as_array_mut()?.pop();
-        self.own_schema(&schema.to_string(), &fields.span)
+        self.own_schema(&schema.to_string(), span)
     }
 }
 

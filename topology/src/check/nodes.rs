@@ -12,6 +12,11 @@ use schemas::ids::ConnectorName;
 use std::collections::HashMap;
 use std::ops::Range;
 
+/// The processors that there are: the built-in one and those that are declared.
+fn processors(all: &Declared) -> impl Iterator<Item = &str> {
+    [SYNC_VIEWS].into_iter().chain(all.processors.iter().map(|p| p.name.as_str()))
+}
+
 /// Roles without a name behind them.
 const PLAIN: [&str; 3] = ["edge", "ingest", "registry"];
 
@@ -69,7 +74,9 @@ impl Check<'_> {
                 }
                 ConnectorName::new(name).ok().map(Role::Connector)
             }
-            Some(("processor", name)) if name == SYNC_VIEWS => Some(Role::Processor(String::from(name))),
+            Some(("processor", name)) if processors(all).any(|known| known == name) => {
+                Some(Role::Processor(String::from(name)))
+            }
             Some(("processor", name)) => {
                 let span = self.inside(text, &("processor:".len()..text.len()));
                 self.unknown(
@@ -78,7 +85,7 @@ impl Check<'_> {
                         span,
                     },
                     "processor",
-                    [SYNC_VIEWS],
+                    processors(all).collect::<Vec<_>>(),
                     "",
                 );
                 None
@@ -97,7 +104,7 @@ impl Check<'_> {
 
     fn unknown_role(&self, text: &At<String>, role: &str, all: &Declared) {
         let mut known: Vec<String> = PLAIN.iter().map(ToString::to_string).collect();
-        known.push(format!("processor:{SYNC_VIEWS}"));
+        known.extend(processors(all).map(|name| format!("processor:{name}")));
         known.extend(
             all.connectors
                 .iter()
@@ -118,6 +125,11 @@ impl Check<'_> {
         for connector in &all.connectors {
             if ConnectorName::new(&connector.name).is_ok_and(|name| !runs(&Role::Connector(name))) {
                 missing.push(format!("connector:{}", connector.name.value));
+            }
+        }
+        for processor in &all.processors {
+            if !runs(&Role::Processor(processor.name.value.clone())) {
+                missing.push(format!("processor:{}", processor.name.value));
             }
         }
         let rest = [

@@ -59,6 +59,13 @@ fn view_text(topology: &Topology, view: &View) -> Value {
                 event.map(|event| event.key.clone()),
             )
         }
+        Input::Processor(at) => {
+            let processor = topology.processors.get(at);
+            (
+                json!(["processor", processor.map(|processor| processor.name.as_str())]),
+                processor.map(|processor| processor.key.clone()),
+            )
+        }
     };
     let key = key.map(|key| key.iter().map(|at| name_of(*at)).collect::<Vec<_>>());
     // Arrays, not objects: the order of an object's keys is a build setting of serde_json.

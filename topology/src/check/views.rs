@@ -61,9 +61,10 @@ impl Check<'_> {
         if let Some(found) = known.iter().find(|input| input.from == from.value) {
             return Some(found);
         }
-        if let Some((kind @ ("topic" | "processor"), _)) = from.split_once(':') {
-            let problem = Problem::error(from.span.clone(), format!("views of a {kind} are not supported yet"));
-            self.add(problem.help("a later release; today `from` is \"<source>.<table>\" or \"event:<name>\""));
+        if from.starts_with("topic:") {
+            let problem = Problem::error(from.span.clone(), "views of a topic are not supported yet");
+            let help = "a later release; today `from` is \"<source>.<table>\", \"event:<name>\" or \"processor:<name>\"";
+            self.add(problem.help(help));
             return None;
         }
         let message = format!("there is no input `{}`", from.value);
@@ -84,7 +85,7 @@ impl Check<'_> {
         None
     }
 
-    fn column(&self, name: &At<String>, from: &str, row: &RowType) -> Option<usize> {
+    pub(super) fn column(&self, name: &At<String>, from: &str, row: &RowType) -> Option<usize> {
         let found = row.fields.iter().position(|field| field.name == name.value);
         if found.is_none() {
             let names = row.fields.iter().map(|field| field.name.as_str());

@@ -21,18 +21,13 @@ use std::ops::Range;
 pub(super) struct Checked {
     pub(super) node: Node,
     pub(super) columns: Vec<usize>,
+    pub(super) paths: Vec<Vec<usize>>,
     pub(super) warnings: Vec<ExprError>,
 }
 
 /// Checks a whole condition.
 pub(super) fn condition(text: &str, tree: &Ast, row: &RowType) -> Result<Checked, Vec<ExprError>> {
-    let mut checker = Checker {
-        text,
-        row,
-        errors: Vec::new(),
-        warnings: Vec::new(),
-        columns: BTreeSet::new(),
-    };
+    let mut checker = Checker::new(text, row);
     let checked = checker
         .check(tree, &Facts::default())
         .and_then(|typed| checker.truth(typed, "the condition"));
@@ -48,10 +43,53 @@ pub(super) fn condition(text: &str, tree: &Ast, row: &RowType) -> Result<Checked
         Some(node) if checker.errors.is_empty() => Ok(Checked {
             node,
             columns: checker.columns.into_iter().collect(),
+            paths: checker.paths.into_iter().collect(),
             warnings: checker.warnings,
         }),
         _ => Err(checker.errors),
     }
+}
+
+/// An expression that gives a value, checked.
+pub(super) struct CheckedValue {
+    pub(super) node: Node,
+    pub(super) ty: Type,
+    pub(super) nullable: bool,
+    pub(super) paths: Vec<Vec<usize>>,
+    pub(super) warnings: Vec<ExprError>,
+}
+
+/// Checks an expression that gives a value.
+pub(super) fn value(text: &str, tree: &Ast, row: &RowType) -> Result<CheckedValue, Vec<ExprError>> {
+    let mut checker = Checker::new(text, row);
+    match checker.check(tree, &Facts::default()) {
+        Some(typed) if checker.errors.is_empty() => Ok(CheckedValue {
+            node: typed.node,
+            ty: typed.ty,
+            nullable: typed.nullable,
+            paths: checker.paths.into_iter().collect(),
+            warnings: checker.warnings,
+        }),
+        _ => Err(checker.errors),
+    }
+}
+
+/// The column, or field of nested records, that an expression names and nothing else: its path, what it is, and
+/// whether anything on the way to it may be null.
+pub(super) fn plain_path<'r>(tree: &Ast, row: &'r RowType) -> Option<(Vec<usize>, &'r Field, bool)> {
+    if matches!(tree.kind, Kind::Has { .. }) {
+        return None;
+    }
+    let path = facts::path(tree, row)?;
+    let (first, rest) = path.split_first()?;
+    let mut field = row.fields.get(*first)?;
+    let mut nullable = field.nullable;
+    for step in rest {
+        let Type::Row(inner) = &field.ty else { return None };
+        field = inner.fields.get(*step)?;
+        nullable |= field.nullable;
+    }
+    Some((path, field, nullable))
 }
 
 /// A checked part of the expression.
@@ -71,9 +109,22 @@ struct Checker<'c> {
     errors: Vec<ExprError>,
     warnings: Vec<ExprError>,
     columns: BTreeSet<usize>,
+    /// As `columns`, with the way into nested records.
+    paths: BTreeSet<Vec<usize>>,
 }
 
 impl<'c> Checker<'c> {
+    fn new(text: &'c str, row: &'c RowType) -> Self {
+        Checker {
+            text,
+            row,
+            errors: Vec::new(),
+            warnings: Vec::new(),
+            columns: BTreeSet::new(),
+            paths: BTreeSet::new(),
+        }
+    }
+
     fn refuse(&mut self, span: Range<usize>, message: impl Into<String>, help: impl Into<String>) {
         self.errors.push(ExprError::new(span, message, help));
     }
@@ -142,6 +193,7 @@ impl<'c> Checker<'c> {
             return None;
         };
         self.columns.insert(at);
+        self.paths.insert(vec![at]);
         let field = self.row.fields.get(at)?;
         let nullable = field.nullable && !facts.holds(&[at]);
         Some(typed_field(
@@ -204,7 +256,9 @@ impl<'c> Checker<'c> {
             return None;
         };
         let field = row.fields.get(at)?;
-        let known = facts::path(ast, self.row).is_some_and(|path| facts.holds(&path));
+        let path = facts::path(ast, self.row);
+        let known = path.as_ref().is_some_and(|path| facts.holds(path));
+        self.paths.extend(path);
         let node = Node::Field(Box::new(record.node), at, field.form);
         Some(typed_field(field, field.nullable && !known, node, ast.span.clone()))
     }
@@ -342,7 +396,7 @@ fn into_static(value: Value<'_>) -> Value<'static> {
 }
 
 impl Type {
-    fn with_article(&self) -> String {
+    pub(super) fn with_article(&self) -> String {
         match self {
             Type::Null => String::from("null"),
             Type::Bytes | Type::Opaque(_) => self.to_string(),

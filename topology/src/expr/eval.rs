@@ -55,7 +55,7 @@ pub(super) struct Fail {
 }
 
 impl Fail {
-    fn at(span: &Range<usize>, fault: EvalFault) -> Self {
+    pub(super) fn at(span: &Range<usize>, fault: EvalFault) -> Self {
         Fail {
             fault,
             span: span.clone(),

@@ -27,7 +27,7 @@ pub(super) fn write_timestamp(micros: i64) -> Option<String> {
 }
 
 /// Microseconds of a duration's text.
-pub(super) fn parse_duration(text: &str) -> Option<i64> {
+pub(crate) fn parse_duration(text: &str) -> Option<i64> {
     let legal = |c: char| c.is_ascii_digit() || matches!(c, '.' | '-' | '+' | 'h' | 'm' | 's' | 'u' | 'n' | 'µ');
     if !text.chars().all(legal) {
         return None;

@@ -30,6 +30,8 @@ impl Rules {
         let line = |(topic, inputs): (String, Vec<(Input, Vec<ViewRule>)>)| {
             let event = inputs.iter().find_map(|(input, _)| match input {
                 Input::Event(at) => topology.events.get(*at).map(|e| e.name.to_string()),
+                // A processor's records are read as an event's: each is a transaction of its own.
+                Input::Processor(at) => topology.processors.get(*at).map(|p| p.name.clone()),
                 Input::Table { .. } => None,
             });
             let relations = inputs
@@ -83,6 +85,7 @@ fn relation(topology: &Topology, input: Input, rules: Vec<ViewRule>) -> Relation
             .and_then(|s| s.tables.get(table))
             .map(|t| t.name.to_string()),
         Input::Event(at) => topology.events.get(at).map(|e| e.name.to_string()),
+        Input::Processor(at) => topology.processors.get(at).map(|p| p.name.clone()),
     };
     let mut columns: Vec<Option<String>> = vec![None; topology.columns_of(input).len()];
     for view in topology.views.iter().filter(|v| v.input == input) {

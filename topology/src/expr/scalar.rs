@@ -1,0 +1,298 @@
+//! Expressions that give a value: what a column of a processor's output is made of.
+//!
+//! A column that is only named keeps its type, whatever it is; anything else is computed, and has the type that the
+//! expression gives. Guarantees: as a condition's: a function of the row alone. A value has the form that PostgreSQL's
+//! type of it has in Avro: a date is days, an instant microseconds, whatever an event's schema counts in.
+//! Never: a value of a type that has no PostgreSQL name.
+
+use super::check;
+use super::eval::{Fail, Node};
+use super::parse;
+use super::{EvalError, EvalFault, ExprError, Field, Form, RowType, Type, Value};
+use schemas::codec::Datum;
+use std::borrow::Cow;
+use std::sync::Arc;
+
+/// A value of an output column.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Cell<'v> {
+    /// Null.
+    Null,
+    /// `bool`.
+    Bool(bool),
+    /// Integers, days of a `date`, microseconds of a `timestamp` or `timestamptz`.
+    Int(i64),
+    /// `float4`, `float8`.
+    Double(f64),
+    /// Everything that is published as text.
+    Text(Cow<'v, str>),
+    /// `bytea`.
+    Bytes(Cow<'v, [u8]>),
+}
+
+impl Cell<'_> {
+    /// The same, with bytes of its own.
+    pub fn into_owned(self) -> Cell<'static> {
+        match self {
+            Cell::Null => Cell::Null,
+            Cell::Bool(value) => Cell::Bool(value),
+            Cell::Int(value) => Cell::Int(value),
+            Cell::Double(value) => Cell::Double(value),
+            Cell::Text(text) => Cell::Text(Cow::Owned(text.into_owned())),
+            Cell::Bytes(bytes) => Cell::Bytes(Cow::Owned(bytes.into_owned())),
+        }
+    }
+
+    /// Whether it is null.
+    pub fn is_null(&self) -> bool {
+        matches!(self, Cell::Null)
+    }
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// A column, or a field of a nested record: indexes from the row down.
+    Path(Vec<usize>, Form),
+    Computed(Node),
+}
+
+/// A compiled expression that gives a value.
+#[derive(Debug, Clone)]
+pub struct Scalar {
+    text: Arc<str>,
+    kind: Arc<Kind>,
+    ty: Type,
+    pg_type: Option<Arc<str>>,
+    nullable: bool,
+    paths: Arc<[Vec<usize>]>,
+    warnings: Arc<[ExprError]>,
+}
+
+impl Scalar {
+    /// Compiles an expression over rows of a type.
+    ///
+    /// # Errors
+    /// All errors that were found, each with its place in the text.
+    pub fn compile(text: &str, row: &RowType) -> Result<Self, Vec<ExprError>> {
+        let tree = parse::parse(text)?;
+        if let Some((path, field, nullable)) = check::plain_path(&tree, row) {
+            return Ok(Scalar {
+                text: Arc::from(text),
+                ty: field.ty.clone(),
+                pg_type: pg_type_of(field).map(Arc::from),
+                nullable,
+                paths: Arc::from([path.clone()]),
+                kind: Arc::new(Kind::Path(path, field.form)),
+                warnings: Arc::from([]),
+            });
+        }
+        let checked = check::value(text, &tree, row)?;
+        let pg_type = match &checked.ty {
+            Type::Bool => "bool",
+            Type::Int => "int8",
+            Type::Double => "float8",
+            Type::Text => "text",
+            Type::Bytes => "bytea",
+            Type::Timestamp => "timestamptz",
+            other => {
+                let message = format!("`{text}` is {}: it cannot be a column", other.with_article());
+                let help = "give a bool, a number, a text or an instant";
+                return Err(vec![ExprError::new(0..text.len(), message, help)]);
+            }
+        };
+        Ok(Scalar {
+            text: Arc::from(text),
+            kind: Arc::new(Kind::Computed(checked.node)),
+            ty: checked.ty,
+            pg_type: Some(Arc::from(pg_type)),
+            nullable: checked.nullable,
+            paths: checked.paths.into(),
+            warnings: checked.warnings.into(),
+        })
+    }
+
+    /// Its value over a row, which holds the data of the type's fields by index; what is missing counts as null.
+    ///
+    /// # Errors
+    /// As [`super::Program::matches`]; and a value of another type than was declared.
+    pub fn eval<'v>(&'v self, row: &'v [Datum<'v>]) -> Result<Cell<'v>, EvalError> {
+        let fail = |fault| Fail::at(&(0..self.text.len()), fault).in_text(&self.text);
+        match &*self.kind {
+            Kind::Path(path, form) => read(follow(row, path), *form).ok_or_else(|| fail(EvalFault::Type)),
+            Kind::Computed(node) => match node.eval(row).map_err(|e| e.in_text(&self.text))? {
+                Value::Null => Ok(Cell::Null),
+                Value::Bool(value) => Ok(Cell::Bool(value)),
+                Value::Int(value) | Value::Timestamp(value) => Ok(Cell::Int(value)),
+                Value::Double(value) => Ok(Cell::Double(value)),
+                Value::Text(text) => Ok(Cell::Text(text)),
+                Value::Bytes(bytes) => Ok(Cell::Bytes(bytes)),
+                Value::Duration(_) | Value::Row(_) | Value::List(..) | Value::Opaque => Err(fail(EvalFault::Type)),
+            },
+        }
+    }
+
+    /// Whether its value over a row is not null, whatever its type.
+    ///
+    /// # Errors
+    /// As [`Scalar::eval`].
+    pub fn is_present(&self, row: &[Datum<'_>]) -> Result<bool, EvalError> {
+        match &*self.kind {
+            Kind::Path(path, _) => Ok(follow(row, path).is_some_and(|datum| !datum.is_null())),
+            Kind::Computed(node) => {
+                let value = node.eval(row).map_err(|e| e.in_text(&self.text))?;
+                Ok(value != Value::Null)
+            }
+        }
+    }
+
+    /// The text that it was compiled from.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Its type.
+    pub fn ty(&self) -> &Type {
+        &self.ty
+    }
+
+    /// PostgreSQL's name of its type; `None` for what has none, such as a list.
+    pub fn pg_type(&self) -> Option<&str> {
+        self.pg_type.as_deref()
+    }
+
+    /// Whether it may be null.
+    pub fn nullable(&self) -> bool {
+        self.nullable
+    }
+
+    /// What it reads, as indexes from the row down.
+    pub fn paths(&self) -> &[Vec<usize>] {
+        &self.paths
+    }
+
+    /// The top-level column, if it is one and nothing else.
+    pub fn as_column(&self) -> Option<usize> {
+        match &*self.kind {
+            Kind::Path(path, _) => match path.as_slice() {
+                [column] => Some(*column),
+                _ => None,
+            },
+            Kind::Computed(_) => None,
+        }
+    }
+
+    /// What is probably not meant.
+    pub fn warnings(&self) -> &[ExprError] {
+        &self.warnings
+    }
+}
+
+impl PartialEq for Scalar {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+fn follow<'v>(row: &'v [Datum<'v>], path: &[usize]) -> Option<&'v Datum<'v>> {
+    let (first, rest) = path.split_first()?;
+    let mut at = row.get(*first)?;
+    for step in rest {
+        match at {
+            Datum::Record(fields) => at = fields.get(*step)?,
+            _ => return None,
+        }
+    }
+    Some(at)
+}
+
+fn read<'v>(datum: Option<&'v Datum<'v>>, form: Form) -> Option<Cell<'v>> {
+    Some(match datum {
+        None | Some(Datum::Null) => Cell::Null,
+        Some(Datum::Bool(value)) => Cell::Bool(*value),
+        Some(Datum::Int(value)) => Cell::Int(i64::from(*value)),
+        Some(Datum::Long(value)) if form == Form::Millis => Cell::Int(value.saturating_mul(1000)),
+        Some(Datum::Long(value)) => Cell::Int(*value),
+        Some(Datum::Float(value)) => Cell::Double(f64::from(*value)),
+        Some(Datum::Double(value)) => Cell::Double(*value),
+        Some(Datum::Str(text)) => Cell::Text(Cow::Borrowed(text)),
+        Some(Datum::Bytes(bytes)) => Cell::Bytes(Cow::Borrowed(bytes)),
+        Some(Datum::Array(_) | Datum::Map(_) | Datum::Record(_) | Datum::Union(..)) => return None,
+    })
+}
+
+/// PostgreSQL's name of a field's type: its own, or that of the Avro type which holds the same values.
+fn pg_type_of(field: &Field) -> Option<&str> {
+    let declared = field.declared.as_str();
+    Some(match (&field.ty, field.form) {
+        (Type::Bool, _) => "bool",
+        (Type::Int, _) => match declared {
+            "int2" | "int4" => declared,
+            "int" => "int4",
+            _ => "int8",
+        },
+        (Type::Double, _) if matches!(declared, "float4" | "float") => "float4",
+        (Type::Double, _) => "float8",
+        (Type::Text, _) if matches!(declared, "string" | "enum") => "text",
+        (Type::Text, _) => declared,
+        (Type::Bytes, _) if declared != "uuid" => "bytea",
+        (Type::Timestamp, Form::Date) => "date",
+        (Type::Timestamp, _) if declared.starts_with("local-") || declared == "timestamp" => "timestamp",
+        (Type::Timestamp, _) => "timestamptz",
+        (Type::Opaque("json"), _) => declared,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use schemas::schema::Schema;
+
+    fn row() -> RowType {
+        let schema = r#"{"type": "record", "name": "A", "fields": [
+            {"name": "id", "type": "int"},
+            {"name": "at", "type": {"type": "long", "logicalType": "timestamp-millis"}},
+            {"name": "price", "type": ["null", {"type": "string", "trunkline.type": "numeric"}], "default": null},
+            {"name": "place", "type": ["null", {"type": "record", "name": "P", "fields": [
+                {"name": "city", "type": "string"}]}], "default": null},
+            {"name": "tags", "type": {"type": "array", "items": "string"}}]}"#;
+        RowType::of(&Schema::parse(schema).unwrap())
+    }
+
+    #[test]
+    fn a_named_column_keeps_its_type_and_anything_else_is_computed() {
+        let row_type = row();
+        let place = Datum::Record(vec![Datum::Str("Ulm")]);
+        let row = [Datum::Int(7), Datum::Long(5), Datum::Null, place, Datum::Array(Vec::new())];
+        let text = |text: &'static str| Cell::Text(Cow::Borrowed(text));
+        let cases = [
+            ("id", "int4", false, Cell::Int(7)),
+            ("id * 2", "int8", false, Cell::Int(14)),
+            ("at", "timestamptz", false, Cell::Int(5000)),
+            ("price", "numeric", true, Cell::Null),
+            ("place.city", "text", true, text("Ulm")),
+            ("row.id", "int4", false, Cell::Int(7)),
+            ("id > 3 ? \"much\" : \"little\"", "text", false, text("much")),
+        ];
+        for (expression, pg_type, nullable, value) in cases {
+            let scalar = Scalar::compile(expression, &row_type).unwrap();
+            assert_eq!(
+                (scalar.pg_type(), scalar.nullable()),
+                (Some(pg_type), nullable),
+                "{expression}"
+            );
+            assert_eq!(scalar.eval(&row), Ok(value), "{expression}");
+        }
+        assert_eq!(Scalar::compile("tags", &row_type).unwrap().pg_type(), None);
+        assert!(Scalar::compile("nothing", &row_type).is_err());
+        assert!(Scalar::compile("price + 1", &row_type).is_err());
+        assert!(Scalar::compile("at - at", &row_type).is_err());
+    }
+
+    #[test]
+    fn a_computation_that_fails_names_its_part() {
+        let scalar = Scalar::compile("100 / id", &row()).unwrap();
+        let error = scalar.eval(&[Datum::Int(0)]).unwrap_err();
+        assert_eq!(error.to_string(), "evaluate `100 / id`: division by zero");
+    }
+}
