@@ -203,6 +203,22 @@ async fn start_roles(
     {
         roles::sync_views(home, &rules, &plan.processors, &plan.name, &plan.data, tasks, readiness);
     }
+    let topology = Arc::new(plan.topology.clone());
+    for role in &plan.roles {
+        let Role::Processor(name) = role else { continue };
+        if topology.processor(name).is_some() {
+            roles::declared(
+                home,
+                &topology,
+                name,
+                &plan.processors,
+                &plan.name,
+                &plan.data,
+                tasks,
+                readiness,
+            );
+        }
+    }
     if plan.roles.contains(&Role::Edge) {
         let missing = || {
             format!(

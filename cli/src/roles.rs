@@ -3,6 +3,10 @@
 //! Guarantees: what a role needs from outside and does not reach yet makes readiness red and is tried again; what is
 //! configured wrongly fails the start. Never: a role that knows which others run here.
 
+mod declared;
+
+pub use declared::declared;
+
 use crate::config::Processors;
 use crate::home::Home;
 use anyhow::{Context, Result};
@@ -39,17 +43,9 @@ pub fn sync_views(
     tasks: &Tasks,
     readiness: &Readiness,
 ) {
-    let (home, rules, owner, readiness) = (home.clone(), rules.clone(), tasks.clone(), readiness.clone());
-    let mut config = runtime::Config::new(processors.instance.as_deref().unwrap_or(node), data.join("processors"));
-    config.threads = processors.threads;
-    config.engine = processors.store.into();
-    config.store_memory_bytes = processors.store_memory_mib << 20;
-    config.group_protocol = processors.group_protocol.into();
-    config.guarantee = processors.guarantee_of("sync-views");
+    let mut config = runtime_config(home, processors, SYNC_VIEWS, node, data);
     config.touches_view_log = true;
-    config.replication = home.replication;
-    config.standby_replicas = processors.standby_replicas;
-    config.advertised = home.advertised.clone();
+    let (home, rules, owner, readiness) = (home.clone(), rules.clone(), tasks.clone(), readiness.clone());
     tasks.thread("sync-views-schemas", move || {
         let component = readiness.register("sync-views schemas");
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
@@ -78,6 +74,20 @@ pub fn sync_views(
             }
         }
     });
+}
+
+/// How this node runs an application.
+fn runtime_config(home: &Home, processors: &Processors, name: &str, node: &str, data: &Path) -> runtime::Config {
+    let mut config = runtime::Config::new(processors.instance.as_deref().unwrap_or(node), data.join("processors"));
+    config.threads = processors.threads;
+    config.engine = processors.store.into();
+    config.store_memory_bytes = processors.store_memory_mib << 20;
+    config.group_protocol = processors.group_protocol.into();
+    config.guarantee = processors.guarantee_of(name);
+    config.replication = home.replication;
+    config.standby_replicas = processors.standby_replicas;
+    config.advertised = home.advertised.clone();
+    config
 }
 
 /// Ids of the control records' schemas, and how long deleted rows are remembered.
@@ -319,6 +329,7 @@ fn spec(topic: &topology::wiring::Topic, replication: Option<i32>) -> log::Topic
         config.timestamps = log::TimestampPolicy::LogAppendTime;
     }
     config.retention_ms = topic.retention_ms;
+    config.retention_bytes = topic.retention_bytes;
     config.min_compaction_lag_ms = topic.min_compaction_lag_ms;
     config.delete_retention_ms = topic.delete_retention_ms;
     log::TopicSpec {

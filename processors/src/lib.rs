@@ -2,4 +2,5 @@
 //!
 //! Guarantees: each is a [`runtime::Processor`], deterministic over its inputs. Never: a consumer or producer of its own.
 
+pub mod declared;
 pub mod sync_views;

@@ -6,7 +6,7 @@
 //! reader is shown is a state at the end of a source transaction.
 //! Never: IO in a step; an update in place of the records' own order.
 
-mod input;
+pub(crate) mod input;
 mod state;
 
 use input::{Change, Input, Kind};
@@ -141,7 +141,7 @@ impl SyncViews {
     ) -> Result<(), Error> {
         effects.caused_by(record);
         let rules = self.config.rules.clone();
-        let input = match Input::read(&record, &rules, self.line.incarnation) {
+        let input = match Input::read(&record, rules.event(), self.line.incarnation) {
             Ok(input) => input,
             Err((stage, error)) => {
                 effects.dead_letter(record, stage, error.as_ref());
@@ -494,7 +494,7 @@ impl Processor for SyncViews {
             let Some(id) = record.value().and_then(schema_id) else {
                 continue;
             };
-            let Some(table) = input::table_of(&record, &rules) else {
+            let Some(table) = input::table_of(&record, rules.event()) else {
                 continue;
             };
             if last == Some((id, table)) {
@@ -577,7 +577,8 @@ fn emit<'h>(
     effects.emit(record, headers);
 }
 
-fn schema_id(value: &[u8]) -> Option<u32> {
+/// The schema id of a framed value.
+pub(crate) fn schema_id(value: &[u8]) -> Option<u32> {
     match value.first_chunk::<5>() {
         Some([0, a, b, c, d]) => Some(u32::from_be_bytes([*a, *b, *c, *d])),
         _ => None,

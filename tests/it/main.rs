@@ -20,6 +20,7 @@ mod registry;
 mod runtime;
 mod store;
 mod straight_line;
+mod streams;
 mod tidy;
 mod view_protocol;
 mod world;

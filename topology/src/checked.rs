@@ -8,9 +8,7 @@ mod claims;
 mod processors;
 
 pub use claims::{BUCKETS_MAX, ClaimError};
-pub use processors::{
-    Aggregate, AggregateField, Feed, Function, Join, OutputKind, Processor, Side, Window, Work,
-};
+pub use processors::{Aggregate, AggregateField, Feed, Function, Join, OutputKind, Processor, Side, Window, Work};
 
 use crate::expr::Program;
 use crate::template::{self, Part, Template, TooLong};

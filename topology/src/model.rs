@@ -176,7 +176,11 @@ impl Declared {
             connectors: root.tables("connector").into_iter().filter_map(connector).collect(),
             tables: root.tables("table").into_iter().filter_map(table).collect(),
             events: root.tables("event").into_iter().filter_map(event).collect(),
-            processors: root.tables("processor").into_iter().filter_map(processor::processor).collect(),
+            processors: root
+                .tables("processor")
+                .into_iter()
+                .filter_map(processor::processor)
+                .collect(),
             view_log: root.table("view_log").map(view_log).unwrap_or_default(),
             buckets: root.tables("bucket").into_iter().filter_map(bucket).collect(),
             views: root.tables("view").into_iter().filter_map(view).collect(),

@@ -67,7 +67,10 @@ fn lines(topology: &Topology, wiring: &Wiring) -> String {
             Work::Aggregate(_) => "aggregate",
             Work::Join(_) => "join",
         };
-        let inputs = processor.feeds().into_iter().map(|(_, feed)| topology.from_of(feed.input));
+        let inputs = processor
+            .feeds()
+            .into_iter()
+            .map(|(_, feed)| topology.from_of(feed.input));
         let line = format!(
             "{} ──► {kind} {} ──► {} ",
             inputs.collect::<Vec<_>>().join(" + "),
@@ -343,6 +346,13 @@ mod tests {
             edge-2     edge
         "#]]
         .assert_eq(&super::text(&PGBENCH.check().into_result().unwrap()));
+    }
+
+    #[test]
+    fn streams_made_of_streams_as_text_and_dot() {
+        let streams = crate::samples::STREAMS.check().into_result().unwrap();
+        expect![[r#""#]].assert_eq(&super::text(&streams));
+        expect![[r#""#]].assert_eq(&super::dot(&streams));
     }
 
     #[test]

@@ -33,6 +33,13 @@ pub const PGBENCH: Sample = Sample {
     files: Embedded(&[]),
 };
 
+/// Aggregates and joins over a shop's orders, customers and events.
+pub const STREAMS: Sample = Sample {
+    name: "streams.toml",
+    text: include_str!("../samples/streams.toml"),
+    files: Embedded(&[]),
+};
+
 impl Sample {
     /// Checks the sample.
     pub fn check(&self) -> Outcome {
@@ -46,7 +53,7 @@ mod tests {
 
     #[test]
     fn the_samples_pass_without_a_warning() {
-        for sample in [SHOP, PGBENCH] {
+        for sample in [SHOP, PGBENCH, STREAMS] {
             let outcome = sample.check();
             assert!(
                 outcome.topology.is_some() && outcome.report.warnings() == 0,

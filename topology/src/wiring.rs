@@ -283,7 +283,11 @@ fn declared(topology: &Topology) -> impl Iterator<Item = Processor> {
                 continue;
             }
             let between = processor.repartition_topic(side);
-            add(topic, topology.partitions_of(feed.input), String::from(processor.rekey_store(side)));
+            add(
+                topic,
+                topology.partitions_of(feed.input),
+                String::from(processor.rekey_store(side)),
+            );
             add(between.clone(), feed.partitions, String::from(store));
             outputs.push(between);
         }
@@ -453,6 +457,20 @@ mod tests {
             event.delivery_moved.dlq 12 Delete append=false retention=720h lag=- delete=- start=false
         "#]]
         .assert_eq(&out);
+    }
+
+    #[test]
+    fn a_processor_is_read_where_its_state_is_or_keyed_anew() {
+        let wiring = Wiring::of(&crate::samples::STREAMS.check().into_result().unwrap());
+        let mut out = String::new();
+        for processor in wiring.processors.iter().filter(|p| p.name != SYNC_VIEWS) {
+            for input in &processor.inputs {
+                let (topic, count, store) = (&input.topic, input.partitions, &input.store);
+                writeln!(out, "{}: {topic} ({count}) -> {store}", processor.name).unwrap();
+            }
+            writeln!(out, "{}: writes {}", processor.name, processor.outputs.join(", ")).unwrap();
+        }
+        expect![[r#""#]].assert_eq(&out);
     }
 
     #[test]

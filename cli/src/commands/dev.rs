@@ -90,6 +90,7 @@ fn plan(dev: &args::Dev, topology: Topology, key: &DevKey, ingest_token: &str) -
         .iter()
         .map(|s| Role::Connector(connector_name(s)))
         .collect();
+    roles.extend(topology.processors.iter().map(|p| Role::Processor(p.name.clone())));
     roles.extend([
         Role::Processor(topology::SYNC_VIEWS.into()),
         Role::Edge,

@@ -46,10 +46,11 @@ fn check(output: Output, file: &Path) -> Result<()> {
         eprint!("{}", outcome.report.render(std::io::stderr().is_terminal()));
         match &outcome.topology {
             Some(t) => print::line(format!(
-                "{}: {} sources, {} events, {} views, {} buckets, {} nodes; {warnings} warnings",
+                "{}: {} sources, {} events, {} processors, {} views, {} buckets, {} nodes; {warnings} warnings",
                 file.display(),
                 t.sources.len(),
                 t.events.len(),
+                t.processors.len(),
                 t.views.len(),
                 t.buckets.len(),
                 t.nodes.len()

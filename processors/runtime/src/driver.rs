@@ -26,6 +26,8 @@ pub struct Written {
     pub topic: String,
     /// Partition, when the processor chose it.
     pub partition: Option<i32>,
+    /// Timestamp in ms, when the processor set it.
+    pub timestamp: Option<Millis>,
     /// Key.
     pub key: Option<Vec<u8>>,
     /// Value.
@@ -155,6 +157,7 @@ pub fn written(records: &OutBatch) -> Vec<Written> {
     let owned = records.iter().map(|(record, headers)| Written {
         topic: record.topic.to_string(),
         partition: record.partition,
+        timestamp: record.timestamp,
         key: record.key.map(<[u8]>::to_vec),
         value: record.value.map(<[u8]>::to_vec),
         headers: headers

@@ -10,7 +10,6 @@ use schemas::headers::{self, Tx};
 use schemas::key::{Part, Parts};
 use schemas::version::{Lsn, Version};
 use std::error::Error as StdError;
-use views::rules::LineRules;
 
 /// Prefix of the keys that list deleted rows by age.
 pub const GONE: &[u8] = b"[\"gone\",";
@@ -80,8 +79,8 @@ pub struct Input<'a> {
 type Refused = (Stage, Box<dyn StdError>);
 
 impl<'a> Input<'a> {
-    /// Reads a record of a line; `incarnation` is that of an event topic.
-    pub fn read(record: &RecordRef<'a>, rules: &'a LineRules, incarnation: u32) -> Result<Self, Refused> {
+    /// Reads a record of a line; `event` names the event whose topic it is, and `incarnation` is that topic's.
+    pub fn read(record: &RecordRef<'a>, event: Option<&'a str>, incarnation: u32) -> Result<Self, Refused> {
         let again = match record.header(headers::REPLAYED) {
             None => None,
             Some(b"redrive") => Some(Again::Redrive),
@@ -91,7 +90,7 @@ impl<'a> Input<'a> {
             .key()
             .ok_or_else(|| refuse(Stage::KeyConverter, "the key is null"))?;
         let mut parts = Parts::new(key).map_err(|e| (Stage::KeyConverter, e.into()))?;
-        if let Some(event) = rules.event() {
+        if let Some(event) = event {
             let position = u64::try_from(record.offset()).unwrap_or_default();
             let version = match record.header(headers::TX).filter(|_| again.is_some()) {
                 Some(tx) => Tx::parse(tx).map_err(|e| (Stage::HeaderConverter, e.into()))?.version(),
@@ -212,8 +211,8 @@ fn own(parts: Vec<Part<'_>>) -> Vec<Own> {
 }
 
 /// The table (or event) of a record, as far as its key says.
-pub fn table_of<'a>(record: &RecordRef<'a>, rules: &'a LineRules) -> Option<&'a str> {
-    match rules.event() {
+pub fn table_of<'a>(record: &RecordRef<'a>, event: Option<&'a str>) -> Option<&'a str> {
+    match event {
         Some(event) => Some(event),
         None => text(&mut Parts::new(record.key()?).ok()?).ok(),
     }

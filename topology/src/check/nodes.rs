@@ -14,7 +14,9 @@ use std::ops::Range;
 
 /// The processors that there are: the built-in one and those that are declared.
 fn processors(all: &Declared) -> impl Iterator<Item = &str> {
-    [SYNC_VIEWS].into_iter().chain(all.processors.iter().map(|p| p.name.as_str()))
+    [SYNC_VIEWS]
+        .into_iter()
+        .chain(all.processors.iter().map(|p| p.name.as_str()))
 }
 
 /// Roles without a name behind them.

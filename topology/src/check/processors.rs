@@ -18,8 +18,18 @@ use std::sync::Arc;
 
 /// First words of topics that are not a processor's own: a processor of such a name could make a topic of that name.
 const RESERVED: [&str; 12] = [
-    SYNC_VIEWS, "analytics", "change", "command", "connect", "control", "device", "event", "members", "processor",
-    "push", "view",
+    SYNC_VIEWS,
+    "analytics",
+    "change",
+    "command",
+    "connect",
+    "control",
+    "device",
+    "event",
+    "members",
+    "processor",
+    "push",
+    "view",
 ];
 
 /// What a checked processor is made of; its output follows.
@@ -46,7 +56,9 @@ impl Check<'_> {
             let waits = |at: &usize| {
                 let reads = declared.get(*at).map(reads).unwrap_or_default();
                 let own = |other: &usize| declared.get(*other).map(|p| format!("processor:{}", p.name.value));
-                reads.iter().any(|from| pending.iter().any(|other| own(other).as_ref() == Some(&from.value)))
+                reads
+                    .iter()
+                    .any(|from| pending.iter().any(|other| own(other).as_ref() == Some(&from.value)))
             };
             let (later, ready): (Vec<usize>, Vec<usize>) = pending.iter().partition(|at| waits(at));
             if ready.is_empty() {
@@ -54,7 +66,11 @@ impl Check<'_> {
             }
             for at in if ready.is_empty() { &later } else { &ready } {
                 let Some(processor) = declared.get(*at) else { continue };
-                let made = if ready.is_empty() { None } else { self.processor(processor, known) };
+                let made = if ready.is_empty() {
+                    None
+                } else {
+                    self.processor(processor, known)
+                };
                 known.push(self.as_input(processor, *at, made.as_ref()));
                 if let Some(slot) = checked.get_mut(*at) {
                     *slot = made;
@@ -68,14 +84,23 @@ impl Check<'_> {
     fn processor_name(&self, name: &At<String>) {
         self.name(name, "processor");
         if RESERVED.contains(&name.value.as_str()) {
-            let message = format!("processor name `{}` is taken: topics of the house begin with it", name.value);
+            let message = format!(
+                "processor name `{}` is taken: topics of the house begin with it",
+                name.value
+            );
             self.add(Problem::error(name.span.clone(), message).help("choose another name"));
         }
     }
 
     fn circle(&self, declared: &[model::Processor], within: &[usize]) {
-        let names: Vec<&str> = within.iter().filter_map(|at| declared.get(*at)).map(|p| p.name.value.as_str()).collect();
-        let Some(first) = within.first().and_then(|at| declared.get(*at)) else { return };
+        let names: Vec<&str> = within
+            .iter()
+            .filter_map(|at| declared.get(*at))
+            .map(|p| p.name.value.as_str())
+            .collect();
+        let Some(first) = within.first().and_then(|at| declared.get(*at)) else {
+            return;
+        };
         let span = reads(first)
             .iter()
             .find(|from| names.iter().any(|name| from.value == format!("processor:{name}")))
@@ -132,7 +157,10 @@ impl Check<'_> {
     }
 
     fn derived_schema(&self, declared: &model::Processor, columns: &[pg_types::Column]) -> Option<Arc<Schema>> {
-        let at = declared.fields.as_ref().map_or(declared.span.clone(), |f| f.span.clone());
+        let at = declared
+            .fields
+            .as_ref()
+            .map_or(declared.span.clone(), |f| f.span.clone());
         self.row_schema("processor", &declared.name, columns, &at)
     }
 
@@ -196,7 +224,11 @@ impl Check<'_> {
     /// Names of output columns: each once, of letters, digits and `_`.
     fn output_names(&self, entries: &[&At<Entries>], more: &[&At<String>]) -> bool {
         let before = self.problems.errors();
-        let names = || more.iter().copied().chain(entries.iter().flat_map(|e| e.value.iter().map(|(name, _)| name)));
+        let names = || {
+            more.iter()
+                .copied()
+                .chain(entries.iter().flat_map(|e| e.value.iter().map(|(name, _)| name)))
+        };
         self.unique(names(), "output column");
         for name in names() {
             let legal = |c: char| c.is_ascii_alphanumeric() || c == '_';
@@ -227,7 +259,10 @@ impl Check<'_> {
 
 /// What a processor says that it reads.
 fn reads(processor: &model::Processor) -> Vec<&At<String>> {
-    [&processor.from, &processor.left, &processor.right].into_iter().flatten().collect()
+    [&processor.from, &processor.left, &processor.right]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 /// Default partitions of a processor's topic: those of an input that it reads as it stands, if that has several.

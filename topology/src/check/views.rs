@@ -63,7 +63,8 @@ impl Check<'_> {
         }
         if from.starts_with("topic:") {
             let problem = Problem::error(from.span.clone(), "views of a topic are not supported yet");
-            let help = "a later release; today `from` is \"<source>.<table>\", \"event:<name>\" or \"processor:<name>\"";
+            let help =
+                "a later release; today `from` is \"<source>.<table>\", \"event:<name>\" or \"processor:<name>\"";
             self.add(problem.help(help));
             return None;
         }

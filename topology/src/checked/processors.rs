@@ -162,6 +162,21 @@ pub enum Function {
     Latest,
 }
 
+impl Function {
+    /// Its name, as it is declared.
+    pub fn name(self) -> &'static str {
+        match self {
+            Function::Count => "count",
+            Function::SumInt | Function::SumDouble => "sum",
+            Function::Avg => "avg",
+            Function::Min => "min",
+            Function::Max => "max",
+            Function::First => "first",
+            Function::Latest => "latest",
+        }
+    }
+}
+
 /// Windows of an aggregate.
 #[derive(Debug, Clone)]
 pub struct Window {

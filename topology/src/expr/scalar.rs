@@ -263,7 +263,13 @@ mod tests {
     fn a_named_column_keeps_its_type_and_anything_else_is_computed() {
         let row_type = row();
         let place = Datum::Record(vec![Datum::Str("Ulm")]);
-        let row = [Datum::Int(7), Datum::Long(5), Datum::Null, place, Datum::Array(Vec::new())];
+        let row = [
+            Datum::Int(7),
+            Datum::Long(5),
+            Datum::Null,
+            place,
+            Datum::Array(Vec::new()),
+        ];
         let text = |text: &'static str| Cell::Text(Cow::Borrowed(text));
         let cases = [
             ("id", "int4", false, Cell::Int(7)),

@@ -45,10 +45,14 @@ impl Parts {
 
 impl Check<'_> {
     pub(super) fn aggregate(&self, declared: &model::Processor, known: &[KnownInput]) -> Option<Made> {
-        let spans = [&declared.left, &declared.right, &declared.join_type].map(|at| at.as_ref().map(|at| at.span.clone()));
+        let spans =
+            [&declared.left, &declared.right, &declared.join_type].map(|at| at.as_ref().map(|at| at.span.clone()));
         let [left, right, join_type] = spans;
         let on = declared.on.as_ref().map(|on| on.span.clone());
-        self.only_of("join", &[("left", left), ("right", right), ("on", on), ("type", join_type)]);
+        self.only_of(
+            "join",
+            &[("left", left), ("right", right), ("on", on), ("type", join_type)],
+        );
         for (key, missing, example) in [
             ("from", declared.from.is_none(), "\"shop.orders\""),
             ("group", declared.group.is_none(), "{ customer_id = \"customer_id\" }"),
@@ -102,7 +106,7 @@ impl Check<'_> {
         };
         let functions = parts.fields.iter().map(|(field, column)| {
             let arg = field.arg.as_ref().map(|arg| (arg.text(), arg.pg_type()));
-            json!([column.name, format!("{:?}", field.function), arg])
+            json!([column.name, field.function.name(), arg])
         });
         let declaration = json!([
             1,
@@ -175,9 +179,16 @@ impl Check<'_> {
         let of = declared.name.as_str();
         let filter = self.condition(of, declared.filter.as_ref(), row);
         let scalar = |written: &At<String>| self.scalar(of, written, 0..written.len(), row);
-        let group: Vec<Option<Scalar>> = declared.group.as_ref()?.iter().map(|(_, written)| scalar(written)).collect();
+        let group: Vec<Option<Scalar>> = declared
+            .group
+            .as_ref()?
+            .iter()
+            .map(|(_, written)| scalar(written))
+            .collect();
         let fields = declared.fields.as_ref()?.iter();
-        let fields: Vec<_> = fields.map(|(name, written)| self.aggregate_field(of, name, written, row)).collect();
+        let fields: Vec<_> = fields
+            .map(|(name, written)| self.aggregate_field(of, name, written, row))
+            .collect();
         let time = declared.window.as_ref().and_then(|window| window.time.as_ref());
         let time = time.map(|written| self.time_of(of, written, row));
         Some(Parts {
@@ -265,30 +276,51 @@ impl Check<'_> {
             ("avg", Type::Int | Type::Double) => (Function::Avg, "float8"),
             ("sum" | "avg", _) => {
                 let help = if declared == Some("numeric") {
-                    format!("a numeric is published as text: write {}(double({}))", name.value, arg.text())
+                    format!(
+                        "a numeric is published as text: write {}(double({}))",
+                        name.value,
+                        arg.text()
+                    )
                 } else {
                     String::from("use an integer or a double, or convert it: int(…), double(…)")
                 };
                 let what = declared.unwrap_or("no plain value");
-                return refuse(format!("`{}` is {what}: there is no {} of it", arg.text(), name.value), help);
+                return refuse(
+                    format!("`{}` is {what}: there is no {} of it", arg.text(), name.value),
+                    help,
+                );
             }
             ("min" | "max", _) if text_number => {
                 let what = declared.unwrap_or_default();
                 let help = format!("convert it: {}(double({}))", name.value, arg.text());
-                return refuse(format!("`{}` is {what}, published as text: its order is another", arg.text()), help);
+                return refuse(
+                    format!("`{}` is {what}, published as text: its order is another", arg.text()),
+                    help,
+                );
             }
             ("min" | "max", Type::Int | Type::Double | Type::Text | Type::Bool | Type::Timestamp) => {
-                let function = if name.value == "min" { Function::Min } else { Function::Max };
+                let function = if name.value == "min" {
+                    Function::Min
+                } else {
+                    Function::Max
+                };
                 (function, declared?)
             }
             ("first" | "latest", _) if declared.is_some() => {
-                let function = if name.value == "first" { Function::First } else { Function::Latest };
+                let function = if name.value == "first" {
+                    Function::First
+                } else {
+                    Function::Latest
+                };
                 (function, declared?)
             }
             _ => {
                 let what = declared.unwrap_or("no plain value");
                 let help = "use a number, a text, a bool or an instant";
-                return refuse(format!("`{}` is {what}: there is no {} of it", arg.text(), name.value), help.into());
+                return refuse(
+                    format!("`{}` is {what}: there is no {} of it", arg.text(), name.value),
+                    help.into(),
+                );
             }
         };
         Some((function, String::from(ty)))
@@ -299,7 +331,10 @@ impl Check<'_> {
         let is_final = match declared.emit.as_ref().map(|emit| (emit, emit.value.as_str())) {
             None | Some((_, "updates")) => false,
             Some((emit, "final")) if declared.window.is_none() => {
-                let problem = Problem::error(emit.span.clone(), "`emit = \"final\"` needs a window: a group has no end");
+                let problem = Problem::error(
+                    emit.span.clone(),
+                    "`emit = \"final\"` needs a window: a group has no end",
+                );
                 self.add(problem.help("add window = { size = \"1h\" }, or write emit = \"updates\""));
                 return Err(());
             }
@@ -309,12 +344,20 @@ impl Check<'_> {
                 return Err(());
             }
         };
-        let Some(window) = &declared.window else { return Ok(None) };
+        let Some(window) = &declared.window else {
+            return Ok(None);
+        };
         let size = window.size.as_ref().ok_or(())?;
         let size_ms = self.span_ms(size, 1)?;
-        let every_ms = window.every.as_ref().map_or(Ok(size_ms), |every| self.span_ms(every, 1))?;
+        let every_ms = window
+            .every
+            .as_ref()
+            .map_or(Ok(size_ms), |every| self.span_ms(every, 1))?;
         let grace_ms = window.grace.as_ref().map_or(Ok(0), |grace| self.span_ms(grace, 0))?;
-        let place = window.every.as_ref().map_or(window.span.clone(), |every| every.span.clone());
+        let place = window
+            .every
+            .as_ref()
+            .map_or(window.span.clone(), |every| every.span.clone());
         let refuse = |span, message: String, help: String| {
             self.add(Problem::error(span, message).help(help));
             Err(())
@@ -325,11 +368,19 @@ impl Check<'_> {
         }
         if size_ms % every_ms != 0 {
             let message = String::from("`size` is no multiple of `every`");
-            return refuse(place, message, String::from("let `every` divide it, such as size = \"1h\", every = \"15m\""));
+            return refuse(
+                place,
+                message,
+                String::from("let `every` divide it, such as size = \"1h\", every = \"15m\""),
+            );
         }
         if size_ms / every_ms > HOPS_MAX {
             let message = format!("a row would be in {} windows", size_ms / every_ms);
-            return refuse(place, message, format!("let `size` be at most {HOPS_MAX} times `every`"));
+            return refuse(
+                place,
+                message,
+                format!("let `size` be at most {HOPS_MAX} times `every`"),
+            );
         }
         Ok(Some((size_ms, every_ms, grace_ms, is_final)))
     }
@@ -340,7 +391,9 @@ impl Check<'_> {
             Some(ms) => Ok(ms),
             None => {
                 let message = format!("`{}` is no span of time from {least} ms to 400 days", text.value);
-                self.add(Problem::error(text.span.clone(), message).help("write it like \"36h\", \"1h30m\" or \"90s\""));
+                self.add(
+                    Problem::error(text.span.clone(), message).help("write it like \"36h\", \"1h30m\" or \"90s\""),
+                );
                 Err(())
             }
         }

@@ -66,7 +66,9 @@ impl Check<'_> {
         let fields = declared.fields.as_ref()?;
         let names: Vec<&At<String>> = sides.names.iter().collect();
         let named = self.output_names(&[fields], &names);
-        let whole = self.join_parts(declared, &pair(&sides, &sides.left.row, &sides.right.row)).filter(|_| named)?;
+        let whole = self
+            .join_parts(declared, &pair(&sides, &sides.left.row, &sides.right.row))
+            .filter(|_| named)?;
         let used = |side: usize, key: &[usize]| whole.used(side).into_iter().chain(key.iter().copied()).collect();
         let left = reduced(&sides.left.row, &used(0, &sides.left_key));
         let right = reduced(&sides.right.row, &used(1, &sides.right_key));
@@ -84,10 +86,14 @@ impl Check<'_> {
     ) -> Option<Made> {
         let key = |of: &KnownInput, row: &RowType, key: &[usize]| -> Option<Vec<Scalar>> {
             let names = key.iter().filter_map(|at| of.row.fields.get(*at));
-            names.map(|field| Scalar::compile(&format!("row[{}]", json!(field.name)), row).ok()).collect()
+            names
+                .map(|field| Scalar::compile(&format!("row[{}]", json!(field.name)), row).ok())
+                .collect()
         };
-        let (left_key, right_key) =
-            (key(sides.left, left, &sides.left_key)?, key(sides.right, right, &sides.right_key)?);
+        let (left_key, right_key) = (
+            key(sides.left, left, &sides.left_key)?,
+            key(sides.right, right, &sides.right_key)?,
+        );
         let mut columns = Vec::new();
         for (name, scalar) in sides.names.iter().zip(&left_key) {
             columns.push(self.output_column(name, name, scalar)?);
@@ -98,12 +104,26 @@ impl Check<'_> {
         }
         let (left_feed, right_feed) = feeds(sides, left, right, self.partitions_of(declared, EVENT_PARTITIONS));
         let partitions = self.partitions_of(declared, default_partitions(&[&left_feed, &right_feed]));
-        let output = if left_feed.is_table { OutputKind::Table } else { OutputKind::Stream };
+        let output = if left_feed.is_table {
+            OutputKind::Table
+        } else {
+            OutputKind::Stream
+        };
         let declaration = json!([
             1,
             "join",
-            [json!(sides.left.from), typed(left), json!(left_feed.is_direct), json!(left_feed.partitions)],
-            [json!(sides.right.from), typed(right), json!(right_feed.is_direct), json!(right_feed.partitions)],
+            [
+                json!(sides.left.from),
+                typed(left),
+                json!(left_feed.is_direct),
+                json!(left_feed.partitions)
+            ],
+            [
+                json!(sides.right.from),
+                typed(right),
+                json!(right_feed.is_direct),
+                json!(right_feed.partitions)
+            ],
             left_key.iter().map(Scalar::text).collect::<Vec<_>>(),
             right_key.iter().map(Scalar::text).collect::<Vec<_>>(),
             sides.is_outer,
@@ -134,8 +154,9 @@ impl Check<'_> {
         let of = declared.name.as_str();
         let filter = self.condition(of, declared.filter.as_ref(), row);
         let fields = declared.fields.as_ref()?.iter();
-        let fields: Vec<Option<Scalar>> =
-            fields.map(|(_, written)| self.scalar(of, written, 0..written.len(), row)).collect();
+        let fields: Vec<Option<Scalar>> = fields
+            .map(|(_, written)| self.scalar(of, written, 0..written.len(), row))
+            .collect();
         Some(Parts {
             filter: filter.ok()?,
             fields: fields.into_iter().collect::<Option<_>>()?,
@@ -160,7 +181,10 @@ impl Check<'_> {
             return None;
         }
         if right.meaning != Meaning::Rows {
-            let message = format!("`{}` is no table: a join looks its right side up by key", right_from.value);
+            let message = format!(
+                "`{}` is no table: a join looks its right side up by key",
+                right_from.value
+            );
             let help = "put a table or an aggregate without a window on the right, and the events on the left";
             self.add(Problem::error(right_from.span.clone(), message).help(help));
             return None;
@@ -177,7 +201,10 @@ impl Check<'_> {
     }
 
     /// The key's columns on both sides, in the order of the right side's key.
-    #[expect(clippy::type_complexity, reason = "two lists of columns and their names, taken apart at once")]
+    #[expect(
+        clippy::type_complexity,
+        reason = "two lists of columns and their names, taken apart at once"
+    )]
     fn on(
         &self,
         declared: &model::Processor,
@@ -189,7 +216,9 @@ impl Check<'_> {
         for (left_name, right_name) in on.iter() {
             let left_at = self.column(left_name, &left.from, &left.row);
             let right_at = self.column(right_name, &right.from, &right.row);
-            let (Some(left_at), Some(right_at)) = (left_at, right_at) else { continue };
+            let (Some(left_at), Some(right_at)) = (left_at, right_at) else {
+                continue;
+            };
             let fields = (left.row.fields.get(left_at)?, right.row.fields.get(right_at)?);
             if self.same_in_keys(left_name, fields.0, fields.1) {
                 pairs.push((left_at, right_at, left_name.clone()));
@@ -202,7 +231,9 @@ impl Check<'_> {
         if left.meaning == Meaning::Rows {
             self.whole_key(on, left, &pairs.iter().map(|(at, ..)| *at).collect::<Vec<_>>())?;
         }
-        let in_order = key.iter().filter_map(|at| pairs.iter().find(|(_, right, _)| right == at));
+        let in_order = key
+            .iter()
+            .filter_map(|at| pairs.iter().find(|(_, right, _)| right == at));
         let (mut left_key, mut names) = (Vec::new(), Vec::new());
         for (at, _, name) in in_order {
             left_key.push(*at);
@@ -248,9 +279,12 @@ impl Check<'_> {
 
 /// How a column's values are written in a key; `None` for those that are no key.
 fn key_form(field: &Field) -> Option<AvroType> {
-    let scalar = Scalar::compile(&format!("row[{}]", json!(field.name)), &RowType {
-        fields: vec![field.clone()],
-    });
+    let scalar = Scalar::compile(
+        &format!("row[{}]", json!(field.name)),
+        &RowType {
+            fields: vec![field.clone()],
+        },
+    );
     let scalar = scalar.ok()?;
     match scalar.ty() {
         Type::Double | Type::Bytes | Type::Opaque(_) => None,
@@ -282,8 +316,15 @@ fn feeds(sides: &Sides<'_>, left: &RowType, right: &RowType, declared: i32) -> (
     let (left_keyed, right_keyed) = (keyed(sides.left, &sides.left_key), keyed(sides.right, &sides.right_key));
     let both_single = sides.left.partitions == 1 && sides.right.partitions == 1;
     let counts = [(left_keyed, sides.left), (right_keyed, sides.right)];
-    let of_keyed = counts.iter().filter(|(keyed, of)| *keyed && of.partitions > 1).map(|(_, of)| of.partitions);
-    let count = if both_single { 1 } else { of_keyed.max().unwrap_or(declared) };
+    let of_keyed = counts
+        .iter()
+        .filter(|(keyed, of)| *keyed && of.partitions > 1)
+        .map(|(_, of)| of.partitions);
+    let count = if both_single {
+        1
+    } else {
+        of_keyed.max().unwrap_or(declared)
+    };
     let feed = |of: &KnownInput, row: &RowType, is_keyed: bool| Feed {
         input: of.input,
         columns: names_of(row),
@@ -292,6 +333,8 @@ fn feeds(sides: &Sides<'_>, left: &RowType, right: &RowType, declared: i32) -> (
         is_direct: of.partitions == count && (is_keyed || count == 1),
         partitions: count,
     };
-    (feed(sides.left, left, left_keyed), feed(sides.right, right, right_keyed))
+    (
+        feed(sides.left, left, left_keyed),
+        feed(sides.right, right, right_keyed),
+    )
 }
-

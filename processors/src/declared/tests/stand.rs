@@ -1,0 +1,373 @@
+//! A declared processor with all of its sub-topologies, one partition each, and what its topic holds.
+//!
+//! Guarantees: repartition topics are carried from one sub-topology to the other as a log would. Never: a judgement.
+
+use super::super::{Config, application};
+use log::{RecordBatch, TimestampType, TopicPartition};
+use runtime::driver::StepDriver;
+use runtime::{InputTopic, SubTopology, TaskId, TaskInfo};
+use schemas::codec::Datum;
+use schemas::headers::{self, Tx};
+use schemas::ids::SchemaId;
+use schemas::schema::Schema;
+use schemas::version::Lsn;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use topology::Topology;
+
+/// A column without a value, in a row's text.
+pub const NULL: Shown = Shown::Null;
+
+/// A value as it is shown.
+pub enum Shown {
+    Null,
+    Int(i64),
+    Text(&'static str),
+}
+
+impl From<i64> for Shown {
+    fn from(value: i64) -> Self {
+        Shown::Int(value)
+    }
+}
+
+impl From<&'static str> for Shown {
+    fn from(text: &'static str) -> Self {
+        Shown::Text(text)
+    }
+}
+
+/// A row as [`Stand::shown`] gives it.
+pub fn row_text(values: &[Shown]) -> String {
+    let texts = values.iter().map(|value| match value {
+        Shown::Null => "null".to_owned(),
+        Shown::Int(value) => value.to_string(),
+        Shown::Text(text) => (*text).to_owned(),
+    });
+    texts.collect::<Vec<_>>().join(" ")
+}
+
+pub fn text_of(datum: &Datum<'_>) -> String {
+    match datum {
+        Datum::Null => "null".to_owned(),
+        Datum::Bool(value) => value.to_string(),
+        Datum::Int(value) => value.to_string(),
+        Datum::Long(value) => value.to_string(),
+        Datum::Double(value) => value.to_string(),
+        Datum::Str(text) => (*text).to_owned(),
+        other => format!("{other:?}"),
+    }
+}
+
+type Kept = (String, Vec<u8>, Option<Vec<u8>>, Vec<(String, Vec<u8>)>, i64);
+
+pub struct Stand {
+    topology: Arc<Topology>,
+    name: String,
+    subs: Vec<(SubTopology, StepDriver)>,
+    schemas: Arc<Vec<String>>,
+    offsets: HashMap<String, i64>,
+    position: u64,
+    /// Every record that was fed, for replays.
+    fed: HashMap<String, Vec<Kept>>,
+    output: BTreeMap<Vec<u8>, Vec<u8>>,
+    said: Vec<String>,
+    letters: Vec<String>,
+}
+
+impl Stand {
+    pub fn new(base: &str, declared: &str, name: &str) -> Stand {
+        let outcome = topology::check("topology.toml", &format!("{base}{declared}"), &topology::Embedded(&[]));
+        let topology = Arc::new(
+            outcome
+                .into_result()
+                .unwrap_or_else(|report| panic!("{}", report.render(false))),
+        );
+        let tables = topology
+            .sources
+            .iter()
+            .flat_map(|source| &source.tables)
+            .map(|table| &table.schema);
+        let events = topology.events.iter().map(|event| &event.schema);
+        let processors = topology.processors.iter().map(|processor| &processor.schema);
+        let schemas = tables
+            .chain(events)
+            .chain(processors)
+            .map(|schema| schema.text().to_owned());
+        let schemas = Arc::new(schemas.collect::<Vec<_>>());
+        let mut stand = Stand {
+            name: name.to_owned(),
+            subs: Vec::new(),
+            offsets: HashMap::new(),
+            position: 0,
+            fed: HashMap::new(),
+            output: BTreeMap::new(),
+            said: Vec::new(),
+            letters: Vec::new(),
+            schemas,
+            topology,
+        };
+        let subs = stand.subtopologies();
+        stand.subs = subs
+            .into_iter()
+            .map(|sub| {
+                let driver = StepDriver::new(name, (sub.factory)(&info(&sub))).unwrap();
+                (sub, driver)
+            })
+            .collect();
+        stand
+    }
+
+    fn subtopologies(&self) -> Vec<SubTopology> {
+        let schemas = self.schemas.clone();
+        let processor = Arc::new(self.topology.processor(&self.name).unwrap().clone());
+        let config = Config {
+            topology: self.topology.clone(),
+            schema_id: self.schema_id(processor.schema.text()),
+            processor,
+            horizon_ms: 1_000_000,
+            fetch: Arc::new(move |id| Ok(schemas[usize::try_from(id).unwrap()].clone())),
+        };
+        application(&config).subtopologies
+    }
+
+    /// Whether there is no repartition topic.
+    pub fn is_direct(&self) -> bool {
+        self.subs.len() == 1
+    }
+
+    fn schema_id(&self, text: &str) -> u32 {
+        u32::try_from(self.schemas.iter().position(|known| known == text).unwrap()).unwrap()
+    }
+
+    pub fn now(&mut self, now: i64) {
+        self.subs.iter_mut().for_each(|(_, driver)| driver.now = now);
+    }
+
+    fn value(&self, schema: &Schema, row: &[Datum<'_>]) -> Vec<u8> {
+        let mut value = Vec::new();
+        schemas::wire::frame(SchemaId(self.schema_id(schema.text())), &mut value);
+        let mut row = row.to_vec();
+        row.resize(schema.fields().len(), Datum::Null);
+        schema.encode(&row, &mut value).unwrap();
+        value
+    }
+
+    /// An event; its key is its first field.
+    pub fn event(&mut self, name: &str, row: &[Datum<'_>], at: i64) {
+        let event = self.topology.event(name).unwrap().clone();
+        let value = self.value(&event.schema, row);
+        let key = format!("[\"{}\"]", text_of(&row[0]));
+        self.feed((event.topic(), key.into_bytes(), Some(value), Vec::new(), at));
+    }
+
+    /// A record whose value is no Avro of its schema.
+    pub fn garbage(&mut self, topic: &str, key: &str) {
+        let event = self.topology.events[0].schema.clone();
+        let mut value = Vec::new();
+        schemas::wire::frame(SchemaId(self.schema_id(event.text())), &mut value);
+        value.push(0xff);
+        self.feed((topic.to_owned(), key.as_bytes().to_vec(), Some(value), Vec::new(), 1));
+    }
+
+    /// Sends an event again, as a replay does.
+    pub fn replay(&mut self, topic: &str, number: usize) {
+        let mut record = self.fed[topic][number].clone();
+        record
+            .3
+            .push((headers::REPLAYED.to_owned(), headers::REPLAY.as_bytes().to_vec()));
+        self.feed(record);
+    }
+
+    /// Sends the event of an offset again with another value, as a mended dead letter.
+    pub fn redrive(&mut self, topic: &str, number: usize, row: &[Datum<'_>]) {
+        let schema = self.topology.events[0].schema.clone();
+        let mut record = self.fed[topic][number].clone();
+        record.2 = Some(self.value(&schema, row));
+        record
+            .3
+            .push((headers::REPLAYED.to_owned(), headers::REDRIVE.as_bytes().to_vec()));
+        record
+            .3
+            .push((headers::errors::OFFSET.to_owned(), number.to_string().into_bytes()));
+        self.feed(record);
+    }
+
+    pub fn put(&mut self, table: &str, id: i64, row: &[Datum<'_>]) {
+        let schema = self.topology.sources[0].table(table).unwrap().schema.clone();
+        let value = self.value(&schema, row);
+        self.change(format!("[\"{table}\",\"{id}\"]"), Some(value));
+    }
+
+    pub fn delete(&mut self, table: &str, id: i64) {
+        self.change(format!("[\"{table}\",\"{id}\"]"), None);
+    }
+
+    pub fn truncate(&mut self, table: &str) {
+        self.change(format!("[\"{table}\"]"), None);
+    }
+
+    fn change(&mut self, key: String, value: Option<Vec<u8>>) {
+        self.position += 1;
+        let tx = Tx {
+            incarnation: 1,
+            position: Lsn(self.position),
+            ordinal: 0,
+            last: true,
+            at_ms: 1,
+        };
+        let mut header = Vec::new();
+        tx.write(&mut header);
+        let headers = vec![(headers::TX.to_owned(), header)];
+        let at = i64::try_from(self.position).unwrap();
+        self.feed(("change.shop".to_owned(), key.into_bytes(), value, headers, at));
+    }
+
+    /// A record of a processor's topic.
+    pub fn of_processor(&mut self, name: &str, key: &str, row: Option<&[Datum<'_>]>) {
+        let schema = self.topology.processor(name).unwrap().schema.clone();
+        let value = row.map(|row| self.value(&schema, row));
+        self.feed((
+            format!("processor.{name}"),
+            key.as_bytes().to_vec(),
+            value,
+            Vec::new(),
+            1,
+        ));
+    }
+
+    /// Sends a record again that was fed before.
+    pub fn again(&mut self, topic: &str, number: usize) {
+        let record = self.fed[topic][number].clone();
+        self.feed(record);
+    }
+
+    pub fn fed(&self, topic: &str) -> usize {
+        self.fed.get(topic).map_or(0, Vec::len)
+    }
+
+    fn feed(&mut self, record: Kept) {
+        self.fed.entry(record.0.clone()).or_default().push(record.clone());
+        self.deliver(&record);
+    }
+
+    fn deliver(&mut self, (topic, key, value, headers, at): &Kept) {
+        let offset = self.offsets.entry(topic.clone()).or_default();
+        let mut batch = RecordBatch::default();
+        let partition = batch.intern(&TopicPartition::new(topic.as_str(), 0));
+        let headers = headers
+            .iter()
+            .map(|(name, value)| (name.as_str(), Some(value.as_slice())));
+        batch.push(
+            partition,
+            *offset,
+            *at,
+            TimestampType::Create,
+            Some(key),
+            value.as_deref(),
+            headers,
+        );
+        *offset += 1;
+        let (_, driver) = self
+            .subs
+            .iter_mut()
+            .find(|(sub, _)| sub.inputs.contains(topic))
+            .unwrap();
+        driver.feed(&batch).unwrap();
+    }
+
+    /// Commits every sub-topology; what they key anew is fed on, and what they write is kept.
+    pub fn commit(&mut self) {
+        for at in 0..self.subs.len() {
+            let wrote = self.subs[at].1.commit().unwrap();
+            for record in wrote {
+                let headers: HashMap<_, _> = record.headers.iter().cloned().collect();
+                if record.topic.ends_with(".dlq") {
+                    let reason = headers[headers::errors::EXCEPTION_MESSAGE].clone().unwrap();
+                    self.letters.push(String::from_utf8(reason).unwrap());
+                } else if record.topic.contains(".repartition") {
+                    let at = record.timestamp.unwrap();
+                    self.deliver(&(record.topic, record.key.unwrap(), record.value, Vec::new(), at));
+                } else {
+                    self.hear(record.key.unwrap(), record.value);
+                }
+            }
+        }
+    }
+
+    fn hear(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) {
+        let shown = String::from_utf8(key.clone()).unwrap();
+        let row = value.as_deref().map(|value| self.row(value));
+        let keys = self.topology.processor(&self.name).unwrap().key.len();
+        let said = row.map_or("gone".to_owned(), |row| {
+            let skipped = if row.len() > keys && shown.contains("T") && shown.contains("Z\"") {
+                keys + 1
+            } else {
+                keys
+            };
+            row[skipped..].join(" ")
+        });
+        self.said.push(format!("{shown} {said}"));
+        match value {
+            Some(value) => drop(self.output.insert(key, value)),
+            None => drop(self.output.remove(&key)),
+        }
+    }
+
+    fn row(&self, value: &[u8]) -> Vec<String> {
+        let schema = &self.topology.processor(&self.name).unwrap().schema;
+        let mut row = Vec::new();
+        schema.decode(&value[5..], &mut row).unwrap();
+        row.iter().map(text_of).collect()
+    }
+
+    /// What was fed since the last commit is lost, as with a transaction that was aborted.
+    pub fn abort(&mut self) {
+        self.subs.iter_mut().for_each(|(_, driver)| driver.abort().unwrap());
+    }
+
+    /// Begins anew from the committed state, as a process that was started again.
+    pub fn reopen(&mut self) {
+        self.abort();
+    }
+
+    /// The topic's newest record of each key, as text.
+    pub fn shown(&self) -> Vec<(String, String)> {
+        let text =
+            |(key, value): (&Vec<u8>, &Vec<u8>)| (String::from_utf8(key.clone()).unwrap(), self.row(value).join(" "));
+        self.output.iter().map(text).collect()
+    }
+
+    /// All records of the topic so far: key, and the columns behind it.
+    pub fn said(&self) -> Vec<String> {
+        self.said.clone()
+    }
+
+    pub fn letters(&self) -> Vec<String> {
+        self.letters.clone()
+    }
+
+    /// Opens the main state under another declaration of the same processor.
+    pub fn declare_anew(&mut self, base: &str, declared: &str) -> Result<(), String> {
+        let other = Stand::new(base, declared, &self.name);
+        let sub = other.subtopologies().pop().unwrap();
+        let mut processor = (sub.factory)(&info(&sub));
+        let (_, driver) = self.subs.last().unwrap();
+        processor.reset(driver.state()).map_err(|error| error.to_string())
+    }
+}
+
+fn info(sub: &SubTopology) -> TaskInfo {
+    let inputs = sub.inputs.iter().map(|name| InputTopic {
+        name: name.as_str().into(),
+        id: log::TopicId(Default::default()),
+    });
+    TaskInfo {
+        application: "test".into(),
+        id: TaskId {
+            subtopology: sub.name.as_str().into(),
+            partition: 0,
+        },
+        inputs: inputs.collect(),
+    }
+}

@@ -1,0 +1,285 @@
+//! Values in state and on repartition topics: compact, self-describing, and where they must stand in order, sortable.
+//!
+//! Guarantees: reading gives back what was written; what is cut or damaged is `None`, never a panic.
+//! Never: an allocation to read a plain value.
+
+use schemas::codec::Datum;
+use schemas::pg_types::AvroType;
+use topology::expr::Cell;
+
+/// Appends an unsigned number, seven bits a byte.
+pub fn write_number(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value.to_le_bytes()[0] | 0x80);
+        value >>= 7;
+    }
+    out.push(value.to_le_bytes()[0]);
+}
+
+/// Reads such a number.
+pub fn read_number(rest: &mut &[u8]) -> Option<u64> {
+    let mut value = 0u64;
+    for at in 0..10 {
+        let byte = read_byte(rest)?;
+        value |= u64::from(byte & 0x7f) << (7 * at);
+        if byte < 0x80 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+/// Appends a signed number, small ones of either sign short.
+pub fn write_signed(out: &mut Vec<u8>, value: i64) {
+    write_number(out, (value << 1 ^ value >> 63).cast_unsigned());
+}
+
+/// Reads such a number.
+pub fn read_signed(rest: &mut &[u8]) -> Option<i64> {
+    let value = read_number(rest)?;
+    Some((value >> 1).cast_signed() ^ -(value & 1).cast_signed())
+}
+
+/// Appends a length and the bytes.
+pub fn write_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    write_number(out, u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+    out.extend_from_slice(bytes);
+}
+
+/// Reads such bytes.
+pub fn read_bytes<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let length = usize::try_from(read_number(rest)?).ok()?;
+    let (first, after) = rest.split_at_checked(length)?;
+    *rest = after;
+    Some(first)
+}
+
+/// Reads one byte.
+pub fn read_byte(rest: &mut &[u8]) -> Option<u8> {
+    let (first, after) = rest.split_first()?;
+    *rest = after;
+    Some(*first)
+}
+
+/// Reads an array of bytes.
+pub fn read_array<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    let (first, after) = rest.split_first_chunk::<N>()?;
+    *rest = after;
+    Some(*first)
+}
+
+const NULL: u8 = 0;
+const FALSE: u8 = 1;
+const TRUE: u8 = 2;
+const INT: u8 = 3;
+const DOUBLE: u8 = 4;
+const TEXT: u8 = 5;
+const BYTES: u8 = 6;
+const LIST: u8 = 7;
+const RECORD: u8 = 8;
+
+/// Appends a value. What expressions do not look into (maps, unions) is written as null.
+pub fn write(out: &mut Vec<u8>, datum: &Datum<'_>) {
+    match datum {
+        Datum::Null | Datum::Map(_) | Datum::Union(..) => out.push(NULL),
+        Datum::Bool(value) => out.push(if *value { TRUE } else { FALSE }),
+        Datum::Int(value) => write_int(out, i64::from(*value)),
+        Datum::Long(value) => write_int(out, *value),
+        Datum::Float(value) => write_double(out, f64::from(*value)),
+        Datum::Double(value) => write_double(out, *value),
+        Datum::Str(text) => tagged(out, TEXT, text.as_bytes()),
+        Datum::Bytes(bytes) => tagged(out, BYTES, bytes),
+        Datum::Array(items) => list(out, LIST, items),
+        Datum::Record(fields) => list(out, RECORD, fields),
+    }
+}
+
+/// Appends a value of an output column.
+pub fn write_cell(out: &mut Vec<u8>, cell: &Cell<'_>) {
+    match cell {
+        Cell::Null => out.push(NULL),
+        Cell::Bool(value) => out.push(if *value { TRUE } else { FALSE }),
+        Cell::Int(value) => write_int(out, *value),
+        Cell::Double(value) => write_double(out, *value),
+        Cell::Text(text) => tagged(out, TEXT, text.as_bytes()),
+        Cell::Bytes(bytes) => tagged(out, BYTES, bytes),
+    }
+}
+
+fn write_int(out: &mut Vec<u8>, value: i64) {
+    out.push(INT);
+    write_signed(out, value);
+}
+
+fn write_double(out: &mut Vec<u8>, value: f64) {
+    out.push(DOUBLE);
+    out.extend_from_slice(&value.to_bits().to_be_bytes());
+}
+
+fn tagged(out: &mut Vec<u8>, tag: u8, bytes: &[u8]) {
+    out.push(tag);
+    write_bytes(out, bytes);
+}
+
+fn list(out: &mut Vec<u8>, tag: u8, items: &[Datum<'_>]) {
+    out.push(tag);
+    write_number(out, u64::try_from(items.len()).unwrap_or(u64::MAX));
+    items.iter().for_each(|item| write(out, item));
+}
+
+/// Reads a value. Integers come back as `Long`, floats as `Double`.
+pub fn read<'a>(rest: &mut &'a [u8]) -> Option<Datum<'a>> {
+    read_within(rest, 0)
+}
+
+fn read_within<'a>(rest: &mut &'a [u8], depth: usize) -> Option<Datum<'a>> {
+    Some(match read_byte(rest)? {
+        NULL => Datum::Null,
+        FALSE => Datum::Bool(false),
+        TRUE => Datum::Bool(true),
+        INT => Datum::Long(read_signed(rest)?),
+        DOUBLE => Datum::Double(f64::from_bits(u64::from_be_bytes(read_array(rest)?))),
+        TEXT => Datum::Str(std::str::from_utf8(read_bytes(rest)?).ok()?),
+        BYTES => Datum::Bytes(read_bytes(rest)?),
+        tag @ (LIST | RECORD) if depth < schemas::codec::DEPTH_MAX => {
+            let mut items = Vec::new();
+            for _ in 0..read_number(rest)? {
+                items.push(read_within(rest, depth + 1)?);
+            }
+            if tag == LIST {
+                Datum::Array(items)
+            } else {
+                Datum::Record(items)
+            }
+        }
+        _ => return None,
+    })
+}
+
+/// Reads so many values.
+pub fn read_row<'a>(mut bytes: &'a [u8], count: usize) -> Option<Vec<Datum<'a>>> {
+    let row: Option<Vec<Datum<'a>>> = (0..count).map(|_| read(&mut bytes)).collect();
+    row.filter(|_| bytes.is_empty())
+}
+
+/// A value as its output column's Avro type wants it.
+pub fn fitted(datum: Datum<'_>, ty: AvroType) -> Datum<'_> {
+    match (datum, ty) {
+        (Datum::Long(value), AvroType::Int | AvroType::Date) => i32::try_from(value).map_or(Datum::Null, Datum::Int),
+        (Datum::Double(value), AvroType::Float) => Datum::Float(narrowed(value)),
+        (datum, _) => datum,
+    }
+}
+
+#[expect(
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    reason = "a column of float4 has come from a float4"
+)]
+fn narrowed(value: f64) -> f32 {
+    value as f32
+}
+
+/// Appends bytes that stand in the order of the values; `false` for a value without an order here.
+pub fn write_sortable(out: &mut Vec<u8>, datum: &Datum<'_>) -> bool {
+    match datum {
+        Datum::Bool(value) => out.push(u8::from(*value)),
+        Datum::Int(value) => write_ordered(out, i64::from(*value)),
+        Datum::Long(value) => write_ordered(out, *value),
+        Datum::Float(value) => write_ordered_double(out, f64::from(*value)),
+        Datum::Double(value) => write_ordered_double(out, *value),
+        Datum::Str(text) => {
+            // UTF-8 has no byte 0xff, so that one more than each leaves 0 for the end: a prefix stands first, also
+            // when all bytes are turned round.
+            out.extend(text.bytes().map(|byte| byte.wrapping_add(1)));
+            out.push(0);
+        }
+        _ => return false,
+    }
+    true
+}
+
+fn write_ordered(out: &mut Vec<u8>, value: i64) {
+    out.extend_from_slice(&(value.cast_unsigned() ^ (1 << 63)).to_be_bytes());
+}
+
+/// As PostgreSQL orders floats: minus zero equals zero, and NaN is the greatest.
+fn write_ordered_double(out: &mut Vec<u8>, value: f64) {
+    let bits = if value.is_nan() {
+        f64::NAN.to_bits() & !(1 << 63)
+    } else {
+        (value + 0.0).to_bits()
+    };
+    let ordered = if bits >> 63 == 1 { !bits } else { bits ^ (1 << 63) };
+    out.extend_from_slice(&ordered.to_be_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sortable(datum: &Datum<'_>) -> Vec<u8> {
+        let mut out = Vec::new();
+        assert!(write_sortable(&mut out, datum));
+        out
+    }
+
+    #[test]
+    fn values_read_back_and_a_cut_is_none() {
+        let row = [
+            Datum::Null,
+            Datum::Bool(true),
+            Datum::Long(i64::MIN),
+            Datum::Long(77),
+            Datum::Double(-0.5),
+            Datum::Str("ä"),
+            Datum::Bytes(b"\xff"),
+            Datum::Record(vec![Datum::Array(vec![Datum::Long(1)]), Datum::Null]),
+        ];
+        let mut out = Vec::new();
+        row.iter().for_each(|datum| write(&mut out, datum));
+        assert_eq!(read_row(&out, row.len()).as_deref(), Some(row.as_slice()));
+        for cut in 0..out.len() {
+            assert_eq!(read_row(&out[..cut], row.len()), None, "{cut} bytes");
+        }
+    }
+
+    #[test]
+    fn sortable_bytes_stand_in_the_order_of_the_values_either_way_round() {
+        let ordered = [
+            vec![
+                Datum::Long(i64::MIN),
+                Datum::Long(-1),
+                Datum::Long(0),
+                Datum::Long(7),
+                Datum::Long(i64::MAX),
+            ],
+            vec![
+                Datum::Double(f64::NEG_INFINITY),
+                Datum::Double(-1.5),
+                Datum::Double(0.0),
+                Datum::Double(1e-300),
+                Datum::Double(f64::INFINITY),
+                Datum::Double(-f64::NAN),
+            ],
+            vec![
+                Datum::Str(""),
+                Datum::Str("\0"),
+                Datum::Str("a"),
+                Datum::Str("a\0"),
+                Datum::Str("ab"),
+                Datum::Str("\u{10ffff}"),
+            ],
+            vec![Datum::Bool(false), Datum::Bool(true)],
+        ];
+        for values in ordered {
+            for pair in values.windows(2) {
+                let (less, more) = (sortable(&pair[0]), sortable(&pair[1]));
+                assert!(less < more, "{pair:?}");
+                let turned = |bytes: Vec<u8>| bytes.into_iter().map(|b| !b).collect::<Vec<_>>();
+                assert!(turned(less) > turned(more), "{pair:?} turned round");
+            }
+        }
+        assert_eq!(sortable(&Datum::Double(-0.0)), sortable(&Datum::Double(0.0)));
+    }
+}
