@@ -351,8 +351,114 @@ mod tests {
     #[test]
     fn streams_made_of_streams_as_text_and_dot() {
         let streams = crate::samples::STREAMS.check().into_result().unwrap();
-        expect![[r#""#]].assert_eq(&super::text(&streams));
-        expect![[r#""#]].assert_eq(&super::dot(&streams));
+        expect![[r#"
+            topology streams
+
+            backends ──► connector shop (http) ──► change.shop
+            backends ──► ingest ──► event.order_viewed
+            shop.orders ──► aggregate orders_by_customer ──► processor.orders_by_customer ───────────────────────┐
+            processor:orders_by_customer ──► aggregate customers_by_orders ──► processor.customers_by_orders ────┤
+            shop.orders ──► aggregate orders_per_minute ──► processor.orders_per_minute ─────────────────────────┤
+            event:order_viewed + shop.customers ──► join views_with_customer ──► processor.views_with_customer ──┴─► sync-views ──► view.log ──► edge ──► devices
+
+            view        from                           bucket                  where
+            totals      processor:orders_by_customer   customer:{customer_id}
+            all_totals  processor:orders_by_customer   office
+            sizes       processor:customers_by_orders  office
+            minutes     processor:orders_per_minute    office
+            last_seen   processor:views_with_customer  office
+
+            bucket         scope   opened by
+            customer:{id}  itself  customer:{sub}
+            office         itself  office
+
+            topic                                               partitions  kept
+            change.shop                                         1           7 days
+            event.order_viewed                                  3           7 days
+            processor.orders_by_customer                        3           the newest of each key
+            processor.customers_by_orders                       2           the newest of each key
+            customers_by_orders.repartition                     2           7 days
+            processor.orders_per_minute                         2           7 days
+            orders_per_minute.repartition                       2           by size
+            processor.views_with_customer                       3           7 days
+            views_with_customer.repartition.left                3           7 days
+            views_with_customer.repartition.right               3           7 days
+            connect.positions                                   1           the newest of each key
+            view.log                                            16          the newest of each key
+            sync-views.changelog.processor.orders_by_customer   3           the newest of each key
+            processor.orders_by_customer.dlq                    3           30 days
+            sync-views.changelog.processor.customers_by_orders  2           the newest of each key
+            processor.customers_by_orders.dlq                   2           30 days
+            sync-views.changelog.processor.orders_per_minute    2           the newest of each key
+            processor.orders_per_minute.dlq                     2           30 days
+            sync-views.changelog.processor.views_with_customer  3           the newest of each key
+            processor.views_with_customer.dlq                   3           30 days
+            orders_by_customer.changelog.groups                 1           the newest of each key
+            change.shop.dlq                                     1           30 days
+            customers_by_orders.changelog.rekey                 3           the newest of each key
+            customers_by_orders.changelog.groups                2           the newest of each key
+            customers_by_orders.repartition.dlq                 2           30 days
+            orders_per_minute.changelog.rekey                   1           the newest of each key
+            orders_per_minute.changelog.groups                  2           the newest of each key
+            orders_per_minute.repartition.dlq                   2           30 days
+            views_with_customer.changelog.rekey.left            3           the newest of each key
+            event.order_viewed.dlq                              3           30 days
+            views_with_customer.changelog.pairs                 3           the newest of each key
+            views_with_customer.repartition.left.dlq            3           30 days
+            views_with_customer.changelog.rekey.right           1           the newest of each key
+            views_with_customer.repartition.right.dlq           3           30 days
+
+            node     runs
+            ingest   connector:shop, ingest, registry
+            streams  processor:orders_by_customer, processor:customers_by_orders, processor:orders_per_minute, processor:views_with_customer
+            views    processor:sync-views
+            edge-1   edge
+        "#]].assert_eq(&super::text(&streams));
+        expect![[r#"
+            digraph "streams" {
+              rankdir=LR;
+              node [fontname="sans-serif", fontsize=11];
+              edge [fontname="sans-serif", fontsize=9];
+              "backends" [shape=ellipse, style=dashed];
+              "connector shop" [shape=box, style=rounded];
+              "change.shop" [shape=cylinder];
+              "ingest" [shape=box, style=rounded];
+              "event.order_viewed" [shape=cylinder];
+              "processor.orders_by_customer" [shape=cylinder];
+              "sync-views" [shape=box, style=rounded];
+              "processor.customers_by_orders" [shape=cylinder];
+              "processor.orders_per_minute" [shape=cylinder];
+              "processor.views_with_customer" [shape=cylinder];
+              "view.log" [shape=cylinder];
+              "orders_by_customer" [shape=box, style=rounded];
+              "customers_by_orders" [shape=box, style=rounded];
+              "orders_per_minute" [shape=box, style=rounded];
+              "views_with_customer" [shape=box, style=rounded];
+              "edge" [shape=box, style=rounded];
+              "devices" [shape=ellipse, style=dashed];
+              "backends" -> "connector shop";
+              "connector shop" -> "change.shop";
+              "backends" -> "ingest";
+              "ingest" -> "event.order_viewed";
+              "processor.orders_by_customer" -> "sync-views" [label="totals\nall_totals"];
+              "processor.customers_by_orders" -> "sync-views" [label="sizes"];
+              "processor.orders_per_minute" -> "sync-views" [label="minutes"];
+              "processor.views_with_customer" -> "sync-views" [label="last_seen"];
+              "sync-views" -> "view.log";
+              "change.shop" -> "orders_by_customer";
+              "orders_by_customer" -> "processor.orders_by_customer";
+              "processor.orders_by_customer" -> "customers_by_orders";
+              "customers_by_orders" -> "processor.customers_by_orders";
+              "change.shop" -> "orders_per_minute";
+              "orders_per_minute" -> "processor.orders_per_minute";
+              "event.order_viewed" -> "views_with_customer";
+              "change.shop" -> "views_with_customer";
+              "views_with_customer" -> "processor.views_with_customer";
+              "view.log" -> "edge";
+              "edge" -> "devices";
+            }
+        "#]]
+        .assert_eq(&super::dot(&streams));
     }
 
     #[test]

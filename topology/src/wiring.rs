@@ -470,7 +470,21 @@ mod tests {
             }
             writeln!(out, "{}: writes {}", processor.name, processor.outputs.join(", ")).unwrap();
         }
-        expect![[r#""#]].assert_eq(&out);
+        expect![[r#"
+            orders_by_customer: change.shop (1) -> groups
+            orders_by_customer: writes processor.orders_by_customer
+            customers_by_orders: processor.orders_by_customer (3) -> rekey
+            customers_by_orders: customers_by_orders.repartition (2) -> groups
+            customers_by_orders: writes customers_by_orders.repartition, processor.customers_by_orders
+            orders_per_minute: change.shop (1) -> rekey
+            orders_per_minute: orders_per_minute.repartition (2) -> groups
+            orders_per_minute: writes orders_per_minute.repartition, processor.orders_per_minute
+            views_with_customer: event.order_viewed (3) -> rekey.left
+            views_with_customer: views_with_customer.repartition.left (3) -> pairs
+            views_with_customer: change.shop (1) -> rekey.right
+            views_with_customer: views_with_customer.repartition.right (3) -> pairs
+            views_with_customer: writes views_with_customer.repartition.left, views_with_customer.repartition.right, processor.views_with_customer
+        "#]].assert_eq(&out);
     }
 
     #[test]
