@@ -207,7 +207,7 @@ async fn start_roles(
     for role in &plan.roles {
         let Role::Processor(name) = role else { continue };
         if topology.processor(name).is_some() {
-            roles::declared(
+            roles::run_declared(
                 home,
                 &topology,
                 name,

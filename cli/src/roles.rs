@@ -5,7 +5,7 @@
 
 mod declared;
 
-pub use declared::declared;
+pub use declared::run_declared;
 
 use crate::config::Processors;
 use crate::home::Home;

@@ -21,7 +21,7 @@ const HORIZON_MS: i64 = 8 * DAY_MS;
     clippy::too_many_arguments,
     reason = "what a role of a node stands on, as the other roles take it"
 )]
-pub fn declared(
+pub fn run_declared(
     home: &Home,
     topology: &Arc<Topology>,
     name: &str,

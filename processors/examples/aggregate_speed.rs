@@ -1,0 +1,94 @@
+//! Measures an aggregate without a log: events in a batch, groups in a state in memory, output and state at commits.
+//!
+//! `cargo run --release -p trunkline-processors --example aggregate_speed` prints records a second of one thread:
+//! `count()` over an event of 100,000 keys that is keyed by its group.
+//! Guarantees: decoding, grouping, state and output are the code that runs in production. Never: a log or a disk.
+
+use log::{RecordBatch, TimestampType, TopicId, TopicPartition};
+use processors::declared::{Config, application};
+use runtime::driver::StepDriver;
+use runtime::{InputTopic, TaskId, TaskInfo};
+use schemas::codec::Datum;
+use std::error::Error;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+const TOPOLOGY: &str = r#"
+name = "speed"
+[[event]]
+name = "viewed"
+fields = { id = "int8", screen = "text?", ms = "int8" }
+key = ["id"]
+[[processor]]
+name = "views"
+kind = "aggregate"
+from = "event:viewed"
+group = { id = "id" }
+fields = { n = "count()" }
+"#;
+const KEYS: i64 = 100_000;
+const BATCH: i64 = 1_024;
+/// Batches between commits: about what a thread reads in the longest time between two.
+const BATCHES_A_COMMIT: usize = 32;
+const ROUNDS: i64 = 2_000;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let topology = topology::check("topology.toml", TOPOLOGY, &topology::Embedded(&[])).into_result()?;
+    let topology = Arc::new(topology);
+    let processor = Arc::new(topology.processors.first().ok_or("one is declared")?.clone());
+    let event = topology.events.first().ok_or("one is declared")?.schema.clone();
+    let text = event.text().to_owned();
+    let config = Config {
+        topology,
+        processor,
+        schema_id: 1,
+        horizon_ms: 1_000,
+        fetch: Arc::new(move |_| Ok(text.clone())),
+    };
+    let sub = application(&config).subtopologies.pop().ok_or("it has one")?;
+    let info = TaskInfo {
+        application: "views".into(),
+        id: TaskId {
+            subtopology: sub.name.as_str().into(),
+            partition: 0,
+        },
+        inputs: vec![InputTopic {
+            name: "event.viewed".into(),
+            id: TopicId(Default::default()),
+        }],
+    };
+    let mut driver = StepDriver::new("views", (sub.factory)(&info))?;
+    let (mut feed, mut commit, mut offset) = (Duration::ZERO, Duration::ZERO, 0_i64);
+    for round in 0..ROUNDS {
+        let mut batch = RecordBatch::default();
+        let at = batch.intern(&TopicPartition::new("event.viewed", 0));
+        for _ in 0..BATCH {
+            let id = offset.wrapping_mul(7_919) % KEYS;
+            let key = format!("[\"{id}\"]");
+            let mut value = Vec::new();
+            schemas::wire::frame(schemas::ids::SchemaId(1), &mut value);
+            event.encode(&[Datum::Long(id), Datum::Str("home"), Datum::Long(offset)], &mut value)?;
+            batch.push(
+                at,
+                offset,
+                offset,
+                TimestampType::Create,
+                Some(key.as_bytes()),
+                Some(&value),
+                [],
+            );
+            offset += 1;
+        }
+        let began = Instant::now();
+        driver.feed(&batch)?;
+        feed += began.elapsed();
+        if usize::try_from(round)? % BATCHES_A_COMMIT == 0 {
+            let began = Instant::now();
+            driver.commit()?;
+            commit += began.elapsed();
+        }
+    }
+    let records = Duration::from_secs(1).as_nanos() / ((feed + commit).as_nanos() / u128::try_from(offset)?).max(1);
+    println!("{offset} records: steps {feed:?}, commits {commit:?}: {records} records/s");
+    Ok(())
+}
