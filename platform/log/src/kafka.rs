@@ -6,6 +6,7 @@
 
 mod admin;
 mod append;
+mod coordinator;
 mod fault;
 mod gather;
 mod group;
@@ -21,6 +22,7 @@ use crate::{
     Appender, At, Committed, GroupConfig, GroupConsumer, GroupInfo, Isolation, Log, Offset, OutBatch, Produced, Reader,
     Result, Session, SessionConfig, SharedLog, TopicInfo, TopicPartition, TopicSpec,
 };
+use coordinator::Coordinators;
 use group::Members;
 use producer::Producer;
 use serde::Deserialize;
@@ -101,6 +103,7 @@ pub struct KafkaLog {
     config: Config,
     /// Appends outside transactions, and asks for the administration. Replaced when it has failed for good.
     shared: Mutex<Arc<Producer>>,
+    coordinators: Coordinators,
     /// The groups' members that live in this process.
     members: Arc<Members>,
 }
@@ -114,6 +117,7 @@ impl KafkaLog {
         let producer = Producer::new(&settings::append(&config), config.request_timeout)?;
         let shared = Mutex::new(Arc::new(producer));
         Ok(Arc::new(KafkaLog {
+            coordinators: Coordinators::new(&config),
             config,
             shared,
             members: Arc::default(),
@@ -167,22 +171,22 @@ impl Log for KafkaLog {
     }
 
     fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Committed> {
-        self.with_admin(|admin| admin.committed(group, partitions))
+        self.coordinators.committed(group, partitions)
     }
 
     fn set_committed(&self, group: &str, offsets: &[(TopicPartition, Offset)]) -> Result<()> {
         if let Some(result) = self.members.commit(group, offsets) {
             return result;
         }
-        self.with_admin(|admin| admin.set_committed(group, offsets))
+        self.coordinators.set_committed(group, offsets)
     }
 
     fn groups(&self) -> Result<Vec<GroupInfo>> {
-        self.with_admin(|admin| admin.groups())
+        self.coordinators.groups()
     }
 
     fn group_info(&self, group: &str) -> Result<Option<GroupInfo>> {
-        self.with_admin(|admin| admin.group_info(group))
+        self.coordinators.group_info(group)
     }
 
     fn group(&self, config: GroupConfig) -> Result<Box<dyn GroupConsumer>> {

@@ -1,4 +1,4 @@
-//! Topics, offsets and groups of Kafka, in the log's words.
+//! Topics of Kafka and their offsets, in the log's words.
 //!
 //! Guarantees: what was created, altered or deleted is seen by the next question, since the brokers' own views of it
 //! are waited for; requests are repeated while a broker asks for that, within the time limit. Never: a default topic.
@@ -8,8 +8,8 @@ use super::raw::admin::{Admin as Raw, END, NewTopic, START, TopicResult};
 use super::raw::list::{Entry, List};
 use super::raw::{Code, Fault, Handle};
 use crate::{
-    At, Cleanup, Committed, Error, GroupInfo, Isolation, MemberInfo, Offset, Result, TimestampPolicy, TopicConfig,
-    TopicId, TopicInfo, TopicPartition, TopicSpec,
+    At, Cleanup, Error, Isolation, Offset, Result, TimestampPolicy, TopicConfig, TopicId, TopicInfo, TopicPartition,
+    TopicSpec,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,9 +17,6 @@ use std::time::{Duration, Instant};
 
 /// How long a broker's view may lag behind the controller's.
 const PROPAGATION: Duration = Duration::from_secs(10);
-
-/// What stands for an answer that leaves a partition out; it is asked for again.
-const NOT_TOLD: Code = Code::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE;
 
 /// Asks through one client.
 #[derive(Debug)]
@@ -31,47 +28,12 @@ impl<'h> Admin<'h> {
     /// Asks through this client; each request has this time limit.
     pub fn new(handle: &'h Arc<Handle>, timeout: Duration) -> Admin<'h> {
         Admin {
-            raw: Raw { handle, timeout },
+            raw: Raw::new(handle, timeout),
         }
     }
 
-    /// Repeats a request while a broker says "not now", within the time limit.
     fn ask<T>(&self, request: impl Fn(&Raw<'_>) -> Result<T, Fault>) -> Result<T, Fault> {
-        let end = Instant::now() + self.raw.timeout;
-        let mut pause = Duration::from_millis(2);
-        loop {
-            match request(&self.raw) {
-                Err(found) if fault::unreachable(&found) && !fault::timed_out(found.code) && Instant::now() < end => {
-                    std::thread::sleep(pause);
-                    pause = (pause * 2).min(Duration::from_millis(100));
-                }
-                Err(mut found) => {
-                    found.text = self.raw.handle.reach().explain(&found.text);
-                    return Err(found);
-                }
-                found => return found,
-            }
-        }
-    }
-
-    /// Repeats a request to a group's coordinator, with time limits that grow: the library forgets a request that
-    /// finds no coordinator at its first look, as on a cluster whose first group this is, until the request's limit.
-    fn ask_coordinator<T>(&self, request: impl Fn(&Raw<'_>) -> Result<T, Fault>) -> Result<T, Fault> {
-        let end = Instant::now() + self.raw.timeout;
-        let mut limit = Duration::from_millis(500);
-        loop {
-            let left = end.saturating_duration_since(Instant::now());
-            let patient = Admin {
-                raw: Raw {
-                    handle: self.raw.handle,
-                    timeout: limit.min(left),
-                },
-            };
-            match patient.ask(&request) {
-                Err(found) if fault::unreachable(&found) && limit < left => limit *= 2,
-                result => return result,
-            }
-        }
+        insist(&self.raw, self.raw.timeout, request)
     }
 
     /// Waits until the brokers show what was just changed.
@@ -210,67 +172,6 @@ impl<'h> Admin<'h> {
         partitions.iter().map(each).collect()
     }
 
-    /// See [`crate::Log::committed`].
-    pub fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Committed> {
-        let wanted = List::of(partitions.iter().map(|at| (at, 0)));
-        let found = self.ask_coordinator(|raw| {
-            let entries = raw.committed(group, Some(&wanted), true)?;
-            entries.iter().try_for_each(|entry| Fault::check(entry.code))?;
-            // "Not told" must never pass for "none".
-            let told = |at: &TopicPartition| entries.iter().any(|entry| entry.at == *at);
-            let all = if partitions.iter().all(told) {
-                Code::RD_KAFKA_RESP_ERR_NO_ERROR
-            } else {
-                NOT_TOLD
-            };
-            Fault::check(all).map(|()| entries)
-        });
-        let entries = found.map_err(|found| {
-            if found.code == Code::RD_KAFKA_RESP_ERR_UNSTABLE_OFFSET_COMMIT {
-                let group = group.to_owned();
-                return Error::Undecided { group };
-            }
-            fault::error(format!("fetch offsets of group {group}"), &found)
-        })?;
-        let found: BTreeMap<_, _> = entries.into_iter().map(|e| (e.at, e.offset)).collect();
-        let offset = |at| found.get(at).copied().filter(|offset| *offset >= 0);
-        Ok(partitions.iter().map(|at| (at.clone(), offset(at))).collect())
-    }
-
-    /// See [`crate::Log::set_committed`].
-    pub fn set_committed(&self, group: &str, offsets: &[(TopicPartition, Offset)]) -> Result<()> {
-        let wanted = List::of(offsets.iter().map(|(at, offset)| (at, *offset)));
-        let found = self.ask_coordinator(|raw| {
-            let entries = raw.set_committed(group, &wanted)?;
-            entries.iter().try_for_each(|entry| Fault::check(entry.code))
-        });
-        found.map_err(|found| set_error(group, &found))
-    }
-
-    /// See [`crate::Log::groups`].
-    pub fn groups(&self) -> Result<Vec<GroupInfo>> {
-        let mut names = self
-            .ask(|raw| raw.groups())
-            .map_err(|found| fault::error("list groups", &found))?;
-        names.sort();
-        let mut groups = Vec::with_capacity(names.len());
-        for name in names {
-            // One that is not found has ended since it was listed.
-            groups.extend(self.group_info(&name)?);
-        }
-        Ok(groups)
-    }
-
-    /// See [`crate::Log::group_info`].
-    pub fn group_info(&self, name: &str) -> Result<Option<GroupInfo>> {
-        let found = self.ask_coordinator(|raw| Ok((raw.group(name)?, raw.committed(name, None, false)?)));
-        match found {
-            Ok((group, offsets)) => Ok(Some(info(group, offsets))),
-            Err(found) if found.code == Code::RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND => Ok(None),
-            Err(found) => Err(fault::error(format!("describe group {name}"), &found)),
-        }
-    }
-
     /// See [`crate::Log::incarnation`].
     pub fn incarnation(&self) -> Result<String> {
         self.raw
@@ -283,15 +184,22 @@ impl<'h> Admin<'h> {
     }
 }
 
-/// What it means that a group's offsets could not be set.
-pub fn set_error(group: &str, found: &Fault) -> Error {
-    let attempted = format!("set offsets of group {group}");
-    match found.code {
-        Code::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID | Code::RD_KAFKA_RESP_ERR_NON_EMPTY_GROUP => Error::Refused {
-            attempted,
-            reason: "it has live members; stop them first".to_owned(),
-        },
-        _ => fault::error(attempted, found),
+/// Repeats a request while a broker says "not now", within a time limit.
+pub fn insist<T>(raw: &Raw<'_>, limit: Duration, request: impl Fn(&Raw<'_>) -> Result<T, Fault>) -> Result<T, Fault> {
+    let end = Instant::now() + limit;
+    let mut pause = Duration::from_millis(2);
+    loop {
+        match request(raw) {
+            Err(found) if fault::unreachable(&found) && !fault::timed_out(found.code) && Instant::now() < end => {
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(100));
+            }
+            Err(mut found) => {
+                found.text = raw.handle.reach().explain(&found.text);
+                return Err(found);
+            }
+            found => return found,
+        }
     }
 }
 
@@ -360,28 +268,6 @@ fn leaderless(raw: &Raw<'_>, at: &TopicPartition, found: Fault) -> Fault {
         Ok(count) if (0..count).contains(&at.partition) => Fault::of(Code::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE),
         Ok(_) => Fault::of(Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART),
         Err(found) => found,
-    }
-}
-
-fn info(group: super::raw::admin::Group, offsets: Vec<Entry>) -> GroupInfo {
-    let member = |(client, instance, partitions): (String, String, Vec<Entry>)| MemberInfo {
-        name: if instance.is_empty() {
-            client
-        } else {
-            format!("{client}/{instance}")
-        },
-        instance: (!instance.is_empty()).then_some(instance),
-        partitions: partitions.into_iter().map(|entry| entry.at).collect(),
-    };
-    let offsets = offsets
-        .into_iter()
-        .filter(|entry| entry.offset >= 0)
-        .map(|entry| (entry.at, entry.offset));
-    GroupInfo {
-        group: group.name,
-        state: group.state,
-        members: group.members.into_iter().map(member).collect(),
-        committed: offsets.collect(),
     }
 }
 

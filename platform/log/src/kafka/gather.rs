@@ -264,10 +264,7 @@ impl Gather {
 
     /// An edge of a partition for a message; −1 when it cannot be had.
     fn edge(&self, at: &TopicPartition, mark: Offset) -> Offset {
-        let admin = Admin {
-            handle: self.handle(),
-            timeout: Duration::from_secs(5),
-        };
+        let admin = Admin::new(self.handle(), Duration::from_secs(5));
         let wanted = List::of(std::iter::once((at, mark)));
         let found = admin.offsets(&wanted, Isolation::ReadUncommitted).ok();
         found

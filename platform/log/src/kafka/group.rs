@@ -7,7 +7,7 @@
 use super::gather::{Gather, Slot};
 use super::raw::list::List;
 use super::raw::{Code, Event as RawEvent, Fault, Handle, Kind, Queue, Waker, What};
-use super::{Config, GroupMetadata, admin, fault, protocol, settings};
+use super::{Config, GroupMetadata, coordinator, fault, protocol, settings};
 use crate::consumer::MemberToken;
 use crate::{
     Error, Event, GroupConfig, GroupConsumer, GroupProtocol, Member, Offset, RecordBatch, Result, TopicPartition, probe,
@@ -70,7 +70,7 @@ impl Members {
             .handle
             .commit(&list)
             .and_then(|()| list.check().map_err(|(_, found)| found));
-        Some(done.map_err(|found| admin::set_error(group, &found)))
+        Some(done.map_err(|found| coordinator::set_error(group, &found)))
     }
 }
 

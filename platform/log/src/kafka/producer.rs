@@ -282,10 +282,7 @@ impl Producer {
         };
         let topic = Topic::new(self.handle(), name).map_err(failed)?;
         topic.partitions(self.request_timeout).map_err(failed)?;
-        let admin = Admin {
-            handle: self.handle(),
-            timeout: self.request_timeout,
-        };
+        let admin = Admin::new(self.handle(), self.request_timeout);
         // Who may write a topic may yet not be allowed to see its settings; the broker still refuses what is too large.
         let settings = admin.settings(name).unwrap_or_default();
         let limit_bytes = settings

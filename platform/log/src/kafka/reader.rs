@@ -60,10 +60,7 @@ impl KafkaReader {
         if marks.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let admin = Admin {
-            handle: self.gather.handle(),
-            timeout: self.request_timeout,
-        };
+        let admin = Admin::new(self.gather.handle(), self.request_timeout);
         let wanted = List::of(marks.into_iter());
         let attempted = "look up where to read";
         let entries = admin.offsets(&wanted, self.isolation).map_err(|mut found| {
@@ -107,10 +104,7 @@ impl KafkaReader {
             .collect();
         (*asked_at, *millis) = (Instant::now(), now());
         if !standing.is_empty() {
-            let admin = Admin {
-                handle: self.gather.handle(),
-                timeout: Duration::from_secs(5),
-            };
+            let admin = Admin::new(self.gather.handle(), Duration::from_secs(5));
             let ends = List::of(standing.into_iter().map(|slot| (&slot.at, END)));
             *asked = admin.ask_offsets(&ends, self.isolation).ok();
         }

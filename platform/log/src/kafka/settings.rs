@@ -68,6 +68,14 @@ pub fn appender(config: &Config) -> Settings {
     settings
 }
 
+/// The client that asks coordinators; the group is one that it never joins.
+pub fn coordinators(config: &Config, group: &str) -> Settings {
+    let mut settings = layered(config, &[COMMON, CONSUMER]);
+    consumer(&mut settings, Isolation::ReadCommitted);
+    set(&mut settings, "group.id", group);
+    settings
+}
+
 /// A session's producer.
 pub fn session(config: &Config, session: &SessionConfig) -> Settings {
     let mut settings = layered(config, &[COMMON, PRODUCER]);

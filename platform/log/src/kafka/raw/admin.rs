@@ -55,8 +55,23 @@ pub type TopicResult = (String, Result<(), Fault>);
 pub struct Admin<'h> {
     /// The instance that asks.
     pub handle: &'h Arc<Handle>,
-    /// How long each request may take.
+    /// How long each request may take; the library ends it then.
     pub timeout: Duration,
+    /// How long an answer is waited for: longer than the request may take, except where the library must not end it.
+    pub patience: Duration,
+}
+
+impl<'h> Admin<'h> {
+    /// Requests that the library ends after this long.
+    pub fn new(handle: &'h Arc<Handle>, timeout: Duration) -> Admin<'h> {
+        // The addition only guards against a library that does not answer.
+        let patience = timeout.saturating_add(Duration::from_secs(5));
+        Admin {
+            handle,
+            timeout,
+            patience,
+        }
+    }
 }
 
 type Options = *mut c::rd_kafka_AdminOptions_t;
@@ -99,8 +114,7 @@ impl Admin<'_> {
         self.await_brokers()?;
         // SAFETY: by the caller's promise.
         let queue = unsafe { self.send(api, send) }?;
-        // The request ends by itself at its limit; the addition only guards against a library that does not answer.
-        let event = queue.poll(self.timeout.saturating_add(Duration::from_secs(5)));
+        let event = queue.poll(self.patience);
         let event = event.ok_or_else(|| Fault::of(Code::RD_KAFKA_RESP_ERR__TIMED_OUT))?;
         event.fault()?;
         Ok(read(event.raw.as_ptr()))
@@ -113,6 +127,11 @@ impl Admin<'_> {
         if self.handle.reach().silence(Duration::ZERO).is_none() {
             return Ok(());
         }
+        self.meet()
+    }
+
+    /// Waits until some broker has answered.
+    pub fn meet(&self) -> Result<(), Fault> {
         self.metadata(false, |_| ())
     }
 
@@ -121,7 +140,7 @@ impl Admin<'_> {
         let mut metadata = ptr::null();
         // SAFETY: the instance lives; the metadata is ours when the call succeeds, and freed after it was read.
         unsafe {
-            let (rk, limit) = (self.handle.raw(), millis(self.timeout));
+            let (rk, limit) = (self.handle.raw(), millis(self.timeout.min(self.patience)));
             let code = c::rd_kafka_metadata(rk, all_topics.into(), ptr::null_mut(), &mut metadata, limit);
             Fault::check(code)?;
             let found = read(&*metadata);
@@ -287,9 +306,8 @@ impl Admin<'_> {
     pub fn offsets(&self, wanted: &List, isolation: Isolation) -> Result<Vec<Entry>, Fault> {
         self.await_brokers()?;
         let asked = self.ask_offsets(wanted, isolation)?;
-        let limit = self.timeout.saturating_add(Duration::from_secs(5));
         asked
-            .answer(limit)
+            .answer(self.patience)
             .unwrap_or_else(|| Err(Fault::of(Code::RD_KAFKA_RESP_ERR__TIMED_OUT)))
     }
 
