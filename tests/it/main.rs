@@ -9,6 +9,7 @@
     reason = "a test that meets what it does not expect fails, and its numbers are small"
 )]
 
+mod cluster;
 mod edge;
 mod interop;
 mod kafka;

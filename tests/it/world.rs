@@ -7,8 +7,12 @@
 // The load commands include this file from beside, so that its children need their paths.
 #[path = "world/broker.rs"]
 mod broker;
+#[path = "world/cluster.rs"]
+mod cluster;
 #[path = "world/dev.rs"]
 mod dev;
+#[path = "world/disk.rs"]
+mod disk;
 #[path = "world/nodes.rs"]
 mod nodes;
 #[path = "world/phone.rs"]
@@ -16,8 +20,10 @@ mod phone;
 #[path = "world/postgres.rs"]
 mod postgres;
 
-pub use broker::{Broker, Listener, abort_transaction, alter_topic};
+pub use broker::{Broker, Listener, abort_transaction, alter_topic, delete_group, delete_records};
+pub use cluster::{BROKERS, Cluster};
 pub use dev::{Dev, binary};
+pub use disk::Disk;
 pub use nodes::Fleet;
 pub use phone::{Phone, Polled};
 pub use postgres::{Postgres, make_bank, sql};

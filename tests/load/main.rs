@@ -10,6 +10,7 @@
 #[path = "../it/world.rs"]
 mod world;
 
+mod cluster;
 mod edge;
 mod figures;
 mod line;
@@ -24,6 +25,7 @@ mod store;
 static MEMORY: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 const USAGE: &str = "usage: load WHAT
+  cluster [MINUTES]   three brokers, a join and a count, everything killed in turn; what is lost, doubled or made up
   edge [embedded|kafka] [ROWS]   intake, idle polls, long polls; edge and devices in this one process
   store [fjall|sled] [ROWS] [VALUE BYTES] [MEMORY MIB]   fill, read, scan, reopen
   runtime [kafka|embedded] [copy|count|singles]   a copy, beside the library's own, a count with state, one record at a time
@@ -36,6 +38,7 @@ fn main() -> anyhow::Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let rest = words.get(1..).unwrap_or_default();
     match words.first().map(String::as_str) {
+        Some("cluster") => crate::cluster::run(rest),
         Some("edge") => crate::edge::run(rest),
         Some("line") => crate::line::run(rest),
         Some("runtime") => crate::runtime::run(rest),

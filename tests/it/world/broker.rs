@@ -6,7 +6,7 @@
 use super::{free_port, kafka_libs, signal, wait_for};
 use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -66,10 +66,16 @@ impl Broker {
             .tempdir()
             .expect("make a directory");
         let (port, controller) = (free_port(), free_port());
+        let text = properties(directory.path(), port, controller);
+        let mut broker = Broker::lay_out(directory, port, &cluster_id(), &text, format);
+        broker.restart();
+        broker
+    }
+
+    /// Formats a broker's data directory; nothing is started.
+    pub(super) fn lay_out(directory: TempDir, port: u16, id: &str, text: &str, format: &[String]) -> Broker {
         let path = directory.path().join("server.properties");
-        fs::write(&path, properties(directory.path(), port, controller)).expect("write server.properties");
-        let id = uuid::Uuid::new_v4().simple().to_string();
-        let id = id.get(..22).expect("32 digits");
+        fs::write(&path, text).expect("write server.properties");
         let formatted = java(&["-Xmx128m"])
             .args(["kafka.tools.StorageTool", "format", "-t", id, "-c"])
             .arg(&path)
@@ -81,13 +87,16 @@ impl Broker {
             "format failed: {}",
             String::from_utf8_lossy(&formatted.stderr)
         );
-        let mut broker = Broker {
+        Broker {
             directory,
             port,
             process: None,
-        };
-        broker.restart();
-        broker
+        }
+    }
+
+    /// Where it keeps its partitions.
+    pub(super) fn data(&self) -> PathBuf {
+        self.directory.path().join("data")
     }
 
     /// Bootstrap servers.
@@ -118,6 +127,12 @@ impl Broker {
 
     /// Starts a killed or stopped broker on the same data and port, and waits until it serves.
     pub fn restart(&mut self) {
+        self.launch();
+        self.serves();
+    }
+
+    /// Starts it and does not wait.
+    pub(super) fn launch(&mut self) {
         assert!(self.process.is_none(), "the broker is running");
         let log = self.directory.path().join("log");
         let file = File::create(&log).expect("create the broker's log");
@@ -130,6 +145,11 @@ impl Broker {
             .spawn()
             .expect("run java");
         self.process = Some(process);
+    }
+
+    /// Waits until it serves.
+    pub(super) fn serves(&mut self) {
+        let log = self.directory.path().join("log");
         wait_for("the broker to serve", Duration::from_secs(60), || {
             let text = fs::read_to_string(&log).unwrap_or_default();
             let ended = self
@@ -167,6 +187,25 @@ pub fn abort_transaction(bootstrap: &str, topic: &str, partition: i32, start: i6
     tool("org.apache.kafka.tools.TransactionsCommand", bootstrap, &what);
 }
 
+/// Deletes the records of a partition below an offset, as an operator does with `kafka-delete-records.sh`.
+pub fn delete_records(bootstrap: &str, topic: &str, partition: i32, below: i64) {
+    let wanted = serde_json::json!({
+        "partitions": [{"topic": topic, "partition": partition, "offset": below}],
+        "version": 1,
+    });
+    let file = tempfile::NamedTempFile::new().expect("make a file");
+    fs::write(file.path(), wanted.to_string()).expect("write what is to be deleted");
+    let path = file.path().to_str().expect("a plain path");
+    let class = "org.apache.kafka.tools.DeleteRecordsCommand";
+    tool(class, bootstrap, &["--offset-json-file", path]);
+}
+
+/// Deletes a group and its offsets, as `kafka-consumer-groups.sh --delete` does, and as their retention does.
+pub fn delete_group(bootstrap: &str, group: &str) {
+    let class = "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand";
+    tool(class, bootstrap, &["--delete", "--group", group]);
+}
+
 /// Alters a topic's settings, as an operator does with `kafka-configs.sh --alter`.
 pub fn alter_topic(bootstrap: &str, topic: &str, settings: &[(&str, &str)]) {
     let settings: Vec<String> = settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
@@ -175,8 +214,14 @@ pub fn alter_topic(bootstrap: &str, topic: &str, settings: &[(&str, &str)]) {
     tool("kafka.admin.ConfigCommand", bootstrap, &what);
 }
 
-/// Runs one of Kafka's own tools; fails the test when it fails.
-fn tool(class: &str, bootstrap: &str, arguments: &[&str]) {
+/// A new cluster's id.
+pub(super) fn cluster_id() -> String {
+    let id = uuid::Uuid::new_v4().simple().to_string();
+    id.get(..22).expect("32 digits").to_owned()
+}
+
+/// Runs one of Kafka's own tools and returns what it printed; fails the test when it fails.
+pub(super) fn tool(class: &str, bootstrap: &str, arguments: &[&str]) -> String {
     let out = java(&["-Xmx128m"])
         .args([class, "--bootstrap-server", bootstrap])
         .args(arguments)
@@ -188,6 +233,7 @@ fn tool(class: &str, bootstrap: &str, arguments: &[&str]) {
         String::from_utf8_lossy(&out.stdout),
         String::from_utf8_lossy(&out.stderr)
     );
+    String::from_utf8_lossy(&out.stdout).into_owned()
 }
 
 /// A Java virtual machine with Kafka's jars.
