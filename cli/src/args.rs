@@ -308,7 +308,7 @@ pub struct Replay {
 /// `trunkline offsets`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "A task whose state and committed offsets differ stops and names both commands. `accept` keeps the state and goes on from the committed offsets: what lies between is not in the state. `restore` keeps the state and puts the offsets back to it: nothing is lost, and what lies between is processed again. Stop the processor first.\n\nExample:\n  trunkline offsets show sync-views change.shop/0"
+    after_help = "A task whose state and committed offsets differ stops and names both commands. `accept` keeps the state and goes on from the committed offsets: what lies between is not in the state. `restore` keeps the state and puts the offsets back to it: nothing is lost, and what lies between is processed again. `again` is for a task without state. Stop the processor first.\n\nExample:\n  trunkline offsets show sync-views change.shop/0"
 )]
 pub struct Offsets {
     /// Which log.
@@ -325,7 +325,9 @@ pub enum OffsetsCommand {
     /// Shows both.
     Show(Task),
     /// Goes on from the committed offsets, with the state as it is.
-    Accept(Task),
+    Accept(Accept),
+    /// Lets a task that has no state any more process its inputs again from their beginning.
+    Again(Again),
     /// Puts the committed offsets back to what the state contains.
     Restore(Task),
     /// Goes on without records that retention has removed before they were processed.
@@ -339,6 +341,28 @@ pub struct Task {
     pub processor: String,
     /// The task as messages name it: its store and partition, such as `change.shop/0`.
     pub task: String,
+}
+
+/// A processor's task, and the inputs that it goes on with.
+#[derive(Debug, Args)]
+pub struct Accept {
+    /// Which task.
+    #[command(flatten)]
+    pub task: Task,
+    /// A topic that it reads, where its inputs were exchanged or it has no state. May be given again.
+    #[arg(long = "input", value_name = "TOPIC")]
+    pub inputs: Vec<String>,
+}
+
+/// A processor's task, and all inputs that it reads.
+#[derive(Debug, Args)]
+pub struct Again {
+    /// Which task.
+    #[command(flatten)]
+    pub task: Task,
+    /// A topic that it reads. May be given again.
+    #[arg(long = "input", value_name = "TOPIC", required = true)]
+    pub inputs: Vec<String>,
 }
 
 /// `trunkline state`.

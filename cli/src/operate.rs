@@ -86,13 +86,15 @@ pub enum Ask {
 }
 
 /// What to do about a task whose state and committed offsets differ.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Way {
     /// Nothing: show both.
     Show,
-    /// The committed offsets are right.
-    Accept,
+    /// The committed offsets are right; with these inputs where some are named, else with those that it had.
+    Accept(Vec<String>),
+    /// There is no state: begin again where these inputs begin.
+    Again(Vec<String>),
     /// The state is right.
     Restore,
     /// Neither: go on where the inputs begin now.
@@ -230,11 +232,24 @@ fn standing(
     topics::show(log, &changelog)?;
     let changelog = TopicPartition::new(changelog, partition);
     let before = offsets::standing(log, processor, &changelog).map_err(refused)?;
+    let named = |topics: &[String]| -> Vec<TopicPartition> {
+        let inputs = topics
+            .iter()
+            .map(|topic| TopicPartition::new(topic.as_str(), partition));
+        inputs.collect()
+    };
     match way {
         Way::Show => return Ok(before),
-        Way::Accept => {
-            let inputs: Vec<_> = before.inputs.iter().map(offsets::Place::at).collect();
-            offsets::accept(log, processor, &changelog, &inputs).map_err(refused)?;
+        Way::Accept(topics) => {
+            let inputs = if topics.is_empty() {
+                before.inputs.iter().map(offsets::Place::at).collect()
+            } else {
+                named(&topics)
+            };
+            drop(offsets::accept(log, processor, &changelog, &inputs).map_err(refused)?);
+        }
+        Way::Again(topics) => {
+            drop(offsets::again(log, processor, &changelog, &named(&topics)).map_err(refused)?);
         }
         Way::Restore => drop(offsets::restore(log, processor, &changelog).map_err(refused)?),
         Way::Skip => drop(offsets::skip(log, processor, &changelog).map_err(refused)?),

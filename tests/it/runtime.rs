@@ -3,6 +3,9 @@
 //! Guarantees: each death is a real one, at a named point of the code or by a signal; the truth is computed from the
 //! input topic alone. Never: a judgement by the child.
 
+mod bad_input;
+mod bad_machine;
+mod bench;
 mod child;
 mod standby;
 

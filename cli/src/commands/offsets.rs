@@ -1,4 +1,4 @@
-//! `trunkline offsets`: state and committed offsets of a task, and the two ways out when they differ.
+//! `trunkline offsets`: state and committed offsets of a task, and the ways out when they differ.
 
 use super::look::{collect, table};
 use crate::args::{self, OffsetsCommand, Output};
@@ -7,11 +7,12 @@ use crate::operate::{Ask, Way};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-/// Shows, accepts or restores.
+/// Shows both, or goes one of the ways.
 pub fn run(output: Output, offsets: &args::Offsets) -> Result<()> {
     let (way, task) = match &offsets.command {
         OffsetsCommand::Show(task) => (Way::Show, task),
-        OffsetsCommand::Accept(task) => (Way::Accept, task),
+        OffsetsCommand::Accept(accept) => (Way::Accept(accept.inputs.clone()), &accept.task),
+        OffsetsCommand::Again(again) => (Way::Again(again.inputs.clone()), &again.task),
         OffsetsCommand::Restore(task) => (Way::Restore, task),
         OffsetsCommand::Skip(task) => (Way::Skip, task),
     };

@@ -171,6 +171,7 @@ pub fn written(records: &OutBatch) -> Vec<Written> {
 pub struct ThreadDriver {
     thread: StreamThread,
     status: Arc<Status>,
+    leftovers: Vec<String>,
 }
 
 impl ThreadDriver {
@@ -188,10 +189,12 @@ impl ThreadDriver {
     ) -> Result<Self> {
         let status = Arc::new(Status::default());
         let plan = Plan::resolve(&*log, application, &config)?;
+        let leftovers = plan.unclaimed(&*stores);
         let env = Env::new(plan, config, log, clock, stores, status.clone());
         Ok(ThreadDriver {
             thread: StreamThread::new(Arc::new(env), thread),
             status,
+            leftovers,
         })
     }
 
@@ -221,6 +224,11 @@ impl ThreadDriver {
     /// What stands between the thread and work.
     pub fn causes(&self) -> Vec<String> {
         self.status.causes()
+    }
+
+    /// What a process warns of at its start: state that belongs to no declared store.
+    pub fn leftovers(&self) -> &[String] {
+        &self.leftovers
     }
 
     /// Ends as a drained process does.

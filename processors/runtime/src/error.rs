@@ -22,7 +22,9 @@ pub enum Error {
         source: log::Error,
     },
     /// The state store failed.
-    #[error("state store failed")]
+    #[error(
+        "state store failed; mend what its file system says and start again: what the store lacks comes from the log"
+    )]
     Store(#[from] store::Error),
     /// The processor or what it needs failed.
     #[error("processor {name} failed: {reason}")]

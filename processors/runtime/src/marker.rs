@@ -136,6 +136,31 @@ pub(crate) fn ways_out(application: &str, store: &str, task: &TaskId) -> String 
     )
 }
 
+/// The ways out of committed offsets beside an empty changelog, for people.
+pub(crate) fn ways_to_begin(application: &str, store: &str, task: &TaskId, inputs: &[TopicPartition]) -> String {
+    let (task, inputs) = (format!("{store}/{}", task.partition), named(inputs));
+    format!(
+        "if the store had another name, declare its former name; to process the inputs again from their beginning: \
+         `trunkline offsets again {application} {task}{inputs}`; to go on from the committed offsets without any state: \
+         `trunkline offsets accept {application} {task}{inputs}`"
+    )
+}
+
+/// The ways out of a state that was made from other inputs, for people.
+pub(crate) fn ways_to_exchange(application: &str, store: &str, task: &TaskId, inputs: &[TopicPartition]) -> String {
+    let (task, inputs) = (format!("{store}/{}", task.partition), named(inputs));
+    format!(
+        "declare the inputs that it had, or give the store another name to begin with none; to go on with this state: \
+         `trunkline offsets accept {application} {task}{inputs}`"
+    )
+}
+
+/// Inputs as the commands take them.
+fn named(inputs: &[TopicPartition]) -> String {
+    let named: Vec<String> = inputs.iter().map(|input| format!(" --input {}", input.topic)).collect();
+    named.concat()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,6 @@
-//! The two ways out of a task whose state and committed offsets differ, for operators.
+//! The ways out of a task whose state and committed offsets differ, for operators.
 //!
-//! Guarantees: either makes marker and offsets agree; a stopped task sees it by itself.
+//! Guarantees: each makes marker and offsets agree; a stopped task sees it by itself.
 //! Never: a change of the state itself; a guess which of the two is right.
 
 use crate::marker::{MARKER_KEY, Marker};
@@ -101,6 +101,33 @@ pub fn skip(log: &dyn Log, application: &str, changelog: &TopicPartition) -> Res
     accept(log, application, changelog, &inputs)
 }
 
+/// Lets a task that has no state, but offsets, process these inputs, which are its own, again from the first records that
+/// they hold. The group must have no live member.
+///
+/// # Errors
+/// As [`accept`]; a changelog that does hold state.
+pub fn again(
+    log: &dyn Log,
+    application: &str,
+    changelog: &TopicPartition,
+    inputs: &[TopicPartition],
+) -> Result<Marker> {
+    let wrap = |source| Error::Log {
+        who: application.to_owned(),
+        source,
+    };
+    if marker(log, application, changelog)?.is_some() {
+        return Err(Error::Application {
+            name: application.to_owned(),
+            reason: format!("{changelog} holds state, to which the same records would be added once more"),
+        });
+    }
+    let starts = log.offsets(inputs, At::Start).map_err(wrap)?;
+    let starts: Vec<_> = inputs.iter().cloned().zip(starts).collect();
+    log.set_committed(application, &starts).map_err(wrap)?;
+    accept(log, application, changelog, inputs)
+}
+
 fn empty(application: &str, changelog: &TopicPartition) -> Error {
     Error::Application {
         name: application.to_owned(),
@@ -108,8 +135,9 @@ fn empty(application: &str, changelog: &TopicPartition) -> Error {
     }
 }
 
-/// Goes on from the committed offsets with the state as it is: writes a marker that says so. An input without a
-/// committed offset keeps its place in the marker.
+/// Goes on from the committed offsets with the state as it is: writes a marker that says so, of these inputs and no
+/// others. An input without a committed offset keeps its place in the marker; one that has neither starts where it is
+/// declared to.
 ///
 /// # Errors
 /// A log that fails, a changelog that cannot be read.

@@ -6,10 +6,11 @@
 
 use crate::app::{FirstStart, changelog_topic, dead_letter_topic};
 use crate::checkpoint::Origin;
-use crate::stores::StoreName;
+use crate::stores::{StoreName, Stores};
 use crate::{Application, Config, Error, Factory, Guarantee, InputTopic, Result, TaskId, TaskInfo};
 use log::{Cleanup, Log, Millis, TimestampPolicy, TopicConfig, TopicId, TopicInfo, TopicPartition, TopicSpec};
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ const MESSAGE_BYTES_MAX: i64 = 1_048_588;
 pub(crate) struct Plan {
     pub application: Arc<str>,
     pub subs: Vec<Arc<Sub>>,
+    /// Changelogs of the application that belong to no declared store.
+    pub leftovers: Vec<String>,
 }
 
 /// A sub-topology, resolved.
@@ -109,8 +112,43 @@ impl Plan {
         Ok(Plan {
             application: name,
             subs: subs?,
+            leftovers: leftovers(log, application)?,
         })
     }
+
+    /// Names for people what state of the application belongs to no declared store, in the log and among these stores:
+    /// it is kept, and nobody reads it.
+    pub(crate) fn unclaimed(&self, stores: &dyn Stores) -> Vec<String> {
+        let of_topic = |topic: &String| {
+            format!(
+                "changelog {topic} belongs to no declared store; declare the store again, under the name that it had, or \
+                 delete the topic if its state is not wanted any more"
+            )
+        };
+        let declared: BTreeSet<&str> = self.subs.iter().map(|sub| sub.store.as_str()).collect();
+        let of_store = |place: PathBuf| {
+            format!(
+                "directory {} belongs to no declared store; declare the store again, under the name that it had, or remove \
+                 the directory if its state is not wanted any more",
+                place.display()
+            )
+        };
+        let found = stores.of_application(&self.application).into_iter();
+        let found = found.filter(|(store, _)| !declared.contains(store.as_str()));
+        let of_stores = found.map(|(_, place)| of_store(place));
+        self.leftovers.iter().map(of_topic).chain(of_stores).collect()
+    }
+}
+
+fn leftovers(log: &dyn Log, application: &Application) -> Result<Vec<String>> {
+    let of_application = changelog_topic(&application.name, "");
+    let declared = |topic: &String| {
+        let mut stores = application.subtopologies.iter().map(|sub| &sub.store);
+        stores.any(|store| *topic == changelog_topic(&application.name, store))
+    };
+    let mut topics = log.topics().map_err(|e| wrap(application, e))?;
+    topics.retain(|topic| topic.starts_with(&of_application) && !declared(topic));
+    Ok(topics)
 }
 
 fn resolve_sub(
@@ -211,6 +249,8 @@ fn create_own_topics(
     for input in inputs.iter() {
         let mut letters = TopicConfig::new(Cleanup::Delete);
         letters.retention_ms = Some(millis(config.dead_letter_retention));
+        // By the broker's clock: letters of a process whose own is wrong would be gone at once, or never.
+        letters.timestamps = TimestampPolicy::LogAppendTime;
         let largest = input.number("max.message.bytes").unwrap_or(MESSAGE_BYTES_MAX);
         letters.max_message_bytes = Some(largest.saturating_add(DEAD_LETTER_EXTRA_BYTES).min(i64::from(i32::MAX)));
         topics.push(TopicSpec {
@@ -243,8 +283,10 @@ fn check_changelog(application: &Application, info: &TopicInfo, partitions: i32)
     let setting = |name: &str| info.settings.get(name).map_or("", String::as_str);
     let problem = if info.partitions != partitions {
         format!(
-            "it has {} partitions and the inputs have {partitions}; the state would be read by other tasks",
-            info.partitions
+            "it has {} partitions and the inputs have {partitions}; the state of its keys would be read by \
+             other tasks; give the store another name, so that its state begins anew, or put the input into a topic of {} \
+             partitions",
+            info.partitions, info.partitions
         )
     } else if setting("cleanup.policy") != "compact" {
         "cleanup.policy must be compact, or state would be forgotten".to_owned()

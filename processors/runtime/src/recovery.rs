@@ -14,12 +14,12 @@ mod verdict;
 pub(crate) use verdict::{Start, Verdict, decide};
 
 use crate::checkpoint::{self, Found, MetaError};
-use crate::marker::{FormatError, ways_out};
+use crate::marker::{FormatError, ways_out, ways_to_begin, ways_to_exchange};
 use crate::plan::Sub;
 use crate::task::{Live, Task};
 use crate::thread::Env;
 use crate::{FirstStart, Guarantee, State, hit};
-use log::{At, Fate, Millis, Offset};
+use log::{At, Fate, Millis, Offset, TopicPartition};
 use process::chain;
 use std::time::Duration;
 use store::Batch;
@@ -285,8 +285,9 @@ fn end(task: &mut Task, recovery: &mut Recovery, env: &Env, offsets: Offsets) ->
         None => {
             // A full restore knows of everything that was written when it starts.
             live.as_of = env.clock.now();
-            let start = match env.log.offset(&task.changelog, At::Start) {
-                Ok(start) => start,
+            let start = match beginning(env, &task.changelog) {
+                Ok(Ok(start)) => start,
+                Ok(Err(reason)) => return Next::Stop(reason),
                 Err(error) => return recovery.log_failed(env.clock.elapsed(), &error),
             };
             live.next = Some(start);
@@ -303,6 +304,20 @@ fn end(task: &mut Task, recovery: &mut Recovery, env: &Env, offsets: Offsets) ->
     }
     recovery.step = Step::Restore { offsets, end, seen };
     Next::Again
+}
+
+/// Where a restore in full begins, or why there can be none. A compacted topic keeps its beginning, whatever was
+/// compacted away.
+pub(crate) fn beginning(env: &Env, changelog: &TopicPartition) -> log::Result<Result<Offset, String>> {
+    let start = env.log.offset(changelog, At::Start)?;
+    let reason = || {
+        format!(
+            "{changelog} begins at offset {start}: what was before has been deleted, so that only a part of the state \
+             could be restored; put its store's directory back if there is a whole copy of it (one that was set aside is \
+             kept beside it), or give the store another name to build its state anew"
+        )
+    };
+    Ok(if start == 0 { Ok(start) } else { Err(reason()) })
 }
 
 fn reached(task: &mut Task, recovery: &mut Recovery, env: &Env, offsets: Offsets, end: Offset, seen: Millis) -> Next {
@@ -347,10 +362,18 @@ fn compare(task: &Task, recovery: &mut Recovery, env: &Env, offsets: Offsets) ->
             let write_down = !places.iter().zip(&offsets).all(committed);
             Next::Start { places, write_down }
         }
+        Verdict::Exchanged { text } => {
+            let ways = ways_to_exchange(&task.sub.application, &task.sub.store, &task.id, &inputs);
+            Next::Stop(format!("{text}; {ways}"))
+        }
         Verdict::Differ { text } => {
             let pair = (offsets, marker);
             if recovery.before.as_ref() == Some(&pair) {
-                let ways = ways_out(&task.sub.application, &task.sub.store, &task.id);
+                let ways = if pair.1.is_some() {
+                    ways_out(&task.sub.application, &task.sub.store, &task.id)
+                } else {
+                    ways_to_begin(&task.sub.application, &task.sub.store, &task.id, &inputs)
+                };
                 return Next::Stop(format!("{text}; {ways}"));
             }
             tracing::warn!(task = %task.id, text, "marker and offsets differ; both are read again");

@@ -72,6 +72,9 @@ fn start(
         engine: config.engine,
         memory_bytes: config.store_memory_bytes,
     };
+    for words in plan.unclaimed(&directory) {
+        tracing::warn!(application = application.name, "{words}");
+    }
     let threads = config.threads.max(1);
     let names: Vec<String> = (0..threads)
         .map(|index| config.thread_name(&plan.application, index))

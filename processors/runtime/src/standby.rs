@@ -9,12 +9,12 @@ mod place;
 
 use crate::checkpoint::{self, STATE};
 use crate::plan::Sub;
-use crate::recovery::{Unopened, missed_tombstones, open_live};
+use crate::recovery::{Unopened, beginning, missed_tombstones, open_live};
 use crate::restore::take;
 use crate::task::Live;
 use crate::thread::Env;
 use crate::{TaskId, hit};
-use log::{At, Fate, GroupInfo, Isolation, Reader, RecordBatch, StartFrom, TopicPartition};
+use log::{Fate, GroupInfo, Isolation, Reader, RecordBatch, StartFrom, TopicPartition};
 use process::chain;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -120,7 +120,13 @@ impl Standby {
                     // What is read from the start on knows of everything that was written when it begins.
                     live.as_of = env.clock.now();
                     let changelog = TopicPartition::new(sub.changelog.clone(), task.partition);
-                    live.next = Some(env.log.offset(&changelog, At::Start)?);
+                    match beginning(env, &changelog)? {
+                        Ok(start) => live.next = Some(start),
+                        Err(reason) => {
+                            self.give_up(task, &reason);
+                            return Ok(());
+                        }
+                    }
                 }
                 tracing::info!(application = %env.plan.application, %task, next_offset = live.next, "standby begins");
                 env.warm().insert(task, live);

@@ -29,6 +29,11 @@ pub trait Stores: Send + Sync {
 
     /// Moves a store, closed by its last user, out of the way, and says where to.
     fn set_aside(&self, name: &StoreName) -> store::Result<Option<PathBuf>>;
+
+    /// The stores that an application has here, with their places; an unreadable root has none.
+    fn of_application(&self, _application: &str) -> Vec<(String, PathBuf)> {
+        Vec::new()
+    }
 }
 
 /// Stores in `<dir>/<application>/<store>/<partition>`.
@@ -68,5 +73,16 @@ impl Stores for Directory {
         } else {
             Ok(None)
         }
+    }
+
+    fn of_application(&self, application: &str) -> Vec<(String, PathBuf)> {
+        let entries = std::fs::read_dir(self.dir.join(application))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let named = entries.filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())));
+        let mut found: Vec<_> = named.filter(|(_, place)| place.is_dir()).collect();
+        found.sort();
+        found
     }
 }

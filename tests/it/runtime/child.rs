@@ -7,6 +7,7 @@ use log::{OutRecord, RecordBatch, SharedLog};
 use process::{Readiness, Service, Tasks, chain, telemetry};
 use runtime::{Application, Config, Context, Effects, FirstStart, Handle, Processor, State, SubTopology, TaskInfo};
 use serde::{Deserialize, Serialize};
+use std::fs::File;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -116,6 +117,8 @@ impl Part {
 
     /// Starts a process that runs it, armed with these failpoints.
     pub fn spawn(&self, failpoints: &str) -> Life {
+        let log = self.dir.with_extension("log");
+        let words = File::options().create(true).append(true).open(&log);
         let child = Command::new(std::env::current_exe().expect("know this binary"))
             .args([
                 "--exact",
@@ -126,10 +129,10 @@ impl Part {
             .env(CHILD, serde_json::to_string(self).expect("plain values"))
             .env(process::failpoint::VARIABLE, failpoints)
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(words.expect("open a log file"))
             .spawn()
             .expect("start a child");
-        Life(child)
+        Life { child, log }
     }
 }
 
@@ -153,28 +156,36 @@ fn child_runs_the_application() {
 }
 
 /// A child that does not outlive its test.
-pub struct Life(Child);
+pub struct Life {
+    child: Child,
+    log: PathBuf,
+}
 
 impl Life {
     /// Waits until it has ended by itself.
     pub fn ended(&mut self, why: &str) -> ExitStatus {
         wait_for(why, Duration::from_secs(60), || {
-            self.0.try_wait().expect("ask for the child")
+            self.child.try_wait().expect("ask for the child")
         })
     }
 
     pub fn is_alive(&mut self) -> bool {
-        self.0.try_wait().expect("ask for the child").is_none()
+        self.child.try_wait().expect("ask for the child").is_none()
+    }
+
+    /// What it said last.
+    pub fn last_words(&self) -> String {
+        world::last_lines(&self.log, 20)
     }
 
     /// SIGKILL.
     pub fn kill(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
+        drop(self.child.kill());
+        drop(self.child.wait());
     }
 
     pub fn signal(&self, signal: &str) {
-        world::signal(self.0.id(), signal);
+        world::signal(self.child.id(), signal);
     }
 }
 

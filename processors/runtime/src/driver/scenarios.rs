@@ -4,6 +4,7 @@
 //! Guarantees: the clock stands until a test moves it; nothing waits. Never: a fault by chance; that is `simulation`.
 
 mod bench;
+mod clock;
 
 use super::written;
 use crate::{Error, FirstStart, offsets};

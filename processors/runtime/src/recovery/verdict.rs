@@ -27,6 +27,8 @@ pub(crate) enum Verdict {
     },
     /// The two differ.
     Differ { text: String },
+    /// The state was made from other inputs.
+    Exchanged { text: String },
 }
 
 /// Decides; `offsets` are in the order of `inputs`. `alone` says that marker and offsets need not have been committed
@@ -37,6 +39,9 @@ pub(crate) fn decide(
     marker: Option<&Marker>,
     alone: bool,
 ) -> Verdict {
+    if let Some(exchanged) = marker.and_then(|marker| exchanged(inputs, marker)) {
+        return exchanged;
+    }
     let mut places = Vec::with_capacity(inputs.len());
     let mut expired = Vec::new();
     for (input, offset) in inputs.iter().zip(offsets) {
@@ -73,6 +78,25 @@ pub(crate) fn decide(
     Verdict::Start { places, warning }
 }
 
+/// An input that comes or one that goes is an edit like others; one in another's place makes the state another's too.
+fn exchanged(inputs: &[TopicPartition], marker: &Marker) -> Option<Verdict> {
+    let known = marker.inputs();
+    let without = |these: &[TopicPartition], those: &[TopicPartition]| -> Vec<String> {
+        let left = these.iter().filter(|this| !those.contains(this));
+        left.map(ToString::to_string).collect()
+    };
+    let (new, gone) = (without(inputs, &known), without(&known, inputs));
+    if new.is_empty() || gone.is_empty() {
+        return None;
+    }
+    let text = format!(
+        "its state was made from {}, and it reads {} now",
+        gone.join(", "),
+        new.join(", ")
+    );
+    Some(Verdict::Exchanged { text })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,8 +125,17 @@ mod tests {
                 let places: Vec<_> = places.iter().map(|p| format!("{p:?}")).collect();
                 format!("{}{}", places.join(" "), if warning.is_some() { " warned" } else { "" })
             }
-            Verdict::Differ { text } => text,
+            Verdict::Differ { text } | Verdict::Exchanged { text } => text,
         }
+    }
+
+    #[test]
+    fn an_input_in_the_place_of_another_is_for_people_and_one_that_only_goes_is_not() {
+        let text = verdict(&[Some(3)], Some(&[("x", 3)]));
+        assert_eq!(text, "its state was made from x/0, and it reads a/0 now");
+        assert!(verdict(&[Some(3), None], Some(&[("a", 3), ("x", 1)])).contains("it reads b/0 now"));
+        assert_eq!(verdict(&[Some(3)], Some(&[("a", 3), ("x", 1)])), "At(3)");
+        assert_eq!(verdict(&[None], Some(&[])), "First");
     }
 
     #[test]

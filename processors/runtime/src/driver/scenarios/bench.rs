@@ -4,8 +4,8 @@
 
 use super::super::ThreadDriver;
 use crate::{
-    Application, Config, Context, Directory, Effects, Error, Factory, FirstStart, Processor, Result, Stage, State,
-    SubTopology, TaskInfo,
+    Application, Clock, Config, Context, Directory, Effects, Error, Factory, FirstStart, Processor, Result, Stage,
+    State, SubTopology, TaskInfo,
 };
 use log::embedded::{self, EmbeddedLog};
 use log::{
@@ -156,13 +156,17 @@ impl Bench {
     }
 
     pub fn try_start(&self, application: &Application, instance: &str) -> Result<ThreadDriver> {
+        self.start_by(Arc::new(self.clock.clone()), application, instance)
+    }
+
+    /// The same by another clock.
+    pub fn start_by(&self, clock: Arc<dyn Clock>, application: &Application, instance: &str) -> Result<ThreadDriver> {
         let config = Config::new(instance, self.dir.path());
         let stores = Directory {
             dir: self.dir.path().to_owned(),
             engine: config.engine,
             memory_bytes: 1 << 20,
         };
-        let clock = Arc::new(self.clock.clone());
         ThreadDriver::new(application, config, self.log.clone(), clock, Arc::new(stores), 0)
     }
 

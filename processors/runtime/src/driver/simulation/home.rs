@@ -169,7 +169,7 @@ impl Log for Home {
     }
 
     fn topics(&self) -> Result<Vec<String>> {
-        unreachable!("the runtime lists no topics")
+        Ok(Vec::new())
     }
 
     fn alter_topic(&self, _: &str, _: &[(String, String)]) -> Result<()> {
