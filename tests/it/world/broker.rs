@@ -3,12 +3,12 @@
 //! Guarantees: one node, its own data directory and ports; killed on drop, by its own handle.
 //! Never: the shared broker.
 
-use super::{free_port, kafka_libs, signal, wait_for};
+use super::{free_port, kafka_libs, last_lines, signal, wait_for};
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// How clients talk to the broker.
@@ -149,17 +149,20 @@ impl Broker {
 
     /// Waits until it serves.
     pub(super) fn serves(&mut self) {
-        let log = self.directory.path().join("log");
-        wait_for("the broker to serve", Duration::from_secs(60), || {
+        let (log, limit) = (self.directory.path().join("log"), Duration::from_secs(120));
+        let began = Instant::now();
+        wait_for("the broker to serve", limit * 2, || {
             let text = fs::read_to_string(&log).unwrap_or_default();
             let ended = self
                 .process
                 .as_mut()
                 .is_some_and(|p| matches!(p.try_wait(), Ok(Some(_))));
+            let late = began.elapsed() > limit;
             assert!(
-                !ended,
-                "the broker ended: {}",
-                text.lines().rev().take(20).collect::<Vec<_>>().join("\n")
+                !ended && !late,
+                "the broker {}: {}",
+                if ended { "ended" } else { "does not serve" },
+                last_lines(&log, 20)
             );
             text.contains("Kafka Server started").then_some(())
         });
