@@ -17,6 +17,9 @@ const FORMAT: u8 = 1;
 /// Forgotten rows a commit at most.
 const FORGET_MAX: usize = 256;
 
+/// Rows with their state keys.
+pub type Found = Vec<(Vec<u8>, Row)>;
+
 /// State that this release cannot read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
@@ -185,11 +188,7 @@ impl Rows {
     }
 
     /// The living rows that `goes` says.
-    pub fn select(
-        &self,
-        state: &State,
-        goes: &dyn Fn(&str, &Row) -> bool,
-    ) -> Result<Result<Vec<(Vec<u8>, Row)>, StateError>> {
+    pub fn select(&self, state: &State, goes: &dyn Fn(&str, &Row) -> bool) -> Result<Result<Found, StateError>> {
         let prefix = self.prefix();
         let (mut found, mut damaged) = (Vec::new(), None);
         state.scan(&prefix, &mut |key, value| {

@@ -7,8 +7,8 @@
 
 use crate::declared::values::{read_array, read_number, read_signed, write_number, write_signed};
 
-/// From here on a value counts as infinite: 2^63 smaller ones still have a finite sum.
-const HUGE: f64 = 9.745_314_011_399_999e288;
+/// 2^960: from here on a value counts as infinite; 2^63 smaller ones still have a finite sum.
+const HUGE: f64 = f64::from_bits((1023 + 960) << 52);
 
 /// An exact sum.
 #[derive(Debug, Clone, Default, PartialEq)]
