@@ -5,7 +5,7 @@
 //! Guarantees: decoding, grouping, state and output are the code that runs in production. Never: a log or a disk.
 
 use log::{RecordBatch, TimestampType, TopicId, TopicPartition};
-use processors::declared::{Config, application};
+use trunkline_processors::declared::{Config, application};
 use runtime::driver::StepDriver;
 use runtime::{InputTopic, TaskId, TaskInfo};
 use schemas::codec::Datum;
