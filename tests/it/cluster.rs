@@ -38,10 +38,11 @@ fn processes_and_brokers_that_are_killed_in_turn_lose_double_and_make_up_nothing
     }
     assert_eq!(played.verdict["orders"], played.verdict["joined"], "{played:?}");
     assert_eq!(played.verdict["orders"], played.verdict["counts"], "{played:?}");
-    assert!(played.orders >= play.orders && played.kills >= 9, "{played:?}");
+    assert_eq!(played.verdict["lost_orders"], 0, "{played:?}");
+    assert!(played.orders >= play.orders && played.kills >= 6, "{played:?}");
     assert!(played.broker_kills >= 3, "{played:?}");
-    // At least every second death was inside an open transaction.
-    assert!(played.aborted * 2 >= played.kills, "{played:?}");
+    // Deaths are meant to be inside open transactions.
+    assert!(played.aborted >= 3, "{played:?}");
     assert_eq!(played.unfinished, Vec::<String>::new(), "{played:?}");
 }
 

@@ -14,6 +14,7 @@ use log::{
     TopicPartition, TopicSpec,
 };
 use serde::{Deserialize, Serialize};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -29,6 +30,10 @@ const THREADS: [usize; 2] = [2, 1];
 const LIMIT: Duration = Duration::from_secs(180);
 /// A process is killed this often, one after the other.
 const KILL_EVERY: Duration = Duration::from_secs(5);
+/// How much longer a process may take until one of its tasks runs; then it is killed all the same.
+const START: Duration = Duration::from_secs(15);
+/// What the runtime says of a task that runs.
+const RUNS: &str = "task runs";
 /// How long a killed broker stays down: longer than it takes until its partitions have moved.
 const DOWN: Duration = Duration::from_secs(5);
 /// Records of one append.
@@ -213,11 +218,14 @@ fn pass(time: Duration, over: &AtomicBool) {
 struct Life {
     child: Child,
     log: PathBuf,
+    /// Length of the log when it began.
+    said: u64,
 }
 
 impl Life {
     fn start(seat: &Seat, dir: &Path, what: &dyn Fn(&Seat) -> Command) -> Life {
         let log = dir.join(format!("{}.log", seat.instance));
+        let said = std::fs::metadata(&log).map_or(0, |found| found.len());
         let file = std::fs::File::options().create(true).append(true).open(&log);
         let file = file.expect("open a log file");
         let child = what(seat)
@@ -227,7 +235,16 @@ impl Life {
             .stderr(file)
             .spawn()
             .expect("start a process");
-        Life { child, log }
+        Life { child, log, said }
+    }
+
+    /// Whether one of its tasks has begun to run.
+    fn works(&self) -> bool {
+        let mut new = Vec::new();
+        let mut log = std::fs::File::open(&self.log).expect("open a log file");
+        log.seek(SeekFrom::Start(self.said)).expect("seek");
+        log.read_to_end(&mut new).expect("read a log file");
+        String::from_utf8_lossy(&new).contains(RUNS)
     }
 
     fn kill(&mut self) {
@@ -272,6 +289,10 @@ fn kill_processes(
             return (kills, lives);
         }
         let at = kills % seats.len();
+        let end = Instant::now() + START;
+        wait_for("a task to run", START + LIMIT, || {
+            (lives[at].works() || Instant::now() >= end || over.load(Ordering::SeqCst)).then_some(())
+        });
         lives[at].kill();
         kills += 1;
         lives[at] = Life::start(&seats[at], dir, what);
