@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use topology::wiring::Wiring;
 use topology::{Role, SourceKind, Topology};
+use views::rules::Rules;
 
 /// What a node runs, and with what.
 pub struct Plan {
@@ -151,6 +152,19 @@ fn is_passing(error: &anyhow::Error) -> bool {
     })
 }
 
+fn start_processors(plan: &Plan, home: &Home, rules: &Rules, tasks: &Tasks, readiness: &Readiness) {
+    let topology = Arc::new(plan.topology.clone());
+    for role in &plan.roles {
+        let Role::Processor(name) = role else { continue };
+        let (processors, node, data) = (&plan.processors, plan.name.as_str(), plan.data.as_path());
+        if name == topology::SYNC_VIEWS {
+            roles::sync_views(home, rules, processors, node, data, tasks, readiness);
+        } else {
+            roles::run_declared(home, &topology, name, processors, node, data, tasks, readiness);
+        }
+    }
+}
+
 async fn start_roles(
     plan: Plan,
     home: &Home,
@@ -196,29 +210,7 @@ async fn start_roles(
         let config = plan.ingest.clone().with_context(missing)?;
         addresses.ingest = Some(roles::ingest(home, &plan.topology, config, inlets, tasks).await?);
     }
-    if plan
-        .roles
-        .iter()
-        .any(|r| matches!(r, Role::Processor(name) if name == topology::SYNC_VIEWS))
-    {
-        roles::sync_views(home, &rules, &plan.processors, &plan.name, &plan.data, tasks, readiness);
-    }
-    let topology = Arc::new(plan.topology.clone());
-    for role in &plan.roles {
-        let Role::Processor(name) = role else { continue };
-        if topology.processor(name).is_some() {
-            roles::run_declared(
-                home,
-                &topology,
-                name,
-                &plan.processors,
-                &plan.name,
-                &plan.data,
-                tasks,
-                readiness,
-            );
-        }
-    }
+    start_processors(&plan, home, &rules, tasks, readiness);
     if plan.roles.contains(&Role::Edge) {
         let missing = || {
             format!(

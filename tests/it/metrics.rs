@@ -7,8 +7,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// What the names of the product's numbers begin with.
-const PREFIXES: [&str; 6] = [
+const PREFIXES: [&str; 7] = [
     "trunkline_runtime_",
+    "trunkline_processor_",
     "trunkline_connector_",
     "trunkline_edge_",
     "trunkline_component_",

@@ -84,7 +84,8 @@ fn topology(dev: &args::Dev) -> Result<(Topology, bool)> {
     Ok((topology, sample))
 }
 
-fn plan(dev: &args::Dev, topology: Topology, key: &DevKey, ingest_token: &str) -> Result<Plan> {
+/// Everything that the topology has.
+fn all_roles(topology: &Topology) -> Vec<Role> {
     let mut roles: Vec<Role> = topology
         .sources
         .iter()
@@ -97,6 +98,11 @@ fn plan(dev: &args::Dev, topology: Topology, key: &DevKey, ingest_token: &str) -
         Role::Ingest,
         Role::Registry,
     ]);
+    roles
+}
+
+fn plan(dev: &args::Dev, topology: Topology, key: &DevKey, ingest_token: &str) -> Result<Plan> {
+    let roles = all_roles(&topology);
     let connectors: BTreeMap<String, postgres::Config> = match &dev.postgres {
         Some(url) => {
             let config = || serde_json::from_value::<postgres::Config>(serde_json::json!({ "url": url }));
