@@ -5,13 +5,13 @@
 //! Guarantees: decoding, grouping, state and output are the code that runs in production. Never: a log or a disk.
 
 use log::{RecordBatch, TimestampType, TopicId, TopicPartition};
-use trunkline_processors::declared::{Config, application};
 use runtime::driver::StepDriver;
 use runtime::{InputTopic, TaskId, TaskInfo};
 use schemas::codec::Datum;
 use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use trunkline_processors::declared::{Config, application};
 
 const TOPOLOGY: &str = r#"
 name = "speed"

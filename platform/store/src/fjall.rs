@@ -31,6 +31,8 @@ const MEMORY_BYTES_MIN: u64 = 8 << 20;
 const BUFFER_BYTES_MAX: u64 = 48 << 20;
 /// fjall delays writers when a tree has this many overlapping tables, and stops them without end a little later.
 const OVERLAPPING_TABLES_MAX: usize = 20;
+/// What a worker may have wanted to write when it failed.
+const PROBE_BYTES: usize = 8 << 20;
 /// Fewer rows are not worth a table of their own.
 const LOADED_MIN: usize = 4096;
 /// fjall stops writers without end at four write buffers that wait for their flush.
@@ -171,14 +173,24 @@ impl Shared {
         Ok(())
     }
 
+    /// What an error of the engine means. One that an earlier failure of a worker has left behind does not say which it
+    /// was; mostly the disk was full, and then it still refuses a file.
+    fn failed(&self, attempted: &'static str, error: fjall::Error) -> Error {
+        if matches!(error, fjall::Error::Poisoned)
+            && let Err(source) = probe(&self.held.dir)
+        {
+            return Error::Io { attempted, source };
+        }
+        engine_error(attempted)(error)
+    }
+
     /// Waits while the engine is busy; fails when nothing has moved for [`STUCK`].
     fn wait_while(&self, busy: impl Fn(&Self) -> bool) -> Result<()> {
         let (mut since, mut nudged, mut before) = (Instant::now(), false, self.backlog());
         while busy(self) {
             // A worker that failed has poisoned the database: nothing will move any more, and this says why.
-            self.db
-                .persist(PersistMode::Buffer)
-                .map_err(engine_error("wait for a flush"))?;
+            let alive = self.db.persist(PersistMode::Buffer);
+            alive.map_err(|error| self.failed("wait for a flush", error))?;
             let backlog = self.backlog();
             if backlog != before {
                 (since, nudged, before) = (Instant::now(), false, backlog);
@@ -270,7 +282,8 @@ impl Store for FjallStore {
                 None => out.remove(space, key),
             }
         }
-        out.commit().map_err(engine_error("commit a batch"))
+        out.commit()
+            .map_err(|error| self.shared.failed("commit a batch", error))
     }
 
     fn load(&self, space: Space, mut rows: Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Result<()> {
@@ -282,19 +295,16 @@ impl Store for FjallStore {
             .wait_while(|shared| shared.space(space).tree.l0_run_count() >= OVERLAPPING_TABLES_MAX)?;
         sort(&mut rows);
         let attempted = "load rows";
-        let mut ingestion = self
-            .shared
-            .space(space)
-            .start_ingestion()
-            .map_err(engine_error(attempted))?;
+        let failed = |error| self.shared.failed(attempted, error);
+        let mut ingestion = self.shared.space(space).start_ingestion().map_err(failed)?;
         for (key, value) in rows {
             let written = match value {
                 Some(value) => ingestion.write(key, value),
                 None => ingestion.write_tombstone(key),
             };
-            written.map_err(engine_error(attempted))?;
+            written.map_err(failed)?;
         }
-        ingestion.finish().map_err(engine_error(attempted))
+        ingestion.finish().map_err(failed)
     }
 
     fn snapshot(&self) -> Result<Box<dyn Snapshot>> {
@@ -318,6 +328,14 @@ impl Store for FjallStore {
             memory_bytes: db.cache_size() + db.write_buffer_size(),
         }
     }
+}
+
+/// Writes a file as large as a small table, and removes it.
+fn probe(dir: &Path) -> std::io::Result<()> {
+    let file = dir.join("probe");
+    let written = std::fs::write(&file, vec![0; PROBE_BYTES]);
+    let removed = std::fs::remove_file(&file);
+    written.and(removed)
 }
 
 /// Sorts rows by key. Keys of one table begin alike, so what follows the common beginning is compared as a number first.

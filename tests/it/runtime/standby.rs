@@ -87,14 +87,15 @@ fn a_task_that_moves_starts_with_a_short_tail(log: &SharedLog, part: &Part) {
         .expect("create topics");
     write(log, &part.input, 0..KEYS);
     let [a, b, c] = ["a", "b", "c"].map(|name| instance(part, name, log));
-    let settled = || {
-        let tasks = running(&[&a, &b, &c]);
-        let inputs = tasks
-            .iter()
-            .flat_map(|task| task.inputs.iter().map(|(_, _, next)| *next));
-        (tasks.len() == 6 && inputs.sum::<Offset>() >= Offset::try_from(KEYS).unwrap()).then_some(())
-    };
-    wait_for("all tasks to have read everything", LIMIT, settled);
+    let inputs: Vec<_> = (0..PARTITIONS)
+        .map(|p| TopicPartition::new(part.input.as_str(), p))
+        .collect();
+    wait_for("two tasks at each, and all input committed", LIMIT, || {
+        let each = [&a, &b, &c].map(|instance| running(&[instance]).len());
+        let committed = log.committed(&part.application, &inputs).ok()?;
+        let read: Offset = committed.values().map(|next| next.unwrap_or(0)).sum();
+        (each == [2; 3] && read >= Offset::try_from(KEYS).unwrap()).then_some(())
+    });
     let changelog = |partition| TopicPartition::new(runtime::changelog_topic(&part.application, "counts"), partition);
     let ends: BTreeMap<i32, Offset> = (0..PARTITIONS)
         .map(|p| (p, log.offset(&changelog(p), At::End).expect("an end")))

@@ -69,7 +69,10 @@ fn after_kill_9_a_load_is_there_whole_or_not_at_all() {
             child.wait().unwrap();
             let store = store::open(&options(engine, &dir)).unwrap();
             let got = rows(&*store, Space(1), b"", None, Direction::Forward);
-            let (_, value) = got.first().expect("a row");
+            let Some((_, value)) = got.first() else {
+                assert_eq!(engine, Engine::Sled, "everything is gone that was acknowledged");
+                continue;
+            };
             let n = u64::from_be_bytes(value[..8].try_into().unwrap());
             if engine == Engine::Fjall {
                 assert!(n >= acknowledged, "{n} < {acknowledged}, which was acknowledged");
