@@ -90,12 +90,17 @@ impl Caution {
 
     /// A transaction was committed up to these offsets: larger ones may follow; `None` when the records are passed.
     pub(crate) fn committed(mut self, next: impl Iterator<Item = Offset>) -> Option<Caution> {
-        if next.zip(&self.until).all(|(next, until)| next >= *until) {
+        if self.is_passed(next) {
             return None;
         }
         self.chunk = self.chunk.saturating_mul(2);
         self.poison = None;
         Some(self)
+    }
+
+    /// Whether these next offsets, one an input, lie behind all records of the refused transaction.
+    pub(crate) fn is_passed(&self, next: impl Iterator<Item = Offset>) -> bool {
+        next.zip(&self.until).all(|(next, until)| next >= *until)
     }
 
     /// The poison, if it is the record at this index.
@@ -166,6 +171,19 @@ mod tests {
     fn a_dead_letter_that_is_refused_too_goes_without_its_body_and_then_the_task_stops() {
         assert_eq!(run(10, 3, 1).0, Some(Body::LeftOut));
         assert_eq!(run(10, 3, 2).0, None);
+    }
+
+    #[test]
+    fn the_records_are_passed_when_every_input_is() {
+        let refused = Refused {
+            records: 2,
+            first: Some((at(), 5)),
+            until: vec![7, 3],
+            reason: None,
+        };
+        let caution = Caution::after(None, refused).unwrap();
+        assert!(!caution.is_passed([7, 2].into_iter()));
+        assert!(caution.is_passed([7, 3].into_iter()));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! Never: a decision about a task's place; that is `recovery`'s.
 
 use super::StreamThread;
+use super::caution::Caution;
 use crate::recovery::{self, Next, Recovery, Start};
 use crate::restore::Obstacle;
 use crate::task::{Phase, Task};
@@ -114,6 +115,10 @@ impl StreamThread {
         for (input, next) in task.inputs.iter_mut().zip(&found) {
             input.next = *next;
         }
+        // A commit whose outcome was not known has passed the refused records all the same: without an end of the caution
+        // here no timer would fire before the next record.
+        let passed = |caution: &Caution| caution.is_passed(found.iter().copied());
+        task.caution = task.caution.take().filter(|caution| !passed(caution));
         (task.moved, task.restored) = (write_down, restored);
         self.env.serving().insert(task.id.clone(), live.store().clone());
         hit("runtime.recovery.start");
