@@ -2,14 +2,17 @@
 //!
 //! `TRUNKLINE_FAILPOINTS` lists them, separated by commas: `name=kill` dies at the first hit, `name=kill@3` at the
 //! third, `name=pause:250` waits 250 ms at each hit, `name=pause:250@3` at the third only.
-//! Guarantees: without the variable a hit costs two loads; a list that cannot be read is an error at the start
+//! A simulation, whose processes are threads, watches its threads' points instead ([`watch`]).
+//! Guarantees: without the variable a hit costs three loads; a list that cannot be read is an error at the start
 //! ([`check`]), so that no crash test passes because of a typing mistake.
 //! Never: a clean-up before the death.
 
 use crate::config;
+use std::cell::RefCell;
 use std::collections::HashMap;
+use std::rc::Rc;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// The environment variable with the list.
@@ -51,8 +54,30 @@ pub fn check() -> Result<(), &'static Unreadable> {
     armed().as_ref().map(|_| ())
 }
 
+/// What a thread does at its failpoints.
+type Watch = Rc<dyn Fn(&'static str)>;
+
+/// Whether any thread of this process watches.
+static WATCHED: AtomicBool = AtomicBool::new(false);
+
+thread_local! {
+    static WATCH: RefCell<Option<Watch>> = const { RefCell::new(None) };
+}
+
+/// From now on this thread calls `at_point` with the name of every failpoint that it passes: a simulation lets the
+/// thread's process die there by unwinding.
+pub fn watch(at_point: impl Fn(&'static str) + 'static) {
+    WATCH.with_borrow_mut(|watch| *watch = Some(Rc::new(at_point)));
+    WATCHED.store(true, Ordering::Relaxed);
+}
+
 /// Passes a failpoint, waits there, or dies there.
 pub fn hit(name: &'static str) {
+    if WATCHED.load(Ordering::Relaxed)
+        && let Some(watch) = WATCH.with_borrow(Option::clone)
+    {
+        watch(name);
+    }
     let Ok(armed) = armed() else { return };
     if armed.is_empty() {
         return;
@@ -121,6 +146,16 @@ mod tests {
         assert_eq!(due("b"), [None, None, kill, None]);
         assert_eq!(due("c"), [pause(250); 4]);
         assert_eq!(due("d"), [None, pause(1), None, None]);
+    }
+
+    #[test]
+    fn a_thread_that_watches_hears_of_its_own_points_only() {
+        let heard = Rc::new(RefCell::new(Vec::new()));
+        let own = heard.clone();
+        watch(move |name| own.borrow_mut().push(name));
+        hit("here");
+        std::thread::scope(|scope| drop(scope.spawn(|| hit("elsewhere"))));
+        assert_eq!(*heard.borrow(), ["here"]);
     }
 
     #[test]

@@ -1,10 +1,13 @@
-//! Drivers for tests: a processor over values alone, a whole application over values, and one thread by hand.
+//! Drivers for tests: a processor over values alone, a whole application over values, one thread by hand, and a simulated
+//! log with processes and faults.
 //!
 //! [`StepDriver`] is for what a processor makes of its records; [`TopologyDriver`] for what is left of that after
 //! crashes, lost disks and rebalances; [`ThreadDriver`] for tests that bring their own log, clock and stores.
-//! Guarantees: no thread and no sleep; the last two run the code that production runs.
+//! [`simulation`] is for what processes make of a log that loses, delays and forgets.
+//! Guarantees: no sleep, and no thread but the simulation's; all but the first run the code that production runs.
 //! Never: a short cut around the commit protocol.
 
+pub mod simulation;
 mod topology;
 
 pub use topology::{DriverError, FIRST, Moment, Output, START, TopologyDriver};
@@ -244,5 +247,3 @@ impl ThreadDriver {
 mod alone;
 #[cfg(test)]
 mod scenarios;
-#[cfg(test)]
-mod simulation;

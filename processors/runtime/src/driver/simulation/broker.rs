@@ -1,52 +1,27 @@
 //! A small Kafka in memory: partitions with transactions, one group, one transaction coordinator, and a network that
 //! loses, delays and hides answers.
 //!
-//! Guarantees: control records, the last stable offset, compaction with tombstones that expire, epochs, generations,
-//! pending offsets and their expiry behave as Kafka's do; every choice comes from the seed.
+//! Guarantees: epochs, generations, pending offsets, transaction timeouts and control records that reach each partition
+//! at a moment of its own behave as Kafka's do; every choice comes from the seed.
 //! Never: helping the client. A protocol that is wrong gets wrong results.
 
+use super::Rng;
+use super::group::{Group, Rows};
+use super::part::{Cleaning, Part, Row};
 use log::{Millis, Offset, TopicPartition};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+/// `transaction.timeout.ms` of every simulated process.
 pub(super) const TXN_TIMEOUT: Millis = 600;
+/// `session.timeout.ms` of every simulated process.
 pub(super) const SESSION_TIMEOUT: Millis = 800;
+/// `delete.retention.ms` of changelogs.
 pub(super) const DELETE_RETENTION: Millis = 20_000;
-const OFFSET_RETENTION: Millis = 25_000;
-
-/// Choices from a seed (splitmix64).
-#[derive(Debug, Clone)]
-pub(super) struct Rng(pub u64);
-
-impl Rng {
-    pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    }
-
-    /// A number in 0..n.
-    pub(super) fn below(&mut self, n: usize) -> usize {
-        let n = u64::try_from(n.max(1)).unwrap();
-        usize::try_from(self.next() % n).unwrap()
-    }
-
-    pub(super) fn chance(&mut self, p: f64) -> bool {
-        let max = 1_u64 << 32;
-        f64::from(u32::try_from(self.next() % max).unwrap()) < p * f64::from(u32::MAX)
-    }
-
-    pub(super) fn pick<T: Clone>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len())].clone()
-    }
-
-    pub(super) fn shuffle<T>(&mut self, of: &mut [T]) {
-        for i in (1..of.len()).rev() {
-            of.swap(i, self.below(i + 1));
-        }
-    }
-}
+/// How long an empty group keeps its offsets.
+pub(super) const OFFSET_RETENTION: Millis = 25_000;
+/// The largest value that a topic takes, but for one of dead letters.
+pub(super) const VALUE_BYTES_MAX: usize = 4096;
 
 /// What the broker answers when it does not do it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,223 +38,17 @@ pub(super) enum Refusal {
 
 pub(super) type Answer<T> = Result<T, Refusal>;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
-    Open,
-    Committed,
-    Aborted,
-    Control,
-}
-
-#[derive(Debug, Clone)]
-pub(super) struct Rec {
-    pub offset: Offset,
-    pub key: Option<Vec<u8>>,
-    pub value: Option<Vec<u8>>,
-    pub at: Millis,
-    pub txn: Option<u64>,
-    pub state: State,
-    horizon: Option<Millis>,
-}
-
-pub(super) type Row = (Option<Vec<u8>>, Option<Vec<u8>>);
-
-#[derive(Debug, Default)]
-pub(super) struct Part {
-    pub log: Vec<Rec>,
-    pub end: Offset,
-    open: BTreeMap<u64, Offset>,
-}
-
-impl Part {
-    pub(super) fn lso(&self) -> Offset {
-        self.open.values().copied().min().unwrap_or(self.end)
-    }
-
-    pub(super) fn append(&mut self, now: Millis, rows: &[Row], txn: Option<u64>) -> Offset {
-        let first = self.end;
-        if let Some(txn) = txn {
-            self.open.entry(txn).or_insert(first);
-        }
-        for (key, value) in rows {
-            let state = if txn.is_some() { State::Open } else { State::Committed };
-            let (key, value) = (key.clone(), value.clone());
-            self.log.push(Rec {
-                offset: self.end,
-                key,
-                value,
-                at: now,
-                txn,
-                state,
-                horizon: None,
-            });
-            self.end += 1;
-        }
-        first
-    }
-
-    fn mark(&mut self, now: Millis, txn: u64, commit: bool) {
-        let state = if commit { State::Committed } else { State::Aborted };
-        self.log
-            .iter_mut()
-            .filter(|r| r.txn == Some(txn) && r.state == State::Open)
-            .for_each(|r| r.state = state);
-        let control = Rec {
-            offset: self.end,
-            key: None,
-            value: None,
-            at: now,
-            txn: None,
-            state: State::Control,
-            horizon: None,
-        };
-        self.log.push(control);
-        self.end += 1;
-        self.open.remove(&txn);
-    }
-
-    /// read_committed: some records, and the position after them.
-    pub(super) fn read(&self, from: Offset, n: usize) -> (Vec<Rec>, Offset) {
-        let (mut out, mut position, limit) = (Vec::new(), from, self.lso());
-        let first = self.log.partition_point(|r| r.offset < from);
-        for record in &self.log[first..] {
-            if record.offset >= limit || out.len() == n {
-                return (out, position);
-            }
-            position = record.offset + 1;
-            if record.state == State::Committed {
-                out.push(record.clone());
-            }
-        }
-        (out, position.max(limit))
-    }
-
-    /// Below a random dirty limit, never past the last stable offset.
-    pub(super) fn compact(&mut self, now: Millis, rng: &mut Rng) {
-        let limit = Offset::try_from(rng.below(usize::try_from(self.lso()).unwrap() + 1)).unwrap();
-        let mut last = BTreeMap::new();
-        for r in self
-            .log
-            .iter()
-            .filter(|r| r.offset < limit && r.state == State::Committed)
-        {
-            last.insert(r.key.clone(), r.offset);
-        }
-        self.log.retain_mut(|r| {
-            if r.offset >= limit {
-                return true;
-            }
-            if r.state != State::Committed || last.get(&r.key) != Some(&r.offset) {
-                return false;
-            }
-            if r.value.is_some() {
-                return true;
-            }
-            now < *r.horizon.get_or_insert(now + DELETE_RETENTION)
-        });
-    }
-}
-
-/// A consumer group with the offsets that it has committed.
-#[derive(Debug, Default)]
-pub(super) struct Group {
-    /// Member id and process by name.
-    pub members: BTreeMap<String, (i32, usize)>,
-    pub generation: i32,
-    pub joining: Option<BTreeSet<String>>,
-    pub assignment: BTreeMap<String, Vec<TopicPartition>>,
-    pub committed: BTreeMap<TopicPartition, Offset>,
-    /// Offsets of transactions whose end has not come here.
-    pending: BTreeMap<u64, BTreeMap<TopicPartition, Offset>>,
-    empty_since: Millis,
-    ids: i32,
-}
-
-impl Group {
-    pub(super) fn fetch(
-        &self,
-        of: &[TopicPartition],
-        stable: bool,
-    ) -> Answer<BTreeMap<TopicPartition, Option<Offset>>> {
-        if stable && self.pending.values().any(|p| of.iter().any(|at| p.contains_key(at))) {
-            return Err(Refusal::Undecided);
-        }
-        Ok(of
-            .iter()
-            .map(|at| (at.clone(), self.committed.get(at).copied()))
-            .collect())
-    }
-
-    /// Joins; a known static name without a member id takes the old seat without a rebalance.
-    pub(super) fn join(&mut self, name: &str, id: Option<i32>, process: usize, rng: &mut Rng, tasks: &Tasks) -> i32 {
-        if self.members.contains_key(name) && id.is_none() && self.joining.is_none() {
-            self.ids += 1;
-            self.members.insert(name.to_owned(), (self.ids, process));
-            return self.ids;
-        }
-        let known = self.members.get(name).map(|(id, _)| *id);
-        let id = id.filter(|id| known == Some(*id)).unwrap_or_else(|| {
-            self.ids += 1;
-            self.ids
-        });
-        self.members.insert(name.to_owned(), (id, process));
-        self.joining.get_or_insert_default().insert(name.to_owned());
-        self.complete(rng, tasks);
-        id
-    }
-
-    pub(super) fn rebalance(&mut self) {
-        if self.joining.is_none() && !self.members.is_empty() {
-            self.joining = Some(BTreeSet::new());
-        }
-    }
-
-    fn complete(&mut self, rng: &mut Rng, tasks: &Tasks) {
-        let all = self
-            .joining
-            .as_ref()
-            .is_some_and(|joined| self.members.keys().all(|name| joined.contains(name)));
-        if !all {
-            return;
-        }
-        self.generation += 1;
-        self.joining = None;
-        self.assignment = self.members.keys().map(|name| (name.clone(), Vec::new())).collect();
-        let names: Vec<String> = self.members.keys().cloned().collect();
-        for inputs in tasks.values() {
-            let member = rng.pick(&names);
-            self.assignment.get_mut(&member).unwrap().extend(inputs.iter().cloned());
-        }
-    }
-
-    fn expire(&mut self, now: Millis, gone: &dyn Fn(usize) -> Option<Millis>, rng: &mut Rng, tasks: &Tasks) {
-        let names: Vec<String> = self.members.keys().cloned().collect();
-        for name in names {
-            let process = self.members[&name].1;
-            if gone(process).is_none_or(|since| now - since <= SESSION_TIMEOUT) {
-                continue;
-            }
-            self.members.remove(&name);
-            self.rebalance();
-            if let Some(joining) = &mut self.joining {
-                joining.remove(&name);
-            }
-            if self.members.is_empty() {
-                self.empty_since = now;
-                self.joining = None;
-            } else {
-                self.complete(rng, tasks);
-            }
-        }
-        if self.members.is_empty() && now - self.empty_since > OFFSET_RETENTION {
-            let busy: BTreeSet<_> = self.pending.values().flat_map(|p| p.keys().cloned()).collect();
-            self.committed.retain(|at, _| busy.contains(at));
-        }
-    }
-}
-
 /// Tasks by changelog, with their inputs.
-pub(super) type Tasks = BTreeMap<TopicPartition, Vec<TopicPartition>>;
+pub type Tasks = BTreeMap<TopicPartition, Vec<TopicPartition>>;
+
+/// The topics of a simulation.
+#[derive(Debug, Clone, Default)]
+pub struct Layout {
+    /// The tasks; their inputs and changelogs are topics.
+    pub tasks: Tasks,
+    /// Compacted topics but for the changelogs.
+    pub compacted: BTreeMap<TopicPartition, Cleaning>,
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -311,46 +80,108 @@ type Late = Box<dyn FnOnce(&mut Broker) + Send>;
 /// What a changelog holds once a transaction was decided.
 pub(super) type Truth = BTreeMap<Vec<u8>, Vec<u8>>;
 
-pub(super) struct Broker {
-    pub now: Millis,
-    pub rng: Rng,
-    pub parts: BTreeMap<TopicPartition, Part>,
-    pub group: Group,
-    pub tasks: Tasks,
-    pub truth: BTreeMap<TopicPartition, Truth>,
+/// How often what happened.
+pub type Notes = BTreeMap<&'static str, u64>;
+
+/// How likely what is.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Weather {
+    /// A request or its answer is lost.
+    pub fault: f64,
+    /// A control record arrives at a step.
+    pub speed: f64,
+    /// A commit never comes to the group, as after a lone broker's restart.
+    pub forget: f64,
+    /// A process dies at a failpoint that it passes.
+    pub crash: f64,
+}
+
+/// The simulated broker.
+pub struct Broker {
+    /// Its time, which is also that of every process.
+    pub(super) now: Millis,
+    pub(super) rng: Rng,
+    parts: BTreeMap<TopicPartition, Part>,
+    pub(super) group: Group,
+    pub(super) layout: Layout,
+    pub(super) truth: BTreeMap<TopicPartition, Truth>,
     coordinators: BTreeMap<String, Coordinator>,
     net: Vec<Late>,
     txns: u64,
-    /// Probability that a request or its answer is lost.
-    pub fault: f64,
-    /// Probability that a marker arrives at a step.
-    pub speed: f64,
-    /// Probability that a commit never comes to the group, as after a lone broker's restart.
-    pub forget: f64,
-    pub notes: BTreeMap<&'static str, u64>,
+    pub(super) weather: Weather,
+    pub(super) notes: Notes,
+    /// Every note with its time: what a failing run prints the end of.
+    pub(super) trace: Vec<(Millis, &'static str)>,
+    /// Folds every choice: two runs of a seed must end with the same.
+    pub(super) trail: u64,
+    passed: BTreeMap<&'static str, u32>,
 }
 
 impl Broker {
-    pub(super) fn new(rng: Rng, tasks: Tasks, fault: f64, speed: f64) -> Self {
+    pub(super) fn new(rng: Rng, layout: Layout, weather: Weather) -> Self {
+        let truth = layout.tasks.keys().map(|at| (at.clone(), Truth::new())).collect();
         Broker {
             now: 1_000_000,
             rng,
             parts: BTreeMap::new(),
             group: Group::default(),
-            truth: tasks.keys().map(|at| (at.clone(), Truth::new())).collect(),
-            tasks,
+            layout,
+            truth,
             coordinators: BTreeMap::new(),
             net: Vec::new(),
             txns: 0,
-            fault,
-            speed,
-            forget: 0.0,
+            weather,
             notes: BTreeMap::new(),
+            trace: Vec::new(),
+            trail: 0,
+            passed: BTreeMap::new(),
         }
     }
 
-    pub(super) fn note(&mut self, what: &'static str) {
+    /// Now, in ms.
+    pub fn now(&self) -> Millis {
+        self.now
+    }
+
+    /// Lets time pass.
+    pub fn pass(&mut self, ms: Millis) {
+        self.now += ms.max(0);
+    }
+
+    /// Counts something that happened.
+    pub fn note(&mut self, what: &'static str) {
         *self.notes.entry(what).or_default() += 1;
+        self.trace.push((self.now, what));
+    }
+
+    /// Folds a choice into the trail.
+    pub(super) fn mix(&mut self, choice: u64) {
+        self.trail = (self.trail ^ choice)
+            .wrapping_mul(0x0000_0100_0000_01B3)
+            .rotate_left(23);
+    }
+
+    /// A partition as it stands; one that was never written is empty.
+    pub fn part(&mut self, at: &TopicPartition) -> &mut Part {
+        self.parts.entry(at.clone()).or_default()
+    }
+
+    /// Appends outside of any transaction, as the world does that is not simulated. Returns the first offset.
+    pub fn append(&mut self, at: &TopicPartition, rows: impl IntoIterator<Item = Row>) -> Offset {
+        let (now, rows): (_, Rows) = (self.now, rows.into_iter().map(Arc::new).collect());
+        self.part(at).append(now, &rows, None)
+    }
+
+    /// Whether a process dies that passes this failpoint: rather at one that was passed seldom.
+    pub(super) fn crashes_at(&mut self, point: &'static str) -> bool {
+        let passed = self.passed.entry(point).or_default();
+        *passed += 1;
+        let seldom = if *passed <= 6 { 3.0 } else { 1.0 };
+        let dies = self.weather.crash > 0.0 && self.rng.chance(self.weather.crash * seldom);
+        if dies {
+            self.note(point);
+        }
+        dies
     }
 
     /// A request; it may get lost, lose its answer, or arrive late.
@@ -358,7 +189,7 @@ impl Broker {
         &mut self,
         request: impl FnOnce(&mut Broker) -> Answer<T> + Send + 'static,
     ) -> Answer<T> {
-        if !self.rng.chance(self.fault) {
+        if !self.rng.chance(self.weather.fault) {
             return request(self);
         }
         match self.rng.below(3) {
@@ -398,24 +229,31 @@ impl Broker {
         Ok(c.epoch)
     }
 
-    fn enter(&mut self, id: &str, epoch: i32, touched: Touched) -> Answer<u64> {
-        let c = self.coordinators.get_mut(id).expect("initialised");
-        if c.epoch != epoch {
+    /// The coordinator of a writer whose epoch it still is.
+    fn coordinator(&mut self, id: &str, epoch: i32) -> Answer<&mut Coordinator> {
+        let current = self.coordinators.get(id).map(|c| c.epoch);
+        if current != Some(epoch) {
+            self.note("fenced");
             return Err(Refusal::Fenced("epoch"));
         }
+        Ok(self.coordinators.get_mut(id).expect("it was found above"))
+    }
+
+    fn enter(&mut self, id: &str, epoch: i32, touched: Touched) -> Answer<u64> {
+        let (now, next) = (self.now, self.txns + 1);
+        let c = self.coordinator(id, epoch)?;
         match c.phase {
             Phase::Ending { .. } => return Err(Refusal::Retry),
             Phase::Idle => {
-                self.txns += 1;
-                c.phase = Phase::Ongoing;
-                c.txn = self.txns;
-                c.started = self.now;
+                (c.phase, c.txn, c.started) = (Phase::Ongoing, next, now);
                 c.touched.clear();
             }
             Phase::Ongoing => {}
         }
         c.touched.insert(touched);
-        Ok(c.txn)
+        let txn = c.txn;
+        self.txns = self.txns.max(txn);
+        Ok(txn)
     }
 
     /// Returns the first offset and the append time.
@@ -424,14 +262,11 @@ impl Broker {
         id: &str,
         epoch: i32,
         at: &TopicPartition,
-        rows: &[Row],
+        rows: &[Arc<Row>],
     ) -> Answer<(Offset, Millis)> {
         let txn = self.enter(id, epoch, Touched::Part(at.clone()))?;
         let now = self.now;
-        Ok((
-            self.parts.entry(at.clone()).or_default().append(now, rows, Some(txn)),
-            now,
-        ))
+        Ok((self.part(at).append(now, rows, Some(txn)), now))
     }
 
     pub(super) fn send_offsets(
@@ -439,28 +274,20 @@ impl Broker {
         id: &str,
         epoch: i32,
         offsets: &[(TopicPartition, Offset)],
-        member: &(String, i32, i32),
+        (name, member, generation): &(String, i32, i32),
     ) -> Answer<()> {
-        let (name, member_id, generation) = member;
-        let c = self.coordinators.get(id).expect("initialised");
-        if c.epoch != epoch {
-            return Err(Refusal::Fenced("epoch"));
-        }
-        let known = self.group.members.get(name).map(|(id, _)| *id);
-        if known != Some(*member_id) || *generation != self.group.generation {
+        self.coordinator(id, epoch)?;
+        if !self.group.accepts(name, *member, *generation) {
+            self.note("fenced by generation");
             return Err(Refusal::Fenced("generation"));
         }
         let txn = self.enter(id, epoch, Touched::Group)?;
-        let pending = self.group.pending.entry(txn).or_default();
-        pending.extend(offsets.iter().cloned());
+        self.group.put_pending(txn, offsets);
         Ok(())
     }
 
     pub(super) fn end(&mut self, id: &str, epoch: i32, commit: bool) -> Answer<()> {
-        let c = self.coordinators.get(id).expect("initialised");
-        if c.epoch != epoch {
-            return Err(Refusal::Fenced("epoch"));
-        }
+        let c = self.coordinator(id, epoch)?;
         match c.phase {
             Phase::Idle if c.last_commit == Some(commit) => Ok(()),
             Phase::Ending { commit: ending } if ending == commit => Ok(()),
@@ -472,90 +299,107 @@ impl Broker {
         }
     }
 
-    /// The decision is durable: from here the truth is settled, markers follow.
+    /// The decision is durable: from here the truth is settled, control records follow.
     fn decide(&mut self, id: &str, commit: bool) {
-        let c = self.coordinators.get_mut(id).expect("initialised");
+        let c = self.coordinators.get_mut(id).expect("it has a transaction");
         c.phase = Phase::Ending { commit };
         let txn = c.txn;
-        if commit {
-            for (at, truth) in &mut self.truth {
-                let Some(part) = self.parts.get(at) else { continue };
-                for r in part.log.iter().filter(|r| r.txn == Some(txn) && r.state == State::Open) {
-                    let key = r.key.clone().expect("changelog records have keys");
-                    match &r.value {
-                        Some(value) => truth.insert(key, value.clone()),
-                        None => truth.remove(&key),
-                    };
-                }
-            }
-        }
         if c.touched.is_empty() {
             c.phase = Phase::Idle;
             c.last_commit = Some(commit);
         }
+        let truths = self.truth.iter_mut().filter(|_| commit);
+        for (at, truth) in truths {
+            let Some(part) = self.parts.get(at) else { continue };
+            for r in part.of_transaction(txn) {
+                let key = r.row.key.clone().expect("changelog records have keys");
+                match &r.row.value {
+                    Some(value) => truth.insert(key, value.clone()),
+                    None => truth.remove(&key),
+                };
+            }
+        }
         self.note(if commit { "committed" } else { "aborted" });
     }
 
-    /// What happens by itself: a marker, timeouts, a late request, compaction, expiry.
+    /// What happens by itself: a control record, timeouts, a late request, cleaning, expiry.
     pub(super) fn step(&mut self, gone: &dyn Fn(usize) -> Option<Millis>) {
-        let ending = |c: &Coordinator| matches!(c.phase, Phase::Ending { .. });
-        let ids: Vec<String> = self
-            .coordinators
-            .iter()
-            .filter(|(_, c)| ending(c))
-            .map(|(id, _)| id.clone())
-            .collect();
-        if !ids.is_empty() && self.rng.chance(self.speed) {
-            let id = self.rng.pick(&ids);
-            let c = self.coordinators.get_mut(&id).expect("listed");
-            let touched: Vec<Touched> = c.touched.iter().cloned().collect();
-            let next = self.rng.pick(&touched);
-            let Phase::Ending { commit } = c.phase else {
-                unreachable!()
-            };
-            c.touched.remove(&next);
-            match next {
-                Touched::Part(at) => self.parts.entry(at).or_default().mark(self.now, c.txn, commit),
-                Touched::Group if commit && self.rng.chance(self.forget) => {
-                    *self.notes.entry("end forgotten").or_default() += 1;
-                }
-                Touched::Group => {
-                    let offsets = self.group.pending.remove(&c.txn).unwrap_or_default();
-                    if commit {
-                        self.group.committed.extend(offsets);
-                    }
-                }
-            }
-            if c.touched.is_empty() {
-                c.phase = Phase::Idle;
-                c.last_commit = Some(commit);
-            }
-        }
-        let late = |c: &Coordinator, now: Millis| c.phase == Phase::Ongoing && now - c.started > TXN_TIMEOUT;
-        let now = self.now;
-        let ids: Vec<String> = self
-            .coordinators
-            .iter()
-            .filter(|(_, c)| late(c, now))
-            .map(|(id, _)| id.clone())
-            .collect();
-        for id in ids {
-            self.coordinators.get_mut(&id).expect("listed").epoch += 1;
-            self.note("transaction timed out");
-            self.decide(&id, false);
-        }
+        self.mark_one();
+        self.time_out();
         if !self.net.is_empty() && self.rng.chance(0.15) {
             let request = self.net.swap_remove(self.rng.below(self.net.len()));
             request(self);
         }
-        let tasks = std::mem::take(&mut self.tasks);
-        self.group.expire(self.now, gone, &mut self.rng, &tasks);
-        if self.rng.chance(0.1) {
-            let changelogs: Vec<_> = tasks.keys().cloned().collect();
-            let at = self.rng.pick(&changelogs);
-            self.parts.entry(at).or_default().compact(self.now, &mut self.rng);
+        if self.group.expire(self.now, gone, &mut self.rng, &self.layout.tasks) {
+            self.note("offsets expired");
         }
-        self.tasks = tasks;
+        if self.rng.chance(0.1) {
+            self.clean_one();
+        }
+    }
+
+    fn writers(&self, of: impl Fn(&Coordinator) -> bool) -> Vec<String> {
+        let found = self.coordinators.iter().filter(|(_, c)| of(c));
+        found.map(|(id, _)| id.clone()).collect()
+    }
+
+    /// The end of a transaction comes to one of the places that it touched.
+    fn mark_one(&mut self) {
+        let ids = self.writers(|c| matches!(c.phase, Phase::Ending { .. }));
+        if ids.is_empty() || !self.rng.chance(self.weather.speed) {
+            return;
+        }
+        let id = self.rng.pick(&ids);
+        let Some(c) = self.coordinators.get_mut(&id) else {
+            return;
+        };
+        let Phase::Ending { commit } = c.phase else { return };
+        let touched: Vec<Touched> = c.touched.iter().cloned().collect();
+        let next = self.rng.pick(&touched);
+        c.touched.remove(&next);
+        let txn = c.txn;
+        if c.touched.is_empty() {
+            c.phase = Phase::Idle;
+            c.last_commit = Some(commit);
+        }
+        match next {
+            Touched::Part(at) => {
+                let now = self.now;
+                self.part(&at).mark(now, txn, commit);
+            }
+            Touched::Group if commit && self.rng.chance(self.weather.forget) => self.note("end forgotten"),
+            Touched::Group => self.group.mark(txn, commit),
+        }
+    }
+
+    fn time_out(&mut self) {
+        let now = self.now;
+        for id in self.writers(|c| c.phase == Phase::Ongoing && now - c.started > TXN_TIMEOUT) {
+            if let Some(c) = self.coordinators.get_mut(&id) {
+                c.epoch += 1;
+            }
+            self.note("transaction timed out");
+            self.decide(&id, false);
+        }
+    }
+
+    fn clean_one(&mut self) {
+        let own = Cleaning {
+            lag_ms: 0,
+            delete_retention_ms: DELETE_RETENTION,
+        };
+        let changelogs = self.layout.tasks.keys().map(|at| (at.clone(), own));
+        let others = self.layout.compacted.iter().map(|(at, how)| (at.clone(), *how));
+        let all: Vec<(TopicPartition, Cleaning)> = changelogs.chain(others).collect();
+        let (at, how) = self.rng.pick(&all);
+        let (now, mut rng) = (self.now, self.rng.fork());
+        let done = self.part(&at).clean(now, &how, &mut rng);
+        if done.records > 0 {
+            self.note("cleaned");
+        }
+        if done.tombstones > 0 {
+            self.note("tombstones cleaned");
+        }
     }
 
     /// Whether nothing is on its way any more.

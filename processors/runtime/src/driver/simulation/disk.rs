@@ -2,50 +2,83 @@
 //!
 //! Guarantees: atomic batches; what was lost is a suffix. Never: a lock that outlives a process.
 
-use crate::checkpoint::SPACES;
 use crate::stores::{StoreName, Stores};
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use store::{Batch, Direction, SharedStore, Snapshot, Space, Stats, Store, Visit};
 
 type Rows = BTreeMap<(Space, Vec<u8>), Vec<u8>>;
+/// What a batch has overwritten.
+type Before = Vec<((Space, Vec<u8>), Option<Vec<u8>>)>;
 
-/// The newest states of one store, the last one current.
+/// Batches that a crash can still take.
+const BATCHES: usize = 8;
+
+/// One store, and what its newest batches have overwritten.
 #[derive(Debug, Default)]
 struct File {
-    states: Vec<Arc<Rows>>,
+    rows: Arc<Rows>,
+    newest: Vec<Before>,
+    reads: AtomicUsize,
 }
+
+type Files = BTreeMap<StoreName, Arc<Mutex<File>>>;
 
 /// The disk of one process.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Disk {
-    files: Arc<Mutex<BTreeMap<StoreName, Arc<Mutex<File>>>>>,
+pub struct Disk {
+    files: Arc<Mutex<Files>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Disk {
-    /// Forgets the newest batches of every store, at most `n`.
-    pub(super) fn lose(&self, n: usize) {
-        for file in self.files.lock().unwrap().values() {
-            let states = &mut file.lock().unwrap().states;
-            let keep = states.len().saturating_sub(n).max(1);
-            states.truncate(keep);
+    /// Forgets the newest batches of every store, at most `n`, as a machine does that loses its power.
+    pub fn lose(&self, n: usize) {
+        for file in lock(&self.files).values() {
+            let mut file = lock(file);
+            for _ in 0..n {
+                let Some(before) = file.newest.pop() else { break };
+                let rows = Arc::make_mut(&mut file.rows);
+                for (key, value) in before.into_iter().rev() {
+                    put(rows, key, value);
+                }
+            }
         }
     }
 
-    pub(super) fn wipe(&self) {
-        self.files.lock().unwrap().clear();
+    /// Loses everything.
+    pub fn wipe(&self) {
+        lock(&self.files).clear();
+    }
+
+    /// How often its stores were read so far.
+    pub fn reads(&self) -> usize {
+        let reads = |file: &Arc<Mutex<File>>| lock(file).reads.load(Ordering::Relaxed);
+        lock(&self.files).values().map(reads).sum()
+    }
+}
+
+fn put(rows: &mut Rows, key: (Space, Vec<u8>), value: Option<Vec<u8>>) -> Option<Vec<u8>> {
+    match value {
+        Some(value) => rows.insert(key, value),
+        None => rows.remove(&key),
     }
 }
 
 impl Stores for Disk {
     fn open(&self, name: &StoreName) -> store::Result<SharedStore> {
-        let file = self.files.lock().unwrap().entry(name.clone()).or_default().clone();
+        let file = lock(&self.files).entry(name.clone()).or_default().clone();
         Ok(Arc::new(Handle { file }))
     }
 
     fn set_aside(&self, name: &StoreName) -> store::Result<Option<PathBuf>> {
-        self.files.lock().unwrap().remove(name);
+        lock(&self.files).remove(name);
         Ok(None)
     }
 }
@@ -56,15 +89,30 @@ struct Handle {
 
 impl Handle {
     fn rows(&self) -> Arc<Rows> {
-        self.file.lock().unwrap().states.last().cloned().unwrap_or_default()
+        let file = lock(&self.file);
+        file.reads.fetch_add(1, Ordering::Relaxed);
+        file.rows.clone()
     }
 }
 
 fn scan(rows: &Rows, space: Space, from: &[u8], to: Option<&[u8]>, direction: Direction, visit: Visit<'_>) {
-    assert_eq!(direction, Direction::Forward, "the runtime scans forward only");
-    for ((of, key), value) in rows.range((space, from.to_vec())..) {
-        if *of != space || to.is_some_and(|to| key.as_slice() >= to) || visit(key, value).is_break() {
-            break;
+    let lower = (space, from.to_vec());
+    let upper = to.map_or_else(
+        || (Space(space.0.saturating_add(1)), Vec::new()),
+        |to| (space, to.to_vec()),
+    );
+    if lower >= upper {
+        return;
+    }
+    let mut range = rows.range((Bound::Included(lower), Bound::Excluded(upper)));
+    loop {
+        let next = match direction {
+            Direction::Forward => range.next(),
+            Direction::Backward => range.next_back(),
+        };
+        match next {
+            Some(((_, key), value)) if visit(key, value).is_continue() => {}
+            _ => return,
         }
     }
 }
@@ -87,18 +135,15 @@ impl Store for Handle {
     }
 
     fn commit(&self, batch: Batch) -> store::Result<()> {
-        let mut rows = Rows::clone(&self.rows());
+        let mut file = lock(&self.file);
+        let (rows, mut before) = (Arc::make_mut(&mut file.rows), Before::new());
         for (space, key, value) in batch.into_writes() {
-            assert!(usize::from(space.0) < SPACES.len());
-            match value {
-                Some(value) => rows.insert((space, key), value),
-                None => rows.remove(&(space, key)),
-            };
+            let old = put(rows, (space, key.clone()), value);
+            before.push(((space, key), old));
         }
-        let states = &mut self.file.lock().unwrap().states;
-        states.push(Arc::new(rows));
-        if states.len() > 8 {
-            states.remove(0);
+        file.newest.push(before);
+        if file.newest.len() > BATCHES {
+            file.newest.remove(0);
         }
         Ok(())
     }

@@ -1,0 +1,82 @@
+//! A processor whose every start is held against the committed state.
+//!
+//! Guarantees: a task that starts as the group's owner with anything but what its changelog's decided transactions say
+//! ends the run. Never: a change of what the processor does.
+
+use super::Home;
+use crate::{Context, Effects, Processor, Result, State, Timer};
+use log::{RecordBatch, TopicPartition};
+use std::collections::BTreeMap;
+use std::ops::{ControlFlow, Range};
+
+/// A processor that is watched.
+pub struct Checked {
+    inner: Box<dyn Processor>,
+    home: Home,
+    changelog: TopicPartition,
+}
+
+impl Checked {
+    /// Watches a processor whose state has this changelog.
+    pub fn new(inner: Box<dyn Processor>, home: Home, changelog: TopicPartition) -> Self {
+        Checked { inner, home, changelog }
+    }
+
+    /// The state must be the committed one, unless the process has lost the task and does not know yet.
+    fn check(&self, state: &State) -> Result<()> {
+        let mut found = BTreeMap::new();
+        state.scan_any(b"", &mut |key, value| {
+            found.insert(key.to_vec(), [&[crate::CHANGELOG_VERSION], value].concat());
+            ControlFlow::Continue(())
+        })?;
+        let mut broker = self.home.broker();
+        let mut truth = broker.truth.get(&self.changelog).cloned().unwrap_or_default();
+        truth.remove(crate::MARKER_KEY);
+        let first = broker
+            .layout
+            .tasks
+            .get(&self.changelog)
+            .and_then(|inputs| inputs.first());
+        let owners = first.map(|input| broker.group.owners(input)).unwrap_or_default();
+        if owners != [self.home.process] {
+            broker.note("zombie started");
+        } else if found == truth {
+            broker.note("started");
+        } else {
+            let text = format!("{} starts with {found:?}, committed is {truth:?}", self.changelog);
+            drop(broker);
+            self.home.blame(text);
+        }
+        Ok(())
+    }
+}
+
+impl Processor for Checked {
+    fn prepare(&mut self, records: &RecordBatch, range: Range<usize>) -> Result<()> {
+        self.inner.prepare(records, range)
+    }
+
+    fn step(
+        &mut self,
+        context: Context,
+        records: &RecordBatch,
+        range: Range<usize>,
+        state: &mut State,
+        effects: &mut Effects,
+    ) -> Result<()> {
+        self.inner.step(context, records, range, state, effects)
+    }
+
+    fn timer(&mut self, context: Context, timer: &Timer, state: &mut State, effects: &mut Effects) -> Result<()> {
+        self.inner.timer(context, timer, state, effects)
+    }
+
+    fn before_commit(&mut self, context: Context, state: &mut State, effects: &mut Effects) -> Result<()> {
+        self.inner.before_commit(context, state, effects)
+    }
+
+    fn reset(&mut self, state: &State) -> Result<()> {
+        self.check(state)?;
+        self.inner.reset(state)
+    }
+}

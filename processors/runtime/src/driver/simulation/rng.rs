@@ -1,0 +1,59 @@
+//! Choices from a seed.
+//!
+//! Guarantees: the same seed gives the same choices on every machine. Never: chance from anywhere else.
+
+/// Choices from a seed (SplitMix64, Steele, Lea and Flood 2014).
+#[derive(Debug, Clone)]
+pub struct Rng(u64);
+
+impl Rng {
+    /// The choices of a seed; seeds that lie side by side have nothing in common.
+    pub fn of_seed(seed: u64) -> Self {
+        Rng(seed.wrapping_mul(0x2545_F491_4F6C_DD1D).wrapping_add(1))
+    }
+
+    /// Choices that follow from this one's next.
+    #[must_use]
+    pub fn fork(&mut self) -> Rng {
+        Rng(self.next())
+    }
+
+    /// Where it stands, for a run's trail.
+    pub(super) fn place(&self) -> u64 {
+        self.0
+    }
+
+    /// Any number.
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// A number in 0..n; 0 when n is 0.
+    pub fn below(&mut self, n: usize) -> usize {
+        let n = u64::try_from(n.max(1)).unwrap_or(u64::MAX);
+        usize::try_from(self.next() % n).unwrap_or_default()
+    }
+
+    /// Yes with this probability.
+    pub fn chance(&mut self, probability: f64) -> bool {
+        let drawn = u32::try_from(self.next() >> 32).unwrap_or_default();
+        f64::from(drawn) < probability * f64::from(u32::MAX)
+    }
+
+    /// One of them; there must be one.
+    pub fn pick<T: Clone>(&mut self, of: &[T]) -> T {
+        let index = self.below(of.len());
+        of.get(index).cloned().expect("there is something to pick from")
+    }
+
+    /// Puts them into another order.
+    pub fn shuffle<T>(&mut self, of: &mut [T]) {
+        for i in (1..of.len()).rev() {
+            of.swap(i, self.below(i + 1));
+        }
+    }
+}
