@@ -7,6 +7,8 @@
 //! Never: IO in a step; an update in place of the records' own order.
 
 pub(crate) mod input;
+#[cfg(test)]
+mod simulation;
 mod state;
 
 use input::{Change, Input, Kind};

@@ -1,0 +1,364 @@
+//! A source of the simulation: a database with ordered transactions, its slot, its snapshots, and the topic that they
+//! fill; and an event topic, whose every record is a transaction of its own.
+//!
+//! Guarantees: each incarnation of the slot streams every transaction from its beginning on, in order; a transaction may
+//! stand in the topic in part for a while; the database after each transaction is kept, for the oracle.
+//! Never: PostgreSQL.
+
+use super::{HORIZON, bucket_of};
+use log::{Millis, TopicPartition};
+use runtime::driver::simulation::{Broker, Rng, Row};
+use schemas::events::{ChunkEnd, Event};
+use schemas::headers::{self, Tx};
+use schemas::ids::SchemaId;
+use schemas::version::Lsn;
+use std::collections::BTreeMap;
+
+/// The schema of every row.
+pub const ROW: &str = r#"{"type":"record","name":"row","fields":[
+    {"name":"scope","type":["null","string"]},{"name":"name","type":["null","string"]},{"name":"value","type":"long"}]}"#;
+/// Its id.
+pub const ROW_ID: u32 = 7;
+/// An id that the registry does not know: such a record becomes a dead letter.
+const UNKNOWN_ID: u32 = 99;
+const CHUNK_ID: u32 = 8;
+
+/// A value of a row: its bucket (`None`: no bucket) and a number.
+pub type Value = (Option<char>, i64);
+/// Rows of a source by key.
+pub type Rows = BTreeMap<i64, Value>;
+
+fn framed(id: u32, value: Value) -> Vec<u8> {
+    let mut out = vec![0];
+    out.extend_from_slice(&id.to_be_bytes());
+    let short = |n: usize| u8::try_from(2 * n).unwrap();
+    match value.0.map(bucket_of) {
+        None => out.extend_from_slice(&[0, 0]),
+        Some(bucket) => {
+            for text in bucket.split(':') {
+                out.extend_from_slice(&[2, short(text.len())]);
+                out.extend_from_slice(text.as_bytes());
+            }
+        }
+    }
+    out.push(short(usize::try_from(value.1).unwrap()));
+    out
+}
+
+/// A chunk of a snapshot on its way: low watermark, what it read and when, high watermark.
+#[derive(Default)]
+struct Chunk {
+    low: usize,
+    snapshot: Option<(usize, Rows)>,
+    high: Option<usize>,
+}
+
+/// A dead letter that can be redriven: since when, and the record as it should have been.
+struct Dead {
+    at: Millis,
+    key: i64,
+    value: Option<Value>,
+    position: (u64, u32),
+}
+
+/// A database and the topic of its changes.
+pub struct Source {
+    /// Name of its only table, and of the view over it.
+    pub name: &'static str,
+    keys: Vec<i64>,
+    /// The database after each transaction.
+    pub db: Vec<Rows>,
+    txs: Vec<Vec<(i64, Option<Value>)>>,
+    topic: TopicPartition,
+    /// What was put on the topic, but for ends of chunks and dead letters.
+    put: Vec<Row>,
+    dead: Vec<Dead>,
+    incarnation: u32,
+    /// The next transaction to stream, and the next change of it.
+    next: usize,
+    ordinal: usize,
+    sequence: u32,
+    todo: Vec<Vec<i64>>,
+    chunk: Option<Chunk>,
+    /// Changes were lost with the slot, and the snapshot that mends it is not done.
+    gap: bool,
+    streamed: BTreeMap<i64, usize>,
+}
+
+impl Source {
+    pub fn new(name: &'static str, keys: i64) -> Self {
+        Source {
+            name,
+            keys: (1..=keys).collect(),
+            db: vec![Rows::new()],
+            txs: vec![],
+            topic: TopicPartition::new(format!("change.{name}"), 0),
+            put: vec![],
+            dead: vec![],
+            incarnation: 1,
+            next: 0,
+            ordinal: 0,
+            sequence: 0,
+            todo: vec![],
+            chunk: None,
+            gap: false,
+            streamed: BTreeMap::new(),
+        }
+    }
+
+    /// A transaction of up to three rows.
+    pub fn change(&mut self, rng: &mut Rng) {
+        let mut keys = self.keys.clone();
+        rng.shuffle(&mut keys);
+        let changes: Vec<(i64, Option<Value>)> = keys
+            .into_iter()
+            .take(1 + rng.below(3))
+            .map(|key| (key, any_value(rng)))
+            .collect();
+        let mut db = self.db.last().expect("the database begins empty").clone();
+        for (key, value) in &changes {
+            match value {
+                Some(value) => drop(db.insert(*key, *value)),
+                None => drop(db.remove(key)),
+            }
+        }
+        self.txs.push(changes);
+        self.db.push(db);
+    }
+
+    fn row(&self, key: &str, value: Option<Vec<u8>>, (position, ordinal): (u64, u32), last: bool) -> Row {
+        let mut tx = Vec::new();
+        let header = Tx {
+            incarnation: self.incarnation,
+            position: Lsn(position),
+            ordinal,
+            last,
+            at_ms: self.place(),
+        };
+        header.write(&mut tx);
+        Row {
+            headers: vec![(headers::TX.to_owned(), Some(tx))],
+            ..Row::new(key, value)
+        }
+    }
+
+    /// What the closing after a record must show, for the oracle: how many transactions, and whether changes are missing.
+    /// It stands where the commit time does.
+    fn place(&self) -> i64 {
+        2 * i64::try_from(self.next).unwrap() + i64::from(self.gap)
+    }
+
+    fn key(&self, key: i64) -> String {
+        format!("[\"{}\",{key}]", self.name)
+    }
+
+    fn put(&mut self, broker: &mut Broker, row: Row, again: bool) {
+        if again {
+            self.put.push(row.clone());
+        }
+        broker.append(&self.topic, [row]);
+    }
+
+    /// Reads the table in two chunks, between watermarks, while streaming goes on.
+    pub fn snapshot(&mut self) {
+        let (low, high) = self.keys.split_at(self.keys.len() / 2);
+        self.todo = vec![low.to_vec(), high.to_vec()];
+        self.chunk = None;
+    }
+
+    /// Half a transaction may be in the topic; what changes until the slot is there again is lost.
+    pub fn lose_slot(&mut self) {
+        self.incarnation += 1;
+        (self.next, self.ordinal, self.gap) = (self.txs.len(), 0, true);
+        self.dead.clear();
+        self.streamed.clear();
+        self.snapshot();
+    }
+
+    /// Takes the snapshot a step on; says whether one is under way.
+    pub fn snapshot_step(&mut self) -> bool {
+        let now = self.txs.len();
+        let db = self.db.last().expect("the database begins empty");
+        match (&mut self.chunk, self.todo.first()) {
+            (None, Some(_)) => {
+                self.chunk = Some(Chunk {
+                    low: now,
+                    ..Chunk::default()
+                });
+            }
+            (Some(chunk), Some(range)) if chunk.snapshot.is_none() => {
+                let rows = db.iter().filter(|(key, _)| range.contains(key));
+                chunk.snapshot = Some((now, rows.map(|(key, value)| (*key, *value)).collect()));
+            }
+            (Some(chunk), _) => drop(chunk.high.get_or_insert(now)),
+            _ => {}
+        }
+        !self.todo.is_empty()
+    }
+
+    /// Puts the next thing on the topic; with `deaths` a record may be one that cannot be read. Says whether there was
+    /// anything.
+    pub fn emit(&mut self, broker: &mut Broker, rng: &mut Rng, deaths: bool) -> bool {
+        let reached = |c: &Chunk| c.high.is_some_and(|high| self.next >= high);
+        if self.chunk.as_ref().is_some_and(reached) && self.ordinal == 0 {
+            self.emit_chunk(broker);
+        } else if self.next < self.txs.len() {
+            self.emit_change(broker, deaths && rng.chance(0.03));
+        } else {
+            return false;
+        }
+        true
+    }
+
+    /// Streamed transactions have odd positions, chunks the even ones before them.
+    fn emit_chunk(&mut self, broker: &mut Broker) {
+        let chunk = self.chunk.take().expect("a chunk is due");
+        let (seen, rows) = chunk.snapshot.expect("a chunk with a high watermark has rows");
+        let position = 2 * u64::try_from(self.next).unwrap();
+        for (key, value) in rows {
+            // The newest streamed change of its key is by a transaction that the chunk did not see: drop it.
+            if self.streamed.get(&key).is_none_or(|at| *at < seen) {
+                self.sequence += 1;
+                let place = (position, self.sequence);
+                let row = self.row(&self.key(key), Some(framed(ROW_ID, value)), place, false);
+                self.put(broker, row, true);
+            }
+        }
+        let range = self.todo.remove(0);
+        if self.todo.is_empty() {
+            self.gap = false;
+            self.dead.clear();
+        }
+        self.sequence += 1;
+        let (from, to) = (format!("[{}]", range[0]), format!("[{}]", range[range.len() - 1]));
+        let mut low = Vec::new();
+        Lsn(2 * u64::try_from(chunk.low).unwrap()).write(&mut low);
+        let end = ChunkEnd {
+            table: self.name,
+            from: Some(&from),
+            to: Some(&to),
+            snapshot: "s",
+            low: std::str::from_utf8(&low).unwrap(),
+            is_final: self.todo.is_empty(),
+        };
+        let mut value = Vec::new();
+        end.write(SchemaId(CHUNK_ID), &mut value);
+        let key = format!("[\"~chunk\",\"{}\"]", self.name);
+        let row = self.row(&key, Some(value), (position, self.sequence), true);
+        self.put(broker, row, false);
+    }
+
+    fn emit_change(&mut self, broker: &mut Broker, dies: bool) {
+        let (key, value) = self.txs[self.next][self.ordinal];
+        let position = (
+            2 * u64::try_from(self.next).unwrap() + 1,
+            u32::try_from(self.ordinal).unwrap(),
+        );
+        self.streamed.insert(key, self.next);
+        self.ordinal += 1;
+        let last = self.ordinal == self.txs[self.next].len();
+        if last {
+            (self.next, self.ordinal) = (self.next + 1, 0);
+        }
+        let dies = dies && value.is_some() && self.todo.is_empty();
+        let id = if dies { UNKNOWN_ID } else { ROW_ID };
+        let row = self.row(&self.key(key), value.map(|value| framed(id, value)), position, last);
+        self.put(broker, row, !dies);
+        if dies {
+            broker.note("dead letter");
+            let at = broker.now();
+            self.dead.push(Dead {
+                at,
+                key,
+                value,
+                position,
+            });
+        }
+    }
+
+    /// A dead letter comes back with its original position; what is too old calls for a snapshot instead.
+    pub fn redrive(&mut self, broker: &mut Broker) {
+        match self.dead.first() {
+            Some(dead) if broker.now() - dead.at > HORIZON / 2 => self.snapshot(),
+            Some(_) => {
+                let dead = self.dead.remove(0);
+                let value = dead.value.map(|value| framed(ROW_ID, value));
+                let row = self.row(&self.key(dead.key), value, dead.position, true);
+                broker.note("redriven");
+                self.put(broker, again(row, headers::REDRIVE), false);
+            }
+            None => {}
+        }
+    }
+
+    /// Whether changes are missing that only a snapshot brings.
+    pub fn is_behind(&self) -> bool {
+        self.gap || !self.dead.is_empty()
+    }
+
+    /// Any old stretch again, whole records, original positions.
+    pub fn replay(&mut self, broker: &mut Broker, rng: &mut Rng) {
+        let from = rng.below(self.put.len());
+        let some: Vec<Row> = self.put.iter().skip(from).take(1 + rng.below(4)).cloned().collect();
+        for mut row in some {
+            let tx = row.headers[0].1.as_deref().and_then(|tx| Tx::parse(tx).ok());
+            let mut header = Vec::new();
+            let tx = Tx {
+                at_ms: self.place(),
+                ..tx.expect("a record has its place")
+            };
+            tx.write(&mut header);
+            row.headers[0].1 = Some(header);
+            broker.note("replayed");
+            self.put(broker, again(row, headers::REPLAY), false);
+        }
+    }
+}
+
+fn again(mut row: Row, how: &str) -> Row {
+    let header = (headers::REPLAYED.to_owned(), Some(how.as_bytes().to_vec()));
+    row.headers.push(header);
+    row
+}
+
+/// A value for a row, or its removal.
+pub fn any_value(rng: &mut Rng) -> Option<Value> {
+    let buckets = [
+        Some('a'),
+        Some('a'),
+        Some('b'),
+        Some('b'),
+        Some('c'),
+        Some('c'),
+        Some('d'),
+        None,
+    ];
+    let value = (rng.pick(&buckets), i64::try_from(rng.below(6)).unwrap());
+    (!rng.chance(0.25)).then_some(value)
+}
+
+/// An event: a row of the partition that its key gives.
+pub fn event(rng: &mut Rng, topic: &str) -> (TopicPartition, Row) {
+    let key = rng.below(4);
+    let value = any_value(rng).map(|value| framed(ROW_ID, value));
+    let at = TopicPartition::new(topic, i32::try_from(key % 2).unwrap());
+    (at, Row::new(format!("[{key}]"), value))
+}
+
+/// The value that a framed row has.
+pub fn unframed(row: &[u8]) -> Value {
+    let mut rest = row.get(5..).unwrap_or_default();
+    let mut texts = Vec::new();
+    for _ in 0..2 {
+        let (kind, after) = rest.split_first().expect("a row has two texts");
+        rest = after;
+        if *kind == 2 {
+            let (len, after) = rest.split_first().expect("a text has a length");
+            let (text, after) = after.split_at(usize::from(len / 2));
+            texts.push(std::str::from_utf8(text).expect("a text is UTF-8").to_owned());
+            rest = after;
+        }
+    }
+    let bucket = texts.get(1).and_then(|name| name.chars().next());
+    (bucket, i64::from(rest[0] / 2))
+}
