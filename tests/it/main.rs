@@ -15,6 +15,7 @@ mod interop;
 mod kafka;
 mod log;
 mod metrics;
+mod mutations;
 mod postgres;
 mod process;
 mod registry;

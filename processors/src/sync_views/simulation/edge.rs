@@ -382,7 +382,7 @@ impl Readers {
             30..75 if up && self.devices[d].asleep_until <= now => drop(self.poll(broker, rng, d, i, true)?),
             75..78 => self.arrive_late(broker, rng, d)?,
             78..80 => self.edges[i].down_until = now + rng.pick(&[100, 900, 3000, 9000, 15_000]),
-            80 => {
+            80 if rng.chance(0.3) => {
                 broker.note("replica wiped");
                 self.rebuild(i, now)?;
             }
@@ -438,7 +438,7 @@ fn check_page(page: &Page, cursor: Option<&Cursor>, claims: &str, now: Millis) -
     })?;
     let mut seen = BTreeSet::new();
     let fresh = |c: &views::Change| seen.insert((c.bucket, c.parts().view.to_owned(), c.parts().key.to_owned()));
-    let once = page.changes.iter().map(fresh).fold(true, |all, one| all && one);
+    let once = page.changes.iter().all(fresh);
     hold(once, || "I11: a page holds a row twice".to_owned())?;
     let oldest = |c: &Cursor| {
         let round = c.round.iter().flat_map(|r| r.points.values());

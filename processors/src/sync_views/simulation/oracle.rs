@@ -90,7 +90,7 @@ impl Oracle {
                 ViewRecord::Closing { writer, at_ms } => {
                     let value = record.value().unwrap_or_default();
                     let version = Closing::read(value).map_err(|e| e.to_string())?.version;
-                    let version = Version::from_bytes(version.try_into().map_err(|_| "a version has 17 bytes")?);
+                    let version = Version::from_bytes(version);
                     let version = version.map_err(|e| e.to_string())?;
                     self.close(&writer);
                     self.truth(broker, sources, line_of(&writer), (at_ms, version))?;

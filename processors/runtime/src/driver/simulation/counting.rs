@@ -313,6 +313,9 @@ fn timers_fired(
     }
 }
 
+/// Failpoints of what no process of this scene does: copies of other processes' tasks have a thread of their own.
+const ELSEWHERE: &str = "runtime.standby.";
+
 /// Names of the runtime's failpoints, as its source has them.
 fn failpoints() -> BTreeSet<String> {
     let (mut names, mut dirs) = (
@@ -388,7 +391,8 @@ fn output_under_random_faults_equals_one_sequential_run() {
         "tombstones cleaned",
     ];
     let points = failpoints();
-    assert!(points.len() >= 14, "the failpoints are not found any more: {points:?}");
+    assert!(points.len() >= 15, "the failpoints are not found any more: {points:?}");
+    let points = points.into_iter().filter(|point| !point.starts_with(ELSEWHERE));
     assert_covered(&notes, faults.map(str::to_owned).into_iter().chain(points));
 }
 

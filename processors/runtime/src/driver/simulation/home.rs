@@ -169,7 +169,7 @@ impl Log for Home {
     fn group(&self, config: GroupConfig) -> Result<Box<dyn GroupConsumer>> {
         let mut name = config.instance.expect("the runtime names its members");
         if !self.is_static {
-            let unique = self.broker().rng.next();
+            let unique = self.broker().rng.number();
             name = format!("{name}#{unique}");
         }
         Ok(Box::new(Consumer::new(self.clone(), name)))

@@ -15,7 +15,7 @@ impl Rng {
     /// Choices that follow from this one's next.
     #[must_use]
     pub fn fork(&mut self) -> Rng {
-        Rng(self.next())
+        Rng(self.number())
     }
 
     /// Where it stands, for a run's trail.
@@ -24,7 +24,7 @@ impl Rng {
     }
 
     /// Any number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -35,12 +35,12 @@ impl Rng {
     /// A number in 0..n; 0 when n is 0.
     pub fn below(&mut self, n: usize) -> usize {
         let n = u64::try_from(n.max(1)).unwrap_or(u64::MAX);
-        usize::try_from(self.next() % n).unwrap_or_default()
+        usize::try_from(self.number() % n).unwrap_or_default()
     }
 
     /// Yes with this probability.
     pub fn chance(&mut self, probability: f64) -> bool {
-        let drawn = u32::try_from(self.next() >> 32).unwrap_or_default();
+        let drawn = u32::try_from(self.number() >> 32).unwrap_or_default();
         f64::from(drawn) < probability * f64::from(u32::MAX)
     }
 
