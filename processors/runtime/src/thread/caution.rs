@@ -88,13 +88,20 @@ impl Caution {
         })
     }
 
-    /// A transaction was committed up to these offsets: larger ones may follow; `None` when the records are passed.
-    pub(crate) fn committed(mut self, next: impl Iterator<Item = Offset>) -> Option<Caution> {
-        if self.is_passed(next) {
+    /// A transaction was committed up to these offsets: larger ones may follow; `None` when the records are passed. A
+    /// poison that is still ahead stays known, as another input's records may come before it at every attempt.
+    pub(crate) fn committed<'a>(
+        mut self,
+        next: impl Iterator<Item = (&'a TopicPartition, Offset)> + Clone,
+    ) -> Option<Caution> {
+        if self.is_passed(next.clone().map(|(_, next)| next)) {
             return None;
         }
-        self.chunk = self.chunk.saturating_mul(2);
-        self.poison = None;
+        let ahead = |poison: &Poison| next.clone().any(|(at, next)| *at == poison.at && next <= poison.offset);
+        if !self.poison.as_ref().is_some_and(ahead) {
+            self.chunk = self.chunk.saturating_mul(2);
+            self.poison = None;
+        }
         Some(self)
     }
 
@@ -152,7 +159,7 @@ mod tests {
             } else {
                 letter = poison.map(|p| p.body).or(letter);
                 next = end;
-                caution = caution.and_then(|c| c.committed([next].into_iter()));
+                caution = caution.and_then(|c| c.committed([(&at(), next)].into_iter()));
             }
         }
         (letter, transactions)
@@ -171,6 +178,22 @@ mod tests {
     fn a_dead_letter_that_is_refused_too_goes_without_its_body_and_then_the_task_stops() {
         assert_eq!(run(10, 3, 1).0, Some(Body::LeftOut));
         assert_eq!(run(10, 3, 2).0, None);
+    }
+
+    #[test]
+    fn a_poison_stays_known_while_another_inputs_records_come_before_it() {
+        let (poisoned, other) = (at(), TopicPartition::new("other", 0));
+        let refused = Refused {
+            records: 1,
+            first: Some((at(), 5)),
+            until: vec![6, 9],
+            reason: Some("too large".to_owned()),
+        };
+        let caution = Caution::after(None, refused).unwrap();
+        let caution = caution.committed([(&poisoned, 5), (&other, 4)].into_iter()).unwrap();
+        assert!(caution.poison.is_some() && caution.chunk == 1, "{caution:?}");
+        let caution = caution.committed([(&poisoned, 6), (&other, 4)].into_iter()).unwrap();
+        assert!(caution.poison.is_none() && caution.chunk == 2, "{caution:?}");
     }
 
     #[test]

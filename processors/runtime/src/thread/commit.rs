@@ -178,7 +178,8 @@ impl StreamThread {
         self.env.metrics.dead_letters.increment(letters);
         if records > 0 {
             let caution = task.caution.take();
-            task.caution = caution.and_then(|caution| caution.committed(task.inputs.iter().map(|input| input.next)));
+            let next = task.inputs.iter().map(|input| (&input.at, input.next));
+            task.caution = caution.and_then(|caution| caution.committed(next));
         }
         Ok(())
     }
