@@ -88,7 +88,7 @@ pub type Notes = BTreeMap<&'static str, u64>;
 pub(super) struct Weather {
     /// A request or its answer is lost.
     pub fault: f64,
-    /// A control record arrives at a step.
+    /// The end of a transaction arrives at a place that it touched, at a step.
     pub speed: f64,
     /// A commit never comes to the group, as after a lone broker's restart.
     pub forget: f64,
@@ -324,7 +324,7 @@ impl Broker {
 
     /// What happens by itself: a control record, timeouts, a late request, cleaning, expiry.
     pub(super) fn step(&mut self, gone: &dyn Fn(usize) -> Option<Millis>) {
-        self.mark_one();
+        self.mark_some();
         self.time_out();
         if !self.net.is_empty() && self.rng.chance(0.15) {
             let request = self.net.swap_remove(self.rng.below(self.net.len()));
@@ -343,26 +343,29 @@ impl Broker {
         found.map(|(id, _)| id.clone()).collect()
     }
 
-    /// The end of a transaction comes to one of the places that it touched.
-    fn mark_one(&mut self) {
-        let ids = self.writers(|c| matches!(c.phase, Phase::Ending { .. }));
-        if ids.is_empty() || !self.rng.chance(self.weather.speed) {
-            return;
+    /// The ends of transactions come to some of the places that these touched.
+    fn mark_some(&mut self) {
+        for id in self.writers(|c| matches!(c.phase, Phase::Ending { .. })) {
+            let Some(c) = self.coordinators.get(&id) else { continue };
+            let Phase::Ending { commit } = c.phase else { continue };
+            let (txn, touched): (u64, Vec<Touched>) = (c.txn, c.touched.iter().cloned().collect());
+            for place in touched {
+                if self.rng.chance(self.weather.speed) {
+                    self.mark(&id, txn, place, commit);
+                }
+            }
         }
-        let id = self.rng.pick(&ids);
-        let Some(c) = self.coordinators.get_mut(&id) else {
-            return;
-        };
-        let Phase::Ending { commit } = c.phase else { return };
-        let touched: Vec<Touched> = c.touched.iter().cloned().collect();
-        let next = self.rng.pick(&touched);
-        c.touched.remove(&next);
-        let txn = c.txn;
-        if c.touched.is_empty() {
-            c.phase = Phase::Idle;
-            c.last_commit = Some(commit);
+    }
+
+    fn mark(&mut self, id: &str, txn: u64, place: Touched, commit: bool) {
+        if let Some(c) = self.coordinators.get_mut(id) {
+            c.touched.remove(&place);
+            if c.touched.is_empty() {
+                c.phase = Phase::Idle;
+                c.last_commit = Some(commit);
+            }
         }
-        match next {
+        match place {
             Touched::Part(at) => {
                 let now = self.now;
                 self.part(&at).mark(now, txn, commit);

@@ -241,7 +241,7 @@ impl Producer {
         for request in requests {
             match (request, consumed) {
                 (Some((at, rows)), _) => self.produce(at, rows)?,
-                (None, Some((member, offsets))) => {
+                (None, Some((member, offsets))) if !offsets.is_empty() => {
                     let (name, member_id) = member.group.split_once('\n').expect("as `member` made it");
                     let member_id = member_id.parse().expect("a number, as `member` made it");
                     let member = (name.to_owned(), member_id, member.generation);
@@ -249,7 +249,8 @@ impl Producer {
                     self.home
                         .call(move |broker| broker.send_offsets(&id, epoch, &offsets, &member))?;
                 }
-                (None, None) => {}
+                // Without offsets the client sends nothing, so that the group is not asked.
+                (None, _) => {}
             }
         }
         let (id, epoch) = (self.id.clone(), self.epoch);

@@ -8,7 +8,7 @@
 //! timers, and starts each task with exactly the committed state.
 //! Never: a look at the broker by the application itself.
 
-use super::{Broker, Checked, Home, Layout, Notes, Outside, Rec, Rng, Row, Scene, Tasks, run, seeds, simulate};
+use super::{Broker, Checked, Faults, Home, Layout, Notes, Outside, Rec, Rng, Row, Scene, Tasks, run, seeds, simulate};
 use crate::{
     Application, Config, Context, Effects, FirstStart, Processor, Result, Stage, State, SubTopology, TaskInfo, Timer,
     TimerClock,
@@ -105,6 +105,13 @@ impl Scene for Counting {
         Application {
             name: APPLICATION.to_owned(),
             subtopologies: subs.iter().map(sub).collect(),
+        }
+    }
+
+    fn adjust(&mut self, faults: &mut Faults) {
+        if self.refused {
+            // Every transaction of such a search waits out what the group was not told.
+            faults.forget = 0.0;
         }
     }
 
