@@ -21,6 +21,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+/// The application.
+const APPLICATION: &str = "shop";
 /// Partitions of each topic.
 const PARTITIONS: i32 = 6;
 /// Keys of orders and prices.
@@ -30,8 +32,9 @@ const THREADS: [usize; 2] = [2, 1];
 const LIMIT: Duration = Duration::from_secs(180);
 /// A process is killed this often, one after the other.
 const KILL_EVERY: Duration = Duration::from_secs(5);
-/// How much longer a process may take until one of its tasks runs; then it is killed all the same.
-const START: Duration = Duration::from_secs(15);
+/// How much longer it may take until a process works and something new is committed; then it is killed all the same. On a
+/// busy machine processes would else be killed before any of them has done anything.
+const START: Duration = Duration::from_secs(30);
 /// What the runtime says of a task that runs.
 const RUNS: &str = "task runs";
 /// How long a killed broker stays down: longer than it takes until its partitions have moved.
@@ -123,7 +126,7 @@ impl Stage {
         let dir = tempfile::tempdir().expect("make a directory");
         let seat = |(at, threads): (usize, &usize)| Seat {
             kafka: kafka.clone(),
-            application: "shop".to_owned(),
+            application: APPLICATION.to_owned(),
             instance: format!("seat-{at}"),
             threads: *threads,
             dir: dir.path().join(format!("seat-{at}")),
@@ -151,7 +154,7 @@ impl Stage {
             });
             let processes = threads.spawn(|| {
                 let _over = Over(&over);
-                kill_processes(seats, dir, what, &over)
+                kill_processes(log, seats, dir, what, &over)
             });
             let writer = Over(&over);
             orders.write(play, &over, &broker_kills);
@@ -275,7 +278,18 @@ impl Drop for Life {
     }
 }
 
+/// Where the state's changelogs end by now; `None` while they are out of reach.
+fn progress(log: &SharedLog) -> Option<Offset> {
+    let topics = ["join", "count"].map(|store| runtime::changelog_topic(APPLICATION, store));
+    let at = topics
+        .iter()
+        .flat_map(|topic| (0..PARTITIONS).map(move |p| TopicPartition::new(topic.as_str(), p)));
+    let ends = log.offsets(&at.collect::<Vec<_>>(), At::Stable).ok()?;
+    Some(ends.into_iter().sum())
+}
+
 fn kill_processes(
+    log: &SharedLog,
     seats: &[Seat],
     dir: &Path,
     what: &dyn Fn(&Seat) -> Command,
@@ -284,6 +298,7 @@ fn kill_processes(
     let mut lives: Vec<Life> = seats.iter().map(|seat| Life::start(seat, dir, what)).collect();
     let mut kills = 0;
     loop {
+        let before = progress(log);
         pass(KILL_EVERY, over);
         if over.load(Ordering::SeqCst) {
             return (kills, lives);
@@ -291,7 +306,8 @@ fn kill_processes(
         let at = kills % seats.len();
         let end = Instant::now() + START;
         wait_for("a task to run", START + LIMIT, || {
-            (lives[at].works() || Instant::now() >= end || over.load(Ordering::SeqCst)).then_some(())
+            let is_late = Instant::now() >= end || over.load(Ordering::SeqCst);
+            (is_late || lives[at].works() && progress(log) > before).then_some(())
         });
         lives[at].kill();
         kills += 1;
@@ -368,7 +384,7 @@ impl Orders {
         for topic in ["orders", "prices", "joined"] {
             wait_for(&format!("{topic} to be processed"), LIMIT, || {
                 let partitions = at(topic);
-                let committed = patiently("read the offsets", || self.log.committed("shop", &partitions));
+                let committed = patiently("read the offsets", || self.log.committed(APPLICATION, &partitions));
                 let done = |(at, next): (&TopicPartition, &Option<Offset>)| self.is_read(at, next.unwrap_or(0));
                 committed.iter().all(done).then_some(())
             });
