@@ -63,13 +63,13 @@ fn is_name(text: &str) -> bool {
 /// The rows of the page's tables: name and the other cells.
 fn on_page() -> Vec<(String, Vec<String>)> {
     let text = fs::read_to_string(root().join("docs/metrics.md")).expect("there is a page of metrics");
-    let rows = text.lines().filter_map(|line| line.strip_prefix("| `"));
+    let rows = text.lines().filter(|line| line.starts_with("| `"));
     rows.map(|row| {
-        let mut cells = row
-            .trim_end_matches('|')
-            .split(" | ")
-            .map(|cell| cell.trim().to_owned());
-        let name = cells.next().unwrap_or_default().trim_end_matches('`').to_owned();
+        // The bar at either end of a row is no cell's.
+        let row = row.strip_prefix('|').unwrap_or(row);
+        let row = row.strip_suffix('|').unwrap_or(row);
+        let mut cells = row.split('|').map(|cell| cell.trim().to_owned());
+        let name = cells.next().unwrap_or_default().replace('`', "");
         (name, cells.collect())
     })
     .collect()
