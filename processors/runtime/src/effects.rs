@@ -62,6 +62,10 @@ impl Effects {
             self.out.push(record, headers);
         } else {
             let trace = [(trace::PARENT, Some(self.trace.as_slice()))];
+            #[expect(
+                clippy::map_identity,
+                reason = "in it a header's lifetime is shortened to that of the trace"
+            )]
             let own = headers.into_iter().map(|(name, value)| (name, value));
             self.out.push(record, own.chain(trace));
         }

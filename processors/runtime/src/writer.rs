@@ -89,7 +89,9 @@ impl Writer {
                 };
                 let session = env.log.session(config).map(|session| self.session = Some(session));
                 match alone {
-                    true => session.and_then(|()| Ok(self.appender = Some(env.log.appender()?))),
+                    true => session
+                        .and_then(|()| env.log.appender())
+                        .map(|appender| self.appender = Some(appender)),
                     false => session,
                 }
             }
