@@ -76,10 +76,6 @@ impl Processor for Keep {
 /// The process that is measured.
 pub fn child(words: &[String]) -> anyhow::Result<()> {
     let part: Part = serde_json::from_str(words.first().context("what to run")?)?;
-    telemetry::logs(&telemetry::Config {
-        level: std::env::var("LOADLOG").unwrap_or("info".into()),
-        format: telemetry::Format::Text,
-    })?;
     Service::new().worker_threads(1).run(|tasks| async move {
         let readiness = Readiness::new();
         let listener = admin::Admin {
@@ -133,7 +129,7 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
         other => anyhow::bail!("{other} is not an engine: fjall or sled"),
     };
     let keys: usize = words.get(1).map_or(Ok(1_000), |text| text.parse::<usize>())? * 1000;
-    let dir = tempfile::Builder::new().prefix("loadstate").tempdir_in("/tmp/tmp-m")?;
+    let dir = tempfile::tempdir()?;
     let mut stage = Stage::new(dir.path().to_owned(), sled)?;
     println!(
         "{}, {engine}, {PARTITIONS} tasks on one thread",
@@ -224,15 +220,6 @@ impl Stage {
         let begun = Instant::now();
         let life = Life::begin(&self.part)?;
         self.wait_for_answer()?;
-        eprintln!(
-            "{}",
-            life.get("/metrics")?
-                .1
-                .lines()
-                .filter(|l| l.contains("commit"))
-                .collect::<Vec<_>>()
-                .join("\n")
-        );
         println!(
             "{what}: answer to a record that waited {:.2} s after the start",
             begun.elapsed().as_secs_f64()
@@ -316,12 +303,7 @@ impl Life {
             .args([CHILD, &serde_json::to_string(part)?])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(
-                std::fs::File::options()
-                    .create(true)
-                    .append(true)
-                    .open(part.dir.with_extension("log"))?,
-            )
+            .stderr(Stdio::null())
             .spawn()?;
         Ok(Life(child, part.admin))
     }
