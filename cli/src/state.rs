@@ -36,7 +36,7 @@ impl Running {
         self.handles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn find(&self, processor: &str) -> Result<Handle, Problem> {
+    fn find(&self, processor: &str) -> Result<Handle, Box<Problem>> {
         let handles = self.lock();
         let found = handles.iter().find(|handle| handle.application() == processor);
         found.cloned().ok_or_else(|| {
@@ -46,9 +46,9 @@ impl Running {
             } else {
                 format!("it runs {}", known.join(", "))
             };
-            Problem::status(StatusCode::NOT_FOUND).detail(format!(
+            Box::new(Problem::status(StatusCode::NOT_FOUND).detail(format!(
                 "this process does not run processor `{processor}`: {here}; ask a process that does"
-            ))
+            )))
         })
     }
 
@@ -154,7 +154,7 @@ async fn answered(
 ) -> Response {
     let handle = match running.find(&processor) {
         Ok(handle) => handle,
-        Err(problem) => return problem.into_response(),
+        Err(problem) => return (*problem).into_response(),
     };
     let (path, of) = (
         format!("{PATH}/{}/{}", encoded(&processor), encoded(&store)),

@@ -84,7 +84,7 @@ fn scan(
         }
         let answer = ask_any(urls, &path)?;
         let rows = rows(&answer);
-        after = rows.last().map(|row| key_text(row));
+        after = rows.last().map(key_text);
         for row in rows {
             let (key, value) = (row.get("key"), row.get("value"));
             found.push(json!({ "partition": partition, "key": key, "value": value }));

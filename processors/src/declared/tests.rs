@@ -139,7 +139,7 @@ fn a_final_window_is_written_once_when_stream_time_has_passed_its_grace() {
     viewed(&mut stand, 1, None, 1, 7_000);
     viewed(&mut stand, 1, None, 1, 11_000);
     stand.commit();
-    assert_eq!(stand.said(), [] as [String; 0]);
+    assert_eq!(stand.said(), Vec::<String>::new());
     // The window from 0 to 10 s takes what comes until 12 s, and no longer.
     viewed(&mut stand, 1, None, 1, 8_000);
     viewed(&mut stand, 1, None, 1, 12_000);

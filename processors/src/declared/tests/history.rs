@@ -160,7 +160,7 @@ fn whatever_happens_to_a_table_its_aggregate_is_that_of_its_rows() {
                 }
             }
         }
-        assert_eq!(stand.letters(), [] as [String; 0], "seed {seed}");
+        assert_eq!(stand.letters(), Vec::<String>::new(), "seed {seed}");
     }
 }
 
