@@ -39,7 +39,7 @@ fn processes_and_brokers_that_are_killed_in_turn_lose_double_and_make_up_nothing
     assert_eq!(played.verdict["orders"], played.verdict["joined"], "{played:?}");
     assert_eq!(played.verdict["orders"], played.verdict["counts"], "{played:?}");
     assert_eq!(played.verdict["lost_orders"], 0, "{played:?}");
-    assert!(played.orders >= play.orders && played.kills >= 6, "{played:?}");
+    assert!(played.orders >= play.orders && played.kills >= 3, "{played:?}");
     assert!(played.broker_kills >= 3, "{played:?}");
     // Deaths are meant to be inside open transactions.
     assert!(played.aborted >= 3, "{played:?}");
