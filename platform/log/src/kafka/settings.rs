@@ -26,7 +26,7 @@ const COMMON: &[(&str, &str)] = &[
 
 /// Producers' defaults. Queues are bounded by bytes, so that a slow broker is felt by whoever sends.
 const PRODUCER: &[(&str, &str)] = &[
-    ("linger.ms", "2"),
+    ("linger.ms", "20"),
     ("queue.buffering.max.messages", "500000"),
     ("queue.buffering.max.kbytes", "65536"),
     // As the Java client: the hash of a key, also of an empty one; anywhere without a key.
