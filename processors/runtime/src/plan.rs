@@ -311,12 +311,15 @@ fn input(log: &dyn Log, application: &Application, topic: &str) -> Result<TopicI
     })
 }
 
+/// Describes a topic that exists, as it has just been made if it was not there. Of several brokers one may not have
+/// heard of it yet.
 fn describe(log: &dyn Log, application: &Application, topic: &str) -> Result<TopicInfo> {
-    let unknown = || log::Error::UnknownTopic {
-        topic: topic.to_owned(),
+    let unheard = || log::Error::Unavailable {
+        attempted: format!("describe {topic}"),
+        reason: "it was made, and the broker that was asked does not know of it yet".to_owned(),
     };
     log.describe(topic)
-        .and_then(|found| found.ok_or_else(unknown))
+        .and_then(|found| found.ok_or_else(unheard))
         .map_err(|e| wrap(application, e))
 }
 

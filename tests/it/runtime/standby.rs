@@ -142,7 +142,11 @@ fn asked_elsewhere_it_names_the_owner(a: &Instance, b: &Instance, c: &Instance) 
     let mut of_b = key.filter(|key| [2, 3].contains(&partitioner::partition(key.as_bytes(), PARTITIONS)));
     let key = of_b.next().expect("a key of b");
     let partition = b.handle.partition_of("counts", key.as_bytes()).expect("a partition");
-    let here = b.handle.get("counts", partition, key.as_bytes()).expect("an answer");
+    // The store follows its commits half a second later.
+    let here = wait_for("the key's count", LIMIT, || {
+        let here = b.handle.get("counts", partition, key.as_bytes()).expect("an answer");
+        (!here.rows.is_empty()).then_some(here)
+    });
     assert_eq!(here.rows[0].value, b"1");
     assert_eq!(here.place.len(), 1);
     for other in [a, c] {
