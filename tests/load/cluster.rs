@@ -1,43 +1,33 @@
-//! A join and a count on three brokers, for minutes, while processes and brokers are killed in turn; then every output is
+//! A declared join and aggregate on three brokers, for minutes, while processes and brokers are killed in turn; then every output is
 //! compared with what the input alone says that it must be.
 //!
 //! Guarantees: the same stage as the test of the same name; the verifier is a client in another language. Never: a figure
 //! of speed, since what is measured is what is lost.
 
-#[path = "../it/cluster/child.rs"]
-mod child;
+#[path = "../it/cluster/orders.rs"]
+mod orders;
 #[path = "../it/cluster/stage.rs"]
 mod stage;
 
-use stage::{Play, Seat, Stage};
-use std::process::Command;
+use stage::{Play, Stage};
 use std::time::Duration;
 
 /// Orders written at least, however few minutes.
 const ORDERS: usize = 1_000_000;
 
-/// Plays for so many minutes, 10 if it is not said; or is one of the processes that are killed.
+/// Plays for so many minutes, 10 if it is not said.
 pub fn run(words: &[String]) -> anyhow::Result<()> {
-    if child::run() {
-        return Ok(());
-    }
     let minutes: u64 = words.first().map_or(Ok(10), |word| word.parse())?;
     let play = Play {
         time: Duration::from_secs(minutes * 60),
         rounds: 1,
+        kills: 1,
         orders: ORDERS,
         rate: 3_500,
         epoch: 100_000,
     };
-    let this = std::env::current_exe()?;
-    let again = |seat: &Seat| {
-        let mut command = Command::new(&this);
-        let seat = serde_json::to_string(seat).expect("plain values");
-        command.arg("cluster").env(child::SEAT, seat);
-        command
-    };
-    let played = Stage::new().play(play, &again);
-    println!("three brokers, two processes with three stream threads, {minutes} min at least");
+    let played = Stage::new().play(play);
+    println!("three brokers, two processes with three stream threads of each processor, {minutes} min at least");
     println!(
         "  {} orders; processes killed {} times, brokers {}; {} transactions aborted at least",
         played.orders, played.kills, played.broker_kills, played.aborted

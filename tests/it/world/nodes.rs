@@ -33,6 +33,8 @@ struct Node {
 #[derive(Debug)]
 pub struct Fleet {
     dir: TempDir,
+    /// URL of the registry that one of them serves.
+    registry: Option<String>,
     nodes: BTreeMap<String, Node>,
 }
 
@@ -64,7 +66,32 @@ impl Fleet {
             (name, node)
         });
         let nodes = nodes.collect();
-        Fleet { dir, nodes }
+        let registry = registry.map(|port| format!("http://127.0.0.1:{port}"));
+        Fleet { dir, registry, nodes }
+    }
+
+    /// Adds to a node's configuration; a table that it ends with goes on.
+    pub fn configure(&self, name: &str, more: &str) {
+        let file = self.node(name).dir.join("trunkline.toml");
+        let before = fs::read_to_string(&file).expect("read the node's configuration");
+        fs::write(&file, before + more).expect("write the node's configuration");
+    }
+
+    /// URL of the registry that a node serves.
+    pub fn registry(&self) -> &str {
+        self.registry.as_deref().expect("a node runs the registry")
+    }
+
+    /// What a node has said over all its lives.
+    pub fn log(&self, name: &str) -> String {
+        let log = fs::read(self.node(name).dir.join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&log).into_owned()
+    }
+
+    /// How a started node has ended, if it has.
+    pub fn ended(&mut self, name: &str) -> Option<ExitStatus> {
+        let child = self.child(name).as_mut()?;
+        child.try_wait().expect("a child can be asked")
     }
 
     fn node(&self, name: &str) -> &Node {

@@ -18,8 +18,10 @@ use std::time::{Duration, Instant};
 
 /// How long moving to another offset or leaving the group may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// A fence so soon after no broker answered may be of this member's own making.
+/// A fence so soon after a connection broke may be of this member's own making …
 const FENCED_BY_ITSELF: Duration = Duration::from_secs(60);
+/// … but not so often in that time: another process has the name then.
+const ANEW_MAX: usize = 3;
 
 /// The groups' members that live in this process, so that offsets can be set by one of them.
 #[derive(Debug, Default)]
@@ -90,6 +92,8 @@ pub struct KafkaGroup {
     /// The instance name is another member's: when to ask for it again.
     occupied: Option<Instant>,
     joined: Instant,
+    /// When it was joined anew after a fence, of late.
+    anew: Vec<Instant>,
 }
 
 impl KafkaGroup {
@@ -126,6 +130,7 @@ impl KafkaGroup {
             heard: None,
             occupied: None,
             joined: Instant::now(),
+            anew: Vec::new(),
         })
     }
 
@@ -133,11 +138,12 @@ impl KafkaGroup {
         self.config.protocol == GroupProtocol::Consumer
     }
 
-    /// What there is to say; a fence that the brokers' absence may have made is answered by joining anew.
+    /// What there is to say; a fence that a broken connection may have made is answered by joining anew.
     ///
     /// A member of an instance name that asks to join, and does not hear the answer, asks again under the member id
     /// that the first request has already replaced: the coordinator then fences it, for itself (KIP-345 names the
-    /// id's replacement). Another process of the name would fence the new member too, and that is final.
+    /// id's replacement). Another process of the name would fence the new member too, again and again, and that is
+    /// final.
     fn next(&mut self) -> Result<Option<Event>> {
         if let Some(heard) = self.heard.take() {
             return Ok(Some(heard));
@@ -149,8 +155,9 @@ impl KafkaGroup {
             return self.join_anew("its instance name was another member's");
         }
         match self.next_event() {
-            Err(Error::Fenced { .. }) if self.handle().reach().silent_within(FENCED_BY_ITSELF) => {
-                self.join_anew("fenced after the brokers were away")
+            Err(Error::Fenced { .. }) if self.may_be_own_fence() => {
+                self.anew.push(Instant::now());
+                self.join_anew("fenced after a connection broke")
             }
             Err(error @ Error::Occupied { .. }) => {
                 self.occupied = Some(Instant::now() + protocol::ASK_AGAIN);
@@ -158,6 +165,11 @@ impl KafkaGroup {
             }
             said => said,
         }
+    }
+
+    fn may_be_own_fence(&mut self) -> bool {
+        self.anew.retain(|at| at.elapsed() < FENCED_BY_ITSELF);
+        self.anew.len() < ANEW_MAX && self.handle().reach().broken_within(FENCED_BY_ITSELF)
     }
 
     fn is_occupied(&self) -> Error {
@@ -176,7 +188,9 @@ impl KafkaGroup {
             "joining the group anew"
         );
         let lost: Vec<_> = self.gather.slots().iter().map(|slot| slot.at.clone()).collect();
+        let anew = std::mem::take(&mut self.anew);
         *self = KafkaGroup::join(&self.kafka, self.config.clone(), &self.members)?;
+        self.anew = anew;
         Ok((!lost.is_empty()).then_some(Event::Lost(lost)))
     }
 

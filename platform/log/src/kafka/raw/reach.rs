@@ -29,8 +29,8 @@ struct State {
     brokers: BTreeMap<Broker, bool>,
     /// Since when none answers, and what was last said about it; from the first trouble on.
     silence: Option<(Instant, String)>,
-    /// When there was none that answered for the last time.
-    silent_at: Option<Instant>,
+    /// When a connection was last lost or refused: an answer may have been lost with it.
+    broken_at: Option<Instant>,
     /// Since when none answers or the instance was last reminded, from the first sign of life on.
     quiet_since: Option<Instant>,
     /// How often the instance was reminded since a broker last answered.
@@ -66,9 +66,9 @@ impl Reach {
         (since.elapsed() >= at_least).then(|| said.clone())
     }
 
-    /// Whether there was a moment in this time in which no broker answered.
-    pub fn silent_within(&self, time: Duration) -> bool {
-        let at = self.lock().silent_at;
+    /// Whether a connection was lost or refused in this time, so that an answer may not have been heard.
+    pub fn broken_within(&self, time: Duration) -> bool {
+        let at = self.lock().broken_at;
         at.is_some_and(|at| at.elapsed() <= time)
     }
 
@@ -105,25 +105,27 @@ impl Reach {
     fn changed(&self, broker: Broker, up: bool, now: Instant) {
         let mut state = self.lock();
         // A bootstrap server is let go as soon as the cluster has named its brokers: that is no loss.
-        let lost = !up && matches!(broker, Broker::Learned(_)) && state.answers();
-        state.brokers.insert(broker, up);
+        let learned = matches!(broker, Broker::Learned(_));
+        let lost = !up && learned && state.answers();
+        if state.brokers.insert(broker, up) == Some(true) && !up && learned {
+            state.broken_at = Some(now);
+        }
         if state.answers() {
             (state.silence, state.quiet_since, state.reminders) = (None, None, 0);
             return;
         }
         state.quiet_since.get_or_insert(now);
         if lost {
-            state.silent_at = Some(now);
             state.silence = Some((now, "no broker is connected".to_owned()));
         }
     }
 
     fn failed(&self, said: String) {
         let mut state = self.lock();
+        state.broken_at = Some(Instant::now());
         if state.answers() {
             return;
         }
-        state.silent_at = Some(Instant::now());
         let since = state.silence.as_ref().map_or_else(Instant::now, |(since, _)| *since);
         state.silence = Some((since, said));
     }
@@ -203,6 +205,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_broken_connection_is_known_also_while_other_brokers_answer() {
+        let reach = Reach::default();
+        let broken = || reach.broken_within(Duration::from_secs(9));
+        reach.changed(Broker::Learned(1), true, Instant::now());
+        reach.changed(Broker::Learned(2), false, Instant::now());
+        assert!(!broken(), "the second was never there");
+        reach.changed(Broker::Learned(2), true, Instant::now());
+        reach.changed(Broker::Learned(2), false, Instant::now());
+        assert!(broken() && reach.silence(Duration::ZERO).is_none());
+        let coordinator = Reach::default();
+        coordinator.changed(Broker::Learned(1), true, Instant::now());
+        coordinator.failed("GroupCoordinator: Connection refused".to_owned());
+        assert!(coordinator.broken_within(Duration::from_secs(9)));
+    }
+
+    #[test]
     fn an_instance_without_brokers_is_reminded_ever_more_seldom() {
         let (reach, start) = (Reach::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
@@ -211,11 +229,11 @@ mod tests {
         reach.changed(bootstrap(), true, at(0));
         reach.changed(Broker::Learned(1), false, at(1));
         reach.changed(bootstrap(), false, at(1));
-        assert!(reach.silence(Duration::ZERO).is_none() && !reach.silent_within(Duration::from_secs(9)));
+        assert!(reach.silence(Duration::ZERO).is_none() && !reach.broken_within(Duration::from_secs(9)));
         reach.changed(Broker::Learned(1), true, at(2));
         assert!(!reach.needs_reminder(at(100)), "a broker answers");
         reach.changed(Broker::Learned(1), false, at(100));
-        assert!(reach.silence(Duration::ZERO).is_some());
+        assert!(reach.silence(Duration::ZERO).is_some() && reach.broken_within(Duration::from_secs(9)));
         let reminded: Vec<u64> = (100..300).filter(|now| reach.needs_reminder(at(*now))).collect();
         assert_eq!(reminded, [102, 106, 114, 130, 162, 222, 282]);
         reach.changed(Broker::Learned(1), true, at(302));
