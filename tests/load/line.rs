@@ -20,14 +20,22 @@ const SCALE: usize = 5;
 /// Row changes a transaction of pgbench's.
 const CHANGES: usize = 4;
 
-/// All of it: `line [THOUSAND ROWS]`, the rows of the backlog.
+/// All of it: `line [THOUSAND ROWS]`, the rows of the backlog; with `latency` no backlog and what comes after it.
 pub fn run(words: &[String]) -> anyhow::Result<()> {
-    let thousands: usize = words.first().map_or(Ok(1_000), |text| text.parse())?;
+    let latency = words.first().is_some_and(|word| word == "latency");
+    let thousands = words.first().filter(|_| !latency);
+    let thousands: usize = thousands.map_or(Ok(1_000), |text| text.parse())?;
     println!("pgbench -i -s {SCALE}; a process each: Kafka, PostgreSQL, connector, processor, edge");
     let mut bank = Bank::new(SCALE);
     starts(&mut bank, "first start, on an empty Kafka");
     snapshot(&mut bank);
-    devices::one_at_a_time(&bank)?;
+    println!("20 s that nobody counts, until Kafka's virtual machine has compiled what it needs:");
+    devices::one_at_a_time(&bank, 100, "nothing")?;
+    devices::one_at_a_time(&bank, 200, "p50 15 ms, p99 50 ms")?;
+    devices::one_at_a_time(&bank, 1_000, "p99 100 ms")?;
+    if latency {
+        return Ok(());
+    }
     idle(&bank);
     backlog(&mut bank, thousands);
     full_speed(&mut bank);
@@ -88,7 +96,7 @@ fn backlog(bank: &mut Bank, thousands: usize) {
     let (took, rows) = (begun.elapsed(), thousands * 1000);
     println!(
         "backlog: {rows} row changes in transactions of {CHANGES}, database -> edge's store: {:.1} s = {:.0} rows/s (asked \
-         for: 25,000); pg_recvlogical, thrown away: {:.0} rows/s",
+         for: 40,000); pg_recvlogical, thrown away: {:.0} rows/s",
         took.as_secs_f64(),
         rate(rows, took),
         rate(rows, alone),

@@ -31,7 +31,7 @@ const USAGE: &str = "usage: load WHAT
   runtime [kafka|embedded] [copy|count|singles]   a copy, beside the library's own, a count with state, one record at a time
   state [fjall|sled] [THOUSAND KEYS]   a process with state on Kafka: cold start, idle, memory, kill -9, full restore
   postgres [kafka|embedded] [THOUSAND ROWS]   the connector: snapshot, backlogs, one change at a time
-  line [THOUSAND ROWS]   the whole line, a process a role: starts, one change at a time, a backlog, pgbench; CPU, memory
+  line [THOUSAND ROWS|latency]   the whole line, a process a role: starts, one change at a time, a backlog, pgbench; CPU, memory
   log [kafka|embedded]   small transactions and an exactly-once copy; kafka: see tests/run up";
 
 fn main() -> anyhow::Result<()> {

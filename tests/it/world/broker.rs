@@ -32,6 +32,8 @@ pub enum Listener {
 pub struct Broker {
     directory: TempDir,
     port: u16,
+    /// Options of its virtual machine.
+    machine: &'static [&'static str],
     process: Option<Child>,
 }
 
@@ -51,16 +53,26 @@ impl Broker {
             }
         }
         let text = |dir: &Path, port, controller| properties(dir, port, controller, listener, settings);
-        Broker::start_formatted(text, &users)
+        Broker::start_formatted(text, &users, SMALL)
+    }
+
+    /// Starts a broker for a measurement, with the memory and the compiler of one that serves for long.
+    pub fn start_in_full() -> Broker {
+        let text = |dir: &Path, port, controller| properties(dir, port, controller, &Listener::Plain, &[]);
+        Broker::start_formatted(text, &[], FULL)
     }
 
     /// Starts a broker with these settings and no others: they are made from its directory, its port and its
     /// controller's port.
     pub fn start_from(properties: impl FnOnce(&Path, u16, u16) -> String) -> Broker {
-        Broker::start_formatted(properties, &[])
+        Broker::start_formatted(properties, &[], SMALL)
     }
 
-    fn start_formatted(properties: impl FnOnce(&Path, u16, u16) -> String, format: &[String]) -> Broker {
+    fn start_formatted(
+        properties: impl FnOnce(&Path, u16, u16) -> String,
+        format: &[String],
+        machine: &'static [&'static str],
+    ) -> Broker {
         let directory = tempfile::Builder::new()
             .prefix("trunkline-broker-")
             .tempdir()
@@ -68,6 +80,7 @@ impl Broker {
         let (port, controller) = (free_port(), free_port());
         let text = properties(directory.path(), port, controller);
         let mut broker = Broker::lay_out(directory, port, &cluster_id(), &text, format);
+        broker.machine = machine;
         broker.restart();
         broker
     }
@@ -76,7 +89,7 @@ impl Broker {
     pub(super) fn lay_out(directory: TempDir, port: u16, id: &str, text: &str, format: &[String]) -> Broker {
         let path = directory.path().join("server.properties");
         fs::write(&path, text).expect("write server.properties");
-        let formatted = java(&["-Xmx128m"])
+        let formatted = java(TOOL)
             .args(["kafka.tools.StorageTool", "format", "-t", id, "-c"])
             .arg(&path)
             .args(format)
@@ -90,6 +103,7 @@ impl Broker {
         Broker {
             directory,
             port,
+            machine: SMALL,
             process: None,
         }
     }
@@ -136,7 +150,7 @@ impl Broker {
         assert!(self.process.is_none(), "the broker is running");
         let log = self.directory.path().join("log");
         let file = File::create(&log).expect("create the broker's log");
-        let process = java(&["-Xms96m", "-Xmx384m", "-XX:+UseSerialGC"])
+        let process = java(self.machine)
             .arg("kafka.Kafka")
             .arg(self.directory.path().join("server.properties"))
             .stdin(Stdio::null())
@@ -227,7 +241,7 @@ pub(super) fn cluster_id() -> String {
 
 /// Runs one of Kafka's own tools and returns what it printed; fails the test when it fails.
 pub(super) fn tool(class: &str, bootstrap: &str, arguments: &[&str]) -> String {
-    let out = java(&["-Xmx128m"])
+    let out = java(TOOL)
         .args([class, "--bootstrap-server", bootstrap])
         .args(arguments)
         .output()
@@ -241,13 +255,16 @@ pub(super) fn tool(class: &str, bootstrap: &str, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&out.stdout).into_owned()
 }
 
+/// A virtual machine that is soon there: what is compiled is not compiled again.
+const TOOL: &[&str] = &["-Xmx128m", "-XX:TieredStopAtLevel=1"];
+const SMALL: &[&str] = &["-Xms96m", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
+/// One that serves for long, with its own defaults but for the heap.
+const FULL: &[&str] = &["-Xms1g", "-Xmx1g"];
+
 /// A Java virtual machine with Kafka's jars.
 fn java(options: &[&str]) -> Command {
     let mut command = Command::new("java");
-    command
-        .args(options)
-        .args(["-XX:TieredStopAtLevel=1", "-cp"])
-        .arg(kafka_libs().join("*"));
+    command.args(options).arg("-cp").arg(kafka_libs().join("*"));
     command
 }
 

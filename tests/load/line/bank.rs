@@ -27,7 +27,7 @@ pub struct Bank {
 
 impl Bank {
     pub fn new(scale: usize) -> Bank {
-        let (postgres, broker) = (Postgres::start(), Broker::start());
+        let (postgres, broker) = (Postgres::start(), Broker::start_in_full());
         let database = Database::at(&postgres.url());
         world::make_bank(&database.url, scale);
         database.sql(&format!(

@@ -1,4 +1,4 @@
-//! Devices that long-poll, and changes at 200 a second: how late each change is there.
+//! Devices that long-poll, and changes at a rate: how late each change is there.
 
 use super::bank::{Bank, DEVICES};
 use super::roles::Roles;
@@ -10,14 +10,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// How many changes, 200 a second.
-const COUNT: i64 = 4_000;
+/// How long changes come.
+const SECONDS: u32 = 20;
 
 /// When a device had the change of this number.
 type Seen = Arc<Mutex<HashMap<i64, Instant>>>;
 
-/// 200 commits a second, each of one row: from the answer to COMMIT until the device has parsed the page.
-pub fn one_at_a_time(bank: &Bank) -> anyhow::Result<()> {
+/// So many commits a second, each of one row: from the answer to COMMIT until the device has parsed the page.
+pub fn one_at_a_time(bank: &Bank, a_second: u32, asked: &str) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -30,12 +30,15 @@ pub fn one_at_a_time(bank: &Bank) -> anyhow::Result<()> {
             runtime.spawn(wait(url, token, seen.clone(), stop.clone()))
         })
         .collect();
+    let count = i64::from(a_second * SECONDS);
+    // What is there from before has other numbers.
+    let first = i64::from(a_second) * 1_000_000;
     let (roles, begun) = (Roles::look(bank), Instant::now());
     let mut answered = HashMap::new();
     bank.database.session(|run| {
         let mut due = Instant::now();
-        for (n, branch) in (1..=COUNT).zip(DEVICES.cycle()) {
-            due += Duration::from_millis(5);
+        for (n, branch) in (first..first + count).zip(DEVICES.cycle()) {
+            due += Duration::from_secs(1) / a_second;
             std::thread::sleep(due.saturating_duration_since(Instant::now()));
             run(&format!(
                 "INSERT INTO pgbench_history (tid, bid, aid, delta) VALUES (1, {branch}, 1, {n})"
@@ -51,8 +54,9 @@ pub fn one_at_a_time(bank: &Bank) -> anyhow::Result<()> {
         Times::new(answered.iter().filter_map(late).collect())
     };
     println!(
-        "200 commits/s of one row, COMMIT's answer -> parsed by one of {} devices at their long polls: {} of {COUNT} seen, \
-         p50 {:.1?} (asked for: 30 ms), p90 {:.1?}, p99 {:.1?} (100 ms), max {:.1?}",
+        "{a_second} commits/s of one row (came: {:.0}/s), COMMIT's answer -> parsed by one of {} devices at their long polls: {} of \
+         {count} seen, p50 {:.1?}, p90 {:.1?}, p99 {:.1?}, max {:.1?} (asked for: {asked})",
+        f64::from(a_second * SECONDS) / took.as_secs_f64(),
         DEVICES.count(),
         late.count(),
         late.at(500),
