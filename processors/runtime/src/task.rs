@@ -231,8 +231,9 @@ impl Task {
         self.inputs.iter().map(|input| input.at.clone()).collect()
     }
 
+    /// What changed state occupies until it is committed: the rows, and once more the changelog's records of them.
     pub(crate) fn state_bytes(&self) -> usize {
-        self.live.as_ref().map_or(0, |live| live.state.overlay_bytes)
+        self.live.as_ref().map_or(0, |live| live.state.overlay_bytes * 2)
     }
 
     /// Whether a commit has something of this task to write, or is due although nothing came (see the tombstone rule).
