@@ -28,6 +28,10 @@ const PARTITIONS: i32 = 4;
 const VALUE_BYTES: usize = 100;
 /// How often every key is written, so that the changelog is longer than the state.
 const TIMES: usize = 2;
+/// How often it is killed with all its state.
+const KILLS: usize = 5;
+/// A start that takes longer is explained by what the process says.
+const LONG: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// What the process runs.
@@ -40,6 +44,13 @@ struct Part {
     dir: PathBuf,
     sled: bool,
     admin: u16,
+}
+
+impl Part {
+    /// What the process says in this life of it.
+    fn log(&self) -> PathBuf {
+        self.dir.with_extension("log")
+    }
 }
 
 /// Keeps each key's newest value; a record without a value is answered, so that a start can be timed.
@@ -76,6 +87,7 @@ impl Processor for Keep {
 /// The process that is measured.
 pub fn child(words: &[String]) -> anyhow::Result<()> {
     let part: Part = serde_json::from_str(words.first().context("what to run")?)?;
+    telemetry::logs(&telemetry::Config::default())?;
     Service::new().worker_threads(1).run(|tasks| async move {
         let readiness = Readiness::new();
         let listener = admin::Admin {
@@ -143,14 +155,7 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
     life.memory(&format!(
         "after {keys} keys of {VALUE_BYTES} B, each written {TIMES} times"
     ));
-    life.kill()?;
-    let life = stage.start("kill -9, then")?;
-    println!(
-        "  changelog records read: {:.0}",
-        life.metric("trunkline_runtime_restored_records_total")?
-    );
-    life.memory("after it");
-    life.stop()?;
+    stage.kills(life)?;
     std::fs::remove_dir_all(dir.path().join("stores"))?;
     stage.restore(keys)
 }
@@ -220,10 +225,14 @@ impl Stage {
         let begun = Instant::now();
         let life = Life::begin(&self.part)?;
         self.wait_for_answer()?;
+        let took = begun.elapsed();
         println!(
             "{what}: answer to a record that waited {:.2} s after the start",
-            begun.elapsed().as_secs_f64()
+            took.as_secs_f64()
         );
+        if took > LONG || std::env::var("XLOG").is_ok() {
+            println!("{}", std::fs::read_to_string(self.part.log())?);
+        }
         Ok(life)
     }
 
@@ -257,6 +266,20 @@ impl Stage {
             });
         }
         Ok(())
+    }
+
+    /// Kills the process again and again.
+    fn kills(&mut self, mut life: Life) -> anyhow::Result<()> {
+        for _ in 0..KILLS {
+            life.kill()?;
+            life = self.start("kill -9, then")?;
+            println!(
+                "  changelog records read: {:.0}",
+                life.metric("trunkline_runtime_restored_records_total")?
+            );
+        }
+        life.memory("after it");
+        life.stop()
     }
 
     /// Starts the process without its stores.
@@ -299,11 +322,12 @@ struct Life(Child, u16);
 
 impl Life {
     fn begin(part: &Part) -> anyhow::Result<Life> {
+        let log = std::fs::File::create(part.log())?;
         let child = Command::new(std::env::current_exe()?)
             .args([CHILD, &serde_json::to_string(part)?])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(log)
             .spawn()?;
         Ok(Life(child, part.admin))
     }

@@ -16,6 +16,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+/// How often the library is made to look whether it can go on with a join, and for how long: of what it waits for then,
+/// such as the coordinator's connection, it takes notice by itself only twice a second.
+const NUDGE: Duration = Duration::from_millis(5);
+const NUDGED_FOR: Duration = Duration::from_secs(10);
 /// How long moving to another offset or leaving the group may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A fence so soon after a connection broke may be of this member's own making …
@@ -92,6 +96,8 @@ pub struct KafkaGroup {
     /// The instance name is another member's: when to ask for it again.
     occupied: Option<Instant>,
     joined: Instant,
+    /// Whether it has been told what is its own since then.
+    settled: bool,
     /// When it was joined anew after a fence, of late.
     anew: Vec<Instant>,
 }
@@ -130,6 +136,7 @@ impl KafkaGroup {
             heard: None,
             occupied: None,
             joined: Instant::now(),
+            settled: false,
             anew: Vec::new(),
         })
     }
@@ -165,6 +172,16 @@ impl KafkaGroup {
             }
             said => said,
         }
+    }
+
+    /// While it joins: makes the library look, and says when to do so again.
+    fn nudge(&self) -> Option<Instant> {
+        let joins = !self.settled && self.joined.elapsed() < NUDGED_FOR;
+        joins.then(|| {
+            // The question goes through the library's main thread, which then looks what else there is to do.
+            drop(self.handle().membership());
+            Instant::now() + NUDGE
+        })
     }
 
     fn may_be_own_fence(&mut self) -> bool {
@@ -279,6 +296,7 @@ impl KafkaGroup {
     }
 
     fn rebalance(&mut self, which: Code, partitions: Vec<TopicPartition>) -> Result<Option<Event>> {
+        self.settled = true;
         if which == Code::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
             self.take(partitions.clone())?;
             return Ok((!partitions.is_empty()).then_some(Event::Assigned(partitions)));
@@ -427,7 +445,8 @@ impl GroupConsumer for KafkaGroup {
             if self.gather.take(batch, max_bytes)? > 0 {
                 return Ok(Event::Records);
             }
-            if !self.gather.wait(end) {
+            let nudge = self.nudge().map_or(end, |nudge| nudge.min(end));
+            if !self.gather.wait(nudge) && nudge >= end {
                 self.gather.check_reach("poll")?;
                 return Ok(Event::Idle);
             }

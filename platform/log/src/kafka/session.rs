@@ -12,6 +12,9 @@ use crate::consumer::MemberToken;
 use crate::{Error, Member, Offset, OutBatch, Outcome, Result, Session, SessionConfig, TopicPartition, probe};
 use std::time::{Duration, Instant};
 
+/// How long a new producer may take to be connected before it asks for its coordinator all the same.
+const SETTLE: Duration = Duration::from_secs(1);
+
 /// A session.
 #[derive(Debug)]
 pub struct KafkaSession {
@@ -323,6 +326,7 @@ impl Session for KafkaSession {
             &settings::session(&self.config, &self.session),
             self.config.request_timeout,
         )?;
+        producer.handle().settle(SETTLE);
         let end = Instant::now() + self.session.transaction_timeout.max(self.config.request_timeout);
         let taken = loop {
             let left = end.saturating_duration_since(Instant::now());
