@@ -28,7 +28,8 @@ const USAGE: &str = "usage: load WHAT
   cluster [MINUTES]   three brokers, a join and a count, everything killed in turn; what is lost, doubled or made up
   edge [embedded|kafka] [ROWS]   intake, idle polls, long polls; edge and devices in this one process
   store [fjall|sled] [ROWS] [VALUE BYTES] [MEMORY MIB]   fill, read, scan, reopen
-  runtime [kafka|embedded] [copy|count|singles]   a copy, beside the library's own, a count with state, one record at a time
+  runtime [kafka|embedded] [copy|count|aggregate|singles|alone]   a copy, beside the library's own, a count with state,
+                      the declared count(), one record at a time; copy, count and singles without transactions
   state [fjall|sled] [THOUSAND KEYS]   a process with state on Kafka: cold start, idle, memory, kill -9, full restore
   postgres [kafka|embedded] [THOUSAND ROWS]   the connector: snapshot, backlogs, one change at a time
   line [THOUSAND ROWS|latency]   the whole line, a process a role: starts, one change at a time, a backlog, pgbench; CPU, memory

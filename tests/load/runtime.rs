@@ -3,6 +3,8 @@
 //! Guarantees: the application runs as a node runs it, on one stream thread. Never: settings that a node would not
 //! run with.
 
+mod aggregate;
+
 use crate::world;
 use log::embedded::EmbeddedLog;
 use log::kafka::{KafkaLog, limit};
@@ -92,7 +94,7 @@ impl Processor for Count {
 /// Runs on Kafka or on the embedded log: all parts, or the one that is named.
 pub fn run(words: &[String]) -> anyhow::Result<()> {
     let part = words.get(1).map(String::as_str);
-    let parts = ["copy", "count", "singles", "alone"];
+    let parts = ["copy", "count", "aggregate", "singles", "alone"];
     if let Some(part) = part.filter(|part| !parts.contains(part)) {
         anyhow::bail!("{part} is not a part of this: {}", parts.join(", "));
     }
@@ -120,27 +122,32 @@ fn measure(log: &SharedLog, kafka: Option<log::kafka::Config>, wanted: &dyn Fn(&
         .build()?;
     let guard = executor.enter();
     if wanted("copy") {
-        let copied = bulk(log, dir.path(), &executor, "copy", COPY_RECORDS, |to| {
-            Box::new(Copy(to))
-        })?;
+        let line = filled(log, dir.path(), COPY_RECORDS, |to| Box::new(Copy(to)))?;
+        let copied = bulk(log, &executor, "copy", COPY_RECORDS, line)?;
         if let Some(kafka) = kafka {
             limits(log, &kafka, copied)?;
         }
     }
     if wanted("count") {
-        bulk(log, dir.path(), &executor, "count", COUNT_RECORDS, |to| {
-            Box::new(Count(to))
-        })?;
+        let line = filled(log, dir.path(), COUNT_RECORDS, |to| Box::new(Count(to)))?;
+        bulk(log, &executor, "count", COUNT_RECORDS, line)?;
+    }
+    if wanted("aggregate") {
+        let line = aggregate::line(log, dir.path(), COUNT_RECORDS)?;
+        bulk(log, &executor, "declared count()", COUNT_RECORDS, line)?;
     }
     if wanted("singles") {
         singles(log, dir.path(), &executor, Guarantee::ExactlyOnce)?;
     }
     if wanted("alone") {
         println!("at least once, without transactions:");
-        let alone = dir.path().join("alone");
-        bulk(log, &alone, &executor, "copy", COPY_RECORDS, |to| Box::new(Copy(to)))?;
-        bulk(log, &alone, &executor, "count", COUNT_RECORDS, |to| Box::new(Count(to)))?;
-        singles(log, &alone, &executor, Guarantee::AtLeastOnce)?;
+        let mut copy = filled(log, dir.path(), COPY_RECORDS, |to| Box::new(Copy(to)))?;
+        let mut count = filled(log, dir.path(), COUNT_RECORDS, |to| Box::new(Count(to)))?;
+        copy.config.guarantee = Guarantee::AtLeastOnce;
+        count.config.guarantee = Guarantee::AtLeastOnce;
+        bulk(log, &executor, "copy", COPY_RECORDS, copy)?;
+        bulk(log, &executor, "count", COUNT_RECORDS, count)?;
+        singles(log, dir.path(), &executor, Guarantee::AtLeastOnce)?;
     }
     drop(guard);
     Ok(())
@@ -177,20 +184,26 @@ fn line(log: &SharedLog, dir: &Path, make: fn(Arc<str>) -> Box<dyn Processor>) -
     }
 }
 
+/// The same, with so many records in its input.
+fn filled(
+    log: &SharedLog,
+    dir: &Path,
+    records: usize,
+    make: fn(Arc<str>) -> Box<dyn Processor>,
+) -> anyhow::Result<Line> {
+    let line = line(log, dir, make);
+    fill(log, &line.from, records)?;
+    Ok(line)
+}
+
 /// Everything that waits in the input, in one go.
 fn bulk(
     log: &SharedLog,
-    dir: &Path,
     executor: &tokio::runtime::Runtime,
     what: &str,
     records: usize,
-    make: fn(Arc<str>) -> Box<dyn Processor>,
+    line: Line,
 ) -> anyhow::Result<Speed> {
-    let mut line = line(log, dir, make);
-    if dir.ends_with("alone") {
-        line.config.guarantee = Guarantee::AtLeastOnce;
-    }
-    fill(log, &line.from, records)?;
     let inputs: Vec<_> = (0..PARTITIONS)
         .map(|p| TopicPartition::new(line.from.clone(), p))
         .collect();
@@ -367,10 +380,13 @@ fn fill(log: &SharedLog, topic: &Arc<str>, records: usize) -> anyhow::Result<()>
 }
 
 fn topic(log: &SharedLog) -> Arc<str> {
-    let name = world::unique("load");
+    topic_of(log, &world::unique("load"))
+}
+
+fn topic_of(log: &SharedLog, name: &str) -> Arc<str> {
     let config = TopicConfig::new(Cleanup::Delete);
     let spec = TopicSpec {
-        name: name.clone(),
+        name: name.to_owned(),
         partitions: PARTITIONS,
         replication: None,
         config,
