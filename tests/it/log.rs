@@ -95,11 +95,13 @@ suite! {
             a_topic_that_is_compacted_and_deleted_forgets_what_is_old,
             readers_and_members_pass_the_gaps,
             a_record_without_a_key_is_refused,
+            a_record_without_a_key_costs_no_other_partition_a_record,
             a_lag_longer_than_the_longest_is_refused,
         ],
         sessions: [
             a_second_session_of_an_id_fences_the_first,
             a_fenced_session_may_take_over_again,
+            a_session_that_is_fenced_while_idle_learns_it_when_it_sends_or_commits,
             opening_a_session_ends_the_transaction_of_a_dead_one,
             a_transaction_that_is_open_too_long_is_aborted,
             after_an_abort_the_session_goes_on,

@@ -1,6 +1,7 @@
 //! Measures the embedded log and prints the figures beside their targets.
 //!
-//! `cargo run --release -p trunkline-log --example embedded_speed [memory|disk]`
+//! `cargo run --release -p trunkline-log --example embedded_speed [memory|disk|singles]`: `singles` is a directory with a
+//! million transactions of one record, before and after its blocks were merged.
 //! Guarantees: what is timed was read back and counted. Never: a judgement; the reader compares.
 
 use std::path::PathBuf;
@@ -20,6 +21,9 @@ const SMALL: usize = 5_000;
 type Failure = Box<dyn std::error::Error>;
 
 fn main() -> Result<(), Failure> {
+    if std::env::args().nth(1).is_some_and(|only| only == "singles") {
+        return singles();
+    }
     for place in ["memory", "disk"] {
         if std::env::args().nth(1).is_some_and(|only| only != place) {
             continue;
@@ -216,6 +220,69 @@ fn small(log: &SharedLog) -> Result<(), Failure> {
             at(999)
         );
     }
+    Ok(())
+}
+
+/// A million transactions of one record: what reading, opening and the cleaner's pass cost.
+fn singles() -> Result<(), Failure> {
+    const SINGLES: u32 = 1_000_000;
+    let dir = std::env::temp_dir().join(format!("trunkline-embedded-singles-{}", std::process::id()));
+    let open = || {
+        let mut config = Config::new(Some(dir.clone()), Arc::new(now));
+        config.clean_every = None;
+        trunkline_log::embedded::open(config)
+    };
+    let at = TopicPartition::new("singles", 0);
+    let read = |log: &SharedLog, what: &str| -> Result<(), Failure> {
+        let mut reader = log.reader(Isolation::ReadCommitted)?;
+        reader.assign(&[(at.clone(), StartFrom::Start)])?;
+        let (mut batch, mut count, began) = (RecordBatch::default(), 0, Instant::now());
+        while count < usize::try_from(SINGLES)? {
+            count += reader.poll(&mut batch, 1 << 20, Duration::from_secs(10))?;
+        }
+        let speed = f64::from(SINGLES) / began.elapsed().as_secs_f64();
+        println!("  {what}: {speed:.0} records/s");
+        Ok(())
+    };
+    {
+        let log: SharedLog = open()?;
+        let spec = TopicSpec {
+            name: at.topic.to_string(),
+            partitions: 1,
+            replication: None,
+            config: TopicConfig::new(Cleanup::Delete),
+        };
+        log.create_topics(&[spec])?;
+        let (mut session, began) = (session(&log)?, Instant::now());
+        let mut batch = OutBatch::default();
+        let record = OutRecord {
+            topic: &at.topic,
+            partition: Some(0),
+            timestamp: None,
+            key: Some(b"key"),
+            value: Some(&[7; 100]),
+        };
+        batch.push(record, []);
+        for _ in 0..SINGLES {
+            session.begin()?;
+            session.send(&batch)?;
+            commit(&mut *session)?;
+        }
+        println!("{SINGLES} transactions of one record in {:?}", began.elapsed());
+    }
+    for round in ["before", "after"] {
+        let began = Instant::now();
+        let log = open()?;
+        println!("{round} merging: opened in {:?}", began.elapsed());
+        let shared: SharedLog = log.clone();
+        read(&shared, "read from the start")?;
+        read(&shared, "and again")?;
+        let began = Instant::now();
+        log.clean(now())?;
+        println!("  the cleaner's pass: {:?}", began.elapsed());
+    }
+    std::fs::remove_dir_all(&dir)?;
+    print_memory();
     Ok(())
 }
 

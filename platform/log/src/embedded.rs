@@ -20,6 +20,8 @@ mod encode;
 mod fetch;
 mod format;
 mod group;
+mod idle;
+mod merge;
 mod open;
 mod reader;
 mod session;
@@ -60,6 +62,8 @@ pub struct Config {
     /// How often old records are removed in the background; `None` only when [`EmbeddedLog::clean`] is called, and
     /// then timed-out transactions are aborted only when somebody looks. 5 minutes by default, as in Kafka.
     pub clean_every: Option<Duration>,
+    /// How long the offsets of a group without members are kept. 7 days by default, as Kafka's `offsets.retention.minutes`.
+    pub offsets_retention: Duration,
     /// How long `committed` waits for a pending transaction. 30 s by default.
     pub request_timeout: Duration,
 }
@@ -74,6 +78,7 @@ impl Config {
             store_cache_bytes: 16 * 1024 * 1024,
             cleaner_keys_max: 400_000,
             clean_every: Some(Duration::from_secs(300)),
+            offsets_retention: Duration::from_secs(7 * 24 * 3_600),
             request_timeout: Duration::from_secs(30),
         }
     }
@@ -200,8 +205,9 @@ impl Log for EmbeddedLog {
     }
 
     fn append(&self, records: &OutBatch) -> Result<Vec<Produced>> {
-        let drafts = encode::encode(&self.broker, records)?;
-        self.broker.append(drafts, None)
+        let encoded = encode::encode(&self.broker, records)?;
+        let produced = self.broker.append(encoded.drafts, None)?;
+        encoded.refused.map_or(Ok(produced), Err)
     }
 
     fn appender(&self) -> Result<Box<dyn Appender>> {

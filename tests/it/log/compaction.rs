@@ -373,6 +373,27 @@ pub fn a_record_without_a_key_is_refused(bench: &Bench) {
     assert!(seen.len() == 1 && seen[0].ends_with("a=1"), "{seen:?}");
 }
 
+/// A record without a key costs the records of its own partition that were sent with it, and no other's.
+pub fn a_record_without_a_key_costs_no_other_partition_a_record(bench: &Bench) {
+    let (topic, plain) = (
+        bench.topic_with(2, |config| config.cleanup = Cleanup::Compact),
+        bench.line(),
+    );
+    let [fine, bad] = [0, 1].map(|partition| TopicPartition::new(topic.clone(), partition));
+    let mut batch = keyed(&fine, &["a=1"]);
+    batch.push(super::bench::record(&bad, "no key"), []);
+    batch.push(super::bench::record(&plain, "x"), []);
+    let refused = bench.log.append(&batch);
+    assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
+    assert_eq!(
+        [&fine, &bad, &plain].map(|at| bench.offset(at, At::End)),
+        [1, 0, 1],
+        "the others were written"
+    );
+    let seen = shown(bench, Isolation::ReadCommitted, &fine);
+    assert!(seen.len() == 1 && seen[0].ends_with("a=1"), "{seen:?}");
+}
+
 /// A least lag that is longer than the longest one is refused, when a topic is made and when it is altered.
 pub fn a_lag_longer_than_the_longest_is_refused(bench: &Bench) {
     let mut config = TopicConfig::new(Cleanup::Compact);

@@ -31,6 +31,20 @@ pub fn a_second_session_of_an_id_fences_the_first(bench: &Bench) {
     assert_eq!(texts(&bench.committed(&at)), ["first", "second"]);
 }
 
+/// A session asks nobody when it begins: one that was fenced while it was idle learns it with what it sends. What was begun
+/// and never sent has nothing to end.
+pub fn a_session_that_is_fenced_while_idle_learns_it_when_it_sends_or_commits(bench: &Bench) {
+    let (at, id) = (bench.line(), world::unique("session"));
+    let mut first = bench.session(&id);
+    let mut second = bench.session(&id);
+    first.begin().unwrap();
+    committed(first.commit(None));
+    first.begin().unwrap();
+    fenced(&goes_on(&mut *first, &at));
+    bench.transact(&mut *second, &at, &["second"]);
+    assert_eq!(texts(&bench.committed(&at)), ["second"]);
+}
+
 /// Renewing is opening again: the fenced one takes the id back, and the other is fenced.
 pub fn a_fenced_session_may_take_over_again(bench: &Bench) {
     let (at, id) = (bench.line(), world::unique("session"));

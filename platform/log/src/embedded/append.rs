@@ -26,7 +26,8 @@ impl EmbeddedAppender {
 impl Appender for EmbeddedAppender {
     fn send(&mut self, records: &OutBatch) -> Result<()> {
         probe::hit("log.append.before");
-        let produced = self.broker.append(encode(&self.broker, records)?, None)?;
+        let encoded = encode(&self.broker, records)?;
+        let produced = self.broker.append(encoded.drafts, None)?;
         probe::hit("log.append.after");
         for here in produced {
             match self.produced.entry(here.at.clone()) {
@@ -37,7 +38,7 @@ impl Appender for EmbeddedAppender {
                 }
             }
         }
-        Ok(())
+        encoded.refused.map_or(Ok(()), Err)
     }
 
     fn flush(&mut self) -> Result<Vec<Produced>> {

@@ -1,17 +1,22 @@
 //! What the embedded log stands on: ordered keys in two spaces and atomic batches.
 //!
-//! This is the seam for simulations: a seeded scheduler wraps a backing and loses, delays or cuts its commits.
+//! This is the seam for faults by a seed (`faulty`): commits that fail, whose answer is lost, or that a crash takes back.
 //! Guarantees: a batch is atomic over both spaces, and when `commit` has returned it survives the end of the process;
 //! a scan sees every batch that was committed before it began. Never: a key or value that means something to it.
 
 mod disk;
+#[cfg(test)]
+mod faulty;
 mod memory;
 
 pub(super) use disk::DiskBacking;
+#[cfg(test)]
+pub(super) use faulty::Faulty;
 pub(super) use memory::MemoryBacking;
 
 use crate::Result;
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 /// A space of keys.
@@ -24,6 +29,7 @@ pub(super) enum Space {
 }
 
 /// One write: a key's new value, or `None` to remove it.
+#[derive(Clone)]
 pub(super) struct Write {
     pub space: Space,
     pub key: Vec<u8>,
@@ -31,7 +37,7 @@ pub(super) struct Write {
 }
 
 /// Writes that become durable together; a later write of a key wins.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub(super) struct Writes(Vec<Write>);
 
 impl Writes {
@@ -65,8 +71,8 @@ pub(super) type Visit<'a> = &'a mut dyn FnMut(&[u8], Bytes) -> ControlFlow<()>;
 
 /// Ordered keys with atomic batches.
 pub(super) trait Backing: Send + Sync {
-    /// Makes the writes durable, all or none.
-    fn commit(&self, writes: Writes) -> Result<()>;
+    /// Makes the writes durable, all or none. After an error either may be true.
+    fn commit(&self, writes: &Writes) -> Result<()>;
 
     /// Reads a key.
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>>;
@@ -79,6 +85,20 @@ pub(super) trait Backing: Send + Sync {
 }
 
 impl dyn Backing + '_ {
+    /// Whether the store is as it is after these writes; no other writer may be at work.
+    pub fn holds(&self, writes: &Writes) -> Result<bool> {
+        let mut last: BTreeMap<(bool, &[u8]), &Write> = BTreeMap::new();
+        for write in &writes.0 {
+            last.insert((write.space == Space::Meta, &write.key), write);
+        }
+        for write in last.into_values() {
+            if self.get(write.space, &write.key)? != write.value {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Visits the keys that begin with these bytes.
     pub fn prefix(&self, space: Space, prefix: &[u8], visit: Visit<'_>) -> Result<()> {
         self.scan(space, prefix, &after(prefix), visit)

@@ -2,17 +2,21 @@
 //!
 //! ```text
 //! version 1 · flags 1 · transaction 8 · count 4 · span 4 · base timestamp 8 · greatest timestamp 8 · [horizon 8] · records
+//! (horizon from version 2 on; in version 3 it is the least number where there is none)
 //! record: offset delta, timestamp delta (zigzag), key, value, headers; all integers as varints; a length is stored
 //! plus one, and 0 is null
 //! ```
 //!
 //! `span` is the number of offsets that the block covers; after compaction it holds fewer records. Version 1 has no
-//! horizon; version 2 is written where compaction has noted from when on the block's tombstones, or its marker, may go.
+//! horizon; version 2 is written where compaction has noted from when on the block's tombstones, or its marker, may go;
+//! version 3 where several blocks became one, so that each record has a time of its own also where the log stamped them.
 //! Guarantees: a block belongs to one transaction or to none; encoded once, it is the same bytes in the cache, in the
 //! store and for every reader, until compaction replaces it by one with another head. Never: a panic on stored bytes.
 
+mod merge;
 mod rewrite;
 
+pub(super) use merge::Merge;
 pub(super) use rewrite::Item;
 
 use super::format::{corrupt, versioned};
@@ -21,8 +25,12 @@ use bytes::Bytes;
 
 /// Version of a block without a horizon.
 const PLAIN: u8 = 1;
-/// Version of a block with a horizon, the newest one.
-pub(super) const WITH_HORIZON: u8 = 2;
+/// Version of a block with a horizon.
+const WITH_HORIZON: u8 = 2;
+/// Version of a block that was several, the newest one.
+pub(super) const MERGED: u8 = 3;
+/// What stands for no horizon in a version that has room for one.
+const NO_HORIZON: Millis = Millis::MIN;
 const HEAD_BYTES: usize = 34;
 const HORIZON_BYTES: usize = 8;
 const CONTROL: u8 = 1;
@@ -98,6 +106,7 @@ impl Builder {
             base_timestamp: self.base_timestamp,
             max_timestamp: self.max_timestamp,
             horizon: None,
+            merged: false,
         };
         if let Some(now) = append_time {
             (head.log_append, head.base_timestamp, head.max_timestamp) = (true, now, now);
@@ -129,11 +138,21 @@ pub(super) struct Head {
     pub max_timestamp: Millis,
     /// From when on compaction removes the block's tombstones or its marker: set by the first pass that could not yet.
     pub horizon: Option<Millis>,
+    /// It was several blocks.
+    pub merged: bool,
 }
 
 impl Head {
+    fn version(&self) -> u8 {
+        match (self.merged, self.horizon) {
+            (true, _) => MERGED,
+            (false, Some(_)) => WITH_HORIZON,
+            (false, None) => PLAIN,
+        }
+    }
+
     fn byte_len(&self) -> usize {
-        HEAD_BYTES + if self.horizon.is_some() { HORIZON_BYTES } else { 0 }
+        HEAD_BYTES + if self.version() == PLAIN { 0 } else { HORIZON_BYTES }
     }
 
     fn write(&self, bytes: &mut [u8]) {
@@ -151,19 +170,19 @@ impl Head {
                 .copy_from_slice(field);
             at = end;
         };
-        put(&[if self.horizon.is_some() { WITH_HORIZON } else { PLAIN }, flags]);
+        put(&[self.version(), flags]);
         put(&self.transaction.to_be_bytes());
         put(&self.count.to_be_bytes());
         put(&self.span.to_be_bytes());
         put(&self.base_timestamp.to_be_bytes());
         put(&self.max_timestamp.to_be_bytes());
-        if let Some(horizon) = self.horizon {
-            put(&horizon.to_be_bytes());
+        if self.version() != PLAIN {
+            put(&self.horizon.unwrap_or(NO_HORIZON).to_be_bytes());
         }
     }
 
     fn read(bytes: &[u8]) -> Result<Head> {
-        let (version, mut rest) = versioned(bytes, WITH_HORIZON, PLACE)?;
+        let (version, mut rest) = versioned(bytes, MERGED, PLACE)?;
         let [flags] = take(&mut rest)?;
         let marker = if flags & COMMIT == 0 {
             Marker::Abort
@@ -180,8 +199,9 @@ impl Head {
             max_timestamp: i64::from_be_bytes(take(&mut rest)?),
             horizon: match version {
                 PLAIN => None,
-                _ => Some(i64::from_be_bytes(take(&mut rest)?)),
+                _ => Some(i64::from_be_bytes(take(&mut rest)?)).filter(|horizon| *horizon != NO_HORIZON),
             },
+            merged: version == MERGED,
         })
     }
 }
@@ -223,6 +243,7 @@ impl Block {
             base_timestamp: now,
             max_timestamp: now,
             horizon: None,
+            merged: false,
         };
         let mut bytes = vec![0; HEAD_BYTES];
         head.write(&mut bytes);
@@ -354,7 +375,7 @@ impl Block {
             std::str::from_utf8(name).map_err(|_| corrupt(PLACE))?;
             bytes(&mut checked)?;
         }
-        let timestamp = match self.head.log_append {
+        let timestamp = match self.head.log_append && !self.head.merged {
             true => self.head.max_timestamp,
             false => self.head.base_timestamp.wrapping_add(age),
         };

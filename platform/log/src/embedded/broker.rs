@@ -2,9 +2,9 @@
 //!
 //! One writer at a time (`writer`), held while the store takes a batch; `state` is held for moments only and never
 //! over IO, so that readers are not held up by a write. `writer` is always taken before it, and `cleaner` before both.
-//! Guarantees: what `state` shows is in the store. Never: a callback.
+//! Guarantees: what `state` shows is in the store, and what the store refused is not. Never: a callback.
 
-use super::backing::{Backing, Space};
+use super::backing::{Backing, Space, Writes};
 use super::block::Block;
 use super::format::{self, Head};
 use super::signal::until;
@@ -12,6 +12,7 @@ use super::state::State;
 use super::{Clock, Config};
 use crate::{At, Committed, Error, GroupInfo, MemberInfo, Millis, Offset, Result, TopicPartition, probe};
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,9 @@ pub(super) struct Broker {
     pub request_timeout: Duration,
     pub place: String,
     pub cleaner_keys_max: usize,
+    pub offsets_retention_ms: Millis,
+    /// Nobody knows what is in the store, so that nothing may be written over it.
+    in_doubt: AtomicBool,
     /// Held by the one pass that removes records.
     cleaner: Mutex<()>,
     writer: Mutex<Writer>,
@@ -60,6 +64,8 @@ impl Broker {
             request_timeout: config.request_timeout,
             place,
             cleaner_keys_max: config.cleaner_keys_max,
+            offsets_retention_ms: Millis::try_from(config.offsets_retention.as_millis()).unwrap_or(Millis::MAX),
+            in_doubt: AtomicBool::new(false),
             cleaner: Mutex::default(),
             writer: Mutex::new(Writer { head }),
             state: Mutex::new(state),
@@ -83,6 +89,32 @@ impl Broker {
 
     pub fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
+    }
+
+    /// Makes writes durable; under the writer's lock. Where the store fails it is asked whether it has them all the same:
+    /// then they count. Where it does not even say that, nothing is written any more.
+    pub fn store(&self, writes: &Writes) -> Result<()> {
+        if self.in_doubt.load(Ordering::SeqCst) {
+            return Err(Error::Storage {
+                attempted: "write: it did not say what became of an earlier batch; open the log again",
+                source: "the store has failed".into(),
+            });
+        }
+        let Err(error) = self.backing.commit(writes) else {
+            return Ok(());
+        };
+        match self.backing.holds(writes) {
+            Ok(true) => {
+                tracing::warn!(%error, "the store failed, and has written the batch all the same");
+                Ok(())
+            }
+            Ok(false) => Err(error),
+            Err(silent) => {
+                tracing::error!(%error, %silent, "the store failed, and does not say whether it has written the batch");
+                self.in_doubt.store(true, Ordering::SeqCst);
+                Err(error)
+            }
+        }
     }
 
     /// Makes sure that the background pass looks again by then.

@@ -29,21 +29,22 @@ impl Broker {
     /// others from being cleaned; the first failure is returned.
     pub fn clean(&self, now: Millis) -> Result<()> {
         let _cleaner = self.cleaner();
+        let offsets = self.expire_offsets(now);
         let topics: Vec<_> = self.state().topics.values().cloned().collect();
         let parts = topics.iter().flat_map(|topic| topic.parts().map(move |id| (topic, id)));
         parts
             .map(|(topic, id)| self.clean_part(id, &topic.rules, now))
-            .fold(Ok(()), Result::and)
+            .fold(offsets, Result::and)
     }
 
     fn clean_part(&self, id: PartId, rules: &Rules, now: Millis) -> Result<()> {
         if rules.deletes {
             while self.clean_some(id, rules, now)? {}
         }
-        match rules.compacts {
-            true => self.compact(id, rules, now),
-            false => Ok(()),
+        if rules.compacts {
+            self.compact(id, rules, now)?;
         }
+        self.merge(id, rules)
     }
 
     /// Removes one batch of a partition's blocks; says whether there may be more.
@@ -76,7 +77,7 @@ impl Broker {
             state.cut(id, cut.start, cut.start_bytes);
         }
         let more = cut.blocks.len() == REMOVED_AT_ONCE;
-        self.backing.commit(writes)?;
+        self.store(&writes)?;
         Ok(more)
     }
 

@@ -238,11 +238,13 @@ impl Broker {
         let due = sweep.due;
         self.apply(job.id, &Change::default(), |cleaned| {
             (cleaned.next, cleaned.next_bytes, cleaned.due) = (upto, piece.upto.bytes, due);
+            // What is left may be small.
+            cleaned.merged = 0;
         })
     }
 
     /// Whether the log is being closed: the next opening cleans again.
-    fn stops(&self) -> bool {
+    pub(super) fn stops(&self) -> bool {
         lock(&self.janitor.0).stop
     }
 
@@ -286,7 +288,7 @@ impl Broker {
     }
 
     /// Makes a step's change durable and shows it; says whether the partition still exists.
-    fn apply(&self, id: PartId, change: &Change, progress: impl FnOnce(&mut Cleaned)) -> Result<bool> {
+    pub(super) fn apply(&self, id: PartId, change: &Change, progress: impl FnOnce(&mut Cleaned)) -> Result<bool> {
         let _writer = self.writer();
         let mut writes = Writes::default();
         let (mut record, entry) = {
@@ -318,13 +320,13 @@ impl Broker {
         }
         let key = format::part_key(format::PARTITIONS, id);
         writes.put(Space::Meta, key, record.encode());
-        self.backing.commit(writes)?;
+        self.store(&writes)?;
         self.state().compacted(id, change, record.cleaned, entry);
         Ok(true)
     }
 
     /// Visits the blocks whose base is in a range; says whether the visitor was given all of them.
-    fn blocks(
+    pub(super) fn blocks(
         &self,
         id: PartId,
         from: Offset,

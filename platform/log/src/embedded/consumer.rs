@@ -46,6 +46,7 @@ impl EmbeddedConsumer {
 
     fn take_seat(&mut self) -> Result<()> {
         let broker = &self.fetcher.broker;
+        broker.awaken(&self.config.group)?;
         let now = broker.now();
         let mut state = broker.state();
         let mut topics = Vec::new();

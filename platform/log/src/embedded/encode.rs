@@ -1,6 +1,7 @@
 //! From a batch to blocks: which partition each record belongs to, and whether its topic takes it.
 //!
-//! Guarantees: either every record of the batch is taken, or none; records of one partition keep their order.
+//! Guarantees: either every record of the batch is taken, or none, but for one without a key in a compacted topic, which
+//! costs the block that it is in, as it costs a batch in Kafka; records of one partition keep their order.
 //! Never: an offset; blocks get theirs when they are written.
 
 use super::block::Builder;
@@ -9,7 +10,7 @@ use super::format::PartId;
 use super::state::{Topic, unknown};
 use super::write::Draft;
 use crate::{Error, Header, Millis, OutBatch, OutRecord, Result, TopicPartition, partitioner};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// A block is closed when it has so many bytes.
@@ -26,28 +27,43 @@ struct Encoder<'b> {
     drafts: Vec<Draft>,
     /// The draft that each partition's records go to.
     current: HashMap<PartId, usize>,
+    /// Drafts with a record that their topic refuses, and the first refusal.
+    refused: (BTreeSet<usize>, Option<Error>),
     /// Where records without key and partition go, one partition a batch as Kafka's sticky partitioner does.
     sticky: Option<u64>,
+}
+
+/// A batch as it is written.
+pub(super) struct Encoded {
+    pub drafts: Vec<Draft>,
+    /// Why a part of it is not.
+    pub refused: Option<Error>,
 }
 
 /// Encodes a batch.
 ///
 /// # Errors
-/// [`Error::UnknownTopic`], [`Error::TooLarge`], and [`Error::Refused`] for a timestamp that the topic refuses, or for
-/// a record without a key in a compacted topic.
-pub(super) fn encode(broker: &Broker, records: &OutBatch) -> Result<Vec<Draft>> {
+/// [`Error::UnknownTopic`], [`Error::TooLarge`], and [`Error::Refused`] for a timestamp that the topic refuses.
+pub(super) fn encode(broker: &Broker, records: &OutBatch) -> Result<Encoded> {
     let mut encoder = Encoder {
         broker,
         now: broker.now(),
         topics: Vec::new(),
         drafts: Vec::new(),
         current: HashMap::new(),
+        refused: (BTreeSet::new(), None),
         sticky: None,
     };
     for (record, headers) in records.iter() {
         encoder.push(record, headers)?;
     }
-    Ok(encoder.drafts)
+    let (refused, error) = encoder.refused;
+    let drafts = encoder.drafts.into_iter().enumerate();
+    let taken = drafts.filter(|(index, _)| !refused.contains(index));
+    Ok(Encoded {
+        drafts: taken.map(|(_, draft)| draft).collect(),
+        refused: error,
+    })
 }
 
 impl Encoder<'_> {
@@ -63,12 +79,6 @@ impl Encoder<'_> {
             .ok_or_else(|| unknown(&TopicPartition::new(topic.name.clone(), partition).to_string()))?;
         let timestamp = record.timestamp.unwrap_or(self.now);
         let rules = &topic.rules;
-        if rules.compacts && record.key.is_none() {
-            return Err(Error::Refused {
-                attempted: format!("write a record to {}", topic.name),
-                reason: "it has no key, and the topic is compacted by key".to_owned(),
-            });
-        }
         let too_new = timestamp.saturating_sub(self.now) > rules.timestamp_ahead_max;
         let too_old = self.now.saturating_sub(timestamp) > rules.timestamp_behind_max;
         if !rules.log_append && (too_new || too_old) {
@@ -84,6 +94,13 @@ impl Encoder<'_> {
         }
         let bytes_max = rules.message_bytes_max;
         let index = self.draft(&topic, part);
+        if rules.compacts && record.key.is_none() {
+            self.refused.0.insert(index);
+            self.refused.1.get_or_insert_with(|| Error::Refused {
+                attempted: format!("write a record to {}", topic.name),
+                reason: "it has no key, and the topic is compacted by key".to_owned(),
+            });
+        }
         let block = &mut self.drafts.get_mut(index).expect("drafts are only added").block;
         let before = block.byte_len();
         block.push(timestamp, record.key, record.value, headers);

@@ -6,11 +6,12 @@
 //! | meta | `h` | incarnation, openings so far, next topic number |
 //! | meta | `t` topic number | JSON: name, id, partitions, settings |
 //! | meta | `d` topic number | nothing: the topic is deleted, its blocks not yet all |
-//! | meta | `p` partition | start offset, bytes removed below it; version 2: how far compaction has come |
+//! | meta | `p` partition | start offset, bytes removed below it; version 2: how far compaction has come; version 3: and the merging of blocks |
 //! | meta | `i` partition, offset | greatest timestamp and bytes ever written below that offset |
 //! | meta | `a` partition, transaction | offset of its abort marker |
 //! | meta | `x` transaction, partition | its first offset there; the transaction is open |
 //! | meta | `c` group, partition | committed offset |
+//! | meta | `e` group | since when it has no member |
 //!
 //! Guarantees: integers are big endian, so that keys sort as numbers do; every value begins with a version, and a newer
 //! one is refused. The last index entry may stand at the partition's end, with no block behind it: compaction puts it
@@ -23,8 +24,11 @@ use uuid::Uuid;
 
 /// Version of every value here but a partition's own record.
 pub(super) const VERSION: u8 = 1;
-/// Version of a partition's own record since compaction; version 1 ends behind the bytes.
+/// Versions of a partition's own record since compaction, and since small blocks are merged; version 1 ends behind the
+/// bytes.
+#[cfg(test)]
 const WITH_CLEANED: u8 = 2;
+const WITH_MERGED: u8 = 3;
 
 /// A partition by the number of its topic, which is never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -71,6 +75,8 @@ pub(super) struct Cleaned {
     pub removed_bytes: u64,
     /// When the first of the tombstones and markers that were left below `next` may go.
     pub due: Millis,
+    /// Up to where small blocks were merged.
+    pub merged: Offset,
 }
 
 impl Default for Cleaned {
@@ -80,6 +86,7 @@ impl Default for Cleaned {
             next_bytes: 0,
             removed_bytes: 0,
             due: Millis::MAX,
+            merged: 0,
         }
     }
 }
@@ -225,6 +232,7 @@ pub(super) const INDEX: u8 = b'i';
 pub(super) const ABORTED: u8 = b'a';
 pub(super) const OPEN: u8 = b'x';
 pub(super) const COMMITTED: u8 = b'c';
+pub(super) const IDLE: u8 = b'e';
 
 pub(super) fn topic_key(tag: u8, topic: u32) -> Vec<u8> {
     let mut key = key(tag, 4);
@@ -262,19 +270,20 @@ pub(super) fn part_key(tag: u8, part: PartId) -> Vec<u8> {
 
 impl PartRecord {
     pub fn encode(&self) -> Vec<u8> {
-        let mut value = vec![WITH_CLEANED];
+        let mut value = vec![WITH_MERGED];
         value.extend_from_slice(&self.start.to_be_bytes());
         value.extend_from_slice(&self.start_bytes.to_be_bytes());
         value.extend_from_slice(&self.cleaned.next.to_be_bytes());
         value.extend_from_slice(&self.cleaned.next_bytes.to_be_bytes());
         value.extend_from_slice(&self.cleaned.removed_bytes.to_be_bytes());
         value.extend_from_slice(&self.cleaned.due.to_be_bytes());
+        value.extend_from_slice(&self.cleaned.merged.to_be_bytes());
         value
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let place = "a partition's record";
-        let (version, bytes) = versioned(bytes, WITH_CLEANED, place)?;
+        let (version, bytes) = versioned(bytes, WITH_MERGED, place)?;
         let mut fields = Fields { bytes, place };
         Ok(PartRecord {
             start: fields.i64()?,
@@ -286,6 +295,7 @@ impl PartRecord {
                     next_bytes: fields.u64()?,
                     removed_bytes: fields.u64()?,
                     due: fields.i64()?,
+                    merged: if version == WITH_MERGED { fields.i64()? } else { 0 },
                 },
             },
         })
@@ -381,6 +391,19 @@ pub(super) fn committed_key(group: &str, part: PartId) -> Vec<u8> {
     key
 }
 
+pub(super) fn idle_key(group: &str) -> Vec<u8> {
+    let mut key = key(IDLE, group.len());
+    key.extend_from_slice(group.as_bytes());
+    key
+}
+
+/// Group, and since when it has no member.
+pub(super) fn decode_idle(key: &[u8], value: &[u8]) -> Result<(String, Millis)> {
+    let place = "a group's entry";
+    let group = std::str::from_utf8(key.get(1..).unwrap_or_default()).map_err(|_| corrupt(place))?;
+    Ok((group.to_owned(), decode_offset(value, place)?))
+}
+
 /// Group, partition and offset of a committed offset's entry.
 pub(super) fn decode_committed(key: &[u8], value: &[u8]) -> Result<(String, PartId, Offset)> {
     let place = "a committed offset's entry";
@@ -407,6 +430,7 @@ mod tests {
             next_bytes: 9,
             removed_bytes: 2,
             due: 77,
+            merged: 6,
         };
         PartRecord {
             start: 4,
@@ -423,6 +447,21 @@ mod tests {
         let cleaned = Cleaned::default();
         assert_eq!(
             PartRecord::decode(&old).expect("version 1"),
+            PartRecord { cleaned, ..sample() }
+        );
+    }
+
+    #[test]
+    fn a_partition_of_before_merging_reads_as_never_merged() {
+        let mut old = sample().encode();
+        old.truncate(49);
+        old[0] = WITH_CLEANED;
+        let cleaned = Cleaned {
+            merged: 0,
+            ..sample().cleaned
+        };
+        assert_eq!(
+            PartRecord::decode(&old).expect("version 2"),
             PartRecord { cleaned, ..sample() }
         );
     }
@@ -457,13 +496,15 @@ mod tests {
         );
         let committed = decode_committed(&committed_key("g\u{e9}", PART), &encode_offset(3)).expect("committed");
         assert_eq!(committed, ("g\u{e9}".to_owned(), PART, 3));
+        let idle = decode_idle(&idle_key("g"), &encode_offset(4)).expect("a group");
+        assert_eq!(idle, ("g".to_owned(), 4));
     }
 
     #[test]
     fn a_newer_format_is_refused_with_both_numbers() {
-        let error = PartRecord::decode(&[3, 0]).expect_err("newer");
+        let error = PartRecord::decode(&[4, 0]).expect_err("newer");
         assert!(
-            error.to_string().contains("format 3") && error.to_string().contains("up to 2"),
+            error.to_string().contains("format 4") && error.to_string().contains("up to 3"),
             "{error}"
         );
     }

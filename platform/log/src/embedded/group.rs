@@ -98,6 +98,9 @@ pub(super) struct Group {
     /// Whether its members speak the newer protocol.
     incremental: bool,
     seats: BTreeMap<MemberId, Seat>,
+    /// Since when it has no seat, and what of that is in the store.
+    pub idle: Option<Millis>,
+    pub idle_stored: Option<Millis>,
     /// Committed offsets.
     pub offsets: BTreeMap<TopicPartition, Offset>,
     /// Offsets of transactions that are being decided, by transaction.
@@ -122,6 +125,8 @@ impl Group {
             phase: Phase::Settled,
             incremental: false,
             seats: BTreeMap::new(),
+            idle: None,
+            idle_stored: None,
             offsets: BTreeMap::new(),
             pending: BTreeMap::new(),
         }
@@ -171,6 +176,7 @@ impl Group {
             revoking: Vec::new(),
             gives_up_until: None,
         };
+        self.idle = None;
         let old = old.and_then(|id| self.seats.remove(&id));
         if let Some(old) = &old {
             old.signal.wake();
@@ -225,6 +231,12 @@ impl Group {
             self.seats.remove(&id);
             self.rebalance(now);
         }
+        self.note_idle(now);
+    }
+
+    /// Notes since when nobody is there.
+    fn note_idle(&mut self, now: Millis) {
+        self.idle = self.seats.is_empty().then(|| self.idle.unwrap_or(now));
     }
 
     /// Lets time pass: kept seats end, silent members lose their partitions.
@@ -248,6 +260,7 @@ impl Group {
             }
             self.settle();
         }
+        self.note_idle(now);
     }
 
     /// The next moment at which [`Group::tick`] changes something.

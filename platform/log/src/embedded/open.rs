@@ -40,7 +40,7 @@ pub(super) fn load(config: &Config, backing: Box<dyn Backing>) -> Result<Broker>
     };
     let mut writes = Writes::default();
     writes.put(Space::Meta, format::HEAD, head.encode());
-    backing.commit(writes)?;
+    backing.commit(&writes)?;
 
     let mut state = State::new(config.cache_bytes);
     state.next_transaction = u64::from(head.openings) << TRANSACTION_BITS;
@@ -61,6 +61,12 @@ pub(super) fn load(config: &Config, backing: Box<dyn Backing>) -> Result<Broker>
                 .or_insert_with(Group::new)
                 .offsets
                 .insert(at, offset);
+        }
+    }
+    for (key, value) in entries(&*backing, &[format::IDLE])? {
+        let (name, since) = format::decode_idle(&key, &value)?;
+        if let Some(group) = state.groups.get_mut(&name) {
+            (group.idle, group.idle_stored) = (Some(since), Some(since));
         }
     }
     let deleted = entries(&*backing, &[format::DELETED])?;

@@ -27,6 +27,8 @@ pub(super) struct EmbeddedSession {
     timeout_ms: Millis,
     epoch: u64,
     phase: Phase,
+    /// Whether something was sent in the open transaction.
+    sent: bool,
 }
 
 impl EmbeddedSession {
@@ -55,6 +57,7 @@ impl EmbeddedSession {
             timeout_ms,
             epoch,
             phase: Phase::Ready,
+            sent: false,
         })
     }
 
@@ -76,10 +79,10 @@ impl EmbeddedSession {
 
 impl Session for EmbeddedSession {
     fn begin(&mut self) -> Result<()> {
-        self.broker.check(self.by(), "begin a transaction")?;
+        // As in Kafka nobody is asked: a session that is fenced learns it when it sends or commits.
         match self.phase {
             Phase::Ready => {
-                self.phase = Phase::Open;
+                (self.phase, self.sent) = (Phase::Open, false);
                 Ok(())
             }
             Phase::Open | Phase::Refused(_) => {
@@ -100,16 +103,22 @@ impl Session for EmbeddedSession {
         }
         probe::hit("log.send.before");
         self.broker.check(self.by(), "send")?;
-        let sent = encode(&self.broker, records).and_then(|drafts| self.broker.append(drafts, Some(self.by())));
+        self.sent = true;
+        let sent = encode(&self.broker, records).and_then(|encoded| {
+            self.broker.append(encoded.drafts, Some(self.by()))?;
+            encoded.refused.map_or(Ok(()), Err)
+        });
         if let Err(error) = &sent {
             self.phase = Phase::Refused(error.to_string());
         }
         probe::hit("log.send.after");
-        sent.map(drop)
+        sent
     }
 
     fn commit(&mut self, consumed: Option<(&Member, &[(TopicPartition, Offset)])>) -> Outcome {
         let outcome = match std::mem::replace(&mut self.phase, Phase::Spent) {
+            // Nothing was begun at the log, so that there is nothing to end there.
+            Phase::Open if !self.sent && consumed.is_none() => Outcome::Committed(Vec::new()),
             Phase::Open => self.broker.commit(self.by(), consumed),
             Phase::Refused(reason) => match self.broker.abort(self.by()) {
                 Ok(()) => Outcome::Aborted { fenced: false, reason },

@@ -3,7 +3,7 @@
 //! Guarantees tested: retention and time limits follow the clock to the millisecond; a failed write shows nothing; what
 //! a newer program wrote is refused. The rest is `tests/it/log.rs`.
 
-use super::backing::{Space, Visit, Writes};
+use super::backing::{Faulty, Space, Visit, Writes};
 use super::*;
 use crate::{Cleanup, Event, Member, OutRecord, Outcome, RecordBatch, StartFrom, TopicConfig, probe};
 use bytes::Bytes;
@@ -12,6 +12,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, OnceLock};
 
 mod compaction;
+mod groups;
+mod merge;
 mod model;
 
 /// A log in memory whose clock is set by hand and whose store may be told to fail.
@@ -24,7 +26,7 @@ struct Hand {
 /// The seam at work: a store that fails on demand.
 #[derive(Default)]
 struct Breakable {
-    inner: MemoryBacking,
+    inner: Faulty,
     broken: AtomicBool,
     /// Commits that it still takes before it breaks by itself; without limit when negative.
     breaks_after: AtomicI64,
@@ -38,13 +40,14 @@ impl Breakable {
     }
 
     fn mend(&self) {
+        self.inner.spoil(1, 0);
         self.broken.store(false, Ordering::SeqCst);
         self.breaks_after.store(-1, Ordering::SeqCst);
     }
 }
 
 impl Backing for Arc<Breakable> {
-    fn commit(&self, writes: Writes) -> Result<()> {
+    fn commit(&self, writes: &Writes) -> Result<()> {
         let left = self.breaks_after.load(Ordering::SeqCst);
         if left >= 0 {
             self.breaks_after.store(left - 1, Ordering::SeqCst);
@@ -299,7 +302,7 @@ fn a_deletion_that_was_cut_short_is_finished_at_the_next_start() {
         format::topic_key(format::DELETED, number),
         vec![format::VERSION],
     );
-    hand.store.commit(writes).expect("commit");
+    hand.store.commit(&writes).expect("commit");
     hand.again();
     assert!(hand.log.describe("t").expect("describe").is_none());
     let mut left = Vec::new();
@@ -326,19 +329,19 @@ fn what_a_newer_program_wrote_is_refused() {
         newer[0] = newest + 1;
         let mut writes = Writes::default();
         writes.put(space, key.clone(), newer);
-        hand.store.commit(writes).expect("commit");
+        hand.store.commit(&writes).expect("commit");
         let refused = opened(&hand.store, &hand.time).map(|_| "opened");
         let text = refused.expect_err("it is refused").to_string();
         let both = [format!("format {}", newest + 1), format!("up to {newest}")];
         assert!(both.iter().all(|words| text.contains(words)), "{text}");
         let mut writes = Writes::default();
         writes.put(space, key, value);
-        hand.store.commit(writes).expect("commit");
+        hand.store.commit(&writes).expect("commit");
     };
     put(Space::Meta, format::HEAD.to_vec(), format::VERSION);
     let topic = format::topic_key(format::TOPICS, part.topic);
     put(Space::Meta, topic, format::VERSION);
-    put(Space::Records, format::block_key(part, 0), block::WITH_HORIZON);
+    put(Space::Records, format::block_key(part, 0), block::MERGED);
     opened(&hand.store, &hand.time).expect("the old one opens");
 }
 

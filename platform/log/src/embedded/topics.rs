@@ -133,7 +133,7 @@ impl Broker {
             return Ok(answers);
         }
         writes.put(Space::Meta, format::HEAD, head.encode());
-        self.backing.commit(writes)?;
+        self.store(&writes)?;
         writer.head = head;
         let mut state = self.state();
         for topic in created.into_values() {
@@ -167,7 +167,7 @@ impl Broker {
             format::topic_key(format::TOPICS, topic.number),
             record.encode(),
         );
-        self.backing.commit(writes)?;
+        self.store(&writes)?;
         self.state().add_topic(Arc::new(Topic::of(topic.number, record)));
         Ok(())
     }
@@ -198,7 +198,7 @@ impl Broker {
             format::topic_key(format::DELETED, topic.number),
             vec![format::VERSION],
         );
-        self.backing.commit(writes)?;
+        self.store(&writes)?;
         self.state().remove_topic(&topic);
         self.remove_rest(topic.number)
     }
@@ -211,7 +211,7 @@ impl Broker {
         }
         let mut writes = Writes::default();
         writes.remove(Space::Meta, format::topic_key(format::DELETED, topic));
-        self.backing.commit(writes)
+        self.store(&writes)
     }
 
     fn remove_prefix(&self, space: Space, prefix: Vec<u8>) -> Result<()> {
@@ -231,7 +231,7 @@ impl Broker {
                 return Ok(());
             }
             let last = writes.len() < REMOVED_AT_ONCE;
-            self.backing.commit(writes)?;
+            self.store(&writes)?;
             if last {
                 return Ok(());
             }

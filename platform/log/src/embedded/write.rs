@@ -171,7 +171,7 @@ impl Broker {
         if stage.writes.is_empty() {
             return Ok(Vec::new());
         }
-        self.backing.commit(std::mem::take(&mut stage.writes))?;
+        self.store(&std::mem::take(&mut stage.writes))?;
         let mut state = self.state();
         let parts = touched.iter().map(|(part, (_, here))| (*part, *here));
         stage.publish(&mut state, |state| {
@@ -290,7 +290,7 @@ impl Broker {
             }
         }
         if !stage.writes.is_empty() {
-            self.backing.commit(std::mem::take(&mut stage.writes))?;
+            self.store(&std::mem::take(&mut stage.writes))?;
         }
         let markers: Vec<(PartId, Offset)> = stage.blocks.iter().map(|(id, block, _)| (*id, block.base)).collect();
         let mut state = self.state();
@@ -421,7 +421,7 @@ impl Broker {
         if writes.is_empty() {
             return Ok(());
         }
-        self.backing.commit(writes)?;
+        self.store(&writes)?;
         let mut state = self.state();
         if let Some(group) = state.groups.get_mut(&member.group) {
             group.offsets.extend(offsets.iter().cloned());
@@ -465,13 +465,16 @@ impl Broker {
         if writes.is_empty() {
             return Ok(());
         }
-        self.backing.commit(writes)?;
+        self.store(&writes)?;
         let mut state = self.state();
         let group = state
             .groups
             .entry(name.to_owned())
             .or_insert_with(super::group::Group::new);
         group.offsets.extend(offsets.iter().cloned());
+        if group.idle.is_some() {
+            group.idle = Some(now);
+        }
         Ok(())
     }
 }

@@ -70,12 +70,13 @@ impl DiskBacking {
 }
 
 impl Backing for DiskBacking {
-    fn commit(&self, writes: Writes) -> Result<()> {
+    fn commit(&self, writes: &Writes) -> Result<()> {
         let mut batch = self.db.batch().durability(Some(PersistMode::Buffer));
-        for write in writes.0 {
-            match write.value {
-                Some(value) => batch.insert(self.space(write.space), write.key, value),
-                None => batch.remove(self.space(write.space), write.key),
+        for write in &writes.0 {
+            let key = write.key.as_slice();
+            match &write.value {
+                Some(value) => batch.insert(self.space(write.space), key, value.clone()),
+                None => batch.remove(self.space(write.space), key),
             }
         }
         batch.commit().map_err(failed("write a batch"))

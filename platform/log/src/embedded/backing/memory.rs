@@ -23,15 +23,15 @@ fn map(maps: &(Map, Map), space: Space) -> &Map {
 }
 
 impl Backing for MemoryBacking {
-    fn commit(&self, writes: Writes) -> Result<()> {
+    fn commit(&self, writes: &Writes) -> Result<()> {
         let mut maps = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        for write in writes.0 {
+        for write in &writes.0 {
             let map = match write.space {
                 Space::Records => &mut maps.0,
                 Space::Meta => &mut maps.1,
             };
-            match write.value {
-                Some(value) => map.insert(write.key, value),
+            match &write.value {
+                Some(value) => map.insert(write.key.clone(), value.clone()),
                 None => map.remove(&write.key),
             };
         }

@@ -3,7 +3,7 @@
 //! Guarantees: records that are kept are the same bytes, at the same offsets, with the same timestamps and headers; the
 //! new block covers the same offsets, and its head differs from the old one's. Never: a decision about what is kept.
 
-use super::{Block, HEAD_BYTES, HORIZON_BYTES, Head, Record};
+use super::{Block, HEAD_BYTES, HORIZON_BYTES, Head, Record, varint};
 use crate::{Millis, Offset, Result};
 use bytes::Bytes;
 
@@ -13,9 +13,19 @@ pub(in crate::embedded) struct Item<'a> {
     pub key: Option<&'a [u8]>,
     /// It has no value.
     pub tombstone: bool,
-    timestamp: Millis,
+    pub(super) timestamp: Millis,
     /// The whole record as it is stored.
     raw: &'a [u8],
+}
+
+impl<'a> Item<'a> {
+    /// The record behind its offset and its time.
+    pub(super) fn body(&self) -> Result<&'a [u8]> {
+        let mut rest = self.raw;
+        varint(&mut rest)?;
+        varint(&mut rest)?;
+        Ok(rest)
+    }
 }
 
 impl Block {

@@ -111,7 +111,7 @@ fn damaged_bytes_are_errors() {
         }
     }
     let mut newer = good.to_vec();
-    newer[0] = WITH_HORIZON + 1;
+    newer[0] = MERGED + 1;
     assert!(matches!(
         Block::parse(40, Bytes::from(newer)),
         Err(Error::Corrupt { .. })

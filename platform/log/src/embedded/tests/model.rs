@@ -1,9 +1,11 @@
-//! Random appends, transactions, aborts, cleanings, failures of the store and reopenings, against a model.
+//! Random appends, transactions with offsets, aborts, cleanings, failures of the store, reopenings and crashes, against a
+//! model. The seed says in which order the two sessions come, which writes fail, which of those are written all the same,
+//! and how much of the newest a crash takes.
 //!
 //! Guarantees tested: the newest committed record of each key is always there; every record that is read is one that
 //! was written, and one that is gone was shadowed below a cleaning's end, or a tombstone whose time was over; what a
-//! cleaning should remove is gone; offsets are never used twice; sizes are those of the store. A failing run names its
-//! seed.
+//! cleaning should remove is gone; offsets are never used twice, but where a crash took them; sizes are those of the
+//! store; a group's offset is that of its last commit. A failing run names its seed and how to run it alone.
 
 use super::compaction::{keyed, seen};
 use super::*;
@@ -40,6 +42,8 @@ struct Written {
     fate: Fate,
     /// The first cleaning that may have reached it, and the first that has.
     reached: (Option<Millis>, Option<Millis>),
+    /// Batches in the store when it, and its end, was there.
+    since: (usize, usize),
 }
 
 /// One run: the log, and what must be true of it.
@@ -56,10 +60,15 @@ struct Run {
     cleaned: (Offset, Offset),
     lag_ms: Millis,
     value: u64,
+    /// Writes in a thousand that fail.
+    wrong: u64,
+    member: Option<(Box<dyn GroupConsumer>, Member)>,
+    /// The group's offsets with the batches that were in the store then.
+    offsets: Vec<(usize, Offset)>,
 }
 
 impl Run {
-    fn new(seed: u64) -> Run {
+    fn new(seed: u64, wrong: u64) -> Run {
         let mut random = Random(seed | 1);
         let hand = Hand::new();
         let lag_ms = [0, LAG_MS][usize::try_from(random.below(2)).expect("small")];
@@ -83,6 +92,9 @@ impl Run {
             cleaned: (0, 0),
             lag_ms,
             value: 0,
+            wrong,
+            member: None,
+            offsets: Vec::new(),
         };
         run.reopen();
         run
@@ -90,6 +102,7 @@ impl Run {
 
     fn reopen(&mut self) {
         self.sessions = [None, None];
+        self.member = None;
         self.hand.store.mend();
         let cache_bytes = [0, 700, 1 << 20][usize::try_from(self.random.below(3)).expect("small")];
         let keys = usize::try_from(1 + self.random.below(KEYS)).expect("small");
@@ -105,13 +118,54 @@ impl Run {
             };
             self.sessions[session] = Some(self.hand.log.session(config).expect("session"));
         }
+        self.member = Some(self.hand.member("g"));
+        self.spoil();
+    }
+
+    fn spoil(&mut self) {
+        let seed = self.random.below(u64::MAX);
+        self.hand.store.inner.spoil(seed, self.wrong);
+    }
+
+    /// The machine dies, and of the newest batches so many are not there any more.
+    fn crash(&mut self, slow: &mut Slow) {
+        let written = self.hand.store.inner.written();
+        let kept = written
+            - usize::try_from(self.random.below(8))
+                .expect("small")
+                .min(written - self.offsets[0].0);
+        self.hand.store.inner.crash(kept);
+        self.written.retain(|_, record| record.since.0 <= kept);
+        for record in self.written.values_mut() {
+            if record.since.1 > kept {
+                record.fate = Fate::Aborted;
+            }
+            record.reached.1 = None;
+        }
+        self.offsets.retain(|(since, _)| *since <= kept);
+        (self.cleaned.1, self.end) = (0, 0);
+        *slow = Slow::new();
+        self.reopen();
     }
 
     fn decide(&mut self, session: usize, fate: Fate) {
         self.open[session] = false;
+        let now = self.hand.store.inner.written();
         for written in self.written.values_mut().filter(|w| w.fate == Fate::Open(session)) {
-            written.fate = fate;
+            (written.fate, written.since.1) = (fate, now);
         }
+    }
+
+    /// Ends what a session had open, as often as it takes.
+    fn renew(&mut self, n: usize) {
+        let session = self.sessions[n].as_mut().expect("it is open");
+        if (0..20).any(|_| session.renew().is_ok()) {
+            return self.decide(n, Fate::Aborted);
+        }
+        self.hand.store.mend();
+        session.renew().expect("renew");
+        self.decide(n, Fate::Aborted);
+        self.spoil();
     }
 
     fn write(&mut self, session: Option<usize>) {
@@ -128,14 +182,20 @@ impl Run {
         let texts: Vec<&str> = records.iter().map(String::as_str).collect();
         let batch = keyed(&self.at, &texts);
         let first = match session {
-            None => self.hand.log.append(&batch).expect("append")[0].first_offset,
+            None => match self.hand.log.append(&batch) {
+                Ok(produced) => produced[0].first_offset,
+                Err(error) => return self.check_refused(&error),
+            },
             Some(n) => {
                 let session = self.sessions[n].as_mut().expect("it is open");
                 if !self.open[n] {
                     session.begin().expect("begin");
                     self.open[n] = true;
                 }
-                session.send(&batch).expect("send");
+                if let Err(error) = session.send(&batch) {
+                    self.check_refused(&error);
+                    return self.renew(n);
+                }
                 self.hand.range(&self.at)[2] - Offset::try_from(texts.len()).expect("small")
             }
         };
@@ -147,9 +207,15 @@ impl Run {
                 timestamp: self.hand.log.broker.now(),
                 fate: session.map_or(Fate::Committed, Fate::Open),
                 reached: (None, None),
+                since: (self.hand.store.inner.written(), 0),
             };
             self.written.insert(offset, written);
         }
+    }
+
+    fn check_refused(&self, error: &Error) {
+        let fine = self.wrong > 0 && matches!(error, Error::Storage { .. });
+        assert!(fine, "seed {}: {error}", self.seed);
     }
 
     fn end_transaction(&mut self, n: usize) {
@@ -158,11 +224,27 @@ impl Run {
         }
         let session = self.sessions[n].as_mut().expect("it is open");
         if self.random.below(3) == 0 {
-            session.abort().expect("abort");
-            self.decide(n, Fate::Aborted);
-        } else {
-            assert!(matches!(session.commit(None), Outcome::Committed(_)));
-            self.decide(n, Fate::Committed);
+            match session.abort() {
+                Ok(()) => self.decide(n, Fate::Aborted),
+                Err(error) => {
+                    self.check_refused(&error);
+                    self.renew(n);
+                }
+            }
+            return;
+        }
+        self.value += 1;
+        let offset = Offset::try_from(self.value).expect("small");
+        let (_, member) = self.member.as_ref().expect("it has joined");
+        match session.commit(Some((member, &[(self.at.clone(), offset)]))) {
+            Outcome::Committed(_) => {
+                self.decide(n, Fate::Committed);
+                self.offsets.push((self.hand.store.inner.written(), offset));
+            }
+            outcome => {
+                assert!(self.wrong > 0, "seed {}: {outcome:?}", self.seed);
+                self.renew(n);
+            }
         }
     }
 
@@ -240,6 +322,14 @@ impl Run {
         );
         self.end = end;
         let now = self.hand.log.broker.now();
+        let offset = self.hand.log.committed("g", std::slice::from_ref(&self.at));
+        let offset = offset.expect("committed")[&self.at];
+        let last = self.offsets.last().map(|(_, offset)| *offset);
+        assert_eq!(
+            offset.unwrap_or(0),
+            last.unwrap_or(0),
+            "seed {seed}: the group's offset"
+        );
         let read = self.hand.seen(Isolation::ReadCommitted, &self.at);
         let there: BTreeMap<Offset, _> = read.iter().map(|(o, k, v)| (*o, (k.clone(), v.clone()))).collect();
         assert!(
@@ -300,6 +390,13 @@ struct Slow {
 }
 
 impl Slow {
+    fn new() -> Slow {
+        Slow {
+            next: 0,
+            latest: BTreeMap::new(),
+        }
+    }
+
     fn read(&mut self, run: &mut Run, polls: u64) {
         let mut reader = run.hand.log.reader(Isolation::ReadCommitted).expect("reader");
         let from = StartFrom::Offset(self.next);
@@ -324,12 +421,11 @@ impl Slow {
     }
 }
 
-fn run(seed: u64) {
-    let mut run = Run::new(seed);
-    let mut slow = Slow {
-        next: 0,
-        latest: BTreeMap::new(),
-    };
+fn run(seed: u64, wrong: u64) {
+    let mut run = Run::new(seed, wrong);
+    let mut slow = Slow::new();
+    // A crash takes nothing of the beginning.
+    run.offsets.push((run.hand.store.inner.written(), 0));
     for _ in 0..120 {
         match run.random.below(20) {
             0..7 => run.write(None),
@@ -341,6 +437,7 @@ fn run(seed: u64) {
                 let fails = run.random.below(4) == 0;
                 run.clean(fails);
             }
+            16 if wrong > 0 && run.random.below(2) == 0 => run.crash(&mut slow),
             16 => run.reopen(),
             17 => {
                 let polls = run.random.below(6);
@@ -376,6 +473,28 @@ fn run(seed: u64) {
 fn random_runs_agree_with_the_model() {
     let fresh = RandomState::new().hash_one(1_u64);
     for seed in (1..=400).chain((0..100).map(|n| fresh.wrapping_add(n))) {
-        run(seed);
+        run(seed, 0);
+    }
+}
+
+/// Names the seed of runs over a store that fails, to run one alone or other ones: `FIRST` or `FIRST..END`.
+const SEEDS: &str = "TRUNKLINE_TEST_LOG_SEEDS";
+
+#[test]
+fn random_runs_over_a_store_that_fails_agree_with_the_model() {
+    #[expect(clippy::disallowed_methods, reason = "a test is told its seeds from outside")]
+    let told = std::env::var(SEEDS).ok();
+    let told = told.map(|told| {
+        let (first, end) = told.split_once("..").unwrap_or((&told, ""));
+        let first: u64 = first.parse().expect("a seed");
+        first..end.parse().unwrap_or(first + 1)
+    });
+    for seed in told.unwrap_or(1..2_001) {
+        // Some runs fail rarely, some often.
+        let done = std::panic::catch_unwind(|| run(seed, [5, 30, 150][usize::try_from(seed % 3).expect("small")]));
+        if let Err(failed) = done {
+            eprintln!("run it alone: {SEEDS}={seed} cargo test --release -p trunkline-log store_that_fails");
+            std::panic::resume_unwind(failed);
+        }
     }
 }

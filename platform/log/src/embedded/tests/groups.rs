@@ -1,0 +1,127 @@
+//! What becomes of a group's offsets when nobody is there, and of a batch whose answer the store loses.
+//!
+//! Guarantees tested: offsets of an empty group go after their time and not before, whatever was opened again meanwhile;
+//! those of a group with a member, or a seat kept for one, stay; what the store wrote counts although it said otherwise.
+
+use super::*;
+
+const DAY: Millis = 24 * 60 * 60 * 1000;
+
+fn committed(hand: &Hand, group: &str, at: &TopicPartition) -> Option<Offset> {
+    hand.log.committed(group, std::slice::from_ref(at)).expect("committed")[at]
+}
+
+fn clean(hand: &Hand) {
+    hand.log.clean(hand.log.broker.now()).expect("clean");
+}
+
+#[test]
+fn offsets_of_an_empty_group_go_after_seven_days_and_not_before() {
+    let mut hand = Hand::new();
+    let at = hand.topic(&[("retention.ms", "-1")]);
+    hand.append(&at, "a").expect("append");
+    let (mut consumer, _) = hand.member("g");
+    consumer.commit(&[(at.clone(), 1)]).expect("commit");
+    hand.pass(30 * DAY);
+    clean(&hand);
+    assert_eq!(committed(&hand, "g", &at), Some(1), "a member is there");
+    consumer.close().expect("close");
+    hand.pass(DAY);
+    clean(&hand);
+    // The log is closed and opened: the time goes on.
+    hand.again();
+    hand.pass(6 * DAY - 1);
+    clean(&hand);
+    assert_eq!(committed(&hand, "g", &at), Some(1), "not yet");
+    hand.pass(1);
+    clean(&hand);
+    assert_eq!(committed(&hand, "g", &at), None);
+    assert!(hand.log.groups().expect("groups").is_empty());
+    hand.again();
+    assert_eq!(committed(&hand, "g", &at), None, "and they stay away");
+}
+
+#[test]
+fn a_member_that_came_in_between_begins_the_time_anew() {
+    let mut hand = Hand::new();
+    let at = hand.topic(&[("retention.ms", "-1")]);
+    hand.log.set_committed("g", &[(at.clone(), 3)]).expect("set");
+    hand.pass(6 * DAY);
+    clean(&hand);
+    let (consumer, _) = hand.member("g");
+    // A crash while it is there: since when it was empty before counts no more.
+    hand.again();
+    drop(consumer);
+    hand.pass(2 * DAY);
+    clean(&hand);
+    assert_eq!(committed(&hand, "g", &at), Some(3));
+    hand.pass(7 * DAY);
+    clean(&hand);
+    assert_eq!(committed(&hand, "g", &at), None);
+}
+
+#[test]
+fn a_seat_that_is_kept_keeps_the_offsets_and_so_does_a_new_offset() {
+    let hand = Hand::new();
+    let at = hand.topic(&[("retention.ms", "-1")]);
+    let config = GroupConfig {
+        group: "static".to_owned(),
+        instance: Some("a".to_owned()),
+        topics: vec!["t".into()],
+        session_timeout: Duration::from_secs(10 * 24 * 3_600),
+        protocol: crate::GroupProtocol::Classic,
+    };
+    let mut consumer = hand.log.group(config).expect("join");
+    consumer
+        .poll(&mut RecordBatch::default(), 1, Duration::ZERO)
+        .expect("poll");
+    consumer.commit(&[(at.clone(), 2)]).expect("commit");
+    consumer.close().expect("close");
+    hand.log.set_committed("tool", &[(at.clone(), 1)]).expect("set");
+    hand.pass(6 * DAY);
+    clean(&hand);
+    hand.log.set_committed("tool", &[(at.clone(), 2)]).expect("set");
+    hand.pass(3 * DAY);
+    clean(&hand);
+    assert_eq!(
+        committed(&hand, "static", &at),
+        Some(2),
+        "its seat is kept for ten days"
+    );
+    assert_eq!(committed(&hand, "tool", &at), Some(2), "set three days ago");
+    hand.pass(DAY);
+    clean(&hand);
+    hand.pass(7 * DAY);
+    clean(&hand);
+    assert_eq!(committed(&hand, "static", &at), None);
+}
+
+#[test]
+fn what_the_store_wrote_counts_although_it_said_that_it_did_not() {
+    let mut hand = Hand::new();
+    let at = hand.topic(&[]);
+    let (consumer, member) = hand.member("g");
+    let mut session = hand.session(5_000);
+    session.begin().expect("begin");
+    session.send(&batch(&at, "a")).expect("send");
+    hand.store.inner.lose_the_next_answer(0);
+    let outcome = session.commit(Some((&member, &[(at.clone(), 1)])));
+    assert!(matches!(outcome, Outcome::Committed(_)), "{outcome:?}");
+    assert_eq!((hand.range(&at), committed(&hand, "g", &at)), ([0, 2, 2], Some(1)));
+    drop((consumer, session));
+    hand.again();
+    assert_eq!((hand.range(&at), committed(&hand, "g", &at)), ([0, 2, 2], Some(1)));
+}
+
+#[test]
+fn a_store_that_says_nothing_is_not_written_to_any_more() {
+    let mut hand = Hand::new();
+    let at = hand.topic(&[]);
+    hand.store.inner.lose_the_next_answer(1);
+    assert!(hand.append(&at, "a").is_err());
+    let refused = hand.append(&at, "b").expect_err("nobody knows what is there");
+    assert!(refused.to_string().contains("open the log again"), "{refused}");
+    hand.again();
+    assert_eq!(hand.range(&at), [0, 1, 1], "the first was written");
+    hand.append(&at, "c").expect("append");
+}

@@ -1,0 +1,176 @@
+//! Small blocks that become large ones: nobody may see a difference.
+//!
+//! Guarantees tested: offsets, times, keys, values and headers are as before, for committed and for all records; sizes are
+//! those of the store; readers in the middle go on; a store that fails in the middle loses nothing.
+
+use super::*;
+use crate::TimestampPolicy;
+
+/// Offset, time, key, value and header of a record.
+type All = (Offset, Millis, Vec<u8>, Vec<u8>, Vec<u8>);
+
+const TRANSACTIONS: usize = 6_000;
+
+impl Hand {
+    /// Many transactions of one record, some of them aborted, and some records without one.
+    fn many(&self, at: &TopicPartition) {
+        let mut session = self.session(600_000);
+        for n in 0..TRANSACTIONS {
+            let mut out = OutBatch::default();
+            let (key, value) = (format!("k{n}"), format!("{n} {}", "v".repeat(n % 150)));
+            let record = OutRecord {
+                topic: &at.topic,
+                partition: Some(0),
+                timestamp: None,
+                key: Some(key.as_bytes()),
+                value: Some(value.as_bytes()),
+            };
+            out.push(record, [("h", Some(key.as_bytes()))]);
+            if n % 11 == 0 {
+                self.log.append(&out).expect("append");
+                continue;
+            }
+            session.begin().expect("begin");
+            session.send(&out).expect("send");
+            match n % 401 {
+                0 => session.abort().expect("abort"),
+                _ => assert!(matches!(session.commit(None), Outcome::Committed(_))),
+            }
+            self.pass(3);
+        }
+    }
+
+    fn all(&self, at: &TopicPartition, isolation: Isolation) -> Vec<All> {
+        let mut reader = self.log.reader(isolation).expect("reader");
+        reader.assign(&[(at.clone(), StartFrom::Start)]).expect("assign");
+        let end = self.range(at)[2];
+        let (mut all, mut batch) = (Vec::new(), RecordBatch::default());
+        while reader.position(at) < Some(end) {
+            reader.poll(&mut batch, 1 << 16, Duration::ZERO).expect("poll");
+            all.extend(batch.iter().map(|r| {
+                let bytes = |bytes: Option<&[u8]>| bytes.unwrap_or_default().to_vec();
+                let header = r.header("h").unwrap_or_default().to_vec();
+                (r.offset(), r.timestamp(), bytes(r.key()), bytes(r.value()), header)
+            }));
+        }
+        all
+    }
+
+    fn facts(&self, at: &TopicPartition) -> (Vec<All>, Vec<All>, [Offset; 3], Vec<Offset>) {
+        let times = (0..20).map(|n| 1_000_000 + n * 901);
+        let found = times.map(|time| self.log.offset(at, At::Time(time)).expect("time"));
+        (
+            self.all(at, Isolation::ReadCommitted),
+            self.all(at, Isolation::ReadUncommitted),
+            self.range(at),
+            found.collect(),
+        )
+    }
+
+    fn check_sizes(&self, at: &TopicPartition) {
+        let sizes: u64 = self.sizes(at).iter().sum();
+        let state = self.log.broker.state();
+        let part = state.part(at).expect("it exists");
+        assert_eq!(part.bytes - part.gone_bytes(), sizes);
+    }
+}
+
+fn line(hand: &Hand, timestamps: TimestampPolicy, settings: &[(&str, &str)]) -> TopicPartition {
+    let mut config = TopicConfig::new(Cleanup::Delete);
+    config.timestamps = timestamps;
+    let named = settings
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    config.other.extend(named);
+    let spec = TopicSpec {
+        name: "t".to_owned(),
+        partitions: 1,
+        replication: None,
+        config,
+    };
+    hand.log.create_topics(&[spec]).expect("create");
+    TopicPartition::new("t", 0)
+}
+
+#[test]
+fn many_small_commits_become_few_blocks_and_nobody_sees_a_difference() {
+    for timestamps in [TimestampPolicy::CreateTime, TimestampPolicy::LogAppendTime] {
+        let mut hand = Hand::new();
+        let at = line(&hand, timestamps, &[("retention.ms", "-1")]);
+        hand.many(&at);
+        let (before, blocks) = (hand.facts(&at), hand.sizes(&at).len());
+        hand.log.clean(hand.log.broker.now()).expect("clean");
+        let merged = hand.sizes(&at).len();
+        assert!(merged < blocks / 3, "{merged} blocks of {blocks}");
+        assert_eq!(hand.facts(&at), before);
+        hand.check_sizes(&at);
+        hand.again();
+        assert_eq!(hand.facts(&at), before);
+        hand.check_sizes(&at);
+        // What was merged once is left alone.
+        hand.log.clean(hand.log.broker.now()).expect("clean");
+        assert_eq!(hand.sizes(&at).len(), merged);
+        hand.append(&at, "next").expect("append");
+        assert_eq!(hand.range(&at)[2], before.2[2] + 1);
+    }
+}
+
+#[test]
+fn a_reader_in_the_middle_goes_on_where_it_was() {
+    let hand = Hand::new();
+    let at = line(&hand, TimestampPolicy::CreateTime, &[("retention.ms", "-1")]);
+    hand.many(&at);
+    let all = hand.all(&at, Isolation::ReadCommitted);
+    let mut reader = hand.log.reader(Isolation::ReadCommitted).expect("reader");
+    reader.assign(&[(at.clone(), StartFrom::Start)]).expect("assign");
+    let (mut read, mut batch) = (Vec::new(), RecordBatch::default());
+    while read.len() < all.len() {
+        if read.len() > all.len() / 3 {
+            hand.log.clean(hand.log.broker.now()).expect("clean");
+        }
+        reader.poll(&mut batch, 700, Duration::ZERO).expect("poll");
+        read.extend(batch.iter().map(|record| record.offset()));
+    }
+    assert!(read.iter().eq(all.iter().map(|(offset, ..)| offset)));
+}
+
+#[test]
+fn a_store_that_fails_in_the_middle_loses_nothing() {
+    let mut hand = Hand::new();
+    let at = line(&hand, TimestampPolicy::CreateTime, &[("retention.ms", "-1")]);
+    hand.many(&at);
+    let before = hand.facts(&at);
+    let mut failed = 0;
+    for commits in 0.. {
+        hand.store.breaks_after.store(commits, Ordering::SeqCst);
+        let whole = hand.log.clean(hand.log.broker.now()).is_ok();
+        hand.store.mend();
+        assert_eq!(hand.facts(&at), before, "after {commits} commits");
+        hand.again();
+        assert_eq!(hand.facts(&at), before, "after {commits} commits, opened again");
+        hand.check_sizes(&at);
+        failed += usize::from(!whole);
+        if whole {
+            break;
+        }
+    }
+    assert!(failed > 0);
+}
+
+#[test]
+fn what_is_removed_by_age_still_goes_in_small_parts() {
+    let hand = Hand::new();
+    let at = line(&hand, TimestampPolicy::LogAppendTime, &[("retention.ms", "64000")]);
+    hand.many(&at);
+    let now = hand.log.broker.now();
+    hand.log.clean(now).expect("clean");
+    let mut start = 0;
+    // A block spans a 64th of that time at the most: 1 s, and so 333 transactions of 3 ms.
+    for age in (46_000..64_000).step_by(500) {
+        hand.log.clean(now + age).expect("clean");
+        let next = hand.range(&at)[0];
+        assert!(next - start < 1_200, "{start} to {next} at once");
+        start = next;
+    }
+    assert!(start > 5_000, "{start}");
+}
