@@ -6,7 +6,7 @@
 
 use super::backing::{Backing, Space, Writes};
 use super::block::Block;
-use super::format::{self, Head};
+use super::format::{self, Head, PartId};
 use super::signal::until;
 use super::state::State;
 use super::{Clock, Config};
@@ -153,24 +153,51 @@ impl Broker {
         }
     }
 
-    fn first_at(&self, id: format::PartId, from: Offset, end: Offset, time: Millis) -> Result<Offset> {
-        let mut found: Result<Option<Offset>> = Ok(None);
-        let (first, last) = (format::block_key(id, from), format::block_key(id, end));
-        self.backing.scan(Space::Records, &first, &last, &mut |key, value| {
-            found = format::block_base(key)
-                .and_then(|base| Block::parse(base, value))
-                .and_then(
-                    |block| match block.head.control.is_none() && block.head.max_timestamp >= time {
-                        true => block.first_at(from, time),
-                        false => Ok(None),
-                    },
-                );
-            match found {
-                Ok(None) => ControlFlow::Continue(()),
-                _ => ControlFlow::Break(()),
+    fn first_at(&self, id: PartId, from: Offset, end: Offset, time: Millis) -> Result<Offset> {
+        let mut found = None;
+        self.blocks_holding(id, from, end, &mut |block| {
+            if block.head.control.is_none() && block.head.max_timestamp >= time {
+                found = block.first_at(from, time)?;
             }
+            Ok(match found {
+                None => ControlFlow::Continue(()),
+                Some(_) => ControlFlow::Break(()),
+            })
         })?;
-        Ok(found?.unwrap_or(end))
+        Ok(found.unwrap_or(end))
+    }
+
+    /// Visits the blocks up to an offset, from the last one on that begins at or before another. That one is looked for
+    /// first; where it is gone when its turn comes, it became a part of an earlier one, and the look is taken again.
+    pub fn blocks_holding(
+        &self,
+        id: PartId,
+        offset: Offset,
+        to: Offset,
+        visit: &mut dyn FnMut(Block) -> Result<ControlFlow<()>>,
+    ) -> Result<()> {
+        let [least, here, to] = [0, offset, to].map(|offset| format::block_key(id, offset));
+        while here < to {
+            let found = self.backing.last(Space::Records, &least, &here)?;
+            let holder = found.map(|(key, _)| key);
+            let (mut awaited, mut failed) = (holder.as_deref(), None);
+            let from = holder.as_deref().unwrap_or(&here);
+            self.backing.scan(Space::Records, from, &to, &mut |key, value| {
+                if awaited.is_some_and(|holder| holder != key) {
+                    return ControlFlow::Break(());
+                }
+                awaited = None;
+                let block = format::block_base(key).and_then(|base| Block::parse(base, value));
+                block.and_then(&mut *visit).unwrap_or_else(|error| {
+                    failed = Some(error);
+                    ControlFlow::Break(())
+                })
+            })?;
+            if awaited.is_none() {
+                return failed.map_or(Ok(()), Err);
+            }
+        }
+        Ok(())
     }
 
     /// Stable committed offsets: waits for those that are being decided.

@@ -46,7 +46,6 @@ impl EmbeddedConsumer {
 
     fn take_seat(&mut self) -> Result<()> {
         let broker = &self.fetcher.broker;
-        broker.awaken(&self.config.group)?;
         let now = broker.now();
         let mut state = broker.state();
         let mut topics = Vec::new();
@@ -68,7 +67,13 @@ impl EmbeddedConsumer {
         match group.join(joining, now) {
             Ok(()) => {
                 (self.id, self.seated) = (id, true);
-                Ok(())
+                drop(state);
+                let awake = broker.awaken(name);
+                if awake.is_err() {
+                    self.leave();
+                    self.seated = false;
+                }
+                awake
             }
             Err(Turned::Occupied) => Err(Error::Occupied {
                 group: name.clone(),

@@ -4,10 +4,9 @@
 //! Guarantees: nothing beyond the reader's end, nothing aborted, no record twice, none left out but those that were
 //! removed, and then an error. Never: a lock while blocks are parsed or the store is read.
 
-use super::backing::Space;
 use super::block::{Block, Place, is_full};
 use super::broker::Broker;
-use super::format::{self, PartId};
+use super::format::PartId;
 use super::signal::Signal;
 use super::state::{Part, State, unknown};
 use crate::{Error, Isolation, Millis, Offset, RecordBatch, Result, StartFrom, TopicPartition};
@@ -286,36 +285,17 @@ fn read(
 /// Blocks from the store, from the one that holds the position on.
 fn stored(broker: &Broker, cursor: &mut Cursor, limit: Offset, wanted: usize) -> Result<Vec<Block>> {
     let (id, position) = (cursor.part, cursor.position);
-    let (least, here) = (format::block_key(id, 0), format::block_key(id, position));
-    let from = match broker.backing.last(Space::Records, &least, &here)? {
-        Some((key, _)) => key,
-        None => here,
-    };
-    let mut blocks: Vec<Block> = Vec::new();
-    let (mut bytes, mut bad) = (0, None);
-    broker.backing.scan(
-        Space::Records,
-        &from,
-        &format::block_key(id, limit),
-        &mut |key, value| match format::block_base(key).and_then(|base| Block::parse(base, value)) {
-            Ok(block) if block.next() <= position => ControlFlow::Continue(()),
-            Ok(block) => {
-                bytes += block.bytes.len();
-                blocks.push(block);
-                match bytes >= wanted {
-                    true => ControlFlow::Break(()),
-                    false => ControlFlow::Continue(()),
-                }
-            }
-            Err(error) => {
-                bad = Some(error);
-                ControlFlow::Break(())
-            }
-        },
-    )?;
-    if let Some(error) = bad {
-        return Err(error);
-    }
+    let (mut blocks, mut bytes): (Vec<Block>, usize) = (Vec::new(), 0);
+    broker.blocks_holding(id, position, limit, &mut |block| {
+        if block.next() > position {
+            bytes += block.bytes.len();
+            blocks.push(block);
+        }
+        Ok(match bytes >= wanted && !blocks.is_empty() {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        })
+    })?;
     if blocks.first().is_none_or(|block| block.base > position) {
         // A hole: either retention has just passed by, which is an error, or compaction has left nothing up to the
         // next block.

@@ -434,6 +434,16 @@ impl Group {
         self.seats.iter().map(seen).collect()
     }
 
+    /// Whether it has a member, and the store does not know that yet.
+    pub fn woke(&self) -> bool {
+        !self.seats.is_empty() && self.idle_stored.is_some()
+    }
+
+    /// Whether nobody is there.
+    pub fn is_empty(&self) -> bool {
+        self.seats.is_empty()
+    }
+
     /// The group's state by Kafka's name.
     pub fn state(&self) -> &'static str {
         match self.phase {

@@ -15,6 +15,7 @@ use super::format::PartId;
 use super::settings::Rules;
 use super::state::Change;
 use super::topics::REMOVED_AT_ONCE;
+use super::write::INDEX_BYTES;
 use crate::{Millis, Offset, Result};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -27,12 +28,16 @@ const LARGE_BYTES: u64 = 64 * 1024;
 /// The part of the age at which records are removed that one block may span.
 const SPAN: Millis = 64;
 
+/// Marks that one step looks up to.
+const MARKS_MAX: usize = 256;
+
 /// What is looked at.
 struct Stretch {
     from: Offset,
     upto: Offset,
-    /// Offsets of index entries: a block begins there.
-    index: Vec<Offset>,
+    /// Places in between that no block may span, in order: index entries, and the end of what was compacted. A block need
+    /// not begin there: compaction may have removed it.
+    marks: Vec<Offset>,
     aborted: Arc<BTreeMap<u64, Offset>>,
     span_ms: Millis,
 }
@@ -64,13 +69,20 @@ impl Broker {
         let from = part.cleaned.merged.max(part.start);
         // What compaction has not reached is read by it block by block.
         let reached = if rules.compacts { part.cleaned.next } else { Offset::MAX };
-        let last = part.index.iter().rev().map(|entry| entry.offset);
-        let upto = last.into_iter().find(|offset| *offset <= part.stable().min(reached))?;
-        let index = part.index.iter().map(|entry| entry.offset);
-        (from < upto).then(|| Stretch {
+        let limit = part.stable().min(reached);
+        let first = part.index.partition_point(|entry| entry.offset <= from);
+        let index = part.index.range(first..).map(|entry| entry.offset);
+        let mut marks: Vec<Offset> = index.take_while(|offset| *offset <= limit).take(MARKS_MAX).collect();
+        let upto = marks.pop()?;
+        // A pass of compaction begins there, also where the topic was not compacted for a while.
+        let cleaned = part.cleaned.next;
+        if (from + 1..upto).contains(&cleaned) {
+            marks.insert(marks.partition_point(|mark| *mark < cleaned), cleaned);
+        }
+        Some(Stretch {
             from,
             upto,
-            index: index.filter(|offset| *offset > from).collect(),
+            marks,
             aborted: part.aborted.clone(),
             span_ms: match rules.deletes && rules.retention_ms >= 0 {
                 true => rules.retention_ms / SPAN,
@@ -86,12 +98,13 @@ impl Broker {
             seen: 0,
             done: stretch.from,
         };
+        let mut marks = stretch.marks.iter().copied().peekable();
         let more = self.blocks(id, stretch.from, stretch.upto, &mut |block| {
-            let begins = stretch.index.binary_search(&block.base).is_ok();
-            if begins {
+            let passed = std::iter::from_fn(|| marks.next_if(|mark| *mark <= block.base)).last();
+            if let Some(mark) = passed {
                 gather.close();
-                gather.done = block.base;
-                // Only between two entries is a step at an end, so that what is one stretch becomes one block.
+                gather.done = mark;
+                // Only between two marks is a step at an end, so that what is one stretch becomes one block.
                 if gather.seen >= STEP_BYTES || gather.change.blocks.len() >= REMOVED_AT_ONCE {
                     return Ok(ControlFlow::Break(()));
                 }
@@ -123,7 +136,7 @@ impl Gather {
             let since = open
                 .begins()
                 .map_or(0, |begins| head.max_timestamp.saturating_sub(begins).abs());
-            open.takes(block) && since <= stretch.span_ms
+            open.size < INDEX_BYTES && open.takes(block) && since <= stretch.span_ms
         };
         if !self.open.as_ref().is_some_and(fits) {
             self.close();

@@ -102,8 +102,9 @@ impl Session for EmbeddedSession {
             Phase::Ready | Phase::Spent => return Err(self.refused("send", "no transaction is open; begin one first")),
         }
         probe::hit("log.send.before");
-        self.broker.check(self.by(), "send")?;
+        // Also what a fence keeps out was meant to be there: no commit may say that it is.
         self.sent = true;
+        self.broker.check(self.by(), "send")?;
         let sent = encode(&self.broker, records).and_then(|encoded| {
             self.broker.append(encoded.drafts, Some(self.by()))?;
             encoded.refused.map_or(Ok(()), Err)
@@ -151,6 +152,11 @@ impl Session for EmbeddedSession {
     fn abort(&mut self) -> Result<()> {
         match self.phase {
             Phase::Ready | Phase::Spent => Ok(()),
+            // Nothing was begun at the log here, either.
+            Phase::Open if !self.sent => {
+                self.phase = Phase::Ready;
+                Ok(())
+            }
             Phase::Open | Phase::Refused(_) => {
                 self.broker.abort(self.by())?;
                 self.phase = Phase::Ready;

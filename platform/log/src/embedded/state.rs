@@ -159,7 +159,7 @@ pub(super) struct Producer {
     pub transaction: Option<u64>,
 }
 
-/// What one step of compaction changes in a partition.
+/// What one step of compaction or of merging changes in a partition.
 #[derive(Default)]
 pub(super) struct Change {
     /// Blocks by their base; `None` is removed.
@@ -284,7 +284,7 @@ impl State {
         }
     }
 
-    /// Shows a step of compaction.
+    /// Shows a step of compaction or of merging. A block that becomes a part of one that is not cached is not, either.
     pub fn compacted(&mut self, id: PartId, change: &Change, cleaned: Cleaned, entry: Option<IndexEntry>) {
         let Some(part) = self.parts.get_mut(&id) else {
             return;
@@ -334,6 +334,9 @@ impl State {
         }
         for group in self.groups.values_mut() {
             group.offsets.retain(|at, _| at.topic != topic.name);
+            if group.offsets.is_empty() {
+                group.idle_stored = None;
+            }
         }
         self.groups.retain(|_, group| !group.is_gone());
     }

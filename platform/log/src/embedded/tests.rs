@@ -30,6 +30,16 @@ struct Breakable {
     broken: AtomicBool,
     /// Commits that it still takes before it breaks by itself; without limit when negative.
     breaks_after: AtomicI64,
+    /// What happens once, behind the next look for the last key of a range or before the next commit.
+    between: Mutex<Option<Between>>,
+}
+
+type Between = (Moment, Box<dyn FnOnce() + Send>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Moment {
+    BehindLast,
+    BeforeCommit,
 }
 
 impl Breakable {
@@ -37,6 +47,18 @@ impl Breakable {
         let breakable = Breakable::default();
         breakable.breaks_after.store(-1, Ordering::SeqCst);
         Arc::new(breakable)
+    }
+
+    fn once(&self, moment: Moment, then: impl FnOnce() + Send + 'static) {
+        *self.between.lock().expect("set") = Some((moment, Box::new(then)));
+    }
+
+    fn passes(&self, here: Moment) {
+        let mut between = self.between.lock().expect("between");
+        if let Some((_, then)) = between.take_if(|(moment, _)| *moment == here) {
+            drop(between);
+            then();
+        }
     }
 
     fn mend(&self) {
@@ -48,6 +70,7 @@ impl Breakable {
 
 impl Backing for Arc<Breakable> {
     fn commit(&self, writes: &Writes) -> Result<()> {
+        self.passes(Moment::BeforeCommit);
         let left = self.breaks_after.load(Ordering::SeqCst);
         if left >= 0 {
             self.breaks_after.store(left - 1, Ordering::SeqCst);
@@ -72,7 +95,9 @@ impl Backing for Arc<Breakable> {
     }
 
     fn last(&self, space: Space, from: &[u8], to: &[u8]) -> Result<Option<(Vec<u8>, Bytes)>> {
-        self.inner.last(space, from, to)
+        let found = self.inner.last(space, from, to);
+        self.passes(Moment::BehindLast);
+        found
     }
 }
 

@@ -179,6 +179,9 @@ impl Broker {
             let state = self.state();
             let topic = state.topic(name)?.clone();
             for (group, known) in &state.groups {
+                if known.idle_stored.is_some() && known.offsets.keys().all(|at| at.topic == topic.name) {
+                    writes.remove(Space::Meta, format::idle_key(group));
+                }
                 for at in known.offsets.keys().filter(|at| at.topic == topic.name) {
                     if let Some(part) = topic.part(at.partition) {
                         writes.remove(Space::Meta, format::committed_key(group, part));

@@ -9,6 +9,7 @@ use super::backing::{Space, Writes};
 use super::block::{Block, Builder, Marker};
 use super::broker::{Broker, Writer};
 use super::format::{self, IndexEntry, PartId};
+use super::group::Group;
 use super::state::{OpenTransaction, Producer, State, Topic, Touched, unknown};
 use crate::consumer::MemberToken;
 use crate::{Error, Member, Millis, Offset, Outcome, Produced, Result, TopicPartition, probe};
@@ -465,17 +466,21 @@ impl Broker {
         if writes.is_empty() {
             return Ok(());
         }
+        let idle = self.state().groups.get(name).is_none_or(Group::is_empty);
+        if idle {
+            // The time of what nobody reads begins with it.
+            writes.put(Space::Meta, format::idle_key(name), format::encode_offset(now));
+        }
         self.store(&writes)?;
         let mut state = self.state();
-        let group = state
-            .groups
-            .entry(name.to_owned())
-            .or_insert_with(super::group::Group::new);
+        let group = state.groups.entry(name.to_owned()).or_insert_with(Group::new);
         group.offsets.extend(offsets.iter().cloned());
-        if group.idle.is_some() {
-            group.idle = Some(now);
+        if idle {
+            group.idle_stored = Some(now);
+            group.idle = group.is_empty().then_some(now);
         }
-        Ok(())
+        drop(state);
+        self.forget_idle(name)
     }
 }
 

@@ -23,7 +23,8 @@ pub(super) struct Sweep<'a> {
     now: Millis,
     /// Until when tombstones and markers stay that this pass is the first to reach.
     horizon: Millis,
-    /// Transactions with records that are kept, of which the marker has not come: no more than were ever open at once.
+    /// Transactions with records that are kept, of which the marker has not come: no more than were ever open at once, and
+    /// those of large blocks whose marker became a part of another block.
     alive: HashSet<u64>,
     /// When the first tombstone or marker that is left may go.
     pub due: Millis,

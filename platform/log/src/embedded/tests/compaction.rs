@@ -236,7 +236,7 @@ fn aborted_records_go_and_shadow_nothing_and_markers_follow_in_time() {
     assert_eq!(hand.blocks(&at), 5);
     hand.pass(1);
     hand.clean();
-    assert_eq!(hand.blocks(&at), 3, "the marker of a transaction with records stays");
+    assert_eq!(hand.blocks(&at), 1, "what is left became one");
     assert_eq!(hand.shown(&at), ["0 a=1", "6 c=2"]);
     drop(session);
     hand.again();
@@ -316,11 +316,13 @@ fn a_pass_waits_for_enough_dirt_or_for_the_greatest_lag() {
     let mut hand = Hand::new();
     let half = [("min.cleanable.dirty.ratio", "0.5"), ("max.compaction.lag.ms", "1000")];
     let at = hand.compacted(&half);
+    // A block's head counts for little beside it, so that it does not matter whether blocks were merged.
+    let large = "x".repeat(1_000);
     for n in 0..10 {
-        hand.put(&at, &[&format!("k{n}=1")]);
+        hand.put(&at, &[&format!("k{n}=1{large}")]);
     }
     hand.clean();
-    hand.put(&at, &["k0=2"]);
+    hand.put(&at, &[&format!("k0=2{large}")]);
     hand.clean();
     assert_eq!(hand.shown(&at).len(), 11, "a tenth is dirty");
     hand.pass(1_000);
@@ -330,12 +332,13 @@ fn a_pass_waits_for_enough_dirt_or_for_the_greatest_lag() {
     hand.pass(1);
     hand.clean();
     assert_eq!(hand.shown(&at).len(), 10);
-    for n in 0..10 {
-        hand.put(&at, &[&format!("k{n}=3")]);
+    for n in 0..9 {
+        hand.put(&at, &[&format!("k{n}=3{large}")]);
     }
     hand.clean();
-    assert_eq!(hand.shown(&at).len(), 20, "half is dirty, and more is asked for");
-    hand.put(&at, &["k0=4"]);
+    assert_eq!(hand.shown(&at).len(), 19, "less than half is dirty, and more is asked for");
+    hand.put(&at, &[&format!("k9=3{large}")]);
+    hand.put(&at, &[&format!("k0=4{large}")]);
     hand.clean();
     assert_eq!(hand.shown(&at).len(), 10);
 }
@@ -362,7 +365,7 @@ fn more_keys_than_memory_has_are_cleaned_in_pieces() {
 #[test]
 fn a_pass_that_is_cut_short_anywhere_loses_nothing() {
     let large = "x".repeat(120_000);
-    for commits in 0..9 {
+    for commits in 0.. {
         let mut hand = Hand::new();
         let at = hand.compacted(&[("delete.retention.ms", "0")]);
         for round in 0..3 {
@@ -379,7 +382,6 @@ fn a_pass_that_is_cut_short_anywhere_loses_nothing() {
         hand.store.breaks_after.store(commits, Ordering::SeqCst);
         // With time 0 a tombstone goes in the second pass, whether the first was whole or not.
         let cut = [(); 3].map(|()| hand.log.clean(hand.log.broker.now()).is_err());
-        assert_eq!(cut[2], commits < 8, "{commits}: {cut:?}");
         hand.store.mend();
         hand.again();
         let newest = |hand: &Hand| {
@@ -397,6 +399,10 @@ fn a_pass_that_is_cut_short_anywhere_loses_nothing() {
         (0..3).for_each(|_| hand.clean());
         let left = hand.seen(Isolation::ReadCommitted, &at);
         assert_eq!((left.len(), newest(&hand).len()), (12, 12), "after {commits} commits");
+        if cut == [false; 3] {
+            assert!(commits > 7, "it took {commits} commits");
+            break;
+        }
     }
 }
 
