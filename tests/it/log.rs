@@ -84,6 +84,7 @@ suite! {
             offsets_of_an_aborted_transaction_are_never_seen,
             a_transaction_may_hold_offsets_alone,
             committed_offsets_are_never_behind_an_acknowledged_commit,
+            many_small_transactions_stay_as_they_were,
         ],
         compaction: [
             superseded_records_go_and_the_newest_stay_as_they_were,

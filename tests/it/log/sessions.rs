@@ -31,18 +31,26 @@ pub fn a_second_session_of_an_id_fences_the_first(bench: &Bench) {
     assert_eq!(texts(&bench.committed(&at)), ["first", "second"]);
 }
 
-/// A session asks nobody when it begins: one that was fenced while it was idle learns it with what it sends. What was begun
-/// and never sent has nothing to end.
+/// A session asks nobody when it begins: one that was fenced while it was idle learns it with what it sends, be it records
+/// or offsets. What was begun and never sent has nothing to end.
 pub fn a_session_that_is_fenced_while_idle_learns_it_when_it_sends_or_commits(bench: &Bench) {
-    let (at, id) = (bench.line(), world::unique("session"));
+    let (at, id, group) = (bench.line(), world::unique("session"), world::unique("group"));
     let mut first = bench.session(&id);
     let mut second = bench.session(&id);
     first.begin().unwrap();
     committed(first.commit(None));
     first.begin().unwrap();
+    first.abort().unwrap();
+    first.begin().unwrap();
     fenced(&goes_on(&mut *first, &at));
     bench.transact(&mut *second, &at, &["second"]);
-    assert_eq!(texts(&bench.committed(&at)), ["second"]);
+    let mut third = bench.session(&id);
+    second.begin().unwrap();
+    let (_consumer, member) = bench.member(&group, &at.topic);
+    fenced(&second.commit(Some((&member, &[(at.clone(), 1)]))));
+    assert_eq!(bench.committed_offset(&group, &at), None);
+    bench.transact(&mut *third, &at, &["third"]);
+    assert_eq!(texts(&bench.committed(&at)), ["second", "third"]);
 }
 
 /// Renewing is opening again: the fenced one takes the id back, and the other is fenced.

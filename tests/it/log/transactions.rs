@@ -247,3 +247,35 @@ pub fn committed_offsets_are_never_behind_an_acknowledged_commit(bench: &Bench) 
         }
     });
 }
+
+/// Many transactions of one record each are the same to every reader from whatever place, while they are new and when the
+/// log has tidied them up.
+pub fn many_small_transactions_stay_as_they_were(bench: &Bench) {
+    const COUNT: i64 = 1_400;
+    let (at, mut session) = (bench.line(), bench.any_session());
+    let mut want = Vec::new();
+    for n in 0..COUNT {
+        let value = format!("{n} {}", "v".repeat(300));
+        session.begin().unwrap();
+        session.send(&batch(&at, &[&value])).unwrap();
+        if n % 13 == 5 {
+            // A transaction that leaves nothing behind leaves no marker: the record must be there first.
+            wait_end(bench, &at, 2 * n + 1);
+            session.abort().unwrap();
+        } else {
+            committed(session.commit(None));
+            want.push((2 * n, value));
+        }
+    }
+    // The log in the process tidies up five times a second.
+    let started = std::time::Instant::now();
+    while started.elapsed() < 4 * SHORT.max(std::time::Duration::from_millis(100)) {
+        for from in [0, 1, 777, COUNT, 2 * COUNT - 2] {
+            let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Offset(from));
+            let left: Vec<_> = want.iter().filter(|(offset, _)| *offset >= from).cloned().collect();
+            assert_eq!(bench.take(&mut *reader, left.len()), left, "from {from}");
+        }
+    }
+    assert_eq!(bench.committed(&at), want);
+    assert_eq!(bench.offset(&at, At::End), 2 * COUNT);
+}

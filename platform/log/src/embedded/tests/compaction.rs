@@ -336,7 +336,11 @@ fn a_pass_waits_for_enough_dirt_or_for_the_greatest_lag() {
         hand.put(&at, &[&format!("k{n}=3{large}")]);
     }
     hand.clean();
-    assert_eq!(hand.shown(&at).len(), 19, "less than half is dirty, and more is asked for");
+    assert_eq!(
+        hand.shown(&at).len(),
+        19,
+        "less than half is dirty, and more is asked for"
+    );
     hand.put(&at, &[&format!("k9=3{large}")]);
     hand.put(&at, &[&format!("k0=4{large}")]);
     hand.clean();

@@ -61,6 +61,129 @@ fn a_member_that_came_in_between_begins_the_time_anew() {
 }
 
 #[test]
+fn the_time_of_offsets_that_are_set_from_outside_begins_there() {
+    let mut hand = Hand::new();
+    let at = hand.topic(&[("retention.ms", "-1")]);
+    hand.log.set_committed("tool", &[(at.clone(), 1)]).expect("set");
+    hand.pass(6 * DAY);
+    hand.log.set_committed("tool", &[(at.clone(), 2)]).expect("set");
+    // No pass comes before the end.
+    hand.again();
+    hand.pass(7 * DAY - 1);
+    clean(&hand);
+    assert_eq!(committed(&hand, "tool", &at), Some(2));
+    hand.pass(1);
+    clean(&hand);
+    assert_eq!(committed(&hand, "tool", &at), None);
+}
+
+#[test]
+fn a_group_that_lost_its_topic_leaves_no_time_behind() {
+    let mut hand = Hand::new();
+    let at = hand.topic(&[("retention.ms", "-1")]);
+    hand.log.set_committed("g", &[(at.clone(), 3)]).expect("set");
+    clean(&hand);
+    hand.log.delete_topic("t").expect("delete");
+    assert!(hand.log.groups().expect("groups").is_empty());
+    hand.pass(30 * DAY);
+    let at = hand.topic(&[("retention.ms", "-1")]);
+    let (mut consumer, _) = hand.member("g");
+    consumer.commit(&[(at.clone(), 5)]).expect("commit");
+    // A crash while it is there.
+    hand.again();
+    drop(consumer);
+    clean(&hand);
+    assert_eq!(
+        committed(&hand, "g", &at),
+        Some(5),
+        "the first group's time is not this one's"
+    );
+}
+
+#[test]
+fn a_member_that_comes_while_the_time_is_noted_wins() {
+    for outside in [false, true] {
+        let mut hand = Hand::new();
+        let at = hand.topic(&[("retention.ms", "-1")]);
+        let (mut consumer, _) = hand.member("g");
+        consumer.commit(&[(at.clone(), 5)]).expect("commit");
+        consumer.close().expect("close");
+        let (came, comes) = channel();
+        let broker = hand.log.broker.clone();
+        let config = GroupConfig {
+            group: "g".to_owned(),
+            instance: None,
+            topics: vec!["t".into()],
+            session_timeout: Duration::from_secs(1),
+            protocol: crate::GroupProtocol::Classic,
+        };
+        hand.store.once(Moment::BeforeCommit, move || {
+            came.send(consumer::EmbeddedConsumer::join(broker, config).expect("join"))
+                .expect("the test listens");
+        });
+        match outside {
+            true => hand.log.set_committed("g", &[(at.clone(), 6)]).expect("set"),
+            false => clean(&hand),
+        }
+        let member = comes.recv().expect("it has come");
+        // A crash while it is there, and a long time.
+        hand.again();
+        drop(member);
+        hand.pass(8 * DAY);
+        clean(&hand);
+        assert!(committed(&hand, "g", &at).is_some(), "from outside: {outside}");
+    }
+}
+
+#[test]
+fn who_comes_while_offsets_go_sees_none_of_them() {
+    let hand = Hand::new();
+    let at = hand.topic(&[("retention.ms", "-1")]);
+    hand.log.set_committed("g", &[(at.clone(), 3)]).expect("set");
+    hand.pass(7 * DAY);
+    let (came, comes) = channel();
+    let broker = hand.log.broker.clone();
+    std::thread::scope(|scope| {
+        let asked = at.clone();
+        hand.store.once(Moment::BeforeCommit, move || {
+            let waits = std::thread::spawn(move || broker.committed("g", std::slice::from_ref(&asked)));
+            came.send(waits).expect("the test listens");
+            // The batch waits for one that would ask at once.
+            std::thread::yield_now();
+        });
+        scope.spawn(|| clean(&hand));
+        let waits = comes.recv().expect("it asks");
+        let seen = waits.join().expect("an answer").expect("committed");
+        assert_eq!(seen[&at], None);
+    });
+}
+
+#[test]
+fn a_store_that_fails_keeps_the_offsets_for_the_next_pass() {
+    let hand = Hand::new();
+    let at = hand.topic(&[("retention.ms", "-1")]);
+    hand.log.set_committed("g", &[(at.clone(), 3)]).expect("set");
+    hand.pass(7 * DAY);
+    hand.store.broken.store(true, Ordering::SeqCst);
+    hand.log.clean(hand.log.broker.now()).expect_err("the store fails");
+    assert_eq!(committed(&hand, "g", &at), Some(3));
+    hand.store.mend();
+    clean(&hand);
+    assert_eq!(committed(&hand, "g", &at), None);
+}
+
+#[test]
+fn what_a_fenced_session_sent_is_not_committed_by_an_empty_commit() {
+    let hand = Hand::new();
+    let at = hand.topic(&[]);
+    let (mut first, _second) = (hand.session(5_000), hand.session(5_000));
+    first.begin().expect("nobody is asked");
+    assert!(matches!(first.send(&batch(&at, "a")), Err(Error::Fenced { .. })));
+    let outcome = first.commit(None);
+    assert!(matches!(outcome, Outcome::Aborted { fenced: true, .. }), "{outcome:?}");
+}
+
+#[test]
 fn a_seat_that_is_kept_keeps_the_offsets_and_so_does_a_new_offset() {
     let hand = Hand::new();
     let at = hand.topic(&[("retention.ms", "-1")]);

@@ -174,3 +174,88 @@ fn what_is_removed_by_age_still_goes_in_small_parts() {
     }
     assert!(start > 5_000, "{start}");
 }
+
+#[test]
+fn a_reader_that_looks_while_blocks_become_one_passes_nothing_over() {
+    let mut hand = Hand::new();
+    hand.log = opened_with(&hand.store, &hand.time, |config| config.cache_bytes = 0).expect("open");
+    let at = line(&hand, TimestampPolicy::CreateTime, &[("retention.ms", "-1")]);
+    hand.many(&at);
+    let all = hand.all(&at, Isolation::ReadCommitted);
+    let (from, ..) = all[all.len() / 3];
+    let mut reader = hand.log.reader(Isolation::ReadCommitted).expect("reader");
+    reader.assign(&[(at.clone(), StartFrom::Offset(from))]).expect("assign");
+    // Between the look for the block that holds the position and the reading from there.
+    let (broker, blocks) = (hand.log.broker.clone(), hand.sizes(&at).len());
+    hand.store
+        .once(Moment::BehindLast, move || broker.clean(broker.now()).expect("clean"));
+    let mut batch = RecordBatch::default();
+    reader.poll(&mut batch, 1 << 10, Duration::ZERO).expect("poll");
+    assert!(hand.sizes(&at).len() < blocks / 3, "they became one in between");
+    let read: Vec<Offset> = batch.iter().map(|record| record.offset()).collect();
+    let want = all.iter().map(|(offset, ..)| *offset).skip(all.len() / 3);
+    assert!(!read.is_empty() && read.into_iter().eq(want.take(batch.len())));
+}
+
+#[test]
+fn no_block_spans_an_entry_of_the_index_whose_block_is_gone() {
+    let hand = Hand::new();
+    let at = hand.topic_of(
+        Cleanup::Compact,
+        &[("min.cleanable.dirty.ratio", "0"), ("delete.retention.ms", "0")],
+    );
+    let put = |key: &str, bytes: usize| {
+        hand.pass(10);
+        let value = format!("{key}={}", "v".repeat(bytes));
+        let produced = hand
+            .log
+            .append(&super::compaction::keyed(&at, &[&value]))
+            .expect("append");
+        (produced[0].first_offset, hand.log.broker.now())
+    };
+    let mut kept = Vec::new();
+    // Of each eight records one stays, so that those that index entries stand at go, and the entries stay.
+    for n in 0..4_000 {
+        match n % 8 {
+            0 => kept.push(put(&format!("k{n}"), 1_500)),
+            _ => drop(put("same", 150)),
+        }
+    }
+    for _ in 0..3 {
+        hand.log.clean(hand.log.broker.now()).expect("clean");
+        let spanned = hand.log.broker.state().part(&at).expect("it exists").index.len();
+        assert!(spanned > 1, "{spanned} entries");
+        for (offset, time) in &kept {
+            assert_eq!(hand.log.offset(&at, At::Time(*time)).expect("time"), *offset);
+        }
+        put("other", 10);
+    }
+}
+
+#[test]
+fn what_was_merged_while_it_was_not_compacted_is_compacted_whole() {
+    let hand = Hand::new();
+    let at = hand.topic_of(Cleanup::Compact, &[("min.cleanable.dirty.ratio", "0")]);
+    let put = |from: usize| {
+        for n in from..from + 1_000 {
+            let records = format!("k{}={n}{}", n % 700, "v".repeat(300));
+            hand.log
+                .append(&super::compaction::keyed(&at, &[&records]))
+                .expect("append");
+        }
+    };
+    let clean = |cleanup: &str| {
+        let changes = [("cleanup.policy".to_owned(), cleanup.to_owned())];
+        hand.log.alter_topic("t", &changes).expect("alter");
+        hand.log.clean(hand.log.broker.now()).expect("clean");
+    };
+    put(0);
+    clean("compact");
+    put(1_000);
+    clean("delete");
+    put(2_000);
+    clean("compact");
+    let left = hand.all(&at, Isolation::ReadCommitted);
+    assert_eq!(left.len(), 700, "one of each key");
+    hand.check_sizes(&at);
+}
