@@ -107,6 +107,9 @@ pub trait Log: Send + Sync {
 
     /// Appends records outside any transaction and waits until they are durable; returns where each batch's records
     /// ended up, as [`Produced`]. For single-record writers such as the HTTP ingest.
+    ///
+    /// # Errors
+    /// The first record's that is not taken; records of other partitions may be written all the same.
     fn append(&self, records: &OutBatch) -> Result<Vec<Produced>>;
 
     /// Opens an appender: an idempotent producer of its caller's own.

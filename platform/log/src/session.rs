@@ -71,7 +71,8 @@ pub trait Appender: Send {
 
 /// A transactional producer. Used by one thread.
 pub trait Session: Send {
-    /// Begins a transaction. Refused while one is open, and after a failed commit until [`Session::renew`].
+    /// Begins a transaction. Refused while one is open, and after a failed commit until [`Session::renew`]. Nobody is asked:
+    /// a session that another has fenced learns it with what it sends or commits.
     fn begin(&mut self) -> Result<()>;
 
     /// Queues records in the open transaction; waits while the queue is full.

@@ -53,13 +53,13 @@ impl Broker {
         let Some(cut) = self.to_cut(id, rules, now)? else {
             return Ok(false);
         };
-        let mut writes = Writes::default();
+        let (mut writes, mut before) = (Writes::default(), (0, 0));
         for base in &cut.blocks {
             writes.remove(Space::Records, format::block_key(id, *base));
         }
         {
             let mut state = self.state();
-            if let Some(part) = state.parts.get(&id) {
+            if let Some(part) = state.parts.get_mut(&id) {
                 let record = PartRecord {
                     start: cut.start,
                     start_bytes: cut.start_bytes,
@@ -73,12 +73,22 @@ impl Broker {
                 for (transaction, _) in part.aborted.iter().filter(|(_, marker)| **marker < cut.start) {
                     writes.remove(Space::Meta, format::aborted_key(id, *transaction));
                 }
+                before = (part.start, part.start_bytes);
+                (part.start, part.start_bytes) = (cut.start, cut.start_bytes);
             }
-            state.cut(id, cut.start, cut.start_bytes);
         }
-        let more = cut.blocks.len() == REMOVED_AT_ONCE;
-        self.store(&writes)?;
-        Ok(more)
+        let stored = self.store(&writes);
+        let mut state = self.state();
+        match stored {
+            Ok(()) => state.cut(id, cut.start, cut.start_bytes),
+            // The blocks are there, and go with another pass.
+            Err(_) => {
+                if let Some(part) = state.parts.get_mut(&id) {
+                    (part.start, part.start_bytes) = before;
+                }
+            }
+        }
+        stored.map(|()| cut.blocks.len() == REMOVED_AT_ONCE)
     }
 
     fn to_cut(&self, id: PartId, rules: &Rules, now: Millis) -> Result<Option<Cut>> {

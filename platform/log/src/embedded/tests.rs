@@ -238,6 +238,27 @@ fn retention_follows_the_clock_and_stops_at_an_open_transaction() {
 }
 
 #[test]
+fn what_the_store_did_not_let_go_is_there_and_goes_with_the_next_pass() {
+    let mut hand = Hand::new();
+    let at = hand.topic(&[("retention.ms", "100")]);
+    let mut session = hand.session(1_000);
+    session.begin().expect("begin");
+    session.send(&batch(&at, "never")).expect("send");
+    session.abort().expect("abort");
+    hand.append(&at, "a").expect("append");
+    hand.store.broken.store(true, Ordering::SeqCst);
+    hand.log.clean(2_000_000).expect_err("the store fails");
+    let left = || hand.seen(Isolation::ReadCommitted, &at).len();
+    assert_eq!((hand.range(&at), left()), ([0, 3, 3], 1));
+    hand.store.mend();
+    hand.log.clean(2_000_000).expect("clean");
+    assert_eq!((hand.range(&at), hand.sizes(&at).len()), ([3, 3, 3], 0));
+    drop(session);
+    hand.again();
+    assert_eq!(hand.range(&at), [3, 3, 3]);
+}
+
+#[test]
 fn a_reader_that_retention_overtakes_is_told() {
     let hand = Hand::new();
     let at = hand.topic(&[("retention.ms", "100")]);

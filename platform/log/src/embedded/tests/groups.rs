@@ -136,26 +136,25 @@ fn a_member_that_comes_while_the_time_is_noted_wins() {
 }
 
 #[test]
-fn who_comes_while_offsets_go_sees_none_of_them() {
-    let hand = Hand::new();
+fn who_asks_while_offsets_go_waits() {
+    let mut hand = Hand::new();
+    hand.log = opened_with(&hand.store, &hand.time, |config| {
+        config.request_timeout = Duration::ZERO
+    })
+    .expect("open");
     let at = hand.topic(&[("retention.ms", "-1")]);
     hand.log.set_committed("g", &[(at.clone(), 3)]).expect("set");
     hand.pass(7 * DAY);
-    let (came, comes) = channel();
-    let broker = hand.log.broker.clone();
-    std::thread::scope(|scope| {
-        let asked = at.clone();
-        hand.store.once(Moment::BeforeCommit, move || {
-            let waits = std::thread::spawn(move || broker.committed("g", std::slice::from_ref(&asked)));
-            came.send(waits).expect("the test listens");
-            // The batch waits for one that would ask at once.
-            std::thread::yield_now();
-        });
-        scope.spawn(|| clean(&hand));
-        let waits = comes.recv().expect("it asks");
-        let seen = waits.join().expect("an answer").expect("committed");
-        assert_eq!(seen[&at], None);
+    let (answered, answers) = channel();
+    let (broker, asked) = (hand.log.broker.clone(), at.clone());
+    hand.store.once(Moment::BeforeCommit, move || {
+        let answer = broker.committed("g", std::slice::from_ref(&asked));
+        answered.send(answer).expect("the test listens");
     });
+    clean(&hand);
+    let answer = answers.recv().expect("an answer");
+    assert!(matches!(answer, Err(Error::Unavailable { .. })), "{answer:?}");
+    assert_eq!(committed(&hand, "g", &at), None);
 }
 
 #[test]
