@@ -272,9 +272,15 @@ fn what_was_merged_while_it_was_not_compacted_is_compacted_whole() {
         hand.log.alter_topic("t", &changes).expect("alter");
         hand.log.clean(hand.log.broker.now()).expect("clean");
     };
-    put(0, 700);
+    put(0, 1_000);
     hand.pass(20_000);
-    put(1_000, 700);
+    put(1_000, 1_000);
+    let mut session = hand.session(5_000);
+    session.begin().expect("begin");
+    session
+        .send(&super::compaction::keyed(&at, &["never=1"]))
+        .expect("send");
+    session.abort().expect("abort");
     // The pass ends between both, where no block's place is known by the index.
     clean("compact");
     put(2_000, 1);
@@ -282,8 +288,11 @@ fn what_was_merged_while_it_was_not_compacted_is_compacted_whole() {
     hand.pass(20_000);
     clean("compact");
     let left = hand.all(&at, Isolation::ReadCommitted);
-    assert_eq!(left.len(), 700, "one of each key");
+    assert_eq!(left.len(), 1_000, "one of each key");
     hand.check_sizes(&at);
+    let state = hand.log.broker.state();
+    let aborted = &state.part(&at).expect("it exists").aborted;
+    assert!(aborted.is_empty(), "its marker was found: {aborted:?}");
 }
 
 #[test]
