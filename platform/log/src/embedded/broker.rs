@@ -177,7 +177,10 @@ impl Broker {
         visit: &mut dyn FnMut(Block) -> Result<ControlFlow<()>>,
     ) -> Result<()> {
         let [least, here, to] = [0, offset, to].map(|offset| format::block_key(id, offset));
-        while here < to {
+        if here >= to {
+            return Ok(());
+        }
+        loop {
             let found = self.backing.last(Space::Records, &least, &here)?;
             let holder = found.map(|(key, _)| key);
             let (mut awaited, mut failed) = (holder.as_deref(), None);
@@ -197,7 +200,6 @@ impl Broker {
                 return failed.map_or(Ok(()), Err);
             }
         }
-        Ok(())
     }
 
     /// Stable committed offsets: waits for those that are being decided.

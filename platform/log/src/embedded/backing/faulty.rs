@@ -87,7 +87,7 @@ impl Backing for Faulty {
     fn commit(&self, writes: &Writes) -> Result<()> {
         let mut inside = self.inside();
         let fails = inside.dice.wrong > 0 && inside.dice.roll() % 1_000 < inside.dice.wrong;
-        let is_written = !fails || inside.dice.roll() % 2 == 0;
+        let is_written = !fails || inside.dice.roll().is_multiple_of(2);
         if is_written {
             inside.store.commit(writes)?;
             inside.history.push(writes.clone());
