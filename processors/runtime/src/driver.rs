@@ -16,7 +16,7 @@ use crate::checkpoint::{SPACES, STATE};
 use crate::plan::Plan;
 use crate::status::Status;
 use crate::thread::{Env, StreamThread};
-use crate::{Application, Clock, Config, Context, Effects, Processor, Result, State, Stores};
+use crate::{Application, Clock, Config, Context, Effects, Processor, Result, State, Stores, Timer};
 use log::{Millis, Offset, OutBatch, RecordBatch, SharedLog, TimestampType, TopicPartition};
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,7 +69,7 @@ impl StepDriver {
     /// Lets it process records, all of one task.
     ///
     /// # Errors
-    /// What `prepare` or `step` returns.
+    /// What `prepare`, `step` or `timer` returns; a write to the state that no store takes.
     pub fn feed(&mut self, records: &RecordBatch) -> Result<()> {
         let newest = records.iter().map(|record| record.timestamp()).max().unwrap_or(0);
         self.stream_time = self.stream_time.max(newest);
@@ -87,21 +87,24 @@ impl StepDriver {
     /// Moves the wall clock, and lets timers fire that are due.
     ///
     /// # Errors
-    /// What `timer` or the store returns.
+    /// What `timer` or the store returns; a write to the state that no store takes.
     pub fn advance(&mut self, now: Millis) -> Result<()> {
         self.now = now;
         let context = Context {
             now,
             stream_time: self.stream_time,
         };
-        let (state, effects) = (&mut self.state, &mut self.effects);
-        crate::timer::fire(&mut *self.processor, context, state, effects, usize::MAX).map(|_| ())
+        let (state, effects, processor) = (&mut self.state, &mut self.effects, &mut self.processor);
+        let mut call =
+            |timer: &Timer, state: &mut State, effects: &mut Effects| processor.timer(context, timer, state, effects);
+        crate::timer::fire(context, state, effects, usize::MAX, &mut call)?;
+        self.state.refusal().map_or(Ok(()), |refusal| Err(refusal.into()))
     }
 
     /// Commits, and returns what was written since the last commit.
     ///
     /// # Errors
-    /// What `before_commit` or the store returns.
+    /// What `before_commit` or the store returns; a write to the state that no store takes.
     pub fn commit(&mut self) -> Result<Vec<Written>> {
         let context = Context {
             now: self.now,
@@ -109,6 +112,9 @@ impl StepDriver {
         };
         self.processor
             .before_commit(context, &mut self.state, &mut self.effects)?;
+        if let Some(refusal) = self.state.refusal() {
+            return Err(refusal.into());
+        }
         let mut batch = Batch::default();
         for (key, value) in std::mem::take(&mut self.state.overlay) {
             match value {

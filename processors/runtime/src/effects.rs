@@ -4,9 +4,9 @@
 //! which they were written; what was caused by a traced record carries its `traceparent`.
 //! Never: sending anything itself.
 
-use crate::Stage;
 use crate::app::dead_letter_topic;
-use log::{Header, OutBatch, OutRecord, RecordRef};
+use crate::{Stage, Timer};
+use log::{Header, Millis, OutBatch, OutRecord, RecordRef, TopicPartition};
 use process::trace;
 use std::error::Error;
 use std::sync::Arc;
@@ -15,9 +15,9 @@ use std::sync::Arc;
 ///
 /// Everything written here is committed in one transaction with the state that was changed and the offsets that it was
 /// made from. A record that is larger than its topic takes (`max.message.bytes`) aborts the transaction; the runtime then
-/// looks for the input that it is made of, and that input becomes a dead letter of stage `KAFKA_PRODUCE`. A topic that
-/// does not exist aborts it too, again and again, with the reason in readiness: create the topics of output before the
-/// application starts.
+/// looks for the input or timer that it is made of, which becomes a dead letter of stage `KAFKA_PRODUCE`. A topic that
+/// does not exist stops the task, with the topic in readiness, and the task looks again every 10 seconds: create the
+/// topics of output before the application starts.
 #[derive(Debug, Default)]
 pub struct Effects {
     pub(crate) out: OutBatch,
@@ -27,6 +27,19 @@ pub struct Effects {
     topics: Vec<(Arc<str>, Arc<str>)>,
     /// The `traceparent` of the record that what comes next is made of; empty when it has none.
     trace: Vec<u8>,
+}
+
+/// Characters of a timer's name that stand in its dead letter.
+const NAME_CHARS_MAX: usize = 200;
+
+/// Why a timer was given up although its processor had nothing against it.
+#[derive(Debug, thiserror::Error)]
+#[error("what the timer `{key}` (by the {clock} clock, due at {at} ms) made cannot be written: {reason}")]
+struct RefusedTimer {
+    clock: &'static str,
+    at: Millis,
+    key: String,
+    reason: String,
 }
 
 /// Whether a dead letter carries the record or only says where it stood.
@@ -93,36 +106,59 @@ impl Effects {
     }
 
     pub(crate) fn bury(&mut self, record: RecordRef<'_>, stage: Stage, error: &dyn Error, body: Body) {
-        let at = record.partition();
-        let (partition, offset, task) = (
-            at.partition.to_string(),
-            record.offset().to_string(),
-            self.task.to_string(),
-        );
+        self.write_letter(record.partition(), Some((record, body)), stage, error);
+    }
+
+    /// Puts a dead letter that names a timer where those of the task's records of this input are: without key, value and
+    /// offset, as it is of no record.
+    pub(crate) fn bury_timer(&mut self, input: &TopicPartition, timer: &Timer, reason: &str) {
+        let mut key = timer.key.clone();
+        if let Some((end, _)) = key.char_indices().nth(NAME_CHARS_MAX) {
+            key.truncate(end);
+            key.push('…');
+        }
+        let error = RefusedTimer {
+            clock: timer.clock.name(),
+            at: timer.at,
+            key,
+            reason: reason.to_owned(),
+        };
+        self.write_letter(input, None, Stage::Produce, &error);
+    }
+
+    fn write_letter(
+        &mut self,
+        at: &TopicPartition,
+        of: Option<(RecordRef<'_>, Body)>,
+        stage: Stage,
+        error: &dyn Error,
+    ) {
+        let (partition, task) = (at.partition.to_string(), self.task.to_string());
+        let offset = of.map(|(record, _)| record.offset().to_string());
         let topic = self.topic_of_dead_letters(&at.topic);
         let (class, message) = (class_name(error), message(error));
         let added = [
-            ("__connect.errors.topic", at.topic.as_bytes()),
-            ("__connect.errors.partition", partition.as_bytes()),
-            ("__connect.errors.offset", offset.as_bytes()),
-            ("__connect.errors.connector.name", self.name.as_bytes()),
-            ("__connect.errors.task.id", task.as_bytes()),
-            ("__connect.errors.stage", stage.name().as_bytes()),
-            ("__connect.errors.class.name", self.name.as_bytes()),
-            ("__connect.errors.exception.class.name", class.as_bytes()),
-            ("__connect.errors.exception.message", message.as_bytes()),
+            ("__connect.errors.topic", Some(at.topic.as_bytes())),
+            ("__connect.errors.partition", Some(partition.as_bytes())),
+            ("__connect.errors.offset", offset.as_deref().map(str::as_bytes)),
+            ("__connect.errors.connector.name", Some(self.name.as_bytes())),
+            ("__connect.errors.task.id", Some(task.as_bytes())),
+            ("__connect.errors.stage", Some(stage.name().as_bytes())),
+            ("__connect.errors.class.name", Some(self.name.as_bytes())),
+            ("__connect.errors.exception.class.name", Some(class.as_bytes())),
+            ("__connect.errors.exception.message", Some(message.as_bytes())),
         ];
-        let added = added.into_iter().map(|(name, value)| (name, Some(value)));
-        let whole = body == Body::Whole;
+        let added = added.into_iter().filter(|(_, value)| value.is_some());
+        let whole = of.filter(|(_, body)| *body == Body::Whole).map(|(record, _)| record);
         let letter = OutRecord {
             topic: &topic,
             partition: Some(at.partition),
             timestamp: None,
-            key: record.key().filter(|_| whole),
-            value: record.value().filter(|_| whole),
+            key: whole.and_then(|record| record.key()),
+            value: whole.and_then(|record| record.value()),
         };
-        self.out
-            .push(letter, record.headers().iter().filter(|_| whole).chain(added));
+        let own = whole.into_iter().flat_map(|record| record.headers().iter());
+        self.out.push(letter, own.chain(added));
         self.dead_letters += 1;
     }
 

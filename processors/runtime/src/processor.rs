@@ -26,7 +26,7 @@ pub enum Stage {
     HeaderConverter,
     /// The record was decoded and then refused.
     Transformation,
-    /// The log refuses what the step made of the record, as it is too large.
+    /// The log or the store refuses what was made of the record, as it is too large.
     Produce,
 }
 
@@ -59,7 +59,8 @@ impl Stage {
 /// | [`Effects::dead_letter`] | the record is in `<topic>.dlq` with the same commit; the line goes on |
 /// | `prepare` fails with fate `Retry` | the task rests, from 100 ms up to 5 s, and tries again; the others go on |
 /// | `prepare` fails otherwise, or `step`, `timer`, `before_commit` fail | the transaction is aborted, the task stops and says why in readiness; the others go on. A restart tries again |
-/// | output or state is too large for its topic | the record that it was made of becomes a dead letter |
+/// | output or state is too large for its topic, or a state key for the store | the record that it was made of becomes a dead letter; a timer too, which names the timer |
+/// | the topic of an output does not exist | the task stops, says so in readiness, and looks again every 10 seconds |
 /// | a panic | the process ends, and goes on from the last commit when it is started again |
 ///
 /// A stopped task holds no other one up, but commits nothing more: its input waits in the topic.

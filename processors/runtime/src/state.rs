@@ -27,9 +27,10 @@ use store::{Direction, Visit};
 /// **Keys** are bytes, ordered as bytes, from 1 to [`store::KEY_BYTES_MAX`] of them. By convention they are JSON arrays
 /// whose first element says what kind of row it is, such as `["row","orders",17]`, so that two kinds are never mistaken
 /// for each other and a kind can be scanned by its prefix. Those that begin with `["~` are the runtime's: a write to one
-/// is a bug and panics, which ends the process. A key of another length is refused only by the store, after
-/// the changelog has it, which ends the process and its restarts: bound what comes from records. **Values** are bytes; a key and its value are together one record of
-/// the changelog, which takes about 1 MB unless its `max.message.bytes` was raised.
+/// is a bug and panics, which ends the process. **Values** are bytes; a key and its value are together one record of
+/// the changelog, which takes about 1 MB unless its `max.message.bytes` was raised. A write with a key of another length,
+/// or with a larger value, is never committed: the record or timer that it was made of becomes a dead letter, and the
+/// others are processed again without it.
 ///
 /// Give values a format version if they may outlive the program that wrote them: state is never wiped.
 ///
@@ -45,6 +46,8 @@ pub struct State {
     timers: [First; 2],
     /// The earliest timer of each clock that was set since somebody last asked.
     set: [Option<Millis>; 2],
+    /// Length of the first key since the last commit that no store takes.
+    refused: Option<usize>,
 }
 
 /// The first timer of a clock.
@@ -70,11 +73,15 @@ impl State {
             space,
             timers: [First::Unknown; 2],
             set: [None; 2],
+            refused: None,
         }
     }
 
-    /// Reads a key.
+    /// Reads a key. One that no store takes has no value.
     pub fn get(&self, key: &[u8]) -> Result<Option<Cow<'_, [u8]>>> {
+        if !is_storable(key) {
+            return Ok(None);
+        }
         if let Some(written) = self.overlay.get(key).or_else(|| self.settled.get(key)) {
             return Ok(written.as_deref().map(Cow::Borrowed));
         }
@@ -173,6 +180,12 @@ impl State {
         self.overlay_bytes = 0;
         self.timers = [First::Unknown; 2];
         self.set = [None; 2];
+        self.refused = None;
+    }
+
+    /// What was written since the last commit that no store takes: nothing of the transaction may be committed.
+    pub(crate) fn refusal(&self) -> Option<store::Error> {
+        self.refused.map(|bytes| store::Error::Key { bytes })
     }
 
     fn write(&mut self, key: &[u8], value: Option<Vec<u8>>) {
@@ -184,6 +197,10 @@ impl State {
     }
 
     fn write_any(&mut self, key: &[u8], value: Option<Vec<u8>>) {
+        if !is_storable(key) {
+            self.refused.get_or_insert(key.len());
+            return;
+        }
         self.overlay_bytes += value.as_ref().map_or(0, Vec::len);
         if let Some(slot) = self.overlay.get_mut(key) {
             self.overlay_bytes -= slot.as_ref().map_or(0, Vec::len);
@@ -254,6 +271,11 @@ impl State {
 
 /// What the runtime's own keys begin with.
 pub(crate) const RESERVED: &[u8] = b"[\"~";
+
+/// Whether a store takes a key of this length.
+fn is_storable(key: &[u8]) -> bool {
+    (1..=store::KEY_BYTES_MAX).contains(&key.len())
+}
 
 /// The least key above all keys with this prefix; `None` when there is none.
 pub(crate) fn after_prefix(prefix: &[u8]) -> Option<Vec<u8>> {

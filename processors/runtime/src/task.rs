@@ -9,9 +9,10 @@ use crate::plan::Sub;
 use crate::query::TaskReport;
 use crate::recovery::Recovery;
 use crate::status::Cause;
+use crate::thread::apart::Apart;
 use crate::thread::caution::{Caution, Poison, Refused};
 use crate::timer::{self, Fired, TimerClock};
-use crate::{Context, Effects, Processor, Stage, State, TaskId, hit};
+use crate::{Context, Effects, Processor, Stage, State, TaskId, Timer, hit};
 use log::{Fate, Millis, Offset, OutBatch, OutRecord, Produced, RecordBatch, TopicPartition};
 use process::chain;
 use std::ops::Range;
@@ -123,6 +124,11 @@ pub(crate) struct Task {
     first_ms: Millis,
     pub stream_time: Millis,
     pub caution: Option<Caution>,
+    /// Timers that fired since the last commit, and the latest of them.
+    fired: usize,
+    fired_last: Option<Timer>,
+    /// How timers fire while one is looked for of which something was made that the log refuses.
+    pub apart: Option<Apart>,
     /// Changelog records that its last recovery read.
     pub restored: u64,
     /// Pauses in a row for a processor that is not ready.
@@ -162,6 +168,9 @@ impl Task {
             first_ms: 0,
             stream_time: 0,
             caution: None,
+            fired: 0,
+            fired_last: None,
+            apart: None,
             restored: 0,
             rests: 0,
             paused: false,
@@ -261,6 +270,7 @@ impl Task {
         self.effects.clear();
         self.moved = false;
         self.uncommitted = 0;
+        self.fired = 0;
         if !matches!(self.phase, Phase::Waiting | Phase::Stopped { .. }) {
             self.phase = Phase::Recovering(Recovery::default());
         }
@@ -316,21 +326,72 @@ impl Task {
     }
 
     /// Lets timers fire that are due; says how many did. A range of them at most, so that caps are looked at.
-    pub(crate) fn fire(&mut self, now: Millis) -> Result<Fired, Trouble> {
+    pub(crate) fn fire(&mut self, now: Millis) -> crate::Result<Fired> {
         let context = Context {
             now,
             stream_time: self.stream_time,
         };
         let live = self.live.as_mut().expect("a running task has its store open");
-        let fired = timer::fire(
-            &mut *self.processor,
-            context,
-            &mut live.state,
-            &mut self.effects,
-            TIMERS_MAX,
-        );
+        let (processor, apart) = (&mut self.processor, self.apart.as_ref());
+        let input = self.inputs.first().map(|input| &input.at);
+        let mut call = |timer: &Timer, state: &mut State, effects: &mut Effects| match (
+            apart.and_then(|apart| apart.poison(timer)),
+            input,
+        ) {
+            (Some(poison), Some(input)) => {
+                effects.bury_timer(input, timer, &poison.reason);
+                Ok(())
+            }
+            _ => processor.timer(context, timer, state, effects),
+        };
+        let at_most = apart.map_or(TIMERS_MAX, |apart| apart.at_most.min(TIMERS_MAX));
         // A timer that fires deletes its row, so that the task has something to commit, with its marker and its offsets.
-        fired.map_err(|error| Trouble::Stop(chain(&error)))
+        let fired = timer::fire(context, &mut live.state, &mut self.effects, at_most, &mut call)?;
+        self.fired += fired.count;
+        self.fired_last = fired.last.clone().or(self.fired_last.take());
+        Ok(fired)
+    }
+
+    /// Whether a timer is due.
+    pub(crate) fn is_due(&mut self, now: Millis) -> crate::Result<bool> {
+        let live = self.live.as_mut().expect("a running task has its store open");
+        for clock in TimerClock::ALL {
+            let until = match clock {
+                TimerClock::Stream => self.stream_time,
+                TimerClock::Wall => now,
+            };
+            if live.state.first_timer(clock)?.is_some_and(|at| at <= until) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Narrows down what of an aborted transaction made something that the log or the store refuses, of the records in
+    /// it or of the timers; false when nothing is left to give up.
+    pub(crate) fn narrow(&mut self, reason: String) -> bool {
+        let apart = self.apart.take();
+        match (self.uncommitted, self.fired_last.as_ref().filter(|_| self.fired > 0)) {
+            (0, Some(last)) => {
+                self.apart = Apart::after(apart, self.fired, last, reason);
+                self.apart.is_some()
+            }
+            (_, Some(_)) => {
+                self.apart = Some(Apart::from_records(apart, self.fired));
+                true
+            }
+            (_, None) => {
+                self.apart = apart;
+                self.caution = Caution::after(self.caution.take(), self.refused(Some(reason)));
+                self.caution.is_some()
+            }
+        }
+    }
+
+    /// What the steps have written that no store takes.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        let refusal = self.live.as_ref().and_then(|live| live.state.refusal());
+        refusal.map(|refusal| chain(&refusal))
     }
 
     /// When its first timer of the wall clock is due.
@@ -424,6 +485,7 @@ impl Task {
         live.marker = self.pending.take();
         self.moved = false;
         self.uncommitted = 0;
+        self.fired = 0;
     }
 
     /// Flushes what was committed, if it is time to. What is restored goes to the store by another way.

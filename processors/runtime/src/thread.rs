@@ -5,6 +5,7 @@
 //! Never: a wait while there is work; a sleep.
 
 mod alone;
+pub(crate) mod apart;
 mod assignment;
 pub(crate) mod caution;
 mod commit;
@@ -121,7 +122,7 @@ impl Env {
 pub(crate) enum Broken {
     /// Another session of this name, or another generation of the group.
     Fenced(String),
-    /// The log refuses what this task wrote.
+    /// The log or the store refuses what this task wrote.
     Refused { task: usize, reason: String },
     /// Anything else.
     Failed(String),

@@ -6,7 +6,7 @@
 //! Guarantees: timers of one clock fire in order, never before their time; one that was cancelled does not fire.
 //! Never: an upper bound for the delay. Stream time stands still while no record comes.
 
-use crate::{Context, Effects, Processor, Result, State};
+use crate::{Context, Effects, Result, State};
 use log::Millis;
 
 /// What every timer's state key begins with.
@@ -33,7 +33,7 @@ impl TimerClock {
         }
     }
 
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             TimerClock::Stream => "stream",
             TimerClock::Wall => "wall",
@@ -94,21 +94,23 @@ impl Timer {
 }
 
 /// What has fired at once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Fired {
     /// How many timers.
     pub count: usize,
+    /// The latest of them.
+    pub last: Option<Timer>,
     /// How late the latest of those was that wait for the wall clock, in ms.
     pub late_ms: Option<Millis>,
 }
 
-/// Calls a processor for its timers that are due, at most about so many; returns what fired.
+/// Calls a processor for its timers that are due, at most so many; returns what fired.
 pub(crate) fn fire(
-    processor: &mut dyn Processor,
     context: Context,
     state: &mut State,
     effects: &mut Effects,
     at_most: usize,
+    call: &mut dyn FnMut(&Timer, &mut State, &mut Effects) -> Result<()>,
 ) -> Result<Fired> {
     let mut fired = Fired::default();
     for clock in TimerClock::ALL {
@@ -128,11 +130,12 @@ pub(crate) fn fire(
                 }
                 if state.take_timer(&timer)? {
                     effects.uncaused();
-                    processor.timer(context, &timer, state, effects)?;
+                    call(&timer, state, effects)?;
                     fired.count += 1;
                     if clock == TimerClock::Wall {
                         fired.late_ms = fired.late_ms.max(Some(now.saturating_sub(timer.at)));
                     }
+                    fired.last = Some(timer);
                 }
             }
             state.was_set(clock);
@@ -144,6 +147,7 @@ pub(crate) fn fire(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Processor;
     use crate::driver::StepDriver;
     use log::{OutRecord, RecordBatch};
     use std::ops::Range;

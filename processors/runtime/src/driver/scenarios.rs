@@ -5,6 +5,7 @@
 
 mod bench;
 mod clock;
+mod refused;
 
 use super::written;
 use crate::{Error, FirstStart, offsets};

@@ -77,13 +77,10 @@ impl StreamThread {
                 tracing::warn!(
                     thread = self.name,
                     reason,
-                    "log refuses a record; looking for the input that it is made of"
+                    "what a task wrote is refused; looking for the record or timer that it is made of"
                 );
-                if let Some(task) = self.tasks.get_mut(index) {
-                    let refused = task.refused(Some(reason.clone()));
-                    task.caution = Caution::after(task.caution.take(), refused);
-                    given_up = task.caution.is_none().then_some((index, reason));
-                }
+                let narrowed = self.tasks.get_mut(index).map(|task| task.narrow(reason.clone()));
+                given_up = (narrowed == Some(false)).then_some((index, reason));
             }
             Broken::Failed(reason) => {
                 tracing::warn!(
@@ -113,7 +110,7 @@ impl StreamThread {
         if let Some((index, reason)) = given_up {
             self.stop(
                 index,
-                format!("the log refuses even a dead letter of a record: {reason}"),
+                format!("the log refuses even a dead letter of what its output is made of: {reason}"),
                 false,
             );
         }

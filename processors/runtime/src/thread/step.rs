@@ -10,7 +10,7 @@ use crate::metrics;
 use crate::pace::Advice;
 use crate::task::{Phase, Task, Trouble};
 use crate::timer::Fired;
-use log::{Fate, Millis, RecordBatch};
+use log::{Millis, RecordBatch};
 use process::chain;
 use std::ops::Range;
 use std::time::Duration;
@@ -130,7 +130,7 @@ impl StreamThread {
         if cautious {
             return self.commit(Some(index));
         }
-        if !self.fire(index, now) {
+        if !self.fire(index, now)? {
             return Ok(false);
         }
         let state_bytes = self.tasks.iter().map(Task::state_bytes).sum();
@@ -144,7 +144,7 @@ impl StreamThread {
     pub(super) fn fire_due(&mut self) -> Result<Option<Duration>> {
         let (now, mut next) = (self.env.clock.now(), None);
         for index in 0..self.tasks.len() {
-            if !self.fire(index, now) {
+            if !self.fire(index, now)? {
                 return Ok(None);
             }
             let Some(task) = self.tasks.get_mut(index) else { break };
@@ -155,51 +155,56 @@ impl StreamThread {
         Ok(next.map(left))
     }
 
-    /// Lets a task's timers fire; says whether the transaction can go on.
-    fn fire(&mut self, index: usize, now: Millis) -> bool {
+    /// Lets a task's timers fire; says whether the transaction can go on. While one is looked for of which something was
+    /// made that is refused, they fire in transactions of their own.
+    fn fire(&mut self, index: usize, now: Millis) -> Result<bool> {
         // While a refused record is looked for, the transaction is that record's alone.
         let idle = |task: &&mut Task| task.is_running() && task.caution.is_none();
         let Some(task) = self.tasks.get_mut(index).filter(idle) else {
-            return true;
+            return Ok(true);
         };
-        match task.fire(now) {
-            Ok(Fired { count: 0, .. }) => return true,
-            Ok(Fired { count, late_ms }) => {
-                let metrics = &self.env.metrics;
-                metrics.timers.increment(u64::try_from(count).unwrap_or(u64::MAX));
-                if let Some(late_ms) = late_ms {
-                    metrics.timer_late_seconds.record(metrics::float(late_ms) / 1_000.0);
-                }
-            }
-            Err(Trouble::Rest(reason) | Trouble::Stop(reason)) => {
-                self.broke(Broken::Failed(format!("a task stops: {reason}")));
-                self.stop(index, reason, false);
-                return false;
-            }
+        if task.apart.is_none() {
+            return Ok(self.call_timers(index, now).is_some());
         }
-        self.send_fired(index)
+        if !task.is_due(now)? {
+            return Ok(true);
+        }
+        if !self.commit(None)? {
+            return Ok(false);
+        }
+        let Some(fired) = self.call_timers(index, now) else {
+            return Ok(false);
+        };
+        let committed = self.commit(Some(index))?;
+        if let Some(task) = self.tasks.get_mut(index).filter(|_| committed) {
+            task.apart = task.apart.take().and_then(|apart| apart.committed(fired));
+        }
+        Ok(committed)
     }
 
-    /// Sends what timers of a task have made; says whether the transaction can go on. What the log refuses of it is no
-    /// record's fault: nothing is buried, the task stops, and looks again after a while.
-    fn send_fired(&mut self, index: usize) -> bool {
-        let now = self.env.clock.elapsed();
-        let (bytes, sent) = self.post(index, now);
-        match sent {
-            Ok(()) => {
-                self.pace.worked(now, 0, bytes);
-                true
-            }
-            Err(error) if error.fate() == Fate::Retry || matches!(error, log::Error::Fenced { .. }) => {
-                self.sent(index, Err(error))
-            }
+    /// Calls a task's timers that are due and sends what they made; how many, or `None` when the transaction failed.
+    fn call_timers(&mut self, index: usize, now: Millis) -> Option<usize> {
+        let Fired { count, late_ms, .. } = match self.tasks.get_mut(index)?.fire(now) {
+            Ok(fired) => fired,
             Err(error) => {
-                let reason = format!("what its timers made is refused: {}", chain(&error));
+                let reason = chain(&error);
                 self.broke(Broken::Failed(format!("a task stops: {reason}")));
-                self.stop(index, reason, true);
-                false
+                self.stop(index, reason, false);
+                return None;
             }
+        };
+        if count == 0 {
+            return Some(0);
         }
+        let metrics = &self.env.metrics;
+        metrics.timers.increment(u64::try_from(count).unwrap_or(u64::MAX));
+        if let Some(late_ms) = late_ms {
+            metrics.timer_late_seconds.record(metrics::float(late_ms) / 1_000.0);
+        }
+        let elapsed = self.env.clock.elapsed();
+        let bytes = self.send_effects(index, elapsed)?;
+        self.pace.worked(elapsed, 0, bytes);
+        Some(count)
     }
 
     /// Moves a task's places behind a range.
@@ -216,22 +221,23 @@ impl StreamThread {
 
     /// Sends what a task has said; `None` when the transaction failed by it.
     pub(super) fn send_effects(&mut self, index: usize, now: Duration) -> Option<usize> {
-        let (bytes, sent) = self.post(index, now);
-        self.sent(index, sent).then_some(bytes)
-    }
-
-    /// Hands what a task has said to the log; its bytes, and what the log says to it.
-    fn post(&mut self, index: usize, now: Duration) -> (usize, log::Result<()>) {
-        let Some(task) = self.tasks.get_mut(index).filter(|task| !task.effects.out.is_empty()) else {
-            return (0, Ok(()));
+        let Some(task) = self.tasks.get_mut(index) else {
+            return Some(0);
         };
+        if let Some(reason) = task.refusal() {
+            self.broke(Broken::Refused { task: index, reason });
+            return None;
+        }
+        if task.effects.out.is_empty() {
+            return Some(0);
+        }
         let bytes = task.effects.out.byte_len();
         let sent = self.writer.send(now, &task.effects.out);
         let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         self.env.metrics.records_out.increment(count(task.effects.out.len()));
         self.env.metrics.bytes_out.increment(count(bytes));
         task.effects.out.clear();
-        (bytes, sent)
+        self.sent(index, sent).then_some(bytes)
     }
 
     /// Sorts out what the log said to records of a task; says whether they are on their way.
@@ -245,6 +251,12 @@ impl StreamThread {
                 });
             }
             Err(error @ log::Error::Fenced { .. }) => self.broke(Broken::Fenced(chain(&error))),
+            // No other task need wait until somebody makes the topic.
+            Err(error @ (log::Error::UnknownTopic { .. } | log::Error::InvalidTopic { .. })) => {
+                let reason = format!("what it writes has no place: {}", chain(&error));
+                self.broke(Broken::Failed(format!("a task stops: {reason}")));
+                self.stop(index, reason, true);
+            }
             Err(error) => self.broke(Broken::Failed(chain(&error))),
         }
         false

@@ -161,7 +161,18 @@ impl Bench {
 
     /// The same by another clock.
     pub fn start_by(&self, clock: Arc<dyn Clock>, application: &Application, instance: &str) -> Result<ThreadDriver> {
-        let config = Config::new(instance, self.dir.path());
+        self.start_as(clock, application, Config::new(instance, self.dir.path()))
+    }
+
+    /// Starts instance `one` with another configuration.
+    pub fn start_with(&self, application: &Application, change: impl FnOnce(&mut Config)) -> ThreadDriver {
+        let mut config = Config::new("one", self.dir.path());
+        change(&mut config);
+        let clock = Arc::new(self.clock.clone());
+        self.start_as(clock, application, config).unwrap()
+    }
+
+    fn start_as(&self, clock: Arc<dyn Clock>, application: &Application, config: Config) -> Result<ThreadDriver> {
         let stores = Directory {
             dir: self.dir.path().to_owned(),
             engine: config.engine,
