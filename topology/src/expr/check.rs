@@ -232,6 +232,11 @@ impl<'c> Checker<'c> {
             return self.column(ast, name, facts);
         }
         let record = self.check(of, facts)?;
+        // A name that does not exist is said first: no guard would help it.
+        let at = match &record.ty {
+            Type::Row(row) => self.field_of(ast, of, row, name)?,
+            _ => 0,
+        };
         let record = self.present(record, "its fields can be read")?;
         let Type::Row(row) = &record.ty else {
             let message = format!("{} has no fields", self.describe(&record));
@@ -242,25 +247,23 @@ impl<'c> Checker<'c> {
             );
             return None;
         };
-        let Some(at) = row.fields.iter().position(|field| field.name == name) else {
-            let help = names::known(
-                name,
-                row.fields.iter().map(|field| field.name.as_str()),
-                "it has no fields",
-            );
-            self.refuse(
-                ast.span.clone(),
-                format!("`{}` has no field `{name}`", self.written(&of.span)),
-                help,
-            );
-            return None;
-        };
         let field = row.fields.get(at)?;
         let path = facts::path(ast, self.row);
         let known = path.as_ref().is_some_and(|path| facts.holds(path));
         self.paths.extend(path);
         let node = Node::Field(Box::new(record.node), at, field.form);
         Some(typed_field(field, field.nullable && !known, node, ast.span.clone()))
+    }
+
+    /// Where a field stands in a nested record, or in a side of a join.
+    fn field_of(&mut self, ast: &Ast, of: &Ast, row: &RowType, name: &str) -> Option<usize> {
+        let names = row.fields.iter().map(|field| field.name.as_str());
+        let found = names.clone().position(|known| known == name);
+        if found.is_none() {
+            let message = format!("`{}` has no field `{name}`", self.written(&of.span));
+            self.refuse(ast.span.clone(), message, names::known(name, names, "it has no fields"));
+        }
+        found
     }
 
     /// Whether a node is `row`, and no column is called so.
