@@ -1,7 +1,8 @@
 //! Aggregates: groups of rows, and what is said of each.
 //!
 //! Groups that were touched are kept in memory and written once a commit, with one record of output each. A window's
-//! groups are closed by durable timers of stream time, which fire when its end and its grace have passed.
+//! groups are closed by durable timers of stream time, which fire when its end and its grace have passed; those that a
+//! record from the future lets fire wait in the state until the time has come.
 //! Guarantees: a group's record is that of its rows as of the commit; a final record is written exactly once; a group
 //! without rows is a tombstone. Never: a window that was closed and opens again.
 
@@ -31,6 +32,10 @@ const FORMAT: u8 = 1;
 const GROUPS_MAX: usize = 1 << 17;
 /// Key of the greatest time that was seen.
 const CLOCK: &[u8] = b"[\"clock\"]";
+/// What the keys begin with of windows whose timers have fired before their time.
+const CLOSING: &[u8] = b"[\"closing\",\"";
+/// Digits of a time in such a key.
+const CLOSING_DIGITS: usize = 20;
 
 /// One field of the output.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +44,20 @@ struct Field {
     has_arg: bool,
     of_doubles: bool,
     is_best: bool,
+}
+
+impl Field {
+    fn of(field: &topology::AggregateField) -> Field {
+        Field {
+            function: field.function,
+            has_arg: field.arg.is_some(),
+            of_doubles: field.arg.as_ref().is_some_and(|arg| *arg.ty() == Type::Double),
+            is_best: matches!(
+                field.function,
+                Function::Min | Function::Max | Function::First | Function::Latest
+            ),
+        }
+    }
 }
 
 /// A group in memory.
@@ -58,6 +77,22 @@ struct Group {
     dirty: bool,
 }
 
+impl Group {
+    fn new(state_key: Vec<u8>, inside: &[u8], start: Option<Millis>, fields: &[Field]) -> Group {
+        let accs = fields.iter().map(|field| Acc::new(field.function, field.of_doubles));
+        Group {
+            state_key,
+            inside: inside.to_vec(),
+            start,
+            cells: Vec::new(),
+            rows: 0,
+            accs: accs.collect(),
+            shown: false,
+            dirty: false,
+        }
+    }
+}
+
 /// Keeps groups and says what changes.
 pub struct Groups {
     name: Arc<str>,
@@ -74,6 +109,8 @@ pub struct Groups {
     dirty: Vec<usize>,
     clock: Millis,
     clock_moved: bool,
+    /// When the first window is due of those that wait in the state; `None` when it must be looked up.
+    first_closing: Option<Millis>,
     late: Counter,
     key: Vec<u8>,
     value: Vec<u8>,
@@ -86,20 +123,11 @@ impl Groups {
         let Work::Aggregate(aggregate) = &processor.work else {
             return None;
         };
-        let field = |field: &topology::AggregateField| Field {
-            function: field.function,
-            has_arg: field.arg.is_some(),
-            of_doubles: field.arg.as_ref().is_some_and(|arg| *arg.ty() == Type::Double),
-            is_best: matches!(
-                field.function,
-                Function::Min | Function::Max | Function::First | Function::Latest
-            ),
-        };
         let group_columns = aggregate.group.len();
         let window_type = processor.schema.fields().get(group_columns).map(|field| field.ty);
         Some(Groups {
             name: name.clone(),
-            fields: aggregate.fields.iter().map(field).collect(),
+            fields: aggregate.fields.iter().map(Field::of).collect(),
             group_columns,
             window_type: window_type.filter(|_| aggregate.window.is_some()),
             window: aggregate.window.clone(),
@@ -111,6 +139,7 @@ impl Groups {
             dirty: Vec::new(),
             clock: 0,
             clock_moved: false,
+            first_closing: None,
             late: counter!("trunkline_processor_late_records_total", "processor" => name.to_string()),
             key: Vec::new(),
             value: Vec::new(),
@@ -212,17 +241,7 @@ impl Groups {
             return Ok(*at);
         }
         let found = state.get(&self.key)?.map(std::borrow::Cow::into_owned);
-        let fields = self.fields.iter();
-        let mut group = Group {
-            state_key: self.key.clone(),
-            inside: inside.to_vec(),
-            start,
-            cells: Vec::new(),
-            rows: 0,
-            accs: fields.map(|field| Acc::new(field.function, field.of_doubles)).collect(),
-            shown: false,
-            dirty: false,
-        };
+        let mut group = Group::new(self.key.clone(), inside, start, &self.fields);
         match found {
             Some(bytes) => read_group(&mut group, &self.fields, &bytes).map_err(|why| stop(&self.name, why))?,
             None => {
@@ -320,6 +339,41 @@ impl Groups {
         Ok(())
     }
 
+    fn close_key(&mut self, key: &[u8], state: &mut State, effects: &mut Effects) -> Result<()> {
+        let Some((start, inside)) = of_state_key(key) else {
+            return Ok(());
+        };
+        if !self.known.contains_key(key) && state.get(key)?.is_none() {
+            return Ok(());
+        }
+        let at = self.group(Some(start), inside, state)?;
+        self.close(at, state, effects)
+    }
+
+    /// Closes the windows whose timers have fired before their time, and whose time has come.
+    fn close_waiting(&mut self, state: &mut State, effects: &mut Effects) -> Result<()> {
+        if self.first_closing.is_some_and(|first| first > self.clock) {
+            return Ok(());
+        }
+        let (mut due, mut first, clock) = (Vec::new(), Millis::MAX, self.clock);
+        state.scan(CLOSING, &mut |key, _| match of_closing_key(key) {
+            Some((at, group)) if at <= clock => {
+                due.push((key.to_vec(), group));
+                ControlFlow::Continue(())
+            }
+            found => {
+                first = found.map_or(first, |(at, _)| at);
+                ControlFlow::Break(())
+            }
+        })?;
+        for (key, group) in due {
+            state.delete(&key);
+            self.close_key(&group, state, effects)?;
+        }
+        self.first_closing = Some(first);
+        Ok(())
+    }
+
     fn forget(&mut self) {
         self.known.clear();
         self.groups.clear();
@@ -349,19 +403,18 @@ impl Sink for Groups {
     }
 
     fn timer(&mut self, timer: &Timer, state: &mut State, effects: &mut Effects) -> Result<()> {
-        // What has closed stays closed, whatever was not read on the way to this time.
-        self.advance(timer.at);
-        let Some((start, inside)) = of_state_key(timer.key.as_bytes()) else {
-            return Ok(());
-        };
-        if !self.known.contains_key(timer.key.as_bytes()) && state.get(timer.key.as_bytes())?.is_none() {
+        if timer.at > self.clock {
+            state.put(&closing_key(timer.at, timer.key.as_bytes()), Vec::new());
+            self.first_closing = self.first_closing.map(|first| first.min(timer.at));
             return Ok(());
         }
-        let at = self.group(Some(start), inside, state)?;
-        self.close(at, state, effects)
+        self.close_key(timer.key.as_bytes(), state, effects)
     }
 
     fn before_commit(&mut self, state: &mut State, effects: &mut Effects) -> Result<()> {
+        if self.window.is_some() && (self.clock_moved || self.first_closing.is_none()) {
+            self.close_waiting(state, effects)?;
+        }
         let is_final = self.window.as_ref().is_some_and(|window| window.is_final);
         for at in std::mem::take(&mut self.dirty) {
             if !self.groups.get(at).is_some_and(|group| group.dirty) {
@@ -392,6 +445,7 @@ impl Sink for Groups {
     fn reset(&mut self, state: &State) -> Result<()> {
         self.forget();
         self.clock_moved = false;
+        self.first_closing = None;
         let clock = state.get(CLOCK)?;
         self.clock = match clock.as_deref().map(<[u8; 8]>::try_from) {
             None => 0,
@@ -423,6 +477,20 @@ fn of_state_key(key: &[u8]) -> Option<(Millis, &[u8])> {
     let start = std::str::from_utf8(rest.get(..end)?).ok()?.parse().ok()?;
     let inside = rest.get(end..)?.strip_prefix(b"\",")?.strip_suffix(b"]")?;
     Some((start, inside))
+}
+
+/// `["closing","time with 20 digits",window's beginning,group…]`.
+fn closing_key(at: Millis, state_key: &[u8]) -> Vec<u8> {
+    let mut out = CLOSING.to_vec();
+    out.extend_from_slice(format!("{at:0CLOSING_DIGITS$}\",").as_bytes());
+    out.extend_from_slice(state_key.strip_prefix(b"[\"w\",").unwrap_or_default());
+    out
+}
+
+fn of_closing_key(key: &[u8]) -> Option<(Millis, Vec<u8>)> {
+    let (digits, rest) = key.strip_prefix(CLOSING)?.split_at_checked(CLOSING_DIGITS)?;
+    let at = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    Some((at, [b"[\"w\",", rest.strip_prefix(b"\",")?].concat()))
 }
 
 /// `["x",field,"window's beginning",group…,"`, the beginning empty without windows.

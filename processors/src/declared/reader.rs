@@ -23,7 +23,7 @@ const DECLARATION: &[u8] = b"[\"declaration\"]";
 
 /// What is done with deltas.
 pub trait Sink: Send {
-    /// Hears of every record's timestamp, also of those that give nothing.
+    /// Hears of every record's timestamp, also of those that give nothing; of one from the future as of now.
     fn advance(&mut self, _at: Millis) {}
 
     /// Takes a change of a side that was read at a time; returns why it does not count as it should, if it does not.
@@ -302,7 +302,7 @@ impl Reader {
         let Some((_, line)) = self.lines.iter_mut().find(|(topic, _)| **topic == **record.topic()) else {
             return Ok(());
         };
-        self.sink.advance(record.timestamp());
+        self.sink.advance(record.timestamp().min(context.now));
         let mut hands = Hands {
             context,
             name: &self.name,

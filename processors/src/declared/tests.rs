@@ -3,7 +3,9 @@
 //! Guarantees: random histories print their seed. Never: a thread, a log, a clock.
 
 mod history;
+mod rows;
 mod stand;
+mod windows;
 
 use schemas::codec::Datum;
 use stand::{Stand, row_text};

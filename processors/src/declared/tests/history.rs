@@ -8,17 +8,21 @@ use schemas::codec::Datum;
 use std::collections::BTreeMap;
 
 /// A small generator of its own, so that a seed is all there is.
-struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
-    fn below(&mut self, end: u64) -> u64 {
+    pub fn new(seed: u64) -> Random {
+        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub fn below(&mut self, end: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         self.0 % end
     }
 
-    fn signed(&mut self, end: u64) -> i64 {
+    pub fn signed(&mut self, end: u64) -> i64 {
         i64::try_from(self.below(end)).unwrap()
     }
 }
@@ -147,7 +151,7 @@ fn step(random: &mut Random, stand: &mut Stand, rows: &mut BTreeMap<i64, Order>,
 fn whatever_happens_to_a_table_its_aggregate_is_that_of_its_rows() {
     for seed in 1..=60_u64 {
         println!("seed {seed}");
-        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let mut random = Random::new(seed);
         let mut stand = Stand::new(SHOP, TOTALS, "totals");
         let mut rows = BTreeMap::new();
         for turn in 0..120 {
@@ -177,7 +181,7 @@ fn an_aggregate_of_a_keyed_table_follows_its_rows_from_group_to_group() {
         "#;
     for seed in 1..=40_u64 {
         println!("seed {seed}");
-        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let mut random = Random::new(seed);
         let mut stand = Stand::new(SHOP, &format!("{TOTALS}{LEVELS}"), "sizes");
         assert!(!stand.is_direct());
         let mut rows: BTreeMap<i64, (i64, Option<i64>)> = BTreeMap::new();
@@ -223,7 +227,7 @@ fn whatever_happens_to_two_tables_their_join_is_that_of_their_rows() {
     for (kind, outer) in [("inner", false), ("left", true)] {
         for seed in 1..=30_u64 {
             println!("{kind}, seed {seed}");
-            let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+            let mut random = Random::new(seed);
             let declared = format!(
                 "[[processor]]\nname = \"both\"\nkind = \"join\"\nleft = \"shop.orders\"\nright = \"shop.details\"\n\
                  on = {{ id = \"id\" }}\ntype = \"{kind}\"\nwhere = \"left.status != 'draft'\"\n\

@@ -7,6 +7,7 @@ use log::{RecordBatch, TimestampType, TopicPartition};
 use runtime::driver::StepDriver;
 use runtime::{InputTopic, SubTopology, TaskId, TaskInfo};
 use schemas::codec::Datum;
+use schemas::events::{ChunkEnd, Event};
 use schemas::headers::{self, Tx};
 use schemas::ids::SchemaId;
 use schemas::schema::Schema;
@@ -58,6 +59,9 @@ pub fn text_of(datum: &Datum<'_>) -> String {
         other => format!("{other:?}"),
     }
 }
+
+/// What the time is until a test says otherwise, in ms: nothing is from the future.
+const NOW: i64 = 1_700_000_000_000;
 
 type Kept = (String, Vec<u8>, Option<Vec<u8>>, Vec<(String, Vec<u8>)>, i64);
 
@@ -111,7 +115,8 @@ impl Stand {
         stand.subs = subs
             .into_iter()
             .map(|sub| {
-                let driver = StepDriver::new(name, (sub.factory)(&info(&sub))).unwrap();
+                let mut driver = StepDriver::new(name, (sub.factory)(&info(&sub))).unwrap();
+                driver.now = NOW;
                 (sub, driver)
             })
             .collect();
@@ -126,7 +131,10 @@ impl Stand {
             schema_id: self.schema_id(processor.schema.text()),
             processor,
             horizon_ms: 1_000_000,
-            fetch: Arc::new(move |id| Ok(schemas[usize::try_from(id).unwrap()].clone())),
+            fetch: Arc::new(move |id| {
+                let text = schemas.get(usize::try_from(id).unwrap());
+                Ok(text.cloned().unwrap_or_else(|| ChunkEnd::schema().text().to_owned()))
+            }),
         };
         application(&config).subtopologies
     }
@@ -207,19 +215,59 @@ impl Stand {
         self.change(format!("[\"{table}\"]"), None);
     }
 
+    /// A row as `put` gives it, but for columns that the source left out as unchanged; they stand as `""`.
+    pub fn put_unchanged(&mut self, table: &str, id: i64, row: &[Datum<'_>], unchanged: &[&'static str]) {
+        let schema = self.topology.sources[0].table(table).unwrap().schema.clone();
+        let mut row = row.to_vec();
+        row.resize(schema.fields().len() - 1, Datum::Null);
+        row.push(Datum::Array(unchanged.iter().map(|name| Datum::Str(name)).collect()));
+        let value = self.value(&schema, &row);
+        self.change(format!("[\"{table}\",\"{id}\"]"), Some(value));
+    }
+
+    /// A chunk of a snapshot that was read now: its rows and its end. `from` and `to` are its first and last id.
+    pub fn chunk(&mut self, table: &str, rows: &[(i64, Vec<Datum<'_>>)], from: Option<i64>, to: Option<i64>) {
+        let schema = self.topology.sources[0].table(table).unwrap().schema.clone();
+        self.position += 1;
+        let position = self.position;
+        for ((id, row), ordinal) in rows.iter().zip(0..) {
+            let value = self.value(&schema, row);
+            self.change_at(position, ordinal, format!("[\"{table}\",\"{id}\"]"), Some(value));
+        }
+        let mut low = Vec::new();
+        Lsn(position).write(&mut low);
+        let [from, to] = [from, to].map(|id| id.map(|id| format!("[\"{id}\"]")));
+        let end = ChunkEnd {
+            table,
+            from: from.as_deref(),
+            to: to.as_deref(),
+            snapshot: "s",
+            low: std::str::from_utf8(&low).unwrap(),
+            is_final: true,
+        };
+        let mut value = Vec::new();
+        end.write(SchemaId(u32::MAX), &mut value);
+        let ordinal = u32::try_from(rows.len()).unwrap();
+        self.change_at(position, ordinal, format!("[\"~chunk\",\"{table}\"]"), Some(value));
+    }
+
     fn change(&mut self, key: String, value: Option<Vec<u8>>) {
         self.position += 1;
+        self.change_at(self.position, 0, key, value);
+    }
+
+    fn change_at(&mut self, position: u64, ordinal: u32, key: String, value: Option<Vec<u8>>) {
         let tx = Tx {
             incarnation: 1,
-            position: Lsn(self.position),
-            ordinal: 0,
+            position: Lsn(position),
+            ordinal,
             last: true,
             at_ms: 1,
         };
         let mut header = Vec::new();
         tx.write(&mut header);
         let headers = vec![(headers::TX.to_owned(), header)];
-        let at = i64::try_from(self.position).unwrap();
+        let at = i64::try_from(position).unwrap();
         self.feed(("change.shop".to_owned(), key.into_bytes(), value, headers, at));
     }
 
