@@ -57,7 +57,7 @@ pub fn sync_views(
                     let application = application(&home, &rules, schemas, horizon_ms);
                     let (log, clock) = (home.log.clone(), home.clock.clone());
                     let handle = runtime::run(application, config, log, clock, &owner, &readiness);
-                    home.running.add(handle);
+                    home.running.add(handle, None);
                     return Ok(());
                 }
                 Err(error) => {

@@ -1,5 +1,6 @@
 //! Questions about processors' state on the operators' listener: answered here, or redirected to the process that can.
 //!
+//! Values of declared processors' state are decoded; those of other layouts are shown as they are.
 //! Guarantees: read-only; an answer names the place in the inputs that it contains; a redirect names an address that
 //! the other process has told of itself. Never: uncommitted state, a question passed on by this process.
 
@@ -9,11 +10,13 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use process::{Problem, chain};
+use processors::declared::readable;
 use runtime::Handle;
 use runtime::query::{Answer, QueryError, Range, Row};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex, PoisonError};
+use topology::Processor;
 
 /// Path of the questions on the operators' listener.
 pub const PATH: &str = "/v1/state";
@@ -23,24 +26,31 @@ const ROWS: usize = 100;
 /// The processors that run in this process.
 #[derive(Clone, Default)]
 pub struct Running {
-    handles: Arc<Mutex<Vec<Handle>>>,
+    all: Arc<Mutex<Vec<One>>>,
+}
+
+/// A processor, with its declaration if it has one.
+#[derive(Clone)]
+struct One {
+    handle: Handle,
+    declared: Option<Arc<Processor>>,
 }
 
 impl Running {
-    /// Adds one that was started.
-    pub fn add(&self, handle: Handle) {
-        self.lock().push(handle);
+    /// Adds one that was started; `declared` is what its state is written by, if it is declared.
+    pub fn add(&self, handle: Handle, declared: Option<Arc<Processor>>) {
+        self.lock().push(One { handle, declared });
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Handle>> {
-        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<One>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn find(&self, processor: &str) -> Result<Handle, Box<Problem>> {
-        let handles = self.lock();
-        let found = handles.iter().find(|handle| handle.application() == processor);
+    fn find(&self, processor: &str) -> Result<One, Box<Problem>> {
+        let all = self.lock();
+        let found = all.iter().find(|one| one.handle.application() == processor);
         found.cloned().ok_or_else(|| {
-            let known: Vec<&str> = handles.iter().map(Handle::application).collect();
+            let known: Vec<&str> = all.iter().map(|one| one.handle.application()).collect();
             let here = if known.is_empty() {
                 "it runs none".to_owned()
             } else {
@@ -63,8 +73,8 @@ impl Running {
 }
 
 async fn list(State(running): State<Running>) -> Json<Value> {
-    let handles = running.lock().clone();
-    let shown = handles.iter().map(|handle| {
+    let all = running.lock().clone();
+    let shown = all.iter().map(|One { handle, .. }| {
         json!({
             "processor": handle.application(),
             "stores": handle.stores(),
@@ -76,7 +86,7 @@ async fn list(State(running): State<Running>) -> Json<Value> {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct One {
+struct Get {
     key: String,
     partition: Option<i32>,
 }
@@ -94,7 +104,7 @@ struct Scan {
 async fn one(
     State(running): State<Running>,
     Path((processor, store)): Path<(String, String)>,
-    asked: Result<Query<One>, axum::extract::rejection::QueryRejection>,
+    asked: Result<Query<Get>, axum::extract::rejection::QueryRejection>,
 ) -> Response {
     let Query(asked) = match asked {
         Ok(asked) => asked,
@@ -152,8 +162,8 @@ async fn answered(
     again: String,
     ask: impl FnOnce(&Handle, &str) -> Result<(i32, Answer), QueryError> + Send + 'static,
 ) -> Response {
-    let handle = match running.find(&processor) {
-        Ok(handle) => handle,
+    let One { handle, declared } = match running.find(&processor) {
+        Ok(one) => one,
         Err(problem) => return (*problem).into_response(),
     };
     let (path, of) = (
@@ -163,7 +173,7 @@ async fn answered(
     let is_scan = again.starts_with("prefix=");
     let asked = tokio::task::spawn_blocking(move || ask(&handle, &store)).await;
     match asked {
-        Ok(Ok((partition, answer))) => Json(shown(partition, &answer)).into_response(),
+        Ok(Ok((partition, answer))) => Json(shown(partition, &answer, declared.as_deref())).into_response(),
         Ok(Err(QueryError::Elsewhere {
             task,
             admin: Some(admin),
@@ -205,8 +215,12 @@ fn bad(reason: &str, fix: &str) -> Response {
     problem.into_response()
 }
 
-fn shown(partition: i32, answer: &Answer) -> Value {
-    let row = |row: &Row| json!({ "key": text(&row.key), "value": text(&row.value) });
+fn shown(partition: i32, answer: &Answer, declared: Option<&Processor>) -> Value {
+    let value = |row: &Row| {
+        let decoded = declared.and_then(|declared| readable(declared, &row.key, &row.value));
+        decoded.unwrap_or_else(|| text(&row.value))
+    };
+    let row = |row: &Row| json!({ "key": text(&row.key), "value": value(row) });
     let place = |(topic, partition, next): &(String, i32, i64)| json!({ "topic": topic, "partition": partition, "next_offset": next });
     json!({
         "partition": partition,

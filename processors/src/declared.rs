@@ -9,6 +9,7 @@
 mod aggregate;
 mod delta;
 mod join;
+mod readable;
 mod reader;
 mod rekey;
 mod rows;
@@ -19,6 +20,7 @@ mod values;
 use crate::sync_views::FetchSchema;
 use aggregate::Groups;
 use join::Pairs;
+pub use readable::readable;
 use reader::{Line, Reader, Relation, Sink};
 use rekey::Rekey;
 use rows::Rows;

@@ -210,6 +210,35 @@ fn close_the_minute(shop: &mut Shop, phone: &mut Phone) {
     });
 }
 
+/// What the command line shows of the totals' groups is what they are, by the columns' names.
+fn shows_its_state(shop: &Shop) {
+    let data = shop.data.display().to_string();
+    let ask = |store| {
+        let of = ["state", "--data", &data, "scan", "orders_by_customer", store];
+        let args = [&of[..], &["--limit", "1000", "--output", "json"]].concat();
+        serde_json::from_str::<Vec<Value>>(&Dev::ask(&args)).unwrap()
+    };
+    let group = |row: &Value| {
+        let field = |name: &str| row["value"]["fields"][name].to_string();
+        let fields = ["orders", "spent_cents", "largest_cents"].map(field);
+        (row["key"][0] == "g").then(|| (row["key"][1].as_str().unwrap().to_owned(), fields.to_vec()))
+    };
+    let truth = &truth(&shop.orders)[0];
+    // What is asked may be half a second behind.
+    wait_for("the groups' state to be that of the orders", LIMIT, || {
+        let groups: BTreeMap<_, _> = ask("groups").iter().filter_map(group).collect();
+        (groups == *truth).then_some(())
+    });
+    let counted = shop.orders.values().filter(|order| order.1 != "draft").count();
+    wait_for("the rows that are shown to be the orders", LIMIT, || {
+        let rows = ask("rekey");
+        let shown = rows
+            .iter()
+            .filter(|row| row["key"][0] == "row" && row["value"]["gives"].is_object());
+        (shown.count() == counted).then_some(())
+    });
+}
+
 fn shop_row(row: &Value) -> Value {
     json!({"table": "orders", "op": "put", "row": row})
 }
@@ -233,6 +262,7 @@ fn streams_survive_kills(more: &[&str], rounds: i64) {
     }
     close_the_minute(&mut shop, &mut phone);
     settle(&shop, &mut phone);
+    shows_its_state(&shop);
     // A device that begins anew is given the very same.
     let mut fresh = Phone::new("phone-2", &shop.dev.token("1", &[]));
     until(&shop, &mut fresh, "a fresh device to hold the same", |fresh| {

@@ -46,14 +46,14 @@ pub fn run_declared(
                     component.ready();
                     let application = declared::application(&declared::Config {
                         topology,
-                        processor,
+                        processor: processor.clone(),
                         schema_id,
                         horizon_ms: HORIZON_MS,
                         fetch: fetch(home.registry.clone()),
                     });
                     let (log, clock) = (home.log.clone(), home.clock.clone());
                     let handle = runtime::run(application, config, log, clock, &owner, &readiness);
-                    home.running.add(handle);
+                    home.running.add(handle, Some(processor));
                     return Ok(());
                 }
                 Err(error) => {

@@ -8,6 +8,7 @@
 
 mod acc;
 mod exact;
+mod readable;
 
 use super::delta::Part;
 use super::reader::{Change, Sink, stop};
@@ -16,6 +17,7 @@ use super::values::{read, read_byte, read_bytes, read_row, read_signed, write_by
 use ::metrics::{Counter, counter};
 use acc::{Acc, Best, Index, Step};
 use log::{Millis, OutRecord};
+pub use readable::readable;
 use runtime::{Context, Effects, Result, State, Timer, TimerClock};
 use schemas::codec::Datum;
 use schemas::key::KeyWriter;

@@ -6,6 +6,7 @@
 //! Never: more than one row a key and side.
 
 use super::delta::Part;
+use super::readable::named;
 use super::reader::{Change, Sink, stop};
 use super::shape::{Output, datum};
 use super::values::{read_array, read_byte, read_bytes, read_row, write_bytes};
@@ -67,6 +68,22 @@ impl Pair {
         };
         body().ok_or_else(|| String::from("a pair in the state is damaged"))
     }
+}
+
+/// A pair's state as JSON: the newest row of each side, and whether the output has a record of it; `None` of other
+/// bytes.
+pub fn readable(processor: &Processor, bytes: &[u8]) -> Option<serde_json::Value> {
+    let Work::Join(join) = &processor.work else { return None };
+    let pair = Pair::decode(bytes).ok()?;
+    let side = |row: Option<&Vec<u8>>, columns: &[String]| match row {
+        Some(row) => named(columns, row),
+        None => Some(serde_json::Value::Null),
+    };
+    Some(serde_json::json!({
+        "left": side(pair.left.as_ref(), &join.left.columns)?,
+        "right": side(pair.right.as_ref(), &join.right.columns)?,
+        "shown": pair.shown.is_some(),
+    }))
 }
 
 /// Keeps pairs and says what changes.

@@ -5,11 +5,14 @@
 //! Never: a contribution of a version that was never read.
 
 use super::delta::Part;
-use super::values::{read_array, read_byte, read_bytes, read_number, write_bytes, write_number};
+use super::readable::named;
+use super::values::{json, read_array, read_byte, read_bytes, read_number, write_bytes, write_number};
 use crate::sync_views::input;
 use log::Millis;
 use runtime::{Result, State};
+use schemas::codec::Datum;
 use schemas::version::Version;
+use serde_json::{Map, Value, json};
 use std::ops::ControlFlow;
 
 /// Format of the values here.
@@ -127,6 +130,59 @@ impl Row {
     }
 }
 
+/// A row's state as JSON, `names` those of the values that it gives; `None` of other bytes.
+pub fn readable(bytes: &[u8], names: &[String]) -> Option<Value> {
+    let row = Row::decode(bytes).ok()?;
+    let gives = match &row.given {
+        Some(given) => json!({
+            "key": serde_json::from_slice::<Value>(&given.key).ok()?,
+            "time_ms": given.time,
+            "values": named(names, &given.values)?,
+        }),
+        None => Value::Null,
+    };
+    let kept = row.kept.into_iter().map(|(name, value)| {
+        let value = String::from_utf8(value).map_or_else(|e| json(&Datum::Bytes(e.as_bytes())), Value::from);
+        (name, value)
+    });
+    Some(json!({
+        "version": readable_version(row.version),
+        "deleted_ms": row.gone_ms,
+        "gives": gives,
+        "kept": kept.collect::<Map<_, _>>(),
+    }))
+}
+
+/// Where a table's line stands, as JSON; `None` of other bytes.
+pub fn readable_line(bytes: &[u8]) -> Option<Value> {
+    let (incarnation, floor, topic_id) = read_line(bytes).ok()?;
+    Some(json!({
+        "incarnation": incarnation,
+        "floor": readable_version(floor),
+        "topic_id": String::from_utf8(topic_id).ok()?,
+    }))
+}
+
+fn readable_version(version: Version) -> Value {
+    json!({ "incarnation": version.incarnation, "position": version.position, "ordinal": version.ordinal })
+}
+
+/// Incarnation, floor and topic id.
+fn read_line(mut bytes: &[u8]) -> Result<(u32, Version, Vec<u8>), StateError> {
+    let rest = &mut bytes;
+    match read_byte(rest) {
+        Some(FORMAT) => {}
+        Some(found) => return Err(StateError::Newer(found)),
+        None => return Err(StateError::Damaged("a line")),
+    }
+    let mut body = || {
+        let incarnation = u32::from_be_bytes(read_array(rest)?);
+        let floor = Version::from_bytes(&read_array::<17>(rest)?).ok()?;
+        Some((incarnation, floor, read_bytes(rest)?.to_vec()))
+    };
+    body().ok_or(StateError::Damaged("a line"))
+}
+
 /// The rows of one table in one task, and where its line stands.
 #[derive(Debug)]
 pub struct Rows {
@@ -219,20 +275,9 @@ impl Rows {
         let Some(bytes) = state.get(&self.line_key())? else {
             return Ok(Ok(()));
         };
-        let mut bytes: &[u8] = &bytes;
-        let rest = &mut bytes;
-        match read_byte(rest) {
-            Some(FORMAT) => {}
-            Some(found) => return Ok(Err(StateError::Newer(found))),
-            None => return Ok(Err(StateError::Damaged("a line"))),
-        }
-        let mut body = || {
-            let incarnation = u32::from_be_bytes(read_array(rest)?);
-            let floor = Version::from_bytes(&read_array::<17>(rest)?).ok()?;
-            Some((incarnation, floor, read_bytes(rest)?.to_vec()))
-        };
-        let Some((incarnation, floor, topic_id)) = body() else {
-            return Ok(Err(StateError::Damaged("a line")));
+        let (incarnation, floor, topic_id) = match read_line(&bytes) {
+            Ok(line) => line,
+            Err(error) => return Ok(Err(error)),
         };
         (self.incarnation, self.floor) = (incarnation, floor);
         if topic_id != self.topic_id.as_bytes() {

@@ -3,6 +3,7 @@
 //! Guarantees: random histories print their seed. Never: a thread, a log, a clock.
 
 mod history;
+mod readable;
 mod rows;
 mod stand;
 mod windows;

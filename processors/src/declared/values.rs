@@ -162,6 +162,25 @@ pub fn read_row<'a>(mut bytes: &'a [u8], count: usize) -> Option<Vec<Datum<'a>>>
     row.filter(|_| bytes.is_empty())
 }
 
+/// A value as JSON: what has no form there as text, bytes as `{"hex": …}`.
+pub fn json(datum: &Datum<'_>) -> serde_json::Value {
+    match datum {
+        Datum::Null | Datum::Map(_) | Datum::Union(..) => serde_json::Value::Null,
+        Datum::Bool(value) => (*value).into(),
+        Datum::Int(value) => (*value).into(),
+        Datum::Long(value) => (*value).into(),
+        Datum::Float(value) => json(&Datum::Double(f64::from(*value))),
+        Datum::Double(value) if value.is_finite() => (*value).into(),
+        Datum::Double(value) => value.to_string().into(),
+        Datum::Str(text) => (*text).into(),
+        Datum::Bytes(bytes) => {
+            let digits = bytes.iter().map(|byte| format!("{byte:02x}"));
+            serde_json::json!({ "hex": digits.collect::<String>() })
+        }
+        Datum::Array(items) | Datum::Record(items) => items.iter().map(json).collect(),
+    }
+}
+
 /// A value as its output column's Avro type wants it.
 pub fn fitted(datum: Datum<'_>, ty: AvroType) -> Datum<'_> {
     match (datum, ty) {

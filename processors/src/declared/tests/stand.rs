@@ -13,6 +13,7 @@ use schemas::ids::SchemaId;
 use schemas::schema::Schema;
 use schemas::version::Lsn;
 use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use topology::Topology;
 
@@ -393,6 +394,18 @@ impl Stand {
 
     pub fn letters(&self) -> Vec<String> {
         self.letters.clone()
+    }
+
+    /// Goes through the whole state.
+    pub fn state(&self, mut visit: impl FnMut(&topology::Processor, &[u8], &[u8])) {
+        let processor = self.topology.processor(&self.name).unwrap();
+        for (_, driver) in &self.subs {
+            let each = &mut |key: &[u8], value: &[u8]| {
+                visit(processor, key, value);
+                ControlFlow::Continue(())
+            };
+            driver.state().scan(b"", each).unwrap();
+        }
     }
 
     /// Opens the main state under another declaration of the same processor.
