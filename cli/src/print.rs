@@ -7,6 +7,7 @@ use anyhow::Result;
 
 use comfy_table::{ContentArrangement, Table, TableStyle};
 use serde::Serialize;
+use serde_json::Value;
 use std::io::{IsTerminal, Write};
 
 /// Prints a list: as a table with these columns, or as a JSON array.
@@ -37,6 +38,13 @@ pub fn list<T: Serialize>(
     Ok(())
 }
 
+/// Prints items with these fields.
+pub fn items(output: Output, items: &[Value], columns: &[&str]) -> Result<()> {
+    list(output, items, columns, |item| {
+        columns.iter().map(|c| cell(item, c)).collect()
+    })
+}
+
 /// Prints a value as JSON on a line of its own.
 pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<()> {
     let mut out = std::io::stdout().lock();
@@ -49,4 +57,13 @@ pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<()> {
 pub fn line(text: impl AsRef<str>) -> Result<()> {
     writeln!(std::io::stdout().lock(), "{}", text.as_ref())?;
     Ok(())
+}
+
+/// A field as text for a table.
+fn cell(item: &Value, name: &str) -> String {
+    match item.get(name) {
+        None | Some(Value::Null) => "-".into(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+    }
 }

@@ -20,29 +20,13 @@ pub fn collect(performer: &Performer, ask: Ask) -> Result<Vec<Value>> {
     Ok(items)
 }
 
-/// A field as text for a table.
-fn cell(item: &Value, name: &str) -> String {
-    match item.get(name) {
-        None | Some(Value::Null) => "-".into(),
-        Some(Value::String(text)) => text.clone(),
-        Some(other) => other.to_string(),
-    }
-}
-
-/// Prints items with these fields.
-pub fn table(output: Output, items: &[Value], columns: &[&str]) -> Result<()> {
-    print::list(output, items, columns, |item| {
-        columns.iter().map(|c| cell(item, c)).collect()
-    })
-}
-
 /// `trunkline topics`.
 pub fn topics(output: Output, topics: &args::Topics) -> Result<()> {
     let performer = home::performer(&topics.target)?;
     match &topics.command {
         TopicsCommand::List => {
             let items = collect(&performer, Ask::Topics)?;
-            table(output, &items, &["name", "partitions", "offsets", "cleanup"])
+            print::items(output, &items, &["name", "partitions", "offsets", "cleanup"])
         }
         TopicsCommand::Show { topic } => {
             let items = collect(&performer, Ask::Topic(topic.clone()))?;
@@ -56,7 +40,7 @@ pub fn topics(output: Output, topics: &args::Topics) -> Result<()> {
                 .and_then(Value::as_array)
                 .cloned()
                 .unwrap_or_default();
-            table(output, &parts, &["partition", "start", "stable", "end"])?;
+            print::items(output, &parts, &["partition", "start", "stable", "end"])?;
             for (name, value) in detail.get("settings").and_then(Value::as_object).into_iter().flatten() {
                 print::line(format!("{name} = {}", value.as_str().unwrap_or_default()))?;
             }
@@ -147,7 +131,7 @@ pub fn lag(output: Output, lag: &args::Lag) -> Result<()> {
         "restore_left",
         "member",
     ];
-    table(output, &items, &columns)
+    print::items(output, &items, &columns)
 }
 
 /// `trunkline replay`.

@@ -1,6 +1,5 @@
 //! `trunkline state`: what the processors' tasks do, and what their committed state holds.
 
-use super::look::table;
 use crate::args::{self, Output, StateCommand};
 use crate::home;
 use crate::print;
@@ -55,7 +54,7 @@ pub fn run(output: Output, state: &args::State) -> Result<()> {
             for partition in partitions {
                 scan(&urls, processor, store, prefix, partition, *limit, &mut found)?;
             }
-            table(output, &found, &["partition", "key", "value"])
+            print::items(output, &found, &["partition", "key", "value"])
         }
     }
 }
@@ -135,7 +134,7 @@ fn list(output: Output, urls: &[String]) -> Result<()> {
         "cause",
         "at",
     ];
-    table(output, &items, &columns)
+    print::items(output, &items, &columns)
 }
 
 /// The tasks that a process has told of.

@@ -134,7 +134,8 @@ pub struct Config {
     pub store_memory_bytes: u64,
     /// Longest time between the first uncommitted record and its commit. A cap, not a wait.
     pub commit_interval: Duration,
-    /// Bytes of output and changed state that force a commit.
+    /// Bytes of output and changed state that force a commit. Changed state counts twice: its rows, and the changelog's
+    /// records of them.
     pub commit_bytes_max: usize,
     /// After this long a dead thread's open transaction is aborted by the broker.
     pub transaction_timeout: Duration,
