@@ -224,18 +224,13 @@ fn shows_its_state(shop: &Shop) {
         (row["key"][0] == "g").then(|| (row["key"][1].as_str().unwrap().to_owned(), fields.to_vec()))
     };
     let truth = &truth(&shop.orders)[0];
-    // What is asked may be half a second behind.
-    wait_for("the groups' state to be that of the orders", LIMIT, || {
-        let groups: BTreeMap<_, _> = ask("groups").iter().filter_map(group).collect();
-        (groups == *truth).then_some(())
-    });
     let counted = shop.orders.values().filter(|order| order.1 != "draft").count();
-    wait_for("the rows that are shown to be the orders", LIMIT, || {
-        let rows = ask("rekey");
-        let shown = rows
-            .iter()
-            .filter(|row| row["key"][0] == "row" && row["value"]["gives"].is_object());
-        (shown.count() == counted).then_some(())
+    // What is asked may be half a second behind.
+    wait_for("the state to be that of the orders", LIMIT, || {
+        let rows = ask("groups");
+        let groups: BTreeMap<_, _> = rows.iter().filter_map(group).collect();
+        let giving = rows.iter().filter(|row| row["value"]["gives"].is_object());
+        (groups == *truth && giving.count() == counted).then_some(())
     });
 }
 

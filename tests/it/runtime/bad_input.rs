@@ -341,3 +341,40 @@ fn a_dead_letter_that_is_too_large_itself_goes_without_its_body() {
     assert_eq!(bench.read(&runtime::dead_letter_topic(&bench.input), 0), ["null=null"]);
     thread.finish().expect("a clean end");
 }
+
+#[test]
+fn a_record_with_a_state_key_that_no_store_takes_is_given_up_alone() {
+    on_both(|bench| {
+        let long = "k".repeat(65_536);
+        bench.write(&bench.input, 0, &[("a", ""), (&long, ""), ("a", "")]);
+        let mut thread = bench.start("counts");
+        bench.settle(&mut thread);
+        assert_eq!(bench.out(0), ["a=1", "a=2"]);
+        let letters = bench.read(&runtime::dead_letter_topic(&bench.input), 0);
+        assert_eq!(letters, [format!("{long}=")]);
+        thread.finish().expect("a clean end");
+        // The process starts again, also without its stores.
+        std::fs::remove_dir_all(bench.dir.path().join(&bench.application)).expect("lose the stores");
+        bench.write(&bench.input, 0, &[("a", "")]);
+        let mut thread = bench.start("counts");
+        bench.settle(&mut thread);
+        assert_eq!(bench.out(0), ["a=1", "a=2", "a=3"]);
+        thread.finish().expect("a clean end");
+    });
+}
+
+#[test]
+fn an_output_topic_that_is_gone_stops_the_task_until_it_is_made() {
+    on_both(|bench| {
+        bench.log.delete_topic(&bench.output).expect("delete the output");
+        bench.write(&bench.input, 0, &[("a", "")]);
+        let mut thread = bench.start("counts");
+        let cause = until_cause(&mut thread, "task count/0: stopped");
+        let fix = format!("topic {} does not exist; create it", bench.output);
+        assert!(cause.contains(&fix), "{cause}");
+        bench.topic(&bench.output, 2, &[]);
+        bench.settle(&mut thread);
+        assert_eq!(bench.out(0), ["a=1"]);
+        thread.finish().expect("a clean end");
+    });
+}
