@@ -198,7 +198,7 @@ impl Stage {
         self.cluster.is_whole(LIMIT);
         orders.barrier();
         SEATS.iter().for_each(|(seat, _)| self.fleet.stop(seat, LIMIT));
-        let verdict = verify(&self.cluster.bootstrap(), &self.fleet.registry(), &orders);
+        let verdict = verify(&self.cluster.bootstrap(), self.fleet.registry(), &orders);
         self.fleet.stop("ingest", LIMIT);
         let transactions = self.cluster.transactions();
         let partitions = |topic: &'static str| (0..PARTITIONS).map(move |p| (topic, p));
