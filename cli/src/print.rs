@@ -38,6 +38,15 @@ pub fn list<T: Serialize>(
     Ok(())
 }
 
+/// A field as text for a table.
+pub fn cell(item: &Value, name: &str) -> String {
+    match item.get(name) {
+        None | Some(Value::Null) => "-".into(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+    }
+}
+
 /// Prints items with these fields.
 pub fn items(output: Output, items: &[Value], columns: &[&str]) -> Result<()> {
     list(output, items, columns, |item| {
@@ -57,13 +66,4 @@ pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<()> {
 pub fn line(text: impl AsRef<str>) -> Result<()> {
     writeln!(std::io::stdout().lock(), "{}", text.as_ref())?;
     Ok(())
-}
-
-/// A field as text for a table.
-fn cell(item: &Value, name: &str) -> String {
-    match item.get(name) {
-        None | Some(Value::Null) => "-".into(),
-        Some(Value::String(text)) => text.clone(),
-        Some(other) => other.to_string(),
-    }
 }

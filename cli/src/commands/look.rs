@@ -34,7 +34,11 @@ pub fn topics(output: Output, topics: &args::Topics) -> Result<()> {
             if output == Output::Json {
                 return print::json(detail);
             }
-            print::line(format!("topic {}  id {}", cell(detail, "name"), cell(detail, "id")))?;
+            print::line(format!(
+                "topic {}  id {}",
+                print::cell(detail, "name"),
+                print::cell(detail, "id")
+            ))?;
             let parts = detail
                 .get("parts")
                 .and_then(Value::as_array)
@@ -87,9 +91,9 @@ fn record_line(record: &Value) -> String {
         "{}/{}  {at}  {}",
         number("partition"),
         number("offset"),
-        cell(record, "key")
+        print::cell(record, "key")
     );
-    line.push_str(&format!("  {}", cell(record, "value")));
+    line.push_str(&format!("  {}", print::cell(record, "value")));
     let headers = record
         .get("headers")
         .and_then(Value::as_array)

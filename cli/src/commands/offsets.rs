@@ -1,9 +1,10 @@
 //! `trunkline offsets`: state and committed offsets of a task, and the ways out when they differ.
 
-use super::look::{collect, table};
+use super::look::collect;
 use crate::args::{self, OffsetsCommand, Output};
 use crate::home;
 use crate::operate::{Ask, Way};
+use crate::print;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
@@ -36,7 +37,7 @@ pub fn run(output: Output, offsets: &args::Offsets) -> Result<()> {
         .first()
         .and_then(|all| all.get("inputs"))
         .and_then(Value::as_array);
-    table(
+    print::items(
         output,
         inputs.map_or(&[], Vec::as_slice),
         &["topic", "partition", "state", "committed"],
