@@ -396,8 +396,12 @@ impl KafkaGroup {
     }
 
     /// Makes the library fetch a partition at once that was resumed. It wakes its connection only for a partition that
-    /// is moved; else the connection sleeps on for up to a second.
+    /// becomes active, as one does that is moved to another offset than 0; else the connection sleeps on for up to a
+    /// second. What is fetched at the place in between is dropped by the second move.
     fn wake(&self, at: &TopicPartition, offset: Offset) -> Result<(), Fault> {
+        if offset == 0 {
+            self.seek(at, 1)?;
+        }
         self.seek(at, offset)
     }
 
