@@ -41,7 +41,7 @@ const CONSUMER: &[(&str, &str)] = &[
     ("fetch.wait.max.ms", "50"),
     ("fetch.error.backoff.ms", "50"),
     ("queued.min.messages", "100000"),
-    ("queued.max.messages.kbytes", "6144"),
+    ("queued.max.messages.kbytes", "4096"),
     ("fetch.max.bytes", "8388608"),
     ("fetch.message.max.bytes", "1048576"),
 ];

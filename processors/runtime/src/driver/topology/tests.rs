@@ -281,3 +281,32 @@ fn a_record_may_name_its_partition_and_have_no_value() {
     assert_eq!((out[0].to_string(), out[0].timestamp), ("0 null=null".to_owned(), 7));
     assert_eq!(out[0].header("h").as_deref(), Some("x"));
 }
+
+#[test]
+fn timers_fire_again_once_an_unheard_commit_has_passed_the_refused_record() {
+    let application = Application {
+        name: "app".to_owned(),
+        subtopologies: vec![sub("first", "in", "out")],
+    };
+    let topic = |name: &str, max_message_bytes| TopicSpec {
+        name: name.to_owned(),
+        partitions: 1,
+        replication: None,
+        config: TopicConfig {
+            max_message_bytes,
+            ..TopicConfig::new(Cleanup::Delete)
+        },
+    };
+    let topics = [topic("in", None), topic("out", Some(2000))];
+    let mut driver = TopologyDriver::start_with(&application, Config::new(FIRST, ""), &topics).unwrap();
+    driver.send("in", "small", "", START).unwrap();
+    driver.run().unwrap();
+    // Nothing comes after it: the commit of its dead letter is the last, and nobody hears of it.
+    driver.send("in", &"large".repeat(1000), "", START).unwrap();
+    driver.lose_next_answer();
+    driver.run().unwrap();
+    assert_eq!(driver.output("in.dlq").unwrap().len(), 1);
+    driver.advance(Duration::from_secs(60));
+    driver.run().unwrap();
+    assert_eq!(driver.texts("out").unwrap(), ["0 small=1", "0 small=late"]);
+}
