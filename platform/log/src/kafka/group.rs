@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 /// such as the coordinator's connection, it takes notice by itself only twice a second.
 const NUDGE: Duration = Duration::from_millis(5);
 const NUDGED_FOR: Duration = Duration::from_secs(10);
+/// How long a question may take that is asked for its own sake.
+const ASK: Duration = Duration::from_millis(100);
 /// How long moving to another offset or leaving the group may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// A fence so soon after a connection broke may be of this member's own making …
@@ -396,13 +398,14 @@ impl KafkaGroup {
     }
 
     /// Makes the library fetch a partition at once that was resumed. It wakes its connection only for a partition that
-    /// becomes active, as one does that is moved to another offset than 0; else the connection sleeps on for up to a
-    /// second. What is fetched at the place in between is dropped by the second move.
+    /// becomes active, as one does that is moved to another offset than 0, or for a question; else the connection sleeps
+    /// on for up to a second.
     fn wake(&self, at: &TopicPartition, offset: Offset) -> Result<(), Fault> {
+        self.seek(at, offset)?;
         if offset == 0 {
-            self.seek(at, 1)?;
+            self.handle().ask_ends(at, ASK);
         }
-        self.seek(at, offset)
+        Ok(())
     }
 
     /// Moves an assigned partition. It may still be on its way to being read: then a little later.

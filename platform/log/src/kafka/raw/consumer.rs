@@ -83,6 +83,16 @@ impl Handle {
         }
     }
 
+    /// Asks a partition's leader where it begins and ends, and drops the answer: the question wakes the leader's connection.
+    pub fn ask_ends(&self, at: &TopicPartition, timeout: Duration) {
+        let (topic, mut low, mut high) = (owned(&at.topic), 0, 0);
+        // SAFETY: the instance lives; the name is copied, and the numbers outlive the call, which waits.
+        unsafe {
+            let rk = self.raw();
+            c::rd_kafka_query_watermark_offsets(rk, topic.as_ptr(), at.partition, &mut low, &mut high, millis(timeout));
+        }
+    }
+
     /// Commits offsets as this member of its group, and waits.
     pub fn commit(&self, offsets: &List) -> Result<(), Fault> {
         // SAFETY: instance and list live.

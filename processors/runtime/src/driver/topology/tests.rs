@@ -302,7 +302,7 @@ fn timers_fire_again_once_an_unheard_commit_has_passed_the_refused_record() {
     driver.send("in", "small", "", START).unwrap();
     driver.run().unwrap();
     // Nothing comes after it: the commit of its dead letter is the last, and nobody hears of it.
-    driver.send("in", &"large".repeat(1000), "", START).unwrap();
+    driver.send("in", "large".repeat(1000), "", START).unwrap();
     driver.lose_next_answer();
     driver.run().unwrap();
     assert_eq!(driver.output("in.dlq").unwrap().len(), 1);
