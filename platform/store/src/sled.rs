@@ -4,7 +4,9 @@
 //! makes it atomic over spaces; after kill -9 up to half a second of the last batches may be missing (sled buffers its
 //! log in the process), never one in the middle; a scan or snapshot shows one moment.
 //! Never: keeps to its memory limit. sled counts its page cache only; expect several times as much. Right for small
-//! state.
+//! state. Nor is it certain to go on: sled 0.34 may stand still for ever where its file shrinks and grows at once, as the
+//! writer that grows it holds what the work in front of the shrinking waits for; seen once, in a test that writes without
+//! a pause.
 //!
 //! sled has no snapshots. Ours are made of the tree and of what commits changed since: while a snapshot lives, a commit
 //! first notes the old value of each key that it writes, and the snapshot reads the note before the tree. So a
