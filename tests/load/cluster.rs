@@ -1,5 +1,5 @@
-//! A declared join and aggregate on three brokers, for minutes, while processes and brokers are killed in turn; then every output is
-//! compared with what the input alone says that it must be.
+//! A declared join and aggregate on three brokers, for minutes, while processes and brokers are killed in turn; then every
+//! output is compared with what the input alone says that it must be.
 //!
 //! Guarantees: the same stage as the test of the same name; the verifier is a client in another language. Never: a figure
 //! of speed, since what is measured is what is lost.

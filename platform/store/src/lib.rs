@@ -184,12 +184,17 @@ pub const KEY_BYTES_MAX: usize = 65_535;
 
 /// Refuses keys that one of the engines could not hold, in every engine, so that a choice of engine is never a choice
 /// of what may be stored.
+/// Whether a store takes a key of this length.
+pub fn takes_key(key: &[u8]) -> bool {
+    (1..=KEY_BYTES_MAX).contains(&key.len())
+}
+
 fn check_keys(batch: &Batch) -> Result<()> {
     check_row_keys(batch.writes.iter().map(|(_, key, _)| key.as_slice()))
 }
 
 fn check_row_keys<'k>(mut keys: impl Iterator<Item = &'k [u8]>) -> Result<()> {
-    let bad = keys.find(|key| key.is_empty() || key.len() > KEY_BYTES_MAX);
+    let bad = keys.find(|key| !takes_key(key));
     bad.map_or(Ok(()), |key| Err(Error::Key { bytes: key.len() }))
 }
 

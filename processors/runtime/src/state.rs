@@ -79,7 +79,7 @@ impl State {
 
     /// Reads a key. One that no store takes has no value.
     pub fn get(&self, key: &[u8]) -> Result<Option<Cow<'_, [u8]>>> {
-        if !is_storable(key) {
+        if !store::takes_key(key) {
             return Ok(None);
         }
         if let Some(written) = self.overlay.get(key).or_else(|| self.settled.get(key)) {
@@ -197,7 +197,7 @@ impl State {
     }
 
     fn write_any(&mut self, key: &[u8], value: Option<Vec<u8>>) {
-        if !is_storable(key) {
+        if !store::takes_key(key) {
             self.refused.get_or_insert(key.len());
             return;
         }
@@ -271,11 +271,6 @@ impl State {
 
 /// What the runtime's own keys begin with.
 pub(crate) const RESERVED: &[u8] = b"[\"~";
-
-/// Whether a store takes a key of this length.
-fn is_storable(key: &[u8]) -> bool {
-    (1..=store::KEY_BYTES_MAX).contains(&key.len())
-}
 
 /// The least key above all keys with this prefix; `None` when there is none.
 pub(crate) fn after_prefix(prefix: &[u8]) -> Option<Vec<u8>> {

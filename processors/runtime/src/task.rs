@@ -327,10 +327,7 @@ impl Task {
 
     /// Lets timers fire that are due; says how many did. A range of them at most, so that caps are looked at.
     pub(crate) fn fire(&mut self, now: Millis) -> crate::Result<Fired> {
-        let context = Context {
-            now,
-            stream_time: self.stream_time,
-        };
+        let context = self.context(now);
         let live = self.live.as_mut().expect("a running task has its store open");
         let (processor, apart) = (&mut self.processor, self.apart.as_ref());
         let input = self.inputs.first().map(|input| &input.at);
@@ -352,15 +349,21 @@ impl Task {
         Ok(fired)
     }
 
+    fn context(&self, now: Millis) -> Context {
+        let stream_time = self.stream_time;
+        Context { now, stream_time }
+    }
+
     /// Whether a timer is due.
     pub(crate) fn is_due(&mut self, now: Millis) -> crate::Result<bool> {
+        let context = self.context(now);
         let live = self.live.as_mut().expect("a running task has its store open");
         for clock in TimerClock::ALL {
-            let until = match clock {
-                TimerClock::Stream => self.stream_time,
-                TimerClock::Wall => now,
-            };
-            if live.state.first_timer(clock)?.is_some_and(|at| at <= until) {
+            if live
+                .state
+                .first_timer(clock)?
+                .is_some_and(|at| at <= clock.now(context))
+            {
                 return Ok(true);
             }
         }
@@ -422,10 +425,7 @@ impl Task {
 
     /// Gives the processor its last word before a commit.
     pub(crate) fn before_commit(&mut self, now: Millis) -> crate::Result<()> {
-        let context = Context {
-            now,
-            stream_time: self.stream_time,
-        };
+        let context = self.context(now);
         let live = self.live.as_mut().expect("a task that commits has its store open");
         self.processor
             .before_commit(context, &mut live.state, &mut self.effects)

@@ -33,6 +33,14 @@ impl TimerClock {
         }
     }
 
+    /// The time by this clock.
+    pub(crate) fn now(self, context: Context) -> Millis {
+        match self {
+            TimerClock::Stream => context.stream_time,
+            TimerClock::Wall => context.now,
+        }
+    }
+
     pub(crate) fn name(self) -> &'static str {
         match self {
             TimerClock::Stream => "stream",
@@ -114,10 +122,7 @@ pub(crate) fn fire(
 ) -> Result<Fired> {
     let mut fired = Fired::default();
     for clock in TimerClock::ALL {
-        let now = match clock {
-            TimerClock::Stream => context.stream_time,
-            TimerClock::Wall => context.now,
-        };
+        let now = clock.now(context);
         while fired.count < at_most {
             let due = state.due(clock, now, at_most - fired.count)?;
             if due.is_empty() {

@@ -44,13 +44,22 @@ fn names(processor: &Processor, side: &str) -> Option<Vec<String>> {
     match &processor.work {
         Work::Join(_) => processor.feeds().into_iter().find(|(of, _)| *of == side).map(feed),
         Work::Aggregate(aggregate) => {
-            let columns = || processor.columns.iter().map(|column| column.name.to_string());
-            let args = columns().rev().take(aggregate.fields.len()).collect::<Vec<_>>();
-            let args = args.into_iter().rev().zip(&aggregate.fields);
+            let groups = processor.columns.iter().map(|column| column.name.to_string());
+            let args = field_names(processor, aggregate.fields.len()).zip(&aggregate.fields);
             let args = args.filter(|(_, field)| field.arg.is_some()).map(|(name, _)| name);
-            Some(columns().take(aggregate.group.len()).chain(args).collect())
+            Some(groups.take(aggregate.group.len()).chain(args).collect())
         }
     }
+}
+
+/// Names of an aggregate's fields, so many: they are the last columns of its output.
+pub(super) fn field_names(processor: &Processor, count: usize) -> impl Iterator<Item = String> {
+    let before = processor.columns.len().saturating_sub(count);
+    processor
+        .columns
+        .iter()
+        .skip(before)
+        .map(|column| column.name.to_string())
 }
 
 /// So many values, and nothing behind them, by their names.

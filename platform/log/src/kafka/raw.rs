@@ -235,24 +235,6 @@ impl Handle {
         })
     }
 
-    /// Waits, no longer than this, until a broker is connected that the cluster has named. Until then the library still
-    /// speaks with a bootstrap server, which it lets go as soon as it knows the brokers: a question that is on its way
-    /// then is lost, and asked again only after half a second.
-    pub fn settle(&self, timeout: Duration) {
-        // The answer to the first names the brokers, the second is asked of one of them.
-        for _ in 0..2 {
-            let mut metadata = ptr::null();
-            // SAFETY: the instance lives; the metadata is ours when the call succeeds.
-            unsafe {
-                let code = c::rd_kafka_metadata(self.raw(), 0, ptr::null_mut(), &mut metadata, millis(timeout));
-                if Fault::check(code).is_err() {
-                    return;
-                }
-                c::rd_kafka_metadata_destroy(metadata);
-            }
-        }
-    }
-
     /// The cluster's id; `None` when no broker answered in time.
     pub fn cluster(&self, timeout: Duration) -> Option<String> {
         // SAFETY: the instance lives; the string is freed by the library's own function after it was copied.

@@ -5,6 +5,7 @@
 //! Never: a second transaction on a producer whose last one went wrong.
 
 use super::producer::Producer;
+use super::raw::admin::Admin;
 use super::raw::list::List;
 use super::raw::{Code, Fault, Handle};
 use super::{Config, fault, settings};
@@ -210,6 +211,15 @@ fn may_retry(found: &Fault) -> bool {
     found.retriable && !found.fatal && !found.abort && !fault::timed_out(found.code)
 }
 
+/// Waits until a broker is connected that the cluster has named. Until then the library still speaks with a bootstrap
+/// server, which it lets go as soon as it knows the brokers: a question that is on its way then is lost, and asked again
+/// only after half a second.
+fn settle(producer: &Producer) {
+    let admin = Admin::new(producer.handle(), SETTLE);
+    // The answer to the first names the brokers, the second is asked of one of them. What is wrong is said to who asks next.
+    drop(admin.meet().and_then(|()| admin.meet()));
+}
+
 impl Session for KafkaSession {
     fn begin(&mut self) -> Result<()> {
         if self.state != State::Ready {
@@ -326,7 +336,7 @@ impl Session for KafkaSession {
             &settings::session(&self.config, &self.session),
             self.config.request_timeout,
         )?;
-        producer.handle().settle(SETTLE);
+        settle(&producer);
         let end = Instant::now() + self.session.transaction_timeout.max(self.config.request_timeout);
         let taken = loop {
             let left = end.saturating_duration_since(Instant::now());

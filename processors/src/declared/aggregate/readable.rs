@@ -4,6 +4,7 @@
 
 use super::acc::{Acc, Best};
 use super::{Field, Group, read_group};
+use crate::declared::readable::field_names;
 use crate::declared::values::json;
 use serde_json::{Map, Value, json};
 use topology::{Processor, Work};
@@ -16,8 +17,7 @@ pub fn readable(processor: &Processor, bytes: &[u8]) -> Option<Value> {
     let fields: Vec<Field> = aggregate.fields.iter().map(Field::of).collect();
     let mut group = Group::new(Vec::new(), &[], None, &fields);
     read_group(&mut group, &fields, bytes).ok()?;
-    let names = processor.columns.iter().rev().take(fields.len()).collect::<Vec<_>>();
-    let names = names.into_iter().rev().map(|column| column.name.to_string());
+    let names = field_names(processor, fields.len());
     let value = |field: &Field, acc: &Acc| match acc {
         Acc::Best(Best::Unknown) => Value::from("to be looked up"),
         _ => acc
