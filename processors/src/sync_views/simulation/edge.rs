@@ -77,6 +77,8 @@ struct Device {
     who: char,
     claims: &'static str,
     cursor: Option<String>,
+    /// The cursor came with a page that said `complete`: what the device holds is shown to its user.
+    whole: bool,
     rows: BTreeMap<BucketId, Rows>,
     committed: Option<Closed>,
     asleep_until: Millis,
@@ -90,6 +92,7 @@ impl Device {
             who: if number.is_multiple_of(2) { 'P' } else { 'Q' },
             claims: "a",
             cursor: None,
+            whole: false,
             rows: BTreeMap::new(),
             committed: None,
             asleep_until: 0,
@@ -119,6 +122,7 @@ impl Device {
             }
         }
         self.cursor = Some(cursor.to_owned());
+        self.whole = page.complete;
     }
 
     /// The bucket's hash as the device computes it.
@@ -260,6 +264,9 @@ impl Readers {
     /// One poll; whether it brought the device to a complete state. `lossy` lets the answer get lost, come late or twice.
     pub fn poll(&mut self, broker: &mut Broker, rng: &mut Rng, d: usize, i: usize, lossy: bool) -> Verdict<bool> {
         let now = broker.now();
+        if lossy && rng.chance(0.2) {
+            self.edges[i].replica.prune(now, 100).map_err(|e| e.to_string())?;
+        }
         let (device, edge) = (&self.devices[d], &self.edges[i]);
         let bucket = |b: char| Bucket::new(bucket_of(b), scope_of(b), PARTITIONS);
         let readable: Vec<Bucket> = device.claims.chars().map(bucket).collect();
@@ -286,6 +293,9 @@ impl Readers {
                 broker.note("not modified");
                 hold(edge.disk.reads() == reads, || {
                     "an idle poll has read the store".to_owned()
+                })?;
+                hold(device.whole, || {
+                    format!("liveness: device {d} gets 304 for pages that it was never told to commit")
                 })?;
                 self.check_device(d, device.claims, &closed, "304")?;
                 return Ok(true);
@@ -391,6 +401,14 @@ impl Readers {
             84..88 => self.devices[d].claims = rng.pick(&["", "a", "c", "ac", "b"]),
             88..91 => self.devices[d].rows_max = rng.pick(&[1, 1, 2, 3, 5]),
             91 => self.devices[d].asleep_until = now + rng.pick(&[300, 2000, 8000, 11_000]),
+            93 => {
+                // Until its cursor is as old as it may be: what was held back then is older still.
+                let cursor = self.devices[d].cursor.as_deref().and_then(|c| self.keys.open(c));
+                if let Some(cursor) = cursor {
+                    let wakes = oldest(&cursor).saturating_add(HORIZON - rng.pick(&[30, 150, 400]));
+                    self.devices[d].asleep_until = wakes.min(now + HORIZON);
+                }
+            }
             92 if rng.chance(0.3) => self.devices[d].who = if self.devices[d].who == 'P' { 'Q' } else { 'P' },
             _ => {}
         }
@@ -440,13 +458,15 @@ fn check_page(page: &Page, cursor: Option<&Cursor>, claims: &str, now: Millis) -
     let fresh = |c: &views::Change| seen.insert((c.bucket, c.parts().view.to_owned(), c.parts().key.to_owned()));
     let once = page.changes.iter().all(fresh);
     hold(once, || "I11: a page holds a row twice".to_owned())?;
-    let oldest = |c: &Cursor| {
-        let round = c.round.iter().flat_map(|r| r.points.values());
-        let times = c.points.values().chain(round).map(|p| p.time);
-        times.min().unwrap_or(Millis::MAX)
-    };
     let old = cursor.is_none_or(|c| oldest(c) < now - HORIZON);
     hold(page.reset_all == old, || {
         format!("I9, I11: reset of everything {}, called for {old}", page.reset_all)
     })
+}
+
+/// The oldest time of a cursor, of its base and of its round.
+fn oldest(cursor: &Cursor) -> Millis {
+    let round = cursor.round.iter().flat_map(|r| r.points.values());
+    let times = cursor.points.values().chain(round).map(|p| p.time);
+    times.min().unwrap_or(Millis::MAX)
 }
