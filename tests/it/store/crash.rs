@@ -4,6 +4,7 @@
 //! directory, while buffers are flushed and compacted.
 //! Never: a child that outlives its test.
 
+use super::apart::on_each;
 use super::{ON_DISK, Random, options, rows};
 use crate::world::wait_for;
 use std::io::{BufRead, BufReader};
@@ -56,7 +57,7 @@ fn loaded(n: u64) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
 
 #[test]
 fn after_kill_9_a_load_is_there_whole_or_not_at_all() {
-    for engine in ON_DISK {
+    on_each(&ON_DISK, |engine| {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join(LOADS);
         for loads in [1, 7, 12] {
@@ -84,13 +85,13 @@ fn after_kill_9_a_load_is_there_whole_or_not_at_all() {
             want.sort();
             assert!(got == want, "{engine:?}: not the state after load {n}");
         }
-    }
+    });
 }
 
 /// Rows of a load and of batches before and after it are told apart by their order alone.
 #[test]
 fn a_load_takes_its_place_among_batches() {
-    for engine in [Engine::Fjall, Engine::Sled, Engine::Memory] {
+    on_each(&[Engine::Fjall, Engine::Sled, Engine::Memory], |engine| {
         let dir = tempfile::tempdir().unwrap();
         let store = store::open(&options(engine, dir.path())).unwrap();
         let mut batch = Batch::default();
@@ -118,7 +119,7 @@ fn a_load_takes_its_place_among_batches() {
         assert_eq!(text(b"[\"row\",3]").as_deref(), Some(&b"after"[..]));
         assert_eq!(text(b"[\"row\",4]"), None);
         assert_eq!(text(b"[\"row\",5]").as_deref(), Some(&b"loaded"[..]));
-    }
+    });
 }
 
 /// Batch `n`: its number in `meta`, rows in `rows`, and their copies in `index`.
@@ -163,7 +164,7 @@ fn child(engine: Engine, dir: &Path) -> Child {
 #[test]
 fn after_kill_9_a_store_holds_a_prefix_of_the_batches() {
     let mut random = Random::of_test("store kill -9");
-    for engine in ON_DISK {
+    on_each(&ON_DISK, |engine| {
         let dir = tempfile::tempdir().unwrap();
         let mut model = super::Rows::new();
         let mut modelled = 0;
@@ -217,7 +218,7 @@ fn after_kill_9_a_store_holds_a_prefix_of_the_batches() {
         }
         assert!(modelled > 0, "{engine:?}: no batch of any child survived");
         write_on(engine, dir.path());
-    }
+    });
 }
 
 /// fjall issue 257: writes once stood still for ever on a store that had been killed. Here they must go on.

@@ -3,13 +3,14 @@
 //! Guarantees: each gives the one error that says what to do; none panics, hangs, or loses a file.
 //! Never: asks for a particular user; as root, where modes do not bind, a file system that refuses root stands in.
 
+use super::apart::on_each;
 use super::{ON_DISK, Random, options, rows};
 use std::path::{Path, PathBuf};
 use store::{Batch, Direction, Engine, Error, Space};
 
 #[test]
 fn a_second_opener_is_told_that_the_store_is_in_use() {
-    for engine in ON_DISK {
+    on_each(&ON_DISK, |engine| {
         let dir = tempfile::tempdir().unwrap();
         let first = store::open(&options(engine, dir.path())).unwrap();
         let second = store::open(&options(engine, dir.path()));
@@ -27,7 +28,7 @@ fn a_second_opener_is_told_that_the_store_is_in_use() {
         ));
         drop(snapshot);
         store::open(&options(engine, dir.path())).unwrap();
-    }
+    });
 }
 
 fn files(dir: &Path) -> Vec<PathBuf> {
@@ -40,7 +41,7 @@ fn files(dir: &Path) -> Vec<PathBuf> {
 #[test]
 fn garbage_in_the_files_is_broken_and_a_store_set_aside_makes_room_for_a_new_one() {
     let mut random = Random::of_test("store garbage");
-    for engine in ON_DISK {
+    on_each(&ON_DISK, |engine| {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("state");
         let store = store::open(&options(engine, &dir)).unwrap();
@@ -74,14 +75,14 @@ fn garbage_in_the_files_is_broken_and_a_store_set_aside_makes_room_for_a_new_one
         );
         let store = store::open(&options(engine, &dir)).unwrap();
         assert_eq!(rows(&*store, Space(1), b"", None, Direction::Forward), []);
-    }
+    });
 }
 
 /// One damaged file at a time: whatever the engine makes of it, it says so or it opens; it never panics.
 #[test]
 fn a_single_damaged_file_never_panics() {
     let mut random = Random::of_test("store damage");
-    for engine in ON_DISK {
+    on_each(&ON_DISK, |engine| {
         let root = tempfile::tempdir().unwrap();
         let whole = root.path().join("whole");
         let store = store::open(&options(engine, &whole)).unwrap();
@@ -110,13 +111,13 @@ fn a_single_damaged_file_never_panics() {
             }
             std::fs::remove_dir_all(copy).unwrap();
         }
-    }
+    });
 }
 
 #[test]
 fn a_directory_that_cannot_be_written_is_named_in_the_error() {
     use std::os::unix::fs::PermissionsExt;
-    for engine in ON_DISK {
+    on_each(&ON_DISK, |engine| {
         let root = tempfile::tempdir().unwrap();
         let sealed = root.path().join("sealed");
         std::fs::create_dir(&sealed).unwrap();
@@ -137,7 +138,7 @@ fn a_directory_that_cannot_be_written_is_named_in_the_error() {
             let source = std::error::Error::source(&error).unwrap().to_string();
             assert!(source.contains(&dir.display().to_string()), "{error}: {source}");
         }
-    }
+    });
 }
 
 #[test]

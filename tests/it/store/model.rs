@@ -3,6 +3,7 @@
 //! Guarantees: every read of an engine is compared with the model's at the same moment.
 //! Never: needs more than a temporary directory.
 
+use super::apart::on_each;
 use super::{ON_DISK, Random, Rows, SPACES, old_rows, options, rows};
 use std::ops::ControlFlow;
 use store::{Batch, Direction, Engine, Error, SharedStore, Snapshot, Space};
@@ -12,7 +13,7 @@ const ORDERS: [Direction; 2] = [Direction::Forward, Direction::Backward];
 #[test]
 fn an_engine_is_an_ordered_map_with_atomic_batches() {
     let mut random = Random::of_test("store model");
-    for engine in [Engine::Fjall, Engine::Sled, Engine::Memory] {
+    on_each(&[Engine::Fjall, Engine::Sled, Engine::Memory], |engine| {
         let dir = tempfile::tempdir().unwrap();
         let mut world = World {
             store: Some(store::open(&options(engine, dir.path())).unwrap()),
@@ -47,7 +48,7 @@ fn an_engine_is_an_ordered_map_with_atomic_batches() {
                 "{engine:?}"
             );
         }
-    }
+    });
 }
 
 /// A store, what it must hold, and snapshots with what they must hold.
@@ -179,7 +180,7 @@ fn expected(model: &Rows, from: &[u8], to: Option<&[u8]>, order: Direction) -> V
 
 #[test]
 fn a_key_that_one_engine_cannot_hold_is_refused_by_all_and_nothing_of_its_batch_is_written() {
-    for engine in [Engine::Fjall, Engine::Sled, Engine::Memory] {
+    on_each(&[Engine::Fjall, Engine::Sled, Engine::Memory], |engine| {
         let dir = tempfile::tempdir().unwrap();
         let store = store::open(&options(engine, dir.path())).unwrap();
         for bad in [Vec::new(), vec![b'k'; store::KEY_BYTES_MAX + 1]] {
@@ -193,7 +194,7 @@ fn a_key_that_one_engine_cannot_hold_is_refused_by_all_and_nothing_of_its_batch_
             );
             assert_eq!(store.get(Space(0), b"good").unwrap(), None);
         }
-    }
+    });
 }
 
 /// A writer moves one token through the keys of two spaces, a batch a move. Whoever scans, live or in a snapshot, sees
@@ -201,7 +202,7 @@ fn a_key_that_one_engine_cannot_hold_is_refused_by_all_and_nothing_of_its_batch_
 #[test]
 fn a_scan_beside_a_writer_sees_whole_batches_only() {
     const KEYS: u64 = 1_000;
-    for engine in [Engine::Fjall, Engine::Sled, Engine::Memory] {
+    on_each(&[Engine::Fjall, Engine::Sled, Engine::Memory], |engine| {
         let dir = tempfile::tempdir().unwrap();
         let store = store::open(&options(engine, dir.path())).unwrap();
         let mut first = Batch::default();
@@ -245,12 +246,12 @@ fn a_scan_beside_a_writer_sees_whole_batches_only() {
             }
             writer.join().unwrap();
         });
-    }
+    });
 }
 
 #[test]
 fn spaces_are_found_by_name_whatever_their_order() {
-    for engine in ON_DISK {
+    on_each(&ON_DISK, |engine| {
         let dir = tempfile::tempdir().unwrap();
         let mut declared = options(engine, dir.path());
         let store = store::open(&declared).unwrap();
@@ -266,5 +267,5 @@ fn spaces_are_found_by_name_whatever_their_order() {
             "{engine:?}"
         );
         assert_eq!(rows(&*store, Space(1), b"", None, Direction::Forward), []);
-    }
+    });
 }
