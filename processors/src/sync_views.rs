@@ -9,7 +9,10 @@
 pub(crate) mod input;
 #[cfg(test)]
 mod simulation;
+mod stale;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use input::{Change, Input, Kind};
 use log::{Fate, Header, Millis, OutRecord, RecordBatch, RecordRef};
@@ -147,11 +150,21 @@ impl SyncViews {
             Ok(input) => input,
             Err((stage, error)) => {
                 effects.dead_letter(record, stage, error.as_ref());
+                self.missed(record, None, state, effects)?;
+                if !self.line.open {
+                    self.close(record.timestamp(), effects);
+                }
                 return Ok(());
             }
         };
         if input.version.incarnation > self.line.incarnation {
-            // The touched partitions stay: what a lost transaction left there is closed by the next end.
+            // The touched partitions stay: what a lost transaction left there is closed by the next end. What comes again
+            // from before it must not bring back a row of which nothing is known.
+            self.floor = self.floor.max(Version {
+                incarnation: input.version.incarnation - 1,
+                position: u64::MAX,
+                ordinal: u32::MAX,
+            });
             self.line.incarnation = input.version.incarnation;
             self.line.open = false;
             self.line_dirty = true;
@@ -162,7 +175,7 @@ impl SyncViews {
             Err(Trouble::Stop(error)) => return Err(error),
             Err(Trouble::Refused(refused)) => {
                 effects.dead_letter(record, refused.stage, refused.error.as_ref());
-                self.mark_stale(input.table, effects);
+                self.missed(record, Some(&input), state, effects)?;
             }
         }
         if input.again.is_none() {
@@ -187,7 +200,11 @@ impl SyncViews {
         };
         match &input.kind {
             Kind::Row(change) => self.row(context, input, &relation, change, state, effects),
-            Kind::Truncate => self.sweep(context, input, state, effects, &|_, _| true),
+            Kind::Truncate => {
+                self.sweep(context, input, state, effects, &|_, _| true)?;
+                self.cover(context, (input, input.version), &|_| true, state, effects)?;
+                Ok(())
+            }
             Kind::ChunkEnd(end) => {
                 let low = Version {
                     incarnation: input.version.incarnation,
@@ -200,9 +217,7 @@ impl SyncViews {
                     let in_chunk = (row.version.incarnation, row.version.position) == chunk;
                     row.version < low && !in_chunk && end.holds(key)
                 })?;
-                if end.last && low > self.floor {
-                    self.unmark_stale(input.table, effects);
-                }
+                self.cover_chunk(context, (input, low), end, state, effects)?;
                 Ok(())
             }
         }
@@ -223,24 +238,22 @@ impl SyncViews {
         };
         if input.version <= old.as_ref().map_or(self.floor, |o| o.version) {
             if input.again == Some(input::Again::Redrive) && old.is_none() {
-                self.mark_stale(input.table, effects);
+                self.miss(input.table, &change.state_key, self.floor, state, effects)?;
             }
             return Ok(());
         }
         let mut row = old.unwrap_or_default();
         let was_gone = row.gone_ms;
         self.outputs.clear();
+        let mut whole = true;
         match change.value {
             Some(value) => {
                 let bound = self.bound(value, input.table, relation)?;
                 let kept = std::mem::take(&mut row.kept);
-                row.kept = bound
-                    .evaluate(
-                        value.get(schemas::wire::FRAME_LENGTH..).unwrap_or_default(),
-                        kept,
-                        &mut self.outputs,
-                    )
-                    .map_err(|e| Refused::new(Stage::Transformation, e))?;
+                let body = value.get(schemas::wire::FRAME_LENGTH..).unwrap_or_default();
+                let evaluated = bound.evaluate(body, kept, &mut self.outputs);
+                let evaluated = evaluated.map_err(|e| Refused::new(Stage::Transformation, e))?;
+                (row.kept, whole) = (evaluated.kept, evaluated.whole);
                 row.gone_ms = None;
             }
             None => {
@@ -260,6 +273,7 @@ impl SyncViews {
         );
         self.outputs = outputs;
         self.remember(&change.state_key, was_gone, &row, state);
+        self.mend(input, &change.state_key, whole, state, effects)?;
         Ok(())
     }
 
@@ -394,35 +408,6 @@ impl SyncViews {
         self.line_dirty = true;
     }
 
-    fn mark_stale(&mut self, table: &str, effects: &mut Effects) {
-        if self.line.stale.insert(table.to_owned()) {
-            self.line_dirty = true;
-            self.say_stale(table, true, effects);
-        }
-    }
-
-    fn unmark_stale(&mut self, table: &str, effects: &mut Effects) {
-        if self.line.stale.remove(table) {
-            self.line_dirty = true;
-            self.say_stale(table, false, effects);
-        }
-    }
-
-    /// Every partition is told: a device learns from those that it reads.
-    fn say_stale(&mut self, table: &str, stale: bool, effects: &mut Effects) {
-        let Some(relation) = self.config.rules.relation(table).cloned() else {
-            return;
-        };
-        for view in relation.views() {
-            for partition in 0..self.config.partitions {
-                let headers: [Header<'_>; 1] = [(record::WRITER, Some(self.config.writer.as_bytes()))];
-                let written = self.writer.stale_mark(view, stale);
-                emit(&self.config.view_log, partition, written, headers, effects);
-                self.line.touched.insert(partition);
-            }
-        }
-    }
-
     /// The rules bound to the schema that a value was written with; `prepare` has fetched it.
     fn bound(&self, value: &[u8], table: &str, relation: &Relation) -> Result<Arc<Bound>, Refused> {
         let id = schema_id(value).ok_or_else(|| Refused::new(Stage::ValueConverter, "the value has no schema id"))?;
@@ -503,7 +488,8 @@ impl Processor for SyncViews {
                 continue;
             }
             last = Some((id, table));
-            let known = self.unknown.contains_key(&id);
+            // What is sent again may be so because its schema is there now.
+            let known = self.unknown.contains_key(&id) && record.header(schemas::headers::REPLAYED).is_none();
             if !known && !self.bound.keys().any(|(i, t)| *i == id && **t == *table) {
                 self.fetch(id, table)?;
             }

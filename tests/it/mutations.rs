@@ -36,6 +36,9 @@ fn every_mutation_finds_its_text_exactly_once() {
             matches!(text(mutation, "suite"), "runtime" | "views" | "case"),
             "{name}: no such suite"
         );
+        if text(mutation, "suite") == "case" {
+            assert!(!text(mutation, "package").is_empty() && !text(mutation, "test").is_empty());
+        }
         for edit in tables(mutation, "edit") {
             let file = text(edit, "file");
             let source = std::fs::read_to_string(root().join(file)).unwrap_or_default();

@@ -296,7 +296,11 @@ impl Pager<'_> {
         } else {
             Vec::new()
         };
-        let mut stale: Vec<String> = self.shows.values().flat_map(|s| s.stale.iter().cloned()).collect();
+        let mut stale: Vec<String> = self
+            .shows
+            .values()
+            .flat_map(|s| s.stale.iter().map(|(view, _)| view.clone()))
+            .collect();
         stale.sort_unstable();
         stale.dedup();
         let Gathered { resets, changes, .. } = got;

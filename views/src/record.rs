@@ -35,7 +35,7 @@ pub enum ViewRecord<'a> {
         /// The writer.
         writer: Cow<'a, str>,
     },
-    /// A view is, or is no longer, stale; held back like a row.
+    /// A view is, or is no longer, stale by this writer's account; held back like a row.
     Stale {
         /// The writer.
         writer: Cow<'a, str>,
@@ -323,9 +323,16 @@ impl Writer {
         (&self.open_key, Some(&self.value))
     }
 
-    /// Whether a view is stale: what it shows may lack changes until it was snapshotted again.
+    /// Whether a view is stale: what it shows of this writer may lack changes.
     pub fn stale_mark(&mut self, view: &str, stale: bool) -> Written<'_> {
-        self.key = reserved_key(STALE, view);
+        self.key.clear();
+        self.key.push(b'[');
+        push_string(&mut self.key, STALE);
+        for part in [view, &self.id] {
+            self.key.push(b',');
+            push_string(&mut self.key, part);
+        }
+        self.key.push(b']');
         start_value(&mut self.value, &self.stale_schema);
         self.value.push(u8::from(stale));
         (&self.key, Some(&self.value))

@@ -6,7 +6,7 @@
 mod bound;
 mod compile;
 
-pub use bound::{BindError, Bound, EvaluateError};
+pub use bound::{BindError, Bound, EvaluateError, Evaluated};
 pub use compile::Rules;
 
 use std::collections::BTreeMap;

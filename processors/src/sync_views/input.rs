@@ -14,6 +14,12 @@ use std::error::Error as StdError;
 /// Prefix of the keys that list deleted rows by age.
 pub const GONE: &[u8] = b"[\"gone\",";
 
+/// Prefix of the keys of rows.
+const ROW: &[u8] = b"[\"row\",";
+
+/// Prefix of the keys that list what rows lack.
+const MISSING: &[u8] = b"[\"missing\",";
+
 /// Digits of a time in such a key: enough until the year 5138.
 const GONE_DIGITS: usize = 14;
 
@@ -220,7 +226,7 @@ pub fn table_of<'a>(record: &RecordRef<'a>, event: Option<&'a str>) -> Option<&'
 
 /// Prefix of the state keys of a table's rows.
 pub fn table_prefix(table: &str) -> Vec<u8> {
-    let mut prefix = b"[\"row\",".to_vec();
+    let mut prefix = ROW.to_vec();
     schemas::json::write_str(&mut prefix, table);
     prefix.push(b',');
     prefix
@@ -234,11 +240,41 @@ pub fn row_key_of(state_key: &[u8], prefix: usize) -> &str {
     std::str::from_utf8(inside).unwrap_or_default()
 }
 
+/// The table and the state key of a row, as far as a record's key says.
+pub fn row_of<'a>(record: &RecordRef<'a>, event: Option<&'a str>) -> Option<(&'a str, Vec<u8>)> {
+    let key = record.key()?;
+    schemas::key::check(key).ok()?;
+    let mut parts = Parts::new(key).ok()?;
+    let table = match event {
+        Some(event) => event,
+        None => text(&mut parts).ok().filter(|table| !table.starts_with('~'))?,
+    };
+    match row(table, parts.rest(), None) {
+        Kind::Row(change) if !change.row_key.is_empty() => Some((table, change.state_key)),
+        _ => None,
+    }
+}
+
+/// Key of what a row lacks.
+pub fn missing_key(state_key: &[u8]) -> Vec<u8> {
+    [MISSING, state_key.strip_prefix(ROW).unwrap_or_default()].concat()
+}
+
+/// The state key of the row that such a key is of.
+pub fn missing_row(key: &[u8]) -> Vec<u8> {
+    [ROW, key.strip_prefix(MISSING).unwrap_or_default()].concat()
+}
+
+/// Prefix of such keys of a table.
+pub fn missing_prefix(table: &str) -> Vec<u8> {
+    missing_key(&table_prefix(table))
+}
+
 /// Key that lists a deleted row by the time of its deletion.
 pub fn gone_key(at: Millis, state_key: &[u8]) -> Vec<u8> {
     let mut key = GONE.to_vec();
     key.extend_from_slice(format!("\"{:0GONE_DIGITS$}\",", at.max(0)).as_bytes());
-    key.extend_from_slice(state_key.strip_prefix(b"[\"row\",").unwrap_or_default());
+    key.extend_from_slice(state_key.strip_prefix(ROW).unwrap_or_default());
     key
 }
 
@@ -247,7 +283,7 @@ pub fn gone_of(key: &[u8]) -> Option<(Millis, Vec<u8>)> {
     let rest = key.strip_prefix(GONE)?.strip_prefix(b"\"")?;
     let (digits, rest) = rest.split_at_checked(GONE_DIGITS)?;
     let at = std::str::from_utf8(digits).ok()?.parse().ok()?;
-    Some((at, [b"[\"row\",".as_slice(), rest.strip_prefix(b"\",")?].concat()))
+    Some((at, [ROW, rest.strip_prefix(b"\",")?].concat()))
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use runtime::driver::simulation::{
     Broker, Checked, Cleaning, Faults, Home, Layout, Outside, Rng, Scene, Tasks, run, seeds, simulate,
 };
 use runtime::{Application, Config, FirstStart, SubTopology, TaskInfo, changelog_topic};
-use source::{ROW, ROW_ID, Source, Value};
+use source::{Events, ROW, ROW_ID, Source, Value};
 use std::sync::Arc;
 use views::record::SchemaIds;
 use views::rules::{LineRules, Piece, Relation, ViewRule};
@@ -72,6 +72,7 @@ fn rules((topic, view, _): (&str, &str, i32)) -> Arc<LineRules> {
 /// The line from two databases and an event topic to three devices.
 struct Views {
     sources: Vec<Source>,
+    events: Events,
     readers: Option<Readers>,
     snapshots: u32,
 }
@@ -80,6 +81,7 @@ impl Views {
     fn new(_: &mut Rng) -> Self {
         Views {
             sources: vec![Source::new("x", 5), Source::new("y", 3)],
+            events: Events::default(),
             readers: None,
             snapshots: 0,
         }
@@ -97,12 +99,10 @@ impl Views {
                 }
                 source.snapshot_step();
             }
-            200..260 => {
-                let (at, row) = source::event(rng, EVENTS);
-                broker.append(&at, [row]);
-            }
+            200..255 => self.events.emit(broker, rng),
+            255..260 => self.events.redrive(broker, rng),
             260..275 => source.replay(broker, rng),
-            275..287 => source.redrive(broker),
+            275..287 => source.redrive(broker, rng),
             287..290 => source.lose_slot(),
             290..294 => source.snapshot(),
             294..300 => broker.pass(rng.pick(&[300, 900, 3000, 6000])),
@@ -198,19 +198,29 @@ impl Scene for Views {
         Ok(())
     }
 
-    /// Nothing is left to stream; a view that is stale is mended by a snapshot.
+    /// Nothing is left to stream; a view that is stale is mended by a snapshot, one of events by new events.
     fn is_idle(&mut self, broker: &mut Broker) -> bool {
         let Some(readers) = &self.readers else { return false };
-        let stale = |source: &Source| readers.oracles.iter().any(|o| o.now().stale.contains(source.name));
+        let stale = |view: &str| {
+            readers
+                .oracles
+                .iter()
+                .any(|o| o.now().stale.iter().any(|(of, _)| of == view))
+        };
         for source in &mut self.sources {
             if source.snapshot_step() || source.emit(broker, &mut Rng::of_seed(0), false) {
                 return false;
             }
-            if (source.is_behind() || stale(source)) && self.snapshots < 8 {
+            if (source.is_behind() || stale(source.name)) && self.snapshots < 8 {
                 self.snapshots += 1;
                 source.snapshot();
                 return false;
             }
+        }
+        if stale("e") && self.snapshots < 8 {
+            self.snapshots += 1;
+            Events::mend(broker);
+            return false;
         }
         true
     }
@@ -281,6 +291,8 @@ fn devices_under_random_faults_hold_the_view_of_the_whole_history() {
         "tombstones cleaned",
         "dead letter",
         "redriven",
+        "dead event",
+        "redriven event",
         "replayed",
         "replica too old",
         "replica wiped",

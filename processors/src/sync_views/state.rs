@@ -5,10 +5,10 @@
 
 use schemas::version::Version;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Format of the values here.
-const FORMAT: u8 = 1;
+pub(super) const FORMAT: u8 = 1;
 
 /// Key of [`Line`].
 pub const LINE: &[u8] = b"[\"line\"]";
@@ -128,8 +128,11 @@ pub struct Line {
     pub touched: BTreeSet<i32>,
     /// A row that is not known is newer than this, or is ignored: the greatest version forgotten, as hexadecimal.
     pub floor: String,
-    /// Tables whose views are stale until they are snapshotted again.
+    /// Tables whose views were last said to be stale.
     pub stale: BTreeSet<String>,
+    /// Tables with rows that lack changes, and how many.
+    #[serde(default)]
+    pub missing: BTreeMap<String, u64>,
 }
 
 impl Line {
@@ -142,6 +145,7 @@ impl Line {
             touched: BTreeSet::new(),
             floor: Version::default().to_string(),
             stale: BTreeSet::new(),
+            missing: BTreeMap::new(),
         }
     }
 
@@ -158,7 +162,7 @@ impl Line {
     }
 }
 
-fn open(bytes: &[u8]) -> Result<&[u8], StateError> {
+pub(super) fn open(bytes: &[u8]) -> Result<&[u8], StateError> {
     match bytes.split_first() {
         Some((&FORMAT, rest)) => Ok(rest),
         Some((&found, _)) => Err(StateError::Newer { found }),

@@ -51,7 +51,10 @@ fn apart(test: &str) {
             .unwrap();
         let began = Instant::now();
         let said = child.stdout.take().unwrap();
-        let said = std::thread::spawn(move || std::io::read_to_string(said).unwrap_or_default());
+        let said = std::thread::Builder::new()
+            .name("said".to_owned())
+            .spawn(move || std::io::read_to_string(said).unwrap_or_default())
+            .unwrap();
         while began.elapsed() < LIMIT {
             if let Some(ended) = child.try_wait().unwrap() {
                 let said = said.join().unwrap();

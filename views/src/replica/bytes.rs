@@ -9,7 +9,7 @@ use log::{Millis, Offset};
 use store::{Batch, Store};
 
 /// Layout version of the store.
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 
 /// The spaces, in the order of [`super::SPACES`].
 pub mod space {

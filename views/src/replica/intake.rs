@@ -88,7 +88,7 @@ struct Meta {
     closed: Offset,
     as_of: Millis,
     mid_closing: bool,
-    stale: Vec<String>,
+    stale: Vec<(String, u64)>,
 }
 
 fn encode_bucket(bucket: &BucketState) -> Vec<u8> {
@@ -127,7 +127,7 @@ struct Work<'a> {
     index: HashMap<Vec<u8>, Newest>,
     buckets: HashMap<BucketId, BucketState>,
     held_gone: Vec<(u64, Offset)>,
-    stale: Vec<(String, bool)>,
+    stale: Vec<((String, u64), bool)>,
     staged_bytes: usize,
     touched: HashSet<BucketId>,
 }
@@ -239,7 +239,7 @@ impl<'a> Work<'a> {
             if row.stored {
                 self.held_gone.push((writer, row.offset));
             }
-            self.show(row.offset, &row.value, closing)?;
+            self.show(writer, row.offset, &row.value, closing)?;
             if self.staged_bytes > FLUSH_BYTES {
                 self.flush_mid_closing()?;
             }
@@ -258,7 +258,7 @@ impl<'a> Work<'a> {
             from = last + 1;
             for (offset, value) in &piece {
                 self.held_gone.push((writer, *offset));
-                self.show(*offset, value, closing)?;
+                self.show(writer, *offset, value, closing)?;
             }
             if self.staged_bytes > FLUSH_BYTES {
                 self.flush_mid_closing()?;
@@ -274,10 +274,10 @@ impl<'a> Work<'a> {
         done
     }
 
-    fn show(&mut self, offset: Offset, value: &[u8], closing: Offset) -> Result<()> {
+    fn show(&mut self, writer: u64, offset: Offset, value: &[u8], closing: Offset) -> Result<()> {
         match held::decode(value)? {
             Held::Mark => {}
-            Held::Stale { view, stale } => self.stale.push((view.to_owned(), stale)),
+            Held::Stale { view, stale } => self.stale.push(((view.to_owned(), writer), stale)),
             Held::Row { bucket, row } => self.show_row(offset, bucket, &RowValue { closed: closing, ..row })?,
         }
         Ok(())

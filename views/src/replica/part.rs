@@ -41,8 +41,8 @@ pub struct Shown {
     pub held: Option<(Offset, Millis)>,
     /// Buckets.
     pub buckets: HashMap<BucketId, BucketState>,
-    /// Views that are stale.
-    pub stale: BTreeSet<String>,
+    /// Views that are stale, each with the writer that says so.
+    pub stale: BTreeSet<(String, u64)>,
 }
 
 impl Shown {

@@ -83,6 +83,15 @@ struct Column {
     ty: TypeId,
 }
 
+/// What an evaluation leaves.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Evaluated {
+    /// What must be kept of the row for the next evaluation.
+    pub kept: Vec<(String, Vec<u8>)>,
+    /// Nothing that was kept before has gone into it.
+    pub whole: bool,
+}
+
 impl Relation {
     /// Binds the rules to a schema's text.
     ///
@@ -128,7 +137,6 @@ impl Relation {
 
 impl Bound {
     /// Evaluates all views over a row: `body` is its Avro body, `kept` what the last evaluation returned for it.
-    /// Returns what must be kept of it for the next.
     ///
     /// # Errors
     /// A row that does not fit its schema, or that a condition cannot judge.
@@ -137,10 +145,10 @@ impl Bound {
         body: &[u8],
         kept: Vec<(String, Vec<u8>)>,
         outputs: &mut Outputs,
-    ) -> Result<Vec<(String, Vec<u8>)>, EvaluateError> {
+    ) -> Result<Evaluated, EvaluateError> {
         let mut row = Row::new();
         self.schema.decode(body, &mut row).map_err(EvaluateError::Decode)?;
-        self.merge(&mut row, &kept)?;
+        let whole = self.merge(&mut row, &kept)?;
         let declared: Option<Row<'_>> = (!self.in_order).then(|| {
             let value = |c: &Option<Column>| c.as_ref().and_then(|c| row.get(c.at).cloned()).unwrap_or(Datum::Null);
             self.columns.iter().map(value).collect()
@@ -148,14 +156,18 @@ impl Bound {
         for (index, view) in self.relation.views.iter().enumerate() {
             self.view(index, view, &row, declared.as_ref().unwrap_or(&row), outputs)?;
         }
-        Ok(self.keep(&row))
+        Ok(Evaluated {
+            kept: self.keep(&row),
+            whole,
+        })
     }
 
-    /// Puts kept values where the source left a column out as unchanged.
-    fn merge<'k>(&self, row: &mut Row<'k>, kept: &'k [(String, Vec<u8>)]) -> Result<(), EvaluateError> {
+    /// Puts kept values where the source left a column out as unchanged; says whether there was none.
+    fn merge<'k>(&self, row: &mut Row<'k>, kept: &'k [(String, Vec<u8>)]) -> Result<bool, EvaluateError> {
+        let mut whole = true;
         let listed = self.unchanged.and_then(|at| row.get(at));
         let Some(names) = listed.and_then(Datum::as_array).map(<[Datum<'_>]>::to_vec) else {
-            return Ok(());
+            return Ok(whole);
         };
         for name in names.iter().filter_map(Datum::as_str) {
             let Some(column) = self.columns.iter().flatten().find(|c| c.name == name) else {
@@ -166,12 +178,13 @@ impl Bound {
             };
             let (_, value) = kept.iter().find(|(kept, _)| kept == name).ok_or_else(missing)?;
             let slot = row.get_mut(column.at).ok_or_else(missing)?;
+            whole = false;
             *slot = match std::str::from_utf8(value) {
                 Ok(text) if !self.is_bytes(column) => Datum::Str(text),
                 _ => Datum::Bytes(value),
             };
         }
-        Ok(())
+        Ok(whole)
     }
 
     fn is_bytes(&self, column: &Column) -> bool {

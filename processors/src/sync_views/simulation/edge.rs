@@ -370,7 +370,8 @@ impl Readers {
         }
         let mut stale = BTreeSet::new();
         for (p, at) in &closed {
-            stale.extend(self.oracles[usize::try_from(*p).unwrap()].state(*at)?.stale.clone());
+            let state = self.oracles[usize::try_from(*p).unwrap()].state(*at)?;
+            stale.extend(state.stale.iter().map(|(view, _)| view.clone()));
         }
         let said: BTreeSet<String> = page.stale.iter().cloned().collect();
         hold(said == stale, || {

@@ -5,9 +5,10 @@
 //! Never: a hint from a replica.
 
 use super::{EVENTS, Value, bucket_of, partition_of, source};
-use log::{Offset, RecordBatch, TopicPartition};
+use log::{Offset, RecordBatch, RecordRef, TopicPartition};
 use runtime::driver::simulation::{Broker, batch_of};
 use schemas::events::{Closing, Event};
+use schemas::headers::{self, Tx};
 use schemas::version::Version;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -21,11 +22,11 @@ pub struct Shown {
     pub json: Vec<u8>,
 }
 
-/// What is visible at a closing, by (bucket, view, key), and which views are stale.
+/// What is visible at a closing, by (bucket, view, key), and which views are stale by the account of which line.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct State {
     pub rows: BTreeMap<(String, String, String), Shown>,
-    pub stale: BTreeSet<String>,
+    pub stale: BTreeSet<(String, i64)>,
 }
 
 /// A record that is held back.
@@ -35,7 +36,7 @@ enum Held {
         shown: Option<Shown>,
     },
     Stale {
-        view: String,
+        line: (String, i64),
         stale: bool,
     },
 }
@@ -106,8 +107,8 @@ impl Oracle {
                     self.hold(&row.writer, Held::Row { at, shown });
                 }
                 ViewRecord::Stale { writer, view, stale } => {
-                    let view = view.into_owned();
-                    self.hold(&writer, Held::Stale { view, stale });
+                    let line = (view.into_owned(), line_of(&writer).1);
+                    self.hold(&writer, Held::Stale { line, stale });
                 }
                 ViewRecord::Open { .. } | ViewRecord::Grant { .. } => {}
             }
@@ -124,8 +125,8 @@ impl Oracle {
             match held {
                 Held::Row { at, shown: Some(shown) } => drop(self.now.rows.insert(at, shown)),
                 Held::Row { at, shown: None } => drop(self.now.rows.remove(&at)),
-                Held::Stale { view, stale: true } => drop(self.now.stale.insert(view)),
-                Held::Stale { view, stale: false } => drop(self.now.stale.remove(&view)),
+                Held::Stale { line, stale: true } => drop(self.now.stale.insert(line)),
+                Held::Stale { line, stale: false } => drop(self.now.stale.remove(&line)),
             }
         }
     }
@@ -140,13 +141,16 @@ impl Oracle {
         (place, version): (i64, Version),
     ) -> Result<(), String> {
         let source = sources.iter().find(|source| source.name == view);
+        if self.now.stale.contains(&(view.to_owned(), partition)) {
+            return Ok(());
+        }
         let want = match source {
-            Some(_) if place % 2 == 1 || self.now.stale.contains(view) => return Ok(()),
+            Some(_) if place % 2 == 1 => return Ok(()),
             Some(source) => {
                 let db = usize::try_from(place / 2).ok().and_then(|n| source.db.get(n));
                 db.ok_or("a closing names a transaction that was never made")?.clone()
             }
-            None => events(broker, partition, version.position),
+            None => events(broker, partition, (version.position, place)),
         };
         let want: BTreeMap<(String, i64), String> = want
             .iter()
@@ -199,15 +203,20 @@ fn json_of(value: i64) -> String {
     format!("{{\"value\":\"{value}\"}}")
 }
 
-/// The newest event of each key of a partition, up to an offset.
-fn events(broker: &mut Broker, partition: i64, through: u64) -> source::Rows {
+/// The newest event of each key of a partition, up to that of a version; what comes again counts where it was first, but
+/// closes (at its own time) what came before it.
+fn events(broker: &mut Broker, partition: i64, (position, at_ms): (u64, i64)) -> source::Rows {
     let at = TopicPartition::new(EVENTS, i32::try_from(partition).unwrap_or_default());
     let records = broker.part(&at).history(0);
     let batch: RecordBatch = batch_of(&at, &records);
     let mut rows = source::Rows::new();
+    let of = |record: &RecordRef<'_>| Some(Tx::parse(record.header(headers::TX)?).ok()?.position.0);
+    let is_again = |record: &RecordRef<'_>| of(record) == Some(position) && record.timestamp() == at_ms;
+    let through = batch.iter().find(is_again).map(|record| record.offset());
+    let through = through.unwrap_or(Offset::try_from(position).unwrap_or(Offset::MAX));
     for record in batch
         .iter()
-        .filter(|r| u64::try_from(r.offset()).is_ok_and(|o| o <= through))
+        .filter(|r| r.offset() <= through && r.header(headers::REPLAYED).is_none())
     {
         let key = std::str::from_utf8(record.key().unwrap_or_default()).unwrap_or_default();
         let key: i64 = key.trim_matches(['[', ']']).parse().unwrap_or_default();

@@ -5,7 +5,7 @@
 //! stand in the topic in part for a while; the database after each transaction is kept, for the oracle.
 //! Never: PostgreSQL.
 
-use super::{HORIZON, bucket_of};
+use super::{EVENTS, HORIZON, bucket_of};
 use log::{Millis, TopicPartition};
 use runtime::driver::simulation::{Broker, Rng, Row};
 use schemas::events::{ChunkEnd, Event};
@@ -56,9 +56,7 @@ struct Chunk {
 /// A dead letter that can be redriven: since when, and the record as it should have been.
 struct Dead {
     at: Millis,
-    key: i64,
-    value: Option<Value>,
-    position: (u64, u32),
+    row: Row,
 }
 
 /// A database and the topic of its changes.
@@ -170,7 +168,6 @@ impl Source {
     pub fn lose_slot(&mut self) {
         self.incarnation += 1;
         (self.next, self.ordinal, self.gap) = (self.txs.len(), 0, true);
-        self.dead.clear();
         self.streamed.clear();
         self.snapshot();
     }
@@ -227,7 +224,6 @@ impl Source {
         let range = self.todo.remove(0);
         if self.todo.is_empty() {
             self.gap = false;
-            self.dead.clear();
         }
         self.sequence += 1;
         let (from, to) = (format!("[{}]", range[0]), format!("[{}]", range[range.len() - 1]));
@@ -260,59 +256,72 @@ impl Source {
         if last {
             (self.next, self.ordinal) = (self.next + 1, 0);
         }
-        let dies = dies && value.is_some() && self.todo.is_empty();
-        let id = if dies { UNKNOWN_ID } else { ROW_ID };
-        let row = self.row(&self.key(key), value.map(|value| framed(id, value)), position, last);
-        self.put(broker, row, !dies);
-        if dies {
-            broker.note("dead letter");
-            let at = broker.now();
-            self.dead.push(Dead {
-                at,
-                key,
-                value,
-                position,
-            });
+        let row = self.row(&self.key(key), value.map(|value| framed(ROW_ID, value)), position, last);
+        if !dies || value.is_none() {
+            return self.put(broker, row, true);
         }
+        broker.note("dead letter");
+        self.put(broker, unreadable(row.clone()), false);
+        let at = broker.now();
+        self.dead.push(Dead { at, row });
     }
 
-    /// A dead letter comes back with its original position; what is too old calls for a snapshot instead.
-    pub fn redrive(&mut self, broker: &mut Broker) {
-        match self.dead.first() {
-            Some(dead) if broker.now() - dead.at > HORIZON / 2 => self.snapshot(),
-            Some(_) => {
-                let dead = self.dead.remove(0);
-                let value = dead.value.map(|value| framed(ROW_ID, value));
-                let row = self.row(&self.key(dead.key), value, dead.position, true);
-                broker.note("redriven");
-                self.put(broker, again(row, headers::REDRIVE), false);
-            }
-            None => {}
+    /// Any dead letter comes back with its original position, more than once, before and after a snapshot; what is too old
+    /// may call for a snapshot instead.
+    pub fn redrive(&mut self, broker: &mut Broker, rng: &mut Rng) {
+        if self.dead.is_empty() {
+            return;
         }
+        let which = rng.below(self.dead.len());
+        if broker.now() - self.dead[which].at > HORIZON / 2 && rng.chance(0.3) {
+            return self.snapshot();
+        }
+        let row = if rng.chance(0.8) {
+            self.dead.remove(which).row
+        } else {
+            self.dead[which].row.clone()
+        };
+        broker.note("redriven");
+        let row = again(self.here(row), headers::REDRIVE);
+        self.put(broker, row, false);
     }
 
     /// Whether changes are missing that only a snapshot brings.
     pub fn is_behind(&self) -> bool {
-        self.gap || !self.dead.is_empty()
+        self.gap
+    }
+
+    /// A row with its own position, for the place where the source is now.
+    fn here(&self, mut row: Row) -> Row {
+        let tx = row.headers[0].1.as_deref().and_then(|tx| Tx::parse(tx).ok());
+        let mut header = Vec::new();
+        let tx = Tx {
+            at_ms: self.place(),
+            ..tx.expect("a record has its place")
+        };
+        tx.write(&mut header);
+        row.headers[0].1 = Some(header);
+        row
     }
 
     /// Any old stretch again, whole records, original positions.
     pub fn replay(&mut self, broker: &mut Broker, rng: &mut Rng) {
         let from = rng.below(self.put.len());
         let some: Vec<Row> = self.put.iter().skip(from).take(1 + rng.below(4)).cloned().collect();
-        for mut row in some {
-            let tx = row.headers[0].1.as_deref().and_then(|tx| Tx::parse(tx).ok());
-            let mut header = Vec::new();
-            let tx = Tx {
-                at_ms: self.place(),
-                ..tx.expect("a record has its place")
-            };
-            tx.write(&mut header);
-            row.headers[0].1 = Some(header);
+        for row in some {
             broker.note("replayed");
-            self.put(broker, again(row, headers::REPLAY), false);
+            let row = again(self.here(row), headers::REPLAY);
+            self.put(broker, row, false);
         }
     }
+}
+
+/// The row under an id that the registry does not know.
+fn unreadable(mut row: Row) -> Row {
+    if let Some(id) = row.value.as_mut().and_then(|value| value.get_mut(1..5)) {
+        id.copy_from_slice(&UNKNOWN_ID.to_be_bytes());
+    }
+    row
 }
 
 fn again(mut row: Row, how: &str) -> Row {
@@ -337,12 +346,66 @@ pub fn any_value(rng: &mut Rng) -> Option<Value> {
     (!rng.chance(0.25)).then_some(value)
 }
 
-/// An event: a row of the partition that its key gives.
-pub fn event(rng: &mut Rng, topic: &str) -> (TopicPartition, Row) {
-    let key = rng.below(4);
-    let value = any_value(rng).map(|value| framed(ROW_ID, value));
-    let at = TopicPartition::new(topic, i32::try_from(key % 2).unwrap());
-    (at, Row::new(format!("[{key}]"), value))
+/// The event topic: each record is a transaction of its own, and what only a snapshot would mend an event mends.
+#[derive(Default)]
+pub struct Events {
+    dead: Vec<(TopicPartition, Row)>,
+}
+
+impl Events {
+    /// Keys that events have.
+    pub const KEYS: usize = 4;
+
+    /// An event of some key; it may be one that cannot be read.
+    pub fn emit(&mut self, broker: &mut Broker, rng: &mut Rng) {
+        let (at, row) = event(rng.below(Self::KEYS), any_value(rng));
+        if !rng.chance(0.05) || row.value.is_none() {
+            broker.append(&at, [row]);
+            return;
+        }
+        broker.note("dead event");
+        let offset = broker.append(&at, [unreadable(row.clone())]);
+        let mut tx = Vec::new();
+        let header = Tx {
+            incarnation: 1,
+            position: Lsn(u64::try_from(offset).unwrap_or_default()),
+            ordinal: 0,
+            last: true,
+            at_ms: 0,
+        };
+        header.write(&mut tx);
+        let row = Row {
+            headers: vec![(headers::TX.to_owned(), Some(tx))],
+            ..row
+        };
+        self.dead.push((at, again(row, headers::REDRIVE)));
+    }
+
+    /// A dead letter comes back.
+    pub fn redrive(&mut self, broker: &mut Broker, rng: &mut Rng) {
+        if !self.dead.is_empty() {
+            let (at, row) = self.dead.remove(rng.below(self.dead.len()));
+            broker.note("redriven event");
+            broker.append(&at, [row]);
+        }
+    }
+
+    /// A new event of every key.
+    pub fn mend(broker: &mut Broker) {
+        for key in 0..Self::KEYS {
+            let (at, row) = event(key, Some((Some('a'), 1)));
+            broker.append(&at, [row]);
+        }
+    }
+}
+
+/// A row of the partition that its key gives.
+fn event(key: usize, value: Option<Value>) -> (TopicPartition, Row) {
+    let at = TopicPartition::new(EVENTS, i32::try_from(key % 2).unwrap());
+    (
+        at,
+        Row::new(format!("[{key}]"), value.map(|value| framed(ROW_ID, value))),
+    )
 }
 
 /// The value that a framed row has.
