@@ -170,10 +170,11 @@ impl Polls {
         loop {
             moves.borrow_and_update();
             let draining = self.drain.is_draining();
-            match (self.look(poll).await?, &listener) {
+            let patient = listener.is_some() && !draining && Instant::now() < until;
+            match (self.look(poll, patient).await?, &listener) {
                 (Look::Reply(reply), _) => return Ok(reply),
                 (Look::NotReady(problem), _) => return Err(problem),
-                (Look::Same, Some(listener)) if !draining && Instant::now() < until => {
+                (Look::Same, Some(listener)) if patient => {
                     tokio::select! {
                         () = listener.woken() => {}
                         () = tokio::time::sleep_until(until) => {}
@@ -202,7 +203,7 @@ impl Polls {
     }
 
     /// Looks once, on a thread that may block: the store may have to read from disk.
-    async fn look(self: &Arc<Self>, poll: &Poll<'_>) -> Result<Look, Refused> {
+    async fn look(self: &Arc<Self>, poll: &Poll<'_>, patient: bool) -> Result<Look, Refused> {
         let Some(replica) = self.shelf.replica() else {
             let detail = "the views are not open here yet; try again, or another edge";
             return Ok(Look::NotReady(Refused::unavailable("view-incomplete", detail, 2)));
@@ -225,6 +226,7 @@ impl Polls {
                 rows_max,
                 bytes_max: sync.limits.page_bytes_max,
                 now: sync.clock.now_ms(),
+                patient,
             };
             sync.answer(&replica, &request, waits)
         });

@@ -271,6 +271,7 @@ impl Run {
             rows_max,
             bytes_max: 1 << 20,
             now: self.now,
+            patient: false,
         };
         let reads = self.replicas[i].disk.reads();
         let answer = views::delta(&self.replicas[i].replica, &request).unwrap();

@@ -32,6 +32,8 @@ pub struct Request<'a> {
     pub bytes_max: usize,
     /// Now, in ms.
     pub now: Millis,
+    /// That other views are stale than before is no news yet: the question can wait for a change of its buckets.
+    pub patient: bool,
 }
 
 /// An answer.
@@ -261,10 +263,17 @@ impl Pager<'_> {
             .values()
             .all(|p| p.time > self.request.now - self.replica.times().refresh_ms);
         let same = covered == self.base.covered && drops.is_empty();
-        if first && empty && !self.reset_all && same && fresh && self.base.complete {
+        let quiet = self.request.patient || !self.stale_changed();
+        if first && empty && !self.reset_all && same && fresh && self.base.complete && quiet {
             return Ok(Answer::NotModified);
         }
         Ok(Answer::Page(Box::new(self.finish(first, drops, covered, round, got))))
+    }
+
+    /// Whether other views may be stale than those that the cursor's last page named.
+    fn stale_changed(&self) -> bool {
+        let known = |p: &i32| self.base.points.get(p).map_or(-1, |point| point.closed);
+        self.shows.iter().any(|(p, shown)| shown.stale_changed > known(p))
     }
 
     fn finish(self, first: bool, drops: Vec<BucketId>, covered: Vec<BucketId>, round: Round, got: Gathered) -> Page {

@@ -101,6 +101,11 @@ impl World {
 
     /// Appends a source transaction, applies it, and wakes as the follower does.
     fn commit(&self, rows: &[RowChange<'_>]) {
+        self.write(rows, None);
+    }
+
+    /// A transaction that may say, beside its rows, whether the view is stale.
+    fn write(&self, rows: &[RowChange<'_>], stale: Option<bool>) {
         let mut next = self.next.lock().unwrap();
         let mut batch = RecordBatch::default();
         let at = batch.intern(&TopicPartition::new("view.log", 0));
@@ -119,6 +124,12 @@ impl World {
             version[9..].copy_from_slice(&next.to_be_bytes());
             let (key, value) = writer.row(bucket, "orders", &key.to_string(), json.map(str::as_bytes));
             let headers: [Header<'_>; 2] = [(WRITER, Some(b"p/t/0/0")), (VERSION, Some(&version))];
+            batch.push(at, *next, now, TimestampType::LogAppend, Some(key), value, headers);
+            *next += 1;
+        }
+        if let Some(stale) = stale {
+            let (key, value) = writer.stale_mark("orders", stale);
+            let headers: [Header<'_>; 1] = [(WRITER, Some(b"p/t/0/0"))];
             batch.push(at, *next, now, TimestampType::LogAppend, Some(key), value, headers);
             *next += 1;
         }
@@ -320,6 +331,42 @@ async fn a_validator_is_answered_when_it_is_current_and_else_with_everything() {
     assert_eq!(
         (page.get("reset_all"), page["changes"].as_array().unwrap().len()),
         (None, 1)
+    );
+}
+
+#[tokio::test]
+async fn that_a_view_is_stale_wakes_nobody_and_is_told_with_the_next_answer() {
+    let world = world();
+    world.commit(&[("user:1", 1, Some("{}"))]);
+    let who = user("1", &["user:1"]);
+    let cursor = world.synced(&who).await;
+    let wait = Duration::from_millis(60);
+    let asked = Instant::now();
+    let poll = waiting(&cursor, wait);
+    let told = world.page(&who, poll);
+    let (told, ()) = tokio::join!(told, async {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        world.write(&[], Some(true));
+    });
+    assert!(asked.elapsed() >= wait, "nobody is woken by it alone");
+    let (page, cursor) = told;
+    assert_eq!(
+        (&page["stale"], &page["changes"], &page["complete"]),
+        (&json!(["orders"]), &json!([]), &json!(true))
+    );
+    assert_eq!(
+        world.poll(&who, after(&cursor)).await,
+        Ok(Reply::NotModified),
+        "told once"
+    );
+    world.write(&[], Some(false));
+    let (page, cursor) = world.page(&who, after(&cursor)).await;
+    assert_eq!((&page["stale"], &page["changes"]), (&json!([]), &json!([])));
+    world.write(&[("user:1", 2, Some("{}"))], Some(true));
+    let (page, _) = world.page(&who, waiting(&cursor, Duration::from_secs(9))).await;
+    assert_eq!(
+        (&page["stale"], page["changes"].as_array().unwrap().len()),
+        (&json!(["orders"]), 1)
     );
 }
 

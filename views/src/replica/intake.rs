@@ -43,6 +43,7 @@ pub fn load(store: &dyn Store, partition: i32, options: &Options) -> Result<(Int
         held: None,
         buckets: HashMap::new(),
         stale: std::collections::BTreeSet::new(),
+        stale_changed: -1,
     };
     if let Some(meta) = store.get(space::META, &bytes::meta_key(partition))? {
         let meta: Meta = serde_json::from_slice(&meta).map_err(|e| Error::Foreign(format!("its meta: {e}")))?;
@@ -51,6 +52,7 @@ pub fn load(store: &dyn Store, partition: i32, options: &Options) -> Result<(Int
         shown.as_of = meta.as_of;
         shown.mid_closing = meta.mid_closing;
         shown.stale = meta.stale.into_iter().collect();
+        shown.stale_changed = meta.stale_changed;
     }
     let (from, to) = bytes::part_range(partition);
     let mut damaged = false;
@@ -89,6 +91,7 @@ struct Meta {
     as_of: Millis,
     mid_closing: bool,
     stale: Vec<(String, u64)>,
+    stale_changed: Offset,
 }
 
 fn encode_bucket(bucket: &BucketState) -> Vec<u8> {
@@ -127,7 +130,7 @@ struct Work<'a> {
     index: HashMap<Vec<u8>, Newest>,
     buckets: HashMap<BucketId, BucketState>,
     held_gone: Vec<(u64, Offset)>,
-    stale: Vec<((String, u64), bool)>,
+    stale: Vec<((String, u64), bool, Offset)>,
     staged_bytes: usize,
     touched: HashSet<BucketId>,
 }
@@ -277,7 +280,7 @@ impl<'a> Work<'a> {
     fn show(&mut self, writer: u64, offset: Offset, value: &[u8], closing: Offset) -> Result<()> {
         match held::decode(value)? {
             Held::Mark => {}
-            Held::Stale { view, stale } => self.stale.push(((view.to_owned(), writer), stale)),
+            Held::Stale { view, stale } => self.stale.push(((view.to_owned(), writer), stale, closing)),
             Held::Row { bucket, row } => self.show_row(offset, bucket, &RowValue { closed: closing, ..row })?,
         }
         Ok(())
@@ -385,11 +388,14 @@ impl<'a> Work<'a> {
         self.intake.held.stage(partition, &mut batch);
         self.staged_bytes = 0;
         let mut shown = write(self.shown);
-        for (view, stale) in self.stale.drain(..) {
-            if stale {
-                shown.stale.insert(view);
+        for (view, stale, closing) in self.stale.drain(..) {
+            let changed = if stale {
+                shown.stale.insert(view)
             } else {
-                shown.stale.remove(&view);
+                shown.stale.remove(&view)
+            };
+            if changed {
+                shown.stale_changed = closing;
             }
         }
         shown.position = self.position;
@@ -416,6 +422,7 @@ fn put_meta(batch: &mut Batch, partition: i32, shown: &Shown) {
         as_of: shown.as_of,
         mid_closing: shown.mid_closing,
         stale: shown.stale.iter().cloned().collect(),
+        stale_changed: shown.stale_changed,
     };
     let meta = serde_json::to_vec(&meta).expect("numbers and texts always have a JSON form");
     batch.put(space::META, bytes::meta_key(partition), meta);

@@ -43,6 +43,8 @@ pub struct Shown {
     pub buckets: HashMap<BucketId, BucketState>,
     /// Views that are stale, each with the writer that says so.
     pub stale: BTreeSet<(String, u64)>,
+    /// The last closing that changed them; -1 before the first.
+    pub stale_changed: Offset,
 }
 
 impl Shown {

@@ -79,6 +79,8 @@ struct Device {
     cursor: Option<String>,
     /// The cursor came with a page that said `complete`: what the device holds is shown to its user.
     whole: bool,
+    /// Views that the last page named as stale.
+    stale: BTreeSet<String>,
     rows: BTreeMap<BucketId, Rows>,
     committed: Option<Closed>,
     asleep_until: Millis,
@@ -93,6 +95,7 @@ impl Device {
             claims: "a",
             cursor: None,
             whole: false,
+            stale: BTreeSet::new(),
             rows: BTreeMap::new(),
             committed: None,
             asleep_until: 0,
@@ -123,6 +126,7 @@ impl Device {
         }
         self.cursor = Some(cursor.to_owned());
         self.whole = page.complete;
+        self.stale = page.stale.iter().cloned().collect();
     }
 
     /// The bucket's hash as the device computes it.
@@ -281,7 +285,9 @@ impl Readers {
             rows_max: if lossy { device.rows_max } else { 5 },
             bytes_max: 1 << 20,
             now,
+            patient: lossy && rng.chance(0.5),
         };
+        let patient = request.patient;
         let reads = edge.disk.reads();
         let answer = views::delta(&edge.replica, &request).map_err(|e| e.to_string())?;
         let health = edge.replica.health(now);
@@ -296,6 +302,11 @@ impl Readers {
                 })?;
                 hold(device.whole, || {
                     format!("liveness: device {d} gets 304 for pages that it was never told to commit")
+                })?;
+                let reads = |p: &i32| known.as_ref().is_some_and(|c| c.points.contains_key(p));
+                let read: Closed = closed.clone().into_iter().filter(|(p, _)| reads(p)).collect();
+                hold(patient || self.stale(&read)? == device.stale, || {
+                    format!("stale views: 304 for device {d}, which knows of {:?}", device.stale)
                 })?;
                 self.check_device(d, device.claims, &closed, "304")?;
                 return Ok(true);
@@ -368,16 +379,22 @@ impl Readers {
                 format!("I4: T of device {d} went back in partition {p}")
             })?;
         }
-        let mut stale = BTreeSet::new();
-        for (p, at) in &closed {
-            let state = self.oracles[usize::try_from(*p).unwrap()].state(*at)?;
-            stale.extend(state.stale.iter().map(|(view, _)| view.clone()));
-        }
-        let said: BTreeSet<String> = page.stale.iter().cloned().collect();
-        hold(said == stale, || {
+        let stale = self.stale(&closed)?;
+        let said = &self.devices[d].stale;
+        hold(*said == stale, || {
             format!("stale views: page {said:?}, oracle {stale:?}")
         })?;
         self.check_device(d, claims, &closed, "commit")
+    }
+
+    /// The views that are stale where the partitions stand.
+    fn stale(&self, closed: &Closed) -> Verdict<BTreeSet<String>> {
+        let mut stale = BTreeSet::new();
+        for (p, at) in closed {
+            let state = self.oracles[usize::try_from(*p).unwrap()].state(*at)?;
+            stale.extend(state.stale.iter().map(|(view, _)| view.clone()));
+        }
+        Ok(stale)
     }
 
     /// Something that happens to edges and devices.
