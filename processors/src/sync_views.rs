@@ -137,10 +137,11 @@ impl SyncViews {
         }
     }
 
+    /// Takes a record in; one that is given up counts for its transaction, and its row lacks it.
     fn take(
         &mut self,
         context: Context,
-        record: RecordRef<'_>,
+        (record, given_up): (RecordRef<'_>, bool),
         state: &mut State,
         effects: &mut Effects,
     ) -> Result<(), Error> {
@@ -149,7 +150,9 @@ impl SyncViews {
         let input = match Input::read(&record, rules.event(), self.line.incarnation) {
             Ok(input) => input,
             Err((stage, error)) => {
-                effects.dead_letter(record, stage, error.as_ref());
+                if !given_up {
+                    effects.dead_letter(record, stage, error.as_ref());
+                }
                 self.missed(record, None, state, effects)?;
                 if !self.line.open {
                     self.close(record.timestamp(), effects);
@@ -170,7 +173,12 @@ impl SyncViews {
             self.line_dirty = true;
         }
         self.last = input.version;
-        match self.change(context, &input, state, effects) {
+        let changed = if given_up {
+            self.missed(record, Some(&input), state, effects).map_err(Trouble::Stop)
+        } else {
+            self.change(context, &input, state, effects)
+        };
+        match changed {
             Ok(()) => {}
             Err(Trouble::Stop(error)) => return Err(error),
             Err(Trouble::Refused(refused)) => {
@@ -506,9 +514,19 @@ impl Processor for SyncViews {
         effects: &mut Effects,
     ) -> Result<()> {
         for record in range.filter_map(|i| records.get(i)) {
-            self.take(context, record, state, effects)?;
+            self.take(context, (record, false), state, effects)?;
         }
         Ok(())
+    }
+
+    fn given_up(
+        &mut self,
+        context: Context,
+        record: RecordRef<'_>,
+        state: &mut State,
+        effects: &mut Effects,
+    ) -> Result<()> {
+        self.take(context, (record, true), state, effects)
     }
 
     fn before_commit(&mut self, context: Context, state: &mut State, effects: &mut Effects) -> Result<()> {

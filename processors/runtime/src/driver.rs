@@ -84,6 +84,23 @@ impl StepDriver {
         self.advance(self.now)
     }
 
+    /// Tells it that these records became dead letters, since the log or the store refuses what it makes of them.
+    ///
+    /// # Errors
+    /// What `given_up` returns; a write to the state that no store takes.
+    pub fn give_up(&mut self, records: &RecordBatch) -> Result<()> {
+        let context = Context {
+            now: self.now,
+            stream_time: self.stream_time,
+        };
+        for record in records.iter() {
+            self.processor
+                .given_up(context, record, &mut self.state, &mut self.effects)?;
+        }
+        self.effects.uncaused();
+        self.state.refusal().map_or(Ok(()), |refusal| Err(refusal.into()))
+    }
+
     /// Moves the wall clock, and lets timers fire that are due.
     ///
     /// # Errors

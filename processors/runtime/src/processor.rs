@@ -3,7 +3,7 @@
 //! Guarantees: one instance serves one task (one partition of its inputs) on one thread. Never: IO in `step`.
 
 use crate::{Effects, Result, State, Timer};
-use log::{Millis, RecordBatch};
+use log::{Millis, RecordBatch, RecordRef};
 use std::ops::Range;
 
 /// What a step may know of the world: values only.
@@ -59,7 +59,7 @@ impl Stage {
 /// | [`Effects::dead_letter`] | the record is in `<topic>.dlq` with the same commit; the line goes on |
 /// | `prepare` fails with fate `Retry` | the task rests, from 100 ms up to 5 s, and tries again; the others go on |
 /// | `prepare` fails otherwise, or `step`, `timer`, `before_commit` fail | the transaction is aborted, the task stops and says why in readiness; the others go on. A restart tries again |
-/// | output or state is too large for its topic, or a state key for the store | the record that it was made of becomes a dead letter; a timer too, which names the timer |
+/// | output or state is too large for its topic, or a state key for the store | the record that it was made of becomes a dead letter ([`Processor::given_up`]); a timer too, which names the timer |
 /// | the topic of an output does not exist | the task stops, says so in readiness, and looks again every 10 seconds |
 /// | a panic | the process ends, and goes on from the last commit when it is started again |
 ///
@@ -87,6 +87,22 @@ pub trait Processor: Send {
         state: &mut State,
         effects: &mut Effects,
     ) -> Result<()>;
+
+    /// Called instead of `step` for a record that becomes a dead letter because the log or the store refuses what is made
+    /// of it: the place to note that it is missing. What is written here is in the dead letter's transaction; if that is
+    /// refused too, the dead letter goes without the record's body, and this is not called again.
+    ///
+    /// # Errors
+    /// As for `step`: any error stops the task.
+    fn given_up(
+        &mut self,
+        _context: Context,
+        _record: RecordRef<'_>,
+        _state: &mut State,
+        _effects: &mut Effects,
+    ) -> Result<()> {
+        Ok(())
+    }
 
     /// Called when a timer is due that [`State::set_timer`] has set, in the order of their times. The timer is removed in
     /// the same transaction, so it fires exactly once; it may be set anew here.

@@ -4,6 +4,7 @@
 //! Never: a write to the store or the log by itself.
 
 use crate::checkpoint::{self, Origin, STATE};
+use crate::effects::Body;
 use crate::marker::{CHANGELOG_VERSION, MARKER_KEY, Marker};
 use crate::plan::Sub;
 use crate::query::TaskReport;
@@ -289,8 +290,21 @@ impl Task {
             .as_ref()
             .and_then(|caution| caution.poison_at(records, range.start))
             .cloned();
+        let context = Context {
+            now,
+            stream_time: self.stream_time.max(newest),
+        };
         if let Some(poison) = letter {
+            let tells = poison.body == Body::Whole;
             self.bury(records, range.start, poison);
+            let live = self.live.as_mut().expect("a running task has its store open");
+            if let Some(record) = records.get(range.start).filter(|_| tells) {
+                let told = self
+                    .processor
+                    .given_up(context, record, &mut live.state, &mut self.effects);
+                self.effects.uncaused();
+                told.map_err(|error| Trouble::Stop(chain(&error)))?;
+            }
         } else {
             self.processor
                 .prepare(records, range.clone())
@@ -298,10 +312,6 @@ impl Task {
                     Fate::Retry => Trouble::Rest(chain(&error)),
                     _ => Trouble::Stop(chain(&error)),
                 })?;
-            let context = Context {
-                now,
-                stream_time: self.stream_time.max(newest),
-            };
             let live = self.live.as_mut().expect("a running task has its store open");
             let step = self
                 .processor

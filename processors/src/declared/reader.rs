@@ -475,6 +475,23 @@ impl Processor for Reader {
         Ok(())
     }
 
+    fn given_up(&mut self, _: Context, record: RecordRef<'_>, state: &mut State, _: &mut Effects) -> Result<()> {
+        let line = self.lines.iter().find(|(topic, _)| **topic == **record.topic());
+        let Some((_, Line::Direct { relations, .. })) = line else {
+            return Ok(());
+        };
+        // An event that did not count may count later; a table's row is only older than what it has then.
+        let is_event = matches!(relations.as_slice(), [relation] if relation.rows.is_none());
+        let place = match record.header(headers::REPLAYED) {
+            None => Some(record.offset()),
+            Some(again) => original_place(&record).filter(|_| again == headers::REDRIVE.as_bytes()),
+        };
+        if let Some(place) = place.filter(|_| is_event) {
+            state.put(&failed_key(place), vec![1]);
+        }
+        Ok(())
+    }
+
     fn timer(&mut self, _: Context, timer: &Timer, state: &mut State, effects: &mut Effects) -> Result<()> {
         self.sink.timer(timer, state, effects)
     }

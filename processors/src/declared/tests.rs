@@ -110,6 +110,22 @@ fn a_record_that_cannot_be_computed_is_a_dead_letter_and_a_redriven_one_counts_o
     stand.redrive("event.viewed", 1, &[Datum::Long(1), Datum::Null, Datum::Long(50)]);
     stand.commit();
     assert_eq!(stand.shown(), [(id(1), row_text(&[1.into(), 6.into(), 75.into()]))]);
+    // One that the runtime gave up has not counted either.
+    stand.give_up("viewed", &[Datum::Long(1), Datum::Null, Datum::Long(20)]);
+    stand.commit();
+    let given_up = stand.fed("event.viewed") - 1;
+    stand.redrive(
+        "event.viewed",
+        given_up,
+        &[Datum::Long(1), Datum::Null, Datum::Long(20)],
+    );
+    stand.redrive(
+        "event.viewed",
+        given_up,
+        &[Datum::Long(1), Datum::Null, Datum::Long(20)],
+    );
+    stand.commit();
+    assert_eq!(stand.shown(), [(id(1), row_text(&[1.into(), 11.into(), 95.into()]))]);
     viewed(&mut stand, 1, None, i64::MAX, 3);
     stand.commit();
     assert!(
@@ -117,10 +133,10 @@ fn a_record_that_cannot_be_computed_is_a_dead_letter_and_a_redriven_one_counts_o
         "{:?}",
         stand.letters()
     );
-    assert_eq!(stand.shown(), [(id(1), row_text(&[1.into(), 6.into(), 75.into()]))]);
+    assert_eq!(stand.shown(), [(id(1), row_text(&[1.into(), 11.into(), 95.into()]))]);
     viewed(&mut stand, 1, None, -i64::MAX, 4);
     stand.commit();
-    assert_eq!(stand.shown(), [(id(1), row_text(&[1.into(), 6.into(), 75.into()]))]);
+    assert_eq!(stand.shown(), [(id(1), row_text(&[1.into(), 11.into(), 95.into()]))]);
 }
 
 #[test]

@@ -61,9 +61,11 @@ fn rules((topic, view, _): (&str, &str, i32)) -> Arc<LineRules> {
         bucket: vec![Piece::Column(0), Piece::Column(1)],
         scope: vec![Piece::Column(0)],
         filter: None,
-        fields: vec![("value".to_owned(), 2)],
+        fields: vec![("value".to_owned(), 2), ("pad".to_owned(), 3)],
     };
-    let columns = ["scope", "name", "value"].map(|name| Some(name.to_owned())).to_vec();
+    let columns = ["scope", "name", "value", "pad"]
+        .map(|name| Some(name.to_owned()))
+        .to_vec();
     let event = (topic == EVENTS).then(|| view.to_owned());
     let relation = Relation::new(view, columns, vec![rule], PARTITIONS);
     Arc::new(LineRules::new(topic, event, vec![relation]))

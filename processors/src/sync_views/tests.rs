@@ -124,6 +124,12 @@ impl Stand {
 
     /// A record, alone in its transaction of the source and of the log.
     fn record(&mut self, key: &str, tx: Option<Tx>, again: Option<&str>, value: Option<&[u8]>) {
+        let batch = self.batch(key, tx, again, value);
+        self.driver.feed(&batch).unwrap();
+        self.commit();
+    }
+
+    fn batch(&mut self, key: &str, tx: Option<Tx>, again: Option<&str>, value: Option<&[u8]>) -> RecordBatch {
         let mut batch = RecordBatch::default();
         let at = batch.intern(&TopicPartition::new("change.t", 0));
         let tx = tx.map(|tx| {
@@ -144,7 +150,10 @@ impl Stand {
             all,
         );
         self.offset += 1;
-        self.driver.feed(&batch).unwrap();
+        batch
+    }
+
+    fn commit(&mut self) {
         let mut out = RecordBatch::default();
         let view_log = out.intern(&TopicPartition::new("view.log", 0));
         for written in self.driver.commit().unwrap() {
@@ -179,21 +188,15 @@ impl Stand {
     }
 
     fn feed(&mut self, change: &Change<'_>) {
-        let value = change.note.map(|note| {
-            let mut value = vec![0];
-            value.extend_from_slice(&change.schema.to_be_bytes());
-            for text in ["ann", note.unwrap_or_default()] {
-                value.push(u8::try_from(2 * text.len()).unwrap());
-                value.extend_from_slice(text.as_bytes());
-            }
-            match note {
-                Some(_) => value.push(0),
-                None => value.extend_from_slice(b"\x02\x02\x08note\x00"),
-            }
-            value
-        });
+        let batch = self.batch_of(change);
+        self.driver.feed(&batch).unwrap();
+        self.commit();
+    }
+
+    fn batch_of(&mut self, change: &Change<'_>) -> RecordBatch {
+        let value = value_of(change);
         let tx = tx(change.incarnation, change.position);
-        self.record(change.key, Some(tx), change.again, value.as_deref());
+        self.batch(change.key, Some(tx), change.again, value.as_deref())
     }
 
     /// A snapshot of the whole table that finds nothing in it.
@@ -229,6 +232,23 @@ impl Stand {
             .get("1")
             .map(|row| row.trim_start_matches("{\"note\":\"").trim_end_matches("\"}"))
     }
+}
+
+/// The framed row of a change.
+fn value_of(change: &Change<'_>) -> Option<Vec<u8>> {
+    change.note.map(|note| {
+        let mut value = vec![0];
+        value.extend_from_slice(&change.schema.to_be_bytes());
+        for text in ["ann", note.unwrap_or_default()] {
+            value.push(u8::try_from(2 * text.len()).unwrap());
+            value.extend_from_slice(text.as_bytes());
+        }
+        match note {
+            Some(_) => value.push(0),
+            None => value.extend_from_slice(b"\x02\x02\x08note\x00"),
+        }
+        value
+    })
 }
 
 fn tx(incarnation: u32, position: u64) -> Tx {
@@ -346,4 +366,29 @@ fn a_change_that_does_not_say_its_version_makes_the_view_of_its_row_stale() {
     stand.record("[\"t\"", None, None, None);
     stand.record("[\"nothing\",1]", None, None, Some(b"?"));
     assert_eq!((stand.stale, stand.letters), (false, 3));
+}
+
+#[test]
+fn what_the_log_refuses_counts_for_its_transaction_and_its_row_lacks_it() {
+    let mut stand = Stand::new();
+    stand.feed(&change(1, "one"));
+    let batch = stand.batch_of(&change(2, "two"));
+    stand.driver.give_up(&batch).unwrap();
+    stand.commit();
+    assert_eq!((stand.note(), stand.stale), (Some("one"), true));
+    stand.feed(&redriven(2, "two"));
+    assert_eq!((stand.note(), stand.stale), (Some("two"), false));
+    // The last record of a transaction closes it also when it is given up: nothing of it waits for the next one.
+    let mut first = Stand::new();
+    let open = Tx {
+        last: false,
+        ..tx(1, 1)
+    };
+    let value = value_of(&change(1, "one"));
+    let batch = first.batch("[\"t\",1]", Some(open), None, value.as_deref());
+    first.driver.feed(&batch).unwrap();
+    let batch = first.batch_of(&change(1, "two"));
+    first.driver.give_up(&batch).unwrap();
+    first.commit();
+    assert_eq!((first.note(), first.stale), (Some("one"), true));
 }

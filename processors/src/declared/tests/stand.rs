@@ -300,7 +300,31 @@ impl Stand {
         self.deliver(&record);
     }
 
-    fn deliver(&mut self, (topic, key, value, headers, at): &Kept) {
+    fn deliver(&mut self, record: &Kept) {
+        let batch = self.next(record);
+        self.driver_of(&record.0).feed(&batch).unwrap();
+    }
+
+    /// An event of which something is made that the log refuses.
+    pub fn give_up(&mut self, name: &str, row: &[Datum<'_>]) {
+        let event = self.topology.event(name).unwrap().clone();
+        let value = self.value(&event.schema, row);
+        let key = format!("[\"{}\"]", text_of(&row[0]));
+        let record: Kept = (event.topic(), key.into_bytes(), Some(value), Vec::new(), 1);
+        self.fed.entry(record.0.clone()).or_default().push(record.clone());
+        let batch = self.next(&record);
+        self.driver_of(&record.0).give_up(&batch).unwrap();
+    }
+
+    fn driver_of(&mut self, topic: &str) -> &mut StepDriver {
+        let found = self
+            .subs
+            .iter_mut()
+            .find(|(sub, _)| sub.inputs.iter().any(|of| of == topic));
+        &mut found.unwrap().1
+    }
+
+    fn next(&mut self, (topic, key, value, headers, at): &Kept) -> RecordBatch {
         let offset = self.offsets.entry(topic.clone()).or_default();
         let mut batch = RecordBatch::default();
         let partition = batch.intern(&TopicPartition::new(topic.as_str(), 0));
@@ -317,12 +341,7 @@ impl Stand {
             headers,
         );
         *offset += 1;
-        let (_, driver) = self
-            .subs
-            .iter_mut()
-            .find(|(sub, _)| sub.inputs.contains(topic))
-            .unwrap();
-        driver.feed(&batch).unwrap();
+        batch
     }
 
     /// Commits every sub-topology; what they key anew is fed on, and what they write is kept.

@@ -407,7 +407,16 @@ impl Readers {
                 let (dies, lost) = (dies.then(|| u32::try_from(rng.below(4)).unwrap()), rng.below(4));
                 self.read(broker, i, most, dies, lost)?;
             }
-            30..75 if up && self.devices[d].asleep_until <= now => drop(self.poll(broker, rng, d, i, true)?),
+            30..75 if up && self.devices[d].asleep_until <= now => {
+                let complete = self.poll(broker, rng, d, i, true)?;
+                // In the middle of a round: a replica that is new knows other closings than the one that began it.
+                if !complete && rng.chance(0.05) {
+                    let other = rng.below(3);
+                    broker.note("replica wiped");
+                    self.rebuild(other, now)?;
+                    self.read(broker, other, usize::MAX, None, 0)?;
+                }
+            }
             75..78 => self.arrive_late(broker, rng, d)?,
             78..80 => self.edges[i].down_until = now + rng.pick(&[100, 900, 3000, 9000, 15_000]),
             80 if rng.chance(0.3) => {

@@ -200,7 +200,7 @@ fn line_of(writer: &str) -> (&str, i64) {
 
 /// The JSON of a row on the device, where a `long` is a text.
 fn json_of(value: i64) -> String {
-    format!("{{\"value\":\"{value}\"}}")
+    format!("{{\"value\":\"{value}\",\"pad\":\"\"}}")
 }
 
 /// The newest event of each key of a partition, up to that of a version; what comes again counts where it was first, but

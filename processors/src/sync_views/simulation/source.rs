@@ -16,12 +16,15 @@ use std::collections::BTreeMap;
 
 /// The schema of every row.
 pub const ROW: &str = r#"{"type":"record","name":"row","fields":[
-    {"name":"scope","type":["null","string"]},{"name":"name","type":["null","string"]},{"name":"value","type":"long"}]}"#;
+    {"name":"scope","type":["null","string"]},{"name":"name","type":["null","string"]},{"name":"value","type":"long"},
+    {"name":"pad","type":"string"}]}"#;
 /// Its id.
 pub const ROW_ID: u32 = 7;
 /// An id that the registry does not know: such a record becomes a dead letter.
 const UNKNOWN_ID: u32 = 99;
 const CHUNK_ID: u32 = 8;
+/// Bytes that no topic of the simulation takes.
+const PAD: usize = 5_000;
 
 /// A value of a row: its bucket (`None`: no bucket) and a number.
 pub type Value = (Option<char>, i64);
@@ -42,6 +45,7 @@ fn framed(id: u32, value: Value) -> Vec<u8> {
         }
     }
     out.push(short(usize::try_from(value.1).unwrap()));
+    out.push(0);
     out
 }
 
@@ -200,7 +204,8 @@ impl Source {
         if self.chunk.as_ref().is_some_and(reached) && self.ordinal == 0 {
             self.emit_chunk(broker);
         } else if self.next < self.txs.len() {
-            self.emit_change(broker, deaths && rng.chance(0.03));
+            let dies = deaths && rng.chance(0.03);
+            self.emit_change(broker, rng, dies);
         } else {
             return false;
         }
@@ -244,7 +249,7 @@ impl Source {
         self.put(broker, row, false);
     }
 
-    fn emit_change(&mut self, broker: &mut Broker, dies: bool) {
+    fn emit_change(&mut self, broker: &mut Broker, rng: &mut Rng, dies: bool) {
         let (key, value) = self.txs[self.next][self.ordinal];
         let position = (
             2 * u64::try_from(self.next).unwrap() + 1,
@@ -261,7 +266,7 @@ impl Source {
             return self.put(broker, row, true);
         }
         broker.note("dead letter");
-        self.put(broker, unreadable(row.clone()), false);
+        self.put(broker, deadly(row.clone(), rng), false);
         let at = broker.now();
         self.dead.push(Dead { at, row });
     }
@@ -316,11 +321,22 @@ impl Source {
     }
 }
 
-/// The row under an id that the registry does not know.
-fn unreadable(mut row: Row) -> Row {
-    if let Some(id) = row.value.as_mut().and_then(|value| value.get_mut(1..5)) {
-        id.copy_from_slice(&UNKNOWN_ID.to_be_bytes());
+/// The row as one that becomes a dead letter: under an id that the registry does not know, or so large that the log
+/// refuses what is made of it.
+fn deadly(mut row: Row, rng: &mut Rng) -> Row {
+    let Some(value) = row.value.as_mut() else { return row };
+    if rng.chance(0.5) {
+        value[1..5].copy_from_slice(&UNKNOWN_ID.to_be_bytes());
+        return row;
     }
+    value.pop();
+    let mut length = 2 * PAD;
+    while length > 0x7f {
+        value.push(u8::try_from(length & 0x7f).unwrap() | 0x80);
+        length >>= 7;
+    }
+    value.push(u8::try_from(length).unwrap());
+    value.extend(std::iter::repeat_n(b'x', PAD));
     row
 }
 
@@ -364,7 +380,7 @@ impl Events {
             return;
         }
         broker.note("dead event");
-        let offset = broker.append(&at, [unreadable(row.clone())]);
+        let offset = broker.append(&at, [deadly(row.clone(), rng)]);
         let mut tx = Vec::new();
         let header = Tx {
             incarnation: 1,

@@ -9,8 +9,8 @@ use crate::{
 };
 use log::embedded::{self, EmbeddedLog};
 use log::{
-    At, Cleanup, Fate, Isolation, Offset, OutBatch, OutRecord, RecordBatch, SharedLog, StartFrom, TopicConfig,
-    TopicPartition, TopicSpec,
+    At, Cleanup, Fate, Isolation, Offset, OutBatch, OutRecord, RecordBatch, RecordRef, SharedLog, StartFrom,
+    TopicConfig, TopicPartition, TopicSpec,
 };
 use process::clock::Manual;
 use std::collections::BTreeMap;
@@ -89,6 +89,21 @@ impl Processor for Counter {
                 timestamp: None,
                 key: Some(key),
                 value: Some(value.as_bytes()),
+            };
+            effects.emit(out, []);
+        }
+        Ok(())
+    }
+
+    fn given_up(&mut self, _: Context, record: RecordRef<'_>, _: &mut State, effects: &mut Effects) -> Result<()> {
+        // A key that is not itself what the log refuses.
+        if let Some(key) = record.key().filter(|key| (1..1000).contains(&key.len())) {
+            let out = OutRecord {
+                topic: &Arc::from("out"),
+                partition: Some(self.partition),
+                timestamp: None,
+                key: Some(key),
+                value: Some(b"given up"),
             };
             effects.emit(out, []);
         }

@@ -5,7 +5,7 @@
 
 use super::Home;
 use crate::{Context, Effects, Processor, Result, State, Timer};
-use log::{RecordBatch, TopicPartition};
+use log::{RecordBatch, RecordRef, TopicPartition};
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 
@@ -65,6 +65,16 @@ impl Processor for Checked {
         effects: &mut Effects,
     ) -> Result<()> {
         self.inner.step(context, records, range, state, effects)
+    }
+
+    fn given_up(
+        &mut self,
+        context: Context,
+        record: RecordRef<'_>,
+        state: &mut State,
+        effects: &mut Effects,
+    ) -> Result<()> {
+        self.inner.given_up(context, record, state, effects)
     }
 
     fn timer(&mut self, context: Context, timer: &Timer, state: &mut State, effects: &mut Effects) -> Result<()> {
