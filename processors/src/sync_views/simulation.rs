@@ -37,7 +37,7 @@ const HORIZON: Millis = DELETE_RETENTION - MARGIN;
 const REFRESH: Millis = 1_000;
 const BUCKETS: [char; 4] = ['a', 'b', 'c', 'd'];
 /// Seeds that every run of the tests takes.
-const SEEDS: u64 = 600;
+const SEEDS: u64 = 10_000;
 
 /// The scope of a bucket; each of the two has a partition of its own.
 fn scope_of(bucket: char) -> &'static str {

@@ -11,6 +11,7 @@
 mod broker;
 mod checked;
 mod client;
+mod core;
 #[cfg(test)]
 mod counting;
 mod disk;
@@ -142,7 +143,8 @@ impl fmt::Display for Failure {
 pub fn simulate<S: Scene>(seeds: Range<u64>, make: impl Fn(&mut Rng) -> S + Sync) -> Result<Notes, Failure> {
     let (next, failed) = (AtomicU64::new(seeds.start), Mutex::new(None::<Failure>));
     let notes = Mutex::new(BTreeMap::new());
-    let work = || {
+    let work = |worker: usize| {
+        core::keep_to(worker);
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             let worse = failed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -168,7 +170,8 @@ pub fn simulate<S: Scene>(seeds: Range<u64>, make: impl Fn(&mut Rng) -> S + Sync
     std::thread::scope(|scope| {
         for thread in 0..threads {
             let own = std::thread::Builder::new().name(format!("seeds-{thread}"));
-            own.spawn_scoped(scope, work).expect("a simulation has a thread a core");
+            own.spawn_scoped(scope, move || work(thread))
+                .expect("a simulation has a thread a core");
         }
     });
     match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {

@@ -21,9 +21,11 @@ pub(super) struct Group {
     pub generation: i32,
     pub joining: Option<BTreeSet<String>>,
     pub assignment: BTreeMap<String, Vec<TopicPartition>>,
-    committed: BTreeMap<TopicPartition, Offset>,
+    /// Each with its place among all that came here.
+    committed: BTreeMap<TopicPartition, (u64, Offset)>,
     /// Offsets of transactions whose end has not come here.
-    pending: BTreeMap<u64, BTreeMap<TopicPartition, Offset>>,
+    pending: BTreeMap<u64, BTreeMap<TopicPartition, (u64, Offset)>>,
+    came: u64,
     empty_since: Millis,
     ids: i32,
 }
@@ -36,7 +38,7 @@ impl Group {
         }
         Ok(of
             .iter()
-            .map(|at| (at.clone(), self.committed.get(at).copied()))
+            .map(|at| (at.clone(), self.committed.get(at).map(|(_, offset)| *offset)))
             .collect())
     }
 
@@ -47,15 +49,19 @@ impl Group {
     }
 
     pub(super) fn put_pending(&mut self, txn: u64, offsets: &[(TopicPartition, Offset)]) {
+        self.came += 1;
         let pending = self.pending.entry(txn).or_default();
-        pending.extend(offsets.iter().cloned());
+        pending.extend(offsets.iter().map(|(at, offset)| (at.clone(), (self.came, *offset))));
     }
 
-    /// The end of a transaction comes here.
+    /// The end of a transaction comes here. One that comes late takes back nothing that came after its offsets.
     pub(super) fn mark(&mut self, txn: u64, commit: bool) {
         let offsets = self.pending.remove(&txn).unwrap_or_default();
         if commit {
-            self.committed.extend(offsets);
+            for (at, offset) in offsets {
+                let newest = self.committed.entry(at).or_insert(offset);
+                *newest = offset.max(*newest);
+            }
         }
     }
 

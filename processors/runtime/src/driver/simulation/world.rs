@@ -8,7 +8,7 @@ use super::broker::{Broker, SESSION_TIMEOUT, TXN_TIMEOUT, Weather};
 use super::stage::{Killed, Stage};
 use super::{Disk, Home, Outside, Rng, Scene};
 use crate::driver::ThreadDriver;
-use crate::{Config, Error, TimerClock};
+use crate::{Config, Error, Timer, TimerClock};
 use log::Millis;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -327,17 +327,22 @@ impl<S: Scene> World<S> {
         if !broker.is_still() {
             return Some("a transaction is not decided".to_owned());
         }
-        let waits = TimerClock::Wall.prefix();
         for (changelog, inputs) in broker.layout.tasks.clone() {
             let Some(truth) = broker.truth.get(&changelog) else {
                 continue;
             };
-            if truth.keys().any(|key| key.starts_with(&waits)) {
-                return Some(format!("{changelog} has timers that are due"));
-            }
             let marker = truth
                 .get(crate::MARKER_KEY)
                 .and_then(|value| crate::Marker::read(value).ok());
+            // Those of the wall clock are all due before long, those of stream time once that has come.
+            let stream_time = marker.as_ref().map_or(0, |marker| marker.stream_time);
+            let is_due = |key: &Vec<u8>| {
+                let of = |clock: TimerClock| Timer::of_row(clock, key).filter(|_| key.starts_with(&clock.prefix()));
+                of(TimerClock::Wall).is_some() || of(TimerClock::Stream).is_some_and(|timer| timer.at <= stream_time)
+            };
+            if truth.keys().any(is_due) {
+                return Some(format!("{changelog} has timers that are due"));
+            }
             for input in inputs {
                 let next = marker.as_ref().and_then(|m| m.next_offset(&input)).unwrap_or(0);
                 if !broker.part(&input).is_read(next) {
