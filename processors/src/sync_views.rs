@@ -6,6 +6,7 @@
 //! reader is shown is a state at the end of a source transaction.
 //! Never: IO in a step; an update in place of the records' own order.
 
+mod bind;
 pub(crate) mod input;
 #[cfg(test)]
 mod simulation;
@@ -14,6 +15,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use bind::schema_id;
 use input::{Change, Input, Kind};
 use log::{Fate, Header, Millis, OutRecord, RecordBatch, RecordRef};
 use runtime::{Context, Effects, Error, Processor, Result, Stage, State};
@@ -416,48 +418,6 @@ impl SyncViews {
         self.line_dirty = true;
     }
 
-    /// The rules bound to the schema that a value was written with; `prepare` has fetched it.
-    fn bound(&self, value: &[u8], table: &str, relation: &Relation) -> Result<Arc<Bound>, Refused> {
-        let id = schema_id(value).ok_or_else(|| Refused::new(Stage::ValueConverter, "the value has no schema id"))?;
-        let known = self
-            .bound
-            .iter()
-            .find(|((known, name), _)| *known == id && **name == *table);
-        known.map(|(_, bound)| bound.clone()).ok_or_else(|| {
-            let why = self.unknown.get(&id).cloned();
-            let why = why.unwrap_or_else(|| format!("schema {id} does not fit `{}`", relation.name()));
-            Refused::new(Stage::ValueConverter, why)
-        })
-    }
-
-    fn fetch(&mut self, id: u32, table: &str) -> Result<(), Error> {
-        let Some(relation) = self.config.rules.relation(table).cloned() else {
-            return Ok(());
-        };
-        let text = match (self.config.fetch)(id) {
-            Ok(text) => text,
-            Err(Unavailable {
-                reason,
-                fate: Fate::DeadLetter,
-            }) => {
-                self.unknown.insert(id, reason);
-                return Ok(());
-            }
-            Err(Unavailable { reason, fate }) => {
-                return Err(Error::Processor {
-                    name: "sync-views".into(),
-                    reason,
-                    fate,
-                });
-            }
-        };
-        match relation.bind(&text) {
-            Ok(bound) => drop(self.bound.insert((id, table.into()), Arc::new(bound))),
-            Err(error) => drop(self.unknown.insert(id, error.to_string())),
-        }
-        Ok(())
-    }
-
     /// Forgets rows that were deleted before the horizon; the floor stands for them from then on.
     fn forget(&mut self, now: Millis, state: &mut State) -> Result<(), Error> {
         let mut old: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
@@ -484,25 +444,7 @@ impl SyncViews {
 
 impl Processor for SyncViews {
     fn prepare(&mut self, records: &RecordBatch, range: Range<usize>) -> Result<()> {
-        let (mut last, rules) = (None, self.config.rules.clone());
-        for record in range.filter_map(|i| records.get(i)) {
-            let Some(id) = record.value().and_then(schema_id) else {
-                continue;
-            };
-            let Some(table) = input::table_of(&record, rules.event()) else {
-                continue;
-            };
-            if last == Some((id, table)) {
-                continue;
-            }
-            last = Some((id, table));
-            // What is sent again may be so because its schema is there now.
-            let known = self.unknown.contains_key(&id) && record.header(schemas::headers::REPLAYED).is_none();
-            if !known && !self.bound.keys().any(|(i, t)| *i == id && **t == *table) {
-                self.fetch(id, table)?;
-            }
-        }
-        Ok(())
+        self.learn(records, range)
     }
 
     fn step(
@@ -581,14 +523,6 @@ fn emit<'h>(
         value,
     };
     effects.emit(record, headers);
-}
-
-/// The schema id of a framed value.
-pub(crate) fn schema_id(value: &[u8]) -> Option<u32> {
-    match value.first_chunk::<5>() {
-        Some([0, a, b, c, d]) => Some(u32::from_be_bytes([*a, *b, *c, *d])),
-        _ => None,
-    }
 }
 
 fn gone_key(at: Millis, state_key: &[u8]) -> Vec<u8> {
