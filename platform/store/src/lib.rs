@@ -182,13 +182,13 @@ pub fn set_aside(dir: &Path) -> Result<PathBuf> {
 /// Greatest length of a key, in bytes. An empty key is refused too.
 pub const KEY_BYTES_MAX: usize = 65_535;
 
-/// Refuses keys that one of the engines could not hold, in every engine, so that a choice of engine is never a choice
-/// of what may be stored.
 /// Whether a store takes a key of this length.
 pub fn takes_key(key: &[u8]) -> bool {
     (1..=KEY_BYTES_MAX).contains(&key.len())
 }
 
+/// Refuses keys that one of the engines could not hold, in every engine, so that a choice of engine is never a choice
+/// of what may be stored.
 fn check_keys(batch: &Batch) -> Result<()> {
     check_row_keys(batch.writes.iter().map(|(_, key, _)| key.as_slice()))
 }

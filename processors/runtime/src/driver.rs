@@ -73,10 +73,7 @@ impl StepDriver {
     pub fn feed(&mut self, records: &RecordBatch) -> Result<()> {
         let newest = records.iter().map(|record| record.timestamp()).max().unwrap_or(0);
         self.stream_time = self.stream_time.max(newest);
-        let context = Context {
-            now: self.now,
-            stream_time: self.stream_time,
-        };
+        let context = self.context();
         self.processor.prepare(records, 0..records.len())?;
         self.processor
             .step(context, records, 0..records.len(), &mut self.state, &mut self.effects)?;
@@ -89,10 +86,7 @@ impl StepDriver {
     /// # Errors
     /// What `given_up` returns; a write to the state that no store takes.
     pub fn give_up(&mut self, records: &RecordBatch) -> Result<()> {
-        let context = Context {
-            now: self.now,
-            stream_time: self.stream_time,
-        };
+        let context = self.context();
         for record in records.iter() {
             self.processor
                 .given_up(context, record, &mut self.state, &mut self.effects)?;
@@ -107,10 +101,7 @@ impl StepDriver {
     /// What `timer` or the store returns; a write to the state that no store takes.
     pub fn advance(&mut self, now: Millis) -> Result<()> {
         self.now = now;
-        let context = Context {
-            now,
-            stream_time: self.stream_time,
-        };
+        let context = self.context();
         let (state, effects, processor) = (&mut self.state, &mut self.effects, &mut self.processor);
         let mut call =
             |timer: &Timer, state: &mut State, effects: &mut Effects| processor.timer(context, timer, state, effects);
@@ -123,10 +114,7 @@ impl StepDriver {
     /// # Errors
     /// What `before_commit` or the store returns; a write to the state that no store takes.
     pub fn commit(&mut self) -> Result<Vec<Written>> {
-        let context = Context {
-            now: self.now,
-            stream_time: self.stream_time,
-        };
+        let context = self.context();
         self.processor
             .before_commit(context, &mut self.state, &mut self.effects)?;
         if let Some(refusal) = self.state.refusal() {
@@ -154,6 +142,13 @@ impl StepDriver {
         self.state.roll_back();
         self.effects.clear();
         self.processor.reset(&self.state)
+    }
+
+    fn context(&self) -> Context {
+        Context {
+            now: self.now,
+            stream_time: self.stream_time,
+        }
     }
 
     /// Its state, uncommitted writes included.

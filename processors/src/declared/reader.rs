@@ -351,12 +351,10 @@ fn keyed_anew(side: Side, id: u64, record: &RecordRef<'_>, hands: &mut Hands<'_>
 
 /// An event counts once: a replayed one has counted already, and a redriven one counts if it has not.
 fn event_record(relation: &Relation, record: &RecordRef<'_>, hands: &mut Hands<'_>) -> Result<(), Trouble> {
-    let mut place = record.offset();
-    if let Some(again) = record.header(headers::REPLAYED) {
-        let Some(original) = original_place(record).filter(|_| again == headers::REDRIVE.as_bytes()) else {
-            return Ok(());
-        };
-        place = original;
+    let Some(place) = event_place(record) else {
+        return Ok(());
+    };
+    if record.header(headers::REPLAYED).is_some() {
         let key = failed_key(place);
         if hands.state.get(&key)?.is_none() {
             return Ok(());
@@ -424,6 +422,14 @@ pub fn order_by_time(at: Millis, offset: i64) -> u128 {
     u128::from(at.cast_unsigned() ^ (1 << 63)) << 64 | u128::from(offset.cast_unsigned())
 }
 
+/// Where an event that may count was at first; `None` for a replayed one.
+fn event_place(record: &RecordRef<'_>) -> Option<i64> {
+    match record.header(headers::REPLAYED) {
+        None => Some(record.offset()),
+        Some(again) => original_place(record).filter(|_| again == headers::REDRIVE.as_bytes()),
+    }
+}
+
 fn original_place(record: &RecordRef<'_>) -> Option<i64> {
     if let Some(tx) = record.header(headers::TX) {
         return i64::try_from(headers::Tx::parse(tx).ok()?.position.0).ok();
@@ -482,11 +488,7 @@ impl Processor for Reader {
         };
         // An event that did not count may count later; a table's row is only older than what it has then.
         let is_event = matches!(relations.as_slice(), [relation] if relation.rows.is_none());
-        let place = match record.header(headers::REPLAYED) {
-            None => Some(record.offset()),
-            Some(again) => original_place(&record).filter(|_| again == headers::REDRIVE.as_bytes()),
-        };
-        if let Some(place) = place.filter(|_| is_event) {
+        if let Some(place) = event_place(&record).filter(|_| is_event) {
             state.put(&failed_key(place), vec![1]);
         }
         Ok(())

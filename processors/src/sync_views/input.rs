@@ -107,7 +107,7 @@ impl<'a> Input<'a> {
                 },
             };
             schemas::key::check(key).map_err(|e| (Stage::KeyConverter, e.into()))?;
-            let kind = row(event, parts.rest(), record.value());
+            let kind = Kind::Row(row(event, parts.rest(), record.value()));
             return Ok(Input {
                 table: event,
                 version,
@@ -129,7 +129,7 @@ impl<'a> Input<'a> {
             (first, Kind::Truncate)
         } else {
             schemas::key::check(key).map_err(|e| (Stage::KeyConverter, e.into()))?;
-            (first, row(first, parts.rest(), record.value()))
+            (first, Kind::Row(row(first, parts.rest(), record.value())))
         };
         let (version, last, at_ms) = (tx.version(), tx.last, tx.at_ms);
         Ok(Input {
@@ -159,15 +159,15 @@ fn text<'a>(parts: &mut Parts<'a>) -> Result<&'a str, Refused> {
     }
 }
 
-fn row<'a>(table: &str, row_key: &'a str, value: Option<&'a [u8]>) -> Kind<'a> {
+fn row<'a>(table: &str, row_key: &'a str, value: Option<&'a [u8]>) -> Change<'a> {
     let mut state_key = table_prefix(table);
     state_key.extend_from_slice(row_key.as_bytes());
     state_key.push(b']');
-    Kind::Row(Change {
+    Change {
         row_key,
         state_key,
         value,
-    })
+    }
 }
 
 fn chunk_end(value: Option<&[u8]>) -> Result<ChunkEnd, Refused> {
@@ -249,10 +249,8 @@ pub fn row_of<'a>(record: &RecordRef<'a>, event: Option<&'a str>) -> Option<(&'a
         Some(event) => event,
         None => text(&mut parts).ok().filter(|table| !table.starts_with('~'))?,
     };
-    match row(table, parts.rest(), None) {
-        Kind::Row(change) if !change.row_key.is_empty() => Some((table, change.state_key)),
-        _ => None,
-    }
+    let change = row(table, parts.rest(), None);
+    (!change.row_key.is_empty()).then_some((table, change.state_key))
 }
 
 /// Key of what a row lacks.

@@ -188,6 +188,7 @@ impl SyncViews {
         }
         self.cover(context, (input, low), &|key| end.holds(key), state, effects)?;
         if end.last {
+            // What was said to be stale before rows had entries.
             self.judge(input.table, effects);
         }
         Ok(())

@@ -164,10 +164,15 @@ impl Stand {
 
     /// An event; its key is its first field.
     pub fn event(&mut self, name: &str, row: &[Datum<'_>], at: i64) {
-        let event = self.topology.event(name).unwrap().clone();
+        let record = self.event_of(name, row, at);
+        self.feed(record);
+    }
+
+    fn event_of(&self, name: &str, row: &[Datum<'_>], at: i64) -> Kept {
+        let event = self.topology.event(name).unwrap();
         let value = self.value(&event.schema, row);
         let key = format!("[\"{}\"]", text_of(&row[0]));
-        self.feed((event.topic(), key.into_bytes(), Some(value), Vec::new(), at));
+        (event.topic(), key.into_bytes(), Some(value), Vec::new(), at)
     }
 
     /// A record whose value is no Avro of its schema.
@@ -307,10 +312,7 @@ impl Stand {
 
     /// An event of which something is made that the log refuses.
     pub fn give_up(&mut self, name: &str, row: &[Datum<'_>]) {
-        let event = self.topology.event(name).unwrap().clone();
-        let value = self.value(&event.schema, row);
-        let key = format!("[\"{}\"]", text_of(&row[0]));
-        let record: Kept = (event.topic(), key.into_bytes(), Some(value), Vec::new(), 1);
+        let record = self.event_of(name, row, 1);
         self.fed.entry(record.0.clone()).or_default().push(record.clone());
         let batch = self.next(&record);
         self.driver_of(&record.0).give_up(&batch).unwrap();

@@ -287,7 +287,6 @@ impl Readers {
             now,
             patient: lossy && rng.chance(0.5),
         };
-        let patient = request.patient;
         let reads = edge.disk.reads();
         let answer = views::delta(&edge.replica, &request).map_err(|e| e.to_string())?;
         let health = edge.replica.health(now);
@@ -305,7 +304,7 @@ impl Readers {
                 })?;
                 let reads = |p: &i32| known.as_ref().is_some_and(|c| c.points.contains_key(p));
                 let read: Closed = closed.clone().into_iter().filter(|(p, _)| reads(p)).collect();
-                hold(patient || self.stale(&read)? == device.stale, || {
+                hold(request.patient || self.stale(&read)? == device.stale, || {
                     format!("stale views: 304 for device {d}, which knows of {:?}", device.stale)
                 })?;
                 self.check_device(d, device.claims, &closed, "304")?;

@@ -31,9 +31,9 @@ pub type Value = (Option<char>, i64);
 /// Rows of a source by key.
 pub type Rows = BTreeMap<i64, Value>;
 
-fn framed(id: u32, value: Value) -> Vec<u8> {
+fn framed(value: Value) -> Vec<u8> {
     let mut out = vec![0];
-    out.extend_from_slice(&id.to_be_bytes());
+    out.extend_from_slice(&ROW_ID.to_be_bytes());
     let short = |n: usize| u8::try_from(2 * n).unwrap();
     match value.0.map(bucket_of) {
         None => out.extend_from_slice(&[0, 0]),
@@ -129,17 +129,15 @@ impl Source {
     }
 
     fn row(&self, key: &str, value: Option<Vec<u8>>, (position, ordinal): (u64, u32), last: bool) -> Row {
-        let mut tx = Vec::new();
-        let header = Tx {
+        let tx = Tx {
             incarnation: self.incarnation,
             position: Lsn(position),
             ordinal,
             last,
             at_ms: self.place(),
         };
-        header.write(&mut tx);
         Row {
-            headers: vec![(headers::TX.to_owned(), Some(tx))],
+            headers: vec![tx_header(&tx)],
             ..Row::new(key, value)
         }
     }
@@ -222,7 +220,7 @@ impl Source {
             if self.streamed.get(&key).is_none_or(|at| *at < seen) {
                 self.sequence += 1;
                 let place = (position, self.sequence);
-                let row = self.row(&self.key(key), Some(framed(ROW_ID, value)), place, false);
+                let row = self.row(&self.key(key), Some(framed(value)), place, false);
                 self.put(broker, row, true);
             }
         }
@@ -261,7 +259,7 @@ impl Source {
         if last {
             (self.next, self.ordinal) = (self.next + 1, 0);
         }
-        let row = self.row(&self.key(key), value.map(|value| framed(ROW_ID, value)), position, last);
+        let row = self.row(&self.key(key), value.map(framed), position, last);
         if !dies || value.is_none() {
             return self.put(broker, row, true);
         }
@@ -299,13 +297,10 @@ impl Source {
     /// A row with its own position, for the place where the source is now.
     fn here(&self, mut row: Row) -> Row {
         let tx = row.headers[0].1.as_deref().and_then(|tx| Tx::parse(tx).ok());
-        let mut header = Vec::new();
-        let tx = Tx {
+        row.headers[0] = tx_header(&Tx {
             at_ms: self.place(),
             ..tx.expect("a record has its place")
-        };
-        tx.write(&mut header);
-        row.headers[0].1 = Some(header);
+        });
         row
     }
 
@@ -338,6 +333,12 @@ fn deadly(mut row: Row, rng: &mut Rng) -> Row {
     value.push(u8::try_from(length).unwrap());
     value.extend(std::iter::repeat_n(b'x', PAD));
     row
+}
+
+fn tx_header(tx: &Tx) -> (String, Option<Vec<u8>>) {
+    let mut text = Vec::new();
+    tx.write(&mut text);
+    (headers::TX.to_owned(), Some(text))
 }
 
 fn again(mut row: Row, how: &str) -> Row {
@@ -381,17 +382,15 @@ impl Events {
         }
         broker.note("dead event");
         let offset = broker.append(&at, [deadly(row.clone(), rng)]);
-        let mut tx = Vec::new();
-        let header = Tx {
+        let tx = Tx {
             incarnation: 1,
             position: Lsn(u64::try_from(offset).unwrap_or_default()),
             ordinal: 0,
             last: true,
             at_ms: 0,
         };
-        header.write(&mut tx);
         let row = Row {
-            headers: vec![(headers::TX.to_owned(), Some(tx))],
+            headers: vec![tx_header(&tx)],
             ..row
         };
         self.dead.push((at, again(row, headers::REDRIVE)));
@@ -418,10 +417,7 @@ impl Events {
 /// A row of the partition that its key gives.
 fn event(key: usize, value: Option<Value>) -> (TopicPartition, Row) {
     let at = TopicPartition::new(EVENTS, i32::try_from(key % 2).unwrap());
-    (
-        at,
-        Row::new(format!("[{key}]"), value.map(|value| framed(ROW_ID, value))),
-    )
+    (at, Row::new(format!("[{key}]"), value.map(framed)))
 }
 
 /// The value that a framed row has.
