@@ -78,6 +78,7 @@ fn options(now: i64) -> Options {
         times,
         log: 5,
         held_bytes_max: 200,
+        flush_bytes: 150,
         now,
     }
 }

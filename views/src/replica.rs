@@ -11,6 +11,8 @@ mod bytes;
 mod held;
 mod intake;
 mod part;
+#[cfg(test)]
+mod tests;
 
 pub use part::{Health, NotReady};
 
@@ -60,6 +62,9 @@ impl Times {
     }
 }
 
+/// [`Options::flush_bytes`] of an edge: bounds the memory and the duration of one store commit.
+pub const FLUSH_BYTES: usize = 2 << 20;
+
 /// How to open a replica.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -71,6 +76,9 @@ pub struct Options {
     pub log: u64,
     /// Held-back rows beyond so many bytes a partition stay in the store only.
     pub held_bytes_max: usize,
+    /// Staged bytes beyond which changes are committed before the batch ends, also in the middle of a closing. An edge
+    /// uses [`FLUSH_BYTES`]; tests use less to reach every commit with few rows.
+    pub flush_bytes: usize,
     /// Now, in ms: the `as_of` of a replica that starts from nothing.
     pub now: Millis,
 }
@@ -99,6 +107,9 @@ pub enum Error {
     /// A partition that this replica does not serve.
     #[error("partition {0} of view.log is not served by this replica")]
     Partition(i32),
+    /// An earlier batch failed, so this replica's memory is ahead of its store. The store itself is good.
+    #[error("an earlier batch of view.log/{0} failed; close the replica and open its store again")]
+    Unfinished(i32),
 }
 
 /// Result of a replica's call.
@@ -121,6 +132,17 @@ pub struct Applied {
 struct Partition {
     intake: Mutex<Intake>,
     shown: RwLock<Shown>,
+}
+
+impl Partition {
+    /// The applying side, unless a batch has failed there.
+    fn intake(&self, number: i32) -> Result<MutexGuard<'_, Intake>> {
+        let intake = lock(&self.intake);
+        if intake.unfinished {
+            return Err(Error::Unfinished(number));
+        }
+        Ok(intake)
+    }
 }
 
 /// A replica of `view.log`.
@@ -175,7 +197,8 @@ impl Replica {
     ///
     /// # Errors
     /// [`Error::Record`] for a record of a newer format; the store's errors. A record that is merely malformed is
-    /// counted and passed over: it cannot belong to any row.
+    /// counted and passed over: it cannot belong to any row. After an error the partition takes nothing more: drop the
+    /// replica and open it from its store again.
     pub fn apply<'r>(
         &self,
         partition: i32,
@@ -183,22 +206,25 @@ impl Replica {
         now: Millis,
     ) -> Result<Applied> {
         let part = self.partitions.get(&partition).ok_or(Error::Partition(partition))?;
-        let mut intake = lock(&part.intake);
-        intake::apply(
+        let mut intake = part.intake(partition)?;
+        intake.unfinished = true;
+        let applied = intake::apply(
             &mut intake,
             self.store.as_ref(),
             &self.options,
             &part.shown,
             records,
             now,
-        )
+        )?;
+        intake.unfinished = false;
+        Ok(applied)
     }
 
     /// Notes that a partition's end offset (read_uncommitted) was `end` after young records were reached: the replica
     /// is complete once its position has come there.
     pub fn set_end(&self, partition: i32, end: Offset) -> Result<()> {
         let part = self.partitions.get(&partition).ok_or(Error::Partition(partition))?;
-        let intake = lock(&part.intake);
+        let intake = part.intake(partition)?;
         let mut shown = write(&part.shown);
         shown.end.get_or_insert(end);
         shown.refresh(&intake.held);
@@ -209,7 +235,7 @@ impl Replica {
     /// (read_uncommitted), asked for at `asked_ms`, was `end`. With `position = end` nothing is left to be seen.
     pub fn at_end(&self, partition: i32, position: Offset, end: Offset, asked_ms: Millis) -> Result<()> {
         let part = self.partitions.get(&partition).ok_or(Error::Partition(partition))?;
-        let mut intake = lock(&part.intake);
+        let mut intake = part.intake(partition)?;
         let mut shown = write(&part.shown);
         shown.position = shown.position.max(position);
         shown.current_ms = shown.current_ms.max(asked_ms);
@@ -233,7 +259,7 @@ impl Replica {
     pub fn prune(&self, now: Millis, max: usize) -> Result<usize> {
         let mut gone = 0;
         for (number, part) in &self.partitions {
-            let mut intake = lock(&part.intake);
+            let mut intake = part.intake(*number)?;
             gone += intake::prune(
                 &mut intake,
                 self.store.as_ref(),
@@ -295,7 +321,7 @@ impl Replica {
 pub(crate) use bytes::{RowValue, row_place, row_range, row_value, space as spaces};
 pub(crate) use part::{Shown, ready as part_ready};
 
-/// A lock that a panicking thread held is still sound here: every change is made whole before it is shown.
+/// Poisoning is ignored: what is shown changes only after its commit, and [`Intake::unfinished`] stays set after a panic.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use views::Replica;
-use views::replica::{Error as ViewsError, Options, SPACES, Times};
+use views::replica::{Error as ViewsError, FLUSH_BYTES, Options, SPACES, Times};
 
 /// Bytes asked for in one read.
 const READ_BYTES: usize = 4 * 1024 * 1024;
@@ -294,6 +294,7 @@ impl Follower {
             times: times(info),
             log: identity,
             held_bytes_max: mib(self.config.store.held_mib),
+            flush_bytes: FLUSH_BYTES,
             now,
         };
         let replica = Arc::new(Replica::open(store.clone(), options).map_err(Broken::Replica)?);

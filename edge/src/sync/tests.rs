@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use views::BucketId;
 use views::cursor::Key;
 use views::record::{SchemaIds, VERSION, WRITER, Writer};
-use views::replica::{Options, SPACES, Times};
+use views::replica::{FLUSH_BYTES, Options, SPACES, Times};
 
 const NOW: i64 = 1_732_390_000_000;
 const SECOND: Duration = Duration::from_secs(1);
@@ -62,6 +62,7 @@ fn replica(now: i64) -> Arc<Replica> {
         times: Times::default(),
         log: 1,
         held_bytes_max: 1 << 20,
+        flush_bytes: FLUSH_BYTES,
         now,
     };
     Arc::new(Replica::open(store, options).unwrap())

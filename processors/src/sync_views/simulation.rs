@@ -300,6 +300,7 @@ fn devices_under_random_faults_hold_the_view_of_the_whole_history() {
         "replica wiped",
         "replica.before_commit",
         "replica.after_commit",
+        "replica.mid_closing",
         "not ready",
         "behind",
         "not modified",

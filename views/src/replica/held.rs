@@ -8,7 +8,7 @@ use super::{Error, Result};
 use crate::record::ViewRecord;
 use log::{Millis, Offset};
 use std::collections::HashMap;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use store::{Batch, Direction, Store};
 
 /// Rows that are held back, by writer.
@@ -20,13 +20,13 @@ pub struct HeldRows {
 
 /// What is held back of one writer.
 #[derive(Debug)]
-pub struct HeldWriter {
+struct HeldWriter {
     first: Offset,
     time: Millis,
     /// Rows in memory, in offset order.
-    pub rows: Vec<HeldRow>,
-    /// Rows before those in memory stand in the store only.
-    pub spilled: bool,
+    rows: Vec<HeldRow>,
+    /// Rows from this offset up to the first one in memory are in the store only.
+    spilled: Option<Offset>,
 }
 
 /// A row that is held back.
@@ -80,7 +80,7 @@ impl HeldRows {
             first: offset,
             time,
             rows: Vec::new(),
-            spilled: false,
+            spilled: None,
         });
         held.time = held.time.min(time);
         held.rows.push(HeldRow { offset, stored, value });
@@ -91,11 +91,45 @@ impl HeldRows {
         self.writers.get(&writer).map_or(0, HeldWriter::bytes)
     }
 
-    /// Takes everything of a writer out.
-    pub fn take(&mut self, writer: u64) -> Option<HeldWriter> {
-        let held = self.writers.remove(&writer)?;
-        self.bytes -= held.bytes();
-        Some(held)
+    /// Whether rows of a writer are held back, in memory or in the store.
+    pub fn holds(&self, writer: u64) -> bool {
+        self.writers.contains_key(&writer)
+    }
+
+    /// Removes and returns the next rows of a writer in offset order, slightly more than `bytes_max` bytes at a time;
+    /// empty when none are left. The rows that remain are still covered by [`HeldRows::stage`].
+    pub fn take_piece(
+        &mut self,
+        store: &dyn Store,
+        partition: i32,
+        writer: u64,
+        bytes_max: usize,
+    ) -> Result<Vec<HeldRow>> {
+        let Some(held) = self.writers.get_mut(&writer) else {
+            return Ok(Vec::new());
+        };
+        if let Some(from) = held.spilled {
+            let below = held.rows.first().map_or(Offset::MAX, |row| row.offset);
+            let piece = read_spilled(store, partition, writer, from..below, bytes_max)?;
+            if let Some(last) = piece.last() {
+                held.spilled = Some(last.offset + 1);
+                return Ok(piece);
+            }
+            held.spilled = None;
+        }
+        let mut bytes = 0;
+        let full = |row: &HeldRow| {
+            let full = bytes > bytes_max;
+            bytes += row.value.len();
+            full
+        };
+        let count = held.rows.iter().position(full).unwrap_or(held.rows.len());
+        let piece: Vec<HeldRow> = held.rows.drain(..count).collect();
+        self.bytes -= piece.iter().map(|row| row.value.len()).sum::<usize>();
+        if held.rows.is_empty() {
+            self.writers.remove(&writer);
+        }
+        Ok(piece)
     }
 
     /// Puts the rows that the store lacks into a batch that is about to be committed.
@@ -121,31 +155,35 @@ impl HeldRows {
             };
             self.bytes -= writer.bytes();
             writer.rows = Vec::new();
-            writer.spilled = true;
+            writer.spilled.get_or_insert(writer.first);
         }
     }
 }
 
-/// The next rows of a writer that stand in the store only: from an offset, below another one, some `bytes_max` of them.
-pub fn spilled(
+/// Reads the next rows of a writer within a range of offsets from the store, slightly more than `bytes_max` bytes.
+fn read_spilled(
     store: &dyn Store,
     partition: i32,
     writer: u64,
-    (from, below): (Offset, Offset),
+    range: Range<Offset>,
     bytes_max: usize,
-) -> Result<Vec<(Offset, Vec<u8>)>> {
-    let (from, to) = bytes::held_range(partition, writer, from);
+) -> Result<Vec<HeldRow>> {
+    let (from, to) = bytes::held_range(partition, writer, range.start);
     let mut piece = Vec::new();
     let mut piece_bytes = 0;
     store.scan(space::HELD, &from, Some(&to), Direction::Forward, &mut |key, value| {
         let Some((_, offset)) = bytes::held_place(key) else {
             return ControlFlow::Continue(());
         };
-        if offset >= below {
+        if offset >= range.end {
             return ControlFlow::Break(());
         }
-        piece.push((offset, value.to_vec()));
         piece_bytes += value.len();
+        piece.push(HeldRow {
+            offset,
+            stored: true,
+            value: value.to_vec(),
+        });
         if piece_bytes > bytes_max {
             ControlFlow::Break(())
         } else {

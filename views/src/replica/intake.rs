@@ -1,12 +1,13 @@
 //! Taking records in: held back until their writer closes them, then shown, in one store batch a polled batch.
 //!
-//! A closing larger than [`FLUSH_BYTES`] is applied in pieces; until its last piece the partition says that it is
-//! incomplete, and after a crash in between it is read and applied again.
-//! Guarantees: the store holds the state after some record, with that record's successor as the position, always.
+//! A closing larger than [`Options::flush_bytes`] is applied in pieces, each one store batch; until the last piece the
+//! partition is incomplete. A piece is committed with the closing's own offset as the position, so after a crash the
+//! closing is read again but the rows before it are not. Invariant: at every commit each row below the position is in
+//! `ROWS` (or superseded there), or in `HELD`.
 //! Never: showing a row before its writer's closing.
 
 use super::bytes::{self, Newest, RowValue, space};
-use super::held::{self, Held, HeldRows, HeldWriter};
+use super::held::{self, Held, HeldRows};
 use super::part::{BucketState, Shown};
 use super::{Applied, Error, Options, Result, write};
 use crate::BucketId;
@@ -15,13 +16,10 @@ use crate::cursor::hash_of;
 use crate::record::{self, RecordError, ViewRecord};
 use log::{Millis, Offset, RecordRef};
 use process::failpoint;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::RwLock;
 use store::{Batch, Direction, Store};
-
-/// Staged changes beyond so many bytes are committed before the batch ends.
-const FLUSH_BYTES: usize = 2 << 20;
 
 /// What only the applying thread knows of a partition.
 pub struct Intake {
@@ -29,6 +27,9 @@ pub struct Intake {
     pub(super) held: HeldRows,
     /// Where the partition stands has changed without a batch.
     pub(super) meta_dirty: bool,
+    /// A batch has begun and not ended. After an error or a panic `held` is ahead of the store: rows were taken out, or
+    /// marked as stored, for a commit that never happened. Whatever is committed from it after that would lose them.
+    pub(super) unfinished: bool,
 }
 
 /// Reads back where a partition stood.
@@ -42,17 +43,12 @@ pub fn load(store: &dyn Store, partition: i32, options: &Options) -> Result<(Int
         mid_closing: false,
         held: None,
         buckets: HashMap::new(),
-        stale: std::collections::BTreeSet::new(),
+        stale: BTreeSet::new(),
         stale_changed: -1,
     };
     if let Some(meta) = store.get(space::META, &bytes::meta_key(partition))? {
         let meta: Meta = serde_json::from_slice(&meta).map_err(|e| Error::Foreign(format!("its meta: {e}")))?;
-        shown.position = meta.position;
-        shown.closed = meta.closed;
-        shown.as_of = meta.as_of;
-        shown.mid_closing = meta.mid_closing;
-        shown.stale = meta.stale.into_iter().collect();
-        shown.stale_changed = meta.stale_changed;
+        meta.show(&mut shown);
     }
     let (from, to) = bytes::part_range(partition);
     let mut damaged = false;
@@ -79,6 +75,7 @@ pub fn load(store: &dyn Store, partition: i32, options: &Options) -> Result<(Int
             partition,
             held,
             meta_dirty: false,
+            unfinished: false,
         },
         shown,
     ))
@@ -90,8 +87,30 @@ struct Meta {
     closed: Offset,
     as_of: Millis,
     mid_closing: bool,
-    stale: Vec<(String, u64)>,
+    stale: BTreeSet<(String, u64)>,
     stale_changed: Offset,
+}
+
+impl Meta {
+    fn of(shown: &Shown) -> Self {
+        Meta {
+            position: shown.position,
+            closed: shown.closed,
+            as_of: shown.as_of,
+            mid_closing: shown.mid_closing,
+            stale: shown.stale.clone(),
+            stale_changed: shown.stale_changed,
+        }
+    }
+
+    fn show(self, shown: &mut Shown) {
+        shown.position = self.position;
+        shown.closed = self.closed;
+        shown.as_of = self.as_of;
+        shown.mid_closing = self.mid_closing;
+        shown.stale = self.stale;
+        shown.stale_changed = self.stale_changed;
+    }
 }
 
 fn encode_bucket(bucket: &BucketState) -> Vec<u8> {
@@ -133,6 +152,7 @@ struct Work<'a> {
     stale: Vec<((String, u64), bool, Offset)>,
     staged_bytes: usize,
     touched: HashSet<BucketId>,
+    flush_bytes: usize,
 }
 
 /// Applies records; see [`super::Replica::apply`].
@@ -145,7 +165,7 @@ pub fn apply<'r>(
     now: Millis,
 ) -> Result<Applied> {
     let partition = intake.partition;
-    let mut work = Work::new(intake, store, shown);
+    let mut work = Work::new(intake, store, shown, options.flush_bytes);
     let mut applied = Applied::default();
     let young = now - options.times.compaction_lag_ms / 2;
     for record in records {
@@ -201,7 +221,7 @@ fn writer_of<'a>(record: &'a ViewRecord<'_>) -> &'a str {
 }
 
 impl<'a> Work<'a> {
-    fn new(intake: &'a mut Intake, store: &'a dyn Store, shown: &'a RwLock<Shown>) -> Self {
+    fn new(intake: &'a mut Intake, store: &'a dyn Store, shown: &'a RwLock<Shown>, flush_bytes: usize) -> Self {
         let now = super::read(shown);
         let (position, closed, as_of, current_ms, end) = (now.position, now.closed, now.as_of, now.current_ms, now.end);
         drop(now);
@@ -223,47 +243,33 @@ impl<'a> Work<'a> {
             stale: Vec::new(),
             staged_bytes: 0,
             touched: HashSet::new(),
+            flush_bytes,
         }
     }
 
-    /// Shows everything that a writer has before the closing at `closing`.
+    /// Shows everything that a writer has before the closing at `closing`, in pieces if it is large.
     fn close(&mut self, writer: u64, closing: Offset) -> Result<()> {
-        if self.staged_bytes + self.intake.held.bytes_of(writer) > FLUSH_BYTES {
-            // Rows that a piecewise closing has not reached yet must be in the store before its first piece is.
+        if self.staged_bytes > 0 && self.staged_bytes + self.intake.held.bytes_of(writer) > self.flush_bytes {
+            // Commit the closings before this one first: polls are refused between two pieces, but not between closings.
             self.flush()?;
         }
-        let Some(held) = self.intake.held.take(writer) else {
-            return Ok(());
-        };
-        if held.spilled {
-            self.close_spilled(writer, closing, &held)?;
-        }
-        for row in &held.rows {
-            if row.stored {
-                self.held_gone.push((writer, row.offset));
-            }
-            self.show(writer, row.offset, &row.value, closing)?;
-            if self.staged_bytes > FLUSH_BYTES {
-                self.flush_mid_closing()?;
-            }
-        }
-        Ok(())
-    }
-
-    /// The part of a closing whose rows stand in the store only, a piece at a time.
-    fn close_spilled(&mut self, writer: u64, closing: Offset, held: &HeldWriter) -> Result<()> {
         let partition = self.intake.partition;
-        let in_memory = held.rows.first().map_or(Offset::MAX, |r| r.offset);
-        let mut from = 0;
         loop {
-            let piece = held::spilled(self.store, partition, writer, (from, in_memory), FLUSH_BYTES / 2)?;
-            let Some((last, _)) = piece.last() else { return Ok(()) };
-            from = last + 1;
-            for (offset, value) in &piece {
-                self.held_gone.push((writer, *offset));
-                self.show(writer, *offset, value, closing)?;
+            // Rows leave `held` only with the piece that shows them. `flush` stores what is left there, so a crash after
+            // any piece finds the remaining rows in the store. No estimate of the closing's size can replace this: the
+            // size of spilled rows is unknown, and a staged row is larger than a held one.
+            let held = &mut self.intake.held;
+            let piece = held.take_piece(self.store, partition, writer, self.flush_bytes / 2)?;
+            if piece.is_empty() {
+                return Ok(());
             }
-            if self.staged_bytes > FLUSH_BYTES {
+            for row in &piece {
+                if row.stored {
+                    self.held_gone.push((writer, row.offset));
+                }
+                self.show(writer, row.offset, &row.value, closing)?;
+            }
+            if self.staged_bytes > self.flush_bytes && self.intake.held.holds(writer) {
                 self.flush_mid_closing()?;
             }
         }
@@ -385,29 +391,33 @@ impl<'a> Work<'a> {
         for (writer, offset) in self.held_gone.drain(..) {
             batch.delete(space::HELD, bytes::held_key(partition, writer, offset));
         }
+        // Also between two pieces: the position is past every held row, so a row that only memory has would be lost.
         self.intake.held.stage(partition, &mut batch);
         self.staged_bytes = 0;
         let mut shown = write(self.shown);
+        let mut meta = Meta::of(&shown);
         for (view, stale, closing) in self.stale.drain(..) {
             let changed = if stale {
-                shown.stale.insert(view)
+                meta.stale.insert(view)
             } else {
-                shown.stale.remove(&view)
+                meta.stale.remove(&view)
             };
             if changed {
-                shown.stale_changed = closing;
+                meta.stale_changed = closing;
             }
         }
-        shown.position = self.position;
-        shown.closed = self.closed;
-        shown.as_of = self.as_of;
-        shown.current_ms = shown.current_ms.max(self.current_ms);
-        shown.end = self.end;
-        shown.mid_closing = self.mid_closing;
-        put_meta(&mut batch, partition, &shown);
+        meta.position = self.position;
+        meta.closed = self.closed;
+        meta.as_of = self.as_of;
+        meta.mid_closing = self.mid_closing;
+        put_meta(&mut batch, partition, &meta);
         failpoint::hit("replica.before_commit");
         self.store.commit(batch)?;
         failpoint::hit("replica.after_commit");
+        // Not before the commit: if it fails, polls must not see a T or a position whose rows are not in the store.
+        meta.show(&mut shown);
+        shown.current_ms = shown.current_ms.max(self.current_ms);
+        shown.end = self.end;
         shown.buckets.extend(self.buckets.drain());
         shown.refresh(&self.intake.held);
         self.intake.meta_dirty = false;
@@ -415,16 +425,8 @@ impl<'a> Work<'a> {
     }
 }
 
-fn put_meta(batch: &mut Batch, partition: i32, shown: &Shown) {
-    let meta = Meta {
-        position: shown.position,
-        closed: shown.closed,
-        as_of: shown.as_of,
-        mid_closing: shown.mid_closing,
-        stale: shown.stale.iter().cloned().collect(),
-        stale_changed: shown.stale_changed,
-    };
-    let meta = serde_json::to_vec(&meta).expect("numbers and texts always have a JSON form");
+fn put_meta(batch: &mut Batch, partition: i32, meta: &Meta) {
+    let meta = serde_json::to_vec(meta).expect("numbers and texts always have a JSON form");
     batch.put(space::META, bytes::meta_key(partition), meta);
 }
 
@@ -472,7 +474,7 @@ pub fn prune(
     if old.is_empty() && !intake.meta_dirty {
         return Ok(0);
     }
-    put_meta(&mut batch, partition, &shown);
+    put_meta(&mut batch, partition, &Meta::of(&shown));
     store.commit(batch)?;
     intake.meta_dirty = false;
     Ok(old.len())

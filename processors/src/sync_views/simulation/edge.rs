@@ -47,12 +47,14 @@ impl Edge {
             refresh_ms: REFRESH,
             proof_ms: i64::MAX / 4,
         };
-        // Rows beyond some two are spilled, so that both ways through the store are walked.
+        // Rows beyond some two are spilled and a closing is applied row by row, so that every path through the store is
+        // taken and a replica may be killed between two pieces.
         let options = Options {
             partitions: (0..PARTITIONS).collect(),
             times,
             log: 5,
             held_bytes_max: 200,
+            flush_bytes: 150,
             now,
         };
         let replica = Replica::open(store, options).map_err(|e| format!("a replica does not open: {e}"))?;
@@ -402,8 +404,8 @@ impl Readers {
         let up = self.edges[i].down_until <= now;
         match rng.below(100) {
             0..30 if up => {
-                let (most, dies) = (rng.pick(&[1, 3, 99, 99]), rng.chance(0.05));
-                let (dies, lost) = (dies.then(|| u32::try_from(rng.below(4)).unwrap()), rng.below(4));
+                let (most, dies) = (rng.pick(&[1, 3, 99, 99]), rng.chance(0.075));
+                let (dies, lost) = (dies.then(|| u32::try_from(rng.below(6)).unwrap()), rng.below(4));
                 self.read(broker, i, most, dies, lost)?;
             }
             30..75 if up && self.devices[d].asleep_until <= now => {

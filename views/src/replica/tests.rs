@@ -1,0 +1,304 @@
+//! Crashes of a replica: it is killed at each of its failpoints in turn, opened again from its store, and compared with
+//! the rows computed from the records alone.
+
+use super::bytes::{self, space};
+use super::{Error, Options, Replica, SPACES, Times};
+use crate::record::{SchemaIds, VERSION, WRITER, Writer};
+use crate::{BucketId, row_hash};
+use log::{Header, Millis, Offset, RecordBatch, TimestampType, TopicPartition};
+use schemas::version::Version;
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use store::{Batch, Direction, MemoryStore, SharedStore, Snapshot, Space, Stats, Store, Visit};
+
+const NOW: Millis = 1_000_000;
+const BUCKET: &str = "b";
+const VIEW: &str = "v";
+const IDS: SchemaIds = SchemaIds {
+    row: 1,
+    closing: 2,
+    open: 3,
+    stale: 4,
+};
+
+/// A log with one record a word: `xa` is row `a` of writer `x`, `x-a` removes it, `x!` is the closing of `x`.
+/// Each text is what one read returns, unless a restart makes it begin later.
+struct Log<'a> {
+    reads: &'a [&'a str],
+}
+
+enum Record {
+    Row { key: String, live: bool },
+    Closing,
+}
+
+impl Log<'_> {
+    /// Writer and record, by offset.
+    fn records(&self) -> Vec<(char, Record)> {
+        let words = self.reads.iter().flat_map(|read| read.split_whitespace());
+        words
+            .map(|word| {
+                let writer = word.chars().next().expect("a word has a writer");
+                let record = match &word[1..] {
+                    "!" => Record::Closing,
+                    key => Record::Row {
+                        key: format!("\"{writer}{}\"", key.trim_start_matches('-')),
+                        live: !key.starts_with('-'),
+                    },
+                };
+                (writer, record)
+            })
+            .collect()
+    }
+
+    /// The offset after the read that contains `position`.
+    fn read_end(&self, position: usize) -> Option<usize> {
+        let mut ends = self.reads.iter().scan(0_usize, |end, read| {
+            *end += read.split_whitespace().count();
+            Some(*end)
+        });
+        ends.find(|end| *end > position)
+    }
+
+    fn apply_all(&self, replica: &Replica) -> super::Result<()> {
+        loop {
+            let position = replica.positions()[0].1;
+            let from = usize::try_from(position).unwrap();
+            let Some(end) = self.read_end(from) else {
+                return replica.at_end(0, position, position, NOW);
+            };
+            let mut batch = RecordBatch::default();
+            for (offset, (writer, record)) in self.records().into_iter().enumerate().take(end).skip(from) {
+                push(&mut batch, offset.try_into().unwrap(), writer, &record);
+            }
+            let applied = replica.apply(0, batch.iter(), NOW)?;
+            assert_eq!(applied.refused, 0);
+        }
+    }
+
+    /// Closed live rows by key, each with its offset, and the number of records that are still held back.
+    fn truth(&self) -> (BTreeMap<String, Offset>, usize) {
+        let (mut rows, mut pending) = (BTreeMap::new(), BTreeMap::<char, Vec<_>>::new());
+        for (offset, (writer, record)) in (0..).zip(self.records()) {
+            match record {
+                Record::Row { key, live } => pending.entry(writer).or_default().push((key, offset, live)),
+                Record::Closing => {
+                    for (key, offset, live) in pending.remove(&writer).into_iter().flatten() {
+                        rows.remove(&key);
+                        rows.extend(live.then_some((key, offset)));
+                    }
+                }
+            }
+        }
+        (rows, pending.values().map(Vec::len).sum())
+    }
+
+    fn check(&self, store: &SharedStore, replica: &Replica, why: &str) {
+        let (want, pending) = self.truth();
+        let rows = replica.rows(0, BucketId::of(BUCKET)).unwrap();
+        let live = rows.iter().filter(|row| row.parts().json.is_some());
+        let got: BTreeMap<_, _> = live.map(|row| (row.parts().key.to_owned(), row.offset)).collect();
+        assert_eq!(got, want, "rows of the replica (left) and of the log (right), {why}");
+        let shown = replica.shown(0).unwrap();
+        let bucket = &shown.buckets[&BucketId::of(BUCKET)];
+        let hash = |(key, offset): (&String, &Offset)| row_hash(VIEW, key.as_bytes(), &version(*offset));
+        let hash = want.iter().map(hash).fold(0, u128::wrapping_add);
+        let count = u64::try_from(want.len()).unwrap();
+        assert_eq!((bucket.rows, bucket.hash), (count, hash), "count and hash, {why}");
+        assert_eq!(shown.complete(), pending == 0, "completeness, {why}");
+        assert_eq!(held_rows(store), pending, "rows held back in the store, {why}");
+    }
+}
+
+fn version(offset: Offset) -> [u8; 17] {
+    [u8::try_from(offset).unwrap(); 17]
+}
+
+fn push(batch: &mut RecordBatch, offset: Offset, writer: char, record: &Record) {
+    let id = format!("p/{writer}/0/0");
+    let mut writer = Writer::new(id.as_str(), IDS);
+    let version = version(offset);
+    let headers: [Header<'_>; 2] = [(WRITER, Some(id.as_bytes())), (VERSION, Some(&version))];
+    let (key, value) = match record {
+        Record::Row { key, live } => writer.row(BUCKET, VIEW, key, live.then_some(b"{}".as_slice())),
+        Record::Closing => writer.closing(Version::default(), 0),
+    };
+    let at = batch.intern(&TopicPartition::new("view.log", 0));
+    let time = TimestampType::LogAppend;
+    batch.push(at, offset, NOW, time, Some(key), value, headers.iter().copied());
+}
+
+fn held_rows(store: &SharedStore) -> usize {
+    let (from, to) = bytes::part_range(0);
+    let mut count = 0;
+    let mut visit = |_: &[u8], _: &[u8]| {
+        count += 1;
+        ControlFlow::Continue(())
+    };
+    let scanned = store.scan(space::HELD, &from, Some(&to), Direction::Forward, &mut visit);
+    scanned.unwrap();
+    count
+}
+
+fn options(held_bytes_max: usize, flush_bytes: usize) -> Options {
+    Options {
+        partitions: vec![0],
+        times: Times::default(),
+        log: 1,
+        held_bytes_max,
+        flush_bytes,
+        now: NOW,
+    }
+}
+
+fn memory() -> SharedStore {
+    Arc::new(MemoryStore::new(SPACES.len()))
+}
+
+/// Does `work` and kills it by unwinding at the failpoint that it passes after `hits` others; the name of that failpoint.
+fn killed_after(hits: usize, work: impl FnOnce()) -> Option<&'static str> {
+    let (left, point) = (Cell::new(hits), Rc::new(Cell::new(None)));
+    let own = point.clone();
+    process::failpoint::watch(move |name| match left.get().checked_sub(1) {
+        Some(less) => left.set(less),
+        None => {
+            own.set(Some(name));
+            std::panic::resume_unwind(Box::new("killed"));
+        }
+    });
+    let done = catch_unwind(AssertUnwindSafe(work));
+    process::failpoint::watch(|_| {});
+    if let (Err(cause), None) = (done, point.get()) {
+        std::panic::resume_unwind(cause);
+    }
+    point.get()
+}
+
+/// Applies a log from an empty store, with a kill after each of these numbers of failpoints; where it was killed.
+fn run_with_kills(log: &Log<'_>, options: &Options, kills: [usize; 2]) -> Vec<&'static str> {
+    let (store, mut killed) = (memory(), Vec::new());
+    let open = || Replica::open(store.clone(), options.clone()).unwrap();
+    for hits in kills {
+        let replica = open();
+        killed.extend(killed_after(hits, || log.apply_all(&replica).unwrap()));
+    }
+    let replica = open();
+    log.apply_all(&replica).unwrap();
+    log.check(
+        &store,
+        &replica,
+        &format!("killed after {kills:?} failpoints at {killed:?}"),
+    );
+    killed
+}
+
+/// A row takes 63 bytes while it is held back and 129 once it is staged.
+#[test]
+fn kill_between_pieces_of_a_closing_loses_no_row() {
+    let cases = [
+        // The writer's first rows are spilled; its last one is in memory only when the closing begins.
+        (options(100, 200), ["xa xb xc xd xe", "xf x-a x!", "xg x!"]),
+        // Nothing is spilled, but what a row stages is larger than what it holds.
+        (options(10_000, 200), ["xa xb xc x!", "xa xd xe x!", ""]),
+        // While one writer is closed in pieces, another has rows that no store has, before and after a closing of its own.
+        (options(100, 150), ["ya xa xb xc", "yb y! xd yc x!", "xe yd y-a x!"]),
+        (options(100, 10_000), ["ya xa xb xc", "yb y! xd yc x!", "xe yd y-a x!"]),
+    ];
+    let mut killed_at = BTreeSet::new();
+    for (options, reads) in &cases {
+        let log = Log { reads };
+        let (mut first, mut second) = (0, 0);
+        loop {
+            let killed = run_with_kills(&log, options, [first, second]);
+            killed_at.extend(killed.iter().copied());
+            match killed.len() {
+                0 => break,
+                1 => (first, second) = (first + 1, 0),
+                _ => second += 1,
+            }
+        }
+    }
+    let all = ["replica.after_commit", "replica.before_commit", "replica.mid_closing"];
+    assert_eq!(killed_at, BTreeSet::from(all));
+}
+
+/// A store on a disk that may be full.
+struct FullDisk {
+    store: MemoryStore,
+    full: AtomicBool,
+}
+
+impl Store for FullDisk {
+    fn get(&self, space: Space, key: &[u8]) -> store::Result<Option<Vec<u8>>> {
+        self.store.get(space, key)
+    }
+
+    fn scan(
+        &self,
+        space: Space,
+        from: &[u8],
+        to: Option<&[u8]>,
+        direction: Direction,
+        visit: Visit<'_>,
+    ) -> store::Result<()> {
+        self.store.scan(space, from, to, direction, visit)
+    }
+
+    fn commit(&self, batch: Batch) -> store::Result<()> {
+        if self.full.load(Ordering::Relaxed) {
+            return Err(store::Error::Io {
+                attempted: "write",
+                source: std::io::ErrorKind::StorageFull.into(),
+            });
+        }
+        self.store.commit(batch)
+    }
+
+    fn snapshot(&self) -> store::Result<Box<dyn Snapshot>> {
+        self.store.snapshot()
+    }
+
+    fn persist(&self) -> store::Result<()> {
+        self.store.persist()
+    }
+
+    fn stats(&self) -> Stats {
+        self.store.stats()
+    }
+}
+
+#[test]
+fn failed_commit_shows_nothing_and_ends_the_replica() {
+    let disk = Arc::new(FullDisk {
+        store: MemoryStore::new(SPACES.len()),
+        full: AtomicBool::new(false),
+    });
+    let open = || Replica::open(disk.clone(), options(100, 200)).unwrap();
+    let replica = open();
+    let log = Log {
+        reads: &["xa xb x!", "xc x-a x!"],
+    };
+    Log { reads: &log.reads[..1] }.apply_all(&replica).unwrap();
+    disk.full.store(true, Ordering::Relaxed);
+    assert!(matches!(log.apply_all(&replica), Err(Error::Store(_))));
+    let health = &replica.health(NOW)[0];
+    assert_eq!(
+        (health.position, health.closed),
+        (3, 2),
+        "position and T after a failed commit"
+    );
+    disk.full.store(false, Ordering::Relaxed);
+    assert!(matches!(log.apply_all(&replica), Err(Error::Unfinished(0))));
+    assert!(matches!(replica.at_end(0, 6, 6, NOW), Err(Error::Unfinished(0))));
+    assert!(matches!(replica.prune(NOW, 1), Err(Error::Unfinished(0))));
+    drop(replica);
+    let replica = open();
+    log.apply_all(&replica).unwrap();
+    let store: SharedStore = disk.clone();
+    log.check(&store, &replica, "opened again");
+}
