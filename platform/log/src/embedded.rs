@@ -24,6 +24,7 @@ mod idle;
 mod merge;
 mod open;
 mod reader;
+mod scan;
 mod session;
 mod settings;
 mod signal;

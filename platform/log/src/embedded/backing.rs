@@ -2,7 +2,8 @@
 //!
 //! This is the seam for faults by a seed (`faulty`): commits that fail, whose answer is lost, or that a crash takes back.
 //! Guarantees: a batch is atomic over both spaces, and when `commit` has returned it survives the end of the process;
-//! a scan sees every batch that was committed before it began. Never: a key or value that means something to it.
+//! a scan sees every batch that was committed before it began and nothing of later ones, also of a batch that is
+//! committed while it runs. Never: a key or value that means something to it.
 
 mod disk;
 #[cfg(test)]
@@ -77,7 +78,8 @@ pub(super) trait Backing: Send + Sync {
     /// Reads a key.
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>>;
 
-    /// Visits the keys in `from..to` in ascending order until the visitor breaks.
+    /// Visits the keys in `from..to` in ascending order until the visitor breaks. They are those of one moment: merging
+    /// moves records into a block behind a running scan, which must then still find them where they were.
     fn scan(&self, space: Space, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<()>;
 
     /// The greatest key in `from..=to` with its value.

@@ -4,9 +4,8 @@
 //! over IO, so that readers are not held up by a write. `writer` is always taken before it, and `cleaner` before both.
 //! Guarantees: what `state` shows is in the store, and what the store refused is not. Never: a callback.
 
-use super::backing::{Backing, Space, Writes};
-use super::block::Block;
-use super::format::{self, Head, PartId};
+use super::backing::{Backing, Writes};
+use super::format::{Head, PartId};
 use super::signal::until;
 use super::state::State;
 use super::{Clock, Config};
@@ -94,12 +93,7 @@ impl Broker {
     /// Makes writes durable; under the writer's lock. Where the store fails it is asked whether it has them all the same:
     /// then they count. Where it does not even say that, nothing is written any more.
     pub fn store(&self, writes: &Writes) -> Result<()> {
-        if self.in_doubt.load(Ordering::SeqCst) {
-            return Err(Error::Storage {
-                attempted: "write: it did not say what became of an earlier batch; open the log again",
-                source: "the store has failed".into(),
-            });
-        }
+        self.check_certain("write: it did not say what became of an earlier batch; open the log again")?;
         let Err(error) = self.backing.commit(writes) else {
             return Ok(());
         };
@@ -114,6 +108,17 @@ impl Broker {
                 self.in_doubt.store(true, Ordering::SeqCst);
                 Err(error)
             }
+        }
+    }
+
+    /// Fails when an earlier batch may or may not be in the store.
+    pub fn check_certain(&self, attempted: &'static str) -> Result<()> {
+        match self.in_doubt.load(Ordering::SeqCst) {
+            false => Ok(()),
+            true => Err(Error::Storage {
+                attempted,
+                source: "the store has failed".into(),
+            }),
         }
     }
 
@@ -155,7 +160,7 @@ impl Broker {
 
     fn first_at(&self, id: PartId, from: Offset, end: Offset, time: Millis) -> Result<Offset> {
         let mut found = None;
-        self.blocks_holding(id, from, end, &mut |block| {
+        self.blocks_holding(id, from..end, &mut |block| {
             if block.head.control.is_none() && block.head.max_timestamp >= time {
                 found = block.first_at(from, time)?;
             }
@@ -165,41 +170,6 @@ impl Broker {
             })
         })?;
         Ok(found.unwrap_or(end))
-    }
-
-    /// Visits the blocks up to an offset, from the last one on that begins at or before another. That one is looked for
-    /// first; where it is gone when its turn comes, it became a part of an earlier one, and the look is taken again.
-    pub fn blocks_holding(
-        &self,
-        id: PartId,
-        offset: Offset,
-        to: Offset,
-        visit: &mut dyn FnMut(Block) -> Result<ControlFlow<()>>,
-    ) -> Result<()> {
-        let [least, here, to] = [0, offset, to].map(|offset| format::block_key(id, offset));
-        if here >= to {
-            return Ok(());
-        }
-        loop {
-            let found = self.backing.last(Space::Records, &least, &here)?;
-            let holder = found.map(|(key, _)| key);
-            let (mut awaited, mut failed) = (holder.as_deref(), None);
-            let from = holder.as_deref().unwrap_or(&here);
-            self.backing.scan(Space::Records, from, &to, &mut |key, value| {
-                if awaited.is_some_and(|holder| holder != key) {
-                    return ControlFlow::Break(());
-                }
-                awaited = None;
-                let block = format::block_base(key).and_then(|base| Block::parse(base, value));
-                block.and_then(&mut *visit).unwrap_or_else(|error| {
-                    failed = Some(error);
-                    ControlFlow::Break(())
-                })
-            })?;
-            if awaited.is_none() {
-                return failed.map_or(Ok(()), Err);
-            }
-        }
     }
 
     /// Stable committed offsets: waits for those that are being decided.

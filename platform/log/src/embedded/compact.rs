@@ -205,16 +205,14 @@ impl Broker {
     /// Goes through a partition up to the end of a piece; says whether there is reason to go on.
     fn sweep(&self, job: &Job, piece: &Piece, sweep: &mut Sweep<'_>) -> Result<bool> {
         let upto = piece.upto.offset;
-        let index: Vec<Offset> = match self.state().parts.get(&job.id) {
-            // The last one stays: what stands behind it was never compacted, so that the end is found from there.
-            Some(part) => part
-                .index
-                .iter()
-                .rev()
-                .skip(1)
-                .map(|e| e.offset)
-                .filter(|e| *e < upto)
-                .collect(),
+        let index: Vec<Offset> = match self.state().parts.get_mut(&job.id) {
+            Some(part) => {
+                // Before the first block goes, as readers take a gap above it for a loss.
+                part.thinned = part.thinned.max(upto);
+                // The last one stays: what stands behind it was never compacted, so that the end is found from there.
+                let index = part.index.iter().rev().skip(1).map(|e| e.offset);
+                index.filter(|e| *e < upto).collect()
+            }
             None => return Ok(false),
         };
         let mut index = index.into_iter().rev();
@@ -228,7 +226,10 @@ impl Broker {
         while walk.next < upto {
             self.expire()?;
             let change = self.step(job.id, sweep, &mut walk)?;
-            if !change.is_empty() && !self.apply(job.id, &change, |_| {})? {
+            // A pass that does not finish is due again. That also records that this partition has gaps: its topic may no
+            // longer be compacted when the log is opened next.
+            let due_again = |cleaned: &mut Cleaned| cleaned.due = cleaned.due.min(sweep.now);
+            if !change.is_empty() && !self.apply(job.id, &change, due_again)? {
                 return Ok(false);
             }
             if self.stops() {

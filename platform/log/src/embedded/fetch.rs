@@ -286,21 +286,34 @@ fn read(
 fn stored(broker: &Broker, cursor: &mut Cursor, limit: Offset, wanted: usize) -> Result<Vec<Block>> {
     let (id, position) = (cursor.part, cursor.position);
     let (mut blocks, mut bytes): (Vec<Block>, usize) = (Vec::new(), 0);
-    broker.blocks_holding(id, position, limit, &mut |block| {
-        if block.next() > position {
-            bytes += block.bytes.len();
-            blocks.push(block);
-        }
-        Ok(match bytes >= wanted && !blocks.is_empty() {
+    let scanned = broker.blocks_holding(id, position..limit, &mut |block| {
+        bytes += block.bytes.len();
+        blocks.push(block);
+        Ok(match bytes >= wanted {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         })
-    })?;
-    if blocks.first().is_none_or(|block| block.base > position) {
-        // A hole: either retention has just passed by, which is an error, or compaction has left nothing up to the
-        // next block.
-        cursor.within(&broker.state())?;
-        (cursor.position, cursor.place) = (blocks.first().map_or(limit, |block| block.base), None);
+    });
+    if blocks.is_empty() {
+        // With blocks, what stands before the error is returned first; the next read finds it again.
+        scanned?;
+    }
+    let mut next = position;
+    let joined = blocks.iter().take_while(|block| {
+        let joins = block.base <= next;
+        next = if joins { block.next() } else { next };
+        joins
+    });
+    let joined = joined.count();
+    if joined < blocks.len() || joined == 0 {
+        let state = broker.state();
+        if state.parts.get(&id).is_none_or(|part| next < part.start) {
+            // Retention has cut under the scan. What it removed is not skipped: the next plan is out of range there.
+            blocks.truncate(joined);
+        } else if joined == 0 {
+            // Compaction has left nothing up to the next block.
+            (cursor.position, cursor.place) = (blocks.first().map_or(limit, |block| block.base), None);
+        }
     }
     Ok(blocks)
 }

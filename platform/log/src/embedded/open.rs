@@ -47,7 +47,13 @@ pub(super) fn load(config: &Config, backing: Box<dyn Backing>) -> Result<Broker>
     for (key, value) in entries(&*backing, &[format::TOPICS])? {
         let topic = Topic::of(format::decode_topic_key(&key)?, TopicRecord::decode(&value)?);
         for id in topic.parts() {
-            state.parts.insert(id, part(&*backing, id)?);
+            let mut part = part(&*backing, id)?;
+            // A pass that was cut short is known by its due time alone: `next` moves when a pass is finished.
+            let was_compacted = part.cleaned.next > 0 || part.cleaned.due < Millis::MAX;
+            if topic.rules.compacts || was_compacted {
+                part.thinned = part.end;
+            }
+            state.parts.insert(id, part);
         }
         state.add_topic(Arc::new(topic));
     }

@@ -62,6 +62,9 @@ pub(super) struct Part {
     /// Bytes that retention has removed, all below `start`.
     pub start_bytes: u64,
     pub cleaned: Cleaned,
+    /// Compaction may have removed whole blocks below this offset. At or behind it, a gap between blocks that retention
+    /// did not make is a loss.
+    pub thinned: Offset,
     /// Offset of the next block.
     pub end: Offset,
     /// Bytes ever written.

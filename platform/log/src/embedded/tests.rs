@@ -15,6 +15,7 @@ mod compaction;
 mod groups;
 mod merge;
 mod model;
+mod scans;
 
 /// A log in memory whose clock is set by hand and whose store may be told to fail.
 struct Hand {
@@ -30,7 +31,7 @@ struct Breakable {
     broken: AtomicBool,
     /// Commits that it still takes before it breaks by itself; without limit when negative.
     breaks_after: AtomicI64,
-    /// What happens once, behind the next look for the last key of a range or before the next commit.
+    /// What happens once, at the next such moment.
     between: Mutex<Option<Between>>,
 }
 
@@ -40,6 +41,8 @@ type Between = (Moment, Box<dyn FnOnce() + Send>);
 enum Moment {
     BehindLast,
     BeforeCommit,
+    /// In a scan of blocks, after it has visited so many of them.
+    InScan(usize),
 }
 
 impl Breakable {
@@ -91,7 +94,13 @@ impl Backing for Arc<Breakable> {
     }
 
     fn scan(&self, space: Space, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<()> {
-        self.inner.scan(space, from, to, visit)
+        let mut visited = 0;
+        self.inner.scan(space, from, to, &mut |key, value| {
+            let flow = visit(key, value);
+            visited += usize::from(space == Space::Records);
+            self.passes(Moment::InScan(visited));
+            flow
+        })
     }
 
     fn last(&self, space: Space, from: &[u8], to: &[u8]) -> Result<Option<(Vec<u8>, Bytes)>> {

@@ -7,7 +7,7 @@ use super::{Backing, Space, Visit, Writes};
 use crate::{Error, Result};
 use bytes::Bytes;
 use fjall::config::FilterPolicy;
-use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
 use std::path::Path;
 
 /// Blocks are large, few and read in order.
@@ -88,7 +88,9 @@ impl Backing for DiskBacking {
     }
 
     fn scan(&self, space: Space, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<()> {
-        for guard in self.space(space).range(from..to) {
+        // A keyspace's own iterator has no snapshot: it sees a batch that lands while it runs, item by item as fjall puts
+        // them into the memtable. It would miss blocks that are merged into one that it has already passed.
+        for guard in self.db.snapshot().range(self.space(space), from..to) {
             let (key, value) = guard.into_inner().map_err(failed("read a range"))?;
             if visit(&key, Bytes::from(value)).is_break() {
                 break;
@@ -98,7 +100,7 @@ impl Backing for DiskBacking {
     }
 
     fn last(&self, space: Space, from: &[u8], to: &[u8]) -> Result<Option<(Vec<u8>, Bytes)>> {
-        let Some(guard) = self.space(space).range(from..=to).next_back() else {
+        let Some(guard) = self.db.snapshot().range(self.space(space), from..=to).next_back() else {
             return Ok(None);
         };
         let (key, value) = guard.into_inner().map_err(failed("read the last key of a range"))?;

@@ -20,7 +20,7 @@ pub(super) enum Verdict {
 pub(super) struct Sweep<'a> {
     keys: &'a Keys,
     aborted: &'a BTreeMap<u64, Offset>,
-    now: Millis,
+    pub now: Millis,
     /// Until when tombstones and markers stay that this pass is the first to reach.
     horizon: Millis,
     /// Transactions with records that are kept, of which the marker has not come: no more than were ever open at once, and

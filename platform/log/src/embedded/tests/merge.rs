@@ -7,13 +7,13 @@ use super::*;
 use crate::TimestampPolicy;
 
 /// Offset, time, key, value and header of a record.
-type All = (Offset, Millis, Vec<u8>, Vec<u8>, Vec<u8>);
+pub(super) type All = (Offset, Millis, Vec<u8>, Vec<u8>, Vec<u8>);
 
 const TRANSACTIONS: usize = 6_000;
 
 impl Hand {
     /// Many transactions of one record, some of them aborted, and some records without one.
-    fn many(&self, at: &TopicPartition) {
+    pub(super) fn many(&self, at: &TopicPartition) {
         let mut session = self.session(600_000);
         for n in 0..TRANSACTIONS {
             let mut out = OutBatch::default();
@@ -40,7 +40,7 @@ impl Hand {
         }
     }
 
-    fn all(&self, at: &TopicPartition, isolation: Isolation) -> Vec<All> {
+    pub(super) fn all(&self, at: &TopicPartition, isolation: Isolation) -> Vec<All> {
         let mut reader = self.log.reader(isolation).expect("reader");
         reader.assign(&[(at.clone(), StartFrom::Start)]).expect("assign");
         let end = self.range(at)[2];
@@ -67,7 +67,7 @@ impl Hand {
         )
     }
 
-    fn blocks_of(&self, at: &TopicPartition) -> Vec<block::Block> {
+    pub(super) fn blocks_of(&self, at: &TopicPartition) -> Vec<block::Block> {
         let id = self.log.broker.state().resolve(at).expect("it exists");
         let mut blocks = Vec::new();
         let mut visit = |block| {
@@ -86,7 +86,7 @@ impl Hand {
     }
 }
 
-fn line(hand: &Hand, timestamps: TimestampPolicy, settings: &[(&str, &str)]) -> TopicPartition {
+pub(super) fn line(hand: &Hand, timestamps: TimestampPolicy, settings: &[(&str, &str)]) -> TopicPartition {
     let mut config = TopicConfig::new(Cleanup::Delete);
     config.timestamps = timestamps;
     let named = settings

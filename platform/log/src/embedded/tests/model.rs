@@ -17,10 +17,10 @@ const LAG_MS: Millis = 40;
 const RETENTION_MS: Millis = 70;
 
 /// Xorshift.
-struct Random(u64);
+pub(super) struct Random(pub u64);
 
 impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
