@@ -8,6 +8,7 @@
 
 mod bind;
 pub(crate) mod input;
+mod key_change;
 #[cfg(test)]
 mod simulation;
 mod stale;
@@ -16,7 +17,8 @@ mod state;
 mod tests;
 
 pub(crate) use bind::schema_id;
-use input::{Change, Input, Kind};
+use input::{Change, Input, KeyChange, Kind};
+use key_change::{Applied, Origin};
 use log::{Fate, Header, Millis, OutRecord, RecordBatch, RecordRef};
 use runtime::{Context, Effects, Error, Processor, Result, Stage, State};
 use schemas::version::Version;
@@ -252,6 +254,7 @@ impl SyncViews {
             }
             return Ok(());
         }
+        let origin = Origin::of(input, change, state)?;
         let mut row = old.unwrap_or_default();
         let was_gone = row.gone_ms;
         self.outputs.clear();
@@ -259,7 +262,12 @@ impl SyncViews {
         match change.value {
             Some(value) => {
                 let bound = self.bound(value, input.table, relation)?;
-                let kept = std::mem::take(&mut row.kept);
+                let kept = match &origin {
+                    Some(origin) => origin.kept(),
+                    None if was_gone.is_none() => std::mem::take(&mut row.kept),
+                    // What a deleted row left is for its new key, not for another row under the old one.
+                    None => Vec::new(),
+                };
                 let body = value.get(schemas::wire::FRAME_LENGTH..).unwrap_or_default();
                 let evaluated = bound.evaluate(body, kept, &mut self.outputs);
                 let evaluated = evaluated.map_err(|e| Refused::new(Stage::Transformation, e))?;
@@ -267,7 +275,10 @@ impl SyncViews {
                 row.gone_ms = None;
             }
             None => {
-                row.kept.clear();
+                // A row that leaves keeps its values for the next record, unless it had left before.
+                if change.key_change != KeyChange::Leaves || was_gone.is_some() {
+                    row.kept.clear();
+                }
                 row.gone_ms = Some(context.now);
             }
         }
@@ -283,7 +294,8 @@ impl SyncViews {
         );
         self.outputs = outputs;
         self.remember(&change.state_key, was_gone, &row, state);
-        self.mend(input, &change.state_key, whole, state, effects)?;
+        let applied = Applied { change, origin, whole };
+        self.settle(input, applied, state, effects)?;
         Ok(())
     }
 
@@ -432,6 +444,10 @@ impl SyncViews {
         for (gone, state_key) in old {
             if let Some(bytes) = state.get(&state_key)? {
                 let row = Row::decode(&bytes).map_err(|e| broken(&e))?;
+                // The next record of an open transaction may be the row under its new key.
+                if self.line.open && !row.kept.is_empty() {
+                    continue;
+                }
                 self.floor = self.floor.max(row.version);
             }
             state.delete(&gone);

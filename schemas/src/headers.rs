@@ -12,6 +12,10 @@ pub const TABLE: &str = "table";
 pub const TX: &str = "tx";
 /// Id of the snapshot, on rows of a snapshot chunk only.
 pub const SNAPSHOT: &str = "snapshot";
+/// Only on the tombstone of a row whose key changed: the row's new key, which is the key of the next record.
+pub const MOVED_TO: &str = "moved-to";
+/// Only on a row whose key changed: its old key, which is the key of the tombstone just before.
+pub const MOVED_FROM: &str = "moved-from";
 /// [`REPLAY`] or [`REDRIVE`], on such records only.
 pub const REPLAYED: &str = "replayed";
 /// Value of [`REPLAYED`]: sent again by a replay.

@@ -4,6 +4,7 @@
 //! Never: a wait without a limit, a database or slot that is left behind.
 
 mod changes;
+mod key_changes;
 pub mod mishaps;
 mod refusals;
 mod stand;

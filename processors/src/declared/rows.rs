@@ -7,7 +7,7 @@
 use super::delta::Part;
 use super::readable::named;
 use super::values::{json, read_array, read_byte, read_bytes, read_number, write_bytes, write_number};
-use crate::sync_views::input;
+use crate::sync_views::input::{self, Input};
 use log::Millis;
 use runtime::{Result, State};
 use schemas::codec::Datum;
@@ -19,6 +19,9 @@ use std::ops::ControlFlow;
 const FORMAT: u8 = 1;
 /// Forgotten rows a commit at most.
 const FORGET_MAX: usize = 256;
+
+/// A column's name and value.
+pub type Kept = (String, Vec<u8>);
 
 /// Rows with their state keys.
 pub type Found = Vec<(Vec<u8>, Row)>;
@@ -68,8 +71,9 @@ pub struct Row {
     pub gone_ms: Option<Millis>,
     /// What it gives.
     pub given: Option<Given>,
-    /// Large values that the source may leave out when they do not change, by the column's name.
-    pub kept: Vec<(String, Vec<u8>)>,
+    /// Large values that the source may leave out when they do not change, by the column's name; of a deleted row only
+    /// until the same row arrives under another key.
+    pub kept: Vec<Kept>,
 }
 
 impl Row {
@@ -194,6 +198,8 @@ pub struct Rows {
     pub floor: Version,
     topic_id: String,
     horizon_ms: i64,
+    /// The newest record has left its source transaction open.
+    open: bool,
     dirty: bool,
 }
 
@@ -206,6 +212,7 @@ impl Rows {
             floor: Version::default(),
             topic_id,
             horizon_ms,
+            open: false,
             dirty: false,
         }
     }
@@ -260,8 +267,12 @@ impl Rows {
         Ok(damaged.map_or(Ok(found), Err))
     }
 
-    /// Goes over to another incarnation of the source.
-    pub fn begin(&mut self, incarnation: u32) {
+    /// Notes the incarnation of a record, and whether its source transaction is open after it.
+    pub fn begin(&mut self, input: &Input<'_>) {
+        let incarnation = input.version.incarnation;
+        if input.again.is_none() {
+            self.open = !input.last;
+        }
         if incarnation > self.incarnation {
             self.incarnation = incarnation;
             self.dirty = true;
@@ -270,7 +281,7 @@ impl Rows {
 
     /// Reads where the line stands.
     pub fn reset(&mut self, state: &State) -> Result<Result<(), StateError>> {
-        self.dirty = false;
+        (self.open, self.dirty) = (false, false);
         (self.incarnation, self.floor) = (1, Version::default());
         let Some(bytes) = state.get(&self.line_key())? else {
             return Ok(Ok(()));
@@ -306,6 +317,8 @@ impl Rows {
         })?;
         for (gone, state_key) in old {
             match self.get(&state_key, state)? {
+                // The next record of an open transaction may be the row under its new key.
+                Some(Ok(row)) if self.open && !row.kept.is_empty() => continue,
                 Some(Ok(row)) => self.floor = self.floor.max(row.version),
                 Some(Err(error)) => return Ok(Err(error)),
                 None => {}

@@ -5,8 +5,8 @@
 
 use super::delta::Delta;
 use super::reader::{Change, Hands, Refused, Relation, Trouble, is_large, order_by_time};
-use super::rows::{Given, Row, Rows};
-use crate::sync_views::input::{self, Input, Kind};
+use super::rows::{Given, Kept, Row, Rows};
+use crate::sync_views::input::{self, Input, KeyChange, Kind};
 use log::RecordRef;
 use runtime::Stage;
 use schemas::codec::{Datum, Row as Datums};
@@ -28,7 +28,7 @@ pub fn take(
     let input = input.map_err(|(stage, error)| Refused::new(stage, error))?;
     for relation in relations.iter_mut() {
         let Some(mut rows) = relation.rows.take() else { continue };
-        rows.begin(input.version.incarnation);
+        rows.begin(&input);
         let taken = if relation.name == input.table {
             change(relation, &mut rows, event.is_some(), record, &input, hands)
         } else {
@@ -61,7 +61,7 @@ fn change(
                 version: input.version,
                 order,
             };
-            put.row(rows, change.row_key, change.value, hands)
+            put.row(rows, change, hands)
         }
         Kind::Truncate => sweep(relation, rows, record, input, hands, &|_, row| {
             row.version < input.version
@@ -95,7 +95,8 @@ struct Put<'p, 'r> {
 }
 
 impl Put<'_, '_> {
-    fn row(&self, rows: &Rows, row_key: &str, value: Option<&[u8]>, hands: &mut Hands<'_>) -> Result<(), Trouble> {
+    fn row(&self, rows: &Rows, change: &input::Change<'_>, hands: &mut Hands<'_>) -> Result<(), Trouble> {
+        let row_key = change.row_key;
         let state_key = rows.state_key(row_key);
         let old = rows
             .get(&state_key, hands.state)?
@@ -107,11 +108,28 @@ impl Put<'_, '_> {
         let old = old.unwrap_or_default();
         let mut row = Row {
             version: self.version,
-            gone_ms: value.is_none().then_some(hands.context.now),
+            gone_ms: change.value.is_none().then_some(hands.context.now),
             ..Row::default()
         };
-        if let Some(value) = value {
-            (row.given, row.kept) = self.given(row_key, value, &old, hands)?;
+        let origin = match change.key_change {
+            KeyChange::Arrives { from, left } => Origin::read(rows, from, left, hands)?,
+            KeyChange::None | KeyChange::Leaves => None,
+        };
+        // What a deleted row left is for its new key, not for another row under the old one.
+        let alive = if old.gone_ms.is_none() {
+            old.kept.as_slice()
+        } else {
+            &[]
+        };
+        let kept = match change.key_change {
+            KeyChange::Arrives { .. } => origin.as_ref().map_or(&[][..], |origin| &origin.row.kept),
+            KeyChange::None | KeyChange::Leaves => alive,
+        };
+        if let Some(value) = change.value {
+            (row.given, row.kept) = self.given(row_key, value, kept, hands)?;
+        } else if change.key_change == KeyChange::Leaves {
+            // The next record, which has the row under its new key, may leave the same columns out.
+            row.kept = alive.to_vec();
         }
         let delta = Delta {
             row: row_key.as_bytes(),
@@ -132,6 +150,9 @@ impl Put<'_, '_> {
             return Err(Trouble::Stop(error));
         }
         rows.put(&state_key, old.gone_ms, &row, hands.state);
+        if let Some(origin) = origin {
+            origin.release(hands);
+        }
         given
     }
 
@@ -147,14 +168,13 @@ impl Put<'_, '_> {
     }
 
     /// What a row gives, and what must be kept of it for the next change.
-    #[expect(clippy::type_complexity, reason = "the two parts of a row, put together at once")]
     fn given(
         &self,
         row_key: &str,
         value: &[u8],
-        old: &Row,
+        known: &[Kept],
         hands: &mut Hands<'_>,
-    ) -> Result<(Option<Given>, Vec<(String, Vec<u8>)>), Refused> {
+    ) -> Result<(Option<Given>, Vec<Kept>), Refused> {
         let bound = self
             .relation
             .bound(value)
@@ -167,7 +187,7 @@ impl Put<'_, '_> {
         let columns = &shape.feed().columns;
         let mut kept = Vec::new();
         if bound.lists_unchanged {
-            merge(columns, &mut datums, &old.kept)?;
+            merge(columns, &mut datums, known)?;
             let large = columns.iter().zip(&datums).filter(|(_, datum)| is_large(datum));
             kept.extend(large.filter_map(|(name, datum)| {
                 let bytes = datum.as_str().map(str::as_bytes).or(datum.as_bytes())?;
@@ -188,8 +208,35 @@ impl Put<'_, '_> {
     }
 }
 
+/// The state of a row's old key as the tombstone left it that came just before the row under its new key.
+struct Origin {
+    state_key: Vec<u8>,
+    row: Row,
+}
+
+impl Origin {
+    /// `None` if the old key's state is unknown or newer, since then it may have the values of another row.
+    fn read(rows: &Rows, from: &str, left: Version, hands: &Hands<'_>) -> Result<Option<Origin>, Trouble> {
+        let state_key = rows.state_key(from);
+        let row = rows
+            .get(&state_key, hands.state)?
+            .transpose()
+            .map_err(|e| hands.broken(e))?;
+        let row = row.filter(|row| row.gone_ms.is_some() && row.version == left);
+        Ok(row.map(|row| Origin { state_key, row }))
+    }
+
+    /// Drops the values, which the new key has now.
+    fn release(mut self, hands: &mut Hands<'_>) {
+        if !self.row.kept.is_empty() {
+            self.row.kept.clear();
+            hands.state.put(&self.state_key, self.row.encode());
+        }
+    }
+}
+
 /// Puts kept values where the source left a column out as unchanged.
-fn merge<'d>(columns: &[String], datums: &mut Datums<'d>, kept: &'d [(String, Vec<u8>)]) -> Result<(), Refused> {
+fn merge<'d>(columns: &[String], datums: &mut Datums<'d>, kept: &'d [Kept]) -> Result<(), Refused> {
     let listed = datums
         .get(columns.len())
         .and_then(Datum::as_array)

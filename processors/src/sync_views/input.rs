@@ -52,6 +52,25 @@ pub struct Change<'a> {
     pub state_key: Vec<u8>,
     /// Framed Avro; `None` deletes.
     pub value: Option<&'a [u8]>,
+    /// Its part in a change of the row's key.
+    pub key_change: KeyChange<'a>,
+}
+
+/// Part of a record in a change of a row's key: a tombstone of the old key, and behind it the row under the new key. The
+/// source does not send a large unchanged column with the new key either, so the row takes it from the old key's state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyChange<'a> {
+    /// The key does not change.
+    None,
+    /// The tombstone: what was kept of the row is needed for the next record.
+    Leaves,
+    /// The row under its new key.
+    Arrives {
+        /// Inside of its old row key's JSON array, without the table.
+        from: &'a str,
+        /// Version of the tombstone.
+        left: Version,
+    },
 }
 
 /// The end of a snapshot chunk.
@@ -107,7 +126,7 @@ impl<'a> Input<'a> {
                 },
             };
             schemas::key::check(key).map_err(|e| (Stage::KeyConverter, e.into()))?;
-            let kind = Kind::Row(row(event, parts.rest(), record.value()));
+            let kind = Kind::Row(row(event, parts.rest(), record.value(), KeyChange::None));
             return Ok(Input {
                 table: event,
                 version,
@@ -129,7 +148,8 @@ impl<'a> Input<'a> {
             (first, Kind::Truncate)
         } else {
             schemas::key::check(key).map_err(|e| (Stage::KeyConverter, e.into()))?;
-            (first, Kind::Row(row(first, parts.rest(), record.value())))
+            let key_change = key_change(record, first, tx.version())?;
+            (first, Kind::Row(row(first, parts.rest(), record.value(), key_change)))
         };
         let (version, last, at_ms) = (tx.version(), tx.last, tx.at_ms);
         Ok(Input {
@@ -159,15 +179,48 @@ fn text<'a>(parts: &mut Parts<'a>) -> Result<&'a str, Refused> {
     }
 }
 
-fn row<'a>(table: &str, row_key: &'a str, value: Option<&'a [u8]>) -> Change<'a> {
-    let mut state_key = table_prefix(table);
-    state_key.extend_from_slice(row_key.as_bytes());
-    state_key.push(b']');
+fn row<'a>(table: &str, row_key: &'a str, value: Option<&'a [u8]>, key_change: KeyChange<'a>) -> Change<'a> {
     Change {
         row_key,
-        state_key,
+        state_key: state_key(table, row_key),
         value,
+        key_change,
     }
+}
+
+/// State key of a row.
+pub fn state_key(table: &str, row_key: &str) -> Vec<u8> {
+    let mut key = table_prefix(table);
+    key.extend_from_slice(row_key.as_bytes());
+    key.push(b']');
+    key
+}
+
+fn key_change<'a>(record: &RecordRef<'a>, table: &str, version: Version) -> Result<KeyChange<'a>, Refused> {
+    if record.value().is_none() {
+        let leaves = record.header(headers::MOVED_TO).is_some();
+        return Ok(if leaves { KeyChange::Leaves } else { KeyChange::None });
+    }
+    let Some(key) = record.header(headers::MOVED_FROM) else {
+        return Ok(KeyChange::None);
+    };
+    let malformed = |e: schemas::key::KeyError| (Stage::HeaderConverter, e.into());
+    schemas::key::check(key).map_err(malformed)?;
+    let mut parts = Parts::new(key).map_err(malformed)?;
+    let same_table = matches!(parts.next(), Some(Ok(Part::Str(of))) if of == table);
+    // The tombstone has the ordinal just before, so a row that arrives is never the first of its transaction.
+    let ordinal = version
+        .ordinal
+        .checked_sub(1)
+        .filter(|_| same_table && !parts.rest().is_empty());
+    let Some(ordinal) = ordinal else {
+        let why = "header moved-from does not have the key of the record before it";
+        return Err(refuse(Stage::HeaderConverter, why));
+    };
+    Ok(KeyChange::Arrives {
+        from: parts.rest(),
+        left: Version { ordinal, ..version },
+    })
 }
 
 fn chunk_end(value: Option<&[u8]>) -> Result<ChunkEnd, Refused> {
@@ -249,8 +302,8 @@ pub fn row_of<'a>(record: &RecordRef<'a>, event: Option<&'a str>) -> Option<(&'a
         Some(event) => event,
         None => text(&mut parts).ok().filter(|table| !table.starts_with('~'))?,
     };
-    let change = row(table, parts.rest(), None);
-    (!change.row_key.is_empty()).then_some((table, change.state_key))
+    let row_key = parts.rest();
+    (!row_key.is_empty()).then(|| (table, state_key(table, row_key)))
 }
 
 /// Key of what a row lacks.

@@ -19,7 +19,7 @@ use runtime::driver::simulation::{
     Broker, Checked, Cleaning, Faults, Home, Layout, Outside, Rng, Scene, Tasks, run, seeds, simulate,
 };
 use runtime::{Application, Config, FirstStart, SubTopology, TaskInfo, changelog_topic};
-use source::{Events, ROW, ROW_ID, Source, Value};
+use source::{Events, ROW, ROW_ID, Source};
 use std::sync::Arc;
 use views::record::SchemaIds;
 use views::rules::{LineRules, Piece, Relation, ViewRule};
@@ -61,9 +61,13 @@ fn rules((topic, view, _): (&str, &str, i32)) -> Arc<LineRules> {
         bucket: vec![Piece::Column(0), Piece::Column(1)],
         scope: vec![Piece::Column(0)],
         filter: None,
-        fields: vec![("value".to_owned(), 2), ("pad".to_owned(), 3)],
+        fields: ["value", "note", "pad"]
+            .map(str::to_owned)
+            .into_iter()
+            .zip(2..)
+            .collect(),
     };
-    let columns = ["scope", "name", "value", "pad"]
+    let columns = ["scope", "name", "value", "note", "pad"]
         .map(|name| Some(name.to_owned()))
         .to_vec();
     let event = (topic == EVENTS).then(|| view.to_owned());
@@ -291,6 +295,8 @@ fn devices_under_random_faults_hold_the_view_of_the_whole_history() {
         "rebalance",
         "cleaned",
         "tombstones cleaned",
+        "key change",
+        "key change without the note",
         "dead letter",
         "redriven",
         "dead event",

@@ -49,7 +49,8 @@ pub struct Row {
     pub gone_ms: Option<i64>,
     /// Where it stands.
     pub shown: Vec<Shown>,
-    /// Values of columns that the source may leave out when they do not change, by name.
+    /// Values of columns that the source may leave out when they do not change, by name; of a deleted row only until the
+    /// same row arrives under another key.
     pub kept: Vec<(String, Vec<u8>)>,
 }
 

@@ -3,6 +3,8 @@
 //! Guarantees: each case is a row's whole history in one place; the simulation has the faults and the interleaving.
 //! Never: a look into the state.
 
+mod key_changes;
+
 use super::{Config, SyncViews, Unavailable};
 use log::{Fate, RecordBatch, TimestampType, TopicPartition};
 use runtime::driver::StepDriver;
@@ -24,9 +26,14 @@ const HORIZON: i64 = 10_000;
 const NOTE: &str = "a note of more than eighteen bytes";
 
 /// A change of row 1: its place, its header `replayed`, and what it says.
+#[derive(Clone, Copy)]
 struct Change<'a> {
     incarnation: u32,
     position: u64,
+    ordinal: u32,
+    last: bool,
+    /// Header of a change of the row's key.
+    moved: Option<(&'static str, &'a str)>,
     again: Option<&'a str>,
     schema: u32,
     key: &'a str,
@@ -38,6 +45,9 @@ fn change(position: u64, note: &str) -> Change<'_> {
     Change {
         incarnation: 1,
         position,
+        ordinal: 0,
+        last: true,
+        moved: None,
         again: None,
         schema: KNOWN,
         key: "[\"t\",1]",
@@ -124,12 +134,13 @@ impl Stand {
 
     /// A record, alone in its transaction of the source and of the log.
     fn record(&mut self, key: &str, tx: Option<Tx>, again: Option<&str>, value: Option<&[u8]>) {
-        let batch = self.batch(key, tx, again, value);
+        let again = again.map(|how| (headers::REPLAYED, how));
+        let batch = self.batch(key, tx, again.as_slice(), value);
         self.driver.feed(&batch).unwrap();
         self.commit();
     }
 
-    fn batch(&mut self, key: &str, tx: Option<Tx>, again: Option<&str>, value: Option<&[u8]>) -> RecordBatch {
+    fn batch(&mut self, key: &str, tx: Option<Tx>, extra: &[(&str, &str)], value: Option<&[u8]>) -> RecordBatch {
         let mut batch = RecordBatch::default();
         let at = batch.intern(&TopicPartition::new("change.t", 0));
         let tx = tx.map(|tx| {
@@ -138,8 +149,8 @@ impl Stand {
             text
         });
         let tx = tx.as_deref().map(|tx| (headers::TX, Some(tx)));
-        let again = again.map(|how| (headers::REPLAYED, Some(how.as_bytes())));
-        let all = tx.into_iter().chain(again);
+        let extra = extra.iter().map(|(name, value)| (*name, Some(value.as_bytes())));
+        let all = tx.into_iter().chain(extra);
         batch.push(
             at,
             self.offset,
@@ -195,8 +206,14 @@ impl Stand {
 
     fn batch_of(&mut self, change: &Change<'_>) -> RecordBatch {
         let value = value_of(change);
-        let tx = tx(change.incarnation, change.position);
-        self.batch(change.key, Some(tx), change.again, value.as_deref())
+        let tx = Tx {
+            ordinal: change.ordinal,
+            last: change.last,
+            ..tx(change.incarnation, change.position)
+        };
+        let again = change.again.map(|how| (headers::REPLAYED, how));
+        let extra: Vec<_> = again.into_iter().chain(change.moved).collect();
+        self.batch(change.key, Some(tx), &extra, value.as_deref())
     }
 
     /// A snapshot of the whole table that finds nothing in it.
@@ -385,7 +402,7 @@ fn what_the_log_refuses_counts_for_its_transaction_and_its_row_lacks_it() {
         ..tx(1, 1)
     };
     let value = value_of(&change(1, "one"));
-    let batch = first.batch("[\"t\",1]", Some(open), None, value.as_deref());
+    let batch = first.batch("[\"t\",1]", Some(open), &[], value.as_deref());
     first.driver.feed(&batch).unwrap();
     let batch = first.batch_of(&change(1, "two"));
     first.driver.give_up(&batch).unwrap();

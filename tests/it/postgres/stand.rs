@@ -348,6 +348,8 @@ pub struct Record {
     pub tx: Tx,
     pub table: String,
     pub snapshot: Option<String>,
+    /// Header of a key change, with the other key.
+    pub moved: Option<(&'static str, String)>,
     pub unchanged: Vec<String>,
     pub value: Option<Vec<u8>>,
 }
@@ -403,11 +405,14 @@ impl Topic {
             for record in batch.iter() {
                 let text = |bytes: Option<&[u8]>| bytes.map(|b| String::from_utf8(b.to_vec()).unwrap());
                 let key = text(record.key()).unwrap();
+                let moved = [headers::MOVED_TO, headers::MOVED_FROM];
+                let moved = moved.map(|name| text(record.header(name)).map(|key| (name, key)));
                 let mut read = Record {
                     row: String::from("-"),
                     tx: Tx::parse(record.header(headers::TX).unwrap()).unwrap(),
                     table: text(record.header(headers::TABLE)).unwrap(),
                     snapshot: text(record.header(headers::SNAPSHOT)),
+                    moved: moved.into_iter().flatten().next(),
                     unchanged: Vec::new(),
                     value: record.value().map(<[u8]>::to_vec),
                     key,

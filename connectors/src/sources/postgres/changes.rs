@@ -41,37 +41,34 @@ impl Emitter {
         }
     }
 
-    /// Appends one record; rows of a snapshot name it.
-    pub(super) fn emit(
-        &mut self,
-        tx: &Tx,
-        table: &str,
-        key: &[u8],
-        value: Option<&[u8]>,
-        snapshot: Option<&str>,
-        out: &mut OutBatch,
-    ) {
+    /// Appends one record.
+    pub(super) fn emit(&mut self, tx: &Tx, row: &Published<'_>, out: &mut OutBatch) {
         self.header.clear();
         tx.write(&mut self.header);
         let record = OutRecord {
             topic: &self.topic,
             partition: Some(0),
             timestamp: Some(tx.at_ms),
-            key: Some(key),
-            value,
+            key: Some(row.key),
+            value: row.value,
         };
         let names = [
-            (headers::TABLE, Some(table.as_bytes())),
+            (headers::TABLE, Some(row.table.as_bytes())),
             (headers::TX, Some(self.header.as_slice())),
         ];
-        match snapshot {
-            Some(id) => out.push(
-                record,
-                names.into_iter().chain([(headers::SNAPSHOT, Some(id.as_bytes()))]),
-            ),
-            None => out.push(record, names),
-        }
+        let extra = row.header.map(|(name, value)| (name, Some(value)));
+        out.push(record, names.into_iter().chain(extra));
     }
+}
+
+/// The content of a record.
+#[derive(Debug)]
+pub(super) struct Published<'a> {
+    pub(super) table: &'a str,
+    pub(super) key: &'a [u8],
+    pub(super) value: Option<&'a [u8]>,
+    /// A header besides those that every record has.
+    pub(super) header: Option<(&'static str, &'a [u8])>,
 }
 
 /// How a relation of the stream is read: a declared table, and where each of its columns stands.
@@ -105,6 +102,29 @@ struct Held {
     key: Vec<u8>,
     value: Vec<u8>,
     tombstone: bool,
+    /// The row's other key if its key changed: of a tombstone the new one, of a row the old one. Otherwise empty.
+    other_key: Vec<u8>,
+}
+
+/// Where a record belongs, and its keys.
+struct Place<'k> {
+    table: usize,
+    ordinal: u32,
+    key: &'k [u8],
+    /// As in [`Held`].
+    other_key: &'k [u8],
+}
+
+impl<'k> Place<'k> {
+    /// Of a record whose row keeps its key.
+    fn new(table: usize, ordinal: u32, key: &'k [u8]) -> Self {
+        Place {
+            table,
+            ordinal,
+            key,
+            other_key: &[],
+        }
+    }
 }
 
 /// Reads the stream of one incarnation.
@@ -316,15 +336,19 @@ impl Changes {
             .and_then(|()| table.write_value(&values, &mut self.memory, &mut value));
         self.values = recycle(values);
         written?;
-        if !old_key.is_empty() && old_key != key {
-            self.hold(plan.table, ordinal, &mut old_key, None, out);
+        let moved = !old_key.is_empty() && old_key != key;
+        let mut place = Place::new(plan.table, ordinal, &key);
+        if moved {
+            let tombstone = Place {
+                key: &old_key,
+                other_key: &key,
+                ..place
+            };
+            self.hold(&tombstone, None, out);
+            place.ordinal += 1;
+            place.other_key = &old_key;
         }
-        let row_ordinal = if old_key.is_empty() || old_key == key {
-            ordinal
-        } else {
-            ordinal + 1
-        };
-        self.hold(plan.table, row_ordinal, &mut key, Some(&mut value), out);
+        self.hold(&place, Some(&mut value), out);
         (self.old_key, self.spare.key, self.spare.value) = (old_key, key, value);
         Ok(())
     }
@@ -338,7 +362,7 @@ impl Changes {
         let written = table.write_key(&values, &mut key);
         self.values = recycle(values);
         written?;
-        self.hold(plan.table, ordinal, &mut key, None, out);
+        self.hold(&Place::new(plan.table, ordinal, &key), None, out);
         self.spare.key = key;
         Ok(())
     }
@@ -348,23 +372,24 @@ impl Changes {
         let mut key = std::mem::take(&mut self.spare.key);
         key.clear();
         KeyWriter::new(&mut key).str(name.as_str()).finish();
-        self.hold(plan.table, ordinal, &mut key, None, out);
+        self.hold(&Place::new(plan.table, ordinal, &key), None, out);
         self.spare.key = key;
     }
 
-    /// Gives the held record out and holds this one, unless it is stored already. Buffers are exchanged.
-    fn hold(&mut self, table: usize, ordinal: u32, key: &mut Vec<u8>, value: Option<&mut Vec<u8>>, out: &mut OutBatch) {
+    /// Gives the held record out and holds this one, unless it is stored already. The value's buffer is exchanged.
+    fn hold(&mut self, place: &Place<'_>, value: Option<&mut Vec<u8>>, out: &mut OutBatch) {
         let Some(transaction) = &self.transaction else { return };
-        if self.position.has(transaction.commit_lsn, ordinal) {
+        if self.position.has(transaction.commit_lsn, place.ordinal) {
             return;
         }
         self.release(false, out);
         self.held.full = true;
-        self.held.table = table;
-        self.held.ordinal = ordinal;
+        self.held.table = place.table;
+        self.held.ordinal = place.ordinal;
         self.held.tombstone = value.is_none();
-        // The caller's own key is read once more by it: only the content moves.
-        self.held.key.clone_from(key);
+        // The caller still needs its keys, so they are copied.
+        place.key.clone_into(&mut self.held.key);
+        place.other_key.clone_into(&mut self.held.other_key);
         if let Some(value) = value {
             std::mem::swap(&mut self.held.value, value);
         }
@@ -385,8 +410,19 @@ impl Changes {
         };
         let value = (!self.held.tombstone).then_some(self.held.value.as_slice());
         let table = self.tables.get(self.held.table).expect("a held record's table exists");
-        self.emitter
-            .emit(&tx, table.name.as_str(), &self.held.key, value, None, out);
+        let moved = if self.held.tombstone {
+            headers::MOVED_TO
+        } else {
+            headers::MOVED_FROM
+        };
+        let other_key = self.held.other_key.as_slice();
+        let row = Published {
+            table: table.name.as_str(),
+            key: &self.held.key,
+            value,
+            header: (!other_key.is_empty()).then_some((moved, other_key)),
+        };
+        self.emitter.emit(&tx, &row, out);
         self.position.lsn = transaction.commit_lsn;
         self.position.ordinal = Some(self.held.ordinal);
     }
@@ -441,3 +477,6 @@ pub(super) fn recycle<'b>(mut values: Vec<Value<'_>>) -> Vec<Value<'b>> {
     // An empty vector collected in place keeps its allocation.
     values.into_iter().map(|_| Value::Null).collect()
 }
+
+#[cfg(test)]
+mod tests;

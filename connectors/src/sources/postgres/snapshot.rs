@@ -5,7 +5,7 @@
 //! gone; every version is below that of the first streamed change.
 //! Never: a table in memory; a place to go on from: an interrupted snapshot starts over.
 
-use super::changes::Emitter;
+use super::changes::{Emitter, Published};
 use super::copy::Line;
 use super::pgoutput::Value;
 use super::position::{Position, Snapshot as State};
@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::source::{Batch, Boundary, Budget};
 use log::OutBatch;
 use schemas::events::{ChunkEnd, Event as _};
-use schemas::headers::Tx;
+use schemas::headers::{self, Tx};
 use schemas::ids::SchemaId;
 use schemas::key::KeyWriter;
 use schemas::version::Lsn;
@@ -165,14 +165,13 @@ impl Snapshot {
         self.values = super::changes::recycle(values);
         written?;
         let tx = self.tx(table, false)?;
-        self.emitter.emit(
-            &tx,
-            table.name.as_str(),
-            &self.key,
-            Some(&self.value),
-            Some(&self.id),
-            out,
-        );
+        let row = Published {
+            table: table.name.as_str(),
+            key: &self.key,
+            value: Some(&self.value),
+            header: Some((headers::SNAPSHOT, self.id.as_bytes())),
+        };
+        self.emitter.emit(&tx, &row, out);
         self.rows += 1;
         Ok(())
     }
@@ -195,14 +194,13 @@ impl Snapshot {
         self.value.clear();
         end.write(self.chunk_end, &mut self.value);
         let tx = self.tx(table, self.current + 1 == self.tables.len())?;
-        self.emitter.emit(
-            &tx,
-            table.name.as_str(),
-            &self.key,
-            Some(&self.value),
-            Some(&self.id),
-            out,
-        );
+        let row = Published {
+            table: table.name.as_str(),
+            key: &self.key,
+            value: Some(&self.value),
+            header: Some((headers::SNAPSHOT, self.id.as_bytes())),
+        };
+        self.emitter.emit(&tx, &row, out);
         Ok(())
     }
 

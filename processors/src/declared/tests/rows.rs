@@ -3,7 +3,7 @@
 //! Guarantees: random histories lose changes, which a snapshot brings back. Never: a source's own code.
 
 use super::history::Random;
-use super::stand::Stand;
+use super::stand::{NOW, Stand};
 use super::{SHOP, id};
 use schemas::codec::Datum;
 use std::collections::BTreeMap;
@@ -185,4 +185,46 @@ fn whatever_is_left_out_lost_and_read_again_the_aggregate_is_that_of_the_rows() 
         }
         assert_eq!(stand.letters(), Vec::<String>::new(), "seed {seed}");
     }
+}
+
+#[test]
+fn an_unchanged_column_moves_to_the_new_key_of_its_row() {
+    let mut stand = Stand::new(SHOP, TOTALS, "totals");
+    let mut orders = Orders::new();
+    for (number, customer) in [(1, 7), (2, 8)] {
+        let order = (customer, LONG[usize::try_from(number).unwrap()], number);
+        stand.put("orders", number, &row(number, order));
+        orders.insert(number, order);
+    }
+    stand.commit();
+    // The two rows exchange their keys through a third, and change besides; a commit may come between any two records.
+    let unchanged = ["status"].as_slice();
+    for (at, (from, to)) in (0..).zip([(1, 3), (2, 1), (3, 2)]) {
+        let (customer, status, cents) = orders.remove(&from).unwrap();
+        orders.insert(to, (customer, status, cents + at));
+        stand.leave("orders", from, to);
+        stand.commit();
+        if at == 0 {
+            // The old key is not forgotten while its transaction is open, however long that takes.
+            stand.now(NOW + 2_000_000);
+            stand.commit();
+        }
+        stand.reopen();
+        stand.arrive("orders", from, &row(to, (customer, "", cents + at)), unchanged);
+        stand.commit();
+        assert_eq!(stand.shown(), truth(&orders), "from {from} to {to}");
+    }
+    for number in 0..stand.fed("change.shop") {
+        stand.again("change.shop", number);
+    }
+    stand.commit();
+    assert_eq!(stand.shown(), truth(&orders));
+    assert_eq!(stand.letters(), Vec::<String>::new());
+    // Nothing is left at a key whose row has moved away: a row of which nothing else is known stays a dead letter.
+    stand.put_unchanged("orders", 3, &row(3, (9, "", 1)), unchanged);
+    stand.leave("orders", 3, 4);
+    stand.arrive("orders", 3, &row(4, (9, "", 1)), unchanged);
+    stand.commit();
+    assert_eq!(stand.shown(), truth(&orders));
+    assert_eq!(stand.letters().len(), 2, "{:?}", stand.letters());
 }

@@ -62,7 +62,7 @@ pub fn text_of(datum: &Datum<'_>) -> String {
 }
 
 /// What the time is until a test says otherwise, in ms: nothing is from the future.
-const NOW: i64 = 1_700_000_000_000;
+pub const NOW: i64 = 1_700_000_000_000;
 
 type Kept = (String, Vec<u8>, Option<Vec<u8>>, Vec<(String, Vec<u8>)>, i64);
 
@@ -223,12 +223,33 @@ impl Stand {
 
     /// A row as `put` gives it, but for columns that the source left out as unchanged; they stand as `""`.
     pub fn put_unchanged(&mut self, table: &str, id: i64, row: &[Datum<'_>], unchanged: &[&'static str]) {
-        let schema = self.topology.sources[0].table(table).unwrap().schema.clone();
+        let value = self.value_unchanged(table, row, unchanged);
+        self.change(format!("[\"{table}\",\"{id}\"]"), Some(value));
+    }
+
+    fn value_unchanged(&self, table: &str, row: &[Datum<'_>], unchanged: &[&'static str]) -> Vec<u8> {
+        let schema = &self.topology.sources[0].table(table).unwrap().schema;
         let mut row = row.to_vec();
         row.resize(schema.fields().len() - 1, Datum::Null);
         row.push(Datum::Array(unchanged.iter().map(|name| Datum::Str(name)).collect()));
-        let value = self.value(&schema, &row);
-        self.change(format!("[\"{table}\",\"{id}\"]"), Some(value));
+        self.value(schema, &row)
+    }
+
+    /// The tombstone of a key change's old key; begins a transaction.
+    pub fn leave(&mut self, table: &str, from: i64, to: i64) {
+        self.position += 1;
+        let moved = (headers::MOVED_TO.to_owned(), row_key(table, to).into_bytes());
+        let headers = vec![tx_header(self.position, 0, false), moved];
+        self.change_with(headers, row_key(table, from), None);
+    }
+
+    /// A row that lists columns as unchanged under its new key; ends what `leave` began.
+    pub fn arrive(&mut self, table: &str, from: i64, row: &[Datum<'_>], unchanged: &[&'static str]) {
+        let moved = (headers::MOVED_FROM.to_owned(), row_key(table, from).into_bytes());
+        let headers = vec![tx_header(self.position, 1, true), moved];
+        let value = self.value_unchanged(table, row, unchanged);
+        let key = format!("[\"{table}\",\"{}\"]", text_of(&row[0]));
+        self.change_with(headers, key, Some(value));
     }
 
     /// A chunk of a snapshot that was read now: its rows and its end. `from` and `to` are its first and last id.
@@ -263,17 +284,12 @@ impl Stand {
     }
 
     fn change_at(&mut self, position: u64, ordinal: u32, key: String, value: Option<Vec<u8>>) {
-        let tx = Tx {
-            incarnation: 1,
-            position: Lsn(position),
-            ordinal,
-            last: true,
-            at_ms: 1,
-        };
-        let mut header = Vec::new();
-        tx.write(&mut header);
-        let headers = vec![(headers::TX.to_owned(), header)];
-        let at = i64::try_from(position).unwrap();
+        self.change_with(vec![tx_header(position, ordinal, true)], key, value);
+    }
+
+    /// A record at the newest position.
+    fn change_with(&mut self, headers: Vec<(String, Vec<u8>)>, key: String, value: Option<Vec<u8>>) {
+        let at = i64::try_from(self.position).unwrap();
         self.feed(("change.shop".to_owned(), key.into_bytes(), value, headers, at));
     }
 
@@ -437,6 +453,23 @@ impl Stand {
         let (_, driver) = self.subs.last().unwrap();
         processor.reset(driver.state()).map_err(|error| error.to_string())
     }
+}
+
+fn row_key(table: &str, id: i64) -> String {
+    format!("[\"{table}\",\"{id}\"]")
+}
+
+fn tx_header(position: u64, ordinal: u32, last: bool) -> (String, Vec<u8>) {
+    let tx = Tx {
+        incarnation: 1,
+        position: Lsn(position),
+        ordinal,
+        last,
+        at_ms: 1,
+    };
+    let mut header = Vec::new();
+    tx.write(&mut header);
+    (headers::TX.to_owned(), header)
 }
 
 fn info(sub: &SubTopology) -> TaskInfo {

@@ -4,7 +4,8 @@
 //! Guarantees: pure; it looks at the log, at the sources, and at nothing that the product has computed.
 //! Never: a hint from a replica.
 
-use super::{EVENTS, Value, bucket_of, partition_of, source};
+use super::source::{Value, note_of};
+use super::{EVENTS, bucket_of, partition_of, source};
 use log::{Offset, RecordBatch, RecordRef, TopicPartition};
 use runtime::driver::simulation::{Broker, batch_of};
 use schemas::events::{Closing, Event};
@@ -142,7 +143,12 @@ impl Oracle {
     ) -> Result<(), String> {
         let source = sources.iter().find(|source| source.name == view);
         if self.now.stale.contains(&(view.to_owned(), partition)) {
-            return Ok(());
+            return match source {
+                Some(source) if !source.had_deaths => {
+                    Err(format!("{view} is stale without a dead letter of its source"))
+                }
+                _ => Ok(()),
+            };
         }
         let want = match source {
             Some(_) if place % 2 == 1 => return Ok(()),
@@ -154,8 +160,10 @@ impl Oracle {
         };
         let want: BTreeMap<(String, i64), String> = want
             .iter()
-            .filter_map(|(key, (bucket, value))| {
-                let bucket = bucket.filter(|bucket| partition_of(*bucket) == self.at.partition)?;
+            .filter_map(|(key, value)| {
+                let bucket = value
+                    .bucket
+                    .filter(|bucket| partition_of(*bucket) == self.at.partition)?;
                 Some(((bucket_of(bucket), *key), json_of(*value)))
             })
             .collect();
@@ -199,8 +207,9 @@ fn line_of(writer: &str) -> (&str, i64) {
 }
 
 /// The JSON of a row on the device, where a `long` is a text.
-fn json_of(value: i64) -> String {
-    format!("{{\"value\":\"{value}\",\"pad\":\"\"}}")
+fn json_of(value: Value) -> String {
+    let (number, note) = (value.number, note_of(value.note));
+    format!("{{\"value\":\"{number}\",\"note\":\"{note}\",\"pad\":\"\"}}")
 }
 
 /// The newest event of each key of a partition, up to that of a version; what comes again counts where it was first, but

@@ -2,7 +2,8 @@
 //! fill; and an event topic, whose every record is a transaction of its own.
 //!
 //! Guarantees: each incarnation of the slot streams every transaction from its beginning on, in order; a transaction may
-//! stand in the topic in part for a while; the database after each transaction is kept, for the oracle.
+//! stand in the topic in part for a while; the database after each transaction is kept, for the oracle. While no snapshot is
+//! under way, a note that did not change is left out, also where the row's key changes.
 //! Never: PostgreSQL.
 
 use super::{EVENTS, HORIZON, bucket_of};
@@ -17,6 +18,7 @@ use std::collections::BTreeMap;
 /// The schema of every row.
 pub const ROW: &str = r#"{"type":"record","name":"row","fields":[
     {"name":"scope","type":["null","string"]},{"name":"name","type":["null","string"]},{"name":"value","type":"long"},
+    {"name":"note","type":"string"},{"name":"_unchanged","type":["null",{"type":"array","items":"string"}]},
     {"name":"pad","type":"string"}]}"#;
 /// Its id.
 pub const ROW_ID: u32 = 7;
@@ -27,15 +29,38 @@ const CHUNK_ID: u32 = 8;
 const PAD: usize = 5_000;
 
 /// A value of a row: its bucket (`None`: no bucket) and a number.
-pub type Value = (Option<char>, i64);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Value {
+    pub bucket: Option<char>,
+    pub number: i64,
+    /// Which note it has.
+    pub note: u8,
+}
+
+/// A text that is long enough to be left out when it does not change.
+pub fn note_of(note: u8) -> String {
+    format!("note {note}, a large column")
+}
+
+/// What a transaction does to a row.
+#[derive(Debug, Clone, Copy)]
+struct Change {
+    key: i64,
+    /// `None` deletes.
+    value: Option<Value>,
+    /// The note is that of the row before.
+    same_note: bool,
+    /// The row's other key if its key changes: of the tombstone the new one, of the row the old one.
+    other_key: Option<i64>,
+}
 /// Rows of a source by key.
 pub type Rows = BTreeMap<i64, Value>;
 
-fn framed(value: Value) -> Vec<u8> {
+fn framed(value: Value, leave_out_note: bool) -> Vec<u8> {
     let mut out = vec![0];
     out.extend_from_slice(&ROW_ID.to_be_bytes());
     let short = |n: usize| u8::try_from(2 * n).unwrap();
-    match value.0.map(bucket_of) {
+    match value.bucket.map(bucket_of) {
         None => out.extend_from_slice(&[0, 0]),
         Some(bucket) => {
             for text in bucket.split(':') {
@@ -44,7 +69,16 @@ fn framed(value: Value) -> Vec<u8> {
             }
         }
     }
-    out.push(short(usize::try_from(value.1).unwrap()));
+    out.push(short(usize::try_from(value.number).unwrap()));
+    if leave_out_note {
+        out.push(0);
+        out.extend_from_slice(b"\x02\x02\x08note\x00");
+    } else {
+        let note = note_of(value.note);
+        out.push(short(note.len()));
+        out.extend_from_slice(note.as_bytes());
+        out.push(0);
+    }
     out.push(0);
     out
 }
@@ -70,7 +104,7 @@ pub struct Source {
     keys: Vec<i64>,
     /// The database after each transaction.
     pub db: Vec<Rows>,
-    txs: Vec<Vec<(i64, Option<Value>)>>,
+    txs: Vec<Vec<Change>>,
     topic: TopicPartition,
     /// What was put on the topic, but for ends of chunks and dead letters.
     put: Vec<Row>,
@@ -85,6 +119,8 @@ pub struct Source {
     /// Changes were lost with the slot, and the snapshot that mends it is not done.
     gap: bool,
     streamed: BTreeMap<i64, usize>,
+    /// A record was put on the topic that becomes a dead letter.
+    pub had_deaths: bool,
 }
 
 impl Source {
@@ -105,27 +141,68 @@ impl Source {
             chunk: None,
             gap: false,
             streamed: BTreeMap::new(),
+            had_deaths: false,
         }
     }
 
-    /// A transaction of up to three rows.
+    /// A transaction of up to three changes, where keys may change.
     pub fn change(&mut self, rng: &mut Rng) {
+        let mut db = self.db.last().expect("the database begins empty").clone();
+        let mut changes = Vec::new();
+        if rng.chance(0.3) {
+            // Keys change one after the other, so a row may come back to its key, or two rows exchange theirs.
+            for _ in 0..1 + rng.below(3) {
+                self.move_row(&mut db, rng, &mut changes);
+            }
+        }
         let mut keys = self.keys.clone();
         rng.shuffle(&mut keys);
-        let changes: Vec<(i64, Option<Value>)> = keys
-            .into_iter()
-            .take(1 + rng.below(3))
-            .map(|key| (key, any_value(rng)))
-            .collect();
-        let mut db = self.db.last().expect("the database begins empty").clone();
-        for (key, value) in &changes {
-            match value {
-                Some(value) => drop(db.insert(*key, *value)),
-                None => drop(db.remove(key)),
+        let others = 1 + rng.below(3) - usize::from(!changes.is_empty());
+        for key in keys.into_iter().take(others) {
+            let old = db.get(&key).copied();
+            let mut value = any_value(rng);
+            let same_note = rng.chance(0.6) && old.is_some();
+            if let (true, Some(old), Some(value)) = (same_note, old, value.as_mut()) {
+                value.note = old.note;
             }
+            let change = Change {
+                key,
+                value,
+                same_note,
+                other_key: None,
+            };
+            apply(&mut db, change, &mut changes);
         }
         self.txs.push(changes);
         self.db.push(db);
+    }
+
+    /// Gives a row a key that is free; most often its note stays.
+    fn move_row(&self, db: &mut Rows, rng: &mut Rng, changes: &mut Vec<Change>) {
+        let (taken, free): (Vec<i64>, Vec<i64>) = self.keys.iter().partition(|key| db.contains_key(key));
+        if taken.is_empty() || free.is_empty() {
+            return;
+        }
+        let (from, to) = (rng.pick(&taken), rng.pick(&free));
+        let mut value = db[&from];
+        let same_note = rng.chance(0.8);
+        if !same_note {
+            value.note = any_note(rng);
+        }
+        let tombstone = Change {
+            key: from,
+            value: None,
+            same_note: false,
+            other_key: Some(to),
+        };
+        let row = Change {
+            key: to,
+            value: Some(value),
+            same_note,
+            other_key: Some(from),
+        };
+        apply(db, tombstone, changes);
+        apply(db, row, changes);
     }
 
     fn row(&self, key: &str, value: Option<Vec<u8>>, (position, ordinal): (u64, u32), last: bool) -> Row {
@@ -220,7 +297,7 @@ impl Source {
             if self.streamed.get(&key).is_none_or(|at| *at < seen) {
                 self.sequence += 1;
                 let place = (position, self.sequence);
-                let row = self.row(&self.key(key), Some(framed(value)), place, false);
+                let row = self.row(&self.key(key), Some(framed(value, false)), place, false);
                 self.put(broker, row, true);
             }
         }
@@ -248,7 +325,8 @@ impl Source {
     }
 
     fn emit_change(&mut self, broker: &mut Broker, rng: &mut Rng, dies: bool) {
-        let (key, value) = self.txs[self.next][self.ordinal];
+        let change = self.txs[self.next][self.ordinal];
+        let key = change.key;
         let position = (
             2 * u64::try_from(self.next).unwrap() + 1,
             u32::try_from(self.ordinal).unwrap(),
@@ -259,11 +337,28 @@ impl Source {
         if last {
             (self.next, self.ordinal) = (self.next + 1, 0);
         }
-        let row = self.row(&self.key(key), value.map(framed), position, last);
-        if !dies || value.is_none() {
+        // A chunk's row may be dropped in favour of a streamed one, which must then be whole.
+        let leave_out_note = change.same_note && self.todo.is_empty();
+        let value = change.value.map(|value| framed(value, leave_out_note));
+        let mut row = self.row(&self.key(key), value, position, last);
+        if let Some(other) = change.other_key {
+            let name = if row.value.is_some() {
+                headers::MOVED_FROM
+            } else {
+                headers::MOVED_TO
+            };
+            row.headers.push((name.to_owned(), Some(self.key(other).into_bytes())));
+            broker.note(if leave_out_note {
+                "key change without the note"
+            } else {
+                "key change"
+            });
+        }
+        if !dies || row.value.is_none() {
             return self.put(broker, row, true);
         }
         broker.note("dead letter");
+        self.had_deaths = true;
         self.put(broker, deadly(row.clone(), rng), false);
         let at = broker.now();
         self.dead.push(Dead { at, row });
@@ -359,8 +454,24 @@ pub fn any_value(rng: &mut Rng) -> Option<Value> {
         Some('d'),
         None,
     ];
-    let value = (rng.pick(&buckets), i64::try_from(rng.below(6)).unwrap());
+    let value = Value {
+        bucket: rng.pick(&buckets),
+        number: i64::try_from(rng.below(6)).unwrap(),
+        note: any_note(rng),
+    };
     (!rng.chance(0.25)).then_some(value)
+}
+
+fn any_note(rng: &mut Rng) -> u8 {
+    u8::try_from(rng.below(4)).unwrap()
+}
+
+fn apply(db: &mut Rows, change: Change, changes: &mut Vec<Change>) {
+    match change.value {
+        Some(value) => drop(db.insert(change.key, value)),
+        None => drop(db.remove(&change.key)),
+    }
+    changes.push(change);
 }
 
 /// The event topic: each record is a transaction of its own, and what only a snapshot would mend an event mends.
@@ -407,8 +518,13 @@ impl Events {
 
     /// A new event of every key.
     pub fn mend(broker: &mut Broker) {
+        let value = Value {
+            bucket: Some('a'),
+            number: 1,
+            note: 0,
+        };
         for key in 0..Self::KEYS {
-            let (at, row) = event(key, Some((Some('a'), 1)));
+            let (at, row) = event(key, Some(value));
             broker.append(&at, [row]);
         }
     }
@@ -417,7 +533,10 @@ impl Events {
 /// A row of the partition that its key gives.
 fn event(key: usize, value: Option<Value>) -> (TopicPartition, Row) {
     let at = TopicPartition::new(EVENTS, i32::try_from(key % 2).unwrap());
-    (at, Row::new(format!("[{key}]"), value.map(framed)))
+    (
+        at,
+        Row::new(format!("[{key}]"), value.map(|value| framed(value, false))),
+    )
 }
 
 /// The value that a framed row has.
@@ -435,5 +554,8 @@ pub fn unframed(row: &[u8]) -> Value {
         }
     }
     let bucket = texts.get(1).and_then(|name| name.chars().next());
-    (bucket, i64::from(rest[0] / 2))
+    // The number, the length of the note, and the digit in it.
+    let number = i64::from(rest[0] / 2);
+    let note = rest[2 + "note ".len()] - b'0';
+    Value { bucket, number, note }
 }
