@@ -115,6 +115,12 @@ pub trait GroupConsumer: Send {
     /// Goes on with paused partitions at the offset after the last record returned.
     fn resume(&mut self, partitions: &[TopicPartition]) -> Result<()>;
 
+    /// Subscribed topics that no member of the group is known to read yet. Empty once the group's assignment is known to
+    /// cover the subscription.
+    fn unassigned(&self) -> Vec<Arc<str>> {
+        Vec::new()
+    }
+
     /// The membership for the next commit.
     fn member(&self) -> Result<Member>;
 

@@ -7,10 +7,12 @@
 mod admin;
 mod append;
 mod coordinator;
+mod coverage;
 mod fault;
 mod gather;
 mod group;
 pub mod limit;
+mod members;
 mod producer;
 mod protocol;
 mod raw;
@@ -23,7 +25,8 @@ use crate::{
     Result, Session, SessionConfig, SharedLog, TopicInfo, TopicPartition, TopicSpec,
 };
 use coordinator::Coordinators;
-use group::Members;
+use group::Shared;
+use members::Members;
 use producer::Producer;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -103,7 +106,7 @@ pub struct KafkaLog {
     config: Config,
     /// Appends outside transactions, and asks for the administration. Replaced when it has failed for good.
     shared: Mutex<Arc<Producer>>,
-    coordinators: Coordinators,
+    coordinators: Arc<Coordinators>,
     /// The groups' members that live in this process.
     members: Arc<Members>,
 }
@@ -117,7 +120,7 @@ impl KafkaLog {
         let producer = Producer::new(&settings::append(&config), config.request_timeout)?;
         let shared = Mutex::new(Arc::new(producer));
         Ok(Arc::new(KafkaLog {
-            coordinators: Coordinators::new(&config),
+            coordinators: Arc::new(Coordinators::new(&config)),
             config,
             shared,
             members: Arc::default(),
@@ -190,8 +193,19 @@ impl Log for KafkaLog {
     }
 
     fn group(&self, config: GroupConfig) -> Result<Box<dyn GroupConsumer>> {
-        self.with_admin(|admin| config.topics.iter().try_for_each(|topic| admin.require(topic)))?;
-        Ok(Box::new(group::KafkaGroup::join(&self.config, config, &self.members)?))
+        let counted = |admin: &admin::Admin<'_>| {
+            let topics = config.topics.iter();
+            topics
+                .map(|topic| Ok((topic.clone(), admin.partitions(topic)?)))
+                .collect::<Result<_>>()
+        };
+        let topics = self.with_admin(counted)?;
+        let shared = Shared {
+            kafka: self.config.clone(),
+            members: self.members.clone(),
+            coordinators: self.coordinators.clone(),
+        };
+        Ok(Box::new(group::KafkaGroup::join(shared, config, topics)?))
     }
 
     fn reader(&self, isolation: Isolation) -> Result<Box<dyn Reader>> {

@@ -402,7 +402,18 @@ impl StreamThread {
         if let (Some(reason), 2..) = (&self.last_failure, self.aborts_in_a_row) {
             return Some(Cause::outside(format!("transactions are not committed: {reason}")));
         }
-        (!self.is_seated()).then(|| Cause::passing("waiting for an assignment"))
+        if !self.is_seated() {
+            return Some(Cause::passing("waiting for an assignment"));
+        }
+        // A topic that no member of the group reads has no task either, which could say so.
+        let unassigned = self
+            .consumer
+            .as_ref()
+            .map_or_else(Vec::new, |consumer| consumer.unassigned());
+        (!unassigned.is_empty()).then(|| {
+            let reason = format!("waiting for topics to be assigned: {}", unassigned.join(", "));
+            Cause::passing(reason)
+        })
     }
 
     /// Whether it is a member. With more threads than partitions one may have nothing to do, and is told nothing.

@@ -431,3 +431,85 @@ pub fn members_of_different_topics_share_only_what_both_want(bench: &Bench) {
     first.close().unwrap();
     second.close().unwrap();
 }
+
+/// Polls a member until it holds exactly these partitions, and starts each at 0 when it is assigned.
+fn hold(consumer: &mut dyn GroupConsumer, told: &mut Told, wanted: &[TopicPartition]) {
+    world::wait_for("the member to hold what it should", LIMIT, || {
+        let before = told.events.len();
+        told.poll(consumer);
+        if told.events.len() > before
+            && let Some(Event::Assigned(partitions)) = told.events.last()
+        {
+            partitions.iter().for_each(|at| consumer.start(at, 0).unwrap());
+        }
+        (told.held == wanted).then_some(())
+    });
+}
+
+/// A static member that comes back within its session timeout and subscribes to one more topic reads that topic too.
+/// Kafka's classic protocol alone would leave the old assignment in place (KAFKA-12759).
+pub fn a_static_member_restarts_with_one_more_topic(bench: &Bench) {
+    let (old, new, group) = (bench.topic(2), bench.topic(2), world::unique("group"));
+    let mut member = bench.join_as(&group, Some("node-1"), &[&old]);
+    assert_eq!(assigned(&mut *member), parts(&old, 0..2));
+    member.close().unwrap();
+    let mut member = bench.join_as(&group, Some("node-1"), &[&old, &new]);
+    let mut all = [parts(&old, 0..2), parts(&new, 0..2)].concat();
+    all.sort();
+    hold(&mut *member, &mut Told::default(), &all);
+    bench.append(&parts(&new, [1])[0], &["x"]);
+    assert_eq!(texts(&records(&mut *member, 1)), ["x"]);
+    assert_eq!(member.unassigned(), &[] as &[Arc<str>]);
+    member.close().unwrap();
+}
+
+/// A static member that comes back without one of its topics does not keep the partitions of that topic.
+pub fn a_static_member_restarts_with_one_topic_less(bench: &Bench) {
+    let (kept, dropped, group) = (bench.topic(2), bench.topic(2), world::unique("group"));
+    let mut member = bench.join_as(&group, Some("node-1"), &[&kept, &dropped]);
+    assert_eq!(assigned(&mut *member).len(), 4);
+    member.close().unwrap();
+    let mut member = bench.join_as(&group, Some("node-1"), &[&kept]);
+    let mut told = Told::default();
+    hold(&mut *member, &mut told, &parts(&kept, 0..2));
+    bench.append(&parts(&kept, [1])[0], &["x"]);
+    assert_eq!(texts(&records(&mut *member, 1)), ["x"]);
+    let info = bench.log.group_info(&group).unwrap().expect("the group");
+    let held: Vec<_> = info.members.into_iter().flat_map(|member| member.partitions).collect();
+    assert!(held.iter().all(|at| at.topic == kept), "{held:?}");
+    member.close().unwrap();
+}
+
+/// Static members that are restarted one after the other with one more topic end with the same partitions of each, as a
+/// task needs that reads both.
+pub fn static_members_share_a_new_topic_as_the_old_one(bench: &Bench) {
+    let (old, new, group) = (bench.topic(2), bench.topic(2), world::unique("group"));
+    let all = parts(&old, 0..2);
+    let mut first = bench.join_as(&group, Some("node-1"), &[&old]);
+    assert_eq!(assigned(&mut *first), all);
+    let mut second = bench.join_as(&group, Some("node-2"), &[&old]);
+    let (_, mut b) = share(&mut *first, &mut *second, &all, all.len());
+    first.close().unwrap();
+    let mut first = bench.join_as(&group, Some("node-1"), &[&old, &new]);
+    let mut a = Told::default();
+    world::wait_for("the first to have the new topic alone", LIMIT, || {
+        a.poll(&mut *first);
+        b.poll(&mut *second);
+        parts(&new, 0..2).iter().all(|at| a.held.contains(at)).then_some(())
+    });
+    second.close().unwrap();
+    let mut second = bench.join_as(&group, Some("node-2"), &[&old, &new]);
+    let mut b = Told::default();
+    world::wait_for("equal shares of both topics", LIMIT, || {
+        a.poll(&mut *first);
+        b.poll(&mut *second);
+        let numbers = |told: &Told, topic: &Arc<str>| -> Vec<i32> {
+            let of_topic = told.held.iter().filter(|at| at.topic == *topic);
+            of_topic.map(|at| at.partition).collect()
+        };
+        let equal = |told: &Told| numbers(told, &old).len() == 1 && numbers(told, &old) == numbers(told, &new);
+        (equal(&a) && equal(&b)).then_some(())
+    });
+    first.close().unwrap();
+    second.close().unwrap();
+}

@@ -8,6 +8,7 @@ use super::bench::{Bench, on_both, until_cause};
 use crate::world;
 use log::{At, TimestampPolicy, TopicConfig, TopicPartition, TopicSpec};
 use runtime::offsets;
+use std::time::Duration;
 
 #[test]
 fn partition_counts_that_do_not_fit_are_refused_with_both_numbers_and_the_fix() {
@@ -63,6 +64,32 @@ fn a_sub_topology_with_another_name_keeps_its_state() {
         assert_eq!(thread.leftovers(), Vec::<String>::new());
         bench.settle(&mut thread);
         assert_eq!(bench.out(0), ["a=1", "a=2", "a=3"]);
+        thread.finish().expect("a clean end");
+    });
+}
+
+/// The thread comes back as the static member that it was, within its session timeout.
+#[test]
+fn an_input_added_between_two_runs_is_read() {
+    on_both(|bench| {
+        bench.write(&bench.input, 0, &[("a", "")]);
+        let mut thread = bench.start("counts");
+        bench.settle(&mut thread);
+        thread.finish().expect("a clean end");
+        let added = world::unique("added");
+        bench.topic(&added, 2, &[]);
+        bench.write(&added, 0, &[("b", "")]);
+        let both = || {
+            let more = bench.sub("more", &[&added], "more");
+            vec![bench.sub("count", &[&bench.input], "counts"), more]
+        };
+        let mut thread = bench.try_start(both()).expect("it starts");
+        bench.settle(&mut thread);
+        assert_eq!(bench.out(0), ["a=1", "b=1"]);
+        world::wait_for("readiness", Duration::from_secs(30), || {
+            thread.turn().expect("it goes on");
+            thread.causes().is_empty().then_some(())
+        });
         thread.finish().expect("a clean end");
     });
 }

@@ -98,11 +98,11 @@ impl<'h> Admin<'h> {
         }
     }
 
-    /// Fails unless the topic exists.
-    pub fn require(&self, topic: &str) -> Result<()> {
+    /// The topic's partition count; fails unless the topic exists.
+    pub fn partitions(&self, topic: &str) -> Result<usize> {
         let found = self.ask(|raw| raw.describe(topic));
         found
-            .map(drop)
+            .map(|topic| topic.partitions)
             .map_err(|found| fault::topic_error(topic, format!("look topic {topic} up"), &found))
     }
 

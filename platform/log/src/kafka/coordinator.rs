@@ -148,6 +148,15 @@ impl Coordinators {
         Ok(groups)
     }
 
+    /// A group with its members' partitions and without its offsets; `None` when there is none of this name.
+    pub fn assignment(&self, name: &str) -> Result<Option<GroupInfo>> {
+        match self.ask(name, |raw| raw.group(name))? {
+            Ok(group) => Ok(Some(info(group, Vec::new()))),
+            Err(found) if found.code == Code::RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND => Ok(None),
+            Err(found) => Err(fault::error(format!("describe group {name}"), &found)),
+        }
+    }
+
     /// See [`crate::Log::group_info`].
     pub fn group_info(&self, name: &str) -> Result<Option<GroupInfo>> {
         let found = self.ask(name, |raw| Ok((raw.group(name)?, raw.committed(name, None, false)?)))?;

@@ -102,6 +102,13 @@ impl Gather {
         Ok((self.slots.topics.get(name).ok_or_else(missing)?, self.inbox.queue()))
     }
 
+    /// The partitions, sorted.
+    pub fn partitions(&self) -> Vec<TopicPartition> {
+        let mut partitions: Vec<_> = self.slots.all.iter().map(|slot| slot.at.clone()).collect();
+        partitions.sort();
+        partitions
+    }
+
     /// Replaces the partitions; what was held of others is dropped.
     pub fn replace(&mut self, partitions: impl Iterator<Item = (TopicPartition, bool, Option<Offset>)>) -> Result<()> {
         self.slots.all.clear();

@@ -4,16 +4,18 @@
 //! returned before it is answered, and answered by the next `poll`. Range assignor, by either protocol. A member that
 //! is dropped without `close` is silent, as one that crashed. Never: a record of a partition after it was revoked.
 
+use super::coordinator::Coordinators;
+use super::coverage::{Coverage, Topics};
 use super::gather::{Gather, Slot};
+use super::members::{Members, Seat};
 use super::raw::list::List;
 use super::raw::{Code, Event as RawEvent, Fault, Handle, Kind, Queue, Waker, What};
-use super::{Config, GroupMetadata, coordinator, fault, protocol, settings};
+use super::{Config, GroupMetadata, fault, protocol, settings};
 use crate::consumer::MemberToken;
 use crate::{
     Error, Event, GroupConfig, GroupConsumer, GroupProtocol, Member, Offset, RecordBatch, Result, TopicPartition, probe,
 };
-use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How often the library is made to look whether it can go on with a join, and for how long: of what it waits for then,
@@ -29,64 +31,21 @@ const FENCED_BY_ITSELF: Duration = Duration::from_secs(60);
 /// … but not so often in that time: another process has the name then.
 const ANEW_MAX: usize = 3;
 
-/// The groups' members that live in this process, so that offsets can be set by one of them.
-#[derive(Debug, Default)]
-pub struct Members {
-    by_group: Mutex<HashMap<String, Vec<Weak<Seat>>>>,
-}
-
-/// A member as others of this process see it.
-#[derive(Debug)]
-struct Seat {
-    handle: Arc<Handle>,
-    /// Partitions that it was told to read.
-    started: Mutex<BTreeSet<TopicPartition>>,
-}
-
-impl Seat {
-    fn started(&self) -> MutexGuard<'_, BTreeSet<TopicPartition>> {
-        self.started.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Members {
-    fn add(&self, group: &str, seat: &Arc<Seat>) {
-        let mut by_group = self.by_group.lock().unwrap_or_else(PoisonError::into_inner);
-        by_group.retain(|_, seats| seats.iter().any(|seat| seat.strong_count() > 0));
-        let seats = by_group.entry(group.to_owned()).or_default();
-        seats.retain(|seat| seat.strong_count() > 0);
-        seats.push(Arc::downgrade(seat));
-    }
-
-    /// Sets offsets as a member of this process; `None` when there is none that is in the group now.
-    pub fn commit(&self, group: &str, offsets: &[(TopicPartition, Offset)]) -> Option<Result<()>> {
-        let seats: Vec<_> = {
-            let by_group = self.by_group.lock().unwrap_or_else(PoisonError::into_inner);
-            by_group.get(group)?.iter().filter_map(Weak::upgrade).collect()
-        };
-        let read = |at: &TopicPartition| seats.iter().any(|seat| seat.started().contains(at));
-        if let Some((at, _)) = offsets.iter().find(|(at, _)| read(at)) {
-            let attempted = format!("set offsets of group {group}");
-            let reason = format!("a live member reads {at}; stop that one first");
-            return Some(Err(Error::Refused { attempted, reason }));
-        }
-        let seat = seats
-            .iter()
-            .find(|seat| seat.handle.membership().is_some_and(|now| now.generation() >= 0))?;
-        let list = List::of(offsets.iter().map(|(at, offset)| (at, *offset)));
-        let done = seat
-            .handle
-            .commit(&list)
-            .and_then(|()| list.check().map_err(|(_, found)| found));
-        Some(done.map_err(|found| coordinator::set_error(group, &found)))
-    }
+/// What the members of a log share.
+#[derive(Debug, Clone)]
+pub struct Shared {
+    /// Where Kafka is.
+    pub kafka: Config,
+    /// The members of this process.
+    pub members: Arc<Members>,
+    /// The client that describes groups.
+    pub coordinators: Arc<Coordinators>,
 }
 
 /// A member.
 #[derive(Debug)]
 pub struct KafkaGroup {
-    kafka: Config,
-    members: Arc<Members>,
+    shared: Shared,
     gather: Gather,
     events: Queue,
     config: GroupConfig,
@@ -102,15 +61,17 @@ pub struct KafkaGroup {
     settled: bool,
     /// When it was joined anew after a fence, of late.
     anew: Vec<Instant>,
+    coverage: Coverage,
 }
 
 impl KafkaGroup {
     /// Joins a group; the assignment comes by `poll`.
-    pub fn join(config: &Config, group: GroupConfig, members: &Arc<Members>) -> Result<KafkaGroup> {
+    pub fn join(shared: Shared, group: GroupConfig, topics: Topics) -> Result<KafkaGroup> {
         if group.protocol == GroupProtocol::Consumer {
             protocol::check(super::raw::version())?;
         }
-        let handle = Handle::new(Kind::Consumer, &settings::group(config, &group)).map_err(fault::setting_error)?;
+        let handle =
+            Handle::new(Kind::Consumer, &settings::group(&shared.kafka, &group)).map_err(fault::setting_error)?;
         let waker = Arc::new(Waker::default());
         let mut events = Queue::member(&handle).ok_or_else(|| Error::Refused {
             attempted: "join a group".to_owned(),
@@ -118,18 +79,14 @@ impl KafkaGroup {
         })?;
         events.wake_with(&waker);
         let gather = Gather::new(&handle, waker);
-        let topics = List::of_topics(group.topics.iter().map(AsRef::as_ref));
         handle
-            .subscribe(&topics)
+            .subscribe(&List::of_topics(topics.keys().map(AsRef::as_ref)))
             .map_err(|found| fault::error(format!("join group {}", group.group), &found))?;
-        let seat = Arc::new(Seat {
-            handle,
-            started: Mutex::default(),
-        });
-        members.add(&group.group, &seat);
+        let seat = Arc::new(Seat::new(handle));
+        shared.members.add(&group.group, &seat);
         Ok(KafkaGroup {
-            kafka: config.clone(),
-            members: members.clone(),
+            coverage: Coverage::new(&group, topics),
+            shared,
             gather,
             events,
             config: group,
@@ -172,8 +129,27 @@ impl KafkaGroup {
                 self.occupied = Some(Instant::now() + protocol::ASK_AGAIN);
                 Err(error)
             }
+            Ok(None) => self.check_coverage().map(|()| None),
             said => said,
         }
+    }
+
+    /// Compares the assignment with the subscription, and leaves the group and joins it again where they do not match:
+    /// only the join of an unknown member always causes a rebalance. A known one that joins with unchanged metadata gets
+    /// its current assignment back, unless it leads the group.
+    fn check_coverage(&mut self) -> Result<()> {
+        let (handle, gather) = (self.gather.handle().clone(), &self.gather);
+        let held = || {
+            let joined = handle.membership().is_some_and(|now| now.generation() >= 0);
+            joined.then(|| gather.partitions())
+        };
+        if !self.coverage.advance(&self.shared.coordinators, held) {
+            return Ok(());
+        }
+        let topics = List::of_topics(self.coverage.topics().keys().map(AsRef::as_ref));
+        let rejoined = handle.unsubscribe().and_then(|()| handle.subscribe(&topics));
+        (self.settled, self.joined) = (false, Instant::now());
+        rejoined.map_err(|found| self.error("rejoin", &found))
     }
 
     /// While it joins: makes the library look, and says when to do so again.
@@ -206,9 +182,10 @@ impl KafkaGroup {
             why,
             "joining the group anew"
         );
-        let lost: Vec<_> = self.gather.slots().iter().map(|slot| slot.at.clone()).collect();
+        let lost = self.gather.partitions();
         let anew = std::mem::take(&mut self.anew);
-        *self = KafkaGroup::join(&self.kafka, self.config.clone(), &self.members)?;
+        let topics = self.coverage.topics().clone();
+        *self = KafkaGroup::join(self.shared.clone(), self.config.clone(), topics)?;
         self.anew = anew;
         Ok((!lost.is_empty()).then_some(Event::Lost(lost)))
     }
@@ -301,6 +278,7 @@ impl KafkaGroup {
         self.settled = true;
         if which == Code::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
             self.take(partitions.clone())?;
+            self.coverage.assigned();
             return Ok((!partitions.is_empty()).then_some(Event::Assigned(partitions)));
         }
         if self.handle().assignment_lost() {
@@ -452,7 +430,11 @@ impl GroupConsumer for KafkaGroup {
             if self.gather.take(batch, max_bytes)? > 0 {
                 return Ok(Event::Records);
             }
-            let nudge = self.nudge().map_or(end, |nudge| nudge.min(end));
+            let nudge = self
+                .nudge()
+                .into_iter()
+                .chain(self.coverage.due())
+                .fold(end, Instant::min);
             if !self.gather.wait(nudge) && nudge >= end {
                 self.gather.check_reach("poll")?;
                 return Ok(Event::Idle);
@@ -520,6 +502,10 @@ impl GroupConsumer for KafkaGroup {
             resumed = resumed.and_then(|()| self.wake(at, position));
         }
         resumed.map_err(|found| self.error("resume partitions", &found))
+    }
+
+    fn unassigned(&self) -> Vec<Arc<str>> {
+        self.coverage.unassigned(&self.gather.partitions())
     }
 
     fn member(&self) -> Result<Member> {

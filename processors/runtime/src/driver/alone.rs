@@ -168,6 +168,9 @@ impl GroupConsumer for FlakyMember {
     fn resume(&mut self, partitions: &[TopicPartition]) -> log::Result<()> {
         self.inner.resume(partitions)
     }
+    fn unassigned(&self) -> Vec<Arc<str>> {
+        self.inner.unassigned()
+    }
     fn member(&self) -> log::Result<Member> {
         self.inner.member()
     }

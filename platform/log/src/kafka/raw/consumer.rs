@@ -20,6 +20,13 @@ impl Handle {
         Fault::check(unsafe { c::rd_kafka_subscribe(self.raw(), topics.raw()) })
     }
 
+    /// Gives the subscription up, and leaves the group once its partitions were given up: also as a static member, which
+    /// does not leave when it is closed (KIP-345).
+    pub fn unsubscribe(&self) -> Result<(), Fault> {
+        // SAFETY: the instance lives.
+        Fault::check(unsafe { c::rd_kafka_unsubscribe(self.raw()) })
+    }
+
     /// Replaces the assignment; `None` gives everything up.
     pub fn assign(&self, partitions: Option<&List>) -> Result<(), Fault> {
         // SAFETY: instance and list live; the list is copied; null is allowed.

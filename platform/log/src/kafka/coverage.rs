@@ -1,0 +1,251 @@
+//! Whether the assignment of a group matches what one of its static members subscribes to.
+//!
+//! With the classic protocol it need not match. A static member that joins a stable group under its old instance name
+//! is given the assignment that its predecessor had: the coordinator compares only the name of the selected assignor
+//! (KIP-345), and neither the subscription nor the partition counts (KAFKA-12759, KAFKA-13435; open in Kafka 4.3). A
+//! topic that was added between two runs would be read by nobody, and one that was removed would stay assigned, until
+//! the next rebalance.
+//!
+//! So each static member compares the two once after it has joined. It compares the assignment itself, not its
+//! subscription with a remembered one: a process may be killed between joining, which replaces the subscription that
+//! the coordinator remembers, and the rebalance. Where they match, which is the case after an ordinary restart, the
+//! check costs one request and no rebalance.
+
+use super::coordinator::Coordinators;
+use crate::{GroupConfig, GroupInfo, GroupProtocol, MemberInfo, Result, TopicPartition};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
+use std::time::{Duration, Instant};
+
+/// Pause before the group is described again.
+const PAUSE_FIRST: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// The same after a rebalance was forced; an assignment ends the pause.
+const PAUSE_FORCED: Duration = Duration::from_secs(1);
+/// How often the answer is looked for while the group is being described.
+const ANSWER: Duration = Duration::from_millis(5);
+/// Rebalances that one member forces. More than one is needed only if a request to leave was lost, or the leader did not
+/// see a topic; a rack-aware assignor (`client.rack`), which deals in another order, costs no more than these.
+const REBALANCES_MAX: u32 = 3;
+
+/// Subscribed topics with their partition counts.
+pub type Topics = BTreeMap<Arc<str>, usize>;
+
+/// The comparison of one member.
+#[derive(Debug)]
+pub struct Coverage {
+    group: String,
+    /// `None` for a dynamic member, whose join always causes a rebalance.
+    instance: Option<String>,
+    topics: Topics,
+    /// Whether a rebalance is this member's to force. The coordinator of the newer protocol (KIP-848) computes the
+    /// assignment itself, from the subscriptions as they are.
+    forces: bool,
+    rebalances: u32,
+    pause: Duration,
+    state: State,
+    /// What the last description left uncovered.
+    uncovered: Option<Vec<Arc<str>>>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// The group is described at this time.
+    Due(Instant),
+    /// A thread of its own describes the group, as that may take as long as a request may.
+    Describing(Receiver<Result<Option<GroupInfo>>>),
+    /// The assignment was seen to match.
+    Covered,
+}
+
+/// What a description of the group shows.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    /// The group is rebalancing, or the description is not of the assignment that the member has.
+    Undecided,
+    /// A stable assignment.
+    Decided {
+        /// Topics with partitions that no member has.
+        uncovered: Vec<Arc<str>>,
+        /// Whether a rebalance would change something for this member.
+        stale: bool,
+    },
+}
+
+impl Coverage {
+    /// Nothing is known yet.
+    pub fn new(group: &GroupConfig, topics: Topics) -> Coverage {
+        Coverage {
+            group: group.group.clone(),
+            instance: group.instance.clone(),
+            topics,
+            forces: group.protocol == GroupProtocol::Classic,
+            rebalances: 0,
+            pause: PAUSE_FIRST,
+            state: match group.instance {
+                Some(_) => State::Due(Instant::now()),
+                None => State::Covered,
+            },
+            uncovered: None,
+        }
+    }
+
+    /// The topics with their partition counts.
+    pub fn topics(&self) -> &Topics {
+        &self.topics
+    }
+
+    /// Topics that nobody is known to read, for a member that holds these partitions.
+    pub fn unassigned(&self, held: &[TopicPartition]) -> Vec<Arc<str>> {
+        if matches!(self.state, State::Covered) {
+            return Vec::new();
+        }
+        self.uncovered.clone().unwrap_or_else(|| {
+            let missing = |topic: &&Arc<str>| !held.iter().any(|at| at.topic == **topic);
+            self.topics.keys().filter(missing).cloned().collect()
+        })
+    }
+
+    /// Notes that the member was assigned partitions: there is something to compare now.
+    pub fn assigned(&mut self) {
+        if matches!(self.state, State::Due(_)) {
+            (self.state, self.pause) = (State::Due(Instant::now()), PAUSE_FIRST);
+        }
+    }
+
+    /// When [`Coverage::advance`] has something to do; `None` once the assignment was seen to match.
+    pub fn due(&self) -> Option<Instant> {
+        match &self.state {
+            State::Due(at) => Some(*at),
+            State::Describing(_) => Some(Instant::now() + ANSWER),
+            State::Covered => None,
+        }
+    }
+
+    /// Takes the comparison further, without waiting, and returns whether the member must force a rebalance. `held` is
+    /// what the member holds, sorted; `None` before it is a member.
+    pub fn advance(
+        &mut self,
+        coordinators: &Arc<Coordinators>,
+        held: impl FnOnce() -> Option<Vec<TopicPartition>>,
+    ) -> bool {
+        let described = match &self.state {
+            State::Covered => return false,
+            State::Due(at) if Instant::now() < *at => return false,
+            State::Due(_) => {
+                match held() {
+                    Some(_) => self.describe(coordinators),
+                    None => self.again(),
+                }
+                return false;
+            }
+            State::Describing(answer) => answer.try_recv(),
+        };
+        let verdict = match (described, held()) {
+            (Err(TryRecvError::Empty), _) => return false,
+            (Ok(Ok(Some(group))), Some(held)) => self.judge(&group, &held),
+            (Ok(Err(error)), _) => {
+                tracing::debug!(target: "log::kafka", group = self.group, %error, "assignment not checked yet");
+                Verdict::Undecided
+            }
+            _ => Verdict::Undecided,
+        };
+        self.decide(verdict)
+    }
+
+    fn decide(&mut self, verdict: Verdict) -> bool {
+        self.again();
+        let Verdict::Decided { uncovered, stale } = verdict else {
+            return false;
+        };
+        if uncovered.is_empty() && !(stale && self.forces) {
+            self.state = State::Covered;
+            return false;
+        }
+        let force = stale && self.forces && self.rebalances < REBALANCES_MAX;
+        if force {
+            self.rebalances += 1;
+            // Until the member is assigned its share the description may still be of the old assignment.
+            self.pause = PAUSE_FORCED;
+            self.again();
+            tracing::info!(
+                target: "log::kafka",
+                group = self.group,
+                instance = self.instance,
+                ?uncovered,
+                "assignment does not match the subscription; forcing a rebalance"
+            );
+        } else if stale && uncovered.is_empty() {
+            // Every topic is read, by whomever.
+            self.state = State::Covered;
+        }
+        self.uncovered = (!force).then_some(uncovered);
+        force
+    }
+
+    fn again(&mut self) {
+        self.state = State::Due(Instant::now() + self.pause);
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
+    }
+
+    fn describe(&mut self, coordinators: &Arc<Coordinators>) {
+        let (coordinators, group) = (coordinators.clone(), self.group.clone());
+        let (sender, answer) = sync_channel(1);
+        let thread = std::thread::Builder::new().name("log-coverage".to_owned());
+        let started = thread.spawn(move || {
+            // Nobody waits for the answer if the member is gone.
+            drop(sender.send(coordinators.assignment(&group)));
+        });
+        match started {
+            Ok(_) => self.state = State::Describing(answer),
+            Err(error) => {
+                tracing::warn!(target: "log::kafka", %error, "cannot start a thread to check the assignment");
+                self.again();
+            }
+        }
+    }
+
+    /// Compares a described group with what this member subscribes to and holds.
+    fn judge(&self, group: &GroupInfo, held: &[TopicPartition]) -> Verdict {
+        let own = group.members.iter().find(|member| member.instance == self.instance);
+        let Some(own) = own.filter(|_| group.state == "Stable") else {
+            return Verdict::Undecided;
+        };
+        let mut described = own.partitions.clone();
+        described.sort();
+        if described != held {
+            return Verdict::Undecided;
+        }
+        let assigned = |topic: &str| -> usize { group.members.iter().map(|member| count(member, topic)).sum() };
+        let mut uncovered = self.topics.iter();
+        let uncovered: Vec<_> = uncovered
+            .by_ref()
+            .filter(|(topic, partitions)| assigned(topic) < **partitions)
+            .map(|(topic, _)| topic.clone())
+            .collect();
+        let stale = !uncovered.is_empty()
+            || held.iter().any(|at| !self.topics.contains_key(&at.topic))
+            || self.topics.keys().any(|topic| self.lacks_share(group, topic));
+        Verdict::Decided { uncovered, stale }
+    }
+
+    /// Whether this member has no partition of a topic although the range assignor would give it one.
+    ///
+    /// The assignor sorts the subscribers of a topic by instance name and gives each an equal range. So a subscriber has
+    /// none only where there are more subscribers than partitions: then the first ones have one each. A task that reads
+    /// two topics needs this: it never runs if its partition of the second one stays with another member.
+    fn lacks_share(&self, group: &GroupInfo, topic: &str) -> bool {
+        let after = |owner: &MemberInfo| owner.instance.is_none() || owner.instance < self.instance;
+        let owners = || group.members.iter().filter(|member| count(member, topic) > 0);
+        let own = owners().any(|owner| owner.instance == self.instance);
+        !own && owners().any(|owner| count(owner, topic) > 1 || !after(owner))
+    }
+}
+
+fn count(member: &MemberInfo, topic: &str) -> usize {
+    member.partitions.iter().filter(|at| *at.topic == *topic).count()
+}
+
+#[cfg(test)]
+mod tests;
