@@ -74,7 +74,7 @@ pub enum Command {
 }
 
 /// `trunkline dev`.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct Dev {
     /// Topology to run instead of the sample shop.
     #[arg(long, value_name = "FILE")]
@@ -82,7 +82,7 @@ pub struct Dev {
     /// Where logs and stores are kept; a later start goes on from there.
     #[arg(long, value_name = "DIR", default_value = ".trunkline")]
     pub data: PathBuf,
-    /// Starts over: sets the data directory aside first.
+    /// Starts with an empty data directory; the previous one is moved to DIR.aside-N.
     #[arg(long)]
     pub fresh: bool,
     /// Uses this Kafka instead of the embedded log.

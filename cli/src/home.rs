@@ -4,6 +4,7 @@
 
 use crate::args::Target;
 use crate::config::{Kafka, Registry as RegistryConfig};
+use crate::data_dir::{self, DataDir, DataDirError};
 use crate::operate::{Operator, Performer, fetch_from};
 use crate::state::Running;
 use anyhow::{Context, Result, bail};
@@ -150,6 +151,12 @@ pub fn performer(target: &Target) -> Result<Performer> {
             "there is no log in {}; start `trunkline dev` there, name its directory with --data, or a Kafka with --kafka",
             target.data.display()
         );
+    }
+    match DataDir::claim(&target.data, data_dir::OPTION) {
+        // Held until the command ends, so that `dev --fresh` does not move the directory meanwhile.
+        Ok(data) => drop(data.keep()),
+        Err(DataDirError::InUse { .. }) => return Ok(Performer::There(running_dev(&target.data)?.admin)),
+        Err(error) => return Err(error.into()),
     }
     match embedded_log(&target.data, &clock) {
         Ok(log) => {

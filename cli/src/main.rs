@@ -6,6 +6,7 @@
 mod args;
 mod commands;
 mod config;
+mod data_dir;
 mod home;
 mod node;
 mod operate;

@@ -10,6 +10,7 @@
 )]
 
 mod cluster;
+mod data_dir;
 mod edge;
 mod interop;
 mod kafka;

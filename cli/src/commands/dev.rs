@@ -4,6 +4,7 @@ mod shop;
 
 use crate::args::{self, Engine};
 use crate::config::{self, Kafka, Processors};
+use crate::data_dir::{self, DataDir};
 use crate::home::{self, Home};
 use crate::node::{self, Addresses, Plan};
 use anyhow::{Context, Result, bail};
@@ -14,7 +15,7 @@ use edge::token::{DEV_AUDIENCE, DevKey, TokenRequest};
 use process::{Secret, Service, Tasks, clock};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use topology::{Role, SourceKind, Topology};
 
@@ -23,15 +24,11 @@ const INGEST_TOKEN_FILE: &str = "ingest.token";
 
 /// Runs everything until SIGTERM or Ctrl-C.
 pub fn run(dev: &args::Dev) -> Result<()> {
-    if dev.fresh && dev.data.exists() {
-        let aside = store::set_aside(&dev.data)?;
-        eprintln!(
-            "starting over; what was in {} is now in {}",
-            dev.data.display(),
-            aside.display()
-        );
-    }
-    std::fs::create_dir_all(&dev.data).with_context(|| format!("create the data directory {}", dev.data.display()))?;
+    // From here on the absolute path: with `--data . --fresh` the working directory is the one that was moved.
+    let dev = &args::Dev {
+        data: claim(dev)?,
+        ..dev.clone()
+    };
     let (topology, sample) = topology(dev)?;
     let key = DevKey::open(&dev.data, Algorithm::HS256).context("the development key")?;
     let ingest_token = ingest_token(&dev.data)?;
@@ -63,6 +60,23 @@ pub fn run(dev: &args::Dev) -> Result<()> {
         Ok::<(), anyhow::Error>(())
     })?;
     Ok(())
+}
+
+/// Locks the data directory for the life of the process, and starts a new one if `--fresh` is set.
+fn claim(dev: &args::Dev) -> Result<PathBuf> {
+    let mut data = DataDir::claim(&dev.data, data_dir::OPTION)?;
+    if dev.fresh {
+        let (new, aside) = data.start_over(data_dir::OPTION)?;
+        data = new;
+        if let Some(aside) = aside {
+            eprintln!(
+                "starting with an empty data directory; the previous contents of {} are in {}",
+                dev.data.display(),
+                aside.display()
+            );
+        }
+    }
+    Ok(data.keep())
 }
 
 /// The topology, and whether it is the sample whose tables the generator fills.

@@ -1,12 +1,14 @@
 //! `trunkline run`: one node of the topology.
 
 use crate::args;
-use crate::config::{self, Kafka};
+use crate::config::{self, Kafka, NodeConfig};
+use crate::data_dir::DataDir;
 use crate::home::{self, Home};
 use crate::node::{self, Plan};
 use anyhow::{Context, Result, bail};
 use process::{Service, clock};
 use std::sync::Arc;
+use topology::Role;
 
 /// Runs a node until SIGTERM.
 pub fn run(run: &args::Run) -> Result<()> {
@@ -24,6 +26,7 @@ pub fn run(run: &args::Run) -> Result<()> {
     if let Some(edge) = &config.edge {
         edge::token::refuse_development(edge).context("a node does not take the keys of `trunkline dev`")?;
     }
+    claim_directories(&declared.roles, &config)?;
     let plan = Plan {
         name: run.node.clone(),
         roles: declared.roles.clone(),
@@ -43,6 +46,23 @@ pub fn run(run: &args::Run) -> Result<()> {
         tracing::info!(?addresses, "the node runs");
         Ok::<(), anyhow::Error>(())
     })?;
+    Ok(())
+}
+
+/// Locks the directories in which the node keeps stores, for the life of the process.
+fn claim_directories(roles: &[Role], config: &NodeConfig) -> Result<()> {
+    let mut claimed = None;
+    if roles.iter().any(|role| matches!(role, Role::Processor(_))) {
+        claimed = Some(DataDir::claim(&config.data_dir, "`data_dir`")?.keep());
+    }
+    let edge = config.edge.as_ref().filter(|_| roles.contains(&Role::Edge));
+    if let Some(edge) = edge {
+        // The edge may share the directory of the node's processors.
+        let same = claimed.is_some() && std::fs::canonicalize(&edge.data_dir).ok() == claimed;
+        if !same {
+            DataDir::claim(&edge.data_dir, "`edge.data_dir`")?.keep();
+        }
+    }
     Ok(())
 }
 

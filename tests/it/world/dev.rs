@@ -48,21 +48,8 @@ impl Dev {
             .append(true)
             .open(self.data.with_extension("log"))
             .unwrap();
-        let mut child = Command::new(binary())
-            .args([
-                "dev",
-                "--port",
-                "0",
-                "--ingest-port",
-                "0",
-                "--admin-port",
-                "0",
-                "--data",
-            ])
-            .arg(&self.data)
+        let mut child = Dev::command(&self.data)
             .args(&self.args)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
             .stderr(log)
             .spawn()
             .expect("the binary starts");
@@ -77,6 +64,37 @@ impl Dev {
             file.exists().then_some(())
         });
         self.child = Some(child);
+    }
+
+    /// The command that starts one in a data directory, on free ports and without input and output.
+    pub fn command(data: &Path) -> Command {
+        let mut command = Command::new(binary());
+        command.args([
+            "dev",
+            "--port",
+            "0",
+            "--ingest-port",
+            "0",
+            "--admin-port",
+            "0",
+            "--data",
+        ]);
+        command.arg(data).stdin(Stdio::null()).stdout(Stdio::null());
+        command
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+
+    /// The records of a topic, from the first one that is kept, with decoded values.
+    pub fn records(&self, topic: &str) -> Vec<Value> {
+        let data = self.data.display().to_string();
+        let args = ["--output", "json", "topics", "--data", data.as_str(), "tail", topic];
+        let all = Dev::ask(&[&args[..], &["--from-start", "--limit", "1000"]].concat());
+        let records = serde_json::Deserializer::from_str(&all).into_iter();
+        records.map(|record| record.expect("JSON")).collect()
     }
 
     /// Kills it, as by kill -9.
