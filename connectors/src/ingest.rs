@@ -4,7 +4,9 @@
 //! Guarantees: 200 only once the log has it; everything refused says where in the JSON and why, in a problem body.
 //! Never: a device's request; devices have a listener of their own.
 
-use crate::sources::http::{Answer, Change, Inlet, NotTaken};
+mod idempotency;
+
+use crate::sources::http::{Answer, Change, Fingerprint, Inlet, NotTaken, Receipt};
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -12,6 +14,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Extension, Json, Router};
+use idempotency::IdempotencyKey;
 use log::{Header, OutBatch, OutRecord, SharedLog};
 use process::trace::{PARENT, Parent};
 use process::{Problem, Secret};
@@ -27,6 +30,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+/// Header of an answer that repeats that of an earlier request with the same `Idempotency-Key`.
+const REPLAYED: &str = "idempotent-replayed";
 /// Seconds after which a backend is asked to try again.
 const RETRY_AFTER_S: u32 = 1;
 
@@ -51,7 +56,8 @@ fn body_bytes_max() -> usize {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Credential {
-    /// Its name, for logs.
+    /// Its name, for logs and as the scope of its idempotency keys: entries with the same name share them, so that a
+    /// token can be replaced without a gap.
     pub name: String,
     /// Its bearer token.
     pub token: Secret,
@@ -168,18 +174,16 @@ async fn ingest(
         }
         status => problem(status, "body", "The body cannot be read", rejected.to_string()),
     })?;
+    let key = IdempotencyKey::of(&headers)?;
     let value: Value = serde_json::from_slice(&body)
         .map_err(|e| problem(StatusCode::BAD_REQUEST, "json", "The body is not JSON", e.to_string()))?;
-    let key = headers
-        .get("idempotency-key")
-        .and_then(|k| k.to_str().ok())
-        .map(str::to_owned);
     let trace = trace_of(&headers);
     if let Some(event) = ingest.events.iter().find(|e| *e.topic == *topic) {
         return events(&ingest, event.clone(), value, key, trace).await;
     }
     if let Some(inlet) = ingest.sources.get(&topic) {
-        return transaction(inlet, &value, key, trace).await;
+        let fingerprint = key.map(|key| Fingerprint::new(&name, key.as_str(), &body));
+        return transaction(inlet, &value, fingerprint, trace).await;
     }
     let known: Vec<&str> = ingest
         .events
@@ -206,7 +210,7 @@ async fn events(
     ingest: &Arc<Ingest>,
     event: EventTopic,
     value: Value,
-    idempotency: Option<String>,
+    idempotency: Option<IdempotencyKey>,
     trace: Option<String>,
 ) -> Result<Response, Problem> {
     let (many, single) = match value {
@@ -223,9 +227,10 @@ async fn events(
             };
             misfit(&path, &reason, &event.topic)
         })?;
-        let id = idempotency
-            .as_ref()
-            .map(|k| if single { k.clone() } else { format!("{k}/{n}") });
+        let id = idempotency.as_ref().map(|key| match key.as_str() {
+            key if single => key.to_owned(),
+            key => format!("{key}/{n}"),
+        });
         let header: Option<Header<'_>> = id.as_ref().map(|k| (headers::IDEMPOTENCY_KEY, Some(k.as_bytes())));
         let (key, value) = encoded;
         let record = OutRecord {
@@ -315,7 +320,7 @@ fn encode(event: &EventTopic, item: &Value) -> Result<(Vec<u8>, Vec<u8>), (Strin
 async fn transaction(
     inlet: &Inlet,
     value: &Value,
-    idempotency: Option<String>,
+    fingerprint: Option<Fingerprint>,
     trace: Option<String>,
 ) -> Result<Response, Problem> {
     let tables = inlet.tables();
@@ -358,10 +363,11 @@ async fn transaction(
             misfit(&format!("{at}.{part}{}", path.trim_start_matches('$')), &reason, name)
         })?);
     }
-    let count = changes.len();
-    match inlet.post(changes, idempotency, trace).await {
-        Ok(Answer::Stored(position)) => Ok(Json(json!({"stored": count, "position": position})).into_response()),
-        Ok(Answer::Known) => Ok(Json(json!({"stored": 0, "known": true})).into_response()),
+    let stored = |Receipt { position, changes }| Json(json!({"stored": changes, "position": position}));
+    match inlet.post(changes, fingerprint, trace).await {
+        Ok(Answer::Stored(receipt)) => Ok(stored(receipt).into_response()),
+        Ok(Answer::Replayed(receipt)) => Ok(([(REPLAYED, "true")], stored(receipt)).into_response()),
+        Ok(Answer::KeyReused) => Err(idempotency::reused()),
         Err(NotTaken::Busy) => Err(unavailable("too many transactions wait, or the source is not running")),
         Err(NotTaken::Unknown) => Err(unavailable(
             "whether it was stored is not known; post it again with the same Idempotency-Key",

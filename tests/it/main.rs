@@ -12,6 +12,7 @@
 mod cluster;
 mod data_dir;
 mod edge;
+mod ingest;
 mod interop;
 mod kafka;
 mod log;

@@ -2,15 +2,21 @@
 //!
 //! One post is one source transaction. Posts that wait together are committed together, each still a transaction of
 //! its own for every reader. A post is answered only once its records and the position are stored.
-//! Guarantees: a post with an idempotency key that is among the last [`RECENT_MAX`] is answered again and not stored
-//! again, also after a restart.
-//! Never: half a post.
+//!
+//! A post with one of the last [`RECENT_MAX`] idempotency keys is not stored again. The keys are part of the position,
+//! which commits together with the records, so they survive a crash, and a key whose transaction was aborted is
+//! forgotten with it. A repeat of a post whose commit is still under way is answered after that commit.
+
+mod recent;
+
+pub use recent::{Fingerprint, RECENT_MAX};
 
 use crate::error::{Error, Result};
 use crate::source::{self, Batch, Boundary, Budget};
 use log::{Header, OutRecord};
 use process::SharedClock;
 use process::trace::PARENT;
+use recent::{Recent, Remembered};
 use registry::SharedRegistry;
 use schemas::codec::Datum;
 use schemas::headers::{self, Tx};
@@ -25,8 +31,8 @@ use std::fmt;
 use std::sync::{Arc, RwLock};
 use tokio::sync::{mpsc, oneshot};
 
-/// How many idempotency keys are remembered.
-pub const RECENT_MAX: usize = 256;
+/// Version of the stored position.
+const FORMAT: u32 = 2;
 /// Posts that may wait for their commit; more are refused with 503.
 const WAITING_MAX: usize = 1_024;
 
@@ -50,20 +56,38 @@ pub struct Change {
     value: Option<Vec<u8>>,
 }
 
+/// What was stored of a post.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receipt {
+    /// Its position.
+    pub position: u64,
+    /// How many changes it has.
+    pub changes: u32,
+}
+
 /// What became of a post.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
-    /// Stored, at this position.
-    Stored(u64),
-    /// A post with this idempotency key was stored before.
-    Known,
+    /// It is stored.
+    Stored(Receipt),
+    /// The same post with the same idempotency key was stored before.
+    Replayed(Receipt),
+    /// Its idempotency key came with another body before. Nothing is stored.
+    KeyReused,
 }
 
 struct Post {
     changes: Vec<Change>,
-    key: Option<String>,
+    fingerprint: Option<Fingerprint>,
     trace: Option<String>,
     answer: oneshot::Sender<Answer>,
+}
+
+/// An answer that is due when a position is committed.
+struct Waiting {
+    position: u64,
+    answer: Answer,
+    to: oneshot::Sender<Answer>,
 }
 
 /// Where handlers hand their posts in.
@@ -93,21 +117,22 @@ impl Inlet {
             .clone()
     }
 
-    /// Hands a post in and waits until it is stored; `trace` is a valid `traceparent`, which its records carry.
+    /// Hands a post in and waits until it is stored. The fingerprint is that of a post with an idempotency key; `trace`
+    /// is a valid `traceparent`, which the records carry.
     ///
     /// # Errors
     /// [`NotTaken`].
     pub async fn post(
         &self,
         changes: Vec<Change>,
-        key: Option<String>,
+        fingerprint: Option<Fingerprint>,
         trace: Option<String>,
     ) -> Result<Answer, NotTaken> {
         let (answer, answered) = oneshot::channel();
         self.posts
             .try_send(Post {
                 changes,
-                key,
+                fingerprint,
                 trace,
                 answer,
             })
@@ -191,7 +216,33 @@ pub struct Position {
     v: u32,
     inc: u32,
     pos: u64,
-    recent: VecDeque<String>,
+    recent: Recent,
+}
+
+impl Position {
+    /// The start of an incarnation.
+    fn start(inc: u32, recent: Recent) -> Self {
+        Position {
+            v: FORMAT,
+            inc,
+            pos: 0,
+            recent,
+        }
+    }
+}
+
+/// The version of a stored position, whatever else it holds.
+#[derive(Deserialize)]
+struct Version {
+    v: u32,
+}
+
+/// What is still of use in a position of version 1: it kept keys without credential and body, so there is nothing to
+/// compare a repeated post with.
+#[derive(Deserialize)]
+struct Version1 {
+    inc: u32,
+    pos: u64,
 }
 
 impl fmt::Display for Position {
@@ -210,10 +261,17 @@ impl source::Position for Position {
     }
 
     fn from_json(json: &str) -> std::result::Result<Self, String> {
-        let position: Position = serde_json::from_str(json).map_err(|e| e.to_string())?;
-        match position.v {
-            1 => Ok(position),
-            v => Err(format!("its format is {v}, this release reads up to 1")),
+        let text = |error: serde_json::Error| error.to_string();
+        match serde_json::from_str(json).map_err(text)? {
+            Version { v: 1 } => {
+                let Version1 { inc, pos } = serde_json::from_str(json).map_err(text)?;
+                Ok(Position {
+                    pos,
+                    ..Position::start(inc, Recent::default())
+                })
+            }
+            Version { v: FORMAT } => serde_json::from_str(json).map_err(text),
+            Version { v } => Err(format!("its format is {v}, this release reads up to {FORMAT}")),
         }
     }
 }
@@ -228,7 +286,7 @@ pub struct Source {
     posts: mpsc::Receiver<Post>,
     tables: Arc<RwLock<Arc<[Table]>>>,
     position: Position,
-    waiting: VecDeque<(u64, oneshot::Sender<Answer>)>,
+    waiting: VecDeque<Waiting>,
 }
 
 impl Source {
@@ -253,34 +311,28 @@ impl Source {
             clock,
             posts,
             tables,
-            position: Position {
-                v: 1,
-                inc: 1,
-                pos: 0,
-                recent: VecDeque::new(),
-            },
+            position: Position::start(1, Recent::default()),
             waiting: VecDeque::new(),
         };
         (source, inlet)
     }
 
     fn take(&mut self, post: Post, batch: &mut Batch<Position>) {
-        if post.key.as_ref().is_some_and(|key| self.position.recent.contains(key)) {
-            // Whether the first one is committed is known only with the next commit: this one waits for it too.
-            let known = self.waiting.is_empty();
-            if known {
-                let _ = post.answer.send(Answer::Known);
-            } else {
-                self.waiting.push_back((self.position.pos, post.answer));
-            }
+        if let Some(known) = post.fingerprint.and_then(|f| self.position.recent.find(&f)) {
+            let answer = match known {
+                Remembered::SameBody(receipt) => Answer::Replayed(receipt),
+                Remembered::OtherBody => Answer::KeyReused,
+            };
+            self.answer_known(answer, post.answer);
             return;
         }
         self.position.pos += 1;
-        if let Some(key) = post.key {
-            self.position.recent.push_back(key);
-            if self.position.recent.len() > RECENT_MAX {
-                self.position.recent.pop_front();
-            }
+        let receipt = Receipt {
+            position: self.position.pos,
+            changes: u32::try_from(post.changes.len()).unwrap_or(u32::MAX),
+        };
+        if let Some(fingerprint) = post.fingerprint {
+            self.position.recent.push(fingerprint, receipt);
         }
         let count = post.changes.len();
         let mut tx = Vec::new();
@@ -308,8 +360,24 @@ impl Source {
             let trace = post.trace.as_ref().map(|trace| (PARENT, Some(trace.as_bytes())));
             batch.records.push(record, headers.into_iter().chain(trace));
         }
-        self.waiting.push_back((self.position.pos, post.answer));
+        self.waiting.push_back(Waiting {
+            position: receipt.position,
+            answer: Answer::Stored(receipt),
+            to: post.answer,
+        });
         batch.position = Some(self.position.clone());
+    }
+
+    /// Answers a post whose key is known. If a commit is under way the key may belong to it, and the commit may fail,
+    /// so the answer waits for it.
+    fn answer_known(&mut self, answer: Answer, to: oneshot::Sender<Answer>) {
+        if self.waiting.is_empty() {
+            // A backend that went away retries and gets its answer then.
+            let _ = to.send(answer);
+        } else {
+            let position = self.position.pos;
+            self.waiting.push_back(Waiting { position, answer, to });
+        }
     }
 }
 
@@ -317,16 +385,7 @@ impl source::Source for Source {
     type Position = Position;
 
     async fn open(&mut self, position: Option<Position>) -> Result<()> {
-        if let Some(position) = position {
-            self.position = position;
-        } else {
-            self.position = Position {
-                v: 1,
-                inc: 1,
-                pos: 0,
-                recent: VecDeque::new(),
-            };
-        }
+        self.position = position.unwrap_or_else(|| Position::start(1, Recent::default()));
         let mut tables = Vec::new();
         for (name, schema, key) in &self.declared {
             let table = schemas::ids::TableName::new(name).map_err(|e| Error::Refused {
@@ -367,10 +426,10 @@ impl source::Source for Source {
     }
 
     fn committed(&mut self, position: &Position) {
-        while self.waiting.front().is_some_and(|(at, _)| *at <= position.pos) {
-            if let Some((at, answer)) = self.waiting.pop_front() {
-                // A backend that went away in the meantime has its answer in its next try.
-                let _ = answer.send(Answer::Stored(at));
+        while self.waiting.front().is_some_and(|w| w.position <= position.pos) {
+            if let Some(Waiting { answer, to, .. }) = self.waiting.pop_front() {
+                // A backend that went away retries and gets its answer then.
+                let _ = to.send(answer);
             }
         }
     }
@@ -382,12 +441,10 @@ impl source::Source for Source {
     }
 
     fn restarted(&self, stored: Option<&Position>) -> Option<Position> {
-        let (inc, recent) = stored.map_or((1, VecDeque::new()), |p| (p.inc + 1, p.recent.clone()));
-        Some(Position {
-            v: 1,
-            inc,
-            pos: 0,
-            recent,
-        })
+        let (inc, recent) = stored.map_or_else(|| (1, Recent::default()), |p| (p.inc + 1, p.recent.clone()));
+        Some(Position::start(inc, recent))
     }
 }
+
+#[cfg(test)]
+mod tests;
