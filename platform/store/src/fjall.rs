@@ -11,6 +11,7 @@ use crate::{
     Batch, Direction, Error, Options, Result, Snapshot, Space, Stats, Store, Visit, batch_of, check_keys,
     check_row_keys, is_empty_range,
 };
+use fjall::config::PartitioningPolicy;
 use fjall::{AbstractTree, Database, Keyspace, KeyspaceCreateOptions, LsmError, PersistMode, Readable};
 use std::ops::Bound;
 use std::path::Path;
@@ -94,13 +95,29 @@ fn open_spaces(held: &Held, names: &[&'static str], cache_bytes: u64) -> Result<
         .max_journaling_size(*JOURNAL_BYTES.end())
         .open()
         .map_err(broken)?;
-    // No limit for a single buffer: `Shared::make_room` watches the sum of all.
-    let tree = || KeyspaceCreateOptions::default().max_memtable_size(u64::MAX);
     let spaces = names
         .iter()
-        .map(|name| db.keyspace(name, tree).map_err(broken))
+        .map(|name| db.keyspace(name, tree_options).map_err(broken))
         .collect::<Result<_>>()?;
     Ok((db, spaces))
+}
+
+/// Options of a new tree. fjall stores them with the tree, so a tree that exists keeps those it was created with.
+fn tree_options() -> KeyspaceCreateOptions {
+    // By default fjall keeps one index block and one filter block per table down to the third level, and pins them only
+    // in the first levels. Those of a 64 MiB table have about half a megabyte each, which a small block cache doesn't
+    // admit or soon evicts, so that a lookup reads and hashes them whole: with 32 MiB of memory 140 kB at 5 million rows
+    // of 200 B, and 320 kB at 20 million. With partitions of about 4 kB below a pinned top level it reads 5 kB and 8 kB.
+    // Tables of the first level are as small as a write buffer; their blocks stay whole and pinned and cost no read.
+    //
+    // `expect_point_read_hits`, which drops the filters of the last level, would save 2 kB per lookup of an existing key,
+    // but each lookup of a new key would then read an index and a data block, 6 kB, instead of a filter.
+    let partitioned = || PartitioningPolicy::new([false, true]);
+    KeyspaceCreateOptions::default()
+        // No limit for a single buffer: `Shared::make_room` watches the sum of all.
+        .max_memtable_size(u64::MAX)
+        .index_block_partitioning_policy(partitioned())
+        .filter_block_partitioning_policy(partitioned())
 }
 
 /// Sorts an error of opening: in use, refused by the machine, or unreadable.
