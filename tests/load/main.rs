@@ -13,6 +13,7 @@ mod world;
 mod cluster;
 mod edge;
 mod figures;
+mod growth;
 mod line;
 mod log;
 mod postgres;
@@ -27,6 +28,8 @@ static MEMORY: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 const USAGE: &str = "usage: load WHAT
   cluster [MINUTES]   three brokers, a join and a count, everything killed in turn; what is lost, doubled or made up
   edge [embedded|kafka] [ROWS]   intake, idle polls, long polls; edge and devices in this one process
+  growth [MILLION ROWS ...]   cost of a random row update by sync-views and by the edge at 1, 5 and 20 million rows;
+                      builds states of up to 10 GB in the directory for temporary files
   store [fjall|sled] [ROWS] [VALUE BYTES] [MEMORY MIB]   fill, read, scan, reopen
   runtime [kafka|embedded] [copy|count|aggregate|singles|alone]   a copy, beside the library's own, a count with state,
                       the declared count(), one record at a time; copy, count and singles without transactions
@@ -41,6 +44,8 @@ fn main() -> anyhow::Result<()> {
     match words.first().map(String::as_str) {
         Some("cluster") => crate::cluster::run(rest),
         Some("edge") => crate::edge::run(rest),
+        Some("growth") => crate::growth::run(rest),
+        Some(crate::growth::CHILD) => crate::growth::child(rest),
         Some("line") => crate::line::run(rest),
         Some("runtime") => crate::runtime::run(rest),
         Some("state") => crate::state::run(rest),

@@ -20,7 +20,7 @@ use crate::{Application, Clock, Config, Context, Effects, Processor, Result, Sta
 use log::{Millis, Offset, OutBatch, RecordBatch, SharedLog, TimestampType, TopicPartition};
 use std::sync::Arc;
 use std::time::Duration;
-use store::{Batch, MemoryStore};
+use store::{Batch, MemoryStore, SharedStore};
 
 /// A record that a processor wrote, owned.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,8 +54,16 @@ impl StepDriver {
     ///
     /// # Errors
     /// What its `reset` returns.
-    pub fn new(name: &str, mut processor: Box<dyn Processor>) -> Result<Self> {
-        let state = State::new(Arc::new(MemoryStore::new(SPACES.len())), STATE);
+    pub fn new(name: &str, processor: Box<dyn Processor>) -> Result<Self> {
+        Self::over(name, processor, Arc::new(MemoryStore::new(SPACES.len())))
+    }
+
+    /// A processor with the state in a store that has the spaces of a task's store, for benchmarks.
+    ///
+    /// # Errors
+    /// What its `reset` returns.
+    pub fn over(name: &str, mut processor: Box<dyn Processor>, store: SharedStore) -> Result<Self> {
+        let state = State::new(store, STATE);
         processor.reset(&state)?;
         Ok(StepDriver {
             processor,
