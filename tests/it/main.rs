@@ -10,9 +10,11 @@
 )]
 
 mod cluster;
+mod deployment;
 mod edge;
 mod interop;
 mod kafka;
+mod links;
 mod log;
 mod metrics;
 mod mutations;
