@@ -37,7 +37,7 @@ fn at(place: &str, findings: Vec<String>) -> impl Iterator<Item = String> {
 fn justfile_findings(tree: &Tree) -> Vec<String> {
     let recipes = tree.recipes();
     let mut findings = Vec::new();
-    for (name, recipe) in &recipes {
+    for (name, recipe) in recipes {
         let mut found = Vec::new();
         for dependency in recipe.dependencies.iter().filter(|d| !recipes.contains_key(*d)) {
             found.push(format!("there is no recipe {dependency}"));

@@ -1,8 +1,6 @@
 //! Command lines: programs, paths, packages, recipes, options and test filters in them.
 
-use super::tree::{Help, Package, Tree, help, mentioned, variables};
-use std::fs;
-use std::path::Path;
+use super::tree::{Help, Package, Tree, has_test, help, mentioned, variables};
 
 /// Words that separate commands.
 const OPERATORS: [&str; 5] = ["&&", "||", "|", ";", "{"];
@@ -226,8 +224,8 @@ fn check_cargo(tree: &Tree, words: &[String], findings: &mut Vec<String>) {
 }
 
 /// Packages, features, binaries and test targets; the packages that were chosen and exist.
-fn check_targets(tree: &Tree, parsed: &Parsed, findings: &mut Vec<String>) -> Vec<Package> {
-    let mut packages = tree.packages();
+fn check_targets<'t>(tree: &'t Tree, parsed: &Parsed, findings: &mut Vec<String>) -> Vec<&'t Package> {
+    let packages = tree.packages();
     for feature in values(parsed, "--features").filter(|feature| !is_template(feature)) {
         let known = match feature.split_once('/') {
             Some((package, feature)) => packages.get(package).is_some_and(|p| p.features.contains(feature)),
@@ -239,7 +237,7 @@ fn check_targets(tree: &Tree, parsed: &Parsed, findings: &mut Vec<String>) -> Ve
     }
     let mut chosen = Vec::new();
     for name in values(parsed, "-p") {
-        match packages.remove(name) {
+        match packages.get(name) {
             Some(package) => chosen.push(package),
             None => findings.push(format!("the workspace has no package {name}")),
         }
@@ -256,26 +254,4 @@ fn check_targets(tree: &Tree, parsed: &Parsed, findings: &mut Vec<String>) -> Ve
 fn values<'p>(parsed: &'p Parsed, option: &'p str) -> impl Iterator<Item = &'p str> {
     let given = parsed.options.iter().filter(move |(name, _)| name == option);
     given.filter_map(|(_, value)| value.as_deref())
-}
-
-/// Whether a function or module of a package begins with the last part of a test filter. Cargo itself reports success
-/// when no test matches.
-fn has_test(dir: &Path, filter: &str) -> bool {
-    let last = filter.trim_end_matches("::").rsplit("::").next().unwrap_or_default();
-    let names = [format!("fn {last}"), format!("mod {last}")];
-    let mut dirs = vec![dir.to_path_buf()];
-    while let Some(dir) = dirs.pop() {
-        for entry in fs::read_dir(&dir).expect("the tree is readable").filter_map(Result::ok) {
-            let path = entry.path();
-            if path.is_dir() {
-                dirs.push(path);
-            } else if path.extension().is_some_and(|e| e == "rs") {
-                let text = fs::read_to_string(&path).expect("sources are UTF-8");
-                if names.iter().any(|name| text.contains(name)) {
-                    return true;
-                }
-            }
-        }
-    }
-    false
 }

@@ -2,6 +2,7 @@
 
 use crate::world::binary;
 use serde_json::Value;
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,8 @@ const SOURCES: [&str; 10] = [
 pub struct Tree {
     root: PathBuf,
     changed: Option<(String, String)>,
+    packages: OnceCell<BTreeMap<String, Package>>,
+    recipes: OnceCell<BTreeMap<String, Recipe>>,
 }
 
 /// What a manifest declares.
@@ -71,7 +74,12 @@ impl Tree {
     pub fn checkout() -> Tree {
         let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
         let root = tests.parent().expect("tests/ is below the root").to_path_buf();
-        Tree { root, changed: None }
+        Tree {
+            root,
+            changed: None,
+            packages: OnceCell::new(),
+            recipes: OnceCell::new(),
+        }
     }
 
     /// The checkout with a replacement in one file.
@@ -121,11 +129,13 @@ impl Tree {
     }
 
     /// The workspace's packages by name.
-    pub fn packages(&self) -> BTreeMap<String, Package> {
-        let root = self.toml("Cargo.toml");
-        let members = root["workspace"]["members"].as_array().expect("workspace members");
-        let members = members.iter().filter_map(toml::Value::as_str);
-        members.map(|dir| self.package(dir)).collect()
+    pub fn packages(&self) -> &BTreeMap<String, Package> {
+        self.packages.get_or_init(|| {
+            let root = self.toml("Cargo.toml");
+            let members = root["workspace"]["members"].as_array().expect("workspace members");
+            let members = members.iter().filter_map(toml::Value::as_str);
+            members.map(|dir| self.package(dir)).collect()
+        })
     }
 
     fn package(&self, dir: &str) -> (String, Package) {
@@ -154,7 +164,11 @@ impl Tree {
     }
 
     /// The recipes of the justfile by name.
-    pub fn recipes(&self) -> BTreeMap<String, Recipe> {
+    pub fn recipes(&self) -> &BTreeMap<String, Recipe> {
+        self.recipes.get_or_init(|| self.parse_recipes())
+    }
+
+    fn parse_recipes(&self) -> BTreeMap<String, Recipe> {
         let mut recipes = BTreeMap::new();
         let mut current = None;
         for line in self.read("justfile").lines() {
@@ -185,25 +199,48 @@ fn header(line: &str) -> Option<(String, Recipe)> {
     Some((words.next()?, recipe(words.collect())))
 }
 
+/// Whether a function or module in a directory begins with the last part of a test filter. Cargo itself reports success
+/// when no test matches.
+pub fn has_test(dir: &Path, filter: &str) -> bool {
+    static KNOWN: Mutex<BTreeMap<(PathBuf, String), bool>> = Mutex::new(BTreeMap::new());
+    let key = (dir.to_path_buf(), filter.to_owned());
+    if let Some(found) = KNOWN.lock().expect("no panic while locked").get(&key) {
+        return *found;
+    }
+    let last = filter.trim_end_matches("::").rsplit("::").next().unwrap_or_default();
+    let names = [format!("fn {last}"), format!("mod {last}")];
+    let sources = sources(vec![dir.to_path_buf()]);
+    let found = sources.iter().any(|text| names.iter().any(|name| text.contains(name)));
+    KNOWN.lock().expect("no panic while locked").insert(key, found);
+    found
+}
+
+/// Texts of the Rust files below directories, without this test's.
+fn sources(mut dirs: Vec<PathBuf>) -> Vec<String> {
+    let mut texts = Vec::new();
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir).expect("the tree is readable").filter_map(Result::ok) {
+            let path = entry.path();
+            if path.ends_with("target") || path.ends_with("deployment") || path.ends_with("deployment.rs") {
+                continue;
+            }
+            if path.is_dir() {
+                dirs.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                texts.push(fs::read_to_string(&path).expect("sources are UTF-8"));
+            }
+        }
+    }
+    texts
+}
+
 /// All names of this project's variables that source files mention.
 pub fn variables() -> &'static BTreeSet<String> {
     static VARIABLES: OnceLock<BTreeSet<String>> = OnceLock::new();
     VARIABLES.get_or_init(|| {
         let root = Tree::checkout().root;
-        let mut found = BTreeSet::new();
-        let mut dirs: Vec<PathBuf> = SOURCES.iter().map(|dir| root.join(dir)).collect();
-        while let Some(dir) = dirs.pop() {
-            for entry in fs::read_dir(&dir).expect("the tree is readable").filter_map(Result::ok) {
-                let path = entry.path();
-                let skip = path.to_string_lossy().contains("deployment") || path.ends_with("target");
-                if path.is_dir() && !skip {
-                    dirs.push(path);
-                } else if path.extension().is_some_and(|e| e == "rs") && !skip {
-                    found.extend(mentioned(&fs::read_to_string(&path).expect("sources are UTF-8")));
-                }
-            }
-        }
-        found
+        let texts = sources(SOURCES.iter().map(|dir| root.join(dir)).collect());
+        texts.iter().flat_map(|text| mentioned(text)).collect()
     })
 }
 
