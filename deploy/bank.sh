@@ -1,9 +1,10 @@
 #!/bin/sh
-# Makes pgbench's bank in the database that PGHOST and its like name, unless it is there already, whole.
+# Creates pgbench's tables in the database that PGHOST and the other libpq variables select. The primary key is added last,
+# so its column shows that an earlier run completed.
 set -eu
-whole="SELECT count(*) FROM information_schema.columns WHERE table_name = 'pgbench_history' AND column_name = 'id'"
-if [ "$(psql -qAt -c "$whole")" = 1 ]; then
-    echo "the bank is there"
+complete="SELECT count(*) FROM information_schema.columns WHERE table_name = 'pgbench_history' AND column_name = 'id'"
+if [ "$(psql -qAt -c "$complete")" = 1 ]; then
+    echo "pgbench tables exist"
     exit
 fi
 pgbench -q -i -s 1

@@ -11,10 +11,12 @@
 
 mod cluster;
 mod data_dir;
+mod deployment;
 mod edge;
 mod ingest;
 mod interop;
 mod kafka;
+mod links;
 mod log;
 mod metrics;
 mod mutations;

@@ -1,0 +1,44 @@
+//! Deployment, automation and development files refer only to what exists: paths, packages, features, recipes, options,
+//! configuration keys, services and variables.
+//!
+//! The second test replaces one name at a time by a made-up one and expects a finding, so that a check that finds nothing
+//! any more is noticed.
+
+mod automation;
+mod commands;
+mod containers;
+mod tree;
+
+use tree::Tree;
+
+fn findings(tree: &Tree) -> Vec<String> {
+    let mut findings = containers::findings(tree);
+    findings.extend(automation::findings(tree));
+    findings
+}
+
+#[test]
+fn every_name_in_deployment_files_exists() {
+    let findings = findings(&Tree::checkout());
+    assert!(findings.is_empty(), "\n{}", findings.join("\n"));
+}
+
+/// Cases in deployment/made_up.toml.
+const MADE_UP: &str = include_str!("deployment/made_up.toml");
+
+#[test]
+fn every_made_up_name_is_found() {
+    let cases: toml::Table = MADE_UP.parse().expect("the cases are TOML");
+    let mut missed = Vec::new();
+    for case in cases["case"].as_array().expect("a list of cases") {
+        let [file, find, replace, expected] =
+            ["file", "find", "replace", "finding"].map(|field| case[field].as_str().expect("a string"));
+        let findings = findings(&Tree::with(file, find, replace));
+        if !findings.iter().any(|finding| finding.contains(expected)) {
+            missed.push(format!(
+                "{file}, {find} → {replace}: no finding `{expected}` in {findings:?}"
+            ));
+        }
+    }
+    assert!(missed.is_empty(), "\n{}", missed.join("\n"));
+}
