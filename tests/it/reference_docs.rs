@@ -168,7 +168,7 @@ fn topology_page_has_every_key() {
 fn body<'t>(text: &'t str, head: &str) -> impl Iterator<Item = &'t str> + use<'t> {
     let start = text
         .find(head)
-        .unwrap_or_else(|| panic!("`{head}` is not in the code any more"));
+        .unwrap_or_else(|| panic!("`{head}` is no longer in the code"));
     text[start..].lines().skip(1).take_while(|line| *line != "}")
 }
 
@@ -241,7 +241,7 @@ fn items<'t>(lines: impl Iterator<Item = &'t str>, indent: usize) -> Vec<Item<'t
     items
 }
 
-/// The value of `key = "value"` or `key = 'v'` in an attribute; for `key` alone, what `default` makes.
+/// The value of `key = "value"` or `key = 'v'` in an attribute; for `key` alone, the result of `default`.
 fn argument(attributes: &str, key: &str, default: impl FnOnce() -> String) -> Option<String> {
     let given = attributes.split(['(', ',', ')']).map(str::trim);
     let (_, value) = given
@@ -258,9 +258,8 @@ fn argument(attributes: &str, key: &str, default: impl FnOnce() -> String) -> Op
 fn command(text: &str, path: &str, parts: &[Item<'_>], names: &mut Names) {
     let mut own = BTreeSet::new();
     for item in parts {
-        let named = |kind: &str| body(text, &format!("pub {kind} {} {{", item.content));
         if item.attributes.contains("command(flatten)") {
-            let inner = items(named("struct"), 4);
+            let inner = items(body(text, &format!("pub struct {} {{", item.content)), 4);
             if item.content == SHARED.0 {
                 command(text, SHARED.1, &inner, names);
             } else {
@@ -310,6 +309,10 @@ fn cli_page_has_every_command_and_option() {
         &items(body(&text, "pub struct Cli {"), 4),
         &mut names,
     );
-    assert!(names.len() > 20, "commands are not found any more: {:?}", names.keys());
+    assert!(
+        names.len() > 20,
+        "{ARGS}: only these commands were found: {:?}",
+        names.keys()
+    );
     assert_same(page, &names, &documented(page, "Option"));
 }
