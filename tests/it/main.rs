@@ -22,6 +22,7 @@ mod metrics;
 mod mutations;
 mod postgres;
 mod process;
+mod reference_docs;
 mod registry;
 mod runtime;
 mod store;

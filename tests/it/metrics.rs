@@ -62,7 +62,7 @@ fn is_name(text: &str) -> bool {
 
 /// The rows of the page's tables: name and the other cells.
 fn on_page() -> Vec<(String, Vec<String>)> {
-    let text = fs::read_to_string(root().join("docs/metrics.md")).expect("there is a page of metrics");
+    let text = fs::read_to_string(root().join("docs/reference/metrics.md")).expect("there is a page of metrics");
     let rows = text.lines().filter(|line| line.starts_with("| `"));
     rows.map(|row| {
         // The bar at either end of a row is no cell's.
@@ -86,12 +86,12 @@ fn the_page_and_the_code_name_the_same_metrics() {
     assert_eq!(
         only_there(&code, &names),
         [""; 0],
-        "in the code and not in docs/metrics.md"
+        "in the code and not in docs/reference/metrics.md"
     );
     assert_eq!(
         only_there(&names, &code),
         [""; 0],
-        "in docs/metrics.md and not in the code"
+        "in docs/reference/metrics.md and not in the code"
     );
 }
 
