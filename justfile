@@ -44,7 +44,7 @@ down:
 # Run COUNT seeds of both simulations, beginning with seed FROM
 [group('test')]
 simulate FROM COUNT:
-    TRUNKLINE_SIMULATION={{ FROM }},{{ COUNT }} cargo test --release --locked -p trunkline-runtime --lib -- --nocapture output_under_random_faults
+    TRUNKLINE_SIMULATION={{ FROM }},{{ COUNT }} cargo test --release --locked -p trunkline-streams --lib -- --nocapture output_under_random_faults
     TRUNKLINE_VIEWS_SIMULATION={{ FROM }},{{ COUNT }} cargo test --release --locked -p trunkline-processors --lib -- --nocapture devices_under_random_faults
 
 # Check that the simulations detect every mutation of the protocols
@@ -56,7 +56,7 @@ mutations *ARGS:
 [group('test')]
 bench *ARGS:
     cargo build --release --locked -p trunkline
-    parts=$(tests/run up); eval "$parts"; cargo run --release --locked -p trunkline-tests --bin load -- {{ ARGS }}
+    parts=$(tests/run up); eval "$parts"; cargo run --release --locked -p trunkline-tests --bin bench -- {{ ARGS }}
 
 # Check format, dependencies and clippy
 [group('check')]

@@ -3,9 +3,9 @@
 pub mod dev;
 pub mod doctor;
 pub mod init;
-pub mod look;
 pub mod offsets;
 pub mod run;
 pub mod state;
 pub mod token;
+pub mod topics;
 pub mod topology;

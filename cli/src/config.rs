@@ -4,8 +4,8 @@
 //! are never printed. Never: a default that reaches beyond this machine.
 
 use anyhow::{Context, Result, bail};
-use process::{Secret, admin, config::Sources};
 use serde::Deserialize;
+use service::{Secret, admin, config::Sources};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -96,12 +96,12 @@ pub struct Processors {
     pub group_protocol: GroupProtocol,
     /// What a processor's outputs and state are worth after a crash, by its name: exactly_once, which is the default, or
     /// at_least_once. `sync-views` must be exactly once.
-    pub guarantees: BTreeMap<String, Guarantee>,
+    pub guarantees: BTreeMap<String, ProcessingGuarantee>,
 }
 
 impl Processors {
     /// What a processor's outputs and state are worth after a crash.
-    pub fn guarantee_of(&self, processor: &str) -> runtime::Guarantee {
+    pub fn guarantee_of(&self, processor: &str) -> streams::ProcessingGuarantee {
         self.guarantees.get(processor).copied().unwrap_or_default().into()
     }
 }
@@ -109,7 +109,7 @@ impl Processors {
 /// A guarantee.
 #[derive(Debug, Clone, Copy, Default, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
-pub enum Guarantee {
+pub enum ProcessingGuarantee {
     /// By transactions.
     #[default]
     ExactlyOnce,
@@ -117,11 +117,11 @@ pub enum Guarantee {
     AtLeastOnce,
 }
 
-impl From<Guarantee> for runtime::Guarantee {
-    fn from(guarantee: Guarantee) -> Self {
+impl From<ProcessingGuarantee> for streams::ProcessingGuarantee {
+    fn from(guarantee: ProcessingGuarantee) -> Self {
         match guarantee {
-            Guarantee::ExactlyOnce => runtime::Guarantee::ExactlyOnce,
-            Guarantee::AtLeastOnce => runtime::Guarantee::AtLeastOnce,
+            ProcessingGuarantee::ExactlyOnce => streams::ProcessingGuarantee::ExactlyOnce,
+            ProcessingGuarantee::AtLeastOnce => streams::ProcessingGuarantee::AtLeastOnce,
         }
     }
 }
@@ -137,11 +137,11 @@ pub enum GroupProtocol {
     Consumer,
 }
 
-impl From<GroupProtocol> for log::GroupProtocol {
+impl From<GroupProtocol> for event_log::GroupProtocol {
     fn from(protocol: GroupProtocol) -> Self {
         match protocol {
-            GroupProtocol::Classic => log::GroupProtocol::Classic,
-            GroupProtocol::Consumer => log::GroupProtocol::Consumer,
+            GroupProtocol::Classic => event_log::GroupProtocol::Classic,
+            GroupProtocol::Consumer => event_log::GroupProtocol::Consumer,
         }
     }
 }
@@ -159,12 +159,12 @@ pub enum Engine {
     Memory,
 }
 
-impl From<Engine> for store::Engine {
+impl From<Engine> for state_store::Engine {
     fn from(engine: Engine) -> Self {
         match engine {
-            Engine::Fjall => store::Engine::Fjall,
-            Engine::Sled => store::Engine::Sled,
-            Engine::Memory => store::Engine::Memory,
+            Engine::Fjall => state_store::Engine::Fjall,
+            Engine::Sled => state_store::Engine::Sled,
+            Engine::Memory => state_store::Engine::Memory,
         }
     }
 }

@@ -63,7 +63,7 @@ pub enum DataDirError {
         /// The directory.
         path: PathBuf,
         /// Why it failed.
-        source: store::Error,
+        source: state_store::Error,
     },
 }
 
@@ -115,7 +115,7 @@ impl DataDir {
         if self.is_empty()? {
             return Ok((self, None));
         }
-        let moved = store::set_aside(&self.path);
+        let moved = state_store::quarantine(&self.path);
         let aside = moved.map_err(|source| DataDirError::SetAside {
             path: self.path.clone(),
             source,

@@ -3,13 +3,13 @@
 //! Guarantees: results on stdout, talk on stderr; exit code 0 done, 1 failed, 2 a wrong command line.
 //! Never: logic that a library of this workspace could hold.
 
+mod admin_api;
 mod args;
+mod backends;
 mod commands;
 mod config;
 mod data_dir;
-mod home;
 mod node;
-mod operate;
 mod print;
 mod roles;
 mod state;
@@ -18,7 +18,7 @@ mod time;
 use anyhow::Result;
 use args::{Cli, Command, LogFormat};
 use clap::Parser;
-use process::telemetry;
+use service::telemetry;
 use std::process::ExitCode;
 
 /// The memory of everything here, librdkafka's too. How it is set up is in `.cargo/config.toml`.
@@ -49,9 +49,9 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Run(run) => commands::run::run(run),
         Command::Init(init) => commands::init::run(init),
         Command::Topology(topology) => commands::topology::run(cli.output, &topology.command),
-        Command::Topics(topics) => commands::look::topics(cli.output, topics),
-        Command::Lag(lag) => commands::look::lag(cli.output, lag),
-        Command::Replay(replay) => commands::look::replay(cli.output, replay),
+        Command::Topics(topics) => commands::topics::topics(cli.output, topics),
+        Command::Lag(lag) => commands::topics::lag(cli.output, lag),
+        Command::Replay(replay) => commands::topics::replay(cli.output, replay),
         Command::Offsets(offsets) => commands::offsets::run(cli.output, offsets),
         Command::State(state) => commands::state::run(cli.output, state),
         Command::Token(token) => commands::token::run(cli.output, token),

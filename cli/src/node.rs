@@ -3,15 +3,15 @@
 //! Guarantees: topics exist before a role starts; while the log is out of reach the node waits, red and saying so.
 //! Never: a role that was not asked for.
 
+use crate::backends::Backends;
 use crate::config::Processors;
-use crate::home::Home;
 use crate::roles;
 use anyhow::{Context, Result};
 use connectors::ingest;
 use connectors::sources::postgres;
-use log::SharedLog;
-use process::admin::{self, Admin};
-use process::{Component, Readiness, Tasks, backoff::Backoff, chain, telemetry};
+use event_log::SharedEventLog;
+use service::admin::{self, Admin};
+use service::{Component, Readiness, Tasks, backoff::Backoff, chain, telemetry};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -62,13 +62,13 @@ pub struct Addresses {
 /// tried again while they are out of reach.
 pub async fn start(
     plan: Plan,
-    open: impl Fn() -> Result<Home> + Send + Sync + Clone + 'static,
+    open: impl Fn() -> Result<Backends> + Send + Sync + Clone + 'static,
     tasks: &Tasks,
 ) -> Result<Addresses> {
     let readiness = Readiness::new();
     let metrics = telemetry::metrics();
     metrics.keep_up(tasks);
-    log::probe::install(process::failpoint::hit);
+    event_log::probe::install(service::failpoint::hit);
     let wiring = Wiring::of(&plan.topology);
     let found = Arc::new(std::sync::OnceLock::new());
     let admin = Admin {
@@ -123,7 +123,7 @@ pub async fn start(
 }
 
 /// Makes the log's readiness follow whether it is in reach: a role in the middle of a call does not say so by itself.
-fn watch(log: SharedLog, component: Component, tasks: &Tasks) {
+fn watch(log: SharedEventLog, component: Component, tasks: &Tasks) {
     let drain = tasks.drain();
     tasks.spawn("log-watch", async move {
         let mut every = tokio::time::interval(Duration::from_secs(1));
@@ -144,15 +144,15 @@ fn watch(log: SharedLog, component: Component, tasks: &Tasks) {
 fn is_passing(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         cause
-            .downcast_ref::<log::Error>()
-            .is_some_and(|e| e.fate() == log::Fate::Retry)
+            .downcast_ref::<event_log::Error>()
+            .is_some_and(|e| e.action() == event_log::ErrorAction::Retry)
             || cause
                 .downcast_ref::<registry::Error>()
-                .is_some_and(|e| e.fate() == log::Fate::Retry)
+                .is_some_and(|e| e.action() == event_log::ErrorAction::Retry)
     })
 }
 
-fn start_processors(plan: &Plan, home: &Home, rules: &Rules, tasks: &Tasks, readiness: &Readiness) {
+fn start_processors(plan: &Plan, home: &Backends, rules: &Rules, tasks: &Tasks, readiness: &Readiness) {
     let topology = Arc::new(plan.topology.clone());
     for role in &plan.roles {
         let Role::Processor(name) = role else { continue };
@@ -167,7 +167,7 @@ fn start_processors(plan: &Plan, home: &Home, rules: &Rules, tasks: &Tasks, read
 
 async fn start_roles(
     plan: Plan,
-    home: &Home,
+    home: &Backends,
     tasks: &Tasks,
     readiness: &Readiness,
     admin: SocketAddr,
@@ -228,10 +228,10 @@ async fn start_roles(
         addresses.edge = Some(edge::start(parts, tasks, readiness).await?);
     }
     if let Some(listen) = plan.registry_listen.filter(|_| plan.roles.contains(&Role::Registry)) {
-        let listener = process::http::bind(listen).await?;
+        let listener = service::http::bind(listen).await?;
         addresses.registry = Some(listener.local_addr()?);
         let routes = registry::rest::router(home.registry.clone());
-        process::http::serve(tasks, "registry-listener", listener, routes, Duration::from_secs(2));
+        service::http::serve(tasks, "registry-listener", listener, routes, Duration::from_secs(2));
     }
     Ok(addresses)
 }

@@ -7,27 +7,27 @@ mod declared;
 
 pub use declared::run_declared;
 
+use crate::backends::Backends;
 use crate::config::Processors;
-use crate::home::Home;
 use anyhow::{Context, Result};
 use connectors::ingest::{self, EventTopic, Ingest};
 use connectors::source::{Context as SourceContext, OnMismatch, run as run_source};
 use connectors::sources::http::Inlet;
 use connectors::sources::postgres;
 use connectors::status::Handle;
-use log::Fate;
-use process::{Readiness, Tasks, backoff::Backoff, chain};
+use event_log::ErrorAction;
 use processors::sync_views::{self, SyncViews, Unavailable};
 use registry::SharedRegistry;
-use runtime::{Application, FirstStart, SubTopology, TaskInfo};
-use schemas::events::{Closing, Event as _, OpenMark, Stale, ViewRow};
+use schemas::events::{Event as _, Stale, TransactionBegin, TransactionEnd, ViewRow};
 use schemas::ids::SchemaId;
 use schemas::pg_types::Column;
+use service::{Readiness, Tasks, backoff::Backoff, chain};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use streams::{Application, FirstStart, SubTopology, TaskInfo};
 use topology::wiring::Wiring;
 use topology::{SYNC_VIEWS, Source, Topology, VIEW_LOG};
 use views::record::SchemaIds;
@@ -35,7 +35,7 @@ use views::rules::Rules;
 
 /// Starts sync-views: registers the control records, then runs its threads.
 pub fn sync_views(
-    home: &Home,
+    home: &Backends,
     rules: &Rules,
     processors: &Processors,
     node: &str,
@@ -56,7 +56,7 @@ pub fn sync_views(
                     component.ready();
                     let application = application(&home, &rules, schemas, horizon_ms);
                     let (log, clock) = (home.log.clone(), home.clock.clone());
-                    let handle = runtime::run(application, config, log, clock, &owner, &readiness);
+                    let handle = streams::run(application, config, log, clock, &owner, &readiness);
                     home.running.add(handle, None);
                     return Ok(());
                 }
@@ -77,8 +77,8 @@ pub fn sync_views(
 }
 
 /// How this node runs an application.
-fn runtime_config(home: &Home, processors: &Processors, name: &str, node: &str, data: &Path) -> runtime::Config {
-    let mut config = runtime::Config::new(processors.instance.as_deref().unwrap_or(node), data.join("processors"));
+fn runtime_config(home: &Backends, processors: &Processors, name: &str, node: &str, data: &Path) -> streams::Config {
+    let mut config = streams::Config::new(processors.instance.as_deref().unwrap_or(node), data.join("processors"));
     config.threads = processors.threads;
     config.engine = processors.store.into();
     config.store_memory_bytes = processors.store_memory_mib << 20;
@@ -91,7 +91,7 @@ fn runtime_config(home: &Home, processors: &Processors, name: &str, node: &str, 
 }
 
 /// Ids of the control records' schemas, and how long deleted rows are remembered.
-fn prepare(home: &Home) -> Result<(SchemaIds, i64)> {
+fn prepare(home: &Backends) -> Result<(SchemaIds, i64)> {
     let register = |name: &str, text: &str| -> Result<u32> {
         let subject = schemas::wire::subject(VIEW_LOG, name);
         let id = home
@@ -102,8 +102,8 @@ fn prepare(home: &Home) -> Result<(SchemaIds, i64)> {
     };
     let schemas = SchemaIds {
         row: register(ViewRow::NAME, ViewRow::AVSC)?,
-        closing: register(Closing::NAME, Closing::AVSC)?,
-        open: register(OpenMark::NAME, OpenMark::AVSC)?,
+        closing: register(TransactionEnd::NAME, TransactionEnd::AVSC)?,
+        open: register(TransactionBegin::NAME, TransactionBegin::AVSC)?,
         stale: register(Stale::NAME, Stale::AVSC)?,
     };
     let info = home.log.describe(VIEW_LOG)?.context("topic view.log does not exist")?;
@@ -113,10 +113,10 @@ fn prepare(home: &Home) -> Result<(SchemaIds, i64)> {
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
-fn application(home: &Home, rules: &Rules, schemas: SchemaIds, horizon_ms: i64) -> Application {
+fn application(home: &Backends, rules: &Rules, schemas: SchemaIds, horizon_ms: i64) -> Application {
     let partitions = rules.partitions();
     let fetch = fetch(home.registry.clone());
-    let line = |line: &Arc<views::rules::LineRules>| {
+    let line = |line: &Arc<views::rules::SourceRules>| {
         let (line, fetch) = (line.clone(), fetch.clone());
         let topic = line.topic().to_owned();
         SubTopology {
@@ -153,8 +153,8 @@ fn fetch(registry: SharedRegistry) -> sync_views::FetchSchema {
         Ok(text) => Ok(text.to_string()),
         Err(error) => {
             let fate = match error {
-                registry::Error::SchemaNotFound { .. } => Fate::DeadLetter,
-                _ => Fate::Retry,
+                registry::Error::SchemaNotFound { .. } => ErrorAction::DeadLetter,
+                _ => ErrorAction::Retry,
             };
             Err(Unavailable {
                 reason: chain(&error),
@@ -166,7 +166,7 @@ fn fetch(registry: SharedRegistry) -> sync_views::FetchSchema {
 
 /// Starts a postgres connector on a thread of its own.
 pub fn postgres(
-    home: &Home,
+    home: &Backends,
     source: &Source,
     config: &postgres::Config,
     tasks: &Tasks,
@@ -179,7 +179,7 @@ pub fn postgres(
 }
 
 /// Starts an http source on a thread of its own; its posts come in through what is returned.
-pub fn posted(home: &Home, source: &Source, tasks: &Tasks, readiness: &Readiness) -> Inlet {
+pub fn posted(home: &Backends, source: &Source, tasks: &Tasks, readiness: &Readiness) -> Inlet {
     let table = |t: &topology::Table| {
         let name: Arc<str> = t.name.as_str().into();
         (name, t.schema.clone(), t.key.clone().unwrap_or_default())
@@ -192,7 +192,7 @@ pub fn posted(home: &Home, source: &Source, tasks: &Tasks, readiness: &Readiness
 }
 
 fn connect<S: connectors::source::Source + Send + 'static>(
-    home: &Home,
+    home: &Backends,
     source: &Source,
     connector: S,
     on_mismatch: OnMismatch,
@@ -235,13 +235,13 @@ fn declared(table: &topology::Table) -> postgres::Declared {
 
 /// Starts the backends' listener; the events' schemas are registered first.
 pub async fn ingest(
-    home: &Home,
+    home: &Backends,
     topology: &Topology,
     config: ingest::Config,
     sources: BTreeMap<String, Inlet>,
     tasks: &Tasks,
 ) -> Result<SocketAddr> {
-    let listener = process::http::bind(config.listen).await?;
+    let listener = service::http::bind(config.listen).await?;
     let address = listener.local_addr()?;
     let (registry, declared) = (home.registry.clone(), topology.events.clone());
     let drain = tasks.drain();
@@ -254,7 +254,7 @@ pub async fn ingest(
         config,
     }
     .router();
-    process::http::serve(tasks, "ingest-listener", listener, router, Duration::from_secs(5));
+    service::http::serve(tasks, "ingest-listener", listener, router, Duration::from_secs(5));
     Ok(address)
 }
 
@@ -262,7 +262,7 @@ pub async fn ingest(
 fn register_events(
     registry: &SharedRegistry,
     events: &[topology::Event],
-    drain: &process::Drain,
+    drain: &service::Drain,
 ) -> Result<Vec<EventTopic>> {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
     let mut done = Vec::new();
@@ -272,7 +272,7 @@ fn register_events(
         let id = loop {
             match registry.register(&subject, event.schema.text()) {
                 Ok(id) => break id,
-                Err(error) if error.fate() == Fate::Retry => {
+                Err(error) if error.action() == ErrorAction::Retry => {
                     tracing::warn!(%subject, "the registry is out of reach: {}", chain(&error));
                     anyhow::ensure!(
                         backoff.pause_blocking(drain),
@@ -293,8 +293,8 @@ fn register_events(
 }
 
 /// Creates the topics that must exist before anything runs.
-pub fn create_topics(home: &Home, wiring: &Wiring) -> Result<()> {
-    let specs: Vec<log::TopicSpec> = wiring
+pub fn create_topics(home: &Backends, wiring: &Wiring) -> Result<()> {
+    let specs: Vec<event_log::TopicSpec> = wiring
         .topics
         .iter()
         .filter(|t| t.is_created_at_start())
@@ -318,21 +318,21 @@ pub fn create_topics(home: &Home, wiring: &Wiring) -> Result<()> {
     Ok(())
 }
 
-fn spec(topic: &topology::wiring::Topic, replication: Option<i32>) -> log::TopicSpec {
+fn spec(topic: &topology::wiring::Topic, replication: Option<i32>) -> event_log::TopicSpec {
     use topology::wiring::Cleanup;
     let cleanup = match topic.cleanup {
-        Cleanup::Delete => log::Cleanup::Delete,
-        Cleanup::Compact => log::Cleanup::Compact,
+        Cleanup::Delete => event_log::Cleanup::Delete,
+        Cleanup::Compact => event_log::Cleanup::Compact,
     };
-    let mut config = log::TopicConfig::new(cleanup);
+    let mut config = event_log::TopicConfig::new(cleanup);
     if topic.log_append_time {
-        config.timestamps = log::TimestampPolicy::LogAppendTime;
+        config.timestamps = event_log::TimestampPolicy::LogAppendTime;
     }
     config.retention_ms = topic.retention_ms;
     config.retention_bytes = topic.retention_bytes;
     config.min_compaction_lag_ms = topic.min_compaction_lag_ms;
     config.delete_retention_ms = topic.delete_retention_ms;
-    log::TopicSpec {
+    event_log::TopicSpec {
         name: topic.name.clone(),
         partitions: topic.partitions,
         replication,

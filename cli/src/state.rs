@@ -9,13 +9,13 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use process::{Problem, chain};
 use processors::declared::readable;
-use runtime::Handle;
-use runtime::query::{Answer, QueryError, Range, Row};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use service::{Problem, chain};
 use std::sync::{Arc, Mutex, PoisonError};
+use streams::Handle;
+use streams::query::{Answer, QueryError, Range, Row};
 use topology::Processor;
 
 /// Path of the questions on the operators' listener.

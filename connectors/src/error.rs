@@ -49,12 +49,12 @@ pub enum Error {
     },
     /// A call to the log failed.
     #[error("cannot {attempted}")]
-    Log {
+    EventLog {
         /// What was attempted.
         attempted: &'static str,
         /// The log's error.
         #[source]
-        source: log::Error,
+        source: event_log::Error,
     },
     /// A call to the schema registry failed.
     #[error("cannot register the schema of {subject}")]
@@ -80,8 +80,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     /// Builds [`Error::Log`] for `map_err`.
-    pub(crate) fn log(attempted: &'static str) -> impl Fn(log::Error) -> Error {
-        move |source| Error::Log { attempted, source }
+    pub(crate) fn log(attempted: &'static str) -> impl Fn(event_log::Error) -> Error {
+        move |source| Error::EventLog { attempted, source }
     }
 
     /// The state that a connector is in because of it.
@@ -89,10 +89,12 @@ impl Error {
         match self {
             Error::Unavailable { .. } => State::Retrying,
             // A fencing that is not another process's is a transaction that the log has ended: it is read anew.
-            Error::Log { source, .. } if source.fate() == log::Fate::Retry || is_fenced(source) => State::Retrying,
+            Error::EventLog { source, .. } if source.action() == event_log::ErrorAction::Retry || is_fenced(source) => {
+                State::Retrying
+            }
             Error::Registry { retry: true, .. } => State::Retrying,
             Error::NeedsResync { .. } => State::NeedsResync,
-            Error::Refused { .. } | Error::Unpublishable { .. } | Error::Log { .. } | Error::Registry { .. } => {
+            Error::Refused { .. } | Error::Unpublishable { .. } | Error::EventLog { .. } | Error::Registry { .. } => {
                 State::Failed
             }
             Error::Fenced { .. } => State::Stopped,
@@ -108,10 +110,10 @@ impl Error {
                 "after making sure that this is the right database: set `on_mismatch = \"resync\"` for connector \
                  {connector} and restart it; it takes a new snapshot under a new incarnation"
             ),
-            Error::Log { source, .. } if source.fate() == log::Fate::Retry => {
+            Error::EventLog { source, .. } if source.action() == event_log::ErrorAction::Retry => {
                 String::from("start the log; the connector goes on by itself")
             }
-            Error::Log { .. } => String::from("see `trunkline doctor`"),
+            Error::EventLog { .. } => String::from("see `trunkline doctor`"),
             Error::Registry { retry: true, .. } => {
                 String::from("start the schema registry; the connector goes on by itself")
             }
@@ -125,6 +127,6 @@ impl Error {
     }
 }
 
-fn is_fenced(error: &log::Error) -> bool {
-    matches!(error, log::Error::Fenced { .. })
+fn is_fenced(error: &event_log::Error) -> bool {
+    matches!(error, event_log::Error::Fenced { .. })
 }

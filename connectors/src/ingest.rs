@@ -14,10 +14,8 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Extension, Json, Router};
+use event_log::{Header, OutBatch, OutRecord, SharedEventLog};
 use idempotency::IdempotencyKey;
-use log::{Header, OutBatch, OutRecord, SharedLog};
-use process::trace::{PARENT, Parent};
-use process::{Problem, Secret};
 use schemas::codec::Datum;
 use schemas::headers;
 use schemas::ids::SchemaId;
@@ -26,6 +24,8 @@ use schemas::schema::Schema;
 use schemas::wire;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use service::trace::{PARENT, Parent};
+use service::{Problem, Secret};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -81,7 +81,7 @@ pub struct EventTopic {
 /// What the listener serves.
 pub struct Ingest {
     /// The log, for events.
-    pub log: SharedLog,
+    pub log: SharedEventLog,
     /// Event topics.
     pub events: Vec<EventTopic>,
     /// Sources of posted transactions, by their topic.
@@ -254,7 +254,7 @@ async fn events(
                 .collect();
             Ok(Json(json!({"stored": count, "at": at})).into_response())
         }
-        Ok(Err(log::Error::TooLarge { bytes, limit, .. })) => {
+        Ok(Err(event_log::Error::TooLarge { bytes, limit, .. })) => {
             let detail = format!("an event of {bytes} bytes; the log takes {limit}");
             Err(problem(
                 StatusCode::PAYLOAD_TOO_LARGE,
@@ -263,7 +263,7 @@ async fn events(
                 detail,
             ))
         }
-        Ok(Err(error)) => Err(unavailable(&process::chain(&error))),
+        Ok(Err(error)) => Err(unavailable(&service::chain(&error))),
         Err(error) => Err(unavailable(&error.to_string())),
     }
 }

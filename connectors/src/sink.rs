@@ -6,7 +6,7 @@
 //! Never: an offset, a retry or a state in a sink.
 
 use crate::error::Result;
-use log::RecordBatch;
+use event_log::RecordBatch;
 
 /// What became of one record.
 #[derive(Debug, Clone, PartialEq, Eq)]

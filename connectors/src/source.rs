@@ -15,7 +15,7 @@ pub(crate) use register::register;
 pub use run::{Context, OnMismatch, run};
 
 use crate::error::Result;
-use log::OutBatch;
+use event_log::OutBatch;
 use std::fmt;
 use std::time::Duration;
 

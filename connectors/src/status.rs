@@ -2,7 +2,7 @@
 //!
 //! Guarantees: reading never waits for the connector. Never: a decision about what to do; that is the loop's.
 
-use process::Component;
+use service::Component;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
@@ -73,7 +73,7 @@ pub struct Report {
 
 /// What somebody wants of a connector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Wish {
+pub(crate) struct DesiredState {
     pub(crate) paused: bool,
     pub(crate) resync: bool,
 }
@@ -83,7 +83,7 @@ pub(crate) struct Wish {
 pub struct Handle {
     component: Arc<Component>,
     report: Arc<Mutex<Report>>,
-    wish: Arc<watch::Sender<Wish>>,
+    wish: Arc<watch::Sender<DesiredState>>,
 }
 
 impl Handle {
@@ -101,7 +101,7 @@ impl Handle {
         Handle {
             component: Arc::new(component),
             report: Arc::new(Mutex::new(report)),
-            wish: Arc::new(watch::Sender::new(Wish::default())),
+            wish: Arc::new(watch::Sender::new(DesiredState::default())),
         }
     }
 
@@ -131,7 +131,7 @@ impl Handle {
         self.wish.send_modify(|wish| wish.resync = false);
     }
 
-    pub(crate) fn wishes(&self) -> watch::Receiver<Wish> {
+    pub(crate) fn desired(&self) -> watch::Receiver<DesiredState> {
         self.wish.subscribe()
     }
 

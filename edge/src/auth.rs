@@ -41,7 +41,7 @@ pub struct Identity {
 /// of what would be accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Refusal {
+pub enum AuthError {
     /// There is no bearer token.
     #[error("no bearer token; send the header `Authorization: Bearer TOKEN`")]
     Missing,
@@ -127,16 +127,16 @@ impl Authenticator {
     ///
     /// # Errors
     /// Why it is refused.
-    pub async fn verify(&self, token: &str, now_ms: i64) -> Result<Identity, Refusal> {
+    pub async fn verify(&self, token: &str, now_ms: i64) -> Result<Identity, AuthError> {
         let parts = Parts::split(token)?;
         let iss = parts.claims.get("iss").and_then(Value::as_str);
         let issuer = self
             .issuers
             .iter()
             .find(|i| Some(i.config.issuer.as_str()) == iss)
-            .ok_or(Refusal::Issuer)?;
+            .ok_or(AuthError::Issuer)?;
         if !issuer.config.algorithms.contains(&parts.algorithm) {
-            return Err(Refusal::Algorithm);
+            return Err(AuthError::Algorithm);
         }
         issuer.verify_signature(&parts, now_ms).await?;
         claims::check(&issuer.config, &parts.claims, now_ms)
@@ -208,18 +208,18 @@ impl Issuer {
         }
     }
 
-    async fn verify_signature(&self, parts: &Parts<'_>, now_ms: i64) -> Result<(), Refusal> {
+    async fn verify_signature(&self, parts: &Parts<'_>, now_ms: i64) -> Result<(), AuthError> {
         let remote = match &self.keys {
             Keys::Fixed(keys) => return parts.verify(keys),
             Keys::Remote(remote) => remote,
         };
-        let unavailable = || Refusal::KeysUnavailable(self.config.alias.clone());
+        let unavailable = || AuthError::KeysUnavailable(self.config.alias.clone());
         let keys = remote.keys(now_ms).await.ok_or_else(unavailable)?;
         match parts.verify(&keys) {
             // The issuer may have begun to sign with a new key since its keys were fetched.
-            Err(Refusal::UnknownKey) => match remote.newer_than(&keys, now_ms).await {
+            Err(AuthError::UnknownKey) => match remote.newer_than(&keys, now_ms).await {
                 Some(newer) => parts.verify(&newer),
-                None => Err(Refusal::UnknownKey),
+                None => Err(AuthError::UnknownKey),
             },
             done => done,
         }
@@ -236,11 +236,11 @@ struct Parts<'t> {
 }
 
 impl<'t> Parts<'t> {
-    fn split(token: &'t str) -> Result<Self, Refusal> {
+    fn split(token: &'t str) -> Result<Self, AuthError> {
         if token.len() > TOKEN_BYTES_MAX {
-            return Err(Refusal::Malformed("it is longer than 8 KiB"));
+            return Err(AuthError::Malformed("it is longer than 8 KiB"));
         }
-        let three = Refusal::Malformed("it has not three parts divided by dots");
+        let three = AuthError::Malformed("it has not three parts divided by dots");
         let (message, signature) = token.rsplit_once('.').ok_or(three.clone())?;
         let (header, payload) = message.split_once('.').ok_or(three.clone())?;
         if payload.contains('.') {
@@ -248,17 +248,17 @@ impl<'t> Parts<'t> {
         }
         let decode = |text: &str| URL_SAFE_NO_PAD.decode(text).ok();
         let header: Option<Header> = decode(header).and_then(|h| serde_json::from_slice(&h).ok());
-        let header = header.ok_or(Refusal::Malformed(
+        let header = header.ok_or(AuthError::Malformed(
             "its header is not base64url of a JSON object with `alg`",
         ))?;
         if header.crit.is_some() {
-            return Err(Refusal::Malformed(
+            return Err(AuthError::Malformed(
                 "its header has `crit`, and no extension is understood",
             ));
         }
         let claims = decode(payload).and_then(|p| serde_json::from_slice(&p).ok());
-        let claims = claims.ok_or(Refusal::Malformed("its payload is not base64url of a JSON object"))?;
-        let algorithm = Algorithm::from_name(&header.alg).ok_or(Refusal::Algorithm)?;
+        let claims = claims.ok_or(AuthError::Malformed("its payload is not base64url of a JSON object"))?;
+        let algorithm = Algorithm::from_name(&header.alg).ok_or(AuthError::Algorithm)?;
         Ok(Parts {
             message: message.as_bytes(),
             signature,
@@ -268,10 +268,10 @@ impl<'t> Parts<'t> {
         })
     }
 
-    fn verify(&self, keys: &KeySet) -> Result<(), Refusal> {
+    fn verify(&self, keys: &KeySet) -> Result<(), AuthError> {
         let candidates = keys.candidates(self.kid.as_deref(), self.algorithm);
         if candidates.is_empty() {
-            return Err(Refusal::UnknownKey);
+            return Err(AuthError::UnknownKey);
         }
         let algorithm = match self.algorithm {
             Algorithm::HS256 => jsonwebtoken::Algorithm::HS256,
@@ -285,7 +285,7 @@ impl<'t> Parts<'t> {
         if candidates.into_iter().any(holds) {
             Ok(())
         } else {
-            Err(Refusal::Signature)
+            Err(AuthError::Signature)
         }
     }
 }

@@ -1,11 +1,11 @@
 //! What an edge is told: where it listens, whose tokens it takes, its limits, where its store lies.
 //!
 //! Guarantees: [`Config::check`] names the field and the fix of everything that can be known to be wrong without IO;
-//! secrets never print. Never: a look at the environment (`process::config` does that).
+//! secrets never print. Never: a look at the environment (`service::config` does that).
 
-use process::Secret;
 use schemas::ids::Principal;
 use serde::Deserialize;
+use service::Secret;
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;

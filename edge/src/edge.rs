@@ -7,12 +7,12 @@
 use crate::auth::Authenticator;
 use crate::config::{Config, ConfigError};
 use crate::keys::{KeysError, cursor_keyring};
-use crate::replica::{FollowConfig, Follower, Shelf};
+use crate::replica::{FollowConfig, Follower, ReplicaHandle};
 use crate::routes::{Service, router};
 use crate::server;
 use crate::sync::{Memberships, Polls};
-use log::SharedLog;
-use process::{Component, Drain, Readiness, SharedClock, Tasks};
+use event_log::SharedEventLog;
+use service::{Component, Drain, Readiness, SharedClock, Tasks};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +28,7 @@ pub struct Parts {
     /// Configuration.
     pub config: Config,
     /// The log with `view.log`.
-    pub log: SharedLog,
+    pub log: SharedEventLog,
     /// Who may read what: the compiled topology.
     pub memberships: Arc<dyn Memberships>,
     /// The time.
@@ -47,7 +47,7 @@ pub enum EdgeError {
     Keys(#[from] KeysError),
     /// The listener.
     #[error("open the devices' listener (edge.listen)")]
-    Listen(#[source] process::http::Error),
+    Listen(#[source] service::http::Error),
 }
 
 /// Starts an edge as tasks: its listener, its replica's thread and the care for its issuers' keys. Returns the address
@@ -65,14 +65,14 @@ pub async fn start(parts: Parts, tasks: &Tasks, readiness: &Readiness) -> Result
     config.check()?;
     let auth = Authenticator::new(&config.issuers)?;
     let keyring = cursor_keyring(&config.cursor_keys, &config.data_dir)?;
-    let listener = process::http::bind(config.listen).await.map_err(EdgeError::Listen)?;
+    let listener = service::http::bind(config.listen).await.map_err(EdgeError::Listen)?;
     let address = listener.local_addr().map_err(|source| {
-        EdgeError::Listen(process::http::Error::Bind {
+        EdgeError::Listen(service::http::Error::Bind {
             address: config.listen,
             source,
         })
     })?;
-    let shelf = Arc::new(Shelf::default());
+    let shelf = Arc::new(ReplicaHandle::default());
     let drain = tasks.drain();
     // What requests stand on goes on through the drain, until the last of them is answered.
     let answered = Drain::new();

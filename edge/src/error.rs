@@ -3,7 +3,7 @@
 //! Guarantees: a problem says what was wrong and what to do; `type` and `status` are stable, `detail` is for people.
 //! Never: a token, a cursor, a bucket's or another principal's name in a problem.
 
-use crate::auth::Refusal;
+use crate::auth::AuthError;
 use axum::http::header::{CACHE_CONTROL, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -11,19 +11,19 @@ use views::replica::NotReady;
 
 /// A refusal of a request.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Refused {
+pub struct ApiError {
     /// Stable name, for metrics; the problem's `type` is `/problems/<code>`.
     pub code: &'static str,
-    problem: Box<process::Problem>,
+    problem: Box<service::Problem>,
     /// Value of `WWW-Authenticate`.
     challenge: Option<String>,
 }
 
-impl Refused {
+impl ApiError {
     /// A refusal with a status, a stable name, a title and a detail.
     pub fn new(status: StatusCode, code: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
-        let problem = process::Problem::new(status, format!("/problems/{code}"), title).detail(detail);
-        Refused {
+        let problem = service::Problem::new(status, format!("/problems/{code}"), title).detail(detail);
+        ApiError {
             code,
             problem: Box::new(problem),
             challenge: None,
@@ -32,7 +32,7 @@ impl Refused {
 
     /// The request itself is malformed: 400.
     pub fn bad_request(detail: impl Into<String>) -> Self {
-        Refused::new(
+        ApiError::new(
             StatusCode::BAD_REQUEST,
             "bad-request",
             "The request is malformed",
@@ -43,7 +43,7 @@ impl Refused {
     /// The service cannot answer now: 503 with `Retry-After`.
     pub fn unavailable(code: &'static str, detail: impl Into<String>, retry_after_s: u32) -> Self {
         let title = "The service cannot answer at the moment";
-        let mut refused = Refused::new(StatusCode::SERVICE_UNAVAILABLE, code, title, detail);
+        let mut refused = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, title, detail);
         refused.problem.retry_after_s = Some(retry_after_s);
         refused
     }
@@ -64,7 +64,7 @@ impl Refused {
                 "this edge does not serve that part of the views; try another edge",
             ),
         };
-        Refused::unavailable(code, detail, 2)
+        ApiError::unavailable(code, detail, 2)
     }
 
     /// What was wrong, and what to do.
@@ -78,30 +78,30 @@ impl Refused {
     }
 }
 
-impl From<Refusal> for Refused {
-    fn from(refusal: Refusal) -> Self {
+impl From<AuthError> for ApiError {
+    fn from(refusal: AuthError) -> Self {
         let detail = refusal.to_string();
         match refusal {
-            Refusal::KeysUnavailable(_) => Refused::unavailable("keys-unavailable", detail, 2),
-            Refusal::Issuer | Refusal::Audience => {
+            AuthError::KeysUnavailable(_) => ApiError::unavailable("keys-unavailable", detail, 2),
+            AuthError::Issuer | AuthError::Audience => {
                 let title = "The token is not meant for this service";
-                Refused::new(StatusCode::FORBIDDEN, "token-not-accepted", title, detail)
+                ApiError::new(StatusCode::FORBIDDEN, "token-not-accepted", title, detail)
             }
-            Refusal::Missing => {
-                let refused = Refused::new(
+            AuthError::Missing => {
+                let refused = ApiError::new(
                     StatusCode::UNAUTHORIZED,
                     "token-missing",
                     "A bearer token is needed",
                     detail,
                 );
                 // RFC 6750, 3.1: without a token the challenge carries no error code.
-                Refused {
+                ApiError {
                     challenge: Some("Bearer".into()),
                     ..refused
                 }
             }
             invalid => {
-                let code = if invalid == Refusal::Expired {
+                let code = if invalid == AuthError::Expired {
                     "token-expired"
                 } else {
                     "token-invalid"
@@ -110,8 +110,8 @@ impl From<Refusal> for Refused {
                     "Bearer error=\"invalid_token\", error_description=\"{}\"",
                     quotable(&detail)
                 );
-                let refused = Refused::new(StatusCode::UNAUTHORIZED, code, "The token is not valid", detail);
-                Refused {
+                let refused = ApiError::new(StatusCode::UNAUTHORIZED, code, "The token is not valid", detail);
+                ApiError {
                     challenge: Some(challenge),
                     ..refused
                 }
@@ -126,7 +126,7 @@ fn quotable(text: &str) -> String {
     text.chars().map(|c| if legal(c) { c } else { '\'' }).collect()
 }
 
-impl IntoResponse for Refused {
+impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = self.problem.into_response();
         let headers = response.headers_mut();
@@ -144,17 +144,17 @@ mod tests {
 
     #[test]
     fn a_refused_token_is_challenged_in_legal_characters() {
-        let response = Refused::from(Refusal::Claim("a\"b\\ü".into())).into_response();
+        let response = ApiError::from(AuthError::Claim("a\"b\\ü".into())).into_response();
         assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
         let challenge = response.headers()[WWW_AUTHENTICATE].to_str().unwrap();
         let want = "Bearer error=\"invalid_token\", error_description=\"claim `a'b''` is missing";
         assert!(challenge.starts_with(want), "{challenge}");
-        let response = Refused::from(Refusal::Missing).into_response();
+        let response = ApiError::from(AuthError::Missing).into_response();
         assert_eq!(response.headers()[WWW_AUTHENTICATE], "Bearer");
-        let response = Refused::from(Refusal::Audience).into_response();
+        let response = ApiError::from(AuthError::Audience).into_response();
         assert_eq!(response.status(), StatusCode::FORBIDDEN);
         assert!(response.headers().get(WWW_AUTHENTICATE).is_none());
-        let response = Refused::from(Refusal::KeysUnavailable("main".into())).into_response();
+        let response = ApiError::from(AuthError::KeysUnavailable("main".into())).into_response();
         assert_eq!(
             (response.status(), &response.headers()["retry-after"]),
             (503.try_into().unwrap(), &"2".parse().unwrap())

@@ -127,7 +127,7 @@ fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use process::Secret;
+    use service::Secret;
     use views::cursor::{Cursor, Owner};
 
     fn cursor() -> Cursor {

@@ -11,13 +11,13 @@ pub mod config;
 mod edge;
 pub mod error;
 pub mod keys;
+pub mod notifier;
 pub mod replica;
 pub mod routes;
 mod server;
 pub mod sync;
 pub mod token;
 mod trace;
-pub mod wake;
 
 pub use config::Config;
 pub use edge::{EdgeError, Parts, start};

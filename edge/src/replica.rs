@@ -7,7 +7,7 @@ mod follow;
 
 pub use follow::{FollowConfig, FollowError, Follower};
 
-use crate::wake::Wakes;
+use crate::notifier::Notifier;
 use arc_swap::ArcSwapOption;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use views::Replica;
@@ -34,20 +34,20 @@ impl Trouble {
 
 /// Where the replica stands for whoever answers polls. Cheap to share.
 #[derive(Default)]
-pub struct Shelf {
+pub struct ReplicaHandle {
     current: ArcSwapOption<Replica>,
-    wakes: Arc<Wakes>,
+    wakes: Arc<Notifier>,
     trouble: Mutex<Option<Trouble>>,
 }
 
-impl Shelf {
+impl ReplicaHandle {
     /// The replica, if one is open. Held only while a poll is answered: a replica that is held cannot be set aside.
     pub fn replica(&self) -> Option<Arc<Replica>> {
         self.current.load_full()
     }
 
     /// Those who wait for changes.
-    pub fn wakes(&self) -> &Arc<Wakes> {
+    pub fn wakes(&self) -> &Arc<Notifier> {
         &self.wakes
     }
 

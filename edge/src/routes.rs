@@ -4,10 +4,10 @@
 //! refused before it is read whole.
 //! Never: metrics, console or admin routes (they are on another listener).
 
-use crate::auth::{Authenticator, Refusal};
-use crate::error::Refused;
-use crate::replica::{Shelf, Trouble};
-use crate::sync::{Ask, Polls, Reply};
+use crate::auth::{AuthError, Authenticator};
+use crate::error::ApiError;
+use crate::replica::{ReplicaHandle, Trouble};
+use crate::sync::{Polls, SyncRequest, SyncResponse};
 use crate::trace;
 use axum::Router;
 use axum::body::Body;
@@ -16,9 +16,9 @@ use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NO
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use process::SharedClock;
-use process::readiness::{Report, State as ComponentState};
 use schemas::ids::DeviceId;
+use service::SharedClock;
+use service::readiness::{Report, State as ComponentState};
 use std::sync::Arc;
 use std::time::Duration;
 use tower_http::CompressionLevel;
@@ -38,7 +38,7 @@ pub struct Service {
     /// Answers polls.
     pub polls: Arc<Polls>,
     /// The replica, for readiness.
-    pub shelf: Arc<Shelf>,
+    pub shelf: Arc<ReplicaHandle>,
     /// The time.
     pub clock: SharedClock,
 }
@@ -86,11 +86,11 @@ pub fn router(service: Arc<Service>) -> Router {
         }))
 }
 
-async fn sync(State(service): State<Arc<Service>>, request: Request) -> Result<Response, Refused> {
+async fn sync(State(service): State<Arc<Service>>, request: Request) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
     let now = service.clock.now_ms();
     let who = service.auth.verify(bearer(&parts.headers)?, now).await?;
-    let ask = Ask::from_query(parts.uri.query().unwrap_or_default())?;
+    let ask = SyncRequest::from_query(parts.uri.query().unwrap_or_default())?;
     let device = device(&parts.headers, &ask)?;
     let limits = service.polls.limits();
     let body = read(body, limits.body_bytes_max, Duration::from_secs(limits.read_timeout_s)).await?;
@@ -98,14 +98,14 @@ async fn sync(State(service): State<Arc<Service>>, request: Request) -> Result<R
     let ask = ask.with_body(&body)?.with_validator(validator);
     let reply = service.polls.poll(&who, &device, &ask).await?;
     Ok(match reply {
-        Reply::Page { json, cursor } => {
+        SyncResponse::Page { json, cursor } => {
             let mut response = (StatusCode::OK, Body::from(json)).into_response();
             let headers = response.headers_mut();
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
             tag(headers, &cursor);
             response
         }
-        Reply::NotModified => {
+        SyncResponse::NotModified => {
             let mut response = StatusCode::NOT_MODIFIED.into_response();
             let held = ask.cursor.as_deref().or(ask.only_if_changed.as_deref());
             tag(response.headers_mut(), held.unwrap_or_default());
@@ -123,43 +123,43 @@ fn tag(headers: &mut HeaderMap, cursor: &str) {
     headers.append(VARY, HeaderValue::from_static("authorization, trunkline-device"));
 }
 
-fn bearer(headers: &HeaderMap) -> Result<&str, Refusal> {
-    let value = headers.get(AUTHORIZATION).ok_or(Refusal::Missing)?;
+fn bearer(headers: &HeaderMap) -> Result<&str, AuthError> {
+    let value = headers.get(AUTHORIZATION).ok_or(AuthError::Missing)?;
     let value = value
         .to_str()
-        .map_err(|_| Refusal::Malformed("the Authorization header is not ASCII"))?;
-    let (scheme, token) = value.split_once(' ').ok_or(Refusal::Missing)?;
+        .map_err(|_| AuthError::Malformed("the Authorization header is not ASCII"))?;
+    let (scheme, token) = value.split_once(' ').ok_or(AuthError::Missing)?;
     if scheme.eq_ignore_ascii_case("bearer") {
         Ok(token.trim())
     } else {
-        Err(Refusal::Missing)
+        Err(AuthError::Missing)
     }
 }
 
-fn device(headers: &HeaderMap, ask: &Ask) -> Result<DeviceId, Refused> {
+fn device(headers: &HeaderMap, ask: &SyncRequest) -> Result<DeviceId, ApiError> {
     let header = headers.get(DEVICE_HEADER).map(|v| v.to_str().unwrap_or_default());
-    let text = header
-        .or(ask.device.as_deref())
-        .ok_or_else(|| Refused::bad_request("no device id; send the header `Trunkline-Device: ID`, or `?device=ID`"))?;
-    DeviceId::new(text).map_err(|e| Refused::bad_request(e.to_string()))
+    let text = header.or(ask.device.as_deref()).ok_or_else(|| {
+        ApiError::bad_request("no device id; send the header `Trunkline-Device: ID`, or `?device=ID`")
+    })?;
+    DeviceId::new(text).map_err(|e| ApiError::bad_request(e.to_string()))
 }
 
-async fn read(body: Body, bytes_max: usize, limit: Duration) -> Result<axum::body::Bytes, Refused> {
+async fn read(body: Body, bytes_max: usize, limit: Duration) -> Result<axum::body::Bytes, ApiError> {
     match tokio::time::timeout(limit, axum::body::to_bytes(body, bytes_max)).await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(error)) if is_length_limit(&error) => {
             let detail = format!("the body is larger than {bytes_max} bytes; a poll needs far less");
-            Err(Refused::new(
+            Err(ApiError::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "body-too-large",
                 "The body is too large",
                 detail,
             ))
         }
-        Ok(Err(_)) => Err(Refused::bad_request("the body ended before it was complete")),
+        Ok(Err(_)) => Err(ApiError::bad_request("the body ended before it was complete")),
         Err(_) => {
             let detail = "the body did not arrive in time; send it again";
-            Err(Refused::new(
+            Err(ApiError::new(
                 StatusCode::REQUEST_TIMEOUT,
                 "body-timeout",
                 "The request took too long",
@@ -198,14 +198,14 @@ async fn readyz(State(service): State<Arc<Service>>) -> Response {
     (status, axum::Json(report)).into_response()
 }
 
-async fn not_found() -> Refused {
+async fn not_found() -> ApiError {
     let detail = "no such path; GET /openapi.json lists those that exist";
-    Refused::new(StatusCode::NOT_FOUND, "not-found", "There is nothing here", detail)
+    ApiError::new(StatusCode::NOT_FOUND, "not-found", "There is nothing here", detail)
 }
 
-async fn method_not_allowed() -> Refused {
+async fn method_not_allowed() -> ApiError {
     let detail = "this path does not take that method; GET /openapi.json lists what it takes";
-    Refused::new(
+    ApiError::new(
         StatusCode::METHOD_NOT_ALLOWED,
         "method-not-allowed",
         "The method is not allowed",
@@ -259,8 +259,8 @@ mod tests {
         };
         assert_eq!(of("Bearer abc"), Ok("abc".into()));
         assert_eq!(of("bearer  abc "), Ok("abc".into()));
-        assert_eq!(of("Basic abc"), Err(Refusal::Missing));
-        assert_eq!(of("Bearer"), Err(Refusal::Missing));
-        assert_eq!(bearer(&HeaderMap::new()), Err(Refusal::Missing));
+        assert_eq!(of("Basic abc"), Err(AuthError::Missing));
+        assert_eq!(of("Bearer"), Err(AuthError::Missing));
+        assert_eq!(bearer(&HeaderMap::new()), Err(AuthError::Missing));
     }
 }

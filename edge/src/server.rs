@@ -9,7 +9,7 @@ use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
-use process::Drain;
+use service::Drain;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
@@ -137,7 +137,7 @@ mod tests {
                 "answered"
             }
         };
-        let listener = process::http::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let listener = service::http::bind(([127, 0, 0, 1], 0).into()).await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (router, limits) = (
             Router::new().route("/", get(wait)),

@@ -5,18 +5,18 @@
 //! comes first; what cannot be proven current is not shown.
 //! Never: a poll of the store while waiting; an answer from before what this device has already seen.
 
-mod ask;
 mod body;
+mod request;
 
-pub use ask::Ask;
+pub use request::SyncRequest;
 
 use crate::auth::Identity;
 use crate::config::Limits;
-use crate::error::Refused;
-use crate::replica::Shelf;
+use crate::error::ApiError;
+use crate::replica::ReplicaHandle;
 use axum::http::StatusCode;
-use process::{Drain, SharedClock};
 use schemas::ids::DeviceId;
+use service::{Drain, SharedClock};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -60,7 +60,7 @@ impl Memberships for Rules {
 
 /// What polls are answered from.
 pub struct Polls {
-    shelf: Arc<Shelf>,
+    shelf: Arc<ReplicaHandle>,
     memberships: Arc<dyn Memberships>,
     keyring: Keyring,
     limits: Limits,
@@ -71,7 +71,7 @@ pub struct Polls {
 
 /// The answer to a poll.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Reply {
+pub enum SyncResponse {
     /// A page as JSON, and the cursor in it.
     Page {
         /// The page.
@@ -88,13 +88,13 @@ struct Poll<'a> {
     owner: Owner,
     readable: Arc<Vec<Bucket>>,
     cursor: Option<Cursor>,
-    ask: &'a Ask,
+    ask: &'a SyncRequest,
 }
 
 impl Polls {
     /// Polls are answered from the replica on `shelf` until `drain`; then those that wait are answered at once.
     pub fn new(
-        shelf: Arc<Shelf>,
+        shelf: Arc<ReplicaHandle>,
         memberships: Arc<dyn Memberships>,
         keyring: Keyring,
         limits: Limits,
@@ -122,10 +122,15 @@ impl Polls {
     ///
     /// # Errors
     /// 403 for claims that open no buckets, 503 for a replica that may not be shown or is behind the cursor.
-    pub async fn poll(self: &Arc<Self>, who: &Identity, device: &DeviceId, ask: &Ask) -> Result<Reply, Refused> {
+    pub async fn poll(
+        self: &Arc<Self>,
+        who: &Identity,
+        device: &DeviceId,
+        ask: &SyncRequest,
+    ) -> Result<SyncResponse, ApiError> {
         let readable = self.memberships.readable(who).map_err(|detail| {
             let title = "The token's claims cannot be used";
-            Refused::new(StatusCode::FORBIDDEN, "claims-not-usable", title, detail)
+            ApiError::new(StatusCode::FORBIDDEN, "claims-not-usable", title, detail)
         })?;
         let owner = Owner::new(&who.principal.to_string(), device.as_str());
         let mut poll = Poll {
@@ -137,15 +142,15 @@ impl Polls {
         if ask.cursor.is_none() && ask.only_if_changed.is_some() {
             // The validator stands for a state that the device says it has; only if that is current is it told so.
             poll.cursor = self.open(ask.only_if_changed.as_deref());
-            if let Ok(Reply::NotModified) = self.wait(who, &poll).await {
-                return Ok(Reply::NotModified);
+            if let Ok(SyncResponse::NotModified) = self.wait(who, &poll).await {
+                return Ok(SyncResponse::NotModified);
             }
             poll.cursor = None;
         }
         let reply = self.wait(who, &poll).await;
         let answer = match &reply {
-            Ok(Reply::Page { .. }) => "page",
-            Ok(Reply::NotModified) => "not_modified",
+            Ok(SyncResponse::Page { .. }) => "page",
+            Ok(SyncResponse::NotModified) => "not_modified",
             Err(problem) => problem.code,
         };
         metrics::counter!("trunkline_edge_polls_total", "answer" => answer).increment(1);
@@ -157,7 +162,7 @@ impl Polls {
     }
 
     /// Answers at once, or once something has changed or the time is over.
-    async fn wait(self: &Arc<Self>, who: &Identity, poll: &Poll<'_>) -> Result<Reply, Refused> {
+    async fn wait(self: &Arc<Self>, who: &Identity, poll: &Poll<'_>) -> Result<SyncResponse, ApiError> {
         let wait = poll.ask.wait.min(Duration::from_secs(self.limits.wait_s_max));
         let began = Instant::now();
         let until = began + wait.min(self.time_left(who));
@@ -172,7 +177,7 @@ impl Polls {
             let draining = self.drain.is_draining();
             let patient = listener.is_some() && !draining && Instant::now() < until;
             match (self.look(poll, patient).await?, &listener) {
-                (Look::Reply(reply), _) => return Ok(reply),
+                (Look::SyncResponse(reply), _) => return Ok(reply),
                 (Look::NotReady(problem), _) => return Err(problem),
                 (Look::Same, Some(listener)) if patient => {
                     tokio::select! {
@@ -181,7 +186,7 @@ impl Polls {
                         () = self.drain.started() => {}
                     }
                 }
-                (Look::Same, _) => return Ok(Reply::NotModified),
+                (Look::Same, _) => return Ok(SyncResponse::NotModified),
                 (Look::Behind, _) if !draining && Instant::now() < until_caught_up => {
                     tokio::select! {
                         _ = moves.changed() => {}
@@ -191,7 +196,7 @@ impl Polls {
                 }
                 (Look::Behind, _) => {
                     let detail = "this edge has not read as far as the cursor yet; try again, or the edge that gave it";
-                    return Err(Refused::unavailable("view-behind", detail, 1));
+                    return Err(ApiError::unavailable("view-behind", detail, 1));
                 }
             }
         }
@@ -203,10 +208,10 @@ impl Polls {
     }
 
     /// Looks once, on a thread that may block: the store may have to read from disk.
-    async fn look(self: &Arc<Self>, poll: &Poll<'_>, patient: bool) -> Result<Look, Refused> {
+    async fn look(self: &Arc<Self>, poll: &Poll<'_>, patient: bool) -> Result<Look, ApiError> {
         let Some(replica) = self.shelf.replica() else {
             let detail = "the views are not open here yet; try again, or another edge";
-            return Ok(Look::NotReady(Refused::unavailable("view-incomplete", detail, 2)));
+            return Ok(Look::NotReady(ApiError::unavailable("view-incomplete", detail, 2)));
         };
         let _permit = self.reads.acquire().await.expect("the semaphore is never closed");
         let sync = self.clone();
@@ -230,7 +235,7 @@ impl Polls {
             };
             sync.answer(&replica, &request, waits)
         });
-        let internal = || Refused::unavailable("internal", "the views could not be read; try again", 5);
+        let internal = || ApiError::unavailable("internal", "the views could not be read; try again", 5);
         match looked.await {
             Ok(Ok(look)) => Ok(look),
             Ok(Err(error)) => {
@@ -249,13 +254,13 @@ impl Polls {
         Ok(match delta(replica, request)? {
             Answer::NotModified => Look::Same,
             Answer::Behind => Look::Behind,
-            Answer::NotReady(why) => Look::NotReady(Refused::not_ready(why)),
+            Answer::NotReady(why) => Look::NotReady(ApiError::not_ready(why)),
             Answer::Page(page) => {
                 let sent = u64::try_from(page.changes.len()).unwrap_or(u64::MAX);
                 metrics::counter!("trunkline_edge_rows_sent_total").increment(sent);
                 let cursor = self.keyring.seal(&page.cursor);
                 let json = body::write(&page, &cursor, self.poll_after_ms(&page, waits, request.now));
-                Look::Reply(Reply::Page { json, cursor })
+                Look::SyncResponse(SyncResponse::Page { json, cursor })
             }
         })
     }
@@ -274,10 +279,10 @@ impl Polls {
 
 /// What one look found.
 enum Look {
-    Reply(Reply),
+    SyncResponse(SyncResponse),
     Same,
     Behind,
-    NotReady(Refused),
+    NotReady(ApiError),
 }
 
 /// Counts the polls that wait.

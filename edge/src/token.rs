@@ -13,8 +13,8 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use jsonwebtoken::{EncodingKey, Header};
-use process::Secret;
 use serde_json::{Map, Value};
+use service::Secret;
 use std::path::{Path, PathBuf};
 
 /// The `iss` of development tokens.
@@ -249,7 +249,7 @@ fn ed25519() -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::{Authenticator, Refusal};
+    use crate::auth::{AuthError, Authenticator};
 
     const NOW_S: i64 = 1_732_390_000;
 
@@ -288,7 +288,7 @@ mod tests {
                 .unwrap()
                 .verify(&token, NOW_S * 1_000)
                 .await;
-            assert_eq!(refused, Err(Refusal::Signature));
+            assert_eq!(refused, Err(AuthError::Signature));
         }
     }
 

@@ -3,12 +3,12 @@
 //! Guarantees: the answer's `X-Request-Id` is the caller's if that is harmless text, else a new one; a valid W3C
 //! `traceparent` stands in the span, and the answer's `traceresponse` names the span in here. Never: a token, a cursor or a query string in a log line.
 
-use crate::error::Refused;
+use crate::error::ApiError;
 use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use process::trace::{self, Parent};
+use service::trace::{self, Parent};
 use std::time::{Duration, Instant};
 use tracing::Instrument;
 
@@ -36,7 +36,7 @@ pub async fn each(request: Request, next: Next, limit: Duration) -> Response {
         .instrument(span.clone())
         .await;
     let mut response = served.unwrap_or_else(|_| {
-        Refused::unavailable("timeout", "the request took too long here; try again", 1).into_response()
+        ApiError::unavailable("timeout", "the request took too long here; try again", 1).into_response()
     });
     let (status, seconds) = (response.status().as_u16(), began.elapsed().as_secs_f64());
     span.in_scope(|| tracing::debug!(status, seconds, "answered"));

@@ -4,13 +4,13 @@
 //! `count()` over an event of 100,000 keys that is keyed by its group.
 //! Guarantees: decoding, grouping, state and output are the code that runs in production. Never: a log or a disk.
 
-use log::{RecordBatch, TimestampType, TopicId, TopicPartition};
-use runtime::driver::StepDriver;
-use runtime::{InputTopic, TaskId, TaskInfo};
+use event_log::{RecordBatch, TimestampType, TopicId, TopicPartition};
 use schemas::codec::Datum;
 use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use streams::driver::StepDriver;
+use streams::{InputTopic, TaskId, TaskInfo};
 use trunkline_processors::declared::{Config, application};
 
 const TOPOLOGY: &str = r#"

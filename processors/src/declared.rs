@@ -24,9 +24,9 @@ pub use readable::readable;
 use reader::{Line, Reader, Relation, Sink};
 use rekey::Rekey;
 use rows::Rows;
-use runtime::{Application, Factory, FirstStart, SubTopology, TaskInfo};
-use shape::{Output, Shape};
+use shape::{OutputTopic, Shape};
 use std::sync::Arc;
+use streams::{Application, Factory, FirstStart, SubTopology, TaskInfo};
 use topology::{Feed, Input, Processor, Side, Topology, Work};
 
 /// How one declared processor runs.
@@ -160,7 +160,7 @@ fn sink(config: &Config, name: &Arc<str>, rekeys: Option<Side>, declaration: u64
             by_time,
         ));
     }
-    let output = || Output::new(processor, config.schema_id);
+    let output = || OutputTopic::new(processor, config.schema_id);
     if let Some(groups) = Groups::new(name, processor, output()) {
         return Box::new(groups);
     }

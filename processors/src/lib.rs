@@ -1,6 +1,6 @@
 //! The built-in stream processors: topics to topics.
 //!
-//! Guarantees: each is a [`runtime::Processor`], deterministic over its inputs. Never: a consumer or producer of its own.
+//! Guarantees: each is a [`streams::Processor`], deterministic over its inputs. Never: a consumer or producer of its own.
 
 pub mod declared;
 pub mod sync_views;

@@ -17,29 +17,29 @@ mod state;
 mod tests;
 
 pub(crate) use bind::schema_id;
+use event_log::{ErrorAction, Header, Millis, OutRecord, RecordBatch, RecordRef};
 use input::{Change, Input, KeyChange, Kind};
 use key_change::{Applied, Origin};
-use log::{Fate, Header, Millis, OutRecord, RecordBatch, RecordRef};
-use runtime::{Context, Effects, Error, Processor, Result, Stage, State};
 use schemas::version::Version;
 use state::{LINE, Line, Row, Shown, StateError};
 use std::collections::HashMap;
 use std::error::Error as StdError;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
+use streams::{Context, Error, Output, Processor, Result, Stage, State};
 use views::record::{self, Writer, Written};
-use views::rules::{Bound, LineRules, Outputs, Relation};
+use views::rules::{Bound, Relation, SourceRules, ViewOutputs};
 
 /// How sync-views runs one line.
 #[derive(Clone)]
 pub struct Config {
     /// The line's rules.
-    pub rules: Arc<LineRules>,
+    pub rules: Arc<SourceRules>,
     /// Writer id: `<processor>/<topic>/<topic id>/<partition>`.
     pub writer: String,
     /// Id of the input topic, 32 hexadecimal digits.
     pub topic_id: String,
-    /// Topic of the output.
+    /// Topic of the view_output.
     pub view_log: Arc<str>,
     /// Its partition count.
     pub partitions: i32,
@@ -61,7 +61,7 @@ pub struct Unavailable {
     /// Why.
     pub reason: String,
     /// `Retry` when the registry is out of reach; `DeadLetter` when it does not know the id.
-    pub fate: Fate,
+    pub fate: ErrorAction,
 }
 
 /// The processor of one line.
@@ -74,7 +74,7 @@ pub struct SyncViews {
     last: Version,
     bound: HashMap<(u32, Arc<str>), Arc<Bound>>,
     unknown: HashMap<u32, String>,
-    outputs: Outputs,
+    outputs: ViewOutputs,
 }
 
 /// Why a record is refused; it becomes a dead letter.
@@ -121,7 +121,7 @@ fn broken(error: &StateError) -> Error {
     Error::Processor {
         name: "sync-views".into(),
         reason: error.to_string(),
-        fate: Fate::Stop,
+        fate: ErrorAction::Stop,
     }
 }
 
@@ -136,7 +136,7 @@ impl SyncViews {
             last: Version::default(),
             bound: HashMap::new(),
             unknown: HashMap::new(),
-            outputs: Outputs::default(),
+            outputs: ViewOutputs::default(),
             config,
         }
     }
@@ -145,21 +145,21 @@ impl SyncViews {
     fn take(
         &mut self,
         context: Context,
-        (record, given_up): (RecordRef<'_>, bool),
+        (record, on_dead_letter): (RecordRef<'_>, bool),
         state: &mut State,
-        effects: &mut Effects,
+        output: &mut Output,
     ) -> Result<(), Error> {
-        effects.caused_by(record);
+        output.caused_by(record);
         let rules = self.config.rules.clone();
         let input = match Input::read(&record, rules.event(), self.line.incarnation) {
             Ok(input) => input,
             Err((stage, error)) => {
-                if !given_up {
-                    effects.dead_letter(record, stage, error.as_ref());
+                if !on_dead_letter {
+                    output.dead_letter(record, stage, error.as_ref());
                 }
-                self.missed(record, None, state, effects)?;
+                self.missed(record, None, state, output)?;
                 if !self.line.open {
-                    self.close(record.timestamp(), effects);
+                    self.close(record.timestamp(), output);
                 }
                 return Ok(());
             }
@@ -177,17 +177,17 @@ impl SyncViews {
             self.line_dirty = true;
         }
         self.last = input.version;
-        let changed = if given_up {
-            self.missed(record, Some(&input), state, effects).map_err(Trouble::Stop)
+        let changed = if on_dead_letter {
+            self.missed(record, Some(&input), state, output).map_err(Trouble::Stop)
         } else {
-            self.change(context, &input, state, effects)
+            self.change(context, &input, state, output)
         };
         match changed {
             Ok(()) => {}
             Err(Trouble::Stop(error)) => return Err(error),
             Err(Trouble::Refused(refused)) => {
-                effects.dead_letter(record, refused.stage, refused.error.as_ref());
-                self.missed(record, Some(&input), state, effects)?;
+                output.dead_letter(record, refused.stage, refused.error.as_ref());
+                self.missed(record, Some(&input), state, output)?;
             }
         }
         if input.again.is_none() {
@@ -195,7 +195,7 @@ impl SyncViews {
             self.line.open = !input.last;
         }
         if !self.line.open {
-            self.close(input.at_ms, effects);
+            self.close(input.at_ms, output);
         }
         Ok(())
     }
@@ -205,16 +205,16 @@ impl SyncViews {
         context: Context,
         input: &Input<'_>,
         state: &mut State,
-        effects: &mut Effects,
+        output: &mut Output,
     ) -> Result<(), Trouble> {
         let Some(relation) = self.config.rules.relation(input.table).cloned() else {
             return Ok(());
         };
         match &input.kind {
-            Kind::Row(change) => self.row(context, input, &relation, change, state, effects),
+            Kind::Row(change) => self.row(context, input, &relation, change, state, output),
             Kind::Truncate => {
-                self.sweep(context, input, state, effects, &|_, _| true)?;
-                self.cover(context, (input, input.version), &|_| true, state, effects)?;
+                self.sweep(context, input, state, output, &|_, _| true)?;
+                self.cover(context, (input, input.version), &|_| true, state, output)?;
                 Ok(())
             }
             Kind::ChunkEnd(end) => {
@@ -225,11 +225,11 @@ impl SyncViews {
                 };
                 // The chunk's own rows stand at its position, which may lie just below `low`: nothing else does.
                 let chunk = (input.version.incarnation, input.version.position);
-                self.sweep(context, input, state, effects, &|key, row| {
+                self.sweep(context, input, state, output, &|key, row| {
                     let in_chunk = (row.version.incarnation, row.version.position) == chunk;
                     row.version < low && !in_chunk && end.holds(key)
                 })?;
-                self.cover_chunk(context, (input, low), end, state, effects)?;
+                self.cover_chunk(context, (input, low), end, state, output)?;
                 Ok(())
             }
         }
@@ -242,7 +242,7 @@ impl SyncViews {
         relation: &Arc<Relation>,
         change: &Change<'_>,
         state: &mut State,
-        effects: &mut Effects,
+        output: &mut Output,
     ) -> Result<(), Trouble> {
         let old = match state.get(&change.state_key)? {
             Some(bytes) => Some(Row::decode(&bytes)?),
@@ -250,7 +250,7 @@ impl SyncViews {
         };
         if input.version <= old.as_ref().map_or(self.floor, |o| o.version) {
             if input.again == Some(input::Again::Redrive) && old.is_none() {
-                self.miss(input.table, &change.state_key, self.floor, state, effects)?;
+                self.miss(input.table, &change.state_key, self.floor, state, output)?;
             }
             return Ok(());
         }
@@ -290,12 +290,12 @@ impl SyncViews {
             &mut row.shown,
             &outputs,
             input.version,
-            effects,
+            output,
         );
         self.outputs = outputs;
         self.remember(&change.state_key, was_gone, &row, state);
         let applied = Applied { change, origin, whole };
-        self.settle(input, applied, state, effects)?;
+        self.settle(input, applied, state, output)?;
         Ok(())
     }
 
@@ -305,34 +305,34 @@ impl SyncViews {
         relation: &Relation,
         row_key: &str,
         shown: &mut Vec<Shown>,
-        outputs: &Outputs,
+        outputs: &ViewOutputs,
         version: Version,
-        effects: &mut Effects,
+        output: &mut Output,
     ) {
         for old in shown.iter() {
             let stays = outputs
                 .iter()
                 .any(|o| relation.view(o.view) == old.view && o.bucket == old.bucket);
             if !stays {
-                self.emit_row(&old.bucket, &old.view, row_key, None, old.partition, version, effects);
+                self.emit_row(&old.bucket, &old.view, row_key, None, old.partition, version, output);
             }
         }
         let mut now = Vec::with_capacity(outputs.len());
-        for output in outputs.iter() {
-            let view = relation.view(output.view);
-            let hash = xxhash_rust::xxh3::xxh3_128(output.json);
+        for view_output in outputs.iter() {
+            let view = relation.view(view_output.view);
+            let hash = xxhash_rust::xxh3::xxh3_128(view_output.json);
             let same = shown
                 .iter()
-                .any(|s| s.view == view && s.bucket == output.bucket && s.hash == hash);
+                .any(|s| s.view == view && s.bucket == view_output.bucket && s.hash == hash);
             if !same {
-                let (bucket, json) = (output.bucket, Some(output.json));
-                self.emit_row(bucket, view, row_key, json, output.partition, version, effects);
+                let (bucket, json) = (view_output.bucket, Some(view_output.json));
+                self.emit_row(bucket, view, row_key, json, view_output.partition, version, output);
             }
-            let (view, bucket) = (view.to_owned(), output.bucket.to_owned());
+            let (view, bucket) = (view.to_owned(), view_output.bucket.to_owned());
             now.push(Shown {
                 view,
                 bucket,
-                partition: output.partition,
+                partition: view_output.partition,
                 hash,
             });
         }
@@ -351,13 +351,13 @@ impl SyncViews {
         json: Option<&[u8]>,
         partition: i32,
         version: Version,
-        effects: &mut Effects,
+        output: &mut Output,
     ) {
         let version = version.to_bytes();
         let writer = self.config.writer.as_bytes();
         let headers: [Header<'_>; 2] = [(record::WRITER, Some(writer)), (record::VERSION, Some(&version))];
         let written = self.writer.row(bucket, view, row_key, json);
-        emit(&self.config.view_log, partition, written, headers, effects);
+        emit(&self.config.view_log, partition, written, headers, output);
         self.line_dirty |= self.line.touched.insert(partition);
     }
 
@@ -377,7 +377,7 @@ impl SyncViews {
         context: Context,
         input: &Input<'_>,
         state: &mut State,
-        effects: &mut Effects,
+        output: &mut Output,
         goes: &dyn Fn(&str, &Row) -> bool,
     ) -> Result<(), Trouble> {
         let Some(relation) = self.config.rules.relation(input.table).cloned() else {
@@ -407,9 +407,9 @@ impl SyncViews {
                 &relation,
                 &row_key,
                 &mut row.shown,
-                &Outputs::default(),
+                &ViewOutputs::default(),
                 input.version,
-                effects,
+                output,
             );
             row.version = input.version;
             row.gone_ms = Some(context.now);
@@ -419,13 +419,13 @@ impl SyncViews {
         Ok(())
     }
 
-    fn close(&mut self, at_ms: i64, effects: &mut Effects) {
+    fn close(&mut self, at_ms: i64, output: &mut Output) {
         if self.line.touched.is_empty() {
             return;
         }
         for partition in std::mem::take(&mut self.line.touched) {
             let written = self.writer.closing(self.last, at_ms);
-            emit(&self.config.view_log, partition, written, [], effects);
+            emit(&self.config.view_log, partition, written, [], output);
         }
         self.line_dirty = true;
     }
@@ -463,36 +463,36 @@ impl Processor for SyncViews {
         self.learn(records, range)
     }
 
-    fn step(
+    fn process(
         &mut self,
         context: Context,
         records: &RecordBatch,
         range: Range<usize>,
         state: &mut State,
-        effects: &mut Effects,
+        output: &mut Output,
     ) -> Result<()> {
         for record in range.filter_map(|i| records.get(i)) {
-            self.take(context, (record, false), state, effects)?;
+            self.take(context, (record, false), state, output)?;
         }
         Ok(())
     }
 
-    fn given_up(
+    fn on_dead_letter(
         &mut self,
         context: Context,
         record: RecordRef<'_>,
         state: &mut State,
-        effects: &mut Effects,
+        output: &mut Output,
     ) -> Result<()> {
-        self.take(context, (record, true), state, effects)
+        self.take(context, (record, true), state, output)
     }
 
-    fn before_commit(&mut self, context: Context, state: &mut State, effects: &mut Effects) -> Result<()> {
+    fn before_commit(&mut self, context: Context, state: &mut State, output: &mut Output) -> Result<()> {
         self.forget(context.now, state)?;
         for partition in &self.line.touched {
             let headers: [Header<'_>; 1] = [(record::WRITER, Some(self.config.writer.as_bytes()))];
-            let written = self.writer.open_mark(self.last);
-            emit(&self.config.view_log, *partition, written, headers, effects);
+            let written = self.writer.transaction_begin(self.last);
+            emit(&self.config.view_log, *partition, written, headers, output);
         }
         if self.line_dirty {
             self.line.floor = self.floor.to_string();
@@ -502,7 +502,7 @@ impl Processor for SyncViews {
         Ok(())
     }
 
-    fn reset(&mut self, state: &State) -> Result<()> {
+    fn restore(&mut self, state: &State) -> Result<()> {
         self.line_dirty = false;
         self.line = match state.get(LINE)? {
             Some(bytes) => Line::decode(&bytes).map_err(|e| broken(&e))?,
@@ -529,7 +529,7 @@ fn emit<'h>(
     partition: i32,
     (key, value): Written<'_>,
     headers: impl IntoIterator<Item = Header<'h>>,
-    effects: &mut Effects,
+    output: &mut Output,
 ) {
     let record = OutRecord {
         topic,
@@ -538,7 +538,7 @@ fn emit<'h>(
         key: Some(key),
         value,
     };
-    effects.emit(record, headers);
+    output.send(record, headers);
 }
 
 fn gone_key(at: Millis, state_key: &[u8]) -> Vec<u8> {

@@ -47,7 +47,7 @@ pub enum EventError {
 
 /// A record of ours.
 pub trait Event<'a>: Sized {
-    /// Full name of the record: `trunkline.Closing`.
+    /// Full name of the record: `trunkline.TransactionEnd`.
     const NAME: &'static str;
     /// The released schema's text, to be registered.
     const AVSC: &'static str;
@@ -208,7 +208,7 @@ events! {
     }
 
     /// Everything of a writer before this record, in its partition of `view.log`, may be shown.
-    Closing<'a> {
+    TransactionEnd<'a> {
         /// Version of the source transaction that ended: 17 bytes.
         version: &'a [u8],
         /// Commit time at the source, in ms since 1970; 0 when unknown.
@@ -216,7 +216,7 @@ events! {
     }
 
     /// The Kafka transaction that this record of `view.log` is in leaves its source transaction open.
-    OpenMark<'a> {
+    TransactionBegin<'a> {
         /// Version of the last record that was written: 17 bytes.
         version: &'a [u8],
     }

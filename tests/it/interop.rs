@@ -7,10 +7,12 @@
 
 use crate::registry::{memory_log, remote, serve};
 use crate::world;
-use log::{Isolation, OutBatch, OutRecord, RecordBatch, SharedLog, StartFrom, TopicConfig, TopicPartition, TopicSpec};
+use event_log::{
+    Isolation, OutBatch, OutRecord, RecordBatch, SharedEventLog, StartFrom, TopicConfig, TopicPartition, TopicSpec,
+};
 use registry::{Catalog, Registry, SharedRegistry, embedded::Embedded};
 use schemas::codec::{Datum, Row};
-use schemas::events::{Closing, Event, ViewRow};
+use schemas::events::{Event, TransactionEnd, ViewRow};
 use schemas::headers::{self, Tx};
 use schemas::ids::{SourceName, TableName};
 use schemas::key::Key;
@@ -26,7 +28,7 @@ use std::time::Duration;
 
 /// A topic for each direction, and the registry between.
 struct Stand {
-    log: SharedLog,
+    log: SharedEventLog,
     registry: Arc<Catalog>,
     ours: Arc<str>,
     theirs: Arc<str>,
@@ -34,13 +36,13 @@ struct Stand {
 
 impl Stand {
     fn new(registry: SharedRegistry) -> Self {
-        let log = log::kafka::KafkaLog::connect(log::kafka::Config::new(world::kafka())).expect("a log");
+        let log = event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(world::kafka())).expect("a log");
         let (ours, theirs) = (world::unique("interop.ours"), world::unique("interop.theirs"));
         let spec = |name: &String| TopicSpec {
             name: name.clone(),
             partitions: 1,
             replication: None,
-            config: TopicConfig::new(log::Cleanup::Delete),
+            config: TopicConfig::new(event_log::Cleanup::Delete),
         };
         log.create_topics(&[spec(&ours), spec(&theirs)]).expect("topics");
         Stand {
@@ -107,7 +109,7 @@ impl Stand {
         }
         .to_bytes();
         let version_text: String = version.iter().map(|b| char::from(*b)).collect();
-        let closing = Closing {
+        let closing = TransactionEnd {
             version: &version,
             at: 1_732_390_000_123,
         };
@@ -120,7 +122,8 @@ impl Stand {
         closing.write(self.register(&closing), &mut value);
         self.put(batch, &key, Some(&value), &[]);
         let plain = json!({"format": 1, "version": version_text, "at": 1_732_390_000_123_i64});
-        expected.push(json!({"key": key.as_str(), "headers": {}, "record": "trunkline.Closing", "value": plain}));
+        expected
+            .push(json!({"key": key.as_str(), "headers": {}, "record": "trunkline.TransactionEnd", "value": plain}));
         let key = Key::of(&["user:1", "orders", "17"]);
         value.clear();
         row.write(self.register(&row), &mut value);
@@ -139,7 +142,7 @@ impl Stand {
     fn read_theirs(&self, count: usize) -> Vec<(String, Option<Value>, Option<String>)> {
         let mut reader = self.log.reader(Isolation::ReadCommitted).expect("a reader");
         reader
-            .assign(&[(TopicPartition::new(self.theirs.clone(), 0), StartFrom::Start)])
+            .assign(&[(TopicPartition::new(self.theirs.clone(), 0), StartFrom::Earliest)])
             .expect("an assignment");
         let mut batch = RecordBatch::default();
         let mut found = Vec::new();

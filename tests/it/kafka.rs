@@ -6,10 +6,11 @@
 mod secure;
 
 use crate::world::{self, Broker};
-use log::kafka::{Config, KafkaLog};
-use log::{
-    At, Cleanup, Error, Event, GroupConfig, GroupConsumer, Isolation, Offset, OutBatch, OutRecord, Outcome, Reader,
-    RecordBatch, Session, SessionConfig, SharedLog, StartFrom, TopicConfig, TopicPartition, TopicSpec,
+use event_log::kafka::{Config, KafkaLog};
+use event_log::{
+    Cleanup, Error, Event, GroupConfig, GroupConsumer, Isolation, Offset, OffsetSpec, OutBatch, OutRecord, Outcome,
+    Reader, RecordBatch, SharedEventLog, StartFrom, TopicConfig, TopicPartition, TopicSpec, TransactionalProducer,
+    TransactionalProducerConfig,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -18,13 +19,13 @@ use std::time::{Duration, Instant};
 const LIMIT: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(20);
 
-fn connect(broker: &Broker) -> SharedLog {
+fn connect(broker: &Broker) -> SharedEventLog {
     let mut config = Config::new(broker.bootstrap());
     config.request_timeout = Duration::from_secs(3);
     KafkaLog::connect(config).expect("these settings are fine")
 }
 
-fn line(log: &SharedLog) -> TopicPartition {
+fn line(log: &SharedEventLog) -> TopicPartition {
     let name = world::unique("line");
     let config = TopicConfig::new(Cleanup::Delete);
     let spec = TopicSpec {
@@ -60,9 +61,9 @@ fn one(at: &TopicPartition, value: &str) -> OutBatch {
 const OPEN_LIMIT: Duration = Duration::from_secs(20);
 
 /// Where a transaction is open, or the end when none is.
-fn end_or_open(log: &SharedLog, at: &TopicPartition) -> log::Result<Result<Offset, Offset>> {
-    let end = log.offset(at, At::End)?;
-    let stable = log.offset(at, At::Stable)?;
+fn end_or_open(log: &SharedEventLog, at: &TopicPartition) -> event_log::Result<Result<Offset, Offset>> {
+    let end = log.offset(at, OffsetSpec::LogEnd)?;
+    let stable = log.offset(at, OffsetSpec::LastStable)?;
     Ok(if stable == end { Ok(end) } else { Err(stable) })
 }
 
@@ -72,7 +73,7 @@ fn end_or_open(log: &SharedLog, at: &TopicPartition) -> log::Result<Result<Offse
 /// partitions not yet in its metadata, and call the commit complete without the mark: `__transaction_state` then says
 /// CompleteCommit, and the partition stays open for good (seen with 4.3.1). No client can end that; an operator does,
 /// with Kafka's own tool, and so does this. The numbers that were taken back so go to `orphans`.
-fn closed_end(log: &SharedLog, at: &TopicPartition, bootstrap: &str, orphans: &mut Vec<u32>) -> Offset {
+fn closed_end(log: &SharedEventLog, at: &TopicPartition, bootstrap: &str, orphans: &mut Vec<u32>) -> Offset {
     let mut since = (0, Instant::now());
     let closed = || {
         match end_or_open(log, at).ok()? {
@@ -91,14 +92,14 @@ fn closed_end(log: &SharedLog, at: &TopicPartition, bootstrap: &str, orphans: &m
 }
 
 /// A reader that begins there.
-fn reader(log: &SharedLog, at: &TopicPartition, isolation: Isolation, from: StartFrom) -> Box<dyn Reader> {
+fn reader(log: &SharedEventLog, at: &TopicPartition, isolation: Isolation, from: StartFrom) -> Box<dyn Reader> {
     let mut reader = log.reader(isolation).expect("a reader");
     world::wait_for("the assignment", LIMIT, || reader.assign(&[(at.clone(), from)]).ok());
     reader
 }
 
 /// The record at an offset, whatever became of its transaction.
-fn uncommitted(log: &SharedLog, at: &TopicPartition, offset: Offset) -> u32 {
+fn uncommitted(log: &SharedEventLog, at: &TopicPartition, offset: Offset) -> u32 {
     let mut reader = reader(log, at, Isolation::ReadUncommitted, StartFrom::Offset(offset));
     let mut batch = RecordBatch::default();
     world::wait_for("the open record", LIMIT, || {
@@ -115,8 +116,8 @@ fn number(value: Option<&[u8]>) -> u32 {
 }
 
 /// Every committed record up to the end.
-fn committed(log: &SharedLog, at: &TopicPartition, end: Offset) -> Vec<(Offset, u32)> {
-    let mut reader = reader(log, at, Isolation::ReadCommitted, StartFrom::Start);
+fn committed(log: &SharedEventLog, at: &TopicPartition, end: Offset) -> Vec<(Offset, u32)> {
+    let mut reader = reader(log, at, Isolation::ReadCommitted, StartFrom::Earliest);
     let (mut seen, mut batch) = (Vec::new(), RecordBatch::default());
     world::wait_for("the end", LIMIT, || {
         reader.poll(&mut batch, 1 << 20, SHORT).ok()?;
@@ -133,11 +134,11 @@ fn transactions_outlive_a_broker_that_is_killed_at_any_moment() {
     let mut broker = Broker::start();
     let log = connect(&broker);
     let at = line(&log);
-    let config = SessionConfig {
+    let config = TransactionalProducerConfig {
         transactional_id: "writer".to_owned(),
         transaction_timeout: Duration::from_secs(5),
     };
-    let mut session = world::wait_for("a session", LIMIT, || log.session(config.clone()).ok());
+    let mut session = world::wait_for("a session", LIMIT, || log.transactional_producer(config.clone()).ok());
     let seed = uuid::Uuid::new_v4().as_u128();
     println!("seed {seed}");
     let (stop, done) = (AtomicBool::new(false), AtomicU32::new(0));
@@ -172,7 +173,7 @@ fn transactions_outlive_a_broker_that_is_killed_at_any_moment() {
                 next += 1;
                 continue;
             }
-            world::wait_for("the session to be renewed", LIMIT, || session.renew().ok());
+            world::wait_for("the session to be renewed", LIMIT, || session.init_transactions().ok());
             let end = closed_end(&log, &at, &bootstrap, &mut orphans);
             let there = committed(&log, &at, end).last().is_some_and(|(_, last)| *last == next);
             assert!(
@@ -196,7 +197,7 @@ fn transactions_outlive_a_broker_that_is_killed_at_any_moment() {
     );
 }
 
-fn transact(session: &mut dyn Session, at: &TopicPartition, value: &str) -> Outcome {
+fn transact(session: &mut dyn TransactionalProducer, at: &TopicPartition, value: &str) -> Outcome {
     let sent = session.begin().and_then(|()| session.send(&one(at, value)));
     match sent {
         Ok(()) => session.commit(None),
@@ -207,13 +208,13 @@ fn transact(session: &mut dyn Session, at: &TopicPartition, value: &str) -> Outc
     }
 }
 
-fn join(log: &SharedLog, at: &TopicPartition, session_timeout: Duration) -> Box<dyn GroupConsumer> {
+fn join(log: &SharedEventLog, at: &TopicPartition, session_timeout: Duration) -> Box<dyn GroupConsumer> {
     let config = GroupConfig {
         group: world::unique("group"),
         instance: None,
         topics: vec![at.topic.clone()],
         session_timeout,
-        protocol: log::GroupProtocol::Classic,
+        protocol: event_log::GroupProtocol::Classic,
     };
     let mut member = log.group(config).expect("a member");
     let mut batch = RecordBatch::default();
@@ -232,10 +233,10 @@ fn a_broker_that_is_away_is_told_and_everything_goes_on_when_it_is_back() {
     let at = line(&log);
     let mut member = join(&log, &at, Duration::from_secs(30));
     let mut reader = log.reader(Isolation::ReadCommitted).expect("a reader");
-    reader.assign(&[(at.clone(), StartFrom::Start)]).expect("assign");
+    reader.assign(&[(at.clone(), StartFrom::Earliest)]).expect("assign");
     log.append(&one(&at, "0")).expect("append");
     let mut batch = RecordBatch::default();
-    let mut next = |member: &mut dyn GroupConsumer, reader: &mut dyn log::Reader, offset: Offset| {
+    let mut next = |member: &mut dyn GroupConsumer, reader: &mut dyn event_log::Reader, offset: Offset| {
         world::wait_for("the member's record", LIMIT, || {
             match member.poll(&mut batch, 1 << 20, SHORT) {
                 Ok(Event::Records) => {
@@ -259,7 +260,7 @@ fn a_broker_that_is_away_is_told_and_everything_goes_on_when_it_is_back() {
     let began = Instant::now();
     away(&log.append(&one(&at, "lost")).expect_err("nobody is there"));
     away(&log.describe(&at.topic).expect_err("nobody is there"));
-    away(&log.offset(&at, At::End).expect_err("nobody is there"));
+    away(&log.offset(&at, OffsetSpec::LogEnd).expect_err("nobody is there"));
     assert!(
         began.elapsed() < Duration::from_secs(20),
         "three calls of 3 s took {:?}",

@@ -21,7 +21,7 @@ mod victim;
 
 use bench::Home;
 
-/// Makes a test of each case for each home, named `log::home::suite::case`; groups are by the protocol named.
+/// Makes a test of each case for each home, named `event_log::home::suite::case`; groups are by the protocol named.
 macro_rules! suite {
     (on [$($home:ident = $which:expr),*] by $protocol:ident; $cases:tt) => {
         $( suite!(one $home, $which, $protocol; $cases); )*
@@ -32,7 +32,7 @@ macro_rules! suite {
                 $( #[test]
                 fn $case() {
                     use super::super::*;
-                    bench::run($which, ::log::GroupProtocol::$protocol, $part::$case);
+                    bench::run($which, event_log::GroupProtocol::$protocol, $part::$case);
                 } )*
             } )*
         }

@@ -28,6 +28,4 @@ mod runtime;
 mod store;
 mod straight_line;
 mod streams;
-mod tidy;
-mod view_protocol;
 mod world;

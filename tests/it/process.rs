@@ -4,7 +4,7 @@
 //! Never: a child that outlives its test.
 
 use crate::world::{self, wait_for};
-use process::{BoxError, Service, chain, telemetry};
+use service::{BoxError, Service, chain, telemetry};
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -15,7 +15,7 @@ const CHILD: &str = "TRUNKLINE_TEST_PROCESS_CHILD";
 /// Not a test of its own: the child's body. Without the variable it has nothing to do.
 #[test]
 fn child_lives_until_it_is_told_to_end() {
-    let Some(mode) = process::config::env(CHILD) else {
+    let Some(mode) = service::config::env(CHILD) else {
         return;
     };
     telemetry::logs(&telemetry::Config::default()).unwrap();
@@ -26,7 +26,7 @@ fn child_lives_until_it_is_told_to_end() {
     eprintln!("ended cleanly");
 }
 
-fn lead(mode: &str) -> Result<(), process::service::Error> {
+fn lead(mode: &str) -> Result<(), service::service::Error> {
     let mode = mode.to_owned();
     Service::new()
         .worker_threads(1)
@@ -46,7 +46,7 @@ fn lead(mode: &str) -> Result<(), process::service::Error> {
             tasks.thread("worker", move || {
                 let mut committed = 0;
                 while !other.is_draining() {
-                    process::failpoint::hit("test_commit");
+                    service::failpoint::hit("test_commit");
                     committed += 1;
                     if committed == 1 {
                         println!("child works");
@@ -69,7 +69,7 @@ impl Life {
         let mut child = Command::new(binary)
             .args(["--exact", "process::child_lives_until_it_is_told_to_end", "--nocapture"])
             .env(CHILD, mode)
-            .env(process::failpoint::VARIABLE, failpoints)
+            .env(service::failpoint::VARIABLE, failpoints)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

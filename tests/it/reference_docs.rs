@@ -21,7 +21,7 @@ const CONFIGURATION: [(&str, &str, &str); 13] = [
     ("[kafka]", "cli/src/config.rs", "Kafka"),
     ("[registry]", "cli/src/config.rs", "Registry"),
     ("[processors]", "cli/src/config.rs", "Processors"),
-    ("[admin]", "platform/process/src/admin.rs", "Config"),
+    ("[admin]", "platform/service/src/admin.rs", "Config"),
     ("[connectors.NAME]", "connectors/src/sources/postgres.rs", "Config"),
     ("[ingest]", "connectors/src/ingest.rs", "Config"),
     ("[[ingest.credentials]]", "connectors/src/ingest.rs", "Credential"),

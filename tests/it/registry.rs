@@ -53,9 +53,9 @@ pub fn remote(url: &str) -> SharedRegistry {
 }
 
 /// An embedded log in memory.
-pub fn memory_log() -> log::SharedLog {
-    let clock: log::embedded::Clock = Arc::new(|| 1_732_390_000_000);
-    log::embedded::EmbeddedLog::open(log::embedded::Config::new(None, clock)).expect("a log in memory")
+pub fn memory_log() -> event_log::SharedEventLog {
+    let clock: event_log::embedded::Clock = Arc::new(|| 1_732_390_000_000);
+    event_log::embedded::EmbeddedLog::open(event_log::embedded::Config::new(None, clock)).expect("a log in memory")
 }
 
 fn record(fields: &str) -> String {
@@ -145,7 +145,7 @@ fn the_embedded_registry_passes_the_suite() {
 
 #[test]
 fn the_embedded_registry_on_kafka_passes_the_suite_and_survives() {
-    let log = log::kafka::KafkaLog::connect(log::kafka::Config::new(world::kafka())).expect("a log");
+    let log = event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(world::kafka())).expect("a log");
     let registry = Embedded::open(log.clone()).expect("a registry");
     suite(&registry);
     let subject = world::unique("survives");
@@ -157,7 +157,7 @@ fn the_embedded_registry_on_kafka_passes_the_suite_and_survives() {
 
 #[test]
 fn two_embedded_registries_on_kafka_never_give_an_id_twice() {
-    let kafka = || log::kafka::KafkaLog::connect(log::kafka::Config::new(world::kafka())).expect("a log");
+    let kafka = || event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(world::kafka())).expect("a log");
     let registries = [
         Embedded::open(kafka()).expect("a registry"),
         Embedded::open(kafka()).expect("a registry"),

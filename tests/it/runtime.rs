@@ -11,11 +11,11 @@ mod standby;
 
 use crate::world::{self, Broker, wait_for};
 use child::{Part, part};
-use log::{
-    At, Cleanup, Fate, Isolation, Offset, OutBatch, OutRecord, RecordBatch, SharedLog, StartFrom, TopicConfig,
-    TopicPartition, TopicSpec,
+use event_log::{
+    Cleanup, ErrorAction, Isolation, Offset, OffsetSpec, OutBatch, OutRecord, RecordBatch, SharedEventLog, StartFrom,
+    TopicConfig, TopicPartition, TopicSpec,
 };
-use process::{Readiness, Tasks};
+use service::{Readiness, Tasks};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ const KEYS: usize = 7;
 
 /// The line that processes are killed on.
 struct Line {
-    log: SharedLog,
+    log: SharedEventLog,
     part: Part,
     written: usize,
 }
@@ -73,13 +73,13 @@ impl Line {
         let at = TopicPartition::new(topic, partition);
         // The broker may just have started again.
         let end = wait_for("the end of the partition", LIMIT, || {
-            match self.log.offset(&at, At::Stable) {
-                Err(error) if error.fate() == Fate::Retry => None,
+            match self.log.offset(&at, OffsetSpec::LastStable) {
+                Err(error) if error.action() == ErrorAction::Retry => None,
                 end => Some(end.expect("look the end up")),
             }
         });
         let mut reader = self.log.reader(Isolation::ReadCommitted).expect("open a reader");
-        reader.assign(&[(at.clone(), StartFrom::Start)]).expect("assign");
+        reader.assign(&[(at.clone(), StartFrom::Earliest)]).expect("assign");
         let (mut batch, mut seen) = (RecordBatch::default(), Vec::new());
         wait_for("the reader to reach the end", LIMIT, || {
             reader
@@ -182,7 +182,7 @@ impl Line {
 
 /// Every point of the runtime's and the log's own steps where a process may die, and at which hits.
 const POINTS: &[(&str, &[u32])] = &[
-    ("runtime.session.renew", &[1]),
+    ("runtime.session.init_transactions", &[1]),
     ("runtime.assigned", &[1]),
     ("runtime.recovery.open", &[1, 2]),
     ("runtime.recovery.offsets", &[1]),
@@ -203,7 +203,7 @@ const POINTS: &[(&str, &[u32])] = &[
 
 /// The same for a processor that is at least once.
 const POINTS_ALONE: &[(&str, &[u32])] = &[
-    ("runtime.session.renew", &[1]),
+    ("runtime.session.init_transactions", &[1]),
     ("runtime.recovery.offsets", &[1]),
     ("runtime.recovery.end", &[2]),
     ("runtime.restore.batch", &[1, 2]),

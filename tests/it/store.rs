@@ -8,10 +8,10 @@ mod crash;
 mod damage;
 mod model;
 
+use state_store::{Direction, Engine, Options, Snapshot, Space, Store};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
-use store::{Direction, Engine, Options, Snapshot, Space, Store};
 
 /// The engines that keep something on disk.
 const ON_DISK: [Engine; 2] = [Engine::Fjall, Engine::Sled];

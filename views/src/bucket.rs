@@ -61,7 +61,7 @@ impl Bucket {
 
 /// The partition of a scope: Kafka's default partitioner over the scope's text.
 pub fn partition_of(scope: &str, partitions: i32) -> i32 {
-    log::partitioner::partition(scope.as_bytes(), partitions)
+    event_log::partitioner::partition(scope.as_bytes(), partitions)
 }
 
 /// A row's share of its bucket's hash: the first 16 bytes, little endian, of the SHA-256 over view, key and version,

@@ -10,7 +10,7 @@ use crate::cursor::{Cursor, Owner, Place, Point, Round};
 use crate::replica::{Error, NotReady, Replica, RowValue, Shown};
 use crate::replica::{part_ready, row_range, row_value, spaces};
 use crate::{Bucket, BucketId};
-use log::{Millis, Offset};
+use event_log::{Millis, Offset};
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, RangeInclusive};
 use std::sync::RwLockReadGuard;
@@ -390,7 +390,7 @@ impl Pager<'_> {
             spaces::ROWS,
             &from,
             Some(&to),
-            store::Direction::Forward,
+            state_store::Direction::Forward,
             &mut |key, value| {
                 if !row_value(value).is_some_and(|row| wanted(&row)) {
                     return ControlFlow::Continue(());

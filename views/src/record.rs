@@ -24,7 +24,7 @@ pub enum ViewRecord<'a> {
     /// A row of a view in a bucket, or its removal.
     Row(Row<'a>),
     /// Everything of this writer before this record is closed.
-    Closing {
+    TransactionEnd {
         /// The writer.
         writer: Cow<'a, str>,
         /// Source commit time in ms, for latency figures; 0 when unknown.
@@ -94,7 +94,7 @@ type Result<T, E = RecordError> = std::result::Result<T, E>;
 ///
 /// # Errors
 /// What is wrong with its key, headers or value.
-pub fn parse<'a>(record: &log::RecordRef<'a>) -> Result<ViewRecord<'a>> {
+pub fn parse<'a>(record: &event_log::RecordRef<'a>) -> Result<ViewRecord<'a>> {
     let key = record.key().ok_or_else(|| RecordError::Key("null".into()))?;
     let key = std::str::from_utf8(key).map_err(|_| RecordError::Key("not UTF-8".into()))?;
     let bad = || RecordError::Key(key.chars().take(80).collect());
@@ -106,7 +106,7 @@ pub fn parse<'a>(record: &log::RecordRef<'a>) -> Result<ViewRecord<'a>> {
     match first.as_ref() {
         CLOSE => {
             let (writer, _) = take_string(rest).ok_or_else(bad)?;
-            Ok(ViewRecord::Closing {
+            Ok(ViewRecord::TransactionEnd {
                 writer,
                 at_ms: closing_time(record.value())?,
             })
@@ -149,7 +149,7 @@ pub fn parse<'a>(record: &log::RecordRef<'a>) -> Result<ViewRecord<'a>> {
     }
 }
 
-fn writer_of<'a>(record: &log::RecordRef<'a>) -> Result<Cow<'a, str>> {
+fn writer_of<'a>(record: &event_log::RecordRef<'a>) -> Result<Cow<'a, str>> {
     let writer = record.header(WRITER).and_then(|w| std::str::from_utf8(w).ok());
     writer.map(Cow::Borrowed).ok_or(RecordError::Header(WRITER))
 }
@@ -252,9 +252,9 @@ pub struct Writer {
 pub struct SchemaIds {
     /// Of `trunkline.ViewRow`.
     pub row: u32,
-    /// Of `trunkline.Closing`.
+    /// Of `trunkline.TransactionEnd`.
     pub closing: u32,
-    /// Of `trunkline.OpenMark`.
+    /// Of `trunkline.TransactionBegin`.
     pub open: u32,
     /// Of `trunkline.Stale`.
     pub stale: u32,
@@ -317,7 +317,7 @@ impl Writer {
     }
 
     /// The mark of a source transaction that a Kafka transaction leaves open.
-    pub fn open_mark(&mut self, version: Version) -> Written<'_> {
+    pub fn transaction_begin(&mut self, version: Version) -> Written<'_> {
         start_value(&mut self.value, &self.open_schema);
         push_bytes(&mut self.value, &version.to_bytes());
         (&self.open_key, Some(&self.value))
@@ -391,7 +391,7 @@ pub(crate) fn push_string(out: &mut Vec<u8>, text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use log::{Header, RecordBatch, TimestampType, TopicPartition};
+    use event_log::{Header, RecordBatch, TimestampType, TopicPartition};
 
     const IDS: SchemaIds = SchemaIds {
         row: 1,
@@ -431,12 +431,12 @@ mod tests {
         let mut writer = Writer::new("p/t/0/0", IDS);
         let (key, value) = writer.closing(Version::default(), 1_732_390_000_123);
         let read = batch(Some(key), value, &[]);
-        let want = ViewRecord::Closing {
+        let want = ViewRecord::TransactionEnd {
             writer: "p/t/0/0".into(),
             at_ms: 1_732_390_000_123,
         };
         assert_eq!(parse(&read.get(0).unwrap()).unwrap(), want);
-        let (key, value) = writer.open_mark(Version::default());
+        let (key, value) = writer.transaction_begin(Version::default());
         let read = batch(Some(key), value, &[]);
         assert_eq!(
             parse(&read.get(0).unwrap()).unwrap(),

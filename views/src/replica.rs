@@ -7,10 +7,10 @@
 //! incomplete and shows nothing.
 //! Never: reading the log itself; the log is given to it, batch by batch, in offset order.
 
+mod apply;
 mod bytes;
-mod held;
-mod intake;
 mod part;
+mod pending;
 #[cfg(test)]
 mod tests;
 
@@ -18,14 +18,14 @@ pub use part::{Health, NotReady};
 
 use crate::BucketId;
 use crate::record::RecordError;
+use apply::Apply;
 use bytes::space;
-use intake::Intake;
-use log::{Millis, Offset, RecordRef};
+use event_log::{Millis, Offset, RecordRef};
 
+use state_store::SharedStore;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
-use store::SharedStore;
 
 /// Times that bound what a replica may do; all in ms. They mirror the settings of the topic `view.log`.
 #[derive(Debug, Clone, Copy)]
@@ -89,7 +89,7 @@ pub struct Options {
 pub enum Error {
     /// The store failed.
     #[error("store of the view replica failed")]
-    Store(#[from] store::Error),
+    Store(#[from] state_store::Error),
     /// The store was written by a newer release, for another log, or is damaged.
     #[error("store of the view replica cannot be used: {0}")]
     Foreign(String),
@@ -130,18 +130,18 @@ pub struct Applied {
 }
 
 struct Partition {
-    intake: Mutex<Intake>,
+    apply: Mutex<Apply>,
     shown: RwLock<Shown>,
 }
 
 impl Partition {
     /// The applying side, unless a batch has failed there.
-    fn intake(&self, number: i32) -> Result<MutexGuard<'_, Intake>> {
-        let intake = lock(&self.intake);
-        if intake.unfinished {
+    fn apply(&self, number: i32) -> Result<MutexGuard<'_, Apply>> {
+        let apply = lock(&self.apply);
+        if apply.unfinished {
             return Err(Error::Unfinished(number));
         }
-        Ok(intake)
+        Ok(apply)
     }
 }
 
@@ -152,7 +152,7 @@ pub struct Replica {
     partitions: BTreeMap<i32, Partition>,
 }
 
-/// Spaces of the store, in the order of `store::Options::spaces`.
+/// Spaces of the store, in the order of `state_store::Options::spaces`.
 pub const SPACES: [&str; 6] = ["meta", "rows", "index", "buckets", "held", "tombstones"];
 
 /// Where an edge keeps its replica, below a data directory.
@@ -169,11 +169,11 @@ impl Replica {
         bytes::check_format(store.as_ref(), options.log)?;
         let mut partitions = BTreeMap::new();
         for number in &options.partitions {
-            let (intake, shown) = intake::load(store.as_ref(), *number, &options)?;
+            let (apply, shown) = apply::load(store.as_ref(), *number, &options)?;
             partitions.insert(
                 *number,
                 Partition {
-                    intake: Mutex::new(intake),
+                    apply: Mutex::new(apply),
                     shown: RwLock::new(shown),
                 },
             );
@@ -206,17 +206,17 @@ impl Replica {
         now: Millis,
     ) -> Result<Applied> {
         let part = self.partitions.get(&partition).ok_or(Error::Partition(partition))?;
-        let mut intake = part.intake(partition)?;
-        intake.unfinished = true;
-        let applied = intake::apply(
-            &mut intake,
+        let mut apply = part.apply(partition)?;
+        apply.unfinished = true;
+        let applied = apply::apply(
+            &mut apply,
             self.store.as_ref(),
             &self.options,
             &part.shown,
             records,
             now,
         )?;
-        intake.unfinished = false;
+        apply.unfinished = false;
         Ok(applied)
     }
 
@@ -224,10 +224,10 @@ impl Replica {
     /// is complete once its position has come there.
     pub fn set_end(&self, partition: i32, end: Offset) -> Result<()> {
         let part = self.partitions.get(&partition).ok_or(Error::Partition(partition))?;
-        let intake = part.intake(partition)?;
+        let apply = part.apply(partition)?;
         let mut shown = write(&part.shown);
         shown.end.get_or_insert(end);
-        shown.refresh(&intake.held);
+        shown.refresh(&apply.held);
         Ok(())
     }
 
@@ -235,16 +235,16 @@ impl Replica {
     /// (read_uncommitted), asked for at `asked_ms`, was `end`. With `position = end` nothing is left to be seen.
     pub fn at_end(&self, partition: i32, position: Offset, end: Offset, asked_ms: Millis) -> Result<()> {
         let part = self.partitions.get(&partition).ok_or(Error::Partition(partition))?;
-        let mut intake = part.intake(partition)?;
+        let mut apply = part.apply(partition)?;
         let mut shown = write(&part.shown);
         shown.position = shown.position.max(position);
         shown.current_ms = shown.current_ms.max(asked_ms);
         if shown.position >= end {
             shown.as_of = shown.as_of.max(asked_ms);
             shown.end.get_or_insert(end);
-            intake.meta_dirty = true;
+            apply.meta_dirty = true;
         }
-        shown.refresh(&intake.held);
+        shown.refresh(&apply.held);
         Ok(())
     }
 
@@ -259,9 +259,9 @@ impl Replica {
     pub fn prune(&self, now: Millis, max: usize) -> Result<usize> {
         let mut gone = 0;
         for (number, part) in &self.partitions {
-            let mut intake = part.intake(*number)?;
-            gone += intake::prune(
-                &mut intake,
+            let mut apply = part.apply(*number)?;
+            gone += apply::prune(
+                &mut apply,
                 self.store.as_ref(),
                 &self.options,
                 &part.shown,
@@ -300,7 +300,7 @@ impl Replica {
             space::ROWS,
             &from,
             Some(&to),
-            store::Direction::Forward,
+            state_store::Direction::Forward,
             &mut |key, value| {
                 rows.extend(crate::Change::from_store(key, value));
                 std::ops::ControlFlow::Continue(())
@@ -313,7 +313,7 @@ impl Replica {
         self.partitions.get(&partition).map(|p| read(&p.shown))
     }
 
-    pub(crate) fn store(&self) -> &dyn store::Store {
+    pub(crate) fn store(&self) -> &dyn state_store::Store {
         self.store.as_ref()
     }
 }
@@ -321,7 +321,7 @@ impl Replica {
 pub(crate) use bytes::{RowValue, row_place, row_range, row_value, space as spaces};
 pub(crate) use part::{Shown, ready as part_ready};
 
-/// Poisoning is ignored: what is shown changes only after its commit, and [`Intake::unfinished`] stays set after a panic.
+/// Poisoning is ignored: what is shown changes only after its commit, and [`Apply::unfinished`] stays set after a panic.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

@@ -16,17 +16,17 @@ use topology::expr::Program;
 
 /// The rules of one input topic.
 #[derive(Debug)]
-pub struct LineRules {
+pub struct SourceRules {
     topic: String,
     event: Option<String>,
     relations: BTreeMap<String, Arc<Relation>>,
 }
 
-impl LineRules {
+impl SourceRules {
     /// Rules over a topic: of a source's tables, or of one event when `event` names it.
     pub fn new(topic: impl Into<String>, event: Option<String>, relations: Vec<Relation>) -> Self {
         let relations = relations.into_iter().map(|r| (r.name.clone(), Arc::new(r))).collect();
-        LineRules {
+        SourceRules {
             topic: topic.into(),
             event,
             relations,
@@ -81,7 +81,7 @@ impl Relation {
         self.views.iter().map(|v| v.name.as_str())
     }
 
-    /// Name of a view by its index in [`Output::view`].
+    /// Name of a view by its index in [`ViewOutput::view`].
     pub fn view(&self, index: usize) -> &str {
         self.views.get(index).map_or("", |v| &v.name)
     }
@@ -113,7 +113,7 @@ pub enum Piece {
 
 /// The rows that a row gives. One value serves many rows and keeps its memory.
 #[derive(Debug, Default)]
-pub struct Outputs {
+pub struct ViewOutputs {
     rows: Vec<(usize, Range<usize>, i32, Range<usize>)>,
     names: String,
     json: Vec<u8>,
@@ -121,7 +121,7 @@ pub struct Outputs {
 
 /// One row of a view.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Output<'a> {
+pub struct ViewOutput<'a> {
     /// Index of the view.
     pub view: usize,
     /// Bucket name.
@@ -132,7 +132,7 @@ pub struct Output<'a> {
     pub json: &'a [u8],
 }
 
-impl Outputs {
+impl ViewOutputs {
     /// Empties it.
     pub fn clear(&mut self) {
         self.rows.clear();
@@ -151,8 +151,8 @@ impl Outputs {
     }
 
     /// The rows.
-    pub fn iter(&self) -> impl Iterator<Item = Output<'_>> {
-        self.rows.iter().map(|(view, bucket, partition, json)| Output {
+    pub fn iter(&self) -> impl Iterator<Item = ViewOutput<'_>> {
+        self.rows.iter().map(|(view, bucket, partition, json)| ViewOutput {
             view: *view,
             bucket: self.names.get(bucket.clone()).unwrap_or_default(),
             partition: *partition,

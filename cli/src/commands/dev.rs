@@ -3,16 +3,16 @@
 mod shop;
 
 use crate::args::{self, Engine};
+use crate::backends::{self, Backends};
 use crate::config::{self, Kafka, Processors};
 use crate::data_dir::{self, DataDir};
-use crate::home::{self, Home};
 use crate::node::{self, Addresses, Plan};
 use anyhow::{Context, Result, bail};
 use connectors::ingest::{self, Credential};
 use connectors::sources::postgres;
 use edge::config::Algorithm;
 use edge::token::{DEV_AUDIENCE, DevKey, TokenRequest};
-use process::{Secret, Service, Tasks, clock};
+use service::{Secret, Service, Tasks, clock};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -164,7 +164,7 @@ fn plan(dev: &args::Dev, topology: Topology, key: &DevKey, ingest_token: &str) -
         topology,
         roles,
         data: dev.data.clone(),
-        admin: process::admin::Config {
+        admin: service::admin::Config {
             listen: loopback(dev.admin_port),
             advertise: None,
         },
@@ -184,11 +184,11 @@ fn connector_name(source: &topology::Source) -> schemas::ids::ConnectorName {
 }
 
 /// Opens the log and the registry once; later calls give the same ones.
-fn opener(dev: &args::Dev) -> Result<impl Fn() -> Result<Home> + Send + Sync + Clone + 'static> {
+fn opener(dev: &args::Dev) -> Result<impl Fn() -> Result<Backends> + Send + Sync + Clone + 'static> {
     let clock = clock::system();
     let embedded = match &dev.kafka {
         Some(_) => None,
-        None => Some(home::embedded_log(&dev.data, &clock).context("open the embedded log")?),
+        None => Some(backends::embedded_log(&dev.data, &clock).context("open the embedded log")?),
     };
     let kafka = dev.kafka.clone().map(|brokers| Kafka {
         brokers,
@@ -206,11 +206,11 @@ fn opener(dev: &args::Dev) -> Result<impl Fn() -> Result<Home> + Send + Sync + C
         let (embedded, kafka, registry) = &*shared;
         let log = match (embedded, kafka) {
             (Some(log), _) => log.clone(),
-            (None, Some(kafka)) => home::kafka_log(kafka)?,
+            (None, Some(kafka)) => backends::kafka_log(kafka)?,
             (None, None) => bail!("neither an embedded log nor a Kafka was chosen"),
         };
-        let registry = home::registry(registry, &log)?;
-        Ok(Home::new(log, registry, clock.clone(), None))
+        let registry = backends::registry(registry, &log)?;
+        Ok(Backends::new(log, registry, clock.clone(), None))
     })
 }
 
@@ -227,13 +227,13 @@ fn ingest_token(data: &Path) -> Result<String> {
 
 fn say_running(data: &Path, addresses: &Addresses) -> Result<()> {
     let url = |a: Option<SocketAddr>| a.map(|a| format!("http://{a}")).unwrap_or_default();
-    let running = home::Dev {
+    let running = backends::Dev {
         admin: url(Some(addresses.admin)),
         edge: url(addresses.edge),
         ingest: url(addresses.ingest),
         pid: std::process::id(),
     };
-    let file = home::running_file(data);
+    let file = backends::running_file(data);
     std::fs::write(&file, serde_json::to_vec_pretty(&running)?).with_context(|| format!("write {}", file.display()))
 }
 

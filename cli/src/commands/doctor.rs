@@ -1,8 +1,8 @@
 //! `trunkline doctor`: looks for what is wrong, and says the command that mends it.
 
+use crate::admin_api::{Ask, Performer, Said};
 use crate::args::{self, Output};
-use crate::operate::{Ask, Performer, Said};
-use crate::{Failed, home, print};
+use crate::{Failed, backends, print};
 use anyhow::Result;
 use serde::Serialize;
 
@@ -44,10 +44,10 @@ pub fn run(output: Output, doctor: &args::Doctor) -> Result<()> {
                 format!("{} has {} errors", file.display(), outcome.report.errors()),
                 format!("trunkline topology check {}", file.display()),
             ),
-            Err(error) => bad("topology", process::chain(&error), "name the file with --topology"),
+            Err(error) => bad("topology", service::chain(&error), "name the file with --topology"),
         });
     }
-    match home::performer(&doctor.target) {
+    match backends::performer(&doctor.target) {
         Ok(performer) => look_at_log(&performer, &mut findings),
         Err(error) => findings.push(bad(
             "log",
@@ -154,7 +154,7 @@ fn look_at_postgres(url: &str) -> Vec<Finding> {
             .collect(),
         Err(error) => vec![bad(
             "postgres",
-            process::chain(&error),
+            service::chain(&error),
             "check the URL, and that the database runs",
         )],
     }

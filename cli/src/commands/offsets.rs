@@ -1,9 +1,9 @@
 //! `trunkline offsets`: state and committed offsets of a task, and the ways out when they differ.
 
-use super::look::collect;
+use super::topics::collect;
+use crate::admin_api::{Ask, Way};
 use crate::args::{self, OffsetsCommand, Output};
-use crate::home;
-use crate::operate::{Ask, Way};
+use crate::backends;
 use crate::print;
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -25,7 +25,7 @@ pub fn run(output: Output, offsets: &args::Offsets) -> Result<()> {
             task.task
         )
     })?;
-    let performer = home::performer(&offsets.target)?;
+    let performer = backends::performer(&offsets.target)?;
     let ask = Ask::Offsets {
         processor: task.processor.clone(),
         store,

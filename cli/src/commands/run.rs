@@ -1,12 +1,12 @@
 //! `trunkline run`: one node of the topology.
 
 use crate::args;
+use crate::backends::{self, Backends};
 use crate::config::{self, Kafka, NodeConfig};
 use crate::data_dir::DataDir;
-use crate::home::{self, Home};
 use crate::node::{self, Plan};
 use anyhow::{Context, Result, bail};
-use process::{Service, clock};
+use service::{Service, clock};
 use std::sync::Arc;
 use topology::Role;
 
@@ -66,8 +66,8 @@ fn claim_directories(roles: &[Role], config: &NodeConfig) -> Result<()> {
     Ok(())
 }
 
-fn open(kafka: &Kafka, registry: &config::Registry) -> Result<Home> {
-    let log = home::kafka_log(kafka)?;
-    let registry = home::registry(registry, &log)?;
-    Ok(Home::new(log, registry, clock::system(), kafka.replication))
+fn open(kafka: &Kafka, registry: &config::Registry) -> Result<Backends> {
+    let log = backends::kafka_log(kafka)?;
+    let registry = backends::registry(registry, &log)?;
+    Ok(Backends::new(log, registry, clock::system(), kafka.replication))
 }

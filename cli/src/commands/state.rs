@@ -1,14 +1,14 @@
 //! `trunkline state`: what the processors' tasks do, and what their committed state holds.
 
 use crate::args::{self, Output, StateCommand};
-use crate::home;
+use crate::backends;
 use crate::print;
 use crate::state::{PATH, encoded};
 use anyhow::{Context, Result, bail};
-use runtime::query::SCAN_MAX;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Duration;
+use streams::query::SCAN_MAX;
 
 /// How long a process may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -237,14 +237,14 @@ fn listeners(state: &args::State) -> Result<Vec<String>> {
         return Ok(vec![url.trim_end_matches('/').to_owned()]);
     }
     let Some(brokers) = &state.target.kafka else {
-        return Ok(vec![home::running_dev(&state.target.data)?.admin]);
+        return Ok(vec![backends::running_dev(&state.target.data)?.admin]);
     };
-    let log = home::target_log(brokers)?;
+    let log = backends::target_log(brokers)?;
     let told = match &state.command {
         StateCommand::Get { processor, .. } | StateCommand::Scan { processor, .. } => {
-            runtime::members::addresses(&*log, Some(processor))?
+            streams::members::addresses(&*log, Some(processor))?
         }
-        StateCommand::List => runtime::members::addresses(&*log, None)?,
+        StateCommand::List => streams::members::addresses(&*log, None)?,
     };
     let mut urls: Vec<String> = told.into_values().collect();
     urls.sort();

@@ -5,7 +5,7 @@ use crate::{config, print, time};
 use anyhow::{Context, Result, bail};
 use edge::config::Algorithm;
 use edge::token::{DEV_AUDIENCE, DEV_KEY_FILE, DevKey, TokenRequest, mint_as, minting_issuer, parse_claim};
-use process::clock;
+use service::clock;
 use std::path::Path;
 
 /// Mints and prints a token.

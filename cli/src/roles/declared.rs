@@ -3,11 +3,11 @@
 //! Guarantees: the schema of what a processor writes is registered before its first record. Never: a record without it.
 
 use super::{DAY_MS, fetch, runtime_config};
+use crate::backends::Backends;
 use crate::config::Processors;
-use crate::home::Home;
 use anyhow::{Context, Result};
-use process::{Readiness, Tasks, backoff::Backoff};
 use processors::declared;
+use service::{Readiness, Tasks, backoff::Backoff};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,7 @@ const HORIZON_MS: i64 = 8 * DAY_MS;
     reason = "what a role of a node stands on, as the other roles take it"
 )]
 pub fn run_declared(
-    home: &Home,
+    home: &Backends,
     topology: &Arc<Topology>,
     name: &str,
     processors: &Processors,
@@ -52,7 +52,7 @@ pub fn run_declared(
                         fetch: fetch(home.registry.clone()),
                     });
                     let (log, clock) = (home.log.clone(), home.clock.clone());
-                    let handle = runtime::run(application, config, log, clock, &owner, &readiness);
+                    let handle = streams::run(application, config, log, clock, &owner, &readiness);
                     home.running.add(handle, Some(processor));
                     return Ok(());
                 }
@@ -69,7 +69,7 @@ pub fn run_declared(
     });
 }
 
-fn register(home: &Home, processor: &Processor) -> Result<u32> {
+fn register(home: &Backends, processor: &Processor) -> Result<u32> {
     let subject = schemas::wire::subject(&processor.topic(), processor.schema.name());
     let id = home.registry.register(&subject, processor.schema.text());
     Ok(id.with_context(|| format!("register {subject}"))?.0)

@@ -4,7 +4,7 @@
 //! both are accepted and are the same key.
 
 use axum::http::{HeaderMap, StatusCode};
-use process::Problem;
+use service::Problem;
 use sfv::{BareItem, Item, Parser};
 
 /// Name of the header.

@@ -6,14 +6,14 @@
 
 use super::{Context, Position, register};
 use crate::error::{Error, Result};
-use log::{
-    At, Cleanup, Isolation, OutBatch, OutRecord, RecordBatch, Session, StartFrom, TopicConfig, TopicPartition,
-    TopicSpec,
+use event_log::{
+    Cleanup, Isolation, OffsetSpec, OutBatch, OutRecord, RecordBatch, StartFrom, TopicConfig, TopicPartition,
+    TopicSpec, TransactionalProducer,
 };
-use process::SharedClock;
 use schemas::events::{ConnectorPosition, Event as _};
 use schemas::ids::SchemaId;
 use schemas::key::Key;
+use service::SharedClock;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,7 @@ pub fn positions_spec() -> TopicSpec {
 
 /// One connector's place in the topic.
 pub(super) struct Positions {
-    log: log::SharedLog,
+    log: event_log::SharedEventLog,
     clock: SharedClock,
     at: TopicPartition,
     key: Key,
@@ -75,15 +75,18 @@ impl Positions {
     /// A transaction of this connector that holds the reader back although the session is new was forgotten by its
     /// broker, as a lone one may that stops under load. The next transaction of the same producer ends it, so one that is
     /// aborted does: what was in it is read and published again, and nothing is lost.
-    pub(super) fn read(&mut self, session: &mut dyn Session) -> Result<Option<String>> {
+    pub(super) fn read(&mut self, session: &mut dyn TransactionalProducer) -> Result<Option<String>> {
         let attempted = "read the stored position";
-        let end = self.log.offset(&self.at, At::End).map_err(Error::log(attempted))?;
+        let end = self
+            .log
+            .offset(&self.at, OffsetSpec::LogEnd)
+            .map_err(Error::log(attempted))?;
         let mut reader = self
             .log
             .reader(Isolation::ReadCommitted)
             .map_err(Error::log(attempted))?;
         reader
-            .assign(&[(self.at.clone(), StartFrom::Start)])
+            .assign(&[(self.at.clone(), StartFrom::Earliest)])
             .map_err(Error::log(attempted))?;
         let (began, mut ended_by_us) = (Instant::now(), false);
         let mut batch = RecordBatch::default();
@@ -106,7 +109,7 @@ impl Positions {
                     "a transaction has held {POSITIONS_TOPIC} back for {} s",
                     READ_LIMIT.as_secs()
                 );
-                return Err(Error::log(attempted)(log::Error::Unavailable {
+                return Err(Error::log(attempted)(event_log::Error::Unavailable {
                     attempted: attempted.to_owned(),
                     reason,
                 }));
@@ -116,7 +119,7 @@ impl Positions {
     }
 
     /// Begins a transaction in the positions' partition and aborts it.
-    fn end_forgotten(&mut self, session: &mut dyn Session) -> log::Result<()> {
+    fn end_forgotten(&mut self, session: &mut dyn TransactionalProducer) -> event_log::Result<()> {
         self.value.clear();
         self.put_record();
         session.begin()?;

@@ -14,7 +14,7 @@ pub(crate) async fn register(registry: &Arc<dyn Registry>, subject: String, sche
     let failed = |retry, source| Error::Registry { subject, retry, source };
     match answered {
         Ok(Ok(id)) => Ok(id),
-        Ok(Err(error)) => Err(failed(error.fate() == log::Fate::Retry, error.into())),
+        Ok(Err(error)) => Err(failed(error.action() == event_log::ErrorAction::Retry, error.into())),
         Err(ended) => Err(failed(true, ended.into())),
     }
 }

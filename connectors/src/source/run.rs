@@ -14,11 +14,11 @@ use super::positions::Positions;
 use super::{Batch, Boundary, Budget, Position as _, Source};
 use crate::error::{Error, Result};
 use crate::pace::Pace;
-use crate::status::{Handle, State, Wish};
-use log::{Outcome, Session, SessionConfig, SharedLog};
-use process::backoff::Backoff;
-use process::{Drain, SharedClock, chain};
+use crate::status::{DesiredState, Handle, State};
+use event_log::{Outcome, SharedEventLog, TransactionalProducer, TransactionalProducerConfig};
 use registry::Registry;
+use service::backoff::Backoff;
+use service::{Drain, SharedClock, chain};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle as Runtime;
@@ -58,7 +58,7 @@ pub struct Context {
     /// The connector's name; the transactional id is `connector.<name>`.
     pub name: String,
     /// The log.
-    pub log: SharedLog,
+    pub log: SharedEventLog,
     /// The registry, for the schema of the stored position.
     pub registry: Arc<dyn Registry>,
     /// The clock, for the stored position's own time.
@@ -76,11 +76,11 @@ pub struct Context {
 /// # Errors
 /// [`Error::Fenced`] when another process has taken over; every other error is a state, and is tried again.
 pub fn run<S: Source>(mut source: S, context: &Context, drain: &Drain) -> Result<()> {
-    let wishes = context.handle.wishes();
+    let desired = context.handle.desired();
     let mut running = Running {
         context,
         drain,
-        wishes,
+        desired,
         session: None,
         said: None,
     };
@@ -104,7 +104,7 @@ enum End {
     /// The process stops.
     Stop,
     /// An operator wants something else.
-    Wish,
+    DesiredState,
     /// A transaction did not commit: begin anew.
     Uncommitted,
 }
@@ -112,8 +112,8 @@ enum End {
 struct Running<'c> {
     context: &'c Context,
     drain: &'c Drain,
-    wishes: watch::Receiver<Wish>,
-    session: Option<Box<dyn Session>>,
+    desired: watch::Receiver<DesiredState>,
+    session: Option<Box<dyn TransactionalProducer>>,
     /// The last trouble that was logged; the same one is not logged again.
     said: Option<String>,
 }
@@ -122,7 +122,7 @@ impl Running<'_> {
     fn run<S: Source>(&mut self, source: &mut S) -> Result<()> {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
         while !self.drain.is_draining() {
-            if self.wishes.borrow().paused {
+            if self.desired.borrow().paused {
                 self.context.handle.set(State::Paused, None, None);
                 self.wait(None);
                 continue;
@@ -131,7 +131,7 @@ impl Running<'_> {
             // The slot is let go of before anything else, so that a loser acknowledges nothing.
             source.close();
             match ended {
-                Ok(End::Stop | End::Wish) => {}
+                Ok(End::Stop | End::DesiredState) => {}
                 Ok(End::Uncommitted) => self.wait(Some(backoff.next_delay())),
                 Err(error @ Error::Fenced { .. }) => return Err(error),
                 Err(error) => self.troubled(error, &mut backoff),
@@ -166,11 +166,11 @@ impl Running<'_> {
 
     /// Waits for a stop, a new wish, or the time.
     fn wait(&mut self, limit: Option<Duration>) {
-        let wishes = &mut self.wishes;
+        let desired = &mut self.desired;
         self.context.runtime.block_on(async {
             tokio::select! {
                 () = self.drain.started() => {}
-                _ = wishes.changed() => {}
+                _ = desired.changed() => {}
                 () = async { match limit {
                     Some(limit) => tokio::time::sleep(limit).await,
                     None => std::future::pending().await,
@@ -186,8 +186,8 @@ impl Running<'_> {
             context.handle.set(State::Starting, None, None);
         }
         let mut positions = Positions::open(context)?;
-        let mut session = self.session()?;
-        log::probe::hit("connector.session");
+        let mut session = self.transactional_producer()?;
+        event_log::probe::hit("connector.session");
         let stored = positions.read(&mut *session)?;
         let mut position = stored
             .as_deref()
@@ -200,7 +200,7 @@ impl Running<'_> {
                 ),
                 next: String::from("run the version of trunkline that wrote it, or resync the connector"),
             })?;
-        if self.wishes.borrow().resync {
+        if self.desired.borrow().resync {
             let anew = source.restarted(position.as_ref()).ok_or_else(|| Error::Refused {
                 reason: format!("connector {} has nothing to read anew", context.name),
                 next: String::from("post the rows again"),
@@ -217,7 +217,7 @@ impl Running<'_> {
         // A source that does not open leaves a session behind that can be used again.
         let opened = context.runtime.block_on(source.open(position));
         if opened.is_ok() {
-            log::probe::hit("connector.opened");
+            event_log::probe::hit("connector.opened");
         }
         let ended = opened.and_then(|()| {
             Pump {
@@ -233,28 +233,28 @@ impl Running<'_> {
     }
 
     /// The session, new inside: an earlier one of the same id is fenced and its open transaction ended.
-    fn session(&mut self) -> Result<Box<dyn Session>> {
+    fn transactional_producer(&mut self) -> Result<Box<dyn TransactionalProducer>> {
         let name = &self.context.name;
         match self.session.take() {
-            Some(mut session) => match session.renew() {
+            Some(mut session) => match session.init_transactions() {
                 Ok(()) => Ok(session),
-                Err(log::Error::Fenced { .. }) => Err(Error::Fenced {
+                Err(event_log::Error::Fenced { .. }) => Err(Error::Fenced {
                     connector: name.clone(),
                 }),
-                Err(source) => Err(Error::Log {
-                    attempted: "renew the transactional session",
+                Err(source) => Err(Error::EventLog {
+                    attempted: "init_transactions the transactional session",
                     source,
                 }),
             },
             None => {
                 let transactional_id = format!("connector.{name}");
-                let config = SessionConfig {
+                let config = TransactionalProducerConfig {
                     transactional_id,
                     transaction_timeout: TRANSACTION_TIMEOUT,
                 };
                 self.context
                     .log
-                    .session(config)
+                    .transactional_producer(config)
                     .map_err(Error::log("open a transactional session"))
             }
         }
@@ -262,7 +262,11 @@ impl Running<'_> {
 }
 
 /// Stores a position alone; says whether it was committed.
-fn store<P: super::Position>(session: &mut dyn Session, positions: &mut Positions, position: &P) -> Result<bool> {
+fn store<P: super::Position>(
+    session: &mut dyn TransactionalProducer,
+    positions: &mut Positions,
+    position: &P,
+) -> Result<bool> {
     session.begin().map_err(Error::log("begin a transaction"))?;
     session
         .send(positions.record(position))
@@ -274,7 +278,7 @@ fn store<P: super::Position>(session: &mut dyn Session, positions: &mut Position
 struct Pump<'r, 'c, S: Source> {
     running: &'r mut Running<'c>,
     source: &'r mut S,
-    session: &'r mut dyn Session,
+    session: &'r mut dyn TransactionalProducer,
     positions: &'r mut Positions,
 }
 
@@ -355,7 +359,7 @@ impl<S: Source> Pump<'_, '_, S> {
 
     /// Whether an operator wants something else than this run.
     fn is_wanted_elsewhere(&self) -> bool {
-        let wish = self.running.wishes.borrow();
+        let wish = self.running.desired.borrow();
         wish.paused || wish.resync
     }
 
@@ -369,7 +373,7 @@ impl<S: Source> Pump<'_, '_, S> {
         if self.running.drain.is_draining() {
             End::Stop
         } else {
-            End::Wish
+            End::DesiredState
         }
     }
 
@@ -390,11 +394,11 @@ impl<S: Source> Pump<'_, '_, S> {
         if batch.records.is_empty() {
             return Ok(());
         }
-        log::probe::hit("connector.before_send");
+        event_log::probe::hit("connector.before_send");
         if let Err(error) = self.session.send(&batch.records) {
             return Err(self.refused("send records", error, open));
         }
-        log::probe::hit("connector.after_send");
+        event_log::probe::hit("connector.after_send");
         open.bytes += batch.records.byte_len();
         open.records += batch.records.len();
         batch.records.clear();
@@ -403,13 +407,13 @@ impl<S: Source> Pump<'_, '_, S> {
 
     /// What it means that the session refuses. A transaction that was open for too long was ended by the log itself;
     /// any other fencing is by another process.
-    fn refused(&self, attempted: &'static str, error: log::Error, open: &Open) -> Error {
+    fn refused(&self, attempted: &'static str, error: event_log::Error, open: &Open) -> Error {
         let timed_out = open.since.is_some_and(|since| since.elapsed() >= TRANSACTION_TIMEOUT);
         match error {
-            log::Error::Fenced { .. } if !timed_out => Error::Fenced {
+            event_log::Error::Fenced { .. } if !timed_out => Error::Fenced {
                 connector: self.running.context.name.clone(),
             },
-            source => Error::Log { attempted, source },
+            source => Error::EventLog { attempted, source },
         }
     }
 
@@ -421,7 +425,7 @@ impl<S: Source> Pump<'_, '_, S> {
         if let Err(error) = self.session.send(self.positions.record(position)) {
             return Err(self.refused("store the position", error, open));
         }
-        log::probe::hit("connector.before_commit");
+        event_log::probe::hit("connector.before_commit");
         match self.session.commit(None) {
             Outcome::Committed(_) => {}
             Outcome::Aborted { fenced: true, .. } if age < TRANSACTION_TIMEOUT => {
@@ -436,9 +440,9 @@ impl<S: Source> Pump<'_, '_, S> {
                 return Ok(false);
             }
         }
-        log::probe::hit("connector.after_commit");
+        event_log::probe::hit("connector.after_commit");
         self.source.committed(position);
-        log::probe::hit("connector.after_acknowledge");
+        event_log::probe::hit("connector.after_acknowledge");
         let records = u64::try_from(open.records).unwrap_or(u64::MAX);
         *open = Open::default();
         metrics::counter!("trunkline_connector_records_total", "connector" => name.clone()).increment(records);

@@ -27,7 +27,6 @@ use crate::source::{self, Batch, Boundary, Budget, OnMismatch, Progress};
 use changes::{Changes, Emitter};
 use heartbeat::Heartbeat;
 use position::Snapshot as SnapshotState;
-use process::Secret;
 use replication::{Frame, Replication};
 use rows::Table;
 use schemas::events::{ChunkEnd, Event as _};
@@ -37,6 +36,7 @@ use schemas::version::Lsn;
 use schemas::{pg_types, wire};
 use serde::Deserialize;
 use server::Server;
+use service::Secret;
 use slot::Verdict;
 use snapshot::Snapshot;
 use std::sync::Arc;
@@ -253,9 +253,9 @@ impl Source {
         let sql = self.server.connect("trunkline snapshot").await?;
         slot::drop(&sql, &self.slot).await?;
         let mut replication = self.replication(position).await?;
-        log::probe::hit("connector.postgres.before_slot");
+        event_log::probe::hit("connector.postgres.before_slot");
         let created = replication.create_slot(&self.slot).await?;
-        log::probe::hit("connector.postgres.after_slot");
+        event_log::probe::hit("connector.postgres.after_slot");
         slot::pin(&sql, &created.snapshot).await?;
         // The snapshot lives on in the transaction that has taken it; the slot needs nobody.
         replication.close();

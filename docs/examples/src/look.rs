@@ -9,7 +9,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
-use log::{At, Isolation, OutBatch, OutRecord, RecordBatch, SharedLog, StartFrom, TopicPartition};
+use event_log::{Isolation, OffsetSpec, OutBatch, OutRecord, RecordBatch, SharedEventLog, StartFrom, TopicPartition};
 use serde_json::{Map, Value};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,12 +17,12 @@ use std::time::Duration;
 type Refused = (StatusCode, String);
 
 struct Look {
-    log: SharedLog,
+    log: SharedEventLog,
     topics: Topics,
 }
 
 /// The routes.
-pub fn router(log: SharedLog, topics: Topics) -> Router {
+pub fn router(log: SharedEventLog, topics: Topics) -> Router {
     Router::new()
         .route("/orders/{customer}", post(order))
         .route("/customers/{customer}", put(customer))
@@ -68,15 +68,15 @@ async fn points(State(look): State<Arc<Look>>) -> Result<Json<Map<String, Value>
 }
 
 /// The newest committed record of each customer.
-fn newest(look: &Look) -> log::Result<Map<String, Value>> {
+fn newest(look: &Look) -> event_log::Result<Map<String, Value>> {
     let topic = &look.topics.points;
     let partitions = look.log.describe(topic)?.map_or(0, |info| info.partitions);
     let mut found = Map::new();
     for partition in 0..partitions {
         let at = TopicPartition::new(topic.clone(), partition);
-        let end = look.log.offset(&at, At::Stable)?;
+        let end = look.log.offset(&at, OffsetSpec::LastStable)?;
         let mut reader = look.log.reader(Isolation::ReadCommitted)?;
-        reader.assign(&[(at.clone(), StartFrom::Start)])?;
+        reader.assign(&[(at.clone(), StartFrom::Earliest)])?;
         let mut batch = RecordBatch::default();
         while reader.position(&at).is_none_or(|next| next < end) {
             reader.poll(&mut batch, 1 << 20, Duration::from_millis(100))?;
@@ -94,11 +94,13 @@ fn newest(look: &Look) -> log::Result<Map<String, Value>> {
 }
 
 /// Runs what blocks on a thread for it.
-async fn blocking<T: Send + 'static>(call: impl FnOnce() -> log::Result<T> + Send + 'static) -> Result<T, Refused> {
+async fn blocking<T: Send + 'static>(
+    call: impl FnOnce() -> event_log::Result<T> + Send + 'static,
+) -> Result<T, Refused> {
     let refused = |text| (StatusCode::SERVICE_UNAVAILABLE, text);
     match tokio::task::spawn_blocking(call).await {
         Ok(Ok(done)) => Ok(done),
-        Ok(Err(error)) => Err(refused(process::chain(&error))),
+        Ok(Err(error)) => Err(refused(service::chain(&error))),
         Err(error) => Err(refused(error.to_string())),
     }
 }

@@ -6,13 +6,13 @@
 //! Guarantees: each order counts once, and its points expire once, after any crash; a record that cannot be read is a
 //! dead letter and holds up nothing. Never: IO, a clock, a value that is neither in a record nor in the state.
 
-use log::{Fate, OutRecord, RecordBatch, RecordRef};
-use runtime::{
-    Application, Context, Effects, Error, FirstStart, Processor, Result, Stage, State, SubTopology, Timer, TimerClock,
-};
+use event_log::{ErrorAction, OutRecord, RecordBatch, RecordRef};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use std::ops::Range;
 use std::sync::Arc;
+use streams::{
+    Application, Context, Error, FirstStart, Output, Processor, Result, Stage, State, SubTopology, Timer, TimerClock,
+};
 
 /// Points stay for a year after the order's own time.
 pub const EXPIRES_AFTER_MS: i64 = 365 * 24 * 60 * 60 * 1000;
@@ -135,20 +135,20 @@ pub struct Loyalty {
 }
 
 impl Processor for Loyalty {
-    fn step(
+    fn process(
         &mut self,
         _: Context,
         records: &RecordBatch,
         range: Range<usize>,
         state: &mut State,
-        effects: &mut Effects,
+        output: &mut Output,
     ) -> Result<()> {
         for record in range.filter_map(|index| records.get(index)) {
             // What is made of the record continues its trace, if it has one.
-            effects.caused_by(record);
-            match self.take(record, state, effects) {
+            output.caused_by(record);
+            match self.take(record, state, output) {
                 Ok(()) => {}
-                Err(Trouble::Bad(bad)) => effects.dead_letter(record, bad.stage(), &bad),
+                Err(Trouble::Bad(bad)) => output.dead_letter(record, bad.stage(), &bad),
                 Err(Trouble::Stop(error)) => return Err(error),
             }
         }
@@ -156,7 +156,7 @@ impl Processor for Loyalty {
     }
 
     /// A lot has expired. Its timer was removed with this transaction, so this happens once.
-    fn timer(&mut self, _: Context, timer: &Timer, state: &mut State, effects: &mut Effects) -> Result<()> {
+    fn on_timer(&mut self, _: Context, timer: &Timer, state: &mut State, output: &mut Output) -> Result<()> {
         let lot_key = timer.key.as_bytes();
         let Some(lot) = read::<Lot>(state, lot_key)? else {
             return Ok(());
@@ -164,14 +164,14 @@ impl Processor for Loyalty {
         state.delete(lot_key);
         let (_, id, _): (String, String, i64) = serde_json::from_slice(lot_key).map_err(|e| damaged(lot_key, &e))?;
         let why = format!("order {} has expired", lot.order);
-        self.change(&id, -lot.points, why, state, effects)
+        self.change(&id, -lot.points, why, state, output)
     }
 }
 
 impl Loyalty {
     /// Takes one record of either topic. Which of the two comes first is not promised: an order of a customer who is not
     /// known yet counts as one of no tier.
-    fn take(&self, record: RecordRef<'_>, state: &mut State, effects: &mut Effects) -> Result<(), Trouble> {
+    fn take(&self, record: RecordRef<'_>, state: &mut State, output: &mut Output) -> Result<(), Trouble> {
         let (kind, id): (String, String) =
             serde_json::from_slice(record.key().unwrap_or_default()).map_err(|_| Bad::Key)?;
         if kind != "customer" {
@@ -198,11 +198,11 @@ impl Loyalty {
         let order = order.order;
         state.put(&lot_key, json(&Lot { order, points }));
         state.set_timer(Timer::new(TimerClock::Stream, at, String::from_utf8_lossy(&lot_key)));
-        Ok(self.change(&id, points, why, state, effects)?)
+        Ok(self.change(&id, points, why, state, output)?)
     }
 
     /// Changes a balance and says so.
-    fn change(&self, id: &str, change: i64, why: String, state: &mut State, effects: &mut Effects) -> Result<()> {
+    fn change(&self, id: &str, change: i64, why: String, state: &mut State, output: &mut Output) -> Result<()> {
         let balance_key = key(&("points", id));
         let points = read::<i64>(state, &balance_key)?
             .unwrap_or_default()
@@ -220,7 +220,7 @@ impl Loyalty {
             key: Some(&row_key(id)),
             value: Some(&value),
         };
-        effects.emit(record, []);
+        output.send(record, []);
         Ok(())
     }
 }
@@ -268,7 +268,7 @@ fn damaged(key: &[u8], error: &serde_json::Error) -> Error {
     Error::Processor {
         name: "loyalty".to_owned(),
         reason: format!("the row {} of its state: {error}", String::from_utf8_lossy(key)),
-        fate: Fate::Stop,
+        fate: ErrorAction::Stop,
     }
 }
 

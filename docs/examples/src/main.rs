@@ -7,13 +7,13 @@
 mod look;
 mod loyalty;
 
-use log::embedded::{self, EmbeddedLog};
-use log::kafka::{self, KafkaLog};
-use log::{Cleanup, SharedLog, TopicConfig, TopicSpec};
+use event_log::embedded::{self, EmbeddedLog};
+use event_log::kafka::{self, KafkaLog};
+use event_log::{Cleanup, SharedEventLog, TopicConfig, TopicSpec};
 use loyalty::Topics;
-use process::admin::{self, Admin};
-use process::{BoxError, Readiness, Service, SharedClock, Tasks, chain, clock, telemetry};
 use serde::Deserialize;
+use service::admin::{self, Admin};
+use service::{BoxError, Readiness, Service, SharedClock, Tasks, chain, clock, telemetry};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -69,7 +69,7 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<(), BoxError> {
-    let settings: Settings = process::config::Sources::environment(&[]).read()?;
+    let settings: Settings = service::config::Sources::environment(&[]).read()?;
     telemetry::logs(&settings.log)?;
     // Tasks have an owner: the service. It hears SIGTERM, and returns when all of them have ended.
     Service::new().run(|tasks| start(settings, tasks))?;
@@ -92,9 +92,9 @@ async fn start(settings: Settings, tasks: Tasks) -> Result<(), BoxError> {
     let listens = admin
         .serve(&tasks, &settings.admin, look::router(log.clone(), topics))
         .await?;
-    let mut config = runtime::Config::new(&settings.instance, settings.data.join("stores"));
+    let mut config = streams::Config::new(&settings.instance, settings.data.join("stores"));
     config.threads = settings.threads;
-    runtime::run(
+    streams::run(
         loyalty::application(&settings.name),
         config,
         log.clone(),
@@ -107,7 +107,12 @@ async fn start(settings: Settings, tasks: Tasks) -> Result<(), BoxError> {
 }
 
 /// Opens the log, and makes the topics that do not exist. Those of changelogs and dead letters are the runtime's to make.
-fn open(brokers: Option<String>, dir: PathBuf, clock: &SharedClock, topics: &Topics) -> log::Result<SharedLog> {
+fn open(
+    brokers: Option<String>,
+    dir: PathBuf,
+    clock: &SharedClock,
+    topics: &Topics,
+) -> event_log::Result<SharedEventLog> {
     let now = clock.clone();
     let log = match brokers {
         Some(brokers) => KafkaLog::connect(kafka::Config::new(brokers))?,

@@ -141,7 +141,7 @@ fn it_lives_on_the_embedded_log() {
 
 #[test]
 fn it_lives_on_kafka() {
-    let brokers = process::config::env("TRUNKLINE_TEST_KAFKA");
+    let brokers = service::config::env("TRUNKLINE_TEST_KAFKA");
     let brokers =
         brokers.expect("TRUNKLINE_TEST_KAFKA is not set; run the tests with tests/run, or see `tests/run up`");
     life(&Stage::new(Some(brokers)));

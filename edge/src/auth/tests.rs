@@ -6,8 +6,8 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed2551
 use base64::engine::general_purpose::STANDARD;
 use jsonwebtoken::jwk::Jwk;
 use jsonwebtoken::{EncodingKey, Header as JwtHeader, encode};
-use process::Secret;
 use serde_json::json;
+use service::Secret;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 const NOW_MS: i64 = 1_732_390_000_000;
@@ -110,7 +110,7 @@ fn jwks(keys: &[Value]) -> Option<Secret> {
     Some(Secret::new(json!({ "keys": keys }).to_string()))
 }
 
-async fn ask(config: IssuerConfig, token: &str) -> Result<Identity, Refusal> {
+async fn ask(config: IssuerConfig, token: &str) -> Result<Identity, AuthError> {
     Authenticator::new(&[config])
         .map_err(|e| e.to_string())
         .unwrap()
@@ -152,7 +152,7 @@ async fn every_algorithm_is_verified_by_jwks_and_by_pem_or_secret() {
             };
             assert_eq!(
                 ask(config.clone(), &broken).await,
-                Err(Refusal::Signature),
+                Err(AuthError::Signature),
                 "{algorithm:?} {kid:?}"
             );
             let (head, rest) = token.split_once('.').unwrap();
@@ -160,7 +160,7 @@ async fn every_algorithm_is_verified_by_jwks_and_by_pem_or_secret() {
             let forged = URL_SAFE_NO_PAD.encode(with(json!({"sub": "1"})).to_string());
             assert_eq!(
                 ask(config, &format!("{head}.{forged}.{signature}")).await,
-                Err(Refusal::Signature)
+                Err(AuthError::Signature)
             );
         }
     }
@@ -175,7 +175,7 @@ async fn a_public_key_is_never_taken_for_a_shared_secret() {
     };
     let key = EncodingKey::from_secret(signer.public_pem.as_bytes());
     let token = encode(&JwtHeader::new(jsonwebtoken::Algorithm::HS256), &claims(), &key).unwrap();
-    assert_eq!(ask(config, &token).await, Err(Refusal::Algorithm));
+    assert_eq!(ask(config, &token).await, Err(AuthError::Algorithm));
     // Even when the algorithm is accepted, a key verifies only what its type allows.
     let config = IssuerConfig {
         jwks: jwks(&[signer.jwk(None)]),
@@ -186,7 +186,7 @@ async fn a_public_key_is_never_taken_for_a_shared_secret() {
         ..config
     };
     let token = Signer::new(Algorithm::ES256).sign(None, &claims());
-    assert_eq!(ask(both, &token).await, Err(Refusal::UnknownKey));
+    assert_eq!(ask(both, &token).await, Err(AuthError::UnknownKey));
 }
 
 #[tokio::test]
@@ -198,37 +198,37 @@ async fn unsigned_and_malformed_tokens_are_refused() {
     let cases = [
         (
             format!("{}.{payload}.", header(r#"{"alg":"none"}"#)),
-            Refusal::Algorithm,
+            AuthError::Algorithm,
         ),
         (
             format!("{}.{payload}.{signature}", header(r#"{"alg":"HS512"}"#)),
-            Refusal::Algorithm,
+            AuthError::Algorithm,
         ),
         (
             format!("{}.{payload}.{signature}", header(r#"{"alg":"HS256","crit":["exp"]}"#)),
-            Refusal::Malformed("its header has `crit`, and no extension is understood"),
+            AuthError::Malformed("its header has `crit`, and no extension is understood"),
         ),
         (
             format!("{}.{payload}.{signature}", header("[]")),
-            Refusal::Malformed("its header is not base64url of a JSON object with `alg`"),
+            AuthError::Malformed("its header is not base64url of a JSON object with `alg`"),
         ),
         (
             format!("{}.{}.{signature}", header(r#"{"alg":"HS256"}"#), header("7")),
-            Refusal::Malformed("its payload is not base64url of a JSON object"),
+            AuthError::Malformed("its payload is not base64url of a JSON object"),
         ),
         (
             String::new(),
-            Refusal::Malformed("it has not three parts divided by dots"),
+            AuthError::Malformed("it has not three parts divided by dots"),
         ),
         (
             "a.b".into(),
-            Refusal::Malformed("it has not three parts divided by dots"),
+            AuthError::Malformed("it has not three parts divided by dots"),
         ),
         (
             format!("{good}.x"),
-            Refusal::Malformed("it has not three parts divided by dots"),
+            AuthError::Malformed("it has not three parts divided by dots"),
         ),
-        ("x".repeat(9_000), Refusal::Malformed("it is longer than 8 KiB")),
+        ("x".repeat(9_000), AuthError::Malformed("it is longer than 8 KiB")),
     ];
     for (token, want) in cases {
         assert_eq!(ask(hs256(), &token).await, Err(want), "{token:.60}");
@@ -242,23 +242,23 @@ async fn every_claim_that_does_not_hold_refuses_the_token() {
         max_age_s: Some(60),
         ..hs256()
     };
-    let claim = |name: &str| Refusal::Claim(name.into());
+    let claim = |name: &str| AuthError::Claim(name.into());
     let cases = [
-        (hs256(), json!({"iss": "https://other/"}), Refusal::Issuer),
-        (hs256(), json!({"iss": null}), Refusal::Issuer),
-        (hs256(), json!({"aud": null}), Refusal::Audience),
-        (hs256(), json!({"aud": "other"}), Refusal::Audience),
-        (hs256(), json!({"aud": ["other", 7]}), Refusal::Audience),
+        (hs256(), json!({"iss": "https://other/"}), AuthError::Issuer),
+        (hs256(), json!({"iss": null}), AuthError::Issuer),
+        (hs256(), json!({"aud": null}), AuthError::Audience),
+        (hs256(), json!({"aud": "other"}), AuthError::Audience),
+        (hs256(), json!({"aud": ["other", 7]}), AuthError::Audience),
         (hs256(), json!({"exp": null}), claim("exp")),
         (hs256(), json!({"exp": "soon"}), claim("exp")),
-        (hs256(), json!({"exp": NOW_S - 30}), Refusal::Expired),
-        (hs256(), json!({"nbf": NOW_S + 31}), Refusal::Early("nbf")),
-        (hs256(), json!({"iat": NOW_S + 31}), Refusal::Early("iat")),
+        (hs256(), json!({"exp": NOW_S - 30}), AuthError::Expired),
+        (hs256(), json!({"nbf": NOW_S + 31}), AuthError::Early("nbf")),
+        (hs256(), json!({"iat": NOW_S + 31}), AuthError::Early("iat")),
         (hs256(), json!({"sub": null}), claim("sub")),
         (hs256(), json!({"sub": ""}), claim("sub")),
         (hs256(), json!({"sub": "a\nb"}), claim("sub")),
         (hs256(), json!({"sub": {"id": 1}}), claim("sub")),
-        (aged.clone(), json!({"iat": NOW_S - 91}), Refusal::Old),
+        (aged.clone(), json!({"iat": NOW_S - 91}), AuthError::Old),
         (aged, json!({"iat": null}), claim("iat")),
     ];
     for (config, change, want) in cases {
@@ -329,7 +329,7 @@ async fn two_issuers_are_two_principals_and_never_share_keys() {
         "two:42"
     );
     let token = first.sign(None, &with(json!({"iss": "https://two/"})));
-    assert_eq!(auth.verify(&token, NOW_MS).await, Err(Refusal::Signature));
+    assert_eq!(auth.verify(&token, NOW_MS).await, Err(AuthError::Signature));
 }
 
 #[test]
@@ -457,10 +457,10 @@ async fn keys_rotate_and_made_up_key_ids_do_not_hammer_the_issuer() {
         2,
         "an unknown key id has the keys fetched again, once"
     );
-    assert_eq!(auth.verify(&by_old, NOW_MS).await, Err(Refusal::UnknownKey));
+    assert_eq!(auth.verify(&by_old, NOW_MS).await, Err(AuthError::UnknownKey));
     for n in 0..50 {
         let token = new.sign(Some(&format!("made-up-{n}")), &claims());
-        assert_eq!(auth.verify(&token, NOW_MS).await, Err(Refusal::UnknownKey));
+        assert_eq!(auth.verify(&token, NOW_MS).await, Err(AuthError::UnknownKey));
     }
     assert_eq!(server.fetches(), 2, "not again within the interval");
 }
@@ -475,7 +475,7 @@ async fn a_public_document_never_brings_a_shared_secret() {
     };
     let auth = Authenticator::new(&[config]).unwrap();
     let refused = auth.verify(&signer.sign(Some("a"), &claims()), NOW_MS).await;
-    assert_eq!(refused, Err(Refusal::KeysUnavailable("main".into())));
+    assert_eq!(refused, Err(AuthError::KeysUnavailable("main".into())));
     assert!(
         auth.problems(NOW_MS).join("").contains("a shared secret in public"),
         "{:?}",
@@ -510,7 +510,7 @@ async fn keys_are_refreshed_and_outlive_an_issuer_that_is_down_for_a_limited_tim
     let later = later + 3_600_001;
     assert_eq!(
         auth.verify(&token, later).await,
-        Err(Refusal::KeysUnavailable("main".into()))
+        Err(AuthError::KeysUnavailable("main".into()))
     );
     assert!(
         auth.problems(later).join("").contains("answered 500"),
@@ -520,7 +520,7 @@ async fn keys_are_refreshed_and_outlive_an_issuer_that_is_down_for_a_limited_tim
     server.broken.store(false, Ordering::SeqCst);
     assert_eq!(
         auth.verify(&token, later + 1).await,
-        Err(Refusal::KeysUnavailable("main".into())),
+        Err(AuthError::KeysUnavailable("main".into())),
         "not at once"
     );
     assert!(

@@ -6,12 +6,12 @@
 //! the shelf's trouble meanwhile; records are applied in offset order, each at least once.
 //! Never: a guess where the log cannot be asked: without an answer the proof grows old and polls are refused.
 
-use super::{Shelf, Trouble};
+use super::{ReplicaHandle, Trouble};
 use crate::config::{Engine, StoreConfig};
 use aws_lc_rs::digest;
-use log::{At, Isolation, Reader, RecordBatch, SharedLog, StartFrom, TopicInfo, TopicPartition};
-use process::backoff::Backoff;
-use process::{Component, Drain, SharedClock, chain};
+use event_log::{Isolation, OffsetSpec, Reader, RecordBatch, SharedEventLog, StartFrom, TopicInfo, TopicPartition};
+use service::backoff::Backoff;
+use service::{Component, Drain, SharedClock, chain};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -54,13 +54,13 @@ pub struct FollowConfig {
 pub enum FollowError {
     /// Another process has the store.
     #[error("the edge's store cannot be opened")]
-    Locked(#[source] store::Error),
+    Locked(#[source] state_store::Error),
 }
 
 /// Why following was interrupted.
 enum Broken {
     /// The log failed; the replica is as good as before.
-    Log(&'static str, log::Error),
+    Log(&'static str, event_log::Error),
     /// The topic is not what it should be.
     Topic(Trouble),
     /// The replica failed; what is in its store is good.
@@ -68,7 +68,7 @@ enum Broken {
     /// The store is of no use: read everything again.
     Useless(String),
     /// The store cannot be opened.
-    Store(store::Error),
+    Store(state_store::Error),
 }
 
 /// What one connection to the log follows.
@@ -83,21 +83,21 @@ struct Link {
 
 /// Follows `view.log`.
 pub struct Follower {
-    log: SharedLog,
-    shelf: Arc<Shelf>,
+    log: SharedEventLog,
+    shelf: Arc<ReplicaHandle>,
     config: FollowConfig,
     clock: SharedClock,
     component: Component,
     stop: Drain,
     /// The replica that is open, and for which log and topic.
-    open: Option<(u64, Arc<Replica>, store::SharedStore)>,
+    open: Option<(u64, Arc<Replica>, state_store::SharedStore)>,
 }
 
 impl Follower {
     /// Follows the log into the shelf's replica until `stop`, and says in `component` how it stands.
     pub fn new(
-        log: SharedLog,
-        shelf: Arc<Shelf>,
+        log: SharedEventLog,
+        shelf: Arc<ReplicaHandle>,
         config: FollowConfig,
         clock: SharedClock,
         component: Component,
@@ -147,10 +147,10 @@ impl Follower {
     fn mend(&mut self, broken: Broken) -> Result<(), FollowError> {
         let trouble = match broken {
             Broken::Topic(trouble) => trouble,
-            Broken::Log(attempted, log::Error::OutOfRange { at, offset, start, end }) => {
+            Broken::Log(attempted, event_log::Error::OutOfRange { at, offset, start, end }) => {
                 let why =
                     format!("cannot {attempted}: the replica stands at {offset} of {at}, the log keeps {start}..{end}");
-                self.set_aside(&why);
+                self.quarantine(&why);
                 Trouble::new(why, "wait: the replica is being read again from the start")
             }
             Broken::Log(attempted, error) => {
@@ -162,17 +162,17 @@ impl Follower {
                 Trouble::new(chain(&error), "update this edge; it goes on where it stopped")
             }
             Broken::Replica(ViewsError::Foreign(why)) | Broken::Useless(why) => {
-                self.set_aside(&why);
+                self.quarantine(&why);
                 Trouble::new(why, "wait: the replica is being read again from the start")
             }
             Broken::Replica(error) => {
                 self.close();
                 Trouble::new(chain(&error), "check the disk of the edge's data directory")
             }
-            Broken::Store(error @ store::Error::Locked { .. }) => return Err(FollowError::Locked(error)),
-            Broken::Store(store::Error::Broken { source, .. }) => {
+            Broken::Store(error @ state_store::Error::Locked { .. }) => return Err(FollowError::Locked(error)),
+            Broken::Store(state_store::Error::Broken { source, .. }) => {
                 let why = format!("the replica's store cannot be read: {source}");
-                self.set_aside(&why);
+                self.quarantine(&why);
                 Trouble::new(why, "wait: the replica is being read again from the start")
             }
             Broken::Store(error) => Trouble::new(chain(&error), "check the disk of the edge's data directory"),
@@ -197,13 +197,13 @@ impl Follower {
         drop((replica, store));
     }
 
-    fn set_aside(&mut self, why: &str) {
+    fn quarantine(&mut self, why: &str) {
         self.close();
         let dir = self.dir();
         if !dir.exists() {
             return;
         }
-        match store::set_aside(&dir) {
+        match state_store::quarantine(&dir) {
             Ok(to) => tracing::warn!(why, to = %to.display(), "set the replica's store aside; it may be deleted"),
             Err(error) => tracing::error!(why, %error, "the replica's store could not be set aside"),
         }
@@ -235,7 +235,7 @@ impl Follower {
             .collect();
         let from = |position| {
             if position == 0 {
-                StartFrom::Start
+                StartFrom::Earliest
             } else {
                 StartFrom::Offset(position)
             }
@@ -272,11 +272,11 @@ impl Follower {
             let next = "set view_log.partitions to what the topic has: it is fixed for life";
             return Err(Broken::Topic(Trouble::new(cause, next)));
         }
-        let incarnation = self
+        let log_epoch = self
             .log
-            .incarnation()
+            .log_epoch()
             .map_err(|e| Broken::Log("ask which log this is", e))?;
-        Ok((identity(&incarnation, &info), info))
+        Ok((identity(&log_epoch, &info), info))
     }
 
     fn replica(&mut self, identity: u64, info: &TopicInfo, now: i64) -> Result<Arc<Replica>, Broken> {
@@ -340,7 +340,7 @@ impl Follower {
     }
 
     fn apply(&self, link: &Link, batch: &RecordBatch, now: i64) -> Result<(), Broken> {
-        process::failpoint::hit("edge.before_apply");
+        service::failpoint::hit("edge.before_apply");
         let wakes = self.shelf.wakes();
         for (index, at) in batch.partitions().iter().enumerate() {
             let records = batch.iter().filter(|r| r.partition_index() == index);
@@ -351,7 +351,7 @@ impl Follower {
             if applied.need_end {
                 let end = self
                     .log
-                    .offset(at, At::End)
+                    .offset(at, OffsetSpec::LogEnd)
                     .map_err(|e| Broken::Log("ask for the end of view.log", e))?;
                 link.replica.set_end(at.partition, end).map_err(Broken::Replica)?;
             }
@@ -367,7 +367,7 @@ impl Follower {
         wakes.moved();
         metrics::counter!("trunkline_edge_records_read_total")
             .increment(u64::try_from(batch.len()).unwrap_or(u64::MAX));
-        process::failpoint::hit("edge.after_apply");
+        service::failpoint::hit("edge.after_apply");
         Ok(())
     }
 
@@ -379,7 +379,7 @@ impl Follower {
             let ends = self.log.offsets(&link.partitions, which);
             ends.map_err(|e| Broken::Log("ask for the ends of view.log", e))
         };
-        let (stable, end) = (ends(At::Stable)?, ends(At::End)?);
+        let (stable, end) = (ends(OffsetSpec::LastStable)?, ends(OffsetSpec::LogEnd)?);
         for ((at, stable), end) in link.partitions.iter().zip(stable).zip(end) {
             let position = link.reader.position(at).unwrap_or(0);
             if position >= stable {
@@ -431,14 +431,14 @@ fn prove_by_reader(link: &Link) -> Result<(), ViewsError> {
     Ok(())
 }
 
-fn open_store(dir: &Path, config: &StoreConfig) -> Result<store::SharedStore, store::Error> {
+fn open_store(dir: &Path, config: &StoreConfig) -> Result<state_store::SharedStore, state_store::Error> {
     let engine = match config.engine {
-        Engine::Fjall => store::Engine::Fjall,
-        Engine::Sled => store::Engine::Sled,
-        Engine::Memory => store::Engine::Memory,
+        Engine::Fjall => state_store::Engine::Fjall,
+        Engine::Sled => state_store::Engine::Sled,
+        Engine::Memory => state_store::Engine::Memory,
     };
     let memory_bytes = u64::from(config.memory_mib) * 1024 * 1024;
-    store::open(&store::Options {
+    state_store::open(&state_store::Options {
         engine,
         dir: dir.to_owned(),
         spaces: SPACES.to_vec(),
@@ -450,10 +450,10 @@ fn mib(mib: u32) -> usize {
     usize::try_from(mib).unwrap_or(usize::MAX).saturating_mul(1024 * 1024)
 }
 
-/// Hash of the log's incarnation and the topic's id: offsets mean something within one such pair only.
-fn identity(incarnation: &str, info: &TopicInfo) -> u64 {
+/// Hash of the log's log_epoch and the topic's id: offsets mean something within one such pair only.
+fn identity(log_epoch: &str, info: &TopicInfo) -> u64 {
     let mut context = digest::Context::new(&digest::SHA256);
-    context.update(incarnation.as_bytes());
+    context.update(log_epoch.as_bytes());
     context.update(&[0]);
     context.update(info.id.to_string().as_bytes());
     let hash = context.finish();

@@ -1,11 +1,11 @@
 //! Polls against a real replica over a store in memory: pages, cursors, waiting, refusing.
 
 use super::*;
-use log::{Header, RecordBatch, TimestampType, TopicPartition};
-use process::clock::Manual;
+use event_log::{Header, RecordBatch, TimestampType, TopicPartition};
 use schemas::ids::Principal;
 use schemas::version::Version;
 use serde_json::{Value, json};
+use service::clock::Manual;
 use std::sync::Mutex;
 use views::BucketId;
 use views::cursor::Key;
@@ -50,13 +50,13 @@ struct World {
 }
 
 fn replica(now: i64) -> Arc<Replica> {
-    let options = store::Options {
-        engine: store::Engine::Memory,
+    let options = state_store::Options {
+        engine: state_store::Engine::Memory,
         dir: "memory".into(),
         spaces: SPACES.to_vec(),
         memory_bytes: 1 << 20,
     };
-    let store = store::open(&options).unwrap();
+    let store = state_store::open(&options).unwrap();
     let options = Options {
         partitions: vec![0],
         times: Times::default(),
@@ -70,7 +70,7 @@ fn replica(now: i64) -> Arc<Replica> {
 
 fn world() -> World {
     let clock = Manual::at(NOW);
-    let (shelf, replica, drain) = (Arc::new(Shelf::default()), replica(NOW), Drain::new());
+    let (shelf, replica, drain) = (Arc::new(ReplicaHandle::default()), replica(NOW), Drain::new());
     shelf.put(replica.clone());
     let keyring = Keyring::new(&[Key { id: 1, secret: [1; 32] }]).unwrap();
     let polls = Polls::new(
@@ -142,20 +142,20 @@ impl World {
         self.polls.shelf.wakes().moved();
     }
 
-    async fn poll(&self, who: &Identity, ask: Ask) -> Result<Reply, Refused> {
+    async fn poll(&self, who: &Identity, ask: SyncRequest) -> Result<SyncResponse, ApiError> {
         self.polls.poll(who, &DeviceId::new("phone").unwrap(), &ask).await
     }
 
-    async fn page(&self, who: &Identity, ask: Ask) -> (Value, String) {
+    async fn page(&self, who: &Identity, ask: SyncRequest) -> (Value, String) {
         match self.poll(who, ask).await.unwrap() {
-            Reply::Page { json, cursor } => (serde_json::from_slice(&json).unwrap(), cursor),
-            Reply::NotModified => panic!("a page was expected"),
+            SyncResponse::Page { json, cursor } => (serde_json::from_slice(&json).unwrap(), cursor),
+            SyncResponse::NotModified => panic!("a page was expected"),
         }
     }
 
     /// Polls until complete and returns the cursor.
     async fn synced(&self, who: &Identity) -> String {
-        let (page, cursor) = self.page(who, Ask::default()).await;
+        let (page, cursor) = self.page(who, SyncRequest::default()).await;
         assert_eq!(page["complete"], json!(true));
         cursor
     }
@@ -170,15 +170,15 @@ fn user(name: &str, buckets: &[&str]) -> Identity {
     }
 }
 
-fn after(cursor: &str) -> Ask {
-    Ask {
+fn after(cursor: &str) -> SyncRequest {
+    SyncRequest {
         cursor: Some(cursor.to_owned()),
-        ..Ask::default()
+        ..SyncRequest::default()
     }
 }
 
-fn waiting(cursor: &str, wait: Duration) -> Ask {
-    Ask { wait, ..after(cursor) }
+fn waiting(cursor: &str, wait: Duration) -> SyncRequest {
+    SyncRequest { wait, ..after(cursor) }
 }
 
 #[tokio::test]
@@ -192,7 +192,7 @@ async fn a_page_is_the_documented_json_with_the_rows_bytes_in_it() {
     ]);
     world.commit(&[("user:1", 2, None)]);
     let who = user("1", &["user:1"]);
-    let Reply::Page { json, cursor } = world.poll(&who, Ask::default()).await.unwrap() else {
+    let SyncResponse::Page { json, cursor } = world.poll(&who, SyncRequest::default()).await.unwrap() else {
         panic!()
     };
     let bucket = BucketId::of("user:1");
@@ -233,15 +233,15 @@ async fn nothing_new_is_said_only_to_a_cursor_that_was_given_with_complete() {
     let rows: Vec<RowChange<'_>> = (0..5).map(|key| ("user:1", key, Some("{}"))).collect();
     world.commit(&rows);
     let who = user("1", &["user:1"]);
-    let mut ask = Ask {
+    let mut ask = SyncRequest {
         limit: Some(2),
-        ..Ask::default()
+        ..SyncRequest::default()
     };
     let mut pages = Vec::new();
     loop {
         match world.poll(&who, ask.clone()).await.unwrap() {
-            Reply::NotModified => break,
-            Reply::Page { json, cursor } => {
+            SyncResponse::NotModified => break,
+            SyncResponse::Page { json, cursor } => {
                 let page: Value = serde_json::from_slice(&json).unwrap();
                 pages.push((
                     page["changes"].as_array().unwrap().len(),
@@ -254,9 +254,9 @@ async fn nothing_new_is_said_only_to_a_cursor_that_was_given_with_complete() {
     }
     // A reset counts as a change; the round of three pages is followed by an empty, complete one.
     assert_eq!(pages, [(1, false), (2, false), (2, false), (0, true)]);
-    let greedy = Ask {
+    let greedy = SyncRequest {
         limit: Some(1_000_000),
-        ..Ask::default()
+        ..SyncRequest::default()
     };
     assert_eq!(world.page(&who, greedy).await.0["changes"].as_array().unwrap().len(), 5);
 }
@@ -269,9 +269,9 @@ async fn a_forged_or_foreign_cursor_resets_all_and_leaks_nothing() {
     let theirs = world.synced(&two).await;
     let foreign = Keyring::new(&[Key { id: 1, secret: [9; 32] }]).unwrap();
     let forged = foreign.seal(&world.polls.keyring.open(&theirs).unwrap());
-    let Reply::Page { cursor: tablet, .. } = world
+    let SyncResponse::Page { cursor: tablet, .. } = world
         .polls
-        .poll(&one, &DeviceId::new("tablet").unwrap(), &Ask::default())
+        .poll(&one, &DeviceId::new("tablet").unwrap(), &SyncRequest::default())
         .await
         .unwrap()
     else {
@@ -296,7 +296,7 @@ async fn a_revoked_bucket_is_dropped_and_claims_that_open_nothing_are_refused() 
     assert_eq!(page["changes"], json!([]));
     let mut nobody = user("1", &[]);
     nobody.claims.remove("buckets");
-    let refused = world.poll(&nobody, Ask::default()).await.unwrap_err();
+    let refused = world.poll(&nobody, SyncRequest::default()).await.unwrap_err();
     assert_eq!(
         (refused.status(), refused.detail()),
         (StatusCode::FORBIDDEN, "no claim `buckets`")
@@ -309,11 +309,11 @@ async fn a_validator_is_answered_when_it_is_current_and_else_with_everything() {
     world.commit(&[("user:1", 1, Some("{}"))]);
     let who = user("1", &["user:1"]);
     let cursor = world.synced(&who).await;
-    let ask = Ask {
+    let ask = SyncRequest {
         only_if_changed: Some(cursor.clone()),
-        ..Ask::default()
+        ..SyncRequest::default()
     };
-    assert_eq!(world.poll(&who, ask.clone()).await, Ok(Reply::NotModified));
+    assert_eq!(world.poll(&who, ask.clone()).await, Ok(SyncResponse::NotModified));
     world.commit(&[("user:1", 2, Some("{}"))]);
     let (page, _) = world.page(&who, ask.clone()).await;
     assert_eq!(
@@ -323,7 +323,7 @@ async fn a_validator_is_answered_when_it_is_current_and_else_with_everything() {
     let (page, _) = world
         .page(
             &who,
-            Ask {
+            SyncRequest {
                 cursor: Some(cursor),
                 ..ask
             },
@@ -357,7 +357,7 @@ async fn that_a_view_is_stale_wakes_nobody_and_is_told_with_the_next_answer() {
     );
     assert_eq!(
         world.poll(&who, after(&cursor)).await,
-        Ok(Reply::NotModified),
+        Ok(SyncResponse::NotModified),
         "told once"
     );
     world.write(&[], Some(false));
@@ -388,7 +388,7 @@ async fn a_long_poll_wakes_for_its_own_buckets_and_ends_with_its_time() {
     assert_eq!(world.polls.shelf.wakes().waiting(), 0);
     let began = Instant::now();
     let reply = world.poll(&who, waiting(&cursor, SECOND)).await;
-    assert_eq!(reply, Ok(Reply::NotModified));
+    assert_eq!(reply, Ok(SyncResponse::NotModified));
     assert!(began.elapsed() >= SECOND);
 }
 
@@ -413,17 +413,17 @@ async fn a_long_poll_ends_when_the_process_drains_and_when_its_token_does() {
     let began = Instant::now();
     assert_eq!(
         world.poll(&brief, waiting(&cursor, 20 * SECOND)).await,
-        Ok(Reply::NotModified)
+        Ok(SyncResponse::NotModified)
     );
     assert!(began.elapsed() < 10 * SECOND);
     let (reply, ()) = tokio::join!(world.poll(&who, waiting(&cursor, 20 * SECOND)), async {
         until(|| world.polls.shelf.wakes().waiting() == 1).await;
         world.drain.start();
     });
-    assert_eq!(reply, Ok(Reply::NotModified));
+    assert_eq!(reply, Ok(SyncResponse::NotModified));
     assert_eq!(
         world.poll(&who, waiting(&cursor, 20 * SECOND)).await,
-        Ok(Reply::NotModified)
+        Ok(SyncResponse::NotModified)
     );
     assert!(began.elapsed() < 10 * SECOND);
 }
@@ -448,7 +448,7 @@ async fn a_replica_behind_the_cursor_is_waited_for_and_then_refuses() {
         tokio::task::yield_now().await;
         behind.commit(&[("user:1", 2, Some("{}"))]);
     });
-    assert_eq!(reply, Ok(Reply::NotModified));
+    assert_eq!(reply, Ok(SyncResponse::NotModified));
 }
 
 #[tokio::test]
@@ -458,7 +458,7 @@ async fn what_is_not_complete_or_not_proven_current_is_not_shown() {
     let who = user("1", &["user:1"]);
     let cursor = world.synced(&who).await;
     world.clock.advance(30_001);
-    for ask in [Ask::default(), after(&cursor), waiting(&cursor, 20 * SECOND)] {
+    for ask in [SyncRequest::default(), after(&cursor), waiting(&cursor, 20 * SECOND)] {
         let refused = world.poll(&who, ask).await.unwrap_err();
         assert_eq!(
             (refused.status(), refused.code),
@@ -475,7 +475,7 @@ async fn what_is_not_complete_or_not_proven_current_is_not_shown() {
             .contains("30001 ms")
     );
     world.at_end();
-    assert_eq!(world.poll(&who, after(&cursor)).await, Ok(Reply::NotModified));
+    assert_eq!(world.poll(&who, after(&cursor)).await, Ok(SyncResponse::NotModified));
     let fresh = replica(NOW);
     world.polls.shelf.put(fresh);
     let refused = world.poll(&who, after(&cursor)).await.unwrap_err();

@@ -12,19 +12,19 @@ mod readable;
 
 use super::delta::Part;
 use super::reader::{Change, Sink, stop};
-use super::shape::Output;
+use super::shape::OutputTopic;
 use super::values::{read, read_byte, read_bytes, read_row, read_signed, write_bytes, write_signed};
 use ::metrics::{Counter, counter};
 use acc::{Acc, Best, Index, Step};
-use log::{Millis, OutRecord};
+use event_log::{Millis, OutRecord};
 pub use readable::readable;
-use runtime::{Context, Effects, Result, State, Timer, TimerClock};
 use schemas::codec::Datum;
 use schemas::key::KeyWriter;
 use schemas::schema::TypeId;
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use streams::{Context, Output, Result, State, Timer, TimerClock};
 use topology::expr::Type;
 use topology::{Function, Processor, Window, Work};
 
@@ -105,7 +105,7 @@ pub struct Groups {
     window_type: Option<TypeId>,
     schema: Arc<schemas::schema::Schema>,
     has_rows: bool,
-    output: Output,
+    output: OutputTopic,
     known: HashMap<Vec<u8>, usize>,
     groups: Vec<Group>,
     dirty: Vec<usize>,
@@ -121,7 +121,7 @@ pub struct Groups {
 
 impl Groups {
     /// Groups of a processor; `None` if it is no aggregate.
-    pub fn new(name: &Arc<str>, processor: &Processor, output: Output) -> Option<Self> {
+    pub fn new(name: &Arc<str>, processor: &Processor, output: OutputTopic) -> Option<Self> {
         let Work::Aggregate(aggregate) = &processor.work else {
             return None;
         };
@@ -260,7 +260,7 @@ impl Groups {
     }
 
     /// Writes what a group is now, if it can be said.
-    fn say(&mut self, at: usize, state: &State, effects: &mut Effects) -> Result<()> {
+    fn say(&mut self, at: usize, state: &State, output: &mut Output) -> Result<()> {
         let Some(group) = self.groups.get_mut(at) else {
             return Ok(());
         };
@@ -305,18 +305,18 @@ impl Groups {
             key: Some(&self.key),
             value: is_there.then_some(self.value.as_slice()),
         };
-        effects.emit(record, []);
+        output.send(record, []);
         group.shown = is_there;
         Ok(())
     }
 
-    fn close(&mut self, at: usize, state: &mut State, effects: &mut Effects) -> Result<()> {
+    fn close(&mut self, at: usize, state: &mut State, output: &mut Output) -> Result<()> {
         let is_final = self.window.as_ref().is_some_and(|window| window.is_final);
         let Some(group) = self.groups.get(at) else {
             return Ok(());
         };
         if is_final || group.dirty {
-            self.say(at, state, effects)?;
+            self.say(at, state, output)?;
         }
         let Some(group) = self.groups.get_mut(at) else {
             return Ok(());
@@ -341,7 +341,7 @@ impl Groups {
         Ok(())
     }
 
-    fn close_key(&mut self, key: &[u8], state: &mut State, effects: &mut Effects) -> Result<()> {
+    fn close_key(&mut self, key: &[u8], state: &mut State, output: &mut Output) -> Result<()> {
         let Some((start, inside)) = of_state_key(key) else {
             return Ok(());
         };
@@ -349,11 +349,11 @@ impl Groups {
             return Ok(());
         }
         let at = self.group(Some(start), inside, state)?;
-        self.close(at, state, effects)
+        self.close(at, state, output)
     }
 
     /// Closes the windows whose timers have fired before their time, and whose time has come.
-    fn close_waiting(&mut self, state: &mut State, effects: &mut Effects) -> Result<()> {
+    fn close_waiting(&mut self, state: &mut State, output: &mut Output) -> Result<()> {
         if self.first_closing.is_some_and(|first| first > self.clock) {
             return Ok(());
         }
@@ -370,7 +370,7 @@ impl Groups {
         })?;
         for (key, group) in due {
             state.delete(&key);
-            self.close_key(&group, state, effects)?;
+            self.close_key(&group, state, output)?;
         }
         self.first_closing = Some(first);
         Ok(())
@@ -391,7 +391,7 @@ impl Sink for Groups {
         }
     }
 
-    fn take(&mut self, _: Context, change: Change<'_>, state: &mut State, _: &mut Effects) -> Result<Option<String>> {
+    fn take(&mut self, _: Context, change: Change<'_>, state: &mut State, _: &mut Output) -> Result<Option<String>> {
         let Change { delta, .. } = change;
         let old = match &delta.old {
             Some(part) => self.part(delta.row, part, -1, state)?,
@@ -404,18 +404,18 @@ impl Sink for Groups {
         Ok(new.or(old))
     }
 
-    fn timer(&mut self, timer: &Timer, state: &mut State, effects: &mut Effects) -> Result<()> {
+    fn on_timer(&mut self, timer: &Timer, state: &mut State, output: &mut Output) -> Result<()> {
         if timer.at > self.clock {
             state.put(&closing_key(timer.at, timer.key.as_bytes()), Vec::new());
             self.first_closing = self.first_closing.map(|first| first.min(timer.at));
             return Ok(());
         }
-        self.close_key(timer.key.as_bytes(), state, effects)
+        self.close_key(timer.key.as_bytes(), state, output)
     }
 
-    fn before_commit(&mut self, state: &mut State, effects: &mut Effects) -> Result<()> {
+    fn before_commit(&mut self, state: &mut State, output: &mut Output) -> Result<()> {
         if self.window.is_some() && (self.clock_moved || self.first_closing.is_none()) {
-            self.close_waiting(state, effects)?;
+            self.close_waiting(state, output)?;
         }
         let is_final = self.window.as_ref().is_some_and(|window| window.is_final);
         for at in std::mem::take(&mut self.dirty) {
@@ -423,7 +423,7 @@ impl Sink for Groups {
                 continue;
             }
             if !is_final {
-                self.say(at, state, effects)?;
+                self.say(at, state, output)?;
             }
             let Some(group) = self.groups.get_mut(at) else { continue };
             group.dirty = false;
@@ -444,7 +444,7 @@ impl Sink for Groups {
         Ok(())
     }
 
-    fn reset(&mut self, state: &State) -> Result<()> {
+    fn restore(&mut self, state: &State) -> Result<()> {
         self.forget();
         self.clock_moved = false;
         self.first_closing = None;

@@ -5,7 +5,7 @@
 //! Never: a part without the key that it belongs to.
 
 use super::values::{read_array, read_byte, read_bytes, write_bytes};
-use log::Millis;
+use event_log::Millis;
 
 /// Format of a record on a repartition topic.
 const FORMAT: u8 = 1;

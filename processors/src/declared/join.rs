@@ -8,12 +8,12 @@
 use super::delta::Part;
 use super::readable::named;
 use super::reader::{Change, Sink, stop};
-use super::shape::{Output, datum};
+use super::shape::{OutputTopic, datum};
 use super::values::{read_array, read_byte, read_bytes, read_row, write_bytes};
-use log::{Millis, OutRecord};
-use runtime::{Context, Effects, Result, State};
+use event_log::{Millis, OutRecord};
 use schemas::codec::Datum;
 use std::sync::Arc;
+use streams::{Context, Output, Result, State};
 use topology::expr::{Cell, EvalError};
 use topology::{Join, Processor, Side, Work};
 
@@ -90,13 +90,13 @@ pub fn readable(processor: &Processor, bytes: &[u8]) -> Option<serde_json::Value
 pub struct Pairs {
     name: Arc<str>,
     processor: Arc<Processor>,
-    output: Output,
+    output: OutputTopic,
     value: Vec<u8>,
 }
 
 impl Pairs {
     /// Pairs of a processor; `None` if it is no join.
-    pub fn new(name: &Arc<str>, processor: &Arc<Processor>, output: Output) -> Option<Self> {
+    pub fn new(name: &Arc<str>, processor: &Arc<Processor>, output: OutputTopic) -> Option<Self> {
         matches!(processor.work, Work::Join(_)).then(|| Pairs {
             name: name.clone(),
             processor: processor.clone(),
@@ -112,7 +112,7 @@ impl Pairs {
         key: &[u8],
         new: Option<&Part<'_>>,
         state: &mut State,
-        effects: &mut Effects,
+        output: &mut Output,
     ) -> Result<Option<String>> {
         let processor = self.processor.clone();
         let Work::Join(join) = &processor.work else {
@@ -134,7 +134,7 @@ impl Pairs {
                 Ok(there) => {
                     let shown = there.then(|| xxhash_rust::xxh3::xxh3_128(&self.value));
                     if shown != pair.shown {
-                        self.emit(key, there, None, effects);
+                        self.emit(key, there, None, output);
                     }
                     pair.shown = shown;
                 }
@@ -150,7 +150,7 @@ impl Pairs {
     }
 
     /// Joins an event with the row that stands there now.
-    fn look_up(&mut self, part: &Part<'_>, state: &State, effects: &mut Effects) -> Result<Option<String>> {
+    fn look_up(&mut self, part: &Part<'_>, state: &State, output: &mut Output) -> Result<Option<String>> {
         let processor = self.processor.clone();
         let Work::Join(join) = &processor.work else {
             return Ok(None);
@@ -160,7 +160,7 @@ impl Pairs {
             None => Pair::default(),
         };
         match self.pair(join, Some(part.values), pair.right.as_deref())? {
-            Ok(true) => self.emit(part.key, true, Some(part.time), effects),
+            Ok(true) => self.emit(part.key, true, Some(part.time), output),
             Ok(false) => {}
             Err(why) => return Ok(Some(why)),
         }
@@ -190,7 +190,7 @@ impl Pairs {
         Ok(written.map(|()| true).map_err(|error| error.to_string()))
     }
 
-    fn emit(&self, key: &[u8], is_there: bool, at: Option<Millis>, effects: &mut Effects) {
+    fn emit(&self, key: &[u8], is_there: bool, at: Option<Millis>, output: &mut Output) {
         let record = OutRecord {
             topic: &self.output.topic,
             partition: None,
@@ -198,7 +198,7 @@ impl Pairs {
             key: Some(key),
             value: is_there.then_some(self.value.as_slice()),
         };
-        effects.emit(record, []);
+        output.send(record, []);
     }
 }
 
@@ -227,7 +227,7 @@ impl Sink for Pairs {
         _: Context,
         change: Change<'_>,
         state: &mut State,
-        effects: &mut Effects,
+        output: &mut Output,
     ) -> Result<Option<String>> {
         let Change { side, delta, .. } = change;
         let is_event = match &self.processor.work {
@@ -236,17 +236,17 @@ impl Sink for Pairs {
         };
         if is_event {
             return match &delta.new {
-                Some(part) => self.look_up(part, state, effects),
+                Some(part) => self.look_up(part, state, output),
                 None => Ok(None),
             };
         }
         let new_key = delta.new.map(|part| part.key);
         let mut complaint = None;
         if let Some(old) = delta.old.filter(|old| Some(old.key) != new_key) {
-            complaint = self.put(side, old.key, None, state, effects)?;
+            complaint = self.put(side, old.key, None, state, output)?;
         }
         if let Some(new) = &delta.new {
-            complaint = self.put(side, new.key, Some(new), state, effects)?.or(complaint);
+            complaint = self.put(side, new.key, Some(new), state, output)?.or(complaint);
         }
         Ok(complaint)
     }

@@ -8,14 +8,14 @@ use super::delta::{Delta, DeltaError};
 use super::shape::{Shape, Shaped};
 use super::table;
 use crate::sync_views::{FetchSchema, Unavailable, input, schema_id};
-use log::{Fate, Millis, RecordBatch, RecordRef};
-use runtime::{Context, Effects, Error, Processor, Result, Stage, State, Timer};
+use event_log::{ErrorAction, Millis, RecordBatch, RecordRef};
 use schemas::codec::{Datum, Projection, Row};
 use schemas::headers;
 use schemas::schema::Schema;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use streams::{Context, Error, Output, Processor, Result, Stage, State, Timer};
 use topology::Side;
 
 /// Key of the declaration under which a task's state was written.
@@ -32,21 +32,21 @@ pub trait Sink: Send {
         context: Context,
         change: Change<'_>,
         state: &mut State,
-        effects: &mut Effects,
+        output: &mut Output,
     ) -> Result<Option<String>>;
 
     /// Takes a timer that is due.
-    fn timer(&mut self, _timer: &Timer, _state: &mut State, _effects: &mut Effects) -> Result<()> {
+    fn on_timer(&mut self, _timer: &Timer, _state: &mut State, _effects: &mut Output) -> Result<()> {
         Ok(())
     }
 
     /// Writes what it has gathered.
-    fn before_commit(&mut self, _state: &mut State, _effects: &mut Effects) -> Result<()> {
+    fn before_commit(&mut self, _state: &mut State, _effects: &mut Output) -> Result<()> {
         Ok(())
     }
 
     /// Forgets what it has gathered.
-    fn reset(&mut self, _state: &State) -> Result<()> {
+    fn restore(&mut self, _state: &State) -> Result<()> {
         Ok(())
     }
 }
@@ -152,7 +152,7 @@ impl Relation {
         if !self.bound.contains_key(&id) {
             let text = match fetch(id) {
                 Ok(text) => text,
-                Err(error) if error.fate == Fate::DeadLetter => {
+                Err(error) if error.fate == ErrorAction::DeadLetter => {
                     self.unknown.insert(id, error.reason);
                     return Ok(());
                 }
@@ -232,13 +232,13 @@ pub struct Hands<'h> {
     /// The task's state.
     pub state: &'h mut State,
     /// What it says.
-    pub effects: &'h mut Effects,
+    pub output: &'h mut Output,
 }
 
 impl Hands<'_> {
     /// Hands a delta on; a complaint makes the record a dead letter, although it was taken.
     pub fn give(&mut self, change: Change<'_>) -> Result<(), Trouble> {
-        match self.sink.take(self.context, change, self.state, self.effects)? {
+        match self.sink.take(self.context, change, self.state, self.output)? {
             None => Ok(()),
             Some(complaint) => Err(Refused::new(Stage::Transformation, complaint).into()),
         }
@@ -255,7 +255,7 @@ pub fn stop(name: &str, reason: impl ToString) -> Error {
     Error::Processor {
         name: name.to_owned(),
         reason: reason.to_string(),
-        fate: Fate::Stop,
+        fate: ErrorAction::Stop,
     }
 }
 
@@ -292,13 +292,7 @@ impl Reader {
         }
     }
 
-    fn take(
-        &mut self,
-        context: Context,
-        record: RecordRef<'_>,
-        state: &mut State,
-        effects: &mut Effects,
-    ) -> Result<()> {
+    fn take(&mut self, context: Context, record: RecordRef<'_>, state: &mut State, output: &mut Output) -> Result<()> {
         let Some((_, line)) = self.lines.iter_mut().find(|(topic, _)| **topic == **record.topic()) else {
             return Ok(());
         };
@@ -309,7 +303,7 @@ impl Reader {
             sink: &mut *self.sink,
             shaped: &mut self.shaped,
             state,
-            effects,
+            output,
         };
         let taken = match line {
             Line::Repartitioned(side) => keyed_anew(*side, self.id, &record, &mut hands),
@@ -322,7 +316,7 @@ impl Reader {
             Ok(()) => Ok(()),
             Err(Trouble::Stop(error)) => Err(error),
             Err(Trouble::Refused(refused)) => {
-                effects.dead_letter(record, refused.stage, &refused);
+                output.dead_letter(record, refused.stage, &refused);
                 Ok(())
             }
         }
@@ -412,7 +406,7 @@ fn event(relation: &Relation, record: &RecordRef<'_>, hands: &mut Hands<'_>) -> 
         delta,
         at,
     };
-    let taken = hands.sink.take(hands.context, change, hands.state, hands.effects);
+    let taken = hands.sink.take(hands.context, change, hands.state, hands.output);
     *hands.shaped = shaped;
     Ok(taken?)
 }
@@ -467,21 +461,21 @@ impl Processor for Reader {
         Ok(())
     }
 
-    fn step(
+    fn process(
         &mut self,
         context: Context,
         records: &RecordBatch,
         range: Range<usize>,
         state: &mut State,
-        effects: &mut Effects,
+        output: &mut Output,
     ) -> Result<()> {
         for record in range.filter_map(|index| records.get(index)) {
-            self.take(context, record, state, effects)?;
+            self.take(context, record, state, output)?;
         }
         Ok(())
     }
 
-    fn given_up(&mut self, _: Context, record: RecordRef<'_>, state: &mut State, _: &mut Effects) -> Result<()> {
+    fn on_dead_letter(&mut self, _: Context, record: RecordRef<'_>, state: &mut State, _: &mut Output) -> Result<()> {
         let line = self.lines.iter().find(|(topic, _)| **topic == **record.topic());
         let Some((_, Line::Direct { relations, .. })) = line else {
             return Ok(());
@@ -494,16 +488,16 @@ impl Processor for Reader {
         Ok(())
     }
 
-    fn timer(&mut self, _: Context, timer: &Timer, state: &mut State, effects: &mut Effects) -> Result<()> {
-        self.sink.timer(timer, state, effects)
+    fn on_timer(&mut self, _: Context, timer: &Timer, state: &mut State, output: &mut Output) -> Result<()> {
+        self.sink.on_timer(timer, state, output)
     }
 
-    fn before_commit(&mut self, context: Context, state: &mut State, effects: &mut Effects) -> Result<()> {
+    fn before_commit(&mut self, context: Context, state: &mut State, output: &mut Output) -> Result<()> {
         if self.unsaid {
             state.put(DECLARATION, self.declaration.as_bytes().to_vec());
             self.unsaid = false;
         }
-        self.sink.before_commit(state, effects)?;
+        self.sink.before_commit(state, output)?;
         for (_, line) in &mut self.lines {
             let Line::Direct { relations, .. } = line else { continue };
             for rows in relations.iter_mut().filter_map(|relation| relation.rows.as_mut()) {
@@ -514,7 +508,7 @@ impl Processor for Reader {
         Ok(())
     }
 
-    fn reset(&mut self, state: &State) -> Result<()> {
+    fn restore(&mut self, state: &State) -> Result<()> {
         let written = state.get(DECLARATION)?;
         self.unsaid = written.is_none();
         if let Some(written) = written
@@ -538,7 +532,7 @@ impl Processor for Reader {
                 }
             }
         }
-        self.sink.reset(state)
+        self.sink.restore(state)
     }
 }
 

@@ -5,9 +5,9 @@
 //! Never: state of its own; what a row gave is remembered by who reads it.
 
 use super::reader::{Change, Sink};
-use log::{Millis, OutRecord};
-use runtime::{Context, Effects, Result, State};
+use event_log::{Millis, OutRecord};
 use std::sync::Arc;
+use streams::{Context, Output, Result, State};
 
 /// Writes deltas to a repartition topic.
 pub struct Rekey {
@@ -29,7 +29,7 @@ impl Rekey {
         }
     }
 
-    fn emit(&mut self, key: &[u8], at: Millis, delta: &super::delta::Delta<'_>, effects: &mut Effects) {
+    fn emit(&mut self, key: &[u8], at: Millis, delta: &super::delta::Delta<'_>, output: &mut Output) {
         self.value.clear();
         delta.write(self.declaration, &mut self.value);
         let record = OutRecord {
@@ -39,7 +39,7 @@ impl Rekey {
             key: Some(key),
             value: Some(&self.value),
         };
-        effects.emit(record, []);
+        output.send(record, []);
     }
 }
 
@@ -49,14 +49,14 @@ impl Sink for Rekey {
         context: Context,
         change: Change<'_>,
         _: &mut State,
-        effects: &mut Effects,
+        output: &mut Output,
     ) -> Result<Option<String>> {
         let by_time = self.by_time;
         let at = |time: Millis| (if by_time { time.min(context.now) } else { change.at }).max(0);
         let delta = change.delta;
         let one_key = delta.old.map(|part| part.key) == delta.new.map(|part| part.key);
         if let Some(new) = delta.new.filter(|_| one_key) {
-            self.emit(new.key, at(new.time), &delta, effects);
+            self.emit(new.key, at(new.time), &delta, output);
             return Ok(None);
         }
         if let Some(old) = delta.old {
@@ -64,7 +64,7 @@ impl Sink for Rekey {
                 old.key,
                 at(old.time),
                 &super::delta::Delta { new: None, ..delta },
-                effects,
+                output,
             );
         }
         if let Some(new) = delta.new {
@@ -72,7 +72,7 @@ impl Sink for Rekey {
                 new.key,
                 at(new.time),
                 &super::delta::Delta { old: None, ..delta },
-                effects,
+                output,
             );
         }
         Ok(None)

@@ -8,12 +8,12 @@ use super::delta::Part;
 use super::readable::named;
 use super::values::{json, read_array, read_byte, read_bytes, read_number, write_bytes, write_number};
 use crate::sync_views::input::{self, Input};
-use log::Millis;
-use runtime::{Result, State};
+use event_log::Millis;
 use schemas::codec::Datum;
 use schemas::version::Version;
 use serde_json::{Map, Value, json};
 use std::ops::ControlFlow;
+use streams::{Result, State};
 
 /// Format of the values here.
 const FORMAT: u8 = 1;

@@ -184,7 +184,7 @@ pub fn datum<'c>(cell: &'c Cell<'_>) -> Datum<'c> {
 
 /// Writes records of a processor's topic: framed Avro values of its schema.
 #[derive(Debug)]
-pub struct Output {
+pub struct OutputTopic {
     /// Its topic.
     pub topic: Arc<str>,
     schema: Arc<Schema>,
@@ -192,12 +192,12 @@ pub struct Output {
     frame: Vec<u8>,
 }
 
-impl Output {
-    /// Output of a processor whose schema has this id.
+impl OutputTopic {
+    /// OutputTopic of a processor whose schema has this id.
     pub fn new(processor: &Processor, id: u32) -> Self {
         let mut frame = Vec::new();
         schemas::wire::frame(schemas::ids::SchemaId(id), &mut frame);
-        Output {
+        OutputTopic {
             topic: processor.topic().into(),
             schema: processor.schema.clone(),
             types: processor

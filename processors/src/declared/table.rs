@@ -7,10 +7,10 @@ use super::delta::Delta;
 use super::reader::{Change, Hands, Refused, Relation, Trouble, is_large, order_by_time};
 use super::rows::{Given, Kept, Row, Rows};
 use crate::sync_views::input::{self, Input, KeyChange, Kind};
-use log::RecordRef;
-use runtime::Stage;
+use event_log::RecordRef;
 use schemas::codec::{Datum, Row as Datums};
 use schemas::version::Version;
+use streams::Stage;
 
 /// Takes a record of a change topic, or of a processor that writes a table.
 pub fn take(

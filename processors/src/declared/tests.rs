@@ -113,15 +113,15 @@ fn a_record_that_cannot_be_computed_is_a_dead_letter_and_a_redriven_one_counts_o
     // One that the runtime gave up has not counted either.
     stand.give_up("viewed", &[Datum::Long(1), Datum::Null, Datum::Long(20)]);
     stand.commit();
-    let given_up = stand.fed("event.viewed") - 1;
+    let on_dead_letter = stand.fed("event.viewed") - 1;
     stand.redrive(
         "event.viewed",
-        given_up,
+        on_dead_letter,
         &[Datum::Long(1), Datum::Null, Datum::Long(20)],
     );
     stand.redrive(
         "event.viewed",
-        given_up,
+        on_dead_letter,
         &[Datum::Long(1), Datum::Null, Datum::Long(20)],
     );
     stand.commit();

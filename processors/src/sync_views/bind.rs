@@ -4,10 +4,10 @@
 //! rules, refuses the records and nothing else. Never: IO in a step.
 
 use super::{Refused, SyncViews, Unavailable, input};
-use log::{Fate, RecordBatch};
-use runtime::{Error, Stage};
+use event_log::{ErrorAction, RecordBatch};
 use std::ops::Range;
 use std::sync::Arc;
+use streams::{Error, Stage};
 use views::rules::{Bound, Relation};
 
 impl SyncViews {
@@ -56,7 +56,7 @@ impl SyncViews {
             Ok(text) => text,
             Err(Unavailable {
                 reason,
-                fate: Fate::DeadLetter,
+                fate: ErrorAction::DeadLetter,
             }) => {
                 self.unknown.insert(id, reason);
                 return Ok(());

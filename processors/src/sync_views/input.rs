@@ -3,13 +3,13 @@
 //! Guarantees: everything that a record can say wrongly is an error with the stage at which it was found.
 //! Never: decoding the row itself.
 
-use log::{Millis, RecordRef};
-use runtime::Stage;
+use event_log::{Millis, RecordRef};
 use schemas::events::Event;
 use schemas::headers::{self, Tx};
 use schemas::key::{Part, Parts};
 use schemas::version::{Lsn, Version};
 use std::error::Error as StdError;
+use streams::Stage;
 
 /// Prefix of the keys that list deleted rows by age.
 pub const GONE: &[u8] = b"[\"gone\",";

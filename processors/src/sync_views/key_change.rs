@@ -8,7 +8,7 @@
 use super::input::{self, Change, Input, KeyChange};
 use super::state::Row;
 use super::{SyncViews, broken};
-use runtime::{Effects, Result, State};
+use streams::{Output, Result, State};
 
 /// The old key of a row that arrives under a new one.
 pub(super) struct Origin {
@@ -53,21 +53,21 @@ impl SyncViews {
         input: &Input<'_>,
         applied: Applied<'_, '_>,
         state: &mut State,
-        effects: &mut Effects,
+        output: &mut Output,
     ) -> Result<()> {
         let state_key = &applied.change.state_key;
         let Some(origin) = applied.origin else {
             // The row that leaves is not settled by its tombstone: the next record may build on it.
             let leaves = applied.change.key_change == KeyChange::Leaves;
-            return self.mend(input, state_key, applied.whole && !leaves, state, effects);
+            return self.mend(input, state_key, applied.whole && !leaves, state, output);
         };
         if !applied.whole && state.get(&input::missing_key(&origin.state_key))?.is_some() {
-            self.miss(input.table, state_key, input.version, state, effects)?;
+            self.miss(input.table, state_key, input.version, state, output)?;
         } else {
             // Nothing that was known of the new key before has gone into the row.
-            self.mend(input, state_key, true, state, effects)?;
+            self.mend(input, state_key, true, state, output)?;
         }
-        self.mend(input, &origin.state_key, true, state, effects)?;
+        self.mend(input, &origin.state_key, true, state, output)?;
         if let Some(mut row) = origin.row.filter(|row| !row.kept.is_empty()) {
             row.kept.clear();
             state.put(&origin.state_key, row.encode());

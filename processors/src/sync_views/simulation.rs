@@ -14,15 +14,15 @@ mod source;
 
 use super::{Config as Line, SyncViews, Unavailable};
 use edge::Readers;
-use log::{Fate, Millis, TopicPartition};
-use runtime::driver::simulation::{
-    Broker, Checked, Cleaning, Faults, Home, Layout, Outside, Rng, Scene, Tasks, run, seeds, simulate,
-};
-use runtime::{Application, Config, FirstStart, SubTopology, TaskInfo, changelog_topic};
+use event_log::{ErrorAction, Millis, TopicPartition};
 use source::{Events, ROW, ROW_ID, Source};
 use std::sync::Arc;
+use streams::driver::simulation::{
+    Broker, Checked, Cleaning, Faults, Home, Layout, Outside, Rng, Scene, Tasks, run, seeds, simulate,
+};
+use streams::{Application, Config, FirstStart, SubTopology, TaskInfo, changelog_topic};
 use views::record::SchemaIds;
-use views::rules::{LineRules, Piece, Relation, ViewRule};
+use views::rules::{Piece, Relation, SourceRules, ViewRule};
 
 const APPLICATION: &str = "sync-views";
 const VIEW_LOG: &str = "view.log";
@@ -55,7 +55,7 @@ fn partition_of(bucket: char) -> i32 {
 /// Lines: topic, view, partitions.
 const LINES: [(&str, &str, i32); 3] = [("change.x", "x", 1), ("change.y", "y", 1), (EVENTS, "e", 2)];
 
-fn rules((topic, view, _): (&str, &str, i32)) -> Arc<LineRules> {
+fn rules((topic, view, _): (&str, &str, i32)) -> Arc<SourceRules> {
     let rule = ViewRule {
         name: view.to_owned(),
         bucket: vec![Piece::Column(0), Piece::Column(1)],
@@ -72,7 +72,7 @@ fn rules((topic, view, _): (&str, &str, i32)) -> Arc<LineRules> {
         .to_vec();
     let event = (topic == EVENTS).then(|| view.to_owned());
     let relation = Relation::new(view, columns, vec![rule], PARTITIONS);
-    Arc::new(LineRules::new(topic, event, vec![relation]))
+    Arc::new(SourceRules::new(topic, event, vec![relation]))
 }
 
 /// The line from two databases and an event topic to three devices.
@@ -118,7 +118,7 @@ impl Views {
 }
 
 impl Scene for Views {
-    type Program = Vec<Arc<LineRules>>;
+    type Program = Vec<Arc<SourceRules>>;
 
     fn layout(&self) -> Layout {
         let mut tasks = Tasks::new();
@@ -145,7 +145,7 @@ impl Scene for Views {
 
     fn application(lines: &Self::Program, home: &Home, config: &mut Config) -> Application {
         config.touches_view_log = true;
-        let sub = |rules: &Arc<LineRules>| {
+        let sub = |rules: &Arc<SourceRules>| {
             let (rules, home, topic) = (rules.clone(), home.clone(), rules.topic().to_owned());
             SubTopology {
                 name: topic.clone(),
@@ -254,7 +254,7 @@ fn schema(id: u32) -> Result<String, Unavailable> {
     }
     Err(Unavailable {
         reason: format!("schema {id} is not known"),
-        fate: Fate::DeadLetter,
+        fate: ErrorAction::DeadLetter,
     })
 }
 

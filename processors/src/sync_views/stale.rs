@@ -10,10 +10,10 @@
 use super::input::{self, ChunkEnd, Input, Kind};
 use super::state::{self, Row, StateError};
 use super::{SyncViews, emit};
-use log::{Header, RecordRef};
-use runtime::{Context, Effects, Result, State};
+use event_log::{Header, RecordRef};
 use schemas::version::Version;
 use std::ops::ControlFlow;
+use streams::{Context, Output, Result, State};
 use views::record;
 
 /// What is known of a row whose changes are missing.
@@ -55,7 +55,7 @@ impl SyncViews {
         record: RecordRef<'_>,
         input: Option<&Input<'_>>,
         state: &mut State,
-        effects: &mut Effects,
+        output: &mut Output,
     ) -> Result<()> {
         let rules = self.config.rules.clone();
         let (table, state_key, version) = match input {
@@ -69,7 +69,7 @@ impl SyncViews {
                 None => return Ok(()),
             },
         };
-        self.miss(table, &state_key, version, state, effects)
+        self.miss(table, &state_key, version, state, output)
     }
 
     /// Notes that a row lacks a change.
@@ -79,7 +79,7 @@ impl SyncViews {
         state_key: &[u8],
         version: Version,
         state: &mut State,
-        effects: &mut Effects,
+        output: &mut Output,
     ) -> Result<()> {
         if self.config.rules.relation(table).is_none() {
             return Ok(());
@@ -104,7 +104,7 @@ impl SyncViews {
             }
         };
         state.put(&key, missing.encode());
-        self.judge(table, effects);
+        self.judge(table, output);
         Ok(())
     }
 
@@ -115,7 +115,7 @@ impl SyncViews {
         state_key: &[u8],
         whole: bool,
         state: &mut State,
-        effects: &mut Effects,
+        output: &mut Output,
     ) -> Result<()> {
         if !self.line.missing.contains_key(input.table) {
             return Ok(());
@@ -125,7 +125,7 @@ impl SyncViews {
         let missing = Missing::decode(&bytes).map_err(|e| super::broken(&e))?;
         let itself = missing.alone && missing.newest == input.version;
         if itself || (whole && missing.newest <= input.version) {
-            self.found(input.table, &key, state, effects);
+            self.found(input.table, &key, state, output);
         }
         Ok(())
     }
@@ -137,7 +137,7 @@ impl SyncViews {
         (input, at): (&Input<'_>, Version),
         covers: &dyn Fn(&str) -> bool,
         state: &mut State,
-        effects: &mut Effects,
+        output: &mut Output,
     ) -> Result<()> {
         if !self.line.missing.contains_key(input.table) {
             return Ok(());
@@ -168,7 +168,7 @@ impl SyncViews {
                 };
                 self.remember(&state_key, None, &row, state);
             }
-            self.found(input.table, &key, state, effects);
+            self.found(input.table, &key, state, output);
         }
         Ok(())
     }
@@ -180,34 +180,34 @@ impl SyncViews {
         (input, low): (&Input<'_>, Version),
         end: &ChunkEnd,
         state: &mut State,
-        effects: &mut Effects,
+        output: &mut Output,
     ) -> Result<()> {
         // Below the floor a chunk's own rows may have been ignored.
         if low <= self.floor {
             return Ok(());
         }
-        self.cover(context, (input, low), &|key| end.holds(key), state, effects)?;
+        self.cover(context, (input, low), &|key| end.holds(key), state, output)?;
         if end.last {
             // What was said to be stale before rows had entries.
-            self.judge(input.table, effects);
+            self.judge(input.table, output);
         }
         Ok(())
     }
 
-    fn found(&mut self, table: &str, key: &[u8], state: &mut State, effects: &mut Effects) {
+    fn found(&mut self, table: &str, key: &[u8], state: &mut State, output: &mut Output) {
         state.delete(key);
         self.line_dirty = true;
         if let Some(count) = self.line.missing.get_mut(table) {
             *count = count.saturating_sub(1);
             if *count == 0 {
                 self.line.missing.remove(table);
-                self.judge(table, effects);
+                self.judge(table, output);
             }
         }
     }
 
     /// Writes a mark where what is true of a table is not what was last said of it.
-    fn judge(&mut self, table: &str, effects: &mut Effects) {
+    fn judge(&mut self, table: &str, output: &mut Output) {
         let stale = self.line.missing.contains_key(table);
         if stale == self.line.stale.contains(table) {
             return;
@@ -218,11 +218,11 @@ impl SyncViews {
             self.line.stale.remove(table);
         }
         self.line_dirty = true;
-        self.say_stale(table, stale, effects);
+        self.say_stale(table, stale, output);
     }
 
     /// Every partition is told: a device learns from those that it reads.
-    fn say_stale(&mut self, table: &str, stale: bool, effects: &mut Effects) {
+    fn say_stale(&mut self, table: &str, stale: bool, output: &mut Output) {
         let Some(relation) = self.config.rules.relation(table).cloned() else {
             return;
         };
@@ -230,7 +230,7 @@ impl SyncViews {
             for partition in 0..self.config.partitions {
                 let headers: [Header<'_>; 1] = [(record::WRITER, Some(self.config.writer.as_bytes()))];
                 let written = self.writer.stale_mark(view, stale);
-                emit(&self.config.view_log, partition, written, headers, effects);
+                emit(&self.config.view_log, partition, written, headers, output);
                 self.line.touched.insert(partition);
             }
         }

@@ -6,16 +6,16 @@
 mod key_changes;
 
 use super::{Config, SyncViews, Unavailable};
-use log::{Fate, RecordBatch, TimestampType, TopicPartition};
-use runtime::driver::StepDriver;
+use event_log::{ErrorAction, RecordBatch, TimestampType, TopicPartition};
 use schemas::events::{ChunkEnd, Event};
 use schemas::headers::{self, Tx};
 use schemas::ids::SchemaId;
 use schemas::version::Lsn;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use streams::driver::StepDriver;
 use views::record::{self, SchemaIds, ViewRecord};
-use views::rules::{LineRules, Piece, Relation, ViewRule};
+use views::rules::{Piece, Relation, SourceRules, ViewRule};
 
 const SCHEMA: &str = r#"{"type":"record","name":"t","fields":[{"name":"owner","type":"string"},{"name":"note","type":"string"},
     {"name":"_unchanged","type":["null",{"type":"array","items":"string"}],"default":null}]}"#;
@@ -102,7 +102,7 @@ impl Stand {
             fields: vec![("note".to_owned(), 1)],
         };
         let columns = ["owner", "note"].map(|name| Some(name.to_owned())).to_vec();
-        let rules = LineRules::new("change.t", None, vec![Relation::new("t", columns, vec![rule], 1)]);
+        let rules = SourceRules::new("change.t", None, vec![Relation::new("t", columns, vec![rule], 1)]);
         let processor = SyncViews::new(Config {
             rules: Arc::new(rules),
             writer: "p/change.t/id/0".to_owned(),
@@ -119,7 +119,7 @@ impl Stand {
             fetch: Arc::new(|id| {
                 (id == KNOWN).then(|| SCHEMA.to_owned()).ok_or(Unavailable {
                     reason: format!("schema {id} is not known"),
-                    fate: Fate::DeadLetter,
+                    fate: ErrorAction::DeadLetter,
                 })
             }),
         });
@@ -191,7 +191,7 @@ impl Stand {
                     }
                 }
                 ViewRecord::Stale { stale, .. } => self.stale = stale,
-                ViewRecord::Closing { .. } => closed = true,
+                ViewRecord::TransactionEnd { .. } => closed = true,
                 other => panic!("{other:?}"),
             }
         }

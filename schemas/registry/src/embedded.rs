@@ -8,10 +8,11 @@ mod record;
 mod state;
 
 use crate::{Error, Level, Registered, Registry, Result, Version};
-use log::{
-    At, Cleanup, Isolation, OutBatch, OutRecord, Outcome, Reader, RecordBatch, Session, SessionConfig, SharedLog,
+use event_log::{
+    Cleanup, Isolation, OffsetSpec, OutBatch, OutRecord, Outcome, Reader, RecordBatch, SharedEventLog,
+    TransactionalProducer, TransactionalProducerConfig,
 };
-use log::{StartFrom, TopicConfig, TopicPartition, TopicSpec};
+use event_log::{StartFrom, TopicConfig, TopicPartition, TopicSpec};
 use record::Record;
 use schemas::ids::SchemaId;
 use schemas::schema::Schema;
@@ -30,7 +31,7 @@ const READ_LIMIT: Duration = Duration::from_secs(30);
 
 /// A registry in the log.
 pub struct Embedded {
-    log: SharedLog,
+    log: SharedEventLog,
     inner: Mutex<Inner>,
 }
 
@@ -40,7 +41,7 @@ struct Inner {
     batch: RecordBatch,
     /// Opened by the first write: a node that only reads never takes the session from one that writes. While it is here,
     /// the state is all that was written.
-    session: Option<Box<dyn Session>>,
+    session: Option<Box<dyn TransactionalProducer>>,
 }
 
 impl Embedded {
@@ -49,9 +50,9 @@ impl Embedded {
     /// # Errors
     /// [`Error::Unavailable`] when the log cannot be reached; [`Error::Refused`] when the topic has more than one
     /// partition.
-    pub fn open(log: SharedLog) -> Result<Self> {
+    pub fn open(log: SharedEventLog) -> Result<Self> {
         let name = describe(&log);
-        let failed = |attempted: &str, error: &log::Error| log_error(&name, attempted, error);
+        let failed = |attempted: &str, error: &event_log::Error| log_error(&name, attempted, error);
         let config = TopicConfig::new(Cleanup::Compact);
         let spec = TopicSpec {
             name: TOPIC.to_owned(),
@@ -80,7 +81,7 @@ impl Embedded {
             .map_err(|e| failed("read the topic _schemas", &e))?;
         let at = partition();
         reader
-            .assign(&[(at, StartFrom::Start)])
+            .assign(&[(at, StartFrom::Earliest)])
             .map_err(|e| failed("read the topic _schemas", &e))?;
         let inner = Inner {
             state: State::default(),
@@ -101,7 +102,7 @@ impl Embedded {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn failed(&self, attempted: &str, error: &log::Error) -> Error {
+    fn failed(&self, attempted: &str, error: &event_log::Error) -> Error {
         log_error(&describe(&self.log), attempted, error)
     }
 
@@ -115,13 +116,13 @@ impl Embedded {
 
     /// Reads the topic up to where it is stable now.
     fn catch_up(&self, inner: &mut Inner) -> Result<()> {
-        self.catch_up_to(inner, At::Stable)
+        self.catch_up_to(inner, OffsetSpec::LastStable)
     }
 
     /// Reads the topic up to its end or its last stable offset. A writer reads to the *end*: the broker answers a
     /// commit before it has written the markers, so that right after it the stable offset may lie before the very
     /// record that was committed.
-    fn catch_up_to(&self, inner: &mut Inner, which: At) -> Result<()> {
+    fn catch_up_to(&self, inner: &mut Inner, which: OffsetSpec) -> Result<()> {
         const ATTEMPTED: &str = "read the topic _schemas";
         let at = partition();
         let end = self.log.offset(&at, which).map_err(|e| self.failed(ATTEMPTED, &e))?;
@@ -190,23 +191,23 @@ impl Embedded {
         };
         // Taken over, or nobody knows: the next attempt takes the session back and reads what is there.
         commit(&mut *session, &record).map_err(|reason| Attempt::Again(self.unavailable(attempted, reason)))?;
-        self.catch_up_to(inner, At::End).map_err(Attempt::Final)?;
+        self.catch_up_to(inner, OffsetSpec::LogEnd).map_err(Attempt::Final)?;
         inner.session = Some(session);
         Ok(id)
     }
 
     /// Takes the one session over. Whoever has it knows everything that others wrote, since theirs can commit no more.
-    fn take_over(&self, inner: &mut Inner) -> Result<Box<dyn Session>, Attempt> {
+    fn take_over(&self, inner: &mut Inner) -> Result<Box<dyn TransactionalProducer>, Attempt> {
         const ATTEMPTED: &str = "write to the topic _schemas";
-        let config = SessionConfig {
+        let config = TransactionalProducerConfig {
             transactional_id: TRANSACTIONAL_ID.to_owned(),
             transaction_timeout: Duration::from_secs(10),
         };
-        let session = self.log.session(config).map_err(|e| match e {
-            log::Error::Fenced { .. } => Attempt::Again(self.unavailable(ATTEMPTED, e.to_string())),
+        let session = self.log.transactional_producer(config).map_err(|e| match e {
+            event_log::Error::Fenced { .. } => Attempt::Again(self.unavailable(ATTEMPTED, e.to_string())),
             e => Attempt::Final(self.failed(ATTEMPTED, &e)),
         })?;
-        self.catch_up_to(inner, At::End).map_err(Attempt::Final)?;
+        self.catch_up_to(inner, OffsetSpec::LogEnd).map_err(Attempt::Final)?;
         Ok(session)
     }
 }
@@ -219,7 +220,7 @@ enum Attempt {
     Final(Error),
 }
 
-fn commit(session: &mut dyn Session, record: &Record) -> Result<(), String> {
+fn commit(session: &mut dyn TransactionalProducer, record: &Record) -> Result<(), String> {
     let topic: Arc<str> = TOPIC.into();
     let (key, value) = record.write();
     let mut batch = OutBatch::default();
@@ -243,14 +244,14 @@ fn partition() -> TopicPartition {
     TopicPartition::new(TOPIC, 0)
 }
 
-fn describe(log: &SharedLog) -> String {
+fn describe(log: &SharedEventLog) -> String {
     format!("embedded in {}", log.describe_self())
 }
 
-fn log_error(registry: &str, attempted: &str, error: &log::Error) -> Error {
+fn log_error(registry: &str, attempted: &str, error: &event_log::Error) -> Error {
     let (registry, attempted) = (registry.to_owned(), attempted.to_owned());
-    match error.fate() {
-        log::Fate::Retry => Error::Unavailable {
+    match error.action() {
+        event_log::ErrorAction::Retry => Error::Unavailable {
             registry,
             attempted,
             reason: error.to_string(),

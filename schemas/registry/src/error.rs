@@ -119,11 +119,11 @@ impl Error {
     }
 
     /// Says the one way to go on: again later, give the record up, or stop with the message.
-    pub fn fate(&self) -> log::Fate {
+    pub fn action(&self) -> event_log::ErrorAction {
         match self {
-            Error::Unavailable { .. } => log::Fate::Retry,
-            Error::SchemaNotFound { .. } => log::Fate::DeadLetter,
-            _ => log::Fate::Stop,
+            Error::Unavailable { .. } => event_log::ErrorAction::Retry,
+            Error::SchemaNotFound { .. } => event_log::ErrorAction::DeadLetter,
+            _ => event_log::ErrorAction::Stop,
         }
     }
 }

@@ -46,14 +46,14 @@ fn every_record_is_what_its_released_schema_says() {
     let version = crate::version::Version::default().to_bytes();
     check!(ViewRow { row: b"{}" }, Datum::Bytes(b"{}"));
     check!(
-        Closing {
+        TransactionEnd {
             version: &version,
             at: -5
         },
         Datum::Bytes(&version),
         Datum::Long(-5)
     );
-    check!(OpenMark { version: &version }, Datum::Bytes(&version));
+    check!(TransactionBegin { version: &version }, Datum::Bytes(&version));
     check!(Grant { principal: "corp:42" }, Datum::Str("corp:42"));
     check!(Stale { stale: true }, Datum::Bool(true));
     let chunk = ChunkEnd {
@@ -83,7 +83,7 @@ fn every_record_is_what_its_released_schema_says() {
 
 #[test]
 fn names_are_those_of_the_schemas() {
-    assert_eq!(<Closing<'_> as Event<'_>>::NAME, Closing::schema().name());
+    assert_eq!(<TransactionEnd<'_> as Event<'_>>::NAME, TransactionEnd::schema().name());
     assert_eq!(Stale::subject("view.log"), "view.log-trunkline.Stale");
     assert!(matches!(Stale::read(b"{"), Err(EventError::Frame { .. })));
 }

@@ -10,7 +10,9 @@
 
 use super::orders::{Orders, READS};
 use crate::world::{self, BROKERS, Cluster, Fleet, wait_for};
-use log::{At, Error, Fate, Isolation, Offset, RecordBatch, SharedLog, StartFrom, TopicPartition};
+use event_log::{
+    Error, ErrorAction, Isolation, Offset, OffsetSpec, RecordBatch, SharedEventLog, StartFrom, TopicPartition,
+};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -130,7 +132,7 @@ pub struct Played {
 /// The stage: brokers and nodes.
 pub struct Stage {
     cluster: Cluster,
-    log: SharedLog,
+    log: SharedEventLog,
     fleet: Fleet,
     /// URL of the backends' listener.
     orders: String,
@@ -151,7 +153,7 @@ impl Stage {
         let mut cluster = Cluster::start();
         cluster.is_whole(LIMIT);
         let kafka = cluster.bootstrap();
-        let log = log::kafka::KafkaLog::connect(log::kafka::Config::new(kafka.clone())).expect("connect");
+        let log = event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(kafka.clone())).expect("connect");
         let mut fleet = Fleet::new(TOPOLOGY, &kafka, "[processors]\nstore_memory_mib = 8\n");
         let listen = format!("127.0.0.1:{}", world::free_port());
         let ingest = format!(
@@ -214,9 +216,9 @@ impl Stage {
 }
 
 /// Asks again for as long as the log says that it is out of reach: a broker may be down.
-fn patiently<T>(what: &str, mut ask: impl FnMut() -> log::Result<T>) -> T {
+fn patiently<T>(what: &str, mut ask: impl FnMut() -> event_log::Result<T>) -> T {
     wait_for(what, LIMIT, || match ask() {
-        Err(error) if error.fate() == Fate::Retry => None,
+        Err(error) if error.action() == ErrorAction::Retry => None,
         // A topic that is not made yet, and offsets of a killed broker's last words.
         Err(Error::UnknownTopic { .. }) => None,
         found => Some(found.expect(what)),
@@ -244,7 +246,7 @@ pub fn pass(time: Duration, over: &AtomicBool) {
     });
 }
 
-fn kill_processes(fleet: &mut Fleet, log: &SharedLog, over: &AtomicBool, kills: &AtomicUsize) {
+fn kill_processes(fleet: &mut Fleet, log: &SharedEventLog, over: &AtomicBool, kills: &AtomicUsize) {
     let mut said = SEATS.map(|_| 0);
     let progress = Progress(log.clone());
     for at in (0..SEATS.len()).cycle() {
@@ -273,13 +275,13 @@ fn kill_processes(fleet: &mut Fleet, log: &SharedLog, over: &AtomicBool, kills: 
 }
 
 /// How far the processors are.
-pub struct Progress(SharedLog);
+pub struct Progress(SharedEventLog);
 
 impl Progress {
     /// Where what they write ends by now; `None` while it is out of reach.
     fn stable(&self) -> Option<Offset> {
         let at: Vec<TopicPartition> = WORK.iter().flat_map(|topic| partitions(topic)).collect();
-        Some(self.0.offsets(&at, At::Stable).ok()?.into_iter().sum())
+        Some(self.0.offsets(&at, OffsetSpec::LastStable).ok()?.into_iter().sum())
     }
 
     /// Waits until everything that was written is committed, joined and counted.
@@ -302,7 +304,7 @@ impl Progress {
 
     /// Whether no committed record is at or after an offset: what is there may be the ends of transactions.
     fn is_read(&self, at: &TopicPartition, next: Offset) -> bool {
-        let end = patiently("read the end", || self.0.offset(at, At::End));
+        let end = patiently("read the end", || self.0.offset(at, OffsetSpec::LogEnd));
         if next >= end {
             return true;
         }

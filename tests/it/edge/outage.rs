@@ -3,7 +3,7 @@
 use super::device::Device;
 use super::stage::{Stage, eventually};
 use crate::world::Broker;
-use log::kafka::{Config, KafkaLog};
+use event_log::kafka::{Config, KafkaLog};
 use reqwest::Client;
 use serde_json::{Value, json};
 

@@ -13,13 +13,13 @@ use edge::config::{Algorithm, CursorKeyConfig, Engine, StoreConfig};
 use edge::sync::Memberships;
 use edge::token::{DEV_AUDIENCE, DevKey, TokenRequest};
 use edge::{Config, Parts};
-use log::{
-    Cleanup, Header, OutBatch, OutRecord, Outcome, Session, SessionConfig, SharedLog, TimestampPolicy, TopicConfig,
-    TopicSpec,
+use event_log::{
+    Cleanup, Header, OutBatch, OutRecord, Outcome, SharedEventLog, TimestampPolicy, TopicConfig, TopicSpec,
+    TransactionalProducer, TransactionalProducerConfig,
 };
-use process::{Readiness, Secret, SharedClock, Tasks};
 use schemas::version::Version;
 use serde_json::Value;
+use service::{Readiness, Secret, SharedClock, Tasks};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -61,29 +61,29 @@ impl Memberships for Listed {
 
 /// A log, a key that signs tokens, and a directory.
 pub struct Stage {
-    pub log: SharedLog,
+    pub log: SharedEventLog,
     pub key: DevKey,
     pub clock: SharedClock,
     pub dir: TempDir,
 }
 
 /// An embedded log in memory.
-pub fn memory_log() -> SharedLog {
-    let clock = process::clock::system();
-    let config = log::embedded::Config::new(None, Arc::new(move || clock.now_ms()));
-    log::embedded::EmbeddedLog::open(config).expect("open a log in memory")
+pub fn memory_log() -> SharedEventLog {
+    let clock = service::clock::system();
+    let config = event_log::embedded::Config::new(None, Arc::new(move || clock.now_ms()));
+    event_log::embedded::EmbeddedLog::open(config).expect("open a log in memory")
 }
 
 impl Stage {
     /// A stage over a log; `view.log` is there.
-    pub fn over(log: SharedLog) -> Self {
+    pub fn over(log: SharedEventLog) -> Self {
         let stage = Stage::without_topic(log);
         stage.make_topic(PARTITIONS);
         stage
     }
 
     /// A stage over a log without `view.log`.
-    pub fn without_topic(log: SharedLog) -> Self {
+    pub fn without_topic(log: SharedEventLog) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("trunkline-edge-")
             .tempdir()
@@ -92,7 +92,7 @@ impl Stage {
         Stage {
             log,
             key,
-            clock: process::clock::system(),
+            clock: service::clock::system(),
             dir,
         }
     }
@@ -113,11 +113,11 @@ impl Stage {
 
     /// A writer of source transactions.
     pub fn writer(&self) -> Line {
-        let config = SessionConfig {
+        let config = TransactionalProducerConfig {
             transactional_id: unique("line"),
             transaction_timeout: Duration::from_secs(10),
         };
-        let session = self.log.session(config).expect("open a session");
+        let session = self.log.transactional_producer(config).expect("open a session");
         Line {
             session,
             ordinal: 0,
@@ -230,7 +230,7 @@ pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) 
 
 /// One line of source transactions.
 pub struct Line {
-    session: Box<dyn Session>,
+    session: Box<dyn TransactionalProducer>,
     ordinal: u32,
     touched: Vec<i32>,
     clock: SharedClock,
@@ -294,7 +294,7 @@ impl Line {
                     &writer_header,
                 );
             } else {
-                push(*partition, writer.open_mark(Version::default()), &writer_header);
+                push(*partition, writer.transaction_begin(Version::default()), &writer_header);
             }
         }
         if close {

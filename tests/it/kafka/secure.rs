@@ -4,8 +4,10 @@
 
 use super::{LIMIT, one};
 use crate::world::{self, Broker, Listener};
-use log::kafka::{Config, KafkaLog};
-use log::{At, Cleanup, Error, Outcome, SessionConfig, TopicConfig, TopicPartition, TopicSpec};
+use event_log::kafka::{Config, KafkaLog};
+use event_log::{
+    Cleanup, Error, OffsetSpec, Outcome, TopicConfig, TopicPartition, TopicSpec, TransactionalProducerConfig,
+};
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -33,11 +35,13 @@ fn the_log_works_over_tls_and_scram_and_says_what_is_wrong() {
         log.create_topics(std::slice::from_ref(&spec)).ok()
     });
     let at = TopicPartition::new("secure", 0);
-    let config_of = |id: &str| SessionConfig {
+    let config_of = |id: &str| TransactionalProducerConfig {
         transactional_id: id.to_owned(),
         transaction_timeout: Duration::from_secs(10),
     };
-    let mut session = world::wait_for("a session", LIMIT, || log.session(config_of("secure")).ok());
+    let mut session = world::wait_for("a session", LIMIT, || {
+        log.transactional_producer(config_of("secure")).ok()
+    });
     session.begin().expect("begin");
     session.send(&one(&at, "0")).expect("send");
     assert!(matches!(session.commit(None), Outcome::Committed(_)));
@@ -46,7 +50,7 @@ fn the_log_works_over_tls_and_scram_and_says_what_is_wrong() {
         super::end_or_open(&log, &at).ok()?.ok()
     });
     assert_eq!(super::committed(&log, &at, end).len(), 1);
-    assert_eq!(log.offset(&at, At::Start).expect("an offset"), 0);
+    assert_eq!(log.offset(&at, OffsetSpec::Earliest).expect("an offset"), 0);
 
     for (password, authority, word) in [
         ("wrong", "ca.pem", "uthentication"),

@@ -3,11 +3,11 @@
 //! Guarantees: a helper waits for a state with a limit and says what it waited for. Never: a judgement about the log.
 
 use crate::world;
-use log::embedded::{self, EmbeddedLog};
-use log::{
-    At, Cleanup, Event, GroupConfig, GroupConsumer, GroupProtocol, Isolation, Member, Millis, Offset, OutBatch,
-    OutRecord, Outcome, Produced, Reader, RecordBatch, Session, SessionConfig, SharedLog, StartFrom, TopicConfig,
-    TopicPartition, TopicSpec,
+use event_log::embedded::{self, EmbeddedLog};
+use event_log::{
+    Cleanup, Event, GroupConfig, GroupConsumer, GroupMetadata, GroupProtocol, Isolation, Millis, Offset, OffsetSpec,
+    OutBatch, OutRecord, Outcome, Produced, Reader, RecordBatch, SharedEventLog, StartFrom, TopicConfig,
+    TopicPartition, TopicSpec, TransactionalProducer, TransactionalProducerConfig,
 };
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -41,8 +41,9 @@ pub fn run(home: Home, protocol: GroupProtocol, case: fn(&Bench)) {
             });
         }
         Home::Kafka => {
-            static KAFKA: OnceLock<SharedLog> = OnceLock::new();
-            let open = || log::kafka::KafkaLog::connect(log::kafka::Config::new(world::kafka())).expect("connect");
+            static KAFKA: OnceLock<SharedEventLog> = OnceLock::new();
+            let open =
+                || event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(world::kafka())).expect("connect");
             case(&Bench {
                 log: KAFKA.get_or_init(open).clone(),
                 protocol,
@@ -69,7 +70,7 @@ pub fn now() -> Millis {
 
 /// One log, and fresh names on it.
 pub struct Bench {
-    pub log: SharedLog,
+    pub log: SharedEventLog,
     pub protocol: GroupProtocol,
 }
 
@@ -78,7 +79,7 @@ pub type Seen = (Offset, String);
 
 impl Bench {
     /// Of a log whose groups speak the classic protocol.
-    pub fn on(log: SharedLog) -> Bench {
+    pub fn on(log: SharedEventLog) -> Bench {
         let protocol = GroupProtocol::Classic;
         Bench { log, protocol }
     }
@@ -116,10 +117,10 @@ impl Bench {
     }
 
     /// A session of this id.
-    pub fn session(&self, id: &str) -> Box<dyn Session> {
+    pub fn transactional_producer(&self, id: &str) -> Box<dyn TransactionalProducer> {
         let transaction_timeout = Duration::from_secs(20);
         self.log
-            .session(SessionConfig {
+            .transactional_producer(TransactionalProducerConfig {
                 transactional_id: id.to_owned(),
                 transaction_timeout,
             })
@@ -127,12 +128,12 @@ impl Bench {
     }
 
     /// A session of an id of its own.
-    pub fn any_session(&self) -> Box<dyn Session> {
-        self.session(&world::unique("session"))
+    pub fn any_session(&self) -> Box<dyn TransactionalProducer> {
+        self.transactional_producer(&world::unique("session"))
     }
 
     /// Commits these values in one transaction.
-    pub fn transact(&self, session: &mut dyn Session, at: &TopicPartition, values: &[&str]) -> Produced {
+    pub fn transact(&self, session: &mut dyn TransactionalProducer, at: &TopicPartition, values: &[&str]) -> Produced {
         session.begin().expect("begin");
         session.send(&batch(at, values)).expect("send");
         let mut produced = committed(session.commit(None));
@@ -141,7 +142,7 @@ impl Bench {
     }
 
     /// Looks an offset up, alone and in company.
-    pub fn offset(&self, at: &TopicPartition, which: At) -> Offset {
+    pub fn offset(&self, at: &TopicPartition, which: OffsetSpec) -> Offset {
         let alone = self.log.offset(at, which).expect("look an offset up");
         let company = self.log.offsets(std::slice::from_ref(at), which);
         let company = company.expect("look offsets up");
@@ -153,8 +154,8 @@ impl Bench {
     /// Waits until no transaction is open in a partition; returns its end.
     pub fn settle(&self, at: &TopicPartition) -> Offset {
         world::wait_for("the partition to have no open transaction", LIMIT, || {
-            let end = self.offset(at, At::End);
-            (self.offset(at, At::Stable) == end).then_some(end)
+            let end = self.offset(at, OffsetSpec::LogEnd);
+            (self.offset(at, OffsetSpec::LastStable) == end).then_some(end)
         })
     }
 
@@ -168,11 +169,11 @@ impl Bench {
     /// Everything from the start to the end as it is now, control records passed over.
     pub fn all(&self, isolation: Isolation, at: &TopicPartition) -> Vec<Seen> {
         let which = match isolation {
-            Isolation::ReadCommitted => At::Stable,
-            Isolation::ReadUncommitted => At::End,
+            Isolation::ReadCommitted => OffsetSpec::LastStable,
+            Isolation::ReadUncommitted => OffsetSpec::LogEnd,
         };
         let end = self.offset(at, which);
-        let mut reader = self.reader(isolation, at, StartFrom::Start);
+        let mut reader = self.reader(isolation, at, StartFrom::Earliest);
         let (mut seen, mut batch) = (Vec::new(), RecordBatch::default());
         world::wait_for("the reader to reach the end", LIMIT, || {
             reader.poll(&mut batch, 1 << 20, SHORT).expect("poll");
@@ -227,10 +228,10 @@ impl Bench {
     }
 
     /// A member of a group of its own that was assigned the topic: somebody who may commit offsets.
-    pub fn member(&self, group: &str, topic: &Arc<str>) -> (Box<dyn GroupConsumer>, Member) {
+    pub fn group_metadata(&self, group: &str, topic: &Arc<str>) -> (Box<dyn GroupConsumer>, GroupMetadata) {
         let mut consumer = self.join(group, &[topic]);
         assigned(&mut *consumer);
-        let member = consumer.member().expect("a membership");
+        let member = consumer.group_metadata().expect("a membership");
         (consumer, member)
     }
 }

@@ -6,9 +6,9 @@
 
 use super::bench::{Bench, LIMIT, SHORT, assigned, committed, now};
 use crate::world;
-use log::{
-    At, Cleanup, Error, Event, Isolation, Millis, OutBatch, OutRecord, Outcome, RecordBatch, RecordRef, StartFrom,
-    TopicConfig, TopicPartition, TopicSpec,
+use event_log::{
+    Cleanup, Error, Event, Isolation, Millis, OffsetSpec, OutBatch, OutRecord, Outcome, RecordBatch, RecordRef,
+    StartFrom, TopicConfig, TopicPartition, TopicSpec,
 };
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -67,11 +67,11 @@ fn told(record: RecordRef<'_>) -> Option<(i64, Told)> {
 /// Everything up to the end as it is now, without fillers.
 fn all(bench: &Bench, isolation: Isolation, at: &TopicPartition) -> BTreeMap<i64, Told> {
     let which = match isolation {
-        Isolation::ReadCommitted => At::Stable,
-        Isolation::ReadUncommitted => At::End,
+        Isolation::ReadCommitted => OffsetSpec::LastStable,
+        Isolation::ReadUncommitted => OffsetSpec::LogEnd,
     };
     let end = bench.offset(at, which);
-    let mut reader = bench.reader(isolation, at, StartFrom::Start);
+    let mut reader = bench.reader(isolation, at, StartFrom::Earliest);
     let (mut seen, mut batch, mut last) = (BTreeMap::new(), RecordBatch::default(), -1);
     world::wait_for("the reader to reach the end", LIMIT, || {
         reader.poll(&mut batch, 1 << 20, SHORT).expect("poll");
@@ -134,12 +134,16 @@ pub fn superseded_records_go_and_the_newest_stay_as_they_were(bench: &Bench) {
     before.retain(|offset, _| [2, 3, 4, 5, 7].contains(offset));
     assert_eq!(all(bench, Isolation::ReadCommitted, &at), before);
     assert_eq!(
-        bench.offset(&at, At::Start),
+        bench.offset(&at, OffsetSpec::Earliest),
         0,
         "the start is not where the first record is"
     );
-    assert_eq!(bench.offset(&at, At::Time(0)), 2, "the first record that is there");
-    let end = bench.offset(&at, At::End);
+    assert_eq!(
+        bench.offset(&at, OffsetSpec::Timestamp(0)),
+        2,
+        "the first record that is there"
+    );
+    let end = bench.offset(&at, OffsetSpec::LogEnd);
     assert_eq!(put(bench, &at, &["f=1"]), end);
 }
 
@@ -202,12 +206,12 @@ pub fn an_open_transaction_holds_the_cleaner_back(bench: &Bench) {
     put(bench, &at, &["a=1"]);
     put(bench, &at, &["a=2"]);
     wait_shown(bench, &at, &["1 a=2"]);
-    let end = bench.offset(&at, At::End);
+    let end = bench.offset(&at, OffsetSpec::LogEnd);
     let mut session = bench.any_session();
     session.begin().unwrap();
     session.send(&keyed(&at, &["a=3"])).unwrap();
     world::wait_for("the open record", LIMIT, || {
-        (bench.offset(&at, At::End) > end).then_some(())
+        (bench.offset(&at, OffsetSpec::LogEnd) > end).then_some(())
     });
     put(bench, &at, &["b=1"]);
     put(bench, &at, &["b=2"]);
@@ -239,7 +243,9 @@ pub fn an_aborted_record_shadows_nothing_and_goes(bench: &Bench) {
     let mut session = bench.any_session();
     session.begin().unwrap();
     session.send(&keyed(&at, &["a=no", "b"])).unwrap();
-    world::wait_for("the records", LIMIT, || (bench.offset(&at, At::End) == 4).then_some(()));
+    world::wait_for("the records", LIMIT, || {
+        (bench.offset(&at, OffsetSpec::LogEnd) == 4).then_some(())
+    });
     session.abort().unwrap();
     bench.settle(&at);
     let want = ["0 a=1", "1 b=1"];
@@ -291,7 +297,7 @@ pub fn a_topic_that_is_compacted_and_deleted_forgets_what_is_old(bench: &Bench) 
     bench.log.append(&out).unwrap();
     put(bench, &at, &["a=2"]);
     wait_cleaned(bench, "the start to move", &[&at], || {
-        (bench.offset(&at, At::Start) == 2).then_some(())
+        (bench.offset(&at, OffsetSpec::Earliest) == 2).then_some(())
     });
     assert_eq!(uncommitted(bench, &at), ["2 a=2"]);
 }
@@ -307,7 +313,7 @@ pub fn readers_and_members_pass_the_gaps(bench: &Bench) {
             &[&format!("a={round}"), &format!("b={round}"), &format!("c{round}=1")],
         );
     }
-    let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Start);
+    let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Earliest);
     let (mut heard, mut batch, mut last) = (BTreeMap::new(), RecordBatch::default(), -1);
     let mut poll = |until: i64| {
         world::wait_for("the reader to come so far", LIMIT, || {
@@ -330,7 +336,7 @@ pub fn readers_and_members_pass_the_gaps(bench: &Bench) {
         .chain(["147 a=49".to_owned(), "148 b=49".to_owned(), "149 c49=1".to_owned()])
         .collect();
     wait_shown(bench, &at, &newest.iter().map(String::as_str).collect::<Vec<_>>());
-    let heard = poll(bench.offset(&at, At::Stable));
+    let heard = poll(bench.offset(&at, OffsetSpec::LastStable));
     let mut heard: Vec<(i64, String)> = heard.into_values().collect();
     heard.sort();
     let heard: Vec<String> = heard.iter().map(|(offset, text)| format!("{offset} {text}")).collect();
@@ -362,7 +368,7 @@ pub fn a_record_without_a_key_is_refused(bench: &Bench) {
         Ok(()) => {
             let outcome = session.commit(None);
             assert!(matches!(outcome, Outcome::Aborted { fenced: false, .. }), "{outcome:?}");
-            session.renew().unwrap();
+            session.init_transactions().unwrap();
         }
     }
     session.begin().unwrap();
@@ -386,7 +392,7 @@ pub fn a_record_without_a_key_costs_no_other_partition_a_record(bench: &Bench) {
     let refused = bench.log.append(&batch);
     assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
     assert_eq!(
-        [&fine, &bad, &plain].map(|at| bench.offset(at, At::End)),
+        [&fine, &bad, &plain].map(|at| bench.offset(at, OffsetSpec::LogEnd)),
         [1, 0, 1],
         "the others were written"
     );

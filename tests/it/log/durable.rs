@@ -7,10 +7,10 @@
 use super::bench::{Bench, LIMIT, assigned, batch, committed, config, now, record, seen, texts};
 use super::victim;
 use crate::world;
-use log::embedded::EmbeddedLog;
-use log::{
-    At, Cleanup, Error, GroupConfig, Isolation, Millis, OutBatch, OutRecord, SessionConfig, SharedLog, TopicConfig,
-    TopicPartition, TopicSpec,
+use event_log::embedded::EmbeddedLog;
+use event_log::{
+    Cleanup, Error, GroupConfig, Isolation, Millis, OffsetSpec, OutBatch, OutRecord, SharedEventLog, TopicConfig,
+    TopicPartition, TopicSpec, TransactionalProducerConfig,
 };
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,7 +20,7 @@ use std::time::Duration;
 const CHILD: &str = "TRUNKLINE_TEST_LOG_CHILD";
 const WRITERS: usize = 2;
 
-fn open(dir: &Path) -> SharedLog {
+fn open(dir: &Path) -> SharedEventLog {
     EmbeddedLog::open(config(Some(dir.to_owned()))).expect("open the log")
 }
 
@@ -37,12 +37,12 @@ fn a_reopened_log_is_the_same() {
     let deleted = bench.line();
     bench.append(&deleted, &["x"]);
     bench.log.delete_topic(&deleted.topic).unwrap();
-    let mut session = bench.session("one");
+    let mut session = bench.transactional_producer("one");
     bench.transact(&mut *session, &at, &["a", "b"]);
     session.begin().unwrap();
     session.send(&batch(&at, &["aborted"])).unwrap();
     session.abort().unwrap();
-    let (consumer, member) = bench.member(&group, &at.topic);
+    let (consumer, member) = bench.group_metadata(&group, &at.topic);
     session.begin().unwrap();
     session.send(&batch(&at, &["c"])).unwrap();
     committed(session.commit(Some((&member, &[(at.clone(), 2)]))));
@@ -58,27 +58,27 @@ fn a_reopened_log_is_the_same() {
                 .map(|info| (info.id, info.partitions, info.settings))
         };
         (
-            bench.log.incarnation().unwrap(),
+            bench.log.log_epoch().unwrap(),
             bench.log.topics().unwrap(),
             [describe(&at.topic), describe(&kept), describe(&deleted.topic)],
             bench.committed_offset(&group, &at),
         )
     };
     let before = facts(&bench);
-    assert_eq!(bench.offset(&at, At::End), 9);
-    assert_eq!(bench.offset(&at, At::Stable), 7);
+    assert_eq!(bench.offset(&at, OffsetSpec::LogEnd), 9);
+    assert_eq!(bench.offset(&at, OffsetSpec::LastStable), 7);
     drop((session, consumer, member, bench));
 
     let bench = Bench::on(open(dir.path()));
     assert_eq!(facts(&bench), before);
     assert_eq!(
-        [At::Start, At::Stable, At::End].map(|which| bench.offset(&at, which)),
+        [OffsetSpec::Earliest, OffsetSpec::LastStable, OffsetSpec::LogEnd].map(|which| bench.offset(&at, which)),
         [0, 10, 10]
     );
     let want = seen(&[(0, "a"), (1, "b"), (5, "c"), (8, "plain")]);
     assert_eq!(bench.committed(&at), want);
     assert_eq!(bench.all(Isolation::ReadUncommitted, &at).len(), 6);
-    let mut session = bench.session("one");
+    let mut session = bench.transactional_producer("one");
     assert_eq!(bench.transact(&mut *session, &at, &["d"]).first_offset, 10);
     drop((session, bench));
     let bench = Bench::on(open(dir.path()));
@@ -110,24 +110,24 @@ fn times_and_sizes_are_known_after_reopening() {
     let bench = Bench::on(open(dir.path()));
     (30..40).for_each(|n| append(&bench, 100 * n));
     for time in [0, 1, 99, 100, 1_234, 2_999, 3_000, 3_999] {
-        assert_eq!(bench.offset(&at, At::Time(base + time)), time);
+        assert_eq!(bench.offset(&at, OffsetSpec::Timestamp(base + time)), time);
     }
-    assert_eq!(bench.offset(&at, At::Time(base + 4_000)), 4_000);
+    assert_eq!(bench.offset(&at, OffsetSpec::Timestamp(base + 4_000)), 4_000);
     bench
         .log
         .alter_topic(&at.topic, &[("retention.bytes".into(), "1000000".into())])
         .unwrap();
     let start = world::wait_for("the start to move", LIMIT, || {
-        Some(bench.offset(&at, At::Start)).filter(|start| *start > 0)
+        Some(bench.offset(&at, OffsetSpec::Earliest)).filter(|start| *start > 0)
     });
     assert!((2_800..=3_000).contains(&start), "a million bytes are kept: {start}");
     drop(bench);
     let bench = Bench::on(open(dir.path()));
-    assert_eq!(bench.offset(&at, At::Start), start);
+    assert_eq!(bench.offset(&at, OffsetSpec::Earliest), start);
     let read = bench.committed(&at);
     assert!(read.iter().map(|(offset, _)| *offset).eq(start..4_000));
-    assert_eq!(bench.offset(&at, At::Time(0)), start);
-    assert_eq!(bench.offset(&at, At::Time(base + 3_500)), 3_500);
+    assert_eq!(bench.offset(&at, OffsetSpec::Timestamp(0)), start);
+    assert_eq!(bench.offset(&at, OffsetSpec::Timestamp(base + 3_500)), 3_500);
 }
 
 #[test]
@@ -144,20 +144,20 @@ fn a_directory_is_open_in_one_place() {
 type Tell<'t> = &'t (dyn Fn(&str, usize, i64) + Sync);
 
 /// Writes numbered transactions and appends, going on behind the last one that was committed.
-fn write(log: &SharedLog, writer: usize, until: i64, tell: Tell<'_>) {
+fn write(log: &SharedEventLog, writer: usize, until: i64, tell: Tell<'_>) {
     let bench = Bench::on(log.clone());
     let [group, id] = ["group", "session"].map(|kind| format!("{kind}-{writer}"));
     let input = TopicPartition::new("input", 0);
     let parts = [0, 1, 2].map(|p| TopicPartition::new("out", p));
     let mut consumer = bench.join(&group, &[&input.topic]);
     assigned(&mut *consumer);
-    let member = consumer.member().unwrap();
-    let mut session = bench.session(&id);
+    let member = consumer.group_metadata().unwrap();
+    let mut session = bench.transactional_producer(&id);
     let last = bench.committed_offset(&group, &input).unwrap_or(0);
     // The second writer's transactions are large, so that the store flushes while it is killed.
     let (count, filler) = if writer == 0 { (3, "") } else { (180, &*"x".repeat(900)) };
     for n in last + 1..=until {
-        let send = |session: &mut dyn log::Session, text: &str| {
+        let send = |session: &mut dyn event_log::TransactionalProducer, text: &str| {
             for _ in 0..3 {
                 let mut out = OutBatch::default();
                 for at in &parts {
@@ -220,8 +220,8 @@ fn check(dir: &Path, acknowledged: &BTreeMap<(String, usize), i64>) -> Vec<i64> 
     for p in 0..3 {
         let at = TopicPartition::new("out", p);
         assert_eq!(
-            bench.offset(&at, At::Stable),
-            bench.offset(&at, At::End),
+            bench.offset(&at, OffsetSpec::LastStable),
+            bench.offset(&at, OffsetSpec::LogEnd),
             "no transaction is left open"
         );
         let read = bench.all(Isolation::ReadCommitted, &at);
@@ -309,11 +309,14 @@ fn kill_9_loses_nothing_acknowledged_and_leaves_no_half_transaction() {
 fn a_log_in_memory_ends_with_its_last_handle() {
     let open = || EmbeddedLog::open(config(None)).unwrap();
     let (one, other) = (open(), open());
-    assert_ne!(one.incarnation().unwrap(), other.incarnation().unwrap());
+    assert_ne!(one.log_epoch().unwrap(), other.log_epoch().unwrap());
     let at = Bench::on(one.clone()).line();
-    assert!(matches!(other.offset(&at, At::End), Err(Error::UnknownTopic { .. })));
+    assert!(matches!(
+        other.offset(&at, OffsetSpec::LogEnd),
+        Err(Error::UnknownTopic { .. })
+    ));
     // A session and a member keep the log they were opened on.
-    let session = one.session(SessionConfig {
+    let session = one.transactional_producer(TransactionalProducerConfig {
         transactional_id: "kept".into(),
         transaction_timeout: Duration::from_secs(5),
     });
@@ -322,7 +325,7 @@ fn a_log_in_memory_ends_with_its_last_handle() {
         instance: None,
         topics: vec![at.topic.clone()],
         session_timeout: Duration::from_secs(5),
-        protocol: log::GroupProtocol::Classic,
+        protocol: event_log::GroupProtocol::Classic,
     });
     drop(one);
     let (mut session, mut consumer) = (session.unwrap(), consumer.unwrap());

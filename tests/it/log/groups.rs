@@ -2,7 +2,7 @@
 
 use super::bench::{Bench, LIMIT, SHORT, assigned, batch, committed, event, records, seen, texts, values};
 use crate::world;
-use log::{At, Error, Event, RecordBatch, TopicPartition};
+use event_log::{Error, Event, OffsetSpec, RecordBatch, TopicPartition};
 use std::time::{Duration, Instant};
 
 /// The first event is the assignment of all partitions of all topics; until a partition is started nothing of it is
@@ -29,7 +29,7 @@ pub fn assigned_comes_first_and_nothing_is_read_before_start(bench: &Bench) {
     assert_eq!(event(&mut *consumer, &mut batch), Event::Records);
     assert_eq!(batch.partitions(), &all[1..2]);
     assert_eq!(consumer.poll(&mut batch, 1_000, SHORT).unwrap(), Event::Idle);
-    let member = consumer.member().unwrap();
+    let member = consumer.group_metadata().unwrap();
     assert_eq!(member.group, group);
     let stranger = TopicPartition::new(bench.topic(1), 0);
     assert!(
@@ -94,7 +94,9 @@ pub fn a_group_reads_committed_records_only(bench: &Bench) {
     let mut session = bench.any_session();
     session.begin().unwrap();
     session.send(&batch(&at, &["no"])).unwrap();
-    world::wait_for("the record", LIMIT, || (bench.offset(&at, At::End) == 1).then_some(()));
+    world::wait_for("the record", LIMIT, || {
+        (bench.offset(&at, OffsetSpec::LogEnd) == 1).then_some(())
+    });
     session.abort().unwrap();
     bench.settle(&at);
     session.begin().unwrap();

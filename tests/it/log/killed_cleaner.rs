@@ -6,9 +6,11 @@
 
 use super::bench::{Bench, assigned, committed, config, now};
 use super::victim;
-use log::embedded::{self, EmbeddedLog};
-use log::{At, Cleanup, Isolation, OutBatch, OutRecord, RecordBatch, Session, SharedLog, StartFrom};
-use log::{TopicConfig, TopicPartition, TopicSpec};
+use event_log::embedded::{self, EmbeddedLog};
+use event_log::{
+    Cleanup, Isolation, OffsetSpec, OutBatch, OutRecord, RecordBatch, SharedEventLog, StartFrom, TransactionalProducer,
+};
+use event_log::{TopicConfig, TopicPartition, TopicSpec};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,7 +54,7 @@ fn output() -> TopicPartition {
     TopicPartition::new("cleaned", 0)
 }
 
-fn send(session: &mut dyn Session, writer: usize, n: i64, value: &str) {
+fn send(session: &mut dyn TransactionalProducer, writer: usize, n: i64, value: &str) {
     let (at, mut out) = (output(), OutBatch::default());
     for (key, lives) in records(writer, n) {
         let record = OutRecord {
@@ -70,14 +72,14 @@ fn send(session: &mut dyn Session, writer: usize, n: i64, value: &str) {
 /// Told after each transaction: writer, number, the offset behind it.
 type Tell<'t> = &'t (dyn Fn(usize, i64, i64) + Sync);
 
-fn write(log: &SharedLog, writer: usize, until: i64, tell: Tell<'_>) {
+fn write(log: &SharedEventLog, writer: usize, until: i64, tell: Tell<'_>) {
     let bench = Bench::on(log.clone());
     let input = TopicPartition::new("input", 0);
     let group = format!("group-{writer}");
     let mut consumer = bench.join(&group, &[&input.topic]);
     assigned(&mut *consumer);
-    let member = consumer.member().unwrap();
-    let mut session = bench.session(&format!("session-{writer}"));
+    let member = consumer.group_metadata().unwrap();
+    let mut session = bench.transactional_producer(&format!("session-{writer}"));
     let last = bench.committed_offset(&group, &input).unwrap_or(0);
     // The second writer's records are large, so that a pass has many steps and the store flushes.
     let filler = "x".repeat([10, 60_000][writer]);
@@ -96,7 +98,7 @@ fn write(log: &SharedLog, writer: usize, until: i64, tell: Tell<'_>) {
 
 fn write_all(dir: &Path, until: i64, tell: Tell<'_>) {
     let log = open(dir);
-    let shared: SharedLog = log.clone();
+    let shared: SharedEventLog = log.clone();
     let spec = |(name, cleanup)| {
         let mut config = TopicConfig::new(cleanup);
         config.delete_retention_ms = Some(30);
@@ -130,11 +132,15 @@ fn write_all(dir: &Path, until: i64, tell: Tell<'_>) {
 }
 
 /// The newest value of each key, by writer, and how many records there are.
-fn read(log: &SharedLog) -> (Vec<Newest>, usize) {
+fn read(log: &SharedEventLog) -> (Vec<Newest>, usize) {
     let (at, bench) = (output(), Bench::on(log.clone()));
-    let end = bench.offset(&at, At::End);
-    assert_eq!(bench.offset(&at, At::Stable), end, "no transaction is left open");
-    let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Start);
+    let end = bench.offset(&at, OffsetSpec::LogEnd);
+    assert_eq!(
+        bench.offset(&at, OffsetSpec::LastStable),
+        end,
+        "no transaction is left open"
+    );
+    let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Earliest);
     let (mut found, mut count, mut last) = (vec![Newest::new(); WRITERS], 0, -1);
     let mut batch = RecordBatch::default();
     while reader.position(&at) < Some(end) {
@@ -157,7 +163,7 @@ fn read(log: &SharedLog) -> (Vec<Newest>, usize) {
 /// Checks the directory against what was acknowledged; returns each writer's last number and the records there.
 fn check(dir: &Path, told: &[(i64, i64); WRITERS]) -> (Vec<i64>, usize) {
     let log = open(dir);
-    let shared: SharedLog = log.clone();
+    let shared: SharedEventLog = log.clone();
     let bench = Bench::on(shared.clone());
     let input = TopicPartition::new("input", 0);
     let mut lasts = Vec::new();
@@ -168,7 +174,7 @@ fn check(dir: &Path, told: &[(i64, i64); WRITERS]) -> (Vec<i64>, usize) {
             "writer {writer}: {number} was acknowledged, {last} is there"
         );
         assert!(
-            bench.offset(&output(), At::End) >= *next,
+            bench.offset(&output(), OffsetSpec::LogEnd) >= *next,
             "offsets before {next} were given out"
         );
         lasts.push(last);

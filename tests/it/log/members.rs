@@ -2,7 +2,7 @@
 
 use super::bench::{Bench, LIMIT, SHORT, assigned, batch, committed, fenced, outdated, records, texts};
 use crate::world;
-use log::{Error, Event, GroupConfig, GroupConsumer, GroupProtocol, Outcome, RecordBatch, TopicPartition};
+use event_log::{Error, Event, GroupConfig, GroupConsumer, GroupProtocol, Outcome, RecordBatch, TopicPartition};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -108,7 +108,7 @@ pub fn a_commit_still_fits_while_partitions_are_revoked(bench: &Bench) {
     };
     assert_eq!(revoked, moves);
     let stays: Vec<_> = all.iter().filter(|at| !revoked.contains(at)).cloned().collect();
-    let member = first.member().unwrap();
+    let member = first.group_metadata().unwrap();
     let mut session = bench.any_session();
     session.begin().unwrap();
     session.send(&batch(&output, &["in time"])).unwrap();
@@ -124,7 +124,7 @@ pub fn a_commit_still_fits_while_partitions_are_revoked(bench: &Bench) {
 pub fn a_member_of_an_old_generation_cannot_commit(bench: &Bench) {
     let (topic, group, output) = (bench.topic(2), world::unique("group"), bench.line());
     let all = parts(&topic, 0..2);
-    let (mut first, stale) = bench.member(&group, &topic);
+    let (mut first, stale) = bench.group_metadata(&group, &topic);
     let mut second = bench.join(&group, &[&topic]);
     share(&mut *first, &mut *second, &all, all.len());
     let mut has_moved = |at: &&TopicPartition| second.pause(std::slice::from_ref(*at)).is_ok();
@@ -135,10 +135,10 @@ pub fn a_member_of_an_old_generation_cannot_commit(bench: &Bench) {
     session.send(&batch(&output, &["stale"])).unwrap();
     outdated(bench, &session.commit(Some((&stale, &[(moved.clone(), 9)]))));
     assert_eq!(bench.committed_offset(&group, moved), None);
-    session.renew().unwrap();
+    session.init_transactions().unwrap();
     session.begin().unwrap();
     session.send(&batch(&output, &["fresh"])).unwrap();
-    let fresh = first.member().unwrap();
+    let fresh = first.group_metadata().unwrap();
     assert!(fresh.generation > stale.generation);
     committed(session.commit(Some((&fresh, &[(kept.clone(), 1)]))));
     assert_eq!(bench.committed_offset(&group, kept), Some(1));
@@ -196,7 +196,7 @@ pub fn what_stays_goes_on_being_read_while_others_move(bench: &Bench) {
 /// before each commit is taken, but for one that the news has overtaken on its way, which costs an abort and no fence.
 pub fn a_generation_that_rose_by_itself_costs_at_most_one_commit(bench: &Bench) {
     let (topic, other, group, output) = (bench.topic(1), bench.topic(2), world::unique("group"), bench.line());
-    let (mut first, before) = bench.member(&group, &topic);
+    let (mut first, before) = bench.group_metadata(&group, &topic);
     let mut second = bench.join(&group, &[&other]);
     assert_eq!(assigned(&mut *second), parts(&other, 0..2));
     let at = TopicPartition::new(topic.clone(), 0);
@@ -205,14 +205,14 @@ pub fn a_generation_that_rose_by_itself_costs_at_most_one_commit(bench: &Bench) 
     world::wait_for("the generation to rise", LIMIT, || {
         let event = first.poll(&mut RecordBatch::default(), 1_000, SHORT).unwrap();
         assert_eq!(event, Event::Idle, "nothing of the first one's moves");
-        let member = first.member().unwrap();
+        let member = first.group_metadata().unwrap();
         session.begin().unwrap();
         session.send(&batch(&output, &["x"])).unwrap();
         match session.commit(Some((&member, &[(at.clone(), 1)]))) {
             Outcome::Committed(_) => {}
             Outcome::Aborted { fenced: false, .. } => {
                 aborted += 1;
-                session.renew().unwrap();
+                session.init_transactions().unwrap();
             }
             outcome => panic!("{outcome:?}"),
         }
@@ -293,7 +293,7 @@ pub fn the_same_instance_name_fences_the_one_before(bench: &Bench) {
     let all = parts(&topic, 0..2);
     let mut first = bench.join_as(&group, Some("node-1"), &[&topic]);
     assert_eq!(assigned(&mut *first), all);
-    let before = first.member().unwrap();
+    let before = first.group_metadata().unwrap();
     let mut second = bench.join_as(&group, Some("node-1"), &[&topic]);
     assert_eq!(assigned(&mut *second), all);
     let mut session = bench.any_session();
@@ -304,9 +304,9 @@ pub fn the_same_instance_name_fences_the_one_before(bench: &Bench) {
         first.poll(&mut RecordBatch::default(), 1_000, SHORT).err()
     });
     assert!(matches!(error, Error::Fenced { .. }), "{error:?}");
-    session.renew().unwrap();
+    session.init_transactions().unwrap();
     session.begin().unwrap();
-    let member = second.member().unwrap();
+    let member = second.group_metadata().unwrap();
     committed(session.commit(Some((&member, &[(all[0].clone(), 1)]))));
     assert_eq!(bench.committed_offset(&group, &all[0]), Some(1));
     assert_eq!(bench.committed(&output), []);
@@ -329,11 +329,11 @@ pub fn an_instance_name_is_the_members_that_has_it(bench: &Bench) {
         second.poll(&mut RecordBatch::default(), 1_000, SHORT).err()
     });
     assert!(matches!(error, Error::Occupied { .. }), "{error:?}");
-    assert_eq!(error.fate(), log::Fate::Retry);
+    assert_eq!(error.action(), event_log::ErrorAction::Retry);
     let mut session = bench.any_session();
     session.begin().unwrap();
     session.send(&batch(&output, &["first"])).unwrap();
-    let member = first.member().unwrap();
+    let member = first.group_metadata().unwrap();
     committed(session.commit(Some((&member, &[(all[0].clone(), 1)]))));
     first.close().unwrap();
     let mut batch_read = RecordBatch::default();
@@ -397,7 +397,7 @@ pub fn a_static_member_that_does_not_come_back_loses_its_partitions(bench: &Benc
     assigned(&mut *first);
     let mut second = join("node-2");
     let (_, mut b) = share(&mut *first, &mut *second, &all, all.len());
-    let stale = first.member().unwrap();
+    let stale = first.group_metadata().unwrap();
     first.close().unwrap();
     b.poll(&mut *second);
     assert_eq!(b.held.len(), 1, "the seat is kept at first");

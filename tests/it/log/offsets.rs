@@ -2,7 +2,7 @@
 
 use super::bench::{Bench, LIMIT, SHORT, assigned, batch, committed, now, record, seen, texts, values};
 use crate::world;
-use log::{At, Error, Isolation, Millis, OutBatch, OutRecord, RecordBatch, StartFrom, TopicPartition};
+use event_log::{Error, Isolation, Millis, OffsetSpec, OutBatch, OutRecord, RecordBatch, StartFrom, TopicPartition};
 use std::collections::BTreeMap;
 
 /// Start, end and the first record of a time are found; the time need not rise from record to record. A time behind
@@ -10,7 +10,13 @@ use std::collections::BTreeMap;
 pub fn start_end_and_times_are_looked_up(bench: &Bench) {
     let at = bench.line();
     assert_eq!(
-        [At::Start, At::End, At::Stable, At::Time(0)].map(|which| bench.offset(&at, which)),
+        [
+            OffsetSpec::Earliest,
+            OffsetSpec::LogEnd,
+            OffsetSpec::LastStable,
+            OffsetSpec::Timestamp(0)
+        ]
+        .map(|which| bench.offset(&at, which)),
         [0, 0, 0, 0]
     );
     let base = now() - 100_000;
@@ -41,10 +47,14 @@ pub fn start_end_and_times_are_looked_up(bench: &Bench) {
         (90_000, 6),
     ];
     for (time, offset) in cases {
-        assert_eq!(bench.offset(&at, At::Time(base + time)), offset, "time {time}");
+        assert_eq!(
+            bench.offset(&at, OffsetSpec::Timestamp(base + time)),
+            offset,
+            "time {time}"
+        );
     }
     assert_eq!(
-        [At::Start, At::End, At::Stable].map(|which| bench.offset(&at, which)),
+        [OffsetSpec::Earliest, OffsetSpec::LogEnd, OffsetSpec::LastStable].map(|which| bench.offset(&at, which)),
         [0, 6, 6]
     );
 }
@@ -58,13 +68,15 @@ pub fn a_position_passes_markers_and_aborted_records(bench: &Bench) {
     session.begin().unwrap();
     session.send(&batch(&at, &["never"])).unwrap();
     // What an abort finds in the client's queue is never written.
-    world::wait_for("the record", LIMIT, || (bench.offset(&at, At::End) == 4).then_some(()));
+    world::wait_for("the record", LIMIT, || {
+        (bench.offset(&at, OffsetSpec::LogEnd) == 4).then_some(())
+    });
     session.abort().unwrap();
     let end = bench.settle(&at);
     assert_eq!(end, 5, "two records, a marker, an aborted record, its marker");
 
     let before = now();
-    let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Start);
+    let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Earliest);
     let (mut batch, mut read) = (RecordBatch::default(), Vec::new());
     assert_eq!(reader.at_end(&at), None);
     world::wait_for("the end", LIMIT, || {
@@ -92,9 +104,9 @@ pub fn a_reader_starts_where_it_is_told(bench: &Bench) {
         bench.take(&mut *from(StartFrom::Offset(1)), 2),
         seen(&[(1, "b"), (2, "c")])
     );
-    assert_eq!(texts(&bench.take(&mut *from(StartFrom::Start), 3)), ["a", "b", "c"]);
+    assert_eq!(texts(&bench.take(&mut *from(StartFrom::Earliest), 3)), ["a", "b", "c"]);
 
-    let mut reader = from(StartFrom::End);
+    let mut reader = from(StartFrom::LogEnd);
     let mut batch_read = RecordBatch::default();
     world::wait_for("the end to be known", LIMIT, || {
         assert_eq!(reader.poll(&mut batch_read, 1_000, SHORT).unwrap(), 0);
@@ -110,10 +122,10 @@ pub fn a_reader_starts_where_it_is_told(bench: &Bench) {
     session.begin().unwrap();
     session.send(&batch(&at, &["open"])).unwrap();
     world::wait_for("the open record", LIMIT, || {
-        (bench.offset(&at, At::End) == 5).then_some(())
+        (bench.offset(&at, OffsetSpec::LogEnd) == 5).then_some(())
     });
     for (isolation, end) in [(Isolation::ReadCommitted, 4), (Isolation::ReadUncommitted, 5)] {
-        let mut reader = bench.reader(isolation, &at, StartFrom::End);
+        let mut reader = bench.reader(isolation, &at, StartFrom::LogEnd);
         world::wait_for("the reader's own end", LIMIT, || {
             reader.poll(&mut batch_read, 1_000, SHORT).unwrap();
             (reader.position(&at) == Some(end)).then_some(())
@@ -169,7 +181,7 @@ pub fn retention_by_time_moves_the_start(bench: &Bench) {
     }
     bench.log.append(&out).unwrap();
     world::wait_for("the start to move", LIMIT, || {
-        (bench.offset(&at, At::Start) == 2).then_some(())
+        (bench.offset(&at, OffsetSpec::Earliest) == 2).then_some(())
     });
     out_of_range(bench, &at, 0);
     assert_eq!(bench.append(&at, &["new"]).first_offset, 2);
@@ -188,12 +200,12 @@ pub fn retention_by_size_moves_the_start(bench: &Bench) {
         bench.append(&at, &[text.as_str(); 10]);
     }
     let start = world::wait_for("the start to move", LIMIT, || {
-        let start = bench.offset(&at, At::Start);
+        let start = bench.offset(&at, OffsetSpec::Earliest);
         (start >= 200).then_some(start)
     });
     assert!(start <= 350, "1.5 MB are kept, not only {} records", 500 - start);
     out_of_range(bench, &at, 0);
-    let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Start);
+    let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Earliest);
     let read = bench.take(&mut *reader, usize::try_from(500 - start).unwrap());
     assert!(read.iter().map(|(offset, _)| *offset).eq(start..500));
 }
@@ -229,7 +241,7 @@ pub fn groups_are_listed_with_state_and_offsets(bench: &Bench) {
     let at = TopicPartition::new(topic.clone(), 1);
     let find = || bench.log.groups().unwrap().into_iter().find(|info| info.group == group);
     assert!(find().is_none());
-    let (mut consumer, member) = bench.member(&group, &topic);
+    let (mut consumer, member) = bench.group_metadata(&group, &topic);
     let mut session = bench.any_session();
     session.begin().unwrap();
     committed(session.commit(Some((&member, &[(at.clone(), 5)]))));

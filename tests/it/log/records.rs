@@ -2,9 +2,9 @@
 
 use super::bench::{Bench, LIMIT, SHORT, batch, now, record, seen, texts, values};
 use crate::world;
-use log::{
-    At, Error, Isolation, Millis, Offset, OutBatch, OutRecord, RecordBatch, StartFrom, TimestampPolicy, TimestampType,
-    TopicPartition, partitioner,
+use event_log::{
+    Error, Isolation, Millis, Offset, OffsetSpec, OutBatch, OutRecord, RecordBatch, StartFrom, TimestampPolicy,
+    TimestampType, TopicPartition, partitioner,
 };
 use std::time::{Duration, Instant};
 
@@ -78,7 +78,7 @@ pub fn records_read_back_as_they_were_written(bench: &Bench) {
 
 /// Reads the four records of a line, and of each its headers apart.
 fn four_records(bench: &Bench, at: &TopicPartition) -> (Vec<Read>, Vec<Headers>) {
-    let mut reader = bench.reader(Isolation::ReadCommitted, at, StartFrom::Start);
+    let mut reader = bench.reader(Isolation::ReadCommitted, at, StartFrom::Earliest);
     let mut batch = RecordBatch::default();
     let (mut read, mut headers) = (Vec::new(), Vec::new());
     world::wait_for("four records", LIMIT, || {
@@ -125,7 +125,7 @@ pub fn the_broker_stamps_where_the_topic_says_so(bench: &Bench) {
     let before = now();
     let produced = bench.log.append(&out).unwrap();
     let after = now();
-    let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Start);
+    let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Earliest);
     let (mut batch, mut stamps) = (RecordBatch::default(), Vec::new());
     world::wait_for("two records", LIMIT, || {
         reader.poll(&mut batch, 1 << 20, SHORT).unwrap();
@@ -269,7 +269,7 @@ pub fn a_batch_larger_than_any_queue_is_written_whole(bench: &Bench) {
     let produced = super::bench::committed(session.commit(None));
     assert_eq!((produced[0].first_offset, produced[0].next_offset), (0, count));
     bench.settle(&at);
-    let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Start);
+    let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Earliest);
     let (mut batch, mut next) = (RecordBatch::default(), 0);
     world::wait_for("all records", LIMIT, || {
         reader.poll(&mut batch, 4 << 20, SHORT).unwrap();
@@ -318,7 +318,7 @@ pub fn small_polls_return_every_record_once(bench: &Bench) {
         session.abort().unwrap();
     }
     bench.settle(&at);
-    let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Start);
+    let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Earliest);
     let (mut batch, mut read, mut polls) = (RecordBatch::default(), Vec::new(), 0);
     world::wait_for("all records", LIMIT, || {
         let count = reader.poll(&mut batch, 1_000, SHORT).unwrap();
@@ -337,10 +337,10 @@ pub fn small_polls_return_every_record_once(bench: &Bench) {
 /// A poll that waits returns when something is written, long before its time limit.
 pub fn a_blocked_poll_is_woken_by_an_append(bench: &Bench) {
     let at = bench.line();
-    let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Start);
+    let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Earliest);
     let mut batch = RecordBatch::default();
     assert_eq!(reader.poll(&mut batch, 1_000, SHORT).unwrap(), 0);
-    assert_eq!(bench.offset(&at, At::End), 0);
+    assert_eq!(bench.offset(&at, OffsetSpec::LogEnd), 0);
     let began = Instant::now();
     std::thread::scope(|scope| {
         let poll = scope.spawn(|| reader.poll(&mut batch, 1_000, LIMIT).unwrap());
@@ -353,28 +353,32 @@ pub fn a_blocked_poll_is_woken_by_an_append(bench: &Bench) {
     );
 }
 
-/// What an appender sends is durable after its flush, in the order of each partition, and the flush says where; a record
+/// What an producer sends is durable after its flush, in the order of each partition, and the flush says where; a record
 /// that is too large is refused and costs nothing that was sent before.
 pub fn an_appender_says_at_a_flush_where_everything_is(bench: &Bench) {
     let topic = bench.topic_with(2, |config| config.max_message_bytes = Some(20_000));
     let [a, b] = [0, 1].map(|p| TopicPartition::new(topic.clone(), p));
-    let mut appender = bench.log.appender().unwrap();
-    assert_eq!(appender.flush().unwrap(), [], "nothing was sent");
-    appender.send(&batch(&a, &["1", "2"])).unwrap();
-    appender.send(&batch(&b, &["3"])).unwrap();
-    appender.send(&batch(&a, &["4"])).unwrap();
-    let produced = appender.flush().unwrap();
+    let mut producer = bench.log.producer().unwrap();
+    assert_eq!(producer.flush().unwrap(), [], "nothing was sent");
+    producer.send(&batch(&a, &["1", "2"])).unwrap();
+    producer.send(&batch(&b, &["3"])).unwrap();
+    producer.send(&batch(&a, &["4"])).unwrap();
+    let produced = producer.flush().unwrap();
     let places = |at: &TopicPartition, first: i64, next: i64| {
         let here = produced.iter().find(|here| here.at == *at).expect("it was written to");
         assert_eq!((here.first_offset, here.next_offset), (first, next), "{at}");
     };
     places(&a, 0, 3);
     places(&b, 0, 1);
-    assert_eq!(bench.offset(&a, At::Stable), 3, "there is no transaction to wait for");
-    appender.send(&batch(&a, &["5"])).unwrap();
-    let error = appender.send(&batch(&a, &["x".repeat(30_000).as_str()]));
+    assert_eq!(
+        bench.offset(&a, OffsetSpec::LastStable),
+        3,
+        "there is no transaction to wait for"
+    );
+    producer.send(&batch(&a, &["5"])).unwrap();
+    let error = producer.send(&batch(&a, &["x".repeat(30_000).as_str()]));
     assert!(matches!(error, Err(Error::TooLarge { .. })), "{error:?}");
-    let [here] = &appender.flush().unwrap()[..] else {
+    let [here] = &producer.flush().unwrap()[..] else {
         panic!("one partition was written to");
     };
     assert_eq!((here.first_offset, here.next_offset), (3, 4));

@@ -2,11 +2,13 @@
 
 use super::bench::{Bench, LIMIT, batch, committed, fenced, texts};
 use crate::world;
-use log::{At, Error, Isolation, OutBatch, Outcome, Session, SessionConfig, TopicPartition};
+use event_log::{
+    Error, Isolation, OffsetSpec, OutBatch, Outcome, TopicPartition, TransactionalProducer, TransactionalProducerConfig,
+};
 use std::time::Duration;
 
 /// What a session that is expected to be fenced says when it goes on: the call that fails, or the commit.
-fn goes_on(session: &mut dyn Session, at: &TopicPartition) -> Outcome {
+fn goes_on(session: &mut dyn TransactionalProducer, at: &TopicPartition) -> Outcome {
     let sent = session.send(&batch(at, &["late"]));
     if let Err(error) = &sent {
         assert!(matches!(error, Error::Fenced { .. }), "{error:?}");
@@ -18,13 +20,15 @@ fn goes_on(session: &mut dyn Session, at: &TopicPartition) -> Outcome {
 /// nothing of it is ever seen.
 pub fn a_second_session_of_an_id_fences_the_first(bench: &Bench) {
     let (at, id) = (bench.line(), world::unique("session"));
-    let mut first = bench.session(&id);
+    let mut first = bench.transactional_producer(&id);
     assert_eq!(first.transactional_id(), id);
     bench.transact(&mut *first, &at, &["first"]);
     first.begin().unwrap();
     first.send(&batch(&at, &["orphan"])).unwrap();
-    world::wait_for("the orphan", LIMIT, || (bench.offset(&at, At::End) == 3).then_some(()));
-    let mut second = bench.session(&id);
+    world::wait_for("the orphan", LIMIT, || {
+        (bench.offset(&at, OffsetSpec::LogEnd) == 3).then_some(())
+    });
+    let mut second = bench.transactional_producer(&id);
     assert_eq!(bench.settle(&at), 4, "the orphan's transaction has ended");
     fenced(&goes_on(&mut *first, &at));
     bench.transact(&mut *second, &at, &["second"]);
@@ -35,8 +39,8 @@ pub fn a_second_session_of_an_id_fences_the_first(bench: &Bench) {
 /// or offsets. What was begun and never sent has nothing to end.
 pub fn a_session_that_is_fenced_while_idle_learns_it_when_it_sends_or_commits(bench: &Bench) {
     let (at, id, group) = (bench.line(), world::unique("session"), world::unique("group"));
-    let mut first = bench.session(&id);
-    let mut second = bench.session(&id);
+    let mut first = bench.transactional_producer(&id);
+    let mut second = bench.transactional_producer(&id);
     first.begin().unwrap();
     committed(first.commit(None));
     first.begin().unwrap();
@@ -44,9 +48,9 @@ pub fn a_session_that_is_fenced_while_idle_learns_it_when_it_sends_or_commits(be
     first.begin().unwrap();
     fenced(&goes_on(&mut *first, &at));
     bench.transact(&mut *second, &at, &["second"]);
-    let mut third = bench.session(&id);
+    let mut third = bench.transactional_producer(&id);
     second.begin().unwrap();
-    let (_consumer, member) = bench.member(&group, &at.topic);
+    let (_consumer, member) = bench.group_metadata(&group, &at.topic);
     fenced(&second.commit(Some((&member, &[(at.clone(), 1)]))));
     assert_eq!(bench.committed_offset(&group, &at), None);
     bench.transact(&mut *third, &at, &["third"]);
@@ -56,14 +60,14 @@ pub fn a_session_that_is_fenced_while_idle_learns_it_when_it_sends_or_commits(be
 /// Renewing is opening again: the fenced one takes the id back, and the other is fenced.
 pub fn a_fenced_session_may_take_over_again(bench: &Bench) {
     let (at, id) = (bench.line(), world::unique("session"));
-    let mut first = bench.session(&id);
+    let mut first = bench.transactional_producer(&id);
     first.begin().unwrap();
     first.send(&batch(&at, &["lost"])).unwrap();
-    let mut second = bench.session(&id);
+    let mut second = bench.transactional_producer(&id);
     fenced(&goes_on(&mut *first, &at));
     second.begin().unwrap();
     second.send(&batch(&at, &["lost too"])).unwrap();
-    first.renew().unwrap();
+    first.init_transactions().unwrap();
     bench.transact(&mut *first, &at, &["kept"]);
     fenced(&goes_on(&mut *second, &at));
     assert_eq!(texts(&bench.committed(&at)), ["kept"]);
@@ -72,12 +76,14 @@ pub fn a_fenced_session_may_take_over_again(bench: &Bench) {
 /// A session that died in a transaction holds readers back only until the next session of its id is opened.
 pub fn opening_a_session_ends_the_transaction_of_a_dead_one(bench: &Bench) {
     let (at, id) = (bench.line(), world::unique("session"));
-    let mut dead = bench.session(&id);
+    let mut dead = bench.transactional_producer(&id);
     dead.begin().unwrap();
     dead.send(&batch(&at, &["orphan"])).unwrap();
-    world::wait_for("the orphan", LIMIT, || (bench.offset(&at, At::End) == 1).then_some(()));
+    world::wait_for("the orphan", LIMIT, || {
+        (bench.offset(&at, OffsetSpec::LogEnd) == 1).then_some(())
+    });
     drop(dead);
-    let mut session = bench.session(&id);
+    let mut session = bench.transactional_producer(&id);
     assert_eq!(bench.settle(&at), 2);
     bench.transact(&mut *session, &at, &["heir"]);
     assert_eq!(texts(&bench.committed(&at)), ["heir"]);
@@ -87,20 +93,22 @@ pub fn opening_a_session_ends_the_transaction_of_a_dead_one(bench: &Bench) {
 /// and may be renewed.
 pub fn a_transaction_that_is_open_too_long_is_aborted(bench: &Bench) {
     let at = bench.line();
-    let config = SessionConfig {
+    let config = TransactionalProducerConfig {
         transactional_id: world::unique("session"),
         transaction_timeout: Duration::from_millis(1_000),
     };
-    let mut slow = bench.log.session(config).unwrap();
+    let mut slow = bench.log.transactional_producer(config).unwrap();
     slow.begin().unwrap();
     slow.send(&batch(&at, &["too late"])).unwrap();
-    world::wait_for("the record", LIMIT, || (bench.offset(&at, At::End) >= 1).then_some(()));
+    world::wait_for("the record", LIMIT, || {
+        (bench.offset(&at, OffsetSpec::LogEnd) >= 1).then_some(())
+    });
     bench.append(&at, &["plain"]);
-    assert_eq!(bench.offset(&at, At::Stable), 0);
+    assert_eq!(bench.offset(&at, OffsetSpec::LastStable), 0);
     assert_eq!(texts(&bench.committed(&at)), ["plain"]);
     let outcome = slow.commit(None);
     assert!(matches!(outcome, Outcome::Aborted { .. }), "{outcome:?}");
-    slow.renew().unwrap();
+    slow.init_transactions().unwrap();
     bench.transact(&mut *slow, &at, &["again"]);
     assert_eq!(texts(&bench.committed(&at)), ["plain", "again"]);
 }
@@ -117,9 +125,9 @@ pub fn after_an_abort_the_session_goes_on(bench: &Bench) {
     bench.transact(&mut *session, &at, &["one"]);
     session.begin().unwrap();
     session.send(&batch(&at, &["no"])).unwrap();
-    session.renew().unwrap();
+    session.init_transactions().unwrap();
     bench.transact(&mut *session, &at, &["two"]);
-    session.renew().unwrap();
+    session.init_transactions().unwrap();
     bench.transact(&mut *session, &at, &["three"]);
     assert_eq!(texts(&bench.committed(&at)), ["one", "two", "three"]);
 }
@@ -139,7 +147,7 @@ pub fn a_refused_record_lets_the_transaction_only_abort(bench: &Bench) {
         if commits {
             let outcome = session.commit(None);
             assert!(matches!(outcome, Outcome::Aborted { fenced: false, .. }), "{outcome:?}");
-            session.renew().unwrap();
+            session.init_transactions().unwrap();
         } else {
             session.abort().unwrap();
         }
@@ -165,7 +173,7 @@ pub fn an_unknown_topic_fails_the_transaction(bench: &Bench) {
             assert!(matches!(outcome, Outcome::Aborted { fenced: false, .. }), "{outcome:?}");
         }
     }
-    session.renew().unwrap();
+    session.init_transactions().unwrap();
     bench.transact(&mut *session, &at, &["fine"]);
     assert_eq!(texts(&bench.committed(&at)), ["fine"]);
     assert_eq!(texts(&bench.all(Isolation::ReadCommitted, &at)), ["fine"]);
@@ -195,6 +203,8 @@ pub fn a_flushed_transaction_leaves_a_mark_when_it_is_aborted(bench: &Bench) {
     session.send(&batch(&at, &["gone"])).unwrap();
     session.flush().unwrap();
     session.abort().unwrap();
-    world::wait_for("the mark", LIMIT, || (bench.offset(&at, At::Stable) == 2).then_some(()));
+    world::wait_for("the mark", LIMIT, || {
+        (bench.offset(&at, OffsetSpec::LastStable) == 2).then_some(())
+    });
     assert_eq!(texts(&bench.committed(&at)), [""; 0]);
 }

@@ -2,7 +2,9 @@
 
 use super::bench::{Bench, LIMIT, SHORT, batch};
 use crate::world;
-use log::{At, Cleanup, Error, GroupConfig, Isolation, RecordBatch, StartFrom, TopicConfig, TopicPartition, TopicSpec};
+use event_log::{
+    Cleanup, Error, GroupConfig, Isolation, OffsetSpec, RecordBatch, StartFrom, TopicConfig, TopicPartition, TopicSpec,
+};
 use std::time::Duration;
 
 fn spec(name: &str, partitions: i32) -> TopicSpec {
@@ -116,7 +118,13 @@ pub fn a_deleted_topic_is_gone_and_its_id_is_never_used_again(bench: &Bench) {
 
     assert_eq!(bench.log.create_topics(&[spec(&topic, 1)]).unwrap(), [true]);
     assert_ne!(bench.log.describe(&topic).unwrap().expect("it is back").id, before);
-    assert_eq!((bench.offset(&at, At::Start), bench.offset(&at, At::End)), (0, 0));
+    assert_eq!(
+        (
+            bench.offset(&at, OffsetSpec::Earliest),
+            bench.offset(&at, OffsetSpec::LogEnd)
+        ),
+        (0, 0)
+    );
     world::wait_for("the group's offset to be gone", LIMIT, || {
         bench.committed_offset(&group, &at).is_none().then_some(())
     });
@@ -128,11 +136,11 @@ pub fn what_does_not_exist_is_an_unknown_topic(bench: &Bench) {
     let beyond = TopicPartition::new(bench.topic(2), 2);
     for at in [&none, &beyond] {
         let unknown = |error: Error| assert!(matches!(error, Error::UnknownTopic { .. }), "{at}: {error:?}");
-        unknown(bench.log.offset(at, At::End).unwrap_err());
+        unknown(bench.log.offset(at, OffsetSpec::LogEnd).unwrap_err());
         unknown(bench.log.append(&batch(at, &["a"])).unwrap_err());
         let mut reader = bench.log.reader(Isolation::ReadCommitted).unwrap();
         let read = world::wait_for("the reader to fail", LIMIT, || {
-            let assigned = reader.assign(&[(at.clone(), StartFrom::Start)]);
+            let assigned = reader.assign(&[(at.clone(), StartFrom::Earliest)]);
             assigned
                 .and_then(|()| reader.poll(&mut RecordBatch::default(), 1_000, SHORT))
                 .err()
@@ -148,7 +156,7 @@ pub fn what_does_not_exist_is_an_unknown_topic(bench: &Bench) {
         instance: None,
         topics: vec![none.topic.clone()],
         session_timeout: Duration::from_secs(10),
-        protocol: log::GroupProtocol::Classic,
+        protocol: event_log::GroupProtocol::Classic,
     };
     let joined = bench
         .log
@@ -160,9 +168,9 @@ pub fn what_does_not_exist_is_an_unknown_topic(bench: &Bench) {
 
 /// The id of a log stays while the log does.
 pub fn the_log_keeps_its_incarnation(bench: &Bench) {
-    let incarnation = bench.log.incarnation().unwrap();
+    let incarnation = bench.log.log_epoch().unwrap();
     assert!(!incarnation.is_empty());
     bench.line();
-    assert_eq!(bench.log.incarnation().unwrap(), incarnation);
+    assert_eq!(bench.log.log_epoch().unwrap(), incarnation);
     assert!(!bench.log.describe_self().is_empty());
 }

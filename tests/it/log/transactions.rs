@@ -2,12 +2,12 @@
 
 use super::bench::{Bench, LIMIT, SHORT, batch, committed, record, seen, texts};
 use crate::world;
-use log::{At, Isolation, OutBatch, RecordBatch, StartFrom, TopicPartition};
+use event_log::{Isolation, OffsetSpec, OutBatch, RecordBatch, StartFrom, TopicPartition};
 use std::sync::atomic::{AtomicI64, Ordering};
 
 fn wait_end(bench: &Bench, at: &TopicPartition, end: i64) {
     world::wait_for("the records to be appended", LIMIT, || {
-        (bench.offset(at, At::End) == end).then_some(())
+        (bench.offset(at, OffsetSpec::LogEnd) == end).then_some(())
     });
 }
 
@@ -24,7 +24,7 @@ pub fn nothing_of_an_open_transaction_is_seen_by_committed_readers(bench: &Bench
         bench.all(Isolation::ReadUncommitted, &at),
         seen(&[(0, "before"), (1, "a"), (2, "b")])
     );
-    let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Start);
+    let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Earliest);
     assert_eq!(bench.take(&mut *reader, 1), seen(&[(0, "before")]));
     assert_eq!(reader.poll(&mut RecordBatch::default(), 1_000, SHORT).unwrap(), 0);
     committed(session.commit(None));
@@ -46,7 +46,7 @@ pub fn an_open_transaction_holds_the_stable_offset_back(bench: &Bench) {
     wait_end(bench, &at, 4);
     bench.append(&at, &["plain"]);
     wait_end(bench, &at, 5);
-    assert_eq!(bench.offset(&at, At::Stable), 1);
+    assert_eq!(bench.offset(&at, OffsetSpec::LastStable), 1);
     assert_eq!(bench.all(Isolation::ReadCommitted, &at), seen(&[(0, "before")]));
     committed(slow.commit(None));
     assert_eq!(
@@ -138,7 +138,7 @@ pub fn two_sessions_interleave_in_one_partition(bench: &Bench) {
     }
     committed(b.commit(None));
     wait_end(bench, &at, 5);
-    assert_eq!(bench.offset(&at, At::Stable), 0);
+    assert_eq!(bench.offset(&at, OffsetSpec::LastStable), 0);
     a.abort().unwrap();
     assert_eq!(bench.committed(&at), seen(&[(1, "b1"), (3, "b2")]));
     committed({
@@ -160,7 +160,7 @@ pub fn an_empty_transaction_commits(bench: &Bench) {
     session.begin().unwrap();
     session.send(&OutBatch::default()).unwrap();
     assert_eq!(committed(session.commit(None)), []);
-    assert_eq!(bench.offset(&at, At::End), 0);
+    assert_eq!(bench.offset(&at, OffsetSpec::LogEnd), 0);
     assert_eq!(bench.transact(&mut *session, &at, &["a"]).first_offset, 0);
 }
 
@@ -168,7 +168,7 @@ pub fn an_empty_transaction_commits(bench: &Bench) {
 pub fn consumed_offsets_become_visible_with_the_commit(bench: &Bench) {
     let (input, output, group) = (bench.line(), bench.line(), world::unique("group"));
     bench.append(&input, &["a", "b"]);
-    let (consumer, member) = bench.member(&group, &input.topic);
+    let (consumer, member) = bench.group_metadata(&group, &input.topic);
     let mut session = bench.any_session();
     for next in [1, 2] {
         session.begin().unwrap();
@@ -185,7 +185,7 @@ pub fn consumed_offsets_become_visible_with_the_commit(bench: &Bench) {
 /// A transaction that ends without commit leaves the group's offsets as they were.
 pub fn offsets_of_an_aborted_transaction_are_never_seen(bench: &Bench) {
     let (input, output, group) = (bench.line(), bench.line(), world::unique("group"));
-    let (_consumer, member) = bench.member(&group, &input.topic);
+    let (_consumer, member) = bench.group_metadata(&group, &input.topic);
     let mut session = bench.any_session();
     session.begin().unwrap();
     committed(session.commit(Some((&member, &[(input.clone(), 3)]))));
@@ -200,7 +200,7 @@ pub fn offsets_of_an_aborted_transaction_are_never_seen(bench: &Bench) {
 pub fn a_transaction_may_hold_offsets_alone(bench: &Bench) {
     let (topic, group) = (bench.topic(2), world::unique("group"));
     let parts = [0, 1].map(|p| TopicPartition::new(topic.clone(), p));
-    let (_consumer, member) = bench.member(&group, &topic);
+    let (_consumer, member) = bench.group_metadata(&group, &topic);
     let mut session = bench.any_session();
     session.begin().unwrap();
     let offsets = [(parts[0].clone(), 7), (parts[1].clone(), 9)];
@@ -222,7 +222,7 @@ pub fn a_transaction_may_hold_offsets_alone(bench: &Bench) {
 /// committed are waited for.
 pub fn committed_offsets_are_never_behind_an_acknowledged_commit(bench: &Bench) {
     let (input, output, group) = (bench.line(), bench.line(), world::unique("group"));
-    let (_consumer, member) = bench.member(&group, &input.topic);
+    let (_consumer, member) = bench.group_metadata(&group, &input.topic);
     let mut session = bench.any_session();
     let (acknowledged, last) = (AtomicI64::new(0), 60);
     std::thread::scope(|scope| {
@@ -277,5 +277,5 @@ pub fn many_small_transactions_stay_as_they_were(bench: &Bench) {
         }
     }
     assert_eq!(bench.committed(&at), want);
-    assert_eq!(bench.offset(&at, At::End), 2 * COUNT);
+    assert_eq!(bench.offset(&at, OffsetSpec::LogEnd), 2 * COUNT);
 }

@@ -4,16 +4,16 @@
 use super::stand::{Database, LIMIT, Setting};
 use crate::world::wait_for;
 use connectors::status::State;
-use log::{Fate, Isolation, RecordBatch, StartFrom, TimestampType, TopicPartition};
+use event_log::{ErrorAction, Isolation, RecordBatch, StartFrom, TimestampType, TopicPartition};
 use processors::sync_views::{self, SyncViews, Unavailable};
-use runtime::driver::StepDriver;
 use schemas::headers;
 use schemas::ids::SchemaId;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use streams::driver::StepDriver;
 use views::record::{self, SchemaIds, ViewRecord};
-use views::rules::{LineRules, Piece, Relation, ViewRule};
+use views::rules::{Piece, Relation, SourceRules, ViewRule};
 
 const DOCUMENTS: &str = "documents(id int8, owner text, body text)";
 
@@ -31,7 +31,7 @@ fn sync_views(setting: &Setting) -> StepDriver {
         let columns = ["id", "owner", "body"].map(|name| Some(name.to_owned())).to_vec();
         Relation::new(table.name.to_string(), columns, vec![rule], 1)
     });
-    let rules = LineRules::new(topic.as_str(), None, relations.collect());
+    let rules = SourceRules::new(topic.as_str(), None, relations.collect());
     let registry = setting.registry.clone();
     let processor = SyncViews::new(sync_views::Config {
         rules: Arc::new(rules),
@@ -50,7 +50,7 @@ fn sync_views(setting: &Setting) -> StepDriver {
             let text = registry.by_id(SchemaId(id));
             text.map(|text| text.to_string()).map_err(|e| Unavailable {
                 reason: e.to_string(),
-                fate: Fate::DeadLetter,
+                fate: ErrorAction::DeadLetter,
             })
         }),
     });
@@ -63,7 +63,7 @@ fn shown(setting: &Setting, records: usize) -> BTreeMap<String, String> {
     let mut driver = sync_views(setting);
     let mut reader = setting.log.reader(Isolation::ReadCommitted).unwrap();
     let topic = TopicPartition::new(format!("change.{}", setting.name), 0);
-    reader.assign(&[(topic.clone(), StartFrom::Start)]).unwrap();
+    reader.assign(&[(topic.clone(), StartFrom::Earliest)]).unwrap();
     let (mut rows, mut seen) = (BTreeMap::new(), 0);
     wait_for("the records of the topic", LIMIT, || {
         let mut batch = RecordBatch::default();

@@ -4,9 +4,9 @@ use super::stand::{Connector, Database, LIMIT, Setting, Topic, clock};
 use crate::world::{self, Broker, Postgres, wait_for};
 use connectors::status::{Handle, State};
 use connectors::{Error, source};
-use log::SharedLog;
-use process::{Drain, Readiness};
+use event_log::SharedEventLog;
 use registry::SharedRegistry;
+use service::{Drain, Readiness};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -46,16 +46,16 @@ const STREAM_DEATHS: [&str; 9] = [
 ];
 
 /// Where a connector's log is: `embedded DIR` or `kafka ADDRESS`.
-fn open(place: &str) -> (SharedLog, SharedRegistry) {
+fn open(place: &str) -> (SharedEventLog, SharedRegistry) {
     let log = match place.split_once(' ').unwrap() {
         ("embedded", dir) => {
             let dir = Path::new(dir).to_path_buf();
-            log::embedded::EmbeddedLog::open(log::embedded::Config::new(Some(dir), clock())).unwrap()
+            event_log::embedded::EmbeddedLog::open(event_log::embedded::Config::new(Some(dir), clock())).unwrap()
         }
         (_, address) => {
-            let mut config = log::kafka::Config::new(address);
+            let mut config = event_log::kafka::Config::new(address);
             config.request_timeout = Duration::from_secs(5);
-            log::kafka::KafkaLog::connect(config).unwrap()
+            event_log::kafka::KafkaLog::connect(config).unwrap()
         }
     };
     let registry = Arc::new(registry::embedded::Embedded::open(log.clone()).unwrap());
@@ -65,10 +65,10 @@ fn open(place: &str) -> (SharedLog, SharedRegistry) {
 /// Not a test of its own: the child's body. Without the variable it has nothing to do.
 #[test]
 fn child_runs_a_connector_until_it_dies() {
-    let Some(child) = process::config::env(CHILD) else {
+    let Some(child) = service::config::env(CHILD) else {
         return;
     };
-    log::probe::install(process::failpoint::hit);
+    event_log::probe::install(service::failpoint::hit);
     let [place, url, name]: [String; 3] = serde_json::from_str(&child).unwrap();
     let (log, registry) = open(&place);
     let setting = Setting::named(name, url, &TABLES, log, registry);
@@ -94,7 +94,7 @@ impl Killed {
                 "--nocapture",
             ])
             .env(CHILD, child)
-            .env(process::failpoint::VARIABLE, failpoints)
+            .env(service::failpoint::VARIABLE, failpoints)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -257,7 +257,7 @@ fn never_half(topic: &Topic) {
     assert_eq!(chunks, 2);
 }
 
-fn survives_deaths(place: &str, log: impl Fn() -> (SharedLog, SharedRegistry)) {
+fn survives_deaths(place: &str, log: impl Fn() -> (SharedEventLog, SharedRegistry)) {
     let database = Arc::new(Database::new());
     bank(&database);
     let setting = {
@@ -276,10 +276,10 @@ fn survives_deaths(place: &str, log: impl Fn() -> (SharedLog, SharedRegistry)) {
     let (log, registry) = log();
     let setting = Setting::named(name, url, &TABLES, log, registry);
     {
-        let mut reader = setting.log.reader(log::Isolation::ReadUncommitted).unwrap();
-        let at = log::TopicPartition::new("connect.positions", 0);
-        reader.assign(&[(at, log::StartFrom::Start)]).unwrap();
-        let mut b = log::RecordBatch::default();
+        let mut reader = setting.log.reader(event_log::Isolation::ReadUncommitted).unwrap();
+        let at = event_log::TopicPartition::new("connect.positions", 0);
+        reader.assign(&[(at, event_log::StartFrom::Earliest)]).unwrap();
+        let mut b = event_log::RecordBatch::default();
         while reader.poll(&mut b, 1 << 20, Duration::from_millis(200)).unwrap() > 0 {
             for r in b.iter() {
                 eprintln!(

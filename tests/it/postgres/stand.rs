@@ -10,8 +10,7 @@ use crate::world::{self, wait_for};
 use connectors::source::{Context, OnMismatch, run};
 use connectors::sources::postgres::{Config, Declared, Source};
 use connectors::status::{Handle, Report, State};
-use log::{Isolation, Reader, RecordBatch, SharedLog, StartFrom, TopicPartition, TopicSpec};
-use process::{Drain, Readiness};
+use event_log::{Isolation, Reader, RecordBatch, SharedEventLog, StartFrom, TopicPartition, TopicSpec};
 use registry::SharedRegistry;
 use schemas::device_json::ObjectWriter;
 use schemas::events::{ChunkEnd, Event as _};
@@ -20,6 +19,7 @@ use schemas::ids::{SchemaId, SourceName, TableName};
 use schemas::pg_types::Column;
 use schemas::schema::Schema;
 use schemas::wire;
+use service::{Drain, Readiness};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -112,7 +112,7 @@ impl Database {
     }
 
     /// Runs statements on one connection, as `run` is called with them.
-    pub fn session(&self, work: impl FnOnce(&mut dyn FnMut(&str))) {
+    pub fn transactional_producer(&self, work: impl FnOnce(&mut dyn FnMut(&str))) {
         let (client, connection) = self
             .runtime
             .block_on(tokio_postgres::connect(&self.url, NoTls))
@@ -178,16 +178,16 @@ pub fn table(declaration: &str) -> Declared {
 }
 
 /// A log in memory, with its registry.
-pub fn embedded() -> (SharedLog, SharedRegistry) {
-    let config = log::embedded::Config::new(None, clock());
-    let log = log::embedded::EmbeddedLog::open(config).unwrap();
+pub fn embedded() -> (SharedEventLog, SharedRegistry) {
+    let config = event_log::embedded::Config::new(None, clock());
+    let log = event_log::embedded::EmbeddedLog::open(config).unwrap();
     let registry = Arc::new(registry::embedded::Embedded::open(log.clone()).unwrap());
     (log, registry)
 }
 
 /// The system's time, as the embedded log takes it.
-pub fn clock() -> log::embedded::Clock {
-    let clock = process::clock::system();
+pub fn clock() -> event_log::embedded::Clock {
+    let clock = service::clock::system();
     Arc::new(move || clock.now_ms())
 }
 
@@ -197,7 +197,7 @@ pub struct Setting {
     pub name: String,
     pub url: String,
     pub tables: Vec<Declared>,
-    pub log: SharedLog,
+    pub log: SharedEventLog,
     pub registry: SharedRegistry,
     pub on_mismatch: OnMismatch,
     pub heartbeat_seconds: u64,
@@ -211,21 +211,21 @@ impl Setting {
     }
 
     /// On this log.
-    pub fn on(database: &Database, tables: &[&str], log: SharedLog, registry: SharedRegistry) -> Self {
+    pub fn on(database: &Database, tables: &[&str], log: SharedEventLog, registry: SharedRegistry) -> Self {
         // Slots are the cluster's, so the connector's name is unique too.
         let name = format!("c{}", database.name.trim_start_matches("db_"));
         let topic = TopicSpec {
             name: format!("change.{name}"),
             partitions: 1,
             replication: None,
-            config: log::TopicConfig::new(log::Cleanup::Delete),
+            config: event_log::TopicConfig::new(event_log::Cleanup::Delete),
         };
         log.create_topics(&[topic]).unwrap();
         Self::named(name, database.url.clone(), tables, log, registry)
     }
 
     /// With a name that exists, on its topic.
-    pub fn named(name: String, url: String, tables: &[&str], log: SharedLog, registry: SharedRegistry) -> Self {
+    pub fn named(name: String, url: String, tables: &[&str], log: SharedEventLog, registry: SharedRegistry) -> Self {
         Setting {
             name,
             url,
@@ -239,7 +239,7 @@ impl Setting {
 
     pub fn source(&self) -> connectors::Result<Source> {
         let config = Config {
-            url: process::Secret::new(&*self.url),
+            url: service::Secret::new(&*self.url),
             slot: None,
             publication: None,
             heartbeat_seconds: self.heartbeat_seconds,
@@ -259,7 +259,7 @@ impl Setting {
             name: self.name.clone(),
             log: self.log.clone(),
             registry: self.registry.clone(),
-            clock: process::clock::system(),
+            clock: service::clock::system(),
             runtime,
             handle,
             on_mismatch: self.on_mismatch,
@@ -380,10 +380,10 @@ pub struct Topic {
 }
 
 impl Topic {
-    fn new(log: SharedLog, registry: SharedRegistry, topic: &str) -> Self {
+    fn new(log: SharedEventLog, registry: SharedRegistry, topic: &str) -> Self {
         let mut reader = log.reader(Isolation::ReadCommitted).unwrap();
         reader
-            .assign(&[(TopicPartition::new(topic, 0), StartFrom::Start)])
+            .assign(&[(TopicPartition::new(topic, 0), StartFrom::Earliest)])
             .unwrap();
         Topic {
             registry,

@@ -6,9 +6,9 @@
 
 use super::bench::{Bench, on_both, until_cause};
 use crate::world;
-use log::{At, TimestampPolicy, TopicConfig, TopicPartition, TopicSpec};
-use runtime::offsets;
+use event_log::{OffsetSpec, TimestampPolicy, TopicConfig, TopicPartition, TopicSpec};
 use std::time::Duration;
+use streams::offsets;
 
 #[test]
 fn partition_counts_that_do_not_fit_are_refused_with_both_numbers_and_the_fix() {
@@ -22,7 +22,7 @@ fn partition_counts_that_do_not_fit_are_refused_with_both_numbers_and_the_fix() 
         );
         assert!(text.contains("repartition"), "{text}");
         // A dead letter keeps its record's partition.
-        let letters = runtime::dead_letter_topic(&three);
+        let letters = streams::dead_letter_topic(&three);
         bench.topic(&letters, 2, &[]);
         let text = bench.refusal(vec![bench.sub("count", &[&three], "other")]);
         assert!(
@@ -39,7 +39,7 @@ fn partition_counts_that_do_not_fit_are_refused_with_both_numbers_and_the_fix() 
 }
 
 fn compacted(bench: &Bench, name: &str, partitions: i32) {
-    let mut config = TopicConfig::new(log::Cleanup::Compact);
+    let mut config = TopicConfig::new(event_log::Cleanup::Compact);
     config.timestamps = TimestampPolicy::LogAppendTime;
     let spec = TopicSpec {
         name: name.to_owned(),
@@ -251,7 +251,7 @@ fn a_changelog_that_was_deleted_stops_its_tasks_and_keeps_the_store() {
         assert_eq!(bench.out(0), ["a=1", "a=2", "a=1", "a=2"]);
         thread.finish().expect("a clean end");
         // What has state is not begun again by mistake.
-        let text = process::chain(&again(0).expect_err("it has state"));
+        let text = service::chain(&again(0).expect_err("it has state"));
         assert!(text.contains("holds state"), "{text}");
     });
 }
@@ -267,7 +267,7 @@ fn a_changelog_without_its_beginning_is_never_restored_in_part() {
     bench.settle(&mut thread);
     thread.finish().expect("a clean end");
     let changelog = bench.changelog("counts", 0);
-    let end = bench.log.offset(&changelog, At::End).expect("the end");
+    let end = bench.log.offset(&changelog, OffsetSpec::LogEnd).expect("the end");
     // Kafka refuses that of a topic that is compacted alone.
     let policy = |policy: &str| {
         let setting = ("cleanup.policy".to_owned(), policy.to_owned());
@@ -279,7 +279,10 @@ fn a_changelog_without_its_beginning_is_never_restored_in_part() {
     policy("compact,delete");
     world::delete_records(&servers, &changelog.topic, changelog.partition, end - 3);
     policy("compact");
-    assert_eq!(bench.log.offset(&changelog, At::Start).expect("the start"), end - 3);
+    assert_eq!(
+        bench.log.offset(&changelog, OffsetSpec::Earliest).expect("the start"),
+        end - 3
+    );
     // The store has it all, and goes on; it is a whole one's last copy, which is said.
     bench.write(&bench.input, 0, &[("a", "")]);
     let mut thread = bench.start("counts");
@@ -339,7 +342,7 @@ fn a_record_of_which_something_too_large_is_made_is_given_up_alone() {
         let mut thread = bench.start("counts");
         bench.settle(&mut thread);
         assert_eq!(bench.out(0), ["a=1", "a=2"]);
-        let letters = bench.read(&runtime::dead_letter_topic(&bench.input), 0);
+        let letters = bench.read(&streams::dead_letter_topic(&bench.input), 0);
         assert_eq!(letters, [format!("b={state}"), format!("c={out}")]);
         thread.finish().expect("a clean end");
         // A restored store knows nothing of what was given up.
@@ -356,7 +359,7 @@ fn a_record_of_which_something_too_large_is_made_is_given_up_alone() {
 fn a_dead_letter_that_is_too_large_itself_goes_without_its_body() {
     let bench = Bench::kafka();
     bench.topic(
-        &runtime::dead_letter_topic(&bench.input),
+        &streams::dead_letter_topic(&bench.input),
         2,
         &[("max.message.bytes", "2000")],
     );
@@ -365,7 +368,7 @@ fn a_dead_letter_that_is_too_large_itself_goes_without_its_body() {
     let mut thread = bench.start("counts");
     bench.settle(&mut thread);
     assert_eq!(bench.out(0), ["a=1", "a=2"]);
-    assert_eq!(bench.read(&runtime::dead_letter_topic(&bench.input), 0), ["null=null"]);
+    assert_eq!(bench.read(&streams::dead_letter_topic(&bench.input), 0), ["null=null"]);
     thread.finish().expect("a clean end");
 }
 
@@ -377,7 +380,7 @@ fn a_record_with_a_state_key_that_no_store_takes_is_given_up_alone() {
         let mut thread = bench.start("counts");
         bench.settle(&mut thread);
         assert_eq!(bench.out(0), ["a=1", "a=2"]);
-        let letters = bench.read(&runtime::dead_letter_topic(&bench.input), 0);
+        let letters = bench.read(&streams::dead_letter_topic(&bench.input), 0);
         assert_eq!(letters, [format!("{long}=")]);
         thread.finish().expect("a clean end");
         // The process starts again, also without its stores.

@@ -5,15 +5,11 @@
 //! without a limit.
 
 use crate::world::{self, wait_for};
-use log::embedded::{self, EmbeddedLog};
-use log::kafka::{self, KafkaLog};
-use log::{
-    At, Cleanup, Isolation, OutBatch, OutRecord, RecordBatch, SharedLog, StartFrom, TopicConfig, TopicPartition,
-    TopicSpec,
-};
-use runtime::driver::ThreadDriver;
-use runtime::{
-    Application, Config, Context, Directory, Effects, FirstStart, ProcessClock, Processor, State, SubTopology, TaskInfo,
+use event_log::embedded::{self, EmbeddedLog};
+use event_log::kafka::{self, KafkaLog};
+use event_log::{
+    Cleanup, Isolation, OffsetSpec, OutBatch, OutRecord, RecordBatch, SharedEventLog, StartFrom, TopicConfig,
+    TopicPartition, TopicSpec,
 };
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -21,6 +17,10 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use streams::driver::ThreadDriver;
+use streams::{
+    Application, Config, Context, Directory, FirstStart, Output, ProcessClock, Processor, State, SubTopology, TaskInfo,
+};
 use tempfile::TempDir;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -32,14 +32,14 @@ struct Counter {
 }
 
 impl Processor for Counter {
-    fn step(
+    fn process(
         &mut self,
         _: Context,
         records: &RecordBatch,
         range: Range<usize>,
         state: &mut State,
-        effects: &mut Effects,
-    ) -> runtime::Result<()> {
+        output: &mut Output,
+    ) -> streams::Result<()> {
         for record in range.filter_map(|index| records.get(index)) {
             let key = record.key().expect("every record has a key");
             let asked = String::from_utf8_lossy(record.value().unwrap_or_default()).into_owned();
@@ -59,7 +59,7 @@ impl Processor for Counter {
                 key: Some(key),
                 value: Some(value.as_bytes()),
             };
-            effects.emit(out, []);
+            output.send(out, []);
         }
         Ok(())
     }
@@ -85,7 +85,7 @@ fn noise(bytes: usize) -> String {
 
 /// A log and one application's names and stores.
 pub struct Bench {
-    pub log: SharedLog,
+    pub log: SharedEventLog,
     /// Bootstrap servers, where it is Kafka.
     pub kafka: Option<String>,
     pub application: String,
@@ -104,7 +104,7 @@ pub fn on_both(test: impl Fn(&Bench)) {
 
 impl Bench {
     fn embedded() -> Bench {
-        let clock = process::clock::system();
+        let clock = service::clock::system();
         let config = embedded::Config::new(None, Arc::new(move || clock.now_ms()));
         Bench::over(EmbeddedLog::open(config).expect("open a log in memory"), None)
     }
@@ -115,7 +115,7 @@ impl Bench {
         Bench::over(log, Some(servers))
     }
 
-    fn over(log: SharedLog, kafka: Option<String>) -> Bench {
+    fn over(log: SharedEventLog, kafka: Option<String>) -> Bench {
         let bench = Bench {
             log,
             kafka,
@@ -152,7 +152,7 @@ impl Bench {
 
     /// The changelog of a store.
     pub fn changelog(&self, store: &str, partition: i32) -> TopicPartition {
-        TopicPartition::new(runtime::changelog_topic(&self.application, store), partition)
+        TopicPartition::new(streams::changelog_topic(&self.application, store), partition)
     }
 
     /// A sub-topology that counts these inputs.
@@ -173,12 +173,12 @@ impl Bench {
     }
 
     /// Starts sub-topologies; a refusal is an error.
-    pub fn try_start(&self, subtopologies: Vec<SubTopology>) -> runtime::Result<ThreadDriver> {
+    pub fn try_start(&self, subtopologies: Vec<SubTopology>) -> streams::Result<ThreadDriver> {
         self.try_start_in(self.dir.path(), subtopologies)
     }
 
     /// The same with stores in another directory.
-    pub fn try_start_in(&self, dir: &Path, subtopologies: Vec<SubTopology>) -> runtime::Result<ThreadDriver> {
+    pub fn try_start_in(&self, dir: &Path, subtopologies: Vec<SubTopology>) -> streams::Result<ThreadDriver> {
         let mut config = Config::new("one", dir);
         config.session_timeout = Duration::from_secs(2);
         config.store_memory_bytes = 8 << 20;
@@ -191,7 +191,7 @@ impl Bench {
             name: self.application.clone(),
             subtopologies,
         };
-        let clock = Arc::new(ProcessClock::new(process::clock::system()));
+        let clock = Arc::new(ProcessClock::new(service::clock::system()));
         ThreadDriver::new(&application, config, self.log.clone(), clock, Arc::new(stores), 0)
     }
 
@@ -210,7 +210,7 @@ impl Bench {
     /// Why sub-topologies are refused.
     pub fn refusal(&self, subtopologies: Vec<SubTopology>) -> String {
         let refused = self.try_start(subtopologies).err().expect("it is refused");
-        process::chain(&refused)
+        service::chain(&refused)
     }
 
     /// Writes records to a topic's partition.
@@ -233,9 +233,9 @@ impl Bench {
     /// Committed records of a partition as `key=value`, values trimmed.
     pub fn read(&self, topic: &str, partition: i32) -> Vec<String> {
         let at = TopicPartition::new(topic, partition);
-        let end = self.log.offset(&at, At::Stable).expect("look the end up");
+        let end = self.log.offset(&at, OffsetSpec::LastStable).expect("look the end up");
         let mut reader = self.log.reader(Isolation::ReadCommitted).expect("open a reader");
-        reader.assign(&[(at.clone(), StartFrom::Start)]).expect("assign");
+        reader.assign(&[(at.clone(), StartFrom::Earliest)]).expect("assign");
         let (mut batch, mut found) = (RecordBatch::default(), Vec::new());
         wait_for("the reader to reach the end", LIMIT, || {
             reader
@@ -277,7 +277,10 @@ impl Bench {
             .iter()
             .flat_map(|topic| (0..2).map(|p| TopicPartition::new(topic.as_str(), p)));
         let partitions: Vec<_> = partitions.collect();
-        let ends = self.log.offsets(&partitions, At::End).expect("look the ends up");
+        let ends = self
+            .log
+            .offsets(&partitions, OffsetSpec::LogEnd)
+            .expect("look the ends up");
         let Ok(committed) = self.log.committed(&self.application, &partitions) else {
             return false;
         };
@@ -309,7 +312,7 @@ pub fn until_trouble(thread: &mut ThreadDriver, words: &str) -> String {
     let mut seen = Vec::new();
     let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         wait_for(words, LIMIT, || {
-            let ended = thread.turn().err().map(|error| process::chain(&error));
+            let ended = thread.turn().err().map(|error| service::chain(&error));
             seen = thread.causes().into_iter().chain(ended).collect();
             seen.iter().find(|text| text.contains(words)).cloned()
         })

@@ -3,16 +3,16 @@
 //! Guarantees: the counts in its output follow from the order of its input alone, so that a loss, a duplicate or a
 //! phantom shows in them. Never: a commit of its own.
 
-use log::{OutRecord, RecordBatch, SharedLog};
-use process::{Readiness, Service, Tasks, chain, telemetry};
-use runtime::{Application, Config, Context, Effects, FirstStart, Handle, Processor, State, SubTopology, TaskInfo};
+use event_log::{OutRecord, RecordBatch, SharedEventLog};
 use serde::{Deserialize, Serialize};
+use service::{Readiness, Service, Tasks, chain, telemetry};
 use std::fs::File;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
+use streams::{Application, Config, Context, FirstStart, Handle, Output, Processor, State, SubTopology, TaskInfo};
 
 use crate::world::{self, wait_for};
 
@@ -42,14 +42,14 @@ struct Counter {
 }
 
 impl Processor for Counter {
-    fn step(
+    fn process(
         &mut self,
         _: Context,
         records: &RecordBatch,
         range: Range<usize>,
         state: &mut State,
-        effects: &mut Effects,
-    ) -> runtime::Result<()> {
+        output: &mut Output,
+    ) -> streams::Result<()> {
         for record in range.filter_map(|index| records.get(index)) {
             let Some(key) = record.key() else { continue };
             let before = state
@@ -65,7 +65,7 @@ impl Processor for Counter {
                 key: Some(key),
                 value: Some(value.as_bytes()),
             };
-            effects.emit(out, []);
+            output.send(out, []);
         }
         Ok(())
     }
@@ -73,12 +73,18 @@ impl Processor for Counter {
 
 impl Part {
     /// The log that it runs on.
-    pub fn log(&self) -> SharedLog {
-        log::kafka::KafkaLog::connect(log::kafka::Config::new(self.kafka.clone())).expect("connect")
+    pub fn log(&self) -> SharedEventLog {
+        event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(self.kafka.clone())).expect("connect")
     }
 
     /// Starts the application in this process, with two threads unless `set` says otherwise.
-    pub fn run(&self, log: SharedLog, tasks: &Tasks, readiness: &Readiness, set: impl FnOnce(&mut Config)) -> Handle {
+    pub fn run(
+        &self,
+        log: SharedEventLog,
+        tasks: &Tasks,
+        readiness: &Readiness,
+        set: impl FnOnce(&mut Config),
+    ) -> Handle {
         let output: Arc<str> = self.output.as_str().into();
         let sub = SubTopology {
             name: "count".to_owned(),
@@ -98,21 +104,21 @@ impl Part {
         };
         let mut config = Config::new(&self.instance, &self.dir);
         config.engine = if self.sled {
-            store::Engine::Sled
+            state_store::Engine::Sled
         } else {
-            store::Engine::Fjall
+            state_store::Engine::Fjall
         };
         config.store_memory_bytes = 8 << 20;
         config.session_timeout = Duration::from_secs(6);
         config.threads = 2;
         if self.alone {
-            config.guarantee = runtime::Guarantee::AtLeastOnce;
+            config.guarantee = streams::ProcessingGuarantee::AtLeastOnce;
         }
         if self.newer {
-            config.group_protocol = log::GroupProtocol::Consumer;
+            config.group_protocol = event_log::GroupProtocol::Consumer;
         }
         set(&mut config);
-        runtime::run(application, config, log, process::clock::system(), tasks, readiness)
+        streams::run(application, config, log, service::clock::system(), tasks, readiness)
     }
 
     /// Starts a process that runs it, armed with these failpoints.
@@ -127,7 +133,7 @@ impl Part {
                 "--test-threads=1",
             ])
             .env(CHILD, serde_json::to_string(self).expect("plain values"))
-            .env(process::failpoint::VARIABLE, failpoints)
+            .env(service::failpoint::VARIABLE, failpoints)
             .stdout(Stdio::null())
             .stderr(words.expect("open a log file"))
             .spawn()
@@ -139,12 +145,12 @@ impl Part {
 /// Not a test of its own: the child's body. Without the variable it has nothing to do.
 #[test]
 fn child_runs_the_application() {
-    let Some(part) = process::config::env(CHILD) else {
+    let Some(part) = service::config::env(CHILD) else {
         return;
     };
     let part: Part = serde_json::from_str(&part).expect("a part");
     telemetry::logs(&telemetry::Config::default()).expect("log");
-    log::probe::install(process::failpoint::hit);
+    event_log::probe::install(service::failpoint::hit);
     let ended = Service::new().worker_threads(1).run(move |tasks| async move {
         part.run(part.log(), &tasks, &Readiness::new(), |_| {});
         tasks.drain().started().await;

@@ -6,14 +6,17 @@
 use super::LIMIT;
 use super::child::{Part, part};
 use crate::world::{self, wait_for};
-use log::embedded::{Config as EmbeddedConfig, EmbeddedLog};
-use log::{At, Cleanup, Offset, OutBatch, OutRecord, SharedLog, TopicConfig, TopicPartition, TopicSpec, partitioner};
-use process::{Readiness, Tasks};
-use runtime::Handle;
-use runtime::query::{QueryError, Range, TaskReport};
+use event_log::embedded::{Config as EmbeddedConfig, EmbeddedLog};
+use event_log::{
+    Cleanup, Offset, OffsetSpec, OutBatch, OutRecord, SharedEventLog, TopicConfig, TopicPartition, TopicSpec,
+    partitioner,
+};
+use service::{Readiness, Tasks};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use streams::Handle;
+use streams::query::{QueryError, Range, TaskReport};
 
 const PARTITIONS: i32 = 6;
 const KEYS: usize = 30_000;
@@ -24,7 +27,7 @@ struct Instance {
     handle: Handle,
 }
 
-fn instance(part: &Part, name: &str, log: &SharedLog) -> Instance {
+fn instance(part: &Part, name: &str, log: &SharedEventLog) -> Instance {
     let mut part = part.clone();
     part.instance = name.to_owned();
     part.dir = part.dir.join(name);
@@ -37,7 +40,7 @@ fn instance(part: &Part, name: &str, log: &SharedLog) -> Instance {
     Instance { tasks, handle }
 }
 
-fn write(log: &SharedLog, topic: &str, keys: std::ops::Range<usize>) {
+fn write(log: &SharedEventLog, topic: &str, keys: std::ops::Range<usize>) {
     let (topic, mut out) = (Arc::from(topic), OutBatch::default());
     for key in keys {
         let key = format!("[{key}]");
@@ -71,7 +74,7 @@ fn standbys_caught_up(of: &Instance, ends: &BTreeMap<i32, Offset>, want: usize) 
     });
 }
 
-fn a_task_that_moves_starts_with_a_short_tail(log: &SharedLog, part: &Part) {
+fn a_task_that_moves_starts_with_a_short_tail(log: &SharedEventLog, part: &Part) {
     let executor = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -97,9 +100,9 @@ fn a_task_that_moves_starts_with_a_short_tail(log: &SharedLog, part: &Part) {
         let read: Offset = committed.values().map(|next| next.unwrap_or(0)).sum();
         (each == [2; 3] && read >= Offset::try_from(KEYS).unwrap()).then_some(())
     });
-    let changelog = |partition| TopicPartition::new(runtime::changelog_topic(&part.application, "counts"), partition);
+    let changelog = |partition| TopicPartition::new(streams::changelog_topic(&part.application, "counts"), partition);
     let ends: BTreeMap<i32, Offset> = (0..PARTITIONS)
-        .map(|p| (p, log.offset(&changelog(p), At::End).expect("an end")))
+        .map(|p| (p, log.offset(&changelog(p), OffsetSpec::LogEnd).expect("an end")))
         .collect();
     assert!(ends.values().all(|end| *end > 4_000), "{ends:?}");
     // Without b: a has 0 to 2, c has 3 to 5; without a: b 0 to 2, c 3 to 5; without c: a 0 to 2, b 3 to 5.
@@ -209,7 +212,7 @@ fn of_three_instances_one_goes_and_its_tasks_start_warm_on_the_embedded_log() {
     let dir = tempfile::tempdir().expect("a directory");
     let config = EmbeddedConfig::new(
         Some(dir.path().join("log")),
-        Arc::new(|| process::clock::system().now_ms()),
+        Arc::new(|| service::clock::system().now_ms()),
     );
     let log = EmbeddedLog::open(config).expect("open the log");
     a_task_that_moves_starts_with_a_short_tail(&log, &part(String::new(), dir.path().to_owned()));

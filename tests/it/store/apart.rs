@@ -6,10 +6,10 @@
 //! Guarantees: a part that fails fails its test at once; only one that stands still is tried again, at most twice.
 //! Never: a process that outlives its test.
 
+use state_store::Engine;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use store::Engine;
 
 /// Set in the child only: it plays sled's part.
 const CHILD: &str = "TRUNKLINE_TEST_STORE_SLED";

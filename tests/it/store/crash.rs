@@ -7,11 +7,11 @@
 use super::apart::on_each;
 use super::{ON_DISK, Random, options, rows};
 use crate::world::wait_for;
+use state_store::{Batch, Direction, Engine, Space, Store};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
-use store::{Batch, Direction, Engine, Space, Store};
 
 /// Set in the child only: `engine directory`.
 const CHILD: &str = "TRUNKLINE_TEST_STORE_CHILD";
@@ -25,7 +25,7 @@ fn child_commits_numbered_batches_until_it_is_killed() {
     let Ok(order) = std::env::var(CHILD) else { return };
     let (engine, dir) = order.split_once(' ').expect("engine and directory");
     let engine = if engine == "Sled" { Engine::Sled } else { Engine::Fjall };
-    let store = store::open(&options(engine, Path::new(dir))).unwrap();
+    let store = state_store::open(&options(engine, Path::new(dir))).unwrap();
     let mut next = last(&*store) + 1;
     println!("child open at {next}");
     while dir.ends_with(LOADS) {
@@ -68,7 +68,7 @@ fn after_kill_9_a_load_is_there_whole_or_not_at_all() {
             let acknowledged = committed.nth(loads - 1).expect("the child loads until it is killed");
             child.kill().unwrap();
             child.wait().unwrap();
-            let store = store::open(&options(engine, &dir)).unwrap();
+            let store = state_store::open(&options(engine, &dir)).unwrap();
             let got = rows(&*store, Space(1), b"", None, Direction::Forward);
             let Some((_, value)) = got.first() else {
                 assert_eq!(engine, Engine::Sled, "everything is gone that was acknowledged");
@@ -93,7 +93,7 @@ fn after_kill_9_a_load_is_there_whole_or_not_at_all() {
 fn a_load_takes_its_place_among_batches() {
     on_each(&[Engine::Fjall, Engine::Sled, Engine::Memory], |engine| {
         let dir = tempfile::tempdir().unwrap();
-        let store = store::open(&options(engine, dir.path())).unwrap();
+        let store = state_store::open(&options(engine, dir.path())).unwrap();
         let mut batch = Batch::default();
         batch.put(Space(1), b"[\"row\",0]", b"before");
         batch.put(Space(1), b"[\"row\",5]", b"before");
@@ -108,7 +108,7 @@ fn a_load_takes_its_place_among_batches() {
             store
         } else {
             drop(store);
-            store::open(&options(engine, dir.path())).unwrap()
+            state_store::open(&options(engine, dir.path())).unwrap()
         };
         let text = |key: &[u8]| {
             let value = store.get(Space(1), key).unwrap();
@@ -185,7 +185,7 @@ fn after_kill_9_a_store_holds_a_prefix_of_the_batches() {
             child.kill().unwrap();
             child.wait().unwrap();
 
-            let store = store::open(&options(engine, dir.path())).unwrap();
+            let store = state_store::open(&options(engine, dir.path())).unwrap();
             let reached = last(&*store);
             assert!(
                 reached >= modelled,
@@ -223,7 +223,7 @@ fn after_kill_9_a_store_holds_a_prefix_of_the_batches() {
 
 /// fjall issue 257: writes once stood still for ever on a store that had been killed. Here they must go on.
 fn write_on(engine: Engine, dir: &Path) {
-    let store = store::open(&options(engine, dir)).unwrap();
+    let store = state_store::open(&options(engine, dir)).unwrap();
     let from = last(&*store) + 1;
     let (done, ended) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {

@@ -5,15 +5,15 @@
 
 use super::apart::on_each;
 use super::{ON_DISK, Random, options, rows};
+use state_store::{Batch, Direction, Engine, Error, Space};
 use std::path::{Path, PathBuf};
-use store::{Batch, Direction, Engine, Error, Space};
 
 #[test]
 fn a_second_opener_is_told_that_the_store_is_in_use() {
     on_each(&ON_DISK, |engine| {
         let dir = tempfile::tempdir().unwrap();
-        let first = store::open(&options(engine, dir.path())).unwrap();
-        let second = store::open(&options(engine, dir.path()));
+        let first = state_store::open(&options(engine, dir.path())).unwrap();
+        let second = state_store::open(&options(engine, dir.path()));
         assert!(
             matches!(&second, Err(Error::Locked { dir: at }) if at == dir.path()),
             "{:?}",
@@ -23,11 +23,11 @@ fn a_second_opener_is_told_that_the_store_is_in_use() {
         let snapshot = first.snapshot().unwrap();
         drop(first);
         assert!(matches!(
-            store::open(&options(engine, dir.path())),
+            state_store::open(&options(engine, dir.path())),
             Err(Error::Locked { .. })
         ));
         drop(snapshot);
-        store::open(&options(engine, dir.path())).unwrap();
+        state_store::open(&options(engine, dir.path())).unwrap();
     });
 }
 
@@ -44,7 +44,7 @@ fn garbage_in_the_files_is_broken_and_a_store_set_aside_makes_room_for_a_new_one
     on_each(&ON_DISK, |engine| {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("state");
-        let store = store::open(&options(engine, &dir)).unwrap();
+        let store = state_store::open(&options(engine, &dir)).unwrap();
         for n in 0..2_000_u32 {
             let mut batch = Batch::default();
             batch.put(Space(1), n.to_be_bytes(), vec![b'v'; 1_000]);
@@ -60,7 +60,7 @@ fn garbage_in_the_files_is_broken_and_a_store_set_aside_makes_room_for_a_new_one
             let garbage: Vec<u8> = (0..len).map(|_| random.byte()).collect();
             std::fs::write(file, garbage).unwrap();
         }
-        let opened = store::open(&options(engine, &dir));
+        let opened = state_store::open(&options(engine, &dir));
         assert!(
             matches!(&opened, Err(Error::Broken { dir: at, .. }) if *at == dir),
             "{engine:?}: {:?}",
@@ -68,12 +68,12 @@ fn garbage_in_the_files_is_broken_and_a_store_set_aside_makes_room_for_a_new_one
         );
 
         let before = files(&dir).len();
-        let aside = store::set_aside(&dir).unwrap();
+        let aside = state_store::quarantine(&dir).unwrap();
         assert_eq!(
             (aside.clone(), files(&aside).len()),
             (root.path().join("state.aside-1"), before)
         );
-        let store = store::open(&options(engine, &dir)).unwrap();
+        let store = state_store::open(&options(engine, &dir)).unwrap();
         assert_eq!(rows(&*store, Space(1), b"", None, Direction::Forward), []);
     });
 }
@@ -85,7 +85,7 @@ fn a_single_damaged_file_never_panics() {
     on_each(&ON_DISK, |engine| {
         let root = tempfile::tempdir().unwrap();
         let whole = root.path().join("whole");
-        let store = store::open(&options(engine, &whole)).unwrap();
+        let store = state_store::open(&options(engine, &whole)).unwrap();
         for n in 0..3_000_u32 {
             let mut batch = Batch::default();
             batch.put(Space(1), (n % 700).to_be_bytes(), vec![b'v'; 2_000]);
@@ -104,7 +104,7 @@ fn a_single_damaged_file_never_panics() {
             let start = usize::try_from(random.below(u64::try_from(bytes.len() / 2 + 1).unwrap())).unwrap();
             bytes.iter_mut().skip(start).for_each(|byte| *byte = random.byte());
             std::fs::write(&damaged, bytes).unwrap();
-            match store::open(&options(engine, &copy)) {
+            match state_store::open(&options(engine, &copy)) {
                 Ok(store) => drop(store),
                 Err(Error::Broken { .. }) => {}
                 Err(other) => panic!("{engine:?}, {}: {other:?}", file.display()),
@@ -132,7 +132,7 @@ fn a_directory_that_cannot_be_written_is_named_in_the_error() {
         let file = root.path().join("file");
         std::fs::write(&file, b"").unwrap();
         for dir in [dir, file.join("state")] {
-            let Err(error @ Error::Io { .. }) = store::open(&options(engine, &dir)) else {
+            let Err(error @ Error::Io { .. }) = state_store::open(&options(engine, &dir)) else {
                 panic!("{engine:?} opened {}", dir.display());
             };
             let source = std::error::Error::source(&error).unwrap().to_string();
@@ -145,8 +145,8 @@ fn a_directory_that_cannot_be_written_is_named_in_the_error() {
 fn memory_needs_no_directory() {
     let dir = Path::new("/proc/1/none");
     let (one, other) = (
-        store::open(&options(Engine::Memory, dir)),
-        store::open(&options(Engine::Memory, dir)),
+        state_store::open(&options(Engine::Memory, dir)),
+        state_store::open(&options(Engine::Memory, dir)),
     );
     assert!(one.is_ok() && other.is_ok());
 }

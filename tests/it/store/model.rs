@@ -5,8 +5,8 @@
 
 use super::apart::on_each;
 use super::{ON_DISK, Random, Rows, SPACES, old_rows, options, rows};
+use state_store::{Batch, Direction, Engine, Error, SharedStore, Snapshot, Space};
 use std::ops::ControlFlow;
-use store::{Batch, Direction, Engine, Error, SharedStore, Snapshot, Space};
 
 const ORDERS: [Direction; 2] = [Direction::Forward, Direction::Backward];
 
@@ -16,7 +16,7 @@ fn an_engine_is_an_ordered_map_with_atomic_batches() {
     on_each(&[Engine::Fjall, Engine::Sled, Engine::Memory], |engine| {
         let dir = tempfile::tempdir().unwrap();
         let mut world = World {
-            store: Some(store::open(&options(engine, dir.path())).unwrap()),
+            store: Some(state_store::open(&options(engine, dir.path())).unwrap()),
             model: vec![Rows::new(); SPACES.len()],
             old: Vec::new(),
         };
@@ -29,7 +29,7 @@ fn an_engine_is_an_ordered_map_with_atomic_batches() {
                 18 if engine != Engine::Memory => {
                     world.old.clear();
                     world.store = None;
-                    world.store = Some(store::open(&options(engine, dir.path())).unwrap());
+                    world.store = Some(state_store::open(&options(engine, dir.path())).unwrap());
                 }
                 _ => world.store().persist().unwrap(),
             }
@@ -61,7 +61,7 @@ struct World {
 /// A key of one to a few bytes out of few, so that batches meet; now and then a long one.
 fn key(random: &mut Random) -> Vec<u8> {
     let len = if random.below(50) == 0 {
-        store::KEY_BYTES_MAX
+        state_store::KEY_BYTES_MAX
     } else {
         usize::try_from(random.below(3)).unwrap() + 1
     };
@@ -182,8 +182,8 @@ fn expected(model: &Rows, from: &[u8], to: Option<&[u8]>, order: Direction) -> V
 fn a_key_that_one_engine_cannot_hold_is_refused_by_all_and_nothing_of_its_batch_is_written() {
     on_each(&[Engine::Fjall, Engine::Sled, Engine::Memory], |engine| {
         let dir = tempfile::tempdir().unwrap();
-        let store = store::open(&options(engine, dir.path())).unwrap();
-        for bad in [Vec::new(), vec![b'k'; store::KEY_BYTES_MAX + 1]] {
+        let store = state_store::open(&options(engine, dir.path())).unwrap();
+        for bad in [Vec::new(), vec![b'k'; state_store::KEY_BYTES_MAX + 1]] {
             let mut batch = Batch::default();
             batch.put(Space(0), b"good", b"1");
             batch.put(Space(1), bad.clone(), b"2");
@@ -204,7 +204,7 @@ fn a_scan_beside_a_writer_sees_whole_batches_only() {
     const KEYS: u64 = 1_000;
     on_each(&[Engine::Fjall, Engine::Sled, Engine::Memory], |engine| {
         let dir = tempfile::tempdir().unwrap();
-        let store = store::open(&options(engine, dir.path())).unwrap();
+        let store = state_store::open(&options(engine, dir.path())).unwrap();
         let mut first = Batch::default();
         for key in 0..KEYS {
             // Fillers, so that a scan takes long enough to be overtaken.
@@ -254,13 +254,13 @@ fn spaces_are_found_by_name_whatever_their_order() {
     on_each(&ON_DISK, |engine| {
         let dir = tempfile::tempdir().unwrap();
         let mut declared = options(engine, dir.path());
-        let store = store::open(&declared).unwrap();
+        let store = state_store::open(&declared).unwrap();
         let mut batch = Batch::default();
         batch.put(Space(1), b"k", b"of rows");
         store.commit(batch).unwrap();
         drop(store);
         declared.spaces = vec!["rows", "later", "meta"];
-        let store = store::open(&declared).unwrap();
+        let store = state_store::open(&declared).unwrap();
         assert_eq!(
             store.get(Space(0), b"k").unwrap().as_deref(),
             Some(&b"of rows"[..]),

@@ -5,7 +5,7 @@
 
 use super::stage::Stage;
 use crate::world::{alter_topic, sql, wait_for};
-use log::{At, Isolation, RecordBatch, SharedLog, StartFrom, TopicPartition};
+use event_log::{Isolation, OffsetSpec, RecordBatch, SharedEventLog, StartFrom, TopicPartition};
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(180);
@@ -56,7 +56,7 @@ fn rebuild_edge_under_the_cleaner(stage: &mut Stage) -> u64 {
     stage.fleet.wipe("edge-2");
     alter_topic(&stage.broker.bootstrap(), "view.log", &CLEANER);
     let load = stage.load(&["-c", "4", "-T", "200", "-R", "200"]);
-    let log = log::kafka::KafkaLog::connect(log::kafka::Config::new(stage.broker.bootstrap())).unwrap();
+    let log = event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(stage.broker.bootstrap())).unwrap();
     let removed = wait_for("the cleaner to remove records", LIMIT, || {
         std::thread::park_timeout(Duration::from_secs(1));
         let removed = superseded(&log);
@@ -71,12 +71,12 @@ fn rebuild_edge_under_the_cleaner(stage: &mut Stage) -> u64 {
 
 /// How many versions of branches' rows are missing from view.log: a transaction writes one, and one of the history,
 /// which is never superseded.
-fn superseded(log: &SharedLog) -> u64 {
+fn superseded(log: &SharedEventLog) -> u64 {
     let partitions = log.describe("view.log").unwrap().expect("view.log exists").partitions;
     let all: Vec<TopicPartition> = (0..partitions).map(|p| TopicPartition::new("view.log", p)).collect();
-    let ends = log.offsets(&all, At::Stable).unwrap();
+    let ends = log.offsets(&all, OffsetSpec::LastStable).unwrap();
     let mut reader = log.reader(Isolation::ReadCommitted).unwrap();
-    let from: Vec<_> = all.iter().map(|at| (at.clone(), StartFrom::Start)).collect();
+    let from: Vec<_> = all.iter().map(|at| (at.clone(), StartFrom::Earliest)).collect();
     reader.assign(&from).unwrap();
     let (mut history, mut branches, mut batch) = (0_u64, 0_u64, RecordBatch::default());
     while all

@@ -5,8 +5,8 @@
 
 use super::follow;
 use crate::world::{Dev, Phone};
-use log::embedded::{Config, EmbeddedLog};
-use log::{At, Isolation, RecordBatch, StartFrom, TopicPartition};
+use event_log::embedded::{Config, EmbeddedLog};
+use event_log::{Isolation, OffsetSpec, RecordBatch, StartFrom, TopicPartition};
 use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,15 +16,15 @@ const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 /// Keys and trace headers of the rows of `view.log` in a data directory that nobody has open.
 fn rows(data: &Path) -> Vec<(String, Option<String>)> {
-    let now = process::clock::system();
+    let now = service::clock::system();
     let log = EmbeddedLog::open(Config::new(Some(data.join("log")), Arc::new(move || now.now_ms()))).unwrap();
     let partitions = log.describe("view.log").unwrap().unwrap().partitions;
     let (mut found, mut batch) = (Vec::new(), RecordBatch::default());
     for partition in 0..partitions {
         let at = TopicPartition::new("view.log", partition);
-        let end = log.offset(&at, At::Stable).unwrap();
+        let end = log.offset(&at, OffsetSpec::LastStable).unwrap();
         let mut reader = log.reader(Isolation::ReadCommitted).unwrap();
-        reader.assign(&[(at.clone(), StartFrom::Start)]).unwrap();
+        reader.assign(&[(at.clone(), StartFrom::Earliest)]).unwrap();
         while reader.position(&at).unwrap() < end {
             reader.poll(&mut batch, 1 << 20, Duration::ZERO).unwrap();
             let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();

@@ -108,7 +108,7 @@ impl Fleet {
         self.start_with(name, "");
     }
 
-    /// Starts a node that dies, or waits, at these failpoints (`process::failpoint`).
+    /// Starts a node that dies, or waits, at these failpoints (`service::failpoint`).
     pub fn start_with(&mut self, name: &str, failpoints: &str) {
         let node = self.node(name);
         assert!(node.child.is_none(), "{name} runs");
@@ -120,7 +120,7 @@ impl Fleet {
             .arg(self.dir.path().join("topology.toml"))
             .arg("--config")
             .arg(node.dir.join("trunkline.toml"))
-            .env(process::failpoint::VARIABLE, failpoints)
+            .env(service::failpoint::VARIABLE, failpoints)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log.expect("open the node's log"))
@@ -214,7 +214,7 @@ impl Fleet {
 
     /// A device's token, good for an hour.
     pub fn token(&self, sub: &str, claims: &[(&str, Value)]) -> String {
-        let now = process::clock::system().now_ms() / 1000;
+        let now = service::clock::system().now_ms() / 1000;
         let mut all = json!({"iss": ISSUER, "aud": "tests", "sub": sub, "iat": now, "exp": now + 3600});
         for (name, value) in claims {
             all[*name] = value.clone();

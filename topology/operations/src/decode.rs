@@ -5,7 +5,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use log::{Millis, Offset, RecordRef};
+use event_log::{Millis, Offset, RecordRef};
 use schemas::codec::{Datum, Row};
 use schemas::device_json;
 use schemas::schema::Schema;

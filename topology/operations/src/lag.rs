@@ -5,7 +5,7 @@
 //! Never: joins a group.
 
 use crate::{Result, failed};
-use log::{At, Isolation, Log, Millis, Offset, RecordBatch, StartFrom, TopicPartition};
+use event_log::{EventLog, Isolation, Millis, Offset, OffsetSpec, RecordBatch, StartFrom, TopicPartition};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -36,12 +36,12 @@ pub struct Lag {
 const COUNTED_MAX: i64 = 10_000;
 
 /// Measures all groups, or one.
-pub fn measure(log: &dyn Log, group: Option<&str>, now: Millis) -> Result<Vec<Lag>> {
+pub fn measure(log: &dyn EventLog, group: Option<&str>, now: Millis) -> Result<Vec<Lag>> {
     let groups = log.groups().map_err(failed("list groups"))?;
     let mut lags = Vec::new();
     for info in groups.iter().filter(|g| group.is_none_or(|only| only == g.group)) {
         for (at, committed) in &info.committed {
-            let Ok(stable) = log.offset(at, At::Stable) else {
+            let Ok(stable) = log.offset(at, OffsetSpec::LastStable) else {
                 continue;
             };
             let member = info
@@ -67,13 +67,13 @@ pub fn measure(log: &dyn Log, group: Option<&str>, now: Millis) -> Result<Vec<La
 }
 
 /// Records between two offsets, and the first one's timestamp.
-fn waiting(log: &dyn Log, at: &TopicPartition, from: Offset, to: Offset) -> Result<(i64, Option<Millis>)> {
+fn waiting(log: &dyn EventLog, at: &TopicPartition, from: Offset, to: Offset) -> Result<(i64, Option<Millis>)> {
     if from >= to {
         return Ok((0, None));
     }
     let mut reader = log.reader(Isolation::ReadCommitted).map_err(failed("open a reader"))?;
     let start = log
-        .offset(at, At::Start)
+        .offset(at, OffsetSpec::Earliest)
         .map_err(failed(format!("look up the start of {at}")))?;
     let begin = [(at.clone(), StartFrom::Offset(from.max(start)))];
     reader.assign(&begin).map_err(failed(format!("read {at}")))?;

@@ -16,12 +16,12 @@ pub use decode::{Decoded, Decoder, FetchSchema};
 pub enum Error {
     /// The log failed.
     #[error("cannot {attempted}")]
-    Log {
+    EventLog {
         /// What was attempted.
         attempted: String,
         /// The log's error.
         #[source]
-        source: log::Error,
+        source: event_log::Error,
     },
     /// The topic does not exist.
     #[error("topic `{topic}` does not exist; `trunkline topics list` shows those that do{near}")]
@@ -39,7 +39,7 @@ pub enum Error {
 /// Result of an operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-pub(crate) fn failed(attempted: impl Into<String>) -> impl FnOnce(log::Error) -> Error {
+pub(crate) fn failed(attempted: impl Into<String>) -> impl FnOnce(event_log::Error) -> Error {
     let attempted = attempted.into();
-    move |source| Error::Log { attempted, source }
+    move |source| Error::EventLog { attempted, source }
 }

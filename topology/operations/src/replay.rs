@@ -8,9 +8,9 @@
 
 use crate::topics::describe;
 use crate::{Error, Result, failed};
-use log::{
-    At, Isolation, Log, Millis, Offset, OutBatch, OutRecord, Outcome, Reader, RecordBatch, RecordRef, SessionConfig,
-    StartFrom, TopicPartition,
+use event_log::{
+    EventLog, Isolation, Millis, Offset, OffsetSpec, OutBatch, OutRecord, Outcome, Reader, RecordBatch, RecordRef,
+    StartFrom, TopicPartition, TransactionalProducerConfig,
 };
 use schemas::headers;
 use serde::Serialize;
@@ -71,7 +71,7 @@ struct Stretch {
 }
 
 /// Runs a job; `report` is called after each batch and cancels it with `false`.
-pub fn run(log: &dyn Log, job: &Job, report: &mut dyn FnMut(&Progress) -> bool) -> Result<Progress> {
+pub fn run(log: &dyn EventLog, job: &Job, report: &mut dyn FnMut(&Progress) -> bool) -> Result<Progress> {
     if job.from_topic == job.to_topic {
         return Err(Error::Refused(format!(
             "a replay of {} into itself would never end; name another topic with --to",
@@ -136,7 +136,7 @@ fn within(record: &RecordRef<'_>, stretches: &[Stretch]) -> bool {
         .any(|s| s.at == *record.partition() && (s.from..s.to).contains(&record.offset()))
 }
 
-fn stretches(log: &dyn Log, job: &Job, partitions: i32) -> Result<Vec<Stretch>> {
+fn stretches(log: &dyn EventLog, job: &Job, partitions: i32) -> Result<Vec<Stretch>> {
     let mut stretches = Vec::new();
     for partition in (0..partitions).filter(|p| job.partition.is_none_or(|only| only == *p)) {
         let at = TopicPartition::new(job.from_topic.as_str(), partition);
@@ -144,7 +144,7 @@ fn stretches(log: &dyn Log, job: &Job, partitions: i32) -> Result<Vec<Stretch>> 
             log.offset(&at, which)
                 .map_err(failed(format!("look up an offset of {at}")))
         };
-        let (start, end) = (lookup(At::Start)?, lookup(At::Stable)?);
+        let (start, end) = (lookup(OffsetSpec::Earliest)?, lookup(OffsetSpec::LastStable)?);
         let from = match job.from {
             Border::Open => start,
             Border::Offset(offset) if offset < start => {
@@ -153,12 +153,12 @@ fn stretches(log: &dyn Log, job: &Job, partitions: i32) -> Result<Vec<Stretch>> 
                 )));
             }
             Border::Offset(offset) => offset.min(end),
-            Border::Time(time) => lookup(At::Time(time))?.min(end),
+            Border::Time(time) => lookup(OffsetSpec::Timestamp(time))?.min(end),
         };
         let to = match job.to {
             Border::Open => end,
             Border::Offset(offset) => offset.min(end),
-            Border::Time(time) => lookup(At::Time(time))?.min(end),
+            Border::Time(time) => lookup(OffsetSpec::Timestamp(time))?.min(end),
         };
         stretches.push(Stretch {
             at,
@@ -176,7 +176,7 @@ fn stretches(log: &dyn Log, job: &Job, partitions: i32) -> Result<Vec<Stretch>> 
 }
 
 struct Writer<'a> {
-    session: Option<Box<dyn log::Session>>,
+    session: Option<Box<dyn event_log::TransactionalProducer>>,
     topic: Arc<str>,
     same_partitions: bool,
     out: OutBatch,
@@ -186,15 +186,18 @@ struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    fn open(log: &dyn Log, job: &'a Job, same_partitions: bool) -> Result<Self> {
+    fn open(log: &dyn EventLog, job: &'a Job, same_partitions: bool) -> Result<Self> {
         let session = if job.dry_run {
             None
         } else {
-            let config = SessionConfig {
+            let config = TransactionalProducerConfig {
                 transactional_id: format!("replay.{}.{}", job.from_topic, job.to_topic),
                 transaction_timeout: Duration::from_secs(10),
             };
-            Some(log.session(config).map_err(failed("open a session for the replay"))?)
+            Some(
+                log.transactional_producer(config)
+                    .map_err(failed("open a session for the replay"))?,
+            )
         };
         let topic = job.to_topic.as_str().into();
         let (rate_per_s, began) = (job.rate_per_s, Instant::now());

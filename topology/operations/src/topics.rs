@@ -3,7 +3,7 @@
 //! Guarantees: a look moves nobody's position. Never: writes.
 
 use crate::{Decoded, Decoder, Error, Result, failed};
-use log::{At, Isolation, Log, Millis, Offset, RecordBatch, StartFrom, TopicInfo, TopicPartition};
+use event_log::{EventLog, Isolation, Millis, Offset, OffsetSpec, RecordBatch, StartFrom, TopicInfo, TopicPartition};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -49,7 +49,7 @@ pub struct Part {
 }
 
 /// Describes a topic or says which one may have been meant.
-pub fn describe(log: &dyn Log, topic: &str) -> Result<TopicInfo> {
+pub fn describe(log: &dyn EventLog, topic: &str) -> Result<TopicInfo> {
     let found = log.describe(topic).map_err(failed(format!("describe topic {topic}")))?;
     match found {
         Some(info) => Ok(info),
@@ -66,13 +66,13 @@ pub fn describe(log: &dyn Log, topic: &str) -> Result<TopicInfo> {
 }
 
 /// Lists all topics.
-pub fn list(log: &dyn Log) -> Result<Vec<Summary>> {
+pub fn list(log: &dyn EventLog) -> Result<Vec<Summary>> {
     let names = log.topics().map_err(failed("list topics"))?;
     names.iter().map(|name| Ok(show(log, name)?.summary)).collect()
 }
 
 /// Shows one topic.
-pub fn show(log: &dyn Log, topic: &str) -> Result<Detail> {
+pub fn show(log: &dyn EventLog, topic: &str) -> Result<Detail> {
     let info = describe(log, topic)?;
     let mut parts = Vec::new();
     for partition in 0..info.partitions {
@@ -83,9 +83,9 @@ pub fn show(log: &dyn Log, topic: &str) -> Result<Detail> {
         };
         parts.push(Part {
             partition,
-            start: offset(At::Start)?,
-            stable: offset(At::Stable)?,
-            end: offset(At::End)?,
+            start: offset(OffsetSpec::Earliest)?,
+            stable: offset(OffsetSpec::LastStable)?,
+            end: offset(OffsetSpec::LogEnd)?,
         });
     }
     let summary = Summary {
@@ -138,7 +138,7 @@ pub struct Tail {
 
 /// Reads records and hands each, decoded, to `visit`, until the end, the limit, or `stop`; `visit` ends it with false.
 pub fn tail(
-    log: &dyn Log,
+    log: &dyn EventLog,
     request: &Tail,
     decoder: &mut Decoder,
     stop: &dyn Fn() -> bool,
@@ -155,7 +155,11 @@ pub fn tail(
     let mut assigned = Vec::new();
     for partition in (0..info.partitions).filter(|p| request.partition.is_none_or(|only| only == *p)) {
         let at = TopicPartition::new(request.topic.as_str(), partition);
-        let stable = if request.uncommitted { At::End } else { At::Stable };
+        let stable = if request.uncommitted {
+            OffsetSpec::LogEnd
+        } else {
+            OffsetSpec::LastStable
+        };
         let end = log
             .offset(&at, stable)
             .map_err(failed(format!("look up the end of {at}")))?;
@@ -198,16 +202,16 @@ pub fn tail(
     Ok(count)
 }
 
-fn start_of(log: &dyn Log, at: &TopicPartition, from: From, end: Offset) -> Result<StartFrom> {
+fn start_of(log: &dyn EventLog, at: &TopicPartition, from: From, end: Offset) -> Result<StartFrom> {
     let lookup = |which| {
         log.offset(at, which)
             .map_err(failed(format!("look up an offset of {at}")))
     };
     Ok(match from {
-        From::Start => StartFrom::Start,
+        From::Start => StartFrom::Earliest,
         From::End => StartFrom::Offset(end),
-        From::Offset(offset) => StartFrom::Offset(offset.clamp(lookup(At::Start)?, end)),
-        From::Last(count) => StartFrom::Offset((end - count).max(lookup(At::Start)?)),
-        From::Time(time) => StartFrom::Offset(lookup(At::Time(time))?),
+        From::Offset(offset) => StartFrom::Offset(offset.clamp(lookup(OffsetSpec::Earliest)?, end)),
+        From::Last(count) => StartFrom::Offset((end - count).max(lookup(OffsetSpec::Earliest)?)),
+        From::Time(time) => StartFrom::Offset(lookup(OffsetSpec::Timestamp(time))?),
     })
 }

@@ -5,15 +5,15 @@
 
 use super::{Error, Result};
 use crate::BucketId;
-use log::{Millis, Offset};
-use store::{Batch, Store};
+use event_log::{Millis, Offset};
+use state_store::{Batch, Store};
 
 /// Layout version of the store.
 const FORMAT: u8 = 2;
 
 /// The spaces, in the order of [`super::SPACES`].
 pub mod space {
-    use store::Space;
+    use state_store::Space;
 
     /// Where each partition stands, and the layout's version.
     pub const META: Space = Space(0);

@@ -3,10 +3,10 @@
 //! Guarantees: an answer is given from here and from the store under one read lock, so it is of one instant.
 
 use super::Times;
-use super::held::HeldRows;
+use super::pending::PendingRows;
 use crate::BucketId;
 use crate::cursor::Point;
-use log::{Millis, Offset};
+use event_log::{Millis, Offset};
 use std::collections::{BTreeSet, HashMap};
 
 /// What is known of a bucket without the store.
@@ -49,7 +49,7 @@ pub struct Shown {
 
 impl Shown {
     /// Takes over what is held back.
-    pub fn refresh(&mut self, held: &HeldRows) {
+    pub fn refresh(&mut self, held: &PendingRows) {
         self.held = held.smallest();
     }
 

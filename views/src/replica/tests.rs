@@ -5,8 +5,9 @@ use super::bytes::{self, space};
 use super::{Error, Options, Replica, SPACES, Times};
 use crate::record::{SchemaIds, VERSION, WRITER, Writer};
 use crate::{BucketId, row_hash};
-use log::{Header, Millis, Offset, RecordBatch, TimestampType, TopicPartition};
+use event_log::{Header, Millis, Offset, RecordBatch, TimestampType, TopicPartition};
 use schemas::version::Version;
+use state_store::{Batch, Direction, MemoryStore, SharedStore, Snapshot, Space, Stats, Store, Visit};
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -14,7 +15,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use store::{Batch, Direction, MemoryStore, SharedStore, Snapshot, Space, Stats, Store, Visit};
 
 const NOW: Millis = 1_000_000;
 const BUCKET: &str = "b";
@@ -34,7 +34,7 @@ struct Log<'a> {
 
 enum Record {
     Row { key: String, live: bool },
-    Closing,
+    TransactionEnd,
 }
 
 impl Log<'_> {
@@ -45,7 +45,7 @@ impl Log<'_> {
             .map(|word| {
                 let writer = word.chars().next().expect("a word has a writer");
                 let record = match &word[1..] {
-                    "!" => Record::Closing,
+                    "!" => Record::TransactionEnd,
                     key => Record::Row {
                         key: format!("\"{writer}{}\"", key.trim_start_matches('-')),
                         live: !key.starts_with('-'),
@@ -87,7 +87,7 @@ impl Log<'_> {
         for (offset, (writer, record)) in (0..).zip(self.records()) {
             match record {
                 Record::Row { key, live } => pending.entry(writer).or_default().push((key, offset, live)),
-                Record::Closing => {
+                Record::TransactionEnd => {
                     for (key, offset, live) in pending.remove(&writer).into_iter().flatten() {
                         rows.remove(&key);
                         rows.extend(live.then_some((key, offset)));
@@ -126,7 +126,7 @@ fn push(batch: &mut RecordBatch, offset: Offset, writer: char, record: &Record) 
     let headers: [Header<'_>; 2] = [(WRITER, Some(id.as_bytes())), (VERSION, Some(&version))];
     let (key, value) = match record {
         Record::Row { key, live } => writer.row(BUCKET, VIEW, key, live.then_some(b"{}".as_slice())),
-        Record::Closing => writer.closing(Version::default(), 0),
+        Record::TransactionEnd => writer.closing(Version::default(), 0),
     };
     let at = batch.intern(&TopicPartition::new("view.log", 0));
     let time = TimestampType::LogAppend;
@@ -164,7 +164,7 @@ fn memory() -> SharedStore {
 fn killed_after(hits: usize, work: impl FnOnce()) -> Option<&'static str> {
     let (left, point) = (Cell::new(hits), Rc::new(Cell::new(None)));
     let own = point.clone();
-    process::failpoint::watch(move |name| match left.get().checked_sub(1) {
+    service::failpoint::watch(move |name| match left.get().checked_sub(1) {
         Some(less) => left.set(less),
         None => {
             own.set(Some(name));
@@ -172,7 +172,7 @@ fn killed_after(hits: usize, work: impl FnOnce()) -> Option<&'static str> {
         }
     });
     let done = catch_unwind(AssertUnwindSafe(work));
-    process::failpoint::watch(|_| {});
+    service::failpoint::watch(|_| {});
     if let (Err(cause), None) = (done, point.get()) {
         std::panic::resume_unwind(cause);
     }
@@ -211,7 +211,7 @@ fn kill_between_pieces_of_a_closing_loses_no_row() {
     ];
     let mut killed_at = BTreeSet::new();
     for (options, reads) in &cases {
-        let log = Log { reads };
+        let log = EventLog { reads };
         let (mut first, mut second) = (0, 0);
         loop {
             let killed = run_with_kills(&log, options, [first, second]);
@@ -234,7 +234,7 @@ struct FullDisk {
 }
 
 impl Store for FullDisk {
-    fn get(&self, space: Space, key: &[u8]) -> store::Result<Option<Vec<u8>>> {
+    fn get(&self, space: Space, key: &[u8]) -> state_store::Result<Option<Vec<u8>>> {
         self.store.get(space, key)
     }
 
@@ -245,13 +245,13 @@ impl Store for FullDisk {
         to: Option<&[u8]>,
         direction: Direction,
         visit: Visit<'_>,
-    ) -> store::Result<()> {
+    ) -> state_store::Result<()> {
         self.store.scan(space, from, to, direction, visit)
     }
 
-    fn commit(&self, batch: Batch) -> store::Result<()> {
+    fn commit(&self, batch: Batch) -> state_store::Result<()> {
         if self.full.load(Ordering::Relaxed) {
-            return Err(store::Error::Io {
+            return Err(state_store::Error::Io {
                 attempted: "write",
                 source: std::io::ErrorKind::StorageFull.into(),
             });
@@ -259,11 +259,11 @@ impl Store for FullDisk {
         self.store.commit(batch)
     }
 
-    fn snapshot(&self) -> store::Result<Box<dyn Snapshot>> {
+    fn snapshot(&self) -> state_store::Result<Box<dyn Snapshot>> {
         self.store.snapshot()
     }
 
-    fn persist(&self) -> store::Result<()> {
+    fn persist(&self) -> state_store::Result<()> {
         self.store.persist()
     }
 
@@ -280,10 +280,10 @@ fn failed_commit_shows_nothing_and_ends_the_replica() {
     });
     let open = || Replica::open(disk.clone(), options(100, 200)).unwrap();
     let replica = open();
-    let log = Log {
+    let log = EventLog {
         reads: &["xa xb x!", "xc x-a x!"],
     };
-    Log { reads: &log.reads[..1] }.apply_all(&replica).unwrap();
+    EventLog { reads: &log.reads[..1] }.apply_all(&replica).unwrap();
     disk.full.store(true, Ordering::Relaxed);
     assert!(matches!(log.apply_all(&replica), Err(Error::Store(_))));
     let health = &replica.health(NOW)[0];

@@ -2,7 +2,7 @@
 //!
 //! Guarantees: bytes that do not fit the schema are an error with the field's path. Never: a look-up by name per row.
 
-use super::{Outputs, Piece, Relation, ViewRule};
+use super::{Piece, Relation, ViewOutputs, ViewRule};
 use crate::partition_of;
 use schemas::codec::{Datum, DecodeError, Row};
 use schemas::device_json;
@@ -144,7 +144,7 @@ impl Bound {
         &self,
         body: &[u8],
         kept: Vec<(String, Vec<u8>)>,
-        outputs: &mut Outputs,
+        outputs: &mut ViewOutputs,
     ) -> Result<Evaluated, EvaluateError> {
         let mut row = Row::new();
         self.schema.decode(body, &mut row).map_err(EvaluateError::Decode)?;
@@ -214,7 +214,7 @@ impl Bound {
         view: &ViewRule,
         row: &Row<'_>,
         declared: &Row<'_>,
-        out: &mut Outputs,
+        out: &mut ViewOutputs,
     ) -> Result<(), EvaluateError> {
         if let Some(filter) = &view.filter {
             let matched = filter.matches(declared);

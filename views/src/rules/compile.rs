@@ -2,7 +2,7 @@
 //!
 //! Guarantees: nothing is looked up by name afterwards. Never: checks again what the topology's check has checked.
 
-use super::{LineRules, Piece, Relation, ViewRule};
+use super::{Piece, Relation, SourceRules, ViewRule};
 use crate::Bucket;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use topology::{ClaimError, Column, Input, Segment, Topology, View};
 #[derive(Debug, Clone)]
 pub struct Rules {
     topology: Arc<Topology>,
-    lines: Vec<Arc<LineRules>>,
+    lines: Vec<Arc<SourceRules>>,
 }
 
 impl Rules {
@@ -38,14 +38,14 @@ impl Rules {
                 .into_iter()
                 .map(|(input, rules)| relation(&topology, input, rules))
                 .collect();
-            Arc::new(LineRules::new(topic, event, relations))
+            Arc::new(SourceRules::new(topic, event, relations))
         };
         let lines = lines.into_iter().map(line).collect();
         Rules { topology, lines }
     }
 
     /// A line an input topic, sorted by topic.
-    pub fn lines(&self) -> &[Arc<LineRules>] {
+    pub fn lines(&self) -> &[Arc<SourceRules>] {
         &self.lines
     }
 

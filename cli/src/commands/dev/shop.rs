@@ -5,9 +5,9 @@
 //! later start goes on with new orders.
 
 use anyhow::{Context, Result};
-use process::{Drain, backoff::Backoff, clock};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
+use service::{Drain, backoff::Backoff, clock};
 use std::collections::VecDeque;
 use std::time::Duration;
 

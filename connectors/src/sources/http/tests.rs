@@ -3,9 +3,9 @@
 use super::*;
 use crate::source::{Position as _, Source as _};
 use futures_util::{FutureExt as _, poll};
-use process::clock;
 use registry::embedded::Embedded;
 use serde_json::json;
+use service::clock;
 use std::time::Duration;
 
 const BUDGET: Budget = Budget {
@@ -25,7 +25,8 @@ struct Harness {
 
 impl Harness {
     async fn open(stored: Option<String>) -> Harness {
-        let log = log::embedded::EmbeddedLog::open(log::embedded::Config::new(None, Arc::new(|| 0))).unwrap();
+        let log =
+            event_log::embedded::EmbeddedLog::open(event_log::embedded::Config::new(None, Arc::new(|| 0))).unwrap();
         let registry: SharedRegistry = Arc::new(Embedded::open(log).unwrap());
         let schema = r#"{"type":"record","name":"orders","fields":[{"name":"id","type":"int"}]}"#;
         let orders = ("orders".into(), Arc::new(Schema::parse(schema).unwrap()), vec![0]);

@@ -9,7 +9,7 @@ use super::pgoutput::{Malformed, Message, Old, Relation, RelationId, Tuple, Valu
 use super::position::Position;
 use super::rows::{Memory, Table};
 use crate::error::{Error, Result};
-use log::{OutBatch, OutRecord};
+use event_log::{OutBatch, OutRecord};
 use schemas::headers::{self, Tx};
 use schemas::key::KeyWriter;
 use schemas::version::Lsn;

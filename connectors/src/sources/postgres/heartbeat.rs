@@ -46,7 +46,7 @@ impl Heartbeat {
             None => match self.server.connect("trunkline heartbeat").await {
                 Ok(sql) => sql,
                 Err(error) => {
-                    tracing::warn!(error = process::chain(&error), "no heartbeat");
+                    tracing::warn!(error = service::chain(&error), "no heartbeat");
                     return;
                 }
             },
@@ -60,7 +60,7 @@ impl Heartbeat {
                 self.lag_bytes = lag.map(|lag| u64::try_from(lag).unwrap_or_default());
                 self.sql = Some(sql);
             }
-            Err(error) => tracing::warn!(error = process::chain(&error), "no heartbeat"),
+            Err(error) => tracing::warn!(error = service::chain(&error), "no heartbeat"),
         }
     }
 

@@ -60,7 +60,7 @@ impl Server {
             reason: reason.to_owned(),
         };
         let mut config: tokio_postgres::Config = url.parse().map_err(|e: tokio_postgres::Error| UrlError {
-            reason: process::chain(&e),
+            reason: service::chain(&e),
         })?;
         if config.get_ssl_mode() == SslMode::Require {
             return Err(refuse(
@@ -143,7 +143,7 @@ impl Server {
         let place = self.to_string();
         let driver = tokio::runtime::Handle::current().spawn(async move {
             if let Err(error) = connection.await {
-                tracing::debug!(%place, error = process::chain(&error), "a connection ended");
+                tracing::debug!(%place, error = service::chain(&error), "a connection ended");
             }
         });
         Ok(Sql {

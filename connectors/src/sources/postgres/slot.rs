@@ -154,7 +154,7 @@ pub(super) async fn start(
     loop {
         match replication.start().await {
             Err(error @ Error::Unavailable { .. }) if Instant::now() < until => {
-                tracing::debug!(slot, error = process::chain(&error), "waiting for the slot");
+                tracing::debug!(slot, error = service::chain(&error), "waiting for the slot");
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 *replication = Replication::connect(server, slot, publication, from).await?;
             }

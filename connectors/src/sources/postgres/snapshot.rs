@@ -13,7 +13,7 @@ use super::rows::{Memory, Table};
 use super::server::{Sql, identifier};
 use crate::error::{Error, Result};
 use crate::source::{Batch, Boundary, Budget};
-use log::OutBatch;
+use event_log::OutBatch;
 use schemas::events::{ChunkEnd, Event as _};
 use schemas::headers::{self, Tx};
 use schemas::ids::SchemaId;
@@ -128,7 +128,7 @@ impl Snapshot {
                 Some(line) => self.row(table, &line, &mut batch.records)?,
                 None => {
                     self.end_chunk(table, &mut batch.records)?;
-                    log::probe::hit("connector.postgres.chunk_end");
+                    event_log::probe::hit("connector.postgres.chunk_end");
                     self.current += 1;
                     return Ok(if self.current < tables.len() {
                         Boundary::Full
@@ -139,13 +139,13 @@ impl Snapshot {
             }
         }
         self.copy = Some(copy);
-        log::probe::hit("connector.postgres.mid_chunk");
+        event_log::probe::hit("connector.postgres.mid_chunk");
         Ok(Boundary::Full)
     }
 
     fn end(&mut self) -> Boundary {
         self.ended = true;
-        log::probe::hit("connector.postgres.snapshot_end");
+        event_log::probe::hit("connector.postgres.snapshot_end");
         Boundary::Drained
     }
 

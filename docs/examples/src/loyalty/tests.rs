@@ -4,9 +4,9 @@
 //! Guarantees: no thread, no sleep, no disk. Never: a look inside the processor.
 
 use super::*;
-use log::{Millis, TopicPartition};
-use runtime::driver::{FIRST, Moment, START, StepDriver, TopologyDriver, Written, records};
+use event_log::{Millis, TopicPartition};
 use std::time::Duration;
+use streams::driver::{FIRST, Moment, START, StepDriver, TopologyDriver, Written, records};
 
 const ADA: &str = "[\"customer\",\"ada\"]";
 const BOB: &str = "[\"customer\",\"bob\"]";

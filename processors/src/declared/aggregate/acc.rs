@@ -8,9 +8,9 @@ use super::exact::Exact;
 use crate::declared::values::{
     read, read_array, read_byte, read_bytes, read_signed, write_bytes, write_signed, write_sortable,
 };
-use runtime::{Result, State};
 use schemas::codec::Datum;
 use std::ops::ControlFlow;
+use streams::{Result, State};
 use topology::Function;
 
 /// Longest text of a table's row that is compared for a minimum or maximum, in bytes: it stands in a state key.

@@ -3,9 +3,7 @@
 //! Guarantees: repartition topics are carried from one sub-topology to the other as a log would. Never: a judgement.
 
 use super::super::{Config, application};
-use log::{RecordBatch, TimestampType, TopicPartition};
-use runtime::driver::StepDriver;
-use runtime::{InputTopic, SubTopology, TaskId, TaskInfo};
+use event_log::{RecordBatch, TimestampType, TopicPartition};
 use schemas::codec::Datum;
 use schemas::events::{ChunkEnd, Event};
 use schemas::headers::{self, Tx};
@@ -15,6 +13,8 @@ use schemas::version::Lsn;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use streams::driver::StepDriver;
+use streams::{InputTopic, SubTopology, TaskId, TaskInfo};
 use topology::Topology;
 
 /// A column without a value, in a row's text.
@@ -451,7 +451,7 @@ impl Stand {
         let sub = other.subtopologies().pop().unwrap();
         let mut processor = (sub.factory)(&info(&sub));
         let (_, driver) = self.subs.last().unwrap();
-        processor.reset(driver.state()).map_err(|error| error.to_string())
+        processor.restore(driver.state()).map_err(|error| error.to_string())
     }
 }
 
@@ -475,7 +475,7 @@ fn tx_header(position: u64, ordinal: u32, last: bool) -> (String, Vec<u8>) {
 fn info(sub: &SubTopology) -> TaskInfo {
     let inputs = sub.inputs.iter().map(|name| InputTopic {
         name: name.as_str().into(),
-        id: log::TopicId(Default::default()),
+        id: event_log::TopicId(Default::default()),
     });
     TaskInfo {
         application: "test".into(),

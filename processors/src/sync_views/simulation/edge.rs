@@ -6,10 +6,10 @@
 
 use super::oracle::Oracle;
 use super::{BUCKETS, DELETE_RETENTION, HORIZON, LAG, MARGIN, PARTITIONS, REFRESH, bucket_of, partition_of, scope_of};
-use log::{Millis, Offset, TopicPartition};
-use runtime::driver::simulation::{Broker, Disk, Rng, batch, mortal};
-use runtime::{StoreName, Stores};
+use event_log::{Millis, Offset, TopicPartition};
 use std::collections::{BTreeMap, BTreeSet};
+use streams::driver::simulation::{Broker, Disk, Rng, batch, mortal};
+use streams::{StoreName, Stores};
 use views::cursor::{Cursor, Key, Keyring, Owner};
 use views::replica::{Options, Times};
 use views::{Answer, Bucket, BucketId, Page, Replica, Request, row_hash};

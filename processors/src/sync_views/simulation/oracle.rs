@@ -6,13 +6,13 @@
 
 use super::source::{Value, note_of};
 use super::{EVENTS, bucket_of, partition_of, source};
-use log::{Offset, RecordBatch, RecordRef, TopicPartition};
-use runtime::driver::simulation::{Broker, batch_of};
-use schemas::events::{Closing, Event};
+use event_log::{Offset, RecordBatch, RecordRef, TopicPartition};
+use schemas::events::{Event, TransactionEnd};
 use schemas::headers::{self, Tx};
 use schemas::version::Version;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use streams::driver::simulation::{Broker, batch_of};
 use views::record::{self, ViewRecord};
 
 /// A visible row: where it stands, its version and JSON.
@@ -89,9 +89,9 @@ impl Oracle {
             self.next = record.offset() + 1;
             let parsed = record::parse(&record).map_err(|e| format!("{}@{}: {e}", self.at, record.offset()))?;
             match parsed {
-                ViewRecord::Closing { writer, at_ms } => {
+                ViewRecord::TransactionEnd { writer, at_ms } => {
                     let value = record.value().unwrap_or_default();
-                    let version = Closing::read(value).map_err(|e| e.to_string())?.version;
+                    let version = TransactionEnd::read(value).map_err(|e| e.to_string())?.version;
                     let version = Version::from_bytes(version);
                     let version = version.map_err(|e| e.to_string())?;
                     self.close(&writer);

@@ -7,13 +7,13 @@
 //! Never: PostgreSQL.
 
 use super::{EVENTS, HORIZON, bucket_of};
-use log::{Millis, TopicPartition};
-use runtime::driver::simulation::{Broker, Rng, Row};
+use event_log::{Millis, TopicPartition};
 use schemas::events::{ChunkEnd, Event};
 use schemas::headers::{self, Tx};
 use schemas::ids::SchemaId;
 use schemas::version::Lsn;
 use std::collections::BTreeMap;
+use streams::driver::simulation::{Broker, Rng, Row};
 
 /// The schema of every row.
 pub const ROW: &str = r#"{"type":"record","name":"row","fields":[

@@ -1,10 +1,10 @@
 //! The embedded registry on a log in memory. Guarantees: several registries share one log. Never: a disk.
 
 use super::*;
-use log::embedded::{Clock, Config, EmbeddedLog};
+use event_log::embedded::{Clock, Config, EmbeddedLog};
 use std::collections::BTreeMap;
 
-pub(crate) fn memory_log() -> SharedLog {
+pub(crate) fn memory_log() -> SharedEventLog {
     let clock: Clock = Arc::new(|| 1_732_390_000_000);
     let mut config = Config::new(None, clock);
     config.clean_every = None;

@@ -79,7 +79,10 @@ fn a_call_is_repeated_while_the_registry_is_busy_and_no_longer_than_that() {
     let remote = Remote::new(few).unwrap();
     calls.store(0, Ordering::SeqCst);
     let error = remote.by_id(SchemaId(1)).unwrap_err();
-    assert_eq!((calls.load(Ordering::SeqCst), error.fate()), (2, log::Fate::Retry));
+    assert_eq!(
+        (calls.load(Ordering::SeqCst), error.action()),
+        (2, event_log::ErrorAction::Retry)
+    );
 }
 
 #[test]

@@ -112,7 +112,7 @@ impl Fixture {
         lines
     }
 
-    fn line(&self, record: &OutRecord<'_>, all: &[log::Header<'_>]) -> String {
+    fn line(&self, record: &OutRecord<'_>, all: &[event_log::Header<'_>]) -> String {
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
         let tx = all.iter().find(|(name, _)| *name == headers::TX).unwrap().1.unwrap();
         let tx = Tx::parse(tx).unwrap();

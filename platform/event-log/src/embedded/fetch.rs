@@ -1,0 +1,319 @@
+//! Reading partitions: what readers and group members have in common.
+//!
+//! Records near a partition's end come from the cache, older ones from the store; both are the same blocks.
+//! Guarantees: nothing beyond the reader's end, nothing aborted, no record twice, none left out but those that were
+//! removed, and then an error. Never: a lock while blocks are parsed or the store is read.
+
+use super::block::{Block, Place, is_full};
+use super::broker::Broker;
+use super::format::PartId;
+use super::signal::Signal;
+use super::state::{Part, State, unknown};
+use crate::{Error, Isolation, Millis, Offset, RecordBatch, Result, StartFrom, TopicPartition};
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What one poll returns at most, whatever was asked for: a batch is far smaller than 4 GiB.
+const BATCH_BYTES_MAX: usize = 256 * 1024 * 1024;
+
+/// A partition that is read.
+pub(super) struct Cursor {
+    pub at: TopicPartition,
+    pub position: Offset,
+    pub paused: bool,
+    /// When it last stood at the end.
+    pub at_end: Option<Millis>,
+    part: PartId,
+    place: Option<Place>,
+}
+
+/// The partitions of one reader.
+pub(super) struct Fetcher {
+    pub broker: Arc<Broker>,
+    pub signal: Arc<Signal>,
+    pub cursors: Vec<Cursor>,
+    isolation: Isolation,
+    turn: usize,
+}
+
+/// Blocks to read next, and the aborted transactions among them.
+struct Plan {
+    blocks: Vec<Block>,
+    limit: Offset,
+    aborted: Arc<BTreeMap<u64, Offset>>,
+    stored: bool,
+}
+
+fn out_of_range(cursor: &Cursor, part: &Part) -> Error {
+    let (start, end) = (part.start, part.end);
+    Error::OutOfRange {
+        at: cursor.at.clone(),
+        offset: cursor.position,
+        start,
+        end,
+    }
+}
+
+impl Cursor {
+    /// The partition, when the position is within it.
+    fn within<'s>(&self, state: &'s State) -> Result<&'s Part> {
+        let part = state.parts.get(&self.part).ok_or_else(|| unknown(&self.at.topic))?;
+        match (part.start..=part.end).contains(&self.position) {
+            true => Ok(part),
+            false => Err(out_of_range(self, part)),
+        }
+    }
+
+    /// Plans the next read; `None` at the end.
+    fn plan(&self, state: &State, isolation: Isolation, bytes: usize) -> Result<Option<Plan>> {
+        let part = self.within(state)?;
+        let limit = part.limit(isolation);
+        if self.position >= limit {
+            return Ok(None);
+        }
+        let aborted = part.aborted.clone();
+        let stored = part.tail.front().is_none_or(|block| block.base > self.position);
+        let mut blocks = Vec::new();
+        if !stored {
+            let first = part.tail.partition_point(|block| block.next() <= self.position);
+            let mut planned = 0;
+            for block in part.tail.range(first..).take_while(|block| block.base < limit) {
+                blocks.push(block.clone());
+                planned += block.bytes.len();
+                if planned >= bytes {
+                    break;
+                }
+            }
+        }
+        Ok(Some(Plan {
+            blocks,
+            limit,
+            aborted,
+            stored,
+        }))
+    }
+}
+
+impl Fetcher {
+    pub fn new(broker: Arc<Broker>, isolation: Isolation) -> Self {
+        Fetcher {
+            broker,
+            signal: Arc::default(),
+            cursors: Vec::new(),
+            isolation,
+            turn: 0,
+        }
+    }
+
+    /// Starts reading a partition, or moves in it.
+    pub fn start(&mut self, at: &TopicPartition, from: StartFrom) -> Result<()> {
+        let mut state = self.broker.state();
+        let id = state.resolve(at)?;
+        let part = state.parts.get_mut(&id).ok_or_else(|| unknown(&at.topic))?;
+        let position = match from {
+            StartFrom::Offset(offset) => offset,
+            StartFrom::Earliest => part.start,
+            StartFrom::LogEnd => part.limit(self.isolation),
+        };
+        let cursor = Cursor {
+            at: at.clone(),
+            position,
+            paused: false,
+            at_end: None,
+            part: id,
+            place: None,
+        };
+        match self.cursors.iter_mut().find(|known| known.at == *at) {
+            Some(known) if known.part == id => {
+                *known = Cursor {
+                    paused: known.paused,
+                    ..cursor
+                }
+            }
+            Some(known) => {
+                part.listen(self.isolation, &self.signal);
+                *known = cursor;
+            }
+            None => {
+                part.listen(self.isolation, &self.signal);
+                self.cursors.push(cursor);
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops reading these partitions.
+    pub fn stop(&mut self, partitions: &[TopicPartition]) {
+        let mut state = self.broker.state();
+        self.cursors.retain(|cursor| {
+            let stops = partitions.contains(&cursor.at);
+            if stops && let Some(part) = state.parts.get_mut(&cursor.part) {
+                part.unlisten(&self.signal);
+            }
+            !stops
+        });
+    }
+
+    pub fn stop_all(&mut self) {
+        let all: Vec<TopicPartition> = self.cursors.iter().map(|cursor| cursor.at.clone()).collect();
+        self.stop(&all);
+    }
+
+    pub fn cursor(&self, at: &TopicPartition) -> Option<&Cursor> {
+        self.cursors.iter().find(|cursor| cursor.at == *at)
+    }
+
+    pub fn cursor_mut(&mut self, at: &TopicPartition) -> Option<&mut Cursor> {
+        self.cursors.iter_mut().find(|cursor| cursor.at == *at)
+    }
+
+    /// Reads what is there, into a cleared batch.
+    pub fn fill(&mut self, batch: &mut RecordBatch, max_bytes: usize) -> Result<()> {
+        self.broker.expire()?;
+        let now = self.broker.now();
+        let max_bytes = max_bytes.min(BATCH_BYTES_MAX);
+        let count = self.cursors.len();
+        self.turn = self.turn.wrapping_add(1);
+        for n in 0..count {
+            if is_full(batch, max_bytes) {
+                break;
+            }
+            let index = self.turn.wrapping_add(n) % count;
+            let cursor = self.cursors.get_mut(index).expect("the index is below the count");
+            if cursor.paused {
+                continue;
+            }
+            let done = read(&self.broker, self.isolation, cursor, batch, max_bytes, now);
+            if done.is_err() && !batch.is_empty() {
+                // What was read is returned first; the error is found again.
+                break;
+            }
+            done?;
+        }
+        Ok(())
+    }
+
+    /// Waits until a partition has grown or `ready` says so, at most until then. Says whether there is time left.
+    pub fn wait(
+        &self,
+        until: Instant,
+        deadline: impl Fn(&State) -> Option<Millis>,
+        ready: impl Fn(&State) -> bool,
+    ) -> bool {
+        let mut state = self.broker.state();
+        loop {
+            // A position outside the partition is an error that the next read finds.
+            let grown = |cursor: &Cursor| {
+                let wakes = |part: &Part| {
+                    cursor.position < part.limit(self.isolation) || !(part.start..=part.end).contains(&cursor.position)
+                };
+                !cursor.paused && state.parts.get(&cursor.part).is_none_or(wakes)
+            };
+            if ready(&state) || self.cursors.iter().any(grown) {
+                return true;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let next = state.next_deadline().into_iter().chain(deadline(&state)).min();
+            let due = next.map(|next| next.saturating_sub(self.broker.now()).max(1));
+            let due = due
+                .and_then(|ms| u64::try_from(ms).ok())
+                .map_or(left, Duration::from_millis);
+            state = self.signal.wait(state, left.min(due));
+            if due < left {
+                // Something may have timed out; whoever reads looks.
+                return true;
+            }
+        }
+    }
+}
+
+impl Drop for Fetcher {
+    fn drop(&mut self) {
+        self.stop_all();
+    }
+}
+
+fn read(
+    broker: &Broker,
+    isolation: Isolation,
+    cursor: &mut Cursor,
+    batch: &mut RecordBatch,
+    max_bytes: usize,
+    now: Millis,
+) -> Result<()> {
+    let mut index = None;
+    loop {
+        let wanted = max_bytes.saturating_sub(batch.byte_len());
+        let Some(mut plan) = cursor.plan(&broker.state(), isolation, wanted)? else {
+            cursor.at_end = Some(now);
+            return Ok(());
+        };
+        if plan.stored {
+            plan.blocks = stored(broker, cursor, plan.limit, wanted)?;
+        } else if plan.blocks.is_empty() {
+            // Compaction has left nothing up to the limit.
+            (cursor.position, cursor.place) = (plan.limit, None);
+        }
+        for block in plan.blocks {
+            let aborted = isolation == Isolation::ReadCommitted && plan.aborted.contains_key(&block.head.transaction);
+            if block.head.control.is_some() || aborted || block.is_over(cursor.position, cursor.place)? {
+                (cursor.position, cursor.place) = (block.next(), None);
+                continue;
+            }
+            if is_full(batch, max_bytes) {
+                return Ok(());
+            }
+            let partition = *index.get_or_insert_with(|| batch.intern(&cursor.at));
+            let (next, place) = block.read(cursor.position, cursor.place, batch, partition, max_bytes)?;
+            (cursor.position, cursor.place) = (next, place);
+            if place.is_some() {
+                // The rest of this block comes first; what follows it must not be passed over.
+                return Ok(());
+            }
+        }
+        if is_full(batch, max_bytes) {
+            return Ok(());
+        }
+    }
+}
+
+/// Blocks from the store, from the one that holds the position on.
+fn stored(broker: &Broker, cursor: &mut Cursor, limit: Offset, wanted: usize) -> Result<Vec<Block>> {
+    let (id, position) = (cursor.part, cursor.position);
+    let (mut blocks, mut bytes): (Vec<Block>, usize) = (Vec::new(), 0);
+    let scanned = broker.blocks_holding(id, position..limit, &mut |block| {
+        bytes += block.bytes.len();
+        blocks.push(block);
+        Ok(match bytes >= wanted {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        })
+    });
+    if blocks.is_empty() {
+        // With blocks, what stands before the error is returned first; the next read finds it again.
+        scanned?;
+    }
+    let mut next = position;
+    let joined = blocks.iter().take_while(|block| {
+        let joins = block.base <= next;
+        next = if joins { block.next() } else { next };
+        joins
+    });
+    let joined = joined.count();
+    if joined < blocks.len() || joined == 0 {
+        let state = broker.state();
+        if state.parts.get(&id).is_none_or(|part| next < part.start) {
+            // Retention has cut under the scan. What it removed is not skipped: the next plan is out of range there.
+            blocks.truncate(joined);
+        } else if joined == 0 {
+            // Compaction has left nothing up to the next block.
+            (cursor.position, cursor.place) = (blocks.first().map_or(limit, |block| block.base), None);
+        }
+    }
+    Ok(blocks)
+}

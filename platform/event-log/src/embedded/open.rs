@@ -1,0 +1,168 @@
+//! From the store to the state: what a log knows when it is opened.
+//!
+//! Guarantees: transactions that were open are aborted before the log is handed out; a topic's deletion that was cut
+//! short is finished. A partition costs its last index interval to read, not its length. Never: a repair by guessing.
+
+use super::Config;
+use super::backing::{Backing, Space, Writes};
+use super::block::Block;
+use super::broker::Broker;
+use super::format::{self, Head, IndexEntry, PartId, PartRecord, TopicRecord};
+use super::group::Group;
+use super::state::{OpenTransaction, Part, State, Topic, Touched};
+use crate::{Millis, Offset, Result};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// Transactions of one opening; the rest of the number counts openings.
+const TRANSACTION_BITS: u32 = 40;
+
+type Backed<'b> = &'b dyn Backing;
+
+/// Loads a log from its store, or makes a new one there.
+pub(super) fn load(config: &Config, backing: Box<dyn Backing>) -> Result<Broker> {
+    let head = match backing.get(Space::Meta, format::HEAD)? {
+        Some(bytes) => {
+            let head = Head::decode(&bytes)?;
+            Head {
+                openings: head.openings + 1,
+                ..head
+            }
+        }
+        None => Head {
+            log_epoch: Uuid::new_v4(),
+            openings: 1,
+            next_topic: 1,
+        },
+    };
+    let mut writes = Writes::default();
+    writes.put(Space::Meta, format::HEAD, head.encode());
+    backing.commit(&writes)?;
+
+    let mut state = State::new(config.cache_bytes);
+    state.next_transaction = u64::from(head.openings) << TRANSACTION_BITS;
+    for (key, value) in entries(&*backing, &[format::TOPICS])? {
+        let topic = Topic::of(format::decode_topic_key(&key)?, TopicRecord::decode(&value)?);
+        for id in topic.parts() {
+            let mut part = part(&*backing, id)?;
+            // A pass that was cut short is known by its due time alone: `next` moves when a pass is finished.
+            let was_compacted = part.cleaned.next > 0 || part.cleaned.due < Millis::MAX;
+            if topic.rules.compacts || was_compacted {
+                part.thinned = part.end;
+            }
+            state.parts.insert(id, part);
+        }
+        state.add_topic(Arc::new(topic));
+    }
+    open_transactions(&*backing, &mut state)?;
+    for (key, value) in entries(&*backing, &[format::COMMITTED])? {
+        let (group, part, offset) = format::decode_committed(&key, &value)?;
+        if let Some(at) = state.name(part) {
+            state
+                .groups
+                .entry(group)
+                .or_insert_with(Group::new)
+                .offsets
+                .insert(at, offset);
+        }
+    }
+    for (key, value) in entries(&*backing, &[format::IDLE])? {
+        let (name, since) = format::decode_idle(&key, &value)?;
+        if let Some(group) = state.groups.get_mut(&name) {
+            (group.idle, group.idle_stored) = (Some(since), Some(since));
+        }
+    }
+    let deleted = entries(&*backing, &[format::DELETED])?;
+    let broker = Broker::new(backing, config, head, state);
+    broker.abort_left_open()?;
+    for (key, _) in deleted {
+        broker.remove_rest(format::decode_topic_key(&key)?)?;
+    }
+    Ok(broker)
+}
+
+fn entries(backing: Backed<'_>, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Bytes)>> {
+    let mut found = Vec::new();
+    backing.prefix(Space::Meta, prefix, &mut |key, value| {
+        found.push((key.to_vec(), value));
+        ControlFlow::Continue(())
+    })?;
+    Ok(found)
+}
+
+fn part(backing: Backed<'_>, id: PartId) -> Result<Part> {
+    let mut part = Part::default();
+    if let Some(bytes) = backing.get(Space::Meta, &format::part_key(format::PARTITIONS, id))? {
+        let record = PartRecord::decode(&bytes)?;
+        (part.start, part.start_bytes, part.cleaned) = (record.start, record.start_bytes, record.cleaned);
+    }
+    // Without an index entry from the start on, compaction has touched nothing there.
+    (part.end, part.bytes) = (part.start, part.gone_bytes());
+    for (key, value) in entries(backing, &format::part_key(format::INDEX, id))? {
+        let entry = IndexEntry::decode(&key, &value)?;
+        if entry.offset >= part.start {
+            part.index.push_back(entry);
+        }
+    }
+    if let Some(last) = part.index.back() {
+        (part.end, part.bytes) = (last.offset, last.bytes);
+        part.max_timestamp = Some(last.max_timestamp);
+    }
+    let aborted = entries(backing, &format::part_key(format::ABORTED, id))?;
+    let aborted = aborted.iter().map(|(key, value)| format::decode_aborted(key, value));
+    part.aborted = Arc::new(aborted.collect::<Result<BTreeMap<u64, Offset>>>()?);
+
+    let (from, to) = (format::block_key(id, part.end), format::block_key(id, Offset::MAX));
+    let mut bad = None;
+    backing.scan(
+        Space::Records,
+        &from,
+        &to,
+        &mut |key, value| match format::block_base(key).and_then(|base| Block::parse(base, value)) {
+            Ok(block) => {
+                part.end = block.next();
+                part.bytes += block.size();
+                if block.head.control.is_none() {
+                    part.max_timestamp = part.max_timestamp.max(Some(block.head.max_timestamp));
+                }
+                ControlFlow::Continue(())
+            }
+            Err(error) => {
+                bad = Some(error);
+                ControlFlow::Break(())
+            }
+        },
+    )?;
+    bad.map_or(Ok(part), Err)
+}
+
+/// Transactions of a dead process: nobody can commit them any more.
+fn open_transactions(backing: Backed<'_>, state: &mut State) -> Result<()> {
+    for (key, value) in entries(backing, &[format::OPEN])? {
+        let (transaction, id, first) = format::decode_open(&key, &value)?;
+        let Some(part) = state.parts.get_mut(&id) else {
+            continue;
+        };
+        part.open.insert(first, transaction);
+        let open = state
+            .transactions
+            .entry(transaction)
+            .or_insert_with(|| OpenTransaction {
+                transactional_id: String::new(),
+                deadline: Millis::MAX,
+                parts: BTreeMap::new(),
+            });
+        open.parts.insert(
+            id,
+            Touched {
+                first,
+                next: first,
+                timestamp: 0,
+            },
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,359 @@
+//! Scans while the cleaner merges and removes the blocks ahead of them.
+//!
+//! Two lines of defence are tested apart: a backing shows a scan the keys of one moment, and a reader over a backing that
+//! does not (`Faulty::scan_live`) skips nothing that was neither cut nor compacted.
+
+use super::merge::line;
+use super::model::Random;
+use super::*;
+use crate::TimestampPolicy;
+use std::ops::ControlFlow;
+
+/// A backing's keys with what the values begin with.
+fn entries(backing: &dyn Backing, visit: &mut dyn FnMut(usize)) -> Vec<(u8, Bytes)> {
+    let mut found = Vec::new();
+    let mut each = |key: &[u8], value: Bytes| {
+        found.push((key[0], value));
+        visit(found.len());
+        ControlFlow::Continue(())
+    };
+    backing.scan(Space::Records, &[0], &[u8::MAX], &mut each).expect("scan");
+    found
+}
+
+fn put_all(backing: &dyn Backing, keys: &[(u8, &'static str)]) {
+    let mut writes = Writes::default();
+    for (key, value) in keys {
+        writes.put(Space::Records, [*key], *value);
+    }
+    backing.commit(&writes).expect("commit");
+}
+
+/// What a merge commits: the first block's new bytes and the removal of those that it now holds, and behind them a block
+/// that another writer appends.
+fn merge_all(backing: &dyn Backing) {
+    let mut writes = Writes::default();
+    writes.put(Space::Records, [1], "all");
+    (2..=8).for_each(|key| writes.remove(Space::Records, [key]));
+    writes.put(Space::Records, [9], "new");
+    backing.commit(&writes).expect("commit");
+}
+
+fn check_scans_one_moment(open: &dyn Fn(usize) -> Box<dyn Backing>) {
+    let before: Vec<(u8, &'static str)> = (1..=8).map(|key| (key, "one")).collect();
+    for at in 1..=8 {
+        let backing = open(at);
+        put_all(&*backing, &before);
+        let seen = entries(&*backing, &mut |visited| {
+            if visited == at {
+                merge_all(&*backing);
+            }
+        });
+        let want: Vec<(u8, Bytes)> = before.iter().map(|(key, value)| (*key, Bytes::from(*value))).collect();
+        assert_eq!(seen, want, "merged after {at} keys were visited");
+        let after = entries(&*backing, &mut |_| {});
+        assert_eq!(after, [(1, Bytes::from("all")), (9, Bytes::from("new"))]);
+    }
+}
+
+#[test]
+fn scan_on_disk_shows_one_moment_while_a_batch_is_committed() {
+    let dir = tempfile::tempdir().expect("a directory");
+    check_scans_one_moment(&|at| {
+        let dir = dir.path().join(at.to_string());
+        Box::new(DiskBacking::open(&dir, 1 << 20).expect("open"))
+    });
+}
+
+#[test]
+fn scan_of_the_faulty_backing_shows_one_moment_unless_it_is_live() {
+    check_scans_one_moment(&|_| Box::<Faulty>::default());
+    let live = Faulty::default();
+    live.scan_live();
+    put_all(&live, &[(1, "one"), (2, "one"), (3, "one")]);
+    let seen = entries(&live, &mut |visited| {
+        if visited == 1 {
+            merge_all(&live);
+        }
+    });
+    assert_eq!(seen, [(1, Bytes::from("one")), (9, Bytes::from("new"))]);
+}
+
+impl Hand {
+    /// A log that reads everything from its store, whose scans see batches that are committed while they run.
+    fn live() -> Hand {
+        let mut hand = Hand::new();
+        hand.store.inner.scan_live();
+        hand.log = opened_with(&hand.store, &hand.time, |config| config.cache_bytes = 0).expect("open");
+        hand
+    }
+
+    /// Cleans in the next scan of blocks, after it has visited so many.
+    fn clean_in_scan(&self, visited: usize, age: Millis) {
+        let (broker, now) = (self.log.broker.clone(), self.log.broker.now() + age);
+        self.store
+            .once(Moment::InScan(visited), move || broker.clean(now).expect("clean"));
+    }
+}
+
+#[test]
+fn reader_skips_nothing_when_its_scan_sees_half_a_merge() {
+    for isolation in [Isolation::ReadCommitted, Isolation::ReadUncommitted] {
+        let hand = Hand::live();
+        let at = line(&hand, TimestampPolicy::CreateTime, &[("retention.ms", "-1")]);
+        hand.many(&at);
+        let (all, blocks) = (hand.all(&at, isolation), hand.sizes(&at).len());
+        hand.clean_in_scan(1, 0);
+        // Without the records in the message: they would be megabytes.
+        assert!(hand.all(&at, isolation) == all, "{isolation:?}: records were skipped");
+        assert!(hand.sizes(&at).len() < blocks / 3, "they were merged meanwhile");
+    }
+}
+
+#[test]
+fn lookup_by_time_is_exact_when_its_scan_sees_half_a_merge() {
+    let hand = Hand::live();
+    let at = line(&hand, TimestampPolicy::CreateTime, &[("retention.ms", "-1")]);
+    hand.many(&at);
+    let time = 1_000_000 + 900;
+    let want = hand.log.offset(&at, OffsetSpec::Timestamp(time)).expect("time");
+    hand.clean_in_scan(3, 0);
+    assert_eq!(hand.log.offset(&at, OffsetSpec::Timestamp(time)).expect("time"), want);
+    assert!(hand.blocks_of(&at)[0].head.merged, "they were merged meanwhile");
+}
+
+#[test]
+fn reader_is_out_of_range_when_retention_cuts_ahead_of_its_scan() {
+    let hand = Hand::live();
+    let at = hand.topic(&[("retention.ms", "100")]);
+    for n in 0..10 {
+        hand.append(&at, &n.to_string()).expect("append");
+        hand.pass(10);
+    }
+    let mut reader = hand.log.reader(Isolation::ReadCommitted).expect("reader");
+    reader.assign(&[(at.clone(), StartFrom::Earliest)]).expect("assign");
+    hand.clean_in_scan(2, 50);
+    let mut batch = RecordBatch::default();
+    reader.poll(&mut batch, 1 << 20, Duration::ZERO).expect("poll");
+    assert_eq!(hand.range(&at), [5, 10, 10]);
+    let read: Vec<Offset> = batch.iter().map(|record| record.offset()).collect();
+    assert_eq!(read, [0, 1], "those before the cut are delivered");
+    let error = reader.poll(&mut batch, 1 << 20, Duration::ZERO).expect_err("cut");
+    assert!(
+        matches!(
+            error,
+            Error::OutOfRange {
+                offset: 2,
+                start: 5,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn missing_block_is_an_error_after_the_records_before_it() {
+    let mut hand = Hand::new();
+    let at = hand.topic(&[]);
+    for value in ["a", "b", "c", "d"] {
+        hand.append(&at, value).expect("append");
+    }
+    let id = hand.log.broker.state().resolve(&at).expect("it exists");
+    let mut writes = Writes::default();
+    writes.remove(Space::Records, format::block_key(id, 1));
+    writes.remove(Space::Records, format::block_key(id, 2));
+    hand.store.commit(&writes).expect("remove");
+    hand.again();
+    let mut reader = hand.log.reader(Isolation::ReadCommitted).expect("reader");
+    reader.assign(&[(at.clone(), StartFrom::Earliest)]).expect("assign");
+    let mut batch = RecordBatch::default();
+    assert_eq!(reader.poll(&mut batch, 1 << 20, Duration::ZERO).expect("poll"), 1);
+    let error = reader.poll(&mut batch, 1 << 20, Duration::ZERO).expect_err("missing");
+    let Error::Corrupt { place, reason } = error else {
+        panic!("{error:?}")
+    };
+    assert!(
+        place.contains('t') && reason.starts_with("offsets 1 to 2 are missing"),
+        "{place}: {reason}"
+    );
+    reader
+        .assign(&[(at.clone(), StartFrom::Offset(3))])
+        .expect("assign behind it");
+    assert_eq!(reader.poll(&mut batch, 1 << 20, Duration::ZERO).expect("poll"), 1);
+}
+
+#[test]
+fn gaps_of_an_interrupted_compaction_are_known_when_the_topic_is_no_longer_compacted() {
+    let mut hand = Hand::new();
+    let at = hand.topic_of(Cleanup::Compact, &[("min.cleanable.dirty.ratio", "0")]);
+    for n in 0..5 {
+        let record = format!("k={n}");
+        let batch = super::compaction::keyed(&at, &[record.as_str(), "other=1"]);
+        hand.log.append(&batch).expect("append");
+    }
+    // The step that removes blocks is written, the end of the pass is not.
+    hand.store.breaks_after.store(1, Ordering::SeqCst);
+    hand.log
+        .clean(hand.log.broker.now())
+        .expect_err("the pass is interrupted");
+    hand.store.mend();
+    let removed = [("cleanup.policy".to_owned(), "delete".to_owned())];
+    hand.log.alter_topic("t", &removed).expect("alter");
+    for _ in 0..2 {
+        let left = hand.seen(Isolation::ReadCommitted, &at);
+        assert_eq!(left.iter().map(|(offset, ..)| *offset).collect::<Vec<_>>(), [8, 9]);
+        hand.again();
+    }
+}
+
+/// One run: a reader that lags behind appends and transactions, while the log is cleaned in the middle of scans.
+struct Lag {
+    seed: u64,
+    random: Random,
+    hand: Hand,
+    at: TopicPartition,
+    session: Box<dyn TransactionalProducer>,
+    /// Committed offsets with their times.
+    written: Vec<(Offset, Millis)>,
+    next: Offset,
+    cuts: usize,
+}
+
+impl Lag {
+    fn new(seed: u64) -> Lag {
+        let mut random = Random(seed | 1);
+        let retention = ["-1", "400"][usize::try_from(random.below(2)).expect("small")];
+        let hand = Hand::live();
+        let at = hand.topic(&[("retention.ms", retention)]);
+        let session = hand.transactional_producer(600_000);
+        Lag {
+            seed,
+            random,
+            hand,
+            at,
+            session,
+            written: Vec::new(),
+            next: 0,
+            cuts: 0,
+        }
+    }
+
+    /// Records large enough for an entry of the index now and then: up to there blocks are merged.
+    fn write(&mut self) {
+        for _ in 0..self.random.below(40) {
+            self.hand.pass(Millis::try_from(self.random.below(5)).expect("small"));
+            let value = "v".repeat(usize::try_from(self.random.below(6_000)).expect("small"));
+            let (batch, now) = (batch(&self.at, &value), self.hand.log.broker.now());
+            let end = self.hand.range(&self.at)[2];
+            match self.random.below(4) {
+                0 => {
+                    self.session.begin().expect("begin");
+                    self.session.send(&batch).expect("send");
+                    self.session.abort().expect("abort");
+                    continue;
+                }
+                1 => {
+                    self.session.begin().expect("begin");
+                    self.session.send(&batch).expect("send");
+                    assert!(matches!(self.session.commit(None), Outcome::Committed(_)));
+                }
+                _ => drop(self.hand.log.append(&batch).expect("append")),
+            }
+            self.written.push((end, now));
+        }
+    }
+
+    fn clean_in_a_scan(&mut self) {
+        let visited = usize::try_from(1 + self.random.below(12)).expect("small");
+        let age = Millis::try_from(self.random.below(300)).expect("small");
+        self.hand.clean_in_scan(visited, age);
+    }
+
+    /// Every offset that is not read was cut, and then the reader is out of range once.
+    fn read(&mut self, reader: &mut dyn Reader) {
+        let mut batch = RecordBatch::default();
+        let bytes = usize::try_from(1 + self.random.below(40_000)).expect("small");
+        match reader.poll(&mut batch, bytes, Duration::ZERO) {
+            Ok(_) => {
+                let next = reader.position(&self.at).expect("it is assigned");
+                let read = batch.iter().map(|record| record.offset());
+                let due = self.written.iter().map(|(offset, _)| *offset);
+                let due = due.filter(|offset| (self.next..next).contains(offset));
+                assert!(read.eq(due), "seed {}: {}..{next}", self.seed, self.next);
+                self.next = next;
+            }
+            Err(Error::OutOfRange { offset, start, .. }) => {
+                // It may have passed aborted records before.
+                let mut passed = self.written.iter().map(|(written, _)| *written);
+                let is_lost = passed.any(|written| (self.next..offset).contains(&written));
+                assert!(
+                    !is_lost && offset < start,
+                    "seed {}: {}..{offset}",
+                    self.seed,
+                    self.next
+                );
+                reader
+                    .assign(&[(self.at.clone(), StartFrom::Offset(start))])
+                    .expect("assign");
+                (self.next, self.cuts) = (start, self.cuts + 1);
+            }
+            Err(error) => panic!("seed {}: {error}", self.seed),
+        }
+    }
+
+    fn look_up(&mut self) {
+        let back = Millis::try_from(self.random.below(900)).expect("small");
+        let time = self.hand.log.broker.now() - back;
+        let [before, ..] = self.hand.range(&self.at);
+        let found = self
+            .hand
+            .log
+            .offset(&self.at, OffsetSpec::Timestamp(time))
+            .expect("time");
+        let [start, _, end] = self.hand.range(&self.at);
+        let first = |start: Offset| {
+            let mut written = self.written.iter();
+            let first = written.find(|(offset, written)| *offset >= start && *written >= time);
+            first.map_or(end, |(offset, _)| *offset)
+        };
+        // Aborted records count as well: an earlier answer is fine, a later one skips records.
+        assert!(
+            found >= before && found <= first(start),
+            "seed {}: {time} at {found}, not {}",
+            self.seed,
+            first(start)
+        );
+    }
+
+    fn run(mut self) -> (usize, usize) {
+        let mut reader = self.hand.log.reader(Isolation::ReadCommitted).expect("reader");
+        reader
+            .assign(&[(self.at.clone(), StartFrom::Earliest)])
+            .expect("assign");
+        for _ in 0..30 {
+            self.write();
+            for _ in 0..self.random.below(4) {
+                if self.random.below(3) == 0 {
+                    self.clean_in_a_scan();
+                }
+                match self.random.below(4) {
+                    0 => self.look_up(),
+                    _ => self.read(&mut *reader),
+                }
+            }
+        }
+        let merged = self.hand.blocks_of(&self.at).iter().filter(|b| b.head.merged).count();
+        (merged, self.cuts)
+    }
+}
+
+#[test]
+fn seeded_readers_skip_nothing_while_scans_see_half_of_what_the_cleaner_does() {
+    let (mut merged, mut cuts) = (0, 0);
+    for seed in 1..=150 {
+        let (m, c) = Lag::new(seed).run();
+        (merged, cuts) = (merged + m, cuts + c);
+    }
+    assert!(merged > 100 && cuts > 20, "{merged} merged, {cuts} cuts");
+}

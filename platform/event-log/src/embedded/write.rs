@@ -1,0 +1,573 @@
+//! Every change of partitions: appends, the ends of transactions, and what they publish.
+//!
+//! A change is staged against the state, committed to the store in one batch, and only then published; the writer's
+//! lock is held throughout, so that the state cannot move in between.
+//! Guarantees: a transaction's markers, its committed offsets and the end of its openness are one batch. Never: a
+//! change that is visible before it is durable.
+
+use super::backing::{Space, Writes};
+use super::block::{Block, Builder, Marker};
+use super::broker::{Broker, Writer};
+use super::format::{self, IndexEntry, PartId};
+use super::group::Group;
+use super::state::{OpenTransaction, ProducerState, State, Topic, Touched, unknown};
+use crate::consumer::MemberToken;
+use crate::{Error, GroupMetadata, Millis, Offset, Outcome, Produced, Result, TopicPartition, probe};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::sync::Arc;
+
+/// One index entry for so many bytes of a partition.
+pub(super) const INDEX_BYTES: u64 = 256 * 1024;
+
+/// Records of one partition that wait for their offsets.
+pub(super) struct Draft {
+    pub topic: Arc<Topic>,
+    pub part: PartId,
+    pub block: Builder,
+}
+
+/// Which session writes.
+#[derive(Clone, Copy)]
+pub(super) struct By<'a> {
+    pub transactional_id: &'a str,
+    pub epoch: u64,
+    pub timeout_ms: Millis,
+}
+
+/// A partition's end as it moves while a batch is staged.
+struct End {
+    next: Offset,
+    bytes: u64,
+    indexed: u64,
+    max_timestamp: Millis,
+}
+
+/// Blocks on their way into the store.
+#[derive(Default)]
+struct Stage {
+    writes: Writes,
+    ends: BTreeMap<PartId, End>,
+    blocks: Vec<(PartId, Block, Option<IndexEntry>)>,
+}
+
+impl Stage {
+    /// Gives a block its place behind what stands in the partition.
+    fn add(&mut self, state: &State, id: PartId, make: impl FnOnce(Offset) -> Block) -> Option<&Block> {
+        let part = state.parts.get(&id)?;
+        let end = self.ends.entry(id).or_insert_with(|| End {
+            next: part.end,
+            bytes: part.bytes,
+            indexed: part.index.back().map_or(part.gone_bytes(), |entry| entry.bytes),
+            max_timestamp: part.max_timestamp.unwrap_or(Millis::MIN),
+        });
+        let block = make(end.next);
+        let entry = IndexEntry {
+            offset: end.next,
+            max_timestamp: end.max_timestamp,
+            bytes: end.bytes,
+        };
+        let entry = (end.bytes.saturating_sub(end.indexed) >= INDEX_BYTES).then_some(entry);
+        self.writes
+            .put(Space::Records, format::block_key(id, block.base), block.bytes.clone());
+        if let Some(entry) = entry {
+            end.indexed = entry.bytes;
+            self.writes
+                .put(Space::Meta, format::index_key(id, entry.offset), entry.encode());
+        }
+        end.next = block.next();
+        end.bytes += block.size();
+        if block.head.control.is_none() {
+            end.max_timestamp = end.max_timestamp.max(block.head.max_timestamp);
+        }
+        self.blocks.push((id, block, entry));
+        self.blocks.last().map(|(_, block, _)| block)
+    }
+
+    /// Shows the blocks; `change` does the rest of what becomes visible with them.
+    fn publish(self, state: &mut State, change: impl FnOnce(&mut State)) {
+        let stable: Vec<(PartId, Offset)> = self
+            .ends
+            .keys()
+            .filter_map(|id| Some((*id, state.parts.get(id)?.stable())))
+            .collect();
+        for (id, block, entry) in self.blocks {
+            state.push(id, block);
+            if let Some(part) = state.parts.get_mut(&id) {
+                part.index.extend(entry);
+            }
+        }
+        change(state);
+        for (id, before) in stable {
+            if let Some(part) = state.parts.get(&id) {
+                part.wake(before);
+            }
+        }
+    }
+}
+
+/// Refuses a session that another has replaced.
+fn check(state: &State, by: By<'_>, attempted: &'static str) -> Result<()> {
+    match state.producers.get(by.transactional_id) {
+        Some(producer) if producer.epoch == by.epoch => Ok(()),
+        _ => Err(Error::Fenced {
+            attempted,
+            who: by.transactional_id.to_owned(),
+        }),
+    }
+}
+
+impl Broker {
+    /// Appends records, in the session's open transaction or outside any.
+    pub fn append(&self, drafts: Vec<Draft>, by: Option<By<'_>>) -> Result<Vec<Produced>> {
+        if by.is_some() {
+            self.expire()?;
+        }
+        let _writer = self.writer();
+        let now = self.now();
+        let mut stage = Stage::default();
+        let mut touched: BTreeMap<PartId, (Arc<str>, Touched)> = BTreeMap::new();
+        let mut transaction = 0;
+        {
+            let mut state = self.state();
+            let mut opened = None;
+            if let Some(by) = by {
+                check(&state, by, "append to a transaction")?;
+                opened = state.producers.get(by.transactional_id).and_then(|p| p.transaction);
+                transaction = opened.unwrap_or_else(|| state.new_transaction());
+            }
+            for Draft { topic, part, block } in drafts {
+                let append_time = topic.rules.log_append.then_some(now);
+                let timestamp = append_time.unwrap_or(block.last_timestamp());
+                let block = stage.add(&state, part, |base| block.finish(base, transaction, append_time));
+                let block = block.ok_or_else(|| unknown(&topic.name))?;
+                let here = Touched {
+                    first: block.base,
+                    next: block.next(),
+                    timestamp,
+                };
+                match touched.entry(part) {
+                    Entry::Vacant(vacant) => {
+                        vacant.insert((topic.name.clone(), here));
+                    }
+                    Entry::Occupied(mut occupied) => {
+                        let (_, before) = occupied.get_mut();
+                        *before = Touched {
+                            first: before.first,
+                            ..here
+                        };
+                    }
+                }
+            }
+            if by.is_some() {
+                let known = opened.and_then(|t| state.transactions.get(&t)).map(|open| &open.parts);
+                for (part, (_, here)) in &touched {
+                    if known.is_none_or(|parts| !parts.contains_key(part)) {
+                        let key = format::open_key(transaction, *part);
+                        stage.writes.put(Space::Meta, key, format::encode_offset(here.first));
+                    }
+                }
+            }
+        }
+        if stage.writes.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.store(&std::mem::take(&mut stage.writes))?;
+        let mut state = self.state();
+        let parts = touched.iter().map(|(part, (_, here))| (*part, *here));
+        stage.publish(&mut state, |state| {
+            if let Some(by) = by {
+                state.touch(by, transaction, now, parts);
+            }
+        });
+        let deadline = state.transactions.get(&transaction).map(|open| open.deadline);
+        drop(state);
+        if let Some(deadline) = deadline {
+            self.remind_janitor(deadline);
+        }
+        Ok(touched
+            .into_iter()
+            .map(|(part, (topic, here))| produced(&topic, part, here))
+            .collect())
+    }
+
+    /// Commits the session's transaction with the consumed offsets.
+    pub fn commit(&self, by: By<'_>, consumed: Option<(&GroupMetadata, &[(TopicPartition, Offset)])>) -> Outcome {
+        let attempt = self.expire().and_then(|()| self.try_commit(by, consumed));
+        match attempt {
+            Ok(outcome) => outcome,
+            Err(error @ Error::Fenced { .. }) => Outcome::Aborted {
+                fenced: true,
+                reason: error.to_string(),
+            },
+            Err(error) => {
+                let source = std::error::Error::source(&error)
+                    .map(|s| format!(": {s}"))
+                    .unwrap_or_default();
+                Outcome::Unknown {
+                    reason: format!("{error}{source}"),
+                }
+            }
+        }
+    }
+
+    fn try_commit(
+        &self,
+        by: By<'_>,
+        consumed: Option<(&GroupMetadata, &[(TopicPartition, Offset)])>,
+    ) -> Result<Outcome> {
+        if consumed.is_some() {
+            probe::hit("log.offsets.before");
+        }
+        let mut writer = self.writer();
+        let mut writes = Writes::default();
+        let mut state = self.state();
+        check(&state, by, "commit a transaction")?;
+        let transaction = state.producers.get(by.transactional_id).and_then(|p| p.transaction);
+        if let Some((member, offsets)) = consumed {
+            if let Some((fenced, reason)) = state.refuses(member, offsets, &mut writes, self.now()) {
+                drop(state);
+                self.end(&mut writer, transaction, Marker::Abort, Writes::default(), |_| {})?;
+                return Ok(Outcome::Aborted { fenced, reason });
+            }
+            let partitions = offsets.iter().map(|(at, _)| at.clone()).collect();
+            let group = state
+                .groups
+                .get_mut(&member.group)
+                .expect("the member has a seat in it");
+            group.pending.insert(by.epoch, partitions);
+        }
+        let mut produced_here = Vec::new();
+        if let Some(open) = transaction.and_then(|t| state.transactions.get(&t)) {
+            let of = |(part, here): (&PartId, &Touched)| Some(produced(&state.name(*part)?.topic, *part, *here));
+            produced_here = open.parts.iter().filter_map(of).collect();
+        }
+        drop(state);
+        probe::hit("log.commit.before");
+        let ended = self.end(&mut writer, transaction, Marker::Commit, writes, |state| {
+            if let Some((member, offsets)) = consumed
+                && let Some(group) = state.groups.get_mut(&member.group)
+            {
+                group.offsets.extend(offsets.iter().cloned());
+            }
+        });
+        if let Some((member, _)) = consumed {
+            if let Some(group) = self.state().groups.get_mut(&member.group) {
+                group.pending.remove(&by.epoch);
+            }
+            self.decided.notify_all();
+        }
+        ended?;
+        probe::hit("log.commit.after");
+        Ok(Outcome::Committed(produced_here))
+    }
+
+    /// Ends a transaction, if there is one, together with further writes; `change` shows those.
+    fn end(
+        &self,
+        _writer: &mut Writer,
+        transaction: Option<u64>,
+        marker: Marker,
+        writes: Writes,
+        change: impl FnOnce(&mut State),
+    ) -> Result<()> {
+        let now = self.now();
+        let mut stage = Stage {
+            writes,
+            ..Stage::default()
+        };
+        let mut parts = Vec::new();
+        if let Some(transaction) = transaction {
+            let state = self.state();
+            if let Some(open) = state.transactions.get(&transaction) {
+                parts.extend(open.parts.iter().map(|(part, here)| (*part, here.first)));
+            }
+            for (part, _) in &parts {
+                let placed = stage.add(&state, *part, |base| Block::control(base, transaction, marker, now));
+                let Some(at) = placed.map(|block| block.base) else {
+                    continue;
+                };
+                stage.writes.remove(Space::Meta, format::open_key(transaction, *part));
+                if marker == Marker::Abort {
+                    let key = format::aborted_key(*part, transaction);
+                    stage.writes.put(Space::Meta, key, format::encode_offset(at));
+                }
+            }
+        }
+        if !stage.writes.is_empty() {
+            self.store(&std::mem::take(&mut stage.writes))?;
+        }
+        let markers: Vec<(PartId, Offset)> = stage.blocks.iter().map(|(id, block, _)| (*id, block.base)).collect();
+        let mut state = self.state();
+        stage.publish(&mut state, |state| {
+            for (id, first) in &parts {
+                if let Some(part) = state.parts.get_mut(id) {
+                    part.open.remove(first);
+                }
+            }
+            if let Some(transaction) = transaction {
+                if marker == Marker::Abort {
+                    for (id, at) in markers {
+                        let part = state.parts.get_mut(&id).expect("the writer is locked");
+                        Arc::make_mut(&mut part.aborted).insert(transaction, at);
+                    }
+                }
+                if let Some(open) = state.transactions.remove(&transaction)
+                    && let Some(producer) = state.producers.get_mut(&open.transactional_id)
+                {
+                    producer.transaction = None;
+                }
+            }
+            change(state);
+        });
+        Ok(())
+    }
+
+    /// Takes a transactional id over: fences its session and aborts its transaction. Returns the new epoch.
+    pub fn take_over(&self, transactional_id: &str) -> Result<u64> {
+        let mut writer = self.writer();
+        let open = {
+            let mut state = self.state();
+            let epoch = state.number();
+            let producer = state
+                .producers
+                .entry(transactional_id.to_owned())
+                .or_insert(ProducerState {
+                    epoch,
+                    transaction: None,
+                });
+            producer.epoch = epoch;
+            producer.transaction
+        };
+        self.end(&mut writer, open, Marker::Abort, Writes::default(), |_| {})?;
+        let state = self.state();
+        Ok(state
+            .producers
+            .get(transactional_id)
+            .expect("it was entered above")
+            .epoch)
+    }
+
+    /// Aborts the session's transaction, if there is one.
+    pub fn abort(&self, by: By<'_>) -> Result<()> {
+        self.expire()?;
+        let mut writer = self.writer();
+        let open = {
+            let state = self.state();
+            check(&state, by, "abort a transaction")?;
+            state.producers.get(by.transactional_id).and_then(|p| p.transaction)
+        };
+        self.end(&mut writer, open, Marker::Abort, Writes::default(), |_| {})
+    }
+
+    /// Refuses a fenced session.
+    pub fn check(&self, by: By<'_>, attempted: &'static str) -> Result<()> {
+        self.expire()?;
+        check(&self.state(), by, attempted)
+    }
+
+    /// Aborts transactions that were open for too long and fences their sessions, as Kafka's coordinator does.
+    pub fn expire(&self) -> Result<()> {
+        let now = self.now();
+        let due = |state: &State| state.next_deadline().is_some_and(|deadline| deadline <= now);
+        if !due(&self.state()) {
+            return Ok(());
+        }
+        let mut writer = self.writer();
+        loop {
+            let transaction = {
+                let mut state = self.state();
+                let late = state.transactions.iter().find(|(_, open)| open.deadline <= now);
+                let Some((transaction, id)) = late.map(|(t, open)| (*t, open.transactional_id.clone())) else {
+                    return Ok(());
+                };
+                let epoch = state.number();
+                if let Some(producer) = state.producers.get_mut(&id) {
+                    producer.epoch = epoch;
+                }
+                tracing::warn!(
+                    transactional_id = id,
+                    "aborted a transaction that was open for too long"
+                );
+                transaction
+            };
+            self.end(&mut writer, Some(transaction), Marker::Abort, Writes::default(), |_| {})?;
+        }
+    }
+
+    /// Aborts transactions that a dead process left open.
+    pub fn abort_left_open(&self) -> Result<()> {
+        let mut writer = self.writer();
+        let left: Vec<u64> = self.state().transactions.keys().copied().collect();
+        for transaction in left {
+            self.end(&mut writer, Some(transaction), Marker::Abort, Writes::default(), |_| {})?;
+        }
+        Ok(())
+    }
+
+    /// Commits a member's offsets outside a transaction.
+    pub fn commit_offsets(
+        &self,
+        member: &GroupMetadata,
+        who: &str,
+        offsets: &[(TopicPartition, Offset)],
+    ) -> Result<()> {
+        probe::hit("log.offsets.before");
+        let _writer = self.writer();
+        let mut writes = Writes::default();
+        match self.state().refuses(member, offsets, &mut writes, self.now()) {
+            Some((true, reason)) => {
+                tracing::debug!(who, reason, "offsets are refused");
+                return Err(Error::Fenced {
+                    attempted: "commit offsets",
+                    who: who.to_owned(),
+                });
+            }
+            Some((false, reason)) => {
+                return Err(Error::Refused {
+                    attempted: format!("commit offsets of group {}", member.group),
+                    reason,
+                });
+            }
+            None => {}
+        }
+        if writes.is_empty() {
+            return Ok(());
+        }
+        self.store(&writes)?;
+        let mut state = self.state();
+        if let Some(group) = state.groups.get_mut(&member.group) {
+            group.offsets.extend(offsets.iter().cloned());
+        }
+        probe::hit("log.offsets.after");
+        Ok(())
+    }
+
+    /// Sets a group's offsets outside a transaction.
+    pub fn set_committed(&self, name: &str, offsets: &[(TopicPartition, Offset)]) -> Result<()> {
+        super::check_group(name)?;
+        let _writer = self.writer();
+        let mut writes = Writes::default();
+        let now = self.now();
+        {
+            let mut state = self.state();
+            if let Some(group) = state.groups.get_mut(name) {
+                group.tick(now);
+                if let Some((at, _)) = offsets.iter().find(|(at, _)| group.reads(at)) {
+                    return Err(Error::Refused {
+                        attempted: format!("set the offsets of group {name}"),
+                        reason: format!("a live member reads {at}; stop that one first"),
+                    });
+                }
+            }
+            for (at, offset) in offsets {
+                let part = state.resolve(at)?;
+                if *offset < 0 {
+                    return Err(Error::Refused {
+                        attempted: format!("set the offsets of group {name}"),
+                        reason: format!("offset {offset} of {at} is negative"),
+                    });
+                }
+                writes.put(
+                    Space::Meta,
+                    format::committed_key(name, part),
+                    format::encode_offset(*offset),
+                );
+            }
+        }
+        if writes.is_empty() {
+            return Ok(());
+        }
+        let idle = self.state().groups.get(name).is_none_or(Group::is_empty);
+        if idle {
+            // The time of what nobody reads begins with it.
+            writes.put(Space::Meta, format::idle_key(name), format::encode_offset(now));
+        }
+        self.store(&writes)?;
+        let mut state = self.state();
+        let group = state.groups.entry(name.to_owned()).or_insert_with(Group::new);
+        group.offsets.extend(offsets.iter().cloned());
+        if idle {
+            group.idle_stored = Some(now);
+            group.idle = group.is_empty().then_some(now);
+        }
+        drop(state);
+        self.forget_idle(name)
+    }
+}
+
+fn produced(topic: &Arc<str>, part: PartId, here: Touched) -> Produced {
+    Produced {
+        at: TopicPartition {
+            topic: topic.clone(),
+            partition: part.number(),
+        },
+        first_offset: here.first,
+        next_offset: here.next,
+        timestamp: here.timestamp,
+    }
+}
+
+impl State {
+    fn new_transaction(&mut self) -> u64 {
+        self.next_transaction += 1;
+        self.next_transaction
+    }
+
+    /// Notes what a transaction has written.
+    fn touch(&mut self, by: By<'_>, transaction: u64, now: Millis, parts: impl Iterator<Item = (PartId, Touched)>) {
+        let open = self.transactions.entry(transaction).or_insert_with(|| OpenTransaction {
+            transactional_id: by.transactional_id.to_owned(),
+            deadline: now.saturating_add(by.timeout_ms),
+            parts: BTreeMap::new(),
+        });
+        for (id, here) in parts {
+            match open.parts.entry(id) {
+                Entry::Vacant(vacant) => {
+                    vacant.insert(here);
+                    if let Some(part) = self.parts.get_mut(&id) {
+                        part.open.insert(here.first, transaction);
+                    }
+                }
+                Entry::Occupied(mut occupied) => {
+                    let first = occupied.get().first;
+                    occupied.insert(Touched { first, ..here });
+                }
+            }
+        }
+        if let Some(producer) = self.producers.get_mut(by.transactional_id) {
+            producer.transaction = Some(transaction);
+        }
+    }
+
+    /// Why a commit of these offsets is refused, and whether the membership is the reason; else puts them.
+    fn refuses(
+        &mut self,
+        member: &GroupMetadata,
+        offsets: &[(TopicPartition, Offset)],
+        writes: &mut Writes,
+        now: Millis,
+    ) -> Option<(bool, String)> {
+        let MemberToken::Embedded(id) = member.token else {
+            return Some((false, "the membership is of another log".to_owned()));
+        };
+        let Some(group) = self.groups.get_mut(&member.group) else {
+            return Some((true, format!("group {} has no members any more", member.group)));
+        };
+        group.tick(now);
+        if let Some(refusal) = group.refuses(id, member.generation) {
+            return Some((refusal.fenced, format!("group {}: {}", member.group, refusal.reason)));
+        }
+        for (at, offset) in offsets {
+            match self.resolve(at) {
+                Ok(_) if *offset < 0 => return Some((false, format!("offset {offset} of {at} is negative"))),
+                Ok(part) => {
+                    let key = format::committed_key(&member.group, part);
+                    writes.put(Space::Meta, key, format::encode_offset(*offset));
+                }
+                Err(error) => return Some((false, error.to_string())),
+            }
+        }
+        None
+    }
+}

@@ -1,0 +1,154 @@
+//! What the library's errors mean to whoever uses the log.
+//!
+//! Guarantees: every code has one meaning; an unknown one is "out of reach" when the library would try again, else it
+//! is refused. Never: a retry.
+
+use super::client::{Code, Fault, Refusal};
+use crate::Error;
+
+/// Says what an error means to somebody who tried to do this.
+pub fn error(attempted: impl Into<String>, fault: &Fault) -> Error {
+    let (attempted, reason) = (attempted.into(), fault.text.clone());
+    if unreachable(fault) {
+        return Error::Unavailable { attempted, reason };
+    }
+    Error::Refused {
+        attempted,
+        reason: format!("{reason}{}", fix(fault.code)),
+    }
+}
+
+/// The same, where a topic is what may be wrong.
+pub fn topic_error(topic: &str, attempted: impl Into<String>, fault: &Fault) -> Error {
+    use Code as C;
+    let topic = topic.to_owned();
+    match fault.code {
+        C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
+        | C::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC
+        | C::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION
+        | C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_ID => Error::UnknownTopic { topic },
+        C::RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION
+        | C::RD_KAFKA_RESP_ERR_INVALID_PARTITIONS
+        | C::RD_KAFKA_RESP_ERR_INVALID_REPLICATION_FACTOR
+        | C::RD_KAFKA_RESP_ERR_INVALID_CONFIG
+        | C::RD_KAFKA_RESP_ERR_INVALID_REQUEST
+        | C::RD_KAFKA_RESP_ERR_POLICY_VIOLATION
+        | C::RD_KAFKA_RESP_ERR__INVALID_ARG => Error::InvalidTopic {
+            topic,
+            reason: fault.text.clone(),
+        },
+        _ => error(attempted, fault),
+    }
+}
+
+/// Says which setting the library does not take. Its value may be a secret, and is left out.
+pub fn setting_error(refusal: Refusal) -> Error {
+    let attempted = if refusal.setting.is_empty() {
+        "start a Kafka client with these settings".to_owned()
+    } else {
+        format!("use Kafka setting {}", refusal.setting)
+    };
+    Error::Refused {
+        attempted,
+        reason: refusal.reason,
+    }
+}
+
+/// Whether somebody else has taken over.
+pub fn fenced(code: Code) -> bool {
+    use Code as C;
+    matches!(
+        code,
+        C::RD_KAFKA_RESP_ERR__FENCED
+            | C::RD_KAFKA_RESP_ERR_PRODUCER_FENCED
+            | C::RD_KAFKA_RESP_ERR_INVALID_PRODUCER_EPOCH
+            | C::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID
+            | C::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION
+            | C::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID
+            | C::RD_KAFKA_RESP_ERR_FENCED_MEMBER_EPOCH
+            | C::RD_KAFKA_RESP_ERR_STALE_MEMBER_EPOCH
+            | C::RD_KAFKA_RESP_ERR_REBALANCE_IN_PROGRESS
+    )
+}
+
+/// Whether a member's generation, and nothing else of it, is refused.
+pub fn outdated(code: Code) -> bool {
+    use Code as C;
+    matches!(
+        code,
+        C::RD_KAFKA_RESP_ERR_ILLEGAL_GENERATION
+            | C::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID
+            | C::RD_KAFKA_RESP_ERR_FENCED_MEMBER_EPOCH
+            | C::RD_KAFKA_RESP_ERR_STALE_MEMBER_EPOCH
+    )
+}
+
+/// Whether a limit of time ended the call, so that it may still be at work.
+pub fn timed_out(code: Code) -> bool {
+    use Code as C;
+    matches!(
+        code,
+        C::RD_KAFKA_RESP_ERR__TIMED_OUT
+            | C::RD_KAFKA_RESP_ERR__TIMED_OUT_QUEUE
+            | C::RD_KAFKA_RESP_ERR__MSG_TIMED_OUT
+            | C::RD_KAFKA_RESP_ERR_REQUEST_TIMED_OUT
+    )
+}
+
+/// Whether the brokers, rather than the request, are what is wrong.
+pub fn unreachable(fault: &Fault) -> bool {
+    use Code as C;
+    fault.retriable
+        || timed_out(fault.code)
+        || matches!(
+            fault.code,
+            C::RD_KAFKA_RESP_ERR__TRANSPORT
+                | C::RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN
+                | C::RD_KAFKA_RESP_ERR__RESOLVE
+                | C::RD_KAFKA_RESP_ERR__WAIT_COORD
+                | C::RD_KAFKA_RESP_ERR__WAIT_CACHE
+                | C::RD_KAFKA_RESP_ERR__ISR_INSUFF
+                | C::RD_KAFKA_RESP_ERR__NODE_UPDATE
+                | C::RD_KAFKA_RESP_ERR__DESTROY_BROKER
+                | C::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE
+                | C::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION
+                | C::RD_KAFKA_RESP_ERR_FENCED_LEADER_EPOCH
+                | C::RD_KAFKA_RESP_ERR_UNKNOWN_LEADER_EPOCH
+                | C::RD_KAFKA_RESP_ERR_BROKER_NOT_AVAILABLE
+                | C::RD_KAFKA_RESP_ERR_REPLICA_NOT_AVAILABLE
+                | C::RD_KAFKA_RESP_ERR_NETWORK_EXCEPTION
+                | C::RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS
+                | C::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE
+                | C::RD_KAFKA_RESP_ERR_NOT_COORDINATOR
+                | C::RD_KAFKA_RESP_ERR_NOT_CONTROLLER
+                | C::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS
+                | C::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS_AFTER_APPEND
+                | C::RD_KAFKA_RESP_ERR_CONCURRENT_TRANSACTIONS
+                | C::RD_KAFKA_RESP_ERR_UNSTABLE_OFFSET_COMMIT
+                | C::RD_KAFKA_RESP_ERR_OFFSET_NOT_AVAILABLE
+                | C::RD_KAFKA_RESP_ERR_KAFKA_STORAGE_ERROR
+                | C::RD_KAFKA_RESP_ERR_THROTTLING_QUOTA_EXCEEDED
+        )
+}
+
+/// What to do about the refusals that operators meet.
+fn fix(code: Code) -> &'static str {
+    use Code as C;
+    match code {
+        C::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED
+        | C::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED
+        | C::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED
+        | C::RD_KAFKA_RESP_ERR_TRANSACTIONAL_ID_AUTHORIZATION_FAILED => "; grant this user the ACL",
+        C::RD_KAFKA_RESP_ERR__AUTHENTICATION | C::RD_KAFKA_RESP_ERR_SASL_AUTHENTICATION_FAILED => {
+            "; check sasl.mechanism, sasl.username and sasl.password"
+        }
+        C::RD_KAFKA_RESP_ERR__SSL => "; check ssl.ca.location, and that the listener speaks TLS",
+        C::RD_KAFKA_RESP_ERR_INVALID_TRANSACTION_TIMEOUT => {
+            "; it is longer than the broker's transaction.max.timeout.ms"
+        }
+        C::RD_KAFKA_RESP_ERR_INVALID_SESSION_TIMEOUT => {
+            "; it is outside the broker's group.min.session.timeout.ms and group.max.session.timeout.ms"
+        }
+        _ => "",
+    }
+}

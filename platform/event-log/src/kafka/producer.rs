@@ -1,0 +1,71 @@
+//! An producer on Kafka: an idempotent producer without transactions.
+//!
+//! Guarantees: a flush returns when every record is written, provably; records of one partition are written in their
+//! order and without a gap, or not at all behind the first that is not. Never: use after a failed flush.
+
+use super::client::{Code, Fault};
+use super::producer_client::ProducerClient;
+use super::{Config, fault, settings};
+use crate::{Error, OutBatch, Produced, Producer, Result, probe};
+use std::time::Duration;
+
+/// An producer.
+#[derive(Debug)]
+pub struct KafkaProducer {
+    producer: ProducerClient,
+    limit: Duration,
+    /// Number of the flush, from 1; the mark of its records.
+    round: usize,
+}
+
+impl KafkaProducer {
+    /// Starts a producer.
+    pub fn open(config: &Config) -> Result<KafkaProducer> {
+        let producer = ProducerClient::new(&settings::producer(config), config.request_timeout)?;
+        producer.watch(1);
+        Ok(KafkaProducer {
+            producer,
+            limit: config.request_timeout,
+            round: 1,
+        })
+    }
+
+    fn error(&self, attempted: &str, found: &Fault) -> Error {
+        let mut found = found.clone();
+        found.text = self.producer.handle().reach().explain(&found.text);
+        fault::error(attempted, &found)
+    }
+}
+
+impl Producer for KafkaProducer {
+    fn send(&mut self, records: &OutBatch) -> Result<()> {
+        probe::hit("log.append.before");
+        let sent = self.producer.send(records, self.round, self.limit);
+        if sent.is_err()
+            && let Some(fatal) = self.producer.handle().fatal()
+        {
+            return Err(self.error("append", &fatal));
+        }
+        sent?;
+        probe::hit("log.append.after");
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<Vec<Produced>> {
+        let flushed = self.producer.handle().flush(self.limit);
+        let unproven = self.producer.unproven(self.round);
+        let produced = self.producer.collect(self.round);
+        if let Some(fatal) = self.producer.handle().fatal() {
+            // The first record's own fault says more than what followed from it.
+            return produced.and(Err(self.error("append", &fatal)));
+        }
+        flushed.map_err(|found| self.error("append", &found))?;
+        if unproven {
+            let found = Fault::of(Code::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER);
+            return produced.and(Err(self.error("append", &found)));
+        }
+        self.round += 1;
+        self.producer.watch(self.round);
+        produced
+    }
+}

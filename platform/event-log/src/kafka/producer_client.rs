@@ -1,0 +1,417 @@
+//! A producer and the thread that hears what became of its records.
+//!
+//! Guarantees: that thread ends, and the client with it, when the producer is dropped; a full queue makes the sender
+//! wait. Delivery reports are events on a thread of their own because a commit that polls for them wakes in steps of
+//! 10 ms. Never: a record that the topic is known to refuse for its size.
+
+use super::client::admin::Admin;
+use super::client::producer::{HeaderList, Report, Topic};
+use super::client::{Code, Fault, Handle, Kind, Queue, What};
+use super::fault;
+use super::settings::Settings;
+use crate::{Error, Millis, Offset, OutBatch, OutRecord, Produced, Result, TopicPartition};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// What a batch of one record costs beside the record, and a record beside its bytes, at most.
+const BATCH_OVERHEAD_BYTES: usize = 61;
+const RECORD_OVERHEAD_BYTES: usize = 36;
+const HEADER_OVERHEAD_BYTES: usize = 10;
+/// The broker's default of `max.message.bytes`, where it may not be asked.
+const LIMIT_BYTES: usize = 1_048_588;
+
+/// A producer.
+#[derive(Debug)]
+pub struct ProducerClient {
+    thread: Option<JoinHandle<()>>,
+    topics: Mutex<HashMap<Arc<str>, Arc<OpenTopic>>>,
+    queue: Arc<Queue>,
+    shared: Arc<Shared>,
+    request_timeout: Duration,
+}
+
+/// A topic that was seen to exist.
+#[derive(Debug)]
+struct OpenTopic {
+    name: Arc<str>,
+    topic: Topic,
+    limit_bytes: usize,
+}
+
+/// What the reporting thread and the senders share.
+#[derive(Debug, Default)]
+struct Shared {
+    deliveries: Mutex<Vec<(usize, Delivery)>>,
+    changed: Condvar,
+    stop: AtomicBool,
+    fatal: AtomicBool,
+    troubles: AtomicU64,
+}
+
+/// What has become of the records under one mark.
+#[derive(Debug, Default)]
+struct Delivery {
+    done: usize,
+    last: usize,
+    ends: Vec<End>,
+    failed: Option<Failed>,
+}
+
+/// The first record that was not written, or not provably so.
+#[derive(Debug, Clone, Copy)]
+struct Failed {
+    topic: usize,
+    bytes: usize,
+    /// `None` where the client calls a record written because a later one was: see [`note`].
+    code: Option<Code>,
+}
+
+#[derive(Debug)]
+struct End {
+    topic: usize,
+    partition: i32,
+    first_offset: Offset,
+    next_offset: Offset,
+    timestamp: Millis,
+}
+
+impl ProducerClient {
+    /// Starts a producer.
+    pub fn new(settings: &Settings, request_timeout: Duration) -> Result<ProducerClient> {
+        let handle = Handle::new(Kind::Producer, settings).map_err(fault::setting_error)?;
+        let queue = Arc::new(Queue::main(&handle));
+        let shared = Arc::new(Shared::default());
+        let (heard, heard_by) = (queue.clone(), shared.clone());
+        let thread = std::thread::Builder::new()
+            .name("kafka-reports".to_owned())
+            .spawn(move || heard_by.listen(&heard))
+            .map_err(|e| Error::Refused {
+                attempted: "start a thread".to_owned(),
+                reason: e.to_string(),
+            })?;
+        Ok(ProducerClient {
+            thread: Some(thread),
+            topics: Mutex::default(),
+            queue,
+            shared,
+            request_timeout,
+        })
+    }
+
+    /// The client instance.
+    pub fn handle(&self) -> &Arc<Handle> {
+        self.queue.handle()
+    }
+
+    /// Whether the client has ended its own usefulness.
+    pub fn is_fatal(&self) -> bool {
+        self.shared.fatal.load(Ordering::Relaxed)
+    }
+
+    /// How often connections have failed; a change during a call leaves the call's outcome open.
+    pub fn troubles(&self) -> u64 {
+        self.shared.troubles.load(Ordering::SeqCst)
+    }
+
+    /// Whether a record under a mark is called written without proof.
+    pub fn unproven(&self, mark: usize) -> bool {
+        let deliveries = self.shared.lock();
+        deliveries
+            .iter()
+            .any(|(m, d)| *m == mark && d.failed.is_some_and(|failed| failed.code.is_none()))
+    }
+
+    /// Starts to count what becomes of the records sent under a mark, which is not 0.
+    pub fn watch(&self, mark: usize) {
+        let mut deliveries = self.shared.lock();
+        deliveries.retain(|(m, _)| *m != mark);
+        deliveries.push((mark, Delivery::default()));
+    }
+
+    /// Queues records under a mark; waits while the queue is full.
+    pub fn send(&self, records: &OutBatch, mark: usize, limit: Duration) -> Result<()> {
+        let mut open: Option<Arc<OpenTopic>> = None;
+        for (record, headers) in records.iter() {
+            let topic = match &open {
+                Some(topic) if Arc::ptr_eq(&topic.name, record.topic) || topic.name == *record.topic => topic,
+                _ => open.insert(self.open(record.topic)?),
+            };
+            self.send_one(topic, &record, HeaderList::of(headers), mark, limit)?;
+        }
+        Ok(())
+    }
+
+    fn send_one(
+        &self,
+        topic: &OpenTopic,
+        record: &OutRecord<'_>,
+        mut headers: Option<HeaderList>,
+        mark: usize,
+        limit: Duration,
+    ) -> Result<()> {
+        let bytes = size(record, headers.as_ref());
+        if bytes > topic.limit_bytes {
+            return Err(Error::TooLarge {
+                topic: topic.name.to_string(),
+                bytes,
+                limit: topic.limit_bytes,
+            });
+        }
+        let mut end: Option<Instant> = None;
+        loop {
+            let Err(found) = topic.topic.produce(record, &mut headers, mark) else {
+                return Ok(());
+            };
+            if found.code != Code::RD_KAFKA_RESP_ERR__QUEUE_FULL {
+                return Err(self.produce_error(topic, bytes, &found));
+            }
+            let end = *end.get_or_insert_with(|| Instant::now() + limit);
+            if Instant::now() >= end {
+                let reason = self
+                    .handle()
+                    .reach()
+                    .explain("the queue stays full: records are not written");
+                return Err(Error::Unavailable {
+                    attempted: format!("send to {}", topic.name),
+                    reason,
+                });
+            }
+            drop(self.shared.wait(self.shared.lock(), Duration::from_millis(10)));
+        }
+    }
+
+    fn produce_error(&self, topic: &OpenTopic, bytes: usize, found: &Fault) -> Error {
+        if found.code == Code::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE {
+            return Error::TooLarge {
+                topic: topic.name.to_string(),
+                bytes,
+                limit: topic.limit_bytes,
+            };
+        }
+        fault::topic_error(&topic.name, format!("send to {}", topic.name), found)
+    }
+
+    /// Appends records and waits until they are durable.
+    pub fn append(&self, records: &OutBatch) -> Result<Vec<Produced>> {
+        static MARK: AtomicUsize = AtomicUsize::new(1);
+        let mark = MARK.fetch_add(1, Ordering::Relaxed);
+        self.watch(mark);
+        let sent = self.send(records, mark, self.request_timeout);
+        let written = sent.and_then(|()| {
+            // The client gives a record up at its own limit; the addition only guards against one that does not.
+            let end = Instant::now() + self.request_timeout + Duration::from_secs(5);
+            let mut deliveries = self.shared.lock();
+            while done(&deliveries, mark) < records.len() && Instant::now() < end {
+                deliveries = self.shared.wait(deliveries, Duration::from_millis(500));
+            }
+            if done(&deliveries, mark) < records.len() {
+                let reason = self.handle().reach().explain("no report of its delivery");
+                return Err(Error::Unavailable {
+                    attempted: "append".to_owned(),
+                    reason,
+                });
+            }
+            Ok(())
+        });
+        let result = self.collect(mark);
+        written.and(result)
+    }
+
+    /// Ends the watch of a mark: where its records ended up, or what became of the first that was not written.
+    pub fn collect(&self, mark: usize) -> Result<Vec<Produced>> {
+        let mut deliveries = self.shared.lock();
+        let at = deliveries.iter().position(|(m, _)| *m == mark);
+        let Some((_, delivery)) = at.map(|at| deliveries.swap_remove(at)) else {
+            return Ok(Vec::new());
+        };
+        drop(deliveries);
+        let topics = self.topics();
+        let name = |address| {
+            let found = topics.values().find(|open| open.topic.address() == address);
+            found.map_or_else(|| Arc::from("(unknown)"), |open| open.name.clone())
+        };
+        if let Some(Failed { topic, bytes, code }) = delivery.failed {
+            let topic = name(topic);
+            let attempted = format!("write to {topic}");
+            let Some(code) = code else {
+                let reason = "a later record was written, with no proof that this one was".to_owned();
+                return Err(Error::Unavailable { attempted, reason });
+            };
+            let mut found = Fault::of(code);
+            found.text = self.handle().reach().explain(&found.text);
+            if code == Code::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE {
+                let limit = topics.get(&topic).map_or(LIMIT_BYTES, |open| open.limit_bytes);
+                return Err(Error::TooLarge {
+                    topic: topic.to_string(),
+                    bytes,
+                    limit,
+                });
+            }
+            return Err(fault::topic_error(&topic, attempted, &found));
+        }
+        let ends = delivery.ends.into_iter().map(|end| Produced {
+            at: TopicPartition {
+                topic: name(end.topic),
+                partition: end.partition,
+            },
+            first_offset: end.first_offset,
+            next_offset: end.next_offset,
+            timestamp: end.timestamp,
+        });
+        let mut ends: Vec<_> = ends.collect();
+        ends.sort_by(|a, b| a.at.cmp(&b.at));
+        Ok(ends)
+    }
+
+    fn topics(&self) -> MutexGuard<'_, HashMap<Arc<str>, Arc<OpenTopic>>> {
+        self.topics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens a topic that exists, and learns the size of the records that it takes.
+    fn open(&self, name: &Arc<str>) -> Result<Arc<OpenTopic>> {
+        if let Some(open) = self.topics().get(name) {
+            return Ok(open.clone());
+        }
+        let attempted = || format!("open topic {name}");
+        let failed = |mut found: Fault| {
+            found.text = self.handle().reach().explain(&found.text);
+            fault::topic_error(name, attempted(), &found)
+        };
+        let topic = Topic::new(self.handle(), name).map_err(failed)?;
+        topic.partitions(self.request_timeout).map_err(failed)?;
+        let admin = Admin::new(self.handle(), self.request_timeout);
+        // Who may write a topic may yet not be allowed to see its settings; the broker still refuses what is too large.
+        let settings = admin.settings(name).unwrap_or_default();
+        let limit_bytes = settings
+            .get("max.message.bytes")
+            .and_then(|v| v.parse().ok())
+            .unwrap_or(LIMIT_BYTES);
+        let open = Arc::new(OpenTopic {
+            name: name.clone(),
+            topic,
+            limit_bytes,
+        });
+        Ok(self.topics().entry(name.clone()).or_insert(open).clone())
+    }
+}
+
+impl Drop for ProducerClient {
+    fn drop(&mut self) {
+        self.handle().purge();
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.queue.interrupt();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!(target: "log::kafka", "the thread of delivery reports had panicked");
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Vec<(usize, Delivery)>> {
+        self.deliveries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'g>(
+        &self,
+        deliveries: MutexGuard<'g, Vec<(usize, Delivery)>>,
+        limit: Duration,
+    ) -> MutexGuard<'g, Vec<(usize, Delivery)>> {
+        self.changed
+            .wait_timeout(deliveries, limit)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+    }
+
+    fn listen(&self, queue: &Queue) {
+        while !self.stop.load(Ordering::SeqCst) {
+            queue.handle().remind();
+            let Some(event) = queue.poll(Duration::from_millis(500)) else {
+                continue;
+            };
+            match event.what() {
+                What::Reports => {
+                    let mut deliveries = self.lock();
+                    event.reports(|report| note(&mut deliveries, &report));
+                }
+                What::Error => self.trouble(&event.fault().err()),
+                What::Rebalance | What::Other => {}
+            }
+            // The event goes before the senders wake: until then the client counts its records as outstanding.
+            drop(event);
+            self.changed.notify_all();
+        }
+    }
+
+    fn trouble(&self, found: &Option<Fault>) {
+        let Some(found) = found else { return };
+        if fault::unreachable(found) {
+            self.troubles.fetch_add(1, Ordering::SeqCst);
+        }
+        if found.fatal || found.code == Code::RD_KAFKA_RESP_ERR__FATAL {
+            self.fatal.store(true, Ordering::Relaxed);
+        }
+        tracing::debug!(target: "log::kafka", code = ?found.code, "{}", found.text);
+    }
+}
+
+/// Adds a report to the delivery that it belongs to; one of an abandoned transaction belongs to none.
+///
+/// A record without error and without offset was acknowledged only because a later one was. That is no proof: a broker
+/// takes any sequence number from a producer that is new to a partition, so that after a first batch was refused for a
+/// leader not yet ready, the second, sent right behind it, is accepted in its place.
+fn note(deliveries: &mut [(usize, Delivery)], report: &Report<'_>) {
+    let mark = report.mark();
+    let Some((_, delivery)) = deliveries.iter_mut().find(|(m, _)| *m == mark) else {
+        return;
+    };
+    delivery.done += 1;
+    let written = report.code() == Code::RD_KAFKA_RESP_ERR_NO_ERROR;
+    if !written || report.offset() < 0 {
+        let code = (!written).then(|| report.code());
+        let (topic, bytes) = (report.topic_address(), report.size());
+        delivery.failed.get_or_insert(Failed { topic, bytes, code });
+        return;
+    }
+    let (topic, partition, offset) = (report.topic_address(), report.partition(), report.offset());
+    let same = |end: &End| end.topic == topic && end.partition == partition;
+    if !delivery.ends.get(delivery.last).is_some_and(same) {
+        delivery.last = delivery.ends.iter().position(same).unwrap_or_else(|| {
+            let next_offset = offset;
+            delivery.ends.push(End {
+                topic,
+                partition,
+                first_offset: offset,
+                next_offset,
+                timestamp: 0,
+            });
+            delivery.ends.len() - 1
+        });
+    }
+    let Some(end) = delivery.ends.get_mut(delivery.last) else {
+        return;
+    };
+    end.first_offset = end.first_offset.min(offset);
+    if offset >= end.next_offset {
+        end.next_offset = offset + 1;
+        end.timestamp = report.timestamp();
+    }
+}
+
+fn done(deliveries: &[(usize, Delivery)], mark: usize) -> usize {
+    deliveries
+        .iter()
+        .find(|(m, _)| *m == mark)
+        .map_or(usize::MAX, |(_, delivery)| delivery.done)
+}
+
+/// The most that a record takes in the broker's log.
+fn size(record: &OutRecord<'_>, headers: Option<&HeaderList>) -> usize {
+    let headers = headers.map_or(0, |list| list.bytes() + list.len() * HEADER_OVERHEAD_BYTES);
+    let body = record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len);
+    BATCH_OVERHEAD_BYTES + RECORD_OVERHEAD_BYTES + body + headers
+}

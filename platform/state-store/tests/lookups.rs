@@ -1,0 +1,85 @@
+//! Reads of tables whose index and filter are larger than what the block cache admits.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+
+use std::ops::ControlFlow;
+use tempfile::TempDir;
+use trunkline_state_store::{Direction, Engine, Options, SharedStore, Space, open};
+
+const ROWS: Space = Space(0);
+/// Loaded at once they are one table with 600 kB of filter; a shard of the cache has 512 kB or less.
+const COUNT: u32 = 500_000;
+/// An odd step visits the rows in an order in which neighbours are far apart.
+const STEP: u32 = 7_368_787;
+
+fn key(row: u32) -> Vec<u8> {
+    format!("[\"row\",\"orders\",{}]", 100_000_000 + row).into_bytes()
+}
+
+fn value(row: u32) -> Vec<u8> {
+    row.to_be_bytes().repeat(8)
+}
+
+fn filled() -> (TempDir, SharedStore) {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options {
+        engine: Engine::Fjall,
+        dir: dir.path().join("store"),
+        spaces: vec!["rows"],
+        memory_bytes: 8 << 20,
+    };
+    let store = open(&options).unwrap();
+    let rows = (0..COUNT).map(|row| (key(row), Some(value(row))));
+    store.load(ROWS, rows.collect()).unwrap();
+    (dir, store)
+}
+
+fn sample(count: u32) -> impl Iterator<Item = u32> {
+    (0..count).map(|n| n.wrapping_mul(STEP) % COUNT)
+}
+
+/// Bytes that this thread has read from files, whether they were in the page cache or not; compactions run on another.
+#[cfg(target_os = "linux")]
+fn bytes_read() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/io").unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix("rchar:"));
+    line.unwrap().trim().parse().unwrap()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_lookup_reads_no_whole_index_or_filter() {
+    const LOOKUPS: u32 = 500;
+    let (_dir, store) = filled();
+    let before = bytes_read();
+    for row in sample(LOOKUPS) {
+        assert_eq!(store.get(ROWS, &key(row)).unwrap(), Some(value(row)));
+    }
+    // A block each of the filter, the index and the data, of about 4 kB, and one more for a table that lacks the key.
+    let bytes = (bytes_read() - before) / u64::from(LOOKUPS);
+    assert!(bytes < 16 * 1024, "a lookup reads {bytes} bytes");
+}
+
+#[test]
+fn scans_and_lookups_over_partitioned_tables_find_each_row_once() {
+    let (_dir, store) = filled();
+    for row in sample(300) {
+        let end = (row + 1_000).min(COUNT);
+        for direction in [Direction::Forward, Direction::Backward] {
+            let mut found = Vec::new();
+            let mut visit = |key: &[u8], value: &[u8]| {
+                found.push((key.to_vec(), value.to_vec()));
+                ControlFlow::Continue(())
+            };
+            store
+                .scan(ROWS, &key(row), Some(&key(end)), direction, &mut visit)
+                .unwrap();
+            if direction == Direction::Backward {
+                found.reverse();
+            }
+            let expected: Vec<_> = (row..end).map(|row| (key(row), value(row))).collect();
+            assert!(found == expected, "{direction:?} from row {row}: {} rows", found.len());
+        }
+        let absent = [key(row), b"x".to_vec()].concat();
+        assert_eq!(store.get(ROWS, &absent).unwrap(), None);
+    }
+}

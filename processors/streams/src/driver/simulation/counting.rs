@@ -1,0 +1,425 @@
+//! The runtime's own scene: an application that counts, forgets full counts, sets timers and buries what is poison, held
+//! against one sequential run over what it has read. It is the executable model of the commit protocol with the
+//! product's own code in the place of the model's.
+//!
+//! `TRUNKLINE_SIMULATION=FROM,COUNT` runs other seeds.
+//!
+//! Guarantees: what it accepts has no loss, no duplicate and no phantom in read_committed output, dead letters and fired
+//! timers, and starts each task with exactly the committed state.
+//! Never: a look at the broker by the application itself.
+
+use super::{Broker, Checked, Faults, Home, Layout, Notes, Outside, Rec, Rng, Row, Scene, Tasks, run, seeds, simulate};
+use crate::{
+    Application, Config, Context, FirstStart, Output, Processor, Result, Stage, State, SubTopology, TaskInfo, Timer,
+    TimerClock,
+};
+use event_log::{Millis, Offset, OutRecord, RecordBatch, TopicPartition};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Arc;
+
+const APPLICATION: &str = "sim";
+/// A count that reaches this begins anew, so that keys are deleted.
+const FULL: u64 = 3;
+/// How long after a record its two timers are due.
+const LATER: Millis = 150;
+/// Seeds that every run of the tests takes.
+const SEEDS: u64 = 10_000;
+
+/// A sub-topology: name, inputs, partitions. Joined inputs are co-partitioned.
+type Sub = (&'static str, &'static [&'static str], i32);
+const SUBS: [Sub; 4] = [
+    ("a", &["change"], 1),
+    ("b", &["event"], 2),
+    ("c", &["left", "right"], 2),
+    ("d", &["first", "second", "third"], 1),
+];
+
+fn at(topic: &str, partition: i32) -> TopicPartition {
+    TopicPartition::new(topic, partition)
+}
+
+fn tasks(subs: &[Sub]) -> Tasks {
+    let mut tasks = Tasks::new();
+    for (name, inputs, partitions) in subs {
+        for partition in 0..*partitions {
+            let changelog = at(&format!("{APPLICATION}.changelog.{name}"), partition);
+            tasks.insert(changelog, inputs.iter().map(|input| at(input, partition)).collect());
+        }
+    }
+    tasks
+}
+
+/// Counting, with some of the sub-topologies.
+struct Counting {
+    subs: Vec<Sub>,
+    inputs: Vec<TopicPartition>,
+    /// Whether the log refuses what comes of some records.
+    refused: bool,
+}
+
+impl Counting {
+    fn new(rng: &mut Rng) -> Self {
+        let few: [&[usize]; 6] = [&[0, 1], &[1, 2], &[2, 3], &[3], &[0, 2], &[0, 1, 2, 3]];
+        let subs: Vec<Sub> = rng.pick(&few).iter().map(|index| SUBS[*index]).collect();
+        let inputs = tasks(&subs).into_values().flatten().collect();
+        let refused = rng.chance(0.3);
+        Counting { subs, inputs, refused }
+    }
+}
+
+impl Scene for Counting {
+    type Program = Vec<Sub>;
+
+    fn layout(&self) -> Layout {
+        Layout {
+            tasks: tasks(&self.subs),
+            ..Layout::default()
+        }
+    }
+
+    fn program(&self) -> Self::Program {
+        self.subs.clone()
+    }
+
+    fn application(subs: &Self::Program, home: &Home, _: &mut Config) -> Application {
+        let sub = |(name, inputs, _): &Sub| {
+            let home = home.clone();
+            SubTopology {
+                name: (*name).to_owned(),
+                inputs: inputs.iter().map(|input| (*input).to_owned()).collect(),
+                store: (*name).to_owned(),
+                factory: Arc::new(move |info: &TaskInfo| {
+                    let (sub, partition) = (&info.id.subtopology, info.id.partition);
+                    let counter = Counter {
+                        topic: format!("out.{sub}").into(),
+                        fired: format!("fired.{sub}").into(),
+                        partition,
+                    };
+                    let changelog = at(&format!("{APPLICATION}.changelog.{sub}"), partition);
+                    Box::new(Checked::new(Box::new(counter), home.clone(), changelog))
+                }),
+                first_start: FirstStart::Earliest,
+            }
+        };
+        Application {
+            name: APPLICATION.to_owned(),
+            subtopologies: subs.iter().map(sub).collect(),
+        }
+    }
+
+    fn adjust(&mut self, faults: &mut Faults) {
+        if self.refused {
+            // Every transaction of such a search waits out what the group was not told.
+            faults.forget = 0.0;
+        }
+    }
+
+    /// The outside world writes; a third of the records change nothing, a few are poison.
+    fn moment(&mut self, outside: &mut Outside<'_>) -> std::result::Result<(), String> {
+        if outside.heals || !outside.rng.chance(0.12) {
+            return Ok(());
+        }
+        let to = outside.rng.pick(&self.inputs);
+        for _ in 0..outside.rng.pick(&[1, 1, 2, 3]) {
+            let key = outside.rng.pick(&[b"a", b"b"]);
+            let value = match outside.rng.below(150) {
+                0..3 => b"!",
+                // Each costs a search through ever smaller transactions, so most seeds have none.
+                3 if self.refused => b"#",
+                4..50 => b"-",
+                _ => b"+",
+            };
+            outside.broker.append(&to, [Row::new(*key, Some(value.to_vec()))]);
+        }
+        Ok(())
+    }
+
+    fn verify(&mut self, broker: &mut Broker, _: &mut Rng) -> std::result::Result<(), String> {
+        for (name, inputs, partitions) in self.subs.clone() {
+            for partition in 0..partitions {
+                let inputs: Vec<TopicPartition> = inputs.iter().map(|input| at(input, partition)).collect();
+                counted(broker, name, partition, &inputs)?;
+                timers_fired(broker, name, partition, &inputs)?;
+                inputs.iter().try_for_each(|input| buried(broker, input))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Counts records by key; `-` changes nothing, `!` is poison, what comes of `#` the log refuses; every other record sets
+/// two timers.
+struct Counter {
+    topic: Arc<str>,
+    fired: Arc<str>,
+    partition: i32,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the value is bad")]
+struct Bad;
+
+impl Counter {
+    fn emit(&self, output: &mut Output, topic: &Arc<str>, key: &[u8], value: &str) {
+        let record = OutRecord {
+            topic,
+            partition: Some(self.partition),
+            timestamp: None,
+            key: Some(key),
+            value: Some(value.as_bytes()),
+        };
+        output.send(record, []);
+    }
+}
+
+impl Processor for Counter {
+    fn process(
+        &mut self,
+        context: Context,
+        records: &RecordBatch,
+        range: Range<usize>,
+        state: &mut State,
+        output: &mut Output,
+    ) -> Result<()> {
+        for record in range.filter_map(|index| records.get(index)) {
+            let much = match record.value() {
+                Some(b"-") => continue,
+                Some(b"!") => {
+                    output.dead_letter(record, Stage::ValueConverter, &Bad);
+                    continue;
+                }
+                Some(b"#") => super::broker::VALUE_BYTES_MAX,
+                _ => 0,
+            };
+            let name = record.key().unwrap();
+            let key = [b"[\"", name, b"\"]"].concat();
+            let count = state
+                .get(&key)?
+                .map_or(0, |v| std::str::from_utf8(&v).unwrap().parse().unwrap())
+                + 1_u64;
+            if count == FULL {
+                state.delete(&key);
+            } else {
+                state.put(&key, count.to_string().into_bytes());
+            }
+            let place = format!("{} {}", record.partition(), record.offset());
+            let wall = Timer::new(TimerClock::Wall, context.now + LATER, place.as_str());
+            let stream = Timer::new(TimerClock::Stream, record.timestamp() + LATER, place.as_str());
+            state.set_timer(wall);
+            state.set_timer(stream);
+            self.emit(
+                output,
+                &self.topic,
+                name,
+                &format!("{count} {place} {}", "#".repeat(much)),
+            );
+        }
+        Ok(())
+    }
+
+    /// Says where the record stood that has set it.
+    fn on_timer(&mut self, context: Context, timer: &Timer, _: &mut State, output: &mut Output) -> Result<()> {
+        let (now, fired) = match timer.clock {
+            TimerClock::Stream => (context.stream_time, "stream"),
+            TimerClock::Wall => (context.now, "wall"),
+        };
+        assert!(timer.at <= now, "{timer:?} fires at {now}");
+        self.emit(output, &self.fired, fired.as_bytes(), &timer.key);
+        Ok(())
+    }
+}
+
+fn read(broker: &mut Broker, at: &TopicPartition) -> Vec<Rec> {
+    broker.part(at).read(0, usize::MAX).0
+}
+
+fn value(record: &Rec) -> &str {
+    std::str::from_utf8(record.row.value.as_deref().unwrap()).unwrap()
+}
+
+/// Output, read_committed, equals one sequential run over what was read.
+fn counted(
+    broker: &mut Broker,
+    sub: &str,
+    partition: i32,
+    inputs: &[TopicPartition],
+) -> std::result::Result<(), String> {
+    let out = at(&format!("out.{sub}"), partition);
+    let mut counts: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
+    let mut seen: BTreeMap<String, Vec<Offset>> = BTreeMap::new();
+    for record in read(broker, &out) {
+        let words: Vec<&str> = value(&record).split(' ').collect();
+        let count = counts.entry(record.row.key.clone().unwrap()).or_default();
+        *count = *count % FULL + 1;
+        if count.to_string() != words[0] {
+            return Err(format!("{out}@{}: {words:?}, sequentially {count}", record.offset));
+        }
+        let seen = seen.entry(words[1].to_owned()).or_default();
+        seen.push(words[2].parse().unwrap());
+    }
+    for input in inputs {
+        let records = read(broker, input);
+        let counting = records.iter().filter(|r| value(r) == "+");
+        let want: Vec<Offset> = counting.map(|r| r.offset).collect();
+        let got = seen.remove(&input.to_string()).unwrap_or_default();
+        if got != want {
+            return Err(format!("{out} from {input}: got {got:?}, want {want:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// Every poisonous record is a dead letter once, in order, and nothing else is.
+fn buried(broker: &mut Broker, input: &TopicPartition) -> std::result::Result<(), String> {
+    let letters = at(&format!("{}.dlq", input.topic), input.partition);
+    let offset = |r: &Rec| {
+        let text = r.row.header("__connect.errors.offset");
+        text.and_then(|text| text.parse::<Offset>().ok())
+    };
+    let got: Vec<_> = read(broker, &letters).iter().map(offset).collect();
+    let records = read(broker, input);
+    let poison = records.iter().filter(|r| matches!(value(r), "!" | "#"));
+    let want: Vec<_> = poison.map(|r| Some(r.offset)).collect();
+    if got == want {
+        Ok(())
+    } else {
+        Err(format!("{letters}: got {got:?}, want {want:?}"))
+    }
+}
+
+/// Every counted record's timer of the wall clock has fired once, and that of stream time as soon as that was so late.
+fn timers_fired(
+    broker: &mut Broker,
+    sub: &str,
+    partition: i32,
+    inputs: &[TopicPartition],
+) -> std::result::Result<(), String> {
+    let (mut want, mut newest) = (Vec::new(), 0);
+    for input in inputs {
+        for record in read(broker, input) {
+            newest = record.at.max(newest);
+            if value(&record) == "+" {
+                want.push((record.at, format!("{input} {}", record.offset)));
+            }
+        }
+    }
+    let late = want.iter().filter(|(at, _)| at + LATER <= newest);
+    let stream = late.map(|(_, place)| format!("stream {place}"));
+    let wall = want.iter().map(|(_, place)| format!("wall {place}"));
+    let mut want: Vec<String> = wall.chain(stream).collect();
+    let fired = read(broker, &at(&format!("fired.{sub}"), partition));
+    let key = |r: &Rec| String::from_utf8(r.row.key.clone().unwrap()).unwrap();
+    let mut got: Vec<String> = fired.iter().map(|r| format!("{} {}", key(r), value(r))).collect();
+    want.sort();
+    got.sort();
+    if got == want {
+        Ok(())
+    } else {
+        Err(format!("timers of {sub}/{partition}: got {got:?}, want {want:?}"))
+    }
+}
+
+/// Failpoints of what no process of this scene does: copies of other processes' tasks have a thread of their own.
+const ELSEWHERE: [&str; 2] = ["runtime.standby.", "runtime.alone."];
+
+/// Names of the runtime's failpoints, as its source has them.
+fn failpoints() -> BTreeSet<String> {
+    let (mut names, mut dirs) = (
+        BTreeSet::new(),
+        vec![std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR"))],
+    );
+    while let Some(dir) = dirs.pop() {
+        for path in std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                dirs.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let text = std::fs::read_to_string(path).unwrap();
+                let calls = text.split("hit(\"runtime.").skip(1);
+                names.extend(calls.filter_map(|rest| Some(format!("runtime.{}", rest.split_once('"')?.0))));
+            }
+        }
+    }
+    names
+}
+
+fn assert_covered(notes: &Notes, what: impl IntoIterator<Item = String>) {
+    let missing: Vec<String> = what
+        .into_iter()
+        .filter(|what| !notes.contains_key(what.as_str()))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "never happened, so the simulation tests too little: {missing:?}"
+    );
+}
+
+#[test]
+fn output_under_random_faults_equals_one_sequential_run() {
+    let seeds = seeds("TRUNKLINE_SIMULATION", SEEDS);
+    let (from, count) = (seeds.start, seeds.end - seeds.start);
+    let began = std::time::Instant::now();
+    let notes = simulate(seeds, Counting::new).unwrap_or_else(|failure| {
+        panic!(
+            "{failure}\nagain: TRUNKLINE_SIMULATION={},1 cargo test --release -p trunkline-streams \
+             output_under_random_faults",
+            failure.seed
+        )
+    });
+    println!("{count} seeds from {from} in {:?}: {notes:?}", began.elapsed());
+    if count < SEEDS {
+        return;
+    }
+    let faults = [
+        "started",
+        "zombie started",
+        "kill",
+        "pause",
+        "wake",
+        "respawn",
+        "jump",
+        "rebalance",
+        "wipe",
+        "batches lost",
+        "committed",
+        "aborted",
+        "fenced",
+        "fenced by generation",
+        "exit",
+        "outcome unknown",
+        "partitions lost",
+        "request lost",
+        "answer lost",
+        "request late",
+        "transaction timed out",
+        "end forgotten",
+        "offsets expired",
+        "cleaned",
+        "tombstones cleaned",
+    ];
+    let points = failpoints();
+    assert!(points.len() >= 15, "the failpoints are not found any more: {points:?}");
+    let points = points
+        .into_iter()
+        .filter(|point| !ELSEWHERE.iter().any(|elsewhere| point.starts_with(elsewhere)));
+    assert_covered(&notes, faults.map(str::to_owned).into_iter().chain(points));
+}
+
+#[test]
+fn a_seed_always_gives_the_same_run() {
+    for seed in 1..40 {
+        assert_eq!(run(seed, &Counting::new), run(seed, &Counting::new), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_fenced_epoch_is_refused_by_the_simulated_broker() {
+    use super::broker::{FaultPlan, Refusal};
+    let mut broker = Broker::new(Rng::of_seed(1), Layout::default(), FaultPlan::default());
+    let first = broker.init("x").unwrap();
+    assert_eq!(broker.init("x"), Ok(first + 1));
+    assert_eq!(
+        broker.produce("x", first, &at("out.a", 0), &[]),
+        Err(Refusal::Fenced("epoch"))
+    );
+}

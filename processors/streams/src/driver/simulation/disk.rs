@@ -1,0 +1,182 @@
+//! Stores that survive a crash of their process and may lose their newest batches, never with a hole.
+//!
+//! Guarantees: atomic batches; what was lost is a suffix. Never: a lock that outlives a process.
+
+use crate::stores::{StoreName, Stores};
+use state_store::{Batch, Direction, SharedStore, Snapshot, Space, Stats, Store, Visit};
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+type Rows = BTreeMap<(Space, Vec<u8>), Vec<u8>>;
+/// What a batch has overwritten.
+type Before = Vec<((Space, Vec<u8>), Option<Vec<u8>>)>;
+
+/// Batches that a crash can still take.
+const BATCHES: usize = 8;
+
+/// One store, and what its newest batches have overwritten.
+#[derive(Debug, Default)]
+struct File {
+    rows: Arc<Rows>,
+    newest: Vec<Before>,
+    reads: AtomicUsize,
+}
+
+type Files = BTreeMap<StoreName, Arc<Mutex<File>>>;
+
+/// The disk of one process.
+#[derive(Debug, Clone, Default)]
+pub struct Disk {
+    files: Arc<Mutex<Files>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Disk {
+    /// Forgets the newest batches of every store, at most `n`, as a machine does that loses its power.
+    pub fn lose(&self, n: usize) {
+        for file in lock(&self.files).values() {
+            let mut file = lock(file);
+            for _ in 0..n {
+                let Some(before) = file.newest.pop() else { break };
+                let rows = Arc::make_mut(&mut file.rows);
+                for (key, value) in before.into_iter().rev() {
+                    put(rows, key, value);
+                }
+            }
+        }
+    }
+
+    /// Loses everything.
+    pub fn wipe(&self) {
+        lock(&self.files).clear();
+    }
+
+    /// How often its stores were read so far.
+    pub fn reads(&self) -> usize {
+        let reads = |file: &Arc<Mutex<File>>| lock(file).reads.load(Ordering::Relaxed);
+        lock(&self.files).values().map(reads).sum()
+    }
+}
+
+fn put(rows: &mut Rows, key: (Space, Vec<u8>), value: Option<Vec<u8>>) -> Option<Vec<u8>> {
+    match value {
+        Some(value) => rows.insert(key, value),
+        None => rows.remove(&key),
+    }
+}
+
+impl Stores for Disk {
+    fn open(&self, name: &StoreName) -> state_store::Result<SharedStore> {
+        let file = lock(&self.files).entry(name.clone()).or_default().clone();
+        Ok(Arc::new(Handle { file }))
+    }
+
+    fn quarantine(&self, name: &StoreName) -> state_store::Result<Option<PathBuf>> {
+        lock(&self.files).remove(name);
+        Ok(None)
+    }
+}
+
+struct Handle {
+    file: Arc<Mutex<File>>,
+}
+
+impl Handle {
+    fn rows(&self) -> Arc<Rows> {
+        let file = lock(&self.file);
+        file.reads.fetch_add(1, Ordering::Relaxed);
+        file.rows.clone()
+    }
+}
+
+fn scan(rows: &Rows, space: Space, from: &[u8], to: Option<&[u8]>, direction: Direction, visit: Visit<'_>) {
+    let lower = (space, from.to_vec());
+    let upper = to.map_or_else(
+        || (Space(space.0.saturating_add(1)), Vec::new()),
+        |to| (space, to.to_vec()),
+    );
+    if lower >= upper {
+        return;
+    }
+    let mut range = rows.range((Bound::Included(lower), Bound::Excluded(upper)));
+    loop {
+        let next = match direction {
+            Direction::Forward => range.next(),
+            Direction::Backward => range.next_back(),
+        };
+        match next {
+            Some(((_, key), value)) if visit(key, value).is_continue() => {}
+            _ => return,
+        }
+    }
+}
+
+impl Store for Handle {
+    fn get(&self, space: Space, key: &[u8]) -> state_store::Result<Option<Vec<u8>>> {
+        Ok(self.rows().get(&(space, key.to_vec())).cloned())
+    }
+
+    fn scan(
+        &self,
+        space: Space,
+        from: &[u8],
+        to: Option<&[u8]>,
+        direction: Direction,
+        visit: Visit<'_>,
+    ) -> state_store::Result<()> {
+        scan(&self.rows(), space, from, to, direction, visit);
+        Ok(())
+    }
+
+    fn commit(&self, batch: Batch) -> state_store::Result<()> {
+        let mut file = lock(&self.file);
+        let (rows, mut before) = (Arc::make_mut(&mut file.rows), Before::new());
+        for (space, key, value) in batch.into_writes() {
+            let old = put(rows, (space, key.clone()), value);
+            before.push(((space, key), old));
+        }
+        file.newest.push(before);
+        if file.newest.len() > BATCHES {
+            file.newest.remove(0);
+        }
+        Ok(())
+    }
+
+    fn snapshot(&self) -> state_store::Result<Box<dyn Snapshot>> {
+        Ok(Box::new(Moment(self.rows())))
+    }
+
+    fn persist(&self) -> state_store::Result<()> {
+        Ok(())
+    }
+
+    fn stats(&self) -> Stats {
+        Stats::default()
+    }
+}
+
+struct Moment(Arc<Rows>);
+
+impl Snapshot for Moment {
+    fn get(&self, space: Space, key: &[u8]) -> state_store::Result<Option<Vec<u8>>> {
+        Ok(self.0.get(&(space, key.to_vec())).cloned())
+    }
+
+    fn scan(
+        &self,
+        space: Space,
+        from: &[u8],
+        to: Option<&[u8]>,
+        direction: Direction,
+        visit: Visit<'_>,
+    ) -> state_store::Result<()> {
+        scan(&self.0, space, from, to, direction, visit);
+        Ok(())
+    }
+}

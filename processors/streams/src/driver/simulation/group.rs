@@ -1,0 +1,159 @@
+//! The consumer group of the simulated log, with the offsets that it has committed.
+//!
+//! Guarantees: members, generations, static names, offsets that a transaction has not decided yet, and offsets that
+//! expire with an empty group behave as Kafka's do; which member gets a task is chosen by the seed.
+//! Never: a rebalance that waits for anybody but its members.
+
+use super::broker::{Answer, OFFSET_RETENTION, Refusal, SESSION_TIMEOUT, Tasks};
+use super::{Rng, part::Row};
+use event_log::{Millis, Offset, TopicPartition};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Rows on their way to a partition.
+pub(super) type Rows = Vec<Arc<Row>>;
+
+/// A group.
+#[derive(Debug, Default)]
+pub(super) struct Group {
+    /// Member id and process by name.
+    pub members: BTreeMap<String, (i32, usize)>,
+    pub generation: i32,
+    pub joining: Option<BTreeSet<String>>,
+    pub assignment: BTreeMap<String, Vec<TopicPartition>>,
+    /// Each with its place among all that came here.
+    committed: BTreeMap<TopicPartition, (u64, Offset)>,
+    /// Offsets of transactions whose end has not come here.
+    pending: BTreeMap<u64, BTreeMap<TopicPartition, (u64, Offset)>>,
+    came: u64,
+    empty_since: Millis,
+    ids: i32,
+}
+
+impl Group {
+    /// Committed offsets, none of which a transaction still decides.
+    pub(super) fn fetch(&self, of: &[TopicPartition]) -> Answer<BTreeMap<TopicPartition, Option<Offset>>> {
+        if self.pending.values().any(|p| of.iter().any(|at| p.contains_key(at))) {
+            return Err(Refusal::Undecided);
+        }
+        Ok(of
+            .iter()
+            .map(|at| (at.clone(), self.committed.get(at).map(|(_, offset)| *offset)))
+            .collect())
+    }
+
+    /// Offsets come with a transaction; a generation below 0 is none and is not checked, as in Kafka.
+    pub(super) fn accepts(&self, name: &str, member: i32, generation: i32) -> bool {
+        let known = self.members.get(name).map(|(id, _)| *id);
+        generation < 0 || (known == Some(member) && generation == self.generation)
+    }
+
+    pub(super) fn put_pending(&mut self, txn: u64, offsets: &[(TopicPartition, Offset)]) {
+        self.came += 1;
+        let pending = self.pending.entry(txn).or_default();
+        pending.extend(offsets.iter().map(|(at, offset)| (at.clone(), (self.came, *offset))));
+    }
+
+    /// The end of a transaction comes here. One that comes late takes back nothing that came after its offsets.
+    pub(super) fn mark(&mut self, txn: u64, commit: bool) {
+        let offsets = self.pending.remove(&txn).unwrap_or_default();
+        if commit {
+            for (at, offset) in offsets {
+                let newest = self.committed.entry(at).or_insert(offset);
+                *newest = offset.max(*newest);
+            }
+        }
+    }
+
+    /// Joins; a known static name without a member id takes the old seat without a rebalance.
+    pub(super) fn join(&mut self, name: &str, id: Option<i32>, process: usize, rng: &mut Rng, tasks: &Tasks) -> i32 {
+        if self.members.contains_key(name) && id.is_none() && self.joining.is_none() {
+            self.ids += 1;
+            self.members.insert(name.to_owned(), (self.ids, process));
+            return self.ids;
+        }
+        let known = self.members.get(name).map(|(id, _)| *id);
+        let id = id.filter(|id| known == Some(*id)).unwrap_or_else(|| {
+            self.ids += 1;
+            self.ids
+        });
+        self.members.insert(name.to_owned(), (id, process));
+        self.joining.get_or_insert_default().insert(name.to_owned());
+        self.complete(rng, tasks);
+        id
+    }
+
+    /// Begins a rebalance; says whether there is anybody to take part.
+    pub(super) fn rebalance(&mut self) -> bool {
+        let begins = self.joining.is_none() && !self.members.is_empty();
+        if begins {
+            self.joining = Some(BTreeSet::new());
+        }
+        begins
+    }
+
+    /// Processes that own a partition, as the group sees it.
+    pub(super) fn owners(&self, at: &TopicPartition) -> Vec<usize> {
+        let owns = |name: &str| self.assignment.get(name).is_some_and(|own| own.contains(at));
+        let members = self.members.iter().filter(|(name, _)| owns(name));
+        members.map(|(_, (_, process))| *process).collect()
+    }
+
+    fn complete(&mut self, rng: &mut Rng, tasks: &Tasks) {
+        let all = self
+            .joining
+            .as_ref()
+            .is_some_and(|joined| self.members.keys().all(|name| joined.contains(name)));
+        if !all {
+            return;
+        }
+        self.generation += 1;
+        self.joining = None;
+        self.assignment = self.members.keys().map(|name| (name.clone(), Vec::new())).collect();
+        let names: Vec<String> = self.members.keys().cloned().collect();
+        for inputs in tasks.values() {
+            let member = rng.pick(&names);
+            if let Some(own) = self.assignment.get_mut(&member) {
+                own.extend(inputs.iter().cloned());
+            }
+        }
+    }
+
+    /// Members that were silent for too long go, and so do the offsets of a group that was empty for too long; says
+    /// whether offsets went.
+    pub(super) fn expire(
+        &mut self,
+        now: Millis,
+        gone: &dyn Fn(usize) -> Option<Millis>,
+        rng: &mut Rng,
+        tasks: &Tasks,
+    ) -> bool {
+        let late = |process: usize| gone(process).is_some_and(|since| now - since > SESSION_TIMEOUT);
+        let names: Vec<String> = self
+            .members
+            .iter()
+            .filter(|(_, (_, process))| late(*process))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in names {
+            self.members.remove(&name);
+            self.rebalance();
+            if let Some(joining) = &mut self.joining {
+                joining.remove(&name);
+            }
+            if self.members.is_empty() {
+                self.empty_since = now;
+                self.joining = None;
+            } else {
+                self.complete(rng, tasks);
+            }
+        }
+        if !self.members.is_empty() || now - self.empty_since <= OFFSET_RETENTION {
+            return false;
+        }
+        let busy: BTreeSet<_> = self.pending.values().flat_map(|p| p.keys().cloned()).collect();
+        let before = self.committed.len();
+        self.committed.retain(|at, _| busy.contains(at));
+        self.committed.len() < before
+    }
+}

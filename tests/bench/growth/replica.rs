@@ -1,0 +1,123 @@
+//! The edge's replica of `view.log` over its store.
+
+use super::{Figures, Random, TRANSACTION_ROWS, Updates, row_number};
+use anyhow::Context;
+use edge::config::StoreConfig;
+use event_log::{Header, Offset, RecordBatch, TimestampType, TopicPartition};
+use schemas::version::Version;
+use state_store::Engine;
+use std::path::Path;
+use views::record::{SchemaIds, VERSION, WRITER, Writer};
+use views::replica::{Options, SPACES, Times};
+use views::{BucketId, Replica};
+
+/// Rows of each bucket.
+const BUCKET_ROWS: usize = 200;
+const WRITER_ID: &str = "sync-views/change.shop/00000000000000000000000000000001/0";
+/// The time of every record, in ms.
+const NOW: i64 = 1_000_000_000;
+const MIB: u32 = 1 << 20;
+
+pub fn build(dir: &Path, rows: usize) -> anyhow::Result<()> {
+    let mut edge = Edge::open(dir, rows)?;
+    let mut random = Random::new(3);
+    let numbers: Vec<usize> = (0..rows).collect();
+    for chunk in numbers.chunks(TRANSACTION_ROWS) {
+        edge.apply(chunk, &mut random)?;
+    }
+    edge.check()?;
+    Ok(edge.store.persist()?)
+}
+
+pub fn measure(dir: &Path, updates: Updates) -> anyhow::Result<Figures> {
+    let mut edge = Edge::open(dir, updates.rows)?;
+    let mut random = Random::new(2);
+    let figures = updates.measure(|chosen, _| edge.apply(chosen, &mut random))?;
+    edge.check()?;
+    Ok(figures)
+}
+
+struct Edge {
+    replica: Replica,
+    store: state_store::SharedStore,
+    writer: Writer,
+    /// In the order of their ids, which is that of their rows in the store.
+    buckets: Vec<String>,
+    next: Offset,
+}
+
+impl Edge {
+    fn open(dir: &Path, rows: usize) -> anyhow::Result<Edge> {
+        let config = StoreConfig::default();
+        let store = state_store::open(&state_store::Options {
+            engine: Engine::default(),
+            dir: dir.to_owned(),
+            spaces: SPACES.to_vec(),
+            memory_bytes: u64::from(config.memory_mib * MIB),
+        })?;
+        let options = Options {
+            partitions: vec![0],
+            times: Times::default(),
+            log: 1,
+            held_bytes_max: usize::try_from(config.held_mib * MIB)?,
+            now: NOW,
+        };
+        let replica = Replica::open(store.clone(), options)?;
+        let (_, next) = *replica.positions().first().context("the replica serves a partition")?;
+        let schemas = SchemaIds {
+            row: 1,
+            closing: 2,
+            open: 3,
+            stale: 4,
+        };
+        let mut buckets: Vec<String> = (0..rows.div_ceil(BUCKET_ROWS)).map(|n| format!("user:{n}")).collect();
+        buckets.sort_by_cached_key(|name| BucketId::of(name));
+        Ok(Edge {
+            replica,
+            store,
+            writer: Writer::new(WRITER_ID, schemas),
+            buckets,
+            next,
+        })
+    }
+
+    /// Applies a source transaction that writes these rows.
+    fn apply(&mut self, rows: &[usize], random: &mut Random) -> anyhow::Result<()> {
+        let mut batch = RecordBatch::default();
+        let at = batch.intern(&TopicPartition::new("view.log", 0));
+        let kind = TimestampType::LogAppend;
+        for row in rows {
+            let bucket = self.buckets.get(row / BUCKET_ROWS).context("a bucket for each row")?;
+            let json = format!("{{\"id\":{},\"text\":\"{}\"}}", row_number(*row), random.text(180));
+            let (key, value) = self
+                .writer
+                .row(bucket, "v", &row_number(*row).to_string(), Some(json.as_bytes()));
+            let mut version = [0; 17];
+            version[5..13].copy_from_slice(&self.next.to_be_bytes());
+            let headers: [Header<'_>; 2] = [(WRITER, Some(WRITER_ID.as_bytes())), (VERSION, Some(&version))];
+            batch.push(at, self.next, NOW, kind, Some(key), value, headers);
+            self.next += 1;
+        }
+        let (key, value) = self.writer.closing(Version::default(), NOW);
+        let headers: [Header<'_>; 1] = [(WRITER, Some(WRITER_ID.as_bytes()))];
+        batch.push(at, self.next, NOW, kind, Some(key), value, headers);
+        self.next += 1;
+        let applied = self.replica.apply(0, batch.iter(), NOW)?;
+        anyhow::ensure!(applied.refused == 0, "the replica refused {} records", applied.refused);
+        if applied.need_end {
+            self.replica.set_end(0, self.next)?;
+        }
+        Ok(())
+    }
+
+    /// An update replaces a row, so a full bucket keeps its number of rows.
+    fn check(&self) -> anyhow::Result<()> {
+        let bucket = self.buckets.first().context("a bucket")?;
+        let rows = self.replica.rows(0, BucketId::of(bucket))?.len();
+        anyhow::ensure!(
+            rows == BUCKET_ROWS,
+            "bucket {bucket} has {rows} rows, not {BUCKET_ROWS}"
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,158 @@
+//! The sync-views processor over the store of a task.
+//!
+//! The rows are loaded with the values that the processor itself writes for them, in key order, since processing twenty
+//! million records takes longer than the measurement.
+
+use super::{Figures, Random, Updates, row_number};
+use anyhow::Context;
+use event_log::{ErrorAction, RecordBatch, TimestampType, TopicPartition};
+use processors::sync_views::{Config, SyncViews, Unavailable};
+use schemas::headers::{self, Tx};
+use schemas::version::Lsn;
+use state_store::{Engine, Options, SharedStore, Space};
+use std::path::Path;
+use std::sync::Arc;
+use streams::driver::StepDriver;
+use views::record::SchemaIds;
+use views::rules::{Piece, Relation, SourceRules, ViewRule};
+
+const SCHEMA_ID: u32 = 7;
+const SCHEMA: &str = r#"{"type":"record","name":"t","fields":[{"name":"owner","type":"string"},{"name":"a","type":"string"},
+    {"name":"b","type":"string"},{"name":"c","type":"string"}]}"#;
+/// Owners of the rows; each is a bucket.
+const OWNERS: usize = 1_000;
+/// Characters of each of the three texts of a row; Avro's length of such a text is one byte.
+const TEXT: usize = 60;
+/// Rows loaded at a time.
+const LOADED: usize = 50_000;
+/// As the runtime opens the store of a task.
+const SPACES: [&str; 2] = ["meta", "state"];
+const STATE: Space = Space(1);
+
+pub fn build(dir: &Path, rows: usize) -> anyhow::Result<()> {
+    let store = open(dir)?;
+    let values = values()?;
+    let mut numbers = 0..rows;
+    loop {
+        let chunk = numbers.by_ref().take(LOADED);
+        let loaded: Vec<_> = chunk
+            .map(|row| (state_key(row), values.get(owner(row)).cloned()))
+            .collect();
+        if loaded.is_empty() {
+            return Ok(store.persist()?);
+        }
+        store.load(STATE, loaded)?;
+    }
+}
+
+pub fn measure(dir: &Path, updates: Updates) -> anyhow::Result<Figures> {
+    let mut driver = StepDriver::over("sync-views", Box::new(processor()), open(dir)?)?;
+    let mut random = Random::new(2);
+    // Above the positions of the loaded rows and of an earlier measurement.
+    let first = u64::try_from(service::clock::system().now_ms())? * 1_000;
+    updates.measure(|chosen, transaction| {
+        let position = first + u64::try_from(transaction)?;
+        driver.feed(&records(chosen, position, &mut random)?)?;
+        let written = driver.commit()?.len();
+        // A row of the view for each update, since a row that is older than the state's is not written, and the closing.
+        anyhow::ensure!(
+            written == chosen.len() + 1,
+            "{written} records written for {} updates",
+            chosen.len()
+        );
+        Ok(())
+    })
+}
+
+fn open(dir: &Path) -> anyhow::Result<SharedStore> {
+    let options = Options {
+        engine: Engine::default(),
+        dir: dir.to_owned(),
+        spaces: SPACES.to_vec(),
+        memory_bytes: streams::Config::new("growth", dir).store_memory_bytes,
+    };
+    Ok(state_store::open(&options)?)
+}
+
+/// What the processor keeps of a row of each owner; a row's number is in its key only.
+fn values() -> anyhow::Result<Vec<Vec<u8>>> {
+    let mut driver = StepDriver::new("sync-views", Box::new(processor()))?;
+    let rows: Vec<usize> = (0..OWNERS).collect();
+    driver.feed(&records(&rows, 1, &mut Random::new(3))?)?;
+    driver.commit()?;
+    let value = |row: &usize| -> anyhow::Result<Vec<u8>> {
+        let value = driver.state().get(&state_key(*row))?;
+        let value = value.context("the processor keeps its rows under another key")?;
+        Ok(value.into_owned())
+    };
+    rows.iter().map(value).collect()
+}
+
+fn owner(row: usize) -> usize {
+    row % OWNERS
+}
+
+fn state_key(row: usize) -> Vec<u8> {
+    format!("[\"row\",\"t\",{}]", row_number(row)).into_bytes()
+}
+
+fn processor() -> SyncViews {
+    let rule = ViewRule {
+        name: "v".to_owned(),
+        bucket: vec![Piece::Column(0)],
+        scope: vec![Piece::Column(0)],
+        filter: None,
+        fields: vec![("a".to_owned(), 1), ("b".to_owned(), 2), ("c".to_owned(), 3)],
+    };
+    let columns = ["owner", "a", "b", "c"].map(|name| Some(name.to_owned())).to_vec();
+    let rules = SourceRules::new("change.t", None, vec![Relation::new("t", columns, vec![rule], 1)]);
+    SyncViews::new(Config {
+        rules: Arc::new(rules),
+        writer: "sync-views/change.t/id/0".to_owned(),
+        topic_id: "id".to_owned(),
+        view_log: "view.log".into(),
+        partitions: 1,
+        schemas: SchemaIds {
+            row: 1,
+            closing: 2,
+            open: 3,
+            stale: 4,
+        },
+        horizon_ms: i64::MAX / 2,
+        fetch: Arc::new(|id| {
+            (id == SCHEMA_ID).then(|| SCHEMA.to_owned()).ok_or(Unavailable {
+                reason: format!("schema {id} is not known"),
+                fate: ErrorAction::DeadLetter,
+            })
+        }),
+    })
+}
+
+/// A source transaction that writes these rows.
+fn records(rows: &[usize], position: u64, random: &mut Random) -> anyhow::Result<RecordBatch> {
+    let mut batch = RecordBatch::default();
+    let at = batch.intern(&TopicPartition::new("change.t", 0));
+    for (index, row) in rows.iter().enumerate() {
+        let mut value = vec![0];
+        value.extend_from_slice(&SCHEMA_ID.to_be_bytes());
+        let owner = format!("user:{}", owner(*row));
+        for text in [owner, random.text(TEXT), random.text(TEXT), random.text(TEXT)] {
+            value.push(u8::try_from(2 * text.len())?);
+            value.extend_from_slice(text.as_bytes());
+        }
+        let tx = Tx {
+            incarnation: 1,
+            position: Lsn(position),
+            ordinal: u32::try_from(index)?,
+            last: index + 1 == rows.len(),
+            at_ms: 1,
+        };
+        let mut header = Vec::new();
+        tx.write(&mut header);
+        let key = format!("[\"t\",{}]", row_number(*row));
+        let (key, header) = (Some(key.as_bytes()), (headers::TX, Some(header.as_slice())));
+        let offset = i64::try_from(index)?;
+        batch.push(at, offset, 0, TimestampType::Create, key, Some(&value), [header]);
+    }
+    Ok(batch)
+}

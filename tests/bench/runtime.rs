@@ -1,0 +1,409 @@
+//! How fast the stream runtime is on top of the log: a copy, a count with state, and one record at a time.
+//!
+//! Guarantees: the application runs as a node runs it, on one stream thread. Never: settings that a node would not
+//! run with.
+
+mod aggregate;
+
+use crate::world;
+use event_log::embedded::EmbeddedLog;
+use event_log::kafka::{KafkaLog, limit};
+use event_log::{
+    Cleanup, Isolation, Millis, OffsetSpec, OutBatch, OutRecord, RecordBatch, SharedEventLog, StartFrom, TopicConfig,
+    TopicPartition, TopicSpec,
+};
+use service::{Readiness, Tasks, telemetry};
+use std::fmt;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use streams::{
+    Application, Config, Context, Factory, FirstStart, Output, ProcessingGuarantee, Processor, State, SubTopology,
+    TaskInfo,
+};
+
+const COPY_RECORDS: usize = 2_000_000;
+const COUNT_RECORDS: usize = 1_000_000;
+const COUNT_KEYS: usize = 100_000;
+const VALUE_BYTES: usize = 200;
+const SINGLES: usize = 1_000;
+const PARTITIONS: i32 = 4;
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// Writes what it reads.
+struct Copy(Arc<str>);
+
+impl Processor for Copy {
+    fn process(
+        &mut self,
+        _: Context,
+        records: &RecordBatch,
+        range: Range<usize>,
+        _: &mut State,
+        output: &mut Output,
+    ) -> streams::Result<()> {
+        for r in range.filter_map(|index| records.get(index)) {
+            let partition = Some(r.partition().partition);
+            let out = OutRecord {
+                topic: &self.0,
+                partition,
+                timestamp: None,
+                key: r.key(),
+                value: r.value(),
+            };
+            output.send(out, []);
+        }
+        Ok(())
+    }
+}
+
+/// Counts by key, and writes each count.
+struct Count(Arc<str>);
+
+impl Processor for Count {
+    fn process(
+        &mut self,
+        _: Context,
+        records: &RecordBatch,
+        range: Range<usize>,
+        state: &mut State,
+        output: &mut Output,
+    ) -> streams::Result<()> {
+        for r in range.filter_map(|index| records.get(index)) {
+            let key = r.key().unwrap_or_default();
+            let before = state
+                .get(key)?
+                .and_then(|value| value.as_ref().try_into().ok())
+                .map_or(0, u64::from_be_bytes);
+            let after = (before + 1).to_be_bytes();
+            state.put(key, after.to_vec());
+            let partition = Some(r.partition().partition);
+            let out = OutRecord {
+                topic: &self.0,
+                partition,
+                timestamp: None,
+                key: Some(key),
+                value: Some(&after),
+            };
+            output.send(out, []);
+        }
+        Ok(())
+    }
+}
+
+/// Runs on Kafka or on the embedded log: all parts, or the one that is named.
+pub fn run(words: &[String]) -> anyhow::Result<()> {
+    let part = words.get(1).map(String::as_str);
+    let parts = ["copy", "count", "aggregate", "singles", "alone"];
+    if let Some(part) = part.filter(|part| !parts.contains(part)) {
+        anyhow::bail!("{part} is not a part of this: {}", parts.join(", "));
+    }
+    let measure = |log: &SharedEventLog, kafka| measure(log, kafka, &|name| part.is_none_or(|only| only == name));
+    match words.first().map_or("kafka", String::as_str) {
+        "kafka" => {
+            let config = event_log::kafka::Config::new(world::kafka());
+            measure(&KafkaLog::connect(config.clone())?, Some(config))
+        }
+        "embedded" => {
+            let directory = tempfile::tempdir()?;
+            let config = event_log::embedded::Config::new(Some(directory.path().join("log")), Arc::new(now));
+            measure(&EmbeddedLog::open(config)?, None)
+        }
+        other => anyhow::bail!("{other} is not a home of the log: kafka or embedded"),
+    }
+}
+
+fn measure(
+    log: &SharedEventLog,
+    kafka: Option<event_log::kafka::Config>,
+    wanted: &dyn Fn(&str) -> bool,
+) -> anyhow::Result<()> {
+    println!("{}", log.describe_self());
+    let dir = tempfile::tempdir()?;
+    let executor = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()?;
+    let guard = executor.enter();
+    if wanted("copy") {
+        let line = filled(log, dir.path(), COPY_RECORDS, |to| Box::new(Copy(to)))?;
+        let copied = bulk(log, &executor, "copy", COPY_RECORDS, line)?;
+        if let Some(kafka) = kafka {
+            limits(log, &kafka, copied)?;
+        }
+    }
+    if wanted("count") {
+        let line = filled(log, dir.path(), COUNT_RECORDS, |to| Box::new(Count(to)))?;
+        bulk(log, &executor, "count", COUNT_RECORDS, line)?;
+    }
+    if wanted("aggregate") {
+        let line = aggregate::line(log, dir.path(), COUNT_RECORDS)?;
+        bulk(log, &executor, "declared count()", COUNT_RECORDS, line)?;
+    }
+    if wanted("singles") {
+        singles(log, dir.path(), &executor, ProcessingGuarantee::ExactlyOnce)?;
+    }
+    if wanted("alone") {
+        println!("at least once, without transactions:");
+        let mut copy = filled(log, dir.path(), COPY_RECORDS, |to| Box::new(Copy(to)))?;
+        let mut count = filled(log, dir.path(), COUNT_RECORDS, |to| Box::new(Count(to)))?;
+        copy.config.guarantee = ProcessingGuarantee::AtLeastOnce;
+        count.config.guarantee = ProcessingGuarantee::AtLeastOnce;
+        bulk(log, &executor, "copy", COPY_RECORDS, copy)?;
+        bulk(log, &executor, "count", COUNT_RECORDS, count)?;
+        singles(log, dir.path(), &executor, ProcessingGuarantee::AtLeastOnce)?;
+    }
+    drop(guard);
+    Ok(())
+}
+
+/// An application of one sub-topology from one new topic to another, not yet started.
+struct Line {
+    from: Arc<str>,
+    to: Arc<str>,
+    application: Application,
+    config: Config,
+}
+
+fn line(log: &SharedEventLog, dir: &Path, make: fn(Arc<str>) -> Box<dyn Processor>) -> Line {
+    let (from, to) = (topic(log), topic(log));
+    let output = to.clone();
+    let factory: Factory = Arc::new(move |_: &TaskInfo| make(output.clone()));
+    let sub = SubTopology {
+        name: "load".to_owned(),
+        inputs: vec![from.to_string()],
+        store: "state".to_owned(),
+        factory,
+        first_start: FirstStart::Earliest,
+    };
+    let application = Application {
+        name: world::unique("load"),
+        subtopologies: vec![sub],
+    };
+    Line {
+        from,
+        to,
+        application,
+        config: Config::new("one", dir),
+    }
+}
+
+/// The same, with so many records in its input.
+fn filled(
+    log: &SharedEventLog,
+    dir: &Path,
+    records: usize,
+    make: fn(Arc<str>) -> Box<dyn Processor>,
+) -> anyhow::Result<Line> {
+    let line = line(log, dir, make);
+    fill(log, &line.from, records)?;
+    Ok(line)
+}
+
+/// Everything that waits in the input, in one go.
+fn bulk(
+    log: &SharedEventLog,
+    executor: &tokio::runtime::Runtime,
+    what: &str,
+    records: usize,
+    line: Line,
+) -> anyhow::Result<Speed> {
+    let inputs: Vec<_> = (0..PARTITIONS)
+        .map(|p| TopicPartition::new(line.from.clone(), p))
+        .collect();
+    let tasks = Tasks::new();
+    let group = line.application.name.clone();
+    let (start, before) = (Instant::now(), telemetry::usage());
+    streams::run(
+        line.application,
+        line.config,
+        log.clone(),
+        service::clock::system(),
+        &tasks,
+        &Readiness::new(),
+    );
+    let first = world::wait_for("the first commit", LIMIT, || {
+        let committed = log.committed(&group, &inputs).expect("committed offsets");
+        committed
+            .values()
+            .any(|offset| offset.is_some_and(|offset| offset > 0))
+            .then(|| start.elapsed())
+    });
+    let want = i64::try_from(records)?;
+    world::wait_for("everything to be committed", LIMIT, || {
+        std::thread::sleep(Duration::from_millis(20));
+        let committed = log.committed(&group, &inputs).expect("committed offsets");
+        (committed.values().map(|offset| offset.unwrap_or(0)).sum::<i64>() >= want).then_some(())
+    });
+    let (took, after) = (start.elapsed().as_secs_f64(), telemetry::usage());
+    executor.block_on(tasks.join(Duration::from_secs(30)))?;
+    let speed = Speed::of(records, took, after.cpu_s - before.cpu_s)?;
+    println!("{what} of {records} records, one thread, {PARTITIONS} partitions");
+    println!(
+        "  {speed}, {:.0} MB resident; first commit after {first:.2?}",
+        after.resident_bytes / 1e6
+    );
+    Ok(speed)
+}
+
+/// What something did in a second, and in a second of one core.
+#[derive(Clone, Copy)]
+struct Speed {
+    a_second: f64,
+    a_cpu_second: f64,
+}
+
+impl Speed {
+    fn of(records: usize, took_s: f64, cpu_s: f64) -> anyhow::Result<Speed> {
+        let records = f64::from(u32::try_from(records)?);
+        Ok(Speed {
+            a_second: records / took_s,
+            a_cpu_second: records / cpu_s,
+        })
+    }
+}
+
+impl fmt::Display for Speed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Speed { a_second, a_cpu_second } = self;
+        write!(
+            f,
+            "{a_second:.0} records/s, {a_cpu_second:.0} records per CPU second of this process"
+        )
+    }
+}
+
+/// The library's own copy, with as much memory as is ours and with as much as it likes.
+fn limits(log: &SharedEventLog, kafka: &event_log::kafka::Config, ours: Speed) -> anyhow::Result<()> {
+    let unbounded = vec![
+        ("queued.max.messages.kbytes", "1048576"),
+        ("fetch.max.bytes", "67108864"),
+    ];
+    for (what, settings) in [("the memory that is ours", Vec::new()), ("1 GiB of queue", unbounded)] {
+        let (from, to) = (topic(log), topic(log));
+        fill(log, &from, COPY_RECORDS)?;
+        let copy = limit::Copy {
+            from,
+            to,
+            partitions: PARTITIONS,
+            records: COPY_RECORDS,
+            commit_every: Duration::from_millis(100),
+            settings,
+        };
+        let (start, before) = (Instant::now(), telemetry::usage());
+        limit::copy(kafka, &world::unique("load"), &copy)?;
+        let (took, after) = (start.elapsed().as_secs_f64(), telemetry::usage());
+        let speed = Speed::of(COPY_RECORDS, took, after.cpu_s - before.cpu_s)?;
+        println!("the limit: the same copy by the library alone, with {what}");
+        println!(
+            "  {speed}; ours is {:.2} of it a second (asked for: 0.75) and {:.2} of it a CPU second (asked for: 0.80)",
+            ours.a_second / speed.a_second,
+            ours.a_cpu_second / speed.a_cpu_second
+        );
+    }
+    Ok(())
+}
+
+/// One record at a time, 200 a second: from the append to a reader of the output.
+fn singles(
+    log: &SharedEventLog,
+    dir: &Path,
+    executor: &tokio::runtime::Runtime,
+    guarantee: ProcessingGuarantee,
+) -> anyhow::Result<()> {
+    let mut line = line(log, dir, |to| Box::new(Count(to)));
+    line.config.touches_view_log = guarantee == ProcessingGuarantee::ExactlyOnce;
+    line.config.guarantee = guarantee;
+    let (tasks, readiness) = (Tasks::new(), Readiness::new());
+    streams::run(
+        line.application,
+        line.config,
+        log.clone(),
+        service::clock::system(),
+        &tasks,
+        &readiness,
+    );
+    world::wait_for("readiness", LIMIT, || readiness.report().ready.then_some(()));
+    let at = TopicPartition::new(line.to.clone(), 0);
+    let mut reader = log.reader(Isolation::ReadCommitted)?;
+    reader.assign(&[(at.clone(), StartFrom::Offset(log.offset(&at, OffsetSpec::Earliest)?))])?;
+    let (mut late, mut batch) = (Vec::with_capacity(SINGLES), RecordBatch::default());
+    for _ in 0..SINGLES {
+        let mut out = OutBatch::default();
+        let record = OutRecord {
+            topic: &line.from,
+            partition: Some(0),
+            timestamp: None,
+            key: Some(b"[1]"),
+            value: Some(&[b'x'; VALUE_BYTES]),
+        };
+        out.push(record, []);
+        let start = Instant::now();
+        log.append(&out)?;
+        while reader.poll(&mut batch, 1 << 20, Duration::from_secs(1))? == 0 {}
+        late.push(start.elapsed());
+        std::thread::sleep(Duration::from_millis(5).saturating_sub(start.elapsed()));
+    }
+    executor.block_on(tasks.join(Duration::from_secs(30)))?;
+    late.sort();
+    let part = |part: usize| late.get(late.len() * part / 1000).copied().unwrap_or_default();
+    println!("one record at a time, append to a reader of the output, the append included");
+    println!(
+        "  p50 {:.2?}  p90 {:.2?}  p99 {:.2?}  max {:.2?}",
+        part(500),
+        part(900),
+        part(990),
+        part(999)
+    );
+    Ok(())
+}
+
+fn fill(log: &SharedEventLog, topic: &Arc<str>, records: usize) -> anyhow::Result<()> {
+    let value = [b'x'; VALUE_BYTES];
+    let mut out = OutBatch::default();
+    for n in 0..records {
+        let key = format!("[{}]", n * 7919 % COUNT_KEYS);
+        let partition = Some(i32::try_from(n)? % PARTITIONS);
+        out.push(
+            OutRecord {
+                topic,
+                partition,
+                timestamp: None,
+                key: Some(key.as_bytes()),
+                value: Some(&value),
+            },
+            [],
+        );
+        if out.len() == 20_000 {
+            log.append(&out)?;
+            out.clear();
+        }
+    }
+    log.append(&out)?;
+    Ok(())
+}
+
+fn topic(log: &SharedEventLog) -> Arc<str> {
+    topic_of(log, &world::unique("load"))
+}
+
+fn topic_of(log: &SharedEventLog, name: &str) -> Arc<str> {
+    let config = TopicConfig::new(Cleanup::Delete);
+    let spec = TopicSpec {
+        name: name.to_owned(),
+        partitions: PARTITIONS,
+        replication: None,
+        config,
+    };
+    log.create_topics(&[spec]).expect("a topic");
+    name.into()
+}
+
+#[expect(clippy::disallowed_methods, reason = "a measurement runs on the machine's clock")]
+fn now() -> Millis {
+    let since = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .expect("after 1970");
+    Millis::try_from(since.as_millis()).expect("before the end of time")
+}

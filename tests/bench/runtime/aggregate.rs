@@ -1,0 +1,80 @@
+//! The declared aggregate as a node runs it: `count()` over events of 100,000 keys, keyed by their group.
+//!
+//! Guarantees: decoding, grouping, state, changelog and output are those of production. Never: a group that has changed.
+
+use super::{COUNT_KEYS, Line, PARTITIONS, topic_of};
+use event_log::{OutBatch, OutRecord, SharedEventLog};
+use processors::declared::{self, Config};
+use schemas::codec::Datum;
+use schemas::ids::SchemaId;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Registry id of the events' schema, which nobody else uses.
+const SCHEMA: u32 = 1;
+const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+
+/// The application, its topics, and so many events.
+pub fn line(log: &SharedEventLog, dir: &Path, events: usize) -> anyhow::Result<Line> {
+    let name = crate::world::unique("load").replace('-', "_");
+    let text = format!(
+        r#"
+name = "speed"
+[[event]]
+name = "{name}"
+fields = {{ id = "int8", screen = "text?", ms = "int8" }}
+key = ["id"]
+partitions = {PARTITIONS}
+[[processor]]
+name = "{name}"
+kind = "aggregate"
+from = "event:{name}"
+group = {{ id = "id" }}
+fields = {{ n = "count()" }}
+partitions = {PARTITIONS}
+"#
+    );
+    let topology = topology::check("topology.toml", &text, &topology::Embedded(&[])).into_result()?;
+    let topology = Arc::new(topology);
+    let processor = Arc::new(topology.processors.first().expect("one is declared").clone());
+    let schema = topology.events.first().expect("one is declared").schema.clone();
+    let (from, to) = (
+        topic_of(log, &format!("event.{name}")),
+        topic_of(log, &processor.topic()),
+    );
+    let mut out = OutBatch::default();
+    for n in 0..events {
+        let id = i64::try_from(n * 7919 % COUNT_KEYS)?;
+        let mut value = Vec::new();
+        schemas::wire::frame(SchemaId(SCHEMA), &mut value);
+        schema.encode(&[Datum::Long(id), Datum::Str("home"), Datum::Long(id)], &mut value)?;
+        let key = format!("[\"{id}\"]");
+        let record = OutRecord {
+            topic: &from,
+            partition: None,
+            timestamp: None,
+            key: Some(key.as_bytes()),
+            value: Some(&value),
+        };
+        out.push(record, []);
+        if out.len() == 20_000 {
+            log.append(&out)?;
+            out.clear();
+        }
+    }
+    log.append(&out)?;
+    let text = schema.text().to_owned();
+    let application = declared::application(&Config {
+        topology,
+        processor,
+        schema_id: SCHEMA,
+        horizon_ms: DAY_MS,
+        fetch: Arc::new(move |_| Ok(text.clone())),
+    });
+    Ok(Line {
+        from,
+        to,
+        application,
+        config: streams::Config::new("one", dir),
+    })
+}
