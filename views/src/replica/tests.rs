@@ -211,7 +211,7 @@ fn kill_between_pieces_of_a_closing_loses_no_row() {
     ];
     let mut killed_at = BTreeSet::new();
     for (options, reads) in &cases {
-        let log = EventLog { reads };
+        let log = Log { reads };
         let (mut first, mut second) = (0, 0);
         loop {
             let killed = run_with_kills(&log, options, [first, second]);
@@ -280,10 +280,10 @@ fn failed_commit_shows_nothing_and_ends_the_replica() {
     });
     let open = || Replica::open(disk.clone(), options(100, 200)).unwrap();
     let replica = open();
-    let log = EventLog {
+    let log = Log {
         reads: &["xa xb x!", "xc x-a x!"],
     };
-    EventLog { reads: &log.reads[..1] }.apply_all(&replica).unwrap();
+    Log { reads: &log.reads[..1] }.apply_all(&replica).unwrap();
     disk.full.store(true, Ordering::Relaxed);
     assert!(matches!(log.apply_all(&replica), Err(Error::Store(_))));
     let health = &replica.health(NOW)[0];
