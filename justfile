@@ -72,7 +72,7 @@ deny *CHECKS:
 [group('check')]
 docs:
     RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
-    cargo test --release --locked -p trunkline-tests --test it links::
+    cargo test --release --locked -p trunkline-tests --test e2e links::
 
 # Build the release archives of this platform under target/dist
 [group('release')]

@@ -1,15 +1,15 @@
 //! A declared join and aggregate on three brokers, for minutes, while processes and brokers are killed in turn; then every
 //! output is compared with what the input alone says that it must be.
 //!
-//! Guarantees: the same stage as the test of the same name; the verifier is a client in another language. Never: a figure
+//! Guarantees: the same harness as the test of the same name; the verifier is a client in another language. Never: a figure
 //! of speed, since what is measured is what is lost.
 
-#[path = "../it/cluster/orders.rs"]
+#[path = "../e2e/cluster/harness.rs"]
+mod harness;
+#[path = "../e2e/cluster/orders.rs"]
 mod orders;
-#[path = "../it/cluster/stage.rs"]
-mod stage;
 
-use stage::{Play, Stage};
+use harness::{Harness, Play};
 use std::time::Duration;
 
 /// Orders written at least, however few minutes.
@@ -26,7 +26,7 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
         rate: 3_500,
         epoch: 100_000,
     };
-    let played = Stage::new().play(play);
+    let played = Harness::new().play(play);
     println!("three brokers, two processes with three stream threads of each processor, {minutes} min at least");
     println!(
         "  {} orders; processes killed {} times, brokers {}; {} transactions aborted at least",

@@ -2,15 +2,15 @@
 //!
 //! Edge and clients share one process, so CPU per poll counts both sides.
 
-#[path = "../it/edge/stage.rs"]
-mod stage;
+#[path = "../e2e/edge/harness.rs"]
+mod harness;
 
 use crate::figures::Times;
 use event_log::SharedEventLog;
+use harness::{Harness, Line, RowChange, Running, memory_log};
 use reqwest::Client;
 use serde_json::Value;
 use service::telemetry::usage;
-use stage::{Line, RowChange, Running, Stage, memory_log};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
     let mut broker = None;
     let log = match words.first().map_or("embedded", String::as_str) {
         "kafka" => {
-            let broker = broker.insert(crate::world::Broker::start());
+            let broker = broker.insert(crate::support::Broker::start());
             event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(broker.bootstrap()))?
         }
         "embedded" => memory_log(),
@@ -37,11 +37,11 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
 
 async fn measure(log: SharedEventLog, rows: usize) -> anyhow::Result<()> {
     println!("log: {}", log.describe_self());
-    let stage = Stage::over(log);
-    let mut line = stage.writer();
+    let harness = Harness::over(log);
+    let mut line = harness.writer();
     fill(&mut line, rows);
     let (began, before) = (Instant::now(), usage());
-    let edge = stage.edge().await;
+    let edge = harness.edge().await;
     edge.ready().await;
     let (took, after) = (began.elapsed().as_secs_f64(), usage());
     let (count, cpu) = (float(rows), after.cpu_s - before.cpu_s);
@@ -54,8 +54,8 @@ async fn measure(log: SharedEventLog, rows: usize) -> anyhow::Result<()> {
         "resident: {:.0} MB, log and clients of this process included (wanted: < 200 MB a role)",
         after.resident_bytes / 1e6
     );
-    idle_polls(&stage, &edge).await?;
-    long_polls(&stage, &edge, line).await?;
+    idle_polls(&harness, &edge).await?;
+    long_polls(&harness, &edge, line).await?;
     edge.stop().await;
     Ok(())
 }
@@ -98,9 +98,9 @@ fn poll(http: &Client, edge: &Running, token: &str, cursor: &str, more: &str) ->
     http.get(url).bearer_auth(token)
 }
 
-async fn idle_polls(stage: &Stage, edge: &Running) -> anyhow::Result<()> {
+async fn idle_polls(harness: &Harness, edge: &Running) -> anyhow::Result<()> {
     let http = Client::new();
-    let token = stage.token("1", &["user:1", "user:2"]);
+    let token = harness.token("1", &["user:1", "user:2"]);
     let cursor: Arc<str> = cursor(&http, edge, &token).await?.into();
     let (done, until) = (Arc::new(AtomicU64::new(0)), Instant::now() + Duration::from_secs(5));
     let (began, before) = (Instant::now(), usage());
@@ -130,13 +130,13 @@ async fn idle_polls(stage: &Stage, edge: &Running) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn long_polls(stage: &Stage, edge: &Running, mut line: Line) -> anyhow::Result<()> {
+async fn long_polls(harness: &Harness, edge: &Running, mut line: Line) -> anyhow::Result<()> {
     let late: Arc<std::sync::Mutex<Vec<Duration>>> = Arc::default();
     let zero = Instant::now();
     let mut devices = tokio::task::JoinSet::new();
     let (ready, mut readies) = tokio::sync::mpsc::channel(USERS);
     for user in 0..USERS {
-        let token = stage.token(&user.to_string(), &[&format!("user:{user}")]);
+        let token = harness.token(&user.to_string(), &[&format!("user:{user}")]);
         let edge = Running {
             address: edge.address,
             tasks: edge.tasks.clone(),

@@ -107,7 +107,7 @@ fn backlog(bank: &mut Bank, thousands: usize) {
 /// pgbench with four clients and no rate limit, devices at their long polls.
 fn full_speed(bank: &mut Bank) {
     let (roles, begun) = (Roles::look(bank), Instant::now());
-    let out = Command::new(crate::world::postgres_bin().join("pgbench"))
+    let out = Command::new(crate::support::postgres_bin().join("pgbench"))
         .args(["-n", "-c", "4", "-T", "20", &bank.database.url])
         .stderr(Stdio::null())
         .output()

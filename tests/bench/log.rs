@@ -3,7 +3,7 @@
 //! Guarantees: the same work on every home. Never: settings that a node would not run with.
 
 use crate::figures::Times;
-use crate::world;
+use crate::support;
 use event_log::embedded::EmbeddedLog;
 use event_log::kafka::KafkaLog;
 use event_log::{
@@ -24,7 +24,7 @@ const PARTITIONS: i32 = 4;
 /// Runs on Kafka or on the embedded log.
 pub fn run(words: &[String]) -> anyhow::Result<()> {
     match words.first().map_or("kafka", String::as_str) {
-        "kafka" => measure(&KafkaLog::connect(event_log::kafka::Config::new(world::kafka()))?),
+        "kafka" => measure(&KafkaLog::connect(event_log::kafka::Config::new(support::kafka()))?),
         "embedded" => {
             let directory = tempfile::tempdir()?;
             let config = event_log::embedded::Config::new(Some(directory.path().join("log")), Arc::new(now));
@@ -195,7 +195,7 @@ fn record<'a>(topic: &'a Arc<str>, partition: i32, value: &'a [u8]) -> OutRecord
 }
 
 fn topic(log: &SharedEventLog, partitions: i32) -> Arc<str> {
-    let name = world::unique("load");
+    let name = support::unique("load");
     let config = TopicConfig::new(Cleanup::Delete);
     log.create_topics(&[TopicSpec {
         name: name.clone(),
@@ -210,7 +210,7 @@ fn topic(log: &SharedEventLog, partitions: i32) -> Arc<str> {
 fn session(log: &SharedEventLog) -> Box<dyn TransactionalProducer> {
     let transaction_timeout = Duration::from_secs(10);
     log.transactional_producer(TransactionalProducerConfig {
-        transactional_id: world::unique("load"),
+        transactional_id: support::unique("load"),
         transaction_timeout,
     })
     .expect("a session")
@@ -219,7 +219,7 @@ fn session(log: &SharedEventLog) -> Box<dyn TransactionalProducer> {
 /// A member that reads the whole topic from its start.
 fn joined(log: &SharedEventLog, topic: &Arc<str>) -> Box<dyn GroupConsumer> {
     let config = GroupConfig {
-        group: world::unique("load"),
+        group: support::unique("load"),
         instance: None,
         topics: vec![topic.clone()],
         session_timeout: Duration::from_secs(10),
@@ -227,7 +227,7 @@ fn joined(log: &SharedEventLog, topic: &Arc<str>) -> Box<dyn GroupConsumer> {
     };
     let mut member = log.group(config).expect("a member");
     let mut batch = RecordBatch::default();
-    let assigned = world::wait_for("the assignment", Duration::from_secs(30), || {
+    let assigned = support::wait_for("the assignment", Duration::from_secs(30), || {
         match member.poll(&mut batch, 1, Duration::from_millis(50)).expect("poll") {
             Event::Assigned(partitions) => Some(partitions),
             _ => None,

@@ -7,8 +7,8 @@
     reason = "a measurement that meets what it does not expect ends; what it stands on is shared with the tests"
 )]
 
-#[path = "../it/world.rs"]
-mod world;
+#[path = "../support.rs"]
+mod support;
 
 mod cluster;
 mod edge;

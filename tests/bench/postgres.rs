@@ -3,16 +3,16 @@
 //! Guarantees: the same rows go through `pg_recvlogical` beside it, which only throws them away. Never: settings that
 //! a node would not run with.
 
-#[path = "../it/postgres/stand.rs"]
-pub mod stand;
+#[path = "../e2e/postgres/harness.rs"]
+pub mod harness;
 
 use crate::figures::{Times, rate};
-use crate::world::{self, postgres_bin, wait_for};
+use crate::support::{self, postgres_bin, wait_for};
 use connectors::status::State;
 use event_log::{Isolation, RecordBatch, SharedEventLog, StartFrom, TopicPartition};
+use harness::{Connector, Database, Setting};
 use registry::SharedRegistry;
 use service::telemetry::usage;
-use stand::{Connector, Database, Setting};
 use std::collections::HashMap;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,10 +26,10 @@ const CHANGES_AT_A_TIME: usize = 2_000;
 pub fn run(words: &[String]) -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     let log = match words.first().map_or("kafka", String::as_str) {
-        "kafka" => event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(world::kafka()))?,
+        "kafka" => event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(support::kafka()))?,
         "embedded" => {
             let dir = Some(directory.path().join("log"));
-            event_log::embedded::EmbeddedLog::open(event_log::embedded::Config::new(dir, stand::clock()))?
+            event_log::embedded::EmbeddedLog::open(event_log::embedded::Config::new(dir, harness::clock()))?
         }
         other => anyhow::bail!("{other} is not a home of the log: kafka or embedded"),
     };
@@ -123,7 +123,7 @@ pub struct CompetingConsumer<'d> {
 
 impl CompetingConsumer<'_> {
     pub fn new(database: &Database) -> CompetingConsumer<'_> {
-        let slot = world::unique("rival").replace('-', "_");
+        let slot = support::unique("rival").replace('-', "_");
         let sql = format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')");
         database.sql(&sql);
         CompetingConsumer { database, slot }

@@ -5,7 +5,7 @@
 
 mod aggregate;
 
-use crate::world;
+use crate::support;
 use event_log::embedded::EmbeddedLog;
 use event_log::kafka::{KafkaLog, limit};
 use event_log::{
@@ -102,7 +102,7 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
     let measure = |log: &SharedEventLog, kafka| measure(log, kafka, &|name| part.is_none_or(|only| only == name));
     match words.first().map_or("kafka", String::as_str) {
         "kafka" => {
-            let config = event_log::kafka::Config::new(world::kafka());
+            let config = event_log::kafka::Config::new(support::kafka());
             measure(&KafkaLog::connect(config.clone())?, Some(config))
         }
         "embedded" => {
@@ -178,7 +178,7 @@ fn line(log: &SharedEventLog, dir: &Path, make: fn(Arc<str>) -> Box<dyn Processo
         first_start: FirstStart::Earliest,
     };
     let application = Application {
-        name: world::unique("load"),
+        name: support::unique("load"),
         subtopologies: vec![sub],
     };
     Line {
@@ -223,7 +223,7 @@ fn bulk(
         &tasks,
         &Readiness::new(),
     );
-    let first = world::wait_for("the first commit", LIMIT, || {
+    let first = support::wait_for("the first commit", LIMIT, || {
         let committed = log.committed(&group, &inputs).expect("committed offsets");
         committed
             .values()
@@ -231,7 +231,7 @@ fn bulk(
             .then(|| start.elapsed())
     });
     let want = i64::try_from(records)?;
-    world::wait_for("everything to be committed", LIMIT, || {
+    support::wait_for("everything to be committed", LIMIT, || {
         std::thread::sleep(Duration::from_millis(20));
         let committed = log.committed(&group, &inputs).expect("committed offsets");
         (committed.values().map(|offset| offset.unwrap_or(0)).sum::<i64>() >= want).then_some(())
@@ -292,7 +292,7 @@ fn limits(log: &SharedEventLog, kafka: &event_log::kafka::Config, ours: Speed) -
             settings,
         };
         let (start, before) = (Instant::now(), telemetry::usage());
-        limit::copy(kafka, &world::unique("load"), &copy)?;
+        limit::copy(kafka, &support::unique("load"), &copy)?;
         let (took, after) = (start.elapsed().as_secs_f64(), telemetry::usage());
         let speed = Speed::of(COPY_RECORDS, took, after.cpu_s - before.cpu_s)?;
         println!("the limit: the same copy by the library alone, with {what}");
@@ -324,7 +324,7 @@ fn singles(
         &tasks,
         &readiness,
     );
-    world::wait_for("readiness", LIMIT, || readiness.report().ready.then_some(()));
+    support::wait_for("readiness", LIMIT, || readiness.report().ready.then_some(()));
     let at = TopicPartition::new(line.to.clone(), 0);
     let mut reader = log.reader(Isolation::ReadCommitted)?;
     reader.assign(&[(at.clone(), StartFrom::Offset(log.offset(&at, OffsetSpec::Earliest)?))])?;
@@ -385,7 +385,7 @@ fn fill(log: &SharedEventLog, topic: &Arc<str>, records: usize) -> anyhow::Resul
 }
 
 fn topic(log: &SharedEventLog) -> Arc<str> {
-    topic_of(log, &world::unique("load"))
+    topic_of(log, &support::unique("load"))
 }
 
 fn topic_of(log: &SharedEventLog, name: &str) -> Arc<str> {

@@ -5,7 +5,7 @@
 //! has what was made of a record that waited for it. Never: settings that a node would not run with.
 
 use crate::figures::{cpu_s, memory_mb, rate};
-use crate::world;
+use crate::support;
 use anyhow::Context;
 use event_log::kafka::KafkaLog;
 use event_log::{
@@ -162,16 +162,16 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
 
 impl Stage {
     fn new(dir: PathBuf, sled: bool) -> anyhow::Result<Stage> {
-        let kafka = world::kafka();
+        let kafka = support::kafka();
         let log = KafkaLog::connect(event_log::kafka::Config::new(kafka.clone()))?;
         let part = Part {
             kafka,
-            application: world::unique("load"),
-            input: world::unique("load"),
-            output: world::unique("load"),
+            application: support::unique("load"),
+            input: support::unique("load"),
+            output: support::unique("load"),
             dir: dir.join("stores"),
             sled,
-            admin: world::free_port(),
+            admin: support::free_port(),
         };
         let topic = |name: &str| TopicSpec {
             name: name.to_owned(),
@@ -257,7 +257,7 @@ impl Stage {
         for partition in 0..PARTITIONS {
             let at = TopicPartition::new(self.input.clone(), partition);
             let end = self.log.offset(&at, OffsetSpec::LogEnd)?;
-            world::wait_for("everything to be committed", LIMIT, || {
+            support::wait_for("everything to be committed", LIMIT, || {
                 std::thread::sleep(Duration::from_millis(50));
                 let committed = self.log.committed(&self.part.application, std::slice::from_ref(&at));
                 committed.expect("offsets")[&at]
@@ -287,12 +287,12 @@ impl Stage {
         let begun = Instant::now();
         let life = Life::begin(&self.part)?;
         let count = "trunkline_runtime_restored_records_total";
-        world::wait_for("the first restored record", LIMIT, || {
+        support::wait_for("the first restored record", LIMIT, || {
             std::thread::sleep(Duration::from_millis(5));
             life.metric(count).ok().filter(|records| *records > 0.0)
         });
         let (first, cpu) = (Instant::now(), cpu_s(life.0.id()));
-        world::wait_for("readiness", LIMIT, || {
+        support::wait_for("readiness", LIMIT, || {
             std::thread::sleep(Duration::from_millis(5));
             life.is_ready().then_some(())
         });
@@ -375,7 +375,7 @@ impl Life {
     }
 
     fn stop(mut self) -> anyhow::Result<()> {
-        world::signal(self.0.id(), "-TERM");
+        support::signal(self.0.id(), "-TERM");
         let status = self.0.wait()?;
         anyhow::ensure!(status.success(), "the process ended with {status}");
         Ok(())

@@ -3,7 +3,7 @@
 //! Blocks of records, markers, committed offsets and topics stand in one store with atomic batches (`backing`); what
 //! readers need at every poll stands in memory (`state`). A change goes to the store first and is shown then.
 //!
-//! Guarantees: the cases of `tests/it/log.rs`. kill -9 at any moment loses nothing that was acknowledged; transactions
+//! Guarantees: the cases of `tests/conformance/event_log.rs`. kill -9 at any moment loses nothing that was acknowledged; transactions
 //! that were open are aborted when the log is opened again. One process at a time has a directory. As everybody who
 //! reads or writes lives in this process, a group member is alive until it is closed or dropped, and the members of a
 //! group are assigned anew when one comes or goes. Never: an fsync on the path of a write (a crash of the machine may

@@ -1,6 +1,6 @@
 //! One log, two homes: the narrow trait behind which Kafka and the embedded log are the same thing.
 //!
-//! Guarantees: the cases of `tests/it/log.rs` hold for every implementation; nothing above this crate can tell
+//! Guarantees: the cases of `tests/conformance/event_log.rs` hold for every implementation; nothing above this crate can tell
 //! which one runs. Every call blocks the calling thread (no async here): callers own their threads.
 //! Never: an event, a topic name or a policy of Trunkline; a callback into business code.
 

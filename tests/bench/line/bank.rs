@@ -4,8 +4,8 @@
 //! proves that the edge's store has all that was committed before it.
 
 use super::LIMIT;
-use crate::postgres::stand::Database;
-use crate::world::{self, Broker, Fleet, Phone, Polled, Postgres};
+use crate::postgres::harness::Database;
+use crate::support::{self, Broker, Fleet, Phone, Polled, Postgres};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ impl Bank {
     pub fn new(scale: usize) -> Bank {
         let (postgres, broker) = (Postgres::start(), Broker::start_in_full());
         let database = Database::at(&postgres.url());
-        world::make_bank(&database.url, scale);
+        support::make_bank(&database.url, scale);
         database.sql(&format!(
             "INSERT INTO pgbench_branches SELECT n, 0, '' FROM generate_series({}, {}) n;
              CREATE PROCEDURE trade(n int) LANGUAGE plpgsql AS $$

@@ -16,7 +16,7 @@ const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
 /// The application, its topics, and so many events.
 pub fn line(log: &SharedEventLog, dir: &Path, events: usize) -> anyhow::Result<Line> {
-    let name = crate::world::unique("load").replace('-', "_");
+    let name = crate::support::unique("load").replace('-', "_");
     let text = format!(
         r#"
 name = "speed"

@@ -1,7 +1,7 @@
 //! What only the inside can show: the log's clock by hand, a store that fails, damaged and newer stores.
 //!
 //! Guarantees tested: retention and time limits follow the clock to the millisecond; a failed write shows nothing; what
-//! a newer program wrote is refused. The rest is `tests/it/log.rs`.
+//! a newer program wrote is refused. The rest is `tests/conformance/event_log.rs`.
 
 use super::backing::{Faulty, Space, Visit, Writes};
 use super::*;

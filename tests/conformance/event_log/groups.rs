@@ -1,0 +1,196 @@
+//! A group's member: events in their order, reading from where it was started.
+
+use super::harness::{Harness, LIMIT, SHORT, assigned, batch, committed, event, records, seen, texts, values};
+use crate::support;
+use event_log::{Error, Event, OffsetSpec, RecordBatch, TopicPartition};
+use std::time::{Duration, Instant};
+
+/// The first event is the assignment of all partitions of all topics; until a partition is started nothing of it is
+/// returned.
+pub fn assigned_comes_first_and_nothing_is_read_before_start(harness: &Harness) {
+    let (one, two, group) = (harness.topic(2), harness.topic(1), support::unique("group"));
+    let mut all = vec![
+        TopicPartition::new(one.clone(), 0),
+        TopicPartition::new(one.clone(), 1),
+        TopicPartition::new(two.clone(), 0),
+    ];
+    all.sort();
+    for at in &all {
+        harness.append(at, &["x"]);
+    }
+    let mut consumer = harness.join(&group, &[&one, &two]);
+    assert_eq!(assigned(&mut *consumer), all);
+    let mut batch = RecordBatch::default();
+    for _ in 0..5 {
+        assert_eq!(consumer.poll(&mut batch, 1_000, SHORT).unwrap(), Event::Idle);
+        assert!(batch.is_empty());
+    }
+    consumer.start(&all[1], 0).unwrap();
+    assert_eq!(event(&mut *consumer, &mut batch), Event::Records);
+    assert_eq!(batch.partitions(), &all[1..2]);
+    assert_eq!(consumer.poll(&mut batch, 1_000, SHORT).unwrap(), Event::Idle);
+    let member = consumer.group_metadata().unwrap();
+    assert_eq!(member.group, group);
+    let stranger = TopicPartition::new(harness.topic(1), 0);
+    assert!(
+        consumer.start(&stranger, 0).is_err(),
+        "a partition that is not assigned cannot be started"
+    );
+    consumer.close().unwrap();
+}
+
+/// `start` says where reading begins, and moves it later on.
+pub fn a_member_reads_from_where_it_was_started(harness: &Harness) {
+    let at = harness.line();
+    harness.append(&at, &["a", "b", "c", "d"]);
+    let mut consumer = harness.join(&support::unique("group"), &[&at.topic]);
+    assigned(&mut *consumer);
+    consumer.start(&at, 2).unwrap();
+    assert_eq!(records(&mut *consumer, 2), seen(&[(2, "c"), (3, "d")]));
+    consumer.start(&at, 1).unwrap();
+    assert_eq!(records(&mut *consumer, 3), seen(&[(1, "b"), (2, "c"), (3, "d")]));
+    harness.append(&at, &["e"]);
+    assert_eq!(records(&mut *consumer, 1), seen(&[(4, "e")]));
+    consumer.close().unwrap();
+}
+
+/// A paused partition returns nothing, whatever was fetched before; resumed, it goes on behind the last record that
+/// was returned. Others go on meanwhile.
+pub fn a_paused_partition_goes_on_behind_the_last_record(harness: &Harness) {
+    let topic = harness.topic(2);
+    let [a, b] = [0, 1].map(|p| TopicPartition::new(topic.clone(), p));
+    let texts_of_a: Vec<String> = (0..50).map(|n| format!("{n} {}", "x".repeat(100))).collect();
+    harness.append(&a, &texts_of_a.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut consumer = harness.join(&support::unique("group"), &[&topic]);
+    assigned(&mut *consumer);
+    consumer.start(&a, 0).unwrap();
+    consumer.start(&b, 0).unwrap();
+    let mut read = Vec::new();
+    let mut batch_read = RecordBatch::default();
+    while read.is_empty() {
+        if consumer.poll(&mut batch_read, 500, SHORT).unwrap() == Event::Records {
+            read.extend(values(&batch_read));
+        }
+    }
+    consumer.pause(std::slice::from_ref(&a)).unwrap();
+    harness.append(&a, &["last"]);
+    harness.append(&b, &["beside"]);
+    assert_eq!(records(&mut *consumer, 1), seen(&[(0, "beside")]));
+    for _ in 0..5 {
+        assert_eq!(consumer.poll(&mut batch_read, 1_000, SHORT).unwrap(), Event::Idle);
+    }
+    consumer.resume(std::slice::from_ref(&a)).unwrap();
+    while read.len() < 51 {
+        read.extend(records(&mut *consumer, 1));
+    }
+    assert!(read.iter().map(|(offset, _)| *offset).eq(0..51));
+    assert_eq!(read[50].1, "last");
+    consumer.close().unwrap();
+}
+
+/// Members read committed: aborted records never, open ones not yet.
+pub fn a_group_reads_committed_records_only(harness: &Harness) {
+    let at = harness.line();
+    let mut session = harness.any_session();
+    session.begin().unwrap();
+    session.send(&batch(&at, &["no"])).unwrap();
+    support::wait_for("the record", LIMIT, || {
+        (harness.offset(&at, OffsetSpec::LogEnd) == 1).then_some(())
+    });
+    session.abort().unwrap();
+    harness.settle(&at);
+    session.begin().unwrap();
+    session.send(&batch(&at, &["yes"])).unwrap();
+    let mut consumer = harness.join(&support::unique("group"), &[&at.topic]);
+    assigned(&mut *consumer);
+    consumer.start(&at, 0).unwrap();
+    for _ in 0..5 {
+        assert_eq!(
+            consumer.poll(&mut RecordBatch::default(), 1_000, SHORT).unwrap(),
+            Event::Idle
+        );
+    }
+    committed(session.commit(None));
+    assert_eq!(texts(&records(&mut *consumer, 1)), ["yes"]);
+    consumer.close().unwrap();
+}
+
+/// There is no automatic reset: a start that is not kept is an error of the poll, and the next start mends it.
+pub fn a_start_outside_the_partition_is_out_of_range(harness: &Harness) {
+    let at = harness.line();
+    harness.append(&at, &["a"]);
+    let mut consumer = harness.join(&support::unique("group"), &[&at.topic]);
+    assigned(&mut *consumer);
+    consumer.start(&at, 9).unwrap();
+    let mut batch = RecordBatch::default();
+    let error = support::wait_for("an error", LIMIT, || consumer.poll(&mut batch, 1_000, SHORT).err());
+    let Error::OutOfRange { offset: 9, .. } = error else {
+        panic!("{error:?}");
+    };
+    consumer.start(&at, 0).unwrap();
+    assert_eq!(records(&mut *consumer, 1), seen(&[(0, "a")]));
+    consumer.close().unwrap();
+}
+
+/// One partition that is out of range, and is moved to where it can be read, costs the others no record and repeats
+/// none; what is paused or was never started stays so.
+pub fn a_partition_out_of_range_leaves_the_others_where_they_are(harness: &Harness) {
+    let topic = harness.topic(4);
+    let [lost, read, paused, still] = [0, 1, 2, 3].map(|p| TopicPartition::new(topic.clone(), p));
+    for at in [&lost, &read, &paused, &still] {
+        harness.append(at, &["a", "b"]);
+    }
+    let mut consumer = harness.join(&support::unique("group"), &[&topic]);
+    assigned(&mut *consumer);
+    consumer.start(&read, 0).unwrap();
+    assert_eq!(records(&mut *consumer, 2), seen(&[(0, "a"), (1, "b")]));
+    consumer.pause(std::slice::from_ref(&paused)).unwrap();
+    consumer.start(&paused, 1).unwrap();
+    consumer.start(&lost, 9).unwrap();
+    let mut batch = RecordBatch::default();
+    let error = support::wait_for("an error", LIMIT, || consumer.poll(&mut batch, 1_000, SHORT).err());
+    assert!(matches!(error, Error::OutOfRange { .. }), "{error:?}");
+
+    harness.append(&read, &["c"]);
+    consumer.start(&lost, 1).unwrap();
+    let mut found = Vec::new();
+    support::wait_for("both partitions to go on", LIMIT, || {
+        if consumer.poll(&mut batch, 1_000, SHORT).unwrap() == Event::Records {
+            found.extend(batch.iter().map(|r| (r.partition().partition, r.offset())));
+        }
+        (found.len() >= 2).then_some(())
+    });
+    found.sort_unstable();
+    assert_eq!(found, [(0, 1), (1, 2)]);
+    consumer.resume(std::slice::from_ref(&paused)).unwrap();
+    assert_eq!(records(&mut *consumer, 1), seen(&[(1, "b")]));
+    assert_eq!(
+        consumer.poll(&mut batch, 1_000, SHORT).unwrap(),
+        Event::Idle,
+        "one was never started"
+    );
+    consumer.close().unwrap();
+}
+
+/// A member that waits in a poll has a record as soon as it is committed.
+pub fn a_blocked_member_is_woken_by_a_commit(harness: &Harness) {
+    let at = harness.line();
+    let mut consumer = harness.join(&support::unique("group"), &[&at.topic]);
+    assigned(&mut *consumer);
+    consumer.start(&at, 0).unwrap();
+    let mut batch_read = RecordBatch::default();
+    assert_eq!(consumer.poll(&mut batch_read, 1_000, SHORT).unwrap(), Event::Idle);
+    let mut session = harness.any_session();
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        let poll = scope.spawn(|| consumer.poll(&mut batch_read, 1_000, LIMIT).unwrap());
+        harness.transact(&mut *session, &at, &["a"]);
+        assert_eq!(poll.join().unwrap(), Event::Records);
+    });
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "woken only by its time limit"
+    );
+    assert_eq!(values(&batch_read), seen(&[(0, "a")]));
+    consumer.close().unwrap();
+}

@@ -1,0 +1,386 @@
+//! Records: what is written is what is read, in order, wherever the limits are.
+
+use super::harness::{Harness, LIMIT, SHORT, batch, now, record, seen, texts, values};
+use crate::support;
+use event_log::{
+    Error, Isolation, Millis, Offset, OffsetSpec, OutBatch, OutRecord, RecordBatch, StartFrom, TimestampPolicy,
+    TimestampType, TopicPartition, partitioner,
+};
+use std::time::{Duration, Instant};
+
+/// A record's offset, timestamp, key and value.
+type Read = (Offset, Millis, Option<Vec<u8>>, Option<Vec<u8>>);
+
+/// A record's headers.
+type Headers = Vec<(String, Option<Vec<u8>>)>;
+
+/// Null and empty keys and values, header names that occur twice, null and binary header values, and the producer's
+/// timestamps come back as they are.
+pub fn records_read_back_as_they_were_written(harness: &Harness) {
+    let at = harness.line();
+    let binary = [0_u8, 0xff, 0x80, b'\n'];
+    let before = now();
+    let mut out = OutBatch::default();
+    let record = |timestamp, key, value| OutRecord {
+        topic: &at.topic,
+        partition: Some(0),
+        timestamp,
+        key,
+        value,
+    };
+    out.push(
+        record(Some(before - 5), Some(&binary[..]), Some(&b"row"[..])),
+        [
+            ("tx", Some(&b"1"[..])),
+            ("tx", None),
+            ("tx", Some(&binary[..])),
+            ("empty", Some(&b""[..])),
+        ],
+    );
+    out.push(
+        record(Some(before - 9), Some(b"gone"), None),
+        [("table", Some(&b"t"[..]))],
+    );
+    out.push(record(Some(before), None, Some(b"")), []);
+    out.push(record(None, Some(b""), Some(b"now")), []);
+    harness.log.append(&out).unwrap();
+    let after = now();
+
+    let (read, headers) = four_records(harness, &at);
+    let stamped = read[3].1;
+    assert!((before..=after).contains(&stamped), "{before} {stamped} {after}");
+    let some = |bytes: &[u8]| Some(bytes.to_vec());
+    assert_eq!(
+        read,
+        [
+            (0, before - 5, some(&binary), some(b"row")),
+            (1, before - 9, some(b"gone"), None),
+            (2, before, None, some(b"")),
+            (3, stamped, some(b""), some(b"now")),
+        ]
+    );
+    let header = |name: &str, value: Option<&[u8]>| (name.to_owned(), own(value));
+    assert_eq!(
+        headers,
+        [
+            vec![
+                header("tx", Some(b"1")),
+                header("tx", None),
+                header("tx", Some(&binary)),
+                header("empty", Some(b""))
+            ],
+            vec![header("table", Some(b"t"))],
+            vec![],
+            vec![],
+        ]
+    );
+}
+
+/// Reads the four records of a line, and of each its headers apart.
+fn four_records(harness: &Harness, at: &TopicPartition) -> (Vec<Read>, Vec<Headers>) {
+    let mut reader = harness.reader(Isolation::ReadCommitted, at, StartFrom::Earliest);
+    let mut batch = RecordBatch::default();
+    let (mut read, mut headers) = (Vec::new(), Vec::new());
+    support::wait_for("four records", LIMIT, || {
+        reader.poll(&mut batch, 1 << 20, SHORT).unwrap();
+        for r in batch.iter() {
+            assert_eq!((r.partition(), r.timestamp_type()), (at, TimestampType::Create));
+            read.push((r.offset(), r.timestamp(), own(r.key()), own(r.value())));
+            headers.push(
+                r.headers()
+                    .iter()
+                    .map(|(name, value)| (name.to_owned(), own(value)))
+                    .collect(),
+            );
+        }
+        (read.len() >= 4).then_some(())
+    });
+    (read, headers)
+}
+
+fn own(bytes: Option<&[u8]>) -> Option<Vec<u8>> {
+    bytes.map(<[u8]>::to_vec)
+}
+
+/// With LogAppendTime the producer's timestamps are replaced by the time of the append, which the append returns.
+pub fn the_broker_stamps_where_the_topic_says_so(harness: &Harness) {
+    let topic = harness.topic_with(1, |config| config.timestamps = TimestampPolicy::LogAppendTime);
+    let at = TopicPartition::new(topic, 0);
+    let mut out = OutBatch::default();
+    out.push(
+        OutRecord {
+            timestamp: Some(1_000),
+            ..record(&at, "a")
+        },
+        [],
+    );
+    out.push(
+        OutRecord {
+            timestamp: None,
+            ..record(&at, "b")
+        },
+        [],
+    );
+    // Kafka's broker is on this machine, so that the clocks agree.
+    let before = now();
+    let produced = harness.log.append(&out).unwrap();
+    let after = now();
+    let mut reader = harness.reader(Isolation::ReadCommitted, &at, StartFrom::Earliest);
+    let (mut batch, mut stamps) = (RecordBatch::default(), Vec::new());
+    support::wait_for("two records", LIMIT, || {
+        reader.poll(&mut batch, 1 << 20, SHORT).unwrap();
+        stamps.extend(batch.iter().map(|r| (r.timestamp(), r.timestamp_type())));
+        (stamps.len() >= 2).then_some(())
+    });
+    for (stamp, kind) in &stamps {
+        assert_eq!(*kind, TimestampType::LogAppend);
+        assert!((before..=after).contains(stamp), "{before} {stamp} {after}");
+    }
+    assert_eq!(produced[0].timestamp, stamps[1].0);
+}
+
+/// Batches of one writer stand in each partition in the order in which they were written, and so do their records.
+pub fn records_of_a_partition_keep_their_order(harness: &Harness) {
+    let topic = harness.topic(3);
+    let parts: Vec<TopicPartition> = (0..3).map(|p| TopicPartition::new(topic.clone(), p)).collect();
+    let mut session = harness.any_session();
+    let numbers: Vec<String> = (0..900).map(|n| n.to_string()).collect();
+    for chunk in numbers.chunks(90) {
+        session.begin().unwrap();
+        for half in chunk.chunks(45) {
+            let mut out = OutBatch::default();
+            for (n, text) in half.iter().enumerate() {
+                out.push(record(&parts[n % 3], text), []);
+            }
+            session.send(&out).unwrap();
+        }
+        super::harness::committed(session.commit(None));
+    }
+    let mut total = 0;
+    for at in &parts {
+        let read = harness.committed(at);
+        assert!(read.is_sorted_by_key(|(offset, _)| *offset));
+        assert!(read.is_sorted_by_key(|(_, text)| text.parse::<u32>().unwrap()));
+        total += read.len();
+    }
+    assert_eq!(total, numbers.len());
+}
+
+/// Without a partition, a key's records go where Java's client puts them; records without a key go anywhere.
+pub fn keys_choose_partitions_as_javas_client_does(harness: &Harness) {
+    let topic = harness.topic(7);
+    let keys: Vec<String> = (0..200).map(|n| format!("[\"user:{n}\"]")).collect();
+    let mut out = OutBatch::default();
+    let plain = OutRecord {
+        topic: &topic,
+        partition: None,
+        timestamp: None,
+        key: None,
+        value: None,
+    };
+    for key in &keys {
+        out.push(
+            OutRecord {
+                key: Some(key.as_bytes()),
+                value: Some(key.as_bytes()),
+                ..plain
+            },
+            [],
+        );
+    }
+    out.push(
+        OutRecord {
+            key: Some(b""),
+            value: Some(b""),
+            ..plain
+        },
+        [],
+    );
+    let keyless = 50;
+    for _ in 0..keyless {
+        out.push(
+            OutRecord {
+                value: Some(b"keyless"),
+                ..plain
+            },
+            [],
+        );
+    }
+    harness.log.append(&out).unwrap();
+    let mut count = 0;
+    for partition in 0..7 {
+        let at = TopicPartition::new(topic.clone(), partition);
+        let read = harness.all(Isolation::ReadCommitted, &at);
+        for text in texts(&read).into_iter().filter(|text| *text != "keyless") {
+            assert_eq!(partitioner::partition(text.as_bytes(), 7), partition, "key {text}");
+        }
+        count += read.len();
+    }
+    assert_eq!(count, keys.len() + 1 + keyless);
+}
+
+/// An append is durable when it returns, and names each partition's first and next offset.
+pub fn an_append_says_where_its_records_are(harness: &Harness) {
+    let topic = harness.topic(2);
+    let [a, b] = [0, 1].map(|p| TopicPartition::new(topic.clone(), p));
+    harness.append(&b, &["before"]);
+    let mut out = OutBatch::default();
+    for (at, text) in [(&a, "1"), (&b, "2"), (&b, "3"), (&a, "4"), (&a, "5")] {
+        out.push(
+            OutRecord {
+                timestamp: Some(now()),
+                ..record(at, text)
+            },
+            [],
+        );
+    }
+    let mut produced = harness.log.append(&out).unwrap();
+    produced.sort_by_key(|p| p.at.clone());
+    let places: Vec<_> = produced
+        .iter()
+        .map(|p| (p.at.partition, p.first_offset, p.next_offset))
+        .collect();
+    assert_eq!(places, [(0, 0, 3), (1, 1, 3)]);
+    assert_eq!(
+        harness.all(Isolation::ReadCommitted, &a),
+        seen(&[(0, "1"), (1, "4"), (2, "5")])
+    );
+    assert_eq!(
+        harness.all(Isolation::ReadCommitted, &b),
+        seen(&[(0, "before"), (1, "2"), (2, "3")])
+    );
+    assert!(
+        harness.log.append(&OutBatch::default()).unwrap().is_empty(),
+        "nothing in, nothing out"
+    );
+}
+
+/// A batch of more bytes and records than a client's queue holds waits for room and is written whole.
+pub fn a_batch_larger_than_any_queue_is_written_whole(harness: &Harness) {
+    let at = harness.line();
+    let (count, text) = (600_000, "x".repeat(150));
+    let mut out = OutBatch::default();
+    for _ in 0..count {
+        out.push(record(&at, &text), []);
+    }
+    let mut session = harness.any_session();
+    session.begin().unwrap();
+    session.send(&out).unwrap();
+    let produced = super::harness::committed(session.commit(None));
+    assert_eq!((produced[0].first_offset, produced[0].next_offset), (0, count));
+    harness.settle(&at);
+    let mut reader = harness.reader(Isolation::ReadCommitted, &at, StartFrom::Earliest);
+    let (mut batch, mut next) = (RecordBatch::default(), 0);
+    support::wait_for("all records", LIMIT, || {
+        reader.poll(&mut batch, 4 << 20, SHORT).unwrap();
+        for r in batch.iter() {
+            assert_eq!(r.offset(), next);
+            next += 1;
+        }
+        (next == count).then_some(())
+    });
+}
+
+/// A record that is larger than its topic takes is refused with the topic and both sizes; its batch is not written.
+pub fn a_record_over_the_topics_limit_is_refused(harness: &Harness) {
+    let topic = harness.topic_with(1, |config| config.max_message_bytes = Some(5_000));
+    let at = TopicPartition::new(topic.clone(), 0);
+    harness.append(&at, &[&"x".repeat(4_500)]);
+    let refused = harness.log.append(&batch(&at, &[&"x".repeat(6_000)]));
+    let Err(Error::TooLarge {
+        topic: named,
+        bytes,
+        limit,
+    }) = refused
+    else {
+        panic!("not refused: {refused:?}");
+    };
+    assert_eq!((named.as_str(), limit), (&*topic, 5_000));
+    assert!(bytes >= 6_000, "{bytes}");
+    assert_eq!(harness.append(&at, &["small"]).first_offset, 1);
+}
+
+/// A poll's byte limit is only about how much one poll returns: at least one record, and none twice or never.
+pub fn small_polls_return_every_record_once(harness: &Harness) {
+    let at = harness.line();
+    let texts: Vec<String> = (0..300).map(|n| format!("{n}{}", "x".repeat(n))).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    // Markers and aborted records stand between them, where a poll may end.
+    let mut session = harness.any_session();
+    for (n, chunk) in texts.chunks(20).enumerate() {
+        if n % 3 == 0 {
+            harness.append(&at, chunk);
+            continue;
+        }
+        harness.transact(&mut *session, &at, chunk);
+        session.begin().unwrap();
+        session.send(&super::harness::batch(&at, &["never", "ever"])).unwrap();
+        session.abort().unwrap();
+    }
+    harness.settle(&at);
+    let mut reader = harness.reader(Isolation::ReadCommitted, &at, StartFrom::Earliest);
+    let (mut batch, mut read, mut polls) = (RecordBatch::default(), Vec::new(), 0);
+    support::wait_for("all records", LIMIT, || {
+        let count = reader.poll(&mut batch, 1_000, SHORT).unwrap();
+        assert_eq!(count, batch.len());
+        polls += u32::from(count > 0);
+        read.extend(values(&batch));
+        (read.len() >= texts.len()).then_some(())
+    });
+    assert_eq!(super::harness::texts(&read), texts);
+    assert!(
+        polls > 10,
+        "a limit of 1,000 bytes was stretched to everything: {polls} polls"
+    );
+}
+
+/// A poll that waits returns when something is written, long before its time limit.
+pub fn a_blocked_poll_is_woken_by_an_append(harness: &Harness) {
+    let at = harness.line();
+    let mut reader = harness.reader(Isolation::ReadCommitted, &at, StartFrom::Earliest);
+    let mut batch = RecordBatch::default();
+    assert_eq!(reader.poll(&mut batch, 1_000, SHORT).unwrap(), 0);
+    assert_eq!(harness.offset(&at, OffsetSpec::LogEnd), 0);
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        let poll = scope.spawn(|| reader.poll(&mut batch, 1_000, LIMIT).unwrap());
+        harness.append(&at, &["wake up"]);
+        assert_eq!(poll.join().unwrap(), 1);
+    });
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "woken only by its time limit"
+    );
+}
+
+/// What an producer sends is durable after its flush, in the order of each partition, and the flush says where; a record
+/// that is too large is refused and costs nothing that was sent before.
+pub fn an_appender_says_at_a_flush_where_everything_is(harness: &Harness) {
+    let topic = harness.topic_with(2, |config| config.max_message_bytes = Some(20_000));
+    let [a, b] = [0, 1].map(|p| TopicPartition::new(topic.clone(), p));
+    let mut producer = harness.log.producer().unwrap();
+    assert_eq!(producer.flush().unwrap(), [], "nothing was sent");
+    producer.send(&batch(&a, &["1", "2"])).unwrap();
+    producer.send(&batch(&b, &["3"])).unwrap();
+    producer.send(&batch(&a, &["4"])).unwrap();
+    let produced = producer.flush().unwrap();
+    let places = |at: &TopicPartition, first: i64, next: i64| {
+        let here = produced.iter().find(|here| here.at == *at).expect("it was written to");
+        assert_eq!((here.first_offset, here.next_offset), (first, next), "{at}");
+    };
+    places(&a, 0, 3);
+    places(&b, 0, 1);
+    assert_eq!(
+        harness.offset(&a, OffsetSpec::LastStable),
+        3,
+        "there is no transaction to wait for"
+    );
+    producer.send(&batch(&a, &["5"])).unwrap();
+    let error = producer.send(&batch(&a, &["x".repeat(30_000).as_str()]));
+    assert!(matches!(error, Err(Error::TooLarge { .. })), "{error:?}");
+    let [here] = &producer.flush().unwrap()[..] else {
+        panic!("one partition was written to");
+    };
+    assert_eq!((here.first_offset, here.next_offset), (3, 4));
+    assert_eq!(texts(&harness.committed(&a)), ["1", "2", "4", "5"]);
+}

@@ -1,0 +1,278 @@
+//! One suite for every registry: the embedded one on the embedded log, on Kafka and behind its own REST API, and a
+//! real registry with Confluent's API.
+//!
+//! Guarantees: subjects are unique over runs, so that a registry may be used by many. Never: a global setting changed
+//! on the shared registry.
+
+use crate::support;
+use registry::embedded::Embedded;
+use registry::remote::{Config, Remote};
+use registry::{Catalog, Error, Level, Registry, SharedRegistry, Version, rest};
+use schemas::evolution;
+use schemas::ids::SchemaId;
+use schemas::schema::Schema;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A registry's REST API on a port of its own, until it is dropped.
+pub struct Served {
+    /// Base URL.
+    pub url: String,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+/// Serves a registry as Confluent's API.
+pub fn serve(registry: SharedRegistry) -> Served {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let listener = runtime
+        .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
+        .expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    runtime.spawn(async move { axum::serve(listener, rest::router(registry)).await });
+    Served {
+        url,
+        runtime: Some(runtime),
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// A client of a registry at a URL.
+pub fn remote(url: &str) -> SharedRegistry {
+    Arc::new(Remote::new(Config::new(url)).expect("a usable URL"))
+}
+
+/// An embedded log in memory.
+pub fn memory_log() -> event_log::SharedEventLog {
+    let clock: event_log::embedded::Clock = Arc::new(|| 1_732_390_000_000);
+    event_log::embedded::EmbeddedLog::open(event_log::embedded::Config::new(None, clock)).expect("a log in memory")
+}
+
+fn record(fields: &str) -> String {
+    format!(r#"{{"type":"record","name":"Order","namespace":"shop","fields":[{fields}]}}"#)
+}
+
+fn code<T: std::fmt::Debug>(result: Result<T, Error>) -> u32 {
+    result.expect_err("a refusal").code()
+}
+
+/// What every registry does.
+fn suite(registry: &dyn Registry) {
+    let subject = common(registry);
+    let subject = subject.as_str();
+    let incompatible = record(r#"{"name":"id","type":"string"}"#);
+    registry.set_level(Some(subject), Level::None).expect("a level");
+    let third = registry.register(subject, &incompatible).expect("anything goes now");
+    assert_eq!(registry.latest(subject).expect("the latest").id, third);
+}
+
+/// What every registry does, Apicurio too, for which a subject's level NONE means that the global one holds. Returns
+/// the subject.
+fn common(registry: &dyn Registry) -> String {
+    let subject = format!("{}/{}", support::unique("suite"), "with a slash");
+    let subject = subject.as_str();
+    let first = record(r#"{"name":"id","type":"long"}"#);
+    let second = record(r#"{"name":"id","type":"long"},{"name":"note","type":["null","string"],"default":null}"#);
+    let incompatible = record(r#"{"name":"id","type":"string"}"#);
+
+    assert_eq!(code(registry.versions(subject)), 40401);
+    assert_eq!(code(registry.latest(subject)), 40401);
+    let id = registry.register(subject, &first).expect("a new subject");
+    assert_eq!(
+        registry.register(subject, &first),
+        Ok(id),
+        "registering again changes nothing"
+    );
+    registry.set_level(Some(subject), Level::Backward).expect("a level");
+    assert_eq!(registry.level(Some(subject)), Ok(Some(Level::Backward)));
+    let other = registry.register(subject, &second).expect("a compatible version");
+    assert_ne!(other, id);
+    assert_eq!(registry.versions(subject), Ok(vec![1, 2]));
+    assert!(registry.subjects().expect("subjects").contains(&subject.to_owned()));
+
+    let latest = registry.latest(subject).expect("the latest");
+    assert_eq!(
+        (latest.version, latest.id, latest.subject.as_str()),
+        (2, other, subject)
+    );
+    let same = |text: &str, expected: &str| {
+        let (text, expected) = (
+            Schema::parse(text).expect("a schema"),
+            Schema::parse(expected).expect("a schema"),
+        );
+        assert_eq!(text.canonical_form(), expected.canonical_form());
+    };
+    same(&latest.schema, &second);
+    same(&registry.by_id(id).expect("by id"), &first);
+    assert_eq!(registry.version(subject, Version::Number(1)).expect("version 1").id, id);
+    let found = registry.lookup(subject, &first).expect("a look-up");
+    assert_eq!((found.version, found.id), (1, id));
+    assert!(registry.uses(other).expect("uses").contains(&(subject.to_owned(), 2)));
+
+    assert_eq!(code(registry.version(subject, Version::Number(9))), 40402);
+    assert_eq!(code(registry.by_id(SchemaId(2_000_000_000))), 40403);
+    assert_eq!(code(registry.lookup(subject, &incompatible)), 40403);
+    assert_eq!(code(registry.register(subject, "{\"type\":\"nothing\"}")), 42201);
+    let refused = registry
+        .register(subject, &incompatible)
+        .expect_err("an incompatible schema");
+    assert_eq!(refused.code(), 409, "{refused}");
+    let conflicts = registry
+        .test_compatibility(subject, Version::Latest, &incompatible)
+        .expect("a test");
+    assert!(!conflicts.is_empty());
+    assert_eq!(
+        registry.test_compatibility(subject, Version::Latest, &second),
+        Ok(vec![])
+    );
+    subject.to_owned()
+}
+
+#[test]
+fn the_embedded_registry_passes_the_suite() {
+    suite(&Embedded::open(memory_log()).expect("a registry"));
+}
+
+#[cfg(feature = "external")]
+#[test]
+fn the_embedded_registry_on_kafka_passes_the_suite_and_survives() {
+    let log = event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(support::kafka())).expect("a log");
+    let registry = Embedded::open(log.clone()).expect("a registry");
+    suite(&registry);
+    let subject = support::unique("survives");
+    let id = registry.register(&subject, "\"long\"").expect("a schema");
+    drop(registry);
+    let again = Embedded::open(log).expect("a registry");
+    assert_eq!(again.latest(&subject).expect("the latest").id, id);
+}
+
+#[cfg(feature = "external")]
+#[test]
+fn two_embedded_registries_on_kafka_never_give_an_id_twice() {
+    let kafka = || event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(support::kafka())).expect("a log");
+    let registries = [
+        Embedded::open(kafka()).expect("a registry"),
+        Embedded::open(kafka()).expect("a registry"),
+    ];
+    let subject = support::unique("two");
+    let register = &|who: usize, at: usize| {
+        // Every other schema is one that both register.
+        let name = if at.is_multiple_of(2) {
+            format!("both{at}")
+        } else {
+            format!("own{who}_{at}")
+        };
+        let schema = record(&format!(r#"{{"name":"{name}","type":["null","int"],"default":null}}"#));
+        let id = registries[who]
+            .register(&format!("{subject}-{who}-{at}"), &schema)
+            .expect("a schema id");
+        (name, id)
+    };
+    let given: Vec<(String, SchemaId)> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..2)
+            .map(|who| scope.spawn(move || (0..10).map(|at| register(who, at)).collect::<Vec<_>>()))
+            .collect();
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().expect("a writer"))
+            .collect()
+    });
+    let mut by_id = BTreeMap::new();
+    for (name, id) in given {
+        let before = by_id.insert(id, name.clone());
+        assert!(
+            before.is_none_or(|before| before == name),
+            "id {id} stands for two schemas"
+        );
+    }
+    assert_eq!(by_id.len(), 15, "five shared schemas and five of each");
+}
+
+#[test]
+fn the_embedded_registry_behind_its_api_passes_the_suite() {
+    let served = serve(Arc::new(Embedded::open(memory_log()).expect("a registry")));
+    suite(&*remote(&served.url));
+    suite(&Catalog::new(remote(&served.url)));
+}
+
+#[cfg(feature = "external")]
+#[test]
+fn a_real_registry_passes_the_suite() {
+    common(&*remote(&support::registry()));
+    common(&Catalog::new(remote(&support::registry())));
+}
+
+/// Our rules against those of a registry that uses Avro's own Java library.
+#[cfg(feature = "external")]
+#[test]
+fn a_real_registry_agrees_on_what_is_compatible() {
+    let registry = remote(&support::registry());
+    let field = |name: &str, ty: &str| format!(r#"{{"name":"{name}","type":{ty}}}"#);
+    let with_default =
+        |name: &str, ty: &str, default: &str| format!(r#"{{"name":"{name}","type":{ty},"default":{default}}}"#);
+    let status = |symbols: &str, rest: &str| {
+        field(
+            "s",
+            &format!(r#"{{"type":"enum","name":"S","symbols":[{symbols}]{rest}}}"#),
+        )
+    };
+    let schemas: Vec<String> = [
+        field("a", "\"int\""),
+        field("a", "\"long\""),
+        field("a", "\"string\""),
+        field("a", "\"bytes\""),
+        field("a", "\"double\""),
+        field("a", r#"["null","int"]"#),
+        field("a", r#"["null","string","long"]"#),
+        with_default("b", "\"int\"", "0"),
+        with_default("a", "\"long\"", "1"),
+        field("a", r#"{"type":"array","items":"int"}"#),
+        field("a", r#"{"type":"array","items":"long"}"#),
+        field("a", r#"{"type":"map","values":"int"}"#),
+        field("a", r#"{"type":"fixed","name":"F","size":2}"#),
+        field("a", r#"{"type":"fixed","name":"F","size":3}"#),
+        field(
+            "a",
+            r#"{"type":"record","name":"I","fields":[{"name":"x","type":"int"}]}"#,
+        ),
+        field(
+            "a",
+            r#"{"type":"record","name":"I","fields":[{"name":"y","type":"int","default":1}]}"#,
+        ),
+        status(r#""A""#, ""),
+        status(r#""A","B""#, ""),
+        status(r#""A""#, r#","default":"A""#),
+        r#"{"name":"z","aliases":["a"],"type":"long"}"#.to_owned(),
+        String::new(),
+    ]
+    .iter()
+    .map(|fields| record(fields))
+    .collect();
+    for old in &schemas {
+        let subject = support::unique("agrees");
+        registry.register(&subject, old).expect("a schema");
+        registry.set_level(Some(&subject), Level::Backward).expect("a level");
+        for new in &schemas {
+            let theirs = registry
+                .test_compatibility(&subject, Version::Latest, new)
+                .expect("a test")
+                .is_empty();
+            let (reader, writer) = (
+                Schema::parse(new).expect("a schema"),
+                Schema::parse(old).expect("a schema"),
+            );
+            let ours = evolution::compatible(&reader, &writer);
+            assert_eq!(ours.is_ok(), theirs, "reader {new}\nwriter {old}\n{ours:?}");
+        }
+    }
+}

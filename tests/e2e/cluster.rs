@@ -1,0 +1,35 @@
+//! The runtime on three brokers, while its processes and the brokers die in turn: nothing lost, doubled or made up.
+//!
+//! Guarantees: the verifier is a client in another language, and computes what must come out from the input alone.
+//! Never: two brokers down at a time. `load cluster` plays the same for minutes.
+
+mod harness;
+mod orders;
+
+use harness::{Harness, Play};
+use std::time::Duration;
+
+#[test]
+fn processes_and_brokers_that_are_killed_in_turn_lose_double_and_make_up_nothing() {
+    let play = Play {
+        time: Duration::from_secs(30),
+        rounds: 1,
+        kills: 4,
+        orders: 40_000,
+        rate: 2_000,
+        epoch: 20_000,
+    };
+    let played = Harness::new().play(play);
+    eprintln!("{played:?}");
+    for what in ["lost", "doubled", "made_up", "out_of_order", "open"] {
+        assert_eq!(played.verdict[what], 0, "{what}: {played:?}");
+    }
+    assert_eq!(played.verdict["orders"], played.verdict["joined"], "{played:?}");
+    assert_eq!(played.verdict["orders"], played.verdict["counted"], "{played:?}");
+    assert_eq!(played.verdict["lost_orders"], 0, "{played:?}");
+    assert!(played.orders >= play.orders && played.kills >= 4, "{played:?}");
+    assert!(played.broker_kills >= 3, "{played:?}");
+    // Deaths are meant to be inside open transactions.
+    assert!(played.aborted >= 2, "{played:?}");
+    assert_eq!(played.unfinished, Vec::<String>::new(), "{played:?}");
+}

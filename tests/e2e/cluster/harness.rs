@@ -1,0 +1,341 @@
+//! Declared processors on three brokers while their processes and the brokers are killed: what they must put out follows
+//! from the input alone.
+//!
+//! `event.ordered` is joined with the table of prices into `processor.joined`, and that is counted and summed up by item
+//! into `processor.counts`: each an application of its own, in nodes of `trunkline run`.
+//! `tests/fixtures/interop/cluster.py` reads it all and judges.
+//!
+//! Guarantees: one broker is down at a time; every kill is a SIGKILL; a process that ends by itself fails the play. Never:
+//! a judgement by what runs.
+
+use super::orders::{Orders, READS};
+use crate::support::{self, BROKERS, Cluster, Fleet, wait_for};
+use event_log::{
+    Error, ErrorAction, Isolation, Offset, OffsetSpec, RecordBatch, SharedEventLog, StartFrom, TopicPartition,
+};
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+const TOPOLOGY: &str = r#"
+name = "cluster"
+
+[[connector]]
+name = "shop"
+kind = "http"
+
+[[table]]
+source  = "shop"
+name    = "prices"
+key     = ["item"]
+columns = { item = "int8", price = "int8?" }
+
+[[event]]
+name       = "ordered"
+fields     = { item = "int8", number = "int8", amount = "int8", epoch = "int8" }
+key        = ["item"]
+partitions = 6
+
+[[processor]]
+name       = "joined"
+kind       = "join"
+left       = "event:ordered"
+right      = "shop.prices"
+on         = { item = "item" }
+type       = "left"
+fields     = { number = "left.number", amount = "left.amount", price = "right.price" }
+partitions = 6
+
+[[processor]]
+name       = "counts"
+kind       = "aggregate"
+from       = "processor:joined"
+group      = { item = "item" }
+fields     = { orders = "count()", spent = "sum(price != null ? amount * price : 0)" }
+partitions = 6
+
+[[node]]
+name = "ingest"
+runs = ["connector:shop", "ingest", "registry"]
+
+[[node]]
+name = "seat-0"
+runs = ["processor:joined", "processor:counts"]
+
+[[node]]
+name = "seat-1"
+runs = ["processor:joined", "processor:counts"]
+"#;
+/// What the processors write, and where.
+const OUTPUTS: [&str; 2] = ["processor.joined", "processor.counts"];
+/// Where something new is written whenever a task works.
+const WORK: [&str; 2] = ["processor.joined", "counts.changelog.groups"];
+/// Partitions of each topic.
+const PARTITIONS: i32 = 6;
+/// Processes, and the stream threads that each gives to either processor.
+const SEATS: [(&str, usize); 2] = [("seat-0", 2), ("seat-1", 1)];
+const LIMIT: Duration = Duration::from_secs(180);
+/// A process is killed this often, one after the other.
+const KILL_EVERY: Duration = Duration::from_secs(5);
+/// How much longer it may take until a process works and something new is committed; then it is killed all the same. On a
+/// busy machine processes would else be killed before any of them has done anything.
+const START: Duration = Duration::from_secs(30);
+/// What the runtime says of a task that runs.
+const RUNS: &str = "task runs";
+/// How long a killed broker stays down: longer than it takes until its partitions have moved.
+const DOWN: Duration = Duration::from_secs(5);
+/// Each transaction stays open for as long, so that kills find it so.
+const OPEN: &str = "runtime.commit.sent=pause:150,log.commit.before=pause:150";
+
+/// How hard, and for how long.
+#[derive(Debug, Clone, Copy)]
+pub struct Play {
+    /// Kills go on for at least this long …
+    pub time: Duration,
+    /// … until each broker was killed this often …
+    pub rounds: usize,
+    /// … and so many processes …
+    pub kills: usize,
+    /// … and so many orders were written.
+    pub orders: usize,
+    /// Orders a second.
+    pub rate: usize,
+    /// Prices change after so many orders.
+    pub epoch: usize,
+}
+
+/// What was killed so far.
+#[derive(Debug, Default)]
+pub struct Kills {
+    pub processes: AtomicUsize,
+    pub brokers: AtomicUsize,
+}
+
+/// What happened.
+#[derive(Debug, Default)]
+pub struct Played {
+    /// Orders written.
+    pub orders: usize,
+    /// Processes killed.
+    pub kills: usize,
+    /// Brokers killed.
+    pub broker_kills: usize,
+    /// Aborted transactions that the brokers' indexes name, at least.
+    pub aborted: usize,
+    /// What the verifier printed: one JSON object.
+    pub verdict: serde_json::Value,
+    /// Transactions that Kafka's tool calls unfinished or hanging.
+    pub unfinished: Vec<String>,
+}
+
+/// The harness: brokers and nodes.
+pub struct Harness {
+    cluster: Cluster,
+    log: SharedEventLog,
+    fleet: Fleet,
+    /// URL of the backends' listener.
+    orders: String,
+}
+
+/// Says to the other threads that it is over, also when this one fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+impl Harness {
+    /// Starts the brokers, and the node that takes orders and serves schemas.
+    pub fn new() -> Harness {
+        let mut cluster = Cluster::start();
+        cluster.is_whole(LIMIT);
+        let kafka = cluster.bootstrap();
+        let log = event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(kafka.clone())).expect("connect");
+        let mut fleet = Fleet::new(TOPOLOGY, &kafka, "[processors]\nstore_memory_mib = 8\n");
+        let listen = format!("127.0.0.1:{}", support::free_port());
+        let ingest = format!(
+            "[ingest]\nlisten = \"{listen}\"\n\
+             credentials = [{{ name = \"backend\", token = \"a token\", topics = [\"*\"] }}]\n"
+        );
+        fleet.configure("ingest", &ingest);
+        for (seat, threads) in SEATS {
+            fleet.configure(seat, &format!("threads = {threads}\n"));
+        }
+        fleet.start("ingest");
+        fleet.wait_ready("ingest", LIMIT);
+        let orders = format!("http://{listen}");
+        Harness {
+            cluster,
+            log,
+            fleet,
+            orders,
+        }
+    }
+
+    /// Starts the processors, kills, and verifies.
+    pub fn play(mut self, play: Play) -> Played {
+        let (over, kills) = (AtomicBool::new(false), Kills::default());
+        let (cluster, fleet, log) = (&mut self.cluster, &mut self.fleet, &self.log);
+        SEATS.iter().for_each(|(seat, _)| fleet.start_with(seat, OPEN));
+        let mut orders = Orders::new(self.orders.clone(), Progress(log.clone()));
+        std::thread::scope(|threads| {
+            let brokers = threads.spawn(|| {
+                let _over = Over(&over);
+                kill_brokers(cluster, &over, &kills.brokers);
+            });
+            let processes = threads.spawn(|| {
+                let _over = Over(&over);
+                kill_processes(fleet, log, &over, &kills.processes);
+            });
+            let writer = Over(&over);
+            orders.write(play, &over, &kills);
+            drop(writer);
+            brokers.join().expect("the brokers were killed as planned");
+            processes.join().expect("the processes were killed as planned");
+        });
+        // All brokers are there again, and every process had its last kill: what was written comes out.
+        self.cluster.is_whole(LIMIT);
+        orders.barrier();
+        SEATS.iter().for_each(|(seat, _)| self.fleet.stop(seat, LIMIT));
+        let verdict = verify(&self.cluster.bootstrap(), self.fleet.registry(), &orders);
+        self.fleet.stop("ingest", LIMIT);
+        let transactions = self.cluster.transactions();
+        let partitions = |topic: &'static str| (0..PARTITIONS).map(move |p| (topic, p));
+        Played {
+            orders: orders.written,
+            kills: kills.processes.into_inner(),
+            broker_kills: kills.brokers.into_inner(),
+            aborted: self.cluster.aborted(OUTPUTS.into_iter().flat_map(partitions)),
+            unfinished: [transactions.unfinished, transactions.hanging].concat(),
+            verdict,
+        }
+    }
+}
+
+/// Asks again for as long as the log says that it is out of reach: a broker may be down.
+fn patiently<T>(what: &str, mut ask: impl FnMut() -> event_log::Result<T>) -> T {
+    wait_for(what, LIMIT, || match ask() {
+        Err(error) if error.action() == ErrorAction::Retry => None,
+        // A topic that is not made yet, and offsets of a killed broker's last words.
+        Err(Error::UnknownTopic { .. }) => None,
+        found => Some(found.expect(what)),
+    })
+}
+
+/// Kills one broker after the other, and waits each time until all is whole.
+fn kill_brokers(cluster: &mut Cluster, over: &AtomicBool, kills: &AtomicUsize) {
+    while !over.load(Ordering::SeqCst) {
+        let broker = kills.load(Ordering::SeqCst) % BROKERS;
+        cluster.kill(broker);
+        pass(DOWN, &AtomicBool::new(false));
+        cluster.restart(broker);
+        cluster.is_whole(LIMIT);
+        kills.fetch_add(1, Ordering::SeqCst);
+        pass(DOWN, over);
+    }
+}
+
+/// Lets time pass, but not beyond the end.
+pub fn pass(time: Duration, over: &AtomicBool) {
+    let end = Instant::now() + time;
+    wait_for("time to pass", time + LIMIT, || {
+        (Instant::now() >= end || over.load(Ordering::SeqCst)).then_some(())
+    });
+}
+
+fn kill_processes(fleet: &mut Fleet, log: &SharedEventLog, over: &AtomicBool, kills: &AtomicUsize) {
+    let mut said = SEATS.map(|_| 0);
+    let progress = Progress(log.clone());
+    for at in (0..SEATS.len()).cycle() {
+        let before = progress.stable();
+        pass(KILL_EVERY, over);
+        if over.load(Ordering::SeqCst) {
+            return;
+        }
+        let (seat, _) = SEATS[at];
+        let end = Instant::now() + START;
+        wait_for("a task to run", START + LIMIT, || {
+            let is_late = Instant::now() >= end || over.load(Ordering::SeqCst);
+            let works = || fleet.log(seat)[said[at]..].contains(RUNS);
+            (is_late || works() && progress.stable() > before).then_some(())
+        });
+        if let Some(ended) = fleet.ended(seat) {
+            let log = fleet.log(seat);
+            let last: Vec<&str> = log.lines().rev().take(30).collect();
+            panic!("{seat} ended by itself, {ended}; its last lines, backwards: {last:#?}");
+        }
+        fleet.kill(seat);
+        kills.fetch_add(1, Ordering::SeqCst);
+        said[at] = fleet.log(seat).len();
+        fleet.start_with(seat, OPEN);
+    }
+}
+
+/// How far the processors are.
+pub struct Progress(SharedEventLog);
+
+impl Progress {
+    /// Where what they write ends by now; `None` while it is out of reach.
+    fn stable(&self) -> Option<Offset> {
+        let at: Vec<TopicPartition> = WORK.iter().flat_map(|topic| partitions(topic)).collect();
+        Some(self.0.offsets(&at, OffsetSpec::LastStable).ok()?.into_iter().sum())
+    }
+
+    /// Waits until everything that was written is committed, joined and counted.
+    pub fn barrier(&self) {
+        for (group, topic) in READS {
+            wait_for(&format!("{group} to have processed {topic}"), LIMIT, || {
+                let partitions = self.partitions(topic);
+                let committed = patiently("read the offsets", || self.0.committed(group, &partitions));
+                let done = |(at, next): (&TopicPartition, &Option<Offset>)| self.is_read(at, next.unwrap_or(0));
+                committed.iter().all(done).then_some(())
+            });
+        }
+    }
+
+    fn partitions(&self, topic: &str) -> Vec<TopicPartition> {
+        let found = patiently("describe a topic", || self.0.describe(topic));
+        let count = found.map_or(0, |found| found.partitions);
+        (0..count).map(|p| TopicPartition::new(topic, p)).collect()
+    }
+
+    /// Whether no committed record is at or after an offset: what is there may be the ends of transactions.
+    fn is_read(&self, at: &TopicPartition, next: Offset) -> bool {
+        let end = patiently("read the end", || self.0.offset(at, OffsetSpec::LogEnd));
+        if next >= end {
+            return true;
+        }
+        patiently("read what is left", || {
+            let mut reader = self.0.reader(Isolation::ReadCommitted)?;
+            reader.assign(&[(at.clone(), StartFrom::Offset(next))])?;
+            let (mut batch, began) = (RecordBatch::default(), Instant::now());
+            while reader.position(at).is_none_or(|position| position < end) {
+                let open = began.elapsed() > Duration::from_secs(1);
+                if open || reader.poll(&mut batch, 1 << 20, Duration::from_millis(50))? > 0 {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        })
+    }
+}
+
+fn partitions(topic: &str) -> impl Iterator<Item = TopicPartition> {
+    (0..PARTITIONS).map(move |p| TopicPartition::new(topic, p))
+}
+
+/// Lets a client of another language judge.
+fn verify(kafka: &str, registry: &str, orders: &Orders) -> serde_json::Value {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/interop/cluster.py");
+    let out = Command::new(support::python())
+        .arg(script)
+        .args([kafka, registry, &orders.written.to_string()])
+        .output()
+        .expect("run Python");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(out.status.success(), "{}{}", text(&out.stdout), text(&out.stderr));
+    serde_json::from_slice(&out.stdout).expect("the verifier prints JSON")
+}

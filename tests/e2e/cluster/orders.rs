@@ -1,0 +1,126 @@
+//! What the harness feeds to the topology, through the backends' listener: orders at a rate, and prices that change.
+//!
+//! Guarantees: each post is repeated until it is taken, under one idempotency key; prices change only while everything
+//! before is processed, so that an order's price follows from its epoch alone. Never: a record written past the listener.
+
+use super::harness::{Kills, Play, Progress, pass};
+use crate::support::{BROKERS, wait_for};
+use serde_json::{Value, json};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Items that are ordered.
+const ITEMS: usize = 3000;
+/// Orders of one post.
+const CHUNK: usize = 500;
+/// Prices of one post.
+const PRICES: usize = 1000;
+const LIMIT: Duration = Duration::from_secs(180);
+
+/// The writer.
+pub struct Orders {
+    client: reqwest::blocking::Client,
+    url: String,
+    progress: Progress,
+    posts: usize,
+    pub written: usize,
+    epoch: usize,
+}
+
+impl Orders {
+    pub fn new(url: String, progress: Progress) -> Orders {
+        Orders {
+            client: reqwest::blocking::Client::new(),
+            url,
+            progress,
+            posts: 0,
+            written: 0,
+            epoch: 0,
+        }
+    }
+
+    fn post(&mut self, topic: &str, body: &Value) {
+        self.posts += 1;
+        let url = format!("{}/v1/ingest/{topic}", self.url);
+        wait_for("a post to be taken", LIMIT, || {
+            let sent = self
+                .client
+                .post(&url)
+                .bearer_auth("a token")
+                .header("idempotency-key", format!("post-{}", self.posts))
+                .json(body)
+                .send()
+                .ok()?;
+            let status = sent.status();
+            assert!(
+                !status.is_client_error(),
+                "{status}: {}",
+                sent.text().unwrap_or_default()
+            );
+            status.is_success().then_some(())
+        });
+    }
+
+    /// Writes orders at their rate, and new prices now and then, until the play is over.
+    pub fn write(&mut self, play: Play, over: &AtomicBool, kills: &Kills) {
+        self.set_prices();
+        self.progress.barrier();
+        let start = Instant::now();
+        let mut next_epoch = play.epoch;
+        let enough = |written: usize| {
+            let rounds = kills.brokers.load(Ordering::SeqCst) / BROKERS;
+            let processes = kills.processes.load(Ordering::SeqCst);
+            start.elapsed() >= play.time && rounds >= play.rounds && processes >= play.kills && written >= play.orders
+        };
+        while !over.load(Ordering::SeqCst) && !enough(self.written) {
+            let due = Duration::from_millis(u64::try_from(self.written * 1000 / play.rate).expect("a time"));
+            pass(due.saturating_sub(start.elapsed()), over);
+            self.order();
+            if self.written >= next_epoch {
+                next_epoch += play.epoch;
+                self.progress.barrier();
+                self.epoch += 1;
+                self.set_prices();
+                self.progress.barrier();
+            }
+        }
+    }
+
+    fn order(&mut self) {
+        let order = |number: usize| json!({"item": number * 7919 % ITEMS, "number": number, "amount": number % 97 + 1, "epoch": self.epoch});
+        let orders: Vec<Value> = (self.written..self.written + CHUNK).map(order).collect();
+        self.post("event.ordered", &Value::from(orders));
+        self.written += CHUNK;
+    }
+
+    /// A new price for a third of the items, at first for all; none any more for some, half of them by their deletion.
+    fn set_prices(&mut self) {
+        let epoch = self.epoch;
+        let change = |item: usize| {
+            let has_price = !(item + epoch).is_multiple_of(7);
+            let row = json!({"item": item, "price": has_price.then_some(epoch + 1)});
+            match has_price || item.is_multiple_of(2) {
+                true => json!({"table": "prices", "op": "put", "row": row}),
+                false => json!({"table": "prices", "op": "delete", "key": {"item": item}}),
+            }
+        };
+        let items = (0..ITEMS).filter(|item| epoch == 0 || (item + epoch).is_multiple_of(3));
+        let changes: Vec<Value> = items.map(change).collect();
+        for changes in changes.chunks(PRICES) {
+            self.post("change.shop", &json!({ "changes": changes }));
+        }
+    }
+
+    /// Waits until everything that was written is committed, joined and counted.
+    pub fn barrier(&self) {
+        self.progress.barrier();
+    }
+}
+
+/// What must be taken in whole before what follows it.
+pub const READS: [(&str, &str); 4] = [
+    ("joined", "event.ordered"),
+    ("joined", "change.shop"),
+    ("joined", "joined.repartition.right"),
+    ("counts", "processor.joined"),
+];

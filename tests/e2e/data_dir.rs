@@ -1,0 +1,140 @@
+//! One process per data directory, with and without `--fresh`, seen from outside.
+
+use crate::support::{Dev, wait_for};
+use serde_json::{Value, json};
+use std::io::Read as _;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A process that is killed if it still runs at the end of the test.
+struct Started(Child);
+
+impl Started {
+    fn new(command: &mut Command) -> Started {
+        Started(command.stderr(Stdio::piped()).spawn().expect("the binary starts"))
+    }
+
+    fn ended(&mut self) -> Option<ExitStatus> {
+        self.0.try_wait().expect("a child can be asked")
+    }
+
+    /// Its exit code and standard error.
+    fn end(mut self) -> (Option<i32>, String) {
+        let status = wait_for("the process to end", LIMIT, || self.ended());
+        let mut said = String::new();
+        let mut stderr = self.0.stderr.take().expect("it is piped");
+        stderr.read_to_string(&mut said).expect("it is text");
+        (status.code(), said)
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn post_customer(dev: &Dev, data: &Path, id: i64) {
+    let token = std::fs::read_to_string(data.join("ingest.token")).unwrap();
+    let change = json!({"table": "customers", "op": "put", "row": {"id": id, "name": "Ada"}});
+    wait_for("a post to be stored", LIMIT, || {
+        let sent = reqwest::blocking::Client::new()
+            .post(format!("{}/v1/ingest/change.shop", dev.url("ingest")))
+            .bearer_auth(token.trim())
+            .json(&json!({ "changes": [change] }))
+            .send()
+            .unwrap();
+        // 503 until the source runs.
+        assert!(!sent.status().is_client_error(), "{}", sent.text().unwrap());
+        sent.status().is_success().then_some(())
+    });
+}
+
+/// Names in a directory, sorted.
+fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).unwrap();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_second_dev_is_refused_and_the_first_keeps_its_data() {
+    let parent = tempfile::tempdir().unwrap();
+    // The error names the resolved path.
+    let data = parent.path().canonicalize().unwrap().join("data");
+    let link = parent.path().join("link");
+    std::fs::create_dir(&data).unwrap();
+    std::os::unix::fs::symlink(&data, &link).unwrap();
+    let mut dev = Dev::start(&data, &["--orders-per-s", "0"]);
+    post_customer(&dev, &data, 1);
+    let before = names(parent.path());
+    let ways: [(&Path, &[&str]); 4] = [
+        (&data, &[]),
+        (&data, &["--fresh"]),
+        (&link, &["--fresh"]),
+        (Path::new("data/../link/."), &["--fresh"]),
+    ];
+    for (named, more) in ways {
+        let mut second = Dev::command(named);
+        let (code, said) = Started::new(second.args(more).current_dir(parent.path())).end();
+        assert_eq!(code, Some(1), "{named:?} {more:?}: {said}");
+        let holder = format!("is in use by process {}; stop it", dev.pid());
+        let parts = [
+            named.to_str().unwrap(),
+            data.to_str().unwrap(),
+            &holder,
+            "another directory with --data DIR",
+        ];
+        for part in parts {
+            assert!(said.contains(part), "{named:?} {more:?}: {part:?} is not in: {said}");
+        }
+    }
+    assert_eq!(names(parent.path()), before, "nothing was moved");
+    post_customer(&dev, &data, 2);
+    dev.kill();
+    dev.restart();
+    assert_eq!(dev.records("change.shop").len(), 2);
+}
+
+#[test]
+fn of_two_that_start_fresh_at_once_one_has_a_new_directory() {
+    let parent = tempfile::tempdir().unwrap();
+    let data = parent.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    let mut dev = Dev::start(&data, &["--orders-per-s", "0"]);
+    post_customer(&dev, &data, 1);
+    dev.kill();
+    drop(dev);
+    let fresh = || Started::new(Dev::command(&data).args(["--fresh", "--orders-per-s", "0"]));
+    let mut both = vec![fresh(), fresh()];
+    let first = wait_for("one of them to end", LIMIT, || {
+        both.iter_mut().position(|p| p.ended().is_some())
+    });
+    let (code, said) = both.swap_remove(first).end();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("is in use by"), "{said}");
+    let mut winner = both.remove(0);
+    wait_for("the other one to listen", LIMIT, || {
+        assert!(winner.ended().is_none(), "both ended: {said}");
+        let text = std::fs::read(data.join("dev.json")).ok()?;
+        let running: Value = serde_json::from_slice(&text).ok()?;
+        // Before the move the file is that of the one that was killed.
+        (running["pid"] == winner.0.id()).then_some(())
+    });
+    let moved: Vec<String> = names(parent.path())
+        .into_iter()
+        .filter(|n| n.contains(".aside-"))
+        .collect();
+    assert_eq!(moved, ["data.aside-1"]);
+    drop(winner);
+    // What was moved is a whole data directory.
+    let old = Dev::start(&parent.path().join("data.aside-1"), &["--orders-per-s", "0"]);
+    assert_eq!(old.records("change.shop").len(), 1);
+}

@@ -1,0 +1,308 @@
+//! The harness of the edge's tests: a log with `view.log`, a writer of source transactions, edges over them.
+//!
+//! Guarantees: an edge that is dropped has drained; each edge has a data directory of its own unless it is told one.
+//! Never: sync-views; rows are written here as it writes them.
+#![allow(
+    dead_code,
+    reason = "a toolbox, also of the load commands: not every one takes every tool"
+)]
+
+use crate::support::unique;
+use edge::auth::Identity;
+use edge::config::{Algorithm, CursorKeyConfig, Engine, StoreConfig};
+use edge::sync::Memberships;
+use edge::token::{DEV_AUDIENCE, DevKey, TokenRequest};
+use edge::{Config, Parts};
+use event_log::{
+    Cleanup, Header, OutBatch, OutRecord, Outcome, SharedEventLog, TimestampPolicy, TopicConfig, TopicSpec,
+    TransactionalProducer, TransactionalProducerConfig,
+};
+use schemas::version::Version;
+use serde_json::Value;
+use service::{Readiness, Secret, SharedClock, Tasks};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tempfile::TempDir;
+use views::record::{SchemaIds, VERSION, WRITER, Writer};
+use views::{Bucket, partition_of};
+
+/// Partitions of `view.log`.
+pub const PARTITIONS: i32 = 3;
+/// The writer of every row here.
+const WRITER_ID: &str = "sync-views/change.shop/00000000000000000000000000000001/0";
+
+/// A change of a row of the view `orders`: bucket, key, JSON (none to remove it).
+pub type RowChange<'a> = (&'a str, u32, Option<&'a str>);
+
+/// The claim `buckets` lists what may be read; every bucket is a scope.
+struct Listed;
+
+impl Memberships for Listed {
+    fn readable(&self, identity: &Identity) -> Result<Vec<Bucket>, String> {
+        let names = identity.claims.get("buckets").and_then(Value::as_array);
+        let names = names.ok_or("the token has no claim `buckets`")?;
+        Ok(names
+            .iter()
+            .filter_map(Value::as_str)
+            .map(|name| Bucket::new(name, name, PARTITIONS))
+            .collect())
+    }
+
+    fn rules(&self) -> u64 {
+        1
+    }
+
+    fn partitions(&self) -> i32 {
+        PARTITIONS
+    }
+}
+
+/// A log, a key that signs tokens, and a directory.
+pub struct Harness {
+    pub log: SharedEventLog,
+    pub key: DevKey,
+    pub clock: SharedClock,
+    pub dir: TempDir,
+}
+
+/// An embedded log in memory.
+pub fn memory_log() -> SharedEventLog {
+    let clock = service::clock::system();
+    let config = event_log::embedded::Config::new(None, Arc::new(move || clock.now_ms()));
+    event_log::embedded::EmbeddedLog::open(config).expect("open a log in memory")
+}
+
+impl Harness {
+    /// A harness over a log; `view.log` is there.
+    pub fn over(log: SharedEventLog) -> Self {
+        let harness = Harness::without_topic(log);
+        harness.make_topic(PARTITIONS);
+        harness
+    }
+
+    /// A harness over a log without `view.log`.
+    pub fn without_topic(log: SharedEventLog) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("trunkline-edge-")
+            .tempdir()
+            .expect("make a directory");
+        let key = DevKey::open(dir.path(), Algorithm::EdDSA).expect("make a key");
+        Harness {
+            log,
+            key,
+            clock: service::clock::system(),
+            dir,
+        }
+    }
+
+    pub fn make_topic(&self, partitions: i32) {
+        let mut config = TopicConfig::new(Cleanup::Compact);
+        config.timestamps = TimestampPolicy::LogAppendTime;
+        config.min_compaction_lag_ms = Some(6 * 3_600_000);
+        config.delete_retention_ms = Some(7 * 24 * 3_600_000);
+        let spec = TopicSpec {
+            name: "view.log".into(),
+            partitions,
+            replication: Some(1),
+            config,
+        };
+        self.log.create_topics(&[spec]).expect("create view.log");
+    }
+
+    /// A writer of source transactions.
+    pub fn writer(&self) -> Line {
+        let config = TransactionalProducerConfig {
+            transactional_id: unique("line"),
+            transaction_timeout: Duration::from_secs(10),
+        };
+        let session = self.log.transactional_producer(config).expect("open a session");
+        Line {
+            session,
+            ordinal: 0,
+            touched: Vec::new(),
+            clock: self.clock.clone(),
+        }
+    }
+
+    /// A token that opens these buckets.
+    pub fn token(&self, subject: &str, buckets: &[&str]) -> String {
+        self.token_with(subject, DEV_AUDIENCE, buckets, 3_600, 0)
+    }
+
+    /// The same with everything said; `age_s` is how long ago it was minted.
+    pub fn token_with(&self, subject: &str, audience: &str, buckets: &[&str], expires_in_s: i64, age_s: i64) -> String {
+        let claims = [("buckets".to_owned(), Value::from(buckets.to_vec()))]
+            .into_iter()
+            .collect();
+        let request = TokenRequest {
+            subject: subject.into(),
+            audience: audience.into(),
+            claims,
+            expires_in_s,
+        };
+        self.key
+            .mint(&request, self.clock.now_ms() / 1_000 - age_s)
+            .expect("mint a token")
+    }
+
+    pub fn config(&self, data: &Path) -> Config {
+        let secret = Secret::new("MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=");
+        Config {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            issuers: vec![self.key.issuer(DEV_AUDIENCE)],
+            cursor_keys: vec![CursorKeyConfig { id: 1, secret }],
+            data_dir: data.to_owned(),
+            store: StoreConfig {
+                engine: Engine::Fjall,
+                memory_mib: 16,
+                held_mib: 1,
+            },
+            ..Config::default()
+        }
+    }
+
+    /// An edge with a new data directory.
+    pub async fn edge(&self) -> Running {
+        self.edge_with(self.config(&self.dir.path().join(unique("edge")))).await
+    }
+
+    pub async fn edge_with(&self, config: Config) -> Running {
+        let (tasks, readiness) = (Tasks::new(), Readiness::new());
+        let parts = Parts {
+            config,
+            log: self.log.clone(),
+            memberships: Arc::new(Listed),
+            clock: self.clock.clone(),
+        };
+        let address = edge::start(parts, &tasks, &readiness).await.expect("start an edge");
+        Running {
+            address,
+            tasks,
+            readiness,
+        }
+    }
+}
+
+/// A running edge.
+pub struct Running {
+    pub address: SocketAddr,
+    pub tasks: Tasks,
+    pub readiness: Readiness,
+}
+
+impl Running {
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    /// Waits until devices are answered.
+    pub async fn ready(&self) {
+        let http = reqwest::Client::new();
+        eventually("the edge to be ready", || async {
+            http.get(self.url("/readyz"))
+                .send()
+                .await
+                .is_ok_and(|r| r.status() == 200)
+                .then_some(())
+        })
+        .await;
+    }
+
+    /// Drains and waits for the end.
+    pub async fn stop(self) {
+        self.tasks.join(Duration::from_secs(20)).await.expect("a clean end");
+    }
+}
+
+/// Asks until there is an answer; fails the test with `what` when there is none within 60 s.
+pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let end = tokio::time::Instant::now() + Duration::from_secs(60);
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(tokio::time::Instant::now() < end, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// One line of source transactions.
+pub struct Line {
+    session: Box<dyn TransactionalProducer>,
+    ordinal: u32,
+    touched: Vec<i32>,
+    clock: SharedClock,
+}
+
+impl Line {
+    /// Writes a source transaction and closes it, in one transaction of the log.
+    pub fn commit(&mut self, rows: &[RowChange<'_>]) {
+        self.write(rows, true);
+    }
+
+    /// Writes rows of a source transaction that stays open.
+    pub fn leave_open(&mut self, rows: &[RowChange<'_>]) {
+        self.write(rows, false);
+    }
+
+    fn write(&mut self, rows: &[RowChange<'_>], close: bool) {
+        let topic: Arc<str> = "view.log".into();
+        let mut writer = Writer::new(
+            WRITER_ID,
+            SchemaIds {
+                row: 1,
+                closing: 2,
+                open: 3,
+                stale: 4,
+            },
+        );
+        let mut out = OutBatch::default();
+        let mut push = |partition, (key, value): (&[u8], Option<&[u8]>), headers: &[Header<'_>]| {
+            let record = OutRecord {
+                topic: &topic,
+                partition: Some(partition),
+                timestamp: None,
+                key: Some(key),
+                value,
+            };
+            out.push(record, headers.iter().copied());
+        };
+        for (bucket, key, json) in rows {
+            let partition = partition_of(bucket, PARTITIONS);
+            let mut version = [0; 17];
+            version[0] = 1;
+            self.ordinal += 1;
+            version[13..].copy_from_slice(&self.ordinal.to_be_bytes());
+            let headers: [Header<'_>; 2] = [(WRITER, Some(WRITER_ID.as_bytes())), (VERSION, Some(&version))];
+            push(
+                partition,
+                writer.row(bucket, "orders", &key.to_string(), json.map(str::as_bytes)),
+                &headers,
+            );
+            self.touched.push(partition);
+        }
+        self.touched.sort_unstable();
+        self.touched.dedup();
+        let writer_header: [Header<'_>; 1] = [(WRITER, Some(WRITER_ID.as_bytes()))];
+        for partition in &self.touched {
+            if close {
+                push(
+                    *partition,
+                    writer.closing(Version::default(), self.clock.now_ms()),
+                    &writer_header,
+                );
+            } else {
+                push(*partition, writer.transaction_begin(Version::default()), &writer_header);
+            }
+        }
+        if close {
+            self.touched.clear();
+        }
+        self.session.begin().expect("begin");
+        self.session.send(&out).expect("send");
+        let outcome = self.session.commit(None);
+        assert!(matches!(outcome, Outcome::Committed(_)), "{outcome:?}");
+    }
+}

@@ -1,0 +1,61 @@
+//! An edge on real Kafka that is killed and comes back.
+
+use super::device::Device;
+use super::harness::{Harness, eventually};
+use crate::support::Broker;
+use event_log::kafka::{Config, KafkaLog};
+use reqwest::Client;
+use serde_json::{Value, json};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edge_outlives_its_broker_and_shows_nothing_that_it_cannot_prove() {
+    let mut broker = tokio::task::block_in_place(Broker::start);
+    let log = tokio::task::block_in_place(|| KafkaLog::connect(Config::new(broker.bootstrap())).expect("connect"));
+    let harness = tokio::task::block_in_place(|| Harness::over(log));
+    let edge = harness.edge().await;
+    edge.ready().await;
+    let mut device = Device::new(&harness.token("1", &["user:1"]), "phone");
+    tokio::task::block_in_place(|| harness.writer().commit(&[("user:1", 1, Some("{\"n\":1}"))]));
+    eventually("the first row", async || {
+        edge_shows(&mut device, &edge).await.then_some(())
+    })
+    .await;
+    tokio::task::block_in_place(|| broker.kill());
+    let http = Client::new();
+    let report: Value = eventually("a red readiness", async || {
+        let answer = http.get(edge.url("/readyz")).send().await.unwrap();
+        if answer.status() == 503 {
+            answer.json().await.ok()
+        } else {
+            None
+        }
+    })
+    .await;
+    assert!(
+        report["components"][0]["next_command"]
+            .as_str()
+            .unwrap()
+            .contains("trunkline doctor"),
+        "{report}"
+    );
+    eventually("503 without a proof", async || {
+        (device.ask(&edge, "").await.status() == 503).then_some(())
+    })
+    .await;
+    tokio::task::block_in_place(|| broker.restart());
+    edge.ready().await;
+    tokio::task::block_in_place(|| harness.writer().commit(&[("user:1", 2, Some("{\"n\":2}"))]));
+    let want = json!({"[1]": {"n": 1}, "[2]": {"n": 2}});
+    eventually("both rows", async || {
+        device.sync(&edge, 500).await;
+        (json!(device.bucket("user:1")) == want).then_some(())
+    })
+    .await;
+    assert_eq!(device.resets_all, 1, "the cursor outlived the broker");
+    edge.stop().await;
+}
+
+async fn edge_shows(device: &mut Device, edge: &super::harness::Running) -> bool {
+    device.sync(edge, 500).await;
+    device.bucket("user:1").len() == 1
+}

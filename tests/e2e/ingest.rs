@@ -1,0 +1,146 @@
+//! Idempotency keys over HTTP, on a real process that is killed between two posts.
+
+use crate::support::{Dev, wait_for};
+use reqwest::header::{HeaderMap, HeaderValue};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+struct Backend {
+    dev: Dev,
+    data: PathBuf,
+    client: reqwest::blocking::Client,
+    _dir: tempfile::TempDir,
+}
+
+/// What a post was answered.
+#[derive(Debug, PartialEq)]
+struct Answer {
+    status: u16,
+    replayed: bool,
+    body: Value,
+}
+
+impl Backend {
+    fn start() -> Backend {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        std::fs::create_dir(&data).unwrap();
+        let topology = format!("{}/../topology/samples/streams.toml", env!("CARGO_MANIFEST_DIR"));
+        let dev = Dev::start(&data, &["--topology", &topology]);
+        Backend {
+            dev,
+            data,
+            client: reqwest::blocking::Client::new(),
+            _dir: dir,
+        }
+    }
+
+    /// Posts until the source runs and takes it; one `Idempotency-Key` header for each key.
+    fn post(&self, topic: &str, keys: &[&[u8]], body: &str) -> Answer {
+        let token = std::fs::read_to_string(self.data.join("ingest.token")).unwrap();
+        let url = format!("{}/v1/ingest/{topic}", self.dev.url("ingest"));
+        let mut headers = HeaderMap::new();
+        for key in keys {
+            headers.append("idempotency-key", HeaderValue::from_bytes(key).unwrap());
+        }
+        wait_for("an answer that is not 503", LIMIT, || {
+            let request = self.client.post(&url).bearer_auth(token.trim());
+            let answer = request.headers(headers.clone()).body(body.to_owned()).send().ok()?;
+            (answer.status() != 503).then(|| Answer {
+                status: answer.status().as_u16(),
+                replayed: answer.headers().contains_key("idempotent-replayed"),
+                body: answer.json().unwrap(),
+            })
+        })
+    }
+
+    fn kill(&mut self) {
+        self.dev.kill();
+        self.dev.restart();
+    }
+}
+
+fn customer(id: i64) -> String {
+    json!({"changes": [{"table": "customers", "op": "put", "row": {"id": id, "name": "Ada"}}]}).to_string()
+}
+
+#[test]
+fn a_key_is_bound_to_its_body_also_after_kill_9() {
+    let mut backend = Backend::start();
+    let first = backend.post("change.shop", &[b"key-1"], &customer(1));
+    assert_eq!((first.status, first.replayed), (200, false), "{first:?}");
+    assert_eq!(first.body["stored"], 1);
+    for _ in 0..2 {
+        // The quoted form is the same key.
+        for key in [&b"key-1"[..], b"\"key-1\""] {
+            let again = backend.post("change.shop", &[key], &customer(1));
+            assert_eq!((again.status, again.replayed), (200, true), "{again:?}");
+            assert_eq!(again.body, first.body, "the original answer");
+            let other = backend.post("change.shop", &[key], &customer(2));
+            assert_eq!(other.status, 422, "{other:?}");
+            assert_eq!(other.body["type"], "idempotency-key-reused");
+        }
+        backend.kill();
+    }
+    assert_eq!(backend.dev.records("change.shop").len(), 1);
+    assert_eq!(backend.post("change.shop", &[b"key-2"], &customer(2)).status, 200);
+    assert_eq!(backend.dev.records("change.shop").len(), 2);
+}
+
+#[test]
+fn a_key_that_is_no_key_is_refused_and_nothing_is_stored() {
+    let backend = Backend::start();
+    let event = json!({"order_id": 1, "customer_id": 1, "screen": null}).to_string();
+    let long = [b'k'; 256];
+    let cases: [&[&[u8]]; 7] = [
+        &[b""],
+        &[b"\"\""],
+        &["schlüssel".as_bytes()],
+        &[b"two words"],
+        &[b"\"open"],
+        &[&long],
+        &[b"a", b"a"],
+    ];
+    for (topic, body) in [("change.shop", customer(1)), ("event.order_viewed", event.clone())] {
+        for keys in cases {
+            let refused = backend.post(topic, keys, &body);
+            assert_eq!(refused.status, 400, "{topic} {keys:?}: {refused:?}");
+            assert_eq!(refused.body["type"], "idempotency-key");
+            let detail = refused.body["detail"].as_str().unwrap();
+            assert!(
+                detail.contains("Idempotency-Key") && detail.contains("1 to 255"),
+                "{detail}"
+            );
+        }
+    }
+    assert_eq!(backend.post("change.shop", &[], &customer(1)).status, 200);
+    assert_eq!(backend.post("event.order_viewed", &[b"\"view-1\""], &event).status, 200);
+    assert_eq!(
+        backend
+            .post("event.order_viewed", &[b"view-2"], &format!("[{event}]"))
+            .status,
+        200
+    );
+    assert_eq!(backend.dev.records("change.shop").len(), 1);
+    let events = backend.dev.records("event.order_viewed");
+    let mut keys: Vec<&Value> = events.iter().map(|event| &event["headers"][0][1]).collect();
+    keys.sort_by_key(|key| key.to_string());
+    assert_eq!(keys, ["view-1", "view-2/0"]);
+}
+
+#[test]
+fn of_many_posts_with_one_key_at_once_one_is_stored() {
+    let backend = Backend::start();
+    backend.post("change.shop", &[b"warm-up"], &customer(9));
+    let answers: Vec<Answer> = std::thread::scope(|scope| {
+        let post = || backend.post("change.shop", &[b"key"], &customer(1));
+        let threads: Vec<_> = (0..16).map(|_| scope.spawn(post)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(answers.iter().all(|a| a.status == 200), "{answers:?}");
+    assert_eq!(answers.iter().filter(|a| !a.replayed).count(), 1, "{answers:?}");
+    assert_eq!(backend.dev.records("change.shop").len(), 2);
+}

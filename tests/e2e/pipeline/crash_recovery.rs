@@ -1,0 +1,93 @@
+//! Every named step of the line's processes: a node dies there, begins again, and the devices end as the database.
+//!
+//! Guarantees: a death is the failpoint's (SIGABRT), so a step that is never passed fails the test.
+//! Never: a death that nobody waits for.
+
+use super::harness::Harness;
+use crate::postgres::mishaps::SNAPSHOT_DEATHS;
+use crate::support::sql;
+use std::os::unix::process::ExitStatusExt;
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(60);
+const ABORTED: i32 = 6;
+
+/// Under load: the node, the step, and whether it begins from nothing.
+const DEATHS: [(&str, &str, bool); 27] = [
+    ("connector", "connector.before_send=kill@5", false),
+    ("connector", "connector.after_send=kill@5", false),
+    ("connector", "connector.before_commit=kill@5", false),
+    ("connector", "log.commit.before=kill@5", false),
+    ("connector", "log.commit.after=kill@5", false),
+    ("connector", "connector.after_commit=kill@5", false),
+    ("connector", "connector.after_acknowledge=kill@5", false),
+    ("processor", "runtime.assigned=kill", false),
+    ("processor", "runtime.recovery.start=kill", false),
+    ("processor", "runtime.recovery.open=kill", false),
+    ("processor", "runtime.recovery.offsets=kill", false),
+    ("processor", "runtime.recovery.end=kill", false),
+    ("processor", "runtime.recovery.reached=kill", false),
+    ("processor", "runtime.restore.batch=kill@2", true),
+    ("processor", "runtime.commit.begin=kill@5", false),
+    ("processor", "log.send.after=kill@5", false),
+    ("processor", "runtime.commit.sent=kill@5", false),
+    ("processor", "log.offsets.before=kill@5", false),
+    ("processor", "log.commit.before=kill@5", false),
+    ("processor", "log.commit.after=kill@5", false),
+    ("processor", "runtime.commit.committed=kill@5", false),
+    ("processor", "runtime.commit.applied=kill@5", false),
+    ("edge-1", "edge.before_apply=kill@5", false),
+    ("edge-1", "edge.after_apply=kill@5", false),
+    ("edge-1", "replica.before_commit=kill@5", false),
+    ("edge-1", "replica.after_commit=kill@5", false),
+    ("edge-1", "replica.after_commit=kill@3", true),
+];
+
+#[test]
+fn whichever_named_step_a_node_dies_at_devices_are_never_shown_half_and_end_as_the_database() {
+    let mut harness = Harness::new(2);
+    harness.fleet.start("processor");
+    harness.fleet.start("edge-1");
+    harness.fleet.start("edge-2");
+    harness.start_devices();
+    // The connector's first lives: none reaches the end of the snapshot.
+    for step in SNAPSHOT_DEATHS {
+        harness.fleet.start_with("connector", step);
+        expect_death(&mut harness, "connector", step);
+    }
+    harness.fleet.start("connector");
+    harness.fleet.wait_all_ready(LIMIT);
+    harness.more_pages(1, LIMIT);
+    let load = harness.load(&["-c", "2", "-R", "100", "-T", "900"]);
+    for (node, step, from_nothing) in DEATHS {
+        harness.fleet.kill(node);
+        if from_nothing {
+            harness.fleet.wipe(node);
+        }
+        harness.fleet.start_with(node, step);
+        expect_death(&mut harness, node, step);
+        harness.fleet.start(node);
+        harness.more_pages(1, LIMIT);
+    }
+    harness.fleet.kill("edge-1");
+    // At the second hit: a piece of the closing is committed by then.
+    harness.fleet.start_with("edge-1", "replica.mid_closing=kill@2");
+    sql(
+        &harness.postgres.url(),
+        "UPDATE pgbench_accounts SET filler = md5(aid::text)",
+    );
+    expect_death(&mut harness, "edge-1", "replica.mid_closing=kill@2");
+    harness.fleet.start("edge-1");
+    harness.more_pages(1, LIMIT);
+    drop(load);
+    harness.compare(Duration::from_secs(120));
+}
+
+fn expect_death(harness: &mut Harness, node: &str, step: &str) {
+    let status = harness.fleet.died(node, LIMIT);
+    assert_eq!(
+        status.signal(),
+        Some(ABORTED),
+        "{node} ended at {step}, but not by the failpoint: {status}"
+    );
+}

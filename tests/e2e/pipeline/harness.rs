@@ -1,0 +1,268 @@
+//! A bank on a harness: PostgreSQL with pgbench's tables, Kafka, a process for each node, and a device for each branch.
+//!
+//! Guarantees: each device polls on a thread of its own, from both edges in turn, and holds every complete page to the
+//! bank's rule; a page that breaks it fails the test at the next look. Never: a part that is shared with other tests.
+
+use super::sum;
+use crate::support::{self, Broker, Fleet, Phone, Polled, Postgres, make_bank, sql};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// pgbench's tables and the views of them.
+const TABLES: [(&str, &str, &str); 4] = [
+    ("branches", "pgbench_branches", "bid, bbalance, filler"),
+    ("tellers", "pgbench_tellers", "tid, bid, tbalance, filler"),
+    ("accounts", "pgbench_accounts", "aid, bid, abalance, filler"),
+    ("history", "pgbench_history", "id, tid, bid, aid, delta, filler"),
+];
+
+/// Accounts of a branch: a device that holds fewer rows has not been given the snapshot yet.
+const ACCOUNTS: usize = 100_000;
+
+pub struct Harness {
+    pub fleet: Fleet,
+    pub broker: Broker,
+    pub postgres: Postgres,
+    branches: usize,
+    devices: Vec<Device>,
+    stop: Arc<AtomicBool>,
+}
+
+struct Device {
+    complete: Arc<AtomicUsize>,
+    last: Arc<Mutex<String>>,
+    thread: JoinHandle<Phone>,
+}
+
+/// A branch's balance is the sum of its history, in every state that a device is given.
+pub fn branch_is_whole(phone: &Phone) {
+    let balance = sum(phone.view("branches"), "bbalance");
+    let history = sum(phone.view("history"), "delta");
+    assert_eq!(
+        balance, history,
+        "half a transaction shows: the branch's balance is not the sum of its history"
+    );
+}
+
+impl Harness {
+    /// Makes the bank; nothing of ours runs yet.
+    pub fn new(branches: usize) -> Harness {
+        Harness::with_nodes(branches, "")
+    }
+
+    /// The same, with further nodes.
+    pub fn with_nodes(branches: usize, nodes: &str) -> Harness {
+        let (postgres, broker) = (Postgres::start(), Broker::start());
+        let url = postgres.url();
+        make_bank(&url, branches);
+        let fleet = Fleet::new(
+            &format!("{}{nodes}", topology::samples::PGBENCH.text),
+            &broker.bootstrap(),
+            &format!("[connectors.bank]\nurl = \"{url}\"\nheartbeat_seconds = 2\n"),
+        );
+        Harness {
+            fleet,
+            broker,
+            postgres,
+            branches,
+            devices: Vec::new(),
+            stop: Arc::new(AtomicBool::new(false)),
+        }
+    }
+
+    /// Starts pgbench's own transaction with these arguments; it ends with the value.
+    pub fn load(&self, arguments: &[&str]) -> Load {
+        let child = Command::new(support::postgres_bin().join("pgbench"))
+            .args(["-n"])
+            .args(arguments)
+            .arg(self.postgres.url())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        Load(child.expect("pgbench starts"))
+    }
+
+    /// Starts a device for each branch.
+    pub fn start_devices(&mut self) {
+        let edges = [self.fleet.edge("edge-1"), self.fleet.edge("edge-2")];
+        self.devices = (1..=self.branches)
+            .map(|branch| {
+                let phone = Phone::new("phone", &self.token(branch));
+                let (stop, complete) = (self.stop.clone(), Arc::new(AtomicUsize::new(0)));
+                let last = Arc::new(Mutex::new(String::new()));
+                let (edges, seen, heard) = (edges.clone(), complete.clone(), last.clone());
+                let name = format!("device-{branch}");
+                let run = move || poll(phone, &edges, &stop, &seen, &heard);
+                let thread = std::thread::Builder::new().name(name).spawn(run).unwrap();
+                Device { complete, last, thread }
+            })
+            .collect();
+    }
+
+    fn token(&self, branch: usize) -> String {
+        self.fleet.token("x", &[("branch", Value::from(branch))])
+    }
+
+    /// Waits until each device has been given so many more complete pages, those before the snapshot not counted.
+    pub fn more_pages(&self, count: usize, limit: Duration) {
+        self.more_pages_or(count, limit, &mut || false);
+    }
+
+    /// The same, unless it need not wait any more.
+    pub fn more_pages_or(&self, count: usize, limit: Duration, enough: &mut dyn FnMut() -> bool) {
+        let (before, until): (Vec<usize>, _) = (self.pages().collect(), Instant::now() + limit);
+        while self.pages().zip(&before).any(|(now, before)| now < before + count) && !enough() {
+            let broken = self.devices.iter().any(|d| d.thread.is_finished());
+            assert!(!broken, "a device met a page that breaks the rule; see above");
+            if Instant::now() > until {
+                let last = self.devices.iter().map(|d| d.last.lock().unwrap().clone());
+                let last: Vec<String> = last.collect();
+                panic!(
+                    "not {count} more pages for each device within {limit:?}, but {before:?} and then {:?}; the last \
+                     answers:\n{}",
+                    self.pages().collect::<Vec<_>>(),
+                    last.join("\n")
+                );
+            }
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until no device has been told anything new for a second, the length of its polls.
+    pub fn wait_quiet(&self, limit: Duration) {
+        let quiet = |device: &Device| device.last.lock().unwrap().contains(": 304");
+        support::wait_for("quiet", limit, || self.devices.iter().all(quiet).then_some(()));
+    }
+
+    fn pages(&self) -> impl Iterator<Item = usize> {
+        self.devices.iter().map(|d| d.complete.load(Ordering::SeqCst))
+    }
+
+    /// Ends the devices' threads, lets each catch up, and holds what it has, and what a device that begins anew on
+    /// either edge is given, to the database.
+    pub fn compare(&mut self, limit: Duration) {
+        self.stop.store(true, Ordering::SeqCst);
+        let phones: Vec<Phone> = self.devices.drain(..).map(|d| d.thread.join().unwrap()).collect();
+        assert_eq!(phones.len(), self.branches);
+        let edges = [self.fleet.edge("edge-1"), self.fleet.edge("edge-2")];
+        for (index, mut phone) in phones.into_iter().enumerate() {
+            let truth = self.truth(index + 1);
+            catch_up(&mut phone, &edges[0], &truth, limit);
+            catch_up(&mut phone, &edges[1], &truth, limit);
+            for edge in &edges {
+                let mut fresh = Phone::new("fresh", &self.token(index + 1));
+                catch_up(&mut fresh, edge, &truth, limit);
+                assert_eq!(
+                    fresh.rows,
+                    phone.rows,
+                    "branch {}: a new device holds something else",
+                    index + 1
+                );
+            }
+        }
+    }
+
+    /// The rows of a branch, as the database says.
+    fn truth(&self, branch: usize) -> BTreeSet<String> {
+        let mut all = BTreeSet::new();
+        for (view, table, columns) in TABLES {
+            let select = format!("SELECT row_to_json(t) FROM (SELECT {columns} FROM {table} WHERE bid = {branch}) t");
+            let rows = sql(&self.postgres.url(), &select);
+            all.extend(rows.lines().map(|row| fact(view, &serde_json::from_str(row).unwrap())));
+        }
+        all
+    }
+}
+
+/// A row as a text that is the same for the database's form and for ours: int8 comes as text on the device.
+fn fact(view: &str, row: &Value) -> String {
+    let (_, _, columns) = TABLES
+        .iter()
+        .find(|(name, ..)| *name == view)
+        .expect("a view of the bank");
+    let mut fact = view.to_owned();
+    for column in columns.split(", ") {
+        match &row[column] {
+            Value::String(text) => fact = format!("{fact} {column}={}", text.trim_end()),
+            other => fact = format!("{fact} {column}={other}"),
+        }
+    }
+    fact
+}
+
+fn catch_up(phone: &mut Phone, edge: &str, truth: &BTreeSet<String>, limit: Duration) {
+    let held = |phone: &Phone| -> BTreeSet<String> {
+        let rows = phone.rows.iter().map(|((_, view, _), row)| fact(view, row));
+        rows.collect()
+    };
+    let rows = truth.len();
+    let mut same = false;
+    super::follow(phone, edge, limit, &branch_is_whole, &mut |phone| {
+        if phone.rows.len() == rows && phone.complete > 0 {
+            same = held(phone) == *truth;
+        }
+        same
+    });
+}
+
+/// A device's life: the edges in turn, every complete page held to the rule.
+fn poll(
+    mut phone: Phone,
+    edges: &[String; 2],
+    stop: &AtomicBool,
+    complete: &AtomicUsize,
+    last: &Mutex<String>,
+) -> Phone {
+    for edge in edges.iter().cycle() {
+        if stop.load(Ordering::SeqCst) {
+            break;
+        }
+        let polled = phone.poll(edge, 1);
+        phone.last.clone_into(&mut last.lock().unwrap());
+        match polled {
+            Polled::Complete => {
+                branch_is_whole(&phone);
+                if phone.rows.len() >= ACCOUNTS {
+                    complete.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+            Polled::Later => std::thread::park_timeout(Duration::from_millis(100)),
+            Polled::Part | Polled::Same => {}
+        }
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+    phone
+}
+
+/// pgbench at work.
+pub struct Load(Child);
+
+impl Load {
+    /// Waits for its end, which must be a good one.
+    pub fn wait(mut self) {
+        assert!(self.0.wait().unwrap().success(), "pgbench's run");
+    }
+
+    /// Whether it still runs.
+    pub fn runs(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_none()
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Harness {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,154 @@
+//! State queries and standbys as operators meet them: two processor nodes, asked by the command line.
+//!
+//! Guarantees: every answer comes from a `trunkline state` of its own process. Never: a look into a node's memory.
+
+use crate::support::{Broker, Fleet, binary, free_port, wait_for};
+use serde_json::{Value, json};
+use std::process::Command;
+use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(90);
+const TOPOLOGY: &str = r#"
+name = "shop"
+
+[[event]]
+name       = "seen"
+fields     = { item = "int8", user_id = "text" }
+key        = ["item"]
+partitions = 4
+
+[[bucket]]
+name = "user:{id}"
+
+[[view]]
+name   = "seen"
+from   = "event:seen"
+bucket = "user:{user_id}"
+
+[[membership]]
+bucket = "user:{sub}"
+
+[[issuer]]
+name = "main"
+
+[[node]]
+name = "ingest"
+runs = ["ingest", "registry"]
+
+[[node]]
+name = "views-a"
+runs = ["processor:sync-views"]
+
+[[node]]
+name = "views-b"
+runs = ["processor:sync-views"]
+
+[[node]]
+name = "edge-1"
+runs = ["edge"]
+"#;
+
+/// What `trunkline state` prints as JSON; fails with what it said.
+fn state(kafka: &str, words: &[&str]) -> Result<Value, String> {
+    let words = [&["--output", "json", "state", "--kafka", kafka], words].concat();
+    let done = Command::new(binary()).args(&words).output().expect("the binary starts");
+    if done.status.success() {
+        Ok(serde_json::from_slice(&done.stdout).expect("JSON on stdout"))
+    } else {
+        Err(String::from_utf8_lossy(&done.stderr).into_owned())
+    }
+}
+
+/// Every row of the store.
+const SCAN: [&str; 7] = ["scan", "sync-views", "event.seen", "--prefix", "[\"row\"", "-n", "1000"];
+
+fn post_events(port: u16) {
+    let events: Vec<Value> = (0..200)
+        .map(|item| json!({ "item": item, "user_id": format!("u{}", item % 7) }))
+        .collect();
+    let posted = reqwest::blocking::Client::new()
+        .post(format!("http://127.0.0.1:{port}/v1/ingest/event.seen"))
+        .bearer_auth("a token")
+        .json(&events)
+        .send()
+        .expect("an answer");
+    assert!(posted.status().is_success(), "{}", posted.text().unwrap_or_default());
+}
+
+/// A row is found again by its key and partition, whichever process is asked.
+fn every_row_is_found(kafka: &str, rows: &Value, processes: &[&str]) {
+    for row in rows.as_array().expect("rows").iter().step_by(37) {
+        let (key, partition) = (row["key"].to_string(), row["partition"].to_string());
+        for url in processes {
+            let asked = [
+                "--admin",
+                url,
+                "get",
+                "sync-views",
+                "event.seen",
+                &key,
+                "--partition",
+                &partition,
+            ];
+            let found = state(kafka, &asked).expect("an answer");
+            assert_eq!(found["rows"][0]["value"], row["value"]);
+            assert_eq!(found["contains"][0]["topic"], "event.seen");
+        }
+    }
+}
+
+#[test]
+fn any_process_leads_to_the_one_that_has_the_state_and_a_killed_ones_tasks_start_warm_at_the_other() {
+    let broker = Broker::start();
+    let (kafka, port) = (broker.bootstrap(), free_port());
+    let more = format!(
+        "[processors]\nstandby_replicas = 1\n\n[ingest]\nlisten = \"127.0.0.1:{port}\"\n\
+         credentials = [{{ name = \"backend\", token = \"a token\", topics = [\"*\"] }}]\n"
+    );
+    let mut fleet = Fleet::new(TOPOLOGY, &kafka, &more);
+    ["ingest", "views-a", "views-b"]
+        .iter()
+        .for_each(|node| fleet.start(node));
+    ["ingest", "views-a", "views-b"]
+        .iter()
+        .for_each(|node| fleet.wait_ready(node, LIMIT));
+    post_events(port);
+    let list = || state(&kafka, &["list"]).unwrap_or_else(|said| panic!("{said}"));
+    let (a, b) = (fleet.admin("views-a"), fleet.admin("views-b"));
+    let of = |tasks: &Value, phase: &str, node: &str| {
+        let all = tasks.as_array().cloned().unwrap_or_default();
+        let is = |task: &&Value| {
+            let at = task["at"].as_str().unwrap_or_default();
+            task["phase"] == phase && at == node
+        };
+        all.iter().filter(is).count()
+    };
+    wait_for("two tasks and two standbys at each node", LIMIT, || {
+        let tasks = list();
+        let each = |node| (of(&tasks, "running", node), of(&tasks, "standby", node));
+        (each(&a) == (2, 2) && each(&b) == (2, 2)).then_some(())
+    });
+    let rows = wait_for("all rows", LIMIT, || {
+        let rows = state(&kafka, &SCAN).ok();
+        rows.filter(|rows| rows.as_array().is_some_and(|rows| rows.len() == 200))
+    });
+    every_row_is_found(&kafka, &rows, &[&a, &b]);
+    let refused = state(&kafka, &["get", "sync-views", "nothing", "[1]"]).expect_err("no such store");
+    assert!(
+        refused.contains("has no store `nothing`; it has: event.seen"),
+        "{refused}"
+    );
+    let refused = state(&kafka, &["get", "other", "event.seen", "[1]"]).expect_err("no such processor");
+    assert!(refused.contains("no process has told its address"), "{refused}");
+
+    fleet.kill("views-a");
+    let tasks = wait_for("all tasks at the other node", LIMIT, || {
+        let tasks = list();
+        (of(&tasks, "running", &b) == 4).then_some(tasks)
+    });
+    for task in tasks.as_array().expect("tasks") {
+        assert!(task["restored"].as_u64().expect("a number") <= 20, "{task}");
+    }
+    let rows = state(&kafka, &SCAN);
+    assert_eq!(rows.expect("rows").as_array().map(Vec::len), Some(200));
+}

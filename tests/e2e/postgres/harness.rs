@@ -1,0 +1,507 @@
+//! What the cases harness on: a database, a log, a registry, a connector on a thread, and a reader of its topic.
+//!
+//! Guarantees: all of it is gone when the value is dropped, the slot too. Never: a shared name.
+#![allow(
+    dead_code,
+    reason = "a toolbox, also of the load commands: not every one takes every tool"
+)]
+
+use crate::support::{self, wait_for};
+use connectors::source::{Context, OnMismatch, run};
+use connectors::sources::postgres::{Config, Declared, Source};
+use connectors::status::{Handle, Report, State};
+use event_log::{Isolation, Reader, RecordBatch, SharedEventLog, StartFrom, TopicPartition, TopicSpec};
+use registry::SharedRegistry;
+use schemas::device_json::ObjectWriter;
+use schemas::events::{ChunkEnd, Event as _};
+use schemas::headers::{self, Tx};
+use schemas::ids::{SchemaId, SourceName, TableName};
+use schemas::pg_types::Column;
+use schemas::schema::Schema;
+use schemas::wire;
+use service::{Drain, Readiness};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::runtime::Runtime;
+use tokio_postgres::{NoTls, SimpleQueryMessage};
+
+/// The longest that a case waits for a state.
+pub const LIMIT: Duration = Duration::from_secs(60);
+
+/// A database of a test's own.
+pub struct Database {
+    pub name: String,
+    pub url: String,
+    server: String,
+    runtime: Runtime,
+}
+
+impl Database {
+    /// A database in the shared cluster.
+    pub fn new() -> Self {
+        Self::at(&support::postgres())
+    }
+
+    /// A database in the cluster of this URL.
+    pub fn at(server: &str) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let name = support::unique("db").replace('-', "_");
+        let (base, _) = server.rsplit_once('/').unwrap();
+        let database = Database {
+            url: format!("{base}/{name}"),
+            name,
+            server: server.to_owned(),
+            runtime,
+        };
+        database.admin(&format!("CREATE DATABASE {}", database.name));
+        database
+    }
+
+    fn admin(&self, sql: &str) {
+        self.ask(&self.server, sql);
+    }
+
+    /// Runs statements; gives the rows of the last ones, values as text.
+    pub fn sql(&self, sql: &str) -> Vec<Vec<Option<String>>> {
+        self.ask(&self.url, sql)
+    }
+
+    /// Runs statements one by one, each in a transaction of its own.
+    pub fn each(&self, statements: &[&str]) {
+        for statement in statements {
+            self.sql(statement);
+        }
+    }
+
+    /// The first value that a statement gives.
+    pub fn value(&self, sql: &str) -> Option<String> {
+        self.sql(sql)
+            .into_iter()
+            .next()
+            .and_then(|row| row.into_iter().next())
+            .flatten()
+    }
+
+    fn ask(&self, url: &str, sql: &str) -> Vec<Vec<Option<String>>> {
+        self.try_ask(url, sql)
+            .unwrap_or_else(|error| panic!("{sql}: {error:?}"))
+    }
+
+    fn try_ask(&self, url: &str, sql: &str) -> Result<Vec<Vec<Option<String>>>, tokio_postgres::Error> {
+        self.runtime.block_on(async {
+            let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
+            let asking = async {
+                let answer = client.simple_query(sql).await;
+                drop(client);
+                answer
+            };
+            let (answer, ended) = tokio::join!(asking, connection);
+            ended?;
+            let rows = answer?.into_iter().filter_map(|message| match message {
+                SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|at| row.get(at).map(str::to_owned)).collect()),
+                _ => None,
+            });
+            Ok(rows.collect())
+        })
+    }
+
+    /// Runs statements on one connection, as `run` is called with them.
+    pub fn transactional_producer(&self, work: impl FnOnce(&mut dyn FnMut(&str))) {
+        let (client, connection) = self
+            .runtime
+            .block_on(tokio_postgres::connect(&self.url, NoTls))
+            .unwrap();
+        let driver = self.runtime.spawn(connection);
+        work(&mut |sql| drop(self.runtime.block_on(client.simple_query(sql)).unwrap()));
+        drop(client);
+        self.runtime.block_on(driver).unwrap().unwrap();
+    }
+
+    pub fn runtime(&self) -> tokio::runtime::Handle {
+        self.runtime.handle().clone()
+    }
+
+    /// The slot's column, as text.
+    pub fn slot(&self, column: &str) -> Option<String> {
+        self.value(&format!(
+            "SELECT ({column})::text FROM pg_replication_slots WHERE database = '{}'",
+            self.name
+        ))
+    }
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        let drop_slots = format!(
+            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = '{}' AND NOT active",
+            self.name
+        );
+        for _ in 0..100 {
+            // A slot is held for a moment after its reader has gone, and the cluster itself may be gone.
+            let dropped = self.try_ask(&self.server, &drop_slots).and_then(|_| {
+                self.try_ask(
+                    &self.server,
+                    &format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name),
+                )
+            });
+            if dropped.is_ok_and(|_| true) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Declares a table: `orders(id int8, note text?)`, with an optional ` key id`.
+pub fn table(declaration: &str) -> Declared {
+    let (head, key) = match declaration.split_once(" key ") {
+        Some((head, key)) => (head, Some(key.split(',').map(|k| k.trim().to_owned()).collect())),
+        None => (declaration, None),
+    };
+    let (name, columns) = head.trim_end_matches(')').split_once('(').unwrap();
+    let column = |text: &str| {
+        let (name, ty) = text.trim().split_once(' ').unwrap();
+        Column::declared(name, ty)
+    };
+    let columns = columns.split(',').map(column).collect();
+    Declared {
+        name: TableName::new(name).unwrap(),
+        columns,
+        key,
+    }
+}
+
+/// A log in memory, with its registry.
+pub fn embedded() -> (SharedEventLog, SharedRegistry) {
+    let config = event_log::embedded::Config::new(None, clock());
+    let log = event_log::embedded::EmbeddedLog::open(config).unwrap();
+    let registry = Arc::new(registry::embedded::Embedded::open(log.clone()).unwrap());
+    (log, registry)
+}
+
+/// The system's time, as the embedded log takes it.
+pub fn clock() -> event_log::embedded::Clock {
+    let clock = service::clock::system();
+    Arc::new(move || clock.now_ms())
+}
+
+/// How to run a connector.
+#[derive(Clone)]
+pub struct Setting {
+    pub name: String,
+    pub url: String,
+    pub tables: Vec<Declared>,
+    pub log: SharedEventLog,
+    pub registry: SharedRegistry,
+    pub on_mismatch: OnMismatch,
+    pub heartbeat_seconds: u64,
+}
+
+impl Setting {
+    /// On a log in memory.
+    pub fn new(database: &Database, tables: &[&str]) -> Self {
+        let (log, registry) = embedded();
+        Self::on(database, tables, log, registry)
+    }
+
+    /// On this log.
+    pub fn on(database: &Database, tables: &[&str], log: SharedEventLog, registry: SharedRegistry) -> Self {
+        // Slots are the cluster's, so the connector's name is unique too.
+        let name = format!("c{}", database.name.trim_start_matches("db_"));
+        let topic = TopicSpec {
+            name: format!("change.{name}"),
+            partitions: 1,
+            replication: None,
+            config: event_log::TopicConfig::new(event_log::Cleanup::Delete),
+        };
+        log.create_topics(&[topic]).unwrap();
+        Self::named(name, database.url.clone(), tables, log, registry)
+    }
+
+    /// With a name that exists, on its topic.
+    pub fn named(name: String, url: String, tables: &[&str], log: SharedEventLog, registry: SharedRegistry) -> Self {
+        Setting {
+            name,
+            url,
+            tables: tables.iter().map(|t| table(t)).collect(),
+            log,
+            registry,
+            on_mismatch: OnMismatch::Stop,
+            heartbeat_seconds: 10,
+        }
+    }
+
+    pub fn source(&self) -> connectors::Result<Source> {
+        let config = Config {
+            url: service::Secret::new(&*self.url),
+            slot: None,
+            publication: None,
+            heartbeat_seconds: self.heartbeat_seconds,
+            on_mismatch: self.on_mismatch,
+        };
+        Source::new(
+            &SourceName::new(&self.name).unwrap(),
+            &config,
+            self.tables.clone(),
+            self.registry.clone(),
+        )
+    }
+
+    /// The context of a run with this handle.
+    pub fn context(&self, handle: Handle, runtime: tokio::runtime::Handle) -> Context {
+        Context {
+            name: self.name.clone(),
+            log: self.log.clone(),
+            registry: self.registry.clone(),
+            clock: service::clock::system(),
+            runtime,
+            handle,
+            on_mismatch: self.on_mismatch,
+        }
+    }
+
+    /// Runs the connector on a thread.
+    pub fn start(&self, database: &Database) -> Connector {
+        let handle = Handle::new(&self.name, Readiness::new().register(self.name.as_str()));
+        let (context, drain) = (self.context(handle.clone(), database.runtime()), Drain::new());
+        let (source, inside) = (self.source().unwrap(), drain.clone());
+        let thread = std::thread::Builder::new()
+            .spawn(move || run(source, &context, &inside))
+            .unwrap();
+        Connector {
+            handle,
+            drain,
+            thread: Some(thread),
+        }
+    }
+
+    /// A reader of the topic from its start.
+    pub fn topic(&self) -> Topic {
+        Topic::new(
+            self.log.clone(),
+            self.registry.clone(),
+            &format!("change.{}", self.name),
+        )
+    }
+}
+
+/// A connector that runs.
+pub struct Connector {
+    pub handle: Handle,
+    drain: Drain,
+    thread: Option<JoinHandle<connectors::Result<()>>>,
+}
+
+impl Connector {
+    /// Waits for a state, and gives the report.
+    pub fn wait_for(&self, state: State) -> Report {
+        let end = Instant::now() + LIMIT;
+        loop {
+            let report = self.handle.report();
+            if report.state == state {
+                return report;
+            }
+            assert!(
+                Instant::now() < end,
+                "waited {LIMIT:?} in vain for {}, it is {report:?}",
+                state.name()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Stops it; gives how it ended.
+    pub fn stop(mut self) -> connectors::Result<()> {
+        self.drain.start();
+        self.thread.take().unwrap().join().unwrap()
+    }
+
+    /// Waits until it ends by itself.
+    pub fn ended(mut self) -> connectors::Result<()> {
+        let thread = self.thread.take().unwrap();
+        wait_for("the connector to end", LIMIT, || thread.is_finished().then_some(()));
+        thread.join().unwrap()
+    }
+}
+
+impl Drop for Connector {
+    fn drop(&mut self) {
+        self.drain.start();
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+/// A record, read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    pub key: String,
+    /// The row as a device would see it, `-` for none, or what the chunk's end says.
+    pub row: String,
+    pub tx: Tx,
+    pub table: String,
+    pub snapshot: Option<String>,
+    /// Header of a key change, with the other key.
+    pub moved: Option<(&'static str, String)>,
+    pub unchanged: Vec<String>,
+    pub value: Option<Vec<u8>>,
+}
+
+impl Record {
+    /// Key and row, with a `.` behind the last record of a transaction.
+    pub fn line(&self) -> String {
+        let unchanged = if self.unchanged.is_empty() {
+            String::new()
+        } else {
+            format!(" unchanged {:?}", self.unchanged)
+        };
+        format!(
+            "{} {}{unchanged}{}",
+            self.key,
+            self.row,
+            if self.tx.last { " ." } else { "" }
+        )
+    }
+}
+
+/// A reader of a change topic.
+pub struct Topic {
+    registry: SharedRegistry,
+    reader: Box<dyn Reader>,
+    schemas: HashMap<SchemaId, Arc<Schema>>,
+    pub records: Vec<Record>,
+}
+
+impl Topic {
+    fn new(log: SharedEventLog, registry: SharedRegistry, topic: &str) -> Self {
+        let mut reader = log.reader(Isolation::ReadCommitted).unwrap();
+        reader
+            .assign(&[(TopicPartition::new(topic, 0), StartFrom::Earliest)])
+            .unwrap();
+        Topic {
+            registry,
+            reader,
+            schemas: HashMap::new(),
+            records: Vec::new(),
+        }
+    }
+
+    /// Reads what is there.
+    pub fn read(&mut self) {
+        let mut batch = RecordBatch::default();
+        while self
+            .reader
+            .poll(&mut batch, 4 << 20, Duration::from_millis(50))
+            .unwrap()
+            > 0
+        {
+            for record in batch.iter() {
+                let text = |bytes: Option<&[u8]>| bytes.map(|b| String::from_utf8(b.to_vec()).unwrap());
+                let key = text(record.key()).unwrap();
+                let moved = [headers::MOVED_TO, headers::MOVED_FROM];
+                let moved = moved.map(|name| text(record.header(name)).map(|key| (name, key)));
+                let mut read = Record {
+                    row: String::from("-"),
+                    tx: Tx::parse(record.header(headers::TX).unwrap()).unwrap(),
+                    table: text(record.header(headers::TABLE)).unwrap(),
+                    snapshot: text(record.header(headers::SNAPSHOT)),
+                    moved: moved.into_iter().flatten().next(),
+                    unchanged: Vec::new(),
+                    value: record.value().map(<[u8]>::to_vec),
+                    key,
+                };
+                if let Some(value) = record.value() {
+                    self.value(&mut read, value);
+                }
+                self.records.push(read);
+            }
+        }
+    }
+
+    fn value(&mut self, read: &mut Record, value: &[u8]) {
+        if read.key.starts_with("[\"~chunk\"") {
+            let end = ChunkEnd::read(value).unwrap();
+            read.row = format!("chunk {} low {} final {}", end.table, end.low, end.is_final);
+            return;
+        }
+        let (id, body) = wire::unframe(value).unwrap();
+        let registry = &self.registry;
+        let parse = || Arc::new(Schema::parse(&registry.by_id(id).unwrap()).unwrap());
+        let schema = self.schemas.entry(id).or_insert_with(parse).clone();
+        let mut row = Vec::new();
+        schema.decode(body, &mut row).unwrap();
+        let unchanged = row.pop().unwrap();
+        let unchanged = unchanged
+            .as_array()
+            .unwrap_or_default()
+            .iter()
+            .filter_map(|d| d.as_str().map(str::to_owned));
+        read.unchanged = unchanged.collect();
+        let names: Vec<&str> = schema
+            .fields()
+            .iter()
+            .map(|f| &*f.name)
+            .filter(|n| *n != "_unchanged")
+            .collect();
+        let mut json = Vec::new();
+        ObjectWriter::new(schema.clone(), &names)
+            .unwrap()
+            .write(&row, &mut json);
+        read.row = String::from_utf8(json).unwrap();
+    }
+
+    /// Reads until there are so many records, and gives all of their lines.
+    pub fn lines(&mut self, count: usize) -> Vec<String> {
+        self.wait(&format!("{count} records"), |records| records.len() >= count);
+        self.records.iter().map(Record::line).collect()
+    }
+
+    /// Reads until the records are as wished.
+    pub fn wait(&mut self, what: &str, mut done: impl FnMut(&[Record]) -> bool) {
+        wait_for(what, LIMIT, || {
+            self.read();
+            done(&self.records).then_some(())
+        });
+    }
+
+    /// The rows that the topic says are there now, by key: incarnations, chunk ends and truncates followed. Checks that
+    /// versions rise strictly on the way.
+    pub fn rows(&self) -> BTreeMap<String, String> {
+        let mut rows: BTreeMap<String, (String, Tx, String)> = BTreeMap::new();
+        let mut last = None;
+        for record in &self.records {
+            let version = record.tx.version();
+            assert!(
+                last.is_none_or(|last| last < version),
+                "{last:?} before {version:?} ({})",
+                record.line()
+            );
+            last = Some(version);
+            if record.key.starts_with("[\"~chunk\"") {
+                let snapshot = record.snapshot.clone().unwrap();
+                rows.retain(|_, (_, tx, of)| {
+                    record.table != table_of(of) || tx.incarnation == record.tx.incarnation || of.ends_with(&snapshot)
+                });
+            } else if record.key == format!("[\"{}\"]", record.table) {
+                rows.retain(|_, (_, _, of)| table_of(of) != record.table);
+            } else if record.value.is_none() {
+                rows.remove(&record.key);
+            } else {
+                let of = format!("{}\n{}", record.table, record.snapshot.clone().unwrap_or_default());
+                rows.insert(record.key.clone(), (record.row.clone(), record.tx, of));
+            }
+        }
+        rows.into_iter().map(|(key, (row, ..))| (key, row)).collect()
+    }
+}
+
+fn table_of(of: &str) -> &str {
+    of.split('\n').next().unwrap()
+}

@@ -1,0 +1,198 @@
+//! What the connector refuses, and what it tells people to do.
+
+use super::harness::{Database, LIMIT, Setting};
+use crate::support::wait_for;
+use connectors::source::OnMismatch;
+use connectors::status::{Report, State};
+
+fn report(database: &Database, tables: &[&str], state: State) -> Report {
+    Setting::new(database, tables).start(database).wait_for(state)
+}
+
+#[test]
+fn a_table_that_cannot_be_published_is_told_with_the_statement() {
+    let database = Database::new();
+    database.sql(
+        "CREATE TABLE keyless (id bigint NOT NULL, note text); CREATE TABLE orders (id bigint PRIMARY KEY, note text)",
+    );
+    let found = report(&database, &["keyless(id int8, note text?)"], State::Failed);
+    assert!(
+        found
+            .cause
+            .unwrap()
+            .contains("table keyless has no primary key and declares no key")
+    );
+    assert!(
+        found
+            .next
+            .unwrap()
+            .contains("ALTER TABLE \"public\".\"keyless\" REPLICA IDENTITY FULL")
+    );
+    let found = report(
+        &database,
+        &["orders(id int4, note text)", "gone(id int8)"],
+        State::Failed,
+    );
+    let cause = found.cause.unwrap();
+    for part in [
+        "column id of table orders is int8, declared is int4",
+        "note of table orders may be null",
+        "gone does not exist",
+    ] {
+        assert!(cause.contains(part), "{cause}");
+    }
+    // Nothing was made that the owner would have to clean up.
+    assert_eq!(
+        database.value("SELECT count(*) FROM pg_publication"),
+        Some(String::from("0"))
+    );
+    assert_eq!(database.slot("slot_name"), None);
+}
+
+#[test]
+fn a_declared_key_takes_the_place_of_a_missing_primary_key() {
+    let database = Database::new();
+    database.sql("CREATE TABLE keyless (id bigint NOT NULL, note text); INSERT INTO keyless VALUES (1, 'a')");
+    let setting = Setting::new(&database, &["keyless(id int8, note text?) key id"]);
+    let connector = setting.start(&database);
+    let failed = connector.wait_for(State::Failed);
+    assert!(failed.next.unwrap().contains("REPLICA IDENTITY FULL"));
+    // It goes on by itself once the statement was run.
+    database.sql("ALTER TABLE keyless REPLICA IDENTITY FULL");
+    let mut topic = setting.topic();
+    topic.lines(2);
+    connector.wait_for(State::Running);
+    database.each(&["UPDATE keyless SET note = 'b'", "DELETE FROM keyless"]);
+    assert_eq!(
+        topic.lines(4)[2..],
+        [r#"["keyless","1"] {"id":"1","note":"b"} ."#, r#"["keyless","1"] - ."#]
+    );
+}
+
+#[test]
+fn a_user_without_rights_is_told_what_the_owner_runs() {
+    let database = Database::new();
+    let user = database.name.replace("db_", "user_");
+    database.sql(&format!(
+        "CREATE TABLE orders (id bigint PRIMARY KEY); CREATE ROLE {user} LOGIN"
+    ));
+    let mut setting = Setting::new(&database, &["orders(id int8)"]);
+    setting.url = setting.url.replace("postgres@", &format!("{user}@"));
+    let connector = setting.start(&database);
+    let told = |part: &str| {
+        wait_for(part, LIMIT, || {
+            connector.handle.report().next.filter(|next| next.contains(part))
+        });
+    };
+    told(&format!("ALTER ROLE \"{user}\" REPLICATION"));
+    database.sql(&format!("ALTER ROLE {user} REPLICATION"));
+    told(&format!("GRANT SELECT ON \"public\".\"orders\" TO \"{user}\""));
+    database.sql(&format!("GRANT SELECT ON orders TO {user}"));
+    told("CREATE PUBLICATION \"trunkline_");
+    let statement = connector.handle.report().next.unwrap();
+    let statement = statement
+        .split(": ")
+        .nth(1)
+        .unwrap()
+        .split(';')
+        .next()
+        .unwrap()
+        .to_owned();
+    database.sql(&statement);
+    connector.wait_for(State::Running);
+    connector.stop().unwrap();
+    database.sql(&format!(
+        "REVOKE ALL ON orders FROM {user}; DROP OWNED BY {user}; DROP ROLE {user}"
+    ));
+}
+
+#[test]
+fn a_slot_that_may_hide_a_gap_needs_a_resync_and_a_resync_drops_what_is_gone() {
+    let database = Database::new();
+    database.sql("CREATE TABLE orders (id bigint PRIMARY KEY); INSERT INTO orders VALUES (1), (2)");
+    let setting = Setting::new(&database, &["orders(id int8)"]);
+    let mut topic = setting.topic();
+    let connector = setting.start(&database);
+    topic.lines(3);
+    connector.wait_for(State::Running);
+    connector.stop().unwrap();
+    // Somebody drops the slot, and rows come and go meanwhile.
+    wait_for("the slot to be free", LIMIT, || {
+        database.slot("active").filter(|a| a == "false")
+    });
+    database.sql(
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()",
+    );
+    database.sql("DELETE FROM orders WHERE id = 1; INSERT INTO orders VALUES (3)");
+    let connector = setting.start(&database);
+    let found = connector.wait_for(State::NeedsResync);
+    assert!(found.cause.unwrap().contains("does not exist any more"));
+    assert!(found.next.unwrap().contains("on_mismatch = \"resync\""));
+    topic.read();
+    assert_eq!(topic.records.len(), 3, "nothing is published past a gap");
+    connector.handle.resync();
+    connector.wait_for(State::Running);
+    topic.lines(6);
+    assert!(
+        topic.records[3..]
+            .iter()
+            .all(|r| r.tx.incarnation > topic.records[0].tx.incarnation)
+    );
+    let rows: Vec<String> = topic.rows().into_keys().collect();
+    assert_eq!(rows, [r#"["orders","2"]"#, r#"["orders","3"]"#]);
+    connector.stop().unwrap();
+    // Somebody else acknowledges the slot further than what is stored.
+    database.sql("INSERT INTO orders VALUES (4)");
+    wait_for("the slot to be free", LIMIT, || {
+        database.slot("active").filter(|a| a == "false")
+    });
+    database.sql(
+        "SELECT pg_replication_slot_advance(slot_name, pg_current_wal_lsn()) FROM pg_replication_slots \
+         WHERE database = current_database()",
+    );
+    let setting = Setting {
+        on_mismatch: OnMismatch::Resync,
+        ..setting
+    };
+    let connector = setting.start(&database);
+    topic.wait("the resync", |records| {
+        records.iter().filter(|r| r.key.starts_with("[\"~chunk")).count() == 3
+    });
+    connector.wait_for(State::Running);
+    assert_eq!(topic.rows().len(), 3);
+}
+
+#[test]
+fn a_slot_of_somebody_else_is_not_taken() {
+    let database = Database::new();
+    database.sql("CREATE TABLE orders (id bigint PRIMARY KEY)");
+    let setting = Setting::new(&database, &["orders(id int8)"]);
+    database.sql(&format!(
+        "SELECT pg_create_logical_replication_slot('trunkline_{}', 'pgoutput')",
+        setting.name
+    ));
+    let connector = setting.start(&database);
+    let found = connector.wait_for(State::NeedsResync);
+    assert!(found.cause.unwrap().contains("no position of this connector is stored"));
+}
+
+#[test]
+fn a_table_that_is_declared_later_needs_a_resync() {
+    let database = Database::new();
+    database.sql("CREATE TABLE orders (id bigint PRIMARY KEY, note text); CREATE TABLE more (id bigint PRIMARY KEY)");
+    let setting = Setting::new(&database, &["orders(id int8)"]);
+    let connector = setting.start(&database);
+    connector.wait_for(State::Running);
+    connector.stop().unwrap();
+    for (tables, what) in [
+        (["orders(id int8, note text?)", "more(id int8)"], "table more"),
+        (["orders(id int8, note text?)"; 2], "column note"),
+    ] {
+        let again = Setting {
+            tables: Setting::on(&database, &tables[..], setting.log.clone(), setting.registry.clone()).tables,
+            ..setting.clone()
+        };
+        let found = again.start(&database).wait_for(State::NeedsResync);
+        assert!(found.cause.unwrap().contains(what));
+    }
+}

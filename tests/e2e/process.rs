@@ -1,0 +1,185 @@
+//! A process's life seen from outside: signals, drains that hang, failures, failpoints.
+//!
+//! Guarantees: each case is a real process (this test binary in a mode of its own) with its exit code and its log.
+//! Never: a child that outlives its test.
+
+use crate::support::{self, wait_for};
+use service::{BoxError, Service, chain, telemetry};
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+/// Set in the child only: which of [`lead`]'s lives it lives.
+const CHILD: &str = "TRUNKLINE_TEST_PROCESS_CHILD";
+
+/// Not a test of its own: the child's body. Without the variable it has nothing to do.
+#[test]
+fn child_lives_until_it_is_told_to_end() {
+    let Some(mode) = service::config::env(CHILD) else {
+        return;
+    };
+    telemetry::logs(&telemetry::Config::default()).unwrap();
+    if let Err(error) = lead(&mode) {
+        eprintln!("ended with: {}", chain(&error));
+        panic!("not a clean end");
+    }
+    eprintln!("ended cleanly");
+}
+
+fn lead(mode: &str) -> Result<(), service::service::Error> {
+    let mode = mode.to_owned();
+    Service::new()
+        .worker_threads(1)
+        .drain_limit(Duration::from_secs(60))
+        .run(move |tasks| async move {
+            let (drain, other) = (tasks.drain(), tasks.drain());
+            match mode.as_str() {
+                "fails" => tasks.thread("reader", || Err::<(), _>("the disk is gone")),
+                "panics" => tasks.spawn("reader", async {
+                    let rows: Vec<u32> = Vec::new();
+                    assert!(rows.len() > 2, "only {} rows", rows.len());
+                }),
+                "hangs" => tasks.spawn("deaf", std::future::pending::<()>()),
+                _ => {}
+            }
+            tasks.spawn("listener", async move { drain.started().await });
+            tasks.thread("worker", move || {
+                let mut committed = 0;
+                while !other.is_draining() {
+                    service::failpoint::hit("test_commit");
+                    committed += 1;
+                    if committed == 1 {
+                        println!("child works");
+                    }
+                    other.sleep_blocking(Duration::from_millis(1));
+                }
+                // What is begun is ended: the drain comes between two rounds, never inside one.
+                eprintln!("worker ended after a whole round");
+                Ok::<(), BoxError>(())
+            });
+        })
+}
+
+/// A child, and its standard output, which stays open so that the child may go on writing.
+struct Life(Child, BufReader<ChildStdout>);
+
+impl Life {
+    fn of(mode: &str, failpoints: &str) -> Self {
+        let binary = std::env::current_exe().unwrap();
+        let mut child = Command::new(binary)
+            .args(["--exact", "process::child_lives_until_it_is_told_to_end", "--nocapture"])
+            .env(CHILD, mode)
+            .env(service::failpoint::VARIABLE, failpoints)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        Self(child, stdout)
+    }
+
+    /// Waits until the worker has done a round.
+    fn working(mut self) -> Self {
+        let mut lines = self.1.by_ref().lines().map_while(Result::ok);
+        assert!(
+            lines.any(|line| line.ends_with("child works")),
+            "the child never worked"
+        );
+        self
+    }
+
+    fn signal(&self, signal: &str) {
+        support::signal(self.0.id(), signal);
+    }
+
+    /// Its exit status and all that it said.
+    fn end(mut self) -> (ExitStatus, String) {
+        let status = wait_for("the child ends", Duration::from_secs(30), || self.0.try_wait().unwrap());
+        let mut said = String::new();
+        self.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        (status, said)
+    }
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+#[test]
+fn sigterm_and_sigint_drain_and_end_cleanly() {
+    for signal in ["-TERM", "-INT"] {
+        let life = Life::of("works", "").working();
+        life.signal(signal);
+        let (status, said) = life.end();
+        assert!(status.success(), "{said}");
+        assert!(
+            said.contains("worker ended after a whole round") && said.contains("ended cleanly"),
+            "{said}"
+        );
+    }
+}
+
+#[test]
+fn a_second_signal_ends_a_drain_that_hangs_and_the_end_names_what_hung() {
+    let mut life = Life::of("hangs", "").working();
+    life.signal("-TERM");
+    // The worker has heard the drain: only the deaf one is left.
+    let mut said = BufReader::new(life.0.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("worker ended") {
+        line.clear();
+        assert!(
+            said.read_line(&mut line).unwrap() > 0,
+            "the child ended before the second signal"
+        );
+    }
+    life.signal("-TERM");
+    let status = wait_for("the child ends", Duration::from_secs(30), || life.0.try_wait().unwrap());
+    let mut rest = String::new();
+    said.read_to_string(&mut rest).unwrap();
+    assert!(!status.success());
+    assert!(
+        rest.contains("ended with: interrupted while these still ran: deaf"),
+        "{rest}"
+    );
+}
+
+#[test]
+fn a_failed_or_panicked_task_drains_the_process_and_is_named() {
+    for (mode, expected) in [
+        ("fails", "ended with: task reader failed: the disk is gone"),
+        ("panics", "ended with: task reader panicked: only 0 rows"),
+    ] {
+        let (status, said) = Life::of(mode, "").end();
+        assert!(!status.success());
+        assert!(said.contains(expected), "{said}");
+        assert!(
+            said.contains("worker ended after a whole round"),
+            "the others drain: {said}"
+        );
+    }
+}
+
+#[test]
+fn a_failpoint_kills_at_its_hit_without_any_clean_up() {
+    use std::os::unix::process::ExitStatusExt;
+    let (status, said) = Life::of("works", "test_commit=kill@3").end();
+    assert_eq!(status.signal(), Some(6), "aborted: {said}");
+    assert!(
+        said.contains("failpoint test_commit: dying here") && !said.contains("worker ended"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_mistyped_failpoint_refuses_to_start() {
+    let (status, said) = Life::of("works", "test_commit=kil").end();
+    assert!(!status.success());
+    assert!(
+        said.contains("holds `test_commit=kil`") && !said.contains("worker"),
+        "{said}"
+    );
+}

@@ -1,0 +1,423 @@
+//! What an application meets when it starts again and topics, state or declarations are not as they were: it says what
+//! is wrong and what to do, and never goes on with less state than it had.
+//!
+//! Guarantees: each case ends with its way out taken, and with the right output. Never: an ending that only a look at the
+//! log shows.
+
+use super::harness::{Harness, on_both, until_cause};
+use crate::support;
+use event_log::{OffsetSpec, TimestampPolicy, TopicConfig, TopicPartition, TopicSpec};
+use std::time::Duration;
+use streams::offsets;
+
+#[test]
+fn partition_counts_that_do_not_fit_are_refused_with_both_numbers_and_the_fix() {
+    on_both(|harness| {
+        let three = support::unique("three");
+        harness.topic(&three, 3, &[]);
+        let text = harness.refusal(vec![harness.sub("count", &[&harness.input, &three], "counts")]);
+        assert!(
+            text.contains(&format!("{} has 2, {three} has 3", harness.input)),
+            "{text}"
+        );
+        assert!(text.contains("repartition"), "{text}");
+        // A dead letter keeps its record's partition.
+        let letters = streams::dead_letter_topic(&three);
+        harness.topic(&letters, 2, &[]);
+        let text = harness.refusal(vec![harness.sub("count", &[&three], "other")]);
+        assert!(
+            text.contains(&format!("{letters} has 2 partitions and its topic 3")),
+            "{text}"
+        );
+        assert!(text.contains("add the missing ones"), "{text}");
+        // As after partitions were added to the input: the keys are in other partitions now, and so would be the state.
+        compacted(harness, &harness.changelog("counts", 0).topic, 1);
+        let text = harness.refusal(vec![harness.sub("count", &[&harness.input], "counts")]);
+        assert!(text.contains("it has 1 partitions and the inputs have 2"), "{text}");
+        assert!(text.contains("give the store another name"), "{text}");
+    });
+}
+
+fn compacted(harness: &Harness, name: &str, partitions: i32) {
+    let mut config = TopicConfig::new(event_log::Cleanup::Compact);
+    config.timestamps = TimestampPolicy::LogAppendTime;
+    let spec = TopicSpec {
+        name: name.to_owned(),
+        partitions,
+        replication: None,
+        config,
+    };
+    assert_eq!(harness.log.create_topics(&[spec]).expect("create a topic"), [true]);
+}
+
+#[test]
+fn a_sub_topology_with_another_name_keeps_its_state() {
+    on_both(|harness| {
+        harness.write(&harness.input, 0, &[("a", ""), ("a", "")]);
+        let mut thread = harness.start("counts");
+        harness.settle(&mut thread);
+        thread.finish().expect("a clean end");
+        harness.write(&harness.input, 0, &[("a", "")]);
+        let mut thread = harness
+            .try_start(vec![harness.sub("renamed", &[&harness.input], "counts")])
+            .expect("it starts");
+        assert_eq!(thread.leftovers(), Vec::<String>::new());
+        harness.settle(&mut thread);
+        assert_eq!(harness.out(0), ["a=1", "a=2", "a=3"]);
+        thread.finish().expect("a clean end");
+    });
+}
+
+/// The thread comes back as the static member that it was, within its session timeout.
+#[test]
+fn an_input_added_between_two_runs_is_read() {
+    on_both(|harness| {
+        harness.write(&harness.input, 0, &[("a", "")]);
+        let mut thread = harness.start("counts");
+        harness.settle(&mut thread);
+        thread.finish().expect("a clean end");
+        let added = support::unique("added");
+        harness.topic(&added, 2, &[]);
+        harness.write(&added, 0, &[("b", "")]);
+        let both = || {
+            let more = harness.sub("more", &[&added], "more");
+            vec![harness.sub("count", &[&harness.input], "counts"), more]
+        };
+        let mut thread = harness.try_start(both()).expect("it starts");
+        harness.settle(&mut thread);
+        assert_eq!(harness.out(0), ["a=1", "b=1"]);
+        support::wait_for("readiness", Duration::from_secs(30), || {
+            thread.turn().expect("it goes on");
+            thread.causes().is_empty().then_some(())
+        });
+        thread.finish().expect("a clean end");
+    });
+}
+
+#[test]
+fn a_store_with_another_name_stops_its_tasks_until_somebody_says_how_to_go_on() {
+    on_both(|harness| {
+        harness.write(&harness.input, 0, &[("a", ""), ("a", "")]);
+        harness.write(&harness.input, 1, &[("b", "")]);
+        let mut thread = harness.start("counts");
+        harness.settle(&mut thread);
+        thread.finish().expect("a clean end");
+        let mut thread = harness.start("renamed");
+        let leftovers = thread.leftovers().join("; ");
+        assert!(
+            leftovers.contains(&*harness.changelog("counts", 0).topic),
+            "{leftovers}"
+        );
+        assert!(
+            leftovers.contains(
+                &harness
+                    .dir
+                    .path()
+                    .join(&harness.application)
+                    .join("counts")
+                    .display()
+                    .to_string()
+            )
+        );
+        let cause = until_cause(&mut thread, "task count/0: stopped");
+        assert!(cause.contains("holds no state at all"), "{cause}");
+        assert!(cause.contains("declare its former name"), "{cause}");
+        assert!(
+            cause.contains(&format!("trunkline offsets accept {} renamed/0", harness.application)),
+            "{cause}"
+        );
+        assert!(
+            cause.contains(&format!("trunkline offsets again {} renamed/0", harness.application)),
+            "{cause}"
+        );
+        until_cause(&mut thread, "task count/1: stopped");
+        thread.finish().expect("a clean end");
+        assert_eq!(harness.out(0), ["a=1", "a=2"], "nothing went on");
+        // The one task processes all of it again, the other goes on with nothing; both by an explicit word.
+        harness.vacated();
+        let (zero, one) = (harness.changelog("renamed", 0), harness.changelog("renamed", 1));
+        let at = |partition| TopicPartition::new(harness.input.as_str(), partition);
+        offsets::again(&*harness.log, &harness.application, &zero, &[at(0)]).expect("again");
+        offsets::accept(&*harness.log, &harness.application, &one, &[at(1)]).expect("accept");
+        harness.write(&harness.input, 1, &[("b", "")]);
+        let mut thread = harness.start("renamed");
+        harness.settle(&mut thread);
+        assert_eq!(harness.out(0), ["a=1", "a=2", "a=1", "a=2"]);
+        assert_eq!(harness.out(1), ["b=1", "b=1"]);
+        thread.finish().expect("a clean end");
+        // Under its former name everything is as it was, and behind: what the other store saw in between is not in it.
+        let mut thread = harness.start("counts");
+        let cause = until_cause(&mut thread, "task count/1: stopped");
+        assert!(cause.contains("up to 1, and the committed offset is 2"), "{cause}");
+    });
+}
+
+#[test]
+fn inputs_that_were_exchanged_stop_their_tasks_until_it_is_accepted() {
+    on_both(|harness| {
+        let more = support::unique("more");
+        harness.topic(&more, 2, &[]);
+        harness.write(&harness.input, 0, &[("a", ""), ("a", "")]);
+        harness.write(&more, 0, &[("b", "")]);
+        let declared = |first: &str, second: &str| {
+            vec![
+                harness.sub("one", &[first], "ones"),
+                harness.sub("two", &[second], "twos"),
+            ]
+        };
+        let mut thread = harness.try_start(declared(&harness.input, &more)).expect("it starts");
+        harness.settle(&mut thread);
+        thread.finish().expect("a clean end");
+        let before = harness.out(0).len();
+        let mut thread = harness.try_start(declared(&more, &harness.input)).expect("it starts");
+        let cause = until_cause(&mut thread, "task one/0: stopped");
+        assert!(cause.contains(&format!("made from {}/0", harness.input)), "{cause}");
+        assert!(cause.contains(&format!("reads {more}/0")), "{cause}");
+        let way = format!("trunkline offsets accept {} ones/0 --input {more}", harness.application);
+        assert!(cause.contains(&way), "{cause}");
+        until_cause(&mut thread, "task two/1: stopped");
+        thread.finish().expect("a clean end");
+        // Exchanged back, nothing has happened.
+        harness.write(&harness.input, 0, &[("a", "")]);
+        let mut thread = harness.try_start(declared(&harness.input, &more)).expect("it starts");
+        harness.settle(&mut thread);
+        assert_eq!(harness.out(0).get(before..), Some(&["a=3".to_owned()][..]));
+        thread.finish().expect("a clean end");
+        // And where it is meant, the state goes on from the other topic.
+        for (store, input) in [("ones", &more), ("twos", &harness.input)] {
+            for partition in 0..2 {
+                let at = TopicPartition::new(input.as_str(), partition);
+                let changelog = harness.changelog(store, partition);
+                offsets::accept(&*harness.log, &harness.application, &changelog, &[at]).expect("accept");
+            }
+        }
+        harness.write(&more, 0, &[("a", "")]);
+        let mut thread = harness.try_start(declared(&more, &harness.input)).expect("it starts");
+        harness.settle(&mut thread);
+        assert_eq!(harness.out(0).last().map(String::as_str), Some("a=4"));
+        thread.finish().expect("a clean end");
+    });
+}
+
+#[test]
+fn an_input_that_is_read_no_more_takes_nothing_from_the_state() {
+    on_both(|harness| {
+        let more = support::unique("more");
+        harness.topic(&more, 2, &[]);
+        harness.write(&more, 0, &[("a", "")]);
+        let both = || vec![harness.sub("count", &[&harness.input, &more], "counts")];
+        let mut thread = harness.try_start(both()).expect("it starts");
+        harness.settle(&mut thread);
+        thread.finish().expect("a clean end");
+        harness.write(&harness.input, 0, &[("a", "")]);
+        let mut thread = harness.start("counts");
+        harness.settle(&mut thread);
+        thread.finish().expect("a clean end");
+        // It comes back, and goes on where it was left.
+        harness.write(&more, 0, &[("a", "")]);
+        let mut thread = harness.try_start(both()).expect("it starts");
+        harness.settle(&mut thread);
+        assert_eq!(harness.out(0), ["a=1", "a=2", "a=3"]);
+        thread.finish().expect("a clean end");
+    });
+}
+
+#[test]
+fn a_changelog_that_was_deleted_stops_its_tasks_and_keeps_the_store() {
+    on_both(|harness| {
+        harness.write(&harness.input, 0, &[("a", ""), ("a", "")]);
+        let mut thread = harness.start("counts");
+        harness.settle(&mut thread);
+        thread.finish().expect("a clean end");
+        harness
+            .log
+            .delete_topic(&harness.changelog("counts", 0).topic)
+            .expect("delete the changelog");
+        let mut thread = harness.start("counts");
+        let cause = until_cause(&mut thread, "task count/0: stopped");
+        assert!(cause.contains("holds no state at all"), "{cause}");
+        assert!(cause.contains("trunkline offsets again"), "{cause}");
+        thread.finish().expect("a clean end");
+        let stores = std::fs::read_dir(harness.dir.path().join(&harness.application).join("counts"));
+        let aside = stores.expect("stores").filter(|entry| {
+            entry
+                .as_ref()
+                .is_ok_and(|entry| entry.file_name().to_string_lossy().contains(".aside-"))
+        });
+        assert_eq!(aside.count(), 2, "nothing is wiped");
+        harness.vacated();
+        let again = |partition| {
+            let input = TopicPartition::new(harness.input.as_str(), partition);
+            let changelog = harness.changelog("counts", partition);
+            offsets::again(&*harness.log, &harness.application, &changelog, &[input])
+        };
+        again(0).expect("again");
+        again(1).expect("again");
+        let mut thread = harness.start("counts");
+        harness.settle(&mut thread);
+        assert_eq!(harness.out(0), ["a=1", "a=2", "a=1", "a=2"]);
+        thread.finish().expect("a clean end");
+        // What has state is not begun again by mistake.
+        let text = service::chain(&again(0).expect_err("it has state"));
+        assert!(text.contains("holds state"), "{text}");
+    });
+}
+
+#[cfg(feature = "external")]
+#[test]
+fn a_changelog_without_its_beginning_is_never_restored_in_part() {
+    let harness = Harness::kafka();
+    let servers = harness.kafka.clone().expect("it is Kafka");
+    harness.write(&harness.input, 0, &[("a", ""), ("b", "")]);
+    let mut thread = harness.start("counts");
+    harness.settle(&mut thread);
+    harness.write(&harness.input, 0, &[("b", "")]);
+    harness.settle(&mut thread);
+    thread.finish().expect("a clean end");
+    let changelog = harness.changelog("counts", 0);
+    let end = harness.log.offset(&changelog, OffsetSpec::LogEnd).expect("the end");
+    // Kafka refuses that of a topic that is compacted alone.
+    let policy = |policy: &str| {
+        let setting = ("cleanup.policy".to_owned(), policy.to_owned());
+        harness
+            .log
+            .alter_topic(&changelog.topic, &[setting])
+            .expect("alter the topic");
+    };
+    policy("compact,delete");
+    support::delete_records(&servers, &changelog.topic, changelog.partition, end - 3);
+    policy("compact");
+    assert_eq!(
+        harness.log.offset(&changelog, OffsetSpec::Earliest).expect("the start"),
+        end - 3
+    );
+    // The store has it all, and goes on; it is a whole one's last copy, which is said.
+    harness.write(&harness.input, 0, &[("a", "")]);
+    let mut thread = harness.start("counts");
+    harness.settle(&mut thread);
+    assert_eq!(harness.out(0), ["a=1", "b=1", "b=2", "a=2"]);
+    thread.finish().expect("a clean end");
+    // Without the store a part of the state would be missing.
+    let store = harness.dir.path().join(&harness.application).join("counts/0");
+    let kept = harness.dir.path().join("kept");
+    std::fs::rename(&store, &kept).expect("move the store");
+    harness.write(&harness.input, 0, &[("a", "")]);
+    let mut thread = harness.start("counts");
+    let cause = until_cause(&mut thread, "task count/0: stopped");
+    assert!(cause.contains(&format!("begins at offset {}", end - 3)), "{cause}");
+    assert!(cause.contains("put its store's directory back"), "{cause}");
+    assert!(cause.contains("another name"), "{cause}");
+    drop(thread);
+    // The way out: the copy comes back.
+    std::fs::remove_dir_all(&store).expect("remove the empty store");
+    std::fs::rename(&kept, &store).expect("move the store back");
+    let mut thread = harness.start("counts");
+    harness.settle(&mut thread);
+    assert_eq!(harness.out(0), ["a=1", "b=1", "b=2", "a=2", "a=3"]);
+    thread.finish().expect("a clean end");
+}
+
+#[cfg(feature = "external")]
+#[test]
+fn offsets_that_have_expired_are_taken_from_the_state() {
+    let harness = Harness::kafka();
+    let servers = harness.kafka.clone().expect("it is Kafka");
+    harness.write(&harness.input, 0, &[("a", ""), ("a", "")]);
+    let mut thread = harness.start("counts");
+    harness.settle(&mut thread);
+    thread.finish().expect("a clean end");
+    harness.vacated();
+    support::delete_group(&servers, &harness.application);
+    let at = TopicPartition::new(harness.input.as_str(), 0);
+    let committed = harness.log.committed(&harness.application, std::slice::from_ref(&at));
+    assert_eq!(committed.expect("the offsets").get(&at), Some(&None));
+    harness.write(&harness.input, 0, &[("a", "")]);
+    let mut thread = harness.start("counts");
+    harness.settle(&mut thread);
+    assert_eq!(harness.out(0), ["a=1", "a=2", "a=3"]);
+    // They are written down at once, also where nothing came.
+    let all = [at, TopicPartition::new(harness.input.as_str(), 1)];
+    let committed = harness.log.committed(&harness.application, &all).expect("the offsets");
+    assert_eq!(committed.values().copied().collect::<Vec<_>>(), [Some(3), Some(0)]);
+    thread.finish().expect("a clean end");
+}
+
+#[test]
+fn a_record_of_which_something_too_large_is_made_is_given_up_alone() {
+    on_both(|harness| {
+        // Larger than the changelog takes, and larger than the output takes: the limit is that of all topics here.
+        let (state, out) = ("state 1100000", "out 1100000");
+        harness.write(&harness.input, 0, &[("a", ""), ("b", state), ("c", out), ("a", "")]);
+        let mut thread = harness.start("counts");
+        harness.settle(&mut thread);
+        assert_eq!(harness.out(0), ["a=1", "a=2"]);
+        let letters = harness.read(&streams::dead_letter_topic(&harness.input), 0);
+        assert_eq!(letters, [format!("b={state}"), format!("c={out}")]);
+        thread.finish().expect("a clean end");
+        // A restored store knows nothing of what was given up.
+        std::fs::remove_dir_all(harness.dir.path().join(&harness.application)).expect("lose the stores");
+        harness.write(&harness.input, 0, &[("b", ""), ("c", "")]);
+        let mut thread = harness.start("counts");
+        harness.settle(&mut thread);
+        assert_eq!(harness.out(0), ["a=1", "a=2", "b=1", "c=1"]);
+        thread.finish().expect("a clean end");
+    });
+}
+
+#[cfg(feature = "external")]
+#[test]
+fn a_dead_letter_that_is_too_large_itself_goes_without_its_body() {
+    let harness = Harness::kafka();
+    harness.topic(
+        &streams::dead_letter_topic(&harness.input),
+        2,
+        &[("max.message.bytes", "2000")],
+    );
+    let long = "k".repeat(3000);
+    harness.write(&harness.input, 0, &[("a", ""), (&long, "out 1100000"), ("a", "")]);
+    let mut thread = harness.start("counts");
+    harness.settle(&mut thread);
+    assert_eq!(harness.out(0), ["a=1", "a=2"]);
+    assert_eq!(
+        harness.read(&streams::dead_letter_topic(&harness.input), 0),
+        ["null=null"]
+    );
+    thread.finish().expect("a clean end");
+}
+
+#[test]
+fn a_record_with_a_state_key_that_no_store_takes_is_given_up_alone() {
+    on_both(|harness| {
+        let long = "k".repeat(65_536);
+        harness.write(&harness.input, 0, &[("a", ""), (&long, ""), ("a", "")]);
+        let mut thread = harness.start("counts");
+        harness.settle(&mut thread);
+        assert_eq!(harness.out(0), ["a=1", "a=2"]);
+        let letters = harness.read(&streams::dead_letter_topic(&harness.input), 0);
+        assert_eq!(letters, [format!("{long}=")]);
+        thread.finish().expect("a clean end");
+        // The process starts again, also without its stores.
+        std::fs::remove_dir_all(harness.dir.path().join(&harness.application)).expect("lose the stores");
+        harness.write(&harness.input, 0, &[("a", "")]);
+        let mut thread = harness.start("counts");
+        harness.settle(&mut thread);
+        assert_eq!(harness.out(0), ["a=1", "a=2", "a=3"]);
+        thread.finish().expect("a clean end");
+    });
+}
+
+#[test]
+fn an_output_topic_that_is_gone_stops_the_task_until_it_is_made() {
+    on_both(|harness| {
+        harness.log.delete_topic(&harness.output).expect("delete the output");
+        harness.write(&harness.input, 0, &[("a", "")]);
+        let mut thread = harness.start("counts");
+        let cause = until_cause(&mut thread, "task count/0: stopped");
+        let fix = format!("topic {} does not exist; create it", harness.output);
+        assert!(cause.contains(&fix), "{cause}");
+        harness.topic(&harness.output, 2, &[]);
+        harness.settle(&mut thread);
+        assert_eq!(harness.out(0), ["a=1"]);
+        thread.finish().expect("a clean end");
+    });
+}

@@ -1,0 +1,217 @@
+//! The process that is killed: a counting application on the real runtime.
+//!
+//! Guarantees: the counts in its output follow from the order of its input alone, so that a loss, a duplicate or a
+//! phantom shows in them. Never: a commit of its own.
+
+use event_log::{OutRecord, RecordBatch, SharedEventLog};
+use serde::{Deserialize, Serialize};
+use service::{Readiness, Service, Tasks, chain, telemetry};
+use std::fs::File;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+use streams::{Application, Config, Context, FirstStart, Handle, Output, Processor, State, SubTopology, TaskInfo};
+
+use crate::support::{self, wait_for};
+
+/// Set in the child only: its [`Part`] as JSON.
+const CHILD: &str = "TRUNKLINE_TEST_RUNTIME_CHILD";
+
+/// What one process runs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Part {
+    pub kafka: String,
+    pub application: String,
+    pub instance: String,
+    pub input: String,
+    pub output: String,
+    pub dir: PathBuf,
+    pub sled: bool,
+    /// Whether it uses the newer group protocol.
+    pub newer: bool,
+    /// Whether it is at least once.
+    pub alone: bool,
+}
+
+/// Counts records by key and says each count with the offset that it was made from.
+struct Counter {
+    output: Arc<str>,
+    partition: i32,
+}
+
+impl Processor for Counter {
+    fn process(
+        &mut self,
+        _: Context,
+        records: &RecordBatch,
+        range: Range<usize>,
+        state: &mut State,
+        output: &mut Output,
+    ) -> streams::Result<()> {
+        for record in range.filter_map(|index| records.get(index)) {
+            let Some(key) = record.key() else { continue };
+            let before = state
+                .get(key)?
+                .map(|value| String::from_utf8_lossy(&value).into_owned());
+            let count = before.map_or(0, |text| text.parse::<u64>().expect("a number")) + 1;
+            state.put(key, count.to_string().into_bytes());
+            let value = format!("{count} {}", record.offset());
+            let out = OutRecord {
+                topic: &self.output,
+                partition: Some(self.partition),
+                timestamp: None,
+                key: Some(key),
+                value: Some(value.as_bytes()),
+            };
+            output.send(out, []);
+        }
+        Ok(())
+    }
+}
+
+impl Part {
+    /// The log that it runs on.
+    pub fn log(&self) -> SharedEventLog {
+        event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(self.kafka.clone())).expect("connect")
+    }
+
+    /// Starts the application in this process, with two threads unless `set` says otherwise.
+    pub fn run(
+        &self,
+        log: SharedEventLog,
+        tasks: &Tasks,
+        readiness: &Readiness,
+        set: impl FnOnce(&mut Config),
+    ) -> Handle {
+        let output: Arc<str> = self.output.as_str().into();
+        let sub = SubTopology {
+            name: "count".to_owned(),
+            inputs: vec![self.input.clone()],
+            store: "counts".to_owned(),
+            factory: Arc::new(move |info: &TaskInfo| {
+                Box::new(Counter {
+                    output: output.clone(),
+                    partition: info.id.partition,
+                })
+            }),
+            first_start: FirstStart::Earliest,
+        };
+        let application = Application {
+            name: self.application.clone(),
+            subtopologies: vec![sub],
+        };
+        let mut config = Config::new(&self.instance, &self.dir);
+        config.engine = if self.sled {
+            state_store::Engine::Sled
+        } else {
+            state_store::Engine::Fjall
+        };
+        config.store_memory_bytes = 8 << 20;
+        config.session_timeout = Duration::from_secs(6);
+        config.threads = 2;
+        if self.alone {
+            config.guarantee = streams::ProcessingGuarantee::AtLeastOnce;
+        }
+        if self.newer {
+            config.group_protocol = event_log::GroupProtocol::Consumer;
+        }
+        set(&mut config);
+        streams::run(application, config, log, service::clock::system(), tasks, readiness)
+    }
+
+    /// Starts a process that runs it, armed with these failpoints.
+    pub fn spawn(&self, failpoints: &str) -> Life {
+        let log = self.dir.with_extension("log");
+        let words = File::options().create(true).append(true).open(&log);
+        let child = Command::new(std::env::current_exe().expect("know this binary"))
+            .args([
+                "--exact",
+                "runtime::child::child_runs_the_application",
+                "--nocapture",
+                "--test-threads=1",
+            ])
+            .env(CHILD, serde_json::to_string(self).expect("plain values"))
+            .env(service::failpoint::VARIABLE, failpoints)
+            .stdout(Stdio::null())
+            .stderr(words.expect("open a log file"))
+            .spawn()
+            .expect("start a child");
+        Life { child, log }
+    }
+}
+
+/// Not a test of its own: the child's body. Without the variable it has nothing to do.
+#[test]
+fn child_runs_the_application() {
+    let Some(part) = service::config::env(CHILD) else {
+        return;
+    };
+    let part: Part = serde_json::from_str(&part).expect("a part");
+    telemetry::logs(&telemetry::Config::default()).expect("log");
+    event_log::probe::install(service::failpoint::hit);
+    let ended = Service::new().worker_threads(1).run(move |tasks| async move {
+        part.run(part.log(), &tasks, &Readiness::new(), |_| {});
+        tasks.drain().started().await;
+    });
+    if let Err(error) = ended {
+        eprintln!("ended with: {}", chain(&error));
+        panic!("not a clean end");
+    }
+}
+
+/// A child that does not outlive its test.
+pub struct Life {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Life {
+    /// Waits until it has ended by itself.
+    pub fn ended(&mut self, why: &str) -> ExitStatus {
+        wait_for(why, Duration::from_secs(60), || {
+            self.child.try_wait().expect("ask for the child")
+        })
+    }
+
+    pub fn is_alive(&mut self) -> bool {
+        self.child.try_wait().expect("ask for the child").is_none()
+    }
+
+    /// What it said last.
+    pub fn last_words(&self) -> String {
+        support::last_lines(&self.log, 20)
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+
+    pub fn signal(&self, signal: &str) {
+        support::signal(self.child.id(), signal);
+    }
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A part with names that no other test has.
+pub fn part(kafka: String, dir: PathBuf) -> Part {
+    Part {
+        kafka,
+        application: support::unique("count"),
+        instance: "one".to_owned(),
+        input: support::unique("input"),
+        output: support::unique("output"),
+        dir,
+        sled: false,
+        newer: false,
+        alone: false,
+    }
+}

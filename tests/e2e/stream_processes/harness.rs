@@ -1,0 +1,323 @@
+//! A stream thread turned by hand over either home of the log, for what an application meets when it starts again and
+//! something is not as it was.
+//!
+//! Guarantees: stores on disk, topics with names of this harness's own; the code that turns is the thread's. Never: a wait
+//! without a limit.
+
+use crate::support::{self, wait_for};
+use event_log::embedded::{self, EmbeddedLog};
+use event_log::kafka::{self, KafkaLog};
+use event_log::{
+    Cleanup, Isolation, OffsetSpec, OutBatch, OutRecord, RecordBatch, SharedEventLog, StartFrom, TopicConfig,
+    TopicPartition, TopicSpec,
+};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use streams::driver::ThreadDriver;
+use streams::{
+    Application, Config, Context, Directory, FirstStart, Output, ProcessClock, Processor, State, SubTopology, TaskInfo,
+};
+use tempfile::TempDir;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Counts records by key into `output`; a value `out N` or `state N` makes the count's record or its state so long.
+struct Counter {
+    output: Arc<str>,
+    partition: i32,
+}
+
+impl Processor for Counter {
+    fn process(
+        &mut self,
+        _: Context,
+        records: &RecordBatch,
+        range: Range<usize>,
+        state: &mut State,
+        output: &mut Output,
+    ) -> streams::Result<()> {
+        for record in range.filter_map(|index| records.get(index)) {
+            let key = record.key().expect("every record has a key");
+            let asked = String::from_utf8_lossy(record.value().unwrap_or_default()).into_owned();
+            let long = |what: &str| {
+                asked
+                    .strip_prefix(what)
+                    .map_or(0, |bytes| bytes.parse().expect("a size"))
+            };
+            let before = state.get(key)?.map_or(0, |value| number(&value));
+            let count = (before + 1).to_string();
+            state.put(key, format!("{count} {}", noise(long("state "))).into_bytes());
+            let value = format!("{count}{}", " ".repeat(long("out ")));
+            let out = OutRecord {
+                topic: &self.output,
+                partition: Some(self.partition),
+                timestamp: None,
+                key: Some(key),
+                value: Some(value.as_bytes()),
+            };
+            output.send(out, []);
+        }
+        Ok(())
+    }
+}
+
+/// The first word of a state.
+fn number(text: &[u8]) -> u64 {
+    let text = String::from_utf8_lossy(text);
+    text.split(' ').next().unwrap_or_default().parse().expect("a number")
+}
+
+/// Text that does not become smaller when it is compressed.
+fn noise(bytes: usize) -> String {
+    let mut seed: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut next = || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        char::from(b'0' + u8::try_from(seed >> 58).expect("six bits"))
+    };
+    (0..bytes).map(|_| next()).collect()
+}
+
+/// A log and one application's names and stores.
+pub struct Harness {
+    pub log: SharedEventLog,
+    /// Bootstrap servers, where it is Kafka.
+    pub kafka: Option<String>,
+    pub application: String,
+    pub input: String,
+    pub output: String,
+    pub dir: TempDir,
+    /// Topics that were written to.
+    written: RefCell<BTreeSet<String>>,
+}
+
+/// Runs a test on the embedded log and on Kafka.
+pub fn on_both(test: impl Fn(&Harness)) {
+    test(&Harness::embedded());
+    #[cfg(feature = "external")]
+    test(&Harness::kafka());
+}
+
+impl Harness {
+    fn embedded() -> Harness {
+        let clock = service::clock::system();
+        let config = embedded::Config::new(None, Arc::new(move || clock.now_ms()));
+        Harness::over(EmbeddedLog::open(config).expect("open a log in memory"), None)
+    }
+
+    #[cfg(feature = "external")]
+    pub fn kafka() -> Harness {
+        let servers = support::kafka();
+        let log = KafkaLog::connect(kafka::Config::new(servers.clone())).expect("connect");
+        Harness::over(log, Some(servers))
+    }
+
+    fn over(log: SharedEventLog, kafka: Option<String>) -> Harness {
+        let harness = Harness {
+            log,
+            kafka,
+            application: support::unique("harness"),
+            input: support::unique("in"),
+            output: support::unique("out"),
+            dir: tempfile::tempdir().expect("make a directory"),
+            written: RefCell::default(),
+        };
+        harness.topic(&harness.input, 2, &[]);
+        harness.topic(&harness.output, 2, &[]);
+        harness
+    }
+
+    /// A topic with further settings.
+    pub fn topic(&self, name: &str, partitions: i32, settings: &[(&str, &str)]) {
+        let mut config = TopicConfig::new(Cleanup::Delete);
+        let more = settings
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        config.other.extend(more);
+        let spec = TopicSpec {
+            name: name.to_owned(),
+            partitions,
+            replication: None,
+            config,
+        };
+        assert_eq!(
+            self.log.create_topics(&[spec]).expect("create a topic"),
+            [true],
+            "{name}"
+        );
+    }
+
+    /// The changelog of a store.
+    pub fn changelog(&self, store: &str, partition: i32) -> TopicPartition {
+        TopicPartition::new(streams::changelog_topic(&self.application, store), partition)
+    }
+
+    /// A sub-topology that counts these inputs.
+    pub fn sub(&self, name: &str, inputs: &[&str], store: &str) -> SubTopology {
+        let output: Arc<str> = self.output.as_str().into();
+        SubTopology {
+            name: name.to_owned(),
+            inputs: inputs.iter().map(|input| (*input).to_owned()).collect(),
+            store: store.to_owned(),
+            factory: Arc::new(move |info: &TaskInfo| {
+                Box::new(Counter {
+                    output: output.clone(),
+                    partition: info.id.partition,
+                })
+            }),
+            first_start: FirstStart::Earliest,
+        }
+    }
+
+    /// Starts sub-topologies; a refusal is an error.
+    pub fn try_start(&self, subtopologies: Vec<SubTopology>) -> streams::Result<ThreadDriver> {
+        self.try_start_in(self.dir.path(), subtopologies)
+    }
+
+    /// The same with stores in another directory.
+    pub fn try_start_in(&self, dir: &Path, subtopologies: Vec<SubTopology>) -> streams::Result<ThreadDriver> {
+        let mut config = Config::new("one", dir);
+        config.session_timeout = Duration::from_secs(2);
+        config.store_memory_bytes = 8 << 20;
+        let stores = Directory {
+            dir: config.dir.clone(),
+            engine: config.engine,
+            memory_bytes: config.store_memory_bytes,
+        };
+        let application = Application {
+            name: self.application.clone(),
+            subtopologies,
+        };
+        let clock = Arc::new(ProcessClock::new(service::clock::system()));
+        ThreadDriver::new(&application, config, self.log.clone(), clock, Arc::new(stores), 0)
+    }
+
+    /// Starts one sub-topology, `count` over the input, with this store.
+    pub fn start(&self, store: &str) -> ThreadDriver {
+        self.try_start(vec![self.sub("count", &[&self.input], store)])
+            .expect("it starts")
+    }
+
+    /// The same with its stores in another directory.
+    pub fn start_in(&self, dir: &Path) -> ThreadDriver {
+        self.try_start_in(dir, vec![self.sub("count", &[&self.input], "counts")])
+            .expect("it starts")
+    }
+
+    /// Why sub-topologies are refused.
+    pub fn refusal(&self, subtopologies: Vec<SubTopology>) -> String {
+        let refused = self.try_start(subtopologies).err().expect("it is refused");
+        service::chain(&refused)
+    }
+
+    /// Writes records to a topic's partition.
+    pub fn write(&self, topic: &str, partition: i32, records: &[(&str, &str)]) {
+        self.written.borrow_mut().insert(topic.to_owned());
+        let (topic, mut batch) = (Arc::from(topic), OutBatch::default());
+        for (key, value) in records {
+            let record = OutRecord {
+                topic: &topic,
+                partition: Some(partition),
+                timestamp: None,
+                key: Some(key.as_bytes()),
+                value: Some(value.as_bytes()),
+            };
+            batch.push(record, []);
+        }
+        self.log.append(&batch).expect("write");
+    }
+
+    /// Committed records of a partition as `key=value`, values trimmed.
+    pub fn read(&self, topic: &str, partition: i32) -> Vec<String> {
+        let at = TopicPartition::new(topic, partition);
+        let end = self.log.offset(&at, OffsetSpec::LastStable).expect("look the end up");
+        let mut reader = self.log.reader(Isolation::ReadCommitted).expect("open a reader");
+        reader.assign(&[(at.clone(), StartFrom::Earliest)]).expect("assign");
+        let (mut batch, mut found) = (RecordBatch::default(), Vec::new());
+        wait_for("the reader to reach the end", LIMIT, || {
+            reader
+                .poll(&mut batch, 1 << 20, Duration::from_millis(5))
+                .expect("poll");
+            let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or(b"null")).trim().to_owned();
+            found.extend(batch.iter().map(|r| format!("{}={}", text(r.key()), text(r.value()))));
+            (reader.position(&at) >= Some(end)).then_some(())
+        });
+        found
+    }
+
+    /// Waits until the group has no member any more: a seat is kept for its session, and offsets of a group that has
+    /// members are not set by others.
+    pub fn vacated(&self) {
+        wait_for("the seats to be free", LIMIT, || {
+            let groups = self.log.groups().expect("list the groups");
+            let own = groups.into_iter().find(|group| group.group == self.application);
+            own.is_none_or(|group| group.members.is_empty()).then_some(())
+        });
+    }
+
+    /// Turns until everything that was written is processed and committed.
+    pub fn settle(&self, thread: &mut ThreadDriver) {
+        let mut causes = Vec::new();
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            wait_for("the thread to be quiet", LIMIT, || {
+                let quiet = thread.settle(1).expect("it goes on");
+                causes = thread.causes();
+                (quiet && self.all_committed()).then_some(())
+            });
+        }));
+        assert!(done.is_ok(), "not quiet: {causes:?}");
+    }
+
+    fn all_committed(&self) -> bool {
+        let topics = self.written.borrow();
+        let partitions = topics
+            .iter()
+            .flat_map(|topic| (0..2).map(|p| TopicPartition::new(topic.as_str(), p)));
+        let partitions: Vec<_> = partitions.collect();
+        let ends = self
+            .log
+            .offsets(&partitions, OffsetSpec::LogEnd)
+            .expect("look the ends up");
+        let Ok(committed) = self.log.committed(&self.application, &partitions) else {
+            return false;
+        };
+        let next = |at| committed.get(at).copied().flatten().unwrap_or(0);
+        partitions.iter().zip(ends).all(|(at, end)| next(at) >= end)
+    }
+
+    /// What came out of a partition.
+    pub fn out(&self, partition: i32) -> Vec<String> {
+        self.read(&self.output, partition)
+    }
+}
+
+/// Turns until a cause with these words is shown.
+pub fn until_cause(thread: &mut ThreadDriver, words: &str) -> String {
+    let mut causes = Vec::new();
+    let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        wait_for(words, LIMIT, || {
+            thread.turn().expect("it goes on");
+            causes = thread.causes();
+            causes.iter().find(|cause| cause.contains(words)).cloned()
+        })
+    }));
+    found.unwrap_or_else(|_| panic!("no cause with {words:?}, but {causes:?}"))
+}
+
+/// Turns until the thread ends, or stops its task, with these words.
+pub fn until_trouble(thread: &mut ThreadDriver, words: &str) -> String {
+    let mut seen = Vec::new();
+    let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        wait_for(words, LIMIT, || {
+            let ended = thread.turn().err().map(|error| service::chain(&error));
+            seen = thread.causes().into_iter().chain(ended).collect();
+            seen.iter().find(|text| text.contains(words)).cloned()
+        })
+    }));
+    found.unwrap_or_else(|_| panic!("no trouble with {words:?}, but {seen:?}"))
+}
