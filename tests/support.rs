@@ -19,6 +19,8 @@ mod nodes;
 mod phone;
 #[path = "support/postgres.rs"]
 mod postgres;
+#[path = "support/registry.rs"]
+pub mod registry;
 
 pub use broker::{Broker, Listener, abort_transaction, alter_topic, delete_group, delete_records};
 pub use cluster::{BROKERS, Cluster};
@@ -44,7 +46,7 @@ pub fn postgres() -> String {
 }
 
 /// URL of the shared registry, with Confluent's API below it.
-pub fn registry() -> String {
+pub fn registry_url() -> String {
     variable("TRUNKLINE_TEST_REGISTRY")
 }
 

@@ -21,9 +21,9 @@ const MIB: u32 = 1 << 20;
 pub fn build(dir: &Path, rows: usize) -> anyhow::Result<()> {
     let mut edge = Edge::open(dir, rows)?;
     let mut random = Random::new(3);
-    let numbers: Vec<usize> = (0..rows).collect();
-    for chunk in numbers.chunks(TRANSACTION_ROWS) {
-        edge.apply(chunk, &mut random)?;
+    for first in (0..rows).step_by(TRANSACTION_ROWS) {
+        let chunk: Vec<usize> = (first..rows.min(first + TRANSACTION_ROWS)).collect();
+        edge.apply(&chunk, &mut random)?;
     }
     edge.check()?;
     Ok(edge.store.persist()?)

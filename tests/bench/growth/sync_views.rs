@@ -17,8 +17,10 @@ use views::record::SchemaIds;
 use views::rules::{Piece, Relation, SourceRules, ViewRule};
 
 const SCHEMA_ID: u32 = 7;
+/// As the PostgreSQL connector writes it: columns that may be left out are kept in the state.
 const SCHEMA: &str = r#"{"type":"record","name":"t","fields":[{"name":"owner","type":"string"},{"name":"a","type":"string"},
-    {"name":"b","type":"string"},{"name":"c","type":"string"}]}"#;
+    {"name":"b","type":"string"},{"name":"c","type":"string"},
+    {"name":"_unchanged","type":["null",{"type":"array","items":"string"}],"default":null}]}"#;
 /// Owners of the rows; each is a bucket.
 const OWNERS: usize = 1_000;
 /// Characters of each of the three texts of a row; Avro's length of such a text is one byte.
@@ -140,6 +142,8 @@ fn records(rows: &[usize], position: u64, random: &mut Random) -> anyhow::Result
             value.push(u8::try_from(2 * text.len())?);
             value.extend_from_slice(text.as_bytes());
         }
+        // No column is left out.
+        value.push(0);
         let tx = Tx {
             incarnation: 1,
             position: Lsn(position),
