@@ -1,11 +1,10 @@
-//! Failpoints: named places where a crash test makes the process die as by kill -9, or wait.
+//! Failpoints: named places at which a crash test aborts the process, as kill -9 would, or delays it.
 //!
-//! `TRUNKLINE_FAILPOINTS` lists them, separated by commas: `name=kill` dies at the first hit, `name=kill@3` at the
-//! third, `name=pause:250` waits 250 ms at each hit, `name=pause:250@3` at the third only.
-//! A simulation, whose processes are threads, watches its threads' points instead ([`watch`]).
-//! Guarantees: without the variable a hit costs three loads; a list that cannot be read is an error at the start
-//! ([`check`]), so that no crash test passes because of a typing mistake.
-//! Never: a clean-up before the death.
+//! The environment variable `TRUNKLINE_FAILPOINTS` lists them, separated by commas: `name=kill` aborts at the first hit,
+//! `name=kill@3` at the third, `name=pause:250` sleeps 250 ms at each hit, `name=pause:250@3` at the third only. An
+//! invalid list is an error at startup ([`check`]), so that no crash test passes because of a typing mistake. Without
+//! the variable a hit costs three atomic loads. A simulation, whose processes are threads, observes the failpoints of
+//! its threads instead ([`watch`]).
 
 use crate::config;
 use std::cell::RefCell;
@@ -15,21 +14,21 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-/// The environment variable with the list.
+/// The environment variable that lists the failpoints.
 pub const VARIABLE: &str = "TRUNKLINE_FAILPOINTS";
 
-/// The list cannot be read.
+/// The list of failpoints is invalid.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{VARIABLE} holds `{entry}`; an entry is NAME=kill, NAME=kill@HIT, NAME=pause:MS or NAME=pause:MS@HIT")]
+#[error("invalid entry `{entry}` in {VARIABLE}; use NAME=kill, NAME=kill@HIT, NAME=pause:MS or NAME=pause:MS@HIT")]
 pub struct Unreadable {
-    /// The entry that is wrong.
+    /// The invalid entry.
     pub entry: String,
 }
 
 #[derive(Debug)]
 struct Armed {
     action: Action,
-    /// The hit at which it acts, from 1; `None` = at each.
+    /// The hit at which it acts, counted from 1; `None`: at every hit.
     at: Option<u64>,
     hits: AtomicU64,
 }
@@ -46,32 +45,32 @@ fn armed() -> &'static Result<HashMap<String, Armed>, Unreadable> {
     ARMED.get_or_init(|| parse(&config::env(VARIABLE).unwrap_or_default()))
 }
 
-/// Reads the list. A process calls it once when it starts.
+/// Parses the list. A process calls this once at startup.
 ///
 /// # Errors
-/// The entry that cannot be read.
+/// The first invalid entry.
 pub fn check() -> Result<(), &'static Unreadable> {
     armed().as_ref().map(|_| ())
 }
 
-/// What a thread does at its failpoints.
+/// Called at every failpoint of a thread.
 type Watch = Rc<dyn Fn(&'static str)>;
 
-/// Whether any thread of this process watches.
+/// Whether any thread of this process has a watch. Keeps [`hit`] cheap without one.
 static WATCHED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     static WATCH: RefCell<Option<Watch>> = const { RefCell::new(None) };
 }
 
-/// From now on this thread calls `at_point` with the name of every failpoint that it passes: a simulation lets the
-/// thread's process die there by unwinding.
+/// Makes this thread call `at_point` with the name of every failpoint that it passes. A simulation ends the simulated
+/// process there by unwinding.
 pub fn watch(at_point: impl Fn(&'static str) + 'static) {
     WATCH.with_borrow_mut(|watch| *watch = Some(Rc::new(at_point)));
     WATCHED.store(true, Ordering::Relaxed);
 }
 
-/// Passes a failpoint, waits there, or dies there.
+/// Passes the failpoint of this name: does nothing, sleeps, or aborts the process.
 pub fn hit(name: &'static str) {
     if WATCHED.load(Ordering::Relaxed)
         && let Some(watch) = WATCH.with_borrow(Option::clone)
@@ -86,15 +85,15 @@ pub fn hit(name: &'static str) {
         None => {}
         Some(Action::Pause(time)) => std::thread::sleep(time),
         Some(Action::Kill) => {
-            // Not through the logger: it may hold its lines in a buffer, and this is the last chance.
-            eprintln!("failpoint {name}: dying here");
+            // Not through the logger, which may buffer its lines: the process ends here.
+            eprintln!("failpoint {name}: aborting");
             std::process::abort();
         }
     }
 }
 
 impl Armed {
-    /// Counts a hit; what it is to do.
+    /// Counts a hit and returns the action that is due.
     fn due(&self) -> Option<Action> {
         let hit = self.hits.fetch_add(1, Ordering::SeqCst) + 1;
         self.at.is_none_or(|at| at == hit).then_some(self.action)
@@ -138,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_point_acts_at_the_hit_that_was_named() {
+    fn failpoint_acts_at_the_configured_hit() {
         let armed = parse("a=kill, b=kill@3,c=pause:250,d=pause:1@2").unwrap();
         let due = |name: &str| (0..4).map(|_| armed[name].due()).collect::<Vec<_>>();
         let (kill, pause) = (Some(Action::Kill), |ms| Some(Action::Pause(Duration::from_millis(ms))));
@@ -149,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_watches_hears_of_its_own_points_only() {
+    fn watch_sees_the_failpoints_of_its_thread_only() {
         let heard = Rc::new(RefCell::new(Vec::new()));
         let own = heard.clone();
         watch(move |name| own.borrow_mut().push(name));
@@ -159,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistyped_entry_is_an_error_that_shows_it() {
+    fn invalid_entry_is_named_in_the_error() {
         for wrong in [
             "commit",
             "a=die",
