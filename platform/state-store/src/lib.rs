@@ -251,6 +251,18 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A call into sled missed its deadline, or an earlier one did. The store is unusable, and its directory stays locked
+    /// until the process ends. A batch whose commit failed so may be written or not, but never in part.
+    #[error(
+        "store {dir} is stuck: sled did not finish a call within {seconds} s; restart the process, and use the engine \
+         fjall if it happens again"
+    )]
+    Stuck {
+        /// The directory.
+        dir: PathBuf,
+        /// The limit that the call missed.
+        seconds: u64,
+    },
     /// The file system refused (full disk, read-only directory).
     #[error("file system refused to {attempted}")]
     Io {
