@@ -6,7 +6,7 @@ mod crash;
 mod damage;
 mod model;
 
-use state_store::{Direction, Engine, Options, Snapshot, Space, Store};
+use state_store::{Direction, Engine, KeyRange, Options, Snapshot, Space, Store, Visit};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -31,31 +31,28 @@ fn options(engine: Engine, dir: &Path) -> Options {
 }
 
 /// The rows that a scan of the store visits.
-fn rows(store: &dyn Store, space: Space, from: &[u8], to: Option<&[u8]>, order: Direction) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let mut out = Vec::new();
-    let mut visit = |key: &[u8], value: &[u8]| {
-        out.push((key.to_vec(), value.to_vec()));
-        ControlFlow::Continue(())
-    };
-    store.scan(space, from, to, order, &mut visit).unwrap();
-    out
+fn rows(store: &dyn Store, space: Space, keys: KeyRange<'_>, order: Direction) -> Vec<(Vec<u8>, Vec<u8>)> {
+    collect(|visit| store.scan(space, keys, order, visit))
 }
 
 /// The rows that a scan of the snapshot visits.
 fn snapshot_rows(
     snapshot: &dyn Snapshot,
     space: Space,
-    from: &[u8],
-    to: Option<&[u8]>,
+    keys: KeyRange<'_>,
     order: Direction,
 ) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let mut out = Vec::new();
-    let mut visit = |key: &[u8], value: &[u8]| {
-        out.push((key.to_vec(), value.to_vec()));
+    collect(|visit| snapshot.scan(space, keys, order, visit))
+}
+
+fn collect(scan: impl FnOnce(Visit<'_>) -> state_store::Result<()>) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut rows = Vec::new();
+    scan(&mut |key, value| {
+        rows.push((key.to_vec(), value.to_vec()));
         ControlFlow::Continue(())
-    };
-    snapshot.scan(space, from, to, order, &mut visit).unwrap();
-    out
+    })
+    .unwrap();
+    rows
 }
 
 /// Seeded random numbers (xorshift64*).

@@ -170,7 +170,7 @@ impl Follower {
                 Trouble::new(chain(&error), "check the disk of the edge's data directory")
             }
             Broken::Store(error @ state_store::Error::Locked { .. }) => return Err(FollowError::Locked(error)),
-            Broken::Store(state_store::Error::Broken { source, .. }) => {
+            Broken::Store(state_store::Error::Corrupt { source, .. }) => {
                 let why = format!("the replica's store cannot be read: {source}");
                 self.quarantine(&why);
                 Trouble::new(why, "wait: the replica is being read again from the start")

@@ -15,15 +15,16 @@
 mod worker;
 
 use self::worker::{Limits, Worker};
-use crate::dir::{Held, guarded, hold, opening};
-use crate::{
-    Batch, Direction, Error, Options, Result, Snapshot, Space, Stats, Store, Visit, check_keys, is_empty_range,
-};
+use crate::batch::{Batch, Space};
+use crate::directory::{LockedDirectory, OpenError, catch_panic};
+use crate::error::{Error, Result};
+use crate::key::KeyRange;
+use crate::options::Options;
+use crate::store::{Direction, Snapshot, Stats, Store, Visit};
 use sled::IVec;
 use std::collections::BTreeMap;
 use std::iter::Peekable;
 use std::ops::Bound;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -59,7 +60,7 @@ struct Database {
     db: sled::Db,
     /// Saved values of the existing snapshots. Only the worker's thread locks them.
     snapshots: Vec<Weak<Mutex<Undo>>>,
-    _held: Held,
+    directory: LockedDirectory,
 }
 
 impl SledStore {
@@ -72,11 +73,11 @@ impl SledStore {
     }
 
     fn open_with(options: &Options, limits: Limits) -> Result<Self> {
-        let held = hold(&options.dir, "sled")?;
+        let directory = LockedDirectory::open(&options.dir, "sled")?;
         let (names, memory_bytes) = (options.spaces.clone(), options.memory_bytes);
         let worker = Worker::start(options.dir.clone(), limits, move || {
-            let dir = held.dir.clone();
-            guarded(&dir, || Database::open(held, memory_bytes))
+            let dir = directory.dir.clone();
+            catch_panic(&dir, || Database::open(directory, memory_bytes))
         })?;
         let prefixes = worker.call("read the names of the spaces", move |database| {
             database.prefixes(&names)
@@ -91,8 +92,8 @@ impl SledStore {
     }
 }
 
-fn open_db(held: &Held, memory_bytes: u64) -> Result<sled::Db> {
-    let config = sled::Config::new().path(&held.engine).cache_capacity(memory_bytes);
+fn open_db(directory: &LockedDirectory, memory_bytes: u64) -> Result<sled::Db> {
+    let config = sled::Config::new().path(&directory.engine).cache_capacity(memory_bytes);
     let since = Instant::now();
     loop {
         match config.open() {
@@ -100,11 +101,13 @@ fn open_db(held: &Held, memory_bytes: u64) -> Result<sled::Db> {
             // This process holds the directory's lock, so this can only be a handle that is being closed.
             Err(sled::Error::Io(source)) if source.to_string().contains("could not acquire lock") => {
                 if since.elapsed() > RELEASE {
-                    return Err(Error::Locked { dir: held.dir.clone() });
+                    return Err(Error::Locked {
+                        dir: directory.dir.clone(),
+                    });
                 }
                 std::thread::sleep(Duration::from_millis(5));
             }
-            Err(source) => return Err(open_error(&held.dir, source)),
+            Err(source) => return Err(directory.open_error(source)),
         }
     }
 }
@@ -120,13 +123,12 @@ fn prefix(names: &sled::Tree, name: &str) -> sled::Result<u8> {
     Ok(next)
 }
 
-fn open_error(dir: &Path, source: sled::Error) -> Error {
-    match source {
-        sled::Error::Io(source) => opening(dir, source),
-        source => Error::Broken {
-            dir: dir.to_owned(),
-            source: Box::new(source),
-        },
+impl From<sled::Error> for OpenError {
+    fn from(source: sled::Error) -> Self {
+        match source {
+            sled::Error::Io(source) => Self::Io(source),
+            source => Self::Other(source.into()),
+        }
     }
 }
 
@@ -155,20 +157,20 @@ struct Chunk {
 }
 
 impl Database {
-    fn open(held: Held, memory_bytes: u64) -> Result<Self> {
-        let db = open_db(&held, memory_bytes)?;
-        let rows = db.open_tree("rows").map_err(|source| open_error(&held.dir, source))?;
+    fn open(directory: LockedDirectory, memory_bytes: u64) -> Result<Self> {
+        let db = open_db(&directory, memory_bytes)?;
+        let rows = db.open_tree("rows").map_err(|source| directory.open_error(source))?;
         Ok(Self {
             rows,
             db,
             snapshots: Vec::new(),
-            _held: held,
+            directory,
         })
     }
 
     /// The bytes of the spaces with these names.
     fn prefixes(&self, names: &[&str]) -> Result<Vec<u8>> {
-        let corrupt = |source| open_error(&self._held.dir, source);
+        let corrupt = |source: sled::Error| self.directory.open_error(source);
         let known = self.db.open_tree("spaces").map_err(corrupt)?;
         names.iter().map(|name| prefix(&known, name).map_err(corrupt)).collect()
     }
@@ -257,15 +259,15 @@ impl Shared {
         bytes.into()
     }
 
-    fn range(&self, space: Space, from: &[u8], to: Option<&[u8]>) -> Range {
+    fn range(&self, space: Space, keys: KeyRange<'_>) -> Range {
         let end = || {
             self.prefix(space)
                 .checked_add(1)
                 .map_or(Bound::Unbounded, |p| Bound::Excluded(IVec::from(&[p])))
         };
         Range {
-            from: Bound::Included(self.key(space, from)),
-            to: to.map_or_else(end, |to| Bound::Excluded(self.key(space, to))),
+            from: Bound::Included(self.key(space, keys.from)),
+            to: keys.to.map_or_else(end, |to| Bound::Excluded(self.key(space, to))),
         }
     }
 
@@ -352,16 +354,15 @@ impl Store for SledStore {
         self.shared.get(space, key, None)
     }
 
-    fn scan(&self, space: Space, from: &[u8], to: Option<&[u8]>, direction: Direction, visit: Visit<'_>) -> Result<()> {
-        if is_empty_range(from, to) {
+    fn scan(&self, space: Space, keys: KeyRange<'_>, direction: Direction, visit: Visit<'_>) -> Result<()> {
+        if keys.is_empty() {
             return Ok(());
         }
-        self.shared
-            .scan(self.shared.range(space, from, to), direction, None, visit)
+        self.shared.scan(self.shared.range(space, keys), direction, None, visit)
     }
 
     fn commit(&self, batch: Batch) -> Result<()> {
-        check_keys(&batch)?;
+        batch.check_keys()?;
         let writes = batch.into_writes().into_iter();
         let writes = writes.map(|(space, key, value)| (self.shared.key(space, &key), value));
         let writes = writes.collect();
@@ -411,11 +412,11 @@ impl Snapshot for SledSnapshot {
         self.shared.get(space, key, Some(Arc::clone(&self.undo)))
     }
 
-    fn scan(&self, space: Space, from: &[u8], to: Option<&[u8]>, direction: Direction, visit: Visit<'_>) -> Result<()> {
-        if is_empty_range(from, to) {
+    fn scan(&self, space: Space, keys: KeyRange<'_>, direction: Direction, visit: Visit<'_>) -> Result<()> {
+        if keys.is_empty() {
             return Ok(());
         }
-        let range = self.shared.range(space, from, to);
+        let range = self.shared.range(space, keys);
         self.shared.scan(range, direction, Some(Arc::clone(&self.undo)), visit)
     }
 }
@@ -428,7 +429,7 @@ mod tests {
     fn stuck_store_fails_every_call_and_can_be_dropped() {
         let dir = tempfile::tempdir().unwrap();
         let options = Options {
-            engine: crate::Engine::Sled,
+            engine: crate::options::Engine::Sled,
             dir: dir.path().join("state"),
             spaces: vec!["rows"],
             memory_bytes: 8 << 20,
@@ -451,7 +452,7 @@ mod tests {
             store.shared.worker.call("block", job),
             store.commit(batch),
             store.get(Space(0), b"key").map(drop),
-            store.scan(Space(0), b"", None, Direction::Forward, visit),
+            store.scan(Space(0), KeyRange::ALL, Direction::Forward, visit),
             store.persist(),
             store.snapshot().map(drop),
             snapshot.get(Space(0), b"key").map(drop),

@@ -178,7 +178,7 @@ pub(crate) fn open_live(sub: &Sub, partition: i32, env: &Shared) -> Result<TaskS
         .open(&sub.store_name(partition))
         .map_err(|error| match error {
             state_store::Error::Locked { .. } => Unopened::Busy(chain(&error)),
-            state_store::Error::Broken { .. } => Unopened::Unusable(chain(&error)),
+            state_store::Error::Corrupt { .. } => Unopened::Unusable(chain(&error)),
             _ => Unopened::Stop(chain(&error)),
         })?;
     let (next, as_of, commit_record) = match checkpoint::read(&*store) {

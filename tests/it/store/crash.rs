@@ -5,7 +5,7 @@
 
 use super::{ENGINES, ON_DISK, Random, options, rows};
 use crate::world::wait_for;
-use state_store::{Batch, Direction, Engine, Space, Store};
+use state_store::{Batch, Direction, Engine, KeyRange, Space, Store};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -67,7 +67,7 @@ fn load_is_atomic_after_kill_9() {
             child.kill().unwrap();
             child.wait().unwrap();
             let store = state_store::open(&options(engine, &dir)).unwrap();
-            let got = rows(&*store, Space(1), b"", None, Direction::Forward);
+            let got = rows(&*store, Space(1), KeyRange::ALL, Direction::Forward);
             let Some((_, value)) = got.first() else {
                 assert_eq!(engine, Engine::Sled, "all acknowledged loads are lost");
                 continue;
@@ -207,7 +207,7 @@ fn store_is_a_prefix_of_the_batches_after_kill_9() {
             applied = reached;
             let expected: Vec<_> = model.clone().into_iter().collect();
             for space in [Space(1), Space(2)] {
-                let got = rows(&*store, space, b"", None, Direction::Forward);
+                let got = rows(&*store, space, KeyRange::ALL, Direction::Forward);
                 assert!(
                     got == expected,
                     "{engine:?}, round {round}: {space:?} differs from the state after batch {reached}"

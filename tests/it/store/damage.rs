@@ -3,7 +3,7 @@
 //! As root, which file modes do not restrict, a directory in `/proc` takes the place of one that is not writable.
 
 use super::{ON_DISK, Random, options, rows};
-use state_store::{Batch, Direction, Engine, Error, Space};
+use state_store::{Batch, Direction, Engine, Error, KeyRange, Space};
 use std::path::{Path, PathBuf};
 
 #[test]
@@ -60,7 +60,7 @@ fn corrupt_store_is_reported_and_can_be_quarantined() {
         }
         let opened = state_store::open(&options(engine, &dir));
         assert!(
-            matches!(&opened, Err(Error::Broken { dir: at, .. }) if *at == dir),
+            matches!(&opened, Err(Error::Corrupt { dir: at, .. }) if *at == dir),
             "{engine:?}: {:?}",
             opened.err()
         );
@@ -72,7 +72,7 @@ fn corrupt_store_is_reported_and_can_be_quarantined() {
             (root.path().join("state.aside-1"), before)
         );
         let store = state_store::open(&options(engine, &dir)).unwrap();
-        assert_eq!(rows(&*store, Space(1), b"", None, Direction::Forward), []);
+        assert_eq!(rows(&*store, Space(1), KeyRange::ALL, Direction::Forward), []);
     }
 }
 
@@ -104,7 +104,7 @@ fn damaged_file_does_not_panic() {
             std::fs::write(&damaged, bytes).unwrap();
             match state_store::open(&options(engine, &copy)) {
                 Ok(store) => drop(store),
-                Err(Error::Broken { .. }) => {}
+                Err(Error::Corrupt { .. }) => {}
                 Err(other) => panic!("{engine:?}, {}: {other:?}", file.display()),
             }
             std::fs::remove_dir_all(copy).unwrap();

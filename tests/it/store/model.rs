@@ -1,7 +1,7 @@
 //! Random batches, scans, snapshots and reopened stores, compared with ordered maps after each step.
 
 use super::{ENGINES, ON_DISK, Random, Rows, SPACES, options, rows, snapshot_rows};
-use state_store::{Batch, Direction, Engine, Error, SharedStore, Snapshot, Space};
+use state_store::{Batch, Direction, Engine, Error, KeyRange, SharedStore, Snapshot, Space};
 use std::ops::ControlFlow;
 
 const ORDERS: [Direction; 2] = [Direction::Forward, Direction::Backward];
@@ -34,8 +34,7 @@ fn store_matches_an_ordered_map() {
             let all = rows(
                 &**harness.store(),
                 Space(u8::try_from(space).unwrap()),
-                b"",
-                None,
+                KeyRange::ALL,
                 Direction::Forward,
             );
             assert_eq!(
@@ -105,15 +104,10 @@ impl Harness {
     fn scan(&self, random: &mut Random) {
         let space = usize::try_from(random.below(3)).unwrap();
         let (from, to) = bounds(random);
+        let keys = KeyRange::new(&from, to.as_deref());
         for order in ORDERS {
-            let got = rows(
-                &**self.store(),
-                Space(u8::try_from(space).unwrap()),
-                &from,
-                to.as_deref(),
-                order,
-            );
-            assert_eq!(got, expected(&self.model[space], &from, to.as_deref(), order));
+            let got = rows(&**self.store(), Space(u8::try_from(space).unwrap()), keys, order);
+            assert_eq!(got, expected(&self.model[space], keys, order));
         }
         // A scan ends as soon as its visitor breaks.
         let stop = random.below(5);
@@ -127,7 +121,7 @@ impl Harness {
             }
         };
         self.store()
-            .scan(Space(1), b"", None, Direction::Forward, &mut visit)
+            .scan(Space(1), KeyRange::ALL, Direction::Forward, &mut visit)
             .unwrap();
         assert_eq!(visited, (stop + 1).min(u64::try_from(self.model[1].len()).unwrap()));
     }
@@ -144,13 +138,14 @@ impl Harness {
         for (space, model) in model.iter().enumerate() {
             let at = Space(u8::try_from(space).unwrap());
             let (from, to) = bounds(random);
+            let keys = KeyRange::new(&from, to.as_deref());
             for order in ORDERS {
                 assert_eq!(
-                    snapshot_rows(&*snapshot, at, b"", None, order),
-                    expected(model, b"", None, order)
+                    snapshot_rows(&*snapshot, at, KeyRange::ALL, order),
+                    expected(model, KeyRange::ALL, order)
                 );
-                let got = snapshot_rows(&*snapshot, at, &from, to.as_deref(), order);
-                assert_eq!(got, expected(model, &from, to.as_deref(), order));
+                let got = snapshot_rows(&*snapshot, at, keys, order);
+                assert_eq!(got, expected(model, keys, order));
             }
             for _ in 0..20 {
                 let key = key(random);
@@ -166,8 +161,8 @@ fn bounds(random: &mut Random) -> (Vec<u8>, Option<Vec<u8>>) {
     (from, to)
 }
 
-fn expected(model: &Rows, from: &[u8], to: Option<&[u8]>, order: Direction) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let inside = |key: &[u8]| key >= from && to.is_none_or(|to| key < to);
+fn expected(model: &Rows, keys: KeyRange<'_>, order: Direction) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let inside = |key: &[u8]| key >= keys.from && keys.to.is_none_or(|to| key < to);
     let mut out: Vec<_> = model
         .iter()
         .filter(|(key, _)| inside(key))
@@ -190,7 +185,7 @@ fn batch_with_an_invalid_key_is_rejected_whole() {
             batch.put(Space(1), bad.clone(), b"2");
             let rejected = store.commit(batch);
             assert!(
-                matches!(rejected, Err(Error::Key { bytes }) if bytes == bad.len()),
+                matches!(rejected, Err(Error::KeyLength { bytes }) if bytes == bad.len()),
                 "{engine:?}: {rejected:?}"
             );
             assert_eq!(store.get(Space(0), b"good").unwrap(), None);
@@ -237,12 +232,12 @@ fn concurrent_scan_sees_whole_batches() {
                         .collect::<Vec<_>>()
                 };
                 for order in ORDERS {
-                    let found = tokens(rows(&*store, Space(1), b"", None, order));
+                    let found = tokens(rows(&*store, Space(1), KeyRange::ALL, order));
                     assert_eq!(found.len(), 1, "{engine:?} {order:?}");
                 }
                 let snapshot = store.snapshot().unwrap();
-                let one = tokens(snapshot_rows(&*snapshot, Space(1), b"", None, Direction::Forward));
-                let other = tokens(snapshot_rows(&*snapshot, Space(2), b"", None, Direction::Backward));
+                let one = tokens(snapshot_rows(&*snapshot, Space(1), KeyRange::ALL, Direction::Forward));
+                let other = tokens(snapshot_rows(&*snapshot, Space(2), KeyRange::ALL, Direction::Backward));
                 assert_eq!((one.len(), &one), (1, &other), "{engine:?}");
             }
             writer.join().unwrap();
@@ -267,6 +262,6 @@ fn spaces_are_matched_by_name() {
             Some(&b"of rows"[..]),
             "{engine:?}"
         );
-        assert_eq!(rows(&*store, Space(1), b"", None, Direction::Forward), []);
+        assert_eq!(rows(&*store, Space(1), KeyRange::ALL, Direction::Forward), []);
     }
 }

@@ -4,7 +4,7 @@
 //! the handle leaks the thread together with the value and its file lock. A thread cannot be ended from outside, so only
 //! a restart of the process releases them.
 
-use crate::{Error, Result};
+use crate::error::{Error, Result};
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};
 use std::convert::Infallible;
 use std::path::PathBuf;
