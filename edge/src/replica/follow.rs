@@ -340,7 +340,7 @@ impl Follower {
     }
 
     fn apply(&self, link: &Link, batch: &RecordBatch, now: i64) -> Result<(), Broken> {
-        service::failpoint::hit("edge.before_apply");
+        failpoint::hit("edge.before_apply");
         let wakes = self.shelf.wakes();
         for (index, at) in batch.partitions().iter().enumerate() {
             let records = batch.iter().filter(|r| r.partition_index() == index);
@@ -367,7 +367,7 @@ impl Follower {
         wakes.moved();
         metrics::counter!("trunkline_edge_records_read_total")
             .increment(u64::try_from(batch.len()).unwrap_or(u64::MAX));
-        service::failpoint::hit("edge.after_apply");
+        failpoint::hit("edge.after_apply");
         Ok(())
     }
 

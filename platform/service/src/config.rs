@@ -17,6 +17,9 @@ use std::path::{Path, PathBuf};
 /// Prefix of all environment variables of Trunkline.
 pub const PREFIX: &str = "TRUNKLINE_";
 
+/// The environment variable that lists the failpoints to arm ([`failpoint::arm`]).
+pub const FAILPOINTS: &str = "TRUNKLINE_FAILPOINTS";
+
 /// Reads an environment variable; `None` when it is not set or not UTF-8.
 #[expect(
     clippy::disallowed_methods,
@@ -91,12 +94,10 @@ pub struct Sources {
 
 impl Sources {
     /// The environment: a variable `TRUNKLINE_A__B=value` sets key `b` of table `a`. Lists may be separated by commas.
-    /// Variables with another meaning are ignored: [`crate::failpoint::VARIABLE`], those that begin with
+    /// Variables with another meaning are ignored: [`FAILPOINTS`], those that begin with
     /// `TRUNKLINE_TEST_`, and those in `except`.
     pub fn environment(except: &[&str]) -> Self {
-        let other = |name: &str| {
-            name == crate::failpoint::VARIABLE || name.starts_with("TRUNKLINE_TEST_") || except.contains(&name)
-        };
+        let other = |name: &str| name == FAILPOINTS || name.starts_with("TRUNKLINE_TEST_") || except.contains(&name);
         let all =
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
         let ours = all.filter(|(name, _)| name.starts_with(PREFIX) && !other(name));

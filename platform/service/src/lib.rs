@@ -9,7 +9,6 @@ pub mod backoff;
 pub mod clock;
 pub mod config;
 pub mod drain;
-pub mod failpoint;
 pub mod http;
 pub mod problem;
 pub mod readiness;

@@ -4,7 +4,7 @@
 //! immediately. The result is returned to `main`; nothing calls `exit`.
 
 use crate::tasks::{Ending, Error as TaskError};
-use crate::{Tasks, failpoint};
+use crate::{Tasks, config};
 use std::future::Future;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -14,8 +14,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 #[non_exhaustive]
 pub enum Error {
     /// The list of failpoints is invalid.
-    #[error(transparent)]
-    Failpoints(&'static failpoint::Unreadable),
+    #[error("environment variable {} is invalid", config::FAILPOINTS)]
+    Failpoints(#[source] failpoint::InvalidEntry),
     /// Threads or signal handlers could not be created.
     #[error("cannot start the async runtime")]
     Runtime(#[source] std::io::Error),
@@ -76,7 +76,7 @@ impl Service {
         F: FnOnce(Tasks) -> Fut,
         Fut: Future<Output: Ending> + Send + 'static,
     {
-        failpoint::check().map_err(Error::Failpoints)?;
+        arm_failpoints()?;
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         if let Some(threads) = self.worker_threads {
             builder.worker_threads(threads);
@@ -96,6 +96,14 @@ impl Service {
         runtime.shutdown_background();
         ended
     }
+}
+
+/// Arms the failpoints that the environment lists. [`Service::run`] does so before it starts anything.
+///
+/// # Errors
+/// [`Error::Failpoints`].
+pub fn arm_failpoints() -> Result<(), Error> {
+    failpoint::arm(&config::env(config::FAILPOINTS).unwrap_or_default()).map_err(Error::Failpoints)
 }
 
 /// Waits for the start of the drain, then for its end.

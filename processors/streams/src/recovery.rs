@@ -18,8 +18,9 @@ use crate::commit_record::{FormatError, ways_out, ways_to_begin, ways_to_exchang
 use crate::plan::Sub;
 use crate::task::{Task, TaskStore};
 use crate::thread::Shared;
-use crate::{FirstStart, ProcessingGuarantee, State, hit};
+use crate::{FirstStart, ProcessingGuarantee, State};
 use event_log::{ErrorAction, Millis, Offset, OffsetSpec, TopicPartition};
+use failpoint::hit;
 use service::chain;
 use state_store::Batch;
 use std::time::Duration;

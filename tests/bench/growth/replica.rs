@@ -8,7 +8,7 @@ use schemas::version::Version;
 use state_store::Engine;
 use std::path::Path;
 use views::record::{SchemaIds, VERSION, WRITER, Writer};
-use views::replica::{Options, SPACES, Times};
+use views::replica::{FLUSH_BYTES, Options, SPACES, Times};
 use views::{BucketId, Replica};
 
 /// Rows of each bucket.
@@ -60,6 +60,7 @@ impl Edge {
             times: Times::default(),
             log: 1,
             held_bytes_max: usize::try_from(config.held_mib * MIB)?,
+            flush_bytes: FLUSH_BYTES,
             now: NOW,
         };
         let replica = Replica::open(store.clone(), options)?;

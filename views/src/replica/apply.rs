@@ -15,7 +15,6 @@ use crate::bucket::row_hash;
 use crate::cursor::hash_of;
 use crate::record::{self, RecordError, ViewRecord};
 use event_log::{Millis, Offset, RecordRef};
-use service::failpoint;
 use state_store::{Batch, Direction, KeyRange, Store};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;

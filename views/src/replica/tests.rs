@@ -169,7 +169,7 @@ fn memory() -> SharedStore {
 fn killed_after(hits: usize, work: impl FnOnce()) -> Option<&'static str> {
     let (left, point) = (Cell::new(hits), Rc::new(Cell::new(None)));
     let own = point.clone();
-    service::failpoint::watch(move |name| match left.get().checked_sub(1) {
+    failpoint::watch(move |name| match left.get().checked_sub(1) {
         Some(less) => left.set(less),
         None => {
             own.set(Some(name));
@@ -177,7 +177,7 @@ fn killed_after(hits: usize, work: impl FnOnce()) -> Option<&'static str> {
         }
     });
     let done = catch_unwind(AssertUnwindSafe(work));
-    service::failpoint::watch(|_| {});
+    failpoint::watch(|_| {});
     if let (Err(cause), None) = (done, point.get()) {
         std::panic::resume_unwind(cause);
     }

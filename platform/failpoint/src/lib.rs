@@ -1,29 +1,35 @@
 //! Failpoints: named places at which a crash test aborts the process, as kill -9 would, or delays it.
 //!
-//! The environment variable `TRUNKLINE_FAILPOINTS` lists them, separated by commas: `name=kill` aborts at the first hit,
-//! `name=kill@3` at the third, `name=pause:250` sleeps 250 ms at each hit, `name=pause:250@3` at the third only. An
-//! invalid list is an error at startup ([`check`]), so that no crash test passes because of a typing mistake. Without
-//! the variable a hit costs three atomic loads. A simulation, whose processes are threads, observes the failpoints of
-//! its threads instead ([`watch`]).
+//! Code passes a failpoint with [`hit`]. A process arms failpoints with [`arm`]; unless it does, and no thread has a
+//! [`watch`], a hit costs two atomic loads. A test whose simulated processes are threads of one process watches the
+//! failpoints of its threads instead.
 
-use crate::config;
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::fmt;
 use std::rc::Rc;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
-/// The environment variable that lists the failpoints.
-pub const VARIABLE: &str = "TRUNKLINE_FAILPOINTS";
-
-/// The list of failpoints is invalid.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("invalid entry `{entry}` in {VARIABLE}; use NAME=kill, NAME=kill@HIT, NAME=pause:MS or NAME=pause:MS@HIT")]
-pub struct Unreadable {
-    /// The invalid entry.
+/// An entry of a list of failpoints is invalid.
+#[derive(Debug, PartialEq, Eq)]
+pub struct InvalidEntry {
+    /// The entry.
     pub entry: String,
 }
+
+impl fmt::Display for InvalidEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "invalid failpoint `{}`; use NAME=kill, NAME=kill@HIT, NAME=pause:MS or NAME=pause:MS@HIT",
+            self.entry
+        )
+    }
+}
+
+impl std::error::Error for InvalidEntry {}
 
 #[derive(Debug)]
 struct Armed {
@@ -39,18 +45,21 @@ enum Action {
     Pause(Duration),
 }
 
-static ARMED: OnceLock<Result<HashMap<String, Armed>, Unreadable>> = OnceLock::new();
+static ARMED: RwLock<Option<HashMap<String, Armed>>> = RwLock::new(None);
+/// Whether a failpoint is armed. Keeps [`hit`] cheap without one.
+static IS_ARMED: AtomicBool = AtomicBool::new(false);
 
-fn armed() -> &'static Result<HashMap<String, Armed>, Unreadable> {
-    ARMED.get_or_init(|| parse(&config::env(VARIABLE).unwrap_or_default()))
-}
-
-/// Parses the list. A process calls this once at startup.
+/// Arms the failpoints of a list instead of those that are armed. The entries are separated by commas: `name=kill` aborts
+/// at the first hit, `name=kill@3` at the third, `name=pause:250` sleeps 250 ms at each hit, `name=pause:250@3` at the
+/// third only.
 ///
 /// # Errors
-/// The first invalid entry.
-pub fn check() -> Result<(), &'static Unreadable> {
-    armed().as_ref().map(|_| ())
+/// The first invalid entry. A process must not start with it: its crash test would pass without a crash.
+pub fn arm(list: &str) -> Result<(), InvalidEntry> {
+    let armed = parse(list)?;
+    IS_ARMED.store(!armed.is_empty(), Ordering::Relaxed);
+    *ARMED.write().unwrap_or_else(PoisonError::into_inner) = Some(armed);
+    Ok(())
 }
 
 /// Called at every failpoint of a thread.
@@ -77,11 +86,14 @@ pub fn hit(name: &'static str) {
     {
         watch(name);
     }
-    let Ok(armed) = armed() else { return };
-    if armed.is_empty() {
+    if !IS_ARMED.load(Ordering::Relaxed) {
         return;
     }
-    match armed.get(name).and_then(Armed::due) {
+    let due = {
+        let armed = ARMED.read().unwrap_or_else(PoisonError::into_inner);
+        armed.as_ref().and_then(|armed| armed.get(name)?.due())
+    };
+    match due {
         None => {}
         Some(Action::Pause(time)) => std::thread::sleep(time),
         Some(Action::Kill) => {
@@ -100,11 +112,11 @@ impl Armed {
     }
 }
 
-fn parse(text: &str) -> Result<HashMap<String, Armed>, Unreadable> {
-    let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+fn parse(list: &str) -> Result<HashMap<String, Armed>, InvalidEntry> {
+    let entries = list.split(',').map(str::trim).filter(|entry| !entry.is_empty());
     entries
         .map(|entry| {
-            parse_entry(entry).ok_or_else(|| Unreadable {
+            parse_entry(entry).ok_or_else(|| InvalidEntry {
                 entry: entry.to_owned(),
             })
         })
@@ -112,24 +124,18 @@ fn parse(text: &str) -> Result<HashMap<String, Armed>, Unreadable> {
 }
 
 fn parse_entry(entry: &str) -> Option<(String, Armed)> {
-    let (name, what) = entry.split_once('=')?;
-    let (what, at) = match what.split_once('@') {
-        Some((what, at)) => (what, Some(at.parse().ok().filter(|at| *at > 0)?)),
-        None => (what, None),
+    let (name, action) = entry.split_once('=')?;
+    let (action, at) = match action.split_once('@') {
+        Some((action, at)) => (action, Some(at.parse().ok().filter(|at| *at > 0)?)),
+        None => (action, None),
     };
-    let (action, at) = match what.strip_prefix("pause:") {
+    let (action, at) = match action.strip_prefix("pause:") {
         Some(ms) => (Action::Pause(Duration::from_millis(ms.parse().ok()?)), at),
-        None if what == "kill" => (Action::Kill, at.or(Some(1))),
+        None if action == "kill" => (Action::Kill, at.or(Some(1))),
         None => return None,
     };
-    Some((
-        name.to_owned(),
-        Armed {
-            action,
-            at,
-            hits: AtomicU64::new(0),
-        },
-    ))
+    let hits = AtomicU64::new(0);
+    Some((name.to_owned(), Armed { action, at, hits }))
 }
 
 #[cfg(test)]
@@ -148,13 +154,28 @@ mod tests {
     }
 
     #[test]
+    fn hit_counts_armed_failpoints() {
+        let hits = || {
+            let armed = ARMED.read().unwrap();
+            armed.as_ref().unwrap()["counted"].hits.load(Ordering::SeqCst)
+        };
+        arm("counted=pause:0@9").unwrap();
+        hit("counted");
+        hit("other");
+        assert_eq!(hits(), 1);
+        assert!(arm("counted=kil").is_err());
+        hit("counted");
+        assert_eq!(hits(), 2, "an invalid list changes nothing");
+    }
+
+    #[test]
     fn watch_sees_the_failpoints_of_its_thread_only() {
-        let heard = Rc::new(RefCell::new(Vec::new()));
-        let own = heard.clone();
+        let seen = Rc::new(RefCell::new(Vec::new()));
+        let own = seen.clone();
         watch(move |name| own.borrow_mut().push(name));
         hit("here");
         std::thread::scope(|scope| drop(scope.spawn(|| hit("elsewhere"))));
-        assert_eq!(*heard.borrow(), ["here"]);
+        assert_eq!(*seen.borrow(), ["here"]);
     }
 
     #[test]
