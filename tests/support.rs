@@ -104,14 +104,6 @@ pub fn signal(pid: u32, signal: &str) {
     assert!(sent.expect("run kill").success(), "kill {signal} {pid}");
 }
 
-/// Kills a process that the test started as the leader of a group, and everything in its group.
-pub fn kill_group(leader: u32) {
-    let sent = Command::new("kill")
-        .args(["-KILL", "--", &format!("-{leader}")])
-        .status();
-    assert!(sent.expect("run kill").success(), "kill -KILL -{leader}");
-}
-
 /// The last lines of a log file; nothing when there is none.
 pub fn last_lines(log: &Path, count: usize) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();

@@ -49,8 +49,3 @@ pub use run::run;
 pub use state::State;
 pub use stores::{Directory, StoreName, Stores};
 pub use timer::{Timer, TimerClock};
-
-/// A point where a test can make the process die.
-fn hit(name: &'static str) {
-    service::failpoint::hit(name);
-}

@@ -15,7 +15,7 @@ use crate::{Error, TaskId};
 use event_log::{Offset, TopicPartition};
 use serde::Serialize;
 use service::chain;
-use state_store::{Direction, Snapshot};
+use state_store::{Direction, KeyRange, Snapshot};
 use std::ops::ControlFlow;
 use std::sync::{Arc, OnceLock};
 
@@ -245,7 +245,8 @@ impl Handle {
         );
         let (mut rows, mut more) = (Vec::new(), false);
         let end = after_prefix(&range.prefix);
-        moment.scan(STATE, &from, end.as_deref(), Direction::Forward, &mut |key, value| {
+        let keys = KeyRange::new(&from, end.as_deref());
+        moment.scan(STATE, keys, Direction::Forward, &mut |key, value| {
             if key.starts_with(RESERVED) {
                 return ControlFlow::Continue(());
             }

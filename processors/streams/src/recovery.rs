@@ -18,8 +18,9 @@ use crate::commit_record::{FormatError, ways_out, ways_to_begin, ways_to_exchang
 use crate::plan::Sub;
 use crate::task::{Task, TaskStore};
 use crate::thread::Shared;
-use crate::{FirstStart, ProcessingGuarantee, State, hit};
+use crate::{FirstStart, ProcessingGuarantee, State};
 use event_log::{ErrorAction, Millis, Offset, OffsetSpec, TopicPartition};
+use failpoint::hit;
 use service::chain;
 use state_store::Batch;
 use std::time::Duration;
@@ -178,7 +179,7 @@ pub(crate) fn open_live(sub: &Sub, partition: i32, env: &Shared) -> Result<TaskS
         .open(&sub.store_name(partition))
         .map_err(|error| match error {
             state_store::Error::Locked { .. } => Unopened::Busy(chain(&error)),
-            state_store::Error::Broken { .. } => Unopened::Unusable(chain(&error)),
+            state_store::Error::Corrupt { .. } => Unopened::Unusable(chain(&error)),
             _ => Unopened::Stop(chain(&error)),
         })?;
     let (next, as_of, commit_record) = match checkpoint::read(&*store) {

@@ -6,12 +6,12 @@
 //! Never: a change of a checkpoint's `as_of`; that moves only when the end is reached.
 
 use crate::commit_record::{COMMIT_RECORD_KEY, CommitRecord, body};
-use crate::hit;
 use crate::state::RESERVED;
 use crate::task::{Phase, Task};
 use crate::thread::Shared;
 use crate::timer::TIMER;
 use event_log::{ErrorAction, Isolation, Offset, Reader, RecordBatch, StartFrom, TopicPartition};
+use failpoint::hit;
 use service::chain;
 use std::time::Duration;
 

@@ -7,14 +7,15 @@
 
 mod place;
 
+use crate::TaskId;
 use crate::checkpoint::{self, STATE};
 use crate::plan::Sub;
 use crate::recovery::{Unopened, beginning, missed_tombstones, open_live};
 use crate::restore::take;
 use crate::task::TaskStore;
 use crate::thread::Shared;
-use crate::{TaskId, hit};
 use event_log::{ErrorAction, GroupInfo, Isolation, Reader, RecordBatch, StartFrom, TopicPartition};
+use failpoint::hit;
 use service::chain;
 use state_store::Batch;
 use std::collections::{BTreeMap, BTreeSet};

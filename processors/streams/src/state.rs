@@ -14,7 +14,7 @@ use crate::timer::{Timer, TimerClock};
 use event_log::Millis;
 pub(crate) use layer::{Layer, Merged};
 pub(crate) use settled::Settled;
-use state_store::{Direction, Visit};
+use state_store::{Direction, KeyRange, Visit};
 use std::borrow::Cow;
 use std::ops::ControlFlow;
 
@@ -185,7 +185,7 @@ impl State {
 
     /// What was written since the last commit that no store takes: nothing of the transaction may be committed.
     pub(crate) fn refusal(&self) -> Option<state_store::Error> {
-        self.refused.map(|bytes| state_store::Error::Key { bytes })
+        self.refused.map(|bytes| state_store::Error::KeyLength { bytes })
     }
 
     fn write(&mut self, key: &[u8], value: Option<Vec<u8>>) {
@@ -232,8 +232,9 @@ impl State {
         let settled = self.settled.rows().range(from, end);
         let mut written = Merged::new(self.overlay.range(from, end), settled).peekable();
         let mut stopped = false;
+        let keys = KeyRange::new(from, end);
         self.store
-            .scan(self.space, from, end, Direction::Forward, &mut |key, value| {
+            .scan(self.space, keys, Direction::Forward, &mut |key, value| {
                 let mut flow = ControlFlow::Continue(());
                 while let Some((over, new)) = written.next_if(|(over, _)| over.as_slice() < key) {
                     flow = new.as_ref().map_or(ControlFlow::Continue(()), |new| visit(over, new));

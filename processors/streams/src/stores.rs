@@ -23,7 +23,7 @@ pub trait Stores: Send + Sync {
     /// Opens a task's store with the spaces `meta` and `state`; a store that was never written is empty.
     ///
     /// # Errors
-    /// [`state_store::Error::Locked`] while another thread or process holds it, [`state_store::Error::Broken`] when it cannot be
+    /// [`state_store::Error::Locked`] while another thread or process holds it, [`state_store::Error::Corrupt`] when it cannot be
     /// read.
     fn open(&self, name: &StoreName) -> state_store::Result<SharedStore>;
 

@@ -5,11 +5,12 @@
 //! Never: a second attempt at a commit.
 
 use crate::thread::Shared;
-use crate::{Error, ProcessingGuarantee, Result, hit};
+use crate::{Error, ProcessingGuarantee, Result};
 use event_log::{
     ErrorAction, GroupMetadata, Offset, OutBatch, Outcome, Produced, Producer, TopicPartition, TransactionalProducer,
     TransactionalProducerConfig,
 };
+use failpoint::hit;
 use service::chain;
 use std::time::Duration;
 

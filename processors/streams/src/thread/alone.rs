@@ -6,8 +6,9 @@
 //! Never: a row written by a thread that stood still for long and did not ask whether it still is a member.
 
 use super::{Broken, StreamThread};
-use crate::{Result, hit};
+use crate::Result;
 use event_log::{GroupProtocol, Offset, Produced, TopicPartition};
+use failpoint::hit;
 use service::chain;
 
 impl StreamThread {

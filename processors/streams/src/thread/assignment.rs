@@ -5,11 +5,12 @@
 //! Never: a task that runs before all of its inputs are here.
 
 use super::{Broken, StreamThread};
+use crate::Result;
 use crate::plan::Sub;
 use crate::recovery::Recovery;
 use crate::task::{Phase, Task};
-use crate::{Result, hit};
 use event_log::{GroupProtocol, TopicPartition};
+use failpoint::hit;
 use service::chain;
 use std::sync::Arc;
 

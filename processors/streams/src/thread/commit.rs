@@ -5,8 +5,9 @@
 //! Never: a commit whose outcome is not known taken as one.
 
 use super::{Broken, Place, StreamThread};
-use crate::{ProcessingGuarantee, Result, hit, metrics};
+use crate::{ProcessingGuarantee, Result, metrics};
 use event_log::{Outcome, Produced};
+use failpoint::hit;
 use service::chain;
 use std::sync::PoisonError;
 use std::time::Duration;

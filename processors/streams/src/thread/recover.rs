@@ -5,11 +5,12 @@
 
 use super::StreamThread;
 use super::caution::Caution;
+use crate::Result;
 use crate::recovery::{self, Next, Recovery, Start};
 use crate::restore::Obstacle;
 use crate::task::{Phase, Task};
-use crate::{Result, hit};
 use event_log::Offset;
+use failpoint::hit;
 use service::chain;
 use std::time::Duration;
 
