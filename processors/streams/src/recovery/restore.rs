@@ -19,6 +19,8 @@ const READ_BYTES: usize = 4 << 20;
 const BATCH_SHARE: u64 = 4;
 /// Interval between log lines of a long restore.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
+/// Maximum wait for changelog records while no task runs.
+pub(crate) const RESTORE_WAIT: Duration = Duration::from_millis(5);
 /// Pause after the log was unavailable.
 const BACKOFF: Duration = Duration::from_millis(200);
 

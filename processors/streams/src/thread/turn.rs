@@ -3,7 +3,6 @@
 use super::abort::{Abort, Interrupt};
 use super::membership::Membership;
 use super::pacing::Advice;
-use super::recovering::RESTORE_WAIT;
 use super::tasks::Tasks;
 use super::transaction::Transaction;
 use crate::admin::metrics;
@@ -11,7 +10,7 @@ use crate::admin::status::Cause;
 use crate::api::context::TaskId;
 use crate::api::error::Result;
 use crate::hit;
-use crate::recovery::restore::Restorer;
+use crate::recovery::restore::{RESTORE_WAIT, Restorer};
 use crate::shared::Shared;
 use crate::task::Task;
 use event_log::{Event, RecordBatch, TopicPartition};
@@ -21,7 +20,7 @@ use std::time::Duration;
 
 /// A poll that waits this long without a record means that the input is drained.
 const DRAINED_AFTER: Duration = Duration::from_millis(10);
-/// Committed rows that are not flushed may use 1/8 of a store's memory; the rows of the last flush use as much again.
+/// Committed rows that are not flushed may use 1/8 of a store's memory; the rows of the last flush use another 1/8.
 const COMMITTED_SHARE: u64 = 8;
 /// Interval at which the status is published if nothing changed.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
