@@ -44,7 +44,7 @@ pub fn sync_views(
     readiness: &Readiness,
 ) {
     let mut config = runtime_config(home, processors, SYNC_VIEWS, node, data);
-    config.touches_view_log = true;
+    config.commit.touches_view_log = true;
     let (home, rules, owner, readiness) = (home.clone(), rules.clone(), tasks.clone(), readiness.clone());
     tasks.thread("sync-views-schemas", move || {
         let component = readiness.register("sync-views schemas");
@@ -80,11 +80,11 @@ pub fn sync_views(
 fn runtime_config(home: &Backends, processors: &Processors, name: &str, node: &str, data: &Path) -> streams::Config {
     let mut config = streams::Config::new(processors.instance.as_deref().unwrap_or(node), data.join("processors"));
     config.threads = processors.threads;
-    config.engine = processors.store.into();
-    config.store_memory_bytes = processors.store_memory_mib << 20;
-    config.group_protocol = processors.group_protocol.into();
-    config.guarantee = processors.guarantee_of(name);
-    config.replication = home.replication;
+    config.stores.engine = processors.store.into();
+    config.stores.memory_bytes = processors.store_memory_mib << 20;
+    config.group.protocol = processors.group_protocol.into();
+    config.commit.guarantee = processors.guarantee_of(name);
+    config.topics.replication = home.replication;
     config.standby_replicas = processors.standby_replicas;
     config.advertised = home.advertised.clone();
     config

@@ -148,8 +148,8 @@ fn measure(
         println!("at least once, without transactions:");
         let mut copy = filled(log, dir.path(), COPY_RECORDS, |to| Box::new(Copy(to)))?;
         let mut count = filled(log, dir.path(), COUNT_RECORDS, |to| Box::new(Count(to)))?;
-        copy.config.guarantee = ProcessingGuarantee::AtLeastOnce;
-        count.config.guarantee = ProcessingGuarantee::AtLeastOnce;
+        copy.config.commit.guarantee = ProcessingGuarantee::AtLeastOnce;
+        count.config.commit.guarantee = ProcessingGuarantee::AtLeastOnce;
         bulk(log, &executor, "copy", COPY_RECORDS, copy)?;
         bulk(log, &executor, "count", COUNT_RECORDS, count)?;
         singles(log, dir.path(), &executor, ProcessingGuarantee::AtLeastOnce)?;
@@ -313,8 +313,8 @@ fn singles(
     guarantee: ProcessingGuarantee,
 ) -> anyhow::Result<()> {
     let mut line = line(log, dir, |to| Box::new(Count(to)));
-    line.config.touches_view_log = guarantee == ProcessingGuarantee::ExactlyOnce;
-    line.config.guarantee = guarantee;
+    line.config.commit.touches_view_log = guarantee == ProcessingGuarantee::ExactlyOnce;
+    line.config.commit.guarantee = guarantee;
     let (tasks, readiness) = (Tasks::new(), Readiness::new());
     streams::run(
         line.application,

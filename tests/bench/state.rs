@@ -114,7 +114,7 @@ pub fn child(words: &[String]) -> anyhow::Result<()> {
         };
         let mut config = Config::new("one", &part.dir);
         if part.sled {
-            config.engine = state_store::Engine::Sled;
+            config.stores.engine = state_store::Engine::Sled;
         }
         let log = KafkaLog::connect(event_log::kafka::Config::new(part.kafka.clone()))?;
         streams::run(application, config, log, service::clock::system(), &tasks, &readiness);

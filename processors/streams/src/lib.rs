@@ -29,7 +29,10 @@ mod thread;
 
 pub use admin::query::Handle;
 pub use admin::{members, offsets, query};
-pub use api::application::{Application, Config, Factory, FirstStart, ProcessingGuarantee, SubTopology};
+pub use api::application::{
+    Application, CommitConfig, Config, Factory, FirstStart, MembershipConfig, ProcessingGuarantee, StoreConfig,
+    SubTopology, TopicDefaults,
+};
 pub use api::context::{Context, InputTopic, TaskId, TaskInfo, changelog_topic, dead_letter_topic};
 pub use api::error::{Error, FormatError, Result};
 pub use api::output::{Output, Stage};

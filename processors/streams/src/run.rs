@@ -72,9 +72,9 @@ impl Start {
         };
         let Start { config, status, .. } = self;
         let stores = Directory {
-            dir: config.dir.clone(),
-            engine: config.engine,
-            memory_bytes: config.store_memory_bytes,
+            dir: config.stores.dir.clone(),
+            engine: config.stores.engine,
+            memory_bytes: config.stores.memory_bytes,
         };
         let application = plan.application.clone();
         for warning in plan.orphaned_state(&stores) {
@@ -138,7 +138,7 @@ impl Start {
             admin,
             threads: self.config.threads,
         };
-        match members::register(&*self.log, &address, self.config.replication) {
+        match members::register(&*self.log, &address, self.config.topics.replication) {
             Err(error) if error.action() != ErrorAction::Retry => {
                 let application = &self.application.name;
                 tracing::warn!(application, reason = chain(&error), "cannot register admin address");

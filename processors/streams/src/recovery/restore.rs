@@ -197,7 +197,7 @@ impl Restorer {
     /// Advances each task to the position of the reader and writes large batches to its store.
     fn store(&mut self, tasks: &mut [Task], shared: &Shared, obstacles: &mut Vec<Obstacle>) {
         let Some(reader) = &self.reader else { return };
-        let batch_bytes = usize::try_from(shared.config.store_memory_bytes / BATCH_SHARE).unwrap_or(usize::MAX);
+        let batch_bytes = usize::try_from(shared.config.stores.memory_bytes / BATCH_SHARE).unwrap_or(usize::MAX);
         for task in tasks.iter_mut() {
             let failed = obstacles.iter().any(|obstacle| obstacle.task == task.id);
             let Some(range) = RestoreRange::of(task).filter(|_| !failed) else {

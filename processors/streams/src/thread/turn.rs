@@ -126,7 +126,7 @@ impl StreamThread {
     /// Flushes the committed buffers that are due.
     fn flush_due(&mut self) -> state_store::Result<()> {
         let now = self.shared.clock.elapsed();
-        let share = self.shared.config.store_memory_bytes / COMMITTED_SHARE;
+        let share = self.shared.config.stores.memory_bytes / COMMITTED_SHARE;
         let bytes_max = usize::try_from(share).unwrap_or(usize::MAX);
         let mut tasks = self.tasks.as_mut_slice().iter_mut();
         tasks.try_for_each(|task| task.flush_if_due(now, bytes_max))
@@ -358,7 +358,7 @@ impl StreamThread {
     /// assignment event can explain it; without one, a duplicate of this thread runs.
     fn note_fence(&mut self, reason: String) {
         self.shared.metrics.transactions.fences.increment(1);
-        let timeout = self.shared.config.transaction_timeout;
+        let timeout = self.shared.config.commit.transaction_timeout;
         let timed_out = self.transaction.open_for().is_some_and(|age| age >= timeout);
         tracing::warn!(thread = self.name, reason, timed_out, "fenced");
         if !timed_out {
