@@ -56,7 +56,16 @@ pub fn sync_views(
                     component.ready();
                     let application = application(&home, &rules, schemas, horizon_ms);
                     let (log, clock) = (home.log.clone(), home.clock.clone());
-                    let handle = streams::run(application, config, log, clock, &owner, &readiness);
+                    let handle = streams::run(
+                        application,
+                        config,
+                        log,
+                        streams::Host {
+                            clock,
+                            tasks: &owner,
+                            readiness: &readiness,
+                        },
+                    );
                     home.running.add(handle, None);
                     return Ok(());
                 }

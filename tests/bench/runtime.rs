@@ -219,9 +219,11 @@ fn bulk(
         line.application,
         line.config,
         log.clone(),
-        service::clock::system(),
-        &tasks,
-        &Readiness::new(),
+        streams::Host {
+            clock: service::clock::system(),
+            tasks: &tasks,
+            readiness: &Readiness::new(),
+        },
     );
     let first = support::wait_for("the first commit", LIMIT, || {
         let committed = log.committed(&group, &inputs).expect("committed offsets");
@@ -320,9 +322,11 @@ fn singles(
         line.application,
         line.config,
         log.clone(),
-        service::clock::system(),
-        &tasks,
-        &readiness,
+        streams::Host {
+            clock: service::clock::system(),
+            tasks: &tasks,
+            readiness: &readiness,
+        },
     );
     support::wait_for("readiness", LIMIT, || readiness.report().ready.then_some(()));
     let at = TopicPartition::new(line.to.clone(), 0);

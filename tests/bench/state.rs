@@ -117,7 +117,16 @@ pub fn child(words: &[String]) -> anyhow::Result<()> {
             config.stores.engine = state_store::Engine::Sled;
         }
         let log = KafkaLog::connect(event_log::kafka::Config::new(part.kafka.clone()))?;
-        streams::run(application, config, log, service::clock::system(), &tasks, &readiness);
+        streams::run(
+            application,
+            config,
+            log,
+            streams::Host {
+                clock: service::clock::system(),
+                tasks: &tasks,
+                readiness: &readiness,
+            },
+        );
         Ok::<(), anyhow::Error>(())
     })?;
     Ok(())

@@ -52,7 +52,16 @@ pub fn run_declared(
                         fetch: fetch(home.registry.clone()),
                     });
                     let (log, clock) = (home.log.clone(), home.clock.clone());
-                    let handle = streams::run(application, config, log, clock, &owner, &readiness);
+                    let handle = streams::run(
+                        application,
+                        config,
+                        log,
+                        streams::Host {
+                            clock,
+                            tasks: &owner,
+                            readiness: &readiness,
+                        },
+                    );
                     home.running.add(handle, Some(processor));
                     return Ok(());
                 }

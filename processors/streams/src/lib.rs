@@ -40,7 +40,7 @@ pub use api::processor::Processor;
 pub use api::state::State;
 pub use api::timer::{Timer, TimerClock};
 pub use clock::{Clock, ProcessClock};
-pub use run::run;
+pub use run::{Host, run};
 pub use stores::{Directory, StoreName, Stores};
 pub use task::checkpoint::{Checkpoint, Origin};
 pub use task::commit_record::{CHANGELOG_VERSION, COMMIT_RECORD_KEY, CommitRecord};

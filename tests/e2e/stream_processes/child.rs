@@ -118,7 +118,16 @@ impl Part {
             config.group.protocol = event_log::GroupProtocol::Consumer;
         }
         set(&mut config);
-        streams::run(application, config, log, service::clock::system(), tasks, readiness)
+        streams::run(
+            application,
+            config,
+            log,
+            streams::Host {
+                clock: service::clock::system(),
+                tasks,
+                readiness,
+            },
+        )
     }
 
     /// Starts a process that runs it, armed with these failpoints.
