@@ -44,8 +44,3 @@ pub use run::{Host, run};
 pub use stores::{Directory, StoreName, Stores};
 pub use task::checkpoint::{Checkpoint, Origin};
 pub use task::commit_record::{CHANGELOG_VERSION, COMMIT_RECORD_KEY, CommitRecord};
-
-/// Failpoint at which a test can kill or pause the process.
-fn hit(name: &'static str) {
-    service::failpoint::hit(name);
-}

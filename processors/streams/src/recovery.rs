@@ -15,11 +15,11 @@ pub(crate) mod standby;
 pub(crate) mod verdict;
 
 use crate::api::application::{FirstStart, ProcessingGuarantee};
-use crate::hit;
 use crate::shared::Shared;
 use crate::task::checkpoint;
 use crate::task::{Input, Task};
 use event_log::{ErrorAction, Offset, OffsetSpec};
+use failpoint::hit;
 use open::{OpenError, full_restore_start, missed_tombstones, open_store};
 use progress::{Difference, Next, Offsets, Recovery, RestoreTarget, StartPlan, Step};
 pub(crate) use remedies::CommandTarget;

@@ -31,8 +31,8 @@ fn partition_counts_that_do_not_fit_are_refused_with_both_numbers_and_the_fix() 
         );
         assert!(text.contains("add the missing partitions"), "{text}");
         // As after partitions were added to the input: the keys are in other partitions now, and so would be the state.
-        compacted(bench, &bench.changelog("counts", 0).topic, 1);
-        let text = bench.refusal(vec![bench.sub("count", &[&bench.input], "counts")]);
+        compacted(harness, &harness.changelog("counts", 0).topic, 1);
+        let text = harness.refusal(vec![harness.sub("count", &[&harness.input], "counts")]);
         assert!(text.contains("it has 1 partitions but the inputs have 2"), "{text}");
         assert!(text.contains("rename the store"), "{text}");
     });
@@ -171,7 +171,7 @@ fn inputs_that_were_exchanged_stop_their_tasks_until_it_is_accepted() {
         let before = harness.out(0).len();
         let mut thread = harness.try_start(declared(&more, &harness.input)).expect("it starts");
         let cause = until_cause(&mut thread, "task one/0: stopped");
-        assert!(cause.contains(&format!("built from {}/0", bench.input)), "{cause}");
+        assert!(cause.contains(&format!("built from {}/0", harness.input)), "{cause}");
         assert!(cause.contains(&format!("reads {more}/0")), "{cause}");
         let way = format!("trunkline offsets accept {} ones/0 --input {more}", harness.application);
         assert!(cause.contains(&way), "{cause}");

@@ -5,11 +5,11 @@
 //! the rows at its start are as old as the restore itself.
 
 use crate::api::context::TaskId;
-use crate::hit;
 use crate::shared::Shared;
 use crate::task::changelog::read_record;
 use crate::task::{Phase, Task};
 use event_log::{ErrorAction, Isolation, Offset, Reader, RecordBatch, StartFrom, TopicPartition};
+use failpoint::hit;
 use service::chain;
 use std::time::Duration;
 

@@ -7,9 +7,9 @@ use super::abort::{Abort, Interrupt};
 use super::membership::Membership;
 use super::transaction::Transaction;
 use crate::api::error::Result;
-use crate::hit;
 use crate::task::{Input, Task};
 use event_log::Produced;
+use failpoint::hit;
 use service::chain;
 
 impl Transaction {

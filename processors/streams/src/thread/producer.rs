@@ -6,12 +6,12 @@
 
 use crate::api::application::ProcessingGuarantee;
 use crate::api::error::{Error, Result};
-use crate::hit;
 use crate::shared::Shared;
 use event_log::{
     ErrorAction, GroupMetadata, Offset, OutBatch, Outcome, Produced, Producer, TopicPartition, TransactionalProducer,
     TransactionalProducerConfig,
 };
+use failpoint::hit;
 use service::chain;
 use std::time::Duration;
 

@@ -4,12 +4,12 @@ use super::abort::Interrupt;
 use super::turn::StreamThread;
 use crate::api::context::TaskId;
 use crate::api::error::Result;
-use crate::hit;
 use crate::recovery::progress::{Next, StartPlan};
 use crate::recovery::restore::{ObstacleKind, RESTORE_WAIT};
 use crate::recovery::{self, CommandTarget};
 use crate::task::{Phase, Task};
 use event_log::Offset;
+use failpoint::hit;
 use service::chain;
 use std::time::Duration;
 
