@@ -71,7 +71,7 @@ enum SubscriptionError {
     Log(&'static str, event_log::Error),
     /// The topic does not exist or does not match the topology.
     Topic(ReadinessIssue),
-    /// The replica failed; its store is intact unless the error is `Foreign`.
+    /// The replica failed; its store is intact unless the error is `Unusable`.
     Replica(ViewsError),
     /// The store cannot be used any more; quarantine it and read `view.log` from its start.
     StoreUnusable(String),
@@ -184,7 +184,7 @@ impl Follower {
                 self.close();
                 ReadinessIssue::new(chain(&error), "update this edge; it continues from its store")
             }
-            SubscriptionError::Replica(ViewsError::Foreign(cause)) | SubscriptionError::StoreUnusable(cause) => {
+            SubscriptionError::Replica(ViewsError::Unusable(cause)) | SubscriptionError::StoreUnusable(cause) => {
                 self.quarantine(cause)
             }
             // The replica's memory may be ahead of its store, so it must be opened again.
