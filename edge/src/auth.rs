@@ -6,14 +6,16 @@
 //! `x5u`). Before the signature is verified, `iss` selects the issuer's keys and no other claim is used.
 
 mod claims;
+pub mod cursor_keys;
+pub mod dev_token;
 mod error;
 mod identity;
 mod jwks;
-mod keys;
+mod key_set;
 
 pub use error::AuthError;
 pub use identity::Identity;
-pub use keys::{JwksOrigin, KeyError, KeySet};
+pub use key_set::{JwksOrigin, KeyError, KeySet};
 
 use crate::config::{Algorithm, ConfigError, IssuerConfig};
 use base64::Engine;

@@ -4,11 +4,10 @@
 //! because a poll that arrived before the drain still needs a current replica.
 
 use crate::auth::Authenticator;
+use crate::auth::cursor_keys::{KeysError, cursor_keyring};
 use crate::config::{Config, ConfigError};
-use crate::keys::{KeysError, cursor_keyring};
+use crate::http::{KEYS_FIX, Service, router, server};
 use crate::replica::{FollowConfig, Follower, FollowerContext, ReplicaHandle};
-use crate::routes::{KEYS_FIX, Service, router};
-use crate::server;
 use crate::sync::{Memberships, Polls, PollsContext};
 use event_log::SharedEventLog;
 use service::{Component, Drain, Readiness, SharedClock, Tasks};

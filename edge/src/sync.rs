@@ -12,7 +12,7 @@ pub use request::SyncRequest;
 
 use crate::auth::Identity;
 use crate::config::Limits;
-use crate::error::ApiError;
+use crate::http::ApiError;
 use crate::replica::ReplicaHandle;
 use axum::http::StatusCode;
 use schemas::ids::DeviceId;

@@ -91,8 +91,7 @@ pub fn delta(replica: &Replica, request: &Request<'_>) -> Result<Answer, Error> 
         .cursor
         .as_ref()
         .filter(|c| c.owner == request.owner && c.log == replica.log());
-    // Partitions of the cursor count even if no readable bucket is in them: `behind` must compare all of them, because
-    // bucket and cursor may meet again after a grant.
+    // Includes the partitions of the cursor in which no bucket is readable now: their T must not go back either (I4).
     let mut numbers: Vec<i32> = request.readable.iter().map(|b| b.partition).collect();
     if let Some(cursor) = cursor {
         numbers.extend(cursor.points.keys().chain(cursor.seen.keys()));

@@ -473,8 +473,8 @@ impl Follower {
 fn prove_by_reader(subscription: &Subscription) -> Result<(), ViewsError> {
     for at in &subscription.partitions {
         if let (Some(position), Some(at_ms)) = (subscription.reader.position(at), subscription.reader.at_end(at)) {
-            // The event proves that every stable record below the position was read. It does not tell where the log end
-            // was, so `i64::MAX` keeps `as_of` and E unchanged.
+            // The event proves that every stable record below the position was read. The log end is unknown, so
+            // `i64::MAX` leaves `as_of` and E unchanged.
             subscription.replica.at_end(at.partition, position, i64::MAX, at_ms)?;
         }
     }

@@ -3,7 +3,7 @@
 //! Unknown fields are rejected, so that a misspelled one is not silently ignored. Values above a configured limit are
 //! reduced to it by [`super::Polls`].
 
-use crate::error::ApiError;
+use crate::http::ApiError;
 use serde_json::{Map, Value};
 use std::time::Duration;
 

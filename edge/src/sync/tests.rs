@@ -303,9 +303,9 @@ async fn revoked_bucket_is_dropped() {
     let (page, _) = harness.page(&user("1", &["user:1"]), after(&cursor)).await;
     assert_eq!(page["drops"], json!([BucketId::of("store:7").to_string()]));
     assert_eq!(page["changes"], json!([]));
-    let mut nobody = user("1", &[]);
-    nobody.claims.remove("buckets");
-    let error = harness.poll(&nobody, SyncRequest::default()).await.unwrap_err();
+    let mut without_claim = user("1", &[]);
+    without_claim.claims.remove("buckets");
+    let error = harness.poll(&without_claim, SyncRequest::default()).await.unwrap_err();
     assert_eq!(
         (error.status(), error.detail()),
         (StatusCode::FORBIDDEN, "no claim `buckets`")
@@ -354,14 +354,14 @@ async fn staleness_wakes_no_long_poll() {
     let identity = user("1", &["user:1"]);
     let cursor = harness.synced(&identity).await;
     let wait = Duration::from_millis(60);
-    let asked = Instant::now();
+    let began = Instant::now();
     let poll = waiting(&cursor, wait);
     let page = harness.page(&identity, poll);
     let (page, ()) = tokio::join!(page, async {
         tokio::time::sleep(Duration::from_millis(10)).await;
         harness.write(&[], Some(true));
     });
-    assert!(asked.elapsed() >= wait, "a stale mark alone wakes no poll");
+    assert!(began.elapsed() >= wait, "a stale mark alone wakes no poll");
     let (page, cursor) = page;
     assert_eq!(
         (&page["stale"], &page["changes"], &page["complete"]),

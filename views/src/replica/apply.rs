@@ -211,8 +211,8 @@ impl<'a> Applier<'a> {
     fn end_transaction(&mut self, writer: u64, end_marker: Offset) -> Result<()> {
         let flush_bytes = self.target.options.flush_bytes;
         if self.staged.bytes > 0 && self.staged.bytes + self.apply.pending.bytes_of(writer) > flush_bytes {
-            // Commit the earlier transactions first. Between pieces the partition answers 503, so that a commit of theirs
-            // together with a piece would hide them unnecessarily.
+            // Commit the earlier transactions first, so that they are visible by themselves. Together with a first piece they
+            // would be hidden until the last one.
             self.flush()?;
         }
         let partition = self.apply.partition;
@@ -273,8 +273,8 @@ impl<'a> Applier<'a> {
         let id = BucketId::of(name);
         let index_key = bytes::index_key(self.apply.partition, id, row.view, row.key);
         let newest = self.newest(&index_key)?;
-        // Markers of different writers are in another order than their rows, and a restart repeats rows. The row with the
-        // greatest offset wins in any order.
+        // If a key gets another writer, its rows can become visible in another order than that of the log. The greatest
+        // offset wins.
         if newest.is_some_and(|n| n.offset >= offset) {
             return Ok(());
         }

@@ -4,8 +4,8 @@
 //! issuer is [`DEV_ISSUER`], which `trunkline run` rejects ([`refuse_development`]), so such a key cannot be used in
 //! production by accident.
 
+use super::cursor_keys::{KeysError, random, read_or_create};
 use crate::config::{Algorithm, Config, ConfigError, IssuerConfig};
-use crate::keys::{KeysError, read_or_create};
 use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use base64::Engine;
@@ -114,7 +114,7 @@ impl DevKey {
     pub fn open(dir: &Path, algorithm: Algorithm) -> Result<Self, TokenError> {
         let path = dir.join(DEV_KEY_FILE);
         let generate = || match algorithm {
-            Algorithm::HS256 => crate::keys::random::<32>().to_vec(),
+            Algorithm::HS256 => random::<32>().to_vec(),
             _ => ed25519(),
         };
         if !matches!(algorithm, Algorithm::HS256 | Algorithm::EdDSA) {

@@ -4,7 +4,7 @@
 //! `traceparent` becomes the parent of the span, and `traceresponse` returns the span's id. The span contains the route
 //! but not the query string, which may hold a cursor.
 
-use crate::error::ApiError;
+use super::problem::ApiError;
 use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
@@ -54,12 +54,12 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
         let legal = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.' | b':');
         (1..=64).contains(&v.len()) && v.as_bytes().iter().all(legal)
     };
-    let made = || HeaderValue::try_from(uuid::Uuid::new_v4().simple().to_string());
+    let generated = || HeaderValue::try_from(uuid::Uuid::new_v4().simple().to_string());
     headers
         .get(REQUEST_ID)
         .filter(safe)
         .cloned()
-        .unwrap_or_else(|| made().expect("a uuid is a header value"))
+        .unwrap_or_else(|| generated().expect("a UUID is a valid header value"))
 }
 
 /// Parses the `traceparent` of the request.

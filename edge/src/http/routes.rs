@@ -3,11 +3,11 @@
 //! Each response carries a request id, and each error is a problem body. A body above the limit is rejected before it
 //! has been read completely. Metrics, console and admin routes are on another listener, so that devices cannot reach them.
 
+use super::problem::ApiError;
+use super::trace;
 use crate::auth::{AuthError, Authenticator};
-use crate::error::ApiError;
 use crate::replica::{ReadinessIssue, ReplicaHandle};
 use crate::sync::{Polls, SyncRequest, SyncResponse};
-use crate::trace;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
