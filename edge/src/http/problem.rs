@@ -1,7 +1,7 @@
-//! Refusals as a device sees them: RFC 9457 problem bodies.
+//! Errors of the devices' API as RFC 9457 problem bodies.
 //!
-//! Guarantees: a problem says what was wrong and what to do; `type` and `status` are stable, `detail` is for people.
-//! Never: a token, a cursor, a bucket's or another principal's name in a problem.
+//! `type` and `status` are stable, so clients may branch on them; `detail` is a human-readable cause with its fix. A
+//! problem contains no token, no cursor, no bucket name and no name of another principal.
 
 use crate::auth::AuthError;
 use axum::http::header::{CACHE_CONTROL, WWW_AUTHENTICATE};
@@ -9,10 +9,10 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use views::replica::NotReady;
 
-/// A refusal of a request.
+/// Error response to a request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ApiError {
-    /// Stable name, for metrics; the problem's `type` is `/problems/<code>`.
+    /// Stable name. Label of metrics; the problem's `type` is `/problems/<code>`.
     pub code: &'static str,
     problem: Box<service::Problem>,
     /// Value of `WWW-Authenticate`.
@@ -20,7 +20,7 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    /// A refusal with a status, a stable name, a title and a detail.
+    /// Creates an error response.
     pub fn new(status: StatusCode, code: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
         let problem = service::Problem::new(status, format!("/problems/{code}"), title).detail(detail);
         ApiError {
@@ -30,7 +30,7 @@ impl ApiError {
         }
     }
 
-    /// The request itself is malformed: 400.
+    /// 400: the request is malformed.
     pub fn bad_request(detail: impl Into<String>) -> Self {
         ApiError::new(
             StatusCode::BAD_REQUEST,
@@ -40,34 +40,34 @@ impl ApiError {
         )
     }
 
-    /// The service cannot answer now: 503 with `Retry-After`.
+    /// 503 with `Retry-After`: the edge cannot answer now.
     pub fn unavailable(code: &'static str, detail: impl Into<String>, retry_after_s: u32) -> Self {
-        let title = "The service cannot answer at the moment";
-        let mut refused = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, title, detail);
-        refused.problem.retry_after_s = Some(retry_after_s);
-        refused
+        let title = "The service is temporarily unavailable";
+        let mut error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, title, detail);
+        error.problem.retry_after_s = Some(retry_after_s);
+        error
     }
 
-    /// Why the replica may not be shown: 503.
-    pub fn not_ready(why: NotReady) -> Self {
-        let (code, detail) = match why {
+    /// 503: a partition of the replica cannot be served.
+    pub fn not_ready(reason: NotReady) -> Self {
+        let (code, detail) = match reason {
             NotReady::Incomplete { .. } => (
                 "view-incomplete",
-                "the views are still being read here; try again, or another edge",
+                "this edge is still reading the views; retry, or use another edge",
             ),
             NotReady::Unproven { .. } => (
                 "view-unproven",
-                "this edge cannot prove that its views are current, so it shows none; try again, or another edge",
+                "this edge cannot prove that its views are current; retry, or use another edge",
             ),
             NotReady::NotServed { .. } => (
                 "view-elsewhere",
-                "this edge does not serve that part of the views; try another edge",
+                "this edge does not serve a partition of the requested views; use another edge",
             ),
         };
         ApiError::unavailable(code, detail, 2)
     }
 
-    /// What was wrong, and what to do.
+    /// Human-readable cause and fix.
     pub fn detail(&self) -> &str {
         self.problem.detail.as_deref().unwrap_or_default()
     }
@@ -79,25 +79,25 @@ impl ApiError {
 }
 
 impl From<AuthError> for ApiError {
-    fn from(refusal: AuthError) -> Self {
-        let detail = refusal.to_string();
-        match refusal {
+    fn from(error: AuthError) -> Self {
+        let detail = error.to_string();
+        match error {
             AuthError::KeysUnavailable(_) => ApiError::unavailable("keys-unavailable", detail, 2),
             AuthError::Issuer | AuthError::Audience => {
-                let title = "The token is not meant for this service";
+                let title = "The token is not for this service";
                 ApiError::new(StatusCode::FORBIDDEN, "token-not-accepted", title, detail)
             }
             AuthError::Missing => {
-                let refused = ApiError::new(
+                let error = ApiError::new(
                     StatusCode::UNAUTHORIZED,
                     "token-missing",
-                    "A bearer token is needed",
+                    "A bearer token is required",
                     detail,
                 );
-                // RFC 6750, 3.1: without a token the challenge carries no error code.
+                // RFC 6750, 3.1: the challenge has no error code if the request had no token.
                 ApiError {
                     challenge: Some("Bearer".into()),
-                    ..refused
+                    ..error
                 }
             }
             invalid => {
@@ -110,17 +110,18 @@ impl From<AuthError> for ApiError {
                     "Bearer error=\"invalid_token\", error_description=\"{}\"",
                     quotable(&detail)
                 );
-                let refused = ApiError::new(StatusCode::UNAUTHORIZED, code, "The token is not valid", detail);
+                let error = ApiError::new(StatusCode::UNAUTHORIZED, code, "The token is not valid", detail);
                 ApiError {
                     challenge: Some(challenge),
-                    ..refused
+                    ..error
                 }
             }
         }
     }
 }
 
-/// What may stand in `error_description` (RFC 6750, 3): printable ASCII without quote and backslash.
+/// Replaces the characters that `error_description` must not contain (RFC 6750, 3): everything but printable ASCII, the
+/// quote and the backslash.
 fn quotable(text: &str) -> String {
     let legal = |c: char| matches!(c, ' '..='~') && c != '"' && c != '\\';
     text.chars().map(|c| if legal(c) { c } else { '\'' }).collect()
@@ -143,7 +144,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refused_token_is_challenged_in_legal_characters() {
+    fn challenge_contains_only_legal_characters() {
         let response = ApiError::from(AuthError::Claim("a\"b\\ü".into())).into_response();
         assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
         let challenge = response.headers()[WWW_AUTHENTICATE].to_str().unwrap();

@@ -1,13 +1,11 @@
-//! Tokens for a first look: signed by a key of this machine, or by the shared secret of an issuer that an edge is
-//! configured with.
+//! Tokens for development and tests: signed with a key of this machine, or with the shared secret of a configured issuer.
 //!
-//! Guarantees: a token of a [`DevKey`] is accepted by an edge whose configuration holds [`DevKey::issuer`] of the same
-//! key, and by no other.
-//! Never: production by itself: a development key's issuer is [`DEV_ISSUER`], which `run` refuses to accept
-//! ([`refuse_development`]).
+//! A token of a [`DevKey`] is accepted only by an edge that is configured with [`DevKey::issuer`] of the same key. Its
+//! issuer is [`DEV_ISSUER`], which `trunkline run` rejects ([`refuse_development`]), so such a key cannot be used in
+//! production by accident.
 
+use super::cursor_keys::{KeysError, random, read_or_create};
 use crate::config::{Algorithm, Config, ConfigError, IssuerConfig};
-use crate::keys::{KeysError, read_or_make};
 use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use base64::Engine;
@@ -17,13 +15,13 @@ use serde_json::{Map, Value};
 use service::Secret;
 use std::path::{Path, PathBuf};
 
-/// The `iss` of development tokens.
+/// `iss` of development tokens.
 pub const DEV_ISSUER: &str = "https://dev.trunkline.invalid/";
-/// The audience of development tokens, unless another is asked for.
+/// Default audience of development tokens.
 pub const DEV_AUDIENCE: &str = "trunkline-dev";
-/// The alias of the development issuer in principals.
+/// Alias of the development issuer in principals.
 pub const DEV_ALIAS: &str = "dev";
-/// Name of the key's file in the data directory of `trunkline dev`.
+/// File of the development key, in the data directory of `trunkline dev`.
 pub const DEV_KEY_FILE: &str = "dev-token.key";
 
 /// A key that signs development tokens.
@@ -34,7 +32,7 @@ pub struct DevKey {
     path: PathBuf,
 }
 
-/// What a development token says.
+/// Contents of a token to sign.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenRequest {
     /// Subject (`sub`).
@@ -43,42 +41,41 @@ pub struct TokenRequest {
     pub audience: String,
     /// Other claims.
     pub claims: Map<String, Value>,
-    /// Time until it expires, in seconds; at least 1.
+    /// Time until the token expires, in seconds; at least 1.
     pub expires_in_s: i64,
 }
 
-/// Why no token is minted.
+/// Why a token cannot be signed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenError {
-    /// The key file.
+    /// The key cannot be loaded.
     #[error(transparent)]
     Keys(#[from] KeysError),
-    /// A claim that the token sets itself.
-    #[error("claim {0:?} is set by the token itself; use --sub, --audience or --expires-in")]
+    /// The claim is one that has its own option.
+    #[error("claim {0:?} cannot be set with --claim; use --sub, --audience or --expires-in")]
     Reserved(String),
-    /// Not `name=value`.
-    #[error("claim {0:?} is not NAME=VALUE; write, say, --claim store=7 or --claim 'stores=[\"7\",\"8\"]'")]
+    /// The claim is not `NAME=VALUE`.
+    #[error("claim {0:?} is not NAME=VALUE; for example, use --claim store=7 or --claim 'stores=[\"7\",\"8\"]'")]
     Claim(String),
-    /// The subject is empty or the lifetime is not positive.
+    /// The request or the issuer is invalid.
     #[error("{0}")]
     Request(&'static str),
     /// Signing failed.
     #[error("sign the token with {signer}")]
     Sign {
-        /// The key's file, or the issuer whose secret it is.
+        /// File of the key, or issuer of the shared secret.
         signer: String,
-        /// The library's error.
+        /// Error of the JWT library.
         #[source]
         source: jsonwebtoken::errors::Error,
     },
 }
 
-/// Reads `NAME=VALUE` into a claim: a value that is JSON but no text (a number, a list, `true`) is taken as that, any
-/// other as text.
+/// Parses a claim `NAME=VALUE`. The value is parsed as JSON if it is valid JSON, else it is a string.
 ///
 /// # Errors
-/// [`TokenError::Claim`] without a name.
+/// [`TokenError::Claim`] if the name or `=` is missing.
 pub fn parse_claim(text: &str) -> Result<(String, Value), TokenError> {
     let (name, value) = text.split_once('=').ok_or_else(|| TokenError::Claim(text.into()))?;
     if name.is_empty() {
@@ -88,41 +85,44 @@ pub fn parse_claim(text: &str) -> Result<(String, Value), TokenError> {
     Ok((name.to_owned(), value))
 }
 
-/// Refuses a configuration that accepts development tokens: for `run`.
+/// Rejects a configuration that is only safe in development: development tokens, or a generated cursor key. For
+/// `trunkline run`.
 ///
 /// # Errors
-/// The field to take out.
+/// The field to change.
 pub fn refuse_development(config: &Config) -> Result<(), ConfigError> {
     for (index, issuer) in config.issuers.iter().enumerate() {
         if issuer.issuer == DEV_ISSUER {
-            let problem = "is the issuer of development tokens, which anybody with `trunkline dev`'s data directory can \
-                           mint; name your own issuer";
+            let problem = "is the issuer of development tokens, which everyone with access to the data directory of \
+                           `trunkline dev` can sign; set the issuer of your identity provider";
             return Err(ConfigError::new(format!("issuers[{index}].issuer"), problem));
         }
     }
     if config.cursor_keys.is_empty() {
-        let problem = "is empty; every edge needs the same key: add id = 1 and secret = \"${env:…}\" (32 bytes, \
-                       `openssl rand -base64 32`)";
+        let problem = "is empty, but all edges need the same key; add [[edge.cursor_keys]] with id = 1 and secret = \
+                       \"${env:…}\" (32 bytes, `openssl rand -base64 32`)";
         return Err(ConfigError::new("cursor_keys", problem));
     }
     Ok(())
 }
 
 impl DevKey {
-    /// The key in a directory; made when it is not there. `HS256` and `EdDSA` are for development.
+    /// Loads the key in `dir`, or generates one if there is none. An existing key keeps its algorithm.
     ///
     /// # Errors
-    /// The file that cannot be used. Another algorithm than these two is [`TokenError::Request`].
+    /// The file that cannot be used; [`TokenError::Request`] if the algorithm is neither `HS256` nor `EdDSA`.
     pub fn open(dir: &Path, algorithm: Algorithm) -> Result<Self, TokenError> {
         let path = dir.join(DEV_KEY_FILE);
-        let make = || match algorithm {
-            Algorithm::HS256 => crate::keys::random::<32>().to_vec(),
+        let generate = || match algorithm {
+            Algorithm::HS256 => random::<32>().to_vec(),
             _ => ed25519(),
         };
         if !matches!(algorithm, Algorithm::HS256 | Algorithm::EdDSA) {
-            return Err(TokenError::Request("a development key is HS256 or EdDSA"));
+            return Err(TokenError::Request("a development key must be HS256 or EdDSA"));
         }
-        let text = read_or_make(&path, || format!("{}:{}", algorithm.name(), STANDARD.encode(make())))?;
+        let text = read_or_create(&path, || {
+            format!("{}:{}", algorithm.name(), STANDARD.encode(generate()))
+        })?;
         let damaged = || KeysError::Damaged { path: path.clone() };
         let (name, secret) = text.trim().split_once(':').ok_or_else(damaged)?;
         let algorithm = Algorithm::from_name(name).ok_or_else(damaged)?;
@@ -143,10 +143,10 @@ impl DevKey {
         })
     }
 
-    /// The configuration of an issuer that accepts this key's tokens, under these audiences.
+    /// Configuration of the issuer that accepts tokens of this key for `audience`.
     pub fn issuer(&self, audience: &str) -> IssuerConfig {
         let mut issuer = IssuerConfig::new(DEV_ALIAS, DEV_ISSUER, audience, &[self.algorithm]);
-        let jwk = match self.public() {
+        let jwk = match self.ed25519_point() {
             Some(point) => serde_json::json!({"kty": "OKP", "crv": "Ed25519", "kid": self.kid, "x": point}),
             None => serde_json::json!({"kty": "oct", "kid": self.kid, "k": URL_SAFE_NO_PAD.encode(&self.secret)}),
         };
@@ -154,19 +154,20 @@ impl DevKey {
         issuer
     }
 
-    fn public(&self) -> Option<String> {
+    /// The public key, base64url-encoded; `None` for a shared secret.
+    fn ed25519_point(&self) -> Option<String> {
         let pair = Ed25519KeyPair::from_pkcs8(&self.secret).ok()?;
         let der: PublicKeyX509Der<'_> = pair.public_key().as_der().ok()?;
-        // The key itself is the last 32 bytes of its DER form (RFC 8410, 4).
+        // The DER encoding ends with the 32 bytes of the key (RFC 8410, 4).
         der.as_ref()
             .last_chunk::<32>()
             .map(|point| URL_SAFE_NO_PAD.encode(point))
     }
 
-    /// Mints a token at a time (seconds since the epoch).
+    /// Signs a token that is issued at `now_s` (seconds since the epoch).
     ///
     /// # Errors
-    /// What is wrong with the request.
+    /// What is invalid in the request.
     pub fn mint(&self, request: &TokenRequest, now_s: i64) -> Result<String, TokenError> {
         let (algorithm, key) = match self.algorithm {
             Algorithm::HS256 => (jsonwebtoken::Algorithm::HS256, EncodingKey::from_secret(&self.secret)),
@@ -182,27 +183,26 @@ impl DevKey {
     }
 }
 
-/// The first issuer whose tokens can be minted with what the edge knows: a shared secret, and HS256 allowed.
+/// The first issuer whose tokens the edge itself could sign: one with a shared secret and HS256.
 ///
 /// # Errors
-/// There is none.
+/// There is no such issuer.
 pub fn minting_issuer(issuers: &[IssuerConfig]) -> Result<&IssuerConfig, TokenError> {
-    let can = |issuer: &&IssuerConfig| issuer.secret.is_some() && issuer.algorithms.contains(&Algorithm::HS256);
-    issuers.iter().find(can).ok_or(TokenError::Request(
-        "the edge has no issuer with a shared `secret` and the algorithm HS256; only whoever holds an issuer's private \
-         key can mint its tokens",
+    let can_sign = |issuer: &&IssuerConfig| issuer.secret.is_some() && issuer.algorithms.contains(&Algorithm::HS256);
+    issuers.iter().find(can_sign).ok_or(TokenError::Request(
+        "no issuer of the edge has a shared `secret` and the algorithm HS256; get a token from one of the configured \
+         issuers, because only they have the private keys",
     ))
 }
 
-/// Mints a token at a time (seconds since the epoch), as an issuer that an edge shares a secret with.
+/// Signs a token that is issued at `now_s` (seconds since the epoch) with the shared secret of an issuer.
 ///
 /// # Errors
-/// What is wrong with the request, or that the issuer has no secret.
+/// What is invalid in the request, or that the issuer has no shared secret.
 pub fn mint_as(issuer: &IssuerConfig, request: &TokenRequest, now_s: i64) -> Result<String, TokenError> {
-    let secret = issuer
-        .secret
-        .as_ref()
-        .ok_or(TokenError::Request("the issuer has no shared `secret`"))?;
+    let secret = issuer.secret.as_ref().ok_or(TokenError::Request(
+        "the issuer has no shared `secret`; choose one with HS256",
+    ))?;
     let claims = request.claims(&issuer.issuer, now_s)?;
     let key = EncodingKey::from_secret(secret.expose().as_bytes());
     jsonwebtoken::encode(&Header::new(jsonwebtoken::Algorithm::HS256), &claims, &key).map_err(|source| {
@@ -217,11 +217,11 @@ impl TokenRequest {
     /// All claims of the token.
     fn claims(&self, issuer: &str, now_s: i64) -> Result<Map<String, Value>, TokenError> {
         if self.subject.is_empty() {
-            return Err(TokenError::Request("the subject is empty; say --sub WHO"));
+            return Err(TokenError::Request("the subject is empty; set --sub"));
         }
         if self.expires_in_s < 1 {
             return Err(TokenError::Request(
-                "the token would have expired already; say --expires-in 1h",
+                "the lifetime is not positive; set --expires-in, for example 1h",
             ));
         }
         let reserved = ["iss", "aud", "sub", "exp", "iat", "nbf"];
@@ -239,9 +239,9 @@ impl TokenRequest {
 }
 
 fn ed25519() -> Vec<u8> {
-    let pair = Ed25519KeyPair::generate().expect("the system's random source works");
+    let pair = Ed25519KeyPair::generate().expect("the operating system has a random source");
     pair.to_pkcs8v1()
-        .expect("a fresh key has a PKCS#8 form")
+        .expect("a generated key has a PKCS#8 form")
         .as_ref()
         .to_vec()
 }
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_minted_token_is_accepted_by_its_own_key_only() {
+    async fn dev_token_is_accepted_by_its_key_only() {
         for algorithm in [Algorithm::HS256, Algorithm::EdDSA] {
             let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
             let token = DevKey::open(here.path(), algorithm)
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_token_in_the_name_of_an_issuer_with_a_shared_secret_is_accepted_as_its_own() {
+    async fn shared_secret_issuer_accepts_signed_token() {
         let mut issuer = IssuerConfig::new("demo", "https://demo.invalid/", DEV_AUDIENCE, &[Algorithm::HS256]);
         assert!(
             mint_as(&issuer, &request(), NOW_S)
@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_requests_say_what_to_write() {
+    fn invalid_request_names_the_option() {
         let dir = tempfile::tempdir().unwrap();
         let key = DevKey::open(dir.path(), Algorithm::EdDSA).unwrap();
         let mint = |change: fn(&mut TokenRequest)| {
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn production_refuses_development_keys() {
+    fn development_issuer_is_rejected() {
         let dir = tempfile::tempdir().unwrap();
         let key = DevKey::open(dir.path(), Algorithm::EdDSA).unwrap();
         let config = Config {

@@ -1,14 +1,13 @@
-//! The devices' listener: which path does what, and what every request goes through.
+//! Routes of the devices' listener: `/v1/sync`, `/openapi.json`, `/healthz` and `/readyz`.
 //!
-//! Guarantees: every answer carries a request id; every refusal is a problem body; a body larger than the limit is
-//! refused before it is read whole.
-//! Never: metrics, console or admin routes (they are on another listener).
+//! Each response carries a request id, and each error is a problem body. A body above the limit is rejected before it
+//! has been read completely. Metrics, console and admin routes are on another listener, so that devices cannot reach them.
 
+use super::problem::ApiError;
+use super::trace;
 use crate::auth::{AuthError, Authenticator};
-use crate::error::ApiError;
-use crate::replica::{ReplicaHandle, Trouble};
+use crate::replica::{ReadinessIssue, ReplicaHandle};
 use crate::sync::{Polls, SyncRequest, SyncResponse};
-use crate::trace;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -24,34 +23,36 @@ use std::time::Duration;
 use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
 
-/// Header with the device's id.
+/// Request header with the device id.
 pub const DEVICE_HEADER: &str = "trunkline-device";
-/// Balances bytes on the mobile network against the edge's CPU.
+/// Compromise between bytes on the mobile network and CPU of the edge.
 const COMPRESSION: CompressionLevel = CompressionLevel::Precise(4);
+
+/// Fix for keys that cannot be fetched.
+pub(crate) const KEYS_FIX: &str = "check edge.issuers in the configuration, and that the issuer is reachable from here";
 
 const OPENAPI: &str = include_str!("openapi.json");
 
-/// What requests are served from.
+/// Shared state of the request handlers.
 pub struct Service {
-    /// Checks tokens.
+    /// Verifies bearer tokens.
     pub auth: Authenticator,
     /// Answers polls.
     pub polls: Arc<Polls>,
     /// The replica, for readiness.
-    pub shelf: Arc<ReplicaHandle>,
-    /// The time.
+    pub replica: Arc<ReplicaHandle>,
+    /// Clock for token times and proofs.
     pub clock: SharedClock,
 }
 
 impl Service {
-    /// Whether devices are answered, and what keeps them from it.
+    /// Readiness of the edge: whether polls can be answered, and the causes if not.
     pub fn report(&self) -> Report {
         let now = self.clock.now_ms();
         let keys = self.auth.problems(now).into_iter();
-        let keys =
-            keys.map(|cause| Trouble::new(cause, "check edge.issuers in the configuration, and the issuer itself"));
-        let state = |name: &str, trouble: Option<Trouble>| {
-            let (cause, next_command) = trouble.map(|t| (t.cause, t.next)).unzip();
+        let keys = keys.map(|cause| ReadinessIssue::new(cause, KEYS_FIX));
+        let state = |name: &str, issue: Option<ReadinessIssue>| {
+            let (cause, next_command) = issue.map(|issue| (issue.cause, issue.fix)).unzip();
             ComponentState {
                 name: name.to_owned(),
                 ready: cause.is_none(),
@@ -59,8 +60,8 @@ impl Service {
                 next_command,
             }
         };
-        let mut components = vec![state("edge-replica", self.shelf.trouble(now))];
-        components.extend(keys.map(|trouble| state("edge-keys", Some(trouble))));
+        let mut components = vec![state("edge-replica", self.replica.issue(now))];
+        components.extend(keys.map(|issue| state("edge-keys", Some(issue))));
         Report {
             ready: components.iter().all(|c| c.ready),
             components,
@@ -68,10 +69,11 @@ impl Service {
     }
 }
 
-/// The devices' routes.
+/// Router of the devices' listener.
 pub fn router(service: Arc<Service>) -> Router {
     let limits = service.polls.limits();
-    let all = Duration::from_secs(limits.read_timeout_s + limits.wait_s_max + 30);
+    // Reading the body, waiting, and then time for the response itself.
+    let timeout = Duration::from_secs(limits.read_timeout_s + limits.wait_s_max + 30);
     Router::new()
         .route("/v1/sync", get(sync).post(sync))
         .route("/openapi.json", get(openapi))
@@ -82,40 +84,41 @@ pub fn router(service: Arc<Service>) -> Router {
         .with_state(service)
         .layer(CompressionLayer::new().quality(COMPRESSION))
         .layer(axum::middleware::from_fn(move |request, next| {
-            trace::each(request, next, all)
+            trace::trace_request(request, next, timeout)
         }))
 }
 
 async fn sync(State(service): State<Arc<Service>>, request: Request) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
     let now = service.clock.now_ms();
-    let who = service.auth.verify(bearer(&parts.headers)?, now).await?;
-    let ask = SyncRequest::from_query(parts.uri.query().unwrap_or_default())?;
-    let device = device(&parts.headers, &ask)?;
+    let identity = service.auth.verify(bearer(&parts.headers)?, now).await?;
+    let sync_request = SyncRequest::from_query(parts.uri.query().unwrap_or_default())?;
+    let device = device(&parts.headers, &sync_request)?;
     let limits = service.polls.limits();
-    let body = read(body, limits.body_bytes_max, Duration::from_secs(limits.read_timeout_s)).await?;
+    let body = read_body(body, limits.body_bytes_max, Duration::from_secs(limits.read_timeout_s)).await?;
     let validator = parts.headers.get(IF_NONE_MATCH).and_then(|v| v.to_str().ok());
-    let ask = ask.with_body(&body)?.with_validator(validator);
-    let reply = service.polls.poll(&who, &device, &ask).await?;
-    Ok(match reply {
+    let sync_request = sync_request.with_body(&body)?.with_validator(validator);
+    let response = service.polls.poll(&identity, &device, &sync_request).await?;
+    Ok(match response {
         SyncResponse::Page { json, cursor } => {
             let mut response = (StatusCode::OK, Body::from(json)).into_response();
             let headers = response.headers_mut();
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            tag(headers, &cursor);
+            set_cache_headers(headers, &cursor);
             response
         }
         SyncResponse::NotModified => {
             let mut response = StatusCode::NOT_MODIFIED.into_response();
-            let held = ask.cursor.as_deref().or(ask.only_if_changed.as_deref());
-            tag(response.headers_mut(), held.unwrap_or_default());
+            let cursor = sync_request.cursor.as_deref();
+            let cursor = cursor.or(sync_request.only_if_changed.as_deref());
+            set_cache_headers(response.headers_mut(), cursor.unwrap_or_default());
             response
         }
     })
 }
 
-/// A page is one device's own: no cache between may keep it.
-fn tag(headers: &mut HeaderMap, cursor: &str) {
+/// Sets the ETag and forbids shared caches to store the response, because a page belongs to one device.
+fn set_cache_headers(headers: &mut HeaderMap, cursor: &str) {
     if let Ok(tag) = HeaderValue::try_from(format!("W/\"{cursor}\"")) {
         headers.insert(ETAG, tag);
     }
@@ -127,7 +130,7 @@ fn bearer(headers: &HeaderMap) -> Result<&str, AuthError> {
     let value = headers.get(AUTHORIZATION).ok_or(AuthError::Missing)?;
     let value = value
         .to_str()
-        .map_err(|_| AuthError::Malformed("the Authorization header is not ASCII"))?;
+        .map_err(|_| AuthError::Malformed("the header `Authorization` is not ASCII"))?;
     let (scheme, token) = value.split_once(' ').ok_or(AuthError::Missing)?;
     if scheme.eq_ignore_ascii_case("bearer") {
         Ok(token.trim())
@@ -136,19 +139,19 @@ fn bearer(headers: &HeaderMap) -> Result<&str, AuthError> {
     }
 }
 
-fn device(headers: &HeaderMap, ask: &SyncRequest) -> Result<DeviceId, ApiError> {
+fn device(headers: &HeaderMap, request: &SyncRequest) -> Result<DeviceId, ApiError> {
     let header = headers.get(DEVICE_HEADER).map(|v| v.to_str().unwrap_or_default());
-    let text = header.or(ask.device.as_deref()).ok_or_else(|| {
-        ApiError::bad_request("no device id; send the header `Trunkline-Device: ID`, or `?device=ID`")
+    let text = header.or(request.device.as_deref()).ok_or_else(|| {
+        ApiError::bad_request("no device id; send the header `Trunkline-Device: ID` or the parameter `?device=ID`")
     })?;
     DeviceId::new(text).map_err(|e| ApiError::bad_request(e.to_string()))
 }
 
-async fn read(body: Body, bytes_max: usize, limit: Duration) -> Result<axum::body::Bytes, ApiError> {
+async fn read_body(body: Body, bytes_max: usize, limit: Duration) -> Result<axum::body::Bytes, ApiError> {
     match tokio::time::timeout(limit, axum::body::to_bytes(body, bytes_max)).await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(error)) if is_length_limit(&error) => {
-            let detail = format!("the body is larger than {bytes_max} bytes; a poll needs far less");
+            let detail = format!("the body is larger than {bytes_max} bytes; send only `cursor`, `wait` and `limit`");
             Err(ApiError::new(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "body-too-large",
@@ -156,9 +159,11 @@ async fn read(body: Body, bytes_max: usize, limit: Duration) -> Result<axum::bod
                 detail,
             ))
         }
-        Ok(Err(_)) => Err(ApiError::bad_request("the body ended before it was complete")),
+        Ok(Err(_)) => Err(ApiError::bad_request(
+            "the connection ended before the body was complete; send the request again",
+        )),
         Err(_) => {
-            let detail = "the body did not arrive in time; send it again";
+            let detail = "the body did not arrive in time; send the request again";
             Err(ApiError::new(
                 StatusCode::REQUEST_TIMEOUT,
                 "body-timeout",
@@ -199,16 +204,16 @@ async fn readyz(State(service): State<Arc<Service>>) -> Response {
 }
 
 async fn not_found() -> ApiError {
-    let detail = "no such path; GET /openapi.json lists those that exist";
-    ApiError::new(StatusCode::NOT_FOUND, "not-found", "There is nothing here", detail)
+    let detail = "no such path; GET /openapi.json lists the paths";
+    ApiError::new(StatusCode::NOT_FOUND, "not-found", "The path does not exist", detail)
 }
 
 async fn method_not_allowed() -> ApiError {
-    let detail = "this path does not take that method; GET /openapi.json lists what it takes";
+    let detail = "the path does not support this method; GET /openapi.json lists the supported ones";
     ApiError::new(
         StatusCode::METHOD_NOT_ALLOWED,
         "method-not-allowed",
-        "The method is not allowed",
+        "The method is not supported",
         detail,
     )
 }
@@ -218,14 +223,14 @@ mod tests {
     use super::*;
     use serde_json::Value;
 
-    /// The names that a schema of the document lists as properties.
+    /// Property names of a schema of the document.
     fn properties<'a>(document: &'a Value, schema: &str) -> Vec<&'a str> {
         let properties = &document["components"]["schemas"][schema]["properties"];
         properties.as_object().unwrap().keys().map(String::as_str).collect()
     }
 
     #[test]
-    fn the_published_document_is_sound() {
+    fn openapi_document_is_consistent() {
         let document: Value = serde_json::from_str(OPENAPI).unwrap();
         let paths: Vec<&String> = document["paths"].as_object().unwrap().keys().collect();
         assert_eq!(paths, ["/healthz", "/openapi.json", "/readyz", "/v1/sync"]);
@@ -242,7 +247,7 @@ mod tests {
         ] {
             assert!(page.contains(&field), "{field}");
         }
-        // Every reference leads somewhere.
+        // Each reference resolves.
         let mut rest = OPENAPI;
         while let Some((_, after)) = rest.split_once("\"$ref\": \"#") {
             let (pointer, after) = after.split_once('"').unwrap();
@@ -252,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bearer_token_is_found_and_nothing_else_taken_for_one() {
+    fn only_bearer_scheme_is_accepted() {
         let of = |value: &'static str| {
             let headers = [(AUTHORIZATION, HeaderValue::from_static(value))].into_iter().collect();
             bearer(&headers).map(str::to_owned)

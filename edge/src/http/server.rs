@@ -1,8 +1,7 @@
-//! Connections: HTTP/1.1 and h2c on one listener, a limit on their number, and a drain.
+//! Connection handling: HTTP/1.1 and h2c on one listener, with a connection limit and a graceful drain.
 //!
-//! Guarantees: when the drain begins no connection is accepted any more, requests under way are answered, idle
-//! connections are closed; after the drain's time what is left is cut off, and `serve` returns.
-//! Never: a task that outlives `serve`.
+//! When the drain starts, the listener is closed, requests in progress are answered and idle connections are closed.
+//! Connections that are left after `drain_s` are aborted. No task outlives [`serve`].
 
 use crate::config::Limits;
 use axum::Router;
@@ -16,36 +15,37 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
-/// How long a connection may be idle, or take to send a request's head: more than the time between two polls.
+/// Limit for a request head, and so for idle connections. Longer than the interval between two polls, so that devices
+/// reuse their connections.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
-/// How often an HTTP/2 peer is asked whether it is still there, and how long it has to answer.
-const PING_EVERY: Duration = Duration::from_secs(20);
-/// Requests that one HTTP/2 connection may have under way.
+/// Interval and timeout of HTTP/2 keep-alive pings. Detects devices that lost their network.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+/// Maximum concurrent requests per HTTP/2 connection.
 const STREAMS_MAX: u32 = 128;
-/// Bytes of a request's head.
+/// Maximum bytes of an HTTP/2 request head.
 const HEAD_BYTES_MAX: u32 = 32 * 1024;
-/// Pause after an error of accept, such as too many open files.
+/// Pause after a failed accept. "Too many open files" persists, and a loop without a pause would use a whole core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves connections until `drain`, and then until they have ended or the drain's time is over.
+/// Serves connections until `drain` starts, then until they have ended or `drain_s` is over.
 pub async fn serve(listener: TcpListener, router: Router, limits: &Limits, drain: Drain) {
-    let seats = Arc::new(Semaphore::new(limits.connections_max));
+    let slots = Arc::new(Semaphore::new(limits.connections_max));
     let builder = Arc::new(builder());
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
             biased;
             () = drain.started() => break,
-            accepted = accept(&listener, &seats) => accepted,
+            accepted = accept(&listener, &slots) => accepted,
         };
         while connections.try_join_next().is_some() {}
         match accepted {
-            Ok((stream, seat)) => {
-                let connection = connection(builder.clone(), stream, router.clone(), drain.clone(), seat);
+            Ok((stream, slot)) => {
+                let connection = connection(builder.clone(), stream, router.clone(), drain.clone(), slot);
                 connections.spawn(connection);
             }
             Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
+                tracing::warn!(%error, "accept failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -57,7 +57,7 @@ pub async fn serve(listener: TcpListener, router: Router, limits: &Limits, drain
         .await
         .is_err()
     {
-        tracing::warn!(left, "connections did not end within the drain's time and are cut off");
+        tracing::warn!(left, "drain timed out, aborting connections");
         connections.shutdown().await;
     }
 }
@@ -71,22 +71,22 @@ fn builder() -> Builder<TokioExecutor> {
     builder
         .http2()
         .timer(TokioTimer::new())
-        .keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_EVERY)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_INTERVAL)
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(HEAD_BYTES_MAX);
     builder
 }
 
-async fn accept(listener: &TcpListener, seats: &Arc<Semaphore>) -> std::io::Result<(TcpStream, OwnedSemaphorePermit)> {
-    let seat = seats
+async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> std::io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    let slot = slots
         .clone()
         .acquire_owned()
         .await
         .expect("the semaphore is never closed");
     let (stream, _) = listener.accept().await?;
     stream.set_nodelay(true)?;
-    Ok((stream, seat))
+    Ok((stream, slot))
 }
 
 async fn connection(
@@ -94,7 +94,7 @@ async fn connection(
     stream: TcpStream,
     router: Router,
     drain: Drain,
-    _seat: OwnedSemaphorePermit,
+    _slot: OwnedSemaphorePermit,
 ) {
     metrics::gauge!("trunkline_edge_connections").increment(1.0);
     let served = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
@@ -107,8 +107,8 @@ async fn connection(
         }
     };
     if let Err(error) = ended {
-        // Devices come and go; a connection that breaks is nobody's fault here.
-        tracing::debug!(error, "a connection ended with an error");
+        // Not a warning: mobile devices lose connections all the time.
+        tracing::debug!(error, "connection failed");
     }
     metrics::gauge!("trunkline_edge_connections").decrement(1.0);
 }
@@ -122,7 +122,7 @@ mod tests {
 
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n";
 
-    /// A server whose requests report their arrival and are answered when the drain begins, or never.
+    /// Starts a server whose handler reports the arrival of a request and responds when the drain starts, or never.
     async fn serving(answers: bool, drain_s: u64) -> (TcpStream, mpsc::Receiver<()>, Drain, JoinSet<()>) {
         let (drain, (arrived, arrivals)) = (Drain::new(), mpsc::channel(8));
         let waits = drain.clone();
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_under_way_is_answered_when_the_drain_begins_and_idle_connections_close() {
+    async fn drain_answers_requests_and_closes_idle_connections() {
         let (mut stream, mut arrivals, drain, task) = serving(true, 60).await;
         let mut idle = TcpStream::connect(stream.peer_addr().unwrap()).await.unwrap();
         stream.write_all(REQUEST).await.unwrap();
@@ -165,13 +165,13 @@ mod tests {
             "{answer}"
         );
         task.join_all().await;
-        // Closed in good order, or reset if it had not even been accepted.
+        // Closed, or reset if it had not been accepted yet.
         assert!(!matches!(idle.read(&mut [0; 8]).await, Ok(1..)));
         assert!(TcpStream::connect(idle.peer_addr().unwrap()).await.is_err());
     }
 
     #[tokio::test]
-    async fn what_does_not_end_in_the_drains_time_is_cut_off() {
+    async fn drain_timeout_aborts_connections() {
         let (mut stream, mut arrivals, drain, task) = serving(false, 0).await;
         stream.write_all(REQUEST).await.unwrap();
         arrivals.recv().await.unwrap();

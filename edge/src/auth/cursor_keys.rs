@@ -1,8 +1,7 @@
-//! Secrets of an edge's own: the keys that seal cursors.
+//! Cursor keys: loads the configured ones, or generates one.
 //!
-//! Guarantees: configured keys are used as they are; without any, one is made once and kept in the data directory,
-//! readable by the owner only, so that cursors survive a restart.
-//! Never: a made key where keys are configured; key material in an error or a log line.
+//! Without configured keys, an edge generates one and stores it in its data directory, readable by the owner only, so that
+//! cursors survive a restart. Errors and log lines contain no key material.
 
 use crate::config::{ConfigError, CursorKeyConfig};
 use aws_lc_rs::rand;
@@ -12,30 +11,30 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use views::cursor::{Key, Keyring};
 
-/// Name of the file with a made cursor key, in the data directory.
+/// File of the generated cursor key, in the data directory.
 pub const CURSOR_KEY_FILE: &str = "cursor.key";
 
-/// Why an edge has no keys.
+/// Why keys cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeysError {
-    /// The configured keys cannot be used.
+    /// A configured key is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// A key file cannot be read or written.
-    #[error("cannot {attempted} {path}; check that the directory exists and is this process's own")]
+    #[error("{attempted} {path}; check that the directory exists and is writable by this process")]
     File {
-        /// What was attempted.
+        /// The attempt.
         attempted: &'static str,
         /// The file.
         path: PathBuf,
-        /// The system's error.
+        /// Error of the operating system.
         #[source]
         source: std::io::Error,
     },
-    /// A key file holds something else.
+    /// A key file does not contain a key.
     #[error(
-        "{path} does not hold a key of this process; move it away and a new one is made (cursors and development tokens made under it end)"
+        "{path} does not contain a valid key; move it away to generate a new one (cursors and development tokens of the old key become invalid)"
     )]
     Damaged {
         /// The file.
@@ -43,13 +42,13 @@ pub enum KeysError {
     },
 }
 
-/// The keyring of the configured keys; without any, of the key in `dir`, which is made when it is not there.
+/// Creates the keyring of the configured keys, or of the key in `dir`, which is generated if it does not exist.
 ///
 /// # Errors
-/// The field that is wrong, or the file that cannot be used.
+/// The field that is invalid, or the file that cannot be used.
 pub fn cursor_keyring(configured: &[CursorKeyConfig], dir: &Path) -> Result<Keyring, KeysError> {
     if configured.is_empty() {
-        let text = read_or_make(&dir.join(CURSOR_KEY_FILE), || STANDARD.encode(random::<32>()))?;
+        let text = read_or_create(&dir.join(CURSOR_KEY_FILE), || STANDARD.encode(random::<32>()))?;
         let damaged = || KeysError::Damaged {
             path: dir.join(CURSOR_KEY_FILE),
         };
@@ -57,15 +56,15 @@ pub fn cursor_keyring(configured: &[CursorKeyConfig], dir: &Path) -> Result<Keyr
         return Keyring::new(&[Key { id: 0, secret }]).ok_or_else(damaged);
     }
     let keys = configured.iter().enumerate().map(|(index, key)| {
-        let problem = "is not 32 bytes of base64; make one with `openssl rand -base64 32`";
-        let wrong = || ConfigError::new(format!("cursor_keys[{index}].secret"), problem);
+        let problem = "is not 32 bytes in base64; generate one with `openssl rand -base64 32`";
+        let invalid = || ConfigError::new(format!("cursor_keys[{index}].secret"), problem);
         Ok(Key {
             id: key.id,
-            secret: secret_of(key.secret.expose()).ok_or_else(wrong)?,
+            secret: secret_of(key.secret.expose()).ok_or_else(invalid)?,
         })
     });
     let keys = keys.collect::<Result<Vec<Key>, ConfigError>>()?;
-    let problem = "needs one or two keys with different ids: the first seals, the second only opens";
+    let problem = "must contain one or two keys with different ids; the first encrypts new cursors, both decrypt";
     Keyring::new(&keys).ok_or_else(|| ConfigError::new("cursor_keys", problem).into())
 }
 
@@ -77,15 +76,15 @@ fn secret_of(text: &str) -> Option<[u8; 32]> {
     bytes.ok()?.try_into().ok()
 }
 
-/// Random bytes for a secret.
+/// Generates random bytes for a secret.
 pub(crate) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
-    rand::fill(&mut bytes).expect("the system's random source works");
+    rand::fill(&mut bytes).expect("the operating system has a random source");
     bytes
 }
 
-/// Reads a secret's file, or makes it: whole or not at all, readable by its owner only.
-pub(crate) fn read_or_make(path: &Path, make: impl FnOnce() -> String) -> Result<String, KeysError> {
+/// Reads a file with a secret, or creates it atomically, readable by its owner only.
+pub(crate) fn read_or_create(path: &Path, generate: impl FnOnce() -> String) -> Result<String, KeysError> {
     let failed = |attempted, source| KeysError::File {
         attempted,
         path: path.to_owned(),
@@ -97,16 +96,19 @@ pub(crate) fn read_or_make(path: &Path, make: impl FnOnce() -> String) -> Result
         Err(e) => return Err(failed("read", e)),
     }
     if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir).map_err(|e| failed("make the directory of", e))?;
+        std::fs::create_dir_all(dir).map_err(|e| failed("create the directory of", e))?;
     }
-    let text = make();
-    let draft = path.with_extension(format!("draft-{}", uuid::Uuid::new_v4().simple()));
-    write_private(&draft, &text).map_err(|e| failed("write", e))?;
-    // A link fails when the file is there already: of two processes that start at once, both use the first one's.
-    let linked = std::fs::hard_link(&draft, path);
-    let removed = std::fs::remove_file(&draft);
+    let text = generate();
+    let temporary = path.with_extension(format!("tmp-{}", uuid::Uuid::new_v4().simple()));
+    write_private(&temporary, &text).map_err(|e| failed("write", e))?;
+    // Unlike a rename, a link fails if the file exists. Two processes that start at the same time therefore both use the
+    // key of the first one.
+    let linked = std::fs::hard_link(&temporary, path);
+    let removed = std::fs::remove_file(&temporary);
     match linked {
-        Ok(()) => removed.map_err(|e| failed("clean up beside", e)).map(|()| text),
+        Ok(()) => removed
+            .map_err(|e| failed("remove the temporary file of", e))
+            .map(|()| text),
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
             std::fs::read_to_string(path).map_err(|e| failed("read", e))
         }
@@ -151,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_made_key_survives_a_restart_and_is_the_owners_only() {
+    fn generated_key_is_private_and_survives_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let data = dir.path().join("not-there-yet");
         let text = cursor_keyring(&[], &data).unwrap().seal(&cursor());
@@ -172,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_rotate_without_a_reset() {
+    fn second_key_opens_cursors_after_a_rotation() {
         let dir = Path::new("/nonexistent/never/touched");
         let ring = |keys: &[CursorKeyConfig]| cursor_keyring(keys, dir).unwrap();
         let text = ring(&[key(1, 7)]).seal(&cursor());
@@ -181,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn configured_keys_that_cannot_be_used_are_named() {
+    fn invalid_configured_key_is_named() {
         let short = CursorKeyConfig {
             id: 1,
             secret: Secret::new("c2hvcnQ="),
@@ -190,12 +192,15 @@ mod tests {
         for (keys, want) in [
             (
                 vec![key(1, 7), short],
-                "edge.cursor_keys[1].secret: is not 32 bytes of base64",
+                "edge.cursor_keys[1].secret: is not 32 bytes in base64",
             ),
-            (vec![key(1, 7), key(1, 8)], "edge.cursor_keys: needs one or two keys"),
+            (
+                vec![key(1, 7), key(1, 8)],
+                "edge.cursor_keys: must contain one or two keys",
+            ),
             (
                 vec![key(1, 7), key(2, 8), key(3, 9)],
-                "edge.cursor_keys: needs one or two keys",
+                "edge.cursor_keys: must contain one or two keys",
             ),
         ] {
             let got = cursor_keyring(&keys, dir).err().unwrap().to_string();

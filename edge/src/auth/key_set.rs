@@ -1,8 +1,8 @@
-//! An issuer's keys: from a JWKS document, a PEM text or a shared secret.
+//! Keys of an issuer, from a JWKS document, a PEM text or a shared secret.
 //!
-//! Guarantees: a key verifies only the algorithm that its type and its own `alg` allow; a document that holds keys of
-//! other kinds beside usable ones is read for the usable ones.
-//! Never: a shared secret from a fetched document; a private key where a public one belongs.
+//! A key verifies only the algorithm that its type and its `alg` allow. Keys of other types in a document are skipped.
+//! Shared secrets in a fetched document are skipped too, because a public document cannot contain a secret. A private key
+//! in PEM is rejected.
 
 use crate::config::Algorithm;
 use base64::Engine;
@@ -10,16 +10,16 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::DecodingKey;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse};
 
-/// Keys read from one document, at most.
+/// Maximum keys of one document.
 const KEYS_MAX: usize = 64;
-/// Bytes of the smallest RSA modulus that is accepted: 2048 bits.
+/// Minimum bytes of an RSA modulus: 2048 bits.
 const RSA_BYTES_MIN: usize = 256;
-/// Bytes of the shortest shared secret: the hash's size (RFC 7518, 3.2).
+/// Minimum bytes of a shared secret: the size of the hash (RFC 7518, 3.2).
 const SECRET_BYTES_MIN: usize = 32;
 /// Bytes of an uncompressed point on P-256.
 const P256_POINT: usize = 65;
 
-/// A key with what it may verify.
+/// A key and the algorithm that it may verify.
 #[derive(Debug)]
 pub struct Key {
     kid: Option<String>,
@@ -33,75 +33,76 @@ pub struct KeySet {
     keys: Vec<Key>,
 }
 
-/// Whether a document came over the network or from the configuration.
+/// Where a JWKS document comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
-    /// Fetched: shared secrets in it are passed over.
+pub enum JwksOrigin {
+    /// The issuer's URL. Shared secrets in it are skipped.
     Fetched,
-    /// Configured.
-    Inline,
+    /// The configuration.
+    Configured,
 }
 
-/// Why keys cannot be used. The text never holds key material.
+/// Why keys cannot be used. The text contains no key material. It completes a sentence that begins with the name of the
+/// configuration field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// The text is not a JWKS document.
     #[error("is not a JWKS document ({{\"keys\":[…]}}): {0}")]
     Document(String),
-    /// The document holds no key that could verify a token.
-    #[error("holds no usable signing key (RSA of 2048 bits or more, P-256, Ed25519); passed over: {passed_over}")]
+    /// The document has no key that can verify a token.
+    #[error("has no usable signing key (RSA of 2048 bits or more, P-256, Ed25519); skipped: {skipped}")]
     NoKey {
-        /// Why each of the first few was passed over.
-        passed_over: String,
+        /// Why the first few keys were skipped.
+        skipped: String,
     },
     /// The text is not a public key in PEM.
     #[error("is not a public key in PEM (RSA of 2048 bits or more, P-256 or Ed25519)")]
     Pem,
-    /// A private key was given.
-    #[error("holds a private key; an edge needs the public one only (`openssl pkey -pubout`)")]
+    /// The PEM text is a private key.
+    #[error("is a private key; set the public key (`openssl pkey -pubout`)")]
     Private,
-    /// The shared secret is too short to be one.
-    #[error("has {0} bytes; HS256 needs at least {SECRET_BYTES_MIN}: make one with `openssl rand -base64 32`")]
+    /// The shared secret is too short.
+    #[error("has {0} bytes but HS256 requires {SECRET_BYTES_MIN}; generate one with `openssl rand -base64 32`")]
     Short(usize),
 }
 
 impl KeySet {
-    /// Reads a JWKS document.
+    /// Parses a JWKS document.
     ///
     /// # Errors
-    /// When it is none, or holds no usable key.
-    pub fn from_jwks(text: &[u8], source: Source) -> Result<Self, KeyError> {
+    /// The text is not a JWKS document, or has no usable key.
+    pub fn from_jwks(text: &[u8], origin: JwksOrigin) -> Result<Self, KeyError> {
         #[derive(serde::Deserialize)]
         struct Document {
             keys: Vec<serde_json::Value>,
         }
         let document: Document = serde_json::from_slice(text).map_err(|e| KeyError::Document(e.to_string()))?;
-        let (mut keys, mut passed_over) = (Vec::new(), Vec::new());
+        let (mut keys, mut skipped) = (Vec::new(), Vec::new());
         for value in document.keys.into_iter().take(KEYS_MAX) {
             match serde_json::from_value::<Jwk>(value)
                 .map_err(|_| "not a key")
-                .and_then(|jwk| from_jwk(&jwk, source))
+                .and_then(|jwk| from_jwk(&jwk, origin))
             {
                 Ok(key) => keys.push(key),
-                Err(why) => passed_over.push(why),
+                Err(reason) => skipped.push(reason),
             }
         }
         if keys.is_empty() {
-            passed_over.truncate(4);
-            let passed_over = if passed_over.is_empty() {
+            skipped.truncate(4);
+            let skipped = if skipped.is_empty() {
                 "none".into()
             } else {
-                passed_over.join(", ")
+                skipped.join(", ")
             };
-            return Err(KeyError::NoKey { passed_over });
+            return Err(KeyError::NoKey { skipped });
         }
         Ok(KeySet { keys })
     }
 
-    /// Reads a public key in PEM.
+    /// Parses a public key in PEM.
     ///
     /// # Errors
-    /// When it is none, or a private one.
+    /// The text is not a public key in PEM.
     pub fn from_pem(text: &[u8]) -> Result<Self, KeyError> {
         if text.windows(12).any(|w| w == b" PRIVATE KEY".as_slice()) {
             return Err(KeyError::Private);
@@ -125,10 +126,10 @@ impl KeySet {
         })
     }
 
-    /// Takes a shared secret's bytes.
+    /// Creates a set with one shared secret.
     ///
     /// # Errors
-    /// When it is too short.
+    /// The secret is too short.
     pub fn from_secret(secret: &[u8]) -> Result<Self, KeyError> {
         if secret.len() < SECRET_BYTES_MIN {
             return Err(KeyError::Short(secret.len()));
@@ -143,11 +144,11 @@ impl KeySet {
         })
     }
 
-    /// The keys that a token with this header may have been signed by: those of its key id; without one of that id,
-    /// those that have none.
+    /// The keys that may have signed a token with this header: those with its key id; if there is none, those without a
+    /// key id.
     pub fn candidates(&self, kid: Option<&str>, algorithm: Algorithm) -> Vec<&DecodingKey> {
-        let named = |key: &&Key| kid.is_none() || key.kid.as_deref() == kid;
-        let mut found: Vec<&Key> = self.keys.iter().filter(named).collect();
+        let matches = |key: &&Key| kid.is_none() || key.kid.as_deref() == kid;
+        let mut found: Vec<&Key> = self.keys.iter().filter(matches).collect();
         if found.is_empty() {
             found = self.keys.iter().filter(|key| key.kid.is_none()).collect();
         }
@@ -158,13 +159,13 @@ impl KeySet {
             .collect()
     }
 
-    /// The algorithms that these keys verify.
+    /// Algorithms of the keys.
     pub fn algorithms(&self) -> impl Iterator<Item = Algorithm> + '_ {
         self.keys.iter().map(|key| key.algorithm)
     }
 }
 
-fn from_jwk(jwk: &Jwk, source: Source) -> Result<Key, &'static str> {
+fn from_jwk(jwk: &Jwk, origin: JwksOrigin) -> Result<Key, &'static str> {
     let common = &jwk.common;
     if common
         .public_key_use
@@ -178,9 +179,9 @@ fn from_jwk(jwk: &Jwk, source: Source) -> Result<Key, &'static str> {
         .as_ref()
         .is_some_and(|ops| !ops.contains(&KeyOperations::Verify))
     {
-        return Err("a key that is not for verifying");
+        return Err("a key that is not for verification");
     }
-    let (algorithm, named) = match &jwk.algorithm {
+    let (algorithm, key_algorithm) = match &jwk.algorithm {
         AlgorithmParameters::RSA(rsa) => {
             let bytes = URL_SAFE_NO_PAD
                 .decode(&rsa.n)
@@ -200,7 +201,9 @@ fn from_jwk(jwk: &Jwk, source: Source) -> Result<Key, &'static str> {
         AlgorithmParameters::OctetKeyPair(pair) if pair.curve == EllipticCurve::Ed25519 => {
             (Algorithm::EdDSA, KeyAlgorithm::EdDSA)
         }
-        AlgorithmParameters::OctetKey(_) if source == Source::Fetched => return Err("a shared secret in public"),
+        AlgorithmParameters::OctetKey(_) if origin == JwksOrigin::Fetched => {
+            return Err("a shared secret in a public document");
+        }
         AlgorithmParameters::OctetKey(key) => {
             let bytes = URL_SAFE_NO_PAD
                 .decode(&key.value)
@@ -212,7 +215,7 @@ fn from_jwk(jwk: &Jwk, source: Source) -> Result<Key, &'static str> {
         }
         _ => return Err("a key of another type or curve"),
     };
-    if common.key_algorithm.is_some_and(|alg| alg != named) {
+    if common.key_algorithm.is_some_and(|alg| alg != key_algorithm) {
         return Err("a key for another algorithm");
     }
     let key = DecodingKey::from_jwk(jwk).map_err(|_| "a malformed key")?;
