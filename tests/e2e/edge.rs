@@ -35,9 +35,9 @@ fn sync(http: &Client, edge: &Running, token: &str) -> RequestBuilder {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn invalid_token_is_rejected_with_the_reason() {
-    let stage = Stage::over(memory_log());
-    let other = Stage::without_topic(memory_log());
-    let edge = stage.edge().await;
+    let harness = Harness::over(memory_log());
+    let other = Harness::without_topic(memory_log());
+    let edge = harness.edge().await;
     edge.ready().await;
     let http = Client::new();
     let good = harness.token("1", &["user:1"]);
@@ -87,8 +87,8 @@ async fn invalid_token_is_rejected_with_the_reason() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn malformed_request_is_rejected_with_the_field() {
-    let stage = Stage::over(memory_log());
-    let edge = stage.edge().await;
+    let harness = Harness::over(memory_log());
+    let edge = harness.edge().await;
     edge.ready().await;
     let http = Client::new();
     let token = harness.token("1", &["user:1"]);
@@ -117,7 +117,7 @@ async fn malformed_request_is_rejected_with_the_field() {
     }
     let answer = post(json!({"limit": 5, "wait": 0}).to_string()).send().await.unwrap();
     assert_eq!(answer.status(), 200, "a valid body is accepted");
-    let nobody = stage.token("1", &[]);
+    let nobody = harness.token("1", &[]);
     assert_eq!(
         sync(&http, &edge, &nobody).send().await.unwrap().status(),
         200,
@@ -128,8 +128,8 @@ async fn malformed_request_is_rejected_with_the_field() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn long_poll_delivers_only_whole_transactions() {
-    let stage = Stage::over(memory_log());
-    let edge = stage.edge().await;
+    let harness = Harness::over(memory_log());
+    let edge = harness.edge().await;
     edge.ready().await;
     let mut line = harness.writer();
     let mut device = Device::new(&harness.token("1", &["user:1"]), "phone");
@@ -163,8 +163,8 @@ async fn long_poll_delivers_only_whole_transactions() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn responses_are_private_compressed_and_have_etags() {
-    let stage = Stage::over(memory_log());
-    let edge = stage.edge().await;
+    let harness = Harness::over(memory_log());
+    let edge = harness.edge().await;
     edge.ready().await;
     let long = format!("{{\"text\":\"{}\"}}", "lorem ipsum ".repeat(200));
     harness.writer().commit(&[("user:1", 1, Some(&long))]);
@@ -236,8 +236,8 @@ async fn responses_are_private_compressed_and_have_etags() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn foreign_cursor_gets_a_full_reset() {
-    let stage = Stage::over(memory_log());
-    let edge = stage.edge().await;
+    let harness = Harness::over(memory_log());
+    let edge = harness.edge().await;
     edge.ready().await;
     harness
         .writer()
@@ -276,8 +276,8 @@ async fn eventually_shows(device: &mut Device, edge: &Running, bucket: &str, row
 
 #[tokio::test(flavor = "multi_thread")]
 async fn drain_ends_long_polls() {
-    let stage = Stage::over(memory_log());
-    let edge = stage.edge().await;
+    let harness = Harness::over(memory_log());
+    let edge = harness.edge().await;
     edge.ready().await;
     let mut polls = tokio::task::JoinSet::new();
     for n in 0..20 {
@@ -301,7 +301,7 @@ async fn drain_ends_long_polls() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn device_switches_between_restarted_and_rebuilt_edges() {
-    let stage = Stage::over(memory_log());
+    let harness = Harness::over(memory_log());
     let (kept, memory) = (
         harness.config(&harness.dir.path().join("kept")),
         harness.config(&harness.dir.path().join("memory")),
@@ -370,8 +370,8 @@ async fn eventually_equal(device: &mut Device, edge: &Running, want: &BTreeMap<S
 
 #[tokio::test(flavor = "multi_thread")]
 async fn missing_topic_is_reported_until_it_exists() {
-    let stage = Stage::without_topic(memory_log());
-    let edge = stage.edge().await;
+    let harness = Harness::without_topic(memory_log());
+    let edge = harness.edge().await;
     let http = Client::new();
     let not_ready = eventually("readiness to report the missing topic", async || {
         let answer = http.get(edge.url("/readyz")).send().await.unwrap();
@@ -394,7 +394,7 @@ async fn missing_topic_is_reported_until_it_exists() {
     assert!(answer.headers().contains_key(RETRY_AFTER));
     assert_eq!(problem(answer).await.0, 503);
     assert!(!edge.readiness.report().ready, "the readiness of the process agrees");
-    stage.make_topic(stage::PARTITIONS);
+    harness.make_topic(harness::PARTITIONS);
     edge.ready().await;
     eventually("the process to be ready", async || {
         edge.readiness.report().ready.then_some(())
@@ -405,8 +405,8 @@ async fn missing_topic_is_reported_until_it_exists() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn recreated_topic_resets_devices() {
-    let stage = Stage::over(memory_log());
-    let edge = stage.edge().await;
+    let harness = Harness::over(memory_log());
+    let edge = harness.edge().await;
     edge.ready().await;
     let mut device = Device::new(&harness.token("1", &["user:1"]), "phone");
     harness.writer().commit(&[("user:1", 1, Some("{\"age\":\"old\"}"))]);

@@ -195,7 +195,7 @@ impl Follower {
             SubscriptionError::OpenStore(error @ state_store::Error::Locked { .. }) => {
                 return Err(FollowError::Locked(error));
             }
-            SubscriptionError::OpenStore(state_store::Error::Broken { source, .. }) => {
+            SubscriptionError::OpenStore(state_store::Error::Corrupt { source, .. }) => {
                 self.quarantine(format!("the store of the view replica is damaged: {source}"))
             }
             SubscriptionError::OpenStore(error) => ReadinessIssue::new(chain(&error), CHECK_DISK),
@@ -376,7 +376,7 @@ impl Follower {
 
     /// Applies a polled batch and wakes the long polls whose buckets changed.
     fn apply(&self, subscription: &Subscription, batch: &RecordBatch, now: i64) -> Result<(), SubscriptionError> {
-        service::failpoint::hit("edge.before_apply");
+        failpoint::hit("edge.before_apply");
         let notifier = self.handle.notifier();
         for (index, at) in batch.partitions().iter().enumerate() {
             let records = batch.iter().filter(|r| r.partition_index() == index);

@@ -2,10 +2,7 @@
 //!
 //! The writer produces the records of sync-views without running it. Each edge has a separate data directory, unless the
 //! test passes one.
-#![allow(
-    dead_code,
-    reason = "shared with the benchmarks, which do not use every function"
-)]
+#![allow(dead_code, reason = "shared with the benchmarks, which do not use every function")]
 
 use crate::support::unique;
 use edge::auth::Identity;
@@ -60,7 +57,7 @@ impl Memberships for ClaimedBuckets {
 }
 
 /// A log, a key for tokens, and a directory.
-pub struct Stage {
+pub struct Harness {
     pub log: SharedEventLog,
     pub key: DevKey,
     pub clock: SharedClock,
@@ -74,7 +71,7 @@ pub fn memory_log() -> SharedEventLog {
     event_log::embedded::EmbeddedLog::open(config).expect("open a log in memory")
 }
 
-impl Stage {
+impl Harness {
     /// A harness over a log with `view.log`.
     pub fn over(log: SharedEventLog) -> Self {
         let harness = Harness::without_topic(log);
@@ -89,7 +86,7 @@ impl Stage {
             .tempdir()
             .expect("create a directory");
         let key = DevKey::open(dir.path(), Algorithm::EdDSA).expect("create a key");
-        Stage {
+        Harness {
             log,
             key,
             clock: service::clock::system(),

@@ -55,7 +55,7 @@ async fn edge_answers_503_while_the_broker_is_down() {
     edge.stop().await;
 }
 
-async fn has_one_row(device: &mut Device, edge: &super::stage::Running) -> bool {
+async fn has_one_row(device: &mut Device, edge: &super::harness::Running) -> bool {
     device.sync(edge, 500).await;
     device.bucket("user:1").len() == 1
 }

@@ -20,7 +20,6 @@ use crate::bucket::row_hash;
 use crate::cursor::hash_of;
 use crate::record::{self, RecordError, ViewRecord};
 use event_log::{Millis, Offset, RecordRef};
-use service::failpoint;
 use state_store::{Batch, Store};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::RwLock;

@@ -58,8 +58,7 @@ pub fn load(store: &dyn Store, partition: i32, now: Millis) -> Result<PartitionS
     let mut damaged = false;
     store.scan(
         space::BUCKETS,
-        &from,
-        Some(&to),
+        state_store::KeyRange::new(&from, Some(&to)),
         Direction::Forward,
         &mut |key, value| {
             match (bytes::bucket_of(key), decode_bucket(value)) {

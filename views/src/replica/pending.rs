@@ -57,8 +57,7 @@ impl PendingRows {
         let (from, to) = bytes::partition_range(partition);
         store.scan(
             space::PENDING,
-            &from,
-            Some(&to),
+            state_store::KeyRange::new(&from, Some(&to)),
             Direction::Forward,
             &mut |key, value| {
                 if let Some((writer, offset)) = bytes::decode_pending_key(key) {
@@ -185,8 +184,7 @@ fn read_spilled(
     let mut piece_bytes = 0;
     store.scan(
         space::PENDING,
-        &from,
-        Some(&to),
+        state_store::KeyRange::new(&from, Some(&to)),
         Direction::Forward,
         &mut |key, value| {
             let Some((_, offset)) = bytes::decode_pending_key(key) else {

@@ -16,8 +16,7 @@ pub fn prune(apply: &mut ApplyState, target: &Target<'_>, now: Millis, max: usiz
     let mut old = Vec::new();
     store.scan(
         space::TOMBSTONES,
-        &from,
-        Some(&to),
+        state_store::KeyRange::new(&from, Some(&to)),
         Direction::Forward,
         &mut |key, _| {
             old.push(key.to_vec());

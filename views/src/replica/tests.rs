@@ -143,7 +143,12 @@ fn stored_pending(store: &SharedStore) -> usize {
         count += 1;
         ControlFlow::Continue(())
     };
-    let scanned = store.scan(space::PENDING, &from, Some(&to), Direction::Forward, &mut visit);
+    let scanned = store.scan(
+        space::PENDING,
+        state_store::KeyRange::new(&from, Some(&to)),
+        Direction::Forward,
+        &mut visit,
+    );
     scanned.unwrap();
     count
 }
