@@ -136,7 +136,7 @@ impl Check<'_> {
 
     /// Reports a name that is not allowed.
     fn name(&self, name: &At<String>, what: &str) {
-        if let Some(fix) = names::refused(name) {
+        if let Some(fix) = names::rejected(name) {
             self.add(
                 Problem::error(
                     name.span.clone(),
@@ -154,8 +154,8 @@ impl Check<'_> {
             match seen.get(name.value.as_str()) {
                 Some(first) => self.add(
                     Problem::error(name.span.clone(), format!("{what} `{}` is declared twice", name.value))
-                        .label("again here")
-                        .also(first.clone(), "first here")
+                        .label("declared again here")
+                        .also(first.clone(), "first declared here")
                         .help("rename one of them, or remove it"),
                 ),
                 None => {
@@ -191,8 +191,14 @@ impl Check<'_> {
     fn partitions(&self, partitions: Option<&At<i64>>, topic: &str, max: i64, default: i32) -> i32 {
         let Some(partitions) = partitions else { return default };
         if partitions.value < 1 || partitions.value > max {
-            let message = format!("{topic} cannot have {} partitions", partitions.value);
-            self.add(Problem::error(partitions.span.clone(), message).help(format!("use 1 to {max}")));
+            let message = format!(
+                "{topic} cannot have {} partitions; the limit is {max}",
+                partitions.value
+            );
+            self.add(
+                Problem::error(partitions.span.clone(), message)
+                    .help(format!("set `partitions` to a number from 1 to {max}")),
+            );
         }
         i32::try_from(partitions.value).unwrap_or(default)
     }
@@ -211,7 +217,7 @@ impl Check<'_> {
             }
             Err(error) => {
                 let message = format!("cannot read the schema `{}`: {error}", path.value);
-                let help = "write the file, relative to the topology file; or use `fields = { … }` instead";
+                let help = "create the file (paths are relative to the topology file), or replace `schema` with `fields = { … }`";
                 self.add(Problem::error(path.span.clone(), message).help(help));
                 None
             }

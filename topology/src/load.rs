@@ -61,7 +61,7 @@ impl Outcome {
 
 /// Why a topology could not even be read.
 #[derive(Debug, thiserror::Error)]
-#[error("read the topology {}", path.display())]
+#[error("cannot read the topology {}", path.display())]
 pub struct LoadError {
     /// The file.
     pub path: PathBuf,

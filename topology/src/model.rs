@@ -163,8 +163,8 @@ impl Declared {
         for error in errors {
             problems.add(
                 Problem::error(error.span().unwrap_or(0..0), error.message().to_string())
-                    .label("the file is not TOML from here on")
-                    .help("mend the syntax; the other checks follow then"),
+                    .label("the TOML syntax error is here")
+                    .help("fix the syntax; the other checks run after that"),
             );
         }
         if problems.errors() > 0 {

@@ -426,7 +426,7 @@ mod tests {
     use std::fmt::Write;
 
     #[test]
-    fn the_shops_topics_have_the_designs_settings() {
+    fn shop_topics_have_the_documented_settings() {
         let wiring = Wiring::of(&SHOP.check().into_result().unwrap());
         let mut out = String::new();
         for t in &wiring.topics {
@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn a_processor_is_read_where_its_state_is_or_keyed_anew() {
+    fn declarative_processor_reads_directly_or_repartitions() {
         let wiring = Wiring::of(&crate::samples::STREAMS.check().into_result().unwrap());
         let mut out = String::new();
         for processor in wiring.processors.iter().filter(|p| p.name != SYNC_VIEWS) {
@@ -488,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn who_reads_and_writes_a_topic_follows_from_the_links() {
+    fn links_give_readers_and_writers_of_a_topic() {
         let wiring = Wiring::of(&SHOP.check().into_result().unwrap());
         let sync_views = Part::Processor(String::from(SYNC_VIEWS));
         let reads: Vec<_> = wiring

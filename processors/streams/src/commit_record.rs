@@ -141,7 +141,7 @@ pub(crate) fn ways_to_begin(application: &str, store: &str, task: &TaskId, input
     let (task, inputs) = (format!("{store}/{}", task.partition), named(inputs));
     format!(
         "if the store had another name, declare its former name; to process the inputs again from their beginning: \
-         `trunkline offsets again {application} {task}{inputs}`; to go on from the committed offsets without any state: \
+         `trunkline offsets reset --to-earliest {application} {task}{inputs}`; to go on from the committed offsets without any state: \
          `trunkline offsets accept {application} {task}{inputs}`"
     )
 }

@@ -124,7 +124,7 @@ fn a_store_with_another_name_stops_its_tasks_until_somebody_says_how_to_go_on() 
             "{cause}"
         );
         assert!(
-            cause.contains(&format!("trunkline offsets again {} renamed/0", bench.application)),
+            cause.contains(&format!("trunkline offsets reset --to-earliest {} renamed/0", bench.application)),
             "{cause}"
         );
         until_cause(&mut thread, "task count/1: stopped");
@@ -229,7 +229,7 @@ fn a_changelog_that_was_deleted_stops_its_tasks_and_keeps_the_store() {
         let mut thread = bench.start("counts");
         let cause = until_cause(&mut thread, "task count/0: stopped");
         assert!(cause.contains("holds no state at all"), "{cause}");
-        assert!(cause.contains("trunkline offsets again"), "{cause}");
+        assert!(cause.contains("trunkline offsets reset --to-earliest"), "{cause}");
         thread.finish().expect("a clean end");
         let stores = std::fs::read_dir(bench.dir.path().join(&bench.application).join("counts"));
         let aside = stores.expect("stores").filter(|entry| {

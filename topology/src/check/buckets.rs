@@ -41,26 +41,32 @@ impl Check<'_> {
     fn pattern(&self, name: &At<String>, pattern: &Template, before: &[KnownBucket]) {
         if pattern.kind() == RESERVED {
             let message = format!(
-                "bucket `{}`: `{RESERVED}:…` is reserved for what belongs to one device",
+                "bucket `{}` begins with `{RESERVED}`, which is reserved for buckets of a single device",
                 name.value
             );
-            self.add(Problem::error(name.span.clone(), message).help("use another first word"));
+            self.add(
+                Problem::error(name.span.clone(), message)
+                    .help("rename the bucket so that it begins with another word"),
+            );
         }
         let params: Vec<(&str, _)> = pattern.params().collect();
         for (at, (param, span)) in params.iter().enumerate() {
             if params.iter().take(at).any(|(other, _)| other == param) {
-                let message = format!("bucket `{}` has the parameter `{param}` twice", name.value);
-                self.add(Problem::error(self.inside(name, span), message).help("give each parameter its own name"));
+                let message = format!("bucket `{}` uses the parameter `{param}` twice", name.value);
+                self.add(Problem::error(self.inside(name, span), message).help("give each parameter a different name"));
             }
         }
         let overlaps = |other: &&KnownBucket| other.pattern.as_ref().is_some_and(|other| other.overlaps(pattern));
         if let Some(other) = before.iter().find(overlaps) {
-            let message = format!("buckets `{}` and `{}` can have one name", other.name.value, name.value);
-            let problem = Problem::error(name.span.clone(), message).label("this one");
+            let message = format!(
+                "buckets `{}` and `{}` can produce the same bucket name",
+                other.name.value, name.value
+            );
+            let problem = Problem::error(name.span.clone(), message).label("conflicts with the bucket above");
             self.add(
                 problem
-                    .also(other.name.span.clone(), "and this one")
-                    .help("begin one of them with another word"),
+                    .also(other.name.span.clone(), "declared here")
+                    .help("begin one of them with a different word"),
             );
         }
     }
@@ -88,13 +94,13 @@ impl Check<'_> {
         for (param, span) in scope.params() {
             if part_of(param).is_none() {
                 let message = format!(
-                    "the scope of bucket `{}` uses `{param}`, which the bucket has not",
+                    "the scope of bucket `{}` uses `{param}`, which is not a parameter of the bucket",
                     declared.name.value
                 );
                 let own = pattern.params().map(|(name, _)| name);
-                let none = "this bucket has no parameter: use a constant";
+                let none = "the bucket has no parameters, so its scope must be a constant";
                 let help = format!(
-                    "{}; a scope is made of its bucket's own parameters",
+                    "{}; a scope may only use the parameters of its bucket",
                     names::known(param, own.collect::<Vec<_>>(), none)
                 );
                 self.add(Problem::error(self.inside(scope_text, span), message).help(help));
@@ -119,13 +125,13 @@ impl Check<'_> {
         if let Some(at) = buckets.iter().position(shaped) {
             return Some(at);
         }
-        let message = format!("no declared bucket has the shape of `{}`", text.value);
+        let message = format!("no declared bucket matches `{}`", text.value);
         let same_kind = buckets
             .iter()
             .find(|known| known.pattern.as_ref().is_some_and(|p| p.kind() == template.kind()));
         let help = match same_kind {
             Some(known) => format!(
-                "declared is `{}`: use the same words, and a parameter where it has one",
+                "the declared bucket is `{}`: use the same words, with a parameter in the same places",
                 known.name.value
             ),
             None => {
@@ -135,8 +141,10 @@ impl Check<'_> {
                     .map(Template::kind)
                     .collect();
                 match names::nearest(template.kind(), kinds) {
-                    Some(meant) => format!("did you mean `{meant}:…`? Or declare it: [[bucket]] name = \"{template}\""),
-                    None => format!("declare it: [[bucket]] name = \"{template}\""),
+                    Some(meant) => format!(
+                        "did you mean `{meant}:…`? Otherwise declare the bucket: [[bucket]] name = \"{template}\""
+                    ),
+                    None => format!("declare the bucket: [[bucket]] name = \"{template}\""),
                 }
             }
         };
@@ -162,15 +170,18 @@ impl Check<'_> {
             if !filled {
                 let problem = Problem::warning(
                     known.name.span.clone(),
-                    format!("no view puts rows into bucket `{name}`"),
+                    format!("no view writes rows to bucket `{name}`"),
                 );
                 self.add(problem.help(format!("add a view with `bucket = \"{name}\"`, or remove the bucket")));
             } else if !open {
-                let problem = Problem::warning(known.name.span.clone(), format!("nobody may read bucket `{name}`"));
+                let problem = Problem::warning(
+                    known.name.span.clone(),
+                    format!("no membership grants access to bucket `{name}`, so no device can read it"),
+                );
                 let claim = pattern
                     .params()
                     .next()
-                    .map_or("", |_| ", its parameters claims of the token");
+                    .map_or("", |_| ", with claims of the token as its parameters");
                 self.add(problem.help(format!("add a [[membership]] with `bucket = \"{name}\"`{claim}")));
             }
         }

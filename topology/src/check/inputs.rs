@@ -60,7 +60,7 @@ impl Check<'_> {
                     &table.source,
                     "connector",
                     names,
-                    "declare it: [[connector]] name = \"…\", kind = \"postgres\"",
+                    "declare the connector: [[connector]] name = \"…\", kind = \"postgres\"",
                 );
             }
             let at = sources
@@ -93,11 +93,11 @@ impl Check<'_> {
         for connector in connectors {
             if declared.iter().all(|table| table.source.value != connector.name.value) {
                 let message = format!(
-                    "connector `{}` has no table: it publishes nothing",
+                    "connector `{}` has no tables, so it publishes nothing",
                     connector.name.value
                 );
                 let help = format!(
-                    "declare one: [[table]] source = \"{}\", name = \"…\"",
+                    "declare a table: [[table]] source = \"{}\", name = \"…\"",
                     connector.name.value
                 );
                 self.add(Problem::warning(connector.name.span.clone(), message).help(help));
@@ -127,14 +127,17 @@ impl Check<'_> {
                 )
             } else {
                 let names = (&first.name.value, &table.name.value);
-                let help = "a record's name has only letters, digits and `_`: rename one of the tables";
+                let help = "Avro record names consist of letters, digits and `_` only, so both names map to one; rename one of the tables";
                 (
-                    format!("tables `{}` and `{}` would have one record name", names.0, names.1),
+                    format!(
+                        "tables `{}` and `{}` map to the same Avro record name",
+                        names.0, names.1
+                    ),
                     help,
                 )
             };
-            let problem = Problem::error(table.name.span.clone(), message).label("again here");
-            self.add(problem.also(first.name.span.clone(), "first here").help(help));
+            let problem = Problem::error(table.name.span.clone(), message).label("declared again here");
+            self.add(problem.also(first.name.span.clone(), "first declared here").help(help));
         }
     }
 
@@ -150,7 +153,9 @@ impl Check<'_> {
         let key = match &table.key {
             Some(key) => self.key(&what, key, &columns).map(Some),
             None if kind == Some(SourceKind::Http) => {
-                let message = format!("{what} has no `key`, and an http source has no primary key to take it from");
+                let message = format!(
+                    "{what} has no `key`; tables of an http source must declare one, because there is no primary key to use"
+                );
                 let first = table.columns.first().map_or("id", |(name, _)| name.value.as_str());
                 self.add(Problem::error(table.name.span.clone(), message).help(format!("add `key = [\"{first}\"]`")));
                 None
@@ -178,12 +183,14 @@ impl Check<'_> {
                 .get(columns.span.clone())
                 .is_some_and(|text| text.starts_with('{'))
             {
-                let help = "name at least the key: columns = { id = \"int8\" }";
-                self.add(Problem::error(columns.span.clone(), "a table needs columns").help(help));
+                let help = "declare at least the key columns: columns = { id = \"int8\" }";
+                self.add(Problem::error(columns.span.clone(), "the table has no columns").help(help));
             }
             return;
         }
-        self.add(Problem::error(columns.span.clone(), error.to_string()).help("only what is named here is published"));
+        self.add(
+            Problem::error(columns.span.clone(), error.to_string()).help("only the columns listed here are published"),
+        );
     }
 
     /// Compiles a schema that was made here.
@@ -191,8 +198,11 @@ impl Check<'_> {
         match Schema::parse(text) {
             Ok(schema) => Some(Arc::new(schema)),
             Err(error) => {
-                let problem = Problem::error(span.clone(), format!("the columns make no Avro schema: {error}"));
-                self.add(problem.help("use names of letters, digits and `_`, and built-in types"));
+                let problem = Problem::error(
+                    span.clone(),
+                    format!("cannot derive an Avro schema from the columns: {error}"),
+                );
+                self.add(problem.help("use column names of letters, digits and `_`, and built-in types"));
                 None
             }
         }
@@ -208,24 +218,24 @@ impl Check<'_> {
         let mut columns = Vec::with_capacity(declared.len());
         for (name, ty) in declared {
             if name.trim().is_empty() || name.chars().any(char::is_control) {
-                let message = format!("{what} has a column without a readable name");
-                self.add(Problem::error(name.span.clone(), message).help("name it as the database does"));
+                let message = format!("{what} has a column whose name is empty or contains control characters");
+                self.add(Problem::error(name.span.clone(), message).help("write the column's name as in the database"));
                 continue;
             }
             let Some(parsed) = columns::parse(ty) else {
-                let message = format!("`{}` is no type", ty.value);
-                let help = "write a PostgreSQL type, with `?` behind it if the column may be null: \"int8\", \"text?\"";
+                let message = format!("`{}` is not a type", ty.value);
+                let help = "write a PostgreSQL type; append `?` if the column is nullable: \"int8\", \"text?\"";
                 self.add(Problem::error(ty.span.clone(), message).help(help));
                 columns.push(pg_types::Column::new(name, "text", ty.trim_end().ends_with('?')));
                 continue;
             };
             if !parsed.is_built_in() {
-                let message = format!("`{}` is no built-in type", parsed.name);
+                let message = format!("`{}` is not a built-in type", parsed.name);
                 if built_in_only {
                     let help = names::known(&parsed.name, columns::built_in(), "");
                     self.add(Problem::error(ty.span.clone(), message).help(help));
                 } else if let Some(meant) = parsed.meant() {
-                    let help = format!("did you mean `{meant}`? If it is a type of your own, it is published as text");
+                    let help = format!("did you mean `{meant}`? A user-defined type is published as text");
                     self.add(Problem::warning(ty.span.clone(), message).help(help));
                 }
             }
@@ -238,7 +248,9 @@ impl Check<'_> {
     fn key(&self, what: &str, key: &At<Vec<At<String>>>, columns: &[pg_types::Column]) -> Option<Vec<usize>> {
         self.unique(key.iter(), "key column");
         if key.is_empty() {
-            self.add(Problem::error(key.span.clone(), format!("the key of {what} is empty")).help("name its columns"));
+            self.add(
+                Problem::error(key.span.clone(), format!("the key of {what} is empty")).help("list the key columns"),
+            );
             return None;
         }
         let mut indexes = Vec::with_capacity(key.len());
@@ -248,9 +260,12 @@ impl Check<'_> {
                 let names = columns.iter().map(|column| column.name.as_str());
                 let fix = match names::nearest(name, names) {
                     Some(meant) => format!("did you mean `{meant}`?"),
-                    None => format!("add it: {} = \"int8\"; a key is published with its row", name.value),
+                    None => format!(
+                        "add it to `columns`: {} = \"int8\"; key columns are always published",
+                        name.value
+                    ),
                 };
-                let message = format!("key column `{}` of {what} is not among its columns", name.value);
+                let message = format!("key column `{}` of {what} is not in its `columns`", name.value);
                 self.add(Problem::error(name.span.clone(), message).help(fix));
                 good = false;
                 continue;
@@ -265,15 +280,21 @@ impl Check<'_> {
 
     fn key_column(&self, what: &str, name: &At<String>, column: &pg_types::Column) -> bool {
         if column.nullable {
-            let message = format!("key column `{}` of {what} may be null", column.name);
-            let help = format!("a key is never null: write {} = \"{}\"", column.name, column.pg_type);
+            let message = format!("key column `{}` of {what} is nullable", column.name);
+            let help = format!(
+                "key columns cannot be null: write {} = \"{}\"",
+                column.name, column.pg_type
+            );
             self.add(Problem::error(name.span.clone(), message).help(help));
             return false;
         }
         if matches!(column.pg_type.as_str(), "float4" | "float8" | "json" | "jsonb") {
-            let message = format!("key column `{}` of {what} is {}", column.name, column.pg_type);
+            let message = format!(
+                "key column `{}` of {what} has type {}, which has no unique text form",
+                column.name, column.pg_type
+            );
             let help =
-                "one value can be written in several ways, and each would be a row of its own: use another column";
+                "equal values can have different texts and would become different rows; use another column as the key";
             self.add(Problem::warning(name.span.clone(), message).help(help));
         }
         true
@@ -316,20 +337,21 @@ impl Check<'_> {
             (None, Some(fields)) => self.short_schema(event, fields),
             (Some(schema), Some(fields)) => {
                 let message = format!("{what} has both `schema` and `fields`");
-                let problem = Problem::error(fields.span.clone(), message).also(schema.span.clone(), "the other one");
-                self.add(problem.help("keep one of them"));
+                let problem =
+                    Problem::error(fields.span.clone(), message).also(schema.span.clone(), "`schema` is set here");
+                self.add(problem.help("remove one of them"));
                 None
             }
             (None, None) => {
                 let message = format!("{what} has neither `schema` nor `fields`");
-                let help = "add `schema = \"schemas/….avsc\"`, or in short `fields = { id = \"int8\" }`";
+                let help = "add `schema = \"schemas/….avsc\"`, or list the fields: `fields = { id = \"int8\" }`";
                 self.add(Problem::error(event.name.span.clone(), message).help(help));
                 None
             }
         };
         let Some(key) = &event.key else {
             let message = format!("{what} has no `key`");
-            let help = "add `key = [\"…\"]`: one key's events stay in order";
+            let help = "add `key = [\"…\"]`; events with the same key are delivered in order";
             self.add(Problem::error(event.name.span.clone(), message).help(help));
             return None;
         };
@@ -351,8 +373,8 @@ impl Check<'_> {
                 field.ty,
                 Type::List(_) | Type::Row(_) | Type::Opaque(_) | Type::Bytes | Type::Double
             ) {
-                let message = format!("key field `{}` of {what} is {}", name.value, field.declared);
-                self.add(Problem::error(name.span.clone(), message).help("use integers and strings in a key"));
+                let message = format!("key field `{}` of {what} has type {}", name.value, field.declared);
+                self.add(Problem::error(name.span.clone(), message).help("use integer and string fields in a key"));
             }
         }
         Some(Event {
@@ -369,8 +391,8 @@ impl Check<'_> {
         let (file, text) = self.read(path)?;
         if let Err(error) = serde_json::from_str::<Value>(&text) {
             let at = offset_of(&text, error.line(), error.column());
-            let problem = Problem::error(at..at, format!("the schema is not JSON: {error}")).in_file(file);
-            self.add(problem.help("mend the JSON"));
+            let problem = Problem::error(at..at, format!("the schema is not valid JSON: {error}")).in_file(file);
+            self.add(problem.help("fix the JSON syntax"));
             return None;
         }
         let schema = match Schema::parse(&text) {
@@ -387,7 +409,9 @@ impl Check<'_> {
         };
         if let Err(error) = schema.record() {
             let problem = Problem::error(0..1, error.to_string()).in_file(file);
-            self.add(problem.help("an event is a record: {\"type\": \"record\", \"name\": \"…\", \"fields\": […]}"));
+            self.add(problem.help(
+                "the schema of an event must be a record: {\"type\": \"record\", \"name\": \"…\", \"fields\": […]}",
+            ));
             return None;
         }
         Some(Arc::new(schema))
@@ -420,7 +444,7 @@ impl Check<'_> {
         let (source, table) = (SourceName::new(source).ok()?, TableName::new(name).ok()?);
         let schema = pg_types::table_schema(&source, &table, columns).map_err(|error| {
             let problem = Problem::error(span.clone(), error.to_string());
-            self.add(problem.help("only what is named here is published"));
+            self.add(problem.help("only the columns listed here are published"));
         });
         let mut schema: Value = serde_json::from_str(&schema.ok()?).ok()?;
         schema.get_mut("fields")?.as_array_mut()?.pop();

@@ -39,10 +39,10 @@ impl Check<'_> {
             };
             if let Some(first) = declared.memberships.iter().take(index).find(same) {
                 let message = format!("membership of `{}` is declared twice", membership.bucket.value);
-                let problem = Problem::warning(membership.bucket.span.clone(), message).label("again here");
+                let problem = Problem::warning(membership.bucket.span.clone(), message).label("declared again here");
                 self.add(
                     problem
-                        .also(first.bucket.span.clone(), "first here")
+                        .also(first.bucket.span.clone(), "first declared here")
                         .help("remove one of them"),
                 );
             }
@@ -76,15 +76,20 @@ impl Check<'_> {
                 wanted,
                 "issuer",
                 names,
-                &format!("declare it: [[issuer]] name = \"{}\"", wanted.value),
+                &format!("declare the issuer: [[issuer]] name = \"{}\"", wanted.value),
             );
             return;
         }
         if membership.issuer.is_none() && issuers.len() > 1 && template.params().next().is_some() {
-            let message = format!("tokens of every issuer may open `{}`", membership.bucket.value);
+            let message = format!(
+                "the membership of `{}` accepts tokens of every issuer",
+                membership.bucket.value
+            );
             let problem = Problem::warning(membership.bucket.span.clone(), message);
             self.add(
-                problem.help("say whose claims count: `issuer = \"…\"`; two issuers may name different people alike"),
+                problem.help(
+                    "restrict it with `issuer = \"…\"`; two issuers can use the same subject for different users",
+                ),
             );
         }
         let giving: Vec<&model::Issuer> = issuers
@@ -108,13 +113,15 @@ impl Check<'_> {
             let place = self.inside(&membership.bucket, span);
             let first = claim.split('.').next().unwrap_or(claim);
             if OF_THE_TOKEN.contains(&claim) {
-                let message = format!("claim `{claim}` says something of the token, not of who holds it");
-                self.add(Problem::warning(place, message).help("use `sub`, or a claim of your own"));
+                let message = format!("claim `{claim}` describes the token, not the user");
+                self.add(Problem::warning(place, message).help("use `sub` or an application-specific claim"));
             } else if told && claim != "sub" && !given.contains(&claim) && !given.contains(&first) {
                 let all: Vec<&str> = given.iter().copied().chain(["sub"]).collect();
-                let problem = Problem::error(place, format!("no issuer gives the claim `{claim}`"));
+                let problem = Problem::error(place, format!("no issuer declares the claim `{claim}`"));
                 let help = names::known(claim, all, "");
-                self.add(problem.help(format!("{help}; or add it to the issuer's `claims`")));
+                self.add(problem.help(format!(
+                    "{help}; if the issuer provides it, add it to the issuer's `claims`"
+                )));
             }
         }
     }
@@ -126,18 +133,21 @@ impl Check<'_> {
                 .principal
                 .as_ref()
                 .map_or(membership.bucket.span.clone(), |p| p.span.clone());
-            let problem = Problem::error(span, "`principal` is for memberships from data");
+            let problem = Problem::error(span, "`principal` is only valid together with `from`");
             self.add(problem.help("add `from = \"<source>.<table>\"`, or remove `principal`"));
             return;
         };
-        let principal = match &membership.principal {
-            Some(principal) => Some(principal),
-            None => {
-                let problem = Problem::error(from.span.clone(), "a membership from data says whom it is for");
-                self.add(problem.help("add `principal = \"{user_id}\"`, a column of the rows"));
-                None
-            }
-        };
+        let principal =
+            match &membership.principal {
+                Some(principal) => Some(principal),
+                None => {
+                    let problem = Problem::error(from.span.clone(), "a membership with `from` needs a `principal`");
+                    self.add(problem.help(
+                        "add `principal = \"{user_id}\"`, where `user_id` is the column that identifies the user",
+                    ));
+                    None
+                }
+            };
         if let Some(input) = self.input(from, known).filter(|input| input.complete) {
             let column_exists = |name: &str| input.row.fields.iter().any(|field| field.name == name);
             let mut params: Vec<At<String>> = template
@@ -158,15 +168,13 @@ impl Check<'_> {
                 let names = input.row.fields.iter().map(|field| field.name.as_str());
                 self.unknown(
                     param,
-                    &format!("column of `{}` called", from.value),
+                    &format!("column of `{}` named", from.value),
                     names,
                     "it has no columns",
                 );
             }
         }
-        let problem = Problem::error(from.span.clone(), "memberships from data are not supported yet");
-        self.add(problem.help(
-            "a later release; today use a claim: remove `from` and `principal`, and write `bucket = \"user:{sub}\"`",
-        ));
+        let problem = Problem::error(from.span.clone(), "memberships from rows are not supported");
+        self.add(problem.help("use token claims: remove `from` and `principal`, and write `bucket = \"user:{sub}\"`"));
     }
 }

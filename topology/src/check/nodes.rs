@@ -31,8 +31,8 @@ impl Check<'_> {
             self.name(&node.name, "node");
             self.unique(node.runs.iter(), "role");
             if node.runs.is_empty() {
-                let message = format!("node `{}` runs nothing", node.name.value);
-                self.add(Problem::error(node.runs.span.clone(), message).help("name a role: runs = [\"edge\"]"));
+                let message = format!("node `{}` has no roles", node.name.value);
+                self.add(Problem::error(node.runs.span.clone(), message).help("add a role: runs = [\"edge\"]"));
             }
             let mut roles = Vec::with_capacity(node.runs.len());
             for text in node.runs.iter() {
@@ -40,12 +40,12 @@ impl Check<'_> {
                 if matches!(role, Role::Connector(_) | Role::Registry)
                     && let Some(first) = single.insert(role.clone(), text.span.clone())
                 {
-                    let message = format!("`{}` runs on two nodes, and only one at a time may", text.value);
-                    let problem = Problem::error(text.span.clone(), message).label("again here");
+                    let message = format!("`{}` is assigned to two nodes; it may run on one node only", text.value);
+                    let problem = Problem::error(text.span.clone(), message).label("assigned again here");
                     self.add(
                         problem
-                            .also(first, "first here")
-                            .help("keep it on one node; a supervisor restarts it"),
+                            .also(first, "first assigned here")
+                            .help("keep it on one node and let a process supervisor restart that node after a failure"),
                     );
                 }
                 roles.push(role);
@@ -71,7 +71,7 @@ impl Check<'_> {
                         value: String::from(name),
                         span,
                     };
-                    self.unknown(&wanted, "connector", names, "declare it: [[connector]]");
+                    self.unknown(&wanted, "connector", names, "declare the connector: [[connector]]");
                     return None;
                 }
                 ConnectorName::new(name).ok().map(Role::Connector)
@@ -148,8 +148,8 @@ impl Check<'_> {
             let problem = Problem::warning(first.name.span.clone(), format!("no node runs `{role}`"));
             self.add(
                 problem
-                    .help(format!("add \"{role}\" to the `runs` of a node"))
-                    .label("nodes are declared from here on"),
+                    .help(format!("add \"{role}\" to `runs` of a node"))
+                    .label("the first node is declared here"),
             );
         }
     }

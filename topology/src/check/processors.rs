@@ -85,10 +85,10 @@ impl Check<'_> {
         self.name(name, "processor");
         if RESERVED.contains(&name.value.as_str()) {
             let message = format!(
-                "processor name `{}` is taken: topics of the house begin with it",
+                "processor name `{}` is reserved: names of Trunkline's own topics begin with it",
                 name.value
             );
-            self.add(Problem::error(name.span.clone(), message).help("choose another name"));
+            self.add(Problem::error(name.span.clone(), message).help("rename the processor"));
         }
     }
 
@@ -106,10 +106,10 @@ impl Check<'_> {
             .find(|from| names.iter().any(|name| from.value == format!("processor:{name}")))
             .map_or(first.name.span.clone(), |from| from.span.clone());
         let message = match names.as_slice() {
-            [only] => format!("processor `{only}` reads what it writes"),
-            _ => format!("processors read one another in a circle: {}", names.join(", ")),
+            [only] => format!("processor `{only}` reads its own output"),
+            _ => format!("processors form a cycle: {}", names.join(", ")),
         };
-        self.add(Problem::error(span, message).help("let one of them read a table or an event"));
+        self.add(Problem::error(span, message).help("break the cycle: change one of them to read a table or an event"));
     }
 
     /// What others may know of a processor's topic.
@@ -168,8 +168,11 @@ impl Check<'_> {
     fn read_by<'k>(&self, from: &At<String>, known: &'k [KnownInput]) -> Option<&'k KnownInput> {
         let input = self.input(from, known)?;
         if input.meaning == Meaning::Windows {
-            let message = format!("`{}` writes a window again and again while it is open", from.value);
-            let help = "give it emit = \"final\", so that each window is one record";
+            let message = format!(
+                "`{}` emits updates of open windows, which a processor cannot read",
+                from.value
+            );
+            let help = "set emit = \"final\" on it, so that it writes one record per window";
             self.add(Problem::error(from.span.clone(), message).help(help));
             return None;
         }
@@ -179,7 +182,7 @@ impl Check<'_> {
     /// Reports keys of the other kind.
     fn only_of(&self, kind: &str, keys: &[(&str, Option<Range<usize>>)]) {
         for (key, span) in keys.iter().filter_map(|(key, span)| Some((key, span.clone()?))) {
-            let message = format!("`{key}` is for a processor of kind {kind}");
+            let message = format!("`{key}` is only valid for processors of kind `{kind}`");
             self.add(Problem::error(span, message).help(format!("remove it, or write kind = \"{kind}\"")));
         }
     }
@@ -233,8 +236,10 @@ impl Check<'_> {
         for name in names() {
             let legal = |c: char| c.is_ascii_alphanumeric() || c == '_';
             if !name.starts_with(|c: char| c.is_ascii_alphabetic()) || !name.chars().all(legal) {
-                let message = format!("output column `{}` has a name that Avro does not allow", name.value);
-                self.add(Problem::error(name.span.clone(), message).help("use a letter, then letters, digits or `_`"));
+                let message = format!("output column `{}` is not a valid Avro field name", name.value);
+                self.add(
+                    Problem::error(name.span.clone(), message).help("use a letter followed by letters, digits or `_`"),
+                );
             }
         }
         self.problems.errors() == before
@@ -243,8 +248,12 @@ impl Check<'_> {
     /// The type of an output column; reports a value that cannot be one.
     fn output_column(&self, name: &At<String>, written: &At<String>, scalar: &Scalar) -> Option<pg_types::Column> {
         let Some(pg_type) = scalar.pg_type() else {
-            let message = format!("`{}` cannot be an output column: it is no plain value", scalar.text());
-            let help = "name a number, a text, a bool, bytes or an instant; of a nested record one of its fields";
+            let message = format!(
+                "`{}` cannot be an output column: its type is not a scalar",
+                scalar.text()
+            );
+            let help =
+                "use a number, text, bool, bytes, date or timestamp; for a nested record, select one of its fields";
             self.add(Problem::error(written.span.clone(), message).help(help));
             return None;
         };

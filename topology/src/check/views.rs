@@ -62,9 +62,8 @@ impl Check<'_> {
             return Some(found);
         }
         if from.starts_with("topic:") {
-            let problem = Problem::error(from.span.clone(), "views of a topic are not supported yet");
-            let help =
-                "a later release; today `from` is \"<source>.<table>\", \"event:<name>\" or \"processor:<name>\"";
+            let problem = Problem::error(from.span.clone(), "views of a topic are not supported");
+            let help = "use \"<source>.<table>\", \"event:<name>\" or \"processor:<name>\"";
             self.add(problem.help(help));
             return None;
         }
@@ -79,7 +78,7 @@ impl Check<'_> {
             None => names::known(
                 from,
                 names,
-                "declare a [[table]] or an [[event]]; then `from = \"<source>.<table>\"`",
+                "declare a [[table]] or an [[event]], then write `from = \"<source>.<table>\"`",
             ),
         };
         self.add(Problem::error(from.span.clone(), message).help(help));
@@ -90,7 +89,12 @@ impl Check<'_> {
         let found = row.fields.iter().position(|field| field.name == name.value);
         if found.is_none() {
             let names = row.fields.iter().map(|field| field.name.as_str());
-            self.unknown(name, &format!("column of `{from}` called"), names, "it has no columns");
+            self.unknown(
+                name,
+                &format!("column of `{from}` named"),
+                names,
+                "the input has no columns",
+            );
         }
         found
     }
@@ -112,7 +116,7 @@ impl Check<'_> {
                 self.unique(named.iter(), "field");
                 if named.is_empty() {
                     let message = format!("view `{}` has no fields", view.name.value);
-                    let help = "name at least one, or leave `fields` out to send all columns";
+                    let help = "list at least one field, or remove `fields` to send all columns";
                     self.add(Problem::error(named.span.clone(), message).help(help));
                 }
                 let column = |name: &At<String>| {
@@ -136,10 +140,10 @@ impl Check<'_> {
                 .position(|field| row.fields.get(field.column).is_some_and(|c| c.name == from.value))
             else {
                 let message = format!(
-                    "view `{}` renames `{}`, which is not among its fields",
+                    "view `{}` renames `{}`, which is not in its `fields`",
                     view.name.value, from.value
                 );
-                let help = format!("add \"{}\" to `fields`, or remove the renaming", from.value);
+                let help = format!("add \"{}\" to `fields`, or remove it from `rename`", from.value);
                 self.add(Problem::error(from.span.clone(), message).help(help));
                 continue;
             };
@@ -149,10 +153,12 @@ impl Check<'_> {
                 .any(|(other, field)| other != at && field.name == to.value);
             if taken || to.is_empty() {
                 let message = format!(
-                    "view `{}` cannot send `{}` as `{}`",
+                    "view `{}` cannot rename `{}` to `{}`: the name is empty or already used",
                     view.name.value, from.value, to.value
                 );
-                self.add(Problem::error(to.span.clone(), message).help("choose a name that no other field has"));
+                self.add(
+                    Problem::error(to.span.clone(), message).help("choose a name that no other field of the view uses"),
+                );
             }
             if let Some(field) = fields.get_mut(at) {
                 field.name.clone_from(&to.value);
@@ -187,11 +193,8 @@ impl Check<'_> {
     fn view_key(&self, view: &model::View, input: &KnownInput) {
         let (Some(key), Some(of_input)) = (&view.key, &input.key) else {
             if let Some(key) = &view.key {
-                let problem = Problem::error(
-                    key.span.clone(),
-                    format!("view `{}` cannot choose its key", view.name.value),
-                );
-                self.add(problem.help("remove `key`: a table view's rows have the table's key"));
+                let problem = Problem::error(key.span.clone(), format!("view `{}` cannot set `key`", view.name.value));
+                self.add(problem.help("remove `key`; the rows of a view keep the key of the table"));
             }
             return;
         };
@@ -207,11 +210,11 @@ impl Check<'_> {
                 .collect::<Vec<_>>()
                 .join(", ");
             let message = format!(
-                "view `{}` has another key than its input `{}`",
+                "the key of view `{}` differs from the key of its input `{}`",
                 view.name.value, input.from
             );
             let help =
-                format!("remove `key`, or write key = [{list}]; for another key the event must be published with it");
+                format!("remove `key`, or write key = [{list}]; to use another key, change the key of the event");
             self.add(Problem::error(key.span.clone(), message).help(help));
         }
     }
@@ -230,7 +233,7 @@ impl Check<'_> {
                 continue;
             };
             if let Some(fix) = unfit(field) {
-                let message = format!("`{name}` is {}: it cannot be part of a bucket's name", field.declared);
+                let message = format!("`{name}` is {}, which cannot be a bucket parameter", field.declared);
                 self.add(Problem::error(place.span, message).help(fix));
                 good = false;
             }
@@ -244,9 +247,11 @@ impl Check<'_> {
 fn unfit(field: &Field) -> Option<&'static str> {
     match (&field.ty, field.form) {
         (Type::Text | Type::Int | Type::Bool, _) | (Type::Timestamp, Form::Date) => None,
-        (Type::Timestamp, _) => Some("an instant is hardly a group of rows: use a date, an integer or a text"),
-        (Type::Double, _) => Some("a fraction can be written in several ways: use an integer or a text"),
-        _ => Some("use an integer, a text, a uuid, a bool or a date"),
+        (Type::Timestamp, _) => {
+            Some("use a date, an integer or a text; a timestamp would create a bucket for almost every row")
+        }
+        (Type::Double, _) => Some("use an integer or a text; a floating-point number has no unique text form"),
+        _ => Some("use an integer, text, uuid, bool or date"),
     }
 }
 

@@ -16,13 +16,13 @@ pub const BUCKETS_MAX: usize = 1000;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClaimError {
     /// Too many.
-    #[error("the token's claims open more than {BUCKETS_MAX} buckets; shorten the list in claim `{claim}`")]
+    #[error("the token's claims grant access to more than {BUCKETS_MAX} buckets; shorten the list in claim `{claim}`")]
     TooMany {
         /// The claim that went over the limit.
         claim: String,
     },
     /// A name too long.
-    #[error("the token's claim `{claim}` makes a bucket's name longer than {BUCKET_BYTES_MAX} bytes")]
+    #[error("claim `{claim}` of the token results in a bucket name longer than {BUCKET_BYTES_MAX} bytes")]
     TooLong {
         /// The claim.
         claim: String,

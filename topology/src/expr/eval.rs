@@ -27,16 +27,16 @@ pub struct EvalError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum EvalFault {
     /// An integer, instant or duration left its range.
-    #[error("the number does not fit 64 bits")]
+    #[error("integer overflow (64 bits)")]
     Overflow,
     /// A division by zero.
     #[error("division by zero")]
     DivideByZero,
     /// A value that does not convert.
-    #[error("the value does not convert")]
+    #[error("the value cannot be converted")]
     Convert,
     /// A value of another type than was declared; the row was decoded with another schema.
-    #[error("the value is of another type than declared")]
+    #[error("the value does not have the declared type")]
     Type,
 }
 

@@ -61,7 +61,7 @@ pub(super) enum Kind {
 /// Parses an expression.
 pub(super) fn parse(text: &str) -> Result<Ast, Vec<ExprError>> {
     if text.trim().is_empty() {
-        let help = "write a condition, such as `status != \"draft\"`, or remove it";
+        let help = "write an expression such as `status != \"draft\"`, or remove the key";
         return Err(vec![ExprError::new(0..text.len(), "the expression is empty", help)]);
     }
     if text.len() > TEXT_BYTES_MAX {
@@ -69,21 +69,21 @@ pub(super) fn parse(text: &str) -> Result<Ast, Vec<ExprError>> {
         return Err(vec![ExprError::new(
             0..text.len(),
             message,
-            "use a column that says it shorter",
+            "shorten the expression, or publish its result as a column",
         )]);
     }
     let operators = text.bytes().filter(|byte| b"+-*/%<>=!&|?.".contains(byte)).count();
     if operators > OPERATORS_MAX {
-        let message = format!("more than {OPERATORS_MAX} operators");
+        let message = format!("the expression has more than {OPERATORS_MAX} operators");
         return Err(vec![ExprError::new(
             0..text.len(),
             message,
-            "use `in` with a list, or a column that says it shorter",
+            "use `in` with a list, or publish the result as a column",
         )]);
     }
     // The depth is checked before the parser runs, because its own check leaves deep trees half built.
     if let Some(at) = too_deep(text) {
-        let message = format!("more than {DEPTH_MAX} brackets inside one another");
+        let message = format!("brackets are nested more than {DEPTH_MAX} levels deep");
         return Err(vec![ExprError::new(
             at..at + 1,
             message,
@@ -120,8 +120,8 @@ fn syntax_errors(text: &str, errors: &cel::ParseErrors) -> Vec<ExprError> {
     let Some(error) = errors.errors.first() else {
         return vec![ExprError::new(
             0..text.len(),
-            "cannot read the expression",
-            "see the examples in the guide",
+            "cannot parse the expression",
+            "an expression looks like `status != \"draft\" && total > 0`",
         )];
     };
     let start = offset_of(text, error.pos);
@@ -138,26 +138,23 @@ fn explain(text: &str, start: usize, message: &str) -> (String, &'static str) {
     let here = text.get(start..).unwrap_or("");
     if message.contains("invalid argument to has()") {
         return (
-            String::from("has() asks for a field"),
-            "compare a column with null instead: `note != null`",
+            String::from("has() requires a field"),
+            "to test a column, compare it with null: `note != null`",
         );
     }
     if here.starts_with(['"', '\'']) && message.contains("token recognition") {
-        return (String::from("the text has no closing quote"), "close the quote");
+        return (String::from("the string has no closing quote"), "add the closing quote");
     }
     if here.starts_with('=') {
-        return (String::from("`=` compares nothing"), "write `==`");
+        return (String::from("`=` is not an operator"), "write `==`");
     }
     if here.starts_with('&') || here.starts_with('|') {
-        return (
-            String::from("one sign is no operator"),
-            "write `&&` for and, `||` for or",
-        );
+        return (String::from("`&` and `|` are not operators"), "write `&&` or `||`");
     }
     if here.is_empty() {
         return (
-            String::from("the expression ends too early"),
-            "complete it, such as `status != \"draft\"`",
+            String::from("the expression is incomplete"),
+            "complete it; an expression looks like `status != \"draft\"`",
         );
     }
     if message.contains("Recursion limit") {
@@ -168,12 +165,12 @@ fn explain(text: &str, start: usize, message: &str) -> (String, &'static str) {
     }
     let word: String = here.chars().take_while(|c| c.is_alphanumeric()).collect();
     match word.to_ascii_lowercase().as_str() {
-        "and" => return (String::from("`and` is no operator"), "write `&&`"),
-        "or" => return (String::from("`or` is no operator"), "write `||`"),
-        "is" => return (String::from("`is` is no operator"), "write `== null` or `!= null`"),
+        "and" => return (String::from("`and` is not an operator"), "write `&&`"),
+        "or" => return (String::from("`or` is not an operator"), "write `||`"),
+        "is" => return (String::from("`is` is not an operator"), "write `== null` or `!= null`"),
         "like" => {
             return (
-                String::from("`like` is no operator"),
+                String::from("`like` is not an operator"),
                 "write `name.startsWith(\"…\")` or `name.matches(\"…\")`",
             );
         }
@@ -181,7 +178,7 @@ fn explain(text: &str, start: usize, message: &str) -> (String, &'static str) {
     }
     let message = message.trim_start_matches("Syntax error: ");
     (
-        format!("cannot read the expression: {message}"),
+        format!("cannot parse the expression: {message}"),
         "an expression looks like `status != \"draft\" && total > 0`",
     )
 }
@@ -245,8 +242,8 @@ impl Places<'_> {
             }
             Expr::Call(call) => self.call(token, call),
             Expr::Comprehension(_) => unsupported("loops (all, exists, map, filter)", "use `value in list`"),
-            Expr::Map(_) | Expr::Struct(_) => unsupported("maps and messages", "compare columns one by one"),
-            Expr::Unspecified => unsupported("this", "write a condition over columns"),
+            Expr::Map(_) | Expr::Struct(_) => unsupported("maps and messages", "compare the columns individually"),
+            Expr::Unspecified => unsupported("expressions of this kind", "write a condition over columns"),
         }
     }
 

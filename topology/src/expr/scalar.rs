@@ -95,8 +95,8 @@ impl Scalar {
             Type::Bytes => "bytea",
             Type::Timestamp => "timestamptz",
             other => {
-                let message = format!("`{text}` is {}: it cannot be a column", other.with_article());
-                let help = "give a bool, a number, a text or an instant";
+                let message = format!("`{text}` is {}, which cannot be a column", other.with_article());
+                let help = "the expression must result in a bool, number, string, bytes or timestamp";
                 return Err(vec![ExprError::new(0..text.len(), message, help)]);
             }
         };

@@ -219,7 +219,7 @@ impl<'r, 'i> Table<'r, 'i> {
             self.problems.add(
                 Problem::error(name.span(), format!("{} has no key `{}`", self.what, name.get_ref()))
                     .label("unknown key")
-                    .help(names::known(name.get_ref(), asked.iter().copied(), "remove it")),
+                    .help(names::known(name.get_ref(), asked.iter().copied(), "remove the key")),
             );
         }
     }

@@ -150,15 +150,18 @@ impl Check<'_> {
         for (what, entries) in [("group", group), ("fields", fields)] {
             if entries.is_empty() {
                 let message = format!("`{what}` is empty");
-                self.add(Problem::error(entries.span.clone(), message).help("name at least one output column"));
+                self.add(Problem::error(entries.span.clone(), message).help("add at least one output column"));
                 good = false;
             }
         }
         let taken = |name: &&At<String>| matches!(name.value.as_str(), "window_start" | "window_end");
         let names = group.iter().chain(fields.iter()).map(|(name, _)| name);
         for name in names.filter(taken).filter(|_| windowed) {
-            let message = format!("output column `{}` is the window's own", name.value);
-            self.add(Problem::error(name.span.clone(), message).help("choose another name"));
+            let message = format!(
+                "output column `{}` conflicts with the column that the window adds",
+                name.value
+            );
+            self.add(Problem::error(name.span.clone(), message).help("rename the output column"));
             good = false;
         }
         good
@@ -167,8 +170,12 @@ impl Check<'_> {
     fn group_column(&self, name: &At<String>, written: &At<String>, scalar: &Scalar) -> Option<Column> {
         let column = self.output_column(name, written, scalar)?;
         if matches!(scalar.ty(), Type::Double | Type::Bytes | Type::Opaque(_)) {
-            let message = format!("`{}` is {}: rows are not grouped by it", scalar.text(), column.pg_type);
-            let help = "one value can be written in several ways: use an integer, a text, a bool, a date or an instant";
+            let message = format!(
+                "cannot group by `{}`: values of type {} have no unique text form",
+                scalar.text(),
+                column.pg_type
+            );
+            let help = "group by an integer, text, bool, date or timestamp";
             self.add(Problem::error(written.span.clone(), message).help(help));
             return None;
         }
@@ -205,8 +212,8 @@ impl Check<'_> {
     fn time_of(&self, of: &str, written: &At<String>, row: &RowType) -> Option<Scalar> {
         let scalar = self.scalar(of, written, 0..written.len(), row)?;
         if *scalar.ty() != Type::Timestamp || scalar.pg_type() == Some("date") {
-            let message = format!("`{}` is no instant", scalar.text());
-            let help = "`time` is a timestamp column or expression, such as \"placed_at\"";
+            let message = format!("`{}` is not a timestamp", scalar.text());
+            let help = "set `time` to a timestamp column or expression, such as \"placed_at\"";
             self.add(Problem::error(written.span.clone(), message).help(help));
             return None;
         }
@@ -224,8 +231,8 @@ impl Check<'_> {
         let text = written.trim_end();
         let call = text.split_once('(').filter(|_| text.ends_with(')'));
         let Some((function, _)) = call else {
-            let message = format!("`{}` is no aggregate", written.value);
-            let help = "write count(), or sum, min, max, avg, first or latest of an expression: \"sum(total_cents)\"";
+            let message = format!("`{}` is not an aggregate function call", written.value);
+            let help = "write count(), or sum, min, max, avg, first or latest with an expression: \"sum(total_cents)\"";
             self.add(Problem::error(written.span.clone(), message).help(help));
             return None;
         };
@@ -235,7 +242,7 @@ impl Check<'_> {
             span: self.inside(written, &(0..function.len())),
         };
         if !FUNCTIONS.contains(&function_name.as_str()) {
-            self.unknown(&function_name, "aggregate", FUNCTIONS, "");
+            self.unknown(&function_name, "aggregate function", FUNCTIONS, "");
             return None;
         }
         let empty = written.get(part.clone()).is_none_or(|arg| arg.trim().is_empty());
@@ -277,16 +284,16 @@ impl Check<'_> {
             ("sum" | "avg", _) => {
                 let help = if declared == Some("numeric") {
                     format!(
-                        "a numeric is published as text: write {}(double({}))",
+                        "numeric values are published as text; convert them: {}(double({}))",
                         name.value,
                         arg.text()
                     )
                 } else {
-                    String::from("use an integer or a double, or convert it: int(…), double(…)")
+                    String::from("use an integer or a double, or convert with int(…) or double(…)")
                 };
-                let what = declared.unwrap_or("no plain value");
+                let what = declared.unwrap_or("not a scalar");
                 return refuse(
-                    format!("`{}` is {what}: there is no {} of it", arg.text(), name.value),
+                    format!("`{}` is {what}, which {}() does not accept", arg.text(), name.value),
                     help,
                 );
             }
@@ -294,7 +301,10 @@ impl Check<'_> {
                 let what = declared.unwrap_or_default();
                 let help = format!("convert it: {}(double({}))", name.value, arg.text());
                 return refuse(
-                    format!("`{}` is {what}, published as text: its order is another", arg.text()),
+                    format!(
+                        "`{}` is {what}, which is published as text and would be compared as text",
+                        arg.text()
+                    ),
                     help,
                 );
             }
@@ -315,10 +325,10 @@ impl Check<'_> {
                 (function, declared?)
             }
             _ => {
-                let what = declared.unwrap_or("no plain value");
-                let help = "use a number, a text, a bool or an instant";
+                let what = declared.unwrap_or("not a scalar");
+                let help = "use a number, text, bool, date or timestamp";
                 return refuse(
-                    format!("`{}` is {what}: there is no {} of it", arg.text(), name.value),
+                    format!("`{}` is {what}, which {}() does not accept", arg.text(), name.value),
                     help.into(),
                 );
             }
@@ -333,14 +343,14 @@ impl Check<'_> {
             Some((emit, "final")) if declared.window.is_none() => {
                 let problem = Problem::error(
                     emit.span.clone(),
-                    "`emit = \"final\"` needs a window: a group has no end",
+                    "`emit = \"final\"` requires a window; without one a group never ends",
                 );
                 self.add(problem.help("add window = { size = \"1h\" }, or write emit = \"updates\""));
                 return Err(());
             }
             Some((_, "final")) => true,
             Some((emit, _)) => {
-                self.unknown(emit, "way to emit", ["updates", "final"], "");
+                self.unknown(emit, "emit mode", ["updates", "final"], "");
                 return Err(());
             }
         };
@@ -363,23 +373,26 @@ impl Check<'_> {
             Err(())
         };
         if every_ms > size_ms {
-            let message = String::from("windows begin further apart than they are long: rows between them are lost");
-            return refuse(place, message, String::from("make `every` at most `size`"));
+            let message = String::from("`every` is longer than `size`: rows between two windows would be lost");
+            return refuse(place, message, String::from("set `every` to at most `size`"));
         }
         if size_ms % every_ms != 0 {
-            let message = String::from("`size` is no multiple of `every`");
+            let message = String::from("`size` is not a multiple of `every`");
             return refuse(
                 place,
                 message,
-                String::from("let `every` divide it, such as size = \"1h\", every = \"15m\""),
+                String::from("use an `every` that divides `size`, such as size = \"1h\", every = \"15m\""),
             );
         }
         if size_ms / every_ms > HOPS_MAX {
-            let message = format!("a row would be in {} windows", size_ms / every_ms);
+            let message = format!(
+                "each row would belong to {} windows; the limit is {HOPS_MAX}",
+                size_ms / every_ms
+            );
             return refuse(
                 place,
                 message,
-                format!("let `size` be at most {HOPS_MAX} times `every`"),
+                format!("reduce `size` or increase `every`, so that `size` is at most {HOPS_MAX} times `every`"),
             );
         }
         Ok(Some((size_ms, every_ms, grace_ms, is_final)))
@@ -390,9 +403,10 @@ impl Check<'_> {
         match ms.filter(|ms| (least..=SIZE_MS_MAX).contains(ms)) {
             Some(ms) => Ok(ms),
             None => {
-                let message = format!("`{}` is no span of time from {least} ms to 400 days", text.value);
+                let message = format!("`{}` is not a duration from {least} ms to 400 days", text.value);
                 self.add(
-                    Problem::error(text.span.clone(), message).help("write it like \"36h\", \"1h30m\" or \"90s\""),
+                    Problem::error(text.span.clone(), message)
+                        .help("write a duration such as \"36h\", \"1h30m\" or \"90s\""),
                 );
                 Err(())
             }

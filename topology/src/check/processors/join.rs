@@ -168,7 +168,7 @@ impl Check<'_> {
             None | Some((_, "inner")) => Some(false),
             Some((_, "left")) => Some(true),
             Some((at, _)) => {
-                self.unknown(at, "type of join", ["inner", "left"], "");
+                self.unknown(at, "join type", ["inner", "left"], "");
                 None
             }
         };
@@ -176,16 +176,16 @@ impl Check<'_> {
         let (left, right) = (self.read_by(left_from, known), self.read_by(right_from, known));
         let (left, right) = (left?, right?);
         if left.input == right.input {
-            let problem = Problem::error(right_from.span.clone(), "a join reads two different inputs");
-            self.add(problem.help("name another input on one side"));
+            let problem = Problem::error(right_from.span.clone(), "both sides of the join read the same input");
+            self.add(problem.help("set `left` or `right` to another input"));
             return None;
         }
         if right.meaning != Meaning::Rows {
             let message = format!(
-                "`{}` is no table: a join looks its right side up by key",
+                "`{}` is not a table; the right side of a join is looked up by key",
                 right_from.value
             );
-            let help = "put a table or an aggregate without a window on the right, and the events on the left";
+            let help = "use a table or an aggregate without a window on the right, and events on the left";
             self.add(Problem::error(right_from.span.clone(), message).help(help));
             return None;
         }
@@ -246,7 +246,7 @@ impl Check<'_> {
     fn whole_key(&self, on: &At<Entries>, of: &KnownInput, named: &[usize]) -> Option<Vec<usize>> {
         let Some(key) = &of.key else {
             let message = format!("the key of `{}` is not declared", of.from);
-            let help = "add `key = [\"…\"]` to its [[table]]: a join must know it before anything runs";
+            let help = "add `key = [\"…\"]` to its [[table]]; a join needs the key at check time";
             self.add(Problem::error(on.span.clone(), message).help(help));
             return None;
         };
@@ -254,8 +254,8 @@ impl Check<'_> {
         if !whole {
             let names = key.iter().filter_map(|at| of.row.fields.get(*at));
             let names: Vec<&str> = names.map(|field| field.name.as_str()).collect();
-            let message = format!("`on` does not name the whole key of `{}` and nothing else", of.from);
-            let help = format!("its key is: {}; a table is joined by its key", names.join(", "));
+            let message = format!("`on` does not match the key of `{}`", of.from);
+            let help = format!("a join must use exactly the key columns: {}", names.join(", "));
             self.add(Problem::error(on.span.clone(), message).help(help));
             return None;
         }
@@ -268,10 +268,10 @@ impl Check<'_> {
             return true;
         }
         let message = format!(
-            "`{}` is {} and `{}` is {}: their keys are written differently and never meet",
+            "`{}` is {} and `{}` is {}: the keys are encoded differently and never match",
             left.name, left.declared, right.name, right.declared
         );
-        let help = "publish both with one type: int8 and int8, or text and text";
+        let help = "declare both columns with the same type, for example both int8 or both text";
         self.add(Problem::error(name.span.clone(), message).help(help));
         false
     }
