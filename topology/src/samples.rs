@@ -3,7 +3,9 @@
 //! Guarantees: each passes the check without a warning (a test).
 //! Never: a sample that only documentation knows.
 
-use crate::load::{Embedded, Outcome, check};
+use crate::files::Embedded;
+use crate::load::check;
+use crate::outcome::Outcome;
 
 /// A topology with the schema files that it names.
 #[derive(Debug, Clone, Copy)]
