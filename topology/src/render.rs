@@ -1,13 +1,11 @@
-//! The topology as a picture: text for a terminal, DOT for Graphviz.
-//!
-//! Guarantees: one topology gives one text, in the order of the file.
-//! Never: colours or widths that depend on the terminal.
+//! Draws a topology: as text for the terminal, or as DOT for Graphviz. The output depends only on the topology and follows
+//! the order of the file.
 
 use crate::checked::{SYNC_VIEWS, Segment, SourceKind, Topology, VIEW_LOG, View, Work};
 use crate::wiring::{Cleanup, Part, TopicKind, Wiring};
 use std::fmt::Write;
 
-/// Draws the graph as text: the lines of data, then a table each of views, buckets, topics and nodes.
+/// Draws the data flow as text, followed by tables of views, buckets, topics and nodes.
 pub fn text(topology: &Topology) -> String {
     let wiring = Wiring::of(topology);
     let mut out = format!("topology {}\n\n", topology.name);
@@ -35,7 +33,7 @@ pub fn text(topology: &Topology) -> String {
     out
 }
 
-/// The lines of data: what comes in from the left, joined before sync-views.
+/// Draws the data flow: sources on the left, joined before sync-views.
 fn lines(topology: &Topology, wiring: &Wiring) -> String {
     let used = |topic: &str| {
         let views = wiring.processors.iter().filter(|p| p.name == SYNC_VIEWS);
@@ -171,7 +169,7 @@ fn topic_rows(wiring: &Wiring) -> Vec<Vec<String>> {
         .collect()
 }
 
-/// Appends a table with aligned columns; none without rows.
+/// Appends a table with aligned columns; nothing without rows.
 fn table(out: &mut String, header: &[&str], rows: impl Iterator<Item = Vec<String>>) {
     let mut all: Vec<Vec<String>> = vec![header.iter().map(ToString::to_string).collect()];
     all.extend(rows);
@@ -194,8 +192,8 @@ fn table(out: &mut String, header: &[&str], rows: impl Iterator<Item = Vec<Strin
     }
 }
 
-/// Draws the graph in Graphviz's language: `trunkline topology graph --dot | dot -Tsvg`. Changelogs and dead letters are
-/// left out.
+/// Draws the data flow as DOT, for `trunkline topology graph --format dot | dot -Tsvg`. Changelogs and dead-letter topics
+/// are omitted.
 pub fn dot(topology: &Topology) -> String {
     let wiring = Wiring::of(topology);
     let mut out = format!("digraph {} {{\n", quoted(&topology.name));
@@ -244,7 +242,7 @@ pub fn dot(topology: &Topology) -> String {
     out
 }
 
-/// The views that are made of a topic.
+/// The names of the views of a topic.
 fn views_of(topology: &Topology, topic: &str) -> String {
     let made = topology
         .views
@@ -253,7 +251,7 @@ fn views_of(topology: &Topology, topic: &str) -> String {
     made.map(|view| view.name.to_string()).collect::<Vec<_>>().join("\n")
 }
 
-/// A string in DOT.
+/// A quoted DOT string.
 fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {
@@ -274,7 +272,7 @@ mod tests {
     use expect_test::expect;
 
     #[test]
-    fn the_shop_as_text() {
+    fn shop_as_text() {
         expect![[r#"
             topology shop
 
@@ -467,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shop_as_dot() {
+    fn shop_as_dot() {
         expect![[r#"
             digraph "shop" {
               rankdir=LR;

@@ -1,7 +1,4 @@
-//! Checks kinds of buckets and their scopes.
-//!
-//! Guarantees: a bucket's name tells its kind: no two kinds can make one name.
-//! Never: looks at who uses a bucket, but to warn about one that nobody does.
+//! Checks buckets and their scopes. No two declared buckets can produce the same bucket name.
 
 use super::context::Context;
 use crate::checked::{Bucket, Segment, resolve};
@@ -10,10 +7,10 @@ use crate::names;
 use crate::problem::Problem;
 use crate::template::{Part, Template};
 
-/// The kind of bucket that every device has for itself.
+/// First word of buckets of a single device.
 const RESERVED: &str = "device";
 
-/// A declared bucket, as far as it is known.
+/// A declared bucket, which may have errors.
 pub(super) struct KnownBucket {
     pub(super) name: At<String>,
     pub(super) pattern: Option<Template>,
@@ -70,7 +67,7 @@ fn check_pattern(cx: &Context<'_>, name: &At<String>, pattern: &Template, before
 }
 
 fn check_bucket(cx: &Context<'_>, declared: &model::Bucket, pattern: &Template) -> Option<Bucket> {
-    // A parameter is the part of the bucket's name at the same place.
+    // A parameter of the scope refers to the part of the bucket name at the same index.
     let part_of = |wanted: &str| {
         pattern
             .parts()
@@ -112,7 +109,7 @@ fn check_bucket(cx: &Context<'_>, declared: &model::Bucket, pattern: &Template) 
     })
 }
 
-/// The declared bucket that a template makes names of; reports one that is not declared.
+/// The declared bucket that a template matches; reports a template that matches none.
 pub(super) fn find_bucket(
     cx: &Context<'_>,
     text: &At<String>,
@@ -155,7 +152,7 @@ pub(super) fn find_bucket(
     None
 }
 
-/// Warns of buckets without rows, and of rows that nobody may read.
+/// Warns about buckets without views and buckets without memberships.
 pub(super) fn warn_unused_buckets(
     cx: &Context<'_>,
     buckets: &[KnownBucket],

@@ -1,7 +1,6 @@
-//! Checks connectors, tables and events: where rows come from.
+//! Checks connectors, tables and events.
 //!
-//! Guarantees: every table and event that is declared is known to the views, also if it is wrong.
-//! Never: asks a database or a registry.
+//! A faulty table or event becomes a known input too, so that views of it are not reported as views of an unknown input.
 
 use super::context::Context;
 use super::known_inputs::{KnownInput, Meaning};
@@ -101,7 +100,7 @@ pub(super) fn check_tables(cx: &Context<'_>, declared: &Declared, sources: &mut 
     }
 }
 
-/// Reports tables that are declared twice, or that would have one record name.
+/// Reports tables that are declared twice or map to the same Avro record name.
 fn check_duplicate_tables(cx: &Context<'_>, declared: &[model::Table]) {
     for (at, table) in declared.iter().enumerate() {
         let record = |table: &model::Table| {
@@ -175,7 +174,7 @@ fn check_table(cx: &Context<'_>, table: &model::Table, kind: Option<SourceKind>)
 
 fn report_column_error(cx: &Context<'_>, columns: &At<Entries>, error: &ColumnError) {
     if columns.is_empty() {
-        // A table without the key `columns` was reported; an empty one was not.
+        // A missing `columns` key was already reported while reading the file; empty columns were not.
         if cx.source_text(&columns.span).starts_with('{') {
             let help = "declare at least the key columns: columns = { id = \"int8\" }";
             cx.add(Problem::error(columns.span.clone(), "the table has no columns").help(help));
@@ -185,7 +184,7 @@ fn report_column_error(cx: &Context<'_>, columns: &At<Entries>, error: &ColumnEr
     cx.add(Problem::error(columns.span.clone(), error.to_string()).help("only the columns listed here are published"));
 }
 
-/// Compiles a schema that was made here.
+/// Parses a schema that was derived from columns.
 fn derived_schema(cx: &Context<'_>, text: &str, span: &Range<usize>) -> Option<Arc<Schema>> {
     match Schema::parse(text) {
         Ok(schema) => Some(Arc::new(schema)),
@@ -200,7 +199,7 @@ fn derived_schema(cx: &Context<'_>, text: &str, span: &Range<usize>) -> Option<A
     }
 }
 
-/// Reads declared columns. A column with a wrong type is kept as text, so that its name is known.
+/// Checks declared columns. A column with an invalid type is kept as text, so that its name is known.
 fn check_columns(
     cx: &Context<'_>,
     what: &str,
@@ -236,7 +235,7 @@ fn check_columns(
     columns
 }
 
-/// Resolves a key's columns.
+/// Resolves key columns to indexes.
 fn check_key(
     cx: &Context<'_>,
     what: &str,
@@ -381,7 +380,7 @@ fn check_event(cx: &Context<'_>, event: &model::Event) -> Option<Event> {
     })
 }
 
-/// Reads an event's Avro schema from its file.
+/// Reads the Avro schema of an event from its file.
 fn read_schema(cx: &Context<'_>, path: &At<String>) -> Option<Arc<Schema>> {
     let (file, text) = cx.read(path)?;
     if let Err(error) = serde_json::from_str::<Value>(&text) {
@@ -414,7 +413,7 @@ fn read_schema(cx: &Context<'_>, path: &At<String>) -> Option<Arc<Schema>> {
     Some(Arc::new(schema))
 }
 
-/// The schema of an event in short form.
+/// The schema of an event that lists its fields.
 fn schema_of_fields(cx: &Context<'_>, event: &model::Event, fields: &At<Entries>) -> Option<Arc<Schema>> {
     let what = format!("event `{}`", event.name.value);
     let columns = check_columns(cx, &what, fields, true);
@@ -431,7 +430,7 @@ fn schema_of_fields(cx: &Context<'_>, event: &model::Event, fields: &At<Entries>
     row_schema(cx, "event", &event.name, &columns, &fields.span)
 }
 
-/// A record's schema: as that of a table of this source, without the mark of unchanged columns.
+/// The schema of a table of this source, without its last field `_unchanged`.
 pub(super) fn row_schema(
     cx: &Context<'_>,
     source: &str,
@@ -467,7 +466,7 @@ fn row_type(schema: &Schema, count: usize) -> RowType {
     row
 }
 
-/// The byte offset of a line and column, both from 1.
+/// Byte offset of a line and column, which start at 1.
 fn offset_of(text: &str, line: usize, column: usize) -> usize {
     let before: usize = text
         .split_inclusive('\n')
@@ -477,7 +476,7 @@ fn offset_of(text: &str, line: usize, column: usize) -> usize {
     (before + column.saturating_sub(1)).min(text.len())
 }
 
-/// Where a field's name stands in a schema.
+/// Byte range of a field name in the text of a schema.
 fn find(text: &str, name: &str) -> Option<Range<usize>> {
     let quoted = format!("\"{name}\"");
     text.find(&quoted).map(|at| at..at + quoted.len())

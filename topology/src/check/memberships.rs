@@ -1,7 +1,4 @@
-//! Checks memberships and issuers: who may read which bucket.
-//!
-//! Guarantees: a claim that no declared issuer gives is noticed, if issuers say which claims they give.
-//! Never: looks at a token.
+//! Checks memberships and issuers.
 
 use super::buckets::KnownBucket;
 use super::context::Context;
@@ -13,7 +10,7 @@ use crate::names;
 use crate::problem::Problem;
 use crate::template::Template;
 
-/// Claims that say something of the token, not of who holds it.
+/// Claims that describe the token, not its subject.
 const OF_THE_TOKEN: [&str; 6] = ["iss", "aud", "exp", "nbf", "iat", "jti"];
 
 pub(super) fn issuer_names(cx: &Context<'_>, declared: &[model::Issuer]) -> Vec<String> {
@@ -100,7 +97,7 @@ fn check_claims(cx: &Context<'_>, membership: &model::Membership, template: &Tem
                 .is_none_or(|only| only.value == issuer.name.value)
         })
         .collect();
-    // Only issuers that all say which claims they give can tell that one is missing.
+    // A claim can be reported as unknown only if all relevant issuers declare their claims.
     let told = !giving.is_empty() && giving.iter().all(|issuer| issuer.claims.is_some());
     let given: Vec<&str> = giving
         .iter()
@@ -125,7 +122,7 @@ fn check_claims(cx: &Context<'_>, membership: &model::Membership, template: &Tem
     }
 }
 
-/// A membership from rows: checked as far as it goes, and refused, since nothing grants from rows yet.
+/// Checks a membership from rows, then rejects it, because memberships from rows are not supported.
 fn reject_rows(cx: &Context<'_>, membership: &model::Membership, template: &Template, known: &[KnownInput]) {
     let Some(from) = &membership.from else {
         let span = membership

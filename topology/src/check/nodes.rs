@@ -1,7 +1,4 @@
-//! Checks nodes: which process runs what.
-//!
-//! Guarantees: what may run only once is not given to two nodes.
-//! Never: asks where a node is.
+//! Checks nodes and their roles. A role that may run only once must not be assigned to two nodes.
 
 use super::context::Context;
 use crate::checked::{Node, Role, SYNC_VIEWS};
@@ -12,14 +9,14 @@ use schemas::ids::ConnectorName;
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// The processors that there are: the built-in one and those that are declared.
+/// Names of all processors: the built-in one and the declarative ones.
 fn processors(all: &Declared) -> impl Iterator<Item = &str> {
     [SYNC_VIEWS]
         .into_iter()
         .chain(all.processors.iter().map(|p| p.name.as_str()))
 }
 
-/// Roles without a name behind them.
+/// Roles without a name.
 const PLAIN: [&str; 3] = ["edge", "ingest", "registry"];
 
 pub(super) fn check_nodes(cx: &Context<'_>, declared: &[model::Node], all: &Declared) -> Vec<Node> {
@@ -121,7 +118,7 @@ fn report_unknown_role(cx: &Context<'_>, text: &At<String>, role: &str, all: &De
     cx.add(Problem::error(text.span.clone(), format!("there is no role `{role}`")).help(help));
 }
 
-/// Warns of what no node runs, if nodes are declared at all.
+/// Warns about roles that no node has, if nodes are declared.
 fn warn_unassigned_roles(cx: &Context<'_>, first: &model::Node, nodes: &[Node], all: &Declared) {
     let runs = |role: &Role| nodes.iter().any(|node| node.roles.contains(role));
     let mut missing = Vec::new();

@@ -31,7 +31,7 @@ const RESERVED: [&str; 12] = [
     "view",
 ];
 
-/// Checks all processors; they become inputs too.
+/// Checks all processors and adds their outputs to the known inputs.
 pub(super) fn check_processors(
     cx: &Context<'_>,
     declared: &[model::Processor],
@@ -103,7 +103,7 @@ fn report_cycle(cx: &Context<'_>, declared: &[model::Processor], within: &[usize
     cx.add(Problem::error(span, message).help("break the cycle: change one of them to read a table or an event"));
 }
 
-/// What others may know of a processor's topic.
+/// The output of a processor as an input.
 fn as_input(declared: &model::Processor, at: usize, made: Option<&Processor>) -> KnownInput {
     KnownInput {
         from: format!("processor:{}", declared.name.value),
@@ -155,7 +155,7 @@ fn output_schema(cx: &Context<'_>, declared: &model::Processor, columns: &[pg_ty
     inputs::row_schema(cx, "processor", &declared.name, columns, &at)
 }
 
-/// What a processor says that it reads.
+/// The declared inputs of a processor.
 fn reads(processor: &model::Processor) -> Vec<&At<String>> {
     [&processor.from, &processor.left, &processor.right]
         .into_iter()

@@ -1,8 +1,6 @@
 //! Checks views: input, fields, bucket, condition.
 //!
-//! Guarantees: a view that comes out has only columns that exist, a bucket that is declared, and a condition that
-//! compiles. An event view's rows have the event's key, so that one row always comes from one partition.
-//! Never: refuses what only warns.
+//! The rows of an event view have the key of the event, so that all changes of a row are in one partition.
 
 use super::buckets::KnownBucket;
 use super::context::Context;
@@ -30,7 +28,7 @@ pub(super) fn check_views(
         let bucket = template
             .as_ref()
             .and_then(|template| buckets::find_bucket(cx, &view.bucket, template, buckets));
-        // Without known columns nothing more can be said of the view.
+        // Without known columns the rest of the view cannot be checked.
         let Some(input) = input.filter(|input| input.complete) else {
             continue;
         };
@@ -61,7 +59,7 @@ pub(super) fn check_views(
     views
 }
 
-/// What devices get: the named columns, or all, under their own or other names.
+/// The fields of a view: the listed columns, or all, with renames applied.
 fn view_fields(cx: &Context<'_>, view: &model::View, row: &RowType) -> Option<Vec<ViewField>> {
     let mut good = true;
     let mut fields: Vec<ViewField> = match &view.fields {
@@ -148,8 +146,8 @@ fn compile_filter(cx: &Context<'_>, view: &model::View, row: &RowType) -> Result
     }
 }
 
-/// A view's key is its input's: of a table because a row is a row, of an event because only then does one row
-/// always come from one partition and can be removed by a null value.
+/// Checks that a view has the key of its input. Otherwise the changes of one row could come from several partitions, and
+/// a tombstone of the input could not be mapped to a row.
 fn check_key(cx: &Context<'_>, view: &model::View, input: &KnownInput) {
     let (Some(key), Some(of_input)) = (&view.key, &input.key) else {
         if let Some(key) = &view.key {
@@ -178,7 +176,7 @@ fn check_key(cx: &Context<'_>, view: &model::View, input: &KnownInput) {
     }
 }
 
-/// Resolves a view's bucket to columns.
+/// Resolves the bucket of a view to columns.
 fn resolve_bucket(cx: &Context<'_>, view: &model::View, template: &Template, row: &RowType) -> Option<Vec<Segment>> {
     let mut good = true;
     for part in template.parts() {
@@ -202,7 +200,7 @@ fn resolve_bucket(cx: &Context<'_>, view: &model::View, template: &Template, row
     good.then_some(segments)
 }
 
-/// Why a column is no parameter, with the fix.
+/// The fix for a column that cannot be a bucket parameter.
 fn unfit(field: &Field) -> Option<&'static str> {
     match (&field.ty, field.form) {
         (Type::Text | Type::Int | Type::Bool, _) | (Type::Timestamp, Form::Date) => None,
@@ -214,7 +212,7 @@ fn unfit(field: &Field) -> Option<&'static str> {
     }
 }
 
-/// The scope of a view's bucket: the bucket's parameters are the view's columns.
+/// The scope of a view's bucket, with the columns of the view as parameters.
 fn scope_name(scope: &[Segment], bucket_name: &[Segment]) -> Option<Vec<Segment>> {
     let segment = |segment: &Segment| match segment {
         Segment::Literal(word) => Some(Segment::Literal(word.clone())),

@@ -1,7 +1,7 @@
 //! Checks aggregates: group, functions and their types, windows.
 //!
-//! Guarantees: a function that comes out can be computed over every value of its argument's type, and taken back.
-//! Never: an aggregate over text that stands for a number, whose order is another one.
+//! A function is accepted only if it can be computed, and undone when a row changes, for every value of its argument's
+//! type. Numbers that are published as text (`numeric`) are rejected, because text has another order.
 
 use super::common::{self, Derived, default_partitions, names_of, reduced, typed};
 use crate::check::context::Context;
@@ -15,14 +15,14 @@ use serde_json::json;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-/// Most windows that one row may be in.
+/// Maximum number of windows per row.
 const HOPS_MAX: i64 = 300;
-/// Longest window, in ms: 400 days.
+/// Maximum window size: 400 days.
 const SIZE_MS_MAX: i64 = 400 * 86_400_000;
 
 const FUNCTIONS: [&str; 7] = ["count", "sum", "min", "max", "avg", "first", "latest"];
 
-/// The expressions of an aggregate over one row type.
+/// The compiled expressions of an aggregate.
 struct Parts {
     filter: Option<Program>,
     group: Vec<Scalar>,
@@ -36,7 +36,7 @@ impl Parts {
         self.group.iter().chain(args).chain(&self.time)
     }
 
-    /// Top-level columns that are read.
+    /// The top-level columns that the expressions read.
     fn used(&self) -> BTreeSet<usize> {
         let filter = self.filter.iter().flat_map(Program::columns).copied();
         let paths = self.scalars().flat_map(Scalar::paths);
@@ -68,7 +68,7 @@ pub(super) fn check_aggregate(cx: &Context<'_>, declared: &model::Processor, kno
     let named = check_names(cx, group, fields, window.as_ref().ok()?.is_some());
     let whole = compile_parts(cx, declared, &input.row);
     let (whole, window) = (whole.filter(|_| named)?, window.ok()?);
-    // Compiled again over the used columns alone: a row is then decoded no further than needed.
+    // Compile again over the used columns only, so that the other columns need not be decoded at run time.
     let row = reduced(&input.row, &whole.used());
     let parts = compile_parts(cx, declared, &row)?;
     let feed = feed(input, &row, &whole.group, window.is_some_and(|_| whole.time.is_some()));
@@ -256,7 +256,7 @@ fn compile_field(
     let arg = common::compile_scalar(cx, of, written, part, row)?;
     let typed = resolve_function(cx, &function_name, &arg, written.span.clone())?;
     let (function, pg_type) = typed;
-    // A group has at least one row, so that only a null makes nothing of an aggregate.
+    // A group contains at least one row, so a result is null only if the argument can be null.
     let nullable = function != Function::Count && arg.nullable();
     let column = Column::new(name, &pg_type, nullable);
     Some((
@@ -268,7 +268,7 @@ fn compile_field(
     ))
 }
 
-/// The function over a type, and the type that it gives.
+/// The function for the type of its argument, and the result type.
 fn resolve_function(
     cx: &Context<'_>,
     name: &At<String>,
@@ -421,7 +421,7 @@ fn parse_duration_ms(cx: &Context<'_>, text: &At<String>, least: i64) -> Result<
     }
 }
 
-/// How an aggregate's input is read: as it stands if one partition holds all of a group.
+/// How the input is read: directly if all rows of a group are in one partition, else through a repartition topic.
 fn feed(input: &KnownInput, row: &RowType, group: &[Scalar], has_time: bool) -> Feed {
     let columns: Option<Vec<usize>> = group.iter().map(Scalar::as_column).collect();
     let is_keyed = columns.is_some() && columns == input.key;

@@ -22,7 +22,7 @@ pub(super) struct Derived {
     pub(super) declaration: serde_json::Value,
 }
 
-/// The input that a processor names, if it can be read by one.
+/// The input with this name, if a processor can read it.
 pub(super) fn find_input<'k>(cx: &Context<'_>, from: &At<String>, known: &'k [KnownInput]) -> Option<&'k KnownInput> {
     let input = known_inputs::find_input(cx, from, known)?;
     if input.meaning == Meaning::Windows {
@@ -37,7 +37,7 @@ pub(super) fn find_input<'k>(cx: &Context<'_>, from: &At<String>, known: &'k [Kn
     input.complete.then_some(input)
 }
 
-/// Reports keys of the other kind.
+/// Reports keys that are only valid for the other kind.
 pub(super) fn reject_keys_of_kind(cx: &Context<'_>, kind: &str, keys: &[(&str, Option<Range<usize>>)]) {
     for (key, span) in keys.iter().filter_map(|(key, span)| Some((key, span.clone()?))) {
         let message = format!("`{key}` is only valid for processors of kind `{kind}`");
@@ -50,7 +50,7 @@ pub(super) fn report_missing_key(cx: &Context<'_>, declared: &model::Processor, 
     cx.add(Problem::error(declared.name.span.clone(), message).help(format!("add `{key} = {example}`")));
 }
 
-/// Compiles a condition; `Err` when that was reported.
+/// Compiles a condition; reports errors.
 pub(super) fn compile_condition(
     cx: &Context<'_>,
     of: &str,
@@ -67,7 +67,7 @@ pub(super) fn compile_condition(
     Ok(Some(program))
 }
 
-/// Compiles an expression that gives a value; its text begins `from` bytes inside the string.
+/// Compiles the scalar expression in `part` of the string; reports errors.
 pub(super) fn compile_scalar(
     cx: &Context<'_>,
     of: &str,
@@ -99,7 +99,7 @@ pub(super) fn report_expression_errors(
     }
 }
 
-/// Names of output columns: each once, of letters, digits and `_`.
+/// Checks that output columns have distinct and valid names.
 pub(super) fn check_output_names(cx: &Context<'_>, entries: &[&At<Entries>], more: &[&At<String>]) -> bool {
     let before = cx.errors();
     let names = || {
@@ -118,7 +118,7 @@ pub(super) fn check_output_names(cx: &Context<'_>, entries: &[&At<Entries>], mor
     cx.errors() == before
 }
 
-/// The type of an output column; reports a value that cannot be one.
+/// The output column of an expression; reports a type that cannot be a column.
 pub(super) fn output_column(
     cx: &Context<'_>,
     name: &At<String>,

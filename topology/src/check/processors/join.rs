@@ -1,7 +1,7 @@
-//! Checks joins: sides, key, columns of pairs.
+//! Checks joins: sides, key, output columns.
 //!
-//! Guarantees: both sides' key columns are written alike in a key, so that equal values meet in one partition.
-//! Never: a join that keeps more than one row a key.
+//! The key columns of both sides must have the same encoding in a record key, so that equal values are in the same
+//! partition. The right side is looked up by its whole key, so there is at most one right row per left row.
 
 use super::common::{self, Derived, default_partitions, names_of, reduced, typed};
 use crate::check::context::Context;
@@ -16,7 +16,7 @@ use serde_json::json;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// The two inputs, and the columns of the key on each side, in the order of the right side's key.
+/// The two inputs, and the join columns of each side in the order of the right side's key.
 struct Sides<'k> {
     left: &'k KnownInput,
     right: &'k KnownInput,
@@ -32,7 +32,7 @@ struct Parts {
 }
 
 impl Parts {
-    /// Columns of a side that are read.
+    /// The columns of a side that the expressions read.
     fn used(&self, side: usize) -> BTreeSet<usize> {
         let filter = self.filter.iter().flat_map(Program::paths);
         let paths = filter.chain(self.fields.iter().flat_map(Scalar::paths));
@@ -207,7 +207,7 @@ fn find_sides<'k>(cx: &Context<'_>, declared: &model::Processor, known: &'k [Kno
     })
 }
 
-/// The key's columns on both sides, in the order of the right side's key.
+/// The join columns of both sides, in the order of the right side's key.
 #[expect(
     clippy::type_complexity,
     reason = "two lists of columns and their names, taken apart at once"
@@ -249,7 +249,7 @@ fn resolve_on(
     Some((left_key, key, names))
 }
 
-/// A side's key, if exactly its columns were named.
+/// The key of a side, if `on` names exactly its columns.
 fn check_whole_key(cx: &Context<'_>, on: &At<Entries>, of: &KnownInput, named: &[usize]) -> Option<Vec<usize>> {
     let Some(key) = &of.key else {
         let message = format!("the key of `{}` is not declared", of.from);
@@ -283,7 +283,7 @@ fn check_key_types(cx: &Context<'_>, name: &At<String>, left: &Field, right: &Fi
     false
 }
 
-/// How a column's values are written in a key; `None` for those that are no key.
+/// The encoding of a column in a record key; `None` if it cannot be part of one.
 fn key_form(field: &Field) -> Option<AvroType> {
     let scalar = Scalar::compile(
         &format!("row[{}]", json!(field.name)),
@@ -301,7 +301,7 @@ fn key_form(field: &Field) -> Option<AvroType> {
     }
 }
 
-/// The row that conditions and columns of a join see: two records.
+/// The row type of a join's expressions: the records `left` and `right`.
 fn pair(sides: &Sides<'_>, left: &RowType, right: &RowType) -> RowType {
     let side = |name: &str, row: &RowType, nullable| Field {
         name: String::from(name),
@@ -315,8 +315,8 @@ fn pair(sides: &Sides<'_>, left: &RowType, right: &RowType) -> RowType {
     }
 }
 
-/// How the two inputs are read: where both stand in one partition, or are keyed and cut alike, as they are; else the
-/// one that is keyed stays, and the other is keyed anew beside it.
+/// How the two inputs are read. Directly, if both have one partition or are co-partitioned by the join key; else a side
+/// that is not partitioned by the join key is repartitioned.
 fn feeds(sides: &Sides<'_>, left: &RowType, right: &RowType, declared: i32) -> (Feed, Feed) {
     let keyed = |of: &KnownInput, key: &[usize]| of.key.as_deref() == Some(key);
     let (left_keyed, right_keyed) = (keyed(sides.left, &sides.left_key), keyed(sides.right, &sides.right_key));

@@ -1,8 +1,4 @@
-//! Operators and functions: which types they take.
-//!
-//! Guarantees: what is supported stands in this file and nowhere else; a refused pair of types names both, and the
-//! conversion that mends it.
-//! Never: converts by itself.
+//! Type rules of operators and functions. There are no implicit conversions; an error names the conversion to write.
 
 use super::facts::Facts;
 use super::{Checker, Typed};
@@ -13,7 +9,7 @@ use crate::names;
 use regex::RegexBuilder;
 use std::ops::Range;
 
-/// The functions, as they are written.
+/// The functions and their usage.
 const FUNCTIONS: [&str; 11] = [
     "startsWith",
     "endsWith",
@@ -27,7 +23,7 @@ const FUNCTIONS: [&str; 11] = [
     "timestamp",
     "duration",
 ];
-/// Largest compiled regular expression, in bytes.
+/// Size limit of a compiled regular expression, in bytes.
 const REGEX_BYTES_MAX: usize = 256 * 1024;
 
 fn typed(ty: Type, node: Node, span: Range<usize>) -> Typed {
@@ -40,7 +36,7 @@ fn typed(ty: Type, node: Node, span: Range<usize>) -> Typed {
     }
 }
 
-/// What a text converts to, to go with a number: a `numeric` has a fraction.
+/// The function that converts a string for use with a number: a `numeric` can have a fraction.
 fn number_of(text: &Typed, other: &Type) -> Type {
     if text.declared.as_deref() == Some("numeric") {
         Type::Double
@@ -49,7 +45,7 @@ fn number_of(text: &Typed, other: &Type) -> Type {
     }
 }
 
-/// A literal as it is written, completed to an instant if it is a date alone.
+/// The text of a literal, completed to a timestamp if it is a date.
 fn instant_of(written: &str) -> String {
     let date = written
         .get(1..11)
@@ -58,7 +54,7 @@ fn instant_of(written: &str) -> String {
 }
 
 impl Checker<'_> {
-    /// Checks an operator or a function.
+    /// Checks an operator or a function call.
     pub(super) fn call(
         &mut self,
         ast: &Ast,
@@ -150,7 +146,7 @@ impl Checker<'_> {
         None
     }
 
-    /// `&&` and `||`: the right side is only asked when the left has not decided, and so knows what that means.
+    /// `&&` and `||`. The right operand is checked with the facts that hold if the left one did not decide the result.
     fn logic(&mut self, a: &Ast, b: &Ast, and: bool, facts: &Facts, span: Range<usize>) -> Option<Typed> {
         let left = self
             .check(a, facts)
@@ -253,7 +249,7 @@ impl Checker<'_> {
         ))
     }
 
-    /// Reports two types that do not compare, with the conversion that mends it.
+    /// Reports two types that cannot be compared, with the conversion to write.
     fn incomparable(&mut self, a: &Typed, b: &Typed, span: Range<usize>) {
         let message = format!("cannot compare: {} and {}", self.describe(a), self.describe(b));
         let (text, other) = if a.ty == Type::Text { (a, b) } else { (b, a) };
@@ -409,7 +405,7 @@ impl Checker<'_> {
         self.fold(typed(a.ty.clone(), Node::Negate(Box::new(a.node), span.clone()), span))
     }
 
-    /// A part that must be a text.
+    /// Checks an operand that must be a string.
     fn text(&mut self, ast: &Ast, facts: &Facts) -> Option<Typed> {
         let a = self.check(ast, facts)?;
         let a = self.present(a, "string methods do not accept null")?;
@@ -491,7 +487,7 @@ impl Checker<'_> {
 }
 
 impl Node {
-    /// Whether its direct parts are literals, so that it can be computed once.
+    /// Whether all operands are literals, so that the node can be evaluated at compile time.
     pub(super) fn is_constant(&self) -> bool {
         let literal = |node: &Node| matches!(node, Node::Const(_));
         match self {
