@@ -127,7 +127,7 @@ fn a_store_with_another_name_stops_its_tasks_until_somebody_says_how_to_go_on() 
             "{cause}"
         );
         assert!(
-            cause.contains(&format!("trunkline offsets again {} renamed/0", harness.application)),
+            cause.contains(&format!("trunkline offsets reset --to-earliest {} renamed/0", harness.application)),
             "{cause}"
         );
         until_cause(&mut thread, "task count/1: stopped");
@@ -236,7 +236,7 @@ fn a_changelog_that_was_deleted_stops_its_tasks_and_keeps_the_store() {
         let mut thread = harness.start("counts");
         let cause = until_cause(&mut thread, "task count/0: stopped");
         assert!(cause.contains("contains no state"), "{cause}");
-        assert!(cause.contains("trunkline offsets again"), "{cause}");
+        assert!(cause.contains("trunkline offsets reset --to-earliest"), "{cause}");
         thread.finish().expect("a clean end");
         let stores = std::fs::read_dir(harness.dir.path().join(&harness.application).join("counts"));
         let aside = stores.expect("stores").filter(|entry| {
