@@ -180,9 +180,10 @@ pub fn postgres(
 
 /// Starts an http source on a thread of its own; its posts come in through what is returned.
 pub fn posted(home: &Backends, source: &Source, tasks: &Tasks, readiness: &Readiness) -> Inlet {
-    let table = |t: &topology::Table| {
-        let name: Arc<str> = t.name.as_str().into();
-        (name, t.schema.clone(), t.key.clone().unwrap_or_default())
+    let table = |t: &topology::Table| connectors::sources::http::DeclaredTable {
+        name: t.name.as_str().into(),
+        schema: t.schema.clone(),
+        key: t.key.clone().unwrap_or_default(),
     };
     let declared = source.tables.iter().map(table).collect();
     let (connector, inlet) =

@@ -148,7 +148,7 @@ fn look_at_postgres(url: &str) -> Vec<Finding> {
                 if s.ok {
                     fine("postgres", s.found)
                 } else {
-                    bad("postgres", s.found, s.mend)
+                    bad("postgres", s.found, s.fix)
                 }
             })
             .collect(),
