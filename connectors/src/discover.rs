@@ -1,54 +1,57 @@
-//! What a database holds, for `trunkline init`: tables, columns, keys.
+//! Reads tables, columns, keys and settings of a database for `trunkline init` and `trunkline doctor`.
 //!
-//! Guarantees: reads the catalog only; tables that this user may not read are left out and named in the log.
-//! Never: a row; a change of the database.
+//! It reads the catalog only and changes nothing. Tables that the user may not read are skipped with a warning.
 
 use crate::error::{Error, Result};
 use crate::sources::postgres::catalog::{self, Table};
 use crate::sources::postgres::server::Server;
 
-/// A database as it is.
+/// The tables of a database.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
+pub struct Database {
     /// Its name.
-    pub database: String,
-    /// Its tables outside the system's schemas, by schema and name. Columns that the database computes are left out,
-    /// as they are not replicated; types are spelled as people write them (`text[]`).
+    pub name: String,
+    /// Its tables outside the system schemas, by schema and name, without generated columns, which are not replicated.
+    /// Types are in SQL notation (`text[]`).
     pub tables: Vec<Table>,
 }
 
-/// Reads a database's tables. Blocks; may be called inside an async runtime or outside of one.
+/// Reads the tables of a database. Blocks; may be called inside and outside an async runtime.
 ///
 /// # Errors
-/// [`Error::Refused`] for a URL or login that cannot be used, [`Error::Unavailable`] when nobody answers.
-pub fn tables(url: &str) -> Result<Found> {
-    let server = Server::parse(url).map_err(|e| Error::Refused {
-        reason: e.to_string(),
-        next: String::from("write postgres://user:password@host:5432/database"),
-    })?;
-    // A thread of its own: a runtime cannot be entered from inside another one.
+/// [`Error::Rejected`] for an invalid URL or login, [`Error::Unavailable`] if the server does not answer.
+pub fn tables(url: &str) -> Result<Database> {
+    let server = parse(url)?;
+    // A dedicated thread: `block_on` panics inside another runtime.
     std::thread::scope(|scope| {
         let reading = std::thread::Builder::new()
             .name(String::from("discover"))
             .spawn_scoped(scope, || read(&server));
-        let reading = reading.map_err(|e| broken(e.into()))?;
+        let reading = reading.map_err(|e| thread_error(e.into()))?;
         reading
             .join()
-            .unwrap_or_else(|_| Err(broken("the reading thread panicked".into())))
+            .unwrap_or_else(|_| Err(thread_error("the thread panicked".into())))
     })
 }
 
-fn broken(source: crate::Cause) -> Error {
+fn parse(url: &str) -> Result<Server> {
+    Server::parse(url).map_err(|e| Error::Rejected {
+        reason: e.to_string(),
+        fix: String::from("use the form postgres://user:password@host:5432/database"),
+    })
+}
+
+fn thread_error(source: crate::Cause) -> Error {
     Error::Unavailable {
-        system: String::from("this machine"),
-        attempted: "start a thread",
+        system: String::from("the local host"),
+        attempted: "run a thread for the database connection",
         source,
     }
 }
 
-fn read(server: &Server) -> Result<Found> {
+fn read(server: &Server) -> Result<Database> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|e| broken(e.into()))?;
+    let runtime = runtime.map_err(|e| thread_error(e.into()))?;
     let found = runtime.block_on(async {
         let sql = server.connect("trunkline init").await?;
         catalog::tables(&sql, None).await
@@ -58,56 +61,53 @@ fn read(server: &Server) -> Result<Found> {
         tracing::warn!(
             schema = table.schema,
             table = table.name,
-            "left out: user {} may not read it",
-            server.user()
+            user = server.user(),
+            "table skipped, user lacks SELECT or USAGE"
         );
     }
     let tables = readable.into_iter().map(|mut table| {
         table.columns.retain(|column| !column.generated);
         for column in &mut table.columns {
-            column.type_name = catalog::shown(&column.type_name);
+            column.type_name = catalog::sql_type_name(&column.type_name);
         }
         table
     });
-    Ok(Found {
-        database: server.database().to_owned(),
+    Ok(Database {
+        name: server.database().to_owned(),
         tables: tables.collect(),
     })
 }
 
-/// A setting that a postgres connector needs.
+/// A setting that logical replication requires.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setting {
-    /// Whether it is right.
+    /// Whether it meets the requirement.
     pub ok: bool,
-    /// What it is.
+    /// Its value, human-readable.
     pub found: String,
-    /// The statement that mends it; empty when it is right.
-    pub mend: String,
+    /// The statement that fixes it; empty if there is nothing to fix.
+    pub fix: String,
 }
 
-/// Looks at what logical replication needs. Blocks; call it outside async tasks.
+/// Checks the settings that logical replication requires. Blocks; call it outside async tasks.
 ///
 /// # Errors
 /// As [`tables`].
 pub fn settings(url: &str) -> Result<Vec<Setting>> {
     const ATTEMPTED: &str = "read the settings";
-    let server = Server::parse(url).map_err(|e| Error::Refused {
-        reason: e.to_string(),
-        next: String::from("write postgres://user:password@host:5432/database"),
-    })?;
+    let server = parse(url)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|e| broken(e.into()))?;
+    let runtime = runtime.map_err(|e| thread_error(e.into()))?;
     runtime.block_on(async {
         let sql = server.connect("trunkline doctor").await?;
-        let setting = |ok: bool, found: String, mend: String| Setting {
+        let setting = |ok: bool, found: String, fix: String| Setting {
             ok,
             found,
-            mend: if ok { String::new() } else { mend },
+            fix: if ok { String::new() } else { fix },
         };
         let level = sql.value(ATTEMPTED, "SHOW wal_level").await?.unwrap_or_default();
         let role = "SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user";
-        let may = sql.value(ATTEMPTED, role).await?.is_some_and(|v| v == "t");
+        let may_replicate = sql.value(ATTEMPTED, role).await?.is_some_and(|v| v == "t");
         let slots = "SELECT current_setting('max_replication_slots')::int - count(*) FROM pg_replication_slots";
         let free = sql.value(ATTEMPTED, slots).await?.unwrap_or_default();
         Ok(vec![
@@ -117,14 +117,18 @@ pub fn settings(url: &str) -> Result<Vec<Setting>> {
                 String::from("ALTER SYSTEM SET wal_level = 'logical'; then restart PostgreSQL"),
             ),
             setting(
-                may,
-                format!("{} {} replicate", server.user(), if may { "may" } else { "may not" }),
+                may_replicate,
+                format!(
+                    "user {} {} the REPLICATION attribute",
+                    server.user(),
+                    if may_replicate { "has" } else { "lacks" }
+                ),
                 format!("ALTER ROLE \"{}\" REPLICATION;", server.user()),
             ),
             setting(
                 free.parse::<i64>().is_ok_and(|n| n > 0),
-                format!("{free} replication slots are free"),
-                String::from("raise max_replication_slots, or drop a slot that nobody uses"),
+                format!("{free} replication slots available"),
+                String::from("raise max_replication_slots, or drop an unused slot"),
             ),
         ])
     })

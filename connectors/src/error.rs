@@ -1,47 +1,46 @@
-//! What can go wrong between the outside and a topic, and what a person does about it.
+//! Errors of connectors, the state that each of them puts a connector into, and its fix.
 //!
-//! Guarantees: every error says what was attempted, and the next command or statement that mends it.
-//! Never: a secret in a text.
+//! Messages name systems, tables and users, and never contain a password or a token.
 
 use crate::status::State;
 
-/// What a library said, as the cause of an [`Error`].
+/// A lower-level error, as the source of an [`Error`].
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// Why a connector cannot go on as it is.
+/// Why a connector cannot continue.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The outside does not answer. Tried again by itself.
-    #[error("{system} is out of reach: cannot {attempted}")]
+    /// The external system does not answer. The connector retries.
+    #[error("{system} is unreachable: cannot {attempted}")]
     Unavailable {
-        /// What does not answer, such as `PostgreSQL at 127.0.0.1:5432/shop`.
+        /// The system, such as `PostgreSQL at 127.0.0.1:5432/shop`.
         system: String,
-        /// What was attempted.
+        /// The attempted operation.
         attempted: &'static str,
-        /// The library's error.
+        /// The underlying error.
         #[source]
         source: Cause,
     },
-    /// The outside is not set up as it must be, or refuses. Tried again by itself, less and less often, so that it
-    /// goes on once somebody has mended it.
+    /// The external system or the configuration is not set up as required, or the system rejects the operation. The
+    /// connector retries with increasing delays, so it recovers once the cause is fixed.
     #[error("{reason}")]
-    Refused {
+    Rejected {
         /// What is wrong.
         reason: String,
-        /// The command or statement that mends it.
-        next: String,
+        /// The command or statement that fixes it.
+        fix: String,
     },
-    /// What the outside sent cannot be published.
+    /// A record of the external system cannot be published.
     #[error("cannot publish {what}: {reason}")]
     Unpublishable {
         /// The table, column and position, or the record.
         what: String,
-        /// Why.
+        /// Why it cannot be published.
         reason: String,
-        /// What mends it.
-        next: String,
+        /// What fixes it.
+        fix: String,
     },
-    /// The stored position does not fit the source: going on could lose changes. Stays until a resync is asked for.
+    /// The stored position does not fit the source, so continuing could lose changes. Requires a resync.
     #[error("{reason}")]
     NeedsResync {
         /// What does not fit.
@@ -50,18 +49,18 @@ pub enum Error {
     /// A call to the log failed.
     #[error("cannot {attempted}")]
     EventLog {
-        /// What was attempted.
+        /// The attempted operation.
         attempted: &'static str,
         /// The log's error.
         #[source]
         source: event_log::Error,
     },
     /// A call to the schema registry failed.
-    #[error("cannot register the schema of {subject}")]
+    #[error("cannot register the schema of subject {subject}")]
     Registry {
         /// The subject.
         subject: String,
-        /// Whether it can be tried again as it is.
+        /// Whether the same call can succeed later.
         retry: bool,
         /// The registry's error.
         #[source]
@@ -79,50 +78,51 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// Builds [`Error::Log`] for `map_err`.
+    /// Builds [`Error::EventLog`] for `map_err`.
     pub(crate) fn log(attempted: &'static str) -> impl Fn(event_log::Error) -> Error {
         move |source| Error::EventLog { attempted, source }
     }
 
-    /// The state that a connector is in because of it.
+    /// The state that this error puts a connector into.
     pub fn state(&self) -> State {
         match self {
             Error::Unavailable { .. } => State::Retrying,
-            // A fencing that is not another process's is a transaction that the log has ended: it is read anew.
+            // A fence by another process is `Error::Fenced`. What is fenced here exceeded the transaction timeout: the
+            // log aborted the transaction, and the records are read again from the stored position.
             Error::EventLog { source, .. } if source.action() == event_log::ErrorAction::Retry || is_fenced(source) => {
                 State::Retrying
             }
             Error::Registry { retry: true, .. } => State::Retrying,
             Error::NeedsResync { .. } => State::NeedsResync,
-            Error::Refused { .. } | Error::Unpublishable { .. } | Error::EventLog { .. } | Error::Registry { .. } => {
+            Error::Rejected { .. } | Error::Unpublishable { .. } | Error::EventLog { .. } | Error::Registry { .. } => {
                 State::Failed
             }
             Error::Fenced { .. } => State::Stopped,
         }
     }
 
-    /// What a person does about it.
-    pub fn next(&self, connector: &str) -> String {
+    /// What an operator does to fix it.
+    pub fn fix(&self, connector: &str) -> String {
         match self {
-            Error::Unavailable { system, .. } => format!("start {system}; the connector goes on by itself"),
-            Error::Refused { next, .. } | Error::Unpublishable { next, .. } => next.clone(),
+            Error::Unavailable { system, .. } => {
+                format!("make sure that {system} is running and reachable; the connector retries")
+            }
+            Error::Rejected { fix, .. } | Error::Unpublishable { fix, .. } => fix.clone(),
             Error::NeedsResync { .. } => format!(
-                "after making sure that this is the right database: set `on_mismatch = \"resync\"` for connector \
-                 {connector} and restart it; it takes a new snapshot under a new incarnation"
+                "verify that this is the right database, then set on_mismatch = \"resync\" for connector {connector} and \
+                 restart; it takes a new snapshot under a new source epoch"
             ),
             Error::EventLog { source, .. } if source.action() == event_log::ErrorAction::Retry => {
-                String::from("start the log; the connector goes on by itself")
+                String::from("make sure that the log is running and reachable; the connector retries")
             }
-            Error::EventLog { .. } => String::from("see `trunkline doctor`"),
+            Error::EventLog { .. } => String::from("run `trunkline doctor`"),
             Error::Registry { retry: true, .. } => {
-                String::from("start the schema registry; the connector goes on by itself")
+                String::from("make sure that the schema registry is running and reachable; the connector retries")
             }
             Error::Registry { subject, .. } => {
-                format!("compare the declared columns with the newest schema of subject {subject}")
+                format!("compare the declared columns with the latest schema of subject {subject}")
             }
-            Error::Fenced { .. } => {
-                String::from("stop one of the two processes, or give one of the connectors another name")
-            }
+            Error::Fenced { .. } => String::from("stop one of the two processes, or rename one of the connectors"),
         }
     }
 }

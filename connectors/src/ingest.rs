@@ -1,12 +1,12 @@
-//! The backends' listener: `POST /v1/ingest/{topic}`.
+//! HTTP listener for backends: `POST /v1/ingest/{topic}`.
 //!
-//! `event.<name>` takes one event or an array of them; `change.<source>` takes one transaction of an http source.
-//! Guarantees: 200 only once the log has it; everything refused says where in the JSON and why, in a problem body.
-//! Never: a device's request; devices have a listener of their own.
+//! A request to `event.<name>` contains one event or an array of events; one to `change.<source>` contains one transaction
+//! of an HTTP source. Status 200 means that the log has committed it. Errors are problem bodies (RFC 9457) that name the
+//! JSON path and the reason. Devices use a separate listener.
 
 mod idempotency;
 
-use crate::sources::http::{Answer, Change, Fingerprint, Inlet, NotTaken, Receipt};
+use crate::sources::http::{Change, Fingerprint, Inlet, JsonMismatch, PostError, PostOutcome, Receipt};
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -30,18 +30,18 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// Header of an answer that repeats that of an earlier request with the same `Idempotency-Key`.
+/// Response header that marks the repeated response of an earlier request with the same `Idempotency-Key`.
 const REPLAYED: &str = "idempotent-replayed";
-/// Seconds after which a backend is asked to try again.
+/// Value of `Retry-After`, in seconds.
 const RETRY_AFTER_S: u32 = 1;
 
-/// The backends' listener: process configuration.
+/// The listener for backends (process configuration).
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Address and port; port 0 takes a free one.
+    /// Address and port; port 0 selects a free port.
     pub listen: SocketAddr,
-    /// Who may post.
+    /// Backends that may post.
     pub credentials: Vec<Credential>,
     /// Largest body in bytes; larger ones are 413. Default: 1 MiB.
     #[serde(default = "body_bytes_max")]
@@ -56,12 +56,12 @@ fn body_bytes_max() -> usize {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Credential {
-    /// Its name, for logs and as the scope of its idempotency keys: entries with the same name share them, so that a
-    /// token can be replaced without a gap.
+    /// Its name, which appears in problem bodies and scopes idempotency keys. Entries with the same name share their keys,
+    /// so that a token can be rotated without a gap.
     pub name: String,
     /// Its bearer token.
     pub token: Secret,
-    /// Topics that it may post to; `*` is all.
+    /// Topics that it may post to; `*` for all.
     pub topics: Vec<String>,
 }
 
@@ -72,19 +72,19 @@ pub struct EventTopic {
     pub topic: Arc<str>,
     /// The schema of its records.
     pub schema: Arc<Schema>,
-    /// Its registry id.
+    /// The schema's registry id.
     pub id: SchemaId,
-    /// Indexes of the key's fields.
+    /// Indices of the key fields.
     pub key: Vec<usize>,
 }
 
-/// What the listener serves.
+/// The state of the listener.
 pub struct Ingest {
     /// The log, for events.
     pub log: SharedEventLog,
     /// Event topics.
     pub events: Vec<EventTopic>,
-    /// Sources of posted transactions, by their topic.
+    /// HTTP sources by topic.
     pub sources: BTreeMap<String, Inlet>,
     /// Configuration.
     pub config: Config,
@@ -98,7 +98,7 @@ impl Ingest {
         Router::new()
             .route("/v1/ingest/{topic}", post(ingest))
             .layer(DefaultBodyLimit::max(limit))
-            .layer(middleware::from_fn_with_state(shared.clone(), authorise))
+            .layer(middleware::from_fn_with_state(shared.clone(), authenticate))
             .with_state(shared)
     }
 }
@@ -107,45 +107,49 @@ fn problem(status: StatusCode, kind: &'static str, title: &'static str, detail: 
     Problem::new(status, kind, title).detail(detail)
 }
 
-/// Who posts, as the token says.
+/// The authenticated backend.
 #[derive(Clone)]
-struct Poster(Arc<str>, Vec<String>);
+struct Backend {
+    name: Arc<str>,
+    topics: Vec<String>,
+}
 
-async fn authorise(State(ingest): State<Arc<Ingest>>, mut request: Request, next: Next) -> Response {
-    let given = request
+async fn authenticate(State(ingest): State<Arc<Ingest>>, mut request: Request, next: Next) -> Response {
+    let header = request
         .headers()
         .get(header::AUTHORIZATION)
         .and_then(|v| v.to_str().ok());
-    let token = given.and_then(|v| v.strip_prefix("Bearer "));
+    let token = header.and_then(|v| v.strip_prefix("Bearer "));
     let found = ingest
         .config
         .credentials
         .iter()
-        .find(|c| token.is_some_and(|t| same(t, c.token.expose())));
+        .find(|c| token.is_some_and(|t| equal_in_constant_time(t, c.token.expose())));
     let Some(credential) = found else {
         let detail = "send `Authorization: Bearer TOKEN` with a token of [[ingest.credentials]]";
-        let refused = problem(
+        let unauthorized = problem(
             StatusCode::UNAUTHORIZED,
             "unauthorized",
-            "The token is missing or not known",
+            "The token is missing or unknown",
             detail,
         );
-        return ([(header::WWW_AUTHENTICATE, "Bearer")], refused).into_response();
+        return ([(header::WWW_AUTHENTICATE, "Bearer")], unauthorized).into_response();
     };
-    request
-        .extensions_mut()
-        .insert(Poster(credential.name.as_str().into(), credential.topics.clone()));
+    request.extensions_mut().insert(Backend {
+        name: credential.name.as_str().into(),
+        topics: credential.topics.clone(),
+    });
     next.run(request).await
 }
 
-/// Compares secrets in a time that does not depend on where they differ.
-fn same(a: &str, b: &str) -> bool {
+/// Compares secrets without an early exit, so that the time does not reveal the position of a difference.
+fn equal_in_constant_time(a: &str, b: &str) -> bool {
     a.len() == b.len() && a.bytes().zip(b.bytes()).fold(0, |diff, (x, y)| diff | (x ^ y)) == 0
 }
 
 async fn ingest(
     State(ingest): State<Arc<Ingest>>,
-    Extension(Poster(name, topics)): Extension<Poster>,
+    Extension(Backend { name, topics }): Extension<Backend>,
     Path(topic): Path<String>,
     headers: HeaderMap,
     body: Result<Bytes, axum::extract::rejection::BytesRejection>,
@@ -162,7 +166,7 @@ async fn ingest(
     let body = body.map_err(|rejected| match rejected.status() {
         StatusCode::PAYLOAD_TOO_LARGE => {
             let detail = format!(
-                "a body has at most {} bytes; post in several",
+                "bodies are limited to {} bytes; split it into several requests",
                 ingest.config.body_bytes_max
             );
             problem(
@@ -191,16 +195,14 @@ async fn ingest(
         .map(|e| &*e.topic)
         .chain(ingest.sources.keys().map(String::as_str))
         .collect();
-    let detail = format!("{topic} is not ingested here; these are: {}", known.join(", "));
-    Err(problem(
-        StatusCode::NOT_FOUND,
-        "unknown-topic",
-        "There is no such topic to post to",
-        detail,
-    ))
+    let detail = format!(
+        "topic {topic} does not accept posts; known topics: {}",
+        known.join(", ")
+    );
+    Err(problem(StatusCode::NOT_FOUND, "unknown-topic", "Unknown topic", detail))
 }
 
-/// The post's `traceparent`, if it is valid: its records carry it on.
+/// The request's `traceparent` if it is valid; it becomes a header of the records.
 fn trace_of(headers: &HeaderMap) -> Option<String> {
     let parent = Parent::parse(headers.get(PARENT)?.as_bytes())?;
     Some(parent.text.to_owned())
@@ -219,20 +221,19 @@ async fn events(
     };
     let mut out = OutBatch::default();
     for (n, item) in many.iter().enumerate() {
-        let encoded = encode(&event, item).map_err(|(path, reason)| {
+        let (key, value) = encode(&event, item).map_err(|JsonMismatch { path, reason }| {
             let path = if single {
                 path
             } else {
                 format!("$[{n}]{}", path.trim_start_matches('$'))
             };
-            misfit(&path, &reason, &event.topic)
+            mismatch(&path, &reason, &event.topic)
         })?;
         let id = idempotency.as_ref().map(|key| match key.as_str() {
             key if single => key.to_owned(),
             key => format!("{key}/{n}"),
         });
         let header: Option<Header<'_>> = id.as_ref().map(|k| (headers::IDEMPOTENCY_KEY, Some(k.as_bytes())));
-        let (key, value) = encoded;
         let record = OutRecord {
             topic: &event.topic,
             partition: None,
@@ -255,7 +256,7 @@ async fn events(
             Ok(Json(json!({"stored": count, "at": at})).into_response())
         }
         Ok(Err(event_log::Error::TooLarge { bytes, limit, .. })) => {
-            let detail = format!("an event of {bytes} bytes; the log takes {limit}");
+            let detail = format!("an event has {bytes} bytes, but the log accepts at most {limit}");
             Err(problem(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "too-large",
@@ -272,14 +273,14 @@ fn unavailable(why: &str) -> Problem {
     problem(
         StatusCode::SERVICE_UNAVAILABLE,
         "log-unavailable",
-        "The log cannot take it now",
+        "The log is not available",
         why,
     )
     .retry_after(RETRY_AFTER_S)
 }
 
-fn misfit(path: &str, reason: &str, what: &str) -> Problem {
-    let title = "The JSON does not fit the topic's schema";
+fn mismatch(path: &str, reason: &str, what: &str) -> Problem {
+    let title = "The JSON does not match the schema of the topic";
     problem(
         StatusCode::BAD_REQUEST,
         "schema",
@@ -289,26 +290,29 @@ fn misfit(path: &str, reason: &str, what: &str) -> Problem {
     .with("path", path)
 }
 
-/// Key and framed value of an event.
-fn encode(event: &EventTopic, item: &Value) -> Result<(Vec<u8>, Vec<u8>), (String, String)> {
+/// Encodes an event; returns its key and its framed value.
+fn encode(event: &EventTopic, item: &Value) -> Result<(Vec<u8>, Vec<u8>), JsonMismatch> {
     let mut value = Vec::new();
     wire::frame(event.id, &mut value);
     event
         .schema
         .encode_json(item, &mut value)
-        .map_err(|e| (e.path(), e.reason))?;
+        .map_err(|e| JsonMismatch::new(e.path(), e.reason))?;
     let mut row = Vec::new();
     let body = value.get(wire::FRAME_LENGTH..).unwrap_or_default();
     event
         .schema
         .decode(body, &mut row)
-        .map_err(|e| ("$".into(), e.to_string()))?;
+        .map_err(|e| JsonMismatch::new("$", e.to_string()))?;
     let mut key = Vec::new();
     let mut writer = KeyWriter::new(&mut key);
     for at in &event.key {
         if let (Some(field), Some(datum)) = (event.schema.fields().get(*at), row.get(*at)) {
             if matches!(datum, Datum::Null) {
-                return Err((format!("$.{}", field.column()), "a field of the key is null".into()));
+                return Err(JsonMismatch::new(
+                    format!("$.{}", field.column()),
+                    "a key field is null",
+                ));
             }
             writer = writer.datum(&event.schema, field.ty, datum);
         }
@@ -325,14 +329,14 @@ async fn transaction(
 ) -> Result<Response, Problem> {
     let tables = inlet.tables();
     if tables.is_empty() {
-        return Err(unavailable("the source has not started yet"));
+        return Err(unavailable("the source is not running yet"));
     }
     let list = value.get("changes").and_then(Value::as_array).filter(|l| !l.is_empty());
     let shape = r#"{"changes":[{"table":"orders","op":"put","row":{…}},{"table":"orders","op":"delete","key":{…}}]}"#;
     let list = list.ok_or_else(|| {
-        misfit(
+        mismatch(
             "$.changes",
-            &format!("expected a list that is not empty: {shape}"),
+            &format!("expected a non-empty array, such as {shape}"),
             "the transaction",
         )
     })?;
@@ -342,9 +346,9 @@ async fn transaction(
         let name = item.get("table").and_then(Value::as_str).unwrap_or_default();
         let table = tables.iter().find(|t| *t.name == *name).ok_or_else(|| {
             let known: Vec<&str> = tables.iter().map(|t| &*t.name).collect();
-            misfit(
+            mismatch(
                 &format!("{at}.table"),
-                &format!("no table `{name}`; there are {}", known.join(", ")),
+                &format!("unknown table `{name}`; the tables are {}", known.join(", ")),
                 "the transaction",
             )
         })?;
@@ -352,25 +356,27 @@ async fn transaction(
             Some("put") => ("row", table.put(item.get("row").unwrap_or(&Value::Null))),
             Some("delete") => ("key", table.delete(item.get("key").unwrap_or(&Value::Null))),
             _ => {
-                return Err(misfit(
+                return Err(mismatch(
                     &format!("{at}.op"),
                     "expected \"put\" or \"delete\"",
                     "the transaction",
                 ));
             }
         };
-        changes.push(change.map_err(|(path, reason)| {
-            misfit(&format!("{at}.{part}{}", path.trim_start_matches('$')), &reason, name)
+        changes.push(change.map_err(|JsonMismatch { path, reason }| {
+            mismatch(&format!("{at}.{part}{}", path.trim_start_matches('$')), &reason, name)
         })?);
     }
     let stored = |Receipt { position, changes }| Json(json!({"stored": changes, "position": position}));
     match inlet.post(changes, fingerprint, trace).await {
-        Ok(Answer::Stored(receipt)) => Ok(stored(receipt).into_response()),
-        Ok(Answer::Replayed(receipt)) => Ok(([(REPLAYED, "true")], stored(receipt)).into_response()),
-        Ok(Answer::KeyReused) => Err(idempotency::reused()),
-        Err(NotTaken::Busy) => Err(unavailable("too many transactions wait, or the source is not running")),
-        Err(NotTaken::Unknown) => Err(unavailable(
-            "whether it was stored is not known; post it again with the same Idempotency-Key",
+        Ok(PostOutcome::Stored(receipt)) => Ok(stored(receipt).into_response()),
+        Ok(PostOutcome::Replayed(receipt)) => Ok(([(REPLAYED, "true")], stored(receipt)).into_response()),
+        Ok(PostOutcome::KeyReused) => Err(idempotency::reused()),
+        Err(PostError::Busy) => Err(unavailable(
+            "the source is not running, or too many transactions are waiting",
+        )),
+        Err(PostError::UnknownOutcome) => Err(unavailable(
+            "the outcome of the commit is unknown; retry with the same Idempotency-Key",
         )),
     }
 }

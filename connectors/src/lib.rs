@@ -1,15 +1,16 @@
-//! Connectors: outside to topics, and back. One trait and one loop for all sources, one trait for sinks; one room for
-//! each kind.
+//! Connectors between external systems and topics.
 //!
-//! Guarantees: each change of a source reaches its topic exactly once, with its place; a connector that fails never
-//! stops another, and goes on by itself once the cause is gone.
-//! Never: a decision about what a change means.
+//! [`source::run`] drives every source: it owns the transactional producer, the stored position, retries and states. The
+//! kinds of sources are in [`sources`]. [`ingest`] is the HTTP listener for backends, [`discover`] reads a database's
+//! catalog for the command line.
+//!
+//! Each source record is published exactly once (invariant C14 in `docs/protocol/commit.md`). Each connector runs on its
+//! own thread: a failure changes its state and does not affect other connectors.
 
 pub mod discover;
 mod error;
 pub mod ingest;
 mod pace;
-pub mod sink;
 pub mod source;
 pub mod sources;
 pub mod status;

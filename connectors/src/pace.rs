@@ -1,15 +1,13 @@
-//! How often to commit.
-//!
-//! Guarantees: at low load nothing is delayed; under load there are at most about 50 transactions a second.
-//! Never: a wait of its own.
+//! Commit pacing: commits immediately at low load, and at most about 50 times per second under load.
 
 use std::time::{Duration, Instant};
 
-/// Records a second from which commits are paced: every transaction leaves markers on the topics that it touches.
+/// Rate in records per second above which commits are paced. Each transaction writes a control record to every partition
+/// that it touches, so many small transactions inflate the topics.
 const PACED_FROM_PER_SECOND: f64 = 1_000.0;
 const INTERVAL: Duration = Duration::from_millis(20);
 
-/// Paces commits by the recent rate.
+/// Limits the commit rate, based on the recent record rate.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
     last: Option<Instant>,
@@ -17,7 +15,7 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// How long to gather on before the next commit; zero at low load.
+    /// How long to collect more records before the next commit; zero at low load.
     pub(crate) fn left(&self) -> Duration {
         match self.last {
             Some(last) if self.per_second > PACED_FROM_PER_SECOND => INTERVAL.saturating_sub(last.elapsed()),
@@ -25,13 +23,13 @@ impl Pace {
         }
     }
 
-    /// Notes a commit.
+    /// Updates the rate after a commit of this many records.
     pub(crate) fn committed(&mut self, records: usize) {
         let now = Instant::now();
         if let Some(last) = self.last.replace(now) {
             let seconds = (now - last).as_secs_f64().max(1e-6);
             let records = u32::try_from(records).map_or(f64::MAX, f64::from);
-            // The weight of the past falls to half in about a third of a second, whatever the interval.
+            // Exponentially weighted average with a half-life of about a third of a second, independent of the interval.
             let keep = (-2.0 * seconds).exp();
             self.per_second = self.per_second * keep + (records / seconds) * (1.0 - keep);
         }
@@ -43,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_delayed_at_low_load() {
+    fn low_load_is_not_delayed() {
         let mut pace = Pace::default();
         assert_eq!(pace.left(), Duration::ZERO);
         pace.committed(1);

@@ -1,10 +1,9 @@
-//! What a source is: something outside that has a position, and whose records go to topics in the order in which it
-//! yields them.
+//! The [`Source`] trait and the loop that drives it.
 //!
-//! One loop ([`run`]) drives every source: it owns the log session, the stored position, retries and states, so that
-//! a source is only `open`, `next`, `committed`.
-//! Guarantees: a source never sees a position acknowledged that was not stored with its records.
-//! Never: a commit, a retry or a state in a source.
+//! A source is an external system with a position, whose records are published in the order in which it returns them.
+//! [`run`] owns the transactional producer, the stored position, retries and states, so a source implements `open`,
+//! `next`, `committed` and `close` only. `committed` is called only with positions that were committed in the
+//! transaction of their records.
 
 mod positions;
 mod register;
@@ -19,40 +18,41 @@ use event_log::OutBatch;
 use std::fmt;
 use std::time::Duration;
 
-/// Where a source stands, as it is stored.
+/// A source's position: where it continues. It is stored in the positions topic.
 pub trait Position: Clone + fmt::Display + Send + 'static {
-    /// The versioned JSON that is stored. Its first member is `"v"`.
+    /// The stored JSON. Its first member, `"v"`, is the format version.
     fn to_json(&self) -> String;
 
-    /// The last source transaction that is stored whole, in the source's own words; empty: none yet.
+    /// The last source transaction that is stored completely, in the source's notation (an LSN for PostgreSQL); empty if
+    /// there is none yet.
     fn complete(&self) -> String;
 
-    /// Reads what [`Position::to_json`] wrote.
+    /// Parses the output of [`Position::to_json`].
     ///
     /// # Errors
-    /// A text that says why it cannot be read, such as a newer version.
+    /// The reason, such as a newer format version.
     fn from_json(json: &str) -> std::result::Result<Self, String>;
 }
 
-/// How much a call of [`Source::next`] may gather.
+/// Limits of one call of [`Source::next`].
 #[derive(Debug, Clone, Copy)]
 pub struct Budget {
-    /// How long to wait for the first record; afterwards only what is ready is taken.
+    /// How long to wait for the first record. The call does not wait for further records.
     pub wait: Duration,
-    /// Stop after about so many bytes in the batch.
+    /// Return once the batch has about this many bytes.
     pub bytes_max: usize,
-    /// Stop after so many records in the batch.
+    /// Return once the batch has this many records.
     pub records_max: usize,
 }
 
-/// Records, and where the source stands after them.
+/// Records and the position after them.
 #[derive(Debug)]
 pub struct Batch<P> {
     /// Records in the order of the source.
     pub records: OutBatch,
-    /// Where the source stands after the records; `None` when it did not move.
+    /// The position after the records; `None` if it has not changed.
     pub position: Option<P>,
-    /// Store the position even without records, and before anything else is done.
+    /// Commit the position before the next call of [`Source::next`], even if there are no records.
     pub store_now: bool,
 }
 
@@ -66,54 +66,54 @@ impl<P> Default for Batch<P> {
     }
 }
 
-/// How a call of [`Source::next`] ended. A batch may end inside a source transaction in every case.
+/// Why [`Source::next`] returned. In every case the batch may end inside a source transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Boundary {
-    /// Nothing came within the time.
+    /// Nothing arrived within the wait time.
     Idle,
-    /// All that was ready is in the batch.
+    /// Everything that was ready is in the batch.
     Drained,
     /// The batch is full; more is probably ready.
     Full,
 }
 
-/// What a source reports beside its records.
+/// What a source reports besides its records.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Copying tables: what is being copied, for people.
+    /// While it copies tables: a human-readable description of the progress.
     pub snapshot: Option<String>,
     /// Bytes of the source's log that are not yet acknowledged.
     pub lag_bytes: Option<u64>,
 }
 
-/// Something outside that changes. Used by one thread, which lends it an async runtime.
+/// An external system whose changes are published. One thread uses it and provides the async runtime.
 #[expect(
     async_fn_in_trait,
-    reason = "the loop drives a source on a thread of its own: no future crosses a thread"
+    reason = "the loop drives each source on its own thread, so its futures need not be Send"
 )]
 pub trait Source {
-    /// Where it stands.
+    /// Its position.
     type Position: Position;
 
-    /// Opens it at a stored position; `None` is the first start ever.
+    /// Opens it at the stored position; `None` if no position was ever stored.
     ///
     /// # Errors
-    /// [`crate::Error::NeedsResync`] when going on from that position could lose changes.
+    /// [`crate::Error::NeedsResync`] if continuing from that position could lose changes.
     async fn open(&mut self, position: Option<Self::Position>) -> Result<()>;
 
-    /// Appends what comes next to the batch. Cancelling the call is allowed when the source is closed next.
+    /// Appends the next records to the batch. The call may be cancelled if the source is closed afterwards.
     async fn next(&mut self, batch: &mut Batch<Self::Position>, budget: Budget) -> Result<Boundary>;
 
-    /// Everything up to this position is stored with it: the source may forget it.
+    /// Everything up to this position is committed together with it, so the external system may discard it (C14).
     fn committed(&mut self, position: &Self::Position);
 
-    /// Lets go of everything outside at once, acknowledging nothing more. Then it can be opened again.
+    /// Releases all external resources immediately, without a further acknowledgement. It can be opened again.
     fn close(&mut self);
 
-    /// The position of a new incarnation, which begins by reading everything anew; `None` when the source cannot.
-    fn restarted(&self, stored: Option<&Self::Position>) -> Option<Self::Position>;
+    /// The position of a new source epoch, which starts by reading everything again; `None` if the source cannot do that.
+    fn restart_position(&self, stored: Option<&Self::Position>) -> Option<Self::Position>;
 
-    /// What to report.
+    /// Progress for reports and metrics.
     fn progress(&self) -> Progress {
         Progress::default()
     }

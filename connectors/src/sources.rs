@@ -1,4 +1,4 @@
-//! The kinds of sources, a room each.
+//! The kinds of sources, one module each.
 
 pub mod http;
 pub mod postgres;

@@ -1,30 +1,30 @@
-//! How a connector is doing, as values that readiness, metrics and operators read; and what they ask of it.
+//! State of a connector, as read by readiness, metrics and operators, and the operators' commands to it.
 //!
-//! Guarantees: reading never waits for the connector. Never: a decision about what to do; that is the loop's.
+//! Reading the state never waits for the connector.
 
 use service::Component;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
-/// States of a connector; names as in Kafka Connect, where it has one.
+/// States of a connector, named as in Kafka Connect where possible.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum State {
-    /// Opening the log and the source.
+    /// Opening the producer and the source.
     Starting,
-    /// Copying tables before it streams.
+    /// Copying tables before streaming.
     Snapshotting,
-    /// Publishing changes as they come.
+    /// Streaming changes.
     Running,
-    /// Stopped for a while by an operator.
+    /// Paused by an operator.
     Paused,
-    /// Something is out of reach; tried again by itself.
+    /// A dependency is unavailable; the connector retries.
     Retrying,
-    /// Refused or not publishable; tried again by itself, and needs somebody.
+    /// An error that an operator must fix; the connector keeps retrying.
     Failed,
-    /// The stored position does not fit the source; waits for the command.
+    /// The stored position does not fit the source; a resync is required.
     NeedsResync,
-    /// Ended.
+    /// Ended for good.
     Stopped,
 }
 
@@ -43,51 +43,51 @@ impl State {
         }
     }
 
-    /// Whether the connector publishes, or does not because somebody asked it to.
+    /// Whether the connector publishes, or was paused by an operator.
     pub fn is_healthy(self) -> bool {
         matches!(self, State::Running | State::Snapshotting | State::Paused)
     }
 }
 
-/// A connector as it is now.
+/// A snapshot of a connector's state.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Report {
     /// The connector.
     pub connector: String,
     /// Its state.
     pub state: State,
-    /// Why it is not running.
+    /// Why it is not running: the error with its causes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
-    /// The command or statement that mends it.
+    /// The command or statement that fixes it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
-    /// The stored position, as text for people.
+    /// The stored position, human-readable.
     pub position: String,
     /// Records published by this process.
     pub records_total: u64,
-    /// Bytes of the source's log that are not yet published; `None` while unknown.
+    /// Bytes of the source's log that are not yet acknowledged; `None` while unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lag_bytes: Option<u64>,
 }
 
-/// What somebody wants of a connector.
+/// What an operator requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct DesiredState {
     pub(crate) paused: bool,
     pub(crate) resync: bool,
 }
 
-/// A connector from outside: look at it, pause it, resume it, resync it. Cheap to clone.
+/// Handle to observe and control a running connector. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Handle {
     component: Arc<Component>,
     report: Arc<Mutex<Report>>,
-    wish: Arc<watch::Sender<DesiredState>>,
+    desired: Arc<watch::Sender<DesiredState>>,
 }
 
 impl Handle {
-    /// A handle of a connector that has not started; `component` is its word in the process's readiness.
+    /// Creates the handle of a connector that has not started; `component` is its entry in the process's readiness.
     pub fn new(connector: &str, component: Component) -> Self {
         let report = Report {
             connector: connector.to_owned(),
@@ -101,38 +101,38 @@ impl Handle {
         Handle {
             component: Arc::new(component),
             report: Arc::new(Mutex::new(report)),
-            wish: Arc::new(watch::Sender::new(DesiredState::default())),
+            desired: Arc::new(watch::Sender::new(DesiredState::default())),
         }
     }
 
-    /// The connector as it is now.
+    /// The current state.
     pub fn report(&self) -> Report {
         self.lock().clone()
     }
 
-    /// Closes the source and publishes nothing until [`Handle::resume`]. A paused PostgreSQL source keeps its slot,
-    /// and the database keeps what it has not acknowledged.
+    /// Closes the source until [`Handle::resume`]. A paused PostgreSQL source keeps its replication slot, so the server
+    /// retains all WAL since the last acknowledgement.
     pub fn pause(&self) {
-        self.wish.send_modify(|wish| wish.paused = true);
+        self.desired.send_modify(|desired| desired.paused = true);
     }
 
-    /// Goes on where it was.
+    /// Continues after [`Handle::pause`] at the stored position.
     pub fn resume(&self) {
-        self.wish.send_modify(|wish| wish.paused = false);
+        self.desired.send_modify(|desired| desired.paused = false);
     }
 
-    /// Starts a new incarnation of the source: everything is read anew, and readers drop what is gone meanwhile.
+    /// Starts a new source epoch: everything is read again, and readers remove rows that no longer exist.
     pub fn resync(&self) {
-        self.wish.send_modify(|wish| wish.resync = true);
+        self.desired.send_modify(|desired| desired.resync = true);
     }
 
-    /// The new incarnation's position is stored: the wish is done.
-    pub(crate) fn resync_begun(&self) {
-        self.wish.send_modify(|wish| wish.resync = false);
+    /// Clears the resync request once the position of the new source epoch is stored.
+    pub(crate) fn resync_started(&self) {
+        self.desired.send_modify(|desired| desired.resync = false);
     }
 
     pub(crate) fn desired(&self) -> watch::Receiver<DesiredState> {
-        self.wish.subscribe()
+        self.desired.subscribe()
     }
 
     pub(crate) fn set(&self, state: State, cause: Option<String>, next: Option<String>) {
@@ -141,7 +141,7 @@ impl Handle {
             _ if state.is_healthy() => self.component.ready(),
             _ => self
                 .component
-                .not_ready(state.name(), "wait; the log says what it waits for"),
+                .not_ready(state.name(), "wait; the process log names the operation in progress"),
         }
         let mut report = self.lock();
         (report.state, report.cause, report.next) = (state, cause, next);

@@ -129,18 +129,20 @@ fn check_lag(client: &Client) -> Finding {
 
 fn check_postgres(url: &str) -> Vec<Finding> {
     match connectors::discover::settings(url) {
-        Ok(settings) => {
-            let finding = |setting: connectors::discover::Setting| Finding {
-                check: "postgres",
-                ok: setting.ok,
-                found: setting.found,
-                fix: setting.mend,
-            };
-            settings.into_iter().map(finding).collect()
-        }
-        Err(error) => {
-            let fix = "check the URL, and that the database is running";
-            vec![bad("postgres", service::chain(&error), fix)]
-        }
+        Ok(settings) => settings
+            .into_iter()
+            .map(|s| {
+                if s.ok {
+                    fine("postgres", s.found)
+                } else {
+                    bad("postgres", s.found, s.fix)
+                }
+            })
+            .collect(),
+        Err(error) => vec![bad(
+            "postgres",
+            service::chain(&error),
+            "check the URL, and that the database runs",
+        )],
     }
 }

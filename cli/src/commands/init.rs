@@ -33,7 +33,7 @@ pub fn run(init: &args::Init) -> Result<()> {
             key: t.primary_key,
         })
         .collect();
-    let text = topology::infer::topology(&found.database, &tables);
+    let text = topology::infer::topology(&found.name, &tables);
     if to_stdout {
         return crate::print::line(text.trim_end());
     }

@@ -1,4 +1,4 @@
-//! The `Idempotency-Key` header of a post (draft-ietf-httpapi-idempotency-key-header).
+//! The `Idempotency-Key` request header (draft-ietf-httpapi-idempotency-key-header).
 //!
 //! The draft makes the header a Structured Field string, `"8e03978e"`. Many clients send the bare key, `8e03978e`, so
 //! both are accepted and are the same key.
@@ -9,7 +9,7 @@ use sfv::{BareItem, Item, Parser};
 
 /// Name of the header.
 const NAME: &str = "idempotency-key";
-/// Longest key, in bytes.
+/// Maximum length of a key in bytes.
 const KEY_BYTES_MAX: usize = 255;
 
 /// A valid key: 1 to 255 visible ASCII characters.
@@ -25,9 +25,9 @@ pub(super) enum KeyError {
     Empty,
     #[error("the key has {0} characters")]
     TooLong(usize),
-    #[error("the key has a space, a control character or a character outside ASCII")]
+    #[error("the key contains a space, a control character or a non-ASCII character")]
     Invisible,
-    #[error("the value begins with a double quote but is not a quoted string without parameters (RFC 9651, 3.3.3)")]
+    #[error("the value starts with a double quote but is not a quoted string without parameters (RFC 9651, 3.3.3)")]
     Quoting,
     // A proxy joins repeated headers with a comma, so a bare value with one may be two keys.
     #[error("a key with a comma or a double quote must be a quoted string (RFC 9651, 3.3.3)")]
@@ -93,11 +93,11 @@ impl From<KeyError> for Problem {
     }
 }
 
-/// The same key came with another body.
+/// The problem for a key that was used with another body.
 pub(super) fn reused() -> Problem {
     let title = "The Idempotency-Key was used for another request";
-    let detail = "a request of this credential with the same Idempotency-Key and another body is stored; nothing of \
-                  this request is stored. Send a new key with a new request, and the same bytes with a retry";
+    let detail = "this credential has already used the same Idempotency-Key with another body, so this request was not \
+                  stored. Use a new key for a new request, and the same bytes for a retry";
     Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency-key-reused", title)
         .detail(detail)
         .with("header", "Idempotency-Key")

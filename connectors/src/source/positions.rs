@@ -1,8 +1,8 @@
-//! `connect.positions`: where each connector stands.
+//! The positions topic, `connect.positions`: one position record per connector, keyed by its name.
 //!
-//! Guarantees: the position that is read is the newest that was committed before the session was opened: reading goes
-//! up to the topic's raw end as it then was, which waits out a dead peer's open transaction.
-//! Never: a write outside the session's transaction.
+//! [`Positions::read`] returns the newest position that was committed before the producer was initialized: it reads up to
+//! the log end as of the call, which waits for the open transaction of a dead predecessor (C8, C14). Position records are
+//! written only in the transactions of the connector's producer.
 
 use super::{Context, Position, register};
 use crate::error::{Error, Result};
@@ -20,15 +20,15 @@ use std::time::{Duration, Instant};
 /// The topic of all connectors' positions: one partition, compacted.
 pub const POSITIONS_TOPIC: &str = "connect.positions";
 
-/// Longer than any transaction of a connector lasts (10 s, and the broker looks every 10 s), so that one that still holds
-/// the topic back was forgotten.
-const HELD_BACK: Duration = Duration::from_secs(25);
-/// How long the topic may be held back, by whomever, before the connector says so.
+/// Longer than a connector's transaction can stay open: its timeout of 10 s plus the coordinator's scan interval of 10 s.
+/// A transaction that is still open after this time was forgotten by its broker.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(25);
+/// How long to wait for other connectors' transactions before the read fails with an error that names the cause.
 const READ_LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
 const READ_BYTES: usize = 1 << 20;
 
-/// The topic, to be created.
+/// Specification of the topic.
 pub fn positions_spec() -> TopicSpec {
     TopicSpec {
         name: String::from(POSITIONS_TOPIC),
@@ -38,11 +38,11 @@ pub fn positions_spec() -> TopicSpec {
     }
 }
 
-/// One connector's place in the topic.
+/// Reads and encodes the position records of one connector.
 pub(super) struct Positions {
     log: event_log::SharedEventLog,
     clock: SharedClock,
-    at: TopicPartition,
+    partition: TopicPartition,
     key: Key,
     schema: SchemaId,
     value: Vec<u8>,
@@ -50,7 +50,7 @@ pub(super) struct Positions {
 }
 
 impl Positions {
-    /// Makes sure of the topic and of the record's schema.
+    /// Creates the topic if needed and registers the record's schema.
     pub(super) fn open(context: &Context) -> Result<Self> {
         context
             .log
@@ -62,7 +62,7 @@ impl Positions {
         Ok(Positions {
             log: Arc::clone(&context.log),
             clock: Arc::clone(&context.clock),
-            at: TopicPartition::new(POSITIONS_TOPIC, 0),
+            partition: TopicPartition::new(POSITIONS_TOPIC, 0),
             key: Key::of(&[&context.name]),
             schema,
             value: Vec::new(),
@@ -70,43 +70,43 @@ impl Positions {
         })
     }
 
-    /// Reads the stored position: its JSON, or nothing.
+    /// Reads the stored position as JSON; `None` if there is none.
     ///
-    /// A transaction of this connector that holds the reader back although the session is new was forgotten by its
-    /// broker, as a lone one may that stops under load. The next transaction of the same producer ends it, so one that is
-    /// aborted does: what was in it is read and published again, and nothing is lost.
-    pub(super) fn read(&mut self, session: &mut dyn TransactionalProducer) -> Result<Option<String>> {
+    /// A single broker that stops under load can forget an open transaction: it then blocks the last stable offset for
+    /// ever (ADR 5). If it belongs to this connector, the next transaction of the same producer ends it, and aborting that
+    /// one is enough. Its records are read from the source and published again, so none is lost.
+    pub(super) fn read(&mut self, producer: &mut dyn TransactionalProducer) -> Result<Option<String>> {
         let attempted = "read the stored position";
         let end = self
             .log
-            .offset(&self.at, OffsetSpec::LogEnd)
+            .offset(&self.partition, OffsetSpec::LogEnd)
             .map_err(Error::log(attempted))?;
         let mut reader = self
             .log
             .reader(Isolation::ReadCommitted)
             .map_err(Error::log(attempted))?;
         reader
-            .assign(&[(self.at.clone(), StartFrom::Earliest)])
+            .assign(&[(self.partition.clone(), StartFrom::Earliest)])
             .map_err(Error::log(attempted))?;
-        let (began, mut ended_by_us) = (Instant::now(), false);
+        let (started, mut aborted) = (Instant::now(), false);
         let mut batch = RecordBatch::default();
         let mut found = None;
-        // The end counts control records, and the reader's position does too once it has passed them.
-        while end > 0 && reader.position(&self.at).is_none_or(|position| position < end) {
+        // The log end counts control records, and so does the reader's position once it has passed them.
+        while end > 0 && reader.position(&self.partition).is_none_or(|position| position < end) {
             reader
                 .poll(&mut batch, READ_BYTES, POLL)
                 .map_err(Error::log(attempted))?;
             for record in batch.iter().filter(|record| record.key() == Some(self.key.as_bytes())) {
                 found = record.value().map(|value| self.json_of(value)).transpose()?;
             }
-            if began.elapsed() > HELD_BACK && !ended_by_us {
-                ended_by_us = true;
-                tracing::warn!(key = %self.key, "a transaction holds {POSITIONS_TOPIC} back; ending it, if it is this connector's own");
-                self.end_forgotten(session).map_err(Error::log(attempted))?;
+            if started.elapsed() > FORGOTTEN_AFTER && !aborted {
+                aborted = true;
+                tracing::warn!(key = %self.key, topic = POSITIONS_TOPIC, "open transaction blocks the positions topic, aborting it");
+                self.abort_forgotten(producer).map_err(Error::log(attempted))?;
             }
-            if began.elapsed() > READ_LIMIT {
+            if started.elapsed() > READ_LIMIT {
                 let reason = format!(
-                    "a transaction has held {POSITIONS_TOPIC} back for {} s",
+                    "an open transaction of some connector has blocked topic {POSITIONS_TOPIC} for {} s",
                     READ_LIMIT.as_secs()
                 );
                 return Err(Error::log(attempted)(event_log::Error::Unavailable {
@@ -118,26 +118,26 @@ impl Positions {
         Ok(found)
     }
 
-    /// Begins a transaction in the positions' partition and aborts it.
-    fn end_forgotten(&mut self, session: &mut dyn TransactionalProducer) -> event_log::Result<()> {
+    /// Begins a transaction in the positions partition and aborts it.
+    fn abort_forgotten(&mut self, producer: &mut dyn TransactionalProducer) -> event_log::Result<()> {
         self.value.clear();
-        self.put_record();
-        session.begin()?;
-        session.send(&self.batch)?;
-        // Without a written record there would be nothing to abort, and no mark.
-        session.flush()?;
-        session.abort()
+        self.encode_record();
+        producer.begin()?;
+        producer.send(&self.batch)?;
+        // Without a record in the partition, the abort would write no control record there.
+        producer.flush()?;
+        producer.abort()
     }
 
     fn json_of(&self, value: &[u8]) -> Result<String> {
-        let stored = ConnectorPosition::read(value).map_err(|error| Error::Refused {
-            reason: format!("the stored position of {} cannot be read: {error}", self.key),
-            next: String::from("run the version of trunkline that wrote it, or resync the connector"),
+        let stored = ConnectorPosition::read(value).map_err(|error| Error::Rejected {
+            reason: format!("cannot read the stored position with key {}: {error}", self.key),
+            fix: String::from("run the trunkline version that wrote it, or resync the connector"),
         })?;
         Ok(stored.position.to_owned())
     }
 
-    /// The record of a position.
+    /// The batch with the record of a position.
     pub(super) fn record<P: Position>(&mut self, position: &P) -> &OutBatch {
         let (json, complete) = (position.to_json(), position.complete());
         let record = ConnectorPosition {
@@ -147,17 +147,17 @@ impl Positions {
         };
         self.value.clear();
         record.write(self.schema, &mut self.value);
-        self.put_record();
+        self.encode_record();
         &self.batch
     }
 
-    /// Makes the batch the one record of what `value` holds.
-    fn put_record(&mut self) {
+    /// Replaces the batch by one record with the encoded value.
+    fn encode_record(&mut self) {
         self.batch.clear();
         let (key, value) = (Some(self.key.as_bytes()), Some(self.value.as_slice()));
         self.batch.push(
             OutRecord {
-                topic: &self.at.topic,
+                topic: &self.partition.topic,
                 partition: Some(0),
                 timestamp: None,
                 key,

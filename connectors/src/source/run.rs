@@ -1,14 +1,14 @@
-//! The one loop of every source.
+//! The loop that runs every source connector; it implements `docs/protocol/commit.md`, "Source connectors".
 //!
-//! Protocol (design, sections 3 and 6): open the session, which fences a zombie of the same name → read the stored
-//! position, up to the topic's raw end as it then was → open the source there → records and the new position in one
-//! transaction → acknowledge to the source what is stored. Any outcome but `Committed` closes the source at once and
-//! begins anew.
+//! 1. Open the transactional producer, which fences an older process of the same connector name.
+//! 2. Read the stored position, up to the log end of the positions topic as of then.
+//! 3. Open the source at this position.
+//! 4. Send records and the position after them in one transaction.
+//! 5. After a known commit, let the source acknowledge the position.
 //!
-//! Guarantees: each record is published once; a position is acknowledged only after it was stored; a failure of this
-//! connector is a state of it, and it goes on by itself once the cause is gone.
-//! Never: a commit of an unknown outcome tried again; a transaction held open for longer than the source has
-//! something ready.
+//! Any commit outcome but `Committed` closes the source immediately and starts again at step 1. A transaction whose
+//! outcome is unknown is never committed a second time (C5). Records are published once, and nothing is acknowledged
+//! before its position is stored (C14). Every error except fencing is retried (C15).
 
 use super::positions::Positions;
 use super::{Batch, Boundary, Budget, Position as _, Source};
@@ -24,101 +24,102 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::watch;
 
-/// A dead connector's transaction holds readers back for this long at most.
+/// Transaction timeout. The open transaction of a dead connector blocks `read_committed` readers for this long, plus the
+/// coordinator's scan interval.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// A transaction is committed after this long even if more is ready.
+/// Age at which an open transaction is committed even if more records are ready.
 const OPEN_MAX: Duration = Duration::from_millis(40);
-/// Bytes and records of a transaction.
+/// Size at which a transaction is committed.
 const TRANSACTION_BYTES_MAX: usize = 8 << 20;
-/// Bytes and records that are handed to the log at a time, so that it sends while the next are encoded.
-const PIECE_BYTES_MAX: usize = 256 << 10;
-const PIECE_RECORDS_MAX: usize = 1_000;
-/// Waits before another try.
+/// Limits of one batch of the source. Batches are smaller than transactions so that the producer sends one while the next
+/// is encoded.
+const BATCH_BYTES_MAX: usize = 256 << 10;
+const BATCH_RECORDS_MAX: usize = 1_000;
+/// Delays between attempts.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(10);
-/// How long to wait for the source when there is nothing to commit.
+/// How long to wait for the source if there is nothing to commit.
 const IDLE_WAIT: Duration = Duration::from_millis(500);
-/// A position that moved without records is stored this often.
+/// How often a position that changed without records is stored.
 const POSITION_EVERY: Duration = Duration::from_secs(5);
 
-/// What to do when the stored position does not fit the source.
+/// What to do if the stored position does not fit the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnMismatch {
-    /// Stay in `NEEDS_RESYNC` until somebody asks for a resync.
+    /// Stay in `NEEDS_RESYNC` until an operator requests a resync.
     #[default]
     Stop,
-    /// Start a new incarnation with a snapshot at once.
+    /// Start a new source epoch with a snapshot.
     Resync,
 }
 
-/// What the loop needs beside its source.
+/// Environment of the loop.
 #[derive(Clone)]
 pub struct Context {
-    /// The connector's name; the transactional id is `connector.<name>`.
+    /// Name of the connector; the transactional id is `connector.<name>`.
     pub name: String,
     /// The log.
     pub log: SharedEventLog,
-    /// The registry, for the schema of the stored position.
+    /// The schema registry, for the schema of position records.
     pub registry: Arc<dyn Registry>,
-    /// The clock, for the stored position's own time.
+    /// The clock, for the time in position records.
     pub clock: SharedClock,
-    /// Where async source code runs.
+    /// Runtime of the source's async code.
     pub runtime: Runtime,
-    /// What readiness, metrics and operators see and ask.
+    /// State and commands of the connector.
     pub handle: Handle,
-    /// What to do about a position that does not fit.
+    /// What to do if the stored position does not fit.
     pub on_mismatch: OnMismatch,
 }
 
-/// Runs a source until the drain. Blocks its thread; call it on one of its own.
+/// Runs a source until the drain starts. Blocks; call it on a dedicated thread.
 ///
 /// # Errors
-/// [`Error::Fenced`] when another process has taken over; every other error is a state, and is tried again.
+/// [`Error::Fenced`] if another process has taken over. Every other error changes the state and is retried.
 pub fn run<S: Source>(mut source: S, context: &Context, drain: &Drain) -> Result<()> {
     let desired = context.handle.desired();
-    let mut running = Running {
+    let mut connector = Connector {
         context,
         drain,
         desired,
-        session: None,
-        said: None,
+        producer: None,
+        last_error: None,
     };
-    let ended = running.run(&mut source);
+    let result = connector.run(&mut source);
     source.close();
-    match &ended {
+    match &result {
         Ok(()) => context.handle.set(State::Stopped, None, None),
         Err(error) => {
-            context
-                .handle
-                .set(State::Stopped, Some(chain(error)), Some(error.next(&context.name)));
-            tracing::error!(connector = %context.name, next = %error.next(&context.name), "{}", chain(error));
+            let (text, fix) = (chain(error), error.fix(&context.name));
+            tracing::error!(connector = %context.name, error = text, fix, "connector stopped");
+            context.handle.set(State::Stopped, Some(text), Some(fix));
         }
     }
-    ended
+    result
 }
 
-/// Why a run of the source ended without an error.
+/// Why one attempt of the loop ended without an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// The process stops.
-    Stop,
-    /// An operator wants something else.
-    DesiredState,
-    /// A transaction did not commit: begin anew.
+    /// The process is draining.
+    Drain,
+    /// An operator paused or resynced the connector.
+    Command,
+    /// A transaction did not commit: start again at the stored position.
     Uncommitted,
 }
 
-struct Running<'c> {
+struct Connector<'c> {
     context: &'c Context,
     drain: &'c Drain,
     desired: watch::Receiver<DesiredState>,
-    session: Option<Box<dyn TransactionalProducer>>,
-    /// The last trouble that was logged; the same one is not logged again.
-    said: Option<String>,
+    producer: Option<Box<dyn TransactionalProducer>>,
+    /// The last error that was logged, so that a persistent error is logged once.
+    last_error: Option<String>,
 }
 
-impl Running<'_> {
+impl Connector<'_> {
     fn run<S: Source>(&mut self, source: &mut S) -> Result<()> {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
         while !self.drain.is_draining() {
@@ -127,44 +128,45 @@ impl Running<'_> {
                 self.wait(None);
                 continue;
             }
-            let ended = self.once(source, &mut backoff);
-            // The slot is let go of before anything else, so that a loser acknowledges nothing.
+            let result = self.attempt(source, &mut backoff);
+            // Release the slot before anything else: after a lost race or an unknown outcome, nothing may be
+            // acknowledged any more (C14).
             source.close();
-            match ended {
-                Ok(End::Stop | End::DesiredState) => {}
+            match result {
+                Ok(End::Drain | End::Command) => {}
                 Ok(End::Uncommitted) => self.wait(Some(backoff.next_delay())),
                 Err(error @ Error::Fenced { .. }) => return Err(error),
-                Err(error) => self.troubled(error, &mut backoff),
+                Err(error) => self.handle_error(&error, &mut backoff),
             }
         }
         Ok(())
     }
 
-    /// Shows an error as the connector's state and waits before the next try.
-    fn troubled(&mut self, error: Error, backoff: &mut Backoff) {
+    /// Publishes an error as the connector's state and waits before the next attempt.
+    fn handle_error(&mut self, error: &Error, backoff: &mut Backoff) {
         let name = &self.context.name;
-        let (state, text, next) = (error.state(), chain(&error), error.next(name));
+        let (state, text, fix) = (error.state(), chain(error), error.fix(name));
         if state == State::NeedsResync && self.context.on_mismatch == OnMismatch::Resync {
-            tracing::warn!(connector = %name, "{text}: starting a new incarnation with a snapshot");
+            tracing::warn!(connector = %name, reason = text, "starting a new source epoch with a snapshot");
             self.context.handle.resync();
             return;
         }
-        if self.said.as_ref() != Some(&text) {
-            tracing::error!(connector = %name, state = state.name(), %next, "{text}");
-            self.said = Some(text.clone());
+        if self.last_error.as_ref() != Some(&text) {
+            tracing::error!(connector = %name, state = state.name(), error = text, fix, "connector failed");
+            self.last_error = Some(text.clone());
         }
         metrics::counter!("trunkline_connector_errors_total", "connector" => name.clone()).increment(1);
-        self.context.handle.set(state, Some(text), Some(next));
-        // A mismatch is looked at again, too: the right database may come back.
-        let wait = if state == State::NeedsResync {
+        self.context.handle.set(state, Some(text), Some(fix));
+        // A mismatch is checked again, too: the right database may come back, for example after a failed restore.
+        let delay = if state == State::NeedsResync {
             RETRY_MAX
         } else {
             backoff.next_delay()
         };
-        self.wait(Some(wait));
+        self.wait(Some(delay));
     }
 
-    /// Waits for a stop, a new wish, or the time.
+    /// Waits until the drain starts, a command arrives or the time is over.
     fn wait(&mut self, limit: Option<Duration>) {
         let desired = &mut self.desired;
         self.context.runtime.block_on(async {
@@ -179,70 +181,77 @@ impl Running<'_> {
         });
     }
 
-    /// One life of the session and the source.
-    fn once<S: Source>(&mut self, source: &mut S, backoff: &mut Backoff) -> Result<End> {
+    /// Initializes the producer, reads the position, opens the source and publishes until something ends it.
+    fn attempt<S: Source>(&mut self, source: &mut S, backoff: &mut Backoff) -> Result<End> {
         let context = self.context;
-        if self.said.is_none() {
+        if self.last_error.is_none() {
             context.handle.set(State::Starting, None, None);
         }
         let mut positions = Positions::open(context)?;
-        let mut session = self.transactional_producer()?;
-        failpoint::hit("connector.session");
-        let stored = positions.read(&mut *session)?;
+        // Fence first, then read: a position that is read before `init_transactions` may be older than the one that a
+        // predecessor still commits.
+        let mut producer = self.init_producer()?;
+        event_log::probe::hit("connector.initialized");
+        let stored = positions.read(&mut *producer)?;
         let mut position = stored
             .as_deref()
             .map(S::Position::from_json)
             .transpose()
-            .map_err(|reason| Error::Refused {
+            .map_err(|reason| Error::Rejected {
                 reason: format!(
-                    "the stored position of connector {} cannot be read: {reason}",
+                    "cannot read the stored position of connector {}: {reason}",
                     context.name
                 ),
-                next: String::from("run the version of trunkline that wrote it, or resync the connector"),
+                fix: String::from("run the trunkline version that wrote it, or resync the connector"),
             })?;
         if self.desired.borrow().resync {
-            let anew = source.restarted(position.as_ref()).ok_or_else(|| Error::Refused {
-                reason: format!("connector {} has nothing to read anew", context.name),
-                next: String::from("post the rows again"),
-            })?;
-            if !store(&mut *session, &mut positions, &anew)? {
+            let restart = source
+                .restart_position(position.as_ref())
+                .ok_or_else(|| Error::Rejected {
+                    reason: format!(
+                        "cannot resync connector {}: its source cannot be read again",
+                        context.name
+                    ),
+                    fix: String::from("post the rows again"),
+                })?;
+            if !store_position(&mut *producer, &mut positions, &restart)? {
                 return Ok(End::Uncommitted);
             }
-            context.handle.resync_begun();
-            position = Some(anew);
+            context.handle.resync_started();
+            position = Some(restart);
         }
         if let Some(position) = &position {
             context.handle.update(|report| report.position = position.to_string());
         }
-        // A source that does not open leaves a session behind that can be used again.
         let opened = context.runtime.block_on(source.open(position));
         if opened.is_ok() {
             failpoint::hit("connector.opened");
         }
-        let ended = opened.and_then(|()| {
+        let result = opened.and_then(|()| {
             Pump {
-                running: self,
+                connector: self,
                 source,
-                session: &mut *session,
+                producer: &mut *producer,
                 positions: &mut positions,
             }
             .run(backoff)
         });
-        self.session = Some(session);
-        ended
+        // Keep the producer: `init_transactions` makes it usable again, whatever its last transaction was.
+        self.producer = Some(producer);
+        result
     }
 
-    /// The session, new inside: an earlier one of the same id is fenced and its open transaction ended.
-    fn transactional_producer(&mut self) -> Result<Box<dyn TransactionalProducer>> {
+    /// Returns an initialized producer: older producers of this id are fenced, and their open transaction is ended.
+    fn init_producer(&mut self) -> Result<Box<dyn TransactionalProducer>> {
         let name = &self.context.name;
-        match self.session.take() {
-            Some(mut session) => match session.init_transactions() {
-                Ok(()) => Ok(session),
+        match self.producer.take() {
+            Some(mut producer) => match producer.init_transactions() {
+                Ok(()) => Ok(producer),
                 Err(event_log::Error::Fenced { .. }) => Err(Error::Fenced {
                     connector: name.clone(),
                 }),
                 Err(source) => Err(Error::EventLog {
-                    attempted: "init_transactions the transactional session",
+                    attempted: "initialize the transactional producer",
                     source,
                 }),
             },
@@ -255,36 +264,40 @@ impl Running<'_> {
                 self.context
                     .log
                     .transactional_producer(config)
-                    .map_err(Error::log("open a transactional session"))
+                    .map_err(Error::log("open the transactional producer"))
             }
         }
     }
 }
 
-/// Stores a position alone; says whether it was committed.
-fn store<P: super::Position>(
-    session: &mut dyn TransactionalProducer,
+/// Stores a position in a transaction without other records; returns whether it is a known commit.
+fn store_position<P: super::Position>(
+    producer: &mut dyn TransactionalProducer,
     positions: &mut Positions,
     position: &P,
 ) -> Result<bool> {
-    session.begin().map_err(Error::log("begin a transaction"))?;
-    session
+    producer.begin().map_err(Error::log("begin a transaction"))?;
+    producer
         .send(positions.record(position))
         .map_err(Error::log("store the position"))?;
-    Ok(matches!(session.commit(None), Outcome::Committed(_)))
+    Ok(matches!(producer.commit(None), Outcome::Committed(_)))
 }
 
 /// Moves batches from an open source into transactions.
+///
+/// The records of a batch and the position after them are always sent in the same transaction (C14). A crash at any point
+/// therefore leaves a position that is exactly behind the last published record.
 struct Pump<'r, 'c, S: Source> {
-    running: &'r mut Running<'c>,
+    connector: &'r mut Connector<'c>,
     source: &'r mut S,
-    session: &'r mut dyn TransactionalProducer,
+    producer: &'r mut dyn TransactionalProducer,
     positions: &'r mut Positions,
 }
 
-/// The transaction that is open.
+/// The open transaction.
 #[derive(Default)]
-struct Open {
+struct OpenTransaction {
+    /// Start of the transaction; `None` if none is open.
     since: Option<Instant>,
     bytes: usize,
     records: usize,
@@ -293,32 +306,33 @@ struct Open {
 impl<S: Source> Pump<'_, '_, S> {
     fn run(&mut self, backoff: &mut Backoff) -> Result<End> {
         let mut batch = Batch::default();
-        let mut open = Open::default();
+        let mut open = OpenTransaction::default();
         let mut pace = Pace::default();
         let mut stored_at = Instant::now();
         loop {
-            let waiting = open.records == 0 && batch.records.is_empty();
-            let wait = if waiting { IDLE_WAIT } else { pace.left() };
-            let gathered = self.gather(&mut batch, wait);
-            let failed = match gathered {
-                Ok(None) => return Ok(self.leave(&open)),
+            let idle = open.records == 0 && batch.records.is_empty();
+            let wait = if idle { IDLE_WAIT } else { pace.left() };
+            let read = self.read(&mut batch, wait);
+            let failed = match read {
+                Ok(None) => return Ok(self.abort(&open)),
                 Ok(Some(Boundary::Full)) if !self.is_due(&open, &batch) => {
                     self.send(&mut batch, &mut open)?;
                     continue;
                 }
                 Ok(Some(_)) => {
-                    self.healthy();
+                    self.report_healthy();
                     None
                 }
                 Err(error) => Some(error),
             };
             let records = open.records + batch.records.len();
-            let moved = batch.position.is_some() && (batch.store_now || stored_at.elapsed() >= POSITION_EVERY);
-            let early = records > 0 && !self.is_due(&open, &batch) && !pace.left().is_zero();
-            if failed.is_none() && (early || (records == 0 && !moved)) {
+            let position_due = batch.position.is_some() && (batch.store_now || stored_at.elapsed() >= POSITION_EVERY);
+            let paced = records > 0 && !self.is_due(&open, &batch) && !pace.left().is_zero();
+            if failed.is_none() && (paced || (records == 0 && !position_due)) {
                 continue;
             }
-            // What came before the trouble is published, or a record that cannot be would hold others back.
+            // Commit what was read before an error first. Otherwise a record that cannot be published would also block
+            // the records before it, at every attempt.
             if let Some(position) = batch.position.take().filter(|_| failed.is_none() || records > 0) {
                 batch.store_now = false;
                 self.send(&mut batch, &mut open)?;
@@ -335,20 +349,21 @@ impl<S: Source> Pump<'_, '_, S> {
         }
     }
 
-    /// Lets the source fill the batch; `None` when the loop is asked to leave.
-    fn gather(&mut self, batch: &mut Batch<S::Position>, wait: Duration) -> Result<Option<Boundary>> {
+    /// Lets the source fill the batch; `None` if the drain has started or a command is pending.
+    fn read(&mut self, batch: &mut Batch<S::Position>, wait: Duration) -> Result<Option<Boundary>> {
         let budget = Budget {
             wait,
-            bytes_max: PIECE_BYTES_MAX,
-            records_max: PIECE_RECORDS_MAX,
+            bytes_max: BATCH_BYTES_MAX,
+            records_max: BATCH_RECORDS_MAX,
         };
-        let drain = self.running.drain;
-        if drain.is_draining() || self.is_wanted_elsewhere() {
+        let drain = self.connector.drain;
+        if drain.is_draining() || self.has_command() {
             return Ok(None);
         }
-        // Unconstrained: a source polls many ready messages in one call, which tokio's budget would break off.
+        // Unconstrained: a source polls many ready messages in one call, and tokio's cooperative budget would make it
+        // yield after 128 of them.
         let next = tokio::task::unconstrained(self.source.next(batch, budget));
-        self.running.context.runtime.block_on(async {
+        self.connector.context.runtime.block_on(async {
             tokio::select! {
                 biased;
                 boundary = next => boundary.map(Some),
@@ -357,46 +372,46 @@ impl<S: Source> Pump<'_, '_, S> {
         })
     }
 
-    /// Whether an operator wants something else than this run.
-    fn is_wanted_elsewhere(&self) -> bool {
-        let wish = self.running.desired.borrow();
-        wish.paused || wish.resync
+    fn has_command(&self) -> bool {
+        let desired = self.connector.desired.borrow();
+        desired.paused || desired.resync
     }
 
-    /// Ends the run between two transactions; what is in an open one will be read again.
-    fn leave(&mut self, open: &Open) -> End {
+    /// Aborts the open transaction, if any. Its records are read again from the stored position.
+    fn abort(&mut self, open: &OpenTransaction) -> End {
         if open.since.is_some()
-            && let Err(error) = self.session.abort()
+            && let Err(error) = self.producer.abort()
         {
-            tracing::debug!(connector = %self.running.context.name, %error, "abort on leaving");
+            // Harmless: the next `init_transactions`, or the transaction timeout, ends it.
+            tracing::debug!(connector = %self.connector.context.name, %error, "abort failed");
         }
-        if self.running.drain.is_draining() {
-            End::Stop
+        if self.connector.drain.is_draining() {
+            End::Drain
         } else {
-            End::DesiredState
+            End::Command
         }
     }
 
-    fn is_due(&self, open: &Open, batch: &Batch<S::Position>) -> bool {
+    fn is_due(&self, open: &OpenTransaction, batch: &Batch<S::Position>) -> bool {
         batch.store_now
             || open.bytes + batch.records.byte_len() >= TRANSACTION_BYTES_MAX
             || open.since.is_some_and(|since| since.elapsed() >= OPEN_MAX)
     }
 
-    /// Hands the batch's records to the transaction, which begins with the first.
-    fn send(&mut self, batch: &mut Batch<S::Position>, open: &mut Open) -> Result<()> {
+    /// Sends the batch's records, after beginning a transaction if none is open.
+    fn send(&mut self, batch: &mut Batch<S::Position>, open: &mut OpenTransaction) -> Result<()> {
         if open.since.is_none() {
-            if let Err(error) = self.session.begin() {
-                return Err(self.refused("begin a transaction", error, open));
+            if let Err(error) = self.producer.begin() {
+                return Err(self.producer_error("begin a transaction", error, open));
             }
             open.since = Some(Instant::now());
         }
         if batch.records.is_empty() {
             return Ok(());
         }
-        failpoint::hit("connector.before_send");
-        if let Err(error) = self.session.send(&batch.records) {
-            return Err(self.refused("send records", error, open));
+        event_log::probe::hit("connector.before_send");
+        if let Err(error) = self.producer.send(&batch.records) {
+            return Err(self.producer_error("send records", error, open));
         }
         failpoint::hit("connector.after_send");
         open.bytes += batch.records.byte_len();
@@ -405,28 +420,30 @@ impl<S: Source> Pump<'_, '_, S> {
         Ok(())
     }
 
-    /// What it means that the session refuses. A transaction that was open for too long was ended by the log itself;
-    /// any other fencing is by another process.
-    fn refused(&self, attempted: &'static str, error: event_log::Error, open: &Open) -> Error {
+    /// Classifies a producer error. A fence after the transaction timeout comes from the log, which aborted the
+    /// transaction and raised the producer epoch, and is retried. Any other fence comes from another process and is final.
+    fn producer_error(&self, attempted: &'static str, error: event_log::Error, open: &OpenTransaction) -> Error {
         let timed_out = open.since.is_some_and(|since| since.elapsed() >= TRANSACTION_TIMEOUT);
         match error {
             event_log::Error::Fenced { .. } if !timed_out => Error::Fenced {
-                connector: self.running.context.name.clone(),
+                connector: self.connector.context.name.clone(),
             },
             source => Error::EventLog { attempted, source },
         }
     }
 
-    /// Commits the open transaction with the position; says whether it was committed.
-    fn commit(&mut self, position: &S::Position, open: &mut Open) -> Result<bool> {
-        let name = &self.running.context.name;
-        let begun = Instant::now();
+    /// Adds the position to the open transaction and commits it; returns whether it is a known commit.
+    fn commit(&mut self, position: &S::Position, open: &mut OpenTransaction) -> Result<bool> {
+        let name = &self.connector.context.name;
+        let started = Instant::now();
         let age = open.since.map_or(Duration::ZERO, |since| since.elapsed());
-        if let Err(error) = self.session.send(self.positions.record(position)) {
-            return Err(self.refused("store the position", error, open));
+        // The position belongs into the transaction of its records (C14). Committed separately, a crash in between would
+        // publish the records twice, or lose them once the source has discarded them.
+        if let Err(error) = self.producer.send(self.positions.record(position)) {
+            return Err(self.producer_error("store the position", error, open));
         }
-        failpoint::hit("connector.before_commit");
-        match self.session.commit(None) {
+        event_log::probe::hit("connector.before_commit");
+        match self.producer.commit(None) {
             Outcome::Committed(_) => {}
             Outcome::Aborted { fenced: true, .. } if age < TRANSACTION_TIMEOUT => {
                 self.source.close();
@@ -434,31 +451,34 @@ impl<S: Source> Pump<'_, '_, S> {
                     connector: name.clone(),
                 });
             }
+            // The transaction may still commit after an unknown outcome. Do not retry it, and acknowledge nothing: the
+            // position that is read after `init_transactions` decides (C5).
             Outcome::Aborted { reason, .. } | Outcome::Unknown { reason } => {
                 self.source.close();
-                tracing::warn!(connector = %name, reason, "the transaction did not commit; reading the position anew");
+                tracing::warn!(connector = %name, reason, "transaction not committed, restarting from the stored position");
                 return Ok(false);
             }
         }
-        failpoint::hit("connector.after_commit");
+        event_log::probe::hit("connector.after_commit");
+        // Only here, after a known commit: the source may discard everything up to the position.
         self.source.committed(position);
         failpoint::hit("connector.after_acknowledge");
         let records = u64::try_from(open.records).unwrap_or(u64::MAX);
-        *open = Open::default();
+        *open = OpenTransaction::default();
         metrics::counter!("trunkline_connector_records_total", "connector" => name.clone()).increment(records);
         metrics::histogram!("trunkline_connector_commit_seconds", "connector" => name.clone())
-            .record(begun.elapsed().as_secs_f64());
-        self.running.context.handle.update(|report| {
+            .record(started.elapsed().as_secs_f64());
+        self.connector.context.handle.update(|report| {
             report.records_total += records;
             report.position = position.to_string();
         });
         Ok(true)
     }
 
-    /// Shows that all is well, and how far the source is.
-    fn healthy(&mut self) {
+    /// Updates state, report and metrics while the source works.
+    fn report_healthy(&mut self) {
         let progress = self.source.progress();
-        let (name, handle) = (&self.running.context.name, &self.running.context.handle);
+        let (name, handle) = (&self.connector.context.name, &self.connector.context.handle);
         let state = if progress.snapshot.is_some() {
             State::Snapshotting
         } else {
@@ -467,15 +487,18 @@ impl<S: Source> Pump<'_, '_, S> {
         let report = handle.report();
         if report.state != state || report.cause.is_some() {
             handle.set(state, None, None);
-            if self.running.said.take().is_some() {
-                tracing::info!(connector = %name, "going on");
+            if self.connector.last_error.take().is_some() {
+                tracing::info!(connector = %name, state = state.name(), "connector recovered");
             }
         }
         if let Some(lag) = progress.lag_bytes
             && report.lag_bytes != Some(lag)
         {
             handle.update(|report| report.lag_bytes = Some(lag));
-            #[expect(clippy::as_conversions, reason = "a gauge is a float; 2^53 bytes are enough")]
+            #[expect(
+                clippy::as_conversions,
+                reason = "gauges are floats, which are exact up to 2^53 bytes"
+            )]
             metrics::gauge!("trunkline_connector_slot_lag_bytes", "connector" => name.clone()).set(lag as f64);
         }
     }

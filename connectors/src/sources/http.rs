@@ -1,15 +1,15 @@
-//! Transactions that backends post as JSON: a source without a database.
+//! The HTTP source: transactions that backends post as JSON.
 //!
-//! One post is one source transaction. Posts that wait together are committed together, each still a transaction of
-//! its own for every reader. A post is answered only once its records and the position are stored.
+//! Each request is one source transaction. Requests that wait at the same time share a commit and stay separate source
+//! transactions for readers. A request is answered only after its records and the position are committed.
 //!
-//! A post with one of the last [`RECENT_MAX`] idempotency keys is not stored again. The keys are part of the position,
-//! which commits together with the records, so they survive a crash, and a key whose transaction was aborted is
-//! forgotten with it. A repeat of a post whose commit is still under way is answered after that commit.
+//! A request with one of the last [`RECENT_MAX`] idempotency keys is not stored again. The keys are part of the position,
+//! which is committed with the records (C14). They survive a crash, and the key of an aborted transaction is forgotten. A
+//! retry of a request whose commit is in progress is answered after that commit.
 
 mod recent;
 
-pub use recent::{Fingerprint, RECENT_MAX};
+pub use recent::{Fingerprint, RECENT_MAX, Receipt};
 
 use crate::error::{Error, Result};
 use crate::source::{self, Batch, Boundary, Budget};
@@ -33,22 +33,33 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Version of the stored position.
 const FORMAT: u32 = 2;
-/// Posts that may wait for their commit; more are refused with 503.
-const WAITING_MAX: usize = 1_024;
+/// Requests that may wait for the loop. Further ones are rejected with 503.
+const QUEUE_MAX: usize = 1_024;
 
-/// A table of the source, ready to encode.
+/// A table, as declared in the topology.
 #[derive(Debug, Clone)]
-pub struct Table {
-    /// Name, as in keys.
+pub struct DeclaredTable {
+    /// Name, as in record keys.
     pub name: Arc<str>,
     /// The schema of its records.
     pub schema: Arc<Schema>,
-    /// Indexes of the key's columns.
+    /// Indices of the key columns.
+    pub key: Vec<usize>,
+}
+
+/// A table of the source, with its registered schema.
+#[derive(Debug, Clone)]
+pub struct Table {
+    /// Name, as in record keys.
+    pub name: Arc<str>,
+    /// The schema of its records.
+    pub schema: Arc<Schema>,
+    /// Indices of the key columns.
     pub key: Vec<usize>,
     id: SchemaId,
 }
 
-/// One change of a post, encoded.
+/// An encoded change of a request.
 #[derive(Debug)]
 pub struct Change {
     table: Arc<str>,
@@ -56,60 +67,69 @@ pub struct Change {
     value: Option<Vec<u8>>,
 }
 
-/// What was stored of a post.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Receipt {
-    /// Its position.
-    pub position: u64,
-    /// How many changes it has.
-    pub changes: u32,
+/// A JSON value that does not fit the schema.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JsonMismatch {
+    /// JSON path of the value.
+    pub path: String,
+    /// Why it does not fit.
+    pub reason: String,
 }
 
-/// What became of a post.
+impl JsonMismatch {
+    pub(crate) fn new(path: impl Into<String>, reason: impl Into<String>) -> Self {
+        JsonMismatch {
+            path: path.into(),
+            reason: reason.into(),
+        }
+    }
+}
+
+/// Result of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Answer {
+pub enum PostOutcome {
     /// It is stored.
     Stored(Receipt),
-    /// The same post with the same idempotency key was stored before.
+    /// The same request with the same idempotency key was stored before.
     Replayed(Receipt),
-    /// Its idempotency key came with another body before. Nothing is stored.
+    /// Its idempotency key was used with another body before. Nothing is stored.
     KeyReused,
 }
 
-struct Post {
+struct PostRequest {
     changes: Vec<Change>,
     fingerprint: Option<Fingerprint>,
     trace: Option<String>,
-    answer: oneshot::Sender<Answer>,
+    respond_to: oneshot::Sender<PostOutcome>,
 }
 
-/// An answer that is due when a position is committed.
-struct Waiting {
+/// A response that is sent once a position is committed.
+struct PendingResponse {
     position: u64,
-    answer: Answer,
-    to: oneshot::Sender<Answer>,
+    outcome: PostOutcome,
+    respond_to: oneshot::Sender<PostOutcome>,
 }
 
-/// Where handlers hand their posts in.
+/// Handle with which request handlers submit transactions to the source.
 #[derive(Clone)]
 pub struct Inlet {
-    posts: mpsc::Sender<Post>,
+    posts: mpsc::Sender<PostRequest>,
     tables: Arc<RwLock<Arc<[Table]>>>,
 }
 
-/// Why a post was not taken.
+/// Why a request was not stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum NotTaken {
-    /// The source is not running, or too many posts wait: try again.
-    #[error("the source cannot take it now")]
+pub enum PostError {
+    /// The source is not running, or its queue is full. Retry later.
+    #[error("the source is busy or not running")]
     Busy,
-    /// The commit's outcome is not known: post again with the same idempotency key.
-    #[error("whether it was stored is not known")]
-    Unknown,
+    /// The outcome of the commit is unknown. Retry with the same idempotency key.
+    #[error("the outcome of the commit is unknown")]
+    UnknownOutcome,
 }
 
 impl Inlet {
-    /// The tables, once the source has registered their schemas; empty before.
+    /// The tables; empty until the source has registered their schemas.
     pub fn tables(&self) -> Arc<[Table]> {
         self.tables
             .read()
@@ -117,44 +137,44 @@ impl Inlet {
             .clone()
     }
 
-    /// Hands a post in and waits until it is stored. The fingerprint is that of a post with an idempotency key; `trace`
-    /// is a valid `traceparent`, which the records carry.
+    /// Submits a transaction and waits until it is committed. `fingerprint` is present for a request with an idempotency
+    /// key; `trace` is a valid `traceparent`, which becomes a header of the records.
     ///
     /// # Errors
-    /// [`NotTaken`].
+    /// [`PostError`].
     pub async fn post(
         &self,
         changes: Vec<Change>,
         fingerprint: Option<Fingerprint>,
         trace: Option<String>,
-    ) -> Result<Answer, NotTaken> {
-        let (answer, answered) = oneshot::channel();
+    ) -> Result<PostOutcome, PostError> {
+        let (respond_to, response) = oneshot::channel();
         self.posts
-            .try_send(Post {
+            .try_send(PostRequest {
                 changes,
                 fingerprint,
                 trace,
-                answer,
+                respond_to,
             })
-            .map_err(|_| NotTaken::Busy)?;
-        answered.await.map_err(|_| NotTaken::Unknown)
+            .map_err(|_| PostError::Busy)?;
+        response.await.map_err(|_| PostError::UnknownOutcome)
     }
 }
 
 impl Table {
-    /// Encodes a row that is put.
+    /// Encodes an inserted or updated row.
     ///
     /// # Errors
-    /// The JSON path of what does not fit, and why.
-    pub fn put(&self, row: &serde_json::Value) -> Result<Change, (String, String)> {
+    /// The JSON path of the value that does not fit, and the reason.
+    pub fn put(&self, row: &serde_json::Value) -> Result<Change, JsonMismatch> {
         let mut body = Vec::new();
         self.schema
             .encode_json(row, &mut body)
-            .map_err(|e| (e.path(), e.reason))?;
+            .map_err(|e| JsonMismatch::new(e.path(), e.reason))?;
         let mut datums = Vec::new();
         self.schema
             .decode(&body, &mut datums)
-            .map_err(|e| ("$".into(), e.to_string()))?;
+            .map_err(|e| JsonMismatch::new("$", e.to_string()))?;
         let key = self.key_of(|at| datums.get(at).cloned());
         let mut value = Vec::with_capacity(body.len() + wire::FRAME_LENGTH);
         wire::frame(self.id, &mut value);
@@ -166,11 +186,11 @@ impl Table {
         })
     }
 
-    /// Encodes a delete by the key's columns.
+    /// Encodes the deletion of the row with these key columns.
     ///
     /// # Errors
-    /// The JSON path of what does not fit, and why.
-    pub fn delete(&self, key: &serde_json::Value) -> Result<Change, (String, String)> {
+    /// As [`Table::put`].
+    pub fn delete(&self, key: &serde_json::Value) -> Result<Change, JsonMismatch> {
         let mut bodies = Vec::new();
         for at in &self.key {
             let Some(field) = self.schema.fields().get(*at) else {
@@ -178,12 +198,12 @@ impl Table {
             };
             let given = key.get(field.column());
             let given =
-                given.ok_or_else(|| (format!("$.{}", field.column()), "a column of the key is missing".into()))?;
+                given.ok_or_else(|| JsonMismatch::new(format!("$.{}", field.column()), "missing key column"))?;
             let mut body = Vec::new();
-            let misfit = |e: schemas::codec::JsonError| (format!("$.{}", field.column()), e.reason);
+            let mismatch = |e: schemas::codec::JsonError| JsonMismatch::new(format!("$.{}", field.column()), e.reason);
             self.schema
                 .encode_json_value(field.ty, given, &mut body)
-                .map_err(misfit)?;
+                .map_err(mismatch)?;
             bodies.push((*at, field.ty, body));
         }
         let value = |at: usize| {
@@ -210,7 +230,7 @@ impl Table {
     }
 }
 
-/// Where the source stands: how many posts it has stored, and the last idempotency keys.
+/// Position of the source: the number of stored requests, and the last idempotency keys.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Position {
     v: u32,
@@ -220,7 +240,7 @@ pub struct Position {
 }
 
 impl Position {
-    /// The start of an incarnation.
+    /// The start of a source epoch.
     fn start(inc: u32, recent: Recent) -> Self {
         Position {
             v: FORMAT,
@@ -231,14 +251,14 @@ impl Position {
     }
 }
 
-/// The version of a stored position, whatever else it holds.
+/// The format version of a stored position.
 #[derive(Deserialize)]
 struct Version {
     v: u32,
 }
 
-/// What is still of use in a position of version 1: it kept keys without credential and body, so there is nothing to
-/// compare a repeated post with.
+/// The usable part of a position in format 1. Its keys had no credential and no hash of the body, so they cannot be
+/// compared with a retry.
 #[derive(Deserialize)]
 struct Version1 {
     inc: u32,
@@ -247,13 +267,13 @@ struct Version1 {
 
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "post {}", self.pos)
+        write!(f, "request {}", self.pos)
     }
 }
 
 impl source::Position for Position {
     fn to_json(&self) -> String {
-        serde_json::to_string(self).expect("numbers and texts always have a JSON form")
+        serde_json::to_string(self).expect("numbers and strings always serialize")
     }
 
     fn complete(&self) -> String {
@@ -271,33 +291,35 @@ impl source::Position for Position {
                 })
             }
             Version { v: FORMAT } => serde_json::from_str(json).map_err(text),
-            Version { v } => Err(format!("its format is {v}, this release reads up to {FORMAT}")),
+            Version { v } => Err(format!(
+                "it has format {v}, this version reads up to {FORMAT}; upgrade trunkline"
+            )),
         }
     }
 }
 
-/// A source of posted transactions.
+/// The source that publishes posted transactions.
 pub struct Source {
     name: SourceName,
     topic: Arc<str>,
-    declared: Vec<(Arc<str>, Arc<Schema>, Vec<usize>)>,
+    declared: Vec<DeclaredTable>,
     registry: SharedRegistry,
     clock: SharedClock,
-    posts: mpsc::Receiver<Post>,
+    posts: mpsc::Receiver<PostRequest>,
     tables: Arc<RwLock<Arc<[Table]>>>,
     position: Position,
-    waiting: VecDeque<Waiting>,
+    pending: VecDeque<PendingResponse>,
 }
 
 impl Source {
-    /// A source that publishes posts over these tables (name, schema, indexes of the key) to `change.<name>`.
+    /// Creates a source that publishes requests for these tables to `change.<name>`, and the handle to submit them.
     pub fn new(
         name: &SourceName,
-        declared: Vec<(Arc<str>, Arc<Schema>, Vec<usize>)>,
+        declared: Vec<DeclaredTable>,
         registry: SharedRegistry,
         clock: SharedClock,
     ) -> (Self, Inlet) {
-        let (send, posts) = mpsc::channel(WAITING_MAX);
+        let (send, posts) = mpsc::channel(QUEUE_MAX);
         let tables: Arc<RwLock<Arc<[Table]>>> = Arc::new(RwLock::new(Arc::new([])));
         let inlet = Inlet {
             posts: send,
@@ -312,18 +334,18 @@ impl Source {
             posts,
             tables,
             position: Position::start(1, Recent::default()),
-            waiting: VecDeque::new(),
+            pending: VecDeque::new(),
         };
         (source, inlet)
     }
 
-    fn take(&mut self, post: Post, batch: &mut Batch<Position>) {
+    fn publish(&mut self, post: PostRequest, batch: &mut Batch<Position>) {
         if let Some(known) = post.fingerprint.and_then(|f| self.position.recent.find(&f)) {
-            let answer = match known {
-                Remembered::SameBody(receipt) => Answer::Replayed(receipt),
-                Remembered::OtherBody => Answer::KeyReused,
+            let outcome = match known {
+                Remembered::SameBody(receipt) => PostOutcome::Replayed(receipt),
+                Remembered::OtherBody => PostOutcome::KeyReused,
             };
-            self.answer_known(answer, post.answer);
+            self.respond_after_pending(outcome, post.respond_to);
             return;
         }
         self.position.pos += 1;
@@ -360,23 +382,27 @@ impl Source {
             let trace = post.trace.as_ref().map(|trace| (PARENT, Some(trace.as_bytes())));
             batch.records.push(record, headers.into_iter().chain(trace));
         }
-        self.waiting.push_back(Waiting {
+        self.pending.push_back(PendingResponse {
             position: receipt.position,
-            answer: Answer::Stored(receipt),
-            to: post.answer,
+            outcome: PostOutcome::Stored(receipt),
+            respond_to: post.respond_to,
         });
         batch.position = Some(self.position.clone());
     }
 
-    /// Answers a post whose key is known. If a commit is under way the key may belong to it, and the commit may fail,
-    /// so the answer waits for it.
-    fn answer_known(&mut self, answer: Answer, to: oneshot::Sender<Answer>) {
-        if self.waiting.is_empty() {
-            // A backend that went away retries and gets its answer then.
-            let _ = to.send(answer);
+    /// Responds to a request whose key is known. While a commit is in progress, the key may belong to that commit, which
+    /// may fail, so the response waits for it.
+    fn respond_after_pending(&mut self, outcome: PostOutcome, respond_to: oneshot::Sender<PostOutcome>) {
+        if self.pending.is_empty() {
+            // A failed send means that the backend disconnected; its retry gets the response.
+            let _ = respond_to.send(outcome);
         } else {
             let position = self.position.pos;
-            self.waiting.push_back(Waiting { position, answer, to });
+            self.pending.push_back(PendingResponse {
+                position,
+                outcome,
+                respond_to,
+            });
         }
     }
 }
@@ -387,10 +413,10 @@ impl source::Source for Source {
     async fn open(&mut self, position: Option<Position>) -> Result<()> {
         self.position = position.unwrap_or_else(|| Position::start(1, Recent::default()));
         let mut tables = Vec::new();
-        for (name, schema, key) in &self.declared {
-            let table = schemas::ids::TableName::new(name).map_err(|e| Error::Refused {
+        for DeclaredTable { name, schema, key } in &self.declared {
+            let table = schemas::ids::TableName::new(name).map_err(|e| Error::Rejected {
                 reason: e.to_string(),
-                next: format!("rename the table {name} in the topology"),
+                fix: format!("rename the table {name} in the topology"),
             })?;
             let subject = wire::subject(&self.topic, &pg_types::record_name(&self.name, &table));
             let id = source::register(&self.registry, subject, schema.text().to_owned()).await?;
@@ -409,16 +435,16 @@ impl source::Source for Source {
         let first = match tokio::time::timeout(budget.wait, self.posts.recv()).await {
             Ok(Some(post)) => post,
             Ok(None) => {
-                // Every inlet is gone: nothing will come any more, and the drain ends the loop.
+                // All handles are dropped, so no request can arrive any more. The drain ends the loop.
                 tokio::time::sleep(budget.wait).await;
                 return Ok(Boundary::Idle);
             }
             Err(_) => return Ok(Boundary::Idle),
         };
-        self.take(first, batch);
+        self.publish(first, batch);
         while batch.records.len() < budget.records_max && batch.records.byte_len() < budget.bytes_max {
             match self.posts.try_recv() {
-                Ok(post) => self.take(post, batch),
+                Ok(post) => self.publish(post, batch),
                 Err(_) => return Ok(Boundary::Drained),
             }
         }
@@ -426,21 +452,24 @@ impl source::Source for Source {
     }
 
     fn committed(&mut self, position: &Position) {
-        while self.waiting.front().is_some_and(|w| w.position <= position.pos) {
-            if let Some(Waiting { answer, to, .. }) = self.waiting.pop_front() {
-                // A backend that went away retries and gets its answer then.
-                let _ = to.send(answer);
+        while self.pending.front().is_some_and(|w| w.position <= position.pos) {
+            if let Some(PendingResponse {
+                outcome, respond_to, ..
+            }) = self.pending.pop_front()
+            {
+                // A failed send means that the backend disconnected; its retry gets the response.
+                let _ = respond_to.send(outcome);
             }
         }
     }
 
     fn close(&mut self) {
-        // Dropped answers tell the backends that the outcome is not known.
-        self.waiting.clear();
+        // Dropping the senders makes `Inlet::post` return `UnknownOutcome`.
+        self.pending.clear();
         *self.tables.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new([]);
     }
 
-    fn restarted(&self, stored: Option<&Position>) -> Option<Position> {
+    fn restart_position(&self, stored: Option<&Position>) -> Option<Position> {
         let (inc, recent) = stored.map_or_else(|| (1, Recent::default()), |p| (p.inc + 1, p.recent.clone()));
         Some(Position::start(inc, recent))
     }

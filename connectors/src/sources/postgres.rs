@@ -1,9 +1,9 @@
-//! PostgreSQL by logical replication: a snapshot of the declared tables, then every transaction as it commits.
+//! The PostgreSQL source: a snapshot of the declared tables, then every transaction from logical replication.
 //!
-//! Guarantees: what the topic holds is the database's line of transactions, whole and in order, each record once; only
-//! what is stored with its position is acknowledged to the slot; a slot, timeline, cluster or set of tables that does
-//! not fit the stored position is `NEEDS_RESYNC`, never a gap.
-//! Never: a write to a table; a slot or publication of another connector.
+//! The topic contains the database's transactions in commit order, complete, and each record once (C14). The slot is
+//! acknowledged only up to positions that are committed. A slot, timeline, cluster or set of tables that does not fit the
+//! stored position leads to `NEEDS_RESYNC` instead of a gap. The source writes to no table, and touches only its own slot
+//! and publication.
 
 pub mod catalog;
 mod changes;
@@ -37,17 +37,17 @@ use schemas::{pg_types, wire};
 use serde::Deserialize;
 use server::Server;
 use service::Secret;
-use slot::Verdict;
-use snapshot::Snapshot;
+use slot::StartMode;
+use snapshot::{Origin, Snapshot};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How to reach a PostgreSQL source: process configuration.
+/// Connection of a PostgreSQL source (process configuration).
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// `postgres://user:password@host:port/database`. The user needs `LOGIN REPLICATION`, `SELECT` on the tables, and
-    /// their ownership if the publication is to be made by the connector.
+    /// ownership of the tables if the connector is to create the publication.
     pub url: Secret,
     /// The replication slot. Default: `trunkline_<connector>`.
     #[serde(default)]
@@ -55,10 +55,10 @@ pub struct Config {
     /// The publication. Default: `trunkline_<connector>`.
     #[serde(default)]
     pub publication: Option<String>,
-    /// A logical message is written this often, so that the slot of an idle database moves. Default: 10 s.
+    /// Interval of the heartbeat, a logical message that lets the slot of an idle database advance. Default: 10 s.
     #[serde(default = "heartbeat_seconds")]
     pub heartbeat_seconds: u64,
-    /// What to do when the stored position does not fit the database: `stop` (default) or `resync`.
+    /// What to do if the stored position does not fit the database: `stop` (default) or `resync`.
     #[serde(default)]
     pub on_mismatch: OnMismatch,
 }
@@ -67,7 +67,8 @@ fn heartbeat_seconds() -> u64 {
     10
 }
 
-/// PostgreSQL's rule for a slot's name, on a connector's name.
+/// Default name of slot and publication: the connector's name, reduced to the characters and length that PostgreSQL
+/// allows in slot names.
 fn object_name(connector: &str) -> String {
     let legal = |c: char| {
         if c.is_ascii_alphanumeric() || c == '_' {
@@ -80,9 +81,9 @@ fn object_name(connector: &str) -> String {
     format!("trunkline_{name}").chars().take(63).collect()
 }
 
-/// How long a stored place waits for its acknowledgement, at least.
+/// Minimum delay between the commit of a position and its acknowledgement to the slot.
 const ACKNOWLEDGE_AFTER: Duration = Duration::from_secs(2);
-/// How long to wait within a source transaction for the rest of it before a batch is given out.
+/// How long to wait for the rest of a source transaction before an incomplete one is returned.
 const REST_OF_TRANSACTION: Duration = Duration::from_millis(20);
 
 /// A PostgreSQL source.
@@ -101,15 +102,15 @@ pub struct Source {
     heartbeat: Option<Heartbeat>,
 }
 
-/// What the source does next.
+/// What the next call of `next` does.
 enum Phase {
     Closed,
-    /// Store a position that says a snapshot begins, so that its slot is known as our own after a crash.
+    /// Store a position that announces the snapshot, so that after a crash the slot is recognized as this connector's.
     Announce(Position),
-    /// Create the slot and pin its snapshot.
+    /// Create the slot and import its exported snapshot.
     Create(Position),
     Copy(Box<Snapshot>),
-    /// Start the stream after a position that is being stored.
+    /// Start streaming after this position, which has just been returned to be stored.
     Begin(Position),
     Stream(Box<Stream>),
 }
@@ -117,30 +118,30 @@ enum Phase {
 struct Stream {
     replication: Replication,
     changes: Changes,
-    stored: Stored,
+    acknowledgement: DelayedAcknowledgement,
 }
-
-/// What was stored and is not acknowledged yet.
+/// The committed LSN that is not acknowledged yet.
 ///
-/// An acknowledgement cannot be taken back, and a lone broker may take a transaction back (docs/decisions/0005): one that
-/// it was in the middle of when it stopped. So a place is acknowledged by a later commit, two seconds on.
+/// An acknowledgement is irreversible: the server removes the WAL. A single broker without replicas can lose a committed
+/// transaction if it stops under load (ADR 5). A position is therefore acknowledged only by a later commit, at least
+/// [`ACKNOWLEDGE_AFTER`] later, so that records which the broker loses within that time can be read again.
 #[derive(Debug, Default)]
-struct Stored {
-    since: Option<(Instant, Lsn)>,
+struct DelayedAcknowledgement {
+    pending: Option<(Instant, Lsn)>,
 }
 
-impl Stored {
-    /// A place is stored now; says which one can be acknowledged.
-    fn now(&mut self, now: Instant, lsn: Lsn) -> Option<Lsn> {
-        let Some((at, older)) = self.since else {
-            self.since = Some((now, lsn));
+impl DelayedAcknowledgement {
+    /// Records that `lsn` was committed at `now`; returns the LSN that may be acknowledged, if any.
+    fn committed(&mut self, now: Instant, lsn: Lsn) -> Option<Lsn> {
+        let Some((at, earlier)) = self.pending else {
+            self.pending = Some((now, lsn));
             return None;
         };
         if now.saturating_duration_since(at) < ACKNOWLEDGE_AFTER {
             return None;
         }
-        self.since = Some((now, lsn));
-        Some(older)
+        self.pending = Some((now, lsn));
+        Some(earlier)
     }
 }
 
@@ -148,21 +149,23 @@ impl Source {
     /// A source that publishes the declared tables to `change.<name>`.
     ///
     /// # Errors
-    /// [`Error::Refused`] when the URL cannot be used, or no table is declared.
+    /// [`Error::Rejected`] if the URL is not valid or no table is declared.
     pub fn new(
         name: &SourceName,
         config: &Config,
         declared: Vec<Declared>,
         registry: Arc<dyn registry::Registry>,
     ) -> Result<Self> {
-        let server = Server::parse(config.url.expose()).map_err(|e| Error::Refused {
+        let server = Server::parse(config.url.expose()).map_err(|e| Error::Rejected {
             reason: format!("connector {name}: {e}"),
-            next: String::from("mend its url in the process configuration"),
+            fix: String::from("correct its url in the process configuration"),
         })?;
         if declared.is_empty() {
-            return Err(Error::Refused {
-                reason: format!("connector {name} has no table"),
-                next: format!("declare [[table]] source = \"{name}\" in the topology, or see `trunkline init`"),
+            return Err(Error::Rejected {
+                reason: format!("connector {name} has no tables"),
+                fix: format!(
+                    "declare [[table]] with source = \"{name}\" in the topology, or generate it with `trunkline init`"
+                ),
             });
         }
         Ok(Source {
@@ -186,21 +189,21 @@ impl Source {
         let mut tables = Vec::with_capacity(checked.len());
         for table in checked {
             let name = table.declared.name;
-            let refuse = |reason: String| Error::Refused {
+            let rejected = |reason: String| Error::Rejected {
                 reason,
-                next: format!("mend the columns of [[table]] {name} in the topology"),
+                fix: format!("correct the columns of [[table]] {name} in the topology"),
             };
             let text = pg_types::table_schema(&self.name, &name, &table.declared.columns);
-            let text = text.map_err(|e| refuse(e.to_string()))?;
+            let text = text.map_err(|e| rejected(e.to_string()))?;
             let subject = wire::subject(&self.topic, &pg_types::record_name(&self.name, &name));
             let id = source::register(&self.registry, subject, text.clone()).await?;
-            let schema = Schema::parse(&text).map_err(|e| refuse(e.to_string()))?;
+            let schema = Schema::parse(&text).map_err(|e| rejected(e.to_string()))?;
             tables.push(Table::new(name, Arc::new(schema), id, table.key)?);
         }
         Ok(tables.into())
     }
 
-    /// Starts to stream after a position.
+    /// Starts streaming after a position.
     async fn stream(&self, position: Position) -> Result<Phase> {
         let mut replication = self.replication(&position).await?;
         slot::start(
@@ -208,61 +211,65 @@ impl Source {
             &self.server,
             &self.slot,
             &self.publication,
-            position.whole,
+            position.complete_lsn,
         )
         .await?;
         let changes = Changes::new(Arc::clone(&self.topic), Arc::clone(&self.tables), position);
-        let stored = Stored::default();
+        let acknowledgement = DelayedAcknowledgement::default();
         Ok(Phase::Stream(Box::new(Stream {
             replication,
             changes,
-            stored,
+            acknowledgement,
         })))
     }
 
     async fn replication(&self, position: &Position) -> Result<Replication> {
-        Replication::connect(&self.server, &self.slot, &self.publication, position.whole).await
+        Replication::connect(&self.server, &self.slot, &self.publication, position.complete_lsn).await
     }
 
-    /// The position that announces a new incarnation.
+    /// The position that announces a new source epoch.
     fn announced(
         &self,
         stored: Option<&Position>,
         identity: replication::Identity,
         tables: position::Tables,
     ) -> Position {
-        let incarnation = stored.map_or(0, |p| p.incarnation).saturating_add(1);
+        let source_epoch = stored.map_or(0, |p| p.source_epoch).saturating_add(1);
         Position {
-            incarnation,
+            source_epoch,
             system: identity.system,
             timeline: identity.timeline,
             database: self.server.database().to_owned(),
             slot: self.slot.clone(),
             lsn: Lsn(0),
             ordinal: None,
-            whole: Lsn(0),
+            complete_lsn: Lsn(0),
             snapshot: SnapshotState::Begun {
-                id: format!("{}-{incarnation}", self.name),
+                id: format!("{}-{source_epoch}", self.name),
             },
             tables,
         }
     }
 
-    /// Creates the slot, pins its snapshot and begins to copy.
+    /// Creates the slot, imports its snapshot and starts copying.
     async fn create(&self, position: &Position) -> Result<Phase> {
         let sql = self.server.connect("trunkline snapshot").await?;
         slot::drop(&sql, &self.slot).await?;
         let mut replication = self.replication(position).await?;
         failpoint::hit("connector.postgres.before_slot");
         let created = replication.create_slot(&self.slot).await?;
-        failpoint::hit("connector.postgres.after_slot");
-        slot::pin(&sql, &created.snapshot).await?;
-        // The snapshot lives on in the transaction that has taken it; the slot needs nobody.
+        event_log::probe::hit("connector.postgres.after_slot");
+        slot::import_snapshot(&sql, &created.snapshot).await?;
+        // The transaction that imported the snapshot keeps it alive, and the slot exists without a connection.
         replication.close();
         let emitter = Emitter::new(Arc::clone(&self.topic));
-        tracing::info!(connector = %self.name, slot = %self.slot, point = %created.consistent_point, "snapshot begins");
-        let (tables, point) = (Arc::clone(&self.tables), created.consistent_point);
-        let snapshot = Snapshot::new(sql, tables, emitter, self.chunk_end, position.clone(), point).await?;
+        tracing::info!(connector = %self.name, slot = %self.slot, point = %created.consistent_point, "snapshot started");
+        let origin = Origin {
+            sql,
+            position: position.clone(),
+            point: created.consistent_point,
+        };
+        let snapshot = Snapshot::new(origin, Arc::clone(&self.tables), emitter, self.chunk_end).await?;
         Ok(Phase::Copy(Box::new(snapshot)))
     }
 }
@@ -281,19 +288,19 @@ impl source::Source for Source {
         };
         let checked = check::check(&sql, &self.server, &self.declared).await?;
         check::publish(&sql, &self.server, &self.publication, &checked).await?;
-        let tables: position::Tables = Arc::new(check::read_by_snapshot(&checked));
+        let tables: position::Tables = Arc::new(check::snapshot_columns(&checked));
         let expected = slot::Expected {
             slot: &self.slot,
             database: self.server.database(),
             identity: &identity,
             tables: &tables,
         };
-        let verdict = slot::judge(&sql, stored.as_ref(), &expected).await?;
+        let mode = slot::start_mode(&sql, stored.as_ref(), &expected).await?;
         self.tables = self.compile(checked).await?;
         let subject = ChunkEnd::subject(&self.topic);
         self.chunk_end = source::register(&self.registry, subject, ChunkEnd::AVSC.to_owned()).await?;
-        self.phase = match (verdict, stored) {
-            (Verdict::GoOn, Some(position)) => self.stream(position).await?,
+        self.phase = match (mode, stored) {
+            (StartMode::Stream, Some(position)) => self.stream(position).await?,
             (_, stored) => Phase::Announce(self.announced(stored.as_ref(), identity, tables)),
         };
         self.heartbeat = Some(Heartbeat::new(sql, &self.server, &self.slot, self.heartbeat_every));
@@ -322,7 +329,7 @@ impl source::Source for Source {
                 if let Some(position) = snapshot.ended() {
                     batch.position = Some(position.clone());
                     batch.store_now = true;
-                    tracing::info!(connector = %self.name, at = %position.whole, "snapshot ended");
+                    tracing::info!(connector = %self.name, lsn = %position.complete_lsn, "snapshot finished");
                     self.phase = Phase::Begin(position);
                 }
                 Ok(boundary)
@@ -335,15 +342,15 @@ impl source::Source for Source {
             Phase::Stream(stream) => stream.next(batch, budget).await,
             Phase::Closed => Err(Error::Unpublishable {
                 what: format!("connector {}", self.name),
-                reason: String::from("it is not open"),
-                next: String::from("report this as a defect"),
+                reason: String::from("the source is not open"),
+                fix: String::from("report this as a bug"),
             }),
         }
     }
 
     fn committed(&mut self, position: &Position) {
         if let (Phase::Stream(stream), SnapshotState::Done { .. }) = (&mut self.phase, &position.snapshot) {
-            stream.stored(position.whole);
+            stream.committed(position.complete_lsn);
         }
     }
 
@@ -354,14 +361,14 @@ impl source::Source for Source {
         self.heartbeat = None;
     }
 
-    fn restarted(&self, stored: Option<&Position>) -> Option<Position> {
+    fn restart_position(&self, stored: Option<&Position>) -> Option<Position> {
         let mut position = stored.cloned().unwrap_or_else(|| {
-            let nobody = replication::Identity {
+            let unknown = replication::Identity {
                 system: String::new(),
                 timeline: 0,
             };
-            let mut position = self.announced(None, nobody, position::Tables::default());
-            position.incarnation = 0;
+            let mut position = self.announced(None, unknown, position::Tables::default());
+            position.source_epoch = 0;
             position
         });
         position.snapshot = SnapshotState::Wanted;
@@ -372,7 +379,7 @@ impl source::Source for Source {
         let snapshot = match &self.phase {
             Phase::Copy(snapshot) => Some(snapshot.describe()),
             Phase::Announce(_) | Phase::Create(_) => Some(String::from(
-                "creating the slot; PostgreSQL waits for open transactions to end",
+                "creating the slot, for which PostgreSQL waits until the open transactions have ended",
             )),
             Phase::Begin(_) | Phase::Stream(_) | Phase::Closed => None,
         };
@@ -384,30 +391,30 @@ impl source::Source for Source {
 }
 
 impl Stream {
-    /// A place is stored; the slot is told of it in time.
-    fn stored(&mut self, lsn: Lsn) {
-        if let Some(lsn) = self.stored.now(Instant::now(), lsn) {
+    /// Acknowledges an earlier committed LSN once it is old enough.
+    fn committed(&mut self, lsn: Lsn) {
+        if let Some(lsn) = self.acknowledgement.committed(Instant::now(), lsn) {
             self.replication.acknowledge(lsn);
         }
     }
 
-    /// Gathers what is ready; within a source transaction it waits a little for the rest.
+    /// Appends what is ready. Inside a source transaction it waits briefly for the rest.
     async fn next(&mut self, batch: &mut Batch<Position>, budget: Budget) -> Result<Boundary> {
-        let gathered = self.gather(batch, budget).await;
-        // The position is right after an error, too: what came before it is published.
+        let result = self.fill(batch, budget).await;
+        // Also after an error: the loop publishes the records before it, with their position.
         batch.position = Some(self.changes.position().clone());
-        gathered
+        result
     }
 
-    async fn gather(&mut self, batch: &mut Batch<Position>, budget: Budget) -> Result<Boundary> {
+    async fn fill(&mut self, batch: &mut Batch<Position>, budget: Budget) -> Result<Boundary> {
         let until = Instant::now() + budget.wait;
-        let mut came = false;
+        let mut received = false;
         loop {
             let full = batch.records.len() >= budget.records_max || batch.records.byte_len() >= budget.bytes_max;
             if full {
                 return Ok(Boundary::Full);
             }
-            let wait = match (came, self.changes.is_inside()) {
+            let wait = match (received, self.changes.is_inside()) {
                 (false, _) => until.saturating_duration_since(Instant::now()),
                 (true, true) => REST_OF_TRANSACTION,
                 (true, false) => Duration::ZERO,
@@ -418,19 +425,19 @@ impl Stream {
             }
             match frame {
                 Some(frame) => {
-                    self.take(frame, batch)?;
-                    came = true;
+                    self.apply(frame, batch)?;
+                    received = true;
                 }
-                None if came => return Ok(Boundary::Drained),
+                None if received => return Ok(Boundary::Drained),
                 None => return Ok(Boundary::Idle),
             }
         }
     }
 
-    fn take(&mut self, frame: Frame, batch: &mut Batch<Position>) -> Result<()> {
+    fn apply(&mut self, frame: Frame, batch: &mut Batch<Position>) -> Result<()> {
         match frame {
             Frame::Change(bytes) => {
-                let message = pgoutput::decode(&bytes).map_err(changes::malformed)?;
+                let message = pgoutput::decode(&bytes).map_err(changes::decode_error)?;
                 self.changes.change(&message, &mut batch.records)
             }
             Frame::Begin {
@@ -444,11 +451,11 @@ impl Stream {
                 self.changes.commit(end_lsn, &mut batch.records);
                 Ok(())
             }
-            Frame::KeepAlive { end: lsn } | Frame::Mark { lsn } => {
-                self.changes.mark(lsn);
+            Frame::KeepAlive { end: lsn } | Frame::Heartbeat { lsn } => {
+                self.changes.advance(lsn);
                 Ok(())
             }
-            Frame::Nothing => Ok(()),
+            Frame::Ignored => Ok(()),
         }
     }
 }
@@ -458,9 +465,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_place_is_acknowledged_by_a_commit_two_seconds_later() {
-        let (mut stored, start) = (Stored::default(), Instant::now());
-        let mut at = |ms, lsn| stored.now(start + Duration::from_millis(ms), Lsn(lsn));
+    fn lsn_is_acknowledged_by_a_commit_two_seconds_later() {
+        let (mut acknowledgement, start) = (DelayedAcknowledgement::default(), Instant::now());
+        let mut at = |ms, lsn| acknowledgement.committed(start + Duration::from_millis(ms), Lsn(lsn));
         assert_eq!([at(0, 1), at(900, 2), at(1_999, 3)], [None; 3]);
         assert_eq!(
             [at(2_000, 4), at(3_000, 5), at(4_100, 6)],
@@ -469,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_gets_a_name_that_postgresql_takes() {
+    fn slot_names_are_valid_in_postgresql() {
         assert_eq!(object_name("Shop-EU"), "trunkline_shop_eu");
         assert_eq!(object_name(&"x".repeat(63)).len(), 63);
     }

@@ -23,7 +23,7 @@ const TABLES: [&str; 2] = [
 
 /// Named steps up to the end of the snapshot, and which time each is passed: a life each, one after the other.
 pub const SNAPSHOT_DEATHS: [&str; 7] = [
-    "connector.session=kill",
+    "connector.initialized=kill",
     "connector.opened=kill",
     "connector.postgres.before_slot=kill",
     "connector.postgres.after_slot=kill",
@@ -328,7 +328,7 @@ fn a_database_that_stops_and_starts_is_waited_for() {
         cluster.kill();
         let report = connector.wait_for(State::Retrying);
         assert!(report.cause.unwrap().contains("PostgreSQL at 127.0.0.1"));
-        assert!(report.next.unwrap().contains("goes on by itself"));
+        assert!(report.next.unwrap().contains("the connector retries"));
         cluster.restart();
         connector.wait_for(State::Running);
     }
@@ -353,7 +353,7 @@ fn a_log_that_stops_and_starts_is_waited_for() {
     let business = Business::begin(&database, 300);
     broker.kill();
     let report = connector.wait_for(State::Retrying);
-    assert!(report.next.unwrap().contains("start the log"));
+    assert!(report.next.unwrap().contains("the log is running and reachable"));
     broker.restart();
     connector.wait_for(State::Running);
     drop(business);

@@ -1,18 +1,16 @@
-//! The idempotency keys that an http source remembers, in the form in which they are stored with its position.
+//! The idempotency keys that an HTTP source remembers, in the form that is stored with its position.
 //!
-//! Only hashes are kept: an entry has the same size whatever the key's length, and neither keys nor bodies get into
-//! the positions topic.
+//! Only hashes are stored. Entries therefore have a fixed size, and neither keys nor bodies reach the positions topic.
 
-use super::Receipt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::collections::VecDeque;
 
-/// How many idempotency keys a source remembers. All of them are written with each position.
+/// Number of idempotency keys that a source remembers. All of them are written with each position.
 pub const RECENT_MAX: usize = 256;
 
-/// The first 128 bits of a SHA-256. Backends choose what is hashed, and one must not be able to make up a key that
-/// equals another backend's, so a fast hash without that property does not do.
+/// The first 128 bits of a SHA-256 digest. The hash must be collision resistant, because backends choose its input: one
+/// backend must not be able to construct a key that collides with another backend's key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 struct Hash(u128);
@@ -46,17 +44,26 @@ impl TryFrom<String> for Hash {
     }
 }
 
-/// What a request with an idempotency key is recognised by.
+/// What was stored for a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receipt {
+    /// Its position.
+    pub position: u64,
+    /// Its number of changes.
+    pub changes: u32,
+}
+
+/// Identifies a request with an idempotency key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fingerprint {
-    /// Of the credential's name and the key.
+    /// Hash of credential name and key.
     key: Hash,
-    /// Of the body's bytes.
+    /// Hash of the body.
     body: Hash,
 }
 
 impl Fingerprint {
-    /// The fingerprint of a request. The same key of another credential is another key.
+    /// The fingerprint of a request. Keys are scoped by credential.
     pub fn new(credential: &str, key: &str, body: &[u8]) -> Self {
         let length = u64::try_from(credential.len()).unwrap_or(u64::MAX).to_be_bytes();
         Fingerprint {
@@ -66,20 +73,20 @@ impl Fingerprint {
     }
 }
 
-/// A stored request: hashes of key and body, then its position and its count of changes. In JSON an array.
+/// A stored request: hashes of key and body, its position and its number of changes. A JSON array.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry(Hash, Hash, u64, u32);
 
-/// What is remembered of a key.
+/// A remembered key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Remembered {
-    /// It came with the same body, which was stored.
+    /// It was used with the same body, which is stored.
     SameBody(Receipt),
-    /// It came with another body.
+    /// It was used with another body.
     OtherBody,
 }
 
-/// The last keys, oldest first.
+/// The most recent keys, oldest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(super) struct Recent(VecDeque<Entry>);
@@ -121,7 +128,7 @@ mod tests {
         assert_eq!(find("shop", "k1", b"body "), Some(Remembered::OtherBody));
         assert_eq!(find("shop", "k2", b"body"), None);
         assert_eq!(find("till", "k1", b"body"), None);
-        // The boundary between name and key counts.
+        // The length prefix separates name and key.
         assert_eq!(find("sho", "pk1", b"body"), None);
     }
 
@@ -138,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stored_reads_back_and_shows_no_key() {
+    fn json_round_trips_and_contains_no_key() {
         let mut recent = Recent::default();
         recent.push(Fingerprint::new("shop", "k1", b"body"), RECEIPT);
         let json = serde_json::to_string(&recent).unwrap();

@@ -1,4 +1,4 @@
-//! The source without its loop: each test plays the loop's part, commits included.
+//! The source without its loop: the tests call it and commit as the loop does.
 
 use super::*;
 use crate::source::{Position as _, Source as _};
@@ -18,7 +18,7 @@ struct Harness {
     source: Source,
     inlet: Inlet,
     batch: Batch<Position>,
-    /// What the log has: the position and how many records.
+    /// The committed position.
     stored: Option<String>,
     records: usize,
 }
@@ -29,7 +29,11 @@ impl Harness {
             event_log::embedded::EmbeddedLog::open(event_log::embedded::Config::new(None, Arc::new(|| 0))).unwrap();
         let registry: SharedRegistry = Arc::new(Embedded::open(log).unwrap());
         let schema = r#"{"type":"record","name":"orders","fields":[{"name":"id","type":"int"}]}"#;
-        let orders = ("orders".into(), Arc::new(Schema::parse(schema).unwrap()), vec![0]);
+        let orders = DeclaredTable {
+            name: "orders".into(),
+            schema: Arc::new(Schema::parse(schema).unwrap()),
+            key: vec![0],
+        };
         let name = SourceName::new("shop").unwrap();
         let (mut source, inlet) = Source::new(&name, vec![orders], registry, clock::system());
         let position = stored.as_deref().map(|json| Position::from_json(json).unwrap());
@@ -43,7 +47,7 @@ impl Harness {
         }
     }
 
-    /// A new process on the same log.
+    /// Simulates a new process on the same log.
     async fn restart(self) -> Harness {
         let records = self.records;
         let mut new = Harness::open(self.stored).await;
@@ -51,12 +55,12 @@ impl Harness {
         new
     }
 
-    /// Posts a row under a fingerprint; nothing happens before the first poll.
+    /// Posts a row with a fingerprint. Nothing is sent before the future is polled.
     fn post(
         &self,
         id: i32,
         fingerprint: Option<Fingerprint>,
-    ) -> futures_util::future::LocalBoxFuture<'static, Result<Answer, NotTaken>> {
+    ) -> futures_util::future::LocalBoxFuture<'static, Result<PostOutcome, PostError>> {
         let inlet = self.inlet.clone();
         async move {
             let change = inlet.tables()[0].put(&json!({ "id": id })).unwrap();
@@ -78,8 +82,8 @@ impl Harness {
         }
     }
 
-    /// Posts, lets the source take it, commits, and returns the answer.
-    async fn store(&mut self, id: i32, fingerprint: Option<Fingerprint>) -> Answer {
+    /// Posts a row, publishes and commits it, and returns the outcome.
+    async fn store(&mut self, id: i32, fingerprint: Option<Fingerprint>) -> PostOutcome {
         let mut post = self.post(id, fingerprint);
         assert!(poll!(&mut post).is_pending());
         self.next().await;
@@ -102,32 +106,32 @@ fn receipt(position: u64) -> Receipt {
 }
 
 #[test]
-fn a_restart_keeps_keys_with_credential_and_body() {
+fn keys_survive_a_restart() {
     run(async {
         let mut shop = Harness::open(None).await;
-        assert_eq!(shop.store(1, None).await, Answer::Stored(receipt(1)));
+        assert_eq!(shop.store(1, None).await, PostOutcome::Stored(receipt(1)));
         let first = request("shop", "k", "1");
-        assert_eq!(shop.store(1, first).await, Answer::Stored(receipt(2)));
+        assert_eq!(shop.store(1, first).await, PostOutcome::Stored(receipt(2)));
         for _ in 0..2 {
-            assert_eq!(shop.store(1, first).await, Answer::Replayed(receipt(2)));
-            assert_eq!(shop.store(2, request("shop", "k", "2")).await, Answer::KeyReused);
+            assert_eq!(shop.store(1, first).await, PostOutcome::Replayed(receipt(2)));
+            assert_eq!(shop.store(2, request("shop", "k", "2")).await, PostOutcome::KeyReused);
             assert_eq!(shop.records, 2);
             shop = shop.restart().await;
         }
         assert_eq!(
             shop.store(1, request("till", "k", "1")).await,
-            Answer::Stored(receipt(3))
+            PostOutcome::Stored(receipt(3))
         );
         assert_eq!(
             shop.store(1, request("shop", "l", "1")).await,
-            Answer::Stored(receipt(4))
+            PostOutcome::Stored(receipt(4))
         );
         assert_eq!(shop.records, 4);
     });
 }
 
 #[test]
-fn a_repeat_during_the_commit_waits_for_it() {
+fn retry_during_a_commit_waits_for_it() {
     run(async {
         let mut shop = Harness::open(None).await;
         let (mut first, mut same) = (
@@ -143,15 +147,15 @@ fn a_repeat_during_the_commit_waits_for_it() {
             assert!(poll!(post).is_pending(), "nothing is committed yet");
         }
         shop.commit();
-        assert_eq!(first.await, Ok(Answer::Stored(receipt(1))));
-        assert_eq!(same.await, Ok(Answer::Replayed(receipt(1))));
-        assert_eq!(other.await, Ok(Answer::KeyReused));
+        assert_eq!(first.await, Ok(PostOutcome::Stored(receipt(1))));
+        assert_eq!(same.await, Ok(PostOutcome::Replayed(receipt(1))));
+        assert_eq!(other.await, Ok(PostOutcome::KeyReused));
         assert_eq!(shop.records, 1);
     });
 }
 
 #[test]
-fn an_aborted_post_leaves_no_key_behind() {
+fn aborted_request_leaves_no_key() {
     run(async {
         let mut shop = Harness::open(None).await;
         let (mut first, mut same) = (
@@ -165,35 +169,41 @@ fn an_aborted_post_leaves_no_key_behind() {
         // The loop closes a source whose transaction did not commit and opens it at the stored position.
         shop.source.close();
         shop.batch = Batch::default();
-        assert_eq!(first.await, Err(NotTaken::Unknown));
-        assert_eq!(same.await, Err(NotTaken::Unknown));
+        assert_eq!(first.await, Err(PostError::UnknownOutcome));
+        assert_eq!(same.await, Err(PostError::UnknownOutcome));
         shop.source.open(None).await.unwrap();
-        assert_eq!(shop.store(2, request("s", "k", "2")).await, Answer::Stored(receipt(1)));
+        assert_eq!(
+            shop.store(2, request("s", "k", "2")).await,
+            PostOutcome::Stored(receipt(1))
+        );
     });
 }
 
 #[test]
-fn a_new_incarnation_keeps_the_keys() {
+fn new_source_epoch_keeps_the_keys() {
     run(async {
         let mut shop = Harness::open(None).await;
         for _ in 0..3 {
             shop.store(1, None).await;
         }
         let first = request("s", "k", "1");
-        assert_eq!(shop.store(1, first).await, Answer::Stored(receipt(4)));
+        assert_eq!(shop.store(1, first).await, PostOutcome::Stored(receipt(4)));
         let stored = Position::from_json(&shop.stored.clone().unwrap()).unwrap();
-        shop.stored = shop.source.restarted(Some(&stored)).map(|position| position.to_json());
+        shop.stored = shop
+            .source
+            .restart_position(Some(&stored))
+            .map(|position| position.to_json());
         shop = shop.restart().await;
-        assert_eq!(shop.store(2, None).await, Answer::Stored(receipt(1)));
-        assert_eq!(shop.store(1, first).await, Answer::Replayed(receipt(4)));
+        assert_eq!(shop.store(2, None).await, PostOutcome::Stored(receipt(1)));
+        assert_eq!(shop.store(1, first).await, PostOutcome::Replayed(receipt(4)));
     });
 }
 
 #[test]
-fn a_position_of_version_1_is_read_and_a_newer_one_is_refused() {
+fn format_1_is_read_and_newer_ones_are_rejected() {
     let old = Position::from_json(r#"{"v":1,"inc":2,"pos":7,"recent":["k"]}"#).unwrap();
     assert_eq!(old.to_json(), r#"{"v":2,"inc":2,"pos":7,"recent":[]}"#);
     let newer = Position::from_json(r#"{"v":3,"keys":{}}"#).unwrap_err();
-    assert_eq!(newer, "its format is 3, this release reads up to 2");
+    assert_eq!(newer, "it has format 3, this version reads up to 2; upgrade trunkline");
     assert!(Position::from_json(r#"{"v":2,"inc":2,"pos":7,"recent":["k"]}"#).is_err());
 }

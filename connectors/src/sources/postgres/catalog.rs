@@ -1,14 +1,11 @@
-//! What the database's catalog says of tables, columns, keys and publications.
-//!
-//! Guarantees: names come back as they are, in the catalog's order; domains are resolved to what they are made of.
-//! Never: a change of the database; a judgement (`check` judges).
+//! Reads tables, columns, keys and publications from the system catalog. Domains are resolved to their base types.
 
 use super::server::{Sql, literal};
 use crate::error::Result;
 use std::collections::BTreeMap;
 use tokio_postgres::SimpleQueryRow;
 
-/// A table as it is.
+/// A table in the catalog.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Table {
     /// OID.
@@ -19,31 +16,31 @@ pub struct Table {
     pub name: String,
     /// `d` default, `n` nothing, `f` full, `i` index.
     pub replica_identity: char,
-    /// Whether this user may read it.
+    /// Whether this user has `SELECT` on it and `USAGE` on its schema.
     pub readable: bool,
     /// Columns in order.
     pub columns: Vec<Column>,
-    /// Columns of the primary key, in its order; empty without one.
+    /// Columns of the primary key, in key order; empty if there is none.
     pub primary_key: Vec<String>,
-    /// Columns of the index that is the replica identity, when `replica_identity` is `i`.
+    /// Columns of the replica identity index, if `replica_identity` is `i`.
     pub identity_index: Vec<String>,
 }
 
-/// A column as it is.
+/// A column in the catalog.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Column {
     /// Name.
     pub name: String,
-    /// PostgreSQL's name of the type (`int4`, `_text` for an array of text); of a domain, of what it is made.
+    /// PostgreSQL's name of the type (`int4`, `_text` for an array of text); of a domain, its base type.
     pub type_name: String,
-    /// Whether it may be null.
+    /// Whether it is nullable.
     pub nullable: bool,
-    /// Whether the database computes it: such columns are not in the replication stream.
+    /// Whether it is a generated column, which the replication stream does not contain.
     pub generated: bool,
 }
 
 impl Table {
-    /// Columns whose old values the stream has when a row is updated or deleted.
+    /// The columns whose old values the stream contains for updates and deletes.
     pub fn identity(&self) -> Vec<&str> {
         let names = match self.replica_identity {
             'f' => return self.columns.iter().map(|c| c.name.as_str()).collect(),
@@ -60,19 +57,18 @@ impl Table {
     }
 }
 
-/// A publication as it is.
+/// A publication in the catalog.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Publication {
     /// Whether inserts, updates, deletes and truncates are all published.
     pub publishes_all: bool,
-    /// Tables as (schema, name), each with the columns that are published; `None` is all of them.
+    /// Tables by (schema, name), each with its published columns; `None` for all columns.
     pub tables: BTreeMap<(String, String), Option<Vec<String>>>,
 }
 
 const ATTEMPTED: &str = "read the catalog";
 
-/// Ordinary and partitioned tables, by schema and name; `wanted` as (schema, name), or every table outside the
-/// system's schemas.
+/// Ordinary and partitioned tables by (schema, name): those in `wanted`, or all tables outside the system schemas.
 pub async fn tables(sql: &Sql, wanted: Option<&[(&str, &str)]>) -> Result<BTreeMap<(String, String), Table>> {
     let which = match wanted {
         Some([]) => return Ok(BTreeMap::new()),
@@ -83,7 +79,7 @@ pub async fn tables(sql: &Sql, wanted: Option<&[(&str, &str)]>) -> Result<BTreeM
                 .collect();
             format!("(n.nspname, c.relname) IN ({})", pairs.join(", "))
         }
-        // A partition's rows are published as those of its root.
+        // Partitions are published as their root table.
         None => String::from(
             "n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND NOT c.relispartition \
              AND c.relpersistence = 'p'",
@@ -152,7 +148,7 @@ pub async fn publication(sql: &Sql, name: &str) -> Result<Option<Publication>> {
     let Some(publishes_all) = sql.value(ATTEMPTED, &operations).await? else {
         return Ok(None);
     };
-    // Lists of columns exist from version 15 on.
+    // Column lists exist since PostgreSQL 15.
     let lists = server_version(sql).await? >= 150_000;
     let columns = if lists { "array_to_json(attnames)::text" } else { "NULL" };
     let members =
@@ -188,8 +184,8 @@ fn is(row: &SimpleQueryRow, column: &str) -> bool {
     row.try_get(column).ok().flatten() == Some("t")
 }
 
-/// PostgreSQL's internal name of a type as people write it: `_int4` is `int4[]`.
-pub fn shown(type_name: &str) -> String {
+/// Converts PostgreSQL's internal name of a type to SQL notation: `_int4` is `int4[]`.
+pub fn sql_type_name(type_name: &str) -> String {
     match type_name.strip_prefix('_') {
         Some(element) => format!("{element}[]"),
         None => type_name.to_owned(),

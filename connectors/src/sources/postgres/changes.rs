@@ -1,13 +1,12 @@
-//! Source transactions become records: what the stream says, in order, with keys, values and headers.
+//! Converts source transactions of the replication stream into records with keys, values and headers. No IO.
 //!
-//! Guarantees: ordinals depend on the transaction alone, so that a transaction which is sent again gives the same
-//! ones, and what is stored already is left out; the last record of a transaction says so; the position is always that
-//! of the last record given out.
-//! Never: IO; a record of a table that is not declared.
+//! Ordinals depend on the content of the source transaction only, so a transaction that the slot replays gets the same
+//! ordinals, and records at or below the stored position are skipped. The last record of a transaction is marked as last.
+//! The position is always that of the last record that was emitted. Changes of undeclared tables produce no record.
 
-use super::pgoutput::{Malformed, Message, Old, Relation, RelationId, Tuple, Value};
+use super::pgoutput::{DecodeError, Message, Old, Relation, RelationId, Tuple, Value};
 use super::position::Position;
-use super::rows::{Memory, Table};
+use super::rows::{Buffers, Table};
 use crate::error::{Error, Result};
 use event_log::{OutBatch, OutRecord};
 use schemas::headers::{self, Tx};
@@ -16,17 +15,17 @@ use schemas::version::Lsn;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// A change takes two ordinals, since a key that changes is a tombstone and a row.
+/// A change has two ordinals, because a change of the key becomes a tombstone and a row.
 const ORDINALS_PER_CHANGE: u32 = 2;
-/// Milliseconds from 1970 to 2000, PostgreSQL's epoch.
+/// Milliseconds from 1970-01-01 to 2000-01-01, the epoch of the replication protocol.
 const EPOCH_MS: i64 = 946_684_800_000;
 
-/// A time of PostgreSQL's protocol in ms since 1970.
+/// Converts a time of the replication protocol to ms since 1970.
 pub(super) fn unix_ms(micros_since_2000: i64) -> i64 {
     micros_since_2000.div_euclid(1_000).saturating_add(EPOCH_MS)
 }
 
-/// Gives records out.
+/// Appends records with the headers that every source record has.
 #[derive(Debug)]
 pub(super) struct Emitter {
     topic: Arc<str>,
@@ -67,58 +66,64 @@ pub(super) struct Published<'a> {
     pub(super) table: &'a str,
     pub(super) key: &'a [u8],
     pub(super) value: Option<&'a [u8]>,
-    /// A header besides those that every record has.
+    /// An additional header.
     pub(super) header: Option<(&'static str, &'a [u8])>,
 }
 
-/// How a relation of the stream is read: a declared table, and where each of its columns stands.
+/// Maps a relation of the stream to a declared table and its columns.
 #[derive(Debug, Clone)]
-struct Plan {
+struct Mapping {
     table: usize,
     /// Number of declared columns.
     columns: usize,
-    /// For each column of the relation the declared column that it is.
+    /// The declared column of each column of the relation.
     slots: Arc<[Option<usize>]>,
-    /// Whether the declared columns are the relation's first, in order.
-    in_front: bool,
+    /// Whether the declared columns are the first columns of the relation, in the same order.
+    is_prefix: bool,
 }
 
-/// The source transaction that is being read.
+/// The open source transaction.
 #[derive(Debug)]
 struct Transaction {
     commit_lsn: Lsn,
     at_ms: i64,
     next_ordinal: u32,
-    /// It is stored whole already.
-    stored: bool,
+    /// Whether all of it is published already.
+    published: bool,
 }
 
-/// A record that waits for what follows, since only then it is known whether it is the last.
+/// A record that is not emitted yet: only the next message shows whether it is the last of its transaction.
 #[derive(Debug, Default)]
-struct Held {
-    full: bool,
+struct PendingRecord {
+    is_present: bool,
     table: usize,
     ordinal: u32,
     key: Vec<u8>,
     value: Vec<u8>,
     tombstone: bool,
-    /// The row's other key if its key changed: of a tombstone the new one, of a row the old one. Otherwise empty.
+    /// If the row's key changed: the new key for the tombstone, the old key for the row. Otherwise empty.
     other_key: Vec<u8>,
 }
 
-/// Where a record belongs, and its keys.
-struct Place<'k> {
+/// A change that needs a record: the mapping of its table and its first ordinal.
+struct Change {
+    mapping: Mapping,
+    ordinal: u32,
+}
+
+/// Identity of a record to emit.
+struct RecordId<'k> {
     table: usize,
     ordinal: u32,
     key: &'k [u8],
-    /// As in [`Held`].
+    /// As in [`PendingRecord`].
     other_key: &'k [u8],
 }
 
-impl<'k> Place<'k> {
-    /// Of a record whose row keeps its key.
+impl<'k> RecordId<'k> {
+    /// Identity of a record whose row keeps its key.
     fn new(table: usize, ordinal: u32, key: &'k [u8]) -> Self {
-        Place {
+        RecordId {
             table,
             ordinal,
             key,
@@ -127,114 +132,115 @@ impl<'k> Place<'k> {
     }
 }
 
-/// Reads the stream of one incarnation.
+/// Converts the stream of one source epoch.
 #[derive(Debug)]
 pub(super) struct Changes {
     tables: Arc<[Table]>,
-    plans: HashMap<RelationId, Option<Plan>>,
+    mappings: HashMap<RelationId, Option<Mapping>>,
     emitter: Emitter,
     position: Position,
     transaction: Option<Transaction>,
-    held: Held,
-    spare: Held,
-    memory: Memory,
+    pending: PendingRecord,
+    spare: PendingRecord,
+    buffers: Buffers,
     values: Vec<Value<'static>>,
     before: Vec<Value<'static>>,
     old_key: Vec<u8>,
 }
 
 impl Changes {
-    /// Goes on after a position.
+    /// Continues after a position.
     pub(super) fn new(topic: Arc<str>, tables: Arc<[Table]>, position: Position) -> Self {
         Changes {
             tables,
-            plans: HashMap::new(),
+            mappings: HashMap::new(),
             emitter: Emitter::new(topic),
             position,
             transaction: None,
-            held: Held::default(),
-            spare: Held::default(),
-            memory: Memory::default(),
+            pending: PendingRecord::default(),
+            spare: PendingRecord::default(),
+            buffers: Buffers::default(),
             values: Vec::new(),
             before: Vec::new(),
             old_key: Vec::new(),
         }
     }
 
-    /// Where the last record given out stands.
+    /// The position after the last emitted record.
     pub(super) fn position(&self) -> &Position {
         &self.position
     }
 
-    /// Whether a source transaction is being read.
+    /// Whether a source transaction is open.
     pub(super) fn is_inside(&self) -> bool {
         self.transaction.is_some()
     }
 
-    /// A source transaction begins.
+    /// Begins a source transaction.
     pub(super) fn begin(&mut self, commit_lsn: Lsn, commit_time_micros: i64) {
-        let stored = commit_lsn < self.position.whole;
+        let published = commit_lsn < self.position.complete_lsn;
         let at_ms = unix_ms(commit_time_micros);
         self.transaction = Some(Transaction {
             commit_lsn,
             at_ms,
             next_ordinal: 0,
-            stored,
+            published,
         });
-        self.held.full = false;
+        self.pending.is_present = false;
     }
 
-    /// The source transaction ends: its last record is given out, and it is whole.
+    /// Ends the source transaction: emits its last record and moves the position to its end.
     pub(super) fn commit(&mut self, end_lsn: Lsn, out: &mut OutBatch) {
-        self.release(true, out);
+        self.emit_pending(true, out);
         self.transaction = None;
-        self.position.whole = self.position.whole.max(end_lsn);
+        self.position.complete_lsn = self.position.complete_lsn.max(end_lsn);
     }
 
-    /// Everything below this place was sent.
-    pub(super) fn mark(&mut self, lsn: Lsn) {
+    /// Moves the position to an LSN below which everything was sent. Ignored inside a source transaction, because the rest
+    /// of it is still to come.
+    pub(super) fn advance(&mut self, lsn: Lsn) {
         if self.transaction.is_none() {
-            self.position.whole = self.position.whole.max(lsn);
+            self.position.complete_lsn = self.position.complete_lsn.max(lsn);
         }
     }
 
-    /// Reads one message of the output plugin.
+    /// Converts one message of the output plugin.
     pub(super) fn change(&mut self, message: &Message<'_>, out: &mut OutBatch) -> Result<()> {
         match message {
             Message::Relation(relation) => self.relation(relation),
             Message::Insert { relation, new } => {
-                let Some((plan, ordinal)) = self.next_change(*relation)? else {
+                let Some(change) = self.next_change(*relation)? else {
                     return Ok(());
                 };
-                self.row(&plan, ordinal, None, *new, out)
+                self.row(&change, None, *new, out)
             }
             Message::Update { relation, old, new } => {
-                let Some((plan, ordinal)) = self.next_change(*relation)? else {
+                let Some(change) = self.next_change(*relation)? else {
                     return Ok(());
                 };
-                self.row(&plan, ordinal, *old, *new, out)
+                self.row(&change, *old, *new, out)
             }
             Message::Delete { relation, old } => {
-                let Some((plan, ordinal)) = self.next_change(*relation)? else {
+                let Some(change) = self.next_change(*relation)? else {
                     return Ok(());
                 };
-                self.delete(&plan, ordinal, *old, out)
+                self.delete(&change, *old, out)
             }
             Message::Truncate { relations } => {
                 for relation in relations.iter() {
-                    let Some((plan, ordinal)) = self.next_change(relation)? else {
+                    let Some(change) = self.next_change(relation)? else {
                         continue;
                     };
-                    self.truncate(&plan, ordinal, out);
+                    self.truncate(&change, out);
                 }
                 Ok(())
             }
-            // The transport gives begins, commits and logical messages as frames of their own.
+            // The transport delivers begin, commit and logical messages as separate frames.
             _ => Ok(()),
         }
     }
 
-    /// Learns a table's shape; it holds from here on.
+    /// Stores the mapping of a relation; it is valid until the relation is sent again.
     fn relation(&mut self, relation: &Relation<'_>) -> Result<()> {
         let schema = if relation.schema.is_empty() {
             "pg_catalog"
@@ -243,7 +249,7 @@ impl Changes {
         };
         let is_it = |t: &Table| t.name.table() == relation.name && t.name.schema() == schema;
         let Some(index) = self.tables.iter().position(is_it) else {
-            self.plans.insert(relation.id, None);
+            self.mappings.insert(relation.id, None);
             return Ok(());
         };
         let table = self.tables.get(index).expect("the index was just found");
@@ -253,10 +259,10 @@ impl Changes {
                 return Err(Error::Unpublishable {
                     what: format!("table {}, column {name}", table.name),
                     reason: String::from(
-                        "the database does not send it any more: it was dropped, renamed or unpublished",
+                        "the database no longer sends it: it was dropped, renamed or removed from the publication",
                     ),
-                    next: format!(
-                        "take {name} out of [[table]] {} in the topology, or add it back",
+                    fix: format!(
+                        "remove {name} from [[table]] {} in the topology, or add it to the table or publication again",
                         table.name
                     ),
                 });
@@ -266,215 +272,218 @@ impl Changes {
             }
         }
         let columns = table.columns();
-        let in_front = slots
+        let is_prefix = slots
             .iter()
             .take(columns)
             .enumerate()
             .all(|(at, slot)| *slot == Some(at));
-        self.plans.insert(
+        self.mappings.insert(
             relation.id,
-            Some(Plan {
+            Some(Mapping {
                 table: index,
                 columns,
                 slots: slots.into(),
-                in_front,
+                is_prefix,
             }),
         );
         Ok(())
     }
 
-    /// Counts a change; gives what to do with it, or nothing for a table that is not declared.
-    fn next_change(&mut self, relation: RelationId) -> Result<Option<(Plan, u32)>> {
+    /// Assigns the ordinal of a change; `None` if it needs no record, because its table is not declared or it is published.
+    fn next_change(&mut self, relation: RelationId) -> Result<Option<Change>> {
         let Some(transaction) = &mut self.transaction else {
-            return Err(broken("a change outside a transaction"));
+            return Err(protocol_error("a change outside a transaction"));
         };
         let ordinal = transaction.next_ordinal;
         let next = ordinal
             .checked_add(ORDINALS_PER_CHANGE)
             .ok_or_else(|| Error::Unpublishable {
                 what: format!("the transaction at {}", transaction.commit_lsn),
-                reason: String::from("it has more than two thousand million changes"),
-                next: String::from("resync the connector"),
+                reason: String::from("it has more than 2^31 changes"),
+                fix: String::from("resync the connector"),
             })?;
         transaction.next_ordinal = next;
-        if transaction.stored {
+        if transaction.published {
             return Ok(None);
         }
-        match self.plans.get(&relation) {
-            Some(plan) => Ok(plan.clone().map(|plan| (plan, ordinal))),
-            None => Err(broken("a change of a table that was not described")),
+        match self.mappings.get(&relation) {
+            Some(mapping) => Ok(mapping.clone().map(|mapping| Change { mapping, ordinal })),
+            None => Err(protocol_error(
+                "a change of a table without a preceding relation message",
+            )),
         }
     }
 
-    /// A row was inserted or updated.
-    fn row(
-        &mut self,
-        plan: &Plan,
-        ordinal: u32,
-        old: Option<Old<'_>>,
-        new: Tuple<'_>,
-        out: &mut OutBatch,
-    ) -> Result<()> {
+    /// Converts an insert or update. If the key changed, the old key gets a tombstone first.
+    fn row(&mut self, change: &Change, old: Option<Old<'_>>, new: Tuple<'_>, out: &mut OutBatch) -> Result<()> {
         let tables = Arc::clone(&self.tables);
-        let table = tables.get(plan.table).expect("a plan's table exists");
+        let table = tables.get(change.mapping.table).expect("a mapping's table exists");
         let mut values = recycle(std::mem::take(&mut self.values));
-        pick(new, plan, &mut values);
+        pick(new, &change.mapping, &mut values);
         let mut key = std::mem::take(&mut self.spare.key);
         let mut value = std::mem::take(&mut self.spare.value);
         let mut old_key = std::mem::take(&mut self.old_key);
         old_key.clear();
         if let Some(old) = old {
             let mut before = recycle(std::mem::take(&mut self.before));
-            pick(old.tuple, plan, &mut before);
-            complete(&mut values, &before, old.whole, table);
+            pick(old.tuple, &change.mapping, &mut before);
+            fill_unchanged(&mut values, &before, old.is_full, table);
             let written = table.write_key(&before, &mut old_key);
             self.before = recycle(before);
             written?;
         }
         let written = table
             .write_key(&values, &mut key)
-            .and_then(|()| table.write_value(&values, &mut self.memory, &mut value));
+            .and_then(|()| table.write_value(&values, &mut self.buffers, &mut value));
         self.values = recycle(values);
         written?;
         let moved = !old_key.is_empty() && old_key != key;
-        let mut place = Place::new(plan.table, ordinal, &key);
+        let mut record = RecordId::new(change.mapping.table, change.ordinal, &key);
         if moved {
-            let tombstone = Place {
+            let tombstone = RecordId {
                 key: &old_key,
                 other_key: &key,
-                ..place
+                ..record
             };
-            self.hold(&tombstone, None, out);
-            place.ordinal += 1;
-            place.other_key = &old_key;
+            self.push(&tombstone, None, out);
+            record.ordinal += 1;
+            record.other_key = &old_key;
         }
-        self.hold(&place, Some(&mut value), out);
+        self.push(&record, Some(&mut value), out);
         (self.old_key, self.spare.key, self.spare.value) = (old_key, key, value);
         Ok(())
     }
 
-    fn delete(&mut self, plan: &Plan, ordinal: u32, old: Old<'_>, out: &mut OutBatch) -> Result<()> {
+    fn delete(&mut self, change: &Change, old: Old<'_>, out: &mut OutBatch) -> Result<()> {
         let tables = Arc::clone(&self.tables);
-        let table = tables.get(plan.table).expect("a plan's table exists");
+        let table = tables.get(change.mapping.table).expect("a mapping's table exists");
         let mut values = recycle(std::mem::take(&mut self.values));
-        pick(old.tuple, plan, &mut values);
+        pick(old.tuple, &change.mapping, &mut values);
         let mut key = std::mem::take(&mut self.spare.key);
         let written = table.write_key(&values, &mut key);
         self.values = recycle(values);
         written?;
-        self.hold(&Place::new(plan.table, ordinal, &key), None, out);
+        self.push(&RecordId::new(change.mapping.table, change.ordinal, &key), None, out);
         self.spare.key = key;
         Ok(())
     }
 
-    fn truncate(&mut self, plan: &Plan, ordinal: u32, out: &mut OutBatch) {
-        let name = self.tables.get(plan.table).expect("a plan's table exists").name.clone();
+    fn truncate(&mut self, change: &Change, out: &mut OutBatch) {
+        let name = self
+            .tables
+            .get(change.mapping.table)
+            .expect("a mapping's table exists")
+            .name
+            .clone();
         let mut key = std::mem::take(&mut self.spare.key);
         key.clear();
         KeyWriter::new(&mut key).str(name.as_str()).finish();
-        self.hold(&Place::new(plan.table, ordinal, &key), None, out);
+        self.push(&RecordId::new(change.mapping.table, change.ordinal, &key), None, out);
         self.spare.key = key;
     }
 
-    /// Gives the held record out and holds this one, unless it is stored already. The value's buffer is exchanged.
-    fn hold(&mut self, place: &Place<'_>, value: Option<&mut Vec<u8>>, out: &mut OutBatch) {
+    /// Emits the pending record and makes this one pending, unless it is published already. Swaps the value's buffer.
+    fn push(&mut self, record: &RecordId<'_>, value: Option<&mut Vec<u8>>, out: &mut OutBatch) {
         let Some(transaction) = &self.transaction else { return };
-        if self.position.has(transaction.commit_lsn, place.ordinal) {
+        if self.position.contains(transaction.commit_lsn, record.ordinal) {
             return;
         }
-        self.release(false, out);
-        self.held.full = true;
-        self.held.table = place.table;
-        self.held.ordinal = place.ordinal;
-        self.held.tombstone = value.is_none();
-        // The caller still needs its keys, so they are copied.
-        place.key.clone_into(&mut self.held.key);
-        place.other_key.clone_into(&mut self.held.other_key);
+        self.emit_pending(false, out);
+        self.pending.is_present = true;
+        self.pending.table = record.table;
+        self.pending.ordinal = record.ordinal;
+        self.pending.tombstone = value.is_none();
+        // The caller keeps its key buffers, so the keys are copied.
+        record.key.clone_into(&mut self.pending.key);
+        record.other_key.clone_into(&mut self.pending.other_key);
         if let Some(value) = value {
-            std::mem::swap(&mut self.held.value, value);
+            std::mem::swap(&mut self.pending.value, value);
         }
     }
 
-    /// Gives the held record out.
-    fn release(&mut self, last: bool, out: &mut OutBatch) {
+    /// Emits the pending record, if there is one.
+    fn emit_pending(&mut self, last: bool, out: &mut OutBatch) {
         let Some(transaction) = &self.transaction else { return };
-        if !std::mem::take(&mut self.held.full) {
+        if !std::mem::take(&mut self.pending.is_present) {
             return;
         }
         let tx = Tx {
-            incarnation: self.position.incarnation,
+            incarnation: self.position.source_epoch,
             position: transaction.commit_lsn,
-            ordinal: self.held.ordinal,
+            ordinal: self.pending.ordinal,
             last,
             at_ms: transaction.at_ms,
         };
-        let value = (!self.held.tombstone).then_some(self.held.value.as_slice());
-        let table = self.tables.get(self.held.table).expect("a held record's table exists");
-        let moved = if self.held.tombstone {
+        let value = (!self.pending.tombstone).then_some(self.pending.value.as_slice());
+        let table = self
+            .tables
+            .get(self.pending.table)
+            .expect("a pending record's table exists");
+        let moved = if self.pending.tombstone {
             headers::MOVED_TO
         } else {
             headers::MOVED_FROM
         };
-        let other_key = self.held.other_key.as_slice();
+        let other_key = self.pending.other_key.as_slice();
         let row = Published {
             table: table.name.as_str(),
-            key: &self.held.key,
+            key: &self.pending.key,
             value,
             header: (!other_key.is_empty()).then_some((moved, other_key)),
         };
         self.emitter.emit(&tx, &row, out);
         self.position.lsn = transaction.commit_lsn;
-        self.position.ordinal = Some(self.held.ordinal);
+        self.position.ordinal = Some(self.pending.ordinal);
     }
 }
 
-fn broken(reason: &'static str) -> Error {
+fn protocol_error(reason: &'static str) -> Error {
     Error::Unpublishable {
         what: String::from("the replication stream"),
         reason: reason.to_owned(),
-        next: String::from("report this as a defect"),
+        fix: String::from("report this as a bug"),
     }
 }
 
-/// What a malformed message means.
-pub(super) fn malformed(error: Malformed) -> Error {
+/// Maps a decoder error.
+pub(super) fn decode_error(error: DecodeError) -> Error {
     Error::Unpublishable {
         what: String::from("a message of the replication stream"),
         reason: error.to_string(),
-        next: String::from("report this as a defect, with the server's version"),
+        fix: String::from("report this as a bug, with the version of the server"),
     }
 }
 
-/// Picks the declared columns out of a tuple.
-fn pick<'a>(tuple: Tuple<'a>, plan: &Plan, values: &mut Vec<Value<'a>>) {
+/// Selects the values of the declared columns.
+fn pick<'a>(tuple: Tuple<'a>, mapping: &Mapping, values: &mut Vec<Value<'a>>) {
     values.clear();
-    if plan.in_front {
-        values.extend(tuple.iter().take(plan.columns));
-        values.resize(plan.columns, Value::Null);
+    if mapping.is_prefix {
+        values.extend(tuple.iter().take(mapping.columns));
+        values.resize(mapping.columns, Value::Null);
         return;
     }
-    values.resize(plan.columns, Value::Null);
-    for (slot, value) in plan.slots.iter().zip(tuple.iter()) {
+    values.resize(mapping.columns, Value::Null);
+    for (slot, value) in mapping.slots.iter().zip(tuple.iter()) {
         if let Some(declared) = slot.and_then(|at| values.get_mut(at)) {
             *declared = value;
         }
     }
 }
 
-/// Takes values that were not sent again from the row before, as far as it has them.
-fn complete<'a>(values: &mut [Value<'a>], before: &[Value<'a>], whole: bool, table: &Table) {
+/// Fills values that were not sent (unchanged TOAST values) from the old row, as far as it contains them.
+fn fill_unchanged<'a>(values: &mut [Value<'a>], before: &[Value<'a>], is_full: bool, table: &Table) {
     for (at, (value, old)) in values.iter_mut().zip(before).enumerate() {
-        let known = whole || table.is_key(at);
+        let known = is_full || table.is_key(at);
         if *value == Value::Unchanged && known && *old != Value::Unchanged {
             *value = *old;
         }
     }
 }
 
-/// Empties a list of values and gives its memory to values of another message.
+/// Clears a list of values and keeps its allocation for values with another lifetime.
 pub(super) fn recycle<'b>(mut values: Vec<Value<'_>>) -> Vec<Value<'b>> {
     values.clear();
-    // An empty vector collected in place keeps its allocation.
+    // An empty vector collected in record keeps its allocation.
     values.into_iter().map(|_| Value::Null).collect()
 }
 

@@ -1,8 +1,7 @@
-//! Judges whether a database is set up for its declared tables, and sets up the publication.
+//! Checks that a database is set up for its declared tables, and creates or extends the publication.
 //!
-//! Guarantees: everything that is wrong is said at once, each with the exact statement that mends it; a table that has
-//! no usable key is never put into a publication, since PostgreSQL would then refuse its updates and deletes.
-//! Never: a change of a table or of a role.
+//! All problems are reported together, each with the statement that fixes it. A table without a usable key is never added
+//! to a publication, because PostgreSQL would then reject its updates and deletes. Tables and roles are never changed.
 
 use super::catalog::{self, Column, Table};
 use super::server::{Server, Sql, identifier};
@@ -11,54 +10,54 @@ use schemas::ids::TableName;
 use schemas::pg_types::{AvroType, Column as DeclaredColumn};
 use std::collections::BTreeMap;
 
-/// A table as the topology declares it.
+/// A table, as declared in the topology.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Declared {
     /// Its name.
     pub name: TableName,
-    /// Columns that are published, in order.
+    /// The published columns, in order.
     pub columns: Vec<DeclaredColumn>,
-    /// Columns of the record's key; `None` is the table's primary key.
+    /// The columns of the record key; `None` for the table's primary key.
     pub key: Option<Vec<String>>,
 }
 
-/// A table that can be published.
+/// A table that passed the checks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checked {
-    /// As it is declared.
+    /// The declaration.
     pub declared: Declared,
-    /// The key: indices into the declared columns, in the key's order.
+    /// The key: indices of declared columns, in key order.
     pub key: Vec<usize>,
 }
 
-/// What is wrong, and the statement that mends it.
+/// A problem and the statement that fixes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Problem {
     pub(super) what: String,
-    pub(super) mend: String,
+    pub(super) fix: String,
 }
 
 /// Checks settings, tables, columns and keys.
 ///
 /// # Errors
-/// [`Error::Refused`] with everything that is wrong.
+/// [`Error::Rejected`] with all problems.
 pub(super) async fn check(sql: &Sql, server: &Server, declared: &[Declared]) -> Result<Vec<Checked>> {
     let level = sql
         .value("read the settings", "SELECT current_setting('wal_level')")
         .await?;
     if level.as_deref() != Some("logical") {
-        return Err(Error::Refused {
+        return Err(Error::Rejected {
             reason: format!("{server} has wal_level = {}", level.unwrap_or_default()),
-            next: String::from("ALTER SYSTEM SET wal_level = 'logical'; then restart PostgreSQL"),
+            fix: String::from("ALTER SYSTEM SET wal_level = 'logical'; then restart PostgreSQL"),
         });
     }
     let wanted: Vec<(&str, &str)> = declared.iter().map(|t| (t.name.schema(), t.name.table())).collect();
-    let real = catalog::tables(sql, Some(&wanted)).await?;
+    let actual = catalog::tables(sql, Some(&wanted)).await?;
     let (mut checked, mut problems) = (Vec::new(), Vec::new());
     for table in declared {
         let key = (table.name.schema().to_owned(), table.name.table().to_owned());
-        match real.get(&key) {
-            Some(found) => match judge(table, found, server.user()) {
+        match actual.get(&key) {
+            Some(found) => match check_table(table, found, server.user()) {
                 Ok(key) => checked.push(Checked {
                     declared: table.clone(),
                     key,
@@ -67,8 +66,8 @@ pub(super) async fn check(sql: &Sql, server: &Server, declared: &[Declared]) -> 
             },
             None => problems.push(Problem {
                 what: format!("table {} does not exist", table.name),
-                mend: format!(
-                    "create it, or take [[table]] name = \"{}\" out of the topology",
+                fix: format!(
+                    "create it, or remove [[table]] name = \"{}\" from the topology",
                     table.name
                 ),
             }),
@@ -77,15 +76,15 @@ pub(super) async fn check(sql: &Sql, server: &Server, declared: &[Declared]) -> 
     if problems.is_empty() {
         Ok(checked)
     } else {
-        Err(refused(server, &problems))
+        Err(rejected(server, &problems))
     }
 }
 
-fn refused(server: &Server, problems: &[Problem]) -> Error {
+fn rejected(server: &Server, problems: &[Problem]) -> Error {
     let join = |part: fn(&Problem) -> &str| problems.iter().map(part).collect::<Vec<_>>().join("; ");
-    Error::Refused {
+    Error::Rejected {
         reason: format!("{server}: {}", join(|p| &p.what)),
-        next: join(|p| p.mend.trim_end_matches(';')),
+        fix: join(|p| p.fix.trim_end_matches(';')),
     }
 }
 
@@ -94,28 +93,28 @@ pub(super) fn quoted(name: &TableName) -> String {
     format!("{}.{}", identifier(name.schema()), identifier(name.table()))
 }
 
-/// Judges one table; gives its key as indices into the declared columns.
-fn judge(declared: &Declared, real: &Table, user: &str) -> std::result::Result<Vec<usize>, Vec<Problem>> {
+/// Checks one table; returns its key as indices of declared columns.
+fn check_table(declared: &Declared, actual: &Table, user: &str) -> std::result::Result<Vec<usize>, Vec<Problem>> {
     let mut problems = Vec::new();
     let table = quoted(&declared.name);
-    if !real.readable {
+    if !actual.readable {
         problems.push(Problem {
-            what: format!("user {user} may not read table {}", declared.name),
-            mend: format!(
+            what: format!("user {user} has no permission to read table {}", declared.name),
+            fix: format!(
                 "GRANT USAGE ON SCHEMA {} TO {user}; GRANT SELECT ON {table} TO {user}",
-                identifier(&real.schema),
+                identifier(&actual.schema),
                 user = identifier(user)
             ),
         });
     }
     for column in &declared.columns {
-        problems.extend(judge_column(declared, column, real));
+        problems.extend(check_column(declared, column, actual));
     }
-    let key = declared.key.as_ref().unwrap_or(&real.primary_key);
+    let key = declared.key.as_ref().unwrap_or(&actual.primary_key);
     if key.is_empty() {
         problems.push(Problem {
-            what: format!("table {} has no primary key and declares no key", declared.name),
-            mend: format!(
+            what: format!("table {} has no primary key and no declared key", declared.name),
+            fix: format!(
                 "ALTER TABLE {table} ADD PRIMARY KEY (…); or declare key = [\"…\"] in the topology and \
                  ALTER TABLE {table} REPLICA IDENTITY FULL"
             ),
@@ -127,18 +126,15 @@ fn judge(declared: &Declared, real: &Table, user: &str) -> std::result::Result<V
         match declared.columns.iter().position(|c| c.name == *name) {
             Some(index) => indices.push(index),
             None => problems.push(Problem {
-                what: format!(
-                    "column {name} of table {} is in its key and not declared",
-                    declared.name
-                ),
-                mend: format!(
+                what: format!("key column {name} of table {} is not declared", declared.name),
+                fix: format!(
                     "add {name} to the columns of [[table]] {} in the topology",
                     declared.name
                 ),
             }),
         }
     }
-    let identity = real.identity();
+    let identity = actual.identity();
     let missing: Vec<&str> = key
         .iter()
         .map(String::as_str)
@@ -147,11 +143,11 @@ fn judge(declared: &Declared, real: &Table, user: &str) -> std::result::Result<V
     if !missing.is_empty() {
         problems.push(Problem {
             what: format!(
-                "the replica identity of table {} lacks {} of its key, so deletes would not say which row",
+                "the replica identity of table {} lacks key column {}, so deletes would not identify the row",
                 declared.name,
                 missing.join(", ")
             ),
-            mend: format!("ALTER TABLE {table} REPLICA IDENTITY FULL"),
+            fix: format!("ALTER TABLE {table} REPLICA IDENTITY FULL"),
         });
     }
     if problems.is_empty() {
@@ -161,56 +157,58 @@ fn judge(declared: &Declared, real: &Table, user: &str) -> std::result::Result<V
     }
 }
 
-fn judge_column(declared: &Declared, column: &DeclaredColumn, real: &Table) -> Option<Problem> {
+fn check_column(declared: &Declared, column: &DeclaredColumn, actual: &Table) -> Option<Problem> {
     let (name, table) = (&column.name, &declared.name);
-    let Some(found) = real.column(name) else {
+    let Some(found) = actual.column(name) else {
         return Some(Problem {
             what: format!("table {table} has no column {name}"),
-            mend: format!("take {name} out of the columns of [[table]] {table}"),
+            fix: format!("remove {name} from the columns of [[table]] {table}"),
         });
     };
     let mark = if found.nullable { "?" } else { "" };
-    let right = format!(
+    let declaration = format!(
         "write {name} = \"{}{mark}\" in [[table]] {table}",
-        catalog::shown(&found.type_name)
+        catalog::sql_type_name(&found.type_name)
     );
     if found.generated {
         return Some(Problem {
-            what: format!("column {name} of table {table} is generated, and PostgreSQL does not replicate those"),
-            mend: format!("take {name} out of the columns of [[table]] {table}"),
+            what: format!(
+                "column {name} of table {table} is generated, and PostgreSQL does not replicate generated columns"
+            ),
+            fix: format!("remove {name} from the columns of [[table]] {table}"),
         });
     }
     if !fits(&column.pg_type, found) {
         let what = format!(
-            "column {name} of table {table} is {}, declared is {}",
-            catalog::shown(&found.type_name),
-            catalog::shown(&column.pg_type)
+            "column {name} of table {table} is {}, but is declared as {}",
+            catalog::sql_type_name(&found.type_name),
+            catalog::sql_type_name(&column.pg_type)
         );
-        return Some(Problem { what, mend: right });
+        return Some(Problem { what, fix: declaration });
     }
     if found.nullable && !column.nullable {
-        let what = format!("column {name} of table {table} may be null, declared is that it may not");
-        let mend = format!(
-            "{right}; or ALTER TABLE {} ALTER COLUMN {} SET NOT NULL",
+        let what = format!("column {name} of table {table} is nullable, but is declared as not null");
+        let fix = format!(
+            "{declaration}; or ALTER TABLE {} ALTER COLUMN {} SET NOT NULL",
             quoted(table),
             identifier(name)
         );
-        return Some(Problem { what, mend });
+        return Some(Problem { what, fix });
     }
     None
 }
 
-/// Whether values of the real type have the declared type's form in Avro, and in a device's row.
-fn fits(declared: &str, real: &Column) -> bool {
+/// Whether values of the actual type have the same representation as the declared type, in Avro and on devices.
+fn fits(declared: &str, actual: &Column) -> bool {
     let json = |name| matches!(name, "json" | "jsonb");
-    let real = real.type_name.as_str();
-    AvroType::of(declared) == AvroType::of(real) && json(declared) == json(real)
+    let actual = actual.type_name.as_str();
+    AvroType::of(declared) == AvroType::of(actual) && json(declared) == json(actual)
 }
 
-/// Makes sure that the publication covers the tables: creates it, or adds what is missing.
+/// Creates the publication, or adds missing tables to it.
 ///
 /// # Errors
-/// [`Error::Refused`] with the statements for somebody who may run them.
+/// [`Error::Rejected`] with the statements to run, if this user lacks the permission.
 pub(super) async fn publish(sql: &Sql, server: &Server, name: &str, tables: &[Checked]) -> Result<()> {
     let quoted_name = identifier(name);
     let list = |tables: &[&Checked]| {
@@ -223,15 +221,15 @@ pub(super) async fn publish(sql: &Sql, server: &Server, name: &str, tables: &[Ch
     let all: Vec<&Checked> = tables.iter().collect();
     let statement = match catalog::publication(sql, name).await? {
         None => {
-            // A partition's rows come as those of the table that is declared.
+            // Changes of partitions are published as changes of the declared root table.
             format!(
                 "CREATE PUBLICATION {quoted_name} FOR TABLE {} WITH (publish_via_partition_root = true)",
                 list(&all)
             )
         }
         Some(found) => {
-            if let Some(problem) = judge_publication(name, &found, tables) {
-                return Err(refused(server, &[problem]));
+            if let Some(problem) = check_publication(name, &found, tables) {
+                return Err(rejected(server, &[problem]));
             }
             let missing: Vec<&Checked> = all
                 .into_iter()
@@ -245,11 +243,11 @@ pub(super) async fn publish(sql: &Sql, server: &Server, name: &str, tables: &[Ch
     };
     let run = sql.run("set up the publication", &statement).await;
     run.map_err(|error| match error {
-        Error::Refused { reason, .. } => Error::Refused {
+        Error::Rejected { reason, .. } => Error::Rejected {
             reason,
-            next: format!(
+            fix: format!(
                 "run as the owner of the tables, in database {}: {statement}; or GRANT CREATE ON DATABASE {} TO {} and \
-                 make {} the tables' owner",
+                 make {} the owner of the tables",
                 server.database(),
                 identifier(server.database()),
                 identifier(server.user()),
@@ -267,13 +265,13 @@ fn pair(table: &Checked) -> (String, String) {
     )
 }
 
-/// What an existing publication leaves out.
-fn judge_publication(name: &str, found: &catalog::Publication, tables: &[Checked]) -> Option<Problem> {
+/// Checks that an existing publication publishes all operations and all declared columns.
+fn check_publication(name: &str, found: &catalog::Publication, tables: &[Checked]) -> Option<Problem> {
     let quoted_name = identifier(name);
     if !found.publishes_all {
         return Some(Problem {
-            what: format!("publication {name} leaves some operations out"),
-            mend: format!("ALTER PUBLICATION {quoted_name} SET (publish = 'insert, update, delete, truncate')"),
+            what: format!("publication {name} does not publish all operations"),
+            fix: format!("ALTER PUBLICATION {quoted_name} SET (publish = 'insert, update, delete, truncate')"),
         });
     }
     for table in tables {
@@ -284,11 +282,11 @@ fn judge_publication(name: &str, found: &catalog::Publication, tables: &[Checked
         if let Some(column) = table.declared.columns.iter().find(lacks) {
             return Some(Problem {
                 what: format!(
-                    "publication {name} leaves column {} of {} out",
+                    "publication {name} does not publish column {} of table {}",
                     column.name, table.declared.name
                 ),
-                mend: format!(
-                    "ALTER PUBLICATION {quoted_name} SET TABLE … with that column, or take it out of [[table]] {}",
+                fix: format!(
+                    "ALTER PUBLICATION {quoted_name} SET TABLE … with that column, or remove it from [[table]] {}",
                     table.declared.name
                 ),
             });
@@ -297,8 +295,8 @@ fn judge_publication(name: &str, found: &catalog::Publication, tables: &[Checked
     None
 }
 
-/// What the snapshot of these tables reads, as the position keeps it.
-pub(super) fn read_by_snapshot(tables: &[Checked]) -> BTreeMap<String, Vec<String>> {
+/// The tables and columns that a snapshot reads, as stored in the position.
+pub(super) fn snapshot_columns(tables: &[Checked]) -> BTreeMap<String, Vec<String>> {
     let columns = |t: &Checked| t.declared.columns.iter().map(|c| c.name.clone()).collect();
     tables
         .iter()
@@ -319,7 +317,7 @@ mod tests {
         }
     }
 
-    fn real(identity: char, primary_key: &[&str]) -> Table {
+    fn actual(identity: char, primary_key: &[&str]) -> Table {
         let column = |name: &str, ty: &str, nullable| Column {
             name: name.to_owned(),
             type_name: ty.to_owned(),
@@ -343,30 +341,30 @@ mod tests {
         }
     }
 
-    fn problems(declared: &Declared, real: &Table) -> Vec<String> {
-        let found = judge(declared, real, "app").unwrap_err();
-        found.into_iter().map(|p| format!("{} -> {}", p.what, p.mend)).collect()
+    fn problems(declared: &Declared, actual: &Table) -> Vec<String> {
+        let found = check_table(declared, actual, "app").unwrap_err();
+        found.into_iter().map(|p| format!("{} -> {}", p.what, p.fix)).collect()
     }
 
     #[test]
-    fn a_table_as_it_is_declared_gives_its_key() {
+    fn matching_table_yields_its_key() {
         let fits = declared(&[("note", "text?"), ("id", "int8"), ("tags", "text[]?")], None);
-        assert_eq!(judge(&fits, &real('d', &["id"]), "app"), Ok(vec![1]));
+        assert_eq!(check_table(&fits, &actual('d', &["id"]), "app"), Ok(vec![1]));
         let keyed = declared(&[("id", "int8"), ("note", "text?")], Some(&["note", "id"]));
-        assert_eq!(judge(&keyed, &real('f', &[]), "app"), Ok(vec![1, 0]));
+        assert_eq!(check_table(&keyed, &actual('f', &[]), "app"), Ok(vec![1, 0]));
     }
 
     #[test]
-    fn a_table_without_a_key_is_told_what_to_run() {
-        let text = problems(&declared(&[("id", "int8")], None), &real('d', &[]));
+    fn missing_key_names_the_statement() {
+        let text = problems(&declared(&[("id", "int8")], None), &actual('d', &[]));
         assert_eq!(
             text,
             [
-                "table orders has no primary key and declares no key -> ALTER TABLE \"public\".\"orders\" ADD PRIMARY KEY (…); \
+                "table orders has no primary key and no declared key -> ALTER TABLE \"public\".\"orders\" ADD PRIMARY KEY (…); \
               or declare key = [\"…\"] in the topology and ALTER TABLE \"public\".\"orders\" REPLICA IDENTITY FULL"
             ]
         );
-        let text = problems(&declared(&[("id", "int8")], Some(&["id"])), &real('d', &[]));
+        let text = problems(&declared(&[("id", "int8")], Some(&["id"])), &actual('d', &[]));
         assert!(
             text[0].ends_with("-> ALTER TABLE \"public\".\"orders\" REPLICA IDENTITY FULL"),
             "{text:?}"
@@ -374,28 +372,31 @@ mod tests {
     }
 
     #[test]
-    fn every_column_that_differs_is_named_with_what_to_write() {
+    fn differing_columns_name_the_declaration() {
         let wrong = declared(
             &[("id", "int4"), ("note", "text"), ("total", "int4?"), ("gone", "text?")],
             None,
         );
         assert_eq!(
-            problems(&wrong, &real('d', &["id"])),
+            problems(&wrong, &actual('d', &["id"])),
             [
-                "column id of table orders is int8, declared is int4 -> write id = \"int8\" in [[table]] orders",
-                "column note of table orders may be null, declared is that it may not -> write note = \"varchar?\" in \
+                "column id of table orders is int8, but is declared as int4 -> write id = \"int8\" in [[table]] orders",
+                "column note of table orders is nullable, but is declared as not null -> write note = \"varchar?\" in \
                  [[table]] orders; or ALTER TABLE \"public\".\"orders\" ALTER COLUMN \"note\" SET NOT NULL",
-                "column total of table orders is generated, and PostgreSQL does not replicate those -> take total out of \
+                "column total of table orders is generated, and PostgreSQL does not replicate generated columns -> remove total from \
                  the columns of [[table]] orders",
-                "table orders has no column gone -> take gone out of the columns of [[table]] orders",
+                "table orders has no column gone -> remove gone from the columns of [[table]] orders",
             ]
         );
         let undeclared_key = declared(&[("note", "text?")], None);
-        assert!(problems(&undeclared_key, &real('d', &["id"]))[0].contains("is in its key and not declared"));
+        assert!(
+            problems(&undeclared_key, &actual('d', &["id"]))[0]
+                .contains("key column id of table orders is not declared")
+        );
     }
 
     #[test]
-    fn a_publication_must_publish_everything_declared() {
+    fn publication_must_cover_the_declared_columns() {
         let tables = [Checked {
             declared: declared(&[("id", "int8"), ("note", "text?")], None),
             key: vec![0],
@@ -405,18 +406,18 @@ mod tests {
             publishes_all,
             tables: BTreeMap::from([(key.clone(), columns)]),
         };
-        assert_eq!(judge_publication("p", &publication(true, None), &tables), None);
+        assert_eq!(check_publication("p", &publication(true, None), &tables), None);
         let lacking = publication(true, Some(vec![String::from("id")]));
         assert!(
-            judge_publication("p", &lacking, &tables)
+            check_publication("p", &lacking, &tables)
                 .unwrap()
                 .what
-                .contains("leaves column note")
+                .contains("does not publish column note")
         );
         assert!(
-            judge_publication("p", &publication(false, None), &tables)
+            check_publication("p", &publication(false, None), &tables)
                 .unwrap()
-                .mend
+                .fix
                 .contains("truncate")
         );
     }

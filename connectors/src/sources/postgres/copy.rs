@@ -1,23 +1,21 @@
-//! Rows of `COPY … TO STDOUT` in text format.
+//! Parser of `COPY … TO STDOUT` rows in text format (PostgreSQL documentation of COPY, "Text Format").
 //!
-//! Source: PostgreSQL's documentation of COPY, "Text Format".
-//! Guarantees: values come out as they were before COPY escaped them; a line with another number of values is `false`.
-//! Never: an allocation per row, once the buffers have grown.
+//! Buffers are reused, so rows need no allocation once the buffers have grown.
 
 use super::pgoutput::Value;
 use std::ops::Range;
 
-/// The values of one line, in reused memory.
+/// The values of one line, in reused buffers.
 #[derive(Debug, Default)]
-pub(super) struct Line {
+pub(super) struct CopyLine {
     bytes: Vec<u8>,
-    /// Where each value lies; `None` is null.
+    /// The range of each value in `bytes`; `None` is null.
     values: Vec<Option<Range<usize>>>,
 }
 
-impl Line {
-    /// Reads a line, with or without its end; says whether it has `columns` values.
-    pub(super) fn read(&mut self, line: &[u8], columns: usize) -> bool {
+impl CopyLine {
+    /// Parses a line, with or without its newline; returns whether it has exactly `columns` values.
+    pub(super) fn parse(&mut self, line: &[u8], columns: usize) -> bool {
         self.bytes.clear();
         self.values.clear();
         let line = line.strip_suffix(b"\n").unwrap_or(line);
@@ -48,11 +46,11 @@ impl Line {
         while let Some(at) = field.iter().position(|b| *b == b'\\') {
             let (plain, escaped) = field.split_at(at);
             self.bytes.extend_from_slice(plain);
-            let Some((letter, rest)) = escaped.get(1..).and_then(<[u8]>::split_first) else {
+            let Some((escape, rest)) = escaped.get(1..).and_then(<[u8]>::split_first) else {
                 return;
             };
-            // COPY TO writes these letters only; any other character after a backslash is itself.
-            self.bytes.push(match letter {
+            // COPY TO writes these escapes only. Any other character after a backslash stands for itself.
+            self.bytes.push(match escape {
                 b'b' => 0x08,
                 b'f' => 0x0c,
                 b'n' => b'\n',
@@ -73,8 +71,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn read(line: &[u8], columns: usize) -> Option<Vec<Option<Vec<u8>>>> {
-        let mut reader = Line::default();
-        reader.read(line, columns).then(|| {
+        let mut reader = CopyLine::default();
+        reader.parse(line, columns).then(|| {
             let owned = |value| match value {
                 Value::Text(bytes) => Some(bytes.to_vec()),
                 _ => None,
@@ -99,7 +97,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_copy_escapes_reads_back(values in proptest::collection::vec(proptest::option::of(".*"), 1..6)) {
+        fn escaped_values_round_trip(values in proptest::collection::vec(proptest::option::of(".*"), 1..6)) {
             let escape = |value: &Option<String>| match value {
                 None => String::from("\\N"),
                 Some(text) => text.replace('\\', "\\\\").replace('\t', "\\t").replace('\n', "\\n").replace('\r', "\\r")
@@ -111,7 +109,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_never_panic(line: Vec<u8>, columns in 0usize..5) {
+        fn arbitrary_bytes_do_not_panic(line: Vec<u8>, columns in 0usize..5) {
             let _ = read(&line, columns);
         }
     }

@@ -1,12 +1,12 @@
-//! The heartbeat: a logical message now and then, so that the slot of an idle database moves, and how far it is behind.
+//! The heartbeat: a periodic logical message that lets the slot of an idle database advance, and the lag of the slot.
 //!
-//! Guarantees: a heartbeat that fails never fails the connector; the stream says itself when the database is gone.
-//! Never: a table of its own in the database.
+//! A failed heartbeat never fails the connector: the replication stream reports an unreachable database itself. No table is
+//! needed in the database.
 
 use super::server::{Server, Sql, literal};
 use std::time::{Duration, Instant};
 
-/// Writes the messages of one connector.
+/// Writes the heartbeats of one connector.
 pub(super) struct Heartbeat {
     sql: Option<Sql>,
     server: Server,
@@ -18,7 +18,7 @@ pub(super) struct Heartbeat {
 
 impl Heartbeat {
     pub(super) fn new(sql: Sql, server: &Server, slot: &str, every: Duration) -> Self {
-        // One statement: the message, and what the slot still holds back.
+        // One statement writes the message and reads how much WAL the slot retains.
         let statement = format!(
             "SELECT pg_logical_emit_message(false, 'trunkline.heartbeat', {slot})::text, \
              pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::int8::text \
@@ -35,7 +35,7 @@ impl Heartbeat {
         }
     }
 
-    /// Writes a message if it is time.
+    /// Writes a message if one is due.
     pub(super) async fn beat(&mut self, streaming: bool) {
         if !streaming || self.last.elapsed() < self.every {
             return;
@@ -46,7 +46,7 @@ impl Heartbeat {
             None => match self.server.connect("trunkline heartbeat").await {
                 Ok(sql) => sql,
                 Err(error) => {
-                    tracing::warn!(error = service::chain(&error), "no heartbeat");
+                    tracing::warn!(error = service::chain(&error), "heartbeat failed");
                     return;
                 }
             },
@@ -60,11 +60,11 @@ impl Heartbeat {
                 self.lag_bytes = lag.map(|lag| u64::try_from(lag).unwrap_or_default());
                 self.sql = Some(sql);
             }
-            Err(error) => tracing::warn!(error = service::chain(&error), "no heartbeat"),
+            Err(error) => tracing::warn!(error = service::chain(&error), "heartbeat failed"),
         }
     }
 
-    /// Bytes of the write-ahead log that the slot holds back, as of the last message.
+    /// Bytes of WAL that the slot retains, as of the last heartbeat.
     pub(super) fn lag_bytes(&self) -> Option<u64> {
         self.lag_bytes
     }

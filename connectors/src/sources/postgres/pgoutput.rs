@@ -1,44 +1,42 @@
-//! Decoder of PostgreSQL's `pgoutput` messages, protocol versions 1 and 2 without streaming, values as text.
+//! Decoder of `pgoutput` messages, protocol versions 1 and 2 without streaming, with values as text (PostgreSQL
+//! documentation, "Logical Replication Message Formats").
 //!
-//! Source: PostgreSQL's documentation, "Logical Replication Message Formats".
-//! Guarantees: every length is checked against the bytes that are there; unknown kinds are an error that names the
-//! kind; nothing is copied.
-//! Never: a panic on any input; a look at what the values mean.
+//! Every length is checked against the remaining bytes, nothing is copied, and no input causes a panic.
 
 use schemas::version::Lsn;
 
 /// Why a message could not be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Malformed {
+pub enum DecodeError {
     /// The message ends before the field does.
     #[error("the message ends within {field}")]
     Truncated {
         /// The field that was being read.
         field: &'static str,
     },
-    /// A kind of message, tuple or value that this decoder does not know.
+    /// Unknown kind of message, tuple or value.
     #[error("{what} of unknown kind {kind:#04x}")]
     UnknownKind {
-        /// What has a kind.
+        /// The element.
         what: &'static str,
-        /// The byte.
+        /// The kind byte.
         kind: u8,
     },
     /// A name is not UTF-8, or a count is negative.
-    #[error("{field} cannot be read")]
-    Unreadable {
+    #[error("{field} is not valid")]
+    InvalidField {
         /// The field.
         field: &'static str,
     },
     /// Bytes after the end of the message.
     #[error("{bytes} bytes after the end of the message")]
-    Excess {
-        /// How many.
+    TrailingBytes {
+        /// Number of bytes.
         bytes: usize,
     },
 }
 
-type Result<T> = std::result::Result<T, Malformed>;
+type Result<T> = std::result::Result<T, DecodeError>;
 
 /// Identity of a table in messages: its OID.
 pub type RelationId = u32;
@@ -59,17 +57,17 @@ pub enum Message<'a> {
     Commit {
         /// LSN of its commit record.
         commit_lsn: Lsn,
-        /// LSN after its commit record: acknowledging this acknowledges the transaction.
+        /// LSN after its commit record. Acknowledging it acknowledges the transaction.
         end_lsn: Lsn,
         /// Commit time, µs since 2000-01-01 UTC.
         commit_time_micros: i64,
     },
-    /// Where a transaction came from, when it was replicated itself.
+    /// Replication origin of a transaction that was itself replicated.
     Origin {
         /// Its name.
         name: &'a str,
     },
-    /// A table's shape from here on.
+    /// The definition of a table, valid from here on.
     Relation(Relation<'a>),
     /// A type that is not built in.
     Type {
@@ -91,16 +89,16 @@ pub enum Message<'a> {
     Update {
         /// The table.
         relation: RelationId,
-        /// What the replica identity says of the row before; absent when the key did not change.
+        /// The old row, as far as the replica identity covers it; absent if the key did not change.
         old: Option<Old<'a>>,
-        /// The row after.
+        /// The new row.
         new: Tuple<'a>,
     },
     /// A row was deleted.
     Delete {
         /// The table.
         relation: RelationId,
-        /// What the replica identity says of the row.
+        /// The old row, as far as the replica identity covers it.
         old: Old<'a>,
     },
     /// Tables were truncated.
@@ -110,18 +108,18 @@ pub enum Message<'a> {
     },
     /// A logical message (`pg_logical_emit_message`).
     Logical {
-        /// Whether it belongs to the transaction that is open.
+        /// Whether it belongs to the open transaction.
         transactional: bool,
-        /// Its place.
+        /// Its LSN.
         lsn: Lsn,
-        /// Its sender's prefix.
+        /// Prefix given by the sender.
         prefix: &'a str,
         /// Its content.
         content: &'a [u8],
     },
 }
 
-/// A table's shape.
+/// The definition of a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Relation<'a> {
     /// OID of the table.
@@ -152,8 +150,8 @@ pub struct Column<'a> {
 /// The row before a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Old<'a> {
-    /// Whether it is the whole row (`REPLICA IDENTITY FULL`), else only the key's columns are set.
-    pub whole: bool,
+    /// Whether it is the full row (`REPLICA IDENTITY FULL`). Otherwise only the key columns are set.
+    pub is_full: bool,
     /// The values.
     pub tuple: Tuple<'a>,
 }
@@ -185,9 +183,9 @@ pub struct Tuple<'a> {
 pub enum Value<'a> {
     /// SQL null.
     Null,
-    /// A large value that did not change and was not sent again.
+    /// An unchanged TOAST value, which is not sent.
     Unchanged,
-    /// The value as text, UTF-8 as the connection asked for it; not checked here.
+    /// The value as text in the client encoding, UTF-8; not validated here.
     Text(&'a [u8]),
 }
 
@@ -228,13 +226,13 @@ impl<'a> Iterator for Values<'a> {
 /// Decodes one message.
 ///
 /// # Errors
-/// [`Malformed`], which says where.
+/// [`DecodeError`] with the field that could not be decoded.
 pub fn decode(bytes: &[u8]) -> Result<Message<'_>> {
     let mut reader = Reader { bytes };
     let message = reader.message()?;
     match reader.bytes.len() {
         0 => Ok(message),
-        bytes => Err(Malformed::Excess { bytes }),
+        bytes => Err(DecodeError::TrailingBytes { bytes }),
     }
 }
 
@@ -275,7 +273,7 @@ impl<'a> Reader<'a> {
             b'D' => self.delete()?,
             b'T' => self.truncate()?,
             b'M' => self.logical()?,
-            kind => return Err(Malformed::UnknownKind { what: "message", kind }),
+            kind => return Err(DecodeError::UnknownKind { what: "message", kind }),
         })
     }
 
@@ -338,7 +336,7 @@ impl<'a> Reader<'a> {
         let count = self.u32("relation count")?;
         self.u8("truncate options")?;
         let length = usize::try_from(count).ok().and_then(|count| count.checked_mul(4));
-        let length = length.ok_or(Malformed::Unreadable {
+        let length = length.ok_or(DecodeError::InvalidField {
             field: "relation count",
         })?;
         Ok(Message::Truncate {
@@ -365,7 +363,7 @@ impl<'a> Reader<'a> {
     fn new_marker(&mut self) -> Result<()> {
         match self.u8("tuple kind")? {
             b'N' => Ok(()),
-            kind => Err(Malformed::UnknownKind {
+            kind => Err(DecodeError::UnknownKind {
                 what: "new tuple",
                 kind,
             }),
@@ -373,23 +371,23 @@ impl<'a> Reader<'a> {
     }
 
     fn old(&mut self) -> Result<Old<'a>> {
-        let whole = match self.u8("tuple kind")? {
+        let is_full = match self.u8("tuple kind")? {
             b'O' => true,
             b'K' => false,
             kind => {
-                return Err(Malformed::UnknownKind {
+                return Err(DecodeError::UnknownKind {
                     what: "old tuple",
                     kind,
                 });
             }
         };
         Ok(Old {
-            whole,
+            is_full,
             tuple: self.tuple()?,
         })
     }
 
-    /// Walks over a tuple, so that its values can be read later without a check that can fail.
+    /// Validates a tuple, so that reading its values later cannot fail.
     fn tuple(&mut self) -> Result<Tuple<'a>> {
         let columns = self.count("value count")?;
         let start = self.bytes;
@@ -411,7 +409,7 @@ impl<'a> Reader<'a> {
                 let length = self.length("value length")?;
                 Ok(Value::Text(self.take(length, "value")?))
             }
-            kind => Err(Malformed::UnknownKind { what: "value", kind }),
+            kind => Err(DecodeError::UnknownKind { what: "value", kind }),
         }
     }
 
@@ -419,7 +417,7 @@ impl<'a> Reader<'a> {
         let (taken, rest) = self
             .bytes
             .split_at_checked(length)
-            .ok_or(Malformed::Truncated { field })?;
+            .ok_or(DecodeError::Truncated { field })?;
         self.bytes = rest;
         Ok(taken)
     }
@@ -428,7 +426,7 @@ impl<'a> Reader<'a> {
         let (taken, rest) = self
             .bytes
             .split_first_chunk::<N>()
-            .ok_or(Malformed::Truncated { field })?;
+            .ok_or(DecodeError::Truncated { field })?;
         self.bytes = rest;
         Ok(*taken)
     }
@@ -450,32 +448,32 @@ impl<'a> Reader<'a> {
         Ok(Lsn(u64::from_be_bytes(self.array(field)?)))
     }
 
-    /// A count of columns: a 16-bit integer that is never negative.
+    /// A number of columns: a non-negative 16-bit integer.
     fn count(&mut self, field: &'static str) -> Result<u16> {
         let count = u16::from_be_bytes(self.array(field)?);
         if count > 0x7fff {
-            Err(Malformed::Unreadable { field })
+            Err(DecodeError::InvalidField { field })
         } else {
             Ok(count)
         }
     }
 
-    /// A length: a 32-bit integer that is never negative.
+    /// A length: a non-negative 32-bit integer.
     fn length(&mut self, field: &'static str) -> Result<usize> {
         let length = i32::from_be_bytes(self.array(field)?);
-        usize::try_from(length).map_err(|_| Malformed::Unreadable { field })
+        usize::try_from(length).map_err(|_| DecodeError::InvalidField { field })
     }
 
-    /// A string that ends with a zero byte.
+    /// A zero-terminated string.
     fn string(&mut self, field: &'static str) -> Result<&'a str> {
         let end = self
             .bytes
             .iter()
             .position(|b| *b == 0)
-            .ok_or(Malformed::Truncated { field })?;
+            .ok_or(DecodeError::Truncated { field })?;
         let text = self.take(end, field)?;
         self.take(1, field)?;
-        std::str::from_utf8(text).map_err(|_| Malformed::Unreadable { field })
+        std::str::from_utf8(text).map_err(|_| DecodeError::InvalidField { field })
     }
 }
 

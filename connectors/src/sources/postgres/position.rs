@@ -1,8 +1,8 @@
-//! Where a PostgreSQL source stands, as it is stored with its records.
+//! Position of a PostgreSQL source, as stored in its position record.
 //!
-//! Guarantees: enough is stored to tell another cluster, timeline, database or slot, and an interrupted snapshot; both
-//! the exact place and the end of the last source transaction that is stored whole.
-//! Never: a bare LSN; a newer format read as if it were this one.
+//! It identifies the last published record by commit LSN and ordinal, and the end of the last completely published source
+//! transaction. It also names cluster, timeline, database, slot and snapshot, so that a source that does not fit is
+//! detected. An LSN alone would fit any cluster.
 
 use schemas::version::Lsn;
 use serde::{Deserialize, Serialize};
@@ -10,35 +10,35 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-/// The format that this program writes and the newest that it reads.
+/// The format version that is written, and the only one that is read.
 const FORMAT: u32 = 1;
 
-/// How far the snapshot of this incarnation is.
+/// Progress of the source epoch's snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum Snapshot {
-    /// A new incarnation was asked for: the next open begins it.
+    /// A new source epoch was requested; the next open starts it.
     Wanted,
-    /// Begun under this id, and not ended: it starts over under another id and incarnation.
+    /// Started and not finished. After a restart it starts over under another id and source epoch.
     Begun {
         /// The snapshot's id.
         id: String,
     },
-    /// Ended: the source streams.
+    /// Finished; the source streams.
     Done {
         /// The snapshot's id.
         id: String,
     },
 }
 
-/// Declared columns of each table that the snapshot read, by the table's name.
+/// The columns that the snapshot read, by table name.
 pub type Tables = Arc<BTreeMap<String, Vec<String>>>;
 
-/// Where the source stands.
+/// Where the source continues.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Position {
-    /// Rises with every snapshot that begins; first in a row's version.
-    pub incarnation: u32,
+    /// Source epoch: increases with each snapshot that starts, and is the first part of a row's version.
+    pub source_epoch: u32,
     /// System identifier of the cluster.
     pub system: String,
     /// Timeline of the cluster.
@@ -47,16 +47,17 @@ pub struct Position {
     pub database: String,
     /// Slot.
     pub slot: String,
-    /// Commit LSN of the last published record.
+    /// Commit LSN of the source transaction of the last published record.
     pub lsn: Lsn,
-    /// Ordinal of the last published record in its transaction; `None` when nothing of a transaction at `lsn` is
+    /// Ordinal of the last published record in its source transaction; `None` if no record of a transaction at `lsn` is
     /// published.
     pub ordinal: Option<u32>,
-    /// Everything below is published: the end of the last whole transaction, or a later mark.
-    pub whole: Lsn,
-    /// How far the snapshot is.
+    /// Everything below this LSN is published: the end of the last complete transaction, or a later keepalive or
+    /// heartbeat. Only this LSN is acknowledged to the slot.
+    pub complete_lsn: Lsn,
+    /// Progress of the snapshot.
     pub snapshot: Snapshot,
-    /// What the snapshot read.
+    /// Tables and columns that the snapshot read.
     pub tables: Tables,
 }
 
@@ -85,21 +86,22 @@ struct AnyFormat {
 const KIND: &str = "postgres";
 
 impl Position {
-    /// Whether a record at this place is stored already.
-    pub(super) fn has(&self, commit_lsn: Lsn, ordinal: u32) -> bool {
-        commit_lsn < self.whole || (commit_lsn == self.lsn && self.ordinal.is_some_and(|stored| ordinal <= stored))
+    /// Whether the record with this commit LSN and ordinal is already published.
+    pub(super) fn contains(&self, commit_lsn: Lsn, ordinal: u32) -> bool {
+        commit_lsn < self.complete_lsn
+            || (commit_lsn == self.lsn && self.ordinal.is_some_and(|stored| ordinal <= stored))
     }
 }
 
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.snapshot {
-            Snapshot::Wanted => write!(f, "new snapshot wanted"),
-            Snapshot::Begun { id } => write!(f, "snapshot {id}, incarnation {}", self.incarnation),
+            Snapshot::Wanted => write!(f, "new snapshot requested"),
+            Snapshot::Begun { id } => write!(f, "snapshot {id}, source epoch {}", self.source_epoch),
             Snapshot::Done { .. } => write!(
                 f,
-                "{}, incarnation {}, slot {}",
-                self.whole, self.incarnation, self.slot
+                "{}, source epoch {}, slot {}",
+                self.complete_lsn, self.source_epoch, self.slot
             ),
         }
     }
@@ -110,51 +112,51 @@ impl crate::source::Position for Position {
         let stored = Stored {
             v: FORMAT,
             kind: String::from(KIND),
-            inc: self.incarnation,
+            inc: self.source_epoch,
             system: self.system.clone(),
             timeline: self.timeline,
             database: self.database.clone(),
             slot: self.slot.clone(),
             lsn: self.lsn.to_string(),
             ord: self.ordinal,
-            whole: self.whole.to_string(),
+            whole: self.complete_lsn.to_string(),
             snapshot: self.snapshot.clone(),
             tables: std::borrow::Cow::Borrowed(&*self.tables),
         };
-        serde_json::to_string(&stored).expect("texts and numbers always serialise")
+        serde_json::to_string(&stored).expect("strings and numbers always serialize")
     }
 
     fn complete(&self) -> String {
         match self.snapshot {
-            Snapshot::Done { .. } => self.whole.to_string(),
+            Snapshot::Done { .. } => self.complete_lsn.to_string(),
             Snapshot::Wanted | Snapshot::Begun { .. } => String::new(),
         }
     }
 
     fn from_json(json: &str) -> Result<Self, String> {
-        // The format comes first: a newer one may have other members.
+        // Check the version before the rest: a newer format may have other members.
         let AnyFormat { v, kind } = serde_json::from_str(json).map_err(|e| e.to_string())?;
         if kind != KIND {
             return Err(format!(
-                "it is the position of a connector of kind {kind}, this one is of kind {KIND}"
+                "it was written by a connector of kind {kind}, but this connector is of kind {KIND}"
             ));
         }
         if v != FORMAT {
             return Err(format!(
-                "it has format {v}, this program reads up to {FORMAT}; upgrade it"
+                "it has format {v}, this version reads up to {FORMAT}; upgrade trunkline"
             ));
         }
         let stored: Stored<'_> = serde_json::from_str(json).map_err(|e| e.to_string())?;
         let lsn = |text: &str| text.parse::<Lsn>().map_err(|_| format!("{text:?} is not an LSN"));
         Ok(Position {
-            incarnation: stored.inc,
+            source_epoch: stored.inc,
             system: stored.system,
             timeline: stored.timeline,
             database: stored.database,
             slot: stored.slot,
             lsn: lsn(&stored.lsn)?,
             ordinal: stored.ord,
-            whole: lsn(&stored.whole)?,
+            complete_lsn: lsn(&stored.whole)?,
             snapshot: stored.snapshot,
             tables: Arc::new(stored.tables.into_owned()),
         })
@@ -168,21 +170,21 @@ mod tests {
 
     fn position() -> Position {
         Position {
-            incarnation: 2,
+            source_epoch: 2,
             system: String::from("7312345678901234567"),
             timeline: 1,
             database: String::from("shop"),
             slot: String::from("trunkline_shop"),
             lsn: Lsn(0x16b_3748),
             ordinal: Some(4),
-            whole: Lsn(0x16b_3700),
+            complete_lsn: Lsn(0x16b_3700),
             snapshot: Snapshot::Done { id: String::from("s1") },
             tables: Arc::new(BTreeMap::from([(String::from("orders"), vec![String::from("id")])])),
         }
     }
 
     #[test]
-    fn it_reads_back_and_has_a_version_first() {
+    fn json_round_trips_and_starts_with_the_version() {
         let json = position().to_json();
         assert_eq!(
             json,
@@ -196,7 +198,7 @@ mod tests {
         let newer = json.replace("\"v\":1", "\"v\":2");
         assert_eq!(
             Position::from_json(&newer).unwrap_err(),
-            "it has format 2, this program reads up to 1; upgrade it"
+            "it has format 2, this version reads up to 1; upgrade trunkline"
         );
         let other = json.replace("\"kind\":\"postgres\"", "\"kind\":\"http\"");
         assert!(Position::from_json(&other).unwrap_err().contains("kind http"));
@@ -204,13 +206,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stored_is_known_to_the_record() {
+    fn published_records_are_recognized() {
         let stored = position();
-        assert!(stored.has(Lsn(0x16b_36ff), 9));
-        assert!(stored.has(Lsn(0x16b_3748), 4));
-        assert!(!stored.has(Lsn(0x16b_3748), 5));
-        assert!(!stored.has(Lsn(0x16b_3749), 0));
-        // The end of one transaction may be the beginning of the next one's commit record.
-        assert!(!stored.has(Lsn(0x16b_3700), 0));
+        assert!(stored.contains(Lsn(0x16b_36ff), 9));
+        assert!(stored.contains(Lsn(0x16b_3748), 4));
+        assert!(!stored.contains(Lsn(0x16b_3748), 5));
+        assert!(!stored.contains(Lsn(0x16b_3749), 0));
+        // The end LSN of a transaction can equal the commit LSN of the next one.
+        assert!(!stored.contains(Lsn(0x16b_3700), 0));
     }
 }

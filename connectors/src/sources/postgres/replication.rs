@@ -1,8 +1,8 @@
-//! The replication stream: the one file that knows the transport library.
+//! The replication connection, a thin layer over the transport library `pgwire-replication`.
 //!
-//! Guarantees: frames in the order of the stream; what is acknowledged to the slot is only what
-//! [`Replication::acknowledge`] was given; after [`Replication::close`] nothing is.
-//! Never: a look into a change; a reconnect.
+//! Frames are returned in stream order. The slot is acknowledged only up to the LSN that was passed to
+//! [`Replication::acknowledge`], and not at all after [`Replication::close`]. There is no reconnect: the connector loop
+//! opens a new connection.
 
 use super::server::{Server, identifier};
 use crate::error::{Error, Result};
@@ -12,31 +12,31 @@ use pgwire_replication::{PgWireError, ReplicationClient, ReplicationConfig, Repl
 use schemas::version::Lsn;
 use std::time::Duration;
 
-/// How often the slot is told what was acknowledged.
+/// How often a standby status update is sent, which carries the acknowledged LSN.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
-/// Events that wait between the connection and the connector.
+/// Events that are buffered between the connection and the connector.
 const BUFFER_EVENTS: usize = 16_384;
-/// Largest row that is accepted.
+/// Largest message (one row) that is accepted, in bytes.
 const MESSAGE_BYTES_MAX: usize = 256 << 20;
 
-/// One thing that the stream says.
+/// One element of the stream.
 #[derive(Debug)]
 pub(super) enum Frame {
-    /// Everything below was sent, if no transaction is open.
+    /// Everything below `end` was sent, if no source transaction is open.
     KeepAlive { end: Lsn },
     /// A source transaction begins.
     Begin { commit_lsn: Lsn, commit_time_micros: i64 },
     /// The source transaction ends.
     Commit { end_lsn: Lsn },
-    /// A logical message outside transactions, such as our heartbeat: everything below its place was sent.
-    Mark { lsn: Lsn },
-    /// A message of the output plugin; `pgoutput` decodes it.
+    /// A non-transactional logical message, such as the heartbeat: everything below its LSN was sent.
+    Heartbeat { lsn: Lsn },
+    /// A `pgoutput` message, not decoded yet.
     Change(Bytes),
-    /// Nothing to do.
-    Nothing,
+    /// An event without effect on the connector.
+    Ignored,
 }
 
-/// Who the server says that it is.
+/// Identity of the server, from `IDENTIFY_SYSTEM`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Identity {
     pub(super) system: String,
@@ -46,9 +46,10 @@ pub(super) struct Identity {
 /// A slot that was just created.
 #[derive(Debug, Clone)]
 pub(super) struct Created {
-    /// Changes of transactions that commit at or after this place will be streamed.
+    /// Changes of transactions that commit at or after this LSN are streamed.
     pub(super) consistent_point: Lsn,
-    /// What was committed before it can be read in this snapshot, as long as the connection does nothing else.
+    /// Exported snapshot with everything that committed before. It is valid until the next command on the connection that
+    /// created the slot.
     pub(super) snapshot: String,
 }
 
@@ -59,7 +60,7 @@ pub(super) struct Replication {
 }
 
 impl Replication {
-    /// Connects, to stream from `slot` at `start` later.
+    /// Connects without starting the stream. [`Replication::start`] then streams from `slot` at `start`.
     pub(super) async fn connect(server: &Server, slot: &str, publication: &str, start: Lsn) -> Result<Self> {
         let host = server.host();
         let config = ReplicationConfig::new(
@@ -68,7 +69,7 @@ impl Replication {
             server.password(),
             server.database(),
             identifier(slot),
-            // The library puts the name into a list as it stands.
+            // The library inserts the publication name into a list without quoting it.
             identifier(publication),
         )
         .with_port(server.port())
@@ -86,24 +87,25 @@ impl Replication {
         })
     }
 
-    /// Asks the server who it is.
+    /// Reads the identity of the server.
     pub(super) async fn identify(&mut self) -> Result<Identity> {
         let attempted = "open a replication connection";
-        let answered = self
+        let answer = self
             .client
             .identify_system()
             .await
             .map_err(|e| error(&self.server, attempted, e))?;
         Ok(Identity {
-            system: answered.system_id,
-            timeline: answered.timeline,
+            system: answer.system_id,
+            timeline: answer.timeline,
         })
     }
 
-    /// Creates a slot and exports the snapshot of its first place. Waits for the transactions that are open.
+    /// Creates the slot and exports the snapshot of its consistent point. The server waits until all transactions that are
+    /// open now have ended.
     pub(super) async fn create_slot(&mut self, slot: &str) -> Result<Created> {
         let attempted = "create the replication slot";
-        // The form without parentheses is understood by every version.
+        // All supported server versions accept the syntax without parentheses.
         let command = format!(
             "CREATE_REPLICATION_SLOT {} LOGICAL pgoutput EXPORT_SNAPSHOT",
             identifier(slot)
@@ -119,7 +121,7 @@ impl Replication {
         };
         let point = text(1).and_then(|text| text.parse().ok());
         let (Some(consistent_point), Some(snapshot)) = (point, text(2)) else {
-            let reason = "its answer to CREATE_REPLICATION_SLOT cannot be read";
+            let reason = "unexpected response to CREATE_REPLICATION_SLOT";
             return Err(self.server.unavailable(attempted, reason.into()));
         };
         Ok(Created {
@@ -128,7 +130,7 @@ impl Replication {
         })
     }
 
-    /// Starts the stream; returns when the slot is held.
+    /// Starts the stream; returns once the server has confirmed it, which means that the slot is acquired.
     pub(super) async fn start(&mut self) -> Result<()> {
         let attempted = "start the replication stream";
         self.client
@@ -141,7 +143,7 @@ impl Replication {
             .map_err(|e| error(&self.server, attempted, e))
     }
 
-    /// The next frame; `None` when none comes in time, or, with no time at all, when none is ready.
+    /// The next frame; `None` if none arrives within `wait`. With a zero `wait` it returns only a frame that is ready.
     pub(super) async fn next(&mut self, wait: Duration) -> Result<Option<Frame>> {
         let received = if wait.is_zero() {
             match self.client.recv().now_or_never() {
@@ -161,12 +163,14 @@ impl Replication {
         }
     }
 
-    /// Tells the slot that everything below this place is stored.
+    /// Acknowledges everything below this LSN, with the next status update. The server may then remove the WAL, and nothing
+    /// can undo that: call it only with an LSN whose position record is committed (C14).
     pub(super) fn acknowledge(&self, lsn: Lsn) {
         self.client.update_applied_lsn(lsn.0.into());
     }
 
-    /// Ends the connection at once.
+    /// Closes the connection immediately. Nothing is acknowledged afterwards, not even an LSN that waits for the next
+    /// status update.
     pub(super) fn close(mut self) {
         self.client.abort();
     }
@@ -191,12 +195,12 @@ fn frame(event: ReplicationEvent) -> Frame {
             transactional: false,
             lsn,
             ..
-        } => Frame::Mark { lsn: Lsn(lsn.0) },
-        ReplicationEvent::Message { .. } | ReplicationEvent::StoppedAt { .. } => Frame::Nothing,
+        } => Frame::Heartbeat { lsn: Lsn(lsn.0) },
+        ReplicationEvent::Message { .. } | ReplicationEvent::StoppedAt { .. } => Frame::Ignored,
     }
 }
 
-/// What the library's error means for the connector. A server's error comes as text with the SQLSTATE in it.
+/// Maps an error of the library. It reports server errors as text that ends with the SQLSTATE.
 fn error(server: &Server, attempted: &'static str, error: PgWireError) -> Error {
     match &error {
         PgWireError::Server(text) => {
@@ -204,12 +208,12 @@ fn error(server: &Server, attempted: &'static str, error: PgWireError) -> Error 
                 Some((message, code)) => (message, code.trim_end_matches(')')),
                 None => (text.as_str(), ""),
             };
-            server.refused(attempted, code, message)
+            server.rejected(attempted, code, message)
         }
-        PgWireError::Auth(reason) => Error::Refused {
-            reason: format!("{server} refuses the login for replication: {reason}"),
-            next: format!(
-                "use a scram-sha-256 password for {} and a `replication` line in pg_hba.conf",
+        PgWireError::Auth(reason) => Error::Rejected {
+            reason: format!("{server} rejects the replication login: {reason}"),
+            fix: format!(
+                "use a scram-sha-256 password for user {} and add a `replication` entry to pg_hba.conf",
                 server.user()
             ),
         },
@@ -218,8 +222,8 @@ fn error(server: &Server, attempted: &'static str, error: PgWireError) -> Error 
             limit_bytes,
         } => Error::Unpublishable {
             what: format!("a row of {payload_bytes} bytes"),
-            reason: format!("rows of more than {limit_bytes} bytes are not read"),
-            next: String::from("take the large column out of the declared columns and of the publication"),
+            reason: format!("rows are limited to {limit_bytes} bytes"),
+            fix: String::from("remove the large column from the declared columns and from the publication"),
         },
         _ => server.unavailable(attempted, error.into()),
     }

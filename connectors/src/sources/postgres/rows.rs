@@ -1,8 +1,7 @@
-//! Rows of one table: values as text become a record's key and its Avro value.
+//! Encodes rows of one table: values as text become the record key and the Avro value.
 //!
-//! Guarantees: a row of plain columns is encoded without an allocation, once the buffers have grown; what cannot be
-//! encoded is an error that names table and column.
-//! Never: a value that differs from the database's; a look-up by name per row.
+//! Encoding a row of plain columns does not allocate once the buffers have grown, and looks up nothing by name. A value
+//! that cannot be encoded is an error that names table and column; values are never changed to fit.
 
 use super::pgoutput::Value;
 use super::text;
@@ -15,7 +14,7 @@ use schemas::wire;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// How a column's text is read.
+/// The parser of a column's text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
     Bool,
@@ -47,7 +46,7 @@ impl Form {
         })
     }
 
-    /// Reads a value; not for [`Form::Bytes`], which needs memory.
+    /// Parses a value. Not for [`Form::Bytes`], which needs a buffer.
     fn read(self, text: &[u8]) -> Option<Datum<'_>> {
         Some(match self {
             Form::Text | Form::Bytes => Datum::Str(std::str::from_utf8(text).ok()?),
@@ -62,8 +61,9 @@ impl Form {
         })
     }
 
-    /// What stands for a value that was not sent, in a column that is never null.
-    fn empty(self) -> Datum<'static> {
+    /// Placeholder for an unchanged TOAST value in a column that is not nullable. Readers ignore it, because `_unchanged`
+    /// names the column. Only types of variable length are ever stored as TOAST.
+    fn placeholder(self) -> Datum<'static> {
         match self {
             Form::Bytes => Datum::Bytes(b""),
             _ => Datum::Str(""),
@@ -78,7 +78,7 @@ struct Column {
     nullable: bool,
 }
 
-/// A table's way from text to records.
+/// Encoder of one table.
 #[derive(Debug)]
 pub(super) struct Table {
     pub(super) name: TableName,
@@ -89,20 +89,20 @@ pub(super) struct Table {
     has_bytes: bool,
 }
 
-/// Memory that rows of all tables share.
+/// Reusable buffers, shared by the rows of all tables.
 #[derive(Debug, Default)]
-pub(super) struct Memory {
+pub(super) struct Buffers {
     row: Row<'static>,
     bytes: Vec<u8>,
     ranges: Vec<Option<Range<usize>>>,
 }
 
 impl Table {
-    /// Compiles a table. The schema is that of its declared columns, in order, with `_unchanged` as its last field;
-    /// `key` are indices of columns.
+    /// Compiles the encoder. The fields of the schema are the declared columns in order, then `_unchanged`; `key` contains
+    /// indices of columns.
     ///
     /// # Errors
-    /// [`Error::Unpublishable`] when the schema has a type that no column has.
+    /// [`Error::Unpublishable`] if the schema has a type that no column can have.
     pub(super) fn new(name: TableName, schema: Arc<Schema>, id: SchemaId, key: Vec<usize>) -> Result<Self> {
         let fields = schema.fields();
         let count = fields.len().saturating_sub(1);
@@ -112,8 +112,8 @@ impl Table {
             let Some(form) = Form::of(schema.ty(ty)) else {
                 return Err(Error::Unpublishable {
                     what: format!("table {name}, column {}", field.column()),
-                    reason: format!("its schema has {}, which no column gives", schema.describe(ty)),
-                    next: String::from("report this as a defect"),
+                    reason: format!("its schema has type {}, which no column can have", schema.describe(ty)),
+                    fix: String::from("report this as a bug"),
                 });
             };
             columns.push(Column {
@@ -148,7 +148,7 @@ impl Table {
         self.key.contains(&column)
     }
 
-    /// Writes the record's key of a row, whose values stand in the order of the declared columns.
+    /// Writes the record key of a row; `values` are in the order of the declared columns.
     pub(super) fn write_key(&self, values: &[Value<'_>], out: &mut Vec<u8>) -> Result<()> {
         out.clear();
         let mut writer = KeyWriter::new(out).str(self.name.as_str());
@@ -161,12 +161,15 @@ impl Table {
 
     fn write_key_part<'o>(&self, key: KeyWriter<'o>, at: usize, values: &[Value<'_>]) -> Result<KeyWriter<'o>> {
         let (Some(column), Some(value)) = (self.columns.get(at), values.get(at)) else {
-            return Err(self.misfit(at, "it is not in the row"));
+            return Err(self.column_error(at, "the row has no value for it"));
         };
         let Value::Text(text) = value else {
             return match value {
                 Value::Null => Ok(key.null()),
-                _ => Err(self.misfit(at, "it is in the key and was not sent; set REPLICA IDENTITY FULL")),
+                _ => Err(self.column_error(
+                    at,
+                    "it is a key column and its unchanged value was not sent; set REPLICA IDENTITY FULL",
+                )),
             };
         };
         let mut bytes = Vec::new();
@@ -174,35 +177,35 @@ impl Table {
             Form::Bytes => text::bytea(text, &mut bytes).then_some(Datum::Bytes(&bytes)),
             form => form.read(text),
         };
-        let datum = datum.ok_or_else(|| self.unreadable(at, text))?;
+        let datum = datum.ok_or_else(|| self.invalid_value(at, text))?;
         let ty = self.schema.fields().get(at).map(|f| self.schema.required(f.ty));
-        let ty = ty.ok_or_else(|| self.misfit(at, "it has no field"))?;
+        let ty = ty.ok_or_else(|| self.column_error(at, "its schema has no field for it"))?;
         Ok(key.datum(&self.schema, ty, &datum))
     }
 
-    /// Writes the record's value of a row, whose values stand in the order of the declared columns.
-    pub(super) fn write_value(&self, values: &[Value<'_>], memory: &mut Memory, out: &mut Vec<u8>) -> Result<()> {
+    /// Writes the record value of a row; `values` are in the order of the declared columns.
+    pub(super) fn write_value(&self, values: &[Value<'_>], buffers: &mut Buffers, out: &mut Vec<u8>) -> Result<()> {
         out.clear();
         wire::frame(self.id, out);
         if self.has_bytes {
-            self.decode_bytes(values, memory)?;
+            self.decode_bytes(values, buffers)?;
         }
-        let mut row: Row<'_> = codec::recycle(std::mem::take(&mut memory.row));
+        let mut row: Row<'_> = codec::recycle(std::mem::take(&mut buffers.row));
         let mut unchanged = Vec::new();
         for (at, (column, value)) in self.columns.iter().zip(values).enumerate() {
             row.push(match value {
                 Value::Text(_) if column.form == Form::Bytes => {
-                    let range = memory.ranges.get(at).cloned().flatten().unwrap_or_default();
-                    Datum::Bytes(memory.bytes.get(range).unwrap_or_default())
+                    let range = buffers.ranges.get(at).cloned().flatten().unwrap_or_default();
+                    Datum::Bytes(buffers.bytes.get(range).unwrap_or_default())
                 }
-                Value::Text(text) => column.form.read(text).ok_or_else(|| self.unreadable(at, text))?,
+                Value::Text(text) => column.form.read(text).ok_or_else(|| self.invalid_value(at, text))?,
                 Value::Null => Datum::Null,
                 Value::Unchanged => {
                     unchanged.push(Datum::Str(&column.name));
                     if column.nullable {
                         Datum::Null
                     } else {
-                        column.form.empty()
+                        column.form.placeholder()
                     }
                 }
             });
@@ -213,49 +216,49 @@ impl Table {
             Datum::Array(unchanged)
         });
         let encoded = self.schema.encode(&row, out);
-        memory.row = codec::recycle(row);
+        buffers.row = codec::recycle(row);
         encoded.map_err(|e| Error::Unpublishable {
             what: format!("a row of table {}", self.name),
             reason: e.to_string(),
-            next: format!("compare the table with [[table]] {} in the topology", self.name),
+            fix: format!("compare the table with [[table]] {} in the topology", self.name),
         })
     }
 
-    /// Reads every `bytea` first, so that the row can borrow them all.
-    fn decode_bytes(&self, values: &[Value<'_>], memory: &mut Memory) -> Result<()> {
-        memory.bytes.clear();
-        memory.ranges.clear();
+    /// Decodes all `bytea` values first, so that the row can borrow them from one buffer.
+    fn decode_bytes(&self, values: &[Value<'_>], buffers: &mut Buffers) -> Result<()> {
+        buffers.bytes.clear();
+        buffers.ranges.clear();
         for (at, (column, value)) in self.columns.iter().zip(values).enumerate() {
             let range = match value {
                 Value::Text(text) if column.form == Form::Bytes => {
-                    let from = memory.bytes.len();
-                    if !text::bytea(text, &mut memory.bytes) {
-                        return Err(self.unreadable(at, text));
+                    let from = buffers.bytes.len();
+                    if !text::bytea(text, &mut buffers.bytes) {
+                        return Err(self.invalid_value(at, text));
                     }
-                    Some(from..memory.bytes.len())
+                    Some(from..buffers.bytes.len())
                 }
                 _ => None,
             };
-            memory.ranges.push(range);
+            buffers.ranges.push(range);
         }
         Ok(())
     }
 
     #[cold]
-    fn unreadable(&self, at: usize, text: &[u8]) -> Error {
-        let shown: String = String::from_utf8_lossy(text).chars().take(60).collect();
+    fn invalid_value(&self, at: usize, text: &[u8]) -> Error {
+        let excerpt: String = String::from_utf8_lossy(text).chars().take(60).collect();
         let form = self.columns.get(at).map_or(Form::Text, |c| c.form);
-        self.misfit(at, &format!("{shown:?} cannot be read as {form:?}"))
+        self.column_error(at, &format!("{excerpt:?} is not a valid {form:?} value"))
     }
 
     #[cold]
-    fn misfit(&self, at: usize, reason: &str) -> Error {
+    fn column_error(&self, at: usize, reason: &str) -> Error {
         let column = self.columns.get(at).map_or("?", |c| &c.name);
         Error::Unpublishable {
             what: format!("table {}, column {column}", self.name),
             reason: reason.to_owned(),
-            next: format!(
-                "declare column {column} of [[table]] {} as it is in the database",
+            fix: format!(
+                "declare column {column} of [[table]] {} with its type in the database",
                 self.name
             ),
         }

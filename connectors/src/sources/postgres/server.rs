@@ -1,8 +1,7 @@
-//! Connections to one PostgreSQL database: SQL ones, and the settings that every session of ours has.
+//! Connections to one PostgreSQL database, and the session settings that all connections share.
 //!
-//! Guarantees: every session, the replication stream's too, prints values in one canonical text, which `text` reads;
-//! what the server refuses comes back with the statement that mends it.
-//! Never: a password in a text; TLS that is silently left out when the URL requires it.
+//! Every session, including the replication connection, prints values in the canonical text format that `text` parses.
+//! Messages never contain the password. A URL that requires TLS is rejected, because TLS is not supported yet.
 
 use crate::error::{Cause, Error, Result};
 use futures_util::TryStreamExt as _;
@@ -13,15 +12,15 @@ use tokio_postgres::error::{DbError, SqlState};
 use tokio_postgres::{Client, CopyOutStream, NoTls, SimpleQueryMessage, SimpleQueryRow};
 use tokio_util::task::AbortOnDropHandle;
 
-/// How values are printed, and no limit of the role's that would break a long copy off.
+/// Output format of values, and no timeouts from role or database settings that would cancel a long COPY.
 const SESSION_OPTIONS: &str = "-c datestyle=ISO -c timezone=UTC -c intervalstyle=postgres -c bytea_output=hex \
     -c extra_float_digits=3 -c lc_monetary=C -c search_path=pg_catalog -c statement_timeout=0 -c lock_timeout=0 \
     -c idle_in_transaction_session_timeout=0";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Limit of a small statement, such as a look into the catalog.
+/// Timeout of a short statement, such as a catalog query.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A database that can be connected to.
+/// Address and credentials of a database.
 #[derive(Clone)]
 pub struct Server {
     config: tokio_postgres::Config,
@@ -31,9 +30,9 @@ pub struct Server {
     database: String,
 }
 
-/// The URL cannot be used.
+/// The URL is not valid or not supported.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("PostgreSQL URL is refused: {reason}")]
+#[error("invalid PostgreSQL URL: {reason}")]
 pub struct UrlError {
     reason: String,
 }
@@ -51,32 +50,36 @@ impl fmt::Debug for Server {
 }
 
 impl Server {
-    /// Reads `postgres://user:password@host:port/database` or libpq's `key=value` form.
+    /// Parses `postgres://user:password@host:port/database` or libpq's `key=value` form.
     ///
     /// # Errors
-    /// [`UrlError`] says what is missing; it never holds the URL, which may hold a password.
+    /// [`UrlError`] names the problem, without the URL, which may contain a password.
     pub fn parse(url: &str) -> Result<Self, UrlError> {
-        let refuse = |reason: &str| UrlError {
+        let invalid = |reason: &str| UrlError {
             reason: reason.to_owned(),
         };
         let mut config: tokio_postgres::Config = url.parse().map_err(|e: tokio_postgres::Error| UrlError {
             reason: service::chain(&e),
         })?;
         if config.get_ssl_mode() == SslMode::Require {
-            return Err(refuse(
-                "sslmode=require is not supported yet; use sslmode=disable over a network that you trust, or a TLS proxy",
+            return Err(invalid(
+                "sslmode=require is not supported yet; use sslmode=disable in a trusted network, or a TLS proxy",
             ));
         }
         let host = match config.get_hosts() {
             [Host::Tcp(host)] => host.clone(),
             [Host::Unix(path)] => path.to_string_lossy().into_owned(),
-            [] => return Err(refuse("it names no host: write postgres://user@host:5432/database")),
-            _ => return Err(refuse("it names several hosts; a slot lives on one")),
+            [] => return Err(invalid("it has no host; use postgres://user@host:5432/database")),
+            _ => {
+                return Err(invalid(
+                    "it has several hosts, but a replication slot exists on one server only",
+                ));
+            }
         };
         let port = config.get_ports().first().copied().unwrap_or(5432);
         let user = config
             .get_user()
-            .ok_or_else(|| refuse("it names no user: write postgres://user@host/database"))?;
+            .ok_or_else(|| invalid("it has no user; use postgres://user@host/database"))?;
         let (user, database) = (user.to_owned(), config.get_dbname().unwrap_or(user).to_owned());
         let options = match config.get_options() {
             Some(given) => format!("{given} {SESSION_OPTIONS}"),
@@ -127,10 +130,10 @@ impl Server {
         self.config.get_options().unwrap_or(SESSION_OPTIONS)
     }
 
-    /// Connects for SQL. The connection ends when the value is dropped.
+    /// Opens an SQL connection, which is closed when the value is dropped.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] when nobody answers, [`Error::Refused`] when the login is refused.
+    /// [`Error::Unavailable`] if the server does not answer, [`Error::Rejected`] if it rejects the login.
     pub async fn connect(&self, application: &str) -> Result<Sql> {
         let attempted = "connect";
         let mut config = self.config.clone();
@@ -140,10 +143,10 @@ impl Server {
             Ok(connected) => connected.map_err(|e| self.error(attempted, e))?,
             Err(elapsed) => return Err(self.unavailable(attempted, elapsed.into())),
         };
-        let place = self.to_string();
+        let server = self.to_string();
         let driver = tokio::runtime::Handle::current().spawn(async move {
             if let Err(error) = connection.await {
-                tracing::debug!(%place, error = service::chain(&error), "a connection ended");
+                tracing::debug!(server, error = service::chain(&error), "connection closed");
             }
         });
         Ok(Sql {
@@ -161,37 +164,38 @@ impl Server {
         }
     }
 
-    /// What a failed statement means for the connector.
+    /// Maps the error of a statement.
     fn error(&self, attempted: &'static str, error: tokio_postgres::Error) -> Error {
         match error.as_db_error() {
-            Some(db) => self.refused(attempted, db.code().code(), &describe(db)),
+            Some(db) => self.rejected(attempted, db.code().code(), &describe(db)),
             None => self.unavailable(attempted, error.into()),
         }
     }
 
-    /// What a server's error means for the connector, by its SQLSTATE.
-    pub(super) fn refused(&self, attempted: &'static str, code: &str, message: &str) -> Error {
+    /// Maps a server error by its SQLSTATE.
+    pub(super) fn rejected(&self, attempted: &'static str, code: &str, message: &str) -> Error {
         let state = SqlState::from_code(code);
         let class = code.get(..2).unwrap_or_default();
-        // Starting, stopping, out of connections, out of resources: it passes by itself.
-        let passing = matches!(class, "57" | "53" | "58" | "08") && state != SqlState::QUERY_CANCELED;
-        if passing || state == SqlState::OBJECT_IN_USE {
+        // Operator intervention (starting up, shutting down), insufficient resources, system and connection errors are
+        // temporary. A cancelled statement has class 57 too, but is not.
+        let is_temporary = matches!(class, "57" | "53" | "58" | "08") && state != SqlState::QUERY_CANCELED;
+        if is_temporary || state == SqlState::OBJECT_IN_USE {
             return self.unavailable(attempted, format!("{message} (SQLSTATE {code})").into());
         }
-        let next = match class {
-            "28" => format!("check user {} and its password in the URL, and pg_hba.conf", self.user),
+        let fix = match class {
+            "28" => format!("check the password of user {} in the URL, and pg_hba.conf", self.user),
             "3D" => format!(
-                "CREATE DATABASE {}; or name another one in the URL",
+                "CREATE DATABASE {}; or correct the database in the URL",
                 identifier(&self.database)
             ),
             "42" if state == SqlState::INSUFFICIENT_PRIVILEGE && attempted.contains("replication") => {
                 format!("ALTER ROLE {} REPLICATION;", identifier(&self.user))
             }
-            _ => format!("see the server's log; the connector tries again by itself to {attempted}"),
+            _ => String::from("see the log of the PostgreSQL server; the connector retries"),
         };
-        Error::Refused {
-            reason: format!("{self} refuses to {attempted}: {message} (SQLSTATE {code})"),
-            next,
+        Error::Rejected {
+            reason: format!("{self} rejects an attempt to {attempted}: {message} (SQLSTATE {code})"),
+            fix,
         }
     }
 }
@@ -212,15 +216,15 @@ pub struct Sql {
 
 impl fmt::Debug for Sql {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a connection to {}", self.server)
+        write!(f, "connection to {}", self.server)
     }
 }
 
 impl Sql {
-    /// The rows of a statement, values as text.
+    /// Runs a statement and returns its rows, with values as text.
     pub(crate) async fn rows(&self, attempted: &'static str, statement: &str) -> Result<Vec<SimpleQueryRow>> {
-        let asked = tokio::time::timeout(STATEMENT_TIMEOUT, self.client.simple_query(statement));
-        let messages = match asked.await {
+        let query = tokio::time::timeout(STATEMENT_TIMEOUT, self.client.simple_query(statement));
+        let messages = match query.await {
             Ok(answer) => answer.map_err(|e| self.server.error(attempted, e))?,
             Err(elapsed) => return Err(self.server.unavailable(attempted, elapsed.into())),
         };
@@ -231,7 +235,7 @@ impl Sql {
         Ok(messages.into_iter().filter_map(row).collect())
     }
 
-    /// The first value of a statement's first row.
+    /// Runs a statement and returns the first value of its first row.
     pub(crate) async fn value(&self, attempted: &'static str, statement: &str) -> Result<Option<String>> {
         let rows = self.rows(attempted, statement).await?;
         Ok(rows
@@ -240,12 +244,12 @@ impl Sql {
             .map(str::to_owned))
     }
 
-    /// Runs a statement, or several.
+    /// Runs one or more statements.
     pub(crate) async fn run(&self, attempted: &'static str, statement: &str) -> Result<()> {
         self.rows(attempted, statement).await.map(drop)
     }
 
-    /// Begins a copy. The rows come in COPY's text format, each chunk ending with a line.
+    /// Starts a `COPY … TO STDOUT` in text format.
     pub(crate) async fn copy(&self, attempted: &'static str, statement: &str) -> Result<CopyOutStream> {
         self.client
             .copy_out(statement)
@@ -253,8 +257,8 @@ impl Sql {
             .map_err(|e| self.server.error(attempted, e))
     }
 
-    /// The next chunk of a copy; `None` at its end.
-    pub(crate) async fn copied(
+    /// The next line of a COPY; `None` at its end.
+    pub(crate) async fn next_line(
         &self,
         attempted: &'static str,
         copy: &mut std::pin::Pin<Box<CopyOutStream>>,
@@ -267,13 +271,13 @@ impl Sql {
     }
 }
 
-/// A name as an SQL identifier, quoted.
+/// Quotes a name as an SQL identifier.
 pub fn identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// A text as an SQL literal, quoted. With `standard_conforming_strings`, which is on unless somebody turned it off, a
-/// backslash is itself; with `E''` it is doubled, which is right in both cases.
+/// Quotes a text as an SQL literal. Backslashes are escaped in `E''` form, which is correct whether or not
+/// `standard_conforming_strings` is on.
 pub fn literal(text: &str) -> String {
     let quoted = text.replace('\'', "''");
     if quoted.contains('\\') {
@@ -289,7 +293,7 @@ mod tests {
     use crate::status::State;
 
     #[test]
-    fn a_url_is_read_and_never_shown() {
+    fn messages_do_not_contain_the_url() {
         let server = Server::parse("postgres://app:s3cret@db.example:5433/shop").unwrap();
         assert_eq!(format!("{server:?}"), "PostgreSQL at db.example:5433/shop");
         assert_eq!(
@@ -301,7 +305,7 @@ mod tests {
             ("postgres://db/shop", "no user"),
             ("host=a,b user=app", "several hosts"),
             ("user=app", "no host"),
-            ("postgres://app:s3cret@db:port/shop", "refused"),
+            ("postgres://app:s3cret@db:port/shop", "invalid"),
         ] {
             let text = Server::parse(bad).unwrap_err().to_string();
             assert!(text.contains(why) && !text.contains("s3cret"), "{text}");
@@ -309,18 +313,18 @@ mod tests {
     }
 
     #[test]
-    fn what_passes_by_itself_is_told_from_what_somebody_must_mend() {
+    fn temporary_errors_are_retried() {
         let server = Server::parse("postgres://app@db/shop").unwrap();
-        let error = |code| server.refused("start the replication stream", code, "no");
+        let error = |code| server.rejected("start the replication stream", code, "no");
         for code in ["57P01", "57P03", "53300", "55006"] {
             assert_eq!(error(code).state(), State::Retrying, "{code}");
         }
-        assert_eq!(error("42501").next("shop"), "ALTER ROLE \"app\" REPLICATION;");
+        assert_eq!(error("42501").fix("shop"), "ALTER ROLE \"app\" REPLICATION;");
         assert_eq!(error("28P01").state(), State::Failed);
     }
 
     #[test]
-    fn names_and_texts_are_quoted() {
+    fn identifiers_and_literals_are_quoted() {
         assert_eq!(identifier("or\"der"), "\"or\"\"der\"");
         assert_eq!(
             (literal("it's"), literal("a\\b")),

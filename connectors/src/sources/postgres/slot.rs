@@ -1,7 +1,8 @@
-//! The replication slot: whether it is the one that the stored position belongs to, and taking hold of it.
+//! The replication slot: verifies that it belongs to the stored position, and starts, creates or drops it.
 //!
-//! Guarantees: a slot that cannot be proved to hold everything after the stored position is refused with the reason.
-//! Never: a slot of somebody else's dropped; only the slot of our own name, after its position announced a snapshot.
+//! A slot that cannot be proved to contain every change after the stored position is rejected with the reason
+//! (`NEEDS_RESYNC`), because streaming from it would leave a gap (C14). Only the connector's own slot is ever dropped, and
+//! only after a stored position has announced the snapshot that replaces it.
 
 use super::position::{Position, Snapshot, Tables};
 use super::replication::{Identity, Replication};
@@ -11,10 +12,10 @@ use schemas::version::Lsn;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// How long another reader may hold the slot before it is trouble: the server notices a killed reader late.
-const HELD_MAX: Duration = Duration::from_secs(10);
+/// How long to wait for another process that uses the slot. The server notices late that a killed one is gone.
+const IN_USE_MAX: Duration = Duration::from_secs(10);
 
-/// What is there, beside the slot.
+/// What the stored position and the slot must match.
 pub(super) struct Expected<'e> {
     pub(super) slot: &'e str,
     pub(super) database: &'e str,
@@ -22,16 +23,16 @@ pub(super) struct Expected<'e> {
     pub(super) tables: &'e Tables,
 }
 
-/// What to do.
+/// How the source starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// Stream after the stored position.
-    GoOn,
-    /// Begin an incarnation with a snapshot.
+pub(super) enum StartMode {
+    /// Stream changes after the stored position.
+    Stream,
+    /// Start a new source epoch with a snapshot.
     Snapshot,
 }
 
-/// A slot as it is.
+/// The slot as the server describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Slot {
     plugin: String,
@@ -40,13 +41,13 @@ struct Slot {
     lost: bool,
 }
 
-async fn look(sql: &Sql, name: &str) -> Result<Option<Slot>> {
+async fn read_slot(sql: &Sql, name: &str) -> Result<Option<Slot>> {
     let statement = format!(
         "SELECT plugin, database, confirmed_flush_lsn, to_json(s)->>'wal_status' AS status \
          FROM pg_replication_slots s WHERE slot_name = {}",
         literal(name)
     );
-    let rows = sql.rows("look for the replication slot", &statement).await?;
+    let rows = sql.rows("read the replication slot", &statement).await?;
     let Some(row) = rows.first() else { return Ok(None) };
     let text = |at: usize| row.try_get(at).ok().flatten().map(str::to_owned);
     Ok(Some(Slot {
@@ -57,41 +58,42 @@ async fn look(sql: &Sql, name: &str) -> Result<Option<Slot>> {
     }))
 }
 
-/// Decides how to begin.
+/// Decides how the source starts.
 ///
 /// # Errors
-/// [`Error::NeedsResync`] when going on could lose changes.
-pub(super) async fn judge(sql: &Sql, stored: Option<&Position>, expected: &Expected<'_>) -> Result<Verdict> {
-    let slot = look(sql, expected.slot).await?;
-    decide(stored, slot.as_ref(), expected).map_err(|reason| Error::NeedsResync { reason })
+/// [`Error::NeedsResync`] if streaming from the slot could lose changes.
+pub(super) async fn start_mode(sql: &Sql, stored: Option<&Position>, expected: &Expected<'_>) -> Result<StartMode> {
+    let slot = read_slot(sql, expected.slot).await?;
+    decide_start(stored, slot.as_ref(), expected).map_err(|reason| Error::NeedsResync { reason })
 }
 
-fn decide(stored: Option<&Position>, slot: Option<&Slot>, expected: &Expected<'_>) -> Result<Verdict, String> {
+fn decide_start(stored: Option<&Position>, slot: Option<&Slot>, expected: &Expected<'_>) -> Result<StartMode, String> {
     let name = expected.slot;
     let Some(stored) = stored else {
         return match slot {
-            None => Ok(Verdict::Snapshot),
+            None => Ok(StartMode::Snapshot),
             Some(_) => Err(format!(
-                "slot {name} exists and no position of this connector is stored: it belongs to another installation, or \
-                 the log was replaced"
+                "slot {name} exists but no position of this connector is stored: it belongs to another installation, or the \
+                 log was replaced"
             )),
         };
     };
     if !matches!(stored.snapshot, Snapshot::Done { .. }) {
-        // The slot, if there is one, was made for the snapshot that did not end.
-        return Ok(Verdict::Snapshot);
+        // A slot, if there is one, was created for the unfinished snapshot, so it may be dropped.
+        return Ok(StartMode::Snapshot);
     }
     let identity = expected.identity;
-    let differs = |what: &str, is: &str, was: &str| Err(format!("{what} is {is}, the stored position is of {was}"));
+    let differs =
+        |what: &str, is: &str, was: &str| Err(format!("{what} is {is}, but the stored position is from {was}"));
     if stored.system != identity.system {
-        return differs("the cluster (system identifier)", &identity.system, &stored.system);
+        return differs("the system identifier", &identity.system, &stored.system);
     }
     if stored.database != expected.database {
         return differs("the database", expected.database, &stored.database);
     }
     if stored.timeline != identity.timeline {
         return differs(
-            "the cluster's timeline",
+            "the timeline",
             &identity.timeline.to_string(),
             &stored.timeline.to_string(),
         );
@@ -100,36 +102,36 @@ fn decide(stored: Option<&Position>, slot: Option<&Slot>, expected: &Expected<'_
         return differs("the slot", name, &stored.slot);
     }
     let Some(slot) = slot else {
-        return Err(format!("slot {name} does not exist any more"));
+        return Err(format!("slot {name} no longer exists"));
     };
     if slot.plugin != "pgoutput" || slot.database != expected.database {
         return Err(format!(
-            "slot {name} is of plugin {} and database {}",
+            "slot {name} uses plugin {} and database {}",
             slot.plugin, slot.database
         ));
     }
     if slot.lost {
         return Err(format!(
-            "slot {name} has lost write-ahead log that was not read (max_slot_wal_keep_size)"
+            "slot {name} has lost WAL that was not read yet (max_slot_wal_keep_size)"
         ));
     }
     match slot.confirmed {
-        Some(confirmed) if confirmed <= stored.whole => {}
+        Some(confirmed) if confirmed <= stored.complete_lsn => {}
         Some(confirmed) => {
             return Err(format!(
-                "slot {name} was acknowledged up to {confirmed} by somebody else, stored is {}",
-                stored.whole
+                "slot {name} is confirmed up to {confirmed}, beyond the stored position {}: something else has read from it",
+                stored.complete_lsn
             ));
         }
-        None => return Err(format!("slot {name} has no confirmed place")),
+        None => return Err(format!("slot {name} has no confirmed_flush_lsn")),
     }
     match unread(&stored.tables, expected.tables) {
-        Some(unread) => Err(format!("{unread} is declared and was not part of the snapshot")),
-        None => Ok(Verdict::GoOn),
+        Some(unread) => Err(format!("{unread} is declared but was not part of the snapshot")),
+        None => Ok(StartMode::Stream),
     }
 }
 
-/// The first table or column that is declared now and was not when the snapshot was read.
+/// The first declared table or column that the snapshot did not read.
 fn unread(read: &BTreeMap<String, Vec<String>>, declared: &BTreeMap<String, Vec<String>>) -> Option<String> {
     for (table, columns) in declared {
         let Some(known) = read.get(table) else {
@@ -142,7 +144,8 @@ fn unread(read: &BTreeMap<String, Vec<String>>, declared: &BTreeMap<String, Vec<
     None
 }
 
-/// Starts the stream, and waits a while if another reader still holds the slot: it may be our own, killed before.
+/// Starts streaming. Retries for a while if the slot is in use: the user may be this connector's predecessor, which was
+/// killed a moment ago.
 pub(super) async fn start(
     replication: &mut Replication,
     server: &Server,
@@ -150,7 +153,7 @@ pub(super) async fn start(
     publication: &str,
     from: Lsn,
 ) -> Result<()> {
-    let until = Instant::now() + HELD_MAX;
+    let until = Instant::now() + IN_USE_MAX;
     loop {
         match replication.start().await {
             Err(error @ Error::Unavailable { .. }) if Instant::now() < until => {
@@ -158,14 +161,14 @@ pub(super) async fn start(
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 *replication = Replication::connect(server, slot, publication, from).await?;
             }
-            ended => return ended,
+            result => return result,
         }
     }
 }
 
-/// Drops the slot if it exists; waits a while for a reader to let it go.
+/// Drops the slot if it exists. Retries for a while if it is in use.
 pub(super) async fn drop(sql: &Sql, slot: &str) -> Result<()> {
-    let until = Instant::now() + HELD_MAX;
+    let until = Instant::now() + IN_USE_MAX;
     let statement = format!(
         "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = {}",
         literal(slot)
@@ -175,18 +178,18 @@ pub(super) async fn drop(sql: &Sql, slot: &str) -> Result<()> {
             Err(Error::Unavailable { .. }) if !sql.is_closed() && Instant::now() < until => {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
-            ended => return ended,
+            result => return result,
         }
     }
 }
 
-/// Takes an exported snapshot into a transaction, which keeps it for as long as it is open.
-pub(super) async fn pin(sql: &Sql, snapshot: &str) -> Result<()> {
+/// Opens a transaction that reads the exported snapshot and keeps it alive until the transaction ends.
+pub(super) async fn import_snapshot(sql: &Sql, snapshot: &str) -> Result<()> {
     let statement = format!(
         "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT {}",
         literal(snapshot)
     );
-    sql.run("take the slot's snapshot", &statement).await
+    sql.run("import the slot's snapshot", &statement).await
 }
 
 #[cfg(test)]
@@ -201,14 +204,14 @@ mod tests {
 
     fn stored() -> Position {
         Position {
-            incarnation: 1,
+            source_epoch: 1,
             system: String::from("7"),
             timeline: 1,
             database: String::from("shop"),
             slot: String::from("s"),
             lsn: Lsn(90),
             ordinal: Some(0),
-            whole: Lsn(100),
+            complete_lsn: Lsn(100),
             snapshot: Snapshot::Done { id: String::from("x") },
             tables: tables(&["id", "note"]),
         }
@@ -223,7 +226,7 @@ mod tests {
         }
     }
 
-    fn verdict(stored: Option<&Position>, slot: Option<&Slot>, columns: &[&str]) -> Result<Verdict, String> {
+    fn mode(stored: Option<&Position>, slot: Option<&Slot>, columns: &[&str]) -> Result<StartMode, String> {
         let identity = Identity {
             system: String::from("7"),
             timeline: 1,
@@ -235,35 +238,35 @@ mod tests {
             identity: &identity,
             tables: &tables,
         };
-        decide(stored, slot, &expected)
+        decide_start(stored, slot, &expected)
     }
 
     #[test]
-    fn a_slot_that_holds_all_that_is_not_stored_is_gone_on_with() {
+    fn slot_behind_the_position_streams() {
         for confirmed in [0, 99, 100] {
             assert_eq!(
-                verdict(Some(&stored()), Some(&slot(confirmed)), &["id"]),
-                Ok(Verdict::GoOn)
+                mode(Some(&stored()), Some(&slot(confirmed)), &["id"]),
+                Ok(StartMode::Stream)
             );
         }
     }
 
     #[test]
-    fn the_first_start_and_an_interrupted_snapshot_begin_one() {
-        assert_eq!(verdict(None, None, &["id"]), Ok(Verdict::Snapshot));
+    fn first_start_or_unfinished_snapshot_takes_a_snapshot() {
+        assert_eq!(mode(None, None, &["id"]), Ok(StartMode::Snapshot));
         for state in [Snapshot::Wanted, Snapshot::Begun { id: String::from("x") }] {
             let stored = Position {
                 snapshot: state,
                 system: String::from("other"),
                 ..stored()
             };
-            assert_eq!(verdict(Some(&stored), Some(&slot(500)), &["id"]), Ok(Verdict::Snapshot));
-            assert_eq!(verdict(Some(&stored), None, &["id"]), Ok(Verdict::Snapshot));
+            assert_eq!(mode(Some(&stored), Some(&slot(500)), &["id"]), Ok(StartMode::Snapshot));
+            assert_eq!(mode(Some(&stored), None, &["id"]), Ok(StartMode::Snapshot));
         }
     }
 
     #[test]
-    fn whatever_could_hide_a_gap_is_refused_with_the_reason() {
+    fn possible_gap_needs_resync_with_the_reason() {
         let fits = slot(100);
         let position = |change: fn(&mut Position)| {
             let mut position = stored();
@@ -280,7 +283,7 @@ mod tests {
             (
                 Some(position(|p| p.timeline = 2)),
                 Some(fits.clone()),
-                "timeline is 1, the stored position is of 2",
+                "the timeline is 1, but the stored position is from 2",
             ),
             (
                 Some(position(|p| p.database = String::from("x"))),
@@ -292,11 +295,11 @@ mod tests {
                 Some(fits.clone()),
                 "the slot is s",
             ),
-            (Some(stored()), None, "does not exist any more"),
+            (Some(stored()), None, "no longer exists"),
             (
                 Some(stored()),
                 Some(slot(101)),
-                "acknowledged up to 0/65 by somebody else, stored is 0/64",
+                "is confirmed up to 0/65, beyond the stored position 0/64",
             ),
             (
                 Some(stored()),
@@ -316,13 +319,13 @@ mod tests {
             ),
         ];
         for (stored, slot, why) in cases {
-            let reason = verdict(stored.as_ref(), slot.as_ref(), &["id"]).unwrap_err();
+            let reason = mode(stored.as_ref(), slot.as_ref(), &["id"]).unwrap_err();
             assert!(reason.contains(why), "{reason}");
         }
-        let reason = verdict(Some(&stored()), Some(&fits), &["id", "new"]).unwrap_err();
+        let reason = mode(Some(&stored()), Some(&fits), &["id", "new"]).unwrap_err();
         assert_eq!(
             reason,
-            "column new of table orders is declared and was not part of the snapshot"
+            "column new of table orders is declared but was not part of the snapshot"
         );
     }
 }

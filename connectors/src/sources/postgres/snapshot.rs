@@ -1,15 +1,15 @@
-//! The snapshot of an incarnation: every declared table as it was at the slot's first place, a chunk each.
+//! The snapshot at the start of a source epoch: copies every declared table, one chunk per table.
 //!
-//! Guarantees: all tables are read in one database snapshot, the slot's own, and all of it is one source transaction:
-//! nobody is shown one table without the others. Each chunk ends with its `ChunkEnd`, so that readers can drop what is
-//! gone; every version is below that of the first streamed change.
-//! Never: a table in memory; a place to go on from: an interrupted snapshot starts over.
+//! All tables are read in the database snapshot that the slot exported, and together they are one source transaction (ADR
+//! 6), so readers never see one table without the others. Each chunk ends with a `ChunkEnd` record, after which readers
+//! remove rows that no longer exist (ADR 3). Every version is below that of the first streamed change. The snapshot is
+//! streamed and never in memory as a whole. It cannot be resumed: after an interruption it starts over.
 
 use super::changes::{Emitter, Published};
-use super::copy::Line;
+use super::copy::CopyLine;
 use super::pgoutput::Value;
 use super::position::{Position, Snapshot as State};
-use super::rows::{Memory, Table};
+use super::rows::{Buffers, Table};
 use super::server::{Sql, identifier};
 use crate::error::{Error, Result};
 use crate::source::{Batch, Boundary, Budget};
@@ -25,7 +25,17 @@ use tokio_postgres::CopyOutStream;
 
 const ATTEMPTED: &str = "copy a table";
 
-/// Reads the tables one after the other.
+/// Where a snapshot is read.
+pub(super) struct Origin {
+    /// A connection inside a transaction that uses the slot's exported snapshot.
+    pub(super) sql: Sql,
+    /// The stored position, which announced the snapshot.
+    pub(super) position: Position,
+    /// The slot's consistent point.
+    pub(super) point: Lsn,
+}
+
+/// Copies the tables one after the other.
 pub(super) struct Snapshot {
     sql: Sql,
     tables: Arc<[Table]>,
@@ -40,8 +50,8 @@ pub(super) struct Snapshot {
     copy: Option<Pin<Box<CopyOutStream>>>,
     next_ordinal: u32,
     rows: u64,
-    line: Line,
-    memory: Memory,
+    line: CopyLine,
+    buffers: Buffers,
     values: Vec<Value<'static>>,
     key: Vec<u8>,
     value: Vec<u8>,
@@ -49,20 +59,16 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    /// Begins. `sql` is in a transaction that has the slot's snapshot; `point` is the slot's first place.
+    /// Starts the snapshot.
     pub(super) async fn new(
-        sql: Sql,
+        origin: Origin,
         tables: Arc<[Table]>,
         emitter: Emitter,
         chunk_end: SchemaId,
-        position: Position,
-        point: Lsn,
     ) -> Result<Self> {
+        let Origin { sql, position, point } = origin;
         let now = sql
-            .value(
-                "ask for the time",
-                "SELECT (extract(epoch FROM now()) * 1000)::int8::text",
-            )
+            .value("read the time", "SELECT (extract(epoch FROM now()) * 1000)::int8::text")
             .await?;
         let id = match &position.snapshot {
             State::Begun { id } | State::Done { id } => id.clone(),
@@ -81,8 +87,8 @@ impl Snapshot {
             copy: None,
             next_ordinal: 0,
             rows: 0,
-            line: Line::default(),
-            memory: Memory::default(),
+            line: CopyLine::default(),
+            buffers: Buffers::default(),
             values: Vec::new(),
             key: Vec::new(),
             value: Vec::new(),
@@ -90,7 +96,7 @@ impl Snapshot {
         })
     }
 
-    /// What is being read, for people.
+    /// Human-readable progress.
     pub(super) fn describe(&self) -> String {
         let table = self.tables.get(self.current).map_or("-", |t| t.name.as_str());
         format!(
@@ -101,12 +107,12 @@ impl Snapshot {
         )
     }
 
-    /// The position from which to stream, once all tables were read.
+    /// The position to stream from, once all tables are copied.
     pub(super) fn ended(&self) -> Option<Position> {
         self.ended.then(|| Position {
             lsn: self.point,
             ordinal: None,
-            whole: self.point,
+            complete_lsn: self.point,
             snapshot: State::Done { id: self.id.clone() },
             ..self.position.clone()
         })
@@ -124,7 +130,7 @@ impl Snapshot {
             None => Box::pin(self.sql.copy(ATTEMPTED, &statement(table)).await?),
         };
         while batch.records.len() < budget.records_max && batch.records.byte_len() < budget.bytes_max {
-            match self.sql.copied(ATTEMPTED, &mut copy).await? {
+            match self.sql.next_line(ATTEMPTED, &mut copy).await? {
                 Some(line) => self.row(table, &line, &mut batch.records)?,
                 None => {
                     self.end_chunk(table, &mut batch.records)?;
@@ -150,18 +156,18 @@ impl Snapshot {
     }
 
     fn row(&mut self, table: &Table, line: &[u8], out: &mut OutBatch) -> Result<()> {
-        if !self.line.read(line, table.columns()) {
+        if !self.line.parse(line, table.columns()) {
             return Err(Error::Unpublishable {
                 what: format!("a row of table {}", table.name),
-                reason: String::from("COPY gave another number of columns than were asked for"),
-                next: String::from("report this as a defect"),
+                reason: String::from("COPY returned an unexpected number of columns"),
+                fix: String::from("report this as a bug"),
             });
         }
         let mut values = super::changes::recycle(std::mem::take(&mut self.values));
         values.extend(self.line.values());
         let written = table
             .write_key(&values, &mut self.key)
-            .and_then(|()| table.write_value(&values, &mut self.memory, &mut self.value));
+            .and_then(|()| table.write_value(&values, &mut self.buffers, &mut self.value));
         self.values = super::changes::recycle(values);
         written?;
         let tx = self.tx(table, false)?;
@@ -208,13 +214,13 @@ impl Snapshot {
         let ordinal = self.next_ordinal;
         self.next_ordinal = ordinal.checked_add(1).ok_or_else(|| Error::Unpublishable {
             what: format!("the snapshot of table {}", table.name),
-            reason: String::from("the declared tables have more than four thousand million rows together"),
-            next: String::from("split the tables over several connectors"),
+            reason: String::from("the declared tables have more than 2^32 rows in total"),
+            fix: String::from("distribute the tables over several connectors"),
         })?;
-        // The first streamed transaction may commit exactly at the slot's first place.
+        // The first streamed transaction can commit exactly at the consistent point, and its versions must be higher.
         let position = Lsn(self.point.0.saturating_sub(1));
         Ok(Tx {
-            incarnation: self.position.incarnation,
+            incarnation: self.position.source_epoch,
             position,
             ordinal,
             last,
@@ -226,6 +232,6 @@ impl Snapshot {
 fn statement(table: &Table) -> String {
     let columns: Vec<String> = table.names().map(identifier).collect();
     let (schema, name) = (identifier(table.name.schema()), identifier(table.name.table()));
-    // A query also reads partitioned tables, which COPY by name does not.
+    // COPY of a query can read partitioned tables, COPY of a table name cannot.
     format!("COPY (SELECT {} FROM {schema}.{name}) TO STDOUT", columns.join(", "))
 }

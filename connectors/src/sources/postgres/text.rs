@@ -1,15 +1,14 @@
-//! Values as PostgreSQL prints them, read into what Avro holds.
+//! Parsers from PostgreSQL's text output of values to Avro values.
 //!
-//! The connections ask for one canonical text (`DateStyle ISO`, `TimeZone UTC`, `bytea_output hex`,
-//! `extra_float_digits`), see `session`. A reader that returns `None` has met something else.
-//! Guarantees: infinity, years before 1 and beyond 9999 are read; a value that does not fit is `None`, never a
-//! neighbour of it. Never: a panic on any input, an allocation.
+//! The connections request one canonical output (`DateStyle ISO`, `TimeZone UTC`, `bytea_output hex`,
+//! `extra_float_digits`; see `server`). Parsers return `None` for anything else and for values that do not fit; values
+//! are never rounded. They support infinity and years before 1 and after 9999, do not allocate and do not panic.
 
 use schemas::time;
 
 /// Days from 1970-01-01, as Avro's `date`: `2024-02-29`, `0044-03-15 BC`, `infinity`.
 ///
-/// Infinity is the greatest and the least number (docs/formats.md).
+/// Infinity and -infinity are the largest and smallest number (docs/reference/formats.md).
 pub fn date(text: &[u8]) -> Option<i32> {
     match text {
         b"infinity" => return Some(i32::MAX),
@@ -82,7 +81,7 @@ impl Digits<'_> {
         Some(time::days_from_civil(year, month, day))
     }
 
-    /// `12:34:56` with up to six digits of a fraction, in µs; 24:00:00 is PostgreSQL's end of a day.
+    /// `12:34:56` with up to six fractional digits, in µs. PostgreSQL also allows 24:00:00.
     fn time(&mut self) -> Option<i64> {
         let hours = self.two(24)?;
         self.skip(b':')?;
@@ -131,7 +130,7 @@ impl Digits<'_> {
         (value <= max).then_some(value)
     }
 
-    /// One to `digits_max` digits, and how many there were.
+    /// One to `digits_max` digits: the value and the number of digits.
     fn number(&mut self, digits_max: usize) -> Option<(i64, u32)> {
         let count = self.bytes.iter().take_while(|b| b.is_ascii_digit()).count();
         if count == 0 || count > digits_max {
@@ -158,7 +157,7 @@ pub fn bool(text: &[u8]) -> Option<bool> {
     }
 }
 
-/// A whole number; `None` beyond 64 bits.
+/// An integer; `None` beyond 64 bits.
 pub fn i64(text: &[u8]) -> Option<i64> {
     let (negative, digits) = match text.strip_prefix(b"-") {
         Some(digits) => (true, digits),
@@ -167,7 +166,7 @@ pub fn i64(text: &[u8]) -> Option<i64> {
     if digits.is_empty() || digits.len() > 19 {
         return None;
     }
-    // Counting downwards reaches the least number, too.
+    // Accumulate negative numbers: their range includes `i64::MIN`.
     let value = digits.iter().try_fold(0_i64, |sum, byte| {
         let digit = byte.wrapping_sub(b'0');
         if digit > 9 {
@@ -179,7 +178,7 @@ pub fn i64(text: &[u8]) -> Option<i64> {
     if negative { Some(value) } else { value.checked_neg() }
 }
 
-/// A whole number; `None` beyond 32 bits.
+/// An integer; `None` beyond 32 bits.
 pub fn i32(text: &[u8]) -> Option<i32> {
     i32::try_from(i64(text)?).ok()
 }
@@ -194,8 +193,8 @@ pub fn f32(text: &[u8]) -> Option<f32> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-/// Writes the bytes of a `bytea` (`\x48656c6c6f`) to the end of `out`; says whether it was one. On `false` some bytes
-/// may have been written.
+/// Appends the bytes of a `bytea` (`\x48656c6c6f`) to `out`; returns whether it was valid. If not, some bytes may have
+/// been appended.
 pub fn bytea(text: &[u8], out: &mut Vec<u8>) -> bool {
     let Some(hex) = text.strip_prefix(b"\\x") else {
         return false;
@@ -227,7 +226,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn dates_of_all_ages() {
+    fn dates_of_all_eras() {
         let cases = [
             ("1970-01-01", 0),
             ("1969-12-31", -1),
@@ -287,7 +286,7 @@ mod tests {
             timestamptz(b"0001-01-01 00:00:00+00 BC"),
             Some(-719_528 * 86_400_000_000)
         );
-        // PostgreSQL's last years lie beyond 64 bits of microseconds from 1970.
+        // PostgreSQL's last years exceed 64 bits of microseconds since 1970.
         assert_eq!(timestamp(b"294276-12-31 23:59:59"), None);
         for bad in [
             "1970-01-01",
@@ -338,12 +337,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn integers_read_back(value: i64) {
+        fn integers_round_trip(value: i64) {
             prop_assert_eq!(i64(value.to_string().as_bytes()), Some(value));
         }
 
         #[test]
-        fn nothing_panics(text: Vec<u8>, digits in "[0-9:+. -]{0,40}( BC)?") {
+        fn arbitrary_text_does_not_panic(text: Vec<u8>, digits in "[0-9:+. -]{0,40}( BC)?") {
             for text in [&text[..], digits.as_bytes()] {
                 let _ = (date(text), timestamp(text), timestamptz(text), i64(text), f64(text), bytea(text, &mut Vec::new()));
             }

@@ -1,4 +1,4 @@
-//! Source transactions as records: keys, headers, and columns that the server did not send.
+//! Records of source transactions: keys, headers, and values that the server did not send.
 
 use super::super::pgoutput::decode;
 use super::super::position::Snapshot;
@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 const RELATION: u32 = 7;
 const BEGIN: Lsn = Lsn(0x100);
 
-/// A column of a tuple: text, `None` for a value that the server left out as unchanged.
+/// A value of a tuple: text, or `None` for an unchanged TOAST value.
 type Sent<'a> = Option<&'a str>;
 
 fn tuple(out: &mut Vec<u8>, marker: u8, values: &[Sent<'_>]) {
@@ -57,7 +57,7 @@ fn inserted(id: &str, note: &str) -> Vec<u8> {
     message(b'I', &[(b'N', &[Some(id), Some(note)])])
 }
 
-/// The key changes, the note does not and is not sent: what replica identity DEFAULT gives.
+/// An update that changes the key under replica identity DEFAULT. The unchanged note is not sent.
 fn moved(from: &str, to: &str) -> Vec<u8> {
     message(b'U', &[(b'K', &[Some(from), None]), (b'N', &[Some(to), None])])
 }
@@ -67,11 +67,11 @@ struct Fixture {
     schema: Arc<Schema>,
 }
 
-/// A record as `key value headers`, with the ordinal before it and a `.` behind the last of a transaction.
+/// Formats a record as `ordinal key value headers`, followed by `.` if it is the last of its transaction.
 type Lines = Vec<String>;
 
 impl Fixture {
-    /// A connector that has stored this ordinal of the transaction at [`BEGIN`].
+    /// A connector whose stored position is this ordinal of the transaction at [`BEGIN`].
     fn new(stored: Option<u32>) -> Self {
         let (source, name) = (SourceName::new("shop").unwrap(), TableName::new("orders").unwrap());
         let columns = [Column::new("id", "int8", false), Column::new("note", "text", false)];
@@ -79,14 +79,14 @@ impl Fixture {
         let schema = Arc::new(Schema::parse(&text).unwrap());
         let table = Table::new(name, schema.clone(), SchemaId(1), vec![0]).unwrap();
         let position = Position {
-            incarnation: 1,
+            source_epoch: 1,
             system: String::new(),
             timeline: 1,
             database: String::new(),
             slot: String::new(),
             lsn: stored.map_or(Lsn(1), |_| BEGIN),
             ordinal: stored,
-            whole: Lsn(1),
+            complete_lsn: Lsn(1),
             snapshot: Snapshot::Done { id: String::from("s") },
             tables: Arc::new(BTreeMap::new()),
         };
@@ -96,7 +96,7 @@ impl Fixture {
         }
     }
 
-    /// Reads one transaction.
+    /// Converts one transaction.
     fn transaction(&mut self, messages: &[Vec<u8>]) -> Lines {
         let mut out = OutBatch::default();
         self.changes.begin(BEGIN, 0);
@@ -149,7 +149,7 @@ fn key_change_names_the_other_key_on_both_records() {
 }
 
 #[test]
-fn rows_exchange_keys_through_a_third() {
+fn rows_swap_keys_through_a_third_key() {
     let mut fixture = Fixture::new(None);
     let lines = fixture.transaction(&[moved("1", "0"), moved("2", "1"), moved("0", "2"), inserted("3", "x")]);
     let want = [
@@ -188,7 +188,7 @@ fn full_replica_identity_fills_in_the_unchanged_column() {
 }
 
 #[test]
-fn delete_and_insert_are_no_key_change() {
+fn delete_and_insert_is_not_a_key_change() {
     let deleted = message(b'D', &[(b'K', &[Some("1"), None])]);
     let lines = Fixture::new(None).transaction(&[deleted, inserted("2", "x")]);
     assert_eq!(lines, [r#"0 ["orders","1"]"#, r#"2 ["orders","2"] whole ."#]);

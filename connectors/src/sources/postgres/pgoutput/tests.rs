@@ -1,12 +1,10 @@
-//! The decoder against messages written as PostgreSQL writes them, and against every way of cutting or bending them.
-//!
-//! Guarantees: what was written is read back; what was bent is an error and never a panic.
-//! Never: a server. The server's own bytes are the business of the tests on a real PostgreSQL.
+//! Decoder tests with valid messages, truncated messages and random bytes. `tests/it/postgres` covers the bytes of a real
+//! server.
 
 use super::*;
 use proptest::prelude::*;
 
-/// Writes messages as PostgreSQL does.
+/// Encodes messages as PostgreSQL does.
 #[derive(Default, Clone)]
 struct Writer(Vec<u8>);
 
@@ -97,7 +95,7 @@ fn samples() -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn frames_and_descriptions_are_read_with_their_values() {
+fn transaction_and_relation_messages_are_decoded() {
     let all = samples();
     let read: Vec<Message<'_>> = all.iter().map(|bytes| decode(bytes).unwrap()).collect();
     assert_eq!(
@@ -151,7 +149,7 @@ fn frames_and_descriptions_are_read_with_their_values() {
 }
 
 #[test]
-fn changes_are_read_with_their_values() {
+fn change_messages_are_decoded() {
     let all = samples();
     let read: Vec<Message<'_>> = all.iter().map(|bytes| decode(bytes).unwrap()).collect();
     let Message::Insert { relation: 7, new } = read[5] else {
@@ -169,13 +167,13 @@ fn changes_are_read_with_their_values() {
     else {
         panic!("{:?}", read[6])
     };
-    assert!(!old.whole);
+    assert!(!old.is_full);
     assert_eq!(old.tuple.iter().collect::<Vec<_>>(), [Value::Text(b"1"), Value::Null]);
     assert_eq!(new.iter().collect::<Vec<_>>(), [Value::Text(b"2"), Value::Unchanged]);
     let Message::Delete { relation: 7, old } = read[7] else {
         panic!("{:?}", read[7])
     };
-    assert!(old.whole);
+    assert!(old.is_full);
     let Message::Truncate { relations } = read[8] else {
         panic!("{:?}", read[8])
     };
@@ -183,11 +181,11 @@ fn changes_are_read_with_their_values() {
 }
 
 #[test]
-fn what_is_wrong_is_named() {
-    assert_eq!(decode(b""), Err(Malformed::Truncated { field: "kind" }));
+fn errors_name_the_field() {
+    assert_eq!(decode(b""), Err(DecodeError::Truncated { field: "kind" }));
     assert_eq!(
         decode(b"S"),
-        Err(Malformed::UnknownKind {
+        Err(DecodeError::UnknownKind {
             what: "message",
             kind: b'S'
         })
@@ -195,17 +193,20 @@ fn what_is_wrong_is_named() {
     let binary = Writer::kind(b'I').u32(7).u8(b'N').u16(1).u8(b'b').0;
     assert_eq!(
         decode(&binary),
-        Err(Malformed::UnknownKind {
+        Err(DecodeError::UnknownKind {
             what: "value",
             kind: b'b'
         })
     );
     let negative = Writer::kind(b'I').u32(7).u8(b'N').u16(0x8000).0;
-    assert_eq!(decode(&negative), Err(Malformed::Unreadable { field: "value count" }));
+    assert_eq!(
+        decode(&negative),
+        Err(DecodeError::InvalidField { field: "value count" })
+    );
     let huge = Writer::kind(b'I').u32(7).u8(b'N').u16(1).u8(b't').u32(0x7fff_ffff).0;
-    assert_eq!(decode(&huge), Err(Malformed::Truncated { field: "value" }));
+    assert_eq!(decode(&huge), Err(DecodeError::Truncated { field: "value" }));
     let excess = Writer::kind(b'Y').u32(1).str("a").str("b").u8(0).0;
-    assert_eq!(decode(&excess), Err(Malformed::Excess { bytes: 1 }));
+    assert_eq!(decode(&excess), Err(DecodeError::TrailingBytes { bytes: 1 }));
 }
 
 #[test]
@@ -221,7 +222,7 @@ fn every_truncation_is_an_error() {
     }
 }
 
-/// Reads everything that a message offers.
+/// Reads every field and value of a message.
 fn exhaust(bytes: &[u8]) {
     match decode(bytes) {
         Ok(Message::Insert { new, .. }) => assert_eq!(new.iter().count(), usize::from(new.columns)),
@@ -239,7 +240,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 4096, ..ProptestConfig::default() })]
 
     #[test]
-    fn random_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+    fn random_bytes_do_not_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         exhaust(&bytes);
     }
 
