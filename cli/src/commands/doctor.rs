@@ -133,7 +133,7 @@ fn check_postgres(url: &str) -> Vec<Finding> {
             .into_iter()
             .map(|s| {
                 if s.ok {
-                    fine("postgres", s.found)
+                    good("postgres", s.found)
                 } else {
                     bad("postgres", s.found, s.fix)
                 }

@@ -20,9 +20,10 @@ pub fn start_postgres(context: &Context, source: &Source, config: &postgres::Con
 
 /// Starts an HTTP source on its own thread. The ingest listener passes posted transactions to the returned inlet.
 pub fn start_http(context: &Context, source: &Source) -> Inlet {
-    let table = |table: &Table| {
-        let name: Arc<str> = table.name.as_str().into();
-        (name, table.schema.clone(), table.key.clone().unwrap_or_default())
+    let table = |table: &Table| connectors::sources::http::DeclaredTable {
+        name: table.name.as_str().into(),
+        schema: table.schema.clone(),
+        key: table.key.clone().unwrap_or_default(),
     };
     let tables = source.tables.iter().map(table).collect();
     let (registry, clock) = (context.backends.registry.clone(), context.backends.clock.clone());

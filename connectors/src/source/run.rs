@@ -191,7 +191,7 @@ impl Connector<'_> {
         // Fence first, then read: a position that is read before `init_transactions` may be older than the one that a
         // predecessor still commits.
         let mut producer = self.init_producer()?;
-        event_log::probe::hit("connector.initialized");
+        failpoint::hit("connector.initialized");
         let stored = positions.read(&mut *producer)?;
         let mut position = stored
             .as_deref()
@@ -409,7 +409,7 @@ impl<S: Source> Pump<'_, '_, S> {
         if batch.records.is_empty() {
             return Ok(());
         }
-        event_log::probe::hit("connector.before_send");
+        failpoint::hit("connector.before_send");
         if let Err(error) = self.producer.send(&batch.records) {
             return Err(self.producer_error("send records", error, open));
         }
@@ -442,7 +442,7 @@ impl<S: Source> Pump<'_, '_, S> {
         if let Err(error) = self.producer.send(self.positions.record(position)) {
             return Err(self.producer_error("store the position", error, open));
         }
-        event_log::probe::hit("connector.before_commit");
+        failpoint::hit("connector.before_commit");
         match self.producer.commit(None) {
             Outcome::Committed(_) => {}
             Outcome::Aborted { fenced: true, .. } if age < TRANSACTION_TIMEOUT => {
@@ -459,7 +459,7 @@ impl<S: Source> Pump<'_, '_, S> {
                 return Ok(false);
             }
         }
-        event_log::probe::hit("connector.after_commit");
+        failpoint::hit("connector.after_commit");
         // Only here, after a known commit: the source may discard everything up to the position.
         self.source.committed(position);
         failpoint::hit("connector.after_acknowledge");

@@ -258,7 +258,7 @@ impl Source {
         let mut replication = self.replication(position).await?;
         failpoint::hit("connector.postgres.before_slot");
         let created = replication.create_slot(&self.slot).await?;
-        event_log::probe::hit("connector.postgres.after_slot");
+        failpoint::hit("connector.postgres.after_slot");
         slot::import_snapshot(&sql, &created.snapshot).await?;
         // The transaction that imported the snapshot keeps it alive, and the slot exists without a connection.
         replication.close();
