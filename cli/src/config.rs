@@ -187,7 +187,7 @@ impl Default for Processors {
 pub fn read(path: &Path) -> Result<NodeConfig> {
     if !path.exists() {
         bail!(
-            "there is no configuration {}; write one (docs/configuration.md shows every key), or name it with --config",
+            "there is no configuration {}; write one (docs/reference/configuration.md shows every key), or name it with --config",
             path.display()
         );
     }

@@ -1,4 +1,4 @@
-//! Records of `view.log`: what the writer puts there and the replica reads (docs/formats.md).
+//! Records of `view.log`: what the writer puts there and the replica reads (docs/reference/formats.md).
 //!
 //! Guarantees: reading what was written gives it back; bytes that are not such a record are an error that names what
 //! is wrong with them, never a panic. Never: IO, a look at a row's own JSON.

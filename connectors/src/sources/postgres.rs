@@ -122,7 +122,7 @@ struct Stream {
 
 /// What was stored and is not acknowledged yet.
 ///
-/// An acknowledgement cannot be taken back, and a lone broker may take a transaction back (docs/decisions/0005): one that
+/// An acknowledgement cannot be taken back, and a lone broker may take a transaction back (docs/adr/0005-restart-of-a-single-broker.md): one that
 /// it was in the middle of when it stopped. So a place is acknowledged by a later commit, two seconds on.
 #[derive(Debug, Default)]
 struct Stored {

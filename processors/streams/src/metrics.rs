@@ -1,4 +1,4 @@
-//! The runtime's numbers. What each means, and what to alarm on, is in `docs/metrics.md`.
+//! The runtime's numbers. What each means, and what to alarm on, is in `docs/reference/metrics.md`.
 //!
 //! Guarantees: handles are made once a thread; the hot path counts by the batch, the run and the commit, never by the
 //! record. Labels come from names that are declared, never from data. Every number has a unit and a description.

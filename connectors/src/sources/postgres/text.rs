@@ -9,7 +9,7 @@ use schemas::time;
 
 /// Days from 1970-01-01, as Avro's `date`: `2024-02-29`, `0044-03-15 BC`, `infinity`.
 ///
-/// Infinity is the greatest and the least number (docs/formats.md).
+/// Infinity is the greatest and the least number (docs/reference/formats.md).
 pub fn date(text: &[u8]) -> Option<i32> {
     match text {
         b"infinity" => return Some(i32::MAX),
