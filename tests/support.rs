@@ -19,6 +19,8 @@ mod nodes;
 mod phone;
 #[path = "support/postgres.rs"]
 mod postgres;
+#[path = "support/registry.rs"]
+pub mod registry;
 
 pub use broker::{Broker, Listener, abort_transaction, alter_topic, delete_group, delete_records};
 pub use cluster::{BROKERS, Cluster};
@@ -44,7 +46,7 @@ pub fn postgres() -> String {
 }
 
 /// URL of the shared registry, with Confluent's API below it.
-pub fn registry() -> String {
+pub fn registry_url() -> String {
     variable("TRUNKLINE_TEST_REGISTRY")
 }
 
@@ -100,14 +102,6 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Option<
 pub fn signal(pid: u32, signal: &str) {
     let sent = Command::new("kill").args([signal, &pid.to_string()]).status();
     assert!(sent.expect("run kill").success(), "kill {signal} {pid}");
-}
-
-/// Kills a process that the test started as the leader of a group, and everything in its group.
-pub fn kill_group(leader: u32) {
-    let sent = Command::new("kill")
-        .args(["-KILL", "--", &format!("-{leader}")])
-        .status();
-    assert!(sent.expect("run kill").success(), "kill -KILL -{leader}");
 }
 
 /// The last lines of a log file; nothing when there is none.

@@ -68,7 +68,6 @@ pub async fn start(
     let readiness = Readiness::new();
     let metrics = telemetry::metrics();
     metrics.keep_up(tasks);
-    event_log::probe::install(service::failpoint::hit);
     let wiring = Wiring::of(&plan.topology);
     let found = Arc::new(std::sync::OnceLock::new());
     let admin = Admin {

@@ -1,36 +1,33 @@
-//! Cost of a row update as the state grows: random updates of existing rows of about 200 B, by sync-views and by the
-//! edge, each with the memory settings that it has by default.
+//! Benchmark of the cost of a row update as the state grows: random updates of existing rows of about 200 B, by sync-views
+//! and by the edge, each with its default memory settings.
 //!
-//! Each measurement runs in a process of its own over a state that another process has built, so that it starts with an
-//! empty block cache and its peak memory is that of the updates. The first leaves the files in the page cache, as far as
-//! the memory of the machine allows, and is long enough for compactions to be a part of the cost. The second drops them
-//! from the page cache, and ends before the smaller states are back in it: its wall time is mostly that of the disk.
+//! One process builds a state and others measure it, so that a measurement starts with an empty block cache and its peak
+//! memory is that of the updates. The first measurement leaves the files in the page cache, as far as memory allows, and
+//! is long enough to include compactions. The second drops them from the page cache, and ends before the smaller states
+//! are cached again: its wall time is mostly that of the disk.
 
 mod replica;
 mod sync_views;
+mod updates;
 
-use crate::figures::memory_mb;
+use self::updates::{Figures, Updates};
+
 use anyhow::Context;
 use rustix::fs::{Advice, fadvise};
 use serde::{Deserialize, Serialize};
-use service::telemetry::usage;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
 
-/// The word that makes this program a process that builds or measures one state.
+/// Argument that starts a process which builds or measures one state.
 pub const CHILD: &str = "growth-process";
 /// Sizes in millions of rows.
 const SIZES: [&str; 3] = ["1", "5", "20"];
-/// Enough that the updated rows pass through more than one level of the tree.
+/// Enough for the updated rows to reach the second level of the tree.
 const UPDATES: usize = 1_000_000;
-/// A small share of the blocks of a million rows.
+/// They touch a small part of the blocks of a million rows.
 const COLD_UPDATES: usize = 10_000;
-/// Rows of one source transaction.
-const TRANSACTION_ROWS: usize = 1_000;
-
-/// Who keeps the state.
+/// The owner of the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Role {
     SyncViews,
@@ -46,7 +43,7 @@ impl Role {
     }
 }
 
-/// What a process does.
+/// Phase of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 enum Phase {
     Build,
@@ -56,26 +53,13 @@ enum Phase {
     MeasureCold,
 }
 
-/// One state, and what a process does with it.
+/// Task of a process.
 #[derive(Debug, Serialize, Deserialize)]
-struct Part {
+struct Task {
     role: Role,
     rows: usize,
     dir: PathBuf,
     phase: Phase,
-}
-
-/// What a process measured.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct Figures {
-    wall_us: f64,
-    cpu_us: f64,
-    /// Bytes that the updating thread read from files, a row.
-    read_bytes: f64,
-    /// Bytes that the process wrote to files, a row.
-    written_bytes: f64,
-    state_mb: f64,
-    peak_mb: f64,
 }
 
 /// `growth [MILLION ROWS ...]`.
@@ -98,33 +82,33 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
         let mut first: [Option<Figures>; 2] = [None, None];
         for rows in &sizes {
             let dir = tempfile::Builder::new().prefix("trunkline-growth-").tempdir()?;
-            let part = |phase| Part {
+            let task = |phase| Task {
                 role,
                 rows: *rows,
                 dir: dir.path().join("state"),
                 phase,
             };
-            child_process(&part(Phase::Build))?;
+            child_process(&task(Phase::Build))?;
             for (phase, first) in [Phase::Measure, Phase::MeasureCold].into_iter().zip(&mut first) {
-                let part = part(phase);
-                let figures = child_process(&part)?.context("the measuring process printed no figures")?;
-                print(&part, &figures, first.get_or_insert(figures));
+                let task = task(phase);
+                let figures = child_process(&task)?.context("the measuring process printed no figures")?;
+                print(&task, &figures, first.get_or_insert(figures));
             }
         }
     }
     Ok(())
 }
 
-fn print(part: &Part, figures: &Figures, first: &Figures) {
+fn print(task: &Task, figures: &Figures, first: &Figures) {
     println!(
         "{:<10} {:<7} {:>10} {:>5.0} MB {:>7.1} {:>7.1} {:>6.2} {:>10.2} {:>7.0} {:>10.0} {:>8.0}",
-        part.role.name(),
-        if part.phase == Phase::MeasureCold {
+        task.role.name(),
+        if task.phase == Phase::MeasureCold {
             "dropped"
         } else {
             "cached"
         },
-        part.rows,
+        task.rows,
         figures.state_mb,
         figures.wall_us,
         figures.cpu_us,
@@ -137,46 +121,51 @@ fn print(part: &Part, figures: &Figures, first: &Figures) {
 }
 
 fn million(word: &str) -> anyhow::Result<usize> {
-    let rows: f64 = word.parse().with_context(|| format!("{word}: millions of rows"))?;
-    anyhow::ensure!((0.1..=100.0).contains(&rows), "{word}: 0.1 to 100 million rows");
+    let rows: f64 = word
+        .parse()
+        .with_context(|| format!("invalid size {word}; sizes are millions of rows"))?;
+    anyhow::ensure!(
+        (0.1..=100.0).contains(&rows),
+        "invalid size {word}; sizes are 0.1 to 100 million rows"
+    );
     #[expect(
         clippy::as_conversions,
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
-        reason = "checked to be a small positive number"
+        reason = "a small positive number"
     )]
     Ok((rows * 1e6) as usize)
 }
 
-fn child_process(part: &Part) -> anyhow::Result<Option<Figures>> {
+fn child_process(task: &Task) -> anyhow::Result<Option<Figures>> {
     let output = Command::new(std::env::current_exe()?)
-        .args([CHILD, &serde_json::to_string(part)?])
+        .args([CHILD, &serde_json::to_string(task)?])
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()?;
-    anyhow::ensure!(output.status.success(), "{part:?} ended with {}", output.status);
+    anyhow::ensure!(output.status.success(), "{task:?} ended with {}", output.status);
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
 /// Runs one phase and prints its figures as JSON, or `null`.
 pub fn child(words: &[String]) -> anyhow::Result<()> {
-    let part: Part = serde_json::from_str(words.first().context("what to do")?)?;
-    let figures = if part.phase == Phase::Build {
-        match part.role {
-            Role::SyncViews => self::sync_views::build(&part.dir, part.rows)?,
-            Role::Edge => self::replica::build(&part.dir, part.rows)?,
+    let task: Task = serde_json::from_str(words.first().context("the task is missing")?)?;
+    let figures = if task.phase == Phase::Build {
+        match task.role {
+            Role::SyncViews => self::sync_views::build(&task.dir, task.rows)?,
+            Role::Edge => self::replica::build(&task.dir, task.rows)?,
         }
         None
     } else {
-        let cold = part.phase == Phase::MeasureCold;
-        let state_mb = file_bytes(&part.dir, cold)? / 1e6;
+        let cold = task.phase == Phase::MeasureCold;
+        let state_mb = file_bytes(&task.dir, cold)? / 1e6;
         let updates = Updates {
-            rows: part.rows,
+            rows: task.rows,
             count: if cold { COLD_UPDATES } else { UPDATES },
         };
-        let figures = match part.role {
-            Role::SyncViews => self::sync_views::measure(&part.dir, updates)?,
-            Role::Edge => self::replica::measure(&part.dir, updates)?,
+        let figures = match task.role {
+            Role::SyncViews => self::sync_views::measure(&task.dir, updates)?,
+            Role::Edge => self::replica::measure(&task.dir, updates)?,
         };
         Some(Figures { state_mb, ..figures })
     };
@@ -184,7 +173,7 @@ pub fn child(words: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Bytes of all files; writes them back first, and then drops them from the page cache, which keeps dirty pages.
+/// Bytes of all files. Writes them back first, since the page cache does not drop dirty pages.
 fn file_bytes(dir: &Path, drops: bool) -> anyhow::Result<f64> {
     let mut bytes = 0.0;
     for entry in fs::read_dir(dir)? {
@@ -198,100 +187,9 @@ fn file_bytes(dir: &Path, drops: bool) -> anyhow::Result<f64> {
         if drops {
             fadvise(&file, 0, None, Advice::DontNeed)?;
         }
-        #[expect(clippy::as_conversions, clippy::cast_precision_loss, reason = "a figure")]
+        #[expect(clippy::as_conversions, clippy::cast_precision_loss, reason = "a printed figure")]
         let length = file.metadata()?.len() as f64;
         bytes += length;
     }
     Ok(bytes)
-}
-
-/// Random updates to measure.
-#[derive(Debug, Clone, Copy)]
-struct Updates {
-    /// Rows of the state.
-    rows: usize,
-    /// Number of updates.
-    count: usize,
-}
-
-impl Updates {
-    /// Calls `update` for each source transaction, with the rows to update and the number of the transaction.
-    fn measure(self, mut update: impl FnMut(&[usize], usize) -> anyhow::Result<()>) -> anyhow::Result<Figures> {
-        let mut random = Random::new(u64::try_from(self.count)?);
-        let mut chosen = Vec::with_capacity(TRANSACTION_ROWS);
-        let (began, before) = (Instant::now(), Counters::now()?);
-        for transaction in 0..self.count / TRANSACTION_ROWS {
-            chosen.clear();
-            chosen.extend((0..TRANSACTION_ROWS).map(|_| random.below(self.rows)));
-            update(&chosen, transaction)?;
-        }
-        let (wall_s, after) = (began.elapsed().as_secs_f64(), Counters::now()?);
-        let count = f64::from(u32::try_from(self.count)?);
-        Ok(Figures {
-            wall_us: wall_s / count * 1e6,
-            cpu_us: (after.cpu_s - before.cpu_s) / count * 1e6,
-            read_bytes: (after.read - before.read) / count,
-            written_bytes: (after.written - before.written) / count,
-            state_mb: 0.0,
-            peak_mb: memory_mb(std::process::id(), "VmHWM:"),
-        })
-    }
-}
-
-struct Counters {
-    cpu_s: f64,
-    read: f64,
-    written: f64,
-}
-
-impl Counters {
-    fn now() -> anyhow::Result<Counters> {
-        let number = |path: &str, name: &str| -> anyhow::Result<f64> {
-            let text = fs::read_to_string(path)?;
-            let value = text.lines().find_map(|line| line.strip_prefix(name));
-            Ok(value.with_context(|| format!("{name} in {path}"))?.trim().parse()?)
-        };
-        Ok(Counters {
-            cpu_s: usage().cpu_s,
-            // Only the reads of this thread: a compaction reads whole tables on another one.
-            read: number("/proc/thread-self/io", "rchar:")?,
-            written: number("/proc/self/io", "wchar:")?,
-        })
-    }
-}
-
-/// xorshift64*: the same rows in each run.
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64) -> Random {
-        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    fn number(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        let end = u64::try_from(end).unwrap_or(u64::MAX);
-        usize::try_from(self.number() % end).unwrap_or_default()
-    }
-
-    /// Hexadecimal digits: a text that compresses to no less than half.
-    fn text(&mut self, length: usize) -> String {
-        let mut text = String::with_capacity(length + 16);
-        while text.len() < length {
-            text.push_str(&format!("{:016x}", self.number()));
-        }
-        text.truncate(length);
-        text
-    }
-}
-
-/// Rows have numbers of nine digits, so that the order of their keys is that of the numbers.
-fn row_number(row: usize) -> usize {
-    100_000_000 + row
 }

@@ -1,11 +1,10 @@
-//! A state store under load: fill, overwrite, read, scan, reopen; speed, memory and disk.
+//! Benchmark of a state store: speed, memory and disk usage of fills, overwrites, reads, scans and a reopen.
 //!
-//! Guarantees: the same keys for each engine; batches of 1,000 rows with a checkpoint in a second space, as a stream
-//! task commits them.
-//! Never: fsync, as the runtime never does.
+//! Each engine gets the same keys, in batches of 1,000 rows with a checkpoint in a second space, as a stream task commits
+//! them. Nothing is fsynced.
 
 use anyhow::Context;
-use state_store::{Batch, Direction, Engine, Options, SharedStore, Space};
+use state_store::{Batch, Direction, Engine, KeyRange, Options, SharedStore, Space};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -15,13 +14,13 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
     let engine = match words.first().map_or("fjall", String::as_str) {
         "fjall" => Engine::Fjall,
         "sled" => Engine::Sled,
-        other => anyhow::bail!("{other} is not an engine with files: fjall or sled"),
+        other => anyhow::bail!("unknown engine {other}; use fjall or sled"),
     };
     let number = |at: usize, default: u64| {
         words
             .get(at)
             .map_or(Ok(default), |word| word.parse())
-            .context("a number")
+            .context("rows, value bytes and memory MiB are numbers")
     };
     let (rows, value_bytes, memory_mib) = (number(1, 1_000_000)?, number(2, 100)?, number(3, 64)?);
     let dir = tempfile::tempdir()?;
@@ -34,36 +33,36 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
     println!("{engine:?}: {rows} rows, key 16 B, value {value_bytes} B, memory limit {memory_mib} MiB");
     let store = state_store::open(&options)?;
     let value_bytes = usize::try_from(value_bytes)?;
-    let mut watch = Watch::new();
+    let mut meter = Meter::new();
     let slowest = fill(&store, rows, value_bytes, 1)?;
-    watch.says("fill, random keys", rows, &store, slowest);
+    meter.print("fill, random keys", rows, &store, slowest);
     let slowest = fill(&store, rows, value_bytes, 2)?;
-    watch.says("overwrite", rows, &store, slowest);
-    watch.says("read", read(&store, rows)?, &store, Duration::ZERO);
-    watch.says(
+    meter.print("overwrite", rows, &store, slowest);
+    meter.print("read", read(&store, rows)?, &store, Duration::ZERO);
+    meter.print(
         "read, modify, write",
         modify(&store, rows, value_bytes)?,
         &store,
         Duration::ZERO,
     );
-    watch.says("scan all", scan(&store)?, &store, Duration::ZERO);
-    watch.says("scan a few", few(&store, rows)?, &store, Duration::ZERO);
+    meter.print("scan all", scan(&store)?, &store, Duration::ZERO);
+    meter.print("short scans", short_scans(&store, rows)?, &store, Duration::ZERO);
     drop(store);
-    watch.since = Instant::now();
+    meter.since = Instant::now();
     let store = state_store::open(&options)?;
-    watch.says("reopen", 1, &store, Duration::ZERO);
-    anyhow::ensure!(scan(&store)? == rows, "rows were lost");
+    meter.print("reopen", 1, &store, Duration::ZERO);
+    anyhow::ensure!(scan(&store)? == rows, "rows are missing after the reopen");
     Ok(())
 }
 
-/// Prints what a phase took.
-struct Watch {
+/// Prints time, memory and disk usage of a phase.
+struct Meter {
     since: Instant,
     cpu_s: f64,
     idle_bytes: f64,
 }
 
-impl Watch {
+impl Meter {
     fn new() -> Self {
         let usage = service::telemetry::usage();
         Self {
@@ -73,8 +72,8 @@ impl Watch {
         }
     }
 
-    #[expect(clippy::as_conversions, clippy::cast_precision_loss, reason = "figures for people")]
-    fn says(&mut self, phase: &str, rows: u64, store: &SharedStore, slowest: Duration) {
+    #[expect(clippy::as_conversions, clippy::cast_precision_loss, reason = "printed figures")]
+    fn print(&mut self, phase: &str, rows: u64, store: &SharedStore, slowest: Duration) {
         let (wall, usage, stats) = (
             self.since.elapsed().as_secs_f64(),
             service::telemetry::usage(),
@@ -82,7 +81,7 @@ impl Watch {
         );
         let mib = |bytes: f64| bytes / f64::from(1 << 20);
         println!(
-            "{phase:<20} {wall:>7.2} s  {:>9.0}/s  cpu {:>6.2} s  resident +{:>5.0} MiB (engine says {:>4.0})  disk {:>5.0} MiB{}",
+            "{phase:<20} {wall:>7.2} s  {:>9.0}/s  cpu {:>6.2} s  resident +{:>5.0} MiB (engine reports {:>4.0})  disk {:>5.0} MiB{}",
             rows as f64 / wall,
             usage.cpu_s - self.cpu_s,
             mib(usage.resident_bytes - self.idle_bytes),
@@ -99,7 +98,7 @@ impl Watch {
     }
 }
 
-/// The nth key in an order that looks random: an odd factor is a permutation of 64-bit numbers.
+/// The nth key, in pseudorandom order: multiplication by an odd number is a permutation of 64-bit numbers.
 fn key(n: u64) -> [u8; 16] {
     let mixed = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut key = [0; 16];
@@ -108,7 +107,7 @@ fn key(n: u64) -> [u8; 16] {
     key
 }
 
-/// A value that does not compress to nothing.
+/// A value that hardly compresses.
 fn value(n: u64, round: u64, bytes: usize) -> Vec<u8> {
     let mut state = n ^ round.rotate_left(32) | 1;
     let mut out = Vec::with_capacity(bytes + 8);
@@ -140,7 +139,9 @@ fn fill(store: &SharedStore, rows: u64, value_bytes: usize, round: u64) -> anyho
 fn read(store: &SharedStore, rows: u64) -> anyhow::Result<u64> {
     let reads = rows.min(200_000);
     for n in 0..reads {
-        store.get(Space(1), &key(n * 7_919 % rows))?.context("a row was lost")?;
+        store
+            .get(Space(1), &key(n * 7_919 % rows))?
+            .context("a row is missing")?;
     }
     Ok(reads)
 }
@@ -151,7 +152,7 @@ fn modify(store: &SharedStore, rows: u64, value_bytes: usize) -> anyhow::Result<
         let mut batch = Batch::default();
         for n in first..(first + BATCH).min(total) {
             let key = key(n * 7_919 % rows);
-            let old = store.get(Space(1), &key)?.context("a row was lost")?;
+            let old = store.get(Space(1), &key)?.context("a row is missing")?;
             batch.put(Space(1), key, value(u64::from(old[0]) + n, 3, value_bytes));
         }
         store.commit(batch)?;
@@ -161,21 +162,20 @@ fn modify(store: &SharedStore, rows: u64, value_bytes: usize) -> anyhow::Result<
 
 fn scan(store: &SharedStore) -> anyhow::Result<u64> {
     let mut rows = 0;
-    store.scan(Space(1), b"", None, Direction::Forward, &mut |_, _| {
+    store.scan(Space(1), KeyRange::ALL, Direction::Forward, &mut |_, _| {
         rows += 1;
         ControlFlow::Continue(())
     })?;
     Ok(rows)
 }
 
-fn few(store: &SharedStore, rows: u64) -> anyhow::Result<u64> {
+fn short_scans(store: &SharedStore, rows: u64) -> anyhow::Result<u64> {
     let scans = rows.min(20_000);
     for n in 0..scans {
         let mut left = 10;
         store.scan(
             Space(1),
-            &key(n * 7_919 % rows),
-            None,
+            KeyRange::new(&key(n * 7_919 % rows), None),
             Direction::Forward,
             &mut |_, _| {
                 left -= 1;

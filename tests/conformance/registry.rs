@@ -5,58 +5,14 @@
 //! on the shared registry.
 
 use crate::support;
+use crate::support::registry::{memory_log, remote, serve};
 use registry::embedded::Embedded;
-use registry::remote::{Config, Remote};
-use registry::{Catalog, Error, Level, Registry, SharedRegistry, Version, rest};
+use registry::{Catalog, Error, Level, Registry, Version};
 use schemas::evolution;
 use schemas::ids::SchemaId;
 use schemas::schema::Schema;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// A registry's REST API on a port of its own, until it is dropped.
-pub struct Served {
-    /// Base URL.
-    pub url: String,
-    runtime: Option<tokio::runtime::Runtime>,
-}
-
-/// Serves a registry as Confluent's API.
-pub fn serve(registry: SharedRegistry) -> Served {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    let listener = runtime
-        .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
-        .expect("a free port");
-    let url = format!("http://{}", listener.local_addr().expect("an address"));
-    runtime.spawn(async move { axum::serve(listener, rest::router(registry)).await });
-    Served {
-        url,
-        runtime: Some(runtime),
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
-    }
-}
-
-/// A client of a registry at a URL.
-pub fn remote(url: &str) -> SharedRegistry {
-    Arc::new(Remote::new(Config::new(url)).expect("a usable URL"))
-}
-
-/// An embedded log in memory.
-pub fn memory_log() -> event_log::SharedEventLog {
-    let clock: event_log::embedded::Clock = Arc::new(|| 1_732_390_000_000);
-    event_log::embedded::EmbeddedLog::open(event_log::embedded::Config::new(None, clock)).expect("a log in memory")
-}
 
 fn record(fields: &str) -> String {
     format!(r#"{{"type":"record","name":"Order","namespace":"shop","fields":[{fields}]}}"#)
@@ -208,15 +164,15 @@ fn the_embedded_registry_behind_its_api_passes_the_suite() {
 #[cfg(feature = "external")]
 #[test]
 fn a_real_registry_passes_the_suite() {
-    common(&*remote(&support::registry()));
-    common(&Catalog::new(remote(&support::registry())));
+    common(&*remote(&support::registry_url()));
+    common(&Catalog::new(remote(&support::registry_url())));
 }
 
 /// Our rules against those of a registry that uses Avro's own Java library.
 #[cfg(feature = "external")]
 #[test]
 fn a_real_registry_agrees_on_what_is_compatible() {
-    let registry = remote(&support::registry());
+    let registry = remote(&support::registry_url());
     let field = |name: &str, ty: &str| format!(r#"{{"name":"{name}","type":{ty}}}"#);
     let with_default =
         |name: &str, ty: &str, default: &str| format!(r#"{{"name":"{name}","type":{ty},"default":{default}}}"#);

@@ -1,27 +1,26 @@
-//! One suite for every state store engine: a model, snapshots, kill -9, broken and locked directories.
+//! Conformance suite of the state store engines: a model, snapshots, kill -9, damaged and locked directories.
 //!
-//! Guarantees: each case runs against each engine; random cases print their seed, and `TRUNKLINE_TEST_SEED` repeats one.
-//! Never: knows an engine's files; lets sled's standing still hold up the rest.
+//! Each test runs with each engine. Random tests print their seed; `TRUNKLINE_TEST_SEED` repeats a run.
 
-mod child_process;
 mod crash;
 mod damage;
 mod model;
 
-use state_store::{Direction, Engine, Options, Snapshot, Space, Store};
+use state_store::{Direction, Engine, KeyRange, Options, Snapshot, Space, Store, Visit};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-/// The engines that keep something on disk.
+const ENGINES: [Engine; 3] = [Engine::Fjall, Engine::Sled, Engine::Memory];
+/// The engines that write files.
 const ON_DISK: [Engine; 2] = [Engine::Fjall, Engine::Sled];
-/// Spaces of the suite's stores.
+/// Spaces of the stores under test.
 const SPACES: [&str; 3] = ["meta", "rows", "index"];
 
-/// One space's rows, as the model keeps them.
+/// Rows of one space in the model.
 type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
 
-/// Options with so little memory that buffers are flushed while a test runs.
+/// Options with so little memory that write buffers are flushed during a test.
 fn options(engine: Engine, dir: &Path) -> Options {
     Options {
         engine,
@@ -31,45 +30,42 @@ fn options(engine: Engine, dir: &Path) -> Options {
     }
 }
 
-/// All rows of a space in the order of a scan.
-fn rows(store: &dyn Store, space: Space, from: &[u8], to: Option<&[u8]>, order: Direction) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let mut out = Vec::new();
-    let mut visit = |key: &[u8], value: &[u8]| {
-        out.push((key.to_vec(), value.to_vec()));
-        ControlFlow::Continue(())
-    };
-    store.scan(space, from, to, order, &mut visit).unwrap();
-    out
+/// The rows that a scan of the store visits.
+fn rows(store: &dyn Store, space: Space, keys: KeyRange<'_>, order: Direction) -> Vec<(Vec<u8>, Vec<u8>)> {
+    collect(|visit| store.scan(space, keys, order, visit))
 }
 
-/// The same of a snapshot.
-fn old_rows(
-    store: &dyn Snapshot,
+/// The rows that a scan of the snapshot visits.
+fn snapshot_rows(
+    snapshot: &dyn Snapshot,
     space: Space,
-    from: &[u8],
-    to: Option<&[u8]>,
+    keys: KeyRange<'_>,
     order: Direction,
 ) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let mut out = Vec::new();
-    let mut visit = |key: &[u8], value: &[u8]| {
-        out.push((key.to_vec(), value.to_vec()));
+    collect(|visit| snapshot.scan(space, keys, order, visit))
+}
+
+fn collect(scan: impl FnOnce(Visit<'_>) -> state_store::Result<()>) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut rows = Vec::new();
+    scan(&mut |key, value| {
+        rows.push((key.to_vec(), value.to_vec()));
         ControlFlow::Continue(())
-    };
-    store.scan(space, from, to, order, &mut visit).unwrap();
-    out
+    })
+    .unwrap();
+    rows
 }
 
 /// Seeded random numbers (xorshift64*).
 struct Random(u64);
 
 impl Random {
-    /// Prints its seed, and takes it from `TRUNKLINE_TEST_SEED` to repeat a run.
+    /// Seeds from `TRUNKLINE_TEST_SEED`, or with a new seed, and prints the seed.
     fn of_test(name: &str) -> Self {
-        #[expect(clippy::disallowed_methods, reason = "how a person repeats a random run")]
-        let given = std::env::var("TRUNKLINE_TEST_SEED")
+        #[expect(clippy::disallowed_methods, reason = "repeats a random run")]
+        let repeated = std::env::var("TRUNKLINE_TEST_SEED")
             .ok()
             .map(|seed| seed.parse().expect("a seed is a number"));
-        let seed: u64 = given.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0);
+        let seed: u64 = repeated.unwrap_or_else(|| uuid::Uuid::new_v4().as_u64_pair().0);
         println!("{name}: TRUNKLINE_TEST_SEED={seed}");
         Self(seed | 1)
     }

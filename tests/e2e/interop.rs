@@ -5,8 +5,8 @@
 //! Guarantees: both directions go over real Kafka and a registry's REST API; values of every Avro type are compared.
 //! Never: a look at bytes that only our own code wrote and read.
 
-use crate::registry::{memory_log, remote, serve};
 use crate::support;
+use crate::support::registry::{memory_log, remote, serve};
 use event_log::{
     Isolation, OutBatch, OutRecord, RecordBatch, SharedEventLog, StartFrom, TopicConfig, TopicPartition, TopicSpec,
 };
@@ -344,7 +344,7 @@ fn order(number: i64) -> Value {
 
 #[test]
 fn pythons_confluent_client_and_we_read_each_other_through_a_real_registry() {
-    let url = support::registry();
+    let url = support::registry_url();
     Stand::new(remote(&url)).exchange(Client::Python, &url);
 }
 
@@ -357,14 +357,14 @@ fn pythons_confluent_client_and_we_read_each_other_through_our_own_registry() {
 
 #[test]
 fn javas_registry_serialisers_and_we_read_each_other_through_a_real_registry() {
-    let url = support::registry();
+    let url = support::registry_url();
     let native = url.replace("/apis/ccompat/v7", "/apis/registry/v2");
     Stand::new(remote(&url)).exchange(Client::JavaSerde, &native);
 }
 
 #[test]
 fn javas_avro_library_and_we_read_each_other_through_a_real_registry() {
-    let url = support::registry();
+    let url = support::registry_url();
     Stand::new(remote(&url)).exchange(Client::JavaPlain, &url);
 }
 

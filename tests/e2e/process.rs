@@ -46,7 +46,7 @@ fn lead(mode: &str) -> Result<(), service::service::Error> {
             tasks.thread("worker", move || {
                 let mut committed = 0;
                 while !other.is_draining() {
-                    service::failpoint::hit("test_commit");
+                    failpoint::hit("test_commit");
                     committed += 1;
                     if committed == 1 {
                         println!("child works");
@@ -69,7 +69,7 @@ impl Life {
         let mut child = Command::new(binary)
             .args(["--exact", "process::child_lives_until_it_is_told_to_end", "--nocapture"])
             .env(CHILD, mode)
-            .env(service::failpoint::VARIABLE, failpoints)
+            .env(service::config::FAILPOINTS, failpoints)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -169,7 +169,7 @@ fn a_failpoint_kills_at_its_hit_without_any_clean_up() {
     let (status, said) = Life::of("works", "test_commit=kill@3").end();
     assert_eq!(status.signal(), Some(6), "aborted: {said}");
     assert!(
-        said.contains("failpoint test_commit: dying here") && !said.contains("worker ended"),
+        said.contains("failpoint test_commit: aborting") && !said.contains("worker ended"),
         "{said}"
     );
 }
@@ -179,7 +179,7 @@ fn a_mistyped_failpoint_refuses_to_start() {
     let (status, said) = Life::of("works", "test_commit=kil").end();
     assert!(!status.success());
     assert!(
-        said.contains("holds `test_commit=kil`") && !said.contains("worker"),
+        said.contains("invalid failpoint `test_commit=kil`") && !said.contains("worker"),
         "{said}"
     );
 }

@@ -108,7 +108,7 @@ impl Fleet {
         self.start_with(name, "");
     }
 
-    /// Starts a node that dies, or waits, at these failpoints (`service::failpoint`).
+    /// Starts a node that dies, or waits, at these failpoints (`failpoint::arm`).
     pub fn start_with(&mut self, name: &str, failpoints: &str) {
         let node = self.node(name);
         assert!(node.child.is_none(), "{name} runs");
@@ -120,7 +120,7 @@ impl Fleet {
             .arg(self.dir.path().join("topology.toml"))
             .arg("--config")
             .arg(node.dir.join("trunkline.toml"))
-            .env(service::failpoint::VARIABLE, failpoints)
+            .env(service::config::FAILPOINTS, failpoints)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log.expect("open the node's log"))

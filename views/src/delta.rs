@@ -388,8 +388,7 @@ impl Pager<'_> {
         let (from, to) = row_range(bucket.partition, bucket.id, *offsets.start(), *offsets.end());
         self.replica.store().scan(
             spaces::ROWS,
-            &from,
-            Some(&to),
+            state_store::KeyRange::new(&from, Some(&to)),
             state_store::Direction::Forward,
             &mut |key, value| {
                 if !row_value(value).is_some_and(|row| wanted(&row)) {

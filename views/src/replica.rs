@@ -298,8 +298,7 @@ impl Replica {
         let (from, to) = bytes::row_range(partition, bucket, 0, Offset::MAX);
         self.store.scan(
             space::ROWS,
-            &from,
-            Some(&to),
+            state_store::KeyRange::new(&from, Some(&to)),
             state_store::Direction::Forward,
             &mut |key, value| {
                 rows.extend(crate::Change::from_store(key, value));

@@ -187,7 +187,7 @@ impl Running<'_> {
         }
         let mut positions = Positions::open(context)?;
         let mut session = self.transactional_producer()?;
-        event_log::probe::hit("connector.session");
+        failpoint::hit("connector.session");
         let stored = positions.read(&mut *session)?;
         let mut position = stored
             .as_deref()
@@ -217,7 +217,7 @@ impl Running<'_> {
         // A source that does not open leaves a session behind that can be used again.
         let opened = context.runtime.block_on(source.open(position));
         if opened.is_ok() {
-            event_log::probe::hit("connector.opened");
+            failpoint::hit("connector.opened");
         }
         let ended = opened.and_then(|()| {
             Pump {
@@ -394,11 +394,11 @@ impl<S: Source> Pump<'_, '_, S> {
         if batch.records.is_empty() {
             return Ok(());
         }
-        event_log::probe::hit("connector.before_send");
+        failpoint::hit("connector.before_send");
         if let Err(error) = self.session.send(&batch.records) {
             return Err(self.refused("send records", error, open));
         }
-        event_log::probe::hit("connector.after_send");
+        failpoint::hit("connector.after_send");
         open.bytes += batch.records.byte_len();
         open.records += batch.records.len();
         batch.records.clear();
@@ -425,7 +425,7 @@ impl<S: Source> Pump<'_, '_, S> {
         if let Err(error) = self.session.send(self.positions.record(position)) {
             return Err(self.refused("store the position", error, open));
         }
-        event_log::probe::hit("connector.before_commit");
+        failpoint::hit("connector.before_commit");
         match self.session.commit(None) {
             Outcome::Committed(_) => {}
             Outcome::Aborted { fenced: true, .. } if age < TRANSACTION_TIMEOUT => {
@@ -440,9 +440,9 @@ impl<S: Source> Pump<'_, '_, S> {
                 return Ok(false);
             }
         }
-        event_log::probe::hit("connector.after_commit");
+        failpoint::hit("connector.after_commit");
         self.source.committed(position);
-        event_log::probe::hit("connector.after_acknowledge");
+        failpoint::hit("connector.after_acknowledge");
         let records = u64::try_from(open.records).unwrap_or(u64::MAX);
         *open = Open::default();
         metrics::counter!("trunkline_connector_records_total", "connector" => name.clone()).increment(records);

@@ -253,9 +253,9 @@ impl Source {
         let sql = self.server.connect("trunkline snapshot").await?;
         slot::drop(&sql, &self.slot).await?;
         let mut replication = self.replication(position).await?;
-        event_log::probe::hit("connector.postgres.before_slot");
+        failpoint::hit("connector.postgres.before_slot");
         let created = replication.create_slot(&self.slot).await?;
-        event_log::probe::hit("connector.postgres.after_slot");
+        failpoint::hit("connector.postgres.after_slot");
         slot::pin(&sql, &created.snapshot).await?;
         // The snapshot lives on in the transaction that has taken it; the slot needs nobody.
         replication.close();

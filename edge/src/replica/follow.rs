@@ -170,7 +170,7 @@ impl Follower {
                 Trouble::new(chain(&error), "check the disk of the edge's data directory")
             }
             Broken::Store(error @ state_store::Error::Locked { .. }) => return Err(FollowError::Locked(error)),
-            Broken::Store(state_store::Error::Broken { source, .. }) => {
+            Broken::Store(state_store::Error::Corrupt { source, .. }) => {
                 let why = format!("the replica's store cannot be read: {source}");
                 self.quarantine(&why);
                 Trouble::new(why, "wait: the replica is being read again from the start")
@@ -340,7 +340,7 @@ impl Follower {
     }
 
     fn apply(&self, link: &Link, batch: &RecordBatch, now: i64) -> Result<(), Broken> {
-        service::failpoint::hit("edge.before_apply");
+        failpoint::hit("edge.before_apply");
         let wakes = self.shelf.wakes();
         for (index, at) in batch.partitions().iter().enumerate() {
             let records = batch.iter().filter(|r| r.partition_index() == index);
@@ -367,7 +367,7 @@ impl Follower {
         wakes.moved();
         metrics::counter!("trunkline_edge_records_read_total")
             .increment(u64::try_from(batch.len()).unwrap_or(u64::MAX));
-        service::failpoint::hit("edge.after_apply");
+        failpoint::hit("edge.after_apply");
         Ok(())
     }
 

@@ -13,7 +13,6 @@ mod transactional_producer;
 pub mod embedded;
 pub mod kafka;
 pub mod partitioner;
-pub mod probe;
 
 pub use batch::{Header, Headers, OutBatch, OutRecord, RecordBatch, RecordRef, TimestampType};
 pub use consumer::{Event, GroupConfig, GroupConsumer, GroupMetadata, GroupProtocol, Isolation, Reader, StartFrom};

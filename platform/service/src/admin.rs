@@ -1,8 +1,8 @@
-//! The admin listener: is it alive, is it ready, what are its numbers.
+//! The admin listener: liveness, readiness and metrics.
 //!
-//! Guarantees: `/healthz` answers while the process serves at all; `/readyz` is 503 when a component is not ready or the
-//! process drains, and names each cause with the operator's next command; `/metrics` is Prometheus text.
-//! Never: reachable from beyond this machine unless it is configured so.
+//! `/healthz` responds while the process serves requests. `/readyz` is 503 while a component is not ready or the process
+//! drains, and names each cause with the operator's next command. `/metrics` is Prometheus text. The listener binds to
+//! loopback unless configured otherwise.
 
 use crate::http::{self, Error};
 use crate::readiness::{Report, State};
@@ -17,22 +17,22 @@ use serde::Deserialize;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-/// How long an answer may still take once the process drains.
+/// How long a response may still take once the process drains.
 const DRAIN: Duration = Duration::from_secs(2);
 
-/// Where the admin listener listens.
+/// Configuration of the admin listener.
 #[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Address and port; port 0 takes a free one.
+    /// Address and port. Port 0 selects a free port.
     pub listen: SocketAddr,
-    /// URL at which other processes reach it, such as `http://views-1:9464`. Default: the address that it listens on,
-    /// unless that is every address.
+    /// URL under which other processes reach the listener, such as `http://views-1:9464`. Default: the address that it
+    /// listens on, unless that is the unspecified address.
     pub advertise: Option<String>,
 }
 
 impl Config {
-    /// The URL at which other processes reach the listener that got this address.
+    /// The URL under which other processes reach the listener that is bound to `address`.
     pub fn url(&self, address: SocketAddr) -> Option<String> {
         let own = || (!address.ip().is_unspecified()).then(|| format!("http://{address}"));
         self.advertise
@@ -51,19 +51,19 @@ impl Default for Config {
     }
 }
 
-/// What the routes show.
+/// State of the routes.
 #[derive(Clone)]
 pub struct Admin {
     /// The process's components.
     pub readiness: Readiness,
-    /// The process's numbers.
+    /// The process's metrics.
     pub metrics: Metrics,
-    /// The process's drain: a process that drains is not ready.
+    /// The process's drain. A draining process is not ready.
     pub drain: Drain,
 }
 
 impl Admin {
-    /// The routes. Merge others into them.
+    /// The routes, to be merged with others.
     pub fn router(&self) -> Router {
         Router::new()
             .route("/healthz", get(|| async { "ok\n" }))
@@ -72,11 +72,10 @@ impl Admin {
             .with_state(self.clone())
     }
 
-    /// Listens, and serves the routes and `more` as a task until the drain. Returns the address, which `Config` may have
-    /// left open.
+    /// Binds the listener and serves the routes and `more` as a task until the drain. Returns the bound address.
     ///
     /// # Errors
-    /// The address cannot be listened on.
+    /// [`Error::Bind`].
     pub async fn serve(&self, tasks: &Tasks, config: &Config, more: Router) -> Result<SocketAddr, Error> {
         let listener = http::bind(config.listen).await?;
         let address = listener.local_addr().map_err(|source| Error::Bind {
@@ -95,7 +94,7 @@ impl Admin {
                 name: "process".to_owned(),
                 ready: false,
                 cause: Some("draining".to_owned()),
-                next_command: Some("none; it was asked to stop, or a task failed: see the log".to_owned()),
+                next_command: Some("none; the process received a signal or a task failed, see the log".to_owned()),
             });
         }
         report
@@ -135,7 +134,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_routes_tell_life_readiness_and_numbers() {
+    async fn routes_report_liveness_readiness_and_metrics() {
         let tasks = Tasks::new();
         let admin = Admin {
             readiness: Readiness::new(),
@@ -166,7 +165,7 @@ mod tests {
         assert!(numbers.contains("process_resident_memory_bytes "), "{numbers}");
 
         tasks.drain().start();
-        assert!(!admin.report().ready, "a process that drains is not ready");
+        assert!(!admin.report().ready, "a draining process is not ready");
         tasks.join(Duration::from_secs(10)).await.unwrap();
     }
 }

@@ -1,14 +1,14 @@
-//! Pauses between attempts: exponential, jittered, capped.
+//! Exponential backoff with jitter and a cap.
 //!
-//! Guarantees: the nth pause lies between half and the whole of `min(cap, base · 2ⁿ)`, so that many who failed together
-//! do not return together, and none returns at once; the same seed gives the same pauses; the drain ends every pause.
-//! Never: gives up. How often is the caller's to bound.
+//! The nth delay lies between half and the whole of `min(cap, base · 2ⁿ)`: clients that failed together do not retry
+//! together, and no retry is immediate. The same seed gives the same delays. A drain interrupts every pause. The caller
+//! limits the number of attempts.
 
 use crate::Drain;
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-/// The pauses of one thing that is attempted again.
+/// The delays of one operation that is retried.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     base: Duration,
@@ -18,12 +18,12 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Pauses from `base`, doubling up to `cap`; jitter by chance.
+    /// Delays that start at `base` and double up to `cap`, with a random seed for the jitter.
     pub fn new(base: Duration, cap: Duration) -> Self {
         Self::seeded(base, cap, RandomState::new().hash_one(base))
     }
 
-    /// The same with jitter by a seed.
+    /// The same with a fixed seed for the jitter.
     pub fn seeded(base: Duration, cap: Duration, seed: u64) -> Self {
         Self {
             base,
@@ -33,24 +33,24 @@ impl Backoff {
         }
     }
 
-    /// How many pauses there have been since the last success.
+    /// Number of delays since the last success.
     pub fn attempts(&self) -> u32 {
         self.attempts
     }
 
-    /// It worked: the next pause is the shortest again.
+    /// Records a success: the next delay is the shortest again.
     pub fn reset(&mut self) {
         self.attempts = 0;
     }
 
-    /// The next pause.
+    /// The next delay.
     pub fn next_delay(&mut self) -> Duration {
         let whole = self
             .base
             .saturating_mul(2_u32.saturating_pow(self.attempts))
             .min(self.cap);
         self.attempts = self.attempts.saturating_add(1);
-        // SplitMix64 (Steele, Lea and Flood, 2014): good enough to spread clients, and no dependency.
+        // SplitMix64 (Steele, Lea and Flood, 2014) is good enough to spread clients and needs no dependency.
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.random;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -60,12 +60,12 @@ impl Backoff {
         half + (whole - half) * share / u32::from(u16::MAX)
     }
 
-    /// Pauses in a task; `false` when the drain cut it short.
+    /// Pauses a task. Returns `false` when the drain interrupted the pause.
     pub async fn pause(&mut self, drain: &Drain) -> bool {
         drain.sleep(self.next_delay()).await
     }
 
-    /// Pauses in a thread; `false` when the drain cut it short.
+    /// Blocks a thread. Returns `false` when the drain interrupted the pause.
     pub fn pause_blocking(&mut self, drain: &Drain) -> bool {
         drain.sleep_blocking(self.next_delay())
     }
@@ -78,7 +78,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     #[test]
-    fn pauses_double_up_to_the_cap_and_begin_anew_after_a_success() {
+    fn delays_double_up_to_the_cap_and_reset_on_success() {
         let mut backoff = Backoff::seeded(100 * MS, 3000 * MS, 7);
         for whole in [100, 200, 400, 800, 1600, 3000, 3000] {
             let delay = backoff.next_delay();
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_seed_gives_the_same_pauses_and_another_seed_others() {
+    fn delays_depend_on_the_seed_only() {
         let pauses = |seed| {
             let mut backoff = Backoff::seeded(MS * 1000, MS * 60_000, seed);
             std::iter::repeat_with(|| backoff.next_delay())
@@ -105,13 +105,13 @@ mod tests {
     }
 
     #[test]
-    fn many_attempts_overflow_nothing() {
+    fn many_attempts_do_not_overflow() {
         let mut backoff = Backoff::new(Duration::from_secs(3600), Duration::MAX);
         assert!((0..200).all(|_| backoff.next_delay() >= Duration::from_secs(1800)));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_drain_cuts_a_pause_short() {
+    async fn drain_interrupts_a_pause() {
         let drain = Drain::new();
         let mut backoff = Backoff::new(MS * 1000, MS * 1000);
         assert!(backoff.pause(&drain).await);

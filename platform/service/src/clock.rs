@@ -1,7 +1,7 @@
-//! Time, so that tests can set it.
+//! Wall-clock time that tests can set.
 //!
-//! Guarantees: whoever tells the time takes a [`SharedClock`]; this is the only place that asks the system.
-//! Never: sleeps.
+//! Code that needs the time takes a [`SharedClock`]. Only [`System`] reads the system clock; clippy.toml forbids it
+//! elsewhere.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -9,54 +9,51 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A clock.
 pub trait Clock: Send + Sync + std::fmt::Debug {
-    /// Milliseconds since 1970, UTC. May jump either way with the system's clock.
+    /// Milliseconds since the Unix epoch. May jump in either direction when the system clock is set.
     fn now_ms(&self) -> i64;
 }
 
-/// A clock for many.
+/// A shared clock.
 pub type SharedClock = Arc<dyn Clock>;
 
-/// The system's clock, shared.
+/// The system clock as a shared clock.
 pub fn system() -> SharedClock {
     Arc::new(System)
 }
 
-/// The system's clock.
+/// The system clock.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct System;
 
 impl Clock for System {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the one place that asks the system for the time"
-    )]
+    #[expect(clippy::disallowed_methods, reason = "the only place that reads the system clock")]
     fn now_ms(&self) -> i64 {
         let since = SystemTime::now().duration_since(UNIX_EPOCH);
         since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
     }
 }
 
-/// A clock that stands until it is moved; clones share the hands.
+/// A clock that only moves when it is set. Clones share its time.
 #[derive(Debug, Clone, Default)]
 pub struct Manual(Arc<AtomicI64>);
 
 impl Manual {
-    /// A clock that stands at `now_ms`.
+    /// Creates a clock that shows `now_ms`.
     pub fn at(now_ms: i64) -> Self {
         Self(Arc::new(AtomicI64::new(now_ms)))
     }
 
-    /// Sets it.
+    /// Sets the time.
     pub fn set(&self, now_ms: i64) {
         self.0.store(now_ms, Ordering::SeqCst);
     }
 
-    /// Moves it on by `by_ms`, back when negative.
+    /// Advances the time by `by_ms`, which may be negative.
     pub fn advance(&self, by_ms: i64) {
         self.0.fetch_add(by_ms, Ordering::SeqCst);
     }
 
-    /// As a shared clock with the same hands.
+    /// A shared clock with the same time.
     pub fn shared(&self) -> SharedClock {
         Arc::new(self.clone())
     }
@@ -73,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_manual_clock_moves_when_it_is_told_to() {
+    fn manual_clock_moves_only_when_set() {
         let clock = Manual::at(5);
         let shared = clock.shared();
         clock.advance(10);
@@ -83,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn the_system_has_left_the_year_2020_behind() {
+    fn system_clock_is_after_2020() {
         assert!(system().now_ms() > 1_600_000_000_000);
     }
 }

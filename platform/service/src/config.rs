@@ -1,9 +1,8 @@
-//! Configuration of a process: a TOML file, overridden by the environment; and the one place that reads the
-//! environment.
+//! Configuration of a process: a TOML file whose keys environment variables override.
 //!
-//! Guarantees: a typed struct or an error that names the key, where it was written (line of the file, or variable), and
-//! what would be allowed there; secrets are resolved here, into [`Secret`] only, and print as `***`.
-//! Never: a value that is ignored because its key is mistyped (structs say `deny_unknown_fields`).
+//! Reading returns a typed struct or an error that names the key, its location (line of the file, or variable) and the
+//! allowed values. Secrets are resolved here into [`Secret`], which prints as `***`. Structs use `deny_unknown_fields`,
+//! so that a mistyped key is an error. This is the only module that reads the environment.
 
 mod node;
 mod secret;
@@ -15,24 +14,27 @@ use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// What the names of all our variables begin with.
+/// Prefix of all environment variables of Trunkline.
 pub const PREFIX: &str = "TRUNKLINE_";
+
+/// The environment variable that lists the failpoints to arm ([`failpoint::arm`]).
+pub const FAILPOINTS: &str = "TRUNKLINE_FAILPOINTS";
 
 /// Reads an environment variable; `None` when it is not set or not UTF-8.
 #[expect(
     clippy::disallowed_methods,
-    reason = "this is the one place that reads the environment"
+    reason = "this is the only place that reads the environment"
 )]
 pub fn env(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-/// Why a configuration cannot be used.
+/// Why a configuration is invalid.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The file cannot be read.
-    #[error("read the configuration {}", path.display())]
+    /// Reading the file failed.
+    #[error("cannot read the configuration file {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
@@ -47,19 +49,19 @@ pub enum Error {
         file: Option<PathBuf>,
         /// Number and text of the line.
         line: Option<(usize, String)>,
-        /// What the parser says.
+        /// The parser's message.
         message: String,
     },
-    /// A key is unknown, missing, or has a value that does not fit.
+    /// A key is unknown or missing, or its value is invalid.
     #[error("{}", place(file.as_deref(), line.as_ref(), key, message))]
     Key {
-        /// The file; `None` when an environment variable is to blame.
+        /// The file; `None` when an environment variable set the key.
         file: Option<PathBuf>,
-        /// Number and text of the line, when the file is to blame.
+        /// Number and text of the line, when the file set the key.
         line: Option<(usize, String)>,
-        /// Path of the key, and the variable that set it.
+        /// Path of the key, and the variable that set it, if any.
         key: String,
-        /// What is wrong and what would be allowed.
+        /// What is wrong, and what is allowed.
         message: String,
     },
 }
@@ -82,7 +84,7 @@ fn place(file: Option<&Path>, line: Option<&(usize, String)>, key: &str, message
     text
 }
 
-/// Where a configuration comes from. Not `Debug`: it holds secrets as they were written.
+/// The sources of a configuration. Not `Debug`, since it holds unresolved secrets.
 #[derive(Default)]
 pub struct Sources {
     file: Option<PathBuf>,
@@ -91,13 +93,11 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// The environment alone: every variable `TRUNKLINE_A__B=value` sets key `b` of table `a`. Lists may be written
-    /// with commas. Left out are variables that mean something else: [`crate::failpoint::VARIABLE`], those that begin
-    /// with `TRUNKLINE_TEST_`, and those that are named here.
+    /// The environment: a variable `TRUNKLINE_A__B=value` sets key `b` of table `a`. Lists may be separated by commas.
+    /// Variables with another meaning are ignored: [`FAILPOINTS`], those that begin with
+    /// `TRUNKLINE_TEST_`, and those in `except`.
     pub fn environment(except: &[&str]) -> Self {
-        let other = |name: &str| {
-            name == crate::failpoint::VARIABLE || name.starts_with("TRUNKLINE_TEST_") || except.contains(&name)
-        };
+        let other = |name: &str| name == FAILPOINTS || name.starts_with("TRUNKLINE_TEST_") || except.contains(&name);
         let all =
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
         let ours = all.filter(|(name, _)| name.starts_with(PREFIX) && !other(name));
@@ -107,7 +107,7 @@ impl Sources {
         }
     }
 
-    /// Adds a TOML file, which the environment overrides.
+    /// Adds a TOML file, whose keys the environment overrides.
     ///
     /// # Errors
     /// [`Error::Read`].
@@ -127,14 +127,14 @@ impl Sources {
         self
     }
 
-    /// Adds a variable, as if the environment held it.
+    /// Adds a variable as if it were set in the environment.
     #[must_use]
     pub fn variable(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.variables.insert(name.into(), value.into());
         self
     }
 
-    /// Reads the configuration.
+    /// Parses the configuration into a struct.
     ///
     /// # Errors
     /// [`Error::Syntax`] and [`Error::Key`].
@@ -152,7 +152,7 @@ impl Sources {
         T::deserialize(root).map_err(|fault| self.error(fault))
     }
 
-    /// The line that holds a byte of the text: its number from 1, and its text without the value, which may be a
+    /// The line that contains a byte offset: its number, counted from 1, and its text without the value, which may be a
     /// secret.
     fn line(&self, byte: usize) -> (usize, String) {
         let before = self.text.get(..byte).unwrap_or(&self.text);

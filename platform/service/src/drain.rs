@@ -1,14 +1,14 @@
-//! The one drain: a word that everybody hears once, in tasks and in threads.
+//! The shutdown signal that tasks and threads observe.
 //!
-//! Guarantees: it starts once and never ends; `is_draining` is one atomic load; whoever sleeps through it wakes.
-//! Never: waits for anybody. Waiting is [`crate::Tasks`]' part.
+//! A drain starts once and never ends. Starting it wakes all sleepers. It does not wait for anything; that is the job of
+//! [`crate::Tasks`].
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-/// A drain, shared by its clones.
+/// A shutdown signal, shared by its clones.
 #[derive(Clone, Default)]
 pub struct Drain {
     shared: Arc<Shared>,
@@ -29,22 +29,22 @@ impl std::fmt::Debug for Drain {
 }
 
 impl Drain {
-    /// Makes a drain that has not started.
+    /// Creates a drain that has not started.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Whether it has started. One atomic load: made for the inside of loops.
+    /// Whether the drain has started. One atomic load, cheap enough for inner loops.
     pub fn is_draining(&self) -> bool {
         self.shared.draining.load(Ordering::Acquire)
     }
 
-    /// Starts it; says whether this call did.
+    /// Starts the drain. Returns whether this call started it.
     pub fn start(&self) -> bool {
         self.shared.start()
     }
 
-    /// Ends when it has started. Cancellation-safe.
+    /// Waits until the drain starts. Cancellation-safe.
     pub async fn started(&self) {
         self.shared.token.cancelled().await;
     }
@@ -54,7 +54,7 @@ impl Drain {
         self.shared.token.child_token()
     }
 
-    /// A drain that starts with this one or by itself: for a part that can be stopped alone.
+    /// Creates a drain that starts with this one or separately, for a part that can be stopped alone.
     pub fn child(&self) -> Self {
         let child = Self {
             shared: Arc::new(Shared {
@@ -73,7 +73,7 @@ impl Drain {
         child
     }
 
-    /// Sleeps in a task; `false` when the drain cut it short. Cancellation-safe.
+    /// Sleeps in a task. Returns `false` when the drain interrupted the sleep. Cancellation-safe.
     pub async fn sleep(&self, time: Duration) -> bool {
         tokio::select! {
             biased;
@@ -82,7 +82,7 @@ impl Drain {
         }
     }
 
-    /// Sleeps in a thread; `false` when the drain cut it short.
+    /// Blocks the thread. Returns `false` when the drain interrupted the sleep.
     pub fn sleep_blocking(&self, time: Duration) -> bool {
         let end = Instant::now() + time;
         let mut asleep = self.shared.asleep.lock().unwrap_or_else(PoisonError::into_inner);
@@ -104,7 +104,8 @@ impl Drain {
 
 impl Shared {
     fn start(&self) -> bool {
-        // Under the lock, so that nobody falls asleep between looking and waiting, and no child is missed.
+        // Under the lock: otherwise a sleeper could miss the wake-up between its check and its wait, and a child that is
+        // being added could be missed.
         let mut asleep = self.asleep.lock().unwrap_or_else(PoisonError::into_inner);
         if self.draining.swap(true, Ordering::AcqRel) {
             return false;
@@ -125,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_starts_once_and_with_it_its_children() {
+    fn drain_starts_once_with_its_children() {
         let drain = Drain::new();
         let (child, other) = (drain.child(), drain.child());
         assert!(child.start());
@@ -137,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_hears_it_and_does_not_start_it() {
+    fn token_is_cancelled_by_the_drain_only() {
         let drain = Drain::new();
         drain.token().cancel();
         assert!(!drain.is_draining());
@@ -147,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sleeping_thread_wakes_when_the_drain_starts() {
+    fn drain_wakes_a_sleeping_thread() {
         let drain = Drain::new();
         std::thread::scope(|scope| {
             let sleeper = scope.spawn(|| drain.child().sleep_blocking(Duration::from_secs(3600)));
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_sleeping_task_sleeps_its_time_or_until_the_drain_starts() {
+    async fn drain_wakes_a_sleeping_task() {
         let drain = Drain::new();
         assert!(drain.sleep(Duration::from_secs(3600)).await);
         drain.start();

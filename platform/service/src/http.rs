@@ -1,8 +1,7 @@
-//! A small HTTP server that drains.
+//! A minimal HTTP server without TLS that shuts down gracefully.
 //!
-//! Guarantees: it stops accepting when the drain starts, lets requests in progress end, and cuts what is left after a
-//! limit.
-//! Never: TLS; what listens beyond this machine brings its own.
+//! It stops accepting connections when the drain starts, lets requests in progress finish, and closes the remaining
+//! connections after a limit.
 
 use crate::Tasks;
 use axum::Router;
@@ -10,12 +9,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::net::TcpListener;
 
-/// Why there is no server.
+/// Why a server could not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The address cannot be listened on.
-    #[error("listen on {address}; another process may have it, or it is not an address of this machine")]
+    /// Binding the address failed.
+    #[error("cannot listen on {address}; another process may use it, or it is not an address of this machine")]
     Bind {
         /// The address.
         address: SocketAddr,
@@ -25,7 +24,7 @@ pub enum Error {
     },
 }
 
-/// Listens on an address.
+/// Binds a TCP listener.
 ///
 /// # Errors
 /// [`Error::Bind`].
@@ -35,7 +34,7 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
         .map_err(|source| Error::Bind { address, source })
 }
 
-/// Serves routes as a task until the drain, and then for `limit` at most.
+/// Serves routes as a task until the drain, and requests in progress for up to `limit` after it.
 pub fn serve(tasks: &Tasks, name: impl Into<String>, listener: TcpListener, routes: Router, limit: Duration) {
     let (drain, cut) = (tasks.drain(), tasks.drain());
     tasks.spawn(name, async move {
@@ -65,12 +64,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_in_progress_ends_after_the_drain_began() {
+    async fn request_in_progress_finishes_during_the_drain() {
         let tasks = Tasks::new();
         let drain = tasks.drain();
         let listener = bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
         let mut stream = ask(&listener).await;
-        // The answer comes only after the drain has started.
+        // The response is sent only after the drain has started.
         let slow = move || {
             let drain: Drain = drain.clone();
             async move {
@@ -93,7 +92,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_that_never_ends_is_cut() {
+    async fn request_that_never_ends_is_closed() {
         let tasks = Tasks::new();
         let drain = tasks.drain();
         let listener = bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
@@ -115,7 +114,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_address_that_is_taken_is_named() {
+    async fn address_in_use_is_named() {
         let first = bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
         let address = first.local_addr().unwrap();
         let error = bind(address).await.unwrap_err();

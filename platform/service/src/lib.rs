@@ -1,15 +1,14 @@
-//! What a process stands on: tasks with owners, one drain, configuration, readiness, numbers, logs, time.
+//! Process infrastructure: tasks, graceful shutdown, configuration, readiness, metrics, logs and time.
 //!
-//! Guarantees: every task and thread has a name, an owner and an error policy; a process drains once and says what did
-//! not end; the environment is read in one file.
-//! Never: a topic's or an event's name.
+//! Every task and thread has a name, an owner ([`Tasks`]) and an error policy. A process drains once ([`Drain`]) and
+//! reports the tasks that did not end in time. Only [`config`] reads the environment. The crate knows no topic and no
+//! event.
 
 pub mod admin;
 pub mod backoff;
 pub mod clock;
 pub mod config;
 pub mod drain;
-pub mod failpoint;
 pub mod http;
 pub mod problem;
 pub mod readiness;
@@ -26,10 +25,10 @@ pub use readiness::{Component, Readiness};
 pub use service::Service;
 pub use tasks::{OnError, Tasks};
 
-/// Any error, as tasks end with it.
+/// The error type of a task.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// An error and all its sources on one line: each boundary's own Display leaves its source out.
+/// Formats an error and all its sources on one line. Error enums leave their source out of `Display`.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -1,8 +1,7 @@
-//! Problem bodies: what an HTTP error says (RFC 9457).
+//! Problem details for HTTP errors (RFC 9457).
 //!
-//! Guarantees: the content type is `application/problem+json`; `status` is the response's status; extension members
-//! never replace the standard ones.
-//! Never: the text of an inner error. A detail is written for the caller.
+//! The content type is `application/problem+json`, and `status` equals the status of the response. Extension members
+//! never replace the standard ones. `detail` is written for the caller and never contains the text of an inner error.
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -12,29 +11,29 @@ use std::borrow::Cow;
 /// An HTTP error with its body.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Problem {
-    /// Status of the response.
+    /// Status code of the response.
     pub status: StatusCode,
-    /// Kind of problem: a URI, absolute or relative; `about:blank` = no more than the status says.
+    /// Problem type: an absolute or relative URI. `about:blank`: the status code describes the problem.
     pub kind: Cow<'static, str>,
-    /// What went wrong, the same for each problem of the kind.
+    /// Summary of the problem type.
     pub title: Cow<'static, str>,
-    /// What went wrong this time and what to do.
+    /// What went wrong in this occurrence, and the fix.
     pub detail: Option<String>,
-    /// Where it went wrong: a URI, such as the request's path.
+    /// URI of this occurrence, such as the path of the request.
     pub instance: Option<String>,
-    /// Whole seconds after which another attempt may succeed; becomes `Retry-After` too.
+    /// Seconds after which a retry may succeed; also sent as `Retry-After`.
     pub retry_after_s: Option<u32>,
-    /// Members of the kind's own.
+    /// Extension members.
     pub members: Map<String, Value>,
 }
 
 impl Problem {
-    /// A problem of no kind: the title is the status's own.
+    /// A problem of type `about:blank`, with the reason phrase of the status as title.
     pub fn status(status: StatusCode) -> Self {
         Self::new(status, "about:blank", status.canonical_reason().unwrap_or("Error"))
     }
 
-    /// A problem of a kind.
+    /// A problem of a given type.
     pub fn new(status: StatusCode, kind: impl Into<Cow<'static, str>>, title: impl Into<Cow<'static, str>>) -> Self {
         Self {
             status,
@@ -47,35 +46,35 @@ impl Problem {
         }
     }
 
-    /// Says what went wrong this time.
+    /// Sets `detail`.
     #[must_use]
     pub fn detail(mut self, detail: impl Into<String>) -> Self {
         self.detail = Some(detail.into());
         self
     }
 
-    /// Says where.
+    /// Sets `instance`.
     #[must_use]
     pub fn instance(mut self, instance: impl Into<String>) -> Self {
         self.instance = Some(instance.into());
         self
     }
 
-    /// Says when to try again.
+    /// Sets `Retry-After`.
     #[must_use]
     pub fn retry_after(mut self, seconds: u32) -> Self {
         self.retry_after_s = Some(seconds);
         self
     }
 
-    /// Adds a member of its own.
+    /// Adds an extension member.
     #[must_use]
     pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.members.insert(name.to_owned(), value.into());
         self
     }
 
-    /// The body.
+    /// The JSON body.
     pub fn body(&self) -> Value {
         let mut body = self.members.clone();
         let mut set = |name: &str, value: Value| body.insert(name.to_owned(), value);
@@ -112,7 +111,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn a_body_has_the_standard_members_and_those_of_its_own() {
+    fn body_has_standard_and_extension_members() {
         let problem = Problem::new(StatusCode::BAD_REQUEST, "/problems/field", "A field does not fit")
             .detail("`total` is not a number")
             .instance("/v1/ingest/shop")
@@ -126,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_says_its_type_and_when_to_try_again() {
+    fn response_has_content_type_and_retry_after() {
         let response = Problem::status(StatusCode::SERVICE_UNAVAILABLE)
             .retry_after(3)
             .into_response();

@@ -1,8 +1,7 @@
-//! Readiness: which component of a process is not ready, why, and what an operator does about it.
+//! Readiness: which component of a process is not ready, why, and which command an operator runs next.
 //!
-//! Guarantees: a component that has not said otherwise is not ready; a red one has a cause and a next command; a state
-//! that does not change costs one atomic load, so threads may set it in every round.
-//! Never: asks a component. Components tell.
+//! Components report their state; nothing polls them. A new component is not ready until it reports. Reporting an
+//! unchanged state costs one atomic load, so a loop may do it in every iteration.
 
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -10,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long a component that was never ready is starting: until then what it waits for is no warning, and only its first
-/// cause is logged. A cause that changes is logged once in this time.
+/// How long a component that was never ready counts as starting: its first cause is logged as information instead of a
+/// warning. Also the minimum time between two log lines when the cause changes.
 const STARTING: Duration = Duration::from_secs(1);
 
 /// The components of a process; clones share them.
@@ -31,11 +30,11 @@ struct Entry {
     red: Option<Red>,
     since: Instant,
     was_ready: bool,
-    /// The cause that was logged last, and when.
+    /// The cause that was logged last, and the time.
     said: Option<(String, Instant)>,
 }
 
-/// What a change of state is worth to the log.
+/// How a change of state is logged.
 #[derive(Debug, PartialEq, Eq)]
 enum Say {
     Nothing,
@@ -74,7 +73,7 @@ struct Red {
     next_command: String,
 }
 
-/// One component's own word. It leaves the list when it is dropped.
+/// Handle with which a component reports its state. Dropping it removes the component.
 #[derive(Debug)]
 pub struct Component {
     name: String,
@@ -83,16 +82,16 @@ pub struct Component {
     components: Arc<Mutex<Components>>,
 }
 
-/// All components at one moment.
+/// The states of all components.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// Whether all are ready.
     pub ready: bool,
-    /// Each of them, by name.
+    /// Each component, ordered by name.
     pub components: Vec<State>,
 }
 
-/// One component at one moment.
+/// The state of one component.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct State {
     /// Its name.
@@ -102,7 +101,7 @@ pub struct State {
     /// Why it is not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
-    /// What an operator runs next.
+    /// The command that an operator runs next.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_command: Option<String>,
 }
@@ -112,12 +111,12 @@ fn lock(components: &Mutex<Components>) -> MutexGuard<'_, Components> {
 }
 
 impl Readiness {
-    /// No components: ready.
+    /// Creates an empty list of components, which counts as ready.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds a component, which is not ready because it starts. Two of one name are two.
+    /// Adds a component in the state "starting". Components with the same name are separate.
     pub fn register(&self, name: impl Into<String>) -> Component {
         let name = name.into();
         let mut components = lock(&self.components);
@@ -125,7 +124,7 @@ impl Readiness {
         components.next += 1;
         let red = Red {
             cause: "starting".to_owned(),
-            next_command: "wait; the log says what it waits for".to_owned(),
+            next_command: "wait; see the log for what it waits for".to_owned(),
         };
         let entry = Entry {
             red: Some(red),
@@ -144,7 +143,7 @@ impl Readiness {
         }
     }
 
-    /// How all of them are.
+    /// The states of all components.
     pub fn report(&self) -> Report {
         let components = lock(&self.components);
         let state = |((name, _), entry): (&(String, u64), &Entry)| State {
@@ -162,7 +161,7 @@ impl Readiness {
 }
 
 impl Component {
-    /// It is ready.
+    /// Reports the component as ready.
     pub fn ready(&self) {
         if self.ready.load(Ordering::Acquire) {
             return;
@@ -170,7 +169,7 @@ impl Component {
         self.put(None);
     }
 
-    /// It is not ready: why, and what an operator runs next.
+    /// Reports the component as not ready, with the cause and the command that an operator runs next.
     pub fn not_ready(&self, cause: impl Into<String>, next_command: impl Into<String>) {
         self.put(Some(Red {
             cause: cause.into(),
@@ -186,7 +185,7 @@ impl Component {
     fn put(&self, state: Option<Red>) {
         let mut components = lock(&self.components);
         let ready = state.is_none();
-        // Under the lock, so that the flag and the list never disagree.
+        // Under the lock, so that the flag and the list cannot disagree.
         let was_ready = self.ready.swap(ready, Ordering::AcqRel);
         let (cause, next_command) = state
             .as_ref()
@@ -202,9 +201,9 @@ impl Component {
         }
         match say {
             Say::Nothing => {}
-            Say::Ready => tracing::info!(component = self.name, "ready"),
-            Say::Starting => tracing::info!(component = self.name, "not ready yet: {cause}"),
-            Say::Red => tracing::warn!(component = self.name, next_command, "not ready: {cause}"),
+            Say::Ready => tracing::info!(component = self.name, "component ready"),
+            Say::Starting => tracing::info!(component = self.name, cause, "component starting"),
+            Say::Red => tracing::warn!(component = self.name, cause, next_command, "component not ready"),
         }
     }
 }
@@ -226,7 +225,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_is_ready_when_all_its_components_say_so() {
+    fn process_is_ready_when_all_components_are() {
         let readiness = Readiness::new();
         assert!(readiness.report().ready);
         let (log, edge) = (readiness.register("log"), readiness.register("edge"));
@@ -248,11 +247,11 @@ mod tests {
         assert_eq!(red.cause.as_deref(), Some("no broker answers"));
         assert_eq!(red.next_command.as_deref(), Some("trunkline doctor"));
         drop(log);
-        assert!(readiness.report().ready, "who is gone is not waited for");
+        assert!(readiness.report().ready, "a dropped component does not count");
     }
 
     #[test]
-    fn a_start_is_not_a_warning_and_a_cause_that_changes_all_the_time_is_said_once_a_second() {
+    fn changing_cause_is_logged_once_per_second() {
         let start = Instant::now();
         let red = |cause: &str| {
             Some(Red {
@@ -277,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn two_components_of_one_name_are_two() {
+    fn components_with_the_same_name_are_separate() {
         let readiness = Readiness::new();
         let (one, other) = (readiness.register("task"), readiness.register("task"));
         one.ready();

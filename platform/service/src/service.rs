@@ -1,11 +1,10 @@
-//! The life of a process: start, signals, drain, end.
+//! The lifecycle of a process: start, signals, drain, exit.
 //!
-//! Guarantees: SIGTERM, SIGINT, the first failed task, or the end of all tasks start the one drain; the end says which
-//! task failed or did not end; a second signal ends the wait at once.
-//! Never: `exit` in the middle. The result goes back to `main`.
+//! SIGTERM, SIGINT, the first failed task, or the end of all tasks start the drain. A second signal ends the wait
+//! immediately. The result is returned to `main`; nothing calls `exit`.
 
 use crate::tasks::{Ending, Error as TaskError};
-use crate::{Tasks, failpoint};
+use crate::{Tasks, config};
 use std::future::Future;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -14,17 +13,17 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The list of failpoints cannot be read.
-    #[error(transparent)]
-    Failpoints(&'static failpoint::Unreadable),
-    /// The system refused threads or signal handlers.
-    #[error("start the runtime")]
+    /// The list of failpoints is invalid.
+    #[error("environment variable {} is invalid", config::FAILPOINTS)]
+    Failpoints(#[source] failpoint::InvalidEntry),
+    /// Threads or signal handlers could not be created.
+    #[error("cannot start the async runtime")]
     Runtime(#[source] std::io::Error),
     /// A task failed or did not end.
     #[error(transparent)]
     Task(TaskError),
-    /// A second signal came before all tasks had ended.
-    #[error("interrupted while these still ran: {}", tasks.join(", "))]
+    /// A second signal arrived before all tasks had ended.
+    #[error("interrupted by a second signal while tasks were running: {}", tasks.join(", "))]
     Interrupted {
         /// Their names.
         tasks: Vec<String>,
@@ -48,36 +47,36 @@ impl Default for Service {
 }
 
 impl Service {
-    /// With the defaults: 25 s to drain (less than the 30 s that supervisors give), a worker thread a core.
+    /// Defaults: a drain limit of 25 s (less than the 30 s that supervisors usually allow), one worker thread per core.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// How long the drain may take.
+    /// Sets how long the drain may take.
     #[must_use]
     pub fn drain_limit(mut self, limit: Duration) -> Self {
         self.drain_limit = limit;
         self
     }
 
-    /// How many threads run tasks.
+    /// Sets the number of worker threads.
     #[must_use]
     pub fn worker_threads(mut self, threads: usize) -> Self {
         self.worker_threads = Some(threads.max(1));
         self
     }
 
-    /// Runs a process: `start` sets its tasks going (it is the task `start` itself, so it may wait, fail and drain as
-    /// every task). Returns when all have ended, or when the limit is over; what hangs then ends with the process.
+    /// Runs a process. `start` spawns its tasks; it runs as a task named `start` and may wait and fail like any other.
+    /// Returns when all tasks have ended or the drain limit has expired; tasks that still hang end with the process.
     ///
     /// # Errors
-    /// Why it did not end cleanly.
+    /// Why the process did not end cleanly.
     pub fn run<F, Fut>(self, start: F) -> Result<(), Error>
     where
         F: FnOnce(Tasks) -> Fut,
         Fut: Future<Output: Ending> + Send + 'static,
     {
-        failpoint::check().map_err(Error::Failpoints)?;
+        arm_failpoints()?;
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         if let Some(threads) = self.worker_threads {
             builder.worker_threads(threads);
@@ -93,19 +92,27 @@ impl Service {
             tasks.spawn("start", start(tasks.clone()));
             live(&tasks, &mut signals, self.drain_limit).await
         });
-        // A task that hangs must not hold the process.
+        // A task that hangs must not keep the process alive.
         runtime.shutdown_background();
         ended
     }
 }
 
-/// From the start to the end of the drain.
+/// Arms the failpoints that the environment lists. [`Service::run`] does so before it starts anything.
+///
+/// # Errors
+/// [`Error::Failpoints`].
+pub fn arm_failpoints() -> Result<(), Error> {
+    failpoint::arm(&config::env(config::FAILPOINTS).unwrap_or_default()).map_err(Error::Failpoints)
+}
+
+/// Waits for the start of the drain, then for its end.
 async fn live(tasks: &Tasks, signals: &mut Signals, limit: Duration) -> Result<(), Error> {
     let drain = tasks.drain();
     tokio::select! {
         () = drain.started() => {}
         () = tasks.idle() => {}
-        name = signals.next() => tracing::info!(signal = name, "draining"),
+        name = signals.next() => tracing::info!(signal = name, "signal received, draining"),
     }
     drain.start();
     tokio::select! {
@@ -127,7 +134,7 @@ impl Signals {
         })
     }
 
-    /// The next signal's name.
+    /// Waits for the next signal and returns its name.
     async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
@@ -142,7 +149,7 @@ mod tests {
     use crate::{BoxError, chain};
 
     #[test]
-    fn a_process_ends_when_all_its_tasks_have_ended() {
+    fn process_ends_when_all_tasks_have_ended() {
         let run = Service::new().worker_threads(1).run(|tasks| async move {
             tasks.thread("work", || {});
         });
@@ -150,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_start_that_fails_is_what_the_process_ends_with() {
+    fn failed_start_is_the_result_of_the_process() {
         let run = Service::new().worker_threads(1).run(|tasks| async move {
             let drain = tasks.drain();
             tasks.spawn("listener", async move { drain.started().await });
@@ -160,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_that_hangs_is_named_and_left_behind() {
+    fn hanging_task_is_named() {
         let run = Service::new()
             .worker_threads(1)
             .drain_limit(Duration::from_millis(1))

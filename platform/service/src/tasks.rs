@@ -1,9 +1,8 @@
-//! The owner of a process's tasks and threads.
+//! Ownership of a process's tasks and threads.
 //!
-//! Guarantees: each has a name and an error policy; a panic is caught and is the failure of the task that it happened
-//! in; the first failure of a task with [`OnError::Stop`] starts the drain and is what the process ends with; joining
-//! has a limit and names what did not end.
-//! Never: kills a task or a thread. What does not end by itself is named and left behind.
+//! Each task has a name and an error policy. A panic is caught and counts as a failure of the task. The first failure
+//! of a task with [`OnError::Stop`] starts the drain and becomes the result of the process. [`Tasks::join`] waits for a
+//! limited time and names the tasks that did not end; it never kills a task or a thread.
 
 use crate::{BoxError, Drain, chain};
 use futures_util::FutureExt;
@@ -18,13 +17,13 @@ use tokio::sync::Notify;
 /// What happens when a task fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnError {
-    /// The process drains and ends with this failure.
+    /// The process drains and exits with this failure.
     Stop,
-    /// The failure is logged; the others go on.
+    /// The failure is logged; other tasks are not affected.
     Log,
 }
 
-/// Why a process could not run to a clean end.
+/// Why a process did not end cleanly.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -33,7 +32,7 @@ pub enum Error {
     Failed {
         /// Its name.
         task: String,
-        /// What it ended with.
+        /// Its error.
         #[source]
         source: BoxError,
     },
@@ -45,8 +44,8 @@ pub enum Error {
         /// The panic's message.
         message: String,
     },
-    /// Tasks went on after the drain's limit.
-    #[error("did not end within {limit_ms} ms of the drain: {}", tasks.join(", "))]
+    /// Tasks still ran when the drain limit expired.
+    #[error("tasks did not end within the drain limit of {limit_ms} ms: {}", tasks.join(", "))]
     Stuck {
         /// Their names.
         tasks: Vec<String>,
@@ -55,9 +54,9 @@ pub enum Error {
     },
 }
 
-/// How a task ends: with nothing to say, or with a result.
+/// Return value of a task: nothing, or a result.
 pub trait Ending: Send {
-    /// As a result.
+    /// Converts to a result.
     fn into_result(self) -> Result<(), BoxError>;
 }
 
@@ -73,7 +72,7 @@ impl<E: Into<BoxError> + Send> Ending for Result<(), E> {
     }
 }
 
-/// The tasks and threads of a process, or of a part of it; clones share them.
+/// The tasks and threads of a process or of one of its parts. Clones share them.
 #[derive(Clone)]
 pub struct Tasks {
     shared: Arc<Shared>,
@@ -101,10 +100,10 @@ impl Shared {
 }
 
 impl Tasks {
-    /// Makes an owner without tasks and with a drain of its own.
+    /// Creates an owner without tasks, with a new drain.
     ///
     /// # Panics
-    /// Outside a tokio runtime: tasks run on the runtime that it is made in.
+    /// Outside a tokio runtime: tasks run on the runtime in which the owner is created.
     pub fn new() -> Self {
         Self {
             shared: Arc::default(),
@@ -113,12 +112,13 @@ impl Tasks {
         }
     }
 
-    /// The drain that all its tasks listen to.
+    /// The drain that all its tasks observe.
     pub fn drain(&self) -> Drain {
         self.drain.clone()
     }
 
-    /// An owner for a part that can be stopped and joined alone. It drains with this one; a failure in it is its own.
+    /// Creates an owner for a part that can be stopped and joined separately. It drains with this one; a failure in it
+    /// does not stop this one.
     pub fn child(&self) -> Self {
         Self {
             shared: Arc::default(),
@@ -127,7 +127,7 @@ impl Tasks {
         }
     }
 
-    /// Runs a future as a task; its failure ends the process.
+    /// Runs a future as a task with [`OnError::Stop`].
     pub fn spawn<F>(&self, name: impl Into<String>, future: F)
     where
         F: Future<Output: Ending> + Send + 'static,
@@ -147,12 +147,12 @@ impl Tasks {
         });
     }
 
-    /// Runs a closure on a thread of its own; its failure ends the process.
+    /// Runs a closure on a dedicated thread with [`OnError::Stop`].
     pub fn thread<R: Ending>(&self, name: impl Into<String>, body: impl FnOnce() -> R + Send + 'static) {
         self.thread_with(name, OnError::Stop, body);
     }
 
-    /// Runs a closure on a thread of its own. A thread that the system refuses is a failure of the task.
+    /// Runs a closure on a dedicated thread. If the system cannot create the thread, the task fails.
     pub fn thread_with<R: Ending>(
         &self,
         name: impl Into<String>,
@@ -176,12 +176,12 @@ impl Tasks {
         }
     }
 
-    /// Names of what runs now.
+    /// Names of the running tasks.
     pub fn running(&self) -> Vec<String> {
         self.shared.state().running.values().cloned().collect()
     }
 
-    /// Waits until nothing runs: all tasks have ended by themselves or after a drain. Cancellation-safe.
+    /// Waits until no task is running. Cancellation-safe.
     pub async fn idle(&self) {
         loop {
             let idle = self.shared.idle.notified();
@@ -192,10 +192,10 @@ impl Tasks {
         }
     }
 
-    /// Starts the drain and waits for all tasks, at most `limit`. Cancellation-safe.
+    /// Starts the drain and waits up to `limit` for all tasks. Cancellation-safe.
     ///
     /// # Errors
-    /// The first failure of a task with [`OnError::Stop`], else what did not end in time.
+    /// The first failure of a task with [`OnError::Stop`], otherwise [`Error::Stuck`].
     pub async fn join(&self, limit: Duration) -> Result<(), Error> {
         self.drain.start();
         let stuck = match tokio::time::timeout(limit, self.idle()).await {
@@ -204,10 +204,10 @@ impl Tasks {
         };
         let failure = self.shared.state().failure.take();
         match failure {
-            // Both matter: the first failure is the answer, and what hangs is in the log.
+            // Both matter: the first failure is returned, and the tasks that hang are logged.
             Some(failure) => {
                 if !stuck.is_empty() {
-                    tracing::error!(tasks = stuck.join(", "), "did not end within the drain's limit");
+                    tracing::error!(tasks = stuck.join(", "), "tasks did not end within the drain limit");
                 }
                 Err(failure)
             }
@@ -240,7 +240,7 @@ impl Default for Tasks {
     }
 }
 
-/// A task that has begun. It is struck off the list when it ends, or when a runtime that shuts down drops it.
+/// A running task. Dropping it removes the task from the list, also when a runtime that shuts down drops the future.
 struct Running {
     id: u64,
     name: String,
@@ -254,7 +254,7 @@ impl Running {
         let task = self.name.clone();
         let failure = match end {
             Ok(Ok(())) => {
-                tracing::debug!(task, "ended");
+                tracing::debug!(task, "task ended");
                 return;
             }
             Ok(Err(source)) => Error::Failed { task, source },
@@ -266,8 +266,8 @@ impl Running {
         match self.on_error {
             OnError::Log => tracing::error!("{}", chain(&failure)),
             OnError::Stop => {
-                tracing::error!("{}; the process drains", chain(&failure));
-                // The failure is there before the drain starts: whoever hears the drain finds its reason.
+                tracing::error!("{}; draining the process", chain(&failure));
+                // Stored before the drain starts, so that a task which observes the drain finds the reason.
                 self.shared.state().failure.get_or_insert(failure);
                 self.drain.start();
             }
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_drain_ends_tasks_and_threads() {
+    async fn drain_ends_tasks_and_threads() {
         let tasks = Tasks::new();
         let (drain, other) = (tasks.drain(), tasks.drain());
         tasks.spawn("task", async move { drain.started().await });
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_first_failure_starts_the_drain_and_is_the_answer() {
+    async fn first_failure_starts_the_drain_and_is_returned() {
         let tasks = Tasks::new();
         let drain = tasks.drain();
         tasks.spawn("second", async move {
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_has_the_name_of_its_task() {
+    async fn panic_is_reported_with_the_task_name() {
         let tasks = Tasks::new();
         tasks.spawn("restless", async { fall("row 7 of none") });
         tasks.idle().await;
@@ -354,7 +354,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_failure_that_is_only_logged_stops_nobody() {
+    async fn logged_failure_does_not_stop_the_process() {
         let tasks = Tasks::new();
         tasks.spawn_with("fails", OnError::Log, async { Err("once") });
         tasks.thread_with("panics", OnError::Log, || fall("once"));
@@ -364,16 +364,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_does_not_end_is_named() {
+    async fn join_names_tasks_that_do_not_end() {
         let tasks = Tasks::new();
         tasks.spawn("deaf", std::future::pending::<()>());
         tasks.spawn("willing", async {});
         let error = tasks.join(Duration::from_secs(30)).await.unwrap_err();
-        assert_eq!(error.to_string(), "did not end within 30000 ms of the drain: deaf");
+        assert_eq!(
+            error.to_string(),
+            "tasks did not end within the drain limit of 30000 ms: deaf"
+        );
     }
 
     #[tokio::test]
-    async fn a_part_is_stopped_alone_and_drains_with_the_whole() {
+    async fn child_stops_separately_and_drains_with_its_parent() {
         let tasks = Tasks::new();
         let part = tasks.child();
         let drain = part.drain();

@@ -1,7 +1,7 @@
-//! Logs on stderr and numbers for Prometheus.
+//! Logs on stderr, as text or as JSON, and metrics for Prometheus.
 //!
-//! Guarantees: one line an event, as text for people or JSON for machines; one recorder a process, whoever asks first.
-//! Never: a listener of its own ([`crate::admin`] shows the numbers); data on stdout.
+//! A process has one metrics recorder; [`crate::admin`] serves it. Nothing here writes to stdout, which belongs to the
+//! output of commands.
 
 use crate::Tasks;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -12,13 +12,13 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// How logs are written.
+/// Configuration of logs.
 #[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Text for people, JSON for machines.
+    /// Format of a line.
     pub format: Format,
-    /// Least level, for all or by target: `info`, or `info,trunkline_edge=debug`.
+    /// Minimum level, global or per target: `info`, or `info,trunkline_edge=debug`.
     pub level: String,
 }
 
@@ -31,14 +31,14 @@ impl Default for Config {
     }
 }
 
-/// Form of a log line.
+/// Format of a log line.
 #[derive(Debug, Clone, Copy, Deserialize, PartialEq, Eq, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
-    /// For people.
+    /// Human-readable text.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -46,8 +46,8 @@ pub enum Format {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The level cannot be read.
-    #[error("log level `{level}`; write error, warn, info, debug or trace, alone or as target=level, with commas")]
+    /// The level is invalid.
+    #[error("invalid log level `{level}`; use error, warn, info, debug or trace, or target=level, separated by commas")]
     Level {
         /// As configured.
         level: String,
@@ -57,7 +57,7 @@ pub enum Error {
     },
 }
 
-/// Begins to log. A process that logs already goes on as it does.
+/// Initialises logging. Has no effect in a process that has a logger already.
 ///
 /// # Errors
 /// [`Error::Level`].
@@ -70,7 +70,7 @@ pub fn logs(config: &Config) -> Result<(), Error> {
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
-    // An error says that a subscriber is there: a second role of one process, or a test.
+    // Fails when a subscriber exists already, as in a test or for a second role of one process.
     drop(match config.format {
         Format::Text => lines.with_ansi(std::io::stderr().is_terminal()).finish().try_init(),
         Format::Json => lines
@@ -83,18 +83,18 @@ pub fn logs(config: &Config) -> Result<(), Error> {
     Ok(())
 }
 
-/// The process's numbers.
+/// The metrics of the process.
 #[derive(Clone)]
 pub struct Metrics {
     handle: PrometheusHandle,
 }
 
-/// Upper bounds of histograms whose names end with `_seconds`: 100 µs to 60 s.
+/// Bucket bounds of histograms whose names end in `_seconds`: 100 µs to 60 s.
 const SECONDS: [f64; 18] = [
     0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 ];
 
-/// Upper bounds of histograms of counts and of bytes, whose names end with `_records` and `_bytes`: each fourfold.
+/// Bucket bounds of histograms whose names end in `_records` and `_bytes`: powers of four.
 const RECORDS: [f64; 10] = [
     1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 4_096.0, 16_384.0, 65_536.0, 262_144.0,
 ];
@@ -111,7 +111,7 @@ const BYTES: [f64; 10] = [
     67_108_864.0,
 ];
 
-/// Installs the recorder, once; everybody gets the same.
+/// Installs the recorder on the first call and returns it.
 pub fn metrics() -> Metrics {
     static METRICS: OnceLock<Metrics> = OnceLock::new();
     let install = || {
@@ -122,7 +122,7 @@ pub fn metrics() -> Metrics {
             .expect("there are bounds")
             .build_recorder();
         let handle = recorder.handle();
-        // An embedder may have a recorder: then its own is the one that counts, and ours stays empty.
+        // An embedding application may have installed its own recorder; then ours stays empty.
         if metrics::set_global_recorder(recorder).is_err() {
             tracing::warn!("another metrics recorder is installed; /metrics will be empty");
         }
@@ -132,7 +132,7 @@ pub fn metrics() -> Metrics {
 }
 
 impl Metrics {
-    /// All numbers as Prometheus text, with this process's memory and CPU time.
+    /// Renders all metrics as Prometheus text, with the memory and CPU time of the process.
     pub fn render(&self) -> String {
         let usage = usage();
         metrics::gauge!("process_resident_memory_bytes").set(usage.resident_bytes);
@@ -140,7 +140,7 @@ impl Metrics {
         self.handle.render()
     }
 
-    /// Keeps the memory of histograms bounded when nobody asks for the numbers.
+    /// Bounds the memory of histograms when nothing scrapes them.
     pub fn keep_up(&self, tasks: &Tasks) {
         let (handle, drain) = (self.handle.clone(), tasks.drain());
         tasks.spawn("metrics", async move {
@@ -151,21 +151,22 @@ impl Metrics {
     }
 }
 
-/// What a process uses.
+/// Resource usage of a process.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Usage {
     /// Resident memory in bytes.
     pub resident_bytes: f64,
-    /// CPU time since its start, in seconds.
+    /// CPU time since the start of the process, in seconds.
     pub cpu_s: f64,
 }
 
-/// What this process uses, as Linux says; zeroes elsewhere.
+/// Reads the resource usage of this process from `/proc`; zero on systems without it.
 pub fn usage() -> Usage {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = resident.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
-    // Fields 14 and 15 of proc(5), counted after the name, which may hold blanks; in ticks of 10 ms.
+    // Fields 14 (utime) and 15 (stime) of proc_pid_stat(5), in ticks of 10 ms. Counted after the command name, which may
+    // contain spaces.
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     let ticks: f64 = after_name
@@ -185,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_level_that_cannot_be_read_says_what_can() {
+    fn invalid_level_is_named_with_the_allowed_ones() {
         let config = Config {
             level: "loud,x=what".to_owned(),
             ..Config::default()
@@ -198,12 +199,12 @@ mod tests {
     }
 
     #[test]
-    fn a_process_uses_memory() {
+    fn process_uses_memory() {
         assert!(usage().resident_bytes > 1_000_000.0);
     }
 
     #[test]
-    fn seconds_are_counted_in_buckets() {
+    fn seconds_have_buckets() {
         let metrics = metrics();
         metrics::histogram!("trunkline_test_seconds").record(0.003);
         let text = metrics.render();

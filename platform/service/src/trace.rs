@@ -1,26 +1,26 @@
-//! W3C Trace Context: the `traceparent` by which a request, and everything that is made of it, is found again.
+//! W3C Trace Context: validation of the `traceparent` header of requests and records.
 //!
-//! Guarantees: what is passed on is valid (W3C Trace Context, 3.2); anything else counts as absent, and no answer says
-//! so. Never: a trace of our own where the caller has none.
+//! Only valid headers (W3C Trace Context, section 3.2) are propagated; an invalid one counts as absent and is not
+//! reported. Trunkline never starts a trace itself.
 
-/// Name of the header, of a request and of a record.
+/// Name of the header, in requests and in records.
 pub const PARENT: &str = "traceparent";
 
 /// A valid `traceparent`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Parent<'a> {
-    /// The header as it was given.
+    /// The whole header.
     pub text: &'a str,
     /// Trace id: 32 hexadecimal digits, not all zero.
     pub trace: &'a str,
-    /// Id of the caller's span: 16 hexadecimal digits, not all zero.
+    /// Span id of the caller: 16 hexadecimal digits, not all zero.
     pub span: &'a str,
     /// Flags: 2 hexadecimal digits.
     pub flags: &'a str,
 }
 
 impl<'a> Parent<'a> {
-    /// Reads a header; `None` when it is not valid. A later version may have more fields than this one knows.
+    /// Parses a header; `None` when it is invalid. A later version may have additional fields.
     pub fn parse(text: &'a [u8]) -> Option<Self> {
         let text = std::str::from_utf8(text).ok().filter(|text| text.len() <= LENGTH_MAX)?;
         let mut parts = text.split('-');
@@ -41,7 +41,7 @@ impl<'a> Parent<'a> {
     }
 }
 
-/// Longer ones are not passed on, whatever their version.
+/// Longer headers are not propagated, whatever their version.
 const LENGTH_MAX: usize = 256;
 
 #[cfg(test)]
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_valid_header_is_read_and_any_other_counts_as_absent() {
+    fn invalid_header_counts_as_absent() {
         let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
         let of = |text: &str| Parent::parse(text.as_bytes()).map(|p| format!("{}/{}/{}", p.trace, p.span, p.flags));
         let good = format!("00-{trace}-00f067aa0ba902b7-01");

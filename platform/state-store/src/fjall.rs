@@ -1,16 +1,18 @@
-//! The fjall engine: an LSM tree per space, one journal for all of them.
+//! The fjall engine: an LSM tree per space and one journal for all of them.
 //!
-//! Guarantees: a batch is one journal entry, so it is atomic over spaces and survives kill -9 (not a power cut, until
-//! [`Store::persist`]); caches and write buffers stay near the given limit; a write waits for flushes for a bounded
-//! time and then fails, it never hangs; journals stay small enough to be replayed in under a second.
-//! Never: leaves the rotation of write buffers to fjall. Its own trigger knows one space, not the sum, and its wait for
-//! a flush has no end (fjall issue 257: after a kill writes may halt for ever).
+//! A batch is one journal entry, so it is atomic over spaces. It survives kill -9 at once and a power failure after
+//! [`Store::persist`]. Caches and write buffers stay near the memory limit.
+//!
+//! **Write buffers** are rotated here ([`Shared::make_room`]), not by fjall: fjall limits each space on its own instead of
+//! their sum, and its wait for a flush never ends when the flush does not happen (fjall issue 257: after a kill, writes
+//! may halt forever). Here a write waits for a limited time and then fails.
 
-use crate::dir::{Held, guarded, hold, opening};
-use crate::{
-    Batch, Direction, Error, Options, Result, Snapshot, Space, Stats, Store, Visit, batch_of, check_keys,
-    check_row_keys, is_empty_range,
-};
+use crate::batch::{Batch, Space, check_keys};
+use crate::directory::{LockedDirectory, OpenError, catch_panic};
+use crate::error::{Error, Result};
+use crate::key::KeyRange;
+use crate::options::Options;
+use crate::store::{Direction, Snapshot, Stats, Store, Visit};
 use fjall::config::PartitioningPolicy;
 use fjall::{AbstractTree, Database, Keyspace, KeyspaceCreateOptions, LsmError, PersistMode, Readable};
 use std::ops::Bound;
@@ -19,44 +21,54 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long a write waits for flushes and compactions that make no progress.
-const STUCK: Duration = Duration::from_secs(30);
-/// After this long without progress a stuck flush is asked for again.
-const NUDGE: Duration = Duration::from_secs(2);
-/// Journals beyond twice the write buffers, within these bounds, are emptied by flushing every space: it bounds what an
-/// opening replays, at some 100 MB a second; a process opens a store a task.
+/// A write fails when no flush or compaction makes progress for so long.
+const PROGRESS_LIMIT: Duration = Duration::from_secs(30);
+/// Flushes are requested again after so long without progress: fjall may have lost the request (fjall issue 257).
+const FLUSH_RETRY: Duration = Duration::from_secs(2);
+/// Bounds of the journal limit, which is twice the size of the write buffers. It limits the time to open a store, which
+/// replays about 100 MB of journal per second; a process opens a store per task.
 const JOURNAL_BYTES: std::ops::RangeInclusive<u64> = 8 << 20..=96 << 20;
-/// Smallest memory that is worth splitting; less is treated as this.
+/// Least memory that is divided between cache and buffers.
 const MEMORY_BYTES_MIN: u64 = 8 << 20;
-/// Larger buffers hold back the journals that are their copies, and an opening replays those.
+/// Larger buffers would keep more journals, which are replayed at the next open.
 const BUFFER_BYTES_MAX: u64 = 48 << 20;
-/// fjall delays writers when a tree has this many overlapping tables, and stops them without end a little later.
+/// fjall delays writers at this many overlapping tables of a tree, and a little later halts them without a limit.
 const OVERLAPPING_TABLES_MAX: usize = 20;
-/// What a worker may have wanted to write when it failed.
+/// About the size of a table that the engine failed to write.
 const PROBE_BYTES: usize = 8 << 20;
-/// Fewer rows are not worth a table of their own.
-const LOADED_MIN: usize = 4096;
-/// fjall stops writers without end at four write buffers that wait for their flush.
+/// Fewer rows are committed as a batch, since each load writes a table.
+const LOAD_ROWS_MIN: usize = 4096;
+/// fjall halts writers without a limit at four write buffers that wait for their flush.
 const SEALED_BUFFERS_MAX: usize = 3;
+
+/// Counters that change while the engine makes progress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Backlog {
+    /// Write buffers that wait for their flush.
+    sealed_buffers: usize,
+    overlapping_tables: usize,
+    /// Compactions completed.
+    compactions: usize,
+}
 
 /// A store over fjall.
 pub struct FjallStore {
     shared: Arc<Shared>,
 }
 
-/// Dropped in this order: the engine stops before the directory is given up.
+/// The fields are dropped in this order: the directory is unlocked last.
 struct Shared {
     spaces: Vec<Keyspace>,
     db: Database,
-    /// Bytes of all active write buffers at which the largest is flushed.
+    /// The largest write buffer is flushed when all active ones together have this size.
     buffer_bytes: u64,
-    /// Bytes of all journals at which every space is flushed.
+    /// Every space is flushed when all journals together have this size.
     journal_bytes: u64,
     /// Bytes written since the buffers were last measured.
     unmeasured: AtomicU64,
-    /// One writer at a time measures and makes room.
+    /// Serialises [`Shared::make_room`].
     room: Mutex<()>,
-    held: Held,
+    directory: LockedDirectory,
 }
 
 impl FjallStore {
@@ -65,11 +77,11 @@ impl FjallStore {
     /// # Errors
     /// As [`crate::open`].
     pub fn open(options: &Options) -> Result<Self> {
-        let held = hold(&options.dir, "fjall")?;
+        let directory = LockedDirectory::open(&options.dir, "fjall")?;
         let memory = options.memory_bytes.max(MEMORY_BYTES_MIN);
-        // Half for the block cache. The other half is for write buffers: one active and up to two on their way to
-        // disk, and a buffered entry occupies about a third more than fjall counts for it.
-        let (db, spaces) = guarded(&held.dir, || open_spaces(&held, &options.spaces, memory / 2))?;
+        // Half of the memory is for the block cache. The other half is for write buffers: one active and up to two that
+        // are flushed, and a buffered entry needs about a third more memory than fjall counts.
+        let (db, spaces) = catch_panic(&directory.dir, || open_spaces(&directory, &options.spaces, memory / 2))?;
         let buffer_bytes = (memory / 8).min(BUFFER_BYTES_MAX);
         let shared = Shared {
             spaces,
@@ -78,7 +90,7 @@ impl FjallStore {
             journal_bytes: (2 * buffer_bytes).clamp(*JOURNAL_BYTES.start(), *JOURNAL_BYTES.end()),
             unmeasured: AtomicU64::new(u64::MAX / 2),
             room: Mutex::new(()),
-            held,
+            directory,
         };
         Ok(Self {
             shared: Arc::new(shared),
@@ -86,49 +98,59 @@ impl FjallStore {
     }
 }
 
-fn open_spaces(held: &Held, names: &[&'static str], cache_bytes: u64) -> Result<(Database, Vec<Keyspace>)> {
-    let broken = |source| open_error(&held.dir, source);
-    let db = Database::builder(&held.engine)
+fn open_spaces(
+    directory: &LockedDirectory,
+    names: &[&'static str],
+    cache_bytes: u64,
+) -> Result<(Database, Vec<Keyspace>)> {
+    let opened = Database::builder(&directory.engine)
         .cache_size(cache_bytes)
-        // One: with two, the first hands compactions on to the second in a loop without a pause, and a core is gone.
+        // With two workers, the first re-sends compactions to the second in a loop and uses a whole core meanwhile.
         .worker_threads(1)
         .max_journaling_size(*JOURNAL_BYTES.end())
-        .open()
-        .map_err(broken)?;
+        .open();
+    let db = match opened {
+        Err(fjall::Error::Locked) => {
+            return Err(Error::Locked {
+                dir: directory.dir.clone(),
+            });
+        }
+        opened => opened.map_err(|source| directory.open_error(source))?,
+    };
     let spaces = names
         .iter()
-        .map(|name| db.keyspace(name, tree_options).map_err(broken))
+        .map(|name| {
+            db.keyspace(name, tree_options)
+                .map_err(|source| directory.open_error(source))
+        })
         .collect::<Result<_>>()?;
     Ok((db, spaces))
 }
 
-/// Options of a new tree. fjall stores them with the tree, so a tree that exists keeps those it was created with.
+/// Options of a new tree. fjall stores them with the tree, so an existing tree keeps its options.
 fn tree_options() -> KeyspaceCreateOptions {
     // By default fjall keeps one index block and one filter block per table down to the third level, and pins them only
-    // in the first levels. Those of a 64 MiB table have about half a megabyte each, which a small block cache doesn't
-    // admit or soon evicts, so that a lookup reads and hashes them whole: with 32 MiB of memory 140 kB at 5 million rows
-    // of 200 B, and 320 kB at 20 million. With partitions of about 4 kB below a pinned top level it reads 5 kB and 8 kB.
-    // Tables of the first level are as small as a write buffer; their blocks stay whole and pinned and cost no read.
+    // in the first levels. Each is about half a megabyte in a 64 MiB table; a small block cache rejects or soon evicts
+    // it, so that a lookup reads and hashes it whole: with 32 MiB of memory 140 kB at 5 million rows of 200 B, and 320 kB
+    // at 20 million. With partitions of about 4 kB below a pinned top level, a lookup reads 5 kB and 8 kB. The first
+    // level is partitioned too, since its tables may move to lower levels without being rewritten.
     //
     // `expect_point_read_hits`, which drops the filters of the last level, would save 2 kB per lookup of an existing key,
     // but each lookup of a new key would then read an index and a data block, 6 kB, instead of a filter.
-    let partitioned = || PartitioningPolicy::new([false, true]);
+    let partitioned = || PartitioningPolicy::all(true);
     KeyspaceCreateOptions::default()
-        // No limit for a single buffer: `Shared::make_room` watches the sum of all.
+        // No limit per buffer: `Shared::make_room` limits the sum of all.
         .max_memtable_size(u64::MAX)
         .index_block_partitioning_policy(partitioned())
         .filter_block_partitioning_policy(partitioned())
 }
 
-/// Sorts an error of opening: in use, refused by the machine, or unreadable.
-fn open_error(dir: &Path, source: fjall::Error) -> Error {
-    match source {
-        fjall::Error::Locked => Error::Locked { dir: dir.to_owned() },
-        fjall::Error::Io(source) | fjall::Error::Storage(LsmError::Io(source)) => opening(dir, source),
-        source => Error::Broken {
-            dir: dir.to_owned(),
-            source: Box::new(source),
-        },
+impl From<fjall::Error> for OpenError {
+    fn from(source: fjall::Error) -> Self {
+        match source {
+            fjall::Error::Io(source) | fjall::Error::Storage(LsmError::Io(source)) => Self::Io(source),
+            source => Self::Other(source.into()),
+        }
     }
 }
 
@@ -149,13 +171,15 @@ impl Shared {
             .expect("a space is declared when the store is opened")
     }
 
-    /// Starts the flush of the largest write buffer when all together have reached the limit, and holds the writer
-    /// while the engine has too much to flush or to compact.
+    /// Blocks the writer while there is too much to flush or to compact, and starts the flush of the largest write buffer
+    /// when all together have reached their limit.
+    ///
+    /// fjall's own waits have no limit, so this keeps all counts below those at which fjall waits.
     fn make_room(&self, batch_bytes: u64) -> Result<()> {
         if self.unmeasured.fetch_add(batch_bytes, Ordering::Relaxed) < self.buffer_bytes / 16 {
             return Ok(());
         }
-        let _one = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        let _serialised = self.room.lock().unwrap_or_else(PoisonError::into_inner);
         self.unmeasured.store(0, Ordering::Relaxed);
         self.wait_while(|shared| {
             shared.spaces.iter().any(|space| {
@@ -176,13 +200,10 @@ impl Shared {
         if let Some((_, largest)) = sizes().max_by_key(|(bytes, _)| *bytes) {
             largest.rotate_memtable().map_err(engine_error(attempted))?;
         }
-        // A space with few writes keeps old journals alive. Rare: once in a hundred megabytes.
-        if self
-            .db
-            .journal_disk_space()
-            .map_err(engine_error("measure the journals"))?
-            > self.journal_bytes
-        {
+        // A space with few writes keeps old journals until its buffer is flushed. The size includes the 64 MiB that fjall
+        // preallocates per journal, so a limit below that flushes all spaces each time.
+        let journal_bytes = self.db.journal_disk_space();
+        if journal_bytes.map_err(engine_error("measure the journals"))? > self.journal_bytes {
             for (_, space) in sizes().filter(|(bytes, _)| *bytes > 0) {
                 space.rotate_memtable().map_err(engine_error(attempted))?;
             }
@@ -190,40 +211,43 @@ impl Shared {
         Ok(())
     }
 
-    /// What an error of the engine means. One that an earlier failure of a worker has left behind does not say which it
-    /// was; mostly the disk was full, and then it still refuses a file.
-    fn failed(&self, attempted: &'static str, error: fjall::Error) -> Error {
+    /// Finds the cause of an error of the engine. `Poisoned` only reports that fjall's worker has failed before; most
+    /// often because the disk is full, and then writing a file still fails.
+    fn diagnose(&self, attempted: &'static str, error: fjall::Error) -> Error {
         if matches!(error, fjall::Error::Poisoned)
-            && let Err(source) = probe(&self.held.dir)
+            && let Err(source) = probe(&self.directory.dir)
         {
             return Error::Io { attempted, source };
         }
         engine_error(attempted)(error)
     }
 
-    /// Waits while the engine is busy; fails when nothing has moved for [`STUCK`].
+    /// Waits while `busy` is true. Fails when the engine makes no progress for [`PROGRESS_LIMIT`].
     fn wait_while(&self, busy: impl Fn(&Self) -> bool) -> Result<()> {
-        let (mut since, mut nudged, mut before) = (Instant::now(), false, self.backlog());
+        let (mut since, mut retried, mut before) = (Instant::now(), false, self.backlog());
         while busy(self) {
-            // A worker that failed has poisoned the database: nothing will move any more, and this says why.
-            let alive = self.db.persist(PersistMode::Buffer);
-            alive.map_err(|error| self.failed("wait for a flush", error))?;
+            // A worker that failed has poisoned the database and makes no more progress. `persist` returns that error.
+            let poisoned = self.db.persist(PersistMode::Buffer);
+            poisoned.map_err(|error| self.diagnose("wait for a flush", error))?;
             let backlog = self.backlog();
             if backlog != before {
-                (since, nudged, before) = (Instant::now(), false, backlog);
+                (since, retried, before) = (Instant::now(), false, backlog);
             }
-            if since.elapsed() > STUCK {
-                let source = format!("no flush or compaction ended for {} s: {backlog:?}", STUCK.as_secs());
+            if since.elapsed() > PROGRESS_LIMIT {
+                let source = format!(
+                    "no flush or compaction made progress for {} s: {backlog:?}",
+                    PROGRESS_LIMIT.as_secs()
+                );
                 return Err(Error::Engine {
                     attempted: "wait for a flush",
                     source: source.into(),
                 });
             }
-            if since.elapsed() > NUDGE && !nudged {
-                nudged = true;
-                tracing::warn!(dir = %self.held.dir.display(), ?backlog, "a flush is stuck, asking for it again");
+            if since.elapsed() > FLUSH_RETRY && !retried {
+                retried = true;
+                tracing::warn!(dir = %self.directory.dir.display(), ?backlog, "flush made no progress, requesting it again");
                 for space in self.spaces.iter().filter(|space| space.sealed_memtable_count() > 0) {
-                    space.rotate_memtable().map_err(engine_error("ask again for a flush"))?;
+                    space.rotate_memtable().map_err(engine_error("request a flush again"))?;
                 }
             }
             std::thread::sleep(Duration::from_millis(1));
@@ -231,41 +255,40 @@ impl Shared {
         Ok(())
     }
 
-    /// What changes while the engine makes progress: buffers that wait, overlapping tables, compactions done.
-    fn backlog(&self) -> (usize, usize, usize) {
-        let sealed = self.spaces.iter().map(Keyspace::sealed_memtable_count).sum();
-        let overlapping = self.spaces.iter().map(|space| space.tree.l0_run_count()).sum();
-        (sealed, overlapping, self.db.compactions_completed())
-    }
-
-    fn scan_at(
-        &self,
-        at: &fjall::Snapshot,
-        space: Space,
-        range: (&[u8], Option<&[u8]>),
-        direction: Direction,
-        visit: Visit<'_>,
-    ) -> Result<()> {
-        let (from, to) = range;
-        if is_empty_range(from, to) {
-            return Ok(());
+    fn backlog(&self) -> Backlog {
+        Backlog {
+            sealed_buffers: self.spaces.iter().map(Keyspace::sealed_memtable_count).sum(),
+            overlapping_tables: self.spaces.iter().map(|space| space.tree.l0_run_count()).sum(),
+            compactions: self.db.compactions_completed(),
         }
-        let from = if from.is_empty() {
-            Bound::Unbounded
-        } else {
-            Bound::Included(from)
+    }
+}
+
+/// Calls `visit` for each row of a range.
+fn scan(
+    state: &fjall::Snapshot,
+    space: &Keyspace,
+    keys: KeyRange<'_>,
+    direction: Direction,
+    visit: Visit<'_>,
+) -> Result<()> {
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let bounds = (
+        Bound::Included(keys.from),
+        keys.to.map_or(Bound::Unbounded, Bound::Excluded),
+    );
+    let mut rows = state.range::<&[u8], _>(space, bounds);
+    loop {
+        let row = match direction {
+            Direction::Forward => rows.next(),
+            Direction::Backward => rows.next_back(),
         };
-        let mut rows = at.range::<&[u8], _>(self.space(space), (from, to.map_or(Bound::Unbounded, Bound::Excluded)));
-        loop {
-            let row = match direction {
-                Direction::Forward => rows.next(),
-                Direction::Backward => rows.next_back(),
-            };
-            let Some(row) = row else { return Ok(()) };
-            let (key, value) = row.into_inner().map_err(engine_error("scan a space"))?;
-            if visit(&key, &value).is_break() {
-                return Ok(());
-            }
+        let Some(row) = row else { return Ok(()) };
+        let (key, value) = row.into_inner().map_err(engine_error("scan a space"))?;
+        if visit(&key, &value).is_break() {
+            return Ok(());
         }
     }
 }
@@ -276,14 +299,14 @@ impl Store for FjallStore {
         Ok(value.map(|value| value.to_vec()))
     }
 
-    fn scan(&self, space: Space, from: &[u8], to: Option<&[u8]>, direction: Direction, visit: Visit<'_>) -> Result<()> {
-        // A keyspace's own iterator reads past the last whole batch; a snapshot ends there.
-        let now = self.shared.db.snapshot();
-        self.shared.scan_at(&now, space, (from, to), direction, visit)
+    fn scan(&self, space: Space, keys: KeyRange<'_>, direction: Direction, visit: Visit<'_>) -> Result<()> {
+        // An iterator over the keyspace may see a part of a batch that is being committed; a snapshot does not.
+        let current = self.shared.db.snapshot();
+        scan(&current, self.shared.space(space), keys, direction, visit)
     }
 
     fn commit(&self, batch: Batch) -> Result<()> {
-        check_keys(&batch)?;
+        batch.check_keys()?;
         if batch.is_empty() {
             return Ok(());
         }
@@ -300,19 +323,19 @@ impl Store for FjallStore {
             }
         }
         out.commit()
-            .map_err(|error| self.shared.failed("commit a batch", error))
+            .map_err(|error| self.shared.diagnose("commit a batch", error))
     }
 
     fn load(&self, space: Space, mut rows: Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Result<()> {
-        if rows.len() < LOADED_MIN {
-            return self.commit(batch_of(space, rows));
+        if rows.len() < LOAD_ROWS_MIN {
+            return self.commit(Batch::of_rows(space, rows));
         }
-        check_row_keys(rows.iter().map(|(key, _)| key.as_slice()))?;
+        check_keys(rows.iter().map(|(key, _)| key.as_slice()))?;
         self.shared
             .wait_while(|shared| shared.space(space).tree.l0_run_count() >= OVERLAPPING_TABLES_MAX)?;
         sort(&mut rows);
         let attempted = "load rows";
-        let failed = |error| self.shared.failed(attempted, error);
+        let failed = |error| self.shared.diagnose(attempted, error);
         let mut ingestion = self.shared.space(space).start_ingestion().map_err(failed)?;
         for (key, value) in rows {
             let written = match value {
@@ -326,7 +349,7 @@ impl Store for FjallStore {
 
     fn snapshot(&self) -> Result<Box<dyn Snapshot>> {
         Ok(Box::new(FjallSnapshot {
-            at: self.shared.db.snapshot(),
+            state: self.shared.db.snapshot(),
             shared: Arc::clone(&self.shared),
         }))
     }
@@ -347,7 +370,7 @@ impl Store for FjallStore {
     }
 }
 
-/// Writes a file as large as a small table, and removes it.
+/// Writes and removes a file, to find out whether the disk is full.
 fn probe(dir: &Path) -> std::io::Result<()> {
     let file = dir.join("probe");
     let written = std::fs::write(&file, vec![0; PROBE_BYTES]);
@@ -355,14 +378,14 @@ fn probe(dir: &Path) -> std::io::Result<()> {
     written.and(removed)
 }
 
-/// Sorts rows by key. Keys of one table begin alike, so what follows the common beginning is compared as a number first.
+/// Sorts rows by key. Keys of one table have a common prefix; the eight bytes after it are compared as a number first.
 fn sort(rows: &mut [(Vec<u8>, Option<Vec<u8>>)]) {
     let Some((first, rest)) = rows.split_first() else {
         return;
     };
     let common = rest.iter().fold(first.0.len(), |common, (key, _)| {
-        let alike = first.0.iter().zip(key).take(common).take_while(|(a, b)| a == b);
-        alike.count()
+        let equal = first.0.iter().zip(key).take(common).take_while(|(a, b)| a == b);
+        equal.count()
     });
     let number = |key: &[u8]| {
         let mut bytes = [0; 8];
@@ -373,45 +396,44 @@ fn sort(rows: &mut [(Vec<u8>, Option<Vec<u8>>)]) {
         u64::from_be_bytes(bytes)
     };
     rows.sort_by_cached_key(|(key, _)| number(key));
-    // Keys that the number does not tell apart stand together now.
-    for alike in rows.chunk_by_mut(|a, b| number(&a.0) == number(&b.0)) {
-        alike.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+    // Keys with equal numbers are adjacent now.
+    for equal in rows.chunk_by_mut(|a, b| number(&a.0) == number(&b.0)) {
+        equal.sort_unstable_by(|a, b| a.0.cmp(&b.0));
     }
 }
 
 type Write = (Space, Vec<u8>, Option<Vec<u8>>);
 
-/// The batch in key order with the last write of each key only: all writes of a fjall batch have one sequence number,
-/// so two of one key would have no order. Free when the batch is in order already.
+/// The last write of each key, in key order. All writes of a fjall batch have one sequence number, so two writes of one
+/// key would have no order. Costs nothing if the batch is in order already.
 fn last_writes(batch: Batch) -> Vec<Write> {
     let mut writes = batch.into_writes();
-    let place = |(space, key, _): &Write| (*space, key.clone());
     if writes.is_sorted_by(|a, b| (a.0, &a.1) < (b.0, &b.1)) {
         return writes;
     }
-    // Stable, and `dedup` keeps the first: the last write comes first after the reversal.
+    // The sort is stable and `dedup` keeps the first of equals, which the reversal makes the last write.
     writes.reverse();
     writes.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
-    writes.dedup_by(|later, kept| place(later) == place(kept));
+    writes.dedup_by(|a, b| (a.0, &a.1) == (b.0, &b.1));
     writes
 }
 
-/// A moment of a fjall store. Old versions stay on disk while it lives.
+/// A snapshot of a fjall store. fjall keeps the old versions of rows while it exists.
 struct FjallSnapshot {
-    at: fjall::Snapshot,
+    state: fjall::Snapshot,
     shared: Arc<Shared>,
 }
 
 impl Snapshot for FjallSnapshot {
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Vec<u8>>> {
         let value = self
-            .at
+            .state
             .get(self.shared.space(space), key)
             .map_err(engine_error("read a key"))?;
         Ok(value.map(|value| value.to_vec()))
     }
 
-    fn scan(&self, space: Space, from: &[u8], to: Option<&[u8]>, direction: Direction, visit: Visit<'_>) -> Result<()> {
-        self.shared.scan_at(&self.at, space, (from, to), direction, visit)
+    fn scan(&self, space: Space, keys: KeyRange<'_>, direction: Direction, visit: Visit<'_>) -> Result<()> {
+        scan(&self.state, self.shared.space(space), keys, direction, visit)
     }
 }

@@ -1,10 +1,11 @@
 //! The memory engine: ordered maps behind a lock, for tests and simulation.
 //!
-//! Guarantees: what the trait promises, but for surviving the process; snapshots cost one reference each, and one copy
-//! of the maps that are written while a snapshot lives.
-//! Never: touches the disk.
+//! A snapshot shares the maps; a write copies a map that a snapshot shares.
 
-use crate::{Batch, Direction, Result, Snapshot, Space, Stats, Store, Visit, check_keys, is_empty_range};
+use crate::batch::{Batch, Space};
+use crate::error::Result;
+use crate::key::KeyRange;
+use crate::store::{Direction, Snapshot, Stats, Store, Visit};
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -16,7 +17,7 @@ pub struct MemoryStore {
     spaces: RwLock<Spaces>,
 }
 
-/// All spaces at one moment. A clone shares the maps; writing to a shared map copies it.
+/// All spaces. A clone shares the maps; a write to a shared map copies it.
 #[derive(Clone)]
 struct Spaces(Vec<Arc<Rows>>);
 
@@ -28,7 +29,7 @@ impl MemoryStore {
         }
     }
 
-    fn now(&self) -> Spaces {
+    fn current(&self) -> Spaces {
         self.spaces.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -41,12 +42,12 @@ impl Store for MemoryStore {
             .get(space, key)
     }
 
-    fn scan(&self, space: Space, from: &[u8], to: Option<&[u8]>, direction: Direction, visit: Visit<'_>) -> Result<()> {
-        self.now().scan(space, from, to, direction, visit)
+    fn scan(&self, space: Space, keys: KeyRange<'_>, direction: Direction, visit: Visit<'_>) -> Result<()> {
+        self.current().scan(space, keys, direction, visit)
     }
 
     fn commit(&self, batch: Batch) -> Result<()> {
-        check_keys(&batch)?;
+        batch.check_keys()?;
         let mut spaces = self.spaces.write().unwrap_or_else(PoisonError::into_inner);
         for (space, key, value) in batch.into_writes() {
             let rows = spaces
@@ -63,7 +64,7 @@ impl Store for MemoryStore {
     }
 
     fn snapshot(&self) -> Result<Box<dyn Snapshot>> {
-        Ok(Box::new(self.now()))
+        Ok(Box::new(self.current()))
     }
 
     fn persist(&self) -> Result<()> {
@@ -72,7 +73,7 @@ impl Store for MemoryStore {
 
     fn stats(&self) -> Stats {
         let bytes: usize = self
-            .now()
+            .current()
             .0
             .iter()
             .flat_map(|rows| rows.iter())
@@ -98,11 +99,14 @@ impl Snapshot for Spaces {
         Ok(self.rows(space).get(key).map(|value| value.to_vec()))
     }
 
-    fn scan(&self, space: Space, from: &[u8], to: Option<&[u8]>, direction: Direction, visit: Visit<'_>) -> Result<()> {
-        if is_empty_range(from, to) {
+    fn scan(&self, space: Space, keys: KeyRange<'_>, direction: Direction, visit: Visit<'_>) -> Result<()> {
+        if keys.is_empty() {
             return Ok(());
         }
-        let bounds = (Bound::Included(from), to.map_or(Bound::Unbounded, Bound::Excluded));
+        let bounds = (
+            Bound::Included(keys.from),
+            keys.to.map_or(Bound::Unbounded, Bound::Excluded),
+        );
         let mut rows = self.rows(space).range::<[u8], _>(bounds);
         let mut each = |(key, value): (&Arc<[u8]>, &Arc<[u8]>)| visit(key, value).is_continue();
         match direction {

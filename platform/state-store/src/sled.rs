@@ -1,52 +1,66 @@
-//! The sled engine: one tree, a byte for the space before each key.
+//! The sled engine: one tree, whose keys begin with a byte for their space.
 //!
-//! Guarantees: a batch goes through `Tree::apply_batch`, which sled's log recovers whole or not at all, so one tree
-//! makes it atomic over spaces; after kill -9 up to half a second of the last batches may be missing (sled buffers its
-//! log in the process), never one in the middle; a scan or snapshot shows one moment.
-//! Never: keeps to its memory limit. sled counts its page cache only; expect several times as much. Right for small
-//! state. Nor is it certain to go on: sled 0.34 may stand still for ever where its file shrinks and grows at once, as the
-//! writer that grows it holds what the work in front of the shrinking waits for; seen once, in a test that writes without
-//! a pause.
+//! sled's log recovers `Tree::apply_batch` in whole or not at all, so one tree makes a batch atomic over spaces. sled
+//! buffers its log in the process: kill -9 may lose up to half a second of the newest batches, but leaves no gap. sled
+//! counts only its page cache against the memory limit and uses several times as much; it suits small state.
 //!
-//! sled has no snapshots. Ours are made of the tree and of what commits changed since: while a snapshot lives, a commit
-//! first notes the old value of each key that it writes, and the snapshot reads the note before the tree. So a
-//! snapshot costs nothing until something is overwritten, and then memory for what is.
+//! **Threads.** sled 0.34 can deadlock in itself: a writer that grows the file holds the lock that a queued truncation
+//! needs. So every call runs on one thread per store ([`worker`]), and the caller waits at most [`Limits::call`]. The
+//! thread also serialises reads and writes: a job sees whole batches only.
+//!
+//! **Snapshots.** sled has none. While a snapshot exists, a commit first saves the old value of each key that it writes,
+//! and the snapshot reads the saved values before the tree. A snapshot costs nothing until a key is overwritten, and then
+//! the memory of the old value.
 
-use crate::dir::{Held, guarded, hold, opening};
-use crate::{
-    Batch, Direction, Error, Options, Result, Snapshot, Space, Stats, Store, Visit, check_keys, is_empty_range,
-};
+mod worker;
+
+use self::worker::{Limits, Worker};
+use crate::batch::{Batch, Space};
+use crate::directory::{LockedDirectory, OpenError, catch_panic};
+use crate::error::{Error, Result};
+use crate::key::KeyRange;
+use crate::options::Options;
+use crate::store::{Direction, Snapshot, Stats, Store, Visit};
 use sled::IVec;
 use std::collections::BTreeMap;
 use std::iter::Peekable;
 use std::ops::Bound;
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-/// Rows read under the gate at a time: a long scan holds a writer off for so many rows only.
+/// Rows per job of a scan. A commit waits for one such job at most.
 const CHUNK_ROWS: usize = 256;
-/// sled gives its lock up a little after its last handle is dropped.
+/// sled releases its file lock a little after its last handle is dropped.
 const RELEASE: Duration = Duration::from_secs(5);
+/// Opening reads the whole log when the last snapshot of sled's index is old, hence the higher limit.
+const LIMITS: Limits = Limits {
+    open: Duration::from_secs(300),
+    call: Duration::from_secs(30),
+};
 
 /// A store over sled 0.34.
 pub struct SledStore {
     shared: Arc<Shared>,
 }
 
-/// Old values of the keys that were written since a moment; `None` = was absent.
+/// Values before a snapshot of the keys that were written after it; `None`: the key was absent.
 type Undo = BTreeMap<IVec, Option<IVec>>;
 
+/// What the store and its snapshots share. The last of them closes the engine.
 struct Shared {
-    rows: sled::Tree,
-    /// Byte of each space, by its name, so that spaces may be declared in another order later.
+    worker: Worker<Database>,
+    /// Byte of each space.
     prefixes: Vec<u8>,
-    /// A commit holds it for writing, a read of more than one row for reading.
-    gate: RwLock<()>,
-    moments: Mutex<Vec<Weak<Mutex<Undo>>>>,
     memory_bytes: u64,
+}
+
+/// The engine, owned by the worker's thread. The fields are dropped in this order: the directory is unlocked last.
+struct Database {
+    rows: sled::Tree,
     db: sled::Db,
-    _held: Held,
+    /// Saved values of the existing snapshots. Only the worker's thread locks them.
+    snapshots: Vec<Weak<Mutex<Undo>>>,
+    directory: LockedDirectory,
 }
 
 impl SledStore {
@@ -55,50 +69,50 @@ impl SledStore {
     /// # Errors
     /// As [`crate::open`].
     pub fn open(options: &Options) -> Result<Self> {
-        let held = hold(&options.dir, "sled")?;
-        let (db, rows, prefixes) = guarded(&held.dir, || {
-            let db = open_db(&held, options.memory_bytes)?;
-            let broken = |source| open_error(&held.dir, source);
-            let rows = db.open_tree("rows").map_err(broken)?;
-            let names = db.open_tree("spaces").map_err(broken)?;
-            let prefixes = options.spaces.iter().map(|name| prefix(&names, name).map_err(broken));
-            let prefixes = prefixes.collect::<Result<Vec<u8>>>()?;
-            Ok((db, rows, prefixes))
+        Self::open_with(options, LIMITS)
+    }
+
+    fn open_with(options: &Options, limits: Limits) -> Result<Self> {
+        let directory = LockedDirectory::open(&options.dir, "sled")?;
+        let (names, memory_bytes) = (options.spaces.clone(), options.memory_bytes);
+        let worker = Worker::start(options.dir.clone(), limits, move || {
+            let dir = directory.dir.clone();
+            catch_panic(&dir, || Database::open(directory, memory_bytes))
         })?;
-        let shared = Shared {
-            rows,
-            prefixes,
-            gate: RwLock::new(()),
-            moments: Mutex::new(Vec::new()),
-            memory_bytes: options.memory_bytes,
-            db,
-            _held: held,
-        };
+        let prefixes = worker.call("read the names of the spaces", move |database| {
+            database.prefixes(&names)
+        })?;
         Ok(Self {
-            shared: Arc::new(shared),
+            shared: Arc::new(Shared {
+                worker,
+                prefixes,
+                memory_bytes,
+            }),
         })
     }
 }
 
-fn open_db(held: &Held, memory_bytes: u64) -> Result<sled::Db> {
-    let config = sled::Config::new().path(&held.engine).cache_capacity(memory_bytes);
+fn open_db(directory: &LockedDirectory, memory_bytes: u64) -> Result<sled::Db> {
+    let config = sled::Config::new().path(&directory.engine).cache_capacity(memory_bytes);
     let since = Instant::now();
     loop {
         match config.open() {
             Ok(db) => return Ok(db),
-            // The directory is ours, so this is the last holder's handle that is about to go.
+            // This process holds the directory's lock, so this can only be a handle that is being closed.
             Err(sled::Error::Io(source)) if source.to_string().contains("could not acquire lock") => {
                 if since.elapsed() > RELEASE {
-                    return Err(Error::Locked { dir: held.dir.clone() });
+                    return Err(Error::Locked {
+                        dir: directory.dir.clone(),
+                    });
                 }
                 std::thread::sleep(Duration::from_millis(5));
             }
-            Err(source) => return Err(open_error(&held.dir, source)),
+            Err(source) => return Err(directory.open_error(source)),
         }
     }
 }
 
-/// The byte of a space, given out when its name is first seen.
+/// The byte of a space, assigned when its name is first used.
 fn prefix(names: &sled::Tree, name: &str) -> sled::Result<u8> {
     if let Some(known) = names.get(name)?.and_then(|bytes| bytes.first().copied()) {
         return Ok(known);
@@ -109,13 +123,12 @@ fn prefix(names: &sled::Tree, name: &str) -> sled::Result<u8> {
     Ok(next)
 }
 
-fn open_error(dir: &Path, source: sled::Error) -> Error {
-    match source {
-        sled::Error::Io(source) => opening(dir, source),
-        source => Error::Broken {
-            dir: dir.to_owned(),
-            source: Box::new(source),
-        },
+impl From<sled::Error> for OpenError {
+    fn from(source: sled::Error) -> Self {
+        match source {
+            sled::Error::Io(source) => Self::Io(source),
+            source => Self::Other(source.into()),
+        }
     }
 }
 
@@ -136,6 +149,101 @@ struct Range {
     to: Bound<IVec>,
 }
 
+/// Rows of a scan.
+struct Chunk {
+    rows: Vec<(IVec, IVec)>,
+    /// The snapshot to which the rest of the scan belongs.
+    snapshot: Option<Arc<Mutex<Undo>>>,
+}
+
+impl Database {
+    fn open(directory: LockedDirectory, memory_bytes: u64) -> Result<Self> {
+        let db = open_db(&directory, memory_bytes)?;
+        let rows = db.open_tree("rows").map_err(|source| directory.open_error(source))?;
+        Ok(Self {
+            rows,
+            db,
+            snapshots: Vec::new(),
+            directory,
+        })
+    }
+
+    /// The bytes of the spaces with these names.
+    fn prefixes(&self, names: &[&str]) -> Result<Vec<u8>> {
+        let corrupt = |source: sled::Error| self.directory.open_error(source);
+        let known = self.db.open_tree("spaces").map_err(corrupt)?;
+        names.iter().map(|name| prefix(&known, name).map_err(corrupt)).collect()
+    }
+
+    /// Starts to save old values for a new snapshot.
+    fn snapshot(&mut self) -> Arc<Mutex<Undo>> {
+        let undo = Arc::new(Mutex::new(Undo::new()));
+        self.snapshots.push(Arc::downgrade(&undo));
+        undo
+    }
+
+    /// Writes a batch of prefixed keys after it has saved their old values for each snapshot.
+    fn commit(&mut self, writes: Vec<(IVec, Option<Vec<u8>>)>) -> Result<()> {
+        self.snapshots.retain(|undo| undo.strong_count() > 0);
+        let snapshots: Vec<_> = self.snapshots.iter().filter_map(Weak::upgrade).collect();
+        if !snapshots.is_empty() {
+            for (key, _) in &writes {
+                let old = self
+                    .rows
+                    .get(key)
+                    .map_err(engine_error("save a value for a snapshot"))?;
+                for undo in &snapshots {
+                    lock(undo).entry(key.clone()).or_insert_with(|| old.clone());
+                }
+            }
+        }
+        let mut batch = sled::Batch::default();
+        for (key, value) in writes {
+            match value {
+                Some(value) => batch.insert(key, value),
+                None => batch.remove(key),
+            }
+        }
+        self.rows.apply_batch(batch).map_err(engine_error("commit a batch"))
+    }
+
+    fn get(&self, key: &IVec, snapshot: Option<&Mutex<Undo>>) -> Result<Option<Vec<u8>>> {
+        if let Some(old) = snapshot.and_then(|undo| lock(undo).get(key).cloned()) {
+            return Ok(old.map(|value| value.to_vec()));
+        }
+        let value = self.rows.get(key).map_err(engine_error("read a key"))?;
+        Ok(value.map(|value| value.to_vec()))
+    }
+
+    /// The next rows of a scan. A scan of the store that needs several chunks continues in a snapshot, so that all its
+    /// rows belong to one moment.
+    fn chunk(&mut self, range: Range, direction: Direction, snapshot: Option<Arc<Mutex<Undo>>>) -> Result<Chunk> {
+        let bounds = (range.from, range.to);
+        let mut rows = Vec::new();
+        let undo = snapshot.as_deref().map(lock);
+        let empty = Undo::new();
+        let old = undo.as_deref().unwrap_or(&empty).range::<IVec, _>(bounds.clone());
+        let live = self
+            .rows
+            .range::<IVec, _>(bounds)
+            .map(|row| row.map_err(engine_error("scan a space")));
+        match direction {
+            Direction::Forward => merge(live.peekable(), old.peekable(), |a, b| a < b, &mut rows)?,
+            Direction::Backward => merge(live.rev().peekable(), old.rev().peekable(), |a, b| a > b, &mut rows)?,
+        }
+        drop(undo);
+        let snapshot = match snapshot {
+            None if rows.len() == CHUNK_ROWS => Some(self.snapshot()),
+            other => other,
+        };
+        Ok(Chunk { rows, snapshot })
+    }
+}
+
+fn lock(undo: &Mutex<Undo>) -> std::sync::MutexGuard<'_, Undo> {
+    undo.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Shared {
     fn prefix(&self, space: Space) -> u8 {
         *self
@@ -151,96 +259,48 @@ impl Shared {
         bytes.into()
     }
 
-    fn range(&self, space: Space, from: &[u8], to: Option<&[u8]>) -> Range {
+    fn range(&self, space: Space, keys: KeyRange<'_>) -> Range {
         let end = || {
             self.prefix(space)
                 .checked_add(1)
                 .map_or(Bound::Unbounded, |p| Bound::Excluded(IVec::from(&[p])))
         };
         Range {
-            from: Bound::Included(self.key(space, from)),
-            to: to.map_or_else(end, |to| Bound::Excluded(self.key(space, to))),
+            from: Bound::Included(self.key(space, keys.from)),
+            to: keys.to.map_or_else(end, |to| Bound::Excluded(self.key(space, to))),
         }
     }
 
-    /// Begins to keep old values. To be called under the gate.
-    fn moment(&self) -> Arc<Mutex<Undo>> {
-        let undo = Arc::new(Mutex::new(Undo::new()));
-        self.moments
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(Arc::downgrade(&undo));
-        undo
+    fn get(&self, space: Space, key: &[u8], snapshot: Option<Arc<Mutex<Undo>>>) -> Result<Option<Vec<u8>>> {
+        let key = self.key(space, key);
+        self.worker
+            .call("read a key", move |database| database.get(&key, snapshot.as_deref()))
     }
 
-    /// Notes the old values of what a batch writes for each living snapshot.
-    fn note(&self, batch: &Batch) -> Result<()> {
-        let mut moments = self.moments.lock().unwrap_or_else(PoisonError::into_inner);
-        moments.retain(|moment| moment.strong_count() > 0);
-        if moments.is_empty() {
-            return Ok(());
-        }
-        let living: Vec<_> = moments.iter().filter_map(Weak::upgrade).collect();
-        for (space, key, _) in &batch.writes {
-            let key = self.key(*space, key);
-            let old = self
-                .rows
-                .get(&key)
-                .map_err(engine_error("note a value for a snapshot"))?;
-            for undo in &living {
-                let mut undo = undo.lock().unwrap_or_else(PoisonError::into_inner);
-                undo.entry(key.clone()).or_insert_with(|| old.clone());
-            }
-        }
-        Ok(())
-    }
-
-    /// The next rows of a range, as they were before `undo`. To be called under the gate.
-    fn chunk(&self, range: &Range, direction: Direction, undo: Option<&Undo>) -> Result<Vec<(IVec, IVec)>> {
-        let bounds = (range.from.clone(), range.to.clone());
-        let empty = Undo::new();
-        let mut rows = Vec::new();
-        let live = self
-            .rows
-            .range::<IVec, _>(bounds.clone())
-            .map(|row| row.map_err(engine_error("scan a space")));
-        let old = undo.unwrap_or(&empty).range::<IVec, _>(bounds);
-        match direction {
-            Direction::Forward => merge(live.peekable(), old.peekable(), |a, b| a < b, &mut rows)?,
-            Direction::Backward => merge(live.rev().peekable(), old.rev().peekable(), |a, b| a > b, &mut rows)?,
-        }
-        Ok(rows)
-    }
-
-    /// Visits the rest of a range, chunk by chunk, each read under the gate and visited outside.
-    fn visit_chunks(
+    /// Visits a range chunk by chunk. The visitor runs on the caller's thread.
+    fn scan(
         &self,
         mut range: Range,
         direction: Direction,
-        mut moment: Option<Arc<Mutex<Undo>>>,
+        mut snapshot: Option<Arc<Mutex<Undo>>>,
         visit: Visit<'_>,
     ) -> Result<()> {
         loop {
-            let rows = {
-                let _gate = self.gate.read().unwrap_or_else(PoisonError::into_inner);
-                let undo = moment
-                    .as_ref()
-                    .map(|undo| undo.lock().unwrap_or_else(PoisonError::into_inner));
-                let rows = self.chunk(&range, direction, undo.as_deref())?;
-                drop(undo);
-                if rows.len() == CHUNK_ROWS && moment.is_none() {
-                    moment = Some(self.moment());
-                }
-                rows
-            };
-            for (key, value) in &rows {
-                let Some((_, key)) = key.split_first() else { continue };
+            let (next, of) = (range.clone(), snapshot.take());
+            let chunk = self
+                .worker
+                .call("scan a space", move |database| database.chunk(next, direction, of))?;
+            snapshot = chunk.snapshot;
+            for (key, value) in &chunk.rows {
+                let (_, key) = key
+                    .split_first()
+                    .expect("a stored key begins with the byte of its space");
                 if visit(key, value).is_break() {
                     return Ok(());
                 }
             }
-            match rows.last() {
-                Some((last, _)) if rows.len() == CHUNK_ROWS => match direction {
+            match chunk.rows.last() {
+                Some((last, _)) if chunk.rows.len() == CHUNK_ROWS => match direction {
                     Direction::Forward => range.from = Bound::Excluded(last.clone()),
                     Direction::Backward => range.to = Bound::Excluded(last.clone()),
                 },
@@ -253,7 +313,7 @@ impl Shared {
     }
 }
 
-/// Whether nothing can lie in the range any more; neither sled nor a map takes such bounds.
+/// Whether the range is empty. sled and `BTreeMap` panic on such bounds.
 fn is_used_up(range: &Range) -> bool {
     match (&range.from, &range.to) {
         (Bound::Included(from) | Bound::Excluded(from), Bound::Excluded(to)) => from >= to,
@@ -261,7 +321,7 @@ fn is_used_up(range: &Range) -> bool {
     }
 }
 
-/// Merges the tree's rows with older values, which win, up to [`CHUNK_ROWS`] rows.
+/// Merges up to [`CHUNK_ROWS`] rows of the tree and of a snapshot's saved values, which take precedence.
 fn merge<'a>(
     mut live: Peekable<impl Iterator<Item = Result<(IVec, IVec)>>>,
     mut old: Peekable<impl Iterator<Item = (&'a IVec, &'a Option<IVec>)>>,
@@ -291,88 +351,119 @@ fn merge<'a>(
 
 impl Store for SledStore {
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        let value = self
-            .shared
-            .rows
-            .get(self.shared.key(space, key))
-            .map_err(engine_error("read a key"))?;
-        Ok(value.map(|value| value.to_vec()))
+        self.shared.get(space, key, None)
     }
 
-    fn scan(&self, space: Space, from: &[u8], to: Option<&[u8]>, direction: Direction, visit: Visit<'_>) -> Result<()> {
-        if is_empty_range(from, to) {
+    fn scan(&self, space: Space, keys: KeyRange<'_>, direction: Direction, visit: Visit<'_>) -> Result<()> {
+        if keys.is_empty() {
             return Ok(());
         }
-        // Short scans fit in the first chunk and need no moment.
-        self.shared
-            .visit_chunks(self.shared.range(space, from, to), direction, None, visit)
+        self.shared.scan(self.shared.range(space, keys), direction, None, visit)
     }
 
     fn commit(&self, batch: Batch) -> Result<()> {
-        check_keys(&batch)?;
-        let _gate = self.shared.gate.write().unwrap_or_else(PoisonError::into_inner);
-        self.shared.note(&batch)?;
-        let mut out = sled::Batch::default();
-        for (space, key, value) in batch.into_writes() {
-            let key = self.shared.key(space, &key);
-            match value {
-                Some(value) => out.insert(key, value),
-                None => out.remove(key),
-            }
-        }
+        batch.check_keys()?;
+        let writes = batch.into_writes().into_iter();
+        let writes = writes.map(|(space, key, value)| (self.shared.key(space, &key), value));
+        let writes = writes.collect();
         self.shared
-            .rows
-            .apply_batch(out)
-            .map_err(engine_error("commit a batch"))
+            .worker
+            .call("commit a batch", move |database| database.commit(writes))
     }
 
     fn snapshot(&self) -> Result<Box<dyn Snapshot>> {
-        let _gate = self.shared.gate.read().unwrap_or_else(PoisonError::into_inner);
+        let undo = self
+            .shared
+            .worker
+            .call("take a snapshot", |database| Ok(database.snapshot()))?;
         Ok(Box::new(SledSnapshot {
-            moment: self.shared.moment(),
+            undo,
             shared: Arc::clone(&self.shared),
         }))
     }
 
     fn persist(&self) -> Result<()> {
-        self.shared
-            .db
-            .flush()
-            .map(|_| ())
-            .map_err(engine_error("flush the log to disk"))
+        let attempted = "flush the log to disk";
+        self.shared.worker.call(attempted, move |database| {
+            database.db.flush().map(|_| ()).map_err(engine_error(attempted))
+        })
     }
 
     fn stats(&self) -> Stats {
+        let attempted = "measure a store";
+        let disk_bytes = self.shared.worker.call(attempted, move |database| {
+            database.db.size_on_disk().map_err(engine_error(attempted))
+        });
         Stats {
-            disk_bytes: self.shared.db.size_on_disk().unwrap_or_default(),
+            disk_bytes: disk_bytes.unwrap_or_default(),
             memory_bytes: self.shared.memory_bytes,
         }
     }
 }
 
-/// A moment of a sled store.
+/// A snapshot of a sled store.
 struct SledSnapshot {
-    moment: Arc<Mutex<Undo>>,
+    undo: Arc<Mutex<Undo>>,
     shared: Arc<Shared>,
 }
 
 impl Snapshot for SledSnapshot {
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        let key = self.shared.key(space, key);
-        let _gate = self.shared.gate.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(old) = self.moment.lock().unwrap_or_else(PoisonError::into_inner).get(&key) {
-            return Ok(old.as_ref().map(|value| value.to_vec()));
-        }
-        let value = self.shared.rows.get(key).map_err(engine_error("read a key"))?;
-        Ok(value.map(|value| value.to_vec()))
+        self.shared.get(space, key, Some(Arc::clone(&self.undo)))
     }
 
-    fn scan(&self, space: Space, from: &[u8], to: Option<&[u8]>, direction: Direction, visit: Visit<'_>) -> Result<()> {
-        if is_empty_range(from, to) {
+    fn scan(&self, space: Space, keys: KeyRange<'_>, direction: Direction, visit: Visit<'_>) -> Result<()> {
+        if keys.is_empty() {
             return Ok(());
         }
-        let range = self.shared.range(space, from, to);
-        self.shared
-            .visit_chunks(range, direction, Some(Arc::clone(&self.moment)), visit)
+        let range = self.shared.range(space, keys);
+        self.shared.scan(range, direction, Some(Arc::clone(&self.undo)), visit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stuck_store_fails_every_call_and_can_be_dropped() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options {
+            engine: crate::options::Engine::Sled,
+            dir: dir.path().join("state"),
+            spaces: vec!["rows"],
+            memory_bytes: 8 << 20,
+        };
+        let limits = Limits {
+            call: Duration::from_secs(2),
+            ..LIMITS
+        };
+        let store = SledStore::open_with(&options, limits).unwrap();
+        let snapshot = store.snapshot().unwrap();
+        let (unblock, blocked) = crossbeam_channel::bounded::<()>(0);
+        let job = move |_: &mut Database| {
+            blocked.recv().ok();
+            Ok(())
+        };
+        let mut batch = Batch::default();
+        batch.put(Space(0), b"key", b"value");
+        let visit: Visit<'_> = &mut |_, _| std::ops::ControlFlow::Continue(());
+        let results = [
+            store.shared.worker.call("block", job),
+            store.commit(batch),
+            store.get(Space(0), b"key").map(drop),
+            store.scan(Space(0), KeyRange::ALL, Direction::Forward, visit),
+            store.persist(),
+            store.snapshot().map(drop),
+            snapshot.get(Space(0), b"key").map(drop),
+        ];
+        for result in results {
+            let Err(Error::Stuck { dir, seconds: 2 }) = result else {
+                panic!("{result:?}");
+            };
+            assert_eq!(dir, options.dir);
+        }
+        drop((store, snapshot));
+        drop(unblock);
     }
 }

@@ -1,14 +1,14 @@
-//! Reads of tables whose index and filter are larger than what the block cache admits.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on ends")]
+//! Reads of a table whose index and filter do not fit in the block cache.
+#![allow(clippy::unwrap_used, reason = "test code")]
 
 use std::ops::ControlFlow;
 use tempfile::TempDir;
-use trunkline_state_store::{Direction, Engine, Options, SharedStore, Space, open};
+use trunkline_state_store::{Direction, Engine, KeyRange, Options, SharedStore, Space, open};
 
 const ROWS: Space = Space(0);
-/// Loaded at once they are one table with 600 kB of filter; a shard of the cache has 512 kB or less.
+/// One load writes them as one table with a filter of 600 kB; a shard of the cache has at most 512 kB.
 const COUNT: u32 = 500_000;
-/// An odd step visits the rows in an order in which neighbours are far apart.
+/// Step between sampled rows: neighbours in the sample are far apart in the table.
 const STEP: u32 = 7_368_787;
 
 fn key(row: u32) -> Vec<u8> {
@@ -19,7 +19,7 @@ fn value(row: u32) -> Vec<u8> {
     row.to_be_bytes().repeat(8)
 }
 
-fn filled() -> (TempDir, SharedStore) {
+fn filled_store() -> (TempDir, SharedStore) {
     let dir = tempfile::tempdir().unwrap();
     let options = Options {
         engine: Engine::Fjall,
@@ -37,31 +37,31 @@ fn sample(count: u32) -> impl Iterator<Item = u32> {
     (0..count).map(|n| n.wrapping_mul(STEP) % COUNT)
 }
 
-/// Bytes that this thread has read from files, whether they were in the page cache or not; compactions run on another.
+/// Bytes that this thread has read from files, including the page cache. Compactions run on another thread.
 #[cfg(target_os = "linux")]
 fn bytes_read() -> u64 {
     let text = std::fs::read_to_string("/proc/thread-self/io").unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix("rchar:"));
-    line.unwrap().trim().parse().unwrap()
+    let count = text.lines().find_map(|line| line.strip_prefix("rchar:"));
+    count.unwrap().trim().parse().unwrap()
 }
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_lookup_reads_no_whole_index_or_filter() {
+fn lookup_reads_a_part_of_index_and_filter() {
     const LOOKUPS: u32 = 500;
-    let (_dir, store) = filled();
+    let (_dir, store) = filled_store();
     let before = bytes_read();
     for row in sample(LOOKUPS) {
         assert_eq!(store.get(ROWS, &key(row)).unwrap(), Some(value(row)));
     }
-    // A block each of the filter, the index and the data, of about 4 kB, and one more for a table that lacks the key.
+    // One block of filter, index and data each, of about 4 kB, and one filter block of a table without the key.
     let bytes = (bytes_read() - before) / u64::from(LOOKUPS);
     assert!(bytes < 16 * 1024, "a lookup reads {bytes} bytes");
 }
 
 #[test]
-fn scans_and_lookups_over_partitioned_tables_find_each_row_once() {
-    let (_dir, store) = filled();
+fn scans_and_lookups_find_each_row_once() {
+    let (_dir, store) = filled_store();
     for row in sample(300) {
         let end = (row + 1_000).min(COUNT);
         for direction in [Direction::Forward, Direction::Backward] {
@@ -71,7 +71,7 @@ fn scans_and_lookups_over_partitioned_tables_find_each_row_once() {
                 ControlFlow::Continue(())
             };
             store
-                .scan(ROWS, &key(row), Some(&key(end)), direction, &mut visit)
+                .scan(ROWS, KeyRange::new(&key(row), Some(&key(end))), direction, &mut visit)
                 .unwrap();
             if direction == Direction::Backward {
                 found.reverse();

@@ -1,21 +1,18 @@
-//! Time as the runtime sees it: the process's clock, and a time that never goes back.
-//!
-//! Guarantees: both are injected, so that a test can move them.
-//! Never: asks the system for the date itself.
+//! The clock of the runtime: wall-clock time and a monotonic time, both injected so that tests control them.
 
 use event_log::Millis;
 use service::SharedClock;
 use std::time::{Duration, Instant};
 
-/// Time as the runtime sees it.
+/// Source of time for the runtime.
 pub trait Clock: Send + Sync {
-    /// Now, in ms since the Unix epoch. May jump either way.
+    /// Wall-clock time in ms since the Unix epoch. May jump in both directions.
     fn now(&self) -> Millis;
-    /// Time since a fixed moment, never going back: for pauses, ages and rates.
+    /// Monotonic time since a fixed instant, for pauses, ages and rates.
     fn elapsed(&self) -> Duration;
 }
 
-/// The clock of a process.
+/// Clock of a process.
 #[derive(Debug)]
 pub struct ProcessClock {
     clock: SharedClock,
@@ -23,7 +20,7 @@ pub struct ProcessClock {
 }
 
 impl ProcessClock {
-    /// The date from this clock, the rest from the system's steady one.
+    /// Takes wall-clock time from `clock` and monotonic time from the system.
     pub fn new(clock: SharedClock) -> Self {
         ProcessClock {
             clock,
@@ -42,7 +39,7 @@ impl Clock for ProcessClock {
     }
 }
 
-/// For tests: both times are the hands of a clock that stands until it is moved.
+/// For tests: both times are those of a clock that is set by hand.
 impl Clock for service::clock::Manual {
     fn now(&self) -> Millis {
         service::Clock::now_ms(self)

@@ -12,10 +12,11 @@ mod topology;
 
 pub use topology::{DriverError, FIRST, Moment, OutputRecord, START, TopologyDriver};
 
-use crate::checkpoint::{SPACES, STATE};
+use crate::admin::status::Status;
 use crate::plan::Plan;
-use crate::status::Status;
-use crate::thread::{Shared, StreamThread};
+use crate::shared::{Environment, Shared};
+use crate::task::checkpoint::{SPACES, STATE};
+use crate::thread::turn::StreamThread;
 use crate::{Application, Clock, Config, Context, Output, Processor, Result, State, Stores, Timer};
 use event_log::{Millis, Offset, OutBatch, RecordBatch, SharedEventLog, TimestampType, TopicPartition};
 use state_store::{Batch, MemoryStore, SharedStore};
@@ -85,7 +86,7 @@ impl StepDriver {
         self.processor.prepare(records, 0..records.len())?;
         self.processor
             .process(context, records, 0..records.len(), &mut self.state, &mut self.output)?;
-        self.output.uncaused();
+        self.output.clear_cause();
         self.advance(self.now)
     }
 
@@ -99,8 +100,8 @@ impl StepDriver {
             self.processor
                 .on_dead_letter(context, record, &mut self.state, &mut self.output)?;
         }
-        self.output.uncaused();
-        self.state.refusal().map_or(Ok(()), |refusal| Err(refusal.into()))
+        self.output.clear_cause();
+        self.state.rejection().map_or(Ok(()), |refusal| Err(refusal.into()))
     }
 
     /// Moves the wall clock, and lets timers fire that are due.
@@ -113,8 +114,8 @@ impl StepDriver {
         let (state, output, processor) = (&mut self.state, &mut self.output, &mut self.processor);
         let mut call =
             |timer: &Timer, state: &mut State, output: &mut Output| processor.on_timer(context, timer, state, output);
-        crate::timer::fire(context, state, output, usize::MAX, &mut call)?;
-        self.state.refusal().map_or(Ok(()), |refusal| Err(refusal.into()))
+        crate::task::timers::fire(context, state, output, usize::MAX, &mut call)?;
+        self.state.rejection().map_or(Ok(()), |refusal| Err(refusal.into()))
     }
 
     /// Commits, and returns what was written since the last commit.
@@ -125,17 +126,17 @@ impl StepDriver {
         let context = self.context();
         self.processor
             .before_commit(context, &mut self.state, &mut self.output)?;
-        if let Some(refusal) = self.state.refusal() {
+        if let Some(refusal) = self.state.rejection() {
             return Err(refusal.into());
         }
         let mut batch = Batch::default();
-        for (key, value) in std::mem::take(&mut self.state.overlay) {
+        for (key, value) in std::mem::take(&mut self.state.uncommitted) {
             match value {
                 Some(value) => batch.put(STATE, key, value),
                 None => batch.delete(STATE, key),
             }
         }
-        self.state.overlay_bytes = 0;
+        self.state.uncommitted_bytes = 0;
         self.state.store.commit(batch)?;
         let out = written(self.output.records());
         self.output.clear();
@@ -218,10 +219,11 @@ impl ThreadDriver {
     ) -> Result<Self> {
         let status = Arc::new(Status::default());
         let plan = Plan::resolve(&*log, application, &config)?;
-        let leftovers = plan.unclaimed(&*stores);
-        let env = Shared::new(plan, config, log, clock, stores, status.clone());
+        let leftovers = plan.orphaned_state(&*stores);
+        let environment = Environment { log, clock, stores };
+        let shared = Shared::new(plan, config, environment, status.clone());
         Ok(ThreadDriver {
-            thread: StreamThread::new(Arc::new(env), thread),
+            thread: StreamThread::new(Arc::new(shared), thread),
             status,
             leftovers,
         })

@@ -1,56 +1,48 @@
-//! The stream runtime: what a processor is, and the threads that run it exactly once.
+//! The stream runtime: runs processors over the event log with exactly-once processing.
 //!
-//! A processor is a value with a `step`; the runtime gives it batches of its inputs, a state that survives crashes,
-//! and a place for what it wants to say. Outputs, state, markers and consumed offsets are committed in one
-//! transaction of the log; the store on disk is never ahead of the log, only behind, and is never wiped.
+//! Implement [`Processor`], declare an [`Application`] of sub-topologies and start it with [`run`]. The runtime reads the
+//! inputs in batches, keeps the state of each task in a store with a changelog topic, and commits output, changed state and
+//! consumed offsets in one transaction of the log. A store is never ahead of the log: it contains rows of known commits
+//! only, and missing rows are restored from the changelog.
 //!
-//! Guarantees: read_committed output equals one sequential run over each task's inputs.
-//! Never: IO, a clock or async inside `step`; a second way to commit or to recover.
+//! `docs/protocol/commit.md` specifies the protocol; comments cite its invariants as C1 to C15.
+//!
+//! | Module | Content |
+//! | --- | --- |
+//! | `api` | what an author of a processor uses, re-exported here |
+//! | `task` | a task, its store, checkpoint and commit record |
+//! | `recovery` | the path back to the last commit, restore and standbys |
+//! | `thread` | the stream thread: group membership, transactions, poison-record isolation |
+//! | `admin` | queries, offset commands, metrics, readiness |
 
-mod app;
-mod checkpoint;
+mod admin;
+mod api;
 mod clock;
-mod commit_record;
 pub mod driver;
-mod error;
-pub mod members;
-mod metrics;
-pub mod offsets;
-mod output;
-mod pace;
 mod plan;
-mod processor;
-pub mod query;
 mod recovery;
-mod restore;
 mod run;
-mod sample;
-mod standby;
-mod state;
-mod status;
+mod shared;
 mod stores;
 mod task;
 mod thread;
-mod timer;
-mod writer;
 
-pub use app::{
-    Application, Config, Factory, FirstStart, InputTopic, ProcessingGuarantee, SubTopology, TaskId, TaskInfo,
-    changelog_topic, dead_letter_topic,
-};
-pub use checkpoint::{Checkpoint, Origin};
+pub use admin::query::Handle;
+pub use admin::{members, offsets, query};
+pub use api::application::{Application, Config, Factory, FirstStart, ProcessingGuarantee, SubTopology};
+pub use api::context::{Context, InputTopic, TaskId, TaskInfo, changelog_topic, dead_letter_topic};
+pub use api::error::{Error, FormatError, Result};
+pub use api::output::{Output, Stage};
+pub use api::processor::Processor;
+pub use api::state::State;
+pub use api::timer::{Timer, TimerClock};
 pub use clock::{Clock, ProcessClock};
-pub use commit_record::{CHANGELOG_VERSION, COMMIT_RECORD_KEY, CommitRecord, FormatError};
-pub use error::{Error, Result};
-pub use output::Output;
-pub use processor::{Context, Processor, Stage};
-pub use query::Handle;
 pub use run::run;
-pub use state::State;
 pub use stores::{Directory, StoreName, Stores};
-pub use timer::{Timer, TimerClock};
+pub use task::checkpoint::{Checkpoint, Origin};
+pub use task::commit_record::{CHANGELOG_VERSION, COMMIT_RECORD_KEY, CommitRecord};
 
-/// A point where a test can make the process die.
+/// Failpoint at which a test can kill or pause the process.
 fn hit(name: &'static str) {
     service::failpoint::hit(name);
 }

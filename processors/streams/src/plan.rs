@@ -1,13 +1,13 @@
-//! What a process will run, resolved against the log as it is: inputs with their ids, changelogs, dead-letter topics.
+//! Resolves an application against the log: inputs with their topic ids, changelogs and dead-letter topics.
 //!
-//! Guarantees: inputs of one sub-topology have the same number of partitions, and so has its changelog; a changelog
-//! is compacted and stamped by the broker. Changelogs and dead-letter topics that do not exist are created.
-//! Never: altering or deleting a topic.
+//! Inputs of one sub-topology and its changelog must have equal partition counts; a changelog must be compacted and
+//! `LogAppendTime`. Missing changelogs and dead-letter topics are created. Topics are never altered or deleted.
 
-use crate::app::{FirstStart, changelog_topic, dead_letter_topic};
-use crate::checkpoint::Origin;
+use crate::api::application::{Application, Config, Factory, FirstStart, ProcessingGuarantee, SubTopology};
+use crate::api::context::{InputTopic, TaskId, TaskInfo, changelog_topic, dead_letter_topic};
+use crate::api::error::{Error, Result};
 use crate::stores::{StoreName, Stores};
-use crate::{Application, Config, Error, Factory, InputTopic, ProcessingGuarantee, Result, TaskId, TaskInfo};
+use crate::task::checkpoint::Origin;
 use event_log::{
     Cleanup, EventLog, Millis, TimestampPolicy, TopicConfig, TopicId, TopicInfo, TopicPartition, TopicSpec,
 };
@@ -16,31 +16,31 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Kafka's default of `delete.retention.ms`, for a changelog that does not say.
+/// Kafka's default `delete.retention.ms`, for a changelog without this setting.
 const DELETE_RETENTION_MS: i64 = 24 * 60 * 60 * 1000;
-/// How much larger than the topic's own records a dead letter may be: the errors' headers.
+/// Size that a dead letter may have in addition to its record: the `__connect.errors.*` headers.
 const DEAD_LETTER_EXTRA_BYTES: i64 = 64 << 10;
-/// Kafka's default of `max.message.bytes`.
+/// Kafka's default `max.message.bytes`.
 const MESSAGE_BYTES_MAX: i64 = 1_048_588;
 
-/// An application, resolved.
+/// A resolved application.
 pub(crate) struct Plan {
     pub application: Arc<str>,
     pub subs: Vec<Arc<Sub>>,
-    /// Changelogs of the application that belong to no declared store.
-    pub leftovers: Vec<String>,
+    /// Changelogs of the application without a declared store.
+    orphaned_changelogs: Vec<String>,
 }
 
-/// A sub-topology, resolved.
+/// A resolved sub-topology.
 pub(crate) struct Sub {
     pub application: Arc<str>,
     pub name: Arc<str>,
     pub inputs: Vec<InputTopic>,
-    /// Partitions of each input, and so the number of tasks.
+    /// Partitions of each input; the number of tasks.
     pub partitions: i32,
     pub changelog: Arc<str>,
     pub changelog_id: TopicId,
-    pub log: String,
+    pub log_epoch: String,
     pub delete_retention: Millis,
     pub store: String,
     pub factory: Factory,
@@ -66,7 +66,7 @@ impl Sub {
                 partition,
             },
             topic_id: self.changelog_id,
-            log: self.log.clone(),
+            log: self.log_epoch.clone(),
         }
     }
 
@@ -80,7 +80,7 @@ impl Sub {
 }
 
 impl Plan {
-    /// Topics that the application's consumers subscribe to.
+    /// Topics to which the group subscribes.
     pub(crate) fn topics(&self) -> Vec<Arc<str>> {
         self.subs
             .iter()
@@ -95,185 +95,200 @@ impl Plan {
             .find(|sub| sub.inputs.iter().any(|input| *input.name == *topic))
     }
 
-    /// Resolves an application: checks its inputs, creates what is the runtime's own.
+    /// Checks the inputs of an application and creates its changelogs and dead-letter topics.
     ///
     /// # Errors
-    /// [`Error::Application`] with the fix for what can only be mended by people; [`Error::Log`] when the log fails.
+    /// [`Error::Application`] with the fix if an operator must act; [`Error::EventLog`] if the log fails.
     pub(crate) fn resolve(log: &dyn EventLog, application: &Application, config: &Config) -> Result<Plan> {
         check_names(application)?;
         if config.guarantee == ProcessingGuarantee::AtLeastOnce && config.touches_view_log {
-            let reason = "its readers of view.log rely on transactions; set its guarantee to exactly_once";
-            return Err(refuse(application, reason.to_owned()));
+            let reason = "readers of view.log rely on transactions; set its guarantee to exactly_once";
+            return Err(invalid(application, reason.to_owned()));
         }
-        let incarnation = log.log_epoch().map_err(|e| wrap(application, e))?;
+        let log_epoch = log.log_epoch().map_err(|e| log_error(application, e))?;
         let name: Arc<str> = application.name.as_str().into();
+        let resolver = Resolver {
+            log,
+            application,
+            config,
+            name: name.clone(),
+            log_epoch,
+        };
         let subs = application.subtopologies.iter();
-        let subs: Result<_> = subs
-            .map(|sub| resolve_sub(log, application, config, &name, &incarnation, sub))
-            .collect();
+        let subs: Result<_> = subs.map(|sub| resolver.resolve(sub)).collect();
         Ok(Plan {
             application: name,
             subs: subs?,
-            leftovers: leftovers(log, application)?,
+            orphaned_changelogs: orphaned_changelogs(log, application)?,
         })
     }
 
-    /// Names for people what state of the application belongs to no declared store, in the log and among these stores:
-    /// it is kept, and nobody reads it.
-    pub(crate) fn unclaimed(&self, stores: &dyn Stores) -> Vec<String> {
+    /// Warnings about state of the application without a declared store, in the log and among these stores. It is kept but
+    /// not used.
+    pub(crate) fn orphaned_state(&self, stores: &dyn Stores) -> Vec<String> {
         let of_topic = |topic: &String| {
             format!(
-                "changelog {topic} belongs to no declared store; declare the store again, under the name that it had, or \
-                 delete the topic if its state is not wanted any more"
+                "changelog {topic} belongs to no declared store; declare the store under its former name, or delete the topic if \
+                 its state is no longer needed"
             )
         };
         let declared: BTreeSet<&str> = self.subs.iter().map(|sub| sub.store.as_str()).collect();
-        let of_store = |place: PathBuf| {
+        let of_store = |path: PathBuf| {
             format!(
-                "directory {} belongs to no declared store; declare the store again, under the name that it had, or remove \
-                 the directory if its state is not wanted any more",
-                place.display()
+                "directory {} belongs to no declared store; declare the store under its former name, or remove the directory \
+                 if its state is no longer needed",
+                path.display()
             )
         };
         let found = stores.of_application(&self.application).into_iter();
         let found = found.filter(|(store, _)| !declared.contains(store.as_str()));
-        let of_stores = found.map(|(_, place)| of_store(place));
-        self.leftovers.iter().map(of_topic).chain(of_stores).collect()
+        let of_stores = found.map(|(_, path)| of_store(path));
+        self.orphaned_changelogs.iter().map(of_topic).chain(of_stores).collect()
     }
 }
 
-fn leftovers(log: &dyn EventLog, application: &Application) -> Result<Vec<String>> {
+fn orphaned_changelogs(log: &dyn EventLog, application: &Application) -> Result<Vec<String>> {
     let of_application = changelog_topic(&application.name, "");
     let declared = |topic: &String| {
         let mut stores = application.subtopologies.iter().map(|sub| &sub.store);
         stores.any(|store| *topic == changelog_topic(&application.name, store))
     };
-    let mut topics = log.topics().map_err(|e| wrap(application, e))?;
+    let mut topics = log.topics().map_err(|e| log_error(application, e))?;
     topics.retain(|topic| topic.starts_with(&of_application) && !declared(topic));
     Ok(topics)
 }
 
-fn resolve_sub(
-    log: &dyn EventLog,
-    application: &Application,
-    config: &Config,
-    name: &Arc<str>,
-    incarnation: &str,
-    sub: &crate::SubTopology,
-) -> Result<Arc<Sub>> {
-    let inputs: Result<Vec<TopicInfo>> = sub.inputs.iter().map(|topic| input(log, application, topic)).collect();
-    let inputs = inputs?;
-    let partitions = inputs.first().map_or(0, |topic| topic.partitions);
-    if let Some(odd) = inputs.iter().find(|topic| topic.partitions != partitions) {
-        let first = inputs.first().map_or("", |topic| topic.name.as_str());
-        return Err(refuse(
-            application,
-            format!(
-                "inputs of {} are read together and must have the same number of partitions: {first} has {partitions}, {} has {}; \
-             repartition one of them into a new topic",
-                sub.name, odd.name, odd.partitions
-            ),
-        ));
+/// Resolves the sub-topologies of one application.
+struct Resolver<'r> {
+    log: &'r dyn EventLog,
+    application: &'r Application,
+    config: &'r Config,
+    name: Arc<str>,
+    log_epoch: String,
+}
+
+impl Resolver<'_> {
+    fn resolve(&self, sub: &SubTopology) -> Result<Arc<Sub>> {
+        let (log, application) = (self.log, self.application);
+        let inputs: Result<Vec<TopicInfo>> = sub.inputs.iter().map(|topic| input(log, application, topic)).collect();
+        let inputs = inputs?;
+        let partitions = inputs.first().map_or(0, |topic| topic.partitions);
+        if let Some(other) = inputs.iter().find(|topic| topic.partitions != partitions) {
+            let first = inputs.first().map_or("", |topic| topic.name.as_str());
+            return Err(invalid(
+                application,
+                format!(
+                    "inputs of {} are read together and must have equal partition counts, but {first} has {partitions} and {} \
+                     has {}; repartition one of them into a new topic",
+                    sub.name, other.name, other.partitions
+                ),
+            ));
+        }
+        self.create_topics(sub, &inputs, partitions)?;
+        let changelog = changelog_topic(&application.name, &sub.store);
+        let info = describe(log, application, &changelog)?;
+        check_changelog(application, &info, partitions)?;
+        let inputs = inputs.iter().map(|topic| InputTopic {
+            name: topic.name.as_str().into(),
+            id: topic.id,
+        });
+        Ok(Arc::new(Sub {
+            application: self.name.clone(),
+            name: sub.name.as_str().into(),
+            inputs: inputs.collect(),
+            partitions,
+            changelog: changelog.into(),
+            changelog_id: info.id,
+            log_epoch: self.log_epoch.clone(),
+            delete_retention: info.number("delete.retention.ms").unwrap_or(DELETE_RETENTION_MS),
+            store: sub.store.clone(),
+            factory: sub.factory.clone(),
+            first_start: sub.first_start,
+        }))
     }
-    create_own_topics(log, application, config, sub, &inputs, partitions)?;
-    let changelog = changelog_topic(&application.name, &sub.store);
-    let info = describe(log, application, &changelog)?;
-    check_changelog(application, &info, partitions)?;
-    Ok(Arc::new(Sub {
-        application: name.clone(),
-        name: sub.name.as_str().into(),
-        inputs: inputs
-            .iter()
-            .map(|t| InputTopic {
-                name: t.name.as_str().into(),
-                id: t.id,
-            })
-            .collect(),
-        partitions,
-        changelog: changelog.into(),
-        changelog_id: info.id,
-        log: incarnation.to_owned(),
-        delete_retention: info.number("delete.retention.ms").unwrap_or(DELETE_RETENTION_MS),
-        store: sub.store.clone(),
-        factory: sub.factory.clone(),
-        first_start: sub.first_start,
-    }))
+
+    /// Creates the changelog and the dead-letter topics of a sub-topology where they are missing.
+    fn create_topics(&self, sub: &SubTopology, inputs: &[TopicInfo], partitions: i32) -> Result<()> {
+        let mut topics = vec![self.changelog_spec(sub, partitions)];
+        topics.extend(inputs.iter().map(|input| self.dead_letter_spec(input)));
+        let created = self.log.create_topics(&topics);
+        let created = created.map_err(|e| log_error(self.application, e))?;
+        for (topic, _) in topics.iter().zip(created).filter(|(_, created)| *created) {
+            tracing::info!(topic = topic.name, partitions = topic.partitions, "topic created");
+        }
+        for dead_letters in topics.iter().skip(1) {
+            let info = describe(self.log, self.application, &dead_letters.name)?;
+            if info.partitions < dead_letters.partitions {
+                return Err(invalid(
+                    self.application,
+                    format!(
+                        "dead-letter topic {} has {} partitions but its input has {}; a dead letter keeps its partition, so \
+                         add the missing partitions",
+                        dead_letters.name, info.partitions, dead_letters.partitions
+                    ),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn changelog_spec(&self, sub: &SubTopology, partitions: i32) -> TopicSpec {
+        let mut config = TopicConfig::new(Cleanup::Compact);
+        config.timestamps = TimestampPolicy::LogAppendTime;
+        config.delete_retention_ms = Some(millis(self.config.changelog_delete_retention));
+        TopicSpec {
+            name: changelog_topic(&self.application.name, &sub.store),
+            partitions,
+            replication: self.config.replication,
+            config,
+        }
+    }
+
+    fn dead_letter_spec(&self, input: &TopicInfo) -> TopicSpec {
+        let mut config = TopicConfig::new(Cleanup::Delete);
+        config.retention_ms = Some(millis(self.config.dead_letter_retention));
+        // With CreateTime, a process with a wrong clock would write dead letters that expire at once or never.
+        config.timestamps = TimestampPolicy::LogAppendTime;
+        let largest = input.number("max.message.bytes").unwrap_or(MESSAGE_BYTES_MAX);
+        config.max_message_bytes = Some(largest.saturating_add(DEAD_LETTER_EXTRA_BYTES).min(i64::from(i32::MAX)));
+        TopicSpec {
+            name: dead_letter_topic(&input.name),
+            partitions: input.partitions,
+            replication: self.config.replication,
+            config,
+        }
+    }
 }
 
 fn check_names(application: &Application) -> Result<()> {
     let (mut names, mut stores, mut topics) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for sub in &application.subtopologies {
         if sub.inputs.is_empty() {
-            return Err(refuse(
+            return Err(invalid(
                 application,
-                format!("sub-topology {} has no input; name a topic", sub.name),
+                format!("sub-topology {} has no input; declare a topic", sub.name),
             ));
         }
         if !names.insert(&sub.name) {
-            return Err(refuse(
+            return Err(invalid(
                 application,
-                format!("two sub-topologies are named {}; rename one", sub.name),
+                format!("two sub-topologies are named {}; rename one of them", sub.name),
             ));
         }
         if !stores.insert(&sub.store) {
-            return Err(refuse(
+            return Err(invalid(
                 application,
-                format!("two sub-topologies have a store named {}; rename one", sub.store),
+                format!(
+                    "two sub-topologies have a store named {}; rename one of them",
+                    sub.store
+                ),
             ));
         }
         if let Some(twice) = sub.inputs.iter().find(|topic| !topics.insert(*topic)) {
-            return Err(refuse(
-                application,
-                format!("topic {twice} is an input twice; a topic is read by one sub-topology of an application"),
-            ));
-        }
-    }
-    Ok(())
-}
-
-fn create_own_topics(
-    log: &dyn EventLog,
-    application: &Application,
-    config: &Config,
-    sub: &crate::SubTopology,
-    inputs: &[TopicInfo],
-    partitions: i32,
-) -> Result<()> {
-    let mut changelog = TopicConfig::new(Cleanup::Compact);
-    changelog.timestamps = TimestampPolicy::LogAppendTime;
-    changelog.delete_retention_ms = Some(millis(config.changelog_delete_retention));
-    let mut topics = vec![TopicSpec {
-        name: changelog_topic(&application.name, &sub.store),
-        partitions,
-        replication: config.replication,
-        config: changelog,
-    }];
-    for input in inputs.iter() {
-        let mut letters = TopicConfig::new(Cleanup::Delete);
-        letters.retention_ms = Some(millis(config.dead_letter_retention));
-        // By the broker's clock: letters of a process whose own is wrong would be gone at once, or never.
-        letters.timestamps = TimestampPolicy::LogAppendTime;
-        let largest = input.number("max.message.bytes").unwrap_or(MESSAGE_BYTES_MAX);
-        letters.max_message_bytes = Some(largest.saturating_add(DEAD_LETTER_EXTRA_BYTES).min(i64::from(i32::MAX)));
-        topics.push(TopicSpec {
-            name: dead_letter_topic(&input.name),
-            partitions: input.partitions,
-            replication: config.replication,
-            config: letters,
-        });
-    }
-    let created = log.create_topics(&topics).map_err(|e| wrap(application, e))?;
-    for (topic, _) in topics.iter().zip(created).filter(|(_, created)| *created) {
-        tracing::info!(topic = topic.name, partitions = topic.partitions, "topic created");
-    }
-    for letters in topics.iter().skip(1) {
-        let info = describe(log, application, &letters.name)?;
-        if info.partitions < letters.partitions {
-            return Err(refuse(
+            return Err(invalid(
                 application,
                 format!(
-                    "{} has {} partitions and its topic {}; a dead letter keeps its partition, so add the missing ones",
-                    letters.name, info.partitions, letters.partitions
+                    "topic {twice} is an input twice; a topic can be read by one sub-topology of an application only"
                 ),
             ));
         }
@@ -285,54 +300,55 @@ fn check_changelog(application: &Application, info: &TopicInfo, partitions: i32)
     let setting = |name: &str| info.settings.get(name).map_or("", String::as_str);
     let problem = if info.partitions != partitions {
         format!(
-            "it has {} partitions and the inputs have {partitions}; the state of its keys would be read by \
-             other tasks; give the store another name, so that its state begins anew, or put the input into a topic of {} \
-             partitions",
+            "it has {} partitions but the inputs have {partitions}, so its keys would belong to other tasks; rename the store \
+             to start without state, or repartition the inputs to {} partitions",
             info.partitions, info.partitions
         )
     } else if setting("cleanup.policy") != "compact" {
-        "cleanup.policy must be compact, or state would be forgotten".to_owned()
+        "cleanup.policy must be compact, otherwise state is deleted".to_owned()
     } else if setting("message.timestamp.type") != "LogAppendTime" {
-        "message.timestamp.type must be LogAppendTime, as the age of checkpoints is told by the broker's clock"
+        "message.timestamp.type must be LogAppendTime, because the age of checkpoints is compared with the broker's clock"
             .to_owned()
     } else {
         return Ok(());
     };
-    Err(refuse(
+    Err(invalid(
         application,
-        format!("changelog {} is not usable: {problem}", info.name),
+        format!("changelog {} cannot be used: {problem}", info.name),
     ))
 }
 
 fn input(log: &dyn EventLog, application: &Application, topic: &str) -> Result<TopicInfo> {
-    log.describe(topic).map_err(|e| wrap(application, e))?.ok_or_else(|| {
-        refuse(
-            application,
-            format!("input topic {topic} does not exist; create it, or see `trunkline topics list`"),
-        )
-    })
+    log.describe(topic)
+        .map_err(|e| log_error(application, e))?
+        .ok_or_else(|| {
+            invalid(
+                application,
+                format!("input topic {topic} does not exist; create it, or see `trunkline topics list`"),
+            )
+        })
 }
 
-/// Describes a topic that exists, as it has just been made if it was not there. Of several brokers one may not have
-/// heard of it yet.
+/// Describes a topic that exists or was just created. A broker may not know a new topic yet, so a missing topic is
+/// retried.
 fn describe(log: &dyn EventLog, application: &Application, topic: &str) -> Result<TopicInfo> {
-    let unheard = || event_log::Error::Unavailable {
+    let not_propagated = || event_log::Error::Unavailable {
         attempted: format!("describe {topic}"),
-        reason: "it was made, and the broker that was asked does not know of it yet".to_owned(),
+        reason: "it was created, but the broker does not know it yet".to_owned(),
     };
     log.describe(topic)
-        .and_then(|found| found.ok_or_else(unheard))
-        .map_err(|e| wrap(application, e))
+        .and_then(|found| found.ok_or_else(not_propagated))
+        .map_err(|e| log_error(application, e))
 }
 
-fn refuse(application: &Application, reason: String) -> Error {
+fn invalid(application: &Application, reason: String) -> Error {
     Error::Application {
         name: application.name.clone(),
         reason,
     }
 }
 
-fn wrap(application: &Application, source: event_log::Error) -> Error {
+fn log_error(application: &Application, source: event_log::Error) -> Error {
     Error::EventLog {
         who: application.name.clone(),
         source,

@@ -1,31 +1,35 @@
-//! Runs an application in a process: resolves it against the log, then its stream threads, and the lag beside them.
+//! Runs an application in a process: resolves it against the log, then starts its stream threads, standbys and lag
+//! measurement.
 //!
-//! Guarantees: returns at once; everything runs on threads that the process owns, ends with its drain after a last
-//! commit, and ends the process when it cannot go on.
-//! Never: a change of what the process is: no signal, no listener, no log format.
+//! [`run`] returns at once. The threads belong to the process and end when it drains, after a last commit.
 
+use crate::admin::lag;
+use crate::admin::members::{self, ProcessAddress};
+use crate::admin::query::Handle;
+use crate::admin::status::{Cause, Status};
+use crate::api::application::{Application, Config};
+use crate::api::error::{Error, Result};
 use crate::clock::ProcessClock;
 use crate::plan::Plan;
-use crate::standby::Standby;
-use crate::status::{Cause, Status};
+use crate::recovery::standby::Standbys;
+use crate::shared::{Environment, Shared};
 use crate::stores::Directory;
-use crate::thread::{Shared, StreamThread};
-use crate::{Application, Config, Error, Handle, Result, members, sample};
-use event_log::{ErrorAction, EventLog, SharedEventLog};
+use crate::thread::turn::StreamThread;
+use event_log::{ErrorAction, SharedEventLog};
 use service::{Drain, Readiness, SharedClock, Tasks, chain};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Longest wait for input, and so for the drain.
+/// Maximum wait for input, which also bounds the reaction to a drain.
 const MAX_WAIT: Duration = Duration::from_millis(100);
-/// Pause between attempts to reach the log at the start.
-const START_AGAIN: Duration = Duration::from_secs(1);
+/// Pause between attempts to resolve the application while the log is unavailable.
+const START_RETRY: Duration = Duration::from_secs(1);
 
 /// Starts an application on the threads of a process. Its readiness component is `processor <application>`.
 ///
-/// A fence by another process of the same name, a store that fails and an application that does not fit the log end
-/// the process, through the tasks' first failure; a log that is out of reach only makes readiness red. The handle that
-/// is returned answers questions about it; it may be dropped.
+/// The process ends with the error of the first task that fails: a fence by another process of the same name, a store
+/// failure, or an application that does not fit the log. An unavailable log only makes readiness fail. The returned handle
+/// answers queries about the application and may be dropped.
 pub fn run(
     application: Application,
     config: Config,
@@ -35,104 +39,122 @@ pub fn run(
     readiness: &Readiness,
 ) -> Handle {
     let component = readiness.register(format!("processor {}", application.name));
-    let status = Arc::new(Status::told_to(component));
+    let status = Arc::new(Status::for_component(component));
     let handle = Handle::new(&application.name);
-    let (owner, started) = (tasks.clone(), handle.clone());
-    tasks.thread(format!("{}-start", application.name), move || {
-        start(&application, config, log, clock, &owner, status, &started)
-    });
+    let start = Start {
+        application,
+        config,
+        log,
+        clock: Arc::new(ProcessClock::new(clock)),
+        status,
+        handle: handle.clone(),
+    };
+    let owner = tasks.clone();
+    tasks.thread(format!("{}-start", start.application.name), move || start.run(&owner));
     handle
 }
 
-fn start(
-    application: &Application,
+/// Everything that is needed to start an application.
+struct Start {
+    application: Application,
     config: Config,
     log: SharedEventLog,
-    clock: SharedClock,
-    tasks: &Tasks,
+    clock: Arc<ProcessClock>,
     status: Arc<Status>,
-    handle: &Handle,
-) -> Result<()> {
-    let drain = tasks.drain();
-    let plan = loop {
-        let resolved = Plan::resolve(&*log, application, &config);
-        match resolved.and_then(|plan| announce(&*log, application, &config).map(|()| plan)) {
-            Ok(plan) => break plan,
-            Err(error) if error.action() == ErrorAction::Retry => {
-                status.set("start", Some(Cause::outside(chain(&error))));
-                if !drain.sleep_blocking(START_AGAIN) {
-                    return Ok(());
+    handle: Handle,
+}
+
+impl Start {
+    fn run(self, tasks: &Tasks) -> Result<()> {
+        let drain = tasks.drain();
+        let Some(plan) = self.resolve(&drain)? else {
+            return Ok(());
+        };
+        let Start { config, status, .. } = self;
+        let stores = Directory {
+            dir: config.dir.clone(),
+            engine: config.engine,
+            memory_bytes: config.store_memory_bytes,
+        };
+        let application = plan.application.clone();
+        for warning in plan.orphaned_state(&stores) {
+            tracing::warn!(%application, "{warning}");
+        }
+        let threads = config.threads.max(1);
+        let names: Vec<String> = (0..threads)
+            .map(|index| config.thread_name(&application, index))
+            .collect();
+        let environment = Environment {
+            log: self.log,
+            clock: self.clock,
+            stores: Arc::new(stores),
+        };
+        let shared = Arc::new(Shared::new(plan, config, environment, status.clone()));
+        self.handle.started(shared.clone());
+        for name in &names {
+            status.set(name, Some(Cause::transient("starting")));
+        }
+        status.set("start", None);
+        for (index, name) in names.into_iter().enumerate() {
+            let (shared, drain) = (shared.clone(), drain.clone());
+            tasks.thread(name, move || run_thread(shared, index, &drain));
+        }
+        if shared.config.standby_replicas > 0 {
+            let (shared, drain) = (shared.clone(), drain.clone());
+            tasks.thread(format!("{application}-standby"), move || {
+                run_standbys(shared, &drain);
+                Ok::<(), Error>(())
+            });
+        }
+        tasks.thread(format!("{application}-lag"), move || lag::run(&shared, &drain));
+        Ok(())
+    }
+
+    /// Resolves the application, retrying while the log is unavailable; `None` if the process drains first.
+    fn resolve(&self, drain: &Drain) -> Result<Option<Plan>> {
+        loop {
+            let resolved = Plan::resolve(&*self.log, &self.application, &self.config);
+            match resolved.and_then(|plan| self.register_address().map(|()| plan)) {
+                Ok(plan) => return Ok(Some(plan)),
+                Err(error) if error.action() == ErrorAction::Retry => {
+                    self.status.set("start", Some(Cause::unavailable(chain(&error))));
+                    if !drain.sleep_blocking(START_RETRY) {
+                        return Ok(None);
+                    }
                 }
+                Err(error) => return Err(error),
             }
-            Err(error) => return Err(error),
         }
-    };
-    let directory = Directory {
-        dir: config.dir.clone(),
-        engine: config.engine,
-        memory_bytes: config.store_memory_bytes,
-    };
-    for words in plan.unclaimed(&directory) {
-        tracing::warn!(application = application.name, "{words}");
     }
-    let threads = config.threads.max(1);
-    let names: Vec<String> = (0..threads)
-        .map(|index| config.thread_name(&plan.application, index))
-        .collect();
-    let clock = Arc::new(ProcessClock::new(clock));
-    let env = Arc::new(Shared::new(
-        plan,
-        config,
-        log,
-        clock,
-        Arc::new(directory),
-        status.clone(),
-    ));
-    handle.started(env.clone());
-    names
-        .iter()
-        .for_each(|name| status.set(name, Some(Cause::passing("starting"))));
-    status.set("start", None);
-    for (index, name) in names.into_iter().enumerate() {
-        let (env, drain) = (env.clone(), drain.clone());
-        tasks.thread(name, move || stream(env, index, &drain));
-    }
-    if env.config.standby_replicas > 0 {
-        let (env, drain) = (env.clone(), drain.clone());
-        tasks.thread(format!("{}-standby", application.name), move || {
-            keep_standbys(env, &drain);
-            Ok::<(), Error>(())
-        });
-    }
-    tasks.thread(format!("{}-lag", application.name), move || sample::run(&env, &drain));
-    Ok(())
-}
 
-/// Tells the other processes where this one answers; a log that does not let it leaves queries without a redirection.
-fn announce(log: &dyn EventLog, application: &Application, config: &Config) -> Result<()> {
-    let Some(admin) = &config.advertised else {
-        return Ok(());
-    };
-    let (name, instance) = (&application.name, &config.instance);
-    match members::announce(log, name, instance, admin, config.threads, config.replication) {
-        Err(error) if error.action() != ErrorAction::Retry => {
-            tracing::warn!(
-                application = name,
-                reason = chain(&error),
-                "the address of this process is not told"
-            );
-            Ok(())
+    /// Publishes the admin address of this process. If the log rejects it, queries cannot name this process as the owner.
+    fn register_address(&self) -> Result<()> {
+        let Some(admin) = &self.config.advertised else {
+            return Ok(());
+        };
+        let address = ProcessAddress {
+            application: &self.application.name,
+            instance: &self.config.instance,
+            admin,
+            threads: self.config.threads,
+        };
+        match members::register(&*self.log, &address, self.config.replication) {
+            Err(error) if error.action() != ErrorAction::Retry => {
+                let application = &self.application.name;
+                tracing::warn!(application, reason = chain(&error), "cannot register admin address");
+                Ok(())
+            }
+            registered => registered.map_err(|source| Error::EventLog {
+                who: self.application.name.clone(),
+                source,
+            }),
         }
-        told => told.map_err(|source| Error::EventLog {
-            who: name.clone(),
-            source,
-        }),
     }
 }
 
-/// The loop of a stream thread.
-fn stream(env: Arc<Shared>, index: usize, drain: &Drain) -> Result<()> {
-    let mut thread = StreamThread::new(env, index);
+/// Runs a stream thread until the process drains.
+fn run_thread(shared: Arc<Shared>, index: usize, drain: &Drain) -> Result<()> {
+    let mut thread = StreamThread::new(shared, index);
     while !drain.is_draining() {
         let pause = thread.turn(MAX_WAIT)?;
         if !pause.is_zero() {
@@ -142,14 +164,14 @@ fn stream(env: Arc<Shared>, index: usize, drain: &Drain) -> Result<()> {
     thread.finish()
 }
 
-/// The loop that keeps other processes' tasks warm.
-fn keep_standbys(env: Arc<Shared>, drain: &Drain) {
-    let mut standby = Standby::new(env.clone());
+/// Maintains standbys until the process drains.
+fn run_standbys(shared: Arc<Shared>, drain: &Drain) {
+    let mut standbys = Standbys::new(shared.clone());
     while !drain.is_draining() {
-        let pause = standby.turn(MAX_WAIT);
+        let pause = standbys.turn(MAX_WAIT);
         if !pause.is_zero() {
             drain.sleep_blocking(pause);
         }
     }
-    env.warm().clear();
+    shared.standbys().clear();
 }

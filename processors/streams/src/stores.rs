@@ -1,36 +1,35 @@
-//! Where the stores of tasks are.
+//! Locates, opens and quarantines the stores of tasks.
 //!
-//! Guarantees: one store a task, in a directory of its own, held by one thread at a time.
-//! Never: deleting one. What cannot be used is set aside.
+//! Each task has one store in its own directory, open in one thread at a time. Stores are never deleted (C11).
 
-use crate::checkpoint::SPACES;
+use crate::task::checkpoint::SPACES;
 use state_store::{Engine, Options, SharedStore};
 use std::path::PathBuf;
 
-/// Names a task's store.
+/// Identifies the store of a task.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StoreName {
-    /// Application.
+    /// Name of the application.
     pub application: String,
-    /// The store's declared name.
+    /// Declared name of the store.
     pub store: String,
-    /// The task's partition.
+    /// Partition of the task.
     pub partition: i32,
 }
 
-/// Opens tasks' stores. Tests put stores in memory behind it that lose their newest batches.
+/// Opens the stores of tasks. Tests implement it with in-memory stores that lose their newest batches.
 pub trait Stores: Send + Sync {
-    /// Opens a task's store with the spaces `meta` and `state`; a store that was never written is empty.
+    /// Opens a store with the spaces `meta` and `state`; a store that does not exist is created empty.
     ///
     /// # Errors
-    /// [`state_store::Error::Locked`] while another thread or process holds it, [`state_store::Error::Broken`] when it cannot be
-    /// read.
+    /// [`state_store::Error::Locked`] while another thread or process has it open, [`state_store::Error::Broken`] if it cannot
+    /// be read.
     fn open(&self, name: &StoreName) -> state_store::Result<SharedStore>;
 
-    /// Moves a store, closed by its last user, out of the way, and says where to.
+    /// Moves a closed store to another directory and returns its path; `None` if there is no such store.
     fn quarantine(&self, name: &StoreName) -> state_store::Result<Option<PathBuf>>;
 
-    /// The stores that an application has here, with their places; an unreadable root has none.
+    /// Names and paths of the stores of an application; empty if the directory cannot be read.
     fn of_application(&self, _application: &str) -> Vec<(String, PathBuf)> {
         Vec::new()
     }
@@ -39,11 +38,11 @@ pub trait Stores: Send + Sync {
 /// Stores in `<dir>/<application>/<store>/<partition>`.
 #[derive(Debug, Clone)]
 pub struct Directory {
-    /// The root.
+    /// Root directory.
     pub dir: PathBuf,
-    /// Engine of every store.
+    /// Store engine.
     pub engine: Engine,
-    /// Upper limit for caches and write buffers of each store, in bytes.
+    /// Limit for caches and write buffers of each store, in bytes.
     pub memory_bytes: u64,
 }
 
@@ -81,7 +80,7 @@ impl Stores for Directory {
             .flatten()
             .flatten();
         let named = entries.filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())));
-        let mut found: Vec<_> = named.filter(|(_, place)| place.is_dir()).collect();
+        let mut found: Vec<_> = named.filter(|(_, path)| path.is_dir()).collect();
         found.sort();
         found
     }

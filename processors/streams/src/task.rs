@@ -1,109 +1,131 @@
-//! A task: one partition of a sub-topology, with its processor, its state and its place in the inputs.
+//! A task: partition *n* of a sub-topology, with its processor, store and input positions.
 //!
-//! Guarantees: what the steps since the last commit have made can be dropped without a trace.
-//! Never: a write to the store or the log by itself.
+//! [`Task`] collects the effects of steps in memory. Everything since the last commit can be discarded completely (C7), and
+//! nothing is written to the store or the log here.
 
-use crate::checkpoint::{self, Origin, STATE};
-use crate::commit_record::{CHANGELOG_VERSION, COMMIT_RECORD_KEY, CommitRecord};
-use crate::output::Body;
+pub(crate) mod changelog;
+pub(crate) mod checkpoint;
+pub(crate) mod commit_record;
+pub(crate) mod report;
+pub(crate) mod task_store;
+pub(crate) mod timers;
+
+use crate::admin::status::Cause;
+use crate::api::context::{Context, TaskId};
+use crate::api::error::Result;
+use crate::api::output::{Body, Output, Stage};
+use crate::api::processor::Processor;
+use crate::api::state::State;
+use crate::api::timer::{Timer, TimerClock};
 use crate::plan::Sub;
-use crate::query::TaskReport;
-use crate::recovery::Recovery;
-use crate::status::Cause;
-use crate::thread::apart::Apart;
-use crate::thread::caution::{Caution, Poison, Refused};
-use crate::timer::{self, Fired, TimerClock};
-use crate::{Context, Output, Processor, Stage, State, TaskId, Timer, hit};
-use event_log::{ErrorAction, Millis, Offset, OutBatch, OutRecord, Produced, RecordBatch, TopicPartition};
+use crate::recovery::progress::Recovery;
+use crate::thread::bisect::records::{PoisonRecord, RecordBisection, RejectedRecords};
+use crate::thread::bisect::timers::TimerBisection;
+use commit_record::CommitRecord;
+use event_log::{ErrorAction, GroupConsumer, Millis, Offset, OutBatch, Produced, RecordBatch, TopicPartition};
+use report::TaskReport;
 use service::chain;
-use state_store::{Batch, SharedStore};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
+use task_store::TaskStore;
+use timers::Fired;
 
-/// Timers that fire at a time at most.
+/// Maximum number of timers that fire in one call, so that the limits of the transaction are checked in between.
 const TIMERS_MAX: usize = 1024;
+/// First and longest pause while the processor is not ready.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// One input partition of a task and the offset of the next record to process.
+/// One input partition of a task.
 #[derive(Debug, Clone)]
 pub(crate) struct Input {
     pub at: TopicPartition,
+    /// Offset of the next record to process.
     pub next: Offset,
     pub assigned: bool,
 }
 
-/// An open store and what is known of it.
-pub(crate) struct TaskStore {
-    pub state: State,
-    /// Next offset of the changelog; `None` while the store is empty and nothing was read.
-    pub next: Option<Offset>,
-    /// See [`checkpoint::Checkpoint::as_of`].
-    pub as_of: Millis,
-    pub commit_record: Option<CommitRecord>,
-}
-
-impl TaskStore {
-    pub(crate) fn store(&self) -> &SharedStore {
-        &self.state.store
-    }
-
-    /// Brings the store up to the last commit: rows, commit_record and checkpoint in one batch.
-    pub(crate) fn flush(&mut self, origin: &Origin) -> state_store::Result<()> {
-        let Some(next) = self.next.filter(|_| self.state.settled.is_dirty()) else {
-            return Ok(());
-        };
-        let mut batch = Batch::default();
-        self.state.settled.write_into(&mut batch, STATE);
-        self.put_meta(&mut batch, origin, next);
-        self.store().commit(batch)?;
-        hit("runtime.flush");
-        self.state.settled.flushed();
-        Ok(())
-    }
-
-    /// The same for what was restored, which is much and not read again soon: first the rows, then commit_record and
-    /// checkpoint. A crash in between leaves rows that are read once more.
-    pub(crate) fn load(&mut self, origin: &Origin) -> state_store::Result<()> {
-        let Some(next) = self.next else { return Ok(()) };
-        let rows = self.state.settled.take_rows();
-        self.store().load(STATE, rows)?;
-        let mut batch = Batch::default();
-        self.put_meta(&mut batch, origin, next);
-        self.store().commit(batch)
-    }
-
-    fn put_meta(&self, batch: &mut Batch, origin: &Origin, next: Offset) {
-        if let Some(commit_record) = &self.commit_record {
-            checkpoint::put_commit_record(batch, &commit_record.written());
-        }
-        checkpoint::put_checkpoint(batch, &origin.checkpoint(next, self.as_of));
-    }
-}
-
 /// What a task is doing.
 pub(crate) enum Phase {
-    /// Not all of its inputs are assigned yet.
+    /// Some of its inputs are not assigned yet.
     Waiting,
-    /// On the way back to the last commit.
+    /// It returns to the last commit.
     Recovering(Recovery),
-    /// Processing.
+    /// It processes records.
     Running,
-    /// Paused until the time, as its processor is not ready.
-    Resting { until: Duration, reason: String },
-    /// Needs people.
+    /// Its processor is not ready until this time, on the monotonic clock. It still takes part in commits.
+    Paused { until: Duration, reason: String },
+    /// An operator must act.
     Stopped {
         reason: String,
-        /// When it is looked at again, on the monotonic clock, if people can mend it without a restart.
-        again: Option<Duration>,
+        /// When it retries, on the monotonic clock; `None` if only a restart can help.
+        retry_at: Option<Duration>,
     },
 }
 
-/// Why a range was not processed.
-pub(crate) enum Trouble {
-    /// Nothing of it was; try again later.
-    Rest(String),
-    /// It failed in the middle, or before it in a way that will not mend.
-    Stop(String),
+/// Why records were not processed.
+pub(crate) enum StepError {
+    /// The processor is not ready; nothing was processed.
+    NotReady(String),
+    /// The processor failed.
+    Failed(String),
+}
+
+/// What a task did since the last commit.
+#[derive(Default)]
+pub(crate) struct Uncommitted {
+    pub output: Output,
+    /// Whether its position moved, or must be committed although it did not move.
+    pub position_moved: bool,
+    /// Number of records processed.
+    pub records: usize,
+    /// The first of them, which waited longest.
+    first: Option<FirstRecord>,
+    /// Number of timers fired.
+    timers: usize,
+    last_timer: Option<Timer>,
+    /// Commit record of the commit in progress.
+    commit_record: Option<CommitRecord>,
+}
+
+#[derive(Debug, Clone)]
+struct FirstRecord {
+    at: TopicPartition,
+    offset: Offset,
+    timestamp: Millis,
+}
+
+impl Uncommitted {
+    fn clear(&mut self) {
+        self.output.clear();
+        *self = Uncommitted {
+            output: std::mem::take(&mut self.output),
+            ..Uncommitted::default()
+        };
+    }
+
+    /// Timestamp of the first record, in ms; `None` without a record.
+    pub(crate) fn first_timestamp(&self) -> Option<Millis> {
+        self.first.as_ref().map(|first| first.timestamp)
+    }
+}
+
+/// Isolation of a poison record or timer (C13).
+#[derive(Default)]
+pub(crate) struct Bisection {
+    /// While set, transactions contain records of this task only, and no timer fires.
+    pub records: Option<RecordBisection>,
+    /// While set, timers fire in transactions of timers alone.
+    pub timers: Option<TimerBisection>,
+}
+
+/// State of the task's partitions in the consumer.
+#[derive(Debug, Default)]
+struct Reading {
+    paused: bool,
+    /// Pauses in a row because the processor was not ready.
+    pauses: u32,
 }
 
 /// One task.
@@ -111,34 +133,16 @@ pub(crate) struct Task {
     pub sub: Arc<Sub>,
     pub id: TaskId,
     pub changelog: TopicPartition,
-    pub processor: Box<dyn Processor>,
+    processor: Box<dyn Processor>,
     pub inputs: Vec<Input>,
-    pub live: Option<TaskStore>,
-    pub output: Output,
+    pub store: Option<TaskStore>,
     pub phase: Phase,
-    /// Whether its place in the inputs moved, or must be written down, since the last commit.
-    pub moved: bool,
-    /// Records processed since the last commit.
-    pub uncommitted: usize,
-    /// Where the first of them stood, and its timestamp.
-    first: Option<(TopicPartition, Offset)>,
-    first_ms: Millis,
+    pub uncommitted: Uncommitted,
     pub stream_time: Millis,
-    pub caution: Option<Caution>,
-    /// Timers that fired since the last commit, and the latest of them.
-    fired: usize,
-    fired_last: Option<Timer>,
-    /// How timers fire while one is looked for of which something was made that the log refuses.
-    pub apart: Option<Apart>,
-    /// Changelog records that its last recovery read.
-    pub restored: u64,
-    /// Pauses in a row for a processor that is not ready.
-    pub rests: u32,
-    /// Whether its partitions are paused in the consumer.
-    pub paused: bool,
-    /// The commit_record of the commit that is under way, as a value and as it is written.
-    pending: Option<CommitRecord>,
-    commit_record: Vec<u8>,
+    pub bisection: Bisection,
+    /// Changelog records that the last recovery read.
+    restored: u64,
+    reading: Reading,
 }
 
 impl Task {
@@ -160,53 +164,69 @@ impl Task {
             },
             processor: (sub.factory)(&info),
             inputs: inputs.collect(),
-            live: None,
-            output: Output::of_task(sub.application.clone(), partition),
+            store: None,
             phase: Phase::Waiting,
-            moved: false,
-            uncommitted: 0,
-            first: None,
-            first_ms: 0,
+            uncommitted: Uncommitted {
+                output: Output::of_task(sub.application.clone(), partition),
+                ..Uncommitted::default()
+            },
             stream_time: 0,
-            caution: None,
-            fired: 0,
-            fired_last: None,
-            apart: None,
+            bisection: Bisection::default(),
             restored: 0,
-            rests: 0,
-            paused: false,
-            pending: None,
-            commit_record: Vec::new(),
+            reading: Reading::default(),
             sub,
         }
     }
 
     /// Whether it may take part in a commit.
     pub(crate) fn is_live(&self) -> bool {
-        matches!(self.phase, Phase::Running | Phase::Resting { .. })
+        matches!(self.phase, Phase::Running | Phase::Paused { .. })
     }
 
-    /// Why the task does not work, for people; `None` when it does.
+    pub(crate) fn is_running(&self) -> bool {
+        matches!(self.phase, Phase::Running)
+    }
+
+    pub(crate) fn is_recovering(&self) -> bool {
+        matches!(self.phase, Phase::Recovering(_))
+    }
+
+    /// The open store.
+    pub(crate) fn store_mut(&mut self) -> &mut TaskStore {
+        self.store
+            .as_mut()
+            .expect("recovery opens the store before a task runs or commits")
+    }
+
+    pub(crate) fn partitions(&self) -> Vec<TopicPartition> {
+        self.inputs.iter().map(|input| input.at.clone()).collect()
+    }
+
+    /// Whether the task has one of these partitions.
+    pub(crate) fn reads_any(&self, partitions: &[TopicPartition]) -> bool {
+        self.inputs.iter().any(|input| partitions.contains(&input.at))
+    }
+
+    /// Why the task does not work; `None` if it does.
     pub(crate) fn cause(&self) -> Option<Cause> {
         match &self.phase {
             Phase::Running => None,
-            Phase::Waiting => Some(Cause::passing("waiting for the rest of its inputs")),
-            Phase::Resting { reason, .. } => Some(Cause::outside(format!("paused: {reason}"))),
-            Phase::Stopped { reason, .. } => Some(Cause::people(format!("stopped: {reason}"))),
+            Phase::Waiting => Some(Cause::transient("waiting for the assignment of its other inputs")),
+            Phase::Paused { reason, .. } => Some(Cause::unavailable(format!("paused: {reason}"))),
+            Phase::Stopped { reason, .. } => Some(Cause::operator(format!("stopped: {reason}"))),
             Phase::Recovering(recovery) => Some(match (&recovery.waits_for, recovery.restoring_until()) {
-                (Some(reason), _) => Cause::outside(reason.clone()),
+                (Some(reason), _) => Cause::unavailable(reason.clone()),
                 (None, Some(end)) => {
-                    let next = self.live.as_ref().and_then(|live| live.next).unwrap_or_default();
-                    Cause::passing(format!("restoring from {}: offset {next} of {end}", self.changelog))
+                    let next = self.changelog_next().unwrap_or_default();
+                    Cause::transient(format!("restoring from {}: offset {next} of {end}", self.changelog))
                 }
-                (None, None) => Cause::passing("recovering"),
+                (None, None) => Cause::transient("recovering"),
             }),
         }
     }
 
-    /// What it does, for people and programs.
+    /// Status for operators.
     pub(crate) fn report(&self) -> TaskReport {
-        let next = self.live.as_ref().and_then(|live| live.next).unwrap_or_default();
         let restoring = match &self.phase {
             Phase::Recovering(recovery) => recovery.restoring_until(),
             _ => None,
@@ -214,11 +234,12 @@ impl Task {
         let phase = match &self.phase {
             Phase::Running => "running",
             Phase::Waiting => "waiting",
-            Phase::Resting { .. } => "paused",
+            Phase::Paused { .. } => "paused",
             Phase::Stopped { .. } => "stopped",
             Phase::Recovering(_) if restoring.is_some() => "restoring",
             Phase::Recovering(_) => "recovering",
         };
+        let next = self.changelog_next();
         let input = |input: &Input| (input.at.topic.to_string(), input.at.partition, input.next);
         TaskReport {
             task: self.id.to_string(),
@@ -227,296 +248,371 @@ impl Task {
             phase,
             cause: self.cause().map(|cause| cause.text),
             inputs: self.inputs.iter().map(input).collect(),
-            changelog_next: self.live.as_ref().and_then(|live| live.next),
+            changelog_next: next,
             restored: self.restored,
-            restore_left: restoring.map(|end| end.saturating_sub(next).max(0)),
+            restore_left: restoring.map(|end| end.saturating_sub(next.unwrap_or_default()).max(0)),
         }
     }
 
-    pub(crate) fn is_running(&self) -> bool {
-        matches!(self.phase, Phase::Running)
+    fn changelog_next(&self) -> Option<Offset> {
+        self.store.as_ref().and_then(|store| store.next)
     }
 
-    pub(crate) fn partitions(&self) -> Vec<TopicPartition> {
-        self.inputs.iter().map(|input| input.at.clone()).collect()
-    }
-
-    /// What changed state occupies until it is committed: the rows, and once more the changelog's records of them.
+    /// Size of uncommitted state in bytes: the rows, and the changelog records that a commit makes of them.
     pub(crate) fn state_bytes(&self) -> usize {
-        self.live.as_ref().map_or(0, |live| live.state.overlay_bytes * 2)
+        self.store.as_ref().map_or(0, |store| store.state.uncommitted_bytes * 2)
     }
 
-    /// Whether a commit has something of this task to write, or is due although nothing came (see the tombstone rule).
+    /// Whether it takes part in a commit now.
     pub(crate) fn has_work(&self, now: Millis) -> bool {
-        self.is_live() && (self.moved || !self.output.out.is_empty() || self.overlay_waits() || self.idle_for_long(now))
+        let uncommitted = &self.uncommitted;
+        let changed_rows = || {
+            self.store
+                .as_ref()
+                .is_some_and(|store| !store.state.uncommitted.is_empty())
+        };
+        self.is_live()
+            && (uncommitted.position_moved
+                || !uncommitted.output.records.is_empty()
+                || changed_rows()
+                || self.is_idle_too_long(now))
     }
 
-    fn overlay_waits(&self) -> bool {
-        self.live.as_ref().is_some_and(|live| !live.state.overlay.is_empty())
-    }
-
-    /// Whether a quarter of the time has passed after which unread tombstones may be gone.
-    pub(crate) fn idle_for_long(&self, now: Millis) -> bool {
-        self.live
+    /// Whether it did not commit for a quarter of the tombstone retention. It then commits its position alone, so that the store
+    /// of an idle task does not become too old (C10).
+    pub(crate) fn is_idle_too_long(&self, now: Millis) -> bool {
+        let limit = self.sub.delete_retention / 4;
+        self.store
             .as_ref()
-            .is_some_and(|live| now.saturating_sub(live.as_of) > self.sub.delete_retention / 4)
+            .is_some_and(|store| now.saturating_sub(store.as_of) > limit)
     }
 
-    /// Drops everything since the last commit, and begins the way back to it. A stopped task stays stopped.
+    /// Marks an input as assigned. With the last one, the task starts to recover, also if it had these inputs before: another
+    /// process may have committed in between.
+    pub(crate) fn assign(&mut self, at: &TopicPartition) {
+        for input in self.inputs.iter_mut().filter(|input| input.at == *at) {
+            input.assigned = true;
+        }
+        if self.inputs.iter().all(|input| input.assigned) {
+            self.recover();
+        }
+    }
+
+    /// Starts the recovery.
+    pub(crate) fn recover(&mut self) {
+        self.phase = Phase::Recovering(Recovery::default());
+    }
+
+    /// Discards everything since the last commit (C7) and starts the recovery. A stopped task stays stopped.
     pub(crate) fn roll_back(&mut self) {
-        if let Some(live) = &mut self.live {
-            live.state.roll_back();
+        if let Some(store) = &mut self.store {
+            store.state.roll_back();
         }
-        self.output.clear();
-        self.moved = false;
-        self.uncommitted = 0;
-        self.fired = 0;
+        self.uncommitted.clear();
         if !matches!(self.phase, Phase::Waiting | Phase::Stopped { .. }) {
-            self.phase = Phase::Recovering(Recovery::default());
+            self.recover();
         }
     }
 
-    /// Processes a range of records, all of this task, and moves its place behind them.
+    /// Rolls back and stops; with `retry_at` it recovers again at that time.
+    pub(crate) fn stop(&mut self, reason: String, retry_at: Option<Duration>) {
+        tracing::error!(task = %self.id, reason, "task stopped");
+        self.roll_back();
+        self.phase = Phase::Stopped { reason, retry_at };
+    }
+
+    /// Pauses because the processor is not ready, longer each time in a row.
+    pub(crate) fn pause(&mut self, now: Duration, reason: String) {
+        let pauses = self.reading.pauses;
+        let pause = PAUSE_MIN.saturating_mul(1 << pauses.min(10)).min(PAUSE_MAX);
+        self.reading.pauses = pauses.saturating_add(1);
+        let pause_ms = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+        tracing::warn!(task = %self.id, reason, pause_ms, "task paused");
+        self.phase = Phase::Paused {
+            until: now + pause,
+            reason,
+        };
+    }
+
+    /// Pauses the partitions in the consumer. If that fails, their records are read and skipped, which only costs time.
+    pub(crate) fn pause_reading(&mut self, consumer: &mut dyn GroupConsumer, partitions: &[TopicPartition]) {
+        if self.reading.paused {
+            return;
+        }
+        match consumer.pause(partitions) {
+            Ok(()) => self.reading.paused = true,
+            Err(error) => tracing::warn!(task = %self.id, reason = chain(&error), "cannot pause partitions"),
+        }
+    }
+
+    /// Reads the inputs from their positions and runs.
+    pub(crate) fn start_reading(&mut self, consumer: &mut dyn GroupConsumer) -> event_log::Result<()> {
+        for input in &self.inputs {
+            consumer.start(&input.at, input.next)?;
+        }
+        if self.reading.paused {
+            consumer.resume(&self.partitions())?;
+        }
+        self.reading.paused = false;
+        self.phase = Phase::Running;
+        Ok(())
+    }
+
+    /// Prepares a recovered task to run at these positions.
+    pub(crate) fn start_at(&mut self, positions: &[Offset], commit_first: bool, restored: u64) -> Result<()> {
+        let store = self.store.as_ref().expect("a recovered task has its store open");
+        self.processor.restore(&store.state)?;
+        let commit_record = store.commit_record.as_ref();
+        self.stream_time = commit_record.map_or(0, |commit_record| commit_record.stream_time);
+        for (input, next) in self.inputs.iter_mut().zip(positions) {
+            input.next = *next;
+        }
+        // A commit of unknown outcome may have passed the rejected records. Isolation must end here then, otherwise no timer
+        // would fire before the next record (C13, C15).
+        let passed = |bisection: &RecordBisection| bisection.is_passed(positions.iter().copied());
+        self.bisection.records = self.bisection.records.take().filter(|bisection| !passed(bisection));
+        self.uncommitted.position_moved = commit_first;
+        self.restored = restored;
+        Ok(())
+    }
+
+    /// Processes the records `range`, all of this task, and notes them as uncommitted. The caller then advances the positions.
     pub(crate) fn process(
         &mut self,
         now: Millis,
         newest: Millis,
         records: &RecordBatch,
         range: Range<usize>,
-    ) -> Result<(), Trouble> {
-        let letter = self
-            .caution
-            .as_ref()
-            .and_then(|caution| caution.poison_at(records, range.start))
-            .cloned();
+    ) -> Result<(), StepError> {
+        let bisection = self.bisection.records.as_ref();
+        let poison = bisection.and_then(|bisection| bisection.poison_at(records, range.start));
         let context = Context {
             now,
             stream_time: self.stream_time.max(newest),
         };
-        if let Some(poison) = letter {
-            let tells = poison.body == Body::Whole;
-            self.bury(records, range.start, poison);
-            let live = self.live.as_mut().expect("a running task has its store open");
-            if let Some(record) = records.get(range.start).filter(|_| tells) {
-                let told = self
-                    .processor
-                    .on_dead_letter(context, record, &mut live.state, &mut self.output);
-                self.output.uncaused();
-                told.map_err(|error| Trouble::Stop(chain(&error)))?;
-            }
-        } else {
-            self.processor
-                .prepare(records, range.clone())
-                .map_err(|error| match error.action() {
-                    ErrorAction::Retry => Trouble::Rest(chain(&error)),
-                    _ => Trouble::Stop(chain(&error)),
-                })?;
-            let live = self.live.as_mut().expect("a running task has its store open");
-            let step = self
-                .processor
-                .process(context, records, range.clone(), &mut live.state, &mut self.output);
-            self.output.uncaused();
-            step.map_err(|error| Trouble::Stop(chain(&error)))?;
+        match poison.cloned() {
+            Some(poison) => self.dead_letter(context, records, range.start, poison)?,
+            None => self.step(context, records, range.clone())?,
         }
         self.stream_time = self.stream_time.max(newest);
-        self.moved = true;
-        if self.uncommitted == 0 {
-            let first = records.get(range.start);
-            self.first = first.map(|record| (record.partition().clone(), record.offset()));
-            self.first_ms = first.map_or(0, |record| record.timestamp());
+        self.uncommitted.position_moved = true;
+        if self.uncommitted.records == 0 {
+            self.uncommitted.first = records.get(range.start).map(|record| FirstRecord {
+                at: record.partition().clone(),
+                offset: record.offset(),
+                timestamp: record.timestamp(),
+            });
         }
-        self.uncommitted += range.len();
+        self.uncommitted.records += range.len();
+        self.reading.pauses = 0;
         Ok(())
     }
 
-    /// Timestamp of the first record since the last commit, in ms; `None` without one.
-    pub(crate) fn first_ms(&self) -> Option<Millis> {
-        (self.uncommitted > 0).then_some(self.first_ms)
+    fn step(&mut self, context: Context, records: &RecordBatch, range: Range<usize>) -> Result<(), StepError> {
+        let prepared = self.processor.prepare(records, range.clone());
+        prepared.map_err(|error| match error.action() {
+            ErrorAction::Retry => StepError::NotReady(chain(&error)),
+            ErrorAction::DeadLetter | ErrorAction::Stop => StepError::Failed(chain(&error)),
+        })?;
+        let store = self.store.as_mut().expect("a running task has its store open");
+        let output = &mut self.uncommitted.output;
+        let processed = self
+            .processor
+            .process(context, records, range, &mut store.state, output);
+        output.clear_cause();
+        processed.map_err(|error| StepError::Failed(chain(&error)))
     }
 
-    /// Lets timers fire that are due; says how many did. A range of them at most, so that caps are looked at.
-    pub(crate) fn fire(&mut self, now: Millis) -> crate::Result<Fired> {
+    /// Writes the poison record as a dead letter, in the transaction of its offset (C2). A dead letter without body means that
+    /// the previous attempt was rejected, possibly for what `on_dead_letter` wrote, so it is not called then.
+    fn dead_letter(
+        &mut self,
+        context: Context,
+        records: &RecordBatch,
+        index: usize,
+        poison: PoisonRecord,
+    ) -> Result<(), StepError> {
+        let notifies = poison.body == Body::Whole;
+        let error = RejectedOutput { reason: poison.reason };
+        let output = &mut self.uncommitted.output;
+        if let Some(record) = records.get(index) {
+            output.dead_letter_with(record, Stage::Produce, &error, poison.body);
+        }
+        if let Some(record) = records.get(index).filter(|_| notifies) {
+            let store = self.store.as_mut().expect("a running task has its store open");
+            let noted = self.processor.on_dead_letter(context, record, &mut store.state, output);
+            output.clear_cause();
+            noted.map_err(|error| StepError::Failed(chain(&error)))?;
+        }
+        Ok(())
+    }
+
+    /// Fires timers that are due, up to a limit, and returns what fired.
+    pub(crate) fn fire(&mut self, now: Millis) -> Result<Fired> {
         let context = self.context(now);
-        let live = self.live.as_mut().expect("a running task has its store open");
-        let (processor, apart) = (&mut self.processor, self.apart.as_ref());
+        let store = self.store.as_mut().expect("a running task has its store open");
+        let (processor, bisection) = (&mut self.processor, self.bisection.timers.as_ref());
         let input = self.inputs.first().map(|input| &input.at);
-        let mut call = |timer: &Timer, state: &mut State, output: &mut Output| match (
-            apart.and_then(|apart| apart.poison(timer)),
-            input,
-        ) {
-            (Some(poison), Some(input)) => {
-                output.bury_timer(input, timer, &poison.reason);
-                Ok(())
+        let mut call = |timer: &Timer, state: &mut State, output: &mut Output| {
+            let poison = bisection.and_then(|bisection| bisection.poison(timer));
+            match (poison, input) {
+                (Some(poison), Some(input)) => {
+                    output.dead_letter_of_timer(input, timer, &poison.reason);
+                    Ok(())
+                }
+                _ => processor.on_timer(context, timer, state, output),
             }
-            _ => processor.on_timer(context, timer, state, output),
         };
-        let at_most = apart.map_or(TIMERS_MAX, |apart| apart.at_most.min(TIMERS_MAX));
-        // A timer that fires deletes its row, so that the task has something to commit, with its commit_record and its offsets.
-        let fired = timer::fire(context, &mut live.state, &mut self.output, at_most, &mut call)?;
-        self.fired += fired.count;
-        self.fired_last = fired.last.clone().or(self.fired_last.take());
+        let count_max = bisection.map_or(TIMERS_MAX, |bisection| bisection.chunk.min(TIMERS_MAX));
+        // A timer that fires deletes its row. The task thus has a changed row and takes part in the commit (C3, C12).
+        let uncommitted = &mut self.uncommitted;
+        let fired = timers::fire(context, &mut store.state, &mut uncommitted.output, count_max, &mut call)?;
+        uncommitted.timers += fired.count;
+        uncommitted.last_timer = fired.last.clone().or(uncommitted.last_timer.take());
         Ok(fired)
     }
 
     fn context(&self, now: Millis) -> Context {
-        let stream_time = self.stream_time;
-        Context { now, stream_time }
+        Context {
+            now,
+            stream_time: self.stream_time,
+        }
     }
 
     /// Whether a timer is due.
-    pub(crate) fn is_due(&mut self, now: Millis) -> crate::Result<bool> {
+    pub(crate) fn has_due_timer(&mut self, now: Millis) -> Result<bool> {
         let context = self.context(now);
-        let live = self.live.as_mut().expect("a running task has its store open");
+        let state = &mut self.store_mut().state;
         for clock in TimerClock::ALL {
-            if live
-                .state
-                .first_timer(clock)?
-                .is_some_and(|at| at <= clock.now(context))
-            {
+            if state.first_timer(clock)?.is_some_and(|at| at <= clock.now(context)) {
                 return Ok(true);
             }
         }
         Ok(false)
     }
 
-    /// Narrows down what of an aborted transaction made something that the log or the store refuses, of the records in
-    /// it or of the timers; false when nothing is left to give up.
-    pub(crate) fn narrow(&mut self, reason: String) -> bool {
-        let apart = self.apart.take();
-        match (self.uncommitted, self.fired_last.as_ref().filter(|_| self.fired > 0)) {
+    /// Due time of its first wall-clock timer, if it may fire.
+    pub(crate) fn next_timer(&mut self) -> Result<Option<Millis>> {
+        let fires = self.is_running() && self.bisection.records.is_none();
+        let store = self.store.as_mut().filter(|_| fires);
+        store.map_or(Ok(None), |store| store.state.first_timer(TimerClock::Wall))
+    }
+
+    /// Halves the set of suspect records or timers after a rejected transaction. Returns whether the bisection can continue;
+    /// it cannot if even the smallest dead letter was rejected.
+    pub(crate) fn bisect(&mut self, reason: String) -> bool {
+        let bisection = self.bisection.timers.take();
+        let Uncommitted { records, timers, .. } = self.uncommitted;
+        let last_timer = self.uncommitted.last_timer.as_ref().filter(|_| timers > 0);
+        match (records, last_timer) {
             (0, Some(last)) => {
-                self.apart = Apart::after(apart, self.fired, last, reason);
-                self.apart.is_some()
+                self.bisection.timers = TimerBisection::after(bisection, timers, last, reason);
+                self.bisection.timers.is_some()
             }
+            // Neither records nor timers are blamed before the timers are separated.
             (_, Some(_)) => {
-                self.apart = Some(Apart::from_records(apart, self.fired));
+                self.bisection.timers = Some(TimerBisection::from_records(bisection, timers));
                 true
             }
             (_, None) => {
-                self.apart = apart;
-                self.caution = Caution::after(self.caution.take(), self.refused(Some(reason)));
-                self.caution.is_some()
+                self.bisection.timers = bisection;
+                self.bisect_records(Some(reason))
             }
         }
     }
 
-    /// What the steps have written that no store takes.
-    pub(crate) fn refusal(&self) -> Option<String> {
-        let refusal = self.live.as_ref().and_then(|live| live.state.refusal());
-        refusal.map(|refusal| chain(&refusal))
-    }
-
-    /// When its first timer of the wall clock is due.
-    pub(crate) fn wakes_at(&mut self) -> crate::Result<Option<Millis>> {
-        let fires = matches!(self.phase, Phase::Running) && self.caution.is_none();
-        let live = self.live.as_mut().filter(|_| fires);
-        live.map_or(Ok(None), |live| live.state.first_timer(TimerClock::Wall))
-    }
-
-    fn bury(&mut self, records: &RecordBatch, index: usize, poison: Poison) {
-        let error = TooLarge { reason: poison.reason };
-        if let Some(record) = records.get(index) {
-            self.output.bury(record, Stage::Produce, &error, poison.body);
-        }
-    }
-
-    /// What of this task was in a transaction that the log refused.
-    pub(crate) fn refused(&self, reason: Option<String>) -> Refused {
-        let first = self.first.clone().filter(|_| self.uncommitted > 0);
-        let until = self.inputs.iter().map(|input| input.next).collect();
-        Refused {
-            records: self.uncommitted,
-            first,
-            until,
+    /// Makes transactions of the uncommitted records smaller. Without a reason no record is blamed.
+    pub(crate) fn bisect_records(&mut self, reason: Option<String>) -> bool {
+        let first = self.uncommitted.first.clone();
+        let rejected = RejectedRecords {
+            records: self.uncommitted.records,
+            first: first.map(|first| (first.at, first.offset)),
+            until: self.inputs.iter().map(|input| input.next).collect(),
             reason,
-        }
+        };
+        self.bisection.records = RecordBisection::after(self.bisection.records.take(), rejected);
+        self.bisection.records.is_some()
     }
 
-    /// Gives the processor its last word before a commit.
-    pub(crate) fn before_commit(&mut self, now: Millis) -> crate::Result<()> {
+    /// Why the store would reject what the steps wrote; `None` if it would not.
+    pub(crate) fn state_rejection(&self) -> Option<String> {
+        let rejection = self.store.as_ref().and_then(|store| store.state.rejection());
+        rejection.map(|rejection| chain(&rejection))
+    }
+
+    /// Calls the processor before a commit.
+    pub(crate) fn before_commit(&mut self, now: Millis) -> Result<()> {
         let context = self.context(now);
-        let live = self.live.as_mut().expect("a task that commits has its store open");
-        self.processor.before_commit(context, &mut live.state, &mut self.output)
+        let store = self.store.as_mut().expect("a task that commits has its store open");
+        let output = &mut self.uncommitted.output;
+        self.processor.before_commit(context, &mut store.state, output)
     }
 
-    /// Adds a record of its changelog to a batch.
-    fn push(&self, out: &mut OutBatch, key: &[u8], value: Option<&[u8]>) {
-        let TopicPartition { topic, partition } = &self.changelog;
-        let record = OutRecord {
-            topic,
-            partition: Some(*partition),
-            timestamp: None,
-            key: Some(key),
-            value,
-        };
-        out.push(record, []);
+    /// Appends one changelog record for each changed row.
+    pub(crate) fn push_rows(&self, out: &mut OutBatch, scratch: &mut Vec<u8>) {
+        let store = self.store.as_ref().expect("a task that commits has its store open");
+        changelog::push_rows(out, &self.changelog, &store.state.uncommitted, scratch);
     }
 
-    /// Adds the changed keys to a batch, as records of its changelog.
-    pub(crate) fn drain_rows(&self, out: &mut OutBatch, scratch: &mut Vec<u8>) {
-        let live = self.live.as_ref().expect("a task that commits has its store open");
-        for (key, value) in live.state.overlay.iter() {
-            scratch.clear();
-            scratch.push(CHANGELOG_VERSION);
-            scratch.extend_from_slice(value.as_deref().unwrap_or_default());
-            self.push(out, key, value.as_ref().map(|_| scratch.as_slice()));
-        }
-    }
-
-    /// Adds its commit_record to a batch; `alone` says that there is no transaction around it.
-    pub(crate) fn drain_marker(&mut self, out: &mut OutBatch, alone: bool) {
-        let live = self.live.as_ref().expect("a task that commits has its store open");
-        let commit_record = CommitRecord {
-            seq: live.commit_record.as_ref().map_or(0, |commit_record| commit_record.seq) + 1,
-            offsets: self
-                .inputs
-                .iter()
-                .map(|i| (i.at.topic.to_string(), i.at.partition, i.next))
-                .collect(),
+    /// Appends the commit record, also if only the position moved (C3).
+    pub(crate) fn push_commit_record(&mut self, out: &mut OutBatch, scratch: &mut Vec<u8>, transactional: bool) {
+        let store = self.store.as_ref().expect("a task that commits has its store open");
+        let position = |input: &Input| (input.at.topic.to_string(), input.at.partition, input.next);
+        let record = CommitRecord {
+            seq: store
+                .commit_record
+                .as_ref()
+                .map_or(0, |commit_record| commit_record.seq)
+                + 1,
+            offsets: self.inputs.iter().map(position).collect(),
             stream_time: self.stream_time,
-            alone,
+            alone: !transactional,
         };
-        self.commit_record.clear();
-        commit_record.write(&mut self.commit_record);
-        self.push(out, COMMIT_RECORD_KEY, Some(&self.commit_record));
-        self.pending = Some(commit_record);
+        changelog::push_commit_record(out, &self.changelog, &record, scratch);
+        self.uncommitted.commit_record = Some(record);
     }
 
-    /// Takes over a transaction that was committed; the store follows with its next flush.
-    pub(crate) fn apply(&mut self, produced: &Produced, now: Duration) {
-        let live = self.live.as_mut().expect("a task that commits has its store open");
-        let committed = std::mem::take(&mut live.state.overlay);
-        live.state.overlay_bytes = 0;
-        live.state.settled.settle(committed, now);
-        live.as_of = live.as_of.max(produced.timestamp);
-        live.next = Some(produced.next_offset);
-        live.commit_record = self.pending.take();
-        self.moved = false;
-        self.uncommitted = 0;
-        self.fired = 0;
+    /// Moves the changed rows to the committed buffer after a known commit (C4); the store is written by the next flush.
+    /// Returns the number of dead letters that were committed.
+    pub(crate) fn committed(&mut self, produced: &Produced, now: Duration) -> u64 {
+        let store = self.store.as_mut().expect("a task that commits has its store open");
+        let rows = std::mem::take(&mut store.state.uncommitted);
+        store.state.uncommitted_bytes = 0;
+        store.state.committed.add(rows, now);
+        store.as_of = store.as_of.max(produced.timestamp);
+        store.next = Some(produced.next_offset);
+        store.commit_record = self.uncommitted.commit_record.take();
+        if self.uncommitted.records > 0 {
+            let next = self.inputs.iter().map(|input| (&input.at, input.next));
+            let bisection = self.bisection.records.take();
+            self.bisection.records = bisection.and_then(|bisection| bisection.committed(next));
+        }
+        let dead_letters = self.uncommitted.output.dead_letters();
+        self.uncommitted.clear();
+        dead_letters
     }
 
-    /// Flushes what was committed, if it is time to. What is restored goes to the store by another way.
+    /// Flushes the committed buffer if it is due. A recovering task writes restored rows in bulk instead.
     pub(crate) fn flush_if_due(&mut self, now: Duration, bytes_max: usize) -> state_store::Result<()> {
-        let restores = matches!(self.phase, Phase::Recovering(_));
-        match &mut self.live {
-            Some(live) if !restores && live.state.settled.is_due(now, bytes_max) => {
-                live.flush(&self.sub.origin(self.id.partition))
+        let recovering = self.is_recovering();
+        match &mut self.store {
+            Some(store) if !recovering && store.state.committed.is_due(now, bytes_max) => {
+                store.flush(&self.sub.origin(self.id.partition))
             }
             _ => Ok(()),
         }
     }
 
-    /// Flushes what was committed.
+    /// Flushes the committed buffer.
     pub(crate) fn flush(&mut self) -> state_store::Result<()> {
         let origin = self.sub.origin(self.id.partition);
-        self.live.as_mut().map_or(Ok(()), |live| live.flush(&origin))
+        self.store.as_mut().map_or(Ok(()), |store| store.flush(&origin))
     }
 }
 
-/// Why a record became a dead letter although its processor had nothing against it.
+/// Error of the dead letter of a poison record.
 #[derive(Debug, thiserror::Error)]
-#[error("what was made of this record cannot be written: {reason}")]
-struct TooLarge {
+#[error("output for this record was rejected: {reason}")]
+struct RejectedOutput {
     reason: String,
 }

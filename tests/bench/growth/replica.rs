@@ -1,6 +1,6 @@
-//! The edge's replica of `view.log` over its store.
+//! Updates by the edge: its replica of `view.log` and the replica's store.
 
-use super::{Figures, Random, TRANSACTION_ROWS, Updates, row_number};
+use super::updates::{Figures, Random, TRANSACTION_ROWS, Updates, row_number};
 use anyhow::Context;
 use edge::config::StoreConfig;
 use event_log::{Header, Offset, RecordBatch, TimestampType, TopicPartition};
@@ -21,9 +21,9 @@ const MIB: u32 = 1 << 20;
 pub fn build(dir: &Path, rows: usize) -> anyhow::Result<()> {
     let mut edge = Edge::open(dir, rows)?;
     let mut random = Random::new(3);
-    let numbers: Vec<usize> = (0..rows).collect();
-    for chunk in numbers.chunks(TRANSACTION_ROWS) {
-        edge.apply(chunk, &mut random)?;
+    for first in (0..rows).step_by(TRANSACTION_ROWS) {
+        let chunk: Vec<usize> = (first..rows.min(first + TRANSACTION_ROWS)).collect();
+        edge.apply(&chunk, &mut random)?;
     }
     edge.check()?;
     Ok(edge.store.persist()?)
@@ -41,7 +41,7 @@ struct Edge {
     replica: Replica,
     store: state_store::SharedStore,
     writer: Writer,
-    /// In the order of their ids, which is that of their rows in the store.
+    /// In the order of their ids, as in the store.
     buckets: Vec<String>,
     next: Offset,
 }
@@ -64,7 +64,7 @@ impl Edge {
             now: NOW,
         };
         let replica = Replica::open(store.clone(), options)?;
-        let (_, next) = *replica.positions().first().context("the replica serves a partition")?;
+        let (_, next) = *replica.positions().first().context("the replica has no partition")?;
         let schemas = SchemaIds {
             row: 1,
             closing: 2,
@@ -88,7 +88,7 @@ impl Edge {
         let at = batch.intern(&TopicPartition::new("view.log", 0));
         let kind = TimestampType::LogAppend;
         for row in rows {
-            let bucket = self.buckets.get(row / BUCKET_ROWS).context("a bucket for each row")?;
+            let bucket = self.buckets.get(row / BUCKET_ROWS).context("no bucket for a row")?;
             let json = format!("{{\"id\":{},\"text\":\"{}\"}}", row_number(*row), random.text(180));
             let (key, value) = self
                 .writer
@@ -104,16 +104,16 @@ impl Edge {
         batch.push(at, self.next, NOW, kind, Some(key), value, headers);
         self.next += 1;
         let applied = self.replica.apply(0, batch.iter(), NOW)?;
-        anyhow::ensure!(applied.refused == 0, "the replica refused {} records", applied.refused);
+        anyhow::ensure!(applied.refused == 0, "the replica rejected {} records", applied.refused);
         if applied.need_end {
             self.replica.set_end(0, self.next)?;
         }
         Ok(())
     }
 
-    /// An update replaces a row, so a full bucket keeps its number of rows.
+    /// An update replaces a row, so the number of rows does not change.
     fn check(&self) -> anyhow::Result<()> {
-        let bucket = self.buckets.first().context("a bucket")?;
+        let bucket = self.buckets.first().context("no buckets")?;
         let rows = self.replica.rows(0, BucketId::of(bucket))?.len();
         anyhow::ensure!(
             rows == BUCKET_ROWS,

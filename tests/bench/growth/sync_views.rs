@@ -1,9 +1,9 @@
-//! The sync-views processor over the store of a task.
+//! Updates by the sync-views processor over the store of a task.
 //!
-//! The rows are loaded with the values that the processor itself writes for them, in key order, since processing twenty
-//! million records takes longer than the measurement.
+//! The initial rows are loaded with the values that the processor would write, since processing twenty million records
+//! takes longer than the measurement.
 
-use super::{Figures, Random, Updates, row_number};
+use super::updates::{Figures, Random, Updates, row_number};
 use anyhow::Context;
 use event_log::{ErrorAction, RecordBatch, TimestampType, TopicPartition};
 use processors::sync_views::{Config, SyncViews, Unavailable};
@@ -17,15 +17,17 @@ use views::record::SchemaIds;
 use views::rules::{Piece, Relation, SourceRules, ViewRule};
 
 const SCHEMA_ID: u32 = 7;
+/// As the PostgreSQL connector writes it: columns that may be left out are kept in the state.
 const SCHEMA: &str = r#"{"type":"record","name":"t","fields":[{"name":"owner","type":"string"},{"name":"a","type":"string"},
-    {"name":"b","type":"string"},{"name":"c","type":"string"}]}"#;
+    {"name":"b","type":"string"},{"name":"c","type":"string"},
+    {"name":"_unchanged","type":["null",{"type":"array","items":"string"}],"default":null}]}"#;
 /// Owners of the rows; each is a bucket.
 const OWNERS: usize = 1_000;
-/// Characters of each of the three texts of a row; Avro's length of such a text is one byte.
+/// Characters of each of the three texts of a row; Avro encodes such a length in one byte.
 const TEXT: usize = 60;
-/// Rows loaded at a time.
-const LOADED: usize = 50_000;
-/// As the runtime opens the store of a task.
+/// Rows per load.
+const LOAD_ROWS: usize = 50_000;
+/// Spaces of the store of a task, as `streams` opens it.
 const SPACES: [&str; 2] = ["meta", "state"];
 const STATE: Space = Space(1);
 
@@ -34,7 +36,7 @@ pub fn build(dir: &Path, rows: usize) -> anyhow::Result<()> {
     let values = values()?;
     let mut numbers = 0..rows;
     loop {
-        let chunk = numbers.by_ref().take(LOADED);
+        let chunk = numbers.by_ref().take(LOAD_ROWS);
         let loaded: Vec<_> = chunk
             .map(|row| (state_key(row), values.get(owner(row)).cloned()))
             .collect();
@@ -54,7 +56,7 @@ pub fn measure(dir: &Path, updates: Updates) -> anyhow::Result<Figures> {
         let position = first + u64::try_from(transaction)?;
         driver.feed(&records(chosen, position, &mut random)?)?;
         let written = driver.commit()?.len();
-        // A row of the view for each update, since a row that is older than the state's is not written, and the closing.
+        // A view row per update, which proves that none was older than the state, and the end marker.
         anyhow::ensure!(
             written == chosen.len() + 1,
             "{written} records written for {} updates",
@@ -74,7 +76,7 @@ fn open(dir: &Path) -> anyhow::Result<SharedStore> {
     Ok(state_store::open(&options)?)
 }
 
-/// What the processor keeps of a row of each owner; a row's number is in its key only.
+/// The processor's state of a row of each owner. A row's number is only in its key, so rows of an owner share it.
 fn values() -> anyhow::Result<Vec<Vec<u8>>> {
     let mut driver = StepDriver::new("sync-views", Box::new(processor()))?;
     let rows: Vec<usize> = (0..OWNERS).collect();
@@ -82,7 +84,7 @@ fn values() -> anyhow::Result<Vec<Vec<u8>>> {
     driver.commit()?;
     let value = |row: &usize| -> anyhow::Result<Vec<u8>> {
         let value = driver.state().get(&state_key(*row))?;
-        let value = value.context("the processor keeps its rows under another key")?;
+        let value = value.context("the processor stores its rows under another key")?;
         Ok(value.into_owned())
     };
     rows.iter().map(value).collect()
@@ -140,6 +142,8 @@ fn records(rows: &[usize], position: u64, random: &mut Random) -> anyhow::Result
             value.push(u8::try_from(2 * text.len())?);
             value.extend_from_slice(text.as_bytes());
         }
+        // No column is left out.
+        value.push(0);
         let tx = Tx {
             incarnation: 1,
             position: Lsn(position),

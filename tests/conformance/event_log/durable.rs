@@ -5,7 +5,7 @@
 //! is touched by hand.
 
 use super::harness::{Harness, LIMIT, assigned, batch, committed, config, now, record, seen, texts};
-use super::victim;
+use super::killed_process;
 use crate::support;
 use event_log::embedded::EmbeddedLog;
 use event_log::{

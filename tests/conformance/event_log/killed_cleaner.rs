@@ -5,7 +5,7 @@
 //! no offset is used twice. Never: a file of the log is touched by hand.
 
 use super::harness::{Harness, assigned, committed, config, now};
-use super::victim;
+use super::killed_process;
 use event_log::embedded::{self, EmbeddedLog};
 use event_log::{
     Cleanup, Isolation, OffsetSpec, OutBatch, OutRecord, RecordBatch, SharedEventLog, StartFrom, TransactionalProducer,

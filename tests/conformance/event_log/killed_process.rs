@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 /// How the lines begin.
 const WORD: &str = "acknowledged";
 
-/// The directory that this process is to write to, if it is the victim that the variable is for.
+/// The directory that this process is to write to, if it is the killed_process that the variable is for.
 #[expect(
     clippy::disallowed_methods,
     reason = "this is how the parent tells the child what it is"
@@ -28,7 +28,7 @@ pub fn acknowledge(words: std::fmt::Arguments<'_>) {
         .expect("tell the parent");
 }
 
-/// Runs a test as the victim over a directory, and kills it once `hear` has understood so many of its lines.
+/// Runs a test as the killed_process over a directory, and kills it once `hear` has understood so many of its lines.
 pub fn run(variable: &str, test: &str, dir: &Path, enough: usize, hear: &mut dyn FnMut(&[&str]) -> bool) {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture", "--test-threads=1"])

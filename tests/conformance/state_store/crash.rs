@@ -1,29 +1,27 @@
-//! kill -9 in the middle of commits.
+//! kill -9 between and during commits.
 //!
-//! Guarantees: the child is this test binary in a mode of its own; it is killed at random moments, several times on one
-//! directory, while buffers are flushed and compacted.
-//! Never: a child that outlives its test.
+//! The child is this test binary. It is killed at random moments, several times on one directory, while write buffers are
+//! flushed and compacted.
 
-use super::child_process::on_each;
-use super::{ON_DISK, Random, options, rows};
+use super::{ENGINES, ON_DISK, Random, options, rows};
 use crate::support::wait_for;
-use state_store::{Batch, Direction, Engine, Space, Store};
+use state_store::{Batch, Direction, Engine, KeyRange, Space, Store};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// Set in the child only: `engine directory`.
+/// Set only in the child, to `ENGINE DIRECTORY`.
 const CHILD: &str = "TRUNKLINE_TEST_STORE_CHILD";
-/// Keys that batches overwrite again and again, so that flushes and compactions have work.
+/// Few keys, which are overwritten often, so that there is something to compact.
 const KEYS: u64 = 5_000;
 
-/// Not a test of its own: the child's body. Without the variable it has nothing to do.
+/// The child's main function. In the test run, where the variable is not set, it does nothing.
 #[test]
-fn child_commits_numbered_batches_until_it_is_killed() {
-    #[expect(clippy::disallowed_methods, reason = "how a test tells its child what to do")]
-    let Ok(order) = std::env::var(CHILD) else { return };
-    let (engine, dir) = order.split_once(' ').expect("engine and directory");
+fn child_commits_batches_until_killed() {
+    #[expect(clippy::disallowed_methods, reason = "how a test configures its child")]
+    let Ok(arguments) = std::env::var(CHILD) else { return };
+    let (engine, dir) = arguments.split_once(' ').expect("engine and directory");
     let engine = if engine == "Sled" { Engine::Sled } else { Engine::Fjall };
     let store = state_store::open(&options(engine, Path::new(dir))).unwrap();
     let mut next = last(&*store) + 1;
@@ -40,13 +38,13 @@ fn child_commits_numbered_batches_until_it_is_killed() {
     }
 }
 
-/// A store in a directory of this name is loaded, not committed to.
+/// Name of a directory whose store the child writes with loads instead of batches.
 const LOADS: &str = "loads";
 
-/// Load `n`: every key with this number, but in an odd one every third key is deleted.
+/// Load `n` writes the number to every key; if it is odd, it deletes every third key.
 fn loaded(n: u64) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
     let keeps = |key: u64| n.is_multiple_of(2) || !key.is_multiple_of(3);
-    // Out of order: the store sorts.
+    // Not in key order: the store sorts.
     let keys = (0..KEYS).map(|at| at * 2_003 % KEYS);
     keys.map(|key| {
         let value = keeps(key).then(|| [&n.to_be_bytes()[..], &[b'x'; 100]].concat());
@@ -56,42 +54,45 @@ fn loaded(n: u64) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
 }
 
 #[test]
-fn after_kill_9_a_load_is_there_whole_or_not_at_all() {
-    on_each(&ON_DISK, |engine| {
+fn load_is_atomic_after_kill_9() {
+    for engine in ON_DISK {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join(LOADS);
         for loads in [1, 7, 12] {
             let mut child = child(engine, &dir);
-            let said = BufReader::new(child.stdout.take().unwrap()).lines();
+            let output = BufReader::new(child.stdout.take().unwrap()).lines();
             let mut committed =
-                said.filter_map(|line| line.unwrap().strip_prefix("child committed ")?.parse::<u64>().ok());
+                output.filter_map(|line| line.unwrap().strip_prefix("child committed ")?.parse::<u64>().ok());
             let acknowledged = committed.nth(loads - 1).expect("the child loads until it is killed");
             child.kill().unwrap();
             child.wait().unwrap();
             let store = state_store::open(&options(engine, &dir)).unwrap();
-            let got = rows(&*store, Space(1), b"", None, Direction::Forward);
+            let got = rows(&*store, Space(1), KeyRange::ALL, Direction::Forward);
             let Some((_, value)) = got.first() else {
-                assert_eq!(engine, Engine::Sled, "everything is gone that was acknowledged");
+                assert_eq!(engine, Engine::Sled, "all acknowledged loads are lost");
                 continue;
             };
             let n = u64::from_be_bytes(value[..8].try_into().unwrap());
             if engine == Engine::Fjall {
-                assert!(n >= acknowledged, "{n} < {acknowledged}, which was acknowledged");
+                assert!(
+                    n >= acknowledged,
+                    "load {acknowledged} was acknowledged, the store has {n}"
+                );
             }
             let mut want: Vec<_> = loaded(n)
                 .into_iter()
                 .filter_map(|(key, value)| Some((key, value?)))
                 .collect();
             want.sort();
-            assert!(got == want, "{engine:?}: not the state after load {n}");
+            assert!(got == want, "{engine:?}: differs from the state after load {n}");
         }
-    });
+    }
 }
 
-/// Rows of a load and of batches before and after it are told apart by their order alone.
+/// A load overwrites rows of earlier batches, and later batches overwrite its rows.
 #[test]
-fn a_load_takes_its_place_among_batches() {
-    on_each(&[Engine::Fjall, Engine::Sled, Engine::Memory], |engine| {
+fn load_keeps_its_order_among_batches() {
+    for engine in ENGINES {
         let dir = tempfile::tempdir().unwrap();
         let store = state_store::open(&options(engine, dir.path())).unwrap();
         let mut batch = Batch::default();
@@ -119,10 +120,10 @@ fn a_load_takes_its_place_among_batches() {
         assert_eq!(text(b"[\"row\",3]").as_deref(), Some(&b"after"[..]));
         assert_eq!(text(b"[\"row\",4]"), None);
         assert_eq!(text(b"[\"row\",5]").as_deref(), Some(&b"loaded"[..]));
-    });
+    }
 }
 
-/// Batch `n`: its number in `meta`, rows in `rows`, and their copies in `index`.
+/// Batch `n` writes its number to `meta`, and rows to `rows` and `index`.
 fn numbered(n: u64) -> Batch {
     let mut batch = Batch::default();
     batch.put(Space(0), b"last", n.to_be_bytes());
@@ -147,13 +148,10 @@ fn last(store: &dyn Store) -> u64 {
 }
 
 fn child(engine: Engine, dir: &Path) -> Child {
-    let binary = std::env::current_exe().unwrap();
-    Command::new(binary)
-        .args([
-            "--exact",
-            "store::crash::child_commits_numbered_batches_until_it_is_killed",
-            "--nocapture",
-        ])
+    let path = concat!(module_path!(), "::child_commits_batches_until_killed");
+    let (_, test) = path.split_once("::").expect("the path begins with the crate");
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
         .env(CHILD, format!("{engine:?} {}", dir.display()))
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
@@ -162,19 +160,19 @@ fn child(engine: Engine, dir: &Path) -> Child {
 }
 
 #[test]
-fn after_kill_9_a_store_holds_a_prefix_of_the_batches() {
+fn store_is_a_prefix_of_the_batches_after_kill_9() {
     let mut random = Random::of_test("store kill -9");
-    on_each(&ON_DISK, |engine| {
+    for engine in ON_DISK {
         let dir = tempfile::tempdir().unwrap();
         let mut model = super::Rows::new();
-        let mut modelled = 0;
+        let mut applied = 0;
         for round in 0..8 {
             let mut child = child(engine, dir.path());
-            let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
-            // Killed after some batches; rounds differ between mid-buffer and several flushes later.
+            let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
+            // Few batches stay in the write buffer; many cause several flushes.
             let batches = 1 + random.below(if round % 2 == 0 { 200 } else { 4_000 });
             let mut acknowledged = 0;
-            let mut committed = said.by_ref().filter_map(|line| {
+            let mut committed = output.by_ref().filter_map(|line| {
                 line.unwrap()
                     .strip_prefix("child committed ")
                     .map(|n| n.parse::<u64>().unwrap())
@@ -188,16 +186,16 @@ fn after_kill_9_a_store_holds_a_prefix_of_the_batches() {
             let store = state_store::open(&options(engine, dir.path())).unwrap();
             let reached = last(&*store);
             assert!(
-                reached >= modelled,
-                "{engine:?}: batches of an earlier life are gone: {reached} < {modelled}"
+                reached >= applied,
+                "{engine:?}: the store had batch {applied}, after the kill only {reached}"
             );
             if engine == Engine::Fjall {
                 assert!(
                     reached >= acknowledged,
-                    "{engine:?}: {reached} < {acknowledged}, which was acknowledged"
+                    "{engine:?}: batch {acknowledged} was acknowledged, the store has {reached}"
                 );
             }
-            for n in modelled + 1..=reached {
+            for n in applied + 1..=reached {
                 for (space, key, value) in numbered(n).into_writes() {
                     match value {
                         _ if space != Space(1) => {}
@@ -206,23 +204,23 @@ fn after_kill_9_a_store_holds_a_prefix_of_the_batches() {
                     }
                 }
             }
-            modelled = reached;
+            applied = reached;
             let expected: Vec<_> = model.clone().into_iter().collect();
             for space in [Space(1), Space(2)] {
-                let got = rows(&*store, space, b"", None, Direction::Forward);
+                let got = rows(&*store, space, KeyRange::ALL, Direction::Forward);
                 assert!(
                     got == expected,
-                    "{engine:?}, round {round}: {space:?} is not the state after batch {reached}"
+                    "{engine:?}, round {round}: {space:?} differs from the state after batch {reached}"
                 );
             }
         }
-        assert!(modelled > 0, "{engine:?}: no batch of any child survived");
-        write_on(engine, dir.path());
-    });
+        assert!(applied > 0, "{engine:?}: no batch of any child survived");
+        write_after_kill(engine, dir.path());
+    }
 }
 
-/// fjall issue 257: writes once stood still for ever on a store that had been killed. Here they must go on.
-fn write_on(engine: Engine, dir: &Path) {
+/// Writes to a store must not halt after a kill, as they do in fjall issue 257.
+fn write_after_kill(engine: Engine, dir: &Path) {
     let store = state_store::open(&options(engine, dir)).unwrap();
     let from = last(&*store) + 1;
     let (done, ended) = std::sync::mpsc::channel();
@@ -233,7 +231,7 @@ fn write_on(engine: Engine, dir: &Path) {
             }
             done.send(()).unwrap();
         });
-        wait_for("writes go on after kill -9", Duration::from_secs(60), || {
+        wait_for("the commits after kill -9", Duration::from_secs(60), || {
             ended.try_recv().ok()
         });
     });

@@ -1,16 +1,14 @@
-//! Directories that are in use, unreadable, or cannot be written.
+//! Directories that are locked, damaged or not writable: each gives its own error; nothing panics, hangs or deletes files.
 //!
-//! Guarantees: each gives the one error that says what to do; none panics, hangs, or loses a file.
-//! Never: asks for a particular user; as root, where modes do not bind, a file system that refuses root stands in.
+//! As root, which file modes do not restrict, a directory in `/proc` takes the place of one that is not writable.
 
-use super::child_process::on_each;
 use super::{ON_DISK, Random, options, rows};
-use state_store::{Batch, Direction, Engine, Error, Space};
+use state_store::{Batch, Direction, Engine, Error, KeyRange, Space};
 use std::path::{Path, PathBuf};
 
 #[test]
-fn a_second_opener_is_told_that_the_store_is_in_use() {
-    on_each(&ON_DISK, |engine| {
+fn open_store_is_locked() {
+    for engine in ON_DISK {
         let dir = tempfile::tempdir().unwrap();
         let first = state_store::open(&options(engine, dir.path())).unwrap();
         let second = state_store::open(&options(engine, dir.path()));
@@ -19,7 +17,7 @@ fn a_second_opener_is_told_that_the_store_is_in_use() {
             "{:?}",
             second.err()
         );
-        // A snapshot keeps the store open, and nothing else does.
+        // A snapshot keeps the store open.
         let snapshot = first.snapshot().unwrap();
         drop(first);
         assert!(matches!(
@@ -28,7 +26,7 @@ fn a_second_opener_is_told_that_the_store_is_in_use() {
         ));
         drop(snapshot);
         state_store::open(&options(engine, dir.path())).unwrap();
-    });
+    }
 }
 
 fn files(dir: &Path) -> Vec<PathBuf> {
@@ -39,9 +37,9 @@ fn files(dir: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn garbage_in_the_files_is_broken_and_a_store_set_aside_makes_room_for_a_new_one() {
+fn corrupt_store_is_reported_and_can_be_quarantined() {
     let mut random = Random::of_test("store garbage");
-    on_each(&ON_DISK, |engine| {
+    for engine in ON_DISK {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("state");
         let store = state_store::open(&options(engine, &dir)).unwrap();
@@ -62,27 +60,27 @@ fn garbage_in_the_files_is_broken_and_a_store_set_aside_makes_room_for_a_new_one
         }
         let opened = state_store::open(&options(engine, &dir));
         assert!(
-            matches!(&opened, Err(Error::Broken { dir: at, .. }) if *at == dir),
+            matches!(&opened, Err(Error::Corrupt { dir: at, .. }) if *at == dir),
             "{engine:?}: {:?}",
             opened.err()
         );
 
         let before = files(&dir).len();
-        let aside = state_store::quarantine(&dir).unwrap();
+        let moved = state_store::quarantine(&dir).unwrap();
         assert_eq!(
-            (aside.clone(), files(&aside).len()),
+            (moved.clone(), files(&moved).len()),
             (root.path().join("state.aside-1"), before)
         );
         let store = state_store::open(&options(engine, &dir)).unwrap();
-        assert_eq!(rows(&*store, Space(1), b"", None, Direction::Forward), []);
-    });
+        assert_eq!(rows(&*store, Space(1), KeyRange::ALL, Direction::Forward), []);
+    }
 }
 
-/// One damaged file at a time: whatever the engine makes of it, it says so or it opens; it never panics.
+/// Damages one file at a time. The store opens or reports that it is corrupt.
 #[test]
-fn a_single_damaged_file_never_panics() {
+fn damaged_file_does_not_panic() {
     let mut random = Random::of_test("store damage");
-    on_each(&ON_DISK, |engine| {
+    for engine in ON_DISK {
         let root = tempfile::tempdir().unwrap();
         let whole = root.path().join("whole");
         let store = state_store::open(&options(engine, &whole)).unwrap();
@@ -106,26 +104,25 @@ fn a_single_damaged_file_never_panics() {
             std::fs::write(&damaged, bytes).unwrap();
             match state_store::open(&options(engine, &copy)) {
                 Ok(store) => drop(store),
-                Err(Error::Broken { .. }) => {}
+                Err(Error::Corrupt { .. }) => {}
                 Err(other) => panic!("{engine:?}, {}: {other:?}", file.display()),
             }
             std::fs::remove_dir_all(copy).unwrap();
         }
-    });
+    }
 }
 
 #[test]
-fn a_directory_that_cannot_be_written_is_named_in_the_error() {
+fn unwritable_directory_is_named_in_the_error() {
     use std::os::unix::fs::PermissionsExt;
-    on_each(&ON_DISK, |engine| {
+    for engine in ON_DISK {
         let root = tempfile::tempdir().unwrap();
-        let sealed = root.path().join("sealed");
-        std::fs::create_dir(&sealed).unwrap();
-        std::fs::set_permissions(&sealed, std::fs::Permissions::from_mode(0o555)).unwrap();
-        let bound = std::fs::write(sealed.join("probe"), b"").is_err();
-        // Root is not bound by modes, but nobody makes directories in /proc.
-        let dir = if bound {
-            sealed.join("state")
+        let read_only = root.path().join("read-only");
+        std::fs::create_dir(&read_only).unwrap();
+        std::fs::set_permissions(&read_only, std::fs::Permissions::from_mode(0o555)).unwrap();
+        let is_restricted = std::fs::write(read_only.join("probe"), b"").is_err();
+        let dir = if is_restricted {
+            read_only.join("state")
         } else {
             PathBuf::from("/proc/1/trunkline-state")
         };
@@ -138,11 +135,11 @@ fn a_directory_that_cannot_be_written_is_named_in_the_error() {
             let source = std::error::Error::source(&error).unwrap().to_string();
             assert!(source.contains(&dir.display().to_string()), "{error}: {source}");
         }
-    });
+    }
 }
 
 #[test]
-fn memory_needs_no_directory() {
+fn memory_store_needs_no_directory() {
     let dir = Path::new("/proc/1/none");
     let (one, other) = (
         state_store::open(&options(Engine::Memory, dir)),

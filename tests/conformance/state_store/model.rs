@@ -1,64 +1,59 @@
-//! Random batches, scans and reopenings, compared with ordered maps.
-//!
-//! Guarantees: every read of an engine is compared with the model's at the same moment.
-//! Never: needs more than a temporary directory.
+//! Random batches, scans, snapshots and reopened stores, compared with ordered maps after each step.
 
-use super::child_process::on_each;
-use super::{ON_DISK, Random, Rows, SPACES, old_rows, options, rows};
-use state_store::{Batch, Direction, Engine, Error, SharedStore, Snapshot, Space};
+use super::{ENGINES, ON_DISK, Random, Rows, SPACES, options, rows, snapshot_rows};
+use state_store::{Batch, Direction, Engine, Error, KeyRange, SharedStore, Snapshot, Space};
 use std::ops::ControlFlow;
 
 const ORDERS: [Direction; 2] = [Direction::Forward, Direction::Backward];
 
 #[test]
-fn an_engine_is_an_ordered_map_with_atomic_batches() {
+fn store_matches_an_ordered_map() {
     let mut random = Random::of_test("store model");
-    on_each(&[Engine::Fjall, Engine::Sled, Engine::Memory], |engine| {
+    for engine in ENGINES {
         let dir = tempfile::tempdir().unwrap();
-        let mut world = World {
+        let mut harness = Harness {
             store: Some(state_store::open(&options(engine, dir.path())).unwrap()),
             model: vec![Rows::new(); SPACES.len()],
-            old: Vec::new(),
+            snapshots: Vec::new(),
         };
         for _ in 0..400 {
             match random.below(20) {
-                0..8 => world.commit(&mut random),
-                8..14 => world.scan(&mut random),
-                14..16 => world.get(&mut random),
-                16..18 => world.old(&mut random),
+                0..8 => harness.commit(&mut random),
+                8..14 => harness.scan(&mut random),
+                14..16 => harness.get(&mut random),
+                16..18 => harness.snapshot(&mut random),
                 18 if engine != Engine::Memory => {
-                    world.old.clear();
-                    world.store = None;
-                    world.store = Some(state_store::open(&options(engine, dir.path())).unwrap());
+                    harness.snapshots.clear();
+                    harness.store = None;
+                    harness.store = Some(state_store::open(&options(engine, dir.path())).unwrap());
                 }
-                _ => world.store().persist().unwrap(),
+                _ => harness.store().persist().unwrap(),
             }
         }
         for space in 0..SPACES.len() {
             let all = rows(
-                &**world.store(),
+                &**harness.store(),
                 Space(u8::try_from(space).unwrap()),
-                b"",
-                None,
+                KeyRange::ALL,
                 Direction::Forward,
             );
             assert_eq!(
                 all,
-                world.model[space].clone().into_iter().collect::<Vec<_>>(),
+                harness.model[space].clone().into_iter().collect::<Vec<_>>(),
                 "{engine:?}"
             );
         }
-    });
+    }
 }
 
-/// A store, what it must hold, and snapshots with what they must hold.
-struct World {
+/// A store, its expected rows, and snapshots with theirs.
+struct Harness {
     store: Option<SharedStore>,
     model: Vec<Rows>,
-    old: Vec<(Box<dyn Snapshot>, Vec<Rows>)>,
+    snapshots: Vec<(Box<dyn Snapshot>, Vec<Rows>)>,
 }
 
-/// A key of one to a few bytes out of few, so that batches meet; now and then a long one.
+/// A short key of few different bytes, so that batches overwrite each other's keys; sometimes the longest key.
 fn key(random: &mut Random) -> Vec<u8> {
     let len = if random.below(50) == 0 {
         state_store::KEY_BYTES_MAX
@@ -70,14 +65,14 @@ fn key(random: &mut Random) -> Vec<u8> {
         .collect()
 }
 
-impl World {
+impl Harness {
     fn store(&self) -> &SharedStore {
-        self.store.as_ref().expect("open between steps")
+        self.store.as_ref().expect("the store is open between steps")
     }
 
     fn commit(&mut self, random: &mut Random) {
         let mut batch = Batch::default();
-        // One key may be written several times: the last write wins.
+        // A batch may write a key several times: the last write wins.
         for _ in 0..random.below(600) {
             let space = usize::try_from(random.below(3)).unwrap();
             let (at, key) = (Space(u8::try_from(space).unwrap()), key(random));
@@ -99,23 +94,22 @@ impl World {
             let got = self.store().get(Space(u8::try_from(space).unwrap()), &key).unwrap();
             assert_eq!(got.as_ref(), self.model[space].get(&key));
         }
-        assert_eq!(self.store().get(Space(0), b"").unwrap(), None, "no key is empty");
+        assert_eq!(
+            self.store().get(Space(0), b"").unwrap(),
+            None,
+            "an empty key does not exist"
+        );
     }
 
     fn scan(&self, random: &mut Random) {
         let space = usize::try_from(random.below(3)).unwrap();
         let (from, to) = bounds(random);
+        let keys = KeyRange::new(&from, to.as_deref());
         for order in ORDERS {
-            let got = rows(
-                &**self.store(),
-                Space(u8::try_from(space).unwrap()),
-                &from,
-                to.as_deref(),
-                order,
-            );
-            assert_eq!(got, expected(&self.model[space], &from, to.as_deref(), order));
+            let got = rows(&**self.store(), Space(u8::try_from(space).unwrap()), keys, order);
+            assert_eq!(got, expected(&self.model[space], keys, order));
         }
-        // A scan that is broken off has visited what it was shown and no more.
+        // A scan ends as soon as its visitor breaks.
         let stop = random.below(5);
         let mut visited = 0;
         let mut visit = |_: &[u8], _: &[u8]| {
@@ -127,29 +121,31 @@ impl World {
             }
         };
         self.store()
-            .scan(Space(1), b"", None, Direction::Forward, &mut visit)
+            .scan(Space(1), KeyRange::ALL, Direction::Forward, &mut visit)
             .unwrap();
         assert_eq!(visited, (stop + 1).min(u64::try_from(self.model[1].len()).unwrap()));
     }
 
-    /// Takes a snapshot, or compares one that was taken before with what held then.
-    fn old(&mut self, random: &mut Random) {
-        if self.old.len() < 4 {
-            self.old.push((self.store().snapshot().unwrap(), self.model.clone()));
+    /// Takes a snapshot, or compares an earlier one with the model of its moment.
+    fn snapshot(&mut self, random: &mut Random) {
+        if self.snapshots.len() < 4 {
+            self.snapshots
+                .push((self.store().snapshot().unwrap(), self.model.clone()));
             return;
         }
         let at = usize::try_from(random.below(4)).unwrap();
-        let (snapshot, model) = self.old.swap_remove(at);
+        let (snapshot, model) = self.snapshots.swap_remove(at);
         for (space, model) in model.iter().enumerate() {
             let at = Space(u8::try_from(space).unwrap());
             let (from, to) = bounds(random);
+            let keys = KeyRange::new(&from, to.as_deref());
             for order in ORDERS {
                 assert_eq!(
-                    old_rows(&*snapshot, at, b"", None, order),
-                    expected(model, b"", None, order)
+                    snapshot_rows(&*snapshot, at, KeyRange::ALL, order),
+                    expected(model, KeyRange::ALL, order)
                 );
-                let got = old_rows(&*snapshot, at, &from, to.as_deref(), order);
-                assert_eq!(got, expected(model, &from, to.as_deref(), order));
+                let got = snapshot_rows(&*snapshot, at, keys, order);
+                assert_eq!(got, expected(model, keys, order));
             }
             for _ in 0..20 {
                 let key = key(random);
@@ -165,8 +161,8 @@ fn bounds(random: &mut Random) -> (Vec<u8>, Option<Vec<u8>>) {
     (from, to)
 }
 
-fn expected(model: &Rows, from: &[u8], to: Option<&[u8]>, order: Direction) -> Vec<(Vec<u8>, Vec<u8>)> {
-    let inside = |key: &[u8]| key >= from && to.is_none_or(|to| key < to);
+fn expected(model: &Rows, keys: KeyRange<'_>, order: Direction) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let inside = |key: &[u8]| key >= keys.from && keys.to.is_none_or(|to| key < to);
     let mut out: Vec<_> = model
         .iter()
         .filter(|(key, _)| inside(key))
@@ -179,35 +175,35 @@ fn expected(model: &Rows, from: &[u8], to: Option<&[u8]>, order: Direction) -> V
 }
 
 #[test]
-fn a_key_that_one_engine_cannot_hold_is_refused_by_all_and_nothing_of_its_batch_is_written() {
-    on_each(&[Engine::Fjall, Engine::Sled, Engine::Memory], |engine| {
+fn batch_with_an_invalid_key_is_rejected_whole() {
+    for engine in ENGINES {
         let dir = tempfile::tempdir().unwrap();
         let store = state_store::open(&options(engine, dir.path())).unwrap();
         for bad in [Vec::new(), vec![b'k'; state_store::KEY_BYTES_MAX + 1]] {
             let mut batch = Batch::default();
             batch.put(Space(0), b"good", b"1");
             batch.put(Space(1), bad.clone(), b"2");
-            let refused = store.commit(batch);
+            let rejected = store.commit(batch);
             assert!(
-                matches!(refused, Err(Error::Key { bytes }) if bytes == bad.len()),
-                "{engine:?}: {refused:?}"
+                matches!(rejected, Err(Error::KeyLength { bytes }) if bytes == bad.len()),
+                "{engine:?}: {rejected:?}"
             );
             assert_eq!(store.get(Space(0), b"good").unwrap(), None);
         }
-    });
+    }
 }
 
-/// A writer moves one token through the keys of two spaces, a batch a move. Whoever scans, live or in a snapshot, sees
-/// it exactly once in each.
+/// Each batch moves one token to another key in two spaces. Every scan of the store and of a snapshot finds it exactly
+/// once in each.
 #[test]
-fn a_scan_beside_a_writer_sees_whole_batches_only() {
+fn concurrent_scan_sees_whole_batches() {
     const KEYS: u64 = 1_000;
-    on_each(&[Engine::Fjall, Engine::Sled, Engine::Memory], |engine| {
+    for engine in ENGINES {
         let dir = tempfile::tempdir().unwrap();
         let store = state_store::open(&options(engine, dir.path())).unwrap();
         let mut first = Batch::default();
         for key in 0..KEYS {
-            // Fillers, so that a scan takes long enough to be overtaken.
+            // More rows, so that batches are committed during a scan.
             first.put(Space(1), [&key.to_be_bytes()[..], b"filler"].concat(), b"-");
             first.put(Space(2), [&key.to_be_bytes()[..], b"filler"].concat(), b"-");
         }
@@ -226,9 +222,9 @@ fn a_scan_beside_a_writer_sees_whole_batches_only() {
                     store.commit(batch).unwrap();
                 }
             });
-            let mut looks = 0;
-            while !writer.is_finished() || looks < 3 {
-                looks += 1;
+            let mut rounds = 0;
+            while !writer.is_finished() || rounds < 3 {
+                rounds += 1;
                 let tokens = |rows: Vec<(Vec<u8>, Vec<u8>)>| {
                     rows.into_iter()
                         .filter(|(_, value)| value == b"token")
@@ -236,22 +232,22 @@ fn a_scan_beside_a_writer_sees_whole_batches_only() {
                         .collect::<Vec<_>>()
                 };
                 for order in ORDERS {
-                    let seen = tokens(rows(&*store, Space(1), b"", None, order));
-                    assert_eq!(seen.len(), 1, "{engine:?} {order:?}");
+                    let found = tokens(rows(&*store, Space(1), KeyRange::ALL, order));
+                    assert_eq!(found.len(), 1, "{engine:?} {order:?}");
                 }
                 let snapshot = store.snapshot().unwrap();
-                let one = tokens(old_rows(&*snapshot, Space(1), b"", None, Direction::Forward));
-                let other = tokens(old_rows(&*snapshot, Space(2), b"", None, Direction::Backward));
+                let one = tokens(snapshot_rows(&*snapshot, Space(1), KeyRange::ALL, Direction::Forward));
+                let other = tokens(snapshot_rows(&*snapshot, Space(2), KeyRange::ALL, Direction::Backward));
                 assert_eq!((one.len(), &one), (1, &other), "{engine:?}");
             }
             writer.join().unwrap();
         });
-    });
+    }
 }
 
 #[test]
-fn spaces_are_found_by_name_whatever_their_order() {
-    on_each(&ON_DISK, |engine| {
+fn spaces_are_matched_by_name() {
+    for engine in ON_DISK {
         let dir = tempfile::tempdir().unwrap();
         let mut declared = options(engine, dir.path());
         let store = state_store::open(&declared).unwrap();
@@ -266,6 +262,6 @@ fn spaces_are_found_by_name_whatever_their_order() {
             Some(&b"of rows"[..]),
             "{engine:?}"
         );
-        assert_eq!(rows(&*store, Space(1), b"", None, Direction::Forward), []);
-    });
+        assert_eq!(rows(&*store, Space(1), KeyRange::ALL, Direction::Forward), []);
+    }
 }

@@ -201,7 +201,7 @@ impl Compose {
 fn the_compose_file_brings_the_bank_to_a_device() {
     let mut compose = Compose::read();
     let _kafka = compose.kafka();
-    compose.places.push(("http://registry:8081", support::registry()));
+    compose.places.push(("http://registry:8081", support::registry_url()));
     let _postgres = compose.postgres();
     let made = compose.bank("bank").status().expect("the script runs");
     assert!(made.success(), "the bank is not made");

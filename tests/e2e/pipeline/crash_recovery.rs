@@ -4,7 +4,7 @@
 //! Never: a death that nobody waits for.
 
 use super::harness::Harness;
-use crate::postgres::mishaps::SNAPSHOT_DEATHS;
+use crate::postgres::fault_injection::SNAPSHOT_DEATHS;
 use crate::support::sql;
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;

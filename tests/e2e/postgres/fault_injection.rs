@@ -68,7 +68,7 @@ fn child_runs_a_connector_until_it_dies() {
     let Some(child) = service::config::env(CHILD) else {
         return;
     };
-    event_log::probe::install(service::failpoint::hit);
+    service::service::arm_failpoints().unwrap();
     let [place, url, name]: [String; 3] = serde_json::from_str(&child).unwrap();
     let (log, registry) = open(&place);
     let setting = Setting::named(name, url, &TABLES, log, registry);
@@ -94,7 +94,7 @@ impl Killed {
                 "--nocapture",
             ])
             .env(CHILD, child)
-            .env(service::failpoint::VARIABLE, failpoints)
+            .env(service::config::FAILPOINTS, failpoints)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()

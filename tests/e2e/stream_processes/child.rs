@@ -133,7 +133,7 @@ impl Part {
                 "--test-threads=1",
             ])
             .env(CHILD, serde_json::to_string(self).expect("plain values"))
-            .env(service::failpoint::VARIABLE, failpoints)
+            .env(service::config::FAILPOINTS, failpoints)
             .stdout(Stdio::null())
             .stderr(words.expect("open a log file"))
             .spawn()
@@ -150,7 +150,6 @@ fn child_runs_the_application() {
     };
     let part: Part = serde_json::from_str(&part).expect("a part");
     telemetry::logs(&telemetry::Config::default()).expect("log");
-    event_log::probe::install(service::failpoint::hit);
     let ended = Service::new().worker_threads(1).run(move |tasks| async move {
         part.run(part.log(), &tasks, &Readiness::new(), |_| {});
         tasks.drain().started().await;

@@ -19,29 +19,40 @@ const fn package(dir: &'static str, name: &'static str, may_import: &'static [&'
 }
 
 const L0: &[&str] = &[];
+/// Packages of the lowest layer whose code passes failpoints.
+const L0_TESTED: &[&str] = &["failpoint"];
 
 /// The layers, lowest first.
 pub const PACKAGES: &[Package] = &[
     package("schemas", "schemas", L0),
-    package("platform/event-log", "event-log", L0),
-    package("platform/state-store", "state-store", L0),
-    package("platform/service", "service", L0),
-    package("schemas/registry", "registry", &["schemas", "event-log"]),
+    package("platform/failpoint", "failpoint", L0),
+    package("platform/event-log", "event-log", L0_TESTED),
+    package("platform/state-store", "state-store", L0_TESTED),
+    package("platform/service", "service", L0_TESTED),
+    package("schemas/registry", "registry", &["failpoint", "schemas", "event-log"]),
     package("topology", "topology", &["schemas"]),
     package(
         "views",
         "views",
-        &["schemas", "event-log", "state-store", "service", "topology"],
+        &[
+            "failpoint",
+            "schemas",
+            "event-log",
+            "state-store",
+            "service",
+            "topology",
+        ],
     ),
     package(
         "processors/streams",
         "streams",
-        &["schemas", "event-log", "state-store", "service"],
+        &["failpoint", "schemas", "event-log", "state-store", "service"],
     ),
     package(
         "processors",
         "processors",
         &[
+            "failpoint",
             "schemas",
             "event-log",
             "service",
@@ -54,12 +65,13 @@ pub const PACKAGES: &[Package] = &[
     package(
         "connectors",
         "connectors",
-        &["schemas", "event-log", "service", "registry", "topology"],
+        &["failpoint", "schemas", "event-log", "service", "registry", "topology"],
     ),
     package(
         "edge",
         "edge",
         &[
+            "failpoint",
             "schemas",
             "event-log",
             "state-store",
@@ -72,12 +84,21 @@ pub const PACKAGES: &[Package] = &[
     package(
         "topology/operations",
         "operations",
-        &["schemas", "event-log", "service", "registry", "topology", "views"],
+        &[
+            "failpoint",
+            "schemas",
+            "event-log",
+            "service",
+            "registry",
+            "topology",
+            "views",
+        ],
     ),
     package(
         "cli",
         "trunkline",
         &[
+            "failpoint",
             "schemas",
             "event-log",
             "state-store",

@@ -15,8 +15,7 @@ use crate::bucket::row_hash;
 use crate::cursor::hash_of;
 use crate::record::{self, RecordError, ViewRecord};
 use event_log::{Millis, Offset, RecordRef};
-use service::failpoint;
-use state_store::{Batch, Direction, Store};
+use state_store::{Batch, Direction, KeyRange, Store};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::RwLock;
@@ -54,8 +53,7 @@ pub fn load(store: &dyn Store, partition: i32, options: &Options) -> Result<(App
     let mut damaged = false;
     store.scan(
         space::BUCKETS,
-        &from,
-        Some(&to),
+        KeyRange::new(&from, Some(&to)),
         Direction::Forward,
         &mut |key, value| {
             match (bytes::bucket_of(key), decode_bucket(value)) {
@@ -442,8 +440,7 @@ pub fn prune(
     let mut old = Vec::new();
     store.scan(
         space::TOMBSTONES,
-        &from,
-        Some(&to),
+        KeyRange::new(&from, Some(&to)),
         Direction::Forward,
         &mut |key, _| {
             old.push(key.to_vec());

@@ -7,7 +7,7 @@ use super::bytes::{self, RowValue, space};
 use super::{Error, Result};
 use crate::record::ViewRecord;
 use event_log::{Millis, Offset};
-use state_store::{Batch, Direction, Store};
+use state_store::{Batch, Direction, KeyRange, Store};
 use std::collections::HashMap;
 use std::ops::{ControlFlow, Range};
 
@@ -51,7 +51,8 @@ impl PendingRows {
     pub fn load(store: &dyn Store, partition: i32, bytes_max: usize) -> Result<Self> {
         let mut held = PendingRows::default();
         let (from, to) = bytes::part_range(partition);
-        store.scan(space::HELD, &from, Some(&to), Direction::Forward, &mut |key, value| {
+        let keys = KeyRange::new(&from, Some(&to));
+        store.scan(space::HELD, keys, Direction::Forward, &mut |key, value| {
             if let Some((writer, offset)) = bytes::held_place(key) {
                 held.add(writer, offset, value.to_vec(), true);
                 held.spill(bytes_max);
@@ -169,9 +170,10 @@ fn read_spilled(
     bytes_max: usize,
 ) -> Result<Vec<PendingRow>> {
     let (from, to) = bytes::held_range(partition, writer, range.start);
+    let keys = KeyRange::new(&from, Some(&to));
     let mut piece = Vec::new();
     let mut piece_bytes = 0;
-    store.scan(space::HELD, &from, Some(&to), Direction::Forward, &mut |key, value| {
+    store.scan(space::HELD, keys, Direction::Forward, &mut |key, value| {
         let Some((_, offset)) = bytes::held_place(key) else {
             return ControlFlow::Continue(());
         };

@@ -7,7 +7,7 @@ use crate::record::{SchemaIds, VERSION, WRITER, Writer};
 use crate::{BucketId, row_hash};
 use event_log::{Header, Millis, Offset, RecordBatch, TimestampType, TopicPartition};
 use schemas::version::Version;
-use state_store::{Batch, Direction, MemoryStore, SharedStore, Snapshot, Space, Stats, Store, Visit};
+use state_store::{Batch, Direction, KeyRange, MemoryStore, SharedStore, Snapshot, Space, Stats, Store, Visit};
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -140,7 +140,12 @@ fn held_rows(store: &SharedStore) -> usize {
         count += 1;
         ControlFlow::Continue(())
     };
-    let scanned = store.scan(space::HELD, &from, Some(&to), Direction::Forward, &mut visit);
+    let scanned = store.scan(
+        space::HELD,
+        KeyRange::new(&from, Some(&to)),
+        Direction::Forward,
+        &mut visit,
+    );
     scanned.unwrap();
     count
 }
@@ -164,7 +169,7 @@ fn memory() -> SharedStore {
 fn killed_after(hits: usize, work: impl FnOnce()) -> Option<&'static str> {
     let (left, point) = (Cell::new(hits), Rc::new(Cell::new(None)));
     let own = point.clone();
-    service::failpoint::watch(move |name| match left.get().checked_sub(1) {
+    failpoint::watch(move |name| match left.get().checked_sub(1) {
         Some(less) => left.set(less),
         None => {
             own.set(Some(name));
@@ -172,7 +177,7 @@ fn killed_after(hits: usize, work: impl FnOnce()) -> Option<&'static str> {
         }
     });
     let done = catch_unwind(AssertUnwindSafe(work));
-    service::failpoint::watch(|_| {});
+    failpoint::watch(|_| {});
     if let (Err(cause), None) = (done, point.get()) {
         std::panic::resume_unwind(cause);
     }
@@ -241,12 +246,11 @@ impl Store for FullDisk {
     fn scan(
         &self,
         space: Space,
-        from: &[u8],
-        to: Option<&[u8]>,
+        keys: KeyRange<'_>,
         direction: Direction,
         visit: Visit<'_>,
     ) -> state_store::Result<()> {
-        self.store.scan(space, from, to, direction, visit)
+        self.store.scan(space, keys, direction, visit)
     }
 
     fn commit(&self, batch: Batch) -> state_store::Result<()> {

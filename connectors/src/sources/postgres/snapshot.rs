@@ -128,7 +128,7 @@ impl Snapshot {
                 Some(line) => self.row(table, &line, &mut batch.records)?,
                 None => {
                     self.end_chunk(table, &mut batch.records)?;
-                    event_log::probe::hit("connector.postgres.chunk_end");
+                    failpoint::hit("connector.postgres.chunk_end");
                     self.current += 1;
                     return Ok(if self.current < tables.len() {
                         Boundary::Full
@@ -139,13 +139,13 @@ impl Snapshot {
             }
         }
         self.copy = Some(copy);
-        event_log::probe::hit("connector.postgres.mid_chunk");
+        failpoint::hit("connector.postgres.mid_chunk");
         Ok(Boundary::Full)
     }
 
     fn end(&mut self) -> Boundary {
         self.ended = true;
-        event_log::probe::hit("connector.postgres.snapshot_end");
+        failpoint::hit("connector.postgres.snapshot_end");
         Boundary::Drained
     }
 

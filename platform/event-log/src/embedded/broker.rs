@@ -9,7 +9,7 @@ use super::format::{Head, PartId};
 use super::signal::until;
 use super::state::State;
 use super::{Clock, Config};
-use crate::{Committed, Error, GroupInfo, MemberInfo, Millis, Offset, OffsetSpec, Result, TopicPartition, probe};
+use crate::{Committed, Error, GroupInfo, MemberInfo, Millis, Offset, OffsetSpec, Result, TopicPartition};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -190,7 +190,7 @@ impl Broker {
                     reason: "a transaction with offsets of these partitions was not decided in time".to_owned(),
                 });
             }
-            probe::hit("log.committed.waits");
+            failpoint::hit("log.committed.waits");
             (state, _) = self
                 .decided
                 .wait_timeout(state, left)

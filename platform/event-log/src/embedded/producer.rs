@@ -4,7 +4,7 @@
 
 use super::broker::Broker;
 use super::encode::encode;
-use crate::{OutBatch, Produced, Producer, Result, TopicPartition, probe};
+use crate::{OutBatch, Produced, Producer, Result, TopicPartition};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
@@ -25,10 +25,10 @@ impl EmbeddedProducer {
 
 impl Producer for EmbeddedProducer {
     fn send(&mut self, records: &OutBatch) -> Result<()> {
-        probe::hit("log.append.before");
+        failpoint::hit("log.append.before");
         let encoded = encode(&self.broker, records)?;
         let produced = self.broker.append(encoded.drafts, None)?;
-        probe::hit("log.append.after");
+        failpoint::hit("log.append.after");
         for here in produced {
             match self.produced.entry(here.at.clone()) {
                 Entry::Vacant(vacant) => drop(vacant.insert(here)),

@@ -5,7 +5,7 @@
 
 use super::backing::{Faulty, Space, Visit, Writes};
 use super::*;
-use crate::{Cleanup, Event, GroupMetadata, OutRecord, Outcome, RecordBatch, StartFrom, TopicConfig, probe};
+use crate::{Cleanup, Event, GroupMetadata, OutRecord, Outcome, RecordBatch, StartFrom, TopicConfig};
 use bytes::Bytes;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -467,26 +467,8 @@ fn older_records_come_from_the_store_and_newer_ones_from_the_cache() {
     }
 }
 
-/// Who is held at which point, and how it is let go.
-static HELD: OnceLock<Mutex<Option<Held>>> = OnceLock::new();
-type Held = (&'static str, Sender<()>, Receiver<()>);
-
-fn hold(name: &'static str) {
-    if std::thread::current().name() != Some("held") {
-        return;
-    }
-    let mut held = HELD.get_or_init(Mutex::default).lock().expect("hold");
-    if held.as_ref().is_some_and(|(point, _, _)| *point == name)
-        && let Some((_, arrived, go)) = held.take()
-    {
-        arrived.send(()).expect("the test listens");
-        go.recv().expect("the test lets go");
-    }
-}
-
 #[test]
 fn committed_offsets_wait_for_a_commit_under_way() {
-    assert!(probe::install(hold), "no other test of this binary installs a hook");
     let hand = Hand::new();
     let at = hand.topic(&[]);
     let (_consumer, member) = hand.group_metadata("g");
@@ -494,13 +476,21 @@ fn committed_offsets_wait_for_a_commit_under_way() {
     session.begin().expect("begin");
     let (arrived, arrives) = channel();
     let (let_go, go) = channel();
-    *HELD.get_or_init(Mutex::default).lock().expect("set") = Some(("log.commit.before", arrived, go));
+    let hold = move |name: &'static str| {
+        if name == "log.commit.before" {
+            arrived.send(()).expect("the test listens");
+            go.recv().expect("the test lets go");
+        }
+    };
     let log = &hand.log;
     std::thread::scope(|scope| {
         let offsets = [(at.clone(), 7)];
         let commit = std::thread::Builder::new()
             .name("held".to_owned())
-            .spawn_scoped(scope, move || session.commit(Some((&member, &offsets))))
+            .spawn_scoped(scope, move || {
+                failpoint::watch(hold);
+                session.commit(Some((&member, &offsets)))
+            })
             .expect("spawn");
         arrives.recv().expect("the commit is under way");
         let asked = [at.clone()];

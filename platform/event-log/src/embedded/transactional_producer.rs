@@ -8,7 +8,7 @@ use super::encode::encode;
 use super::write::By;
 use crate::{
     Error, GroupMetadata, Millis, Offset, OutBatch, Outcome, Result, TopicPartition, TransactionalProducer,
-    TransactionalProducerConfig, probe,
+    TransactionalProducerConfig,
 };
 use std::sync::Arc;
 
@@ -107,7 +107,7 @@ impl TransactionalProducer for EmbeddedTransactionalProducer {
             }
             Phase::Ready | Phase::Spent => return Err(self.refused("send", "no transaction is open; begin one first")),
         }
-        probe::hit("log.send.before");
+        failpoint::hit("log.send.before");
         // Also what a fence keeps out was meant to be there: no commit may say that it is.
         self.sent = true;
         self.broker.check(self.by(), "send")?;
@@ -118,7 +118,7 @@ impl TransactionalProducer for EmbeddedTransactionalProducer {
         if let Err(error) = &sent {
             self.phase = Phase::Refused(error.to_string());
         }
-        probe::hit("log.send.after");
+        failpoint::hit("log.send.after");
         sent
     }
 

@@ -12,7 +12,7 @@ use super::format::{self, IndexEntry, PartId};
 use super::group::Group;
 use super::state::{OpenTransaction, ProducerState, State, Topic, Touched, unknown};
 use crate::consumer::MemberToken;
-use crate::{Error, GroupMetadata, Millis, Offset, Outcome, Produced, Result, TopicPartition, probe};
+use crate::{Error, GroupMetadata, Millis, Offset, Outcome, Produced, Result, TopicPartition};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
@@ -217,7 +217,7 @@ impl Broker {
         consumed: Option<(&GroupMetadata, &[(TopicPartition, Offset)])>,
     ) -> Result<Outcome> {
         if consumed.is_some() {
-            probe::hit("log.offsets.before");
+            failpoint::hit("log.offsets.before");
         }
         let mut writer = self.writer();
         let mut writes = Writes::default();
@@ -243,7 +243,7 @@ impl Broker {
             produced_here = open.parts.iter().filter_map(of).collect();
         }
         drop(state);
-        probe::hit("log.commit.before");
+        failpoint::hit("log.commit.before");
         let ended = self.end(&mut writer, transaction, Marker::Commit, writes, |state| {
             if let Some((member, offsets)) = consumed
                 && let Some(group) = state.groups.get_mut(&member.group)
@@ -258,7 +258,7 @@ impl Broker {
             self.decided.notify_all();
         }
         ended?;
-        probe::hit("log.commit.after");
+        failpoint::hit("log.commit.after");
         Ok(Outcome::Committed(produced_here))
     }
 
@@ -412,7 +412,7 @@ impl Broker {
         who: &str,
         offsets: &[(TopicPartition, Offset)],
     ) -> Result<()> {
-        probe::hit("log.offsets.before");
+        failpoint::hit("log.offsets.before");
         let _writer = self.writer();
         let mut writes = Writes::default();
         match self.state().refuses(member, offsets, &mut writes, self.now()) {
@@ -439,7 +439,7 @@ impl Broker {
         if let Some(group) = state.groups.get_mut(&member.group) {
             group.offsets.extend(offsets.iter().cloned());
         }
-        probe::hit("log.offsets.after");
+        failpoint::hit("log.offsets.after");
         Ok(())
     }
 

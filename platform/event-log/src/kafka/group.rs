@@ -13,8 +13,7 @@ use super::members::{Members, Seat};
 use super::{Config, KafkaGroupMetadata, fault, protocol, settings};
 use crate::consumer::MemberToken;
 use crate::{
-    Error, Event, GroupConfig, GroupConsumer, GroupMetadata, GroupProtocol, Offset, RecordBatch, Result,
-    TopicPartition, probe,
+    Error, Event, GroupConfig, GroupConsumer, GroupMetadata, GroupProtocol, Offset, RecordBatch, Result, TopicPartition,
 };
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -525,13 +524,13 @@ impl GroupConsumer for KafkaGroup {
     }
 
     fn commit(&mut self, offsets: &[(TopicPartition, Offset)]) -> Result<()> {
-        probe::hit("log.offsets.before");
+        failpoint::hit("log.offsets.before");
         let end = Instant::now() + PATIENCE;
         loop {
             let list = List::of(offsets.iter().map(|(at, offset)| (at, *offset)));
             let done = self.handle().commit(&list);
             let Err(found) = done.and_then(|()| list.check().map_err(|(_, found)| found)) else {
-                probe::hit("log.offsets.after");
+                failpoint::hit("log.offsets.after");
                 return Ok(());
             };
             // The member has only not heard yet that its generation has risen; the library asks at once.

@@ -6,7 +6,7 @@
 use super::client::{Code, Fault};
 use super::producer_client::ProducerClient;
 use super::{Config, fault, settings};
-use crate::{Error, OutBatch, Produced, Producer, Result, probe};
+use crate::{Error, OutBatch, Produced, Producer, Result};
 use std::time::Duration;
 
 /// An producer.
@@ -39,7 +39,7 @@ impl KafkaProducer {
 
 impl Producer for KafkaProducer {
     fn send(&mut self, records: &OutBatch) -> Result<()> {
-        probe::hit("log.append.before");
+        failpoint::hit("log.append.before");
         let sent = self.producer.send(records, self.round, self.limit);
         if sent.is_err()
             && let Some(fatal) = self.producer.handle().fatal()
@@ -47,7 +47,7 @@ impl Producer for KafkaProducer {
             return Err(self.error("append", &fatal));
         }
         sent?;
-        probe::hit("log.append.after");
+        failpoint::hit("log.append.after");
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use super::{Config, fault, settings};
 use crate::consumer::MemberToken;
 use crate::{
     Error, GroupMetadata, Offset, OutBatch, Outcome, Result, TopicPartition, TransactionalProducer,
-    TransactionalProducerConfig, probe,
+    TransactionalProducerConfig,
 };
 use std::time::{Duration, Instant};
 
@@ -164,10 +164,10 @@ impl KafkaTransactionalProducer {
         if let Err(found) = self.written(producer, until) {
             return self.failed(&found);
         }
-        probe::hit("log.commit.before");
+        failpoint::hit("log.commit.before");
         let troubles = producer.troubles();
         let ended = Self::insist(producer, until, Handle::commit_transaction);
-        probe::hit("log.commit.after");
+        failpoint::hit("log.commit.after");
         let Err(found) = ended else {
             self.state = State::Ready;
             return match producer.collect(self.transaction) {
@@ -250,7 +250,7 @@ impl TransactionalProducer for KafkaTransactionalProducer {
         if self.state != State::Open {
             return Err(self.refuse("send", "no transaction is open"));
         }
-        probe::hit("log.send.before");
+        failpoint::hit("log.send.before");
         let producer = self.producer("send")?;
         let sent = producer.send(records, self.transaction, self.session.transaction_timeout);
         if sent.is_err()
@@ -262,7 +262,7 @@ impl TransactionalProducer for KafkaTransactionalProducer {
             self.refused.get_or_insert(error.to_string());
         }
         sent?;
-        probe::hit("log.send.after");
+        failpoint::hit("log.send.after");
         Ok(())
     }
 
@@ -294,7 +294,7 @@ impl TransactionalProducer for KafkaTransactionalProducer {
         // What waits in the queue goes out now, beside the offsets; a limit of nothing starts that and does not wait.
         drop(producer.handle().flush(Duration::ZERO));
         if let Some((member, offsets)) = consumed {
-            probe::hit("log.offsets.before");
+            failpoint::hit("log.offsets.before");
             let MemberToken::Kafka(metadata) = &member.token else {
                 let mut found = Fault::of(Code::RD_KAFKA_RESP_ERR__INVALID_ARG);
                 found.text = "the membership is of another log".to_owned();

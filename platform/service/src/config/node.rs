@@ -1,25 +1,25 @@
-//! A configuration as a tree whose values know where they were written, and serde's way through it.
+//! A configuration as a tree whose values record their location, and a serde deserializer over it.
 //!
-//! Guarantees: an error is at the innermost key that it is about; a variable's text becomes whatever type its field has.
-//! Never: an interpretation of its own: types, defaults and allowed keys are the structs'.
+//! An error refers to the innermost key that caused it. The text of an environment variable is converted to the type of
+//! the field. Types, defaults and allowed keys are defined by the structs that are deserialized.
 
 use serde::de::value::{MapAccessDeserializer, StringDeserializer};
 use serde::de::{self, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, SeqAccess, Visitor};
 use std::collections::BTreeMap;
 use toml::de::{DeTable, DeValue};
 
-/// Where a value was written.
+/// Location of a value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// Byte in the file.
+    /// Byte offset in the file.
     File(usize),
     /// Environment variable.
     Variable(String),
-    /// Nowhere: a table that its members imply.
+    /// None: a table that exists only because of its members.
     None,
 }
 
-/// A value that does not fit, and its place once known.
+/// An invalid value, and its location once known.
 #[derive(Debug)]
 pub(super) struct Fault {
     pub(super) message: String,
@@ -58,7 +58,7 @@ enum Kind {
     Integer(i64),
     Float(f64),
     Bool(bool),
-    /// Text of a variable: its type is what its field asks for.
+    /// Text of a variable, converted to the type of its field.
     Variable(String),
 }
 
@@ -104,7 +104,7 @@ impl Node {
             DeValue::String(text) => Kind::Text(text.to_string()),
             DeValue::Integer(number) => match i64::from_str_radix(number.as_str(), number.radix()) {
                 Ok(number) => Kind::Integer(number),
-                // Too large for any field: as text it is a clear type error.
+                // Too large for any field. As text it causes a clear type error.
                 Err(_) => Kind::Text(number.to_string()),
             },
             DeValue::Float(number) => Kind::Float(number.as_str().parse().unwrap_or(f64::NAN)),
@@ -114,14 +114,14 @@ impl Node {
         Self { path, origin, kind }
     }
 
-    /// Puts a variable's text at a path; tables on the way are made.
+    /// Sets the text of a variable at a path and creates missing tables.
     pub(super) fn set(&mut self, path: &[&str], variable: &str, text: &str) -> Result<(), Fault> {
         let Some((key, rest)) = path.split_first() else {
             return Ok(());
         };
         let at = joined(&self.path, key);
         let Kind::Table(members) = &mut self.kind else {
-            let message = "is a value, not a table: a variable cannot set a key in it".to_owned();
+            let message = "is a value, not a table, so a variable cannot set a key in it".to_owned();
             return Err(Fault {
                 message,
                 at: Some((self.path.clone(), Origin::Variable(variable.to_owned()))),
@@ -150,7 +150,7 @@ impl Node {
             .set(rest, variable, text)
     }
 
-    /// A variable's text as the TOML value that it looks like, else as text.
+    /// Parses the text of a variable as a TOML value; text that is not one stays text.
     fn guessed(self) -> Self {
         let Kind::Variable(text) = self.kind else { return self };
         match DeValue::parse(&text) {
@@ -175,7 +175,7 @@ impl Node {
         }
     }
 
-    /// A variable's text as a list: TOML, or items between commas.
+    /// Parses the text of a variable as a list: a TOML array, or items separated by commas.
     fn listed(self) -> Self {
         let Kind::Variable(text) = &self.kind else { return self };
         if text.trim_start().starts_with('[') {
@@ -224,7 +224,7 @@ impl Fault {
     }
 }
 
-/// Members of a table on their way into a struct.
+/// Members of a table that are being deserialized.
 struct Members {
     rest: std::collections::btree_map::IntoIter<String, Node>,
     value: Option<Node>,
@@ -237,7 +237,7 @@ impl<'de> MapAccess<'de> for Members {
         let Some((key, value)) = self.rest.next() else {
             return Ok(None);
         };
-        // A key that the struct does not know is its own place, not the table's.
+        // An unknown key is reported at its own location, not at that of the table.
         let place = (value.path.clone(), value.origin.clone());
         self.value = Some(value);
         let key: StringDeserializer<Fault> = key.into_deserializer();

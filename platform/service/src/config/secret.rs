@@ -1,16 +1,15 @@
-//! Secrets: values that are used and never shown.
+//! Secrets: values that are never printed.
 //!
-//! Guarantees: prints as `***` in every form, serialised too; `${env:NAME}` and `${file:PATH}` in its text are replaced
-//! when the configuration is read, and only here.
-//! Never: a secret in an error; errors name the variable or the file.
+//! A secret prints and serializes as `***`. References `${env:NAME}` and `${file:PATH}` in its text are resolved when
+//! the configuration is read. Errors name the variable or the file, never the value.
 
 use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-const NOT_TEXT: &str = "a secret is written as text";
+const NOT_TEXT: &str = "a secret must be a string";
 
-/// A secret. Write it as it is, or as `${env:NAME}`, or as `${file:PATH}` (line ends at the file's end are dropped);
-/// both may stand inside a longer text, such as a URL.
+/// A secret: literal text, `${env:NAME}` or `${file:PATH}` (trailing line ends of the file are removed). References may
+/// be part of a longer text, such as a URL.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
@@ -18,27 +17,27 @@ pub struct Secret(String);
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A variable is not set.
-    #[error("${{env:{name}}}: the environment variable {name} is not set")]
+    /// The variable is not set.
+    #[error("${{env:{name}}}: environment variable {name} is not set")]
     Variable {
         /// Its name.
         name: String,
     },
-    /// A file cannot be read.
-    #[error("${{file:{path}}}: the file cannot be read: {reason}")]
+    /// Reading the file failed.
+    #[error("${{file:{path}}}: cannot read the file: {reason}")]
     File {
         /// Its path.
         path: String,
         /// Why.
         reason: String,
     },
-    /// A reference without its end, or of another kind.
-    #[error("`${{` begins a reference: write ${{env:NAME}} or ${{file:PATH}}")]
+    /// A reference that is not closed or has an unknown kind.
+    #[error("invalid reference after `${{`; use ${{env:NAME}} or ${{file:PATH}}")]
     Reference,
 }
 
 impl Secret {
-    /// A secret that is known already.
+    /// Creates a secret from its value.
     pub fn new(secret: impl Into<String>) -> Self {
         Self(secret.into())
     }
@@ -46,7 +45,7 @@ impl Secret {
     /// Resolves the references in a text.
     ///
     /// # Errors
-    /// Which reference cannot be resolved, and why.
+    /// The reference that cannot be resolved, and the cause.
     pub fn resolve(text: &str) -> Result<Self, Error> {
         let (mut out, mut rest) = (String::new(), text);
         while let Some((before, reference)) = rest.split_once("${") {
@@ -75,7 +74,7 @@ impl Secret {
         Ok(Self(out))
     }
 
-    /// The secret itself, to be handed to whoever needs it and to nobody else.
+    /// The value. Pass it only to the code that authenticates with it.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -106,14 +105,14 @@ impl<'de> Deserialize<'de> for Secret {
             type Value = Secret;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("a secret: text, ${env:NAME} or ${file:PATH}")
+                f.write_str("a secret: a string, ${env:NAME} or ${file:PATH}")
             }
 
             fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Secret, E> {
                 Secret::resolve(text).map_err(E::custom)
             }
 
-            // serde's own answers to a wrong type would print the value.
+            // serde's default errors for a wrong type would print the value.
             fn visit_bool<E: serde::de::Error>(self, _: bool) -> Result<Secret, E> {
                 Err(E::custom(NOT_TEXT))
             }

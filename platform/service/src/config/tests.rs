@@ -1,4 +1,4 @@
-//! What a configuration reads, and what its errors say.
+//! Tests of configuration parsing and of its error messages.
 
 use super::*;
 use expect_test::{Expect, expect};
@@ -62,7 +62,7 @@ fn refused(sources: &Sources, expected: Expect) {
 }
 
 #[test]
-fn the_environment_overrides_the_file_in_whatever_type_the_field_has() {
+fn environment_overrides_the_file() {
     let read: Config = sources()
         .variable("TRUNKLINE_DATA_DIR", "/tmp/data")
         .variable("TRUNKLINE_EDGE__PORT", "9000")
@@ -97,7 +97,7 @@ fn the_environment_overrides_the_file_in_whatever_type_the_field_has() {
 }
 
 #[test]
-fn the_environment_alone_is_enough() {
+fn environment_alone_is_sufficient() {
     let alone = Sources::default()
         .variable("TRUNKLINE_DATA_DIR", "d")
         .variable("TRUNKLINE_KAFKA__BROKERS", r#"["a:1"]"#)
@@ -110,7 +110,7 @@ fn the_environment_alone_is_enough() {
 }
 
 #[test]
-fn an_unknown_key_is_shown_with_those_that_are_allowed() {
+fn unknown_key_is_shown_with_the_allowed_ones() {
     refused(
         &sources().text("data_dir = 'd'\n[edge]\n  prot = 1\n"),
         expect![[r#"
@@ -126,7 +126,7 @@ fn an_unknown_key_is_shown_with_those_that_are_allowed() {
 }
 
 #[test]
-fn a_value_that_does_not_fit_is_shown_in_its_place() {
+fn invalid_value_is_shown_with_its_location() {
     refused(
         &sources().text("data_dir = 'd'\nedge.port = 70000"),
         expect![[r#"
@@ -154,13 +154,13 @@ fn a_value_that_does_not_fit_is_shown_in_its_place() {
     refused(
         &sources().variable("TRUNKLINE_DATA_DIR__X", "1"),
         expect![
-            "configuration, `data_dir` (from TRUNKLINE_DATA_DIR__X): is a value, not a table: a variable cannot set a key in it"
+            "configuration, `data_dir` (from TRUNKLINE_DATA_DIR__X): is a value, not a table, so a variable cannot set a key in it"
         ],
     );
 }
 
 #[test]
-fn what_is_missing_is_named() {
+fn missing_key_is_named() {
     refused(&sources().text(""), expect!["configuration: missing field `data_dir`"]);
     refused(
         &sources().text("data_dir = 'd'\n[kafka]\n"),
@@ -171,11 +171,14 @@ fn what_is_missing_is_named() {
 }
 
 #[test]
-fn a_file_names_itself_in_its_errors() {
+fn errors_name_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("node.toml");
-    let absent = Sources::default().file(&path).err().expect("the file is not there");
-    assert_eq!(absent.to_string(), format!("read the configuration {}", path.display()));
+    let absent = Sources::default().file(&path).err().expect("the file does not exist");
+    assert_eq!(
+        absent.to_string(),
+        format!("cannot read the configuration file {}", path.display())
+    );
     std::fs::write(&path, "a = = 1").unwrap();
     let error = Sources::default()
         .file(&path)
@@ -191,7 +194,7 @@ fn a_file_names_itself_in_its_errors() {
 }
 
 #[test]
-fn a_secret_is_resolved_and_never_shown() {
+fn secret_is_resolved_and_never_printed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("password");
     std::fs::write(&path, "pass word\n").unwrap();
@@ -205,7 +208,7 @@ fn a_secret_is_resolved_and_never_shown() {
 }
 
 #[test]
-fn a_secret_that_cannot_be_resolved_names_its_reference_and_not_its_text() {
+fn unresolved_secret_names_the_reference_not_the_text() {
     let password = |text: &str| {
         let text = format!("data_dir = 'd'\n[kafka]\nbrokers = []\n# the next line\npassword = {text}");
         Sources::default().text(text).read::<Config>().unwrap_err()
@@ -214,13 +217,13 @@ fn a_secret_that_cannot_be_resolved_names_its_reference_and_not_its_text() {
         Error::Key { key, message, .. } => format!("{key}: {message}"),
         other => panic!("{other}"),
     };
-    expect!["`kafka.password`: ${env:TRUNKLINE_NOT_SET}: the environment variable TRUNKLINE_NOT_SET is not set"]
+    expect!["`kafka.password`: ${env:TRUNKLINE_NOT_SET}: environment variable TRUNKLINE_NOT_SET is not set"]
         .assert_eq(&message(password("'${env:TRUNKLINE_NOT_SET}'")));
-    expect!["`kafka.password`: ${file:/no/such}: the file cannot be read: No such file or directory (os error 2)"]
+    expect!["`kafka.password`: ${file:/no/such}: cannot read the file: No such file or directory (os error 2)"]
         .assert_eq(&message(password("'${file:/no/such}'")));
-    expect!["`kafka.password`: `${` begins a reference: write ${env:NAME} or ${file:PATH}"]
+    expect!["`kafka.password`: invalid reference after `${`; use ${env:NAME} or ${file:PATH}"]
         .assert_eq(&message(password("'${secret}'")));
-    expect!["`kafka.password`: a secret is written as text"].assert_eq(&message(password("1234567")));
+    expect!["`kafka.password`: a secret must be a string"].assert_eq(&message(password("1234567")));
     for text in ["1234567", "'1234567${'", "[1234567]"] {
         let error = password(text);
         assert!(!format!("{error} {error:?}").contains("1234567"), "{error:?}");

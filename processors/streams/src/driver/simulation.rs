@@ -217,7 +217,7 @@ pub fn mortal<T>(dies_after: Option<u32>, work: impl FnOnce() -> T) -> Result<T,
     let Some(after) = dies_after else { return Ok(work()) };
     let (left, died) = (Cell::new(after), Rc::new(Cell::new(None)));
     let point = died.clone();
-    service::failpoint::watch(move |name| match left.get().checked_sub(1) {
+    failpoint::watch(move |name| match left.get().checked_sub(1) {
         Some(less) => left.set(less),
         None if point.get().is_none() => {
             point.set(Some(name));
@@ -226,7 +226,7 @@ pub fn mortal<T>(dies_after: Option<u32>, work: impl FnOnce() -> T) -> Result<T,
         None => {}
     });
     let done = catch_unwind(AssertUnwindSafe(work));
-    service::failpoint::watch(|_| {});
+    failpoint::watch(|_| {});
     match (done, died.get()) {
         (Ok(done), _) => Ok(done),
         (Err(_), Some(point)) => Err(point),

@@ -13,8 +13,8 @@ mod seen;
 pub use seen::OutputRecord;
 
 use super::ThreadDriver;
-use crate::commit_record::{CHANGELOG_VERSION, COMMIT_RECORD_KEY};
-use crate::state::RESERVED;
+use crate::api::state::keys::RESERVED;
+use crate::task::commit_record::{CHANGELOG_VERSION, COMMIT_RECORD_KEY};
 use crate::{Application, Clock, Config, changelog_topic};
 use disk::Disk;
 use event_log::embedded::{self, EmbeddedLog};

@@ -1,11 +1,10 @@
-//! Where a task starts, from what the group has committed and what its state says that it contains.
+//! Decides where a task starts, from the committed offsets of its group and the commit record of its state (C9).
 //!
-//! Guarantees: pure. Offsets and commit_record are committed together, so where both exist they must agree; offsets that
-//! are absent have expired or belong to an input that is new. Without transactions the commit_record is written first, so that
-//! the greater place counts.
-//! Never: a guess. What differs is for people to decide.
+//! Both are written in one transaction, so where both exist for an input they must be equal. An absent offset expired or
+//! belongs to a new input. Without transactions the commit record is written first, so the greater position is used. The
+//! function is pure and never guesses: an operator resolves a difference.
 
-use crate::commit_record::CommitRecord;
+use crate::task::commit_record::CommitRecord;
 use event_log::{Offset, TopicPartition};
 
 /// Where one input starts.
@@ -13,88 +12,89 @@ use event_log::{Offset, TopicPartition};
 pub(crate) enum Start {
     /// At this offset.
     At(Offset),
-    /// Where the sub-topology declares for a partition that was never read.
-    First,
+    /// Where the sub-topology declares, because the partition was never read.
+    Declared,
 }
 
-/// What was decided.
+/// Result of [`decide`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// The task can start here, each input at its place.
+    /// The task starts, each input at its position.
     Start {
-        places: Vec<Start>,
+        starts: Vec<Start>,
         warning: Option<String>,
     },
-    /// The two differ.
+    /// Commit record and offsets differ.
     Differ { text: String },
-    /// The state was made from other inputs.
-    Exchanged { text: String },
+    /// The state was built from other inputs.
+    InputsReplaced { text: String },
 }
 
-/// Decides; `offsets` are in the order of `inputs`. `alone` says that commit_record and offsets need not have been committed
-/// together.
+/// Decides where a task starts. `offsets` are in the order of `inputs`. `transactional` is false if commit record and offsets
+/// may not have been written in one transaction.
 pub(crate) fn decide(
     inputs: &[TopicPartition],
     offsets: &[Option<Offset>],
     commit_record: Option<&CommitRecord>,
-    alone: bool,
+    transactional: bool,
 ) -> Verdict {
-    if let Some(exchanged) = commit_record.and_then(|commit_record| exchanged(inputs, commit_record)) {
-        return exchanged;
+    if let Some(replaced) = commit_record.and_then(|commit_record| inputs_replaced(inputs, commit_record)) {
+        return replaced;
     }
-    let mut places = Vec::with_capacity(inputs.len());
+    let mut starts = Vec::with_capacity(inputs.len());
     let mut expired = Vec::new();
     for (input, offset) in inputs.iter().zip(offsets) {
         let contained = commit_record.and_then(|commit_record| commit_record.next_offset(input));
-        places.push(match (offset, contained, commit_record) {
+        starts.push(match (offset, contained, commit_record) {
             (Some(offset), Some(contained), _) if *offset == contained => Start::At(contained),
-            // The state contains nothing of an input that the commit_record does not name, so any place is as good as another
-            // and an operator's explicit one counts.
+            // The state contains nothing of an input that the commit record does not name, so any position is consistent; an
+            // operator may have set this one.
             (Some(offset), None, Some(_)) => Start::At(*offset),
             (None, Some(contained), _) => {
                 expired.push(format!("{input}: {contained}"));
                 Start::At(contained)
             }
-            (None, None, _) => Start::First,
-            (Some(offset), Some(contained), _) if alone => Start::At(contained.max(*offset)),
+            (None, None, _) => Start::Declared,
+            (Some(offset), Some(contained), _) if !transactional => Start::At(contained.max(*offset)),
             (Some(offset), Some(contained), _) => {
                 return Verdict::Differ {
-                    text: format!("state contains {input} up to {contained}, and the committed offset is {offset}"),
+                    text: format!("state contains {input} up to {contained}, but the committed offset is {offset}"),
                 };
             }
             (Some(offset), None, None) => {
                 return Verdict::Differ {
-                    text: format!("committed offset of {input} is {offset}, and the changelog holds no state at all"),
+                    text: format!("committed offset of {input} is {offset}, but the changelog contains no state"),
                 };
             }
         });
     }
     let warning = (!expired.is_empty()).then(|| {
         format!(
-            "no committed offset, so the state's own place is taken as the truth for {}",
+            "no committed offset, using the position of the commit record for {}",
             expired.join(", ")
         )
     });
-    Verdict::Start { places, warning }
+    Verdict::Start { starts, warning }
 }
 
-/// An input that comes or one that goes is an edit like others; one in another's place makes the state another's too.
-fn exchanged(inputs: &[TopicPartition], commit_record: &CommitRecord) -> Option<Verdict> {
+/// An input that was only added, or only removed, is an ordinary change. If inputs were added and removed, the state was
+/// built from other inputs.
+fn inputs_replaced(inputs: &[TopicPartition], commit_record: &CommitRecord) -> Option<Verdict> {
     let known = commit_record.inputs();
     let without = |these: &[TopicPartition], those: &[TopicPartition]| -> Vec<String> {
         let left = these.iter().filter(|this| !those.contains(this));
         left.map(ToString::to_string).collect()
     };
-    let (new, gone) = (without(inputs, &known), without(&known, inputs));
-    if new.is_empty() || gone.is_empty() {
+    let (added, removed) = (without(inputs, &known), without(&known, inputs));
+    if added.is_empty() || removed.is_empty() {
         return None;
     }
     let text = format!(
-        "its state was made from {}, and it reads {} now",
-        gone.join(", "),
-        new.join(", ")
+        "its state was built from {}, but it now reads {}",
+        removed.join(", "),
+        added.join(", ")
     );
-    Some(Verdict::Exchanged { text })
+    Some(Verdict::InputsReplaced { text })
 }
 
 #[cfg(test)]
@@ -102,10 +102,10 @@ mod tests {
     use super::*;
 
     fn verdict(offsets: &[Option<Offset>], commit_record: Option<&[(&str, Offset)]>) -> String {
-        judged(offsets, commit_record, false)
+        judged(offsets, commit_record, true)
     }
 
-    fn judged(offsets: &[Option<Offset>], commit_record: Option<&[(&str, Offset)]>, alone: bool) -> String {
+    fn judged(offsets: &[Option<Offset>], commit_record: Option<&[(&str, Offset)]>, transactional: bool) -> String {
         let inputs: Vec<_> = ["a", "b"]
             .into_iter()
             .take(offsets.len())
@@ -120,36 +120,36 @@ mod tests {
             stream_time: 0,
             alone: false,
         });
-        match decide(&inputs, offsets, commit_record.as_ref(), alone) {
-            Verdict::Start { places, warning } => {
-                let places: Vec<_> = places.iter().map(|p| format!("{p:?}")).collect();
-                format!("{}{}", places.join(" "), if warning.is_some() { " warned" } else { "" })
+        match decide(&inputs, offsets, commit_record.as_ref(), transactional) {
+            Verdict::Start { starts, warning } => {
+                let starts: Vec<_> = starts.iter().map(|p| format!("{p:?}")).collect();
+                format!("{}{}", starts.join(" "), if warning.is_some() { " warned" } else { "" })
             }
-            Verdict::Differ { text } | Verdict::Exchanged { text } => text,
+            Verdict::Differ { text } | Verdict::InputsReplaced { text } => text,
         }
     }
 
     #[test]
-    fn an_input_in_the_place_of_another_is_for_people_and_one_that_only_goes_is_not() {
+    fn replaced_input_needs_an_operator_removed_one_does_not() {
         let text = verdict(&[Some(3)], Some(&[("x", 3)]));
-        assert_eq!(text, "its state was made from x/0, and it reads a/0 now");
-        assert!(verdict(&[Some(3), None], Some(&[("a", 3), ("x", 1)])).contains("it reads b/0 now"));
+        assert_eq!(text, "its state was built from x/0, but it now reads a/0");
+        assert!(verdict(&[Some(3), None], Some(&[("a", 3), ("x", 1)])).contains("it now reads b/0"));
         assert_eq!(verdict(&[Some(3)], Some(&[("a", 3), ("x", 1)])), "At(3)");
-        assert_eq!(verdict(&[None], Some(&[])), "First");
+        assert_eq!(verdict(&[None], Some(&[])), "Declared");
     }
 
     #[test]
-    fn what_was_never_read_starts_where_it_is_declared() {
-        assert_eq!(verdict(&[None, None], None), "First First");
+    fn unread_input_starts_where_declared() {
+        assert_eq!(verdict(&[None, None], None), "Declared Declared");
     }
 
     #[test]
-    fn offsets_and_marker_that_agree_are_the_place() {
+    fn equal_offsets_and_commit_record_are_the_start() {
         assert_eq!(verdict(&[Some(3), Some(0)], Some(&[("a", 3), ("b", 0)])), "At(3) At(0)");
     }
 
     #[test]
-    fn expired_offsets_are_taken_from_the_marker_with_a_warning() {
+    fn expired_offsets_use_the_commit_record() {
         assert_eq!(
             verdict(&[None, None], Some(&[("a", 3), ("b", 4)])),
             "At(3) At(4) warned"
@@ -157,26 +157,26 @@ mod tests {
     }
 
     #[test]
-    fn a_newly_added_input_starts_where_it_is_declared_or_where_an_operator_put_it() {
-        assert_eq!(verdict(&[Some(3), None], Some(&[("a", 3)])), "At(3) First");
+    fn added_input_starts_where_declared_or_set() {
+        assert_eq!(verdict(&[Some(3), None], Some(&[("a", 3)])), "At(3) Declared");
         assert_eq!(verdict(&[Some(3), Some(7)], Some(&[("a", 3)])), "At(3) At(7)");
     }
 
     #[test]
-    fn without_transactions_the_greater_place_counts_and_a_lost_changelog_is_still_for_people() {
-        assert_eq!(judged(&[Some(2)], Some(&[("a", 3)]), true), "At(3)");
-        assert_eq!(judged(&[Some(4)], Some(&[("a", 3)]), true), "At(4)");
-        assert_eq!(judged(&[None], Some(&[("a", 3)]), true), "At(3) warned");
-        assert!(judged(&[Some(4)], None, true).contains("no state at all"));
+    fn without_transactions_the_greater_position_is_used() {
+        assert_eq!(judged(&[Some(2)], Some(&[("a", 3)]), false), "At(3)");
+        assert_eq!(judged(&[Some(4)], Some(&[("a", 3)]), false), "At(4)");
+        assert_eq!(judged(&[None], Some(&[("a", 3)]), false), "At(3) warned");
+        assert!(judged(&[Some(4)], None, false).contains("no state"));
     }
 
     #[test]
-    fn any_difference_is_for_people_also_beside_an_expired_offset() {
+    fn any_difference_needs_an_operator() {
         assert_eq!(
             verdict(&[Some(2)], Some(&[("a", 3)])),
-            "state contains a/0 up to 3, and the committed offset is 2"
+            "state contains a/0 up to 3, but the committed offset is 2"
         );
         assert!(verdict(&[Some(4), None], Some(&[("a", 3), ("b", 1)])).contains("is 4"));
-        assert!(verdict(&[Some(4)], None).contains("no state at all"));
+        assert!(verdict(&[Some(4)], None).contains("no state"));
     }
 }

@@ -55,12 +55,12 @@ impl DiskBacking {
         //
         // By default fjall keeps the index of a table in one block of up to a megabyte. The indexes of a log of many
         // small batches exceed the block cache, and then each position to read from costs whole indexes: 115 kB per fetch
-        // from 4 GB of batches of 300 B, 12 kB with an index in partitions of about 4 kB. Tables of the first level are
-        // small; their indexes stay whole and pinned.
+        // from 4 GB of batches of 300 B, 12 kB with an index in partitions of about 4 kB. The first level is
+        // partitioned too, since its tables may move to lower levels as they are.
         let options = || {
             KeyspaceCreateOptions::default()
                 .filter_policy(FilterPolicy::disabled())
-                .index_block_partitioning_policy(PartitioningPolicy::new([false, true]))
+                .index_block_partitioning_policy(PartitioningPolicy::all(true))
         };
         let records = db
             .keyspace("records", || options().max_memtable_size(RECORDS_MEMTABLE_BYTES))

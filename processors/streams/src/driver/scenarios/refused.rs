@@ -161,7 +161,7 @@ fn a_timer_of_which_something_refused_is_made_is_given_up_alone_and_named() {
         };
         assert_eq!((key.as_str(), body.as_str()), ("null", "null"));
         let why = &headers["__connect.errors.exception.message"];
-        let named = format!("what the timer `bad {value}` (by the wall clock, due at ");
+        let named = format!("output of timer `bad {value}` (wall clock, due at ");
         assert!(why.starts_with(&named), "{why}");
         assert_eq!(headers["__connect.errors.stage"], "KAFKA_PRODUCE");
         assert_eq!(headers.get("__connect.errors.offset"), None);

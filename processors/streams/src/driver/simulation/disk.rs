@@ -3,7 +3,7 @@
 //! Guarantees: atomic batches; what was lost is a suffix. Never: a lock that outlives a process.
 
 use crate::stores::{StoreName, Stores};
-use state_store::{Batch, Direction, SharedStore, Snapshot, Space, Stats, Store, Visit};
+use state_store::{Batch, Direction, KeyRange, SharedStore, Snapshot, Space, Stats, Store, Visit};
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::path::PathBuf;
@@ -95,9 +95,9 @@ impl Handle {
     }
 }
 
-fn scan(rows: &Rows, space: Space, from: &[u8], to: Option<&[u8]>, direction: Direction, visit: Visit<'_>) {
-    let lower = (space, from.to_vec());
-    let upper = to.map_or_else(
+fn scan(rows: &Rows, space: Space, keys: KeyRange<'_>, direction: Direction, visit: Visit<'_>) {
+    let lower = (space, keys.from.to_vec());
+    let upper = keys.to.map_or_else(
         || (Space(space.0.saturating_add(1)), Vec::new()),
         |to| (space, to.to_vec()),
     );
@@ -125,12 +125,11 @@ impl Store for Handle {
     fn scan(
         &self,
         space: Space,
-        from: &[u8],
-        to: Option<&[u8]>,
+        keys: KeyRange<'_>,
         direction: Direction,
         visit: Visit<'_>,
     ) -> state_store::Result<()> {
-        scan(&self.rows(), space, from, to, direction, visit);
+        scan(&self.rows(), space, keys, direction, visit);
         Ok(())
     }
 
@@ -171,12 +170,11 @@ impl Snapshot for Moment {
     fn scan(
         &self,
         space: Space,
-        from: &[u8],
-        to: Option<&[u8]>,
+        keys: KeyRange<'_>,
         direction: Direction,
         visit: Visit<'_>,
     ) -> state_store::Result<()> {
-        scan(&self.0, space, from, to, direction, visit);
+        scan(&self.0, space, keys, direction, visit);
         Ok(())
     }
 }

@@ -160,7 +160,7 @@ impl<S: Scene> World<S> {
         let (own, its_disk, program) = (name.to_owned(), disk.clone(), self.scene.program());
         let body = move || {
             let at_point = home.clone();
-            service::failpoint::watch(move |name| at_point.stage.point(at_point.process, name));
+            failpoint::watch(move |name| at_point.stage.point(at_point.process, name));
             let run = || {
                 home.stage.wait(home.process);
                 live::<S>(&program, &home, &own, &its_disk);

@@ -3,7 +3,7 @@
 //! Guarantees: one user of a store at a time, as with a directory; what was committed to a store stays until the disk
 //! is lost. Never: a file.
 
-use crate::checkpoint::SPACES;
+use crate::task::checkpoint::SPACES;
 use crate::{StoreName, Stores};
 use state_store::{MemoryStore, SharedStore};
 use std::collections::BTreeMap;

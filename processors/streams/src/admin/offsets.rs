@@ -1,0 +1,229 @@
+//! Operator commands that resolve a difference between a task's state and its committed offsets.
+//!
+//! Each makes commit record and offsets agree (C9) and leaves the state unchanged. A stopped task notices the result when it
+//! retries. `docs/protocol/commit.md` describes when to use which command.
+
+use crate::api::error::{Error, Result};
+use crate::task::commit_record::{COMMIT_RECORD_KEY, CommitRecord};
+use event_log::{EventLog, Isolation, Offset, OffsetSpec, OutBatch, OutRecord, RecordBatch, StartFrom, TopicPartition};
+use std::time::Duration;
+
+/// Positions of a task by its state and by its group.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Standing {
+    /// Sequence number of the newest commit record; 0 without one.
+    pub seq: u64,
+    /// Inputs of the task.
+    pub inputs: Vec<Place>,
+}
+
+/// One input of a task.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Place {
+    /// Topic.
+    pub topic: String,
+    /// Partition.
+    pub partition: i32,
+    /// Next offset by the commit record; `None` if it does not name this input.
+    pub state: Option<Offset>,
+    /// Committed offset of the group; `None` if there is none or it has expired.
+    pub committed: Option<Offset>,
+}
+
+impl Place {
+    /// Topic and partition.
+    pub fn at(&self) -> TopicPartition {
+        TopicPartition::new(self.topic.as_str(), self.partition)
+    }
+}
+
+const READ_BYTES: usize = 4 << 20;
+const READ_WAIT: Duration = Duration::from_millis(100);
+
+/// Positions of a task by its changelog and by its group. If the changelog has no commit record, the inputs are the
+/// partitions with the task's number for which the group has offsets.
+///
+/// # Errors
+/// The log fails, the changelog cannot be read, or there is neither a commit record nor an offset.
+pub fn standing(log: &dyn EventLog, application: &str, changelog: &TopicPartition) -> Result<Standing> {
+    let commit_record = commit_record(log, application, changelog)?;
+    let inputs = match &commit_record {
+        Some(commit_record) => commit_record.inputs(),
+        None => {
+            let groups = log.groups().map_err(|source| log_error(application, source))?;
+            let group = groups.into_iter().find(|group| group.group == application);
+            let inputs = group.into_iter().flat_map(|group| group.committed.into_keys());
+            inputs.filter(|input| input.partition == changelog.partition).collect()
+        }
+    };
+    if inputs.is_empty() {
+        return Err(empty(application, changelog));
+    }
+    let committed = log
+        .committed(application, &inputs)
+        .map_err(|source| log_error(application, source))?;
+    let place = |input: &TopicPartition| Place {
+        topic: input.topic.to_string(),
+        partition: input.partition,
+        state: commit_record
+            .as_ref()
+            .and_then(|commit_record| commit_record.next_offset(input)),
+        committed: committed.get(input).copied().flatten(),
+    };
+    Ok(Standing {
+        seq: commit_record.as_ref().map_or(0, |commit_record| commit_record.seq),
+        inputs: inputs.iter().map(place).collect(),
+    })
+}
+
+/// Moves positions that are below the first retained record of their input to that record, so that the task skips deleted
+/// records. The group must have no live member.
+///
+/// # Errors
+/// As [`standing`] and [`accept`].
+pub fn skip(log: &dyn EventLog, application: &str, changelog: &TopicPartition) -> Result<CommitRecord> {
+    let (mut inputs, mut moved) = (Vec::new(), Vec::new());
+    for place in standing(log, application, changelog)?.inputs {
+        let at = place.at();
+        let start = log
+            .offset(&at, OffsetSpec::Earliest)
+            .map_err(|source| log_error(application, source))?;
+        if place.state.or(place.committed).is_some_and(|next| next < start) {
+            moved.push((at.clone(), start));
+        }
+        inputs.push(at);
+    }
+    if !moved.is_empty() {
+        log.set_committed(application, &moved)
+            .map_err(|source| log_error(application, source))?;
+    }
+    accept(log, application, changelog, &inputs)
+}
+
+/// Sets the offsets of a task without state to the first retained records of its inputs, so that it processes them again.
+/// The group must have no live member.
+///
+/// # Errors
+/// As [`accept`]; the changelog contains state.
+pub fn again(
+    log: &dyn EventLog,
+    application: &str,
+    changelog: &TopicPartition,
+    inputs: &[TopicPartition],
+) -> Result<CommitRecord> {
+    if commit_record(log, application, changelog)?.is_some() {
+        return Err(Error::Application {
+            name: application.to_owned(),
+            reason: format!("{changelog} contains state; processing the inputs again would apply their records twice"),
+        });
+    }
+    let starts = log
+        .offsets(inputs, OffsetSpec::Earliest)
+        .map_err(|source| log_error(application, source))?;
+    let starts: Vec<_> = inputs.iter().cloned().zip(starts).collect();
+    log.set_committed(application, &starts)
+        .map_err(|source| log_error(application, source))?;
+    accept(log, application, changelog, inputs)
+}
+
+fn log_error(application: &str, source: event_log::Error) -> Error {
+    Error::EventLog {
+        who: application.to_owned(),
+        source,
+    }
+}
+
+fn empty(application: &str, changelog: &TopicPartition) -> Error {
+    Error::Application {
+        name: application.to_owned(),
+        reason: format!("{changelog} contains no state, so there is no position to compare or restore"),
+    }
+}
+
+/// Keeps the state and continues at the committed offsets: writes a commit record that names exactly these inputs. An input
+/// without a committed offset keeps its position of the previous commit record; one with neither starts at its `first_start`.
+///
+/// # Errors
+/// The log fails, or the changelog cannot be read.
+pub fn accept(
+    log: &dyn EventLog,
+    application: &str,
+    changelog: &TopicPartition,
+    inputs: &[TopicPartition],
+) -> Result<CommitRecord> {
+    let before = commit_record(log, application, changelog)?.unwrap_or_default();
+    let committed = log
+        .committed(application, inputs)
+        .map_err(|source| log_error(application, source))?;
+    let place = |input: &TopicPartition| {
+        committed
+            .get(input)
+            .copied()
+            .flatten()
+            .or_else(|| before.next_offset(input))
+    };
+    let offsets = inputs
+        .iter()
+        .filter_map(|i| place(i).map(|next| (i.topic.to_string(), i.partition, next)));
+    let after = CommitRecord {
+        seq: before.seq + 1,
+        offsets: offsets.collect(),
+        stream_time: before.stream_time,
+        alone: false,
+    };
+    let (mut value, mut batch) = (Vec::new(), OutBatch::default());
+    after.write(&mut value);
+    let (topic, partition) = (&changelog.topic, Some(changelog.partition));
+    let record = OutRecord {
+        topic,
+        partition,
+        timestamp: None,
+        key: Some(COMMIT_RECORD_KEY),
+        value: Some(&value),
+    };
+    batch.push(record, []);
+    log.append(&batch).map_err(|source| log_error(application, source))?;
+    Ok(after)
+}
+
+/// Sets the committed offsets to the positions of the commit record. The group must have no live member.
+///
+/// # Errors
+/// The log fails or rejects the offsets; the changelog cannot be read or has no commit record.
+pub fn restore(log: &dyn EventLog, application: &str, changelog: &TopicPartition) -> Result<CommitRecord> {
+    let commit_record = commit_record(log, application, changelog)?.ok_or_else(|| empty(application, changelog))?;
+    let at =
+        |(topic, partition, next): &(String, i32, Offset)| (TopicPartition::new(topic.as_str(), *partition), *next);
+    let offsets: Vec<_> = commit_record.offsets.iter().map(at).collect();
+    log.set_committed(application, &offsets)
+        .map_err(|source| log_error(application, source))?;
+    Ok(commit_record)
+}
+
+/// The newest committed commit record of a changelog partition.
+fn commit_record(log: &dyn EventLog, application: &str, changelog: &TopicPartition) -> Result<Option<CommitRecord>> {
+    let end = log
+        .offset(changelog, OffsetSpec::LastStable)
+        .map_err(|source| log_error(application, source))?;
+    let mut reader = log
+        .reader(Isolation::ReadCommitted)
+        .map_err(|source| log_error(application, source))?;
+    reader
+        .assign(&[(changelog.clone(), StartFrom::Earliest)])
+        .map_err(|source| log_error(application, source))?;
+    let (mut batch, mut found) = (RecordBatch::default(), None);
+    while reader.position(changelog).is_none_or(|next| next < end) {
+        reader
+            .poll(&mut batch, READ_BYTES, READ_WAIT)
+            .map_err(|source| log_error(application, source))?;
+        let records = batch.iter().filter(|record| record.key() == Some(COMMIT_RECORD_KEY));
+        if let Some(value) = records.filter_map(|record| record.value()).last() {
+            let read = CommitRecord::read(value);
+            found = Some(read.map_err(|source| Error::Format {
+                who: changelog.to_string(),
+                source,
+            })?);
+        }
+    }
+    Ok(found)
+}

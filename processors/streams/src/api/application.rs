@@ -1,0 +1,153 @@
+//! Declares an application: its sub-topologies, each with inputs, one store and a processor, and how a process runs it.
+//!
+//! A task is partition *n* of one sub-topology. Inputs that are joined belong to one sub-topology and must have equal
+//! partition counts; other inputs get a sub-topology each. Names of topics, stores and ids are derived from declared names
+//! only, so that a change of the code never orphans state.
+
+use crate::api::context::TaskInfo;
+use crate::api::processor::Processor;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A stream application: one consumer group and its sub-topologies.
+///
+/// Input and output topics must exist before it starts. The runtime creates changelogs (`<name>.changelog.<store>`) and
+/// dead-letter topics (`<input>.dlq`). Names are permanent: a renamed application, store or sub-topology starts without
+/// state, and the old state is kept. If the partition count of an input changes, the application does not start.
+#[derive(Clone)]
+pub struct Application {
+    /// Group id, and prefix of transactional ids, member names and changelog topics.
+    pub name: String,
+    /// Sub-topologies.
+    pub subtopologies: Vec<SubTopology>,
+}
+
+/// Inputs that are processed together, their store and their processor.
+#[derive(Clone)]
+pub struct SubTopology {
+    /// Name, unique in the application; part of the task ids.
+    pub name: String,
+    /// Topics that are read together. They must have equal partition counts and, for a join, equal keys. A topic is an
+    /// input of one sub-topology only. An input that is added later starts at `first_start`.
+    pub inputs: Vec<String>,
+    /// Name of the store, unique in the application.
+    pub store: String,
+    /// Creates the processor of a task.
+    pub factory: Factory,
+    /// Where a partition starts that this application has never read.
+    pub first_start: FirstStart,
+}
+
+/// Creates the processor of a task.
+pub type Factory = Arc<dyn Fn(&TaskInfo) -> Box<dyn Processor> + Send + Sync>;
+
+/// Where a partition starts that the application has never read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FirstStart {
+    /// At the first record that the topic retains.
+    Earliest,
+    /// At the end of the topic when the task first starts.
+    Latest,
+}
+
+/// Processing guarantee of an application.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ProcessingGuarantee {
+    /// Output, state and offsets are committed in one transaction. Every record takes effect once.
+    #[default]
+    ExactlyOnce,
+    /// No transactions. A commit makes durable, in this order: output and dead letters, changed rows, the commit record, the
+    /// offsets. No record is skipped. After a crash, a failed write or a rebalance, the records since the last commit record
+    /// are processed again: their output is duplicated, and state is changed twice if its rows were written and the commit
+    /// record was not. Readers see output as it is written. After a pause longer than half the session timeout, a process
+    /// checks its membership before it writes state; if it loses the membership after that check, it can overwrite rows of
+    /// the new owner.
+    AtLeastOnce,
+}
+
+/// How one process runs an application. [`Config::new`] sets defaults that fit most applications; only `instance` and `dir`
+/// are specific to a process. Memory use is about `store_memory_bytes` per task plus `commit_bytes_max` and a few MB of
+/// read buffers per thread.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Identifies this process among those of the application. `<application>-<instance>-<thread>` is the transactional id
+    /// and static member name of a thread, so two live processes must not share it.
+    pub instance: String,
+    /// Number of stream threads; about one per core.
+    pub threads: usize,
+    /// Directory of the stores: `<dir>/<application>/<store>/<partition>`.
+    pub dir: std::path::PathBuf,
+    /// Store engine.
+    pub engine: state_store::Engine,
+    /// Limit for caches and write buffers of one task's store, in bytes.
+    pub store_memory_bytes: u64,
+    /// Maximum time between the first uncommitted record and its commit. A limit, not a delay.
+    pub commit_interval: Duration,
+    /// Bytes of output and changed state that force a commit. Changed state counts twice: as rows, and as changelog records.
+    pub commit_bytes_max: usize,
+    /// Time after which the broker aborts the open transaction of a dead thread.
+    pub transaction_timeout: Duration,
+    /// Time for which a silent member keeps its partitions. With the KIP-848 group protocol the brokers configure it.
+    pub session_timeout: Duration,
+    /// Exactly once, or at least once without transactions. May be changed in both directions if all processes restart
+    /// together, but must be exactly once if [`Config::touches_view_log`] is set.
+    pub guarantee: ProcessingGuarantee,
+    /// Group protocol. With [`event_log::GroupProtocol::Consumer`], tasks that are not moved keep running during a rebalance.
+    pub group_protocol: event_log::GroupProtocol,
+    /// Whether transactions write `view.log`. They are then open for at most 50 ms, because an open transaction holds back
+    /// the readers of `view.log`.
+    pub touches_view_log: bool,
+    /// Bytes of input read by one poll.
+    pub poll_bytes_max: usize,
+    /// Number of processes that can fail at once without a task starting from a cold store: each process keeps standbys of
+    /// the tasks that it would then receive. 0 disables standbys; the maximum is 3.
+    pub standby_replicas: usize,
+    /// URL of this process's admin listener, returned by state queries that reach another process.
+    pub advertised: Option<String>,
+    /// Replication factor of topics that the runtime creates; `None` uses the broker's default.
+    pub replication: Option<i32>,
+    /// `delete.retention.ms` of changelogs that the runtime creates; at least 7 days in production.
+    pub changelog_delete_retention: Duration,
+    /// Retention of dead-letter topics that the runtime creates.
+    pub dead_letter_retention: Duration,
+}
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+impl Config {
+    /// Default configuration of this instance, with stores below `dir`.
+    pub fn new(instance: impl Into<String>, dir: impl Into<std::path::PathBuf>) -> Self {
+        Config {
+            instance: instance.into(),
+            threads: 1,
+            dir: dir.into(),
+            engine: state_store::Engine::default(),
+            store_memory_bytes: 32 << 20,
+            commit_interval: Duration::from_millis(100),
+            commit_bytes_max: 8 << 20,
+            transaction_timeout: Duration::from_secs(10),
+            session_timeout: Duration::from_secs(30),
+            guarantee: ProcessingGuarantee::ExactlyOnce,
+            group_protocol: event_log::GroupProtocol::Classic,
+            touches_view_log: false,
+            poll_bytes_max: 1 << 20,
+            standby_replicas: 0,
+            advertised: None,
+            replication: None,
+            changelog_delete_retention: 7 * DAY,
+            dead_letter_retention: 30 * DAY,
+        }
+    }
+
+    /// Name of a thread: its transactional id and static member name.
+    pub fn thread_name(&self, application: &str, thread: usize) -> String {
+        format!("{application}-{}-{thread}", self.instance)
+    }
+}
+
+/// Instance of a thread name; the inverse of [`Config::thread_name`].
+pub(crate) fn instance_of_thread<'n>(application: &str, thread: &'n str) -> Option<&'n str> {
+    let rest = thread.strip_prefix(application)?.strip_prefix('-')?;
+    let (instance, number) = rest.rsplit_once('-')?;
+    number.parse::<u32>().ok().map(|_| instance)
+}

@@ -1,0 +1,92 @@
+//! How far the recovery of a task is.
+
+use crate::recovery::verdict::Start;
+use crate::task::commit_record::CommitRecord;
+use event_log::{Millis, Offset};
+use std::time::Duration;
+
+/// Committed offsets of a task's inputs, in the order of the inputs.
+pub(crate) type Offsets = Vec<Option<Offset>>;
+
+/// Next step of a recovery, with the results of the steps before it.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum Step {
+    /// Open the store.
+    #[default]
+    Open,
+    /// Read the committed offsets.
+    Offsets,
+    /// Look up the log end of the changelog.
+    End(Offsets),
+    /// Read the changelog up to that end.
+    Restore(RestoreTarget),
+}
+
+/// What a restore must reach.
+#[derive(Debug, Clone)]
+pub(crate) struct RestoreTarget {
+    pub offsets: Offsets,
+    /// Log end of the changelog.
+    pub end: Offset,
+    /// Time taken before the log end was looked up: nothing at or after `end` had been written then.
+    pub as_of: Millis,
+}
+
+/// A difference of commit record and offsets.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Difference {
+    pub offsets: Offsets,
+    pub commit_record: Option<CommitRecord>,
+}
+
+/// Progress of a task's recovery.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Recovery {
+    pub step: Step,
+    /// Difference found by the first comparison.
+    pub difference: Option<Difference>,
+    /// Quarantines in this recovery.
+    pub quarantines: u32,
+    /// Failed attempts in a row.
+    pub attempts: u32,
+    /// No attempt before this time, on the monotonic clock.
+    pub not_before: Duration,
+    /// Since when the offsets have been part of an undecided transaction.
+    pub undecided_since: Option<Duration>,
+    /// Whether the undecided offsets are treated as absent.
+    pub offsets_ignored: bool,
+    /// Changelog records read so far.
+    pub restored: u64,
+    /// Why it waits.
+    pub waits_for: Option<String>,
+}
+
+impl Recovery {
+    /// Log end of the changelog that must be reached, while the changelog is being read.
+    pub(crate) fn restoring_until(&self) -> Option<Offset> {
+        match &self.step {
+            Step::Restore(target) => Some(target.end),
+            _ => None,
+        }
+    }
+}
+
+/// Result of one step of a recovery.
+pub(crate) enum Next {
+    /// The next step can follow at once.
+    Continue,
+    /// The changelog must be read further, or a pause must elapse.
+    Wait,
+    /// The task can start.
+    Start(StartPlan),
+    /// An operator must act.
+    Stop(String),
+}
+
+/// Where a recovered task starts.
+pub(crate) struct StartPlan {
+    /// Start of each input, in the order of the inputs.
+    pub starts: Vec<Start>,
+    /// Whether some position is not a committed offset yet and must be committed before any record is processed.
+    pub commit_first: bool,
+}

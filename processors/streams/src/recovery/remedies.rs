@@ -1,0 +1,59 @@
+//! The operator commands that resolve why a task stopped, as text for readiness and logs.
+
+use crate::plan::Sub;
+use event_log::TopicPartition;
+
+/// The target of an operator command: application and task.
+pub(crate) struct CommandTarget<'t> {
+    pub sub: &'t Sub,
+    pub partition: i32,
+    pub inputs: &'t [TopicPartition],
+}
+
+impl CommandTarget<'_> {
+    /// Commit record and committed offsets differ.
+    pub(crate) fn resolve_difference(&self) -> String {
+        let task = self.task();
+        format!(
+            "to keep the state and continue at the committed offsets: `trunkline offsets accept {task}`; \
+             to set the offsets to the commit record: `trunkline offsets restore {task}`"
+        )
+    }
+
+    /// There are committed offsets, but the changelog is empty.
+    pub(crate) fn resolve_missing_state(&self) -> String {
+        let (task, inputs) = (self.task(), self.input_arguments());
+        format!(
+            "if the store was renamed, declare its former name; to process the inputs again from their beginning: \
+             `trunkline offsets again {task}{inputs}`; to continue at the committed offsets without state: \
+             `trunkline offsets accept {task}{inputs}`"
+        )
+    }
+
+    /// The state was built from other inputs.
+    pub(crate) fn resolve_replaced_inputs(&self) -> String {
+        let (task, inputs) = (self.task(), self.input_arguments());
+        format!(
+            "declare the former inputs, or rename the store to start without state; to continue with this state: \
+             `trunkline offsets accept {task}{inputs}`"
+        )
+    }
+
+    /// The inputs no longer contain the position of the task.
+    pub(crate) fn skip_deleted_records(&self) -> String {
+        let task = self.task();
+        format!(
+            "records that were not processed have been deleted, by retention or by hand; to continue without them: \
+             `trunkline offsets skip {task}`"
+        )
+    }
+
+    fn task(&self) -> String {
+        format!("{} {}/{}", self.sub.application, self.sub.store, self.partition)
+    }
+
+    fn input_arguments(&self) -> String {
+        let arguments = self.inputs.iter().map(|input| format!(" --input {}", input.topic));
+        arguments.collect()
+    }
+}

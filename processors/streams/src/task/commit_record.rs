@@ -1,0 +1,131 @@
+//! The commit record: the changelog record that states the positions of a task's inputs, and the format of changelog values.
+//!
+//! A changelog value begins with a format version. A value of a newer format is rejected, never skipped.
+
+use crate::api::error::FormatError;
+use event_log::{Millis, Offset, TopicPartition};
+use serde::{Deserialize, Serialize};
+
+/// Key of the commit record in the changelog.
+pub const COMMIT_RECORD_KEY: &[u8] = b"[\"~marker\"]";
+
+/// Format version of changelog values: the one that this program writes, and the newest that it reads.
+pub const CHANGELOG_VERSION: u8 = 1;
+
+/// States which part of a task's inputs its state contains.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CommitRecord {
+    /// Increases by one with each commit of the task.
+    pub seq: u64,
+    /// Topic, partition and next offset of each input.
+    pub offsets: Vec<(String, i32, Offset)>,
+    /// Greatest record timestamp that the task has seen, in ms.
+    pub stream_time: Millis,
+    /// Whether it was written outside a transaction. The committed offsets may then be behind it, but not ahead.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub alone: bool,
+}
+
+impl CommitRecord {
+    /// Next offset of an input; `None` if the record does not name the input.
+    pub fn next_offset(&self, at: &TopicPartition) -> Option<Offset> {
+        let found = self
+            .offsets
+            .iter()
+            .find(|(topic, partition, _)| *partition == at.partition && **topic == *at.topic);
+        found.map(|(_, _, offset)| *offset)
+    }
+
+    /// The inputs that it names.
+    pub fn inputs(&self) -> Vec<TopicPartition> {
+        let known = self.offsets.iter();
+        known
+            .map(|(topic, partition, _)| TopicPartition::new(topic.as_str(), *partition))
+            .collect()
+    }
+
+    /// Appends its changelog value to `into`.
+    pub fn write(&self, into: &mut Vec<u8>) {
+        into.push(CHANGELOG_VERSION);
+        serde_json::to_writer(into, self).expect("writing JSON of plain numbers and strings into memory cannot fail");
+    }
+
+    /// Its changelog value.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut value = Vec::new();
+        self.write(&mut value);
+        value
+    }
+
+    /// Decodes the changelog value of a commit record.
+    ///
+    /// # Errors
+    /// As [`body`]; [`FormatError::CommitRecord`] if the JSON is not valid.
+    pub fn read(value: &[u8]) -> Result<CommitRecord, FormatError> {
+        serde_json::from_slice(body(value)?).map_err(|source| FormatError::CommitRecord { source })
+    }
+}
+
+/// A changelog value without its format version.
+///
+/// # Errors
+/// [`FormatError::Newer`] if a newer program wrote it, [`FormatError::Empty`] if the version is missing.
+pub fn body(value: &[u8]) -> Result<&[u8], FormatError> {
+    match value.split_first() {
+        Some((&CHANGELOG_VERSION, body)) => Ok(body),
+        Some((&found, _)) => Err(FormatError::Newer {
+            what: "changelog value",
+            found,
+            known: CHANGELOG_VERSION,
+        }),
+        None => Err(FormatError::Empty {
+            what: "changelog value",
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commit_record_round_trips() {
+        let commit_record = CommitRecord {
+            seq: 7,
+            offsets: vec![("change.shop".to_owned(), 0, 1234)],
+            stream_time: 99,
+            alone: false,
+        };
+        let mut bytes = Vec::new();
+        commit_record.write(&mut bytes);
+        assert_eq!(
+            bytes,
+            b"\x01{\"seq\":7,\"offsets\":[[\"change.shop\",0,1234]],\"stream_time\":99}"
+        );
+        let read = CommitRecord::read(&bytes).unwrap();
+        assert_eq!(read, commit_record);
+        assert_eq!(read.next_offset(&TopicPartition::new("change.shop", 0)), Some(1234));
+        assert_eq!(read.next_offset(&TopicPartition::new("change.shop", 1)), None);
+    }
+
+    #[test]
+    fn non_transactional_commit_record_is_flagged() {
+        let commit_record = CommitRecord {
+            alone: true,
+            ..CommitRecord::default()
+        };
+        let mut bytes = Vec::new();
+        commit_record.write(&mut bytes);
+        assert_eq!(
+            bytes,
+            b"\x01{\"seq\":0,\"offsets\":[],\"stream_time\":0,\"alone\":true}"
+        );
+        assert_eq!(CommitRecord::read(&bytes).unwrap(), commit_record);
+    }
+
+    #[test]
+    fn newer_commit_record_is_rejected_with_both_versions() {
+        let text = CommitRecord::read(b"\x02{}").unwrap_err().to_string();
+        assert!(text.contains("format 2") && text.contains("up to 1"), "{text}");
+    }
+}

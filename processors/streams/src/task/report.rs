@@ -1,0 +1,27 @@
+//! What operators see of a task.
+
+use event_log::Offset;
+use serde::Serialize;
+
+/// Status of a task in this process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TaskReport {
+    /// Task id, `sub-topology/partition`.
+    pub task: String,
+    /// Store of the task.
+    pub store: String,
+    /// Partition of the task.
+    pub partition: i32,
+    /// `running`, `restoring`, `recovering`, `paused`, `stopped`, `waiting`, or `standby` for a task of another process.
+    pub phase: &'static str,
+    /// Why it does not run.
+    pub cause: Option<String>,
+    /// Topic, partition and next offset of each input.
+    pub inputs: Vec<(String, i32, Offset)>,
+    /// Next changelog offset of the store.
+    pub changelog_next: Option<Offset>,
+    /// Changelog offsets to read before it can run.
+    pub restore_left: Option<Offset>,
+    /// Changelog records that its last recovery read.
+    pub restored: u64,
+}

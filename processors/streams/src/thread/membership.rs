@@ -1,0 +1,224 @@
+//! The membership of a thread in its consumer group: consumer, group metadata, fence.
+//!
+//! Offsets are committed with the group metadata under which their records were read, so that a thread that lost its partitions
+//! cannot commit for them (C6). The metadata is fetched after each assignment event and never kept over one.
+
+use super::abort::Abort;
+use crate::api::error::{Error, Result};
+use crate::shared::Shared;
+use event_log::{
+    ErrorAction, Event, GroupConfig, GroupConsumer, GroupMetadata, GroupProtocol, Offset, RecordBatch, TopicPartition,
+};
+use service::chain;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A fence that is not explained by a transaction timeout is explained by a new assignment within this time. Otherwise another
+/// process uses the name of this thread.
+const FENCE_WAIT: Duration = Duration::from_secs(6);
+/// Pause after the log was unavailable.
+const BACKOFF: Duration = Duration::from_millis(200);
+
+/// A fence that is not explained yet.
+struct Fence {
+    since: Duration,
+    reason: String,
+}
+
+/// The membership of a thread in its consumer group.
+pub(super) struct Membership {
+    shared: Arc<Shared>,
+    /// Static member name.
+    name: String,
+    consumer: Option<Box<dyn GroupConsumer>>,
+    metadata: Option<GroupMetadata>,
+    fence: Option<Fence>,
+    /// When the consumer was last polled, on the monotonic clock.
+    polled: Duration,
+    /// No request before this time, because the log was unavailable.
+    not_before: Duration,
+    unavailable: Option<String>,
+}
+
+impl Membership {
+    pub(super) fn new(shared: Arc<Shared>, name: String) -> Self {
+        Membership {
+            shared,
+            name,
+            consumer: None,
+            metadata: None,
+            fence: None,
+            polled: Duration::ZERO,
+            not_before: Duration::ZERO,
+            unavailable: None,
+        }
+    }
+
+    /// The consumer, once the thread has joined.
+    pub(super) fn consumer(&mut self) -> Option<&mut (dyn GroupConsumer + 'static)> {
+        self.consumer.as_deref_mut()
+    }
+
+    pub(super) fn has_joined(&self) -> bool {
+        self.consumer.is_some()
+    }
+
+    pub(super) fn has_metadata(&self) -> bool {
+        self.metadata.is_some()
+    }
+
+    pub(super) fn is_fenced(&self) -> bool {
+        self.fence.is_some()
+    }
+
+    pub(super) fn not_before(&self) -> Duration {
+        self.not_before
+    }
+
+    /// Whether the thread is a member. A member without partitions receives no assignment event.
+    pub(super) fn is_member(&self) -> bool {
+        let is_member =
+            |consumer: &dyn GroupConsumer| consumer.group_metadata().is_ok_and(|metadata| metadata.generation >= 0);
+        self.metadata.is_some() || self.consumer.as_deref().is_some_and(is_member)
+    }
+
+    /// Topics that no member of the group reads.
+    pub(super) fn unassigned_topics(&self) -> Vec<Arc<str>> {
+        let unassigned = |consumer: &Box<dyn GroupConsumer>| consumer.unassigned();
+        self.consumer.as_ref().map_or_else(Vec::new, unassigned)
+    }
+
+    /// Why it is fenced.
+    pub(super) fn fence_reason(&self) -> Option<&String> {
+        self.fence.as_ref().map(|fence| &fence.reason)
+    }
+
+    /// Why the log is unavailable.
+    pub(super) fn unavailable(&self) -> Option<&String> {
+        self.unavailable.as_ref()
+    }
+
+    /// Notes a fence that no transaction timeout explains.
+    pub(super) fn note_fence(&mut self, reason: String) {
+        let since = self.shared.clock.elapsed();
+        self.fence = Some(Fence { since, reason });
+    }
+
+    /// # Errors
+    /// A fence that no assignment event explained in time: another process uses the same name.
+    pub(super) fn check_fence(&self, now: Duration) -> Result<()> {
+        match &self.fence {
+            Some(fence) if now.saturating_sub(fence.since) > FENCE_WAIT => Err(Error::Fenced {
+                who: self.name.clone(),
+                reason: fence.reason.clone(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Creates the consumer; returns whether that succeeded.
+    pub(super) fn join(&mut self) -> Result<bool> {
+        let config = GroupConfig {
+            group: self.shared.plan.application.to_string(),
+            instance: Some(self.name.clone()),
+            topics: self.shared.plan.topics(),
+            session_timeout: self.shared.config.session_timeout,
+            protocol: self.shared.config.group_protocol,
+        };
+        let joined = self.shared.log.group(config);
+        self.consumer = self.available(joined)?;
+        Ok(self.consumer.is_some())
+    }
+
+    /// Waits at most `wait` for records or an assignment event. `None` if the thread has not joined.
+    pub(super) fn poll(&mut self, records: &mut RecordBatch, wait: Duration) -> Option<event_log::Result<Event>> {
+        let consumer = self.consumer.as_mut()?;
+        let event = consumer.poll(records, self.shared.config.poll_bytes_max, wait);
+        self.polled = self.shared.clock.elapsed();
+        Some(event)
+    }
+
+    /// Fetches the group metadata after an assignment event, which also explains a fence.
+    pub(super) fn refresh(&mut self) -> Result<()> {
+        self.fence = None;
+        if let Some(metadata) = self.consumer.as_ref().map(|consumer| consumer.group_metadata()) {
+            self.metadata = self.available(metadata)?;
+        }
+        Ok(())
+    }
+
+    /// Discards the group metadata, because the partitions belong to another member.
+    pub(super) fn lose(&mut self) {
+        self.fence = None;
+        self.metadata = None;
+    }
+
+    /// Group metadata for a commit. With KIP-848 it is fetched again, because the member epoch increases without an event. The
+    /// partitions are still this member's: it learns of a loss before it can rejoin.
+    pub(super) fn current_metadata(&mut self) -> Result<Option<&GroupMetadata>> {
+        if self.shared.config.group_protocol != GroupProtocol::Classic
+            && self.metadata.is_some()
+            && let Some(metadata) = self.consumer.as_ref().map(|consumer| consumer.group_metadata())
+        {
+            self.metadata = self.available(metadata)?;
+        }
+        Ok(self.metadata.as_ref())
+    }
+
+    /// Whether the thread did not poll for so long that the group may have replaced it.
+    pub(super) fn may_be_expired(&self) -> bool {
+        let silent = self.shared.clock.elapsed().saturating_sub(self.polled);
+        silent >= self.shared.config.session_timeout / 2
+    }
+
+    /// Commits offsets as a member, outside a transaction.
+    pub(super) fn commit_offsets(&mut self, offsets: &[(TopicPartition, Offset)]) -> Result<(), Abort> {
+        let consumer = self.consumer.as_mut();
+        let consumer = consumer.expect("tasks exist only while the thread is in the group");
+        consumer.commit(offsets).map_err(|error| {
+            let reason = chain(&error);
+            // With KIP-848 an event will announce the loss of the partitions, and a fence does not mean a duplicate.
+            let classic = self.shared.config.group_protocol != GroupProtocol::Consumer;
+            match error {
+                event_log::Error::Fenced { .. } if classic => Abort::Fenced(reason),
+                _ => Abort::Failed(reason),
+            }
+        })
+    }
+
+    /// Leaves the group; the static membership remains for a restart.
+    pub(super) fn close(&mut self) -> Result<()> {
+        let closed = self.consumer.take().map_or(Ok(()), GroupConsumer::close);
+        closed.map_err(|source| Error::EventLog {
+            who: self.name.clone(),
+            source,
+        })
+    }
+
+    /// Handles the result of a request: `None` if the log is unavailable, so that the thread pauses before its next request.
+    pub(super) fn available<T>(&mut self, result: event_log::Result<T>) -> Result<Option<T>> {
+        match result {
+            Ok(value) => {
+                self.unavailable = None;
+                Ok(Some(value))
+            }
+            Err(error) if error.action() == ErrorAction::Retry => {
+                let reason = chain(&error);
+                if self.unavailable.is_none() {
+                    tracing::warn!(thread = self.name, reason, "log unavailable, retrying");
+                }
+                self.unavailable = Some(reason);
+                self.not_before = self.shared.clock.elapsed() + BACKOFF;
+                Ok(None)
+            }
+            Err(error @ event_log::Error::Fenced { .. }) => Err(Error::Fenced {
+                who: self.name.clone(),
+                reason: chain(&error),
+            }),
+            Err(source) => Err(Error::EventLog {
+                who: self.name.clone(),
+                source,
+            }),
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! The producer of a thread and the state of its transaction.
+//!
+//! After anything but a known commit nothing is written until the producer is replaced (C5). librdkafka does not implement
+//! KIP-890 version 2 (issue 5423): a late `EndTxn` of the old producer could otherwise commit the next transaction of the same
+//! producer epoch. `init_transactions` raises the epoch and settles the old transaction. A commit is never attempted twice.
+
+use crate::api::application::ProcessingGuarantee;
+use crate::api::error::{Error, Result};
+use crate::hit;
+use crate::shared::Shared;
+use event_log::{
+    ErrorAction, GroupMetadata, Offset, OutBatch, Outcome, Produced, Producer, TopicPartition, TransactionalProducer,
+    TransactionalProducerConfig,
+};
+use service::chain;
+use std::time::Duration;
+
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+enum ProducerState {
+    /// The producer must be created or replaced before anything is written.
+    NotReady,
+    /// No transaction is open.
+    Idle,
+    /// A transaction is open since this time, on the monotonic clock.
+    Open(Duration),
+}
+
+/// The producer of a thread. Without transactions it writes with a plain producer instead.
+pub(super) struct ThreadProducer {
+    /// Transactional id.
+    name: String,
+    transactional: Option<Box<dyn TransactionalProducer>>,
+    plain: Option<Box<dyn Producer>>,
+    state: ProducerState,
+    failures: u32,
+    not_before: Duration,
+    /// Why it is not ready.
+    waits_for: Option<String>,
+    /// Bytes sent in the current or last transaction.
+    bytes: usize,
+}
+
+impl ThreadProducer {
+    pub(super) fn new(name: String) -> Self {
+        ThreadProducer {
+            name,
+            transactional: None,
+            plain: None,
+            state: ProducerState::NotReady,
+            failures: 0,
+            not_before: Duration::ZERO,
+            waits_for: None,
+            bytes: 0,
+        }
+    }
+
+    /// Whether records can be sent.
+    pub(super) fn is_ready(&self) -> bool {
+        !matches!(self.state, ProducerState::NotReady)
+    }
+
+    /// Why it is not ready.
+    pub(super) fn waits_for(&self) -> Option<&String> {
+        self.waits_for.as_ref()
+    }
+
+    /// Age of the open transaction.
+    pub(super) fn open_for(&self, now: Duration) -> Option<Duration> {
+        match self.state {
+            ProducerState::Open(since) => Some(now.saturating_sub(since)),
+            _ => None,
+        }
+    }
+
+    /// Creates or replaces the producer if necessary and returns whether it is ready; if not, the caller retries later.
+    ///
+    /// # Errors
+    /// A fence, and anything that a retry cannot fix.
+    pub(super) fn ensure_ready(&mut self, shared: &Shared) -> Result<bool> {
+        if self.is_ready() {
+            return Ok(true);
+        }
+        if shared.clock.elapsed() < self.not_before {
+            return Ok(false);
+        }
+        hit("runtime.session.init_transactions");
+        match self.initialize(shared) {
+            Ok(()) => {
+                self.state = ProducerState::Idle;
+                self.waits_for = None;
+                Ok(true)
+            }
+            Err(error) if error.action() == ErrorAction::Retry => {
+                self.back_off(shared.clock.elapsed());
+                let reason = chain(&error);
+                tracing::warn!(thread = self.name, reason, "producer not ready, retrying");
+                self.waits_for = Some(reason);
+                Ok(false)
+            }
+            Err(error @ event_log::Error::Fenced { .. }) => Err(Error::Fenced {
+                who: self.name.clone(),
+                reason: chain(&error),
+            }),
+            Err(source) => Err(Error::EventLog {
+                who: self.name.clone(),
+                source,
+            }),
+        }
+    }
+
+    fn initialize(&mut self, shared: &Shared) -> event_log::Result<()> {
+        let at_least_once = shared.config.guarantee == ProcessingGuarantee::AtLeastOnce;
+        match &mut self.transactional {
+            Some(_) if at_least_once => {}
+            Some(producer) => producer.init_transactions()?,
+            None => {
+                // Also without transactions: this ends the open transaction of an earlier process that was exactly once.
+                let config = TransactionalProducerConfig {
+                    transactional_id: self.name.clone(),
+                    transaction_timeout: shared.config.transaction_timeout,
+                };
+                self.transactional = Some(shared.log.transactional_producer(config)?);
+            }
+        }
+        if at_least_once {
+            self.plain = Some(shared.log.producer()?);
+        }
+        Ok(())
+    }
+
+    /// Earliest time of the next attempt, on the monotonic clock.
+    pub(super) fn not_before(&self) -> Duration {
+        self.not_before
+    }
+
+    /// Queues records; begins a transaction if none is open.
+    pub(super) fn send(&mut self, now: Duration, records: &OutBatch) -> event_log::Result<()> {
+        if let Some(producer) = &mut self.plain {
+            self.state = ProducerState::Open(now);
+            return producer.send(records);
+        }
+        let producer = self.transactional.as_mut();
+        let producer = producer.expect("tasks run only while the producer is ready");
+        if !matches!(self.state, ProducerState::Open(_)) {
+            producer.begin()?;
+            self.state = ProducerState::Open(now);
+            self.bytes = 0;
+        }
+        self.bytes += records.byte_len();
+        producer.send(records)
+    }
+
+    /// Takes the number of bytes of keys, values and headers sent in the last transaction.
+    pub(super) fn take_bytes(&mut self) -> usize {
+        std::mem::take(&mut self.bytes)
+    }
+
+    /// Commits the open transaction with the offsets of the inputs. The group metadata is that under which the records were
+    /// read, so that the group rejects the offsets of a member that lost its partitions (C6, KIP-447).
+    pub(super) fn commit(&mut self, metadata: &GroupMetadata, offsets: &[(TopicPartition, Offset)]) -> Outcome {
+        let producer = self.transactional.as_mut();
+        let producer = producer.expect("tasks commit only while the producer is ready");
+        let outcome = producer.commit(Some((metadata, offsets)));
+        if matches!(outcome, Outcome::Committed(_)) {
+            self.mark_committed();
+        }
+        outcome
+    }
+
+    /// Waits until everything that was sent is durable. Only without transactions.
+    pub(super) fn flush(&mut self) -> event_log::Result<Vec<Produced>> {
+        let producer = self.plain.as_mut();
+        producer.expect("tasks commit only while the producer is ready").flush()
+    }
+
+    /// Notes that everything that was sent is committed.
+    pub(super) fn mark_committed(&mut self) {
+        self.state = ProducerState::Idle;
+        self.failures = 0;
+    }
+
+    /// Abandons the open transaction. The producer is replaced before anything else is written (C5).
+    pub(super) fn discard(&mut self, now: Duration) {
+        self.state = ProducerState::NotReady;
+        self.plain = None;
+        if self.failures == 0 {
+            self.failures = 1;
+            self.not_before = now;
+        } else {
+            self.back_off(now);
+        }
+    }
+
+    fn back_off(&mut self, now: Duration) {
+        self.failures = self.failures.saturating_add(1);
+        self.not_before = now + BACKOFF_MIN.saturating_mul(1 << self.failures.min(10)).min(BACKOFF_MAX);
+    }
+}

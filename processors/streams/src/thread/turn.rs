@@ -1,0 +1,424 @@
+//! The loop of a stream thread, as single turns, and its one reaction to an abort.
+
+use super::abort::{Abort, Interrupt};
+use super::membership::Membership;
+use super::pacing::Advice;
+use super::recovering::RESTORE_WAIT;
+use super::tasks::Tasks;
+use super::transaction::Transaction;
+use crate::admin::metrics;
+use crate::admin::status::Cause;
+use crate::api::context::TaskId;
+use crate::api::error::Result;
+use crate::hit;
+use crate::recovery::restore::Restorer;
+use crate::shared::Shared;
+use crate::task::Task;
+use event_log::{Event, RecordBatch, TopicPartition};
+use service::chain;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A poll that waits this long without a record means that the input is drained.
+const DRAINED_AFTER: Duration = Duration::from_millis(10);
+/// Committed rows that are not flushed may use 1/8 of a store's memory; the rows of the last flush use as much again.
+const COMMITTED_SHARE: u64 = 8;
+/// Interval at which the status is published if nothing changed.
+const STATUS_EVERY: Duration = Duration::from_secs(1);
+/// After this many aborts in a row without a reason that names a record, transactions get smaller.
+const ABORTS_BEFORE_BISECTION: u32 = 3;
+
+/// A stream thread, driven by calls of [`StreamThread::turn`].
+pub(crate) struct StreamThread {
+    pub(super) shared: Arc<Shared>,
+    name: String,
+    pub(super) membership: Membership,
+    pub(super) transaction: Transaction,
+    pub(super) tasks: Tasks,
+    pub(super) restorer: Restorer,
+    records: RecordBatch,
+    /// Whether the last poll found no records.
+    drained: bool,
+    /// When the status was last published; `None` if it changed since.
+    pub(super) published: Option<Duration>,
+    uncommitted_bytes: ::metrics::Gauge,
+}
+
+/// A task to stop after a rollback.
+struct StopTask {
+    task: TaskId,
+    reason: String,
+    retry: bool,
+}
+
+impl StreamThread {
+    pub(crate) fn new(shared: Arc<Shared>, index: usize) -> Self {
+        let name = shared.config.thread_name(&shared.plan.application, index);
+        StreamThread {
+            membership: Membership::new(shared.clone(), name.clone()),
+            transaction: Transaction::new(shared.clone(), name.clone()),
+            tasks: Tasks::default(),
+            restorer: Restorer::default(),
+            records: RecordBatch::default(),
+            drained: true,
+            published: None,
+            uncommitted_bytes: shared.metrics.uncommitted_bytes(&name),
+            name,
+            shared,
+        }
+    }
+
+    /// Connects, recovers, fires timers, commits, reads and processes, whatever is next. Waits at most `max_wait` for input and
+    /// returns how long the caller should wait before the next turn.
+    ///
+    /// # Errors
+    /// A failure that ends the thread and with it the process: a fence by a duplicate, a store failure, or a failure of the
+    /// log that a retry cannot fix.
+    pub(crate) fn turn(&mut self, max_wait: Duration) -> Result<Duration> {
+        match self.take_turn(max_wait) {
+            Ok(pause) => Ok(pause),
+            Err(Interrupt::Abort(abort)) => {
+                self.roll_back(abort);
+                Ok(Duration::ZERO)
+            }
+            Err(Interrupt::Fatal(error)) => Err(error),
+        }
+    }
+
+    fn take_turn(&mut self, max_wait: Duration) -> Result<Duration, Interrupt> {
+        let now = self.shared.clock.elapsed();
+        self.membership.check_fence(now)?;
+        self.publish(now);
+        if now < self.membership.not_before() {
+            return Ok(max_wait.min(self.membership.not_before() - now));
+        }
+        let ready = !self.membership.is_fenced() && self.transaction.ensure_ready()?;
+        if !self.membership.has_joined() && !(ready && self.membership.join()?) {
+            let until = self.membership.not_before().max(self.transaction.producer.not_before());
+            return Ok(max_wait.min(until.saturating_sub(now)));
+        }
+        self.wake_tasks()?;
+        // No task recovers before the producer is ready: `init_transactions` settles the transaction of a predecessor (C5).
+        let restored = if ready { self.recover(max_wait)? } else { 0 };
+        let next_timer = if ready && self.membership.has_metadata() {
+            self.fire_due()?
+        } else {
+            None
+        };
+        let wait = match self.advise() {
+            Advice::Commit => {
+                self.commit(None)?;
+                Duration::ZERO
+            }
+            Advice::Read(wait) => wait,
+            Advice::Nothing => max_wait,
+        };
+        self.flush_due()?;
+        let recovering = ready && self.tasks.iter().any(Task::is_recovering);
+        let wait = match (recovering, restored) {
+            (false, _) => wait,
+            (true, 0) => wait.min(RESTORE_WAIT),
+            (true, _) => Duration::ZERO,
+        };
+        self.read(next_timer.map_or(wait, |timer| timer.min(wait)))?;
+        Ok(Duration::ZERO)
+    }
+
+    /// Flushes the committed buffers that are due.
+    fn flush_due(&mut self) -> state_store::Result<()> {
+        let now = self.shared.clock.elapsed();
+        let share = self.shared.config.store_memory_bytes / COMMITTED_SHARE;
+        let bytes_max = usize::try_from(share).unwrap_or(usize::MAX);
+        let mut tasks = self.tasks.as_mut_slice().iter_mut();
+        tasks.try_for_each(|task| task.flush_if_due(now, bytes_max))
+    }
+
+    /// Commits what is uncommitted and leaves the group; the static membership remains for a restart.
+    pub(crate) fn finish(mut self) -> Result<()> {
+        self.try_commit()?;
+        self.tasks.iter().for_each(|task| self.shared.forget(&task.id));
+        self.tasks.as_mut_slice().iter_mut().try_for_each(Task::flush)?;
+        self.tasks.clear();
+        self.membership.close()
+    }
+
+    /// Whether every task runs, nothing is uncommitted, and the last poll found no records.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let now = self.shared.clock.now();
+        self.drained
+            && self.membership.is_member()
+            && self.tasks.iter().all(|task| task.is_running() && !task.has_work(now))
+    }
+
+    fn advise(&mut self) -> Advice {
+        if !self.transaction.producer.is_ready() || self.membership.is_fenced() {
+            return Advice::Nothing;
+        }
+        let now = self.shared.clock.now();
+        if self
+            .tasks
+            .iter()
+            .any(|task| task.is_live() && task.is_idle_too_long(now))
+        {
+            return Advice::Commit;
+        }
+        self.transaction.advise(self.tasks.state_bytes(), self.drained)
+    }
+
+    fn read(&mut self, wait: Duration) -> Result<(), Interrupt> {
+        let mut records = std::mem::take(&mut self.records);
+        let done = match self.membership.poll(&mut records, wait) {
+            Some(event) => self.on_event(event, &records, wait),
+            None => Ok(()),
+        };
+        self.records = records;
+        done
+    }
+
+    fn on_event(
+        &mut self,
+        event: event_log::Result<Event>,
+        records: &RecordBatch,
+        wait: Duration,
+    ) -> Result<(), Interrupt> {
+        match event {
+            Ok(Event::Records) => {
+                self.drained = false;
+                let bytes = u64::try_from(records.byte_len()).unwrap_or(u64::MAX);
+                self.shared.metrics.flow.bytes_in.increment(bytes);
+                self.process(records)
+            }
+            Ok(Event::Idle) => {
+                self.drained = true;
+                if wait >= DRAINED_AFTER {
+                    self.note_drained();
+                }
+                Ok(())
+            }
+            Ok(Event::Assigned(partitions)) => self.assigned(&partitions),
+            Ok(Event::Revoked(partitions)) => self.revoked(&partitions),
+            Ok(Event::Lost(partitions)) => {
+                self.lost(&partitions);
+                Ok(())
+            }
+            Err(error @ event_log::Error::OutOfRange { .. }) => self.out_of_range(&error),
+            Err(error) => {
+                self.membership.available(Err::<(), _>(error))?;
+                Ok(())
+            }
+        }
+    }
+
+    /// Notes for the lag that all inputs are drained.
+    fn note_drained(&self) {
+        let now = self.shared.clock.elapsed();
+        let mut positions = self.shared.positions();
+        let running = self.tasks.iter().filter(|task| task.is_running());
+        for input in running.flat_map(|task| &task.inputs) {
+            if let Some(position) = positions.get_mut(&input.at) {
+                position.drained = Some(now);
+            }
+        }
+    }
+
+    /// Handles partitions that this thread received. Each goes through recovery, also if the thread had it before.
+    fn assigned(&mut self, partitions: &[TopicPartition]) -> Result<(), Interrupt> {
+        hit("runtime.assigned");
+        tracing::info!(thread = self.name, partitions = partitions.len(), "partitions assigned");
+        self.membership.refresh()?;
+        self.published = None;
+        let not_revoked = |task: &Task| task.is_live() && task.reads_any(partitions);
+        if self.tasks.iter().any(not_revoked) {
+            // Another member may have owned them in between, so what was done for them must not be committed (C6).
+            self.roll_back(Abort::Failed(
+                "partitions were assigned without a revocation".to_owned(),
+            ));
+        }
+        for at in partitions {
+            if let Some(sub) = self.shared.plan.reader_of(&at.topic) {
+                self.tasks.assign(sub, at);
+            }
+        }
+        Ok(())
+    }
+
+    /// Handles partitions that this thread is about to give up: a commit is still possible.
+    fn revoked(&mut self, partitions: &[TopicPartition]) -> Result<(), Interrupt> {
+        hit("runtime.revoked");
+        tracing::info!(thread = self.name, partitions = partitions.len(), "partitions revoked");
+        self.try_commit()?;
+        self.drop_tasks(partitions);
+        self.published = None;
+        self.membership.refresh()?;
+        Ok(())
+    }
+
+    /// Handles partitions that already belong to another member: nothing done for them may be committed (C6, C7).
+    fn lost(&mut self, partitions: &[TopicPartition]) {
+        hit("runtime.lost");
+        tracing::warn!(thread = self.name, partitions = partitions.len(), "partitions lost");
+        self.drop_tasks(partitions);
+        self.membership.lose();
+        if self.transaction.open_for().is_some() {
+            self.roll_back(Abort::Failed("partitions were lost".to_owned()));
+        }
+        let now = self.shared.clock.now();
+        if !self.tasks.iter().any(|task| task.has_work(now)) {
+            self.transaction.note_clean();
+        }
+    }
+
+    /// Commits if possible and handles an abort at once, because what follows must happen in either case.
+    fn try_commit(&mut self) -> Result<()> {
+        if !self.transaction.producer.is_ready() || self.membership.is_fenced() {
+            return Ok(());
+        }
+        match self.commit(None) {
+            Ok(()) => Ok(()),
+            Err(Interrupt::Abort(abort)) => {
+                self.roll_back(abort);
+                Ok(())
+            }
+            Err(Interrupt::Fatal(error)) => Err(error),
+        }
+    }
+
+    /// Drops the tasks that have one of these partitions. A task that keeps other inputs waits until they are complete again.
+    fn drop_tasks(&mut self, partitions: &[TopicPartition]) {
+        for mut task in self.tasks.remove(partitions) {
+            let shared = &self.shared;
+            shared.status.set(&status_name(shared, &task), None);
+            let mut positions = shared.positions();
+            for input in &task.inputs {
+                positions.remove(&input.at);
+            }
+            drop(positions);
+            shared.forget(&task.id);
+            // The buffer contains committed rows only. If the flush fails, the store is merely further behind (C4).
+            if let Err(error) = task.flush() {
+                tracing::warn!(task = %task.id, reason = chain(&error), "cannot flush store of revoked task");
+            }
+            let kept = task.inputs.iter();
+            let kept = kept.filter(|input| input.assigned && !partitions.contains(&input.at));
+            let kept: Vec<_> = kept.map(|input| input.at.clone()).collect();
+            if !kept.is_empty() {
+                let mut waiting = Task::new(task.sub.clone(), task.id.partition);
+                kept.iter().for_each(|at| waiting.assign(at));
+                if let Some(consumer) = self.membership.consumer() {
+                    waiting.pause_reading(consumer, &kept);
+                }
+                self.tasks.push(waiting);
+            }
+        }
+    }
+
+    /// The one reaction to an abort: discards everything since the last commit in all tasks, which share the transaction (C7),
+    /// and replaces the producer (C5). All live tasks recover.
+    fn roll_back(&mut self, abort: Abort) {
+        self.shared.metrics.transactions.aborts.increment(1);
+        let (mut failure, mut stop) = (None, None);
+        match abort {
+            Abort::Fenced(reason) => self.note_fence(reason),
+            Abort::Rejected { task, reason } => {
+                tracing::warn!(thread = self.name, %task, reason, "output rejected, bisecting the transaction");
+                let bisected = self.tasks.find(&task).expect("an abort names a task of this thread");
+                if !bisected.bisect(reason.clone()) {
+                    let reason = format!("the dead letter was rejected as well: {reason}");
+                    let retry = false;
+                    stop = Some(StopTask { task, reason, retry });
+                }
+            }
+            Abort::TaskFailed { task, reason, retry } => {
+                failure = Some(format!("task {task} failed: {reason}"));
+                stop = Some(StopTask { task, reason, retry });
+            }
+            Abort::Failed(reason) => failure = Some(reason),
+        }
+        let aborts = self.transaction.discard(failure.clone());
+        if let Some(reason) = failure {
+            tracing::warn!(thread = self.name, reason, "transaction aborted, rolling back");
+            if aborts >= ABORTS_BEFORE_BISECTION {
+                self.shrink_transactions();
+            }
+        }
+        for task in self.tasks.as_mut_slice() {
+            let live = task.is_live();
+            task.roll_back();
+            if live && let Some(consumer) = self.membership.consumer() {
+                let partitions = task.partitions();
+                task.pause_reading(consumer, &partitions);
+            }
+        }
+        self.published = None;
+        if let Some(StopTask { task, reason, retry }) = stop {
+            self.stop_task(&task, reason, retry);
+        }
+    }
+
+    /// Notes a fence. After a transaction timeout it is the coordinator's abort, and the thread recovers. Otherwise only an
+    /// assignment event can explain it; without one, a duplicate of this thread runs.
+    fn note_fence(&mut self, reason: String) {
+        self.shared.metrics.transactions.fences.increment(1);
+        let timeout = self.shared.config.transaction_timeout;
+        let timed_out = self.transaction.open_for().is_some_and(|age| age >= timeout);
+        tracing::warn!(thread = self.name, reason, timed_out, "fenced");
+        if !timed_out {
+            self.membership.note_fence(reason);
+        }
+    }
+
+    /// Makes transactions smaller without blaming a record, because they may be too large to commit.
+    fn shrink_transactions(&mut self) {
+        let tasks = self.tasks.as_mut_slice().iter_mut();
+        for task in tasks.filter(|task| task.uncommitted.records > 0) {
+            task.bisect_records(None);
+        }
+    }
+
+    /// Why the thread does not work; `None` if it does.
+    fn cause(&self) -> Option<Cause> {
+        if let Some(reason) = self.membership.fence_reason() {
+            let text = format!("fenced ({reason}); waiting for a new assignment");
+            return Some(Cause::transient(text));
+        }
+        let waits_for = self.transaction.producer.waits_for();
+        if let Some(reason) = waits_for.or(self.membership.unavailable()) {
+            return Some(Cause::unavailable(reason.clone()));
+        }
+        if let Some(reason) = self.transaction.failure() {
+            return Some(Cause::unavailable(format!("transactions are not committed: {reason}")));
+        }
+        if !self.membership.is_member() {
+            return Some(Cause::transient("waiting for an assignment"));
+        }
+        // A topic that no member reads has no task that could report it.
+        let unassigned = self.membership.unassigned_topics();
+        (!unassigned.is_empty()).then(|| {
+            let text = format!("waiting for topics to be assigned: {}", unassigned.join(", "));
+            Cause::transient(text)
+        })
+    }
+
+    /// Publishes the status of the thread and its tasks if it is due.
+    fn publish(&mut self, now: Duration) {
+        let recent = |last: Duration| now.saturating_sub(last) < STATUS_EVERY;
+        if self.published.is_some_and(recent) {
+            return;
+        }
+        self.published = Some(now);
+        self.uncommitted_bytes.set(metrics::size(self.tasks.state_bytes()));
+        self.shared.status.set(&self.name, self.cause());
+        for task in self.tasks.iter() {
+            self.shared.status.set(&status_name(&self.shared, task), task.cause());
+        }
+        let mut reports = self.shared.reports();
+        for task in self.tasks.iter() {
+            reports.insert(task.id.clone(), task.report());
+        }
+    }
+}
+
+/// Name of a task in the status.
+fn status_name(shared: &Shared, task: &Task) -> String {
+    format!("{}, task {}", shared.plan.application, task.id)
+}
