@@ -1,6 +1,6 @@
-//! The command line: what can be asked, and the help that teaches it.
+//! Definition of the command line, from which clap generates parser and help.
 //!
-//! Guarantees: a wrong word exits with 2 and says which words there are. Never: does anything.
+//! The doc comments are the help texts. `docs/reference/cli.md` lists the same options; a test compares both.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -11,138 +11,148 @@ use std::path::PathBuf;
     name = "trunkline",
     version,
     propagate_version = true,
-    after_help = "Start here:\n  trunkline dev                      all roles in one process, with a sample shop\n  trunkline topology check           is the declared graph right?\n  trunkline topics tail view.log     what goes by, decoded\n\nExit codes: 0 done, 1 failed or the check found errors, 2 the command line is wrong."
+    after_help = "Getting started:\n  trunkline dev                                run everything locally, with a sample shop\n  trunkline topics tail view.log --follow      watch the records that devices will receive\n  trunkline token --sub 2                      create a token for another customer\n\nYour own database:\n  trunkline init --postgres URL                generate a topology.toml from its tables\n  trunkline topology check                     validate the topology without a network\n  trunkline dev --topology topology.toml --postgres URL\n\nExit codes: 0 success, 1 failure or errors found by a check, 2 invalid command line."
 )]
 pub struct Cli {
-    /// How results are printed; progress and log lines go to stderr.
+    /// Format of results on stdout. Progress and log lines go to stderr.
     #[arg(long, global = true, value_enum, default_value = "table")]
     pub output: Output,
-    /// Which log lines are shown: error, warn, info, debug, or targets such as `trunkline_edge=debug`.
+    /// Log level (error, warn, info, debug) or filter, such as `trunkline_edge=debug`.
     #[arg(long, global = true, env = "TRUNKLINE_LOG")]
     pub log: Option<String>,
-    /// Log lines as text or as JSON, one object a line.
+    /// Format of log lines. `json` writes one object per line.
     #[arg(long, global = true, value_enum, default_value = "text")]
     pub log_format: LogFormat,
-    /// What to do.
+    /// Subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// How results are printed.
+/// Format of results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// For people.
+    /// Aligned columns.
     Table,
-    /// For programs.
+    /// JSON, and nothing else on stdout.
     Json,
 }
 
-/// How log lines are printed.
+/// Format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// Human-readable text.
     Text,
-    /// For programs.
+    /// One JSON object per line.
     Json,
 }
 
-/// What can be done.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run everything in one process: embedded log and registry, the sample shop and orders that keep coming.
+    /// Run all roles in one process, with an embedded log, an embedded registry and a sample shop.
     Dev(Dev),
-    /// Run one node of the topology, with its place (brokers, addresses, secrets) from a configuration file.
+    /// Run one node of the topology. Brokers, addresses and secrets come from a configuration file.
     Run(Run),
-    /// Read a PostgreSQL database and write a commented topology.toml to start from.
+    /// Generate a commented topology.toml from the tables of a PostgreSQL database.
     Init(Init),
-    /// Look at the declared graph.
+    /// Validate or draw a topology.
     Topology(Topology),
-    /// Look at topics and their records.
+    /// List topics and show their records.
     Topics(Topics),
-    /// How far each consumer group is behind.
+    /// Show the lag of consumer groups.
     Lag(Lag),
-    /// Copy a stretch of a topic to another topic.
+    /// Copy a range of a topic to another topic.
     Replay(Replay),
-    /// What a processor's state contains beside what its group has committed, and the ways out when they differ.
+    /// Compare the state and the committed offsets of a task, and resolve differences.
     Offsets(Offsets),
-    /// What the processors' tasks do, and what their committed state holds.
+    /// Show the tasks of processors and their committed state.
     State(State),
-    /// Mint a token for development.
+    /// Create a token for development.
     Token(Token),
-    /// Look for what is wrong here, and say the command that mends it.
+    /// Check the log, the database and the topology, and name a fix for each problem.
     Doctor(Doctor),
 }
 
 /// `trunkline dev`.
 #[derive(Debug, Clone, Args)]
+#[command(
+    after_help = "Examples:\n  trunkline dev\n  trunkline dev --fresh --orders-per-s 10\n  trunkline dev --topology topology.toml --postgres postgres://user:password@127.0.0.1/shop\n\nListeners bind to 127.0.0.1 only. The data directory keeps the log, the stores and the keys; a later start continues there."
+)]
 pub struct Dev {
-    /// Topology to run instead of the sample shop.
+    /// Topology file to run instead of the sample shop.
     #[arg(long, value_name = "FILE")]
     pub topology: Option<PathBuf>,
-    /// Where logs and stores are kept; a later start goes on from there.
+    /// Data directory of the log and the stores. A later start continues with its contents.
     #[arg(long, value_name = "DIR", default_value = ".trunkline")]
     pub data: PathBuf,
-    /// Starts with an empty data directory; the previous one is moved to DIR.aside-N.
+    /// Start with an empty data directory; the previous one is renamed to DIR.aside-N.
     #[arg(long)]
     pub fresh: bool,
-    /// Uses this Kafka instead of the embedded log.
+    /// Bootstrap servers of a Kafka cluster to use instead of the embedded log.
     #[arg(long, value_name = "ADDR")]
     pub kafka: Option<String>,
-    /// Uses this schema registry (Confluent's API) instead of the embedded one.
+    /// URL of a schema registry (Confluent API) to use instead of the embedded one.
     #[arg(long, value_name = "URL")]
     pub registry: Option<String>,
-    /// Reads the rows of this database instead of posted ones; its `[[connector]]` must be of kind `postgres`, or the
-    /// topology's only connector is read from it.
+    /// Read rows from this database. The topology needs a connector of kind `postgres`, or exactly one connector, which
+    /// then reads this database.
     #[arg(long, value_name = "URL")]
     pub postgres: Option<String>,
-    /// Orders a second that the generator posts to the sample shop; 0 posts none.
+    /// Orders per second that the generator of the sample shop creates; 0 disables it.
     #[arg(long, default_value_t = 2.0, value_name = "N")]
     pub orders_per_s: f64,
-    /// Engine of the stores.
+    /// Storage engine of the state stores.
     #[arg(long, value_enum, default_value = "fjall")]
     pub store: Engine,
-    /// Port of the devices' listener; 0 takes a free one.
+    /// Port for devices (sync API); 0 selects a free port.
     #[arg(long, default_value_t = 8080)]
     pub port: u16,
-    /// Port of the backends' ingest listener; 0 takes a free one.
+    /// Port for backends (ingest API); 0 selects a free port.
     #[arg(long, default_value_t = 8081)]
     pub ingest_port: u16,
-    /// Port of the operators' listener; 0 takes a free one.
+    /// Port for operators (readiness, metrics, admin API); 0 selects a free port.
     #[arg(long, default_value_t = 8082)]
     pub admin_port: u16,
 }
 
-/// A store engine.
+/// Storage engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Engine {
-    /// An LSM tree.
+    /// fjall, an LSM tree.
     Fjall,
     /// sled 0.34.
     Sled,
-    /// Nothing on disk: restored from the log at each start.
+    /// In memory only; restored from the log at each start.
     Memory,
 }
 
 /// `trunkline run`.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  trunkline run edge-1\n  trunkline run views --topology topology.toml --config /etc/trunkline/trunkline.toml --log-format json\n\nThe node runs until SIGTERM or Ctrl-C. /readyz on the admin listener shows what it waits for."
+)]
 pub struct Run {
-    /// The node, as `[[node]]` names it.
+    /// Name of a `[[node]]` of the topology.
     pub node: String,
-    /// The topology.
+    /// Topology file.
     #[arg(long, default_value = "topology.toml", value_name = "FILE")]
     pub topology: PathBuf,
-    /// Where it runs: brokers, addresses, secrets. Environment variables TRUNKLINE_A__B override it.
+    /// Configuration file: brokers, addresses, secrets. Environment variables such as TRUNKLINE_KAFKA__BROKERS override
+    /// its keys.
     #[arg(long, default_value = "trunkline.toml", value_name = "FILE")]
     pub config: PathBuf,
 }
 
 /// `trunkline init`.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  trunkline init --postgres postgres://user:password@127.0.0.1/shop\n\nThe database is only read. The generated file marks open decisions with DECIDE."
+)]
 pub struct Init {
-    /// The database: postgres://user:password@host:port/database.
+    /// Database URL: postgres://user:password@host:port/database.
     #[arg(long, value_name = "URL", env = "TRUNKLINE_POSTGRES")]
     pub postgres: String,
-    /// File to write; `-` is stdout. A file that exists is not overwritten.
+    /// Output file, `-` for stdout. An existing file is not overwritten.
     #[arg(long, default_value = "topology.toml", value_name = "FILE")]
     pub file: PathBuf,
 }
@@ -150,106 +160,109 @@ pub struct Init {
 /// `trunkline topology`.
 #[derive(Debug, Args)]
 pub struct Topology {
-    /// What to do with it.
+    /// Subcommand.
     #[command(subcommand)]
     pub command: TopologyCommand,
 }
 
-/// What can be done with a topology.
+/// Subcommands of `trunkline topology`.
 #[derive(Debug, Subcommand)]
 pub enum TopologyCommand {
-    /// Check it without a network: every error at once, with its place and its fix. Exits with 1 if there is one.
+    /// Validate a topology without network access. Reports all errors with position and fix; exits with 1 on errors.
     Check {
-        /// The topology.
+        /// Topology file.
         #[arg(default_value = "topology.toml")]
         file: PathBuf,
     },
-    /// Draw it.
+    /// Draw the data flow and list views, buckets, topics and nodes.
     Graph {
-        /// The topology.
+        /// Topology file.
         #[arg(default_value = "topology.toml")]
         file: PathBuf,
-        /// As text for the terminal, or as DOT for Graphviz.
+        /// Output format.
         #[arg(long, value_enum, default_value = "text")]
         format: GraphFormat,
     },
 }
 
-/// How a graph is drawn.
+/// Format of a graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum GraphFormat {
-    /// For the terminal.
+    /// Text for the terminal.
     Text,
-    /// For Graphviz.
+    /// DOT for Graphviz.
     Dot,
 }
 
-/// Which log an operator's command looks at.
+/// The log that a command works on.
 #[derive(Debug, Clone, Args)]
 pub struct Target {
-    /// Kafka brokers; without it, the `trunkline dev` of the data directory.
+    /// Kafka bootstrap servers. Without it, the command uses the `trunkline dev` of the data directory.
     #[arg(long, value_name = "ADDR", env = "TRUNKLINE_KAFKA")]
     pub kafka: Option<String>,
-    /// Schema registry (Confluent's API), for decoding; with --kafka.
+    /// Schema registry (Confluent API) for decoding records, together with --kafka.
     #[arg(long, value_name = "URL", env = "TRUNKLINE_REGISTRY_URL")]
     pub registry: Option<String>,
-    /// Data directory of `trunkline dev`, running or not.
+    /// Data directory of a `trunkline dev`, which may be running or stopped.
     #[arg(long, value_name = "DIR", default_value = ".trunkline")]
     pub data: PathBuf,
 }
 
 /// `trunkline topics`.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  trunkline topics list\n  trunkline topics tail view.log --follow\n  trunkline topics tail change.shop --key '[\"orders\",\"17\"]' --from-time 1h"
+)]
 pub struct Topics {
-    /// Which log.
+    /// Log to use.
     #[command(flatten)]
     pub target: Target,
-    /// What to do.
+    /// Subcommand.
     #[command(subcommand)]
     pub command: TopicsCommand,
 }
 
-/// What can be done with topics.
+/// Subcommands of `trunkline topics`.
 #[derive(Debug, Subcommand)]
 pub enum TopicsCommand {
-    /// All topics.
+    /// List all topics.
     List,
-    /// One topic: partitions, offsets, settings.
+    /// Show the partitions, offsets and settings of a topic.
     Show {
-        /// Its name.
+        /// Topic name.
         topic: String,
     },
-    /// Its records, decoded, the newest last.
+    /// Print decoded records of a topic, newest last.
     Tail(Tail),
 }
 
 /// `trunkline topics tail`.
 #[derive(Debug, Args)]
 pub struct Tail {
-    /// The topic.
+    /// Topic name.
     pub topic: String,
-    /// Goes on as records come; end it with Ctrl-C.
+    /// Wait for new records until Ctrl-C.
     #[arg(long, short)]
     pub follow: bool,
-    /// Only this partition.
+    /// Only this partition. Default: all.
     #[arg(long)]
     pub partition: Option<i32>,
-    /// From the first record kept, not from the last ones.
+    /// Start at the earliest offset instead of the last records.
     #[arg(long, conflicts_with_all = ["from_offset", "from_time"])]
     pub from_start: bool,
-    /// From this offset, in every partition.
+    /// Start at this offset in every partition.
     #[arg(long, conflicts_with = "from_time")]
     pub from_offset: Option<i64>,
-    /// From this time: RFC 3339, or a span back from now such as 15m.
+    /// Start at this time: RFC 3339, or a duration before now such as 15m.
     #[arg(long)]
     pub from_time: Option<String>,
-    /// Only records with this key, as its JSON text: '["orders","17"]'.
+    /// Only records with this key, written as JSON: '["orders","17"]'.
     #[arg(long)]
     pub key: Option<String>,
-    /// At most so many records.
+    /// Maximum number of records. Ignored with --follow.
     #[arg(long, short = 'n', default_value_t = 20)]
     pub limit: usize,
-    /// Also records of open and aborted transactions.
+    /// Include records of open and aborted transactions.
     #[arg(long)]
     pub uncommitted: bool,
 }
@@ -257,10 +270,10 @@ pub struct Tail {
 /// `trunkline lag`.
 #[derive(Debug, Args)]
 pub struct Lag {
-    /// Which log.
+    /// Log to use.
     #[command(flatten)]
     pub target: Target,
-    /// Only this group.
+    /// Only this consumer group. Default: all.
     #[arg(long)]
     pub group: Option<String>,
 }
@@ -268,39 +281,39 @@ pub struct Lag {
 /// `trunkline replay`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "A replay into a processor or a rebuild of a view is not in this release: replay to a topic of your own, and read that.\n\nExample: the last hour of one order, to a topic that exists:\n  trunkline replay change.shop --to debug.orders --from-time 1h --key '[\"orders\",\"17\"]'"
+    after_help = "The target must be an existing topic that no processor reads. Replaying into a processor and rebuilding a view are not supported.\n\nExample, the changes of one order during the last hour:\n  trunkline replay change.shop --to debug.orders --from-time 1h --key '[\"orders\",\"17\"]'"
 )]
 pub struct Replay {
-    /// Which log.
+    /// Log to use.
     #[command(flatten)]
     pub target: Target,
-    /// Topic to read.
+    /// Source topic.
     pub topic: String,
-    /// Topic to write; it must exist.
+    /// Target topic; it must exist.
     #[arg(long, value_name = "TOPIC")]
     pub to: String,
-    /// Only this partition.
+    /// Only this partition. Default: all.
     #[arg(long)]
     pub partition: Option<i32>,
-    /// First offset.
+    /// First offset to copy. Default: earliest.
     #[arg(long, conflicts_with = "from_time")]
     pub from_offset: Option<i64>,
-    /// First time: RFC 3339, or a span back from now such as 1h.
+    /// First time to copy: RFC 3339, or a duration before now such as 1h.
     #[arg(long)]
     pub from_time: Option<String>,
-    /// First offset that is left out.
+    /// End offset (exclusive). Default: the last stable offset.
     #[arg(long, conflicts_with = "to_time")]
     pub to_offset: Option<i64>,
-    /// First time that is left out.
+    /// End time (exclusive).
     #[arg(long)]
     pub to_time: Option<String>,
-    /// Only records with this key, as its JSON text.
+    /// Only records with this key, written as JSON.
     #[arg(long)]
     pub key: Option<String>,
-    /// At most so many records a second.
+    /// Maximum number of records per second. Default: unlimited.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub rate: Option<u32>,
-    /// Counts what would be copied and writes nothing.
+    /// Count the matching records without writing.
     #[arg(long)]
     pub dry_run: bool,
 }
@@ -308,59 +321,62 @@ pub struct Replay {
 /// `trunkline offsets`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "A task whose state and committed offsets differ stops and names both commands. `accept` keeps the state and goes on from the committed offsets: what lies between is not in the state. `restore` keeps the state and puts the offsets back to it: nothing is lost, and what lies between is processed again. `again` is for a task without state. Stop the processor first.\n\nExample:\n  trunkline offsets show sync-views change.shop/0"
+    after_help = "A task stops if its state and its committed offsets differ. Stop the processor, compare both with `show`, then choose:\n  restore   set the committed offsets to those of the state: no record is lost, the records between are processed again\n  accept    keep the state and continue at the committed offsets: the records between are not in the state\n  reset     for a task without state: process its inputs again from the earliest offset\n  skip      continue after records that retention deleted before they were processed\n\nExamples:\n  trunkline offsets show sync-views change.shop/0\n  trunkline offsets restore sync-views change.shop/0\n  trunkline offsets reset --to-earliest sync-views change.shop/0 --input change.shop"
 )]
 pub struct Offsets {
-    /// Which log.
+    /// Log to use.
     #[command(flatten)]
     pub target: Target,
-    /// What to do.
+    /// Subcommand.
     #[command(subcommand)]
     pub command: OffsetsCommand,
 }
 
-/// What can be done with a task's offsets.
+/// Subcommands of `trunkline offsets`.
 #[derive(Debug, Subcommand)]
 pub enum OffsetsCommand {
-    /// Shows both.
+    /// Show the offsets of the state and the committed offsets.
     Show(Task),
-    /// Goes on from the committed offsets, with the state as it is.
+    /// Continue at the committed offsets and keep the state.
     Accept(Accept),
-    /// Lets a task that has no state any more process its inputs again from their beginning.
-    Again(Again),
-    /// Puts the committed offsets back to what the state contains.
+    /// Reset the offsets of a task that has no state, so that its inputs are processed again.
+    Reset(Reset),
+    /// Set the committed offsets to the offsets of the state.
     Restore(Task),
-    /// Goes on without records that retention has removed before they were processed.
+    /// Continue after records that retention deleted before they were processed.
     Skip(Task),
 }
 
-/// A processor's task.
+/// A task of a processor.
 #[derive(Debug, Args)]
 pub struct Task {
-    /// The processor, which is also its consumer group.
+    /// Processor name, which is also the name of its consumer group.
     pub processor: String,
-    /// The task as messages name it: its store and partition, such as `change.shop/0`.
+    /// Task, as STORE/PARTITION, such as `change.shop/0`.
     pub task: String,
 }
 
-/// A processor's task, and the inputs that it goes on with.
+/// `trunkline offsets accept`.
 #[derive(Debug, Args)]
 pub struct Accept {
-    /// Which task.
+    /// The task.
     #[command(flatten)]
     pub task: Task,
-    /// A topic that it reads, where its inputs were exchanged or it has no state. May be given again.
+    /// Input topic of the task, required if its inputs were changed or it has no state. May be repeated.
     #[arg(long = "input", value_name = "TOPIC")]
     pub inputs: Vec<String>,
 }
 
-/// A processor's task, and all inputs that it reads.
+/// `trunkline offsets reset`.
 #[derive(Debug, Args)]
-pub struct Again {
-    /// Which task.
+pub struct Reset {
+    /// Continue at the earliest offset of each input. This is the only target.
+    #[arg(long, required = true)]
+    pub to_earliest: bool,
+    /// The task.
     #[command(flatten)]
     pub task: Task,
-    /// A topic that it reads. May be given again.
+    /// Input topic of the task. May be repeated; all inputs are required.
     #[arg(long = "input", value_name = "TOPIC", required = true)]
     pub inputs: Vec<String>,
 }
@@ -368,50 +384,50 @@ pub struct Again {
 /// `trunkline state`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The process that has the task answers; any other sends on to it. With --kafka the processes are found by what they have told in the topic `members`.\n\nExamples:\n  trunkline state list\n  trunkline state scan sync-views change.shop --limit 20\n  trunkline state get sync-views change.shop '[\"row\",\"orders\",\"17\"]' --partition 0"
+    after_help = "The process that owns the task answers; other processes redirect to it. With --kafka, the addresses of the processes are read from the topic `members`.\n\nExamples:\n  trunkline state list\n  trunkline state scan sync-views change.shop --limit 20\n  trunkline state get sync-views change.shop '[\"row\",\"orders\",\"17\"]' --partition 0"
 )]
 pub struct State {
-    /// Which log.
+    /// Log to use.
     #[command(flatten)]
     pub target: Target,
-    /// Asks this process: the URL of its operators' listener.
+    /// URL of the admin listener of a process, instead of looking it up.
     #[arg(long, value_name = "URL")]
     pub admin: Option<String>,
-    /// What to ask.
+    /// Subcommand.
     #[command(subcommand)]
     pub command: StateCommand,
 }
 
-/// What can be asked of state.
+/// Subcommands of `trunkline state`.
 #[derive(Debug, Subcommand)]
 pub enum StateCommand {
-    /// Tasks and standbys of every process that answers: what each does, and how much a restore has left.
+    /// List the tasks and standbys of all processes, with the remaining records of restores.
     List,
-    /// One key's value.
+    /// Get the value of a key.
     Get {
-        /// The processor.
+        /// Processor name.
         processor: String,
-        /// Its store, as `state list` names it.
+        /// Store name, as listed by `state list`.
         store: String,
-        /// The key, as its JSON text.
+        /// Key, written as JSON.
         key: String,
-        /// The task's partition; without it, that in which a record of this key is.
+        /// Partition of the task. Default: the partition of a record with this key.
         #[arg(long)]
         partition: Option<i32>,
     },
-    /// Keys and values, in the order of the keys' bytes.
+    /// List keys and values, ordered by the bytes of the key.
     Scan {
-        /// The processor.
+        /// Processor name.
         processor: String,
-        /// Its store, as `state list` names it.
+        /// Store name, as listed by `state list`.
         store: String,
-        /// Only keys that begin so.
+        /// Only keys with this prefix.
         #[arg(long, default_value = "")]
         prefix: String,
-        /// Only this partition.
+        /// Only this partition. Default: all.
         #[arg(long)]
         partition: Option<i32>,
-        /// At most so many rows.
+        /// Maximum number of rows.
         #[arg(long, short = 'n', default_value_t = 100)]
         limit: usize,
     },
@@ -419,34 +435,40 @@ pub enum StateCommand {
 
 /// `trunkline token`.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  trunkline token --sub 2\n  trunkline token --sub 2 --claim stores=[1,2] --expires-in 1h\n\nIn production your identity provider issues the tokens."
+)]
 pub struct Token {
-    /// The subject: whose device it is.
+    /// Subject of the token: the user of the device.
     #[arg(long)]
     pub sub: String,
-    /// A claim, as name=value; JSON values are taken as such. May be given again.
+    /// Additional claim. The value is parsed as JSON if possible. May be repeated.
     #[arg(long = "claim", value_name = "NAME=VALUE")]
     pub claims: Vec<String>,
-    /// How long it is good for, such as 1h.
+    /// Lifetime, such as 1h.
     #[arg(long, default_value = "12h")]
     pub expires_in: String,
-    /// Data directory of the `trunkline dev` that is to take it.
+    /// Data directory of the `trunkline dev` that will accept the token.
     #[arg(long, value_name = "DIR", default_value = ".trunkline")]
     pub data: PathBuf,
-    /// Configuration of an edge that is to take it instead; an issuer of it must share a `secret` with it.
+    /// Configuration of an edge that will accept the token instead. One of its issuers must have a `secret`.
     #[arg(long, value_name = "FILE", conflicts_with = "data")]
     pub config: Option<PathBuf>,
 }
 
 /// `trunkline doctor`.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  trunkline doctor\n  trunkline doctor --kafka kafka:9092 --postgres URL --topology topology.toml\n\nExits with 1 if a problem was found."
+)]
 pub struct Doctor {
-    /// Which log.
+    /// Log to use.
     #[command(flatten)]
     pub target: Target,
-    /// Also looks at this database.
+    /// Also check the settings of this database.
     #[arg(long, value_name = "URL", env = "TRUNKLINE_POSTGRES")]
     pub postgres: Option<String>,
-    /// Also checks this topology.
+    /// Also check this topology file.
     #[arg(long, value_name = "FILE")]
     pub topology: Option<PathBuf>,
 }

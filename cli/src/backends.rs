@@ -1,20 +1,15 @@
-//! What every role stands on: the log and the registry, opened as configured.
-//!
-//! Guarantees: a message that says what could not be reached and what to start. Never: a role.
+//! The log and the registry that all roles of a process share, and functions that open them.
 
-use crate::admin_api::{Operator, Performer, fetch_from};
-use crate::args::Target;
 use crate::config::{Kafka, Registry as RegistryConfig};
-use crate::data_dir::{self, DataDir, DataDirError};
-use crate::state::Running;
-use anyhow::{Context, Result, bail};
+use crate::operations_api::{Operations, fetch_from};
+use crate::state_api::RunningProcessors;
+use anyhow::{Context, Result};
 use event_log::SharedEventLog;
 use event_log::embedded::{self, EmbeddedLog};
 use event_log::kafka::{self, KafkaLog};
 use registry::{Catalog, SharedRegistry, remote};
-use serde::{Deserialize, Serialize};
-use service::{SharedClock, clock};
-use std::path::{Path, PathBuf};
+use service::SharedClock;
+use std::path::Path;
 use std::sync::Arc;
 
 /// The log and the registry.
@@ -24,32 +19,32 @@ pub struct Backends {
     pub log: SharedEventLog,
     /// The registry.
     pub registry: SharedRegistry,
-    /// The time.
+    /// The clock.
     pub clock: SharedClock,
-    /// Replicas of the topics that are created.
+    /// Replication factor of created topics. Default: that of the brokers.
     pub replication: Option<i32>,
     /// The processors that run in this process.
-    pub running: Running,
-    /// URL of this process's operators' listener, as other processes reach it.
+    pub running: RunningProcessors,
+    /// URL of this process's admin listener, as other processes reach it.
     pub advertised: Option<String>,
 }
 
 impl Backends {
-    /// A log and a registry in which no processor runs yet.
+    /// Backends of a process in which no processor runs yet.
     pub fn new(log: SharedEventLog, registry: SharedRegistry, clock: SharedClock, replication: Option<i32>) -> Self {
         Backends {
             log,
             registry,
             clock,
             replication,
-            running: Running::default(),
+            running: RunningProcessors::default(),
             advertised: None,
         }
     }
 
-    /// What performs operators' requests.
-    pub fn operator(&self) -> Operator {
-        Operator {
+    /// Executor of operators' requests.
+    pub fn operations(&self) -> Operations {
+        Operations {
             log: self.log.clone(),
             fetch: fetch_from(self.registry.clone()),
             clock: self.clock.clone(),
@@ -72,10 +67,19 @@ pub fn kafka_log(config: &Kafka) -> Result<SharedEventLog> {
     for (name, value) in &config.settings {
         client.settings.insert(name.clone(), value.expose().to_owned());
     }
-    KafkaLog::connect(client).with_context(|| format!("connect to Kafka at {}", config.brokers))
+    KafkaLog::connect(client).with_context(|| format!("cannot connect to Kafka at {}", config.brokers))
 }
 
-/// Opens the registry: the remote one when a URL is given, else the one embedded in the log.
+/// Connects to Kafka without TLS and credentials.
+pub fn plain_kafka_log(brokers: &str) -> Result<SharedEventLog> {
+    kafka_log(&Kafka {
+        brokers: brokers.to_owned(),
+        settings: Default::default(),
+        replication: None,
+    })
+}
+
+/// Opens the remote registry if a URL is configured, else the registry embedded in the log.
 pub fn registry(config: &RegistryConfig, log: &SharedEventLog) -> Result<SharedRegistry> {
     let inner: SharedRegistry = match &config.url {
         Some(url) => {
@@ -86,84 +90,12 @@ pub fn registry(config: &RegistryConfig, log: &SharedEventLog) -> Result<SharedR
                     password: password.expose().to_owned(),
                 };
             }
-            Arc::new(remote::Remote::new(client).with_context(|| format!("registry {url}"))?)
+            Arc::new(remote::Remote::new(client).with_context(|| format!("cannot use the registry {url}"))?)
         }
-        None => Arc::new(registry::embedded::Embedded::open(log.clone()).context("open the embedded registry")?),
+        None => {
+            let embedded = registry::embedded::Embedded::open(log.clone());
+            Arc::new(embedded.context("cannot open the embedded registry")?)
+        }
     };
     Ok(Arc::new(Catalog::new(inner)))
-}
-
-/// What a running `dev` writes into its data directory, for the other commands.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Dev {
-    /// URL of its admin listener.
-    pub admin: String,
-    /// URL of its devices' listener.
-    pub edge: String,
-    /// URL of its ingest listener.
-    pub ingest: String,
-    /// Its process id.
-    pub pid: u32,
-}
-
-/// The file that [`Dev`] stands in.
-pub fn running_file(data: &Path) -> PathBuf {
-    data.join("dev.json")
-}
-
-/// What the `dev` that runs in a data directory has written down.
-pub fn running_dev(data: &Path) -> Result<Dev> {
-    let file = running_file(data);
-    let text = std::fs::read_to_string(&file).with_context(|| {
-        format!(
-            "no `trunkline dev` has written {}; start one there, or name a Kafka with --kafka",
-            file.display()
-        )
-    })?;
-    serde_json::from_str(&text).with_context(|| format!("{}", file.display()))
-}
-
-/// Connects to the Kafka that an operator's command names.
-pub fn target_log(brokers: &str) -> Result<SharedEventLog> {
-    kafka_log(&Kafka {
-        brokers: brokers.to_owned(),
-        settings: Default::default(),
-        replication: None,
-    })
-}
-
-/// Who performs an operator's request: this process on Kafka or on a log that nobody has open, else the running `dev`.
-pub fn performer(target: &Target) -> Result<Performer> {
-    let clock = clock::system();
-    let registry_config = RegistryConfig {
-        url: target.registry.clone(),
-        user: None,
-        password: None,
-        listen: None,
-    };
-    if let Some(brokers) = &target.kafka {
-        let log = target_log(brokers)?;
-        let registry = registry(&registry_config, &log)?;
-        return Ok(Performer::Here(Backends::new(log, registry, clock, None).operator()));
-    }
-    if !target.data.join("log").exists() {
-        bail!(
-            "there is no log in {}; start `trunkline dev` there, name its directory with --data, or a Kafka with --kafka",
-            target.data.display()
-        );
-    }
-    match DataDir::claim(&target.data, data_dir::OPTION) {
-        // Held until the command ends, so that `dev --fresh` does not move the directory meanwhile.
-        Ok(data) => drop(data.keep()),
-        Err(DataDirError::InUse { .. }) => return Ok(Performer::There(running_dev(&target.data)?.admin)),
-        Err(error) => return Err(error.into()),
-    }
-    match embedded_log(&target.data, &clock) {
-        Ok(log) => {
-            let registry = registry(&registry_config, &log)?;
-            Ok(Performer::Here(Backends::new(log, registry, clock, None).operator()))
-        }
-        Err(event_log::Error::Refused { .. }) => Ok(Performer::There(running_dev(&target.data)?.admin)),
-        Err(error) => Err(error).with_context(|| format!("open the log in {}", target.data.display())),
-    }
 }

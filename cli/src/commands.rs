@@ -1,9 +1,11 @@
-//! The subcommands, one room each.
+//! The subcommands, one file each.
 
 pub mod dev;
 pub mod doctor;
 pub mod init;
+pub mod lag;
 pub mod offsets;
+pub mod replay;
 pub mod run;
 pub mod state;
 pub mod token;

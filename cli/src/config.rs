@@ -1,7 +1,7 @@
-//! Where a node runs: its configuration file, `trunkline.toml`. What runs is in the topology.
+//! Configuration of a node, `trunkline.toml`: where it runs. What runs is declared in the topology.
 //!
-//! Guarantees: an unknown key is refused with the keys that there are; secrets are `${env:NAME}` or `${file:PATH}` and
-//! are never printed. Never: a default that reaches beyond this machine.
+//! Unknown keys are errors. Secrets are written as `${env:NAME}` or `${file:PATH}` and are never printed. No default
+//! connects to or listens on another host.
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
@@ -9,7 +9,7 @@ use service::{Secret, admin, config::Sources};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Variables that are options of the command line, not keys of the file.
+/// Environment variables that are command line options, not keys of the file.
 const OPTIONS: [&str; 5] = [
     "TRUNKLINE_LOG",
     "TRUNKLINE_POSTGRES",
@@ -22,98 +22,98 @@ const OPTIONS: [&str; 5] = [
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NodeConfig {
-    /// Where stores are kept. It may be lost: everything in it is restored from the log.
+    /// Directory of the state stores. It may be lost: its contents are restored from the log.
     pub data_dir: PathBuf,
     /// The log.
     pub kafka: Kafka,
     /// The schema registry.
     pub registry: Registry,
-    /// The operators' listener.
+    /// Admin listener: readiness, metrics, state and operations.
     #[serde(default)]
     pub admin: admin::Config,
-    /// Postgres connectors, by the connector's name.
+    /// PostgreSQL connectors, by connector name.
     #[serde(default)]
     pub connectors: BTreeMap<String, connectors::sources::postgres::Config>,
-    /// The backends' listener, for a node with the role `ingest` or an http connector.
+    /// Ingest listener, for nodes with the role `ingest` or an http connector.
     #[serde(default)]
     pub ingest: Option<connectors::ingest::Config>,
-    /// The devices' listener, for a node with the role `edge`.
+    /// Edge listener, for nodes with the role `edge`.
     #[serde(default)]
     pub edge: Option<edge::Config>,
-    /// How processors run.
+    /// Settings of processors.
     #[serde(default)]
     pub processors: Processors,
 }
 
-/// How to reach Kafka.
+/// Connection to Kafka.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Kafka {
-    /// Bootstrap servers: `host:port`, with commas between several.
+    /// Bootstrap servers, as comma-separated `host:port`.
     pub brokers: String,
-    /// librdkafka's own settings, such as `security.protocol` or `sasl.username`.
+    /// librdkafka settings, such as `security.protocol` or `sasl.username`.
     #[serde(default)]
     pub settings: BTreeMap<String, Secret>,
-    /// Replicas of the topics that Trunkline creates; without it the broker's default.
+    /// Replication factor of topics that Trunkline creates. Default: that of the brokers.
     #[serde(default)]
     pub replication: Option<i32>,
 }
 
-/// How to reach the schema registry.
+/// Connection to the schema registry.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Registry {
-    /// Its URL, with the path of its Confluent API; without it, the registry embedded in the log is used.
+    /// URL including the path of the Confluent API. Default: the registry embedded in the log.
     #[serde(default)]
     pub url: Option<String>,
-    /// User for HTTP basic authentication.
+    /// User name for HTTP basic authentication.
     #[serde(default)]
     pub user: Option<String>,
-    /// Its password.
+    /// Password for HTTP basic authentication.
     #[serde(default)]
     pub password: Option<Secret>,
-    /// Where a node with the role `registry` serves the embedded registry.
+    /// Address on which a node with the role `registry` serves the embedded registry.
     #[serde(default)]
     pub listen: Option<std::net::SocketAddr>,
 }
 
-/// How processors run.
+/// Settings of processors.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Processors {
-    /// This process among those of a processor; two live processes may not share it. Default: the node's name.
+    /// Instance name of this process, unique among the running processes of a processor. Default: the node name.
     pub instance: Option<String>,
-    /// Stream threads.
+    /// Number of stream threads.
     pub threads: usize,
-    /// Engine of the state stores: fjall, sled or memory.
+    /// Storage engine of the state stores: fjall, sled or memory.
     pub store: Engine,
-    /// Caches and write buffers of each task's store, in MiB.
+    /// Memory for caches and write buffers of each task store, in MiB.
     pub store_memory_mib: u64,
-    /// After how many processes lost at once no task starts cold: each process keeps the stores warm of the tasks that
-    /// it would get then. At most 3.
+    /// Number of standby replicas per task store, from 0 to 3. With n standbys, n processes can fail at once without a
+    /// full restore.
     pub standby_replicas: usize,
-    /// How the threads of a processor agree on who runs what: classic or consumer.
+    /// Consumer group protocol: classic, or consumer (KIP-848).
     pub group_protocol: GroupProtocol,
-    /// What a processor's outputs and state are worth after a crash, by its name: exactly_once, which is the default, or
-    /// at_least_once. `sync-views` must be exactly once.
+    /// Processing guarantee by processor name: exactly_once (default) or at_least_once. `sync-views` requires
+    /// exactly_once.
     pub guarantees: BTreeMap<String, ProcessingGuarantee>,
 }
 
 impl Processors {
-    /// What a processor's outputs and state are worth after a crash.
+    /// The processing guarantee of a processor.
     pub fn guarantee_of(&self, processor: &str) -> streams::ProcessingGuarantee {
         self.guarantees.get(processor).copied().unwrap_or_default().into()
     }
 }
 
-/// A guarantee.
+/// A processing guarantee.
 #[derive(Debug, Clone, Copy, Default, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum ProcessingGuarantee {
-    /// By transactions.
+    /// State, outputs and offsets are committed in one transaction.
     #[default]
     ExactlyOnce,
-    /// Without them.
+    /// Without transactions: records after the last commit are processed again after a crash.
     AtLeastOnce,
 }
 
@@ -126,14 +126,14 @@ impl From<ProcessingGuarantee> for streams::ProcessingGuarantee {
     }
 }
 
-/// A group protocol.
+/// A consumer group protocol.
 #[derive(Debug, Clone, Copy, Default, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum GroupProtocol {
-    /// Every change stops every task for a moment.
+    /// Each rebalance pauses all tasks.
     #[default]
     Classic,
-    /// KIP-848: only what moves stops.
+    /// KIP-848: a rebalance pauses only the tasks that move.
     Consumer,
 }
 
@@ -146,16 +146,16 @@ impl From<GroupProtocol> for event_log::GroupProtocol {
     }
 }
 
-/// A store engine.
+/// A storage engine.
 #[derive(Debug, Clone, Copy, Default, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum Engine {
-    /// An LSM tree.
+    /// fjall, an LSM tree.
     #[default]
     Fjall,
     /// sled 0.34.
     Sled,
-    /// Nothing on disk.
+    /// In memory only.
     Memory,
 }
 
@@ -183,16 +183,16 @@ impl Default for Processors {
     }
 }
 
-/// Reads a node's configuration: the file, over it the environment.
+/// Reads the configuration of a node. Environment variables override the file.
 pub fn read(path: &Path) -> Result<NodeConfig> {
     if !path.exists() {
         bail!(
-            "there is no configuration {}; write one (docs/reference/configuration.md shows every key), or name it with --config",
+            "configuration file {} does not exist; create it (docs/reference/configuration.md lists all keys), or choose another with --config",
             path.display()
         );
     }
     let sources = Sources::environment(&OPTIONS).file(path)?;
     sources
         .read()
-        .with_context(|| format!("configuration {}", path.display()))
+        .with_context(|| format!("cannot read the configuration {}", path.display()))
 }

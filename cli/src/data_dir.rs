@@ -1,78 +1,78 @@
-//! Exclusive use of a data directory: one process at a time, from its start until it ends.
+//! Exclusive use of a data directory by one process, from start to exit.
 //!
-//! The lock is a file in the directory, locked by the kernel, so it is released by kill -9 too. It lies inside because
-//! the parent of a data directory is often not writable (`/var/lib`, a mounted volume). `dev --fresh` renames the
-//! directory and the locked file with it, so a locked file counts only while the path still leads to it;
-//! [`DataDir::claim`] checks that after it has the lock. Whoever renames the directory holds its lock, so a claim that
-//! passed the check stays valid.
+//! The lock is an advisory lock on a file in the directory, so the kernel releases it after kill -9 too. The file is
+//! inside the directory because the parent is often not writable (`/var/lib`, a mounted volume). `dev --fresh` renames
+//! the directory together with the locked file. Therefore [`DataDir::claim`] checks after locking that the path still
+//! refers to the locked file. A process renames the directory only while it holds the lock, so a lock that passed the
+//! check stays valid.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-/// The locked file. It holds the process id of its holder as text.
+/// The locked file. It contains the process id of its owner as text.
 const LOCK_FILE: &str = "process.lock";
-/// How many times a claim is tried while other processes move the directory.
+/// Number of attempts while other processes rename the directory.
 const ATTEMPTS_MAX: usize = 16;
 
-/// How the user of a command names another directory.
+/// The option with which a user chooses another directory, for error messages.
 pub const OPTION: &str = "--data DIR";
 
-/// A data directory that this process has to itself.
+/// A data directory that is locked by this process.
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
     lock: File,
 }
 
-/// Why a data directory cannot be used.
+/// A data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
     /// Another process uses it.
     #[error("data directory {directory} is in use by {holder}; stop it, or choose another directory with {option}")]
     InUse {
-        /// The directory, as named and resolved.
+        /// The directory, as given and resolved.
         directory: String,
         /// `process PID`, or `another process`.
         holder: String,
-        /// The option or key that names the directory.
+        /// The option or key that sets the directory.
         option: &'static str,
     },
-    /// The file system refused.
-    #[error("{attempted} {}", .path.display())]
+    /// A file system operation failed.
+    #[error("cannot {attempted} {}", .path.display())]
     Io {
-        /// What was attempted.
+        /// The operation.
         attempted: &'static str,
-        /// On what.
+        /// Its path.
         path: PathBuf,
-        /// Why it failed.
+        /// Cause.
         source: io::Error,
     },
-    /// The old directory was moved, but the new one could not be claimed.
-    #[error("the previous contents are in {}", .aside.display())]
+    /// The old directory was renamed, but the new one could not be claimed.
+    #[error("cannot create a new data directory; the previous contents are in {}", .aside.display())]
     NotReplaced {
-        /// Where the old directory is now.
+        /// New path of the old directory.
         aside: PathBuf,
-        /// Why the new one could not be claimed.
+        /// Cause.
         source: Box<DataDirError>,
     },
     /// The directory cannot be renamed.
-    #[error("move the data directory {} aside", .path.display())]
-    SetAside {
+    #[error("cannot rename the data directory {}", .path.display())]
+    Rename {
         /// The directory.
         path: PathBuf,
-        /// Why it failed.
+        /// Cause.
         source: state_store::Error,
     },
 }
 
 impl DataDir {
-    /// Creates the directory if it is missing and locks it. `option` is how the user names another one; it is part of
-    /// the error.
+    /// Creates the directory if it does not exist, and locks it. `option` is the option or key that sets it; it becomes
+    /// part of the error.
     ///
     /// # Errors
-    /// [`DataDirError::InUse`] if another process holds the lock, [`DataDirError::Io`] if the file system refuses.
+    /// [`DataDirError::InUse`] if another process holds the lock, [`DataDirError::Io`] if a file operation fails.
     pub fn claim(named: &Path, option: &'static str) -> Result<Self, DataDirError> {
         for _ in 1..ATTEMPTS_MAX {
             match DataDir::claim_once(named, option) {
@@ -85,7 +85,7 @@ impl DataDir {
 
     fn claim_once(named: &Path, option: &'static str) -> Result<Self, DataDirError> {
         fs::create_dir_all(named).map_err(failed("create the data directory", named))?;
-        // A symbolic link and a relative path lead to the same lock file as the path itself.
+        // Symbolic links and relative paths must lead to the same lock file.
         let path = fs::canonicalize(named).map_err(failed("resolve the data directory", named))?;
         let file = path.join(LOCK_FILE);
         let lock = OpenOptions::new()
@@ -100,27 +100,27 @@ impl DataDir {
                 write_pid(&lock);
                 Ok(DataDir { path, lock })
             }
-            // `dev --fresh` moved the directory between the two calls; this is the lock of the old one.
+            // `dev --fresh` renamed the directory between opening and locking: this is the lock of the old one.
             Ok(()) => Err(failed("lock", &file)(io::ErrorKind::NotFound.into())),
             Err(TryLockError::WouldBlock) => Err(in_use(named, &path, option)),
             Err(TryLockError::Error(error)) => Err(failed("lock", &file)(error)),
         }
     }
 
-    /// Moves the directory to `DIR.aside-N` and claims a new one at the same path. An empty directory is kept.
+    /// Renames the directory to `DIR.aside-N` and claims a new one at the same path. Keeps an empty directory.
     ///
     /// # Errors
-    /// As [`DataDir::claim`]. The old directory may have been moved by then; the error says where it is.
+    /// As [`DataDir::claim`]. If the old directory was already renamed, the error contains its new path.
     pub fn start_over(self, option: &'static str) -> Result<(Self, Option<PathBuf>), DataDirError> {
         if self.is_empty()? {
             return Ok((self, None));
         }
         let moved = state_store::quarantine(&self.path);
-        let aside = moved.map_err(|source| DataDirError::SetAside {
+        let aside = moved.map_err(|source| DataDirError::Rename {
             path: self.path.clone(),
             source,
         })?;
-        // The old lock is held until the new one is: a process that opened the old file before the move is refused.
+        // Keep the old lock until the new one is held: a process that opened the old file before the rename must fail.
         match DataDir::claim(&self.path, option) {
             Ok(new) => Ok((new, Some(aside))),
             Err(source) => Err(DataDirError::NotReplaced {
@@ -130,8 +130,8 @@ impl DataDir {
         }
     }
 
-    /// Keeps the lock until the process ends, and returns the absolute path. Nothing unlocks it earlier: threads that
-    /// outlive an interrupted drain may still write.
+    /// Keeps the lock until the process exits, and returns the absolute path. It is never released earlier, because
+    /// threads that outlive an interrupted drain may still write.
     pub fn keep(self) -> PathBuf {
         std::mem::forget(self.lock);
         self.path
@@ -149,13 +149,13 @@ impl DataDir {
     }
 }
 
-/// Whether an error may mean that another process has just moved the directory.
+/// Whether the error can be caused by a concurrent rename of the directory.
 fn is_moved(error: &io::Error) -> bool {
-    // AlreadyExists: the directory was there when it was to be created and gone when `create_dir_all` looked again.
+    // AlreadyExists: the directory existed at `mkdir` and was gone when `create_dir_all` checked that it is one.
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists)
 }
 
-/// Whether the path still leads to this open file.
+/// Whether the path still refers to this open file.
 fn is_at(open: &File, path: &Path) -> bool {
     let (Ok(open), Ok(found)) = (open.metadata(), fs::metadata(path)) else {
         return false;
@@ -163,7 +163,7 @@ fn is_at(open: &File, path: &Path) -> bool {
     (open.dev(), open.ino()) == (found.dev(), found.ino())
 }
 
-/// The process id is information for the error message of others only, so a full disk does not matter here.
+/// The process id is used only in the error message of other processes, so a failed write is ignored.
 fn write_pid(mut lock: &File) {
     let _ = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
 }
@@ -198,12 +198,12 @@ mod tests {
     use super::*;
     use std::sync::Barrier;
 
-    fn is_refused(dir: &Path) -> bool {
+    fn is_in_use(dir: &Path) -> bool {
         matches!(DataDir::claim(dir, OPTION), Err(DataDirError::InUse { .. }))
     }
 
     #[test]
-    fn a_second_claim_names_directory_holder_and_option() {
+    fn second_claim_names_directory_and_holder() {
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().canonicalize().unwrap().join("data");
         let held = DataDir::claim(&dir, OPTION).unwrap();
@@ -219,59 +219,59 @@ mod tests {
     }
 
     #[test]
-    fn a_symbolic_link_leads_to_the_same_lock() {
+    fn symbolic_link_leads_to_the_same_lock() {
         let parent = tempfile::tempdir().unwrap();
         let (dir, link) = (parent.path().join("data"), parent.path().join("link"));
         fs::create_dir(&dir).unwrap();
         std::os::unix::fs::symlink(&dir, &link).unwrap();
         let held = DataDir::claim(&link, OPTION).unwrap();
-        assert!(is_refused(&dir));
-        assert!(is_refused(&parent.path().join("data/../link/.")));
+        assert!(is_in_use(&dir));
+        assert!(is_in_use(&parent.path().join("data/../link/.")));
         fs::write(dir.join("file"), "old").unwrap();
-        // The directory moves, not the link: the new one is on the same disk.
+        // The directory is renamed, not the link.
         let (_new, aside) = held.start_over(OPTION).unwrap();
         let aside = aside.unwrap();
         assert_eq!(aside, parent.path().canonicalize().unwrap().join("data.aside-1"));
         assert_eq!(fs::read(aside.join("file")).unwrap(), b"old");
         assert!(dir.is_dir() && !link.join("file").exists());
-        assert!(is_refused(&link));
+        assert!(is_in_use(&link));
     }
 
     #[test]
-    fn a_directory_without_data_is_not_moved() {
+    fn empty_directory_is_not_renamed() {
         let parent = tempfile::tempdir().unwrap();
         let held = DataDir::claim(&parent.path().join("a/b"), OPTION).unwrap();
         let (_held, aside) = held.start_over(OPTION).unwrap();
         assert_eq!(aside, None);
-        assert!(is_refused(&parent.path().join("a/b")));
+        assert!(is_in_use(&parent.path().join("a/b")));
     }
 
     #[test]
-    fn the_moved_directory_is_free_and_the_new_one_is_not() {
+    fn renamed_directory_is_unlocked() {
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().join("data");
         let held = DataDir::claim(&dir, OPTION).unwrap();
         fs::write(dir.join("file"), "old").unwrap();
         let (_new, aside) = held.start_over(OPTION).unwrap();
-        assert!(is_refused(&dir));
+        assert!(is_in_use(&dir));
         DataDir::claim(&aside.unwrap(), OPTION).unwrap();
     }
 
     #[test]
-    fn a_lock_file_that_was_moved_away_does_not_count() {
+    fn lock_of_a_renamed_directory_is_detected() {
         let parent = tempfile::tempdir().unwrap();
         let dir = parent.path().join("data");
         let held = DataDir::claim(&dir, OPTION).unwrap();
         fs::write(dir.join("file"), "old").unwrap();
         let early = File::open(dir.join(LOCK_FILE)).unwrap();
         let (_new, _) = held.start_over(OPTION).unwrap();
-        // What a claim does that opened the file before the move: it gets the lock, and sees that it is the old one.
+        // A claim that opened the file before the rename gets the lock and must detect that it is the old one.
         early.try_lock().unwrap();
         assert!(!is_at(&early, &dir.join(LOCK_FILE)));
     }
 
     #[test]
-    fn of_many_that_start_over_at_once_one_has_the_directory() {
+    fn one_of_many_concurrent_claims_wins() {
         const PROCESSES: usize = 8;
         for _ in 0..50 {
             let parent = tempfile::tempdir().unwrap();
@@ -284,7 +284,7 @@ mod tests {
                 let held = DataDir::claim(&dir, OPTION).ok()?;
                 held.start_over(OPTION).ok().map(|(held, _)| held)
             };
-            // The claims are kept until all have ended, as those of running processes are.
+            // Locks are kept until all threads have finished, like those of running processes.
             let held: Vec<DataDir> = std::thread::scope(|scope| {
                 let threads: Vec<_> = (0..PROCESSES).map(|_| scope.spawn(claim)).collect();
                 threads.into_iter().filter_map(|t| t.join().unwrap()).collect()

@@ -1,34 +1,31 @@
-//! `trunkline`: the one binary, and the place where the parts are put together.
+//! The `trunkline` binary: parses the command line and runs the command.
 //!
-//! Guarantees: results on stdout, talk on stderr; exit code 0 done, 1 failed, 2 a wrong command line.
-//! Never: logic that a library of this workspace could hold.
+//! Results go to stdout, everything else to stderr. Exit codes: 0 success, 1 failure, 2 invalid command line.
 
-mod admin_api;
 mod args;
 mod backends;
 mod commands;
 mod config;
 mod data_dir;
+mod exit;
 mod node;
+mod operations_api;
+mod operations_client;
 mod print;
-mod roles;
-mod state;
+mod running_dev;
+mod state_api;
 mod time;
 
 use anyhow::Result;
 use args::{Cli, Command, LogFormat};
 use clap::Parser;
+use exit::Failed;
 use service::telemetry;
 use std::process::ExitCode;
 
-/// The memory of everything here, librdkafka's too. How it is set up is in `.cargo/config.toml`.
+/// Allocator of the whole process including librdkafka; configured in `.cargo/config.toml`.
 #[global_allocator]
 static MEMORY: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
-
-/// The command has said why it failed; only the exit code is left.
-#[derive(Debug, thiserror::Error)]
-#[error("failed")]
-struct Failed;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -49,9 +46,9 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Run(run) => commands::run::run(run),
         Command::Init(init) => commands::init::run(init),
         Command::Topology(topology) => commands::topology::run(cli.output, &topology.command),
-        Command::Topics(topics) => commands::topics::topics(cli.output, topics),
-        Command::Lag(lag) => commands::topics::lag(cli.output, lag),
-        Command::Replay(replay) => commands::topics::replay(cli.output, replay),
+        Command::Topics(topics) => commands::topics::run(cli.output, topics),
+        Command::Lag(lag) => commands::lag::run(cli.output, lag),
+        Command::Replay(replay) => commands::replay::run(cli.output, replay),
         Command::Offsets(offsets) => commands::offsets::run(cli.output, offsets),
         Command::State(state) => commands::state::run(cli.output, state),
         Command::Token(token) => commands::token::run(cli.output, token),
@@ -60,12 +57,12 @@ fn run(cli: &Cli) -> Result<()> {
 }
 
 fn start_logs(cli: &Cli) -> Result<()> {
-    let quiet = !matches!(cli.command, Command::Dev(_) | Command::Run(_));
+    let is_service = matches!(cli.command, Command::Dev(_) | Command::Run(_));
     let level = cli.log.clone().unwrap_or_else(|| {
-        if quiet {
-            "warn"
-        } else {
+        if is_service {
             "info,fjall=warn,lsm_tree=warn,sled=warn"
+        } else {
+            "warn"
         }
         .to_owned()
     });

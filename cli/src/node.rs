@@ -1,65 +1,72 @@
-//! A node: the roles that a topology gives it, over one log and registry, with the operators' listener beside them.
+//! A node: one process with the roles that the topology assigns to it, over one log and one registry.
 //!
-//! Guarantees: topics exist before a role starts; while the log is out of reach the node waits, red and saying so.
-//! Never: a role that was not asked for.
+//! [`start`] opens the admin listener first, so that `/readyz` explains what the node waits for. Then it connects to the
+//! log and the registry (retrying while they are unavailable), creates the topics, and starts the roles.
+
+mod context;
+mod declarative;
+mod ingest;
+mod processor;
+mod sources;
+mod sync_views;
+mod topics;
 
 use crate::backends::Backends;
 use crate::config::Processors;
-use crate::roles;
-use anyhow::{Context, Result};
-use connectors::ingest;
+use anyhow::{Context as _, Result};
 use connectors::sources::postgres;
-use event_log::SharedEventLog;
+use context::Context;
+use event_log::{ErrorAction, SharedEventLog};
 use service::admin::{self, Admin};
-use service::{Component, Readiness, Tasks, backoff::Backoff, chain, telemetry};
+use service::{Component, Drain, Readiness, Tasks, backoff::Backoff, chain, telemetry};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use topology::wiring::Wiring;
 use topology::{Role, SourceKind, Topology};
 use views::rules::Rules;
 
-/// What a node runs, and with what.
+/// What a node runs, and its configuration.
 pub struct Plan {
-    /// Its name.
+    /// Name.
     pub name: String,
     /// The topology.
     pub topology: Topology,
-    /// Its roles.
+    /// Roles to run.
     pub roles: Vec<Role>,
-    /// Stores.
+    /// Data directory of the state stores.
     pub data: PathBuf,
-    /// Operators' listener.
+    /// Admin listener.
     pub admin: admin::Config,
-    /// Postgres connectors.
+    /// PostgreSQL connectors by name.
     pub connectors: BTreeMap<String, postgres::Config>,
-    /// Backends' listener.
-    pub ingest: Option<ingest::Config>,
-    /// Devices' listener.
+    /// Ingest listener.
+    pub ingest: Option<connectors::ingest::Config>,
+    /// Edge.
     pub edge: Option<edge::Config>,
-    /// Processors.
+    /// Settings of processors.
     pub processors: Processors,
-    /// Where the embedded registry is served.
+    /// Address of the embedded registry.
     pub registry_listen: Option<SocketAddr>,
 }
 
-/// Where a node's listeners listen.
+/// Addresses of a node's listeners.
 #[derive(Debug, Clone, Copy)]
 pub struct Addresses {
-    /// Operators.
+    /// Admin listener.
     pub admin: SocketAddr,
-    /// Backends.
+    /// Ingest listener.
     pub ingest: Option<SocketAddr>,
-    /// Devices.
+    /// Edge listener.
     pub edge: Option<SocketAddr>,
-    /// Registry.
+    /// Embedded registry.
     pub registry: Option<SocketAddr>,
 }
 
-/// Starts a node's roles as tasks and returns where it listens. `open` connects to the log and the registry, and is
-/// tried again while they are out of reach.
+/// Starts the roles of a node as tasks and returns the addresses of its listeners. `open` connects to the log and the
+/// registry; it is called again while they are unavailable.
 pub async fn start(
     plan: Plan,
     open: impl Fn() -> Result<Backends> + Send + Sync + Clone + 'static,
@@ -68,60 +75,90 @@ pub async fn start(
     let readiness = Readiness::new();
     let metrics = telemetry::metrics();
     metrics.keep_up(tasks);
-    let wiring = Wiring::of(&plan.topology);
-    let found = Arc::new(std::sync::OnceLock::new());
     let admin = Admin {
         readiness: readiness.clone(),
         metrics,
         drain: tasks.drain(),
     };
-    let late = found.clone();
-    let operations = axum::Router::new().fallback(move |request: axum::extract::Request| {
-        let late: Arc<std::sync::OnceLock<axum::Router>> = late.clone();
+    let api = Arc::new(OnceLock::new());
+    let admin = admin.serve(tasks, &plan.admin, api_router(&api)).await?;
+    let component = readiness.register("log");
+    component.not_ready(
+        "connecting to the log and the registry",
+        "wait; if this persists, check the addresses of the brokers and the registry",
+    );
+    let (wiring, drain) = (Wiring::of(&plan.topology), tasks.drain());
+    let opened = tokio::task::spawn_blocking(move || {
+        let backends = open_with_retry(&open, &wiring, &component, &drain)?;
+        Ok::<_, anyhow::Error>((backends, component))
+    });
+    let (mut backends, component) = opened.await??;
+    backends.advertised = plan.admin.url(admin);
+    let routes = backends.operations().router().merge(backends.running.clone().router());
+    assert!(api.set(routes).is_ok(), "the API is set once");
+    watch(backends.log.clone(), component, tasks);
+    let context = Context {
+        node: plan.name.clone(),
+        backends,
+        processors: plan.processors.clone(),
+        data: plan.data.clone(),
+        tasks: tasks.clone(),
+        readiness,
+    };
+    start_roles(plan, &context, admin).await
+}
+
+/// The API of the admin listener, which exists only after the log is open.
+fn api_router(api: &Arc<OnceLock<axum::Router>>) -> axum::Router {
+    use axum::http::StatusCode;
+    use axum::response::IntoResponse;
+    let api = api.clone();
+    axum::Router::new().fallback(move |request: axum::extract::Request| {
+        let api = api.clone();
         async move {
-            use axum::response::IntoResponse;
-            match late.get() {
+            match api.get() {
                 Some(router) => tower::ServiceExt::oneshot(router.clone(), request)
                     .await
                     .into_response(),
-                None => (axum::http::StatusCode::SERVICE_UNAVAILABLE, "the log is not open yet\n").into_response(),
+                None => (
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "the log is not open yet; see /readyz\n",
+                )
+                    .into_response(),
             }
         }
-    });
-    let admin = admin.serve(tasks, &plan.admin, operations).await?;
-    let component = readiness.register("log");
-    component.not_ready(
-        "not connected yet",
-        "wait; if it stays, check the brokers and the registry",
-    );
-    let drain = tasks.drain();
-    let home = tokio::task::spawn_blocking(move || {
-        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
-        loop {
-            let opened = open().and_then(|home| roles::create_topics(&home, &wiring).map(|()| home));
-            match opened {
-                Ok(home) => {
-                    component.ready();
-                    return Ok((home, component));
-                }
-                Err(error) if is_passing(&error) => {
-                    let cause = format!("{error:#}");
-                    tracing::warn!(%cause, "the log or the registry is out of reach; trying again");
-                    component.not_ready(cause, "start the brokers and the registry, or mend their addresses");
-                    anyhow::ensure!(backoff.pause_blocking(&drain), "stopped while the log was out of reach");
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    });
-    let (mut home, component) = home.await??;
-    home.advertised = plan.admin.url(admin);
-    let _ = found.set(home.operator().router().merge(home.running.clone().router()));
-    watch(home.log.clone(), component, tasks);
-    start_roles(plan, &home, tasks, &readiness, admin).await
+    })
 }
 
-/// Makes the log's readiness follow whether it is in reach: a role in the middle of a call does not say so by itself.
+/// Connects and creates the topics. Repeats both while the log or the registry is unavailable.
+fn open_with_retry(
+    open: &impl Fn() -> Result<Backends>,
+    wiring: &Wiring,
+    component: &Component,
+    drain: &Drain,
+) -> Result<Backends> {
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+    loop {
+        match open().and_then(|backends| topics::create(&backends, wiring).map(|()| backends)) {
+            Ok(backends) => {
+                component.ready();
+                return Ok(backends);
+            }
+            Err(error) if is_retryable(&error) => {
+                let cause = format!("{error:#}");
+                tracing::warn!(%cause, "log or registry unavailable; retrying");
+                component.not_ready(cause, "start the brokers and the registry, or fix their addresses");
+                anyhow::ensure!(
+                    backoff.pause_blocking(drain),
+                    "stopped while waiting for the log and the registry"
+                );
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Keeps the readiness of the log current, because a role that waits in a call reports an outage only after its timeout.
 fn watch(log: SharedEventLog, component: Component, tasks: &Tasks) {
     let drain = tasks.drain();
     tasks.spawn("log-watch", async move {
@@ -133,104 +170,96 @@ fn watch(log: SharedEventLog, component: Component, tasks: &Tasks) {
             }
             match log.check_reach() {
                 Ok(()) => component.ready(),
-                Err(error) => component.not_ready(chain(&error), "start the brokers, or mend their addresses"),
+                Err(error) => component.not_ready(chain(&error), "start the brokers, or fix their addresses"),
             }
         }
     });
 }
 
-/// Whether an error will pass by itself.
-fn is_passing(error: &anyhow::Error) -> bool {
+fn is_retryable(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
-        cause
-            .downcast_ref::<event_log::Error>()
-            .is_some_and(|e| e.action() == event_log::ErrorAction::Retry)
-            || cause
-                .downcast_ref::<registry::Error>()
-                .is_some_and(|e| e.action() == event_log::ErrorAction::Retry)
+        let log = cause.downcast_ref::<event_log::Error>().map(event_log::Error::action);
+        let registry = cause.downcast_ref::<registry::Error>().map(registry::Error::action);
+        log.or(registry) == Some(ErrorAction::Retry)
     })
 }
 
-fn start_processors(plan: &Plan, home: &Backends, rules: &Rules, tasks: &Tasks, readiness: &Readiness) {
-    let topology = Arc::new(plan.topology.clone());
-    for role in &plan.roles {
-        let Role::Processor(name) = role else { continue };
-        let (processors, node, data) = (&plan.processors, plan.name.as_str(), plan.data.as_path());
-        if name == topology::SYNC_VIEWS {
-            roles::sync_views(home, rules, processors, node, data, tasks, readiness);
-        } else {
-            roles::run_declared(home, &topology, name, processors, node, data, tasks, readiness);
-        }
-    }
-}
-
-async fn start_roles(
-    plan: Plan,
-    home: &Backends,
-    tasks: &Tasks,
-    readiness: &Readiness,
-    admin: SocketAddr,
-) -> Result<Addresses> {
+async fn start_roles(plan: Plan, context: &Context, admin: SocketAddr) -> Result<Addresses> {
     let mut addresses = Addresses {
         admin,
         ingest: None,
         edge: None,
         registry: None,
     };
-    let rules = roles::rules(plan.topology.clone());
-    let mut inlets = BTreeMap::new();
-    for role in &plan.roles {
-        let Role::Connector(name) = role else { continue };
-        let source = plan
-            .topology
-            .source(name.as_str())
-            .context("a role's connector is declared")?;
-        match source.kind {
-            SourceKind::Http => drop(inlets.insert(source.topic(), roles::posted(home, source, tasks, readiness))),
-            SourceKind::Postgres => {
-                let missing = || {
-                    format!(
-                        "node {} runs connector {name}: give its [connectors.{name}] a url",
-                        plan.name
-                    )
-                };
-                let config = plan.connectors.get(name.as_str()).with_context(missing)?;
-                roles::postgres(home, source, config, tasks, readiness)?;
-            }
-        }
-    }
+    let rules = Rules::compile(Arc::new(plan.topology.clone()));
+    let inlets = start_connectors(&plan, context)?;
     if plan.roles.contains(&Role::Ingest) || !inlets.is_empty() {
-        let missing = || {
+        let config = plan.ingest.clone().with_context(|| {
             format!(
-                "node {} takes posts: configure [ingest] with listen and credentials",
+                "node {} receives posts; add [ingest] with listen and credentials to its configuration",
                 plan.name
             )
-        };
-        let config = plan.ingest.clone().with_context(missing)?;
-        addresses.ingest = Some(roles::ingest(home, &plan.topology, config, inlets, tasks).await?);
+        })?;
+        addresses.ingest = Some(ingest::start(context, &plan.topology, config, inlets).await?);
     }
-    start_processors(&plan, home, &rules, tasks, readiness);
+    start_processors(&plan, context, &rules);
     if plan.roles.contains(&Role::Edge) {
-        let missing = || {
+        let config = plan.edge.clone().with_context(|| {
             format!(
-                "node {} is an edge: configure [edge] with listen and issuers",
+                "node {} has the role edge; add [edge] with listen and issuers to its configuration",
                 plan.name
             )
-        };
-        let config = plan.edge.clone().with_context(missing)?;
+        })?;
         let parts = edge::Parts {
             config,
-            log: home.log.clone(),
-            memberships: Arc::new(rules.clone()),
-            clock: home.clock.clone(),
+            log: context.backends.log.clone(),
+            memberships: Arc::new(rules),
+            clock: context.backends.clock.clone(),
         };
-        addresses.edge = Some(edge::start(parts, tasks, readiness).await?);
+        addresses.edge = Some(edge::start(parts, &context.tasks, &context.readiness).await?);
     }
     if let Some(listen) = plan.registry_listen.filter(|_| plan.roles.contains(&Role::Registry)) {
         let listener = service::http::bind(listen).await?;
         addresses.registry = Some(listener.local_addr()?);
-        let routes = registry::rest::router(home.registry.clone());
-        service::http::serve(tasks, "registry-listener", listener, routes, Duration::from_secs(2));
+        let routes = registry::rest::router(context.backends.registry.clone());
+        let timeout = Duration::from_secs(2);
+        service::http::serve(&context.tasks, "registry-listener", listener, routes, timeout);
     }
     Ok(addresses)
+}
+
+/// Starts the connectors and returns the inlets of HTTP sources by topic.
+fn start_connectors(plan: &Plan, context: &Context) -> Result<BTreeMap<String, connectors::sources::http::Inlet>> {
+    let mut inlets = BTreeMap::new();
+    for role in &plan.roles {
+        let Role::Connector(name) = role else { continue };
+        let source = plan.topology.source(name.as_str());
+        let source = source.expect("the topology check resolves the connectors of a node's roles");
+        match source.kind {
+            SourceKind::Http => {
+                inlets.insert(source.topic(), sources::start_http(context, source));
+            }
+            SourceKind::Postgres => {
+                let config = plan.connectors.get(name.as_str()).with_context(|| {
+                    format!(
+                        "node {} runs connector {name}; add [connectors.{name}] with a url to its configuration",
+                        plan.name
+                    )
+                })?;
+                sources::start_postgres(context, source, config)?;
+            }
+        }
+    }
+    Ok(inlets)
+}
+
+fn start_processors(plan: &Plan, context: &Context, rules: &Rules) {
+    let topology = Arc::new(plan.topology.clone());
+    for role in &plan.roles {
+        match role {
+            Role::Processor(name) if name == topology::SYNC_VIEWS => sync_views::start(context, rules),
+            Role::Processor(name) => declarative::start(context, &topology, name),
+            _ => {}
+        }
+    }
 }

@@ -1,6 +1,4 @@
-//! Results on stdout, as a table or as JSON; talk on stderr.
-//!
-//! Guarantees: with `--output json` stdout holds JSON and nothing else. Never: a log line.
+//! Prints results to stdout, as a table or as JSON. With `--output json`, stdout contains JSON only.
 
 use crate::args::Output;
 use anyhow::Result;
@@ -10,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 use std::io::{IsTerminal, Write};
 
-/// Prints a list: as a table with these columns, or as a JSON array.
+/// Prints a list as a table with these columns, or as a JSON array.
 pub fn list<T: Serialize>(
     output: Output,
     items: &[T],
@@ -38,7 +36,7 @@ pub fn list<T: Serialize>(
     Ok(())
 }
 
-/// A field as text for a table.
+/// The text of a field in a table.
 pub fn cell(item: &Value, name: &str) -> String {
     match item.get(name) {
         None | Some(Value::Null) => "-".into(),
@@ -47,14 +45,14 @@ pub fn cell(item: &Value, name: &str) -> String {
     }
 }
 
-/// Prints items with these fields.
+/// Prints JSON objects as a table of these fields, or as a JSON array.
 pub fn items(output: Output, items: &[Value], columns: &[&str]) -> Result<()> {
     list(output, items, columns, |item| {
         columns.iter().map(|c| cell(item, c)).collect()
     })
 }
 
-/// Prints a value as JSON on a line of its own.
+/// Prints a value as one line of JSON.
 pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<()> {
     let mut out = std::io::stdout().lock();
     serde_json::to_writer(&mut out, value)?;

@@ -1,7 +1,7 @@
-//! What an edge is told: where it listens, whose tokens it takes, its limits, where its store lies.
+//! Configuration of an edge: listener, token issuers, cursor keys, store and limits.
 //!
-//! Guarantees: [`Config::check`] names the field and the fix of everything that can be known to be wrong without IO;
-//! secrets never print. Never: a look at the environment (`service::config` does that).
+//! [`Config::check`] finds everything that can be checked without IO, and reports the field and the fix. Secrets are not
+//! printed by `Debug`. Environment variables are resolved by `service::config`.
 
 use schemas::ids::Principal;
 use serde::Deserialize;
@@ -14,14 +14,14 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// Address of the devices' listener; port 0 takes a free one.
+    /// Address of the listener for devices. Port 0 selects a free port.
     pub listen: SocketAddr,
-    /// Whose tokens are accepted; at least one.
+    /// Issuers whose tokens are accepted; at least one.
     pub issuers: Vec<IssuerConfig>,
-    /// Keys that seal cursors, one or two, the same on every edge; the first one seals. Without any, the edge makes
-    /// one and keeps it in its data directory: right for a single edge only.
+    /// Keys that encrypt cursors: one or two, the same on all edges. The first encrypts, both decrypt. Without any, the
+    /// edge generates one in its data directory, which works for a single edge only.
     pub cursor_keys: Vec<CursorKeyConfig>,
-    /// Directory for the replica's store and for generated keys.
+    /// Directory of the replica's store and of generated keys.
     pub data_dir: PathBuf,
     /// Store of the replica.
     pub store: StoreConfig,
@@ -42,26 +42,26 @@ impl Default for Config {
     }
 }
 
-/// A key that seals cursors.
+/// A key that encrypts cursors.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CursorKeyConfig {
-    /// Number of the key, 0 to 255; a cursor names it.
+    /// Id of the key, 0 to 255. Each cursor contains the id of its key.
     pub id: u8,
-    /// 32 bytes as base64 (`openssl rand -base64 32`).
+    /// 32 bytes in base64 (`openssl rand -base64 32`).
     pub secret: Secret,
 }
 
-/// Which store keeps the replica.
+/// Storage engine of the replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Engine {
-    /// An LSM tree: steady under large views.
+    /// LSM tree. Constant memory for large views.
     #[default]
     Fjall,
-    /// sled: for small views.
+    /// sled. For small views.
     Sled,
-    /// Nothing on disk: read again from the log at every start.
+    /// In memory. The replica is read from the log at each start.
     Memory,
 }
 
@@ -69,11 +69,11 @@ pub enum Engine {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StoreConfig {
-    /// Engine.
+    /// Storage engine.
     pub engine: Engine,
-    /// Upper limit for its caches and write buffers, in MiB.
+    /// Maximum memory for caches and write buffers, in MiB.
     pub memory_mib: u32,
-    /// Rows of open source transactions kept in memory, in MiB a partition; more of them stay in the store only.
+    /// Maximum memory for pending rows, in MiB per partition. Further pending rows are kept in the store only.
     pub held_mib: u32,
 }
 
@@ -91,25 +91,25 @@ impl Default for StoreConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
-    /// Largest request body, in bytes.
+    /// Maximum request body, in bytes.
     pub body_bytes_max: usize,
-    /// Time for a request's head, and again for its body, to arrive, in seconds.
+    /// Timeout for receiving a request body, in seconds.
     pub read_timeout_s: u64,
-    /// Longest `wait` of a long poll, in seconds.
+    /// Maximum `wait` of a long poll, in seconds.
     pub wait_s_max: u64,
-    /// Changes a page when the device does not say.
+    /// Default changes per page.
     pub page_rows: usize,
-    /// Most changes a page that a device may ask for.
+    /// Maximum changes per page that a device may request.
     pub page_rows_max: usize,
-    /// About how many bytes of rows a page holds at most.
+    /// Approximate maximum bytes of rows per page.
     pub page_bytes_max: usize,
-    /// Open connections; further ones wait to be accepted.
+    /// Maximum open connections. Further ones wait to be accepted.
     pub connections_max: usize,
-    /// Polls that read the store at the same time; further ones wait.
+    /// Maximum polls that read the store at the same time. Further ones wait.
     pub reads_max: usize,
-    /// What `poll_after_ms` says to a device that does not long-poll, in ms; every answer adds its own jitter.
+    /// `poll_after_ms` for devices that do not use long polls, before jitter, in ms.
     pub poll_after_ms: u64,
-    /// How long open requests may take to end when the process stops, in seconds.
+    /// Time for open requests to end when the process stops, in seconds.
     pub drain_s: u64,
 }
 
@@ -130,10 +130,10 @@ impl Default for Limits {
     }
 }
 
-/// A signature algorithm that an edge understands. There is no `none`.
+/// Supported signature algorithms. `none` is not supported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 pub enum Algorithm {
-    /// HMAC with SHA-256, a shared secret.
+    /// HMAC with SHA-256 and a shared secret.
     HS256,
     /// RSA PKCS#1 v1.5 with SHA-256.
     RS256,
@@ -144,7 +144,7 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
-    /// As the token's header names it.
+    /// Name of the algorithm in a token's header (`alg`).
     pub fn name(self) -> &'static str {
         match self {
             Algorithm::HS256 => "HS256",
@@ -154,7 +154,7 @@ impl Algorithm {
         }
     }
 
-    /// The algorithm of a token's header.
+    /// Parses the name of an algorithm.
     pub fn from_name(name: &str) -> Option<Self> {
         [Algorithm::HS256, Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA]
             .into_iter()
@@ -162,23 +162,22 @@ impl Algorithm {
     }
 }
 
-/// An issuer of tokens. Exactly one of `jwks_url`, `jwks`, `pem` and `secret` says where its keys are.
+/// An issuer of tokens. Exactly one of `jwks_url`, `jwks`, `pem` and `secret` must be set.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct IssuerConfig {
-    /// Short name; together with the subject it is the principal, so it must never change: a
-    /// letter, then letters, digits, `_` or `-`.
+    /// Short name: a letter, then letters, digits, `_` or `-`. It is a part of the principal, so it must never change.
     pub alias: String,
-    /// The `iss` that tokens carry, compared as it is.
+    /// `iss` of the tokens, compared literally.
     pub issuer: String,
-    /// Audiences of which `aud` must hold at least one.
+    /// Accepted audiences. `aud` must contain at least one of them.
     pub audience: Vec<String>,
-    /// Algorithms that are accepted; a token under any other is refused whatever the keys say.
+    /// Accepted algorithms. Tokens with another algorithm are rejected, even if a key would verify them.
     pub algorithms: Vec<Algorithm>,
-    /// URL of the issuer's JWKS; `https`, or `http` on loopback.
+    /// URL of the issuer's JWKS: `https`, or `http` on loopback.
     #[serde(default)]
     pub jwks_url: Option<String>,
-    /// Allows `jwks_url` to be plain `http` beyond loopback: whoever can change that answer can sign tokens.
+    /// Allows plain `http` for `jwks_url` beyond loopback. Insecure: everyone who can modify the response can sign tokens.
     #[serde(default)]
     pub jwks_insecure_http: bool,
     /// A JWKS document.
@@ -190,26 +189,26 @@ pub struct IssuerConfig {
     /// A shared secret for HS256, at least 32 bytes.
     #[serde(default)]
     pub secret: Option<Secret>,
-    /// Clock difference that is forgiven, in seconds.
+    /// Tolerated clock difference, in seconds.
     #[serde(default = "leeway")]
     pub leeway_s: u64,
-    /// Longest time since `iat`, in seconds; with it `iat` is required.
+    /// Maximum age by `iat`, in seconds. If set, `iat` is required.
     #[serde(default)]
     pub max_age_s: Option<u64>,
-    /// Claim that is the subject.
+    /// Claim that contains the subject.
     #[serde(default = "subject")]
     pub subject_claim: String,
-    /// Other names for claims: name in the topology = claim of the token. A dotted name that is no claim as it stands
-    /// is a path into nested claims. Claims that are not named here go by their own names; `sub` is the subject.
+    /// Mapping from names in the topology to claims of the token. A dotted name that is not itself a claim is a path into
+    /// nested claims. Claims that are not mapped keep their names. `sub` is the subject.
     #[serde(default)]
     pub claims: BTreeMap<String, String>,
-    /// Age at which fetched keys are fetched again, in seconds.
+    /// Refresh interval of fetched keys, in seconds.
     #[serde(default = "refresh")]
     pub jwks_refresh_s: u64,
-    /// Least time between two fetches because of a key id that is not known, in seconds.
+    /// Minimum interval of fetches because of unknown key ids, in seconds.
     #[serde(default = "interval")]
     pub jwks_interval_s: u64,
-    /// How long fetched keys are used while the issuer cannot be reached, in seconds.
+    /// How long fetched keys remain in use while the issuer is not reachable, in seconds.
     #[serde(default = "stale")]
     pub jwks_stale_s: u64,
 }
@@ -235,7 +234,7 @@ fn stale() -> u64 {
 }
 
 impl IssuerConfig {
-    /// An issuer with the defaults and no keys yet.
+    /// An issuer with default settings and without keys.
     pub fn new(alias: &str, issuer: &str, audience: &str, algorithms: &[Algorithm]) -> Self {
         IssuerConfig {
             alias: alias.into(),
@@ -258,13 +257,13 @@ impl IssuerConfig {
     }
 }
 
-/// A field that is wrong, why, and the fix.
+/// An invalid field, with cause and fix.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("edge.{field}: {problem}")]
 pub struct ConfigError {
-    /// Path of the field, such as `issuers[0].secret`.
+    /// Path of the field below `edge`, such as `issuers[0].secret`.
     pub field: String,
-    /// What is wrong, and the fix.
+    /// Cause and fix.
     pub problem: String,
 }
 
@@ -278,31 +277,34 @@ impl ConfigError {
 }
 
 impl Config {
-    /// Checks everything that needs no IO; the keys themselves are checked when they are read.
+    /// Checks everything that needs no IO. Keys are checked when they are loaded.
     ///
     /// # Errors
-    /// The first field that is wrong.
+    /// The first invalid field.
     pub fn check(&self) -> Result<(), ConfigError> {
         if self.issuers.is_empty() {
             return Err(ConfigError::new(
                 "issuers",
-                "is empty, so no token would be accepted; declare an [[edge.issuers]]",
+                "is empty, so no token would be accepted; add an [[edge.issuers]]",
             ));
         }
         for (index, issuer) in self.issuers.iter().enumerate() {
-            let wrong = |field: &str, problem: String| ConfigError::new(format!("issuers[{index}].{field}"), problem);
-            check_issuer(issuer, &wrong)?;
+            let invalid = |field: &str, problem: String| ConfigError::new(format!("issuers[{index}].{field}"), problem);
+            check_issuer(issuer, &invalid)?;
             for other in self.issuers.iter().take(index) {
                 if other.alias == issuer.alias {
-                    return Err(wrong(
+                    return Err(invalid(
                         "alias",
-                        format!("{:?} is another issuer's already; choose another", issuer.alias),
+                        format!(
+                            "{:?} is already the alias of another issuer; choose another",
+                            issuer.alias
+                        ),
                     ));
                 }
                 if other.issuer == issuer.issuer {
-                    return Err(wrong(
+                    return Err(invalid(
                         "issuer",
-                        "is declared twice; put all its keys into one entry".into(),
+                        "is declared twice; put all keys of the issuer into one entry".into(),
                     ));
                 }
             }
@@ -313,17 +315,17 @@ impl Config {
 
 impl Limits {
     fn check(&self) -> Result<(), ConfigError> {
-        let wrong = |field: &str, problem: &str| Err(ConfigError::new(format!("limits.{field}"), problem));
+        let invalid = |field: &str, problem: &str| Err(ConfigError::new(format!("limits.{field}"), problem));
         if self.page_rows == 0 || self.page_rows > self.page_rows_max {
-            return wrong("page_rows", "must be between 1 and page_rows_max");
+            return invalid("page_rows", "must be between 1 and page_rows_max");
         }
         if self.page_bytes_max < 1_024 {
-            return wrong("page_bytes_max", "must be at least 1024");
+            return invalid("page_bytes_max", "must be at least 1024");
         }
         if self.wait_s_max > 25 {
-            return wrong(
+            return invalid(
                 "wait_s_max",
-                "must be at most 25: mobile networks and proxies cut longer requests off",
+                "must be at most 25, because mobile networks and proxies abort longer requests",
             );
         }
         for (field, value) in [
@@ -332,63 +334,63 @@ impl Limits {
             ("reads_max", self.reads_max),
         ] {
             if value == 0 {
-                return wrong(field, "must be at least 1");
+                return invalid(field, "must be at least 1");
             }
         }
         if self.read_timeout_s == 0 {
-            return wrong("read_timeout_s", "must be at least 1");
+            return invalid("read_timeout_s", "must be at least 1");
         }
         Ok(())
     }
 }
 
-fn check_issuer(issuer: &IssuerConfig, wrong: &dyn Fn(&str, String) -> ConfigError) -> Result<(), ConfigError> {
+fn check_issuer(issuer: &IssuerConfig, invalid: &dyn Fn(&str, String) -> ConfigError) -> Result<(), ConfigError> {
     if let Err(e) = Principal::new(&issuer.alias, "subject") {
-        return Err(wrong("alias", format!("{:?} is refused: {}", issuer.alias, e.reason)));
+        return Err(invalid("alias", format!("{:?} is invalid: {}", issuer.alias, e.reason)));
     }
     if issuer.issuer.is_empty() {
-        return Err(wrong("issuer", "is empty; write the `iss` that tokens carry".into()));
+        return Err(invalid("issuer", "is empty; set the `iss` of the tokens".into()));
     }
     if issuer.audience.iter().all(String::is_empty) {
-        return Err(wrong(
+        return Err(invalid(
             "audience",
-            "is empty; name the audience that tokens for this edge carry in `aud`".into(),
+            "is empty; set the `aud` of tokens for this edge".into(),
         ));
     }
     if issuer.algorithms.is_empty() {
-        return Err(wrong(
+        return Err(invalid(
             "algorithms",
-            "is empty; name what the issuer signs with, such as [\"RS256\"]".into(),
+            "is empty; set the algorithms of the issuer, such as [\"RS256\"]".into(),
         ));
     }
-    let places = [&issuer.jwks, &issuer.pem, &issuer.secret]
+    let inline_keys = [&issuer.jwks, &issuer.pem, &issuer.secret]
         .iter()
         .filter(|s| s.is_some())
         .count();
-    if places + usize::from(issuer.jwks_url.is_some()) != 1 {
-        return Err(wrong(
+    if inline_keys + usize::from(issuer.jwks_url.is_some()) != 1 {
+        return Err(invalid(
             "jwks_url",
             "set exactly one of jwks_url, jwks, pem and secret".into(),
         ));
     }
     let symmetric = issuer.algorithms.contains(&Algorithm::HS256);
     if symmetric && issuer.algorithms.len() > 1 {
-        // With both kinds a public key could be taken for a shared secret.
-        return Err(wrong(
+        // With both kinds, an attacker could sign with HMAC and a public key as the secret.
+        return Err(invalid(
             "algorithms",
-            "HS256 cannot stand beside others; declare two issuers".into(),
+            "HS256 cannot be combined with other algorithms; declare two issuers".into(),
         ));
     }
     if symmetric && (issuer.jwks_url.is_some() || issuer.pem.is_some()) {
-        return Err(wrong(
+        return Err(invalid(
             "algorithms",
-            "HS256 needs `secret` (or `jwks` with an oct key), not public keys".into(),
+            "HS256 requires `secret` (or `jwks` with an oct key), not public keys".into(),
         ));
     }
     if !symmetric && issuer.secret.is_some() {
-        return Err(wrong(
+        return Err(invalid(
             "secret",
-            "only HS256 uses a shared secret; set algorithms = [\"HS256\"]".into(),
+            "a shared secret is only used by HS256; set algorithms = [\"HS256\"]".into(),
         ));
     }
     Ok(())
@@ -414,7 +416,7 @@ mod tests {
     "#;
 
     #[test]
-    fn a_minimal_configuration_has_sane_limits_and_prints_no_secret() {
+    fn minimal_configuration_has_defaults_and_hides_secrets() {
         let config = with(GOOD).unwrap();
         assert_eq!(
             (
@@ -429,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn every_mistake_names_its_field_and_the_fix() {
+    fn invalid_field_is_named_with_its_fix() {
         let cases = [
             ("", "edge.issuers: is empty"),
             (&GOOD.replace("main", "Main!"), "edge.issuers[0].alias"),
@@ -441,9 +443,9 @@ mod tests {
             (&GOOD.replace("[\"RS256\"]", "[\"none\"]"), "unknown variant `none`"),
             (
                 &GOOD.replace("[\"RS256\"]", "[\"HS256\", \"RS256\"]"),
-                "HS256 cannot stand beside others",
+                "HS256 cannot be combined with other algorithms",
             ),
-            (&GOOD.replace("[\"RS256\"]", "[\"HS256\"]"), "HS256 needs `secret`"),
+            (&GOOD.replace("[\"RS256\"]", "[\"HS256\"]"), "HS256 requires `secret`"),
             (
                 &format!("{GOOD}\nsecret = \"x\""),
                 "set exactly one of jwks_url, jwks, pem and secret",
@@ -451,7 +453,7 @@ mod tests {
             (&format!("{GOOD}\nkeys = 1"), "unknown field `keys`"),
             (
                 &format!("{GOOD}{GOOD}"),
-                "edge.issuers[1].alias: \"main\" is another issuer's already",
+                "edge.issuers[1].alias: \"main\" is already the alias of another issuer",
             ),
             (
                 &format!("{GOOD}{}", GOOD.replace("main", "other")),
@@ -462,7 +464,7 @@ mod tests {
         ];
         for (text, want) in cases {
             let got = with(text).expect_err(want);
-            assert!(got.contains(want), "{got:?} does not say {want:?}");
+            assert!(got.contains(want), "{got:?} does not contain {want:?}");
         }
     }
 }

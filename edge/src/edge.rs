@@ -1,16 +1,14 @@
-//! The edge put together: what it needs from outside, and what runs.
+//! Start of an edge: checks the configuration, binds the listener and spawns the tasks.
 //!
-//! Guarantees: [`start`] fails with the field, file or address that is wrong before anything runs; in a drain the
-//! replica is followed until the last request is answered.
-//! Never: a thread or task without an owner.
+//! [`start`] fails before anything runs. During a drain the replica is followed until the last request is answered,
+//! because a poll that arrived before the drain still needs a current replica.
 
 use crate::auth::Authenticator;
+use crate::auth::cursor_keys::{KeysError, cursor_keyring};
 use crate::config::{Config, ConfigError};
-use crate::keys::{KeysError, cursor_keyring};
-use crate::replica::{FollowConfig, Follower, ReplicaHandle};
-use crate::routes::{Service, router};
-use crate::server;
-use crate::sync::{Memberships, Polls};
+use crate::http::{KEYS_FIX, Service, router, server};
+use crate::replica::{FollowConfig, Follower, FollowerContext, ReplicaHandle};
+use crate::sync::{Memberships, Polls, PollsContext};
 use event_log::SharedEventLog;
 use service::{Component, Drain, Readiness, SharedClock, Tasks};
 use std::net::SocketAddr;
@@ -18,43 +16,43 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// The topic of all views.
+/// Topic of all views.
 const VIEW_LOG: &str = "view.log";
-/// How often readiness is told whether tokens can be checked.
-const TELL_EVERY: Duration = Duration::from_secs(1);
+/// Interval of readiness updates about the issuers' keys.
+const KEYS_READINESS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What an edge needs from outside.
+/// Dependencies of an edge.
 pub struct Parts {
     /// Configuration.
     pub config: Config,
-    /// The log with `view.log`.
+    /// Log that contains `view.log`.
     pub log: SharedEventLog,
-    /// Who may read what: the compiled topology.
+    /// Memberships of the compiled topology.
     pub memberships: Arc<dyn Memberships>,
-    /// The time.
+    /// Clock.
     pub clock: SharedClock,
 }
 
-/// Why an edge does not start.
+/// An error that keeps an edge from starting.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EdgeError {
-    /// The configuration.
+    /// A configuration field is invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The cursor keys.
+    /// The cursor keys cannot be loaded.
     #[error(transparent)]
     Keys(#[from] KeysError),
-    /// The listener.
-    #[error("open the devices' listener (edge.listen)")]
+    /// The listener cannot be bound.
+    #[error("bind the listener for devices (edge.listen)")]
     Listen(#[source] service::http::Error),
 }
 
-/// Starts an edge as tasks: its listener, its replica's thread and the care for its issuers' keys. Returns the address
-/// that it listens on, which the configuration may have left open.
+/// Starts an edge: spawns its listener, the follower of `view.log` and the refresh of the issuers' keys. Returns the
+/// address of the listener, whose port the configuration may leave open.
 ///
 /// # Errors
-/// The field, file or address that is wrong; nothing runs then.
+/// The field, file or address that is invalid. Nothing runs then.
 pub async fn start(parts: Parts, tasks: &Tasks, readiness: &Readiness) -> Result<SocketAddr, EdgeError> {
     let Parts {
         config,
@@ -72,10 +70,10 @@ pub async fn start(parts: Parts, tasks: &Tasks, readiness: &Readiness) -> Result
             source,
         })
     })?;
-    let shelf = Arc::new(ReplicaHandle::default());
+    let replica = Arc::new(ReplicaHandle::default());
     let drain = tasks.drain();
-    // What requests stand on goes on through the drain, until the last of them is answered.
-    let answered = Drain::new();
+    // Stops what requests depend on. Starts after the listener has answered the last request, not with the drain.
+    let requests_done = Drain::new();
     let follow = FollowConfig {
         topic: VIEW_LOG.into(),
         partitions: memberships.partitions(),
@@ -83,48 +81,52 @@ pub async fn start(parts: Parts, tasks: &Tasks, readiness: &Readiness) -> Result
         store: config.store.clone(),
     };
     let component = readiness.register("edge-replica");
-    let follower = Follower::new(log, shelf.clone(), follow, clock.clone(), component, answered.clone());
+    let context = FollowerContext {
+        handle: replica.clone(),
+        clock: clock.clone(),
+        readiness: component,
+        stop: requests_done.clone(),
+    };
+    let follower = Follower::new(log, follow, context);
     let limits = config.limits.clone();
-    let polls = Polls::new(
-        shelf.clone(),
+    let polls = Polls::new(PollsContext {
+        replica: replica.clone(),
         memberships,
         keyring,
-        limits.clone(),
-        clock.clone(),
-        drain.clone(),
-    );
+        limits: limits.clone(),
+        clock: clock.clone(),
+        drain: drain.clone(),
+    });
     let service = Arc::new(Service {
         auth,
         polls: Arc::new(polls),
-        shelf,
+        replica,
         clock,
     });
-    let keys = keep_keys(service.clone(), readiness.register("edge-keys"), answered.token());
+    let keys = refresh_keys(service.clone(), readiness.register("edge-keys"), requests_done.token());
     tasks.thread("edge-replica", move || follower.run());
     tasks.spawn("edge-keys", keys);
     tasks.spawn("edge-listener", async move {
         server::serve(listener, router(service), &limits, drain).await;
-        answered.start();
+        requests_done.start();
     });
-    tracing::info!(%address, "devices are served");
+    tracing::info!(%address, "edge started");
     Ok(address)
 }
 
-/// Keeps the issuers' keys fresh and tells readiness whether tokens can be checked.
-async fn keep_keys(service: Arc<Service>, component: Component, stop: CancellationToken) {
-    let tell = async {
+/// Refreshes the issuers' keys and reports to readiness whether tokens of every issuer can be verified.
+async fn refresh_keys(service: Arc<Service>, component: Component, stop: CancellationToken) {
+    let report = async {
         loop {
             match service.auth.problems(service.clock.now_ms()).first() {
                 None => component.ready(),
-                Some(cause) => {
-                    component.not_ready(cause, "check edge.issuers in the configuration, and the issuer itself")
-                }
+                Some(cause) => component.not_ready(cause, KEYS_FIX),
             }
-            tokio::time::sleep(TELL_EVERY).await;
+            tokio::time::sleep(KEYS_READINESS_INTERVAL).await;
         }
     };
     tokio::select! {
         () = service.auth.run(|| service.clock.now_ms(), stop) => {}
-        () = tell => {}
+        () = report => {}
     }
 }

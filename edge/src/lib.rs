@@ -1,23 +1,19 @@
-//! The edge: HTTP for devices over a replica of the sync views.
+//! Edge: serves sync views to devices over HTTP from a replica of `view.log`.
 //!
-//! One event's last steps: the [`replica::Follower`]'s thread reads `view.log` into the replica and wakes long polls;
-//! [`routes`] checks who asks ([`auth`]); [`sync`] answers with a page of what has changed since the device's cursor.
-//! Guarantees: an answer is the state at a transaction boundary, proven current within 30 s, of the buckets that the
-//! token may read now.
-//! Never: state of its own that the log does not have; a device's write decided here; metrics or admin routes.
+//! The thread of [`replica::Follower`] reads `view.log` into the replica and wakes long polls. For each request,
+//! [`http`] verifies the bearer token ([`auth`]) and [`sync`] answers with a page of the changes since the device's
+//! cursor. A response contains only buckets that the token may read now, in the state at the end of a source
+//! transaction, from a replica that was proven current within the last 30 s. An edge has no state that cannot be read
+//! from the log again, except a generated cursor key.
 
 pub mod auth;
 pub mod config;
 mod edge;
-pub mod error;
-pub mod keys;
+pub mod http;
 pub mod notifier;
 pub mod replica;
-pub mod routes;
-mod server;
 pub mod sync;
-pub mod token;
-mod trace;
 
+pub use auth::dev_token as token;
 pub use config::Config;
 pub use edge::{EdgeError, Parts, start};

@@ -1,8 +1,7 @@
-//! Waking long polls: who waits for which buckets.
+//! Wakes long polls when one of their buckets changes.
 //!
-//! Guarantees: a wake that comes between [`Notifier::listen`] and [`Listener::woken`] is not lost; a change of one bucket
-//! wakes those who wait for that bucket and nobody else; a dropped listener leaves nothing behind.
-//! Never: a look at the store or the log; a wait.
+//! A wake between [`Notifier::listen`] and [`Listener::woken`] is not lost. A change of a bucket wakes only the polls that
+//! wait for that bucket (I12). A dropped listener is removed from all of its buckets.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,18 +9,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, watch};
 use views::BucketId;
 
-/// Locks among which the buckets are spread.
+/// Number of locks over which the buckets are distributed, so that polls and the follower rarely contend.
 const SHARDS: u64 = 16;
 
+/// Waiting listeners by bucket and listener id.
 type Waiting = HashMap<BucketId, HashMap<u64, Arc<Notify>>>;
 
-/// Everyone who waits.
+/// Registry of the waiting long polls.
 #[derive(Debug)]
 pub struct Notifier {
     shards: Vec<Mutex<Waiting>>,
     next: AtomicU64,
-    /// Counts the batches that moved the replica on, for those who wait until it has caught up.
-    moved: watch::Sender<u64>,
+    /// Counts the progress of the replica, for polls that wait until it reaches their cursor.
+    progress: watch::Sender<u64>,
 }
 
 impl Default for Notifier {
@@ -30,22 +30,22 @@ impl Default for Notifier {
         Notifier {
             shards,
             next: AtomicU64::new(0),
-            moved: watch::Sender::new(0),
+            progress: watch::Sender::new(0),
         }
     }
 }
 
-/// One who waits for buckets.
+/// A registered long poll.
 #[derive(Debug)]
 pub struct Listener {
-    wakes: Arc<Notifier>,
+    notifier: Arc<Notifier>,
     id: u64,
     buckets: Vec<BucketId>,
     notify: Arc<Notify>,
 }
 
 impl Notifier {
-    /// Begins to listen for changes of these buckets.
+    /// Registers a listener for changes of these buckets.
     pub fn listen(self: &Arc<Self>, buckets: impl IntoIterator<Item = BucketId>) -> Listener {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let notify = Arc::new(Notify::new());
@@ -57,14 +57,14 @@ impl Notifier {
                 .insert(id, notify.clone());
         }
         Listener {
-            wakes: self.clone(),
+            notifier: self.clone(),
             id,
             buckets,
             notify,
         }
     }
 
-    /// Notifier those who wait for these buckets.
+    /// Wakes the listeners of these buckets.
     pub fn wake(&self, buckets: &[BucketId]) {
         for bucket in buckets {
             for notify in self.shard(*bucket).get(bucket).into_iter().flat_map(HashMap::values) {
@@ -73,27 +73,27 @@ impl Notifier {
         }
     }
 
-    /// Notifier everyone.
+    /// Wakes all listeners.
     pub fn wake_all(&self) {
         for shard in &self.shards {
             for notify in lock(shard).values().flat_map(HashMap::values) {
                 notify.notify_one();
             }
         }
-        self.moved();
+        self.advanced();
     }
 
-    /// Notes that the replica has moved on.
-    pub fn moved(&self) {
-        self.moved.send_modify(|count| *count += 1);
+    /// Reports that the replica advanced.
+    pub fn advanced(&self) {
+        self.progress.send_modify(|count| *count += 1);
     }
 
-    /// Waits for the replica to move on from now.
-    pub fn watch_moves(&self) -> watch::Receiver<u64> {
-        self.moved.subscribe()
+    /// Receiver that changes whenever the replica advances.
+    pub fn watch_progress(&self) -> watch::Receiver<u64> {
+        self.progress.subscribe()
     }
 
-    /// Buckets that somebody waits for.
+    /// Number of buckets with listeners.
     pub fn waiting(&self) -> usize {
         self.shards.iter().map(|shard| lock(shard).len()).sum()
     }
@@ -109,7 +109,7 @@ fn lock(shard: &Mutex<Waiting>) -> MutexGuard<'_, Waiting> {
 }
 
 impl Listener {
-    /// Returns once one of the buckets has changed since the listening began, or since the last return.
+    /// Waits until one of the buckets has changed since the registration or since the last call.
     pub async fn woken(&self) {
         self.notify.notified().await;
     }
@@ -118,7 +118,7 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         for bucket in &self.buckets {
-            let mut shard = self.wakes.shard(*bucket);
+            let mut shard = self.notifier.shard(*bucket);
             if let Some(waiting) = shard.get_mut(bucket) {
                 waiting.remove(&self.id);
                 if waiting.is_empty() {
@@ -141,26 +141,28 @@ mod tests {
     }
 
     #[test]
-    fn a_change_wakes_its_own_listeners_only_and_is_not_lost() {
-        let wakes = Arc::new(Notifier::default());
-        let one = wakes.listen([BucketId(1), BucketId(17)]);
-        let two = wakes.listen([BucketId(2), BucketId(17)]);
+    fn change_wakes_only_listeners_of_its_bucket() {
+        let notifier = Arc::new(Notifier::default());
+        let one = notifier.listen([BucketId(1), BucketId(17)]);
+        let two = notifier.listen([BucketId(2), BucketId(17)]);
         assert!(!is_woken(&one) && !is_woken(&two));
-        wakes.wake(&[BucketId(1), BucketId(1), BucketId(99)]);
+        notifier.wake(&[BucketId(1), BucketId(1), BucketId(99)]);
         assert!(is_woken(&one) && !is_woken(&two));
-        assert!(!is_woken(&one), "several wakes are one");
-        wakes.wake(&[BucketId(17)]);
+        assert!(!is_woken(&one), "repeated wakes are merged");
+        notifier.wake(&[BucketId(17)]);
         assert!(is_woken(&one) && is_woken(&two));
-        wakes.wake_all();
+        notifier.wake_all();
         assert!(is_woken(&one) && is_woken(&two));
     }
 
     #[test]
-    fn a_dropped_listener_leaves_nothing_behind() {
-        let wakes = Arc::new(Notifier::default());
-        let listeners: Vec<Listener> = (0..100).map(|n| wakes.listen([BucketId(n % 7), BucketId(n)])).collect();
-        assert_eq!(wakes.waiting(), 100);
+    fn dropped_listener_is_removed_from_its_buckets() {
+        let notifier = Arc::new(Notifier::default());
+        let listeners: Vec<Listener> = (0..100)
+            .map(|n| notifier.listen([BucketId(n % 7), BucketId(n)]))
+            .collect();
+        assert_eq!(notifier.waiting(), 100);
         drop(listeners);
-        assert_eq!(wakes.waiting(), 0);
+        assert_eq!(notifier.waiting(), 0);
     }
 }

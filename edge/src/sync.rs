@@ -1,9 +1,9 @@
-//! One poll: from who asks and what it holds to a page, or to nothing new.
+//! Polls: answers a device's cursor with a page, with 304 or with an error (docs/protocol/device-sync.md).
 //!
-//! Guarantees: an answer is of one instant of the replica and of the buckets readable then; a long poll is answered
-//! when one of its buckets changes, when its time is over, when its token ends or when the process drains, whichever
-//! comes first; what cannot be proven current is not shown.
-//! Never: a poll of the store while waiting; an answer from before what this device has already seen.
+//! A response is computed at one instant of the replica, for the buckets that the token may read at that time (I5). A long
+//! poll ends when one of its buckets changes, its wait is over, its token expires or the process drains, whichever comes
+//! first. While it waits it does not read the store. A replica that is incomplete, unproven or behind the cursor answers
+//! 503 (I4).
 
 mod body;
 mod request;
@@ -12,7 +12,7 @@ pub use request::SyncRequest;
 
 use crate::auth::Identity;
 use crate::config::Limits;
-use crate::error::ApiError;
+use crate::http::ApiError;
 use crate::replica::ReplicaHandle;
 use axum::http::StatusCode;
 use schemas::ids::DeviceId;
@@ -25,21 +25,21 @@ use views::cursor::{Cursor, Keyring, Owner};
 use views::rules::Rules;
 use views::{Answer, Bucket, Page, Replica, Request, delta};
 
-/// How long a poll waits for a replica that is behind its cursor.
+/// How long a poll waits for a replica that is behind the cursor. Covers the normal difference between two edges.
 const BEHIND_WAIT: Duration = Duration::from_secs(1);
 
-/// Which buckets somebody may read: the topology's memberships.
+/// Decides which buckets a principal may read.
 pub trait Memberships: Send + Sync {
-    /// The buckets that this principal may read now; a name may occur more than once.
+    /// The buckets that this principal may read now. A bucket may occur more than once.
     ///
     /// # Errors
-    /// Why the claims open none at all, such as too many buckets; for the device's developer.
+    /// Why the claims cannot be used, such as too many buckets. The device receives this text.
     fn readable(&self, identity: &Identity) -> Result<Vec<Bucket>, String>;
 
-    /// Hash of the rules in force; the same on every edge that runs the same topology.
+    /// Hash of the compiled rules. Equal on all edges that run the same topology.
     fn rules(&self) -> u64;
 
-    /// Partitions of `view.log` that the buckets are spread over.
+    /// Partition count of `view.log`.
     fn partitions(&self) -> i32;
 }
 
@@ -58,18 +58,30 @@ impl Memberships for Rules {
     }
 }
 
-/// What polls are answered from.
-pub struct Polls {
-    shelf: Arc<ReplicaHandle>,
-    memberships: Arc<dyn Memberships>,
-    keyring: Keyring,
-    limits: Limits,
-    clock: SharedClock,
-    reads: Semaphore,
-    drain: Drain,
+/// Dependencies of [`Polls`].
+pub struct PollsContext {
+    /// The replica to answer from.
+    pub replica: Arc<ReplicaHandle>,
+    /// Who may read what.
+    pub memberships: Arc<dyn Memberships>,
+    /// Keys of the cursors.
+    pub keyring: Keyring,
+    /// Limits on requests.
+    pub limits: Limits,
+    /// Clock of token expiry, proofs and horizons.
+    pub clock: SharedClock,
+    /// Ends waiting polls.
+    pub drain: Drain,
 }
 
-/// The answer to a poll.
+/// Answers polls.
+pub struct Polls {
+    context: PollsContext,
+    /// Bounds the blocking threads that read the store at the same time.
+    reads: Semaphore,
+}
+
+/// The response to a poll.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SyncResponse {
     /// A page as JSON, and the cursor in it.
@@ -79,223 +91,218 @@ pub enum SyncResponse {
         /// The sealed cursor.
         cursor: String,
     },
-    /// Nothing new since the cursor that was sent.
+    /// No change since the cursor of the request.
     NotModified,
 }
 
-/// A poll under way.
-struct Poll<'a> {
+/// A poll whose token and cursor have been verified.
+struct VerifiedPoll<'a> {
     owner: Owner,
     readable: Arc<Vec<Bucket>>,
     cursor: Option<Cursor>,
-    ask: &'a SyncRequest,
+    expires_ms: i64,
+    request: &'a SyncRequest,
 }
 
 impl Polls {
-    /// Polls are answered from the replica on `shelf` until `drain`; then those that wait are answered at once.
-    pub fn new(
-        shelf: Arc<ReplicaHandle>,
-        memberships: Arc<dyn Memberships>,
-        keyring: Keyring,
-        limits: Limits,
-        clock: SharedClock,
-        drain: Drain,
-    ) -> Self {
-        let reads = Semaphore::new(limits.reads_max);
-        Polls {
-            shelf,
-            memberships,
-            keyring,
-            limits,
-            clock,
-            reads,
-            drain,
-        }
+    /// Creates the service that answers polls.
+    pub fn new(context: PollsContext) -> Self {
+        let reads = Semaphore::new(context.limits.reads_max);
+        Polls { context, reads }
     }
 
-    /// The limits in force.
+    /// Limits on requests.
     pub fn limits(&self) -> &Limits {
-        &self.limits
+        &self.context.limits
     }
 
-    /// Answers a poll of a device. May wait as long as `ask` says.
+    /// Answers a poll of a device. Waits for a change for at most `request.wait`.
     ///
     /// # Errors
-    /// 403 for claims that open no buckets, 503 for a replica that may not be shown or is behind the cursor.
+    /// 403 if the claims cannot be used, 503 if the replica cannot be served or is behind the cursor.
     pub async fn poll(
         self: &Arc<Self>,
-        who: &Identity,
+        identity: &Identity,
         device: &DeviceId,
-        ask: &SyncRequest,
+        request: &SyncRequest,
     ) -> Result<SyncResponse, ApiError> {
-        let readable = self.memberships.readable(who).map_err(|detail| {
+        let readable = self.context.memberships.readable(identity).map_err(|detail| {
             let title = "The token's claims cannot be used";
             ApiError::new(StatusCode::FORBIDDEN, "claims-not-usable", title, detail)
         })?;
-        let owner = Owner::new(&who.principal.to_string(), device.as_str());
-        let mut poll = Poll {
+        let owner = Owner::new(&identity.principal.to_string(), device.as_str());
+        let mut poll = VerifiedPoll {
             owner,
             readable: Arc::new(readable),
-            cursor: self.open(ask.cursor.as_deref()),
-            ask,
+            cursor: self.open(request.cursor.as_deref()),
+            expires_ms: identity.expires_ms,
+            request,
         };
-        if ask.cursor.is_none() && ask.only_if_changed.is_some() {
-            // The validator stands for a state that the device says it has; only if that is current is it told so.
-            poll.cursor = self.open(ask.only_if_changed.as_deref());
-            if let Ok(SyncResponse::NotModified) = self.wait(who, &poll).await {
+        if request.cursor.is_none() && request.only_if_changed.is_some() {
+            // A request without a cursor asks for all rows. Its validator therefore only decides between 304 and a full
+            // page; it never leads to a delta.
+            poll.cursor = self.open(request.only_if_changed.as_deref());
+            if let Ok(SyncResponse::NotModified) = self.wait(&poll).await {
                 return Ok(SyncResponse::NotModified);
             }
             poll.cursor = None;
         }
-        let reply = self.wait(who, &poll).await;
-        let answer = match &reply {
+        let response = self.wait(&poll).await;
+        let answer = match &response {
             Ok(SyncResponse::Page { .. }) => "page",
             Ok(SyncResponse::NotModified) => "not_modified",
             Err(problem) => problem.code,
         };
         metrics::counter!("trunkline_edge_polls_total", "answer" => answer).increment(1);
-        reply
+        response
     }
 
     fn open(&self, text: Option<&str>) -> Option<Cursor> {
-        text.and_then(|text| self.keyring.open(text))
+        text.and_then(|text| self.context.keyring.open(text))
     }
 
-    /// Answers at once, or once something has changed or the time is over.
-    async fn wait(self: &Arc<Self>, who: &Identity, poll: &Poll<'_>) -> Result<SyncResponse, ApiError> {
-        let wait = poll.ask.wait.min(Duration::from_secs(self.limits.wait_s_max));
+    /// Computes the delta until there is something to send or the wait is over.
+    async fn wait(self: &Arc<Self>, poll: &VerifiedPoll<'_>) -> Result<SyncResponse, ApiError> {
+        let drain = &self.context.drain;
+        let wait = poll.request.wait.min(Duration::from_secs(self.limits().wait_s_max));
         let began = Instant::now();
-        let until = began + wait.min(self.time_left(who));
+        let until = began + wait.min(self.token_lifetime(poll));
         let until_caught_up = began + BEHIND_WAIT;
-        let wakes = self.shelf.wakes();
-        // Listening begins before the first look, so that a change between the two is not missed.
-        let listener = (!wait.is_zero()).then(|| wakes.listen(poll.readable.iter().map(|b| b.id)));
-        let _gauge = listener.is_some().then(Waiting::begin);
-        let mut moves = wakes.watch_moves();
+        let notifier = self.context.replica.notifier();
+        // Register before the first read: a change between read and registration would otherwise not wake this poll.
+        let listener = (!wait.is_zero()).then(|| notifier.listen(poll.readable.iter().map(|b| b.id)));
+        let _gauge = listener.is_some().then(LongPollGauge::increment);
+        let mut progress = notifier.watch_progress();
         loop {
-            moves.borrow_and_update();
-            let draining = self.drain.is_draining();
+            // Mark the progress as seen before the read, for the same reason.
+            progress.borrow_and_update();
+            let draining = drain.is_draining();
             let patient = listener.is_some() && !draining && Instant::now() < until;
-            match (self.look(poll, patient).await?, &listener) {
-                (Look::SyncResponse(reply), _) => return Ok(reply),
-                (Look::NotReady(problem), _) => return Err(problem),
-                (Look::Same, Some(listener)) if patient => {
+            match (self.read_delta(poll, patient).await?, &listener) {
+                (PollStep::Respond(response), _) => return Ok(response),
+                (PollStep::NotReady(error), _) => return Err(error),
+                (PollStep::NotModified, Some(listener)) if patient => {
                     tokio::select! {
                         () = listener.woken() => {}
                         () = tokio::time::sleep_until(until) => {}
-                        () = self.drain.started() => {}
+                        () = drain.started() => {}
                     }
                 }
-                (Look::Same, _) => return Ok(SyncResponse::NotModified),
-                (Look::Behind, _) if !draining && Instant::now() < until_caught_up => {
+                (PollStep::NotModified, _) => return Ok(SyncResponse::NotModified),
+                (PollStep::Behind, _) if !draining && Instant::now() < until_caught_up => {
                     tokio::select! {
-                        _ = moves.changed() => {}
+                        _ = progress.changed() => {}
                         () = tokio::time::sleep_until(until_caught_up) => {}
-                        () = self.drain.started() => {}
+                        () = drain.started() => {}
                     }
                 }
-                (Look::Behind, _) => {
-                    let detail = "this edge has not read as far as the cursor yet; try again, or the edge that gave it";
+                (PollStep::Behind, _) => {
+                    let detail = "this edge is behind the cursor; retry, preferably at the edge that issued it";
                     return Err(ApiError::unavailable("view-behind", detail, 1));
                 }
             }
         }
     }
 
-    fn time_left(&self, who: &Identity) -> Duration {
-        let left_ms = who.expires_ms.saturating_sub(self.clock.now_ms());
+    /// Time until the token expires, which bounds the wait: an expired token must not receive rows (I5).
+    fn token_lifetime(&self, poll: &VerifiedPoll<'_>) -> Duration {
+        let left_ms = poll.expires_ms.saturating_sub(self.context.clock.now_ms());
         Duration::from_millis(u64::try_from(left_ms).unwrap_or(0))
     }
 
-    /// Looks once, on a thread that may block: the store may have to read from disk.
-    async fn look(self: &Arc<Self>, poll: &Poll<'_>, patient: bool) -> Result<Look, ApiError> {
-        let Some(replica) = self.shelf.replica() else {
-            let detail = "the views are not open here yet; try again, or another edge";
-            return Ok(Look::NotReady(ApiError::unavailable("view-incomplete", detail, 2)));
+    /// Computes the delta once, on a blocking thread, because the store may read from disk.
+    async fn read_delta(self: &Arc<Self>, poll: &VerifiedPoll<'_>, patient: bool) -> Result<PollStep, ApiError> {
+        let Some(replica) = self.context.replica.replica() else {
+            let detail = "this edge has not opened the views yet; retry, or use another edge";
+            return Ok(PollStep::NotReady(ApiError::unavailable("view-incomplete", detail, 2)));
         };
         let _permit = self.reads.acquire().await.expect("the semaphore is never closed");
-        let sync = self.clone();
+        let polls = self.clone();
         let (owner, readable, cursor) = (poll.owner, poll.readable.clone(), poll.cursor.clone());
-        let rows_max = poll
-            .ask
-            .limit
-            .unwrap_or(self.limits.page_rows)
-            .min(self.limits.page_rows_max);
-        let waits = !poll.ask.wait.is_zero();
-        let looked = tokio::task::spawn_blocking(move || {
+        let limits = self.limits();
+        let rows_max = poll.request.limit.unwrap_or(limits.page_rows).min(limits.page_rows_max);
+        let long_poll = !poll.request.wait.is_zero();
+        let step = tokio::task::spawn_blocking(move || {
             let request = Request {
                 owner,
                 readable: &readable,
                 cursor,
-                rules: sync.memberships.rules(),
+                rules: polls.context.memberships.rules(),
                 rows_max,
-                bytes_max: sync.limits.page_bytes_max,
-                now: sync.clock.now_ms(),
+                bytes_max: polls.limits().page_bytes_max,
+                now: polls.context.clock.now_ms(),
                 patient,
             };
-            sync.answer(&replica, &request, waits)
+            polls.step(&replica, &request, long_poll)
         });
-        let internal = || ApiError::unavailable("internal", "the views could not be read; try again", 5);
-        match looked.await {
-            Ok(Ok(look)) => Ok(look),
+        let internal = || ApiError::unavailable("internal", "the views could not be read; retry", 5);
+        match step.await {
+            Ok(Ok(step)) => Ok(step),
             Ok(Err(error)) => {
-                let cause = std::error::Error::source(&error).map(ToString::to_string);
-                tracing::error!(%error, cause, "a poll could not read the replica");
+                let error = service::chain(&error);
+                tracing::error!(error, "replica read failed");
                 Err(internal())
             }
             Err(error) => {
-                tracing::error!(%error, "a poll ended abruptly");
+                tracing::error!(%error, "poll panicked or was cancelled");
                 Err(internal())
             }
         }
     }
 
-    fn answer(&self, replica: &Replica, request: &Request<'_>, waits: bool) -> Result<Look, views::replica::Error> {
+    fn step(
+        &self,
+        replica: &Replica,
+        request: &Request<'_>,
+        long_poll: bool,
+    ) -> Result<PollStep, views::replica::Error> {
         Ok(match delta(replica, request)? {
-            Answer::NotModified => Look::Same,
-            Answer::Behind => Look::Behind,
-            Answer::NotReady(why) => Look::NotReady(ApiError::not_ready(why)),
+            Answer::NotModified => PollStep::NotModified,
+            Answer::Behind => PollStep::Behind,
+            Answer::NotReady(reason) => PollStep::NotReady(ApiError::not_ready(reason)),
             Answer::Page(page) => {
                 let sent = u64::try_from(page.changes.len()).unwrap_or(u64::MAX);
                 metrics::counter!("trunkline_edge_rows_sent_total").increment(sent);
-                let cursor = self.keyring.seal(&page.cursor);
-                let json = body::write(&page, &cursor, self.poll_after_ms(&page, waits, request.now));
-                Look::SyncResponse(SyncResponse::Page { json, cursor })
+                let cursor = self.context.keyring.seal(&page.cursor);
+                let json = body::write(&page, &cursor, self.poll_after_ms(&page, long_poll, request.now));
+                PollStep::Respond(SyncResponse::Page { json, cursor })
             }
         })
     }
 
-    /// When the device should ask again: at once while a round goes on or by long poll, else after the configured time
-    /// give or take a fifth, so that devices which began together do not stay together.
-    fn poll_after_ms(&self, page: &Page, waits: bool, now: i64) -> u64 {
-        if !page.complete || waits {
+    /// When the device should poll again: immediately within a round or after a long poll, else after the configured time
+    /// with a jitter of 20 %, so that devices which polled at the same time spread out.
+    fn poll_after_ms(&self, page: &Page, long_poll: bool, now: i64) -> u64 {
+        if !page.complete || long_poll {
             return 0;
         }
-        let base = self.limits.poll_after_ms;
+        let base = self.limits().poll_after_ms;
         let noise = now.unsigned_abs().wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17);
         base - base / 5 + noise % (2 * (base / 5) + 1)
     }
 }
 
-/// What one look found.
-enum Look {
-    SyncResponse(SyncResponse),
-    Same,
+/// Result of one attempt to answer a poll.
+enum PollStep {
+    Respond(SyncResponse),
+    /// Nothing to send; a long poll waits for a change.
+    NotModified,
+    /// The replica is behind the cursor; the poll waits for its progress.
     Behind,
     NotReady(ApiError),
 }
 
-/// Counts the polls that wait.
-struct Waiting;
+/// Counts this poll in the gauge of waiting long polls until it is dropped.
+struct LongPollGauge;
 
-impl Waiting {
-    fn begin() -> Self {
+impl LongPollGauge {
+    fn increment() -> Self {
         metrics::gauge!("trunkline_edge_long_polls").increment(1.0);
-        Waiting
+        LongPollGauge
     }
 }
 
-impl Drop for Waiting {
+impl Drop for LongPollGauge {
     fn drop(&mut self) {
         metrics::gauge!("trunkline_edge_long_polls").decrement(1.0);
     }

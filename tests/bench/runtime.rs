@@ -148,8 +148,8 @@ fn measure(
         println!("at least once, without transactions:");
         let mut copy = filled(log, dir.path(), COPY_RECORDS, |to| Box::new(Copy(to)))?;
         let mut count = filled(log, dir.path(), COUNT_RECORDS, |to| Box::new(Count(to)))?;
-        copy.config.guarantee = ProcessingGuarantee::AtLeastOnce;
-        count.config.guarantee = ProcessingGuarantee::AtLeastOnce;
+        copy.config.commit.guarantee = ProcessingGuarantee::AtLeastOnce;
+        count.config.commit.guarantee = ProcessingGuarantee::AtLeastOnce;
         bulk(log, &executor, "copy", COPY_RECORDS, copy)?;
         bulk(log, &executor, "count", COUNT_RECORDS, count)?;
         singles(log, dir.path(), &executor, ProcessingGuarantee::AtLeastOnce)?;
@@ -219,9 +219,11 @@ fn bulk(
         line.application,
         line.config,
         log.clone(),
-        service::clock::system(),
-        &tasks,
-        &Readiness::new(),
+        streams::Host {
+            clock: service::clock::system(),
+            tasks: &tasks,
+            readiness: &Readiness::new(),
+        },
     );
     let first = support::wait_for("the first commit", LIMIT, || {
         let committed = log.committed(&group, &inputs).expect("committed offsets");
@@ -313,16 +315,18 @@ fn singles(
     guarantee: ProcessingGuarantee,
 ) -> anyhow::Result<()> {
     let mut line = line(log, dir, |to| Box::new(Count(to)));
-    line.config.touches_view_log = guarantee == ProcessingGuarantee::ExactlyOnce;
-    line.config.guarantee = guarantee;
+    line.config.commit.touches_view_log = guarantee == ProcessingGuarantee::ExactlyOnce;
+    line.config.commit.guarantee = guarantee;
     let (tasks, readiness) = (Tasks::new(), Readiness::new());
     streams::run(
         line.application,
         line.config,
         log.clone(),
-        service::clock::system(),
-        &tasks,
-        &readiness,
+        streams::Host {
+            clock: service::clock::system(),
+            tasks: &tasks,
+            readiness: &readiness,
+        },
     );
     support::wait_for("readiness", LIMIT, || readiness.report().ready.then_some(()));
     let at = TopicPartition::new(line.to.clone(), 0);

@@ -114,10 +114,19 @@ pub fn child(words: &[String]) -> anyhow::Result<()> {
         };
         let mut config = Config::new("one", &part.dir);
         if part.sled {
-            config.engine = state_store::Engine::Sled;
+            config.stores.engine = state_store::Engine::Sled;
         }
         let log = KafkaLog::connect(event_log::kafka::Config::new(part.kafka.clone()))?;
-        streams::run(application, config, log, service::clock::system(), &tasks, &readiness);
+        streams::run(
+            application,
+            config,
+            log,
+            streams::Host {
+                clock: service::clock::system(),
+                tasks: &tasks,
+                readiness: &readiness,
+            },
+        );
         Ok::<(), anyhow::Error>(())
     })?;
     Ok(())

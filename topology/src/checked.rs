@@ -1,8 +1,6 @@
-//! The checked graph: every name resolved, every condition compiled, every template in segments.
+//! The checked topology: names are resolved to indexes, conditions are compiled, templates are split into segments.
 //!
-//! Guarantees: a [`Topology`] exists only if its check found no error, so that indexes in it point at what they say;
-//! the same text gives the same rules version in every release that means the same by it.
-//! Never: a value that still has to be looked up by name.
+//! A [`Topology`] is only created if the check found no error, so its indexes are valid.
 
 mod claims;
 mod processors;
@@ -18,61 +16,61 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-/// The topic of all views.
+/// Topic of all views.
 pub const VIEW_LOG: &str = "view.log";
-/// The name of the built-in processor that writes views.
+/// Name of the built-in processor that writes the views.
 pub const SYNC_VIEWS: &str = "sync-views";
 
 /// A checked topology.
 #[derive(Debug, Clone)]
 pub struct Topology {
-    /// The topology's name; part of consumer groups and transactional ids.
+    /// Name; part of consumer groups and transactional ids.
     pub name: String,
     /// Sources of rows.
     pub sources: Vec<Source>,
-    /// Events that are not rows.
+    /// Events that are not table rows.
     pub events: Vec<Event>,
-    /// Streams that are made of streams.
+    /// Declarative processors.
     pub processors: Vec<Processor>,
-    /// Kinds of buckets.
+    /// Buckets.
     pub buckets: Vec<Bucket>,
     /// Views.
     pub views: Vec<View>,
-    /// Who may read which bucket.
+    /// Memberships.
     pub memberships: Vec<Membership>,
-    /// Issuers that are declared; empty = any issuer that process configuration knows.
+    /// Declared issuers. If empty, every issuer in the configuration of an edge is accepted.
     pub issuers: Vec<String>,
-    /// Processes.
+    /// Nodes.
     pub nodes: Vec<Node>,
-    /// Partitions of `view.log`, at most 128.
+    /// Number of partitions of `view.log`.
     pub view_log_partitions: i32,
-    /// Hash of all that decides which rows a device has: buckets, scopes, views, partitions of `view.log`. Cursors
-    /// hold it; memberships are not part of it, because they are asked anew at every poll.
+    /// Hash of everything that determines which rows a device has: buckets, scopes, views, partitions of `view.log`. It
+    /// is part of every cursor. Memberships are not included, because they are evaluated at every poll.
     pub rules_version: u64,
 }
 
-/// What kind of connector feeds a source.
+/// Kind of a connector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SourceKind {
-    /// Logical replication.
+    /// Logical replication of PostgreSQL.
     Postgres,
     /// Transactions posted as JSON.
     Http,
 }
 
-/// A source of rows: one connector, one topic of one partition.
+/// A source of rows: one connector and one topic with one partition.
 #[derive(Debug, Clone)]
 pub struct Source {
-    /// Its name, and the connector's.
+    /// Name of the source and of its connector.
     pub name: SourceName,
-    /// The connector's kind.
+    /// Kind of the connector.
     pub kind: SourceKind,
-    /// Its tables, in the order of the file.
+    /// Tables, in the order of the file.
     pub tables: Vec<Table>,
 }
 
 impl Source {
-    /// Its topic: `change.<name>`.
+    /// Topic of the source, `change.<name>`.
     pub fn topic(&self) -> String {
         format!("change.{}", self.name)
     }
@@ -88,31 +86,31 @@ impl Source {
 pub struct Table {
     /// `orders`, or `sales.orders`.
     pub name: TableName,
-    /// The published columns, in the order of the file, which is the order of the schema's fields.
+    /// Published columns, in the order of the file and of the schema's fields.
     pub columns: Vec<Column>,
-    /// The key's columns as indexes into `columns`; `None` = the primary key, which the connector reads.
+    /// Key columns as indexes into `columns`. `None`: the primary key, which the connector reads from the database.
     pub key: Option<Vec<usize>>,
-    /// The Avro schema of its records on the source's topic. Its last field is `_unchanged`, which is no column.
+    /// Avro schema of the table's records. Its last field, `_unchanged`, is not a column.
     pub schema: Arc<Schema>,
 }
 
-/// A kind of event: one topic.
+/// A kind of event, with its own topic.
 #[derive(Debug, Clone)]
 pub struct Event {
     /// Its name.
     pub name: EventName,
-    /// The schema's fields.
+    /// Fields of the schema.
     pub columns: Vec<Column>,
-    /// The key's fields as indexes into `columns`.
+    /// Key fields as indexes into `columns`.
     pub key: Vec<usize>,
-    /// Partitions of its topic.
+    /// Number of partitions of the topic.
     pub partitions: i32,
-    /// The Avro schema of its records.
+    /// Avro schema of the records.
     pub schema: Arc<Schema>,
 }
 
 impl Event {
-    /// Its topic: `event.<name>`.
+    /// Topic of the event, `event.<name>`.
     pub fn topic(&self) -> String {
         format!("event.{}", self.name)
     }
@@ -123,32 +121,32 @@ impl Event {
 pub struct Column {
     /// Its name.
     pub name: String,
-    /// Its type: PostgreSQL's own name (`int8`, `numeric`), or Avro's word for an event's field.
+    /// Declared type: a PostgreSQL type (`int8`, `numeric`), or the Avro type of an event field.
     pub declared: String,
-    /// Whether it may be null.
+    /// Whether the column is nullable.
     pub nullable: bool,
 }
 
-/// A kind of bucket.
+/// A declared bucket.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Bucket {
-    /// Its pattern: `user:{id}`.
+    /// Template, such as `user:{id}`.
     pub pattern: Template,
-    /// Its scope's pattern; the parameters are indexes into the pattern's parts.
+    /// Template of the scope; parameters are indexes into the parts of `pattern`.
     pub scope: Vec<Segment>,
 }
 
-/// A part of a template, resolved.
+/// A resolved part of a template.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Segment {
-    /// A word, as it stands.
+    /// A literal word.
     Literal(String),
-    /// A parameter: the index of a column, or of a part of the bucket's name.
+    /// A parameter: index of a column, or of a part of the bucket name.
     Param(usize),
 }
 
 impl Bucket {
-    /// The scope of a bucket by its name; `None` if the name is not one of this kind.
+    /// The scope of a bucket by its name; `None` if the name does not match the template.
     pub fn scope_of(&self, name: &str) -> Option<String> {
         let parts = self.pattern.split(name)?;
         let mut scope = String::new();
@@ -165,58 +163,58 @@ impl Bucket {
     }
 }
 
-/// What a view's rows come from.
+/// The input of a view.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Input {
-    /// A table: indexes into `sources` and its `tables`.
+    /// A table.
     Table {
         /// Index into [`Topology::sources`].
         source: usize,
         /// Index into [`Source::tables`].
         table: usize,
     },
-    /// An event: index into [`Topology::events`]. A row's key is the event's key: the newest event of a key is shown.
+    /// An event: index into [`Topology::events`]. The view contains the newest event of each key.
     Event(usize),
-    /// What a processor writes: index into [`Topology::processors`]. A row's key is the record's.
+    /// The output of a declarative processor: index into [`Topology::processors`].
     Processor(usize),
 }
 
 /// A view.
 #[derive(Debug, Clone)]
 pub struct View {
-    /// Its name, as devices see it. Names are unique.
+    /// Name, as devices see it.
     pub name: ViewName,
-    /// Where its rows come from.
+    /// Input.
     pub input: Input,
-    /// What devices get of a row, in this order.
+    /// Fields that are sent to devices, in this order.
     pub fields: Vec<ViewField>,
-    /// The kind of its bucket: index into [`Topology::buckets`].
+    /// Bucket: index into [`Topology::buckets`].
     pub bucket: usize,
-    /// The bucket's name, its parameters columns of the input.
+    /// Template of the bucket name; parameters are columns of the input.
     pub bucket_name: Vec<Segment>,
-    /// The scope's name, its parameters columns of the input.
+    /// Template of the scope; parameters are columns of the input.
     pub scope_name: Vec<Segment>,
-    /// Which rows are in the view; `None` = all.
+    /// Condition for rows of the view. `None`: all rows.
     pub filter: Option<Program>,
-    /// Hash of all that decides what the view holds: input, key, fields, types, bucket, scope, condition.
+    /// Hash of everything that determines the contents of the view: input, key, fields, types, bucket, scope, condition.
     pub rules_version: u64,
 }
 
 /// A field of a view.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ViewField {
-    /// The column's index in the input.
+    /// Column index in the input.
     pub column: usize,
-    /// The name that devices get it under.
+    /// Name on devices.
     pub name: String,
 }
 
 impl View {
-    /// Writes the row's bucket to the end of `out`: `param` gives a column's value as text, or `None` for null.
-    /// Returns false, and leaves `out` as it was, if a parameter is null: such a row is in no bucket.
+    /// Appends the bucket name of a row to `out`. `param` returns the text of a column's value, or `None` for null.
+    /// Returns false and leaves `out` unchanged if a parameter is null: such a row belongs to no bucket.
     ///
     /// # Errors
-    /// [`TooLong`] if the name would exceed [`template::BUCKET_BYTES_MAX`]; `out` is left as it was.
+    /// [`TooLong`] if the name would exceed [`template::BUCKET_BYTES_MAX`]; `out` is unchanged.
     pub fn write_bucket<'p>(
         &self,
         out: &mut String,
@@ -225,10 +223,10 @@ impl View {
         write_segments(&self.bucket_name, out, param)
     }
 
-    /// Writes the row's scope, as [`View::write_bucket`] does the bucket.
+    /// Appends the scope of a row to `out`, as [`View::write_bucket`] does for the bucket.
     ///
     /// # Errors
-    /// [`TooLong`], as there.
+    /// [`TooLong`], as [`View::write_bucket`].
     pub fn write_scope<'p>(
         &self,
         out: &mut String,
@@ -237,7 +235,7 @@ impl View {
         write_segments(&self.scope_name, out, param)
     }
 
-    /// Indexes of all columns of the input that the view looks at (fields, bucket, condition), ascending.
+    /// Indexes of all input columns that the view uses (fields, bucket, condition), in ascending order.
     pub fn columns(&self) -> Vec<usize> {
         let params = self.bucket_name.iter().filter_map(|segment| match segment {
             Segment::Literal(_) => None,
@@ -285,34 +283,34 @@ fn write_segments<'p>(
     Ok(true)
 }
 
-/// A membership from claims.
+/// A membership: token claims that grant access to buckets.
 #[derive(Debug, Clone)]
 pub struct Membership {
-    /// The kind of bucket: index into [`Topology::buckets`].
+    /// Bucket: index into [`Topology::buckets`].
     pub bucket: usize,
-    /// The bucket's name, its parameters claims.
+    /// Template of the bucket name; parameters are claims.
     pub template: Template,
-    /// Only tokens of this issuer; `None` = of any.
+    /// Only tokens of this issuer. `None`: of any issuer.
     pub issuer: Option<String>,
 }
 
-/// A process.
+/// A node: one process.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
     /// Its name.
     pub name: String,
-    /// What it runs.
+    /// Roles.
     pub roles: Vec<Role>,
 }
 
-/// What a process can run.
+/// A role of a node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
-    /// A connector. One of kind `http` takes its transactions on the node's ingest listener.
+    /// A connector. One of kind `http` receives transactions through the node's ingest listener.
     Connector(ConnectorName),
-    /// A processor, such as `sync-views`.
+    /// A processor: `sync-views` or a declarative one.
     Processor(String),
-    /// The edge: devices.
+    /// The edge, which serves devices.
     Edge,
     /// The ingest listener for events.
     Ingest,
@@ -321,7 +319,7 @@ pub enum Role {
 }
 
 impl fmt::Display for Role {
-    /// As it stands in a node's `runs`.
+    /// As written in `runs`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Role::Connector(name) => write!(f, "connector:{name}"),
@@ -344,12 +342,12 @@ impl Topology {
         self.events.iter().find(|event| event.name.as_str() == name)
     }
 
-    /// A declared processor by its name.
+    /// A declarative processor by its name.
     pub fn processor(&self, name: &str) -> Option<&Processor> {
         self.processors.iter().find(|processor| processor.name == name)
     }
 
-    /// What an input is called where it is read: `shop.orders`, `event:order_viewed`, `processor:totals`.
+    /// The name of an input in `from`: `shop.orders`, `event:order_viewed`, `processor:totals`.
     pub fn from_of(&self, input: Input) -> String {
         let named = match input {
             Input::Table { source, table } => self.sources.get(source).and_then(|source| {
@@ -362,7 +360,7 @@ impl Topology {
         named.unwrap_or_default()
     }
 
-    /// Partitions of an input's topic.
+    /// Number of partitions of an input's topic.
     pub fn partitions_of(&self, input: Input) -> i32 {
         match input {
             Input::Table { .. } => 1,
@@ -399,15 +397,15 @@ impl Topology {
         .unwrap_or_default()
     }
 
-    /// The scope of a bucket by its name; `None` if no declared bucket has such a name.
+    /// The scope of a bucket by its name; `None` if no declared bucket matches the name.
     pub fn scope_of(&self, bucket: &str) -> Option<String> {
         self.buckets.iter().find_map(|declared| declared.scope_of(bucket))
     }
 
-    /// The buckets that a token opens, sorted, each once.
+    /// The buckets to which a token grants access, sorted and without duplicates.
     ///
     /// # Errors
-    /// [`ClaimError`] if the claims open more than [`BUCKETS_MAX`] buckets, or one with too long a name.
+    /// [`ClaimError`] if there are more than [`BUCKETS_MAX`] buckets, or a bucket name is too long.
     pub fn buckets_of(
         &self,
         issuer: &str,
@@ -417,7 +415,7 @@ impl Topology {
     }
 }
 
-/// Resolves a template's parameters to indexes; `None` for a parameter that `index` does not know.
+/// Resolves the parameters of a template to indexes; `None` if `index` does not know a parameter.
 pub(crate) fn resolve(template: &Template, mut index: impl FnMut(&str) -> Option<usize>) -> Option<Vec<Segment>> {
     let segment = |part: &Part| match part {
         Part::Word(word) => Some(Segment::Literal(word.clone())),

@@ -1,13 +1,12 @@
-//! Column types as they are declared: `int8`, `text?`, `numeric(10,2)`.
+//! Parses declared column types such as `int8`, `text?` or `numeric(10,2)`.
 //!
-//! Guarantees: a type is known by the name that `schemas::pg_types` gives it; a slip in a built-in type's name is
-//! noticed.
-//! Never: refuses a type that PostgreSQL may know (an enum, an extension's): such a column is published as its text.
+//! Unknown types are accepted, because they can be enums or types of extensions; their columns are published as text. A
+//! likely typo in the name of a built-in type is reported.
 
 use crate::names;
 use schemas::pg_types;
 
-/// PostgreSQL's built-in types, in the catalog's spelling.
+/// Built-in types of PostgreSQL, by their names in `pg_type`.
 const BUILT_IN: [&str; 34] = [
     "bool",
     "int2",
@@ -48,28 +47,28 @@ const BUILT_IN: [&str; 34] = [
 /// A declared type.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Declared {
-    /// The type in the catalog's spelling, without length and precision: `int8`, `_text`.
+    /// Name in `pg_type`, without length and precision: `int8`, `_text`.
     pub(crate) name: String,
-    /// Whether the column may be null.
+    /// Whether the column is nullable.
     pub(crate) nullable: bool,
 }
 
 impl Declared {
-    /// Whether it is built in, or an array of such.
+    /// Whether it is a built-in type, or an array of one.
     pub(crate) fn is_built_in(&self) -> bool {
         let item = self.name.strip_prefix('_').unwrap_or(&self.name);
         BUILT_IN.contains(&item)
     }
 
-    /// The built-in type that was probably meant.
+    /// The built-in type of which the name is a likely typo.
     pub(crate) fn meant(&self) -> Option<&'static str> {
         let near = names::nearest(&self.name, BUILT_IN)?;
-        // A name of one's own may well be three letters away from a long built-in one; a slip is one or two.
+        // User-defined names often differ from a long built-in name by three letters; typos differ by one or two.
         (strsim::damerau_levenshtein(&self.name, near) <= 2).then_some(near)
     }
 }
 
-/// Reads a declared type; `None` when the text cannot be a type's name.
+/// Parses a declared type; `None` if the text cannot be a type name.
 pub(crate) fn parse(text: &str) -> Option<Declared> {
     let trimmed = text.trim();
     let (base, nullable) = match trimmed.strip_suffix('?') {
@@ -95,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_declared_type_is_a_name_and_perhaps_a_question_mark() {
+    fn parses_type_names_and_nullability() {
         let cases = [
             ("int8", "int8", false, true),
             ("bigint", "int8", false, true),
@@ -119,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slip_is_told_from_a_name_of_ones_own() {
+    fn typos_are_distinguished_from_user_types() {
         assert_eq!(parse("tiemstamp").unwrap().meant(), Some("timestamp"));
         assert_eq!(parse("int88").unwrap().meant(), Some("int8"));
         assert_eq!(parse("order_status").unwrap().meant(), None);

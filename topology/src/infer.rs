@@ -1,39 +1,38 @@
-//! From a database's tables to a `topology.toml` to start from (`trunkline init`).
+//! Generates a commented `topology.toml` from the tables of a database, for `trunkline init`.
 //!
-//! Guarantees: the text passes the check (a test, also with random tables), and says in comments what is left to
-//! decide. What cannot be published as it is stands there as a comment, with the reason.
-//! Never: opens a bucket to everybody: that is for the reader to decide.
+//! The generated text always passes the check. Tables that cannot be published become comments with the reason, and
+//! open decisions are marked with `DECIDE`. No membership that grants access to every user is generated.
 
 use crate::names;
 use schemas::ids::{SourceName, TableName};
 use schemas::pg_types;
 use std::fmt::Write;
 
-/// A column that was found.
+/// A column of a database table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FoundColumn {
-    /// Its name.
+    /// Column name.
     pub name: String,
-    /// PostgreSQL's name of its type, as `format_type` or the catalog has it.
+    /// Type name as returned by PostgreSQL's `format_type`.
     pub pg_type: String,
-    /// Whether it may be null.
+    /// Whether the column is nullable.
     pub nullable: bool,
 }
 
-/// A table that was found.
+/// A table of the database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FoundTable {
-    /// Its schema, such as `public`.
+    /// Schema, such as `public`.
     pub schema: String,
-    /// Its name.
+    /// Table name.
     pub name: String,
-    /// Its columns, in the table's order.
+    /// Columns, in table order.
     pub columns: Vec<FoundColumn>,
-    /// Its primary key; empty if it has none.
+    /// Primary key columns; empty without a primary key.
     pub key: Vec<String>,
 }
 
-/// Columns that often say whose a row is, the likeliest first.
+/// Column names that usually identify the owner of a row, in order of preference.
 const OWNERS: [&str; 12] = [
     "user_id",
     "customer_id",
@@ -49,25 +48,25 @@ const OWNERS: [&str; 12] = [
     "team_id",
 ];
 
-/// Writes a topology for a database's tables. `name` becomes the topology's and the connector's name.
+/// Generates a topology for the tables of a database. `name` becomes the name of the topology and of the connector.
 pub fn topology(name: &str, tables: &[FoundTable]) -> String {
     let name = allowed(name);
     let mut usable: Vec<&FoundTable> = Vec::new();
-    let mut refused: Vec<(&FoundTable, String)> = Vec::new();
+    let mut skipped: Vec<(&FoundTable, String)> = Vec::new();
     for table in tables {
-        match unusable(table, &usable) {
+        match skip_reason(table, &usable) {
             None => usable.push(table),
-            Some(reason) => refused.push((table, reason)),
+            Some(reason) => skipped.push((table, reason)),
         }
     }
     let mut out = head(&name);
     for table in &usable {
-        out.push_str(&unless_keyless(table, table_text(&name, table)));
+        out.push_str(&comment_out_without_key(table, table_text(&name, table)));
     }
-    for (table, reason) in refused {
+    for (table, reason) in skipped {
         let _ = writeln!(
             out,
-            "\n# Left out: table {}: {reason}",
+            "\n# Skipped table {}: {reason}",
             comment(&format!("{}.{}", table.schema, table.name))
         );
     }
@@ -80,7 +79,7 @@ pub fn topology(name: &str, tables: &[FoundTable]) -> String {
         if !buckets.contains(&bucket.0) && !table.key.is_empty() {
             buckets.push(bucket.0.clone());
         }
-        views.push_str(&unless_keyless(
+        views.push_str(&comment_out_without_key(
             table,
             view_text(&name, table, &bucket, &mut view_names),
         ));
@@ -93,14 +92,14 @@ pub fn topology(name: &str, tables: &[FoundTable]) -> String {
     out.push_str(MEMBERSHIPS);
     for bucket in &buckets {
         match membership_of(bucket) {
-            Some(opened) => {
-                let _ = writeln!(out, "\n[[membership]]\nbucket = {}", quoted(&opened));
+            Some(membership) => {
+                let _ = writeln!(out, "\n[[membership]]\nbucket = {}", quoted(&membership));
             }
             None => {
                 let bucket = quoted(bucket);
                 let _ = writeln!(
                     out,
-                    "\n# DECIDE: may everybody with a valid token read this?\n# [[membership]]\n# bucket = {bucket}"
+                    "\n# DECIDE: uncomment this to let every user with a valid token read the bucket.\n# [[membership]]\n# bucket = {bucket}"
                 );
             }
         }
@@ -116,43 +115,43 @@ pub fn topology(name: &str, tables: &[FoundTable]) -> String {
 
 const BUCKETS: &str = "
 # ---------------------------------------------------------------------------------------------------------------------
-# Buckets: a row lives in a bucket, and a device sees the buckets that its user may read. A scope (default: the bucket
-# itself) is what stays whole: within it no device ever sees half a transaction.
+# Buckets: each view row belongs to one bucket, and a device receives the buckets that its user may read. Rows in the
+# same scope (default: the bucket itself) appear on devices one whole transaction at a time.
 ";
 
 const VIEWS: &str = "
 # ---------------------------------------------------------------------------------------------------------------------
-# Views: which rows and columns go to devices, and in which bucket. Add `where = '…'` (CEL over the columns) to send
-# fewer rows, and `fields = [\"…\"]` to send fewer columns.
+# Views: which rows and columns are sent to devices, and in which bucket. Add `where = '…'` (a CEL condition over the
+# columns) to select rows, and `fields = [\"…\"]` to select columns.
 ";
 
 const MEMBERSHIPS: &str = "
 # ---------------------------------------------------------------------------------------------------------------------
-# Memberships: who may read which bucket, from the claims of the device's token. DECIDE: which claim holds the value?
+# Memberships: which claim of a device's token grants access to which bucket. DECIDE: check the names of the claims.
 ";
 
 const NODES: &str = "
 # ---------------------------------------------------------------------------------------------------------------------
-# Nodes: processes, started by `trunkline run <name>`.
+# Nodes: the processes. Start each with `trunkline run <name>`.
 ";
 
 fn head(name: &str) -> String {
     format!(
-        "# Written by `trunkline init` from the tables that were found. It can run as it is; read it through and decide\n\
-         # what your devices may see: look for the word DECIDE.\n\
-         #   trunkline topology check      is it right?\n\
-         #   trunkline topology graph      what does it do?\n\
+        "# Generated by `trunkline init` from the tables of the database. Review it before you use it, and decide which\n\
+         # rows devices may read: search for DECIDE.\n\
+         #   trunkline topology check      validate this file\n\
+         #   trunkline topology graph      show the data flow and the topics\n\
          name = {0}\n\n\
-         # Reads the database by logical replication, into the topic change.{name}.\n\
+         # Reads the database through logical replication and writes its changes to topic change.{name}.\n\
          [[connector]]\nname = {0}\nkind = \"postgres\"\n\n\
-         # Tables: the columns that are published, with their types; `?` = may be null. Remove a line, and the column\n\
-         # does not leave the database.\n",
+         # Tables: the published columns with their PostgreSQL types; `?` marks nullable columns. Remove a line to keep\n\
+         # that column in the database.\n",
         quoted(name)
     )
 }
 
-/// A block as it stands, or in comments if the table's rows cannot be told apart yet.
-fn unless_keyless(table: &FoundTable, block: String) -> String {
+/// Comments a block out if the table has no key.
+fn comment_out_without_key(table: &FoundTable, block: String) -> String {
     if !table.key.is_empty() {
         return block;
     }
@@ -166,21 +165,21 @@ fn unless_keyless(table: &FoundTable, block: String) -> String {
     lines.collect::<Vec<_>>().join("\n") + "\n"
 }
 
-/// Why a table cannot be declared beside those that are.
-fn unusable(table: &FoundTable, beside: &[&FoundTable]) -> Option<String> {
+/// The reason why a table cannot be declared, if any. `declared` are the tables before it.
+fn skip_reason(table: &FoundTable, declared: &[&FoundTable]) -> Option<String> {
     let name = match TableName::of(&table.schema, &table.name) {
         Ok(name) => name,
-        Err(error) => return Some(format!("{}; rename it to publish it", error.reason)),
+        Err(error) => return Some(format!("{}; rename the table to publish it", error.reason)),
     };
     let source = SourceName::new("db").ok()?;
     let record = pg_types::record_name(&source, &name);
     let same = |other: &&&FoundTable| {
         TableName::of(&other.schema, &other.name).is_ok_and(|other| pg_types::record_name(&source, &other) == record)
     };
-    if let Some(other) = beside.iter().find(same) {
+    if let Some(other) = declared.iter().find(same) {
         let other = comment(&format!("{}.{}", other.schema, other.name));
         return Some(format!(
-            "it would have the Avro record name of {other}; rename one of them"
+            "its Avro record name is the same as that of {other}; rename one of them"
         ));
     }
     if table.columns.is_empty() {
@@ -192,7 +191,7 @@ fn unusable(table: &FoundTable, beside: &[&FoundTable]) -> Option<String> {
         let unreadable = column.name.trim().is_empty() || column.name.chars().any(char::is_control);
         if unreadable || field == pg_types::UNCHANGED || fields.contains(&field) {
             return Some(format!(
-                "column {} cannot be an Avro field; rename it",
+                "the name of column {} is not a valid Avro field name; rename the column",
                 quoted(&comment(&column.name))
             ));
         }
@@ -208,9 +207,7 @@ fn table_text(source: &str, table: &FoundTable) -> String {
     let mut out = format!("\n[[table]]\nsource = {}\nname   = {}\n", quoted(source), quoted(&name));
     if table.key.is_empty() {
         let first = table.columns.first().map_or("id", |column| column.name.as_str());
-        out.push_str(
-            "# DECIDE: the table has no primary key. Give it one; or name columns that tell its rows apart, here:\n",
-        );
+        out.push_str("# DECIDE: the table has no primary key. Add one, or list columns that identify a row:\n");
         let _ = writeln!(out, "key    = [{}]", basic(first));
     } else {
         let columns: Vec<String> = table.key.iter().map(|column| quoted(column)).collect();
@@ -241,7 +238,7 @@ fn table_text(source: &str, table: &FoundTable) -> String {
     out
 }
 
-/// The bucket that is proposed for a table: its name, and the column that fills it.
+/// The proposed bucket of a table: its template and the column used as its parameter.
 fn bucket_of(table: &FoundTable) -> (String, Option<String>) {
     let fits = |column: &&FoundColumn| {
         let ty = pg_types::canonical(&column.pg_type);
@@ -262,7 +259,7 @@ fn bucket_of(table: &FoundTable) -> (String, Option<String>) {
     }
 }
 
-/// The claim that is proposed for a bucket; none for one without a parameter, which would open it to everybody.
+/// The proposed membership of a bucket. A bucket without a parameter gets none, because it would grant access to all.
 fn membership_of(bucket: &str) -> Option<String> {
     match bucket.split_once(':')? {
         (kind @ ("user" | "customer" | "account" | "member" | "owner"), _) => Some(format!("{kind}:{{sub}}")),
@@ -291,14 +288,14 @@ fn view_text(source: &str, table: &FoundTable, bucket: &(String, Option<String>)
             let _ = writeln!(out, "bucket = {}", quoted(&filled));
         }
         None => {
-            out.push_str("# DECIDE: no column was found that says whose a row is.\n");
+            out.push_str("# DECIDE: no column identifies the owner of a row, so this puts all rows into one bucket.\n");
             let _ = writeln!(out, "bucket = {}", quoted(&bucket.0));
         }
     }
     out
 }
 
-/// A name made allowed.
+/// Converts a name to an allowed one.
 fn allowed(name: &str) -> String {
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
     let plain: String = name.chars().map(|c| if legal(c) { c } else { '_' }).collect();
@@ -308,14 +305,14 @@ fn allowed(name: &str) -> String {
     } else {
         plain.chars().take(60).collect()
     };
-    if names::refused(&plain).is_none() {
+    if names::rejected(&plain).is_none() {
         plain
     } else {
         String::from("db")
     }
 }
 
-/// A text in a comment: one line.
+/// Converts a text to one comment line.
 fn comment(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
@@ -325,7 +322,7 @@ fn quoted(text: &str) -> String {
     toml::Value::String(String::from(text)).to_string()
 }
 
-/// A TOML key, in quotes if it must be.
+/// A TOML key, quoted if necessary.
 fn key(name: &str) -> String {
     let bare = !name.is_empty()
         && name
@@ -334,7 +331,7 @@ fn key(name: &str) -> String {
     if bare { String::from(name) } else { basic(name) }
 }
 
-/// A TOML string in double quotes; a key may not be written over several lines.
+/// A basic TOML string. `toml::Value` may choose a multi-line string, which is not allowed for keys.
 fn basic(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {

@@ -1,19 +1,21 @@
-//! What exists and who is wired to whom: the declared graph of `topology.toml`, checked before anything runs.
+//! The declared data flow of a `topology.toml`: sources, events, processors, buckets, views, memberships and nodes.
 //!
-//! [`load`] reads a file and gives an [`Outcome`]: a [`Topology`] with every name resolved and every condition
-//! compiled, or a [`Report`] whose errors point into the file and say the fix.
+//! [`load`] reads and checks a file. The [`Outcome`] contains a [`Topology`], in which all names are resolved and all
+//! conditions are compiled, or a [`Report`] whose errors have a position in the file and a fix.
 //!
-//! Guarantees: the topology says *what* runs; where it runs is process configuration. The check is offline and finds
-//! all errors at once. Never: a connection, a clock, a thread.
+//! A topology declares what runs; where it runs is process configuration. The check works offline and reports all errors
+//! at once.
 
 mod check;
 mod checked;
 mod columns;
 pub mod expr;
+mod files;
 pub mod infer;
 mod load;
 pub mod model;
 mod names;
+mod outcome;
 mod problem;
 pub mod render;
 pub mod samples;
@@ -26,5 +28,7 @@ pub use checked::{
     Node, OutputKind, Processor, Role, SYNC_VIEWS, Segment, Side, Source, SourceKind, Table, Topology, VIEW_LOG, View,
     ViewField, Window, Work,
 };
-pub use load::{Embedded, Files, Folder, LoadError, Outcome, check, load};
+pub use files::{Embedded, Files, Folder};
+pub use load::{LoadError, check, load};
+pub use outcome::Outcome;
 pub use problem::{Finding, Report, Severity};

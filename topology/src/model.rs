@@ -1,8 +1,7 @@
-//! The declared graph, as it stands in `topology.toml`.
+//! The contents of `topology.toml` before they are checked.
 //!
-//! Guarantees: every value keeps its place in the file; nothing is resolved, only typed. What is unknown, missing or
-//! of a wrong type is reported and left out, so that the rest can still be checked.
-//! Never: reads a file; decides whether a name exists (`check` does).
+//! Every value keeps its position in the file; names are not resolved. Unknown keys, missing keys and values of a wrong
+//! type are reported and left out, so that the rest can be checked.
 
 mod processor;
 mod reader;
@@ -16,40 +15,40 @@ use reader::Table as Reader;
 use std::ops::Range;
 use toml::de::DeTable;
 
-/// Names and texts, in the order of the file.
+/// Names and strings, in the order of the file.
 pub type Entries = Vec<(At<String>, At<String>)>;
 
-/// Everything that one `topology.toml` declares.
+/// The declarations of a `topology.toml`.
 #[derive(Debug, Clone, Default)]
 pub struct Declared {
-    /// `name`: the topology's name; part of consumer groups and transactional ids.
+    /// `name`: name of the topology; part of consumer groups and transactional ids.
     pub name: Option<At<String>>,
     /// `[[connector]]`: sources of rows.
     pub connectors: Vec<Connector>,
-    /// `[[table]]`: the tables of the sources, with the columns that are published.
+    /// `[[table]]`: tables of the sources, with their published columns.
     pub tables: Vec<Table>,
-    /// `[[event]]`: events that are not rows.
+    /// `[[event]]`: events that are not table rows.
     pub events: Vec<Event>,
-    /// `[[processor]]`: streams that are made of streams.
+    /// `[[processor]]`: declarative processors.
     pub processors: Vec<Processor>,
-    /// `[view_log]`: the one topic of all views.
+    /// `[view_log]`: the topic of all views.
     pub view_log: ViewLog,
-    /// `[[bucket]]`: kinds of buckets, and their scopes.
+    /// `[[bucket]]`: buckets and their scopes.
     pub buckets: Vec<Bucket>,
-    /// `[[view]]`: which rows go into which bucket.
+    /// `[[view]]`: which rows are in which bucket.
     pub views: Vec<View>,
-    /// `[[membership]]`: who may read which bucket.
+    /// `[[membership]]`: which claims grant access to which bucket.
     pub memberships: Vec<Membership>,
-    /// `[[issuer]]`: who issues the devices' tokens, and which claims they carry.
+    /// `[[issuer]]`: issuers of tokens, and their claims.
     pub issuers: Vec<Issuer>,
-    /// `[[node]]`: processes and what each of them runs.
+    /// `[[node]]`: processes and their roles.
     pub nodes: Vec<Node>,
 }
 
-/// A source of rows. It publishes to the topic `change.<name>`.
+/// A connector. It publishes to the topic `change.<name>`.
 #[derive(Debug, Clone)]
 pub struct Connector {
-    /// `name`: what `from = "<name>.<table>"` refers to.
+    /// `name`, used in `from = "<name>.<table>"`.
     pub name: At<String>,
     /// `kind`: `postgres` (logical replication) or `http` (transactions posted as JSON).
     pub kind: At<String>,
@@ -58,113 +57,112 @@ pub struct Connector {
 /// A table of a source.
 #[derive(Debug, Clone)]
 pub struct Table {
-    /// `source`: the connector's name.
+    /// `source`: name of the connector.
     pub source: At<String>,
-    /// `name`: `orders`, or `sales.orders` for another schema than `public`.
+    /// `name`: `orders`, or `sales.orders` for a table outside the schema `public`.
     pub name: At<String>,
-    /// `key`: columns of the row's key. Default: the primary key, which the connector reads at its start; an `http`
-    /// source has none to read and must declare it.
+    /// `key`: key columns. Default for PostgreSQL: the primary key, which the connector reads at start. Required for
+    /// tables of an `http` source.
     pub key: Option<At<Vec<At<String>>>>,
-    /// `columns`: column to PostgreSQL type, `?` behind the type if the column may be null. Only these are published.
+    /// `columns`: column to PostgreSQL type, with `?` for nullable columns. Only these columns are published.
     pub columns: At<Entries>,
 }
 
-/// A kind of event. Its topic is `event.<name>`; it is ingested by HTTP.
+/// A kind of event. It is posted by HTTP and written to the topic `event.<name>`.
 #[derive(Debug, Clone)]
 pub struct Event {
-    /// `name`: what `from = "event:<name>"` refers to.
+    /// `name`, used in `from = "event:<name>"`.
     pub name: At<String>,
-    /// `schema`: an Avro record schema, relative to the topology file.
+    /// `schema`: path of an Avro record schema, relative to the topology file.
     pub schema: Option<At<String>>,
-    /// `fields`: the short form instead of `schema`: field to PostgreSQL type, as a table's `columns`.
+    /// `fields`: alternative to `schema`: field to PostgreSQL type, as `columns` of a table.
     pub fields: Option<At<Entries>>,
-    /// `key`: fields of the record's key. One key's events stay in order.
+    /// `key`: fields of the record key. Events with the same key stay in order.
     pub key: Option<At<Vec<At<String>>>>,
     /// `partitions` of the topic. Default: 12.
     pub partitions: Option<At<i64>>,
-    /// Where the table stands.
+    /// Position of the table in the file.
     pub span: Range<usize>,
 }
 
 /// `view.log`.
 #[derive(Debug, Clone, Default)]
 pub struct ViewLog {
-    /// `partitions`: fixed for life, at most 128. Default: 16.
+    /// `partitions`, at most 128; cannot change after the first start. Default: 16.
     pub partitions: Option<At<i64>>,
 }
 
-/// A kind of bucket.
+/// A bucket.
 #[derive(Debug, Clone)]
 pub struct Bucket {
-    /// `name`: words and parameters with `:` between them, such as `user:{id}`.
+    /// `name`: words and parameters separated by `:`, such as `user:{id}`.
     pub name: At<String>,
-    /// `scope`: the unit of order and of atomicity; a constant, or made of the bucket's own parameters. Default: the
-    /// bucket itself.
+    /// `scope`: unit of order and atomicity; a constant, or a template with parameters of the bucket. Default: the bucket
+    /// itself.
     pub scope: Option<At<String>>,
 }
 
-/// A view: rows of one input, put into buckets.
+/// A view: rows of one input in buckets.
 #[derive(Debug, Clone)]
 pub struct View {
     /// `name`, as devices see it.
     pub name: At<String>,
-    /// `from`: `<source>.<table>`, `event:<name>` or `processor:<name>` (`topic:<name>`: later).
+    /// `from`: `<source>.<table>`, `event:<name>` or `processor:<name>`.
     pub from: At<String>,
-    /// `bucket`: a bucket's pattern with columns as its parameters, such as `user:{customer_id}`. A row with a null
+    /// `bucket`: template of a bucket with columns as parameters, such as `user:{customer_id}`. A row with a null
     /// parameter is in no bucket.
     pub bucket: At<String>,
-    /// `fields`: the columns that devices get, in this order. Default: all.
+    /// `fields`: columns that are sent to devices, in this order. Default: all.
     pub fields: Option<At<Vec<At<String>>>>,
-    /// `rename`: column to the name that devices get it under.
+    /// `rename`: column to its name on devices.
     pub rename: Option<At<Entries>>,
-    /// `where`: an expression (CEL) over the columns; rows for which it is false are not in the view.
+    /// `where`: CEL condition over the columns; rows for which it is false are not in the view.
     pub filter: Option<At<String>>,
-    /// `key`: of an event view, must be the event's key.
+    /// `key`: of an event view; must be the key of the event.
     pub key: Option<At<Vec<At<String>>>>,
 }
 
-/// A membership: from a token's claims, or (later) from data.
+/// A membership: claims that grant access to buckets.
 #[derive(Debug, Clone)]
 pub struct Membership {
-    /// `bucket`: a bucket's pattern with claims as its parameters, such as `user:{sub}`. A claim that is a list gives
-    /// a bucket for each element.
+    /// `bucket`: template of a bucket with claims as parameters, such as `user:{sub}`. A list claim grants access to one
+    /// bucket per element.
     pub bucket: At<String>,
-    /// `issuer`: only tokens of this issuer. Default: of any.
+    /// `issuer`: only tokens of this issuer. Default: any issuer.
     pub issuer: Option<At<String>>,
-    /// `from`: rows that grant (later).
+    /// `from`: rows that grant access; not supported.
     pub from: Option<At<String>>,
-    /// `principal`: to whom they grant (later).
+    /// `principal`: user to whom a row grants access; not supported.
     pub principal: Option<At<String>>,
 }
 
-/// An issuer of tokens. Where its keys are is process configuration; here stands its alias, which is part of a
-/// principal, and what its tokens say.
+/// An issuer of tokens. Its keys are part of the configuration of edges.
 #[derive(Debug, Clone)]
 pub struct Issuer {
-    /// `name`: the alias.
+    /// `name`: alias of the issuer; part of a principal.
     pub name: At<String>,
-    /// `claims` that its tokens carry besides `sub`; memberships may use these.
+    /// `claims` of its tokens besides `sub`, which memberships may use.
     pub claims: Option<At<Vec<At<String>>>>,
 }
 
-/// A process.
+/// A node: one process.
 #[derive(Debug, Clone)]
 pub struct Node {
-    /// `name`, as in `trunkline run <name>`.
+    /// `name`, used in `trunkline run <name>`.
     pub name: At<String>,
     /// `runs`: `connector:<name>`, `processor:<name>`, `edge`, `ingest`, `registry`.
     pub runs: At<Vec<At<String>>>,
 }
 
 impl Declared {
-    /// Reads the text of a topology file.
+    /// Parses the text of a topology file.
     pub(crate) fn parse(text: &str, problems: &Problems) -> Self {
         let (root, errors) = DeTable::parse_recoverable(text);
         for error in errors {
             problems.add(
                 Problem::error(error.span().unwrap_or(0..0), error.message().to_string())
-                    .label("the file is not TOML from here on")
-                    .help("mend the syntax; the other checks follow then"),
+                    .label("the TOML syntax error is here")
+                    .help("fix the syntax; the other checks run after that"),
             );
         }
         if problems.errors() > 0 {
@@ -213,7 +211,7 @@ fn table(mut table: Reader<'_, '_>) -> Option<Table> {
     let columns = table.map("columns");
     let span = table.span.clone();
     table.finish();
-    // Without columns the name stays known, so that a view of the table is not a problem of its own.
+    // Keep a table without columns, so that views of it are not reported as views of an unknown input.
     let columns = columns.unwrap_or(At {
         value: Vec::new(),
         span,

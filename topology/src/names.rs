@@ -1,13 +1,12 @@
-//! Names: which are allowed, and which was probably meant.
+//! Validation of declared names, and suggestions for unknown ones.
 //!
-//! Guarantees: the rule is that of `schemas::ids`; an allowed name is a legal part of a Kafka topic's name and of a
-//! bucket's name as it stands.
-//! Never: changes a name.
+//! The rule is that of `schemas::ids`: an allowed name can be part of a Kafka topic name and of a bucket name without
+//! escaping.
 
 use schemas::ids::ViewName;
 
-/// Says why a declared name is not allowed, with the fix.
-pub(crate) fn refused(name: &str) -> Option<String> {
+/// The fix for a name that is not allowed; `None` for an allowed name.
+pub(crate) fn rejected(name: &str) -> Option<String> {
     let error = ViewName::new(name).err()?;
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
     let meant: String = name.chars().take(40).map(|c| if legal(c) { c } else { '_' }).collect();
@@ -20,7 +19,7 @@ pub(crate) fn refused(name: &str) -> Option<String> {
     Some(format!("{}{example}", error.reason))
 }
 
-/// The candidate that was probably meant, if one is near enough.
+/// The most similar candidate, if one is similar enough to be a likely typo.
 pub(crate) fn nearest<'c>(name: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
     let allowed = match name.chars().count() {
         0..=2 => 1,
@@ -40,7 +39,7 @@ pub(crate) fn nearest<'c>(name: &str, candidates: impl IntoIterator<Item = &'c s
         .map(|(_, candidate)| candidate)
 }
 
-/// The fix for an unknown name: what was probably meant, else what there is, else `none`.
+/// The fix for an unknown name: the most similar candidate, else the list of candidates, else `none`.
 pub(crate) fn known<'c>(name: &str, candidates: impl IntoIterator<Item = &'c str> + Clone, none: &str) -> String {
     if let Some(meant) = nearest(name, candidates.clone()) {
         return format!("did you mean `{meant}`?");
@@ -57,9 +56,9 @@ pub(crate) fn known<'c>(name: &str, candidates: impl IntoIterator<Item = &'c str
         .collect::<Vec<_>>()
         .join(", ");
     if more > 0 {
-        format!("known: {list} and {more} more")
+        format!("available: {list} and {more} more")
     } else {
-        format!("known: {list}")
+        format!("available: {list}")
     }
 }
 
@@ -68,22 +67,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slip_of_the_finger_finds_the_name_that_was_meant() {
+    fn nearest_name_is_suggested() {
         let columns = ["id", "customer_id", "status", "total_cents"];
         assert_eq!(nearest("custmer_id", columns), Some("customer_id"));
         assert_eq!(nearest("Status", columns), Some("status"));
         assert_eq!(nearest("price", columns), None);
         assert_eq!(
             known("price", columns, ""),
-            "known: `id`, `customer_id`, `status`, `total_cents`"
+            "available: `id`, `customer_id`, `status`, `total_cents`"
         );
         assert_eq!(known("price", [], "declare one"), "declare one");
     }
 
     #[test]
-    fn a_refused_name_comes_with_one_that_is_allowed() {
-        assert_eq!(refused("edge-1"), None);
-        assert!(refused("order viewed").unwrap().ends_with("such as `order_viewed`"));
-        assert!(refused("").is_some() && refused("~close").is_some() && refused(&"a".repeat(64)).is_some());
+    fn rejected_name_has_a_valid_example() {
+        assert_eq!(rejected("edge-1"), None);
+        assert!(rejected("order viewed").unwrap().ends_with("such as `order_viewed`"));
+        assert!(rejected("").is_some() && rejected("~close").is_some() && rejected(&"a".repeat(64)).is_some());
     }
 }

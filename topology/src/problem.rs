@@ -1,8 +1,7 @@
-//! What is wrong with a topology, and where: problems that point into the file and say the fix.
+//! Problems of a topology, and reports of them.
 //!
-//! Guarantees: every problem has a place (file, line, column), a reason and a fix; all of them are collected, in the
-//! order of the file; a rendered report is the same on every machine.
-//! Never: stops at the first problem; prints by itself.
+//! A problem has a position (file, line, column), a message and a fix. Reports list problems in the order of the file. The
+//! rendered text does not depend on the terminal or the machine.
 
 use miette::{GraphicalReportHandler, GraphicalTheme, LabeledSpan, MietteDiagnostic, NamedSource};
 use serde::Serialize;
@@ -11,20 +10,20 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// How grave a problem is.
+/// Severity of a problem.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     /// The topology cannot run.
     Error,
-    /// The topology can run, but probably not as meant.
+    /// The topology can run, but probably does not do what is intended.
     Warning,
 }
 
-/// Which file of a topology: 0 is the topology file, others are the schema files that it names.
+/// A file of a topology: 0 is the topology file, others are schema files.
 pub(crate) type FileId = usize;
 
-/// A place in a file, in bytes.
+/// A byte range in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) file: FileId,
@@ -43,7 +42,7 @@ pub(crate) struct Problem {
 }
 
 impl Problem {
-    /// An error in the topology file: what is wrong.
+    /// An error in the topology file.
     pub(crate) fn error(span: Range<usize>, message: impl Into<String>) -> Self {
         Problem {
             severity: Severity::Error,
@@ -63,19 +62,19 @@ impl Problem {
         }
     }
 
-    /// Says what stands at the place.
+    /// Sets the label at the position.
     pub(crate) fn label(mut self, label: impl Into<String>) -> Self {
         self.label = label.into();
         self
     }
 
-    /// Says the fix.
+    /// Sets the fix.
     pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
         self.help = help.into();
         self
     }
 
-    /// Points at a second place of the same file, such as a first declaration.
+    /// Adds a second position in the same file, such as a first declaration.
     pub(crate) fn also(mut self, span: Range<usize>, label: impl Into<String>) -> Self {
         self.also = Some((span, label.into()));
         self
@@ -109,7 +108,7 @@ impl Problems {
             .count()
     }
 
-    /// Makes the report, in the order of the files.
+    /// The report, in the order of the files.
     pub(crate) fn into_report(self, files: Vec<SourceFile>) -> Report {
         let mut problems = self.found.into_inner();
         problems.sort_by_key(|p| (p.place.file, p.place.span.start, p.severity));
@@ -117,39 +116,39 @@ impl Problems {
     }
 }
 
-/// A file that was read: its name as the user knows it, and its text.
+/// A file that was read: its name for messages, and its text.
 #[derive(Debug, Clone)]
 pub(crate) struct SourceFile {
     pub(crate) name: String,
     pub(crate) text: Arc<str>,
 }
 
-/// All problems of a topology.
+/// The problems of a topology.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
     files: Vec<SourceFile>,
     problems: Vec<Problem>,
 }
 
-/// A problem as plain data, for `--output json`.
+/// A problem for `--output json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
     /// Error or warning.
     pub severity: Severity,
-    /// File, as it was named.
+    /// File name.
     pub file: String,
     /// Line, from 1.
     pub line: usize,
     /// Column, from 1, in characters.
     pub column: usize,
-    /// What is wrong.
+    /// Message.
     pub message: String,
     /// The fix.
     pub help: String,
 }
 
 impl Report {
-    /// Whether the topology cannot run.
+    /// Whether there are errors.
     pub fn has_errors(&self) -> bool {
         self.errors() > 0
     }
@@ -168,7 +167,7 @@ impl Report {
         self.problems.iter().filter(|p| p.severity == severity).count()
     }
 
-    /// The problems as plain data.
+    /// The problems for `--output json`.
     pub fn findings(&self) -> Vec<Finding> {
         self.problems.iter().map(|p| self.finding(p)).collect()
     }
@@ -191,8 +190,7 @@ impl Report {
         }
     }
 
-    /// The report for people: each problem with its line, a caret and the fix, then a summary line. `color` for a
-    /// terminal, without for files and tests.
+    /// The human-readable report: each problem with its source line and fix, then a summary. `color` adds ANSI colors.
     pub fn render(&self, color: bool) -> String {
         let theme = if color {
             GraphicalTheme::unicode()
@@ -244,7 +242,7 @@ impl Report {
 }
 
 impl fmt::Display for Report {
-    /// One line: the topology file and how many problems it has.
+    /// The topology file and the number of problems.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = self.files.first().map_or("topology", |file| file.name.as_str());
         let counted = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
@@ -259,7 +257,7 @@ impl fmt::Display for Report {
 
 impl std::error::Error for Report {}
 
-/// Line and column, both from 1, of a byte offset.
+/// Line and column of a byte offset, starting at 1.
 fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
     let before = text.get(..offset.min(text.len())).unwrap_or(text);
     let line_start = before.rfind('\n').map_or(0, |at| at + 1);

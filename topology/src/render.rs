@@ -1,13 +1,11 @@
-//! The topology as a picture: text for a terminal, DOT for Graphviz.
-//!
-//! Guarantees: one topology gives one text, in the order of the file.
-//! Never: colours or widths that depend on the terminal.
+//! Draws a topology: as text for the terminal, or as DOT for Graphviz. The output depends only on the topology and follows
+//! the order of the file.
 
 use crate::checked::{SYNC_VIEWS, Segment, SourceKind, Topology, VIEW_LOG, View, Work};
 use crate::wiring::{Cleanup, Part, TopicKind, Wiring};
 use std::fmt::Write;
 
-/// Draws the graph as text: the lines of data, then a table each of views, buckets, topics and nodes.
+/// Draws the data flow as text, followed by tables of views, buckets, topics and nodes.
 pub fn text(topology: &Topology) -> String {
     let wiring = Wiring::of(topology);
     let mut out = format!("topology {}\n\n", topology.name);
@@ -19,12 +17,12 @@ pub fn text(topology: &Topology) -> String {
     );
     table(
         &mut out,
-        &["bucket", "scope", "opened by"],
+        &["bucket", "scope", "granted by"],
         bucket_rows(topology).into_iter(),
     );
     table(
         &mut out,
-        &["topic", "partitions", "kept"],
+        &["topic", "partitions", "retention"],
         topic_rows(&wiring).into_iter(),
     );
     let nodes = topology.nodes.iter().map(|node| {
@@ -35,7 +33,7 @@ pub fn text(topology: &Topology) -> String {
     out
 }
 
-/// The lines of data: what comes in from the left, joined before sync-views.
+/// Draws the data flow: sources on the left, joined before sync-views.
 fn lines(topology: &Topology, wiring: &Wiring) -> String {
     let used = |topic: &str| {
         let views = wiring.processors.iter().filter(|p| p.name == SYNC_VIEWS);
@@ -159,10 +157,10 @@ fn bucket_rows(topology: &Topology) -> Vec<Vec<String>> {
 
 fn topic_rows(wiring: &Wiring) -> Vec<Vec<String>> {
     let kept = |topic: &crate::wiring::Topic| match (topic.cleanup, topic.retention_ms) {
-        (Cleanup::Delete, Some(-1)) => String::from("by size"),
+        (Cleanup::Delete, Some(-1)) => String::from("limited by size"),
         (Cleanup::Delete, Some(ms)) => format!("{} days", ms / 86_400_000),
-        (Cleanup::Delete, None) => String::from("by the broker's default"),
-        (Cleanup::Compact, _) => String::from("the newest of each key"),
+        (Cleanup::Delete, None) => String::from("broker default"),
+        (Cleanup::Compact, _) => String::from("compacted"),
     };
     wiring
         .topics
@@ -171,7 +169,7 @@ fn topic_rows(wiring: &Wiring) -> Vec<Vec<String>> {
         .collect()
 }
 
-/// Appends a table with aligned columns; none without rows.
+/// Appends a table with aligned columns; nothing without rows.
 fn table(out: &mut String, header: &[&str], rows: impl Iterator<Item = Vec<String>>) {
     let mut all: Vec<Vec<String>> = vec![header.iter().map(ToString::to_string).collect()];
     all.extend(rows);
@@ -194,8 +192,8 @@ fn table(out: &mut String, header: &[&str], rows: impl Iterator<Item = Vec<Strin
     }
 }
 
-/// Draws the graph in Graphviz's language: `trunkline topology graph --dot | dot -Tsvg`. Changelogs and dead letters are
-/// left out.
+/// Draws the data flow as DOT, for `trunkline topology graph --format dot | dot -Tsvg`. Changelogs and dead-letter topics
+/// are omitted.
 pub fn dot(topology: &Topology) -> String {
     let wiring = Wiring::of(topology);
     let mut out = format!("digraph {} {{\n", quoted(&topology.name));
@@ -244,7 +242,7 @@ pub fn dot(topology: &Topology) -> String {
     out
 }
 
-/// The views that are made of a topic.
+/// The names of the views of a topic.
 fn views_of(topology: &Topology, topic: &str) -> String {
     let made = topology
         .views
@@ -253,7 +251,7 @@ fn views_of(topology: &Topology, topic: &str) -> String {
     made.map(|view| view.name.to_string()).collect::<Vec<_>>().join("\n")
 }
 
-/// A string in DOT.
+/// A quoted DOT string.
 fn quoted(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {
@@ -274,7 +272,7 @@ mod tests {
     use expect_test::expect;
 
     #[test]
-    fn the_shop_as_text() {
+    fn shop_as_text() {
         expect![[r#"
             topology shop
 
@@ -291,20 +289,20 @@ mod tests {
             to_pack        shop.orders           store:{store_id}        status in ["placed", "packed"]
             lines_to_pack  shop.order_lines      store:{store_id}
 
-            bucket         scope   opened by
+            bucket         scope   granted by
             customer:{id}  itself  customer:{sub}
             store:{id}     itself  store:{stores}
             catalog        itself  catalog
 
-            topic                                      partitions  kept
+            topic                                      partitions  retention
             change.shop                                1           7 days
             event.delivery_moved                       12          7 days
             event.order_viewed                         12          7 days
-            connect.positions                          1           the newest of each key
-            view.log                                   16          the newest of each key
-            sync-views.changelog.change.shop           1           the newest of each key
+            connect.positions                          1           compacted
+            view.log                                   16          compacted
+            sync-views.changelog.change.shop           1           compacted
             change.shop.dlq                            1           30 days
-            sync-views.changelog.event.delivery_moved  12          the newest of each key
+            sync-views.changelog.event.delivery_moved  12          compacted
             event.delivery_moved.dlq                   12          30 days
 
             node    runs
@@ -329,14 +327,14 @@ mod tests {
             accounts  bank.pgbench_accounts  branch:{bid}
             history   bank.pgbench_history   branch:{bid}
 
-            bucket        scope   opened by
+            bucket        scope   granted by
             branch:{bid}  itself  branch:{branch}
 
-            topic                             partitions  kept
+            topic                             partitions  retention
             change.bank                       1           7 days
-            connect.positions                 1           the newest of each key
-            view.log                          16          the newest of each key
-            sync-views.changelog.change.bank  1           the newest of each key
+            connect.positions                 1           compacted
+            view.log                          16          compacted
+            sync-views.changelog.change.bank  1           compacted
             change.bank.dlq                   1           30 days
 
             node       runs
@@ -368,44 +366,44 @@ mod tests {
             minutes     processor:orders_per_minute    office
             last_seen   processor:views_with_customer  office
 
-            bucket         scope   opened by
+            bucket         scope   granted by
             customer:{id}  itself  customer:{sub}
             office         itself  office
 
-            topic                                               partitions  kept
+            topic                                               partitions  retention
             change.shop                                         1           7 days
             event.order_viewed                                  3           7 days
-            processor.orders_by_customer                        3           the newest of each key
-            processor.customers_by_orders                       2           the newest of each key
+            processor.orders_by_customer                        3           compacted
+            processor.customers_by_orders                       2           compacted
             customers_by_orders.repartition                     2           7 days
             processor.orders_per_minute                         2           7 days
-            orders_per_minute.repartition                       2           by size
+            orders_per_minute.repartition                       2           limited by size
             processor.views_with_customer                       3           7 days
             views_with_customer.repartition.left                3           7 days
             views_with_customer.repartition.right               3           7 days
-            connect.positions                                   1           the newest of each key
-            view.log                                            16          the newest of each key
-            sync-views.changelog.processor.orders_by_customer   3           the newest of each key
+            connect.positions                                   1           compacted
+            view.log                                            16          compacted
+            sync-views.changelog.processor.orders_by_customer   3           compacted
             processor.orders_by_customer.dlq                    3           30 days
-            sync-views.changelog.processor.customers_by_orders  2           the newest of each key
+            sync-views.changelog.processor.customers_by_orders  2           compacted
             processor.customers_by_orders.dlq                   2           30 days
-            sync-views.changelog.processor.orders_per_minute    2           the newest of each key
+            sync-views.changelog.processor.orders_per_minute    2           compacted
             processor.orders_per_minute.dlq                     2           30 days
-            sync-views.changelog.processor.views_with_customer  3           the newest of each key
+            sync-views.changelog.processor.views_with_customer  3           compacted
             processor.views_with_customer.dlq                   3           30 days
-            orders_by_customer.changelog.groups                 1           the newest of each key
+            orders_by_customer.changelog.groups                 1           compacted
             change.shop.dlq                                     1           30 days
-            customers_by_orders.changelog.rekey                 3           the newest of each key
-            customers_by_orders.changelog.groups                2           the newest of each key
+            customers_by_orders.changelog.rekey                 3           compacted
+            customers_by_orders.changelog.groups                2           compacted
             customers_by_orders.repartition.dlq                 2           30 days
-            orders_per_minute.changelog.rekey                   1           the newest of each key
-            orders_per_minute.changelog.groups                  2           the newest of each key
+            orders_per_minute.changelog.rekey                   1           compacted
+            orders_per_minute.changelog.groups                  2           compacted
             orders_per_minute.repartition.dlq                   2           30 days
-            views_with_customer.changelog.rekey.left            3           the newest of each key
+            views_with_customer.changelog.rekey.left            3           compacted
             event.order_viewed.dlq                              3           30 days
-            views_with_customer.changelog.pairs                 3           the newest of each key
+            views_with_customer.changelog.pairs                 3           compacted
             views_with_customer.repartition.left.dlq            3           30 days
-            views_with_customer.changelog.rekey.right           1           the newest of each key
+            views_with_customer.changelog.rekey.right           1           compacted
             views_with_customer.repartition.right.dlq           3           30 days
 
             node     runs
@@ -467,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shop_as_dot() {
+    fn shop_as_dot() {
         expect![[r#"
             digraph "shop" {
               rankdir=LR;

@@ -1,18 +1,17 @@
-//! Topologies that are part of the program.
-//!
-//! Guarantees: each passes the check without a warning (a test).
-//! Never: a sample that only documentation knows.
+//! Sample topologies that are compiled into the program. Each passes the check without warnings.
 
-use crate::load::{Embedded, Outcome, check};
+use crate::files::Embedded;
+use crate::load::check;
+use crate::outcome::Outcome;
 
-/// A topology with the schema files that it names.
+/// A topology with its schema files.
 #[derive(Debug, Clone, Copy)]
 pub struct Sample {
-    /// What it is called in messages.
+    /// File name in messages.
     pub name: &'static str,
     /// The text of `topology.toml`.
     pub text: &'static str,
-    /// The schema files: paths relative to it, and texts.
+    /// The schema files.
     pub files: Embedded,
 }
 
@@ -26,14 +25,14 @@ pub const SHOP: Sample = Sample {
     )]),
 };
 
-/// pgbench's four tables, bucketed by branch.
+/// The four tables of pgbench, with one bucket per branch.
 pub const PGBENCH: Sample = Sample {
     name: "pgbench.toml",
     text: include_str!("../samples/pgbench.toml"),
     files: Embedded(&[]),
 };
 
-/// Aggregates and joins over a shop's orders, customers and events.
+/// Aggregates and joins over orders, customers and events of a shop.
 pub const STREAMS: Sample = Sample {
     name: "streams.toml",
     text: include_str!("../samples/streams.toml"),
@@ -52,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_samples_pass_without_a_warning() {
+    fn samples_pass_without_warnings() {
         for sample in [SHOP, PGBENCH, STREAMS] {
             let outcome = sample.check();
             assert!(
@@ -64,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shop_opens_buckets_by_claims_and_keeps_lines_with_their_order() {
+    fn shop_memberships_and_buckets() {
         let shop = SHOP.check().into_result().unwrap();
         let claims = serde_json::json!({"sub": "7", "stores": [1, 2]});
         let buckets = shop.buckets_of("shop", claims.as_object().unwrap()).unwrap();

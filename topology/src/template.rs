@@ -1,18 +1,15 @@
 //! Templates of bucket names: `user:{customer_id}`.
 //!
-//! A template is words and parameters with `:` between them; the first part is a word. A parameter's value is
-//! percent-escaped, so it never holds a `:`: two templates give the same name only if their parts match one by one,
-//! and the parameters can be read back from the name.
-//!
-//! Guarantees: different values give different names; a name never begins with `~` (control records do).
-//! Never: decides what a parameter refers to (a column, a claim): that is the caller's.
+//! A template consists of words and parameters separated by `:`; the first part is a word. Parameter values are
+//! percent-encoded, so they contain no `:`. Therefore different values result in different names, and the values can be
+//! parsed back from a name. A bucket name never begins with `~`, which is reserved for keys of control records.
 
 use std::fmt;
 use std::ops::Range;
 
-/// Longest name of a bucket, in bytes. It stands in the key of every row.
+/// Maximum length of a bucket name, in bytes. The name is part of every row's key.
 pub const BUCKET_BYTES_MAX: usize = 512;
-/// Most parts of a template.
+/// Maximum number of parts of a template.
 const PARTS_MAX: usize = 8;
 
 /// A parsed template.
@@ -24,17 +21,17 @@ pub struct Template {
 /// One part of a template.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Part {
-    /// A word, as it stands.
+    /// A literal word.
     Word(String),
-    /// A parameter: its name, and where the name stands in the template, in bytes.
+    /// A parameter: its name, and the byte range of the name in the template.
     Param(String, Range<usize>),
 }
 
-/// Why a text is no template.
+/// A text is not a valid template.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct TemplateError {
-    /// Where in the template, in bytes.
+    /// Byte range in the template.
     pub span: Range<usize>,
     /// What is wrong.
     pub message: String,
@@ -42,9 +39,9 @@ pub struct TemplateError {
     pub help: String,
 }
 
-/// A bucket's name would be longer than [`BUCKET_BYTES_MAX`].
+/// A bucket name would be longer than [`BUCKET_BYTES_MAX`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a bucket's name is longer than {BUCKET_BYTES_MAX} bytes; use a shorter value as its parameter")]
+#[error("bucket name is longer than {BUCKET_BYTES_MAX} bytes; use a shorter parameter value")]
 pub struct TooLong;
 
 impl Template {
@@ -64,27 +61,27 @@ impl Template {
                 None => break,
                 Some(':') => at += 1,
                 Some(c) => {
-                    return Err(refuse(
+                    return Err(error(
                         at..at + c.len_utf8(),
-                        format!("`{c}` follows a parameter"),
-                        "put `:` between a parameter and what follows: `store:{tenant}:{id}`",
+                        format!("`{c}` directly after a parameter"),
+                        "separate the parts with `:`, such as `store:{tenant}:{id}`",
                     ));
                 }
             }
         }
         if let Some(Part::Param(name, span)) = parts.first() {
-            let help = format!("say what kind of bucket it is: `user:{{{name}}}`");
-            return Err(refuse(
+            let help = format!("begin the template with a word: `user:{{{name}}}`");
+            return Err(error(
                 span.clone(),
-                String::from("a template begins with a word"),
+                String::from("a template must begin with a word"),
                 &help,
             ));
         }
         if parts.len() > PARTS_MAX {
-            return Err(refuse(
+            return Err(error(
                 0..text.len(),
-                format!("more than {PARTS_MAX} parts"),
-                "use fewer parts",
+                format!("the template has more than {PARTS_MAX} parts"),
+                "remove parts",
             ));
         }
         Ok(Template { parts })
@@ -158,7 +155,7 @@ impl fmt::Display for Template {
 fn parse_part(rest: &str, at: usize) -> Result<(Part, usize), TemplateError> {
     if let Some(inner) = rest.strip_prefix('{') {
         let Some(end) = inner.find('}') else {
-            return Err(refuse(
+            return Err(error(
                 at..at + 1,
                 String::from("`{` without `}`"),
                 "close the parameter: `{name}`",
@@ -166,39 +163,39 @@ fn parse_part(rest: &str, at: usize) -> Result<(Part, usize), TemplateError> {
         };
         let name = inner.get(..end).unwrap_or("");
         if name.trim().is_empty() || name.contains('{') {
-            let help = "name the parameter: `user:{id}`";
-            return Err(refuse(at..at + end + 2, String::from("a parameter needs a name"), help));
+            let help = "write a name between the braces: `user:{id}`";
+            return Err(error(at..at + end + 2, String::from("the parameter has no name"), help));
         }
         return Ok((Part::Param(String::from(name), at + 1..at + 1 + end), end + 2));
     }
     let len = rest.find([':', '{']).unwrap_or(rest.len());
     let word = rest.get(..len).unwrap_or("");
     if rest.get(len..).is_some_and(|rest| rest.starts_with('{')) {
-        return Err(refuse(
+        return Err(error(
             at..at + len + 1,
-            format!("`{word}` and a parameter in one part"),
-            &format!("put `:` between them: `{word}:{{…}}`"),
+            format!("`{word}` and a parameter are in the same part"),
+            &format!("separate them with `:`: `{word}:{{…}}`"),
         ));
     }
     if word.is_empty() {
         let end = if rest.is_empty() { at } else { at + 1 };
-        return Err(refuse(
+        return Err(error(
             at..end,
-            String::from("an empty part"),
-            "write a word or a `{parameter}`",
+            String::from("the template has an empty part"),
+            "write a word or a `{parameter}` between the colons",
         ));
     }
     if let Some((offset, c)) = word.char_indices().find(|(_, c)| !is_plain(*c)) {
-        return Err(refuse(
+        return Err(error(
             at + offset..at + offset + c.len_utf8(),
-            format!("`{c}` in a bucket's name"),
-            "use letters, digits, `_`, `-` and `.` between the `:`",
+            format!("`{c}` is not allowed in a template"),
+            "use letters, digits, `_`, `-` and `.` in each part",
         ));
     }
     Ok((Part::Word(String::from(word)), len))
 }
 
-fn refuse(span: Range<usize>, message: String, help: &str) -> TemplateError {
+fn error(span: Range<usize>, message: String, help: &str) -> TemplateError {
     TemplateError {
         span,
         message,
@@ -210,8 +207,8 @@ fn is_plain(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.')
 }
 
-/// Appends a parameter's value: letters, digits, `_`, `-` and `.` as they are, every other byte of its UTF-8 as `%`
-/// and two hexadecimal digits in upper case.
+/// Appends a parameter value, percent-encoded: all bytes except letters, digits, `_`, `-` and `.` become `%XX` in upper
+/// case.
 pub fn escape_into(out: &mut String, value: &str) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
     for c in value.chars() {
@@ -234,7 +231,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn a_template_is_words_and_parameters_with_colons_between() {
+    fn template_has_words_and_parameters() {
         let template = Template::parse("store:{tenant}:{id}").unwrap();
         assert_eq!(template.kind(), "store");
         assert_eq!(
@@ -254,18 +251,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_template_is_refused_at_its_place() {
+    fn invalid_template_is_rejected_with_position() {
         let cases = [
-            ("", 0..0, "an empty part"),
-            ("user:", 5..5, "an empty part"),
-            (":a", 0..1, "an empty part"),
-            ("{id}", 1..3, "a template begins with a word"),
+            ("", 0..0, "the template has an empty part"),
+            ("user:", 5..5, "the template has an empty part"),
+            (":a", 0..1, "the template has an empty part"),
+            ("{id}", 1..3, "a template must begin with a word"),
             ("user:{id", 5..6, "`{` without `}`"),
-            ("user:{}", 5..7, "a parameter needs a name"),
-            ("user{id}", 0..5, "`user` and a parameter in one part"),
-            ("user:{id}x", 9..10, "`x` follows a parameter"),
-            ("~close", 0..1, "`~` in a bucket's name"),
-            ("us er", 2..3, "` ` in a bucket's name"),
+            ("user:{}", 5..7, "the parameter has no name"),
+            ("user{id}", 0..5, "`user` and a parameter are in the same part"),
+            ("user:{id}x", 9..10, "`x` directly after a parameter"),
+            ("~close", 0..1, "`~` is not allowed in a template"),
+            ("us er", 2..3, "` ` is not allowed in a template"),
         ];
         for (text, span, message) in cases {
             let error = Template::parse(text).unwrap_err();
@@ -274,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn templates_overlap_when_some_name_fits_both() {
+    fn templates_overlap_if_a_name_matches_both() {
         let t = |text| Template::parse(text).unwrap();
         assert!(t("user:{id}").overlaps(&t("user:admin")));
         assert!(t("user:{id}").same_shape(&t("user:{customer}")));
@@ -285,7 +282,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn different_values_give_different_names(a in ".*", b in ".*") {
+        fn escaping_is_injective(a in ".*", b in ".*") {
             let (mut x, mut y) = (String::new(), String::new());
             escape_into(&mut x, &a);
             escape_into(&mut y, &b);

@@ -1,50 +1,49 @@
-//! Who is wired to whom: topics, processors and links that follow from a topology.
+//! Topics, processors and links that follow from a topology.
 //!
-//! Guarantees: a link's direction is the direction of the data, so that who may read and write a topic follows from
-//! the links; the order is that of the file. Settings are those of the design's table of topics.
-//! Never: creates a topic.
+//! Links have the direction of the data flow, so readers and writers of a topic can be derived from them. The order is
+//! that of the file. `docs/reference/topology.md` lists the settings of topics.
 
 use crate::checked::{Input, OutputKind, SYNC_VIEWS, Source, SourceKind, Topology, VIEW_LOG, Work};
 use std::fmt;
 
-/// Milliseconds in an hour.
+/// Milliseconds per hour.
 const HOUR_MS: i64 = 3_600_000;
-/// Milliseconds in a day.
+/// Milliseconds per day.
 const DAY_MS: i64 = 24 * HOUR_MS;
 
-/// What is kept of a partition in which records stand by the time of their rows, whatever their age: 4 GiB.
+/// Retention of a repartition topic whose record timestamps are event times, per partition: 4 GiB.
 const REPARTITION_BYTES: i64 = 4 << 30;
 
-/// The topic in which connectors keep their positions.
+/// Topic of the connectors' positions.
 pub const POSITIONS: &str = "connect.positions";
 
-/// What happens to old records of a topic.
+/// Cleanup policy of a topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cleanup {
-    /// Removed by age.
+    /// Old records are deleted.
     Delete,
-    /// Only the newest record of a key is kept.
+    /// Only the newest record of each key is kept.
     Compact,
 }
 
-/// Whose a topic is, and so who creates it.
+/// Kind of a topic, which determines who creates it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TopicKind {
     /// Changes of a source; created at start.
     Change,
     /// Events; created at start.
     Event,
-    /// Connectors' positions; created at start.
+    /// Positions of connectors; created at start.
     Positions,
     /// All views; created at start.
     ViewLog,
-    /// What a declared processor writes; created at start.
+    /// Output of a declarative processor; created at start.
     Processor,
-    /// Records that a declared processor keys anew for itself; created at start.
+    /// Repartitioned input of a declarative processor; created at start.
     Repartition,
-    /// A processor's state; created by the runtime.
+    /// State of a processor; created by the processor.
     Changelog,
-    /// Records that could not be processed; created by the runtime.
+    /// Dead letters; created by the processor.
     DeadLetter,
 }
 
@@ -53,17 +52,17 @@ pub enum TopicKind {
 pub struct Topic {
     /// Name.
     pub name: String,
-    /// Whose it is.
+    /// Kind.
     pub kind: TopicKind,
     /// Partitions.
     pub partitions: i32,
     /// `cleanup.policy`.
     pub cleanup: Cleanup,
-    /// Whether timestamps are the broker's at the append (`message.timestamp.type`).
+    /// Whether `message.timestamp.type` is `LogAppendTime`.
     pub log_append_time: bool,
     /// `retention.ms`.
     pub retention_ms: Option<i64>,
-    /// `retention.bytes` of a partition.
+    /// `retention.bytes`, per partition.
     pub retention_bytes: Option<i64>,
     /// `min.compaction.lag.ms`.
     pub min_compaction_lag_ms: Option<i64>,
@@ -72,8 +71,8 @@ pub struct Topic {
 }
 
 impl Topic {
-    /// A topic that keeps records for so many days.
-    fn kept(name: String, kind: TopicKind, partitions: i32, days: i64) -> Self {
+    /// A topic with this retention time.
+    fn with_retention(name: String, kind: TopicKind, partitions: i32, days: i64) -> Self {
         Topic {
             retention_ms: Some(days * DAY_MS),
             cleanup: Cleanup::Delete,
@@ -81,7 +80,7 @@ impl Topic {
         }
     }
 
-    /// A topic that keeps the newest record of each key.
+    /// A compacted topic.
     fn compacted(name: String, kind: TopicKind, partitions: i32) -> Self {
         Topic {
             name,
@@ -96,20 +95,20 @@ impl Topic {
         }
     }
 
-    /// Whether it must exist before anything runs; the others are made by who writes them first.
+    /// Whether a node creates it before its roles start. Processors create the others.
     pub fn is_created_at_start(&self) -> bool {
         !matches!(self.kind, TopicKind::Changelog | TopicKind::DeadLetter)
     }
 }
 
-/// An input of a processor. Inputs with one store are read together; others are sub-topologies of their own.
+/// An input of a processor. Inputs with the same store belong to the same sub-topology.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProcessorInput {
     /// The topic.
     pub topic: String,
-    /// Its partitions, each a task.
+    /// Number of partitions, and so of tasks.
     pub partitions: i32,
-    /// The store of these tasks, which is the sub-topology's name.
+    /// Store of these tasks; also the name of the sub-topology.
     pub store: String,
 }
 
@@ -123,18 +122,18 @@ impl ProcessorInput {
 /// A processor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Processor {
-    /// Its name: the consumer group's.
+    /// Name of the processor and of its consumer group.
     pub name: String,
-    /// What it reads.
+    /// Inputs.
     pub inputs: Vec<ProcessorInput>,
-    /// What it writes, besides changelogs and dead letters.
+    /// Output topics, without changelogs and dead-letter topics.
     pub outputs: Vec<String>,
 }
 
 /// One end of a link.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
-    /// Something that is not ours: a database, backends, devices.
+    /// An external system: a database, backends, devices.
     Outside(String),
     /// A connector.
     Connector(String),
@@ -159,12 +158,12 @@ impl fmt::Display for Part {
     }
 }
 
-/// Data flows this way.
+/// A data flow.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Link {
-    /// From here …
+    /// Origin.
     pub from: Part,
-    /// … to here.
+    /// Destination.
     pub to: Part,
 }
 
@@ -175,14 +174,14 @@ pub struct Wiring {
     pub topics: Vec<Topic>,
     /// All processors.
     pub processors: Vec<Processor>,
-    /// All links, each once.
+    /// All links, without duplicates.
     pub links: Vec<Link>,
 }
 
 impl Wiring {
-    /// Wires a topology.
+    /// Derives topics, processors and links from a topology.
     pub fn of(topology: &Topology) -> Self {
-        let processors: Vec<Processor> = sync_views(topology).into_iter().chain(declared(topology)).collect();
+        let processors: Vec<Processor> = sync_views(topology).into_iter().chain(declarative(topology)).collect();
         let topics = topics(topology, &processors);
         let links = links(topology, &processors);
         Wiring {
@@ -192,7 +191,7 @@ impl Wiring {
         }
     }
 
-    /// The topics that must exist before anything runs.
+    /// The topics that a node creates before its roles start.
     pub fn topics_at_start(&self) -> impl Iterator<Item = &Topic> {
         self.topics.iter().filter(|topic| topic.is_created_at_start())
     }
@@ -226,7 +225,7 @@ fn topic_name(part: &Part) -> Option<&str> {
     }
 }
 
-/// The processor that writes the views: reads every input that a view has, in the order of sources and events.
+/// The processor `sync-views`: reads all inputs of views, in the order of sources, events and processors.
 fn sync_views(topology: &Topology) -> Option<Processor> {
     let mut inputs: Vec<ProcessorInput> = Vec::new();
     let mut add = |topic: String, partitions: i32, used: bool| {
@@ -261,8 +260,8 @@ fn sync_views(topology: &Topology) -> Option<Processor> {
     })
 }
 
-/// The declared processors: an input is read where its state is, or through a topic in which it is keyed anew.
-fn declared(topology: &Topology) -> impl Iterator<Item = Processor> {
+/// The declarative processors. An input is read directly or through a repartition topic.
+fn declarative(topology: &Topology) -> impl Iterator<Item = Processor> {
     topology.processors.iter().map(|processor| {
         let store = processor.store();
         let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
@@ -300,7 +299,7 @@ fn declared(topology: &Topology) -> impl Iterator<Item = Processor> {
     })
 }
 
-/// The topics of declared processors.
+/// The topics of declarative processors.
 fn processor_topics(topology: &Topology, topics: &mut Vec<Topic>) {
     for processor in &topology.processors {
         let (topic, partitions) = (processor.topic(), processor.partitions);
@@ -309,7 +308,9 @@ fn processor_topics(topology: &Topology, topics: &mut Vec<Topic>) {
                 delete_retention_ms: Some(7 * DAY_MS),
                 ..Topic::compacted(topic, TopicKind::Processor, partitions)
             },
-            OutputKind::Windows | OutputKind::Stream => Topic::kept(topic, TopicKind::Processor, partitions, 7),
+            OutputKind::Windows | OutputKind::Stream => {
+                Topic::with_retention(topic, TopicKind::Processor, partitions, 7)
+            }
         });
         let by_event_time = matches!(
             &processor.work,
@@ -317,16 +318,17 @@ fn processor_topics(topology: &Topology, topics: &mut Vec<Topic>) {
         );
         for (side, feed) in processor.feeds().into_iter().filter(|(_, feed)| !feed.is_direct) {
             let name = processor.repartition_topic(side);
-            let kept = Topic::kept(name, TopicKind::Repartition, feed.partitions, 7);
-            // Age is told by the records' timestamps: rows of last year must not be gone before they are read.
+            let topic = Topic::with_retention(name, TopicKind::Repartition, feed.partitions, 7);
+            // Record timestamps are event times here. With time-based retention, records of old events would be deleted
+            // before they are read.
             topics.push(if by_event_time {
                 Topic {
                     retention_ms: Some(-1),
                     retention_bytes: Some(REPARTITION_BYTES),
-                    ..kept
+                    ..topic
                 }
             } else {
-                kept
+                topic
             });
         }
     }
@@ -335,10 +337,15 @@ fn processor_topics(topology: &Topology, topics: &mut Vec<Topic>) {
 fn topics(topology: &Topology, processors: &[Processor]) -> Vec<Topic> {
     let mut topics = Vec::new();
     for source in &topology.sources {
-        topics.push(Topic::kept(source.topic(), TopicKind::Change, 1, 7));
+        topics.push(Topic::with_retention(source.topic(), TopicKind::Change, 1, 7));
     }
     for event in &topology.events {
-        topics.push(Topic::kept(event.topic(), TopicKind::Event, event.partitions, 7));
+        topics.push(Topic::with_retention(
+            event.topic(),
+            TopicKind::Event,
+            event.partitions,
+            7,
+        ));
     }
     processor_topics(topology, &mut topics);
     if !topology.sources.is_empty() {
@@ -357,10 +364,10 @@ fn topics(topology: &Topology, processors: &[Processor]) -> Vec<Topic> {
                 delete_retention_ms: Some(7 * DAY_MS),
                 ..Topic::compacted(input.changelog(&processor.name), TopicKind::Changelog, input.partitions)
             };
-            let letters = dead_letters(&input.topic);
-            let letters = Topic::kept(letters, TopicKind::DeadLetter, input.partitions, 30);
-            // Two inputs may have one store, and two processors one input.
-            for topic in [changelog, letters] {
+            let dead_letters = dead_letter_topic(&input.topic);
+            let dead_letters = Topic::with_retention(dead_letters, TopicKind::DeadLetter, input.partitions, 30);
+            // Inputs can share a store, and processors can share an input.
+            for topic in [changelog, dead_letters] {
                 if topics.iter().all(|known| known.name != topic.name) {
                     topics.push(topic);
                 }
@@ -370,7 +377,7 @@ fn topics(topology: &Topology, processors: &[Processor]) -> Vec<Topic> {
     topics
 }
 
-fn dead_letters(topic: &str) -> String {
+fn dead_letter_topic(topic: &str) -> String {
     format!("{topic}.dlq")
 }
 
@@ -400,7 +407,7 @@ fn links(topology: &Topology, processors: &[Processor]) -> Vec<Link> {
             link(Part::Topic(input.topic.clone()), this.clone());
             link(this.clone(), changelog.clone());
             link(changelog, this.clone());
-            link(this.clone(), Part::Topic(dead_letters(&input.topic)));
+            link(this.clone(), Part::Topic(dead_letter_topic(&input.topic)));
         }
         for output in &processor.outputs {
             link(this.clone(), Part::Topic(output.clone()));
@@ -426,7 +433,7 @@ mod tests {
     use std::fmt::Write;
 
     #[test]
-    fn the_shops_topics_have_the_designs_settings() {
+    fn shop_topics_have_the_documented_settings() {
         let wiring = Wiring::of(&SHOP.check().into_result().unwrap());
         let mut out = String::new();
         for t in &wiring.topics {
@@ -460,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn a_processor_is_read_where_its_state_is_or_keyed_anew() {
+    fn declarative_processor_reads_directly_or_repartitions() {
         let wiring = Wiring::of(&crate::samples::STREAMS.check().into_result().unwrap());
         let mut out = String::new();
         for processor in wiring.processors.iter().filter(|p| p.name != SYNC_VIEWS) {
@@ -488,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn who_reads_and_writes_a_topic_follows_from_the_links() {
+    fn links_give_readers_and_writers_of_a_topic() {
         let wiring = Wiring::of(&SHOP.check().into_result().unwrap());
         let sync_views = Part::Processor(String::from(SYNC_VIEWS));
         let reads: Vec<_> = wiring

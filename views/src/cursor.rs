@@ -1,8 +1,9 @@
-//! What a device holds: how far it has come in each partition, and which buckets it has.
+//! Cursor: states which buckets a device has, and up to which point of each partition.
 //!
-//! A cursor is opaque to the device: encrypted and authenticated, so that it can neither be read nor be made up.
-//! Offsets in it are the log's own, so it is valid on every replica and on one rebuilt from nothing.
-//! Guarantees: `open(seal(c)) = c` under the same keyring; anything else is `None`. Never: arithmetic on offsets.
+//! A device stores the cursor as an opaque token. It is encrypted and authenticated (AES-256-GCM), so that a device can
+//! neither read nor forge it. Its offsets are those of `view.log`, so it is valid on every replica, also on one that was
+//! rebuilt. Offsets are compared, never computed with, because gaps in a log are normal. The fields are specified in
+//! docs/protocol/view-sync.md, "The cursor".
 
 use crate::BucketId;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
@@ -14,20 +15,21 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 const FORMAT: u8 = 1;
+/// Bytes of the authenticated, unencrypted header: format and key id.
 const HEAD: usize = 2;
 
-/// Whom a cursor belongs to: the hash of a principal and a device id.
+/// Owner of a cursor: hash of principal and device id. Another principal's cursor is ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Owner(u64);
 
 impl Owner {
-    /// The owner for a principal's text form (issuer alias and subject) and a device id.
+    /// Owner of a principal (issuer alias and subject) and a device id.
     pub fn new(principal: &str, device: &str) -> Self {
         Owner(hash_of(&[principal, device]))
     }
 }
 
-/// The first 8 bytes of the SHA-256 over the parts, each with its length before it.
+/// First 8 bytes of the SHA-256 over the parts with length prefixes, which keep (`a`, `bc`) and (`ab`, `c`) apart.
 pub(crate) fn hash_of(parts: &[&str]) -> u64 {
     let mut context = digest::Context::new(&digest::SHA256);
     for part in parts {
@@ -38,62 +40,62 @@ pub(crate) fn hash_of(parts: &[&str]) -> u64 {
     u64::from_be_bytes(hash.as_ref().first_chunk().copied().expect("SHA-256 has 32 bytes"))
 }
 
-/// How far a reader has come in one partition.
+/// State of a reader in one partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Point {
-    /// T: the last closing applied.
+    /// T: offset of the last transaction end marker that the state contains.
     pub closed: Offset,
-    /// The smallest offset ≤ T that was still held back, else T + 1.
+    /// Smallest offset ≤ T that was pending, else T + 1. The next delta starts here (I2).
     pub low: Offset,
-    /// No record that the reader has not seen, or that was held back, is older, in broker's ms.
+    /// No record that the reader lacks is older, in broker ms. Compared with the horizon (I9).
     pub time: Millis,
 }
 
-/// A place inside a round: the bucket and the offset of the last thing sent; offset -1 is the bucket's reset.
+/// Position in a round: bucket and offset of the last reset or change that was sent. Offset -1 is the bucket's reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct RoundPosition {
     /// Bucket.
     pub bucket: BucketId,
     /// Offset.
     pub offset: Offset,
 }
 
-/// The round in progress: fixed at its first page.
+/// A round in progress. Points and buckets are fixed at its first page.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Round {
-    /// What the cursor will hold when the round ends.
+    /// Points of the cursor after the round.
     pub points: BTreeMap<i32, Point>,
-    /// Buckets that it will have covered, sorted.
+    /// Covered buckets of the cursor after the round, sorted.
     pub covered: Vec<BucketId>,
-    /// The last thing sent.
-    pub at: Place,
+    /// Last position that was sent.
+    pub at: RoundPosition,
 }
 
-/// What a device holds.
+/// A decrypted cursor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cursor {
-    /// Hash of the log's incarnation.
+    /// Hash of log epoch and topic id.
     pub log: u64,
-    /// Whom it was given to.
+    /// Principal and device.
     pub owner: Owner,
-    /// Hash of the rules it was made under.
+    /// Hash of the compiled rules. Not compared yet.
     pub rules: u64,
-    /// Per partition ever read: how far.
+    /// State in each partition that was ever read.
     pub points: BTreeMap<i32, Point>,
-    /// Per partition: the greatest T of any replica that served a page of this device.
+    /// Per partition, the greatest T of any replica that served a page of this cursor (I4).
     pub seen: BTreeMap<i32, Offset>,
     /// Buckets that the device has, sorted.
     pub covered: Vec<BucketId>,
     /// The round in progress.
     pub round: Option<Round>,
-    /// Whether it was given with `complete`.
+    /// Whether it was issued with a complete page. Only such a cursor may get 304.
     pub complete: bool,
 }
 
-/// A key that seals cursors: its number and 32 secret bytes.
+/// A key that encrypts cursors.
 #[derive(Clone)]
 pub struct Key {
-    /// Number, 0 to 255.
+    /// Id, 0 to 255.
     pub id: u8,
     /// AES-256 key.
     pub secret: [u8; 32],
@@ -105,8 +107,8 @@ impl fmt::Debug for Key {
     }
 }
 
-/// The keys that open cursors; the first one seals. Two live keys let a fleet change its key without one reset: first
-/// add the new one behind the old everywhere, then put it first, then drop the old.
+/// Keys of cursors: the first encrypts, all decrypt. Two keys allow a rotation on many edges without resets: add the new key
+/// as the second one everywhere, then make it the first one, then remove the old one.
 pub struct Keyring {
     keys: Vec<(u8, LessSafeKey)>,
 }
@@ -118,10 +120,10 @@ impl fmt::Debug for Keyring {
 }
 
 impl Keyring {
-    /// A keyring of one or two keys; `None` when there is none, there are more, or two have one number.
+    /// Creates a keyring of one or two keys with different ids; else `None`.
     pub fn new(keys: &[Key]) -> Option<Self> {
-        let twins = matches!(keys, [a, b] if a.id == b.id);
-        if keys.is_empty() || keys.len() > 2 || twins {
+        let duplicate = matches!(keys, [a, b] if a.id == b.id);
+        if keys.is_empty() || keys.len() > 2 || duplicate {
             return None;
         }
         let keys = keys.iter().map(|key| {
@@ -133,16 +135,17 @@ impl Keyring {
         })
     }
 
-    /// Seals a cursor into its URL-safe text.
+    /// Encrypts a cursor to URL-safe text.
     pub fn seal(&self, cursor: &Cursor) -> String {
         let (id, key) = self.keys.first().expect("a keyring has a key");
+        // A random 96-bit nonce is safe for 2^32 cursors per key.
         let mut nonce = [0_u8; NONCE_LEN];
-        rand::fill(&mut nonce).expect("the system's random source works");
+        rand::fill(&mut nonce).expect("the operating system has a random source");
         let mut body = Vec::with_capacity(128);
         encode(cursor, &mut body);
         let head = [FORMAT, *id];
         key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(head), &mut body)
-            .expect("a cursor is far smaller than what AES-GCM takes");
+            .expect("a cursor is smaller than the limit of AES-GCM");
         let mut all = Vec::with_capacity(HEAD + NONCE_LEN + body.len());
         all.extend_from_slice(&head);
         all.extend_from_slice(&nonce);
@@ -150,7 +153,7 @@ impl Keyring {
         URL_SAFE_NO_PAD.encode(all)
     }
 
-    /// Opens a cursor's text; `None` when it was not sealed by one of these keys, or is of another format.
+    /// Decrypts a cursor; `None` if it was not encrypted with one of these keys, was modified, or has another format.
     pub fn open(&self, text: &str) -> Option<Cursor> {
         let all = URL_SAFE_NO_PAD.decode(text).ok()?;
         let (head, rest) = all.split_first_chunk::<HEAD>()?;
@@ -188,7 +191,7 @@ fn push_points(out: &mut Vec<u8>, points: &BTreeMap<i32, Point>) {
     push(out, from_len(points.len()));
     for (partition, point) in points {
         push_signed(out, i64::from(*partition));
-        // The distance of low from T is small, mostly one: it is written in its place.
+        // T - low is a small number, mostly -1, and so takes fewer bytes than low.
         push_signed(out, point.closed);
         push_signed(out, point.closed.wrapping_sub(point.low));
         push_signed(out, point.time);
@@ -218,7 +221,7 @@ fn push_signed(out: &mut Vec<u8>, value: i64) {
     push(out, u64::from_ne_bytes(((value << 1) ^ (value >> 63)).to_ne_bytes()));
 }
 
-/// Reads what `encode` wrote; it was authenticated, so `None` here means another release's layout.
+/// Decodes the output of `encode`. The bytes were authenticated, so `None` means that another release wrote them.
 struct Bytes<'a>(&'a [u8]);
 
 impl Bytes<'_> {
@@ -292,7 +295,7 @@ fn decode(bytes: &mut Bytes<'_>) -> Option<Cursor> {
     let covered = bytes.buckets()?;
     let round = if flags & 1 == 1 {
         let (points, covered) = (bytes.points()?, bytes.buckets()?);
-        let at = Place {
+        let at = RoundPosition {
             bucket: BucketId(bytes.fixed()?),
             offset: bytes.signed()?,
         };
@@ -329,7 +332,7 @@ mod tests {
             round: Some(Round {
                 points: [(0, point(40, 11, 9))].into(),
                 covered: vec![BucketId(3)],
-                at: Place {
+                at: RoundPosition {
                     bucket: BucketId(3),
                     offset: -1,
                 },
@@ -350,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cursor_survives_a_change_of_keys_and_no_forgery() {
+    fn cursor_survives_key_rotation_but_no_forgery() {
         let old = ring(&[1]);
         let both = ring(&[2, 1]);
         let text = old.seal(&cursor());
@@ -366,12 +369,12 @@ mod tests {
     }
 
     #[test]
-    fn owners_cannot_be_mixed_by_moving_the_border() {
+    fn principal_and_device_are_separated_in_owner() {
         assert_ne!(Owner::new("main/4", "2phone"), Owner::new("main/42", "phone"));
     }
 
     #[test]
-    fn a_keyring_has_one_or_two_keys_of_different_numbers() {
+    fn keyring_has_one_or_two_keys_with_different_ids() {
         let key = |id| Key { id, secret: [id; 32] };
         assert!(Keyring::new(&[]).is_none());
         assert!(Keyring::new(&[key(1), key(1)]).is_none());

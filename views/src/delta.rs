@@ -1,139 +1,97 @@
-//! What a device is sent: the difference between what its cursor says it has and what the replica shows now.
+//! Delta: the page with what a device lacks, computed from its cursor, a replica and the buckets that it may read now
+//! (docs/protocol/view-sync.md, "The delta").
 //!
-//! Paging goes in rounds: T, low, time and the covered buckets are fixed at a round's first page; pages run in order
-//! (bucket, offset) over the live rows. A row superseded meanwhile is passed over, since the next round sends it.
-//! Guarantees: state(cursor) with the page applied = the view at the round's T, bucket by bucket; `complete` is said
-//! only of a page that is a whole round, read at one instant.
-//! Never: an answer from a T older than any that this device has been served from.
+//! A delta that does not fit into a page is sent in a round. T, low, time and the covered buckets are fixed at the round's
+//! first page. The pages run over the live rows in order (bucket, offset). A row that is superseded during the round is
+//! skipped, because the next round sends its successor. A page is `complete` only if it is a whole round, read at one
+//! instant: the device then has the state at T (I2). A replica whose T is below one that the device has seen answers
+//! [`Answer::Behind`] (I4).
 
-use crate::cursor::{Cursor, Owner, Place, Point, Round};
-use crate::replica::{Error, NotReady, Replica, RowValue, Shown};
-use crate::replica::{part_ready, row_range, row_value, spaces};
+use crate::change::Change;
+use crate::cursor::{Cursor, Owner, Point, Round, RoundPosition};
+use crate::replica::bytes::{RowValue, decode_row, row_range, space};
+use crate::replica::{Error, NotReady, PartitionState, Replica, check_ready};
 use crate::{Bucket, BucketId};
 use event_log::{Millis, Offset};
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, RangeInclusive};
 use std::sync::RwLockReadGuard;
 
-/// A question.
+/// Input of a delta.
 #[derive(Debug)]
 pub struct Request<'a> {
-    /// Who asks.
+    /// Principal and device.
     pub owner: Owner,
     /// Buckets that the principal may read now.
     pub readable: &'a [Bucket],
-    /// The cursor; `None` when there is none or it could not be opened.
+    /// The cursor; `None` if the device sent none or it could not be decrypted.
     pub cursor: Option<Cursor>,
-    /// Hash of the rules in force.
+    /// Hash of the compiled rules.
     pub rules: u64,
-    /// At most so many resets and changes a page; at least 1.
+    /// Maximum resets and changes of a page; at least 1.
     pub rows_max: usize,
-    /// At most about so many bytes of rows a page; one row is always sent.
+    /// Approximate maximum bytes of rows of a page. One row is always sent.
     pub bytes_max: usize,
-    /// Now, in ms.
+    /// Current time in ms.
     pub now: Millis,
-    /// That other views are stale than before is no news yet: the question can wait for a change of its buckets.
+    /// The caller can wait for a change of the buckets, so a change of the stale views alone is not worth a page yet.
     pub patient: bool,
 }
 
-/// An answer.
+/// Result of a delta.
 #[derive(Debug)]
 pub enum Answer {
-    /// A page of the delta.
+    /// Page to send.
     Page(Box<Page>),
-    /// Nothing new, and the cursor is good as it is.
+    /// Nothing changed, and the cursor needs no replacement.
     NotModified,
-    /// This replica is behind the cursor: try again shortly, or another one.
+    /// The replica is behind the cursor. Retry soon, or use another replica.
     Behind,
-    /// The replica may not be shown now.
+    /// The replica cannot be served now.
     NotReady(NotReady),
 }
 
-/// A page. A device applies it in the order of its fields, and stores it together with the cursor.
+/// A page. A device applies the fields in order and stores the changes together with the cursor.
 #[derive(Debug)]
 pub struct Page {
-    /// Forget everything first.
+    /// Delete all rows before applying the page.
     pub reset_all: bool,
-    /// Buckets to forget.
+    /// Buckets to delete, because they are no longer readable (I5).
     pub drops: Vec<BucketId>,
-    /// Buckets to begin anew, with their names.
+    /// Buckets to empty before applying the changes, with their names. All their rows follow.
     pub resets: Vec<(BucketId, String)>,
-    /// Rows put and deleted, in order.
+    /// Changed rows, in order of bucket and offset.
     pub changes: Vec<Change>,
-    /// Views that are stale now.
+    /// Names of the views that are stale now.
     pub stale: Vec<String>,
-    /// Per bucket that this page changed, the hash of all its rows; only with `complete`.
+    /// Hashes of the buckets that the page changed; only with `complete` (I10).
     pub hashes: Vec<(BucketId, u128)>,
-    /// The device's next cursor.
+    /// Next cursor of the device.
     pub cursor: Cursor,
-    /// The device now holds the state of one instant: commit.
+    /// The device has the state of one instant after this page.
     pub complete: bool,
 }
 
 impl Page {
-    /// Whether the page changes nothing on the device but its cursor.
+    /// Whether the page changes nothing on the device except the cursor and the stale views.
     pub fn is_empty(&self) -> bool {
         !self.reset_all && self.drops.is_empty() && self.resets.is_empty() && self.changes.is_empty()
     }
 }
 
-/// A row put or deleted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
-    /// Bucket.
-    pub bucket: BucketId,
-    /// Offset in `view.log`.
-    pub offset: Offset,
-    value: Vec<u8>,
-}
+/// Read locks on the partitions that a delta reads, held until the page is complete.
+type LockedPartitions<'a> = BTreeMap<i32, RwLockReadGuard<'a, PartitionState>>;
 
-/// The parts of a change, borrowed from it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ChangeParts<'a> {
-    /// View.
-    pub view: &'a str,
-    /// Inside of the row key's JSON array.
-    pub key: &'a str,
-    /// Version.
-    pub version: [u8; 17],
-    /// JSON of the row; `None` when it is deleted.
-    pub json: Option<&'a [u8]>,
-}
-
-impl Change {
-    pub(crate) fn from_store(key: &[u8], value: &[u8]) -> Option<Self> {
-        let (bucket, offset) = crate::replica::row_place(key)?;
-        row_value(value)?;
-        Some(Change {
-            bucket,
-            offset,
-            value: value.to_vec(),
-        })
-    }
-
-    /// Its parts.
-    pub fn parts(&self) -> ChangeParts<'_> {
-        let row = row_value(&self.value).expect("a change was checked when it was read");
-        ChangeParts {
-            view: row.view,
-            key: row.key,
-            version: row.version,
-            json: row.json,
-        }
-    }
-}
-
-type Shows<'a> = BTreeMap<i32, RwLockReadGuard<'a, Shown>>;
-
-/// Answers a question from a replica, at one instant.
+/// Computes a page from one instant of a replica.
 ///
 /// # Errors
-/// The store's errors.
+/// An error of the store.
 pub fn delta(replica: &Replica, request: &Request<'_>) -> Result<Answer, Error> {
     let cursor = request
         .cursor
         .as_ref()
         .filter(|c| c.owner == request.owner && c.log == replica.log());
+    // Includes the partitions of the cursor in which no bucket is readable now: their T must not go back either (I4).
     let mut numbers: Vec<i32> = request.readable.iter().map(|b| b.partition).collect();
     if let Some(cursor) = cursor {
         numbers.extend(cursor.points.keys().chain(cursor.seen.keys()));
@@ -141,36 +99,39 @@ pub fn delta(replica: &Replica, request: &Request<'_>) -> Result<Answer, Error> 
     }
     numbers.sort_unstable();
     numbers.dedup();
-    let mut shows = Shows::new();
+    // In ascending order, which is the lock order.
+    let mut partitions = LockedPartitions::new();
     for partition in numbers {
-        let Some(shown) = replica.shown(partition) else {
+        let Some(state) = replica.state(partition) else {
             return Ok(Answer::NotReady(NotReady::NotServed { partition }));
         };
-        if let Err(why) = part_ready(partition, &shown, replica.times(), request.now) {
-            return Ok(Answer::NotReady(why));
+        if let Err(reason) = check_ready(partition, &state, replica.times(), request.now) {
+            return Ok(Answer::NotReady(reason));
         }
-        shows.insert(partition, shown);
+        partitions.insert(partition, state);
     }
     let horizon = request.now - replica.times().horizon_ms();
     let old = cursor.is_some_and(|c| oldest(c) < horizon);
-    if cursor.is_some_and(|c| behind(c, &shows)) {
+    // Before the horizon: a full reset from an older T would take the device back in time (I4).
+    if cursor.is_some_and(|c| behind(c, &partitions)) {
         return Ok(Answer::Behind);
     }
     let base = match cursor {
         Some(cursor) if !old => cursor.clone(),
-        _ => empty(replica, request, cursor),
+        _ => empty_cursor(replica, request, cursor),
     };
     Pager {
         replica,
         request,
-        shows,
+        partitions,
         reset_all: cursor.is_none() || old,
         base,
     }
     .page()
 }
 
-/// The oldest time of a cursor: of its base as well as of its round.
+/// Oldest time of a cursor, of its base and its round. The base counts in mid-round: the round started from it, and
+/// tombstones after it may be pruned (I9).
 fn oldest(cursor: &Cursor) -> Millis {
     let round = cursor.round.iter().flat_map(|r| r.points.values());
     cursor
@@ -182,9 +143,10 @@ fn oldest(cursor: &Cursor) -> Millis {
         .unwrap_or(Millis::MAX)
 }
 
-/// Whether the replica's T is below what this device was already served from.
-fn behind(cursor: &Cursor, shows: &Shows<'_>) -> bool {
-    let closed = |partition: &i32| shows.get(partition).map_or(-1, |s| s.closed);
+/// Whether T of the replica is below a T that this device has received rows of. `seen` counts too: a page skips a row that
+/// is superseded at a greater T than its own, and only a replica at that T sends the successor.
+fn behind(cursor: &Cursor, partitions: &LockedPartitions<'_>) -> bool {
+    let closed = |partition: &i32| partitions.get(partition).map_or(-1, |s| s.closed);
     let round = cursor.round.iter().flat_map(|r| r.points.iter());
     cursor
         .points
@@ -194,7 +156,8 @@ fn behind(cursor: &Cursor, shows: &Shows<'_>) -> bool {
         || cursor.seen.iter().any(|(p, seen)| closed(p) < *seen)
 }
 
-fn empty(replica: &Replica, request: &Request<'_>, old: Option<&Cursor>) -> Cursor {
+/// The base of a full reset. Keeps `seen`, so that the reset is not followed by a page of an older T.
+fn empty_cursor(replica: &Replica, request: &Request<'_>, old: Option<&Cursor>) -> Cursor {
     Cursor {
         log: replica.log(),
         owner: request.owner,
@@ -207,20 +170,25 @@ fn empty(replica: &Replica, request: &Request<'_>, old: Option<&Cursor>) -> Curs
     }
 }
 
+/// Builds one page.
 struct Pager<'a> {
     replica: &'a Replica,
     request: &'a Request<'a>,
-    shows: Shows<'a>,
+    partitions: LockedPartitions<'a>,
     reset_all: bool,
+    /// The device's state: its cursor, or an empty one for a full reset.
     base: Cursor,
 }
 
-/// What a page has gathered so far.
-struct Gathered {
+/// Contents of a page under construction.
+struct Draft {
+    drops: Vec<BucketId>,
     resets: Vec<(BucketId, String)>,
     changes: Vec<Change>,
     bytes: usize,
-    last: Place,
+    /// The last reset or change in the page.
+    last: RoundPosition,
+    /// The page is full and the round continues.
     more: bool,
 }
 
@@ -232,18 +200,20 @@ impl Pager<'_> {
         let may_read = |id: &BucketId| readable.binary_search_by_key(id, |b| b.id).is_ok();
         let first = self.base.round.is_none();
         let round = self.base.round.clone().unwrap_or_else(|| Round {
-            points: self.shows.iter().map(|(p, s)| (*p, s.point())).collect(),
+            points: self.partitions.iter().map(|(p, s)| (*p, s.point())).collect(),
             covered: readable.iter().map(|b| b.id).collect(),
-            at: Place {
+            at: RoundPosition {
                 bucket: BucketId(0),
                 offset: Offset::MIN,
             },
         });
         let had = if first { &self.base.covered } else { &round.covered };
         let drops: Vec<BucketId> = had.iter().filter(|id| !may_read(id)).copied().collect();
-        // A bucket revoked in mid-round is no longer covered: granted again, it begins anew.
+        // A bucket that is revoked in mid-round is no longer covered, so that it starts with a reset if it is granted again.
+        // One that is granted in mid-round is not in `round.covered` and waits for the next round.
         let covered: Vec<BucketId> = round.covered.iter().filter(|id| may_read(id)).copied().collect();
-        let mut got = Gathered {
+        let mut got = Draft {
+            drops,
             resets: vec![],
             changes: vec![],
             bytes: 0,
@@ -251,37 +221,39 @@ impl Pager<'_> {
             more: false,
         };
         for bucket in readable.iter().filter(|b| covered.binary_search(&b.id).is_ok()) {
-            self.gather(bucket, &round, &mut got)?;
+            self.add_bucket(bucket, &round, &mut got)?;
             if got.more {
                 break;
             }
         }
         let empty = got.resets.is_empty() && got.changes.is_empty();
+        // An idle device needs a new cursor before its times reach the horizon.
         let fresh = self
             .base
             .points
             .values()
             .all(|p| p.time > self.request.now - self.replica.times().refresh_ms);
-        let same = covered == self.base.covered && drops.is_empty();
+        let same = covered == self.base.covered && got.drops.is_empty();
         let quiet = self.request.patient || !self.stale_changed();
         if first && empty && !self.reset_all && same && fresh && self.base.complete && quiet {
             return Ok(Answer::NotModified);
         }
-        Ok(Answer::Page(Box::new(self.finish(first, drops, covered, round, got))))
+        Ok(Answer::Page(Box::new(self.finish(first, covered, round, got))))
     }
 
-    /// Whether other views may be stale than those that the cursor's last page named.
+    /// Whether the stale views may differ from those in the last page of this cursor.
     fn stale_changed(&self) -> bool {
         let known = |p: &i32| self.base.points.get(p).map_or(-1, |point| point.closed);
-        self.shows.iter().any(|(p, shown)| shown.stale_changed > known(p))
+        self.partitions.iter().any(|(p, state)| state.stale_changed > known(p))
     }
 
-    fn finish(self, first: bool, drops: Vec<BucketId>, covered: Vec<BucketId>, round: Round, got: Gathered) -> Page {
+    fn finish(self, first: bool, covered: Vec<BucketId>, round: Round, got: Draft) -> Page {
+        // The last page of a longer round is not complete: its earlier pages show an older instant.
         let complete = first && !got.more;
         let mut seen = self.base.seen.clone();
-        for (partition, shown) in &self.shows {
+        for (partition, state) in &self.partitions {
             let seen = seen.entry(*partition).or_insert(-1);
-            *seen = (*seen).max(shown.closed);
+            *seen = (*seen).max(state.closed);
         }
         let mut cursor = Cursor {
             seen,
@@ -301,18 +273,20 @@ impl Pager<'_> {
             cursor.covered = covered;
         }
         let hashes = if complete {
-            hashes(&self.shows, self.request.readable, &got)
+            hashes(&self.partitions, self.request.readable, &got)
         } else {
             Vec::new()
         };
         let mut stale: Vec<String> = self
-            .shows
+            .partitions
             .values()
             .flat_map(|s| s.stale.iter().map(|(view, _)| view.clone()))
             .collect();
         stale.sort_unstable();
         stale.dedup();
-        let Gathered { resets, changes, .. } = got;
+        let Draft {
+            drops, resets, changes, ..
+        } = got;
         Page {
             reset_all: self.reset_all,
             drops,
@@ -325,8 +299,8 @@ impl Pager<'_> {
         }
     }
 
-    /// Adds what a covered bucket has for this round behind the place where the last page ended.
-    fn gather(&self, bucket: &Bucket, round: &Round, got: &mut Gathered) -> Result<(), Error> {
+    /// Adds the changes of a covered bucket after the position where the last page of the round ended.
+    fn add_bucket(&self, bucket: &Bucket, round: &Round, got: &mut Draft) -> Result<(), Error> {
         let Some(point) = round.points.get(&bucket.partition) else {
             return Ok(());
         };
@@ -355,17 +329,20 @@ impl Pager<'_> {
                 return Ok(());
             }
             got.resets.push((bucket.id, bucket.name.clone()));
-            got.last = Place {
+            got.last = RoundPosition {
                 bucket: bucket.id,
                 offset: -1,
             };
         }
-        let shown = self.shows.get(&bucket.partition);
-        let state = shown.and_then(|s| s.buckets.get(&bucket.id));
-        // The whole of an idle poll is here: nothing closed in this bucket since the cursor's T, no store is read.
+        let partition = self.partitions.get(&bucket.partition);
+        let state = partition.and_then(|s| s.buckets.get(&bucket.id));
+        // This makes an idle poll cheap: no marker changed the bucket since T of the cursor, so the store is not read.
+        // Another name is an id collision; the bucket's rows are not shown.
         if state.is_none_or(|s| *s.name != *bucket.name || s.changed <= have.closed) {
             return Ok(());
         }
+        // From `low` and not T + 1: a row that was pending at T has an offset below T. Up to T of the round by the row's own
+        // offset, because another replica may know a later marker for the same row (I2).
         let from = have.low.max(after.saturating_add(1)).max(0);
         let wanted = |row: &RowValue<'_>| {
             if new {
@@ -377,21 +354,21 @@ impl Pager<'_> {
         self.scan(bucket, from..=point.closed, wanted, got)
     }
 
-    /// Adds a bucket's wanted rows in order of their offsets, until the page is full.
+    /// Adds the wanted rows of a bucket in offset order until the page is full.
     fn scan(
         &self,
         bucket: &Bucket,
         offsets: RangeInclusive<Offset>,
         wanted: impl Fn(&RowValue<'_>) -> bool,
-        got: &mut Gathered,
+        got: &mut Draft,
     ) -> Result<(), Error> {
         let (from, to) = row_range(bucket.partition, bucket.id, *offsets.start(), *offsets.end());
         self.replica.store().scan(
-            spaces::ROWS,
+            space::ROWS,
             state_store::KeyRange::new(&from, Some(&to)),
             state_store::Direction::Forward,
             &mut |key, value| {
-                if !row_value(value).is_some_and(|row| wanted(&row)) {
+                if !decode_row(value).is_some_and(|row| wanted(&row)) {
                     return ControlFlow::Continue(());
                 }
                 if self.full(got) {
@@ -400,7 +377,7 @@ impl Pager<'_> {
                 }
                 if let Some(change) = Change::from_store(key, value) {
                     got.bytes += value.len();
-                    got.last = Place {
+                    got.last = RoundPosition {
                         bucket: bucket.id,
                         offset: change.offset,
                     };
@@ -412,21 +389,21 @@ impl Pager<'_> {
         Ok(())
     }
 
-    fn full(&self, got: &Gathered) -> bool {
+    fn full(&self, got: &Draft) -> bool {
         let count = got.resets.len() + got.changes.len();
         count > 0 && (count >= self.request.rows_max || got.bytes >= self.request.bytes_max)
     }
 }
 
 /// Hashes of the buckets that a complete page changed.
-fn hashes(shows: &Shows<'_>, readable: &[Bucket], got: &Gathered) -> Vec<(BucketId, u128)> {
+fn hashes(partitions: &LockedPartitions<'_>, readable: &[Bucket], got: &Draft) -> Vec<(BucketId, u128)> {
     let mut ids: Vec<BucketId> = got.changes.iter().map(|c| c.bucket).collect();
     ids.extend(got.resets.iter().map(|(id, _)| *id));
     ids.sort_unstable();
     ids.dedup();
     let hash = |id: &BucketId| {
         let bucket = readable.iter().find(|b| b.id == *id)?;
-        let state = shows.get(&bucket.partition)?.buckets.get(id);
+        let state = partitions.get(&bucket.partition)?.buckets.get(id);
         Some((*id, state.map_or(0, |s| s.hash)))
     };
     ids.iter().filter_map(hash).collect()

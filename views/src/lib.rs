@@ -1,11 +1,11 @@
-//! Sync views: what a view is, from the writer's records to the page that a device gets.
+//! Sync views: compiled rules, records of `view.log`, replica, cursor and delta.
 //!
-//! The writer (a processor) and the reader (an edge) share only what is here: the records of `view.log`, the buckets
-//! and their partitions, the cursor and the delta.
-//! Guarantees: those of design invariants I1–I4, I6, I8–I11, held by a random run of this very code (tests/it).
-//! Never: reading or writing the log, HTTP.
+//! This is the code that the writer (the sync-views processor) and the reader (an edge) share. It does no IO except to the
+//! replica's store. The protocol and its invariants I1 to I13 are specified in docs/protocol/view-sync.md; the simulation
+//! in `processors/src/sync_views` runs this code against them.
 
 mod bucket;
+mod change;
 pub mod cursor;
 mod delta;
 pub mod record;
@@ -13,5 +13,6 @@ pub mod replica;
 pub mod rules;
 
 pub use bucket::{Bucket, BucketId, partition_of, row_hash};
-pub use delta::{Answer, Change, ChangeParts, Page, Request, delta};
+pub use change::{Change, ChangeParts};
+pub use delta::{Answer, Page, Request, delta};
 pub use replica::Replica;

@@ -1,16 +1,16 @@
-//! Records of `view.log`: what the writer puts there and the replica reads (docs/reference/formats.md).
+//! Records of `view.log`: encoding by the writer and parsing by the replica.
 //!
-//! Guarantees: reading what was written gives it back; bytes that are not such a record are an error that names what
-//! is wrong with them, never a panic. Never: IO, a look at a row's own JSON.
+//! Byte formats are specified in docs/reference/formats.md, the meaning of the records in docs/protocol/view-sync.md
+//! ("Records of view.log"). Malformed bytes are an error, not a panic. The JSON of rows is not parsed.
 
 use schemas::version::Version;
 use std::borrow::Cow;
 
-/// Header with a record's writer.
+/// Header with the writer of a row, stale mark or grant.
 pub const WRITER: &str = "w";
-/// Header with a row's version.
+/// Header with the version of a row.
 pub const VERSION: &str = "v";
-/// The format number that this reader understands.
+/// Format of the records. A reader rejects greater ones.
 pub const FORMAT: i64 = 1;
 
 const CLOSE: &str = "~close";
@@ -18,24 +18,24 @@ const OPEN: &str = "~open";
 const GRANT: &str = "~grant";
 const STALE: &str = "~stale";
 
-/// A record of `view.log`, borrowed from the batch.
+/// A parsed record of `view.log`, borrowed from its batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ViewRecord<'a> {
-    /// A row of a view in a bucket, or its removal.
+    /// Row of a view in a bucket, or its removal. Pending until the writer's next transaction end marker.
     Row(Row<'a>),
-    /// Everything of this writer before this record is closed.
+    /// Transaction end marker: earlier records of this writer in this partition become visible.
     TransactionEnd {
         /// The writer.
         writer: Cow<'a, str>,
-        /// Source commit time in ms, for latency figures; 0 when unknown.
+        /// Source commit time in ms, for latency metrics; 0 if unknown.
         at_ms: i64,
     },
-    /// The writer has committed a part of a source transaction: held back like a row, never shown.
+    /// Begin marker: the writer's source transaction continues in its next Kafka transaction. Pending, never visible.
     Open {
         /// The writer.
         writer: Cow<'a, str>,
     },
-    /// A view is, or is no longer, stale by this writer's account; held back like a row.
+    /// Stale mark: sets or clears the staleness of a view for this writer. Pending like a row.
     Stale {
         /// The writer.
         writer: Cow<'a, str>,
@@ -44,56 +44,56 @@ pub enum ViewRecord<'a> {
         /// Whether it is stale.
         stale: bool,
     },
-    /// A grant of membership from data; held back like a row.
+    /// Grant of a membership from data. Pending, never visible. No writer produces it yet.
     Grant {
         /// The writer.
         writer: Cow<'a, str>,
     },
 }
 
-/// A row of a view in a bucket.
+/// Row of a view in a bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row<'a> {
     /// The writer.
     pub writer: Cow<'a, str>,
-    /// Version, the same in every bucket.
+    /// Version. Equal in all buckets of the row.
     pub version: [u8; 17],
     /// Bucket name.
     pub bucket: Cow<'a, str>,
     /// View name.
     pub view: Cow<'a, str>,
-    /// The row's key as the inside of a JSON array: `17` or `"a",3`.
+    /// Elements of the row key's JSON array, without brackets: `17` or `"a",3`.
     pub key: &'a str,
-    /// The JSON for the device; `None` when the row is removed.
+    /// Row as JSON; `None` if the row is removed.
     pub json: Option<&'a [u8]>,
 }
 
-/// Why bytes are not a record of `view.log`.
+/// Why bytes cannot be parsed as a record of `view.log`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecordError {
-    /// The key is not a canonical JSON array that begins with a bucket or a reserved name.
-    #[error("key of a view.log record is not [\"bucket\",\"view\",…]: {0}")]
+    /// The key is not a canonical JSON array that starts with a bucket or a reserved name.
+    #[error("key is not [\"bucket\",\"view\",…]: {0}")]
     Key(String),
     /// A header is missing or malformed.
-    #[error("header {0} of a view.log record is missing or malformed")]
+    #[error("header {0} is missing or malformed")]
     Header(&'static str),
-    /// The value is cut short or not framed.
-    #[error("value of a view.log record is malformed: {0}")]
+    /// The value is truncated or has no schema id.
+    #[error("value is malformed: {0}")]
     Value(&'static str),
-    /// A newer writer wrote it.
-    #[error("view.log record has format {found}, this reader understands up to {FORMAT}; update this edge first")]
+    /// A newer release wrote the record.
+    #[error("record has format {found} but this release supports up to {FORMAT}; update this edge first")]
     Newer {
-        /// The format found.
+        /// Format of the record.
         found: i64,
     },
 }
 
 type Result<T, E = RecordError> = std::result::Result<T, E>;
 
-/// Reads a record.
+/// Parses a record.
 ///
 /// # Errors
-/// What is wrong with its key, headers or value.
+/// What is malformed in its key, headers or value.
 pub fn parse<'a>(record: &event_log::RecordRef<'a>) -> Result<ViewRecord<'a>> {
     let key = record.key().ok_or_else(|| RecordError::Key("null".into()))?;
     let key = std::str::from_utf8(key).map_err(|_| RecordError::Key("not UTF-8".into()))?;
@@ -108,7 +108,7 @@ pub fn parse<'a>(record: &event_log::RecordRef<'a>) -> Result<ViewRecord<'a>> {
             let (writer, _) = take_string(rest).ok_or_else(bad)?;
             Ok(ViewRecord::TransactionEnd {
                 writer,
-                at_ms: closing_time(record.value())?,
+                at_ms: source_commit_ms(record.value())?,
             })
         }
         OPEN => {
@@ -158,13 +158,13 @@ fn check_format(value: Option<&[u8]>) -> Result<()> {
     Body::open(value).map(drop)
 }
 
-fn closing_time(value: Option<&[u8]>) -> Result<i64> {
+fn source_commit_ms(value: Option<&[u8]>) -> Result<i64> {
     let mut body = Body::open(value)?;
     body.bytes()?;
     body.long()
 }
 
-/// Takes a JSON string and the comma after it off the front.
+/// Splits off a JSON string and the comma after it.
 fn take_string(text: &str) -> Option<(Cow<'_, str>, &str)> {
     let body = text.strip_prefix('"')?;
     let mut escaped = false;
@@ -187,12 +187,12 @@ fn take_string(text: &str) -> Option<(Cow<'_, str>, &str)> {
     }
 }
 
-/// The Avro body of a control record, behind its framing and format number.
+/// Avro body of a value, after schema id and format.
 struct Body<'a>(&'a [u8]);
 
 impl<'a> Body<'a> {
     fn open(value: Option<&'a [u8]>) -> Result<Self> {
-        let value = value.ok_or(RecordError::Value("null where a value is needed"))?;
+        let value = value.ok_or(RecordError::Value("is null"))?;
         match value.split_first_chunk::<5>() {
             Some(([0, _, _, _, _], body)) => {
                 let mut body = Body(body);
@@ -201,7 +201,7 @@ impl<'a> Body<'a> {
                     found => Err(RecordError::Newer { found }),
                 }
             }
-            _ => Err(RecordError::Value("not framed by a schema id")),
+            _ => Err(RecordError::Value("does not start with a schema id")),
         }
     }
 
@@ -211,7 +211,7 @@ impl<'a> Body<'a> {
         Ok(*byte)
     }
 
-    /// Avro's zigzag variable-length long.
+    /// Avro long: zigzag, variable length.
     fn long(&mut self) -> Result<i64> {
         let mut raw = 0_u64;
         for shift in (0..64).step_by(7) {
@@ -222,7 +222,7 @@ impl<'a> Body<'a> {
                 return Ok(if raw & 1 == 0 { magnitude } else { !magnitude });
             }
         }
-        Err(RecordError::Value("a number has more than 64 bits"))
+        Err(RecordError::Value("a number exceeds 64 bits"))
     }
 
     fn bytes(&mut self) -> Result<&'a [u8]> {
@@ -233,7 +233,7 @@ impl<'a> Body<'a> {
     }
 }
 
-/// Writes the records of one writer: reuses its buffers, so that a row costs no allocation once they have grown.
+/// Encodes the records of one writer. Reuses its buffers, so that a row needs no allocation.
 #[derive(Debug)]
 pub struct Writer {
     id: String,
@@ -247,24 +247,24 @@ pub struct Writer {
     value: Vec<u8>,
 }
 
-/// Registry ids of the control records' schemas.
+/// Registry ids of the schemas of `view.log`.
 #[derive(Debug, Clone, Copy)]
 pub struct SchemaIds {
-    /// Of `trunkline.ViewRow`.
+    /// Id of `trunkline.ViewRow`.
     pub row: u32,
-    /// Of `trunkline.TransactionEnd`.
+    /// Id of `trunkline.TransactionEnd`.
     pub closing: u32,
-    /// Of `trunkline.TransactionBegin`.
+    /// Id of `trunkline.TransactionBegin`.
     pub open: u32,
-    /// Of `trunkline.Stale`.
+    /// Id of `trunkline.Stale`.
     pub stale: u32,
 }
 
-/// Key and value of a record to write, borrowed from the [`Writer`].
+/// Key and value of an encoded record, borrowed from the [`Writer`].
 pub type Written<'a> = (&'a [u8], Option<&'a [u8]>);
 
 impl Writer {
-    /// A writer of this id (`<processor>/<topic>/<topic id>/<partition>`).
+    /// Creates a writer with the id `<processor>/<topic>/<topic id>/<partition>`.
     pub fn new(id: impl Into<String>, schemas: SchemaIds) -> Self {
         let id = id.into();
         let framed = |schema: u32| {
@@ -284,13 +284,13 @@ impl Writer {
         }
     }
 
-    /// Its id, the value of header [`WRITER`].
+    /// Id of the writer, the value of the header [`WRITER`].
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// A row: `bucket` and `view` are names, `key` the inside of the row key's JSON array, `json` the row for the
-    /// device or `None` to remove it.
+    /// Encodes a row. `key` has the elements of the row key's JSON array, without brackets; `json` is `None` to remove the
+    /// row.
     pub fn row(&mut self, bucket: &str, view: &str, key: &str, json: Option<&[u8]>) -> Written<'_> {
         self.key.clear();
         self.key.push(b'[');
@@ -308,7 +308,7 @@ impl Writer {
         (&self.key, value)
     }
 
-    /// The closing of everything that was written before it.
+    /// Encodes a transaction end marker. `version` is that of the source transaction.
     pub fn closing(&mut self, version: Version, at_ms: i64) -> Written<'_> {
         start_value(&mut self.value, &self.close_schema);
         push_bytes(&mut self.value, &version.to_bytes());
@@ -316,14 +316,14 @@ impl Writer {
         (&self.close_key, Some(&self.value))
     }
 
-    /// The mark of a source transaction that a Kafka transaction leaves open.
+    /// Encodes a begin marker, for a Kafka transaction that ends within a source transaction.
     pub fn transaction_begin(&mut self, version: Version) -> Written<'_> {
         start_value(&mut self.value, &self.open_schema);
         push_bytes(&mut self.value, &version.to_bytes());
         (&self.open_key, Some(&self.value))
     }
 
-    /// Whether a view is stale: what it shows of this writer may lack changes.
+    /// Encodes a stale mark of this writer.
     pub fn stale_mark(&mut self, view: &str, stale: bool) -> Written<'_> {
         self.key.clear();
         self.key.push(b'[');
@@ -375,14 +375,14 @@ fn push_long(out: &mut Vec<u8>, value: i64) {
     }
 }
 
-/// Writes a JSON string with the shortest escapes.
+/// Appends a JSON string with the shortest escapes.
 pub(crate) fn push_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
     let plain = |b: u8| b >= 0x20 && b != b'"' && b != b'\\';
     if text.bytes().all(plain) {
         out.extend_from_slice(text.as_bytes());
     } else {
-        let quoted = serde_json::to_string(text).expect("a string always has a JSON form");
+        let quoted = serde_json::to_string(text).expect("a string has a JSON form");
         out.extend_from_slice(quoted.get(1..quoted.len() - 1).unwrap_or_default().as_bytes());
     }
     out.push(b'"');
@@ -408,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_reads_back_with_names_that_need_escapes() {
+    fn row_round_trips_with_escaped_names() {
         let mut writer = Writer::new("p/t/0/0", IDS);
         let version = [9_u8; 17];
         for json in [Some(br#"{"id":1}"#.as_slice()), None] {
@@ -427,7 +427,7 @@ mod tests {
     }
 
     #[test]
-    fn closings_and_open_marks_read_back() {
+    fn transaction_markers_round_trip() {
         let mut writer = Writer::new("p/t/0/0", IDS);
         let (key, value) = writer.closing(Version::default(), 1_732_390_000_123);
         let read = batch(Some(key), value, &[]);
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_an_error_that_says_what_is_wrong() {
+    fn malformed_record_is_an_error() {
         let version = [9_u8; 17];
         let good: [Header<'_>; 2] = [(WRITER, Some(b"w")), (VERSION, Some(&version))];
         let newer = [0, 0, 0, 0, 1, 4, 0];
@@ -469,7 +469,7 @@ mod tests {
         assert!(texts.iter().all(|t| !t.is_empty()));
         assert_eq!(
             texts[6],
-            "view.log record has format 2, this reader understands up to 1; update this edge first"
+            "record has format 2 but this release supports up to 1; update this edge first"
         );
     }
 }

@@ -1,142 +1,51 @@
-//! A replica: what one edge knows of `view.log`, kept in a store of its own.
+//! Replica: an edge's copy of `view.log` in a local store (docs/protocol/view-sync.md, "The replica").
 //!
-//! One thread applies batches of records; any number of threads ask for deltas. Rows whose source transaction is not
-//! closed are held back and never shown; a closing makes all of its writer's rows of that partition visible at once.
-//! Guarantees: what is shown is the state at the last closing applied (T); after a crash the store stands where one
-//! of its batches left it and the log's tail is applied again; a replica that may lack something says that it is
-//! incomplete and shows nothing.
-//! Never: reading the log itself; the log is given to it, batch by batch, in offset order.
+//! One thread applies batches of records in offset order with [`Replica::apply`]; any number of threads compute deltas.
+//! Rows are pending until a transaction end marker of their writer makes all of its rows in that partition visible at once
+//! (I3). A partition that may lack rows is not served (I6). Kafka is the write-ahead log: after a crash the store is at the
+//! end of one of its commits, and the records after it are read again (I8). Reading the log is the caller's task.
 
 mod apply;
-mod bytes;
-mod part;
+pub(crate) mod bytes;
+mod error;
+mod locks;
+mod meta;
+mod options;
+mod partition;
 mod pending;
+mod prune;
 #[cfg(test)]
 mod tests;
 
-pub use part::{Health, NotReady};
+pub use apply::Applied;
+pub use bytes::SPACES;
+pub use error::{Error, Result};
+pub use options::{FLUSH_BYTES, Options, Times};
+pub use partition::{Health, NotReady};
+pub(crate) use partition::{PartitionState, check_ready};
 
-use crate::BucketId;
-use crate::record::RecordError;
-use apply::Apply;
+use crate::{BucketId, Change};
+use apply::{ApplyState, Target};
 use bytes::space;
 use event_log::{Millis, Offset, RecordRef};
-
+use locks::{lock, read, write};
 use state_store::SharedStore;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
 
-/// Times that bound what a replica may do; all in ms. They mirror the settings of the topic `view.log`.
-#[derive(Debug, Clone, Copy)]
-pub struct Times {
-    /// `min.compaction.lag.ms` of `view.log`.
-    pub compaction_lag_ms: i64,
-    /// `delete.retention.ms` of `view.log`: a tombstone is kept so long after it was first cleaned.
-    pub delete_retention_ms: i64,
-    /// Taken off the retention everywhere, for clocks that differ and passes that are late.
-    pub margin_ms: i64,
-    /// A cursor that is older than this is given a fresh one even when nothing is new.
-    pub refresh_ms: i64,
-    /// Without a proof of being current for so long, data routes answer that the replica is not ready.
-    pub proof_ms: i64,
-}
-
-impl Default for Times {
-    fn default() -> Self {
-        const HOUR: i64 = 3_600_000;
-        Times {
-            compaction_lag_ms: 6 * HOUR,
-            delete_retention_ms: 7 * 24 * HOUR,
-            margin_ms: 24 * HOUR,
-            refresh_ms: 24 * HOUR,
-            proof_ms: 30_000,
-        }
-    }
-}
-
-impl Times {
-    /// The horizon H: how long tombstones are kept here, and how old a cursor may be.
-    pub fn horizon_ms(&self) -> i64 {
-        self.delete_retention_ms - self.margin_ms
-    }
-}
-
-/// [`Options::flush_bytes`] of an edge: bounds the memory and the duration of one store commit.
-pub const FLUSH_BYTES: usize = 2 << 20;
-
-/// How to open a replica.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// Partitions of `view.log` that are served.
-    pub partitions: Vec<i32>,
-    /// Times.
-    pub times: Times,
-    /// Hash of the log's incarnation and the topic's id: a store of another one is refused.
-    pub log: u64,
-    /// Held-back rows beyond so many bytes a partition stay in the store only.
-    pub held_bytes_max: usize,
-    /// Staged bytes beyond which changes are committed before the batch ends, also in the middle of a closing. An edge
-    /// uses [`FLUSH_BYTES`]; tests use less to reach every commit with few rows.
-    pub flush_bytes: usize,
-    /// Now, in ms: the `as_of` of a replica that starts from nothing.
-    pub now: Millis,
-}
-
-/// Why a replica failed; the cure is always the same: set the store aside and read `view.log` from its start.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// The store failed.
-    #[error("store of the view replica failed")]
-    Store(#[from] state_store::Error),
-    /// The store was written by a newer release, for another log, or is damaged.
-    #[error("store of the view replica cannot be used: {0}")]
-    Foreign(String),
-    /// A record cannot be read by this release.
-    #[error("view.log/{partition}@{offset}")]
-    Record {
-        /// Partition.
-        partition: i32,
-        /// Offset.
-        offset: Offset,
-        /// What is wrong.
-        #[source]
-        source: RecordError,
-    },
-    /// A partition that this replica does not serve.
-    #[error("partition {0} of view.log is not served by this replica")]
-    Partition(i32),
-    /// An earlier batch failed, so this replica's memory is ahead of its store. The store itself is good.
-    #[error("an earlier batch of view.log/{0} failed; close the replica and open its store again")]
-    Unfinished(i32),
-}
-
-/// Result of a replica's call.
-pub type Result<T, E = Error> = std::result::Result<T, E>;
-
-/// What a batch has brought.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Applied {
-    /// Buckets in which something became visible.
-    pub buckets: Vec<BucketId>,
-    /// The position has reached young records and the end offset of then is not known yet: ask the log for the
-    /// partition's `End` and give it to [`Replica::set_end`].
-    pub need_end: bool,
-    /// Source commit time in ms of the newest closing of the batch, for latency figures.
-    pub closed_at_ms: Option<i64>,
-    /// Records that could not be read and were passed over, with the reason of the first one.
-    pub refused: u64,
-}
-
+/// A partition: the state of the applying thread and the state that deltas read.
+///
+/// Locks are taken in the order of the fields. Deltas take only the second one, so that they wait for a store commit at
+/// most, not for a whole batch.
 struct Partition {
-    apply: Mutex<Apply>,
-    shown: RwLock<Shown>,
+    apply: Mutex<ApplyState>,
+    state: RwLock<PartitionState>,
 }
 
 impl Partition {
-    /// The applying side, unless a batch has failed there.
-    fn apply(&self, number: i32) -> Result<MutexGuard<'_, Apply>> {
+    /// Locks the apply state, unless a batch has failed.
+    fn lock_apply(&self, number: i32) -> Result<MutexGuard<'_, ApplyState>> {
         let apply = lock(&self.apply);
         if apply.unfinished {
             return Err(Error::Unfinished(number));
@@ -152,29 +61,26 @@ pub struct Replica {
     partitions: BTreeMap<i32, Partition>,
 }
 
-/// Spaces of the store, in the order of `state_store::Options::spaces`.
-pub const SPACES: [&str; 6] = ["meta", "rows", "index", "buckets", "held", "tombstones"];
-
-/// Where an edge keeps its replica, below a data directory.
+/// Directory of the replica's store in the data directory of an edge.
 pub fn dir(data: &std::path::Path) -> PathBuf {
     data.join("view-replica")
 }
 
 impl Replica {
-    /// Opens a replica over a store with [`SPACES`], and reads back what it held.
+    /// Opens a replica over a store with the spaces [`SPACES`].
     ///
     /// # Errors
-    /// [`Error::Foreign`] for a store of another log or format: set it aside.
+    /// [`Error::Unusable`] for a store of another log or layout, or a damaged one.
     pub fn open(store: SharedStore, options: Options) -> Result<Self> {
         bytes::check_format(store.as_ref(), options.log)?;
         let mut partitions = BTreeMap::new();
         for number in &options.partitions {
-            let (apply, shown) = apply::load(store.as_ref(), *number, &options)?;
+            let (apply, state) = ApplyState::load(store.as_ref(), *number, &options)?;
             partitions.insert(
                 *number,
                 Partition {
                     apply: Mutex::new(apply),
-                    shown: RwLock::new(shown),
+                    state: RwLock::new(state),
                 },
             );
         }
@@ -185,115 +91,119 @@ impl Replica {
         })
     }
 
-    /// The partitions served, each with the next offset to read.
+    /// The served partitions, each with the offset of the next record to read.
     pub fn positions(&self) -> Vec<(i32, Offset)> {
         self.partitions
             .iter()
-            .map(|(n, p)| (*n, read(&p.shown).position))
+            .map(|(n, p)| (*n, read(&p.state).position))
             .collect()
     }
 
-    /// Applies records of one partition, in offset order.
+    /// Applies records of one partition, in offset order. Records below the position are ignored. Malformed records are
+    /// counted and skipped.
     ///
     /// # Errors
-    /// [`Error::Record`] for a record of a newer format; the store's errors. A record that is merely malformed is
-    /// counted and passed over: it cannot belong to any row. After an error the partition takes nothing more: drop the
-    /// replica and open it from its store again.
+    /// [`Error::Record`] for a record of a newer format, or an error of the store. After an error every further call for
+    /// the partition fails with [`Error::Unfinished`]: drop the replica and open it again from its store.
     pub fn apply<'r>(
         &self,
         partition: i32,
         records: impl Iterator<Item = RecordRef<'r>>,
         now: Millis,
     ) -> Result<Applied> {
-        let part = self.partitions.get(&partition).ok_or(Error::Partition(partition))?;
-        let mut apply = part.apply(partition)?;
+        let part = self.partition(partition)?;
+        let mut apply = part.lock_apply(partition)?;
+        // Stays set after an error or a panic; see `ApplyState::unfinished`.
         apply.unfinished = true;
-        let applied = apply::apply(
-            &mut apply,
-            self.store.as_ref(),
-            &self.options,
-            &part.shown,
-            records,
-            now,
-        )?;
+        let applied = apply::apply(&mut apply, self.target(part), records, now)?;
         apply.unfinished = false;
         Ok(applied)
     }
 
-    /// Notes that a partition's end offset (read_uncommitted) was `end` after young records were reached: the replica
-    /// is complete once its position has come there.
+    /// Sets E to `end`, the log end (`read_uncommitted`) that was looked up after the position had reached young records.
+    /// Has no effect if E is known.
+    ///
+    /// # Errors
+    /// The partition is not served, or an earlier batch failed.
     pub fn set_end(&self, partition: i32, end: Offset) -> Result<()> {
-        let part = self.partitions.get(&partition).ok_or(Error::Partition(partition))?;
-        let apply = part.apply(partition)?;
-        let mut shown = write(&part.shown);
-        shown.end.get_or_insert(end);
-        shown.refresh(&apply.held);
+        let part = self.partition(partition)?;
+        let apply = part.lock_apply(partition)?;
+        let mut state = write(&part.state);
+        state.end.get_or_insert(end);
+        state.refresh(&apply.pending);
         Ok(())
     }
 
-    /// Notes that the reader has passed over everything stable below `position`, when the partition's end
-    /// (read_uncommitted), asked for at `asked_ms`, was `end`. With `position = end` nothing is left to be seen.
+    /// Records a proof of being current: at `asked_ms` the reader's `position` had reached the last stable offset, and the
+    /// log end (`read_uncommitted`) was `end`, or [`Offset::MAX`] if it is unknown.
+    ///
+    /// A position at the log end additionally proves that no record after it was older than `asked_ms`, so it advances
+    /// `as_of`. The position may be beyond the last applied record, because control records take offsets too.
+    ///
+    /// # Errors
+    /// The partition is not served, or an earlier batch failed.
     pub fn at_end(&self, partition: i32, position: Offset, end: Offset, asked_ms: Millis) -> Result<()> {
-        let part = self.partitions.get(&partition).ok_or(Error::Partition(partition))?;
-        let mut apply = part.apply(partition)?;
-        let mut shown = write(&part.shown);
-        shown.position = shown.position.max(position);
-        shown.current_ms = shown.current_ms.max(asked_ms);
-        if shown.position >= end {
-            shown.as_of = shown.as_of.max(asked_ms);
-            shown.end.get_or_insert(end);
+        let part = self.partition(partition)?;
+        let mut apply = part.lock_apply(partition)?;
+        let mut state = write(&part.state);
+        state.position = state.position.max(position);
+        state.current_ms = state.current_ms.max(asked_ms);
+        if state.position >= end {
+            state.as_of = state.as_of.max(asked_ms);
+            state.end.get_or_insert(end);
             apply.meta_dirty = true;
         }
-        shown.refresh(&apply.held);
+        state.refresh(&apply.pending);
         Ok(())
     }
 
-    /// Whether tombstones may have been missed: the store must be set aside and `view.log` read from its start.
+    /// Whether the log may have removed tombstones that this replica has not read, so that deleted rows would stay visible.
+    /// Then quarantine the store and read `view.log` from its start.
     pub fn expired(&self, now: Millis) -> bool {
         let limit = self.options.times.delete_retention_ms - self.options.times.margin_ms;
-        self.partitions.values().any(|p| now - read(&p.shown).as_of > limit)
+        self.partitions.values().any(|p| now - read(&p.state).as_of > limit)
     }
 
-    /// Removes tombstones that are older than the horizon, at most `max` a partition, and stores where the replica
-    /// stands if only time has moved. Returns how many went.
+    /// Removes tombstones that are older than the horizon, at most `max` per partition, and stores progress that was made
+    /// without a batch. Returns the number of removed tombstones.
+    ///
+    /// # Errors
+    /// An error of the store, or an earlier batch failed.
     pub fn prune(&self, now: Millis, max: usize) -> Result<usize> {
-        let mut gone = 0;
+        let mut removed = 0;
         for (number, part) in &self.partitions {
-            let mut apply = part.apply(*number)?;
-            gone += apply::prune(
-                &mut apply,
-                self.store.as_ref(),
-                &self.options,
-                &part.shown,
-                (*number, now, max),
-            )?;
+            let mut apply = part.lock_apply(*number)?;
+            removed += prune::prune(&mut apply, &self.target(part), now, max)?;
         }
-        Ok(gone)
+        Ok(removed)
     }
 
-    /// How each partition stands.
+    /// Status of each partition.
     pub fn health(&self, now: Millis) -> Vec<Health> {
         let times = &self.options.times;
         self.partitions
             .iter()
-            .map(|(n, p)| Health::of(*n, &read(&p.shown), times, now))
+            .map(|(n, p)| Health::of(*n, &read(&p.state), times, now))
             .collect()
     }
 
-    /// The times it was opened with.
+    /// Time limits.
     pub fn times(&self) -> &Times {
         &self.options.times
     }
 
-    /// Hash of the log's incarnation it was opened for.
+    /// Hash of the log epoch and topic id.
     pub fn log(&self) -> u64 {
         self.options.log
     }
 
-    /// Every visible row of a bucket, in offset order: for `trunkline explain` and for tests.
-    pub fn rows(&self, partition: i32, bucket: BucketId) -> Result<Vec<crate::Change>> {
-        let part = self.partitions.get(&partition).ok_or(Error::Partition(partition))?;
-        let _shown = read(&part.shown);
+    /// All visible rows and tombstones of a bucket, in offset order, whether or not the partition is ready.
+    ///
+    /// # Errors
+    /// The partition is not served, or an error of the store.
+    pub fn rows(&self, partition: i32, bucket: BucketId) -> Result<Vec<Change>> {
+        let part = self.partition(partition)?;
+        let _state = read(&part.state);
         let mut rows = Vec::new();
         let (from, to) = bytes::row_range(partition, bucket, 0, Offset::MAX);
         self.store.scan(
@@ -301,34 +211,31 @@ impl Replica {
             state_store::KeyRange::new(&from, Some(&to)),
             state_store::Direction::Forward,
             &mut |key, value| {
-                rows.extend(crate::Change::from_store(key, value));
+                rows.extend(Change::from_store(key, value));
                 std::ops::ControlFlow::Continue(())
             },
         )?;
         Ok(rows)
     }
 
-    pub(crate) fn shown(&self, partition: i32) -> Option<RwLockReadGuard<'_, Shown>> {
-        self.partitions.get(&partition).map(|p| read(&p.shown))
+    /// Locks the visible state of a partition. The store does not change for it while the guard lives.
+    pub(crate) fn state(&self, partition: i32) -> Option<RwLockReadGuard<'_, PartitionState>> {
+        self.partitions.get(&partition).map(|p| read(&p.state))
     }
 
     pub(crate) fn store(&self) -> &dyn state_store::Store {
         self.store.as_ref()
     }
-}
 
-pub(crate) use bytes::{RowValue, row_place, row_range, row_value, space as spaces};
-pub(crate) use part::{Shown, ready as part_ready};
+    fn partition(&self, number: i32) -> Result<&Partition> {
+        self.partitions.get(&number).ok_or(Error::NotServed(number))
+    }
 
-/// Poisoning is ignored: what is shown changes only after its commit, and [`Apply::unfinished`] stays set after a panic.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
-    lock.read().unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
-    lock.write().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn target<'a>(&'a self, partition: &'a Partition) -> Target<'a> {
+        Target {
+            store: self.store.as_ref(),
+            options: &self.options,
+            state: &partition.state,
+        }
+    }
 }

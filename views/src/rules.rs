@@ -1,7 +1,7 @@
-//! Compiled views: from a row of a table (or an event) to the rows of views, each in its bucket.
+//! Compiled views: evaluate a row of a table, or an event, to rows of views with their buckets.
 //!
-//! Guarantees: the same row under the same rules gives the same outputs, byte for byte; a view that does not match, or
-//! whose bucket has a null parameter, gives none. Never: a look at other rows.
+//! Evaluation depends on the row and the rules only, and equal inputs give byte-identical outputs: sync-views compares
+//! outputs to find what changed. A view whose condition is false, or whose bucket has a null parameter, has no output.
 
 mod bound;
 mod compile;
@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use topology::expr::Program;
 
-/// The rules of one input topic.
+/// Views over one input topic.
 #[derive(Debug)]
 pub struct SourceRules {
     topic: String,
@@ -23,7 +23,7 @@ pub struct SourceRules {
 }
 
 impl SourceRules {
-    /// Rules over a topic: of a source's tables, or of one event when `event` names it.
+    /// Creates the rules of a topic with the tables of a source, or with one event if `event` is set.
     pub fn new(topic: impl Into<String>, event: Option<String>, relations: Vec<Relation>) -> Self {
         let relations = relations.into_iter().map(|r| (r.name.clone(), Arc::new(r))).collect();
         SourceRules {
@@ -33,35 +33,35 @@ impl SourceRules {
         }
     }
 
-    /// The topic.
+    /// Input topic.
     pub fn topic(&self) -> &str {
         &self.topic
     }
 
-    /// The event's name, when the topic is an event's.
+    /// Name of the event or processor, if each record of the topic is a source transaction.
     pub fn event(&self) -> Option<&str> {
         self.event.as_deref()
     }
 
-    /// The views over a table or event; `None` when no view reads it.
+    /// Views over a table or event; `None` if no view reads it.
     pub fn relation(&self, name: &str) -> Option<&Arc<Relation>> {
         self.relations.get(name)
     }
 }
 
-/// The views over one table or event.
+/// Views over one table or event.
 #[derive(Debug)]
 pub struct Relation {
     name: String,
-    /// The declared columns in order; the name of each that some view uses.
+    /// Names of the declared columns, in order; `None` for a column that no view uses.
     columns: Vec<Option<String>>,
     views: Vec<ViewRule>,
     partitions: i32,
 }
 
 impl Relation {
-    /// Views over a table with these declared columns (`None`: no view uses it), into a `view.log` of so many
-    /// partitions.
+    /// Creates the views over a table. `columns` are the declared ones, `None` for a column that no view uses; `partitions`
+    /// is the partition count of `view.log`.
     pub fn new(name: impl Into<String>, columns: Vec<Option<String>>, views: Vec<ViewRule>, partitions: i32) -> Self {
         Relation {
             name: name.into(),
@@ -71,17 +71,17 @@ impl Relation {
         }
     }
 
-    /// Table or event.
+    /// Name of the table or event.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Names of its views.
+    /// Names of the views.
     pub fn views(&self) -> impl Iterator<Item = &str> {
         self.views.iter().map(|v| v.name.as_str())
     }
 
-    /// Name of a view by its index in [`ViewOutput::view`].
+    /// Name of a view by [`ViewOutput::view`].
     pub fn view(&self, index: usize) -> &str {
         self.views.get(index).map_or("", |v| &v.name)
     }
@@ -92,26 +92,26 @@ impl Relation {
 pub struct ViewRule {
     /// Name.
     pub name: String,
-    /// The bucket's name.
+    /// Template of the bucket name.
     pub bucket: Vec<Piece>,
-    /// The scope's name.
+    /// Template of the scope name.
     pub scope: Vec<Piece>,
-    /// Condition; a row that does not fulfil it is in no bucket.
+    /// Condition. A row for which it is false is in no bucket.
     pub filter: Option<Program>,
-    /// Names on the device, each with the index of its column.
+    /// Field names on the device, each with the index of its column.
     pub fields: Vec<(String, usize)>,
 }
 
-/// A part of a bucket's or scope's name; parts are joined by `:`.
+/// Part of the template of a bucket or scope name. Parts are joined by `:`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Piece {
-    /// A word as it stands.
+    /// Literal text.
     Word(String),
-    /// The value of a column, percent-escaped.
+    /// Value of a column, percent-encoded.
     Column(usize),
 }
 
-/// The rows that a row gives. One value serves many rows and keeps its memory.
+/// Outputs of an evaluation. Reusable: [`ViewOutputs::clear`] keeps the memory.
 #[derive(Debug, Default)]
 pub struct ViewOutputs {
     rows: Vec<(usize, Range<usize>, i32, Range<usize>)>,
@@ -122,35 +122,35 @@ pub struct ViewOutputs {
 /// One row of a view.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ViewOutput<'a> {
-    /// Index of the view.
+    /// Index of the view in its [`Relation`].
     pub view: usize,
     /// Bucket name.
     pub bucket: &'a str,
     /// Partition of `view.log`.
     pub partition: i32,
-    /// The JSON for the device.
+    /// Row as JSON.
     pub json: &'a [u8],
 }
 
 impl ViewOutputs {
-    /// Empties it.
+    /// Removes all outputs.
     pub fn clear(&mut self) {
         self.rows.clear();
         self.names.clear();
         self.json.clear();
     }
 
-    /// Number of rows.
+    /// Number of outputs.
     pub fn len(&self) -> usize {
         self.rows.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no outputs.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
-    /// The rows.
+    /// Iterates over the outputs.
     pub fn iter(&self) -> impl Iterator<Item = ViewOutput<'_>> {
         self.rows.iter().map(|(view, bucket, partition, json)| ViewOutput {
             view: *view,

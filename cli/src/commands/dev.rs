@@ -1,4 +1,4 @@
-//! `trunkline dev`: everything in one process, for a first look, for tests, for a small deployment.
+//! `trunkline dev`: all roles in one process, for development, tests and small deployments.
 
 mod shop;
 
@@ -7,6 +7,7 @@ use crate::backends::{self, Backends};
 use crate::config::{self, Kafka, Processors};
 use crate::data_dir::{self, DataDir};
 use crate::node::{self, Addresses, Plan};
+use crate::running_dev::{self, RunningDev};
 use anyhow::{Context, Result, bail};
 use connectors::ingest::{self, Credential};
 use connectors::sources::postgres;
@@ -19,18 +20,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use topology::{Role, SourceKind, Topology};
 
-/// File with the token of the backends' listener.
+/// File with the token for the ingest listener.
 const INGEST_TOKEN_FILE: &str = "ingest.token";
+/// Lifetime of the printed token, in hours.
+const TOKEN_HOURS: i64 = 12;
 
 /// Runs everything until SIGTERM or Ctrl-C.
 pub fn run(dev: &args::Dev) -> Result<()> {
-    // From here on the absolute path: with `--data . --fresh` the working directory is the one that was moved.
+    // Use the absolute path from here on: with `--data . --fresh`, the working directory is the renamed one.
     let dev = &args::Dev {
         data: claim(dev)?,
         ..dev.clone()
     };
-    let (topology, sample) = topology(dev)?;
-    let key = DevKey::open(&dev.data, Algorithm::HS256).context("the development key")?;
+    let (topology, is_sample) = topology(dev)?;
+    print_start(dev, is_sample);
+    let key = DevKey::open(&dev.data, Algorithm::HS256).context("cannot open the development key")?;
     let ingest_token = ingest_token(&dev.data)?;
     let plan = plan(dev, topology, &key, &ingest_token)?;
     let open = opener(dev)?;
@@ -44,25 +48,25 @@ pub fn run(dev: &args::Dev) -> Result<()> {
             ]
             .into_iter()
             .collect(),
-            expires_in_s: 12 * 3600,
+            expires_in_s: TOKEN_HOURS * 3600,
         },
         clock::system().now_ms() / 1000,
     )?;
     let (data, orders_per_s) = (dev.data.clone(), dev.orders_per_s);
     Service::new().run(move |tasks| async move {
         let addresses = node::start(plan, open, &tasks).await?;
-        say_running(&data, &addresses)?;
-        let posts = addresses.ingest.filter(|_| sample && orders_per_s > 0.0);
+        write_running_dev(&data, &addresses)?;
+        let posts = addresses.ingest.filter(|_| is_sample && orders_per_s > 0.0);
         if let Some(ingest) = posts {
             start_generator(&tasks, ingest, &ingest_token, orders_per_s);
         }
-        print_page(&addresses, &token, &ingest_token, sample);
+        print_overview(&addresses, &token, &ingest_token, is_sample);
         Ok::<(), anyhow::Error>(())
     })?;
     Ok(())
 }
 
-/// Locks the data directory for the life of the process, and starts a new one if `--fresh` is set.
+/// Locks the data directory until the process exits; with `--fresh`, replaces it by an empty one first.
 fn claim(dev: &args::Dev) -> Result<PathBuf> {
     let mut data = DataDir::claim(&dev.data, data_dir::OPTION)?;
     if dev.fresh {
@@ -70,7 +74,7 @@ fn claim(dev: &args::Dev) -> Result<PathBuf> {
         data = new;
         if let Some(aside) = aside {
             eprintln!(
-                "starting with an empty data directory; the previous contents of {} are in {}",
+                "Created an empty data directory; the previous contents of {} are in {}.",
                 dev.data.display(),
                 aside.display()
             );
@@ -79,9 +83,9 @@ fn claim(dev: &args::Dev) -> Result<PathBuf> {
     Ok(data.keep())
 }
 
-/// The topology, and whether it is the sample whose tables the generator fills.
+/// The topology, and whether it is the sample shop, for which the generator creates orders.
 fn topology(dev: &args::Dev) -> Result<(Topology, bool)> {
-    let (mut topology, mut sample) = match &dev.topology {
+    let (mut topology, mut is_sample) = match &dev.topology {
         Some(file) => (super::topology::load(file)?, false),
         None => (super::topology::accept(topology::samples::SHOP.check())?, true),
     };
@@ -89,16 +93,18 @@ fn topology(dev: &args::Dev) -> Result<(Topology, bool)> {
         match topology.sources.as_mut_slice() {
             [only] => only.kind = SourceKind::Postgres,
             all if all.iter().any(|s| s.kind == SourceKind::Postgres) => {}
-            _ => bail!("--postgres: the topology has several connectors and none of kind postgres"),
+            _ => bail!(
+                "--postgres needs a connector of kind postgres; the topology has several connectors, all of other kinds"
+            ),
         }
-        sample = false;
+        is_sample = false;
     } else if topology.sources.iter().any(|s| s.kind == SourceKind::Postgres) {
-        bail!("the topology reads a database: give its URL with --postgres");
+        bail!("the topology has a connector of kind postgres; set the database URL with --postgres");
     }
-    Ok((topology, sample))
+    Ok((topology, is_sample))
 }
 
-/// Everything that the topology has.
+/// All roles of the topology.
 fn all_roles(topology: &Topology) -> Vec<Role> {
     let mut roles: Vec<Role> = topology
         .sources
@@ -180,15 +186,17 @@ fn plan(dev: &args::Dev, topology: Topology, key: &DevKey, ingest_token: &str) -
 }
 
 fn connector_name(source: &topology::Source) -> schemas::ids::ConnectorName {
-    schemas::ids::ConnectorName::new(source.name.as_str()).expect("a source is named as its connector")
+    schemas::ids::ConnectorName::new(source.name.as_str())
+        .expect("source names and connector names follow the same rule")
 }
 
-/// Opens the log and the registry once; later calls give the same ones.
+/// A function that opens the log and the registry. It is called again while Kafka is unavailable; the embedded log is
+/// opened once, here.
 fn opener(dev: &args::Dev) -> Result<impl Fn() -> Result<Backends> + Send + Sync + Clone + 'static> {
     let clock = clock::system();
     let embedded = match &dev.kafka {
         Some(_) => None,
-        None => Some(backends::embedded_log(&dev.data, &clock).context("open the embedded log")?),
+        None => Some(backends::embedded_log(&dev.data, &clock).context("cannot open the embedded log")?),
     };
     let kafka = dev.kafka.clone().map(|brokers| Kafka {
         brokers,
@@ -207,34 +215,33 @@ fn opener(dev: &args::Dev) -> Result<impl Fn() -> Result<Backends> + Send + Sync
         let log = match (embedded, kafka) {
             (Some(log), _) => log.clone(),
             (None, Some(kafka)) => backends::kafka_log(kafka)?,
-            (None, None) => bail!("neither an embedded log nor a Kafka was chosen"),
+            (None, None) => unreachable!("without --kafka the embedded log is open"),
         };
         let registry = backends::registry(registry, &log)?;
         Ok(Backends::new(log, registry, clock.clone(), None))
     })
 }
 
-/// The token of the backends' listener: made at the first start, kept in the data directory.
+/// The token for the ingest listener, created at the first start and stored in the data directory.
 fn ingest_token(data: &Path) -> Result<String> {
     let file = data.join(INGEST_TOKEN_FILE);
     if let Ok(token) = std::fs::read_to_string(&file) {
         return Ok(token.trim().to_owned());
     }
     let token = format!("dev-{}", uuid::Uuid::new_v4().simple());
-    std::fs::write(&file, &token).with_context(|| format!("write {}", file.display()))?;
+    std::fs::write(&file, &token).with_context(|| format!("cannot write {}", file.display()))?;
     Ok(token)
 }
 
-fn say_running(data: &Path, addresses: &Addresses) -> Result<()> {
+fn write_running_dev(data: &Path, addresses: &Addresses) -> Result<()> {
     let url = |a: Option<SocketAddr>| a.map(|a| format!("http://{a}")).unwrap_or_default();
-    let running = backends::Dev {
+    let running = RunningDev {
         admin: url(Some(addresses.admin)),
         edge: url(addresses.edge),
         ingest: url(addresses.ingest),
         pid: std::process::id(),
     };
-    let file = backends::running_file(data);
-    std::fs::write(&file, serde_json::to_vec_pretty(&running)?).with_context(|| format!("write {}", file.display()))
+    running_dev::write(data, &running)
 }
 
 fn start_generator(tasks: &Tasks, ingest: SocketAddr, token: &str, orders_per_s: f64) {
@@ -245,28 +252,52 @@ fn start_generator(tasks: &Tasks, ingest: SocketAddr, token: &str, orders_per_s:
     });
 }
 
-/// The page that ends the start: addresses, a token, and what to type.
-fn print_page(addresses: &Addresses, token: &str, ingest_token: &str, sample: bool) {
-    let shown = |a: Option<SocketAddr>| a.map_or_else(|| "-".into(), |a| format!("http://{a}"));
-    let (edge, ingest) = (shown(addresses.edge), shown(addresses.ingest));
-    println!("\nTrunkline runs.\n");
-    println!("  devices     {edge}/v1/sync      (API: {edge}/openapi.json)");
-    println!("  backends    {ingest}/v1/ingest/{{topic}}");
-    println!("  operators   http://{}/readyz, /metrics", addresses.admin);
-    println!("  registry    {}", shown(addresses.registry));
+/// Printed before the start: what is about to run.
+fn print_start(dev: &args::Dev, is_sample: bool) {
+    let topology = match &dev.topology {
+        Some(file) => file.display().to_string(),
+        None if is_sample => "sample shop".to_owned(),
+        None => "sample shop, with rows from the database".to_owned(),
+    };
+    let log = dev
+        .kafka
+        .as_ref()
+        .map_or_else(|| "embedded".to_owned(), |brokers| format!("Kafka at {brokers}"));
+    println!("Starting Trunkline {} for development.\n", env!("CARGO_PKG_VERSION"));
+    println!("  topology    {topology}");
+    println!("  log         {log}");
+    println!("  data        {}", dev.data.display());
+    if is_sample && dev.orders_per_s > 0.0 {
+        println!("  generator   {} orders per second", dev.orders_per_s);
+    }
+    println!();
+}
+
+/// Printed after the start: addresses, a token, and commands to try.
+fn print_overview(addresses: &Addresses, token: &str, ingest_token: &str, is_sample: bool) {
+    let url = |address: Option<SocketAddr>| address.map_or_else(|| "-".into(), |a| format!("http://{a}"));
+    let (edge, ingest) = (url(addresses.edge), url(addresses.ingest));
+    let admin = format!("http://{}", addresses.admin);
+    println!("\nTrunkline is running. Press Ctrl-C to stop; the next start continues with the same data.\n");
+    println!("  devices     {edge}/v1/sync   (API description: {edge}/openapi.json)");
+    println!("  backends    {ingest}/v1/ingest/TOPIC");
+    println!("  operators   {admin}/readyz   {admin}/metrics");
+    println!("  registry    {}", url(addresses.registry));
     println!(
-        "\nA device of customer {}; repeat it and watch the rows change:\n",
+        "\nSync as a device of customer {}. The token is valid for {TOKEN_HOURS} hours:\n",
         shop::CUSTOMER
     );
     println!("  TOKEN={token}");
-    println!("  curl -s {edge}/v1/sync -H \"Authorization: Bearer $TOKEN\" -H 'Trunkline-Device: phone-1'\n");
-    if sample {
-        println!("A backend's transaction:\n");
+    println!("  curl -s {edge}/v1/sync -H \"Authorization: Bearer $TOKEN\" -H 'Trunkline-Device: phone-1'");
+    if is_sample {
+        let row = format!(r#"{{"id":{},"name":"Ada"}}"#, shop::CUSTOMER);
+        println!("\nChange a row as a backend, then repeat the request above:\n");
         println!("  curl -s {ingest}/v1/ingest/change.shop -H 'Authorization: Bearer {ingest_token}' \\");
-        println!(
-            "    -d '{{\"changes\":[{{\"table\":\"customers\",\"op\":\"put\",\"row\":{{\"id\":{},\"name\":\"Ada\"}}}}]}}'\n",
-            shop::CUSTOMER
-        );
+        println!(r#"    -d '{{"changes":[{{"table":"customers","op":"put","row":{row}}}]}}'"#);
     }
-    println!("What goes by:  trunkline topics tail view.log --follow       Stop with Ctrl-C.\n");
+    println!("\nNext:\n");
+    println!("  trunkline topics tail view.log --follow    watch the records that devices receive");
+    println!("  trunkline token --sub 2                    create a token for another customer");
+    println!("  trunkline doctor                           check that everything works");
+    println!("  trunkline init --postgres URL              generate a topology from your own database\n");
 }

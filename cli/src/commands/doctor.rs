@@ -1,161 +1,146 @@
-//! `trunkline doctor`: looks for what is wrong, and says the command that mends it.
+//! `trunkline doctor`: checks what the command line can reach, and names a fix for each problem.
 
-use crate::admin_api::{Ask, Performer, Said};
 use crate::args::{self, Output};
-use crate::{Failed, backends, print};
+use crate::exit::Failed;
+use crate::operations_api::Request;
+use crate::operations_client::Client;
+use crate::print;
 use anyhow::Result;
 use serde::Serialize;
+use serde_json::Value;
 
-/// One thing that was looked at.
+/// Lag above which a consumer group is reported.
+const LAG_MS_MAX: i64 = 60_000;
+
+/// Result of one check.
 #[derive(Debug, Serialize)]
 struct Finding {
     check: &'static str,
     ok: bool,
     found: String,
-    mend: String,
+    fix: String,
 }
 
-fn fine(check: &'static str, found: impl Into<String>) -> Finding {
+fn good(check: &'static str, found: impl Into<String>) -> Finding {
     Finding {
         check,
         ok: true,
         found: found.into(),
-        mend: String::new(),
+        fix: String::new(),
     }
 }
 
-fn bad(check: &'static str, found: impl Into<String>, mend: impl Into<String>) -> Finding {
+fn bad(check: &'static str, found: impl Into<String>, fix: impl Into<String>) -> Finding {
     Finding {
         check,
         ok: false,
         found: found.into(),
-        mend: mend.into(),
+        fix: fix.into(),
     }
 }
 
-/// Looks at the log, the registry, the topology and the database, as far as they are named.
+/// Runs all checks whose target is given, and prints one row per check.
 pub fn run(output: Output, doctor: &args::Doctor) -> Result<()> {
     let mut findings = Vec::new();
     if let Some(file) = &doctor.topology {
         findings.push(match topology::load(file) {
-            Ok(outcome) if outcome.report.errors() == 0 => fine("topology", format!("{} is right", file.display())),
+            Ok(outcome) if outcome.report.errors() == 0 => good("topology", format!("{} is valid", file.display())),
             Ok(outcome) => bad(
                 "topology",
                 format!("{} has {} errors", file.display(), outcome.report.errors()),
                 format!("trunkline topology check {}", file.display()),
             ),
-            Err(error) => bad("topology", service::chain(&error), "name the file with --topology"),
+            Err(error) => bad("topology", service::chain(&error), "set --topology to an existing file"),
         });
     }
-    match backends::performer(&doctor.target) {
-        Ok(performer) => look_at_log(&performer, &mut findings),
+    match Client::connect(&doctor.target) {
+        Ok(client) => findings.extend(check_log(&client)),
         Err(error) => findings.push(bad(
             "log",
             format!("{error:#}"),
-            "start it, or name it with --kafka or --data",
+            "start it, or choose another log with --kafka or --data",
         )),
     }
     if let Some(url) = &doctor.postgres {
-        findings.extend(look_at_postgres(url));
+        findings.extend(check_postgres(url));
     }
     let healthy = findings.iter().all(|f| f.ok);
-    print::list(output, &findings, &["", "check", "found", "mend it with"], |f| {
+    print::list(output, &findings, &["", "check", "found", "fix"], |f| {
         vec![
             if f.ok { "ok" } else { "!!" }.into(),
             f.check.into(),
             f.found.clone(),
-            f.mend.clone(),
+            f.fix.clone(),
         ]
     })?;
     if healthy { Ok(()) } else { Err(Failed.into()) }
 }
 
-fn look_at_log(performer: &Performer, findings: &mut Vec<Finding>) {
-    let mut names = Vec::new();
-    let asked = performer.ask(Ask::Topics, &mut |said| {
-        if let Said::Item(topic) = said {
-            names.push(
-                topic
-                    .get("name")
-                    .and_then(|n| n.as_str())
-                    .unwrap_or_default()
-                    .to_owned(),
-            );
-        }
-        Ok(true)
-    });
-    match asked {
-        Ok(()) => findings.push(fine("log", format!("reached; {} topics", names.len()))),
+fn check_log(client: &Client) -> Vec<Finding> {
+    let topics = match client.collect(Request::Topics) {
+        Ok(topics) => topics,
         Err(error) => {
-            findings.push(bad("log", format!("{error:#}"), "check that it runs, and its address"));
-            return;
+            let fix = "check that the log is running and that its address is correct";
+            return vec![bad("log", format!("{error:#}"), fix)];
         }
-    }
-    findings.push(if names.iter().any(|n| n == topology::VIEW_LOG) {
-        fine("view.log", "exists")
+    };
+    let names: Vec<&str> = topics
+        .iter()
+        .filter_map(|topic| topic.get("name").and_then(Value::as_str))
+        .collect();
+    let mut findings = vec![good("log", format!("reachable, {} topics", names.len()))];
+    findings.push(if names.contains(&topology::VIEW_LOG) {
+        good("view.log", "exists")
     } else {
-        bad(
-            "view.log",
-            "does not exist yet",
-            "start a node: it creates the topology's topics",
-        )
+        let fix = "start a node; it creates the topics of the topology";
+        bad("view.log", "does not exist", fix)
     });
-    for dlq in names.iter().filter(|n| n.ends_with(".dlq")) {
-        let mut waiting = 0;
-        let counted = performer.ask(Ask::Topic(dlq.clone()), &mut |said| {
-            if let Said::Item(topic) = said {
-                waiting = topic
-                    .get("offsets")
-                    .and_then(serde_json::Value::as_i64)
-                    .unwrap_or_default();
-            }
-            Ok(true)
-        });
-        if counted.is_ok() && waiting > 0 {
-            let show = format!("trunkline topics tail {dlq} --from-start");
-            findings.push(bad("dead letters", format!("{dlq} holds records"), show));
-        }
-    }
-    let mut behind = Vec::new();
-    let asked = performer.ask(Ask::Lag(None), &mut |said| {
-        if let Said::Item(lag) = said
-            && lag
-                .get("lag_ms")
-                .and_then(serde_json::Value::as_i64)
-                .is_some_and(|ms| ms > 60_000)
-        {
-            let field = |name: &str| lag.get(name).map(ToString::to_string).unwrap_or_default();
-            behind.push(format!("{}/{}", field("topic"), field("partition")));
-        }
-        Ok(true)
-    });
-    findings.push(match asked {
-        Ok(()) if behind.is_empty() => fine("lag", "no group is more than a minute behind"),
-        Ok(()) => bad(
-            "lag",
-            format!("more than a minute behind: {}", behind.join(", ")),
-            "trunkline lag",
-        ),
-        Err(error) => bad("lag", format!("{error:#}"), "trunkline lag"),
-    });
+    let dead_letters = names.iter().filter(|name| name.ends_with(".dlq"));
+    findings.extend(dead_letters.filter_map(|topic| check_dead_letters(client, topic)));
+    findings.push(check_lag(client));
+    findings
 }
 
-fn look_at_postgres(url: &str) -> Vec<Finding> {
+/// A finding if the topic contains records.
+fn check_dead_letters(client: &Client, topic: &str) -> Option<Finding> {
+    let details = client.collect(Request::Topic(topic.to_owned())).ok()?;
+    let offsets = details.first()?.get("offsets").and_then(Value::as_i64)?;
+    let fix = format!("trunkline topics tail {topic} --from-start");
+    (offsets > 0).then(|| bad("dead letters", format!("{topic} contains records"), fix))
+}
+
+fn check_lag(client: &Client) -> Finding {
+    let lags = match client.collect(Request::Lag(None)) {
+        Ok(lags) => lags,
+        Err(error) => return bad("lag", format!("{error:#}"), "trunkline lag"),
+    };
+    let is_behind = |lag: &&Value| {
+        let ms = lag.get("lag_ms").and_then(Value::as_i64);
+        ms.is_some_and(|ms| ms > LAG_MS_MAX)
+    };
+    let name = |lag: &Value| format!("{}/{}", print::cell(lag, "topic"), print::cell(lag, "partition"));
+    let behind: Vec<String> = lags.iter().filter(is_behind).map(name).collect();
+    if behind.is_empty() {
+        return good("lag", "no group lags by more than a minute");
+    }
+    let found = format!("lag of more than a minute: {}", behind.join(", "));
+    bad("lag", found, "trunkline lag")
+}
+
+fn check_postgres(url: &str) -> Vec<Finding> {
     match connectors::discover::settings(url) {
-        Ok(settings) => settings
-            .into_iter()
-            .map(|s| {
-                if s.ok {
-                    fine("postgres", s.found)
-                } else {
-                    bad("postgres", s.found, s.mend)
-                }
-            })
-            .collect(),
-        Err(error) => vec![bad(
-            "postgres",
-            service::chain(&error),
-            "check the URL, and that the database runs",
-        )],
+        Ok(settings) => {
+            let finding = |setting: connectors::discover::Setting| Finding {
+                check: "postgres",
+                ok: setting.ok,
+                found: setting.found,
+                fix: setting.mend,
+            };
+            settings.into_iter().map(finding).collect()
+        }
+        Err(error) => {
+            let fix = "check the URL, and that the database is running";
+            vec![bad("postgres", service::chain(&error), fix)]
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! `trunkline init`: a database's tables, written down as a topology to start from.
+//! `trunkline init`: generates a topology from the tables of a database.
 
 use crate::args;
 use anyhow::{Context, Result, bail};
@@ -10,11 +10,11 @@ pub fn run(init: &args::Init) -> Result<()> {
     let to_stdout = init.file == Path::new("-");
     if !to_stdout && init.file.exists() {
         bail!(
-            "{} exists already; name another file with --file, or `-` for stdout",
+            "{} already exists; choose another file with --file, or `-` for stdout",
             init.file.display()
         );
     }
-    let found = connectors::discover::tables(&init.postgres).context("read the database")?;
+    let found = connectors::discover::tables(&init.postgres).context("cannot read the tables of the database")?;
     let tables: Vec<FoundTable> = found
         .tables
         .into_iter()
@@ -37,9 +37,9 @@ pub fn run(init: &args::Init) -> Result<()> {
     if to_stdout {
         return crate::print::line(text.trim_end());
     }
-    std::fs::write(&init.file, text).with_context(|| format!("write {}", init.file.display()))?;
+    std::fs::write(&init.file, text).with_context(|| format!("cannot write {}", init.file.display()))?;
     eprintln!(
-        "wrote {} with {} tables; next: trunkline topology check {}",
+        "Wrote {} with {} tables.\nNext: decide the lines marked DECIDE, then run `trunkline topology check {}`",
         init.file.display(),
         tables.len(),
         init.file.display()

@@ -1,41 +1,39 @@
-//! `trunkline offsets`: state and committed offsets of a task, and the ways out when they differ.
+//! `trunkline offsets`: compares the state of a task with its committed offsets, and resolves differences.
 
-use super::topics::collect;
-use crate::admin_api::{Ask, Way};
 use crate::args::{self, OffsetsCommand, Output};
-use crate::backends;
+use crate::operations_api::{OffsetsAction, OffsetsRequest, Request};
+use crate::operations_client::Client;
 use crate::print;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-/// Shows both, or goes one of the ways.
+/// Runs the subcommand and prints the offsets after it.
 pub fn run(output: Output, offsets: &args::Offsets) -> Result<()> {
-    let (way, task) = match &offsets.command {
-        OffsetsCommand::Show(task) => (Way::Show, task),
-        OffsetsCommand::Accept(accept) => (Way::Accept(accept.inputs.clone()), &accept.task),
-        OffsetsCommand::Again(again) => (Way::Again(again.inputs.clone()), &again.task),
-        OffsetsCommand::Restore(task) => (Way::Restore, task),
-        OffsetsCommand::Skip(task) => (Way::Skip, task),
+    let (action, task) = match &offsets.command {
+        OffsetsCommand::Show(task) => (OffsetsAction::Show, task),
+        OffsetsCommand::Accept(accept) => (OffsetsAction::Accept(accept.inputs.clone()), &accept.task),
+        OffsetsCommand::Reset(reset) => (OffsetsAction::ResetToEarliest(reset.inputs.clone()), &reset.task),
+        OffsetsCommand::Restore(task) => (OffsetsAction::Restore, task),
+        OffsetsCommand::Skip(task) => (OffsetsAction::Skip, task),
     };
     let parts = task.task.rsplit_once('/');
     let parts = parts.and_then(|(store, partition)| Some((store.to_owned(), partition.parse().ok()?)));
     let (store, partition) = parts.with_context(|| {
         format!(
-            "`{}` is no task; write STORE/PARTITION, such as change.shop/0",
+            "`{}` is not a task; write STORE/PARTITION, such as change.shop/0",
             task.task
         )
     })?;
-    let performer = backends::performer(&offsets.target)?;
-    let ask = Ask::Offsets {
+    let client = Client::connect(&offsets.target)?;
+    let response = client.collect(Request::Offsets(OffsetsRequest {
         processor: task.processor.clone(),
         store,
         partition,
-        way,
-    };
-    let standing = collect(&performer, ask)?;
-    let inputs = standing
+        action,
+    }))?;
+    let inputs = response
         .first()
-        .and_then(|all| all.get("inputs"))
+        .and_then(|standing| standing.get("inputs"))
         .and_then(Value::as_array);
     print::items(
         output,

@@ -1,4 +1,4 @@
-//! `trunkline run`: one node of the topology.
+//! `trunkline run`: runs one node of the topology.
 
 use crate::args;
 use crate::backends::{self, Backends};
@@ -16,7 +16,7 @@ pub fn run(run: &args::Run) -> Result<()> {
     let Some(declared) = topology.node(&run.node) else {
         let known: Vec<&str> = topology.nodes.iter().map(|n| n.name.as_str()).collect();
         bail!(
-            "{} declares no node `{}`; there are: {}",
+            "{} has no node `{}`; available: {}",
             run.topology.display(),
             run.node,
             known.join(", ")
@@ -24,7 +24,8 @@ pub fn run(run: &args::Run) -> Result<()> {
     };
     let config = config::read(&run.config)?;
     if let Some(edge) = &config.edge {
-        edge::token::refuse_development(edge).context("a node does not take the keys of `trunkline dev`")?;
+        edge::token::refuse_development(edge)
+            .context("the edge configuration contains the public key of a `trunkline dev`")?;
     }
     claim_directories(&declared.roles, &config)?;
     let plan = Plan {
@@ -43,13 +44,13 @@ pub fn run(run: &args::Run) -> Result<()> {
     let open = move || open(&kafka, &registry);
     Service::new().run(|tasks| async move {
         let addresses = node::start(plan, open, &tasks).await?;
-        tracing::info!(?addresses, "the node runs");
+        tracing::info!(?addresses, "node started");
         Ok::<(), anyhow::Error>(())
     })?;
     Ok(())
 }
 
-/// Locks the directories in which the node keeps stores, for the life of the process.
+/// Locks the directories with the stores of the node until the process ends.
 fn claim_directories(roles: &[Role], config: &NodeConfig) -> Result<()> {
     let mut claimed = None;
     if roles.iter().any(|role| matches!(role, Role::Processor(_))) {
@@ -57,7 +58,7 @@ fn claim_directories(roles: &[Role], config: &NodeConfig) -> Result<()> {
     }
     let edge = config.edge.as_ref().filter(|_| roles.contains(&Role::Edge));
     if let Some(edge) = edge {
-        // The edge may share the directory of the node's processors.
+        // The edge may use the same directory as the processors of this node.
         let same = claimed.is_some() && std::fs::canonicalize(&edge.data_dir).ok() == claimed;
         if !same {
             DataDir::claim(&edge.data_dir, "`edge.data_dir`")?.keep();

@@ -1,42 +1,42 @@
-//! `trunkline state`: what the processors' tasks do, and what their committed state holds.
+//! `trunkline state`: tasks of processors and their committed state, from the admin listeners of running processes.
 
 use crate::args::{self, Output, StateCommand};
-use crate::backends;
-use crate::print;
-use crate::state::{PATH, encoded};
-use anyhow::{Context, Result, bail};
+use crate::{backends, print, running_dev, state_api};
+use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use streams::query::SCAN_MAX;
 
-/// How long a process may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// The same where the answer is only a help.
-const GLANCE: Duration = Duration::from_millis(500);
+/// Timeout of a query.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Timeout of a query whose result is optional.
+const OPTIONAL_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Lists, gets or scans.
+/// Runs the subcommand.
 pub fn run(output: Output, state: &args::State) -> Result<()> {
-    let urls = listeners(state)?;
+    let processes = Processes::find(state)?;
     match &state.command {
-        StateCommand::List => list(output, &urls),
+        StateCommand::List => list(output, &processes),
         StateCommand::Get {
             processor,
             store,
             key,
             partition,
         } => {
-            let mut path = format!("{PATH}/{}/{}?key={}", encoded(processor), encoded(store), encoded(key));
-            if let Some(partition) = partition {
-                path.push_str(&format!("&partition={partition}"));
-            }
-            let answer = ask_any(&urls, &path)?;
+            let partition = partition.map(|partition| partition.to_string());
+            let mut query = vec![("key", key.as_str())];
+            query.extend(partition.as_deref().map(|partition| ("partition", partition)));
+            let answer = processes.query(&[processor, store], &query)?;
             if output == Output::Json {
                 return print::json(&answer);
             }
             match rows(&answer).first() {
-                Some(row) => print::line(cell(row, "value")),
-                None => bail!("{store} has no key {key} in partition {}", cell(&answer, "partition")),
+                Some(row) => print::line(json_text(row, "value")),
+                None => bail!(
+                    "store {store} has no key {key} in partition {}",
+                    json_text(&answer, "partition")
+                ),
             }
         }
         StateCommand::Scan {
@@ -48,54 +48,64 @@ pub fn run(output: Output, state: &args::State) -> Result<()> {
         } => {
             let partitions = match partition {
                 Some(one) => *one..one + 1,
-                None => 0..partitions(&urls, processor, store)?,
+                None => 0..processes.partitions(processor, store)?,
             };
-            let mut found = Vec::new();
+            let mut scan = Scan {
+                processes: &processes,
+                processor,
+                store,
+                prefix,
+                limit: *limit,
+                found: Vec::new(),
+            };
             for partition in partitions {
-                scan(&urls, processor, store, prefix, partition, *limit, &mut found)?;
+                scan.read(partition)?;
             }
-            print::items(output, &found, &["partition", "key", "value"])
+            print::items(output, &scan.found, &["partition", "key", "value"])
         }
     }
 }
 
-/// Reads a partition's rows, page by page, until there are enough.
-fn scan(
-    urls: &[String],
-    processor: &str,
-    store: &str,
-    prefix: &str,
-    partition: i32,
+/// A scan over the partitions of a store.
+struct Scan<'a> {
+    processes: &'a Processes,
+    processor: &'a str,
+    store: &'a str,
+    prefix: &'a str,
     limit: usize,
-    found: &mut Vec<Value>,
-) -> Result<()> {
-    let mut after: Option<String> = None;
-    while found.len() < limit {
-        let page = (limit - found.len()).min(SCAN_MAX);
-        let mut path = format!(
-            "{PATH}/{}/{}/scan?partition={partition}&prefix={}&limit={page}",
-            encoded(processor),
-            encoded(store),
-            encoded(prefix)
-        );
-        if let Some(after) = &after {
-            path.push_str(&format!("&after={}", encoded(after)));
-        }
-        let answer = ask_any(urls, &path)?;
-        let rows = rows(&answer);
-        after = rows.last().map(key_text);
-        for row in rows {
-            let (key, value) = (row.get("key"), row.get("value"));
-            found.push(json!({ "partition": partition, "key": key, "value": value }));
-        }
-        if answer.get("more") != Some(&Value::Bool(true)) {
-            break;
-        }
-    }
-    Ok(())
+    found: Vec<Value>,
 }
 
-/// A key as it was in the store: keys are canonical JSON, or plain text.
+impl Scan<'_> {
+    /// Reads the rows of a partition, page by page, up to the limit.
+    fn read(&mut self, partition: i32) -> Result<()> {
+        let partition_text = partition.to_string();
+        let mut after: Option<String> = None;
+        while self.found.len() < self.limit {
+            let page = (self.limit - self.found.len()).min(SCAN_MAX).to_string();
+            let mut query = vec![
+                ("partition", partition_text.as_str()),
+                ("prefix", self.prefix),
+                ("limit", page.as_str()),
+            ];
+            query.extend(after.as_deref().map(|after| ("after", after)));
+            let answer = self.processes.query(&[self.processor, self.store, "scan"], &query)?;
+            let rows = rows(&answer);
+            after = rows.last().map(key_text);
+            for row in rows {
+                let (key, value) = (row.get("key"), row.get("value"));
+                self.found
+                    .push(json!({ "partition": partition, "key": key, "value": value }));
+            }
+            if answer.get("more") != Some(&Value::Bool(true)) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The key as it is in the store: keys are canonical JSON, or plain text.
 fn key_text(row: &Value) -> String {
     match row.get("key") {
         Some(Value::String(text)) => text.clone(),
@@ -112,18 +122,21 @@ fn rows(answer: &Value) -> Vec<Value> {
         .unwrap_or_default()
 }
 
-fn cell(item: &Value, name: &str) -> String {
+fn json_text(item: &Value, name: &str) -> String {
     item.get(name).map_or_else(|| "-".to_owned(), ToString::to_string)
 }
 
-fn list(output: Output, urls: &[String]) -> Result<()> {
+fn list(output: Output, processes: &Processes) -> Result<()> {
     let mut items = Vec::new();
-    for url in urls {
-        let Ok(answer) = ask(url, PATH, PATIENCE) else { continue };
+    for url in &processes.urls {
+        // A process that has just ended still has an address in the topic `members`.
+        let Ok(answer) = get(url, &[], &[], TIMEOUT) else {
+            continue;
+        };
         items.extend(tasks(&answer, url));
     }
     if items.is_empty() {
-        bail!("no process with a processor answered at {}", urls.join(", "));
+        bail!("no process with a processor answered at {}", processes.urls.join(", "));
     }
     let columns = [
         "processor",
@@ -137,17 +150,15 @@ fn list(output: Output, urls: &[String]) -> Result<()> {
     print::items(output, &items, &columns)
 }
 
-/// The tasks that a process has told of.
+/// The tasks of one process, with the names of the processor and of the process.
 fn tasks(answer: &Value, url: &str) -> Vec<Value> {
     let mut items = Vec::new();
     for processor in answer.as_array().into_iter().flatten() {
+        let name = processor.get("processor").cloned().unwrap_or_default();
         for task in processor.get("tasks").and_then(Value::as_array).into_iter().flatten() {
             let mut item = task.clone();
             if let Some(item) = item.as_object_mut() {
-                item.insert(
-                    "processor".to_owned(),
-                    processor.get("processor").cloned().unwrap_or_default(),
-                );
+                item.insert("processor".to_owned(), name.clone());
                 item.insert("at".to_owned(), url.into());
             }
             items.push(item);
@@ -156,53 +167,8 @@ fn tasks(answer: &Value, url: &str) -> Vec<Value> {
     items
 }
 
-fn partitions(urls: &[String], processor: &str, store: &str) -> Result<i32> {
-    let answer = ask_any(urls, PATH)?;
-    let of = |name: &str, value: &Value| value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let mut all = answer.as_array().into_iter().flatten();
-    let found = all.find(|p| of("processor", p) == processor);
-    let found = found.with_context(|| format!("no process that answers runs processor `{processor}`"))?;
-    let mut stores = found.get("stores").and_then(Value::as_array).into_iter().flatten();
-    let store = stores
-        .find(|s| of("store", s) == store)
-        .with_context(|| format!("processor {processor} has no store `{store}`; see `trunkline state list`"))?;
-    let count = store.get("partitions").and_then(Value::as_i64);
-    Ok(count.and_then(|count| i32::try_from(count).ok()).unwrap_or(0))
-}
-
-/// Asks one process after the other until one answers; the last refusal is the error.
-fn ask_any(urls: &[String], path: &str) -> Result<Value> {
-    let mut last = None;
-    for url in urls {
-        match ask(url, path, PATIENCE) {
-            Ok(answer) => return Ok(answer),
-            Err(error) => last = Some(error),
-        }
-    }
-    Err(last.unwrap_or_else(|| anyhow::anyhow!("no process is known that could answer; name one with --admin URL")))
-}
-
-fn ask(url: &str, path: &str, patience: Duration) -> Result<Value> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let client = reqwest::Client::builder().timeout(patience).build()?;
-        let sent = client.get(format!("{url}{path}")).send().await;
-        let answer = sent.with_context(|| format!("ask the process at {url}"))?;
-        let status = answer.status();
-        let body = answer.text().await.unwrap_or_default();
-        if status.is_success() {
-            return serde_json::from_str(&body).with_context(|| format!("{url} did not answer with JSON"));
-        }
-        let problem: Value = serde_json::from_str(&body).unwrap_or_default();
-        match problem.get("detail").and_then(Value::as_str) {
-            Some(detail) => bail!("{detail}"),
-            None => bail!("{url} answered {status}"),
-        }
-    })
-}
-
-/// Changelog offsets that the tasks of live processes still have to read, by processor, input topic and partition.
-/// Who does not answer at once is left out: the lag is worth showing without it.
+/// Remaining changelog records of restores, by processor, input topic and partition. Processes that do not answer within
+/// [`OPTIONAL_TIMEOUT`] are left out.
 pub fn restoring(target: &args::Target) -> BTreeMap<(String, String, i64), i64> {
     let state = args::State {
         target: target.clone(),
@@ -210,19 +176,21 @@ pub fn restoring(target: &args::Target) -> BTreeMap<(String, String, i64), i64> 
         command: StateCommand::List,
     };
     let mut left = BTreeMap::new();
-    for url in listeners(&state).unwrap_or_default() {
-        let Ok(answer) = ask(&url, PATH, GLANCE) else { continue };
+    let urls = Processes::find(&state).map(|processes| processes.urls);
+    for url in urls.unwrap_or_default() {
+        let Ok(answer) = get(&url, &[], &[], OPTIONAL_TIMEOUT) else {
+            continue;
+        };
         for task in tasks(&answer, &url) {
-            let Some(offsets) = task.get("restore_left").and_then(Value::as_i64) else {
+            let Some(records) = task.get("restore_left").and_then(Value::as_i64) else {
                 continue;
             };
             let processor = task.get("processor").and_then(Value::as_str).unwrap_or_default();
             for input in task.get("inputs").and_then(Value::as_array).into_iter().flatten() {
-                if let (Some(topic), Some(partition)) = (
-                    input.get(0).and_then(Value::as_str),
-                    input.get(1).and_then(Value::as_i64),
-                ) {
-                    left.insert((processor.to_owned(), topic.to_owned(), partition), offsets);
+                let topic = input.get(0).and_then(Value::as_str);
+                let partition = input.get(1).and_then(Value::as_i64);
+                if let (Some(topic), Some(partition)) = (topic, partition) {
+                    left.insert((processor.to_owned(), topic.to_owned(), partition), records);
                 }
             }
         }
@@ -230,27 +198,85 @@ pub fn restoring(target: &args::Target) -> BTreeMap<(String, String, i64), i64> 
     left
 }
 
-/// The operators' listeners to ask: the one that was named, those that the processor's processes have told, or that of
-/// the running `dev`.
-fn listeners(state: &args::State) -> Result<Vec<String>> {
-    if let Some(url) = &state.admin {
-        return Ok(vec![url.trim_end_matches('/').to_owned()]);
-    }
-    let Some(brokers) = &state.target.kafka else {
-        return Ok(vec![backends::running_dev(&state.target.data)?.admin]);
-    };
-    let log = backends::target_log(brokers)?;
-    let told = match &state.command {
-        StateCommand::Get { processor, .. } | StateCommand::Scan { processor, .. } => {
-            streams::members::addresses(&*log, Some(processor))?
+/// The processes to query, by the URLs of their admin listeners.
+struct Processes {
+    urls: Vec<String>,
+}
+
+impl Processes {
+    /// The process named with `--admin`, else those announced in the topic `members`, else the running `dev`.
+    fn find(state: &args::State) -> Result<Self> {
+        if let Some(url) = &state.admin {
+            return Ok(Processes {
+                urls: vec![url.trim_end_matches('/').to_owned()],
+            });
         }
-        StateCommand::List => streams::members::addresses(&*log, None)?,
-    };
-    let mut urls: Vec<String> = told.into_values().collect();
-    urls.sort();
-    urls.dedup();
-    if urls.is_empty() {
-        bail!("no process has told its address in the topic `members`; name one with --admin URL");
+        let Some(brokers) = &state.target.kafka else {
+            return Ok(Processes {
+                urls: vec![running_dev::read(&state.target.data)?.admin],
+            });
+        };
+        let log = backends::plain_kafka_log(brokers)?;
+        let announced = match &state.command {
+            StateCommand::Get { processor, .. } | StateCommand::Scan { processor, .. } => {
+                streams::members::addresses(&*log, Some(processor))?
+            }
+            StateCommand::List => streams::members::addresses(&*log, None)?,
+        };
+        let mut urls: Vec<String> = announced.into_values().collect();
+        urls.sort();
+        urls.dedup();
+        if urls.is_empty() {
+            bail!("no process has announced its address in the topic `members`; name one with --admin URL");
+        }
+        Ok(Processes { urls })
     }
-    Ok(urls)
+
+    /// The answer of the first process that gives one, else the last error.
+    fn query(&self, segments: &[&str], query: &[(&str, &str)]) -> Result<Value> {
+        let mut last = anyhow!("no process to query; name one with --admin URL");
+        for url in &self.urls {
+            match get(url, segments, query, TIMEOUT) {
+                Ok(answer) => return Ok(answer),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// Number of partitions of a store.
+    fn partitions(&self, processor: &str, store: &str) -> Result<i32> {
+        let answer = self.query(&[], &[])?;
+        let has =
+            |name: &'static str, wanted: &str, value: &Value| value.get(name).and_then(Value::as_str) == Some(wanted);
+        let mut all = answer.as_array().into_iter().flatten();
+        let found = all.find(|p| has("processor", processor, p));
+        let found = found.with_context(|| format!("no reachable process runs processor `{processor}`"))?;
+        let mut stores = found.get("stores").and_then(Value::as_array).into_iter().flatten();
+        let store = stores
+            .find(|s| has("store", store, s))
+            .with_context(|| format!("processor {processor} has no store `{store}`; run `trunkline state list`"))?;
+        let count = store.get("partitions").and_then(Value::as_i64);
+        Ok(count.and_then(|count| i32::try_from(count).ok()).unwrap_or(0))
+    }
+}
+
+fn get(base: &str, segments: &[&str], query: &[(&str, &str)], timeout: Duration) -> Result<Value> {
+    let url = state_api::url(base, segments, query)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let client = reqwest::Client::builder().timeout(timeout).build()?;
+        let sent = client.get(url).send().await;
+        let answer = sent.with_context(|| format!("cannot reach the process at {base}"))?;
+        let status = answer.status();
+        let body = answer.text().await.unwrap_or_default();
+        if status.is_success() {
+            return serde_json::from_str(&body).with_context(|| format!("{base} did not answer with JSON"));
+        }
+        let problem: Value = serde_json::from_str(&body).unwrap_or_default();
+        match problem.get("detail").and_then(Value::as_str) {
+            Some(detail) => bail!("{detail}"),
+            None => bail!("{base} answered {status}"),
+        }
+    })
 }

@@ -1,4 +1,4 @@
-//! `trunkline token`: a token for a device, signed by the key of a `trunkline dev` or by the secret of a node's issuer.
+//! `trunkline token`: creates a token for a device, signed with the key of a `trunkline dev` or the secret of an issuer.
 
 use crate::args::{self, Output};
 use crate::{config, print, time};
@@ -8,14 +8,14 @@ use edge::token::{DEV_AUDIENCE, DEV_KEY_FILE, DevKey, TokenRequest, mint_as, min
 use service::clock;
 use std::path::Path;
 
-/// Mints and prints a token.
+/// Creates and prints a token.
 pub fn run(output: Output, token: &args::Token) -> Result<()> {
     let claims = token.claims.iter().map(|c| parse_claim(c)).collect::<Result<_, _>>()?;
     let request = TokenRequest {
         subject: token.sub.clone(),
         audience: DEV_AUDIENCE.into(),
         claims,
-        expires_in_s: time::span(&token.expires_in)? / 1000,
+        expires_in_s: time::duration(&token.expires_in)? / 1000,
     };
     let (expires_in_s, now_s) = (request.expires_in_s, clock::system().now_ms() / 1000);
     let minted = match &token.config {
@@ -31,19 +31,19 @@ pub fn run(output: Output, token: &args::Token) -> Result<()> {
 fn for_dev(data: &Path, request: &TokenRequest, now_s: i64) -> Result<String> {
     if !data.join(DEV_KEY_FILE).exists() {
         bail!(
-            "there is no development key in {}; start `trunkline dev` there first, or name a node's configuration with \
-             --config. A production issuer mints its own tokens",
+            "there is no development key in {}; start `trunkline dev` there first, or name the configuration of an edge with \
+             --config (in production, the identity provider issues tokens)",
             data.display()
         );
     }
-    let key = DevKey::open(data, Algorithm::HS256).context("the development key")?;
+    let key = DevKey::open(data, Algorithm::HS256).context("cannot open the development key")?;
     Ok(key.mint(request, now_s)?)
 }
 
 fn for_node(path: &Path, mut request: TokenRequest, now_s: i64) -> Result<String> {
     let edge = config::read(path)?.edge;
     let issuers = edge.map(|edge| edge.issuers).unwrap_or_default();
-    let issuer = minting_issuer(&issuers).with_context(|| path.display().to_string())?;
+    let issuer = minting_issuer(&issuers).with_context(|| format!("cannot create a token for {}", path.display()))?;
     request.audience = issuer.audience.first().cloned().unwrap_or_default();
     Ok(mint_as(issuer, &request, now_s)?)
 }

@@ -1,29 +1,30 @@
-//! `trunkline topology`: check and graph; and loading a topology for the other commands.
+//! `trunkline topology`: checks and draws a topology. Other commands load their topology through this module.
 
 use crate::args::{GraphFormat, Output, TopologyCommand};
-use crate::{Failed, print};
+use crate::exit::Failed;
+use crate::print;
 use anyhow::{Result, bail};
 use std::io::IsTerminal;
 use std::path::Path;
 use topology::{Outcome, Topology, render};
 
-/// Loads a topology that must be right; its report goes to stderr.
+/// Loads a topology. Prints the report to stderr and fails if it has errors.
 pub fn load(file: &Path) -> Result<Topology> {
     accept(topology::load(file)?)
 }
 
-/// Takes a checked topology, or fails with its report.
+/// The checked topology. Prints the report to stderr and fails if it has errors.
 pub fn accept(outcome: Outcome) -> Result<Topology> {
     if outcome.report.errors() + outcome.report.warnings() > 0 {
         eprint!("{}", outcome.report.render(std::io::stderr().is_terminal()));
     }
     match outcome.topology {
         Some(topology) => Ok(topology),
-        None => bail!("the topology has {} errors", outcome.report.errors()),
+        None => bail!("the topology has errors; see the report above"),
     }
 }
 
-/// `trunkline topology`.
+/// Runs the subcommand.
 pub fn run(output: Output, command: &TopologyCommand) -> Result<()> {
     match command {
         TopologyCommand::Check { file } => check(output, file),

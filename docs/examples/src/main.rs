@@ -98,9 +98,11 @@ async fn start(settings: Settings, tasks: Tasks) -> Result<(), BoxError> {
         loyalty::application(&settings.name),
         config,
         log.clone(),
-        clock,
-        &tasks,
-        &readiness,
+        streams::Host {
+            clock,
+            tasks: &tasks,
+            readiness: &readiness,
+        },
     );
     tracing::info!(log = log.describe_self(), "loyalty runs; http://{listens}/readyz");
     Ok(())

@@ -1,23 +1,23 @@
-//! What a token claims: its audience and times are checked, and its claims get the names that memberships
-//! use.
+//! Checks audience and times of a token and maps its claims to the names that memberships use.
 //!
-//! Guarantees: a configured name never falls back to another claim of that name; `sub` is the configured subject.
-//! Never: a claim of a token whose signature was not checked.
+//! A mapped name never falls back to a claim that happens to have that name: a token could otherwise grant itself a bucket
+//! through a claim that the issuer does not control. `sub` is always the configured subject.
 
-use super::{AuthError, Identity};
+use super::error::AuthError;
+use super::identity::Identity;
 use crate::config::IssuerConfig;
 use schemas::ids::Principal;
 use serde_json::{Map, Value};
 
-/// Checks the claims of a token whose signature held, and makes the identity.
+/// Checks the claims of a token whose signature has been verified, and derives the identity.
 ///
 /// # Errors
-/// The first claim that refuses it: audience first, then times, then the subject and what memberships use.
+/// The first failed check, in this order: audience, times, subject.
 pub fn check(config: &IssuerConfig, claims: &Map<String, Value>, now_ms: i64) -> Result<Identity, AuthError> {
-    let meant_for = |audience: &str| config.audience.iter().any(|a| !a.is_empty() && a == audience);
+    let is_accepted = |audience: &str| config.audience.iter().any(|a| !a.is_empty() && a == audience);
     let accepted = match claims.get("aud") {
-        Some(Value::String(one)) => meant_for(one),
-        Some(Value::Array(many)) => many.iter().filter_map(Value::as_str).any(meant_for),
+        Some(Value::String(one)) => is_accepted(one),
+        Some(Value::Array(many)) => many.iter().filter_map(Value::as_str).any(is_accepted),
         _ => false,
     };
     if !accepted {
@@ -34,11 +34,11 @@ pub fn check(config: &IssuerConfig, claims: &Map<String, Value>, now_ms: i64) ->
     }
     let latest = now_ms.saturating_add(leeway_ms);
     if time(claims, "nbf")?.is_some_and(|from| from > latest) {
-        return Err(AuthError::Early("nbf"));
+        return Err(AuthError::NotYetValid("nbf"));
     }
     let issued = time(claims, "iat")?;
     if issued.is_some_and(|at| at > latest) {
-        return Err(AuthError::Early("iat"));
+        return Err(AuthError::NotYetValid("iat"));
     }
     if let Some(max_age_s) = config.max_age_s {
         let issued = issued.ok_or_else(|| AuthError::Claim("iat".into()))?;
@@ -46,26 +46,26 @@ pub fn check(config: &IssuerConfig, claims: &Map<String, Value>, now_ms: i64) ->
             .unwrap_or(i64::MAX / 2_000)
             .saturating_mul(1_000);
         if now_ms.saturating_sub(issued) > max_age_ms.saturating_add(leeway_ms) {
-            return Err(AuthError::Old);
+            return Err(AuthError::TooOld);
         }
     }
-    let wrong = || AuthError::Claim(config.subject_claim.clone());
-    let subject = find(claims, &config.subject_claim).and_then(text).ok_or_else(wrong)?;
-    let principal = Principal::new(&config.alias, &subject).map_err(|_| wrong())?;
+    let invalid = || AuthError::Claim(config.subject_claim.clone());
+    let subject = find(claims, &config.subject_claim).and_then(text).ok_or_else(invalid)?;
+    let principal = Principal::new(&config.alias, &subject).map_err(|_| invalid())?;
     Ok(Identity {
         principal,
-        claims: named(config, claims, subject),
+        claims: map_names(config, claims, subject),
         expires_ms,
     })
 }
 
-/// The token's claims under the names that memberships use.
-fn named(config: &IssuerConfig, claims: &Map<String, Value>, subject: String) -> Map<String, Value> {
+/// The claims under the names that memberships use.
+fn map_names(config: &IssuerConfig, claims: &Map<String, Value>, subject: String) -> Map<String, Value> {
     let mut named = claims.clone();
     for (name, claim) in &config.claims {
         match find(claims, claim) {
             Some(value) => named.insert(name.clone(), value.clone()),
-            // What stands under the name is another claim than the configuration means.
+            // A claim of this name is not the one that the configuration maps to it.
             None => named.remove(name),
         };
     }
@@ -73,7 +73,7 @@ fn named(config: &IssuerConfig, claims: &Map<String, Value>, subject: String) ->
     named
 }
 
-/// A claim by its name as it stands, else by its path into nested claims.
+/// Finds a claim by its literal name, else by its dotted path into nested claims.
 fn find<'c>(claims: &'c Map<String, Value>, name: &str) -> Option<&'c Value> {
     if let Some(value) = claims.get(name) {
         return Some(value);
@@ -82,7 +82,7 @@ fn find<'c>(claims: &'c Map<String, Value>, name: &str) -> Option<&'c Value> {
     find(claims.get(first)?.as_object()?, rest)
 }
 
-/// The text of a claim that is a string, a whole number or a boolean.
+/// The subject as text, if the claim is a string, an integer or a boolean.
 fn text(value: &Value) -> Option<String> {
     match value {
         Value::String(text) => Some(text.clone()),
@@ -92,7 +92,7 @@ fn text(value: &Value) -> Option<String> {
     }
 }
 
-/// A NumericDate (RFC 7519, 2) in ms: seconds since the epoch, perhaps with a fraction.
+/// Parses a NumericDate (RFC 7519, 2), which may have a fraction, to ms.
 fn time(claims: &Map<String, Value>, name: &'static str) -> Result<Option<i64>, AuthError> {
     let Some(value) = claims.get(name) else { return Ok(None) };
     if let Some(seconds) = value.as_i64() {
@@ -102,7 +102,7 @@ fn time(claims: &Map<String, Value>, name: &'static str) -> Result<Option<i64>, 
     let seconds = seconds.ok_or_else(|| AuthError::Claim(name.into()))?;
     #[expect(
         clippy::as_conversions,
-        reason = "bounded just above: far within i64; the fraction of a ms is of no use"
+        reason = "bounded above, so it fits i64; fractions of a ms are irrelevant"
     )]
     let ms = (seconds * 1_000.0) as i64;
     Ok(Some(ms))

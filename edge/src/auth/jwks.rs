@@ -1,63 +1,63 @@
-//! An issuer's keys behind a URL: fetched, kept, fetched again.
+//! Keys of an issuer that are fetched from a URL (JWKS), cached and refreshed.
 //!
-//! Guarantees: one fetch at a time however many tokens wait for it; an unknown key id causes at most one fetch an
-//! interval, so that made-up ids cannot make an edge hammer the issuer; keys outlive an issuer that is down for a
-//! limited time.
-//! Never: a redirect, a proxy from the environment, plain HTTP beyond loopback unless the configuration insists.
+//! Tokens that wait for keys share one fetch. An unknown key id causes at most one fetch per interval, so that tokens with
+//! invented ids cannot flood the issuer. While the issuer is down, its keys remain in use for a limited time. Redirects and
+//! proxies from the environment are not followed, and plain HTTP beyond loopback requires `jwks_insecure_http`: everyone who
+//! controls the response can sign tokens.
 
-use super::{KeySet, Source};
+use super::key_set::{JwksOrigin, KeySet};
 use reqwest::redirect;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Time for a whole fetch.
+/// Timeout of a whole fetch.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
-/// Largest document.
+/// Maximum bytes of the document.
 const BYTES_MAX: usize = 512 * 1024;
-/// Time between two tries while the issuer is down.
+/// Interval of attempts while the issuer is down.
 pub const RETRY: Duration = Duration::from_secs(2);
 
-/// A time by the injected clock, in ms since the epoch.
+/// Time of the injected clock, in ms since the epoch.
 type Millis = i64;
 
-/// When keys are fetched.
+/// When keys are fetched and how long they are used.
 #[derive(Debug, Clone, Copy)]
-pub struct Policy {
-    /// Age at which they are fetched again.
+pub struct RefreshPolicy {
+    /// Age at which keys are refreshed.
     pub refresh: Duration,
-    /// Least time between two fetches because of an unknown key id.
+    /// Minimum time between two fetches because of an unknown key id.
     pub interval: Duration,
-    /// Age up to which they are used while they cannot be fetched.
+    /// Time for which keys remain in use after a refresh was due and failed.
     pub stale: Duration,
 }
 
 #[derive(Default)]
-struct State {
+struct Cache {
     keys: Option<(Arc<KeySet>, Millis)>,
-    tried: Option<Millis>,
+    attempted: Option<Millis>,
     /// When an unknown key id last caused a fetch.
-    asked: Option<Millis>,
+    unknown_id_fetch: Option<Millis>,
     failure: Option<String>,
 }
 
-/// Keys behind a URL.
-pub struct Remote {
+/// Keys of an issuer behind a URL.
+pub struct RemoteKeys {
     alias: String,
     url: reqwest::Url,
     client: reqwest::Client,
-    policy: Policy,
-    state: Mutex<State>,
-    /// Held while fetching, so that there is one fetch at a time.
-    gate: tokio::sync::Mutex<()>,
+    policy: RefreshPolicy,
+    cache: Mutex<Cache>,
+    /// Held during a fetch, so that concurrent tokens share it.
+    fetch_lock: tokio::sync::Mutex<()>,
 }
 
-impl Remote {
-    /// Checks the URL. Nothing is fetched yet.
+impl RemoteKeys {
+    /// Checks the URL and creates the HTTP client; does not fetch.
     ///
     /// # Errors
-    /// What is wrong with the URL, with the fix.
-    pub fn new(alias: &str, url: &str, insecure: bool, policy: Policy) -> Result<Self, String> {
+    /// What is wrong with the URL, and the fix.
+    pub fn new(alias: &str, url: &str, insecure: bool, policy: RefreshPolicy) -> Result<Self, String> {
         let url: reqwest::Url = url.parse().map_err(|e| format!("is not a URL: {e}"))?;
         let host = url.host_str().unwrap_or_default();
         let loopback = host == "localhost"
@@ -69,7 +69,9 @@ impl Remote {
             "https" => {}
             "http" if loopback || insecure => {}
             _ => {
-                return Err("must be https; plain http is taken on loopback, or with jwks_insecure_http = true".into());
+                return Err(
+                    "must be https; plain http is accepted on loopback, or with jwks_insecure_http = true".into(),
+                );
             }
         }
         let client = reqwest::Client::builder()
@@ -77,108 +79,104 @@ impl Remote {
             .redirect(redirect::Policy::none())
             .no_proxy()
             .build()
-            .map_err(|e| format!("cannot be fetched: the HTTP client does not start: {e}"))?;
-        let (state, gate) = (Mutex::default(), tokio::sync::Mutex::new(()));
-        Ok(Remote {
+            .map_err(|e| format!("cannot be fetched: creating the HTTP client failed: {e}"))?;
+        Ok(RemoteKeys {
             alias: alias.to_owned(),
             url,
             client,
             policy,
-            state,
-            gate,
+            cache: Mutex::default(),
+            fetch_lock: tokio::sync::Mutex::new(()),
         })
     }
 
-    /// The keys, if there are any that may still be used; fetches them when there are none yet.
+    /// The keys, if they may still be used. Fetches them if there are none.
     pub async fn keys(&self, now: Millis) -> Option<Arc<KeySet>> {
         if let Some(keys) = self.usable(now) {
             return Some(keys);
         }
-        let _gate = self.gate.lock().await;
-        let tried = self.state().tried;
-        if self.usable(now).is_none() && tried.is_none_or(|at| age(at, now) >= RETRY) {
+        let _fetching = self.fetch_lock.lock().await;
+        let attempted = self.cache().attempted;
+        if self.usable(now).is_none() && attempted.is_none_or(|at| age(at, now) >= RETRY) {
             self.fetch(now).await;
         }
         self.usable(now)
     }
 
-    /// Keys that were fetched after these: fetches them, unless an unknown key id had it done within the interval.
+    /// Keys that were fetched after `old`. Fetches them, unless an unknown key id has caused a fetch within the interval.
     pub async fn newer_than(&self, old: &Arc<KeySet>, now: Millis) -> Option<Arc<KeySet>> {
         let newer = || self.usable(now).filter(|keys| !Arc::ptr_eq(keys, old));
-        let _gate = self.gate.lock().await;
-        if let Some(arrived) = newer() {
-            return Some(arrived);
+        let _fetching = self.fetch_lock.lock().await;
+        if let Some(fetched) = newer() {
+            return Some(fetched);
         }
-        let asked = self.state().asked;
-        if asked.is_none_or(|at| age(at, now) >= self.policy.interval) {
-            self.state().asked = Some(now);
+        let last = self.cache().unknown_id_fetch;
+        if last.is_none_or(|at| age(at, now) >= self.policy.interval) {
+            self.cache().unknown_id_fetch = Some(now);
             self.fetch(now).await;
         }
         newer()
     }
 
-    /// Fetches the keys if they are due, and says in how long they will be due again.
-    pub async fn keep_fresh(&self, now: Millis) -> Duration {
-        let _gate = self.gate.lock().await;
+    /// Fetches the keys if a refresh is due, and returns the time until the next one.
+    pub async fn refresh_if_due(&self, now: Millis) -> Duration {
+        let _fetching = self.fetch_lock.lock().await;
         if self.due(now).is_zero() {
             self.fetch(now).await;
         }
         self.due(now).max(Duration::from_millis(100))
     }
 
-    /// What keeps tokens of this issuer from being checked.
+    /// Why tokens of this issuer cannot be verified; `None` if they can.
     pub fn problem(&self, now: Millis) -> Option<String> {
         if self.usable(now).is_some() {
             return None;
         }
-        let state = self.state();
-        let why = state.failure.as_deref().unwrap_or("they were not fetched yet");
-        Some(format!(
-            "keys of issuer {} cannot be used: {why}; check jwks_url and that it answers from here",
-            self.alias
-        ))
+        let cache = self.cache();
+        let cause = cache.failure.as_deref().unwrap_or("not fetched yet");
+        Some(format!("keys of issuer {} are not available: {cause}", self.alias))
     }
 
     fn due(&self, now: Millis) -> Duration {
-        let state = self.state();
-        let wait = if state.failure.is_some() {
+        let cache = self.cache();
+        let wait = if cache.failure.is_some() {
             RETRY
         } else {
             self.policy.refresh
         };
-        state
-            .tried
+        cache
+            .attempted
             .map_or(Duration::ZERO, |at| wait.saturating_sub(age(at, now)))
     }
 
     fn usable(&self, now: Millis) -> Option<Arc<KeySet>> {
         let limit = self.policy.refresh + self.policy.stale;
-        self.state()
+        self.cache()
             .keys
             .as_ref()
             .filter(|(_, at)| age(*at, now) <= limit || *at > now)
             .map(|(keys, _)| keys.clone())
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn fetch(&self, now: Millis) {
         let fetched = self.download().await;
-        let fetched =
-            fetched.and_then(|text| KeySet::from_jwks(&text, Source::Fetched).map_err(|e| format!("{} {e}", self.url)));
-        let mut state = self.state();
-        state.tried = Some(now);
+        let fetched = fetched
+            .and_then(|text| KeySet::from_jwks(&text, JwksOrigin::Fetched).map_err(|e| format!("{} {e}", self.url)));
+        let mut cache = self.cache();
+        cache.attempted = Some(now);
         match fetched {
             Ok(keys) => {
-                state.keys = Some((Arc::new(keys), now));
-                state.failure = None;
-                tracing::debug!(issuer = self.alias, "fetched the issuer's keys");
+                cache.keys = Some((Arc::new(keys), now));
+                cache.failure = None;
+                tracing::debug!(issuer = self.alias, "issuer keys fetched");
             }
             Err(failure) => {
-                tracing::warn!(issuer = self.alias, failure, "the issuer's keys could not be fetched");
-                state.failure = Some(failure);
+                tracing::warn!(issuer = self.alias, failure, "fetch of issuer keys failed");
+                cache.failure = Some(failure);
             }
         }
     }
@@ -186,11 +184,11 @@ impl Remote {
     async fn download(&self) -> Result<Vec<u8>, String> {
         let failed = |e: reqwest::Error| {
             let kind = if e.is_timeout() {
-                "no answer in time"
+                "no response within 5 s"
             } else {
                 "the connection failed"
             };
-            format!("{} could not be read: {kind}", self.url)
+            format!("fetch {}: {kind}", self.url)
         };
         let mut response = self.client.get(self.url.clone()).send().await.map_err(failed)?;
         if !response.status().is_success() {
@@ -207,7 +205,7 @@ impl Remote {
     }
 }
 
-/// How long ago `at` was; a clock that was set back makes everything due.
+/// Time since `at`. If the clock was set back, everything is due.
 fn age(at: Millis, now: Millis) -> Duration {
     u64::try_from(now - at).map_or(Duration::MAX, Duration::from_millis)
 }

@@ -1,4 +1,4 @@
-//! Tokens of every algorithm, every refusal, and keys that rotate behind a URL.
+//! Tokens of each algorithm, each reason for a rejection, and rotation of keys behind a URL.
 
 use super::*;
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der};
@@ -15,7 +15,7 @@ const NOW_S: i64 = NOW_MS / 1_000;
 const ISS: &str = "https://id.example.com/";
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 
-/// A key that signs, with its public side.
+/// A signing key with its public key.
 struct Signer {
     algorithm: Algorithm,
     key: EncodingKey,
@@ -110,7 +110,7 @@ fn jwks(keys: &[Value]) -> Option<Secret> {
     Some(Secret::new(json!({ "keys": keys }).to_string()))
 }
 
-async fn ask(config: IssuerConfig, token: &str) -> Result<Identity, AuthError> {
+async fn verify(config: IssuerConfig, token: &str) -> Result<Identity, AuthError> {
     Authenticator::new(&[config])
         .map_err(|e| e.to_string())
         .unwrap()
@@ -119,7 +119,7 @@ async fn ask(config: IssuerConfig, token: &str) -> Result<Identity, AuthError> {
 }
 
 #[tokio::test]
-async fn every_algorithm_is_verified_by_jwks_and_by_pem_or_secret() {
+async fn each_algorithm_verifies_by_jwks_and_pem_or_secret() {
     for algorithm in [Algorithm::HS256, Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA] {
         let signer = Signer::new(algorithm);
         let other = Signer::new(if algorithm == Algorithm::HS256 {
@@ -141,7 +141,7 @@ async fn every_algorithm_is_verified_by_jwks_and_by_pem_or_secret() {
         };
         for (config, kid) in [(by_jwks.clone(), Some("new")), (by_jwks, None), (by_text, None)] {
             let token = signer.sign(kid, &claims());
-            let identity = ask(config.clone(), &token).await.unwrap();
+            let identity = verify(config.clone(), &token).await.unwrap();
             assert_eq!(identity.principal.to_string(), "main:42");
             assert_eq!(identity.expires_ms, NOW_MS + 630_000);
             let broken = format!("{}A", token.get(..token.len() - 1).unwrap());
@@ -151,7 +151,7 @@ async fn every_algorithm_is_verified_by_jwks_and_by_pem_or_secret() {
                 broken
             };
             assert_eq!(
-                ask(config.clone(), &broken).await,
+                verify(config.clone(), &broken).await,
                 Err(AuthError::Signature),
                 "{algorithm:?} {kid:?}"
             );
@@ -159,7 +159,7 @@ async fn every_algorithm_is_verified_by_jwks_and_by_pem_or_secret() {
             let (_, signature) = rest.split_once('.').unwrap();
             let forged = URL_SAFE_NO_PAD.encode(with(json!({"sub": "1"})).to_string());
             assert_eq!(
-                ask(config, &format!("{head}.{forged}.{signature}")).await,
+                verify(config, &format!("{head}.{forged}.{signature}")).await,
                 Err(AuthError::Signature)
             );
         }
@@ -167,7 +167,7 @@ async fn every_algorithm_is_verified_by_jwks_and_by_pem_or_secret() {
 }
 
 #[tokio::test]
-async fn a_public_key_is_never_taken_for_a_shared_secret() {
+async fn public_key_is_not_an_hmac_secret() {
     let signer = Signer::new(Algorithm::RS256);
     let config = IssuerConfig {
         pem: Some(Secret::new(&signer.public_pem)),
@@ -175,8 +175,8 @@ async fn a_public_key_is_never_taken_for_a_shared_secret() {
     };
     let key = EncodingKey::from_secret(signer.public_pem.as_bytes());
     let token = encode(&JwtHeader::new(jsonwebtoken::Algorithm::HS256), &claims(), &key).unwrap();
-    assert_eq!(ask(config, &token).await, Err(AuthError::Algorithm));
-    // Even when the algorithm is accepted, a key verifies only what its type allows.
+    assert_eq!(verify(config, &token).await, Err(AuthError::Algorithm));
+    // A key verifies only what its type allows, even if the issuer accepts the algorithm.
     let config = IssuerConfig {
         jwks: jwks(&[signer.jwk(None)]),
         ..issuer(Algorithm::RS256)
@@ -186,11 +186,11 @@ async fn a_public_key_is_never_taken_for_a_shared_secret() {
         ..config
     };
     let token = Signer::new(Algorithm::ES256).sign(None, &claims());
-    assert_eq!(ask(both, &token).await, Err(AuthError::UnknownKey));
+    assert_eq!(verify(both, &token).await, Err(AuthError::UnknownKey));
 }
 
 #[tokio::test]
-async fn unsigned_and_malformed_tokens_are_refused() {
+async fn unsigned_and_malformed_tokens_are_rejected() {
     let good = Signer::new(Algorithm::HS256).sign(None, &claims());
     let (_, rest) = good.split_once('.').unwrap();
     let (payload, signature) = rest.split_once('.').unwrap();
@@ -206,37 +206,31 @@ async fn unsigned_and_malformed_tokens_are_refused() {
         ),
         (
             format!("{}.{payload}.{signature}", header(r#"{"alg":"HS256","crit":["exp"]}"#)),
-            AuthError::Malformed("its header has `crit`, and no extension is understood"),
+            AuthError::Malformed("the header has `crit`, but no extension is supported"),
         ),
         (
             format!("{}.{payload}.{signature}", header("[]")),
-            AuthError::Malformed("its header is not base64url of a JSON object with `alg`"),
+            AuthError::Malformed("the header is not a base64url-encoded JSON object with `alg`"),
         ),
         (
             format!("{}.{}.{signature}", header(r#"{"alg":"HS256"}"#), header("7")),
-            AuthError::Malformed("its payload is not base64url of a JSON object"),
+            AuthError::Malformed("the payload is not a base64url-encoded JSON object"),
         ),
-        (
-            String::new(),
-            AuthError::Malformed("it has not three parts divided by dots"),
-        ),
-        (
-            "a.b".into(),
-            AuthError::Malformed("it has not three parts divided by dots"),
-        ),
+        (String::new(), AuthError::Malformed("not three parts separated by dots")),
+        ("a.b".into(), AuthError::Malformed("not three parts separated by dots")),
         (
             format!("{good}.x"),
-            AuthError::Malformed("it has not three parts divided by dots"),
+            AuthError::Malformed("not three parts separated by dots"),
         ),
-        ("x".repeat(9_000), AuthError::Malformed("it is longer than 8 KiB")),
+        ("x".repeat(9_000), AuthError::Malformed("longer than 8 KiB")),
     ];
     for (token, want) in cases {
-        assert_eq!(ask(hs256(), &token).await, Err(want), "{token:.60}");
+        assert_eq!(verify(hs256(), &token).await, Err(want), "{token:.60}");
     }
 }
 
 #[tokio::test]
-async fn every_claim_that_does_not_hold_refuses_the_token() {
+async fn each_invalid_claim_rejects_the_token() {
     let signer = Signer::new(Algorithm::HS256);
     let aged = IssuerConfig {
         max_age_s: Some(60),
@@ -252,18 +246,18 @@ async fn every_claim_that_does_not_hold_refuses_the_token() {
         (hs256(), json!({"exp": null}), claim("exp")),
         (hs256(), json!({"exp": "soon"}), claim("exp")),
         (hs256(), json!({"exp": NOW_S - 30}), AuthError::Expired),
-        (hs256(), json!({"nbf": NOW_S + 31}), AuthError::Early("nbf")),
-        (hs256(), json!({"iat": NOW_S + 31}), AuthError::Early("iat")),
+        (hs256(), json!({"nbf": NOW_S + 31}), AuthError::NotYetValid("nbf")),
+        (hs256(), json!({"iat": NOW_S + 31}), AuthError::NotYetValid("iat")),
         (hs256(), json!({"sub": null}), claim("sub")),
         (hs256(), json!({"sub": ""}), claim("sub")),
         (hs256(), json!({"sub": "a\nb"}), claim("sub")),
         (hs256(), json!({"sub": {"id": 1}}), claim("sub")),
-        (aged.clone(), json!({"iat": NOW_S - 91}), AuthError::Old),
+        (aged.clone(), json!({"iat": NOW_S - 91}), AuthError::TooOld),
         (aged, json!({"iat": null}), claim("iat")),
     ];
     for (config, change, want) in cases {
         let token = signer.sign(None, &with(change.clone()));
-        assert_eq!(ask(config, &token).await, Err(want), "{change}");
+        assert_eq!(verify(config, &token).await, Err(want), "{change}");
     }
     for change in [
         json!({"exp": NOW_S - 29}),
@@ -272,14 +266,14 @@ async fn every_claim_that_does_not_hold_refuses_the_token() {
         json!({"aud": ["a", "trunkline"]}),
     ] {
         assert!(
-            ask(hs256(), &signer.sign(None, &with(change.clone()))).await.is_ok(),
+            verify(hs256(), &signer.sign(None, &with(change.clone()))).await.is_ok(),
             "{change}"
         );
     }
 }
 
 #[tokio::test]
-async fn claims_get_the_names_that_memberships_use() {
+async fn claims_are_mapped_to_membership_names() {
     let names = [
         ("store", "https://example.com/stores"),
         ("role", "realm.roles"),
@@ -294,7 +288,7 @@ async fn claims_get_the_names_that_memberships_use() {
         "user": {"id": 7}, "https://example.com/stores": ["1", 2], "realm": {"roles": []}, "admin": true, "team": "x",
     }));
     let token = Signer::new(Algorithm::HS256).sign(None, &sent);
-    let identity = ask(config, &token).await.unwrap();
+    let identity = verify(config, &token).await.unwrap();
     assert_eq!(identity.principal.to_string(), "main:7");
     let claim = |name: &str| identity.claims.get(name).cloned();
     assert_eq!(claim("sub"), Some(json!("7")));
@@ -310,7 +304,7 @@ async fn claims_get_the_names_that_memberships_use() {
 }
 
 #[tokio::test]
-async fn two_issuers_are_two_principals_and_never_share_keys() {
+async fn issuers_do_not_share_keys_or_principals() {
     let (first, second) = (Signer::new(Algorithm::EdDSA), Signer::new(Algorithm::EdDSA));
     let config = |alias: &str, iss: &str, signer: &Signer| IssuerConfig {
         alias: alias.into(),
@@ -333,7 +327,7 @@ async fn two_issuers_are_two_principals_and_never_share_keys() {
 }
 
 #[test]
-fn keys_that_cannot_be_used_are_refused_at_the_start() {
+fn unusable_keys_are_rejected_at_start() {
     let rsa = Signer::new(Algorithm::RS256);
     let ed = Signer::new(Algorithm::EdDSA);
     let private = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIA==\n-----END PRIVATE KEY-----\n";
@@ -357,21 +351,21 @@ fn keys_that_cannot_be_used_are_refused_at_the_start() {
             rs(Some(Secret::new("{}"))),
             "edge.issuers[0].jwks: is not a JWKS document",
         ),
-        (rs(jwks(&[])), "holds no usable signing key"),
+        (rs(jwks(&[])), "has no usable signing key"),
         (rs(jwks(&[small])), "an RSA key below 2048 bits"),
         (rs(jwks(&[encryption])), "a key that is not for signatures"),
         (rs(jwks(&[other])), "a key for another algorithm"),
-        (rs(jwks(&[unknown])), "holds no usable signing key"),
-        (rs(jwks(&[ed.jwk(None)])), "holds no key for the algorithms"),
-        (pem(private), "holds a private key"),
+        (rs(jwks(&[unknown])), "has no usable signing key"),
+        (rs(jwks(&[ed.jwk(None)])), "has no key for the algorithms"),
+        (pem(private), "is a private key"),
         (pem("nonsense"), "is not a public key in PEM"),
-        (pem(&rsa.public_pem), "holds no key for the algorithms"),
+        (pem(&rsa.public_pem), "has no key for the algorithms"),
         (
             IssuerConfig {
                 secret: Some(Secret::new("short")),
                 ..hs256()
             },
-            "has 5 bytes; HS256 needs at least 32",
+            "has 5 bytes but HS256 requires 32",
         ),
         (
             IssuerConfig {
@@ -390,11 +384,11 @@ fn keys_that_cannot_be_used_are_refused_at_the_start() {
     ];
     for (config, want) in cases {
         let got = Authenticator::new(&[config]).err().expect(want).to_string();
-        assert!(got.contains(want), "{got:?} does not say {want:?}");
+        assert!(got.contains(want), "{got:?} does not contain {want:?}");
     }
 }
 
-/// A JWKS server whose answer can be changed, and which counts.
+/// A JWKS server that counts requests and whose response can be changed.
 struct Server {
     url: String,
     keys: Arc<std::sync::Mutex<Vec<Value>>>,
@@ -441,7 +435,7 @@ impl Server {
 }
 
 #[tokio::test]
-async fn keys_rotate_and_made_up_key_ids_do_not_hammer_the_issuer() {
+async fn unknown_key_ids_cause_one_fetch_per_interval() {
     let (old, new) = (Signer::new(Algorithm::EdDSA), Signer::new(Algorithm::EdDSA));
     let server = Server::start(&[old.jwk(Some("old"))]).await;
     let auth = Authenticator::new(&[server.config()]).unwrap();
@@ -452,21 +446,17 @@ async fn keys_rotate_and_made_up_key_ids_do_not_hammer_the_issuer() {
     *server.keys.lock().unwrap() = vec![new.jwk(Some("new"))];
     let (one, two) = tokio::join!(auth.verify(&by_new, NOW_MS), auth.verify(&by_new, NOW_MS));
     assert!(one.is_ok() && two.is_ok());
-    assert_eq!(
-        server.fetches(),
-        2,
-        "an unknown key id has the keys fetched again, once"
-    );
+    assert_eq!(server.fetches(), 2, "an unknown key id causes one fetch");
     assert_eq!(auth.verify(&by_old, NOW_MS).await, Err(AuthError::UnknownKey));
     for n in 0..50 {
         let token = new.sign(Some(&format!("made-up-{n}")), &claims());
         assert_eq!(auth.verify(&token, NOW_MS).await, Err(AuthError::UnknownKey));
     }
-    assert_eq!(server.fetches(), 2, "not again within the interval");
+    assert_eq!(server.fetches(), 2, "no further fetch within the interval");
 }
 
 #[tokio::test]
-async fn a_public_document_never_brings_a_shared_secret() {
+async fn shared_secret_in_fetched_jwks_is_skipped() {
     let signer = Signer::new(Algorithm::HS256);
     let server = Server::start(&[signer.jwk(Some("a"))]).await;
     let config = IssuerConfig {
@@ -474,17 +464,19 @@ async fn a_public_document_never_brings_a_shared_secret() {
         ..server.config()
     };
     let auth = Authenticator::new(&[config]).unwrap();
-    let refused = auth.verify(&signer.sign(Some("a"), &claims()), NOW_MS).await;
-    assert_eq!(refused, Err(AuthError::KeysUnavailable("main".into())));
+    let result = auth.verify(&signer.sign(Some("a"), &claims()), NOW_MS).await;
+    assert_eq!(result, Err(AuthError::KeysUnavailable("main".into())));
     assert!(
-        auth.problems(NOW_MS).join("").contains("a shared secret in public"),
+        auth.problems(NOW_MS)
+            .join("")
+            .contains("a shared secret in a public document"),
         "{:?}",
         auth.problems(NOW_MS)
     );
 }
 
 #[tokio::test]
-async fn keys_are_refreshed_and_outlive_an_issuer_that_is_down_for_a_limited_time() {
+async fn stale_keys_are_used_for_a_limited_time() {
     let signer = Signer::new(Algorithm::EdDSA);
     let server = Server::start(&[signer.jwk(None)]).await;
     let config = IssuerConfig {
@@ -496,14 +488,14 @@ async fn keys_are_refreshed_and_outlive_an_issuer_that_is_down_for_a_limited_tim
     let token = signer.sign(None, &with(json!({"exp": NOW_S + 100_000})));
     let remote = auth.issuers[0].remote().unwrap().clone();
     assert!(!auth.problems(NOW_MS).is_empty());
-    assert_eq!(remote.keep_fresh(NOW_MS).await, Duration::from_secs(600));
+    assert_eq!(remote.refresh_if_due(NOW_MS).await, Duration::from_secs(600));
     assert!(auth.problems(NOW_MS).is_empty());
     server.broken.store(true, Ordering::SeqCst);
     let later = NOW_MS + 600_000;
     assert_eq!(
-        remote.keep_fresh(later).await,
+        remote.refresh_if_due(later).await,
         jwks::RETRY,
-        "a failed refresh is tried again soon"
+        "a failed refresh is retried soon"
     );
     assert_eq!(server.fetches(), 2);
     assert!(auth.verify(&token, later).await.is_ok(), "stale keys are used");
@@ -521,11 +513,11 @@ async fn keys_are_refreshed_and_outlive_an_issuer_that_is_down_for_a_limited_tim
     assert_eq!(
         auth.verify(&token, later + 1).await,
         Err(AuthError::KeysUnavailable("main".into())),
-        "not at once"
+        "not before the retry interval"
     );
     assert!(
         auth.verify(&token, later + 2_000).await.is_ok(),
-        "and it recovers by itself"
+        "recovers after the retry interval"
     );
     drop(server.task);
 }

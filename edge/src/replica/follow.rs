@@ -1,12 +1,11 @@
-//! The thread that reads `view.log` into the replica.
+//! The thread that reads `view.log` into the replica (docs/protocol/view-sync.md, "The replica").
 //!
-//! It opens the store, sets it aside when it is of another log, damaged or too old, reads committed records, applies
-//! them, wakes whoever waits, and asks the log often enough where its ends are to prove that the replica is current.
-//! Guarantees: an error of the log is tried again for ever with a pause that grows to a few seconds, and is said by
-//! the shelf's trouble meanwhile; records are applied in offset order, each at least once.
-//! Never: a guess where the log cannot be asked: without an answer the proof grows old and polls are refused.
+//! It opens the store and quarantines it if it belongs to another log, is damaged or is too old. It then reads committed
+//! records, applies them in offset order, wakes long polls, and looks up the log's end offsets to prove that the replica
+//! is current. Errors of the log are retried forever with a backoff of up to a few seconds; meanwhile readiness reports
+//! the cause, and the proofs expire, so that polls answer 503 instead of possibly revoked data (I5).
 
-use super::{ReplicaHandle, Trouble};
+use super::handle::{ReadinessIssue, ReplicaHandle};
 use crate::config::{Engine, StoreConfig};
 use aws_lc_rs::digest;
 use event_log::{Isolation, OffsetSpec, Reader, RecordBatch, SharedEventLog, StartFrom, TopicInfo, TopicPartition};
@@ -18,216 +17,241 @@ use std::time::{Duration, Instant};
 use views::Replica;
 use views::replica::{Error as ViewsError, FLUSH_BYTES, Options, SPACES, Times};
 
-/// Bytes asked for in one read.
+/// Maximum bytes of one poll of the reader.
 const READ_BYTES: usize = 4 * 1024 * 1024;
-/// How long one read waits for records; also how late a stop is noticed.
+/// How long one poll of the reader waits for records. Also bounds the reaction to a stop.
 const READ_WAIT: Duration = Duration::from_millis(100);
-/// How often the log is asked for its ends while all is well; a sixth of the time after which data routes refuse.
-const PROVE_EVERY: Duration = Duration::from_secs(5);
-/// How often, while some partition is not complete.
-const PROVE_OFTEN: Duration = Duration::from_millis(200);
-/// How often old tombstones are removed, and the age of the store and the topic's id are looked at.
-const TEND_EVERY: Duration = Duration::from_secs(5);
-/// Tombstones removed at a time, a partition.
+/// Interval of proofs while every partition is complete: a sixth of `Times::proof_ms`, after which polls answer 503.
+const PROVE_INTERVAL: Duration = Duration::from_secs(5);
+/// Interval of proofs while a partition is incomplete.
+const PROVE_INTERVAL_INCOMPLETE: Duration = Duration::from_millis(200);
+/// Interval of pruning tombstones and of checking the age of the store and the topic id.
+const MAINTAIN_INTERVAL: Duration = Duration::from_secs(5);
+/// Maximum tombstones that one pruning removes per partition. Bounds how long the apply thread is blocked.
 const PRUNE_MAX: usize = 10_000;
 /// First and longest pause after an error.
-const PAUSES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(3)];
-/// How long a replica that is taken down may still be held by polls under way.
+const BACKOFF_MIN: Duration = Duration::from_millis(100);
+const BACKOFF_MAX: Duration = Duration::from_secs(3);
+/// How long to wait for polls that still use a withdrawn replica.
 const RELEASE_WAIT: Duration = Duration::from_secs(5);
 
-/// What to follow, and where to keep it.
+/// Cause of a quarantine: cluster or topic id changed.
+const RECREATED: &str = "the cluster changed, or topic view.log was deleted and created again";
+/// Cause of a quarantine: see [`Replica::expired`].
+const TOMBSTONES_MISSED: &str =
+    "the replica was not current for nearly delete.retention.ms, so the log may have removed tombstones that it lacks";
+/// Fix for errors of the store.
+const CHECK_DISK: &str = "check free space and health of the disk of edge.data_dir; the edge retries";
+
+/// What to follow and where to store it.
 #[derive(Debug, Clone)]
 pub struct FollowConfig {
-    /// The topic; `view.log`.
+    /// Name of the topic `view.log`.
     pub topic: String,
-    /// Partitions that the topology declares for it.
+    /// Partition count that the topology declares for it.
     pub partitions: i32,
     /// Data directory of the edge.
     pub data_dir: PathBuf,
-    /// Store.
+    /// Store of the replica.
     pub store: StoreConfig,
 }
 
-/// Why the thread ended although nobody asked it to.
+/// An error that stops the thread, because retrying cannot resolve it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FollowError {
-    /// Another process has the store.
-    #[error("the edge's store cannot be opened")]
+    /// Another process has locked the store.
+    #[error("open the store of the view replica; stop the other process that uses the same edge.data_dir")]
     Locked(#[source] state_store::Error),
 }
 
-/// Why following was interrupted.
-enum Broken {
-    /// The log failed; the replica is as good as before.
+/// Why a subscription ended.
+enum SubscriptionError {
+    /// A request to the log failed; the replica is unaffected.
     Log(&'static str, event_log::Error),
-    /// The topic is not what it should be.
-    Topic(Trouble),
-    /// The replica failed; what is in its store is good.
+    /// The topic does not exist or does not match the topology.
+    Topic(ReadinessIssue),
+    /// The replica failed; its store is intact unless the error is `Unusable`.
     Replica(ViewsError),
-    /// The store is of no use: read everything again.
-    Useless(String),
+    /// The store cannot be used any more; quarantine it and read `view.log` from its start.
+    StoreUnusable(String),
     /// The store cannot be opened.
-    Store(state_store::Error),
+    OpenStore(state_store::Error),
 }
 
-/// What one connection to the log follows.
-struct Link {
+/// A replica and the reader that feeds it.
+struct Subscription {
     identity: u64,
     replica: Arc<Replica>,
     reader: Box<dyn Reader>,
     partitions: Vec<TopicPartition>,
     proved: Option<Instant>,
-    tended: Instant,
+    maintained: Instant,
+}
+
+/// A replica that is open.
+struct OpenReplica {
+    identity: u64,
+    replica: Arc<Replica>,
+    store: state_store::SharedStore,
 }
 
 /// Follows `view.log`.
 pub struct Follower {
     log: SharedEventLog,
-    shelf: Arc<ReplicaHandle>,
+    handle: Arc<ReplicaHandle>,
     config: FollowConfig,
     clock: SharedClock,
-    component: Component,
+    readiness: Component,
     stop: Drain,
-    /// The replica that is open, and for which log and topic.
-    open: Option<(u64, Arc<Replica>, state_store::SharedStore)>,
+    open: Option<OpenReplica>,
+}
+
+/// What a [`Follower`] reports to and is controlled by.
+pub struct FollowerContext {
+    /// Where polls find the replica.
+    pub handle: Arc<ReplicaHandle>,
+    /// Clock of `as_of` and proofs.
+    pub clock: SharedClock,
+    /// Readiness of the replica.
+    pub readiness: Component,
+    /// Stops the thread.
+    pub stop: Drain,
 }
 
 impl Follower {
-    /// Follows the log into the shelf's replica until `stop`, and says in `component` how it stands.
-    pub fn new(
-        log: SharedEventLog,
-        shelf: Arc<ReplicaHandle>,
-        config: FollowConfig,
-        clock: SharedClock,
-        component: Component,
-        stop: Drain,
-    ) -> Self {
+    /// Creates a follower of `log`; [`Follower::run`] runs it.
+    pub fn new(log: SharedEventLog, config: FollowConfig, context: FollowerContext) -> Self {
+        let FollowerContext {
+            handle,
+            clock,
+            readiness,
+            stop,
+        } = context;
         Follower {
             log,
-            shelf,
+            handle,
             config,
             clock,
-            component,
+            readiness,
             stop,
             open: None,
         }
     }
 
-    /// Runs until it is stopped. Blocks: give it a thread of its own.
+    /// Follows `view.log` until it is stopped. Blocks, so run it on a dedicated thread.
     ///
     /// # Errors
-    /// What no waiting mends.
+    /// An error that retrying cannot resolve.
     pub fn run(mut self) -> Result<(), FollowError> {
-        let [first, longest] = PAUSES;
-        let mut pauses = Backoff::new(first, longest);
+        let mut backoff = Backoff::new(BACKOFF_MIN, BACKOFF_MAX);
         while !self.stop.is_draining() {
             let began = Instant::now();
-            let Err(broken) = self.link().and_then(|link| self.follow(link)) else {
+            let Err(error) = self.subscribe().and_then(|subscription| self.follow(subscription)) else {
                 break;
             };
-            if began.elapsed() > longest {
-                pauses.reset();
+            if began.elapsed() > BACKOFF_MAX {
+                backoff.reset();
             }
-            self.mend(broken)?;
-            pauses.pause_blocking(&self.stop);
+            self.handle_error(error)?;
+            backoff.pause_blocking(&self.stop);
         }
-        let persisted = self.open.as_ref().map(|(_, _, store)| store.persist());
+        let persisted = self.open.as_ref().map(|open| open.store.persist());
         if let Some(Err(error)) = persisted {
-            tracing::warn!(
-                error = chain(&error),
-                "the replica's store was not written through; the log has it all"
-            );
+            // Not an error: after a restart the records that the store lacks are read from the log again.
+            tracing::warn!(error = chain(&error), "replica store not persisted");
         }
-        self.shelf.take();
+        self.handle.withdraw();
         Ok(())
     }
 
-    /// Says what is wrong and does what helps before the next try.
-    fn mend(&mut self, broken: Broken) -> Result<(), FollowError> {
-        let trouble = match broken {
-            Broken::Topic(trouble) => trouble,
-            Broken::Log(attempted, event_log::Error::OutOfRange { at, offset, start, end }) => {
-                let why =
-                    format!("cannot {attempted}: the replica stands at {offset} of {at}, the log keeps {start}..{end}");
-                self.quarantine(&why);
-                Trouble::new(why, "wait: the replica is being read again from the start")
+    /// Reports why a subscription ended, and closes or quarantines the store if that is necessary before a retry.
+    fn handle_error(&mut self, error: SubscriptionError) -> Result<(), FollowError> {
+        let issue = match error {
+            SubscriptionError::Topic(issue) => issue,
+            // Retention or a recreated topic removed the position. The records in between are lost to this replica, so
+            // it cannot continue from its store.
+            SubscriptionError::Log(attempted, event_log::Error::OutOfRange { at, offset, start, end }) => self
+                .quarantine(format!(
+                    "{attempted}: position {offset} of {at} is outside of the log's range {start}..{end}"
+                )),
+            SubscriptionError::Log(attempted, error) => {
+                let fix = "the edge retries; if this persists, check the log with `trunkline doctor`";
+                ReadinessIssue::new(format!("{attempted}: {}", chain(&error)), fix)
             }
-            Broken::Log(attempted, error) => {
-                let next = "the edge goes on trying; check the log with `trunkline doctor`";
-                Trouble::new(format!("cannot {attempted}: {}", chain(&error)), next)
-            }
-            Broken::Replica(error @ ViewsError::Record { .. }) => {
+            // A record of a newer format. The store is intact, and a newer release continues from it.
+            SubscriptionError::Replica(error @ ViewsError::Record { .. }) => {
                 self.close();
-                Trouble::new(chain(&error), "update this edge; it goes on where it stopped")
+                ReadinessIssue::new(chain(&error), "update this edge; it continues from its store")
             }
-            Broken::Replica(ViewsError::Foreign(why)) | Broken::Useless(why) => {
-                self.quarantine(&why);
-                Trouble::new(why, "wait: the replica is being read again from the start")
+            SubscriptionError::Replica(ViewsError::Unusable(cause)) | SubscriptionError::StoreUnusable(cause) => {
+                self.quarantine(cause)
             }
-            Broken::Replica(error) => {
+            // The replica's memory may be ahead of its store, so it must be opened again.
+            SubscriptionError::Replica(error) => {
                 self.close();
-                Trouble::new(chain(&error), "check the disk of the edge's data directory")
+                ReadinessIssue::new(chain(&error), CHECK_DISK)
             }
-            Broken::Store(error @ state_store::Error::Locked { .. }) => return Err(FollowError::Locked(error)),
-            Broken::Store(state_store::Error::Corrupt { source, .. }) => {
-                let why = format!("the replica's store cannot be read: {source}");
-                self.quarantine(&why);
-                Trouble::new(why, "wait: the replica is being read again from the start")
+            SubscriptionError::OpenStore(error @ state_store::Error::Locked { .. }) => {
+                return Err(FollowError::Locked(error));
             }
-            Broken::Store(error) => Trouble::new(chain(&error), "check the disk of the edge's data directory"),
+            SubscriptionError::OpenStore(state_store::Error::Corrupt { source, .. }) => {
+                self.quarantine(format!("the store of the view replica is damaged: {source}"))
+            }
+            SubscriptionError::OpenStore(error) => ReadinessIssue::new(chain(&error), CHECK_DISK),
         };
-        self.component.not_ready(&*trouble.cause, &*trouble.next);
-        self.shelf.note(Some(trouble));
+        self.readiness.not_ready(&*issue.cause, &*issue.fix);
+        self.handle.set_issue(Some(issue));
         Ok(())
     }
 
-    /// Takes the replica down and closes its store.
+    /// Withdraws the replica and closes its store.
     fn close(&mut self) {
-        let shelved = self.shelf.take();
-        drop(shelved);
-        let Some((_, mut replica, store)) = self.open.take() else {
+        drop(self.handle.withdraw());
+        let Some(mut open) = self.open.take() else {
             return;
         };
         let until = Instant::now() + RELEASE_WAIT;
-        // Polls under way hold it for moments only; the directory can be opened again once they are done.
-        while Arc::get_mut(&mut replica).is_none() && Instant::now() < until {
+        // A poll that loaded the replica before it was withdrawn keeps it open while it reads. The store's directory can
+        // be renamed or opened again only after the last reference is gone.
+        while Arc::get_mut(&mut open.replica).is_none() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
         }
-        drop((replica, store));
     }
 
-    fn quarantine(&mut self, why: &str) {
+    /// Closes the store and moves it to another directory, so that the next subscription starts with an empty one.
+    fn quarantine(&mut self, cause: String) -> ReadinessIssue {
         self.close();
         let dir = self.dir();
-        if !dir.exists() {
-            return;
+        if dir.exists() {
+            match state_store::quarantine(&dir) {
+                Ok(to) => tracing::warn!(cause, to = %to.display(), "replica store quarantined"),
+                Err(error) => tracing::error!(cause, %error, "quarantine of the replica store failed"),
+            }
         }
-        match state_store::quarantine(&dir) {
-            Ok(to) => tracing::warn!(why, to = %to.display(), "set the replica's store aside; it may be deleted"),
-            Err(error) => tracing::error!(why, %error, "the replica's store could not be set aside"),
-        }
+        ReadinessIssue::new(
+            cause,
+            "wait while the replica reads view.log from its start; the quarantined store may be deleted",
+        )
     }
 
     fn dir(&self) -> PathBuf {
         views::replica::dir(&self.config.data_dir)
     }
 
-    /// Looks at the topic, opens the replica unless it is open, and begins to read where it stands.
-    fn link(&mut self) -> Result<Link, Broken> {
+    /// Checks the topic, opens the replica unless it is open, and assigns a reader at its positions.
+    fn subscribe(&mut self) -> Result<Subscription, SubscriptionError> {
         let topic = &self.config.topic.clone();
         let (identity, info) = self.identify()?;
         let now = self.clock.now_ms();
         let replica = self.replica(identity, &info, now)?;
         if replica.expired(now) {
-            return Err(Broken::Useless(
-                "the replica is so old that deletions may have left the log since".into(),
-            ));
+            return Err(SubscriptionError::StoreUnusable(TOMBSTONES_MISSED.into()));
         }
         let mut reader = self
             .log
             .reader(Isolation::ReadCommitted)
-            .map_err(|e| Broken::Log("open a reader", e))?;
+            .map_err(|e| SubscriptionError::Log("open a reader of view.log", e))?;
         let partitions: Vec<TopicPartition> = replica
             .positions()
             .iter()
@@ -240,55 +264,57 @@ impl Follower {
                 StartFrom::Offset(position)
             }
         };
-        let places = replica.positions().into_iter().map(|(_, position)| from(position));
-        let assigned: Vec<_> = partitions.iter().cloned().zip(places).collect();
+        let starts = replica.positions().into_iter().map(|(_, position)| from(position));
+        let assigned: Vec<_> = partitions.iter().cloned().zip(starts).collect();
         reader
             .assign(&assigned)
-            .map_err(|e| Broken::Log("begin to read view.log", e))?;
-        Ok(Link {
+            .map_err(|e| SubscriptionError::Log("assign the partitions of view.log", e))?;
+        Ok(Subscription {
             identity,
             replica,
             reader,
             partitions,
             proved: None,
-            tended: Instant::now(),
+            maintained: Instant::now(),
         })
     }
 
-    /// Which log and topic there is now.
-    fn identify(&self) -> Result<(u64, TopicInfo), Broken> {
+    /// Describes the topic and hashes the identity of log and topic.
+    fn identify(&self) -> Result<(u64, TopicInfo), SubscriptionError> {
         let topic = &self.config.topic;
         let info = self
             .log
             .describe(topic)
-            .map_err(|e| Broken::Log("describe view.log", e))?;
+            .map_err(|e| SubscriptionError::Log("describe view.log", e))?;
         let info = info.ok_or_else(|| {
             let cause = format!("topic {topic} does not exist");
-            Broken::Topic(Trouble::new(cause, "start the sync-views processor, which makes it"))
+            SubscriptionError::Topic(ReadinessIssue::new(
+                cause,
+                "start the sync-views processor, which creates it",
+            ))
         })?;
         if info.partitions != self.config.partitions {
-            let (has, says) = (info.partitions, self.config.partitions);
-            let cause = format!("topic {topic} has {has} partitions, the topology says {says}");
-            let next = "set view_log.partitions to what the topic has: it is fixed for life";
-            return Err(Broken::Topic(Trouble::new(cause, next)));
+            let (actual, declared) = (info.partitions, self.config.partitions);
+            let cause = format!("topic {topic} has {actual} partitions but the topology declares {declared}");
+            let fix = format!("partition counts cannot change, so set [view_log].partitions = {actual}");
+            return Err(SubscriptionError::Topic(ReadinessIssue::new(cause, fix)));
         }
         let log_epoch = self
             .log
             .log_epoch()
-            .map_err(|e| Broken::Log("ask which log this is", e))?;
+            .map_err(|e| SubscriptionError::Log("get the log epoch", e))?;
         Ok((identity(&log_epoch, &info), info))
     }
 
-    fn replica(&mut self, identity: u64, info: &TopicInfo, now: i64) -> Result<Arc<Replica>, Broken> {
+    /// The open replica; opens and publishes it if there is none.
+    fn replica(&mut self, identity: u64, info: &TopicInfo, now: i64) -> Result<Arc<Replica>, SubscriptionError> {
         match &self.open {
-            Some((open, replica, _)) if *open == identity => return Ok(replica.clone()),
-            Some(_) => {
-                return Err(Broken::Useless("the log or the topic view.log was made anew".into()));
-            }
+            Some(open) if open.identity == identity => return Ok(open.replica.clone()),
+            Some(_) => return Err(SubscriptionError::StoreUnusable(RECREATED.into())),
             None => {}
         }
         let dir = self.dir();
-        let store = open_store(&dir, &self.config.store).map_err(Broken::Store)?;
+        let store = open_store(&dir, &self.config.store).map_err(SubscriptionError::OpenStore)?;
         let options = Options {
             partitions: (0..info.partitions).collect(),
             times: times(info),
@@ -297,65 +323,78 @@ impl Follower {
             flush_bytes: FLUSH_BYTES,
             now,
         };
-        let replica = Arc::new(Replica::open(store.clone(), options).map_err(Broken::Replica)?);
-        self.open = Some((identity, replica.clone(), store));
-        self.shelf.put(replica.clone());
+        let replica = Arc::new(Replica::open(store.clone(), options).map_err(SubscriptionError::Replica)?);
+        self.open = Some(OpenReplica {
+            identity,
+            replica: replica.clone(),
+            store,
+        });
+        self.handle.publish(replica.clone());
         Ok(replica)
     }
 
-    /// Reads and applies until it is stopped or something breaks.
-    fn follow(&self, mut link: Link) -> Result<(), Broken> {
+    /// Reads and applies records until it is stopped or an error occurs.
+    fn follow(&self, mut subscription: Subscription) -> Result<(), SubscriptionError> {
         let mut batch = RecordBatch::default();
-        // A reader may say that a position is out of range only when it is asked for records.
-        let mut read = link
+        // `assign` does not contact the broker: an offset out of range is reported by the first poll. Only after it may
+        // the issue of the previous attempt be cleared.
+        let mut read = subscription
             .reader
             .poll(&mut batch, READ_BYTES, Duration::ZERO)
-            .map_err(|e| Broken::Log("read view.log", e))?;
-        self.shelf.note(None);
+            .map_err(|e| SubscriptionError::Log("read view.log", e))?;
+        self.handle.set_issue(None);
         while !self.stop.is_draining() {
             let now = self.clock.now_ms();
             if read > 0 {
-                self.apply(&link, &batch, now)?;
+                self.apply(&subscription, &batch, now)?;
             }
-            let complete = link.replica.health(now).iter().all(|h| h.not_ready.is_none());
-            let every = if complete { PROVE_EVERY } else { PROVE_OFTEN };
-            if link.proved.is_none_or(|at| at.elapsed() >= every) {
-                self.prove(&link)?;
-                link.proved = Some(Instant::now());
+            let complete = subscription.replica.health(now).iter().all(|h| h.not_ready.is_none());
+            let interval = if complete {
+                PROVE_INTERVAL
+            } else {
+                PROVE_INTERVAL_INCOMPLETE
+            };
+            if subscription.proved.is_none_or(|at| at.elapsed() >= interval) {
+                self.prove_current(&subscription)?;
+                subscription.proved = Some(Instant::now());
             } else if read == 0 {
-                prove_by_reader(&link).map_err(Broken::Replica)?;
+                prove_by_reader(&subscription).map_err(SubscriptionError::Replica)?;
             }
-            if link.tended.elapsed() >= TEND_EVERY {
-                self.tend(&link, now)?;
-                link.tended = Instant::now();
+            if subscription.maintained.elapsed() >= MAINTAIN_INTERVAL {
+                self.maintain(&subscription, now)?;
+                subscription.maintained = Instant::now();
             }
-            match self.shelf.trouble(now) {
-                None => self.component.ready(),
-                Some(trouble) => self.component.not_ready(trouble.cause, trouble.next),
+            match self.handle.issue(now) {
+                None => self.readiness.ready(),
+                Some(issue) => self.readiness.not_ready(issue.cause, issue.fix),
             }
-            let polled = link.reader.poll(&mut batch, READ_BYTES, READ_WAIT);
-            read = polled.map_err(|e| Broken::Log("read view.log", e))?;
+            let polled = subscription.reader.poll(&mut batch, READ_BYTES, READ_WAIT);
+            read = polled.map_err(|e| SubscriptionError::Log("read view.log", e))?;
         }
         Ok(())
     }
 
-    fn apply(&self, link: &Link, batch: &RecordBatch, now: i64) -> Result<(), Broken> {
+    /// Applies a polled batch and wakes the long polls whose buckets changed.
+    fn apply(&self, subscription: &Subscription, batch: &RecordBatch, now: i64) -> Result<(), SubscriptionError> {
         failpoint::hit("edge.before_apply");
-        let wakes = self.shelf.wakes();
+        let notifier = self.handle.notifier();
         for (index, at) in batch.partitions().iter().enumerate() {
             let records = batch.iter().filter(|r| r.partition_index() == index);
-            let applied = link
+            let applied = subscription
                 .replica
                 .apply(at.partition, records, now)
-                .map_err(Broken::Replica)?;
+                .map_err(SubscriptionError::Replica)?;
             if applied.need_end {
                 let end = self
                     .log
                     .offset(at, OffsetSpec::LogEnd)
-                    .map_err(|e| Broken::Log("ask for the end of view.log", e))?;
-                link.replica.set_end(at.partition, end).map_err(Broken::Replica)?;
+                    .map_err(|e| SubscriptionError::Log("look up the end of view.log", e))?;
+                subscription
+                    .replica
+                    .set_end(at.partition, end)
+                    .map_err(SubscriptionError::Replica)?;
             }
-            wakes.wake(&applied.buckets);
+            notifier.wake(&applied.buckets);
             if let Some(closed_at_ms) = applied.closed_at_ms {
                 let late_ms = u32::try_from((now - closed_at_ms).max(0)).unwrap_or(u32::MAX);
                 metrics::histogram!("trunkline_edge_source_to_view_seconds").record(f64::from(late_ms) / 1_000.0);
@@ -364,34 +403,40 @@ impl Follower {
                 metrics::counter!("trunkline_edge_records_refused_total").increment(applied.refused);
             }
         }
-        wakes.moved();
+        notifier.advanced();
         metrics::counter!("trunkline_edge_records_read_total")
             .increment(u64::try_from(batch.len()).unwrap_or(u64::MAX));
         failpoint::hit("edge.after_apply");
         Ok(())
     }
 
-    /// Asks the log for its ends and notes where the replica has everything. Everything read so far is applied here.
-    fn prove(&self, link: &Link) -> Result<(), Broken> {
+    /// Looks up the end offsets and records in the replica which partitions are current.
+    ///
+    /// Must be called with every polled record applied: the reader's position is taken for the replica's. The time is
+    /// taken *before* the lookup, so that a record appended after it is never covered by the proof.
+    fn prove_current(&self, subscription: &Subscription) -> Result<(), SubscriptionError> {
         let mut lag = 0;
         let asked_ms = self.clock.now_ms();
         let ends = |which| {
-            let ends = self.log.offsets(&link.partitions, which);
-            ends.map_err(|e| Broken::Log("ask for the ends of view.log", e))
+            let ends = self.log.offsets(&subscription.partitions, which);
+            ends.map_err(|e| SubscriptionError::Log("look up the end offsets of view.log", e))
         };
+        // A `read_committed` reader cannot pass the last stable offset, so that is what proves that it is current. Only a
+        // position at the log end proves that no record, committed or not, is older than `asked_ms` (`as_of`).
         let (stable, end) = (ends(OffsetSpec::LastStable)?, ends(OffsetSpec::LogEnd)?);
-        for ((at, stable), end) in link.partitions.iter().zip(stable).zip(end) {
-            let position = link.reader.position(at).unwrap_or(0);
+        for ((at, stable), end) in subscription.partitions.iter().zip(stable).zip(end) {
+            let position = subscription.reader.position(at).unwrap_or(0);
             if position >= stable {
-                link.replica
+                subscription
+                    .replica
                     .at_end(at.partition, position, end, asked_ms)
-                    .map_err(Broken::Replica)?;
+                    .map_err(SubscriptionError::Replica)?;
             }
             lag += (stable - position).max(0);
         }
-        self.shelf.wakes().moved();
+        self.handle.notifier().advanced();
         metrics::gauge!("trunkline_edge_lag_records").set(f64::from(u32::try_from(lag).unwrap_or(u32::MAX)));
-        for health in link.replica.health(self.clock.now_ms()) {
+        for health in subscription.replica.health(self.clock.now_ms()) {
             let partition = health.partition.to_string();
             let gauge =
                 |name: &'static str, value: f64| metrics::gauge!(name, "partition" => partition.clone()).set(value);
@@ -399,33 +444,38 @@ impl Follower {
             gauge("trunkline_edge_holds_back", f64::from(u8::from(health.holds_back)));
             #[expect(
                 clippy::as_conversions,
-                reason = "a gauge is a float; offsets beyond 2^53 lose their last digits there"
+                reason = "a gauge is a float; offsets beyond 2^53 are rounded"
             )]
             gauge("trunkline_edge_closed_offset", health.closed as f64);
         }
         Ok(())
     }
 
-    fn tend(&self, link: &Link, now: i64) -> Result<(), Broken> {
-        // A reader goes on by name: offsets of a topic that was made anew would be taken for those of the old one.
-        if self.identify()?.0 != link.identity {
-            return Err(Broken::Useless("the log or the topic view.log was made anew".into()));
+    /// Checks the identity of the topic and the age of the replica, and removes old tombstones.
+    fn maintain(&self, subscription: &Subscription, now: i64) -> Result<(), SubscriptionError> {
+        // A Kafka consumer addresses a topic by name and continues when the topic is created again. Its offsets would
+        // then be mistaken for those of the old topic.
+        if self.identify()?.0 != subscription.identity {
+            return Err(SubscriptionError::StoreUnusable(RECREATED.into()));
         }
-        if link.replica.expired(now) {
-            let why = "the replica has not been current for so long that deletions may be missing";
-            return Err(Broken::Useless(why.into()));
+        if subscription.replica.expired(now) {
+            return Err(SubscriptionError::StoreUnusable(TOMBSTONES_MISSED.into()));
         }
-        link.replica.prune(now, PRUNE_MAX).map_err(Broken::Replica)?;
+        subscription
+            .replica
+            .prune(now, PRUNE_MAX)
+            .map_err(SubscriptionError::Replica)?;
         Ok(())
     }
 }
 
-/// Takes the reader's own word for having stood at the end; it knows without asking the log.
-fn prove_by_reader(link: &Link) -> Result<(), ViewsError> {
-    for at in &link.partitions {
-        if let (Some(position), Some(at_ms)) = (link.reader.position(at), link.reader.at_end(at)) {
-            // Where the end was is not known here: this proves that nothing stable was missed, and no more.
-            link.replica.at_end(at.partition, position, i64::MAX, at_ms)?;
+/// Proves partitions current by the reader's end-of-partition events, without a request to the log.
+fn prove_by_reader(subscription: &Subscription) -> Result<(), ViewsError> {
+    for at in &subscription.partitions {
+        if let (Some(position), Some(at_ms)) = (subscription.reader.position(at), subscription.reader.at_end(at)) {
+            // The event proves that every stable record below the position was read. The log end is unknown, so
+            // `i64::MAX` leaves `as_of` and E unchanged.
+            subscription.replica.at_end(at.partition, position, i64::MAX, at_ms)?;
         }
     }
     Ok(())
@@ -450,7 +500,7 @@ fn mib(mib: u32) -> usize {
     usize::try_from(mib).unwrap_or(usize::MAX).saturating_mul(1024 * 1024)
 }
 
-/// Hash of the log's log_epoch and the topic's id: offsets mean something within one such pair only.
+/// Hash of the log epoch and the topic id. Offsets are comparable within one such pair only.
 fn identity(log_epoch: &str, info: &TopicInfo) -> u64 {
     let mut context = digest::Context::new(&digest::SHA256);
     context.update(log_epoch.as_bytes());
@@ -460,7 +510,7 @@ fn identity(log_epoch: &str, info: &TopicInfo) -> u64 {
     u64::from_be_bytes(hash.as_ref().first_chunk().copied().expect("SHA-256 has 32 bytes"))
 }
 
-/// The replica's times from the topic's settings.
+/// Limits of the replica, from the settings of the topic.
 fn times(info: &TopicInfo) -> Times {
     let defaults = Times::default();
     let delete_retention_ms = info
@@ -471,7 +521,7 @@ fn times(info: &TopicInfo) -> Times {
             .number("min.compaction.lag.ms")
             .unwrap_or(defaults.compaction_lag_ms),
         delete_retention_ms,
-        // A day off a week; of a shorter retention the same share.
+        // A day of a week's retention, and the same share of a shorter one.
         margin_ms: defaults.margin_ms.min(delete_retention_ms / 7),
         ..defaults
     }

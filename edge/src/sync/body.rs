@@ -1,17 +1,17 @@
-//! The page as JSON bytes.
+//! Encodes a page as the JSON body that `/openapi.json` describes, with the fields in the order in which a device applies
+//! them.
 //!
-//! Rows are spliced in as the bytes that the writer of the view encoded: nothing is parsed or built on the way.
-//! Guarantees: valid JSON with the fields of `/openapi.json`, in the order in which a device applies them.
-//! Never: another encoding of a row than the one in `view.log`.
+//! Rows are copied from `view.log` as the JSON bytes that sync-views wrote. They are neither parsed nor encoded again, so
+//! that a page costs little CPU and numbers keep their exact form.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use views::{BucketId, Change, Page};
 
-/// Characters of a bucket's id: 8 bytes in base64 without padding.
+/// Characters of a bucket id: 8 bytes in base64 without padding.
 const BUCKET_CHARS: usize = 11;
 
-/// Writes a page; `cursor` is the sealed cursor's text.
+/// Encodes a page; `cursor` is the sealed cursor.
 pub fn write(page: &Page, cursor: &str, poll_after_ms: u64) -> Vec<u8> {
     let rows: usize = page
         .changes
@@ -48,7 +48,7 @@ pub fn write(page: &Page, cursor: &str, poll_after_ms: u64) -> Vec<u8> {
             out.extend_from_slice(b"\"}");
         });
     }
-    // Writes of devices come later: nothing can have been acknowledged yet.
+    // Always 0: device writes (I7) are not built.
     out.extend_from_slice(b",\"acked_through\":0,\"poll_after_ms\":");
     out.extend_from_slice(poll_after_ms.to_string().as_bytes());
     out.push(b'}');
@@ -110,5 +110,5 @@ fn hex(out: &mut Vec<u8>, bytes: &[u8]) {
 }
 
 fn string(out: &mut Vec<u8>, text: &str) {
-    serde_json::to_writer(out, text).expect("a text always has a JSON form, and a vector takes it");
+    serde_json::to_writer(out, text).expect("a string has a JSON form, and writing to a vector cannot fail");
 }

@@ -1,66 +1,66 @@
-//! What a device asks: read from a query or from a JSON body.
+//! Parses the parameters of a poll from the query, the JSON body and `If-None-Match`.
 //!
-//! Guarantees: every refusal names the field and what it takes; a value beyond a limit is cut to the limit.
-//! Never: a guess at a field that is not known.
+//! Unknown fields are rejected, so that a misspelled one is not silently ignored. Values above a configured limit are
+//! reduced to it by [`super::Polls`].
 
-use crate::error::ApiError;
+use crate::http::ApiError;
 use serde_json::{Map, Value};
 use std::time::Duration;
 
-/// Characters of the longest cursor that is looked at.
+/// Characters of the longest accepted cursor. The largest real one, with all buckets covered, is shorter.
 const CURSOR_CHARS_MAX: usize = 48 * 1024;
 
-/// A poll.
+/// Parameters of a poll.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct SyncRequest {
     /// The cursor that the device holds.
     pub cursor: Option<String>,
     /// The cursor of `If-None-Match`.
     pub only_if_changed: Option<String>,
-    /// How long to wait for something new.
+    /// How long to wait for a change.
     pub wait: Duration,
-    /// Most changes of a page.
+    /// Maximum changes of a page.
     pub limit: Option<usize>,
-    /// The device id, where it stands in the query.
+    /// The device id, if it is in the query.
     pub device: Option<String>,
 }
 
 impl SyncRequest {
-    /// Reads a query string.
+    /// Parses a query string.
     ///
     /// # Errors
-    /// 400 that names the field.
+    /// 400 with the name of the invalid field.
     pub fn from_query(query: &str) -> Result<Self, ApiError> {
-        let mut ask = SyncRequest::default();
+        let mut request = SyncRequest::default();
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             match name.as_ref() {
-                "cursor" => ask.set_cursor(&value)?,
-                "wait" => ask.wait = seconds(value.parse().ok())?,
-                "limit" => ask.limit = Some(limit(value.parse().ok())?),
-                "device" => ask.device = Some(value.into_owned()),
+                "cursor" => request.set_cursor(&value)?,
+                "wait" => request.wait = seconds(value.parse().ok())?,
+                "limit" => request.limit = Some(limit(value.parse().ok())?),
+                "device" => request.device = Some(value.into_owned()),
                 _ => return Err(unknown(&name, "cursor, wait, limit and device")),
             }
         }
-        Ok(ask)
+        Ok(request)
     }
 
-    /// Adds the fields of a JSON body; an empty body adds nothing.
+    /// Adds the fields of a JSON body, which may be empty.
     ///
     /// # Errors
-    /// 400 that names the field.
+    /// 400 with the name of the invalid field.
     pub fn with_body(mut self, body: &[u8]) -> Result<Self, ApiError> {
         if body.is_empty() {
             return Ok(self);
         }
-        let wrong = |e: serde_json::Error| ApiError::bad_request(format!("body: not a JSON object: {e}"));
-        let fields: Map<String, Value> = serde_json::from_slice(body).map_err(wrong)?;
+        let invalid = |e: serde_json::Error| ApiError::bad_request(format!("body: not a JSON object: {e}"));
+        let fields: Map<String, Value> = serde_json::from_slice(body).map_err(invalid)?;
         for (name, value) in fields {
             match (name.as_str(), &value) {
                 (_, Value::Null) => {}
                 ("cursor", Value::String(text)) => self.set_cursor(text)?,
                 ("cursor", _) => {
                     return Err(ApiError::bad_request(
-                        "body.cursor: takes the text of the last page's cursor",
+                        "body.cursor: must be a string, the cursor of the last page",
                     ));
                 }
                 ("wait", value) => self.wait = seconds(value.as_u64())?,
@@ -71,7 +71,7 @@ impl SyncRequest {
         Ok(self)
     }
 
-    /// Adds the validator of `If-None-Match`; several are not told apart, `*` matches nothing here.
+    /// Adds the validator of `If-None-Match`. `*` and lists of validators are ignored.
     pub fn with_validator(mut self, header: Option<&str>) -> Self {
         let tag = header.map(|h| h.trim().trim_start_matches("W/"));
         let tag = tag.and_then(|t| t.strip_prefix('"')?.strip_suffix('"'));
@@ -81,7 +81,9 @@ impl SyncRequest {
 
     fn set_cursor(&mut self, text: &str) -> Result<(), ApiError> {
         if text.len() > CURSOR_CHARS_MAX {
-            return Err(ApiError::bad_request("cursor: longer than any that was ever given"));
+            return Err(ApiError::bad_request(
+                "cursor: too long; send the cursor of the last page unchanged",
+            ));
         }
         self.cursor = (!text.is_empty()).then(|| text.to_owned());
         Ok(())
@@ -89,19 +91,19 @@ impl SyncRequest {
 }
 
 fn seconds(value: Option<u64>) -> Result<Duration, ApiError> {
-    let wrong = || ApiError::bad_request("wait: takes whole seconds, 0 to 25");
-    value.map(Duration::from_secs).ok_or_else(wrong)
+    let invalid = || ApiError::bad_request("wait: must be a number of whole seconds, 0 to 25");
+    value.map(Duration::from_secs).ok_or_else(invalid)
 }
 
 fn limit(value: Option<u64>) -> Result<usize, ApiError> {
-    let wrong = || ApiError::bad_request("limit: takes a number of changes, at least 1");
-    let value = value.filter(|v| *v > 0).ok_or_else(wrong)?;
+    let invalid = || ApiError::bad_request("limit: must be a number of changes, at least 1");
+    let value = value.filter(|v| *v > 0).ok_or_else(invalid)?;
     Ok(usize::try_from(value).unwrap_or(usize::MAX))
 }
 
 fn unknown(name: &str, known: &str) -> ApiError {
     let name: String = name.chars().take(40).collect();
-    ApiError::bad_request(format!("{name}: not a field of a poll; it takes {known}"))
+    ApiError::bad_request(format!("{name}: not a field of a poll; the fields are {known}"))
 }
 
 #[cfg(test)]
@@ -109,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_poll_reads_the_same_from_query_and_body() {
+    fn query_and_body_are_equivalent() {
         let query = SyncRequest::from_query("cursor=a-b_c&wait=25&limit=10&device=phone%2D1").unwrap();
         let body = SyncRequest::default()
             .with_body(br#"{"cursor":"a-b_c","wait":25,"limit":10}"#)
@@ -125,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn every_wrong_field_is_named() {
+    fn invalid_field_is_named() {
         let query = |q: &str| SyncRequest::from_query(q).unwrap_err().detail().to_owned();
         let body = |b: &str| {
             SyncRequest::default()
@@ -134,11 +136,11 @@ mod tests {
                 .detail()
                 .to_owned()
         };
-        assert_eq!(query("wait=soon"), "wait: takes whole seconds, 0 to 25");
-        assert_eq!(query("wait=-1"), "wait: takes whole seconds, 0 to 25");
-        assert_eq!(query("limit=0"), "limit: takes a number of changes, at least 1");
+        assert_eq!(query("wait=soon"), "wait: must be a number of whole seconds, 0 to 25");
+        assert_eq!(query("wait=-1"), "wait: must be a number of whole seconds, 0 to 25");
+        assert_eq!(query("limit=0"), "limit: must be a number of changes, at least 1");
         assert!(query("curser=x").starts_with("curser: not a field"));
-        assert!(query(&format!("cursor={}", "x".repeat(50_000))).starts_with("cursor: longer"));
+        assert!(query(&format!("cursor={}", "x".repeat(50_000))).starts_with("cursor: too long"));
         assert!(body("[]").starts_with("body: not a JSON object"));
         assert!(body("{\"cursor\":7}").starts_with("body.cursor"));
         assert!(body("{\"limit\":-3}").starts_with("limit:"));
@@ -146,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_validator_is_a_cursor_in_quotes() {
+    fn validator_is_a_quoted_cursor() {
         let of = |h: &str| SyncRequest::default().with_validator(Some(h)).only_if_changed;
         assert_eq!(of("W/\"abc\"").as_deref(), Some("abc"));
         assert_eq!(of("\"abc\"").as_deref(), Some("abc"));

@@ -1,4 +1,4 @@
-//! Polls against a real replica over a store in memory: pages, cursors, waiting, refusing.
+//! Polls against a real replica over an in-memory store: pages, cursors, long polls and errors.
 
 use super::*;
 use event_log::{Header, RecordBatch, TimestampType, TopicPartition};
@@ -15,10 +15,10 @@ use views::replica::{FLUSH_BYTES, Options, SPACES, Times};
 const NOW: i64 = 1_732_390_000_000;
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The claim `buckets` lists what may be read.
-struct Listed;
+/// Memberships from the claim `buckets`, a list of bucket names.
+struct ClaimedBuckets;
 
-impl Memberships for Listed {
+impl Memberships for ClaimedBuckets {
     fn readable(&self, identity: &Identity) -> Result<Vec<Bucket>, String> {
         let names = identity
             .claims
@@ -41,7 +41,7 @@ impl Memberships for Listed {
     }
 }
 
-struct World {
+struct Harness {
     polls: Arc<Polls>,
     replica: Arc<Replica>,
     clock: Manual,
@@ -68,44 +68,44 @@ fn replica(now: i64) -> Arc<Replica> {
     Arc::new(Replica::open(store, options).unwrap())
 }
 
-fn world() -> World {
+fn harness() -> Harness {
     let clock = Manual::at(NOW);
-    let (shelf, replica, drain) = (Arc::new(ReplicaHandle::default()), replica(NOW), Drain::new());
-    shelf.put(replica.clone());
+    let (handle, replica, drain) = (Arc::new(ReplicaHandle::default()), replica(NOW), Drain::new());
+    handle.publish(replica.clone());
     let keyring = Keyring::new(&[Key { id: 1, secret: [1; 32] }]).unwrap();
-    let polls = Polls::new(
-        shelf,
-        Arc::new(Listed),
+    let polls = Polls::new(PollsContext {
+        replica: handle,
+        memberships: Arc::new(ClaimedBuckets),
         keyring,
-        Limits::default(),
-        clock.shared(),
-        drain.clone(),
-    );
-    let world = World {
+        limits: Limits::default(),
+        clock: clock.shared(),
+        drain: drain.clone(),
+    });
+    let harness = Harness {
         polls: Arc::new(polls),
         replica,
         clock,
         drain,
         next: Mutex::new(0),
     };
-    world.at_end();
-    world
+    harness.at_end();
+    harness
 }
 
 type RowChange<'a> = (&'a str, u32, Option<&'a str>);
 
-impl World {
+impl Harness {
     fn at_end(&self) {
         let end = *self.next.lock().unwrap();
         self.replica.at_end(0, end, end, self.clock.shared().now_ms()).unwrap();
     }
 
-    /// Appends a source transaction, applies it, and wakes as the follower does.
+    /// Appends and applies a source transaction, and wakes long polls as the follower does.
     fn commit(&self, rows: &[RowChange<'_>]) {
         self.write(rows, None);
     }
 
-    /// A transaction that may say, beside its rows, whether the view is stale.
+    /// Like `commit`, with a stale mark if `stale` is set.
     fn write(&self, rows: &[RowChange<'_>], stale: Option<bool>) {
         let mut next = self.next.lock().unwrap();
         let mut batch = RecordBatch::default();
@@ -138,24 +138,27 @@ impl World {
         batch.push(at, *next, now, TimestampType::LogAppend, Some(key), value, []);
         *next += 1;
         let applied = self.replica.apply(0, batch.iter(), now).unwrap();
-        self.polls.shelf.wakes().wake(&applied.buckets);
-        self.polls.shelf.wakes().moved();
+        let notifier = self.polls.context.replica.notifier();
+        notifier.wake(&applied.buckets);
+        notifier.advanced();
     }
 
-    async fn poll(&self, who: &Identity, ask: SyncRequest) -> Result<SyncResponse, ApiError> {
-        self.polls.poll(who, &DeviceId::new("phone").unwrap(), &ask).await
+    async fn poll(&self, identity: &Identity, request: SyncRequest) -> Result<SyncResponse, ApiError> {
+        self.polls
+            .poll(identity, &DeviceId::new("phone").unwrap(), &request)
+            .await
     }
 
-    async fn page(&self, who: &Identity, ask: SyncRequest) -> (Value, String) {
-        match self.poll(who, ask).await.unwrap() {
+    async fn page(&self, identity: &Identity, request: SyncRequest) -> (Value, String) {
+        match self.poll(identity, request).await.unwrap() {
             SyncResponse::Page { json, cursor } => (serde_json::from_slice(&json).unwrap(), cursor),
             SyncResponse::NotModified => panic!("a page was expected"),
         }
     }
 
-    /// Polls until complete and returns the cursor.
-    async fn synced(&self, who: &Identity) -> String {
-        let (page, cursor) = self.page(who, SyncRequest::default()).await;
+    /// Polls once and returns the cursor of the complete page.
+    async fn synced(&self, identity: &Identity) -> String {
+        let (page, cursor) = self.page(identity, SyncRequest::default()).await;
         assert_eq!(page["complete"], json!(true));
         cursor
     }
@@ -182,17 +185,17 @@ fn waiting(cursor: &str, wait: Duration) -> SyncRequest {
 }
 
 #[tokio::test]
-async fn a_page_is_the_documented_json_with_the_rows_bytes_in_it() {
-    let world = world();
+async fn page_is_documented_json_with_unchanged_rows() {
+    let harness = harness();
     let row = r#"{"id":1,"total":"12.50","note":"a \"b\" é"}"#;
-    world.commit(&[
+    harness.commit(&[
         ("user:1", 1, Some(row)),
         ("user:1", 2, Some("{}")),
         ("user:2", 3, Some("{}")),
     ]);
-    world.commit(&[("user:1", 2, None)]);
-    let who = user("1", &["user:1"]);
-    let SyncResponse::Page { json, cursor } = world.poll(&who, SyncRequest::default()).await.unwrap() else {
+    harness.commit(&[("user:1", 2, None)]);
+    let identity = user("1", &["user:1"]);
+    let SyncResponse::Page { json, cursor } = harness.poll(&identity, SyncRequest::default()).await.unwrap() else {
         panic!()
     };
     let bucket = BucketId::of("user:1");
@@ -210,8 +213,8 @@ async fn a_page_is_the_documented_json_with_the_rows_bytes_in_it() {
     assert_eq!(before, want);
     let poll_after_ms: u64 = poll_after_ms.trim_end_matches('}').parse().unwrap();
     assert!((24_000..=36_000).contains(&poll_after_ms), "{poll_after_ms}");
-    world.commit(&[("user:1", 1, None)]);
-    let (page, _) = world.page(&who, after(&cursor)).await;
+    harness.commit(&[("user:1", 1, None)]);
+    let (page, _) = harness.page(&identity, after(&cursor)).await;
     let change = &page["changes"][0];
     assert_eq!(
         (&change["op"], &change["key"], change.get("row")),
@@ -228,18 +231,18 @@ fn version_at(offset: i64) -> [u8; 17] {
 }
 
 #[tokio::test]
-async fn nothing_new_is_said_only_to_a_cursor_that_was_given_with_complete() {
-    let world = world();
+async fn only_a_complete_cursor_gets_304() {
+    let harness = harness();
     let rows: Vec<RowChange<'_>> = (0..5).map(|key| ("user:1", key, Some("{}"))).collect();
-    world.commit(&rows);
-    let who = user("1", &["user:1"]);
-    let mut ask = SyncRequest {
+    harness.commit(&rows);
+    let identity = user("1", &["user:1"]);
+    let mut request = SyncRequest {
         limit: Some(2),
         ..SyncRequest::default()
     };
     let mut pages = Vec::new();
     loop {
-        match world.poll(&who, ask.clone()).await.unwrap() {
+        match harness.poll(&identity, request.clone()).await.unwrap() {
             SyncResponse::NotModified => break,
             SyncResponse::Page { json, cursor } => {
                 let page: Value = serde_json::from_slice(&json).unwrap();
@@ -248,28 +251,34 @@ async fn nothing_new_is_said_only_to_a_cursor_that_was_given_with_complete() {
                     page["complete"] == json!(true),
                 ));
                 assert_eq!(page["poll_after_ms"] == json!(0), page["complete"] == json!(false));
-                ask.cursor = Some(cursor);
+                request.cursor = Some(cursor);
             }
         }
     }
-    // A reset counts as a change; the round of three pages is followed by an empty, complete one.
+    // A reset counts as a change. The round of three pages is followed by an empty, complete page.
     assert_eq!(pages, [(1, false), (2, false), (2, false), (0, true)]);
     let greedy = SyncRequest {
         limit: Some(1_000_000),
         ..SyncRequest::default()
     };
-    assert_eq!(world.page(&who, greedy).await.0["changes"].as_array().unwrap().len(), 5);
+    assert_eq!(
+        harness.page(&identity, greedy).await.0["changes"]
+            .as_array()
+            .unwrap()
+            .len(),
+        5
+    );
 }
 
 #[tokio::test]
-async fn a_forged_or_foreign_cursor_resets_all_and_leaks_nothing() {
-    let world = world();
-    world.commit(&[("user:1", 1, Some(r#"{"of":1}"#)), ("user:2", 2, Some(r#"{"of":2}"#))]);
+async fn foreign_cursor_gets_a_full_reset() {
+    let harness = harness();
+    harness.commit(&[("user:1", 1, Some(r#"{"of":1}"#)), ("user:2", 2, Some(r#"{"of":2}"#))]);
     let (one, two) = (user("1", &["user:1"]), user("2", &["user:2"]));
-    let theirs = world.synced(&two).await;
+    let theirs = harness.synced(&two).await;
     let foreign = Keyring::new(&[Key { id: 1, secret: [9; 32] }]).unwrap();
-    let forged = foreign.seal(&world.polls.keyring.open(&theirs).unwrap());
-    let SyncResponse::Page { cursor: tablet, .. } = world
+    let forged = foreign.seal(&harness.polls.context.keyring.open(&theirs).unwrap());
+    let SyncResponse::Page { cursor: tablet, .. } = harness
         .polls
         .poll(&one, &DeviceId::new("tablet").unwrap(), &SyncRequest::default())
         .await
@@ -278,7 +287,7 @@ async fn a_forged_or_foreign_cursor_resets_all_and_leaks_nothing() {
         panic!()
     };
     for cursor in [theirs, forged, tablet, "nonsense".to_owned(), "AQE".to_owned()] {
-        let (page, _) = world.page(&one, after(&cursor)).await;
+        let (page, _) = harness.page(&one, after(&cursor)).await;
         assert_eq!(page["reset_all"], json!(true), "{cursor}");
         assert_eq!(page["drops"], json!([]));
         let rows: Vec<&Value> = page["changes"].as_array().unwrap().iter().map(|c| &c["row"]).collect();
@@ -287,45 +296,48 @@ async fn a_forged_or_foreign_cursor_resets_all_and_leaks_nothing() {
 }
 
 #[tokio::test]
-async fn a_revoked_bucket_is_dropped_and_claims_that_open_nothing_are_refused() {
-    let world = world();
-    world.commit(&[("user:1", 1, Some("{}")), ("store:7", 2, Some("{}"))]);
-    let cursor = world.synced(&user("1", &["user:1", "store:7"])).await;
-    let (page, _) = world.page(&user("1", &["user:1"]), after(&cursor)).await;
+async fn revoked_bucket_is_dropped() {
+    let harness = harness();
+    harness.commit(&[("user:1", 1, Some("{}")), ("store:7", 2, Some("{}"))]);
+    let cursor = harness.synced(&user("1", &["user:1", "store:7"])).await;
+    let (page, _) = harness.page(&user("1", &["user:1"]), after(&cursor)).await;
     assert_eq!(page["drops"], json!([BucketId::of("store:7").to_string()]));
     assert_eq!(page["changes"], json!([]));
-    let mut nobody = user("1", &[]);
-    nobody.claims.remove("buckets");
-    let refused = world.poll(&nobody, SyncRequest::default()).await.unwrap_err();
+    let mut without_claim = user("1", &[]);
+    without_claim.claims.remove("buckets");
+    let error = harness.poll(&without_claim, SyncRequest::default()).await.unwrap_err();
     assert_eq!(
-        (refused.status(), refused.detail()),
+        (error.status(), error.detail()),
         (StatusCode::FORBIDDEN, "no claim `buckets`")
     );
 }
 
 #[tokio::test]
-async fn a_validator_is_answered_when_it_is_current_and_else_with_everything() {
-    let world = world();
-    world.commit(&[("user:1", 1, Some("{}"))]);
-    let who = user("1", &["user:1"]);
-    let cursor = world.synced(&who).await;
-    let ask = SyncRequest {
+async fn validator_gets_304_or_a_full_page() {
+    let harness = harness();
+    harness.commit(&[("user:1", 1, Some("{}"))]);
+    let identity = user("1", &["user:1"]);
+    let cursor = harness.synced(&identity).await;
+    let request = SyncRequest {
         only_if_changed: Some(cursor.clone()),
         ..SyncRequest::default()
     };
-    assert_eq!(world.poll(&who, ask.clone()).await, Ok(SyncResponse::NotModified));
-    world.commit(&[("user:1", 2, Some("{}"))]);
-    let (page, _) = world.page(&who, ask.clone()).await;
+    assert_eq!(
+        harness.poll(&identity, request.clone()).await,
+        Ok(SyncResponse::NotModified)
+    );
+    harness.commit(&[("user:1", 2, Some("{}"))]);
+    let (page, _) = harness.page(&identity, request.clone()).await;
     assert_eq!(
         (&page["reset_all"], page["changes"].as_array().unwrap().len()),
         (&json!(true), 2)
     );
-    let (page, _) = world
+    let (page, _) = harness
         .page(
-            &who,
+            &identity,
             SyncRequest {
                 cursor: Some(cursor),
-                ..ask
+                ..request
             },
         )
         .await;
@@ -336,35 +348,35 @@ async fn a_validator_is_answered_when_it_is_current_and_else_with_everything() {
 }
 
 #[tokio::test]
-async fn that_a_view_is_stale_wakes_nobody_and_is_told_with_the_next_answer() {
-    let world = world();
-    world.commit(&[("user:1", 1, Some("{}"))]);
-    let who = user("1", &["user:1"]);
-    let cursor = world.synced(&who).await;
+async fn staleness_wakes_no_long_poll() {
+    let harness = harness();
+    harness.commit(&[("user:1", 1, Some("{}"))]);
+    let identity = user("1", &["user:1"]);
+    let cursor = harness.synced(&identity).await;
     let wait = Duration::from_millis(60);
-    let asked = Instant::now();
+    let began = Instant::now();
     let poll = waiting(&cursor, wait);
-    let told = world.page(&who, poll);
-    let (told, ()) = tokio::join!(told, async {
+    let page = harness.page(&identity, poll);
+    let (page, ()) = tokio::join!(page, async {
         tokio::time::sleep(Duration::from_millis(10)).await;
-        world.write(&[], Some(true));
+        harness.write(&[], Some(true));
     });
-    assert!(asked.elapsed() >= wait, "nobody is woken by it alone");
-    let (page, cursor) = told;
+    assert!(began.elapsed() >= wait, "a stale mark alone wakes no poll");
+    let (page, cursor) = page;
     assert_eq!(
         (&page["stale"], &page["changes"], &page["complete"]),
         (&json!(["orders"]), &json!([]), &json!(true))
     );
     assert_eq!(
-        world.poll(&who, after(&cursor)).await,
+        harness.poll(&identity, after(&cursor)).await,
         Ok(SyncResponse::NotModified),
-        "told once"
+        "reported once"
     );
-    world.write(&[], Some(false));
-    let (page, cursor) = world.page(&who, after(&cursor)).await;
+    harness.write(&[], Some(false));
+    let (page, cursor) = harness.page(&identity, after(&cursor)).await;
     assert_eq!((&page["stale"], &page["changes"]), (&json!([]), &json!([])));
-    world.write(&[("user:1", 2, Some("{}"))], Some(true));
-    let (page, _) = world.page(&who, waiting(&cursor, Duration::from_secs(9))).await;
+    harness.write(&[("user:1", 2, Some("{}"))], Some(true));
+    let (page, _) = harness.page(&identity, waiting(&cursor, Duration::from_secs(9))).await;
     assert_eq!(
         (&page["stale"], page["changes"].as_array().unwrap().len()),
         (&json!(["orders"]), 1)
@@ -372,118 +384,122 @@ async fn that_a_view_is_stale_wakes_nobody_and_is_told_with_the_next_answer() {
 }
 
 #[tokio::test]
-async fn a_long_poll_wakes_for_its_own_buckets_and_ends_with_its_time() {
-    let world = world();
-    world.commit(&[("user:1", 1, Some("{}"))]);
-    let who = user("1", &["user:1"]);
-    let cursor = world.synced(&who).await;
-    let (page, ()) = tokio::join!(world.page(&who, waiting(&cursor, 20 * SECOND)), async {
-        until(|| world.polls.shelf.wakes().waiting() == 1).await;
-        world.commit(&[("user:2", 1, Some("{}"))]);
-        world.commit(&[("user:1", 2, Some(r#"{"new":true}"#))]);
+async fn long_poll_wakes_for_its_buckets_or_times_out() {
+    let harness = harness();
+    harness.commit(&[("user:1", 1, Some("{}"))]);
+    let identity = user("1", &["user:1"]);
+    let cursor = harness.synced(&identity).await;
+    let (page, ()) = tokio::join!(harness.page(&identity, waiting(&cursor, 20 * SECOND)), async {
+        until(|| harness.polls.context.replica.notifier().waiting() == 1).await;
+        harness.commit(&[("user:2", 1, Some("{}"))]);
+        harness.commit(&[("user:1", 2, Some(r#"{"new":true}"#))]);
     });
     let (page, cursor) = page;
     assert_eq!(page["changes"][0]["row"], json!({"new": true}));
-    assert_eq!(page["poll_after_ms"], json!(0), "a long poll asks again at once");
-    assert_eq!(world.polls.shelf.wakes().waiting(), 0);
+    assert_eq!(page["poll_after_ms"], json!(0), "a long poll continues immediately");
+    assert_eq!(harness.polls.context.replica.notifier().waiting(), 0);
     let began = Instant::now();
-    let reply = world.poll(&who, waiting(&cursor, SECOND)).await;
-    assert_eq!(reply, Ok(SyncResponse::NotModified));
+    let response = harness.poll(&identity, waiting(&cursor, SECOND)).await;
+    assert_eq!(response, Ok(SyncResponse::NotModified));
     assert!(began.elapsed() >= SECOND);
 }
 
-/// Yields until a state is reached; other futures of the test's task go on meanwhile.
+/// Yields to the other futures of the test until a state is reached.
 async fn until(reached: impl Fn() -> bool) {
     let began = Instant::now();
     while !reached() {
-        assert!(began.elapsed() < 10 * SECOND, "waited in vain");
+        assert!(began.elapsed() < 10 * SECOND, "timed out");
         tokio::task::yield_now().await;
     }
 }
 
 #[tokio::test]
-async fn a_long_poll_ends_when_the_process_drains_and_when_its_token_does() {
-    let world = world();
-    let who = user("1", &["user:1"]);
-    let cursor = world.synced(&who).await;
+async fn long_poll_ends_on_drain_and_token_expiry() {
+    let harness = harness();
+    let identity = user("1", &["user:1"]);
+    let cursor = harness.synced(&identity).await;
     let brief = Identity {
         expires_ms: NOW + 300,
-        ..who.clone()
+        ..identity.clone()
     };
     let began = Instant::now();
     assert_eq!(
-        world.poll(&brief, waiting(&cursor, 20 * SECOND)).await,
+        harness.poll(&brief, waiting(&cursor, 20 * SECOND)).await,
         Ok(SyncResponse::NotModified)
     );
     assert!(began.elapsed() < 10 * SECOND);
-    let (reply, ()) = tokio::join!(world.poll(&who, waiting(&cursor, 20 * SECOND)), async {
-        until(|| world.polls.shelf.wakes().waiting() == 1).await;
-        world.drain.start();
+    let (response, ()) = tokio::join!(harness.poll(&identity, waiting(&cursor, 20 * SECOND)), async {
+        until(|| harness.polls.context.replica.notifier().waiting() == 1).await;
+        harness.drain.start();
     });
-    assert_eq!(reply, Ok(SyncResponse::NotModified));
+    assert_eq!(response, Ok(SyncResponse::NotModified));
     assert_eq!(
-        world.poll(&who, waiting(&cursor, 20 * SECOND)).await,
+        harness.poll(&identity, waiting(&cursor, 20 * SECOND)).await,
         Ok(SyncResponse::NotModified)
     );
     assert!(began.elapsed() < 10 * SECOND);
 }
 
 #[tokio::test]
-async fn a_replica_behind_the_cursor_is_waited_for_and_then_refuses() {
-    let (ahead, behind) = (world(), world());
-    let who = user("1", &["user:1"]);
-    for world in [&ahead, &behind] {
-        world.commit(&[("user:1", 1, Some("{}"))]);
+async fn replica_behind_the_cursor_answers_503_after_a_wait() {
+    let (ahead, behind) = (harness(), harness());
+    let identity = user("1", &["user:1"]);
+    for harness in [&ahead, &behind] {
+        harness.commit(&[("user:1", 1, Some("{}"))]);
     }
     ahead.commit(&[("user:1", 2, Some("{}"))]);
-    let cursor = ahead.synced(&who).await;
+    let cursor = ahead.synced(&identity).await;
     let began = Instant::now();
-    let refused = behind.poll(&who, after(&cursor)).await.unwrap_err();
+    let error = behind.poll(&identity, after(&cursor)).await.unwrap_err();
     assert_eq!(
-        (refused.status(), refused.code),
+        (error.status(), error.code),
         (StatusCode::SERVICE_UNAVAILABLE, "view-behind")
     );
     assert!(began.elapsed() >= SECOND);
-    let (reply, ()) = tokio::join!(behind.poll(&who, after(&cursor)), async {
+    let (response, ()) = tokio::join!(behind.poll(&identity, after(&cursor)), async {
         tokio::task::yield_now().await;
         behind.commit(&[("user:1", 2, Some("{}"))]);
     });
-    assert_eq!(reply, Ok(SyncResponse::NotModified));
+    assert_eq!(response, Ok(SyncResponse::NotModified));
 }
 
 #[tokio::test]
-async fn what_is_not_complete_or_not_proven_current_is_not_shown() {
-    let world = world();
-    world.commit(&[("user:1", 1, Some("{}"))]);
-    let who = user("1", &["user:1"]);
-    let cursor = world.synced(&who).await;
-    world.clock.advance(30_001);
-    for ask in [SyncRequest::default(), after(&cursor), waiting(&cursor, 20 * SECOND)] {
-        let refused = world.poll(&who, ask).await.unwrap_err();
+async fn incomplete_or_unproven_replica_answers_503() {
+    let harness = harness();
+    harness.commit(&[("user:1", 1, Some("{}"))]);
+    let identity = user("1", &["user:1"]);
+    let cursor = harness.synced(&identity).await;
+    harness.clock.advance(30_001);
+    for request in [SyncRequest::default(), after(&cursor), waiting(&cursor, 20 * SECOND)] {
+        let error = harness.poll(&identity, request).await.unwrap_err();
         assert_eq!(
-            (refused.status(), refused.code),
+            (error.status(), error.code),
             (StatusCode::SERVICE_UNAVAILABLE, "view-unproven")
         );
     }
     assert!(
-        world
+        harness
             .polls
-            .shelf
-            .trouble(NOW + 30_001)
+            .context
+            .replica
+            .issue(NOW + 30_001)
             .unwrap()
             .cause
             .contains("30001 ms")
     );
-    world.at_end();
-    assert_eq!(world.poll(&who, after(&cursor)).await, Ok(SyncResponse::NotModified));
-    let fresh = replica(NOW);
-    world.polls.shelf.put(fresh);
-    let refused = world.poll(&who, after(&cursor)).await.unwrap_err();
-    assert_eq!(refused.code, "view-incomplete");
-    world.polls.shelf.take();
-    let refused = world.poll(&who, after(&cursor)).await.unwrap_err();
+    harness.at_end();
     assert_eq!(
-        (refused.status(), refused.code),
+        harness.poll(&identity, after(&cursor)).await,
+        Ok(SyncResponse::NotModified)
+    );
+    let fresh = replica(NOW);
+    harness.polls.context.replica.publish(fresh);
+    let error = harness.poll(&identity, after(&cursor)).await.unwrap_err();
+    assert_eq!(error.code, "view-incomplete");
+    harness.polls.context.replica.withdraw();
+    let error = harness.poll(&identity, after(&cursor)).await.unwrap_err();
+    assert_eq!(
+        (error.status(), error.code),
         (StatusCode::SERVICE_UNAVAILABLE, "view-incomplete")
     );
 }

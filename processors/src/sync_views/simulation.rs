@@ -146,7 +146,7 @@ impl Scene for Views {
     }
 
     fn application(lines: &Self::Program, home: &Home, config: &mut Config) -> Application {
-        config.touches_view_log = true;
+        config.commit.touches_view_log = true;
         let sub = |rules: &Arc<SourceRules>| {
             let (rules, home, topic) = (rules.clone(), home.clone(), rules.topic().to_owned());
             SubTopology {

@@ -29,7 +29,10 @@ mod thread;
 
 pub use admin::query::Handle;
 pub use admin::{members, offsets, query};
-pub use api::application::{Application, Config, Factory, FirstStart, ProcessingGuarantee, SubTopology};
+pub use api::application::{
+    Application, CommitConfig, Config, Factory, FirstStart, MembershipConfig, ProcessingGuarantee, StoreConfig,
+    SubTopology, TopicDefaults,
+};
 pub use api::context::{Context, InputTopic, TaskId, TaskInfo, changelog_topic, dead_letter_topic};
 pub use api::error::{Error, FormatError, Result};
 pub use api::output::{Output, Stage};
@@ -37,12 +40,7 @@ pub use api::processor::Processor;
 pub use api::state::State;
 pub use api::timer::{Timer, TimerClock};
 pub use clock::{Clock, ProcessClock};
-pub use run::run;
+pub use run::{Host, run};
 pub use stores::{Directory, StoreName, Stores};
 pub use task::checkpoint::{Checkpoint, Origin};
 pub use task::commit_record::{CHANGELOG_VERSION, COMMIT_RECORD_KEY, CommitRecord};
-
-/// Failpoint at which a test can kill or pause the process.
-fn hit(name: &'static str) {
-    service::failpoint::hit(name);
-}

@@ -101,7 +101,7 @@ impl Plan {
     /// [`Error::Application`] with the fix if an operator must act; [`Error::EventLog`] if the log fails.
     pub(crate) fn resolve(log: &dyn EventLog, application: &Application, config: &Config) -> Result<Plan> {
         check_names(application)?;
-        if config.guarantee == ProcessingGuarantee::AtLeastOnce && config.touches_view_log {
+        if config.commit.guarantee == ProcessingGuarantee::AtLeastOnce && config.commit.touches_view_log {
             let reason = "readers of view.log rely on transactions; set its guarantee to exactly_once";
             return Err(invalid(application, reason.to_owned()));
         }
@@ -235,18 +235,18 @@ impl Resolver<'_> {
     fn changelog_spec(&self, sub: &SubTopology, partitions: i32) -> TopicSpec {
         let mut config = TopicConfig::new(Cleanup::Compact);
         config.timestamps = TimestampPolicy::LogAppendTime;
-        config.delete_retention_ms = Some(millis(self.config.changelog_delete_retention));
+        config.delete_retention_ms = Some(millis(self.config.topics.changelog_delete_retention));
         TopicSpec {
             name: changelog_topic(&self.application.name, &sub.store),
             partitions,
-            replication: self.config.replication,
+            replication: self.config.topics.replication,
             config,
         }
     }
 
     fn dead_letter_spec(&self, input: &TopicInfo) -> TopicSpec {
         let mut config = TopicConfig::new(Cleanup::Delete);
-        config.retention_ms = Some(millis(self.config.dead_letter_retention));
+        config.retention_ms = Some(millis(self.config.topics.dead_letter_retention));
         // With CreateTime, a process with a wrong clock would write dead letters that expire at once or never.
         config.timestamps = TimestampPolicy::LogAppendTime;
         let largest = input.number("max.message.bytes").unwrap_or(MESSAGE_BYTES_MAX);
@@ -254,7 +254,7 @@ impl Resolver<'_> {
         TopicSpec {
             name: dead_letter_topic(&input.name),
             partitions: input.partitions,
-            replication: self.config.replication,
+            replication: self.config.topics.replication,
             config,
         }
     }

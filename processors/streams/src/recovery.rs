@@ -15,11 +15,11 @@ pub(crate) mod standby;
 pub(crate) mod verdict;
 
 use crate::api::application::{FirstStart, ProcessingGuarantee};
-use crate::hit;
 use crate::shared::Shared;
 use crate::task::checkpoint;
 use crate::task::{Input, Task};
 use event_log::{ErrorAction, Offset, OffsetSpec};
+use failpoint::hit;
 use open::{OpenError, full_restore_start, missed_tombstones, open_store};
 use progress::{Difference, Next, Offsets, Recovery, RestoreTarget, StartPlan, Step};
 pub(crate) use remedies::CommandTarget;
@@ -151,7 +151,11 @@ fn offsets(task: &mut Task, recovery: &mut Recovery, shared: &Shared) -> Next {
 fn undecided(task: &mut Task, recovery: &mut Recovery, shared: &Shared, error: &event_log::Error) -> Next {
     let now = shared.clock.elapsed();
     let since = *recovery.undecided_since.get_or_insert(now);
-    let limit = shared.config.transaction_timeout.saturating_mul(TIMEOUTS_UNTIL_IGNORED);
+    let limit = shared
+        .config
+        .commit
+        .transaction_timeout
+        .saturating_mul(TIMEOUTS_UNTIL_IGNORED);
     if now.saturating_sub(since) < limit {
         return log_failed(recovery, now, error);
     }
@@ -252,7 +256,7 @@ fn compare(task: &Task, recovery: &mut Recovery, shared: &Shared, offsets: Offse
         partition: task.id.partition,
         inputs: &inputs,
     };
-    let transactional = shared.config.guarantee == ProcessingGuarantee::ExactlyOnce
+    let transactional = shared.config.commit.guarantee == ProcessingGuarantee::ExactlyOnce
         && !commit_record.as_ref().is_some_and(|commit_record| commit_record.alone);
     match decide(&inputs, &offsets, commit_record.as_ref(), transactional) {
         Verdict::Start { starts, warning } => {

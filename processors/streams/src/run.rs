@@ -25,19 +25,27 @@ const MAX_WAIT: Duration = Duration::from_millis(100);
 /// Pause between attempts to resolve the application while the log is unavailable.
 const START_RETRY: Duration = Duration::from_secs(1);
 
+/// The process that runs an application.
+pub struct Host<'h> {
+    /// Wall clock.
+    pub clock: SharedClock,
+    /// Owner of the threads; the first one that fails ends the process.
+    pub tasks: &'h Tasks,
+    /// Readiness of the process.
+    pub readiness: &'h Readiness,
+}
+
 /// Starts an application on the threads of a process. Its readiness component is `processor <application>`.
 ///
 /// The process ends with the error of the first task that fails: a fence by another process of the same name, a store
 /// failure, or an application that does not fit the log. An unavailable log only makes readiness fail. The returned handle
 /// answers queries about the application and may be dropped.
-pub fn run(
-    application: Application,
-    config: Config,
-    log: SharedEventLog,
-    clock: SharedClock,
-    tasks: &Tasks,
-    readiness: &Readiness,
-) -> Handle {
+pub fn run(application: Application, config: Config, log: SharedEventLog, host: Host<'_>) -> Handle {
+    let Host {
+        clock,
+        tasks,
+        readiness,
+    } = host;
     let component = readiness.register(format!("processor {}", application.name));
     let status = Arc::new(Status::for_component(component));
     let handle = Handle::new(&application.name);
@@ -72,9 +80,9 @@ impl Start {
         };
         let Start { config, status, .. } = self;
         let stores = Directory {
-            dir: config.dir.clone(),
-            engine: config.engine,
-            memory_bytes: config.store_memory_bytes,
+            dir: config.stores.dir.clone(),
+            engine: config.stores.engine,
+            memory_bytes: config.stores.memory_bytes,
         };
         let application = plan.application.clone();
         for warning in plan.orphaned_state(&stores) {
@@ -138,7 +146,7 @@ impl Start {
             admin,
             threads: self.config.threads,
         };
-        match members::register(&*self.log, &address, self.config.replication) {
+        match members::register(&*self.log, &address, self.config.topics.replication) {
             Err(error) if error.action() != ErrorAction::Retry => {
                 let application = &self.application.name;
                 tracing::warn!(application, reason = chain(&error), "cannot register admin address");

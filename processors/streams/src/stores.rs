@@ -22,7 +22,7 @@ pub trait Stores: Send + Sync {
     /// Opens a store with the spaces `meta` and `state`; a store that does not exist is created empty.
     ///
     /// # Errors
-    /// [`state_store::Error::Locked`] while another thread or process has it open, [`state_store::Error::Broken`] if it cannot
+    /// [`state_store::Error::Locked`] while another thread or process has it open, [`state_store::Error::Corrupt`] if it cannot
     /// be read.
     fn open(&self, name: &StoreName) -> state_store::Result<SharedStore>;
 

@@ -9,6 +9,7 @@ pub(crate) mod commit_record;
 pub(crate) mod report;
 pub(crate) mod task_store;
 pub(crate) mod timers;
+mod uncommitted;
 
 use crate::admin::status::Cause;
 use crate::api::context::{Context, TaskId};
@@ -30,6 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use task_store::TaskStore;
 use timers::Fired;
+use uncommitted::{FirstRecord, Uncommitted};
 
 /// Maximum number of timers that fire in one call, so that the limits of the transaction are checked in between.
 const TIMERS_MAX: usize = 1024;
@@ -70,45 +72,6 @@ pub(crate) enum StepError {
     NotReady(String),
     /// The processor failed.
     Failed(String),
-}
-
-/// What a task did since the last commit.
-#[derive(Default)]
-pub(crate) struct Uncommitted {
-    pub output: Output,
-    /// Whether its position moved, or must be committed although it did not move.
-    pub position_moved: bool,
-    /// Number of records processed.
-    pub records: usize,
-    /// The first of them, which waited longest.
-    first: Option<FirstRecord>,
-    /// Number of timers fired.
-    timers: usize,
-    last_timer: Option<Timer>,
-    /// Commit record of the commit in progress.
-    commit_record: Option<CommitRecord>,
-}
-
-#[derive(Debug, Clone)]
-struct FirstRecord {
-    at: TopicPartition,
-    offset: Offset,
-    timestamp: Millis,
-}
-
-impl Uncommitted {
-    fn clear(&mut self) {
-        self.output.clear();
-        *self = Uncommitted {
-            output: std::mem::take(&mut self.output),
-            ..Uncommitted::default()
-        };
-    }
-
-    /// Timestamp of the first record, in ms; `None` without a record.
-    pub(crate) fn first_timestamp(&self) -> Option<Millis> {
-        self.first.as_ref().map(|first| first.timestamp)
-    }
 }
 
 /// Isolation of a poison record or timer (C13).
@@ -166,10 +129,7 @@ impl Task {
             inputs: inputs.collect(),
             store: None,
             phase: Phase::Waiting,
-            uncommitted: Uncommitted {
-                output: Output::of_task(sub.application.clone(), partition),
-                ..Uncommitted::default()
-            },
+            uncommitted: Uncommitted::new(Output::of_task(sub.application.clone(), partition)),
             stream_time: 0,
             bisection: Bisection::default(),
             restored: 0,

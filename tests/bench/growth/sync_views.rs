@@ -71,7 +71,7 @@ fn open(dir: &Path) -> anyhow::Result<SharedStore> {
         engine: Engine::default(),
         dir: dir.to_owned(),
         spaces: SPACES.to_vec(),
-        memory_bytes: streams::Config::new("growth", dir).store_memory_bytes,
+        memory_bytes: streams::Config::new("growth", dir).stores.memory_bytes,
     };
     Ok(state_store::open(&options)?)
 }

@@ -1,7 +1,6 @@
-//! A device of the edge's tests: it polls over HTTP and applies pages as the document says.
+//! A device for tests: polls over HTTP and applies pages as `/openapi.json` describes.
 //!
-//! Guarantees: every complete page's bucket hashes are compared with the rows that the device then holds.
-//! Never: knowledge of what a cursor holds.
+//! It compares the bucket hashes of each complete page with its own rows (I10).
 
 use super::harness::{Running, eventually};
 use reqwest::{RequestBuilder, Response, StatusCode};
@@ -37,7 +36,7 @@ impl Device {
         }
     }
 
-    /// A poll with the cursor that it holds.
+    /// A poll with the current cursor.
     pub fn request(&self, edge: &Running, more: &str) -> RequestBuilder {
         let cursor = self.cursor.as_deref().unwrap_or_default();
         let url = edge.url(&format!("/v1/sync?cursor={cursor}{more}"));
@@ -47,12 +46,12 @@ impl Device {
             .header("trunkline-device", &self.id)
     }
 
-    /// Sends a poll and returns the bare answer.
+    /// Sends a poll and returns the response.
     pub async fn ask(&self, edge: &Running, more: &str) -> Response {
         self.request(edge, more).send().await.expect("an answer")
     }
 
-    /// Polls once and applies the page; says whether it was complete, or `None` when nothing was new.
+    /// Polls once and applies the page. Returns whether it was complete, or `None` for 304.
     pub async fn poll(&mut self, edge: &Running, more: &str) -> Option<bool> {
         let answer = self.ask(edge, more).await;
         match answer.status() {
@@ -65,10 +64,10 @@ impl Device {
         }
     }
 
-    /// Polls until a complete page, or until nothing is new; 503 is tried again.
+    /// Polls until a complete page or 304. Retries 503.
     pub async fn sync(&mut self, edge: &Running, limit: usize) {
         loop {
-            let answer = eventually("an answer other than 503", async || {
+            let answer = eventually("a response other than 503", async || {
                 let answer = self.ask(edge, &format!("&limit={limit}")).await;
                 (answer.status() != StatusCode::SERVICE_UNAVAILABLE).then_some(answer)
             })
@@ -113,7 +112,7 @@ impl Device {
             assert_eq!(
                 hash["hash"],
                 self.hash(&text(&hash["bucket"])),
-                "the hash of a bucket on the device"
+                "hash of a bucket on the device"
             );
         }
         page["complete"].as_bool().expect("a truth value")
@@ -138,7 +137,7 @@ impl Device {
         Value::from(format!("{sum:032x}"))
     }
 
-    /// What the device shows, by bucket name: key → row.
+    /// Rows by bucket name and key.
     pub fn shows(&self) -> BTreeMap<String, BTreeMap<String, Value>> {
         let rows = |rows: &Rows| {
             rows.iter()
@@ -151,7 +150,7 @@ impl Device {
             .collect()
     }
 
-    /// The rows of one bucket.
+    /// Rows of a bucket.
     pub fn bucket(&self, name: &str) -> BTreeMap<String, Value> {
         self.shows().remove(name).unwrap_or_default()
     }

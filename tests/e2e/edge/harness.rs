@@ -1,11 +1,8 @@
-//! The harness of the edge's tests: a log with `view.log`, a writer of source transactions, edges over them.
+//! Harness of the edge tests: a log with `view.log`, a writer of source transactions, and edges.
 //!
-//! Guarantees: an edge that is dropped has drained; each edge has a data directory of its own unless it is told one.
-//! Never: sync-views; rows are written here as it writes them.
-#![allow(
-    dead_code,
-    reason = "a toolbox, also of the load commands: not every one takes every tool"
-)]
+//! The writer produces the records of sync-views without running it. Each edge has a separate data directory, unless the
+//! test passes one.
+#![allow(dead_code, reason = "shared with the benchmarks, which do not use every function")]
 
 use crate::support::unique;
 use edge::auth::Identity;
@@ -30,16 +27,16 @@ use views::{Bucket, partition_of};
 
 /// Partitions of `view.log`.
 pub const PARTITIONS: i32 = 3;
-/// The writer of every row here.
+/// Writer of all rows.
 const WRITER_ID: &str = "sync-views/change.shop/00000000000000000000000000000001/0";
 
-/// A change of a row of the view `orders`: bucket, key, JSON (none to remove it).
+/// A change of a row of the view `orders`: bucket, key, JSON (`None` removes the row).
 pub type RowChange<'a> = (&'a str, u32, Option<&'a str>);
 
-/// The claim `buckets` lists what may be read; every bucket is a scope.
-struct Listed;
+/// Memberships from the claim `buckets`, a list of bucket names. Each bucket is a scope.
+struct ClaimedBuckets;
 
-impl Memberships for Listed {
+impl Memberships for ClaimedBuckets {
     fn readable(&self, identity: &Identity) -> Result<Vec<Bucket>, String> {
         let names = identity.claims.get("buckets").and_then(Value::as_array);
         let names = names.ok_or("the token has no claim `buckets`")?;
@@ -59,7 +56,7 @@ impl Memberships for Listed {
     }
 }
 
-/// A log, a key that signs tokens, and a directory.
+/// A log, a key for tokens, and a directory.
 pub struct Harness {
     pub log: SharedEventLog,
     pub key: DevKey,
@@ -75,7 +72,7 @@ pub fn memory_log() -> SharedEventLog {
 }
 
 impl Harness {
-    /// A harness over a log; `view.log` is there.
+    /// A harness over a log with `view.log`.
     pub fn over(log: SharedEventLog) -> Self {
         let harness = Harness::without_topic(log);
         harness.make_topic(PARTITIONS);
@@ -87,8 +84,8 @@ impl Harness {
         let dir = tempfile::Builder::new()
             .prefix("trunkline-edge-")
             .tempdir()
-            .expect("make a directory");
-        let key = DevKey::open(dir.path(), Algorithm::EdDSA).expect("make a key");
+            .expect("create a directory");
+        let key = DevKey::open(dir.path(), Algorithm::EdDSA).expect("create a key");
         Harness {
             log,
             key,
@@ -114,24 +111,24 @@ impl Harness {
     /// A writer of source transactions.
     pub fn writer(&self) -> Line {
         let config = TransactionalProducerConfig {
-            transactional_id: unique("line"),
+            transactional_id: unique("writer"),
             transaction_timeout: Duration::from_secs(10),
         };
-        let session = self.log.transactional_producer(config).expect("open a session");
+        let producer = self.log.transactional_producer(config).expect("create a producer");
         Line {
-            session,
+            producer,
             ordinal: 0,
             touched: Vec::new(),
             clock: self.clock.clone(),
         }
     }
 
-    /// A token that opens these buckets.
+    /// A token that may read these buckets.
     pub fn token(&self, subject: &str, buckets: &[&str]) -> String {
         self.token_with(subject, DEV_AUDIENCE, buckets, 3_600, 0)
     }
 
-    /// The same with everything said; `age_s` is how long ago it was minted.
+    /// A token with explicit audience and lifetime that was issued `age_s` seconds ago.
     pub fn token_with(&self, subject: &str, audience: &str, buckets: &[&str], expires_in_s: i64, age_s: i64) -> String {
         let claims = [("buckets".to_owned(), Value::from(buckets.to_vec()))]
             .into_iter()
@@ -144,7 +141,7 @@ impl Harness {
         };
         self.key
             .mint(&request, self.clock.now_ms() / 1_000 - age_s)
-            .expect("mint a token")
+            .expect("sign a token")
     }
 
     pub fn config(&self, data: &Path) -> Config {
@@ -163,7 +160,7 @@ impl Harness {
         }
     }
 
-    /// An edge with a new data directory.
+    /// Starts an edge with a new data directory.
     pub async fn edge(&self) -> Running {
         self.edge_with(self.config(&self.dir.path().join(unique("edge")))).await
     }
@@ -173,7 +170,7 @@ impl Harness {
         let parts = Parts {
             config,
             log: self.log.clone(),
-            memberships: Arc::new(Listed),
+            memberships: Arc::new(ClaimedBuckets),
             clock: self.clock.clone(),
         };
         let address = edge::start(parts, &tasks, &readiness).await.expect("start an edge");
@@ -197,7 +194,7 @@ impl Running {
         format!("http://{}{path}", self.address)
     }
 
-    /// Waits until devices are answered.
+    /// Waits until the edge is ready.
     pub async fn ready(&self) {
         let http = reqwest::Client::new();
         eventually("the edge to be ready", || async {
@@ -210,39 +207,39 @@ impl Running {
         .await;
     }
 
-    /// Drains and waits for the end.
+    /// Drains the edge and waits until its tasks have ended.
     pub async fn stop(self) {
-        self.tasks.join(Duration::from_secs(20)).await.expect("a clean end");
+        self.tasks.join(Duration::from_secs(20)).await.expect("the tasks end");
     }
 }
 
-/// Asks until there is an answer; fails the test with `what` when there is none within 60 s.
+/// Polls `ask` until it returns a value. Fails with `what` after 60 s.
 pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let end = tokio::time::Instant::now() + Duration::from_secs(60);
     loop {
         if let Some(answer) = ask().await {
             return answer;
         }
-        assert!(tokio::time::Instant::now() < end, "waited in vain for {what}");
+        assert!(tokio::time::Instant::now() < end, "timed out waiting for {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// One line of source transactions.
+/// Writes source transactions of one writer.
 pub struct Line {
-    session: Box<dyn TransactionalProducer>,
+    producer: Box<dyn TransactionalProducer>,
     ordinal: u32,
     touched: Vec<i32>,
     clock: SharedClock,
 }
 
 impl Line {
-    /// Writes a source transaction and closes it, in one transaction of the log.
+    /// Writes a source transaction with its end markers, in one Kafka transaction.
     pub fn commit(&mut self, rows: &[RowChange<'_>]) {
         self.write(rows, true);
     }
 
-    /// Writes rows of a source transaction that stays open.
+    /// Writes rows and begin markers of a source transaction that stays open.
     pub fn leave_open(&mut self, rows: &[RowChange<'_>]) {
         self.write(rows, false);
     }
@@ -300,9 +297,9 @@ impl Line {
         if close {
             self.touched.clear();
         }
-        self.session.begin().expect("begin");
-        self.session.send(&out).expect("send");
-        let outcome = self.session.commit(None);
+        self.producer.begin().expect("begin");
+        self.producer.send(&out).expect("send");
+        let outcome = self.producer.commit(None);
         assert!(matches!(outcome, Outcome::Committed(_)), "{outcome:?}");
     }
 }

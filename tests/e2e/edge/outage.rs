@@ -1,4 +1,4 @@
-//! An edge on real Kafka that is killed and comes back.
+//! An edge whose Kafka broker is killed and restarted.
 
 use super::device::Device;
 use super::harness::{Harness, eventually};
@@ -8,7 +8,7 @@ use reqwest::Client;
 use serde_json::{Value, json};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_edge_outlives_its_broker_and_shows_nothing_that_it_cannot_prove() {
+async fn edge_answers_503_while_the_broker_is_down() {
     let mut broker = tokio::task::block_in_place(Broker::start);
     let log = tokio::task::block_in_place(|| KafkaLog::connect(Config::new(broker.bootstrap())).expect("connect"));
     let harness = tokio::task::block_in_place(|| Harness::over(log));
@@ -17,12 +17,12 @@ async fn an_edge_outlives_its_broker_and_shows_nothing_that_it_cannot_prove() {
     let mut device = Device::new(&harness.token("1", &["user:1"]), "phone");
     tokio::task::block_in_place(|| harness.writer().commit(&[("user:1", 1, Some("{\"n\":1}"))]));
     eventually("the first row", async || {
-        edge_shows(&mut device, &edge).await.then_some(())
+        has_one_row(&mut device, &edge).await.then_some(())
     })
     .await;
     tokio::task::block_in_place(|| broker.kill());
     let http = Client::new();
-    let report: Value = eventually("a red readiness", async || {
+    let report: Value = eventually("the edge to be not ready", async || {
         let answer = http.get(edge.url("/readyz")).send().await.unwrap();
         if answer.status() == 503 {
             answer.json().await.ok()
@@ -51,11 +51,11 @@ async fn an_edge_outlives_its_broker_and_shows_nothing_that_it_cannot_prove() {
         (json!(device.bucket("user:1")) == want).then_some(())
     })
     .await;
-    assert_eq!(device.resets_all, 1, "the cursor outlived the broker");
+    assert_eq!(device.resets_all, 1, "the cursor is still valid");
     edge.stop().await;
 }
 
-async fn edge_shows(device: &mut Device, edge: &super::harness::Running) -> bool {
+async fn has_one_row(device: &mut Device, edge: &super::harness::Running) -> bool {
     device.sync(edge, 500).await;
     device.bucket("user:1").len() == 1
 }

@@ -139,7 +139,7 @@ fn any_process_leads_to_the_one_that_has_the_state_and_a_killed_ones_tasks_start
         "{refused}"
     );
     let refused = state(&kafka, &["get", "other", "event.seen", "[1]"]).expect_err("no such processor");
-    assert!(refused.contains("no process has told its address"), "{refused}");
+    assert!(refused.contains("no process has announced its address"), "{refused}");
 
     fleet.kill("views-a");
     let tasks = wait_for("all tasks at the other node", LIMIT, || {

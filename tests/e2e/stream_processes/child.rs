@@ -103,22 +103,31 @@ impl Part {
             subtopologies: vec![sub],
         };
         let mut config = Config::new(&self.instance, &self.dir);
-        config.engine = if self.sled {
+        config.stores.engine = if self.sled {
             state_store::Engine::Sled
         } else {
             state_store::Engine::Fjall
         };
-        config.store_memory_bytes = 8 << 20;
-        config.session_timeout = Duration::from_secs(6);
+        config.stores.memory_bytes = 8 << 20;
+        config.group.session_timeout = Duration::from_secs(6);
         config.threads = 2;
         if self.alone {
-            config.guarantee = streams::ProcessingGuarantee::AtLeastOnce;
+            config.commit.guarantee = streams::ProcessingGuarantee::AtLeastOnce;
         }
         if self.newer {
-            config.group_protocol = event_log::GroupProtocol::Consumer;
+            config.group.protocol = event_log::GroupProtocol::Consumer;
         }
         set(&mut config);
-        streams::run(application, config, log, service::clock::system(), tasks, readiness)
+        streams::run(
+            application,
+            config,
+            log,
+            streams::Host {
+                clock: service::clock::system(),
+                tasks,
+                readiness,
+            },
+        )
     }
 
     /// Starts a process that runs it, armed with these failpoints.

@@ -182,12 +182,12 @@ impl Harness {
     /// The same with stores in another directory.
     pub fn try_start_in(&self, dir: &Path, subtopologies: Vec<SubTopology>) -> streams::Result<ThreadDriver> {
         let mut config = Config::new("one", dir);
-        config.session_timeout = Duration::from_secs(2);
-        config.store_memory_bytes = 8 << 20;
+        config.group.session_timeout = Duration::from_secs(2);
+        config.stores.memory_bytes = 8 << 20;
         let stores = Directory {
-            dir: config.dir.clone(),
-            engine: config.engine,
-            memory_bytes: config.store_memory_bytes,
+            dir: config.stores.dir.clone(),
+            engine: config.stores.engine,
+            memory_bytes: config.stores.memory_bytes,
         };
         let application = Application {
             name: self.application.clone(),

@@ -22,7 +22,7 @@ fn a_full_disk_ends_the_process_with_its_reason_and_room_brings_everything_back(
         }
         let text = until_trouble(&mut thread, "No space left on device");
         assert!(text.contains("state store failed"), "{text}");
-        assert!(text.contains("start again"), "{text}");
+        assert!(text.contains("fix the underlying I/O problem and restart"), "{text}");
         drop(thread);
         // As long as there is no room it is refused again, and nothing is given up for it.
         let mut thread = harness.start_in(disk.path());
@@ -92,7 +92,7 @@ fn of_two_processes_with_one_name_the_first_ends_with_its_reason_and_the_second_
     assert!(!one.ended("the first process ends").success());
     let words = one.last_words();
     assert!(words.contains("fenced: another process runs as"), "{words}");
-    assert!(words.contains("give each an instance name of its own"), "{words}");
+    assert!(words.contains("give each process a unique instance name"), "{words}");
     line.write(60);
     line.check();
     assert!(two.is_alive(), "{}", two.last_words());

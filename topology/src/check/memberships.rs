@@ -1,172 +1,174 @@
-//! Checks memberships and issuers: who may read which bucket.
-//!
-//! Guarantees: a claim that no declared issuer gives is noticed, if issuers say which claims they give.
-//! Never: looks at a token.
+//! Checks memberships and issuers.
 
 use super::buckets::KnownBucket;
-use super::{Check, KnownInput};
+use super::context::Context;
+use super::known_inputs::KnownInput;
+use super::{buckets, known_inputs};
 use crate::checked::Membership;
 use crate::model::{self, At, Declared};
 use crate::names;
 use crate::problem::Problem;
 use crate::template::Template;
 
-/// Claims that say something of the token, not of who holds it.
+/// Claims that describe the token, not its subject.
 const OF_THE_TOKEN: [&str; 6] = ["iss", "aud", "exp", "nbf", "iat", "jti"];
 
-impl Check<'_> {
-    pub(super) fn issuers(&self, declared: &[model::Issuer]) -> Vec<String> {
-        self.unique(declared.iter().map(|issuer| &issuer.name), "issuer");
-        for issuer in declared {
-            self.name(&issuer.name, "issuer");
-            self.unique(issuer.claims.iter().flat_map(|claims| claims.iter()), "claim");
-        }
-        declared.iter().map(|issuer| issuer.name.value.clone()).collect()
+pub(super) fn issuer_names(cx: &Context<'_>, declared: &[model::Issuer]) -> Vec<String> {
+    cx.unique(declared.iter().map(|issuer| &issuer.name), "issuer");
+    for issuer in declared {
+        cx.name(&issuer.name, "issuer");
+        cx.unique(issuer.claims.iter().flat_map(|claims| claims.iter()), "claim");
     }
+    declared.iter().map(|issuer| issuer.name.value.clone()).collect()
+}
 
-    pub(super) fn memberships(
-        &self,
-        declared: &Declared,
-        buckets: &[KnownBucket],
-        known: &[KnownInput],
-    ) -> Vec<Membership> {
-        let mut memberships: Vec<Membership> = Vec::with_capacity(declared.memberships.len());
-        for (index, membership) in declared.memberships.iter().enumerate() {
-            let same = |other: &&model::Membership| {
-                other.bucket.value == membership.bucket.value
-                    && other.issuer.as_ref().map(|i| &i.value) == membership.issuer.as_ref().map(|i| &i.value)
-                    && other.from.as_ref().map(|f| &f.value) == membership.from.as_ref().map(|f| &f.value)
-            };
-            if let Some(first) = declared.memberships.iter().take(index).find(same) {
-                let message = format!("membership of `{}` is declared twice", membership.bucket.value);
-                let problem = Problem::warning(membership.bucket.span.clone(), message).label("again here");
-                self.add(
-                    problem
-                        .also(first.bucket.span.clone(), "first here")
-                        .help("remove one of them"),
-                );
-            }
-            let Some(template) = self.template(&membership.bucket) else {
-                continue;
-            };
-            let bucket = self.bucket_of(&membership.bucket, &template, buckets);
-            if membership.from.is_some() || membership.principal.is_some() {
-                self.data(membership, &template, known);
-                continue;
-            }
-            self.claims(membership, &template, &declared.issuers);
-            if let Some(bucket) = bucket {
-                let issuer = membership.issuer.as_ref().map(|issuer| issuer.value.clone());
-                memberships.push(Membership {
-                    bucket,
-                    template,
-                    issuer,
-                });
-            }
-        }
-        memberships
-    }
-
-    fn claims(&self, membership: &model::Membership, template: &Template, issuers: &[model::Issuer]) {
-        if let Some(wanted) = &membership.issuer
-            && issuers.iter().all(|issuer| issuer.name.value != wanted.value)
-        {
-            let names = issuers.iter().map(|issuer| issuer.name.as_str());
-            self.unknown(
-                wanted,
-                "issuer",
-                names,
-                &format!("declare it: [[issuer]] name = \"{}\"", wanted.value),
-            );
-            return;
-        }
-        if membership.issuer.is_none() && issuers.len() > 1 && template.params().next().is_some() {
-            let message = format!("tokens of every issuer may open `{}`", membership.bucket.value);
-            let problem = Problem::warning(membership.bucket.span.clone(), message);
-            self.add(
-                problem.help("say whose claims count: `issuer = \"…\"`; two issuers may name different people alike"),
+pub(super) fn check_memberships(
+    cx: &Context<'_>,
+    declared: &Declared,
+    buckets: &[KnownBucket],
+    known: &[KnownInput],
+) -> Vec<Membership> {
+    let mut memberships: Vec<Membership> = Vec::with_capacity(declared.memberships.len());
+    for (index, membership) in declared.memberships.iter().enumerate() {
+        let same = |other: &&model::Membership| {
+            other.bucket.value == membership.bucket.value
+                && other.issuer.as_ref().map(|i| &i.value) == membership.issuer.as_ref().map(|i| &i.value)
+                && other.from.as_ref().map(|f| &f.value) == membership.from.as_ref().map(|f| &f.value)
+        };
+        if let Some(first) = declared.memberships.iter().take(index).find(same) {
+            let message = format!("membership of `{}` is declared twice", membership.bucket.value);
+            let problem = Problem::warning(membership.bucket.span.clone(), message).label("declared again here");
+            cx.add(
+                problem
+                    .also(first.bucket.span.clone(), "first declared here")
+                    .help("remove one of them"),
             );
         }
-        let giving: Vec<&model::Issuer> = issuers
-            .iter()
-            .filter(|issuer| {
-                membership
-                    .issuer
-                    .as_ref()
-                    .is_none_or(|only| only.value == issuer.name.value)
+        let Some(template) = cx.template(&membership.bucket) else {
+            continue;
+        };
+        let bucket = buckets::find_bucket(cx, &membership.bucket, &template, buckets);
+        if membership.from.is_some() || membership.principal.is_some() {
+            reject_rows(cx, membership, &template, known);
+            continue;
+        }
+        check_claims(cx, membership, &template, &declared.issuers);
+        if let Some(bucket) = bucket {
+            let issuer = membership.issuer.as_ref().map(|issuer| issuer.value.clone());
+            memberships.push(Membership {
+                bucket,
+                template,
+                issuer,
+            });
+        }
+    }
+    memberships
+}
+
+fn check_claims(cx: &Context<'_>, membership: &model::Membership, template: &Template, issuers: &[model::Issuer]) {
+    if let Some(wanted) = &membership.issuer
+        && issuers.iter().all(|issuer| issuer.name.value != wanted.value)
+    {
+        let names = issuers.iter().map(|issuer| issuer.name.as_str());
+        cx.unknown(
+            wanted,
+            "issuer",
+            names,
+            &format!("declare the issuer: [[issuer]] name = \"{}\"", wanted.value),
+        );
+        return;
+    }
+    if membership.issuer.is_none() && issuers.len() > 1 && template.params().next().is_some() {
+        let message = format!(
+            "the membership of `{}` accepts tokens of every issuer",
+            membership.bucket.value
+        );
+        let problem = Problem::warning(membership.bucket.span.clone(), message);
+        cx.add(
+            problem.help("restrict it with `issuer = \"…\"`; two issuers can use the same subject for different users"),
+        );
+    }
+    let giving: Vec<&model::Issuer> = issuers
+        .iter()
+        .filter(|issuer| {
+            membership
+                .issuer
+                .as_ref()
+                .is_none_or(|only| only.value == issuer.name.value)
+        })
+        .collect();
+    // A claim can be reported as unknown only if all relevant issuers declare their claims.
+    let told = !giving.is_empty() && giving.iter().all(|issuer| issuer.claims.is_some());
+    let given: Vec<&str> = giving
+        .iter()
+        .flat_map(|i| i.claims.iter())
+        .flat_map(|c| c.iter())
+        .map(|c| c.as_str())
+        .collect();
+    for (claim, span) in template.params() {
+        let place = cx.inside(&membership.bucket, span);
+        let first = claim.split('.').next().unwrap_or(claim);
+        if OF_THE_TOKEN.contains(&claim) {
+            let message = format!("claim `{claim}` describes the token, not the user");
+            cx.add(Problem::warning(place, message).help("use `sub` or an application-specific claim"));
+        } else if told && claim != "sub" && !given.contains(&claim) && !given.contains(&first) {
+            let all: Vec<&str> = given.iter().copied().chain(["sub"]).collect();
+            let problem = Problem::error(place, format!("no issuer declares the claim `{claim}`"));
+            let help = names::known(claim, all, "");
+            cx.add(problem.help(format!(
+                "{help}; if the issuer provides it, add it to the issuer's `claims`"
+            )));
+        }
+    }
+}
+
+/// Checks a membership from rows, then rejects it, because memberships from rows are not supported.
+fn reject_rows(cx: &Context<'_>, membership: &model::Membership, template: &Template, known: &[KnownInput]) {
+    let Some(from) = &membership.from else {
+        let span = membership
+            .principal
+            .as_ref()
+            .map_or(membership.bucket.span.clone(), |p| p.span.clone());
+        let problem = Problem::error(span, "`principal` is only valid together with `from`");
+        cx.add(problem.help("add `from = \"<source>.<table>\"`, or remove `principal`"));
+        return;
+    };
+    let principal = match &membership.principal {
+        Some(principal) => Some(principal),
+        None => {
+            let problem = Problem::error(from.span.clone(), "a membership with `from` needs a `principal`");
+            cx.add(
+                problem.help("add `principal = \"{user_id}\"`, where `user_id` is the column that identifies the user"),
+            );
+            None
+        }
+    };
+    if let Some(input) = known_inputs::find_input(cx, from, known).filter(|input| input.complete) {
+        let column_exists = |name: &str| input.row.fields.iter().any(|field| field.name == name);
+        let mut params: Vec<At<String>> = template
+            .params()
+            .map(|(name, span)| At {
+                value: String::from(name),
+                span: cx.inside(&membership.bucket, span),
             })
             .collect();
-        // Only issuers that all say which claims they give can tell that one is missing.
-        let told = !giving.is_empty() && giving.iter().all(|issuer| issuer.claims.is_some());
-        let given: Vec<&str> = giving
-            .iter()
-            .flat_map(|i| i.claims.iter())
-            .flat_map(|c| c.iter())
-            .map(|c| c.as_str())
-            .collect();
-        for (claim, span) in template.params() {
-            let place = self.inside(&membership.bucket, span);
-            let first = claim.split('.').next().unwrap_or(claim);
-            if OF_THE_TOKEN.contains(&claim) {
-                let message = format!("claim `{claim}` says something of the token, not of who holds it");
-                self.add(Problem::warning(place, message).help("use `sub`, or a claim of your own"));
-            } else if told && claim != "sub" && !given.contains(&claim) && !given.contains(&first) {
-                let all: Vec<&str> = given.iter().copied().chain(["sub"]).collect();
-                let problem = Problem::error(place, format!("no issuer gives the claim `{claim}`"));
-                let help = names::known(claim, all, "");
-                self.add(problem.help(format!("{help}; or add it to the issuer's `claims`")));
-            }
+        params.extend(principal.and_then(|p| {
+            let name = p.strip_prefix('{')?.strip_suffix('}')?;
+            Some(At {
+                value: String::from(name),
+                span: p.span.clone(),
+            })
+        }));
+        for param in params.iter().filter(|param| !column_exists(param)) {
+            let names = input.row.fields.iter().map(|field| field.name.as_str());
+            cx.unknown(
+                param,
+                &format!("column of `{}` named", from.value),
+                names,
+                "it has no columns",
+            );
         }
     }
-
-    /// A membership from rows: checked as far as it goes, and refused, since nothing grants from rows yet.
-    fn data(&self, membership: &model::Membership, template: &Template, known: &[KnownInput]) {
-        let Some(from) = &membership.from else {
-            let span = membership
-                .principal
-                .as_ref()
-                .map_or(membership.bucket.span.clone(), |p| p.span.clone());
-            let problem = Problem::error(span, "`principal` is for memberships from data");
-            self.add(problem.help("add `from = \"<source>.<table>\"`, or remove `principal`"));
-            return;
-        };
-        let principal = match &membership.principal {
-            Some(principal) => Some(principal),
-            None => {
-                let problem = Problem::error(from.span.clone(), "a membership from data says whom it is for");
-                self.add(problem.help("add `principal = \"{user_id}\"`, a column of the rows"));
-                None
-            }
-        };
-        if let Some(input) = self.input(from, known).filter(|input| input.complete) {
-            let column_exists = |name: &str| input.row.fields.iter().any(|field| field.name == name);
-            let mut params: Vec<At<String>> = template
-                .params()
-                .map(|(name, span)| At {
-                    value: String::from(name),
-                    span: self.inside(&membership.bucket, span),
-                })
-                .collect();
-            params.extend(principal.and_then(|p| {
-                let name = p.strip_prefix('{')?.strip_suffix('}')?;
-                Some(At {
-                    value: String::from(name),
-                    span: p.span.clone(),
-                })
-            }));
-            for param in params.iter().filter(|param| !column_exists(param)) {
-                let names = input.row.fields.iter().map(|field| field.name.as_str());
-                self.unknown(
-                    param,
-                    &format!("column of `{}` called", from.value),
-                    names,
-                    "it has no columns",
-                );
-            }
-        }
-        let problem = Problem::error(from.span.clone(), "memberships from data are not supported yet");
-        self.add(problem.help(
-            "a later release; today use a claim: remove `from` and `principal`, and write `bucket = \"user:{sub}\"`",
-        ));
-    }
+    let problem = Problem::error(from.span.clone(), "memberships from rows are not supported");
+    cx.add(problem.help("use token claims: remove `from` and `principal`, and write `bucket = \"user:{sub}\"`"));
 }

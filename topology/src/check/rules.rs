@@ -1,8 +1,7 @@
-//! Rules versions: hashes of what decides which rows a device has.
+//! Rules versions: hashes of everything that determines which rows a device has.
 //!
-//! Guarantees: the order in the file, comments and names of parameters do not count; whatever changes a device's rows
-//! does. The texts that are hashed begin with a format number and are frozen.
-//! Never: hashes memory or debug output.
+//! The order in the file, comments and parameter names do not change a version. A changed version makes every device
+//! start over, so the hashed texts are a stable format that begins with a format number.
 
 use crate::checked::{Input, Segment, Topology, View};
 use serde_json::{Value, json};
@@ -68,7 +67,7 @@ fn view_text(topology: &Topology, view: &View) -> Value {
         }
     };
     let key = key.map(|key| key.iter().map(|at| name_of(*at)).collect::<Vec<_>>());
-    // Arrays, not objects: the order of an object's keys is a build setting of serde_json.
+    // Use arrays, because the order of an object's keys depends on a feature flag of serde_json.
     json!([
         1,
         view.name.as_str(),

@@ -1,13 +1,13 @@
-//! Broken topologies, and the exact text that each of them gives.
+//! Golden tests of the reports, and tests of the checked topology.
 //!
-//! A case is `cases/<what it shows>.toml`, which is put behind `base.toml`, and `.out` beside it, the report.
-//! `UPDATE_EXPECT=1` writes the reports anew.
+//! A case is `cases/NAME.toml`, which is appended to `base.toml`; `cases/NAME.out` is the expected report.
+//! Run with `UPDATE_EXPECT=1` to regenerate the reports.
 
 use crate::{Embedded, Input, Outcome, Segment, check};
 use expect_test::expect_file;
 use std::path::Path;
 
-/// A topology with nothing wrong, which the cases add to.
+/// A valid topology to which the cases are appended.
 const BASE: &str = include_str!("cases/base.toml");
 
 const FILES: Embedded = Embedded(&[
@@ -37,7 +37,7 @@ fn run(text: &str) -> Outcome {
 }
 
 #[test]
-fn every_broken_topology_gives_its_exact_report() {
+fn reports_match_golden_files() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/check/cases");
     let mut cases: Vec<_> = std::fs::read_dir(&folder)
         .unwrap()
@@ -57,7 +57,7 @@ fn every_broken_topology_gives_its_exact_report() {
         );
         assert!(
             !outcome.report.findings().is_empty(),
-            "{} is not broken",
+            "{} has no findings",
             case.display()
         );
         expect_file![case.with_extension("out")].assert_eq(&outcome.report.render(false));
@@ -65,12 +65,13 @@ fn every_broken_topology_gives_its_exact_report() {
 }
 
 #[test]
-fn a_report_is_also_plain_data() {
+fn findings_serialize_as_json() {
     let outcome = run(&format!("{BASE}\n[view_log]\npartitions = 129\n"));
     let json = serde_json::to_value(outcome.report.findings()).unwrap();
     let expected = serde_json::json!([{
         "severity": "error", "file": "topology.toml", "line": 24, "column": 14,
-        "message": "view.log cannot have 129 partitions", "help": "use 1 to 128"
+        "message": "view.log cannot have 129 partitions; the limit is 128",
+        "help": "set `partitions` to a number from 1 to 128"
     }]);
     assert_eq!(json, expected);
     assert_eq!(outcome.report.to_string(), "topology.toml: 1 error");
@@ -78,7 +79,7 @@ fn a_report_is_also_plain_data() {
 }
 
 #[test]
-fn a_checked_view_is_resolved_to_columns() {
+fn view_templates_resolve_to_columns() {
     let topology = run(&BASE
         .replace(
             "name = \"user:{id}\"",
@@ -108,12 +109,12 @@ fn a_checked_view_is_resolved_to_columns() {
 }
 
 #[test]
-fn the_rules_version_follows_what_devices_see_and_nothing_else() {
+fn rules_version_depends_on_device_visible_parts() {
     let version = |text: &str| run(text).into_result().unwrap().rules_version;
     let base = version(BASE);
     assert_eq!(
         base, 18_096_345_345_797_747_513,
-        "frozen: a release must not reset every device"
+        "a changed version makes every device start over"
     );
     let same = [
         format!("# a comment\n{BASE}"),

@@ -1,256 +1,218 @@
 //! Checks views: input, fields, bucket, condition.
 //!
-//! Guarantees: a view that comes out has only columns that exist, a bucket that is declared, and a condition that
-//! compiles. An event view's rows have the event's key, so that one row always comes from one partition.
-//! Never: refuses what only warns.
+//! The rows of an event view have the key of the event, so that all changes of a row are in one partition.
 
 use super::buckets::KnownBucket;
-use super::{Check, KnownInput};
+use super::context::Context;
+use super::known_inputs::KnownInput;
+use super::{buckets, known_inputs};
 use crate::checked::{Segment, View, ViewField, resolve};
 use crate::expr::{Field, Form, Program, RowType, Type};
 use crate::model::{self, At};
-use crate::names;
 use crate::problem::Problem;
 use crate::template::{Part, Template};
 use schemas::ids::ViewName;
 
-impl Check<'_> {
-    pub(super) fn views(&self, declared: &[model::View], known: &[KnownInput], buckets: &[KnownBucket]) -> Vec<View> {
-        self.unique(declared.iter().map(|view| &view.name), "view");
-        let mut views = Vec::with_capacity(declared.len());
-        for view in declared {
-            self.name(&view.name, "view");
-            let input = self.input(&view.from, known);
-            let template = self.template(&view.bucket);
-            let bucket = template
-                .as_ref()
-                .and_then(|template| self.bucket_of(&view.bucket, template, buckets));
-            // Without known columns nothing more can be said of the view.
-            let Some(input) = input.filter(|input| input.complete) else {
-                continue;
-            };
-            let fields = self.fields(view, &input.row);
-            let filter = self.filter(view, &input.row);
-            self.view_key(view, input);
-            let bucket_name = template.and_then(|template| self.bucket_name(view, &template, &input.row));
-            let scope_name = bucket
-                .and_then(|at| buckets.get(at)?.bucket.as_ref())
-                .and_then(|bucket| scope_name(&bucket.scope, bucket_name.as_ref()?));
-            let (Ok(name), Some(fields), Ok(filter)) = (ViewName::new(&view.name), fields, filter) else {
-                continue;
-            };
-            if let (Some(bucket), Some(bucket_name), Some(scope_name)) = (bucket, bucket_name, scope_name) {
-                let input = input.input;
-                views.push(View {
-                    name,
-                    input,
-                    fields,
-                    bucket,
-                    bucket_name,
-                    scope_name,
-                    filter,
-                    rules_version: 0,
-                });
-            }
-        }
-        views
-    }
-
-    /// The input that `from` names.
-    pub(super) fn input<'k>(&self, from: &At<String>, known: &'k [KnownInput]) -> Option<&'k KnownInput> {
-        if let Some(found) = known.iter().find(|input| input.from == from.value) {
-            return Some(found);
-        }
-        if from.starts_with("topic:") {
-            let problem = Problem::error(from.span.clone(), "views of a topic are not supported yet");
-            let help =
-                "a later release; today `from` is \"<source>.<table>\", \"event:<name>\" or \"processor:<name>\"";
-            self.add(problem.help(help));
-            return None;
-        }
-        let message = format!("there is no input `{}`", from.value);
-        let names = known.iter().map(|input| input.from.as_str());
-        // The commonest slips: the source left out, or the event's prefix.
-        let suffixed = known
-            .iter()
-            .find(|input| input.from.rsplit(['.', ':']).next() == Some(from.value.as_str()));
-        let help = match suffixed {
-            Some(input) => format!("did you mean `{}`?", input.from),
-            None => names::known(
-                from,
-                names,
-                "declare a [[table]] or an [[event]]; then `from = \"<source>.<table>\"`",
-            ),
+pub(super) fn check_views(
+    cx: &Context<'_>,
+    declared: &[model::View],
+    known: &[KnownInput],
+    buckets: &[KnownBucket],
+) -> Vec<View> {
+    cx.unique(declared.iter().map(|view| &view.name), "view");
+    let mut views = Vec::with_capacity(declared.len());
+    for view in declared {
+        cx.name(&view.name, "view");
+        let input = known_inputs::find_input(cx, &view.from, known);
+        let template = cx.template(&view.bucket);
+        let bucket = template
+            .as_ref()
+            .and_then(|template| buckets::find_bucket(cx, &view.bucket, template, buckets));
+        // Without known columns the rest of the view cannot be checked.
+        let Some(input) = input.filter(|input| input.complete) else {
+            continue;
         };
-        self.add(Problem::error(from.span.clone(), message).help(help));
-        None
-    }
-
-    pub(super) fn column(&self, name: &At<String>, from: &str, row: &RowType) -> Option<usize> {
-        let found = row.fields.iter().position(|field| field.name == name.value);
-        if found.is_none() {
-            let names = row.fields.iter().map(|field| field.name.as_str());
-            self.unknown(name, &format!("column of `{from}` called"), names, "it has no columns");
+        let fields = view_fields(cx, view, &input.row);
+        let filter = compile_filter(cx, view, &input.row);
+        check_key(cx, view, input);
+        let bucket_name = template.and_then(|template| resolve_bucket(cx, view, &template, &input.row));
+        let scope_name = bucket
+            .and_then(|at| buckets.get(at)?.bucket.as_ref())
+            .and_then(|bucket| scope_name(&bucket.scope, bucket_name.as_ref()?));
+        let (Ok(name), Some(fields), Ok(filter)) = (ViewName::new(&view.name), fields, filter) else {
+            continue;
+        };
+        if let (Some(bucket), Some(bucket_name), Some(scope_name)) = (bucket, bucket_name, scope_name) {
+            let input = input.input;
+            views.push(View {
+                name,
+                input,
+                fields,
+                bucket,
+                bucket_name,
+                scope_name,
+                filter,
+                rules_version: 0,
+            });
         }
-        found
     }
+    views
+}
 
-    /// What devices get: the named columns, or all, under their own or other names.
-    fn fields(&self, view: &model::View, row: &RowType) -> Option<Vec<ViewField>> {
-        let mut good = true;
-        let mut fields: Vec<ViewField> = match &view.fields {
-            None => row
-                .fields
-                .iter()
-                .enumerate()
-                .map(|(at, f)| ViewField {
-                    column: at,
-                    name: f.name.clone(),
+/// The fields of a view: the listed columns, or all, with renames applied.
+fn view_fields(cx: &Context<'_>, view: &model::View, row: &RowType) -> Option<Vec<ViewField>> {
+    let mut good = true;
+    let mut fields: Vec<ViewField> = match &view.fields {
+        None => row
+            .fields
+            .iter()
+            .enumerate()
+            .map(|(at, f)| ViewField {
+                column: at,
+                name: f.name.clone(),
+            })
+            .collect(),
+        Some(named) => {
+            cx.unique(named.iter(), "field");
+            if named.is_empty() {
+                let message = format!("view `{}` has no fields", view.name.value);
+                let help = "list at least one field, or remove `fields` to send all columns";
+                cx.add(Problem::error(named.span.clone(), message).help(help));
+            }
+            let column = |name: &At<String>| {
+                known_inputs::find_column(cx, name, &view.from, row).map(|column| ViewField {
+                    column,
+                    name: name.value.clone(),
                 })
-                .collect(),
-            Some(named) => {
-                self.unique(named.iter(), "field");
-                if named.is_empty() {
-                    let message = format!("view `{}` has no fields", view.name.value);
-                    let help = "name at least one, or leave `fields` out to send all columns";
-                    self.add(Problem::error(named.span.clone(), message).help(help));
-                }
-                let column = |name: &At<String>| {
-                    self.column(name, &view.from, row).map(|column| ViewField {
-                        column,
-                        name: name.value.clone(),
-                    })
-                };
-                let found: Vec<ViewField> = named.iter().filter_map(column).collect();
-                good = found.len() == named.len() && !named.is_empty();
-                found
-            }
-        };
-        for (from, to) in view.rename.iter().flat_map(|rename| rename.value.iter()) {
-            if self.column(from, &view.from, row).is_none() {
-                good = false;
-                continue;
-            }
-            let Some(at) = fields
-                .iter()
-                .position(|field| row.fields.get(field.column).is_some_and(|c| c.name == from.value))
-            else {
-                let message = format!(
-                    "view `{}` renames `{}`, which is not among its fields",
-                    view.name.value, from.value
-                );
-                let help = format!("add \"{}\" to `fields`, or remove the renaming", from.value);
-                self.add(Problem::error(from.span.clone(), message).help(help));
-                continue;
             };
-            let taken = fields
-                .iter()
-                .enumerate()
-                .any(|(other, field)| other != at && field.name == to.value);
-            if taken || to.is_empty() {
-                let message = format!(
-                    "view `{}` cannot send `{}` as `{}`",
-                    view.name.value, from.value, to.value
-                );
-                self.add(Problem::error(to.span.clone(), message).help("choose a name that no other field has"));
-            }
-            if let Some(field) = fields.get_mut(at) {
-                field.name.clone_from(&to.value);
-            }
+            let found: Vec<ViewField> = named.iter().filter_map(column).collect();
+            good = found.len() == named.len() && !named.is_empty();
+            found
         }
-        good.then_some(fields)
-    }
-
-    fn filter(&self, view: &model::View, row: &RowType) -> Result<Option<Program>, ()> {
-        let Some(text) = &view.filter else { return Ok(None) };
-        match Program::compile(text, row) {
-            Ok(program) => {
-                for warning in program.warnings() {
-                    let message = format!("view `{}`: {}", view.name.value, warning.message);
-                    let problem = Problem::warning(self.inside(text, &warning.span), message);
-                    self.add(problem.help(warning.help.clone()));
-                }
-                Ok(Some(program))
-            }
-            Err(errors) => {
-                for error in errors {
-                    let message = format!("view `{}`: {}", view.name.value, error.message);
-                    self.add(Problem::error(self.inside(text, &error.span), message).help(error.help));
-                }
-                Err(())
-            }
+    };
+    for (from, to) in view.rename.iter().flat_map(|rename| rename.value.iter()) {
+        if known_inputs::find_column(cx, from, &view.from, row).is_none() {
+            good = false;
+            continue;
         }
-    }
-
-    /// A view's key is its input's: of a table because a row is a row, of an event because only then does one row
-    /// always come from one partition and can be removed by a null value.
-    fn view_key(&self, view: &model::View, input: &KnownInput) {
-        let (Some(key), Some(of_input)) = (&view.key, &input.key) else {
-            if let Some(key) = &view.key {
-                let problem = Problem::error(
-                    key.span.clone(),
-                    format!("view `{}` cannot choose its key", view.name.value),
-                );
-                self.add(problem.help("remove `key`: a table view's rows have the table's key"));
-            }
-            return;
-        };
-        let names: Vec<&str> = of_input
+        let Some(at) = fields
             .iter()
-            .filter_map(|at| input.row.fields.get(*at))
-            .map(|f| f.name.as_str())
-            .collect();
-        if key.iter().map(|name| name.as_str()).ne(names.iter().copied()) {
-            let list = names
-                .iter()
-                .map(|name| format!("\"{name}\""))
-                .collect::<Vec<_>>()
-                .join(", ");
+            .position(|field| row.fields.get(field.column).is_some_and(|c| c.name == from.value))
+        else {
             let message = format!(
-                "view `{}` has another key than its input `{}`",
-                view.name.value, input.from
+                "view `{}` renames `{}`, which is not in its `fields`",
+                view.name.value, from.value
             );
-            let help =
-                format!("remove `key`, or write key = [{list}]; for another key the event must be published with it");
-            self.add(Problem::error(key.span.clone(), message).help(help));
+            let help = format!("add \"{}\" to `fields`, or remove it from `rename`", from.value);
+            cx.add(Problem::error(from.span.clone(), message).help(help));
+            continue;
+        };
+        let taken = fields
+            .iter()
+            .enumerate()
+            .any(|(other, field)| other != at && field.name == to.value);
+        if taken || to.is_empty() {
+            let message = format!(
+                "view `{}` cannot rename `{}` to `{}`: the name is empty or already used",
+                view.name.value, from.value, to.value
+            );
+            cx.add(Problem::error(to.span.clone(), message).help("choose a name that no other field of the view uses"));
+        }
+        if let Some(field) = fields.get_mut(at) {
+            field.name.clone_from(&to.value);
         }
     }
+    good.then_some(fields)
+}
 
-    /// Resolves a view's bucket to columns.
-    fn bucket_name(&self, view: &model::View, template: &Template, row: &RowType) -> Option<Vec<Segment>> {
-        let mut good = true;
-        for part in template.parts() {
-            let Part::Param(name, span) = part else { continue };
-            let place = At {
-                value: name.clone(),
-                span: self.inside(&view.bucket, span),
-            };
-            let Some(field) = self.column(&place, &view.from, row).and_then(|at| row.fields.get(at)) else {
-                good = false;
-                continue;
-            };
-            if let Some(fix) = unfit(field) {
-                let message = format!("`{name}` is {}: it cannot be part of a bucket's name", field.declared);
-                self.add(Problem::error(place.span, message).help(fix));
-                good = false;
+fn compile_filter(cx: &Context<'_>, view: &model::View, row: &RowType) -> Result<Option<Program>, ()> {
+    let Some(text) = &view.filter else { return Ok(None) };
+    match Program::compile(text, row) {
+        Ok(program) => {
+            for warning in program.warnings() {
+                let message = format!("view `{}`: {}", view.name.value, warning.message);
+                let problem = Problem::warning(cx.inside(text, &warning.span), message);
+                cx.add(problem.help(warning.help.clone()));
             }
+            Ok(Some(program))
         }
-        let segments = resolve(template, |name| row.fields.iter().position(|field| field.name == name))?;
-        good.then_some(segments)
+        Err(errors) => {
+            for error in errors {
+                let message = format!("view `{}`: {}", view.name.value, error.message);
+                cx.add(Problem::error(cx.inside(text, &error.span), message).help(error.help));
+            }
+            Err(())
+        }
     }
 }
 
-/// Why a column is no parameter, with the fix.
+/// Checks that a view has the key of its input. Otherwise the changes of one row could come from several partitions, and
+/// a tombstone of the input could not be mapped to a row.
+fn check_key(cx: &Context<'_>, view: &model::View, input: &KnownInput) {
+    let (Some(key), Some(of_input)) = (&view.key, &input.key) else {
+        if let Some(key) = &view.key {
+            let problem = Problem::error(key.span.clone(), format!("view `{}` cannot set `key`", view.name.value));
+            cx.add(problem.help("remove `key`; the rows of a view keep the key of the table"));
+        }
+        return;
+    };
+    let names: Vec<&str> = of_input
+        .iter()
+        .filter_map(|at| input.row.fields.get(*at))
+        .map(|f| f.name.as_str())
+        .collect();
+    if key.iter().map(|name| name.as_str()).ne(names.iter().copied()) {
+        let list = names
+            .iter()
+            .map(|name| format!("\"{name}\""))
+            .collect::<Vec<_>>()
+            .join(", ");
+        let message = format!(
+            "the key of view `{}` differs from the key of its input `{}`",
+            view.name.value, input.from
+        );
+        let help = format!("remove `key`, or write key = [{list}]; to use another key, change the key of the event");
+        cx.add(Problem::error(key.span.clone(), message).help(help));
+    }
+}
+
+/// Resolves the bucket of a view to columns.
+fn resolve_bucket(cx: &Context<'_>, view: &model::View, template: &Template, row: &RowType) -> Option<Vec<Segment>> {
+    let mut good = true;
+    for part in template.parts() {
+        let Part::Param(name, span) = part else { continue };
+        let place = At {
+            value: name.clone(),
+            span: cx.inside(&view.bucket, span),
+        };
+        let Some(field) = known_inputs::find_column(cx, &place, &view.from, row).and_then(|at| row.fields.get(at))
+        else {
+            good = false;
+            continue;
+        };
+        if let Some(fix) = unfit(field) {
+            let message = format!("`{name}` is {}, which cannot be a bucket parameter", field.declared);
+            cx.add(Problem::error(place.span, message).help(fix));
+            good = false;
+        }
+    }
+    let segments = resolve(template, |name| row.fields.iter().position(|field| field.name == name))?;
+    good.then_some(segments)
+}
+
+/// The fix for a column that cannot be a bucket parameter.
 fn unfit(field: &Field) -> Option<&'static str> {
     match (&field.ty, field.form) {
         (Type::Text | Type::Int | Type::Bool, _) | (Type::Timestamp, Form::Date) => None,
-        (Type::Timestamp, _) => Some("an instant is hardly a group of rows: use a date, an integer or a text"),
-        (Type::Double, _) => Some("a fraction can be written in several ways: use an integer or a text"),
-        _ => Some("use an integer, a text, a uuid, a bool or a date"),
+        (Type::Timestamp, _) => {
+            Some("use a date, an integer or a text; a timestamp would create a bucket for almost every row")
+        }
+        (Type::Double, _) => Some("use an integer or a text; a floating-point number has no unique text form"),
+        _ => Some("use an integer, text, uuid, bool or date"),
     }
 }
 
-/// The scope of a view's bucket: the bucket's parameters are the view's columns.
+/// The scope of a view's bucket, with the columns of the view as parameters.
 fn scope_name(scope: &[Segment], bucket_name: &[Segment]) -> Option<Vec<Segment>> {
     let segment = |segment: &Segment| match segment {
         Segment::Literal(word) => Some(Segment::Literal(word.clone())),

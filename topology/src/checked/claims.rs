@@ -1,28 +1,27 @@
-//! Memberships from claims: which buckets a token opens.
+//! Memberships: the buckets to which the claims of a token grant access.
 //!
-//! Guarantees: the answer depends on the claims alone; a claim that is missing, null, an object or a fraction opens
-//! nothing; a list opens a bucket for each element.
-//! Never: trusts a claim's length or number.
+//! A claim that is missing, null, an object or not an integer grants nothing. A list grants one bucket per element. The
+//! number and length of buckets are limited, because claims are input.
 
 use super::Membership;
 use crate::template::{self, BUCKET_BYTES_MAX, Part};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 
-/// Most buckets that one token may open by claims.
+/// Maximum number of buckets to which one token grants access.
 pub const BUCKETS_MAX: usize = 1000;
 
-/// Why claims open no buckets.
+/// The claims of a token exceed a limit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClaimError {
-    /// Too many.
-    #[error("the token's claims open more than {BUCKETS_MAX} buckets; shorten the list in claim `{claim}`")]
+    /// Too many buckets.
+    #[error("the token's claims grant access to more than {BUCKETS_MAX} buckets; shorten the list in claim `{claim}`")]
     TooMany {
-        /// The claim that went over the limit.
+        /// The claim that exceeded the limit.
         claim: String,
     },
-    /// A name too long.
-    #[error("the token's claim `{claim}` makes a bucket's name longer than {BUCKET_BYTES_MAX} bytes")]
+    /// A bucket name is too long.
+    #[error("claim `{claim}` of the token results in a bucket name longer than {BUCKET_BYTES_MAX} bytes")]
     TooLong {
         /// The claim.
         claim: String,
@@ -87,7 +86,7 @@ fn extend(name: &str, value: &str, part: &Part) -> String {
     next
 }
 
-/// The values of a claim: by its whole name, else as a path through objects, `realm.stores`.
+/// The values of a claim, by its full name, else as a path through nested objects such as `realm.stores`.
 fn values_of<'c>(claims: &'c Map<String, Value>, claim: &str) -> Vec<Cow<'c, str>> {
     let found = claims.get(claim).or_else(|| {
         let mut steps = claim.split('.');
@@ -101,7 +100,7 @@ fn values_of<'c>(claims: &'c Map<String, Value>, claim: &str) -> Vec<Cow<'c, str
     }
 }
 
-/// A claim's value as the text of a parameter; a whole number is its digits, so that it meets an integer column.
+/// The text of a claim's value as a bucket parameter. An integer has the same text as the value of an integer column.
 fn scalar(value: &Value) -> Option<Cow<'_, str>> {
     match value {
         Value::String(text) => Some(Cow::Borrowed(text)),
@@ -165,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_cannot_open_buckets_without_end() {
+    fn number_of_buckets_is_limited() {
         let many: Vec<u32> = (0..1001).collect();
         let error = open_with("store:{s}", json!({ "s": many })).unwrap_err();
         assert_eq!(

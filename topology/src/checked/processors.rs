@@ -1,42 +1,41 @@
-//! Declared processors, checked: what they read, what they compute, and what their topic carries.
+//! Checked declarative processors: inputs, computation and output.
 //!
-//! Guarantees: every expression is compiled over a row of the used columns alone, in the order that [`Feed::columns`]
-//! gives, so that the rest of a record need not be decoded.
-//! Never: a name that still has to be looked up.
+//! Expressions are compiled over rows of the used columns only, in the order of [`Feed::columns`], so that other columns
+//! need not be decoded.
 
 use super::{Column, Input};
 use crate::expr::{Program, Scalar};
 use schemas::schema::Schema;
 use std::sync::Arc;
 
-/// A declared processor: its topic is `processor.<name>`.
+/// A declarative processor. It writes to the topic `processor.<name>`.
 #[derive(Debug, Clone)]
 pub struct Processor {
-    /// Its name, and its consumer group.
+    /// Name of the processor and of its consumer group.
     pub name: String,
-    /// The columns of its records: those of the key first.
+    /// Columns of its records, key columns first.
     pub columns: Vec<Column>,
-    /// The key's columns as indexes into `columns`.
+    /// Key columns as indexes into `columns`.
     pub key: Vec<usize>,
-    /// The Avro schema of its records.
+    /// Avro schema of its records.
     pub schema: Arc<Schema>,
-    /// Partitions of its topic.
+    /// Number of partitions of its topic.
     pub partitions: i32,
-    /// What its records mean to who reads them.
+    /// Meaning of its records.
     pub output: OutputKind,
-    /// What it does.
+    /// The computation.
     pub work: Work,
-    /// The declaration as far as it decides what the state holds, as canonical text.
+    /// Canonical text of the parts of the declaration that determine the contents of the state.
     pub declaration: String,
 }
 
 impl Processor {
-    /// Its topic: `processor.<name>`.
+    /// Output topic, `processor.<name>`.
     pub fn topic(&self) -> String {
         format!("processor.{}", self.name)
     }
 
-    /// The inputs, each with the side that it has in a join.
+    /// The inputs with their sides.
     pub fn feeds(&self) -> Vec<(Side, &Feed)> {
         match &self.work {
             Work::Aggregate(aggregate) => vec![(Side::Left, &aggregate.feed)],
@@ -44,7 +43,7 @@ impl Processor {
         }
     }
 
-    /// The store of its groups or pairs.
+    /// Name of the store of groups or pairs.
     pub fn store(&self) -> &'static str {
         match self.work {
             Work::Aggregate(_) => "groups",
@@ -52,7 +51,7 @@ impl Processor {
         }
     }
 
-    /// The store of what keys a side anew.
+    /// Name of the store of the sub-topology that repartitions a side.
     pub fn rekey_store(&self, side: Side) -> &'static str {
         match (&self.work, side) {
             (Work::Aggregate(_), _) => "rekey",
@@ -61,7 +60,7 @@ impl Processor {
         }
     }
 
-    /// The topic in which a side is keyed anew: `<name>.repartition`, in a join with the side's name behind it.
+    /// Repartition topic of a side: `<name>.repartition`, for joins followed by the side.
     pub fn repartition_topic(&self, side: Side) -> String {
         match (&self.work, side) {
             (Work::Aggregate(_), _) => format!("{}.repartition", self.name),
@@ -71,49 +70,50 @@ impl Processor {
     }
 }
 
-/// A side of a join; an aggregate has a left one only.
+/// A side of a join. An aggregate has only a left one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {
-    /// `left`, or an aggregate's `from`.
+    /// `left`, or `from` of an aggregate.
     Left,
     /// `right`.
     Right,
 }
 
-/// What the records of a processor's topic mean.
+/// Meaning of the records of a processor's topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutputKind {
-    /// Rows by key, put and deleted; the topic is compacted.
+    /// Rows that are put and deleted by key; the topic is compacted.
     Table,
-    /// Rows by key that are put again while their window is open; the topic is kept by age.
+    /// Rows that are put repeatedly while their window is open; the topic has a retention time.
     Windows,
-    /// Each record stands for itself; the topic is kept by age.
+    /// Independent records; the topic has a retention time.
     Stream,
 }
 
 /// An input of a processor.
 #[derive(Debug, Clone)]
 pub struct Feed {
-    /// What it reads.
+    /// The input.
     pub input: Input,
-    /// Names of the columns that are used, in the order of the rows that expressions see.
+    /// Names of the used columns, in the order of the rows of expressions.
     pub columns: Vec<String>,
-    /// Whether its records are rows that are put and deleted, not events.
+    /// Whether its records are changes of rows instead of events.
     pub is_table: bool,
-    /// Whether the group's or join's key is the record's key, byte for byte (of a table: without the table's name).
+    /// Whether the key of the group or join equals the record key byte for byte (for tables: without the table name).
     pub is_keyed: bool,
-    /// Whether it is read where its state is; else it is keyed anew through a topic of its own.
+    /// Whether it is read directly; else through a repartition topic.
     pub is_direct: bool,
-    /// Partitions of the topic that it is read from in the end: its own, or the repartition topic's.
+    /// Number of partitions of the topic that is read by the processor's main sub-topology: the input's or the
+    /// repartition topic's.
     pub partitions: i32,
 }
 
-/// What a processor does.
+/// The computation of a processor.
 #[derive(Debug, Clone)]
 pub enum Work {
-    /// Groups rows and computes over each group.
+    /// Aggregate functions over groups of rows.
     Aggregate(Aggregate),
-    /// Looks a table up.
+    /// Join with a table.
     Join(Join),
 }
 
@@ -122,48 +122,48 @@ pub enum Work {
 pub struct Aggregate {
     /// What it reads.
     pub feed: Feed,
-    /// Which rows count; `None` = all.
+    /// Condition. `None`: all rows.
     pub filter: Option<Program>,
-    /// The group: the output's first columns.
+    /// Group expressions: the first columns of the output.
     pub group: Vec<Scalar>,
-    /// The aggregates: the output's last columns, behind the window's two if there is one.
+    /// Aggregates: the last columns of the output, after the two columns of the window.
     pub fields: Vec<AggregateField>,
-    /// The window.
+    /// Window.
     pub window: Option<Window>,
 }
 
-/// One aggregate of a group.
+/// An aggregate function with its argument.
 #[derive(Debug, Clone)]
 pub struct AggregateField {
-    /// Which.
+    /// Function.
     pub function: Function,
-    /// Over what; `None` only for `count()`.
+    /// Argument; `None` only for `count()`.
     pub arg: Option<Scalar>,
 }
 
-/// The aggregate functions. All but `count()` pass over nulls.
+/// Aggregate functions. All except `count()` ignore nulls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Function {
-    /// Rows, or values that are not null.
+    /// Number of rows, or of non-null values.
     Count,
-    /// Of integers, exactly.
+    /// Exact sum of integers.
     SumInt,
-    /// Of doubles, rounded once.
+    /// Sum of doubles, rounded once.
     SumDouble,
-    /// The mean, as a double.
+    /// Mean, as a double.
     Avg,
-    /// The least value.
+    /// Smallest value.
     Min,
-    /// The greatest value.
+    /// Greatest value.
     Max,
-    /// The value of the earliest row.
+    /// Value of the earliest row.
     First,
-    /// The value of the latest row.
+    /// Value of the latest row.
     Latest,
 }
 
 impl Function {
-    /// Its name, as it is declared.
+    /// Name in a declaration.
     pub fn name(self) -> &'static str {
         match self {
             Function::Count => "count",
@@ -180,33 +180,33 @@ impl Function {
 /// Windows of an aggregate.
 #[derive(Debug, Clone)]
 pub struct Window {
-    /// Length in ms.
+    /// Size, in ms.
     pub size_ms: i64,
-    /// Distance of two beginnings in ms; divides the size.
+    /// Distance between the starts of two windows, in ms; divides the size.
     pub every_ms: i64,
-    /// How long after its end a window takes records, in ms.
+    /// How long a window accepts late records after its end, in ms.
     pub grace_ms: i64,
-    /// When a row happened; `None` = the record's timestamp.
+    /// Event time. `None`: the timestamp of the record.
     pub time: Option<Scalar>,
-    /// Whether a window is written once, when it closes.
+    /// Whether a window is written only once, when it closes.
     pub is_final: bool,
 }
 
 /// A join.
 #[derive(Debug, Clone)]
 pub struct Join {
-    /// The left side.
+    /// Left side.
     pub left: Feed,
-    /// The right side, a table.
+    /// Right side, a table.
     pub right: Feed,
-    /// The key in a row of the left side, in the order of the output's key.
+    /// Join key of a left row, in the order of the output key.
     pub left_key: Vec<Scalar>,
-    /// The key in a row of the right side.
+    /// Join key of a right row.
     pub right_key: Vec<Scalar>,
-    /// Whether a left row without a right one counts (`type = "left"`).
+    /// Whether left rows without a right row are in the output (`type = "left"`).
     pub is_outer: bool,
-    /// Which pairs count; the row is [left row, right row].
+    /// Condition over pairs; the row is [left row, right row].
     pub filter: Option<Program>,
-    /// The output's columns behind the key, over the same row.
+    /// Output columns after the key, over the same row.
     pub fields: Vec<Scalar>,
 }

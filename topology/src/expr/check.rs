@@ -32,11 +32,11 @@ pub(super) fn condition(text: &str, tree: &Ast, row: &RowType) -> Result<Checked
         .check(tree, &Facts::default())
         .and_then(|typed| checker.truth(typed, "the condition"));
     if checker.columns.is_empty() && checker.errors.is_empty() {
-        let message = "the condition does not look at any column";
+        let message = "the condition does not use any column";
         checker.warn(
             tree.span.clone(),
             message,
-            "it is the same for every row: compare a column, or remove it",
+            "its result is the same for every row; compare a column, or remove the condition",
         );
     }
     match checked {
@@ -169,15 +169,19 @@ impl<'c> Checker<'c> {
             Kind::Field { of, name } => self.field(ast, of, name, facts),
             Kind::Has { of, name } => self.has(ast, of, name, facts),
             Kind::List(_) => {
-                let help = "write it on the right of `in`: `status in [\"open\", \"paid\"]`";
-                self.refuse(ast.span.clone(), "a list stands only on the right of `in`", help);
+                let help = "use the list as the right operand of `in`: `status in [\"open\", \"paid\"]`";
+                self.refuse(
+                    ast.span.clone(),
+                    "a list is only allowed as the right operand of `in`",
+                    help,
+                );
                 None
             }
             Kind::Call { function, method, args } => self.call(ast, function, *method, args, facts),
             Kind::Unsupported { what, instead } => {
                 self.refuse(
                     ast.span.clone(),
-                    format!("{what} cannot be used in a condition over a row"),
+                    format!("{what} are not supported in conditions"),
                     *instead,
                 );
                 None
@@ -218,7 +222,7 @@ impl<'c> Checker<'c> {
                     Some(meant) => format!("did you mean `{meant}`?"),
                     None => {
                         let known = names::known(name, columns, "there are no columns");
-                        format!("{known}; a text is written with quotes: \"{name}\"")
+                        format!("{known}; a string literal needs quotes: \"{name}\"")
                     }
                 }
             }
@@ -237,14 +241,10 @@ impl<'c> Checker<'c> {
             Type::Row(row) => self.field_of(ast, of, row, name)?,
             _ => 0,
         };
-        let record = self.present(record, "its fields can be read")?;
+        let record = self.present(record, "fields of null cannot be read")?;
         let Type::Row(row) = &record.ty else {
-            let message = format!("{} has no fields", self.describe(&record));
-            self.refuse(
-                ast.span.clone(),
-                message,
-                "fields are read from nested records of events only",
-            );
+            let message = format!("{}, which has no fields", self.describe(&record));
+            self.refuse(ast.span.clone(), message, "only nested records of events have fields");
             return None;
         };
         let field = row.fields.get(at)?;
@@ -279,7 +279,7 @@ impl<'c> Checker<'c> {
             self.warn(
                 ast.span.clone(),
                 message,
-                "the field is never null: remove the condition",
+                "the field is never null; remove the condition",
             );
         }
         let null = Box::new(Node::Const(Value::Null));
@@ -296,19 +296,19 @@ impl<'c> Checker<'c> {
     /// The node of a part that must be true or false.
     fn truth(&mut self, typed: Typed, what: &str) -> Option<Node> {
         if typed.ty != Type::Bool {
-            let message = format!("{what} must be true or false; {}", self.describe(&typed));
+            let message = format!("{what} must be a bool; {}", self.describe(&typed));
             let written = self.written(&typed.span);
             let help = match typed.ty {
                 Type::Text => format!("compare it: `{written} == \"…\"`"),
                 Type::Int => format!("compare it: `{written} != 0`"),
-                _ => String::from("compare it with something"),
+                _ => String::from("compare it with a value"),
             };
             self.refuse(typed.span, message, help);
             return None;
         }
         if typed.nullable {
             let written = self.written(&typed.span);
-            let help = format!("write `{written} == true`: a null is then not true");
+            let help = format!("write `{written} == true`, which is false for null");
             self.refuse(typed.span.clone(), format!("`{written}` may be null"), help);
             return None;
         }
@@ -321,19 +321,20 @@ impl<'c> Checker<'c> {
         if typed.ty == Type::Null {
             self.refuse(
                 typed.span,
-                "null is no value here",
-                "compare with `== null` or `!= null` only",
+                "`null` is not allowed here",
+                "use `null` only with `==` and `!=`",
             );
             return None;
         }
         if typed.nullable {
-            let help = format!("guard it, so that {so}: `{written} != null && …`");
+            let help = format!("{so}; add a guard: `{written} != null && …`");
             self.refuse(typed.span.clone(), format!("`{written}` may be null"), help);
             return None;
         }
         if let Type::Opaque(name) = typed.ty {
-            let message = format!("`{written}` is {name}: conditions do not look into it");
-            let help = "only `== null` and `!= null` can be asked; publish what you need as a column of its own";
+            let message = format!("`{written}` is {name}, whose value cannot be used in conditions");
+            let help =
+                "only `== null` and `!= null` are supported; publish the value that you need as a separate column";
             self.refuse(typed.span, message, help);
             return None;
         }
@@ -364,9 +365,9 @@ impl<'c> Checker<'c> {
             Err(error) => {
                 let written = self.written(&typed.span);
                 let help = match typed.ty {
-                    Type::Timestamp => "an instant is written \"2026-01-31T10:00:00Z\"",
-                    Type::Duration => "a duration is written \"36h\", \"1h30m\" or \"90s\"",
-                    _ => "write a value that can be computed",
+                    Type::Timestamp => "write a timestamp such as \"2026-01-31T10:00:00Z\"",
+                    Type::Duration => "write a duration such as \"36h\", \"1h30m\" or \"90s\"",
+                    _ => "use operands whose result can be computed",
                 };
                 self.refuse(typed.span, format!("`{written}`: {}", error.fault), help);
                 None

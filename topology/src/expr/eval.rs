@@ -1,8 +1,7 @@
-//! The compiled tree, and its evaluation over a row.
+//! The compiled expression tree, and its evaluation over a row.
 //!
-//! Guarantees: types were checked before, so only arithmetic and conversions can fail; `&&` and `||` take a decided
-//! answer over an error of their other side, as CEL does.
-//! Never: allocates to read columns and compare them with literals.
+//! Types are checked at compile time, so only arithmetic and conversions can fail. As in CEL, an operand of `&&` or `||`
+//! that decides the result wins over an error of the other operand. Comparing columns with literals does not allocate.
 
 use super::time;
 use super::{Form, Value};
@@ -12,42 +11,42 @@ use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::ops::Range;
 
-/// What went wrong while a condition was evaluated, and where in its text.
+/// An evaluation failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("evaluate `{part}`: {fault}")]
 pub struct EvalError {
-    /// The part of the text that failed.
+    /// The part of the expression that failed.
     pub part: String,
-    /// Why.
+    /// Cause.
     pub fault: EvalFault,
     span: Range<usize>,
 }
 
-/// Why an evaluation failed. The row's values are not part of it, so that it can be logged.
+/// Cause of a failed evaluation. It contains no values of the row, so it can be logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum EvalFault {
-    /// An integer, instant or duration left its range.
-    #[error("the number does not fit 64 bits")]
+    /// An integer, timestamp or duration is out of range.
+    #[error("integer overflow (64 bits)")]
     Overflow,
-    /// A division by zero.
+    /// Division by zero.
     #[error("division by zero")]
     DivideByZero,
-    /// A value that does not convert.
-    #[error("the value does not convert")]
+    /// A value cannot be converted.
+    #[error("the value cannot be converted")]
     Convert,
-    /// A value of another type than was declared; the row was decoded with another schema.
-    #[error("the value is of another type than declared")]
+    /// A value does not have the declared type; the row was decoded with another schema.
+    #[error("the value does not have the declared type")]
     Type,
 }
 
 impl EvalError {
-    /// Where in the text, in bytes.
+    /// Byte range in the expression.
     pub fn span(&self) -> Range<usize> {
         self.span.clone()
     }
 }
 
-/// A failure on its way out: small, because every step of an evaluation returns room for one.
+/// A failed evaluation before it is completed with the text. Small, because it is part of every result.
 #[derive(Debug)]
 pub(super) struct Fail {
     pub(super) fault: EvalFault,
@@ -95,7 +94,7 @@ pub(super) enum Compare {
     Ge,
 }
 
-/// A question to a text.
+/// A string method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum TextTest {
     StartsWith,
@@ -103,7 +102,7 @@ pub(super) enum TextTest {
     Contains,
 }
 
-/// What to convert to.
+/// Target type of a conversion.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Convert {
     Int,
@@ -113,7 +112,7 @@ pub(super) enum Convert {
     Duration,
 }
 
-/// A node of the compiled tree.
+/// A node of the compiled expression tree.
 #[derive(Debug)]
 pub(super) enum Node {
     Const(Value<'static>),
@@ -124,11 +123,11 @@ pub(super) enum Node {
     Or(Box<Node>, Box<Node>),
     If(Box<Node>, Box<Node>, Box<Node>),
     Compare(Compare, Box<Node>, Box<Node>),
-    /// A value in literals.
+    /// `value in [literals]`
     InSet(Box<Node>, Vec<Value<'static>>),
-    /// A value in expressions.
+    /// `value in [expressions]`
     InList(Box<Node>, Vec<Node>),
-    /// A value in a column that is a list.
+    /// `value in column`, where the column is a list.
     InColumn(Box<Node>, Box<Node>),
     Arith(Arith, Box<Node>, Box<Node>, Range<usize>),
     Negate(Box<Node>, Range<usize>),
@@ -138,11 +137,11 @@ pub(super) enum Node {
     Convert(Convert, Box<Node>, Range<usize>),
 }
 
-/// A place for values of a wrong type, which the check has ruled out.
+/// The error for values of a wrong type, which the type check excludes.
 const NOWHERE: Range<usize> = 0..usize::MAX;
 
 impl Node {
-    /// The node's value over a row.
+    /// The value of the node for a row.
     pub(super) fn eval<'v>(&'v self, row: &'v [Datum<'v>]) -> Result<Value<'v>> {
         Ok(match self {
             Node::Const(value) => borrow(value),
@@ -179,14 +178,14 @@ impl Node {
         })
     }
 
-    /// Whether the node is true of a row.
+    /// The boolean value of the node for a row.
     pub(super) fn truth(&self, row: &[Datum<'_>]) -> Result<bool> {
         Ok(match self {
             Node::Not(a) => !a.truth(row)?,
             Node::And(a, b) => decide(a, b, row, false)?,
             Node::Or(a, b) => decide(a, b, row, true)?,
             Node::Compare(compare, a, b) => match (compare, &**a, &**b) {
-                // By far the commonest condition: a text column against a literal.
+                // Fast path of the most frequent condition: a text column compared with a literal.
                 (Compare::Eq, Node::Column(at, _), Node::Const(Value::Text(text))) => is_text(row.get(*at), text),
                 (Compare::Ne, Node::Column(at, _), Node::Const(Value::Text(text))) => !is_text(row.get(*at), text),
                 (compare, a, b) => compare.holds(&a.eval(row)?, &b.eval(row)?),
@@ -230,7 +229,7 @@ fn is_text(datum: Option<&Datum<'_>>, text: &str) -> bool {
     matches!(datum, Some(Datum::Str(found)) if *found == text)
 }
 
-/// Reads a datum as its type says it is stored.
+/// Converts a datum according to its storage form.
 fn read<'v>(datum: Option<&'v Datum<'v>>, form: Form) -> Value<'v> {
     match (datum, form) {
         (None | Some(Datum::Null), _) => Value::Null,
@@ -252,7 +251,7 @@ fn read<'v>(datum: Option<&'v Datum<'v>>, form: Form) -> Value<'v> {
     }
 }
 
-/// `&&` (decided by false) and `||` (decided by true): a decided side wins over an error of the other.
+/// `&&` (decided by false) and `||` (decided by true). An operand that decides wins over an error of the other.
 fn decide(a: &Node, b: &Node, row: &[Datum<'_>], decided: bool) -> Result<bool> {
     match a.truth(row) {
         Ok(answer) if answer == decided => Ok(decided),
@@ -268,7 +267,7 @@ fn in_list(value: &Node, list: &[Node], row: &[Datum<'_>]) -> Result<bool> {
     let value = value.eval(row)?;
     let mut found = false;
     for element in list {
-        // Every element is evaluated: a list with an error in it is an error, as in CEL.
+        // Evaluate every element: as in CEL, an error in the list is an error of the expression.
         found |= equal(&value, &element.eval(row)?);
     }
     Ok(found)
@@ -301,7 +300,7 @@ fn negate(value: Value<'_>) -> std::result::Result<Value<'static>, EvalFault> {
 }
 
 impl Compare {
-    /// Whether the comparison holds. Numbers compare by value whatever their type; null equals only null.
+    /// Compares two values. Numbers of different types compare by value; null equals only null.
     pub(super) fn holds(self, a: &Value<'_>, b: &Value<'_>) -> bool {
         match self {
             Compare::Eq => equal(a, b),
@@ -339,7 +338,7 @@ fn order(a: &Value<'_>, b: &Value<'_>) -> Option<Ordering> {
     }
 }
 
-/// 2^63: the least double above all integers of 64 bits.
+/// 2^63, the smallest double greater than all 64-bit integers.
 const INTEGERS_END: f64 = 9_223_372_036_854_775_808.0;
 
 /// Compares an integer with a double by value, exactly.
@@ -413,7 +412,7 @@ fn exact(result: Option<i64>) -> std::result::Result<i64, EvalFault> {
     result.ok_or(EvalFault::Overflow)
 }
 
-/// An instant moved by a duration; infinity stays where it is.
+/// A timestamp plus a duration; infinity remains infinity.
 fn shift(instant: i64, by: Option<i64>) -> std::result::Result<i64, EvalFault> {
     if instant == i64::MAX || instant == i64::MIN {
         return Ok(instant);
@@ -439,7 +438,7 @@ impl Convert {
         match (self, value) {
             (Convert::Int, Value::Int(i)) => Some(Value::Int(i)),
             (Convert::Int, Value::Double(d)) => {
-                // As in CEL: towards zero, and strictly inside the range.
+                // As in CEL: truncate towards zero, and require a value strictly inside the range.
                 (d > -INTEGERS_END && d < INTEGERS_END).then(|| Value::Int(whole_to_int(d.trunc())))
             }
             (Convert::Int, Value::Text(text)) => text.parse().ok().map(Value::Int),

@@ -1,28 +1,28 @@
-//! Text to tree, by the `cel` crate: the only place that knows it.
+//! Parses expressions with the `cel` crate and converts its tree to [`Ast`].
 //!
-//! Guarantees: every node has its place in the text, in bytes; what the language has and views do not is named.
-//! Never: evaluates; panics on any text.
+//! Every node has its byte range in the text. Language features that conditions do not support become
+//! [`Kind::Unsupported`] with an alternative. No text causes a panic.
 
 use super::ExprError;
 use cel::common::ast::{Expr, IdedExpr, LiteralValue, SourceInfo};
 use cel::parser::Parser;
 use std::ops::Range;
 
-/// Longest expression, in bytes.
+/// Maximum length of an expression, in bytes.
 const TEXT_BYTES_MAX: usize = 4096;
-/// Deepest nesting of parentheses, lists and calls.
+/// Maximum nesting of parentheses, lists and calls.
 const DEPTH_MAX: u16 = 32;
-/// Most operators. A chain of them is as deep a tree as it is long, and a thread's stack is small.
+/// Maximum number of operators. A chain of n operators is a tree of depth n, which recursion must fit on the stack.
 const OPERATORS_MAX: usize = 400;
 
-/// A node of the tree.
+/// A node of the syntax tree.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Ast {
     pub(super) span: Range<usize>,
     pub(super) kind: Kind,
 }
 
-/// What a node is.
+/// The kind of a node.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Kind {
     Null,
@@ -45,13 +45,13 @@ pub(super) enum Kind {
     },
     /// `[a, b]`
     List(Vec<Ast>),
-    /// An operator or function; a method's object is its first argument.
+    /// An operator or function; the receiver of a method is its first argument.
     Call {
         function: String,
         method: bool,
         args: Vec<Ast>,
     },
-    /// What views do not support, and what to write instead.
+    /// An unsupported feature, and what to write instead.
     Unsupported {
         what: &'static str,
         instead: &'static str,
@@ -61,7 +61,7 @@ pub(super) enum Kind {
 /// Parses an expression.
 pub(super) fn parse(text: &str) -> Result<Ast, Vec<ExprError>> {
     if text.trim().is_empty() {
-        let help = "write a condition, such as `status != \"draft\"`, or remove it";
+        let help = "write an expression such as `status != \"draft\"`, or remove the key";
         return Err(vec![ExprError::new(0..text.len(), "the expression is empty", help)]);
     }
     if text.len() > TEXT_BYTES_MAX {
@@ -69,21 +69,21 @@ pub(super) fn parse(text: &str) -> Result<Ast, Vec<ExprError>> {
         return Err(vec![ExprError::new(
             0..text.len(),
             message,
-            "use a column that says it shorter",
+            "shorten the expression, or publish its result as a column",
         )]);
     }
     let operators = text.bytes().filter(|byte| b"+-*/%<>=!&|?.".contains(byte)).count();
     if operators > OPERATORS_MAX {
-        let message = format!("more than {OPERATORS_MAX} operators");
+        let message = format!("the expression has more than {OPERATORS_MAX} operators");
         return Err(vec![ExprError::new(
             0..text.len(),
             message,
-            "use `in` with a list, or a column that says it shorter",
+            "use `in` with a list, or publish the result as a column",
         )]);
     }
-    // The depth is checked before the parser runs, because its own check leaves deep trees half built.
+    // Check the depth before parsing, because the parser's own check returns incomplete trees.
     if let Some(at) = too_deep(text) {
-        let message = format!("more than {DEPTH_MAX} brackets inside one another");
+        let message = format!("brackets are nested more than {DEPTH_MAX} levels deep");
         return Err(vec![ExprError::new(
             at..at + 1,
             message,
@@ -102,7 +102,7 @@ pub(super) fn parse(text: &str) -> Result<Ast, Vec<ExprError>> {
     Ok(places.convert(&tree))
 }
 
-/// The bracket that is one too deep. Quotes are not looked at: a string full of brackets is no condition either.
+/// Position of the first bracket that is nested too deeply. Brackets in strings count too, which is acceptable.
 fn too_deep(text: &str) -> Option<usize> {
     let mut depth = 0u16;
     text.bytes().position(|byte| {
@@ -115,13 +115,13 @@ fn too_deep(text: &str) -> Option<usize> {
     })
 }
 
-/// The first syntax error: what follows it is mostly its echo.
+/// The first syntax error; later ones are mostly consequences of it.
 fn syntax_errors(text: &str, errors: &cel::ParseErrors) -> Vec<ExprError> {
     let Some(error) = errors.errors.first() else {
         return vec![ExprError::new(
             0..text.len(),
-            "cannot read the expression",
-            "see the examples in the guide",
+            "cannot parse the expression",
+            "an expression looks like `status != \"draft\" && total > 0`",
         )];
     };
     let start = offset_of(text, error.pos);
@@ -133,31 +133,28 @@ fn syntax_errors(text: &str, errors: &cel::ParseErrors) -> Vec<ExprError> {
     vec![ExprError::new(start..end, message, help)]
 }
 
-/// Says a syntax error of the parser in the words of somebody who writes conditions.
+/// Message and fix for a syntax error of the parser.
 fn explain(text: &str, start: usize, message: &str) -> (String, &'static str) {
     let here = text.get(start..).unwrap_or("");
     if message.contains("invalid argument to has()") {
         return (
-            String::from("has() asks for a field"),
-            "compare a column with null instead: `note != null`",
+            String::from("has() requires a field"),
+            "to test a column, compare it with null: `note != null`",
         );
     }
     if here.starts_with(['"', '\'']) && message.contains("token recognition") {
-        return (String::from("the text has no closing quote"), "close the quote");
+        return (String::from("the string has no closing quote"), "add the closing quote");
     }
     if here.starts_with('=') {
-        return (String::from("`=` compares nothing"), "write `==`");
+        return (String::from("`=` is not an operator"), "write `==`");
     }
     if here.starts_with('&') || here.starts_with('|') {
-        return (
-            String::from("one sign is no operator"),
-            "write `&&` for and, `||` for or",
-        );
+        return (String::from("`&` and `|` are not operators"), "write `&&` or `||`");
     }
     if here.is_empty() {
         return (
-            String::from("the expression ends too early"),
-            "complete it, such as `status != \"draft\"`",
+            String::from("the expression is incomplete"),
+            "complete it; an expression looks like `status != \"draft\"`",
         );
     }
     if message.contains("Recursion limit") {
@@ -168,12 +165,12 @@ fn explain(text: &str, start: usize, message: &str) -> (String, &'static str) {
     }
     let word: String = here.chars().take_while(|c| c.is_alphanumeric()).collect();
     match word.to_ascii_lowercase().as_str() {
-        "and" => return (String::from("`and` is no operator"), "write `&&`"),
-        "or" => return (String::from("`or` is no operator"), "write `||`"),
-        "is" => return (String::from("`is` is no operator"), "write `== null` or `!= null`"),
+        "and" => return (String::from("`and` is not an operator"), "write `&&`"),
+        "or" => return (String::from("`or` is not an operator"), "write `||`"),
+        "is" => return (String::from("`is` is not an operator"), "write `== null` or `!= null`"),
         "like" => {
             return (
-                String::from("`like` is no operator"),
+                String::from("`like` is not an operator"),
                 "write `name.startsWith(\"…\")` or `name.matches(\"…\")`",
             );
         }
@@ -181,12 +178,12 @@ fn explain(text: &str, start: usize, message: &str) -> (String, &'static str) {
     }
     let message = message.trim_start_matches("Syntax error: ");
     (
-        format!("cannot read the expression: {message}"),
+        format!("cannot parse the expression: {message}"),
         "an expression looks like `status != \"draft\" && total > 0`",
     )
 }
 
-/// The byte offset of a line and column, both from 1, the column in characters.
+/// Byte offset of a line and column, which start at 1; the column is in characters.
 fn offset_of(text: &str, (line, column): (isize, isize)) -> usize {
     let skip = usize::try_from(line.saturating_sub(1)).unwrap_or_default();
     let line_start: usize = text.split_inclusive('\n').take(skip).map(str::len).sum();
@@ -195,7 +192,7 @@ fn offset_of(text: &str, (line, column): (isize, isize)) -> usize {
     line_start + rest.char_indices().nth(column).map_or(rest.len(), |(at, _)| at)
 }
 
-/// Byte offset of each character, and the end.
+/// Byte offset of each character, and of the end.
 fn char_offsets(text: &str) -> Vec<usize> {
     text.char_indices().map(|(at, _)| at).chain([text.len()]).collect()
 }
@@ -207,7 +204,7 @@ struct Places<'t> {
 }
 
 impl Places<'_> {
-    /// The place of a node's own token.
+    /// Position of a node's token.
     fn token(&self, id: u64) -> Range<usize> {
         let Some((start, stop)) = self.source.offset_for(id) else {
             return 0..self.text.len();
@@ -245,8 +242,8 @@ impl Places<'_> {
             }
             Expr::Call(call) => self.call(token, call),
             Expr::Comprehension(_) => unsupported("loops (all, exists, map, filter)", "use `value in list`"),
-            Expr::Map(_) | Expr::Struct(_) => unsupported("maps and messages", "compare columns one by one"),
-            Expr::Unspecified => unsupported("this", "write a condition over columns"),
+            Expr::Map(_) | Expr::Struct(_) => unsupported("maps and messages", "compare the columns individually"),
+            Expr::Unspecified => unsupported("expressions of this kind", "write a condition over columns"),
         }
     }
 
@@ -278,7 +275,7 @@ impl Places<'_> {
         let mut span = cover(token.clone(), &args);
         let named = call.func_name.starts_with(|c: char| c.is_alphabetic());
         if named {
-            // The token of a call is its opening parenthesis; the name stands before it.
+            // The token of a call is its opening parenthesis; the name precedes it.
             let before = self.text.get(..token.start).unwrap_or("").trim_end();
             span.start = span.start.min(before.len().saturating_sub(call.func_name.len()));
             span = self.closed(span, ')');
@@ -296,7 +293,7 @@ impl Places<'_> {
         }
     }
 
-    /// Bytes from the dot's end to the end of the field's name.
+    /// Number of bytes from the end of the dot to the end of the field name.
     fn field_len(&self, after_dot: usize, field: &str) -> usize {
         let rest = self.text.get(after_dot..).unwrap_or("");
         let blank = rest.len() - rest.trim_start().len();
@@ -307,7 +304,7 @@ impl Places<'_> {
         }
     }
 
-    /// The end of `sign` if it follows, else the place itself.
+    /// The end of `sign` if it follows, else the position itself.
     fn after(&self, at: usize, sign: &str) -> usize {
         let rest = self.text.get(at..).unwrap_or("");
         let blank = rest.len() - rest.trim_start().len();
@@ -318,13 +315,13 @@ impl Places<'_> {
         }
     }
 
-    /// Extends a place over the closing bracket that follows it.
+    /// Extends a range by the closing bracket that follows it.
     fn closed(&self, span: Range<usize>, bracket: char) -> Range<usize> {
         let end = self.after(span.end, bracket.encode_utf8(&mut [0; 4]));
         span.start..end
     }
 
-    /// Extends a place over the parentheses around its first and last part, which belong to no node.
+    /// Extends a range by the parentheses around its first and last part, which are not part of any node.
     fn balanced(&self, mut span: Range<usize>) -> Range<usize> {
         let (mut open, mut unopened) = (0usize, 0usize);
         for byte in self.text.get(span.clone()).unwrap_or("").bytes() {

@@ -1,17 +1,15 @@
-//! From an Avro schema to what conditions see of its rows.
-//!
-//! Guarantees: fields stand in the schema's order, so that indexes fit a decoded row.
-//! Never: follows a type that holds itself more than a few levels down.
+//! Derives the row type of conditions from an Avro schema. Fields keep the order of the schema, so that indexes fit
+//! decoded rows. Recursive types are expanded to a limited depth.
 
 use super::{Field, Form, RowType, Type};
 use schemas::schema::{Kind, Logical, Schema, TypeId};
 use std::sync::Arc;
 
-/// Levels of nested records that conditions look into.
+/// Maximum depth of nested records that conditions can use.
 const LEVELS_MAX: usize = 4;
 
 impl RowType {
-    /// What conditions see of the rows of a record schema. A field's name is its column's.
+    /// The row type of a record schema. Fields have the names of their columns.
     pub fn of(schema: &Schema) -> Self {
         RowType {
             fields: schema
@@ -81,7 +79,7 @@ mod tests {
     use schemas::codec::Datum;
 
     #[test]
-    fn conditions_see_logical_types_nested_records_and_lists() {
+    fn conditions_use_logical_types_records_and_lists() {
         let schema = Schema::parse(
             r#"{"type": "record", "name": "Moved", "fields": [
                 {"name": "at", "type": {"type": "long", "logicalType": "timestamp-millis"}},

@@ -1,9 +1,8 @@
-//! Expressions that give a value: what a column of a processor's output is made of.
+//! Scalar expressions: the columns of a declarative processor's output.
 //!
-//! A column that is only named keeps its type, whatever it is; anything else is computed, and has the type that the
-//! expression gives. Guarantees: as a condition's: a function of the row alone. A value has the form that PostgreSQL's
-//! type of it has in Avro: a date is days, an instant microseconds, whatever an event's schema counts in.
-//! Never: a value of a type that has no PostgreSQL name.
+//! An expression that is only a column keeps the type of the column; any other expression is computed and has the type of
+//! its result. Values are stored as those of the corresponding PostgreSQL type: dates in days and timestamps in
+//! microseconds, independent of the unit in an event's schema.
 
 use super::check;
 use super::eval::{Fail, Node};
@@ -31,7 +30,7 @@ pub enum Cell<'v> {
 }
 
 impl Cell<'_> {
-    /// The same, with bytes of its own.
+    /// Converts to an owned value.
     pub fn into_owned(self) -> Cell<'static> {
         match self {
             Cell::Null => Cell::Null,
@@ -51,12 +50,12 @@ impl Cell<'_> {
 
 #[derive(Debug)]
 enum Kind {
-    /// A column, or a field of a nested record: indexes from the row down.
+    /// A column, or a field of a nested record, as indexes starting at the row.
     Path(Vec<usize>, Form),
     Computed(Node),
 }
 
-/// A compiled expression that gives a value.
+/// A compiled scalar expression.
 #[derive(Debug, Clone)]
 pub struct Scalar {
     text: Arc<str>,
@@ -72,7 +71,7 @@ impl Scalar {
     /// Compiles an expression over rows of a type.
     ///
     /// # Errors
-    /// All errors that were found, each with its place in the text.
+    /// All errors of the text, with positions.
     pub fn compile(text: &str, row: &RowType) -> Result<Self, Vec<ExprError>> {
         let tree = parse::parse(text)?;
         if let Some((path, field, nullable)) = check::plain_path(&tree, row) {
@@ -95,8 +94,8 @@ impl Scalar {
             Type::Bytes => "bytea",
             Type::Timestamp => "timestamptz",
             other => {
-                let message = format!("`{text}` is {}: it cannot be a column", other.with_article());
-                let help = "give a bool, a number, a text or an instant";
+                let message = format!("`{text}` is {}, which cannot be a column", other.with_article());
+                let help = "the expression must result in a bool, number, string, bytes or timestamp";
                 return Err(vec![ExprError::new(0..text.len(), message, help)]);
             }
         };
@@ -111,10 +110,10 @@ impl Scalar {
         })
     }
 
-    /// Its value over a row, which holds the data of the type's fields by index; what is missing counts as null.
+    /// The value for a row, which contains the fields of the row type by index. Missing fields are null.
     ///
     /// # Errors
-    /// As [`super::Program::matches`]; and a value of another type than was declared.
+    /// As [`super::Program::matches`], and if a value does not have its declared type.
     pub fn eval<'v>(&'v self, row: &'v [Datum<'v>]) -> Result<Cell<'v>, EvalError> {
         let fail = |fault| Fail::at(&(0..self.text.len()), fault).in_text(&self.text);
         match &*self.kind {
@@ -131,7 +130,7 @@ impl Scalar {
         }
     }
 
-    /// Whether its value over a row is not null, whatever its type.
+    /// Whether the value for a row is not null, for any type.
     ///
     /// # Errors
     /// As [`Scalar::eval`].
@@ -145,7 +144,7 @@ impl Scalar {
         }
     }
 
-    /// The text that it was compiled from.
+    /// The source text.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -155,22 +154,22 @@ impl Scalar {
         &self.ty
     }
 
-    /// PostgreSQL's name of its type; `None` for what has none, such as a list.
+    /// Name of the PostgreSQL type; `None` if there is none, as for a list.
     pub fn pg_type(&self) -> Option<&str> {
         self.pg_type.as_deref()
     }
 
-    /// Whether it may be null.
+    /// Whether the value can be null.
     pub fn nullable(&self) -> bool {
         self.nullable
     }
 
-    /// What it reads, as indexes from the row down.
+    /// Paths that the expression reads, as indexes starting at the row.
     pub fn paths(&self) -> &[Vec<usize>] {
         &self.paths
     }
 
-    /// The top-level column, if it is one and nothing else.
+    /// The column, if the expression is only a top-level column.
     pub fn as_column(&self) -> Option<usize> {
         match &*self.kind {
             Kind::Path(path, _) => match path.as_slice() {
@@ -181,7 +180,7 @@ impl Scalar {
         }
     }
 
-    /// What is probably not meant.
+    /// Warnings about likely mistakes.
     pub fn warnings(&self) -> &[ExprError] {
         &self.warnings
     }
@@ -220,7 +219,7 @@ fn read<'v>(datum: Option<&'v Datum<'v>>, form: Form) -> Option<Cell<'v>> {
     })
 }
 
-/// PostgreSQL's name of a field's type: its own, or that of the Avro type which holds the same values.
+/// Name of the PostgreSQL type of a field: its declared type, or the one that corresponds to its Avro type.
 fn pg_type_of(field: &Field) -> Option<&str> {
     let declared = field.declared.as_str();
     Some(match (&field.ty, field.form) {
@@ -260,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_named_column_keeps_its_type_and_anything_else_is_computed() {
+    fn plain_columns_keep_their_type() {
         let row_type = row();
         let place = Datum::Record(vec![Datum::Str("Ulm")]);
         let row = [
@@ -296,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_computation_that_fails_names_its_part() {
+    fn failed_evaluation_names_its_part() {
         let scalar = Scalar::compile("100 / id", &row()).unwrap();
         let error = scalar.eval(&[Datum::Int(0)]).unwrap_err();
         assert_eq!(error.to_string(), "evaluate `100 / id`: division by zero");

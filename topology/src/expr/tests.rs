@@ -1,4 +1,4 @@
-//! What conditions mean, what is refused and why, and that the `cel` crate's interpreter agrees.
+//! Semantics of conditions, golden tests of compile errors, and comparison with the `cel` crate's interpreter.
 
 use super::*;
 use expect_test::expect_file;
@@ -77,7 +77,7 @@ fn answer(condition: &str) -> std::result::Result<bool, EvalFault> {
 }
 
 #[test]
-fn a_condition_is_true_or_false_of_a_row() {
+fn conditions_evaluate_over_a_row() {
     let holds = [
         r#"status != "draft""#,
         r#"status == 'paid' && total > 1000"#,
@@ -119,7 +119,7 @@ fn a_condition_is_true_or_false_of_a_row() {
 }
 
 #[test]
-fn what_can_fail_while_running_fails_with_its_place_and_never_panics() {
+fn runtime_errors_name_the_failed_part() {
     assert_eq!(answer("total / (id - 7) == 1"), Err(EvalFault::DivideByZero));
     assert_eq!(answer("total % (id - 7) == 1"), Err(EvalFault::DivideByZero));
     assert_eq!(answer("total * 9223372036854775807 > 0"), Err(EvalFault::Overflow));
@@ -134,14 +134,14 @@ fn what_can_fail_while_running_fails_with_its_place_and_never_panics() {
 }
 
 #[test]
-fn a_program_knows_the_columns_that_it_reads() {
+fn program_lists_the_columns_it_reads() {
     let program = Program::compile("note == null || (total > 3 && row.status == 'x')", &orders()).unwrap();
     assert_eq!(program.columns(), [1, 2, 3]);
 }
 
-/// Compiles each line of `refused/<name>.txt`; `.out` has it again, with carets under the place, then reason and fix.
-fn refused(name: &str) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/expr/tests/refused");
+/// Compiles each line of `rejected/<name>.txt` and compares the errors with `rejected/<name>.out`.
+fn compare_errors(name: &str) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/expr/tests/rejected");
     let mut out = String::new();
     for condition in std::fs::read_to_string(folder.join(name).with_extension("txt"))
         .unwrap()
@@ -149,7 +149,7 @@ fn refused(name: &str) {
     {
         out.push_str(condition);
         match Program::compile(condition, &orders()) {
-            Ok(program) if program.warnings().is_empty() => out.push_str("\n  fine\n"),
+            Ok(program) if program.warnings().is_empty() => out.push_str("\n  valid\n"),
             Ok(program) => show(&mut out, condition, "warning: ", program.warnings()),
             Err(errors) => show(&mut out, condition, "", &errors),
         }
@@ -170,22 +170,22 @@ fn show(out: &mut String, condition: &str, kind: &str, errors: &[ExprError]) {
 }
 
 #[test]
-fn a_text_that_is_no_expression_is_refused_at_its_place() {
-    refused("syntax");
+fn syntax_errors_have_a_position() {
+    compare_errors("syntax");
 }
 
 #[test]
-fn unknown_names_and_wrong_types_are_refused_with_the_fix() {
-    refused("names_and_types");
+fn unknown_names_and_wrong_types_are_rejected() {
+    compare_errors("names_and_types");
 }
 
 #[test]
-fn a_column_that_may_be_null_asks_for_a_guard() {
-    refused("nulls");
+fn nullable_columns_need_a_guard() {
+    compare_errors("nulls");
 }
 
 #[test]
-fn deep_and_long_texts_are_answered_not_crashed_on() {
+fn deep_and_long_expressions_do_not_crash() {
     for condition in [
         format!("{}id == 1{}", "(".repeat(300), ")".repeat(300)),
         format!("{}id == 1", "!".repeat(3000)),

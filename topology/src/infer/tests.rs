@@ -1,4 +1,4 @@
-//! What is written for tables passes the check.
+//! The generated topology passes the check.
 
 use super::*;
 use crate::{Embedded, check};
@@ -14,7 +14,7 @@ fn column(name: &str, pg_type: &str, nullable: bool) -> FoundColumn {
 }
 
 #[test]
-fn a_database_becomes_a_topology_to_start_from() {
+fn generated_topology_matches_golden_file() {
     let tables = [
         FoundTable {
             schema: "public".into(),
@@ -66,11 +66,14 @@ fn a_database_becomes_a_topology_to_start_from() {
         .into_iter()
         .map(|finding| finding.message)
         .collect();
-    assert_eq!(warned, ["nobody may read bucket `everyone`"]);
+    assert_eq!(
+        warned,
+        ["no membership grants access to bucket `everyone`, so no device can read it"]
+    );
 }
 
 #[test]
-fn an_empty_database_says_what_is_missing() {
+fn empty_database_gives_a_valid_topology() {
     let outcome = check("topology.toml", &topology("", &[]), &Embedded(&[]));
     assert!(outcome.topology.is_some(), "{}", outcome.report.render(false));
     assert_eq!(outcome.report.warnings(), 1);
@@ -111,7 +114,7 @@ fn any_table() -> impl Strategy<Value = FoundTable> {
 
 proptest! {
     #[test]
-    fn whatever_is_found_passes_the_check(name in any_name(), tables in proptest::collection::vec(any_table(), 0..5)) {
+    fn random_tables_give_a_valid_topology(name in any_name(), tables in proptest::collection::vec(any_table(), 0..5)) {
         let mut tables = tables;
         tables.sort_by(|a, b| (&a.schema, &a.name).cmp(&(&b.schema, &b.name)));
         tables.dedup_by(|a, b| (&a.schema, &a.name) == (&b.schema, &b.name));

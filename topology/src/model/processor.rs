@@ -1,7 +1,4 @@
-//! `[[processor]]`: streams that are made of streams, as they are declared.
-//!
-//! Guarantees: as the rest of the model: every value keeps its place, nothing is resolved.
-//! Never: decides which keys fit which kind (`check` does).
+//! `[[processor]]`: declarative processors. Whether the keys fit the kind is checked later.
 
 use super::reader::Table as Reader;
 use super::{At, Entries};
@@ -10,48 +7,48 @@ use std::ops::Range;
 /// A declared processor: an aggregate or a join.
 #[derive(Debug, Clone)]
 pub struct Processor {
-    /// `name`: its consumer group, and what `from = "processor:<name>"` refers to. Its topic is `processor.<name>`.
+    /// `name`: name of the consumer group, used in `from = "processor:<name>"`. The output topic is `processor.<name>`.
     pub name: At<String>,
     /// `kind`: `aggregate` or `join`.
     pub kind: At<String>,
-    /// `from`: what an aggregate reads.
+    /// `from`: input of an aggregate.
     pub from: Option<At<String>>,
-    /// `left`: what a join reads on its left.
+    /// `left`: left input of a join.
     pub left: Option<At<String>>,
-    /// `right`: the table that a join looks up.
+    /// `right`: right input of a join, a table.
     pub right: Option<At<String>>,
     /// `on`: left column to right column.
     pub on: Option<At<Entries>>,
     /// `type` of a join: `inner` (the default) or `left`.
     pub join_type: Option<At<String>>,
-    /// `where`: an expression (CEL); rows for which it is false do not count.
+    /// `where`: CEL condition; rows for which it is false are ignored.
     pub filter: Option<At<String>>,
     /// `group` of an aggregate: output column to expression.
     pub group: Option<At<Entries>>,
-    /// `fields`: output column to aggregate, or to expression in a join.
+    /// `fields`: output column to aggregate function, or to expression in a join.
     pub fields: Option<At<Entries>>,
     /// `window` of an aggregate.
     pub window: Option<Window>,
     /// `emit` of an aggregate: `updates` (the default) or `final`.
     pub emit: Option<At<String>>,
-    /// `partitions` of its topic, and of the topics in which it repartitions.
+    /// `partitions` of its output topic and of its repartition topics.
     pub partitions: Option<At<i64>>,
-    /// Where the table stands.
+    /// Position of the table in the file.
     pub span: Range<usize>,
 }
 
 /// `window = { size = "1h", every = "15m", grace = "5m", time = "placed_at" }`
 #[derive(Debug, Clone)]
 pub struct Window {
-    /// `size`: how long a window is.
+    /// `size`: length of a window.
     pub size: Option<At<String>>,
-    /// `every`: how often one begins. Default: `size`.
+    /// `every`: interval between the starts of windows. Default: `size`.
     pub every: Option<At<String>>,
-    /// `grace`: how long a window takes what comes late. Default: none.
+    /// `grace`: how long a window accepts late records. Default: 0.
     pub grace: Option<At<String>>,
-    /// `time`: an expression that says when a row happened. Default: the record's timestamp.
+    /// `time`: expression for the event time. Default: the timestamp of the record.
     pub time: Option<At<String>>,
-    /// Where the table stands.
+    /// Position of the table in the file.
     pub span: Range<usize>,
 }
 

@@ -1,8 +1,7 @@
-//! Reads a TOML table key by key, keeps where everything stands, and collects what is wrong.
+//! Reads a TOML table key by key, with positions.
 //!
-//! Guarantees: a wrong type, an unknown key and a missing key are each reported at their place, all of them in one
-//! reading. Tables and maps are read in the order of the file.
-//! Never: stops at the first problem.
+//! All wrong types, missing keys and unknown keys are reported with their positions. Tables and maps keep the order of the
+//! file.
 
 use super::Entries;
 use crate::names;
@@ -12,12 +11,12 @@ use std::ops::{Deref, Range};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// A value and where it stands in the file, in bytes.
+/// A value and its position in the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct At<T> {
     /// The value.
     pub value: T,
-    /// Its place; of a string with the quotes.
+    /// Byte range; for a string including the quotes.
     pub span: Range<usize>,
 }
 
@@ -29,11 +28,11 @@ impl<T> Deref for At<T> {
     }
 }
 
-/// A table that is being read.
+/// A table of which keys are read.
 pub(super) struct Table<'r, 'i> {
-    /// What it is, for messages: `[[view]]`.
+    /// Name in messages, such as `[[view]]`.
     what: String,
-    /// Where it stands.
+    /// Byte range.
     pub(super) span: Range<usize>,
     table: &'r DeTable<'i>,
     problems: &'r Problems,
@@ -41,7 +40,7 @@ pub(super) struct Table<'r, 'i> {
 }
 
 impl<'r, 'i> Table<'r, 'i> {
-    /// Reads a whole file's table.
+    /// The root table of a file.
     pub(super) fn root(table: &'r Spanned<DeTable<'i>>, problems: &'r Problems) -> Self {
         Table::new(String::from("the topology"), 0..0, table.get_ref(), problems)
     }
@@ -80,7 +79,7 @@ impl<'r, 'i> Table<'r, 'i> {
         );
     }
 
-    /// A string that may be missing.
+    /// An optional string.
     pub(super) fn text(&self, key: &'static str) -> Option<At<String>> {
         let value = self.get(key)?;
         let text = as_text(value);
@@ -90,13 +89,13 @@ impl<'r, 'i> Table<'r, 'i> {
         text
     }
 
-    /// A string that must be there; `example` says how it looks.
+    /// A required string; `example` is shown if it is missing.
     pub(super) fn required(&self, key: &'static str, example: &str) -> Option<At<String>> {
         self.expect(key, example);
         self.text(key)
     }
 
-    /// Reports a key that is missing; `example` says how its value looks.
+    /// Reports a missing key; `example` is its value in the fix.
     pub(super) fn expect(&self, key: &'static str, example: &str) {
         if self.get(key).is_none() {
             self.problems.add(
@@ -107,7 +106,7 @@ impl<'r, 'i> Table<'r, 'i> {
         }
     }
 
-    /// A list of strings that may be missing; one string is not a list.
+    /// An optional list of strings. A single string is an error.
     pub(super) fn texts(&self, key: &'static str) -> Option<At<Vec<At<String>>>> {
         let value = self.get(key)?;
         let Some(array) = value.get_ref().as_array() else {
@@ -127,7 +126,7 @@ impl<'r, 'i> Table<'r, 'i> {
         })
     }
 
-    /// A whole number that may be missing.
+    /// An optional integer.
     pub(super) fn integer(&self, key: &'static str) -> Option<At<i64>> {
         let value = self.get(key)?;
         let parsed = value
@@ -135,7 +134,7 @@ impl<'r, 'i> Table<'r, 'i> {
             .as_integer()
             .and_then(|n| i64::from_str_radix(n.as_str(), n.radix()).ok());
         if parsed.is_none() {
-            self.wrong(key, value, "a whole number");
+            self.wrong(key, value, "an integer");
         }
         Some(At {
             value: parsed?,
@@ -143,7 +142,7 @@ impl<'r, 'i> Table<'r, 'i> {
         })
     }
 
-    /// A map from names to strings that may be missing, in the order of the file.
+    /// An optional map from names to strings, in the order of the file.
     pub(super) fn map(&self, key: &'static str) -> Option<At<Entries>> {
         let value = self.get(key)?;
         let Some(table) = value.get_ref().as_table() else {
@@ -172,7 +171,7 @@ impl<'r, 'i> Table<'r, 'i> {
         })
     }
 
-    /// A table that may be missing: `[view_log]`.
+    /// An optional table, such as `[view_log]`.
     pub(super) fn table(&self, key: &'static str) -> Option<Table<'r, 'i>> {
         let value = self.get(key)?;
         let table = value.get_ref().as_table();
@@ -182,7 +181,7 @@ impl<'r, 'i> Table<'r, 'i> {
         Some(Table::new(format!("[{key}]"), value.span(), table?, self.problems))
     }
 
-    /// A list of tables that may be missing: `[[view]]`.
+    /// An optional list of tables, such as `[[view]]`.
     pub(super) fn tables(&self, key: &'static str) -> Vec<Table<'r, 'i>> {
         let Some(value) = self.get(key) else { return Vec::new() };
         let wanted = format!("a list of tables, each written [[{key}]]");
@@ -200,14 +199,14 @@ impl<'r, 'i> Table<'r, 'i> {
         tables
     }
 
-    /// Adds the table's own name to what it is called in messages.
+    /// Adds the value of `name` to the name in messages.
     pub(super) fn called(&mut self, name: Option<&At<String>>) {
         if let Some(name) = name {
             self.what = format!("{} `{}`", self.what, name.value);
         }
     }
 
-    /// Reports keys that nobody asked for.
+    /// Reports keys that were not read.
     pub(super) fn finish(self) {
         let mut asked = self.asked.into_inner();
         asked.dedup();
@@ -219,7 +218,7 @@ impl<'r, 'i> Table<'r, 'i> {
             self.problems.add(
                 Problem::error(name.span(), format!("{} has no key `{}`", self.what, name.get_ref()))
                     .label("unknown key")
-                    .help(names::known(name.get_ref(), asked.iter().copied(), "remove it")),
+                    .help(names::known(name.get_ref(), asked.iter().copied(), "remove the key")),
             );
         }
     }
@@ -232,8 +231,8 @@ fn as_text(value: &Spanned<DeValue<'_>>) -> Option<At<String>> {
     })
 }
 
-/// The place in the file of a part of a string's content: `inner` counts bytes of the string's value, `outer` is the
-/// place of the string with its quotes. Escapes are followed; what cannot be followed gives the whole string.
+/// Position in the file of a part of a string. `inner` is a byte range of the string's value, `outer` the position of the
+/// string including its quotes. Falls back to the whole string if an escape cannot be interpreted.
 pub(crate) fn inside(file: &str, outer: &Range<usize>, inner: &Range<usize>) -> Range<usize> {
     let Some(raw) = file.get(outer.clone()) else {
         return outer.clone();
@@ -244,7 +243,7 @@ pub(crate) fn inside(file: &str, outer: &Range<usize>, inner: &Range<usize>) -> 
         1
     };
     let body = raw.get(quote..raw.len().saturating_sub(quote)).unwrap_or("");
-    // A line end right after three quotes is not part of the value.
+    // A newline immediately after the opening `"""` is not part of the value.
     let newline = match quote {
         3 if body.starts_with("\r\n") => 2,
         3 if body.starts_with('\n') => 1,
@@ -259,7 +258,7 @@ pub(crate) fn inside(file: &str, outer: &Range<usize>, inner: &Range<usize>) -> 
     }
 }
 
-/// The offset in the written body of the byte `wanted` of its value.
+/// Offset in the source text of byte `wanted` of the value.
 fn raw_offset(body: &str, wanted: usize, escapes: bool) -> Option<usize> {
     if !escapes || !body.contains('\\') {
         return (wanted <= body.len()).then_some(wanted);
@@ -297,7 +296,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_part_of_a_string_is_found_in_the_file_whatever_its_quotes_and_escapes() {
+    fn positions_inside_strings_follow_escapes() {
         let cases = [
             (r#"'a != "b"'"#, r#"a != "b""#),
             (r#""a != \"b\"""#, r#"a != "b""#),

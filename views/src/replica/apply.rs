@@ -1,190 +1,155 @@
-//! Taking records in: held back until their writer closes them, then shown, in one store batch a polled batch.
+//! Applies records of `view.log` to a replica: rows become pending, and a transaction end marker makes the pending rows of
+//! its writer visible (docs/protocol/view-sync.md, "The replica").
 //!
-//! A closing larger than [`Options::flush_bytes`] is applied in pieces, each one store batch; until the last piece the
-//! partition is incomplete. A piece is committed with the closing's own offset as the position, so after a crash the
-//! closing is read again but the rows before it are not. Invariant: at every commit each row below the position is in
-//! `ROWS` (or superseded there), or in `HELD`.
-//! Never: showing a row before its writer's closing.
+//! A polled batch is one store batch. A source transaction larger than [`Options::flush_bytes`] is applied in pieces, one
+//! store batch each, and the partition is incomplete until the last piece. Pieces are committed with the marker's own
+//! offset as the position, so that a restart reads the marker again but no row before it.
+//!
+//! Invariant at each commit (I8): every row below the position is in `ROWS`, superseded by a row in `ROWS`, or in
+//! `PENDING`.
 
 use super::bytes::{self, Newest, RowValue, space};
-use super::part::{BucketState, Shown};
-use super::pending::{self, Held, PendingRows};
-use super::{Applied, Error, Options, Result, write};
+use super::error::{Error, Result};
+use super::locks::{read, write};
+use super::meta::{self, Meta, encode_bucket};
+use super::options::Options;
+use super::partition::{BucketState, PartitionState};
+use super::pending::{self, Pending, PendingRows};
 use crate::BucketId;
 use crate::bucket::row_hash;
 use crate::cursor::hash_of;
 use crate::record::{self, RecordError, ViewRecord};
 use event_log::{Millis, Offset, RecordRef};
-use state_store::{Batch, Direction, KeyRange, Store};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::ops::ControlFlow;
+use state_store::{Batch, Store};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::RwLock;
 
-/// What only the applying thread knows of a partition.
-pub struct Apply {
-    partition: i32,
-    pub(super) held: PendingRows,
-    /// Where the partition stands has changed without a batch.
+/// State of a partition that only the applying thread uses.
+pub struct ApplyState {
+    pub(super) partition: i32,
+    pub(super) pending: PendingRows,
+    /// The partition's meta changed without a batch, by a proof.
     pub(super) meta_dirty: bool,
-    /// A batch has begun and not ended. After an error or a panic `held` is ahead of the store: rows were taken out, or
-    /// marked as stored, for a commit that never happened. Whatever is committed from it after that would lose them.
+    /// A batch has started and not finished. After an error or a panic `pending` is ahead of the store: rows were removed
+    /// or marked as stored for a commit that never happened, and the next commit would lose them. The replica must then be
+    /// opened again from its store.
     pub(super) unfinished: bool,
 }
 
-/// Reads back where a partition stood.
-pub fn load(store: &dyn Store, partition: i32, options: &Options) -> Result<(Apply, Shown)> {
-    let mut shown = Shown {
-        position: 0,
-        closed: -1,
-        as_of: options.now,
-        current_ms: Millis::MIN / 2,
-        end: None,
-        mid_closing: false,
-        held: None,
-        buckets: HashMap::new(),
-        stale: BTreeSet::new(),
-        stale_changed: -1,
-    };
-    if let Some(meta) = store.get(space::META, &bytes::meta_key(partition))? {
-        let meta: Meta = serde_json::from_slice(&meta).map_err(|e| Error::Foreign(format!("its meta: {e}")))?;
-        meta.show(&mut shown);
-    }
-    let (from, to) = bytes::part_range(partition);
-    let mut damaged = false;
-    store.scan(
-        space::BUCKETS,
-        KeyRange::new(&from, Some(&to)),
-        Direction::Forward,
-        &mut |key, value| {
-            match (bytes::bucket_of(key), decode_bucket(value)) {
-                (Some(id), Some(bucket)) => drop(shown.buckets.insert(id, bucket)),
-                _ => damaged = true,
-            }
-            ControlFlow::Continue(())
-        },
-    )?;
-    if damaged {
-        return Err(Error::Foreign("a bucket entry is damaged".into()));
-    }
-    let held = PendingRows::load(store, partition, options.held_bytes_max)?;
-    shown.refresh(&held);
-    Ok((
-        Apply {
+impl ApplyState {
+    /// Loads a partition with its pending rows.
+    pub fn load(store: &dyn Store, partition: i32, options: &Options) -> Result<(Self, PartitionState)> {
+        let mut state = meta::load(store, partition, options.now)?;
+        let pending = PendingRows::load(store, partition, options.held_bytes_max)?;
+        state.refresh(&pending);
+        let apply = ApplyState {
             partition,
-            held,
+            pending,
             meta_dirty: false,
             unfinished: false,
-        },
-        shown,
-    ))
-}
-
-#[derive(serde::Serialize, serde::Deserialize)]
-struct Meta {
-    position: Offset,
-    closed: Offset,
-    as_of: Millis,
-    mid_closing: bool,
-    stale: BTreeSet<(String, u64)>,
-    stale_changed: Offset,
-}
-
-impl Meta {
-    fn of(shown: &Shown) -> Self {
-        Meta {
-            position: shown.position,
-            closed: shown.closed,
-            as_of: shown.as_of,
-            mid_closing: shown.mid_closing,
-            stale: shown.stale.clone(),
-            stale_changed: shown.stale_changed,
-        }
-    }
-
-    fn show(self, shown: &mut Shown) {
-        shown.position = self.position;
-        shown.closed = self.closed;
-        shown.as_of = self.as_of;
-        shown.mid_closing = self.mid_closing;
-        shown.stale = self.stale;
-        shown.stale_changed = self.stale_changed;
+        };
+        Ok((apply, state))
     }
 }
 
-fn encode_bucket(bucket: &BucketState) -> Vec<u8> {
-    let mut out = bucket.changed.to_be_bytes().to_vec();
-    out.extend_from_slice(&bucket.rows.to_be_bytes());
-    out.extend_from_slice(&bucket.hash.to_be_bytes());
-    out.extend_from_slice(bucket.name.as_bytes());
-    out
+/// Where changes of a partition go.
+#[derive(Clone, Copy)]
+pub struct Target<'a> {
+    pub store: &'a dyn Store,
+    pub options: &'a Options,
+    pub state: &'a RwLock<PartitionState>,
 }
 
-fn decode_bucket(value: &[u8]) -> Option<BucketState> {
-    let (changed, rest) = value.split_first_chunk::<8>()?;
-    let (rows, rest) = rest.split_first_chunk::<8>()?;
-    let (hash, name) = rest.split_first_chunk::<16>()?;
-    Some(BucketState {
-        name: std::str::from_utf8(name).ok()?.into(),
-        changed: i64::from_be_bytes(*changed),
-        rows: u64::from_be_bytes(*rows),
-        hash: u128::from_be_bytes(*hash),
-    })
+/// Result of applying a batch.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Buckets with a visible change.
+    pub buckets: Vec<BucketId>,
+    /// The position has reached young records and E is not known: look up the log end and pass it to
+    /// [`super::Replica::set_end`].
+    pub need_end: bool,
+    /// Source commit time in ms of the last transaction end marker of the batch, for latency metrics.
+    pub closed_at_ms: Option<i64>,
+    /// Number of malformed records that were skipped.
+    pub refused: u64,
 }
 
-/// Changes on their way into the store and into what is shown.
-struct Work<'a> {
-    apply: &'a mut Apply,
-    store: &'a dyn Store,
-    shown: &'a RwLock<Shown>,
+/// What the next commit stores of the partition, apart from rows.
+struct Progress {
     position: Offset,
     closed: Offset,
     as_of: Millis,
     current_ms: Millis,
     end: Option<Offset>,
     mid_closing: bool,
+}
+
+/// A change of a stale mark that becomes visible.
+struct StaleChange {
+    view: String,
+    writer: u64,
+    stale: bool,
+    end_marker: Offset,
+}
+
+/// Changes for the next commit.
+#[derive(Default)]
+struct Staged {
+    /// Rows to put, or to delete if `None`.
     rows: BTreeMap<(BucketId, Offset), Option<Vec<u8>>>,
     tombstones: Vec<(Millis, BucketId, Offset)>,
     index: HashMap<Vec<u8>, Newest>,
     buckets: HashMap<BucketId, BucketState>,
-    held_gone: Vec<(u64, Offset)>,
-    stale: Vec<((String, u64), bool, Offset)>,
-    staged_bytes: usize,
+    /// Stored pending rows to delete, because they are visible now: writer and offset.
+    applied_pending: Vec<(u64, Offset)>,
+    stale: Vec<StaleChange>,
+    bytes: usize,
+}
+
+/// Applies one batch.
+struct Applier<'a> {
+    apply: &'a mut ApplyState,
+    target: Target<'a>,
+    progress: Progress,
+    staged: Staged,
     touched: HashSet<BucketId>,
-    flush_bytes: usize,
 }
 
 /// Applies records; see [`super::Replica::apply`].
 pub fn apply<'r>(
-    apply: &mut Apply,
-    store: &dyn Store,
-    options: &Options,
-    shown: &RwLock<Shown>,
+    apply: &mut ApplyState,
+    target: Target<'_>,
     records: impl Iterator<Item = RecordRef<'r>>,
     now: Millis,
 ) -> Result<Applied> {
     let partition = apply.partition;
-    let mut work = Work::new(apply, store, shown, options.flush_bytes);
+    let options = target.options;
+    let mut applier = Applier::new(apply, target);
     let mut applied = Applied::default();
+    // Records younger than `min.compaction.lag.ms` are never compacted. Half of it leaves time for this read itself.
     let young = now - options.times.compaction_lag_ms / 2;
     for record in records {
         let (offset, time) = (record.offset(), record.timestamp());
-        if offset < work.position {
+        if offset < applier.progress.position {
             continue;
         }
         if time <= young {
-            work.end = None;
+            // Records that may have been compacted: an E from before is no longer valid.
+            applier.progress.end = None;
         }
         match record::parse(&record) {
             Ok(ViewRecord::TransactionEnd { writer, at_ms }) => {
-                work.position = offset;
-                work.close(hash_of(&[&writer]), offset)?;
-                work.closed = offset;
+                // If the transaction is applied in pieces, each piece is committed at this position.
+                applier.progress.position = offset;
+                applier.end_transaction(hash_of(&[&writer]), offset)?;
+                applier.progress.closed = offset;
                 applied.closed_at_ms = Some(at_ms).filter(|at| *at > 0);
             }
-            Ok(held) => {
-                let writer = hash_of(&[writer_of(&held)]);
-                work.apply.held.push(writer, offset, time, &held);
+            Ok(pending) => {
+                let writer = hash_of(&[writer_of(&pending)]);
+                applier.apply.pending.push(writer, offset, time, &pending);
             }
+            // Skipping it would lose a row. A newer release can read it.
             Err(source @ RecordError::Newer { .. }) => {
                 return Err(Error::Record {
                     partition,
@@ -192,19 +157,20 @@ pub fn apply<'r>(
                     source,
                 });
             }
-            Err(source) => {
+            // No writer produces such a record, so it belongs to no row.
+            Err(error) => {
                 applied.refused += 1;
-                tracing::warn!(partition, offset, reason = %source, "a record of view.log cannot be read; passed over");
+                tracing::warn!(partition, offset, %error, "malformed record of view.log skipped");
             }
         }
-        work.position = offset + 1;
-        work.as_of = work.as_of.max(time);
-        work.current_ms = work.current_ms.max(time);
-        applied.need_end = work.end.is_none() && time > young;
+        applier.progress.position = offset + 1;
+        applier.progress.as_of = applier.progress.as_of.max(time);
+        applier.progress.current_ms = applier.progress.current_ms.max(time);
+        applied.need_end = applier.progress.end.is_none() && time > young;
     }
-    work.flush()?;
-    work.apply.held.spill(options.held_bytes_max);
-    applied.buckets = work.touched.into_iter().collect();
+    applier.flush()?;
+    applier.apply.pending.spill(options.held_bytes_max);
+    applied.buckets = applier.touched.into_iter().collect();
     Ok(applied)
 }
 
@@ -218,95 +184,103 @@ fn writer_of<'a>(record: &'a ViewRecord<'_>) -> &'a str {
     }
 }
 
-impl<'a> Work<'a> {
-    fn new(apply: &'a mut Apply, store: &'a dyn Store, shown: &'a RwLock<Shown>, flush_bytes: usize) -> Self {
-        let now = super::read(shown);
-        let (position, closed, as_of, current_ms, end) = (now.position, now.closed, now.as_of, now.current_ms, now.end);
-        drop(now);
-        Work {
+impl<'a> Applier<'a> {
+    fn new(apply: &'a mut ApplyState, target: Target<'a>) -> Self {
+        let progress = {
+            let state = read(target.state);
+            Progress {
+                position: state.position,
+                closed: state.closed,
+                as_of: state.as_of,
+                current_ms: state.current_ms,
+                end: state.end,
+                mid_closing: false,
+            }
+        };
+        Applier {
             apply,
-            store,
-            shown,
-            position,
-            closed,
-            as_of,
-            current_ms,
-            end,
-            mid_closing: false,
-            rows: BTreeMap::new(),
-            tombstones: Vec::new(),
-            index: HashMap::new(),
-            buckets: HashMap::new(),
-            held_gone: Vec::new(),
-            stale: Vec::new(),
-            staged_bytes: 0,
+            target,
+            progress,
+            staged: Staged::default(),
             touched: HashSet::new(),
-            flush_bytes,
         }
     }
 
-    /// Shows everything that a writer has before the closing at `closing`, in pieces if it is large.
-    fn close(&mut self, writer: u64, closing: Offset) -> Result<()> {
-        if self.staged_bytes > 0 && self.staged_bytes + self.apply.held.bytes_of(writer) > self.flush_bytes {
-            // Commit the closings before this one first: polls are refused between two pieces, but not between closings.
+    /// Makes the pending rows of a writer visible, in pieces if they are large. `end_marker` is the marker's offset.
+    fn end_transaction(&mut self, writer: u64, end_marker: Offset) -> Result<()> {
+        let flush_bytes = self.target.options.flush_bytes;
+        if self.staged.bytes > 0 && self.staged.bytes + self.apply.pending.bytes_of(writer) > flush_bytes {
+            // Commit the earlier transactions first, so that they are visible by themselves. Together with a first piece they
+            // would be hidden until the last one.
             self.flush()?;
         }
         let partition = self.apply.partition;
         loop {
-            // Rows leave `held` only with the piece that shows them. `flush` stores what is left there, so a crash after
-            // any piece finds the remaining rows in the store. No estimate of the closing's size can replace this: the
-            // size of spilled rows is unknown, and a staged row is larger than a held one.
-            let held = &mut self.apply.held;
-            let piece = held.take_piece(self.store, partition, writer, self.flush_bytes / 2)?;
+            // Rows leave `pending` only with the piece that makes them visible, and `flush` stores those that remain, so
+            // that a crash after any piece finds them in the store (I8). A size estimate cannot replace this: the size of
+            // spilled rows is unknown, and a staged row is larger than a pending one.
+            let pending = &mut self.apply.pending;
+            let piece = pending.take_piece(self.target.store, partition, writer, flush_bytes / 2)?;
             if piece.is_empty() {
                 return Ok(());
             }
             for row in &piece {
                 if row.stored {
-                    self.held_gone.push((writer, row.offset));
+                    self.staged.applied_pending.push((writer, row.offset));
                 }
-                self.show(writer, row.offset, &row.value, closing)?;
+                self.stage(writer, row.offset, &row.value, end_marker)?;
             }
-            if self.staged_bytes > self.flush_bytes && self.apply.held.holds(writer) {
-                self.flush_mid_closing()?;
+            if self.staged.bytes > flush_bytes && self.apply.pending.contains(writer) {
+                self.flush_piece()?;
             }
         }
     }
 
-    fn flush_mid_closing(&mut self) -> Result<()> {
+    /// Commits a piece of a transaction. The partition is incomplete from here to the commit of the last piece (I3).
+    fn flush_piece(&mut self) -> Result<()> {
         failpoint::hit("replica.mid_closing");
-        self.mid_closing = true;
-        let done = self.flush();
-        self.mid_closing = false;
-        done
+        self.progress.mid_closing = true;
+        let flushed = self.flush();
+        self.progress.mid_closing = false;
+        flushed
     }
 
-    fn show(&mut self, writer: u64, offset: Offset, value: &[u8], closing: Offset) -> Result<()> {
+    fn stage(&mut self, writer: u64, offset: Offset, value: &[u8], end_marker: Offset) -> Result<()> {
         match pending::decode(value)? {
-            Held::Mark => {}
-            Held::Stale { view, stale } => self.stale.push(((view.to_owned(), writer), stale, closing)),
-            Held::Row { bucket, row } => self.show_row(offset, bucket, &RowValue { closed: closing, ..row })?,
+            Pending::Invisible => {}
+            Pending::Stale { view, stale } => {
+                let view = view.to_owned();
+                self.staged.stale.push(StaleChange {
+                    view,
+                    writer,
+                    stale,
+                    end_marker,
+                });
+            }
+            Pending::Row { bucket, row } => {
+                let row = RowValue {
+                    closed: end_marker,
+                    ..row
+                };
+                self.stage_row(offset, bucket, &row)?;
+            }
         }
         Ok(())
     }
 
-    fn show_row(&mut self, offset: Offset, name: &str, row: &RowValue<'_>) -> Result<()> {
+    fn stage_row(&mut self, offset: Offset, name: &str, row: &RowValue<'_>) -> Result<()> {
         let id = BucketId::of(name);
-        let partition = self.apply.partition;
-        let index_key = bytes::index_key(partition, id, row.view, row.key);
-        let newest = match self.index.get(&index_key) {
-            Some(newest) => Some(*newest),
-            None => match self.store.get(space::INDEX, &index_key)? {
-                Some(found) => Some(Newest::from_bytes(&found)?),
-                None => None,
-            },
-        };
+        let index_key = bytes::index_key(self.apply.partition, id, row.view, row.key);
+        let newest = self.newest(&index_key)?;
+        // If a key gets another writer, its rows can become visible in another order than that of the log. The greatest
+        // offset wins.
         if newest.is_some_and(|n| n.offset >= offset) {
             return Ok(());
         }
         let bucket = self.bucket(id, name);
         if *bucket.name != *name {
-            tracing::error!(bucket = name, other = %bucket.name, "two bucket names have one id; this row is not shown");
+            // A collision of 64-bit ids. Mixing two buckets could show rows to the wrong principal (I5).
+            tracing::error!(bucket = name, other = %bucket.name, "bucket id collision, row not shown");
             return Ok(());
         }
         bucket.changed = bucket.changed.max(row.closed);
@@ -322,15 +296,15 @@ impl<'a> Work<'a> {
                 .hash
                 .wrapping_add(row_hash(row.view, row.key.as_bytes(), &row.version));
         } else {
-            self.tombstones.push((row.time, id, offset));
+            self.staged.tombstones.push((row.time, id, offset));
         }
         if let Some(old) = newest {
-            self.supersede(id, old.offset);
+            self.staged.delete_row(id, old.offset);
         }
-        let value = bytes::put_row(row);
-        self.staged_bytes += value.len() + index_key.len() + 64;
-        self.rows.insert((id, offset), Some(value));
-        self.index.insert(
+        let value = bytes::encode_row(row);
+        self.staged.bytes += value.len() + index_key.len() + 64;
+        self.staged.rows.insert((id, offset), Some(value));
+        self.staged.index.insert(
             index_key,
             Newest {
                 offset,
@@ -342,17 +316,19 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    fn supersede(&mut self, bucket: BucketId, offset: Offset) {
-        // A row staged in this very batch never needs to be written at all.
-        if self.rows.remove(&(bucket, offset)).is_none() {
-            self.rows.insert((bucket, offset), None);
+    /// The newest visible version of a row, staged or stored.
+    fn newest(&self, index_key: &[u8]) -> Result<Option<Newest>> {
+        if let Some(staged) = self.staged.index.get(index_key) {
+            return Ok(Some(*staged));
         }
+        let stored = self.target.store.get(space::INDEX, index_key)?;
+        stored.map(|bytes| Newest::from_bytes(&bytes)).transpose()
     }
 
     fn bucket(&mut self, id: BucketId, name: &str) -> &mut BucketState {
-        let shown = self.shown;
-        self.buckets.entry(id).or_insert_with(|| {
-            let known = super::read(shown).buckets.get(&id).cloned();
+        let state = self.target.state;
+        self.staged.buckets.entry(id).or_insert_with(|| {
+            let known = read(state).buckets.get(&id).cloned();
             known.unwrap_or_else(|| BucketState {
                 name: name.into(),
                 changed: -1,
@@ -362,10 +338,46 @@ impl<'a> Work<'a> {
         })
     }
 
-    /// Commits what is staged, and shows it in the same instant.
+    /// Commits the staged changes and makes them visible, under one write lock.
     fn flush(&mut self) -> Result<()> {
         let partition = self.apply.partition;
         let mut batch = Batch::default();
+        self.staged.put(partition, &mut batch);
+        // Between two pieces as well: the position is beyond all pending rows, so one that is only in memory would be lost
+        // by a crash (I8).
+        self.apply.pending.stage(partition, &mut batch);
+        let mut state = write(self.target.state);
+        let mut meta = Meta::of(&state);
+        self.staged.update_stale(&mut meta);
+        meta.position = self.progress.position;
+        meta.closed = self.progress.closed;
+        meta.as_of = self.progress.as_of;
+        meta.mid_closing = self.progress.mid_closing;
+        meta.put(partition, &mut batch);
+        failpoint::hit("replica.before_commit");
+        self.target.store.commit(batch)?;
+        failpoint::hit("replica.after_commit");
+        // After the commit: if it fails, polls must not see a T or a position whose rows are not in the store.
+        meta.publish(&mut state);
+        state.current_ms = state.current_ms.max(self.progress.current_ms);
+        state.end = self.progress.end;
+        state.buckets.extend(self.staged.buckets.drain());
+        state.refresh(&self.apply.pending);
+        self.apply.meta_dirty = false;
+        Ok(())
+    }
+}
+
+impl Staged {
+    fn delete_row(&mut self, bucket: BucketId, offset: Offset) {
+        // A row that is staged for this commit is not in the store yet, so it is simply not written.
+        if self.rows.remove(&(bucket, offset)).is_none() {
+            self.rows.insert((bucket, offset), None);
+        }
+    }
+
+    /// Moves everything but stale marks into a batch. The buckets stay, because they are published after the commit.
+    fn put(&mut self, partition: i32, batch: &mut Batch) {
         for ((bucket, offset), value) in std::mem::take(&mut self.rows) {
             let key = bytes::row_key(partition, bucket, offset);
             match value {
@@ -374,11 +386,8 @@ impl<'a> Work<'a> {
             }
         }
         for (time, bucket, offset) in self.tombstones.drain(..) {
-            batch.put(
-                space::TOMBSTONES,
-                bytes::tombstone_key(partition, time, bucket, offset),
-                Vec::new(),
-            );
+            let key = bytes::tombstone_key(partition, time, bucket, offset);
+            batch.put(space::TOMBSTONES, key, Vec::new());
         }
         for (key, newest) in self.index.drain() {
             batch.put(space::INDEX, key, newest.to_bytes());
@@ -386,93 +395,24 @@ impl<'a> Work<'a> {
         for (id, bucket) in &self.buckets {
             batch.put(space::BUCKETS, bytes::bucket_key(partition, *id), encode_bucket(bucket));
         }
-        for (writer, offset) in self.held_gone.drain(..) {
-            batch.delete(space::HELD, bytes::held_key(partition, writer, offset));
+        for (writer, offset) in self.applied_pending.drain(..) {
+            batch.delete(space::PENDING, bytes::pending_key(partition, writer, offset));
         }
-        // Also between two pieces: the position is past every held row, so a row that only memory has would be lost.
-        self.apply.held.stage(partition, &mut batch);
-        self.staged_bytes = 0;
-        let mut shown = write(self.shown);
-        let mut meta = Meta::of(&shown);
-        for (view, stale, closing) in self.stale.drain(..) {
-            let changed = if stale {
-                meta.stale.insert(view)
+        self.bytes = 0;
+    }
+
+    fn update_stale(&mut self, meta: &mut Meta) {
+        for change in self.stale.drain(..) {
+            // One entry per writer: a view is stale while the mark of any writer sets it (I3).
+            let entry = (change.view, change.writer);
+            let changed = if change.stale {
+                meta.stale.insert(entry)
             } else {
-                meta.stale.remove(&view)
+                meta.stale.remove(&entry)
             };
             if changed {
-                meta.stale_changed = closing;
+                meta.stale_changed = change.end_marker;
             }
         }
-        meta.position = self.position;
-        meta.closed = self.closed;
-        meta.as_of = self.as_of;
-        meta.mid_closing = self.mid_closing;
-        put_meta(&mut batch, partition, &meta);
-        failpoint::hit("replica.before_commit");
-        self.store.commit(batch)?;
-        failpoint::hit("replica.after_commit");
-        // Not before the commit: if it fails, polls must not see a T or a position whose rows are not in the store.
-        meta.show(&mut shown);
-        shown.current_ms = shown.current_ms.max(self.current_ms);
-        shown.end = self.end;
-        shown.buckets.extend(self.buckets.drain());
-        shown.refresh(&self.apply.held);
-        self.apply.meta_dirty = false;
-        Ok(())
     }
-}
-
-fn put_meta(batch: &mut Batch, partition: i32, meta: &Meta) {
-    let meta = serde_json::to_vec(meta).expect("numbers and texts always have a JSON form");
-    batch.put(space::META, bytes::meta_key(partition), meta);
-}
-
-/// Removes old tombstones; see [`super::Replica::prune`].
-pub fn prune(
-    apply: &mut Apply,
-    store: &dyn Store,
-    options: &Options,
-    shown: &RwLock<Shown>,
-    (partition, now, max): (i32, Millis, usize),
-) -> Result<usize> {
-    let (from, to) = bytes::tombstone_range(partition, now - options.times.horizon_ms());
-    let mut old = Vec::new();
-    store.scan(
-        space::TOMBSTONES,
-        KeyRange::new(&from, Some(&to)),
-        Direction::Forward,
-        &mut |key, _| {
-            old.push(key.to_vec());
-            if old.len() < max {
-                ControlFlow::Continue(())
-            } else {
-                ControlFlow::Break(())
-            }
-        },
-    )?;
-    let mut batch = Batch::default();
-    for key in &old {
-        batch.delete(space::TOMBSTONES, key.clone());
-        let Some((bucket, offset)) = bytes::tombstone_place(key) else {
-            continue;
-        };
-        let row_key = bytes::row_key(partition, bucket, offset);
-        // A row that was written again since has another offset: then only the mark of its old tombstone goes.
-        let Some(value) = store.get(space::ROWS, &row_key)? else {
-            continue;
-        };
-        if let Some(row) = bytes::row_value(&value) {
-            batch.delete(space::INDEX, bytes::index_key(partition, bucket, row.view, row.key));
-        }
-        batch.delete(space::ROWS, row_key);
-    }
-    let shown = write(shown);
-    if old.is_empty() && !apply.meta_dirty {
-        return Ok(0);
-    }
-    put_meta(&mut batch, partition, &Meta::of(&shown));
-    store.commit(batch)?;
-    apply.meta_dirty = false;
-    Ok(old.len())
 }

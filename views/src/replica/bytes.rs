@@ -1,21 +1,25 @@
-//! How a replica's store is laid out: keys and values of its spaces.
+//! Keys and values of a replica's store.
 //!
-//! Numbers in keys are big endian, so that they sort. A space's layout is versioned as a whole by `meta`/`format`.
-//! Guarantees: writing then reading gives the same back; bytes of another layout are an error, never a panic.
+//! Numbers in keys are big endian, so that keys sort by number. The record `format` in the space `META` has the version of
+//! the whole layout. Bytes of another layout are an error, not a panic. The layout is private to the edge: after a change,
+//! [`FORMAT`] increases and edges read `view.log` from its start.
 
-use super::{Error, Result};
+use super::error::{Error, Result};
 use crate::BucketId;
 use event_log::{Millis, Offset};
 use state_store::{Batch, Store};
 
-/// Layout version of the store.
+/// Version of the layout.
 const FORMAT: u8 = 2;
 
-/// The spaces, in the order of [`super::SPACES`].
+/// Names of the spaces, in the order of [`space`].
+pub const SPACES: [&str; 6] = ["meta", "rows", "index", "buckets", "held", "tombstones"];
+
+/// Ids of the spaces, in the order of [`SPACES`].
 pub mod space {
     use state_store::Space;
 
-    /// Where each partition stands, and the layout's version.
+    /// Meta record of each partition, and the version of the layout.
     pub const META: Space = Space(0);
     /// Visible rows and tombstones: partition, bucket, offset.
     pub const ROWS: Space = Space(1);
@@ -23,63 +27,66 @@ pub mod space {
     pub const INDEX: Space = Space(2);
     /// Buckets: partition, bucket.
     pub const BUCKETS: Space = Space(3);
-    /// Held-back rows: partition, writer, offset.
-    pub const HELD: Space = Space(4);
-    /// Tombstones by age: partition, time, bucket, offset.
+    /// Pending rows: partition, writer, offset.
+    pub const PENDING: Space = Space(4);
+    /// Tombstones by time: partition, time, bucket, offset.
     pub const TOMBSTONES: Space = Space(5);
 }
 
-/// Refuses a store of a newer layout or of another log; marks a new one.
+/// Rejects a store of another layout or another log; initializes an empty one.
 pub fn check_format(store: &dyn Store, log: u64) -> Result<()> {
-    let mut want = vec![FORMAT];
-    want.extend_from_slice(&log.to_be_bytes());
+    let mut expected = vec![FORMAT];
+    expected.extend_from_slice(&log.to_be_bytes());
     match store.get(space::META, b"format")? {
         None => {
             let mut batch = Batch::default();
-            batch.put(space::META, *b"format", want);
+            batch.put(space::META, *b"format", expected);
             Ok(store.commit(batch)?)
         }
-        Some(found) if found == want => Ok(()),
+        Some(found) if found == expected => Ok(()),
         Some(found) if found.first() != Some(&FORMAT) => {
             let found = found.first().copied().unwrap_or_default();
-            Err(Error::Foreign(format!(
-                "its layout is {found}, this release understands {FORMAT}"
+            Err(Error::Unusable(format!(
+                "it has layout {found} but this release requires {FORMAT}"
             )))
         }
-        Some(_) => Err(Error::Foreign("it belongs to another log".into())),
+        Some(_) => Err(Error::Unusable("it belongs to another log or topic id".into())),
     }
 }
 
-fn part_bytes(partition: i32) -> [u8; 2] {
+fn partition_bytes(partition: i32) -> [u8; 2] {
     u16::try_from(partition).unwrap_or_default().to_be_bytes()
 }
 
-/// An offset or a time as sortable bytes; both are never negative in a store.
+/// Encodes an offset or a time so that bytes sort by number. Neither is negative in a store.
 fn sortable(number: i64) -> [u8; 8] {
     u64::try_from(number).unwrap_or_default().to_be_bytes()
 }
 
-/// Everything of a partition in a space: from, to.
-pub fn part_range(partition: i32) -> (Vec<u8>, Vec<u8>) {
-    (part_bytes(partition).to_vec(), part_bytes(partition + 1).to_vec())
+/// Key range of a partition in any space: start, end (exclusive).
+pub fn partition_range(partition: i32) -> (Vec<u8>, Vec<u8>) {
+    (
+        partition_bytes(partition).to_vec(),
+        partition_bytes(partition + 1).to_vec(),
+    )
 }
 
-/// Key of where a partition stands.
+/// Key of the meta record of a partition.
 pub fn meta_key(partition: i32) -> Vec<u8> {
-    [b"p".as_slice(), &part_bytes(partition)].concat()
+    [b"p".as_slice(), &partition_bytes(partition)].concat()
 }
 
 /// Key of a row.
 pub fn row_key(partition: i32, bucket: BucketId, offset: Offset) -> Vec<u8> {
     [
-        part_bytes(partition).as_slice(),
+        partition_bytes(partition).as_slice(),
         &bucket.0.to_be_bytes(),
         &sortable(offset),
     ]
     .concat()
 }
 
-/// Rows of a bucket with `from ≤ offset ≤ through`: from, to.
+/// Key range of the rows of a bucket with `from ≤ offset ≤ through`: start, end (exclusive).
 pub fn row_range(partition: i32, bucket: BucketId, from: Offset, through: Offset) -> (Vec<u8>, Vec<u8>) {
     (
         row_key(partition, bucket, from),
@@ -87,8 +94,8 @@ pub fn row_range(partition: i32, bucket: BucketId, from: Offset, through: Offset
     )
 }
 
-/// Bucket and offset of a row's key.
-pub fn row_place(key: &[u8]) -> Option<(BucketId, Offset)> {
+/// Bucket and offset of a row key.
+pub fn decode_row_key(key: &[u8]) -> Option<(BucketId, Offset)> {
     let (_, rest) = key.split_first_chunk::<2>()?;
     let (bucket, rest) = rest.split_first_chunk::<8>()?;
     let offset = <[u8; 8]>::try_from(rest).ok()?;
@@ -98,10 +105,10 @@ pub fn row_place(key: &[u8]) -> Option<(BucketId, Offset)> {
     ))
 }
 
-/// Key of a row's newest offset.
+/// Key of the index entry of a row.
 pub fn index_key(partition: i32, bucket: BucketId, view: &str, key: &str) -> Vec<u8> {
     [
-        part_bytes(partition).as_slice(),
+        partition_bytes(partition).as_slice(),
         &bucket.0.to_be_bytes(),
         view.as_bytes(),
         &[0],
@@ -110,14 +117,14 @@ pub fn index_key(partition: i32, bucket: BucketId, view: &str, key: &str) -> Vec
     .concat()
 }
 
-/// The newest visible offset of a row.
+/// Index entry: newest visible version of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Newest {
-    /// Its offset.
+    /// Offset of the record.
     pub offset: Offset,
-    /// Whether it is a row, not a tombstone.
+    /// False for a tombstone.
     pub live: bool,
-    /// Its version.
+    /// Version of the row.
     pub version: [u8; 17],
 }
 
@@ -137,29 +144,30 @@ impl Newest {
                 version: version.try_into().ok()?,
             })
         };
-        parsed().ok_or_else(|| Error::Foreign("an index entry is damaged".into()))
+        parsed().ok_or_else(|| Error::Unusable("an index entry is damaged".into()))
     }
 }
 
-/// A visible row or tombstone, as it stands in the store.
+/// A visible row or tombstone, decoded from the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RowValue<'a> {
-    /// Offset of the closing that made it visible, as this replica knows it.
+    /// Offset of the transaction end marker that made it visible in this replica. Another replica may know another one,
+    /// because compaction removes older markers.
     pub closed: Offset,
-    /// Append time of the row in ms.
+    /// Append time of the record in ms.
     pub time: Millis,
     /// Version.
     pub version: [u8; 17],
     /// View.
     pub view: &'a str,
-    /// Inside of the key's JSON array.
+    /// Elements of the key's JSON array, without brackets.
     pub key: &'a str,
-    /// JSON for the device; `None` for a tombstone.
+    /// Row as JSON; `None` for a tombstone.
     pub json: Option<&'a [u8]>,
 }
 
-/// Writes a row's value: live flag, closed, time, version, view, key, JSON.
-pub fn put_row(row: &RowValue<'_>) -> Vec<u8> {
+/// Encodes a row: live flag, closed, time, version, view, key, JSON.
+pub fn encode_row(row: &RowValue<'_>) -> Vec<u8> {
     let json = row.json.unwrap_or_default();
     let mut out = Vec::with_capacity(42 + row.view.len() + row.key.len() + json.len());
     out.push(u8::from(row.json.is_some()));
@@ -172,8 +180,8 @@ pub fn put_row(row: &RowValue<'_>) -> Vec<u8> {
     out
 }
 
-/// Reads a row's value.
-pub fn row_value(bytes: &[u8]) -> Option<RowValue<'_>> {
+/// Decodes a row.
+pub fn decode_row(bytes: &[u8]) -> Option<RowValue<'_>> {
     let (live, rest) = bytes.split_first()?;
     let (closed, rest) = rest.split_first_chunk::<8>()?;
     let (time, rest) = rest.split_first_chunk::<8>()?;
@@ -190,13 +198,13 @@ pub fn row_value(bytes: &[u8]) -> Option<RowValue<'_>> {
     })
 }
 
-/// Writes a text with its length before it.
+/// Appends a string with a length prefix.
 pub fn push_text(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(&u32::try_from(text.len()).unwrap_or(u32::MAX).to_be_bytes());
     out.extend_from_slice(text.as_bytes());
 }
 
-/// Takes a text off the front.
+/// Splits off a string with a length prefix.
 pub fn take_text(bytes: &[u8]) -> Option<(&str, &[u8])> {
     let (length, rest) = bytes.split_first_chunk::<4>()?;
     let length = usize::try_from(u32::from_be_bytes(*length)).ok()?;
@@ -206,40 +214,40 @@ pub fn take_text(bytes: &[u8]) -> Option<(&str, &[u8])> {
 
 /// Key of a bucket.
 pub fn bucket_key(partition: i32, bucket: BucketId) -> Vec<u8> {
-    [part_bytes(partition).as_slice(), &bucket.0.to_be_bytes()].concat()
+    [partition_bytes(partition).as_slice(), &bucket.0.to_be_bytes()].concat()
 }
 
-/// Bucket of a bucket's key.
+/// Id of a bucket key.
 pub fn bucket_of(key: &[u8]) -> Option<BucketId> {
     let id = <[u8; 8]>::try_from(key.get(2..)?).ok()?;
     Some(BucketId(u64::from_be_bytes(id)))
 }
 
-/// Key of a held-back row.
-pub fn held_key(partition: i32, writer: u64, offset: Offset) -> Vec<u8> {
+/// Key of a pending row.
+pub fn pending_key(partition: i32, writer: u64, offset: Offset) -> Vec<u8> {
     [
-        part_bytes(partition).as_slice(),
+        partition_bytes(partition).as_slice(),
         &writer.to_be_bytes(),
         &sortable(offset),
     ]
     .concat()
 }
 
-/// Held-back rows of a writer from an offset on: from, to.
-pub fn held_range(partition: i32, writer: u64, from: Offset) -> (Vec<u8>, Vec<u8>) {
-    let to = [held_key(partition, writer, Offset::MAX).as_slice(), &[0xff]].concat();
-    (held_key(partition, writer, from), to)
+/// Key range of the pending rows of a writer from an offset: start, end (exclusive).
+pub fn pending_range(partition: i32, writer: u64, from: Offset) -> (Vec<u8>, Vec<u8>) {
+    let to = [pending_key(partition, writer, Offset::MAX).as_slice(), &[0xff]].concat();
+    (pending_key(partition, writer, from), to)
 }
 
-/// Writer and offset of a held-back row's key.
-pub fn held_place(key: &[u8]) -> Option<(u64, Offset)> {
-    row_place(key).map(|(writer, offset)| (writer.0, offset))
+/// Writer and offset of a pending row's key, which has the form of a row key.
+pub fn decode_pending_key(key: &[u8]) -> Option<(u64, Offset)> {
+    decode_row_key(key).map(|(writer, offset)| (writer.0, offset))
 }
 
-/// Key of a tombstone by age.
+/// Key of a tombstone entry.
 pub fn tombstone_key(partition: i32, time: Millis, bucket: BucketId, offset: Offset) -> Vec<u8> {
     [
-        part_bytes(partition).as_slice(),
+        partition_bytes(partition).as_slice(),
         &sortable(time),
         &bucket.0.to_be_bytes(),
         &sortable(offset),
@@ -247,8 +255,8 @@ pub fn tombstone_key(partition: i32, time: Millis, bucket: BucketId, offset: Off
     .concat()
 }
 
-/// Bucket and offset of a tombstone's key.
-pub fn tombstone_place(key: &[u8]) -> Option<(BucketId, Offset)> {
+/// Bucket and offset of a tombstone entry's key.
+pub fn decode_tombstone_key(key: &[u8]) -> Option<(BucketId, Offset)> {
     let bucket = <[u8; 8]>::try_from(key.get(10..18)?).ok()?;
     let offset = <[u8; 8]>::try_from(key.get(18..26)?).ok()?;
     Some((
@@ -257,8 +265,8 @@ pub fn tombstone_place(key: &[u8]) -> Option<(BucketId, Offset)> {
     ))
 }
 
-/// Tombstones older than a time: from, to.
+/// Key range of the tombstones of a partition older than a time: start, end (exclusive).
 pub fn tombstone_range(partition: i32, before: Millis) -> (Vec<u8>, Vec<u8>) {
-    let part = part_bytes(partition);
-    (part.to_vec(), [part.as_slice(), &sortable(before)].concat())
+    let partition = partition_bytes(partition);
+    (partition.to_vec(), [partition.as_slice(), &sortable(before)].concat())
 }

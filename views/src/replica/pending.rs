@@ -1,42 +1,46 @@
-//! Rows that are held back until their writer closes them: in memory up to a limit, beyond it in the store only.
+//! Pending rows of a partition, by writer: in memory up to a limit, beyond it in the store only.
 //!
-//! Guarantees: a writer's rows come back in the order of their offsets; a row that the store lacks is staged with the
-//! next batch. Never: what is shown; a row is decoded here, and shown or not by whoever takes it.
+//! The rows of a writer are returned in offset order. Each commit stores the rows that the store lacks
+//! ([`PendingRows::stage`]), because the committed position is beyond them (I8). Begin markers and grants are pending too:
+//! they are never visible, but keep the partition incomplete while their source transaction is open (I6).
 
 use super::bytes::{self, RowValue, space};
-use super::{Error, Result};
+use super::error::{Error, Result};
 use crate::record::ViewRecord;
 use event_log::{Millis, Offset};
 use state_store::{Batch, Direction, KeyRange, Store};
 use std::collections::HashMap;
 use std::ops::{ControlFlow, Range};
 
-/// Rows that are held back, by writer.
+/// Pending rows of a partition.
 #[derive(Debug, Default)]
 pub struct PendingRows {
     writers: HashMap<u64, PendingWriter>,
+    /// Bytes of the rows in memory.
     bytes: usize,
 }
 
-/// What is held back of one writer.
+/// Pending rows of one writer.
 #[derive(Debug)]
 struct PendingWriter {
+    /// Offset of the first pending row, in memory or not.
     first: Offset,
+    /// Smallest append time.
     time: Millis,
     /// Rows in memory, in offset order.
     rows: Vec<PendingRow>,
-    /// Rows from this offset up to the first one in memory are in the store only.
+    /// The rows from this offset to the first one in memory are in the store only.
     spilled: Option<Offset>,
 }
 
-/// A row that is held back.
+/// A pending row.
 #[derive(Debug)]
 pub struct PendingRow {
     /// Offset of its record.
     pub offset: Offset,
-    /// Whether the store has it.
+    /// Whether the row is in the store, or in a batch that is about to be committed.
     pub stored: bool,
-    /// Its bytes, for [`decode`].
+    /// Encoded row; see [`decode`].
     pub value: Vec<u8>,
 }
 
@@ -47,29 +51,33 @@ impl PendingWriter {
 }
 
 impl PendingRows {
-    /// Reads back what the store holds of a partition, at most `bytes_max` of it into memory.
+    /// Loads the pending rows of a partition, at most `bytes_max` of them into memory.
     pub fn load(store: &dyn Store, partition: i32, bytes_max: usize) -> Result<Self> {
-        let mut held = PendingRows::default();
-        let (from, to) = bytes::part_range(partition);
-        let keys = KeyRange::new(&from, Some(&to));
-        store.scan(space::HELD, keys, Direction::Forward, &mut |key, value| {
-            if let Some((writer, offset)) = bytes::held_place(key) {
-                held.add(writer, offset, value.to_vec(), true);
-                held.spill(bytes_max);
-            }
-            ControlFlow::Continue(())
-        })?;
-        Ok(held)
+        let mut pending = PendingRows::default();
+        let (from, to) = bytes::partition_range(partition);
+        store.scan(
+            space::PENDING,
+            state_store::KeyRange::new(&from, Some(&to)),
+            Direction::Forward,
+            &mut |key, value| {
+                if let Some((writer, offset)) = bytes::decode_pending_key(key) {
+                    pending.add(writer, offset, value.to_vec(), true);
+                    pending.spill(bytes_max);
+                }
+                ControlFlow::Continue(())
+            },
+        )?;
+        Ok(pending)
     }
 
-    /// The smallest held-back offset and time.
-    pub fn smallest(&self) -> Option<(Offset, Millis)> {
+    /// Smallest offset and smallest append time of all pending rows.
+    pub fn oldest(&self) -> Option<(Offset, Millis)> {
         let offset = self.writers.values().map(|w| w.first).min()?;
         let time = self.writers.values().map(|w| w.time).min()?;
         Some((offset, time))
     }
 
-    /// Holds a record of a writer back.
+    /// Adds a record of a writer.
     pub fn push(&mut self, writer: u64, offset: Offset, time: Millis, record: &ViewRecord<'_>) {
         self.add(writer, offset, encode(record, time), false);
     }
@@ -77,28 +85,28 @@ impl PendingRows {
     fn add(&mut self, writer: u64, offset: Offset, value: Vec<u8>, stored: bool) {
         let time = time_of(&value);
         self.bytes += value.len();
-        let held = self.writers.entry(writer).or_insert_with(|| PendingWriter {
+        let pending = self.writers.entry(writer).or_insert_with(|| PendingWriter {
             first: offset,
             time,
             rows: Vec::new(),
             spilled: None,
         });
-        held.time = held.time.min(time);
-        held.rows.push(PendingRow { offset, stored, value });
+        pending.time = pending.time.min(time);
+        pending.rows.push(PendingRow { offset, stored, value });
     }
 
-    /// Bytes of a writer's rows in memory.
+    /// Bytes of a writer's pending rows in memory.
     pub fn bytes_of(&self, writer: u64) -> usize {
         self.writers.get(&writer).map_or(0, PendingWriter::bytes)
     }
 
-    /// Whether rows of a writer are held back, in memory or in the store.
-    pub fn holds(&self, writer: u64) -> bool {
+    /// Whether a writer has pending rows, in memory or in the store.
+    pub fn contains(&self, writer: u64) -> bool {
         self.writers.contains_key(&writer)
     }
 
-    /// Removes and returns the next rows of a writer in offset order, slightly more than `bytes_max` bytes at a time;
-    /// empty when none are left. The rows that remain are still covered by [`PendingRows::stage`].
+    /// Removes and returns the next rows of a writer in offset order, with slightly more than `bytes_max` bytes; empty if
+    /// none are left. Rows that remain are still stored by [`PendingRows::stage`].
     pub fn take_piece(
         &mut self,
         store: &dyn Store,
@@ -106,17 +114,17 @@ impl PendingRows {
         writer: u64,
         bytes_max: usize,
     ) -> Result<Vec<PendingRow>> {
-        let Some(held) = self.writers.get_mut(&writer) else {
+        let Some(pending) = self.writers.get_mut(&writer) else {
             return Ok(Vec::new());
         };
-        if let Some(from) = held.spilled {
-            let below = held.rows.first().map_or(Offset::MAX, |row| row.offset);
+        if let Some(from) = pending.spilled {
+            let below = pending.rows.first().map_or(Offset::MAX, |row| row.offset);
             let piece = read_spilled(store, partition, writer, from..below, bytes_max)?;
             if let Some(last) = piece.last() {
-                held.spilled = Some(last.offset + 1);
+                pending.spilled = Some(last.offset + 1);
                 return Ok(piece);
             }
-            held.spilled = None;
+            pending.spilled = None;
         }
         let mut bytes = 0;
         let full = |row: &PendingRow| {
@@ -124,30 +132,32 @@ impl PendingRows {
             bytes += row.value.len();
             full
         };
-        let count = held.rows.iter().position(full).unwrap_or(held.rows.len());
-        let piece: Vec<PendingRow> = held.rows.drain(..count).collect();
+        let count = pending.rows.iter().position(full).unwrap_or(pending.rows.len());
+        let piece: Vec<PendingRow> = pending.rows.drain(..count).collect();
         self.bytes -= piece.iter().map(|row| row.value.len()).sum::<usize>();
-        if held.rows.is_empty() {
+        if pending.rows.is_empty() {
             self.writers.remove(&writer);
         }
         Ok(piece)
     }
 
-    /// Puts the rows that the store lacks into a batch that is about to be committed.
+    /// Adds the rows that the store lacks to a batch that is about to be committed. If that commit fails, the replica must
+    /// be opened again, because the rows count as stored from here on.
     pub fn stage(&mut self, partition: i32, batch: &mut Batch) {
-        for (writer, held) in &mut self.writers {
-            for row in held.rows.iter_mut().rev().take_while(|r| !r.stored) {
+        for (writer, pending) in &mut self.writers {
+            // Rows are stored in offset order, so those that the store lacks are the last ones.
+            for row in pending.rows.iter_mut().rev().take_while(|r| !r.stored) {
                 row.stored = true;
                 batch.put(
-                    space::HELD,
-                    bytes::held_key(partition, *writer, row.offset),
+                    space::PENDING,
+                    bytes::pending_key(partition, *writer, row.offset),
                     row.value.clone(),
                 );
             }
         }
     }
 
-    /// Lets go of rows, the largest writers first, until at most `max` bytes are in memory. The store must have all.
+    /// Removes rows from memory, largest writers first, until at most `max` bytes are left. All rows must be stored.
     pub fn spill(&mut self, max: usize) {
         while self.bytes > max {
             let largest = self.writers.values_mut().max_by_key(|w| w.rows.len());
@@ -161,7 +171,7 @@ impl PendingRows {
     }
 }
 
-/// Reads the next rows of a writer within a range of offsets from the store, slightly more than `bytes_max` bytes.
+/// Reads the next rows of a writer in an offset range from the store, with slightly more than `bytes_max` bytes.
 fn read_spilled(
     store: &dyn Store,
     partition: i32,
@@ -169,55 +179,59 @@ fn read_spilled(
     range: Range<Offset>,
     bytes_max: usize,
 ) -> Result<Vec<PendingRow>> {
-    let (from, to) = bytes::held_range(partition, writer, range.start);
-    let keys = KeyRange::new(&from, Some(&to));
+    let (from, to) = bytes::pending_range(partition, writer, range.start);
     let mut piece = Vec::new();
     let mut piece_bytes = 0;
-    store.scan(space::HELD, keys, Direction::Forward, &mut |key, value| {
-        let Some((_, offset)) = bytes::held_place(key) else {
-            return ControlFlow::Continue(());
-        };
-        if offset >= range.end {
-            return ControlFlow::Break(());
-        }
-        piece_bytes += value.len();
-        piece.push(PendingRow {
-            offset,
-            stored: true,
-            value: value.to_vec(),
-        });
-        if piece_bytes > bytes_max {
-            ControlFlow::Break(())
-        } else {
-            ControlFlow::Continue(())
-        }
-    })?;
+    store.scan(
+        space::PENDING,
+        state_store::KeyRange::new(&from, Some(&to)),
+        Direction::Forward,
+        &mut |key, value| {
+            let Some((_, offset)) = bytes::decode_pending_key(key) else {
+                return ControlFlow::Continue(());
+            };
+            if offset >= range.end {
+                return ControlFlow::Break(());
+            }
+            piece_bytes += value.len();
+            piece.push(PendingRow {
+                offset,
+                stored: true,
+                value: value.to_vec(),
+            });
+            if piece_bytes > bytes_max {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        },
+    )?;
     Ok(piece)
 }
 
-/// A held-back record, read back from its bytes: time, kind, then the kind's own.
-pub enum Held<'a> {
-    /// A row of a bucket.
+/// A decoded pending record. Encoding: time, kind, then fields of the kind.
+pub enum Pending<'a> {
+    /// Row of a bucket.
     Row {
-        /// The bucket's name.
+        /// Name of the bucket.
         bucket: &'a str,
-        /// The row.
+        /// Row.
         row: RowValue<'a>,
     },
-    /// Whether a view is stale from here on.
+    /// Stale mark.
     Stale {
-        /// The view.
+        /// View.
         view: &'a str,
-        /// Whether it is.
+        /// Whether it sets or clears the mark.
         stale: bool,
     },
-    /// A record that shows nothing.
-    Mark,
+    /// A begin marker or a grant, which is never visible.
+    Invisible,
 }
 
 const ROW: u8 = 0;
 const STALE: u8 = 1;
-const MARK: u8 = 2;
+const INVISIBLE: u8 = 2;
 
 fn time_of(value: &[u8]) -> Millis {
     value.first_chunk::<8>().map_or(0, |t| Millis::from_be_bytes(*t))
@@ -230,7 +244,7 @@ fn encode(record: &ViewRecord<'_>, time: Millis) -> Vec<u8> {
             out.push(ROW);
             bytes::push_text(&mut out, &row.bucket);
             let (version, view, key, json) = (row.version, row.view.as_ref(), row.key, row.json);
-            out.extend_from_slice(&bytes::put_row(&RowValue {
+            out.extend_from_slice(&bytes::encode_row(&RowValue {
                 closed: -1,
                 time,
                 version,
@@ -243,32 +257,32 @@ fn encode(record: &ViewRecord<'_>, time: Millis) -> Vec<u8> {
             out.extend_from_slice(&[STALE, u8::from(*stale)]);
             bytes::push_text(&mut out, view);
         }
-        ViewRecord::Open { .. } | ViewRecord::Grant { .. } | ViewRecord::TransactionEnd { .. } => out.push(MARK),
+        ViewRecord::Open { .. } | ViewRecord::Grant { .. } | ViewRecord::TransactionEnd { .. } => out.push(INVISIBLE),
     }
     out
 }
 
-/// Reads the bytes of a held-back row.
-pub fn decode(value: &[u8]) -> Result<Held<'_>> {
+/// Decodes a pending record.
+pub fn decode(value: &[u8]) -> Result<Pending<'_>> {
     let parsed = || {
         let (kind, rest) = value.get(8..)?.split_first()?;
         Some(match *kind {
             ROW => {
                 let (bucket, rest) = bytes::take_text(rest)?;
-                Held::Row {
+                Pending::Row {
                     bucket,
-                    row: bytes::row_value(rest)?,
+                    row: bytes::decode_row(rest)?,
                 }
             }
             STALE => {
                 let (stale, rest) = rest.split_first()?;
-                Held::Stale {
+                Pending::Stale {
                     view: bytes::take_text(rest)?.0,
                     stale: *stale == 1,
                 }
             }
-            _ => Held::Mark,
+            _ => Pending::Invisible,
         })
     };
-    parsed().ok_or_else(|| Error::Foreign("a held-back row is damaged".into()))
+    parsed().ok_or_else(|| Error::Unusable("a pending row is damaged".into()))
 }

@@ -1,5 +1,5 @@
-//! Crashes of a replica: it is killed at each of its failpoints in turn, opened again from its store, and compared with
-//! the rows computed from the records alone.
+//! Crash tests of a replica: it is killed at each failpoint in turn, opened again from its store, and compared with the rows
+//! that are computed from the records (I8).
 
 use super::bytes::{self, space};
 use super::{Error, Options, Replica, SPACES, Times};
@@ -26,9 +26,9 @@ const IDS: SchemaIds = SchemaIds {
     stale: 4,
 };
 
-/// A log with one record a word: `xa` is row `a` of writer `x`, `x-a` removes it, `x!` is the closing of `x`.
-/// Each text is what one read returns, unless a restart makes it begin later.
-struct Log<'a> {
+/// A log with one record per word: `xa` is row `a` of writer `x`, `x-a` removes it, `x!` is a transaction end marker of `x`.
+/// Each string is one polled batch, unless a restart makes it begin later.
+struct TestLog<'a> {
     reads: &'a [&'a str],
 }
 
@@ -37,7 +37,7 @@ enum Record {
     TransactionEnd,
 }
 
-impl Log<'_> {
+impl TestLog<'_> {
     /// Writer and record, by offset.
     fn records(&self) -> Vec<(char, Record)> {
         let words = self.reads.iter().flat_map(|read| read.split_whitespace());
@@ -56,7 +56,7 @@ impl Log<'_> {
             .collect()
     }
 
-    /// The offset after the read that contains `position`.
+    /// Offset after the batch that contains `position`.
     fn read_end(&self, position: usize) -> Option<usize> {
         let mut ends = self.reads.iter().scan(0_usize, |end, read| {
             *end += read.split_whitespace().count();
@@ -81,8 +81,8 @@ impl Log<'_> {
         }
     }
 
-    /// Closed live rows by key, each with its offset, and the number of records that are still held back.
-    fn truth(&self) -> (BTreeMap<String, Offset>, usize) {
+    /// Visible rows by key with their offsets, and the number of pending records.
+    fn expected(&self) -> (BTreeMap<String, Offset>, usize) {
         let (mut rows, mut pending) = (BTreeMap::new(), BTreeMap::<char, Vec<_>>::new());
         for (offset, (writer, record)) in (0..).zip(self.records()) {
             match record {
@@ -98,20 +98,23 @@ impl Log<'_> {
         (rows, pending.values().map(Vec::len).sum())
     }
 
-    fn check(&self, store: &SharedStore, replica: &Replica, why: &str) {
-        let (want, pending) = self.truth();
+    fn check(&self, store: &SharedStore, replica: &Replica, context: &str) {
+        let (want, pending) = self.expected();
         let rows = replica.rows(0, BucketId::of(BUCKET)).unwrap();
         let live = rows.iter().filter(|row| row.parts().json.is_some());
         let got: BTreeMap<_, _> = live.map(|row| (row.parts().key.to_owned(), row.offset)).collect();
-        assert_eq!(got, want, "rows of the replica (left) and of the log (right), {why}");
-        let shown = replica.shown(0).unwrap();
-        let bucket = &shown.buckets[&BucketId::of(BUCKET)];
+        assert_eq!(
+            got, want,
+            "rows of the replica (left) and of the log (right), {context}"
+        );
+        let state = replica.state(0).unwrap();
+        let bucket = &state.buckets[&BucketId::of(BUCKET)];
         let hash = |(key, offset): (&String, &Offset)| row_hash(VIEW, key.as_bytes(), &version(*offset));
         let hash = want.iter().map(hash).fold(0, u128::wrapping_add);
         let count = u64::try_from(want.len()).unwrap();
-        assert_eq!((bucket.rows, bucket.hash), (count, hash), "count and hash, {why}");
-        assert_eq!(shown.complete(), pending == 0, "completeness, {why}");
-        assert_eq!(held_rows(store), pending, "rows held back in the store, {why}");
+        assert_eq!((bucket.rows, bucket.hash), (count, hash), "count and hash, {context}");
+        assert_eq!(state.complete(), pending == 0, "completeness, {context}");
+        assert_eq!(stored_pending(store), pending, "pending rows in the store, {context}");
     }
 }
 
@@ -133,16 +136,16 @@ fn push(batch: &mut RecordBatch, offset: Offset, writer: char, record: &Record) 
     batch.push(at, offset, NOW, time, Some(key), value, headers.iter().copied());
 }
 
-fn held_rows(store: &SharedStore) -> usize {
-    let (from, to) = bytes::part_range(0);
+fn stored_pending(store: &SharedStore) -> usize {
+    let (from, to) = bytes::partition_range(0);
     let mut count = 0;
     let mut visit = |_: &[u8], _: &[u8]| {
         count += 1;
         ControlFlow::Continue(())
     };
     let scanned = store.scan(
-        space::HELD,
-        KeyRange::new(&from, Some(&to)),
+        space::PENDING,
+        state_store::KeyRange::new(&from, Some(&to)),
         Direction::Forward,
         &mut visit,
     );
@@ -165,7 +168,7 @@ fn memory() -> SharedStore {
     Arc::new(MemoryStore::new(SPACES.len()))
 }
 
-/// Does `work` and kills it by unwinding at the failpoint that it passes after `hits` others; the name of that failpoint.
+/// Runs `work` and unwinds at the failpoint that it reaches after `hits` others. Returns the name of that failpoint.
 fn killed_after(hits: usize, work: impl FnOnce()) -> Option<&'static str> {
     let (left, point) = (Cell::new(hits), Rc::new(Cell::new(None)));
     let own = point.clone();
@@ -184,8 +187,8 @@ fn killed_after(hits: usize, work: impl FnOnce()) -> Option<&'static str> {
     point.get()
 }
 
-/// Applies a log from an empty store, with a kill after each of these numbers of failpoints; where it was killed.
-fn run_with_kills(log: &Log<'_>, options: &Options, kills: [usize; 2]) -> Vec<&'static str> {
+/// Applies a log to an empty store and kills the replica after each of these numbers of failpoints. Returns where.
+fn run_with_kills(log: &TestLog<'_>, options: &Options, kills: [usize; 2]) -> Vec<&'static str> {
     let (store, mut killed) = (memory(), Vec::new());
     let open = || Replica::open(store.clone(), options.clone()).unwrap();
     for hits in kills {
@@ -202,21 +205,21 @@ fn run_with_kills(log: &Log<'_>, options: &Options, kills: [usize; 2]) -> Vec<&'
     killed
 }
 
-/// A row takes 63 bytes while it is held back and 129 once it is staged.
+/// A row takes 63 bytes while it is pending and 129 while it is staged.
 #[test]
-fn kill_between_pieces_of_a_closing_loses_no_row() {
+fn crash_between_pieces_loses_no_row() {
     let cases = [
-        // The writer's first rows are spilled; its last one is in memory only when the closing begins.
+        // The first rows of the writer are spilled; the last one is in memory only when the end marker is applied.
         (options(100, 200), ["xa xb xc xd xe", "xf x-a x!", "xg x!"]),
-        // Nothing is spilled, but what a row stages is larger than what it holds.
+        // No row is spilled, but a staged row is larger than a pending one.
         (options(10_000, 200), ["xa xb xc x!", "xa xd xe x!", ""]),
-        // While one writer is closed in pieces, another has rows that no store has, before and after a closing of its own.
+        // While one writer is applied in pieces, another has rows that are not stored yet, before and after its own marker.
         (options(100, 150), ["ya xa xb xc", "yb y! xd yc x!", "xe yd y-a x!"]),
         (options(100, 10_000), ["ya xa xb xc", "yb y! xd yc x!", "xe yd y-a x!"]),
     ];
     let mut killed_at = BTreeSet::new();
     for (options, reads) in &cases {
-        let log = Log { reads };
+        let log = TestLog { reads };
         let (mut first, mut second) = (0, 0);
         loop {
             let killed = run_with_kills(&log, options, [first, second]);
@@ -232,7 +235,7 @@ fn kill_between_pieces_of_a_closing_loses_no_row() {
     assert_eq!(killed_at, BTreeSet::from(all));
 }
 
-/// A store on a disk that may be full.
+/// A store whose disk can be full.
 struct FullDisk {
     store: MemoryStore,
     full: AtomicBool,
@@ -277,17 +280,17 @@ impl Store for FullDisk {
 }
 
 #[test]
-fn failed_commit_shows_nothing_and_ends_the_replica() {
+fn failed_commit_publishes_nothing() {
     let disk = Arc::new(FullDisk {
         store: MemoryStore::new(SPACES.len()),
         full: AtomicBool::new(false),
     });
     let open = || Replica::open(disk.clone(), options(100, 200)).unwrap();
     let replica = open();
-    let log = Log {
+    let log = TestLog {
         reads: &["xa xb x!", "xc x-a x!"],
     };
-    Log { reads: &log.reads[..1] }.apply_all(&replica).unwrap();
+    TestLog { reads: &log.reads[..1] }.apply_all(&replica).unwrap();
     disk.full.store(true, Ordering::Relaxed);
     assert!(matches!(log.apply_all(&replica), Err(Error::Store(_))));
     let health = &replica.health(NOW)[0];
@@ -304,5 +307,5 @@ fn failed_commit_shows_nothing_and_ends_the_replica() {
     let replica = open();
     log.apply_all(&replica).unwrap();
     let store: SharedStore = disk.clone();
-    log.check(&store, &replica, "opened again");
+    log.check(&store, &replica, "after it was opened again");
 }

@@ -1,6 +1,6 @@
-//! Rules bound to the schema that rows were written with.
+//! Rules bound to the writer's schema of the rows that they evaluate.
 //!
-//! Guarantees: bytes that do not fit the schema are an error with the field's path. Never: a look-up by name per row.
+//! Binding resolves columns to positions once per schema, so that no name is looked up per row.
 
 use super::{Piece, Relation, ViewOutputs, ViewRule};
 use crate::partition_of;
@@ -12,22 +12,25 @@ use std::sync::Arc;
 use topology::expr::EvalError;
 use topology::template::{BUCKET_BYTES_MAX, escape_into};
 
-/// Values shorter than this are never left out by a source: PostgreSQL's pointer to a large value is as long.
+/// PostgreSQL omits an unchanged value only if it is stored out of line (TOAST), where a pointer of 18 bytes replaces it.
+/// Shorter values are always sent and need not be kept.
 const KEPT_BYTES_MIN: usize = 18;
 
-/// Why rules do not fit a schema.
+/// Why rules cannot be bound to a schema.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// The schema cannot be read.
-    #[error("the schema of `{relation}` cannot be read: {reason}")]
+    /// The schema cannot be parsed.
+    #[error("parse the schema of `{relation}`: {reason}")]
     Schema {
         /// Table or event.
         relation: String,
-        /// Why.
+        /// Cause.
         reason: SchemaError,
     },
     /// A column that a view uses is not in the schema.
-    #[error("column `{column}` of `{relation}`, which views use, is not in the schema of its records")]
+    #[error(
+        "column `{column}` of `{relation}` is used by views but missing in the schema of its records; redeploy the source or the topology so that both match"
+    )]
     Column {
         /// Table or event.
         relation: String,
@@ -36,43 +39,43 @@ pub enum BindError {
     },
 }
 
-/// Why a row gives no outputs.
+/// Why a row cannot be evaluated.
 #[derive(Debug, thiserror::Error)]
 pub enum EvaluateError {
-    /// The body does not fit the schema.
-    #[error("the row does not fit its schema: {0}")]
+    /// The bytes do not match the schema.
+    #[error("the row does not match its schema: {0}")]
     Decode(DecodeError),
     /// A condition failed.
-    #[error("condition of view `{view}`: {reason}")]
+    #[error("evaluate the condition of view `{view}`: {reason}")]
     Condition {
         /// View.
         view: String,
-        /// Why.
+        /// Cause.
         reason: EvalError,
     },
-    /// A bucket's name would be too long.
-    #[error("bucket of view `{view}` has a name longer than {BUCKET_BYTES_MAX} bytes")]
+    /// The name of a bucket is too long.
+    #[error("bucket name of view `{view}` is longer than {BUCKET_BYTES_MAX} bytes")]
     Bucket {
         /// View.
         view: String,
     },
-    /// A column was left out as unchanged, and nothing is known of the row.
-    #[error("column `{column}` was left out as unchanged in a row that was never seen whole; snapshot the table")]
+    /// The source omitted a column as unchanged, and there is no kept value.
+    #[error("column `{column}` was omitted as unchanged but its value is not known; snapshot the table")]
     Missing {
         /// Column.
         column: String,
     },
 }
 
-/// The rules of a relation over one writer's schema.
+/// The views of a relation, bound to one schema.
 #[derive(Debug)]
 pub struct Bound {
     relation: Arc<Relation>,
     schema: Schema,
-    /// By the index of the declaration; `None` for a column that no view uses.
+    /// By declared index; `None` for a column that no view uses.
     columns: Vec<Option<Column>>,
     unchanged: Option<usize>,
-    /// The schema has the declared columns in their declared order, so that rows need not be put in order.
+    /// The schema has the columns in the declared order, so that decoded rows can be used as they are.
     in_order: bool,
 }
 
@@ -83,27 +86,33 @@ struct Column {
     ty: TypeId,
 }
 
-/// What an evaluation leaves.
+/// A decoded row, in the order of its schema and in the declared order.
+struct Input<'a, 'r> {
+    row: &'a Row<'r>,
+    declared: &'a Row<'r>,
+}
+
+/// Result of an evaluation, apart from the outputs.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Evaluated {
-    /// What must be kept of the row for the next evaluation.
+    /// Column values to keep for the next evaluation of the row, in case the source omits them.
     pub kept: Vec<(String, Vec<u8>)>,
-    /// Nothing that was kept before has gone into it.
+    /// The row was complete: no kept value was used.
     pub whole: bool,
 }
 
 impl Relation {
-    /// Binds the rules to a schema's text.
+    /// Binds the views to a schema.
     ///
     /// # Errors
-    /// A text that is no record schema, or one without a column that views use.
+    /// The text is not a record schema, or lacks a column that views use.
     pub fn bind(self: &Arc<Self>, schema: &str) -> Result<Bound, BindError> {
-        let refuse = |reason| BindError::Schema {
+        let invalid = |reason| BindError::Schema {
             relation: self.name.clone(),
             reason,
         };
-        let schema = Schema::parse(schema).map_err(refuse)?;
-        let record = schema.record().map_err(refuse)?;
+        let schema = Schema::parse(schema).map_err(invalid)?;
+        let record = schema.record().map_err(invalid)?;
         let column = |name: &Option<String>| {
             let Some(name) = name else { return Ok(None) };
             let at = record.fields.iter().position(|f| f.column() == name.as_str());
@@ -136,10 +145,10 @@ impl Relation {
 }
 
 impl Bound {
-    /// Evaluates all views over a row: `body` is its Avro body, `kept` what the last evaluation returned for it.
+    /// Evaluates all views for a row. `body` is its Avro body, `kept` the values that the last evaluation of the row returned.
     ///
     /// # Errors
-    /// A row that does not fit its schema, or that a condition cannot judge.
+    /// The row does not match its schema, or a condition cannot be evaluated.
     pub fn evaluate(
         &self,
         body: &[u8],
@@ -154,7 +163,11 @@ impl Bound {
             self.columns.iter().map(value).collect()
         });
         for (index, view) in self.relation.views.iter().enumerate() {
-            self.view(index, view, &row, declared.as_ref().unwrap_or(&row), outputs)?;
+            let input = Input {
+                row: &row,
+                declared: declared.as_ref().unwrap_or(&row),
+            };
+            self.view(index, view, &input, outputs)?;
         }
         Ok(Evaluated {
             kept: self.keep(&row),
@@ -162,7 +175,7 @@ impl Bound {
         })
     }
 
-    /// Puts kept values where the source left a column out as unchanged; says whether there was none.
+    /// Replaces the columns that the source omitted as unchanged with their kept values. Returns false if there were any.
     fn merge<'k>(&self, row: &mut Row<'k>, kept: &'k [(String, Vec<u8>)]) -> Result<bool, EvaluateError> {
         let mut whole = true;
         let listed = self.unchanged.and_then(|at| row.get(at));
@@ -195,7 +208,7 @@ impl Bound {
     }
 
     fn keep(&self, row: &Row<'_>) -> Vec<(String, Vec<u8>)> {
-        // A source that never leaves a column out (an event) has nothing to be kept.
+        // Without `_unchanged` in its schema (events), a source never omits a column.
         let columns = self.columns.iter().flatten().filter(|_| self.unchanged.is_some());
         let kept = columns.filter_map(|column| {
             let value = match row.get(column.at)? {
@@ -212,12 +225,11 @@ impl Bound {
         &self,
         index: usize,
         view: &ViewRule,
-        row: &Row<'_>,
-        declared: &Row<'_>,
+        input: &Input<'_, '_>,
         out: &mut ViewOutputs,
     ) -> Result<(), EvaluateError> {
         if let Some(filter) = &view.filter {
-            let matched = filter.matches(declared);
+            let matched = filter.matches(input.declared);
             let reason = |reason| EvaluateError::Condition {
                 view: view.name.clone(),
                 reason,
@@ -227,7 +239,7 @@ impl Bound {
             }
         }
         let from = out.names.len();
-        if !self.name(&view.bucket, row, &mut out.names) {
+        if !self.name(&view.bucket, input.row, &mut out.names) {
             out.names.truncate(from);
             return Ok(());
         }
@@ -237,7 +249,7 @@ impl Bound {
                 view: view.name.clone(),
             });
         }
-        // A scope has only the bucket's own parameters, so it is never null where the bucket is not.
+        // The parameters of a scope are a subset of the bucket's, so none of them is null here.
         let partition = if view.scope == view.bucket {
             partition_of(
                 out.names.get(from..through).unwrap_or_default(),
@@ -245,11 +257,11 @@ impl Bound {
             )
         } else {
             let mut scope = String::new();
-            self.name(&view.scope, row, &mut scope);
+            self.name(&view.scope, input.row, &mut scope);
             partition_of(&scope, self.relation.partitions)
         };
         let json = out.json.len();
-        self.payload(view, row, &mut out.json);
+        self.payload(view, input.row, &mut out.json);
         out.rows.push((index, from..through, partition, json..out.json.len()));
         Ok(())
     }
@@ -275,7 +287,7 @@ impl Bound {
         }
     }
 
-    /// Appends a name; `false` when a parameter is null.
+    /// Appends a bucket or scope name; `false` if a parameter is null.
     fn name(&self, pieces: &[Piece], row: &Row<'_>, out: &mut String) -> bool {
         let mut json = Vec::new();
         for (n, piece) in pieces.iter().enumerate() {
@@ -298,7 +310,7 @@ impl Bound {
     }
 }
 
-/// The text of a JSON scalar: strings without their quotes; `None` for null.
+/// Text of a JSON scalar, strings without quotes; `None` for null.
 pub(crate) fn plain(json: &[u8]) -> Option<Cow<'_, str>> {
     let text = std::str::from_utf8(json).ok()?;
     if text == "null" {

@@ -1,6 +1,6 @@
-//! From the checked topology to the rules of each input topic, and to the buckets that a token opens.
+//! Compiles a checked topology to the rules of each input topic, and resolves the buckets of a token.
 //!
-//! Guarantees: nothing is looked up by name afterwards. Never: checks again what the topology's check has checked.
+//! The topology has been checked, so that compilation cannot fail. Names are resolved to indexes here and not per row.
 
 use super::{Piece, Relation, SourceRules, ViewRule};
 use crate::Bucket;
@@ -8,29 +8,29 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use topology::{ClaimError, Column, Input, Segment, Topology, View};
 
-/// All rules of a topology.
+/// Rules of a topology.
 #[derive(Debug, Clone)]
 pub struct Rules {
     topology: Arc<Topology>,
-    lines: Vec<Arc<SourceRules>>,
+    sources: Vec<Arc<SourceRules>>,
 }
 
 impl Rules {
-    /// Compiles the views of a topology, a line an input topic that some view reads.
+    /// Compiles the views of a topology.
     pub fn compile(topology: Arc<Topology>) -> Self {
-        let mut lines: BTreeMap<String, Vec<(Input, Vec<ViewRule>)>> = BTreeMap::new();
+        let mut topics: BTreeMap<String, Vec<(Input, Vec<ViewRule>)>> = BTreeMap::new();
         for view in &topology.views {
-            let line = lines.entry(topology.topic_of(view.input)).or_default();
+            let inputs = topics.entry(topology.topic_of(view.input)).or_default();
             let rule = rule(view);
-            match line.iter_mut().find(|(input, _)| *input == view.input) {
+            match inputs.iter_mut().find(|(input, _)| *input == view.input) {
                 Some((_, rules)) => rules.push(rule),
-                None => line.push((view.input, vec![rule])),
+                None => inputs.push((view.input, vec![rule])),
             }
         }
-        let line = |(topic, inputs): (String, Vec<(Input, Vec<ViewRule>)>)| {
+        let source_rules = |(topic, inputs): (String, Vec<(Input, Vec<ViewRule>)>)| {
             let event = inputs.iter().find_map(|(input, _)| match input {
                 Input::Event(at) => topology.events.get(*at).map(|e| e.name.to_string()),
-                // A processor's records are read as an event's: each is a transaction of its own.
+                // Each record of a processor is a source transaction, like an event.
                 Input::Processor(at) => topology.processors.get(*at).map(|p| p.name.clone()),
                 Input::Table { .. } => None,
             });
@@ -40,29 +40,29 @@ impl Rules {
                 .collect();
             Arc::new(SourceRules::new(topic, event, relations))
         };
-        let lines = lines.into_iter().map(line).collect();
-        Rules { topology, lines }
+        let sources = topics.into_iter().map(source_rules).collect();
+        Rules { topology, sources }
     }
 
-    /// A line an input topic, sorted by topic.
+    /// Rules of each input topic that a view reads, sorted by topic.
     pub fn lines(&self) -> &[Arc<SourceRules>] {
-        &self.lines
+        &self.sources
     }
 
-    /// Hash of what decides which rows a device has.
+    /// Hash of everything that determines which rows a device has.
     pub fn version(&self) -> u64 {
         self.topology.rules_version
     }
 
-    /// Partitions of `view.log`.
+    /// Partition count of `view.log`.
     pub fn partitions(&self) -> i32 {
         self.topology.view_log_partitions
     }
 
-    /// The buckets that a token opens.
+    /// Buckets that a token may read.
     ///
     /// # Errors
-    /// [`ClaimError`] when the claims open too many, or one with too long a name.
+    /// [`ClaimError`] if the claims grant too many buckets, or one whose name is too long.
     pub fn buckets(
         &self,
         issuer: &str,

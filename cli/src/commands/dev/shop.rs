@@ -1,8 +1,8 @@
-//! The sample shop's life: customers and products once, then orders that are placed, packed, shipped and delivered.
+//! Generator of the sample shop: posts customers and products once, then orders that move through their states.
 //!
-//! Every order is one transaction with its lines, so that its total is their sum at every instant.
-//! Guarantees: a post that was not answered is posted again with the same idempotency key. Never: state on disk; a
-//! later start goes on with new orders.
+//! An order and its lines are one transaction, so on a device the total of an order always equals the sum of its lines.
+//! A post without an answer is repeated with the same idempotency key. The generator keeps no state on disk; after a
+//! restart it continues with new orders.
 
 use anyhow::{Context, Result};
 use reqwest::StatusCode;
@@ -11,14 +11,14 @@ use service::{Drain, backoff::Backoff, clock};
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// The customer whose token the start page prints.
+/// The customer whose token `dev` prints.
 pub const CUSTOMER: &str = "1";
 
 const CUSTOMERS: i64 = 5;
 const PRODUCTS: i64 = 8;
 const STORES: i64 = 2;
-/// Orders that are still on their way; the oldest move on first.
-const UNDER_WAY_MAX: usize = 40;
+/// Maximum number of undelivered orders; the oldest changes its state next.
+const OPEN_ORDERS_MAX: usize = 40;
 const STATES: [&str; 5] = ["placed", "packed", "shipped", "delivered", "cancelled"];
 
 struct Order {
@@ -29,7 +29,7 @@ struct Order {
     state: usize,
 }
 
-/// Posts until the drain.
+/// Posts transactions until the process stops.
 pub async fn generate(url: &str, token: &str, orders_per_s: f64, drain: &Drain) -> Result<()> {
     let poster = Poster {
         client: reqwest::Client::new(),
@@ -39,30 +39,30 @@ pub async fn generate(url: &str, token: &str, orders_per_s: f64, drain: &Drain) 
     };
     poster.post("seed", &seed()).await?;
     let pause = Duration::from_secs_f64(1.0 / orders_per_s.clamp(0.01, 1000.0));
-    let mut under_way: VecDeque<Order> = VecDeque::new();
+    let mut open_orders: VecDeque<Order> = VecDeque::new();
     let mut id = clock::system().now_ms();
     while drain.sleep(pause).await {
         id += 1;
         let (order, placed) = place(id);
         poster.post(&format!("place-{id}"), &placed).await?;
-        under_way.push_back(order);
-        if under_way.len() > 3
-            && let Some(mut order) = under_way.pop_front()
+        open_orders.push_back(order);
+        if open_orders.len() > 3
+            && let Some(mut order) = open_orders.pop_front()
         {
             order.state = next_state(&order);
             let body = json!({ "changes": [order_row(&order)] });
             poster
                 .post(&format!("move-{}-{}", order.id, order.state), &body)
                 .await?;
-            if order.state < 3 && under_way.len() < UNDER_WAY_MAX {
-                under_way.push_back(order);
+            if order.state < 3 && open_orders.len() < OPEN_ORDERS_MAX {
+                open_orders.push_back(order);
             }
         }
     }
     Ok(())
 }
 
-/// One order in seven that is packed is cancelled.
+/// The next state of an order. One in seven packed orders is cancelled.
 fn next_state(order: &Order) -> usize {
     if order.state == 1 && order.id % 7 == 0 {
         4
@@ -87,7 +87,7 @@ fn seed() -> Value {
     json!({ "changes": changes })
 }
 
-/// A new order with its lines, and the transaction that places it.
+/// A new order, and the transaction that creates it with its lines.
 fn place(id: i64) -> (Order, Value) {
     let (customer, store) = (id % CUSTOMERS + 1, id % STORES + 1);
     let mut total_cents = 0;
@@ -127,7 +127,7 @@ struct Poster<'a> {
 }
 
 impl Poster<'_> {
-    /// Posts until it is stored or the process drains; a refusal is a defect of the sample and ends it.
+    /// Repeats a post until it is stored or the process stops. A rejected post is a bug in this file and an error.
     async fn post(&self, key: &str, body: &Value) -> Result<()> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         loop {
@@ -142,7 +142,8 @@ impl Poster<'_> {
                 Ok(answer) if answer.status().is_success() => return Ok(()),
                 Ok(answer) if answer.status() != StatusCode::SERVICE_UNAVAILABLE => {
                     let text = answer.text().await.unwrap_or_default();
-                    return Err(anyhow::anyhow!("{text}")).context("the sample's own transaction was refused");
+                    return Err(anyhow::anyhow!("{text}"))
+                        .context("ingest rejected a transaction of the sample generator");
                 }
                 Ok(_) | Err(_) => {}
             }

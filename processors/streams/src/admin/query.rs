@@ -230,7 +230,8 @@ impl Handle {
         );
         let (mut rows, mut more) = (Vec::new(), false);
         let end = after_prefix(&range.prefix);
-        snapshot.scan(STATE, &from, end.as_deref(), Direction::Forward, &mut |key, value| {
+        let keys = KeyRange::new(&from, end.as_deref());
+        snapshot.scan(STATE, keys, Direction::Forward, &mut |key, value| {
             if key.starts_with(RESERVED) {
                 return ControlFlow::Continue(());
             }

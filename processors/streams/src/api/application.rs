@@ -65,9 +65,9 @@ pub enum ProcessingGuarantee {
     AtLeastOnce,
 }
 
-/// How one process runs an application. [`Config::new`] sets defaults that fit most applications; only `instance` and `dir`
-/// are specific to a process. Memory use is about `store_memory_bytes` per task plus `commit_bytes_max` and a few MB of
-/// read buffers per thread.
+/// How one process runs an application. [`Config::new`] sets defaults that fit most applications; only `instance` and
+/// `stores.dir` are specific to a process. Memory use is about `stores.memory_bytes` per task plus `commit.bytes_max` and a few
+/// MB of read buffers per thread.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Identifies this process among those of the application. `<application>-<instance>-<thread>` is the transactional id
@@ -75,28 +75,14 @@ pub struct Config {
     pub instance: String,
     /// Number of stream threads; about one per core.
     pub threads: usize,
-    /// Directory of the stores: `<dir>/<application>/<store>/<partition>`.
-    pub dir: std::path::PathBuf,
-    /// Store engine.
-    pub engine: state_store::Engine,
-    /// Limit for caches and write buffers of one task's store, in bytes.
-    pub store_memory_bytes: u64,
-    /// Maximum time between the first uncommitted record and its commit. A limit, not a delay.
-    pub commit_interval: Duration,
-    /// Bytes of output and changed state that force a commit. Changed state counts twice: as rows, and as changelog records.
-    pub commit_bytes_max: usize,
-    /// Time after which the broker aborts the open transaction of a dead thread.
-    pub transaction_timeout: Duration,
-    /// Time for which a silent member keeps its partitions. With the KIP-848 group protocol the brokers configure it.
-    pub session_timeout: Duration,
-    /// Exactly once, or at least once without transactions. May be changed in both directions if all processes restart
-    /// together, but must be exactly once if [`Config::touches_view_log`] is set.
-    pub guarantee: ProcessingGuarantee,
-    /// Group protocol. With [`event_log::GroupProtocol::Consumer`], tasks that are not moved keep running during a rebalance.
-    pub group_protocol: event_log::GroupProtocol,
-    /// Whether transactions write `view.log`. They are then open for at most 50 ms, because an open transaction holds back
-    /// the readers of `view.log`.
-    pub touches_view_log: bool,
+    /// State stores.
+    pub stores: StoreConfig,
+    /// Transactions.
+    pub commit: CommitConfig,
+    /// Consumer group.
+    pub group: MembershipConfig,
+    /// Topics that the runtime creates.
+    pub topics: TopicDefaults,
     /// Bytes of input read by one poll.
     pub poll_bytes_max: usize,
     /// Number of processes that can fail at once without a task starting from a cold store: each process keeps standbys of
@@ -104,11 +90,53 @@ pub struct Config {
     pub standby_replicas: usize,
     /// URL of this process's admin listener, returned by state queries that reach another process.
     pub advertised: Option<String>,
-    /// Replication factor of topics that the runtime creates; `None` uses the broker's default.
+}
+
+/// State stores of a process.
+#[derive(Debug, Clone)]
+pub struct StoreConfig {
+    /// Directory of the stores: `<dir>/<application>/<store>/<partition>`.
+    pub dir: std::path::PathBuf,
+    /// Store engine.
+    pub engine: state_store::Engine,
+    /// Limit for caches and write buffers of one task's store, in bytes.
+    pub memory_bytes: u64,
+}
+
+/// Transactions of a process.
+#[derive(Debug, Clone)]
+pub struct CommitConfig {
+    /// Maximum time between the first uncommitted record and its commit. A limit, not a delay.
+    pub interval: Duration,
+    /// Bytes of output and changed state that force a commit. Changed state counts twice: as rows, and as changelog records.
+    pub bytes_max: usize,
+    /// Time after which the broker aborts the open transaction of a dead thread.
+    pub transaction_timeout: Duration,
+    /// Exactly once, or at least once without transactions. May be changed in both directions if all processes restart
+    /// together, but must be exactly once if `touches_view_log` is set.
+    pub guarantee: ProcessingGuarantee,
+    /// Whether transactions write `view.log`. They are then open for at most 50 ms, because an open transaction holds back
+    /// the readers of `view.log`.
+    pub touches_view_log: bool,
+}
+
+/// Membership of a process's threads in the consumer group.
+#[derive(Debug, Clone)]
+pub struct MembershipConfig {
+    /// Time for which a silent member keeps its partitions. With the KIP-848 group protocol the brokers configure it.
+    pub session_timeout: Duration,
+    /// Group protocol. With [`event_log::GroupProtocol::Consumer`], tasks that are not moved keep running during a rebalance.
+    pub protocol: event_log::GroupProtocol,
+}
+
+/// Settings of topics that the runtime creates.
+#[derive(Debug, Clone)]
+pub struct TopicDefaults {
+    /// Replication factor; `None` uses the broker's default.
     pub replication: Option<i32>,
-    /// `delete.retention.ms` of changelogs that the runtime creates; at least 7 days in production.
+    /// `delete.retention.ms` of changelogs; at least 7 days in production.
     pub changelog_delete_retention: Duration,
-    /// Retention of dead-letter topics that the runtime creates.
+    /// Retention of dead-letter topics.
     pub dead_letter_retention: Duration,
 }
 
@@ -120,22 +148,30 @@ impl Config {
         Config {
             instance: instance.into(),
             threads: 1,
-            dir: dir.into(),
-            engine: state_store::Engine::default(),
-            store_memory_bytes: 32 << 20,
-            commit_interval: Duration::from_millis(100),
-            commit_bytes_max: 8 << 20,
-            transaction_timeout: Duration::from_secs(10),
-            session_timeout: Duration::from_secs(30),
-            guarantee: ProcessingGuarantee::ExactlyOnce,
-            group_protocol: event_log::GroupProtocol::Classic,
-            touches_view_log: false,
+            stores: StoreConfig {
+                dir: dir.into(),
+                engine: state_store::Engine::default(),
+                memory_bytes: 32 << 20,
+            },
+            commit: CommitConfig {
+                interval: Duration::from_millis(100),
+                bytes_max: 8 << 20,
+                transaction_timeout: Duration::from_secs(10),
+                guarantee: ProcessingGuarantee::ExactlyOnce,
+                touches_view_log: false,
+            },
+            group: MembershipConfig {
+                session_timeout: Duration::from_secs(30),
+                protocol: event_log::GroupProtocol::Classic,
+            },
+            topics: TopicDefaults {
+                replication: None,
+                changelog_delete_retention: 7 * DAY,
+                dead_letter_retention: 30 * DAY,
+            },
             poll_bytes_max: 1 << 20,
             standby_replicas: 0,
             advertised: None,
-            replication: None,
-            changelog_delete_retention: 7 * DAY,
-            dead_letter_retention: 30 * DAY,
         }
     }
 

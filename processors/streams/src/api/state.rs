@@ -15,7 +15,7 @@ use event_log::Millis;
 use keys::{RESERVED, after_prefix};
 pub(crate) use layer::Layer;
 use layer::Merged;
-use state_store::{Direction, Visit};
+use state_store::{Direction, KeyRange, Visit};
 use std::borrow::Cow;
 use std::ops::ControlFlow;
 
@@ -187,7 +187,7 @@ impl State {
 
     /// The write since the last commit that the store would reject. If there is one, the transaction must not be committed.
     pub(crate) fn rejection(&self) -> Option<state_store::Error> {
-        self.rejected_key.map(|bytes| state_store::Error::Key { bytes })
+        self.rejected_key.map(|bytes| state_store::Error::KeyLength { bytes })
     }
 
     fn write(&mut self, key: &[u8], value: Option<Vec<u8>>) {
@@ -234,8 +234,11 @@ impl State {
         let committed = self.committed.rows().range(from, end);
         let mut written = Merged::new(self.uncommitted.range(from, end), committed).peekable();
         let mut stopped = false;
-        self.store
-            .scan(self.space, from, end, Direction::Forward, &mut |key, value| {
+        self.store.scan(
+            self.space,
+            KeyRange::new(from, end),
+            Direction::Forward,
+            &mut |key, value| {
                 let mut flow = ControlFlow::Continue(());
                 while let Some((over, new)) = written.next_if(|(over, _)| over.as_slice() < key) {
                     flow = new.as_ref().map_or(ControlFlow::Continue(()), |new| visit(over, new));
@@ -252,7 +255,8 @@ impl State {
                 }
                 stopped = flow.is_break();
                 flow
-            })?;
+            },
+        )?;
         if !stopped {
             for (over, new) in written {
                 if let Some(new) = new

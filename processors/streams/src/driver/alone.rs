@@ -273,7 +273,7 @@ impl Bench {
             subtopologies: vec![sub],
         };
         let mut config = Config::new("one", self.dir.path());
-        config.guarantee = guarantee;
+        config.commit.guarantee = guarantee;
         let stores = Directory {
             dir: self.dir.path().to_owned(),
             engine: self.engine,

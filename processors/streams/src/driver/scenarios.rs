@@ -121,7 +121,7 @@ fn where_not_even_that_fits_only_the_task_stops() {
     bench.append(1, &[("b", "")]);
     let mut thread = bench.start();
     let cause = until_cause(&mut thread, &bench.clock, "task count/0: stopped");
-    assert!(cause.contains("refuses even a dead letter"), "{cause}");
+    assert!(cause.contains("the dead letter was rejected as well"), "{cause}");
     for _ in 0..TURNS {
         bench.clock.advance(10);
         thread.turn().unwrap();
@@ -200,7 +200,7 @@ fn offsets_that_differ_from_the_state_stop_the_task_until_they_are_mended() {
     let mut thread = bench.start();
     let cause = until_cause(&mut thread, &bench.clock, "stopped");
     assert!(
-        cause.contains("state contains in/0 up to 2, and the committed offset is 1"),
+        cause.contains("state contains in/0 up to 2, but the committed offset is 1"),
         "{cause}"
     );
     assert!(cause.contains("trunkline offsets accept app counts/0"), "{cause}");
@@ -353,7 +353,7 @@ fn what_does_not_fit_the_log_is_refused_with_the_fix() {
     };
     let text = refused(&["in", "other"]);
     assert!(
-        text.contains("in has 2, other has 3") && text.contains("repartition"),
+        text.contains("in has 2 and other has 3") && text.contains("repartition"),
         "{text}"
     );
     let text = refused(&["missing"]);

@@ -24,7 +24,7 @@ pub(crate) fn open_store(sub: &Sub, partition: i32, shared: &Shared) -> Result<T
     let opened = shared.stores.open(&sub.store_name(partition));
     let store = opened.map_err(|error| match error {
         state_store::Error::Locked { .. } => OpenError::Locked(chain(&error)),
-        state_store::Error::Broken { .. } => OpenError::Unusable(chain(&error)),
+        state_store::Error::Corrupt { .. } => OpenError::Unusable(chain(&error)),
         _ => OpenError::Stop(chain(&error)),
     })?;
     let (next, as_of, commit_record) = match checkpoint::read(&*store) {

@@ -25,7 +25,7 @@ impl CommandTarget<'_> {
         let (task, inputs) = (self.task(), self.input_arguments());
         format!(
             "if the store was renamed, declare its former name; to process the inputs again from their beginning: \
-             `trunkline offsets again {task}{inputs}`; to continue at the committed offsets without state: \
+             `trunkline offsets reset --to-earliest {task}{inputs}`; to continue at the committed offsets without state: \
              `trunkline offsets accept {task}{inputs}`"
         )
     }

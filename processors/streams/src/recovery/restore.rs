@@ -5,11 +5,11 @@
 //! the rows at its start are as old as the restore itself.
 
 use crate::api::context::TaskId;
-use crate::hit;
 use crate::shared::Shared;
 use crate::task::changelog::read_record;
 use crate::task::{Phase, Task};
 use event_log::{ErrorAction, Isolation, Offset, Reader, RecordBatch, StartFrom, TopicPartition};
+use failpoint::hit;
 use service::chain;
 use std::time::Duration;
 
@@ -19,6 +19,8 @@ const READ_BYTES: usize = 4 << 20;
 const BATCH_SHARE: u64 = 4;
 /// Interval between log lines of a long restore.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
+/// Maximum wait for changelog records while no task runs.
+pub(crate) const RESTORE_WAIT: Duration = Duration::from_millis(5);
 /// Pause after the log was unavailable.
 const BACKOFF: Duration = Duration::from_millis(200);
 
@@ -195,7 +197,7 @@ impl Restorer {
     /// Advances each task to the position of the reader and writes large batches to its store.
     fn store(&mut self, tasks: &mut [Task], shared: &Shared, obstacles: &mut Vec<Obstacle>) {
         let Some(reader) = &self.reader else { return };
-        let batch_bytes = usize::try_from(shared.config.store_memory_bytes / BATCH_SHARE).unwrap_or(usize::MAX);
+        let batch_bytes = usize::try_from(shared.config.stores.memory_bytes / BATCH_SHARE).unwrap_or(usize::MAX);
         for task in tasks.iter_mut() {
             let failed = obstacles.iter().any(|obstacle| obstacle.task == task.id);
             let Some(range) = RestoreRange::of(task).filter(|_| !failed) else {

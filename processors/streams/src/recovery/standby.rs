@@ -8,7 +8,6 @@ mod placement;
 
 use crate::api::application::instance_of_thread;
 use crate::api::context::TaskId;
-use crate::hit;
 use crate::plan::Sub;
 use crate::recovery::open::{OpenError, full_restore_start, missed_tombstones, open_store};
 use crate::shared::Shared;
@@ -16,6 +15,7 @@ use crate::task::changelog::read_record;
 use crate::task::checkpoint::{self, STATE};
 use crate::task::task_store::TaskStore;
 use event_log::{ErrorAction, GroupInfo, Isolation, Millis, Offset, Reader, RecordBatch, StartFrom, TopicPartition};
+use failpoint::hit;
 use placement::TaskCount;
 use service::chain;
 use state_store::Batch;

@@ -1,10 +1,10 @@
 //! The open store of a task, with its buffers and checkpoint.
 
 use crate::api::state::State;
-use crate::hit;
 use crate::task::checkpoint::{self, Origin, STATE};
 use crate::task::commit_record::CommitRecord;
 use event_log::{Millis, Offset};
+use failpoint::hit;
 use state_store::{Batch, SharedStore};
 
 /// An open store and how much of the changelog it contains.

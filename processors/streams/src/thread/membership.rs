@@ -122,8 +122,8 @@ impl Membership {
             group: self.shared.plan.application.to_string(),
             instance: Some(self.name.clone()),
             topics: self.shared.plan.topics(),
-            session_timeout: self.shared.config.session_timeout,
-            protocol: self.shared.config.group_protocol,
+            session_timeout: self.shared.config.group.session_timeout,
+            protocol: self.shared.config.group.protocol,
         };
         let joined = self.shared.log.group(config);
         self.consumer = self.available(joined)?;
@@ -156,7 +156,7 @@ impl Membership {
     /// Group metadata for a commit. With KIP-848 it is fetched again, because the member epoch increases without an event. The
     /// partitions are still this member's: it learns of a loss before it can rejoin.
     pub(super) fn current_metadata(&mut self) -> Result<Option<&GroupMetadata>> {
-        if self.shared.config.group_protocol != GroupProtocol::Classic
+        if self.shared.config.group.protocol != GroupProtocol::Classic
             && self.metadata.is_some()
             && let Some(metadata) = self.consumer.as_ref().map(|consumer| consumer.group_metadata())
         {
@@ -168,7 +168,7 @@ impl Membership {
     /// Whether the thread did not poll for so long that the group may have replaced it.
     pub(super) fn may_be_expired(&self) -> bool {
         let silent = self.shared.clock.elapsed().saturating_sub(self.polled);
-        silent >= self.shared.config.session_timeout / 2
+        silent >= self.shared.config.group.session_timeout / 2
     }
 
     /// Commits offsets as a member, outside a transaction.
@@ -178,7 +178,7 @@ impl Membership {
         consumer.commit(offsets).map_err(|error| {
             let reason = chain(&error);
             // With KIP-848 an event will announce the loss of the partitions, and a fence does not mean a duplicate.
-            let classic = self.shared.config.group_protocol != GroupProtocol::Consumer;
+            let classic = self.shared.config.group.protocol != GroupProtocol::Consumer;
             match error {
                 event_log::Error::Fenced { .. } if classic => Abort::Fenced(reason),
                 _ => Abort::Failed(reason),

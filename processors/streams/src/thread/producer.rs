@@ -6,12 +6,12 @@
 
 use crate::api::application::ProcessingGuarantee;
 use crate::api::error::{Error, Result};
-use crate::hit;
 use crate::shared::Shared;
 use event_log::{
     ErrorAction, GroupMetadata, Offset, OutBatch, Outcome, Produced, Producer, TopicPartition, TransactionalProducer,
     TransactionalProducerConfig,
 };
+use failpoint::hit;
 use service::chain;
 use std::time::Duration;
 
@@ -111,7 +111,7 @@ impl ThreadProducer {
     }
 
     fn initialize(&mut self, shared: &Shared) -> event_log::Result<()> {
-        let at_least_once = shared.config.guarantee == ProcessingGuarantee::AtLeastOnce;
+        let at_least_once = shared.config.commit.guarantee == ProcessingGuarantee::AtLeastOnce;
         match &mut self.transactional {
             Some(_) if at_least_once => {}
             Some(producer) => producer.init_transactions()?,
@@ -119,7 +119,7 @@ impl ThreadProducer {
                 // Also without transactions: this ends the open transaction of an earlier process that was exactly once.
                 let config = TransactionalProducerConfig {
                     transactional_id: self.name.clone(),
-                    transaction_timeout: shared.config.transaction_timeout,
+                    transaction_timeout: shared.config.commit.transaction_timeout,
                 };
                 self.transactional = Some(shared.log.transactional_producer(config)?);
             }

@@ -4,17 +4,15 @@ use super::abort::Interrupt;
 use super::turn::StreamThread;
 use crate::api::context::TaskId;
 use crate::api::error::Result;
-use crate::hit;
 use crate::recovery::progress::{Next, StartPlan};
-use crate::recovery::restore::ObstacleKind;
+use crate::recovery::restore::{ObstacleKind, RESTORE_WAIT};
 use crate::recovery::{self, CommandTarget};
 use crate::task::{Phase, Task};
 use event_log::Offset;
+use failpoint::hit;
 use service::chain;
 use std::time::Duration;
 
-/// Maximum wait for changelog records while no task runs.
-pub(super) const RESTORE_WAIT: Duration = Duration::from_millis(5);
 /// Interval at which a stopped task retries, because an operator can resolve most causes without a restart.
 const STOPPED_RETRY: Duration = Duration::from_secs(10);
 

@@ -12,10 +12,10 @@ use crate::admin::metrics;
 use crate::api::application::ProcessingGuarantee;
 use crate::api::context::TaskId;
 use crate::api::error::{Error, Result};
-use crate::hit;
 use crate::shared::{CommittedPosition, Shared};
 use crate::task::Task;
 use event_log::{Offset, OutBatch, Outcome, Produced, TopicPartition};
+use failpoint::hit;
 use service::chain;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,7 +37,11 @@ pub(super) struct Transaction {
 impl Transaction {
     pub(super) fn new(shared: Arc<Shared>, name: String) -> Self {
         let config = &shared.config;
-        let limits = Limits::new(config.commit_interval, config.commit_bytes_max, config.touches_view_log);
+        let limits = Limits::new(
+            config.commit.interval,
+            config.commit.bytes_max,
+            config.commit.touches_view_log,
+        );
         Transaction {
             producer: ThreadProducer::new(name),
             pace: Pace::new(limits),
@@ -132,7 +136,7 @@ impl Transaction {
         let selected = |task: &&mut Task| task.has_work(now) && only.is_none_or(|only| *only == task.id);
         let mut participants: Vec<&mut Task> = tasks.iter_mut().filter(selected).collect();
         if !participants.is_empty() {
-            match self.shared.config.guarantee {
+            match self.shared.config.commit.guarantee {
                 ProcessingGuarantee::ExactlyOnce => self.commit_exactly_once(&mut participants, membership)?,
                 ProcessingGuarantee::AtLeastOnce => self.commit_at_least_once(&mut participants, membership)?,
             }

@@ -3,25 +3,24 @@
 use super::abort::{Abort, Interrupt};
 use super::membership::Membership;
 use super::pacing::Advice;
-use super::recovering::RESTORE_WAIT;
 use super::tasks::Tasks;
 use super::transaction::Transaction;
 use crate::admin::metrics;
 use crate::admin::status::Cause;
 use crate::api::context::TaskId;
 use crate::api::error::Result;
-use crate::hit;
-use crate::recovery::restore::Restorer;
+use crate::recovery::restore::{RESTORE_WAIT, Restorer};
 use crate::shared::Shared;
 use crate::task::Task;
 use event_log::{Event, RecordBatch, TopicPartition};
+use failpoint::hit;
 use service::chain;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// A poll that waits this long without a record means that the input is drained.
 const DRAINED_AFTER: Duration = Duration::from_millis(10);
-/// Committed rows that are not flushed may use 1/8 of a store's memory; the rows of the last flush use as much again.
+/// Committed rows that are not flushed may use 1/8 of a store's memory; the rows of the last flush use another 1/8.
 const COMMITTED_SHARE: u64 = 8;
 /// Interval at which the status is published if nothing changed.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
@@ -127,7 +126,7 @@ impl StreamThread {
     /// Flushes the committed buffers that are due.
     fn flush_due(&mut self) -> state_store::Result<()> {
         let now = self.shared.clock.elapsed();
-        let share = self.shared.config.store_memory_bytes / COMMITTED_SHARE;
+        let share = self.shared.config.stores.memory_bytes / COMMITTED_SHARE;
         let bytes_max = usize::try_from(share).unwrap_or(usize::MAX);
         let mut tasks = self.tasks.as_mut_slice().iter_mut();
         tasks.try_for_each(|task| task.flush_if_due(now, bytes_max))
@@ -359,7 +358,7 @@ impl StreamThread {
     /// assignment event can explain it; without one, a duplicate of this thread runs.
     fn note_fence(&mut self, reason: String) {
         self.shared.metrics.transactions.fences.increment(1);
-        let timeout = self.shared.config.transaction_timeout;
+        let timeout = self.shared.config.commit.transaction_timeout;
         let timed_out = self.transaction.open_for().is_some_and(|age| age >= timeout);
         tracing::warn!(thread = self.name, reason, timed_out, "fenced");
         if !timed_out {

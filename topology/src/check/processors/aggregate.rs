@@ -1,10 +1,11 @@
 //! Checks aggregates: group, functions and their types, windows.
 //!
-//! Guarantees: a function that comes out can be computed over every value of its argument's type, and taken back.
-//! Never: an aggregate over text that stands for a number, whose order is another one.
+//! A function is accepted only if it can be computed, and undone when a row changes, for every value of its argument's
+//! type. Numbers that are published as text (`numeric`) are rejected, because text has another order.
 
-use super::{Made, default_partitions, names_of, reduced, typed};
-use crate::check::{Check, KnownInput, Meaning};
+use super::common::{self, Derived, default_partitions, names_of, reduced, typed};
+use crate::check::context::Context;
+use crate::check::known_inputs::{KnownInput, Meaning};
 use crate::checked::{Aggregate, AggregateField, Feed, Function, OutputKind, Window, Work};
 use crate::expr::{Program, RowType, Scalar, Type, time};
 use crate::model::{self, At, Entries};
@@ -14,14 +15,14 @@ use serde_json::json;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-/// Most windows that one row may be in.
+/// Maximum number of windows per row.
 const HOPS_MAX: i64 = 300;
-/// Longest window, in ms: 400 days.
+/// Maximum window size: 400 days.
 const SIZE_MS_MAX: i64 = 400 * 86_400_000;
 
 const FUNCTIONS: [&str; 7] = ["count", "sum", "min", "max", "avg", "first", "latest"];
 
-/// The expressions of an aggregate over one row type.
+/// The compiled expressions of an aggregate.
 struct Parts {
     filter: Option<Program>,
     group: Vec<Scalar>,
@@ -35,7 +36,7 @@ impl Parts {
         self.group.iter().chain(args).chain(&self.time)
     }
 
-    /// Top-level columns that are read.
+    /// The top-level columns that the expressions read.
     fn used(&self) -> BTreeSet<usize> {
         let filter = self.filter.iter().flat_map(Program::columns).copied();
         let paths = self.scalars().flat_map(Scalar::paths);
@@ -43,364 +44,384 @@ impl Parts {
     }
 }
 
-impl Check<'_> {
-    pub(super) fn aggregate(&self, declared: &model::Processor, known: &[KnownInput]) -> Option<Made> {
-        let spans =
-            [&declared.left, &declared.right, &declared.join_type].map(|at| at.as_ref().map(|at| at.span.clone()));
-        let [left, right, join_type] = spans;
-        let on = declared.on.as_ref().map(|on| on.span.clone());
-        self.only_of(
-            "join",
-            &[("left", left), ("right", right), ("on", on), ("type", join_type)],
-        );
-        for (key, missing, example) in [
-            ("from", declared.from.is_none(), "\"shop.orders\""),
-            ("group", declared.group.is_none(), "{ customer_id = \"customer_id\" }"),
-            ("fields", declared.fields.is_none(), "{ orders = \"count()\" }"),
-        ] {
-            if missing {
-                self.missing(declared, key, example);
-            }
+pub(super) fn check_aggregate(cx: &Context<'_>, declared: &model::Processor, known: &[KnownInput]) -> Option<Derived> {
+    let spans = [&declared.left, &declared.right, &declared.join_type].map(|at| at.as_ref().map(|at| at.span.clone()));
+    let [left, right, join_type] = spans;
+    let on = declared.on.as_ref().map(|on| on.span.clone());
+    common::reject_keys_of_kind(
+        cx,
+        "join",
+        &[("left", left), ("right", right), ("on", on), ("type", join_type)],
+    );
+    for (key, missing, example) in [
+        ("from", declared.from.is_none(), "\"shop.orders\""),
+        ("group", declared.group.is_none(), "{ customer_id = \"customer_id\" }"),
+        ("fields", declared.fields.is_none(), "{ orders = \"count()\" }"),
+    ] {
+        if missing {
+            common::report_missing_key(cx, declared, key, example);
         }
-        let window = self.window(declared);
-        let input = self.read_by(declared.from.as_ref()?, known)?;
-        let (group, fields) = (declared.group.as_ref()?, declared.fields.as_ref()?);
-        let named = self.aggregate_names(group, fields, window.as_ref().ok()?.is_some());
-        let whole = self.aggregate_parts(declared, &input.row);
-        let (whole, window) = (whole.filter(|_| named)?, window.ok()?);
-        // Compiled again over the used columns alone: a row is then decoded no further than needed.
-        let row = reduced(&input.row, &whole.used());
-        let parts = self.aggregate_parts(declared, &row)?;
-        let feed = feed(input, &row, &whole.group, window.is_some_and(|_| whole.time.is_some()));
-        self.made(declared, input, &row, parts, feed, window)
     }
+    let window = parse_window(cx, declared);
+    let input = common::find_input(cx, declared.from.as_ref()?, known)?;
+    let (group, fields) = (declared.group.as_ref()?, declared.fields.as_ref()?);
+    let named = check_names(cx, group, fields, window.as_ref().ok()?.is_some());
+    let whole = compile_parts(cx, declared, &input.row);
+    let (whole, window) = (whole.filter(|_| named)?, window.ok()?);
+    // Compile again over the used columns only, so that the other columns need not be decoded at run time.
+    let row = reduced(&input.row, &whole.used());
+    let parts = compile_parts(cx, declared, &row)?;
+    let feed = feed(input, &row, &whole.group, window.is_some_and(|_| whole.time.is_some()));
+    derive(cx, declared, input, &row, parts, feed, window)
+}
 
-    fn made(
-        &self,
-        declared: &model::Processor,
-        input: &KnownInput,
-        row: &RowType,
-        parts: Parts,
-        mut feed: Feed,
-        window: Option<(i64, i64, i64, bool)>,
-    ) -> Option<Made> {
-        let group = declared.group.as_ref()?;
-        let named = group.iter().zip(&parts.group);
-        let columns = named.map(|((name, written), scalar)| self.group_column(name, written, scalar));
-        let mut columns: Vec<Column> = columns.collect::<Option<_>>()?;
-        let mut key = columns.len();
-        if window.is_some() {
-            columns.extend(["window_start", "window_end"].map(|name| Column::new(name, "timestamptz", false)));
-            key += 1;
-        }
-        columns.extend(parts.fields.iter().map(|(_, column)| column.clone()));
-        let partitions = self.partitions_of(declared, default_partitions(&[&feed]));
-        if !feed.is_direct {
-            feed.partitions = partitions;
-        }
-        let is_final = window.is_some_and(|(.., is_final)| is_final);
-        let output = match window {
-            None => OutputKind::Table,
-            Some(_) if is_final => OutputKind::Stream,
-            Some(_) => OutputKind::Windows,
-        };
-        let functions = parts.fields.iter().map(|(field, column)| {
-            let arg = field.arg.as_ref().map(|arg| (arg.text(), arg.pg_type()));
-            json!([column.name, field.function.name(), arg])
-        });
-        let declaration = json!([
-            1,
-            "aggregate",
-            input.from,
-            typed(row),
-            parts.filter.as_ref().map(Program::text),
-            parts.group.iter().map(Scalar::text).collect::<Vec<_>>(),
-            functions.collect::<Vec<_>>(),
-            window,
-            parts.time.as_ref().map(Scalar::text),
-            feed.is_direct,
-            feed.partitions,
-        ]);
-        let window = window.map(|(size_ms, every_ms, grace_ms, is_final)| Window {
-            size_ms,
-            every_ms,
-            grace_ms,
-            time: parts.time,
-            is_final,
-        });
-        let work = Work::Aggregate(Aggregate {
-            feed,
-            filter: parts.filter,
-            group: parts.group,
-            fields: parts.fields.into_iter().map(|(field, _)| field).collect(),
-            window,
-        });
-        Some(Made {
-            columns,
-            key,
-            partitions,
-            output,
-            work,
-            declaration,
-        })
+fn derive(
+    cx: &Context<'_>,
+    declared: &model::Processor,
+    input: &KnownInput,
+    row: &RowType,
+    parts: Parts,
+    mut feed: Feed,
+    window: Option<(i64, i64, i64, bool)>,
+) -> Option<Derived> {
+    let group = declared.group.as_ref()?;
+    let named = group.iter().zip(&parts.group);
+    let columns = named.map(|((name, written), scalar)| group_column(cx, name, written, scalar));
+    let mut columns: Vec<Column> = columns.collect::<Option<_>>()?;
+    let mut key = columns.len();
+    if window.is_some() {
+        columns.extend(["window_start", "window_end"].map(|name| Column::new(name, "timestamptz", false)));
+        key += 1;
     }
+    columns.extend(parts.fields.iter().map(|(_, column)| column.clone()));
+    let partitions = common::partitions_of(cx, declared, default_partitions(&[&feed]));
+    if !feed.is_direct {
+        feed.partitions = partitions;
+    }
+    let is_final = window.is_some_and(|(.., is_final)| is_final);
+    let output = match window {
+        None => OutputKind::Table,
+        Some(_) if is_final => OutputKind::Stream,
+        Some(_) => OutputKind::Windows,
+    };
+    let functions = parts.fields.iter().map(|(field, column)| {
+        let arg = field.arg.as_ref().map(|arg| (arg.text(), arg.pg_type()));
+        json!([column.name, field.function.name(), arg])
+    });
+    let declaration = json!([
+        1,
+        "aggregate",
+        input.from,
+        typed(row),
+        parts.filter.as_ref().map(Program::text),
+        parts.group.iter().map(Scalar::text).collect::<Vec<_>>(),
+        functions.collect::<Vec<_>>(),
+        window,
+        parts.time.as_ref().map(Scalar::text),
+        feed.is_direct,
+        feed.partitions,
+    ]);
+    let window = window.map(|(size_ms, every_ms, grace_ms, is_final)| Window {
+        size_ms,
+        every_ms,
+        grace_ms,
+        time: parts.time,
+        is_final,
+    });
+    let work = Work::Aggregate(Aggregate {
+        feed,
+        filter: parts.filter,
+        group: parts.group,
+        fields: parts.fields.into_iter().map(|(field, _)| field).collect(),
+        window,
+    });
+    Some(Derived {
+        columns,
+        key,
+        partitions,
+        output,
+        work,
+        declaration,
+    })
+}
 
-    fn aggregate_names(&self, group: &At<Entries>, fields: &At<Entries>, windowed: bool) -> bool {
-        let mut good = self.output_names(&[group, fields], &[]);
-        for (what, entries) in [("group", group), ("fields", fields)] {
-            if entries.is_empty() {
-                let message = format!("`{what}` is empty");
-                self.add(Problem::error(entries.span.clone(), message).help("name at least one output column"));
-                good = false;
-            }
-        }
-        let taken = |name: &&At<String>| matches!(name.value.as_str(), "window_start" | "window_end");
-        let names = group.iter().chain(fields.iter()).map(|(name, _)| name);
-        for name in names.filter(taken).filter(|_| windowed) {
-            let message = format!("output column `{}` is the window's own", name.value);
-            self.add(Problem::error(name.span.clone(), message).help("choose another name"));
+fn check_names(cx: &Context<'_>, group: &At<Entries>, fields: &At<Entries>, windowed: bool) -> bool {
+    let mut good = common::check_output_names(cx, &[group, fields], &[]);
+    for (what, entries) in [("group", group), ("fields", fields)] {
+        if entries.is_empty() {
+            let message = format!("`{what}` is empty");
+            cx.add(Problem::error(entries.span.clone(), message).help("add at least one output column"));
             good = false;
         }
-        good
     }
-
-    fn group_column(&self, name: &At<String>, written: &At<String>, scalar: &Scalar) -> Option<Column> {
-        let column = self.output_column(name, written, scalar)?;
-        if matches!(scalar.ty(), Type::Double | Type::Bytes | Type::Opaque(_)) {
-            let message = format!("`{}` is {}: rows are not grouped by it", scalar.text(), column.pg_type);
-            let help = "one value can be written in several ways: use an integer, a text, a bool, a date or an instant";
-            self.add(Problem::error(written.span.clone(), message).help(help));
-            return None;
-        }
-        Some(column)
+    let taken = |name: &&At<String>| matches!(name.value.as_str(), "window_start" | "window_end");
+    let names = group.iter().chain(fields.iter()).map(|(name, _)| name);
+    for name in names.filter(taken).filter(|_| windowed) {
+        let message = format!(
+            "output column `{}` conflicts with the column that the window adds",
+            name.value
+        );
+        cx.add(Problem::error(name.span.clone(), message).help("rename the output column"));
+        good = false;
     }
+    good
+}
 
-    fn aggregate_parts(&self, declared: &model::Processor, row: &RowType) -> Option<Parts> {
-        let of = declared.name.as_str();
-        let filter = self.condition(of, declared.filter.as_ref(), row);
-        let scalar = |written: &At<String>| self.scalar(of, written, 0..written.len(), row);
-        let group: Vec<Option<Scalar>> = declared
-            .group
-            .as_ref()?
-            .iter()
-            .map(|(_, written)| scalar(written))
-            .collect();
-        let fields = declared.fields.as_ref()?.iter();
-        let fields: Vec<_> = fields
-            .map(|(name, written)| self.aggregate_field(of, name, written, row))
-            .collect();
-        let time = declared.window.as_ref().and_then(|window| window.time.as_ref());
-        let time = time.map(|written| self.time_of(of, written, row));
-        Some(Parts {
-            filter: filter.ok()?,
-            group: group.into_iter().collect::<Option<_>>()?,
-            fields: fields.into_iter().collect::<Option<_>>()?,
-            time: match time {
-                Some(time) => Some(time?),
-                None => None,
-            },
-        })
+fn group_column(cx: &Context<'_>, name: &At<String>, written: &At<String>, scalar: &Scalar) -> Option<Column> {
+    let column = common::output_column(cx, name, written, scalar)?;
+    if matches!(scalar.ty(), Type::Double | Type::Bytes | Type::Opaque(_)) {
+        let message = format!(
+            "cannot group by `{}`: values of type {} have no unique text form",
+            scalar.text(),
+            column.pg_type
+        );
+        let help = "group by an integer, text, bool, date or timestamp";
+        cx.add(Problem::error(written.span.clone(), message).help(help));
+        return None;
     }
+    Some(column)
+}
 
-    fn time_of(&self, of: &str, written: &At<String>, row: &RowType) -> Option<Scalar> {
-        let scalar = self.scalar(of, written, 0..written.len(), row)?;
-        if *scalar.ty() != Type::Timestamp || scalar.pg_type() == Some("date") {
-            let message = format!("`{}` is no instant", scalar.text());
-            let help = "`time` is a timestamp column or expression, such as \"placed_at\"";
-            self.add(Problem::error(written.span.clone(), message).help(help));
-            return None;
-        }
-        Some(scalar)
+fn compile_parts(cx: &Context<'_>, declared: &model::Processor, row: &RowType) -> Option<Parts> {
+    let of = declared.name.as_str();
+    let filter = common::compile_condition(cx, of, declared.filter.as_ref(), row);
+    let scalar = |written: &At<String>| common::compile_scalar(cx, of, written, 0..written.len(), row);
+    let group: Vec<Option<Scalar>> = declared
+        .group
+        .as_ref()?
+        .iter()
+        .map(|(_, written)| scalar(written))
+        .collect();
+    let fields = declared.fields.as_ref()?.iter();
+    let fields: Vec<_> = fields
+        .map(|(name, written)| compile_field(cx, of, name, written, row))
+        .collect();
+    let time = declared.window.as_ref().and_then(|window| window.time.as_ref());
+    let time = time.map(|written| compile_time(cx, of, written, row));
+    Some(Parts {
+        filter: filter.ok()?,
+        group: group.into_iter().collect::<Option<_>>()?,
+        fields: fields.into_iter().collect::<Option<_>>()?,
+        time: match time {
+            Some(time) => Some(time?),
+            None => None,
+        },
+    })
+}
+
+fn compile_time(cx: &Context<'_>, of: &str, written: &At<String>, row: &RowType) -> Option<Scalar> {
+    let scalar = common::compile_scalar(cx, of, written, 0..written.len(), row)?;
+    if *scalar.ty() != Type::Timestamp || scalar.pg_type() == Some("date") {
+        let message = format!("`{}` is not a timestamp", scalar.text());
+        let help = "set `time` to a timestamp column or expression, such as \"placed_at\"";
+        cx.add(Problem::error(written.span.clone(), message).help(help));
+        return None;
     }
+    Some(scalar)
+}
 
-    /// `sum(total_cents)`: the function and its argument.
-    fn aggregate_field(
-        &self,
-        of: &str,
-        name: &At<String>,
-        written: &At<String>,
-        row: &RowType,
-    ) -> Option<(AggregateField, Column)> {
-        let text = written.trim_end();
-        let call = text.split_once('(').filter(|_| text.ends_with(')'));
-        let Some((function, _)) = call else {
-            let message = format!("`{}` is no aggregate", written.value);
-            let help = "write count(), or sum, min, max, avg, first or latest of an expression: \"sum(total_cents)\"";
-            self.add(Problem::error(written.span.clone(), message).help(help));
-            return None;
+/// `sum(total_cents)`: the function and its argument.
+fn compile_field(
+    cx: &Context<'_>,
+    of: &str,
+    name: &At<String>,
+    written: &At<String>,
+    row: &RowType,
+) -> Option<(AggregateField, Column)> {
+    let text = written.trim_end();
+    let call = text.split_once('(').filter(|_| text.ends_with(')'));
+    let Some((function, _)) = call else {
+        let message = format!("`{}` is not an aggregate function call", written.value);
+        let help = "write count(), or sum, min, max, avg, first or latest with an expression: \"sum(total_cents)\"";
+        cx.add(Problem::error(written.span.clone(), message).help(help));
+        return None;
+    };
+    let part = function.len() + 1..text.len() - 1;
+    let function_name = At {
+        value: String::from(function.trim()),
+        span: cx.inside(written, &(0..function.len())),
+    };
+    if !FUNCTIONS.contains(&function_name.as_str()) {
+        cx.unknown(&function_name, "aggregate function", FUNCTIONS, "");
+        return None;
+    }
+    let empty = written.get(part.clone()).is_none_or(|arg| arg.trim().is_empty());
+    if empty && function_name.value == "count" {
+        let field = AggregateField {
+            function: Function::Count,
+            arg: None,
         };
-        let part = function.len() + 1..text.len() - 1;
-        let function_name = At {
-            value: String::from(function.trim()),
-            span: self.inside(written, &(0..function.len())),
-        };
-        if !FUNCTIONS.contains(&function_name.as_str()) {
-            self.unknown(&function_name, "aggregate", FUNCTIONS, "");
-            return None;
-        }
-        let empty = written.get(part.clone()).is_none_or(|arg| arg.trim().is_empty());
-        if empty && function_name.value == "count" {
-            let field = AggregateField {
-                function: Function::Count,
-                arg: None,
+        return Some((field, Column::new(name, "int8", false)));
+    }
+    let arg = common::compile_scalar(cx, of, written, part, row)?;
+    let typed = resolve_function(cx, &function_name, &arg, written.span.clone())?;
+    let (function, pg_type) = typed;
+    // A group contains at least one row, so a result is null only if the argument can be null.
+    let nullable = function != Function::Count && arg.nullable();
+    let column = Column::new(name, &pg_type, nullable);
+    Some((
+        AggregateField {
+            function,
+            arg: Some(arg),
+        },
+        column,
+    ))
+}
+
+/// The function for the type of its argument, and the result type.
+fn resolve_function(
+    cx: &Context<'_>,
+    name: &At<String>,
+    arg: &Scalar,
+    span: Range<usize>,
+) -> Option<(Function, String)> {
+    let declared = arg.pg_type();
+    let refuse = |message: String, help: String| {
+        cx.add(Problem::error(span, message).help(help));
+        None
+    };
+    let text_number = matches!(declared, Some("numeric" | "money" | "interval"));
+    let (function, ty) = match (name.value.as_str(), arg.ty()) {
+        ("count", _) => (Function::Count, "int8"),
+        ("sum", Type::Int) => (Function::SumInt, "int8"),
+        ("sum", Type::Double) => (Function::SumDouble, "float8"),
+        ("avg", Type::Int | Type::Double) => (Function::Avg, "float8"),
+        ("sum" | "avg", _) => {
+            let help = if declared == Some("numeric") {
+                format!(
+                    "numeric values are published as text; convert them: {}(double({}))",
+                    name.value,
+                    arg.text()
+                )
+            } else {
+                String::from("use an integer or a double, or convert with int(…) or double(…)")
             };
-            return Some((field, Column::new(name, "int8", false)));
+            let what = declared.unwrap_or("not a scalar");
+            return refuse(
+                format!("`{}` is {what}, which {}() does not accept", arg.text(), name.value),
+                help,
+            );
         }
-        let arg = self.scalar(of, written, part, row)?;
-        let typed = self.function(&function_name, &arg, written.span.clone())?;
-        let (function, pg_type) = typed;
-        // A group has at least one row, so that only a null makes nothing of an aggregate.
-        let nullable = function != Function::Count && arg.nullable();
-        let column = Column::new(name, &pg_type, nullable);
-        Some((
-            AggregateField {
-                function,
-                arg: Some(arg),
-            },
-            column,
-        ))
-    }
+        ("min" | "max", _) if text_number => {
+            let what = declared.unwrap_or_default();
+            let help = format!("convert it: {}(double({}))", name.value, arg.text());
+            return refuse(
+                format!(
+                    "`{}` is {what}, which is published as text and would be compared as text",
+                    arg.text()
+                ),
+                help,
+            );
+        }
+        ("min" | "max", Type::Int | Type::Double | Type::Text | Type::Bool | Type::Timestamp) => {
+            let function = if name.value == "min" {
+                Function::Min
+            } else {
+                Function::Max
+            };
+            (function, declared?)
+        }
+        ("first" | "latest", _) if declared.is_some() => {
+            let function = if name.value == "first" {
+                Function::First
+            } else {
+                Function::Latest
+            };
+            (function, declared?)
+        }
+        _ => {
+            let what = declared.unwrap_or("not a scalar");
+            let help = "use a number, text, bool, date or timestamp";
+            return refuse(
+                format!("`{}` is {what}, which {}() does not accept", arg.text(), name.value),
+                help.into(),
+            );
+        }
+    };
+    Some((function, String::from(ty)))
+}
 
-    /// The function over a type, and the type that it gives.
-    fn function(&self, name: &At<String>, arg: &Scalar, span: Range<usize>) -> Option<(Function, String)> {
-        let declared = arg.pg_type();
-        let refuse = |message: String, help: String| {
-            self.add(Problem::error(span, message).help(help));
-            None
-        };
-        let text_number = matches!(declared, Some("numeric" | "money" | "interval"));
-        let (function, ty) = match (name.value.as_str(), arg.ty()) {
-            ("count", _) => (Function::Count, "int8"),
-            ("sum", Type::Int) => (Function::SumInt, "int8"),
-            ("sum", Type::Double) => (Function::SumDouble, "float8"),
-            ("avg", Type::Int | Type::Double) => (Function::Avg, "float8"),
-            ("sum" | "avg", _) => {
-                let help = if declared == Some("numeric") {
-                    format!(
-                        "a numeric is published as text: write {}(double({}))",
-                        name.value,
-                        arg.text()
-                    )
-                } else {
-                    String::from("use an integer or a double, or convert it: int(…), double(…)")
-                };
-                let what = declared.unwrap_or("no plain value");
-                return refuse(
-                    format!("`{}` is {what}: there is no {} of it", arg.text(), name.value),
-                    help,
-                );
-            }
-            ("min" | "max", _) if text_number => {
-                let what = declared.unwrap_or_default();
-                let help = format!("convert it: {}(double({}))", name.value, arg.text());
-                return refuse(
-                    format!("`{}` is {what}, published as text: its order is another", arg.text()),
-                    help,
-                );
-            }
-            ("min" | "max", Type::Int | Type::Double | Type::Text | Type::Bool | Type::Timestamp) => {
-                let function = if name.value == "min" {
-                    Function::Min
-                } else {
-                    Function::Max
-                };
-                (function, declared?)
-            }
-            ("first" | "latest", _) if declared.is_some() => {
-                let function = if name.value == "first" {
-                    Function::First
-                } else {
-                    Function::Latest
-                };
-                (function, declared?)
-            }
-            _ => {
-                let what = declared.unwrap_or("no plain value");
-                let help = "use a number, a text, a bool or an instant";
-                return refuse(
-                    format!("`{}` is {what}: there is no {} of it", arg.text(), name.value),
-                    help.into(),
-                );
-            }
-        };
-        Some((function, String::from(ty)))
+/// Size, distance, grace in ms, and whether each window is written once; `Err` when something was reported.
+fn parse_window(cx: &Context<'_>, declared: &model::Processor) -> Result<Option<(i64, i64, i64, bool)>, ()> {
+    let is_final = match declared.emit.as_ref().map(|emit| (emit, emit.value.as_str())) {
+        None | Some((_, "updates")) => false,
+        Some((emit, "final")) if declared.window.is_none() => {
+            let problem = Problem::error(
+                emit.span.clone(),
+                "`emit = \"final\"` requires a window; without one a group never ends",
+            );
+            cx.add(problem.help("add window = { size = \"1h\" }, or write emit = \"updates\""));
+            return Err(());
+        }
+        Some((_, "final")) => true,
+        Some((emit, _)) => {
+            cx.unknown(emit, "emit mode", ["updates", "final"], "");
+            return Err(());
+        }
+    };
+    let Some(window) = &declared.window else {
+        return Ok(None);
+    };
+    let size = window.size.as_ref().ok_or(())?;
+    let size_ms = parse_duration_ms(cx, size, 1)?;
+    let every_ms = window
+        .every
+        .as_ref()
+        .map_or(Ok(size_ms), |every| parse_duration_ms(cx, every, 1))?;
+    let grace_ms = window
+        .grace
+        .as_ref()
+        .map_or(Ok(0), |grace| parse_duration_ms(cx, grace, 0))?;
+    let place = window
+        .every
+        .as_ref()
+        .map_or(window.span.clone(), |every| every.span.clone());
+    let refuse = |span, message: String, help: String| {
+        cx.add(Problem::error(span, message).help(help));
+        Err(())
+    };
+    if every_ms > size_ms {
+        let message = String::from("`every` is longer than `size`: rows between two windows would be lost");
+        return refuse(place, message, String::from("set `every` to at most `size`"));
     }
+    if size_ms % every_ms != 0 {
+        let message = String::from("`size` is not a multiple of `every`");
+        return refuse(
+            place,
+            message,
+            String::from("use an `every` that divides `size`, such as size = \"1h\", every = \"15m\""),
+        );
+    }
+    if size_ms / every_ms > HOPS_MAX {
+        let message = format!(
+            "each row would belong to {} windows; the limit is {HOPS_MAX}",
+            size_ms / every_ms
+        );
+        return refuse(
+            place,
+            message,
+            format!("reduce `size` or increase `every`, so that `size` is at most {HOPS_MAX} times `every`"),
+        );
+    }
+    Ok(Some((size_ms, every_ms, grace_ms, is_final)))
+}
 
-    /// Size, distance, grace in ms, and whether each window is written once; `Err` when something was reported.
-    fn window(&self, declared: &model::Processor) -> Result<Option<(i64, i64, i64, bool)>, ()> {
-        let is_final = match declared.emit.as_ref().map(|emit| (emit, emit.value.as_str())) {
-            None | Some((_, "updates")) => false,
-            Some((emit, "final")) if declared.window.is_none() => {
-                let problem = Problem::error(
-                    emit.span.clone(),
-                    "`emit = \"final\"` needs a window: a group has no end",
-                );
-                self.add(problem.help("add window = { size = \"1h\" }, or write emit = \"updates\""));
-                return Err(());
-            }
-            Some((_, "final")) => true,
-            Some((emit, _)) => {
-                self.unknown(emit, "way to emit", ["updates", "final"], "");
-                return Err(());
-            }
-        };
-        let Some(window) = &declared.window else {
-            return Ok(None);
-        };
-        let size = window.size.as_ref().ok_or(())?;
-        let size_ms = self.span_ms(size, 1)?;
-        let every_ms = window
-            .every
-            .as_ref()
-            .map_or(Ok(size_ms), |every| self.span_ms(every, 1))?;
-        let grace_ms = window.grace.as_ref().map_or(Ok(0), |grace| self.span_ms(grace, 0))?;
-        let place = window
-            .every
-            .as_ref()
-            .map_or(window.span.clone(), |every| every.span.clone());
-        let refuse = |span, message: String, help: String| {
-            self.add(Problem::error(span, message).help(help));
+fn parse_duration_ms(cx: &Context<'_>, text: &At<String>, least: i64) -> Result<i64, ()> {
+    let ms = time::parse_duration(text).map(|micros| micros / 1000);
+    match ms.filter(|ms| (least..=SIZE_MS_MAX).contains(ms)) {
+        Some(ms) => Ok(ms),
+        None => {
+            let message = format!("`{}` is not a duration from {least} ms to 400 days", text.value);
+            cx.add(
+                Problem::error(text.span.clone(), message)
+                    .help("write a duration such as \"36h\", \"1h30m\" or \"90s\""),
+            );
             Err(())
-        };
-        if every_ms > size_ms {
-            let message = String::from("windows begin further apart than they are long: rows between them are lost");
-            return refuse(place, message, String::from("make `every` at most `size`"));
-        }
-        if size_ms % every_ms != 0 {
-            let message = String::from("`size` is no multiple of `every`");
-            return refuse(
-                place,
-                message,
-                String::from("let `every` divide it, such as size = \"1h\", every = \"15m\""),
-            );
-        }
-        if size_ms / every_ms > HOPS_MAX {
-            let message = format!("a row would be in {} windows", size_ms / every_ms);
-            return refuse(
-                place,
-                message,
-                format!("let `size` be at most {HOPS_MAX} times `every`"),
-            );
-        }
-        Ok(Some((size_ms, every_ms, grace_ms, is_final)))
-    }
-
-    fn span_ms(&self, text: &At<String>, least: i64) -> Result<i64, ()> {
-        let ms = time::parse_duration(text).map(|micros| micros / 1000);
-        match ms.filter(|ms| (least..=SIZE_MS_MAX).contains(ms)) {
-            Some(ms) => Ok(ms),
-            None => {
-                let message = format!("`{}` is no span of time from {least} ms to 400 days", text.value);
-                self.add(
-                    Problem::error(text.span.clone(), message).help("write it like \"36h\", \"1h30m\" or \"90s\""),
-                );
-                Err(())
-            }
         }
     }
 }
 
-/// How an aggregate's input is read: as it stands if one partition holds all of a group.
+/// How the input is read: directly if all rows of a group are in one partition, else through a repartition topic.
 fn feed(input: &KnownInput, row: &RowType, group: &[Scalar], has_time: bool) -> Feed {
     let columns: Option<Vec<usize>> = group.iter().map(Scalar::as_column).collect();
     let is_keyed = columns.is_some() && columns == input.key;

@@ -1,10 +1,12 @@
-//! Checks joins: sides, key, columns of pairs.
+//! Checks joins: sides, key, output columns.
 //!
-//! Guarantees: both sides' key columns are written alike in a key, so that equal values meet in one partition.
-//! Never: a join that keeps more than one row a key.
+//! The key columns of both sides must have the same encoding in a record key, so that equal values are in the same
+//! partition. The right side is looked up by its whole key, so there is at most one right row per left row.
 
-use super::{Made, default_partitions, names_of, reduced, typed};
-use crate::check::{Check, EVENT_PARTITIONS, KnownInput, Meaning};
+use super::common::{self, Derived, default_partitions, names_of, reduced, typed};
+use crate::check::context::Context;
+use crate::check::known_inputs::{self, KnownInput, Meaning};
+use crate::check::limits::EVENT_PARTITIONS;
 use crate::checked::{Feed, Join, OutputKind, Work};
 use crate::expr::{Field, Form, Program, RowType, Scalar, Type};
 use crate::model::{self, At, Entries};
@@ -14,7 +16,7 @@ use serde_json::json;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-/// The two inputs, and the columns of the key on each side, in the order of the right side's key.
+/// The two inputs, and the join columns of each side in the order of the right side's key.
 struct Sides<'k> {
     left: &'k KnownInput,
     right: &'k KnownInput,
@@ -30,7 +32,7 @@ struct Parts {
 }
 
 impl Parts {
-    /// Columns of a side that are read.
+    /// The columns of a side that the expressions read.
     fn used(&self, side: usize) -> BTreeSet<usize> {
         let filter = self.filter.iter().flat_map(Program::paths);
         let paths = filter.chain(self.fields.iter().flat_map(Scalar::paths));
@@ -42,242 +44,246 @@ impl Parts {
     }
 }
 
-impl Check<'_> {
-    pub(super) fn join(&self, declared: &model::Processor, known: &[KnownInput]) -> Option<Made> {
-        let place = |entries: &Option<At<Entries>>| entries.as_ref().map(|at| at.span.clone());
-        let keys = [
-            ("from", declared.from.as_ref().map(|at| at.span.clone())),
-            ("group", place(&declared.group)),
-            ("window", declared.window.as_ref().map(|at| at.span.clone())),
-            ("emit", declared.emit.as_ref().map(|at| at.span.clone())),
-        ];
-        self.only_of("aggregate", &keys);
-        for (key, missing, example) in [
-            ("left", declared.left.is_none(), "\"event:order_viewed\""),
-            ("right", declared.right.is_none(), "\"shop.customers\""),
-            ("on", declared.on.is_none(), "{ customer_id = \"id\" }"),
-            ("fields", declared.fields.is_none(), "{ name = \"right.name\" }"),
-        ] {
-            if missing {
-                self.missing(declared, key, example);
-            }
+pub(super) fn check_join(cx: &Context<'_>, declared: &model::Processor, known: &[KnownInput]) -> Option<Derived> {
+    let place = |entries: &Option<At<Entries>>| entries.as_ref().map(|at| at.span.clone());
+    let keys = [
+        ("from", declared.from.as_ref().map(|at| at.span.clone())),
+        ("group", place(&declared.group)),
+        ("window", declared.window.as_ref().map(|at| at.span.clone())),
+        ("emit", declared.emit.as_ref().map(|at| at.span.clone())),
+    ];
+    common::reject_keys_of_kind(cx, "aggregate", &keys);
+    for (key, missing, example) in [
+        ("left", declared.left.is_none(), "\"event:order_viewed\""),
+        ("right", declared.right.is_none(), "\"shop.customers\""),
+        ("on", declared.on.is_none(), "{ customer_id = \"id\" }"),
+        ("fields", declared.fields.is_none(), "{ name = \"right.name\" }"),
+    ] {
+        if missing {
+            common::report_missing_key(cx, declared, key, example);
         }
-        let sides = self.sides(declared, known)?;
-        let fields = declared.fields.as_ref()?;
-        let names: Vec<&At<String>> = sides.names.iter().collect();
-        let named = self.output_names(&[fields], &names);
-        let whole = self
-            .join_parts(declared, &pair(&sides, &sides.left.row, &sides.right.row))
-            .filter(|_| named)?;
-        let used = |side: usize, key: &[usize]| whole.used(side).into_iter().chain(key.iter().copied()).collect();
-        let left = reduced(&sides.left.row, &used(0, &sides.left_key));
-        let right = reduced(&sides.right.row, &used(1, &sides.right_key));
-        let parts = self.join_parts(declared, &pair(&sides, &left, &right))?;
-        self.made_join(declared, &sides, &left, &right, parts)
     }
-
-    fn made_join(
-        &self,
-        declared: &model::Processor,
-        sides: &Sides<'_>,
-        left: &RowType,
-        right: &RowType,
-        parts: Parts,
-    ) -> Option<Made> {
-        let key = |of: &KnownInput, row: &RowType, key: &[usize]| -> Option<Vec<Scalar>> {
-            let names = key.iter().filter_map(|at| of.row.fields.get(*at));
-            names
-                .map(|field| Scalar::compile(&format!("row[{}]", json!(field.name)), row).ok())
-                .collect()
-        };
-        let (left_key, right_key) = (
-            key(sides.left, left, &sides.left_key)?,
-            key(sides.right, right, &sides.right_key)?,
-        );
-        let mut columns = Vec::new();
-        for (name, scalar) in sides.names.iter().zip(&left_key) {
-            columns.push(self.output_column(name, name, scalar)?);
-        }
-        let key_count = columns.len();
-        for ((name, written), scalar) in declared.fields.as_ref()?.iter().zip(&parts.fields) {
-            columns.push(self.output_column(name, written, scalar)?);
-        }
-        let (left_feed, right_feed) = feeds(sides, left, right, self.partitions_of(declared, EVENT_PARTITIONS));
-        let partitions = self.partitions_of(declared, default_partitions(&[&left_feed, &right_feed]));
-        let output = if left_feed.is_table {
-            OutputKind::Table
-        } else {
-            OutputKind::Stream
-        };
-        let declaration = json!([
-            1,
-            "join",
-            [
-                json!(sides.left.from),
-                typed(left),
-                json!(left_feed.is_direct),
-                json!(left_feed.partitions)
-            ],
-            [
-                json!(sides.right.from),
-                typed(right),
-                json!(right_feed.is_direct),
-                json!(right_feed.partitions)
-            ],
-            left_key.iter().map(Scalar::text).collect::<Vec<_>>(),
-            right_key.iter().map(Scalar::text).collect::<Vec<_>>(),
-            sides.is_outer,
-            parts.filter.as_ref().map(Program::text),
-            parts.fields.iter().map(Scalar::text).collect::<Vec<_>>(),
-            columns.iter().map(|column| column.name.as_str()).collect::<Vec<_>>(),
-        ]);
-        let work = Work::Join(Join {
-            left: left_feed,
-            right: right_feed,
-            left_key,
-            right_key,
-            is_outer: sides.is_outer,
-            filter: parts.filter,
-            fields: parts.fields,
-        });
-        Some(Made {
-            columns,
-            key: key_count,
-            partitions,
-            output,
-            work,
-            declaration,
-        })
-    }
-
-    fn join_parts(&self, declared: &model::Processor, row: &RowType) -> Option<Parts> {
-        let of = declared.name.as_str();
-        let filter = self.condition(of, declared.filter.as_ref(), row);
-        let fields = declared.fields.as_ref()?.iter();
-        let fields: Vec<Option<Scalar>> = fields
-            .map(|(_, written)| self.scalar(of, written, 0..written.len(), row))
-            .collect();
-        Some(Parts {
-            filter: filter.ok()?,
-            fields: fields.into_iter().collect::<Option<_>>()?,
-        })
-    }
-
-    fn sides<'k>(&self, declared: &model::Processor, known: &'k [KnownInput]) -> Option<Sides<'k>> {
-        let is_outer = match declared.join_type.as_ref().map(|at| (at, at.value.as_str())) {
-            None | Some((_, "inner")) => Some(false),
-            Some((_, "left")) => Some(true),
-            Some((at, _)) => {
-                self.unknown(at, "type of join", ["inner", "left"], "");
-                None
-            }
-        };
-        let (left_from, right_from) = (declared.left.as_ref()?, declared.right.as_ref()?);
-        let (left, right) = (self.read_by(left_from, known), self.read_by(right_from, known));
-        let (left, right) = (left?, right?);
-        if left.input == right.input {
-            let problem = Problem::error(right_from.span.clone(), "a join reads two different inputs");
-            self.add(problem.help("name another input on one side"));
-            return None;
-        }
-        if right.meaning != Meaning::Rows {
-            let message = format!(
-                "`{}` is no table: a join looks its right side up by key",
-                right_from.value
-            );
-            let help = "put a table or an aggregate without a window on the right, and the events on the left";
-            self.add(Problem::error(right_from.span.clone(), message).help(help));
-            return None;
-        }
-        let (left_key, right_key, names) = self.on(declared, left, right)?;
-        Some(Sides {
-            left,
-            right,
-            is_outer: is_outer?,
-            left_key,
-            right_key,
-            names,
-        })
-    }
-
-    /// The key's columns on both sides, in the order of the right side's key.
-    #[expect(
-        clippy::type_complexity,
-        reason = "two lists of columns and their names, taken apart at once"
-    )]
-    fn on(
-        &self,
-        declared: &model::Processor,
-        left: &KnownInput,
-        right: &KnownInput,
-    ) -> Option<(Vec<usize>, Vec<usize>, Vec<At<String>>)> {
-        let on = declared.on.as_ref()?;
-        let mut pairs = Vec::new();
-        for (left_name, right_name) in on.iter() {
-            let left_at = self.column(left_name, &left.from, &left.row);
-            let right_at = self.column(right_name, &right.from, &right.row);
-            let (Some(left_at), Some(right_at)) = (left_at, right_at) else {
-                continue;
-            };
-            let fields = (left.row.fields.get(left_at)?, right.row.fields.get(right_at)?);
-            if self.same_in_keys(left_name, fields.0, fields.1) {
-                pairs.push((left_at, right_at, left_name.clone()));
-            }
-        }
-        if pairs.len() != on.len() {
-            return None;
-        }
-        let key = self.whole_key(on, right, &pairs.iter().map(|(_, at, _)| *at).collect::<Vec<_>>())?;
-        if left.meaning == Meaning::Rows {
-            self.whole_key(on, left, &pairs.iter().map(|(at, ..)| *at).collect::<Vec<_>>())?;
-        }
-        let in_order = key
-            .iter()
-            .filter_map(|at| pairs.iter().find(|(_, right, _)| right == at));
-        let (mut left_key, mut names) = (Vec::new(), Vec::new());
-        for (at, _, name) in in_order {
-            left_key.push(*at);
-            names.push(name.clone());
-        }
-        Some((left_key, key, names))
-    }
-
-    /// A side's key, if exactly its columns were named.
-    fn whole_key(&self, on: &At<Entries>, of: &KnownInput, named: &[usize]) -> Option<Vec<usize>> {
-        let Some(key) = &of.key else {
-            let message = format!("the key of `{}` is not declared", of.from);
-            let help = "add `key = [\"…\"]` to its [[table]]: a join must know it before anything runs";
-            self.add(Problem::error(on.span.clone(), message).help(help));
-            return None;
-        };
-        let whole = key.len() == named.len() && key.iter().all(|at| named.contains(at));
-        if !whole {
-            let names = key.iter().filter_map(|at| of.row.fields.get(*at));
-            let names: Vec<&str> = names.map(|field| field.name.as_str()).collect();
-            let message = format!("`on` does not name the whole key of `{}` and nothing else", of.from);
-            let help = format!("its key is: {}; a table is joined by its key", names.join(", "));
-            self.add(Problem::error(on.span.clone(), message).help(help));
-            return None;
-        }
-        Some(key.clone())
-    }
-
-    fn same_in_keys(&self, name: &At<String>, left: &Field, right: &Field) -> bool {
-        let (left_form, right_form) = (key_form(left), key_form(right));
-        if left_form.is_some() && left_form == right_form {
-            return true;
-        }
-        let message = format!(
-            "`{}` is {} and `{}` is {}: their keys are written differently and never meet",
-            left.name, left.declared, right.name, right.declared
-        );
-        let help = "publish both with one type: int8 and int8, or text and text";
-        self.add(Problem::error(name.span.clone(), message).help(help));
-        false
-    }
+    let sides = find_sides(cx, declared, known)?;
+    let fields = declared.fields.as_ref()?;
+    let names: Vec<&At<String>> = sides.names.iter().collect();
+    let named = common::check_output_names(cx, &[fields], &names);
+    let whole = compile_parts(cx, declared, &pair(&sides, &sides.left.row, &sides.right.row)).filter(|_| named)?;
+    let used = |side: usize, key: &[usize]| whole.used(side).into_iter().chain(key.iter().copied()).collect();
+    let left = reduced(&sides.left.row, &used(0, &sides.left_key));
+    let right = reduced(&sides.right.row, &used(1, &sides.right_key));
+    let parts = compile_parts(cx, declared, &pair(&sides, &left, &right))?;
+    derive(cx, declared, &sides, &left, &right, parts)
 }
 
-/// How a column's values are written in a key; `None` for those that are no key.
+fn derive(
+    cx: &Context<'_>,
+    declared: &model::Processor,
+    sides: &Sides<'_>,
+    left: &RowType,
+    right: &RowType,
+    parts: Parts,
+) -> Option<Derived> {
+    let key = |of: &KnownInput, row: &RowType, key: &[usize]| -> Option<Vec<Scalar>> {
+        let names = key.iter().filter_map(|at| of.row.fields.get(*at));
+        names
+            .map(|field| Scalar::compile(&format!("row[{}]", json!(field.name)), row).ok())
+            .collect()
+    };
+    let (left_key, right_key) = (
+        key(sides.left, left, &sides.left_key)?,
+        key(sides.right, right, &sides.right_key)?,
+    );
+    let mut columns = Vec::new();
+    for (name, scalar) in sides.names.iter().zip(&left_key) {
+        columns.push(common::output_column(cx, name, name, scalar)?);
+    }
+    let key_count = columns.len();
+    for ((name, written), scalar) in declared.fields.as_ref()?.iter().zip(&parts.fields) {
+        columns.push(common::output_column(cx, name, written, scalar)?);
+    }
+    let (left_feed, right_feed) = feeds(
+        sides,
+        left,
+        right,
+        common::partitions_of(cx, declared, EVENT_PARTITIONS),
+    );
+    let partitions = common::partitions_of(cx, declared, default_partitions(&[&left_feed, &right_feed]));
+    let output = if left_feed.is_table {
+        OutputKind::Table
+    } else {
+        OutputKind::Stream
+    };
+    let declaration = json!([
+        1,
+        "join",
+        [
+            json!(sides.left.from),
+            typed(left),
+            json!(left_feed.is_direct),
+            json!(left_feed.partitions)
+        ],
+        [
+            json!(sides.right.from),
+            typed(right),
+            json!(right_feed.is_direct),
+            json!(right_feed.partitions)
+        ],
+        left_key.iter().map(Scalar::text).collect::<Vec<_>>(),
+        right_key.iter().map(Scalar::text).collect::<Vec<_>>(),
+        sides.is_outer,
+        parts.filter.as_ref().map(Program::text),
+        parts.fields.iter().map(Scalar::text).collect::<Vec<_>>(),
+        columns.iter().map(|column| column.name.as_str()).collect::<Vec<_>>(),
+    ]);
+    let work = Work::Join(Join {
+        left: left_feed,
+        right: right_feed,
+        left_key,
+        right_key,
+        is_outer: sides.is_outer,
+        filter: parts.filter,
+        fields: parts.fields,
+    });
+    Some(Derived {
+        columns,
+        key: key_count,
+        partitions,
+        output,
+        work,
+        declaration,
+    })
+}
+
+fn compile_parts(cx: &Context<'_>, declared: &model::Processor, row: &RowType) -> Option<Parts> {
+    let of = declared.name.as_str();
+    let filter = common::compile_condition(cx, of, declared.filter.as_ref(), row);
+    let fields = declared.fields.as_ref()?.iter();
+    let fields: Vec<Option<Scalar>> = fields
+        .map(|(_, written)| common::compile_scalar(cx, of, written, 0..written.len(), row))
+        .collect();
+    Some(Parts {
+        filter: filter.ok()?,
+        fields: fields.into_iter().collect::<Option<_>>()?,
+    })
+}
+
+fn find_sides<'k>(cx: &Context<'_>, declared: &model::Processor, known: &'k [KnownInput]) -> Option<Sides<'k>> {
+    let is_outer = match declared.join_type.as_ref().map(|at| (at, at.value.as_str())) {
+        None | Some((_, "inner")) => Some(false),
+        Some((_, "left")) => Some(true),
+        Some((at, _)) => {
+            cx.unknown(at, "join type", ["inner", "left"], "");
+            None
+        }
+    };
+    let (left_from, right_from) = (declared.left.as_ref()?, declared.right.as_ref()?);
+    let (left, right) = (
+        common::find_input(cx, left_from, known),
+        common::find_input(cx, right_from, known),
+    );
+    let (left, right) = (left?, right?);
+    if left.input == right.input {
+        let problem = Problem::error(right_from.span.clone(), "both sides of the join read the same input");
+        cx.add(problem.help("set `left` or `right` to another input"));
+        return None;
+    }
+    if right.meaning != Meaning::Rows {
+        let message = format!(
+            "`{}` is not a table; the right side of a join is looked up by key",
+            right_from.value
+        );
+        let help = "use a table or an aggregate without a window on the right, and events on the left";
+        cx.add(Problem::error(right_from.span.clone(), message).help(help));
+        return None;
+    }
+    let (left_key, right_key, names) = resolve_on(cx, declared, left, right)?;
+    Some(Sides {
+        left,
+        right,
+        is_outer: is_outer?,
+        left_key,
+        right_key,
+        names,
+    })
+}
+
+/// The join columns of both sides, in the order of the right side's key.
+#[expect(
+    clippy::type_complexity,
+    reason = "two lists of columns and their names, taken apart at once"
+)]
+fn resolve_on(
+    cx: &Context<'_>,
+    declared: &model::Processor,
+    left: &KnownInput,
+    right: &KnownInput,
+) -> Option<(Vec<usize>, Vec<usize>, Vec<At<String>>)> {
+    let on = declared.on.as_ref()?;
+    let mut pairs = Vec::new();
+    for (left_name, right_name) in on.iter() {
+        let left_at = known_inputs::find_column(cx, left_name, &left.from, &left.row);
+        let right_at = known_inputs::find_column(cx, right_name, &right.from, &right.row);
+        let (Some(left_at), Some(right_at)) = (left_at, right_at) else {
+            continue;
+        };
+        let fields = (left.row.fields.get(left_at)?, right.row.fields.get(right_at)?);
+        if check_key_types(cx, left_name, fields.0, fields.1) {
+            pairs.push((left_at, right_at, left_name.clone()));
+        }
+    }
+    if pairs.len() != on.len() {
+        return None;
+    }
+    let key = check_whole_key(cx, on, right, &pairs.iter().map(|(_, at, _)| *at).collect::<Vec<_>>())?;
+    if left.meaning == Meaning::Rows {
+        check_whole_key(cx, on, left, &pairs.iter().map(|(at, ..)| *at).collect::<Vec<_>>())?;
+    }
+    let in_order = key
+        .iter()
+        .filter_map(|at| pairs.iter().find(|(_, right, _)| right == at));
+    let (mut left_key, mut names) = (Vec::new(), Vec::new());
+    for (at, _, name) in in_order {
+        left_key.push(*at);
+        names.push(name.clone());
+    }
+    Some((left_key, key, names))
+}
+
+/// The key of a side, if `on` names exactly its columns.
+fn check_whole_key(cx: &Context<'_>, on: &At<Entries>, of: &KnownInput, named: &[usize]) -> Option<Vec<usize>> {
+    let Some(key) = &of.key else {
+        let message = format!("the key of `{}` is not declared", of.from);
+        let help = "add `key = [\"…\"]` to its [[table]]; a join needs the key at check time";
+        cx.add(Problem::error(on.span.clone(), message).help(help));
+        return None;
+    };
+    let whole = key.len() == named.len() && key.iter().all(|at| named.contains(at));
+    if !whole {
+        let names = key.iter().filter_map(|at| of.row.fields.get(*at));
+        let names: Vec<&str> = names.map(|field| field.name.as_str()).collect();
+        let message = format!("`on` does not match the key of `{}`", of.from);
+        let help = format!("a join must use exactly the key columns: {}", names.join(", "));
+        cx.add(Problem::error(on.span.clone(), message).help(help));
+        return None;
+    }
+    Some(key.clone())
+}
+
+fn check_key_types(cx: &Context<'_>, name: &At<String>, left: &Field, right: &Field) -> bool {
+    let (left_form, right_form) = (key_form(left), key_form(right));
+    if left_form.is_some() && left_form == right_form {
+        return true;
+    }
+    let message = format!(
+        "`{}` is {} and `{}` is {}: the keys are encoded differently and never match",
+        left.name, left.declared, right.name, right.declared
+    );
+    let help = "declare both columns with the same type, for example both int8 or both text";
+    cx.add(Problem::error(name.span.clone(), message).help(help));
+    false
+}
+
+/// The encoding of a column in a record key; `None` if it cannot be part of one.
 fn key_form(field: &Field) -> Option<AvroType> {
     let scalar = Scalar::compile(
         &format!("row[{}]", json!(field.name)),
@@ -295,7 +301,7 @@ fn key_form(field: &Field) -> Option<AvroType> {
     }
 }
 
-/// The row that conditions and columns of a join see: two records.
+/// The row type of a join's expressions: the records `left` and `right`.
 fn pair(sides: &Sides<'_>, left: &RowType, right: &RowType) -> RowType {
     let side = |name: &str, row: &RowType, nullable| Field {
         name: String::from(name),
@@ -309,8 +315,8 @@ fn pair(sides: &Sides<'_>, left: &RowType, right: &RowType) -> RowType {
     }
 }
 
-/// How the two inputs are read: where both stand in one partition, or are keyed and cut alike, as they are; else the
-/// one that is keyed stays, and the other is keyed anew beside it.
+/// How the two inputs are read. Directly, if both have one partition or are co-partitioned by the join key; else a side
+/// that is not partitioned by the join key is repartitioned.
 fn feeds(sides: &Sides<'_>, left: &RowType, right: &RowType, declared: i32) -> (Feed, Feed) {
     let keyed = |of: &KnownInput, key: &[usize]| of.key.as_deref() == Some(key);
     let (left_keyed, right_keyed) = (keyed(sides.left, &sides.left_key), keyed(sides.right, &sides.right_key));

@@ -1,8 +1,4 @@
-//! Operators and functions: which types they take.
-//!
-//! Guarantees: what is supported stands in this file and nowhere else; a refused pair of types names both, and the
-//! conversion that mends it.
-//! Never: converts by itself.
+//! Type rules of operators and functions. There are no implicit conversions; an error names the conversion to write.
 
 use super::facts::Facts;
 use super::{Checker, Typed};
@@ -13,7 +9,7 @@ use crate::names;
 use regex::RegexBuilder;
 use std::ops::Range;
 
-/// The functions, as they are written.
+/// The functions and their usage.
 const FUNCTIONS: [&str; 11] = [
     "startsWith",
     "endsWith",
@@ -27,7 +23,7 @@ const FUNCTIONS: [&str; 11] = [
     "timestamp",
     "duration",
 ];
-/// Largest compiled regular expression, in bytes.
+/// Size limit of a compiled regular expression, in bytes.
 const REGEX_BYTES_MAX: usize = 256 * 1024;
 
 fn typed(ty: Type, node: Node, span: Range<usize>) -> Typed {
@@ -40,7 +36,7 @@ fn typed(ty: Type, node: Node, span: Range<usize>) -> Typed {
     }
 }
 
-/// What a text converts to, to go with a number: a `numeric` has a fraction.
+/// The function that converts a string for use with a number: a `numeric` can have a fraction.
 fn number_of(text: &Typed, other: &Type) -> Type {
     if text.declared.as_deref() == Some("numeric") {
         Type::Double
@@ -49,7 +45,7 @@ fn number_of(text: &Typed, other: &Type) -> Type {
     }
 }
 
-/// A literal as it is written, completed to an instant if it is a date alone.
+/// The text of a literal, completed to a timestamp if it is a date.
 fn instant_of(written: &str) -> String {
     let date = written
         .get(1..11)
@@ -58,7 +54,7 @@ fn instant_of(written: &str) -> String {
 }
 
 impl Checker<'_> {
-    /// Checks an operator or a function.
+    /// Checks an operator or a function call.
     pub(super) fn call(
         &mut self,
         ast: &Ast,
@@ -73,7 +69,7 @@ impl Checker<'_> {
             ("_||_", [a, b]) => self.logic(a, b, false, facts, span),
             ("!_", [a]) => {
                 let a = self.check(a, facts)?;
-                let node = self.truth(a, "what `!` turns round")?;
+                let node = self.truth(a, "the operand of `!`")?;
                 Some(typed(Type::Bool, Node::Not(Box::new(node)), span))
             }
             ("_?_:_", [condition, yes, no]) => self.choice(condition, yes, no, facts, span),
@@ -102,8 +98,8 @@ impl Checker<'_> {
             ("_[_]", _) => {
                 self.refuse(
                     span,
-                    "nothing is read by an index",
-                    "write `row[\"name\"]` for a column",
+                    "indexing is not supported",
+                    "to read a column, write `row[\"name\"]`",
                 );
                 None
             }
@@ -124,11 +120,13 @@ impl Checker<'_> {
     fn unknown_function(&mut self, function: &str, span: Range<usize>) -> Option<Typed> {
         let (message, help) = match function {
             "now" | "today" | "currentTimestamp" => (
-                String::from("a condition depends on the row alone, not on the time"),
-                String::from("compare columns with each other, or with `timestamp(\"2026-01-31T10:00:00Z\")`"),
+                String::from("the current time is not available in conditions"),
+                String::from(
+                    "a condition depends on the row only; compare columns with each other, or with `timestamp(\"2026-01-31T10:00:00Z\")`",
+                ),
             ),
             "startsWith" | "endsWith" | "contains" => (
-                format!("`{function}` is asked of a text"),
+                format!("`{function}` is a method of strings"),
                 format!("write `name.{function}(\"…\")`"),
             ),
             known if FUNCTIONS.contains(&known) => {
@@ -137,7 +135,7 @@ impl Checker<'_> {
                 } else {
                     format!("{known}(value)")
                 };
-                (format!("`{known}` takes one value"), format!("write `{usage}`"))
+                (format!("`{known}` takes one argument"), format!("write `{usage}`"))
             }
             other => (
                 format!("there is no function `{other}`"),
@@ -148,13 +146,15 @@ impl Checker<'_> {
         None
     }
 
-    /// `&&` and `||`: the right side is only asked when the left has not decided, and so knows what that means.
+    /// `&&` and `||`. The right operand is checked with the facts that hold if the left one did not decide the result.
     fn logic(&mut self, a: &Ast, b: &Ast, and: bool, facts: &Facts, span: Range<usize>) -> Option<Typed> {
-        let left = self.check(a, facts).and_then(|left| self.truth(left, "the left side"));
+        let left = self
+            .check(a, facts)
+            .and_then(|left| self.truth(left, "the left operand"));
         let known = facts.and(a, and, self.row);
         let right = self
             .check(b, &known)
-            .and_then(|right| self.truth(right, "the right side"));
+            .and_then(|right| self.truth(right, "the right operand"));
         let (left, right) = (Box::new(left?), Box::new(right?));
         Some(typed(
             Type::Bool,
@@ -170,7 +170,7 @@ impl Checker<'_> {
     fn choice(&mut self, condition: &Ast, yes: &Ast, no: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
         let node = self
             .check(condition, facts)
-            .and_then(|c| self.truth(c, "what stands before `?`"));
+            .and_then(|c| self.truth(c, "the condition before `?`"));
         let (if_true, if_false) = (
             facts.and(condition, true, self.row),
             facts.and(condition, false, self.row),
@@ -178,11 +178,15 @@ impl Checker<'_> {
         let (yes, no) = (self.check(yes, &if_true), self.check(no, &if_false));
         let (node, yes, no) = (node?, yes?, no?);
         if yes.ty != no.ty && yes.ty != Type::Null && no.ty != Type::Null {
-            let message = format!("`?:` gives one type; {}, {}", self.describe(&yes), self.describe(&no));
+            let message = format!(
+                "the branches of `?:` have different types: {}, {}",
+                self.describe(&yes),
+                self.describe(&no)
+            );
             self.refuse(
                 span,
                 message,
-                "convert one of them, with int(), double(), string() or timestamp()",
+                "convert one of them with int(), double(), string() or timestamp()",
             );
             return None;
         }
@@ -212,11 +216,11 @@ impl Checker<'_> {
         for (value, null) in [(&a, &b), (&b, &a)] {
             if null.ty == Type::Null && !value.nullable {
                 let (written, answer) = (self.written(&value.span), compare == Compare::Ne);
-                let message = format!("`{written}` is never null: this is always {answer}");
+                let message = format!("`{written}` is never null, so this is always {answer}");
                 self.warn(
                     span.clone(),
                     message,
-                    "remove it; or mark the column's type with `?` if it may be null",
+                    "remove the comparison, or append `?` to the column's type if it is nullable",
                 );
             }
         }
@@ -229,7 +233,10 @@ impl Checker<'_> {
 
     fn ordering(&mut self, compare: Compare, a: &Ast, b: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
         let (a, b) = (self.check(a, facts), self.check(b, facts));
-        let (a, b) = (self.present(a?, "it has an order"), self.present(b?, "it has an order"));
+        let (a, b) = (
+            self.present(a?, "null has no order"),
+            self.present(b?, "null has no order"),
+        );
         let (a, b) = (a?, b?);
         if !a.ty.comparable(&b.ty) {
             self.incomparable(&a, &b, span);
@@ -242,30 +249,30 @@ impl Checker<'_> {
         ))
     }
 
-    /// Reports two types that do not compare, with the conversion that mends it.
+    /// Reports two types that cannot be compared, with the conversion to write.
     fn incomparable(&mut self, a: &Typed, b: &Typed, span: Range<usize>) {
-        let message = format!("{} and {}: these do not compare", self.describe(a), self.describe(b));
+        let message = format!("cannot compare: {} and {}", self.describe(a), self.describe(b));
         let (text, other) = if a.ty == Type::Text { (a, b) } else { (b, a) };
         let (text_written, other_written) = (self.written(&text.span), self.written(&other.span));
         let is_literal = matches!(text.node, Node::Const(_));
         let help = match (&text.ty, &other.ty) {
             (Type::Text, ty) if ty.is_number() => match &text.node {
                 Node::Const(Value::Text(value)) if value.parse::<f64>().is_ok() => {
-                    format!("write the number without quotes: `{value}`")
+                    format!("remove the quotes: `{value}`")
                 }
-                _ => format!("convert the text: `{}({text_written})`", number_of(text, ty)),
+                _ => format!("convert the string: `{}({text_written})`", number_of(text, ty)),
             },
             (Type::Text, Type::Timestamp) if is_literal => {
-                format!("write an instant: `timestamp({})`", instant_of(text_written))
+                format!("convert it: `timestamp({})`", instant_of(text_written))
             }
             (Type::Text, Type::Duration) if is_literal => format!("write `duration({text_written})`"),
             (Type::Text, Type::Bool) => format!("write `{other_written} == true` or `{other_written} == false`"),
-            (Type::Text, Type::Timestamp) => format!("convert the text: `timestamp({text_written})`"),
+            (Type::Text, Type::Timestamp) => format!("convert the string: `timestamp({text_written})`"),
             (_, Type::Row(_) | Type::List(_) | Type::Opaque(_))
             | (Type::Row(_) | Type::List(_) | Type::Opaque(_), _) => {
-                String::from("only `== null` and `!= null` can be asked of it")
+                String::from("only `== null` and `!= null` are supported for it")
             }
-            _ => String::from("compare values of one type; int(), double(), string() and timestamp() convert"),
+            _ => String::from("compare values of the same type; convert with int(), double(), string() or timestamp()"),
         };
         self.refuse(span, message, help);
     }
@@ -278,7 +285,11 @@ impl Checker<'_> {
         let checked: Vec<Option<Typed>> = elements.iter().map(|element| self.check(element, facts)).collect();
         let value = value?;
         if elements.is_empty() {
-            self.warn(span.clone(), "nothing is in an empty list", "name at least one value");
+            self.warn(
+                span.clone(),
+                "`in` with an empty list is always false",
+                "add at least one value to the list",
+            );
         }
         let mut nodes = Vec::with_capacity(checked.len());
         for element in checked {
@@ -302,20 +313,20 @@ impl Checker<'_> {
 
     fn in_column(&mut self, value: Option<Typed>, list: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
         let list = self.check(list, facts)?;
-        let list = self.present(list, "it can be searched")?;
+        let list = self.present(list, "null cannot be searched")?;
         let value = value?;
         let Type::List(element) = &list.ty else {
             let message = format!("{}, not a list", self.describe(&list));
             self.refuse(
                 list.span,
                 message,
-                "write a list after `in`: `status in [\"open\", \"paid\"]`",
+                "the right operand of `in` must be a list: `status in [\"open\", \"paid\"]`",
             );
             return None;
         };
         if !value.ty.comparable(&element.ty) {
             let message = format!("{}, but the list holds {}", self.describe(&value), element.ty);
-            self.refuse(span, message, "look for a value of the list's own type");
+            self.refuse(span, message, "search for a value of the list's item type");
             return None;
         }
         Some(typed(
@@ -335,7 +346,7 @@ impl Checker<'_> {
         span: Range<usize>,
     ) -> Option<Typed> {
         let (a, b) = (self.check(a, facts), self.check(b, facts));
-        let so = "it can be computed with";
+        let so = "null cannot be used in arithmetic";
         let (a, b) = (self.present(a?, so), self.present(b?, so));
         let (a, b) = (a?, b?);
         let ty = match (&a.ty, op, &b.ty) {
@@ -350,21 +361,31 @@ impl Checker<'_> {
         };
         let Some(ty) = ty else {
             let message = format!(
-                "`{sign}` does not take these; {}, {}",
+                "`{sign}` does not support these operands: {}, {}",
                 self.describe(&a),
                 self.describe(&b)
             );
             let help = match (&a.ty, &b.ty) {
-                (Type::Int, Type::Double) => format!("convert: `double({})`", self.written(&a.span)),
-                (Type::Double, Type::Int) => format!("convert: `double({})`", self.written(&b.span)),
+                (Type::Int, Type::Double) => format!("convert one operand: `double({})`", self.written(&a.span)),
+                (Type::Double, Type::Int) => format!("convert one operand: `double({})`", self.written(&b.span)),
                 (Type::Text, ty) if ty.is_number() => {
-                    format!("convert: `{}({})`", number_of(&a, ty), self.written(&a.span))
+                    format!(
+                        "convert one operand: `{}({})`",
+                        number_of(&a, ty),
+                        self.written(&a.span)
+                    )
                 }
                 (ty, Type::Text) if ty.is_number() => {
-                    format!("convert: `{}({})`", number_of(&b, ty), self.written(&b.span))
+                    format!(
+                        "convert one operand: `{}({})`",
+                        number_of(&b, ty),
+                        self.written(&b.span)
+                    )
                 }
-                (Type::Double, Type::Double) => String::from("the remainder is of integers: use int()"),
-                _ => String::from("numbers of one kind, texts (`+`), instants and durations can be computed with"),
+                (Type::Double, Type::Double) => String::from("`%` requires integers; convert with int()"),
+                _ => String::from(
+                    "supported are two integers, two doubles, two strings (`+`), and timestamps with durations",
+                ),
             };
             self.refuse(span, message, help);
             return None;
@@ -375,21 +396,21 @@ impl Checker<'_> {
 
     fn negation(&mut self, a: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
         let a = self.check(a, facts)?;
-        let a = self.present(a, "it can be computed with")?;
+        let a = self.present(a, "null cannot be used in arithmetic")?;
         if !a.ty.is_number() {
-            let message = format!("`-` is for numbers; {}", self.describe(&a));
+            let message = format!("unary `-` requires a number; {}", self.describe(&a));
             self.refuse(span, message, "convert it with int() or double()");
             return None;
         }
         self.fold(typed(a.ty.clone(), Node::Negate(Box::new(a.node), span.clone()), span))
     }
 
-    /// A part that must be a text.
+    /// Checks an operand that must be a string.
     fn text(&mut self, ast: &Ast, facts: &Facts) -> Option<Typed> {
         let a = self.check(ast, facts)?;
-        let a = self.present(a, "its text can be looked at")?;
+        let a = self.present(a, "string methods do not accept null")?;
         if a.ty != Type::Text {
-            let message = format!("this is for texts; {}", self.describe(&a));
+            let message = format!("string methods require a string; {}", self.describe(&a));
             self.refuse(
                 a.span.clone(),
                 message,
@@ -409,7 +430,7 @@ impl Checker<'_> {
     fn regex(&mut self, a: &Ast, pattern: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
         let a = self.text(a, facts);
         let Kind::Text(text) = &pattern.kind else {
-            let help = "write it as a text: `name.matches(\"^[A-Z]+$\")`";
+            let help = "write the pattern as a string literal: `name.matches(\"^[A-Z]+$\")`";
             self.refuse(pattern.span.clone(), "the pattern of `matches` must be a literal", help);
             return None;
         };
@@ -423,8 +444,8 @@ impl Checker<'_> {
                     .unwrap_or("")
                     .trim_start_matches("error: ")
                     .to_string();
-                let help = format!("{reason}; a backslash is written twice in \"…\" (or use r\"…\")");
-                self.refuse(pattern.span.clone(), "this is no regular expression", help);
+                let help = format!("{reason}; in \"…\" write a backslash twice, or use r\"…\"");
+                self.refuse(pattern.span.clone(), "invalid regular expression", help);
                 None
             }
         }
@@ -432,10 +453,14 @@ impl Checker<'_> {
 
     fn size(&mut self, a: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
         let a = self.check(a, facts)?;
-        let a = self.present(a, "it has a size")?;
+        let a = self.present(a, "null has no size")?;
         if !matches!(a.ty, Type::Text | Type::Bytes | Type::List(_)) {
-            let message = format!("{}: it has no size", self.describe(&a));
-            self.refuse(a.span, message, "size is of texts (characters), bytes and lists");
+            let message = format!("size() is not defined here: {}", self.describe(&a));
+            self.refuse(
+                a.span,
+                message,
+                "size() accepts strings (counted in characters), bytes and lists",
+            );
             return None;
         }
         self.fold(typed(Type::Int, Node::Size(Box::new(a.node)), span))
@@ -443,7 +468,7 @@ impl Checker<'_> {
 
     fn convert(&mut self, to: Convert, ty: Type, a: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
         let a = self.check(a, facts)?;
-        let a = self.present(a, "it can be converted")?;
+        let a = self.present(a, "null cannot be converted")?;
         let from: &[Type] = match to {
             Convert::Int => &[Type::Int, Type::Double, Type::Text, Type::Timestamp],
             Convert::Double => &[Type::Double, Type::Int, Type::Text],
@@ -452,9 +477,9 @@ impl Checker<'_> {
             Convert::Duration => &[Type::Duration, Type::Text],
         };
         if !from.contains(&a.ty) {
-            let message = format!("{}: it does not convert to {ty}", self.describe(&a));
+            let message = format!("cannot convert to {ty}: {}", self.describe(&a));
             let list = from.iter().map(Type::to_string).collect::<Vec<_>>().join(", ");
-            self.refuse(a.span, message, format!("{ty}() takes: {list}"));
+            self.refuse(a.span, message, format!("{ty}() accepts: {list}"));
             return None;
         }
         self.fold(typed(ty, Node::Convert(to, Box::new(a.node), span.clone()), span))
@@ -462,7 +487,7 @@ impl Checker<'_> {
 }
 
 impl Node {
-    /// Whether its direct parts are literals, so that it can be computed once.
+    /// Whether all operands are literals, so that the node can be evaluated at compile time.
     pub(super) fn is_constant(&self) -> bool {
         let literal = |node: &Node| matches!(node, Node::Const(_));
         match self {

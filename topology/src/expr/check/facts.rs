@@ -1,28 +1,26 @@
-//! Which columns are known not to be null, from the conditions around a place.
+//! Null analysis: the columns that are known not to be null at a place, because of the conditions around it.
 //!
-//! Guarantees: a fact follows from the condition being true (or false), never from a guess; what is not followed is
-//! only lost, and the checker then asks for a guard.
-//! Never: evaluates.
+//! The analysis is conservative: where it does not derive a fact, the checker requires an explicit guard.
 
 use crate::expr::parse::{Ast, Kind};
 use crate::expr::{RowType, Type};
 
-/// A column, or a field of a nested record: the indexes from the row down.
+/// A column, or a field of a nested record, as indexes starting at the row.
 pub(super) type Path = Vec<usize>;
 
-/// What is known not to be null.
+/// The columns and fields that are known not to be null.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Facts {
     present: Vec<Path>,
 }
 
 impl Facts {
-    /// Whether it is known not to be null.
+    /// Whether the column or field is known not to be null.
     pub(super) fn holds(&self, path: &[usize]) -> bool {
         self.present.iter().any(|known| known == path)
     }
 
-    /// These facts, and what follows from a condition being `truth`.
+    /// These facts, and those that follow from `condition == truth`.
     pub(super) fn and(&self, condition: &Ast, truth: bool, row: &RowType) -> Facts {
         let mut present = self.present.clone();
         learn(condition, truth, row, &mut present);
@@ -40,7 +38,7 @@ fn learn(ast: &Ast, truth: bool, row: &RowType, out: &mut Vec<Path>) {
                     learn(a, truth, row, out);
                     learn(b, truth, row, out);
                 } else {
-                    // Either side may have decided: only what both say is known.
+                    // Either operand may have decided the result, so only facts of both hold.
                     let (mut left, mut right) = (Vec::new(), Vec::new());
                     learn(a, truth, row, &mut left);
                     learn(b, truth, row, &mut right);
@@ -75,7 +73,7 @@ fn learn_equal(a: &Ast, b: &Ast, equal: bool, row: &RowType, out: &mut Vec<Path>
     }
 }
 
-/// Whether a part is never null, by its kind alone.
+/// Whether an expression is never null because of its kind.
 fn never_null(ast: &Ast, row: &RowType) -> bool {
     match &ast.kind {
         Kind::Bool(_) | Kind::Int(_) | Kind::Double(_) | Kind::Text(_) | Kind::Bytes(_) => true,
@@ -86,7 +84,7 @@ fn never_null(ast: &Ast, row: &RowType) -> bool {
     }
 }
 
-/// Whether a node is `row`, and no column is called so.
+/// Whether a node is the name `row` and no column has this name.
 pub(super) fn is_row(ast: &Ast, row: &RowType) -> bool {
     matches!(&ast.kind, Kind::Name(name) if name == "row") && row.fields.iter().all(|field| field.name != "row")
 }

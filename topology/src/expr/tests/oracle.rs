@@ -1,10 +1,10 @@
-//! Random conditions over random rows: our tree and the `cel` crate's interpreter give the same answer.
+//! Random conditions over random rows: the compiled program and the `cel` crate's interpreter agree.
 
 use super::*;
 use cel::{Context, Value as Cel};
 use proptest::prelude::*;
 
-/// The columns that random conditions use: names, types.
+/// Columns of random conditions: name and index.
 const COLUMNS: [(&str, usize); 6] = [
     ("id", 0),
     ("status", 1),
@@ -108,8 +108,8 @@ fn cel_value(value: &Datum<'_>) -> Cel {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
     #[test]
-    fn our_tree_and_the_cel_interpreter_agree(condition in condition(), row in random_row()) {
-        // Literal arithmetic that cannot be computed is refused by us while compiling.
+    fn program_and_cel_interpreter_agree(condition in condition(), row in random_row()) {
+        // Constant expressions that overflow are already rejected by `compile`.
         let Ok(ours) = Program::compile(&condition, &orders()) else { return Ok(()) };
         let mut context = Context::default();
         for (name, at) in COLUMNS {
@@ -124,12 +124,12 @@ proptest! {
     }
 
     #[test]
-    fn no_text_makes_the_compiler_panic(text in "[a-z0-9 ()\\[\\].!=<>&|?:+*/%'\"\\\\,{}-]{0,60}") {
+    fn compiler_does_not_panic_on_symbols(text in "[a-z0-9 ()\\[\\].!=<>&|?:+*/%'\"\\\\,{}-]{0,60}") {
         let _ = Program::compile(&text, &orders());
     }
 
     #[test]
-    fn no_text_of_any_characters_makes_the_compiler_panic(text in ".{0,40}") {
+    fn compiler_does_not_panic_on_any_text(text in ".{0,40}") {
         if let Err(errors) = Program::compile(&text, &orders()) {
             prop_assert!(errors.iter().all(|error| text.get(error.span.clone()).is_some()));
         }

@@ -190,7 +190,7 @@ impl Bench {
     fn start_as(&self, clock: Arc<dyn Clock>, application: &Application, config: Config) -> Result<ThreadDriver> {
         let stores = Directory {
             dir: self.dir.path().to_owned(),
-            engine: config.engine,
+            engine: config.stores.engine,
             memory_bytes: 1 << 20,
         };
         ThreadDriver::new(application, config, self.log.clone(), clock, Arc::new(stores), 0)

@@ -196,7 +196,7 @@ fn at_least_once_a_timer_is_given_up_too() {
     let bench = Bench::new();
     bench.append(0, &[("a", "later"), ("bad", "out"), ("b", "later"), ("bad2", "key")]);
     let mut thread = bench.start_with(&application(), |config| {
-        config.guarantee = ProcessingGuarantee::AtLeastOnce
+        config.commit.guarantee = ProcessingGuarantee::AtLeastOnce
     });
     fire_all(&bench, &mut thread);
     assert_eq!(bench.records("in.dlq", 0).len(), 2);

@@ -78,8 +78,8 @@ pub(super) fn words(cause: &(dyn Any + Send)) -> String {
 fn live<S: Scene>(program: &S::Program, home: &Home, name: &str, disk: &Disk) {
     let duration = |ms: Millis| Duration::from_millis(u64::try_from(ms).unwrap_or_default());
     let mut config = Config::new(name, "unused");
-    config.transaction_timeout = duration(TXN_TIMEOUT);
-    config.session_timeout = duration(SESSION_TIMEOUT);
+    config.commit.transaction_timeout = duration(TXN_TIMEOUT);
+    config.group.session_timeout = duration(SESSION_TIMEOUT);
     let application = S::application(program, home, &mut config);
     let (log, clock, stores) = (Arc::new(home.clone()), Arc::new(home.clone()), Arc::new(disk.clone()));
     let thread = ThreadDriver::new(&application, config, log, clock, stores, 0);

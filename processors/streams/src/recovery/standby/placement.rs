@@ -2,7 +2,7 @@
 //!
 //! The group assigns ranges over the threads in the order of their names, so the assignment after a failure can be computed in
 //! advance. A warm store on any other process would never be used. Every process computes the same placement from the same
-//! members, and none keeps a standby of its own tasks.
+//! members, and none keeps a standby of a task that it runs.
 
 use crate::api::context::TaskId;
 use std::collections::{BTreeMap, BTreeSet};

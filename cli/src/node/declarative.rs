@@ -1,0 +1,35 @@
+//! The roles `processor:<name>` of declarative processors: aggregates and joins of the topology.
+
+use super::context::{Context, DAY_MS};
+use super::processor;
+use anyhow::{Context as _, Result};
+use processors::declared;
+use std::sync::Arc;
+use topology::{Processor, Topology};
+
+/// How long deleted input rows are remembered: the 7 days of the topics' retention, and one day.
+const HORIZON_MS: i64 = 8 * DAY_MS;
+
+/// Registers the schema of the processor's output, then runs its stream threads.
+pub fn start(context: &Context, topology: &Arc<Topology>, name: &str) {
+    let processor = topology.processor(name).cloned().map(Arc::new);
+    let processor = processor.expect("the topology check resolves the processors of a node's roles");
+    let config = processor::config(context, name);
+    let (prepared, topology, declaration) = (context.clone(), topology.clone(), processor.clone());
+    processor::start(context, &format!("{name} schema"), config, Some(processor), move || {
+        let schema_id = register_schema(&prepared, &declaration)?;
+        Ok(declared::application(&declared::Config {
+            topology: topology.clone(),
+            processor: declaration.clone(),
+            schema_id,
+            horizon_ms: HORIZON_MS,
+            fetch: processor::fetch_schema(prepared.backends.registry.clone()),
+        }))
+    });
+}
+
+fn register_schema(context: &Context, processor: &Processor) -> Result<u32> {
+    let subject = schemas::wire::subject(&processor.topic(), processor.schema.name());
+    let id = context.backends.registry.register(&subject, processor.schema.text());
+    Ok(id.with_context(|| format!("cannot register {subject}"))?.0)
+}

@@ -1,0 +1,70 @@
+//! The role `ingest`: the listener for events and for the transactions of HTTP sources.
+
+use super::context::Context;
+use anyhow::{Context as _, Result};
+use connectors::ingest::{Config, EventTopic, Ingest};
+use connectors::sources::http::Inlet;
+use event_log::ErrorAction;
+use registry::SharedRegistry;
+use service::{Drain, backoff::Backoff, chain};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use topology::{Event, Topology};
+
+/// Registers the schemas of the events, then starts the listener. `sources` are the inlets of HTTP sources by topic.
+pub async fn start(
+    context: &Context,
+    topology: &Topology,
+    config: Config,
+    sources: BTreeMap<String, Inlet>,
+) -> Result<SocketAddr> {
+    let listener = service::http::bind(config.listen).await?;
+    let address = listener.local_addr()?;
+    let (registry, events) = (context.backends.registry.clone(), topology.events.clone());
+    let drain = context.tasks.drain();
+    let register = tokio::task::spawn_blocking(move || register_events(&registry, &events, &drain));
+    let router = Ingest {
+        log: context.backends.log.clone(),
+        events: register.await??,
+        sources,
+        config,
+    }
+    .router();
+    service::http::serve(
+        &context.tasks,
+        "ingest-listener",
+        listener,
+        router,
+        Duration::from_secs(5),
+    );
+    Ok(address)
+}
+
+/// Registers the schemas of the events, and retries while the registry is unavailable.
+fn register_events(registry: &SharedRegistry, events: &[Event], drain: &Drain) -> Result<Vec<EventTopic>> {
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+    let mut registered = Vec::new();
+    for event in events {
+        let topic: Arc<str> = event.topic().into();
+        let subject = schemas::wire::subject(&topic, event.schema.name());
+        let id = loop {
+            match registry.register(&subject, event.schema.text()) {
+                Ok(id) => break id,
+                Err(error) if error.action() == ErrorAction::Retry => {
+                    tracing::warn!(%subject, cause = chain(&error), "registry unavailable; retrying");
+                    anyhow::ensure!(backoff.pause_blocking(drain), "stopped while waiting for the registry");
+                }
+                Err(error) => return Err(error).with_context(|| format!("cannot register the schema of {topic}")),
+            }
+        };
+        registered.push(EventTopic {
+            topic,
+            schema: event.schema.clone(),
+            id,
+            key: event.key.clone(),
+        });
+    }
+    Ok(registered)
+}

@@ -1,0 +1,104 @@
+//! What the processors of a node have in common: configuration, schema lookup, and the start after registration.
+
+use super::context::Context;
+use crate::state_api::RunningProcessors;
+use event_log::ErrorAction;
+use processors::sync_views::{FetchSchema, Unavailable};
+use registry::SharedRegistry;
+use schemas::ids::SchemaId;
+use service::{Drain, backoff::Backoff, chain};
+use std::sync::Arc;
+use std::time::Duration;
+use streams::{Application, Handle};
+use topology::Processor;
+
+/// Starts a processor on its own thread as soon as `prepare` succeeds. `prepare` registers schemas and builds the
+/// application; while it fails, the component `<what>` is not ready and the attempt is repeated.
+pub fn start(
+    context: &Context,
+    what: &str,
+    config: streams::Config,
+    declaration: Option<Arc<Processor>>,
+    prepare: impl Fn() -> anyhow::Result<Application> + Send + 'static,
+) {
+    let (context, what) = (context.clone(), what.to_owned());
+    let tasks = context.tasks.clone();
+    tasks.thread(what.replace(' ', "-"), move || {
+        let drain = context.tasks.drain();
+        if let Some(application) = retry(&context, &what, &drain, prepare) {
+            let handle = run(&context, application, config);
+            add(&context.backends.running, handle, declaration);
+        }
+        Ok::<(), anyhow::Error>(())
+    });
+}
+
+fn run(context: &Context, application: Application, config: streams::Config) -> Handle {
+    let (log, clock) = (context.backends.log.clone(), context.backends.clock.clone());
+    streams::run(application, config, log, clock, &context.tasks, &context.readiness)
+}
+
+fn add(running: &RunningProcessors, handle: Handle, declaration: Option<Arc<Processor>>) {
+    running.add(handle, declaration);
+}
+
+/// Repeats `prepare` until it succeeds; `None` if the process stops before.
+fn retry(
+    context: &Context,
+    what: &str,
+    drain: &Drain,
+    prepare: impl Fn() -> anyhow::Result<Application>,
+) -> Option<Application> {
+    let component = context.readiness.register(what);
+    let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
+    loop {
+        match prepare() {
+            Ok(application) => {
+                component.ready();
+                return Some(application);
+            }
+            Err(error) => {
+                let cause = format!("{error:#}");
+                tracing::warn!(%cause, component = what, "processor start failed; retrying");
+                let registry = context.backends.registry.describe_self();
+                component.not_ready(cause, format!("check the log and the registry {registry}"));
+            }
+        }
+        if !backoff.pause_blocking(drain) {
+            return None;
+        }
+    }
+}
+
+/// Configuration of a processor on this node.
+pub fn config(context: &Context, processor: &str) -> streams::Config {
+    let settings = &context.processors;
+    let instance = settings.instance.as_deref().unwrap_or(&context.node);
+    let mut config = streams::Config::new(instance, context.data.join("processors"));
+    config.threads = settings.threads;
+    config.stores.engine = settings.store.into();
+    config.stores.memory_bytes = settings.store_memory_mib << 20;
+    config.group.protocol = settings.group_protocol.into();
+    config.commit.guarantee = settings.guarantee_of(processor);
+    config.topics.replication = context.backends.replication;
+    config.standby_replicas = settings.standby_replicas;
+    config.advertised = context.backends.advertised.clone();
+    config
+}
+
+/// Schemas by id. An unknown id is an error of the record (dead letter); any other failure is retried.
+pub fn fetch_schema(registry: SharedRegistry) -> FetchSchema {
+    Arc::new(move |id| match registry.by_id(SchemaId(id)) {
+        Ok(text) => Ok(text.to_string()),
+        Err(error) => {
+            let fate = match error {
+                registry::Error::SchemaNotFound { .. } => ErrorAction::DeadLetter,
+                _ => ErrorAction::Retry,
+            };
+            Err(Unavailable {
+                reason: chain(&error),
+                fate,
+            })
+        }
+    })
+}

@@ -1,0 +1,69 @@
+//! The roles `connector:<name>`: PostgreSQL and HTTP sources.
+
+use super::context::Context;
+use anyhow::Result;
+use connectors::source::{Context as SourceContext, OnMismatch, run as run_source};
+use connectors::sources::http::Inlet;
+use connectors::sources::postgres;
+use connectors::status::Handle;
+use schemas::pg_types::Column;
+use std::sync::Arc;
+use topology::{Source, Table};
+
+/// Starts a PostgreSQL connector on its own thread.
+pub fn start_postgres(context: &Context, source: &Source, config: &postgres::Config) -> Result<()> {
+    let tables = source.tables.iter().map(declared_table).collect();
+    let connector = postgres::Source::new(&source.name, config, tables, context.backends.registry.clone())?;
+    start(context, source, connector, config.on_mismatch);
+    Ok(())
+}
+
+/// Starts an HTTP source on its own thread. The ingest listener passes posted transactions to the returned inlet.
+pub fn start_http(context: &Context, source: &Source) -> Inlet {
+    let table = |table: &Table| {
+        let name: Arc<str> = table.name.as_str().into();
+        (name, table.schema.clone(), table.key.clone().unwrap_or_default())
+    };
+    let tables = source.tables.iter().map(table).collect();
+    let (registry, clock) = (context.backends.registry.clone(), context.backends.clock.clone());
+    let (connector, inlet) = connectors::sources::http::Source::new(&source.name, tables, registry, clock);
+    start(context, source, connector, OnMismatch::Stop);
+    inlet
+}
+
+fn start<S>(context: &Context, source: &Source, connector: S, on_mismatch: OnMismatch)
+where
+    S: connectors::source::Source + Send + 'static,
+{
+    let name = source.name.to_string();
+    let component = context.readiness.register(format!("connector {name}"));
+    let source_context = SourceContext {
+        name: name.clone(),
+        log: context.backends.log.clone(),
+        registry: context.backends.registry.clone(),
+        clock: context.backends.clock.clone(),
+        runtime: tokio::runtime::Handle::current(),
+        handle: Handle::new(&name, component),
+        on_mismatch,
+    };
+    let drain = context.tasks.drain();
+    context.tasks.thread(format!("connector-{name}"), move || {
+        run_source(connector, &source_context, &drain)
+    });
+}
+
+fn declared_table(table: &Table) -> postgres::Declared {
+    let key_names = |key: &Vec<usize>| {
+        let columns = key.iter().filter_map(|at| table.columns.get(*at));
+        columns.map(|column| column.name.clone()).collect()
+    };
+    postgres::Declared {
+        name: table.name.clone(),
+        columns: table
+            .columns
+            .iter()
+            .map(|c| Column::new(&c.name, &c.declared, c.nullable))
+            .collect(),
+        key: table.key.as_ref().map(key_names),
+    }
+}

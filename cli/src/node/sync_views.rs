@@ -1,0 +1,80 @@
+//! The role `processor:sync-views`.
+
+use super::context::{Context, DAY_MS};
+use super::processor;
+use anyhow::{Context as _, Result};
+use processors::sync_views::{self, SyncViews};
+use schemas::events::{Event as _, Stale, TransactionBegin, TransactionEnd, ViewRow};
+use std::sync::Arc;
+use streams::{Application, FirstStart, SubTopology, TaskInfo};
+use topology::{SYNC_VIEWS, VIEW_LOG};
+use views::record::SchemaIds;
+use views::rules::{Rules, SourceRules};
+
+/// Registers the schemas of `view.log`, then runs the stream threads.
+pub fn start(context: &Context, rules: &Rules) {
+    let mut config = processor::config(context, SYNC_VIEWS);
+    config.commit.touches_view_log = true;
+    let (prepared, rules) = (context.clone(), rules.clone());
+    processor::start(context, "sync-views schemas", config, None, move || {
+        let schemas = register_schemas(&prepared)?;
+        let horizon_ms = horizon_ms(&prepared)?;
+        Ok(application(&prepared, &rules, schemas, horizon_ms))
+    });
+}
+
+fn register_schemas(context: &Context) -> Result<SchemaIds> {
+    let register = |name: &str, text: &str| -> Result<u32> {
+        let subject = schemas::wire::subject(VIEW_LOG, name);
+        let id = context.backends.registry.register(&subject, text);
+        Ok(id.with_context(|| format!("cannot register {subject}"))?.0)
+    };
+    Ok(SchemaIds {
+        row: register(ViewRow::NAME, ViewRow::AVSC)?,
+        closing: register(TransactionEnd::NAME, TransactionEnd::AVSC)?,
+        open: register(TransactionBegin::NAME, TransactionBegin::AVSC)?,
+        stale: register(Stale::NAME, Stale::AVSC)?,
+    })
+}
+
+/// How long deleted rows are remembered: `delete.retention.ms` of `view.log` less a margin.
+fn horizon_ms(context: &Context) -> Result<i64> {
+    let info = context.backends.log.describe(VIEW_LOG)?;
+    let info = info.with_context(|| format!("topic {VIEW_LOG} does not exist"))?;
+    let retention = info.number("delete.retention.ms").unwrap_or(7 * DAY_MS);
+    Ok(retention - DAY_MS.min(retention / 7))
+}
+
+fn application(context: &Context, rules: &Rules, schemas: SchemaIds, horizon_ms: i64) -> Application {
+    let partitions = rules.partitions();
+    let fetch = processor::fetch_schema(context.backends.registry.clone());
+    let sub_topology = |source: &Arc<SourceRules>| {
+        let (source, fetch) = (source.clone(), fetch.clone());
+        let topic = source.topic().to_owned();
+        SubTopology {
+            name: topic.clone(),
+            inputs: vec![topic.clone()],
+            store: topic,
+            first_start: FirstStart::Earliest,
+            factory: Arc::new(move |task: &TaskInfo| {
+                let topic_id = task.inputs.first().map(|i| i.id.to_string()).unwrap_or_default();
+                // The topic id makes a recreated topic a new writer, see docs/protocol/view-sync.md.
+                let writer = format!("{SYNC_VIEWS}/{}/{topic_id}/{}", source.topic(), task.id.partition);
+                Box::new(SyncViews::new(sync_views::Config {
+                    rules: source.clone(),
+                    writer,
+                    topic_id,
+                    view_log: VIEW_LOG.into(),
+                    partitions,
+                    schemas,
+                    horizon_ms,
+                    fetch: fetch.clone(),
+                }))
+            }),
+        }
+    };
+    Application {
+        name: SYNC_VIEWS.into(),
+        subtopologies: rules.lines().iter().map(sub_topology).collect(),
+    }
+}

@@ -1,0 +1,294 @@
+//! Requests of operators (topics, lag, replay, offsets) and their execution on a log.
+//!
+//! Only one process can open an embedded log. While `trunkline dev` has it open, the command line sends its requests to
+//! the admin listener of that process; otherwise it executes them itself. Both ways give the same stream of responses.
+
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::response::Response as HttpResponse;
+use axum::routing::post;
+use axum::{Json, Router};
+use event_log::{EventLog, SharedEventLog, TopicPartition};
+use operations::replay::{Border, Job};
+use operations::topics::{From, Tail};
+use operations::{Decoder, FetchSchema, lag, replay, topics};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use service::SharedClock;
+use std::sync::Arc;
+use streams::offsets;
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+
+/// Path of the requests on the admin listener.
+pub const PATH: &str = "/v1/operations";
+
+/// A request.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// List all topics.
+    Topics,
+    /// Describe one topic.
+    Topic(String),
+    /// Read records.
+    Tail(TailRequest),
+    /// Measure the lag of one consumer group, or of all.
+    Lag(Option<String>),
+    /// Copy records to another topic.
+    Replay(ReplayRequest),
+    /// Show or change the offsets of a task.
+    Offsets(OffsetsRequest),
+}
+
+/// Which records to read.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TailRequest {
+    /// Topic.
+    pub topic: String,
+    /// Only this partition.
+    pub partition: Option<i32>,
+    /// First record.
+    pub from: Position,
+    /// Only this key.
+    pub key: Option<String>,
+    /// Maximum number of records; ignored with `follow`.
+    pub limit: usize,
+    /// Whether to wait for new records at the end.
+    pub follow: bool,
+    /// Whether to include uncommitted records.
+    pub uncommitted: bool,
+}
+
+/// Which records to copy where.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ReplayRequest {
+    /// Source topic.
+    pub topic: String,
+    /// Target topic.
+    pub to: String,
+    /// Only this partition.
+    pub partition: Option<i32>,
+    /// First record.
+    pub from: Position,
+    /// End, exclusive.
+    pub until: Position,
+    /// Only this key.
+    pub key: Option<String>,
+    /// Maximum number of records per second.
+    pub rate: Option<u32>,
+    /// Whether to count only.
+    pub dry_run: bool,
+}
+
+/// A task and what to do with its offsets.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OffsetsRequest {
+    /// Processor.
+    pub processor: String,
+    /// Store of the task.
+    pub store: String,
+    /// Partition of the task.
+    pub partition: i32,
+    /// What to do.
+    pub action: OffsetsAction,
+}
+
+/// How to resolve a difference between the state and the committed offsets of a task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OffsetsAction {
+    /// Change nothing.
+    Show,
+    /// Keep the state and continue at the committed offsets of these inputs, or of the inputs of the state if empty.
+    Accept(Vec<String>),
+    /// Process these inputs from the earliest offset. Requires that the task has no state.
+    ResetToEarliest(Vec<String>),
+    /// Set the committed offsets to those of the state.
+    Restore,
+    /// Continue after records that retention deleted.
+    Skip,
+}
+
+/// A position in a topic.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Position {
+    /// As a start the earliest offset, as an end the last stable offset.
+    Unbounded,
+    /// This many offsets before the end.
+    Last(i64),
+    /// An offset.
+    Offset(i64),
+    /// A time in milliseconds since 1970.
+    Time(i64),
+}
+
+/// One element of the response stream.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// A result.
+    Item(Value),
+    /// Progress of a long request.
+    Progress(Value),
+    /// The request failed. Last element of the stream.
+    Error(String),
+}
+
+/// Executes requests on a log.
+#[derive(Clone)]
+pub struct Operations {
+    /// The log.
+    pub log: SharedEventLog,
+    /// Fetches schemas for decoding.
+    pub fetch: FetchSchema,
+    /// The clock.
+    pub clock: SharedClock,
+}
+
+impl Operations {
+    /// Executes a request on the calling thread. `respond` returns false to stop.
+    pub fn execute(&self, request: Request, respond: &mut dyn FnMut(Response) -> bool) {
+        if let Err(error) = self.try_execute(request, respond) {
+            respond(Response::Error(service::chain(&error)));
+        }
+    }
+
+    fn try_execute(&self, request: Request, respond: &mut dyn FnMut(Response) -> bool) -> operations::Result<()> {
+        let log = self.log.as_ref();
+        match request {
+            Request::Topics => topics::list(log)?.iter().all(|topic| respond(item(topic))),
+            Request::Topic(topic) => respond(item(&topics::show(log, &topic)?)),
+            Request::Lag(group) => lag::measure(log, group.as_deref(), self.clock.now_ms())?
+                .iter()
+                .all(|lag| respond(item(lag))),
+            Request::Tail(tail) => {
+                let stopped = std::cell::Cell::new(false);
+                let mut decoder = Decoder::new(self.fetch.clone());
+                topics::tail(log, &tail_of(tail), &mut decoder, &|| stopped.get(), &mut |record| {
+                    stopped.set(!respond(item(&record)));
+                    !stopped.get()
+                })?;
+                true
+            }
+            Request::Replay(request) => {
+                let mut progress = |progress: &replay::Progress| respond(Response::Progress(value(progress)));
+                let done = replay::run(log, &job_of(request), &mut progress)?;
+                respond(item(&done))
+            }
+            Request::Offsets(request) => respond(item(&task_offsets(log, &request)?)),
+        };
+        Ok(())
+    }
+
+    /// The route of the admin listener.
+    pub fn router(self) -> Router {
+        Router::new().route(PATH, post(handle)).with_state(self)
+    }
+}
+
+fn tail_of(request: TailRequest) -> Tail {
+    Tail {
+        topic: request.topic,
+        partition: request.partition,
+        from: match request.from {
+            Position::Unbounded => From::Start,
+            Position::Last(count) => From::Last(count),
+            Position::Offset(offset) => From::Offset(offset),
+            Position::Time(at) => From::Time(at),
+        },
+        key: request.key,
+        limit: (!request.follow).then_some(request.limit),
+        follow: request.follow,
+        uncommitted: request.uncommitted,
+    }
+}
+
+fn job_of(request: ReplayRequest) -> Job {
+    let border = |position| match position {
+        Position::Unbounded | Position::Last(_) => Border::Open,
+        Position::Offset(offset) => Border::Offset(offset),
+        Position::Time(at) => Border::Time(at),
+    };
+    Job {
+        from_topic: request.topic,
+        to_topic: request.to,
+        partition: request.partition,
+        from: border(request.from),
+        to: border(request.until),
+        key: request.key,
+        rate_per_s: request.rate,
+        dry_run: request.dry_run,
+    }
+}
+
+/// Applies the action and returns the offsets after it.
+fn task_offsets(log: &dyn EventLog, request: &OffsetsRequest) -> operations::Result<offsets::Standing> {
+    let failed = |error: streams::Error| operations::Error::Refused(service::chain(&error));
+    let processor = request.processor.as_str();
+    let changelog = streams::changelog_topic(processor, &request.store);
+    // Fails with a suggestion if the processor or the store does not exist.
+    topics::show(log, &changelog)?;
+    let changelog = TopicPartition::new(changelog, request.partition);
+    let partitions = |topics: &[String]| -> Vec<TopicPartition> {
+        let inputs = topics.iter();
+        inputs
+            .map(|topic| TopicPartition::new(topic.as_str(), request.partition))
+            .collect()
+    };
+    let before = offsets::standing(log, processor, &changelog).map_err(failed)?;
+    let changed = match &request.action {
+        OffsetsAction::Show => return Ok(before),
+        OffsetsAction::Accept(topics) => {
+            let inputs = if topics.is_empty() {
+                before.inputs.iter().map(offsets::Place::at).collect()
+            } else {
+                partitions(topics)
+            };
+            offsets::accept(log, processor, &changelog, &inputs)
+        }
+        OffsetsAction::ResetToEarliest(topics) => offsets::again(log, processor, &changelog, &partitions(topics)),
+        OffsetsAction::Restore => offsets::restore(log, processor, &changelog),
+        OffsetsAction::Skip => offsets::skip(log, processor, &changelog),
+    };
+    changed.map_err(failed)?;
+    offsets::standing(log, processor, &changelog).map_err(failed)
+}
+
+fn value<T: Serialize>(of: &T) -> Value {
+    serde_json::to_value(of).unwrap_or_default()
+}
+
+fn item<T: Serialize>(of: &T) -> Response {
+    Response::Item(value(of))
+}
+
+/// Executes a request on a blocking thread and streams the responses as JSON lines. The request stops when the client
+/// disconnects, because the channel is then closed.
+async fn handle(State(operations): State<Operations>, Json(request): Json<Request>) -> HttpResponse {
+    let (sender, receiver) = mpsc::channel::<Response>(64);
+    tokio::task::spawn_blocking(move || {
+        operations.execute(request, &mut |response| sender.blocking_send(response).is_ok());
+    });
+    let lines = ReceiverStream::new(receiver).map(|response| {
+        let mut line = serde_json::to_vec(&response).unwrap_or_default();
+        line.push(b'\n');
+        Ok::<_, std::convert::Infallible>(Bytes::from(line))
+    });
+    let mut response = HttpResponse::new(Body::from_stream(lines));
+    let json_lines = axum::http::HeaderValue::from_static("application/x-ndjson");
+    response
+        .headers_mut()
+        .insert(axum::http::header::CONTENT_TYPE, json_lines);
+    response
+}
+
+/// Fetches schemas from a registry for decoding.
+pub fn fetch_from(registry: Arc<dyn registry::Registry>) -> FetchSchema {
+    Arc::new(move |id| {
+        let found = registry.by_id(schemas::ids::SchemaId(id));
+        found.map(|text| text.to_string()).map_err(|e| service::chain(&e))
+    })
+}

@@ -1,0 +1,169 @@
+//! Visible state of a partition, and whether it may be served.
+//!
+//! A delta reads this state and the store under one read lock, so that a page shows one instant (I2). The applying thread
+//! holds the write lock during its store commit.
+
+use super::options::Times;
+use super::pending::PendingRows;
+use crate::BucketId;
+use crate::cursor::Point;
+use event_log::{Millis, Offset};
+use std::collections::{BTreeSet, HashMap};
+
+/// Summary of a bucket, kept in memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BucketState {
+    /// Name.
+    pub name: Box<str>,
+    /// Offset of the last transaction end marker that changed the bucket. An idle poll compares only this.
+    pub changed: Offset,
+    /// Number of visible rows.
+    pub rows: u64,
+    /// Sum of the hashes of the visible rows (I10).
+    pub hash: u128,
+}
+
+/// Visible state of a partition.
+#[derive(Debug)]
+pub struct PartitionState {
+    /// Offset of the next record to read.
+    pub position: Offset,
+    /// T: offset of the last applied transaction end marker; -1 before the first.
+    pub closed: Offset,
+    /// Broker time at which no record at or after the position existed yet. Bounds missed tombstones.
+    pub as_of: Millis,
+    /// Time of the last proof of being current. Not stored: after a restart it must be proven again.
+    pub current_ms: Millis,
+    /// E: the log end when the position first reached young records; `None` until then.
+    pub end: Option<Offset>,
+    /// A source transaction is being applied in pieces; the visible rows are a part of it.
+    pub mid_closing: bool,
+    /// Smallest offset and smallest append time of the pending rows.
+    pub pending: Option<(Offset, Millis)>,
+    /// Buckets.
+    pub buckets: HashMap<BucketId, BucketState>,
+    /// Stale views, each with the writer that set the mark.
+    pub stale: BTreeSet<(String, u64)>,
+    /// Offset of the last transaction end marker that changed `stale`; -1 before the first.
+    pub stale_changed: Offset,
+}
+
+impl PartitionState {
+    /// State of a partition that has read nothing.
+    pub fn empty(now: Millis) -> Self {
+        PartitionState {
+            position: 0,
+            closed: -1,
+            as_of: now,
+            current_ms: Millis::MIN / 2,
+            end: None,
+            mid_closing: false,
+            pending: None,
+            buckets: HashMap::new(),
+            stale: BTreeSet::new(),
+            stale_changed: -1,
+        }
+    }
+
+    /// Updates the summary of the pending rows.
+    pub fn refresh(&mut self, pending: &PendingRows) {
+        self.pending = pending.oldest();
+    }
+
+    /// Whether no row that a reader of the whole log would show can be missing (I6).
+    ///
+    /// Compaction may have removed a visible row that a pending row below E supersedes, so pending rows below E make the
+    /// partition incomplete. The position is compared with E and not T: the log end counts Kafka's control records and open
+    /// transactions, so T never reaches it on a quiet log (I13).
+    pub fn complete(&self) -> bool {
+        let Some(end) = self.end else { return false };
+        !self.mid_closing && self.position >= end && self.pending.is_none_or(|(offset, _)| offset >= end)
+    }
+
+    /// The point that a cursor stores for this partition.
+    ///
+    /// A pending row keeps its own offset, which may be below T, when a later marker makes it visible. `low` therefore
+    /// states where the next delta must start (I2), and `time` must not exceed the time of the oldest pending row (I9).
+    pub fn point(&self) -> Point {
+        let low = self.pending.map(|(offset, _)| offset).filter(|o| *o <= self.closed);
+        let time = self.pending.map_or(self.as_of, |(_, time)| time);
+        Point {
+            closed: self.closed,
+            low: low.unwrap_or(self.closed + 1),
+            time,
+        }
+    }
+}
+
+/// Why a partition cannot be served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotReady {
+    /// Rows may be missing: the partition has not reached E, has a pending row below it, or applies a large transaction.
+    Incomplete {
+        /// Partition.
+        partition: i32,
+        /// Offset of the next record to read.
+        position: Offset,
+        /// E, if it is known.
+        end: Option<Offset>,
+    },
+    /// The last proof of being current is too old.
+    Unproven {
+        /// Partition.
+        partition: i32,
+        /// Milliseconds since the last proof.
+        since_ms: i64,
+    },
+    /// The replica does not serve this partition.
+    NotServed {
+        /// Partition.
+        partition: i32,
+    },
+}
+
+/// Status of a partition, for readiness and metrics.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Health {
+    /// Partition.
+    pub partition: i32,
+    /// Offset of the next record to read.
+    pub position: Offset,
+    /// T.
+    pub closed: Offset,
+    /// Why the partition cannot be served; `None` if it can.
+    pub not_ready: Option<NotReady>,
+    /// Number of buckets with rows or tombstones.
+    pub buckets: usize,
+    /// Whether there are pending rows.
+    pub holds_back: bool,
+}
+
+impl Health {
+    pub(super) fn of(partition: i32, state: &PartitionState, times: &Times, now: Millis) -> Self {
+        Health {
+            partition,
+            position: state.position,
+            closed: state.closed,
+            not_ready: check_ready(partition, state, times, now).err(),
+            buckets: state.buckets.len(),
+            holds_back: state.pending.is_some(),
+        }
+    }
+}
+
+/// Checks whether a partition may be served at `now`.
+pub fn check_ready(partition: i32, state: &PartitionState, times: &Times, now: Millis) -> Result<(), NotReady> {
+    if !state.complete() {
+        return Err(NotReady::Incomplete {
+            partition,
+            position: state.position,
+            end: state.end,
+        });
+    }
+    // An edge that lost its log would otherwise serve revoked data forever (I5).
+    let since_ms = now - state.current_ms;
+    if since_ms > times.proof_ms {
+        return Err(NotReady::Unproven { partition, since_ms });
+    }
+    Ok(())
+}
