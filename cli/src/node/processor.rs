@@ -35,7 +35,12 @@ pub fn start(
 
 fn run(context: &Context, application: Application, config: streams::Config) -> Handle {
     let (log, clock) = (context.backends.log.clone(), context.backends.clock.clone());
-    streams::run(application, config, log, clock, &context.tasks, &context.readiness)
+    let host = streams::Host {
+        clock,
+        tasks: &context.tasks,
+        readiness: &context.readiness,
+    };
+    streams::run(application, config, log, host)
 }
 
 fn add(running: &RunningProcessors, handle: Handle, declaration: Option<Arc<Processor>>) {

@@ -127,7 +127,10 @@ fn a_store_with_another_name_stops_its_tasks_until_somebody_says_how_to_go_on() 
             "{cause}"
         );
         assert!(
-            cause.contains(&format!("trunkline offsets reset --to-earliest {} renamed/0", harness.application)),
+            cause.contains(&format!(
+                "trunkline offsets reset --to-earliest {} renamed/0",
+                harness.application
+            )),
             "{cause}"
         );
         until_cause(&mut thread, "task count/1: stopped");

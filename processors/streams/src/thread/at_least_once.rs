@@ -62,7 +62,7 @@ impl Transaction {
 }
 
 /// Checks that the thread is still a member of the group before it writes rows, if it did not hear from the group for long, such
-/// as after a suspension of the process. Committing the last known offsets reset --to-earliest is rejected for a member that was replaced.
+/// as after a suspension of the process. Committing the last known offsets again is rejected for a member that was replaced.
 fn check_membership(tasks: &[&mut Task], membership: &mut Membership) -> Result<(), Abort> {
     if !membership.may_be_expired() {
         return Ok(());
