@@ -72,7 +72,7 @@ deny *CHECKS:
 [group('check')]
 docs:
     RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
-    cargo test --release --locked -p trunkline-tests --test e2e links::
+    cargo test --locked -p trunkline-tidy links
 
 # Build the release archives of this platform under target/dist
 [group('release')]

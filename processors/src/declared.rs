@@ -2,7 +2,7 @@
 //!
 //! One application each: its inputs are read where its state is, or keyed anew through topics of its own. The path of
 //! a record: [`reader`] reads it, `shape` says what of it counts, `rows` what the same row gave before, and a sink takes
-//! the difference: `rekey`, `aggregate` or `join` (docs/formats.md, "Declared processors").
+//! the difference: `rekey`, `aggregate` or `join` (docs/reference/formats.md, "Declared processors").
 //! Guarantees: output is a function of the inputs and their order; a change of the declaration never meets state that
 //! was written under another one. Never: a consumer or producer of its own.
 

@@ -1,7 +1,7 @@
 //! sync-views: turns the changes of one line (a source's topic, or a partition of an event topic) into view rows.
 //!
 //! Per row it keeps the version and the last outputs, so that nothing older than what it has seen and nothing that did
-//! not change is written. When a source transaction ends it closes what it touched (docs/formats.md, `view.log`).
+//! not change is written. When a source transaction ends it closes what it touched (docs/reference/formats.md, `view.log`).
 //! Guarantees: versions rise strictly; a row stands in exactly the buckets that its newest version gives; what a
 //! reader is shown is a state at the end of a source transaction.
 //! Never: IO in a step; an update in place of the records' own order.

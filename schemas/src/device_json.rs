@@ -1,4 +1,4 @@
-//! Values as the JSON that a device gets, and as parts of keys (docs/formats.md, the table under "Keys").
+//! Values as the JSON that a device gets, and as parts of keys (docs/reference/formats.md, the table under "Keys").
 //!
 //! Guarantees: one value has one text; what is written is valid JSON whatever the value; a value means the same in
 //! every language (integers of 64 bits and decimals are strings). Never: a look-up by name, a value tree.

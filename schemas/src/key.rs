@@ -1,4 +1,4 @@
-//! Record keys: canonical JSON arrays, written and read as bytes (docs/formats.md, "Keys").
+//! Record keys: canonical JSON arrays, written and read as bytes (docs/reference/formats.md, "Keys").
 //!
 //! Guarantees: one list of parts has one text; reading what was written gives the parts back, and whatever is read
 //! without an error would be written with the same bytes. Never: a schema id, a value tree.

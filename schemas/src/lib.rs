@@ -1,6 +1,6 @@
 //! What an event is: ids, keys, headers, versions, Avro schemas and their codec, and the rules of evolution.
 //!
-//! Guarantees: every format here is that of `docs/formats.md`; bytes and JSON from outside are an error that names the
+//! Guarantees: every format here is that of `docs/reference/formats.md`; bytes and JSON from outside are an error that names the
 //! place, never a panic. Never: IO, async, a clock.
 
 pub mod codec;

@@ -1,4 +1,4 @@
-//! PostgreSQL's column types as Avro types, and a table's columns as an Avro schema (docs/formats.md, "change.<source>").
+//! PostgreSQL's column types as Avro types, and a table's columns as an Avro schema (docs/reference/formats.md, "change.<source>").
 //!
 //! Guarantees: every type has an Avro type, and none loses anything: what has no exact one is the text that PostgreSQL
 //! prints. Never: a connection; the schema follows from the declaration alone.

@@ -21,7 +21,6 @@ mod ingest;
 mod interop;
 #[cfg(feature = "external")]
 mod kafka;
-mod links;
 mod metrics;
 mod mutations;
 mod pipeline;

@@ -60,7 +60,7 @@ fn within(mut failure: Failure, step: Step) -> Failure {
 /// Whose JSON it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Dialect {
-    /// A client's: the JSON of a device's row (docs/formats.md), in which bytes are base64 and times are texts.
+    /// A client's: the JSON of a device's row (docs/reference/formats.md), in which bytes are base64 and times are texts.
     Row,
     /// A schema's own defaults, as Avro's specification has them: bytes are code points, times are numbers.
     Default,

@@ -36,7 +36,7 @@ fn postgres_kafka_and_the_registry_may_stop_and_start_again() {
     let load = harness.load(&LOAD);
     harness.more_pages(2, LIMIT);
 
-    // A lone broker that is stopped in the middle of a transaction may forget parts of it (docs/decisions/0005), which
+    // A lone broker that is stopped in the middle of a transaction may forget parts of it (docs/adr/0005-restart-of-a-single-broker.md), which
     // nobody could mend; what is written while it is away is another matter.
     drop(load);
     harness.wait_quiet(LIMIT);

@@ -1,4 +1,4 @@
-//! Metrics of the stream runtime; `docs/metrics.md` describes each and what to alert on.
+//! Metrics of the stream runtime; `docs/reference/metrics.md` describes each and what to alert on.
 //!
 //! Handles are created once per thread, and the hot path counts per batch, run and commit, never per record. Label values are
 //! declared names, never data. Every metric has a unit and a description.
