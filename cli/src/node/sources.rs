@@ -7,7 +7,6 @@ use connectors::sources::http::Inlet;
 use connectors::sources::postgres;
 use connectors::status::Handle;
 use schemas::pg_types::Column;
-use std::sync::Arc;
 use topology::{Source, Table};
 
 /// Starts a PostgreSQL connector on its own thread.

@@ -1,4 +1,4 @@
-//! Decoder tests with valid messages, truncated messages and random bytes. `tests/it/postgres` covers the bytes of a real
+//! Decoder tests with valid messages, truncated messages and random bytes. `tests/e2e/postgres` covers the bytes of a real
 //! server.
 
 use super::*;
