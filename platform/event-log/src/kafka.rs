@@ -8,8 +8,8 @@ mod admin;
 mod client;
 mod coordinator;
 mod coverage;
-mod fault;
-mod gather;
+mod errors;
+mod fetcher;
 mod group;
 pub mod limit;
 mod members;
@@ -96,9 +96,9 @@ impl fmt::Debug for Config {
 /// The membership under which records were read.
 #[derive(Debug)]
 pub struct KafkaGroupMetadata {
-    pub(crate) membership: client::consumer::Membership,
+    pub(crate) metadata: client::consumer::ClientGroupMetadata,
     /// Whether the generation may rise without the member having been told, so that an old one is no fence.
-    pub(crate) rises: bool,
+    pub(crate) generation_rises: bool,
 }
 
 /// The log on Kafka.

@@ -1,21 +1,21 @@
-//! Named points of the log's own steps, where a test can make the process die, wait or look.
+//! Failpoints: named places in the log's code where a test can stop, delay or kill the process.
 //!
-//! Guarantees: without a hook a point costs one atomic load. Never: a hook that is replaced, so that no test can take
-//! another's away.
+//! Without a hook a failpoint costs one atomic load. The first hook stays installed for the lifetime of the process, so
+//! one test cannot replace the hook of another.
 
 use std::sync::OnceLock;
 
-/// What runs at every point, with the point's name.
+/// Called at every failpoint with its name.
 pub type Hook = fn(&'static str);
 
 static HOOK: OnceLock<Hook> = OnceLock::new();
 
-/// Installs the hook of this process; the first one stays. Says whether it was installed.
+/// Installs the hook of this process. Returns false if a hook is already installed.
 pub fn install(hook: Hook) -> bool {
     HOOK.set(hook).is_ok()
 }
 
-/// Runs the hook, if there is one.
+/// Marks a failpoint: runs the hook, if one is installed.
 pub fn hit(name: &'static str) {
     if let Some(hook) = HOOK.get() {
         hook(name);

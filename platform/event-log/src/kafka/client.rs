@@ -26,7 +26,7 @@ pub use c::rd_kafka_resp_err_t as Code;
 
 /// Why a call failed, in the library's words and flags.
 #[derive(Debug, Clone)]
-pub struct Fault {
+pub struct ClientError {
     /// The error's code.
     pub code: Code,
     /// The error's text.
@@ -39,12 +39,12 @@ pub struct Fault {
     pub abort: bool,
 }
 
-impl Fault {
+impl ClientError {
     /// A fault that has a code only.
-    pub fn of(code: Code) -> Fault {
+    pub fn new(code: Code) -> ClientError {
         // SAFETY: takes a number and returns a static string.
         let name = text(unsafe { c::rd_kafka_err2str(code) });
-        Fault {
+        ClientError {
             code,
             text: name,
             fatal: false,
@@ -54,16 +54,16 @@ impl Fault {
     }
 
     /// Fails unless the code says that all went well.
-    pub fn check(code: Code) -> Result<(), Fault> {
+    pub fn check(code: Code) -> Result<(), ClientError> {
         if code == Code::RD_KAFKA_RESP_ERR_NO_ERROR {
             Ok(())
         } else {
-            Err(Fault::of(code))
+            Err(ClientError::new(code))
         }
     }
 
     /// The same fault with a better text, if there is one.
-    fn saying(mut self, better: String) -> Fault {
+    fn with_text(mut self, better: String) -> ClientError {
         if !better.is_empty() {
             self.text = better;
         }
@@ -74,13 +74,13 @@ impl Fault {
     ///
     /// # Safety
     /// `error` is null or a valid error object.
-    unsafe fn look(error: *const c::rd_kafka_error_t) -> Result<(), Fault> {
+    unsafe fn from_borrowed(error: *const c::rd_kafka_error_t) -> Result<(), ClientError> {
         if error.is_null() {
             return Ok(());
         }
         // SAFETY: the object is valid, by the caller's promise; all five calls only read it.
         let fault = unsafe {
-            Fault {
+            ClientError {
                 code: c::rd_kafka_error_code(error),
                 text: text(c::rd_kafka_error_string(error)),
                 fatal: c::rd_kafka_error_is_fatal(error) != 0,
@@ -99,10 +99,10 @@ impl Fault {
     ///
     /// # Safety
     /// `error` is null or a valid error object that the caller owns.
-    unsafe fn take(error: *mut c::rd_kafka_error_t) -> Result<(), Fault> {
+    unsafe fn from_owned(error: *mut c::rd_kafka_error_t) -> Result<(), ClientError> {
         // SAFETY: valid by the caller's promise; freed once, after the last use.
         unsafe {
-            let result = Fault::look(error);
+            let result = ClientError::from_borrowed(error);
             if !error.is_null() {
                 c::rd_kafka_error_destroy(error);
             }
@@ -113,7 +113,7 @@ impl Fault {
 
 /// A setting that the library does not take.
 #[derive(Debug)]
-pub struct Refusal {
+pub struct SettingError {
     /// Name of the setting; empty when it is their combination.
     pub setting: String,
     /// Why, in the library's words.
@@ -129,7 +129,7 @@ pub fn version() -> (u8, u8, u8) {
 
 /// What a handle is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum ClientKind {
     /// Produces and administers.
     Producer,
     /// Consumes.
@@ -151,7 +151,7 @@ unsafe impl Sync for Handle {}
 
 impl Handle {
     /// Starts an instance. Delivery reports, errors and rebalances arrive as events.
-    pub fn new(kind: Kind, settings: &BTreeMap<String, String>) -> Result<Arc<Handle>, Refusal> {
+    pub fn new(kind: ClientKind, settings: &BTreeMap<String, String>) -> Result<Arc<Handle>, SettingError> {
         let mut reason: [c_char; 512] = [0; 512];
         // SAFETY: returns a new configuration, which this function owns until it hands it over or frees it.
         let conf = unsafe { c::rd_kafka_conf_new() };
@@ -170,7 +170,7 @@ impl Handle {
             if result != c::rd_kafka_conf_res_t::RD_KAFKA_CONF_OK {
                 // SAFETY: the configuration is still ours, and this is its last use.
                 unsafe { c::rd_kafka_conf_destroy(conf) };
-                return Err(Refusal {
+                return Err(SettingError {
                     setting: name.clone(),
                     reason: text(reason.as_ptr()),
                 });
@@ -179,8 +179,8 @@ impl Handle {
         let reach = Arc::new(Reach::default());
         let events = c::RD_KAFKA_EVENT_DR | c::RD_KAFKA_EVENT_ERROR | c::RD_KAFKA_EVENT_REBALANCE;
         let kind = match kind {
-            Kind::Producer => c::rd_kafka_type_t::RD_KAFKA_PRODUCER,
-            Kind::Consumer => c::rd_kafka_type_t::RD_KAFKA_CONSUMER,
+            ClientKind::Producer => c::rd_kafka_type_t::RD_KAFKA_PRODUCER,
+            ClientKind::Consumer => c::rd_kafka_type_t::RD_KAFKA_CONSUMER,
         };
         // SAFETY: the configuration is valid. `rd_kafka_new` takes it over when it succeeds; else it is freed here.
         // `reach` outlives the instance: the handle below owns both and ends the instance first.
@@ -196,7 +196,7 @@ impl Handle {
         let bootstrap = owned(settings.get("bootstrap.servers").map_or("", String::as_str));
         match NonNull::new(rk) {
             Some(rk) => Ok(Arc::new(Handle { rk, reach, bootstrap })),
-            None => Err(Refusal {
+            None => Err(SettingError {
                 setting: String::new(),
                 reason: text(reason.as_ptr()),
             }),
@@ -218,20 +218,20 @@ impl Handle {
         if !self.reach.needs_reminder(Instant::now()) {
             return;
         }
-        tracing::debug!(target: "log::kafka", "no broker is known any more; the bootstrap servers are named again");
+        tracing::debug!(target: "event_log::kafka", "no broker is known any more; the bootstrap servers are named again");
         // SAFETY: the instance lives; the list is copied.
         unsafe { c::rd_kafka_brokers_add(self.raw(), self.bootstrap.as_ptr()) };
     }
 
     /// The fatal error that ended this instance's usefulness, if there was one.
-    pub fn fatal(&self) -> Option<Fault> {
+    pub fn fatal(&self) -> Option<ClientError> {
         let mut reason: [c_char; 512] = [0; 512];
         // SAFETY: the instance lives; the buffer's length is its own.
         let code = unsafe { c::rd_kafka_fatal_error(self.raw(), reason.as_mut_ptr(), reason.len()) };
-        let fault = Fault::check(code).err()?;
-        Some(Fault {
+        let fault = ClientError::check(code).err()?;
+        Some(ClientError {
             fatal: true,
-            ..fault.saying(text(reason.as_ptr()))
+            ..fault.with_text(text(reason.as_ptr()))
         })
     }
 
@@ -374,7 +374,7 @@ impl Drop for Queue {
 
 /// What an event is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum What {
+pub enum EventKind {
     /// Delivery reports.
     Reports,
     /// A change of the assignment.
@@ -394,32 +394,32 @@ pub struct Event<'q> {
 
 impl Event<'_> {
     /// What it is.
-    pub fn what(&self) -> What {
+    pub fn kind(&self) -> EventKind {
         // SAFETY: the event is ours.
         match unsafe { c::rd_kafka_event_type(self.raw.as_ptr()) } {
-            c::RD_KAFKA_EVENT_DR => What::Reports,
-            c::RD_KAFKA_EVENT_REBALANCE => What::Rebalance,
-            c::RD_KAFKA_EVENT_ERROR => What::Error,
-            _ => What::Other,
+            c::RD_KAFKA_EVENT_DR => EventKind::Reports,
+            c::RD_KAFKA_EVENT_REBALANCE => EventKind::Rebalance,
+            c::RD_KAFKA_EVENT_ERROR => EventKind::Error,
+            _ => EventKind::Other,
         }
     }
 
     /// The error that it carries; a rebalance says here which way it goes.
-    pub fn fault(&self) -> Result<(), Fault> {
+    pub fn fault(&self) -> Result<(), ClientError> {
         // SAFETY: the event is ours; the text is copied before the event goes. Only an error's event has room for the
         // flag: of any other the library would read what lies behind it.
         let (code, said, fatal) = unsafe {
             let raw = self.raw.as_ptr();
-            let fatal = self.what() == What::Error && c::rd_kafka_event_error_is_fatal(raw) != 0;
+            let fatal = self.kind() == EventKind::Error && c::rd_kafka_event_error_is_fatal(raw) != 0;
             (
                 c::rd_kafka_event_error(raw),
                 text(c::rd_kafka_event_error_string(raw)),
                 fatal,
             )
         };
-        Fault::check(code).map_err(|fault| Fault {
+        ClientError::check(code).map_err(|fault| ClientError {
             fatal,
-            ..fault.saying(said)
+            ..fault.with_text(said)
         })
     }
 }

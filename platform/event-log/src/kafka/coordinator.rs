@@ -8,11 +8,11 @@
 //!
 //! Guarantees: a broker that is down or comes back costs an error at most. Never: a member of a group.
 
-use super::admin::insist;
+use super::admin::retry;
 use super::client::admin::{Admin as Raw, Group};
 use super::client::list::{Entry, List};
-use super::client::{Code, Fault, Handle, Kind, Queue};
-use super::{Config, fault, settings};
+use super::client::{Code, ClientError, Handle, ClientKind, Queue};
+use super::{Config, errors, settings};
 use crate::{Committed, Error, GroupInfo, MemberInfo, Offset, Result, TopicPartition};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,10 +22,10 @@ use std::time::{Duration, Instant};
 const LIBRARY_LIMIT: Duration = Duration::from_secs(60 * 60);
 /// How long an answer is waited for at first. The library forgets a request that finds no coordinator at its first look,
 /// as on a cluster whose first group this is, so that waiting longer for that one would not help.
-const PATIENCE_FIRST: Duration = Duration::from_millis(500);
+const WAIT_FIRST: Duration = Duration::from_millis(500);
 
 /// What stands for an answer that leaves a partition out; it is asked for again.
-const NOT_TOLD: Code = Code::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE;
+const MISSING_ANSWER: Code = Code::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE;
 
 /// Asks coordinators.
 #[derive(Debug)]
@@ -53,8 +53,8 @@ impl Coordinators {
             client.remind();
             return Ok(client.clone());
         }
-        let made = Handle::new(Kind::Consumer, &settings::coordinators(&self.config, group));
-        Ok(client.insert(made.map_err(fault::setting_error)?).clone())
+        let made = Handle::new(ClientKind::Consumer, &settings::coordinators(&self.config, group));
+        Ok(client.insert(made.map_err(errors::setting_error)?).clone())
     }
 
     /// Throws a client away, unless another has taken its place already.
@@ -66,32 +66,32 @@ impl Coordinators {
     }
 
     /// Repeats a request while it may help, with a patience that grows, within the time limit.
-    fn ask<T>(&self, group: &str, request: impl Fn(&Raw<'_>) -> Result<T, Fault>) -> Result<Result<T, Fault>> {
+    fn ask<T>(&self, group: &str, request: impl Fn(&Raw<'_>) -> Result<T, ClientError>) -> Result<Result<T, ClientError>> {
         let end = Instant::now() + self.config.request_timeout;
-        let mut patience = PATIENCE_FIRST;
+        let mut wait = WAIT_FIRST;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let client = self.client(group)?;
-            let raw = |patience| Raw {
+            let raw = |wait| Raw {
                 handle: &client,
                 timeout: LIBRARY_LIMIT,
-                patience,
+                wait,
             };
             // Before some broker answers nothing is asked: it would only be waited for in vain.
-            if let Err(mut found) = raw(left).meet() {
+            if let Err(mut found) = raw(left).await_any_broker() {
                 found.text = client.reach().explain(&found.text);
                 return Ok(Err(found));
             }
-            let asked = insist(&raw(patience.min(left)), patience.min(left), &request);
+            let asked = retry(&raw(wait.min(left)), wait.min(left), &request);
             match asked {
-                Err(found) if fault::unreachable(&found) => {
-                    if fault::timed_out(found.code) {
+                Err(found) if errors::is_unavailable(&found) => {
+                    if errors::is_timeout(found.code) {
                         self.forget(&client);
                     }
-                    if patience >= left {
+                    if wait >= left {
                         return Ok(Err(found));
                     }
-                    patience *= 2;
+                    wait *= 2;
                 }
                 done => return Ok(done),
             }
@@ -103,22 +103,22 @@ impl Coordinators {
         let wanted = List::of(partitions.iter().map(|at| (at, 0)));
         let found = self.ask(group, |raw| {
             let entries = raw.committed(group, Some(&wanted), true)?;
-            entries.iter().try_for_each(|entry| Fault::check(entry.code))?;
+            entries.iter().try_for_each(|entry| ClientError::check(entry.code))?;
             // "Not told" must never pass for "none".
             let told = |at: &TopicPartition| entries.iter().any(|entry| entry.at == *at);
             let all = if partitions.iter().all(told) {
                 Code::RD_KAFKA_RESP_ERR_NO_ERROR
             } else {
-                NOT_TOLD
+                MISSING_ANSWER
             };
-            Fault::check(all).map(|()| entries)
+            ClientError::check(all).map(|()| entries)
         })?;
         let entries = found.map_err(|found| {
             if found.code == Code::RD_KAFKA_RESP_ERR_UNSTABLE_OFFSET_COMMIT {
                 let group = group.to_owned();
                 return Error::Undecided { group };
             }
-            fault::error(format!("fetch offsets of group {group}"), &found)
+            errors::request_error(format!("fetch offsets of group {group}"), &found)
         })?;
         let found: BTreeMap<_, _> = entries.into_iter().map(|e| (e.at, e.offset)).collect();
         let offset = |at| found.get(at).copied().filter(|offset| *offset >= 0);
@@ -130,7 +130,7 @@ impl Coordinators {
         let wanted = List::of(offsets.iter().map(|(at, offset)| (at, *offset)));
         let found = self.ask(group, |raw| {
             let entries = raw.set_committed(group, &wanted)?;
-            entries.iter().try_for_each(|entry| Fault::check(entry.code))
+            entries.iter().try_for_each(|entry| ClientError::check(entry.code))
         })?;
         found.map_err(|found| set_error(group, &found))
     }
@@ -138,7 +138,7 @@ impl Coordinators {
     /// See [`crate::EventLog::groups`].
     pub fn groups(&self) -> Result<Vec<GroupInfo>> {
         let names = self.ask(&self.config.client_id, |raw| raw.groups())?;
-        let mut names = names.map_err(|found| fault::error("list groups", &found))?;
+        let mut names = names.map_err(|found| errors::request_error("list groups", &found))?;
         names.sort();
         let mut groups = Vec::with_capacity(names.len());
         for name in names {
@@ -153,7 +153,7 @@ impl Coordinators {
         match self.ask(name, |raw| raw.group(name))? {
             Ok(group) => Ok(Some(info(group, Vec::new()))),
             Err(found) if found.code == Code::RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND => Ok(None),
-            Err(found) => Err(fault::error(format!("describe group {name}"), &found)),
+            Err(found) => Err(errors::request_error(format!("describe group {name}"), &found)),
         }
     }
 
@@ -163,20 +163,20 @@ impl Coordinators {
         match found {
             Ok((group, offsets)) => Ok(Some(info(group, offsets))),
             Err(found) if found.code == Code::RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND => Ok(None),
-            Err(found) => Err(fault::error(format!("describe group {name}"), &found)),
+            Err(found) => Err(errors::request_error(format!("describe group {name}"), &found)),
         }
     }
 }
 
 /// What it means that a group's offsets could not be set.
-pub fn set_error(group: &str, found: &Fault) -> Error {
+pub fn set_error(group: &str, found: &ClientError) -> Error {
     let attempted = format!("set offsets of group {group}");
     match found.code {
         Code::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID | Code::RD_KAFKA_RESP_ERR_NON_EMPTY_GROUP => Error::Refused {
             attempted,
             reason: "it has live members; stop them first".to_owned(),
         },
-        _ => fault::error(attempted, found),
+        _ => errors::request_error(attempted, found),
     }
 }
 

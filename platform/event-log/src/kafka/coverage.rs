@@ -146,7 +146,7 @@ impl Coverage {
             (Err(TryRecvError::Empty), _) => return false,
             (Ok(Ok(Some(group))), Some(held)) => self.judge(&group, &held),
             (Ok(Err(error)), _) => {
-                tracing::debug!(target: "log::kafka", group = self.group, %error, "assignment not checked yet");
+                tracing::debug!(target: "event_log::kafka", group = self.group, %error, "assignment not checked yet");
                 Verdict::Undecided
             }
             _ => Verdict::Undecided,
@@ -170,7 +170,7 @@ impl Coverage {
             self.pause = PAUSE_FORCED;
             self.again();
             tracing::info!(
-                target: "log::kafka",
+                target: "event_log::kafka",
                 group = self.group,
                 instance = self.instance,
                 ?uncovered,
@@ -200,7 +200,7 @@ impl Coverage {
         match started {
             Ok(_) => self.state = State::Describing(answer),
             Err(error) => {
-                tracing::warn!(target: "log::kafka", %error, "cannot start a thread to check the assignment");
+                tracing::warn!(target: "event_log::kafka", %error, "cannot start a thread to check the assignment");
                 self.again();
             }
         }

@@ -7,9 +7,9 @@
 use super::client::consumer::Inbox;
 use super::client::list::List;
 use super::client::producer::Topic;
-use super::client::{Fault, Handle, Kind, Queue};
+use super::client::{ClientError, Handle, ClientKind, Queue};
 use super::settings::{self, Settings};
-use super::{Config, fault};
+use super::{Config, errors};
 use crate::{GroupConfig, Result, TopicPartition, TransactionalProducerConfig};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -59,9 +59,9 @@ pub fn copy(config: &Config, name: &str, copy: &Copy) -> Result<()> {
         transactional_id: name.to_owned(),
         transaction_timeout: Duration::from_secs(10),
     };
-    let consumer = Handle::new(Kind::Consumer, &reading).map_err(fault::setting_error)?;
-    let producer = Handle::new(Kind::Producer, &settings::transactional_producer(config, &session))
-        .map_err(fault::setting_error)?;
+    let consumer = Handle::new(ClientKind::Consumer, &reading).map_err(errors::setting_error)?;
+    let producer = Handle::new(ClientKind::Producer, &settings::transactional_producer(config, &session))
+        .map_err(errors::setting_error)?;
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let (reports, done) = (Queue::main(&producer), &done);
@@ -72,11 +72,11 @@ pub fn copy(config: &Config, name: &str, copy: &Copy) -> Result<()> {
         });
         let copied = work(&consumer, &producer, copy);
         done.store(true, Ordering::Relaxed);
-        copied.map_err(|found| fault::error("copy", &found))
+        copied.map_err(|found| errors::request_error("copy", &found))
     })
 }
 
-fn work(consumer: &Arc<Handle>, producer: &Arc<Handle>, copy: &Copy) -> Result<(), Fault> {
+fn work(consumer: &Arc<Handle>, producer: &Arc<Handle>, copy: &Copy) -> Result<(), ClientError> {
     let queue = Queue::member(consumer).expect("the settings name a group");
     let mut inbox = Inbox::new(queue, TAKEN);
     let inputs: Vec<_> = (0..copy.partitions)
@@ -98,7 +98,7 @@ fn work(consumer: &Arc<Handle>, producer: &Arc<Handle>, copy: &Copy) -> Result<(
             })?;
         }
         let offsets = List::of(inputs.iter().zip(&next).map(|(at, next)| (at, *next)));
-        let member = consumer.membership().expect("the settings name a group");
+        let member = consumer.group_metadata().expect("the settings name a group");
         producer.send_offsets(&offsets, &member)?;
         producer.commit_transaction(PATIENCE)?;
     }

@@ -3,9 +3,9 @@
 //! Guarantees: a flush returns when every record is written, provably; records of one partition are written in their
 //! order and without a gap, or not at all behind the first that is not. Never: use after a failed flush.
 
-use super::client::{Code, Fault};
+use super::client::{Code, ClientError};
 use super::producer_client::ProducerClient;
-use super::{Config, fault, settings};
+use super::{Config, errors, settings};
 use crate::{Error, OutBatch, Produced, Producer, Result, probe};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use std::time::Duration;
 pub struct KafkaProducer {
     producer: ProducerClient,
     limit: Duration,
-    /// Number of the flush, from 1; the mark of its records.
+    /// Number of the flush, from 1; the tag of its records.
     round: usize,
 }
 
@@ -30,10 +30,10 @@ impl KafkaProducer {
         })
     }
 
-    fn error(&self, attempted: &str, found: &Fault) -> Error {
+    fn error(&self, attempted: &str, found: &ClientError) -> Error {
         let mut found = found.clone();
         found.text = self.producer.handle().reach().explain(&found.text);
-        fault::error(attempted, &found)
+        errors::request_error(attempted, &found)
     }
 }
 
@@ -53,7 +53,7 @@ impl Producer for KafkaProducer {
 
     fn flush(&mut self) -> Result<Vec<Produced>> {
         let flushed = self.producer.handle().flush(self.limit);
-        let unproven = self.producer.unproven(self.round);
+        let unproven = self.producer.has_unproven(self.round);
         let produced = self.producer.collect(self.round);
         if let Some(fatal) = self.producer.handle().fatal() {
             // The first record's own fault says more than what followed from it.
@@ -61,7 +61,7 @@ impl Producer for KafkaProducer {
         }
         flushed.map_err(|found| self.error("append", &found))?;
         if unproven {
-            let found = Fault::of(Code::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER);
+            let found = ClientError::new(Code::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER);
             return produced.and(Err(self.error("append", &found)));
         }
         self.round += 1;

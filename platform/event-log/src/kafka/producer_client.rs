@@ -6,8 +6,8 @@
 
 use super::client::admin::Admin;
 use super::client::producer::{HeaderList, Report, Topic};
-use super::client::{Code, Fault, Handle, Kind, Queue, What};
-use super::fault;
+use super::client::{Code, ClientError, Handle, ClientKind, Queue, EventKind};
+use super::errors;
 use super::settings::Settings;
 use crate::{Error, Millis, Offset, OutBatch, OutRecord, Produced, Result, TopicPartition};
 use std::collections::HashMap;
@@ -48,10 +48,10 @@ struct Shared {
     changed: Condvar,
     stop: AtomicBool,
     fatal: AtomicBool,
-    troubles: AtomicU64,
+    connection_errors: AtomicU64,
 }
 
-/// What has become of the records under one mark.
+/// What has become of the records under one tag.
 #[derive(Debug, Default)]
 struct Delivery {
     done: usize,
@@ -81,13 +81,13 @@ struct End {
 impl ProducerClient {
     /// Starts a producer.
     pub fn new(settings: &Settings, request_timeout: Duration) -> Result<ProducerClient> {
-        let handle = Handle::new(Kind::Producer, settings).map_err(fault::setting_error)?;
+        let handle = Handle::new(ClientKind::Producer, settings).map_err(errors::setting_error)?;
         let queue = Arc::new(Queue::main(&handle));
         let shared = Arc::new(Shared::default());
-        let (heard, heard_by) = (queue.clone(), shared.clone());
+        let (thread_queue, thread_shared) = (queue.clone(), shared.clone());
         let thread = std::thread::Builder::new()
             .name("kafka-reports".to_owned())
-            .spawn(move || heard_by.listen(&heard))
+            .spawn(move || thread_shared.run(&thread_queue))
             .map_err(|e| Error::Refused {
                 attempted: "start a thread".to_owned(),
                 reason: e.to_string(),
@@ -112,34 +112,34 @@ impl ProducerClient {
     }
 
     /// How often connections have failed; a change during a call leaves the call's outcome open.
-    pub fn troubles(&self) -> u64 {
-        self.shared.troubles.load(Ordering::SeqCst)
+    pub fn connection_errors(&self) -> u64 {
+        self.shared.connection_errors.load(Ordering::SeqCst)
     }
 
-    /// Whether a record under a mark is called written without proof.
-    pub fn unproven(&self, mark: usize) -> bool {
+    /// Whether a record under a tag is called written without proof.
+    pub fn has_unproven(&self, tag: usize) -> bool {
         let deliveries = self.shared.lock();
         deliveries
             .iter()
-            .any(|(m, d)| *m == mark && d.failed.is_some_and(|failed| failed.code.is_none()))
+            .any(|(m, d)| *m == tag && d.failed.is_some_and(|failed| failed.code.is_none()))
     }
 
-    /// Starts to count what becomes of the records sent under a mark, which is not 0.
-    pub fn watch(&self, mark: usize) {
+    /// Starts to count what becomes of the records sent under a tag, which is not 0.
+    pub fn watch(&self, tag: usize) {
         let mut deliveries = self.shared.lock();
-        deliveries.retain(|(m, _)| *m != mark);
-        deliveries.push((mark, Delivery::default()));
+        deliveries.retain(|(m, _)| *m != tag);
+        deliveries.push((tag, Delivery::default()));
     }
 
-    /// Queues records under a mark; waits while the queue is full.
-    pub fn send(&self, records: &OutBatch, mark: usize, limit: Duration) -> Result<()> {
+    /// Queues records under a tag; waits while the queue is full.
+    pub fn send(&self, records: &OutBatch, tag: usize, limit: Duration) -> Result<()> {
         let mut open: Option<Arc<OpenTopic>> = None;
         for (record, headers) in records.iter() {
             let topic = match &open {
                 Some(topic) if Arc::ptr_eq(&topic.name, record.topic) || topic.name == *record.topic => topic,
                 _ => open.insert(self.open(record.topic)?),
             };
-            self.send_one(topic, &record, HeaderList::of(headers), mark, limit)?;
+            self.send_one(topic, &record, HeaderList::of(headers), tag, limit)?;
         }
         Ok(())
     }
@@ -149,7 +149,7 @@ impl ProducerClient {
         topic: &OpenTopic,
         record: &OutRecord<'_>,
         mut headers: Option<HeaderList>,
-        mark: usize,
+        tag: usize,
         limit: Duration,
     ) -> Result<()> {
         let bytes = size(record, headers.as_ref());
@@ -162,7 +162,7 @@ impl ProducerClient {
         }
         let mut end: Option<Instant> = None;
         loop {
-            let Err(found) = topic.topic.produce(record, &mut headers, mark) else {
+            let Err(found) = topic.topic.produce(record, &mut headers, tag) else {
                 return Ok(());
             };
             if found.code != Code::RD_KAFKA_RESP_ERR__QUEUE_FULL {
@@ -183,7 +183,7 @@ impl ProducerClient {
         }
     }
 
-    fn produce_error(&self, topic: &OpenTopic, bytes: usize, found: &Fault) -> Error {
+    fn produce_error(&self, topic: &OpenTopic, bytes: usize, found: &ClientError) -> Error {
         if found.code == Code::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE {
             return Error::TooLarge {
                 topic: topic.name.to_string(),
@@ -191,23 +191,23 @@ impl ProducerClient {
                 limit: topic.limit_bytes,
             };
         }
-        fault::topic_error(&topic.name, format!("send to {}", topic.name), found)
+        errors::topic_error(&topic.name, format!("send to {}", topic.name), found)
     }
 
     /// Appends records and waits until they are durable.
     pub fn append(&self, records: &OutBatch) -> Result<Vec<Produced>> {
-        static MARK: AtomicUsize = AtomicUsize::new(1);
-        let mark = MARK.fetch_add(1, Ordering::Relaxed);
-        self.watch(mark);
-        let sent = self.send(records, mark, self.request_timeout);
+        static NEXT_TAG: AtomicUsize = AtomicUsize::new(1);
+        let tag = NEXT_TAG.fetch_add(1, Ordering::Relaxed);
+        self.watch(tag);
+        let sent = self.send(records, tag, self.request_timeout);
         let written = sent.and_then(|()| {
             // The client gives a record up at its own limit; the addition only guards against one that does not.
             let end = Instant::now() + self.request_timeout + Duration::from_secs(5);
             let mut deliveries = self.shared.lock();
-            while done(&deliveries, mark) < records.len() && Instant::now() < end {
+            while done(&deliveries, tag) < records.len() && Instant::now() < end {
                 deliveries = self.shared.wait(deliveries, Duration::from_millis(500));
             }
-            if done(&deliveries, mark) < records.len() {
+            if done(&deliveries, tag) < records.len() {
                 let reason = self.handle().reach().explain("no report of its delivery");
                 return Err(Error::Unavailable {
                     attempted: "append".to_owned(),
@@ -216,14 +216,14 @@ impl ProducerClient {
             }
             Ok(())
         });
-        let result = self.collect(mark);
+        let result = self.collect(tag);
         written.and(result)
     }
 
-    /// Ends the watch of a mark: where its records ended up, or what became of the first that was not written.
-    pub fn collect(&self, mark: usize) -> Result<Vec<Produced>> {
+    /// Ends the watch of a tag: where its records ended up, or what became of the first that was not written.
+    pub fn collect(&self, tag: usize) -> Result<Vec<Produced>> {
         let mut deliveries = self.shared.lock();
-        let at = deliveries.iter().position(|(m, _)| *m == mark);
+        let at = deliveries.iter().position(|(m, _)| *m == tag);
         let Some((_, delivery)) = at.map(|at| deliveries.swap_remove(at)) else {
             return Ok(Vec::new());
         };
@@ -240,7 +240,7 @@ impl ProducerClient {
                 let reason = "a later record was written, with no proof that this one was".to_owned();
                 return Err(Error::Unavailable { attempted, reason });
             };
-            let mut found = Fault::of(code);
+            let mut found = ClientError::new(code);
             found.text = self.handle().reach().explain(&found.text);
             if code == Code::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE {
                 let limit = topics.get(&topic).map_or(LIMIT_BYTES, |open| open.limit_bytes);
@@ -250,7 +250,7 @@ impl ProducerClient {
                     limit,
                 });
             }
-            return Err(fault::topic_error(&topic, attempted, &found));
+            return Err(errors::topic_error(&topic, attempted, &found));
         }
         let ends = delivery.ends.into_iter().map(|end| Produced {
             at: TopicPartition {
@@ -276,9 +276,9 @@ impl ProducerClient {
             return Ok(open.clone());
         }
         let attempted = || format!("open topic {name}");
-        let failed = |mut found: Fault| {
+        let failed = |mut found: ClientError| {
             found.text = self.handle().reach().explain(&found.text);
-            fault::topic_error(name, attempted(), &found)
+            errors::topic_error(name, attempted(), &found)
         };
         let topic = Topic::new(self.handle(), name).map_err(failed)?;
         topic.partitions(self.request_timeout).map_err(failed)?;
@@ -306,7 +306,7 @@ impl Drop for ProducerClient {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!(target: "log::kafka", "the thread of delivery reports had panicked");
+            tracing::error!(target: "event_log::kafka", "the thread of delivery reports had panicked");
         }
     }
 }
@@ -327,19 +327,19 @@ impl Shared {
             .0
     }
 
-    fn listen(&self, queue: &Queue) {
+    fn run(&self, queue: &Queue) {
         while !self.stop.load(Ordering::SeqCst) {
             queue.handle().remind();
             let Some(event) = queue.poll(Duration::from_millis(500)) else {
                 continue;
             };
-            match event.what() {
-                What::Reports => {
+            match event.kind() {
+                EventKind::Reports => {
                     let mut deliveries = self.lock();
                     event.reports(|report| note(&mut deliveries, &report));
                 }
-                What::Error => self.trouble(&event.fault().err()),
-                What::Rebalance | What::Other => {}
+                EventKind::Error => self.on_error(&event.fault().err()),
+                EventKind::Rebalance | EventKind::Other => {}
             }
             // The event goes before the senders wake: until then the client counts its records as outstanding.
             drop(event);
@@ -347,15 +347,15 @@ impl Shared {
         }
     }
 
-    fn trouble(&self, found: &Option<Fault>) {
+    fn on_error(&self, found: &Option<ClientError>) {
         let Some(found) = found else { return };
-        if fault::unreachable(found) {
-            self.troubles.fetch_add(1, Ordering::SeqCst);
+        if errors::is_unavailable(found) {
+            self.connection_errors.fetch_add(1, Ordering::SeqCst);
         }
         if found.fatal || found.code == Code::RD_KAFKA_RESP_ERR__FATAL {
             self.fatal.store(true, Ordering::Relaxed);
         }
-        tracing::debug!(target: "log::kafka", code = ?found.code, "{}", found.text);
+        tracing::debug!(target: "event_log::kafka", code = ?found.code, "{}", found.text);
     }
 }
 
@@ -365,8 +365,8 @@ impl Shared {
 /// takes any sequence number from a producer that is new to a partition, so that after a first batch was refused for a
 /// leader not yet ready, the second, sent right behind it, is accepted in its place.
 fn note(deliveries: &mut [(usize, Delivery)], report: &Report<'_>) {
-    let mark = report.mark();
-    let Some((_, delivery)) = deliveries.iter_mut().find(|(m, _)| *m == mark) else {
+    let tag = report.tag();
+    let Some((_, delivery)) = deliveries.iter_mut().find(|(m, _)| *m == tag) else {
         return;
     };
     delivery.done += 1;
@@ -402,10 +402,10 @@ fn note(deliveries: &mut [(usize, Delivery)], report: &Report<'_>) {
     }
 }
 
-fn done(deliveries: &[(usize, Delivery)], mark: usize) -> usize {
+fn done(deliveries: &[(usize, Delivery)], tag: usize) -> usize {
     deliveries
         .iter()
-        .find(|(m, _)| *m == mark)
+        .find(|(m, _)| *m == tag)
         .map_or(usize::MAX, |(_, delivery)| delivery.done)
 }
 

@@ -3,7 +3,7 @@
 //! Guarantees: a library that cannot speak it is refused before anything is joined; one with known faults is used with a
 //! warning that names them. Never: a change of the protocol by itself.
 
-use super::client::{Code, Fault};
+use super::client::{Code, ClientError};
 use crate::{Error, GroupConfig, GroupProtocol, Result};
 use std::sync::Once;
 use std::time::Duration;
@@ -33,7 +33,7 @@ pub fn check(version: (u8, u8, u8)) -> Result<()> {
     if version < SOUND {
         WARNED.call_once(|| {
             tracing::warn!(
-                target: "log::kafka",
+                target: "event_log::kafka",
                 librdkafka = text,
                 "group.protocol=consumer before librdkafka 2.15: a member that did not poll for max.poll.interval.ms is \
                  refused when it comes back (it is made anew here), one whose group the brokers have forgotten may go on \
@@ -51,7 +51,7 @@ pub enum Meaning {
     /// Its instance name is another member's.
     Occupied,
     /// It can come back as a new member.
-    JoinAnew(&'static str),
+    Rejoin(&'static str),
     /// The brokers do not take it.
     Refused(Error),
     /// What it says.
@@ -59,7 +59,7 @@ pub enum Meaning {
 }
 
 /// Says what a fatal error means for a member of this group.
-pub fn meaning(group: &GroupConfig, fatal: &Fault) -> Meaning {
+pub fn meaning(group: &GroupConfig, fatal: &ClientError) -> Meaning {
     use Code as C;
     if group.protocol != GroupProtocol::Consumer {
         return Meaning::Final;
@@ -67,9 +67,9 @@ pub fn meaning(group: &GroupConfig, fatal: &Fault) -> Meaning {
     match fatal.code {
         C::RD_KAFKA_RESP_ERR_UNRELEASED_INSTANCE_ID => Meaning::Occupied,
         C::RD_KAFKA_RESP_ERR_INVALID_REQUEST => {
-            Meaning::JoinAnew("it had not polled for max.poll.interval.ms, which the library mends from 2.15 on")
+            Meaning::Rejoin("it had not polled for max.poll.interval.ms, which the library mends from 2.15 on")
         }
-        C::RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND => Meaning::JoinAnew("the brokers have forgotten the group"),
+        C::RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND => Meaning::Rejoin("the brokers have forgotten the group"),
         C::RD_KAFKA_RESP_ERR_UNSUPPORTED_VERSION
         | C::RD_KAFKA_RESP_ERR__UNSUPPORTED_FEATURE
         | C::RD_KAFKA_RESP_ERR_UNSUPPORTED_ASSIGNOR => Meaning::Refused(unspoken(group, fatal)),
@@ -77,7 +77,7 @@ pub fn meaning(group: &GroupConfig, fatal: &Fault) -> Meaning {
     }
 }
 
-fn unspoken(group: &GroupConfig, fatal: &Fault) -> Error {
+fn unspoken(group: &GroupConfig, fatal: &ClientError) -> Error {
     Error::Refused {
         attempted: format!("join group {} with group.protocol=consumer", group.group),
         reason: format!(
@@ -114,9 +114,9 @@ mod tests {
             session_timeout: Duration::from_secs(1),
             protocol: GroupProtocol::Consumer,
         };
-        let taken = Fault::of(Code::RD_KAFKA_RESP_ERR_UNRELEASED_INSTANCE_ID);
+        let taken = ClientError::new(Code::RD_KAFKA_RESP_ERR_UNRELEASED_INSTANCE_ID);
         assert!(matches!(meaning(&group, &taken), Meaning::Occupied));
-        let unspoken = Fault::of(Code::RD_KAFKA_RESP_ERR_UNSUPPORTED_VERSION);
+        let unspoken = ClientError::new(Code::RD_KAFKA_RESP_ERR_UNSUPPORTED_VERSION);
         let Meaning::Refused(error) = meaning(&group, &unspoken) else {
             panic!("a broker that does not speak it is refused");
         };

@@ -77,10 +77,10 @@ pub fn coordinators(config: &Config, group: &str) -> Settings {
 }
 
 /// A session's producer.
-pub fn transactional_producer(config: &Config, session: &TransactionalProducerConfig) -> Settings {
+pub fn transactional_producer(config: &Config, producer: &TransactionalProducerConfig) -> Settings {
     let mut settings = layered(config, &[COMMON, PRODUCER]);
-    let timeout = session.transaction_timeout.as_millis();
-    set(&mut settings, "transactional.id", &session.transactional_id);
+    let timeout = producer.transaction_timeout.as_millis();
+    set(&mut settings, "transactional.id", &producer.transactional_id);
     set(&mut settings, "transaction.timeout.ms", timeout);
     // A request that outlives its connection could end the *next* transaction of the same epoch. So a connection is
     // given as long as the transaction itself; the library allows no more than this.

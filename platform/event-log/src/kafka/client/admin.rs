@@ -3,7 +3,7 @@
 //! Guarantees: one request, one answer, on a queue of its own; answers are copied. Never: a retry; callers decide.
 
 use super::list::{Entry, List, entries, entry};
-use super::{Code, Fault, Handle, Queue, c, millis, owned, text};
+use super::{Code, ClientError, Handle, Queue, c, millis, owned, text};
 use crate::{Isolation, Offset};
 use c::rd_kafka_admin_op_t as Api;
 use std::collections::BTreeMap;
@@ -48,7 +48,7 @@ pub struct Group {
 }
 
 /// A topic's name and how its request went.
-pub type TopicResult = (String, Result<(), Fault>);
+pub type TopicResult = (String, Result<(), ClientError>);
 
 /// Requests of one instance, each with a time limit.
 #[derive(Debug)]
@@ -58,18 +58,18 @@ pub struct Admin<'h> {
     /// How long each request may take; the library ends it then.
     pub timeout: Duration,
     /// How long an answer is waited for: longer than the request may take, except where the library must not end it.
-    pub patience: Duration,
+    pub wait: Duration,
 }
 
 impl<'h> Admin<'h> {
     /// Requests that the library ends after this long.
     pub fn new(handle: &'h Arc<Handle>, timeout: Duration) -> Admin<'h> {
         // The addition only guards against a library that does not answer.
-        let patience = timeout.saturating_add(Duration::from_secs(5));
+        let wait = timeout.saturating_add(Duration::from_secs(5));
         Admin {
             handle,
             timeout,
-            patience,
+            wait,
         }
     }
 }
@@ -85,8 +85,8 @@ impl Admin<'_> {
     unsafe fn send(
         &self,
         api: Api,
-        send: impl FnOnce(*mut c::rd_kafka_t, Options, *mut c::rd_kafka_queue_t) -> Result<(), Fault>,
-    ) -> Result<Queue, Fault> {
+        send: impl FnOnce(*mut c::rd_kafka_t, Options, *mut c::rd_kafka_queue_t) -> Result<(), ClientError>,
+    ) -> Result<Queue, ClientError> {
         let queue = Queue::new(self.handle);
         let mut reason: [c_char; 256] = [0; 256];
         // SAFETY: the instance lives; the options are ours, copied by the request, and freed after it.
@@ -94,7 +94,7 @@ impl Admin<'_> {
             let options = c::rd_kafka_AdminOptions_new(self.handle.raw(), api);
             let limit = millis(self.timeout);
             let code = c::rd_kafka_AdminOptions_set_request_timeout(options, limit, reason.as_mut_ptr(), reason.len());
-            let sent = Fault::check(code).and_then(|()| send(self.handle.raw(), options, queue.raw.as_ptr()));
+            let sent = ClientError::check(code).and_then(|()| send(self.handle.raw(), options, queue.raw.as_ptr()));
             c::rd_kafka_AdminOptions_destroy(options);
             sent?;
         }
@@ -108,14 +108,14 @@ impl Admin<'_> {
     unsafe fn ask<T>(
         &self,
         api: Api,
-        send: impl FnOnce(*mut c::rd_kafka_t, Options, *mut c::rd_kafka_queue_t) -> Result<(), Fault>,
+        send: impl FnOnce(*mut c::rd_kafka_t, Options, *mut c::rd_kafka_queue_t) -> Result<(), ClientError>,
         read: impl FnOnce(Answer) -> T,
-    ) -> Result<T, Fault> {
+    ) -> Result<T, ClientError> {
         self.await_brokers()?;
         // SAFETY: by the caller's promise.
         let queue = unsafe { self.send(api, send) }?;
-        let event = queue.poll(self.patience);
-        let event = event.ok_or_else(|| Fault::of(Code::RD_KAFKA_RESP_ERR__TIMED_OUT))?;
+        let event = queue.poll(self.wait);
+        let event = event.ok_or_else(|| ClientError::new(Code::RD_KAFKA_RESP_ERR__TIMED_OUT))?;
         event.fault()?;
         Ok(read(event.raw.as_ptr()))
     }
@@ -123,26 +123,26 @@ impl Admin<'_> {
     /// Waits until some broker answers, when none does now. A request that itself waits for its broker makes the
     /// library connect anew without a pause as soon as a connection is refused, which costs a core (2.12.1, function
     /// `rd_kafka_broker_get_async`: it asks for a connection at every change of state).
-    fn await_brokers(&self) -> Result<(), Fault> {
+    fn await_brokers(&self) -> Result<(), ClientError> {
         if self.handle.reach().silence(Duration::ZERO).is_none() {
             return Ok(());
         }
-        self.meet()
+        self.await_any_broker()
     }
 
     /// Waits until some broker has answered.
-    pub fn meet(&self) -> Result<(), Fault> {
+    pub fn await_any_broker(&self) -> Result<(), ClientError> {
         self.metadata(false, |_| ())
     }
 
     /// Asks some broker for the cluster's metadata, of all topics or only of those that are known here.
-    fn metadata<T>(&self, all_topics: bool, read: impl FnOnce(&c::rd_kafka_metadata) -> T) -> Result<T, Fault> {
+    fn metadata<T>(&self, all_topics: bool, read: impl FnOnce(&c::rd_kafka_metadata) -> T) -> Result<T, ClientError> {
         let mut metadata = ptr::null();
         // SAFETY: the instance lives; the metadata is ours when the call succeeds, and freed after it was read.
         unsafe {
-            let (rk, limit) = (self.handle.raw(), millis(self.timeout.min(self.patience)));
+            let (rk, limit) = (self.handle.raw(), millis(self.timeout.min(self.wait)));
             let code = c::rd_kafka_metadata(rk, all_topics.into(), ptr::null_mut(), &mut metadata, limit);
-            Fault::check(code)?;
+            ClientError::check(code)?;
             let found = read(&*metadata);
             c::rd_kafka_metadata_destroy(metadata);
             Ok(found)
@@ -150,12 +150,12 @@ impl Admin<'_> {
     }
 
     /// Creates topics; how it went with each, by name.
-    pub fn create(&self, topics: &[NewTopic<'_>]) -> Result<Vec<TopicResult>, Fault> {
-        let mut made = Made(Vec::with_capacity(topics.len()));
+    pub fn create(&self, topics: &[NewTopic<'_>]) -> Result<Vec<TopicResult>, ClientError> {
+        let mut new_topics = NewTopics(Vec::with_capacity(topics.len()));
         for topic in topics {
             let mut reason: [c_char; 256] = [0; 256];
             let name = owned(topic.name);
-            // SAFETY: strings are copied; the object is ours until `made` frees it.
+            // SAFETY: strings are copied; the object is ours until `new_topics` frees it.
             unsafe {
                 let raw = c::rd_kafka_NewTopic_new(
                     name.as_ptr(),
@@ -165,11 +165,11 @@ impl Admin<'_> {
                     reason.len(),
                 );
                 let raw = NonNull::new(raw)
-                    .ok_or_else(|| Fault::of(Code::RD_KAFKA_RESP_ERR__INVALID_ARG).saying(text(reason.as_ptr())))?;
-                made.0.push(raw.as_ptr());
+                    .ok_or_else(|| ClientError::new(Code::RD_KAFKA_RESP_ERR__INVALID_ARG).with_text(text(reason.as_ptr())))?;
+                new_topics.0.push(raw.as_ptr());
                 for (name, value) in &topic.settings {
                     let (name, value) = (owned(name), owned(value));
-                    Fault::check(c::rd_kafka_NewTopic_set_config(
+                    ClientError::check(c::rd_kafka_NewTopic_set_config(
                         raw.as_ptr(),
                         name.as_ptr(),
                         value.as_ptr(),
@@ -180,7 +180,7 @@ impl Admin<'_> {
         // SAFETY: the array lives over the call, which copies it.
         unsafe {
             let send = |rk, options: Options, queue| {
-                c::rd_kafka_CreateTopics(rk, made.0.as_mut_ptr(), made.0.len(), options, queue);
+                c::rd_kafka_CreateTopics(rk, new_topics.0.as_mut_ptr(), new_topics.0.len(), options, queue);
                 Ok(())
             };
             self.ask(Api::RD_KAFKA_ADMIN_OP_CREATETOPICS, send, |answer| {
@@ -192,7 +192,7 @@ impl Admin<'_> {
     }
 
     /// Deletes a topic.
-    pub fn delete(&self, topic: &str) -> Result<(), Fault> {
+    pub fn delete(&self, topic: &str) -> Result<(), ClientError> {
         let name = owned(topic);
         // SAFETY: the object is ours, copied by the request, and freed after it; the answer is copied.
         let results = unsafe {
@@ -212,7 +212,7 @@ impl Admin<'_> {
     }
 
     /// Describes a topic; an unknown one is a fault.
-    pub fn describe(&self, topic: &str) -> Result<Described, Fault> {
+    pub fn describe(&self, topic: &str) -> Result<Described, ClientError> {
         let name = owned(topic);
         // SAFETY: the collection is ours, copied by the request, and freed after it; the answer is copied.
         unsafe {
@@ -229,14 +229,14 @@ impl Admin<'_> {
                 let all = array(c::rd_kafka_DescribeTopics_result_topics(result, &mut count), count);
                 let first = all
                     .first()
-                    .ok_or_else(|| Fault::of(Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART))?;
+                    .ok_or_else(|| ClientError::new(Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART))?;
                 described(*first)
             })?
         }
     }
 
     /// A topic's settings, the brokers' defaults included.
-    pub fn settings(&self, topic: &str) -> Result<BTreeMap<String, String>, Fault> {
+    pub fn settings(&self, topic: &str) -> Result<BTreeMap<String, String>, ClientError> {
         let name = owned(topic);
         // SAFETY: the resource is ours, copied by the request, and freed after it; the answer is copied.
         unsafe {
@@ -268,7 +268,7 @@ impl Admin<'_> {
     }
 
     /// Sets settings of a topic; others keep their values.
-    pub fn alter(&self, topic: &str, settings: &[(String, String)]) -> Result<(), Fault> {
+    pub fn alter(&self, topic: &str, settings: &[(String, String)]) -> Result<(), ClientError> {
         let name = owned(topic);
         // SAFETY: as in `settings`; the error objects are ours.
         unsafe {
@@ -276,7 +276,7 @@ impl Admin<'_> {
                 c::rd_kafka_ConfigResource_new(c::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC, name.as_ptr());
             let filled = settings.iter().try_for_each(|(name, value)| {
                 let (name, value) = (owned(name), owned(value));
-                Fault::take(c::rd_kafka_ConfigResource_add_incremental_config(
+                ClientError::from_owned(c::rd_kafka_ConfigResource_add_incremental_config(
                     resource,
                     name.as_ptr(),
                     c::rd_kafka_AlterConfigOpType_t::RD_KAFKA_ALTER_CONFIG_OP_TYPE_SET,
@@ -303,18 +303,18 @@ impl Admin<'_> {
     }
 
     /// Looks offsets up: each entry's offset is −2 for the start, −1 for the end, or a time in ms.
-    pub fn offsets(&self, wanted: &List, isolation: Isolation) -> Result<Vec<Entry>, Fault> {
+    pub fn offsets(&self, wanted: &List, isolation: Isolation) -> Result<Vec<Entry>, ClientError> {
         self.await_brokers()?;
-        let asked = self.ask_offsets(wanted, isolation)?;
+        let asked = self.request_offsets(wanted, isolation)?;
         asked
-            .answer(self.patience)
-            .unwrap_or_else(|| Err(Fault::of(Code::RD_KAFKA_RESP_ERR__TIMED_OUT)))
+            .answer(self.wait)
+            .unwrap_or_else(|| Err(ClientError::new(Code::RD_KAFKA_RESP_ERR__TIMED_OUT)))
     }
 
     /// Asks as [`Admin::offsets`] does, without waiting; fails at once when no broker answers now.
-    pub fn ask_offsets(&self, wanted: &List, isolation: Isolation) -> Result<Asked, Fault> {
+    pub fn request_offsets(&self, wanted: &List, isolation: Isolation) -> Result<PendingOffsets, ClientError> {
         if self.handle.reach().silence(Duration::ZERO).is_some() {
-            return Err(Fault::of(Code::RD_KAFKA_RESP_ERR__TRANSPORT));
+            return Err(ClientError::new(Code::RD_KAFKA_RESP_ERR__TRANSPORT));
         }
         use c::rd_kafka_IsolationLevel_t as Level;
         let level = match isolation {
@@ -324,17 +324,17 @@ impl Admin<'_> {
         // SAFETY: the list lives over the call, which copies it; the error object is ours.
         let queue = unsafe {
             let send = |rk, options: Options, queue| {
-                Fault::take(c::rd_kafka_AdminOptions_set_isolation_level(options, level))?;
+                ClientError::from_owned(c::rd_kafka_AdminOptions_set_isolation_level(options, level))?;
                 c::rd_kafka_ListOffsets(rk, wanted.raw(), options, queue);
                 Ok(())
             };
             self.send(Api::RD_KAFKA_ADMIN_OP_LISTOFFSETS, send)?
         };
-        Ok(Asked { queue })
+        Ok(PendingOffsets { queue })
     }
 
     /// The names of all groups.
-    pub fn groups(&self) -> Result<Vec<String>, Fault> {
+    pub fn groups(&self) -> Result<Vec<String>, ClientError> {
         // SAFETY: the answer is copied.
         unsafe {
             let send = |rk, options: Options, queue| {
@@ -348,7 +348,7 @@ impl Admin<'_> {
                     c::rd_kafka_ListConsumerGroups_result_errors(result, &mut failed),
                     failed,
                 );
-                errors.iter().try_for_each(|error| Fault::look(*error))?;
+                errors.iter().try_for_each(|error| ClientError::from_borrowed(*error))?;
                 let all = array(c::rd_kafka_ListConsumerGroups_result_valid(result, &mut count), count);
                 Ok(all
                     .iter()
@@ -359,7 +359,7 @@ impl Admin<'_> {
     }
 
     /// Describes one group.
-    pub fn group(&self, name: &str) -> Result<Group, Fault> {
+    pub fn group(&self, name: &str) -> Result<Group, ClientError> {
         let c_name = owned(name);
         // SAFETY: the array lives over the call, which copies it; the answer is copied.
         unsafe {
@@ -377,8 +377,8 @@ impl Admin<'_> {
                 );
                 let first = *all
                     .first()
-                    .ok_or_else(|| Fault::of(Code::RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND))?;
-                Fault::look(c::rd_kafka_ConsumerGroupDescription_error(first))?;
+                    .ok_or_else(|| ClientError::new(Code::RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND))?;
+                ClientError::from_borrowed(c::rd_kafka_ConsumerGroupDescription_error(first))?;
                 let state = c::rd_kafka_ConsumerGroupDescription_state(first);
                 let members = 0..c::rd_kafka_ConsumerGroupDescription_member_count(first);
                 Ok(Group {
@@ -394,14 +394,14 @@ impl Admin<'_> {
 
     /// A group's committed offsets, of these partitions or of all that it has. `stable` leaves partitions with a
     /// pending transactional commit undecided, with a code that says so.
-    pub fn committed(&self, group: &str, of: Option<&List>, stable: bool) -> Result<Vec<Entry>, Fault> {
+    pub fn committed(&self, group: &str, of: Option<&List>, stable: bool) -> Result<Vec<Entry>, ClientError> {
         let name = owned(group);
         // SAFETY: the request object is ours, copied by the call, and freed after it; the answer is copied.
         unsafe {
             let of = of.map_or(ptr::null_mut(), List::raw);
             let mut request = c::rd_kafka_ListConsumerGroupOffsets_new(name.as_ptr(), of);
             let send = |rk, options: Options, queue| {
-                let set = Fault::take(c::rd_kafka_AdminOptions_set_require_stable_offsets(
+                let set = ClientError::from_owned(c::rd_kafka_AdminOptions_set_require_stable_offsets(
                     options,
                     stable.into(),
                 ));
@@ -423,7 +423,7 @@ impl Admin<'_> {
     }
 
     /// Sets a group's offsets, as nobody's member.
-    pub fn set_committed(&self, group: &str, offsets: &List) -> Result<Vec<Entry>, Fault> {
+    pub fn set_committed(&self, group: &str, offsets: &List) -> Result<Vec<Entry>, ClientError> {
         let name = owned(group);
         // SAFETY: as in `committed`.
         unsafe {
@@ -445,7 +445,7 @@ impl Admin<'_> {
     }
 
     /// The names of all topics.
-    pub fn topics(&self) -> Result<Vec<String>, Fault> {
+    pub fn topics(&self) -> Result<Vec<String>, ClientError> {
         self.metadata(true, |metadata| {
             let count = usize::try_from(metadata.topic_cnt).unwrap_or(0);
             if count == 0 {
@@ -462,13 +462,13 @@ impl Admin<'_> {
 
 /// A look-up of offsets that is under way.
 #[derive(Debug)]
-pub struct Asked {
+pub struct PendingOffsets {
     queue: Queue,
 }
 
-impl Asked {
+impl PendingOffsets {
     /// The answer, if it comes within this time.
-    pub fn answer(&self, limit: Duration) -> Option<Result<Vec<Entry>, Fault>> {
+    pub fn answer(&self, limit: Duration) -> Option<Result<Vec<Entry>, ClientError>> {
         let event = self.queue.poll(limit)?;
         if let Err(found) = event.fault() {
             return Some(Err(found));
@@ -482,7 +482,7 @@ impl Asked {
             all.iter().map(entry).collect()
         };
         // A leader that did not answer leaves its partitions without an offset *and* without an error.
-        for entry in entries.iter_mut().filter(|entry| entry.offset == UNANSWERED) {
+        for entry in entries.iter_mut().filter(|entry| entry.offset == INVALID_OFFSET) {
             if entry.code == Code::RD_KAFKA_RESP_ERR_NO_ERROR {
                 entry.code = Code::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE;
             }
@@ -492,16 +492,16 @@ impl Asked {
 }
 
 /// What the library writes where no offset came back.
-const UNANSWERED: Offset = -1001;
+const INVALID_OFFSET: Offset = -1001;
 
 /// The library's marks for the start and the end of a partition.
 pub const START: Offset = -2;
 /// See [`START`].
 pub const END: Offset = -1;
 
-struct Made(Vec<*mut c::rd_kafka_NewTopic_t>);
+struct NewTopics(Vec<*mut c::rd_kafka_NewTopic_t>);
 
-impl Drop for Made {
+impl Drop for NewTopics {
     fn drop(&mut self) {
         // SAFETY: every entry is ours, and freed once.
         unsafe { self.0.iter().for_each(|topic| c::rd_kafka_NewTopic_destroy(*topic)) };
@@ -528,38 +528,38 @@ unsafe fn topic_results(first: *mut *const c::rd_kafka_topic_result_t, count: us
             unsafe {
                 let code = c::rd_kafka_topic_result_error(*result);
                 let said = text(c::rd_kafka_topic_result_error_string(*result));
-                let went = Fault::check(code).map_err(|fault| fault.saying(said));
+                let went = ClientError::check(code).map_err(|fault| fault.with_text(said));
                 (text(c::rd_kafka_topic_result_name(*result)), went)
             }
         })
         .collect()
 }
 
-unsafe fn group_results(first: *mut *const c::rd_kafka_group_result_t, count: usize) -> Result<Vec<Entry>, Fault> {
+unsafe fn group_results(first: *mut *const c::rd_kafka_group_result_t, count: usize) -> Result<Vec<Entry>, ClientError> {
     let mut found = Vec::new();
     // SAFETY: the answer lends `count` results.
     for result in unsafe { array(first, count) } {
         // SAFETY: as above; entries are copied.
         unsafe {
-            Fault::look(c::rd_kafka_group_result_error(*result))?;
+            ClientError::from_borrowed(c::rd_kafka_group_result_error(*result))?;
             found.extend(entries(c::rd_kafka_group_result_partitions(*result)));
         }
     }
     Ok(found)
 }
 
-unsafe fn resource_fault(resource: *const c::rd_kafka_ConfigResource_t) -> Result<(), Fault> {
+unsafe fn resource_fault(resource: *const c::rd_kafka_ConfigResource_t) -> Result<(), ClientError> {
     // SAFETY: the answer lends the resource; its text is copied.
     unsafe {
         let said = text(c::rd_kafka_ConfigResource_error_string(resource));
-        Fault::check(c::rd_kafka_ConfigResource_error(resource)).map_err(|fault| fault.saying(said))
+        ClientError::check(c::rd_kafka_ConfigResource_error(resource)).map_err(|fault| fault.with_text(said))
     }
 }
 
-unsafe fn described(topic: *const c::rd_kafka_TopicDescription_t) -> Result<Described, Fault> {
+unsafe fn described(topic: *const c::rd_kafka_TopicDescription_t) -> Result<Described, ClientError> {
     // SAFETY: the answer lends the description and what hangs on it; numbers are copied.
     unsafe {
-        Fault::look(c::rd_kafka_TopicDescription_error(topic))?;
+        ClientError::from_borrowed(c::rd_kafka_TopicDescription_error(topic))?;
         let id = c::rd_kafka_TopicDescription_topic_id(topic);
         let mut count = 0;
         let partitions = array(c::rd_kafka_TopicDescription_partitions(topic, &mut count), count);

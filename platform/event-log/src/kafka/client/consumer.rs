@@ -5,7 +5,7 @@
 
 use super::list::{Entry, List, entries};
 use super::producer::Topic;
-use super::{Code, Event, Fault, Handle, Queue, bytes, c, millis, owned, text};
+use super::{Code, Event, ClientError, Handle, Queue, bytes, c, millis, owned, text};
 use crate::{Header, Millis, Offset, TimestampType, TopicPartition};
 use std::collections::VecDeque;
 use std::marker::PhantomData;
@@ -15,22 +15,22 @@ use std::time::Duration;
 
 impl Handle {
     /// Joins the group of the settings with these topics.
-    pub fn subscribe(&self, topics: &List) -> Result<(), Fault> {
+    pub fn subscribe(&self, topics: &List) -> Result<(), ClientError> {
         // SAFETY: instance and list live; the list is copied.
-        Fault::check(unsafe { c::rd_kafka_subscribe(self.raw(), topics.raw()) })
+        ClientError::check(unsafe { c::rd_kafka_subscribe(self.raw(), topics.raw()) })
     }
 
     /// Gives the subscription up, and leaves the group once its partitions were given up: also as a static member, which
     /// does not leave when it is closed (KIP-345).
-    pub fn unsubscribe(&self) -> Result<(), Fault> {
+    pub fn unsubscribe(&self) -> Result<(), ClientError> {
         // SAFETY: the instance lives.
-        Fault::check(unsafe { c::rd_kafka_unsubscribe(self.raw()) })
+        ClientError::check(unsafe { c::rd_kafka_unsubscribe(self.raw()) })
     }
 
     /// Replaces the assignment; `None` gives everything up.
-    pub fn assign(&self, partitions: Option<&List>) -> Result<(), Fault> {
+    pub fn assign(&self, partitions: Option<&List>) -> Result<(), ClientError> {
         // SAFETY: instance and list live; the list is copied; null is allowed.
-        Fault::check(unsafe {
+        ClientError::check(unsafe {
             c::rd_kafka_assign(
                 self.raw(),
                 partitions.map_or(ptr::null(), |list| list.raw().cast_const()),
@@ -39,10 +39,10 @@ impl Handle {
     }
 
     /// Adds partitions to the assignment.
-    pub fn assign_more(&self, partitions: &List) -> Result<(), Fault> {
+    pub fn incremental_assign(&self, partitions: &List) -> Result<(), ClientError> {
         // SAFETY: instance and list live; the list is copied; the error object is ours.
         unsafe {
-            Fault::take(c::rd_kafka_incremental_assign(
+            ClientError::from_owned(c::rd_kafka_incremental_assign(
                 self.raw(),
                 partitions.raw().cast_const(),
             ))
@@ -50,10 +50,10 @@ impl Handle {
     }
 
     /// Takes partitions from the assignment.
-    pub fn unassign(&self, partitions: &List) -> Result<(), Fault> {
-        // SAFETY: as in `assign_more`.
+    pub fn incremental_unassign(&self, partitions: &List) -> Result<(), ClientError> {
+        // SAFETY: as in `incremental_assign`.
         unsafe {
-            Fault::take(c::rd_kafka_incremental_unassign(
+            ClientError::from_owned(c::rd_kafka_incremental_unassign(
                 self.raw(),
                 partitions.raw().cast_const(),
             ))
@@ -67,22 +67,22 @@ impl Handle {
     }
 
     /// Stops fetching these partitions, and drops what was fetched; known ones only.
-    pub fn pause(&self, partitions: &List) -> Result<(), Fault> {
+    pub fn pause(&self, partitions: &List) -> Result<(), ClientError> {
         // SAFETY: instance and list live; the call writes codes into the list's entries.
-        Fault::check(unsafe { c::rd_kafka_pause_partitions(self.raw(), partitions.raw()) })
+        ClientError::check(unsafe { c::rd_kafka_pause_partitions(self.raw(), partitions.raw()) })
     }
 
     /// Goes on fetching these partitions.
-    pub fn resume(&self, partitions: &List) -> Result<(), Fault> {
+    pub fn resume(&self, partitions: &List) -> Result<(), ClientError> {
         // SAFETY: as in `pause`.
-        Fault::check(unsafe { c::rd_kafka_resume_partitions(self.raw(), partitions.raw()) })
+        ClientError::check(unsafe { c::rd_kafka_resume_partitions(self.raw(), partitions.raw()) })
     }
 
     /// Moves assigned partitions to the list's offsets, and drops what was fetched. How it went is in the list.
-    pub fn seek(&self, partitions: &List, timeout: Duration) -> Result<(), Fault> {
+    pub fn seek(&self, partitions: &List, timeout: Duration) -> Result<(), ClientError> {
         // SAFETY: instance and list live; the error object is ours.
         unsafe {
-            Fault::take(c::rd_kafka_seek_partitions(
+            ClientError::from_owned(c::rd_kafka_seek_partitions(
                 self.raw(),
                 partitions.raw(),
                 millis(timeout),
@@ -91,7 +91,7 @@ impl Handle {
     }
 
     /// Asks a partition's leader where it begins and ends, and drops the answer: the question wakes the leader's connection.
-    pub fn ask_ends(&self, at: &TopicPartition, timeout: Duration) {
+    pub fn query_watermarks(&self, at: &TopicPartition, timeout: Duration) {
         let (topic, mut low, mut high) = (owned(&at.topic), 0, 0);
         // SAFETY: the instance lives; the name is copied, and the numbers outlive the call, which waits.
         unsafe {
@@ -101,15 +101,15 @@ impl Handle {
     }
 
     /// Commits offsets as this member of its group, and waits.
-    pub fn commit(&self, offsets: &List) -> Result<(), Fault> {
+    pub fn commit(&self, offsets: &List) -> Result<(), ClientError> {
         // SAFETY: instance and list live.
-        Fault::check(unsafe { c::rd_kafka_commit(self.raw(), offsets.raw(), 0) })
+        ClientError::check(unsafe { c::rd_kafka_commit(self.raw(), offsets.raw(), 0) })
     }
 
     /// The membership as it is now; `None` without a group.
-    pub fn membership(&self) -> Option<Membership> {
+    pub fn group_metadata(&self) -> Option<ClientGroupMetadata> {
         // SAFETY: the instance lives; the object is ours.
-        NonNull::new(unsafe { c::rd_kafka_consumer_group_metadata(self.raw()) }).map(|raw| Membership { raw })
+        NonNull::new(unsafe { c::rd_kafka_consumer_group_metadata(self.raw()) }).map(|raw| ClientGroupMetadata { raw })
     }
 
     /// Whether leaving the group has ended.
@@ -121,13 +121,13 @@ impl Handle {
 
 impl Queue {
     /// Begins to leave the group: a last rebalance arrives here, until [`Handle::left`].
-    pub fn leave(&self) -> Result<(), Fault> {
+    pub fn leave(&self) -> Result<(), ClientError> {
         // SAFETY: instance and queue live; the error object is ours.
-        unsafe { Fault::take(c::rd_kafka_consumer_close_queue(self.handle.raw(), self.raw.as_ptr())) }
+        unsafe { ClientError::from_owned(c::rd_kafka_consumer_close_queue(self.handle.raw(), self.raw.as_ptr())) }
     }
 
     /// Sends what a partition gets to this queue. Before the partition is assigned, or records go elsewhere.
-    pub fn gather(&self, at: &TopicPartition) {
+    pub fn forward_partition(&self, at: &TopicPartition) {
         let name = owned(&at.topic);
         // SAFETY: the partition's queue is our reference, given back after it was forwarded; forwarding stays.
         unsafe {
@@ -150,16 +150,16 @@ impl Event<'_> {
 
 /// Who a member of a group is, and in which generation.
 #[derive(Debug)]
-pub struct Membership {
+pub struct ClientGroupMetadata {
     raw: NonNull<c::rd_kafka_consumer_group_metadata_t>,
 }
 
 // SAFETY: the object is never changed after it was made.
-unsafe impl Send for Membership {}
+unsafe impl Send for ClientGroupMetadata {}
 // SAFETY: as above.
-unsafe impl Sync for Membership {}
+unsafe impl Sync for ClientGroupMetadata {}
 
-impl Membership {
+impl ClientGroupMetadata {
     /// The generation.
     pub fn generation(&self) -> i32 {
         // SAFETY: the object is ours.
@@ -171,7 +171,7 @@ impl Membership {
     }
 }
 
-impl Drop for Membership {
+impl Drop for ClientGroupMetadata {
     fn drop(&mut self) {
         // SAFETY: ours, and freed once.
         unsafe { c::rd_kafka_consumer_group_metadata_destroy(self.raw.as_ptr()) };
@@ -180,14 +180,14 @@ impl Drop for Membership {
 
 impl Topic {
     /// Starts to read a partition into a queue, from an offset or one of the library's marks.
-    pub fn read(&self, partition: i32, from: Offset, into: &Queue) -> Result<(), Fault> {
+    pub fn read(&self, partition: i32, from: Offset, into: &Queue) -> Result<(), ClientError> {
         // SAFETY: topic and queue live, and belong to the same instance.
         let result = unsafe { c::rd_kafka_consume_start_queue(self.raw(), partition, from, into.raw.as_ptr()) };
         if result == 0 { Ok(()) } else { Err(last()) }
     }
 
     /// Stops reading a partition; what of it stands in the queue is dropped when the queue is read.
-    pub fn stop(&self, partition: i32) -> Result<(), Fault> {
+    pub fn stop(&self, partition: i32) -> Result<(), ClientError> {
         // SAFETY: the topic lives.
         let result = unsafe { c::rd_kafka_consume_stop(self.raw(), partition) };
         if result == 0 { Ok(()) } else { Err(last()) }
@@ -195,14 +195,14 @@ impl Topic {
 }
 
 /// The error of this thread's last call of the older kind.
-fn last() -> Fault {
+fn last() -> ClientError {
     // SAFETY: reads a number of this thread.
-    Fault::of(unsafe { c::rd_kafka_last_error() })
+    ClientError::new(unsafe { c::rd_kafka_last_error() })
 }
 
 /// What to do with a message that was shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Then {
+pub enum Disposition {
     /// It is done with.
     Drop,
     /// It stays where it is; go on with the next.
@@ -252,16 +252,16 @@ impl Inbox {
     }
 
     /// Shows the messages in order and does with each as it is told.
-    pub fn sort(&mut self, mut each: impl FnMut(Message<'_>) -> Then) {
+    pub fn visit(&mut self, mut each: impl FnMut(Message<'_>) -> Disposition) {
         let mut kept = 0;
         while let Some(raw) = self.messages.get(kept).copied() {
             match each(Message {
                 raw,
                 inbox: PhantomData,
             }) {
-                Then::Stop => return,
-                Then::Keep => kept += 1,
-                Then::Drop => {
+                Disposition::Stop => return,
+                Disposition::Keep => kept += 1,
+                Disposition::Drop => {
                     self.messages.remove(kept);
                     // SAFETY: ours, no longer listed, and no `Message` of it is left.
                     unsafe { c::rd_kafka_message_destroy(raw.as_ptr()) };
@@ -273,7 +273,7 @@ impl Inbox {
 
 impl Drop for Inbox {
     fn drop(&mut self) {
-        self.sort(|_| Then::Drop);
+        self.visit(|_| Disposition::Drop);
     }
 }
 
@@ -323,9 +323,9 @@ impl<'i> Message<'i> {
     }
 
     /// What is wrong, in the library's words.
-    pub fn fault(&self) -> Fault {
+    pub fn fault(&self) -> ClientError {
         // SAFETY: the message is lent; its text is copied.
-        Fault::of(self.code()).saying(text(unsafe { c::rd_kafka_message_errstr(self.raw.as_ptr()) }))
+        ClientError::new(self.code()).with_text(text(unsafe { c::rd_kafka_message_errstr(self.raw.as_ptr()) }))
     }
 
     /// The key.

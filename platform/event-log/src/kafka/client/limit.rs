@@ -4,7 +4,7 @@
 
 use super::consumer::Inbox;
 use super::producer::Topic;
-use super::{Code, Fault, c, millis};
+use super::{Code, ClientError, c, millis};
 use crate::Offset;
 use std::ptr;
 use std::time::Duration;
@@ -17,7 +17,7 @@ impl Inbox {
         to: &Topic,
         timeout: Duration,
         mut read: impl FnMut(i32, Offset),
-    ) -> Result<usize, Fault> {
+    ) -> Result<usize, ClientError> {
         // SAFETY: the queue is ours, the room has the length given; the messages that come back are ours.
         let taken = unsafe {
             let (room, most) = (self.room.as_mut_ptr(), self.room.len());
@@ -43,7 +43,7 @@ impl Inbox {
 
 /// # Safety
 /// The message is valid, with its key and value.
-unsafe fn produce(to: &Topic, message: &c::rd_kafka_message_t) -> Result<(), Fault> {
+unsafe fn produce(to: &Topic, message: &c::rd_kafka_message_t) -> Result<(), ClientError> {
     loop {
         // SAFETY: by the caller's promise; the topic lives.
         let failed = unsafe {
@@ -64,7 +64,7 @@ unsafe fn produce(to: &Topic, message: &c::rd_kafka_message_t) -> Result<(), Fau
         // SAFETY: reads this thread's last error.
         let code = unsafe { c::rd_kafka_last_error() };
         if code != Code::RD_KAFKA_RESP_ERR__QUEUE_FULL {
-            return Err(Fault::of(code));
+            return Err(ClientError::new(code));
         }
         std::thread::sleep(Duration::from_millis(1));
     }

@@ -2,7 +2,7 @@
 //!
 //! Guarantees: freed once; names are copied. Never: an order of its own.
 
-use super::{Code, Fault, c, count, owned, text};
+use super::{Code, ClientError, c, count, owned, text};
 use crate::{Offset, TopicPartition};
 use std::ptr::NonNull;
 
@@ -72,12 +72,12 @@ impl List {
     }
 
     /// Fails with the first entry's error, if there is one.
-    pub fn check(&self) -> Result<(), (TopicPartition, Fault)> {
+    pub fn check(&self) -> Result<(), (TopicPartition, ClientError)> {
         let failed = self
             .entries()
             .into_iter()
             .find(|e| e.code != Code::RD_KAFKA_RESP_ERR_NO_ERROR);
-        failed.map_or(Ok(()), |e| Err((e.at, Fault::of(e.code))))
+        failed.map_or(Ok(()), |e| Err((e.at, ClientError::new(e.code))))
     }
 }
 

@@ -2,9 +2,9 @@
 //!
 //! Guarantees: bytes are copied before a call returns. Never: a wait for delivery outside of the transaction calls.
 
-use super::consumer::Membership;
+use super::consumer::ClientGroupMetadata;
 use super::list::List;
-use super::{Code, Event, Fault, Handle, c, owned};
+use super::{Code, Event, ClientError, Handle, c, owned};
 use crate::{Header, Millis, Offset, OutRecord};
 use std::ffi::c_int;
 use std::ptr::{self, NonNull};
@@ -24,12 +24,12 @@ unsafe impl Sync for Topic {}
 
 impl Topic {
     /// Opens a topic, which need not exist.
-    pub fn new(handle: &Arc<Handle>, name: &str) -> Result<Topic, Fault> {
+    pub fn new(handle: &Arc<Handle>, name: &str) -> Result<Topic, ClientError> {
         let name = owned(name);
         // SAFETY: the instance lives; the name is copied; null takes the instance's topic settings.
         let raw = unsafe { c::rd_kafka_topic_new(handle.raw(), name.as_ptr(), ptr::null_mut()) };
         // SAFETY: reads this thread's last error.
-        let raw = NonNull::new(raw).ok_or_else(|| Fault::of(unsafe { c::rd_kafka_last_error() }))?;
+        let raw = NonNull::new(raw).ok_or_else(|| ClientError::new(unsafe { c::rd_kafka_last_error() }))?;
         Ok(Topic {
             raw,
             handle: handle.clone(),
@@ -45,18 +45,18 @@ impl Topic {
         self.raw.as_ptr().addr()
     }
 
-    /// Queues a record; its report will carry `mark`. The headers are taken when that succeeds.
-    pub fn produce(&self, record: &OutRecord<'_>, headers: &mut Option<HeaderList>, mark: usize) -> Result<(), Fault> {
+    /// Queues a record; its report will carry `tag`. The headers are taken when that succeeds.
+    pub fn produce(&self, record: &OutRecord<'_>, headers: &mut Option<HeaderList>, tag: usize) -> Result<(), ClientError> {
         use c::rd_kafka_vtype_t as V;
         let unit = |vtype, u| c::rd_kafka_vu_t { vtype, u };
-        let mark = ptr::without_provenance_mut(mark);
+        let tag = ptr::without_provenance_mut(tag);
         let list = headers.as_ref().map_or(ptr::null_mut(), |list| list.raw.as_ptr());
         let units = [
             unit(V::RD_KAFKA_VTYPE_RKT, Value { rkt: self.raw.as_ptr() }),
             unit(
                 V::RD_KAFKA_VTYPE_PARTITION,
                 Value {
-                    i32_: record.partition.unwrap_or(ANY),
+                    i32_: record.partition.unwrap_or(RD_KAFKA_PARTITION_UA),
                 },
             ),
             unit(
@@ -73,7 +73,7 @@ impl Topic {
                     i64_: record.timestamp.unwrap_or(0),
                 },
             ),
-            unit(V::RD_KAFKA_VTYPE_OPAQUE, Value { ptr: mark }),
+            unit(V::RD_KAFKA_VTYPE_OPAQUE, Value { ptr: tag }),
             unit(V::RD_KAFKA_VTYPE_HEADERS, Value { headers: list }),
         ];
         let used = if headers.is_some() {
@@ -83,7 +83,7 @@ impl Topic {
         };
         // SAFETY: instance and topic live; every unit holds the member that its kind names; key and value are copied
         // by the flag. The headers become the library's when the call succeeds, and stay ours when it fails.
-        unsafe { Fault::take(c::rd_kafka_produceva(self.handle.raw(), units.as_ptr(), used)) }?;
+        unsafe { ClientError::from_owned(c::rd_kafka_produceva(self.handle.raw(), units.as_ptr(), used)) }?;
         if let Some(list) = headers.take() {
             std::mem::forget(list);
         }
@@ -91,19 +91,19 @@ impl Topic {
     }
 
     /// Asks the brokers for the topic's partition count; also tells the instance where its partitions are.
-    pub fn partitions(&self, timeout: std::time::Duration) -> Result<i32, Fault> {
+    pub fn partitions(&self, timeout: std::time::Duration) -> Result<i32, ClientError> {
         let mut metadata = ptr::null();
         // SAFETY: instance and topic live; the metadata is ours when the call succeeds, and freed after it was read.
         unsafe {
             let rk = self.handle.raw();
             let code = c::rd_kafka_metadata(rk, 0, self.raw(), &mut metadata, super::millis(timeout));
-            Fault::check(code)?;
+            ClientError::check(code)?;
             let topic = (*metadata).topics.as_ref().filter(|_| (*metadata).topic_cnt > 0);
             let found = topic.map_or((Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART, 0), |t| {
                 (t.err, t.partition_cnt)
             });
             c::rd_kafka_metadata_destroy(metadata);
-            Fault::check(found.0).map(|()| found.1)
+            ClientError::check(found.0).map(|()| found.1)
         }
     }
 }
@@ -118,7 +118,7 @@ impl Drop for Topic {
 type Value = c::rd_kafka_vu_s__bindgen_ty_1;
 
 /// Lets the instance's partitioner choose.
-const ANY: i32 = -1;
+const RD_KAFKA_PARTITION_UA: i32 = -1;
 
 fn memory(of: Option<&[u8]>) -> Value {
     let (ptr, size) = of.map_or((ptr::null(), 0), |b| (b.as_ptr(), b.len()));
@@ -214,8 +214,8 @@ impl Report<'_> {
         self.message.key_len + self.message.len
     }
 
-    /// The mark that it was sent with.
-    pub fn mark(&self) -> usize {
+    /// The tag that it was sent with.
+    pub fn tag(&self) -> usize {
         self.message._private.addr()
     }
 
@@ -241,37 +241,37 @@ impl Event<'_> {
 
 impl Handle {
     /// Takes over the transactional id: fences older producers and ends their transaction.
-    pub fn init_transactions(&self, timeout: std::time::Duration) -> Result<(), Fault> {
+    pub fn init_transactions(&self, timeout: std::time::Duration) -> Result<(), ClientError> {
         // SAFETY: the instance lives; the error object is ours. The same holds for the calls below.
-        unsafe { Fault::take(c::rd_kafka_init_transactions(self.raw(), super::millis(timeout))) }
+        unsafe { ClientError::from_owned(c::rd_kafka_init_transactions(self.raw(), super::millis(timeout))) }
     }
 
     /// Begins a transaction; no round trip.
-    pub fn begin_transaction(&self) -> Result<(), Fault> {
+    pub fn begin_transaction(&self) -> Result<(), ClientError> {
         // SAFETY: as in `init_transactions`.
-        unsafe { Fault::take(c::rd_kafka_begin_transaction(self.raw())) }
+        unsafe { ClientError::from_owned(c::rd_kafka_begin_transaction(self.raw())) }
     }
 
     /// Adds consumed offsets; waits at most for what is left of the transaction's time.
-    pub fn send_offsets(&self, offsets: &List, member: &Membership) -> Result<(), Fault> {
+    pub fn send_offsets(&self, offsets: &List, member: &ClientGroupMetadata) -> Result<(), ClientError> {
         // SAFETY: as in `init_transactions`; list and membership are copied.
         unsafe {
-            let error = c::rd_kafka_send_offsets_to_transaction(self.raw(), offsets.raw(), member.raw(), REST);
-            Fault::take(error)
+            let error = c::rd_kafka_send_offsets_to_transaction(self.raw(), offsets.raw(), member.raw(), REMAINING_TRANSACTION_TIME);
+            ClientError::from_owned(error)
         }
     }
 
     /// Flushes and commits, within a time: without one the library would repeat its request for as long as no broker
     /// answers. After a time-out the request may still be under way, so that the instance must go.
-    pub fn commit_transaction(&self, timeout: std::time::Duration) -> Result<(), Fault> {
+    pub fn commit_transaction(&self, timeout: std::time::Duration) -> Result<(), ClientError> {
         // SAFETY: as in `init_transactions`.
-        unsafe { Fault::take(c::rd_kafka_commit_transaction(self.raw(), super::millis(timeout))) }
+        unsafe { ClientError::from_owned(c::rd_kafka_commit_transaction(self.raw(), super::millis(timeout))) }
     }
 
     /// Aborts, within a time, as [`Handle::commit_transaction`] does.
-    pub fn abort_transaction(&self, timeout: std::time::Duration) -> Result<(), Fault> {
+    pub fn abort_transaction(&self, timeout: std::time::Duration) -> Result<(), ClientError> {
         // SAFETY: as in `init_transactions`.
-        unsafe { Fault::take(c::rd_kafka_abort_transaction(self.raw(), super::millis(timeout))) }
+        unsafe { ClientError::from_owned(c::rd_kafka_abort_transaction(self.raw(), super::millis(timeout))) }
     }
 
     /// Drops every record that is not written yet; their reports say so.
@@ -282,11 +282,11 @@ impl Handle {
     }
 
     /// Sends what is queued now rather than when its linger ends, and waits at most this long until all is reported.
-    pub fn flush(&self, timeout: std::time::Duration) -> Result<(), Fault> {
+    pub fn flush(&self, timeout: std::time::Duration) -> Result<(), ClientError> {
         // SAFETY: the instance lives. Another thread takes the reports, as the call demands.
-        Fault::check(unsafe { c::rd_kafka_flush(self.raw(), super::millis(timeout)) })
+        ClientError::check(unsafe { c::rd_kafka_flush(self.raw(), super::millis(timeout)) })
     }
 }
 
-/// The library's mark for what is left of the transaction's time.
-const REST: c_int = -1;
+/// The library's tag for what is left of the transaction's time.
+const REMAINING_TRANSACTION_TIME: c_int = -1;

@@ -181,9 +181,9 @@ unsafe extern "C" fn on_log(rk: *const c::rd_kafka_t, level: c_int, facility: *c
     // A broker that is not there is said once by whoever needs it, not by every thread that tries to connect.
     let connection = facility == "FAIL" || facility == "ERROR";
     match level {
-        0..=3 if !connection => tracing::error!(target: "log::kafka", facility, "{words}"),
-        0..=4 => tracing::warn!(target: "log::kafka", facility, "{words}"),
-        _ => tracing::debug!(target: "log::kafka", facility, "{words}"),
+        0..=3 if !connection => tracing::error!(target: "event_log::kafka", facility, "{words}"),
+        0..=4 => tracing::warn!(target: "event_log::kafka", facility, "{words}"),
+        _ => tracing::debug!(target: "event_log::kafka", facility, "{words}"),
     }
     if connection && !rk.is_null() {
         // SAFETY: the instance lives while it logs; the opaque is the `Reach` that `install` was given, or null while

@@ -3,26 +3,26 @@
 //! Guarantees: every code has one meaning; an unknown one is "out of reach" when the library would try again, else it
 //! is refused. Never: a retry.
 
-use super::client::{Code, Fault, Refusal};
+use super::client::{Code, ClientError, SettingError};
 use crate::Error;
 
 /// Says what an error means to somebody who tried to do this.
-pub fn error(attempted: impl Into<String>, fault: &Fault) -> Error {
-    let (attempted, reason) = (attempted.into(), fault.text.clone());
-    if unreachable(fault) {
+pub fn request_error(attempted: impl Into<String>, error: &ClientError) -> Error {
+    let (attempted, reason) = (attempted.into(), error.text.clone());
+    if is_unavailable(error) {
         return Error::Unavailable { attempted, reason };
     }
     Error::Refused {
         attempted,
-        reason: format!("{reason}{}", fix(fault.code)),
+        reason: format!("{reason}{}", fix(error.code)),
     }
 }
 
 /// The same, where a topic is what may be wrong.
-pub fn topic_error(topic: &str, attempted: impl Into<String>, fault: &Fault) -> Error {
+pub fn topic_error(topic: &str, attempted: impl Into<String>, error: &ClientError) -> Error {
     use Code as C;
     let topic = topic.to_owned();
-    match fault.code {
+    match error.code {
         C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
         | C::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC
         | C::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION
@@ -35,27 +35,27 @@ pub fn topic_error(topic: &str, attempted: impl Into<String>, fault: &Fault) -> 
         | C::RD_KAFKA_RESP_ERR_POLICY_VIOLATION
         | C::RD_KAFKA_RESP_ERR__INVALID_ARG => Error::InvalidTopic {
             topic,
-            reason: fault.text.clone(),
+            reason: error.text.clone(),
         },
-        _ => error(attempted, fault),
+        _ => request_error(attempted, error),
     }
 }
 
 /// Says which setting the library does not take. Its value may be a secret, and is left out.
-pub fn setting_error(refusal: Refusal) -> Error {
-    let attempted = if refusal.setting.is_empty() {
+pub fn setting_error(error: SettingError) -> Error {
+    let attempted = if error.setting.is_empty() {
         "start a Kafka client with these settings".to_owned()
     } else {
-        format!("use Kafka setting {}", refusal.setting)
+        format!("use Kafka setting {}", error.setting)
     };
     Error::Refused {
         attempted,
-        reason: refusal.reason,
+        reason: error.reason,
     }
 }
 
 /// Whether somebody else has taken over.
-pub fn fenced(code: Code) -> bool {
+pub fn is_fenced(code: Code) -> bool {
     use Code as C;
     matches!(
         code,
@@ -72,7 +72,7 @@ pub fn fenced(code: Code) -> bool {
 }
 
 /// Whether a member's generation, and nothing else of it, is refused.
-pub fn outdated(code: Code) -> bool {
+pub fn is_stale_member(code: Code) -> bool {
     use Code as C;
     matches!(
         code,
@@ -84,7 +84,7 @@ pub fn outdated(code: Code) -> bool {
 }
 
 /// Whether a limit of time ended the call, so that it may still be at work.
-pub fn timed_out(code: Code) -> bool {
+pub fn is_timeout(code: Code) -> bool {
     use Code as C;
     matches!(
         code,
@@ -96,12 +96,12 @@ pub fn timed_out(code: Code) -> bool {
 }
 
 /// Whether the brokers, rather than the request, are what is wrong.
-pub fn unreachable(fault: &Fault) -> bool {
+pub fn is_unavailable(error: &ClientError) -> bool {
     use Code as C;
-    fault.retriable
-        || timed_out(fault.code)
+    error.retriable
+        || is_timeout(error.code)
         || matches!(
-            fault.code,
+            error.code,
             C::RD_KAFKA_RESP_ERR__TRANSPORT
                 | C::RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN
                 | C::RD_KAFKA_RESP_ERR__RESOLVE

@@ -4,11 +4,11 @@
 //! byte limit) is handed on later; nothing of a partition that is not being read is handed on. Never: a wait.
 
 use super::client::admin::{Admin, END, START};
-use super::client::consumer::{Inbox, Message, Then, inbox};
+use super::client::consumer::{Inbox, Message, Disposition, inbox};
 use super::client::list::List;
 use super::client::producer::Topic;
-use super::client::{Code, Fault, Handle, Queue, Waker};
-use super::fault;
+use super::client::{Code, ClientError, Handle, Queue, Waker};
+use super::errors;
 use crate::{Error, Isolation, Millis, Offset, RecordBatch, Result, TopicPartition};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,7 +22,7 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// One partition that may be read.
 #[derive(Debug)]
-pub struct Slot {
+pub struct PartitionState {
     /// The partition.
     pub at: TopicPartition,
     /// Whether its records are wanted.
@@ -34,16 +34,16 @@ pub struct Slot {
     /// A time at which everything stable had been seen.
     pub at_end: Option<Millis>,
     /// The offset at which it could not be read; it is not read on until it is moved.
-    pub failed: Option<(Offset, Fault)>,
+    pub failed: Option<(Offset, ClientError)>,
     /// Its index in the batch of that number.
     interned: (u64, u16),
 }
 
 /// Partitions that are read into one inbox.
 #[derive(Debug)]
-pub struct Gather {
+pub struct Fetcher {
     inbox: Inbox,
-    slots: Slots,
+    states: PartitionStates,
     waker: Arc<Waker>,
     /// A time at which nothing waited to be seen.
     drained_at: Millis,
@@ -51,20 +51,20 @@ pub struct Gather {
 }
 
 #[derive(Debug, Default)]
-struct Slots {
+struct PartitionStates {
     topics: HashMap<Arc<str>, Topic>,
-    all: Vec<Slot>,
+    all: Vec<PartitionState>,
     by_address: HashMap<(usize, i32), usize>,
     last: (usize, i32, usize),
 }
 
-impl Gather {
+impl Fetcher {
     /// Reads nothing yet.
-    pub fn new(handle: &Arc<Handle>, waker: Arc<Waker>) -> Gather {
+    pub fn new(handle: &Arc<Handle>, waker: Arc<Waker>) -> Fetcher {
         let inbox = inbox(handle, &waker, TAKE);
-        Gather {
+        Fetcher {
             inbox,
-            slots: Slots::default(),
+            states: PartitionStates::default(),
             waker,
             drained_at: now(),
             batches: 0,
@@ -84,11 +84,11 @@ impl Gather {
     /// Opens a topic, or finds it open.
     pub fn topic(&mut self, name: &Arc<str>) -> Result<&Topic> {
         let handle = self.inbox.queue().handle().clone();
-        match self.slots.topics.entry(name.clone()) {
+        match self.states.topics.entry(name.clone()) {
             std::collections::hash_map::Entry::Occupied(open) => Ok(open.into_mut()),
             std::collections::hash_map::Entry::Vacant(free) => {
                 let topic = Topic::new(&handle, name);
-                Ok(free.insert(topic.map_err(|found| fault::topic_error(name, format!("open topic {name}"), &found))?))
+                Ok(free.insert(topic.map_err(|found| errors::topic_error(name, format!("open topic {name}"), &found))?))
             }
         }
     }
@@ -99,23 +99,23 @@ impl Gather {
         let missing = || Error::UnknownTopic {
             topic: name.to_string(),
         };
-        Ok((self.slots.topics.get(name).ok_or_else(missing)?, self.inbox.queue()))
+        Ok((self.states.topics.get(name).ok_or_else(missing)?, self.inbox.queue()))
     }
 
     /// The partitions, sorted.
     pub fn partitions(&self) -> Vec<TopicPartition> {
-        let mut partitions: Vec<_> = self.slots.all.iter().map(|slot| slot.at.clone()).collect();
+        let mut partitions: Vec<_> = self.states.all.iter().map(|state| state.at.clone()).collect();
         partitions.sort();
         partitions
     }
 
     /// Replaces the partitions; what was held of others is dropped.
     pub fn replace(&mut self, partitions: impl Iterator<Item = (TopicPartition, bool, Option<Offset>)>) -> Result<()> {
-        self.slots.all.clear();
-        self.inbox.sort(|_| Then::Drop);
-        self.slots
+        self.states.all.clear();
+        self.inbox.visit(|_| Disposition::Drop);
+        self.states
             .all
-            .extend(partitions.map(|(at, started, position)| Slot::new(at, started, position)));
+            .extend(partitions.map(|(at, started, position)| PartitionState::new(at, started, position)));
         self.drained_at = now();
         self.index()
     }
@@ -123,50 +123,50 @@ impl Gather {
     /// Adds partitions that are not read yet; what is held of others stays.
     pub fn add(&mut self, partitions: &[TopicPartition]) -> Result<()> {
         self.remove(partitions)?;
-        self.slots
+        self.states
             .all
-            .extend(partitions.iter().map(|at| Slot::new(at.clone(), false, None)));
+            .extend(partitions.iter().map(|at| PartitionState::new(at.clone(), false, None)));
         self.index()
     }
 
     /// Removes partitions, and drops what is held of them; what is held of others stays.
     pub fn remove(&mut self, partitions: &[TopicPartition]) -> Result<()> {
-        self.slots.all.retain(|slot| !partitions.contains(&slot.at));
+        self.states.all.retain(|state| !partitions.contains(&state.at));
         self.index()?;
-        let slots = &mut self.slots;
+        let states = &mut self.states;
         self.inbox
-            .sort(|message| slots.of(&message).map_or(Then::Drop, |_| Then::Keep));
+            .sort(|message| states.of(&message).map_or(Disposition::Drop, |_| Disposition::Keep));
         Ok(())
     }
 
     /// Finds the partitions' topics anew, after they have changed.
     fn index(&mut self) -> Result<()> {
-        self.slots.by_address.clear();
-        self.slots.last = (0, 0, 0);
-        let all: Vec<_> = self.slots.all.iter().map(|slot| slot.at.clone()).collect();
+        self.states.by_address.clear();
+        self.states.last = (0, 0, 0);
+        let all: Vec<_> = self.states.all.iter().map(|state| state.at.clone()).collect();
         for (place, at) in all.into_iter().enumerate() {
             let address = self.topic(&at.topic)?.address();
-            self.slots.by_address.insert((address, at.partition), place);
+            self.states.by_address.insert((address, at.partition), place);
         }
         Ok(())
     }
 
     /// The partitions.
-    pub fn slots(&self) -> &[Slot] {
-        &self.slots.all
+    pub fn states(&self) -> &[PartitionState] {
+        &self.states.all
     }
 
     /// One of the partitions.
-    pub fn slot(&mut self, at: &TopicPartition) -> Option<&mut Slot> {
-        self.slots.all.iter_mut().find(|slot| slot.at == *at)
+    pub fn state(&mut self, at: &TopicPartition) -> Option<&mut PartitionState> {
+        self.states.all.iter_mut().find(|state| state.at == *at)
     }
 
     /// Drops what is held of a partition, which is about to be read from elsewhere.
     pub fn forget(&mut self, at: &TopicPartition) {
-        let slots = &mut self.slots;
-        self.inbox.sort(|message| match slots.of(&message) {
-            Some(slot) if slot.at != *at => Then::Keep,
-            _ => Then::Drop,
+        let states = &mut self.states;
+        self.inbox.visit(|message| match states.of(&message) {
+            Some(state) if state.at != *at => Disposition::Keep,
+            _ => Disposition::Drop,
         });
     }
 
@@ -177,35 +177,35 @@ impl Gather {
         let (number, drained_at) = (self.batches, self.drained_at);
         loop {
             let mut full = false;
-            let slots = &mut self.slots;
-            self.inbox.sort(|message| {
-                let Some(slot) = slots.of(&message).filter(|slot| slot.started) else {
-                    return Then::Drop;
+            let states = &mut self.states;
+            self.inbox.visit(|message| {
+                let Some(state) = states.of(&message).filter(|state| state.started) else {
+                    return Disposition::Drop;
                 };
                 match message.code() {
-                    Code::RD_KAFKA_RESP_ERR_NO_ERROR if slot.paused => Then::Keep,
+                    Code::RD_KAFKA_RESP_ERR_NO_ERROR if state.paused => Disposition::Keep,
                     Code::RD_KAFKA_RESP_ERR_NO_ERROR => {
                         full = batch.byte_len() >= max_bytes || batch.len() >= BATCH_RECORDS_MAX;
                         if full {
-                            return Then::Stop;
+                            return Disposition::Stop;
                         }
-                        slot.copy(batch, number, &message);
-                        Then::Drop
+                        state.copy(batch, number, &message);
+                        Disposition::Drop
                     }
                     Code::RD_KAFKA_RESP_ERR__PARTITION_EOF => {
-                        slot.position = Some(message.offset());
-                        slot.at_end = Some(drained_at);
-                        Then::Drop
+                        state.position = Some(message.offset());
+                        state.at_end = Some(drained_at);
+                        Disposition::Drop
                     }
                     _ => {
                         let found = message.fault();
                         if stops(&found) {
-                            let at = slot.position.unwrap_or_else(|| message.offset());
-                            slot.failed = Some((at, found));
+                            let at = state.position.unwrap_or_else(|| message.offset());
+                            state.failed = Some((at, found));
                         } else {
-                            tracing::debug!(target: "log::kafka", at = %slot.at, "{}", found.text);
+                            tracing::debug!(target: "event_log::kafka", at = %state.at, "{}", found.text);
                         }
-                        Then::Drop
+                        Disposition::Drop
                     }
                 }
             });
@@ -226,10 +226,10 @@ impl Gather {
     /// Fails for a partition that cannot be read on.
     fn check_partitions(&self) -> Result<()> {
         let failed = self
-            .slots
+            .states
             .all
             .iter()
-            .find_map(|slot| Some((&slot.at, slot.failed.as_ref()?)));
+            .find_map(|state| Some((&state.at, state.failed.as_ref()?)));
         failed.map_or(Ok(()), |(at, (offset, found))| {
             Err(self.meaning(at.clone(), *offset, found))
         })
@@ -252,7 +252,7 @@ impl Gather {
     }
 
     /// What a partition's error means.
-    fn meaning(&self, at: TopicPartition, offset: Offset, found: &Fault) -> Error {
+    fn meaning(&self, at: TopicPartition, offset: Offset, found: &ClientError) -> Error {
         use Code as C;
         match found.code {
             C::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET | C::RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE => {
@@ -265,7 +265,7 @@ impl Gather {
                 place: format!("{at}@{offset}"),
                 reason: found.text.clone(),
             },
-            _ => fault::topic_error(&at.topic, format!("read {at}"), found),
+            _ => errors::topic_error(&at.topic, format!("read {at}"), found),
         }
     }
 
@@ -281,7 +281,7 @@ impl Gather {
 }
 
 /// Whether an error ends the reading of a partition; others the library mends by itself.
-fn stops(found: &Fault) -> bool {
+fn stops(found: &ClientError) -> bool {
     use Code as C;
     matches!(
         found.code,
@@ -298,9 +298,9 @@ fn stops(found: &Fault) -> bool {
     )
 }
 
-impl Slots {
+impl PartitionStates {
     /// The partition of a message.
-    fn of(&mut self, message: &Message<'_>) -> Option<&mut Slot> {
+    fn of(&mut self, message: &Message<'_>) -> Option<&mut PartitionState> {
         let (address, partition) = (message.topic_address(), message.partition());
         if (self.last.0, self.last.1) != (address, partition) {
             let found = self.by_address.get(&(address, partition)).copied().or_else(|| {
@@ -308,7 +308,7 @@ impl Slots {
                 let name = message.topic();
                 self.all
                     .iter()
-                    .position(|slot| *slot.at.topic == *name && slot.at.partition == partition)
+                    .position(|state| *state.at.topic == *name && state.at.partition == partition)
             })?;
             self.last = (address, partition, found);
         }
@@ -316,9 +316,9 @@ impl Slots {
     }
 }
 
-impl Slot {
-    fn new(at: TopicPartition, started: bool, position: Option<Offset>) -> Slot {
-        Slot {
+impl PartitionState {
+    fn new(at: TopicPartition, started: bool, position: Option<Offset>) -> PartitionState {
+        PartitionState {
             at,
             started,
             paused: false,
