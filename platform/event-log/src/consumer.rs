@@ -75,7 +75,7 @@ impl GroupMetadata {
 
 #[derive(Debug, Clone)]
 pub(crate) enum MemberToken {
-    Kafka(Arc<crate::kafka::KafkaGroupMetadata>),
+    Kafka(Arc<crate::kafka::group_metadata::KafkaGroupMetadata>),
     Embedded(u64),
 }
 

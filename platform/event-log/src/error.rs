@@ -49,7 +49,9 @@ pub enum Error {
         end: i64,
     },
     /// A record exceeds the maximum size of its topic or of the client.
-    #[error("record of {bytes} bytes for topic {topic} exceeds the limit of {limit} bytes; raise max.message.bytes of the topic")]
+    #[error(
+        "record of {bytes} bytes for topic {topic} exceeds the limit of {limit} bytes; raise max.message.bytes of the topic"
+    )]
     TooLarge {
         /// The topic.
         topic: String,

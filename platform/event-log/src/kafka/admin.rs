@@ -1,11 +1,11 @@
-//! Topics of Kafka and their offsets, in the log's words.
+//! Topics and offsets on Kafka.
 //!
-//! Guarantees: what was created, altered or deleted is seen by the next question, since the brokers' own views of it
-//! are waited for; requests are repeated while a broker asks for that, within the time limit. Never: a default topic.
+//! Creating, altering and deleting a topic waits until the brokers' metadata shows the change. Requests are retried within
+//! the request timeout while a broker reports a transient error.
 
 use super::client::admin::{Admin as Raw, END, NewTopic, START, TopicResult};
 use super::client::list::{Entry, List};
-use super::client::{Code, ClientError, Handle};
+use super::client::{ClientError, Code, Handle};
 use super::errors;
 use crate::{
     Cleanup, Error, Isolation, Offset, OffsetSpec, Result, TimestampPolicy, TopicConfig, TopicId, TopicInfo,
@@ -15,17 +15,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long a broker's view may lag behind the controller's.
+/// How long a broker's metadata may lag behind the controller.
 const PROPAGATION: Duration = Duration::from_secs(10);
 
-/// Asks through one client.
+/// Sends admin requests through one client.
 #[derive(Debug)]
 pub struct Admin<'h> {
     raw: Raw<'h>,
 }
 
 impl<'h> Admin<'h> {
-    /// Asks through this client; each request has this time limit.
+    /// Sends requests with this timeout.
     pub fn new(handle: &'h Arc<Handle>, timeout: Duration) -> Admin<'h> {
         Admin {
             raw: Raw::new(handle, timeout),
@@ -36,7 +36,7 @@ impl<'h> Admin<'h> {
         retry(&self.raw, self.raw.timeout, request)
     }
 
-    /// Waits until the brokers show what was just changed.
+    /// Waits until the brokers' metadata shows a change.
     fn await_view(&self, what: &str, seen: impl Fn(&Raw<'_>) -> Result<bool, ClientError>) -> Result<()> {
         let end = Instant::now() + PROPAGATION;
         while Instant::now() < end {
@@ -47,7 +47,7 @@ impl<'h> Admin<'h> {
         }
         Err(Error::Unavailable {
             attempted: what.to_owned(),
-            reason: "done, but not yet seen by the brokers".to_owned(),
+            reason: "the request succeeded, but the brokers' metadata does not show it yet".to_owned(),
         })
     }
 
@@ -98,12 +98,12 @@ impl<'h> Admin<'h> {
         }
     }
 
-    /// The topic's partition count; fails unless the topic exists.
+    /// Returns the topic's partition count. Fails if the topic does not exist.
     pub fn partitions(&self, topic: &str) -> Result<usize> {
         let found = self.ask(|raw| raw.describe(topic));
         found
             .map(|topic| topic.partitions)
-            .map_err(|found| errors::topic_error(topic, format!("look topic {topic} up"), &found))
+            .map_err(|found| errors::topic_error(topic, format!("look up topic {topic}"), &found))
     }
 
     /// See [`crate::EventLog::topics`].
@@ -125,7 +125,7 @@ impl<'h> Admin<'h> {
             let seen = raw.settings(topic)?;
             Ok(settings.iter().all(|(name, value)| seen.get(name) == Some(value)))
         });
-        // A broker may show a value in other words than it was given; the change itself was accepted.
+        // A broker may normalize the value. The change itself was accepted.
         seen.or(Ok(()))
     }
 
@@ -149,9 +149,9 @@ impl<'h> Admin<'h> {
                 .and_then(first)
                 .map_err(|found| leaderless(raw, at, found))
         });
-        let failed = |found: ClientError| errors::topic_error(&at.topic, format!("look an offset of {at} up"), &found);
+        let failed = |found: ClientError| errors::topic_error(&at.topic, format!("look up an offset of {at}"), &found);
         match found.map_err(failed)?.offset {
-            // No record at or after the time: by the trait's promise that is the end.
+            // No record at or after the timestamp: the trait specifies the log end.
             offset if offset < 0 && matches!(which, OffsetSpec::Timestamp(_)) => self.offset(at, OffsetSpec::LogEnd),
             offset => Ok(offset),
         }
@@ -162,12 +162,12 @@ impl<'h> Admin<'h> {
         let (special, isolation) = list_offsets_arguments(which);
         let wanted = List::of(partitions.iter().map(|at| (at, special)));
         let found = self.ask(|raw| raw.offsets(&wanted, isolation));
-        let found = found.map_err(|found| errors::request_error("look offsets up", &found))?;
+        let found = found.map_err(|found| errors::request_error("look up offsets", &found))?;
         let good = found
             .into_iter()
             .filter(|entry| ClientError::check(entry.code).is_ok() && entry.offset >= 0);
         let good: BTreeMap<_, _> = good.map(|entry| (entry.at, entry.offset)).collect();
-        // One that failed is asked for alone: that knows what to wait for, and says which it is.
+        // Look up failed partitions one by one: `offset` knows what to wait for, and its error names the partition.
         let each = |at| good.get(at).copied().map_or_else(|| self.offset(at, which), Ok);
         partitions.iter().map(each).collect()
     }
@@ -178,14 +178,18 @@ impl<'h> Admin<'h> {
             .handle
             .cluster(self.raw.timeout)
             .ok_or_else(|| Error::Unavailable {
-                attempted: "ask for the cluster's id".to_owned(),
+                attempted: "look up the cluster id".to_owned(),
                 reason: self.raw.handle.reach().explain("no broker answered"),
             })
     }
 }
 
-/// Repeats a request while a broker says "not now", within a time limit.
-pub fn retry<T>(raw: &Raw<'_>, limit: Duration, request: impl Fn(&Raw<'_>) -> Result<T, ClientError>) -> Result<T, ClientError> {
+/// Retries a request within a time limit while the brokers report a transient error.
+pub fn retry<T>(
+    raw: &Raw<'_>,
+    limit: Duration,
+    request: impl Fn(&Raw<'_>) -> Result<T, ClientError>,
+) -> Result<T, ClientError> {
     let end = Instant::now() + limit;
     let mut pause = Duration::from_millis(2);
     loop {
@@ -203,7 +207,7 @@ pub fn retry<T>(raw: &Raw<'_>, limit: Duration, request: impl Fn(&Raw<'_>) -> Re
     }
 }
 
-/// The library's mark for an offset that is looked up, and who is to see it.
+/// Returns librdkafka's special offset and the isolation level for a lookup.
 fn list_offsets_arguments(which: OffsetSpec) -> (Offset, Isolation) {
     match which {
         OffsetSpec::Earliest => (START, Isolation::ReadUncommitted),
@@ -217,7 +221,7 @@ fn unknown(code: Code) -> bool {
     use Code as C;
     matches!(code, C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART | C::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC)
         || code == C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_ID
-        // A name that cannot be a topic's is no topic's.
+        // An invalid topic name.
         || code == C::RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION
 }
 
@@ -231,7 +235,7 @@ fn first(entries: Vec<Entry>) -> Result<Entry, ClientError> {
     ClientError::check(entry.code).map(|()| entry)
 }
 
-/// Whether every partition of a new topic has a leader that answers for it: one that is only announced still refuses.
+/// Returns whether every partition of a new topic has a leader that answers. A leader may be announced before it does.
 fn served(raw: &Raw<'_>, topic: &TopicSpec) -> Result<bool, ClientError> {
     if !raw.describe(&topic.name)?.led {
         return Ok(false);
@@ -246,11 +250,11 @@ fn served(raw: &Raw<'_>, topic: &TopicSpec) -> Result<bool, ClientError> {
     Ok(ends.iter().all(|end| end.code == Code::RD_KAFKA_RESP_ERR_NO_ERROR))
 }
 
-/// A partition whose leader is not found is not there, or has none now.
+/// Determines whether a partition without a leader does not exist or has no leader now.
 fn leaderless(raw: &Raw<'_>, at: &TopicPartition, found: ClientError) -> ClientError {
     use Code as C;
-    // After a broker was started anew the library knows its partitions' old epochs and does not look again by itself;
-    // a look at everything puts the new ones in their place.
+    // After a broker restart librdkafka keeps the old leader epochs and does not refresh them itself. A metadata request
+    // for all topics does.
     if matches!(
         found.code,
         C::RD_KAFKA_RESP_ERR_FENCED_LEADER_EPOCH | C::RD_KAFKA_RESP_ERR_UNKNOWN_LEADER_EPOCH
@@ -265,7 +269,9 @@ fn leaderless(raw: &Raw<'_>, at: &TopicPartition, found: ClientError) -> ClientE
         .describe(&at.topic)
         .map(|seen| i32::try_from(seen.partitions).unwrap_or(i32::MAX))
     {
-        Ok(count) if (0..count).contains(&at.partition) => ClientError::new(Code::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE),
+        Ok(count) if (0..count).contains(&at.partition) => {
+            ClientError::new(Code::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE)
+        }
         Ok(_) => ClientError::new(Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART),
         Err(found) => found,
     }

@@ -1,16 +1,18 @@
-//! A member of a consumer group of Kafka.
+//! A member of a consumer group on Kafka, with the range assignor and either group protocol.
 //!
-//! Guarantees: an assignment is taken with every partition held still, and each is let go by `start`; a revocation is
-//! returned before it is answered, and answered by the next `poll`. Range assignor, by either protocol. A member that
-//! is dropped without `close` is silent, as one that crashed. Never: a record of a partition after it was revoked.
+//! Assigned partitions are paused before the assignment is confirmed, and resumed by `start`. A revocation is returned by
+//! one `poll` and confirmed by the next, so that the application can commit in between. No record of a partition is
+//! returned after its revocation. A member that is dropped without `close` sends nothing, like one that crashed.
 
 use super::client::list::List;
-use super::client::{Code, Event as RawEvent, ClientError, Handle, ClientKind, Queue, Waker, EventKind};
+use super::client::{ClientError, ClientKind, Code, Event as RawEvent, EventKind, Handle, Queue, Waker};
+use super::config::Config;
 use super::coordinator::Coordinators;
 use super::coverage::{Coverage, Topics};
 use super::fetcher::{Fetcher, PartitionState};
-use super::members::{Members, LocalMember};
-use super::{Config, KafkaGroupMetadata, errors, protocol, settings};
+use super::group_metadata::KafkaGroupMetadata;
+use super::members::{LocalMember, Members};
+use super::{errors, protocol, settings};
 use crate::consumer::MemberToken;
 use crate::{
     Error, Event, GroupConfig, GroupConsumer, GroupMetadata, GroupProtocol, Offset, RecordBatch, Result,
@@ -19,31 +21,31 @@ use crate::{
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How often the library is made to look whether it can go on with a join, and for how long: of what it waits for then,
-/// such as the coordinator's connection, it takes notice by itself only twice a second.
+/// Interval and duration of nudging librdkafka while it joins. It checks by itself only every 500 ms whether what it
+/// waits for, such as the coordinator's connection, is available.
 const NUDGE_INTERVAL: Duration = Duration::from_millis(5);
 const NUDGE_PERIOD: Duration = Duration::from_secs(10);
-/// How long a question may take that is asked for its own sake.
+/// Timeout of a request whose only purpose is to wake up a connection.
 const WAKE_TIMEOUT: Duration = Duration::from_millis(100);
-/// How long moving to another offset or leaving the group may take.
+/// Timeout for seeking, committing and leaving.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// A fence so soon after a connection broke may be of this member's own making …
+/// A fence within this time after a connection failure may be caused by this member itself: see `poll_event` …
 const SELF_FENCE_WINDOW: Duration = Duration::from_secs(60);
-/// … but not so often in that time: another process has the name then.
+/// … but only this many times. After that, another process uses the instance name.
 const REJOINS_MAX: usize = 3;
 
-/// What the members of a log share.
+/// What the members of one event log share.
 #[derive(Debug, Clone)]
 pub struct Shared {
-    /// Where Kafka is.
+    /// Connection settings.
     pub kafka: Config,
-    /// The members of this process.
+    /// The group members in this process.
     pub members: Arc<Members>,
-    /// The client that describes groups.
+    /// The client for admin requests to coordinators.
     pub coordinators: Arc<Coordinators>,
 }
 
-/// A member.
+/// A group consumer.
 #[derive(Debug)]
 pub struct KafkaGroup {
     shared: Shared,
@@ -51,32 +53,32 @@ pub struct KafkaGroup {
     events: Queue,
     config: GroupConfig,
     member: Arc<LocalMember>,
-    /// A revocation that was returned and is still to be answered.
+    /// A revocation that was returned and is not confirmed yet.
     revoked: Option<Vec<TopicPartition>>,
-    /// What was heard while a partition was moved, for the next poll.
+    /// An event that arrived while a partition was moved, for the next poll.
     pending_event: Option<Event>,
-    /// The instance name is another member's: when to ask for it again.
+    /// When to join again because another member has the instance name.
     retry_instance_at: Option<Instant>,
     joined_at: Instant,
-    /// Whether it has been told what is its own since then.
+    /// Whether an assignment or revocation arrived since then.
     assigned: bool,
-    /// When it was joined anew after a fence, of late.
+    /// Times of recent rejoins after a fence.
     rejoins: Vec<Instant>,
     coverage: Coverage,
 }
 
 impl KafkaGroup {
-    /// Joins a group; the assignment comes by `poll`.
+    /// Joins a group. The assignment is returned by `poll`.
     pub fn join(shared: Shared, group: GroupConfig, topics: Topics) -> Result<KafkaGroup> {
         if group.protocol == GroupProtocol::Consumer {
             protocol::check(super::client::version())?;
         }
-        let handle =
-            Handle::new(ClientKind::Consumer, &settings::group(&shared.kafka, &group)).map_err(errors::setting_error)?;
+        let handle = Handle::new(ClientKind::Consumer, &settings::group(&shared.kafka, &group))
+            .map_err(errors::setting_error)?;
         let waker = Arc::new(Waker::default());
         let mut events = Queue::member(&handle).ok_or_else(|| Error::Refused {
             attempted: "join a group".to_owned(),
-            reason: "the group's name is empty; give it one".to_owned(),
+            reason: "the group id is empty; set a group id".to_owned(),
         })?;
         events.wake_with(&waker);
         let fetcher = Fetcher::new(&handle, waker);
@@ -105,12 +107,12 @@ impl KafkaGroup {
         self.config.protocol == GroupProtocol::Consumer
     }
 
-    /// What there is to say; a fence that a broken connection may have made is answered by joining anew.
+    /// Returns the next event of the group or client. Rejoins after a fence that this member may have caused itself.
     ///
-    /// A member of an instance name that asks to join, and does not hear the answer, asks again under the member id
-    /// that the first request has already replaced: the coordinator then fences it, for itself (KIP-345 names the
-    /// id's replacement). Another process of the name would fence the new member too, again and again, and that is
-    /// final.
+    /// If a static member misses the response to its JoinGroup request, it repeats the request with the member id that the
+    /// coordinator has already replaced (KIP-345), and the coordinator fences it. A rejoin resolves that. If another
+    /// process uses the instance name, the new member is fenced again each time; after `REJOINS_MAX` rejoins the error is
+    /// returned.
     fn poll_event(&mut self) -> Result<Option<Event>> {
         if let Some(event) = self.pending_event.take() {
             return Ok(Some(event));
@@ -119,15 +121,15 @@ impl KafkaGroup {
             if Instant::now() < again {
                 return Err(self.occupied_error());
             }
-            return self.rejoin("its instance name was another member's");
+            return self.rejoin("its instance name was in use");
         }
         match self.client_event() {
             Err(Error::Fenced { .. }) if self.may_have_fenced_itself() => {
                 self.rejoins.push(Instant::now());
-                self.rejoin("fenced after a connection broke")
+                self.rejoin("fenced after a connection failure")
             }
             Err(error @ Error::Occupied { .. }) => {
-                self.retry_instance_at = Some(Instant::now() + protocol::ASK_AGAIN);
+                self.retry_instance_at = Some(Instant::now() + protocol::OCCUPIED_RETRY);
                 Err(error)
             }
             Ok(None) => self.check_coverage().map(|()| None),
@@ -135,9 +137,9 @@ impl KafkaGroup {
         }
     }
 
-    /// Compares the assignment with the subscription, and leaves the group and joins it again where they do not match:
-    /// only the join of an unknown member always causes a rebalance. A known one that joins with unchanged metadata gets
-    /// its current assignment back, unless it leads the group.
+    /// Compares the assignment with the subscription. If they differ, leaves the group and joins again: only the join of an
+    /// unknown member always causes a rebalance. A known member that joins with unchanged metadata gets its current
+    /// assignment back, unless it is the group leader.
     fn check_coverage(&mut self) -> Result<()> {
         let (handle, fetcher) = (self.fetcher.handle().clone(), &self.fetcher);
         let held = || {
@@ -153,11 +155,11 @@ impl KafkaGroup {
         rejoined.map_err(|found| self.error("rejoin", &found))
     }
 
-    /// While it joins: makes the library look, and says when to do so again.
+    /// Makes librdkafka check the state of its join, and returns when to do that again; `None` if it is not joining.
     fn nudge(&self) -> Option<Instant> {
         let joins = !self.assigned && self.joined_at.elapsed() < NUDGE_PERIOD;
         joins.then(|| {
-            // The question goes through the library's main thread, which then looks what else there is to do.
+            // The call is executed by librdkafka's main thread, which then serves everything else that is due.
             drop(self.handle().group_metadata());
             Instant::now() + NUDGE_INTERVAL
         })
@@ -181,7 +183,7 @@ impl KafkaGroup {
             group = self.config.group,
             instance = self.config.instance,
             why,
-            "joining the group rejoins"
+            "rejoining the group"
         );
         let lost = self.fetcher.partitions();
         let rejoins = std::mem::take(&mut self.rejoins);
@@ -207,19 +209,20 @@ impl KafkaGroup {
         self.fetcher.handle()
     }
 
-    /// Gives partitions up: those that are named, or all of them where the protocol knows no parts.
+    /// Removes partitions from the assignment: the given ones with the incremental protocol, otherwise all.
     fn unassign(&mut self, gone: &[TopicPartition]) -> Result<()> {
         self.revoked = None;
         self.stop_reading(gone)?;
         let given = if self.incremental() {
-            self.handle().incremental_unassign(&List::of(gone.iter().map(|at| (at, 0))))
+            self.handle()
+                .incremental_unassign(&List::of(gone.iter().map(|at| (at, 0))))
         } else {
             self.handle().assign(None)
         };
         given.map_err(|found| self.error("give partitions up", &found))
     }
 
-    /// Reads no more of what is being given up.
+    /// Stops returning records of revoked partitions.
     fn stop_reading(&mut self, gone: &[TopicPartition]) -> Result<()> {
         if self.incremental() {
             self.member.started().retain(|at| !gone.contains(at));
@@ -229,8 +232,8 @@ impl KafkaGroup {
         self.fetcher.replace(std::iter::empty())
     }
 
-    /// Takes an assignment, held still: forwarded to the inbox and paused *before* it is answered, or the first
-    /// records would come from where nobody asked, or go to another queue.
+    /// Confirms an assignment with all partitions paused. Each partition is forwarded to the inbox and paused before the
+    /// confirmation; otherwise its first records would come from an undefined offset or go to another queue.
     fn assign(&mut self, partitions: Vec<TopicPartition>) -> Result<()> {
         if self.incremental() {
             self.fetcher.add(&partitions)?;
@@ -240,7 +243,9 @@ impl KafkaGroup {
         }
         let list = List::of(partitions.iter().map(|at| (at, 0)));
         let still = self.handle().pause(&list);
-        partitions.iter().for_each(|at| self.fetcher.queue().forward_partition(at));
+        partitions
+            .iter()
+            .for_each(|at| self.fetcher.queue().forward_partition(at));
         let handle = self.handle();
         let taken = still.and_then(|()| match self.incremental() {
             true => handle.incremental_assign(&list),
@@ -249,13 +254,13 @@ impl KafkaGroup {
         taken.map_err(|found| self.error("take partitions", &found))
     }
 
-    /// What the group or the client has to say, if anything.
+    /// Returns the next rebalance, or an event caused by a client error.
     fn client_event(&mut self) -> Result<Option<Event>> {
         loop {
             let Some(event) = self.events.poll(Duration::ZERO) else {
                 return Ok(None);
             };
-            let found = event.fault();
+            let found = event.error();
             match (event.kind(), found) {
                 (EventKind::Rebalance, Err(found)) => {
                     let partitions = partitions(&event);
@@ -295,13 +300,13 @@ impl KafkaGroup {
         Ok(Some(Event::Revoked(partitions)))
     }
 
-    /// What an error of the client means; an event where the group was joined anew because of it.
+    /// Handles a client error. Returns an event if the member rejoined because of it.
     fn client_error(&mut self, found: &ClientError) -> Result<Option<Event>> {
         use Code as C;
         if let Some(fatal) = self.handle().fatal() {
             return match protocol::meaning(&self.config, &fatal) {
                 protocol::Meaning::Occupied => Err(self.occupied_error()),
-                protocol::Meaning::Rejoin(why) if self.joined_at.elapsed() > protocol::JOINED_FOR => self.rejoin(why),
+                protocol::Meaning::Rejoin(why) if self.joined_at.elapsed() > protocol::REJOIN_AFTER => self.rejoin(why),
                 protocol::Meaning::Refused(error) => Err(error),
                 protocol::Meaning::Rejoin(_) | protocol::Meaning::Final => Err(self.error("poll", &fatal)),
             };
@@ -318,7 +323,7 @@ impl KafkaGroup {
             | C::RD_KAFKA_RESP_ERR_INCONSISTENT_GROUP_PROTOCOL
             | C::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID => Err(self.error("poll", found)),
             _ => {
-                tracing::debug!(target: "event_log::kafka", group = self.config.group, code = ?found.code, "{}", found.text);
+                tracing::debug!(target: "event_log::kafka", group = self.config.group, code = ?found.code, error = found.text, "client error");
                 Ok(None)
             }
         }
@@ -332,8 +337,8 @@ impl KafkaGroup {
         self.fetcher.state(at).ok_or_else(refused)
     }
 
-    /// Moves a partition that has failed, which the library has stopped and does not move: it is given up and taken
-    /// again, and none but it where the protocol knows parts.
+    /// Moves a partition whose fetching failed. librdkafka has stopped it and ignores seeks, so it is removed from the
+    /// assignment and added again; the classic protocol requires that for the whole assignment.
     fn reassign(&mut self, moved: &TopicPartition, offset: Offset) -> Result<(), ClientError> {
         if !self.incremental() {
             return self.reassign_all(moved, offset);
@@ -341,7 +346,7 @@ impl KafkaGroup {
         let one = List::of(std::iter::once((moved, offset)));
         let handle = self.handle().clone();
         handle.incremental_unassign(&one)?;
-        // To hold it still also waits until it has stopped, which takes its queue away.
+        // `pause` also waits until the partition has stopped, which removes the forwarding of its queue.
         handle.pause(&one)?;
         self.fetcher.queue().forward_partition(moved);
         handle.incremental_assign(&one)?;
@@ -349,7 +354,7 @@ impl KafkaGroup {
         Ok(())
     }
 
-    /// The whole assignment is taken anew, every other partition at its position.
+    /// Replaces the whole assignment, keeping the positions of all partitions except `moved`.
     fn reassign_all(&mut self, moved: &TopicPartition, offset: Offset) -> Result<(), ClientError> {
         let states = self.fetcher.states();
         let position = |state: &PartitionState| {
@@ -368,17 +373,18 @@ impl KafkaGroup {
         let everything: Vec<_> = states.iter().map(|state| state.at.clone()).collect();
         let handle = self.handle().clone();
         handle.assign(None)?;
-        // To hold them still also waits until they have stopped, which takes their queues away.
+        // `pause` also waits until the partitions have stopped, which removes the forwarding of their queues.
         handle.pause(&all)?;
-        everything.iter().for_each(|at| self.fetcher.queue().forward_partition(at));
+        everything
+            .iter()
+            .for_each(|at| self.fetcher.queue().forward_partition(at));
         handle.assign(Some(&all))?;
         everything.iter().for_each(|at| self.fetcher.forget(at));
         handle.resume(&run)
     }
 
-    /// Makes the library fetch a partition at once that was resumed. It wakes its connection only for a partition that
-    /// becomes active, as one does that is moved to another offset than 0, or for a question; else the connection sleeps
-    /// on for up to a second.
+    /// Makes librdkafka fetch a resumed partition immediately. Otherwise its broker thread may sleep for up to a second: it
+    /// wakes up for a seek to an offset other than 0 and for requests, but not for a resume.
     fn wake(&self, at: &TopicPartition, offset: Offset) -> Result<(), ClientError> {
         self.seek(at, offset)?;
         if offset == 0 {
@@ -387,7 +393,7 @@ impl KafkaGroup {
         Ok(())
     }
 
-    /// Moves an assigned partition. It may still be on its way to being read: then a little later.
+    /// Seeks an assigned partition. Retries while librdkafka is still starting the partition.
     fn seek(&self, at: &TopicPartition, offset: Offset) -> Result<(), ClientError> {
         let end = Instant::now() + CALL_TIMEOUT;
         loop {
@@ -446,7 +452,7 @@ impl GroupConsumer for KafkaGroup {
     fn start(&mut self, at: &TopicPartition, offset: Offset) -> Result<()> {
         let state = self.state(at, "start")?;
         let (paused, failed) = (state.paused, state.failed.is_some());
-        // To take a partition anew would answer a revocation that waits to be heard.
+        // `reassign` would confirm a revocation that is already queued. Return that revocation first.
         if failed && self.incremental() && self.pending_event.is_none() {
             self.pending_event = self.poll_event()?;
             if self.fetcher.state(at).is_none() {
@@ -489,7 +495,7 @@ impl GroupConsumer for KafkaGroup {
         for at in partitions {
             let state = self.state(at, "resume")?;
             state.paused = false;
-            // One that was never started stays still until it is.
+            // A partition that was never started remains paused until `start`.
             if state.started {
                 started.push((at, state.position));
             }
@@ -498,7 +504,7 @@ impl GroupConsumer for KafkaGroup {
         let mut resumed = self.handle().resume(&list);
         for (at, position) in started {
             let Some(position) = position else { continue };
-            // What was fetched before the pause is fetched again.
+            // The pause discarded what was fetched, so it is fetched again.
             self.fetcher.forget(at);
             resumed = resumed.and_then(|()| self.wake(at, position));
         }
@@ -512,11 +518,14 @@ impl GroupConsumer for KafkaGroup {
     fn group_metadata(&self) -> Result<GroupMetadata> {
         let metadata = self.handle().group_metadata().ok_or_else(|| Error::Refused {
             attempted: format!("be a member of group {}", self.config.group),
-            reason: "this client has no group".to_owned(),
+            reason: "the client has no consumer group".to_owned(),
         })?;
         let generation = metadata.generation();
         let rises = self.incremental();
-        let token = MemberToken::Kafka(Arc::new(KafkaGroupMetadata { metadata, generation_rises: rises }));
+        let token = MemberToken::Kafka(Arc::new(KafkaGroupMetadata {
+            metadata,
+            generation_rises: rises,
+        }));
         Ok(GroupMetadata {
             group: self.config.group.clone(),
             generation,
@@ -534,7 +543,7 @@ impl GroupConsumer for KafkaGroup {
                 probe::hit("log.offsets.after");
                 return Ok(());
             };
-            // The member has only not heard yet that its generation has risen; the library asks at once.
+            // The member has not learned its new epoch yet; librdkafka requests it without delay.
             let late = found.code == Code::RD_KAFKA_RESP_ERR_STALE_MEMBER_EPOCH;
             if late && Instant::now() < end {
                 std::thread::sleep(Duration::from_millis(2));

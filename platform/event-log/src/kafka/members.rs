@@ -1,4 +1,6 @@
-//! The group members of this process, so that offsets can be set through one of them.
+//! The group members in this process, so that offsets can be committed through one of them.
+//!
+//! A coordinator rejects offsets set from outside while a group has active members.
 
 use super::client::Handle;
 use super::client::list::List;
@@ -7,22 +9,22 @@ use crate::{Error, Offset, Result, TopicPartition};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-/// The groups' members that live in this process, so that offsets can be set by one of them.
+/// The group members in this process.
 #[derive(Debug, Default)]
 pub struct Members {
     by_group: Mutex<HashMap<String, Vec<Weak<LocalMember>>>>,
 }
 
-/// A member as others of this process see it.
+/// A member in this process.
 #[derive(Debug)]
 pub struct LocalMember {
     handle: Arc<Handle>,
-    /// Partitions that it was told to read.
+    /// Partitions for which `start` was called.
     started: Mutex<BTreeSet<TopicPartition>>,
 }
 
 impl LocalMember {
-    /// A member that reads nothing yet.
+    /// Creates a member that has started no partition.
     pub fn new(handle: Arc<Handle>) -> LocalMember {
         LocalMember {
             handle,
@@ -30,7 +32,7 @@ impl LocalMember {
         }
     }
 
-    /// The partitions that it was told to read.
+    /// Returns the partitions for which `start` was called.
     pub fn started(&self) -> MutexGuard<'_, BTreeSet<TopicPartition>> {
         self.started.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -46,7 +48,7 @@ impl Members {
         members.push(Arc::downgrade(member));
     }
 
-    /// Sets offsets as a member of this process; `None` when there is none that is in the group now.
+    /// Commits offsets through a member in this process; `None` if none is currently in the group.
     pub fn commit(&self, group: &str, offsets: &[(TopicPartition, Offset)]) -> Option<Result<()>> {
         let members: Vec<_> = {
             let by_group = self.by_group.lock().unwrap_or_else(PoisonError::into_inner);
@@ -55,7 +57,7 @@ impl Members {
         let read = |at: &TopicPartition| members.iter().any(|member| member.started().contains(at));
         if let Some((at, _)) = offsets.iter().find(|(at, _)| read(at)) {
             let attempted = format!("set offsets of group {group}");
-            let reason = format!("a live member reads {at}; stop that one first");
+            let reason = format!("an active member reads {at}; stop it first");
             return Some(Err(Error::Refused { attempted, reason }));
         }
         let member = members

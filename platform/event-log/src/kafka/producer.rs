@@ -1,20 +1,21 @@
-//! An producer on Kafka: an idempotent producer without transactions.
+//! The idempotent producer without transactions on Kafka.
 //!
-//! Guarantees: a flush returns when every record is written, provably; records of one partition are written in their
-//! order and without a gap, or not at all behind the first that is not. Never: use after a failed flush.
+//! A flush succeeds only if every record is known to be written. Records of one partition are written in order and
+//! without gaps: after the first one that fails, none is written. After a failed flush the producer is unusable.
 
-use super::client::{Code, ClientError};
+use super::client::{ClientError, Code};
+use super::config::Config;
 use super::producer_client::ProducerClient;
-use super::{Config, errors, settings};
+use super::{errors, settings};
 use crate::{Error, OutBatch, Produced, Producer, Result, probe};
 use std::time::Duration;
 
-/// An producer.
+/// An idempotent producer.
 #[derive(Debug)]
 pub struct KafkaProducer {
     producer: ProducerClient,
     limit: Duration,
-    /// Number of the flush, from 1; the tag of its records.
+    /// Number of the flush, from 1. Tags the delivery reports of its records.
     round: usize,
 }
 
@@ -56,7 +57,7 @@ impl Producer for KafkaProducer {
         let unproven = self.producer.has_unproven(self.round);
         let produced = self.producer.collect(self.round);
         if let Some(fatal) = self.producer.handle().fatal() {
-            // The first record's own fault says more than what followed from it.
+            // The first record's error explains more than the fatal error that followed from it.
             return produced.and(Err(self.error("append", &fatal)));
         }
         flushed.map_err(|found| self.error("append", &found))?;

@@ -1,13 +1,14 @@
-//! A reader of explicitly chosen partitions of Kafka.
+//! A reader of explicitly assigned partitions on Kafka, without a group or coordinator.
 //!
-//! Guarantees: positions pass control records and aborted records, by the end special of the brokers' answers; the end
-//! is resolved when partitions are assigned, not later. No group, no coordinator. Never: a commit.
+//! Positions move past control records and aborted records because librdkafka reports the end of each fetched range
+//! (`enable.partition.eof`). [`StartFrom::LogEnd`] is resolved when partitions are assigned.
 
-use super::client::admin::{Admin, PendingOffsets, END, START};
+use super::client::admin::{Admin, END, PendingOffsets, START};
 use super::client::list::List;
-use super::client::{Code, Handle, ClientKind, Queue, Waker};
+use super::client::{ClientKind, Code, Handle, Queue, Waker};
+use super::config::Config;
 use super::fetcher::{Fetcher, now};
-use super::{Config, errors, settings};
+use super::{errors, settings};
 use crate::{Error, Isolation, Millis, Offset, Reader, RecordBatch, Result, StartFrom, TopicPartition};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,17 +21,18 @@ pub struct KafkaReader {
     events: Queue,
     isolation: Isolation,
     request_timeout: Duration,
-    /// When the stable ends were last asked for, by both clocks, and the answer that is still to come.
+    /// When the ends were last requested, by both clocks, and the pending result.
     proof: (Instant, Millis, Option<PendingOffsets>),
 }
 
-/// How often a reader that stands at an end proves that it still does.
+/// Interval for refreshing `at_end` while the reader is at an end.
 const REFRESH_INTERVAL: Duration = Duration::from_millis(500);
 
 impl KafkaReader {
-    /// Opens a reader of nothing.
+    /// Creates a reader without partitions.
     pub fn open(config: &Config, isolation: Isolation) -> Result<KafkaReader> {
-        let handle = Handle::new(ClientKind::Consumer, &settings::reader(config, isolation)).map_err(errors::setting_error)?;
+        let handle =
+            Handle::new(ClientKind::Consumer, &settings::reader(config, isolation)).map_err(errors::setting_error)?;
         let fetcher = Fetcher::new(&handle, Arc::new(Waker::default()));
         let events = Queue::main(&handle);
         Ok(KafkaReader {
@@ -51,7 +53,7 @@ impl KafkaReader {
         self.fetcher.replace(std::iter::empty())
     }
 
-    /// Where each partition that is asked for by its start or end begins now.
+    /// Looks up the start offsets of partitions that start at the earliest offset or the end.
     fn resolve(&self, partitions: &[(TopicPartition, StartFrom)]) -> Result<BTreeMap<TopicPartition, Offset>> {
         let special: Vec<_> = partitions
             .iter()
@@ -76,8 +78,8 @@ impl KafkaReader {
         found.collect()
     }
 
-    /// Keeps [`Reader::at_end`] young while nothing comes: the brokers tell an end once, so the reader asks where the
-    /// end was. A position at or behind it had seen everything that was stable when it asked.
+    /// Refreshes [`Reader::at_end`] while no records arrive. librdkafka reports an end only once, so the reader requests the
+    /// current end. If its position is not below that, it had read everything at the time of the request.
     fn refresh_at_end(&mut self) {
         let (asked_at, millis, asked) = &mut self.proof;
         if let Some(answer) = asked.as_ref().and_then(|asked| asked.answer(Duration::ZERO)) {
@@ -85,7 +87,7 @@ impl KafkaReader {
             for end in answer.unwrap_or_default() {
                 let seen = end.code == Code::RD_KAFKA_RESP_ERR_NO_ERROR;
                 if let Some(state) = self
-                    .gather
+                    .fetcher
                     .state(&end.at)
                     .filter(|state| seen && state.position >= Some(end.offset))
                 {
@@ -97,7 +99,7 @@ impl KafkaReader {
             return;
         }
         let caught_up: Vec<_> = self
-            .gather
+            .fetcher
             .states()
             .iter()
             .filter(|state| state.at_end.is_some())
@@ -110,16 +112,20 @@ impl KafkaReader {
         }
     }
 
-    /// Fails for a topic or partition that is not there.
+    /// Fails if a topic or partition does not exist.
     fn check_exist(&mut self, partitions: &[(TopicPartition, StartFrom)]) -> Result<()> {
         let timeout = self.request_timeout;
         let mut counts: BTreeMap<Arc<str>, i32> = BTreeMap::new();
         for (at, _) in partitions {
             if !counts.contains_key(&at.topic) {
-                let count = self.fetcher.topic(&at.topic)?.partitions(timeout).map_err(|mut found| {
-                    found.text = self.fetcher.handle().reach().explain(&found.text);
-                    errors::topic_error(&at.topic, format!("look topic {} up", at.topic), &found)
-                })?;
+                let count = self
+                    .fetcher
+                    .topic(&at.topic)?
+                    .partitions(timeout)
+                    .map_err(|mut found| {
+                        found.text = self.fetcher.handle().reach().explain(&found.text);
+                        errors::topic_error(&at.topic, format!("look up topic {}", at.topic), &found)
+                    })?;
                 counts.insert(at.topic.clone(), count);
             }
             if at.partition < 0 || counts.get(&at.topic).is_some_and(|count| at.partition >= *count) {
@@ -130,7 +136,7 @@ impl KafkaReader {
     }
 }
 
-/// The library's mark for a start that must be looked up.
+/// Returns librdkafka's special offset for a start that must be looked up.
 fn special_offset(from: StartFrom) -> Option<Offset> {
     match from {
         StartFrom::Offset(_) => None,
@@ -154,7 +160,7 @@ impl Reader for KafkaReader {
             .map(|(at, from)| (at.clone(), true, position(at, *from)));
         self.fetcher.replace(states)?;
         for (at, from) in partitions {
-            // The start is left to the library, which finds it again should retention move it meanwhile.
+            // librdkafka resolves the earliest offset again if retention moves it in the meantime.
             let offset = if *from == StartFrom::Earliest {
                 START
             } else {
@@ -195,9 +201,9 @@ impl Reader for KafkaReader {
 
 impl Drop for KafkaReader {
     fn drop(&mut self) {
-        // The library waits for partitions that are still read when its instance ends.
+        // librdkafka's destructor waits for partitions that are still being read.
         if let Err(error) = self.stop_all() {
-            tracing::debug!(target: "event_log::kafka", "{error}");
+            tracing::debug!(target: "event_log::kafka", %error, "stopping the reader's partitions failed");
         }
     }
 }

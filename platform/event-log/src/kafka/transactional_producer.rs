@@ -1,14 +1,18 @@
-//! A transactional session on Kafka.
+//! The transactional producer on Kafka.
 //!
-//! Guarantees: a commit is sent once; what is not known to have failed before it was sent is `Unknown`. After a call
-//! that ended in time-out the producer is destroyed, since a request of it may still be under way.
-//! Never: a second transaction on a producer whose last one went wrong.
+//! Rules of the commit protocol (`docs/protocol/commit.md`) that are implemented here:
+//!
+//! - A commit request is sent once. Unless the transaction is known to have failed, the outcome is `Unknown` (C5).
+//! - After a call that timed out the librdkafka client is destroyed: its request may still be in flight and would end
+//!   the next transaction of the same producer epoch.
+//! - A client whose last transaction failed is never used for another one; `init_transactions` creates a new client.
 
 use super::client::admin::Admin;
 use super::client::list::List;
-use super::client::{Code, ClientError, Handle};
+use super::client::{ClientError, Code, Handle};
+use super::config::Config;
 use super::producer_client::ProducerClient;
-use super::{Config, errors, settings};
+use super::{errors, settings};
 use crate::consumer::MemberToken;
 use crate::{
     Error, GroupMetadata, Offset, OutBatch, Outcome, Result, TopicPartition, TransactionalProducer,
@@ -16,19 +20,22 @@ use crate::{
 };
 use std::time::{Duration, Instant};
 
-/// How long a new producer may take to be connected before it asks for its coordinator all the same.
+/// How long `init_transactions` waits for a connected broker before it requests the coordinator anyway.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A session.
+/// Message of calls that need `init_transactions` first.
+const NEEDS_INIT: &str = "the producer must call init_transactions first";
+
+/// A transactional producer.
 #[derive(Debug)]
 pub struct KafkaTransactionalProducer {
     config: Config,
     options: TransactionalProducerConfig,
     producer: Option<ProducerClient>,
     state: State,
-    /// Number of the transaction, from 1; the mark of its records.
+    /// Number of the transaction, from 1. Tags the delivery reports of its records.
     transaction: usize,
-    /// Why the open transaction may only be aborted.
+    /// Set if the open transaction can only be aborted.
     abort_reason: Option<String>,
 }
 
@@ -40,7 +47,7 @@ enum State {
 }
 
 impl KafkaTransactionalProducer {
-    /// Takes over the transactional id.
+    /// Creates a producer and calls `init_transactions`.
     pub fn open(config: &Config, options: TransactionalProducerConfig) -> Result<KafkaTransactionalProducer> {
         let mut opened = KafkaTransactionalProducer {
             config: config.clone(),
@@ -55,13 +62,14 @@ impl KafkaTransactionalProducer {
     }
 
     fn producer(&self, attempted: &str) -> Result<&ProducerClient> {
-        self.producer
-            .as_ref()
-            .ok_or_else(|| self.refuse(attempted, NEEDS_INIT))
+        self.producer.as_ref().ok_or_else(|| self.refuse(attempted, NEEDS_INIT))
     }
 
     fn refuse(&self, attempted: &str, reason: &str) -> Error {
-        let attempted = format!("{attempted} of transactional producer {}", self.options.transactional_id);
+        let attempted = format!(
+            "{attempted} of transactional producer {}",
+            self.options.transactional_id
+        );
         Error::Refused {
             attempted,
             reason: reason.to_owned(),
@@ -80,18 +88,21 @@ impl KafkaTransactionalProducer {
             found.text = producer.handle().reach().explain(&found.text);
         }
         errors::request_error(
-            format!("{attempted} of transactional producer {}", self.options.transactional_id),
+            format!(
+                "{attempted} of transactional producer {}",
+                self.options.transactional_id
+            ),
             &found,
         )
     }
 
-    /// When the transaction has lasted for as long as it may.
+    /// Returns the deadline of a transaction that ends now: the broker aborts it after this.
     fn deadline(&self) -> Instant {
         Instant::now() + self.options.transaction_timeout
     }
 
-    /// Makes a call again for as long as the library says that it may be, but not after a time-out. The call is told
-    /// what is left of the time.
+    /// Repeats a call while librdkafka reports it as retriable, but not after a timeout. `call` receives the remaining
+    /// time.
     fn retry(
         producer: &ProducerClient,
         until: Instant,
@@ -100,7 +111,7 @@ impl KafkaTransactionalProducer {
         loop {
             match call(producer.handle(), left(until)) {
                 Err(found) if may_retry(&found) && Instant::now() < until => {
-                    // The library waits by itself where waiting helps; this only keeps a tight loop from forming.
+                    // librdkafka waits itself where waiting helps. The pause only prevents a busy loop.
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 result => return result,
@@ -108,14 +119,14 @@ impl KafkaTransactionalProducer {
         }
     }
 
-    /// Ends a transaction that is known not to have been committed.
+    /// Ends a transaction that is known not to be committed.
     fn abort_failed(&mut self, found: &ClientError) -> Outcome {
         let reason = self.reason(found);
         let aborts = !found.fatal && !errors::is_timeout(found.code);
         if let Some(producer) = self.producer.as_ref().filter(|_| aborts) {
-            // Readers need not wait for the time limit of the transaction. If this fails, `init_transactions` aborts it.
+            // Without the abort, readers would wait for the transaction timeout. If it fails, `init_transactions` aborts.
             if let Err(then) = producer.handle().abort_transaction(self.options.transaction_timeout) {
-                tracing::debug!(target: "event_log::kafka", "abort after a failed commit: {}", then.text);
+                tracing::debug!(target: "event_log::kafka", error = then.text, "abort after a failed commit failed");
             }
         }
         self.discard_producer();
@@ -125,7 +136,7 @@ impl KafkaTransactionalProducer {
         }
     }
 
-    /// The library's words, and what became of the first record that was not written, which is often the cause.
+    /// Returns the error's text and the error of the first record that was not written, which is often the cause.
     fn reason(&self, found: &ClientError) -> String {
         let Some(producer) = &self.producer else {
             return found.text.clone();
@@ -143,7 +154,7 @@ impl KafkaTransactionalProducer {
         self.producer = None;
     }
 
-    /// Waits until every record is written, and provably so: once the end is sent it is too late to ask.
+    /// Waits until every record is known to be written. This must precede `EndTxn`, after which it is too late to abort.
     fn flush_verified(&self, producer: &ProducerClient, until: Instant) -> Result<(), ClientError> {
         producer.handle().flush(left(until))?;
         if producer.has_unproven(self.transaction) {
@@ -172,15 +183,16 @@ impl KafkaTransactionalProducer {
             self.state = State::Ready;
             return match producer.collect(self.transaction) {
                 Ok(produced) => Outcome::Committed(produced),
-                // The library does not commit a transaction that lost a record.
+                // librdkafka does not commit a transaction that lost a record, so the two results contradict each other.
                 Err(record) => Outcome::Unknown {
                     reason: record.to_string(),
                 },
             };
         };
-        // A first answer of "fenced" or "abort" is certain, and so is a record that was not written. An answer that
-        // came after a broken connection may be to a repeated request whose first copy was heard: another session
-        // would then find the transaction committed.
+        // The transaction is certainly not committed if librdkafka refused to send `EndTxn` because a record was not
+        // written, or if the only response was "fenced" or "abort". After a connection failure during the call the
+        // response may belong to a repeated request whose first copy was executed: `init_transactions` bumps the epoch, so
+        // a committed transaction would then look like a fenced one.
         let unwritten = found.abort && found.code == Code::RD_KAFKA_RESP_ERR__INCONSISTENT;
         let first = (found.abort || errors::is_fenced(found.code)) && producer.connection_errors() == connection_errors;
         let certain = unwritten || first;
@@ -193,8 +205,9 @@ impl KafkaTransactionalProducer {
     }
 }
 
-/// A member of the protocol whose generation rises by itself has not lost anything when its generation is refused: it
-/// may only not have heard of the new one yet, and its next events say so if it was removed.
+/// Clears `fenced`. With KIP-848 a rejected generation does not mean that the member lost its partitions: its
+/// generation rises without an event, and it may not have learned the new one yet. If the member was removed, its
+/// next events tell.
 fn without_fencing(outcome: Outcome) -> Outcome {
     match outcome {
         Outcome::Aborted { reason, .. } => Outcome::Aborted { fenced: false, reason },
@@ -202,24 +215,23 @@ fn without_fencing(outcome: Outcome) -> Outcome {
     }
 }
 
-/// What is left of a time, and 1 ms at least: nothing would mean "do not wait".
+/// Returns the remaining time, at least 1 ms: zero would mean "do not wait".
 fn left(until: Instant) -> Duration {
     until
         .saturating_duration_since(Instant::now())
         .max(Duration::from_millis(1))
 }
 
-/// The library asks for the same call again, and no request of it is left behind.
+/// Returns whether librdkafka allows to repeat the call and no request of it is left in flight.
 fn may_retry(found: &ClientError) -> bool {
     found.retriable && !found.fatal && !found.abort && !errors::is_timeout(found.code)
 }
 
-/// Waits until a broker is connected that the cluster has named. Until then the library still speaks with a bootstrap
-/// server, which it lets go as soon as it knows the brokers: a question that is on its way then is lost, and asked again
-/// only after half a second.
+/// Waits for a connection to a broker with an id. Until then librdkafka uses a bootstrap connection, which it closes
+/// when it learns the brokers. A request in flight on it is lost and repeated only after 500 ms.
 fn await_named_broker(producer: &ProducerClient) {
     let admin = Admin::new(producer.handle(), CONNECT_TIMEOUT);
-    // The answer to the first names the brokers, the second is asked of one of them. What is wrong is said to who asks next.
+    // The first response names the brokers, the second request goes to one of them. Errors are left to the next call.
     drop(admin.await_any_broker().and_then(|()| admin.await_any_broker()));
 }
 
@@ -287,17 +299,17 @@ impl TransactionalProducer for KafkaTransactionalProducer {
         };
         if let Some(reason) = self.abort_reason.take() {
             let mut found = ClientError::new(Code::RD_KAFKA_RESP_ERR__STATE);
-            found.text = format!("a record was refused: {reason}");
+            found.text = format!("a record was rejected: {reason}");
             return self.abort_failed(&found);
         }
         let until = self.deadline();
-        // What waits in the queue goes out now, beside the offsets; a limit of nothing starts that and does not wait.
+        // Start sending queued records now, in parallel with the offsets. A zero timeout does not wait.
         drop(producer.handle().flush(Duration::ZERO));
         if let Some((member, offsets)) = consumed {
             probe::hit("log.offsets.before");
             let MemberToken::Kafka(metadata) = &member.token else {
                 let mut found = ClientError::new(Code::RD_KAFKA_RESP_ERR__INVALID_ARG);
-                found.text = "the membership is of another log".to_owned();
+                found.text = "the group metadata belongs to another event log".to_owned();
                 return self.abort_failed(&found);
             };
             let list = List::of(offsets.iter().map(|(at, offset)| (at, *offset)));
@@ -344,7 +356,7 @@ impl TransactionalProducer for KafkaTransactionalProducer {
         let taken = loop {
             let left = end.saturating_duration_since(Instant::now());
             match producer.handle().init_transactions(left) {
-                // Unlike a commit, taking over may be repeated after a time-out: it only ever fences.
+                // Unlike a commit, `init_transactions` may be repeated after a timeout: it only fences.
                 Err(found) if found.retriable && !found.fatal && Instant::now() < end => {
                     std::thread::sleep(Duration::from_millis(1));
                 }

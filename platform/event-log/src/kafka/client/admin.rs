@@ -1,9 +1,9 @@
-//! Administration: topics, their settings, offsets by time, groups.
+//! Admin requests: topics, their settings, offsets, groups and committed offsets.
 //!
-//! Guarantees: one request, one answer, on a queue of its own; answers are copied. Never: a retry; callers decide.
+//! Each request has its own queue, and its result is copied out of the response event. Nothing is retried here.
 
 use super::list::{Entry, List, entries, entry};
-use super::{Code, ClientError, Handle, Queue, c, millis, owned, text};
+use super::{ClientError, Code, Handle, Queue, c, millis, owned, text};
 use crate::{Isolation, Offset};
 use c::rd_kafka_admin_op_t as Api;
 use std::collections::BTreeMap;
@@ -19,16 +19,16 @@ pub struct NewTopic<'a> {
     pub name: &'a str,
     /// Partition count.
     pub partitions: i32,
-    /// Replicas; −1 is the broker's default.
+    /// Replication factor; −1 means the broker's default.
     pub replication: i32,
-    /// Settings by name.
+    /// Settings by their Kafka names.
     pub settings: BTreeMap<String, String>,
 }
 
-/// A topic as the brokers describe it.
+/// Description of a topic.
 #[derive(Debug)]
 pub struct Described {
-    /// The id's two halves, most significant first.
+    /// The two halves of the topic id, most significant first.
     pub id: (i64, i64),
     /// Partition count.
     pub partitions: usize,
@@ -36,41 +36,49 @@ pub struct Described {
     pub led: bool,
 }
 
-/// A group as the brokers describe it.
+/// Description of a consumer group.
 #[derive(Debug)]
 pub struct Group {
     /// Group id.
     pub name: String,
-    /// State, in Kafka's words.
+    /// State as Kafka names it.
     pub state: String,
-    /// Client id, instance id (empty without one), assigned partitions.
-    pub members: Vec<(String, String, Vec<Entry>)>,
+    /// Active members.
+    pub members: Vec<GroupMember>,
 }
 
-/// A topic's name and how its request went.
+/// Description of a group member.
+#[derive(Debug)]
+pub struct GroupMember {
+    /// Client id.
+    pub client_id: String,
+    /// Group instance id; empty for a dynamic member.
+    pub instance_id: String,
+    /// Assigned partitions.
+    pub partitions: Vec<Entry>,
+}
+
+/// A topic's name and the result of the request for it.
 pub type TopicResult = (String, Result<(), ClientError>);
 
-/// Requests of one instance, each with a time limit.
+/// Sends admin requests through one client.
 #[derive(Debug)]
 pub struct Admin<'h> {
-    /// The instance that asks.
+    /// The client.
     pub handle: &'h Arc<Handle>,
-    /// How long each request may take; the library ends it then.
+    /// Request timeout, enforced by librdkafka.
     pub timeout: Duration,
-    /// How long an answer is waited for: longer than the request may take, except where the library must not end it.
+    /// How long to wait for the result. Longer than `timeout`, unless librdkafka must not time out the request: see
+    /// `coordinator.rs`.
     pub wait: Duration,
 }
 
 impl<'h> Admin<'h> {
-    /// Requests that the library ends after this long.
+    /// Sends requests with this timeout.
     pub fn new(handle: &'h Arc<Handle>, timeout: Duration) -> Admin<'h> {
-        // The addition only guards against a library that does not answer.
+        // Never reached unless librdkafka fails to enforce its timeout.
         let wait = timeout.saturating_add(Duration::from_secs(5));
-        Admin {
-            handle,
-            timeout,
-            wait,
-        }
+        Admin { handle, timeout, wait }
     }
 }
 
@@ -78,10 +86,10 @@ type Options = *mut c::rd_kafka_AdminOptions_t;
 type Answer = *mut c::rd_kafka_event_t;
 
 impl Admin<'_> {
-    /// Sends a request; its answer will stand in the queue.
+    /// Sends a request and returns the queue that will receive its result.
     ///
     /// # Safety
-    /// `send` hands options and queue to the one call that `api` names.
+    /// `send` passes options and queue to the librdkafka call that belongs to `api`.
     unsafe fn send(
         &self,
         api: Api,
@@ -89,7 +97,7 @@ impl Admin<'_> {
     ) -> Result<Queue, ClientError> {
         let queue = Queue::new(self.handle);
         let mut reason: [c_char; 256] = [0; 256];
-        // SAFETY: the instance lives; the options are ours, copied by the request, and freed after it.
+        // SAFETY: the client is alive. We own the options, which the request copies, and free them after it.
         unsafe {
             let options = c::rd_kafka_AdminOptions_new(self.handle.raw(), api);
             let limit = millis(self.timeout);
@@ -101,10 +109,10 @@ impl Admin<'_> {
         Ok(queue)
     }
 
-    /// Sends a request and reads its answer.
+    /// Sends a request and reads its result.
     ///
     /// # Safety
-    /// As for `send`; `read` knows answers of that call, and copies what it needs.
+    /// As for `send`; `read` expects the result type of that call and copies what it returns.
     unsafe fn ask<T>(
         &self,
         api: Api,
@@ -112,17 +120,17 @@ impl Admin<'_> {
         read: impl FnOnce(Answer) -> T,
     ) -> Result<T, ClientError> {
         self.await_brokers()?;
-        // SAFETY: by the caller's promise.
+        // SAFETY: the caller fulfils the conditions of `send`.
         let queue = unsafe { self.send(api, send) }?;
         let event = queue.poll(self.wait);
         let event = event.ok_or_else(|| ClientError::new(Code::RD_KAFKA_RESP_ERR__TIMED_OUT))?;
-        event.fault()?;
+        event.error()?;
         Ok(read(event.raw.as_ptr()))
     }
 
-    /// Waits until some broker answers, when none does now. A request that itself waits for its broker makes the
-    /// library connect anew without a pause as soon as a connection is refused, which costs a core (2.12.1, function
-    /// `rd_kafka_broker_get_async`: it asks for a connection at every change of state).
+    /// Waits for a broker if none answers now. A request that waits for its broker itself makes librdkafka reconnect
+    /// without pause after each refused connection, which uses a whole core (2.12.1: `rd_kafka_broker_get_async`
+    /// requests a connection at every state change).
     fn await_brokers(&self) -> Result<(), ClientError> {
         if self.handle.reach().silence(Duration::ZERO).is_none() {
             return Ok(());
@@ -130,15 +138,15 @@ impl Admin<'_> {
         self.await_any_broker()
     }
 
-    /// Waits until some broker has answered.
+    /// Waits until a broker has answered a metadata request.
     pub fn await_any_broker(&self) -> Result<(), ClientError> {
         self.metadata(false, |_| ())
     }
 
-    /// Asks some broker for the cluster's metadata, of all topics or only of those that are known here.
+    /// Requests the cluster's metadata from any broker, for all topics or for those known to the client.
     fn metadata<T>(&self, all_topics: bool, read: impl FnOnce(&c::rd_kafka_metadata) -> T) -> Result<T, ClientError> {
         let mut metadata = ptr::null();
-        // SAFETY: the instance lives; the metadata is ours when the call succeeds, and freed after it was read.
+        // SAFETY: the client is alive. On success we own the metadata and free it after reading it.
         unsafe {
             let (rk, limit) = (self.handle.raw(), millis(self.timeout.min(self.wait)));
             let code = c::rd_kafka_metadata(rk, all_topics.into(), ptr::null_mut(), &mut metadata, limit);
@@ -149,13 +157,13 @@ impl Admin<'_> {
         }
     }
 
-    /// Creates topics; how it went with each, by name.
+    /// Creates topics and returns the result for each.
     pub fn create(&self, topics: &[NewTopic<'_>]) -> Result<Vec<TopicResult>, ClientError> {
         let mut new_topics = NewTopics(Vec::with_capacity(topics.len()));
         for topic in topics {
             let mut reason: [c_char; 256] = [0; 256];
             let name = owned(topic.name);
-            // SAFETY: strings are copied; the object is ours until `new_topics` frees it.
+            // SAFETY: librdkafka copies the strings. We own the object until `new_topics` frees it.
             unsafe {
                 let raw = c::rd_kafka_NewTopic_new(
                     name.as_ptr(),
@@ -164,8 +172,9 @@ impl Admin<'_> {
                     reason.as_mut_ptr(),
                     reason.len(),
                 );
-                let raw = NonNull::new(raw)
-                    .ok_or_else(|| ClientError::new(Code::RD_KAFKA_RESP_ERR__INVALID_ARG).with_text(text(reason.as_ptr())))?;
+                let raw = NonNull::new(raw).ok_or_else(|| {
+                    ClientError::new(Code::RD_KAFKA_RESP_ERR__INVALID_ARG).with_text(text(reason.as_ptr()))
+                })?;
                 new_topics.0.push(raw.as_ptr());
                 for (name, value) in &topic.settings {
                     let (name, value) = (owned(name), owned(value));
@@ -177,7 +186,7 @@ impl Admin<'_> {
                 }
             }
         }
-        // SAFETY: the array lives over the call, which copies it.
+        // SAFETY: the array outlives the call, which copies it; `topic_results` copies the result.
         unsafe {
             let send = |rk, options: Options, queue| {
                 c::rd_kafka_CreateTopics(rk, new_topics.0.as_mut_ptr(), new_topics.0.len(), options, queue);
@@ -194,7 +203,7 @@ impl Admin<'_> {
     /// Deletes a topic.
     pub fn delete(&self, topic: &str) -> Result<(), ClientError> {
         let name = owned(topic);
-        // SAFETY: the object is ours, copied by the request, and freed after it; the answer is copied.
+        // SAFETY: we own the object, which the request copies, and free it after the request; the result is copied.
         let results = unsafe {
             let mut raw = c::rd_kafka_DeleteTopic_new(name.as_ptr());
             let send = |rk, options: Options, queue| {
@@ -211,10 +220,10 @@ impl Admin<'_> {
         results.into_iter().try_for_each(|(_, result)| result)
     }
 
-    /// Describes a topic; an unknown one is a fault.
+    /// Describes a topic. Fails if it does not exist.
     pub fn describe(&self, topic: &str) -> Result<Described, ClientError> {
         let name = owned(topic);
-        // SAFETY: the collection is ours, copied by the request, and freed after it; the answer is copied.
+        // SAFETY: we own the collection, which the request copies, and free it after the request; the result is copied.
         unsafe {
             let mut names = [name.as_ptr()];
             let collection = c::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), names.len());
@@ -235,10 +244,10 @@ impl Admin<'_> {
         }
     }
 
-    /// A topic's settings, the brokers' defaults included.
+    /// Returns the settings of a topic, including defaults.
     pub fn settings(&self, topic: &str) -> Result<BTreeMap<String, String>, ClientError> {
         let name = owned(topic);
-        // SAFETY: the resource is ours, copied by the request, and freed after it; the answer is copied.
+        // SAFETY: we own the resource, which the request copies, and free it after the request; the result is copied.
         unsafe {
             let mut resource =
                 c::rd_kafka_ConfigResource_new(c::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC, name.as_ptr());
@@ -267,10 +276,10 @@ impl Admin<'_> {
         }
     }
 
-    /// Sets settings of a topic; others keep their values.
+    /// Changes settings of a topic. Others keep their values.
     pub fn alter(&self, topic: &str, settings: &[(String, String)]) -> Result<(), ClientError> {
         let name = owned(topic);
-        // SAFETY: as in `settings`; the error objects are ours.
+        // SAFETY: as in `settings`; we own the error objects.
         unsafe {
             let mut resource =
                 c::rd_kafka_ConfigResource_new(c::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC, name.as_ptr());
@@ -302,7 +311,7 @@ impl Admin<'_> {
         }
     }
 
-    /// Looks offsets up: each entry's offset is −2 for the start, −1 for the end, or a time in ms.
+    /// Looks up offsets. Each entry's offset is −2 for the earliest, −1 for the log end, or a timestamp in ms.
     pub fn offsets(&self, wanted: &List, isolation: Isolation) -> Result<Vec<Entry>, ClientError> {
         self.await_brokers()?;
         let asked = self.request_offsets(wanted, isolation)?;
@@ -311,7 +320,7 @@ impl Admin<'_> {
             .unwrap_or_else(|| Err(ClientError::new(Code::RD_KAFKA_RESP_ERR__TIMED_OUT)))
     }
 
-    /// Asks as [`Admin::offsets`] does, without waiting; fails at once when no broker answers now.
+    /// Sends the request of [`Admin::offsets`] without waiting. Fails immediately if no broker answers.
     pub fn request_offsets(&self, wanted: &List, isolation: Isolation) -> Result<PendingOffsets, ClientError> {
         if self.handle.reach().silence(Duration::ZERO).is_some() {
             return Err(ClientError::new(Code::RD_KAFKA_RESP_ERR__TRANSPORT));
@@ -321,7 +330,7 @@ impl Admin<'_> {
             Isolation::ReadCommitted => Level::RD_KAFKA_ISOLATION_LEVEL_READ_COMMITTED,
             Isolation::ReadUncommitted => Level::RD_KAFKA_ISOLATION_LEVEL_READ_UNCOMMITTED,
         };
-        // SAFETY: the list lives over the call, which copies it; the error object is ours.
+        // SAFETY: the list outlives the call, which copies it; we own the error object.
         let queue = unsafe {
             let send = |rk, options: Options, queue| {
                 ClientError::from_owned(c::rd_kafka_AdminOptions_set_isolation_level(options, level))?;
@@ -333,9 +342,9 @@ impl Admin<'_> {
         Ok(PendingOffsets { queue })
     }
 
-    /// The names of all groups.
+    /// Lists the names of all groups.
     pub fn groups(&self) -> Result<Vec<String>, ClientError> {
-        // SAFETY: the answer is copied.
+        // SAFETY: the result is valid while `answer` is; names are copied.
         unsafe {
             let send = |rk, options: Options, queue| {
                 c::rd_kafka_ListConsumerGroups(rk, options, queue);
@@ -361,7 +370,7 @@ impl Admin<'_> {
     /// Describes one group.
     pub fn group(&self, name: &str) -> Result<Group, ClientError> {
         let c_name = owned(name);
-        // SAFETY: the array lives over the call, which copies it; the answer is copied.
+        // SAFETY: the array outlives the call, which copies it; the result is copied.
         unsafe {
             let mut names = [c_name.as_ptr()];
             let send = |rk, options: Options, queue| {
@@ -392,11 +401,11 @@ impl Admin<'_> {
         }
     }
 
-    /// A group's committed offsets, of these partitions or of all that it has. `stable` leaves partitions with a
-    /// pending transactional commit undecided, with a code that says so.
+    /// Returns committed offsets of a group, for these partitions or for all. With `stable` (KIP-447) a partition with
+    /// a pending transactional commit has the error code `UNSTABLE_OFFSET_COMMIT`.
     pub fn committed(&self, group: &str, of: Option<&List>, stable: bool) -> Result<Vec<Entry>, ClientError> {
         let name = owned(group);
-        // SAFETY: the request object is ours, copied by the call, and freed after it; the answer is copied.
+        // SAFETY: we own the request object, which the call copies, and free it after the call; the result is copied.
         unsafe {
             let of = of.map_or(ptr::null_mut(), List::raw);
             let mut request = c::rd_kafka_ListConsumerGroupOffsets_new(name.as_ptr(), of);
@@ -422,7 +431,7 @@ impl Admin<'_> {
         }
     }
 
-    /// Sets a group's offsets, as nobody's member.
+    /// Sets committed offsets of a group without being a member.
     pub fn set_committed(&self, group: &str, offsets: &List) -> Result<Vec<Entry>, ClientError> {
         let name = owned(group);
         // SAFETY: as in `committed`.
@@ -444,14 +453,14 @@ impl Admin<'_> {
         }
     }
 
-    /// The names of all topics.
+    /// Lists the names of all topics.
     pub fn topics(&self) -> Result<Vec<String>, ClientError> {
         self.metadata(true, |metadata| {
             let count = usize::try_from(metadata.topic_cnt).unwrap_or(0);
             if count == 0 {
                 return Vec::new();
             }
-            // SAFETY: so many topics stand there, each with a name that ends with a zero, until they are freed.
+            // SAFETY: the metadata has `count` topics with null-terminated names until it is freed.
             unsafe {
                 let topics = std::slice::from_raw_parts(metadata.topics, count);
                 topics.iter().map(|topic| text(topic.topic)).collect()
@@ -460,20 +469,20 @@ impl Admin<'_> {
     }
 }
 
-/// A look-up of offsets that is under way.
+/// A lookup of offsets whose result is pending.
 #[derive(Debug)]
 pub struct PendingOffsets {
     queue: Queue,
 }
 
 impl PendingOffsets {
-    /// The answer, if it comes within this time.
+    /// Returns the result if it arrives within this time.
     pub fn answer(&self, limit: Duration) -> Option<Result<Vec<Entry>, ClientError>> {
         let event = self.queue.poll(limit)?;
-        if let Err(found) = event.fault() {
+        if let Err(found) = event.error() {
             return Some(Err(found));
         }
-        // SAFETY: the queue gets nothing but the answer to the one request; the answer is copied.
+        // SAFETY: the queue receives nothing but the result of this request; entries are copied.
         let mut entries: Vec<Entry> = unsafe {
             let mut count = 0;
             let result = c::rd_kafka_event_ListOffsets_result(event.raw.as_ptr());
@@ -481,7 +490,7 @@ impl PendingOffsets {
             let entry = |info: &*const _| entry(&*c::rd_kafka_ListOffsetsResultInfo_topic_partition(*info));
             all.iter().map(entry).collect()
         };
-        // A leader that did not answer leaves its partitions without an offset *and* without an error.
+        // If a leader did not answer, librdkafka leaves its partitions without an offset and without an error.
         for entry in entries.iter_mut().filter(|entry| entry.offset == INVALID_OFFSET) {
             if entry.code == Code::RD_KAFKA_RESP_ERR_NO_ERROR {
                 entry.code = Code::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE;
@@ -491,36 +500,40 @@ impl PendingOffsets {
     }
 }
 
-/// What the library writes where no offset came back.
+/// librdkafka's value for an offset that is not set (`RD_KAFKA_OFFSET_INVALID`).
 const INVALID_OFFSET: Offset = -1001;
 
-/// The library's marks for the start and the end of a partition.
+/// Special offset of librdkafka: the earliest offset of a partition.
 pub const START: Offset = -2;
-/// See [`START`].
+/// Special offset of librdkafka: the end of a partition.
 pub const END: Offset = -1;
 
+/// Topics to create, freed together.
 struct NewTopics(Vec<*mut c::rd_kafka_NewTopic_t>);
 
 impl Drop for NewTopics {
     fn drop(&mut self) {
-        // SAFETY: every entry is ours, and freed once.
+        // SAFETY: we own each of the objects and free it once.
         unsafe { self.0.iter().for_each(|topic| c::rd_kafka_NewTopic_destroy(*topic)) };
     }
 }
 
+/// Converts a pointer and length to a slice; null is empty.
+///
 /// # Safety
-/// `first` is null or points to `count` pointers that live as long as `'a`.
+/// `first` is null or points to `count` pointers that live for `'a`.
 unsafe fn array<'a, T>(first: *mut *const T, count: usize) -> &'a [*const T] {
-    // SAFETY: by the caller's promise.
     if first.is_null() {
-        &[]
-    } else {
-        unsafe { std::slice::from_raw_parts(first, count) }
+        return &[];
     }
+    // SAFETY: the caller guarantees `count` valid pointers.
+    unsafe { std::slice::from_raw_parts(first, count) }
 }
 
+/// # Safety
+/// `first` and `count` are an array of valid results.
 unsafe fn topic_results(first: *mut *const c::rd_kafka_topic_result_t, count: usize) -> Vec<TopicResult> {
-    // SAFETY: the answer lends `count` results.
+    // SAFETY: the caller guarantees a valid array.
     unsafe { array(first, count) }
         .iter()
         .map(|result| {
@@ -535,9 +548,14 @@ unsafe fn topic_results(first: *mut *const c::rd_kafka_topic_result_t, count: us
         .collect()
 }
 
-unsafe fn group_results(first: *mut *const c::rd_kafka_group_result_t, count: usize) -> Result<Vec<Entry>, ClientError> {
+/// # Safety
+/// `first` and `count` are an array of valid results.
+unsafe fn group_results(
+    first: *mut *const c::rd_kafka_group_result_t,
+    count: usize,
+) -> Result<Vec<Entry>, ClientError> {
     let mut found = Vec::new();
-    // SAFETY: the answer lends `count` results.
+    // SAFETY: the caller guarantees a valid array.
     for result in unsafe { array(first, count) } {
         // SAFETY: as above; entries are copied.
         unsafe {
@@ -548,16 +566,20 @@ unsafe fn group_results(first: *mut *const c::rd_kafka_group_result_t, count: us
     Ok(found)
 }
 
+/// # Safety
+/// `resource` is valid.
 unsafe fn resource_fault(resource: *const c::rd_kafka_ConfigResource_t) -> Result<(), ClientError> {
-    // SAFETY: the answer lends the resource; its text is copied.
+    // SAFETY: the caller guarantees a valid resource; its text is copied.
     unsafe {
         let said = text(c::rd_kafka_ConfigResource_error_string(resource));
         ClientError::check(c::rd_kafka_ConfigResource_error(resource)).map_err(|fault| fault.with_text(said))
     }
 }
 
+/// # Safety
+/// `topic` is valid.
 unsafe fn described(topic: *const c::rd_kafka_TopicDescription_t) -> Result<Described, ClientError> {
-    // SAFETY: the answer lends the description and what hangs on it; numbers are copied.
+    // SAFETY: the caller guarantees a valid description, which owns the id and partitions; numbers are copied.
     unsafe {
         ClientError::from_borrowed(c::rd_kafka_TopicDescription_error(topic))?;
         let id = c::rd_kafka_TopicDescription_topic_id(topic);
@@ -576,8 +598,10 @@ unsafe fn described(topic: *const c::rd_kafka_TopicDescription_t) -> Result<Desc
     }
 }
 
-unsafe fn member(member: *const c::rd_kafka_MemberDescription_t) -> (String, String, Vec<Entry>) {
-    // SAFETY: the answer lends the member and its assignment; all is copied.
+/// # Safety
+/// `member` is valid.
+unsafe fn member(member: *const c::rd_kafka_MemberDescription_t) -> GroupMember {
+    // SAFETY: the caller guarantees a valid description, which owns its assignment; everything is copied.
     unsafe {
         let assignment = c::rd_kafka_MemberDescription_assignment(member);
         let partitions = if assignment.is_null() {
@@ -585,11 +609,10 @@ unsafe fn member(member: *const c::rd_kafka_MemberDescription_t) -> (String, Str
         } else {
             entries(c::rd_kafka_MemberAssignment_partitions(assignment))
         };
-        let client = text(c::rd_kafka_MemberDescription_client_id(member));
-        (
-            client,
-            text(c::rd_kafka_MemberDescription_group_instance_id(member)),
+        GroupMember {
+            client_id: text(c::rd_kafka_MemberDescription_client_id(member)),
+            instance_id: text(c::rd_kafka_MemberDescription_group_instance_id(member)),
             partitions,
-        )
+        }
     }
 }
