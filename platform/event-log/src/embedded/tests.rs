@@ -10,6 +10,7 @@ use bytes::Bytes;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
 
 mod compaction;
 mod groups;
@@ -120,7 +121,7 @@ fn opened_with(store: &Arc<Breakable>, time: &Arc<AtomicI64>, change: impl FnOnc
     config.clean_every = None;
     change(&mut config);
     let broker = Arc::new(open::load(&config, Box::new(store.clone()))?);
-    Ok(EmbeddedLog { broker, janitor: None })
+    Ok(EmbeddedLog { broker, cleaner_thread: None })
 }
 
 impl Hand {

@@ -5,6 +5,14 @@
 use super::*;
 use crate::{Error, TopicPartition};
 
+fn sink(batch: &mut RecordBatch, partition: u16, max_bytes: usize) -> Sink<'_> {
+    Sink {
+        batch,
+        partition,
+        max_bytes,
+    }
+}
+
 fn sample() -> Block {
     let mut builder = Builder::new();
     builder.push(
@@ -40,7 +48,7 @@ fn read(block: &Block, from: Offset, max_bytes: usize) -> Result<Vec<Plain>> {
     while at < block.next() {
         let mut batch = RecordBatch::default();
         let partition = batch.intern(&TopicPartition::new("t", 0));
-        (at, place) = block.read(at, place, &mut batch, partition, max_bytes)?;
+        (at, place) = block.read(at, place, sink(&mut batch, partition, max_bytes))?;
         all.extend(plain(&batch));
     }
     Ok(all)
@@ -155,13 +163,13 @@ fn a_rewritten_block_keeps_the_records_that_stay_as_they_were() {
 fn a_place_in_a_block_that_was_rewritten_is_none() {
     let block = sample();
     let mut batch = RecordBatch::default();
-    let (next, place) = block.read(40, None, &mut batch, 0, 1).expect("one");
+    let (next, place) = block.read(40, None, sink(&mut batch, 0, 1)).expect("one");
     assert!(next == 41 && place.is_some());
     let items: Vec<Item<'_>> = block.items().map(|item| item.expect("whole")).collect();
     for new in [block.rewritten(&items[1..], None), block.rewritten(&items, Some(1))] {
         let mut batch = RecordBatch::default();
         let partition = batch.intern(&TopicPartition::new("t", 0));
-        new.read(next, place, &mut batch, partition, usize::MAX)
+        new.read(next, place, sink(&mut batch, partition, usize::MAX))
             .expect("the rest");
         assert_eq!(batch.iter().map(|r| r.offset()).collect::<Vec<_>>(), [41, 42]);
     }
