@@ -1,14 +1,13 @@
-//! A group's member: events in their order, reading from where it was started.
+//! A group member: order of events, and where it starts to read.
 
-use super::bench::{Bench, LIMIT, SHORT, assigned, batch, committed, event, records, seen, texts, values};
+use super::harness::{Harness, LIMIT, SHORT, assigned, batch, committed, event, records, seen, texts, values};
 use crate::world;
 use event_log::{Error, Event, OffsetSpec, RecordBatch, TopicPartition};
 use std::time::{Duration, Instant};
 
-/// The first event is the assignment of all partitions of all topics; until a partition is started nothing of it is
-/// returned.
-pub fn assigned_comes_first_and_nothing_is_read_before_start(bench: &Bench) {
-    let (one, two, group) = (bench.topic(2), bench.topic(1), world::unique("group"));
+/// The first event is the assignment of all partitions of all topics. A partition returns nothing before it is started.
+pub fn assignment_precedes_records(harness: &Harness) {
+    let (one, two, group) = (harness.topic(2), harness.topic(1), world::unique("group"));
     let mut all = vec![
         TopicPartition::new(one.clone(), 0),
         TopicPartition::new(one.clone(), 1),
@@ -16,9 +15,9 @@ pub fn assigned_comes_first_and_nothing_is_read_before_start(bench: &Bench) {
     ];
     all.sort();
     for at in &all {
-        bench.append(at, &["x"]);
+        harness.append(at, &["x"]);
     }
-    let mut consumer = bench.join(&group, &[&one, &two]);
+    let mut consumer = harness.join(&group, &[&one, &two]);
     assert_eq!(assigned(&mut *consumer), all);
     let mut batch = RecordBatch::default();
     for _ in 0..5 {
@@ -31,7 +30,7 @@ pub fn assigned_comes_first_and_nothing_is_read_before_start(bench: &Bench) {
     assert_eq!(consumer.poll(&mut batch, 1_000, SHORT).unwrap(), Event::Idle);
     let member = consumer.group_metadata().unwrap();
     assert_eq!(member.group, group);
-    let stranger = TopicPartition::new(bench.topic(1), 0);
+    let stranger = TopicPartition::new(harness.topic(1), 0);
     assert!(
         consumer.start(&stranger, 0).is_err(),
         "a partition that is not assigned cannot be started"
@@ -39,29 +38,29 @@ pub fn assigned_comes_first_and_nothing_is_read_before_start(bench: &Bench) {
     consumer.close().unwrap();
 }
 
-/// `start` says where reading begins, and moves it later on.
-pub fn a_member_reads_from_where_it_was_started(bench: &Bench) {
-    let at = bench.line();
-    bench.append(&at, &["a", "b", "c", "d"]);
-    let mut consumer = bench.join(&world::unique("group"), &[&at.topic]);
+/// `start` sets the position, also later.
+pub fn member_reads_from_start_offset(harness: &Harness) {
+    let at = harness.partition();
+    harness.append(&at, &["a", "b", "c", "d"]);
+    let mut consumer = harness.join(&world::unique("group"), &[&at.topic]);
     assigned(&mut *consumer);
     consumer.start(&at, 2).unwrap();
     assert_eq!(records(&mut *consumer, 2), seen(&[(2, "c"), (3, "d")]));
     consumer.start(&at, 1).unwrap();
     assert_eq!(records(&mut *consumer, 3), seen(&[(1, "b"), (2, "c"), (3, "d")]));
-    bench.append(&at, &["e"]);
+    harness.append(&at, &["e"]);
     assert_eq!(records(&mut *consumer, 1), seen(&[(4, "e")]));
     consumer.close().unwrap();
 }
 
-/// A paused partition returns nothing, whatever was fetched before; resumed, it goes on behind the last record that
-/// was returned. Others go on meanwhile.
-pub fn a_paused_partition_goes_on_behind_the_last_record(bench: &Bench) {
-    let topic = bench.topic(2);
+/// A paused partition returns nothing, even if records were fetched before. After the resume it continues after the
+/// last record returned. Other partitions are not affected.
+pub fn resumed_partition_continues_after_last_record(harness: &Harness) {
+    let topic = harness.topic(2);
     let [a, b] = [0, 1].map(|p| TopicPartition::new(topic.clone(), p));
     let texts_of_a: Vec<String> = (0..50).map(|n| format!("{n} {}", "x".repeat(100))).collect();
-    bench.append(&a, &texts_of_a.iter().map(String::as_str).collect::<Vec<_>>());
-    let mut consumer = bench.join(&world::unique("group"), &[&topic]);
+    harness.append(&a, &texts_of_a.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut consumer = harness.join(&world::unique("group"), &[&topic]);
     assigned(&mut *consumer);
     consumer.start(&a, 0).unwrap();
     consumer.start(&b, 0).unwrap();
@@ -73,8 +72,8 @@ pub fn a_paused_partition_goes_on_behind_the_last_record(bench: &Bench) {
         }
     }
     consumer.pause(std::slice::from_ref(&a)).unwrap();
-    bench.append(&a, &["last"]);
-    bench.append(&b, &["beside"]);
+    harness.append(&a, &["last"]);
+    harness.append(&b, &["beside"]);
     assert_eq!(records(&mut *consumer, 1), seen(&[(0, "beside")]));
     for _ in 0..5 {
         assert_eq!(consumer.poll(&mut batch_read, 1_000, SHORT).unwrap(), Event::Idle);
@@ -88,20 +87,20 @@ pub fn a_paused_partition_goes_on_behind_the_last_record(bench: &Bench) {
     consumer.close().unwrap();
 }
 
-/// Members read committed: aborted records never, open ones not yet.
-pub fn a_group_reads_committed_records_only(bench: &Bench) {
-    let at = bench.line();
-    let mut session = bench.any_session();
-    session.begin().unwrap();
-    session.send(&batch(&at, &["no"])).unwrap();
+/// Members read committed records only.
+pub fn group_reads_committed_records_only(harness: &Harness) {
+    let at = harness.partition();
+    let mut producer = harness.any_producer();
+    producer.begin().unwrap();
+    producer.send(&batch(&at, &["no"])).unwrap();
     world::wait_for("the record", LIMIT, || {
-        (bench.offset(&at, OffsetSpec::LogEnd) == 1).then_some(())
+        (harness.offset(&at, OffsetSpec::LogEnd) == 1).then_some(())
     });
-    session.abort().unwrap();
-    bench.settle(&at);
-    session.begin().unwrap();
-    session.send(&batch(&at, &["yes"])).unwrap();
-    let mut consumer = bench.join(&world::unique("group"), &[&at.topic]);
+    producer.abort().unwrap();
+    harness.wait_no_open_transaction(&at);
+    producer.begin().unwrap();
+    producer.send(&batch(&at, &["yes"])).unwrap();
+    let mut consumer = harness.join(&world::unique("group"), &[&at.topic]);
     assigned(&mut *consumer);
     consumer.start(&at, 0).unwrap();
     for _ in 0..5 {
@@ -110,16 +109,16 @@ pub fn a_group_reads_committed_records_only(bench: &Bench) {
             Event::Idle
         );
     }
-    committed(session.commit(None));
+    committed(producer.commit(None));
     assert_eq!(texts(&records(&mut *consumer, 1)), ["yes"]);
     consumer.close().unwrap();
 }
 
-/// There is no automatic reset: a start that is not kept is an error of the poll, and the next start mends it.
-pub fn a_start_outside_the_partition_is_out_of_range(bench: &Bench) {
-    let at = bench.line();
-    bench.append(&at, &["a"]);
-    let mut consumer = bench.join(&world::unique("group"), &[&at.topic]);
+/// There is no automatic reset: a start at an offset that is not kept is an error of `poll`, until the next start.
+pub fn start_outside_partition_is_out_of_range(harness: &Harness) {
+    let at = harness.partition();
+    harness.append(&at, &["a"]);
+    let mut consumer = harness.join(&world::unique("group"), &[&at.topic]);
     assigned(&mut *consumer);
     consumer.start(&at, 9).unwrap();
     let mut batch = RecordBatch::default();
@@ -132,15 +131,15 @@ pub fn a_start_outside_the_partition_is_out_of_range(bench: &Bench) {
     consumer.close().unwrap();
 }
 
-/// One partition that is out of range, and is moved to where it can be read, costs the others no record and repeats
-/// none; what is paused or was never started stays so.
-pub fn a_partition_out_of_range_leaves_the_others_where_they_are(bench: &Bench) {
-    let topic = bench.topic(4);
+/// One partition that is out of range and then moved does not lose or repeat records of the others. Paused and
+/// unstarted partitions remain so.
+pub fn out_of_range_partition_leaves_others_alone(harness: &Harness) {
+    let topic = harness.topic(4);
     let [lost, read, paused, still] = [0, 1, 2, 3].map(|p| TopicPartition::new(topic.clone(), p));
     for at in [&lost, &read, &paused, &still] {
-        bench.append(at, &["a", "b"]);
+        harness.append(at, &["a", "b"]);
     }
-    let mut consumer = bench.join(&world::unique("group"), &[&topic]);
+    let mut consumer = harness.join(&world::unique("group"), &[&topic]);
     assigned(&mut *consumer);
     consumer.start(&read, 0).unwrap();
     assert_eq!(records(&mut *consumer, 2), seen(&[(0, "a"), (1, "b")]));
@@ -151,7 +150,7 @@ pub fn a_partition_out_of_range_leaves_the_others_where_they_are(bench: &Bench) 
     let error = world::wait_for("an error", LIMIT, || consumer.poll(&mut batch, 1_000, SHORT).err());
     assert!(matches!(error, Error::OutOfRange { .. }), "{error:?}");
 
-    bench.append(&read, &["c"]);
+    harness.append(&read, &["c"]);
     consumer.start(&lost, 1).unwrap();
     let mut found = Vec::new();
     world::wait_for("both partitions to go on", LIMIT, || {
@@ -172,19 +171,19 @@ pub fn a_partition_out_of_range_leaves_the_others_where_they_are(bench: &Bench) 
     consumer.close().unwrap();
 }
 
-/// A member that waits in a poll has a record as soon as it is committed.
-pub fn a_blocked_member_is_woken_by_a_commit(bench: &Bench) {
-    let at = bench.line();
-    let mut consumer = bench.join(&world::unique("group"), &[&at.topic]);
+/// A member that waits in a poll gets a record as soon as it is committed.
+pub fn commit_wakes_blocked_member(harness: &Harness) {
+    let at = harness.partition();
+    let mut consumer = harness.join(&world::unique("group"), &[&at.topic]);
     assigned(&mut *consumer);
     consumer.start(&at, 0).unwrap();
     let mut batch_read = RecordBatch::default();
     assert_eq!(consumer.poll(&mut batch_read, 1_000, SHORT).unwrap(), Event::Idle);
-    let mut session = bench.any_session();
+    let mut producer = harness.any_producer();
     let began = Instant::now();
     std::thread::scope(|scope| {
         let poll = scope.spawn(|| consumer.poll(&mut batch_read, 1_000, LIMIT).unwrap());
-        bench.transact(&mut *session, &at, &["a"]);
+        harness.transact(&mut *producer, &at, &["a"]);
         assert_eq!(poll.join().unwrap(), Event::Records);
     });
     assert!(

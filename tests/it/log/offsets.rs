@@ -1,14 +1,14 @@
-//! Offsets: look-ups, positions, range, retention, and what groups keep of them.
+//! Offsets: lookups, positions, ranges, retention, and committed offsets.
 
-use super::bench::{Bench, LIMIT, SHORT, assigned, batch, committed, now, record, seen, texts, values};
+use super::harness::{Harness, LIMIT, SHORT, assigned, batch, committed, now, record, seen, texts, values};
 use crate::world;
 use event_log::{Error, Isolation, Millis, OffsetSpec, OutBatch, OutRecord, RecordBatch, StartFrom, TopicPartition};
 use std::collections::BTreeMap;
 
-/// Start, end and the first record of a time are found; the time need not rise from record to record. A time behind
-/// every record is the end.
-pub fn start_end_and_times_are_looked_up(bench: &Bench) {
-    let at = bench.line();
+/// Earliest, log end and the first record at a timestamp are found, also if timestamps do not increase. A timestamp
+/// after all records returns the log end.
+pub fn offset_lookups_find_start_end_and_times(harness: &Harness) {
+    let at = harness.partition();
     assert_eq!(
         [
             OffsetSpec::Earliest,
@@ -16,7 +16,7 @@ pub fn start_end_and_times_are_looked_up(bench: &Bench) {
             OffsetSpec::LastStable,
             OffsetSpec::Timestamp(0)
         ]
-        .map(|which| bench.offset(&at, which)),
+        .map(|which| harness.offset(&at, which)),
         [0, 0, 0, 0]
     );
     let base = now() - 100_000;
@@ -31,7 +31,7 @@ pub fn start_end_and_times_are_looked_up(bench: &Bench) {
                 [],
             );
         }
-        bench.log.append(&out).unwrap();
+        harness.log.append(&out).unwrap();
     };
     append(&[10, 30, 20]);
     append(&[5]);
@@ -48,35 +48,34 @@ pub fn start_end_and_times_are_looked_up(bench: &Bench) {
     ];
     for (time, offset) in cases {
         assert_eq!(
-            bench.offset(&at, OffsetSpec::Timestamp(base + time)),
+            harness.offset(&at, OffsetSpec::Timestamp(base + time)),
             offset,
             "time {time}"
         );
     }
     assert_eq!(
-        [OffsetSpec::Earliest, OffsetSpec::LogEnd, OffsetSpec::LastStable].map(|which| bench.offset(&at, which)),
+        [OffsetSpec::Earliest, OffsetSpec::LogEnd, OffsetSpec::LastStable].map(|which| harness.offset(&at, which)),
         [0, 6, 6]
     );
 }
 
-/// A reader's position passes control records and aborted records, so that it reaches the end, and then says when
-/// it stood there.
-pub fn a_position_passes_markers_and_aborted_records(bench: &Bench) {
-    let at = bench.line();
-    let mut session = bench.any_session();
-    bench.transact(&mut *session, &at, &["a", "b"]);
-    session.begin().unwrap();
-    session.send(&batch(&at, &["never"])).unwrap();
-    // What an abort finds in the client's queue is never written.
+/// A position moves past control records and aborted records to the end, and `at_end` then returns a time.
+pub fn position_passes_control_and_aborted_records(harness: &Harness) {
+    let at = harness.partition();
+    let mut producer = harness.any_producer();
+    harness.transact(&mut *producer, &at, &["a", "b"]);
+    producer.begin().unwrap();
+    producer.send(&batch(&at, &["never"])).unwrap();
+    // Records that are still queued when a transaction is aborted are never written.
     world::wait_for("the record", LIMIT, || {
-        (bench.offset(&at, OffsetSpec::LogEnd) == 4).then_some(())
+        (harness.offset(&at, OffsetSpec::LogEnd) == 4).then_some(())
     });
-    session.abort().unwrap();
-    let end = bench.settle(&at);
+    producer.abort().unwrap();
+    let end = harness.wait_no_open_transaction(&at);
     assert_eq!(end, 5, "two records, a marker, an aborted record, its marker");
 
     let before = now();
-    let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Earliest);
+    let mut reader = harness.reader(Isolation::ReadCommitted, &at, StartFrom::Earliest);
     let (mut batch, mut read) = (RecordBatch::default(), Vec::new());
     assert_eq!(reader.at_end(&at), None);
     world::wait_for("the end", LIMIT, || {
@@ -94,17 +93,17 @@ pub fn a_position_passes_markers_and_aborted_records(bench: &Bench) {
     assert_eq!(reader.position(&TopicPartition::new("elsewhere", 0)), None);
 }
 
-/// A reader starts at an offset, at the first record kept, or at its own end: the stable end when it is
-/// read_committed. A new assignment replaces the one before.
-pub fn a_reader_starts_where_it_is_told(bench: &Bench) {
-    let at = bench.line();
-    bench.append(&at, &["a", "b", "c"]);
-    let from = |from| bench.reader(Isolation::ReadCommitted, &at, from);
+/// A reader starts at an offset, at the earliest record, or at the end of its isolation level. A new assignment replaces
+/// the previous one.
+pub fn reader_starts_at_requested_offset(harness: &Harness) {
+    let at = harness.partition();
+    harness.append(&at, &["a", "b", "c"]);
+    let from = |from| harness.reader(Isolation::ReadCommitted, &at, from);
     assert_eq!(
-        bench.take(&mut *from(StartFrom::Offset(1)), 2),
+        harness.take(&mut *from(StartFrom::Offset(1)), 2),
         seen(&[(1, "b"), (2, "c")])
     );
-    assert_eq!(texts(&bench.take(&mut *from(StartFrom::Earliest), 3)), ["a", "b", "c"]);
+    assert_eq!(texts(&harness.take(&mut *from(StartFrom::Earliest), 3)), ["a", "b", "c"]);
 
     let mut reader = from(StartFrom::LogEnd);
     let mut batch_read = RecordBatch::default();
@@ -112,20 +111,20 @@ pub fn a_reader_starts_where_it_is_told(bench: &Bench) {
         assert_eq!(reader.poll(&mut batch_read, 1_000, SHORT).unwrap(), 0);
         (reader.position(&at) == Some(3)).then_some(())
     });
-    bench.append(&at, &["d"]);
-    assert_eq!(bench.take(&mut *reader, 1), seen(&[(3, "d")]));
+    harness.append(&at, &["d"]);
+    assert_eq!(harness.take(&mut *reader, 1), seen(&[(3, "d")]));
 
     reader.assign(&[(at.clone(), StartFrom::Offset(2))]).unwrap();
-    assert_eq!(bench.take(&mut *reader, 2), seen(&[(2, "c"), (3, "d")]));
+    assert_eq!(harness.take(&mut *reader, 2), seen(&[(2, "c"), (3, "d")]));
 
-    let mut session = bench.any_session();
-    session.begin().unwrap();
-    session.send(&batch(&at, &["open"])).unwrap();
+    let mut producer = harness.any_producer();
+    producer.begin().unwrap();
+    producer.send(&batch(&at, &["open"])).unwrap();
     world::wait_for("the open record", LIMIT, || {
-        (bench.offset(&at, OffsetSpec::LogEnd) == 5).then_some(())
+        (harness.offset(&at, OffsetSpec::LogEnd) == 5).then_some(())
     });
     for (isolation, end) in [(Isolation::ReadCommitted, 4), (Isolation::ReadUncommitted, 5)] {
-        let mut reader = bench.reader(isolation, &at, StartFrom::LogEnd);
+        let mut reader = harness.reader(isolation, &at, StartFrom::LogEnd);
         world::wait_for("the reader's own end", LIMIT, || {
             reader.poll(&mut batch_read, 1_000, SHORT).unwrap();
             (reader.position(&at) == Some(end)).then_some(())
@@ -133,14 +132,14 @@ pub fn a_reader_starts_where_it_is_told(bench: &Bench) {
     }
     reader.assign(&[]).unwrap();
     assert_eq!(reader.poll(&mut batch_read, 1_000, SHORT).unwrap(), 0);
-    session.abort().unwrap();
+    producer.abort().unwrap();
 }
 
-/// An offset behind the end is an error that names what is kept; there is no automatic reset. The end itself is fine.
-pub fn an_offset_behind_the_end_is_out_of_range(bench: &Bench) {
-    let at = bench.line();
-    bench.append(&at, &["a", "b"]);
-    let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Offset(7));
+/// An offset above the end is an error that names the range that is kept. There is no automatic reset. The end is valid.
+pub fn offset_above_end_is_out_of_range(harness: &Harness) {
+    let at = harness.partition();
+    harness.append(&at, &["a", "b"]);
+    let mut reader = harness.reader(Isolation::ReadCommitted, &at, StartFrom::Offset(7));
     let mut batch = RecordBatch::default();
     let error = world::wait_for("an error", LIMIT, || reader.poll(&mut batch, 1_000, SHORT).err());
     let Error::OutOfRange {
@@ -154,20 +153,20 @@ pub fn an_offset_behind_the_end_is_out_of_range(bench: &Bench) {
     };
     assert_eq!(named, at);
     reader.assign(&[(at.clone(), StartFrom::Offset(2))]).unwrap();
-    bench.append(&at, &["c"]);
-    assert_eq!(bench.take(&mut *reader, 1), seen(&[(2, "c")]));
+    harness.append(&at, &["c"]);
+    assert_eq!(harness.take(&mut *reader, 1), seen(&[(2, "c")]));
 }
 
-fn out_of_range(bench: &Bench, at: &TopicPartition, offset: i64) {
-    let mut reader = bench.reader(Isolation::ReadCommitted, at, StartFrom::Offset(offset));
+fn out_of_range(harness: &Harness, at: &TopicPartition, offset: i64) {
+    let mut reader = harness.reader(Isolation::ReadCommitted, at, StartFrom::Offset(offset));
     let mut batch = RecordBatch::default();
     let error = world::wait_for("an error", LIMIT, || reader.poll(&mut batch, 1_000, SHORT).err());
     assert!(matches!(error, Error::OutOfRange { .. }), "{error:?}");
 }
 
-/// Records older than `retention.ms` are removed: the start moves, below it is out of range, the offsets go on.
-pub fn retention_by_time_moves_the_start(bench: &Bench) {
-    let topic = bench.topic_with(1, |config| config.retention_ms = Some(3_600_000));
+/// Records older than `retention.ms` are deleted: the start moves, and offsets below it are out of range.
+pub fn retention_by_time_moves_the_start(harness: &Harness) {
+    let topic = harness.topic_with(1, |config| config.retention_ms = Some(3_600_000));
     let at = TopicPartition::new(topic, 0);
     let mut out = OutBatch::default();
     for text in ["old", "older"] {
@@ -179,72 +178,71 @@ pub fn retention_by_time_moves_the_start(bench: &Bench) {
             [],
         );
     }
-    bench.log.append(&out).unwrap();
+    harness.log.append(&out).unwrap();
     world::wait_for("the start to move", LIMIT, || {
-        (bench.offset(&at, OffsetSpec::Earliest) == 2).then_some(())
+        (harness.offset(&at, OffsetSpec::Earliest) == 2).then_some(())
     });
-    out_of_range(bench, &at, 0);
-    assert_eq!(bench.append(&at, &["new"]).first_offset, 2);
-    assert_eq!(bench.all(Isolation::ReadCommitted, &at), seen(&[(2, "new")]));
+    out_of_range(harness, &at, 0);
+    assert_eq!(harness.append(&at, &["new"]).first_offset, 2);
+    assert_eq!(harness.all(Isolation::ReadCommitted, &at), seen(&[(2, "new")]));
 }
 
-/// What goes beyond `retention.bytes` is removed from the start on; what is kept has no hole.
-pub fn retention_by_size_moves_the_start(bench: &Bench) {
-    let topic = bench.topic_with(1, |config| {
+/// Records beyond `retention.bytes` are deleted from the start, without gaps.
+pub fn retention_by_size_moves_the_start(harness: &Harness) {
+    let topic = harness.topic_with(1, |config| {
         config.retention_bytes = Some(1_500_000);
         config.other.insert("segment.bytes".into(), "1048576".into());
     });
     let at = TopicPartition::new(topic, 0);
     let text = "x".repeat(10_000);
     for _ in 0..50 {
-        bench.append(&at, &[text.as_str(); 10]);
+        harness.append(&at, &[text.as_str(); 10]);
     }
     let start = world::wait_for("the start to move", LIMIT, || {
-        let start = bench.offset(&at, OffsetSpec::Earliest);
+        let start = harness.offset(&at, OffsetSpec::Earliest);
         (start >= 200).then_some(start)
     });
     assert!(start <= 350, "1.5 MB are kept, not only {} records", 500 - start);
-    out_of_range(bench, &at, 0);
-    let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Earliest);
-    let read = bench.take(&mut *reader, usize::try_from(500 - start).unwrap());
+    out_of_range(harness, &at, 0);
+    let mut reader = harness.reader(Isolation::ReadCommitted, &at, StartFrom::Earliest);
+    let read = harness.take(&mut *reader, usize::try_from(500 - start).unwrap());
     assert!(read.iter().map(|(offset, _)| *offset).eq(start..500));
 }
 
-/// Operators set offsets of a group without members; a member finds them, and partitions without one are `None`.
-pub fn explicit_offsets_are_kept_for_the_group(bench: &Bench) {
-    let (topic, group) = (bench.topic(2), world::unique("group"));
+/// Offsets set from outside a group without members are returned and found by a member.
+pub fn offsets_set_from_outside_are_kept(harness: &Harness) {
+    let (topic, group) = (harness.topic(2), world::unique("group"));
     let [a, b] = [0, 1].map(|p| TopicPartition::new(topic.clone(), p));
-    bench.append(&a, &["a", "b", "c"]);
+    harness.append(&a, &["a", "b", "c"]);
     let both = [a.clone(), b.clone()];
     let none: BTreeMap<_, _> = both.iter().map(|at| (at.clone(), None)).collect();
-    assert_eq!(bench.log.committed(&group, &both).unwrap(), none);
-    bench.log.set_committed(&group, &[(a.clone(), 1)]).unwrap();
-    bench.log.set_committed(&group, &[(a.clone(), 2)]).unwrap();
-    let committed = bench.log.committed(&group, &both).unwrap();
+    assert_eq!(harness.log.committed(&group, &both).unwrap(), none);
+    harness.log.set_committed(&group, &[(a.clone(), 1)]).unwrap();
+    harness.log.set_committed(&group, &[(a.clone(), 2)]).unwrap();
+    let committed = harness.log.committed(&group, &both).unwrap();
     assert_eq!(committed, BTreeMap::from([(a.clone(), Some(2)), (b.clone(), None)]));
 
-    let mut consumer = bench.join(&group, &[&topic]);
+    let mut consumer = harness.join(&group, &[&topic]);
     assert_eq!(assigned(&mut *consumer), both);
-    assert_eq!(bench.committed_offset(&group, &a), Some(2));
+    assert_eq!(harness.committed_offset(&group, &a), Some(2));
     consumer.start(&a, 2).unwrap();
-    assert_eq!(super::bench::records(&mut *consumer, 1), seen(&[(2, "c")]));
-    // A member may still set the offset of a partition that it has not started.
-    bench.log.set_committed(&group, &[(b.clone(), 0)]).unwrap();
-    assert_eq!(bench.committed_offset(&group, &b), Some(0));
+    assert_eq!(super::harness::records(&mut *consumer, 1), seen(&[(2, "c")]));
+    // The offset of a partition that the member has not started can still be set.
+    harness.log.set_committed(&group, &[(b.clone(), 0)]).unwrap();
+    assert_eq!(harness.committed_offset(&group, &b), Some(0));
     consumer.close().unwrap();
 }
 
-/// Groups are listed with their state, their members' partitions and their committed offsets; offsets outlive the
-/// members.
-pub fn groups_are_listed_with_state_and_offsets(bench: &Bench) {
-    let (topic, group) = (bench.topic(2), world::unique("group"));
+/// Groups are listed with state, members' partitions and committed offsets, which remain after the members have left.
+pub fn groups_are_listed_with_state_and_offsets(harness: &Harness) {
+    let (topic, group) = (harness.topic(2), world::unique("group"));
     let at = TopicPartition::new(topic.clone(), 1);
-    let find = || bench.log.groups().unwrap().into_iter().find(|info| info.group == group);
+    let find = || harness.log.groups().unwrap().into_iter().find(|info| info.group == group);
     assert!(find().is_none());
-    let (mut consumer, member) = bench.group_metadata(&group, &topic);
-    let mut session = bench.any_session();
-    session.begin().unwrap();
-    committed(session.commit(Some((&member, &[(at.clone(), 5)]))));
+    let (mut consumer, member) = harness.group_metadata(&group, &topic);
+    let mut producer = harness.any_producer();
+    producer.begin().unwrap();
+    committed(producer.commit(Some((&member, &[(at.clone(), 5)]))));
     consumer.poll(&mut RecordBatch::default(), 1_000, SHORT).unwrap();
     let info = world::wait_for("the stable group with its offset", LIMIT, || {
         find().filter(|info| info.state == "Stable" && info.committed.contains_key(&at))

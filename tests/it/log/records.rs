@@ -1,6 +1,6 @@
-//! Records: what is written is what is read, in order, wherever the limits are.
+//! Records: what is read equals what was written, in order, for all limits.
 
-use super::bench::{Bench, LIMIT, SHORT, batch, now, record, seen, texts, values};
+use super::harness::{Harness, LIMIT, SHORT, batch, now, record, seen, texts, values};
 use crate::world;
 use event_log::{
     Error, Isolation, Millis, Offset, OffsetSpec, OutBatch, OutRecord, RecordBatch, StartFrom, TimestampPolicy,
@@ -14,10 +14,10 @@ type Read = (Offset, Millis, Option<Vec<u8>>, Option<Vec<u8>>);
 /// A record's headers.
 type Headers = Vec<(String, Option<Vec<u8>>)>;
 
-/// Null and empty keys and values, header names that occur twice, null and binary header values, and the producer's
-/// timestamps come back as they are.
-pub fn records_read_back_as_they_were_written(bench: &Bench) {
-    let at = bench.line();
+/// Null and empty keys and values, duplicate header names, null and binary header values, and timestamps of the producer
+/// are preserved.
+pub fn records_are_read_as_written(harness: &Harness) {
+    let at = harness.partition();
     let binary = [0_u8, 0xff, 0x80, b'\n'];
     let before = now();
     let mut out = OutBatch::default();
@@ -43,10 +43,10 @@ pub fn records_read_back_as_they_were_written(bench: &Bench) {
     );
     out.push(record(Some(before), None, Some(b"")), []);
     out.push(record(None, Some(b""), Some(b"now")), []);
-    bench.log.append(&out).unwrap();
+    harness.log.append(&out).unwrap();
     let after = now();
 
-    let (read, headers) = four_records(bench, &at);
+    let (read, headers) = four_records(harness, &at);
     let stamped = read[3].1;
     assert!((before..=after).contains(&stamped), "{before} {stamped} {after}");
     let some = |bytes: &[u8]| Some(bytes.to_vec());
@@ -76,9 +76,9 @@ pub fn records_read_back_as_they_were_written(bench: &Bench) {
     );
 }
 
-/// Reads the four records of a line, and of each its headers apart.
-fn four_records(bench: &Bench, at: &TopicPartition) -> (Vec<Read>, Vec<Headers>) {
-    let mut reader = bench.reader(Isolation::ReadCommitted, at, StartFrom::Earliest);
+/// Reads the four records of a partition, with the headers of each.
+fn four_records(harness: &Harness, at: &TopicPartition) -> (Vec<Read>, Vec<Headers>) {
+    let mut reader = harness.reader(Isolation::ReadCommitted, at, StartFrom::Earliest);
     let mut batch = RecordBatch::default();
     let (mut read, mut headers) = (Vec::new(), Vec::new());
     world::wait_for("four records", LIMIT, || {
@@ -102,9 +102,9 @@ fn own(bytes: Option<&[u8]>) -> Option<Vec<u8>> {
     bytes.map(<[u8]>::to_vec)
 }
 
-/// With LogAppendTime the producer's timestamps are replaced by the time of the append, which the append returns.
-pub fn the_broker_stamps_where_the_topic_says_so(bench: &Bench) {
-    let topic = bench.topic_with(1, |config| config.timestamps = TimestampPolicy::LogAppendTime);
+/// With `LogAppendTime` the broker's time replaces the producer's timestamps, and the append returns it.
+pub fn log_append_time_replaces_timestamps(harness: &Harness) {
+    let topic = harness.topic_with(1, |config| config.timestamps = TimestampPolicy::LogAppendTime);
     let at = TopicPartition::new(topic, 0);
     let mut out = OutBatch::default();
     out.push(
@@ -121,11 +121,11 @@ pub fn the_broker_stamps_where_the_topic_says_so(bench: &Bench) {
         },
         [],
     );
-    // Kafka's broker is on this machine, so that the clocks agree.
+    // Kafka's broker runs on this machine, so both clocks agree.
     let before = now();
-    let produced = bench.log.append(&out).unwrap();
+    let produced = harness.log.append(&out).unwrap();
     let after = now();
-    let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Earliest);
+    let mut reader = harness.reader(Isolation::ReadCommitted, &at, StartFrom::Earliest);
     let (mut batch, mut stamps) = (RecordBatch::default(), Vec::new());
     world::wait_for("two records", LIMIT, || {
         reader.poll(&mut batch, 1 << 20, SHORT).unwrap();
@@ -139,26 +139,26 @@ pub fn the_broker_stamps_where_the_topic_says_so(bench: &Bench) {
     assert_eq!(produced[0].timestamp, stamps[1].0);
 }
 
-/// Batches of one writer stand in each partition in the order in which they were written, and so do their records.
-pub fn records_of_a_partition_keep_their_order(bench: &Bench) {
-    let topic = bench.topic(3);
+/// Batches and records of one writer keep their order in each partition.
+pub fn partition_keeps_record_order(harness: &Harness) {
+    let topic = harness.topic(3);
     let parts: Vec<TopicPartition> = (0..3).map(|p| TopicPartition::new(topic.clone(), p)).collect();
-    let mut session = bench.any_session();
+    let mut producer = harness.any_producer();
     let numbers: Vec<String> = (0..900).map(|n| n.to_string()).collect();
     for chunk in numbers.chunks(90) {
-        session.begin().unwrap();
+        producer.begin().unwrap();
         for half in chunk.chunks(45) {
             let mut out = OutBatch::default();
             for (n, text) in half.iter().enumerate() {
                 out.push(record(&parts[n % 3], text), []);
             }
-            session.send(&out).unwrap();
+            producer.send(&out).unwrap();
         }
-        super::bench::committed(session.commit(None));
+        super::harness::committed(producer.commit(None));
     }
     let mut total = 0;
     for at in &parts {
-        let read = bench.committed(at);
+        let read = harness.committed(at);
         assert!(read.is_sorted_by_key(|(offset, _)| *offset));
         assert!(read.is_sorted_by_key(|(_, text)| text.parse::<u32>().unwrap()));
         total += read.len();
@@ -166,9 +166,9 @@ pub fn records_of_a_partition_keep_their_order(bench: &Bench) {
     assert_eq!(total, numbers.len());
 }
 
-/// Without a partition, a key's records go where Java's client puts them; records without a key go anywhere.
-pub fn keys_choose_partitions_as_javas_client_does(bench: &Bench) {
-    let topic = bench.topic(7);
+/// Without a partition, a record goes where the Java client would send its key; records without key go anywhere.
+pub fn keys_select_partitions_like_java_client(harness: &Harness) {
+    let topic = harness.topic(7);
     let keys: Vec<String> = (0..200).map(|n| format!("[\"user:{n}\"]")).collect();
     let mut out = OutBatch::default();
     let plain = OutRecord {
@@ -206,11 +206,11 @@ pub fn keys_choose_partitions_as_javas_client_does(bench: &Bench) {
             [],
         );
     }
-    bench.log.append(&out).unwrap();
+    harness.log.append(&out).unwrap();
     let mut count = 0;
     for partition in 0..7 {
         let at = TopicPartition::new(topic.clone(), partition);
-        let read = bench.all(Isolation::ReadCommitted, &at);
+        let read = harness.all(Isolation::ReadCommitted, &at);
         for text in texts(&read).into_iter().filter(|text| *text != "keyless") {
             assert_eq!(partitioner::partition(text.as_bytes(), 7), partition, "key {text}");
         }
@@ -219,11 +219,11 @@ pub fn keys_choose_partitions_as_javas_client_does(bench: &Bench) {
     assert_eq!(count, keys.len() + 1 + keyless);
 }
 
-/// An append is durable when it returns, and names each partition's first and next offset.
-pub fn an_append_says_where_its_records_are(bench: &Bench) {
-    let topic = bench.topic(2);
+/// An append is durable when it returns, and returns each partition's first and next offset.
+pub fn append_returns_offsets(harness: &Harness) {
+    let topic = harness.topic(2);
     let [a, b] = [0, 1].map(|p| TopicPartition::new(topic.clone(), p));
-    bench.append(&b, &["before"]);
+    harness.append(&b, &["before"]);
     let mut out = OutBatch::default();
     for (at, text) in [(&a, "1"), (&b, "2"), (&b, "3"), (&a, "4"), (&a, "5")] {
         out.push(
@@ -234,7 +234,7 @@ pub fn an_append_says_where_its_records_are(bench: &Bench) {
             [],
         );
     }
-    let mut produced = bench.log.append(&out).unwrap();
+    let mut produced = harness.log.append(&out).unwrap();
     produced.sort_by_key(|p| p.at.clone());
     let places: Vec<_> = produced
         .iter()
@@ -242,34 +242,34 @@ pub fn an_append_says_where_its_records_are(bench: &Bench) {
         .collect();
     assert_eq!(places, [(0, 0, 3), (1, 1, 3)]);
     assert_eq!(
-        bench.all(Isolation::ReadCommitted, &a),
+        harness.all(Isolation::ReadCommitted, &a),
         seen(&[(0, "1"), (1, "4"), (2, "5")])
     );
     assert_eq!(
-        bench.all(Isolation::ReadCommitted, &b),
+        harness.all(Isolation::ReadCommitted, &b),
         seen(&[(0, "before"), (1, "2"), (2, "3")])
     );
     assert!(
-        bench.log.append(&OutBatch::default()).unwrap().is_empty(),
+        harness.log.append(&OutBatch::default()).unwrap().is_empty(),
         "nothing in, nothing out"
     );
 }
 
-/// A batch of more bytes and records than a client's queue holds waits for room and is written whole.
-pub fn a_batch_larger_than_any_queue_is_written_whole(bench: &Bench) {
-    let at = bench.line();
+/// A batch larger than the client's queue waits for space and is written completely.
+pub fn batch_larger_than_queue_is_written(harness: &Harness) {
+    let at = harness.partition();
     let (count, text) = (600_000, "x".repeat(150));
     let mut out = OutBatch::default();
     for _ in 0..count {
         out.push(record(&at, &text), []);
     }
-    let mut session = bench.any_session();
-    session.begin().unwrap();
-    session.send(&out).unwrap();
-    let produced = super::bench::committed(session.commit(None));
+    let mut producer = harness.any_producer();
+    producer.begin().unwrap();
+    producer.send(&out).unwrap();
+    let produced = super::harness::committed(producer.commit(None));
     assert_eq!((produced[0].first_offset, produced[0].next_offset), (0, count));
-    bench.settle(&at);
-    let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Earliest);
+    harness.wait_no_open_transaction(&at);
+    let mut reader = harness.reader(Isolation::ReadCommitted, &at, StartFrom::Earliest);
     let (mut batch, mut next) = (RecordBatch::default(), 0);
     world::wait_for("all records", LIMIT, || {
         reader.poll(&mut batch, 4 << 20, SHORT).unwrap();
@@ -281,12 +281,12 @@ pub fn a_batch_larger_than_any_queue_is_written_whole(bench: &Bench) {
     });
 }
 
-/// A record that is larger than its topic takes is refused with the topic and both sizes; its batch is not written.
-pub fn a_record_over_the_topics_limit_is_refused(bench: &Bench) {
-    let topic = bench.topic_with(1, |config| config.max_message_bytes = Some(5_000));
+/// A record above its topic's limit is rejected with the topic and both sizes, and its batch is not written.
+pub fn record_over_topic_limit_is_rejected(harness: &Harness) {
+    let topic = harness.topic_with(1, |config| config.max_message_bytes = Some(5_000));
     let at = TopicPartition::new(topic.clone(), 0);
-    bench.append(&at, &[&"x".repeat(4_500)]);
-    let refused = bench.log.append(&batch(&at, &[&"x".repeat(6_000)]));
+    harness.append(&at, &[&"x".repeat(4_500)]);
+    let refused = harness.log.append(&batch(&at, &[&"x".repeat(6_000)]));
     let Err(Error::TooLarge {
         topic: named,
         bytes,
@@ -297,28 +297,28 @@ pub fn a_record_over_the_topics_limit_is_refused(bench: &Bench) {
     };
     assert_eq!((named.as_str(), limit), (&*topic, 5_000));
     assert!(bytes >= 6_000, "{bytes}");
-    assert_eq!(bench.append(&at, &["small"]).first_offset, 1);
+    assert_eq!(harness.append(&at, &["small"]).first_offset, 1);
 }
 
-/// A poll's byte limit is only about how much one poll returns: at least one record, and none twice or never.
-pub fn small_polls_return_every_record_once(bench: &Bench) {
-    let at = bench.line();
+/// The byte limit of a poll only affects how much it returns: at least one record, and each record exactly once.
+pub fn small_polls_return_every_record_once(harness: &Harness) {
+    let at = harness.partition();
     let texts: Vec<String> = (0..300).map(|n| format!("{n}{}", "x".repeat(n))).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    // Markers and aborted records stand between them, where a poll may end.
-    let mut session = bench.any_session();
+    // Control records and aborted records are in between, where a poll may end.
+    let mut producer = harness.any_producer();
     for (n, chunk) in texts.chunks(20).enumerate() {
         if n % 3 == 0 {
-            bench.append(&at, chunk);
+            harness.append(&at, chunk);
             continue;
         }
-        bench.transact(&mut *session, &at, chunk);
-        session.begin().unwrap();
-        session.send(&super::bench::batch(&at, &["never", "ever"])).unwrap();
-        session.abort().unwrap();
+        harness.transact(&mut *producer, &at, chunk);
+        producer.begin().unwrap();
+        producer.send(&super::harness::batch(&at, &["never", "ever"])).unwrap();
+        producer.abort().unwrap();
     }
-    bench.settle(&at);
-    let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Earliest);
+    harness.wait_no_open_transaction(&at);
+    let mut reader = harness.reader(Isolation::ReadCommitted, &at, StartFrom::Earliest);
     let (mut batch, mut read, mut polls) = (RecordBatch::default(), Vec::new(), 0);
     world::wait_for("all records", LIMIT, || {
         let count = reader.poll(&mut batch, 1_000, SHORT).unwrap();
@@ -327,24 +327,24 @@ pub fn small_polls_return_every_record_once(bench: &Bench) {
         read.extend(values(&batch));
         (read.len() >= texts.len()).then_some(())
     });
-    assert_eq!(super::bench::texts(&read), texts);
+    assert_eq!(super::harness::texts(&read), texts);
     assert!(
         polls > 10,
         "a limit of 1,000 bytes was stretched to everything: {polls} polls"
     );
 }
 
-/// A poll that waits returns when something is written, long before its time limit.
-pub fn a_blocked_poll_is_woken_by_an_append(bench: &Bench) {
-    let at = bench.line();
-    let mut reader = bench.reader(Isolation::ReadCommitted, &at, StartFrom::Earliest);
+/// A waiting poll returns when a record is written, long before its timeout.
+pub fn append_wakes_blocked_poll(harness: &Harness) {
+    let at = harness.partition();
+    let mut reader = harness.reader(Isolation::ReadCommitted, &at, StartFrom::Earliest);
     let mut batch = RecordBatch::default();
     assert_eq!(reader.poll(&mut batch, 1_000, SHORT).unwrap(), 0);
-    assert_eq!(bench.offset(&at, OffsetSpec::LogEnd), 0);
+    assert_eq!(harness.offset(&at, OffsetSpec::LogEnd), 0);
     let began = Instant::now();
     std::thread::scope(|scope| {
         let poll = scope.spawn(|| reader.poll(&mut batch, 1_000, LIMIT).unwrap());
-        bench.append(&at, &["wake up"]);
+        harness.append(&at, &["wake up"]);
         assert_eq!(poll.join().unwrap(), 1);
     });
     assert!(
@@ -353,12 +353,12 @@ pub fn a_blocked_poll_is_woken_by_an_append(bench: &Bench) {
     );
 }
 
-/// What an producer sends is durable after its flush, in the order of each partition, and the flush says where; a record
-/// that is too large is refused and costs nothing that was sent before.
-pub fn an_appender_says_at_a_flush_where_everything_is(bench: &Bench) {
-    let topic = bench.topic_with(2, |config| config.max_message_bytes = Some(20_000));
+/// Records of a producer without transactions are durable after its flush, in the order of each partition, and the flush
+/// returns their offsets. A record that is too large is rejected without affecting earlier ones.
+pub fn producer_flush_returns_offsets(harness: &Harness) {
+    let topic = harness.topic_with(2, |config| config.max_message_bytes = Some(20_000));
     let [a, b] = [0, 1].map(|p| TopicPartition::new(topic.clone(), p));
-    let mut producer = bench.log.producer().unwrap();
+    let mut producer = harness.log.producer().unwrap();
     assert_eq!(producer.flush().unwrap(), [], "nothing was sent");
     producer.send(&batch(&a, &["1", "2"])).unwrap();
     producer.send(&batch(&b, &["3"])).unwrap();
@@ -371,7 +371,7 @@ pub fn an_appender_says_at_a_flush_where_everything_is(bench: &Bench) {
     places(&a, 0, 3);
     places(&b, 0, 1);
     assert_eq!(
-        bench.offset(&a, OffsetSpec::LastStable),
+        harness.offset(&a, OffsetSpec::LastStable),
         3,
         "there is no transaction to wait for"
     );
@@ -382,5 +382,5 @@ pub fn an_appender_says_at_a_flush_where_everything_is(bench: &Bench) {
         panic!("one partition was written to");
     };
     assert_eq!((here.first_offset, here.next_offset), (3, 4));
-    assert_eq!(texts(&bench.committed(&a)), ["1", "2", "4", "5"]);
+    assert_eq!(texts(&harness.committed(&a)), ["1", "2", "4", "5"]);
 }

@@ -1,6 +1,6 @@
-//! Topics: created once, described with Kafka's settings, altered, deleted for good.
+//! Topics: created once, described with Kafka's settings, altered, and deleted.
 
-use super::bench::{Bench, LIMIT, SHORT, batch};
+use super::harness::{Harness, LIMIT, SHORT, batch};
 use crate::world;
 use event_log::{
     Cleanup, Error, GroupConfig, Isolation, OffsetSpec, RecordBatch, StartFrom, TopicConfig, TopicPartition, TopicSpec,
@@ -17,38 +17,38 @@ fn spec(name: &str, partitions: i32) -> TopicSpec {
     }
 }
 
-/// Creating says what it created and leaves what exists alone; a description holds id, count and every setting,
-/// Kafka's defaults included.
-pub fn a_topic_is_created_once_and_described(bench: &Bench) {
+/// Creating returns which topics are new and does not change existing ones. The description has id, partition count and
+/// all settings, including Kafka's defaults.
+pub fn topic_is_created_once_and_described(harness: &Harness) {
     let (old, new) = (world::unique("topic"), world::unique("topic"));
     let mut first = spec(&old, 3);
     first.config.delete_retention_ms = Some(1_234);
-    assert_eq!(bench.log.create_topics(&[first]).unwrap(), [true]);
+    assert_eq!(harness.log.create_topics(&[first]).unwrap(), [true]);
     assert_eq!(
-        bench.log.create_topics(&[spec(&old, 5), spec(&new, 1)]).unwrap(),
+        harness.log.create_topics(&[spec(&old, 5), spec(&new, 1)]).unwrap(),
         [false, true]
     );
 
-    let info = bench.log.describe(&old).unwrap().expect("it exists");
+    let info = harness.log.describe(&old).unwrap().expect("it exists");
     assert_eq!((info.name.as_str(), info.partitions), (old.as_str(), 3));
     assert_eq!(info.settings["cleanup.policy"], "compact");
     assert_eq!(info.settings["message.timestamp.type"], "CreateTime");
     assert_eq!(info.number("delete.retention.ms"), Some(1_234));
     assert_eq!(info.number("retention.ms"), Some(604_800_000));
     assert_eq!(info.number("max.message.bytes"), Some(1_048_588));
-    assert_eq!(bench.log.describe(&old).unwrap().expect("still").id, info.id);
-    assert_ne!(bench.log.describe(&new).unwrap().expect("new").id, info.id);
-    assert!(bench.log.describe(&world::unique("none")).unwrap().is_none());
+    assert_eq!(harness.log.describe(&old).unwrap().expect("still").id, info.id);
+    assert_ne!(harness.log.describe(&new).unwrap().expect("new").id, info.id);
+    assert!(harness.log.describe(&world::unique("none")).unwrap().is_none());
 
-    let topics = bench.log.topics().unwrap();
+    let topics = harness.log.topics().unwrap();
     assert!(topics.is_sorted() && topics.contains(&old) && topics.contains(&new));
     assert!(!topics.iter().any(|name| name.starts_with("__")));
 }
 
-/// Names, counts and settings that Kafka refuses are refused, and nothing is created.
-pub fn what_kafka_refuses_is_refused(bench: &Bench) {
+/// Names, partition counts and settings that Kafka rejects are rejected, and nothing is created.
+pub fn what_kafka_rejects_is_rejected(harness: &Harness) {
     let taken = world::unique("taken.topic");
-    bench.log.create_topics(&[spec(&taken, 1)]).unwrap();
+    harness.log.create_topics(&[spec(&taken, 1)]).unwrap();
     let mut setting = spec(&world::unique("topic"), 1);
     setting.config.other.insert("retention.hours".into(), "1".into());
     let mut value = spec(&world::unique("topic"), 1);
@@ -67,29 +67,29 @@ pub fn what_kafka_refuses_is_refused(bench: &Bench) {
     ];
     for spec in bad {
         let name = spec.name.clone();
-        let refused = bench.log.create_topics(&[spec]);
+        let refused = harness.log.create_topics(&[spec]);
         assert!(
             matches!(refused, Err(Error::InvalidTopic { .. })),
             "{name}: {refused:?}"
         );
-        assert!(!bench.log.topics().unwrap().contains(&name), "{name} was created");
+        assert!(!harness.log.topics().unwrap().contains(&name), "{name} was created");
     }
     let change = [("retention.ms".to_owned(), "never".to_owned())];
     assert!(matches!(
-        bench.log.alter_topic(&taken, &change),
+        harness.log.alter_topic(&taken, &change),
         Err(Error::InvalidTopic { .. })
     ));
 }
 
-/// A changed setting is seen; those that were not named keep their values, given or default.
-pub fn altering_one_setting_leaves_the_others(bench: &Bench) {
-    let topic = bench.topic_with(2, |config| config.retention_ms = Some(50_000));
-    bench
+/// A changed setting is described; other settings keep their values or defaults.
+pub fn altering_a_setting_keeps_the_others(harness: &Harness) {
+    let topic = harness.topic_with(2, |config| config.retention_ms = Some(50_000));
+    harness
         .log
         .alter_topic(&topic, &[("max.message.bytes".into(), "4000".into())])
         .unwrap();
     let info = world::wait_for("the altered setting", LIMIT, || {
-        let info = bench.log.describe(&topic).unwrap().expect("it exists");
+        let info = harness.log.describe(&topic).unwrap().expect("it exists");
         (info.number("max.message.bytes") == Some(4_000)).then_some(info)
     });
     assert_eq!(
@@ -98,47 +98,46 @@ pub fn altering_one_setting_leaves_the_others(bench: &Bench) {
     );
 }
 
-/// Deleting removes records, and the group's offsets with them; a topic of the same name is another, with an id of
-/// its own.
-pub fn a_deleted_topic_is_gone_and_its_id_is_never_used_again(bench: &Bench) {
-    let (topic, group) = (bench.topic(1), world::unique("group"));
+/// Deleting a topic removes its records and committed offsets. A new topic with the same name has another id.
+pub fn deleted_topic_id_is_not_reused(harness: &Harness) {
+    let (topic, group) = (harness.topic(1), world::unique("group"));
     let at = TopicPartition::new(topic.clone(), 0);
-    bench.append(&at, &["a", "b"]);
-    bench.log.set_committed(&group, &[(at.clone(), 1)]).unwrap();
-    let before = bench.log.describe(&topic).unwrap().expect("it exists").id;
-    bench.log.delete_topic(&topic).unwrap();
+    harness.append(&at, &["a", "b"]);
+    harness.log.set_committed(&group, &[(at.clone(), 1)]).unwrap();
+    let before = harness.log.describe(&topic).unwrap().expect("it exists").id;
+    harness.log.delete_topic(&topic).unwrap();
     world::wait_for("the topic to be gone", LIMIT, || {
-        bench.log.describe(&topic).unwrap().is_none().then_some(())
+        harness.log.describe(&topic).unwrap().is_none().then_some(())
     });
     assert!(matches!(
-        bench.log.delete_topic(&topic),
+        harness.log.delete_topic(&topic),
         Err(Error::UnknownTopic { .. })
     ));
-    assert!(!bench.log.topics().unwrap().contains(&topic.to_string()));
+    assert!(!harness.log.topics().unwrap().contains(&topic.to_string()));
 
-    assert_eq!(bench.log.create_topics(&[spec(&topic, 1)]).unwrap(), [true]);
-    assert_ne!(bench.log.describe(&topic).unwrap().expect("it is back").id, before);
+    assert_eq!(harness.log.create_topics(&[spec(&topic, 1)]).unwrap(), [true]);
+    assert_ne!(harness.log.describe(&topic).unwrap().expect("it is back").id, before);
     assert_eq!(
         (
-            bench.offset(&at, OffsetSpec::Earliest),
-            bench.offset(&at, OffsetSpec::LogEnd)
+            harness.offset(&at, OffsetSpec::Earliest),
+            harness.offset(&at, OffsetSpec::LogEnd)
         ),
         (0, 0)
     );
     world::wait_for("the group's offset to be gone", LIMIT, || {
-        bench.committed_offset(&group, &at).is_none().then_some(())
+        harness.committed_offset(&group, &at).is_none().then_some(())
     });
 }
 
-/// Every use of a topic or partition that does not exist says so; nothing is created by it.
-pub fn what_does_not_exist_is_an_unknown_topic(bench: &Bench) {
+/// Every use of a topic or partition that does not exist fails, and creates nothing.
+pub fn missing_topic_is_unknown_topic(harness: &Harness) {
     let none = TopicPartition::new(world::unique("none"), 0);
-    let beyond = TopicPartition::new(bench.topic(2), 2);
+    let beyond = TopicPartition::new(harness.topic(2), 2);
     for at in [&none, &beyond] {
         let unknown = |error: Error| assert!(matches!(error, Error::UnknownTopic { .. }), "{at}: {error:?}");
-        unknown(bench.log.offset(at, OffsetSpec::LogEnd).unwrap_err());
-        unknown(bench.log.append(&batch(at, &["a"])).unwrap_err());
-        let mut reader = bench.log.reader(Isolation::ReadCommitted).unwrap();
+        unknown(harness.log.offset(at, OffsetSpec::LogEnd).unwrap_err());
+        unknown(harness.log.append(&batch(at, &["a"])).unwrap_err());
+        let mut reader = harness.log.reader(Isolation::ReadCommitted).unwrap();
         let read = world::wait_for("the reader to fail", LIMIT, || {
             let assigned = reader.assign(&[(at.clone(), StartFrom::Earliest)]);
             assigned
@@ -148,7 +147,7 @@ pub fn what_does_not_exist_is_an_unknown_topic(bench: &Bench) {
         unknown(read);
     }
     assert!(matches!(
-        bench.log.alter_topic(&none.topic, &[]),
+        harness.log.alter_topic(&none.topic, &[]),
         Err(Error::UnknownTopic { .. })
     ));
     let config = GroupConfig {
@@ -158,19 +157,19 @@ pub fn what_does_not_exist_is_an_unknown_topic(bench: &Bench) {
         session_timeout: Duration::from_secs(10),
         protocol: event_log::GroupProtocol::Classic,
     };
-    let joined = bench
+    let joined = harness
         .log
         .group(config)
         .map(|_| "a member of a topic that does not exist");
     assert!(matches!(joined, Err(Error::UnknownTopic { .. })), "{joined:?}");
-    assert!(bench.log.describe(&none.topic).unwrap().is_none());
+    assert!(harness.log.describe(&none.topic).unwrap().is_none());
 }
 
-/// The id of a log stays while the log does.
-pub fn the_log_keeps_its_incarnation(bench: &Bench) {
-    let incarnation = bench.log.log_epoch().unwrap();
+/// The log epoch does not change while the log exists.
+pub fn log_epoch_is_stable(harness: &Harness) {
+    let incarnation = harness.log.log_epoch().unwrap();
     assert!(!incarnation.is_empty());
-    bench.line();
-    assert_eq!(bench.log.log_epoch().unwrap(), incarnation);
-    assert!(!bench.log.describe_self().is_empty());
+    harness.partition();
+    assert_eq!(harness.log.log_epoch().unwrap(), incarnation);
+    assert!(!harness.log.describe_self().is_empty());
 }

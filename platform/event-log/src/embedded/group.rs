@@ -173,7 +173,9 @@ impl Group {
         } = joining;
         topics.sort();
         topics.dedup();
-        let old = instance.as_ref().and_then(|_| self.member_with_instance(instance.as_deref()));
+        let old = instance
+            .as_ref()
+            .and_then(|_| self.member_with_instance(instance.as_deref()));
         let mut member = Member {
             instance,
             topics,

@@ -3,7 +3,8 @@
 //! Creating, altering and deleting a topic waits until the brokers' metadata shows the change. Requests are retried within
 //! the request timeout while a broker reports a transient error.
 
-use super::client::admin::{Admin as Raw, END, NewTopic, START, TopicResult};
+use super::client::admin::{Admin as Raw, END, NewTopic, START};
+use super::client::admin_results::TopicResult;
 use super::client::list::{Entry, List};
 use super::client::{ClientError, Code, Handle};
 use super::errors;

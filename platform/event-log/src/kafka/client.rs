@@ -7,6 +7,7 @@
 #![allow(unsafe_code, reason = "calls of librdkafka; each block states why it is sound")]
 
 pub mod admin;
+pub mod admin_results;
 pub mod consumer;
 mod ffi;
 pub mod group_metadata;

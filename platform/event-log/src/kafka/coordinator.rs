@@ -9,7 +9,8 @@
 //!   coordinator" to a client without a group. So the client is a consumer with a `group.id`, which it never joins.
 
 use super::admin::retry;
-use super::client::admin::{Admin as Raw, Group, GroupMember};
+use super::client::admin::Admin as Raw;
+use super::client::admin_results::{Group, GroupMember};
 use super::client::list::{Entry, List};
 use super::client::{ClientError, ClientKind, Code, Handle, Queue};
 use super::config::Config;

@@ -55,7 +55,7 @@ fn read(block: &Block, from: Offset, max_bytes: usize) -> Result<Vec<Plain>> {
 }
 
 #[test]
-fn a_block_reads_back_whole_and_in_parts() {
+fn block_is_read_whole_and_in_parts() {
     let block = sample();
     let want = vec![
         (
@@ -87,7 +87,7 @@ fn append_time_replaces_every_timestamp() {
 }
 
 #[test]
-fn the_first_record_of_a_time_is_found() {
+fn first_record_at_timestamp_is_found() {
     let block = sample();
     assert_eq!(block.first_at(40, 901).expect("look"), Some(40));
     assert_eq!(block.first_at(41, 900).expect("look"), Some(41));
@@ -127,7 +127,7 @@ fn damaged_bytes_are_errors() {
 }
 
 #[test]
-fn a_rewritten_block_keeps_the_records_that_stay_as_they_were() {
+fn rewritten_block_keeps_records_unchanged() {
     let block = sample();
     let mut items: Vec<Item<'_>> = block.items().map(|item| item.expect("whole")).collect();
     assert_eq!(
@@ -160,7 +160,7 @@ fn a_rewritten_block_keeps_the_records_that_stay_as_they_were() {
 }
 
 #[test]
-fn a_place_in_a_block_that_was_rewritten_is_none() {
+fn place_in_rewritten_block_is_ignored() {
     let block = sample();
     let mut batch = RecordBatch::default();
     let (next, place) = block.read(40, None, sink(&mut batch, 0, 1)).expect("one");
@@ -176,7 +176,7 @@ fn a_place_in_a_block_that_was_rewritten_is_none() {
 }
 
 #[test]
-fn signed_deltas_survive() {
+fn negative_deltas_roundtrip() {
     for value in [0, 1, -1, i64::MAX, i64::MIN, 300, -300] {
         assert_eq!(unzigzag(zigzag(value)), value);
     }

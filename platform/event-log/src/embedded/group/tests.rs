@@ -28,7 +28,7 @@ fn event(group: &mut Group, id: MemberId, now: Millis) -> Option<Event> {
 }
 
 #[test]
-fn one_member_gets_everything_at_its_first_poll() {
+fn single_member_gets_all_partitions() {
     let mut group = Group::new();
     add_member(&mut group, joining(1, None, 3), 0);
     assert_eq!(
@@ -36,7 +36,7 @@ fn one_member_gets_everything_at_its_first_poll() {
             .check_commit(1, group.generation_of(1))
             .err()
             .map(|refusal| refusal.reason),
-        Some("the member is of generation -1, the group of 1".into())
+        Some("the group metadata has generation -1, the current one is 1".into())
     );
     assert_eq!(event(&mut group, 1, 0), Some(Event::Assigned(of(0..3))));
     assert_eq!(event(&mut group, 1, 0), None);
@@ -47,7 +47,7 @@ fn one_member_gets_everything_at_its_first_poll() {
 }
 
 #[test]
-fn a_second_member_takes_half_after_the_first_gave_up() {
+fn second_member_gets_half_after_revocation() {
     let mut group = Group::new();
     add_member(&mut group, joining(1, None, 3), 0);
     event(&mut group, 1, 0);
@@ -65,7 +65,7 @@ fn a_second_member_takes_half_after_the_first_gave_up() {
 }
 
 #[test]
-fn a_silent_member_loses_its_partitions_and_may_come_back() {
+fn silent_member_loses_partitions() {
     let mut group = Group::new();
     add_member(&mut group, joining(1, None, 2), 0);
     event(&mut group, 1, 0);
@@ -82,7 +82,7 @@ fn a_silent_member_loses_its_partitions_and_may_come_back() {
 }
 
 #[test]
-fn a_static_member_restarts_without_a_rebalance() {
+fn static_member_restarts_without_rebalance() {
     let mut group = Group::new();
     add_member(&mut group, joining(1, Some("a"), 2), 0);
     add_member(&mut group, joining(2, Some("b"), 2), 0);
@@ -100,7 +100,7 @@ fn a_static_member_restarts_without_a_rebalance() {
 }
 
 #[test]
-fn the_same_instance_name_fences_the_one_before() {
+fn same_instance_name_fences_first_member() {
     let mut group = Group::new();
     add_member(&mut group, joining(1, Some("a"), 2), 0);
     event(&mut group, 1, 0);
@@ -113,19 +113,19 @@ fn the_same_instance_name_fences_the_one_before() {
 }
 
 #[test]
-fn ranges_are_contiguous_and_the_first_get_one_more() {
+fn ranges_are_contiguous() {
     assert_eq!(range(&[7, 8], 5), [(7, 0), (7, 1), (7, 2), (8, 3), (8, 4)]);
     assert_eq!(range(&[7, 8, 9], 2), [(7, 0), (8, 1)]);
     assert_eq!(range(&[], 2), []);
 }
 
 #[test]
-fn whatever_members_do_no_partition_has_two_holders() {
+fn no_partition_has_two_owners() {
     play(false);
 }
 
 #[test]
-fn whatever_members_of_the_newer_protocol_do_no_partition_has_two_holders() {
+fn no_partition_has_two_owners_incremental() {
     play(true);
 }
 

@@ -2,6 +2,10 @@
 //!
 //! Each request has its own queue, and its result is copied out of the response event. Nothing is retried here.
 
+use super::admin_results::{
+    Described, Group, TopicResult, array, group_results, member_description, resource_error, topic_description,
+    topic_results,
+};
 use super::list::{Entry, List, entries, entry};
 use super::{ClientError, Code, Handle, Queue, c, millis, owned, text};
 use crate::{Isolation, Offset};
@@ -24,42 +28,6 @@ pub struct NewTopic<'a> {
     /// Settings by their Kafka names.
     pub settings: BTreeMap<String, String>,
 }
-
-/// Description of a topic.
-#[derive(Debug)]
-pub struct Described {
-    /// The two halves of the topic id, most significant first.
-    pub id: (i64, i64),
-    /// Partition count.
-    pub partitions: usize,
-    /// Whether every partition has a leader.
-    pub led: bool,
-}
-
-/// Description of a consumer group.
-#[derive(Debug)]
-pub struct Group {
-    /// Group id.
-    pub name: String,
-    /// State as Kafka names it.
-    pub state: String,
-    /// Active members.
-    pub members: Vec<GroupMember>,
-}
-
-/// Description of a group member.
-#[derive(Debug)]
-pub struct GroupMember {
-    /// Client id.
-    pub client_id: String,
-    /// Group instance id; empty for a dynamic member.
-    pub instance_id: String,
-    /// Assigned partitions.
-    pub partitions: Vec<Entry>,
-}
-
-/// A topic's name and the result of the request for it.
-pub type TopicResult = (String, Result<(), ClientError>);
 
 /// Sends admin requests through one client.
 #[derive(Debug)]
@@ -239,7 +207,7 @@ impl Admin<'_> {
                 let first = all
                     .first()
                     .ok_or_else(|| ClientError::new(Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART))?;
-                described(*first)
+                topic_description(*first)
             })?
         }
     }
@@ -261,7 +229,7 @@ impl Admin<'_> {
                 let result = c::rd_kafka_event_DescribeConfigs_result(answer);
                 let all = array(c::rd_kafka_DescribeConfigs_result_resources(result, &mut count), count);
                 all.iter().try_fold(BTreeMap::new(), |mut found, resource| {
-                    resource_fault(*resource)?;
+                    resource_error(*resource)?;
                     let mut count = 0;
                     let settings = array(c::rd_kafka_ConfigResource_configs(*resource, &mut count), count);
                     for setting in settings {
@@ -306,7 +274,7 @@ impl Admin<'_> {
                     c::rd_kafka_IncrementalAlterConfigs_result_resources(result, &mut count),
                     count,
                 );
-                all.iter().try_for_each(|resource| resource_fault(*resource))
+                all.iter().try_for_each(|resource| resource_error(*resource))
             })?
         }
     }
@@ -394,7 +362,7 @@ impl Admin<'_> {
                     name: name.to_owned(),
                     state: text(c::rd_kafka_consumer_group_state_name(state)),
                     members: members
-                        .map(|at| member(c::rd_kafka_ConsumerGroupDescription_member(first, at)))
+                        .map(|at| member_description(c::rd_kafka_ConsumerGroupDescription_member(first, at)))
                         .collect(),
                 })
             })?
@@ -515,104 +483,5 @@ impl Drop for NewTopics {
     fn drop(&mut self) {
         // SAFETY: we own each of the objects and free it once.
         unsafe { self.0.iter().for_each(|topic| c::rd_kafka_NewTopic_destroy(*topic)) };
-    }
-}
-
-/// Converts a pointer and length to a slice; null is empty.
-///
-/// # Safety
-/// `first` is null or points to `count` pointers that live for `'a`.
-unsafe fn array<'a, T>(first: *mut *const T, count: usize) -> &'a [*const T] {
-    if first.is_null() {
-        return &[];
-    }
-    // SAFETY: the caller guarantees `count` valid pointers.
-    unsafe { std::slice::from_raw_parts(first, count) }
-}
-
-/// # Safety
-/// `first` and `count` are an array of valid results.
-unsafe fn topic_results(first: *mut *const c::rd_kafka_topic_result_t, count: usize) -> Vec<TopicResult> {
-    // SAFETY: the caller guarantees a valid array.
-    unsafe { array(first, count) }
-        .iter()
-        .map(|result| {
-            // SAFETY: as above; strings are copied.
-            unsafe {
-                let code = c::rd_kafka_topic_result_error(*result);
-                let said = text(c::rd_kafka_topic_result_error_string(*result));
-                let went = ClientError::check(code).map_err(|fault| fault.with_text(said));
-                (text(c::rd_kafka_topic_result_name(*result)), went)
-            }
-        })
-        .collect()
-}
-
-/// # Safety
-/// `first` and `count` are an array of valid results.
-unsafe fn group_results(
-    first: *mut *const c::rd_kafka_group_result_t,
-    count: usize,
-) -> Result<Vec<Entry>, ClientError> {
-    let mut found = Vec::new();
-    // SAFETY: the caller guarantees a valid array.
-    for result in unsafe { array(first, count) } {
-        // SAFETY: as above; entries are copied.
-        unsafe {
-            ClientError::from_borrowed(c::rd_kafka_group_result_error(*result))?;
-            found.extend(entries(c::rd_kafka_group_result_partitions(*result)));
-        }
-    }
-    Ok(found)
-}
-
-/// # Safety
-/// `resource` is valid.
-unsafe fn resource_fault(resource: *const c::rd_kafka_ConfigResource_t) -> Result<(), ClientError> {
-    // SAFETY: the caller guarantees a valid resource; its text is copied.
-    unsafe {
-        let said = text(c::rd_kafka_ConfigResource_error_string(resource));
-        ClientError::check(c::rd_kafka_ConfigResource_error(resource)).map_err(|fault| fault.with_text(said))
-    }
-}
-
-/// # Safety
-/// `topic` is valid.
-unsafe fn described(topic: *const c::rd_kafka_TopicDescription_t) -> Result<Described, ClientError> {
-    // SAFETY: the caller guarantees a valid description, which owns the id and partitions; numbers are copied.
-    unsafe {
-        ClientError::from_borrowed(c::rd_kafka_TopicDescription_error(topic))?;
-        let id = c::rd_kafka_TopicDescription_topic_id(topic);
-        let mut count = 0;
-        let partitions = array(c::rd_kafka_TopicDescription_partitions(topic, &mut count), count);
-        Ok(Described {
-            id: (
-                c::rd_kafka_Uuid_most_significant_bits(id),
-                c::rd_kafka_Uuid_least_significant_bits(id),
-            ),
-            partitions: partitions.len(),
-            led: partitions
-                .iter()
-                .all(|p| !c::rd_kafka_TopicPartitionInfo_leader(*p).is_null()),
-        })
-    }
-}
-
-/// # Safety
-/// `member` is valid.
-unsafe fn member(member: *const c::rd_kafka_MemberDescription_t) -> GroupMember {
-    // SAFETY: the caller guarantees a valid description, which owns its assignment; everything is copied.
-    unsafe {
-        let assignment = c::rd_kafka_MemberDescription_assignment(member);
-        let partitions = if assignment.is_null() {
-            Vec::new()
-        } else {
-            entries(c::rd_kafka_MemberAssignment_partitions(assignment))
-        };
-        GroupMember {
-            client_id: text(c::rd_kafka_MemberDescription_client_id(member)),
-            instance_id: text(c::rd_kafka_MemberDescription_group_instance_id(member)),
-            partitions,
-        }
     }
 }

@@ -30,7 +30,7 @@ fn event(group: &mut Group, id: MemberId, now: Millis) -> Option<Event> {
 }
 
 #[test]
-fn a_second_member_takes_half_and_the_other_half_stays() {
+fn second_member_gets_half_incrementally() {
     let mut group = Group::new();
     add_member(&mut group, 1, None, 0);
     assert_eq!(event(&mut group, 1, 0), Some(Event::Assigned(of(0..4))));
@@ -55,7 +55,7 @@ fn a_second_member_takes_half_and_the_other_half_stays() {
 }
 
 #[test]
-fn an_old_generation_is_refused_and_is_no_fence() {
+fn old_generation_is_rejected_without_fencing() {
     let mut group = Group::new();
     add_member(&mut group, 1, None, 0);
     event(&mut group, 1, 0);
@@ -69,7 +69,7 @@ fn an_old_generation_is_refused_and_is_no_fence() {
 }
 
 #[test]
-fn a_silent_member_loses_everything_and_may_come_back() {
+fn silent_member_loses_all_partitions() {
     let mut group = Group::new();
     add_member(&mut group, 1, None, 0);
     event(&mut group, 1, 0);
@@ -92,7 +92,7 @@ fn a_silent_member_loses_everything_and_may_come_back() {
 }
 
 #[test]
-fn an_instance_name_is_its_members_until_that_one_leaves() {
+fn instance_name_is_occupied_until_member_leaves() {
     let mut group = Group::new();
     add_member(&mut group, 1, Some("a"), 0);
     event(&mut group, 1, 0);
@@ -104,7 +104,7 @@ fn an_instance_name_is_its_members_until_that_one_leaves() {
 }
 
 #[test]
-fn a_static_members_seat_is_kept_for_its_session_and_no_longer() {
+fn static_membership_ends_with_session() {
     let mut group = Group::new();
     add_member(&mut group, 1, Some("a"), 0);
     add_member(&mut group, 2, Some("b"), 0);
@@ -121,7 +121,7 @@ fn a_static_members_seat_is_kept_for_its_session_and_no_longer() {
 }
 
 #[test]
-fn a_group_speaks_one_protocol_at_a_time() {
+fn group_uses_one_protocol_at_a_time() {
     let mut group = Group::new();
     add_member(&mut group, 1, Some("a"), 0);
     let other = |id| Joining {
