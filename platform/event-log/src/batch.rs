@@ -1,22 +1,22 @@
-//! Records in and out, a batch at a time.
+//! Batches of records: [`RecordBatch`] for reading, [`OutBatch`] for writing.
 //!
-//! A batch keeps all bytes of its records in one buffer, so that reading and writing cost no allocation per record.
-//! Guarantees: records of one partition stand in offset order. Never: decoding.
+//! A batch stores the bytes of all its records in one buffer, so that reading and writing allocate nothing per record.
+//! Records of one partition are in offset order.
 
 use crate::{Millis, Offset, TopicPartition};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Whose clock a record's timestamp is from.
+/// Which clock set a record's timestamp.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TimestampType {
-    /// The producer's.
+    /// The producer's clock.
     Create,
-    /// The broker's, at the append.
+    /// The broker's clock, when it appended the record.
     LogAppend,
 }
 
-/// One header: a name and bytes (`None` is Kafka's null header value).
+/// A header: name and value. `None` is a null value.
 pub type Header<'a> = (&'a str, Option<&'a [u8]>);
 
 type Span = Range<u32>;
@@ -32,7 +32,7 @@ struct Entry {
     headers: Range<u32>,
 }
 
-/// Records as they were read. At most 4 GiB and 65,536 partitions; readers keep far below both.
+/// A batch of consumed records. Limited to 4 GiB and 65,536 partitions; readers stay far below both limits.
 #[derive(Debug, Clone, Default)]
 pub struct RecordBatch {
     partitions: Vec<TopicPartition>,
@@ -41,14 +41,14 @@ pub struct RecordBatch {
     bytes: Vec<u8>,
 }
 
-/// One record of a batch.
+/// A record of a batch.
 #[derive(Debug, Clone, Copy)]
 pub struct RecordRef<'a> {
     batch: &'a RecordBatch,
     entry: &'a Entry,
 }
 
-/// The headers of a record, in order; a name may occur more than once.
+/// The headers of a record, in order. A name may occur more than once.
 #[derive(Debug, Clone, Copy)]
 pub struct Headers<'a> {
     batch: &'a RecordBatch,
@@ -56,7 +56,7 @@ pub struct Headers<'a> {
 }
 
 impl RecordBatch {
-    /// Empties the batch and keeps its memory.
+    /// Removes all records and keeps the allocated memory.
     pub fn clear(&mut self) {
         self.partitions.clear();
         self.entries.clear();
@@ -64,37 +64,37 @@ impl RecordBatch {
         self.bytes.clear();
     }
 
-    /// Number of records.
+    /// Returns the number of records.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether it holds no record.
+    /// Returns whether the batch has no records.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Bytes of keys, values and headers.
+    /// Returns the total size of keys, values and headers in bytes.
     pub fn byte_len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// The record at an index; indices are stable until [`RecordBatch::clear`].
+    /// Returns the record at an index. Indices are stable until [`RecordBatch::clear`].
     pub fn get(&self, index: usize) -> Option<RecordRef<'_>> {
         self.entries.get(index).map(|entry| RecordRef { batch: self, entry })
     }
 
-    /// The records, each partition's in offset order.
+    /// Iterates over the records. Those of one partition are in offset order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = RecordRef<'_>> {
         self.entries.iter().map(|entry| RecordRef { batch: self, entry })
     }
 
-    /// Partitions that occur.
+    /// Returns the partitions that occur in the batch.
     pub fn partitions(&self) -> &[TopicPartition] {
         &self.partitions
     }
 
-    /// Interns a partition for [`RecordBatch::push`].
+    /// Returns the index of a partition for [`RecordBatch::push`], adding it if necessary.
     pub fn intern(&mut self, at: &TopicPartition) -> u16 {
         let found = self
             .partitions
@@ -107,10 +107,10 @@ impl RecordBatch {
         u16::try_from(index).expect("a batch holds at most 65,536 partitions")
     }
 
-    /// Appends a record; `partition` is from [`RecordBatch::intern`].
+    /// Appends a record. `partition` is an index returned by [`RecordBatch::intern`].
     #[expect(
         clippy::too_many_arguments,
-        reason = "the fields of a record, which both homes hold apart"
+        reason = "both backends have the fields of a record as separate values"
     )]
     pub fn push<'h>(
         &mut self,
@@ -163,7 +163,7 @@ fn index(at: u32) -> usize {
 }
 
 impl<'a> RecordRef<'a> {
-    /// Its partition.
+    /// Returns the partition.
     pub fn partition(&self) -> &'a TopicPartition {
         self.batch
             .partitions
@@ -171,42 +171,42 @@ impl<'a> RecordRef<'a> {
             .expect("a record's partition is interned")
     }
 
-    /// Index of its partition in [`RecordBatch::partitions`].
+    /// Returns the index of the partition in [`RecordBatch::partitions`].
     pub fn partition_index(&self) -> usize {
         usize::from(self.entry.partition)
     }
 
-    /// Its topic.
+    /// Returns the topic.
     pub fn topic(&self) -> &'a Arc<str> {
         &self.partition().topic
     }
 
-    /// Its offset.
+    /// Returns the offset.
     pub fn offset(&self) -> Offset {
         self.entry.offset
     }
 
-    /// Its timestamp in ms; see [`RecordRef::timestamp_type`].
+    /// Returns the timestamp in ms; see [`RecordRef::timestamp_type`].
     pub fn timestamp(&self) -> Millis {
         self.entry.timestamp
     }
 
-    /// Whose clock the timestamp is from.
+    /// Returns which clock set the timestamp.
     pub fn timestamp_type(&self) -> TimestampType {
         self.entry.timestamp_type
     }
 
-    /// Key bytes; `None` is a null key.
+    /// Returns the key; `None` is a null key.
     pub fn key(&self) -> Option<&'a [u8]> {
         self.entry.key.as_ref().map(|s| self.batch.slice(s))
     }
 
-    /// Value bytes; `None` is a tombstone.
+    /// Returns the value; `None` is a tombstone.
     pub fn value(&self) -> Option<&'a [u8]> {
         self.entry.value.as_ref().map(|s| self.batch.slice(s))
     }
 
-    /// Headers.
+    /// Returns the headers.
     pub fn headers(&self) -> Headers<'a> {
         Headers {
             batch: self.batch,
@@ -214,7 +214,7 @@ impl<'a> RecordRef<'a> {
         }
     }
 
-    /// The last header of this name that has a value.
+    /// Returns the value of the last header with this name, ignoring null values.
     pub fn header(&self, name: &str) -> Option<&'a [u8]> {
         self.headers()
             .iter()
@@ -225,7 +225,7 @@ impl<'a> RecordRef<'a> {
 }
 
 impl<'a> Headers<'a> {
-    /// The headers in order.
+    /// Iterates over the headers in order.
     pub fn iter(&self) -> impl Iterator<Item = Header<'a>> + use<'a> {
         let batch = self.batch;
         let all = batch
@@ -241,14 +241,14 @@ impl<'a> Headers<'a> {
     }
 }
 
-/// One record to write.
+/// A record to write.
 #[derive(Debug, Clone, Copy)]
 pub struct OutRecord<'a> {
     /// Topic.
     pub topic: &'a Arc<str>,
-    /// Partition; `None` lets the log choose by Kafka's default (murmur2 of the key, else any).
+    /// Partition; `None` selects it by key as Kafka does (murmur2), or at random without a key.
     pub partition: Option<i32>,
-    /// Timestamp in ms; `None` is now. Ignored where the topic stamps at the append.
+    /// Timestamp in ms; `None` means now. Ignored by topics with `LogAppendTime`.
     pub timestamp: Option<Millis>,
     /// Key; `None` is a null key.
     pub key: Option<&'a [u8]>,
@@ -266,7 +266,7 @@ struct OutEntry {
     headers: Range<u32>,
 }
 
-/// Records to write, in order; the order within a partition is kept.
+/// A batch of records to write. Records of one partition are written in this order.
 #[derive(Debug, Clone, Default)]
 pub struct OutBatch {
     entries: Vec<OutEntry>,
@@ -295,29 +295,29 @@ impl OutBatch {
         });
     }
 
-    /// Number of records.
+    /// Returns the number of records.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether it holds no record.
+    /// Returns whether the batch has no records.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Bytes of keys, values and headers.
+    /// Returns the total size of keys, values and headers in bytes.
     pub fn byte_len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Empties the batch and keeps its memory.
+    /// Removes all records and keeps the allocated memory.
     pub fn clear(&mut self) {
         self.entries.clear();
         self.headers.clear();
         self.bytes.clear();
     }
 
-    /// The records with their headers, in order.
+    /// Iterates over the records with their headers, in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (OutRecord<'_>, impl Iterator<Item = Header<'_>>)> {
         self.entries.iter().map(|e| {
             let record = OutRecord {

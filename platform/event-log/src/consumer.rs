@@ -1,66 +1,69 @@
-//! Reading: as a member of a group, or from partitions of one's own choice.
+//! Consumers: [`GroupConsumer`] reads as a member of a consumer group, [`Reader`] reads explicitly assigned partitions.
 //!
-//! Guarantees: assignment changes are values that `poll` returns, in the order in which they happen; nothing is read
-//! from a partition before its `Assigned` was answered with `start`, nor after its `Revoked` or `Lost` was returned.
-//! Never: an automatic commit, an automatic offset reset.
+//! A group consumer has no rebalance callback: `poll` returns assignment changes as [`Event`]s, in the order in which
+//! they happen. No record of a partition is returned before [`GroupConsumer::start`] was called for it, nor after its
+//! `Revoked` or `Lost` event. Offsets are never committed or reset automatically.
 
 use crate::{Millis, Offset, RecordBatch, Result, TopicPartition};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Which records a reader sees.
+/// Isolation level of a consumer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isolation {
-    /// Records of committed transactions and records without one, up to the last stable offset.
+    /// Returns records of committed transactions and records outside transactions, up to the last stable offset.
     ReadCommitted,
-    /// Everything that was appended.
+    /// Returns all records up to the log end, including those of open and aborted transactions.
     ReadUncommitted,
 }
 
-/// How the members of a group agree on who reads what. All members of a group should speak the same.
+/// The rebalance protocol of a consumer group. All members of a group should use the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum GroupProtocol {
-    /// Every change takes every partition from every member and deals them anew. The same instance name fences the
-    /// member before.
+    /// A rebalance revokes all partitions from all members and assigns them again. A member that joins with the
+    /// instance name of an active member fences it.
     #[default]
     Classic,
-    /// Kafka's `group.protocol=consumer` (KIP-848): only what moves is revoked, the rest goes on being read. An instance
-    /// name belongs to the member that has it until that one leaves or its session is over; the next waits. Sessions and
-    /// heartbeats are the broker's settings, and [`GroupMetadata`] must be asked for before each commit, as its generation may
-    /// rise without an event.
+    /// Kafka's `group.protocol=consumer` (KIP-848): a rebalance revokes only the partitions that move. An instance name
+    /// belongs to its member until that member leaves or its session times out; until then another one cannot join
+    /// with it. Session timeout and heartbeat interval are settings of the broker. The generation may rise without an
+    /// event, so [`GroupConsumer::group_metadata`] must be called before each commit.
     Consumer,
 }
 
-/// How to join a group. Range assignor, read_committed, no automatic commit or reset.
+/// Options of a group consumer. It uses the range assignor, `read_committed`, no auto-commit and no offset reset.
 #[derive(Debug, Clone)]
 pub struct GroupConfig {
     /// Group id.
     pub group: String,
-    /// Static membership: the same name after a restart takes its old partitions without a rebalance.
+    /// Instance name for static membership (KIP-345): a member that restarts with the same name gets its old
+    /// partitions back without a rebalance.
     pub instance: Option<String>,
     /// Topics to subscribe to; all must exist.
     pub topics: Vec<Arc<str>>,
-    /// How long a silent member keeps its partitions. With [`GroupProtocol::Consumer`] Kafka's brokers say that, by
-    /// `group.consumer.session.timeout.ms`, and this is for the embedded log alone.
+    /// Time without heartbeats after which the member loses its partitions. With [`GroupProtocol::Consumer`] it applies
+    /// to the embedded log only; Kafka uses the broker's `group.consumer.session.timeout.ms`.
     pub session_timeout: Duration,
-    /// The protocol of the group.
+    /// The rebalance protocol.
     pub protocol: GroupProtocol,
 }
 
-/// The membership under which records were read: `TransactionalProducer::commit` carries it, so that a member which has lost its
-/// partitions cannot commit. Opaque; never kept over an `Assigned`, `Revoked` or `Lost`, and with
-/// [`GroupProtocol::Consumer`] for one commit only.
+/// The membership under which records were read. [`crate::TransactionalProducer::commit`] sends it with the offsets, so
+/// that a member that lost its partitions cannot commit for them (KIP-447, invariant C6 of `docs/protocol/commit.md`).
+///
+/// Must not be kept after an `Assigned`, `Revoked` or `Lost` event. With [`GroupProtocol::Consumer`] it is valid for one
+/// commit only.
 #[derive(Debug, Clone)]
 pub struct GroupMetadata {
     /// Group id.
     pub group: String,
-    /// Generation, for logs and tests.
+    /// Generation id (member epoch with KIP-848), for logs and tests.
     pub generation: i32,
     pub(crate) token: MemberToken,
 }
 
 impl GroupMetadata {
-    /// The membership of a log that is neither of the two homes: for simulators in tests.
+    /// Returns group metadata for a simulated event log in tests.
     pub fn simulated(group: impl Into<String>, generation: i32) -> Self {
         GroupMetadata {
             group: group.into(),
@@ -72,105 +75,107 @@ impl GroupMetadata {
 
 #[derive(Debug, Clone)]
 pub(crate) enum MemberToken {
-    Kafka(Arc<crate::kafka::KafkaGroupMetadata>),
+    Kafka(Arc<crate::kafka::group_metadata::KafkaGroupMetadata>),
     Embedded(u64),
 }
 
-/// What `poll` returns.
+/// Result of [`GroupConsumer::poll`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// Records were put into the batch.
+    /// The batch contains records.
     Records,
-    /// Nothing within the time limit, or nothing more to read.
+    /// No record arrived before the timeout.
     Idle,
-    /// These partitions are now this member's, beside those it has. Nothing is read from them before
-    /// [`GroupConsumer::start`].
+    /// These partitions were added to the assignment. Call [`GroupConsumer::start`] for each of them to read it.
     Assigned(Vec<TopicPartition>),
-    /// These partitions are about to be taken: a commit still fits. The next `poll` gives them up. Others that the
-    /// member has stay as they are.
+    /// These partitions are about to be revoked. They can still be committed; the next `poll` gives them up. Other
+    /// partitions of the member are not affected.
     Revoked(Vec<TopicPartition>),
-    /// These partitions are already another's: drop what was not committed, a commit would be refused.
+    /// These partitions already belong to another member. Discard their uncommitted work: a commit would be rejected.
     Lost(Vec<TopicPartition>),
 }
 
-/// A member of a consumer group. Used by one thread.
+/// A member of a consumer group, used by one thread. A consumer that is dropped without [`GroupConsumer::close`] looks to
+/// the group like one that crashed; the embedded log notices it immediately.
 pub trait GroupConsumer: Send {
-    /// Returns the next event; `Records` fills `batch` (cleared first) with at most about `max_bytes`. Waits at most
-    /// `timeout` for the first record and not at all for more.
+    /// Clears `batch` and returns the next event. On [`Event::Records`] the batch has about `max_bytes` of records or
+    /// fewer. Waits up to `timeout` for the first record, and not for more.
     ///
     /// # Errors
-    /// [`crate::Error::OutOfRange`] when a position is not kept (there is no automatic reset): again at every poll until
-    /// `start` moves that partition; [`crate::Error::Fenced`] when another process has joined under the same instance
-    /// name, which has the partitions now; [`crate::Error::Occupied`] while another member has the instance name, which
-    /// keeps it ([`GroupProtocol::Consumer`]); [`crate::Error::UnknownTopic`] when a topic was deleted.
+    /// - [`crate::Error::OutOfRange`]: a position is not kept. Repeated by every poll until `start` moves the partition.
+    /// - [`crate::Error::Fenced`]: another process joined with the same instance name and owns the partitions.
+    /// - [`crate::Error::Occupied`]: an active member has the instance name ([`GroupProtocol::Consumer`] only).
+    /// - [`crate::Error::UnknownTopic`]: a subscribed topic was deleted.
     fn poll(&mut self, batch: &mut RecordBatch, max_bytes: usize, timeout: Duration) -> Result<Event>;
 
-    /// Starts reading an assigned partition at an offset, or moves it there, also after it was out of range. A paused
-    /// partition stays paused.
+    /// Starts to read an assigned partition at an offset, or moves it there, also after it was out of range. A paused
+    /// partition remains paused.
     fn start(&mut self, at: &TopicPartition, offset: Offset) -> Result<()>;
 
-    /// Stops fetching these partitions until [`GroupConsumer::resume`]; records already fetched are not returned.
+    /// Pauses these partitions. Records that were fetched but not returned are fetched again after the resume.
     fn pause(&mut self, partitions: &[TopicPartition]) -> Result<()>;
 
-    /// Goes on with paused partitions at the offset after the last record returned.
+    /// Resumes paused partitions at the offset after the last record returned.
     fn resume(&mut self, partitions: &[TopicPartition]) -> Result<()>;
 
-    /// Subscribed topics that no member of the group is known to read yet. Empty once the group's assignment is known to
-    /// cover the subscription.
+    /// Returns the subscribed topics of which some partition is not known to be assigned to any member. Empty once the
+    /// assignment of the group is known to cover the subscription.
     fn unassigned(&self) -> Vec<Arc<str>> {
         Vec::new()
     }
 
-    /// The membership for the next commit.
+    /// Returns the group metadata for the next commit.
     fn group_metadata(&self) -> Result<GroupMetadata>;
 
-    /// Commits offsets (each the offset *after* the last record consumed) outside any transaction, and waits until that is
-    /// durable. For whoever does without transactions; the next owner of the partitions finds them.
+    /// Commits offsets (each the offset *after* the last processed record) outside a transaction and waits until the
+    /// commit is durable. For consumers that process at least once.
     ///
     /// # Errors
-    /// [`crate::Error::Fenced`] when the member has lost its seat or its generation is over: nothing is committed then.
+    /// [`crate::Error::Fenced`] if the member was removed from the group or its generation is over; nothing is committed.
     fn commit(&mut self, _offsets: &[(TopicPartition, Offset)]) -> Result<()> {
         Err(crate::Error::Refused {
-            attempted: "commit offsets as a member".to_owned(),
-            reason: "this log commits them in transactions alone".to_owned(),
+            attempted: "commit offsets outside a transaction".to_owned(),
+            reason: "this event log commits offsets in transactions only".to_owned(),
         })
     }
 
-    /// Leaves the group. A static member's seat is kept until its session timeout. A member that is dropped without is
-    /// as one that crashed; in the embedded log that is known at once.
+    /// Leaves the group. A static member keeps its partitions until its session times out.
     fn close(self: Box<Self>) -> Result<()>;
 }
 
-/// Where a reader starts in a partition.
+/// Where a reader starts to read a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StartFrom {
-    /// At this offset; [`crate::Error::OutOfRange`] when it is no longer kept.
+    /// At this offset. [`crate::Error::OutOfRange`] if it is not kept.
     Offset(Offset),
-    /// At the first offset kept.
+    /// At the first offset that is kept.
     Earliest,
-    /// At the reader's own end when it is assigned: the stable end when it is read_committed. Settled once
-    /// [`Reader::position`] tells it.
+    /// At the end that the reader's isolation level sees when the partition is assigned: the log end or the last stable
+    /// offset. [`Reader::position`] returns it once it is known.
     LogEnd,
 }
 
-/// A reader of explicitly assigned partitions. Used by one thread.
+/// A reader of explicitly assigned partitions, used by one thread.
 pub trait Reader: Send {
-    /// Replaces the partitions that are read. What does not exist is [`crate::Error::UnknownTopic`], here or at a poll.
-    fn assign(&mut self, partitions: &[(TopicPartition, StartFrom)]) -> Result<()>;
-
-    /// Fills `batch` (cleared first) with at most about `max_bytes`; waits at most `timeout` for the first record and
-    /// not at all for more. Returns the number of records.
+    /// Replaces the assignment.
     ///
     /// # Errors
-    /// [`crate::Error::OutOfRange`] when a position is not kept, again at every poll until another assignment.
+    /// [`crate::Error::UnknownTopic`] if a topic or partition does not exist, here or from a later poll.
+    fn assign(&mut self, partitions: &[(TopicPartition, StartFrom)]) -> Result<()>;
+
+    /// Clears `batch`, fills it with about `max_bytes` of records or fewer, and returns their number. Waits up to `timeout`
+    /// for the first record, and not for more.
+    ///
+    /// # Errors
+    /// [`crate::Error::OutOfRange`] if a position is not kept. Repeated by every poll until the next `assign`.
     fn poll(&mut self, batch: &mut RecordBatch, max_bytes: usize, timeout: Duration) -> Result<usize>;
 
-    /// The next offset to be read: past control records and aborted records too, once they were passed over. At the
-    /// end of a partition it equals the (stable, when read_committed) end.
+    /// Returns the offset of the next record to read. It also moves past control records and aborted records. At the end
+    /// of the partition it equals the end that the isolation level sees.
     fn position(&self, at: &TopicPartition) -> Option<Offset>;
 
-    /// When, by the broker's or this machine's clock in ms, the reader last stood at the end of the partition, if it
-    /// did since it was assigned: a proof that it had seen everything stable at that time. It is renewed for as long as
-    /// the reader is polled and stays at the end, within a second or so.
+    /// Returns the latest time in ms, by the clock of the broker or of this machine, at which the reader is known to have
+    /// read everything up to its end of the partition; `None` if it has not reached the end since the assignment. While
+    /// the reader is polled and stays at the end, the time is refreshed about once a second.
     fn at_end(&self, at: &TopicPartition) -> Option<Millis>;
 }

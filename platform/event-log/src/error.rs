@@ -1,76 +1,77 @@
-//! What can go wrong with a log, and what to do about it.
+//! Errors of the event log and the reaction that each of them needs.
 //!
-//! Guarantees: a variant says what was attempted; its [`ErrorAction`] says the one way a stream goes on from it.
-//! Never: a panic on input from outside.
+//! Every error has exactly one [`ErrorAction`], so callers branch on [`Error::action`] and not on variants.
 
 use crate::TopicPartition;
 
-/// Result of a log call.
+/// Result of an event log call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// The one way to go on after an error.
+/// The reaction to an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorAction {
-    /// Try the same again after a while: the log is out of reach or busy.
+    /// Retry after a pause: the log is unreachable or busy.
     Retry,
-    /// The record itself is refused (too large, corrupt): it belongs in a dead letter.
+    /// The record itself is the cause, for example because it is too large: write it to the dead-letter topic.
     DeadLetter,
-    /// Nothing the caller can do: stop with the message.
+    /// Stop and report the error: an operator has to resolve the cause.
     Stop,
 }
 
-/// Why a call to the log failed.
+/// An error of the event log.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The topic, or that partition of it, does not exist.
+    /// The topic or partition does not exist.
     #[error("topic {topic} does not exist; create it, or see `trunkline topics list`")]
     UnknownTopic {
-        /// The topic asked for.
+        /// The topic.
         topic: String,
     },
-    /// The broker refuses the topic's name, partition count or a setting.
-    #[error("topic {topic} is refused: {reason}")]
+    /// The broker rejected the topic's name, partition count or a setting.
+    #[error("invalid topic {topic}: {reason}")]
     InvalidTopic {
-        /// The topic asked for.
+        /// The topic.
         topic: String,
         /// The broker's reason.
         reason: String,
     },
-    /// An offset below the start or above the end was asked for.
-    #[error("offset {offset} of {at} is out of range: {start}..{end} is kept")]
+    /// The offset is below the first offset kept or above the log end.
+    #[error("offset {offset} of {at} is out of range, the log has offsets {start}..{end}; reset the offset explicitly")]
     OutOfRange {
         /// The partition.
         at: TopicPartition,
-        /// The offset asked for.
+        /// The requested offset.
         offset: i64,
-        /// First offset kept.
+        /// First offset that is kept.
         start: i64,
-        /// End offset.
+        /// Log end.
         end: i64,
     },
-    /// A record is larger than the log takes.
-    #[error("record of {bytes} bytes for {topic} is larger than the {limit} bytes that the log takes")]
+    /// A record exceeds the maximum size of its topic or of the client.
+    #[error(
+        "record of {bytes} bytes for topic {topic} exceeds the limit of {limit} bytes; raise max.message.bytes of the topic"
+    )]
     TooLarge {
         /// The topic.
         topic: String,
         /// Size of the record.
         bytes: usize,
-        /// The limit that refused it.
+        /// The limit in bytes.
         limit: usize,
     },
-    /// Another session of the same transactional id, or another member of the same name, has taken over.
-    #[error("fenced while trying to {attempted}: another process runs as {who}; stop one of the two")]
+    /// Another producer with the same transactional id or another member with the same instance name took over.
+    #[error("cannot {attempted}: fenced by another process that runs as {who}; stop one of them")]
     Fenced {
         /// What was attempted.
         attempted: &'static str,
-        /// The transactional id or group instance.
+        /// Transactional id or group instance name.
         who: String,
     },
-    /// Another member that counts as alive has the instance name. Only with [`crate::GroupProtocol::Consumer`].
+    /// An active member uses the same instance name. Occurs only with [`crate::GroupProtocol::Consumer`].
     #[error(
-        "instance {instance} of group {group} is taken by a member that counts as alive; it is free when that one \
-         leaves, or when its session is over (the brokers' group.consumer.session.timeout.ms)"
+        "instance name {instance} of group {group} is used by an active member; it becomes free when that member leaves \
+         or after the broker's group.consumer.session.timeout.ms"
     )]
     Occupied {
         /// The group.
@@ -78,49 +79,49 @@ pub enum Error {
         /// The instance name.
         instance: String,
     },
-    /// The log could not be reached in time.
-    #[error("log is out of reach while trying to {attempted}: {reason}")]
+    /// The log did not answer in time or is unreachable.
+    #[error("cannot {attempted}: the log is out of reach: {reason}")]
     Unavailable {
         /// What was attempted.
         attempted: String,
-        /// The client's own words.
+        /// The cause, as reported by the client library.
         reason: String,
     },
-    /// A group's offsets are part of a transaction that is not decided.
-    #[error("offsets of group {group} are part of a transaction that is not decided")]
+    /// Committed offsets of the group belong to a transaction that is neither committed nor aborted.
+    #[error("committed offsets of group {group} belong to a transaction that is still open; retry after its timeout")]
     Undecided {
         /// The group.
         group: String,
     },
-    /// A group id, transactional id or setting is not usable.
+    /// The request is invalid or was rejected, for example because of a setting or a missing permission.
     #[error("cannot {attempted}: {reason}")]
     Refused {
         /// What was attempted.
         attempted: String,
-        /// Why, with the fix.
+        /// The cause and the fix.
         reason: String,
     },
-    /// A stored record or the embedded log's own files cannot be read.
+    /// A stored record or a file of the embedded log is corrupt.
     #[error("corrupt log at {place}: {reason}")]
     Corrupt {
-        /// Where.
+        /// File, key or partition and offset.
         place: String,
-        /// What is wrong.
+        /// Description of the damage.
         reason: String,
     },
-    /// The embedded log's own store failed.
-    #[error("store of the embedded log failed while trying to {attempted}")]
+    /// A storage operation of the embedded log failed.
+    #[error("embedded log cannot {attempted}")]
     Storage {
         /// What was attempted.
         attempted: &'static str,
-        /// The store's error.
+        /// The storage error.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 
 impl Error {
-    /// Says the one way to go on.
+    /// Returns the reaction that this error needs.
     pub fn action(&self) -> ErrorAction {
         match self {
             Error::Unavailable { .. } | Error::Undecided { .. } | Error::Occupied { .. } => ErrorAction::Retry,

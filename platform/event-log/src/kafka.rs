@@ -1,16 +1,18 @@
-//! The log on Apache Kafka 4: the production home.
+//! The event log on Apache Kafka 4, through librdkafka.
 //!
-//! Guarantees: what `platform/event-log` promises, through librdkafka's raw calls where its wrapper would cost 100 ms a
-//! commit. Settings of operators (TLS, SASL, sizes) are passed through by librdkafka's names.
-//! Never: an automatic topic, commit or offset reset; a secret in a message.
+//! It calls librdkafka directly where the safe wrapper of `rdkafka` would add up to 100 ms to a commit. Operators' settings
+//! (TLS, SASL, sizes) are passed through by their librdkafka names and never appear in messages. Topics are not created
+//! automatically, and offsets are neither committed nor reset automatically.
 
 mod admin;
 mod client;
+mod config;
 mod coordinator;
 mod coverage;
-mod fault;
-mod gather;
+mod errors;
+mod fetcher;
 mod group;
+pub(crate) mod group_metadata;
 pub mod limit;
 mod members;
 mod producer;
@@ -25,98 +27,29 @@ use crate::{
     Producer, Reader, Result, SharedEventLog, TopicInfo, TopicPartition, TopicSpec, TransactionalProducer,
     TransactionalProducerConfig,
 };
+pub use config::Config;
 use coordinator::Coordinators;
 use group::Shared;
 use members::Members;
 use producer_client::ProducerClient;
-use serde::Deserialize;
-use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-/// Where Kafka is, and how to talk to it.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// Bootstrap servers: `host:port`, separated by commas.
-    pub bootstrap: String,
-    /// Name of this client in the brokers' logs and quotas.
-    #[serde(default = "default_client_id")]
-    pub client_id: String,
-    /// Settings by librdkafka's names, such as `security.protocol`, `ssl.ca.location`, `sasl.username`,
-    /// `compression.type` or `queued.max.messages.kbytes`. What exactly-once needs is set over them.
-    #[serde(default)]
-    pub settings: BTreeMap<String, String>,
-    /// How long a request may take before the log counts as out of reach, in seconds.
-    #[serde(
-        default = "default_request_timeout",
-        rename = "request_timeout_s",
-        deserialize_with = "seconds"
-    )]
-    pub request_timeout: Duration,
-}
-
-fn default_client_id() -> String {
-    "trunkline".to_owned()
-}
-
-fn default_request_timeout() -> Duration {
-    Duration::from_secs(20)
-}
-
-fn seconds<'de, D: serde::Deserializer<'de>>(from: D) -> std::result::Result<Duration, D::Error> {
-    u32::deserialize(from).map(|seconds| Duration::from_secs(seconds.into()))
-}
-
-impl Config {
-    /// A plain connection to these servers.
-    pub fn new(bootstrap: impl Into<String>) -> Config {
-        Config {
-            bootstrap: bootstrap.into(),
-            client_id: default_client_id(),
-            settings: BTreeMap::new(),
-            request_timeout: default_request_timeout(),
-        }
-    }
-}
-
-/// Shows the names of settings and none of their values, which may be secrets.
-impl fmt::Debug for Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Config")
-            .field("bootstrap", &self.bootstrap)
-            .field("client_id", &self.client_id)
-            .field("settings", &self.settings.keys().collect::<Vec<_>>())
-            .field("request_timeout", &self.request_timeout)
-            .finish()
-    }
-}
-
-/// The membership under which records were read.
-#[derive(Debug)]
-pub struct KafkaGroupMetadata {
-    pub(crate) membership: client::consumer::Membership,
-    /// Whether the generation may rise without the member having been told, so that an old one is no fence.
-    pub(crate) rises: bool,
-}
-
-/// The log on Kafka.
+/// The event log on Kafka.
 #[derive(Debug)]
 pub struct KafkaLog {
     config: Config,
-    /// Appends outside transactions, and asks for the administration. Replaced when it has failed for good.
+    /// Client for appends and admin requests. Replaced after a fatal error.
     shared: Mutex<Arc<ProducerClient>>,
     coordinators: Arc<Coordinators>,
-    /// The groups' members that live in this process.
+    /// The group members in this process.
     members: Arc<Members>,
 }
 
 impl KafkaLog {
-    /// Makes a log of these settings. Does not wait for a broker: a log that is out of reach says so when it is used.
+    /// Creates an event log with these settings. Does not connect: an unreachable Kafka is reported by the first call.
     ///
     /// # Errors
-    /// [`crate::Error::Refused`] for a setting that librdkafka does not take.
+    /// [`crate::Error::Refused`] if librdkafka rejects a setting.
     pub fn connect(config: Config) -> Result<SharedEventLog> {
         let producer = ProducerClient::new(&settings::append(&config), config.request_timeout)?;
         let shared = Mutex::new(Arc::new(producer));
@@ -128,7 +61,7 @@ impl KafkaLog {
         }))
     }
 
-    fn shared(&self) -> Result<Arc<ProducerClient>> {
+    fn producer_client(&self) -> Result<Arc<ProducerClient>> {
         let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
         if shared.is_fatal() {
             *shared = Arc::new(ProducerClient::new(
@@ -139,9 +72,9 @@ impl KafkaLog {
         Ok(shared.clone())
     }
 
-    fn with_admin<T>(&self, ask: impl FnOnce(&admin::Admin<'_>) -> Result<T>) -> Result<T> {
-        let shared = self.shared()?;
-        ask(&admin::Admin::new(shared.handle(), self.config.request_timeout))
+    fn with_admin<T>(&self, request: impl FnOnce(&admin::Admin<'_>) -> Result<T>) -> Result<T> {
+        let shared = self.producer_client()?;
+        request(&admin::Admin::new(shared.handle(), self.config.request_timeout))
     }
 }
 
@@ -194,13 +127,13 @@ impl EventLog for KafkaLog {
     }
 
     fn group(&self, config: GroupConfig) -> Result<Box<dyn GroupConsumer>> {
-        let counted = |admin: &admin::Admin<'_>| {
+        let partition_counts = |admin: &admin::Admin<'_>| {
             let topics = config.topics.iter();
             topics
                 .map(|topic| Ok((topic.clone(), admin.partitions(topic)?)))
                 .collect::<Result<_>>()
         };
-        let topics = self.with_admin(counted)?;
+        let topics = self.with_admin(partition_counts)?;
         let shared = Shared {
             kafka: self.config.clone(),
             members: self.members.clone(),
@@ -221,7 +154,7 @@ impl EventLog for KafkaLog {
     }
 
     fn append(&self, records: &OutBatch) -> Result<Vec<Produced>> {
-        self.shared()?.append(records)
+        self.producer_client()?.append(records)
     }
 
     fn producer(&self) -> Result<Box<dyn Producer>> {
@@ -229,7 +162,7 @@ impl EventLog for KafkaLog {
     }
 
     fn check_reach(&self) -> Result<()> {
-        self.shared()?.handle().reach().check("reach a broker")
+        self.producer_client()?.handle().reach().check("reach a broker")
     }
 
     fn describe_self(&self) -> String {

@@ -1,8 +1,8 @@
-//! One log, two homes: the narrow trait behind which Kafka and the embedded log are the same thing.
+//! The event log: topics, consumer groups, readers and transactional producers over one interface.
 //!
-//! Guarantees: the cases of `tests/conformance/event_log.rs` hold for every implementation; nothing above this crate can tell
-//! which one runs. Every call blocks the calling thread (no async here): callers own their threads.
-//! Never: an event, a topic name or a policy of Trunkline; a callback into business code.
+//! [`EventLog`] has two backends, Apache Kafka ([`kafka`]) and an embedded log for development and tests ([`embedded`]).
+//! The conformance suite in `tests/it/log.rs` runs against both, so code above this crate need not know which one it
+//! uses. All calls block the calling thread; the crate has no async code and no callbacks.
 
 mod batch;
 mod consumer;
@@ -25,71 +25,84 @@ pub use transactional_producer::{Outcome, Produced, Producer, TransactionalProdu
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// An offset in a partition. Offsets rise strictly; gaps are normal (aborted records, control records, compaction).
+/// An offset in a partition. Offsets increase strictly but have gaps, left by control records, aborted transactions and
+/// compaction.
 pub type Offset = i64;
 
-/// Milliseconds since the Unix epoch, by the broker's clock unless said otherwise.
+/// Milliseconds since the Unix epoch, by the broker's clock unless stated otherwise.
 pub type Millis = i64;
 
-/// Which offset of a partition is asked for.
+/// Which offset of a partition to look up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OffsetSpec {
     /// The first offset that is still kept.
     Earliest,
-    /// The offset after the last record or control record, open transactions included (read_uncommitted end).
+    /// The log end: the offset after the last record or control record, including those of open transactions. The end
+    /// that a `read_uncommitted` reader sees.
     LogEnd,
-    /// The last stable offset: below it no transaction is open (read_committed end).
+    /// The last stable offset: the first offset of an open transaction, or the log end. The end that a `read_committed`
+    /// reader sees.
     LastStable,
-    /// The first offset whose record's timestamp is at or after the given time, in ms; the end when there is none. Where
-    /// to begin reading from: the record that was found may be an aborted or still open one, or a control record.
+    /// The offset of the first record whose timestamp is at or after the given time, or the log end if there is none. The
+    /// record may belong to an open or aborted transaction, so a reader may return a later one first.
     Timestamp(Millis),
 }
 
-/// Committed offsets of a group; a partition without one is `None`.
+/// Committed offsets of a group by partition; `None` for a partition without a committed offset.
 pub type Committed = BTreeMap<TopicPartition, Option<Offset>>;
 
-/// One log: topics, offsets, groups, readers, sessions. Cheap to clone behind its `Arc`, safe to share.
+/// An event log: topics, offsets, consumer groups, readers and producers. Shared between threads as [`SharedEventLog`].
 pub trait EventLog: Send + Sync {
-    /// Creates the topics that do not exist and says, per topic, whether it did (`true`) or it was there (`false`).
-    /// An existing topic's partition count and configuration are left alone: compare with [`EventLog::describe`].
+    /// Creates the topics that do not exist. Returns for each topic whether it was created (`true`) or existed already
+    /// (`false`). Existing topics are not changed; compare their settings with [`EventLog::describe`].
     ///
     /// # Errors
-    /// [`Error::InvalidTopic`] for a refused name, count or setting; [`Error::Unavailable`] after the time limit.
+    /// [`Error::InvalidTopic`] if a name, partition count or setting is invalid; [`Error::Unavailable`] after the request
+    /// timeout.
     fn create_topics(&self, topics: &[TopicSpec]) -> Result<Vec<bool>>;
 
-    /// Describes a topic with its id, partition count and configuration; `None` when it does not exist.
+    /// Returns a topic's id, partition count and settings, or `None` if it does not exist.
     fn describe(&self, topic: &str) -> Result<Option<TopicInfo>>;
 
-    /// Lists the names of all topics, sorted, internal ones (`__…`) left out.
+    /// Lists the names of all topics in sorted order, without internal topics (`__…`).
     fn topics(&self) -> Result<Vec<String>>;
 
-    /// Alters settings of a topic (names as in Kafka, such as `retention.ms`); settings not named keep their values.
+    /// Changes settings of a topic, by their Kafka names such as `retention.ms`. Other settings keep their values.
     fn alter_topic(&self, topic: &str, settings: &[(String, String)]) -> Result<()>;
 
-    /// Deletes a topic, its records, and, soon after, the groups' offsets of it. Deleting a topic that does not exist is
-    /// [`Error::UnknownTopic`]. Who reads it gets that error too.
+    /// Deletes a topic and its records. Committed offsets of the topic are deleted shortly afterwards, and its readers fail
+    /// with [`Error::UnknownTopic`].
+    ///
+    /// # Errors
+    /// [`Error::UnknownTopic`] if the topic does not exist.
     fn delete_topic(&self, topic: &str) -> Result<()>;
 
-    /// Looks one offset of a partition up.
+    /// Looks up one offset of a partition.
     fn offset(&self, at: &TopicPartition, which: OffsetSpec) -> Result<Offset>;
 
-    /// Looks one offset of each of these partitions up, in their order; in one request where the log can.
+    /// Looks up the same offset of several partitions and returns the results in their order. Kafka answers all of them
+    /// in one request.
     fn offsets(&self, partitions: &[TopicPartition], which: OffsetSpec) -> Result<Vec<Offset>> {
         partitions.iter().map(|at| self.offset(at, which)).collect()
     }
 
-    /// Fetches the *stable* committed offsets of a group: waits for pending transactional commits of these
-    /// partitions to be decided (`require_stable`), at most the request's time limit.
+    /// Fetches the stable committed offsets of a group (`require_stable`, KIP-447): waits until pending transactional
+    /// commits of these partitions are decided.
+    ///
+    /// # Errors
+    /// [`Error::Undecided`] if such a commit is still pending after the request timeout.
     fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Committed>;
 
-    /// Sets a group's offsets outside a transaction, for operators' resets and for explicit first starts. The group
-    /// must have no live member, or must be the caller's own, and the partitions not yet started.
+    /// Sets committed offsets of a group outside a transaction, for resets and for the first start of a partition.
+    ///
+    /// Either the group has no active members, or a member in this process owns the partitions and has not yet called
+    /// [`GroupConsumer::start`] for them.
     fn set_committed(&self, group: &str, offsets: &[(TopicPartition, Offset)]) -> Result<()>;
 
-    /// Lists the groups with their members and committed offsets.
+    /// Lists all groups with their members and committed offsets.
     fn groups(&self) -> Result<Vec<GroupInfo>>;
 
-    /// Describes one group; `None` when there is none of this name (some logs tell an empty, `Dead` one instead).
+    /// Describes one group. A group that does not exist is `None` or, on some brokers, an empty group in state `Dead`.
     fn group_info(&self, group: &str) -> Result<Option<GroupInfo>> {
         Ok(self.groups()?.into_iter().find(|info| info.group == group))
     }
@@ -97,39 +110,40 @@ pub trait EventLog: Send + Sync {
     /// Joins a consumer group.
     fn group(&self, config: GroupConfig) -> Result<Box<dyn GroupConsumer>>;
 
-    /// Opens a reader of explicitly assigned partitions, outside every group.
+    /// Opens a reader of explicitly assigned partitions, without a consumer group.
     fn reader(&self, isolation: Isolation) -> Result<Box<dyn Reader>>;
 
-    /// Opens a transactional session: fences every earlier session of the same `transactional_id` and ends its open
-    /// transaction before it returns.
+    /// Opens a transactional producer. Before it returns, earlier producers with the same `transactional_id` are fenced
+    /// and their open transaction has ended.
     fn transactional_producer(&self, config: TransactionalProducerConfig) -> Result<Box<dyn TransactionalProducer>>;
 
-    /// Appends records outside any transaction and waits until they are durable; returns where each batch's records
-    /// ended up, as [`Produced`]. For single-record writers such as the HTTP ingest.
+    /// Appends records outside a transaction, waits until they are durable and returns their offsets by partition. For
+    /// writers of single records; use [`EventLog::producer`] for many.
     ///
     /// # Errors
-    /// The first record's that is not taken; records of other partitions may be written all the same.
+    /// The error of the first record that was not written. Other records of the batch may have been written.
     fn append(&self, records: &OutBatch) -> Result<Vec<Produced>>;
 
-    /// Opens an producer: an idempotent producer of its caller's own.
+    /// Opens an idempotent producer without transactions.
     fn producer(&self) -> Result<Box<dyn Producer>> {
         Err(Error::Refused {
-            attempted: "open an producer".to_owned(),
-            reason: "this log writes in transactions alone".to_owned(),
+            attempted: "open a producer without transactions".to_owned(),
+            reason: "this event log supports transactional producers only".to_owned(),
         })
     }
 
-    /// Whether the log is in reach, as far as is known without asking: fails when no broker has answered for 3 s.
+    /// Fails if no broker has answered for 3 s. Uses the state of existing connections and sends no request.
     fn check_reach(&self) -> Result<()> {
         Ok(())
     }
 
-    /// Names the log for people: `kafka 127.0.0.1:9092` or `embedded DIR`.
+    /// Returns a description for logs and messages: `kafka 127.0.0.1:9092` or `embedded DIR`.
     fn describe_self(&self) -> String;
 
-    /// The log's log_epoch: an id that changes when the log is rebuilt from nothing (Kafka: the cluster id).
+    /// Returns the log epoch, which identifies this log: Kafka's cluster id, or a UUID of the embedded log. A log that was
+    /// recreated has another epoch, so positions in the old one are meaningless in it.
     fn log_epoch(&self) -> Result<String>;
 }
 
-/// A shared log.
+/// An event log shared between threads.
 pub type SharedEventLog = Arc<dyn EventLog>;

@@ -1,15 +1,14 @@
-//! Kafka's default partitioner: which partition a key belongs to.
+//! Kafka's default partitioner for records with a key.
 //!
-//! Guarantees: the same answer as the Java client's `DefaultPartitioner` for a non-null key
-//! (`toPositive(murmur2(key)) % partitions`), on every log. Never: state.
+//! Returns the same partition as the Java client (`toPositive(murmur2(key)) % partitions`) for every non-null key.
 
-/// The partition of a key in a topic of `partitions` partitions (at least 1).
+/// Returns the partition of a key in a topic with `partitions` partitions (at least 1).
 pub fn partition(key: &[u8], partitions: i32) -> i32 {
     let positive = i32::from_ne_bytes((murmur2(key) & 0x7fff_ffff).to_ne_bytes());
     positive % partitions.max(1)
 }
 
-/// MurmurHash2 with Kafka's seed, as in `org.apache.kafka.common.utils.Utils.murmur2`.
+/// MurmurHash2 with the seed of Kafka's `org.apache.kafka.common.utils.Utils.murmur2`.
 pub fn murmur2(data: &[u8]) -> u32 {
     const M: u32 = 0x5bd1_e995;
     let length = u32::try_from(data.len()).expect("a key is smaller than 4 GiB");
@@ -37,9 +36,9 @@ pub fn murmur2(data: &[u8]) -> u32 {
 mod tests {
     use super::*;
 
-    /// Known answers of Kafka's own test of `Utils.murmur2`.
+    /// Expected values from Kafka's test of `Utils.murmur2`.
     #[test]
-    fn agrees_with_the_java_client() {
+    fn murmur2_matches_java_client() {
         let cases: [(&[u8], i32); 6] = [
             (b"21", -973_932_308),
             (b"foobar", -790_332_482),

@@ -1,6 +1,4 @@
-//! What a topic is: its name, partitions and settings, and what can be seen of topics and groups.
-//!
-//! Guarantees: setting names and meanings are Kafka's. Never: IO.
+//! Names, settings and descriptions of topics and consumer groups. Setting names and their meaning are Kafka's.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +14,7 @@ pub struct TopicPartition {
 }
 
 impl TopicPartition {
-    /// Names a partition.
+    /// Creates a partition's name.
     pub fn new(topic: impl Into<Arc<str>>, partition: i32) -> Self {
         TopicPartition {
             topic: topic.into(),
@@ -31,7 +29,7 @@ impl fmt::Display for TopicPartition {
     }
 }
 
-/// A topic's id: unlike its name it is never used again after the topic was deleted.
+/// A topic's id. Unlike the name, it is never reused after the topic was deleted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TopicId(pub uuid::Uuid);
 
@@ -41,27 +39,27 @@ impl fmt::Display for TopicId {
     }
 }
 
-/// What happens to old records (`cleanup.policy`).
+/// Cleanup policy (`cleanup.policy`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cleanup {
-    /// Removed by age and size.
+    /// Old records are deleted by age and size.
     Delete,
-    /// Only the newest record of each key is kept.
+    /// Log compaction: only the newest record of each key is kept.
     Compact,
-    /// Both.
+    /// Log compaction, and deletion by age and size.
     CompactDelete,
 }
 
-/// Whose clock a record's timestamp is from (`message.timestamp.type`).
+/// Which clock sets the timestamps of records (`message.timestamp.type`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TimestampPolicy {
-    /// The producer's.
+    /// The producer's clock.
     CreateTime,
-    /// The broker's, at the append.
+    /// The broker's clock, when it appends the record.
     LogAppendTime,
 }
 
-/// Settings of a topic; `None` leaves the broker's default.
+/// Settings of a topic. `None` means the broker's default.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicConfig {
     /// `cleanup.policy`.
@@ -74,16 +72,16 @@ pub struct TopicConfig {
     pub retention_bytes: Option<i64>,
     /// `min.compaction.lag.ms`.
     pub min_compaction_lag_ms: Option<i64>,
-    /// `delete.retention.ms`: how long a tombstone stays after it was first cleaned.
+    /// `delete.retention.ms`: how long compaction keeps a tombstone after it first cleaned it.
     pub delete_retention_ms: Option<i64>,
     /// `max.message.bytes`.
     pub max_message_bytes: Option<i64>,
-    /// Any other setting by Kafka's name (`segment.ms`, …), passed on as it is.
+    /// Other settings by their Kafka names (`segment.ms`, …).
     pub other: BTreeMap<String, String>,
 }
 
 impl TopicConfig {
-    /// A topic with this clean-up policy, the producer's timestamps and the broker's defaults.
+    /// Creates settings with this cleanup policy, `CreateTime` timestamps and the broker's defaults.
     pub fn new(cleanup: Cleanup) -> Self {
         TopicConfig {
             cleanup,
@@ -101,17 +99,17 @@ impl TopicConfig {
 /// A topic to create.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicSpec {
-    /// Name: `[a-zA-Z0-9._-]`, at most 249 characters.
+    /// Name: up to 249 characters of `[a-zA-Z0-9._-]`.
     pub name: String,
     /// Partition count, at least 1.
     pub partitions: i32,
-    /// Replicas; `None` leaves the broker's default. The embedded log ignores it.
+    /// Replication factor; `None` means the broker's default. Ignored by the embedded log.
     pub replication: Option<i32>,
     /// Settings.
     pub config: TopicConfig,
 }
 
-/// A topic as it is.
+/// Description of an existing topic.
 #[derive(Debug, Clone)]
 pub struct TopicInfo {
     /// Name.
@@ -120,36 +118,36 @@ pub struct TopicInfo {
     pub id: TopicId,
     /// Partition count.
     pub partitions: i32,
-    /// Settings, defaults included, by Kafka's names.
+    /// All settings by their Kafka names, including defaults.
     pub settings: BTreeMap<String, String>,
 }
 
 impl TopicInfo {
-    /// A setting that is a whole number, such as `delete.retention.ms`.
+    /// Returns a numeric setting such as `delete.retention.ms`.
     pub fn number(&self, setting: &str) -> Option<i64> {
         self.settings.get(setting)?.parse().ok()
     }
 }
 
-/// A member of a group.
+/// Description of a group member.
 #[derive(Debug, Clone)]
 pub struct MemberInfo {
-    /// Client id, and group instance id when the membership is static.
+    /// Client id, followed by `/` and the group instance id of a static member.
     pub name: String,
-    /// Group instance id, when the membership is static.
+    /// Group instance id of a static member.
     pub instance: Option<String>,
-    /// Partitions assigned to it.
+    /// Assigned partitions.
     pub partitions: Vec<TopicPartition>,
 }
 
-/// A group as it is.
+/// Description of a consumer group.
 #[derive(Debug, Clone)]
 pub struct GroupInfo {
     /// Group id.
     pub group: String,
-    /// `Stable`, `Empty`, …, as Kafka names it.
+    /// State of the group as Kafka names it: `Stable`, `Empty`, …
     pub state: String,
-    /// Live members.
+    /// Active members.
     pub members: Vec<MemberInfo>,
     /// Committed offsets.
     pub committed: BTreeMap<TopicPartition, i64>,

@@ -1,90 +1,96 @@
-//! Writing in transactions.
+//! Producers: [`TransactionalProducer`] writes in transactions, [`Producer`] without.
 //!
-//! Guarantees: records, and the consumed offsets given to `commit`, become visible together or not at all. After an
-//! `Unknown` outcome or a fencing the session is of no use until [`TransactionalProducer::init_transactions`]; `init_transactions` fences whatever may
-//! still be under way, so that after it the outcome is settled.
-//! Never: a retry of a commit whose outcome is unknown.
+//! The records of a transaction and the consumed offsets passed to `commit` become visible together or not at all
+//! (invariant C2 of `docs/protocol/commit.md`). After [`Outcome::Unknown`], after fencing and after any other failed
+//! commit the producer can only be replaced with [`TransactionalProducer::init_transactions`], which also settles what
+//! happened to the transaction. A commit with an unknown outcome is never retried (C5).
 
 use crate::{GroupMetadata, Millis, Offset, OutBatch, Result, TopicPartition};
 use std::time::Duration;
 
-/// How to open a session.
+/// Options of a transactional producer.
 #[derive(Debug, Clone)]
 pub struct TransactionalProducerConfig {
-    /// Transactional id: one live session each; a second one fences the first.
+    /// Transactional id. Opening a second producer with the same id fences the first.
     pub transactional_id: String,
-    /// After this long from its first record an open transaction is aborted, whether its session is dead or slow; a slow
-    /// one learns it as a fencing, as from Kafka. At most the broker's limit (15 minutes by default).
+    /// Time from the first record after which the broker aborts an open transaction and fences its producer. Kafka
+    /// rejects a value above `transaction.max.timeout.ms` (15 minutes by default).
     pub transaction_timeout: Duration,
 }
 
-/// Where records of one partition ended up.
+/// Offsets of the records written to one partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Produced {
     /// The partition.
     pub at: TopicPartition,
-    /// Offset of the first record written to it in this transaction (or append).
+    /// Offset of the first record written by this transaction, flush or append.
     pub first_offset: Offset,
-    /// Offset of the last record written to it, plus one (the control record is not counted).
+    /// Offset of the last record written, plus one. The control record that ends a transaction is not counted.
     pub next_offset: Offset,
-    /// The last record's timestamp in ms; the broker's append time where the topic stamps at the append.
+    /// Timestamp of the last record in ms: the broker's time if the topic uses `LogAppendTime`.
     pub timestamp: Millis,
 }
 
-/// How a transaction ended.
+/// Result of a commit.
 #[derive(Debug)]
 pub enum Outcome {
-    /// Committed: records and offsets are visible.
+    /// Records and offsets are committed.
     Committed(Vec<Produced>),
-    /// Aborted: nothing of it is or will be visible. `fenced` when another session or member has taken over, or the
-    /// transaction's time limit was reached; the session needs [`TransactionalProducer::init_transactions`] in every case. A commit without a
-    /// `begin` is aborted too, and changes nothing.
+    /// Nothing of the transaction is or will become visible. The producer needs
+    /// [`TransactionalProducer::init_transactions`], except after a commit without an open transaction, which has no
+    /// effect.
     Aborted {
-        /// Another session of the id, or another generation of the group, was the reason.
+        /// Another producer with the same id or another generation of the group took over, or the transaction timed out.
         fenced: bool,
-        /// Why, in the log's words.
+        /// The cause, as reported by the log.
         reason: String,
     },
-    /// Nobody knows: [`TransactionalProducer::init_transactions`], then look.
+    /// The transaction may have been committed. Call [`TransactionalProducer::init_transactions`], then read the committed
+    /// offsets to find out.
     Unknown {
-        /// Why, in the log's words.
+        /// The cause, as reported by the log.
         reason: String,
     },
 }
 
-/// Appends outside transactions, many records at a time: what is sent goes out at once, and is waited for by a flush.
-/// Records of one partition keep their order, and none is written twice by it. Used by one thread.
+/// An idempotent producer without transactions, used by one thread.
+///
+/// Records are sent as soon as they are queued. Records of one partition keep their order, and the producer writes none
+/// of them twice.
 pub trait Producer: Send {
-    /// Queues records; waits while the queue is full.
+    /// Queues records; blocks while the queue is full.
     ///
     /// # Errors
-    /// As for [`TransactionalProducer::send`]. What was queued before may be written all the same.
+    /// As for [`TransactionalProducer::send`]. Records queued before the failing one may be written.
     fn send(&mut self, records: &OutBatch) -> Result<()>;
 
-    /// Waits until everything sent since the last flush is durable, and says where it is.
+    /// Waits until all records sent since the last flush are durable and returns their offsets.
     ///
     /// # Errors
-    /// The first record's that is not, or not provably so: any of them may be written or not, now or a little later, and
-    /// the producer is of no more use.
+    /// The error of the first record that is not known to be durable. Any record since the last flush may have been
+    /// written or may still be written, and the producer must not be used again.
     fn flush(&mut self) -> Result<Vec<Produced>>;
 }
 
-/// A transactional producer. Used by one thread.
+/// A transactional producer, used by one thread.
 pub trait TransactionalProducer: Send {
-    /// Begins a transaction. Refused while one is open, and after a failed commit until [`TransactionalProducer::init_transactions`]. Nobody is asked:
-    /// a session that another has fenced learns it with what it sends or commits.
-    fn begin(&mut self) -> Result<()>;
-
-    /// Queues records in the open transaction; waits while the queue is full.
+    /// Begins a transaction. This is a local operation: a producer that was fenced finds out when it sends or commits.
     ///
     /// # Errors
-    /// [`crate::Error::TooLarge`] for a record that is larger than its topic or the client takes: nothing of this batch
-    /// after it was queued, and the transaction can only be aborted (a commit is [`Outcome::Aborted`], not fenced). A
-    /// topic that does not exist is [`crate::Error::UnknownTopic`] here, or an aborted commit.
+    /// [`crate::Error::Refused`] while a transaction is open, and after a failed commit until
+    /// [`TransactionalProducer::init_transactions`].
+    fn begin(&mut self) -> Result<()>;
+
+    /// Queues records in the open transaction; blocks while the queue is full.
+    ///
+    /// # Errors
+    /// [`crate::Error::TooLarge`] for a record larger than the limit of its topic or of the client. The rest of the batch
+    /// is not queued, and the transaction can only be aborted: committing it returns [`Outcome::Aborted`] without
+    /// fencing. A topic that does not exist is [`crate::Error::UnknownTopic`] here or an aborted commit later.
     fn send(&mut self, records: &OutBatch) -> Result<()>;
 
-    /// Waits until what was sent in the open transaction is written. A commit does so by itself; an abort does not, and
-    /// leaves no mark where nothing was written.
+    /// Waits until all records sent in the open transaction are written. A commit flushes on its own; an abort does not,
+    /// and writes no control record to a partition that received no records.
     ///
     /// # Errors
     /// As for `send`: the transaction can then only be aborted.
@@ -92,18 +98,18 @@ pub trait TransactionalProducer: Send {
         Ok(())
     }
 
-    /// Ends the transaction: waits until the records are written, adds the consumed offsets (each the offset *after*
-    /// the last record consumed) under the membership that read them, and commits.
+    /// Commits the transaction: waits until the records are written, adds the consumed offsets (each the offset *after*
+    /// the last processed record) under the group metadata of the consumer that read them, and ends the transaction.
     fn commit(&mut self, consumed: Option<(&GroupMetadata, &[(TopicPartition, Offset)])>) -> Outcome;
 
-    /// Aborts the open transaction, if there is one; the next may begin at once. What still waited in a queue takes no
-    /// offset.
+    /// Aborts the open transaction, if any. The next transaction can begin immediately. Records that were still queued are
+    /// discarded and get no offset.
     fn abort(&mut self) -> Result<()>;
 
-    /// Replaces the inner producer by a new one of the same id, at any time: fences the old one, and whoever else has
-    /// taken the id over, and ends the open transaction.
+    /// Replaces the underlying producer with a new one of the same transactional id. Fences all earlier producers of the
+    /// id, including those of other processes, and ends their open transaction.
     fn init_transactions(&mut self) -> Result<()>;
 
-    /// The transactional id.
+    /// Returns the transactional id.
     fn transactional_id(&self) -> &str;
 }

@@ -1,11 +1,10 @@
-//! Compaction: of each key the newest committed record stays, and nobody who reads is told anything wrong meanwhile.
+//! Compaction keeps the newest committed record of each key, and readers see a consistent log in the meantime.
 //!
-//! A home cleans when it wants to; Kafka never cleans a segment that is still written to. So a case goes on appending
-//! a filler record while it waits for a state, and looks away from fillers. Never: a judgement about how much is cleaned
-//! at once.
+//! A backend decides when it cleans, and Kafka never cleans the active segment. So the cases append filler records while
+//! they wait for a state, and ignore them when they read.
 
 use super::harness::{Harness, LIMIT, SHORT, assigned, committed, now};
-use crate::support;
+use crate::world;
 use event_log::{
     Cleanup, Error, Event, Isolation, Millis, OffsetSpec, OutBatch, OutRecord, Outcome, RecordBatch, RecordRef,
     StartFrom, TopicConfig, TopicPartition, TopicSpec,
@@ -14,10 +13,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 const FILLER: &str = "~filler";
-/// Kafka's cleaner takes one partition at a time, and the broker is shared.
+/// Kafka's cleaner processes one partition at a time, and the broker is shared.
 const CLEANED: Duration = Duration::from_secs(90);
 
-/// Settings with which Kafka's cleaner comes as soon as it can.
+/// Settings that make Kafka's cleaner run as soon as possible.
 fn eager(config: &mut TopicConfig) {
     config.cleanup = Cleanup::Compact;
     let settings = [
@@ -28,11 +27,11 @@ fn eager(config: &mut TopicConfig) {
     config.other.extend(settings.map(|(n, v)| (n.to_owned(), v.to_owned())));
 }
 
-fn line(harness: &Harness) -> TopicPartition {
+fn compacted_partition(harness: &Harness) -> TopicPartition {
     TopicPartition::new(harness.topic_with(1, eager), 0)
 }
 
-/// Records as `key=value`, or `key` for a tombstone, each with a header of its own.
+/// Creates records from `key=value`, or `key` for a tombstone, each with its own header.
 fn keyed(at: &TopicPartition, records: &[&str]) -> OutBatch {
     let mut batch = OutBatch::default();
     for record in records {
@@ -45,27 +44,27 @@ fn keyed(at: &TopicPartition, records: &[&str]) -> OutBatch {
                 key: Some(key.as_bytes()),
                 value: value.map(str::as_bytes),
             },
-            [("told", Some(record.as_bytes()))],
+            [("case", Some(record.as_bytes()))],
         );
     }
     batch
 }
 
-/// A record but for its offset: `key=value` or `key`, time, header.
-type Told = (String, Millis, Vec<u8>);
+/// A record without its offset: `key=value` or `key`, timestamp, header.
+type KeyedRecord = (String, Millis, Vec<u8>);
 
-fn told(record: RecordRef<'_>) -> Option<(i64, Told)> {
+fn keyed_record(record: RecordRef<'_>) -> Option<(i64, KeyedRecord)> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let key = text(record.key().expect("every record has a key"));
     let shown = record
         .value()
         .map_or(key.clone(), |value| format!("{key}={}", text(value)));
-    let header = record.header("told").map(<[u8]>::to_vec).unwrap_or_default();
+    let header = record.header("case").map(<[u8]>::to_vec).unwrap_or_default();
     (key != FILLER).then_some((record.offset(), (shown, record.timestamp(), header)))
 }
 
-/// Everything up to the end as it is now, without fillers.
-fn all(harness: &Harness, isolation: Isolation, at: &TopicPartition) -> BTreeMap<i64, Told> {
+/// Reads all records up to the current end, without fillers.
+fn all(harness: &Harness, isolation: Isolation, at: &TopicPartition) -> BTreeMap<i64, KeyedRecord> {
     let which = match isolation {
         Isolation::ReadCommitted => OffsetSpec::LastStable,
         Isolation::ReadUncommitted => OffsetSpec::LogEnd,
@@ -78,14 +77,14 @@ fn all(harness: &Harness, isolation: Isolation, at: &TopicPartition) -> BTreeMap
         for record in batch.iter() {
             assert!(record.offset() > last, "{} after {last}", record.offset());
             last = record.offset();
-            seen.extend(told(record));
+            seen.extend(keyed_record(record));
         }
         (reader.position(at) >= Some(end)).then_some(())
     });
     seen
 }
 
-/// Offsets and texts, as `0 key=value`.
+/// Returns offsets and texts, as `0 key=value`.
 fn shown(harness: &Harness, isolation: Isolation, at: &TopicPartition) -> Vec<String> {
     let all = all(harness, isolation, at);
     all.iter()
@@ -101,9 +100,9 @@ fn put(harness: &Harness, at: &TopicPartition, records: &[&str]) -> i64 {
     harness.log.append(&keyed(at, records)).expect("append")[0].first_offset
 }
 
-/// Appends fillers until there is an answer.
+/// Appends fillers until `ask` returns a value.
 fn wait_cleaned<T>(harness: &Harness, what: &str, at: &[&TopicPartition], mut ask: impl FnMut() -> Option<T>) -> T {
-    support::wait_for(what, CLEANED, || {
+    world::wait_for(what, CLEANED, || {
         at.iter().for_each(|at| {
             put(harness, at, &[&format!("{FILLER}=")]);
         });
@@ -121,10 +120,10 @@ fn wait_shown(harness: &Harness, at: &TopicPartition, want: &[&str]) {
     assert_eq!(shown(harness, Isolation::ReadCommitted, at), want);
 }
 
-/// What a newer record of its key supersedes goes; what stays keeps its offset, time and headers. Start, end and time
-/// look-ups keep their meaning.
-pub fn superseded_records_go_and_the_newest_stay_as_they_were(harness: &Harness) {
-    let at = line(harness);
+/// Superseded records are removed. The newest ones keep offset, timestamp and headers. Start, end and lookups by time
+/// keep their meaning.
+pub fn compaction_keeps_newest_records_unchanged(harness: &Harness) {
+    let at = compacted_partition(harness);
     put(harness, &at, &["a=1", "b=1", "c=1", "b=2"]);
     put(harness, &at, &["a=2", "d=1"]);
     put(harness, &at, &["e=1", "e=2"]);
@@ -147,33 +146,33 @@ pub fn superseded_records_go_and_the_newest_stay_as_they_were(harness: &Harness)
     assert_eq!(put(harness, &at, &["f=1"]), end);
 }
 
-/// Who reads from the start after a cleaning, as a replica that begins anew does, gets the newest record of each key,
-/// in offset order, whatever transactions wrote them.
-pub fn a_reader_from_the_start_gets_the_newest_of_each_key_in_order(harness: &Harness) {
-    let at = line(harness);
-    let (mut one, mut other) = (harness.any_session(), harness.any_session());
+/// A reader that starts at the beginning after a cleaning gets the newest record of each key in offset order, whichever
+/// transactions wrote them.
+pub fn reader_gets_newest_of_each_key_in_order(harness: &Harness) {
+    let at = compacted_partition(harness);
+    let (mut one, mut other) = (harness.any_producer(), harness.any_producer());
     let mut newest = BTreeMap::new();
     for round in 0..4 {
-        for (n, session) in [&mut one, &mut other].into_iter().enumerate() {
-            session.begin().unwrap();
+        for (n, producer) in [&mut one, &mut other].into_iter().enumerate() {
+            producer.begin().unwrap();
             let texts: Vec<String> = (0..4).map(|k| format!("k{}={round}{n}", (k + n) % 5)).collect();
             let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-            session.send(&keyed(&at, &texts)).unwrap();
-            let first = committed(session.commit(None))[0].first_offset;
+            producer.send(&keyed(&at, &texts)).unwrap();
+            let first = committed(producer.commit(None))[0].first_offset;
             for (offset, text) in (first..).zip(texts) {
                 newest.insert(text[..2].to_owned(), format!("{offset} {text}"));
             }
         }
     }
-    harness.settle(&at);
+    harness.wait_no_open_transaction(&at);
     let mut want: Vec<&str> = newest.values().map(String::as_str).collect();
     want.sort_by_key(|text| text.split(' ').next().and_then(|offset| offset.parse::<i64>().ok()));
     wait_shown(harness, &at, &want);
 }
 
-/// A tombstone deletes what stands before it, stays for `delete.retention.ms` from the first cleaning that reached it,
-/// and goes then.
-pub fn a_tombstone_goes_after_its_time(harness: &Harness) {
+/// A tombstone removes older records of its key, is kept for `delete.retention.ms` after the first cleaning that
+/// reached it, and is then removed.
+pub fn tombstone_expires(harness: &Harness) {
     let topic = harness.topic_with(1, |config| {
         eager(config);
         config.delete_retention_ms = Some(1_500);
@@ -199,24 +198,24 @@ pub fn a_tombstone_goes_after_its_time(harness: &Harness) {
     assert!(stayed >= 1_500, "it went {stayed} ms after nothing was cleaned yet");
 }
 
-/// Nothing at or behind the first record of an open transaction is cleaned, and its records shadow nothing.
-pub fn an_open_transaction_holds_the_cleaner_back(harness: &Harness) {
+/// Nothing at or after the first record of an open transaction is cleaned, and its records supersede nothing.
+pub fn open_transaction_blocks_compaction(harness: &Harness) {
     let topic = harness.topic_with(2, eager);
     let [at, free] = [0, 1].map(|p| TopicPartition::new(topic.clone(), p));
     put(harness, &at, &["a=1"]);
     put(harness, &at, &["a=2"]);
     wait_shown(harness, &at, &["1 a=2"]);
     let end = harness.offset(&at, OffsetSpec::LogEnd);
-    let mut session = harness.any_session();
-    session.begin().unwrap();
-    session.send(&keyed(&at, &["a=3"])).unwrap();
-    support::wait_for("the open record", LIMIT, || {
+    let mut producer = harness.any_producer();
+    producer.begin().unwrap();
+    producer.send(&keyed(&at, &["a=3"])).unwrap();
+    world::wait_for("the open record", LIMIT, || {
         (harness.offset(&at, OffsetSpec::LogEnd) > end).then_some(())
     });
     put(harness, &at, &["b=1"]);
     put(harness, &at, &["b=2"]);
     for round in 0..2 {
-        // The partition beside it shows that the cleaner was there.
+        // Another partition shows that the cleaner has run.
         put(harness, &free, &[&format!("x{round}=1"), &format!("x{round}=2")]);
         let gone = format!("x{round}=1");
         wait_cleaned(harness, "the free partition to be cleaned", &[&at, &free], || {
@@ -231,23 +230,23 @@ pub fn an_open_transaction_holds_the_cleaner_back(harness: &Harness) {
         format!("{} b=2", end + 2),
     ];
     assert_eq!(uncommitted(harness, &at), held);
-    committed(session.commit(None));
-    harness.settle(&at);
+    committed(producer.commit(None));
+    harness.wait_no_open_transaction(&at);
     wait_shown(harness, &at, &[&held[1], &held[3]]);
 }
 
-/// A record of an aborted transaction deletes nothing; it goes itself, and is never shown as committed.
-pub fn an_aborted_record_shadows_nothing_and_goes(harness: &Harness) {
-    let at = line(harness);
+/// A record of an aborted transaction supersedes nothing, is removed, and is never returned as committed.
+pub fn aborted_record_supersedes_nothing(harness: &Harness) {
+    let at = compacted_partition(harness);
     put(harness, &at, &["a=1", "b=1"]);
-    let mut session = harness.any_session();
-    session.begin().unwrap();
-    session.send(&keyed(&at, &["a=no", "b"])).unwrap();
-    support::wait_for("the records", LIMIT, || {
+    let mut producer = harness.any_producer();
+    producer.begin().unwrap();
+    producer.send(&keyed(&at, &["a=no", "b"])).unwrap();
+    world::wait_for("the records", LIMIT, || {
         (harness.offset(&at, OffsetSpec::LogEnd) == 4).then_some(())
     });
-    session.abort().unwrap();
-    harness.settle(&at);
+    producer.abort().unwrap();
+    harness.wait_no_open_transaction(&at);
     let want = ["0 a=1", "1 b=1"];
     wait_cleaned(harness, "the aborted records to go", &[&at], || {
         assert_eq!(shown(harness, Isolation::ReadCommitted, &at), want);
@@ -255,9 +254,9 @@ pub fn an_aborted_record_shadows_nothing_and_goes(harness: &Harness) {
     });
 }
 
-/// Records that are younger than `min.compaction.lag.ms` stay, and shadow nothing.
-pub fn young_records_are_left_alone(harness: &Harness) {
-    let old = line(harness);
+/// Records younger than `min.compaction.lag.ms` are kept and supersede nothing.
+pub fn young_records_are_not_compacted(harness: &Harness) {
+    let old = compacted_partition(harness);
     let topic = harness.topic_with(1, |config| {
         eager(config);
         config.min_compaction_lag_ms = Some(3_600_000);
@@ -273,13 +272,13 @@ pub fn young_records_are_left_alone(harness: &Harness) {
     assert_eq!(uncommitted(harness, &young), ["0 a=1", "1 a=2"]);
 }
 
-/// A topic that does both forgets what is older than its retention, newest of its key or not, and its start moves.
-pub fn a_topic_that_is_compacted_and_deleted_forgets_what_is_old(harness: &Harness) {
+/// `compact,delete` deletes old records, even the newest of a key, and moves the start.
+pub fn compact_delete_removes_old_records(harness: &Harness) {
     let topic = harness.topic_with(1, |config| {
         eager(config);
         config.cleanup = Cleanup::CompactDelete;
         config.retention_ms = Some(600_000);
-        // No share is more than all of it. Kafka would merge segments, and an old one would have the time of a new one.
+        // A dirty ratio of 1 is never exceeded. Kafka would merge segments and give old records the time of newer ones.
         config.other.insert("min.cleanable.dirty.ratio".into(), "1".into());
     });
     let at = TopicPartition::new(topic, 0);
@@ -302,10 +301,10 @@ pub fn a_topic_that_is_compacted_and_deleted_forgets_what_is_old(harness: &Harne
     assert_eq!(uncommitted(harness, &at), ["2 a=2"]);
 }
 
-/// A reader that is in the middle while the partition is cleaned goes on to the end and has the newest of each key; a
-/// member that begins at an offset that is gone reads what comes behind it.
-pub fn readers_and_members_pass_the_gaps(harness: &Harness) {
-    let (at, group) = (line(harness), support::unique("group"));
+/// A reader in the middle of a partition that is cleaned reaches the end and has the newest record of each key. A member
+/// that starts at a removed offset continues with the next record.
+pub fn readers_and_members_pass_compaction_gaps(harness: &Harness) {
+    let (at, group) = (compacted_partition(harness), world::unique("group"));
     for round in 0..50 {
         put(
             harness,
@@ -321,7 +320,7 @@ pub fn readers_and_members_pass_the_gaps(harness: &Harness) {
             for record in batch.iter() {
                 assert!(record.offset() > last, "{} after {last}", record.offset());
                 last = record.offset();
-                if let Some((offset, (text, ..))) = told(record) {
+                if let Some((offset, (text, ..))) = keyed_record(record) {
                     let key = text.split('=').next().unwrap_or_default().to_owned();
                     heard.insert(key, (offset, text));
                 }
@@ -355,35 +354,35 @@ pub fn readers_and_members_pass_the_gaps(harness: &Harness) {
     consumer.close().unwrap();
 }
 
-/// What has no key cannot be compacted: a compacted topic does not take it, alone or in a transaction.
-pub fn a_record_without_a_key_is_refused(harness: &Harness) {
-    let at = line(harness);
+/// A compacted topic rejects records without a key, inside and outside transactions.
+pub fn record_without_key_is_rejected(harness: &Harness) {
+    let at = compacted_partition(harness);
     let refused = harness.log.append(&super::harness::batch(&at, &["no key"]));
     assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
-    let mut session = harness.any_session();
-    session.begin().unwrap();
-    match session.send(&super::harness::batch(&at, &["no key"])) {
-        Err(Error::Refused { .. }) => session.abort().unwrap(),
+    let mut producer = harness.any_producer();
+    producer.begin().unwrap();
+    match producer.send(&super::harness::batch(&at, &["no key"])) {
+        Err(Error::Refused { .. }) => producer.abort().unwrap(),
         Err(other) => panic!("{other:?}"),
         Ok(()) => {
-            let outcome = session.commit(None);
+            let outcome = producer.commit(None);
             assert!(matches!(outcome, Outcome::Aborted { fenced: false, .. }), "{outcome:?}");
-            session.init_transactions().unwrap();
+            producer.init_transactions().unwrap();
         }
     }
-    session.begin().unwrap();
-    session.send(&keyed(&at, &["a=1"])).unwrap();
-    committed(session.commit(None));
-    harness.settle(&at);
+    producer.begin().unwrap();
+    producer.send(&keyed(&at, &["a=1"])).unwrap();
+    committed(producer.commit(None));
+    harness.wait_no_open_transaction(&at);
     let seen = shown(harness, Isolation::ReadCommitted, &at);
     assert!(seen.len() == 1 && seen[0].ends_with("a=1"), "{seen:?}");
 }
 
-/// A record without a key costs the records of its own partition that were sent with it, and no other's.
-pub fn a_record_without_a_key_costs_no_other_partition_a_record(harness: &Harness) {
+/// A record without a key also costs the records of its partition in the same batch, but not those of others.
+pub fn record_without_key_affects_its_partition_only(harness: &Harness) {
     let (topic, plain) = (
         harness.topic_with(2, |config| config.cleanup = Cleanup::Compact),
-        harness.line(),
+        harness.partition(),
     );
     let [fine, bad] = [0, 1].map(|partition| TopicPartition::new(topic.clone(), partition));
     let mut batch = keyed(&fine, &["a=1"]);
@@ -400,8 +399,8 @@ pub fn a_record_without_a_key_costs_no_other_partition_a_record(harness: &Harnes
     assert!(seen.len() == 1 && seen[0].ends_with("a=1"), "{seen:?}");
 }
 
-/// A least lag that is longer than the longest one is refused, when a topic is made and when it is altered.
-pub fn a_lag_longer_than_the_longest_is_refused(harness: &Harness) {
+/// `min.compaction.lag.ms` above `max.compaction.lag.ms` is rejected on create and alter.
+pub fn min_lag_above_max_lag_is_rejected(harness: &Harness) {
     let mut config = TopicConfig::new(Cleanup::Compact);
     config.min_compaction_lag_ms = Some(5_000);
     config.other.insert("max.compaction.lag.ms".into(), "4999".into());

@@ -1,12 +1,9 @@
-//! What an embedded log in a directory promises beyond the suite: it is the same after it was opened again, and
-//! kill -9 at any moment loses nothing that was acknowledged and leaves no half transaction.
-//!
-//! Guarantees: the killed writer is a process of its own, killed by SIGKILL while it writes. Never: a file of the log
-//! is touched by hand.
+//! An embedded log in a directory: it is unchanged after it was reopened, and `kill -9` at any moment loses nothing that
+//! was acknowledged and leaves no partial transaction. The killed writer is a separate process.
 
 use super::harness::{Harness, LIMIT, assigned, batch, committed, config, now, record, seen, texts};
 use super::killed_process;
-use crate::support;
+use crate::world;
 use event_log::embedded::EmbeddedLog;
 use event_log::{
     Cleanup, Error, GroupConfig, Isolation, Millis, OffsetSpec, OutBatch, OutRecord, SharedEventLog, TopicConfig,
@@ -25,29 +22,29 @@ fn open(dir: &Path) -> SharedEventLog {
 }
 
 #[test]
-fn a_reopened_log_is_the_same() {
+fn reopened_log_is_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let harness = Harness::on(open(dir.path()));
-    let (at, group) = (harness.line(), support::unique("group"));
+    let (at, group) = (harness.partition(), world::unique("group"));
     let kept = harness.topic_with(2, |config| config.retention_ms = Some(9_000_000));
     harness
         .log
         .alter_topic(&kept, &[("segment.ms".into(), "777".into())])
         .unwrap();
-    let deleted = harness.line();
+    let deleted = harness.partition();
     harness.append(&deleted, &["x"]);
     harness.log.delete_topic(&deleted.topic).unwrap();
-    let mut session = harness.transactional_producer("one");
-    harness.transact(&mut *session, &at, &["a", "b"]);
-    session.begin().unwrap();
-    session.send(&batch(&at, &["aborted"])).unwrap();
-    session.abort().unwrap();
+    let mut producer = harness.transactional_producer("one");
+    harness.transact(&mut *producer, &at, &["a", "b"]);
+    producer.begin().unwrap();
+    producer.send(&batch(&at, &["aborted"])).unwrap();
+    producer.abort().unwrap();
     let (consumer, member) = harness.group_metadata(&group, &at.topic);
-    session.begin().unwrap();
-    session.send(&batch(&at, &["c"])).unwrap();
-    committed(session.commit(Some((&member, &[(at.clone(), 2)]))));
-    session.begin().unwrap();
-    session.send(&batch(&at, &["open"])).unwrap();
+    producer.begin().unwrap();
+    producer.send(&batch(&at, &["c"])).unwrap();
+    committed(producer.commit(Some((&member, &[(at.clone(), 2)]))));
+    producer.begin().unwrap();
+    producer.send(&batch(&at, &["open"])).unwrap();
     harness.append(&at, &["plain"]);
     let facts = |harness: &Harness| {
         let describe = |name: &str| {
@@ -67,7 +64,7 @@ fn a_reopened_log_is_the_same() {
     let before = facts(&harness);
     assert_eq!(harness.offset(&at, OffsetSpec::LogEnd), 9);
     assert_eq!(harness.offset(&at, OffsetSpec::LastStable), 7);
-    drop((session, consumer, member, harness));
+    drop((producer, consumer, member, harness));
 
     let harness = Harness::on(open(dir.path()));
     assert_eq!(facts(&harness), before);
@@ -78,20 +75,20 @@ fn a_reopened_log_is_the_same() {
     let want = seen(&[(0, "a"), (1, "b"), (5, "c"), (8, "plain")]);
     assert_eq!(harness.committed(&at), want);
     assert_eq!(harness.all(Isolation::ReadUncommitted, &at).len(), 6);
-    let mut session = harness.transactional_producer("one");
-    assert_eq!(harness.transact(&mut *session, &at, &["d"]).first_offset, 10);
-    drop((session, harness));
+    let mut producer = harness.transactional_producer("one");
+    assert_eq!(harness.transact(&mut *producer, &at, &["d"]).first_offset, 10);
+    drop((producer, harness));
     let harness = Harness::on(open(dir.path()));
     assert_eq!(texts(&harness.committed(&at)), ["a", "b", "c", "plain", "d"]);
-    assert_ne!(harness.line().topic, deleted.topic);
+    assert_ne!(harness.partition().topic, deleted.topic);
 }
 
 #[test]
-fn times_and_sizes_are_known_after_reopening() {
+fn reopening_restores_times_and_sizes() {
     let dir = tempfile::tempdir().unwrap();
     let (base, text) = (now() - 1_000_000, "x".repeat(1_000));
     let harness = Harness::on(open(dir.path()));
-    let at = harness.line();
+    let at = harness.partition();
     let append = |harness: &Harness, from: Millis| {
         let mut out = OutBatch::default();
         for n in from..from + 100 {
@@ -117,7 +114,7 @@ fn times_and_sizes_are_known_after_reopening() {
         .log
         .alter_topic(&at.topic, &[("retention.bytes".into(), "1000000".into())])
         .unwrap();
-    let start = support::wait_for("the start to move", LIMIT, || {
+    let start = world::wait_for("the start to move", LIMIT, || {
         Some(harness.offset(&at, OffsetSpec::Earliest)).filter(|start| *start > 0)
     });
     assert!((2_800..=3_000).contains(&start), "a million bytes are kept: {start}");
@@ -131,7 +128,7 @@ fn times_and_sizes_are_known_after_reopening() {
 }
 
 #[test]
-fn a_directory_is_open_in_one_place() {
+fn directory_is_opened_once() {
     let dir = tempfile::tempdir().unwrap();
     let log = open(dir.path());
     let refused = EmbeddedLog::open(config(Some(dir.path().to_owned()))).map(|_| "opened twice");
@@ -140,40 +137,40 @@ fn a_directory_is_open_in_one_place() {
     open(dir.path());
 }
 
-/// One line for each thing that was acknowledged: `tx` or `plain`, writer, number.
+/// Reports each acknowledged operation: `tx` or `plain`, writer, number.
 type Tell<'t> = &'t (dyn Fn(&str, usize, i64) + Sync);
 
-/// Writes numbered transactions and appends, going on behind the last one that was committed.
+/// Writes numbered transactions and appends, continuing after the last committed one.
 fn write(log: &SharedEventLog, writer: usize, until: i64, tell: Tell<'_>) {
     let harness = Harness::on(log.clone());
-    let [group, id] = ["group", "session"].map(|kind| format!("{kind}-{writer}"));
+    let [group, id] = ["group", "producer"].map(|kind| format!("{kind}-{writer}"));
     let input = TopicPartition::new("input", 0);
     let parts = [0, 1, 2].map(|p| TopicPartition::new("out", p));
     let mut consumer = harness.join(&group, &[&input.topic]);
     assigned(&mut *consumer);
     let member = consumer.group_metadata().unwrap();
-    let mut session = harness.transactional_producer(&id);
+    let mut producer = harness.transactional_producer(&id);
     let last = harness.committed_offset(&group, &input).unwrap_or(0);
-    // The second writer's transactions are large, so that the store flushes while it is killed.
+    // The second writer's transactions are large, so that the store flushes before the process is killed.
     let (count, filler) = if writer == 0 { (3, "") } else { (180, &*"x".repeat(900)) };
     for n in last + 1..=until {
-        let send = |session: &mut dyn event_log::TransactionalProducer, text: &str| {
+        let send = |producer: &mut dyn event_log::TransactionalProducer, text: &str| {
             for _ in 0..3 {
                 let mut out = OutBatch::default();
                 for at in &parts {
                     (0..count / 3).for_each(|_| out.push(record(at, text), []));
                 }
-                session.send(&out).unwrap();
+                producer.send(&out).unwrap();
             }
         };
         if n % 3 == 0 {
-            session.begin().unwrap();
-            send(&mut *session, "aborted");
-            session.abort().unwrap();
+            producer.begin().unwrap();
+            send(&mut *producer, "aborted");
+            producer.abort().unwrap();
         }
-        session.begin().unwrap();
-        send(&mut *session, &format!("{writer}:{n}:{filler}"));
-        committed(session.commit(Some((&member, &[(input.clone(), n)]))));
+        producer.begin().unwrap();
+        send(&mut *producer, &format!("{writer}:{n}:{filler}"));
+        committed(producer.commit(Some((&member, &[(input.clone(), n)]))));
         tell("tx", writer, n);
         let plain = TopicPartition::new("plain", 0);
         harness.append(&plain, &[&format!("{writer}:{n}:")]);
@@ -202,20 +199,18 @@ fn write_all(dir: &Path, until: i64, tell: Tell<'_>) {
     });
 }
 
-/// Checks what stands in the directory against what was acknowledged; returns the last number of each writer.
+/// Compares the directory with what was acknowledged. Returns the last number of each writer.
 fn check(dir: &Path, acknowledged: &BTreeMap<(String, usize), i64>) -> Vec<i64> {
     let harness = Harness::on(open(dir));
     let input = TopicPartition::new("input", 0);
     let number = |writer: usize, kind: &str| acknowledged.get(&(kind.to_owned(), writer)).copied().unwrap_or(0);
     let mut lasts = Vec::new();
     for writer in 0..WRITERS {
-        let last = harness
-            .committed_offset(&format!("group-{writer}"), &input)
-            .unwrap_or(0);
-        let told = number(writer, "tx");
+        let last = harness.committed_offset(&format!("group-{writer}"), &input).unwrap_or(0);
+        let acknowledged = number(writer, "tx");
         assert!(
-            (told..=told + 1).contains(&last),
-            "writer {writer}: {told} was acknowledged, {last} is there"
+            (acknowledged..=acknowledged + 1).contains(&last),
+            "writer {writer}: {acknowledged} was acknowledged, {last} is there"
         );
         lasts.push(last);
     }
@@ -250,9 +245,9 @@ fn check(dir: &Path, acknowledged: &BTreeMap<(String, usize), i64>) -> Vec<i64> 
     for writer in 0..WRITERS {
         let mut numbers: Vec<i64> = read.iter().filter_map(|(_, text)| numbered(text, writer)).collect();
         numbers.dedup();
-        let told = number(writer, "plain");
-        // After the kill a transaction may have been there without its append; then that number has none.
-        let missing: Vec<i64> = (1..=told).filter(|n| !numbers.contains(n)).collect();
+        let acknowledged = number(writer, "plain");
+        // If the process was killed between a transaction and its append, that number has no append.
+        let missing: Vec<i64> = (1..=acknowledged).filter(|n| !numbers.contains(n)).collect();
         let excused = acknowledged
             .iter()
             .filter(|((kind, w), _)| kind.starts_with("cut") && *w == writer);
@@ -270,37 +265,37 @@ fn numbered(text: &str, writer: usize) -> Option<i64> {
     (fields.next()? == writer.to_string()).then(|| fields.next()?.parse().ok())?
 }
 
-/// Alone it writes a little and checks it; as the child of the test below it writes until it is killed.
+/// Run by itself it writes a little and checks it. As a child of the test below it writes until it is killed.
 #[test]
-fn the_writer_that_is_killed() {
+fn killed_writer_child() {
     match killed_process::directory(CHILD) {
         Some(dir) => write_all(&dir, i64::MAX, &|kind, writer, n| {
             killed_process::acknowledge(format_args!("{kind} {writer} {n}"));
         }),
         None => {
             let dir = tempfile::tempdir().unwrap();
-            let told = Mutex::new(BTreeMap::new());
+            let acknowledged = Mutex::new(BTreeMap::new());
             write_all(dir.path(), 7, &|kind, writer, n| {
-                told.lock().unwrap().insert((kind.to_owned(), writer), n);
+                acknowledged.lock().unwrap().insert((kind.to_owned(), writer), n);
             });
-            assert_eq!(check(dir.path(), &told.into_inner().unwrap()), [7, 7]);
+            assert_eq!(check(dir.path(), &acknowledged.into_inner().unwrap()), [7, 7]);
         }
     }
 }
 
 #[test]
-fn kill_9_loses_nothing_acknowledged_and_leaves_no_half_transaction() {
+fn kill_9_loses_nothing_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
     let mut acknowledged: BTreeMap<(String, usize), i64> = BTreeMap::new();
     for round in 0..12 {
-        let test = "log::durable::the_writer_that_is_killed";
+        let test = "log::durable::killed_writer_child";
         killed_process::run(CHILD, test, dir.path(), 20 + round * 53 % 211, &mut |words| {
             let [kind, writer, n, ..] = words else { return false };
             acknowledged.insert(((*kind).to_owned(), writer.parse().unwrap()), n.parse().unwrap());
             true
         });
         for (writer, last) in check(dir.path(), &acknowledged).into_iter().enumerate() {
-            // The next life begins behind this transaction; its append may be missing for ever.
+            // The next process continues after this transaction, whose append may be missing.
             acknowledged.insert((format!("cut {round}"), writer), last);
             acknowledged.insert(("tx".to_owned(), writer), last);
         }
@@ -308,17 +303,17 @@ fn kill_9_loses_nothing_acknowledged_and_leaves_no_half_transaction() {
 }
 
 #[test]
-fn a_log_in_memory_ends_with_its_last_handle() {
+fn memory_log_ends_with_last_handle() {
     let open = || EmbeddedLog::open(config(None)).unwrap();
     let (one, other) = (open(), open());
     assert_ne!(one.log_epoch().unwrap(), other.log_epoch().unwrap());
-    let at = Harness::on(one.clone()).line();
+    let at = Harness::on(one.clone()).partition();
     assert!(matches!(
         other.offset(&at, OffsetSpec::LogEnd),
         Err(Error::UnknownTopic { .. })
     ));
-    // A session and a member keep the log they were opened on.
-    let session = one.transactional_producer(TransactionalProducerConfig {
+    // Producers and members keep their log open.
+    let producer = one.transactional_producer(TransactionalProducerConfig {
         transactional_id: "kept".into(),
         transaction_timeout: Duration::from_secs(5),
     });
@@ -330,11 +325,11 @@ fn a_log_in_memory_ends_with_its_last_handle() {
         protocol: event_log::GroupProtocol::Classic,
     });
     drop(one);
-    let (mut session, mut consumer) = (session.unwrap(), consumer.unwrap());
+    let (mut producer, mut consumer) = (producer.unwrap(), consumer.unwrap());
     assert_eq!(assigned(&mut *consumer), std::slice::from_ref(&at));
     consumer.start(&at, 0).unwrap();
-    session.begin().unwrap();
-    session.send(&batch(&at, &["still here"])).unwrap();
-    committed(session.commit(None));
+    producer.begin().unwrap();
+    producer.send(&batch(&at, &["still here"])).unwrap();
+    committed(producer.commit(None));
     assert_eq!(texts(&super::harness::records(&mut *consumer, 1)), ["still here"]);
 }

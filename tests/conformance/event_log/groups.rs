@@ -1,14 +1,13 @@
-//! A group's member: events in their order, reading from where it was started.
+//! A group member: order of events, and where it starts to read.
 
 use super::harness::{Harness, LIMIT, SHORT, assigned, batch, committed, event, records, seen, texts, values};
-use crate::support;
+use crate::world;
 use event_log::{Error, Event, OffsetSpec, RecordBatch, TopicPartition};
 use std::time::{Duration, Instant};
 
-/// The first event is the assignment of all partitions of all topics; until a partition is started nothing of it is
-/// returned.
-pub fn assigned_comes_first_and_nothing_is_read_before_start(harness: &Harness) {
-    let (one, two, group) = (harness.topic(2), harness.topic(1), support::unique("group"));
+/// The first event is the assignment of all partitions of all topics. A partition returns nothing before it is started.
+pub fn assignment_precedes_records(harness: &Harness) {
+    let (one, two, group) = (harness.topic(2), harness.topic(1), world::unique("group"));
     let mut all = vec![
         TopicPartition::new(one.clone(), 0),
         TopicPartition::new(one.clone(), 1),
@@ -39,11 +38,11 @@ pub fn assigned_comes_first_and_nothing_is_read_before_start(harness: &Harness) 
     consumer.close().unwrap();
 }
 
-/// `start` says where reading begins, and moves it later on.
-pub fn a_member_reads_from_where_it_was_started(harness: &Harness) {
-    let at = harness.line();
+/// `start` sets the position, also later.
+pub fn member_reads_from_start_offset(harness: &Harness) {
+    let at = harness.partition();
     harness.append(&at, &["a", "b", "c", "d"]);
-    let mut consumer = harness.join(&support::unique("group"), &[&at.topic]);
+    let mut consumer = harness.join(&world::unique("group"), &[&at.topic]);
     assigned(&mut *consumer);
     consumer.start(&at, 2).unwrap();
     assert_eq!(records(&mut *consumer, 2), seen(&[(2, "c"), (3, "d")]));
@@ -54,14 +53,14 @@ pub fn a_member_reads_from_where_it_was_started(harness: &Harness) {
     consumer.close().unwrap();
 }
 
-/// A paused partition returns nothing, whatever was fetched before; resumed, it goes on behind the last record that
-/// was returned. Others go on meanwhile.
-pub fn a_paused_partition_goes_on_behind_the_last_record(harness: &Harness) {
+/// A paused partition returns nothing, even if records were fetched before. After the resume it continues after the
+/// last record returned. Other partitions are not affected.
+pub fn resumed_partition_continues_after_last_record(harness: &Harness) {
     let topic = harness.topic(2);
     let [a, b] = [0, 1].map(|p| TopicPartition::new(topic.clone(), p));
     let texts_of_a: Vec<String> = (0..50).map(|n| format!("{n} {}", "x".repeat(100))).collect();
     harness.append(&a, &texts_of_a.iter().map(String::as_str).collect::<Vec<_>>());
-    let mut consumer = harness.join(&support::unique("group"), &[&topic]);
+    let mut consumer = harness.join(&world::unique("group"), &[&topic]);
     assigned(&mut *consumer);
     consumer.start(&a, 0).unwrap();
     consumer.start(&b, 0).unwrap();
@@ -88,20 +87,20 @@ pub fn a_paused_partition_goes_on_behind_the_last_record(harness: &Harness) {
     consumer.close().unwrap();
 }
 
-/// Members read committed: aborted records never, open ones not yet.
-pub fn a_group_reads_committed_records_only(harness: &Harness) {
-    let at = harness.line();
-    let mut session = harness.any_session();
-    session.begin().unwrap();
-    session.send(&batch(&at, &["no"])).unwrap();
-    support::wait_for("the record", LIMIT, || {
+/// Members read committed records only.
+pub fn group_reads_committed_records_only(harness: &Harness) {
+    let at = harness.partition();
+    let mut producer = harness.any_producer();
+    producer.begin().unwrap();
+    producer.send(&batch(&at, &["no"])).unwrap();
+    world::wait_for("the record", LIMIT, || {
         (harness.offset(&at, OffsetSpec::LogEnd) == 1).then_some(())
     });
-    session.abort().unwrap();
-    harness.settle(&at);
-    session.begin().unwrap();
-    session.send(&batch(&at, &["yes"])).unwrap();
-    let mut consumer = harness.join(&support::unique("group"), &[&at.topic]);
+    producer.abort().unwrap();
+    harness.wait_no_open_transaction(&at);
+    producer.begin().unwrap();
+    producer.send(&batch(&at, &["yes"])).unwrap();
+    let mut consumer = harness.join(&world::unique("group"), &[&at.topic]);
     assigned(&mut *consumer);
     consumer.start(&at, 0).unwrap();
     for _ in 0..5 {
@@ -110,16 +109,16 @@ pub fn a_group_reads_committed_records_only(harness: &Harness) {
             Event::Idle
         );
     }
-    committed(session.commit(None));
+    committed(producer.commit(None));
     assert_eq!(texts(&records(&mut *consumer, 1)), ["yes"]);
     consumer.close().unwrap();
 }
 
-/// There is no automatic reset: a start that is not kept is an error of the poll, and the next start mends it.
-pub fn a_start_outside_the_partition_is_out_of_range(harness: &Harness) {
-    let at = harness.line();
+/// There is no automatic reset: a start at an offset that is not kept is an error of `poll`, until the next start.
+pub fn start_outside_partition_is_out_of_range(harness: &Harness) {
+    let at = harness.partition();
     harness.append(&at, &["a"]);
-    let mut consumer = harness.join(&support::unique("group"), &[&at.topic]);
+    let mut consumer = harness.join(&world::unique("group"), &[&at.topic]);
     assigned(&mut *consumer);
     consumer.start(&at, 9).unwrap();
     let mut batch = RecordBatch::default();
@@ -132,15 +131,15 @@ pub fn a_start_outside_the_partition_is_out_of_range(harness: &Harness) {
     consumer.close().unwrap();
 }
 
-/// One partition that is out of range, and is moved to where it can be read, costs the others no record and repeats
-/// none; what is paused or was never started stays so.
-pub fn a_partition_out_of_range_leaves_the_others_where_they_are(harness: &Harness) {
+/// One partition that is out of range and then moved does not lose or repeat records of the others. Paused and
+/// unstarted partitions remain so.
+pub fn out_of_range_partition_leaves_others_alone(harness: &Harness) {
     let topic = harness.topic(4);
     let [lost, read, paused, still] = [0, 1, 2, 3].map(|p| TopicPartition::new(topic.clone(), p));
     for at in [&lost, &read, &paused, &still] {
         harness.append(at, &["a", "b"]);
     }
-    let mut consumer = harness.join(&support::unique("group"), &[&topic]);
+    let mut consumer = harness.join(&world::unique("group"), &[&topic]);
     assigned(&mut *consumer);
     consumer.start(&read, 0).unwrap();
     assert_eq!(records(&mut *consumer, 2), seen(&[(0, "a"), (1, "b")]));
@@ -172,19 +171,19 @@ pub fn a_partition_out_of_range_leaves_the_others_where_they_are(harness: &Harne
     consumer.close().unwrap();
 }
 
-/// A member that waits in a poll has a record as soon as it is committed.
-pub fn a_blocked_member_is_woken_by_a_commit(harness: &Harness) {
-    let at = harness.line();
-    let mut consumer = harness.join(&support::unique("group"), &[&at.topic]);
+/// A member that waits in a poll gets a record as soon as it is committed.
+pub fn commit_wakes_blocked_member(harness: &Harness) {
+    let at = harness.partition();
+    let mut consumer = harness.join(&world::unique("group"), &[&at.topic]);
     assigned(&mut *consumer);
     consumer.start(&at, 0).unwrap();
     let mut batch_read = RecordBatch::default();
     assert_eq!(consumer.poll(&mut batch_read, 1_000, SHORT).unwrap(), Event::Idle);
-    let mut session = harness.any_session();
+    let mut producer = harness.any_producer();
     let began = Instant::now();
     std::thread::scope(|scope| {
         let poll = scope.spawn(|| consumer.poll(&mut batch_read, 1_000, LIMIT).unwrap());
-        harness.transact(&mut *session, &at, &["a"]);
+        harness.transact(&mut *producer, &at, &["a"]);
         assert_eq!(poll.join().unwrap(), Event::Records);
     });
     assert!(

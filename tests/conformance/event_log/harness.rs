@@ -1,6 +1,5 @@
-//! What the cases stand on: a home of the log, fresh names, and the few things that every case does.
-//!
-//! Guarantees: a helper waits for a state with a limit and says what it waited for. Never: a judgement about the log.
+//! Harness of the conformance suite: backends, unique names, and common steps. Helpers wait with a limit and report what
+//! they were waiting for.
 
 use crate::support;
 use event_log::embedded::{self, EmbeddedLog};
@@ -12,27 +11,27 @@ use event_log::{
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// How long anything may take that should happen.
+/// Limit for everything that should happen.
 pub const LIMIT: Duration = Duration::from_secs(30);
-/// A poll that is not expected to return something waits this long.
+/// Timeout of a poll that is not expected to return anything.
 pub const SHORT: Duration = Duration::from_millis(20);
 
-/// A home of the log.
+/// A backend of the event log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Home {
+pub enum Backend {
     Memory,
     Disk,
     Kafka,
 }
 
-/// Runs one case on one home, its groups by this protocol.
-pub fn run(home: Home, protocol: GroupProtocol, case: fn(&Harness)) {
-    match home {
-        Home::Memory => case(&Harness {
+/// Runs a case on a backend with a group protocol.
+pub fn run(backend: Backend, protocol: GroupProtocol, case: fn(&Harness)) {
+    match backend {
+        Backend::Memory => case(&Harness {
             log: EmbeddedLog::open(config(None)).expect("open in memory"),
             protocol,
         }),
-        Home::Disk => {
+        Backend::Disk => {
             let dir = tempfile::tempdir().expect("make a directory");
             let dir = Some(dir.path().join("log"));
             case(&Harness {
@@ -40,11 +39,10 @@ pub fn run(home: Home, protocol: GroupProtocol, case: fn(&Harness)) {
                 protocol,
             });
         }
-        Home::Kafka => {
+        Backend::Kafka => {
             static KAFKA: OnceLock<SharedEventLog> = OnceLock::new();
-            let open = || {
-                event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(support::kafka())).expect("connect")
-            };
+            let open =
+                || event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(world::kafka())).expect("connect");
             case(&Harness {
                 log: KAFKA.get_or_init(open).clone(),
                 protocol,
@@ -53,14 +51,14 @@ pub fn run(home: Home, protocol: GroupProtocol, case: fn(&Harness)) {
     }
 }
 
-/// An embedded log that cleans as often as the tests' broker does.
+/// Options of an embedded log that cleans as often as the tests' broker does.
 pub fn config(dir: Option<std::path::PathBuf>) -> embedded::Config {
     let mut config = embedded::Config::new(dir, Arc::new(now));
     config.clean_every = Some(Duration::from_millis(200));
     config
 }
 
-/// This machine's time.
+/// Returns this machine's time.
 #[expect(clippy::disallowed_methods, reason = "the suite runs on the machine's clock")]
 pub fn now() -> Millis {
     let since = std::time::SystemTime::now()
@@ -69,7 +67,7 @@ pub fn now() -> Millis {
     Millis::try_from(since.as_millis()).expect("before the end of time")
 }
 
-/// One log, and fresh names on it.
+/// An event log with unique names.
 pub struct Harness {
     pub log: SharedEventLog,
     pub protocol: GroupProtocol,
@@ -79,18 +77,18 @@ pub struct Harness {
 pub type Seen = (Offset, String);
 
 impl Harness {
-    /// Of a log whose groups speak the classic protocol.
+    /// Creates a harness for a log whose groups use the classic protocol.
     pub fn on(log: SharedEventLog) -> Harness {
         let protocol = GroupProtocol::Classic;
         Harness { log, protocol }
     }
 
-    /// A new topic.
+    /// Creates a topic.
     pub fn topic(&self, partitions: i32) -> Arc<str> {
         self.topic_with(partitions, |_| {})
     }
 
-    /// A new topic with settings.
+    /// Creates a topic with settings.
     pub fn topic_with(&self, partitions: i32, change: impl FnOnce(&mut TopicConfig)) -> Arc<str> {
         let name = support::unique("case");
         let mut config = TopicConfig::new(Cleanup::Delete);
@@ -105,19 +103,19 @@ impl Harness {
         name.into()
     }
 
-    /// The only partition of a new topic.
-    pub fn line(&self) -> TopicPartition {
+    /// Creates a topic with one partition and returns that.
+    pub fn partition(&self) -> TopicPartition {
         TopicPartition::new(self.topic(1), 0)
     }
 
-    /// Appends outside transactions.
+    /// Appends outside a transaction.
     pub fn append(&self, at: &TopicPartition, values: &[&str]) -> Produced {
         let mut produced = self.log.append(&batch(at, values)).expect("append");
         assert_eq!(produced.len(), 1, "one partition was written to");
         produced.remove(0)
     }
 
-    /// A session of this id.
+    /// Opens a transactional producer with this id.
     pub fn transactional_producer(&self, id: &str) -> Box<dyn TransactionalProducer> {
         let transaction_timeout = Duration::from_secs(20);
         self.log
@@ -125,24 +123,24 @@ impl Harness {
                 transactional_id: id.to_owned(),
                 transaction_timeout,
             })
-            .expect("open a session")
+            .expect("open a producer")
     }
 
-    /// A session of an id of its own.
-    pub fn any_session(&self) -> Box<dyn TransactionalProducer> {
-        self.transactional_producer(&support::unique("session"))
+    /// Opens a transactional producer with a unique id.
+    pub fn any_producer(&self) -> Box<dyn TransactionalProducer> {
+        self.transactional_producer(&world::unique("producer"))
     }
 
-    /// Commits these values in one transaction.
-    pub fn transact(&self, session: &mut dyn TransactionalProducer, at: &TopicPartition, values: &[&str]) -> Produced {
-        session.begin().expect("begin");
-        session.send(&batch(at, values)).expect("send");
-        let mut produced = committed(session.commit(None));
+    /// Commits values in one transaction.
+    pub fn transact(&self, producer: &mut dyn TransactionalProducer, at: &TopicPartition, values: &[&str]) -> Produced {
+        producer.begin().expect("begin");
+        producer.send(&batch(at, values)).expect("send");
+        let mut produced = committed(producer.commit(None));
         assert_eq!(produced.len(), 1);
         produced.remove(0)
     }
 
-    /// Looks an offset up, alone and in company.
+    /// Looks up an offset with both methods, which must agree.
     pub fn offset(&self, at: &TopicPartition, which: OffsetSpec) -> Offset {
         let alone = self.log.offset(at, which).expect("look an offset up");
         let company = self.log.offsets(std::slice::from_ref(at), which);
@@ -152,22 +150,22 @@ impl Harness {
         alone
     }
 
-    /// Waits until no transaction is open in a partition; returns its end.
-    pub fn settle(&self, at: &TopicPartition) -> Offset {
-        support::wait_for("the partition to have no open transaction", LIMIT, || {
+    /// Waits until no transaction is open in a partition and returns its end.
+    pub fn wait_no_open_transaction(&self, at: &TopicPartition) -> Offset {
+        world::wait_for("the partition to have no open transaction", LIMIT, || {
             let end = self.offset(at, OffsetSpec::LogEnd);
             (self.offset(at, OffsetSpec::LastStable) == end).then_some(end)
         })
     }
 
-    /// A reader of one partition.
+    /// Creates a reader of one partition.
     pub fn reader(&self, isolation: Isolation, at: &TopicPartition, from: StartFrom) -> Box<dyn Reader> {
         let mut reader = self.log.reader(isolation).expect("open a reader");
         reader.assign(&[(at.clone(), from)]).expect("assign");
         reader
     }
 
-    /// Everything from the start to the end as it is now, control records passed over.
+    /// Reads all records up to the current end.
     pub fn all(&self, isolation: Isolation, at: &TopicPartition) -> Vec<Seen> {
         let which = match isolation {
             Isolation::ReadCommitted => OffsetSpec::LastStable,
@@ -184,13 +182,13 @@ impl Harness {
         seen
     }
 
-    /// Everything committed, once nothing is open.
+    /// Reads all committed records after the last transaction has ended.
     pub fn committed(&self, at: &TopicPartition) -> Vec<Seen> {
-        self.settle(at);
+        self.wait_no_open_transaction(at);
         self.all(Isolation::ReadCommitted, at)
     }
 
-    /// The next `count` records of a reader.
+    /// Reads the next `count` records.
     pub fn take(&self, reader: &mut dyn Reader, count: usize) -> Vec<Seen> {
         let (mut seen, mut batch) = (Vec::new(), RecordBatch::default());
         support::wait_for("records", LIMIT, || {
@@ -201,7 +199,7 @@ impl Harness {
         seen
     }
 
-    /// Joins a group without an instance name.
+    /// Joins a group as a dynamic member.
     pub fn join(&self, group: &str, topics: &[&Arc<str>]) -> Box<dyn GroupConsumer> {
         self.join_as(group, None, topics)
     }
@@ -218,7 +216,7 @@ impl Harness {
         self.log.group(config).expect("join the group")
     }
 
-    /// A group's committed offset of one partition.
+    /// Returns the committed offset of one partition.
     pub fn committed_offset(&self, group: &str, at: &TopicPartition) -> Option<Offset> {
         let committed = self
             .log
@@ -228,7 +226,7 @@ impl Harness {
         committed[at]
     }
 
-    /// A member of a group of its own that was assigned the topic: somebody who may commit offsets.
+    /// Joins a group, waits for the assignment of the topic, and returns metadata for commits.
     pub fn group_metadata(&self, group: &str, topic: &Arc<str>) -> (Box<dyn GroupConsumer>, GroupMetadata) {
         let mut consumer = self.join(group, &[topic]);
         assigned(&mut *consumer);
@@ -237,7 +235,7 @@ impl Harness {
     }
 }
 
-/// Records of one partition, without keys.
+/// Creates records of one partition without keys.
 pub fn batch(at: &TopicPartition, values: &[&str]) -> OutBatch {
     let mut batch = OutBatch::default();
     for value in values {
@@ -246,7 +244,7 @@ pub fn batch(at: &TopicPartition, values: &[&str]) -> OutBatch {
     batch
 }
 
-/// A record without key and timestamp.
+/// Creates a record without key and timestamp.
 pub fn record<'a>(at: &'a TopicPartition, value: &'a str) -> OutRecord<'a> {
     OutRecord {
         topic: &at.topic,
@@ -257,7 +255,7 @@ pub fn record<'a>(at: &'a TopicPartition, value: &'a str) -> OutRecord<'a> {
     }
 }
 
-/// Offsets and values of a batch.
+/// Returns offsets and values of a batch.
 pub fn values(batch: &RecordBatch) -> Vec<Seen> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     batch
@@ -266,7 +264,7 @@ pub fn values(batch: &RecordBatch) -> Vec<Seen> {
         .collect()
 }
 
-/// Pairs of offsets and values, to compare with.
+/// Creates expected offsets and values.
 pub fn seen(pairs: &[(Offset, &str)]) -> Vec<Seen> {
     pairs
         .iter()
@@ -274,12 +272,12 @@ pub fn seen(pairs: &[(Offset, &str)]) -> Vec<Seen> {
         .collect()
 }
 
-/// Values alone.
+/// Returns the values.
 pub fn texts(seen: &[Seen]) -> Vec<&str> {
     seen.iter().map(|(_, value)| value.as_str()).collect()
 }
 
-/// What a commit wrote.
+/// Returns what a commit wrote. Fails unless it succeeded.
 #[track_caller]
 pub fn committed(outcome: Outcome) -> Vec<Produced> {
     match outcome {
@@ -288,7 +286,7 @@ pub fn committed(outcome: Outcome) -> Vec<Produced> {
     }
 }
 
-/// Checks that a commit was aborted by fencing.
+/// Fails unless the commit was aborted by fencing.
 #[track_caller]
 pub fn fenced(outcome: &Outcome) {
     assert!(
@@ -297,8 +295,7 @@ pub fn fenced(outcome: &Outcome) {
     );
 }
 
-/// Checks that a commit of a membership that is not the newest was aborted. Only the classic protocol takes that for a
-/// fence.
+/// Fails unless the commit was aborted because its generation is outdated, which is a fence in the classic protocol only.
 #[track_caller]
 pub fn outdated(harness: &Harness, outcome: &Outcome) {
     match harness.protocol {
@@ -310,7 +307,7 @@ pub fn outdated(harness: &Harness, outcome: &Outcome) {
     }
 }
 
-/// Polls until something other than silence comes.
+/// Polls until an event arrives.
 pub fn event(consumer: &mut dyn GroupConsumer, batch: &mut RecordBatch) -> Event {
     support::wait_for("an event of the group", LIMIT, || {
         let event = consumer.poll(batch, 1 << 20, SHORT).expect("poll");
@@ -318,7 +315,7 @@ pub fn event(consumer: &mut dyn GroupConsumer, batch: &mut RecordBatch) -> Event
     })
 }
 
-/// Polls until partitions are assigned; they come first.
+/// Polls until partitions are assigned. No other event may come first.
 pub fn assigned(consumer: &mut dyn GroupConsumer) -> Vec<TopicPartition> {
     match event(consumer, &mut RecordBatch::default()) {
         Event::Assigned(mut partitions) => {
@@ -329,7 +326,7 @@ pub fn assigned(consumer: &mut dyn GroupConsumer) -> Vec<TopicPartition> {
     }
 }
 
-/// Polls until `count` records came.
+/// Polls until `count` records have arrived.
 pub fn records(consumer: &mut dyn GroupConsumer, count: usize) -> Vec<Seen> {
     let (mut seen, mut batch) = (Vec::new(), RecordBatch::default());
     while seen.len() < count {

@@ -1,8 +1,7 @@
-//! kill -9 while a compacted topic is written to and cleaned at the same time, again and again.
+//! `kill -9` while a compacted topic is written and cleaned at the same time, repeatedly.
 //!
-//! Guarantees: the killed process is one of its own, which cleans without a pause; after each kill the newest record of
-//! every key is there as the acknowledged transactions left it, nothing aborted and nothing deleted has come back, and
-//! no offset is used twice. Never: a file of the log is touched by hand.
+//! The killed process is separate and cleans without pause. After each kill the newest record of every key is what the
+//! acknowledged transactions wrote, nothing aborted or deleted has come back, and no offset was used twice.
 
 use super::harness::{Harness, assigned, committed, config, now};
 use super::killed_process;
@@ -29,7 +28,7 @@ fn records(writer: usize, n: i64) -> impl Iterator<Item = (String, bool)> {
     (0..RECORDS).map(move |j| (format!("{writer}:{}", (n * RECORDS + j * 7) % KEYS), (n + j) % 4 != 0))
 }
 
-/// What is left of a writer's first transactions.
+/// What remains of a writer's first transactions.
 fn newest(writer: usize, last: i64) -> Newest {
     let mut newest = Newest::new();
     for n in 1..=last {
@@ -45,7 +44,7 @@ fn newest(writer: usize, last: i64) -> Newest {
 
 fn open(dir: &Path) -> Arc<EmbeddedLog> {
     let mut config = config(Some(dir.to_owned()));
-    // Cleaned by hand, in several pieces.
+    // Cleaned by explicit calls, in several pieces.
     (config.clean_every, config.cleaner_keys_max) = (None, 30);
     embedded::open(config).expect("open the log")
 }
@@ -54,7 +53,7 @@ fn output() -> TopicPartition {
     TopicPartition::new("cleaned", 0)
 }
 
-fn send(session: &mut dyn TransactionalProducer, writer: usize, n: i64, value: &str) {
+fn send(producer: &mut dyn TransactionalProducer, writer: usize, n: i64, value: &str) {
     let (at, mut out) = (output(), OutBatch::default());
     for (key, lives) in records(writer, n) {
         let record = OutRecord {
@@ -66,10 +65,10 @@ fn send(session: &mut dyn TransactionalProducer, writer: usize, n: i64, value: &
         };
         out.push(record, []);
     }
-    session.send(&out).unwrap();
+    producer.send(&out).unwrap();
 }
 
-/// Told after each transaction: writer, number, the offset behind it.
+/// Called after each transaction with writer, number and the offset after it.
 type Tell<'t> = &'t (dyn Fn(usize, i64, i64) + Sync);
 
 fn write(log: &SharedEventLog, writer: usize, until: i64, tell: Tell<'_>) {
@@ -79,19 +78,19 @@ fn write(log: &SharedEventLog, writer: usize, until: i64, tell: Tell<'_>) {
     let mut consumer = harness.join(&group, &[&input.topic]);
     assigned(&mut *consumer);
     let member = consumer.group_metadata().unwrap();
-    let mut session = harness.transactional_producer(&format!("session-{writer}"));
+    let mut producer = harness.transactional_producer(&format!("producer-{writer}"));
     let last = harness.committed_offset(&group, &input).unwrap_or(0);
     // The second writer's records are large, so that a pass has many steps and the store flushes.
     let filler = "x".repeat([10, 60_000][writer]);
     for n in last + 1..=until {
         if n % 3 == 0 {
-            session.begin().unwrap();
-            send(&mut *session, writer, n, "aborted");
-            session.abort().unwrap();
+            producer.begin().unwrap();
+            send(&mut *producer, writer, n, "aborted");
+            producer.abort().unwrap();
         }
-        session.begin().unwrap();
-        send(&mut *session, writer, n, &format!("{n}:{filler}"));
-        let produced = committed(session.commit(Some((&member, &[(input.clone(), n)]))));
+        producer.begin().unwrap();
+        send(&mut *producer, writer, n, &format!("{n}:{filler}"));
+        let produced = committed(producer.commit(Some((&member, &[(input.clone(), n)]))));
         tell(writer, n, produced[0].next_offset);
     }
 }
@@ -131,7 +130,7 @@ fn write_all(dir: &Path, until: i64, tell: Tell<'_>) {
     });
 }
 
-/// The newest value of each key, by writer, and how many records there are.
+/// Returns the newest value of each key by writer, and the number of records.
 fn read(log: &SharedEventLog) -> (Vec<Newest>, usize) {
     let (at, harness) = (output(), Harness::on(log.clone()));
     let end = harness.offset(&at, OffsetSpec::LogEnd);
@@ -160,17 +159,15 @@ fn read(log: &SharedEventLog) -> (Vec<Newest>, usize) {
     (found, count)
 }
 
-/// Checks the directory against what was acknowledged; returns each writer's last number and the records there.
-fn check(dir: &Path, told: &[(i64, i64); WRITERS]) -> (Vec<i64>, usize) {
+/// Compares the directory with what was acknowledged. Returns each writer's last number and the number of records.
+fn check(dir: &Path, acknowledged: &[(i64, i64); WRITERS]) -> (Vec<i64>, usize) {
     let log = open(dir);
     let shared: SharedEventLog = log.clone();
     let harness = Harness::on(shared.clone());
     let input = TopicPartition::new("input", 0);
     let mut lasts = Vec::new();
-    for (writer, (number, next)) in told.iter().enumerate() {
-        let last = harness
-            .committed_offset(&format!("group-{writer}"), &input)
-            .unwrap_or(0);
+    for (writer, (number, next)) in acknowledged.iter().enumerate() {
+        let last = harness.committed_offset(&format!("group-{writer}"), &input).unwrap_or(0);
         assert!(
             (*number..=number + 1).contains(&last),
             "writer {writer}: {number} was acknowledged, {last} is there"
@@ -193,44 +190,44 @@ fn check(dir: &Path, told: &[(i64, i64); WRITERS]) -> (Vec<i64>, usize) {
     (lasts, count)
 }
 
-/// Alone it writes a little and checks it; as the child of the test below it writes and cleans until it is killed.
+/// Run by itself it writes a little and checks it. As a child of the test below it writes and cleans until it is killed.
 #[test]
-fn the_cleaner_that_is_killed() {
+fn killed_cleaner_child() {
     match killed_process::directory(CHILD) {
         Some(dir) => write_all(&dir, i64::MAX, &|writer, n, next| {
             killed_process::acknowledge(format_args!("{writer} {n} {next}"));
         }),
         None => {
             let dir = tempfile::tempdir().unwrap();
-            let told = Mutex::new([(0, 0); WRITERS]);
+            let acknowledged = Mutex::new([(0, 0); WRITERS]);
             write_all(dir.path(), 40, &|writer, n, next| {
-                told.lock().unwrap()[writer] = (n, next)
+                acknowledged.lock().unwrap()[writer] = (n, next)
             });
-            assert_eq!(check(dir.path(), &told.into_inner().unwrap()).0, [40, 40]);
+            assert_eq!(check(dir.path(), &acknowledged.into_inner().unwrap()).0, [40, 40]);
         }
     }
 }
 
 #[test]
-fn kill_9_while_cleaning_loses_no_newest_record_and_brings_nothing_back() {
+fn kill_9_while_cleaning_keeps_newest_records() {
     let dir = tempfile::tempdir().unwrap();
-    let mut told = [(0, 0); WRITERS];
+    let mut acknowledged = [(0, 0); WRITERS];
     let mut kept = 0;
     for round in 0..10 {
-        let test = "log::killed_cleaner::the_cleaner_that_is_killed";
+        let test = "log::killed_cleaner::killed_cleaner_child";
         killed_process::run(CHILD, test, dir.path(), 40 + round * 53 % 211, &mut |words| {
             let numbers: Vec<i64> = words.iter().filter_map(|word| word.parse().ok()).collect();
             let [writer, n, next] = numbers[..] else { return false };
-            told[usize::try_from(writer).expect("a writer")] = (n, next);
+            acknowledged[usize::try_from(writer).expect("a writer")] = (n, next);
             true
         });
-        let (lasts, count) = check(dir.path(), &told);
-        for (told, last) in told.iter_mut().zip(lasts) {
-            told.0 = last;
+        let (lasts, count) = check(dir.path(), &acknowledged);
+        for (acknowledged, last) in acknowledged.iter_mut().zip(lasts) {
+            acknowledged.0 = last;
         }
         kept = count;
     }
-    let written: i64 = told.iter().map(|(n, _)| n * RECORDS).sum();
+    let written: i64 = acknowledged.iter().map(|(n, _)| n * RECORDS).sum();
     assert!(
         i64::try_from(kept).expect("few") < written / 2,
         "{kept} of {written} records were left: the cleaner was not there"

@@ -1,17 +1,16 @@
-//! A process of a test's own that writes to a log in a directory until it is killed, as by kill -9.
+//! A child process of a test that writes to a log in a directory until it is killed with SIGKILL.
 //!
-//! It is the test binary once more, with one test; a variable tells it the directory. It acknowledges what it has done by
-//! lines on its standard output.
-//! Guarantees: what was acknowledged before the end is read; one that ends by itself fails the test. Never: a survivor.
+//! It is the test binary, started for one test, with the directory in an environment variable. It acknowledges its work by
+//! lines on its standard output. A child that exits on its own fails the test.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// How the lines begin.
+/// Prefix of these lines.
 const WORD: &str = "acknowledged";
 
-/// The directory that this process is to write to, if it is the killed_process that the variable is for.
+/// Returns the directory to write to if this process is the child that the variable is set for.
 #[expect(
     clippy::disallowed_methods,
     reason = "this is how the parent tells the child what it is"
@@ -20,7 +19,7 @@ pub fn directory(variable: &str) -> Option<PathBuf> {
     std::env::var(variable).ok().map(PathBuf::from)
 }
 
-/// Tells the parent what was done.
+/// Reports completed work to the parent.
 pub fn acknowledge(words: std::fmt::Arguments<'_>) {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{WORD} {words}")
@@ -28,7 +27,7 @@ pub fn acknowledge(words: std::fmt::Arguments<'_>) {
         .expect("tell the parent");
 }
 
-/// Runs a test as the killed_process over a directory, and kills it once `hear` has understood so many of its lines.
+/// Runs a test as a child on a directory, and kills it once `hear` has accepted `enough` of its lines.
 pub fn run(variable: &str, test: &str, dir: &Path, enough: usize, hear: &mut dyn FnMut(&[&str]) -> bool) {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
@@ -46,7 +45,7 @@ pub fn run(variable: &str, test: &str, dir: &Path, enough: usize, hear: &mut dyn
         }
         heard += 1;
         if heard == enough {
-            // What was written to the pipe before the end is still read below.
+            // Lines written to the pipe before the kill are still read below.
             child.kill().expect("kill the writer");
         }
     }

@@ -1,14 +1,14 @@
-//! Offsets: look-ups, positions, range, retention, and what groups keep of them.
+//! Offsets: lookups, positions, ranges, retention, and committed offsets.
 
 use super::harness::{Harness, LIMIT, SHORT, assigned, batch, committed, now, record, seen, texts, values};
-use crate::support;
+use crate::world;
 use event_log::{Error, Isolation, Millis, OffsetSpec, OutBatch, OutRecord, RecordBatch, StartFrom, TopicPartition};
 use std::collections::BTreeMap;
 
-/// Start, end and the first record of a time are found; the time need not rise from record to record. A time behind
-/// every record is the end.
-pub fn start_end_and_times_are_looked_up(harness: &Harness) {
-    let at = harness.line();
+/// Earliest, log end and the first record at a timestamp are found, also if timestamps do not increase. A timestamp
+/// after all records returns the log end.
+pub fn offset_lookups_find_start_end_and_times(harness: &Harness) {
+    let at = harness.partition();
     assert_eq!(
         [
             OffsetSpec::Earliest,
@@ -59,20 +59,19 @@ pub fn start_end_and_times_are_looked_up(harness: &Harness) {
     );
 }
 
-/// A reader's position passes control records and aborted records, so that it reaches the end, and then says when
-/// it stood there.
-pub fn a_position_passes_markers_and_aborted_records(harness: &Harness) {
-    let at = harness.line();
-    let mut session = harness.any_session();
-    harness.transact(&mut *session, &at, &["a", "b"]);
-    session.begin().unwrap();
-    session.send(&batch(&at, &["never"])).unwrap();
-    // What an abort finds in the client's queue is never written.
-    support::wait_for("the record", LIMIT, || {
+/// A position moves past control records and aborted records to the end, and `at_end` then returns a time.
+pub fn position_passes_control_and_aborted_records(harness: &Harness) {
+    let at = harness.partition();
+    let mut producer = harness.any_producer();
+    harness.transact(&mut *producer, &at, &["a", "b"]);
+    producer.begin().unwrap();
+    producer.send(&batch(&at, &["never"])).unwrap();
+    // Records that are still queued when a transaction is aborted are never written.
+    world::wait_for("the record", LIMIT, || {
         (harness.offset(&at, OffsetSpec::LogEnd) == 4).then_some(())
     });
-    session.abort().unwrap();
-    let end = harness.settle(&at);
+    producer.abort().unwrap();
+    let end = harness.wait_no_open_transaction(&at);
     assert_eq!(end, 5, "two records, a marker, an aborted record, its marker");
 
     let before = now();
@@ -94,20 +93,17 @@ pub fn a_position_passes_markers_and_aborted_records(harness: &Harness) {
     assert_eq!(reader.position(&TopicPartition::new("elsewhere", 0)), None);
 }
 
-/// A reader starts at an offset, at the first record kept, or at its own end: the stable end when it is
-/// read_committed. A new assignment replaces the one before.
-pub fn a_reader_starts_where_it_is_told(harness: &Harness) {
-    let at = harness.line();
+/// A reader starts at an offset, at the earliest record, or at the end of its isolation level. A new assignment replaces
+/// the previous one.
+pub fn reader_starts_at_requested_offset(harness: &Harness) {
+    let at = harness.partition();
     harness.append(&at, &["a", "b", "c"]);
     let from = |from| harness.reader(Isolation::ReadCommitted, &at, from);
     assert_eq!(
         harness.take(&mut *from(StartFrom::Offset(1)), 2),
         seen(&[(1, "b"), (2, "c")])
     );
-    assert_eq!(
-        texts(&harness.take(&mut *from(StartFrom::Earliest), 3)),
-        ["a", "b", "c"]
-    );
+    assert_eq!(texts(&harness.take(&mut *from(StartFrom::Earliest), 3)), ["a", "b", "c"]);
 
     let mut reader = from(StartFrom::LogEnd);
     let mut batch_read = RecordBatch::default();
@@ -121,27 +117,27 @@ pub fn a_reader_starts_where_it_is_told(harness: &Harness) {
     reader.assign(&[(at.clone(), StartFrom::Offset(2))]).unwrap();
     assert_eq!(harness.take(&mut *reader, 2), seen(&[(2, "c"), (3, "d")]));
 
-    let mut session = harness.any_session();
-    session.begin().unwrap();
-    session.send(&batch(&at, &["open"])).unwrap();
-    support::wait_for("the open record", LIMIT, || {
+    let mut producer = harness.any_producer();
+    producer.begin().unwrap();
+    producer.send(&batch(&at, &["open"])).unwrap();
+    world::wait_for("the open record", LIMIT, || {
         (harness.offset(&at, OffsetSpec::LogEnd) == 5).then_some(())
     });
     for (isolation, end) in [(Isolation::ReadCommitted, 4), (Isolation::ReadUncommitted, 5)] {
         let mut reader = harness.reader(isolation, &at, StartFrom::LogEnd);
-        support::wait_for("the reader's own end", LIMIT, || {
+        world::wait_for("the reader's own end", LIMIT, || {
             reader.poll(&mut batch_read, 1_000, SHORT).unwrap();
             (reader.position(&at) == Some(end)).then_some(())
         });
     }
     reader.assign(&[]).unwrap();
     assert_eq!(reader.poll(&mut batch_read, 1_000, SHORT).unwrap(), 0);
-    session.abort().unwrap();
+    producer.abort().unwrap();
 }
 
-/// An offset behind the end is an error that names what is kept; there is no automatic reset. The end itself is fine.
-pub fn an_offset_behind_the_end_is_out_of_range(harness: &Harness) {
-    let at = harness.line();
+/// An offset above the end is an error that names the range that is kept. There is no automatic reset. The end is valid.
+pub fn offset_above_end_is_out_of_range(harness: &Harness) {
+    let at = harness.partition();
     harness.append(&at, &["a", "b"]);
     let mut reader = harness.reader(Isolation::ReadCommitted, &at, StartFrom::Offset(7));
     let mut batch = RecordBatch::default();
@@ -168,7 +164,7 @@ fn out_of_range(harness: &Harness, at: &TopicPartition, offset: i64) {
     assert!(matches!(error, Error::OutOfRange { .. }), "{error:?}");
 }
 
-/// Records older than `retention.ms` are removed: the start moves, below it is out of range, the offsets go on.
+/// Records older than `retention.ms` are deleted: the start moves, and offsets below it are out of range.
 pub fn retention_by_time_moves_the_start(harness: &Harness) {
     let topic = harness.topic_with(1, |config| config.retention_ms = Some(3_600_000));
     let at = TopicPartition::new(topic, 0);
@@ -183,7 +179,7 @@ pub fn retention_by_time_moves_the_start(harness: &Harness) {
         );
     }
     harness.log.append(&out).unwrap();
-    support::wait_for("the start to move", LIMIT, || {
+    world::wait_for("the start to move", LIMIT, || {
         (harness.offset(&at, OffsetSpec::Earliest) == 2).then_some(())
     });
     out_of_range(harness, &at, 0);
@@ -191,7 +187,7 @@ pub fn retention_by_time_moves_the_start(harness: &Harness) {
     assert_eq!(harness.all(Isolation::ReadCommitted, &at), seen(&[(2, "new")]));
 }
 
-/// What goes beyond `retention.bytes` is removed from the start on; what is kept has no hole.
+/// Records beyond `retention.bytes` are deleted from the start, without gaps.
 pub fn retention_by_size_moves_the_start(harness: &Harness) {
     let topic = harness.topic_with(1, |config| {
         config.retention_bytes = Some(1_500_000);
@@ -202,7 +198,7 @@ pub fn retention_by_size_moves_the_start(harness: &Harness) {
     for _ in 0..50 {
         harness.append(&at, &[text.as_str(); 10]);
     }
-    let start = support::wait_for("the start to move", LIMIT, || {
+    let start = world::wait_for("the start to move", LIMIT, || {
         let start = harness.offset(&at, OffsetSpec::Earliest);
         (start >= 200).then_some(start)
     });
@@ -213,9 +209,9 @@ pub fn retention_by_size_moves_the_start(harness: &Harness) {
     assert!(read.iter().map(|(offset, _)| *offset).eq(start..500));
 }
 
-/// Operators set offsets of a group without members; a member finds them, and partitions without one are `None`.
-pub fn explicit_offsets_are_kept_for_the_group(harness: &Harness) {
-    let (topic, group) = (harness.topic(2), support::unique("group"));
+/// Offsets set from outside a group without members are returned and found by a member.
+pub fn offsets_set_from_outside_are_kept(harness: &Harness) {
+    let (topic, group) = (harness.topic(2), world::unique("group"));
     let [a, b] = [0, 1].map(|p| TopicPartition::new(topic.clone(), p));
     harness.append(&a, &["a", "b", "c"]);
     let both = [a.clone(), b.clone()];
@@ -231,30 +227,22 @@ pub fn explicit_offsets_are_kept_for_the_group(harness: &Harness) {
     assert_eq!(harness.committed_offset(&group, &a), Some(2));
     consumer.start(&a, 2).unwrap();
     assert_eq!(super::harness::records(&mut *consumer, 1), seen(&[(2, "c")]));
-    // A member may still set the offset of a partition that it has not started.
+    // The offset of a partition that the member has not started can still be set.
     harness.log.set_committed(&group, &[(b.clone(), 0)]).unwrap();
     assert_eq!(harness.committed_offset(&group, &b), Some(0));
     consumer.close().unwrap();
 }
 
-/// Groups are listed with their state, their members' partitions and their committed offsets; offsets outlive the
-/// members.
+/// Groups are listed with state, members' partitions and committed offsets, which remain after the members have left.
 pub fn groups_are_listed_with_state_and_offsets(harness: &Harness) {
-    let (topic, group) = (harness.topic(2), support::unique("group"));
+    let (topic, group) = (harness.topic(2), world::unique("group"));
     let at = TopicPartition::new(topic.clone(), 1);
-    let find = || {
-        harness
-            .log
-            .groups()
-            .unwrap()
-            .into_iter()
-            .find(|info| info.group == group)
-    };
+    let find = || harness.log.groups().unwrap().into_iter().find(|info| info.group == group);
     assert!(find().is_none());
     let (mut consumer, member) = harness.group_metadata(&group, &topic);
-    let mut session = harness.any_session();
-    session.begin().unwrap();
-    committed(session.commit(Some((&member, &[(at.clone(), 5)]))));
+    let mut producer = harness.any_producer();
+    producer.begin().unwrap();
+    committed(producer.commit(Some((&member, &[(at.clone(), 5)]))));
     consumer.poll(&mut RecordBatch::default(), 1_000, SHORT).unwrap();
     let info = support::wait_for("the stable group with its offset", LIMIT, || {
         find().filter(|info| info.state == "Stable" && info.committed.contains_key(&at))

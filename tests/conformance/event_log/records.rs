@@ -1,7 +1,7 @@
-//! Records: what is written is what is read, in order, wherever the limits are.
+//! Records: what is read equals what was written, in order, for all limits.
 
 use super::harness::{Harness, LIMIT, SHORT, batch, now, record, seen, texts, values};
-use crate::support;
+use crate::world;
 use event_log::{
     Error, Isolation, Millis, Offset, OffsetSpec, OutBatch, OutRecord, RecordBatch, StartFrom, TimestampPolicy,
     TimestampType, TopicPartition, partitioner,
@@ -14,10 +14,10 @@ type Read = (Offset, Millis, Option<Vec<u8>>, Option<Vec<u8>>);
 /// A record's headers.
 type Headers = Vec<(String, Option<Vec<u8>>)>;
 
-/// Null and empty keys and values, header names that occur twice, null and binary header values, and the producer's
-/// timestamps come back as they are.
-pub fn records_read_back_as_they_were_written(harness: &Harness) {
-    let at = harness.line();
+/// Null and empty keys and values, duplicate header names, null and binary header values, and timestamps of the producer
+/// are preserved.
+pub fn records_are_read_as_written(harness: &Harness) {
+    let at = harness.partition();
     let binary = [0_u8, 0xff, 0x80, b'\n'];
     let before = now();
     let mut out = OutBatch::default();
@@ -76,7 +76,7 @@ pub fn records_read_back_as_they_were_written(harness: &Harness) {
     );
 }
 
-/// Reads the four records of a line, and of each its headers apart.
+/// Reads the four records of a partition, with the headers of each.
 fn four_records(harness: &Harness, at: &TopicPartition) -> (Vec<Read>, Vec<Headers>) {
     let mut reader = harness.reader(Isolation::ReadCommitted, at, StartFrom::Earliest);
     let mut batch = RecordBatch::default();
@@ -102,8 +102,8 @@ fn own(bytes: Option<&[u8]>) -> Option<Vec<u8>> {
     bytes.map(<[u8]>::to_vec)
 }
 
-/// With LogAppendTime the producer's timestamps are replaced by the time of the append, which the append returns.
-pub fn the_broker_stamps_where_the_topic_says_so(harness: &Harness) {
+/// With `LogAppendTime` the broker's time replaces the producer's timestamps, and the append returns it.
+pub fn log_append_time_replaces_timestamps(harness: &Harness) {
     let topic = harness.topic_with(1, |config| config.timestamps = TimestampPolicy::LogAppendTime);
     let at = TopicPartition::new(topic, 0);
     let mut out = OutBatch::default();
@@ -121,7 +121,7 @@ pub fn the_broker_stamps_where_the_topic_says_so(harness: &Harness) {
         },
         [],
     );
-    // Kafka's broker is on this machine, so that the clocks agree.
+    // Kafka's broker runs on this machine, so both clocks agree.
     let before = now();
     let produced = harness.log.append(&out).unwrap();
     let after = now();
@@ -139,22 +139,22 @@ pub fn the_broker_stamps_where_the_topic_says_so(harness: &Harness) {
     assert_eq!(produced[0].timestamp, stamps[1].0);
 }
 
-/// Batches of one writer stand in each partition in the order in which they were written, and so do their records.
-pub fn records_of_a_partition_keep_their_order(harness: &Harness) {
+/// Batches and records of one writer keep their order in each partition.
+pub fn partition_keeps_record_order(harness: &Harness) {
     let topic = harness.topic(3);
     let parts: Vec<TopicPartition> = (0..3).map(|p| TopicPartition::new(topic.clone(), p)).collect();
-    let mut session = harness.any_session();
+    let mut producer = harness.any_producer();
     let numbers: Vec<String> = (0..900).map(|n| n.to_string()).collect();
     for chunk in numbers.chunks(90) {
-        session.begin().unwrap();
+        producer.begin().unwrap();
         for half in chunk.chunks(45) {
             let mut out = OutBatch::default();
             for (n, text) in half.iter().enumerate() {
                 out.push(record(&parts[n % 3], text), []);
             }
-            session.send(&out).unwrap();
+            producer.send(&out).unwrap();
         }
-        super::harness::committed(session.commit(None));
+        super::harness::committed(producer.commit(None));
     }
     let mut total = 0;
     for at in &parts {
@@ -166,8 +166,8 @@ pub fn records_of_a_partition_keep_their_order(harness: &Harness) {
     assert_eq!(total, numbers.len());
 }
 
-/// Without a partition, a key's records go where Java's client puts them; records without a key go anywhere.
-pub fn keys_choose_partitions_as_javas_client_does(harness: &Harness) {
+/// Without a partition, a record goes where the Java client would send its key; records without key go anywhere.
+pub fn keys_select_partitions_like_java_client(harness: &Harness) {
     let topic = harness.topic(7);
     let keys: Vec<String> = (0..200).map(|n| format!("[\"user:{n}\"]")).collect();
     let mut out = OutBatch::default();
@@ -219,8 +219,8 @@ pub fn keys_choose_partitions_as_javas_client_does(harness: &Harness) {
     assert_eq!(count, keys.len() + 1 + keyless);
 }
 
-/// An append is durable when it returns, and names each partition's first and next offset.
-pub fn an_append_says_where_its_records_are(harness: &Harness) {
+/// An append is durable when it returns, and returns each partition's first and next offset.
+pub fn append_returns_offsets(harness: &Harness) {
     let topic = harness.topic(2);
     let [a, b] = [0, 1].map(|p| TopicPartition::new(topic.clone(), p));
     harness.append(&b, &["before"]);
@@ -255,20 +255,20 @@ pub fn an_append_says_where_its_records_are(harness: &Harness) {
     );
 }
 
-/// A batch of more bytes and records than a client's queue holds waits for room and is written whole.
-pub fn a_batch_larger_than_any_queue_is_written_whole(harness: &Harness) {
-    let at = harness.line();
+/// A batch larger than the client's queue waits for space and is written completely.
+pub fn batch_larger_than_queue_is_written(harness: &Harness) {
+    let at = harness.partition();
     let (count, text) = (600_000, "x".repeat(150));
     let mut out = OutBatch::default();
     for _ in 0..count {
         out.push(record(&at, &text), []);
     }
-    let mut session = harness.any_session();
-    session.begin().unwrap();
-    session.send(&out).unwrap();
-    let produced = super::harness::committed(session.commit(None));
+    let mut producer = harness.any_producer();
+    producer.begin().unwrap();
+    producer.send(&out).unwrap();
+    let produced = super::harness::committed(producer.commit(None));
     assert_eq!((produced[0].first_offset, produced[0].next_offset), (0, count));
-    harness.settle(&at);
+    harness.wait_no_open_transaction(&at);
     let mut reader = harness.reader(Isolation::ReadCommitted, &at, StartFrom::Earliest);
     let (mut batch, mut next) = (RecordBatch::default(), 0);
     support::wait_for("all records", LIMIT, || {
@@ -281,8 +281,8 @@ pub fn a_batch_larger_than_any_queue_is_written_whole(harness: &Harness) {
     });
 }
 
-/// A record that is larger than its topic takes is refused with the topic and both sizes; its batch is not written.
-pub fn a_record_over_the_topics_limit_is_refused(harness: &Harness) {
+/// A record above its topic's limit is rejected with the topic and both sizes, and its batch is not written.
+pub fn record_over_topic_limit_is_rejected(harness: &Harness) {
     let topic = harness.topic_with(1, |config| config.max_message_bytes = Some(5_000));
     let at = TopicPartition::new(topic.clone(), 0);
     harness.append(&at, &[&"x".repeat(4_500)]);
@@ -300,24 +300,24 @@ pub fn a_record_over_the_topics_limit_is_refused(harness: &Harness) {
     assert_eq!(harness.append(&at, &["small"]).first_offset, 1);
 }
 
-/// A poll's byte limit is only about how much one poll returns: at least one record, and none twice or never.
+/// The byte limit of a poll only affects how much it returns: at least one record, and each record exactly once.
 pub fn small_polls_return_every_record_once(harness: &Harness) {
-    let at = harness.line();
+    let at = harness.partition();
     let texts: Vec<String> = (0..300).map(|n| format!("{n}{}", "x".repeat(n))).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    // Markers and aborted records stand between them, where a poll may end.
-    let mut session = harness.any_session();
+    // Control records and aborted records are in between, where a poll may end.
+    let mut producer = harness.any_producer();
     for (n, chunk) in texts.chunks(20).enumerate() {
         if n % 3 == 0 {
             harness.append(&at, chunk);
             continue;
         }
-        harness.transact(&mut *session, &at, chunk);
-        session.begin().unwrap();
-        session.send(&super::harness::batch(&at, &["never", "ever"])).unwrap();
-        session.abort().unwrap();
+        harness.transact(&mut *producer, &at, chunk);
+        producer.begin().unwrap();
+        producer.send(&super::harness::batch(&at, &["never", "ever"])).unwrap();
+        producer.abort().unwrap();
     }
-    harness.settle(&at);
+    harness.wait_no_open_transaction(&at);
     let mut reader = harness.reader(Isolation::ReadCommitted, &at, StartFrom::Earliest);
     let (mut batch, mut read, mut polls) = (RecordBatch::default(), Vec::new(), 0);
     support::wait_for("all records", LIMIT, || {
@@ -334,9 +334,9 @@ pub fn small_polls_return_every_record_once(harness: &Harness) {
     );
 }
 
-/// A poll that waits returns when something is written, long before its time limit.
-pub fn a_blocked_poll_is_woken_by_an_append(harness: &Harness) {
-    let at = harness.line();
+/// A waiting poll returns when a record is written, long before its timeout.
+pub fn append_wakes_blocked_poll(harness: &Harness) {
+    let at = harness.partition();
     let mut reader = harness.reader(Isolation::ReadCommitted, &at, StartFrom::Earliest);
     let mut batch = RecordBatch::default();
     assert_eq!(reader.poll(&mut batch, 1_000, SHORT).unwrap(), 0);
@@ -353,9 +353,9 @@ pub fn a_blocked_poll_is_woken_by_an_append(harness: &Harness) {
     );
 }
 
-/// What an producer sends is durable after its flush, in the order of each partition, and the flush says where; a record
-/// that is too large is refused and costs nothing that was sent before.
-pub fn an_appender_says_at_a_flush_where_everything_is(harness: &Harness) {
+/// Records of a producer without transactions are durable after its flush, in the order of each partition, and the flush
+/// returns their offsets. A record that is too large is rejected without affecting earlier ones.
+pub fn producer_flush_returns_offsets(harness: &Harness) {
     let topic = harness.topic_with(2, |config| config.max_message_bytes = Some(20_000));
     let [a, b] = [0, 1].map(|p| TopicPartition::new(topic.clone(), p));
     let mut producer = harness.log.producer().unwrap();

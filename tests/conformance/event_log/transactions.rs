@@ -1,24 +1,24 @@
-//! Transactions: records and consumed offsets are visible together or not at all.
+//! Transactions: records and consumed offsets become visible together or not at all.
 
 use super::harness::{Harness, LIMIT, SHORT, batch, committed, record, seen, texts};
-use crate::support;
+use crate::world;
 use event_log::{Isolation, OffsetSpec, OutBatch, RecordBatch, StartFrom, TopicPartition};
 use std::sync::atomic::{AtomicI64, Ordering};
 
 fn wait_end(harness: &Harness, at: &TopicPartition, end: i64) {
-    support::wait_for("the records to be appended", LIMIT, || {
+    world::wait_for("the records to be appended", LIMIT, || {
         (harness.offset(at, OffsetSpec::LogEnd) == end).then_some(())
     });
 }
 
-/// What an open transaction has written is there for uncommitted readers and hidden from committed ones.
-pub fn nothing_of_an_open_transaction_is_seen_by_committed_readers(harness: &Harness) {
-    let at = harness.line();
+/// Records of an open transaction are visible to `read_uncommitted` readers only.
+pub fn open_transaction_is_hidden_from_read_committed(harness: &Harness) {
+    let at = harness.partition();
     harness.append(&at, &["before"]);
-    let mut session = harness.any_session();
-    session.begin().unwrap();
-    session.send(&batch(&at, &["a"])).unwrap();
-    session.send(&batch(&at, &["b"])).unwrap();
+    let mut producer = harness.any_producer();
+    producer.begin().unwrap();
+    producer.send(&batch(&at, &["a"])).unwrap();
+    producer.send(&batch(&at, &["b"])).unwrap();
     wait_end(harness, &at, 3);
     assert_eq!(
         harness.all(Isolation::ReadUncommitted, &at),
@@ -27,22 +27,22 @@ pub fn nothing_of_an_open_transaction_is_seen_by_committed_readers(harness: &Har
     let mut reader = harness.reader(Isolation::ReadCommitted, &at, StartFrom::Earliest);
     assert_eq!(harness.take(&mut *reader, 1), seen(&[(0, "before")]));
     assert_eq!(reader.poll(&mut RecordBatch::default(), 1_000, SHORT).unwrap(), 0);
-    committed(session.commit(None));
+    committed(producer.commit(None));
     assert_eq!(harness.take(&mut *reader, 2), seen(&[(1, "a"), (2, "b")]));
 }
 
-/// The stable offset is the first offset of the oldest open transaction: what stands behind it waits, committed or
-/// written outside transactions.
-pub fn an_open_transaction_holds_the_stable_offset_back(harness: &Harness) {
-    let at = harness.line();
+/// The last stable offset is the first offset of the oldest open transaction. Records after it wait, even if they are
+/// committed or were written outside transactions.
+pub fn open_transaction_holds_last_stable_offset(harness: &Harness) {
+    let at = harness.partition();
     harness.append(&at, &["before"]);
-    let mut slow = harness.any_session();
+    let mut slow = harness.any_producer();
     slow.begin().unwrap();
     slow.send(&batch(&at, &["slow"])).unwrap();
     wait_end(harness, &at, 2);
-    let mut quick = harness.any_session();
+    let mut quick = harness.any_producer();
     harness.transact(&mut *quick, &at, &["quick"]);
-    // A commit has returned when it is decided; its markers may follow.
+    // A commit returns when it is decided. Its control records may follow later.
     wait_end(harness, &at, 4);
     harness.append(&at, &["plain"]);
     wait_end(harness, &at, 5);
@@ -55,34 +55,34 @@ pub fn an_open_transaction_holds_the_stable_offset_back(harness: &Harness) {
     );
 }
 
-/// Aborted records keep their offsets, are never returned to committed readers, and hold nobody back.
-pub fn an_aborted_transaction_leaves_offsets_and_no_records(harness: &Harness) {
-    let at = harness.line();
-    let mut session = harness.any_session();
-    session.begin().unwrap();
-    session.send(&batch(&at, &["no", "never"])).unwrap();
+/// Aborted records keep their offsets, are not returned to `read_committed` readers, and do not block them.
+pub fn aborted_transaction_leaves_no_records(harness: &Harness) {
+    let at = harness.partition();
+    let mut producer = harness.any_producer();
+    producer.begin().unwrap();
+    producer.send(&batch(&at, &["no", "never"])).unwrap();
     wait_end(harness, &at, 2);
-    session.abort().unwrap();
-    harness.settle(&at);
+    producer.abort().unwrap();
+    harness.wait_no_open_transaction(&at);
     harness.append(&at, &["plain"]);
-    harness.transact(&mut *session, &at, &["yes"]);
+    harness.transact(&mut *producer, &at, &["yes"]);
     assert_eq!(harness.committed(&at), seen(&[(3, "plain"), (4, "yes")]));
     let all = harness.all(Isolation::ReadUncommitted, &at);
     assert_eq!(texts(&all), ["no", "never", "plain", "yes"]);
 }
 
-/// A commit takes one offset in each partition that the transaction wrote to, and in no other. What was written is
-/// told without it.
-pub fn a_marker_takes_one_offset_in_each_touched_partition(harness: &Harness) {
+/// A commit uses one offset in each partition that the transaction wrote to, and in no other. `Produced` does not count
+/// it.
+pub fn control_record_takes_one_offset_per_partition(harness: &Harness) {
     let topic = harness.topic(3);
     let [a, b, c] = [0, 1, 2].map(|p| TopicPartition::new(topic.clone(), p));
-    let mut session = harness.any_session();
+    let mut producer = harness.any_producer();
     for round in 0..2 {
-        session.begin().unwrap();
-        session.send(&batch(&a, &["1", "2"])).unwrap();
-        session.send(&batch(&b, &["3"])).unwrap();
-        session.send(&batch(&a, &["4"])).unwrap();
-        let mut produced = committed(session.commit(None));
+        producer.begin().unwrap();
+        producer.send(&batch(&a, &["1", "2"])).unwrap();
+        producer.send(&batch(&b, &["3"])).unwrap();
+        producer.send(&batch(&a, &["4"])).unwrap();
+        let mut produced = committed(producer.commit(None));
         produced.sort_by_key(|p| p.at.clone());
         let places: Vec<_> = produced
             .iter()
@@ -94,13 +94,13 @@ pub fn a_marker_takes_one_offset_in_each_touched_partition(harness: &Harness) {
             [(a.clone(), first_a, first_a + 3), (b.clone(), first_b, first_b + 1)]
         );
     }
-    assert_eq!([&a, &b, &c].map(|at| harness.settle(at)), [8, 4, 0]);
+    assert_eq!([&a, &b, &c].map(|at| harness.wait_no_open_transaction(at)), [8, 4, 0]);
     let offsets: Vec<i64> = harness.committed(&a).iter().map(|(offset, _)| *offset).collect();
     assert_eq!(offsets, [0, 1, 2, 4, 5, 6]);
 }
 
-/// A transaction may write to many partitions of many topics; none of it is seen before the commit, all of it after.
-pub fn a_transaction_over_topics_is_visible_together(harness: &Harness) {
+/// A transaction over several partitions and topics becomes visible as a whole.
+pub fn transaction_over_topics_is_atomic(harness: &Harness) {
     let topics = [harness.topic(2), harness.topic(3)];
     let parts = |n: i32, topic: &std::sync::Arc<str>| (0..n).map(|p| TopicPartition::new(topic.clone(), p)).collect();
     let all: Vec<TopicPartition> = [parts(2, &topics[0]), parts(3, &topics[1])]
@@ -111,29 +111,28 @@ pub fn a_transaction_over_topics_is_visible_together(harness: &Harness) {
     for at in &all {
         out.push(record(at, "together"), []);
     }
-    let mut session = harness.any_session();
-    session.begin().unwrap();
-    session.send(&out).unwrap();
+    let mut producer = harness.any_producer();
+    producer.begin().unwrap();
+    producer.send(&out).unwrap();
     for at in &all {
         wait_end(harness, at, 1);
         assert_eq!(harness.all(Isolation::ReadCommitted, at), []);
     }
-    assert_eq!(committed(session.commit(None)).len(), all.len());
+    assert_eq!(committed(producer.commit(None)).len(), all.len());
     for at in &all {
         assert_eq!(harness.committed(at), seen(&[(0, "together")]));
     }
 }
 
-/// Sessions do not wait for each other: their records interleave in the order of their sends, and each is visible by
-/// its own commit.
-pub fn two_sessions_interleave_in_one_partition(harness: &Harness) {
-    let at = harness.line();
-    let (mut a, mut b) = (harness.any_session(), harness.any_session());
+/// Producers do not wait for each other: their records interleave, and each transaction becomes visible with its commit.
+pub fn two_producers_interleave_in_a_partition(harness: &Harness) {
+    let at = harness.partition();
+    let (mut a, mut b) = (harness.any_producer(), harness.any_producer());
     a.begin().unwrap();
     b.begin().unwrap();
     for (end, text) in [(1, "a1"), (2, "b1"), (3, "a2"), (4, "b2")] {
-        let session = if text.starts_with('a') { &mut a } else { &mut b };
-        session.send(&batch(&at, &[text])).unwrap();
+        let producer = if text.starts_with('a') { &mut a } else { &mut b };
+        producer.send(&batch(&at, &[text])).unwrap();
         wait_end(harness, &at, end);
     }
     committed(b.commit(None));
@@ -149,32 +148,32 @@ pub fn two_sessions_interleave_in_one_partition(harness: &Harness) {
     assert_eq!(texts(&harness.committed(&at)), ["b1", "b2", "a3"]);
 }
 
-/// A transaction in which nothing happened commits and leaves nothing.
-pub fn an_empty_transaction_commits(harness: &Harness) {
-    let at = harness.line();
-    let mut session = harness.any_session();
+/// An empty transaction commits and leaves nothing behind.
+pub fn empty_transaction_commits(harness: &Harness) {
+    let at = harness.partition();
+    let mut producer = harness.any_producer();
     for _ in 0..2 {
-        session.begin().unwrap();
-        assert_eq!(committed(session.commit(None)), []);
+        producer.begin().unwrap();
+        assert_eq!(committed(producer.commit(None)), []);
     }
-    session.begin().unwrap();
-    session.send(&OutBatch::default()).unwrap();
-    assert_eq!(committed(session.commit(None)), []);
+    producer.begin().unwrap();
+    producer.send(&OutBatch::default()).unwrap();
+    assert_eq!(committed(producer.commit(None)), []);
     assert_eq!(harness.offset(&at, OffsetSpec::LogEnd), 0);
-    assert_eq!(harness.transact(&mut *session, &at, &["a"]).first_offset, 0);
+    assert_eq!(harness.transact(&mut *producer, &at, &["a"]).first_offset, 0);
 }
 
-/// The offsets given to a commit are the group's from the moment the commit has returned, not before.
+/// Consumed offsets are the group's committed offsets when the commit has returned, and not before.
 pub fn consumed_offsets_become_visible_with_the_commit(harness: &Harness) {
-    let (input, output, group) = (harness.line(), harness.line(), support::unique("group"));
+    let (input, output, group) = (harness.partition(), harness.partition(), world::unique("group"));
     harness.append(&input, &["a", "b"]);
     let (consumer, member) = harness.group_metadata(&group, &input.topic);
-    let mut session = harness.any_session();
+    let mut producer = harness.any_producer();
     for next in [1, 2] {
-        session.begin().unwrap();
-        session.send(&batch(&output, &["out"])).unwrap();
+        producer.begin().unwrap();
+        producer.send(&batch(&output, &["out"])).unwrap();
         assert_eq!(harness.committed_offset(&group, &input), (next > 1).then_some(next - 1));
-        committed(session.commit(Some((&member, &[(input.clone(), next)]))));
+        committed(producer.commit(Some((&member, &[(input.clone(), next)]))));
         assert_eq!(harness.committed_offset(&group, &input), Some(next));
     }
     assert_eq!(texts(&harness.committed(&output)), ["out", "out"]);
@@ -182,35 +181,35 @@ pub fn consumed_offsets_become_visible_with_the_commit(harness: &Harness) {
     assert_eq!(harness.committed_offset(&group, &input), Some(2));
 }
 
-/// A transaction that ends without commit leaves the group's offsets as they were.
-pub fn offsets_of_an_aborted_transaction_are_never_seen(harness: &Harness) {
-    let (input, output, group) = (harness.line(), harness.line(), support::unique("group"));
+/// A transaction that is not committed does not change the group's offsets.
+pub fn aborted_offsets_are_never_visible(harness: &Harness) {
+    let (input, output, group) = (harness.partition(), harness.partition(), world::unique("group"));
     let (_consumer, member) = harness.group_metadata(&group, &input.topic);
-    let mut session = harness.any_session();
-    session.begin().unwrap();
-    committed(session.commit(Some((&member, &[(input.clone(), 3)]))));
-    session.begin().unwrap();
-    session.send(&batch(&output, &["never"])).unwrap();
-    session.abort().unwrap();
+    let mut producer = harness.any_producer();
+    producer.begin().unwrap();
+    committed(producer.commit(Some((&member, &[(input.clone(), 3)]))));
+    producer.begin().unwrap();
+    producer.send(&batch(&output, &["never"])).unwrap();
+    producer.abort().unwrap();
     assert_eq!(harness.committed_offset(&group, &input), Some(3));
     assert_eq!(harness.committed(&output), []);
 }
 
-/// Offsets may be committed without a record.
-pub fn a_transaction_may_hold_offsets_alone(harness: &Harness) {
-    let (topic, group) = (harness.topic(2), support::unique("group"));
+/// A transaction can consist of offsets only.
+pub fn transaction_may_contain_offsets_only(harness: &Harness) {
+    let (topic, group) = (harness.topic(2), world::unique("group"));
     let parts = [0, 1].map(|p| TopicPartition::new(topic.clone(), p));
     let (_consumer, member) = harness.group_metadata(&group, &topic);
-    let mut session = harness.any_session();
-    session.begin().unwrap();
+    let mut producer = harness.any_producer();
+    producer.begin().unwrap();
     let offsets = [(parts[0].clone(), 7), (parts[1].clone(), 9)];
-    assert_eq!(committed(session.commit(Some((&member, &offsets)))), []);
+    assert_eq!(committed(producer.commit(Some((&member, &offsets)))), []);
     assert_eq!(
         parts.clone().map(|at| harness.committed_offset(&group, &at)),
         [Some(7), Some(9)]
     );
-    session.begin().unwrap();
-    committed(session.commit(Some((&member, &offsets[..1]))));
+    producer.begin().unwrap();
+    committed(producer.commit(Some((&member, &offsets[..1]))));
     assert_eq!(
         harness.committed_offset(&group, &parts[1]),
         Some(9),
@@ -218,19 +217,18 @@ pub fn a_transaction_may_hold_offsets_alone(harness: &Harness) {
     );
 }
 
-/// Whoever asks for committed offsets gets at least what was acknowledged before the question: offsets that are being
-/// committed are waited for.
-pub fn committed_offsets_are_never_behind_an_acknowledged_commit(harness: &Harness) {
-    let (input, output, group) = (harness.line(), harness.line(), support::unique("group"));
+/// `committed` returns at least what was acknowledged before the call: it waits for offsets that are being committed.
+pub fn committed_offsets_include_acknowledged_commits(harness: &Harness) {
+    let (input, output, group) = (harness.partition(), harness.partition(), world::unique("group"));
     let (_consumer, member) = harness.group_metadata(&group, &input.topic);
-    let mut session = harness.any_session();
+    let mut producer = harness.any_producer();
     let (acknowledged, last) = (AtomicI64::new(0), 60);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             for next in 1..=last {
-                session.begin().unwrap();
-                session.send(&batch(&output, &["x"])).unwrap();
-                committed(session.commit(Some((&member, &[(input.clone(), next)]))));
+                producer.begin().unwrap();
+                producer.send(&batch(&output, &["x"])).unwrap();
+                committed(producer.commit(Some((&member, &[(input.clone(), next)]))));
                 acknowledged.store(next, Ordering::SeqCst);
             }
         });
@@ -248,26 +246,26 @@ pub fn committed_offsets_are_never_behind_an_acknowledged_commit(harness: &Harne
     });
 }
 
-/// Many transactions of one record each are the same to every reader from whatever place, while they are new and when the
-/// log has tidied them up.
-pub fn many_small_transactions_stay_as_they_were(harness: &Harness) {
+/// Many transactions of one record look the same from every start position, before and after the embedded log merges
+/// their blocks.
+pub fn many_small_transactions_remain_unchanged(harness: &Harness) {
     const COUNT: i64 = 1_400;
-    let (at, mut session) = (harness.line(), harness.any_session());
+    let (at, mut producer) = (harness.partition(), harness.any_producer());
     let mut want = Vec::new();
     for n in 0..COUNT {
         let value = format!("{n} {}", "v".repeat(300));
-        session.begin().unwrap();
-        session.send(&batch(&at, &[&value])).unwrap();
+        producer.begin().unwrap();
+        producer.send(&batch(&at, &[&value])).unwrap();
         if n % 13 == 5 {
-            // A transaction that leaves nothing behind leaves no marker: the record must be there first.
+            // A transaction without records leaves no control record, so wait for the record first.
             wait_end(harness, &at, 2 * n + 1);
-            session.abort().unwrap();
+            producer.abort().unwrap();
         } else {
-            committed(session.commit(None));
+            committed(producer.commit(None));
             want.push((2 * n, value));
         }
     }
-    // The log in the process tidies up five times a second.
+    // The embedded log cleans five times a second.
     let started = std::time::Instant::now();
     while started.elapsed() < 4 * SHORT.max(std::time::Duration::from_millis(100)) {
         for from in [0, 1, 777, COUNT, 2 * COUNT - 2] {

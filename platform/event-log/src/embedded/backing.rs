@@ -1,9 +1,7 @@
-//! What the embedded log stands on: ordered keys in two spaces and atomic batches.
+//! The storage of the embedded log: ordered keys in two spaces, with atomic batches.
 //!
-//! This is the seam for faults by a seed (`faulty`): commits that fail, whose answer is lost, or that a crash takes back.
-//! Guarantees: a batch is atomic over both spaces, and when `commit` has returned it survives the end of the process;
-//! a scan sees every batch that was committed before it began and nothing of later ones, also of a batch that is
-//! committed while it runs. Never: a key or value that means something to it.
+//! A batch is atomic over both spaces and survives the end of the process once `commit` has returned. A scan sees all
+//! batches that were committed before it started and nothing of later ones. Tests inject faults here (`faulty`).
 
 mod disk;
 #[cfg(test)]
@@ -25,11 +23,11 @@ use std::ops::ControlFlow;
 pub(super) enum Space {
     /// Blocks of records.
     Records,
-    /// Everything else.
+    /// All other entries.
     Meta,
 }
 
-/// One write: a key's new value, or `None` to remove it.
+/// A write: the new value of a key, or `None` to remove it.
 #[derive(Clone)]
 pub(super) struct Write {
     pub space: Space,
@@ -37,7 +35,7 @@ pub(super) struct Write {
     pub value: Option<Bytes>,
 }
 
-/// Writes that become durable together; a later write of a key wins.
+/// Writes of one atomic batch. The last write of a key wins.
 #[derive(Default, Clone)]
 pub(super) struct Writes(Vec<Write>);
 
@@ -72,22 +70,22 @@ pub(super) type Visit<'a> = &'a mut dyn FnMut(&[u8], Bytes) -> ControlFlow<()>;
 
 /// Ordered keys with atomic batches.
 pub(super) trait Backing: Send + Sync {
-    /// Makes the writes durable, all or none. After an error either may be true.
+    /// Commits all writes or none. After an error either may be the case.
     fn commit(&self, writes: &Writes) -> Result<()>;
 
-    /// Reads a key.
+    /// Returns the value of a key.
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>>;
 
-    /// Visits the keys in `from..to` in ascending order until the visitor breaks. They are those of one moment: merging
-    /// moves records into a block behind a running scan, which must then still find them where they were.
+    /// Visits the keys in `from..to` in ascending order until the visitor breaks. The scan must see one snapshot: merging
+    /// moves records into a block behind a running scan, which must still find them in their old blocks.
     fn scan(&self, space: Space, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<()>;
 
-    /// The greatest key in `from..=to` with its value.
+    /// Returns the greatest key in `from..=to` with its value.
     fn last(&self, space: Space, from: &[u8], to: &[u8]) -> Result<Option<(Vec<u8>, Bytes)>>;
 }
 
 impl dyn Backing + '_ {
-    /// Whether the store is as it is after these writes; no other writer may be at work.
+    /// Returns whether the store contains these writes. No other writer may be active.
     pub fn holds(&self, writes: &Writes) -> Result<bool> {
         let mut last: BTreeMap<(bool, &[u8]), &Write> = BTreeMap::new();
         for write in &writes.0 {
@@ -101,13 +99,13 @@ impl dyn Backing + '_ {
         Ok(true)
     }
 
-    /// Visits the keys that begin with these bytes.
+    /// Visits the keys with a prefix.
     pub fn prefix(&self, space: Space, prefix: &[u8], visit: Visit<'_>) -> Result<()> {
         self.scan(space, prefix, &after(prefix), visit)
     }
 }
 
-/// The first key behind all keys with this prefix. No prefix here is all `0xff`.
+/// Returns the first key after all keys with this prefix. No prefix here consists of `0xff` only.
 pub(super) fn after(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();
     while let Some(last) = end.pop() {

@@ -7,11 +7,12 @@
 //! plus one, and 0 is null
 //! ```
 //!
-//! `span` is the number of offsets that the block covers; after compaction it holds fewer records. Version 1 has no
-//! horizon; version 2 is written where compaction has noted from when on the block's tombstones, or its marker, may go;
-//! version 3 where several blocks became one, so that each record has a time of its own also where the log stamped them.
-//! Guarantees: a block belongs to one transaction or to none; encoded once, it is the same bytes in the cache, in the
-//! store and for every reader, until compaction replaces it by one with another head. Never: a panic on stored bytes.
+//! `span` is the number of offsets that the block covers; after compaction it contains fewer records. Version 1 has no
+//! horizon. Compaction writes version 2 to store the time after which it may remove the block's tombstones or control
+//! record. Version 3 is a merged block, in which each record has its own timestamp even if the log assigned it.
+//!
+//! A block belongs to one transaction or to none. It is encoded once and has the same bytes in the cache, in the store and
+//! for every reader, until compaction replaces it with a block that has a different head.
 
 mod merge;
 mod rewrite;
@@ -23,13 +24,13 @@ use super::format::{corrupt, versioned};
 use crate::{Header, Millis, Offset, RecordBatch, Result, TimestampType};
 use bytes::Bytes;
 
-/// Version of a block without a horizon.
+/// Version of a block without horizon.
 const PLAIN: u8 = 1;
 /// Version of a block with a horizon.
 const WITH_HORIZON: u8 = 2;
-/// Version of a block that was several, the newest one.
+/// Version of a merged block, the newest version.
 pub(super) const MERGED: u8 = 3;
-/// What stands for no horizon in a version that has room for one.
+/// Represents "no horizon" in a version that has the field.
 const NO_HORIZON: Millis = Millis::MIN;
 const HEAD_BYTES: usize = 34;
 const HORIZON_BYTES: usize = 8;
@@ -37,14 +38,14 @@ const CONTROL: u8 = 1;
 const COMMIT: u8 = 2;
 const LOG_APPEND: u8 = 4;
 
-/// How a transaction ended, as its marker says.
+/// Type of a control record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Marker {
     Commit,
     Abort,
 }
 
-/// Collects records of one partition.
+/// Collects the records of a block.
 pub(super) struct Builder {
     bytes: Vec<u8>,
     count: u32,
@@ -84,7 +85,7 @@ impl Builder {
             put_bytes(&mut self.bytes, Some(name.as_bytes()));
             put_bytes(&mut self.bytes, value);
         }
-        // No header has a null name, so a null ends them.
+        // A null header name terminates the headers.
         put_bytes(&mut self.bytes, None);
         self.count += 1;
         self.max_timestamp = self.max_timestamp.max(timestamp);
@@ -95,7 +96,7 @@ impl Builder {
         self.bytes.len()
     }
 
-    /// Ends the block. With an append time all records get it.
+    /// Completes the block. With an append time, all records have that timestamp.
     pub fn finish(mut self, base: Offset, transaction: u64, append_time: Option<Millis>) -> Block {
         let mut head = Head {
             control: None,
@@ -119,13 +120,13 @@ impl Builder {
         }
     }
 
-    /// Timestamp of the record pushed last.
+    /// Returns the timestamp of the last record.
     pub fn last_timestamp(&self) -> Millis {
         self.last_timestamp
     }
 }
 
-/// What a block's first bytes say.
+/// The decoded head of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Head {
     pub control: Option<Marker>,
@@ -136,9 +137,10 @@ pub(super) struct Head {
     pub span: u32,
     pub base_timestamp: Millis,
     pub max_timestamp: Millis,
-    /// From when on compaction removes the block's tombstones or its marker: set by the first pass that could not yet.
+    /// Time after which compaction removes the block's tombstones or control record. Set by the first pass that reached
+    /// the block.
     pub horizon: Option<Millis>,
-    /// It was several blocks.
+    /// Whether several blocks were merged into this one.
     pub merged: bool,
 }
 
@@ -166,7 +168,7 @@ impl Head {
             let end = at + field.len();
             bytes
                 .get_mut(at..end)
-                .expect("room for the head was made")
+                .expect("the buffer has room for the head")
                 .copy_from_slice(field);
             at = end;
         };
@@ -214,7 +216,7 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N]> {
     Ok(*head)
 }
 
-/// A whole block. Cloning shares its bytes.
+/// A complete block. Clones share its bytes.
 #[derive(Debug, Clone)]
 pub(super) struct Block {
     pub base: Offset,
@@ -222,8 +224,8 @@ pub(super) struct Block {
     pub bytes: Bytes,
 }
 
-/// A place within a block, so that a reader that took a part of it goes on without parsing that part again. Every
-/// rewriting changes the head, so that a place in a block that was rewritten meanwhile is known to be none.
+/// A position within a block, so that a reader can continue without parsing the beginning again. Rewriting a block always
+/// changes its head, so a place in the old block does not match the new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {
     base: Offset,
@@ -232,7 +234,7 @@ pub(super) struct Place {
 }
 
 impl Block {
-    /// A control record.
+    /// Creates a control record.
     pub fn control(base: Offset, transaction: u64, marker: Marker, now: Millis) -> Block {
         let head = Head {
             control: Some(marker),
@@ -254,18 +256,19 @@ impl Block {
         }
     }
 
-    /// Reads the head of stored bytes.
+    /// Parses the head of a stored block.
     pub fn parse(base: Offset, bytes: Bytes) -> Result<Block> {
         let head = Head::read(&bytes)?;
         Ok(Block { base, head, bytes })
     }
 
-    /// The offset after the block.
+    /// Returns the offset after the block.
     pub fn next(&self) -> Offset {
         self.base + Offset::from(self.head.span)
     }
 
-    /// Bytes that it counts for in sizes: those of its key and value, without a horizon, so that no block grows.
+    /// Returns the size that counts for retention: key and value, without the horizon, so that rewriting a block never
+    /// increases its size.
     pub fn size(&self) -> u64 {
         let horizon = self.head.byte_len() - HEAD_BYTES;
         u64::try_from(self.bytes.len() - horizon + 16).expect("a block is small")
@@ -279,7 +282,7 @@ impl Block {
         }
     }
 
-    /// Where the records begin that a reader at this place has not parsed.
+    /// Returns the position of the first record that a reader at this place has not parsed.
     fn at(&self, place: Option<Place>) -> usize {
         match place {
             Some(place) if place == self.place(place.at) => place.at,
@@ -287,24 +290,22 @@ impl Block {
         }
     }
 
-    /// Whether no record stands at or behind an offset: there is only a gap up to the block's end.
+    /// Returns whether the block has no record at or above an offset.
     pub fn is_over(&self, from: Offset, place: Option<Place>) -> Result<bool> {
-        // Without a gap the last offset has a record, and behind a place there is one.
+        // Without gaps the last offset has a record, and a place is always in front of a record.
         let whole = self.head.count == self.head.span || self.at(place) > self.head.byte_len();
         Ok(!whole && self.first_at(from, Millis::MIN)?.is_none())
     }
 
-    /// Puts the records from an offset on into the batch until that holds `max_bytes`; at least one. Returns the
-    /// offset to go on at, and the place of it when the block was not finished. A damaged record is an error only when
-    /// it is the first one read, so that what stands before it is returned.
-    pub fn read(
-        &self,
-        from: Offset,
-        place: Option<Place>,
-        batch: &mut RecordBatch,
-        partition: u16,
-        max_bytes: usize,
-    ) -> Result<(Offset, Option<Place>)> {
+    /// Adds records from an offset on to a batch until that is full, but at least one. Returns the next offset, and its
+    /// place if the block is not finished. A damaged record is only an error if it is the first one, so that the records
+    /// before it are returned first.
+    pub fn read(&self, from: Offset, place: Option<Place>, sink: Sink<'_>) -> Result<(Offset, Option<Place>)> {
+        let Sink {
+            batch,
+            partition,
+            max_bytes,
+        } = sink;
         let mut rest = self.bytes.get(self.at(place)..).ok_or_else(|| corrupt(PLACE))?;
         let kind = if self.head.log_append {
             TimestampType::LogAppend
@@ -345,7 +346,7 @@ impl Block {
         Ok((self.next(), None))
     }
 
-    /// The first offset at or after `from` with a timestamp at or after `time`.
+    /// Returns the first offset at or after `from` whose timestamp is at or after `time`.
     pub fn first_at(&self, from: Offset, time: Millis) -> Result<Option<Offset>> {
         let mut rest = self.records()?;
         while !rest.is_empty() {
@@ -358,7 +359,7 @@ impl Block {
         Ok(None)
     }
 
-    /// The bytes of the records.
+    /// Returns the encoded records.
     fn records(&self) -> Result<&[u8]> {
         self.bytes.get(self.head.byte_len()..).ok_or_else(|| corrupt(PLACE))
     }
@@ -392,7 +393,16 @@ impl Block {
     }
 }
 
-/// Whether a batch has what one poll returns. Records count for a little even when they are empty.
+/// The batch that records are read into.
+pub(super) struct Sink<'b> {
+    pub batch: &'b mut RecordBatch,
+    /// Index of the partition in the batch.
+    pub partition: u16,
+    /// Size at which the batch is full.
+    pub max_bytes: usize,
+}
+
+/// Returns whether a batch is full. Each record counts for 8 bytes in addition to its contents.
 pub(super) fn is_full(batch: &RecordBatch, max_bytes: usize) -> bool {
     !batch.is_empty() && batch.byte_len() + 8 * batch.len() >= max_bytes
 }
@@ -405,7 +415,7 @@ struct Record<'a> {
     headers: &'a [u8],
 }
 
-/// Headers that were checked before.
+/// Headers that were validated before.
 struct HeaderIter<'a>(&'a [u8]);
 
 impl<'a> Iterator for HeaderIter<'a> {

@@ -1,26 +1,25 @@
-//! The embedded log's heart: its store, its writer and its state, and the look-ups that need no reader.
+//! The shared part of an embedded log: store, writer, state, and lookups that need no reader.
 //!
-//! One writer at a time (`writer`), held while the store takes a batch; `state` is held for moments only and never
-//! over IO, so that readers are not held up by a write. `writer` is always taken before it, and `cleaner` before both.
-//! Guarantees: what `state` shows is in the store, and what the store refused is not. Never: a callback.
+//! Lock order: `cleaner`, `writer`, `state`. One writer at a time holds `writer` while the store commits a batch. `state` is
+//! never held over IO, so a write does not block readers. The state contains only what the store has committed.
 
 use super::backing::{Backing, Writes};
+use super::config::{Clock, Config};
 use super::format::{Head, PartId};
 use super::signal::until;
 use super::state::State;
-use super::{Clock, Config};
-use crate::{Committed, Error, GroupInfo, MemberInfo, Millis, Offset, OffsetSpec, Result, TopicPartition};
+use crate::{Committed, Error, GroupInfo, MemberInfo, Millis, Offset, OffsetSpec, Result, TopicPartition, probe};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What the writer alone changes beside the state.
+/// State that only the writer changes.
 pub(super) struct Writer {
     pub head: Head,
 }
 
-/// The shared inside of an embedded log.
+/// The shared part of an embedded log.
 pub(super) struct Broker {
     pub backing: Box<dyn Backing>,
     pub clock: Clock,
@@ -28,21 +27,21 @@ pub(super) struct Broker {
     pub place: String,
     pub cleaner_keys_max: usize,
     pub offsets_retention_ms: Millis,
-    /// Nobody knows what is in the store, so that nothing may be written over it.
-    in_doubt: AtomicBool,
-    /// Held by the one pass that removes records.
+    /// The outcome of a batch is unknown. Nothing may be written until the log is opened again.
+    outcome_unknown: AtomicBool,
+    /// Held by the cleaner during a pass.
     cleaner: Mutex<()>,
     writer: Mutex<Writer>,
     state: Mutex<State>,
-    /// Rung under `state`'s lock when pending offsets were decided.
+    /// Notified after pending offsets were decided. Used with `state`.
     pub decided: Condvar,
-    /// What the background pass sleeps on, and until when (by the clock).
-    pub janitor: (Mutex<Janitor>, Condvar),
+    /// The cleaner thread's state, and what it sleeps on.
+    pub cleaner_thread: (Mutex<CleanerThread>, Condvar),
 }
 
-/// The background pass's own state.
+/// State of the cleaner thread.
 #[derive(Default)]
-pub(super) struct Janitor {
+pub(super) struct CleanerThread {
     pub sleeps_until: Option<Millis>,
     pub stop: bool,
 }
@@ -64,16 +63,16 @@ impl Broker {
             place,
             cleaner_keys_max: config.cleaner_keys_max,
             offsets_retention_ms: Millis::try_from(config.offsets_retention.as_millis()).unwrap_or(Millis::MAX),
-            in_doubt: AtomicBool::new(false),
+            outcome_unknown: AtomicBool::new(false),
             cleaner: Mutex::default(),
             writer: Mutex::new(Writer { head }),
             state: Mutex::new(state),
             decided: Condvar::new(),
-            janitor: (Mutex::default(), Condvar::new()),
+            cleaner_thread: (Mutex::default(), Condvar::new()),
         }
     }
 
-    /// The log's time.
+    /// Returns the log's time.
     pub fn now(&self) -> Millis {
         (self.clock)()
     }
@@ -90,30 +89,31 @@ impl Broker {
         lock(&self.state)
     }
 
-    /// Makes writes durable; under the writer's lock. Where the store fails it is asked whether it has them all the same:
-    /// then they count. Where it does not even say that, nothing is written any more.
+    /// Commits writes; requires the writer lock. After an error the store is read to find out whether it has the batch. If
+    /// that fails too, the outcome is unknown and the log rejects all further writes: a batch that was based on the wrong
+    /// assumption could assign offsets twice.
     pub fn store(&self, writes: &Writes) -> Result<()> {
-        self.check_certain("write: it did not say what became of an earlier batch; open the log again")?;
+        self.check_outcomes_known("write: the outcome of an earlier batch is unknown; open the log again")?;
         let Err(error) = self.backing.commit(writes) else {
             return Ok(());
         };
         match self.backing.holds(writes) {
             Ok(true) => {
-                tracing::warn!(%error, "the store failed, and has written the batch all the same");
+                tracing::warn!(%error, "store reported an error but has written the batch");
                 Ok(())
             }
             Ok(false) => Err(error),
-            Err(silent) => {
-                tracing::error!(%error, %silent, "the store failed, and does not say whether it has written the batch");
-                self.in_doubt.store(true, Ordering::SeqCst);
+            Err(read_error) => {
+                tracing::error!(%error, read_error = %read_error, "outcome of a batch is unknown; rejecting all writes");
+                self.outcome_unknown.store(true, Ordering::SeqCst);
                 Err(error)
             }
         }
     }
 
-    /// Fails when an earlier batch may or may not be in the store.
-    pub fn check_certain(&self, attempted: &'static str) -> Result<()> {
-        match self.in_doubt.load(Ordering::SeqCst) {
+    /// Fails if the outcome of an earlier batch is unknown.
+    pub fn check_outcomes_known(&self, attempted: &'static str) -> Result<()> {
+        match self.outcome_unknown.load(Ordering::SeqCst) {
             false => Ok(()),
             true => Err(Error::Storage {
                 attempted,
@@ -122,17 +122,17 @@ impl Broker {
         }
     }
 
-    /// Makes sure that the background pass looks again by then.
-    pub fn remind_janitor(&self, deadline: Millis) {
-        let (janitor, bell) = &self.janitor;
-        let mut janitor = lock(janitor);
-        if janitor.sleeps_until.is_some_and(|until| until > deadline) {
-            janitor.sleeps_until = None;
-            bell.notify_all();
+    /// Wakes the cleaner thread if it would sleep beyond this time.
+    pub fn wake_cleaner_by(&self, deadline: Millis) {
+        let (thread, wake) = &self.cleaner_thread;
+        let mut thread = lock(thread);
+        if thread.sleeps_until.is_some_and(|until| until > deadline) {
+            thread.sleeps_until = None;
+            wake.notify_all();
         }
     }
 
-    /// Looks an offset up.
+    /// Looks up an offset.
     pub fn offset(&self, at: &TopicPartition, which: OffsetSpec) -> Result<Offset> {
         self.expire()?;
         let state = self.state();
@@ -172,7 +172,7 @@ impl Broker {
         Ok(found.unwrap_or(end))
     }
 
-    /// Stable committed offsets: waits for those that are being decided.
+    /// Returns the stable committed offsets. Waits while a transaction with offsets of these partitions is being committed.
     pub fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Committed> {
         let until = until(self.request_timeout);
         let mut state = self.state();
@@ -187,7 +187,7 @@ impl Broker {
             if left.is_zero() {
                 return Err(Error::Unavailable {
                     attempted: format!("read the committed offsets of group {group}"),
-                    reason: "a transaction with offsets of these partitions was not decided in time".to_owned(),
+                    reason: "a transaction with offsets of these partitions is still undecided".to_owned(),
                 });
             }
             failpoint::hit("log.committed.waits");
@@ -205,22 +205,22 @@ impl Broker {
         let mut infos = Vec::new();
         for (name, group) in &mut state.groups {
             group.tick(now);
-            let member = |seen: super::group::Seen| MemberInfo {
-                name: seen.instance.as_ref().map_or_else(
-                    || format!("member-{}", seen.id),
-                    |instance| format!("member-{} {instance}", seen.id),
+            let describe = |member: super::group::MemberDescription| MemberInfo {
+                name: member.instance.as_ref().map_or_else(
+                    || format!("member-{}", member.id),
+                    |instance| format!("member-{} {instance}", member.id),
                 ),
-                instance: seen.instance,
-                partitions: seen.held,
+                instance: member.instance,
+                partitions: member.owned,
             };
             infos.push(GroupInfo {
                 group: name.clone(),
                 state: group.state().to_owned(),
-                members: group.seen().into_iter().map(member).collect(),
+                members: group.describe_members().into_iter().map(describe).collect(),
                 committed: group.offsets.clone(),
             });
         }
-        state.groups.retain(|_, group| !group.is_gone());
+        state.groups.retain(|_, group| !group.is_unused());
         infos
     }
 }

@@ -1,9 +1,8 @@
-//! Removing old records, and the light thread that does it.
+//! Retention, and the cleaner thread that runs retention, compaction and transaction timeouts.
 //!
-//! A block is removed when all of it is too old, or when what follows it still fills `retention.bytes`. Compaction is
-//! the other half of a pass, in a file of its own (`compact`).
-//! Guarantees: nothing at or behind the last stable offset is removed; a partition's start moves before its blocks go,
-//! so that a reader finds an error and never a hole. Never: work in the way of an append for longer than one batch.
+//! A block is deleted when all its records are too old, or when the blocks after it already exceed `retention.bytes`.
+//! Nothing at or above the last stable offset is deleted. A partition's start moves before its blocks are deleted, so that
+//! a reader gets an out-of-range error and never a gap. Appends wait for one batch of the cleaner at most.
 
 use super::backing::{Space, Writes};
 use super::block::Block;
@@ -11,22 +10,22 @@ use super::broker::{Broker, lock};
 use super::format::{self, PartId, PartRecord};
 use super::settings::Rules;
 use super::signal::until;
-use super::topics::REMOVED_AT_ONCE;
+use super::topics::REMOVALS_MAX;
 use crate::{Millis, Offset, Result};
 use std::ops::ControlFlow;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-/// What a pass found in one partition.
-struct Cut {
+/// Blocks that retention removes from a partition in one batch.
+struct Deletion {
     start: Offset,
     start_bytes: u64,
     blocks: Vec<Offset>,
 }
 
 impl Broker {
-    /// Removes what retention and compaction no longer keep at this time. A partition that fails does not keep the
-    /// others from being cleaned; the first failure is returned.
+    /// Removes what retention and compaction do not keep at this time. Cleans all partitions even if some fail, and returns
+    /// the first error.
     pub fn clean(&self, now: Millis) -> Result<()> {
         let _cleaner = self.cleaner();
         let offsets = self.expire_offsets(now);
@@ -39,7 +38,7 @@ impl Broker {
 
     fn clean_part(&self, id: PartId, rules: &Rules, now: Millis) -> Result<()> {
         if rules.deletes {
-            while self.clean_some(id, rules, now)? {}
+            while self.delete_batch(id, rules, now)? {}
         }
         if rules.compacts {
             self.compact(id, rules, now)?;
@@ -47,10 +46,10 @@ impl Broker {
         self.merge(id, rules)
     }
 
-    /// Removes one batch of a partition's blocks; says whether there may be more.
-    fn clean_some(&self, id: PartId, rules: &Rules, now: Millis) -> Result<bool> {
+    /// Deletes one batch of a partition's blocks. Returns whether there may be more.
+    fn delete_batch(&self, id: PartId, rules: &Rules, now: Millis) -> Result<bool> {
         let _writer = self.writer();
-        let Some(cut) = self.to_cut(id, rules, now)? else {
+        let Some(cut) = self.plan_deletion(id, rules, now)? else {
             return Ok(false);
         };
         let (mut writes, mut before) = (Writes::default(), (0, 0));
@@ -81,23 +80,23 @@ impl Broker {
         let mut state = self.state();
         match stored {
             Ok(()) => state.cut(id, cut.start, cut.start_bytes),
-            // The blocks are there, and go with another pass.
+            // The blocks still exist; a later pass deletes them.
             Err(_) => {
                 if let Some(part) = state.parts.get_mut(&id) {
                     (part.start, part.start_bytes) = before;
                 }
             }
         }
-        stored.map(|()| cut.blocks.len() == REMOVED_AT_ONCE)
+        stored.map(|()| cut.blocks.len() == REMOVALS_MAX)
     }
 
-    fn to_cut(&self, id: PartId, rules: &Rules, now: Millis) -> Result<Option<Cut>> {
+    fn plan_deletion(&self, id: PartId, rules: &Rules, now: Millis) -> Result<Option<Deletion>> {
         let (mut cut, mut kept_bytes, stable) = {
             let state = self.state();
             let Some(part) = state.parts.get(&id) else {
                 return Ok(None);
             };
-            let cut = Cut {
+            let cut = Deletion {
                 start: part.start,
                 start_bytes: part.start_bytes,
                 blocks: Vec::new(),
@@ -125,7 +124,7 @@ impl Broker {
             cut.start = block.next();
             cut.start_bytes += block.size();
             cut.blocks.push(block.base);
-            match cut.blocks.len() < REMOVED_AT_ONCE {
+            match cut.blocks.len() < REMOVALS_MAX {
                 true => ControlFlow::Continue(()),
                 false => ControlFlow::Break(()),
             }
@@ -137,18 +136,18 @@ impl Broker {
     }
 }
 
-/// The background pass: cleans now and then, aborts transactions on time, and sleeps otherwise.
+/// Runs the cleaner thread: cleans at this interval and aborts transactions when they time out.
 pub(super) fn run(broker: &Weak<Broker>, every: Duration) {
     let mut next_clean = until(every);
     while let Some(broker) = broker.upgrade() {
         if Instant::now() >= next_clean {
             if let Err(error) = broker.clean(broker.now()) {
-                tracing::warn!(%error, "could not remove old records");
+                tracing::warn!(%error, "cleaning failed");
             }
             next_clean = until(every);
         }
         if let Err(error) = broker.expire() {
-            tracing::warn!(%error, "could not abort a transaction that is open for too long");
+            tracing::warn!(%error, "aborting a timed-out transaction failed");
         }
         if !sleep(&broker, next_clean) {
             return;
@@ -156,11 +155,11 @@ pub(super) fn run(broker: &Weak<Broker>, every: Duration) {
     }
 }
 
-/// Sleeps until the next clean or the next transaction's time limit; says whether to go on.
+/// Sleeps until the next cleaning or transaction timeout. Returns false if the log is being closed.
 fn sleep(broker: &Arc<Broker>, next_clean: Instant) -> bool {
-    let (janitor, bell) = &broker.janitor;
-    let mut janitor = lock(janitor);
-    if janitor.stop {
+    let (thread, wake) = &broker.cleaner_thread;
+    let mut thread = lock(thread);
+    if thread.stop {
         return false;
     }
     let now = broker.now();
@@ -169,9 +168,9 @@ fn sleep(broker: &Arc<Broker>, next_clean: Instant) -> bool {
     let due = deadline.and_then(|deadline| u64::try_from(deadline.saturating_sub(now).max(1)).ok());
     let left = due.map_or(left, |ms| left.min(Duration::from_millis(ms)));
     let ms = Millis::try_from(left.as_millis()).unwrap_or(Millis::MAX);
-    janitor.sleeps_until = Some(now.saturating_add(ms));
-    let woken = bell.wait_timeout_while(janitor, left, |janitor| !janitor.stop && janitor.sleeps_until.is_some());
-    let (mut janitor, _) = woken.unwrap_or_else(PoisonError::into_inner);
-    janitor.sleeps_until = None;
-    !janitor.stop
+    thread.sleeps_until = Some(now.saturating_add(ms));
+    let woken = wake.wait_timeout_while(thread, left, |thread| !thread.stop && thread.sleeps_until.is_some());
+    let (mut thread, _) = woken.unwrap_or_else(PoisonError::into_inner);
+    thread.sleeps_until = None;
+    !thread.stop
 }

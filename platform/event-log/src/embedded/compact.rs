@@ -1,17 +1,18 @@
-//! Compaction: of each key only the newest committed record stays, with its offset, timestamp and headers.
+//! Compaction: of each key only the newest committed record is kept, with its offset, timestamp and headers.
 //!
-//! A pass reads what is dirty into a map of keys (`keys`) and then goes through the partition from its start
-//! (`sweep`): in one atomic batch after another it takes out what a newer record shadows, what an aborted transaction
-//! wrote, tombstones and markers whose time is over, and what has no key. Dirty is what no pass has reached yet, below
-//! the last stable offset, up to the first block with a record that is younger than `min.compaction.lag.ms`. A block
-//! is what a segment is in Kafka, but there is no active one: all of it may be cleaned, as the partition's end is kept
-//! by its index. A pass runs when the dirty part is more than `min.cleanable.dirty.ratio` of all, is older than
-//! `max.compaction.lag.ms`, or when the time of a tombstone is over (Kafka waits for new records for that).
+//! A pass reads the keys of the dirty part into a map (`keys`) and then visits the partition from its start (`sweep`). In
+//! a sequence of atomic batches it removes records with a newer record of the same key, records of aborted transactions,
+//! records without a key, and tombstones and control records that have expired.
 //!
-//! Guarantees: memory for [`super::Config::cleaner_keys_max`] keys and one step; with more keys the dirty part is
-//! cleaned in pieces. A process that dies in a pass leaves each block old or new; the next pass begins again, and a
-//! tombstone never goes before what it deletes. A tombstone or a marker stays `delete.retention.ms` from the first pass
-//! that reached it. Never: work under the writer's lock but one step's batch; a change at or behind the stable offset.
+//! The dirty part is what no pass has reached yet, below the last stable offset and up to the first block with a record
+//! younger than `min.compaction.lag.ms`. Unlike Kafka's segments, blocks have no active one that must be excluded: the
+//! index keeps the partition's end. A pass runs if the dirty part exceeds `min.cleanable.dirty.ratio`, if it is older
+//! than `max.compaction.lag.ms`, or if a tombstone has expired (Kafka waits for new records in that case).
+//!
+//! A tombstone or control record expires `delete.retention.ms` after the first pass that reached it (KIP-534), and never
+//! before the records that it deletes. Memory is bounded by [`super::config::Config::cleaner_keys_max`] keys and one step; with
+//! more keys the dirty part is cleaned in pieces. If the process dies during a pass, each block is either old or new, and
+//! the next pass starts from the beginning. The writer lock is held only for the batch of a step.
 
 mod keys;
 mod sweep;
@@ -22,7 +23,7 @@ use super::broker::{Broker, lock};
 use super::format::{self, Cleaned, IndexEntry, PartId};
 use super::settings::Rules;
 use super::state::{Change, Part};
-use super::topics::REMOVED_AT_ONCE;
+use super::topics::REMOVALS_MAX;
 use super::write::INDEX_BYTES;
 use crate::{Millis, Offset, Result};
 use keys::Keys;
@@ -30,46 +31,46 @@ use std::collections::BTreeMap;
 use std::iter::Rev;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use sweep::{Sweep, Verdict};
+use sweep::{Decision, Sweep};
 
-/// Bytes that one step looks at, at most one block more.
+/// Bytes that one step visits, plus up to one block.
 const STEP_BYTES: u64 = 2 * 1024 * 1024;
 
-/// What a pass has to do in one partition.
-struct Job {
+/// Work of a pass in one partition.
+struct Work {
     id: PartId,
     start: Offset,
-    /// The dirty part.
-    dirty: Mark,
-    upto: Mark,
+    /// Bounds of the dirty part.
+    dirty: Bound,
+    upto: Bound,
     aborted: Arc<BTreeMap<u64, Offset>>,
 }
 
-/// A place in a partition, with the bytes ever written below it.
+/// An offset with the number of bytes ever written below it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Mark {
+struct Bound {
     offset: Offset,
     bytes: u64,
 }
 
-/// The keys of a piece of the dirty part, and where it ends.
+/// Keys of a piece of the dirty part, and the end of that piece.
 struct Piece {
     keys: Keys,
-    upto: Mark,
+    upto: Bound,
 }
 
-/// How far a sweep has come.
-struct Walk {
+/// Progress of a sweep.
+struct Progress {
     next: Offset,
     upto: Offset,
-    /// Index entries ahead, and the bytes that were kept since the last one that was.
+    /// Index entries ahead, and the bytes kept since the last kept entry.
     index: Rev<std::vec::IntoIter<Offset>>,
     entry: Option<Offset>,
     kept_bytes: u64,
 }
 
-impl Walk {
-    /// Drops the index entries up to here that stand too close to the one before.
+impl Progress {
+    /// Drops index entries up to an offset that are too close to the previous one.
     fn thin(&mut self, here: Offset, change: &mut Change) {
         while let Some(entry) = self.entry.filter(|entry| *entry <= here) {
             match self.kept_bytes < INDEX_BYTES {
@@ -82,30 +83,30 @@ impl Walk {
 }
 
 impl Broker {
-    /// Compacts a partition as far as its settings want it at this time.
+    /// Compacts a partition if its settings require it at this time.
     pub fn compact(&self, id: PartId, rules: &Rules, now: Millis) -> Result<()> {
-        let Some(job) = self.job(id, rules, now)? else {
+        let Some(work) = self.work(id, rules, now)? else {
             return Ok(());
         };
-        let mut from = job.dirty;
+        let mut from = work.dirty;
         loop {
-            let piece = self.piece(&job, from)?;
+            let piece = self.piece(&work, from)?;
             let horizon = now.saturating_add(rules.delete_retention_ms);
-            let mut sweep = Sweep::new(&piece.keys, &job.aborted, now, horizon);
-            if !self.sweep(&job, &piece, &mut sweep)? || piece.upto.offset >= job.upto.offset {
+            let mut sweep = Sweep::new(&piece.keys, &work.aborted, now, horizon);
+            if !self.sweep(&work, &piece, &mut sweep)? || piece.upto.offset >= work.upto.offset {
                 return Ok(());
             }
             from = piece.upto;
         }
     }
 
-    /// What is to be done, if it is worth a pass.
-    fn job(&self, id: PartId, rules: &Rules, now: Millis) -> Result<Option<Job>> {
+    /// Returns the work of a pass; `None` if no pass is due.
+    fn work(&self, id: PartId, rules: &Rules, now: Millis) -> Result<Option<Work>> {
         let old = match rules.min_compaction_lag_ms {
             0 => Millis::MAX,
             lag => now.saturating_sub(lag),
         };
-        let (mut job, stable, end, cleaned, gone_bytes) = {
+        let (mut work, stable, end, cleaned, gone_bytes) = {
             let state = self.state();
             let Some(part) = state.parts.get(&id) else {
                 return Ok(None);
@@ -114,54 +115,54 @@ impl Broker {
             let known = part.index.iter().rev();
             let mut known = known.filter(|entry| entry.offset <= part.stable() && entry.max_timestamp <= old);
             let upto = known.next().filter(|entry| entry.offset > dirty.offset);
-            let job = Job {
+            let work = Work {
                 id,
                 start: part.start,
                 dirty,
-                upto: upto.map_or(dirty, |entry| Mark {
+                upto: upto.map_or(dirty, |entry| Bound {
                     offset: entry.offset,
                     bytes: entry.bytes,
                 }),
                 aborted: part.aborted.clone(),
             };
-            let end = Mark {
+            let end = Bound {
                 offset: part.end,
                 bytes: part.bytes,
             };
-            (job, part.stable(), end, part.cleaned, part.gone_bytes())
+            (work, part.stable(), end, part.cleaned, part.gone_bytes())
         };
         if old == Millis::MAX && stable == end.offset {
-            job.upto = end;
+            work.upto = end;
         }
         let mut young = false;
-        let from = job.upto.offset;
+        let from = work.upto.offset;
         self.blocks(id, from, stable, &mut |block| {
             young = block.head.control.is_none() && block.head.max_timestamp > old;
             if young {
                 return Ok(ControlFlow::Break(()));
             }
-            job.upto = job.upto.behind(&block);
+            work.upto = work.upto.after(&block);
             Ok(ControlFlow::Continue(()))
         })?;
         if !young {
-            job.upto.offset = job.upto.offset.max(stable);
+            work.upto.offset = work.upto.offset.max(stable);
         }
-        let dirty_bytes = job.upto.bytes.saturating_sub(job.dirty.bytes);
-        let all_bytes = job.upto.bytes.saturating_sub(gone_bytes);
-        let is_dirty = job.upto.offset > job.dirty.offset;
+        let dirty_bytes = work.upto.bytes.saturating_sub(work.dirty.bytes);
+        let all_bytes = work.upto.bytes.saturating_sub(gone_bytes);
+        let is_dirty = work.upto.offset > work.dirty.offset;
         let wanted = cleaned.due <= now
             || (is_dirty && exceeds(dirty_bytes, all_bytes, rules.dirty_ratio_min))
-            || (is_dirty && self.is_overdue(&job, rules, now)?);
-        Ok(wanted.then_some(job))
+            || (is_dirty && self.is_overdue(&work, rules, now)?);
+        Ok(wanted.then_some(work))
     }
 
-    /// Whether the first dirty record is older than the topic lets it be.
-    fn is_overdue(&self, job: &Job, rules: &Rules, now: Millis) -> Result<bool> {
+    /// Returns whether the first dirty record is older than `max.compaction.lag.ms`.
+    fn is_overdue(&self, work: &Work, rules: &Rules, now: Millis) -> Result<bool> {
         if rules.max_compaction_lag_ms == Millis::MAX {
             return Ok(false);
         }
         let mut first = None;
-        self.blocks(job.id, job.dirty.offset, job.upto.offset, &mut |block| {
+        self.blocks(work.id, work.dirty.offset, work.upto.offset, &mut |block| {
             first = block.head.control.is_none().then_some(block.head.base_timestamp);
             Ok(match first {
                 None => ControlFlow::Continue(()),
@@ -171,15 +172,15 @@ impl Broker {
         Ok(first.is_some_and(|first| now.saturating_sub(first) > rules.max_compaction_lag_ms))
     }
 
-    /// Reads keys of the dirty part until it ends or memory does.
-    fn piece(&self, job: &Job, from: Mark) -> Result<Piece> {
+    /// Reads the keys of the dirty part until it ends or the map is full.
+    fn piece(&self, work: &Work, from: Bound) -> Result<Piece> {
         let mut keys = Keys::default();
         let mut upto = from;
         let mut more = true;
-        while more && upto.offset < job.upto.offset {
+        while more && upto.offset < work.upto.offset {
             let (mut seen, mut full) = (0, false);
-            more = self.blocks(job.id, upto.offset, job.upto.offset, &mut |block| {
-                if block.head.control.is_none() && !job.aborted.contains_key(&block.head.transaction) {
+            more = self.blocks(work.id, upto.offset, work.upto.offset, &mut |block| {
+                if block.head.control.is_none() && !work.aborted.contains_key(&block.head.transaction) {
                     for item in block.items() {
                         let item = item?;
                         if let Some(key) = item.key {
@@ -187,7 +188,7 @@ impl Broker {
                         }
                     }
                 }
-                upto = upto.behind(&block);
+                upto = upto.after(&block);
                 seen += block.size();
                 full = keys.len() >= self.cleaner_keys_max;
                 Ok(match full || seen >= STEP_BYTES {
@@ -195,101 +196,101 @@ impl Broker {
                     false => ControlFlow::Continue(()),
                 })
             })?;
-            if full || self.stops() {
+            if full || self.is_closing() {
                 return Ok(Piece { keys, upto });
             }
         }
-        Ok(Piece { keys, upto: job.upto })
+        Ok(Piece { keys, upto: work.upto })
     }
 
-    /// Goes through a partition up to the end of a piece; says whether there is reason to go on.
-    fn sweep(&self, job: &Job, piece: &Piece, sweep: &mut Sweep<'_>) -> Result<bool> {
+    /// Sweeps a partition up to the end of a piece. Returns whether the pass may continue.
+    fn sweep(&self, work: &Work, piece: &Piece, sweep: &mut Sweep<'_>) -> Result<bool> {
         let upto = piece.upto.offset;
-        let index: Vec<Offset> = match self.state().parts.get_mut(&job.id) {
+        let index: Vec<Offset> = match self.state().parts.get_mut(&work.id) {
             Some(part) => {
-                // Before the first block goes, as readers take a gap above it for a loss.
+                // Before the first block is removed: a reader reports a gap at or above `thinned` as lost records.
                 part.thinned = part.thinned.max(upto);
-                // The last one stays: what stands behind it was never compacted, so that the end is found from there.
+                // Keep the last entry: the log finds the partition's end from there when it is opened.
                 let index = part.index.iter().rev().skip(1).map(|e| e.offset);
                 index.filter(|e| *e < upto).collect()
             }
             None => return Ok(false),
         };
         let mut index = index.into_iter().rev();
-        let mut walk = Walk {
-            next: job.start,
+        let mut progress = Progress {
+            next: work.start,
             upto,
             entry: index.next(),
             index,
             kept_bytes: 0,
         };
-        while walk.next < upto {
+        while progress.next < upto {
             self.expire()?;
-            let change = self.step(job.id, sweep, &mut walk)?;
-            // A pass that does not finish is due again. That also records that this partition has gaps: its topic may no
-            // longer be compacted when the log is opened next.
+            let change = self.step(work.id, sweep, &mut progress)?;
+            // `due` makes an unfinished pass due again. It also records that the partition has gaps, which matters if its
+            // topic is no longer compacted when the log is opened again.
             let due_again = |cleaned: &mut Cleaned| cleaned.due = cleaned.due.min(sweep.now);
-            if !change.is_empty() && !self.apply(job.id, &change, due_again)? {
+            if !change.is_empty() && !self.apply(work.id, &change, due_again)? {
                 return Ok(false);
             }
-            if self.stops() {
+            if self.is_closing() {
                 return Ok(false);
             }
         }
         let due = sweep.due;
-        self.apply(job.id, &Change::default(), |cleaned| {
+        self.apply(work.id, &Change::default(), |cleaned| {
             (cleaned.next, cleaned.next_bytes, cleaned.due) = (upto, piece.upto.bytes, due);
-            // What is left may be small.
+            // The blocks that remain may be small.
             cleaned.merged = 0;
         })
     }
 
-    /// Whether the log is being closed: the next opening cleans again.
-    pub(super) fn stops(&self) -> bool {
-        lock(&self.janitor.0).stop
+    /// Returns whether the log is being closed. The next opening starts another pass.
+    pub(super) fn is_closing(&self) -> bool {
+        lock(&self.cleaner_thread.0).stop
     }
 
-    /// Judges the next blocks.
-    fn step(&self, id: PartId, sweep: &mut Sweep<'_>, walk: &mut Walk) -> Result<Change> {
+    /// Decides about the next blocks.
+    fn step(&self, id: PartId, sweep: &mut Sweep<'_>, progress: &mut Progress) -> Result<Change> {
         let mut change = Change::default();
-        let (mut seen, from, upto) = (0, walk.next, walk.upto);
+        let (mut seen, from, upto) = (0, progress.next, progress.upto);
         let more = self.blocks(id, from, upto, &mut |block| {
-            walk.thin(block.base, &mut change);
-            walk.next = block.next();
+            progress.thin(block.base, &mut change);
+            progress.next = block.next();
             seen += block.size();
             if block.head.control == Some(Marker::Abort) {
-                // What it ended stands before it, and is gone with this step at the latest.
+                // All records of this transaction precede its abort marker and are removed by this step or an earlier one.
                 change.aborted_dropped.push(block.head.transaction);
             }
-            let kept = match sweep.judge(&block)? {
-                Verdict::Keep => block.size(),
-                Verdict::Replace(by) => {
+            let kept = match sweep.decide(&block)? {
+                Decision::Keep => block.size(),
+                Decision::Replace(by) => {
                     let size = by.size();
                     change.removed_bytes += block.size() - size;
                     change.blocks.insert(block.base, Some(by));
                     size
                 }
-                Verdict::Remove => {
+                Decision::Remove => {
                     change.removed_bytes += block.size();
                     change.blocks.insert(block.base, None);
                     0
                 }
             };
-            walk.kept_bytes += kept;
-            Ok(match seen < STEP_BYTES && change.blocks.len() < REMOVED_AT_ONCE {
+            progress.kept_bytes += kept;
+            Ok(match seen < STEP_BYTES && change.blocks.len() < REMOVALS_MAX {
                 true => ControlFlow::Continue(()),
                 false => ControlFlow::Break(()),
             })
         })?;
         if !more {
-            walk.thin(upto, &mut change);
-            walk.next = upto;
+            progress.thin(upto, &mut change);
+            progress.next = upto;
         }
         Ok(change)
     }
 
-    /// Makes a step's change durable and shows it; says whether the partition still exists.
-    pub(super) fn apply(&self, id: PartId, change: &Change, progress: impl FnOnce(&mut Cleaned)) -> Result<bool> {
+    /// Stores a step's change and publishes it. Returns whether the partition still exists.
+    pub(super) fn apply(&self, id: PartId, change: &Change, update: impl FnOnce(&mut Cleaned)) -> Result<bool> {
         let _writer = self.writer();
         let mut writes = Writes::default();
         let (mut record, entry) = {
@@ -305,7 +306,7 @@ impl Broker {
             (part.record(), end_entry(part, change))
         };
         record.cleaned.removed_bytes += change.removed_bytes;
-        progress(&mut record.cleaned);
+        update(&mut record.cleaned);
         for (base, block) in &change.blocks {
             let key = format::block_key(id, *base);
             match block {
@@ -326,7 +327,7 @@ impl Broker {
         Ok(true)
     }
 
-    /// Visits the blocks whose base is in a range; says whether the visitor was given all of them.
+    /// Visits the blocks whose base offset is in a range. Returns whether the visitor stopped before the end.
     pub(super) fn blocks(
         &self,
         id: PartId,
@@ -354,31 +355,31 @@ impl Broker {
     }
 }
 
-impl Mark {
-    fn behind(self, block: &Block) -> Mark {
-        Mark {
+impl Bound {
+    fn after(self, block: &Block) -> Bound {
+        Bound {
             offset: block.next(),
             bytes: self.bytes + block.size(),
         }
     }
 }
 
-/// Where the dirty part of a partition begins.
-fn dirty(part: &Part) -> Mark {
+/// Returns the start of the dirty part.
+fn dirty(part: &Part) -> Bound {
     if part.cleaned.next >= part.start {
-        return Mark {
+        return Bound {
             offset: part.cleaned.next,
             bytes: part.cleaned.next_bytes,
         };
     }
-    // Retention has passed by what was cleaned, so that both have removed only what is below the start.
-    Mark {
+    // Retention has overtaken compaction, so everything that both removed is below the start.
+    Bound {
         offset: part.start,
         bytes: part.gone_bytes(),
     }
 }
 
-/// The index entry that keeps the partition's end when what stands behind the last entry is changed.
+/// Returns an index entry that keeps the partition's end if blocks after the last entry change.
 fn end_entry(part: &Part, change: &Change) -> Option<IndexEntry> {
     let (last, _) = change.blocks.last_key_value()?;
     let known = part.index.back().is_some_and(|entry| entry.offset > *last);
@@ -389,9 +390,9 @@ fn end_entry(part: &Part, change: &Change) -> Option<IndexEntry> {
     })
 }
 
-/// Whether a part is more than this share of the whole.
+/// Returns whether `part` exceeds this share of `whole`.
 fn exceeds(part: u64, whole: u64, share: f64) -> bool {
-    // Both are brought into the 32 bits that a float holds.
+    // Shift both into 32 bits, which f64 represents exactly.
     let shift = 32_u32.saturating_sub(whole.max(part).leading_zeros());
     let float = |bytes: u64| f64::from(u32::try_from(bytes >> shift).unwrap_or(u32::MAX));
     part > 0 && float(part) > share * float(whole)
@@ -402,7 +403,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_dirty_share_is_compared_as_kafka_does() {
+    fn dirty_ratio_is_compared_as_in_kafka() {
         let cases = [
             (0, 0, 0.0, false),
             (1, 100, 0.0, true),

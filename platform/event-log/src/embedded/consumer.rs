@@ -1,10 +1,8 @@
-//! A member of a consumer group of the embedded log.
-//!
-//! Guarantees: those of [`GroupConsumer`]. A member that is dropped leaves. Never: an offset of its own choice.
+//! A member of a consumer group of the embedded log. A member that is dropped leaves its group.
 
 use super::broker::Broker;
 use super::fetch::Fetcher;
-use super::group::{Group, Joining, MemberId, Turned};
+use super::group::{self, Group, JoinError, Joining, MemberId};
 use super::signal::until;
 use super::state::unknown;
 use crate::consumer::MemberToken;
@@ -20,31 +18,31 @@ pub(super) struct EmbeddedConsumer {
     fetcher: Fetcher,
     id: MemberId,
     config: GroupConfig,
-    /// Whether it has a seat; else it asks for one at every poll.
-    seated: bool,
+    /// Whether it is a member of the group; otherwise each poll tries to join.
+    is_member: bool,
     assigned: Vec<TopicPartition>,
     paused: BTreeSet<TopicPartition>,
 }
 
 impl EmbeddedConsumer {
     pub fn join(broker: Arc<Broker>, config: GroupConfig) -> Result<Self> {
-        super::check_group(&config.group)?;
+        group::check_group_id(&config.group)?;
         let fetcher = Fetcher::new(broker, Isolation::ReadCommitted);
         let mut consumer = EmbeddedConsumer {
             fetcher,
             id: 0,
             config,
-            seated: false,
+            is_member: false,
             assigned: Vec::new(),
             paused: BTreeSet::new(),
         };
-        match consumer.take_seat() {
+        match consumer.join_group() {
             Ok(()) | Err(Error::Occupied { .. }) => Ok(consumer),
             Err(error) => Err(error),
         }
     }
 
-    fn take_seat(&mut self) -> Result<()> {
+    fn join_group(&mut self) -> Result<()> {
         let broker = &self.fetcher.broker;
         let now = broker.now();
         let mut state = broker.state();
@@ -66,30 +64,31 @@ impl EmbeddedConsumer {
         };
         match group.join(joining, now) {
             Ok(()) => {
-                (self.id, self.seated) = (id, true);
+                (self.id, self.is_member) = (id, true);
                 drop(state);
-                let awake = broker.awaken(name);
+                let awake = broker.clear_idle(name);
                 if awake.is_err() {
                     self.leave();
-                    self.seated = false;
+                    self.is_member = false;
                 }
                 awake
             }
-            Err(Turned::Occupied) => Err(Error::Occupied {
+            Err(JoinError::Occupied) => Err(Error::Occupied {
                 group: name.clone(),
                 instance: self.config.instance.clone().unwrap_or_default(),
             }),
-            Err(Turned::Mixed) => Err(Error::Refused {
+            Err(JoinError::ProtocolMismatch) => Err(Error::Refused {
                 attempted: format!("join group {name}"),
-                reason: "its live members speak the other protocol; give all of them the same group_protocol"
-                    .to_owned(),
+                reason:
+                    "its active members use the other group protocol; configure the same group_protocol for all members"
+                        .to_owned(),
             }),
         }
     }
 
     fn event(&mut self) -> Result<Option<Event>> {
-        if !self.seated {
-            self.take_seat()?;
+        if !self.is_member {
+            self.join_group()?;
         }
         let broker = self.fetcher.broker.clone();
         let now = broker.now();
@@ -129,7 +128,10 @@ impl EmbeddedConsumer {
             None => Ok(()),
             Some(at) => Err(Error::Refused {
                 attempted: format!("{attempted} {at}"),
-                reason: format!("it is not assigned to this member of group {}", self.config.group),
+                reason: format!(
+                    "the partition is not assigned to this member of group {}",
+                    self.config.group
+                ),
             }),
         }
     }
@@ -148,7 +150,7 @@ impl EmbeddedConsumer {
 
     fn leave(&mut self) {
         self.fetcher.stop_all();
-        if !self.seated {
+        if !self.is_member {
             return;
         }
         let broker = &self.fetcher.broker;
@@ -156,7 +158,7 @@ impl EmbeddedConsumer {
         let mut state = broker.state();
         if let Some(group) = state.groups.get_mut(&self.config.group) {
             group.leave(self.id, now);
-            if group.is_gone() {
+            if group.is_unused() {
                 state.groups.remove(&self.config.group);
             }
         }
@@ -181,7 +183,8 @@ impl GroupConsumer for EmbeddedConsumer {
                 |state| state.groups.get(name).and_then(Group::deadline),
                 |state| {
                     let group = state.groups.get(name);
-                    group.is_none_or(|group| group.has_news(id)) || topics.iter().any(|t| !state.topics.contains_key(t))
+                    group.is_none_or(|group| group.has_event(id))
+                        || topics.iter().any(|t| !state.topics.contains_key(t))
                 },
             );
             if !left {
@@ -236,7 +239,7 @@ impl GroupConsumer for EmbeddedConsumer {
     }
 
     fn close(self: Box<Self>) -> Result<()> {
-        // Dropping leaves.
+        // `drop` leaves the group.
         Ok(())
     }
 }

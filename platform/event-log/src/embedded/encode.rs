@@ -1,8 +1,7 @@
-//! From a batch to blocks: which partition each record belongs to, and whether its topic takes it.
+//! Encodes a batch of records into blocks: selects the partition of each record and checks the limits of its topic.
 //!
-//! Guarantees: either every record of the batch is taken, or none, but for one without a key in a compacted topic, which
-//! costs the block that it is in, as it costs a batch in Kafka; records of one partition keep their order.
-//! Never: an offset; blocks get theirs when they are written.
+//! Either all records of the batch are accepted or none, with one exception as in Kafka: a record without a key in a
+//! compacted topic only costs the block that contains it. Blocks get their offsets when they are written.
 
 use super::block::Builder;
 use super::broker::Broker;
@@ -13,10 +12,9 @@ use crate::{Error, Header, Millis, OutBatch, OutRecord, Result, TopicPartition, 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-/// A block is closed when it has so many bytes.
+/// A block is complete when it has this size.
 const BLOCK_BYTES: usize = 256 * 1024;
-/// What a record of its own costs in Kafka's format beside its key, value and headers; counted against
-/// `max.message.bytes`.
+/// Overhead of a record in Kafka's format, counted against `max.message.bytes`.
 const RECORD_BYTES: usize = 70;
 
 struct Encoder<'b> {
@@ -25,25 +23,25 @@ struct Encoder<'b> {
     /// The topics of the batch; most batches have few.
     topics: Vec<Arc<Topic>>,
     drafts: Vec<Draft>,
-    /// The draft that each partition's records go to.
+    /// Index of the draft that receives a partition's next record.
     current: HashMap<PartId, usize>,
-    /// Drafts with a record that their topic refuses, and the first refusal.
+    /// Drafts with a rejected record, and the first error.
     refused: (BTreeSet<usize>, Option<Error>),
-    /// Where records without key and partition go, one partition a batch as Kafka's sticky partitioner does.
+    /// Partition number for records without key and partition: one per batch, like Kafka's sticky partitioner.
     sticky: Option<u64>,
 }
 
-/// A batch as it is written.
+/// An encoded batch.
 pub(super) struct Encoded {
     pub drafts: Vec<Draft>,
-    /// Why a part of it is not.
+    /// Why some records were rejected.
     pub refused: Option<Error>,
 }
 
 /// Encodes a batch.
 ///
 /// # Errors
-/// [`Error::UnknownTopic`], [`Error::TooLarge`], and [`Error::Refused`] for a timestamp that the topic refuses.
+/// [`Error::UnknownTopic`], [`Error::TooLarge`], and [`Error::Refused`] for an invalid timestamp.
 pub(super) fn encode(broker: &Broker, records: &OutBatch) -> Result<Encoded> {
     let mut encoder = Encoder {
         broker,
@@ -88,8 +86,8 @@ impl Encoder<'_> {
                 "message.timestamp.before.max.ms"
             };
             return Err(Error::Refused {
-                attempted: format!("write a record to {}", topic.name),
-                reason: format!("its timestamp {timestamp} is further from now than the topic's `{setting}` allows"),
+                attempted: format!("write a record to topic {}", topic.name),
+                reason: format!("its timestamp {timestamp} violates {setting} of the topic"),
             });
         }
         let bytes_max = rules.message_bytes_max;
@@ -97,8 +95,8 @@ impl Encoder<'_> {
         if rules.compacts && record.key.is_none() {
             self.refused.0.insert(index);
             self.refused.1.get_or_insert_with(|| Error::Refused {
-                attempted: format!("write a record to {}", topic.name),
-                reason: "it has no key, and the topic is compacted by key".to_owned(),
+                attempted: format!("write a record to topic {}", topic.name),
+                reason: "the topic is compacted and the record has no key; set a key".to_owned(),
             });
         }
         let block = &mut self.drafts.get_mut(index).expect("drafts are only added").block;
@@ -132,7 +130,7 @@ impl Encoder<'_> {
         i32::try_from(partition).expect("partition counts are i32")
     }
 
-    /// The draft that takes the partition's next record.
+    /// Returns the index of the draft for a partition's next record.
     fn draft(&mut self, topic: &Arc<Topic>, part: PartId) -> usize {
         if let Some(index) = self.current.get(&part)
             && self

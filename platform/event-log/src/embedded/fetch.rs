@@ -1,10 +1,10 @@
-//! Reading partitions: what readers and group members have in common.
+//! Reading of partitions, for readers and group members.
 //!
-//! Records near a partition's end come from the cache, older ones from the store; both are the same blocks.
-//! Guarantees: nothing beyond the reader's end, nothing aborted, no record twice, none left out but those that were
-//! removed, and then an error. Never: a lock while blocks are parsed or the store is read.
+//! Records near the end of a partition come from the cache, older ones from the store, in the same blocks. A reader gets no
+//! record above its end, no aborted record and no record twice. Records that retention removed are reported as out of
+//! range. No lock is held while the store is read or blocks are parsed.
 
-use super::block::{Block, Place, is_full};
+use super::block::{Block, Place, Sink, is_full};
 use super::broker::Broker;
 use super::format::PartId;
 use super::signal::Signal;
@@ -15,15 +15,15 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What one poll returns at most, whatever was asked for: a batch is far smaller than 4 GiB.
+/// Upper limit of `max_bytes`: a batch cannot exceed 4 GiB.
 const BATCH_BYTES_MAX: usize = 256 * 1024 * 1024;
 
-/// A partition that is read.
+/// Read position in a partition.
 pub(super) struct Cursor {
     pub at: TopicPartition,
     pub position: Offset,
     pub paused: bool,
-    /// When it last stood at the end.
+    /// When the position last was at the end of the partition.
     pub at_end: Option<Millis>,
     part: PartId,
     place: Option<Place>,
@@ -57,7 +57,7 @@ fn out_of_range(cursor: &Cursor, part: &Part) -> Error {
 }
 
 impl Cursor {
-    /// The partition, when the position is within it.
+    /// Returns the partition if the position is within it.
     fn within<'s>(&self, state: &'s State) -> Result<&'s Part> {
         let part = state.parts.get(&self.part).ok_or_else(|| unknown(&self.at.topic))?;
         match (part.start..=part.end).contains(&self.position) {
@@ -66,7 +66,7 @@ impl Cursor {
         }
     }
 
-    /// Plans the next read; `None` at the end.
+    /// Plans the next read; `None` at the end of the partition.
     fn plan(&self, state: &State, isolation: Isolation, bytes: usize) -> Result<Option<Plan>> {
         let part = self.within(state)?;
         let limit = part.limit(isolation);
@@ -107,7 +107,7 @@ impl Fetcher {
         }
     }
 
-    /// Starts reading a partition, or moves in it.
+    /// Starts to read a partition, or moves in it.
     pub fn start(&mut self, at: &TopicPartition, from: StartFrom) -> Result<()> {
         let mut state = self.broker.state();
         let id = state.resolve(at)?;
@@ -169,7 +169,7 @@ impl Fetcher {
         self.cursors.iter_mut().find(|cursor| cursor.at == *at)
     }
 
-    /// Reads what is there, into a cleared batch.
+    /// Adds available records to an empty batch.
     pub fn fill(&mut self, batch: &mut RecordBatch, max_bytes: usize) -> Result<()> {
         self.broker.expire()?;
         let now = self.broker.now();
@@ -185,9 +185,15 @@ impl Fetcher {
             if cursor.paused {
                 continue;
             }
-            let done = read(&self.broker, self.isolation, cursor, batch, max_bytes, now);
+            let read = Read {
+                broker: &self.broker,
+                isolation: self.isolation,
+                max_bytes,
+                now,
+            };
+            let done = read.fill(cursor, batch);
             if done.is_err() && !batch.is_empty() {
-                // What was read is returned first; the error is found again.
+                // Return what was read. The next call finds the error again.
                 break;
             }
             done?;
@@ -195,7 +201,7 @@ impl Fetcher {
         Ok(())
     }
 
-    /// Waits until a partition has grown or `ready` says so, at most until then. Says whether there is time left.
+    /// Waits until a partition has new records, `ready` returns true, or `until`. Returns false if the time is over.
     pub fn wait(
         &self,
         until: Instant,
@@ -204,7 +210,7 @@ impl Fetcher {
     ) -> bool {
         let mut state = self.broker.state();
         loop {
-            // A position outside the partition is an error that the next read finds.
+            // A position outside the partition counts as ready, because the next read returns its error.
             let grown = |cursor: &Cursor| {
                 let wakes = |part: &Part| {
                     cursor.position < part.limit(self.isolation) || !(part.start..=part.end).contains(&cursor.position)
@@ -225,7 +231,7 @@ impl Fetcher {
                 .map_or(left, Duration::from_millis);
             state = self.signal.wait(state, left.min(due));
             if due < left {
-                // Something may have timed out; whoever reads looks.
+                // A transaction or session may have timed out. The caller checks that.
                 return true;
             }
         }
@@ -238,51 +244,61 @@ impl Drop for Fetcher {
     }
 }
 
-fn read(
-    broker: &Broker,
+/// Options of reading one partition.
+struct Read<'b> {
+    broker: &'b Broker,
     isolation: Isolation,
-    cursor: &mut Cursor,
-    batch: &mut RecordBatch,
     max_bytes: usize,
     now: Millis,
-) -> Result<()> {
-    let mut index = None;
-    loop {
-        let wanted = max_bytes.saturating_sub(batch.byte_len());
-        let Some(mut plan) = cursor.plan(&broker.state(), isolation, wanted)? else {
-            cursor.at_end = Some(now);
-            return Ok(());
-        };
-        if plan.stored {
-            plan.blocks = stored(broker, cursor, plan.limit, wanted)?;
-        } else if plan.blocks.is_empty() {
-            // Compaction has left nothing up to the limit.
-            (cursor.position, cursor.place) = (plan.limit, None);
-        }
-        for block in plan.blocks {
-            let aborted = isolation == Isolation::ReadCommitted && plan.aborted.contains_key(&block.head.transaction);
-            if block.head.control.is_some() || aborted || block.is_over(cursor.position, cursor.place)? {
-                (cursor.position, cursor.place) = (block.next(), None);
-                continue;
+}
+
+impl Read<'_> {
+    /// Adds available records of a partition to the batch.
+    fn fill(&self, cursor: &mut Cursor, batch: &mut RecordBatch) -> Result<()> {
+        let mut index = None;
+        loop {
+            let wanted = self.max_bytes.saturating_sub(batch.byte_len());
+            let Some(mut plan) = cursor.plan(&self.broker.state(), self.isolation, wanted)? else {
+                cursor.at_end = Some(self.now);
+                return Ok(());
+            };
+            if plan.stored {
+                plan.blocks = stored(self.broker, cursor, plan.limit, wanted)?;
+            } else if plan.blocks.is_empty() {
+                // Compaction removed everything up to the limit.
+                (cursor.position, cursor.place) = (plan.limit, None);
             }
-            if is_full(batch, max_bytes) {
+            let read_committed = self.isolation == Isolation::ReadCommitted;
+            for block in plan.blocks {
+                let aborted = read_committed && plan.aborted.contains_key(&block.head.transaction);
+                if block.head.control.is_some() || aborted || block.is_over(cursor.position, cursor.place)? {
+                    (cursor.position, cursor.place) = (block.next(), None);
+                    continue;
+                }
+                if is_full(batch, self.max_bytes) {
+                    return Ok(());
+                }
+                let partition = *index.get_or_insert_with(|| batch.intern(&cursor.at));
+                let sink = Sink {
+                    batch: &mut *batch,
+                    partition,
+                    max_bytes: self.max_bytes,
+                };
+                let (next, place) = block.read(cursor.position, cursor.place, sink)?;
+                (cursor.position, cursor.place) = (next, place);
+                if place.is_some() {
+                    // The rest of this block must be read before the next one.
+                    return Ok(());
+                }
+            }
+            if is_full(batch, self.max_bytes) {
                 return Ok(());
             }
-            let partition = *index.get_or_insert_with(|| batch.intern(&cursor.at));
-            let (next, place) = block.read(cursor.position, cursor.place, batch, partition, max_bytes)?;
-            (cursor.position, cursor.place) = (next, place);
-            if place.is_some() {
-                // The rest of this block comes first; what follows it must not be passed over.
-                return Ok(());
-            }
-        }
-        if is_full(batch, max_bytes) {
-            return Ok(());
         }
     }
 }
 
-/// Blocks from the store, from the one that holds the position on.
+/// Returns blocks from the store, starting with the one that contains the position.
 fn stored(broker: &Broker, cursor: &mut Cursor, limit: Offset, wanted: usize) -> Result<Vec<Block>> {
     let (id, position) = (cursor.part, cursor.position);
     let (mut blocks, mut bytes): (Vec<Block>, usize) = (Vec::new(), 0);
@@ -295,7 +311,7 @@ fn stored(broker: &Broker, cursor: &mut Cursor, limit: Offset, wanted: usize) ->
         })
     });
     if blocks.is_empty() {
-        // With blocks, what stands before the error is returned first; the next read finds it again.
+        // Otherwise return the blocks before the error. The next read finds it again.
         scanned?;
     }
     let mut next = position;
@@ -308,10 +324,10 @@ fn stored(broker: &Broker, cursor: &mut Cursor, limit: Offset, wanted: usize) ->
     if joined < blocks.len() || joined == 0 {
         let state = broker.state();
         if state.parts.get(&id).is_none_or(|part| next < part.start) {
-            // Retention has cut under the scan. What it removed is not skipped: the next plan is out of range there.
+            // Retention removed blocks during the scan. Do not skip them: the next plan reports the position as out of range.
             blocks.truncate(joined);
         } else if joined == 0 {
-            // Compaction has left nothing up to the next block.
+            // Compaction removed everything up to the next block.
             (cursor.position, cursor.place) = (blocks.first().map_or(limit, |block| block.base), None);
         }
     }

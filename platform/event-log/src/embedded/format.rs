@@ -1,43 +1,42 @@
-//! Keys and small values of the embedded log's store. Blocks of records have a file of their own.
+//! Keys and small values of the embedded log's store. Blocks of records are described in `block.rs`.
 //!
 //! | space | key | value, after the version byte |
 //! | --- | --- | --- |
 //! | records | topic number, partition, base offset | a block |
-//! | meta | `h` | log_epoch, openings so far, next topic number |
+//! | meta | `h` | log epoch, number of openings, next topic number |
 //! | meta | `t` topic number | JSON: name, id, partitions, settings |
-//! | meta | `d` topic number | nothing: the topic is deleted, its blocks not yet all |
-//! | meta | `p` partition | start offset, bytes removed below it; version 2: how far compaction has come; version 3: and the merging of blocks |
-//! | meta | `i` partition, offset | greatest timestamp and bytes ever written below that offset |
+//! | meta | `d` topic number | empty: the topic is deleted, its blocks not completely |
+//! | meta | `p` partition | start offset, bytes removed below it; from version 2: progress of compaction; version 3: progress of merging |
+//! | meta | `i` partition, offset | greatest timestamp and number of bytes ever written below that offset |
 //! | meta | `a` partition, transaction | offset of its abort marker |
 //! | meta | `x` transaction, partition | its first offset there; the transaction is open |
 //! | meta | `c` group, partition | committed offset |
-//! | meta | `e` group | since when it has no member |
+//! | meta | `e` group | time since when it has no member |
 //!
-//! Guarantees: integers are big endian, so that keys sort as numbers do; every value begins with a version, and a newer
-//! one is refused. The last index entry may stand at the partition's end, with no block behind it: compaction puts it
-//! there, so that the end is known without the blocks that it removes. Never: IO.
+//! Integers are big endian, so that keys sort numerically. Every value starts with a version; a newer one is rejected. The
+//! last index entry may be at the partition's end, without a block after it: compaction writes it before it removes the
+//! blocks that the end could otherwise be read from.
 
 use crate::{Error, Millis, Offset, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
-/// Version of every value here but a partition's own record.
+/// Version of every value except the record of a partition.
 pub(super) const VERSION: u8 = 1;
-/// Versions of a partition's own record since compaction, and since small blocks are merged; version 1 ends behind the
-/// bytes.
+/// Versions of a partition's record with the progress of compaction and of merging. Version 1 ends after the bytes.
 #[cfg(test)]
 const WITH_CLEANED: u8 = 2;
 const WITH_MERGED: u8 = 3;
 
-/// A partition by the number of its topic, which is never used again.
+/// A partition, identified by the number of its topic, which is never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct PartId {
     pub topic: u32,
     pub partition: u32,
 }
 
-/// The log's own record.
+/// Record of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Head {
     pub log_epoch: Uuid,
@@ -45,7 +44,7 @@ pub(super) struct Head {
     pub next_topic: u32,
 }
 
-/// A topic as it is kept; settings are those that were given.
+/// Stored description of a topic. Contains the settings that differ from the defaults.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct TopicRecord {
     pub name: String,
@@ -54,28 +53,28 @@ pub(super) struct TopicRecord {
     pub settings: BTreeMap<String, String>,
 }
 
-/// A partition's own record.
+/// Stored record of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct PartRecord {
-    /// First offset kept.
+    /// First offset that is kept.
     pub start: Offset,
     /// Bytes that retention has removed, all below `start`.
     pub start_bytes: u64,
     pub cleaned: Cleaned,
 }
 
-/// How far compaction has come in a partition.
+/// Progress of compaction and merging in a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cleaned {
-    /// The first offset that no finished pass has reached.
+    /// First offset that no finished pass has reached.
     pub next: Offset,
     /// Bytes ever written below `next`.
     pub next_bytes: u64,
     /// Bytes that compaction has removed.
     pub removed_bytes: u64,
-    /// When the first of the tombstones and markers that were left below `next` may go.
+    /// Time when the first of the tombstones and control records below `next` expires.
     pub due: Millis,
-    /// Up to where small blocks were merged.
+    /// Small blocks below this offset are merged.
     pub merged: Offset,
 }
 
@@ -91,7 +90,7 @@ impl Default for Cleaned {
     }
 }
 
-/// A sparse index of a partition: what was ever written below an offset.
+/// Entry of a partition's sparse index: totals of everything ever written below an offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct IndexEntry {
     pub offset: Offset,
@@ -100,7 +99,7 @@ pub(super) struct IndexEntry {
 }
 
 impl PartId {
-    /// The partition's number as the traits have it.
+    /// Returns the partition number as used by the public API.
     pub fn number(self) -> i32 {
         i32::try_from(self.partition).expect("partition counts are i32")
     }
@@ -111,19 +110,19 @@ impl PartId {
     }
 }
 
-/// Refuses bytes of a newer version; gives what follows the version.
+/// Checks the version and returns the bytes after it.
 pub(super) fn body<'a>(bytes: &'a [u8], place: &str) -> Result<&'a [u8]> {
     versioned(bytes, VERSION, place).map(|(_, body)| body)
 }
 
-/// The version of bytes of which this is the newest, and what follows it.
+/// Returns the version, which must not exceed `newest`, and the bytes after it.
 pub(super) fn versioned<'a>(bytes: &'a [u8], newest: u8, place: &str) -> Result<(u8, &'a [u8])> {
     match bytes.split_first() {
         Some((&version, body)) if (VERSION..=newest).contains(&version) => Ok((version, body)),
         Some((&version, _)) if version > newest => Err(Error::Corrupt {
             place: place.to_owned(),
             reason: format!(
-                "it was written in format {version}, this program reads formats up to {newest}; use a newer program"
+                "format version {version} is newer than {newest}, the newest that this program reads; upgrade the program"
             ),
         }),
         _ => Err(corrupt(place)),
@@ -133,11 +132,11 @@ pub(super) fn versioned<'a>(bytes: &'a [u8], newest: u8, place: &str) -> Result<
 pub(super) fn corrupt(place: &str) -> Error {
     Error::Corrupt {
         place: place.to_owned(),
-        reason: "its bytes are not what this program writes".to_owned(),
+        reason: "the bytes have an unknown structure; restore the directory from a backup".to_owned(),
     }
 }
 
-/// Takes integers off the front of bytes.
+/// Reads integers from the front of a byte slice.
 struct Fields<'a> {
     bytes: &'a [u8],
     place: &'a str,
@@ -176,7 +175,7 @@ fn key(tag: u8, capacity: usize) -> Vec<u8> {
     key
 }
 
-/// Key of a block in the space of records. Offsets are never negative here.
+/// Returns the key of a block. Offsets are never negative here.
 pub(super) fn block_key(part: PartId, base: Offset) -> Vec<u8> {
     let mut key = Vec::with_capacity(16);
     part.put(&mut key);
@@ -184,7 +183,7 @@ pub(super) fn block_key(part: PartId, base: Offset) -> Vec<u8> {
     key
 }
 
-/// Base offset of a block's key.
+/// Returns the base offset from the key of a block.
 pub(super) fn block_base(key: &[u8]) -> Result<Offset> {
     let mut fields = Fields {
         bytes: key,
@@ -194,7 +193,7 @@ pub(super) fn block_base(key: &[u8]) -> Result<Offset> {
     fields.i64()
 }
 
-/// Prefix of a topic's blocks.
+/// Returns the key prefix of a topic's blocks.
 pub(super) fn topic_prefix(topic: u32) -> Vec<u8> {
     topic.to_be_bytes().to_vec()
 }
@@ -261,7 +260,7 @@ impl TopicRecord {
     }
 }
 
-/// Key of a partition's own record, or the prefix of its index (`INDEX`) and aborted transactions (`ABORTED`).
+/// Returns the key of a partition's record, or the prefix of its index (`INDEX`) and aborted transactions (`ABORTED`).
 pub(super) fn part_key(tag: u8, part: PartId) -> Vec<u8> {
     let mut key = key(tag, 16);
     part.put(&mut key);
@@ -340,7 +339,7 @@ pub(super) fn aborted_key(part: PartId, transaction: u64) -> Vec<u8> {
     key
 }
 
-/// Transaction and marker's offset of an aborted transaction's entry.
+/// Decodes the entry of an aborted transaction: transaction and offset of its abort marker.
 pub(super) fn decode_aborted(key: &[u8], value: &[u8]) -> Result<(u64, Offset)> {
     let place = "an aborted transaction's entry";
     let transaction = Fields {
@@ -372,7 +371,7 @@ pub(super) fn open_key(transaction: u64, part: PartId) -> Vec<u8> {
     key
 }
 
-/// Transaction, partition and first offset of an open transaction's entry.
+/// Decodes the entry of an open transaction: transaction, partition and first offset.
 pub(super) fn decode_open(key: &[u8], value: &[u8]) -> Result<(u64, PartId, Offset)> {
     let place = "an open transaction's entry";
     let mut fields = Fields {
@@ -384,7 +383,7 @@ pub(super) fn decode_open(key: &[u8], value: &[u8]) -> Result<(u64, PartId, Offs
 
 pub(super) fn committed_key(group: &str, part: PartId) -> Vec<u8> {
     let mut key = key(COMMITTED, 10 + group.len());
-    let length = u16::try_from(group.len()).expect("group names are checked when they come in");
+    let length = u16::try_from(group.len()).expect("group names are checked before");
     key.extend_from_slice(&length.to_be_bytes());
     key.extend_from_slice(group.as_bytes());
     part.put(&mut key);
@@ -397,14 +396,14 @@ pub(super) fn idle_key(group: &str) -> Vec<u8> {
     key
 }
 
-/// Group, and since when it has no member.
+/// Decodes the entry of an idle group: group, and since when it has no member.
 pub(super) fn decode_idle(key: &[u8], value: &[u8]) -> Result<(String, Millis)> {
     let place = "a group's entry";
     let group = std::str::from_utf8(key.get(1..).unwrap_or_default()).map_err(|_| corrupt(place))?;
     Ok((group.to_owned(), decode_offset(value, place)?))
 }
 
-/// Group, partition and offset of a committed offset's entry.
+/// Decodes a committed offset: group, partition and offset.
 pub(super) fn decode_committed(key: &[u8], value: &[u8]) -> Result<(String, PartId, Offset)> {
     let place = "a committed offset's entry";
     let mut fields = Fields {
@@ -440,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_of_before_compaction_reads_as_never_cleaned() {
+    fn partition_record_version_1_is_never_cleaned() {
         let mut old = sample().encode();
         old.truncate(17);
         old[0] = VERSION;
@@ -452,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_of_before_merging_reads_as_never_merged() {
+    fn partition_record_version_2_is_never_merged() {
         let mut old = sample().encode();
         old.truncate(49);
         old[0] = WITH_CLEANED;
@@ -467,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn every_entry_reads_back() {
+    fn entries_roundtrip() {
         let head = Head {
             log_epoch: Uuid::from_u128(5),
             openings: 2,
@@ -501,16 +500,16 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_format_is_refused_with_both_numbers() {
+    fn newer_version_is_rejected_with_both_numbers() {
         let error = PartRecord::decode(&[4, 0]).expect_err("newer");
         assert!(
-            error.to_string().contains("format 4") && error.to_string().contains("up to 3"),
+            error.to_string().contains("version 4") && error.to_string().contains("than 3"),
             "{error}"
         );
     }
 
     #[test]
-    fn cut_entries_are_corrupt_and_never_panic() {
+    fn truncated_entries_are_corrupt() {
         let full = sample().encode();
         for cut in 0..full.len() {
             assert!(matches!(PartRecord::decode(&full[..cut]), Err(Error::Corrupt { .. })));

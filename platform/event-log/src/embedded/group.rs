@@ -1,44 +1,44 @@
-//! A consumer group as a value: seats, generations, range assignment, committed and pending offsets.
+//! A consumer group: members, generations, range assignment, committed and pending offsets. Pure: no IO, clock or lock.
 //!
-//! A rebalance is eager, as with Kafka's classic protocol: every member is told `Revoked`, gives up at its next poll,
-//! and when all have, a new generation is assigned. A member that does not poll for five minutes meanwhile (Kafka's
-//! `max.poll.interval.ms`) loses its partitions. As every member lives in this process, there are no heartbeats: a
-//! member is alive until it is closed or dropped. Members of the newer protocol are in `incremental`.
+//! Rebalances are eager, as in Kafka's classic protocol: every member gets `Revoked`, gives up its partitions with the
+//! next poll, and when all have done so, a new generation is assigned. A member that does not poll for five minutes in
+//! the meantime (Kafka's `max.poll.interval.ms`) loses its partitions. All members are in this process, so there are no
+//! heartbeats: a member is alive until it is closed or dropped. Members with the consumer protocol are in `incremental`.
 //!
-//! Guarantees: a partition is never held by two seats of one generation; a commit under another generation, or of a
-//! member that lost its seat, is refused. Never: IO, a clock, a lock.
+//! A partition never belongs to two members of one generation. A commit of another generation, or of a member that was
+//! removed, is rejected (invariant C6 of `docs/protocol/commit.md`).
 
 mod incremental;
 
 use super::signal::Signal;
-use crate::{Event, Millis, Offset, TopicPartition};
+use crate::{Error, Event, Millis, Offset, TopicPartition};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// How long a rebalance waits for members that do not poll: they may be busy restoring.
-const PATIENCE_MS: Millis = 300_000;
+/// How long a rebalance waits for members that do not poll, for example because they restore their state.
+const REVOCATION_TIMEOUT_MS: Millis = 300_000;
 
 /// A subscribed topic with its partition count.
 pub(super) type Subscription = (Arc<str>, u32);
 
-/// A member: the seat's number in the group, never used again.
+/// Number of a member, never reused.
 pub(super) type MemberId = u64;
 
-/// What is waiting for a member's next poll.
+/// What a member's next poll returns or does.
 #[derive(Debug, PartialEq, Eq)]
-enum News {
+enum NextPoll {
     Nothing,
-    /// The held partitions are new.
+    /// Returns the assignment.
     Assigned,
-    /// The held partitions are to be given up.
+    /// Returns the revocation.
     Revoke,
-    /// The member knows; its next poll gives them up.
+    /// Gives up the partitions, because the revocation was returned.
     Revoking,
-    /// It was silent too long: these were taken from it.
+    /// Returns the partitions that it lost because it did not poll in time.
     Lost(Vec<TopicPartition>),
 }
 
-/// Who joins.
+/// A member that joins.
 pub(super) struct Joining {
     pub id: MemberId,
     pub instance: Option<String>,
@@ -48,83 +48,95 @@ pub(super) struct Joining {
     pub incremental: bool,
 }
 
-/// Why nobody was seated.
+/// Why a member cannot join.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Turned {
-    /// The instance name is a live member's, and the protocol lets that one keep it.
+pub(super) enum JoinError {
+    /// An active member has the instance name, which the protocol does not take from it.
     Occupied,
-    /// Live members speak the other protocol.
-    Mixed,
+    /// Active members use the other protocol.
+    ProtocolMismatch,
 }
 
-/// Why a commit of a member is refused.
+/// Why a commit of offsets is rejected.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
-    /// Whether its seat or its partitions are another's.
+pub(super) struct CommitRejection {
+    /// Whether the member was removed or lost its partitions.
     pub fenced: bool,
     pub reason: String,
 }
 
-struct Seat {
+struct Member {
     instance: Option<String>,
     topics: Vec<Subscription>,
     timeout_ms: Millis,
     signal: Arc<Signal>,
-    held: Vec<TopicPartition>,
-    news: News,
-    /// Generation that the member was told with its assignment.
+    owned: Vec<TopicPartition>,
+    next_poll: NextPoll,
+    /// Generation of the last assignment that was returned to the member.
     generation: i32,
-    /// What it reads.
+    /// Partitions that it reads.
     started: BTreeSet<TopicPartition>,
-    /// A static member has left; its seat is kept until its session timeout.
+    /// When a static member left. Its membership is kept until the session timeout.
     left_at: Option<Millis>,
-    /// Of the newer protocol alone: what it should hold, what it was told to give up, and until when it may take to.
+    /// Consumer protocol only: the partitions it should own, those whose revocation was returned, and the deadline for
+    /// giving them up.
     target: Vec<TopicPartition>,
     revoking: Vec<TopicPartition>,
-    gives_up_until: Option<Millis>,
+    revocation_deadline: Option<Millis>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    Settled,
-    /// Members give up; at that time those that did not have lost.
-    Preparing(Millis),
+    Stable,
+    /// Members are giving up their partitions. Those that have not done so at this time lose them.
+    PreparingRebalance(Millis),
 }
 
-/// A group.
+/// A consumer group.
 pub(super) struct Group {
     generation: i32,
     phase: Phase,
-    /// Whether its members speak the newer protocol.
+    /// Whether its members use the consumer protocol.
     incremental: bool,
-    seats: BTreeMap<MemberId, Seat>,
-    /// Since when it has no seat, and what of that is in the store.
+    members: BTreeMap<MemberId, Member>,
+    /// Since when it has no member, and the value that is stored.
     pub idle: Option<Millis>,
     pub idle_stored: Option<Millis>,
     /// Committed offsets.
     pub offsets: BTreeMap<TopicPartition, Offset>,
-    /// Offsets of transactions that are being decided, by transaction.
+    /// Offsets of transactions that are being committed, by transaction.
     pub pending: BTreeMap<u64, Vec<TopicPartition>>,
 }
 
-/// Why a member has no seat any more: another took it over by the same instance name.
+/// The member was replaced by another one with the same instance name.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Replaced;
+pub(super) struct MemberReplaced;
 
-/// A seat for people to see.
-pub(super) struct Seen {
+/// Fails for names that no group can have.
+pub(super) fn check_group_id(name: &str) -> crate::Result<()> {
+    if (1..=32_767).contains(&name.len()) {
+        return Ok(());
+    }
+    Err(Error::Refused {
+        attempted: format!("use group {name}"),
+        reason: "a group id must have 1 to 32,767 bytes".to_owned(),
+    })
+}
+
+/// Description of a member.
+pub(super) struct MemberDescription {
     pub id: MemberId,
     pub instance: Option<String>,
-    pub held: Vec<TopicPartition>,
+    pub owned: Vec<TopicPartition>,
 }
 
 impl Group {
     pub fn new() -> Self {
         Group {
             generation: 0,
-            phase: Phase::Settled,
+            phase: Phase::Stable,
             incremental: false,
-            seats: BTreeMap::new(),
+            members: BTreeMap::new(),
             idle: None,
             idle_stored: None,
             offsets: BTreeMap::new(),
@@ -132,25 +144,25 @@ impl Group {
         }
     }
 
-    /// Takes a seat. A static member takes its old one, whoever sat there, unless the protocol says otherwise.
-    pub fn join(&mut self, joining: Joining, now: Millis) -> Result<(), Turned> {
+    /// Adds a member. With the classic protocol a static member replaces the one with the same instance name.
+    pub fn join(&mut self, joining: Joining, now: Millis) -> Result<(), JoinError> {
         self.tick(now);
         if self.incremental != joining.incremental {
-            if self.seats.values().any(|seat| seat.left_at.is_none()) {
-                return Err(Turned::Mixed);
+            if self.members.values().any(|member| member.left_at.is_none()) {
+                return Err(JoinError::ProtocolMismatch);
             }
-            self.seats.clear();
-            self.phase = Phase::Settled;
+            self.members.clear();
+            self.phase = Phase::Stable;
             self.incremental = joining.incremental;
         }
         if self.incremental && self.is_taken(joining.instance.as_deref()) {
-            return Err(Turned::Occupied);
+            return Err(JoinError::Occupied);
         }
-        self.seat(joining, now);
+        self.add_member(joining, now);
         Ok(())
     }
 
-    fn seat(&mut self, joining: Joining, now: Millis) {
+    fn add_member(&mut self, joining: Joining, now: Millis) {
         let Joining {
             id,
             instance,
@@ -161,179 +173,184 @@ impl Group {
         } = joining;
         topics.sort();
         topics.dedup();
-        let old = instance.as_ref().and_then(|_| self.seat_of(instance.as_deref()));
-        let mut seat = Seat {
+        let old = instance
+            .as_ref()
+            .and_then(|_| self.member_with_instance(instance.as_deref()));
+        let mut member = Member {
             instance,
             topics,
             timeout_ms,
             signal,
-            held: Vec::new(),
-            news: News::Nothing,
+            owned: Vec::new(),
+            next_poll: NextPoll::Nothing,
             generation: -1,
             started: BTreeSet::new(),
             left_at: None,
             target: Vec::new(),
             revoking: Vec::new(),
-            gives_up_until: None,
+            revocation_deadline: None,
         };
         self.idle = None;
-        let old = old.and_then(|id| self.seats.remove(&id));
+        let old = old.and_then(|id| self.members.remove(&id));
         if let Some(old) = &old {
             old.signal.wake();
         }
         match old {
-            Some(old) if self.incremental && old.topics == seat.topics && !matches!(old.news, News::Lost(_)) => {
-                seat.target = old.target;
-                self.seats.insert(id, seat);
+            Some(old)
+                if self.incremental && old.topics == member.topics && !matches!(old.next_poll, NextPoll::Lost(_)) =>
+            {
+                member.target = old.target;
+                self.members.insert(id, member);
             }
-            Some(old) if self.phase == Phase::Settled && old.topics == seat.topics => {
-                // A restart costs no rebalance: the same partitions, in the same generation.
-                seat.held = match old.news {
-                    News::Nothing | News::Assigned => old.held,
-                    News::Revoke | News::Revoking | News::Lost(_) => Vec::new(),
+            Some(old) if self.phase == Phase::Stable && old.topics == member.topics => {
+                // A restart causes no rebalance: the new member gets the same partitions in the same generation.
+                member.owned = match old.next_poll {
+                    NextPoll::Nothing | NextPoll::Assigned => old.owned,
+                    NextPoll::Revoke | NextPoll::Revoking | NextPoll::Lost(_) => Vec::new(),
                 };
-                seat.news = News::Assigned;
-                self.seats.insert(id, seat);
+                member.next_poll = NextPoll::Assigned;
+                self.members.insert(id, member);
             }
             _ => {
-                self.seats.insert(id, seat);
+                self.members.insert(id, member);
                 self.rebalance(now);
             }
         }
     }
 
-    fn seat_of(&self, instance: Option<&str>) -> Option<MemberId> {
-        self.seats
+    fn member_with_instance(&self, instance: Option<&str>) -> Option<MemberId> {
+        self.members
             .iter()
-            .find(|(_, seat)| seat.instance.as_deref() == instance)
+            .find(|(_, member)| member.instance.as_deref() == instance)
             .map(|(id, _)| *id)
     }
 
-    /// Leaves: a static member's seat is kept for its session timeout.
+    /// Removes a member. The membership of a static member is kept until its session timeout.
     pub fn leave(&mut self, id: MemberId, now: Millis) {
-        let Some(seat) = self.seats.get_mut(&id) else {
+        let Some(member) = self.members.get_mut(&id) else {
             return;
         };
-        if seat.instance.is_some() {
-            seat.left_at = Some(now);
-            seat.started.clear();
+        if member.instance.is_some() {
+            member.left_at = Some(now);
+            member.started.clear();
             if self.incremental {
-                seat.let_go();
+                member.release_excess();
             }
-            if matches!(self.phase, Phase::Preparing(_)) {
-                seat.held.clear();
-                seat.news = News::Nothing;
-                self.settle();
+            if matches!(self.phase, Phase::PreparingRebalance(_)) {
+                member.owned.clear();
+                member.next_poll = NextPoll::Nothing;
+                self.finish_rebalance();
             }
-            // The others now wait for the end of that seat, or have what it was giving up.
-            self.seats.values().for_each(|seat| seat.signal.wake());
+            // The others may be waiting for this member's partitions or for the end of its session.
+            self.members.values().for_each(|member| member.signal.wake());
         } else {
-            self.seats.remove(&id);
+            self.members.remove(&id);
             self.rebalance(now);
         }
         self.note_idle(now);
     }
 
-    /// Notes since when nobody is there.
+    /// Records since when the group has no member.
     fn note_idle(&mut self, now: Millis) {
-        self.idle = self.seats.is_empty().then(|| self.idle.unwrap_or(now));
+        self.idle = self.members.is_empty().then(|| self.idle.unwrap_or(now));
     }
 
-    /// Lets time pass: kept seats end, silent members lose their partitions.
+    /// Handles timeouts: removes static members whose session timed out, and partitions of members that do not poll.
     pub fn tick(&mut self, now: Millis) {
-        let before = self.seats.len();
-        self.seats.retain(|_, seat| {
-            seat.left_at
-                .is_none_or(|left| left.saturating_add(seat.timeout_ms) > now)
+        let before = self.members.len();
+        self.members.retain(|_, member| {
+            member
+                .left_at
+                .is_none_or(|left| left.saturating_add(member.timeout_ms) > now)
         });
-        if self.seats.len() != before {
+        if self.members.len() != before {
             self.rebalance(now);
         }
         self.tick_incremental(now);
-        if let Phase::Preparing(until) = self.phase
+        if let Phase::PreparingRebalance(until) = self.phase
             && until <= now
         {
-            for seat in self.seats.values_mut().filter(|seat| !seat.held.is_empty()) {
-                seat.news = News::Lost(std::mem::take(&mut seat.held));
-                seat.started.clear();
-                seat.signal.wake();
+            for member in self.members.values_mut().filter(|member| !member.owned.is_empty()) {
+                member.next_poll = NextPoll::Lost(std::mem::take(&mut member.owned));
+                member.started.clear();
+                member.signal.wake();
             }
-            self.settle();
+            self.finish_rebalance();
         }
         self.note_idle(now);
     }
 
-    /// The next moment at which [`Group::tick`] changes something.
+    /// Returns the time of the next timeout that [`Group::tick`] handles.
     pub fn deadline(&self) -> Option<Millis> {
-        let seats = self
-            .seats
+        let members = self
+            .members
             .values()
-            .filter_map(|seat| Some(seat.left_at?.saturating_add(seat.timeout_ms)));
+            .filter_map(|member| Some(member.left_at?.saturating_add(member.timeout_ms)));
         let phase = match self.phase {
-            Phase::Settled => None,
-            Phase::Preparing(until) => Some(until),
+            Phase::Stable => None,
+            Phase::PreparingRebalance(until) => Some(until),
         };
-        let patience = self.seats.values().filter_map(|seat| seat.gives_up_until);
-        seats.chain(phase).chain(patience).min()
+        let deadline = self.members.values().filter_map(|member| member.revocation_deadline);
+        members.chain(phase).chain(deadline).min()
     }
 
     fn rebalance(&mut self, now: Millis) {
         if self.incremental {
-            return self.aim(now);
+            return self.update_targets(now);
         }
-        let mut patience = 0;
-        for seat in self.seats.values_mut() {
-            if seat.left_at.is_some() || seat.news == News::Assigned {
-                // Nobody reads them yet, or any more.
-                seat.held.clear();
-                seat.news = News::Nothing;
+        let mut deadline = 0;
+        for member in self.members.values_mut() {
+            if member.left_at.is_some() || member.next_poll == NextPoll::Assigned {
+                // The member does not read them yet, or no longer.
+                member.owned.clear();
+                member.next_poll = NextPoll::Nothing;
             }
-            if !seat.held.is_empty() {
-                patience = patience.max(seat.timeout_ms).max(PATIENCE_MS);
-                if seat.news == News::Nothing {
-                    seat.news = News::Revoke;
+            if !member.owned.is_empty() {
+                deadline = deadline.max(member.timeout_ms).max(REVOCATION_TIMEOUT_MS);
+                if member.next_poll == NextPoll::Nothing {
+                    member.next_poll = NextPoll::Revoke;
                 }
             }
-            seat.signal.wake();
+            member.signal.wake();
         }
-        if self.phase == Phase::Settled {
-            self.phase = Phase::Preparing(now.saturating_add(patience));
+        if self.phase == Phase::Stable {
+            self.phase = Phase::PreparingRebalance(now.saturating_add(deadline));
         }
-        self.settle();
+        self.finish_rebalance();
     }
 
-    /// Assigns a new generation once everything was given up.
-    fn settle(&mut self) {
-        if self.phase == Phase::Settled || self.seats.values().any(|seat| !seat.held.is_empty()) {
+    /// Assigns a new generation when all partitions have been given up.
+    fn finish_rebalance(&mut self) {
+        if self.phase == Phase::Stable || self.members.values().any(|member| !member.owned.is_empty()) {
             return;
         }
-        self.phase = Phase::Settled;
+        self.phase = Phase::Stable;
         self.generation += 1;
         for (id, share) in self.shares() {
-            let seat = self.seats.get_mut(&id).expect("members are seats");
-            seat.held = share;
-            seat.started.clear();
-            if seat.left_at.is_none() {
-                seat.news = News::Assigned;
-                seat.signal.wake();
+            let member = self.members.get_mut(&id).expect("shares are those of members");
+            member.owned = share;
+            member.started.clear();
+            if member.left_at.is_none() {
+                member.next_poll = NextPoll::Assigned;
+                member.signal.wake();
             }
         }
     }
 
-    /// Who should hold what. A member that has to be told of its loss first takes part the next time.
+    /// Computes the assignment. A member that has lost its partitions takes part after it was notified.
     fn shares(&self) -> BTreeMap<MemberId, Vec<TopicPartition>> {
         let mut order: Vec<(bool, Option<&str>, MemberId)> = self
-            .seats
+            .members
             .iter()
-            .filter(|(_, seat)| !matches!(seat.news, News::Lost(_)))
-            .map(|(id, seat)| (seat.instance.is_none(), seat.instance.as_deref(), *id))
+            .filter(|(_, member)| !matches!(member.next_poll, NextPoll::Lost(_)))
+            .map(|(id, member)| (member.instance.is_none(), member.instance.as_deref(), *id))
             .collect();
         order.sort();
         let members: Vec<MemberId> = order.into_iter().map(|(_, _, id)| id).collect();
         let mut shares: BTreeMap<MemberId, Vec<TopicPartition>> = members.iter().map(|id| (*id, Vec::new())).collect();
-        let topics: BTreeSet<&Subscription> = self.seats.values().flat_map(|seat| &seat.topics).collect();
+        let topics: BTreeSet<&Subscription> = self.members.values().flat_map(|member| &member.topics).collect();
         for topic in topics {
-            let wants = |id: &MemberId| self.seats.get(id).is_some_and(|seat| seat.topics.contains(topic));
+            let wants = |id: &MemberId| self.members.get(id).is_some_and(|member| member.topics.contains(topic));
             let of_topic: Vec<MemberId> = members.iter().copied().filter(wants).collect();
             for (id, partition) in range(&of_topic, topic.1) {
                 let number = i32::try_from(partition).expect("partition counts are i32");
@@ -344,123 +361,122 @@ impl Group {
         shares
     }
 
-    /// What a member is told at its poll, if anything.
-    pub fn event(&mut self, id: MemberId, now: Millis) -> Result<Option<Event>, Replaced> {
+    /// Returns the next event of a member.
+    pub fn event(&mut self, id: MemberId, now: Millis) -> Result<Option<Event>, MemberReplaced> {
         self.tick(now);
         if self.incremental {
-            return self.next_step(id, now);
+            return self.next_incremental_event(id, now);
         }
-        let seat = self.seats.get_mut(&id).ok_or(Replaced)?;
-        match std::mem::replace(&mut seat.news, News::Nothing) {
-            News::Nothing => Ok(None),
-            News::Revoke => {
-                seat.news = News::Revoking;
-                Ok(Some(Event::Revoked(seat.held.clone())))
+        let member = self.members.get_mut(&id).ok_or(MemberReplaced)?;
+        match std::mem::replace(&mut member.next_poll, NextPoll::Nothing) {
+            NextPoll::Nothing => Ok(None),
+            NextPoll::Revoke => {
+                member.next_poll = NextPoll::Revoking;
+                Ok(Some(Event::Revoked(member.owned.clone())))
             }
-            News::Revoking => {
-                seat.held.clear();
-                seat.started.clear();
-                self.settle();
+            NextPoll::Revoking => {
+                member.owned.clear();
+                member.started.clear();
+                self.finish_rebalance();
                 self.event(id, now)
             }
-            News::Lost(lost) => {
+            NextPoll::Lost(lost) => {
                 self.rebalance(now);
                 Ok(Some(Event::Lost(lost)))
             }
-            News::Assigned => {
-                seat.generation = self.generation;
-                Ok((!seat.held.is_empty()).then(|| Event::Assigned(seat.held.clone())))
+            NextPoll::Assigned => {
+                member.generation = self.generation;
+                Ok((!member.owned.is_empty()).then(|| Event::Assigned(member.owned.clone())))
             }
         }
     }
 
-    /// Whether a poll of this member would be told something.
-    pub fn has_news(&self, id: MemberId) -> bool {
+    /// Returns whether a poll of this member would return or change something.
+    pub fn has_event(&self, id: MemberId) -> bool {
         if self.incremental {
-            return self.has_step(id);
+            return self.has_incremental_event(id);
         }
-        self.seats.get(&id).is_none_or(|seat| seat.news != News::Nothing)
+        self.members
+            .get(&id)
+            .is_none_or(|member| member.next_poll != NextPoll::Nothing)
     }
 
-    /// Notes that a member reads a partition.
+    /// Records that a member reads a partition.
     pub fn started(&mut self, id: MemberId, at: &TopicPartition) {
-        if let Some(seat) = self.seats.get_mut(&id) {
-            seat.started.insert(at.clone());
+        if let Some(member) = self.members.get_mut(&id) {
+            member.started.insert(at.clone());
         }
     }
 
-    /// Whether some member reads the partition: then nobody sets its offset from outside.
+    /// Returns whether a member reads the partition. Its offset must then not be set from outside.
     pub fn reads(&self, at: &TopicPartition) -> bool {
-        self.seats.values().any(|seat| seat.started.contains(at))
+        self.members.values().any(|member| member.started.contains(at))
     }
 
-    /// The generation that a member knows; -1 before its first assignment.
+    /// Returns the generation that a member knows; −1 before its first assignment.
     pub fn generation_of(&self, id: MemberId) -> i32 {
-        self.seats.get(&id).map_or(-1, |seat| seat.generation)
+        self.members.get(&id).map_or(-1, |member| member.generation)
     }
 
-    /// Why a commit of this member under this generation is refused.
-    pub fn refuses(&self, id: MemberId, generation: i32) -> Option<Refusal> {
-        let fenced = |reason: &str| Some((true, reason.to_owned()));
-        let refusal = match self.seats.get(&id) {
-            None => fenced("the member has no seat in the group any more"),
-            Some(seat) if matches!(seat.news, News::Lost(_)) => fenced("the member has lost its partitions"),
-            Some(seat) if self.incremental => (generation != seat.generation).then(|| {
-                // It has lost nothing by that, so that it is no fence.
-                let now = seat.generation;
-                (
-                    false,
-                    format!("the membership is of generation {generation}, the member of {now}"),
-                )
-            }),
-            Some(_) if generation != self.generation => Some((
-                true,
-                format!(
-                    "the member is of generation {generation}, the group of {}",
-                    self.generation
-                ),
-            )),
-            Some(_) => None,
+    /// Checks whether a member may commit offsets under this generation.
+    pub fn check_commit(&self, id: MemberId, generation: i32) -> Result<(), CommitRejection> {
+        let reject = |fenced, reason| Err(CommitRejection { fenced, reason });
+        let Some(member) = self.members.get(&id) else {
+            return reject(true, "the member is no longer in the group".to_owned());
         };
-        refusal.map(|(fenced, reason)| Refusal { fenced, reason })
+        if matches!(member.next_poll, NextPoll::Lost(_)) {
+            return reject(true, "the member has lost its partitions".to_owned());
+        }
+        // With the consumer protocol a member keeps its partitions when its generation rises, so it is not fenced.
+        let (current, fenced) = match self.incremental {
+            true => (member.generation, false),
+            false => (self.generation, true),
+        };
+        if generation != current {
+            let reason = format!("the group metadata has generation {generation}, the current one is {current}");
+            return reject(fenced, reason);
+        }
+        Ok(())
     }
 
-    pub fn seen(&self) -> Vec<Seen> {
-        let seen = |(id, seat): (&MemberId, &Seat)| Seen {
+    pub fn describe_members(&self) -> Vec<MemberDescription> {
+        let seen = |(id, member): (&MemberId, &Member)| MemberDescription {
             id: *id,
-            instance: seat.instance.clone(),
-            held: seat.held.clone(),
+            instance: member.instance.clone(),
+            owned: member.owned.clone(),
         };
-        self.seats.iter().map(seen).collect()
+        self.members.iter().map(seen).collect()
     }
 
-    /// Whether it has a member, and the store does not know that yet.
-    pub fn woke(&self) -> bool {
-        !self.seats.is_empty() && self.idle_stored.is_some()
+    /// Returns whether it has a member although an idle time is stored.
+    pub fn has_stale_idle_time(&self) -> bool {
+        !self.members.is_empty() && self.idle_stored.is_some()
     }
 
-    /// Whether nobody is there.
+    /// Returns whether it has no member.
     pub fn is_empty(&self) -> bool {
-        self.seats.is_empty()
+        self.members.is_empty()
     }
 
-    /// The group's state by Kafka's name.
+    /// Returns the name that Kafka has for the group's state.
     pub fn state(&self) -> &'static str {
         match self.phase {
-            _ if self.seats.is_empty() => "Empty",
-            Phase::Settled if self.incremental && self.seats.keys().any(|id| self.has_step(*id)) => "Reconciling",
-            Phase::Settled => "Stable",
-            Phase::Preparing(_) => "PreparingRebalance",
+            _ if self.members.is_empty() => "Empty",
+            Phase::Stable if self.incremental && self.members.keys().any(|id| self.has_incremental_event(*id)) => {
+                "Reconciling"
+            }
+            Phase::Stable => "Stable",
+            Phase::PreparingRebalance(_) => "PreparingRebalance",
         }
     }
 
-    /// Nothing is left of it.
-    pub fn is_gone(&self) -> bool {
-        self.seats.is_empty() && self.offsets.is_empty() && self.pending.is_empty()
+    /// Returns whether nothing of the group is left.
+    pub fn is_unused(&self) -> bool {
+        self.members.is_empty() && self.offsets.is_empty() && self.pending.is_empty()
     }
 }
 
-/// Kafka's range assignment of one topic: contiguous ranges, the first members get one more.
+/// Kafka's range assignment of one topic: contiguous ranges, with one more partition for the first members.
 fn range(members: &[MemberId], partitions: u32) -> Vec<(MemberId, u32)> {
     let count = u32::try_from(members.len()).expect("a process has few members");
     let Some(each) = partitions.checked_div(count) else {

@@ -1,11 +1,11 @@
-//! Groups without members: after a while their offsets go, as in Kafka.
+//! Expiry of committed offsets of groups without members (`offsets.retention.minutes`).
 //!
-//! Since when a group has no member is known in memory, and put into the store by the pass that removes old records, or
-//! with offsets that are set from outside; it is taken from there when somebody joins. A log that was not opened for long
-//! counts from its opening where that pass did not come before the end.
+//! The time since when a group has no member is kept in memory, and stored by the next cleaning pass or when offsets are
+//! set from outside. It is removed from the store when a member joins. If it was never stored, it starts when the log is
+//! opened again.
 //!
-//! Guarantees: a group that has a member, or a seat that is kept for one, keeps its offsets; so does one whose offsets are
-//! being decided. Whoever asks while they go waits for that. Never: an offset that goes alone.
+//! Offsets are kept while the group has a member or a static membership that has not timed out, and while a transaction is
+//! committing offsets of the group. All offsets of a group expire in one batch; `committed` waits for it.
 
 use super::backing::{Space, Writes};
 use super::broker::Broker;
@@ -14,7 +14,7 @@ use super::group::Group;
 use crate::{Millis, Result};
 
 impl Broker {
-    /// Removes the offsets of groups that have had no member for longer than offsets are kept.
+    /// Removes the offsets of groups that have had no member for the retention time.
     pub fn expire_offsets(&self, now: Millis) -> Result<()> {
         let names: Vec<String> = self.state().groups.keys().cloned().collect();
         names.iter().try_for_each(|name| self.expire_group(name, now))
@@ -35,7 +35,11 @@ impl Broker {
         if now.saturating_sub(since) < self.offsets_retention_ms {
             let is_stored = group.idle_stored == Some(since);
             drop(state);
-            return if is_stored { Ok(()) } else { self.note_idle(name, since) };
+            return if is_stored {
+                Ok(())
+            } else {
+                self.store_idle(name, since)
+            };
         }
         let partitions: Vec<_> = group.offsets.keys().cloned().collect();
         group.pending.insert(number, partitions.clone());
@@ -50,11 +54,11 @@ impl Broker {
         if let Some(group) = state.groups.get_mut(name) {
             group.pending.remove(&number);
             if removed.is_ok() {
-                tracing::info!(group = name, "its offsets go: it has had no member for long");
+                tracing::info!(group = name, "committed offsets of a group without members expired");
                 group.offsets.clear();
                 group.idle_stored = None;
             }
-            if group.is_gone() {
+            if group.is_unused() {
                 state.groups.remove(name);
             }
         }
@@ -63,28 +67,29 @@ impl Broker {
         removed
     }
 
-    fn note_idle(&self, name: &str, since: Millis) -> Result<()> {
+    fn store_idle(&self, name: &str, since: Millis) -> Result<()> {
         let mut writes = Writes::default();
         writes.put(Space::Meta, format::idle_key(name), format::encode_offset(since));
         self.store(&writes)?;
         if let Some(group) = self.state().groups.get_mut(name) {
             group.idle_stored = Some(since);
         }
-        self.forget_idle(name)
+        self.clear_idle_locked(name)
     }
 
-    /// Forgets in the store since when a group has no member: somebody has joined it.
-    pub fn awaken(&self, name: &str) -> Result<()> {
-        if !self.state().groups.get(name).is_some_and(Group::woke) {
+    /// Removes the stored idle time of a group that a member has joined.
+    pub fn clear_idle(&self, name: &str) -> Result<()> {
+        if !self.state().groups.get(name).is_some_and(Group::has_stale_idle_time) {
             return Ok(());
         }
         let _writer = self.writer();
-        self.forget_idle(name)
+        self.clear_idle_locked(name)
     }
 
-    /// The same under the writer's lock, for whoever has just put it there: somebody may have joined meanwhile.
-    pub fn forget_idle(&self, name: &str) -> Result<()> {
-        if !self.state().groups.get(name).is_some_and(Group::woke) {
+    /// As [`Broker::clear_idle`], with the writer lock already held. Callers that have just stored an idle time use it, because a
+    /// member may have joined in the meantime.
+    pub fn clear_idle_locked(&self, name: &str) -> Result<()> {
+        if !self.state().groups.get(name).is_some_and(Group::has_stale_idle_time) {
             return Ok(());
         }
         let mut writes = Writes::default();

@@ -1,132 +1,135 @@
-//! Small blocks become larger ones: what many small commits left, and what compaction thinned.
+//! Merging of small blocks, as left by small transactions and by compaction.
 //!
-//! A transaction of one record is two blocks, its record's and its marker's. Between two entries of a partition's index
-//! there are about 256 KiB of them, thousands of blocks; they are made one, once. What stands behind the last entry is left
-//! as it is, and so are records of aborted transactions with their markers, whose place must be known, and blocks whose
-//! tombstones or markers wait for their time. Where records are removed by age, a block spans a small part of that age
-//! only, as it goes as a whole.
+//! A transaction of one record writes two blocks, its record and its control record, so there can be thousands of blocks
+//! between two index entries (about 256 KiB). They are merged once. These blocks stay as they are: blocks after the last
+//! index entry, records of aborted transactions with their abort markers, which readers must be able to recognize, and
+//! blocks with tombstones or control records that have not expired. In topics with retention by age a merged block spans
+//! a small part of that age only, because a block is deleted as a whole.
 //!
-//! Guarantees: readers see no difference, wherever they are; a process that dies in between leaves each stretch old or new.
-//! Never: work under the writer's lock but one step's batch; a change at or behind the stable offset.
+//! Readers see no difference at any position. If the process dies in between, each range has either its old blocks or the
+//! merged one. The writer lock is held only for the batch of a step.
 
 use super::block::{Block, Marker, Merge};
 use super::broker::Broker;
 use super::format::PartId;
 use super::settings::Rules;
 use super::state::Change;
-use super::topics::REMOVED_AT_ONCE;
+use super::topics::REMOVALS_MAX;
 use super::write::INDEX_BYTES;
 use crate::{Millis, Offset, Result};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-/// Bytes that one step looks at, at most one block more.
+/// Bytes that one step visits, plus up to one block.
 const STEP_BYTES: u64 = 2 * 1024 * 1024;
-/// A block of that size is large enough.
+/// Blocks of this size are not merged.
 const LARGE_BYTES: u64 = 64 * 1024;
-/// The part of the age at which records are removed that one block may span.
-const SPAN: Millis = 64;
+/// A merged block spans at most this fraction of `retention.ms`.
+const SPAN_FRACTION: Millis = 64;
 
-/// Marks that one step looks up to.
-const MARKS_MAX: usize = 256;
+/// Maximum number of boundaries of one step.
+const BOUNDARIES_MAX: usize = 256;
 
-/// What is looked at.
-struct Stretch {
+/// A range of blocks to merge.
+struct MergeRange {
     from: Offset,
     upto: Offset,
-    /// Places in between that no block may span, in order: index entries, and the end of what was compacted. A block need
-    /// not begin there: compaction may have removed it.
-    marks: Vec<Offset>,
+    /// Offsets that no merged block may span, in order: index entries and the end of the compacted part. A boundary need
+    /// not be the base of a block, which compaction may have removed.
+    boundaries: Vec<Offset>,
     aborted: Arc<BTreeMap<u64, Offset>>,
     span_ms: Millis,
 }
 
-/// The blocks that were taken together since the last that was not, and what becomes of those before.
-struct Gather {
+/// The blocks collected since the last one that stays, and the change so far.
+struct Collector {
     open: Option<Merge>,
     change: Change,
     seen: u64,
-    /// Up to where everything is as it should be after the change.
+    /// Everything below this offset is in its final state after the change.
     done: Offset,
 }
 
 impl Broker {
-    /// Merges what is small in a partition, as far as it was not looked at before.
+    /// Merges the small blocks of a partition that no earlier call has visited.
     pub fn merge(&self, id: PartId, rules: &Rules) -> Result<()> {
-        while let Some(stretch) = self.stretch(id, rules) {
-            let (change, done) = self.gather(id, &stretch)?;
-            if !self.apply(id, &change, |cleaned| cleaned.merged = done)? || self.stops() {
+        while let Some(range) = self.range(id, rules) {
+            let (change, done) = self.collect(id, &range)?;
+            if !self.apply(id, &change, |cleaned| cleaned.merged = done)? || self.is_closing() {
                 return Ok(());
             }
         }
         Ok(())
     }
 
-    fn stretch(&self, id: PartId, rules: &Rules) -> Option<Stretch> {
+    fn range(&self, id: PartId, rules: &Rules) -> Option<MergeRange> {
         let state = self.state();
         let part = state.parts.get(&id)?;
         let from = part.cleaned.merged.max(part.start);
-        // What compaction has not reached is read by it block by block.
+        // Blocks that compaction has not reached yet are left to it.
         let reached = if rules.compacts { part.cleaned.next } else { Offset::MAX };
         let limit = part.stable().min(reached);
         let first = part.index.partition_point(|entry| entry.offset <= from);
         let index = part.index.range(first..).map(|entry| entry.offset);
-        let mut marks: Vec<Offset> = index.take_while(|offset| *offset <= limit).take(MARKS_MAX).collect();
-        let upto = marks.pop()?;
-        // A pass of compaction begins there, also where the topic was not compacted for a while.
+        let mut boundaries: Vec<Offset> = index
+            .take_while(|offset| *offset <= limit)
+            .take(BOUNDARIES_MAX)
+            .collect();
+        let upto = boundaries.pop()?;
+        // Compaction starts there, even if the topic was not compacted for a while.
         let cleaned = part.cleaned.next;
         if (from + 1..upto).contains(&cleaned) {
-            marks.insert(marks.partition_point(|mark| *mark < cleaned), cleaned);
+            boundaries.insert(boundaries.partition_point(|boundary| *boundary < cleaned), cleaned);
         }
-        Some(Stretch {
+        Some(MergeRange {
             from,
             upto,
-            marks,
+            boundaries,
             aborted: part.aborted.clone(),
             span_ms: match rules.deletes && rules.retention_ms >= 0 {
-                true => rules.retention_ms / SPAN,
+                true => rules.retention_ms / SPAN_FRACTION,
                 false => Millis::MAX,
             },
         })
     }
 
-    fn gather(&self, id: PartId, stretch: &Stretch) -> Result<(Change, Offset)> {
-        let mut gather = Gather {
+    fn collect(&self, id: PartId, range: &MergeRange) -> Result<(Change, Offset)> {
+        let mut collector = Collector {
             open: None,
             change: Change::default(),
             seen: 0,
-            done: stretch.from,
+            done: range.from,
         };
-        let mut marks = stretch.marks.iter().copied().peekable();
-        let more = self.blocks(id, stretch.from, stretch.upto, &mut |block| {
-            let passed = std::iter::from_fn(|| marks.next_if(|mark| *mark <= block.base)).last();
-            if let Some(mark) = passed {
-                gather.close();
-                gather.done = mark;
-                // Only between two marks is a step at an end, so that what is one stretch becomes one block.
-                if gather.seen >= STEP_BYTES || gather.change.blocks.len() >= REMOVED_AT_ONCE {
+        let mut boundaries = range.boundaries.iter().copied().peekable();
+        let more = self.blocks(id, range.from, range.upto, &mut |block| {
+            let passed = std::iter::from_fn(|| boundaries.next_if(|boundary| *boundary <= block.base)).last();
+            if let Some(boundary) = passed {
+                collector.close();
+                collector.done = boundary;
+                // A step ends at boundaries only, so that each range between two of them becomes as few blocks as possible.
+                if collector.seen >= STEP_BYTES || collector.change.blocks.len() >= REMOVALS_MAX {
                     return Ok(ControlFlow::Break(()));
                 }
             }
-            gather.seen += block.size();
-            gather.add(&block, stretch)?;
+            collector.seen += block.size();
+            collector.add(&block, range)?;
             Ok(ControlFlow::Continue(()))
         })?;
         if !more {
-            gather.close();
-            gather.done = stretch.upto;
+            collector.close();
+            collector.done = range.upto;
         }
-        Ok((gather.change, gather.done))
+        Ok((collector.change, collector.done))
     }
 }
 
-impl Gather {
-    fn add(&mut self, block: &Block, stretch: &Stretch) -> Result<()> {
+impl Collector {
+    fn add(&mut self, block: &Block, range: &MergeRange) -> Result<()> {
         let head = &block.head;
         let stays = head.horizon.is_some()
             || head.control == Some(Marker::Abort)
-            || stretch.aborted.contains_key(&head.transaction)
+            || range.aborted.contains_key(&head.transaction)
             || block.size() >= LARGE_BYTES;
         if stays {
             self.close();
@@ -136,7 +139,7 @@ impl Gather {
             let since = open
                 .begins()
                 .map_or(0, |begins| head.max_timestamp.saturating_sub(begins).abs());
-            open.size < INDEX_BYTES && open.takes(block) && since <= stretch.span_ms
+            open.size < INDEX_BYTES && open.takes(block) && since <= range.span_ms
         };
         if !self.open.as_ref().is_some_and(fits) {
             self.close();
@@ -144,14 +147,14 @@ impl Gather {
         self.open.get_or_insert_with(|| Merge::at(block.base)).add(block)
     }
 
-    /// Takes what was gathered as one block, if it is worth it.
+    /// Replaces the collected blocks by a merged one if that is smaller.
     fn close(&mut self) {
         let Some(merge) = self.open.take().filter(|merge| merge.blocks.len() > 1) else {
             return;
         };
         let (blocks, size) = (merge.blocks.clone(), merge.size);
         let one = merge.finish();
-        // Two blocks of many tiny records may be smaller than one, whose offsets and times are further from its first.
+        // The merged block can be larger: its records have larger offset and timestamp deltas.
         let Some(saved) = size.checked_sub(one.size()) else {
             return;
         };

@@ -1,12 +1,12 @@
-//! From the store to the state: what a log knows when it is opened.
+//! Opening a log: reads the state from the store.
 //!
-//! Guarantees: transactions that were open are aborted before the log is handed out; a topic's deletion that was cut
-//! short is finished. A partition costs its last index interval to read, not its length. Never: a repair by guessing.
+//! Open transactions are aborted and interrupted deletions of topics are completed before the log is returned. Reading a
+//! partition costs its last index interval, not its length. Damage is reported, never repaired.
 
-use super::Config;
 use super::backing::{Backing, Space, Writes};
 use super::block::Block;
 use super::broker::Broker;
+use super::config::Config;
 use super::format::{self, Head, IndexEntry, PartId, PartRecord, TopicRecord};
 use super::group::Group;
 use super::state::{OpenTransaction, Part, State, Topic, Touched};
@@ -17,12 +17,12 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// Transactions of one opening; the rest of the number counts openings.
+/// Bits of a transaction number that count transactions; the upper bits count openings of the log.
 const TRANSACTION_BITS: u32 = 40;
 
 type Backed<'b> = &'b dyn Backing;
 
-/// Loads a log from its store, or makes a new one there.
+/// Loads a log from its store, or creates one.
 pub(super) fn load(config: &Config, backing: Box<dyn Backing>) -> Result<Broker> {
     let head = match backing.get(Space::Meta, format::HEAD)? {
         Some(bytes) => {
@@ -48,7 +48,7 @@ pub(super) fn load(config: &Config, backing: Box<dyn Backing>) -> Result<Broker>
         let topic = Topic::of(format::decode_topic_key(&key)?, TopicRecord::decode(&value)?);
         for id in topic.parts() {
             let mut part = part(&*backing, id)?;
-            // A pass that was cut short is known by its due time alone: `next` moves when a pass is finished.
+            // An unfinished pass is recognizable only by its due time: `next` changes when a pass ends.
             let was_compacted = part.cleaned.next > 0 || part.cleaned.due < Millis::MAX;
             if topic.rules.compacts || was_compacted {
                 part.thinned = part.end;
@@ -77,9 +77,9 @@ pub(super) fn load(config: &Config, backing: Box<dyn Backing>) -> Result<Broker>
     }
     let deleted = entries(&*backing, &[format::DELETED])?;
     let broker = Broker::new(backing, config, head, state);
-    broker.abort_left_open()?;
+    broker.abort_open_transactions()?;
     for (key, _) in deleted {
-        broker.remove_rest(format::decode_topic_key(&key)?)?;
+        broker.remove_leftovers(format::decode_topic_key(&key)?)?;
     }
     Ok(broker)
 }
@@ -99,7 +99,7 @@ fn part(backing: Backed<'_>, id: PartId) -> Result<Part> {
         let record = PartRecord::decode(&bytes)?;
         (part.start, part.start_bytes, part.cleaned) = (record.start, record.start_bytes, record.cleaned);
     }
-    // Without an index entry from the start on, compaction has touched nothing there.
+    // If no index entry is at or above the start, compaction has removed nothing there.
     (part.end, part.bytes) = (part.start, part.gone_bytes());
     for (key, value) in entries(backing, &format::part_key(format::INDEX, id))? {
         let entry = IndexEntry::decode(&key, &value)?;
@@ -139,7 +139,7 @@ fn part(backing: Backed<'_>, id: PartId) -> Result<Part> {
     bad.map_or(Ok(part), Err)
 }
 
-/// Transactions of a dead process: nobody can commit them any more.
+/// Loads transactions that were open when the process died. No producer can commit them.
 fn open_transactions(backing: Backed<'_>, state: &mut State) -> Result<()> {
     for (key, value) in entries(backing, &[format::OPEN])? {
         let (transaction, id, first) = format::decode_open(&key, &value)?;

@@ -1,6 +1,4 @@
-//! An producer of the embedded log.
-//!
-//! Guarantees: those of [`Producer`]: what was sent is durable when the call returns. Never: a queue.
+//! The producer without transactions of the embedded log. Records are durable when `send` returns.
 
 use super::broker::Broker;
 use super::encode::encode;

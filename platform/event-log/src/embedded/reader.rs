@@ -1,6 +1,4 @@
-//! A reader of assigned partitions of the embedded log.
-//!
-//! Guarantees: those of [`Reader`]. Never: a group.
+//! A reader of explicitly assigned partitions of the embedded log.
 
 use super::broker::Broker;
 use super::fetch::Fetcher;

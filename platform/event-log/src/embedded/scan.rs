@@ -1,9 +1,9 @@
 //! Scans of a partition's blocks for readers and for lookups by time.
 //!
 //! The cleaner replaces and removes blocks while a scan runs. Every offset of a partition is covered by a block unless
-//! retention or compaction removed it, so a gap between two blocks has one of three causes: one of these two, a store
-//! that showed half a batch to the scan, or lost records. A gap without a known cause is scanned a second time and then
-//! reported as an error: a reader that skipped it would commit an offset behind records that it never saw.
+//! retention or compaction removed it. So a gap between two blocks has one of these causes: retention, compaction, a
+//! store that showed half of a batch to the scan, or lost records. A gap without a known cause is scanned a second time
+//! and then reported as an error: a reader that skipped it would commit an offset beyond records that it never saw.
 
 use super::backing::Space;
 use super::block::Block;
@@ -12,34 +12,33 @@ use super::format::{self, PartId};
 use crate::{Error, Offset, Result};
 use std::ops::{ControlFlow, Range};
 
-/// How far the scans of one lookup have come.
+/// Progress of the scans of one lookup.
 struct Progress {
     /// The first offset that no visited block covers.
     next: Offset,
     to: Offset,
-    /// Where the previous scan met a gap without a known cause.
+    /// Where the previous scan found a gap without a known cause.
     suspect: Option<Offset>,
-    /// The partition's `thinned` when it was read last. It only grows, so most gaps of a compacted partition need no
-    /// lock.
+    /// Last known value of the partition's `thinned`. It only grows, so most gaps of a compacted partition need no lock.
     thinned: Offset,
 }
 
-/// How a scan ended.
+/// Result of a scan.
 enum Scanned {
     /// The visitor stopped it, or it reached the end.
     Done,
-    /// The block that held the first offset was merged into an earlier one after it was found.
+    /// The block with the first offset was merged into an earlier one after it was looked up.
     Moved,
-    /// No block covers these offsets and nothing explains why.
+    /// No block covers these offsets, and no cause is known.
     Gap(Range<Offset>),
 }
 
 impl Broker {
-    /// Visits the blocks that cover a range of offsets, in order, beginning with the one that holds the first offset.
-    /// After a second scan the visitor may be passed a merged block that begins before offsets it has seen.
+    /// Visits the blocks that cover a range of offsets, in order, starting with the one that contains the first offset.
+    /// After a second scan the visitor may get a merged block that starts before offsets that it has already seen.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] when blocks are missing that neither retention nor compaction removed.
+    /// [`Error::Corrupt`] if blocks are missing that neither retention nor compaction removed.
     pub fn blocks_holding(
         &self,
         id: PartId,
@@ -57,11 +56,11 @@ impl Broker {
                 Scanned::Done => return Ok(()),
                 Scanned::Moved => {}
                 Scanned::Gap(gap) if progress.suspect == Some(gap.start) => {
-                    // Retention may have removed these blocks by a batch that the store neither confirmed nor denied.
-                    self.check_certain("read: it did not say what became of an earlier batch; open the log again")?;
+                    // Retention may have removed these blocks in a batch whose outcome is unknown.
+                    self.check_outcomes_known("read: the outcome of an earlier batch is unknown; open the log again")?;
                     return Err(self.missing(id, &gap));
                 }
-                // Blocks that were merged while a scan without a snapshot ran are part of the block before the gap.
+                // If blocks were merged during a scan without a snapshot, the block before the gap now contains them.
                 Scanned::Gap(gap) => progress.suspect = Some(gap.start),
             }
         }
@@ -101,7 +100,7 @@ impl Broker {
         }
     }
 
-    /// Passes a block to the visitor if it follows what was visited; returns how the scan ends, if it does here.
+    /// Passes a block to the visitor if it directly follows what was visited. Returns a result if the scan ends here.
     fn pass(
         &self,
         id: PartId,
@@ -119,14 +118,14 @@ impl Broker {
         Ok(visit(block)?.is_break().then_some(Scanned::Done))
     }
 
-    /// The offsets between what was visited and `to`, if nothing explains why no block covers them.
+    /// Returns the offsets between what was visited and `to` if no cause is known for the gap.
     fn gap(&self, id: PartId, progress: &mut Progress, to: Offset) -> Option<Range<Offset>> {
         if to <= progress.next.max(progress.thinned) {
             return None;
         }
-        // The cause is published before the blocks are removed, so it is looked up after the gap was seen.
+        // The cause is published before the blocks are removed, so it must be looked up after the gap was seen.
         let state = self.state();
-        // The records of a deleted topic are missing for a reason, and the reader's next look at the state reports it.
+        // The topic was deleted. The reader notices that when it next uses the state.
         let part = state.parts.get(&id)?;
         progress.thinned = part.thinned;
         (to > part.start.max(part.thinned)).then_some(progress.next..to)

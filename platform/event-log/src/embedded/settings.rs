@@ -1,7 +1,7 @@
 //! Topic settings with Kafka's names, defaults and limits.
 //!
-//! Guarantees: what Kafka 4 refuses is refused, with the setting's name. Settings of segments are kept and shown, and
-//! mean nothing here: there are none. Never: a setting of ours.
+//! Values that Kafka 4 rejects are rejected. Settings of segments are accepted and described but have no effect, because
+//! the embedded log has no segments.
 
 use crate::{Cleanup, Error, Millis, Result, TimestampPolicy, TopicConfig};
 use std::collections::BTreeMap;
@@ -74,7 +74,7 @@ static SETTINGS: [Setting; 33] = [
     setting("unclean.leader.election.enable", "false", Kind::Bool),
 ];
 
-/// Taken but not shown, as by Kafka: tests of its brokers make segments tiny with it.
+/// Accepted but not described, as in Kafka.
 static HIDDEN: [Setting; 1] = [setting(
     "internal.segment.bytes",
     "1073741824",
@@ -90,7 +90,7 @@ impl Setting {
                     return None;
                 }
                 return Some(format!(
-                    "`{}` must be a whole number from {least} to {greatest}, not `{value}`",
+                    "`{}` must be a whole number between {least} and {greatest}, not `{value}`",
                     self.name
                 ));
             }
@@ -100,16 +100,16 @@ impl Setting {
             Kind::Cleanup => value.split(',').all(|part| matches!(part.trim(), "delete" | "compact")),
             Kind::Any => true,
         };
-        (!fine).then(|| format!("`{}` cannot be `{value}`", self.name))
+        (!fine).then(|| format!("`{}` must not be `{value}`", self.name))
     }
 }
 
-/// Checks settings; says what is wrong with the first that is.
+/// Checks settings and returns the error of the first invalid one.
 pub(super) fn check(topic: &str, settings: &BTreeMap<String, String>) -> Result<()> {
     for (name, value) in settings {
         let known = SETTINGS.iter().chain(&HIDDEN).find(|s| s.name == name);
         let reason = match known {
-            None => Some(format!("Kafka knows no topic setting `{name}`")),
+            None => Some(format!("`{name}` is not a topic setting of Kafka")),
             Some(setting) => setting.refuses(value),
         };
         if let Some(reason) = reason {
@@ -123,13 +123,13 @@ pub(super) fn check(topic: &str, settings: &BTreeMap<String, String>) -> Result<
     if rules.min_compaction_lag_ms > rules.max_compaction_lag_ms {
         return Err(Error::InvalidTopic {
             topic: topic.to_owned(),
-            reason: "`min.compaction.lag.ms` must not be more than `max.compaction.lag.ms`".to_owned(),
+            reason: "`min.compaction.lag.ms` must not exceed `max.compaction.lag.ms`".to_owned(),
         });
     }
     Ok(())
 }
 
-/// The settings that a configuration gives.
+/// Returns the settings that a configuration specifies.
 pub(super) fn given(config: &TopicConfig) -> BTreeMap<String, String> {
     let mut settings = config.other.clone();
     let mut put = |name: &str, value: String| settings.insert(name.to_owned(), value);
@@ -159,7 +159,7 @@ pub(super) fn given(config: &TopicConfig) -> BTreeMap<String, String> {
     settings
 }
 
-/// All settings, defaults included.
+/// Returns all settings, including defaults.
 pub(super) fn all(given: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let mut all: BTreeMap<String, String> = SETTINGS
         .iter()
@@ -169,30 +169,30 @@ pub(super) fn all(given: &BTreeMap<String, String>) -> BTreeMap<String, String> 
     all
 }
 
-/// The settings that appending and cleaning obey.
+/// Parsed settings that appending and cleaning use.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rules {
     pub log_append: bool,
     pub message_bytes_max: usize,
     pub timestamp_ahead_max: Millis,
     pub timestamp_behind_max: Millis,
-    /// Whether old records are removed.
+    /// `cleanup.policy` contains `delete`.
     pub deletes: bool,
-    /// Whether records that a newer one of their key shadows are removed.
+    /// `cleanup.policy` contains `compact`.
     pub compacts: bool,
     pub min_compaction_lag_ms: Millis,
     pub max_compaction_lag_ms: Millis,
-    /// From 0 to 1.
+    /// `min.cleanable.dirty.ratio`, from 0 to 1.
     pub dirty_ratio_min: f64,
     pub delete_retention_ms: Millis,
-    /// -1 is for ever.
+    /// −1 keeps records forever.
     pub retention_ms: i64,
-    /// -1 is without limit.
+    /// −1 means no limit.
     pub retention_bytes: i64,
 }
 
 impl Rules {
-    /// Reads checked settings.
+    /// Parses settings that were checked before.
     pub fn of(given: &BTreeMap<String, String>) -> Rules {
         let all = all(given);
         let text = |name: &str| all.get(name).map(String::as_str).unwrap_or_default();
@@ -219,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_are_checked_as_kafka_does() {
+    fn setting_values_are_checked_as_in_kafka() {
         let cases = [
             ("retention.ms", "-1", true),
             ("retention.ms", "-2", false),
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lag_that_is_less_than_itself_is_refused() {
+    fn min_lag_above_max_lag_is_rejected() {
         let settings = |least: &str, most: &str| {
             let pair = [("min.compaction.lag.ms", least), ("max.compaction.lag.ms", most)];
             pair.map(|(name, value)| (name.to_owned(), value.to_owned())).into()
@@ -248,14 +248,14 @@ mod tests {
     }
 
     #[test]
-    fn every_default_passes_its_own_check() {
+    fn every_default_is_valid() {
         for setting in SETTINGS.iter().chain(&HIDDEN) {
             assert_eq!(setting.refuses(setting.default), None);
         }
     }
 
     #[test]
-    fn rules_follow_the_defaults() {
+    fn rules_contain_defaults() {
         let rules = Rules::of(&given(&TopicConfig::new(Cleanup::Compact)));
         assert!(rules.compacts && !rules.deletes && !rules.log_append);
         assert_eq!(

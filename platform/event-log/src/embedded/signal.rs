@@ -1,19 +1,16 @@
-//! How a blocked reader is woken.
-//!
-//! Guarantees: a wake between the check and the wait is not lost, because both happen under the state's lock.
-//! Never: a polling loop.
+//! Wakes blocked readers. Check and wait happen under the lock of the state, so no wake-up is lost.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The end of a wait that begins now; whoever asks for ever gets a year.
+/// Returns the end of a wait that starts now. The timeout is limited to a year so that the addition cannot overflow.
 pub(super) fn until(timeout: Duration) -> Instant {
     const YEAR: Duration = Duration::from_secs(365 * 24 * 3_600);
     Instant::now() + timeout.min(YEAR)
 }
 
-/// One reader's bell. Rung and waited for under one and the same lock.
+/// Wakes one reader. `wake` and `wait` must be called under the same lock.
 #[derive(Default)]
 pub(super) struct Signal {
     waiting: AtomicBool,
@@ -21,14 +18,14 @@ pub(super) struct Signal {
 }
 
 impl Signal {
-    /// Wakes the reader, if it waits.
+    /// Wakes the reader if it is waiting.
     pub fn wake(&self) {
         if self.waiting.load(Ordering::Relaxed) {
             self.bell.notify_all();
         }
     }
 
-    /// Waits until woken, at most this long; it may also wake for no reason.
+    /// Waits until it is woken or the time is over. Spurious wake-ups are possible.
     pub fn wait<'a, T>(&self, guard: MutexGuard<'a, T>, at_most: Duration) -> MutexGuard<'a, T> {
         self.waiting.store(true, Ordering::Relaxed);
         let (guard, _) = self

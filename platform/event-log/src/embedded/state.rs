@@ -1,9 +1,7 @@
-//! What the embedded log knows without asking its store: topics, partitions' ends, open transactions, groups, and the
-//! newest records.
+//! In-memory state of the embedded log: topics, partition ends, open transactions, groups, and the newest blocks.
 //!
-//! Everything here is published only after the store has it, so that no reader ever acts on a record that a crash
-//! takes back. Guarantees: of a partition's blocks at or behind the first one in its cached tail none is missing there;
-//! the cache stays within its bytes. Never: IO.
+//! Changes are published here after the store has committed them, so no reader sees a record that a crash could take back.
+//! The cached tail of a partition has no gaps, and the cache stays within its limits.
 
 use super::block::Block;
 use super::format::{Cleaned, IndexEntry, PartId, PartRecord};
@@ -15,25 +13,25 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// Blocks that the cache holds at most, however small they are.
+/// Maximum number of cached blocks, however small they are.
 const CACHED_BLOCKS_MAX: usize = 65_536;
-/// What a cached block costs beside its bytes.
+/// Estimated overhead of a cached block in bytes.
 const CACHED_BLOCK_BYTES: usize = 160;
 
-/// A topic; replaced as a whole when it is altered.
+/// A topic. Altering it replaces the whole value.
 #[derive(Debug)]
 pub(super) struct Topic {
     pub number: u32,
     pub name: Arc<str>,
     pub id: Uuid,
     pub partitions: u32,
-    /// The settings that were given.
+    /// Settings that differ from the defaults.
     pub given: BTreeMap<String, String>,
     pub rules: Rules,
 }
 
 impl Topic {
-    /// A partition of it by the trait's number.
+    /// Returns the id of a partition, if it exists.
     pub fn part(&self, partition: i32) -> Option<PartId> {
         let partition = u32::try_from(partition).ok().filter(|p| *p < self.partitions)?;
         Some(PartId {
@@ -48,7 +46,7 @@ impl Topic {
     }
 }
 
-/// Who waits for a partition to grow.
+/// A reader that waits for new records of a partition.
 struct Listener {
     isolation: Isolation,
     signal: Arc<Signal>,
@@ -57,13 +55,13 @@ struct Listener {
 /// A partition.
 #[derive(Default)]
 pub(super) struct Part {
-    /// First offset kept.
+    /// First offset that is kept.
     pub start: Offset,
     /// Bytes that retention has removed, all below `start`.
     pub start_bytes: u64,
     pub cleaned: Cleaned,
-    /// Compaction may have removed whole blocks below this offset. At or behind it, a gap between blocks that retention
-    /// did not make is a loss.
+    /// Compaction may have removed whole blocks below this offset. At or above it, a gap between blocks that retention
+    /// did not cause means lost records.
     pub thinned: Offset,
     /// Offset of the next block.
     pub end: Offset,
@@ -74,8 +72,8 @@ pub(super) struct Part {
     pub index: VecDeque<IndexEntry>,
     /// First offsets of open transactions.
     pub open: BTreeMap<Offset, u64>,
-    /// Aborted transactions of which records may still be kept, with the offset of their marker. Copied on write:
-    /// readers take it along.
+    /// Aborted transactions whose records may still exist, with the offset of their abort marker. Copied on write,
+    /// because readers share it.
     pub aborted: Arc<BTreeMap<u64, Offset>>,
     /// The newest blocks.
     pub tail: VecDeque<Block>,
@@ -83,7 +81,7 @@ pub(super) struct Part {
 }
 
 impl Part {
-    /// What is kept of it beside its blocks.
+    /// Returns the stored record of the partition.
     pub fn record(&self) -> PartRecord {
         PartRecord {
             start: self.start,
@@ -92,7 +90,7 @@ impl Part {
         }
     }
 
-    /// Bytes of `bytes` that are no longer there.
+    /// Returns the bytes that retention and compaction have removed.
     pub fn gone_bytes(&self) -> u64 {
         self.start_bytes + self.cleaned.removed_bytes
     }
@@ -102,7 +100,7 @@ impl Part {
         self.open.first_key_value().map_or(self.end, |(first, _)| *first)
     }
 
-    /// Where a reader's view ends.
+    /// Returns the end that a reader with this isolation level sees.
     pub fn limit(&self, isolation: Isolation) -> Offset {
         match isolation {
             Isolation::ReadCommitted => self.stable(),
@@ -121,7 +119,7 @@ impl Part {
         self.listeners.retain(|listener| !Arc::ptr_eq(&listener.signal, signal));
     }
 
-    /// Wakes those whose view has grown.
+    /// Wakes readers for which new records became visible.
     pub fn wake(&self, stable_before: Offset) {
         let stable = self.stable();
         for listener in &self.listeners {
@@ -131,7 +129,7 @@ impl Part {
         }
     }
 
-    /// Wakes everybody: the partition is gone.
+    /// Wakes all readers, because the partition was deleted.
     pub fn wake_all(&self) {
         self.listeners.iter().for_each(|listener| listener.signal.wake());
     }
@@ -147,7 +145,7 @@ pub(super) struct Touched {
     pub timestamp: Millis,
 }
 
-/// A transaction that has written and is not decided.
+/// A transaction that has written records and is not decided.
 #[derive(Debug)]
 pub(super) struct OpenTransaction {
     pub transactional_id: String,
@@ -155,22 +153,22 @@ pub(super) struct OpenTransaction {
     pub parts: BTreeMap<PartId, Touched>,
 }
 
-/// The one live session of a transactional id.
+/// The current producer of a transactional id.
 #[derive(Debug)]
 pub(super) struct ProducerState {
     pub epoch: u64,
     pub transaction: Option<u64>,
 }
 
-/// What one step of compaction or of merging changes in a partition.
+/// Change of a partition by one step of compaction or merging.
 #[derive(Default)]
 pub(super) struct Change {
-    /// Blocks by their base; `None` is removed.
+    /// New blocks by base offset; `None` removes the block.
     pub blocks: BTreeMap<Offset, Option<Block>>,
     pub removed_bytes: u64,
-    /// Index entries that stand closer together than they need to, in order.
+    /// Index entries that are no longer needed, in order.
     pub index_dropped: Vec<Offset>,
-    /// Aborted transactions of which nothing is left.
+    /// Aborted transactions without any remaining record.
     pub aborted_dropped: Vec<u64>,
 }
 
@@ -180,7 +178,7 @@ impl Change {
     }
 }
 
-/// Everything that is known.
+/// The in-memory state.
 #[derive(Default)]
 pub(super) struct State {
     pub topics: BTreeMap<Arc<str>, Arc<Topic>>,
@@ -189,11 +187,11 @@ pub(super) struct State {
     pub groups: BTreeMap<String, Group>,
     pub producers: HashMap<String, ProducerState>,
     pub transactions: BTreeMap<u64, OpenTransaction>,
-    /// Numbers given out: epochs and members.
+    /// Last number that was assigned as epoch or member id.
     pub numbers: u64,
-    /// The next transaction's number.
+    /// Number of the next transaction.
     pub next_transaction: u64,
-    /// Which partition's oldest cached block goes next.
+    /// Partitions of the cached blocks, in the order of eviction.
     cached: VecDeque<PartId>,
     cached_bytes: usize,
     cached_bytes_max: usize,
@@ -207,7 +205,7 @@ impl State {
         }
     }
 
-    /// A number that was not given out before.
+    /// Returns a number that was never returned before.
     pub fn number(&mut self) -> u64 {
         self.numbers += 1;
         self.numbers
@@ -217,7 +215,7 @@ impl State {
         self.topics.get(name).ok_or_else(|| unknown(name))
     }
 
-    /// Resolves a partition.
+    /// Returns the id of a partition.
     pub fn resolve(&self, at: &TopicPartition) -> Result<PartId> {
         self.topic(&at.topic)?
             .part(at.partition)
@@ -228,7 +226,7 @@ impl State {
         self.parts.get(&self.resolve(at)?).ok_or_else(|| unknown(&at.topic))
     }
 
-    /// The name of a partition that exists.
+    /// Returns the name of a partition that exists.
     pub fn name(&self, part: PartId) -> Option<TopicPartition> {
         let topic = self.names.get(&part.topic)?;
         Some(TopicPartition {
@@ -242,12 +240,12 @@ impl State {
         self.topics.insert(topic.name.clone(), topic);
     }
 
-    /// When the first open transaction times out.
+    /// Returns when the next open transaction times out.
     pub fn next_deadline(&self) -> Option<Millis> {
         self.transactions.values().map(|open| open.deadline).min()
     }
 
-    /// Appends a stored block to its partition's tail.
+    /// Appends a stored block to the tail of its partition.
     pub fn push(&mut self, id: PartId, block: Block) {
         let Some(part) = self.parts.get_mut(&id) else {
             return;
@@ -269,7 +267,7 @@ impl State {
         }
     }
 
-    /// Moves a partition's start.
+    /// Moves the start of a partition.
     pub fn cut(&mut self, id: PartId, start: Offset, start_bytes: u64) {
         let Some(part) = self.parts.get_mut(&id) else {
             return;
@@ -287,7 +285,7 @@ impl State {
         }
     }
 
-    /// Shows a step of compaction or of merging. A block that becomes a part of one that is not cached is not, either.
+    /// Publishes a step of compaction or merging. A cached block that was merged into an uncached one leaves the cache.
     pub fn compacted(&mut self, id: PartId, change: &Change, cleaned: Cleaned, entry: Option<IndexEntry>) {
         let Some(part) = self.parts.get_mut(&id) else {
             return;
@@ -322,7 +320,7 @@ impl State {
         });
     }
 
-    /// Forgets a topic's partitions, its place in transactions, and its committed offsets.
+    /// Removes a topic's partitions, its parts of open transactions, and its committed offsets.
     pub fn remove_topic(&mut self, topic: &Topic) {
         self.topics.remove(&topic.name);
         self.names.remove(&topic.number);
@@ -341,7 +339,7 @@ impl State {
                 group.idle_stored = None;
             }
         }
-        self.groups.retain(|_, group| !group.is_gone());
+        self.groups.retain(|_, group| !group.is_unused());
     }
 }
 
@@ -367,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn the_cache_keeps_gapless_tails_within_its_bytes() {
+    fn cached_tails_have_no_gaps_and_respect_limit() {
         let mut state = State::new(3_000);
         let parts = [0, 1].map(|partition| PartId { topic: 1, partition });
         for id in parts {
@@ -380,6 +378,6 @@ mod tests {
             assert!(held <= 3_000);
         }
         state.push(parts[0], block(0, 4_000));
-        assert_eq!(state.cached_bytes, 0, "a block larger than the cache is not kept");
+        assert_eq!(state.cached_bytes, 0, "a block larger than the cache is not cached");
     }
 }

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
 
 mod compaction;
 mod groups;
@@ -120,7 +121,10 @@ fn opened_with(store: &Arc<Breakable>, time: &Arc<AtomicI64>, change: impl FnOnc
     config.clean_every = None;
     change(&mut config);
     let broker = Arc::new(open::load(&config, Box::new(store.clone()))?);
-    Ok(EmbeddedLog { broker, janitor: None })
+    Ok(EmbeddedLog {
+        broker,
+        cleaner_thread: None,
+    })
 }
 
 impl Hand {
@@ -216,7 +220,7 @@ fn batch(at: &TopicPartition, value: &str) -> OutBatch {
 }
 
 #[test]
-fn retention_follows_the_clock_and_stops_at_an_open_transaction() {
+fn retention_stops_at_open_transaction() {
     let mut hand = Hand::new();
     let at = hand.topic(&[("retention.ms", "100")]);
     hand.append(&at, "a").expect("append");
@@ -248,7 +252,7 @@ fn retention_follows_the_clock_and_stops_at_an_open_transaction() {
 }
 
 #[test]
-fn what_the_store_did_not_let_go_is_there_and_goes_with_the_next_pass() {
+fn failed_deletion_is_retried_by_next_pass() {
     let mut hand = Hand::new();
     let at = hand.topic(&[("retention.ms", "100")]);
     let mut session = hand.transactional_producer(1_000);
@@ -269,7 +273,7 @@ fn what_the_store_did_not_let_go_is_there_and_goes_with_the_next_pass() {
 }
 
 #[test]
-fn a_reader_that_retention_overtakes_is_told() {
+fn overtaken_reader_is_out_of_range() {
     let hand = Hand::new();
     let at = hand.topic(&[("retention.ms", "100")]);
     for value in ["a", "b", "c"] {
@@ -296,7 +300,7 @@ fn a_reader_that_retention_overtakes_is_told() {
 }
 
 #[test]
-fn a_transaction_times_out_by_the_clock_for_whoever_looks() {
+fn transaction_times_out_by_the_clock() {
     let hand = Hand::new();
     let at = hand.topic(&[]);
     let mut session = hand.transactional_producer(500);
@@ -319,7 +323,7 @@ fn a_transaction_times_out_by_the_clock_for_whoever_looks() {
 }
 
 #[test]
-fn what_the_store_did_not_take_is_not_shown() {
+fn failed_write_is_not_visible() {
     let mut hand = Hand::new();
     let at = hand.topic(&[]);
     hand.append(&at, "a").expect("append");
@@ -346,7 +350,7 @@ fn what_the_store_did_not_take_is_not_shown() {
 }
 
 #[test]
-fn a_deletion_that_was_cut_short_is_finished_at_the_next_start() {
+fn interrupted_topic_deletion_is_completed() {
     let mut hand = Hand::new();
     let at = hand.topic(&[]);
     hand.append(&at, "a").expect("append");
@@ -374,7 +378,7 @@ fn a_deletion_that_was_cut_short_is_finished_at_the_next_start() {
 }
 
 #[test]
-fn what_a_newer_program_wrote_is_refused() {
+fn newer_formats_are_rejected() {
     let hand = Hand::new();
     let at = hand.topic(&[]);
     hand.append(&at, "a").expect("append");
@@ -388,7 +392,7 @@ fn what_a_newer_program_wrote_is_refused() {
         hand.store.commit(&writes).expect("commit");
         let refused = opened(&hand.store, &hand.time).map(|_| "opened");
         let text = refused.expect_err("it is refused").to_string();
-        let both = [format!("format {}", newest + 1), format!("up to {newest}")];
+        let both = [format!("version {}", newest + 1), format!("than {newest}")];
         assert!(both.iter().all(|words| text.contains(words)), "{text}");
         let mut writes = Writes::default();
         writes.put(space, key, value);
@@ -402,7 +406,7 @@ fn what_a_newer_program_wrote_is_refused() {
 }
 
 #[test]
-fn older_records_come_from_the_store_and_newer_ones_from_the_cache() {
+fn records_are_read_from_store_and_cache() {
     let mut config = Config::new(None, Arc::new(|| 5));
     config.cache_bytes = 60_000;
     let log = open(config).expect("open");
@@ -468,7 +472,8 @@ fn older_records_come_from_the_store_and_newer_ones_from_the_cache() {
 }
 
 #[test]
-fn committed_offsets_wait_for_a_commit_under_way() {
+fn committed_waits_for_pending_commit() {
+    assert!(probe::install(hold), "no other test of this binary installs a hook");
     let hand = Hand::new();
     let at = hand.topic(&[]);
     let (_consumer, member) = hand.group_metadata("g");
@@ -509,7 +514,7 @@ fn committed_offsets_wait_for_a_commit_under_way() {
 }
 
 #[test]
-fn a_member_that_does_not_poll_is_told_that_it_has_lost() {
+fn member_that_does_not_poll_gets_lost_event() {
     let hand = Hand::new();
     let at = hand.topic(&[]);
     let (mut silent, stale) = hand.group_metadata("g");

@@ -1,7 +1,7 @@
 //! Creating, altering and deleting topics.
 //!
-//! Guarantees: a topic's number and id are never used again; a deleted topic is gone at once, whatever happens while
-//! its blocks are removed. Never: a topic made by writing to it.
+//! Number and id of a topic are never reused. A deleted topic disappears immediately; its blocks are removed afterwards.
+//! Writing to a topic does not create it.
 
 use super::backing::{Space, Writes};
 use super::broker::Broker;
@@ -15,10 +15,10 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 const NAME_LENGTH_MAX: usize = 249;
-/// A batch of records names partitions by 16 bits.
+/// A batch of records has 16-bit partition indices.
 const PARTITIONS_MAX: u32 = 10_000;
 /// Blocks that one batch removes.
-pub(super) const REMOVED_AT_ONCE: usize = 4_096;
+pub(super) const REMOVALS_MAX: usize = 4_096;
 
 fn invalid(topic: &str, reason: impl Into<String>) -> Error {
     Error::InvalidTopic {
@@ -30,27 +30,26 @@ fn invalid(topic: &str, reason: impl Into<String>) -> Error {
 fn check_name(name: &str) -> Result<()> {
     let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     match name {
-        "" => Err(invalid(name, "its name is empty")),
-        "." | ".." => Err(invalid(name, "its name cannot be `.` or `..`")),
-        _ if name.len() > NAME_LENGTH_MAX => Err(invalid(
-            name,
-            format!("its name is longer than {NAME_LENGTH_MAX} characters"),
-        )),
+        "" => Err(invalid(name, "the name is empty")),
+        "." | ".." => Err(invalid(name, "the name must not be `.` or `..`")),
+        _ if name.len() > NAME_LENGTH_MAX => {
+            Err(invalid(name, format!("the name exceeds {NAME_LENGTH_MAX} characters")))
+        }
         _ if !name.chars().all(fine) => Err(invalid(
             name,
-            "its name may hold only ASCII letters, digits, `.`, `_` and `-`",
+            "the name must consist of ASCII letters, digits, `.`, `_` and `-`",
         )),
         _ => Ok(()),
     }
 }
 
-/// Kafka's metrics do not tell `.` from `_`, so it refuses names that differ only there.
+/// Rejects names that differ only in `.` and `_`, as Kafka does: its metrics cannot distinguish them.
 fn check_collision(state: &State, name: &str) -> Result<()> {
     let plain = |name: &str| name.replace('.', "_");
     match state.topics.keys().find(|known| plain(known) == plain(name)) {
         Some(known) => Err(invalid(
             name,
-            format!("it collides with the topic {known}: `.` and `_` count as the same"),
+            format!("the name collides with topic {known}, because `.` and `_` are equivalent"),
         )),
         None => Ok(()),
     }
@@ -101,7 +100,7 @@ impl Broker {
                 invalid(
                     &spec.name,
                     format!(
-                        "it must have from 1 to {PARTITIONS_MAX} partitions, not {}",
+                        "the partition count must be between 1 and {PARTITIONS_MAX}, not {}",
                         spec.partitions
                     ),
                 )
@@ -203,11 +202,11 @@ impl Broker {
         );
         self.store(&writes)?;
         self.state().remove_topic(&topic);
-        self.remove_rest(topic.number)
+        self.remove_leftovers(topic.number)
     }
 
-    /// Removes what a deleted topic left in the store; goes on where a dead process stopped.
-    pub fn remove_rest(&self, topic: u32) -> Result<()> {
+    /// Removes what a deleted topic left in the store. Also completes the deletion of a process that died.
+    pub fn remove_leftovers(&self, topic: u32) -> Result<()> {
         self.remove_prefix(Space::Records, format::topic_prefix(topic))?;
         for tag in [format::PARTITIONS, format::INDEX, format::ABORTED] {
             self.remove_prefix(Space::Meta, format::topic_key(tag, topic))?;
@@ -225,7 +224,7 @@ impl Broker {
             self.backing.scan(space, &from.clone(), &end, &mut |key, _| {
                 writes.remove(space, key);
                 from = key.to_vec();
-                match writes.len() < REMOVED_AT_ONCE {
+                match writes.len() < REMOVALS_MAX {
                     true => ControlFlow::Continue(()),
                     false => ControlFlow::Break(()),
                 }
@@ -233,7 +232,7 @@ impl Broker {
             if writes.is_empty() {
                 return Ok(());
             }
-            let last = writes.len() < REMOVED_AT_ONCE;
+            let last = writes.len() < REMOVALS_MAX;
             self.store(&writes)?;
             if last {
                 return Ok(());

@@ -1,7 +1,7 @@
-//! A transactional session of the embedded log.
+//! The transactional producer of the embedded log.
 //!
-//! Guarantees: those of [`TransactionalProducer`]. A session that is dropped in a transaction leaves it open, as a dead producer
-//! does, until its timeout or the next session of its id. Never: a retry.
+//! A producer that is dropped during a transaction leaves it open, like a producer that died, until its timeout or until
+//! the next producer of its transactional id.
 
 use super::broker::Broker;
 use super::encode::encode;
@@ -18,10 +18,10 @@ const TIMEOUT_MS_MAX: Millis = 15 * 60 * 1000;
 enum Phase {
     Ready,
     Open,
-    /// A batch was refused: the transaction can only be aborted.
-    Refused(String),
-    /// A commit was aborted or is unknown: only [`TransactionalProducer::init_transactions`] helps.
-    Spent,
+    /// A batch was rejected: the transaction can only be aborted.
+    MustAbort(String),
+    /// A commit failed: the producer needs [`TransactionalProducer::init_transactions`].
+    NeedsInit,
 }
 
 pub(super) struct EmbeddedTransactionalProducer {
@@ -30,7 +30,7 @@ pub(super) struct EmbeddedTransactionalProducer {
     timeout_ms: Millis,
     epoch: u64,
     phase: Phase,
-    /// Whether something was sent in the open transaction.
+    /// Whether records were sent in the open transaction.
     sent: bool,
 }
 
@@ -42,18 +42,18 @@ impl EmbeddedTransactionalProducer {
         } = config;
         let timeout_ms = Millis::try_from(transaction_timeout.as_millis()).unwrap_or(Millis::MAX);
         let refused = |reason: String| Error::Refused {
-            attempted: format!("open session `{transactional_id}`"),
+            attempted: format!("open transactional producer {transactional_id}"),
             reason,
         };
         if transactional_id.is_empty() {
-            return Err(refused("a transactional id cannot be empty".to_owned()));
+            return Err(refused("the transactional id is empty; set one".to_owned()));
         }
         if !(1..=TIMEOUT_MS_MAX).contains(&timeout_ms) {
             return Err(refused(format!(
-                "its transaction timeout must be from 1 to {TIMEOUT_MS_MAX} ms"
+                "transaction_timeout must be between 1 and {TIMEOUT_MS_MAX} ms"
             )));
         }
-        let epoch = broker.take_over(&transactional_id)?;
+        let epoch = broker.init_producer(&transactional_id)?;
         Ok(EmbeddedTransactionalProducer {
             broker,
             transactional_id,
@@ -74,7 +74,7 @@ impl EmbeddedTransactionalProducer {
 
     fn refused(&self, attempted: &str, reason: &str) -> Error {
         Error::Refused {
-            attempted: format!("{attempted} of session `{}`", self.transactional_id),
+            attempted: format!("{attempted} of transactional producer {}", self.transactional_id),
             reason: reason.to_owned(),
         }
     }
@@ -82,18 +82,18 @@ impl EmbeddedTransactionalProducer {
 
 impl TransactionalProducer for EmbeddedTransactionalProducer {
     fn begin(&mut self) -> Result<()> {
-        // As in Kafka nobody is asked: a session that is fenced learns it when it sends or commits.
+        // A local operation, as in Kafka: a fenced producer finds out when it sends or commits.
         match self.phase {
             Phase::Ready => {
                 (self.phase, self.sent) = (Phase::Open, false);
                 Ok(())
             }
-            Phase::Open | Phase::Refused(_) => {
-                Err(self.refused("begin a transaction", "one is open; commit or abort it first"))
+            Phase::Open | Phase::MustAbort(_) => {
+                Err(self.refused("begin a transaction", "a transaction is open; commit or abort it first"))
             }
-            Phase::Spent => Err(self.refused(
+            Phase::NeedsInit => Err(self.refused(
                 "begin a transaction",
-                "its last commit failed; init_transactions the session first",
+                "the last commit failed; call init_transactions first",
             )),
         }
     }
@@ -101,14 +101,16 @@ impl TransactionalProducer for EmbeddedTransactionalProducer {
     fn send(&mut self, records: &OutBatch) -> Result<()> {
         match &self.phase {
             Phase::Open => {}
-            Phase::Refused(reason) => {
-                let reason = format!("a batch was refused before ({reason}); abort the transaction");
+            Phase::MustAbort(reason) => {
+                let reason = format!("an earlier batch was rejected ({reason}); abort the transaction");
                 return Err(self.refused("send in a transaction", &reason));
             }
-            Phase::Ready | Phase::Spent => return Err(self.refused("send", "no transaction is open; begin one first")),
+            Phase::Ready | Phase::NeedsInit => {
+                return Err(self.refused("send", "no transaction is open; begin one first"));
+            }
         }
-        failpoint::hit("log.send.before");
-        // Also what a fence keeps out was meant to be there: no commit may say that it is.
+        probe::hit("log.send.before");
+        // Before the check: even if it fails, a later commit must not succeed without these records.
         self.sent = true;
         self.broker.check(self.by(), "send")?;
         let sent = encode(&self.broker, records).and_then(|encoded| {
@@ -116,18 +118,18 @@ impl TransactionalProducer for EmbeddedTransactionalProducer {
             encoded.refused.map_or(Ok(()), Err)
         });
         if let Err(error) = &sent {
-            self.phase = Phase::Refused(error.to_string());
+            self.phase = Phase::MustAbort(error.to_string());
         }
         failpoint::hit("log.send.after");
         sent
     }
 
     fn commit(&mut self, consumed: Option<(&GroupMetadata, &[(TopicPartition, Offset)])>) -> Outcome {
-        let outcome = match std::mem::replace(&mut self.phase, Phase::Spent) {
-            // Nothing was begun at the log, so that there is nothing to end there.
+        let outcome = match std::mem::replace(&mut self.phase, Phase::NeedsInit) {
+            // The log does not know of this transaction, so there is nothing to end.
             Phase::Open if !self.sent && consumed.is_none() => Outcome::Committed(Vec::new()),
             Phase::Open => self.broker.commit(self.by(), consumed),
-            Phase::Refused(reason) => match self.broker.abort(self.by()) {
+            Phase::MustAbort(reason) => match self.broker.abort(self.by()) {
                 Ok(()) => Outcome::Aborted { fenced: false, reason },
                 Err(error @ Error::Fenced { .. }) => Outcome::Aborted {
                     fenced: true,
@@ -141,12 +143,12 @@ impl TransactionalProducer for EmbeddedTransactionalProducer {
                 self.phase = Phase::Ready;
                 return Outcome::Aborted {
                     fenced: false,
-                    reason: "no transaction was begun".to_owned(),
+                    reason: "no transaction is open".to_owned(),
                 };
             }
-            Phase::Spent => Outcome::Aborted {
+            Phase::NeedsInit => Outcome::Aborted {
                 fenced: false,
-                reason: "the session was not renewed".to_owned(),
+                reason: "the producer must call init_transactions first".to_owned(),
             },
         };
         if matches!(outcome, Outcome::Committed(_)) {
@@ -157,13 +159,13 @@ impl TransactionalProducer for EmbeddedTransactionalProducer {
 
     fn abort(&mut self) -> Result<()> {
         match self.phase {
-            Phase::Ready | Phase::Spent => Ok(()),
-            // Nothing was begun at the log here, either.
+            Phase::Ready | Phase::NeedsInit => Ok(()),
+            // The log does not know of this transaction either.
             Phase::Open if !self.sent => {
                 self.phase = Phase::Ready;
                 Ok(())
             }
-            Phase::Open | Phase::Refused(_) => {
+            Phase::Open | Phase::MustAbort(_) => {
                 self.broker.abort(self.by())?;
                 self.phase = Phase::Ready;
                 Ok(())
@@ -172,7 +174,7 @@ impl TransactionalProducer for EmbeddedTransactionalProducer {
     }
 
     fn init_transactions(&mut self) -> Result<()> {
-        self.epoch = self.broker.take_over(&self.transactional_id)?;
+        self.epoch = self.broker.init_producer(&self.transactional_id)?;
         self.phase = Phase::Ready;
         Ok(())
     }

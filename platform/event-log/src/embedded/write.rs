@@ -1,15 +1,15 @@
-//! Every change of partitions: appends, the ends of transactions, and what they publish.
+//! Changes of partitions: appends, ends of transactions and commits of offsets.
 //!
-//! A change is staged against the state, committed to the store in one batch, and only then published; the writer's
-//! lock is held throughout, so that the state cannot move in between.
-//! Guarantees: a transaction's markers, its committed offsets and the end of its openness are one batch. Never: a
-//! change that is visible before it is durable.
+//! A change is staged against the state, committed to the store in one batch, and then published in the state. The writer
+//! lock is held throughout, so the state cannot change in between, and nothing is visible before it is stored. The
+//! control records of a transaction, its committed offsets and the removal of its open entries are one batch (invariant
+//! C2 of `docs/protocol/commit.md`).
 
 use super::backing::{Space, Writes};
 use super::block::{Block, Builder, Marker};
 use super::broker::{Broker, Writer};
 use super::format::{self, IndexEntry, PartId};
-use super::group::Group;
+use super::group::{self, CommitRejection, Group};
 use super::state::{OpenTransaction, ProducerState, State, Topic, Touched, unknown};
 use crate::consumer::MemberToken;
 use crate::{Error, GroupMetadata, Millis, Offset, Outcome, Produced, Result, TopicPartition};
@@ -17,17 +17,17 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
-/// One index entry for so many bytes of a partition.
+/// A partition gets an index entry after this many bytes.
 pub(super) const INDEX_BYTES: u64 = 256 * 1024;
 
-/// Records of one partition that wait for their offsets.
+/// Records of one partition that have no offsets yet.
 pub(super) struct Draft {
     pub topic: Arc<Topic>,
     pub part: PartId,
     pub block: Builder,
 }
 
-/// Which session writes.
+/// The transactional producer that writes.
 #[derive(Clone, Copy)]
 pub(super) struct By<'a> {
     pub transactional_id: &'a str,
@@ -35,7 +35,26 @@ pub(super) struct By<'a> {
     pub timeout_ms: Millis,
 }
 
-/// A partition's end as it moves while a batch is staged.
+/// How a transaction ends.
+struct Ending {
+    /// The transaction; `None` if nothing was written in it.
+    transaction: Option<u64>,
+    marker: Marker,
+    /// Further writes of the same batch.
+    writes: Writes,
+}
+
+impl Ending {
+    fn abort(transaction: Option<u64>) -> Ending {
+        Ending {
+            transaction,
+            marker: Marker::Abort,
+            writes: Writes::default(),
+        }
+    }
+}
+
+/// End of a partition while a batch is staged.
 struct End {
     next: Offset,
     bytes: u64,
@@ -43,7 +62,7 @@ struct End {
     max_timestamp: Millis,
 }
 
-/// Blocks on their way into the store.
+/// Blocks to be stored and published.
 #[derive(Default)]
 struct Stage {
     writes: Writes,
@@ -52,7 +71,7 @@ struct Stage {
 }
 
 impl Stage {
-    /// Gives a block its place behind what stands in the partition.
+    /// Assigns the next offsets of a partition to a block.
     fn add(&mut self, state: &State, id: PartId, make: impl FnOnce(Offset) -> Block) -> Option<&Block> {
         let part = state.parts.get(&id)?;
         let end = self.ends.entry(id).or_insert_with(|| End {
@@ -84,7 +103,7 @@ impl Stage {
         self.blocks.last().map(|(_, block, _)| block)
     }
 
-    /// Shows the blocks; `change` does the rest of what becomes visible with them.
+    /// Publishes the blocks. `change` makes the other changes that become visible with them.
     fn publish(self, state: &mut State, change: impl FnOnce(&mut State)) {
         let stable: Vec<(PartId, Offset)> = self
             .ends
@@ -106,7 +125,7 @@ impl Stage {
     }
 }
 
-/// Refuses a session that another has replaced.
+/// Fails if the producer was fenced.
 fn check(state: &State, by: By<'_>, attempted: &'static str) -> Result<()> {
     match state.producers.get(by.transactional_id) {
         Some(producer) if producer.epoch == by.epoch => Ok(()),
@@ -118,7 +137,7 @@ fn check(state: &State, by: By<'_>, attempted: &'static str) -> Result<()> {
 }
 
 impl Broker {
-    /// Appends records, in the session's open transaction or outside any.
+    /// Appends records, in the producer's open transaction or outside transactions.
     pub fn append(&self, drafts: Vec<Draft>, by: Option<By<'_>>) -> Result<Vec<Produced>> {
         if by.is_some() {
             self.expire()?;
@@ -183,7 +202,7 @@ impl Broker {
         let deadline = state.transactions.get(&transaction).map(|open| open.deadline);
         drop(state);
         if let Some(deadline) = deadline {
-            self.remind_janitor(deadline);
+            self.wake_cleaner_by(deadline);
         }
         Ok(touched
             .into_iter()
@@ -191,7 +210,7 @@ impl Broker {
             .collect())
     }
 
-    /// Commits the session's transaction with the consumed offsets.
+    /// Commits the producer's transaction with the consumed offsets.
     pub fn commit(&self, by: By<'_>, consumed: Option<(&GroupMetadata, &[(TopicPartition, Offset)])>) -> Outcome {
         let attempt = self.expire().and_then(|()| self.try_commit(by, consumed));
         match attempt {
@@ -225,16 +244,19 @@ impl Broker {
         check(&state, by, "commit a transaction")?;
         let transaction = state.producers.get(by.transactional_id).and_then(|p| p.transaction);
         if let Some((member, offsets)) = consumed {
-            if let Some((fenced, reason)) = state.refuses(member, offsets, &mut writes, self.now()) {
+            if let Err(rejection) = state.stage_offsets(member, offsets, &mut writes, self.now()) {
                 drop(state);
-                self.end(&mut writer, transaction, Marker::Abort, Writes::default(), |_| {})?;
-                return Ok(Outcome::Aborted { fenced, reason });
+                self.end(&mut writer, Ending::abort(transaction), |_| {})?;
+                return Ok(Outcome::Aborted {
+                    fenced: rejection.fenced,
+                    reason: rejection.reason,
+                });
             }
             let partitions = offsets.iter().map(|(at, _)| at.clone()).collect();
             let group = state
                 .groups
                 .get_mut(&member.group)
-                .expect("the member has a seat in it");
+                .expect("`stage_offsets` found the member in it");
             group.pending.insert(by.epoch, partitions);
         }
         let mut produced_here = Vec::new();
@@ -243,8 +265,13 @@ impl Broker {
             produced_here = open.parts.iter().filter_map(of).collect();
         }
         drop(state);
-        failpoint::hit("log.commit.before");
-        let ended = self.end(&mut writer, transaction, Marker::Commit, writes, |state| {
+        probe::hit("log.commit.before");
+        let ending = Ending {
+            transaction,
+            marker: Marker::Commit,
+            writes,
+        };
+        let ended = self.end(&mut writer, ending, |state| {
             if let Some((member, offsets)) = consumed
                 && let Some(group) = state.groups.get_mut(&member.group)
             {
@@ -262,15 +289,13 @@ impl Broker {
         Ok(Outcome::Committed(produced_here))
     }
 
-    /// Ends a transaction, if there is one, together with further writes; `change` shows those.
-    fn end(
-        &self,
-        _writer: &mut Writer,
-        transaction: Option<u64>,
-        marker: Marker,
-        writes: Writes,
-        change: impl FnOnce(&mut State),
-    ) -> Result<()> {
+    /// Stores the end of a transaction and publishes it. `change` makes the changes that belong to `ending.writes`.
+    fn end(&self, _writer: &mut Writer, ending: Ending, change: impl FnOnce(&mut State)) -> Result<()> {
+        let Ending {
+            transaction,
+            marker,
+            writes,
+        } = ending;
         let now = self.now();
         let mut stage = Stage {
             writes,
@@ -308,7 +333,10 @@ impl Broker {
             if let Some(transaction) = transaction {
                 if marker == Marker::Abort {
                     for (id, at) in markers {
-                        let part = state.parts.get_mut(&id).expect("the writer is locked");
+                        let part = state
+                            .parts
+                            .get_mut(&id)
+                            .expect("no topic is deleted while the writer is locked");
                         Arc::make_mut(&mut part.aborted).insert(transaction, at);
                     }
                 }
@@ -323,8 +351,8 @@ impl Broker {
         Ok(())
     }
 
-    /// Takes a transactional id over: fences its session and aborts its transaction. Returns the new epoch.
-    pub fn take_over(&self, transactional_id: &str) -> Result<u64> {
+    /// Fences the current producer of a transactional id, aborts its transaction, and returns the epoch of the new one.
+    pub fn init_producer(&self, transactional_id: &str) -> Result<u64> {
         let mut writer = self.writer();
         let open = {
             let mut state = self.state();
@@ -339,16 +367,12 @@ impl Broker {
             producer.epoch = epoch;
             producer.transaction
         };
-        self.end(&mut writer, open, Marker::Abort, Writes::default(), |_| {})?;
+        self.end(&mut writer, Ending::abort(open), |_| {})?;
         let state = self.state();
-        Ok(state
-            .producers
-            .get(transactional_id)
-            .expect("it was entered above")
-            .epoch)
+        Ok(state.producers.get(transactional_id).expect("inserted above").epoch)
     }
 
-    /// Aborts the session's transaction, if there is one.
+    /// Aborts the producer's transaction, if one is open.
     pub fn abort(&self, by: By<'_>) -> Result<()> {
         self.expire()?;
         let mut writer = self.writer();
@@ -357,16 +381,16 @@ impl Broker {
             check(&state, by, "abort a transaction")?;
             state.producers.get(by.transactional_id).and_then(|p| p.transaction)
         };
-        self.end(&mut writer, open, Marker::Abort, Writes::default(), |_| {})
+        self.end(&mut writer, Ending::abort(open), |_| {})
     }
 
-    /// Refuses a fenced session.
+    /// Fails if the producer was fenced.
     pub fn check(&self, by: By<'_>, attempted: &'static str) -> Result<()> {
         self.expire()?;
         check(&self.state(), by, attempted)
     }
 
-    /// Aborts transactions that were open for too long and fences their sessions, as Kafka's coordinator does.
+    /// Aborts transactions that exceeded their timeout and fences their producers, as Kafka's coordinator does.
     pub fn expire(&self) -> Result<()> {
         let now = self.now();
         let due = |state: &State| state.next_deadline().is_some_and(|deadline| deadline <= now);
@@ -385,27 +409,24 @@ impl Broker {
                 if let Some(producer) = state.producers.get_mut(&id) {
                     producer.epoch = epoch;
                 }
-                tracing::warn!(
-                    transactional_id = id,
-                    "aborted a transaction that was open for too long"
-                );
+                tracing::warn!(transactional_id = id, "transaction timed out and was aborted");
                 transaction
             };
-            self.end(&mut writer, Some(transaction), Marker::Abort, Writes::default(), |_| {})?;
+            self.end(&mut writer, Ending::abort(Some(transaction)), |_| {})?;
         }
     }
 
-    /// Aborts transactions that a dead process left open.
-    pub fn abort_left_open(&self) -> Result<()> {
+    /// Aborts the transactions that were open when the log was last closed or its process died.
+    pub fn abort_open_transactions(&self) -> Result<()> {
         let mut writer = self.writer();
         let left: Vec<u64> = self.state().transactions.keys().copied().collect();
         for transaction in left {
-            self.end(&mut writer, Some(transaction), Marker::Abort, Writes::default(), |_| {})?;
+            self.end(&mut writer, Ending::abort(Some(transaction)), |_| {})?;
         }
         Ok(())
     }
 
-    /// Commits a member's offsets outside a transaction.
+    /// Commits offsets of a member outside a transaction.
     pub fn commit_offsets(
         &self,
         member: &GroupMetadata,
@@ -415,21 +436,18 @@ impl Broker {
         failpoint::hit("log.offsets.before");
         let _writer = self.writer();
         let mut writes = Writes::default();
-        match self.state().refuses(member, offsets, &mut writes, self.now()) {
-            Some((true, reason)) => {
-                tracing::debug!(who, reason, "offsets are refused");
+        if let Err(rejection) = self.state().stage_offsets(member, offsets, &mut writes, self.now()) {
+            if rejection.fenced {
+                tracing::debug!(who, reason = rejection.reason, "commit of offsets rejected");
                 return Err(Error::Fenced {
                     attempted: "commit offsets",
                     who: who.to_owned(),
                 });
             }
-            Some((false, reason)) => {
-                return Err(Error::Refused {
-                    attempted: format!("commit offsets of group {}", member.group),
-                    reason,
-                });
-            }
-            None => {}
+            return Err(Error::Refused {
+                attempted: format!("commit offsets of group {}", member.group),
+                reason: rejection.reason,
+            });
         }
         if writes.is_empty() {
             return Ok(());
@@ -443,9 +461,9 @@ impl Broker {
         Ok(())
     }
 
-    /// Sets a group's offsets outside a transaction.
+    /// Sets committed offsets of a group from outside the group.
     pub fn set_committed(&self, name: &str, offsets: &[(TopicPartition, Offset)]) -> Result<()> {
-        super::check_group(name)?;
+        group::check_group_id(name)?;
         let _writer = self.writer();
         let mut writes = Writes::default();
         let now = self.now();
@@ -455,8 +473,8 @@ impl Broker {
                 group.tick(now);
                 if let Some((at, _)) = offsets.iter().find(|(at, _)| group.reads(at)) {
                     return Err(Error::Refused {
-                        attempted: format!("set the offsets of group {name}"),
-                        reason: format!("a live member reads {at}; stop that one first"),
+                        attempted: format!("set offsets of group {name}"),
+                        reason: format!("an active member reads {at}; stop it first"),
                     });
                 }
             }
@@ -464,7 +482,7 @@ impl Broker {
                 let part = state.resolve(at)?;
                 if *offset < 0 {
                     return Err(Error::Refused {
-                        attempted: format!("set the offsets of group {name}"),
+                        attempted: format!("set offsets of group {name}"),
                         reason: format!("offset {offset} of {at} is negative"),
                     });
                 }
@@ -480,7 +498,7 @@ impl Broker {
         }
         let idle = self.state().groups.get(name).is_none_or(Group::is_empty);
         if idle {
-            // The time of what nobody reads begins with it.
+            // The retention of offsets that no member uses starts now.
             writes.put(Space::Meta, format::idle_key(name), format::encode_offset(now));
         }
         self.store(&writes)?;
@@ -492,7 +510,7 @@ impl Broker {
             group.idle = group.is_empty().then_some(now);
         }
         drop(state);
-        self.forget_idle(name)
+        self.clear_idle_locked(name)
     }
 }
 
@@ -514,7 +532,7 @@ impl State {
         self.next_transaction
     }
 
-    /// Notes what a transaction has written.
+    /// Records what a transaction has written.
     fn touch(&mut self, by: By<'_>, transaction: u64, now: Millis, parts: impl Iterator<Item = (PartId, Touched)>) {
         let open = self.transactions.entry(transaction).or_insert_with(|| OpenTransaction {
             transactional_id: by.transactional_id.to_owned(),
@@ -540,34 +558,39 @@ impl State {
         }
     }
 
-    /// Why a commit of these offsets is refused, and whether the membership is the reason; else puts them.
-    fn refuses(
+    /// Checks a commit of these offsets and stages its writes.
+    fn stage_offsets(
         &mut self,
         member: &GroupMetadata,
         offsets: &[(TopicPartition, Offset)],
         writes: &mut Writes,
         now: Millis,
-    ) -> Option<(bool, String)> {
+    ) -> Result<(), CommitRejection> {
+        let invalid = |reason: String| CommitRejection { fenced: false, reason };
         let MemberToken::Embedded(id) = member.token else {
-            return Some((false, "the membership is of another log".to_owned()));
+            return Err(invalid("the group metadata belongs to another event log".to_owned()));
         };
         let Some(group) = self.groups.get_mut(&member.group) else {
-            return Some((true, format!("group {} has no members any more", member.group)));
+            return Err(CommitRejection {
+                fenced: true,
+                reason: format!("group {} has no members", member.group),
+            });
         };
         group.tick(now);
-        if let Some(refusal) = group.refuses(id, member.generation) {
-            return Some((refusal.fenced, format!("group {}: {}", member.group, refusal.reason)));
-        }
+        group
+            .check_commit(id, member.generation)
+            .map_err(|rejection| CommitRejection {
+                reason: format!("group {}: {}", member.group, rejection.reason),
+                ..rejection
+            })?;
         for (at, offset) in offsets {
-            match self.resolve(at) {
-                Ok(_) if *offset < 0 => return Some((false, format!("offset {offset} of {at} is negative"))),
-                Ok(part) => {
-                    let key = format::committed_key(&member.group, part);
-                    writes.put(Space::Meta, key, format::encode_offset(*offset));
-                }
-                Err(error) => return Some((false, error.to_string())),
+            let part = self.resolve(at).map_err(|error| invalid(error.to_string()))?;
+            if *offset < 0 {
+                return Err(invalid(format!("offset {offset} of {at} is negative")));
             }
+            let key = format::committed_key(&member.group, part);
+            writes.put(Space::Meta, key, format::encode_offset(*offset));
         }
-        None
+        Ok(())
     }
 }

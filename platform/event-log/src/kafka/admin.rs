@@ -1,12 +1,13 @@
-//! Topics of Kafka and their offsets, in the log's words.
+//! Topics and offsets on Kafka.
 //!
-//! Guarantees: what was created, altered or deleted is seen by the next question, since the brokers' own views of it
-//! are waited for; requests are repeated while a broker asks for that, within the time limit. Never: a default topic.
+//! Creating, altering and deleting a topic waits until the brokers' metadata shows the change. Requests are retried within
+//! the request timeout while a broker reports a transient error.
 
-use super::client::admin::{Admin as Raw, END, NewTopic, START, TopicResult};
+use super::client::admin::{Admin as Raw, END, NewTopic, START};
+use super::client::admin_results::TopicResult;
 use super::client::list::{Entry, List};
-use super::client::{Code, Fault, Handle};
-use super::fault;
+use super::client::{ClientError, Code, Handle};
+use super::errors;
 use crate::{
     Cleanup, Error, Isolation, Offset, OffsetSpec, Result, TimestampPolicy, TopicConfig, TopicId, TopicInfo,
     TopicPartition, TopicSpec,
@@ -15,29 +16,29 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long a broker's view may lag behind the controller's.
+/// How long a broker's metadata may lag behind the controller.
 const PROPAGATION: Duration = Duration::from_secs(10);
 
-/// Asks through one client.
+/// Sends admin requests through one client.
 #[derive(Debug)]
 pub struct Admin<'h> {
     raw: Raw<'h>,
 }
 
 impl<'h> Admin<'h> {
-    /// Asks through this client; each request has this time limit.
+    /// Sends requests with this timeout.
     pub fn new(handle: &'h Arc<Handle>, timeout: Duration) -> Admin<'h> {
         Admin {
             raw: Raw::new(handle, timeout),
         }
     }
 
-    fn ask<T>(&self, request: impl Fn(&Raw<'_>) -> Result<T, Fault>) -> Result<T, Fault> {
-        insist(&self.raw, self.raw.timeout, request)
+    fn ask<T>(&self, request: impl Fn(&Raw<'_>) -> Result<T, ClientError>) -> Result<T, ClientError> {
+        retry(&self.raw, self.raw.timeout, request)
     }
 
-    /// Waits until the brokers show what was just changed.
-    fn await_view(&self, what: &str, seen: impl Fn(&Raw<'_>) -> Result<bool, Fault>) -> Result<()> {
+    /// Waits until the brokers' metadata shows a change.
+    fn await_view(&self, what: &str, seen: impl Fn(&Raw<'_>) -> Result<bool, ClientError>) -> Result<()> {
         let end = Instant::now() + PROPAGATION;
         while Instant::now() < end {
             if seen(&self.raw).unwrap_or(false) {
@@ -47,7 +48,7 @@ impl<'h> Admin<'h> {
         }
         Err(Error::Unavailable {
             attempted: what.to_owned(),
-            reason: "done, but not yet seen by the brokers".to_owned(),
+            reason: "the request succeeded, but the brokers' metadata does not show it yet".to_owned(),
         })
     }
 
@@ -68,7 +69,7 @@ impl<'h> Admin<'h> {
                     Ok(true)
                 }
                 Err(found) if found.code == Code::RD_KAFKA_RESP_ERR_TOPIC_ALREADY_EXISTS => Ok(false),
-                Err(found) => Err(fault::topic_error(&topic.name, attempted(), &found)),
+                Err(found) => Err(errors::topic_error(&topic.name, attempted(), &found)),
             }
         };
         topics.iter().map(request).collect()
@@ -94,23 +95,23 @@ impl<'h> Admin<'h> {
                 }))
             }
             Err(found) if unknown(found.code) => Ok(None),
-            Err(found) => Err(fault::topic_error(topic, attempted(), &found)),
+            Err(found) => Err(errors::topic_error(topic, attempted(), &found)),
         }
     }
 
-    /// The topic's partition count; fails unless the topic exists.
+    /// Returns the topic's partition count. Fails if the topic does not exist.
     pub fn partitions(&self, topic: &str) -> Result<usize> {
         let found = self.ask(|raw| raw.describe(topic));
         found
             .map(|topic| topic.partitions)
-            .map_err(|found| fault::topic_error(topic, format!("look topic {topic} up"), &found))
+            .map_err(|found| errors::topic_error(topic, format!("look up topic {topic}"), &found))
     }
 
     /// See [`crate::EventLog::topics`].
     pub fn topics(&self) -> Result<Vec<String>> {
         let mut names = self
             .ask(|raw| raw.topics())
-            .map_err(|found| fault::error("list topics", &found))?;
+            .map_err(|found| errors::request_error("list topics", &found))?;
         names.retain(|name| !name.starts_with("__"));
         names.sort();
         Ok(names)
@@ -119,13 +120,13 @@ impl<'h> Admin<'h> {
     /// See [`crate::EventLog::alter_topic`].
     pub fn alter_topic(&self, topic: &str, settings: &[(String, String)]) -> Result<()> {
         let attempted = format!("alter topic {topic}");
-        let failed = |found: Fault| fault::topic_error(topic, attempted.clone(), &found);
+        let failed = |found: ClientError| errors::topic_error(topic, attempted.clone(), &found);
         self.ask(|raw| raw.alter(topic, settings)).map_err(failed)?;
         let seen = self.await_view(&attempted, |raw| {
             let seen = raw.settings(topic)?;
             Ok(settings.iter().all(|(name, value)| seen.get(name) == Some(value)))
         });
-        // A broker may show a value in other words than it was given; the change itself was accepted.
+        // A broker may normalize the value. The change itself was accepted.
         seen.or(Ok(()))
     }
 
@@ -133,7 +134,7 @@ impl<'h> Admin<'h> {
     pub fn delete_topic(&self, topic: &str) -> Result<()> {
         let attempted = format!("delete topic {topic}");
         self.ask(|raw| raw.delete(topic))
-            .map_err(|found| fault::topic_error(topic, attempted.clone(), &found))?;
+            .map_err(|found| errors::topic_error(topic, attempted.clone(), &found))?;
         self.await_view(&attempted, |raw| match raw.describe(topic) {
             Err(found) if unknown(found.code) => Ok(true),
             other => other.map(|_| false),
@@ -142,16 +143,16 @@ impl<'h> Admin<'h> {
 
     /// See [`crate::EventLog::offset`].
     pub fn offset(&self, at: &TopicPartition, which: OffsetSpec) -> Result<Offset> {
-        let (mark, isolation) = marked(which);
-        let wanted = List::of(std::iter::once((at, mark)));
+        let (special, isolation) = list_offsets_arguments(which);
+        let wanted = List::of(std::iter::once((at, special)));
         let found = self.ask(|raw| {
             raw.offsets(&wanted, isolation)
                 .and_then(first)
                 .map_err(|found| leaderless(raw, at, found))
         });
-        let failed = |found: Fault| fault::topic_error(&at.topic, format!("look an offset of {at} up"), &found);
+        let failed = |found: ClientError| errors::topic_error(&at.topic, format!("look up an offset of {at}"), &found);
         match found.map_err(failed)?.offset {
-            // No record at or after the time: by the trait's promise that is the end.
+            // No record at or after the timestamp: the trait specifies the log end.
             offset if offset < 0 && matches!(which, OffsetSpec::Timestamp(_)) => self.offset(at, OffsetSpec::LogEnd),
             offset => Ok(offset),
         }
@@ -159,15 +160,15 @@ impl<'h> Admin<'h> {
 
     /// See [`crate::EventLog::offsets`].
     pub fn offsets(&self, partitions: &[TopicPartition], which: OffsetSpec) -> Result<Vec<Offset>> {
-        let (mark, isolation) = marked(which);
-        let wanted = List::of(partitions.iter().map(|at| (at, mark)));
+        let (special, isolation) = list_offsets_arguments(which);
+        let wanted = List::of(partitions.iter().map(|at| (at, special)));
         let found = self.ask(|raw| raw.offsets(&wanted, isolation));
-        let found = found.map_err(|found| fault::error("look offsets up", &found))?;
+        let found = found.map_err(|found| errors::request_error("look up offsets", &found))?;
         let good = found
             .into_iter()
-            .filter(|entry| Fault::check(entry.code).is_ok() && entry.offset >= 0);
+            .filter(|entry| ClientError::check(entry.code).is_ok() && entry.offset >= 0);
         let good: BTreeMap<_, _> = good.map(|entry| (entry.at, entry.offset)).collect();
-        // One that failed is asked for alone: that knows what to wait for, and says which it is.
+        // Look up failed partitions one by one: `offset` knows what to wait for, and its error names the partition.
         let each = |at| good.get(at).copied().map_or_else(|| self.offset(at, which), Ok);
         partitions.iter().map(each).collect()
     }
@@ -178,19 +179,23 @@ impl<'h> Admin<'h> {
             .handle
             .cluster(self.raw.timeout)
             .ok_or_else(|| Error::Unavailable {
-                attempted: "ask for the cluster's id".to_owned(),
+                attempted: "look up the cluster id".to_owned(),
                 reason: self.raw.handle.reach().explain("no broker answered"),
             })
     }
 }
 
-/// Repeats a request while a broker says "not now", within a time limit.
-pub fn insist<T>(raw: &Raw<'_>, limit: Duration, request: impl Fn(&Raw<'_>) -> Result<T, Fault>) -> Result<T, Fault> {
+/// Retries a request within a time limit while the brokers report a transient error.
+pub fn retry<T>(
+    raw: &Raw<'_>,
+    limit: Duration,
+    request: impl Fn(&Raw<'_>) -> Result<T, ClientError>,
+) -> Result<T, ClientError> {
     let end = Instant::now() + limit;
     let mut pause = Duration::from_millis(2);
     loop {
         match request(raw) {
-            Err(found) if fault::unreachable(&found) && !fault::timed_out(found.code) && Instant::now() < end => {
+            Err(found) if errors::is_unavailable(&found) && !errors::is_timeout(found.code) && Instant::now() < end => {
                 std::thread::sleep(pause);
                 pause = (pause * 2).min(Duration::from_millis(100));
             }
@@ -203,8 +208,8 @@ pub fn insist<T>(raw: &Raw<'_>, limit: Duration, request: impl Fn(&Raw<'_>) -> R
     }
 }
 
-/// The library's mark for an offset that is looked up, and who is to see it.
-fn marked(which: OffsetSpec) -> (Offset, Isolation) {
+/// Returns librdkafka's special offset and the isolation level for a lookup.
+fn list_offsets_arguments(which: OffsetSpec) -> (Offset, Isolation) {
     match which {
         OffsetSpec::Earliest => (START, Isolation::ReadUncommitted),
         OffsetSpec::LogEnd => (END, Isolation::ReadUncommitted),
@@ -217,22 +222,22 @@ fn unknown(code: Code) -> bool {
     use Code as C;
     matches!(code, C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART | C::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC)
         || code == C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_ID
-        // A name that cannot be a topic's is no topic's.
+        // An invalid topic name.
         || code == C::RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION
 }
 
-fn flatten(results: Vec<TopicResult>) -> Result<(), Fault> {
+fn flatten(results: Vec<TopicResult>) -> Result<(), ClientError> {
     results.into_iter().try_for_each(|(_, result)| result)
 }
 
-fn first(entries: Vec<Entry>) -> Result<Entry, Fault> {
+fn first(entries: Vec<Entry>) -> Result<Entry, ClientError> {
     let entry = entries.into_iter().next();
-    let entry = entry.ok_or_else(|| Fault::of(Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART))?;
-    Fault::check(entry.code).map(|()| entry)
+    let entry = entry.ok_or_else(|| ClientError::new(Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART))?;
+    ClientError::check(entry.code).map(|()| entry)
 }
 
-/// Whether every partition of a new topic has a leader that answers for it: one that is only announced still refuses.
-fn served(raw: &Raw<'_>, topic: &TopicSpec) -> Result<bool, Fault> {
+/// Returns whether every partition of a new topic has a leader that answers. A leader may be announced before it does.
+fn served(raw: &Raw<'_>, topic: &TopicSpec) -> Result<bool, ClientError> {
     if !raw.describe(&topic.name)?.led {
         return Ok(false);
     }
@@ -246,11 +251,11 @@ fn served(raw: &Raw<'_>, topic: &TopicSpec) -> Result<bool, Fault> {
     Ok(ends.iter().all(|end| end.code == Code::RD_KAFKA_RESP_ERR_NO_ERROR))
 }
 
-/// A partition whose leader is not found is not there, or has none now.
-fn leaderless(raw: &Raw<'_>, at: &TopicPartition, found: Fault) -> Fault {
+/// Determines whether a partition without a leader does not exist or has no leader now.
+fn leaderless(raw: &Raw<'_>, at: &TopicPartition, found: ClientError) -> ClientError {
     use Code as C;
-    // After a broker was started anew the library knows its partitions' old epochs and does not look again by itself;
-    // a look at everything puts the new ones in their place.
+    // After a broker restart librdkafka keeps the old leader epochs and does not refresh them itself. A metadata request
+    // for all topics does.
     if matches!(
         found.code,
         C::RD_KAFKA_RESP_ERR_FENCED_LEADER_EPOCH | C::RD_KAFKA_RESP_ERR_UNKNOWN_LEADER_EPOCH
@@ -265,8 +270,10 @@ fn leaderless(raw: &Raw<'_>, at: &TopicPartition, found: Fault) -> Fault {
         .describe(&at.topic)
         .map(|seen| i32::try_from(seen.partitions).unwrap_or(i32::MAX))
     {
-        Ok(count) if (0..count).contains(&at.partition) => Fault::of(Code::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE),
-        Ok(_) => Fault::of(Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART),
+        Ok(count) if (0..count).contains(&at.partition) => {
+            ClientError::new(Code::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE)
+        }
+        Ok(_) => ClientError::new(Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART),
         Err(found) => found,
     }
 }

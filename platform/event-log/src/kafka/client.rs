@@ -1,50 +1,53 @@
-//! The C library's calls, wrapped so that nothing above can misuse them: handles, queues and events here; lists of
-//! partitions, consuming, producing and administration in the files below.
+//! Safe wrappers of librdkafka (`rdkafka::bindings`): clients, queues and events here; partition lists, consuming,
+//! producing and administration in the child modules.
 //!
-//! Guarantees: every pointer has one owner that frees it; what the library lends is never kept longer than its
-//! lender; nothing here waits longer than it was told. Library: librdkafka, through `rdkafka::bindings`.
-//! Never: a decision. This module and its children are the only `unsafe` code of the workspace.
-#![allow(unsafe_code, reason = "calls of a C library; each block says why it is sound")]
+//! This module tree contains all `unsafe` code of the workspace and no protocol decisions (ADR 4). Every pointer has one
+//! owner that frees it, and memory that librdkafka lends is borrowed for as long as its owner lives. Every call that can
+//! block takes a timeout.
+#![allow(unsafe_code, reason = "calls of librdkafka; each block states why it is sound")]
 
 pub mod admin;
+pub mod admin_results;
 pub mod consumer;
+mod ffi;
+pub mod group_metadata;
 pub mod limit;
 pub mod list;
 pub mod producer;
 pub mod reach;
 
-use rdkafka::bindings as c;
+pub use ffi::Code;
+use ffi::{bytes, c, count, millis, owned, text};
 use reach::Reach;
 use std::collections::BTreeMap;
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CString, c_char, c_void};
+use std::fmt;
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-pub use c::rd_kafka_resp_err_t as Code;
-
-/// Why a call failed, in the library's words and flags.
+/// An error of librdkafka with its flags.
 #[derive(Debug, Clone)]
-pub struct Fault {
-    /// The error's code.
+pub struct ClientError {
+    /// The error code.
     pub code: Code,
     /// The error's text.
     pub text: String,
-    /// The handle is of no more use.
+    /// The client can no longer be used.
     pub fatal: bool,
-    /// The same call may be made again.
+    /// The call can be repeated.
     pub retriable: bool,
     /// The open transaction must be aborted.
     pub abort: bool,
 }
 
-impl Fault {
-    /// A fault that has a code only.
-    pub fn of(code: Code) -> Fault {
-        // SAFETY: takes a number and returns a static string.
+impl ClientError {
+    /// Creates an error from a code.
+    pub fn new(code: Code) -> ClientError {
+        // SAFETY: the call accepts any number and returns a static string.
         let name = text(unsafe { c::rd_kafka_err2str(code) });
-        Fault {
+        ClientError {
             code,
             text: name,
             fatal: false,
@@ -53,34 +56,34 @@ impl Fault {
         }
     }
 
-    /// Fails unless the code says that all went well.
-    pub fn check(code: Code) -> Result<(), Fault> {
+    /// Converts a code to a result.
+    pub fn check(code: Code) -> Result<(), ClientError> {
         if code == Code::RD_KAFKA_RESP_ERR_NO_ERROR {
             Ok(())
         } else {
-            Err(Fault::of(code))
+            Err(ClientError::new(code))
         }
     }
 
-    /// The same fault with a better text, if there is one.
-    fn saying(mut self, better: String) -> Fault {
+    /// Replaces the text unless the new one is empty.
+    fn with_text(mut self, better: String) -> ClientError {
         if !better.is_empty() {
             self.text = better;
         }
         self
     }
 
-    /// Reads an error object that stays its lender's; null means that all went well.
+    /// Reads an error object that librdkafka keeps; null is success.
     ///
     /// # Safety
     /// `error` is null or a valid error object.
-    unsafe fn look(error: *const c::rd_kafka_error_t) -> Result<(), Fault> {
+    unsafe fn from_borrowed(error: *const c::rd_kafka_error_t) -> Result<(), ClientError> {
         if error.is_null() {
             return Ok(());
         }
-        // SAFETY: the object is valid, by the caller's promise; all five calls only read it.
-        let fault = unsafe {
-            Fault {
+        // SAFETY: the caller guarantees a valid object; all five calls only read it.
+        let error = unsafe {
+            ClientError {
                 code: c::rd_kafka_error_code(error),
                 text: text(c::rd_kafka_error_string(error)),
                 fatal: c::rd_kafka_error_is_fatal(error) != 0,
@@ -88,21 +91,21 @@ impl Fault {
                 abort: c::rd_kafka_error_txn_requires_abort(error) != 0,
             }
         };
-        if fault.code == Code::RD_KAFKA_RESP_ERR_NO_ERROR {
+        if error.code == Code::RD_KAFKA_RESP_ERR_NO_ERROR {
             Ok(())
         } else {
-            Err(fault)
+            Err(error)
         }
     }
 
-    /// Reads and frees an error object.
+    /// Reads an error object and frees it; null is success.
     ///
     /// # Safety
     /// `error` is null or a valid error object that the caller owns.
-    unsafe fn take(error: *mut c::rd_kafka_error_t) -> Result<(), Fault> {
-        // SAFETY: valid by the caller's promise; freed once, after the last use.
+    unsafe fn from_owned(error: *mut c::rd_kafka_error_t) -> Result<(), ClientError> {
+        // SAFETY: the caller guarantees a valid object, which is freed once, after its last use.
         unsafe {
-            let result = Fault::look(error);
+            let result = ClientError::from_borrowed(error);
             if !error.is_null() {
                 c::rd_kafka_error_destroy(error);
             }
@@ -111,32 +114,53 @@ impl Fault {
     }
 }
 
-/// A setting that the library does not take.
+/// librdkafka rejected a setting.
 #[derive(Debug)]
-pub struct Refusal {
-    /// Name of the setting; empty when it is their combination.
+pub struct SettingError {
+    /// Name of the setting; empty if the combination of settings is invalid.
     pub setting: String,
-    /// Why, in the library's words.
+    /// Reason given by librdkafka.
     pub reason: String,
 }
 
-/// The linked library's version: major, minor, revision.
-pub fn version() -> (u8, u8, u8) {
-    // SAFETY: reads a constant. Its bytes are major, minor, revision and the state of the release.
-    let [major, minor, revision, _] = unsafe { c::rd_kafka_version() }.to_be_bytes();
-    (major, minor, revision)
+/// A version of librdkafka.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Version {
+    major: u8,
+    minor: u8,
+    revision: u8,
 }
 
-/// What a handle is for.
+impl Version {
+    /// Creates a version.
+    pub const fn new(major: u8, minor: u8, revision: u8) -> Version {
+        Version { major, minor, revision }
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.major, self.minor, self.revision)
+    }
+}
+
+/// Returns the version of the linked librdkafka.
+pub fn version() -> Version {
+    // SAFETY: returns a constant whose bytes are major, minor, revision and pre-release id.
+    let [major, minor, revision, _] = unsafe { c::rd_kafka_version() }.to_be_bytes();
+    Version::new(major, minor, revision)
+}
+
+/// Purpose of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Produces and administers.
+pub enum ClientKind {
+    /// Produces, and sends admin requests.
     Producer,
     /// Consumes.
     Consumer,
 }
 
-/// One client instance: its threads, connections and queues.
+/// A librdkafka client (`rd_kafka_t`) with its threads, connections and queues.
 #[derive(Debug)]
 pub struct Handle {
     rk: NonNull<c::rd_kafka_t>,
@@ -144,20 +168,20 @@ pub struct Handle {
     bootstrap: CString,
 }
 
-// SAFETY: the library documents its handles as thread-safe; `Reach` is `Sync` by itself.
+// SAFETY: librdkafka documents `rd_kafka_t` as thread-safe, and `Reach` is `Sync`.
 unsafe impl Send for Handle {}
-// SAFETY: as above.
+// SAFETY: as for `Send`.
 unsafe impl Sync for Handle {}
 
 impl Handle {
-    /// Starts an instance. Delivery reports, errors and rebalances arrive as events.
-    pub fn new(kind: Kind, settings: &BTreeMap<String, String>) -> Result<Arc<Handle>, Refusal> {
+    /// Starts a client. Delivery reports, errors and rebalances arrive as events.
+    pub fn new(kind: ClientKind, settings: &BTreeMap<String, String>) -> Result<Arc<Handle>, SettingError> {
         let mut reason: [c_char; 512] = [0; 512];
-        // SAFETY: returns a new configuration, which this function owns until it hands it over or frees it.
+        // SAFETY: returns a new configuration, owned by this function until `rd_kafka_new` takes it over or it is freed.
         let conf = unsafe { c::rd_kafka_conf_new() };
         for (name, value) in settings {
             let (c_name, c_value) = (owned(name), owned(value));
-            // SAFETY: all pointers are valid for the call, and the length is the buffer's.
+            // SAFETY: all pointers are valid for the call; `reason.len()` is the length of the buffer.
             let result = unsafe {
                 c::rd_kafka_conf_set(
                     conf,
@@ -168,9 +192,9 @@ impl Handle {
                 )
             };
             if result != c::rd_kafka_conf_res_t::RD_KAFKA_CONF_OK {
-                // SAFETY: the configuration is still ours, and this is its last use.
+                // SAFETY: we still own the configuration and do not use it again.
                 unsafe { c::rd_kafka_conf_destroy(conf) };
-                return Err(Refusal {
+                return Err(SettingError {
                     setting: name.clone(),
                     reason: text(reason.as_ptr()),
                 });
@@ -179,11 +203,11 @@ impl Handle {
         let reach = Arc::new(Reach::default());
         let events = c::RD_KAFKA_EVENT_DR | c::RD_KAFKA_EVENT_ERROR | c::RD_KAFKA_EVENT_REBALANCE;
         let kind = match kind {
-            Kind::Producer => c::rd_kafka_type_t::RD_KAFKA_PRODUCER,
-            Kind::Consumer => c::rd_kafka_type_t::RD_KAFKA_CONSUMER,
+            ClientKind::Producer => c::rd_kafka_type_t::RD_KAFKA_PRODUCER,
+            ClientKind::Consumer => c::rd_kafka_type_t::RD_KAFKA_CONSUMER,
         };
-        // SAFETY: the configuration is valid. `rd_kafka_new` takes it over when it succeeds; else it is freed here.
-        // `reach` outlives the instance: the handle below owns both and ends the instance first.
+        // SAFETY: the configuration is valid; `rd_kafka_new` takes it over on success, and it is freed here on failure.
+        // `reach` outlives the client: the handle below owns both, and its `drop` destroys the client first.
         let rk = unsafe {
             c::rd_kafka_conf_set_events(conf, events);
             reach::install(conf, &reach);
@@ -196,7 +220,7 @@ impl Handle {
         let bootstrap = owned(settings.get("bootstrap.servers").map_or("", String::as_str));
         match NonNull::new(rk) {
             Some(rk) => Ok(Arc::new(Handle { rk, reach, bootstrap })),
-            None => Err(Refusal {
+            None => Err(SettingError {
                 setting: String::new(),
                 reason: text(reason.as_ptr()),
             }),
@@ -207,37 +231,37 @@ impl Handle {
         self.rk.as_ptr()
     }
 
-    /// Whether brokers answer, and what was last said about it.
+    /// Returns the connectivity of the brokers.
     pub fn reach(&self) -> &Reach {
         &self.reach
     }
 
-    /// Tells the instance of its bootstrap servers again when it has forgotten every broker. Whoever waits for the
-    /// instance calls this now and then.
+    /// Adds the bootstrap servers again if the client has lost all its brokers; see [`Reach::needs_reminder`]. Must be
+    /// called from time to time while waiting for the client.
     pub fn remind(&self) {
         if !self.reach.needs_reminder(Instant::now()) {
             return;
         }
-        tracing::debug!(target: "log::kafka", "no broker is known any more; the bootstrap servers are named again");
-        // SAFETY: the instance lives; the list is copied.
+        tracing::debug!(target: "event_log::kafka", "no broker answers; adding the bootstrap servers again");
+        // SAFETY: the client is alive; the string is copied.
         unsafe { c::rd_kafka_brokers_add(self.raw(), self.bootstrap.as_ptr()) };
     }
 
-    /// The fatal error that ended this instance's usefulness, if there was one.
-    pub fn fatal(&self) -> Option<Fault> {
+    /// Returns the fatal error that made this client unusable, if there is one.
+    pub fn fatal(&self) -> Option<ClientError> {
         let mut reason: [c_char; 512] = [0; 512];
-        // SAFETY: the instance lives; the buffer's length is its own.
+        // SAFETY: the client is alive; `reason.len()` is the length of the buffer.
         let code = unsafe { c::rd_kafka_fatal_error(self.raw(), reason.as_mut_ptr(), reason.len()) };
-        let fault = Fault::check(code).err()?;
-        Some(Fault {
+        let error = ClientError::check(code).err()?;
+        Some(ClientError {
             fatal: true,
-            ..fault.saying(text(reason.as_ptr()))
+            ..error.with_text(text(reason.as_ptr()))
         })
     }
 
-    /// The cluster's id; `None` when no broker answered in time.
+    /// Returns the cluster id, or `None` if no broker answered in time.
     pub fn cluster(&self, timeout: Duration) -> Option<String> {
-        // SAFETY: the instance lives; the string is freed by the library's own function after it was copied.
+        // SAFETY: the client is alive; the string is copied and then freed by librdkafka's function for that.
         unsafe {
             let id = c::rd_kafka_clusterid(self.raw(), millis(timeout));
             if id.is_null() {
@@ -252,13 +276,13 @@ impl Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // SAFETY: the last owner is gone, so no queue, topic, message or event of the instance is left. A consumer
-        // that wanted to leave its group has done so in `Queue::close`.
+        // SAFETY: this is the last owner, so no queue, topic, message or event of the client is left. A consumer that
+        // wanted to leave its group has called `Queue::leave` before.
         unsafe { c::rd_kafka_destroy_flags(self.raw(), c::RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE) };
     }
 }
 
-/// Wakes one waiting thread when a queue gets its first entry.
+/// Wakes a waiting thread when a queue receives its first entry.
 #[derive(Debug, Default)]
 pub struct Waker {
     woken: Mutex<bool>,
@@ -271,7 +295,7 @@ impl Waker {
         self.changed.notify_one();
     }
 
-    /// Waits for an entry, at most this long.
+    /// Waits until it is woken or the timeout expires.
     pub fn wait(&self, timeout: Duration) {
         let guard = self.woken.lock().unwrap_or_else(PoisonError::into_inner);
         let waited = self.changed.wait_timeout_while(guard, timeout, |woken| !*woken);
@@ -280,11 +304,11 @@ impl Waker {
 }
 
 unsafe extern "C" fn wake(_: *mut c::rd_kafka_t, waker: *mut c_void) {
-    // SAFETY: `Queue::wake_with` passed this pointer, and its queue keeps the waker until the callback is taken away.
+    // SAFETY: `Queue::wake_with` passed this pointer, and the queue keeps the waker until it removes the callback.
     unsafe { &*waker.cast::<Waker>() }.wake();
 }
 
-/// A queue of an instance.
+/// A queue of a client.
 #[derive(Debug)]
 pub struct Queue {
     raw: NonNull<c::rd_kafka_queue_t>,
@@ -292,14 +316,16 @@ pub struct Queue {
     handle: Arc<Handle>,
 }
 
-// SAFETY: the library's queues may be used from any thread, and they keep their instance alive.
+// SAFETY: librdkafka's queues may be used from any thread, and `handle` keeps the client alive.
 unsafe impl Send for Queue {}
-// SAFETY: as above.
+// SAFETY: as for `Send`.
 unsafe impl Sync for Queue {}
 
 impl Queue {
+    /// Takes ownership of a queue reference; `None` for null.
+    ///
     /// # Safety
-    /// `raw` is a queue reference of this instance that the caller owns.
+    /// `raw` is null or a queue reference of this client that the caller owns.
     unsafe fn own(raw: *mut c::rd_kafka_queue_t, handle: &Arc<Handle>) -> Option<Queue> {
         NonNull::new(raw).map(|raw| Queue {
             raw,
@@ -308,39 +334,39 @@ impl Queue {
         })
     }
 
-    /// A new queue of one's own.
+    /// Creates a queue.
     pub fn new(handle: &Arc<Handle>) -> Queue {
-        // SAFETY: the instance lives; the reference is ours.
+        // SAFETY: the client is alive; we own the reference that is returned.
         unsafe { Queue::own(c::rd_kafka_queue_new(handle.raw()), handle) }.expect("a new queue is never null")
     }
 
-    /// The instance's main queue: delivery reports and errors.
+    /// Returns the client's main queue: delivery reports and errors.
     pub fn main(handle: &Arc<Handle>) -> Queue {
-        // SAFETY: the instance lives; the reference is ours.
-        unsafe { Queue::own(c::rd_kafka_queue_get_main(handle.raw()), handle) }
-            .expect("every instance has a main queue")
+        // SAFETY: the client is alive; we own the reference that is returned.
+        unsafe { Queue::own(c::rd_kafka_queue_get_main(handle.raw()), handle) }.expect("every client has a main queue")
     }
 
-    /// The queue of a group's member, with rebalances and the main queue's entries; `None` without a group.
+    /// Returns the consumer queue, which receives rebalances and the entries of the main queue; `None` if the client has
+    /// no group.
     pub fn member(handle: &Arc<Handle>) -> Option<Queue> {
-        // SAFETY: the instance lives; the reference is ours.
+        // SAFETY: the client is alive; we own the reference that is returned.
         unsafe {
             c::rd_kafka_poll_set_consumer(handle.raw());
             Queue::own(c::rd_kafka_queue_get_consumer(handle.raw()), handle)
         }
     }
 
-    /// Makes the waker wake whenever this queue gets its first entry.
+    /// Wakes `waker` whenever this queue receives its first entry.
     pub fn wake_with(&mut self, waker: &Arc<Waker>) {
         let opaque = Arc::as_ptr(waker).cast_mut().cast();
         self.waker = Some(waker.clone());
-        // SAFETY: the waker is kept until the callback is taken away, in `drop`.
+        // SAFETY: `self` keeps the waker alive until `drop` removes the callback.
         unsafe { c::rd_kafka_queue_cb_event_enable(self.raw.as_ptr(), Some(wake), opaque) };
     }
 
-    /// Takes the next event; waits at most `timeout`.
+    /// Takes the next event; waits up to `timeout`.
     pub fn poll(&self, timeout: Duration) -> Option<Event<'_>> {
-        // SAFETY: the queue is ours; the event is owned by the value that is returned.
+        // SAFETY: the queue is valid; the returned value owns the event.
         let event = unsafe { c::rd_kafka_queue_poll(self.raw.as_ptr(), millis(timeout)) };
         NonNull::new(event).map(|raw| Event {
             raw,
@@ -350,11 +376,11 @@ impl Queue {
 
     /// Makes a waiting `poll` return.
     pub fn interrupt(&self) {
-        // SAFETY: the queue is ours.
+        // SAFETY: the queue is valid.
         unsafe { c::rd_kafka_queue_yield(self.raw.as_ptr()) };
     }
 
-    /// The instance.
+    /// Returns the client.
     pub fn handle(&self) -> &Arc<Handle> {
         &self.handle
     }
@@ -362,7 +388,7 @@ impl Queue {
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        // SAFETY: the callback is taken away before its waker and the reference go.
+        // SAFETY: the callback is removed before its waker is dropped and before the reference is released.
         unsafe {
             if self.waker.is_some() {
                 c::rd_kafka_queue_cb_event_enable(self.raw.as_ptr(), None, ptr::null_mut());
@@ -372,20 +398,20 @@ impl Drop for Queue {
     }
 }
 
-/// What an event is.
+/// Kind of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum What {
+pub enum EventKind {
     /// Delivery reports.
     Reports,
-    /// A change of the assignment.
+    /// A rebalance.
     Rebalance,
-    /// An error of the instance.
+    /// An error of the client.
     Error,
-    /// Something else, such as the answer to a request.
+    /// Any other event, such as the result of an admin request.
     Other,
 }
 
-/// An event; freed when dropped, before its queue.
+/// An event. The lifetime ensures that it is freed before its queue.
 #[derive(Debug)]
 pub struct Event<'q> {
     raw: NonNull<c::rd_kafka_event_t>,
@@ -393,76 +419,40 @@ pub struct Event<'q> {
 }
 
 impl Event<'_> {
-    /// What it is.
-    pub fn what(&self) -> What {
-        // SAFETY: the event is ours.
+    /// Returns the kind of the event.
+    pub fn kind(&self) -> EventKind {
+        // SAFETY: `self` owns the event.
         match unsafe { c::rd_kafka_event_type(self.raw.as_ptr()) } {
-            c::RD_KAFKA_EVENT_DR => What::Reports,
-            c::RD_KAFKA_EVENT_REBALANCE => What::Rebalance,
-            c::RD_KAFKA_EVENT_ERROR => What::Error,
-            _ => What::Other,
+            c::RD_KAFKA_EVENT_DR => EventKind::Reports,
+            c::RD_KAFKA_EVENT_REBALANCE => EventKind::Rebalance,
+            c::RD_KAFKA_EVENT_ERROR => EventKind::Error,
+            _ => EventKind::Other,
         }
     }
 
-    /// The error that it carries; a rebalance says here which way it goes.
-    pub fn fault(&self) -> Result<(), Fault> {
-        // SAFETY: the event is ours; the text is copied before the event goes. Only an error's event has room for the
-        // flag: of any other the library would read what lies behind it.
+    /// Returns the error of the event. For a rebalance, the code states whether partitions are assigned or revoked.
+    pub fn error(&self) -> Result<(), ClientError> {
+        // SAFETY: `self` owns the event, and the text is copied. `rd_kafka_event_error_is_fatal` is only valid for error
+        // events: for others it reads past the event's data.
         let (code, said, fatal) = unsafe {
             let raw = self.raw.as_ptr();
-            let fatal = self.what() == What::Error && c::rd_kafka_event_error_is_fatal(raw) != 0;
+            let fatal = self.kind() == EventKind::Error && c::rd_kafka_event_error_is_fatal(raw) != 0;
             (
                 c::rd_kafka_event_error(raw),
                 text(c::rd_kafka_event_error_string(raw)),
                 fatal,
             )
         };
-        Fault::check(code).map_err(|fault| Fault {
+        ClientError::check(code).map_err(|error| ClientError {
             fatal,
-            ..fault.saying(said)
+            ..error.with_text(said)
         })
     }
 }
 
 impl Drop for Event<'_> {
     fn drop(&mut self) {
-        // SAFETY: the event is ours, and nothing borrowed from it is left.
+        // SAFETY: `self` owns the event, and nothing that borrows from it is left.
         unsafe { c::rd_kafka_event_destroy(self.raw.as_ptr()) };
     }
-}
-
-/// Copies a string of the library; null is the empty string.
-fn text(from: *const c_char) -> String {
-    if from.is_null() {
-        return String::new();
-    }
-    // SAFETY: the library's strings end with a null byte and live until their lender goes; the caller holds it.
-    unsafe { CStr::from_ptr(from) }.to_string_lossy().into_owned()
-}
-
-/// A string for the library. A null byte, which no name may have, becomes a character that the broker refuses.
-fn owned(text: &str) -> CString {
-    CString::new(text.replace('\0', "\u{fffd}")).expect("null bytes were replaced")
-}
-
-/// Bytes that the library lends; null or empty is the empty slice.
-///
-/// # Safety
-/// `from` is null or points to `length` bytes that live as long as `'a`.
-unsafe fn bytes<'a>(from: *const c_void, length: usize) -> &'a [u8] {
-    if from.is_null() || length == 0 {
-        return &[];
-    }
-    // SAFETY: by the caller's promise.
-    unsafe { std::slice::from_raw_parts(from.cast(), length) }
-}
-
-/// A time limit in the library's unit.
-fn millis(limit: Duration) -> c_int {
-    c_int::try_from(limit.as_millis()).unwrap_or(c_int::MAX)
-}
-
-/// A length in C's unit; nothing that is counted here comes near its limit.
-fn count(length: usize) -> c_int {
-    c_int::try_from(length).unwrap_or(c_int::MAX)
 }

@@ -1,33 +1,35 @@
-//! Groups and their committed offsets, asked of their coordinators through a client of its own.
+//! Requests to group coordinators: descriptions of groups and committed offsets, through a client that joins no group.
 //!
-//! Two faults of the library (2.12.1) would end the process when brokers come and go. `rd_kafka_admin_coord_request` fails
-//! an assertion when a request has passed its time limit and its coordinator is reached only then: so that limit is never
-//! reached; who waits here has a shorter patience, and a client that was waited for in vain is thrown away with all that
-//! it has under way. `rd_kafka_handle_OffsetFetch` (librdkafka issue 5040) reads a null pointer on a client that has no group of its own when a
-//! coordinator answers that it is none any more: so this client is a consumer with a group, which it never joins.
+//! Two bugs of librdkafka 2.12.1 that would abort the process when brokers restart determine how the client is used:
 //!
-//! Guarantees: a broker that is down or comes back costs an error at most. Never: a member of a group.
+//! - `rd_kafka_admin_coord_request` fails an assertion if its coordinator becomes reachable after the request timed out.
+//!   So the request timeout is set to the maximum, this module waits for a shorter time, and a client with a pending
+//!   request is discarded together with the request.
+//! - `rd_kafka_handle_OffsetFetch` (librdkafka issue 5040) dereferences a null pointer if a coordinator answers "not
+//!   coordinator" to a client without a group. So the client is a consumer with a `group.id`, which it never joins.
 
-use super::admin::insist;
-use super::client::admin::{Admin as Raw, Group};
+use super::admin::retry;
+use super::client::admin::Admin as Raw;
+use super::client::admin_results::{Group, GroupMember};
 use super::client::list::{Entry, List};
-use super::client::{Code, Fault, Handle, Kind, Queue};
-use super::{Config, fault, settings};
+use super::client::{ClientError, ClientKind, Code, Handle, Queue};
+use super::config::Config;
+use super::{errors, settings};
 use crate::{Committed, Error, GroupInfo, MemberInfo, Offset, Result, TopicPartition};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The longest limit that the library takes.
+/// The largest timeout that librdkafka accepts.
 const LIBRARY_LIMIT: Duration = Duration::from_secs(60 * 60);
-/// How long an answer is waited for at first. The library forgets a request that finds no coordinator at its first look,
-/// as on a cluster whose first group this is, so that waiting longer for that one would not help.
-const PATIENCE_FIRST: Duration = Duration::from_millis(500);
+/// First time to wait for a response. librdkafka loses a request if the first coordinator lookup fails, as on a cluster
+/// without any group so far; waiting longer for that request would not help.
+const WAIT_FIRST: Duration = Duration::from_millis(500);
 
-/// What stands for an answer that leaves a partition out; it is asked for again.
-const NOT_TOLD: Code = Code::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE;
+/// Error code for a response that omits a partition, so that the request is repeated.
+const MISSING_ANSWER: Code = Code::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE;
 
-/// Asks coordinators.
+/// Sends requests to coordinators.
 #[derive(Debug)]
 pub struct Coordinators {
     config: Config,
@@ -35,7 +37,7 @@ pub struct Coordinators {
 }
 
 impl Coordinators {
-    /// Nothing is connected before the first question.
+    /// Creates the client lazily, for the first request.
     pub fn new(config: &Config) -> Coordinators {
         Coordinators {
             config: config.clone(),
@@ -43,21 +45,21 @@ impl Coordinators {
         }
     }
 
-    /// The client; a new one has this group.
+    /// Returns the client, creating it with this group id if necessary.
     fn client(&self, group: &str) -> Result<Arc<Handle>> {
         let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = &*client {
-            // Nobody else looks at what it has to say, and says what it may have forgotten.
+            // Nobody else polls this client's queue or reminds it of its bootstrap servers.
             let errors = Queue::main(client);
             while errors.poll(Duration::ZERO).is_some() {}
             client.remind();
             return Ok(client.clone());
         }
-        let made = Handle::new(Kind::Consumer, &settings::coordinators(&self.config, group));
-        Ok(client.insert(made.map_err(fault::setting_error)?).clone())
+        let made = Handle::new(ClientKind::Consumer, &settings::coordinators(&self.config, group));
+        Ok(client.insert(made.map_err(errors::setting_error)?).clone())
     }
 
-    /// Throws a client away, unless another has taken its place already.
+    /// Discards a client, unless it has already been replaced.
     fn forget(&self, used: &Arc<Handle>) {
         let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
         let own = client.take_if(|client| Arc::ptr_eq(client, used));
@@ -65,33 +67,37 @@ impl Coordinators {
         drop(own);
     }
 
-    /// Repeats a request while it may help, with a patience that grows, within the time limit.
-    fn ask<T>(&self, group: &str, request: impl Fn(&Raw<'_>) -> Result<T, Fault>) -> Result<Result<T, Fault>> {
+    /// Repeats a request within the request timeout while a retry may help. The wait for each response doubles.
+    fn ask<T>(
+        &self,
+        group: &str,
+        request: impl Fn(&Raw<'_>) -> Result<T, ClientError>,
+    ) -> Result<Result<T, ClientError>> {
         let end = Instant::now() + self.config.request_timeout;
-        let mut patience = PATIENCE_FIRST;
+        let mut wait = WAIT_FIRST;
         loop {
             let left = end.saturating_duration_since(Instant::now());
             let client = self.client(group)?;
-            let raw = |patience| Raw {
+            let raw = |wait| Raw {
                 handle: &client,
                 timeout: LIBRARY_LIMIT,
-                patience,
+                wait,
             };
-            // Before some broker answers nothing is asked: it would only be waited for in vain.
-            if let Err(mut found) = raw(left).meet() {
+            // Without a connected broker the request would only time out and the client would be discarded.
+            if let Err(mut found) = raw(left).await_any_broker() {
                 found.text = client.reach().explain(&found.text);
                 return Ok(Err(found));
             }
-            let asked = insist(&raw(patience.min(left)), patience.min(left), &request);
+            let asked = retry(&raw(wait.min(left)), wait.min(left), &request);
             match asked {
-                Err(found) if fault::unreachable(&found) => {
-                    if fault::timed_out(found.code) {
+                Err(found) if errors::is_unavailable(&found) => {
+                    if errors::is_timeout(found.code) {
                         self.forget(&client);
                     }
-                    if patience >= left {
+                    if wait >= left {
                         return Ok(Err(found));
                     }
-                    patience *= 2;
+                    wait *= 2;
                 }
                 done => return Ok(done),
             }
@@ -103,22 +109,22 @@ impl Coordinators {
         let wanted = List::of(partitions.iter().map(|at| (at, 0)));
         let found = self.ask(group, |raw| {
             let entries = raw.committed(group, Some(&wanted), true)?;
-            entries.iter().try_for_each(|entry| Fault::check(entry.code))?;
-            // "Not told" must never pass for "none".
+            entries.iter().try_for_each(|entry| ClientError::check(entry.code))?;
+            // A partition missing from the response must not count as a partition without a committed offset.
             let told = |at: &TopicPartition| entries.iter().any(|entry| entry.at == *at);
             let all = if partitions.iter().all(told) {
                 Code::RD_KAFKA_RESP_ERR_NO_ERROR
             } else {
-                NOT_TOLD
+                MISSING_ANSWER
             };
-            Fault::check(all).map(|()| entries)
+            ClientError::check(all).map(|()| entries)
         })?;
         let entries = found.map_err(|found| {
             if found.code == Code::RD_KAFKA_RESP_ERR_UNSTABLE_OFFSET_COMMIT {
                 let group = group.to_owned();
                 return Error::Undecided { group };
             }
-            fault::error(format!("fetch offsets of group {group}"), &found)
+            errors::request_error(format!("fetch offsets of group {group}"), &found)
         })?;
         let found: BTreeMap<_, _> = entries.into_iter().map(|e| (e.at, e.offset)).collect();
         let offset = |at| found.get(at).copied().filter(|offset| *offset >= 0);
@@ -130,7 +136,7 @@ impl Coordinators {
         let wanted = List::of(offsets.iter().map(|(at, offset)| (at, *offset)));
         let found = self.ask(group, |raw| {
             let entries = raw.set_committed(group, &wanted)?;
-            entries.iter().try_for_each(|entry| Fault::check(entry.code))
+            entries.iter().try_for_each(|entry| ClientError::check(entry.code))
         })?;
         found.map_err(|found| set_error(group, &found))
     }
@@ -138,22 +144,22 @@ impl Coordinators {
     /// See [`crate::EventLog::groups`].
     pub fn groups(&self) -> Result<Vec<GroupInfo>> {
         let names = self.ask(&self.config.client_id, |raw| raw.groups())?;
-        let mut names = names.map_err(|found| fault::error("list groups", &found))?;
+        let mut names = names.map_err(|found| errors::request_error("list groups", &found))?;
         names.sort();
         let mut groups = Vec::with_capacity(names.len());
         for name in names {
-            // One that is not found has ended since it was listed.
+            // A group that is not found was deleted after it was listed.
             groups.extend(self.group_info(&name)?);
         }
         Ok(groups)
     }
 
-    /// A group with its members' partitions and without its offsets; `None` when there is none of this name.
+    /// Describes a group without its committed offsets; `None` if it does not exist.
     pub fn assignment(&self, name: &str) -> Result<Option<GroupInfo>> {
         match self.ask(name, |raw| raw.group(name))? {
             Ok(group) => Ok(Some(info(group, Vec::new()))),
             Err(found) if found.code == Code::RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND => Ok(None),
-            Err(found) => Err(fault::error(format!("describe group {name}"), &found)),
+            Err(found) => Err(errors::request_error(format!("describe group {name}"), &found)),
         }
     }
 
@@ -163,32 +169,32 @@ impl Coordinators {
         match found {
             Ok((group, offsets)) => Ok(Some(info(group, offsets))),
             Err(found) if found.code == Code::RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND => Ok(None),
-            Err(found) => Err(fault::error(format!("describe group {name}"), &found)),
+            Err(found) => Err(errors::request_error(format!("describe group {name}"), &found)),
         }
     }
 }
 
-/// What it means that a group's offsets could not be set.
-pub fn set_error(group: &str, found: &Fault) -> Error {
+/// Converts the error of setting committed offsets.
+pub fn set_error(group: &str, found: &ClientError) -> Error {
     let attempted = format!("set offsets of group {group}");
     match found.code {
         Code::RD_KAFKA_RESP_ERR_UNKNOWN_MEMBER_ID | Code::RD_KAFKA_RESP_ERR_NON_EMPTY_GROUP => Error::Refused {
             attempted,
-            reason: "it has live members; stop them first".to_owned(),
+            reason: "the group has active members; stop them first".to_owned(),
         },
-        _ => fault::error(attempted, found),
+        _ => errors::request_error(attempted, found),
     }
 }
 
 fn info(group: Group, offsets: Vec<Entry>) -> GroupInfo {
-    let member = |(client, instance, partitions): (String, String, Vec<Entry>)| MemberInfo {
-        name: if instance.is_empty() {
-            client
+    let member = |member: GroupMember| MemberInfo {
+        name: if member.instance_id.is_empty() {
+            member.client_id
         } else {
-            format!("{client}/{instance}")
+            format!("{}/{}", member.client_id, member.instance_id)
         },
-        instance: (!instance.is_empty()).then_some(instance),
-        partitions: partitions.into_iter().map(|entry| entry.at).collect(),
+        instance: (!member.instance_id.is_empty()).then_some(member.instance_id),
+        partitions: member.partitions.into_iter().map(|entry| entry.at).collect(),
     };
     let offsets = offsets
         .into_iter()

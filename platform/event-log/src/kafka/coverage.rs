@@ -1,9 +1,9 @@
 //! Whether the assignment of a group matches what one of its static members subscribes to.
 //!
 //! With the classic protocol it need not match. A static member that joins a stable group under its old instance name
-//! is given the assignment that its predecessor had: the coordinator compares only the name of the selected assignor
+//! gets the assignment of its predecessor: the coordinator compares only the name of the selected assignor
 //! (KIP-345), and neither the subscription nor the partition counts (KAFKA-12759, KAFKA-13435; open in Kafka 4.3). A
-//! topic that was added between two runs would be read by nobody, and one that was removed would stay assigned, until
+//! topic that was added between two runs would not be read, and one that was removed would stay assigned, until
 //! the next rebalance.
 //!
 //! So each static member compares the two once after it has joined. It compares the assignment itself, not its
@@ -21,60 +21,60 @@ use std::time::{Duration, Instant};
 /// Pause before the group is described again.
 const PAUSE_FIRST: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// The same after a rebalance was forced; an assignment ends the pause.
+/// Pause after a forced rebalance, unless an assignment arrives first.
 const PAUSE_FORCED: Duration = Duration::from_secs(1);
-/// How often the answer is looked for while the group is being described.
+/// How often the result is polled while the group is being described.
 const ANSWER: Duration = Duration::from_millis(5);
-/// Rebalances that one member forces. More than one is needed only if a request to leave was lost, or the leader did not
-/// see a topic; a rack-aware assignor (`client.rack`), which deals in another order, costs no more than these.
+/// Maximum number of rebalances that a member forces. More than one is needed only if a LeaveGroup request was lost or the
+/// leader did not see a topic. It also bounds the cost of a rack-aware assignor (`client.rack`), whose order differs.
 const REBALANCES_MAX: u32 = 3;
 
 /// Subscribed topics with their partition counts.
 pub type Topics = BTreeMap<Arc<str>, usize>;
 
-/// The comparison of one member.
+/// The check of one member.
 #[derive(Debug)]
 pub struct Coverage {
     group: String,
     /// `None` for a dynamic member, whose join always causes a rebalance.
     instance: Option<String>,
     topics: Topics,
-    /// Whether a rebalance is this member's to force. The coordinator of the newer protocol (KIP-848) computes the
-    /// assignment itself, from the subscriptions as they are.
+    /// Whether this member forces rebalances. With KIP-848 the coordinator computes the assignment from the current
+    /// subscriptions, so there is nothing to force.
     forces: bool,
     rebalances: u32,
     pause: Duration,
     state: State,
-    /// What the last description left uncovered.
+    /// Topics that the last description of the group did not cover.
     uncovered: Option<Vec<Arc<str>>>,
 }
 
 #[derive(Debug)]
 enum State {
-    /// The group is described at this time.
+    /// The group will be described at this time.
     Due(Instant),
-    /// A thread of its own describes the group, as that may take as long as a request may.
+    /// A separate thread describes the group, because the request can take as long as its timeout.
     Describing(Receiver<Result<Option<GroupInfo>>>),
-    /// The assignment was seen to match.
+    /// The assignment matches.
     Covered,
 }
 
-/// What a description of the group shows.
+/// Result of comparing a description of the group.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
-    /// The group is rebalancing, or the description is not of the assignment that the member has.
+    /// The group is rebalancing, or the description shows another assignment than the member has.
     Undecided,
-    /// A stable assignment.
+    /// The assignment is stable.
     Decided {
-        /// Topics with partitions that no member has.
+        /// Topics with partitions that are not assigned to any member.
         uncovered: Vec<Arc<str>>,
-        /// Whether a rebalance would change something for this member.
+        /// Whether a rebalance would change the assignment of this member.
         stale: bool,
     },
 }
 
 impl Coverage {
-    /// Nothing is known yet.
+    /// Starts the check.
     pub fn new(group: &GroupConfig, topics: Topics) -> Coverage {
         Coverage {
             group: group.group.clone(),
@@ -91,12 +91,12 @@ impl Coverage {
         }
     }
 
-    /// The topics with their partition counts.
+    /// Returns the subscribed topics with their partition counts.
     pub fn topics(&self) -> &Topics {
         &self.topics
     }
 
-    /// Topics that nobody is known to read, for a member that holds these partitions.
+    /// Returns the topics not known to be fully assigned, for a member with these partitions.
     pub fn unassigned(&self, held: &[TopicPartition]) -> Vec<Arc<str>> {
         if matches!(self.state, State::Covered) {
             return Vec::new();
@@ -107,14 +107,14 @@ impl Coverage {
         })
     }
 
-    /// Notes that the member was assigned partitions: there is something to compare now.
+    /// Checks again immediately, because the member received an assignment.
     pub fn assigned(&mut self) {
         if matches!(self.state, State::Due(_)) {
             (self.state, self.pause) = (State::Due(Instant::now()), PAUSE_FIRST);
         }
     }
 
-    /// When [`Coverage::advance`] has something to do; `None` once the assignment was seen to match.
+    /// Returns when [`Coverage::advance`] must be called; `None` once the assignment is known to match.
     pub fn due(&self) -> Option<Instant> {
         match &self.state {
             State::Due(at) => Some(*at),
@@ -123,8 +123,8 @@ impl Coverage {
         }
     }
 
-    /// Takes the comparison further, without waiting, and returns whether the member must force a rebalance. `held` is
-    /// what the member holds, sorted; `None` before it is a member.
+    /// Advances the check without waiting and returns whether the member must force a rebalance. `held` returns the sorted
+    /// partitions of the member, or `None` before it has joined.
     pub fn advance(
         &mut self,
         coordinators: &Arc<Coordinators>,
@@ -146,7 +146,7 @@ impl Coverage {
             (Err(TryRecvError::Empty), _) => return false,
             (Ok(Ok(Some(group))), Some(held)) => self.judge(&group, &held),
             (Ok(Err(error)), _) => {
-                tracing::debug!(target: "log::kafka", group = self.group, %error, "assignment not checked yet");
+                tracing::debug!(target: "event_log::kafka", group = self.group, %error, "assignment not checked yet");
                 Verdict::Undecided
             }
             _ => Verdict::Undecided,
@@ -166,18 +166,18 @@ impl Coverage {
         let force = stale && self.forces && self.rebalances < REBALANCES_MAX;
         if force {
             self.rebalances += 1;
-            // Until the member is assigned its share the description may still be of the old assignment.
+            // Until the member has its new assignment, the group's description may still show the old one.
             self.pause = PAUSE_FORCED;
             self.again();
             tracing::info!(
-                target: "log::kafka",
+                target: "event_log::kafka",
                 group = self.group,
                 instance = self.instance,
                 ?uncovered,
                 "assignment does not match the subscription; forcing a rebalance"
             );
         } else if stale && uncovered.is_empty() {
-            // Every topic is read, by whomever.
+            // All topics are assigned, even if not as the range assignor would.
             self.state = State::Covered;
         }
         self.uncovered = (!force).then_some(uncovered);
@@ -194,19 +194,19 @@ impl Coverage {
         let (sender, answer) = sync_channel(1);
         let thread = std::thread::Builder::new().name("log-coverage".to_owned());
         let started = thread.spawn(move || {
-            // Nobody waits for the answer if the member is gone.
+            // The receiver is gone if the member was dropped.
             drop(sender.send(coordinators.assignment(&group)));
         });
         match started {
             Ok(_) => self.state = State::Describing(answer),
             Err(error) => {
-                tracing::warn!(target: "log::kafka", %error, "cannot start a thread to check the assignment");
+                tracing::warn!(target: "event_log::kafka", %error, "cannot start a thread to check the assignment");
                 self.again();
             }
         }
     }
 
-    /// Compares a described group with what this member subscribes to and holds.
+    /// Compares a description of the group with this member's subscription and partitions.
     fn judge(&self, group: &GroupInfo, held: &[TopicPartition]) -> Verdict {
         let own = group.members.iter().find(|member| member.instance == self.instance);
         let Some(own) = own.filter(|_| group.state == "Stable") else {
@@ -230,11 +230,11 @@ impl Coverage {
         Verdict::Decided { uncovered, stale }
     }
 
-    /// Whether this member has no partition of a topic although the range assignor would give it one.
+    /// Returns whether this member has no partition of a topic although the range assignor would assign one to it.
     ///
-    /// The assignor sorts the subscribers of a topic by instance name and gives each an equal range. So a subscriber has
-    /// none only where there are more subscribers than partitions: then the first ones have one each. A task that reads
-    /// two topics needs this: it never runs if its partition of the second one stays with another member.
+    /// The assignor sorts the subscribers of a topic by instance name and gives each an equal range. A subscriber has no
+    /// partition only if there are more subscribers than partitions; then the first ones have one each. A task that reads
+    /// two topics depends on this: it never runs if its partition of the second topic stays with another member.
     fn lacks_share(&self, group: &GroupInfo, topic: &str) -> bool {
         let after = |owner: &MemberInfo| owner.instance.is_none() || owner.instance < self.instance;
         let owners = || group.members.iter().filter(|member| count(member, topic) > 0);

@@ -1,16 +1,18 @@
-//! A member of a consumer group of Kafka.
+//! A member of a consumer group on Kafka, with the range assignor and either group protocol.
 //!
-//! Guarantees: an assignment is taken with every partition held still, and each is let go by `start`; a revocation is
-//! returned before it is answered, and answered by the next `poll`. Range assignor, by either protocol. A member that
-//! is dropped without `close` is silent, as one that crashed. Never: a record of a partition after it was revoked.
+//! Assigned partitions are paused before the assignment is confirmed, and resumed by `start`. A revocation is returned by
+//! one `poll` and confirmed by the next, so that the application can commit in between. No record of a partition is
+//! returned after its revocation. A member that is dropped without `close` sends nothing, like one that crashed.
 
 use super::client::list::List;
-use super::client::{Code, Event as RawEvent, Fault, Handle, Kind, Queue, Waker, What};
+use super::client::{ClientError, ClientKind, Code, Event as RawEvent, EventKind, Handle, Queue, Waker};
+use super::config::Config;
 use super::coordinator::Coordinators;
 use super::coverage::{Coverage, Topics};
-use super::gather::{Gather, Slot};
-use super::members::{Members, Seat};
-use super::{Config, KafkaGroupMetadata, fault, protocol, settings};
+use super::fetcher::{Fetcher, PartitionState};
+use super::group_metadata::KafkaGroupMetadata;
+use super::members::{LocalMember, Members};
+use super::{errors, protocol, settings};
 use crate::consumer::MemberToken;
 use crate::{
     Error, Event, GroupConfig, GroupConsumer, GroupMetadata, GroupProtocol, Offset, RecordBatch, Result, TopicPartition,
@@ -18,85 +20,85 @@ use crate::{
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How often the library is made to look whether it can go on with a join, and for how long: of what it waits for then,
-/// such as the coordinator's connection, it takes notice by itself only twice a second.
-const NUDGE: Duration = Duration::from_millis(5);
-const NUDGED_FOR: Duration = Duration::from_secs(10);
-/// How long a question may take that is asked for its own sake.
-const ASK: Duration = Duration::from_millis(100);
-/// How long moving to another offset or leaving the group may take.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// A fence so soon after a connection broke may be of this member's own making …
-const FENCED_BY_ITSELF: Duration = Duration::from_secs(60);
-/// … but not so often in that time: another process has the name then.
-const ANEW_MAX: usize = 3;
+/// Interval and duration of nudging librdkafka while it joins. It checks by itself only every 500 ms whether what it
+/// waits for, such as the coordinator's connection, is available.
+const NUDGE_INTERVAL: Duration = Duration::from_millis(5);
+const NUDGE_PERIOD: Duration = Duration::from_secs(10);
+/// Timeout of a request whose only purpose is to wake up a connection.
+const WAKE_TIMEOUT: Duration = Duration::from_millis(100);
+/// Timeout for seeking, committing and leaving.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// A fence within this time after a connection failure may be caused by this member itself: see `poll_event` …
+const SELF_FENCE_WINDOW: Duration = Duration::from_secs(60);
+/// … but only this many times. After that, another process uses the instance name.
+const REJOINS_MAX: usize = 3;
 
-/// What the members of a log share.
+/// What the members of one event log share.
 #[derive(Debug, Clone)]
 pub struct Shared {
-    /// Where Kafka is.
+    /// Connection settings.
     pub kafka: Config,
-    /// The members of this process.
+    /// The group members in this process.
     pub members: Arc<Members>,
-    /// The client that describes groups.
+    /// The client for admin requests to coordinators.
     pub coordinators: Arc<Coordinators>,
 }
 
-/// A member.
+/// A group consumer.
 #[derive(Debug)]
 pub struct KafkaGroup {
     shared: Shared,
-    gather: Gather,
+    fetcher: Fetcher,
     events: Queue,
     config: GroupConfig,
-    seat: Arc<Seat>,
-    /// A revocation that was returned and is still to be answered.
-    giving_up: Option<Vec<TopicPartition>>,
-    /// What was heard while a partition was moved, for the next poll.
-    heard: Option<Event>,
-    /// The instance name is another member's: when to ask for it again.
-    occupied: Option<Instant>,
-    joined: Instant,
-    /// Whether it has been told what is its own since then.
-    settled: bool,
-    /// When it was joined anew after a fence, of late.
-    anew: Vec<Instant>,
+    member: Arc<LocalMember>,
+    /// A revocation that was returned and is not confirmed yet.
+    revoked: Option<Vec<TopicPartition>>,
+    /// An event that arrived while a partition was moved, for the next poll.
+    pending_event: Option<Event>,
+    /// When to join again because another member has the instance name.
+    retry_instance_at: Option<Instant>,
+    joined_at: Instant,
+    /// Whether an assignment or revocation arrived since then.
+    assigned: bool,
+    /// Times of recent rejoins after a fence.
+    rejoins: Vec<Instant>,
     coverage: Coverage,
 }
 
 impl KafkaGroup {
-    /// Joins a group; the assignment comes by `poll`.
+    /// Joins a group. The assignment is returned by `poll`.
     pub fn join(shared: Shared, group: GroupConfig, topics: Topics) -> Result<KafkaGroup> {
         if group.protocol == GroupProtocol::Consumer {
             protocol::check(super::client::version())?;
         }
-        let handle =
-            Handle::new(Kind::Consumer, &settings::group(&shared.kafka, &group)).map_err(fault::setting_error)?;
+        let handle = Handle::new(ClientKind::Consumer, &settings::group(&shared.kafka, &group))
+            .map_err(errors::setting_error)?;
         let waker = Arc::new(Waker::default());
         let mut events = Queue::member(&handle).ok_or_else(|| Error::Refused {
             attempted: "join a group".to_owned(),
-            reason: "the group's name is empty; give it one".to_owned(),
+            reason: "the group id is empty; set a group id".to_owned(),
         })?;
         events.wake_with(&waker);
-        let gather = Gather::new(&handle, waker);
+        let fetcher = Fetcher::new(&handle, waker);
         handle
             .subscribe(&List::of_topics(topics.keys().map(AsRef::as_ref)))
-            .map_err(|found| fault::error(format!("join group {}", group.group), &found))?;
-        let seat = Arc::new(Seat::new(handle));
-        shared.members.add(&group.group, &seat);
+            .map_err(|found| errors::request_error(format!("join group {}", group.group), &found))?;
+        let member = Arc::new(LocalMember::new(handle));
+        shared.members.add(&group.group, &member);
         Ok(KafkaGroup {
             coverage: Coverage::new(&group, topics),
             shared,
-            gather,
+            fetcher,
             events,
             config: group,
-            seat,
-            giving_up: None,
-            heard: None,
-            occupied: None,
-            joined: Instant::now(),
-            settled: false,
-            anew: Vec::new(),
+            member,
+            revoked: None,
+            pending_event: None,
+            retry_instance_at: None,
+            joined_at: Instant::now(),
+            assigned: false,
+            rejoins: Vec::new(),
         })
     }
 
@@ -104,93 +106,93 @@ impl KafkaGroup {
         self.config.protocol == GroupProtocol::Consumer
     }
 
-    /// What there is to say; a fence that a broken connection may have made is answered by joining anew.
+    /// Returns the next event of the group or client. Rejoins after a fence that this member may have caused itself.
     ///
-    /// A member of an instance name that asks to join, and does not hear the answer, asks again under the member id
-    /// that the first request has already replaced: the coordinator then fences it, for itself (KIP-345 names the
-    /// id's replacement). Another process of the name would fence the new member too, again and again, and that is
-    /// final.
-    fn next(&mut self) -> Result<Option<Event>> {
-        if let Some(heard) = self.heard.take() {
-            return Ok(Some(heard));
+    /// If a static member misses the response to its JoinGroup request, it repeats the request with the member id that the
+    /// coordinator has already replaced (KIP-345), and the coordinator fences it. A rejoin resolves that. If another
+    /// process uses the instance name, the new member is fenced again each time; after `REJOINS_MAX` rejoins the error is
+    /// returned.
+    fn poll_event(&mut self) -> Result<Option<Event>> {
+        if let Some(event) = self.pending_event.take() {
+            return Ok(Some(event));
         }
-        if let Some(again) = self.occupied {
+        if let Some(again) = self.retry_instance_at {
             if Instant::now() < again {
-                return Err(self.is_occupied());
+                return Err(self.occupied_error());
             }
-            return self.join_anew("its instance name was another member's");
+            return self.rejoin("its instance name was in use");
         }
-        match self.next_event() {
-            Err(Error::Fenced { .. }) if self.may_be_own_fence() => {
-                self.anew.push(Instant::now());
-                self.join_anew("fenced after a connection broke")
+        match self.client_event() {
+            Err(Error::Fenced { .. }) if self.may_have_fenced_itself() => {
+                self.rejoins.push(Instant::now());
+                self.rejoin("fenced after a connection failure")
             }
             Err(error @ Error::Occupied { .. }) => {
-                self.occupied = Some(Instant::now() + protocol::ASK_AGAIN);
+                self.retry_instance_at = Some(Instant::now() + protocol::OCCUPIED_RETRY);
                 Err(error)
             }
             Ok(None) => self.check_coverage().map(|()| None),
-            said => said,
+            other => other,
         }
     }
 
-    /// Compares the assignment with the subscription, and leaves the group and joins it again where they do not match:
-    /// only the join of an unknown member always causes a rebalance. A known one that joins with unchanged metadata gets
-    /// its current assignment back, unless it leads the group.
+    /// Compares the assignment with the subscription. If they differ, leaves the group and joins again: only the join of an
+    /// unknown member always causes a rebalance. A known member that joins with unchanged metadata gets its current
+    /// assignment back, unless it is the group leader.
     fn check_coverage(&mut self) -> Result<()> {
-        let (handle, gather) = (self.gather.handle().clone(), &self.gather);
+        let (handle, fetcher) = (self.fetcher.handle().clone(), &self.fetcher);
         let held = || {
-            let joined = handle.membership().is_some_and(|now| now.generation() >= 0);
-            joined.then(|| gather.partitions())
+            let joined = handle.group_metadata().is_some_and(|now| now.generation() >= 0);
+            joined.then(|| fetcher.partitions())
         };
         if !self.coverage.advance(&self.shared.coordinators, held) {
             return Ok(());
         }
         let topics = List::of_topics(self.coverage.topics().keys().map(AsRef::as_ref));
         let rejoined = handle.unsubscribe().and_then(|()| handle.subscribe(&topics));
-        (self.settled, self.joined) = (false, Instant::now());
+        (self.assigned, self.joined_at) = (false, Instant::now());
         rejoined.map_err(|found| self.error("rejoin", &found))
     }
 
-    /// While it joins: makes the library look, and says when to do so again.
+    /// Makes librdkafka check the state of its join, and returns when to do that again; `None` if it is not joining.
     fn nudge(&self) -> Option<Instant> {
-        let joins = !self.settled && self.joined.elapsed() < NUDGED_FOR;
+        let joins = !self.assigned && self.joined_at.elapsed() < NUDGE_PERIOD;
         joins.then(|| {
-            // The question goes through the library's main thread, which then looks what else there is to do.
-            drop(self.handle().membership());
-            Instant::now() + NUDGE
+            // The call is executed by librdkafka's main thread, which then serves everything else that is due.
+            drop(self.handle().group_metadata());
+            Instant::now() + NUDGE_INTERVAL
         })
     }
 
-    fn may_be_own_fence(&mut self) -> bool {
-        self.anew.retain(|at| at.elapsed() < FENCED_BY_ITSELF);
-        self.anew.len() < ANEW_MAX && self.handle().reach().broken_within(FENCED_BY_ITSELF)
+    fn may_have_fenced_itself(&mut self) -> bool {
+        self.rejoins.retain(|at| at.elapsed() < SELF_FENCE_WINDOW);
+        self.rejoins.len() < REJOINS_MAX && self.handle().reach().broken_within(SELF_FENCE_WINDOW)
     }
 
-    fn is_occupied(&self) -> Error {
+    fn occupied_error(&self) -> Error {
         Error::Occupied {
             group: self.config.group.clone(),
             instance: self.config.instance.clone().unwrap_or_default(),
         }
     }
 
-    fn join_anew(&mut self, why: &'static str) -> Result<Option<Event>> {
+    fn rejoin(&mut self, why: &'static str) -> Result<Option<Event>> {
         tracing::warn!(
-            target: "log::kafka",
+            target: "event_log::kafka",
             group = self.config.group,
             instance = self.config.instance,
             why,
-            "joining the group anew"
+            "rejoining the group"
         );
-        let lost = self.gather.partitions();
-        let anew = std::mem::take(&mut self.anew);
+        let lost = self.fetcher.partitions();
+        let rejoins = std::mem::take(&mut self.rejoins);
         let topics = self.coverage.topics().clone();
         *self = KafkaGroup::join(self.shared.clone(), self.config.clone(), topics)?;
-        self.anew = anew;
+        self.rejoins = rejoins;
         Ok((!lost.is_empty()).then_some(Event::Lost(lost)))
     }
 
-    fn error(&self, attempted: &'static str, found: &Fault) -> Error {
+    fn error(&self, attempted: &'static str, found: &ClientError) -> Error {
         if found.code == Code::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID {
             let who = self
                 .config
@@ -199,71 +201,74 @@ impl KafkaGroup {
                 .unwrap_or_else(|| self.config.group.clone());
             return Error::Fenced { attempted, who };
         }
-        fault::error(format!("{attempted} of group {}", self.config.group), found)
+        errors::request_error(format!("{attempted} of group {}", self.config.group), found)
     }
 
     fn handle(&self) -> &Arc<Handle> {
-        self.gather.handle()
+        self.fetcher.handle()
     }
 
-    /// Gives partitions up: those that are named, or all of them where the protocol knows no parts.
-    fn give_up(&mut self, gone: &[TopicPartition]) -> Result<()> {
-        self.giving_up = None;
-        self.forget(gone)?;
+    /// Removes partitions from the assignment: the given ones with the incremental protocol, otherwise all.
+    fn unassign(&mut self, gone: &[TopicPartition]) -> Result<()> {
+        self.revoked = None;
+        self.stop_reading(gone)?;
         let given = if self.incremental() {
-            self.handle().unassign(&List::of(gone.iter().map(|at| (at, 0))))
+            self.handle()
+                .incremental_unassign(&List::of(gone.iter().map(|at| (at, 0))))
         } else {
             self.handle().assign(None)
         };
         given.map_err(|found| self.error("give partitions up", &found))
     }
 
-    /// Reads no more of what is being given up.
-    fn forget(&mut self, gone: &[TopicPartition]) -> Result<()> {
+    /// Stops returning records of revoked partitions.
+    fn stop_reading(&mut self, gone: &[TopicPartition]) -> Result<()> {
         if self.incremental() {
-            self.seat.started().retain(|at| !gone.contains(at));
-            return self.gather.remove(gone);
+            self.member.started().retain(|at| !gone.contains(at));
+            return self.fetcher.remove(gone);
         }
-        self.seat.started().clear();
-        self.gather.replace(std::iter::empty())
+        self.member.started().clear();
+        self.fetcher.replace(std::iter::empty())
     }
 
-    /// Takes an assignment, held still: forwarded to the inbox and paused *before* it is answered, or the first
-    /// records would come from where nobody asked, or go to another queue.
-    fn take(&mut self, partitions: Vec<TopicPartition>) -> Result<()> {
+    /// Confirms an assignment with all partitions paused. Each partition is forwarded to the inbox and paused before the
+    /// confirmation; otherwise its first records would come from an undefined offset or go to another queue.
+    fn assign(&mut self, partitions: Vec<TopicPartition>) -> Result<()> {
         if self.incremental() {
-            self.gather.add(&partitions)?;
+            self.fetcher.add(&partitions)?;
         } else {
-            self.gather
+            self.fetcher
                 .replace(partitions.iter().map(|at| (at.clone(), false, None)))?;
         }
         let list = List::of(partitions.iter().map(|at| (at, 0)));
         let still = self.handle().pause(&list);
-        partitions.iter().for_each(|at| self.gather.queue().gather(at));
+        partitions
+            .iter()
+            .for_each(|at| self.fetcher.queue().forward_partition(at));
         let handle = self.handle();
         let taken = still.and_then(|()| match self.incremental() {
-            true => handle.assign_more(&list),
+            true => handle.incremental_assign(&list),
             false => handle.assign(Some(&list)),
         });
         taken.map_err(|found| self.error("take partitions", &found))
     }
 
-    /// What the group or the client has to say, if anything.
-    fn next_event(&mut self) -> Result<Option<Event>> {
+    /// Returns the next rebalance, or an event caused by a client error.
+    fn client_event(&mut self) -> Result<Option<Event>> {
         loop {
             let Some(event) = self.events.poll(Duration::ZERO) else {
                 return Ok(None);
             };
-            let found = event.fault();
-            match (event.what(), found) {
-                (What::Rebalance, Err(found)) => {
+            let found = event.error();
+            match (event.kind(), found) {
+                (EventKind::Rebalance, Err(found)) => {
                     let partitions = partitions(&event);
                     drop(event);
                     if let Some(event) = self.rebalance(found.code, partitions)? {
                         return Ok(Some(event));
                     }
                 }
-                (What::Error, Err(found)) => {
+                (EventKind::Error, Err(found)) => {
                     drop(event);
                     if let Some(event) = self.client_error(&found)? {
                         return Ok(Some(event));
@@ -275,34 +280,34 @@ impl KafkaGroup {
     }
 
     fn rebalance(&mut self, which: Code, partitions: Vec<TopicPartition>) -> Result<Option<Event>> {
-        self.settled = true;
+        self.assigned = true;
         if which == Code::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
-            self.take(partitions.clone())?;
+            self.assign(partitions.clone())?;
             self.coverage.assigned();
             return Ok((!partitions.is_empty()).then_some(Event::Assigned(partitions)));
         }
         if self.handle().assignment_lost() {
-            self.give_up(&partitions)?;
+            self.unassign(&partitions)?;
             return Ok((!partitions.is_empty()).then_some(Event::Lost(partitions)));
         }
         if partitions.is_empty() {
-            self.give_up(&partitions)?;
+            self.unassign(&partitions)?;
             return Ok(None);
         }
-        self.forget(&partitions)?;
-        self.giving_up = Some(partitions.clone());
+        self.stop_reading(&partitions)?;
+        self.revoked = Some(partitions.clone());
         Ok(Some(Event::Revoked(partitions)))
     }
 
-    /// What an error of the client means; an event where the group was joined anew because of it.
-    fn client_error(&mut self, found: &Fault) -> Result<Option<Event>> {
+    /// Handles a client error. Returns an event if the member rejoined because of it.
+    fn client_error(&mut self, found: &ClientError) -> Result<Option<Event>> {
         use Code as C;
         if let Some(fatal) = self.handle().fatal() {
             return match protocol::meaning(&self.config, &fatal) {
-                protocol::Meaning::Occupied => Err(self.is_occupied()),
-                protocol::Meaning::JoinAnew(why) if self.joined.elapsed() > protocol::JOINED_FOR => self.join_anew(why),
+                protocol::Meaning::Occupied => Err(self.occupied_error()),
+                protocol::Meaning::Rejoin(why) if self.joined_at.elapsed() > protocol::REJOIN_AFTER => self.rejoin(why),
                 protocol::Meaning::Refused(error) => Err(error),
-                protocol::Meaning::JoinAnew(_) | protocol::Meaning::Final => Err(self.error("poll", &fatal)),
+                protocol::Meaning::Rejoin(_) | protocol::Meaning::Final => Err(self.error("poll", &fatal)),
             };
         }
         match found.code {
@@ -317,83 +322,84 @@ impl KafkaGroup {
             | C::RD_KAFKA_RESP_ERR_INCONSISTENT_GROUP_PROTOCOL
             | C::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID => Err(self.error("poll", found)),
             _ => {
-                tracing::debug!(target: "log::kafka", group = self.config.group, code = ?found.code, "{}", found.text);
+                tracing::debug!(target: "event_log::kafka", group = self.config.group, code = ?found.code, error = found.text, "client error");
                 Ok(None)
             }
         }
     }
 
-    fn slot(&mut self, at: &TopicPartition, attempted: &str) -> Result<&mut Slot> {
+    fn state(&mut self, at: &TopicPartition, attempted: &str) -> Result<&mut PartitionState> {
         let refused = || Error::Refused {
             attempted: format!("{attempted} {at}"),
             reason: "it is not assigned to this member".to_owned(),
         };
-        self.gather.slot(at).ok_or_else(refused)
+        self.fetcher.state(at).ok_or_else(refused)
     }
 
-    /// Moves a partition that has failed, which the library has stopped and does not move: it is given up and taken
-    /// again, and none but it where the protocol knows parts.
-    fn take_anew(&mut self, moved: &TopicPartition, offset: Offset) -> Result<(), Fault> {
+    /// Moves a partition whose fetching failed. librdkafka has stopped it and ignores seeks, so it is removed from the
+    /// assignment and added again; the classic protocol requires that for the whole assignment.
+    fn reassign(&mut self, moved: &TopicPartition, offset: Offset) -> Result<(), ClientError> {
         if !self.incremental() {
-            return self.assign_anew(moved, offset);
+            return self.reassign_all(moved, offset);
         }
         let one = List::of(std::iter::once((moved, offset)));
         let handle = self.handle().clone();
-        handle.unassign(&one)?;
-        // To hold it still also waits until it has stopped, which takes its queue away.
+        handle.incremental_unassign(&one)?;
+        // `pause` also waits until the partition has stopped, which removes the forwarding of its queue.
         handle.pause(&one)?;
-        self.gather.queue().gather(moved);
-        handle.assign_more(&one)?;
-        self.gather.forget(moved);
+        self.fetcher.queue().forward_partition(moved);
+        handle.incremental_assign(&one)?;
+        self.fetcher.forget(moved);
         Ok(())
     }
 
-    /// The whole assignment is taken anew, every other partition at its position.
-    fn assign_anew(&mut self, moved: &TopicPartition, offset: Offset) -> Result<(), Fault> {
-        let slots = self.gather.slots();
-        let position = |slot: &Slot| {
-            if slot.at == *moved {
+    /// Replaces the whole assignment, keeping the positions of all partitions except `moved`.
+    fn reassign_all(&mut self, moved: &TopicPartition, offset: Offset) -> Result<(), ClientError> {
+        let states = self.fetcher.states();
+        let position = |state: &PartitionState| {
+            if state.at == *moved {
                 offset
             } else {
-                slot.position.unwrap_or(0)
+                state.position.unwrap_or(0)
             }
         };
-        let all = List::of(slots.iter().map(|slot| (&slot.at, position(slot))));
-        let run: Vec<_> = slots
+        let all = List::of(states.iter().map(|state| (&state.at, position(state))));
+        let run: Vec<_> = states
             .iter()
-            .filter(|slot| slot.started && !slot.paused && slot.at != *moved)
+            .filter(|state| state.started && !state.paused && state.at != *moved)
             .collect();
-        let run = List::of(run.into_iter().map(|slot| (&slot.at, 0)));
-        let everything: Vec<_> = slots.iter().map(|slot| slot.at.clone()).collect();
+        let run = List::of(run.into_iter().map(|state| (&state.at, 0)));
+        let everything: Vec<_> = states.iter().map(|state| state.at.clone()).collect();
         let handle = self.handle().clone();
         handle.assign(None)?;
-        // To hold them still also waits until they have stopped, which takes their queues away.
+        // `pause` also waits until the partitions have stopped, which removes the forwarding of their queues.
         handle.pause(&all)?;
-        everything.iter().for_each(|at| self.gather.queue().gather(at));
+        everything
+            .iter()
+            .for_each(|at| self.fetcher.queue().forward_partition(at));
         handle.assign(Some(&all))?;
-        everything.iter().for_each(|at| self.gather.forget(at));
+        everything.iter().for_each(|at| self.fetcher.forget(at));
         handle.resume(&run)
     }
 
-    /// Makes the library fetch a partition at once that was resumed. It wakes its connection only for a partition that
-    /// becomes active, as one does that is moved to another offset than 0, or for a question; else the connection sleeps
-    /// on for up to a second.
-    fn wake(&self, at: &TopicPartition, offset: Offset) -> Result<(), Fault> {
+    /// Makes librdkafka fetch a resumed partition immediately. Otherwise its broker thread may sleep for up to a second: it
+    /// wakes up for a seek to an offset other than 0 and for requests, but not for a resume.
+    fn wake(&self, at: &TopicPartition, offset: Offset) -> Result<(), ClientError> {
         self.seek(at, offset)?;
         if offset == 0 {
-            self.handle().ask_ends(at, ASK);
+            self.handle().query_watermarks(at, WAKE_TIMEOUT);
         }
         Ok(())
     }
 
-    /// Moves an assigned partition. It may still be on its way to being read: then a little later.
-    fn seek(&self, at: &TopicPartition, offset: Offset) -> Result<(), Fault> {
-        let end = Instant::now() + PATIENCE;
+    /// Seeks an assigned partition. Retries while librdkafka is still starting the partition.
+    fn seek(&self, at: &TopicPartition, offset: Offset) -> Result<(), ClientError> {
+        let end = Instant::now() + CALL_TIMEOUT;
         loop {
             let list = List::of(std::iter::once((at, offset)));
-            let sought = self.handle().seek(&list, PATIENCE);
+            let sought = self.handle().seek(&list, CALL_TIMEOUT);
             match sought.and_then(|()| list.check().map_err(|(_, found)| found)) {
-                Err(found) if not_yet(found.code) && Instant::now() < end => {
+                Err(found) if is_transient_seek_error(found.code) && Instant::now() < end => {
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 result => return result,
@@ -402,7 +408,7 @@ impl KafkaGroup {
     }
 }
 
-fn not_yet(code: Code) -> bool {
+fn is_transient_seek_error(code: Code) -> bool {
     use Code as C;
     matches!(
         code,
@@ -419,15 +425,15 @@ fn partitions(event: &RawEvent<'_>) -> Vec<TopicPartition> {
 impl GroupConsumer for KafkaGroup {
     fn poll(&mut self, batch: &mut RecordBatch, max_bytes: usize, timeout: Duration) -> Result<Event> {
         batch.clear();
-        if let Some(gone) = self.giving_up.take() {
-            self.give_up(&gone)?;
+        if let Some(gone) = self.revoked.take() {
+            self.unassign(&gone)?;
         }
         let end = Instant::now() + timeout;
         loop {
-            if let Some(event) = self.next()? {
+            if let Some(event) = self.poll_event()? {
                 return Ok(event);
             }
-            if self.gather.take(batch, max_bytes)? > 0 {
+            if self.fetcher.take(batch, max_bytes)? > 0 {
                 return Ok(Event::Records);
             }
             let nudge = self
@@ -435,25 +441,25 @@ impl GroupConsumer for KafkaGroup {
                 .into_iter()
                 .chain(self.coverage.due())
                 .fold(end, Instant::min);
-            if !self.gather.wait(nudge) && nudge >= end {
-                self.gather.check_reach("poll")?;
+            if !self.fetcher.wait(nudge) && nudge >= end {
+                self.fetcher.check_reach("poll")?;
                 return Ok(Event::Idle);
             }
         }
     }
 
     fn start(&mut self, at: &TopicPartition, offset: Offset) -> Result<()> {
-        let slot = self.slot(at, "start")?;
-        let (paused, failed) = (slot.paused, slot.failed.is_some());
-        // To take a partition anew would answer a revocation that waits to be heard.
-        if failed && self.incremental() && self.heard.is_none() {
-            self.heard = self.next()?;
-            if self.gather.slot(at).is_none() {
+        let state = self.state(at, "start")?;
+        let (paused, failed) = (state.paused, state.failed.is_some());
+        // `reassign` would confirm a revocation that is already queued. Return that revocation first.
+        if failed && self.incremental() && self.pending_event.is_none() {
+            self.pending_event = self.poll_event()?;
+            if self.fetcher.state(at).is_none() {
                 return Ok(());
             }
         }
         let moved = if failed {
-            self.take_anew(at, offset)
+            self.reassign(at, offset)
         } else {
             self.seek(at, offset)
         };
@@ -465,17 +471,17 @@ impl GroupConsumer for KafkaGroup {
             self.handle().resume(&one)?;
             self.wake(at, offset)
         });
-        moved.map_err(|found| fault::topic_error(&at.topic, format!("start {at} at {offset}"), &found))?;
-        self.gather.forget(at);
-        let slot = self.slot(at, "start")?;
-        (slot.started, slot.position, slot.failed) = (true, Some(offset), None);
-        self.seat.started().insert(at.clone());
+        moved.map_err(|found| errors::topic_error(&at.topic, format!("start {at} at {offset}"), &found))?;
+        self.fetcher.forget(at);
+        let state = self.state(at, "start")?;
+        (state.started, state.position, state.failed) = (true, Some(offset), None);
+        self.member.started().insert(at.clone());
         Ok(())
     }
 
     fn pause(&mut self, partitions: &[TopicPartition]) -> Result<()> {
         for at in partitions {
-            self.slot(at, "pause")?.paused = true;
+            self.state(at, "pause")?.paused = true;
         }
         let list = List::of(partitions.iter().map(|at| (at, 0)));
         self.handle()
@@ -486,36 +492,39 @@ impl GroupConsumer for KafkaGroup {
     fn resume(&mut self, partitions: &[TopicPartition]) -> Result<()> {
         let mut started = Vec::with_capacity(partitions.len());
         for at in partitions {
-            let slot = self.slot(at, "resume")?;
-            slot.paused = false;
-            // One that was never started stays still until it is.
-            if slot.started {
-                started.push((at, slot.position));
+            let state = self.state(at, "resume")?;
+            state.paused = false;
+            // A partition that was never started remains paused until `start`.
+            if state.started {
+                started.push((at, state.position));
             }
         }
         let list = List::of(started.iter().map(|(at, _)| (*at, 0)));
         let mut resumed = self.handle().resume(&list);
         for (at, position) in started {
             let Some(position) = position else { continue };
-            // What was fetched before the pause is fetched again.
-            self.gather.forget(at);
+            // The pause discarded what was fetched, so it is fetched again.
+            self.fetcher.forget(at);
             resumed = resumed.and_then(|()| self.wake(at, position));
         }
         resumed.map_err(|found| self.error("resume partitions", &found))
     }
 
     fn unassigned(&self) -> Vec<Arc<str>> {
-        self.coverage.unassigned(&self.gather.partitions())
+        self.coverage.unassigned(&self.fetcher.partitions())
     }
 
     fn group_metadata(&self) -> Result<GroupMetadata> {
-        let membership = self.handle().membership().ok_or_else(|| Error::Refused {
+        let metadata = self.handle().group_metadata().ok_or_else(|| Error::Refused {
             attempted: format!("be a member of group {}", self.config.group),
-            reason: "this client has no group".to_owned(),
+            reason: "the client has no consumer group".to_owned(),
         })?;
-        let generation = membership.generation();
+        let generation = metadata.generation();
         let rises = self.incremental();
-        let token = MemberToken::Kafka(Arc::new(KafkaGroupMetadata { membership, rises }));
+        let token = MemberToken::Kafka(Arc::new(KafkaGroupMetadata {
+            metadata,
+            generation_rises: rises,
+        }));
         Ok(GroupMetadata {
             group: self.config.group.clone(),
             generation,
@@ -524,8 +533,8 @@ impl GroupConsumer for KafkaGroup {
     }
 
     fn commit(&mut self, offsets: &[(TopicPartition, Offset)]) -> Result<()> {
-        failpoint::hit("log.offsets.before");
-        let end = Instant::now() + PATIENCE;
+        probe::hit("log.offsets.before");
+        let end = Instant::now() + CALL_TIMEOUT;
         loop {
             let list = List::of(offsets.iter().map(|(at, offset)| (at, *offset)));
             let done = self.handle().commit(&list);
@@ -533,34 +542,34 @@ impl GroupConsumer for KafkaGroup {
                 failpoint::hit("log.offsets.after");
                 return Ok(());
             };
-            // The member has only not heard yet that its generation has risen; the library asks at once.
+            // The member has not learned its new epoch yet; librdkafka requests it without delay.
             let late = found.code == Code::RD_KAFKA_RESP_ERR_STALE_MEMBER_EPOCH;
             if late && Instant::now() < end {
                 std::thread::sleep(Duration::from_millis(2));
                 continue;
             }
-            if fault::fenced(found.code) {
+            if errors::is_fenced(found.code) {
                 let who = self.config.instance.as_ref().unwrap_or(&self.config.group);
                 let (attempted, who) = ("commit offsets", who.clone());
                 return Err(Error::Fenced { attempted, who });
             }
             let attempted = format!("commit offsets of group {}", self.config.group);
-            return Err(fault::error(attempted, &found));
+            return Err(errors::request_error(attempted, &found));
         }
     }
 
     fn close(mut self: Box<Self>) -> Result<()> {
-        if let Some(gone) = self.giving_up.take() {
-            self.give_up(&gone)?;
+        if let Some(gone) = self.revoked.take() {
+            self.unassign(&gone)?;
         }
-        self.seat.started().clear();
+        self.member.started().clear();
         self.events.leave().map_err(|found| self.error("leave", &found))?;
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + CALL_TIMEOUT;
         while !self.handle().left() {
             let revoked = self.events.poll(Duration::from_millis(100));
-            let revoked = revoked.filter(|event| event.what() == What::Rebalance);
+            let revoked = revoked.filter(|event| event.kind() == EventKind::Rebalance);
             if let Some(revoked) = revoked.map(|event| partitions(&event)) {
-                self.give_up(&revoked)?;
+                self.unassign(&revoked)?;
             }
             if Instant::now() >= end {
                 let attempted = format!("leave group {}", self.config.group);

@@ -1,46 +1,46 @@
-//! What the library itself can do, measured with nothing of ours between: the limit that sessions and the runtime are
-//! held against.
+//! Baseline for benchmarks: an exactly-once copy with plain librdkafka calls, the upper limit for producers and streams.
 //!
-//! Guarantees: exactly-once copies as a session makes them: the same transactions, settings and reporting thread.
-//! Never: used by the log; recovery from any error.
+//! It uses the same settings, transactions and delivery-report thread as [`super::KafkaLog`], but recovers from no error.
+//! Nothing else in this crate uses it.
 
 use super::client::consumer::Inbox;
 use super::client::list::List;
 use super::client::producer::Topic;
-use super::client::{Fault, Handle, Kind, Queue};
+use super::client::{ClientError, ClientKind, Handle, Queue};
+use super::config::Config;
+use super::errors;
 use super::settings::{self, Settings};
-use super::{Config, fault};
 use crate::{GroupConfig, Result, TopicPartition, TransactionalProducerConfig};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Messages taken from the library at a time.
+/// Messages taken from librdkafka at a time.
 const TAKEN: usize = 4096;
-/// How long one of its calls may take.
+/// Timeout of a librdkafka call.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A copy to be made.
+/// Options of a copy.
 #[derive(Debug, Clone)]
 pub struct Copy {
-    /// Topic to read from its first record on.
+    /// Topic to read from the first record.
     pub from: Arc<str>,
     /// Topic to write.
     pub to: Arc<str>,
-    /// Partitions of both.
+    /// Partition count of both topics.
     pub partitions: i32,
-    /// Records to copy.
+    /// Number of records to copy.
     pub records: usize,
     /// Time between commits.
     pub commit_every: Duration,
-    /// Settings of the consumer over those of a group's member.
+    /// Additional consumer settings, which override those of a group member.
     pub settings: Vec<(&'static str, &'static str)>,
 }
 
-/// Copies, on the calling thread, under a group and transactional id of this name.
+/// Copies on the calling thread, with a consumer group and transactional id of this name.
 ///
 /// # Errors
-/// Whatever the library says first.
+/// The first error of librdkafka.
 pub fn copy(config: &Config, name: &str, copy: &Copy) -> Result<()> {
     let member = GroupConfig {
         group: name.to_owned(),
@@ -59,9 +59,12 @@ pub fn copy(config: &Config, name: &str, copy: &Copy) -> Result<()> {
         transactional_id: name.to_owned(),
         transaction_timeout: Duration::from_secs(10),
     };
-    let consumer = Handle::new(Kind::Consumer, &reading).map_err(fault::setting_error)?;
-    let producer = Handle::new(Kind::Producer, &settings::transactional_producer(config, &session))
-        .map_err(fault::setting_error)?;
+    let consumer = Handle::new(ClientKind::Consumer, &reading).map_err(errors::setting_error)?;
+    let producer = Handle::new(
+        ClientKind::Producer,
+        &settings::transactional_producer(config, &session),
+    )
+    .map_err(errors::setting_error)?;
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let (reports, done) = (Queue::main(&producer), &done);
@@ -72,11 +75,11 @@ pub fn copy(config: &Config, name: &str, copy: &Copy) -> Result<()> {
         });
         let copied = work(&consumer, &producer, copy);
         done.store(true, Ordering::Relaxed);
-        copied.map_err(|found| fault::error("copy", &found))
+        copied.map_err(|found| errors::request_error("copy", &found))
     })
 }
 
-fn work(consumer: &Arc<Handle>, producer: &Arc<Handle>, copy: &Copy) -> Result<(), Fault> {
+fn work(consumer: &Arc<Handle>, producer: &Arc<Handle>, copy: &Copy) -> Result<(), ClientError> {
     let queue = Queue::member(consumer).expect("the settings name a group");
     let mut inbox = Inbox::new(queue, TAKEN);
     let inputs: Vec<_> = (0..copy.partitions)
@@ -98,7 +101,7 @@ fn work(consumer: &Arc<Handle>, producer: &Arc<Handle>, copy: &Copy) -> Result<(
             })?;
         }
         let offsets = List::of(inputs.iter().zip(&next).map(|(at, next)| (at, *next)));
-        let member = consumer.membership().expect("the settings name a group");
+        let member = consumer.group_metadata().expect("the settings name a group");
         producer.send_offsets(&offsets, &member)?;
         producer.commit_transaction(PATIENCE)?;
     }

@@ -1,4 +1,6 @@
-//! The group members of this process, so that offsets can be set through one of them.
+//! The group members in this process, so that offsets can be committed through one of them.
+//!
+//! A coordinator rejects offsets set from outside while a group has active members.
 
 use super::client::Handle;
 use super::client::list::List;
@@ -7,30 +9,30 @@ use crate::{Error, Offset, Result, TopicPartition};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-/// The groups' members that live in this process, so that offsets can be set by one of them.
+/// The group members in this process.
 #[derive(Debug, Default)]
 pub struct Members {
-    by_group: Mutex<HashMap<String, Vec<Weak<Seat>>>>,
+    by_group: Mutex<HashMap<String, Vec<Weak<LocalMember>>>>,
 }
 
-/// A member as others of this process see it.
+/// A member in this process.
 #[derive(Debug)]
-pub struct Seat {
+pub struct LocalMember {
     handle: Arc<Handle>,
-    /// Partitions that it was told to read.
+    /// Partitions for which `start` was called.
     started: Mutex<BTreeSet<TopicPartition>>,
 }
 
-impl Seat {
-    /// A seat that reads nothing yet.
-    pub fn new(handle: Arc<Handle>) -> Seat {
-        Seat {
+impl LocalMember {
+    /// Creates a member that has started no partition.
+    pub fn new(handle: Arc<Handle>) -> LocalMember {
+        LocalMember {
             handle,
             started: Mutex::default(),
         }
     }
 
-    /// The partitions that it was told to read.
+    /// Returns the partitions for which `start` was called.
     pub fn started(&self) -> MutexGuard<'_, BTreeSet<TopicPartition>> {
         self.started.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -38,31 +40,31 @@ impl Seat {
 
 impl Members {
     /// Adds a member.
-    pub fn add(&self, group: &str, seat: &Arc<Seat>) {
+    pub fn add(&self, group: &str, member: &Arc<LocalMember>) {
         let mut by_group = self.by_group.lock().unwrap_or_else(PoisonError::into_inner);
-        by_group.retain(|_, seats| seats.iter().any(|seat| seat.strong_count() > 0));
-        let seats = by_group.entry(group.to_owned()).or_default();
-        seats.retain(|seat| seat.strong_count() > 0);
-        seats.push(Arc::downgrade(seat));
+        by_group.retain(|_, members| members.iter().any(|member| member.strong_count() > 0));
+        let members = by_group.entry(group.to_owned()).or_default();
+        members.retain(|member| member.strong_count() > 0);
+        members.push(Arc::downgrade(member));
     }
 
-    /// Sets offsets as a member of this process; `None` when there is none that is in the group now.
+    /// Commits offsets through a member in this process; `None` if none is currently in the group.
     pub fn commit(&self, group: &str, offsets: &[(TopicPartition, Offset)]) -> Option<Result<()>> {
-        let seats: Vec<_> = {
+        let members: Vec<_> = {
             let by_group = self.by_group.lock().unwrap_or_else(PoisonError::into_inner);
             by_group.get(group)?.iter().filter_map(Weak::upgrade).collect()
         };
-        let read = |at: &TopicPartition| seats.iter().any(|seat| seat.started().contains(at));
+        let read = |at: &TopicPartition| members.iter().any(|member| member.started().contains(at));
         if let Some((at, _)) = offsets.iter().find(|(at, _)| read(at)) {
             let attempted = format!("set offsets of group {group}");
-            let reason = format!("a live member reads {at}; stop that one first");
+            let reason = format!("an active member reads {at}; stop it first");
             return Some(Err(Error::Refused { attempted, reason }));
         }
-        let seat = seats
+        let member = members
             .iter()
-            .find(|seat| seat.handle.membership().is_some_and(|now| now.generation() >= 0))?;
+            .find(|member| member.handle.group_metadata().is_some_and(|now| now.generation() >= 0))?;
         let list = List::of(offsets.iter().map(|(at, offset)| (at, *offset)));
-        let done = seat
+        let done = member
             .handle
             .commit(&list)
             .and_then(|()| list.check().map_err(|(_, found)| found));

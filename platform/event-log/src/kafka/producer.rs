@@ -1,20 +1,21 @@
-//! An producer on Kafka: an idempotent producer without transactions.
+//! The idempotent producer without transactions on Kafka.
 //!
-//! Guarantees: a flush returns when every record is written, provably; records of one partition are written in their
-//! order and without a gap, or not at all behind the first that is not. Never: use after a failed flush.
+//! A flush succeeds only if every record is known to be written. Records of one partition are written in order and
+//! without gaps: after the first one that fails, none is written. After a failed flush the producer is unusable.
 
-use super::client::{Code, Fault};
+use super::client::{ClientError, Code};
+use super::config::Config;
 use super::producer_client::ProducerClient;
-use super::{Config, fault, settings};
-use crate::{Error, OutBatch, Produced, Producer, Result};
+use super::{errors, settings};
+use crate::{Error, OutBatch, Produced, Producer, Result, probe};
 use std::time::Duration;
 
-/// An producer.
+/// An idempotent producer.
 #[derive(Debug)]
 pub struct KafkaProducer {
     producer: ProducerClient,
     limit: Duration,
-    /// Number of the flush, from 1; the mark of its records.
+    /// Number of the flush, from 1. Tags the delivery reports of its records.
     round: usize,
 }
 
@@ -30,10 +31,10 @@ impl KafkaProducer {
         })
     }
 
-    fn error(&self, attempted: &str, found: &Fault) -> Error {
+    fn error(&self, attempted: &str, found: &ClientError) -> Error {
         let mut found = found.clone();
         found.text = self.producer.handle().reach().explain(&found.text);
-        fault::error(attempted, &found)
+        errors::request_error(attempted, &found)
     }
 }
 
@@ -53,15 +54,15 @@ impl Producer for KafkaProducer {
 
     fn flush(&mut self) -> Result<Vec<Produced>> {
         let flushed = self.producer.handle().flush(self.limit);
-        let unproven = self.producer.unproven(self.round);
+        let unproven = self.producer.has_unproven(self.round);
         let produced = self.producer.collect(self.round);
         if let Some(fatal) = self.producer.handle().fatal() {
-            // The first record's own fault says more than what followed from it.
+            // The first record's error explains more than the fatal error that followed from it.
             return produced.and(Err(self.error("append", &fatal)));
         }
         flushed.map_err(|found| self.error("append", &found))?;
         if unproven {
-            let found = Fault::of(Code::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER);
+            let found = ClientError::new(Code::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER);
             return produced.and(Err(self.error("append", &found)));
         }
         self.round += 1;

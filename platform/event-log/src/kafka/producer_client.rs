@@ -1,13 +1,13 @@
-//! A producer and the thread that hears what became of its records.
+//! A librdkafka producer and the thread that receives its delivery reports.
 //!
-//! Guarantees: that thread ends, and the client with it, when the producer is dropped; a full queue makes the sender
-//! wait. Delivery reports are events on a thread of their own because a commit that polls for them wakes in steps of
-//! 10 ms. Never: a record that the topic is known to refuse for its size.
+//! Delivery reports have their own thread because librdkafka's commit wakes up only every 10 ms if it has to poll for them
+//! itself. The thread and the client end when the [`ProducerClient`] is dropped. Senders block while the queue is full.
+//! Records above the topic's size limit are rejected before they are queued.
 
 use super::client::admin::Admin;
 use super::client::producer::{HeaderList, Report, Topic};
-use super::client::{Code, Fault, Handle, Kind, Queue, What};
-use super::fault;
+use super::client::{ClientError, ClientKind, Code, EventKind, Handle, Queue};
+use super::errors;
 use super::settings::Settings;
 use crate::{Error, Millis, Offset, OutBatch, OutRecord, Produced, Result, TopicPartition};
 use std::collections::HashMap;
@@ -16,14 +16,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// What a batch of one record costs beside the record, and a record beside its bytes, at most.
+/// Upper bounds of the bytes that Kafka's format adds to a batch of one record, to a record, and to a header.
 const BATCH_OVERHEAD_BYTES: usize = 61;
 const RECORD_OVERHEAD_BYTES: usize = 36;
 const HEADER_OVERHEAD_BYTES: usize = 10;
-/// The broker's default of `max.message.bytes`, where it may not be asked.
+/// The default of `max.message.bytes`, for topics whose settings may not be read.
 const LIMIT_BYTES: usize = 1_048_588;
 
-/// A producer.
+/// A producer that tracks the delivery of its records by tag.
 #[derive(Debug)]
 pub struct ProducerClient {
     thread: Option<JoinHandle<()>>,
@@ -33,7 +33,7 @@ pub struct ProducerClient {
     request_timeout: Duration,
 }
 
-/// A topic that was seen to exist.
+/// A topic that is known to exist.
 #[derive(Debug)]
 struct OpenTopic {
     name: Arc<str>,
@@ -41,17 +41,26 @@ struct OpenTopic {
     limit_bytes: usize,
 }
 
-/// What the reporting thread and the senders share.
+/// How a record is sent.
+#[derive(Debug, Clone, Copy)]
+struct SendOptions {
+    /// Tag of the delivery report.
+    tag: usize,
+    /// How long to wait for space in the queue.
+    timeout: Duration,
+}
+
+/// State shared by the delivery-report thread and senders.
 #[derive(Debug, Default)]
 struct Shared {
     deliveries: Mutex<Vec<(usize, Delivery)>>,
     changed: Condvar,
     stop: AtomicBool,
     fatal: AtomicBool,
-    troubles: AtomicU64,
+    connection_errors: AtomicU64,
 }
 
-/// What has become of the records under one mark.
+/// Delivery of the records with one tag.
 #[derive(Debug, Default)]
 struct Delivery {
     done: usize,
@@ -60,12 +69,12 @@ struct Delivery {
     failed: Option<Failed>,
 }
 
-/// The first record that was not written, or not provably so.
+/// The first record that was not written, or not provably written.
 #[derive(Debug, Clone, Copy)]
 struct Failed {
     topic: usize,
     bytes: usize,
-    /// `None` where the client calls a record written because a later one was: see [`note`].
+    /// `None` if the client reports the record as written only because a later one was: see [`note`].
     code: Option<Code>,
 }
 
@@ -79,15 +88,15 @@ struct End {
 }
 
 impl ProducerClient {
-    /// Starts a producer.
+    /// Starts a producer and its thread.
     pub fn new(settings: &Settings, request_timeout: Duration) -> Result<ProducerClient> {
-        let handle = Handle::new(Kind::Producer, settings).map_err(fault::setting_error)?;
+        let handle = Handle::new(ClientKind::Producer, settings).map_err(errors::setting_error)?;
         let queue = Arc::new(Queue::main(&handle));
         let shared = Arc::new(Shared::default());
-        let (heard, heard_by) = (queue.clone(), shared.clone());
+        let (thread_queue, thread_shared) = (queue.clone(), shared.clone());
         let thread = std::thread::Builder::new()
             .name("kafka-reports".to_owned())
-            .spawn(move || heard_by.listen(&heard))
+            .spawn(move || thread_shared.run(&thread_queue))
             .map_err(|e| Error::Refused {
                 attempted: "start a thread".to_owned(),
                 reason: e.to_string(),
@@ -101,45 +110,46 @@ impl ProducerClient {
         })
     }
 
-    /// The client instance.
+    /// Returns the client.
     pub fn handle(&self) -> &Arc<Handle> {
         self.queue.handle()
     }
 
-    /// Whether the client has ended its own usefulness.
+    /// Returns whether a fatal error made the client unusable.
     pub fn is_fatal(&self) -> bool {
         self.shared.fatal.load(Ordering::Relaxed)
     }
 
-    /// How often connections have failed; a change during a call leaves the call's outcome open.
-    pub fn troubles(&self) -> u64 {
-        self.shared.troubles.load(Ordering::SeqCst)
+    /// Returns the number of connection errors. If it changes during a call, a response of that call may be lost.
+    pub fn connection_errors(&self) -> u64 {
+        self.shared.connection_errors.load(Ordering::SeqCst)
     }
 
-    /// Whether a record under a mark is called written without proof.
-    pub fn unproven(&self, mark: usize) -> bool {
+    /// Returns whether a record with this tag was reported as written without proof: see [`note`].
+    pub fn has_unproven(&self, tag: usize) -> bool {
         let deliveries = self.shared.lock();
         deliveries
             .iter()
-            .any(|(m, d)| *m == mark && d.failed.is_some_and(|failed| failed.code.is_none()))
+            .any(|(m, d)| *m == tag && d.failed.is_some_and(|failed| failed.code.is_none()))
     }
 
-    /// Starts to count what becomes of the records sent under a mark, which is not 0.
-    pub fn watch(&self, mark: usize) {
+    /// Starts to track the delivery of records sent with a tag, which must not be 0.
+    pub fn watch(&self, tag: usize) {
         let mut deliveries = self.shared.lock();
-        deliveries.retain(|(m, _)| *m != mark);
-        deliveries.push((mark, Delivery::default()));
+        deliveries.retain(|(m, _)| *m != tag);
+        deliveries.push((tag, Delivery::default()));
     }
 
-    /// Queues records under a mark; waits while the queue is full.
-    pub fn send(&self, records: &OutBatch, mark: usize, limit: Duration) -> Result<()> {
+    /// Queues records with a tag; blocks for up to `limit` while the queue is full.
+    pub fn send(&self, records: &OutBatch, tag: usize, limit: Duration) -> Result<()> {
         let mut open: Option<Arc<OpenTopic>> = None;
         for (record, headers) in records.iter() {
             let topic = match &open {
                 Some(topic) if Arc::ptr_eq(&topic.name, record.topic) || topic.name == *record.topic => topic,
                 _ => open.insert(self.open(record.topic)?),
             };
-            self.send_one(topic, &record, HeaderList::of(headers), mark, limit)?;
+            let options = SendOptions { tag, timeout: limit };
+            self.send_one(topic, &record, HeaderList::of(headers), options)?;
         }
         Ok(())
     }
@@ -149,8 +159,7 @@ impl ProducerClient {
         topic: &OpenTopic,
         record: &OutRecord<'_>,
         mut headers: Option<HeaderList>,
-        mark: usize,
-        limit: Duration,
+        options: SendOptions,
     ) -> Result<()> {
         let bytes = size(record, headers.as_ref());
         if bytes > topic.limit_bytes {
@@ -162,18 +171,18 @@ impl ProducerClient {
         }
         let mut end: Option<Instant> = None;
         loop {
-            let Err(found) = topic.topic.produce(record, &mut headers, mark) else {
+            let Err(found) = topic.topic.produce(record, &mut headers, options.tag) else {
                 return Ok(());
             };
             if found.code != Code::RD_KAFKA_RESP_ERR__QUEUE_FULL {
                 return Err(self.produce_error(topic, bytes, &found));
             }
-            let end = *end.get_or_insert_with(|| Instant::now() + limit);
+            let end = *end.get_or_insert_with(|| Instant::now() + options.timeout);
             if Instant::now() >= end {
                 let reason = self
                     .handle()
                     .reach()
-                    .explain("the queue stays full: records are not written");
+                    .explain("the producer queue remains full because records are not acknowledged");
                 return Err(Error::Unavailable {
                     attempted: format!("send to {}", topic.name),
                     reason,
@@ -183,7 +192,7 @@ impl ProducerClient {
         }
     }
 
-    fn produce_error(&self, topic: &OpenTopic, bytes: usize, found: &Fault) -> Error {
+    fn produce_error(&self, topic: &OpenTopic, bytes: usize, found: &ClientError) -> Error {
         if found.code == Code::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE {
             return Error::TooLarge {
                 topic: topic.name.to_string(),
@@ -191,24 +200,24 @@ impl ProducerClient {
                 limit: topic.limit_bytes,
             };
         }
-        fault::topic_error(&topic.name, format!("send to {}", topic.name), found)
+        errors::topic_error(&topic.name, format!("send to {}", topic.name), found)
     }
 
     /// Appends records and waits until they are durable.
     pub fn append(&self, records: &OutBatch) -> Result<Vec<Produced>> {
-        static MARK: AtomicUsize = AtomicUsize::new(1);
-        let mark = MARK.fetch_add(1, Ordering::Relaxed);
-        self.watch(mark);
-        let sent = self.send(records, mark, self.request_timeout);
+        static NEXT_TAG: AtomicUsize = AtomicUsize::new(1);
+        let tag = NEXT_TAG.fetch_add(1, Ordering::Relaxed);
+        self.watch(tag);
+        let sent = self.send(records, tag, self.request_timeout);
         let written = sent.and_then(|()| {
-            // The client gives a record up at its own limit; the addition only guards against one that does not.
+            // librdkafka fails the record after `message.timeout.ms`. The addition only guards against a missing report.
             let end = Instant::now() + self.request_timeout + Duration::from_secs(5);
             let mut deliveries = self.shared.lock();
-            while done(&deliveries, mark) < records.len() && Instant::now() < end {
+            while done(&deliveries, tag) < records.len() && Instant::now() < end {
                 deliveries = self.shared.wait(deliveries, Duration::from_millis(500));
             }
-            if done(&deliveries, mark) < records.len() {
-                let reason = self.handle().reach().explain("no report of its delivery");
+            if done(&deliveries, tag) < records.len() {
+                let reason = self.handle().reach().explain("no delivery report");
                 return Err(Error::Unavailable {
                     attempted: "append".to_owned(),
                     reason,
@@ -216,14 +225,14 @@ impl ProducerClient {
             }
             Ok(())
         });
-        let result = self.collect(mark);
+        let result = self.collect(tag);
         written.and(result)
     }
 
-    /// Ends the watch of a mark: where its records ended up, or what became of the first that was not written.
-    pub fn collect(&self, mark: usize) -> Result<Vec<Produced>> {
+    /// Stops to track a tag and returns the offsets by partition, or the error of the first record that was not written.
+    pub fn collect(&self, tag: usize) -> Result<Vec<Produced>> {
         let mut deliveries = self.shared.lock();
-        let at = deliveries.iter().position(|(m, _)| *m == mark);
+        let at = deliveries.iter().position(|(m, _)| *m == tag);
         let Some((_, delivery)) = at.map(|at| deliveries.swap_remove(at)) else {
             return Ok(Vec::new());
         };
@@ -237,10 +246,10 @@ impl ProducerClient {
             let topic = name(topic);
             let attempted = format!("write to {topic}");
             let Some(code) = code else {
-                let reason = "a later record was written, with no proof that this one was".to_owned();
+                let reason = "the broker acknowledged a later record but not this one".to_owned();
                 return Err(Error::Unavailable { attempted, reason });
             };
-            let mut found = Fault::of(code);
+            let mut found = ClientError::new(code);
             found.text = self.handle().reach().explain(&found.text);
             if code == Code::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE {
                 let limit = topics.get(&topic).map_or(LIMIT_BYTES, |open| open.limit_bytes);
@@ -250,7 +259,7 @@ impl ProducerClient {
                     limit,
                 });
             }
-            return Err(fault::topic_error(&topic, attempted, &found));
+            return Err(errors::topic_error(&topic, attempted, &found));
         }
         let ends = delivery.ends.into_iter().map(|end| Produced {
             at: TopicPartition {
@@ -270,20 +279,20 @@ impl ProducerClient {
         self.topics.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens a topic that exists, and learns the size of the records that it takes.
+    /// Opens a topic and looks up its `max.message.bytes`.
     fn open(&self, name: &Arc<str>) -> Result<Arc<OpenTopic>> {
         if let Some(open) = self.topics().get(name) {
             return Ok(open.clone());
         }
         let attempted = || format!("open topic {name}");
-        let failed = |mut found: Fault| {
+        let failed = |mut found: ClientError| {
             found.text = self.handle().reach().explain(&found.text);
-            fault::topic_error(name, attempted(), &found)
+            errors::topic_error(name, attempted(), &found)
         };
         let topic = Topic::new(self.handle(), name).map_err(failed)?;
         topic.partitions(self.request_timeout).map_err(failed)?;
         let admin = Admin::new(self.handle(), self.request_timeout);
-        // Who may write a topic may yet not be allowed to see its settings; the broker still refuses what is too large.
+        // Writing a topic does not imply the permission to read its settings. The broker still enforces the limit.
         let settings = admin.settings(name).unwrap_or_default();
         let limit_bytes = settings
             .get("max.message.bytes")
@@ -306,7 +315,7 @@ impl Drop for ProducerClient {
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!(target: "log::kafka", "the thread of delivery reports had panicked");
+            tracing::error!(target: "event_log::kafka", "delivery-report thread panicked");
         }
     }
 }
@@ -327,46 +336,46 @@ impl Shared {
             .0
     }
 
-    fn listen(&self, queue: &Queue) {
+    fn run(&self, queue: &Queue) {
         while !self.stop.load(Ordering::SeqCst) {
             queue.handle().remind();
             let Some(event) = queue.poll(Duration::from_millis(500)) else {
                 continue;
             };
-            match event.what() {
-                What::Reports => {
+            match event.kind() {
+                EventKind::Reports => {
                     let mut deliveries = self.lock();
                     event.reports(|report| note(&mut deliveries, &report));
                 }
-                What::Error => self.trouble(&event.fault().err()),
-                What::Rebalance | What::Other => {}
+                EventKind::Error => self.on_error(&event.error().err()),
+                EventKind::Rebalance | EventKind::Other => {}
             }
-            // The event goes before the senders wake: until then the client counts its records as outstanding.
+            // Must be freed before senders wake up: until then librdkafka counts its records as outstanding.
             drop(event);
             self.changed.notify_all();
         }
     }
 
-    fn trouble(&self, found: &Option<Fault>) {
+    fn on_error(&self, found: &Option<ClientError>) {
         let Some(found) = found else { return };
-        if fault::unreachable(found) {
-            self.troubles.fetch_add(1, Ordering::SeqCst);
+        if errors::is_unavailable(found) {
+            self.connection_errors.fetch_add(1, Ordering::SeqCst);
         }
         if found.fatal || found.code == Code::RD_KAFKA_RESP_ERR__FATAL {
             self.fatal.store(true, Ordering::Relaxed);
         }
-        tracing::debug!(target: "log::kafka", code = ?found.code, "{}", found.text);
+        tracing::debug!(target: "event_log::kafka", code = ?found.code, error = found.text, "client error");
     }
 }
 
-/// Adds a report to the delivery that it belongs to; one of an abandoned transaction belongs to none.
+/// Adds a delivery report to the delivery with its tag. Reports of abandoned transactions have none and are ignored.
 ///
-/// A record without error and without offset was acknowledged only because a later one was. That is no proof: a broker
-/// takes any sequence number from a producer that is new to a partition, so that after a first batch was refused for a
-/// leader not yet ready, the second, sent right behind it, is accepted in its place.
+/// A report without error and without offset means that librdkafka considers the record written because a later one
+/// was. That is no proof: a broker accepts any first sequence number from a producer that is new to a partition. If it
+/// rejected the first batch because the leader was not ready, it accepts the second one, already in flight, in its place.
 fn note(deliveries: &mut [(usize, Delivery)], report: &Report<'_>) {
-    let mark = report.mark();
-    let Some((_, delivery)) = deliveries.iter_mut().find(|(m, _)| *m == mark) else {
+    let tag = report.tag();
+    let Some((_, delivery)) = deliveries.iter_mut().find(|(m, _)| *m == tag) else {
         return;
     };
     delivery.done += 1;
@@ -402,14 +411,14 @@ fn note(deliveries: &mut [(usize, Delivery)], report: &Report<'_>) {
     }
 }
 
-fn done(deliveries: &[(usize, Delivery)], mark: usize) -> usize {
+fn done(deliveries: &[(usize, Delivery)], tag: usize) -> usize {
     deliveries
         .iter()
-        .find(|(m, _)| *m == mark)
+        .find(|(m, _)| *m == tag)
         .map_or(usize::MAX, |(_, delivery)| delivery.done)
 }
 
-/// The most that a record takes in the broker's log.
+/// Returns an upper bound of the record's size in the broker's log.
 fn size(record: &OutRecord<'_>, headers: Option<&HeaderList>) -> usize {
     let headers = headers.map_or(0, |list| list.bytes() + list.len() * HEADER_OVERHEAD_BYTES);
     let body = record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len);

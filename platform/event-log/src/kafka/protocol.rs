@@ -1,65 +1,61 @@
-//! What the newer group protocol (KIP-848) asks of the library and of the brokers, and what its errors mean.
-//!
-//! Guarantees: a library that cannot speak it is refused before anything is joined; one with known faults is used with a
-//! warning that names them. Never: a change of the protocol by itself.
+//! The consumer rebalance protocol (KIP-848): version requirements, and the meaning of its fatal errors.
 
-use super::client::{Code, Fault};
+use super::client::{ClientError, Code, Version};
 use crate::{Error, GroupConfig, GroupProtocol, Result};
 use std::sync::Once;
 use std::time::Duration;
 
-/// The first version in which the protocol is more than a preview.
-const SPOKEN: (u8, u8, u8) = (2, 12, 0);
-/// The first version without the faults that are known here.
-const SOUND: (u8, u8, u8) = (2, 15, 0);
-/// How often an instance name that is another's is asked for.
-pub const ASK_AGAIN: Duration = Duration::from_millis(500);
-/// A member that was refused sooner after it had joined is refused for good.
-pub const JOINED_FOR: Duration = Duration::from_secs(5);
+/// First librdkafka version in which the protocol is generally available.
+const SUPPORTED_FROM: Version = Version::new(2, 12, 0);
+/// First librdkafka version without the bugs listed in [`check`].
+const FIXED_FROM: Version = Version::new(2, 15, 0);
+/// Interval for joining again while another member has the instance name.
+pub const OCCUPIED_RETRY: Duration = Duration::from_millis(500);
+/// A member that fails sooner after it joined does not rejoin.
+pub const REJOIN_AFTER: Duration = Duration::from_secs(5);
 
-/// Refuses a library that does not speak the protocol, and warns once of one that speaks it badly.
-pub fn check(version: (u8, u8, u8)) -> Result<()> {
+/// Rejects a librdkafka without the protocol, and warns once about a version with known bugs.
+pub fn check(version: Version) -> Result<()> {
     static WARNED: Once = Once::new();
-    let text = format!("{}.{}.{}", version.0, version.1, version.2);
-    if version < SPOKEN {
+    if version < SUPPORTED_FROM {
         return Err(Error::Refused {
             attempted: "join a group with group.protocol=consumer".to_owned(),
             reason: format!(
-                "the linked librdkafka {text} speaks it as a preview at the most; link 2.12 or newer, or set \
+                "the linked librdkafka {version} has it as a preview only; link librdkafka 2.12 or newer, or set \
                  group_protocol = \"classic\""
             ),
         });
     }
-    if version < SOUND {
+    if version < FIXED_FROM {
         WARNED.call_once(|| {
             tracing::warn!(
-                target: "log::kafka",
-                librdkafka = text,
-                "group.protocol=consumer before librdkafka 2.15: a member that did not poll for max.poll.interval.ms is \
-                 refused when it comes back (it is made anew here), one whose group the brokers have forgotten may go on \
-                 without a word, and permanent errors of the heartbeat are tried for ever; link 2.15 or newer, or set \
-                 group_protocol = \"classic\""
+                target: "event_log::kafka",
+                librdkafka = %version,
+                "group.protocol=consumer has known bugs before librdkafka 2.15: a member that exceeded \
+                 max.poll.interval.ms is rejected when it polls again (it rejoins as a new member), a member whose group was \
+                 deleted on the brokers may not notice, and permanent heartbeat errors are retried forever; link \
+                 librdkafka 2.15 or newer, or set group_protocol = \"classic\""
             );
         });
     }
     Ok(())
 }
 
-/// What a fatal error of a member means.
+/// Meaning of a fatal error of a member.
 #[derive(Debug)]
 pub enum Meaning {
-    /// Its instance name is another member's.
+    /// Another member has the instance name.
     Occupied,
-    /// It can come back as a new member.
-    JoinAnew(&'static str),
-    /// The brokers do not take it.
+    /// The member can rejoin as a new one.
+    Rejoin(&'static str),
+    /// The brokers do not support the request.
     Refused(Error),
-    /// What it says.
+    /// No special meaning.
     Final,
 }
 
-/// Says what a fatal error means for a member of this group.
-pub fn meaning(group: &GroupConfig, fatal: &Fault) -> Meaning {
+/// Returns the meaning of a fatal error for a member of this group.
+pub fn meaning(group: &GroupConfig, fatal: &ClientError) -> Meaning {
     use Code as C;
     if group.protocol != GroupProtocol::Consumer {
         return Meaning::Final;
@@ -67,23 +63,23 @@ pub fn meaning(group: &GroupConfig, fatal: &Fault) -> Meaning {
     match fatal.code {
         C::RD_KAFKA_RESP_ERR_UNRELEASED_INSTANCE_ID => Meaning::Occupied,
         C::RD_KAFKA_RESP_ERR_INVALID_REQUEST => {
-            Meaning::JoinAnew("it had not polled for max.poll.interval.ms, which the library mends from 2.15 on")
+            Meaning::Rejoin("it exceeded max.poll.interval.ms (fixed in librdkafka 2.15)")
         }
-        C::RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND => Meaning::JoinAnew("the brokers have forgotten the group"),
+        C::RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND => Meaning::Rejoin("the group no longer exists on the brokers"),
         C::RD_KAFKA_RESP_ERR_UNSUPPORTED_VERSION
         | C::RD_KAFKA_RESP_ERR__UNSUPPORTED_FEATURE
-        | C::RD_KAFKA_RESP_ERR_UNSUPPORTED_ASSIGNOR => Meaning::Refused(unspoken(group, fatal)),
+        | C::RD_KAFKA_RESP_ERR_UNSUPPORTED_ASSIGNOR => Meaning::Refused(unsupported(group, fatal)),
         _ => Meaning::Final,
     }
 }
 
-fn unspoken(group: &GroupConfig, fatal: &Fault) -> Error {
+fn unsupported(group: &GroupConfig, fatal: &ClientError) -> Error {
     Error::Refused {
         attempted: format!("join group {} with group.protocol=consumer", group.group),
         reason: format!(
-            "{}; the brokers must be Apache Kafka 4.0 or newer with the feature group.version=1, `consumer` among \
-             their group.coordinator.rebalance.protocols and `range` among their group.consumer.assignors; change that, \
-             or set group_protocol = \"classic\"",
+            "{}; it requires Apache Kafka 4.0 or newer with group.version=1, `consumer` in \
+             group.coordinator.rebalance.protocols and `range` in group.consumer.assignors; change the brokers' \
+             configuration, or set group_protocol = \"classic\"",
             fatal.text
         ),
     }
@@ -94,19 +90,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_library_that_does_not_speak_it_is_refused_with_the_fix() {
-        let error = check((2, 11, 1)).expect_err("a preview is not used").to_string();
+    fn unsupported_librdkafka_is_rejected_with_fix() {
+        let error = check(Version::new(2, 11, 1))
+            .expect_err("preview is rejected")
+            .to_string();
         assert!(
             error.contains("2.11.1") && error.contains("group_protocol = \"classic\""),
             "{error}"
         );
-        check((2, 12, 0)).expect("the first that speaks it");
-        check((2, 15, 0)).expect("the first without known faults");
-        check(super::super::client::version()).expect("the linked one speaks it");
+        check(Version::new(2, 12, 0)).expect("first supported version");
+        check(Version::new(2, 15, 0)).expect("first version without known bugs");
+        check(super::super::client::version()).expect("linked version");
     }
 
     #[test]
-    fn only_the_newer_protocol_reads_more_into_an_error() {
+    fn only_consumer_protocol_reinterprets_fatal_errors() {
         let mut group = GroupConfig {
             group: "g".to_owned(),
             instance: Some("i".to_owned()),
@@ -114,11 +112,11 @@ mod tests {
             session_timeout: Duration::from_secs(1),
             protocol: GroupProtocol::Consumer,
         };
-        let taken = Fault::of(Code::RD_KAFKA_RESP_ERR_UNRELEASED_INSTANCE_ID);
+        let taken = ClientError::new(Code::RD_KAFKA_RESP_ERR_UNRELEASED_INSTANCE_ID);
         assert!(matches!(meaning(&group, &taken), Meaning::Occupied));
-        let unspoken = Fault::of(Code::RD_KAFKA_RESP_ERR_UNSUPPORTED_VERSION);
-        let Meaning::Refused(error) = meaning(&group, &unspoken) else {
-            panic!("a broker that does not speak it is refused");
+        let unsupported = ClientError::new(Code::RD_KAFKA_RESP_ERR_UNSUPPORTED_VERSION);
+        let Meaning::Refused(error) = meaning(&group, &unsupported) else {
+            panic!("an unsupported broker is rejected");
         };
         assert!(error.to_string().contains("group_protocol = \"classic\""), "{error}");
         group.protocol = GroupProtocol::Classic;

@@ -1,13 +1,14 @@
-//! A reader of explicitly chosen partitions of Kafka.
+//! A reader of explicitly assigned partitions on Kafka, without a group or coordinator.
 //!
-//! Guarantees: positions pass control records and aborted records, by the end marks of the brokers' answers; the end
-//! is resolved when partitions are assigned, not later. No group, no coordinator. Never: a commit.
+//! Positions move past control records and aborted records because librdkafka reports the end of each fetched range
+//! (`enable.partition.eof`). [`StartFrom::LogEnd`] is resolved when partitions are assigned.
 
-use super::client::admin::{Admin, Asked, END, START};
+use super::client::admin::{Admin, END, PendingOffsets, START};
 use super::client::list::List;
-use super::client::{Code, Handle, Kind, Queue, Waker};
-use super::gather::{Gather, now};
-use super::{Config, fault, settings};
+use super::client::{ClientKind, Code, Handle, Queue, Waker};
+use super::config::Config;
+use super::fetcher::{Fetcher, now};
+use super::{errors, settings};
 use crate::{Error, Isolation, Millis, Offset, Reader, RecordBatch, Result, StartFrom, TopicPartition};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,25 +17,26 @@ use std::time::{Duration, Instant};
 /// A reader.
 #[derive(Debug)]
 pub struct KafkaReader {
-    gather: Gather,
+    fetcher: Fetcher,
     events: Queue,
     isolation: Isolation,
     request_timeout: Duration,
-    /// When the stable ends were last asked for, by both clocks, and the answer that is still to come.
-    proof: (Instant, Millis, Option<Asked>),
+    /// When the ends were last requested, by both clocks, and the pending result.
+    proof: (Instant, Millis, Option<PendingOffsets>),
 }
 
-/// How often a reader that stands at an end proves that it still does.
-const PROVE_EVERY: Duration = Duration::from_millis(500);
+/// Interval for refreshing `at_end` while the reader is at an end.
+const REFRESH_INTERVAL: Duration = Duration::from_millis(500);
 
 impl KafkaReader {
-    /// Opens a reader of nothing.
+    /// Creates a reader without partitions.
     pub fn open(config: &Config, isolation: Isolation) -> Result<KafkaReader> {
-        let handle = Handle::new(Kind::Consumer, &settings::reader(config, isolation)).map_err(fault::setting_error)?;
-        let gather = Gather::new(&handle, Arc::new(Waker::default()));
+        let handle =
+            Handle::new(ClientKind::Consumer, &settings::reader(config, isolation)).map_err(errors::setting_error)?;
+        let fetcher = Fetcher::new(&handle, Arc::new(Waker::default()));
         let events = Queue::main(&handle);
         Ok(KafkaReader {
-            gather,
+            fetcher,
             events,
             isolation,
             request_timeout: config.request_timeout,
@@ -43,83 +45,87 @@ impl KafkaReader {
     }
 
     fn stop_all(&mut self) -> Result<()> {
-        let reading: Vec<_> = self.gather.slots().iter().map(|slot| slot.at.clone()).collect();
+        let reading: Vec<_> = self.fetcher.states().iter().map(|state| state.at.clone()).collect();
         for at in reading {
-            let stopped = self.gather.topic(&at.topic)?.stop(at.partition);
-            stopped.map_err(|found| fault::topic_error(&at.topic, format!("stop reading {at}"), &found))?;
+            let stopped = self.fetcher.topic(&at.topic)?.stop(at.partition);
+            stopped.map_err(|found| errors::topic_error(&at.topic, format!("stop reading {at}"), &found))?;
         }
-        self.gather.replace(std::iter::empty())
+        self.fetcher.replace(std::iter::empty())
     }
 
-    /// Where each partition that is asked for by its start or end begins now.
+    /// Looks up the start offsets of partitions that start at the earliest offset or the end.
     fn resolve(&self, partitions: &[(TopicPartition, StartFrom)]) -> Result<BTreeMap<TopicPartition, Offset>> {
-        let marks: Vec<_> = partitions
+        let special: Vec<_> = partitions
             .iter()
-            .filter_map(|(at, from)| Some((at, mark(*from)?)))
+            .filter_map(|(at, from)| Some((at, special_offset(*from)?)))
             .collect();
-        if marks.is_empty() {
+        if special.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let admin = Admin::new(self.gather.handle(), self.request_timeout);
-        let wanted = List::of(marks.into_iter());
+        let admin = Admin::new(self.fetcher.handle(), self.request_timeout);
+        let wanted = List::of(special.into_iter());
         let attempted = "look up where to read";
         let entries = admin.offsets(&wanted, self.isolation).map_err(|mut found| {
-            found.text = self.gather.handle().reach().explain(&found.text);
-            fault::error(attempted, &found)
+            found.text = self.fetcher.handle().reach().explain(&found.text);
+            errors::request_error(attempted, &found)
         })?;
         let found = entries
             .into_iter()
-            .map(|entry| match super::client::Fault::check(entry.code) {
+            .map(|entry| match super::client::ClientError::check(entry.code) {
                 Ok(()) => Ok((entry.at, entry.offset)),
-                Err(found) => Err(fault::topic_error(&entry.at.topic, attempted, &found)),
+                Err(found) => Err(errors::topic_error(&entry.at.topic, attempted, &found)),
             });
         found.collect()
     }
 
-    /// Keeps [`Reader::at_end`] young while nothing comes: the brokers tell an end once, so the reader asks where the
-    /// end was. A position at or behind it had seen everything that was stable when it asked.
-    fn prove(&mut self) {
+    /// Refreshes [`Reader::at_end`] while no records arrive. librdkafka reports an end only once, so the reader requests the
+    /// current end. If its position is not below that, it had read everything at the time of the request.
+    fn refresh_at_end(&mut self) {
         let (asked_at, millis, asked) = &mut self.proof;
         if let Some(answer) = asked.as_ref().and_then(|asked| asked.answer(Duration::ZERO)) {
             *asked = None;
             for end in answer.unwrap_or_default() {
                 let seen = end.code == Code::RD_KAFKA_RESP_ERR_NO_ERROR;
-                if let Some(slot) = self
-                    .gather
-                    .slot(&end.at)
-                    .filter(|slot| seen && slot.position >= Some(end.offset))
+                if let Some(state) = self
+                    .fetcher
+                    .state(&end.at)
+                    .filter(|state| seen && state.position >= Some(end.offset))
                 {
-                    slot.at_end = slot.at_end.max(Some(*millis));
+                    state.at_end = state.at_end.max(Some(*millis));
                 }
             }
         }
-        if asked.is_some() || asked_at.elapsed() < PROVE_EVERY {
+        if asked.is_some() || asked_at.elapsed() < REFRESH_INTERVAL {
             return;
         }
-        let standing: Vec<_> = self
-            .gather
-            .slots()
+        let caught_up: Vec<_> = self
+            .fetcher
+            .states()
             .iter()
-            .filter(|slot| slot.at_end.is_some())
+            .filter(|state| state.at_end.is_some())
             .collect();
         (*asked_at, *millis) = (Instant::now(), now());
-        if !standing.is_empty() {
-            let admin = Admin::new(self.gather.handle(), Duration::from_secs(5));
-            let ends = List::of(standing.into_iter().map(|slot| (&slot.at, END)));
-            *asked = admin.ask_offsets(&ends, self.isolation).ok();
+        if !caught_up.is_empty() {
+            let admin = Admin::new(self.fetcher.handle(), Duration::from_secs(5));
+            let ends = List::of(caught_up.into_iter().map(|state| (&state.at, END)));
+            *asked = admin.request_offsets(&ends, self.isolation).ok();
         }
     }
 
-    /// Fails for a topic or partition that is not there.
-    fn require(&mut self, partitions: &[(TopicPartition, StartFrom)]) -> Result<()> {
+    /// Fails if a topic or partition does not exist.
+    fn check_exist(&mut self, partitions: &[(TopicPartition, StartFrom)]) -> Result<()> {
         let timeout = self.request_timeout;
         let mut counts: BTreeMap<Arc<str>, i32> = BTreeMap::new();
         for (at, _) in partitions {
             if !counts.contains_key(&at.topic) {
-                let count = self.gather.topic(&at.topic)?.partitions(timeout).map_err(|mut found| {
-                    found.text = self.gather.handle().reach().explain(&found.text);
-                    fault::topic_error(&at.topic, format!("look topic {} up", at.topic), &found)
-                })?;
+                let count = self
+                    .fetcher
+                    .topic(&at.topic)?
+                    .partitions(timeout)
+                    .map_err(|mut found| {
+                        found.text = self.fetcher.handle().reach().explain(&found.text);
+                        errors::topic_error(&at.topic, format!("look up topic {}", at.topic), &found)
+                    })?;
                 counts.insert(at.topic.clone(), count);
             }
             if at.partition < 0 || counts.get(&at.topic).is_some_and(|count| at.partition >= *count) {
@@ -130,8 +136,8 @@ impl KafkaReader {
     }
 }
 
-/// The library's mark for a start that must be looked up.
-fn mark(from: StartFrom) -> Option<Offset> {
+/// Returns librdkafka's special offset for a start that must be looked up.
+fn special_offset(from: StartFrom) -> Option<Offset> {
     match from {
         StartFrom::Offset(_) => None,
         StartFrom::Earliest => Some(START),
@@ -141,7 +147,7 @@ fn mark(from: StartFrom) -> Option<Offset> {
 
 impl Reader for KafkaReader {
     fn assign(&mut self, partitions: &[(TopicPartition, StartFrom)]) -> Result<()> {
-        self.require(partitions)?;
+        self.check_exist(partitions)?;
         let resolved = self.resolve(partitions)?;
         self.stop_all()?;
         self.proof.2 = None;
@@ -149,20 +155,20 @@ impl Reader for KafkaReader {
             StartFrom::Offset(offset) => Some(offset),
             StartFrom::Earliest | StartFrom::LogEnd => resolved.get(at).copied(),
         };
-        let slots = partitions
+        let states = partitions
             .iter()
             .map(|(at, from)| (at.clone(), true, position(at, *from)));
-        self.gather.replace(slots)?;
+        self.fetcher.replace(states)?;
         for (at, from) in partitions {
-            // The start is left to the library, which finds it again should retention move it meanwhile.
+            // librdkafka resolves the earliest offset again if retention moves it in the meantime.
             let offset = if *from == StartFrom::Earliest {
                 START
             } else {
                 position(at, *from).unwrap_or(END)
             };
-            let (topic, queue) = self.gather.topic_and_queue(&at.topic)?;
+            let (topic, queue) = self.fetcher.topic_and_queue(&at.topic)?;
             let started = topic.read(at.partition, offset, queue);
-            started.map_err(|found| fault::topic_error(&at.topic, format!("read {at}"), &found))?;
+            started.map_err(|found| errors::topic_error(&at.topic, format!("read {at}"), &found))?;
         }
         Ok(())
     }
@@ -172,32 +178,32 @@ impl Reader for KafkaReader {
         let end = Instant::now() + timeout;
         loop {
             while self.events.poll(Duration::ZERO).is_some() {}
-            let taken = self.gather.take(batch, max_bytes)?;
+            let taken = self.fetcher.take(batch, max_bytes)?;
             if taken > 0 {
                 return Ok(taken);
             }
-            self.prove();
-            if !self.gather.wait(end) {
-                self.gather.check_reach("read")?;
+            self.refresh_at_end();
+            if !self.fetcher.wait(end) {
+                self.fetcher.check_reach("read")?;
                 return Ok(0);
             }
         }
     }
 
     fn position(&self, at: &TopicPartition) -> Option<Offset> {
-        self.gather.slots().iter().find(|slot| slot.at == *at)?.position
+        self.fetcher.states().iter().find(|state| state.at == *at)?.position
     }
 
     fn at_end(&self, at: &TopicPartition) -> Option<Millis> {
-        self.gather.slots().iter().find(|slot| slot.at == *at)?.at_end
+        self.fetcher.states().iter().find(|state| state.at == *at)?.at_end
     }
 }
 
 impl Drop for KafkaReader {
     fn drop(&mut self) {
-        // The library waits for partitions that are still read when its instance ends.
+        // librdkafka's destructor waits for partitions that are still being read.
         if let Err(error) = self.stop_all() {
-            tracing::debug!(target: "log::kafka", "{error}");
+            tracing::debug!(target: "event_log::kafka", %error, "stopping the reader's partitions failed");
         }
     }
 }

@@ -1,19 +1,20 @@
-//! What the library is told, for each use of it.
+//! librdkafka settings of each kind of client.
 //!
-//! Guarantees: an operator's setting wins over a default of ours, and never over what correctness needs.
-//! Never: a secret in a message.
+//! An operator's setting overrides a default of this file, but not a setting that correctness depends on.
 
-use crate::kafka::Config;
+use super::config::Config;
 use crate::{GroupConfig, GroupProtocol, Isolation, TransactionalProducerConfig};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Settings by the library's names.
+/// Settings by librdkafka name.
 pub type Settings = BTreeMap<String, String>;
 
-/// Everybody's defaults. Short back-offs: the library's own of 100 ms would be felt in every second transaction. An
-/// instance without brokers is told of its bootstrap servers by us (`raw/reach.rs`): the library's own way of doing so
-/// connects tens of times a second, and not at all where it is needed most.
+/// Defaults of all clients.
+///
+/// Back-offs are short: librdkafka's 100 ms would delay every other transaction. `metadata.recovery.strategy=rebootstrap`
+/// would reconnect tens of times per second and does not help after librdkafka issue 5301, so `client/reach.rs` adds the
+/// bootstrap servers again instead.
 const COMMON: &[(&str, &str)] = &[
     ("retry.backoff.ms", "2"),
     ("retry.backoff.max.ms", "500"),
@@ -24,18 +25,18 @@ const COMMON: &[(&str, &str)] = &[
     ("log_level", "5"),
 ];
 
-/// Producers' defaults. Queues are bounded by bytes, so that a slow broker is felt by whoever sends.
+/// Defaults of producers. Queues are limited by bytes, so that a slow broker blocks the sender.
 const PRODUCER: &[(&str, &str)] = &[
     ("linger.ms", "20"),
     ("queue.buffering.max.messages", "500000"),
     ("queue.buffering.max.kbytes", "65536"),
-    // As the Java client: the hash of a key, also of an empty one; anywhere without a key.
+    // As the Java client: by the hash of the key, even if it is empty; at random without a key.
     ("partitioner", "murmur2_random"),
-    // Topics have limits of their own, which are checked before a record is queued.
+    // The limits of topics are lower and are checked before a record is queued.
     ("message.max.bytes", "100000000"),
 ];
 
-/// Consumers' defaults. A fetch that waits at the broker delays partitions that are started meanwhile.
+/// Defaults of consumers. A fetch that waits at the broker delays partitions that are started in the meantime.
 const CONSUMER: &[(&str, &str)] = &[
     ("fetch.queue.backoff.ms", "2"),
     ("fetch.wait.max.ms", "50"),
@@ -46,29 +47,29 @@ const CONSUMER: &[(&str, &str)] = &[
     ("fetch.message.max.bytes", "1048576"),
 ];
 
-/// The producer that appends outside transactions and asks for the administration.
+/// The producer for appends and admin requests.
 pub fn append(config: &Config) -> Settings {
     let mut settings = layered(config, &[COMMON, PRODUCER, &[("linger.ms", "0")]]);
     set(&mut settings, "enable.idempotence", "true");
-    // One request at a time: the broker takes any sequence number from a producer that is new to a partition, so that
-    // a second request behind a refused first one would be accepted in its place, and the first be lost. A session
-    // looks for that before it commits; here nothing would.
+    // One request in flight: a broker accepts any first sequence number from a producer that is new to a partition. If it
+    // rejected a first request, it would accept the second one in its place, and the first would be lost. Transactional
+    // producers check for that before they commit; an append has no such step.
     set(&mut settings, "max.in.flight", 1);
     set(&mut settings, "message.timeout.ms", config.request_timeout.as_millis());
     settings
 }
 
-/// An producer's producer. Several requests at a time, as what is not provably written is looked for at each flush.
+/// An idempotent producer. Several requests in flight are safe because each flush checks for unproven records.
 pub fn producer(config: &Config) -> Settings {
     let mut settings = layered(config, &[COMMON, PRODUCER]);
     set(&mut settings, "enable.idempotence", "true");
-    // Were a record given up and a later one of its partition written, an end would be taken for a whole.
+    // Otherwise a record could time out while a later one of its partition is written, which leaves a gap.
     set(&mut settings, "enable.gapless.guarantee", "true");
     set(&mut settings, "message.timeout.ms", config.request_timeout.as_millis());
     settings
 }
 
-/// The client that asks coordinators; the group is one that it never joins.
+/// The client for requests to coordinators. It never joins this group.
 pub fn coordinators(config: &Config, group: &str) -> Settings {
     let mut settings = layered(config, &[COMMON, CONSUMER]);
     consumer(&mut settings, Isolation::ReadCommitted);
@@ -76,14 +77,14 @@ pub fn coordinators(config: &Config, group: &str) -> Settings {
     settings
 }
 
-/// A session's producer.
-pub fn transactional_producer(config: &Config, session: &TransactionalProducerConfig) -> Settings {
+/// A transactional producer.
+pub fn transactional_producer(config: &Config, producer: &TransactionalProducerConfig) -> Settings {
     let mut settings = layered(config, &[COMMON, PRODUCER]);
-    let timeout = session.transaction_timeout.as_millis();
-    set(&mut settings, "transactional.id", &session.transactional_id);
+    let timeout = producer.transaction_timeout.as_millis();
+    set(&mut settings, "transactional.id", &producer.transactional_id);
     set(&mut settings, "transaction.timeout.ms", timeout);
-    // A request that outlives its connection could end the *next* transaction of the same epoch. So a connection is
-    // given as long as the transaction itself; the library allows no more than this.
+    // A request that survives its connection could end the *next* transaction of the same producer epoch. So a
+    // connection may wait as long as the transaction lasts; librdkafka accepts no more than 100 ms above that.
     set(&mut settings, "socket.timeout.ms", timeout + 100);
     set(&mut settings, "message.timeout.ms", timeout);
     settings
@@ -109,7 +110,7 @@ pub fn group(config: &Config, group: &GroupConfig) -> Settings {
     settings
 }
 
-/// The members agree among themselves, and each says for how long it may be silent.
+/// The classic protocol: members compute the assignment and choose their session timeout.
 fn classic(settings: &mut Settings, session: Duration) {
     settings.remove("group.remote.assignor");
     set(settings, "group.protocol", "classic");
@@ -118,23 +119,23 @@ fn classic(settings: &mut Settings, session: Duration) {
     set(settings, "heartbeat.interval.ms", heartbeat(session).as_millis());
 }
 
-/// The broker assigns, and says how often it wants to hear of a member; the library refuses to be told. The range
-/// assignor alone keeps equal partitions of several topics together.
+/// The consumer protocol (KIP-848): session timeout and heartbeat interval are broker settings, and librdkafka rejects
+/// them here. Only the range assignor assigns equal partition numbers of several topics to the same member.
 fn incremental(settings: &mut Settings) {
-    const BROKERS: [&str; 4] = [
+    const BROKER_SETTINGS: [&str; 4] = [
         "partition.assignment.strategy",
         "session.timeout.ms",
         "heartbeat.interval.ms",
         "group.protocol.type",
     ];
-    BROKERS.iter().for_each(|name| drop(settings.remove(*name)));
+    BROKER_SETTINGS.iter().for_each(|name| drop(settings.remove(*name)));
     set(settings, "group.protocol", "consumer");
     set(settings, "group.remote.assignor", "range");
 }
 
 /// A reader of explicit partitions.
 pub fn reader(config: &Config, isolation: Isolation) -> Settings {
-    // The end is told only by the next, empty answer; so a reader's fetches wait less.
+    // The end of a partition is reported by the next, empty response, so a reader's fetches wait less.
     let mut settings = layered(config, &[COMMON, CONSUMER, &[("fetch.wait.max.ms", "20")]]);
     consumer(&mut settings, isolation);
     set(&mut settings, "enable.partition.eof", "true");
@@ -153,7 +154,7 @@ fn consumer(settings: &mut Settings, isolation: Isolation) {
     set(settings, "allow.auto.create.topics", "false");
 }
 
-/// Several heartbeats fit into the time after which a member counts as dead.
+/// Several heartbeats fit into the session timeout.
 fn heartbeat(session: Duration) -> Duration {
     (session / 4).clamp(Duration::from_millis(50), Duration::from_secs(3))
 }
@@ -180,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_operator_changes_a_default_and_never_the_isolation() {
+    fn operator_overrides_defaults_but_not_isolation() {
         let mut config = Config::new("h:1");
         config.settings.insert("fetch.wait.max.ms".to_owned(), "7".to_owned());
         config
@@ -195,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn the_new_protocol_is_told_nothing_of_the_old_one() {
+    fn consumer_protocol_omits_classic_settings() {
         let mut config = Config::new("h:1");
         for name in ["session.timeout.ms", "heartbeat.interval.ms"] {
             config.settings.insert(name.to_owned(), "3000".to_owned());
@@ -208,23 +209,23 @@ mod tests {
             protocol: GroupProtocol::Consumer,
         };
         let settings = group(&config, &wanted);
-        let told = |settings: &Settings, name: &str| settings.get(name).cloned();
-        assert_eq!(told(&settings, "group.remote.assignor").as_deref(), Some("range"));
+        let value = |settings: &Settings, name: &str| settings.get(name).cloned();
+        assert_eq!(value(&settings, "group.remote.assignor").as_deref(), Some("range"));
         for name in [
             "session.timeout.ms",
             "heartbeat.interval.ms",
             "partition.assignment.strategy",
         ] {
-            assert_eq!(told(&settings, name), None, "{name}");
+            assert_eq!(value(&settings, name), None, "{name}");
         }
         wanted.protocol = GroupProtocol::Classic;
         let settings = group(&config, &wanted);
-        assert_eq!(told(&settings, "session.timeout.ms").as_deref(), Some("8000"));
-        assert_eq!(told(&settings, "group.remote.assignor"), None);
+        assert_eq!(value(&settings, "session.timeout.ms").as_deref(), Some("8000"));
+        assert_eq!(value(&settings, "group.remote.assignor"), None);
     }
 
     #[test]
-    fn a_connection_lives_as_long_as_a_transaction() {
+    fn socket_timeout_exceeds_transaction_timeout() {
         let wanted = TransactionalProducerConfig {
             transactional_id: "t".to_owned(),
             transaction_timeout: Duration::from_secs(10),

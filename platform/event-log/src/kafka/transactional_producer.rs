@@ -1,14 +1,18 @@
-//! A transactional session on Kafka.
+//! The transactional producer on Kafka.
 //!
-//! Guarantees: a commit is sent once; what is not known to have failed before it was sent is `Unknown`. After a call
-//! that ended in time-out the producer is destroyed, since a request of it may still be under way.
-//! Never: a second transaction on a producer whose last one went wrong.
+//! Rules of the commit protocol (`docs/protocol/commit.md`) that are implemented here:
+//!
+//! - A commit request is sent once. Unless the transaction is known to have failed, the outcome is `Unknown` (C5).
+//! - After a call that timed out the librdkafka client is destroyed: its request may still be in flight and would end
+//!   the next transaction of the same producer epoch.
+//! - A client whose last transaction failed is never used for another one; `init_transactions` creates a new client.
 
 use super::client::admin::Admin;
 use super::client::list::List;
-use super::client::{Code, Fault, Handle};
+use super::client::{ClientError, Code, Handle};
+use super::config::Config;
 use super::producer_client::ProducerClient;
-use super::{Config, fault, settings};
+use super::{errors, settings};
 use crate::consumer::MemberToken;
 use crate::{
     Error, GroupMetadata, Offset, OutBatch, Outcome, Result, TopicPartition, TransactionalProducer,
@@ -16,91 +20,98 @@ use crate::{
 };
 use std::time::{Duration, Instant};
 
-/// How long a new producer may take to be connected before it asks for its coordinator all the same.
-const SETTLE: Duration = Duration::from_secs(1);
+/// How long `init_transactions` waits for a connected broker before it requests the coordinator anyway.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A session.
+/// Message of calls that need `init_transactions` first.
+const NEEDS_INIT: &str = "the producer must call init_transactions first";
+
+/// A transactional producer.
 #[derive(Debug)]
 pub struct KafkaTransactionalProducer {
     config: Config,
-    session: TransactionalProducerConfig,
+    options: TransactionalProducerConfig,
     producer: Option<ProducerClient>,
     state: State,
-    /// Number of the transaction, from 1; the mark of its records.
+    /// Number of the transaction, from 1. Tags the delivery reports of its records.
     transaction: usize,
-    /// Why the open transaction may only be aborted.
-    refused: Option<String>,
+    /// Set if the open transaction can only be aborted.
+    abort_reason: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Ready,
     Open,
-    Spent,
+    NeedsInit,
 }
 
 impl KafkaTransactionalProducer {
-    /// Takes over the transactional id.
-    pub fn open(config: &Config, session: TransactionalProducerConfig) -> Result<KafkaTransactionalProducer> {
+    /// Creates a producer and calls `init_transactions`.
+    pub fn open(config: &Config, options: TransactionalProducerConfig) -> Result<KafkaTransactionalProducer> {
         let mut opened = KafkaTransactionalProducer {
             config: config.clone(),
-            session,
+            options,
             producer: None,
-            state: State::Spent,
+            state: State::NeedsInit,
             transaction: 0,
-            refused: None,
+            abort_reason: None,
         };
         opened.init_transactions()?;
         Ok(opened)
     }
 
     fn producer(&self, attempted: &str) -> Result<&ProducerClient> {
-        self.producer
-            .as_ref()
-            .ok_or_else(|| self.refuse(attempted, "the session needs init_transactions first"))
+        self.producer.as_ref().ok_or_else(|| self.refuse(attempted, NEEDS_INIT))
     }
 
     fn refuse(&self, attempted: &str, reason: &str) -> Error {
-        let attempted = format!("{attempted} of session {}", self.session.transactional_id);
+        let attempted = format!(
+            "{attempted} of transactional producer {}",
+            self.options.transactional_id
+        );
         Error::Refused {
             attempted,
             reason: reason.to_owned(),
         }
     }
 
-    fn error(&self, attempted: &'static str, found: &Fault) -> Error {
-        if fault::fenced(found.code) {
+    fn error(&self, attempted: &'static str, found: &ClientError) -> Error {
+        if errors::is_fenced(found.code) {
             return Error::Fenced {
                 attempted,
-                who: self.session.transactional_id.clone(),
+                who: self.options.transactional_id.clone(),
             };
         }
         let mut found = found.clone();
         if let Some(producer) = &self.producer {
             found.text = producer.handle().reach().explain(&found.text);
         }
-        fault::error(
-            format!("{attempted} of session {}", self.session.transactional_id),
+        errors::request_error(
+            format!(
+                "{attempted} of transactional producer {}",
+                self.options.transactional_id
+            ),
             &found,
         )
     }
 
-    /// When the transaction has lasted for as long as it may.
+    /// Returns the deadline of a transaction that ends now: the broker aborts it after this.
     fn deadline(&self) -> Instant {
-        Instant::now() + self.session.transaction_timeout
+        Instant::now() + self.options.transaction_timeout
     }
 
-    /// Makes a call again for as long as the library says that it may be, but not after a time-out. The call is told
-    /// what is left of the time.
-    fn insist(
+    /// Repeats a call while librdkafka reports it as retriable, but not after a timeout. `call` receives the remaining
+    /// time.
+    fn retry(
         producer: &ProducerClient,
         until: Instant,
-        call: impl Fn(&Handle, Duration) -> Result<(), Fault>,
-    ) -> Result<(), Fault> {
+        call: impl Fn(&Handle, Duration) -> Result<(), ClientError>,
+    ) -> Result<(), ClientError> {
         loop {
             match call(producer.handle(), left(until)) {
                 Err(found) if may_retry(&found) && Instant::now() < until => {
-                    // The library waits by itself where waiting helps; this only keeps a tight loop from forming.
+                    // librdkafka waits itself where waiting helps. The pause only prevents a busy loop.
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 result => return result,
@@ -108,25 +119,25 @@ impl KafkaTransactionalProducer {
         }
     }
 
-    /// Ends a transaction that is known not to have been committed.
-    fn failed(&mut self, found: &Fault) -> Outcome {
+    /// Ends a transaction that is known not to be committed.
+    fn abort_failed(&mut self, found: &ClientError) -> Outcome {
         let reason = self.reason(found);
-        let aborts = !found.fatal && !fault::timed_out(found.code);
+        let aborts = !found.fatal && !errors::is_timeout(found.code);
         if let Some(producer) = self.producer.as_ref().filter(|_| aborts) {
-            // Readers need not wait for the time limit of the transaction. If this fails, `init_transactions` aborts it.
-            if let Err(then) = producer.handle().abort_transaction(self.session.transaction_timeout) {
-                tracing::debug!(target: "log::kafka", "abort after a failed commit: {}", then.text);
+            // Without the abort, readers would wait for the transaction timeout. If it fails, `init_transactions` aborts.
+            if let Err(then) = producer.handle().abort_transaction(self.options.transaction_timeout) {
+                tracing::debug!(target: "event_log::kafka", error = then.text, "abort after a failed commit failed");
             }
         }
-        self.spend();
+        self.discard_producer();
         Outcome::Aborted {
-            fenced: fault::fenced(found.code),
+            fenced: errors::is_fenced(found.code),
             reason,
         }
     }
 
-    /// The library's words, and what became of the first record that was not written, which is often the cause.
-    fn reason(&self, found: &Fault) -> String {
+    /// Returns the error's text and the error of the first record that was not written, which is often the cause.
+    fn reason(&self, found: &ClientError) -> String {
         let Some(producer) = &self.producer else {
             return found.text.clone();
         };
@@ -137,90 +148,91 @@ impl KafkaTransactionalProducer {
         }
     }
 
-    fn spend(&mut self) {
-        self.refused = None;
-        self.state = State::Spent;
+    fn discard_producer(&mut self) {
+        self.abort_reason = None;
+        self.state = State::NeedsInit;
         self.producer = None;
     }
 
-    /// Waits until every record is written, and provably so: once the end is sent it is too late to ask.
-    fn written(&self, producer: &ProducerClient, until: Instant) -> Result<(), Fault> {
+    /// Waits until every record is known to be written. This must precede `EndTxn`, after which it is too late to abort.
+    fn flush_verified(&self, producer: &ProducerClient, until: Instant) -> Result<(), ClientError> {
         producer.handle().flush(left(until))?;
-        if producer.unproven(self.transaction) {
-            let mut found = Fault::of(Code::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER);
+        if producer.has_unproven(self.transaction) {
+            let mut found = ClientError::new(Code::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER);
             found.abort = true;
             return Err(found);
         }
         Ok(())
     }
 
-    fn end(&mut self, until: Instant) -> Outcome {
+    fn end_transaction(&mut self, until: Instant) -> Outcome {
         let Some(producer) = self.producer.as_ref() else {
             return Outcome::Aborted {
                 fenced: false,
-                reason: "the session needs init_transactions first".to_owned(),
+                reason: NEEDS_INIT.to_owned(),
             };
         };
-        if let Err(found) = self.written(producer, until) {
-            return self.failed(&found);
+        if let Err(found) = self.flush_verified(producer, until) {
+            return self.abort_failed(&found);
         }
-        failpoint::hit("log.commit.before");
-        let troubles = producer.troubles();
-        let ended = Self::insist(producer, until, Handle::commit_transaction);
-        failpoint::hit("log.commit.after");
+        probe::hit("log.commit.before");
+        let connection_errors = producer.connection_errors();
+        let ended = Self::retry(producer, until, Handle::commit_transaction);
+        probe::hit("log.commit.after");
         let Err(found) = ended else {
             self.state = State::Ready;
             return match producer.collect(self.transaction) {
                 Ok(produced) => Outcome::Committed(produced),
-                // The library does not commit a transaction that lost a record.
+                // librdkafka does not commit a transaction that lost a record, so the two results contradict each other.
                 Err(record) => Outcome::Unknown {
                     reason: record.to_string(),
                 },
             };
         };
-        // A first answer of "fenced" or "abort" is certain, and so is a record that was not written. An answer that
-        // came after a broken connection may be to a repeated request whose first copy was heard: another session
-        // would then find the transaction committed.
+        // The transaction is certainly not committed if librdkafka refused to send `EndTxn` because a record was not
+        // written, or if the only response was "fenced" or "abort". After a connection failure during the call the
+        // response may belong to a repeated request whose first copy was executed: `init_transactions` bumps the epoch, so
+        // a committed transaction would then look like a fenced one.
         let unwritten = found.abort && found.code == Code::RD_KAFKA_RESP_ERR__INCONSISTENT;
-        let first = (found.abort || fault::fenced(found.code)) && producer.troubles() == troubles;
+        let first = (found.abort || errors::is_fenced(found.code)) && producer.connection_errors() == connection_errors;
         let certain = unwritten || first;
         if certain {
-            return self.failed(&found);
+            return self.abort_failed(&found);
         }
         let reason = self.reason(&found);
-        self.spend();
+        self.discard_producer();
         Outcome::Unknown { reason }
     }
 }
 
-/// A member of the protocol whose generation rises by itself has not lost anything when its generation is refused: it
-/// may only not have heard of the new one yet, and its next events say so if it was removed.
-fn unfenced(outcome: Outcome) -> Outcome {
+/// Clears `fenced`. With KIP-848 a rejected generation does not mean that the member lost its partitions: its
+/// generation rises without an event, and it may not have learned the new one yet. If the member was removed, its
+/// next events tell.
+fn without_fencing(outcome: Outcome) -> Outcome {
     match outcome {
         Outcome::Aborted { reason, .. } => Outcome::Aborted { fenced: false, reason },
         other => other,
     }
 }
 
-/// What is left of a time, and 1 ms at least: nothing would mean "do not wait".
+/// Returns the remaining time, at least 1 ms: zero would mean "do not wait".
 fn left(until: Instant) -> Duration {
     until
         .saturating_duration_since(Instant::now())
         .max(Duration::from_millis(1))
 }
 
-/// The library asks for the same call again, and no request of it is left behind.
-fn may_retry(found: &Fault) -> bool {
-    found.retriable && !found.fatal && !found.abort && !fault::timed_out(found.code)
+/// Returns whether librdkafka allows to repeat the call and no request of it is left in flight.
+fn may_retry(found: &ClientError) -> bool {
+    found.retriable && !found.fatal && !found.abort && !errors::is_timeout(found.code)
 }
 
-/// Waits until a broker is connected that the cluster has named. Until then the library still speaks with a bootstrap
-/// server, which it lets go as soon as it knows the brokers: a question that is on its way then is lost, and asked again
-/// only after half a second.
-fn settle(producer: &ProducerClient) {
-    let admin = Admin::new(producer.handle(), SETTLE);
-    // The answer to the first names the brokers, the second is asked of one of them. What is wrong is said to who asks next.
-    drop(admin.meet().and_then(|()| admin.meet()));
+/// Waits for a connection to a broker with an id. Until then librdkafka uses a bootstrap connection, which it closes
+/// when it learns the brokers. A request in flight on it is lost and repeated only after 500 ms.
+fn await_named_broker(producer: &ProducerClient) {
+    let admin = Admin::new(producer.handle(), CONNECT_TIMEOUT);
+    // The first response names the brokers, the second request goes to one of them. Errors are left to the next call.
+    drop(admin.await_any_broker().and_then(|()| admin.await_any_broker()));
 }
 
 impl TransactionalProducer for KafkaTransactionalProducer {
@@ -229,7 +241,7 @@ impl TransactionalProducer for KafkaTransactionalProducer {
             let why = if self.state == State::Open {
                 "a transaction is open"
             } else {
-                "the session needs init_transactions first"
+                NEEDS_INIT
             };
             return Err(self.refuse("begin a transaction", why));
         }
@@ -237,7 +249,7 @@ impl TransactionalProducer for KafkaTransactionalProducer {
         if let Err(found) = producer.handle().begin_transaction() {
             let found = producer.handle().fatal().unwrap_or(found);
             let error = self.error("begin a transaction", &found);
-            self.spend();
+            self.discard_producer();
             return Err(error);
         }
         producer.watch(self.transaction + 1);
@@ -252,14 +264,14 @@ impl TransactionalProducer for KafkaTransactionalProducer {
         }
         failpoint::hit("log.send.before");
         let producer = self.producer("send")?;
-        let sent = producer.send(records, self.transaction, self.session.transaction_timeout);
+        let sent = producer.send(records, self.transaction, self.options.transaction_timeout);
         if sent.is_err()
             && let Some(fatal) = producer.handle().fatal()
         {
             return Err(self.error("send", &fatal));
         }
         if let Err(error) = &sent {
-            self.refused.get_or_insert(error.to_string());
+            self.abort_reason.get_or_insert(error.to_string());
         }
         sent?;
         failpoint::hit("log.send.after");
@@ -268,7 +280,7 @@ impl TransactionalProducer for KafkaTransactionalProducer {
 
     fn flush(&mut self) -> Result<()> {
         let producer = self.producer("flush")?;
-        let written = self.written(producer, self.deadline());
+        let written = self.flush_verified(producer, self.deadline());
         written.map_err(|found| self.error("flush", &found))
     }
 
@@ -282,34 +294,34 @@ impl TransactionalProducer for KafkaTransactionalProducer {
         let Some(producer) = self.producer.as_ref() else {
             return Outcome::Aborted {
                 fenced: false,
-                reason: "the session needs init_transactions first".to_owned(),
+                reason: NEEDS_INIT.to_owned(),
             };
         };
-        if let Some(reason) = self.refused.take() {
-            let mut found = Fault::of(Code::RD_KAFKA_RESP_ERR__STATE);
-            found.text = format!("a record was refused: {reason}");
-            return self.failed(&found);
+        if let Some(reason) = self.abort_reason.take() {
+            let mut found = ClientError::new(Code::RD_KAFKA_RESP_ERR__STATE);
+            found.text = format!("a record was rejected: {reason}");
+            return self.abort_failed(&found);
         }
         let until = self.deadline();
-        // What waits in the queue goes out now, beside the offsets; a limit of nothing starts that and does not wait.
+        // Start sending queued records now, in parallel with the offsets. A zero timeout does not wait.
         drop(producer.handle().flush(Duration::ZERO));
         if let Some((member, offsets)) = consumed {
             failpoint::hit("log.offsets.before");
             let MemberToken::Kafka(metadata) = &member.token else {
-                let mut found = Fault::of(Code::RD_KAFKA_RESP_ERR__INVALID_ARG);
-                found.text = "the membership is of another log".to_owned();
-                return self.failed(&found);
+                let mut found = ClientError::new(Code::RD_KAFKA_RESP_ERR__INVALID_ARG);
+                found.text = "the group metadata belongs to another event log".to_owned();
+                return self.abort_failed(&found);
             };
             let list = List::of(offsets.iter().map(|(at, offset)| (at, *offset)));
-            let send = |handle: &Handle, _| handle.send_offsets(&list, &metadata.membership);
-            let added = Self::insist(producer, until, send);
+            let send = |handle: &Handle, _| handle.send_offsets(&list, &metadata.metadata);
+            let added = Self::retry(producer, until, send);
             if let Err(found) = added {
-                let outdated = metadata.rises && fault::outdated(found.code);
-                let outcome = self.failed(&found);
-                return if outdated { unfenced(outcome) } else { outcome };
+                let outdated = metadata.generation_rises && errors::is_stale_member(found.code);
+                let outcome = self.abort_failed(&found);
+                return if outdated { without_fencing(outcome) } else { outcome };
             }
         }
-        self.end(until)
+        self.end_transaction(until)
     }
 
     fn abort(&mut self) -> Result<()> {
@@ -317,34 +329,34 @@ impl TransactionalProducer for KafkaTransactionalProducer {
             return Ok(());
         }
         let producer = self.producer("abort a transaction")?;
-        let aborted = Self::insist(producer, self.deadline(), Handle::abort_transaction);
+        let aborted = Self::retry(producer, self.deadline(), Handle::abort_transaction);
         drop(producer.collect(self.transaction));
         match aborted {
             Ok(()) => {
-                self.refused = None;
+                self.abort_reason = None;
                 self.state = State::Ready;
                 Ok(())
             }
             Err(found) => {
                 let error = self.error("abort a transaction", &found);
-                self.spend();
+                self.discard_producer();
                 Err(error)
             }
         }
     }
 
     fn init_transactions(&mut self) -> Result<()> {
-        self.spend();
+        self.discard_producer();
         let producer = ProducerClient::new(
-            &settings::transactional_producer(&self.config, &self.session),
+            &settings::transactional_producer(&self.config, &self.options),
             self.config.request_timeout,
         )?;
-        settle(&producer);
-        let end = Instant::now() + self.session.transaction_timeout.max(self.config.request_timeout);
+        await_named_broker(&producer);
+        let end = Instant::now() + self.options.transaction_timeout.max(self.config.request_timeout);
         let taken = loop {
             let left = end.saturating_duration_since(Instant::now());
             match producer.handle().init_transactions(left) {
-                // Unlike a commit, taking over may be repeated after a time-out: it only ever fences.
+                // Unlike a commit, `init_transactions` may be repeated after a timeout: it only fences.
                 Err(found) if found.retriable && !found.fatal && Instant::now() < end => {
                     std::thread::sleep(Duration::from_millis(1));
                 }
@@ -358,14 +370,14 @@ impl TransactionalProducer for KafkaTransactionalProducer {
                 Ok(())
             }
             Err(found) => {
-                let error = self.error("take the session over", &found);
-                self.spend();
+                let error = self.error("initialize the transactional producer", &found);
+                self.discard_producer();
                 Err(error)
             }
         }
     }
 
     fn transactional_id(&self) -> &str {
-        &self.session.transactional_id
+        &self.options.transactional_id
     }
 }

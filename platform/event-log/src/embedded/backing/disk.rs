@@ -1,7 +1,7 @@
-//! A directory, through fjall.
+//! Storage in a directory, with fjall.
 //!
-//! Guarantees: a batch is in the operating system's hands when `commit` returns, so that it survives kill -9 of the
-//! process; one process at a time has the directory. Never: an fsync on the path of a batch.
+//! A batch has been passed to the operating system when `commit` returns, so it survives `kill -9` of the process. It is not
+//! synced, so a crash of the host can lose it. One process at a time can open the directory.
 
 use super::{Backing, Space, Visit, Writes};
 use crate::{Error, Result};
@@ -10,10 +10,10 @@ use fjall::config::{FilterPolicy, PartitioningPolicy};
 use fjall::{CompressionType, Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable};
 use std::path::Path;
 
-/// Blocks are large, few and read in order.
+/// Blocks are large, few, and read in order.
 const RECORDS_MEMTABLE_BYTES: u64 = 24 * 1024 * 1024;
 const META_MEMTABLE_BYTES: u64 = 8 * 1024 * 1024;
-/// What the next start has to replay at most; the least that fjall takes.
+/// Upper limit of the journal that the next start replays: the minimum that fjall accepts.
 const JOURNAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// A fjall database with one keyspace for each space.
@@ -31,10 +31,10 @@ fn failed(attempted: &'static str) -> impl FnOnce(fjall::Error) -> Error {
 }
 
 impl DiskBacking {
-    /// Opens the directory, or makes it.
+    /// Opens or creates the directory.
     ///
     /// # Errors
-    /// [`Error::Refused`] when another process has it open.
+    /// [`Error::Refused`] if another process has opened it.
     pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self> {
         let opened = Database::builder(dir)
             .cache_size(cache_bytes)
@@ -46,17 +46,17 @@ impl DiskBacking {
             Err(fjall::Error::Locked) => {
                 return Err(Error::Refused {
                     attempted: format!("open the embedded log in {}", dir.display()),
-                    reason: "another process has it open; stop that one, or choose another directory".to_owned(),
+                    reason: "another process has opened it; stop that process or choose another directory".to_owned(),
                 });
             }
             Err(other) => return Err(failed("open the directory")(other)),
         };
-        // A keyspace that exists keeps the options that it was created with.
+        // An existing keyspace keeps the options that it was created with.
         //
-        // By default fjall keeps the index of a table in one block of up to a megabyte. The indexes of a log of many
-        // small batches exceed the block cache, and then each position to read from costs whole indexes: 115 kB per fetch
-        // from 4 GB of batches of 300 B, 12 kB with an index in partitions of about 4 kB. The first level is
-        // partitioned too, since its tables may move to lower levels as they are.
+        // By default fjall stores the index of a table in one block of up to a megabyte. In a log of many small batches the
+        // indexes exceed the block cache, and each lookup of a position reads a whole index: 115 kB per fetch from 4 GB of
+        // 300-byte batches, against 12 kB with partitioned indexes of about 4 kB. Tables of the first level are small; their
+        // indexes stay whole and pinned.
         let options = || {
             KeyspaceCreateOptions::default()
                 .filter_policy(FilterPolicy::disabled())
@@ -98,8 +98,8 @@ impl Backing for DiskBacking {
     }
 
     fn scan(&self, space: Space, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<()> {
-        // A keyspace's own iterator has no snapshot: it sees a batch that lands while it runs, item by item as fjall puts
-        // them into the memtable. It would miss blocks that are merged into one that it has already passed.
+        // Without a snapshot, fjall's iterator sees a concurrent batch item by item as it reaches the memtable. It would miss
+        // blocks that are merged into one that it has already passed.
         for guard in self.db.snapshot().range(self.space(space), from..to) {
             let (key, value) = guard.into_inner().map_err(failed("read a range"))?;
             if visit(&key, Bytes::from(value)).is_break() {
@@ -125,7 +125,7 @@ mod tests {
 
     const BLOCKS: u64 = 100_000;
 
-    /// Bytes that this thread has read from files, whether they were in the page cache or not.
+    /// Returns the bytes that this thread has read from files, including the page cache.
     fn bytes_read() -> u64 {
         let text = std::fs::read_to_string("/proc/thread-self/io").unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix("rchar:"));
@@ -133,10 +133,10 @@ mod tests {
     }
 
     #[test]
-    fn a_fetch_of_old_records_reads_no_whole_index() {
+    fn fetch_of_old_records_reads_no_whole_index() {
         const FETCHES: u64 = 200;
         let dir = tempfile::tempdir().unwrap();
-        // Less than the 200 kB of the table's index.
+        // Smaller than the table's index of 200 kB.
         let backing = DiskBacking::open(dir.path(), 64 * 1024).unwrap();
         let mut table = backing.records.start_ingestion().unwrap();
         for base in 0..BLOCKS {
@@ -157,7 +157,7 @@ mod tests {
             backing.scan(Space::Records, &from, &[u8::MAX; 8], &mut visit).unwrap();
             assert_eq!(first.as_deref(), Some(from.as_slice()));
         }
-        // Two positions, each a block of the index and one of data, of about 4 kB.
+        // Two lookups, each reading one index block and one data block of about 4 kB.
         let bytes = (bytes_read() - before) / FETCHES;
         assert!(bytes < 32 * 1024, "a fetch reads {bytes} bytes");
     }

@@ -1,8 +1,7 @@
-//! A store in memory that fails by chance, and of which a crash leaves a beginning only.
+//! In-memory storage with injected faults.
 //!
-//! Guarantees: the seed says which commits fail, and which of those are written all the same; a crash keeps the batches up
-//! to one of them, all of each, and none behind it, as a machine does that loses what it had not yet put on its disk.
-//! Never: a fault where none was asked for.
+//! A seed determines which commits fail and which of those are written anyway. A simulated host crash keeps a prefix of
+//! the batches, as a host does that loses what it had not yet written to disk.
 
 use super::{Backing, MemoryBacking, Space, Visit, Writes};
 use crate::{Error, Result};
@@ -10,7 +9,7 @@ use bytes::Bytes;
 use std::ops::ControlFlow;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// How often something goes wrong, in a thousand commits, and what chance has come to.
+/// Fault rate per thousand commits, and the state of the random generator.
 #[derive(Default)]
 struct Dice {
     state: u64,
@@ -20,22 +19,22 @@ struct Dice {
 #[derive(Default)]
 struct Inside {
     store: MemoryBacking,
-    /// Every batch that was written, in order.
+    /// All batches that were written, in order.
     history: Vec<Writes>,
     dice: Dice,
-    /// Reads that fail before the next one does not.
+    /// Number of reads that will fail.
     mute: u32,
     live: bool,
 }
 
-/// A store with faults.
+/// In-memory storage with faults.
 #[derive(Default)]
 pub(in crate::embedded) struct Faulty(Mutex<Inside>);
 
 fn failed(attempted: &'static str) -> Error {
     Error::Storage {
         attempted,
-        source: "the dice say so".into(),
+        source: "injected fault".into(),
     }
 }
 
@@ -44,20 +43,20 @@ impl Faulty {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on so many commits in a thousand fail; the seed says which.
+    /// Sets the number of commits per thousand that fail, and the seed.
     pub fn spoil(&self, seed: u64, wrong: u64) {
         self.inside().dice = Dice { state: seed | 1, wrong };
     }
 
-    /// Batches that were written so far.
+    /// Returns the number of batches written so far.
     pub fn written(&self) -> usize {
         self.inside().history.len()
     }
 
-    /// The next commit is written and fails, and so does the next read.
-    pub fn lose_the_next_answer(&self, and_reads: u32) {
+    /// The next commit is written and returns an error. The next reads fail too.
+    pub fn lose_next_result(&self, and_reads: u32) {
         let mut inside = self.inside();
-        // A rate over the whole says that the next one fails, and a state of the dice that it is written.
+        // A rate above all values makes the next commit fail; the generator's state makes it be written.
         inside.dice = Dice {
             state: 0,
             wrong: u64::MAX,
@@ -65,13 +64,13 @@ impl Faulty {
         inside.mute = and_reads;
     }
 
-    /// From now on scans break their contract as an iterator over an engine's memory table does that has no snapshot: they
-    /// see the part ahead of them of each batch that is committed while they run.
+    /// From now on scans violate their contract, like an iterator over a memtable without snapshot: they see those parts of
+    /// concurrent batches that are ahead of them.
     pub fn scan_live(&self) {
         self.inside().live = true;
     }
 
-    /// The first key in a range.
+    /// Returns the first key in a range.
     fn first(&self, space: Space, from: &[u8], to: &[u8]) -> Result<Option<(Vec<u8>, Bytes)>> {
         let mut first = None;
         self.inside().store.scan(space, from, to, &mut |key, value| {
@@ -81,13 +80,13 @@ impl Faulty {
         Ok(first)
     }
 
-    /// A crash of the machine: only so many batches are left.
+    /// Simulates a crash of the host that keeps this number of batches.
     pub fn crash(&self, kept: usize) {
         let mut inside = self.inside();
         inside.history.truncate(kept);
         inside.store = MemoryBacking::default();
         for writes in &inside.history {
-            inside.store.commit(writes).expect("memory takes everything");
+            inside.store.commit(writes).expect("memory never fails");
         }
     }
 }
@@ -140,7 +139,7 @@ impl Backing for Faulty {
             }
             return Ok(());
         }
-        // What is visited is taken out first: a visitor may read from the store, or write to it.
+        // Copy the entry first, because the visitor may access the store.
         let mut found = Vec::new();
         self.inside().store.scan(space, from, to, &mut |key, value| {
             found.push((key.to_vec(), value));

@@ -1,6 +1,4 @@
-//! Nothing on disk: for tests and simulations.
-//!
-//! Guarantees: those of [`Backing`], for as long as the value lives. Never: IO.
+//! Storage in memory, for tests and simulations.
 
 use super::{Backing, Space, Visit, Writes};
 use crate::Result;
@@ -11,7 +9,7 @@ use std::sync::{PoisonError, RwLock};
 
 type Map = BTreeMap<Vec<u8>, Bytes>;
 
-/// Two ordered maps.
+/// One ordered map for each space.
 #[derive(Default)]
 pub(in crate::embedded) struct MemoryBacking(RwLock<(Map, Map)>);
 

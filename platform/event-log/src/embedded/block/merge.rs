@@ -1,18 +1,18 @@
-//! Several blocks, one behind the other, as one.
+//! Merging of consecutive blocks.
 //!
-//! Guarantees: every record keeps its offset, its time, its key, value and headers, and the new block covers the offsets of
-//! the old ones. Commit markers are only covered: nobody asks for them once everything before them is decided. Never: a
-//! record of a transaction that was aborted or is open, which would be read as a committed one; that is for the caller.
+//! Records keep offset, timestamp, key, value and headers, and the merged block covers the offsets of all its parts. Commit
+//! markers are dropped: they are not needed once all transactions before them are decided. The caller must not add records
+//! of aborted or open transactions, because the merged block belongs to no transaction.
 
 use super::{Block, HEAD_BYTES, HORIZON_BYTES, Head, put_varint, zigzag};
 use crate::{Millis, Offset, Result};
 use bytes::Bytes;
 
-/// Blocks that become one.
+/// Collects the blocks to merge.
 pub(in crate::embedded) struct Merge {
     base: Offset,
     next: Offset,
-    /// Blocks so far, and what they count for in sizes.
+    /// Base offsets of the collected blocks, and their total size.
     pub blocks: Vec<Offset>,
     pub size: u64,
     bytes: Vec<u8>,
@@ -20,12 +20,12 @@ pub(in crate::embedded) struct Merge {
     log_append: Option<bool>,
     base_timestamp: Millis,
     max_timestamp: Millis,
-    /// Time of the last marker, for a block without a record.
+    /// Timestamp of the last control record, used if there is no record.
     marked: Millis,
 }
 
 impl Merge {
-    /// Begins with nothing, at an offset.
+    /// Starts at an offset, without any block.
     pub fn at(base: Offset) -> Merge {
         Merge {
             base,
@@ -41,14 +41,13 @@ impl Merge {
         }
     }
 
-    /// Whether a block may be added: its records are stamped as the others are, by the log or by who wrote them, and all
-    /// offsets together still fit a head.
+    /// Returns whether a block can be added: its timestamps have the same type, and the offsets fit into a head.
     pub fn takes(&self, block: &Block) -> bool {
         let is_alike = self.log_append.is_none_or(|known| known == block.head.log_append) || block.head.count == 0;
         is_alike && u32::try_from(block.next() - self.base).is_ok()
     }
 
-    /// Time of the first record.
+    /// Returns the timestamp of the first record.
     pub fn begins(&self) -> Option<Millis> {
         self.log_append.map(|_| self.base_timestamp)
     }
@@ -79,7 +78,7 @@ impl Merge {
         Ok(())
     }
 
-    /// The one block.
+    /// Completes the merged block.
     pub fn finish(mut self) -> Block {
         if self.count == 0 {
             (self.base_timestamp, self.max_timestamp) = (self.marked, self.marked);
@@ -89,7 +88,7 @@ impl Merge {
             log_append: self.log_append.unwrap_or_default(),
             transaction: 0,
             count: self.count,
-            span: u32::try_from(self.next - self.base).expect("it was looked at before a block was added"),
+            span: u32::try_from(self.next - self.base).expect("`takes` checked the span"),
             base_timestamp: self.base_timestamp,
             max_timestamp: self.max_timestamp,
             horizon: None,

@@ -1,25 +1,25 @@
-//! A block with fewer records, or with a horizon: what compaction puts in another's place.
+//! Rewriting of blocks by compaction: a block with fewer records or with a horizon.
 //!
-//! Guarantees: records that are kept are the same bytes, at the same offsets, with the same timestamps and headers; the
-//! new block covers the same offsets, and its head differs from the old one's. Never: a decision about what is kept.
+//! Kept records have the same bytes, offsets, timestamps and headers. The new block covers the same offsets, and its head
+//! differs from the old one.
 
 use super::{Block, HEAD_BYTES, HORIZON_BYTES, Head, Record, varint};
 use crate::{Millis, Offset, Result};
 use bytes::Bytes;
 
-/// A record as compaction sees it.
+/// A record as compaction reads it.
 pub(in crate::embedded) struct Item<'a> {
     pub offset: Offset,
     pub key: Option<&'a [u8]>,
-    /// It has no value.
+    /// Whether it has no value.
     pub tombstone: bool,
     pub(super) timestamp: Millis,
-    /// The whole record as it is stored.
+    /// The encoded record.
     raw: &'a [u8],
 }
 
 impl<'a> Item<'a> {
-    /// The record behind its offset and its time.
+    /// Returns the encoded record without offset and timestamp.
     pub(super) fn body(&self) -> Result<&'a [u8]> {
         let mut rest = self.raw;
         varint(&mut rest)?;
@@ -29,7 +29,7 @@ impl<'a> Item<'a> {
 }
 
 impl Block {
-    /// The records in offset order.
+    /// Iterates over the records in offset order.
     pub fn items(&self) -> impl Iterator<Item = Result<Item<'_>>> {
         let mut rest = self.records();
         std::iter::from_fn(move || {
@@ -51,7 +51,7 @@ impl Block {
         })
     }
 
-    /// The block with these of its records alone, and with this horizon.
+    /// Returns the block with these records and this horizon.
     pub fn rewritten(&self, kept: &[Item<'_>], horizon: Option<Millis>) -> Block {
         let newest = kept.iter().map(|item| item.timestamp).max();
         let head = Head {

@@ -5,6 +5,14 @@
 use super::*;
 use crate::{Error, TopicPartition};
 
+fn sink(batch: &mut RecordBatch, partition: u16, max_bytes: usize) -> Sink<'_> {
+    Sink {
+        batch,
+        partition,
+        max_bytes,
+    }
+}
+
 fn sample() -> Block {
     let mut builder = Builder::new();
     builder.push(
@@ -40,14 +48,14 @@ fn read(block: &Block, from: Offset, max_bytes: usize) -> Result<Vec<Plain>> {
     while at < block.next() {
         let mut batch = RecordBatch::default();
         let partition = batch.intern(&TopicPartition::new("t", 0));
-        (at, place) = block.read(at, place, &mut batch, partition, max_bytes)?;
+        (at, place) = block.read(at, place, sink(&mut batch, partition, max_bytes))?;
         all.extend(plain(&batch));
     }
     Ok(all)
 }
 
 #[test]
-fn a_block_reads_back_whole_and_in_parts() {
+fn block_is_read_whole_and_in_parts() {
     let block = sample();
     let want = vec![
         (
@@ -79,7 +87,7 @@ fn append_time_replaces_every_timestamp() {
 }
 
 #[test]
-fn the_first_record_of_a_time_is_found() {
+fn first_record_at_timestamp_is_found() {
     let block = sample();
     assert_eq!(block.first_at(40, 901).expect("look"), Some(40));
     assert_eq!(block.first_at(41, 900).expect("look"), Some(41));
@@ -119,7 +127,7 @@ fn damaged_bytes_are_errors() {
 }
 
 #[test]
-fn a_rewritten_block_keeps_the_records_that_stay_as_they_were() {
+fn rewritten_block_keeps_records_unchanged() {
     let block = sample();
     let mut items: Vec<Item<'_>> = block.items().map(|item| item.expect("whole")).collect();
     assert_eq!(
@@ -152,23 +160,23 @@ fn a_rewritten_block_keeps_the_records_that_stay_as_they_were() {
 }
 
 #[test]
-fn a_place_in_a_block_that_was_rewritten_is_none() {
+fn place_in_rewritten_block_is_ignored() {
     let block = sample();
     let mut batch = RecordBatch::default();
-    let (next, place) = block.read(40, None, &mut batch, 0, 1).expect("one");
+    let (next, place) = block.read(40, None, sink(&mut batch, 0, 1)).expect("one");
     assert!(next == 41 && place.is_some());
     let items: Vec<Item<'_>> = block.items().map(|item| item.expect("whole")).collect();
     for new in [block.rewritten(&items[1..], None), block.rewritten(&items, Some(1))] {
         let mut batch = RecordBatch::default();
         let partition = batch.intern(&TopicPartition::new("t", 0));
-        new.read(next, place, &mut batch, partition, usize::MAX)
+        new.read(next, place, sink(&mut batch, partition, usize::MAX))
             .expect("the rest");
         assert_eq!(batch.iter().map(|r| r.offset()).collect::<Vec<_>>(), [41, 42]);
     }
 }
 
 #[test]
-fn signed_deltas_survive() {
+fn negative_deltas_roundtrip() {
     for value in [0, 1, -1, i64::MAX, i64::MIN, 300, -300] {
         assert_eq!(unzigzag(zigzag(value)), value);
     }

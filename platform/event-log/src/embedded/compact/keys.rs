@@ -1,9 +1,8 @@
-//! The newest offset of each key of a range, in a bounded number of bytes whatever the keys' length.
+//! The newest offset of each key in a range, with constant memory per key.
 //!
-//! A key stands here as 128 bits: two SipHashes whose secrets are drawn anew for each map. Kafka keeps MD5 sums and
-//! has the same property: that two keys of one pass meet is possible, and for a million keys has a chance below 1 in
-//! 10^26. An entry costs 24 bytes, the table for 400,000 keys 13 MB.
-//! Guarantees: what was put last of a key is what is found. Never: a key's bytes.
+//! A key is represented by two 64-bit SipHashes with random secrets per map. Kafka uses MD5 in the same way; both can
+//! confuse two keys. For a million keys the probability is below 1 in 10^26. An entry costs 24 bytes, the table for
+//! 400,000 keys 13 MB.
 
 use crate::Offset;
 use std::collections::HashMap;
@@ -16,12 +15,12 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    /// Notes a record; they come in offset order.
+    /// Records a key. Must be called in offset order.
     pub fn put(&mut self, key: &[u8], offset: Offset) {
         self.newest.insert(self.hash(key), offset);
     }
 
-    /// The newest offset of a key, if it is in the range.
+    /// Returns the newest offset of a key, if it is in the range.
     pub fn newest(&self, key: &[u8]) -> Option<Offset> {
         self.newest.get(&self.hash(key)).copied()
     }
@@ -40,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_offset_of_a_key_is_found() {
+    fn newest_offset_of_key_is_found() {
         let mut keys = Keys::default();
         keys.put(b"a", 1);
         keys.put(b"", 2);

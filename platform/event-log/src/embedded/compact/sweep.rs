@@ -1,17 +1,17 @@
-//! What becomes of each block, in offset order.
+//! Decides for each block, in offset order, what compaction does with it. Pure: no IO, no clock.
 //!
-//! Guarantees: a record goes only when a newer one of its key is below the pass's end, when its transaction was
-//! aborted, when it is a tombstone whose time is over, or when it has no key; a marker only when nothing of its
-//! transaction is left and its time is over. Never: IO, a clock.
+//! A record is removed if a newer record of its key is below the end of the pass, if its transaction was aborted, if it is
+//! an expired tombstone, or if it has no key. A control record is removed if it has expired and no record of its
+//! transaction is left.
 
 use super::super::block::{Block, Item};
 use super::keys::Keys;
 use crate::{Millis, Offset, Result};
 use std::collections::{BTreeMap, HashSet};
 
-/// What becomes of a block.
+/// What happens to a block.
 #[derive(Debug)]
-pub(super) enum Verdict {
+pub(super) enum Decision {
     Keep,
     Replace(Block),
     Remove,
@@ -21,12 +21,12 @@ pub(super) struct Sweep<'a> {
     keys: &'a Keys,
     aborted: &'a BTreeMap<u64, Offset>,
     pub now: Millis,
-    /// Until when tombstones and markers stay that this pass is the first to reach.
+    /// Expiry of tombstones and control records that this pass is the first to reach.
     horizon: Millis,
-    /// Transactions with records that are kept, of which the marker has not come: no more than were ever open at once, and
-    /// those of large blocks whose marker became a part of another block.
+    /// Transactions with kept records whose control record has not been visited. Bounded by the number of transactions
+    /// open at the same time, and by large blocks whose control record was merged into another block.
     alive: HashSet<u64>,
-    /// When the first tombstone or marker that is left may go.
+    /// Time when the first remaining tombstone or control record expires.
     pub due: Millis,
 }
 
@@ -42,15 +42,15 @@ impl<'a> Sweep<'a> {
         }
     }
 
-    /// Judges the next block.
-    pub fn judge(&mut self, block: &Block) -> Result<Verdict> {
+    /// Decides about the next block.
+    pub fn decide(&mut self, block: &Block) -> Result<Decision> {
         let transaction = block.head.transaction;
         if block.head.control.is_some() {
             let is_alive = self.alive.remove(&transaction);
-            return Ok(if is_alive { Verdict::Keep } else { self.marker(block) });
+            return Ok(if is_alive { Decision::Keep } else { self.marker(block) });
         }
         if self.aborted.contains_key(&transaction) {
-            return Ok(Verdict::Remove);
+            return Ok(Decision::Remove);
         }
         let is_over = self.is_over(block.head.horizon);
         let mut kept = Vec::new();
@@ -63,7 +63,7 @@ impl<'a> Sweep<'a> {
             }
         }
         if kept.is_empty() {
-            return Ok(Verdict::Remove);
+            return Ok(Decision::Remove);
         }
         if transaction != 0 {
             self.alive.insert(transaction);
@@ -72,8 +72,8 @@ impl<'a> Sweep<'a> {
         self.due = self.due.min(horizon.unwrap_or(Millis::MAX));
         let same = kept.len() == usize::try_from(block.head.count).unwrap_or(usize::MAX);
         Ok(match same && horizon == block.head.horizon {
-            true => Verdict::Keep,
-            false => Verdict::Replace(block.rewritten(&kept, horizon)),
+            true => Decision::Keep,
+            false => Decision::Replace(block.rewritten(&kept, horizon)),
         })
     }
 
@@ -86,15 +86,15 @@ impl<'a> Sweep<'a> {
         horizon.is_some_and(|horizon| horizon <= self.now)
     }
 
-    /// A marker of a transaction of which nothing is left.
-    fn marker(&mut self, block: &Block) -> Verdict {
+    /// Decides about the control record of a transaction without kept records.
+    fn marker(&mut self, block: &Block) -> Decision {
         if self.is_over(block.head.horizon) {
-            return Verdict::Remove;
+            return Decision::Remove;
         }
         self.due = self.due.min(block.head.horizon.unwrap_or(self.horizon));
         match block.head.horizon {
-            Some(_) => Verdict::Keep,
-            None => Verdict::Replace(block.rewritten(&[], Some(self.horizon))),
+            Some(_) => Decision::Keep,
+            None => Decision::Replace(block.rewritten(&[], Some(self.horizon))),
         }
     }
 }

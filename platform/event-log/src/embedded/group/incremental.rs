@@ -1,115 +1,122 @@
-//! The newer group protocol as a value: every member has a target, and moves towards it by what is free.
+//! The consumer protocol (KIP-848): each member has a target assignment and moves towards it step by step.
 //!
-//! When members come or go each one's target is dealt anew, by the same ranges as ever. A member that holds more than its
-//! target is told `Revoked` for the difference and gives that up at its next poll; one that lacks something of its
-//! target is told `Assigned` as soon as nobody else holds it. What is in both stays, without a word.
+//! A change of members computes all targets again, with the range assignor. A member that owns more than its target gets
+//! `Revoked` for the excess and gives it up with its next poll. A member that owns less gets `Assigned` as soon as no
+//! other member owns the partitions. Partitions in both are not affected.
 //!
-//! Guarantees: a partition is never held by two seats; a member that does not give up in time loses all that it has.
-//! Never: a partition taken from a member that was not told, while it polls.
+//! A partition never belongs to two members. A member that does not give up partitions in time loses all of its own; a
+//! member that polls loses none without having been notified.
 
-use super::{Group, MemberId, News, PATIENCE_MS, Replaced, Seat};
+use super::{Group, Member, MemberId, MemberReplaced, NextPoll, REVOCATION_TIMEOUT_MS};
 use crate::{Event, Millis, TopicPartition};
 
-impl Seat {
-    /// What it holds and should not.
-    fn surplus(&self) -> Vec<TopicPartition> {
-        let over = self.held.iter().filter(|at| !self.target.contains(at));
+impl Member {
+    /// Returns the partitions that it owns beyond its target.
+    fn excess(&self) -> Vec<TopicPartition> {
+        let over = self.owned.iter().filter(|at| !self.target.contains(at));
         over.cloned().collect()
     }
 
-    /// Its member is gone, so that nobody reads what it was giving up.
-    pub(super) fn let_go(&mut self) {
+    /// Gives up the excess of a static member that has left and reads nothing any more.
+    pub(super) fn release_excess(&mut self) {
         self.revoking.clear();
-        self.gives_up_until = None;
+        self.revocation_deadline = None;
         let target = &self.target;
-        self.held.retain(|at| target.contains(at));
+        self.owned.retain(|at| target.contains(at));
     }
 }
 
 impl Group {
-    /// Whether a live member has this instance name.
+    /// Returns whether an active member has this instance name.
     pub(super) fn is_taken(&self, instance: Option<&str>) -> bool {
-        let taken = |seat: &Seat| seat.left_at.is_none() && seat.instance.as_deref() == instance;
-        instance.is_some() && self.seats.values().any(taken)
+        let taken = |member: &Member| member.left_at.is_none() && member.instance.as_deref() == instance;
+        instance.is_some() && self.members.values().any(taken)
     }
 
-    /// Deals every member its target anew.
-    pub(super) fn aim(&mut self, now: Millis) {
+    /// Computes the targets of all members.
+    pub(super) fn update_targets(&mut self, now: Millis) {
         self.generation += 1;
         for (id, share) in self.shares() {
-            let Some(seat) = self.seats.get_mut(&id) else { continue };
-            seat.target = share;
-            if seat.left_at.is_some() {
-                seat.held.retain(|at| seat.target.contains(at));
+            let Some(member) = self.members.get_mut(&id) else {
+                continue;
+            };
+            member.target = share;
+            if member.left_at.is_some() {
+                member.owned.retain(|at| member.target.contains(at));
             }
-            let patience = now.saturating_add(seat.timeout_ms.max(PATIENCE_MS));
-            seat.gives_up_until = (!seat.surplus().is_empty()).then(|| seat.gives_up_until.unwrap_or(patience));
+            let deadline = now.saturating_add(member.timeout_ms.max(REVOCATION_TIMEOUT_MS));
+            member.revocation_deadline =
+                (!member.excess().is_empty()).then(|| member.revocation_deadline.unwrap_or(deadline));
         }
-        self.seats.values().for_each(|seat| seat.signal.wake());
+        self.members.values().for_each(|member| member.signal.wake());
     }
 
-    /// Takes everything from members that did not give up in time.
+    /// Takes all partitions from members that did not give up their excess in time.
     pub(super) fn tick_incremental(&mut self, now: Millis) {
-        let late = |seat: &&mut Seat| seat.gives_up_until.is_some_and(|until| until <= now);
+        let late = |member: &&mut Member| member.revocation_deadline.is_some_and(|until| until <= now);
         let mut lost = false;
-        for seat in self.seats.values_mut().filter(late) {
-            seat.gives_up_until = None;
-            seat.revoking.clear();
-            seat.started.clear();
-            seat.target.clear();
-            seat.news = News::Lost(std::mem::take(&mut seat.held));
+        for member in self.members.values_mut().filter(late) {
+            member.revocation_deadline = None;
+            member.revoking.clear();
+            member.started.clear();
+            member.target.clear();
+            member.next_poll = NextPoll::Lost(std::mem::take(&mut member.owned));
             lost = true;
         }
         if lost {
-            self.aim(now);
+            self.update_targets(now);
         }
     }
 
-    /// The next thing that a member is told, if anything.
-    pub(super) fn next_step(&mut self, id: MemberId, now: Millis) -> Result<Option<Event>, Replaced> {
-        let seat = self.seats.get_mut(&id).ok_or(Replaced)?;
-        if let News::Lost(lost) = std::mem::replace(&mut seat.news, News::Nothing) {
-            self.aim(now);
+    /// Returns the next event of a member.
+    pub(super) fn next_incremental_event(
+        &mut self,
+        id: MemberId,
+        now: Millis,
+    ) -> Result<Option<Event>, MemberReplaced> {
+        let member = self.members.get_mut(&id).ok_or(MemberReplaced)?;
+        if let NextPoll::Lost(lost) = std::mem::replace(&mut member.next_poll, NextPoll::Nothing) {
+            self.update_targets(now);
             return Ok(Some(Event::Lost(lost)));
         }
-        let on_dead_letter = std::mem::take(&mut seat.revoking);
-        if !on_dead_letter.is_empty() {
-            seat.held.retain(|at| !on_dead_letter.contains(at));
-            seat.started.retain(|at| !on_dead_letter.contains(at));
-            self.seats.values().for_each(|seat| seat.signal.wake());
+        let revoked = std::mem::take(&mut member.revoking);
+        if !revoked.is_empty() {
+            member.owned.retain(|at| !revoked.contains(at));
+            member.started.retain(|at| !revoked.contains(at));
+            self.members.values().for_each(|member| member.signal.wake());
         }
         let generation = self.generation;
-        let seat = self.seats.get_mut(&id).ok_or(Replaced)?;
-        seat.generation = generation;
-        let surplus = seat.surplus();
-        if !surplus.is_empty() {
-            seat.revoking.clone_from(&surplus);
-            return Ok(Some(Event::Revoked(surplus)));
+        let member = self.members.get_mut(&id).ok_or(MemberReplaced)?;
+        member.generation = generation;
+        let excess = member.excess();
+        if !excess.is_empty() {
+            member.revoking.clone_from(&excess);
+            return Ok(Some(Event::Revoked(excess)));
         }
-        seat.gives_up_until = None;
+        member.revocation_deadline = None;
         let free = self.free_for(id);
-        let seat = self.seats.get_mut(&id).ok_or(Replaced)?;
-        seat.held.extend(free.iter().cloned());
+        let member = self.members.get_mut(&id).ok_or(MemberReplaced)?;
+        member.owned.extend(free.iter().cloned());
         Ok((!free.is_empty()).then_some(Event::Assigned(free)))
     }
 
-    /// Whether [`Group::next_step`] would say or change something.
-    pub(super) fn has_step(&self, id: MemberId) -> bool {
-        self.seats.get(&id).is_none_or(|seat| {
-            matches!(seat.news, News::Lost(_))
-                || !seat.revoking.is_empty()
-                || !seat.surplus().is_empty()
+    /// Returns whether [`Group::next_incremental_event`] would return or change something.
+    pub(super) fn has_incremental_event(&self, id: MemberId) -> bool {
+        self.members.get(&id).is_none_or(|member| {
+            matches!(member.next_poll, NextPoll::Lost(_))
+                || !member.revoking.is_empty()
+                || !member.excess().is_empty()
                 || !self.free_for(id).is_empty()
         })
     }
 
-    /// What a member should hold and nobody holds.
+    /// Returns the partitions of a member's target that no member owns.
     fn free_for(&self, id: MemberId) -> Vec<TopicPartition> {
-        let Some(seat) = self.seats.get(&id) else {
+        let Some(member) = self.members.get(&id) else {
             return Vec::new();
         };
-        let held = |at: &TopicPartition| self.seats.values().any(|seat| seat.held.contains(at));
-        seat.target.iter().filter(|at| !held(at)).cloned().collect()
+        let owned = |at: &TopicPartition| self.members.values().any(|member| member.owned.contains(at));
+        member.target.iter().filter(|at| !owned(at)).cloned().collect()
     }
 }
 

@@ -15,7 +15,7 @@ fn joining(id: MemberId, instance: Option<&str>, partitions: u32) -> Joining {
     }
 }
 
-fn seat(group: &mut Group, joining: Joining, now: Millis) {
+fn add_member(group: &mut Group, joining: Joining, now: Millis) {
     assert_eq!(group.join(joining, now), Ok(()));
 }
 
@@ -24,54 +24,57 @@ fn of(partitions: impl IntoIterator<Item = i32>) -> Vec<TopicPartition> {
 }
 
 fn event(group: &mut Group, id: MemberId, now: Millis) -> Option<Event> {
-    group.event(id, now).expect("the member has a seat")
+    group.event(id, now).expect("the member is in the group")
 }
 
 #[test]
-fn one_member_gets_everything_at_its_first_poll() {
+fn single_member_gets_all_partitions() {
     let mut group = Group::new();
-    seat(&mut group, joining(1, None, 3), 0);
+    add_member(&mut group, joining(1, None, 3), 0);
     assert_eq!(
-        group.refuses(1, group.generation_of(1)).map(|refusal| refusal.reason),
-        Some("the member is of generation -1, the group of 1".into())
+        group
+            .check_commit(1, group.generation_of(1))
+            .err()
+            .map(|refusal| refusal.reason),
+        Some("the group metadata has generation -1, the current one is 1".into())
     );
     assert_eq!(event(&mut group, 1, 0), Some(Event::Assigned(of(0..3))));
     assert_eq!(event(&mut group, 1, 0), None);
     assert_eq!(
-        (group.state(), group.refuses(1, group.generation_of(1))),
+        (group.state(), group.check_commit(1, group.generation_of(1)).err()),
         ("Stable", None)
     );
 }
 
 #[test]
-fn a_second_member_takes_half_after_the_first_gave_up() {
+fn second_member_gets_half_after_revocation() {
     let mut group = Group::new();
-    seat(&mut group, joining(1, None, 3), 0);
+    add_member(&mut group, joining(1, None, 3), 0);
     event(&mut group, 1, 0);
     let before = group.generation_of(1);
-    seat(&mut group, joining(2, None, 3), 10);
+    add_member(&mut group, joining(2, None, 3), 10);
     assert_eq!(event(&mut group, 2, 10), None, "nothing is free yet");
     assert_eq!(event(&mut group, 1, 20), Some(Event::Revoked(of(0..3))));
-    assert_eq!(group.refuses(1, before), None, "a commit still fits");
+    assert_eq!(group.check_commit(1, before), Ok(()), "a commit still fits");
     assert_eq!(event(&mut group, 1, 30), Some(Event::Assigned(of(0..2))));
     assert_eq!(event(&mut group, 2, 30), Some(Event::Assigned(of(2..3))));
-    assert!(group.refuses(1, before).is_some(), "the old generation is over");
+    assert!(group.check_commit(1, before).is_err(), "the old generation is over");
     group.leave(2, 40);
     assert_eq!(event(&mut group, 1, 40), Some(Event::Revoked(of(0..2))));
     assert_eq!(event(&mut group, 1, 40), Some(Event::Assigned(of(0..3))));
 }
 
 #[test]
-fn a_silent_member_loses_its_partitions_and_may_come_back() {
+fn silent_member_loses_partitions() {
     let mut group = Group::new();
-    seat(&mut group, joining(1, None, 2), 0);
+    add_member(&mut group, joining(1, None, 2), 0);
     event(&mut group, 1, 0);
-    seat(&mut group, joining(2, None, 2), 100);
-    let late = 100 + PATIENCE_MS;
+    add_member(&mut group, joining(2, None, 2), 100);
+    let late = 100 + REVOCATION_TIMEOUT_MS;
     assert_eq!(group.deadline(), Some(late));
     assert_eq!(event(&mut group, 2, late - 1), None);
     assert_eq!(event(&mut group, 2, late), Some(Event::Assigned(of(0..2))));
-    assert!(group.refuses(1, 1).is_some());
+    assert!(group.check_commit(1, 1).is_err());
     assert_eq!(event(&mut group, 1, late), Some(Event::Lost(of(0..2))));
     assert_eq!(event(&mut group, 2, late), Some(Event::Revoked(of(0..2))));
     assert_eq!(event(&mut group, 2, late), Some(Event::Assigned(of(1..2))));
@@ -79,15 +82,15 @@ fn a_silent_member_loses_its_partitions_and_may_come_back() {
 }
 
 #[test]
-fn a_static_member_restarts_without_a_rebalance() {
+fn static_member_restarts_without_rebalance() {
     let mut group = Group::new();
-    seat(&mut group, joining(1, Some("a"), 2), 0);
-    seat(&mut group, joining(2, Some("b"), 2), 0);
+    add_member(&mut group, joining(1, Some("a"), 2), 0);
+    add_member(&mut group, joining(2, Some("b"), 2), 0);
     assert_eq!(event(&mut group, 1, 0), Some(Event::Assigned(of(0..1))));
     assert_eq!(event(&mut group, 2, 0), Some(Event::Assigned(of(1..2))));
     group.leave(1, 10);
-    assert_eq!(event(&mut group, 2, 20), None, "the seat is kept");
-    seat(&mut group, joining(3, Some("a"), 2), 500);
+    assert_eq!(event(&mut group, 2, 20), None, "the membership is kept");
+    add_member(&mut group, joining(3, Some("a"), 2), 500);
     assert_eq!(event(&mut group, 3, 500), Some(Event::Assigned(of(0..1))));
     assert_eq!(event(&mut group, 2, 500), None);
     group.leave(3, 600);
@@ -97,43 +100,43 @@ fn a_static_member_restarts_without_a_rebalance() {
 }
 
 #[test]
-fn the_same_instance_name_fences_the_one_before() {
+fn same_instance_name_fences_first_member() {
     let mut group = Group::new();
-    seat(&mut group, joining(1, Some("a"), 2), 0);
+    add_member(&mut group, joining(1, Some("a"), 2), 0);
     event(&mut group, 1, 0);
     let generation = group.generation_of(1);
-    seat(&mut group, joining(2, Some("a"), 2), 10);
-    assert_eq!(group.event(1, 10), Err(Replaced));
-    assert!(group.refuses(1, generation).is_some());
+    add_member(&mut group, joining(2, Some("a"), 2), 10);
+    assert_eq!(group.event(1, 10), Err(MemberReplaced));
+    assert!(group.check_commit(1, generation).is_err());
     assert_eq!(event(&mut group, 2, 10), Some(Event::Assigned(of(0..2))));
-    assert_eq!(group.refuses(2, group.generation_of(2)), None);
+    assert_eq!(group.check_commit(2, group.generation_of(2)), Ok(()));
 }
 
 #[test]
-fn ranges_are_contiguous_and_the_first_get_one_more() {
+fn ranges_are_contiguous() {
     assert_eq!(range(&[7, 8], 5), [(7, 0), (7, 1), (7, 2), (8, 3), (8, 4)]);
     assert_eq!(range(&[7, 8, 9], 2), [(7, 0), (8, 1)]);
     assert_eq!(range(&[], 2), []);
 }
 
 #[test]
-fn whatever_members_do_no_partition_has_two_holders() {
+fn no_partition_has_two_owners() {
     play(false);
 }
 
 #[test]
-fn whatever_members_of_the_newer_protocol_do_no_partition_has_two_holders() {
+fn no_partition_has_two_owners_incremental() {
     play(true);
 }
 
 /// Lets a member poll, and notes what it may read then.
 fn hear(group: &mut Group, id: MemberId, now: Millis, reads: &mut BTreeMap<MemberId, Vec<TopicPartition>>) {
     match group.event(id, now) {
-        Ok(Some(Event::Assigned(held))) => reads.entry(id).or_default().extend(held),
+        Ok(Some(Event::Assigned(owned))) => reads.entry(id).or_default().extend(owned),
         Ok(Some(Event::Revoked(gone) | Event::Lost(gone))) => {
             reads.entry(id).or_default().retain(|at| !gone.contains(at));
         }
-        Err(Replaced) => drop(reads.remove(&id)),
+        Err(MemberReplaced) => drop(reads.remove(&id)),
         Ok(_) => {}
     }
 }
@@ -154,7 +157,7 @@ fn play(incremental: bool) {
     // What each member may read, as its own events told it.
     let mut reads: BTreeMap<MemberId, Vec<TopicPartition>> = BTreeMap::new();
     for _ in 0..20_000 {
-        // Mostly short steps; now and then one that ends rebalances and kept seats.
+        // Mostly short steps; now and then one that ends rebalances and kept members.
         let step = if next(10) == 0 { 200_000 } else { 300 };
         now += Millis::try_from(next(step)).expect("small");
         match next(20) {
@@ -167,7 +170,7 @@ fn play(incremental: bool) {
                 };
                 match group.join(joining, now) {
                     Ok(()) => ids.push(last),
-                    Err(turned) => assert!(incremental && turned == Turned::Occupied, "{turned:?}"),
+                    Err(turned) => assert!(incremental && turned == JoinError::Occupied, "{turned:?}"),
                 }
             }
             1 if !ids.is_empty() => {
@@ -185,8 +188,8 @@ fn play(incremental: bool) {
         }
         let valid = reads
             .iter()
-            .filter(|(id, _)| group.refuses(**id, group.generation_of(**id)).is_none());
-        let mut all: Vec<&TopicPartition> = valid.flat_map(|(_, held)| held).collect();
+            .filter(|(id, _)| group.check_commit(**id, group.generation_of(**id)).is_ok());
+        let mut all: Vec<&TopicPartition> = valid.flat_map(|(_, owned)| owned).collect();
         let count = all.len();
         all.sort();
         all.dedup();
@@ -198,13 +201,13 @@ fn play(incremental: bool) {
             hear(&mut group, *id, now, &mut reads);
         }
         let read: usize = ids.iter().filter_map(|id| reads.get(id)).map(Vec::len).sum();
-        let away = group.seats.values().filter(|seat| seat.left_at.is_some());
-        let kept: usize = away.map(|seat| seat.target.len()).sum();
+        let away = group.members.values().filter(|member| member.left_at.is_some());
+        let kept: usize = away.map(|member| member.target.len()).sum();
         assert!(ids.is_empty() || read + kept == 7, "{read} read, {kept} kept");
     }
     while let Some(id) = ids.pop() {
         group.leave(id, now);
     }
     group.tick(now + 1_001);
-    assert!(group.is_gone());
+    assert!(group.is_unused());
 }

@@ -103,7 +103,7 @@ impl Hand {
 }
 
 #[test]
-fn the_newest_of_each_key_stays_at_its_offset_with_its_time_and_headers() {
+fn newest_of_each_key_is_kept_unchanged() {
     let mut hand = Hand::new();
     let at = hand.compacted(&[]);
     hand.put(&at, &["a=1", "b=1", "c=1", "b=2"]);
@@ -137,7 +137,7 @@ fn the_newest_of_each_key_stays_at_its_offset_with_its_time_and_headers() {
 }
 
 #[test]
-fn young_records_are_neither_cleaned_nor_shadow_older_ones() {
+fn young_records_supersede_nothing() {
     let hand = Hand::new();
     let at = hand.compacted(&[("min.compaction.lag.ms", "50")]);
     hand.put(&at, &["a=1"]);
@@ -163,7 +163,7 @@ fn young_records_are_neither_cleaned_nor_shadow_older_ones() {
 }
 
 #[test]
-fn a_tombstone_stays_its_time_from_the_first_cleaning_that_reached_it() {
+fn tombstone_expires_after_first_cleaning() {
     let mut hand = Hand::new();
     let at = hand.compacted(&[]);
     hand.put(&at, &["a=1", "b=1"]);
@@ -198,7 +198,7 @@ fn a_tombstone_stays_its_time_from_the_first_cleaning_that_reached_it() {
 }
 
 #[test]
-fn an_open_transaction_holds_the_cleaner_back() {
+fn open_transaction_blocks_compaction() {
     let hand = Hand::new();
     let at = hand.compacted(&[]);
     hand.put(&at, &["a=1"]);
@@ -218,7 +218,7 @@ fn an_open_transaction_holds_the_cleaner_back() {
 }
 
 #[test]
-fn aborted_records_go_and_shadow_nothing_and_markers_follow_in_time() {
+fn aborted_records_and_markers_are_removed() {
     let mut hand = Hand::new();
     let at = hand.compacted(&[]);
     hand.put(&at, &["a=1"]);
@@ -245,7 +245,7 @@ fn aborted_records_go_and_shadow_nothing_and_markers_follow_in_time() {
 }
 
 #[test]
-fn the_end_survives_when_nothing_else_does() {
+fn log_end_survives_removal_of_all_records() {
     let mut hand = Hand::new();
     let at = hand.compacted(&[]);
     hand.put(&at, &["a=1"]);
@@ -276,7 +276,7 @@ fn the_end_survives_when_nothing_else_does() {
 }
 
 #[test]
-fn readers_and_members_in_the_middle_of_a_block_go_on() {
+fn readers_continue_in_rewritten_block() {
     for cache_bytes in [0, 1 << 20] {
         let mut hand = Hand::new();
         hand.log = opened_with(&hand.store, &hand.time, |config| config.cache_bytes = cache_bytes).expect("open");
@@ -312,7 +312,7 @@ fn readers_and_members_in_the_middle_of_a_block_go_on() {
 }
 
 #[test]
-fn a_pass_waits_for_enough_dirt_or_for_the_greatest_lag() {
+fn pass_waits_for_dirty_ratio_or_max_lag() {
     let mut hand = Hand::new();
     let half = [("min.cleanable.dirty.ratio", "0.5"), ("max.compaction.lag.ms", "1000")];
     let at = hand.compacted(&half);
@@ -348,7 +348,7 @@ fn a_pass_waits_for_enough_dirt_or_for_the_greatest_lag() {
 }
 
 #[test]
-fn more_keys_than_memory_has_are_cleaned_in_pieces() {
+fn excess_keys_are_cleaned_in_pieces() {
     let mut hand = Hand::new();
     hand.log = opened_with(&hand.store, &hand.time, |config| config.cleaner_keys_max = 2).expect("open");
     let at = hand.compacted(&[]);
@@ -367,7 +367,7 @@ fn more_keys_than_memory_has_are_cleaned_in_pieces() {
 
 /// Wherever the store fails in a pass, what is committed stays, and the next pass finishes the work.
 #[test]
-fn a_pass_that_is_cut_short_anywhere_loses_nothing() {
+fn interrupted_pass_loses_nothing() {
     let large = "x".repeat(120_000);
     for commits in 0.. {
         let mut hand = Hand::new();
@@ -411,7 +411,7 @@ fn a_pass_that_is_cut_short_anywhere_loses_nothing() {
 }
 
 #[test]
-fn sizes_and_the_index_count_what_is_still_there() {
+fn sizes_and_index_match_stored_blocks() {
     let mut hand = Hand::new();
     let at = hand.topic_of(
         Cleanup::CompactDelete,
@@ -467,7 +467,7 @@ fn sizes_and_the_index_count_what_is_still_there() {
 }
 
 #[test]
-fn a_record_without_a_key_is_refused_and_goes_where_it_stood_before() {
+fn record_without_key_is_rejected_or_removed() {
     let hand = Hand::new();
     let at = hand.topic_of(Cleanup::Delete, &[("min.cleanable.dirty.ratio", "0")]);
     hand.append(&at, "no key").expect("append");

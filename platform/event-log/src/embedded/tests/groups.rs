@@ -16,7 +16,7 @@ fn clean(hand: &Hand) {
 }
 
 #[test]
-fn offsets_of_an_empty_group_go_after_seven_days_and_not_before() {
+fn offsets_of_empty_group_expire_after_7_days() {
     let mut hand = Hand::new();
     let at = hand.topic(&[("retention.ms", "-1")]);
     hand.append(&at, "a").expect("append");
@@ -42,7 +42,7 @@ fn offsets_of_an_empty_group_go_after_seven_days_and_not_before() {
 }
 
 #[test]
-fn a_member_that_came_in_between_begins_the_time_anew() {
+fn member_resets_idle_time() {
     let mut hand = Hand::new();
     let at = hand.topic(&[("retention.ms", "-1")]);
     hand.log.set_committed("g", &[(at.clone(), 3)]).expect("set");
@@ -61,7 +61,7 @@ fn a_member_that_came_in_between_begins_the_time_anew() {
 }
 
 #[test]
-fn the_time_of_offsets_that_are_set_from_outside_begins_there() {
+fn setting_offsets_starts_idle_time() {
     let mut hand = Hand::new();
     let at = hand.topic(&[("retention.ms", "-1")]);
     hand.log.set_committed("tool", &[(at.clone(), 1)]).expect("set");
@@ -78,7 +78,7 @@ fn the_time_of_offsets_that_are_set_from_outside_begins_there() {
 }
 
 #[test]
-fn a_group_that_lost_its_topic_leaves_no_time_behind() {
+fn deleted_topic_removes_idle_time() {
     let mut hand = Hand::new();
     let at = hand.topic(&[("retention.ms", "-1")]);
     hand.log.set_committed("g", &[(at.clone(), 3)]).expect("set");
@@ -101,7 +101,7 @@ fn a_group_that_lost_its_topic_leaves_no_time_behind() {
 }
 
 #[test]
-fn a_member_that_comes_while_the_time_is_noted_wins() {
+fn join_during_idle_write_keeps_offsets() {
     for outside in [false, true] {
         let mut hand = Hand::new();
         let at = hand.topic(&[("retention.ms", "-1")]);
@@ -136,7 +136,7 @@ fn a_member_that_comes_while_the_time_is_noted_wins() {
 }
 
 #[test]
-fn who_asks_while_offsets_go_waits() {
+fn committed_waits_for_expiry() {
     let mut hand = Hand::new();
     hand.log = opened_with(&hand.store, &hand.time, |config| {
         config.request_timeout = Duration::ZERO
@@ -158,7 +158,7 @@ fn who_asks_while_offsets_go_waits() {
 }
 
 #[test]
-fn a_store_that_fails_keeps_the_offsets_for_the_next_pass() {
+fn failed_expiry_is_retried_by_next_pass() {
     let hand = Hand::new();
     let at = hand.topic(&[("retention.ms", "-1")]);
     hand.log.set_committed("g", &[(at.clone(), 3)]).expect("set");
@@ -172,7 +172,7 @@ fn a_store_that_fails_keeps_the_offsets_for_the_next_pass() {
 }
 
 #[test]
-fn what_a_fenced_session_sent_is_not_committed_by_an_empty_commit() {
+fn fenced_send_fails_later_empty_commit() {
     let hand = Hand::new();
     let at = hand.topic(&[]);
     let (mut first, _second) = (hand.transactional_producer(5_000), hand.transactional_producer(5_000));
@@ -183,7 +183,7 @@ fn what_a_fenced_session_sent_is_not_committed_by_an_empty_commit() {
 }
 
 #[test]
-fn a_seat_that_is_kept_keeps_the_offsets_and_so_does_a_new_offset() {
+fn static_membership_and_new_offsets_defer_expiry() {
     let hand = Hand::new();
     let at = hand.topic(&[("retention.ms", "-1")]);
     let config = GroupConfig {
@@ -219,14 +219,14 @@ fn a_seat_that_is_kept_keeps_the_offsets_and_so_does_a_new_offset() {
 }
 
 #[test]
-fn what_the_store_wrote_counts_although_it_said_that_it_did_not() {
+fn written_batch_counts_despite_error() {
     let mut hand = Hand::new();
     let at = hand.topic(&[]);
     let (consumer, member) = hand.group_metadata("g");
     let mut session = hand.transactional_producer(5_000);
     session.begin().expect("begin");
     session.send(&batch(&at, "a")).expect("send");
-    hand.store.inner.lose_the_next_answer(0);
+    hand.store.inner.lose_next_result(0);
     let outcome = session.commit(Some((&member, &[(at.clone(), 1)])));
     assert!(matches!(outcome, Outcome::Committed(_)), "{outcome:?}");
     assert_eq!((hand.range(&at), committed(&hand, "g", &at)), ([0, 2, 2], Some(1)));
@@ -236,10 +236,10 @@ fn what_the_store_wrote_counts_although_it_said_that_it_did_not() {
 }
 
 #[test]
-fn a_store_that_says_nothing_is_not_written_to_any_more() {
+fn unknown_outcome_rejects_further_writes() {
     let mut hand = Hand::new();
     let at = hand.topic(&[]);
-    hand.store.inner.lose_the_next_answer(1);
+    hand.store.inner.lose_next_result(1);
     assert!(hand.append(&at, "a").is_err());
     let refused = hand.append(&at, "b").expect_err("nobody knows what is there");
     assert!(refused.to_string().contains("open the log again"), "{refused}");

@@ -104,7 +104,7 @@ pub(super) fn line(hand: &Hand, timestamps: TimestampPolicy, settings: &[(&str, 
 }
 
 #[test]
-fn many_small_commits_become_few_blocks_and_nobody_sees_a_difference() {
+fn small_blocks_are_merged_invisibly() {
     for timestamps in [TimestampPolicy::CreateTime, TimestampPolicy::LogAppendTime] {
         let mut hand = Hand::new();
         let at = line(&hand, timestamps, &[("retention.ms", "-1")]);
@@ -127,7 +127,7 @@ fn many_small_commits_become_few_blocks_and_nobody_sees_a_difference() {
 }
 
 #[test]
-fn a_reader_in_the_middle_goes_on_where_it_was() {
+fn reader_continues_in_merged_block() {
     let hand = Hand::new();
     let at = line(&hand, TimestampPolicy::CreateTime, &[("retention.ms", "-1")]);
     hand.many(&at);
@@ -146,7 +146,7 @@ fn a_reader_in_the_middle_goes_on_where_it_was() {
 }
 
 #[test]
-fn a_store_that_fails_in_the_middle_loses_nothing() {
+fn interrupted_merge_loses_nothing() {
     let mut hand = Hand::new();
     let at = line(&hand, TimestampPolicy::CreateTime, &[("retention.ms", "-1")]);
     hand.many(&at);
@@ -169,7 +169,7 @@ fn a_store_that_fails_in_the_middle_loses_nothing() {
 }
 
 #[test]
-fn what_is_removed_by_age_still_goes_in_small_parts() {
+fn merged_blocks_span_a_fraction_of_retention() {
     let hand = Hand::new();
     let at = line(&hand, TimestampPolicy::LogAppendTime, &[("retention.ms", "64000")]);
     hand.many(&at);
@@ -187,7 +187,7 @@ fn what_is_removed_by_age_still_goes_in_small_parts() {
 }
 
 #[test]
-fn a_reader_that_looks_while_blocks_become_one_passes_nothing_over() {
+fn reader_skips_nothing_during_merge() {
     let mut hand = Hand::new();
     hand.log = opened_with(&hand.store, &hand.time, |config| config.cache_bytes = 0).expect("open");
     let at = line(&hand, TimestampPolicy::CreateTime, &[("retention.ms", "-1")]);
@@ -209,7 +209,7 @@ fn a_reader_that_looks_while_blocks_become_one_passes_nothing_over() {
 }
 
 #[test]
-fn no_block_spans_an_entry_of_the_index_whose_block_is_gone() {
+fn no_merged_block_spans_an_index_entry() {
     let hand = Hand::new();
     let at = hand.topic_of(
         Cleanup::Compact,
@@ -256,7 +256,7 @@ fn no_block_spans_an_entry_of_the_index_whose_block_is_gone() {
 }
 
 #[test]
-fn what_was_merged_while_it_was_not_compacted_is_compacted_whole() {
+fn merged_blocks_are_compacted_later() {
     let hand = Hand::new();
     let at = hand.topic_of(
         Cleanup::Compact,
@@ -299,7 +299,7 @@ fn what_was_merged_while_it_was_not_compacted_is_compacted_whole() {
 }
 
 #[test]
-fn what_is_open_is_left_alone() {
+fn open_transactions_are_not_merged() {
     let hand = Hand::new();
     let at = line(&hand, TimestampPolicy::CreateTime, &[("retention.ms", "-1")]);
     let config = TransactionalProducerConfig {

@@ -474,7 +474,7 @@ fn run(seed: u64, wrong: u64) {
 }
 
 #[test]
-fn random_runs_agree_with_the_model() {
+fn random_runs_match_model() {
     let fresh = RandomState::new().hash_one(1_u64);
     for seed in (1..=400).chain((0..100).map(|n| fresh.wrapping_add(n))) {
         run(seed, 0);
@@ -485,7 +485,7 @@ fn random_runs_agree_with_the_model() {
 const SEEDS: &str = "TRUNKLINE_TEST_LOG_SEEDS";
 
 #[test]
-fn random_runs_over_a_store_that_fails_agree_with_the_model() {
+fn random_runs_over_failing_store_match_model() {
     #[expect(clippy::disallowed_methods, reason = "a test is told its seeds from outside")]
     let told = std::env::var(SEEDS).ok();
     let told = told.map(|told| {
@@ -497,7 +497,7 @@ fn random_runs_over_a_store_that_fails_agree_with_the_model() {
         // Some runs fail rarely, some often.
         let done = std::panic::catch_unwind(|| run(seed, [5, 30, 150][usize::try_from(seed % 3).expect("small")]));
         if let Err(failed) = done {
-            eprintln!("run it alone: {SEEDS}={seed} cargo test --release -p trunkline-event-log store_that_fails");
+            eprintln!("run it alone: {SEEDS}={seed} cargo test --release -p trunkline-event-log over_failing_store");
             std::panic::resume_unwind(failed);
         }
     }

@@ -184,7 +184,7 @@ fn missing_block_is_an_error_after_the_records_before_it() {
 }
 
 #[test]
-fn gaps_of_an_interrupted_compaction_are_known_when_the_topic_is_no_longer_compacted() {
+fn gaps_of_interrupted_compaction_are_recognized() {
     let mut hand = Hand::new();
     let at = hand.topic_of(Cleanup::Compact, &[("min.cleanable.dirty.ratio", "0")]);
     for n in 0..5 {
@@ -349,7 +349,7 @@ impl Lag {
 }
 
 #[test]
-fn seeded_readers_skip_nothing_while_scans_see_half_of_what_the_cleaner_does() {
+fn random_readers_skip_nothing_in_live_scans() {
     let (mut merged, mut cuts) = (0, 0);
     for seed in 1..=150 {
         let (m, c) = Lag::new(seed).run();

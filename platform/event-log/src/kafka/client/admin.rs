@@ -1,9 +1,13 @@
-//! Administration: topics, their settings, offsets by time, groups.
+//! Admin requests: topics, their settings, offsets, groups and committed offsets.
 //!
-//! Guarantees: one request, one answer, on a queue of its own; answers are copied. Never: a retry; callers decide.
+//! Each request has its own queue, and its result is copied out of the response event. Nothing is retried here.
 
+use super::admin_results::{
+    Described, Group, TopicResult, array, group_results, member_description, resource_error, topic_description,
+    topic_results,
+};
 use super::list::{Entry, List, entries, entry};
-use super::{Code, Fault, Handle, Queue, c, millis, owned, text};
+use super::{ClientError, Code, Handle, Queue, c, millis, owned, text};
 use crate::{Isolation, Offset};
 use c::rd_kafka_admin_op_t as Api;
 use std::collections::BTreeMap;
@@ -19,58 +23,30 @@ pub struct NewTopic<'a> {
     pub name: &'a str,
     /// Partition count.
     pub partitions: i32,
-    /// Replicas; −1 is the broker's default.
+    /// Replication factor; −1 means the broker's default.
     pub replication: i32,
-    /// Settings by name.
+    /// Settings by their Kafka names.
     pub settings: BTreeMap<String, String>,
 }
 
-/// A topic as the brokers describe it.
-#[derive(Debug)]
-pub struct Described {
-    /// The id's two halves, most significant first.
-    pub id: (i64, i64),
-    /// Partition count.
-    pub partitions: usize,
-    /// Whether every partition has a leader.
-    pub led: bool,
-}
-
-/// A group as the brokers describe it.
-#[derive(Debug)]
-pub struct Group {
-    /// Group id.
-    pub name: String,
-    /// State, in Kafka's words.
-    pub state: String,
-    /// Client id, instance id (empty without one), assigned partitions.
-    pub members: Vec<(String, String, Vec<Entry>)>,
-}
-
-/// A topic's name and how its request went.
-pub type TopicResult = (String, Result<(), Fault>);
-
-/// Requests of one instance, each with a time limit.
+/// Sends admin requests through one client.
 #[derive(Debug)]
 pub struct Admin<'h> {
-    /// The instance that asks.
+    /// The client.
     pub handle: &'h Arc<Handle>,
-    /// How long each request may take; the library ends it then.
+    /// Request timeout, enforced by librdkafka.
     pub timeout: Duration,
-    /// How long an answer is waited for: longer than the request may take, except where the library must not end it.
-    pub patience: Duration,
+    /// How long to wait for the result. Longer than `timeout`, unless librdkafka must not time out the request: see
+    /// `coordinator.rs`.
+    pub wait: Duration,
 }
 
 impl<'h> Admin<'h> {
-    /// Requests that the library ends after this long.
+    /// Sends requests with this timeout.
     pub fn new(handle: &'h Arc<Handle>, timeout: Duration) -> Admin<'h> {
-        // The addition only guards against a library that does not answer.
-        let patience = timeout.saturating_add(Duration::from_secs(5));
-        Admin {
-            handle,
-            timeout,
-            patience,
-        }
+        // Never reached unless librdkafka fails to enforce its timeout.
+        let wait = timeout.saturating_add(Duration::from_secs(5));
+        Admin { handle, timeout, wait }
     }
 }
 
@@ -78,84 +54,84 @@ type Options = *mut c::rd_kafka_AdminOptions_t;
 type Answer = *mut c::rd_kafka_event_t;
 
 impl Admin<'_> {
-    /// Sends a request; its answer will stand in the queue.
+    /// Sends a request and returns the queue that will receive its result.
     ///
     /// # Safety
-    /// `send` hands options and queue to the one call that `api` names.
+    /// `send` passes options and queue to the librdkafka call that belongs to `api`.
     unsafe fn send(
         &self,
         api: Api,
-        send: impl FnOnce(*mut c::rd_kafka_t, Options, *mut c::rd_kafka_queue_t) -> Result<(), Fault>,
-    ) -> Result<Queue, Fault> {
+        send: impl FnOnce(*mut c::rd_kafka_t, Options, *mut c::rd_kafka_queue_t) -> Result<(), ClientError>,
+    ) -> Result<Queue, ClientError> {
         let queue = Queue::new(self.handle);
         let mut reason: [c_char; 256] = [0; 256];
-        // SAFETY: the instance lives; the options are ours, copied by the request, and freed after it.
+        // SAFETY: the client is alive. We own the options, which the request copies, and free them after it.
         unsafe {
             let options = c::rd_kafka_AdminOptions_new(self.handle.raw(), api);
             let limit = millis(self.timeout);
             let code = c::rd_kafka_AdminOptions_set_request_timeout(options, limit, reason.as_mut_ptr(), reason.len());
-            let sent = Fault::check(code).and_then(|()| send(self.handle.raw(), options, queue.raw.as_ptr()));
+            let sent = ClientError::check(code).and_then(|()| send(self.handle.raw(), options, queue.raw.as_ptr()));
             c::rd_kafka_AdminOptions_destroy(options);
             sent?;
         }
         Ok(queue)
     }
 
-    /// Sends a request and reads its answer.
+    /// Sends a request and reads its result.
     ///
     /// # Safety
-    /// As for `send`; `read` knows answers of that call, and copies what it needs.
+    /// As for `send`; `read` expects the result type of that call and copies what it returns.
     unsafe fn ask<T>(
         &self,
         api: Api,
-        send: impl FnOnce(*mut c::rd_kafka_t, Options, *mut c::rd_kafka_queue_t) -> Result<(), Fault>,
+        send: impl FnOnce(*mut c::rd_kafka_t, Options, *mut c::rd_kafka_queue_t) -> Result<(), ClientError>,
         read: impl FnOnce(Answer) -> T,
-    ) -> Result<T, Fault> {
+    ) -> Result<T, ClientError> {
         self.await_brokers()?;
-        // SAFETY: by the caller's promise.
+        // SAFETY: the caller fulfils the conditions of `send`.
         let queue = unsafe { self.send(api, send) }?;
-        let event = queue.poll(self.patience);
-        let event = event.ok_or_else(|| Fault::of(Code::RD_KAFKA_RESP_ERR__TIMED_OUT))?;
-        event.fault()?;
+        let event = queue.poll(self.wait);
+        let event = event.ok_or_else(|| ClientError::new(Code::RD_KAFKA_RESP_ERR__TIMED_OUT))?;
+        event.error()?;
         Ok(read(event.raw.as_ptr()))
     }
 
-    /// Waits until some broker answers, when none does now. A request that itself waits for its broker makes the
-    /// library connect anew without a pause as soon as a connection is refused, which costs a core (2.12.1, function
-    /// `rd_kafka_broker_get_async`: it asks for a connection at every change of state).
-    fn await_brokers(&self) -> Result<(), Fault> {
+    /// Waits for a broker if none answers now. A request that waits for its broker itself makes librdkafka reconnect
+    /// without pause after each refused connection, which uses a whole core (2.12.1: `rd_kafka_broker_get_async`
+    /// requests a connection at every state change).
+    fn await_brokers(&self) -> Result<(), ClientError> {
         if self.handle.reach().silence(Duration::ZERO).is_none() {
             return Ok(());
         }
-        self.meet()
+        self.await_any_broker()
     }
 
-    /// Waits until some broker has answered.
-    pub fn meet(&self) -> Result<(), Fault> {
+    /// Waits until a broker has answered a metadata request.
+    pub fn await_any_broker(&self) -> Result<(), ClientError> {
         self.metadata(false, |_| ())
     }
 
-    /// Asks some broker for the cluster's metadata, of all topics or only of those that are known here.
-    fn metadata<T>(&self, all_topics: bool, read: impl FnOnce(&c::rd_kafka_metadata) -> T) -> Result<T, Fault> {
+    /// Requests the cluster's metadata from any broker, for all topics or for those known to the client.
+    fn metadata<T>(&self, all_topics: bool, read: impl FnOnce(&c::rd_kafka_metadata) -> T) -> Result<T, ClientError> {
         let mut metadata = ptr::null();
-        // SAFETY: the instance lives; the metadata is ours when the call succeeds, and freed after it was read.
+        // SAFETY: the client is alive. On success we own the metadata and free it after reading it.
         unsafe {
-            let (rk, limit) = (self.handle.raw(), millis(self.timeout.min(self.patience)));
+            let (rk, limit) = (self.handle.raw(), millis(self.timeout.min(self.wait)));
             let code = c::rd_kafka_metadata(rk, all_topics.into(), ptr::null_mut(), &mut metadata, limit);
-            Fault::check(code)?;
+            ClientError::check(code)?;
             let found = read(&*metadata);
             c::rd_kafka_metadata_destroy(metadata);
             Ok(found)
         }
     }
 
-    /// Creates topics; how it went with each, by name.
-    pub fn create(&self, topics: &[NewTopic<'_>]) -> Result<Vec<TopicResult>, Fault> {
-        let mut made = Made(Vec::with_capacity(topics.len()));
+    /// Creates topics and returns the result for each.
+    pub fn create(&self, topics: &[NewTopic<'_>]) -> Result<Vec<TopicResult>, ClientError> {
+        let mut new_topics = NewTopics(Vec::with_capacity(topics.len()));
         for topic in topics {
             let mut reason: [c_char; 256] = [0; 256];
             let name = owned(topic.name);
-            // SAFETY: strings are copied; the object is ours until `made` frees it.
+            // SAFETY: librdkafka copies the strings. We own the object until `new_topics` frees it.
             unsafe {
                 let raw = c::rd_kafka_NewTopic_new(
                     name.as_ptr(),
@@ -164,12 +140,13 @@ impl Admin<'_> {
                     reason.as_mut_ptr(),
                     reason.len(),
                 );
-                let raw = NonNull::new(raw)
-                    .ok_or_else(|| Fault::of(Code::RD_KAFKA_RESP_ERR__INVALID_ARG).saying(text(reason.as_ptr())))?;
-                made.0.push(raw.as_ptr());
+                let raw = NonNull::new(raw).ok_or_else(|| {
+                    ClientError::new(Code::RD_KAFKA_RESP_ERR__INVALID_ARG).with_text(text(reason.as_ptr()))
+                })?;
+                new_topics.0.push(raw.as_ptr());
                 for (name, value) in &topic.settings {
                     let (name, value) = (owned(name), owned(value));
-                    Fault::check(c::rd_kafka_NewTopic_set_config(
+                    ClientError::check(c::rd_kafka_NewTopic_set_config(
                         raw.as_ptr(),
                         name.as_ptr(),
                         value.as_ptr(),
@@ -177,10 +154,10 @@ impl Admin<'_> {
                 }
             }
         }
-        // SAFETY: the array lives over the call, which copies it.
+        // SAFETY: the array outlives the call, which copies it; `topic_results` copies the result.
         unsafe {
             let send = |rk, options: Options, queue| {
-                c::rd_kafka_CreateTopics(rk, made.0.as_mut_ptr(), made.0.len(), options, queue);
+                c::rd_kafka_CreateTopics(rk, new_topics.0.as_mut_ptr(), new_topics.0.len(), options, queue);
                 Ok(())
             };
             self.ask(Api::RD_KAFKA_ADMIN_OP_CREATETOPICS, send, |answer| {
@@ -192,9 +169,9 @@ impl Admin<'_> {
     }
 
     /// Deletes a topic.
-    pub fn delete(&self, topic: &str) -> Result<(), Fault> {
+    pub fn delete(&self, topic: &str) -> Result<(), ClientError> {
         let name = owned(topic);
-        // SAFETY: the object is ours, copied by the request, and freed after it; the answer is copied.
+        // SAFETY: we own the object, which the request copies, and free it after the request; the result is copied.
         let results = unsafe {
             let mut raw = c::rd_kafka_DeleteTopic_new(name.as_ptr());
             let send = |rk, options: Options, queue| {
@@ -211,10 +188,10 @@ impl Admin<'_> {
         results.into_iter().try_for_each(|(_, result)| result)
     }
 
-    /// Describes a topic; an unknown one is a fault.
-    pub fn describe(&self, topic: &str) -> Result<Described, Fault> {
+    /// Describes a topic. Fails if it does not exist.
+    pub fn describe(&self, topic: &str) -> Result<Described, ClientError> {
         let name = owned(topic);
-        // SAFETY: the collection is ours, copied by the request, and freed after it; the answer is copied.
+        // SAFETY: we own the collection, which the request copies, and free it after the request; the result is copied.
         unsafe {
             let mut names = [name.as_ptr()];
             let collection = c::rd_kafka_TopicCollection_of_topic_names(names.as_mut_ptr(), names.len());
@@ -229,16 +206,16 @@ impl Admin<'_> {
                 let all = array(c::rd_kafka_DescribeTopics_result_topics(result, &mut count), count);
                 let first = all
                     .first()
-                    .ok_or_else(|| Fault::of(Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART))?;
-                described(*first)
+                    .ok_or_else(|| ClientError::new(Code::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART))?;
+                topic_description(*first)
             })?
         }
     }
 
-    /// A topic's settings, the brokers' defaults included.
-    pub fn settings(&self, topic: &str) -> Result<BTreeMap<String, String>, Fault> {
+    /// Returns the settings of a topic, including defaults.
+    pub fn settings(&self, topic: &str) -> Result<BTreeMap<String, String>, ClientError> {
         let name = owned(topic);
-        // SAFETY: the resource is ours, copied by the request, and freed after it; the answer is copied.
+        // SAFETY: we own the resource, which the request copies, and free it after the request; the result is copied.
         unsafe {
             let mut resource =
                 c::rd_kafka_ConfigResource_new(c::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC, name.as_ptr());
@@ -252,7 +229,7 @@ impl Admin<'_> {
                 let result = c::rd_kafka_event_DescribeConfigs_result(answer);
                 let all = array(c::rd_kafka_DescribeConfigs_result_resources(result, &mut count), count);
                 all.iter().try_fold(BTreeMap::new(), |mut found, resource| {
-                    resource_fault(*resource)?;
+                    resource_error(*resource)?;
                     let mut count = 0;
                     let settings = array(c::rd_kafka_ConfigResource_configs(*resource, &mut count), count);
                     for setting in settings {
@@ -267,16 +244,16 @@ impl Admin<'_> {
         }
     }
 
-    /// Sets settings of a topic; others keep their values.
-    pub fn alter(&self, topic: &str, settings: &[(String, String)]) -> Result<(), Fault> {
+    /// Changes settings of a topic. Others keep their values.
+    pub fn alter(&self, topic: &str, settings: &[(String, String)]) -> Result<(), ClientError> {
         let name = owned(topic);
-        // SAFETY: as in `settings`; the error objects are ours.
+        // SAFETY: as in `settings`; we own the error objects.
         unsafe {
             let mut resource =
                 c::rd_kafka_ConfigResource_new(c::rd_kafka_ResourceType_t::RD_KAFKA_RESOURCE_TOPIC, name.as_ptr());
             let filled = settings.iter().try_for_each(|(name, value)| {
                 let (name, value) = (owned(name), owned(value));
-                Fault::take(c::rd_kafka_ConfigResource_add_incremental_config(
+                ClientError::from_owned(c::rd_kafka_ConfigResource_add_incremental_config(
                     resource,
                     name.as_ptr(),
                     c::rd_kafka_AlterConfigOpType_t::RD_KAFKA_ALTER_CONFIG_OP_TYPE_SET,
@@ -297,45 +274,45 @@ impl Admin<'_> {
                     c::rd_kafka_IncrementalAlterConfigs_result_resources(result, &mut count),
                     count,
                 );
-                all.iter().try_for_each(|resource| resource_fault(*resource))
+                all.iter().try_for_each(|resource| resource_error(*resource))
             })?
         }
     }
 
-    /// Looks offsets up: each entry's offset is −2 for the start, −1 for the end, or a time in ms.
-    pub fn offsets(&self, wanted: &List, isolation: Isolation) -> Result<Vec<Entry>, Fault> {
+    /// Looks up offsets. Each entry's offset is −2 for the earliest, −1 for the log end, or a timestamp in ms.
+    pub fn offsets(&self, wanted: &List, isolation: Isolation) -> Result<Vec<Entry>, ClientError> {
         self.await_brokers()?;
-        let asked = self.ask_offsets(wanted, isolation)?;
+        let asked = self.request_offsets(wanted, isolation)?;
         asked
-            .answer(self.patience)
-            .unwrap_or_else(|| Err(Fault::of(Code::RD_KAFKA_RESP_ERR__TIMED_OUT)))
+            .answer(self.wait)
+            .unwrap_or_else(|| Err(ClientError::new(Code::RD_KAFKA_RESP_ERR__TIMED_OUT)))
     }
 
-    /// Asks as [`Admin::offsets`] does, without waiting; fails at once when no broker answers now.
-    pub fn ask_offsets(&self, wanted: &List, isolation: Isolation) -> Result<Asked, Fault> {
+    /// Sends the request of [`Admin::offsets`] without waiting. Fails immediately if no broker answers.
+    pub fn request_offsets(&self, wanted: &List, isolation: Isolation) -> Result<PendingOffsets, ClientError> {
         if self.handle.reach().silence(Duration::ZERO).is_some() {
-            return Err(Fault::of(Code::RD_KAFKA_RESP_ERR__TRANSPORT));
+            return Err(ClientError::new(Code::RD_KAFKA_RESP_ERR__TRANSPORT));
         }
         use c::rd_kafka_IsolationLevel_t as Level;
         let level = match isolation {
             Isolation::ReadCommitted => Level::RD_KAFKA_ISOLATION_LEVEL_READ_COMMITTED,
             Isolation::ReadUncommitted => Level::RD_KAFKA_ISOLATION_LEVEL_READ_UNCOMMITTED,
         };
-        // SAFETY: the list lives over the call, which copies it; the error object is ours.
+        // SAFETY: the list outlives the call, which copies it; we own the error object.
         let queue = unsafe {
             let send = |rk, options: Options, queue| {
-                Fault::take(c::rd_kafka_AdminOptions_set_isolation_level(options, level))?;
+                ClientError::from_owned(c::rd_kafka_AdminOptions_set_isolation_level(options, level))?;
                 c::rd_kafka_ListOffsets(rk, wanted.raw(), options, queue);
                 Ok(())
             };
             self.send(Api::RD_KAFKA_ADMIN_OP_LISTOFFSETS, send)?
         };
-        Ok(Asked { queue })
+        Ok(PendingOffsets { queue })
     }
 
-    /// The names of all groups.
-    pub fn groups(&self) -> Result<Vec<String>, Fault> {
-        // SAFETY: the answer is copied.
+    /// Lists the names of all groups.
+    pub fn groups(&self) -> Result<Vec<String>, ClientError> {
+        // SAFETY: the result is valid while `answer` is; names are copied.
         unsafe {
             let send = |rk, options: Options, queue| {
                 c::rd_kafka_ListConsumerGroups(rk, options, queue);
@@ -348,7 +325,7 @@ impl Admin<'_> {
                     c::rd_kafka_ListConsumerGroups_result_errors(result, &mut failed),
                     failed,
                 );
-                errors.iter().try_for_each(|error| Fault::look(*error))?;
+                errors.iter().try_for_each(|error| ClientError::from_borrowed(*error))?;
                 let all = array(c::rd_kafka_ListConsumerGroups_result_valid(result, &mut count), count);
                 Ok(all
                     .iter()
@@ -359,9 +336,9 @@ impl Admin<'_> {
     }
 
     /// Describes one group.
-    pub fn group(&self, name: &str) -> Result<Group, Fault> {
+    pub fn group(&self, name: &str) -> Result<Group, ClientError> {
         let c_name = owned(name);
-        // SAFETY: the array lives over the call, which copies it; the answer is copied.
+        // SAFETY: the array outlives the call, which copies it; the result is copied.
         unsafe {
             let mut names = [c_name.as_ptr()];
             let send = |rk, options: Options, queue| {
@@ -377,31 +354,31 @@ impl Admin<'_> {
                 );
                 let first = *all
                     .first()
-                    .ok_or_else(|| Fault::of(Code::RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND))?;
-                Fault::look(c::rd_kafka_ConsumerGroupDescription_error(first))?;
+                    .ok_or_else(|| ClientError::new(Code::RD_KAFKA_RESP_ERR_GROUP_ID_NOT_FOUND))?;
+                ClientError::from_borrowed(c::rd_kafka_ConsumerGroupDescription_error(first))?;
                 let state = c::rd_kafka_ConsumerGroupDescription_state(first);
                 let members = 0..c::rd_kafka_ConsumerGroupDescription_member_count(first);
                 Ok(Group {
                     name: name.to_owned(),
                     state: text(c::rd_kafka_consumer_group_state_name(state)),
                     members: members
-                        .map(|at| member(c::rd_kafka_ConsumerGroupDescription_member(first, at)))
+                        .map(|at| member_description(c::rd_kafka_ConsumerGroupDescription_member(first, at)))
                         .collect(),
                 })
             })?
         }
     }
 
-    /// A group's committed offsets, of these partitions or of all that it has. `stable` leaves partitions with a
-    /// pending transactional commit undecided, with a code that says so.
-    pub fn committed(&self, group: &str, of: Option<&List>, stable: bool) -> Result<Vec<Entry>, Fault> {
+    /// Returns committed offsets of a group, for these partitions or for all. With `stable` (KIP-447) a partition with
+    /// a pending transactional commit has the error code `UNSTABLE_OFFSET_COMMIT`.
+    pub fn committed(&self, group: &str, of: Option<&List>, stable: bool) -> Result<Vec<Entry>, ClientError> {
         let name = owned(group);
-        // SAFETY: the request object is ours, copied by the call, and freed after it; the answer is copied.
+        // SAFETY: we own the request object, which the call copies, and free it after the call; the result is copied.
         unsafe {
             let of = of.map_or(ptr::null_mut(), List::raw);
             let mut request = c::rd_kafka_ListConsumerGroupOffsets_new(name.as_ptr(), of);
             let send = |rk, options: Options, queue| {
-                let set = Fault::take(c::rd_kafka_AdminOptions_set_require_stable_offsets(
+                let set = ClientError::from_owned(c::rd_kafka_AdminOptions_set_require_stable_offsets(
                     options,
                     stable.into(),
                 ));
@@ -422,8 +399,8 @@ impl Admin<'_> {
         }
     }
 
-    /// Sets a group's offsets, as nobody's member.
-    pub fn set_committed(&self, group: &str, offsets: &List) -> Result<Vec<Entry>, Fault> {
+    /// Sets committed offsets of a group without being a member.
+    pub fn set_committed(&self, group: &str, offsets: &List) -> Result<Vec<Entry>, ClientError> {
         let name = owned(group);
         // SAFETY: as in `committed`.
         unsafe {
@@ -444,14 +421,14 @@ impl Admin<'_> {
         }
     }
 
-    /// The names of all topics.
-    pub fn topics(&self) -> Result<Vec<String>, Fault> {
+    /// Lists the names of all topics.
+    pub fn topics(&self) -> Result<Vec<String>, ClientError> {
         self.metadata(true, |metadata| {
             let count = usize::try_from(metadata.topic_cnt).unwrap_or(0);
             if count == 0 {
                 return Vec::new();
             }
-            // SAFETY: so many topics stand there, each with a name that ends with a zero, until they are freed.
+            // SAFETY: the metadata has `count` topics with null-terminated names until it is freed.
             unsafe {
                 let topics = std::slice::from_raw_parts(metadata.topics, count);
                 topics.iter().map(|topic| text(topic.topic)).collect()
@@ -460,20 +437,20 @@ impl Admin<'_> {
     }
 }
 
-/// A look-up of offsets that is under way.
+/// A lookup of offsets whose result is pending.
 #[derive(Debug)]
-pub struct Asked {
+pub struct PendingOffsets {
     queue: Queue,
 }
 
-impl Asked {
-    /// The answer, if it comes within this time.
-    pub fn answer(&self, limit: Duration) -> Option<Result<Vec<Entry>, Fault>> {
+impl PendingOffsets {
+    /// Returns the result if it arrives within this time.
+    pub fn answer(&self, limit: Duration) -> Option<Result<Vec<Entry>, ClientError>> {
         let event = self.queue.poll(limit)?;
-        if let Err(found) = event.fault() {
+        if let Err(found) = event.error() {
             return Some(Err(found));
         }
-        // SAFETY: the queue gets nothing but the answer to the one request; the answer is copied.
+        // SAFETY: the queue receives nothing but the result of this request; entries are copied.
         let mut entries: Vec<Entry> = unsafe {
             let mut count = 0;
             let result = c::rd_kafka_event_ListOffsets_result(event.raw.as_ptr());
@@ -481,8 +458,8 @@ impl Asked {
             let entry = |info: &*const _| entry(&*c::rd_kafka_ListOffsetsResultInfo_topic_partition(*info));
             all.iter().map(entry).collect()
         };
-        // A leader that did not answer leaves its partitions without an offset *and* without an error.
-        for entry in entries.iter_mut().filter(|entry| entry.offset == UNANSWERED) {
+        // If a leader did not answer, librdkafka leaves its partitions without an offset and without an error.
+        for entry in entries.iter_mut().filter(|entry| entry.offset == INVALID_OFFSET) {
             if entry.code == Code::RD_KAFKA_RESP_ERR_NO_ERROR {
                 entry.code = Code::RD_KAFKA_RESP_ERR_LEADER_NOT_AVAILABLE;
             }
@@ -491,105 +468,20 @@ impl Asked {
     }
 }
 
-/// What the library writes where no offset came back.
-const UNANSWERED: Offset = -1001;
+/// librdkafka's value for an offset that is not set (`RD_KAFKA_OFFSET_INVALID`).
+const INVALID_OFFSET: Offset = -1001;
 
-/// The library's marks for the start and the end of a partition.
+/// Special offset of librdkafka: the earliest offset of a partition.
 pub const START: Offset = -2;
-/// See [`START`].
+/// Special offset of librdkafka: the end of a partition.
 pub const END: Offset = -1;
 
-struct Made(Vec<*mut c::rd_kafka_NewTopic_t>);
+/// Topics to create, freed together.
+struct NewTopics(Vec<*mut c::rd_kafka_NewTopic_t>);
 
-impl Drop for Made {
+impl Drop for NewTopics {
     fn drop(&mut self) {
-        // SAFETY: every entry is ours, and freed once.
+        // SAFETY: we own each of the objects and free it once.
         unsafe { self.0.iter().for_each(|topic| c::rd_kafka_NewTopic_destroy(*topic)) };
-    }
-}
-
-/// # Safety
-/// `first` is null or points to `count` pointers that live as long as `'a`.
-unsafe fn array<'a, T>(first: *mut *const T, count: usize) -> &'a [*const T] {
-    // SAFETY: by the caller's promise.
-    if first.is_null() {
-        &[]
-    } else {
-        unsafe { std::slice::from_raw_parts(first, count) }
-    }
-}
-
-unsafe fn topic_results(first: *mut *const c::rd_kafka_topic_result_t, count: usize) -> Vec<TopicResult> {
-    // SAFETY: the answer lends `count` results.
-    unsafe { array(first, count) }
-        .iter()
-        .map(|result| {
-            // SAFETY: as above; strings are copied.
-            unsafe {
-                let code = c::rd_kafka_topic_result_error(*result);
-                let said = text(c::rd_kafka_topic_result_error_string(*result));
-                let went = Fault::check(code).map_err(|fault| fault.saying(said));
-                (text(c::rd_kafka_topic_result_name(*result)), went)
-            }
-        })
-        .collect()
-}
-
-unsafe fn group_results(first: *mut *const c::rd_kafka_group_result_t, count: usize) -> Result<Vec<Entry>, Fault> {
-    let mut found = Vec::new();
-    // SAFETY: the answer lends `count` results.
-    for result in unsafe { array(first, count) } {
-        // SAFETY: as above; entries are copied.
-        unsafe {
-            Fault::look(c::rd_kafka_group_result_error(*result))?;
-            found.extend(entries(c::rd_kafka_group_result_partitions(*result)));
-        }
-    }
-    Ok(found)
-}
-
-unsafe fn resource_fault(resource: *const c::rd_kafka_ConfigResource_t) -> Result<(), Fault> {
-    // SAFETY: the answer lends the resource; its text is copied.
-    unsafe {
-        let said = text(c::rd_kafka_ConfigResource_error_string(resource));
-        Fault::check(c::rd_kafka_ConfigResource_error(resource)).map_err(|fault| fault.saying(said))
-    }
-}
-
-unsafe fn described(topic: *const c::rd_kafka_TopicDescription_t) -> Result<Described, Fault> {
-    // SAFETY: the answer lends the description and what hangs on it; numbers are copied.
-    unsafe {
-        Fault::look(c::rd_kafka_TopicDescription_error(topic))?;
-        let id = c::rd_kafka_TopicDescription_topic_id(topic);
-        let mut count = 0;
-        let partitions = array(c::rd_kafka_TopicDescription_partitions(topic, &mut count), count);
-        Ok(Described {
-            id: (
-                c::rd_kafka_Uuid_most_significant_bits(id),
-                c::rd_kafka_Uuid_least_significant_bits(id),
-            ),
-            partitions: partitions.len(),
-            led: partitions
-                .iter()
-                .all(|p| !c::rd_kafka_TopicPartitionInfo_leader(*p).is_null()),
-        })
-    }
-}
-
-unsafe fn member(member: *const c::rd_kafka_MemberDescription_t) -> (String, String, Vec<Entry>) {
-    // SAFETY: the answer lends the member and its assignment; all is copied.
-    unsafe {
-        let assignment = c::rd_kafka_MemberDescription_assignment(member);
-        let partitions = if assignment.is_null() {
-            Vec::new()
-        } else {
-            entries(c::rd_kafka_MemberAssignment_partitions(assignment))
-        };
-        let client = text(c::rd_kafka_MemberDescription_client_id(member));
-        (
-            client,
-            text(c::rd_kafka_MemberDescription_group_instance_id(member)),
-            partitions,
-        )
     }
 }

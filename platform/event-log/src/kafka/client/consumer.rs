@@ -1,11 +1,12 @@
-//! Consuming: membership of a group, explicitly read partitions, and batches of messages.
+//! Consuming: group membership, explicitly assigned partitions, and batches of messages.
 //!
-//! Guarantees: a message is lent only while its inbox holds it; one thread reads an inbox (`&mut`), as the library
-//! demands of its batch calls. Never: an automatic commit.
+//! A [`Message`] borrows from the [`Inbox`] that owns it. librdkafka allows one thread at a time in its batch calls on a
+//! queue; `&mut Inbox` enforces that. Offsets are never committed automatically.
 
+use super::group_metadata::ClientGroupMetadata;
 use super::list::{Entry, List, entries};
 use super::producer::Topic;
-use super::{Code, Event, Fault, Handle, Queue, bytes, c, millis, owned, text};
+use super::{ClientError, Code, Event, Handle, Queue, bytes, c, millis, owned, text};
 use crate::{Header, Millis, Offset, TimestampType, TopicPartition};
 use std::collections::VecDeque;
 use std::marker::PhantomData;
@@ -14,23 +15,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 impl Handle {
-    /// Joins the group of the settings with these topics.
-    pub fn subscribe(&self, topics: &List) -> Result<(), Fault> {
-        // SAFETY: instance and list live; the list is copied.
-        Fault::check(unsafe { c::rd_kafka_subscribe(self.raw(), topics.raw()) })
+    /// Subscribes to topics and joins the group of the client's settings.
+    pub fn subscribe(&self, topics: &List) -> Result<(), ClientError> {
+        // SAFETY: `self` keeps the client alive, `topics` is a valid list; librdkafka copies it.
+        ClientError::check(unsafe { c::rd_kafka_subscribe(self.raw(), topics.raw()) })
     }
 
-    /// Gives the subscription up, and leaves the group once its partitions were given up: also as a static member, which
-    /// does not leave when it is closed (KIP-345).
-    pub fn unsubscribe(&self) -> Result<(), Fault> {
-        // SAFETY: the instance lives.
-        Fault::check(unsafe { c::rd_kafka_unsubscribe(self.raw()) })
+    /// Ends the subscription and leaves the group after its partitions were revoked. A static member leaves too, which
+    /// it does not do when it is closed (KIP-345).
+    pub fn unsubscribe(&self) -> Result<(), ClientError> {
+        // SAFETY: `self` keeps the client alive.
+        ClientError::check(unsafe { c::rd_kafka_unsubscribe(self.raw()) })
     }
 
-    /// Replaces the assignment; `None` gives everything up.
-    pub fn assign(&self, partitions: Option<&List>) -> Result<(), Fault> {
-        // SAFETY: instance and list live; the list is copied; null is allowed.
-        Fault::check(unsafe {
+    /// Replaces the assignment; `None` removes it.
+    pub fn assign(&self, partitions: Option<&List>) -> Result<(), ClientError> {
+        // SAFETY: client and list are valid; librdkafka copies the list and accepts null.
+        ClientError::check(unsafe {
             c::rd_kafka_assign(
                 self.raw(),
                 partitions.map_or(ptr::null(), |list| list.raw().cast_const()),
@@ -39,50 +40,51 @@ impl Handle {
     }
 
     /// Adds partitions to the assignment.
-    pub fn assign_more(&self, partitions: &List) -> Result<(), Fault> {
-        // SAFETY: instance and list live; the list is copied; the error object is ours.
+    pub fn incremental_assign(&self, partitions: &List) -> Result<(), ClientError> {
+        // SAFETY: client and list are valid; librdkafka copies the list and passes us the error object.
         unsafe {
-            Fault::take(c::rd_kafka_incremental_assign(
+            ClientError::from_owned(c::rd_kafka_incremental_assign(
                 self.raw(),
                 partitions.raw().cast_const(),
             ))
         }
     }
 
-    /// Takes partitions from the assignment.
-    pub fn unassign(&self, partitions: &List) -> Result<(), Fault> {
-        // SAFETY: as in `assign_more`.
+    /// Removes partitions from the assignment.
+    pub fn incremental_unassign(&self, partitions: &List) -> Result<(), ClientError> {
+        // SAFETY: as in `incremental_assign`.
         unsafe {
-            Fault::take(c::rd_kafka_incremental_unassign(
+            ClientError::from_owned(c::rd_kafka_incremental_unassign(
                 self.raw(),
                 partitions.raw().cast_const(),
             ))
         }
     }
 
-    /// Whether the partitions that are being revoked are another's already.
+    /// Returns whether the partitions that are being revoked already belong to another member.
     pub fn assignment_lost(&self) -> bool {
-        // SAFETY: the instance lives.
+        // SAFETY: `self` keeps the client alive.
         unsafe { c::rd_kafka_assignment_lost(self.raw()) != 0 }
     }
 
-    /// Stops fetching these partitions, and drops what was fetched; known ones only.
-    pub fn pause(&self, partitions: &List) -> Result<(), Fault> {
-        // SAFETY: instance and list live; the call writes codes into the list's entries.
-        Fault::check(unsafe { c::rd_kafka_pause_partitions(self.raw(), partitions.raw()) })
+    /// Stops fetching partitions and discards what was fetched. Waits for partitions that are being stopped.
+    pub fn pause(&self, partitions: &List) -> Result<(), ClientError> {
+        // SAFETY: client and list are valid; the call only writes error codes into the list's entries.
+        ClientError::check(unsafe { c::rd_kafka_pause_partitions(self.raw(), partitions.raw()) })
     }
 
-    /// Goes on fetching these partitions.
-    pub fn resume(&self, partitions: &List) -> Result<(), Fault> {
+    /// Resumes fetching partitions.
+    pub fn resume(&self, partitions: &List) -> Result<(), ClientError> {
         // SAFETY: as in `pause`.
-        Fault::check(unsafe { c::rd_kafka_resume_partitions(self.raw(), partitions.raw()) })
+        ClientError::check(unsafe { c::rd_kafka_resume_partitions(self.raw(), partitions.raw()) })
     }
 
-    /// Moves assigned partitions to the list's offsets, and drops what was fetched. How it went is in the list.
-    pub fn seek(&self, partitions: &List, timeout: Duration) -> Result<(), Fault> {
-        // SAFETY: instance and list live; the error object is ours.
+    /// Moves assigned partitions to the offsets of the list and discards what was fetched. The entries of the list
+    /// receive an error code each.
+    pub fn seek(&self, partitions: &List, timeout: Duration) -> Result<(), ClientError> {
+        // SAFETY: client and list are valid; we own the error object that is returned.
         unsafe {
-            Fault::take(c::rd_kafka_seek_partitions(
+            ClientError::from_owned(c::rd_kafka_seek_partitions(
                 self.raw(),
                 partitions.raw(),
                 millis(timeout),
@@ -90,46 +92,48 @@ impl Handle {
         }
     }
 
-    /// Asks a partition's leader where it begins and ends, and drops the answer: the question wakes the leader's connection.
-    pub fn ask_ends(&self, at: &TopicPartition, timeout: Duration) {
+    /// Queries the offsets of a partition from its leader and discards them. The only purpose of the request is to wake
+    /// up the connection to the leader.
+    pub fn query_watermarks(&self, at: &TopicPartition, timeout: Duration) {
         let (topic, mut low, mut high) = (owned(&at.topic), 0, 0);
-        // SAFETY: the instance lives; the name is copied, and the numbers outlive the call, which waits.
+        // SAFETY: the client is alive, the name is copied, and both numbers outlive the call, which is synchronous.
         unsafe {
             let rk = self.raw();
             c::rd_kafka_query_watermark_offsets(rk, topic.as_ptr(), at.partition, &mut low, &mut high, millis(timeout));
         }
     }
 
-    /// Commits offsets as this member of its group, and waits.
-    pub fn commit(&self, offsets: &List) -> Result<(), Fault> {
-        // SAFETY: instance and list live.
-        Fault::check(unsafe { c::rd_kafka_commit(self.raw(), offsets.raw(), 0) })
+    /// Commits offsets as this member of its group and waits for the result.
+    pub fn commit(&self, offsets: &List) -> Result<(), ClientError> {
+        // SAFETY: client and list are valid.
+        ClientError::check(unsafe { c::rd_kafka_commit(self.raw(), offsets.raw(), 0) })
     }
 
-    /// The membership as it is now; `None` without a group.
-    pub fn membership(&self) -> Option<Membership> {
-        // SAFETY: the instance lives; the object is ours.
-        NonNull::new(unsafe { c::rd_kafka_consumer_group_metadata(self.raw()) }).map(|raw| Membership { raw })
+    /// Returns the current group metadata; `None` if the client has no group.
+    pub fn group_metadata(&self) -> Option<ClientGroupMetadata> {
+        // SAFETY: the client is alive; we own the object that is returned.
+        unsafe { ClientGroupMetadata::from_owned(c::rd_kafka_consumer_group_metadata(self.raw())) }
     }
 
-    /// Whether leaving the group has ended.
+    /// Returns whether the member has left its group.
     pub fn left(&self) -> bool {
-        // SAFETY: the instance lives.
+        // SAFETY: `self` keeps the client alive.
         unsafe { c::rd_kafka_consumer_closed(self.raw()) != 0 }
     }
 }
 
 impl Queue {
-    /// Begins to leave the group: a last rebalance arrives here, until [`Handle::left`].
-    pub fn leave(&self) -> Result<(), Fault> {
-        // SAFETY: instance and queue live; the error object is ours.
-        unsafe { Fault::take(c::rd_kafka_consumer_close_queue(self.handle.raw(), self.raw.as_ptr())) }
+    /// Starts to leave the group. The final revocation arrives in this queue; wait for [`Handle::left`].
+    pub fn leave(&self) -> Result<(), ClientError> {
+        // SAFETY: client and queue are valid; we own the error object that is returned.
+        unsafe { ClientError::from_owned(c::rd_kafka_consumer_close_queue(self.handle.raw(), self.raw.as_ptr())) }
     }
 
-    /// Sends what a partition gets to this queue. Before the partition is assigned, or records go elsewhere.
-    pub fn gather(&self, at: &TopicPartition) {
+    /// Forwards the queue of a partition to this one. Must be called before the partition is assigned, or its records
+    /// go to the consumer queue.
+    pub fn forward_partition(&self, at: &TopicPartition) {
         let name = owned(&at.topic);
-        // SAFETY: the partition's queue is our reference, given back after it was forwarded; forwarding stays.
+        // SAFETY: `from` is a reference of ours, released after use; the forwarding outlives it.
         unsafe {
             let from = c::rd_kafka_queue_get_partition(self.handle.raw(), name.as_ptr(), at.partition);
             if !from.is_null() {
@@ -141,90 +145,60 @@ impl Queue {
 }
 
 impl Event<'_> {
-    /// The partitions of a rebalance.
+    /// Returns the partitions of a rebalance event.
     pub fn partitions(&self) -> Vec<Entry> {
-        // SAFETY: the event is ours and owns the list, which is copied.
+        // SAFETY: the event owns the list for as long as `self`; the entries are copied.
         unsafe { entries(c::rd_kafka_event_topic_partition_list(self.raw.as_ptr())) }
     }
 }
 
-/// Who a member of a group is, and in which generation.
-#[derive(Debug)]
-pub struct Membership {
-    raw: NonNull<c::rd_kafka_consumer_group_metadata_t>,
-}
-
-// SAFETY: the object is never changed after it was made.
-unsafe impl Send for Membership {}
-// SAFETY: as above.
-unsafe impl Sync for Membership {}
-
-impl Membership {
-    /// The generation.
-    pub fn generation(&self) -> i32 {
-        // SAFETY: the object is ours.
-        unsafe { c::rd_kafka_consumer_group_metadata_generation_id(self.raw.as_ptr()) }
-    }
-
-    pub(super) fn raw(&self) -> *const c::rd_kafka_consumer_group_metadata_t {
-        self.raw.as_ptr()
-    }
-}
-
-impl Drop for Membership {
-    fn drop(&mut self) {
-        // SAFETY: ours, and freed once.
-        unsafe { c::rd_kafka_consumer_group_metadata_destroy(self.raw.as_ptr()) };
-    }
-}
-
 impl Topic {
-    /// Starts to read a partition into a queue, from an offset or one of the library's marks.
-    pub fn read(&self, partition: i32, from: Offset, into: &Queue) -> Result<(), Fault> {
-        // SAFETY: topic and queue live, and belong to the same instance.
+    /// Starts to read a partition into a queue, from an offset or a special offset.
+    pub fn read(&self, partition: i32, from: Offset, into: &Queue) -> Result<(), ClientError> {
+        // SAFETY: topic and queue are valid and belong to the same client.
         let result = unsafe { c::rd_kafka_consume_start_queue(self.raw(), partition, from, into.raw.as_ptr()) };
         if result == 0 { Ok(()) } else { Err(last()) }
     }
 
-    /// Stops reading a partition; what of it stands in the queue is dropped when the queue is read.
-    pub fn stop(&self, partition: i32) -> Result<(), Fault> {
-        // SAFETY: the topic lives.
+    /// Stops reading a partition. librdkafka discards its remaining entries when the queue is polled.
+    pub fn stop(&self, partition: i32) -> Result<(), ClientError> {
+        // SAFETY: `self` keeps the topic alive.
         let result = unsafe { c::rd_kafka_consume_stop(self.raw(), partition) };
         if result == 0 { Ok(()) } else { Err(last()) }
     }
 }
 
-/// The error of this thread's last call of the older kind.
-fn last() -> Fault {
-    // SAFETY: reads a number of this thread.
-    Fault::of(unsafe { c::rd_kafka_last_error() })
+/// Returns the error of this thread's last call of librdkafka's older (simple consumer) API.
+fn last() -> ClientError {
+    // SAFETY: reads a thread-local number.
+    ClientError::new(unsafe { c::rd_kafka_last_error() })
 }
 
-/// What to do with a message that was shown.
+/// What [`Inbox::visit`] does with a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Then {
-    /// It is done with.
+pub enum Disposition {
+    /// Free it.
     Drop,
-    /// It stays where it is; go on with the next.
+    /// Keep it and continue with the next one.
     Keep,
-    /// It and all after it stay.
+    /// Keep it and all later ones.
     Stop,
 }
 
-/// Messages that were taken out of a queue and are still to be handed on.
+/// Messages that were taken from a queue and not yet returned to the application.
 #[derive(Debug)]
 pub struct Inbox {
-    /// Before `queue`: messages must go before their instance.
+    /// Declared before `queue`, so that messages are freed before their client.
     messages: VecDeque<NonNull<c::rd_kafka_message_t>>,
     pub(super) room: Vec<*mut c::rd_kafka_message_t>,
     pub(super) queue: Queue,
 }
 
-// SAFETY: messages are owned by the inbox alone, and may be read and freed on any thread.
+// SAFETY: the inbox is the only owner of its messages, which may be read and freed on any thread.
 unsafe impl Send for Inbox {}
 
 impl Inbox {
-    /// An empty inbox that takes up to `most` messages at a time.
+    /// Creates an inbox that takes up to `most` messages at a time.
     pub fn new(queue: Queue, most: usize) -> Inbox {
         Inbox {
             messages: VecDeque::with_capacity(most),
@@ -233,15 +207,15 @@ impl Inbox {
         }
     }
 
-    /// The queue that it reads.
+    /// Returns the queue that it reads.
     pub fn queue(&self) -> &Queue {
         &self.queue
     }
 
-    /// Takes what stands in the queue, without waiting, and says how many messages that was.
+    /// Takes available messages from the queue without waiting and returns their number.
     pub fn fill(&mut self) -> usize {
-        // SAFETY: the queue is ours, the room has the length given; the messages that come back are ours. `&mut`
-        // makes this the only batch call at work.
+        // SAFETY: the queue is valid and `room` has the length passed; we own the messages that are returned. `&mut self`
+        // guarantees that no other batch call runs on this queue.
         let taken = unsafe {
             c::rd_kafka_consume_batch_queue(self.queue.raw.as_ptr(), 0, self.room.as_mut_ptr(), self.room.len())
         };
@@ -251,19 +225,19 @@ impl Inbox {
         taken
     }
 
-    /// Shows the messages in order and does with each as it is told.
-    pub fn sort(&mut self, mut each: impl FnMut(Message<'_>) -> Then) {
+    /// Passes each message in order to `each` and handles it as that returns.
+    pub fn visit(&mut self, mut each: impl FnMut(Message<'_>) -> Disposition) {
         let mut kept = 0;
         while let Some(raw) = self.messages.get(kept).copied() {
             match each(Message {
                 raw,
                 inbox: PhantomData,
             }) {
-                Then::Stop => return,
-                Then::Keep => kept += 1,
-                Then::Drop => {
+                Disposition::Stop => return,
+                Disposition::Keep => kept += 1,
+                Disposition::Drop => {
                     self.messages.remove(kept);
-                    // SAFETY: ours, no longer listed, and no `Message` of it is left.
+                    // SAFETY: we own the message, it is no longer in the list, and no `Message` that refers to it is left.
                     unsafe { c::rd_kafka_message_destroy(raw.as_ptr()) };
                 }
             }
@@ -273,11 +247,11 @@ impl Inbox {
 
 impl Drop for Inbox {
     fn drop(&mut self) {
-        self.sort(|_| Then::Drop);
+        self.visit(|_| Disposition::Drop);
     }
 }
 
-/// One message, or an error or end mark of a partition.
+/// A message, or an error or end-of-partition event.
 #[derive(Debug, Clone, Copy)]
 pub struct Message<'i> {
     raw: NonNull<c::rd_kafka_message_t>,
@@ -286,18 +260,18 @@ pub struct Message<'i> {
 
 impl<'i> Message<'i> {
     fn get(&self) -> &'i c::rd_kafka_message_t {
-        // SAFETY: the inbox holds the message for `'i`, and nobody changes it.
+        // SAFETY: the inbox keeps the message unchanged for `'i`.
         unsafe { self.raw.as_ref() }
     }
 
-    /// Which topic object it is of; equal to [`Topic::address`] while one is held.
+    /// Returns the address of the message's topic object: [`Topic::address`] if that is open.
     pub fn topic_address(&self) -> usize {
         self.get().rkt.addr()
     }
 
-    /// The topic's name.
+    /// Returns the topic's name.
     pub fn topic(&self) -> String {
-        // SAFETY: the message keeps its topic alive; the name is copied.
+        // SAFETY: the message keeps its topic object alive; the name is copied.
         unsafe {
             if self.get().rkt.is_null() {
                 String::new()
@@ -307,45 +281,45 @@ impl<'i> Message<'i> {
         }
     }
 
-    /// The partition's number.
+    /// Returns the partition number.
     pub fn partition(&self) -> i32 {
         self.get().partition
     }
 
-    /// The offset; of an end mark, the partition's end.
+    /// Returns the offset. For an end-of-partition event, the end of the partition.
     pub fn offset(&self) -> Offset {
         self.get().offset
     }
 
-    /// No error, the end mark, or what is wrong with the partition.
+    /// Returns the error code: no error, end of partition, or an error of the partition.
     pub fn code(&self) -> Code {
         self.get().err
     }
 
-    /// What is wrong, in the library's words.
-    pub fn fault(&self) -> Fault {
-        // SAFETY: the message is lent; its text is copied.
-        Fault::of(self.code()).saying(text(unsafe { c::rd_kafka_message_errstr(self.raw.as_ptr()) }))
+    /// Returns the error with its text.
+    pub fn error(&self) -> ClientError {
+        // SAFETY: the message is valid for `'i`; its text is copied.
+        ClientError::new(self.code()).with_text(text(unsafe { c::rd_kafka_message_errstr(self.raw.as_ptr()) }))
     }
 
-    /// The key.
+    /// Returns the key.
     pub fn key(&self) -> Option<&'i [u8]> {
         let message = self.get();
         // SAFETY: the message owns `key_len` bytes at `key` for `'i`. An empty key is not null.
         (!message.key.is_null()).then(|| unsafe { bytes(message.key, message.key_len) })
     }
 
-    /// The value.
+    /// Returns the value.
     pub fn value(&self) -> Option<&'i [u8]> {
         let message = self.get();
         // SAFETY: the message owns `len` bytes at `payload` for `'i`. An empty value is not null.
         (!message.payload.is_null()).then(|| unsafe { bytes(message.payload, message.len) })
     }
 
-    /// The timestamp, and whose it is.
+    /// Returns the timestamp and its type.
     pub fn timestamp(&self) -> (Millis, TimestampType) {
         let mut kind = c::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
-        // SAFETY: the message is lent; `kind` is ours.
+        // SAFETY: the message is valid for `'i`; `kind` is a local variable.
         let millis = unsafe { c::rd_kafka_message_timestamp(self.raw.as_ptr(), &mut kind) };
         let append = kind == c::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_LOG_APPEND_TIME;
         (
@@ -358,10 +332,10 @@ impl<'i> Message<'i> {
         )
     }
 
-    /// The headers, in order.
+    /// Iterates over the headers in order.
     pub fn headers(&self) -> impl Iterator<Item = Header<'i>> + use<'i> {
         let mut raw = ptr::null_mut();
-        // SAFETY: the message is lent; it owns the headers that it lends.
+        // SAFETY: the message is valid for `'i` and owns the header list that it returns.
         let found = unsafe { c::rd_kafka_message_headers(self.raw.as_ptr(), &mut raw) };
         let raw = if found == Code::RD_KAFKA_RESP_ERR_NO_ERROR {
             raw
@@ -369,34 +343,34 @@ impl<'i> Message<'i> {
             ptr::null_mut()
         };
         (0..).map_while(move |at| {
-            // SAFETY: the message lends the headers for `'i`.
+            // SAFETY: the message keeps the header list alive for `'i`.
             unsafe { header(raw, at) }
         })
     }
 }
 
-/// The header at an index; `None` past the last.
+/// Returns the header at an index, or `None` past the last.
 ///
 /// # Safety
-/// `raw` is null, or headers that live as long as `'i`.
+/// `raw` is null or a header list that lives for `'i`.
 unsafe fn header<'i>(raw: *const c::rd_kafka_headers_t, at: usize) -> Option<Header<'i>> {
     if raw.is_null() {
         return None;
     }
     let (mut name, mut value, mut size) = (ptr::null(), ptr::null(), 0);
-    // SAFETY: the headers live, and the three places are ours.
+    // SAFETY: the header list is valid; the three out parameters are local variables.
     let found = unsafe { c::rd_kafka_header_get_all(raw, at, &mut name, &mut value, &mut size) };
     if found != Code::RD_KAFKA_RESP_ERR_NO_ERROR {
         return None;
     }
-    // SAFETY: name (ending with a null byte) and value belong to the headers.
+    // SAFETY: the header list owns the name, which is null-terminated, and `size` bytes of the value.
     unsafe {
         let name = std::ffi::CStr::from_ptr(name).to_str().unwrap_or("\u{fffd}");
         Some((name, (!value.is_null()).then(|| bytes(value, size))))
     }
 }
 
-/// A queue of one's own that a group's partitions are gathered in, or that a reader reads.
+/// Creates an inbox with a queue of its own, for the partitions of a group member or reader.
 pub fn inbox(handle: &Arc<Handle>, waker: &Arc<super::Waker>, most: usize) -> Inbox {
     let mut queue = Queue::new(handle);
     queue.wake_with(waker);

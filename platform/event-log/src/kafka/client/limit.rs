@@ -1,24 +1,22 @@
-//! The library's calls alone, for the measurement of what they cost.
-//!
-//! Guarantees: one call of the library a record each way. Never: used by the log.
+//! Copying messages with one librdkafka call per record and direction, for the baseline of [`crate::kafka::limit`].
 
 use super::consumer::Inbox;
 use super::producer::Topic;
-use super::{Code, Fault, c, millis};
+use super::{ClientError, Code, c, millis};
 use crate::Offset;
 use std::ptr;
 use std::time::Duration;
 
 impl Inbox {
-    /// Produces what stands in the queue, as it is and to partitions of the same numbers, and tells of each where it
-    /// was. Waits at most `timeout` for the first message.
+    /// Produces the messages of the queue unchanged, to partitions of the same numbers, and passes the partition and
+    /// offset of each to `read`. Waits up to `timeout` for the first message.
     pub fn forward(
         &mut self,
         to: &Topic,
         timeout: Duration,
         mut read: impl FnMut(i32, Offset),
-    ) -> Result<usize, Fault> {
-        // SAFETY: the queue is ours, the room has the length given; the messages that come back are ours.
+    ) -> Result<usize, ClientError> {
+        // SAFETY: the queue is valid and `room` has the length passed; we own the messages that are returned.
         let taken = unsafe {
             let (room, most) = (self.room.as_mut_ptr(), self.room.len());
             c::rd_kafka_consume_batch_queue(self.queue.raw.as_ptr(), millis(timeout), room, most)
@@ -26,8 +24,8 @@ impl Inbox {
         let taken = usize::try_from(taken).unwrap_or(0);
         let mut result = Ok(0);
         for raw in self.room.iter().take(taken).copied() {
-            // SAFETY: the message is ours until it is destroyed, once, at the end of this turn; the topic lives; key
-            // and value are copied by the flag.
+            // SAFETY: we own the message until it is destroyed, once, at the end of this iteration. The topic is valid, and
+            // the flag makes librdkafka copy key and value.
             unsafe {
                 let message = &*raw;
                 if message.err == Code::RD_KAFKA_RESP_ERR_NO_ERROR && result.is_ok() {
@@ -42,10 +40,10 @@ impl Inbox {
 }
 
 /// # Safety
-/// The message is valid, with its key and value.
-unsafe fn produce(to: &Topic, message: &c::rd_kafka_message_t) -> Result<(), Fault> {
+/// The message and the key and value that it points to are valid.
+unsafe fn produce(to: &Topic, message: &c::rd_kafka_message_t) -> Result<(), ClientError> {
     loop {
-        // SAFETY: by the caller's promise; the topic lives.
+        // SAFETY: the caller guarantees a valid message; `to` keeps the topic alive.
         let failed = unsafe {
             c::rd_kafka_produce(
                 to.raw(),
@@ -61,10 +59,10 @@ unsafe fn produce(to: &Topic, message: &c::rd_kafka_message_t) -> Result<(), Fau
         if failed == 0 {
             return Ok(());
         }
-        // SAFETY: reads this thread's last error.
+        // SAFETY: reads a thread-local number.
         let code = unsafe { c::rd_kafka_last_error() };
         if code != Code::RD_KAFKA_RESP_ERR__QUEUE_FULL {
-            return Err(Fault::of(code));
+            return Err(ClientError::new(code));
         }
         std::thread::sleep(Duration::from_millis(1));
     }

@@ -1,12 +1,10 @@
-//! Lists of partitions with offsets, as the library takes and gives them.
-//!
-//! Guarantees: freed once; names are copied. Never: an order of its own.
+//! librdkafka's partition lists, with an offset and an error code for each partition.
 
-use super::{Code, Fault, c, count, owned, text};
+use super::{ClientError, Code, c, count, owned, text};
 use crate::{Offset, TopicPartition};
 use std::ptr::NonNull;
 
-/// A list of partitions that this value owns.
+/// A partition list.
 #[derive(Debug)]
 pub struct List {
     raw: NonNull<c::rd_kafka_topic_partition_list_t>,
@@ -15,33 +13,33 @@ pub struct List {
 // SAFETY: the list is plain memory with one owner.
 unsafe impl Send for List {}
 
-/// One entry of a list.
+/// An entry of a list.
 #[derive(Debug, Clone)]
 pub struct Entry {
     /// The partition.
     pub at: TopicPartition,
-    /// An offset, or one of the library's negative marks.
+    /// An offset or one of librdkafka's negative special offsets.
     pub offset: Offset,
-    /// How it went with this partition.
+    /// Result of the call for this partition.
     pub code: Code,
 }
 
 impl List {
-    /// An empty list with room for `size` entries.
+    /// Creates an empty list with room for `size` entries.
     pub fn new(size: usize) -> List {
-        // SAFETY: returns a new list, which is ours.
+        // SAFETY: the call has no preconditions; we own the list that is returned.
         let raw = unsafe { c::rd_kafka_topic_partition_list_new(count(size)) };
         List {
             raw: NonNull::new(raw).expect("a new list is never null"),
         }
     }
 
-    /// A list of partitions, each with an offset.
+    /// Creates a list of partitions with offsets.
     pub fn of<'a>(entries: impl ExactSizeIterator<Item = (&'a TopicPartition, Offset)>) -> List {
         let list = List::new(entries.len());
         for (at, offset) in entries {
             let name = owned(&at.topic);
-            // SAFETY: the list is ours; the name is copied; the entry is written before the list can move it.
+            // SAFETY: the list is valid and copies the name. The entry is written before another `add` can reallocate it.
             unsafe {
                 let entry = c::rd_kafka_topic_partition_list_add(list.raw.as_ptr(), name.as_ptr(), at.partition);
                 (*entry).offset = offset;
@@ -50,12 +48,12 @@ impl List {
         list
     }
 
-    /// A list of topics to subscribe to.
+    /// Creates a list of topics for a subscription.
     pub fn of_topics<'a>(topics: impl ExactSizeIterator<Item = &'a str>) -> List {
         let list = List::new(topics.len());
         for topic in topics {
             let name = owned(topic);
-            // SAFETY: the list is ours; the name is copied. A subscription has no partition: −1.
+            // SAFETY: the list is valid and copies the name. A subscription uses partition −1 (unassigned).
             unsafe { c::rd_kafka_topic_partition_list_add(list.raw.as_ptr(), name.as_ptr(), -1) };
         }
         list
@@ -67,33 +65,33 @@ impl List {
 
     /// Copies the entries.
     pub fn entries(&self) -> Vec<Entry> {
-        // SAFETY: the list is ours and valid.
+        // SAFETY: `self` owns the list.
         unsafe { entries(self.raw.as_ptr()) }
     }
 
-    /// Fails with the first entry's error, if there is one.
-    pub fn check(&self) -> Result<(), (TopicPartition, Fault)> {
+    /// Returns the error of the first entry that has one.
+    pub fn check(&self) -> Result<(), (TopicPartition, ClientError)> {
         let failed = self
             .entries()
             .into_iter()
             .find(|e| e.code != Code::RD_KAFKA_RESP_ERR_NO_ERROR);
-        failed.map_or(Ok(()), |e| Err((e.at, Fault::of(e.code))))
+        failed.map_or(Ok(()), |e| Err((e.at, ClientError::new(e.code))))
     }
 }
 
 impl Drop for List {
     fn drop(&mut self) {
-        // SAFETY: ours, and freed once.
+        // SAFETY: `self` owns the list and frees it once.
         unsafe { c::rd_kafka_topic_partition_list_destroy(self.raw.as_ptr()) };
     }
 }
 
-/// Copies the entries of a list that somebody else owns; null is an empty one.
+/// Copies the entries of a list. Null is an empty list.
 ///
 /// # Safety
-/// `list` is null or valid.
+/// `list` is null or a valid list.
 pub unsafe fn entries(list: *const c::rd_kafka_topic_partition_list_t) -> Vec<Entry> {
-    // SAFETY: by the caller's promise; `elems` has `cnt` entries.
+    // SAFETY: the caller guarantees a valid list; `elems` points to `cnt` entries.
     let all = unsafe {
         match list.as_ref() {
             Some(list) if list.cnt > 0 => {
@@ -105,7 +103,7 @@ pub unsafe fn entries(list: *const c::rd_kafka_topic_partition_list_t) -> Vec<En
     all.iter().map(entry).collect()
 }
 
-/// Copies one entry.
+/// Copies an entry.
 pub fn entry(from: &c::rd_kafka_topic_partition_t) -> Entry {
     Entry {
         at: TopicPartition::new(text(from.topic), from.partition),

@@ -1,9 +1,9 @@
-//! Whether an instance's brokers answer, gathered from the library's own threads.
+//! Tracks whether the brokers of a client answer, from librdkafka's broker state and log callbacks.
 //!
-//! Guarantees: a broker counts as answering from the end of its handshake to its disconnection; the library's log goes
-//! to `tracing` with the library's own level. Never: a call back into the library from one of its own threads.
+//! A broker answers from the end of its handshake until it disconnects. The callbacks run on librdkafka's own threads
+//! and must not call back into the client. librdkafka's log lines go to `tracing` with their level.
 
-use super::{Code, c, text};
+use super::ffi::{Code, c, text};
 use crate::Error;
 use std::collections::BTreeMap;
 use std::ffi::{c_char, c_int, c_void};
@@ -11,13 +11,13 @@ use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long no broker answers before a caller is told.
+/// Time without an answering broker after which calls fail.
 const SILENCE: Duration = Duration::from_secs(3);
-/// How long an instance has no broker that answers before it is reminded of its bootstrap servers, at first and at most.
+/// Time without an answering broker after which the bootstrap servers are added again. Doubles up to the maximum.
 const REMIND_FIRST: Duration = Duration::from_secs(2);
 const REMIND_MAX: Duration = Duration::from_secs(60);
 
-/// The brokers of one instance.
+/// Connectivity of one client.
 #[derive(Debug, Default)]
 pub struct Reach {
     state: Mutex<State>,
@@ -25,19 +25,19 @@ pub struct Reach {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Whether each broker that was ever heard of answers now.
+    /// Brokers seen so far, and whether each of them answers.
     brokers: BTreeMap<Broker, bool>,
-    /// Since when none answers, and what was last said about it; from the first trouble on.
+    /// Since when no broker answers, and the last error; set by the first failure.
     silence: Option<(Instant, String)>,
-    /// When a connection was last lost or refused: an answer may have been lost with it.
+    /// When a connection was last lost or refused. An answer may have been lost with it.
     broken_at: Option<Instant>,
-    /// Since when none answers or the instance was last reminded, from the first sign of life on.
+    /// Start of the current wait for the next reminder; set when the first broker state is reported.
     quiet_since: Option<Instant>,
-    /// How often the instance was reminded since a broker last answered.
+    /// Reminders since a broker last answered.
     reminders: u32,
 }
 
-/// A broker's name: of one that the cluster named, its id; a bootstrap server has none, and may be the same machine.
+/// A broker is identified by its id. Bootstrap servers have none and may be the same machines.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Broker {
     Learned(i32),
@@ -51,7 +51,7 @@ impl State {
 }
 
 impl Reach {
-    /// Fails when no broker has answered for 3 s.
+    /// Fails if no broker has answered for 3 s.
     pub fn check(&self, attempted: &str) -> crate::Result<()> {
         self.silence(SILENCE).map_or(Ok(()), |reason| {
             let attempted = attempted.to_owned();
@@ -59,20 +59,20 @@ impl Reach {
         })
     }
 
-    /// What is wrong when no broker has answered for at least this long.
+    /// Returns the last error if no broker has answered for at least this long.
     pub fn silence(&self, at_least: Duration) -> Option<String> {
         let state = self.lock();
         let (since, said) = state.silence.as_ref()?;
         (since.elapsed() >= at_least).then(|| said.clone())
     }
 
-    /// Whether a connection was lost or refused in this time, so that an answer may not have been heard.
+    /// Returns whether a connection was lost or refused within this time, so that an answer may have been lost.
     pub fn broken_within(&self, time: Duration) -> bool {
         let at = self.lock().broken_at;
         at.is_some_and(|at| at.elapsed() <= time)
     }
 
-    /// Adds what was last said of the brokers to the library's bare words, such as `Local: Timed out`.
+    /// Appends the last connection error to a bare librdkafka text such as `Local: Timed out`.
     pub fn explain(&self, words: &str) -> String {
         match self.silence(Duration::ZERO) {
             Some(said) if !said.is_empty() && !words.contains(&said) => format!("{words}; {said}"),
@@ -84,12 +84,12 @@ impl Reach {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether no broker has answered for so long that the instance needs to be told of its bootstrap servers again:
-    /// after 2 s, and then ever more seldom.
+    /// Returns whether the bootstrap servers must be added to the client again, because no broker has answered for
+    /// 2 s. Further reminders follow after intervals that double up to 60 s.
     ///
-    /// An instance may have forgotten them. A broker that has just started, and knows of no other, answers with an
-    /// empty list of brokers: the library then drops all that it has, and has none left to ask again (librdkafka issue
-    /// 5301, open in 2.16). Or the brokers have come back under other addresses.
+    /// A client can lose all its brokers. A broker that has just started and knows no other one answers a metadata request
+    /// with an empty broker list; librdkafka then removes every broker and has none left to query (librdkafka issue
+    /// 5301, open in 2.16). The brokers may also have come back under other addresses.
     pub fn needs_reminder(&self, now: Instant) -> bool {
         let mut state = self.lock();
         let patience = REMIND_MAX.min(REMIND_FIRST * (1 << state.reminders.min(5)));
@@ -104,7 +104,7 @@ impl Reach {
 
     fn changed(&self, broker: Broker, up: bool, now: Instant) {
         let mut state = self.lock();
-        // A bootstrap server is let go as soon as the cluster has named its brokers: that is no loss.
+        // librdkafka drops bootstrap servers once the cluster has named its brokers. That is not a lost connection.
         let learned = matches!(broker, Broker::Learned(_));
         let lost = !up && learned && state.answers();
         if state.brokers.insert(broker, up) == Some(true) && !up && learned {
@@ -131,13 +131,13 @@ impl Reach {
     }
 }
 
-/// Makes an instance report to `reach`.
+/// Makes a client report its broker states and log lines to `reach`.
 ///
 /// # Safety
-/// `conf` is valid, and `reach` outlives every instance made from it.
+/// `conf` is valid, and `reach` outlives every client created from it.
 pub unsafe fn install(conf: *mut c::rd_kafka_conf_t, reach: &Arc<Reach>) {
     let opaque: *mut c_void = Arc::as_ptr(reach).cast_mut().cast();
-    // SAFETY: the name is static, the callbacks are static functions, and the opaque lives by the caller's promise.
+    // SAFETY: name and callbacks are static; the caller guarantees that the opaque pointer outlives the client.
     unsafe {
         c::rd_kafka_conf_set_opaque(conf, opaque);
         c::rd_kafka_conf_set_log_cb(conf, Some(on_log));
@@ -152,7 +152,7 @@ unsafe extern "C" fn on_new(
     _: *mut c_char,
     _: usize,
 ) -> Code {
-    // SAFETY: the library calls this while it makes the instance, with the opaque that `install` gave it.
+    // SAFETY: librdkafka calls this while it creates the client, with the opaque pointer that `install` passed.
     unsafe { c::rd_kafka_interceptor_add_on_broker_state_change(rk, c"reach".as_ptr(), Some(on_state), opaque) }
 }
 
@@ -165,9 +165,10 @@ unsafe extern "C" fn on_state(
     state: *const c_char,
     opaque: *mut c_void,
 ) -> Code {
-    // SAFETY: the opaque is the `Reach` that `install` was given, which outlives the instance.
+    // SAFETY: the opaque pointer is the `Reach` that `install` received, which outlives the client.
     let reach = unsafe { &*opaque.cast::<Reach>() };
-    // A coordinator's connection is beside its broker's, has no port of its own, and answers nobody else's questions.
+    // Coordinator connections have port 0. They exist beside the connection to the same broker and serve group requests
+    // only, so they say nothing about other requests.
     if port != 0 {
         let bootstrap = || Broker::Bootstrap(format!("{}:{port}", text(name)));
         let broker = if id < 0 { bootstrap() } else { Broker::Learned(id) };
@@ -178,16 +179,18 @@ unsafe extern "C" fn on_state(
 
 unsafe extern "C" fn on_log(rk: *const c::rd_kafka_t, level: c_int, facility: *const c_char, words: *const c_char) {
     let (facility, words) = (text(facility), text(words));
-    // A broker that is not there is said once by whoever needs it, not by every thread that tries to connect.
+    // Connection failures are reported by the call that needs the broker, not by every connection attempt.
     let connection = facility == "FAIL" || facility == "ERROR";
     match level {
-        0..=3 if !connection => tracing::error!(target: "log::kafka", facility, "{words}"),
-        0..=4 => tracing::warn!(target: "log::kafka", facility, "{words}"),
-        _ => tracing::debug!(target: "log::kafka", facility, "{words}"),
+        0..=3 if !connection => {
+            tracing::error!(target: "event_log::kafka", facility, text = words, "librdkafka log line")
+        }
+        0..=4 => tracing::warn!(target: "event_log::kafka", facility, text = words, "librdkafka log line"),
+        _ => tracing::debug!(target: "event_log::kafka", facility, text = words, "librdkafka log line"),
     }
     if connection && !rk.is_null() {
-        // SAFETY: the instance lives while it logs; the opaque is the `Reach` that `install` was given, or null while
-        // the instance is being made.
+        // SAFETY: the client is alive while it logs; its opaque pointer is the `Reach` that `install` received, or null
+        // while the client is being created.
         let reach = unsafe { c::rd_kafka_opaque(rk) }.cast::<Reach>();
         // SAFETY: as above.
         if let Some(reach) = unsafe { ptr::NonNull::new(reach).map(|r| r.as_ref()) } {
@@ -205,12 +208,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_broken_connection_is_known_also_while_other_brokers_answer() {
+    fn broken_connection_is_recorded_while_others_answer() {
         let reach = Reach::default();
         let broken = || reach.broken_within(Duration::from_secs(9));
         reach.changed(Broker::Learned(1), true, Instant::now());
         reach.changed(Broker::Learned(2), false, Instant::now());
-        assert!(!broken(), "the second was never there");
+        assert!(!broken(), "broker 2 never answered");
         reach.changed(Broker::Learned(2), true, Instant::now());
         reach.changed(Broker::Learned(2), false, Instant::now());
         assert!(broken() && reach.silence(Duration::ZERO).is_none());
@@ -221,11 +224,11 @@ mod tests {
     }
 
     #[test]
-    fn an_instance_without_brokers_is_reminded_ever_more_seldom() {
+    fn reminders_back_off_while_no_broker_answers() {
         let (reach, start) = (Reach::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
         let bootstrap = || Broker::Bootstrap("a:1".to_owned());
-        assert!(!reach.needs_reminder(at(100)), "it has not begun");
+        assert!(!reach.needs_reminder(at(100)), "no state reported yet");
         reach.changed(bootstrap(), true, at(0));
         reach.changed(Broker::Learned(1), false, at(1));
         reach.changed(bootstrap(), false, at(1));
@@ -238,6 +241,9 @@ mod tests {
         assert_eq!(reminded, [102, 106, 114, 130, 162, 222, 282]);
         reach.changed(Broker::Learned(1), true, at(302));
         reach.changed(Broker::Learned(1), false, at(303));
-        assert!(reach.needs_reminder(at(305)), "an outage later it begins anew");
+        assert!(
+            reach.needs_reminder(at(305)),
+            "a new outage starts with the shortest wait"
+        );
     }
 }

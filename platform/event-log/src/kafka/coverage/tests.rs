@@ -50,7 +50,7 @@ fn found(members: &[(&str, &[(&str, i32)])]) -> (Vec<Arc<str>>, bool) {
 }
 
 #[test]
-fn an_assignment_of_the_range_assignor_matches() {
+fn range_assignment_is_covered() {
     let alone = found(&[(MEMBER, &[("a", 0), ("a", 1), ("b", 0), ("b", 1)])]);
     assert_eq!(alone, (vec![], false));
     let shared = found(&[("node-1", &[("a", 0), ("b", 0)]), (MEMBER, &[("a", 1), ("b", 1)])]);
@@ -64,7 +64,7 @@ fn an_assignment_of_the_range_assignor_matches() {
 }
 
 #[test]
-fn a_topic_that_nobody_has_is_uncovered() {
+fn unassigned_topic_is_uncovered() {
     let missing = found(&[(MEMBER, &[("a", 0), ("a", 1)])]);
     assert_eq!(missing, (vec!["b".into()], true));
     let part = found(&[(MEMBER, &[("a", 0), ("a", 1), ("b", 0)])]);
@@ -72,13 +72,13 @@ fn a_topic_that_nobody_has_is_uncovered() {
 }
 
 #[test]
-fn a_topic_that_is_not_subscribed_to_is_stale() {
+fn unsubscribed_topic_is_stale() {
     let more = found(&[(MEMBER, &[("a", 0), ("a", 1), ("b", 0), ("b", 1), ("gone", 0)])]);
     assert_eq!(more, (vec![], true));
 }
 
 #[test]
-fn a_share_that_another_member_holds_is_stale() {
+fn share_of_another_member_is_stale() {
     let all = found(&[("node-1", &[("a", 0), ("b", 0), ("b", 1)]), (MEMBER, &[("a", 1)])]);
     assert_eq!(all, (vec![], true));
     let later = found(&[
@@ -90,7 +90,7 @@ fn a_share_that_another_member_holds_is_stale() {
 }
 
 #[test]
-fn a_description_of_another_assignment_decides_nothing() {
+fn description_of_other_assignment_is_undecided() {
     let coverage = coverage(&[("a", 2)], GroupProtocol::Classic);
     let held = partitions(&[("a", 0), ("a", 1)]);
     for undecided in [
@@ -103,7 +103,7 @@ fn a_description_of_another_assignment_decides_nothing() {
 }
 
 #[test]
-fn forced_rebalances_are_few_and_the_topic_stays_reported() {
+fn forced_rebalances_are_limited() {
     let mut coverage = coverage(&[("a", 1), ("b", 1)], GroupProtocol::Classic);
     let held = partitions(&[("a", 0)]);
     let stale = || Verdict::Decided {
@@ -123,7 +123,7 @@ fn forced_rebalances_are_few_and_the_topic_stays_reported() {
 }
 
 #[test]
-fn the_newer_protocol_forces_nothing() {
+fn consumer_protocol_forces_no_rebalance() {
     let mut coverage = coverage(&[("a", 1)], GroupProtocol::Consumer);
     let stale = Verdict::Decided {
         uncovered: vec!["a".into()],

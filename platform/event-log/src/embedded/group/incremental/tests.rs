@@ -2,7 +2,7 @@
 //!
 //! Guarantees tested: only what moves is revoked, and nobody has it before it was given up.
 
-use super::super::{Joining, Turned};
+use super::super::{JoinError, Joining};
 use super::*;
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ fn joining(id: MemberId, instance: Option<&str>) -> Joining {
     }
 }
 
-fn seat(group: &mut Group, id: MemberId, instance: Option<&str>, now: Millis) {
+fn add_member(group: &mut Group, id: MemberId, instance: Option<&str>, now: Millis) {
     assert_eq!(group.join(joining(id, instance), now), Ok(()));
 }
 
@@ -26,15 +26,15 @@ fn of(partitions: impl IntoIterator<Item = i32>) -> Vec<TopicPartition> {
 }
 
 fn event(group: &mut Group, id: MemberId, now: Millis) -> Option<Event> {
-    group.event(id, now).expect("the member has a seat")
+    group.event(id, now).expect("the member is in the group")
 }
 
 #[test]
-fn a_second_member_takes_half_and_the_other_half_stays() {
+fn second_member_gets_half_incrementally() {
     let mut group = Group::new();
-    seat(&mut group, 1, None, 0);
+    add_member(&mut group, 1, None, 0);
     assert_eq!(event(&mut group, 1, 0), Some(Event::Assigned(of(0..4))));
-    seat(&mut group, 2, None, 10);
+    add_member(&mut group, 2, None, 10);
     assert_eq!(event(&mut group, 2, 10), None, "nothing is free yet");
     assert_eq!(event(&mut group, 1, 20), Some(Event::Revoked(of(2..4))));
     assert_eq!(
@@ -42,7 +42,11 @@ fn a_second_member_takes_half_and_the_other_half_stays() {
         None,
         "it is not given up before the next poll"
     );
-    assert_eq!(group.refuses(1, group.generation_of(1)), None, "a commit still fits");
+    assert_eq!(
+        group.check_commit(1, group.generation_of(1)),
+        Ok(()),
+        "a commit still fits"
+    );
     assert_eq!(event(&mut group, 1, 30), None, "what stays is not assigned anew");
     assert_eq!(event(&mut group, 2, 30), Some(Event::Assigned(of(2..4))));
     assert_eq!(group.state(), "Stable");
@@ -51,31 +55,36 @@ fn a_second_member_takes_half_and_the_other_half_stays() {
 }
 
 #[test]
-fn an_old_generation_is_refused_and_is_no_fence() {
+fn old_generation_is_rejected_without_fencing() {
     let mut group = Group::new();
-    seat(&mut group, 1, None, 0);
+    add_member(&mut group, 1, None, 0);
     event(&mut group, 1, 0);
     let before = group.generation_of(1);
-    seat(&mut group, 2, None, 10);
-    assert_eq!(group.refuses(1, before), None, "the member has not heard of it");
+    add_member(&mut group, 2, None, 10);
+    assert_eq!(group.check_commit(1, before), Ok(()), "the member has not heard of it");
     event(&mut group, 1, 20);
-    let refusal = group.refuses(1, before).expect("the generation has risen");
+    let refusal = group.check_commit(1, before).expect_err("the generation has risen");
     assert!(!refusal.fenced, "{}", refusal.reason);
-    assert_eq!(group.refuses(1, group.generation_of(1)), None);
+    assert_eq!(group.check_commit(1, group.generation_of(1)), Ok(()));
 }
 
 #[test]
-fn a_silent_member_loses_everything_and_may_come_back() {
+fn silent_member_loses_all_partitions() {
     let mut group = Group::new();
-    seat(&mut group, 1, None, 0);
+    add_member(&mut group, 1, None, 0);
     event(&mut group, 1, 0);
     let generation = group.generation_of(1);
-    seat(&mut group, 2, None, 100);
-    let late = 100 + PATIENCE_MS;
+    add_member(&mut group, 2, None, 100);
+    let late = 100 + REVOCATION_TIMEOUT_MS;
     assert_eq!(group.deadline(), Some(late));
     assert_eq!(event(&mut group, 2, late - 1), None);
     assert_eq!(event(&mut group, 2, late), Some(Event::Assigned(of(0..4))));
-    assert!(group.refuses(1, generation).is_some_and(|refusal| refusal.fenced));
+    assert!(
+        group
+            .check_commit(1, generation)
+            .err()
+            .is_some_and(|refusal| refusal.fenced)
+    );
     assert_eq!(event(&mut group, 1, late), Some(Event::Lost(of(0..4))));
     assert_eq!(event(&mut group, 2, late), Some(Event::Revoked(of(0..2))));
     assert_eq!(event(&mut group, 2, late), None);
@@ -83,27 +92,27 @@ fn a_silent_member_loses_everything_and_may_come_back() {
 }
 
 #[test]
-fn an_instance_name_is_its_members_until_that_one_leaves() {
+fn instance_name_is_occupied_until_member_leaves() {
     let mut group = Group::new();
-    seat(&mut group, 1, Some("a"), 0);
+    add_member(&mut group, 1, Some("a"), 0);
     event(&mut group, 1, 0);
-    assert_eq!(group.join(joining(2, Some("a")), 10), Err(Turned::Occupied));
-    assert_eq!(group.refuses(1, group.generation_of(1)), None);
+    assert_eq!(group.join(joining(2, Some("a")), 10), Err(JoinError::Occupied));
+    assert_eq!(group.check_commit(1, group.generation_of(1)), Ok(()));
     group.leave(1, 20);
-    seat(&mut group, 3, Some("a"), 30);
+    add_member(&mut group, 3, Some("a"), 30);
     assert_eq!(event(&mut group, 3, 30), Some(Event::Assigned(of(0..4))));
 }
 
 #[test]
-fn a_static_members_seat_is_kept_for_its_session_and_no_longer() {
+fn static_membership_ends_with_session() {
     let mut group = Group::new();
-    seat(&mut group, 1, Some("a"), 0);
-    seat(&mut group, 2, Some("b"), 0);
+    add_member(&mut group, 1, Some("a"), 0);
+    add_member(&mut group, 2, Some("b"), 0);
     assert_eq!(event(&mut group, 1, 0), Some(Event::Assigned(of(0..2))));
     assert_eq!(event(&mut group, 2, 0), Some(Event::Assigned(of(2..4))));
     group.leave(1, 10);
-    assert_eq!(event(&mut group, 2, 20), None, "the seat is kept");
-    seat(&mut group, 3, Some("a"), 500);
+    assert_eq!(event(&mut group, 2, 20), None, "the membership is kept");
+    add_member(&mut group, 3, Some("a"), 500);
     assert_eq!(event(&mut group, 3, 500), Some(Event::Assigned(of(0..2))));
     assert_eq!(event(&mut group, 2, 500), None);
     group.leave(3, 600);
@@ -112,14 +121,14 @@ fn a_static_members_seat_is_kept_for_its_session_and_no_longer() {
 }
 
 #[test]
-fn a_group_speaks_one_protocol_at_a_time() {
+fn group_uses_one_protocol_at_a_time() {
     let mut group = Group::new();
-    seat(&mut group, 1, Some("a"), 0);
+    add_member(&mut group, 1, Some("a"), 0);
     let other = |id| Joining {
         incremental: false,
         ..joining(id, Some("b"))
     };
-    assert_eq!(group.join(other(2), 0), Err(Turned::Mixed));
+    assert_eq!(group.join(other(2), 0), Err(JoinError::ProtocolMismatch));
     group.leave(1, 10);
     assert_eq!(group.join(other(3), 20), Ok(()), "nobody is there who spoke the first");
     assert_eq!(event(&mut group, 3, 20), Some(Event::Assigned(of(0..4))));

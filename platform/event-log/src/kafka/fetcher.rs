@@ -1,211 +1,215 @@
-//! From the library's messages to batches of records, for group members and readers alike.
+//! Copies librdkafka messages into batches of records, for group members and readers.
 //!
-//! Guarantees: a record is copied once; a partition's records stay in order; what is held back (paused, or over the
-//! byte limit) is handed on later; nothing of a partition that is not being read is handed on. Never: a wait.
+//! Each record is copied once, and the records of a partition keep their order. Messages of paused partitions and
+//! messages above the byte limit remain in the inbox. Messages of partitions that are not started are discarded.
 
 use super::client::admin::{Admin, END, START};
-use super::client::consumer::{Inbox, Message, Then, inbox};
+use super::client::consumer::{Disposition, Inbox, Message, inbox};
 use super::client::list::List;
 use super::client::producer::Topic;
-use super::client::{Code, Fault, Handle, Queue, Waker};
-use super::fault;
+use super::client::{ClientError, Code, Handle, Queue, Waker};
+use super::errors;
 use crate::{Error, Isolation, Millis, Offset, RecordBatch, Result, TopicPartition};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Messages taken out of the library at a time, and records in a batch at most.
+/// Messages taken from librdkafka at a time, and the maximum number of records in a batch.
 const TAKE: usize = 2048;
 const BATCH_RECORDS_MAX: usize = 200_000;
-/// How long a wait lasts before the queues are looked at again without having been told to.
+/// Maximum time to wait before the queues are polled again without a wake-up.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// One partition that may be read.
+/// State of an assigned partition.
 #[derive(Debug)]
-pub struct Slot {
+pub struct PartitionState {
     /// The partition.
     pub at: TopicPartition,
-    /// Whether its records are wanted.
+    /// Whether its records may be returned.
     pub started: bool,
-    /// Whether its records wait.
+    /// Whether its records stay in the inbox.
     pub paused: bool,
-    /// The next offset, as far as it is known.
+    /// Offset of the next record, if known.
     pub position: Option<Offset>,
-    /// A time at which everything stable had been seen.
+    /// A time at which everything up to the partition's end had been read.
     pub at_end: Option<Millis>,
-    /// The offset at which it could not be read; it is not read on until it is moved.
-    pub failed: Option<(Offset, Fault)>,
-    /// Its index in the batch of that number.
+    /// Offset and error at which fetching failed. The partition stays failed until it is moved.
+    pub failed: Option<(Offset, ClientError)>,
+    /// Number of a batch, and the index of the partition in it.
     interned: (u64, u16),
 }
 
-/// Partitions that are read into one inbox.
+/// Fetches assigned partitions through one inbox.
 #[derive(Debug)]
-pub struct Gather {
+pub struct Fetcher {
     inbox: Inbox,
-    slots: Slots,
+    states: PartitionStates,
     waker: Arc<Waker>,
-    /// A time at which nothing waited to be seen.
+    /// The last time at which the inbox was empty.
     drained_at: Millis,
     batches: u64,
 }
 
 #[derive(Debug, Default)]
-struct Slots {
+struct PartitionStates {
     topics: HashMap<Arc<str>, Topic>,
-    all: Vec<Slot>,
+    all: Vec<PartitionState>,
     by_address: HashMap<(usize, i32), usize>,
     last: (usize, i32, usize),
 }
 
-impl Gather {
-    /// Reads nothing yet.
-    pub fn new(handle: &Arc<Handle>, waker: Arc<Waker>) -> Gather {
+impl Fetcher {
+    /// Creates a fetcher without partitions.
+    pub fn new(handle: &Arc<Handle>, waker: Arc<Waker>) -> Fetcher {
         let inbox = inbox(handle, &waker, TAKE);
-        Gather {
+        Fetcher {
             inbox,
-            slots: Slots::default(),
+            states: PartitionStates::default(),
             waker,
             drained_at: now(),
             batches: 0,
         }
     }
 
-    /// The client instance.
+    /// Returns the client.
     pub fn handle(&self) -> &Arc<Handle> {
         self.inbox.queue().handle()
     }
 
-    /// The queue that partitions are read into.
+    /// Returns the queue that receives the messages of all partitions.
     pub fn queue(&self) -> &Queue {
         self.inbox.queue()
     }
 
-    /// Opens a topic, or finds it open.
+    /// Opens a topic, or returns the open one.
     pub fn topic(&mut self, name: &Arc<str>) -> Result<&Topic> {
         let handle = self.inbox.queue().handle().clone();
-        match self.slots.topics.entry(name.clone()) {
+        match self.states.topics.entry(name.clone()) {
             std::collections::hash_map::Entry::Occupied(open) => Ok(open.into_mut()),
             std::collections::hash_map::Entry::Vacant(free) => {
                 let topic = Topic::new(&handle, name);
-                Ok(free.insert(topic.map_err(|found| fault::topic_error(name, format!("open topic {name}"), &found))?))
+                Ok(
+                    free.insert(
+                        topic.map_err(|found| errors::topic_error(name, format!("open topic {name}"), &found))?,
+                    ),
+                )
             }
         }
     }
 
-    /// An open topic, and the queue to read it into.
+    /// Returns an open topic and the queue that receives messages.
     pub fn topic_and_queue(&mut self, name: &Arc<str>) -> Result<(&Topic, &Queue)> {
         self.topic(name)?;
         let missing = || Error::UnknownTopic {
             topic: name.to_string(),
         };
-        Ok((self.slots.topics.get(name).ok_or_else(missing)?, self.inbox.queue()))
+        Ok((self.states.topics.get(name).ok_or_else(missing)?, self.inbox.queue()))
     }
 
-    /// The partitions, sorted.
+    /// Returns the partitions in sorted order.
     pub fn partitions(&self) -> Vec<TopicPartition> {
-        let mut partitions: Vec<_> = self.slots.all.iter().map(|slot| slot.at.clone()).collect();
+        let mut partitions: Vec<_> = self.states.all.iter().map(|state| state.at.clone()).collect();
         partitions.sort();
         partitions
     }
 
-    /// Replaces the partitions; what was held of others is dropped.
+    /// Replaces the partitions and discards all messages.
     pub fn replace(&mut self, partitions: impl Iterator<Item = (TopicPartition, bool, Option<Offset>)>) -> Result<()> {
-        self.slots.all.clear();
-        self.inbox.sort(|_| Then::Drop);
-        self.slots
+        self.states.all.clear();
+        self.inbox.visit(|_| Disposition::Drop);
+        self.states
             .all
-            .extend(partitions.map(|(at, started, position)| Slot::new(at, started, position)));
+            .extend(partitions.map(|(at, started, position)| PartitionState::new(at, started, position)));
         self.drained_at = now();
         self.index()
     }
 
-    /// Adds partitions that are not read yet; what is held of others stays.
+    /// Adds partitions that are not started. Messages of other partitions are kept.
     pub fn add(&mut self, partitions: &[TopicPartition]) -> Result<()> {
         self.remove(partitions)?;
-        self.slots
+        self.states
             .all
-            .extend(partitions.iter().map(|at| Slot::new(at.clone(), false, None)));
+            .extend(partitions.iter().map(|at| PartitionState::new(at.clone(), false, None)));
         self.index()
     }
 
-    /// Removes partitions, and drops what is held of them; what is held of others stays.
+    /// Removes partitions and discards their messages. Messages of other partitions are kept.
     pub fn remove(&mut self, partitions: &[TopicPartition]) -> Result<()> {
-        self.slots.all.retain(|slot| !partitions.contains(&slot.at));
+        self.states.all.retain(|state| !partitions.contains(&state.at));
         self.index()?;
-        let slots = &mut self.slots;
+        let states = &mut self.states;
         self.inbox
-            .sort(|message| slots.of(&message).map_or(Then::Drop, |_| Then::Keep));
+            .visit(|message| states.of(&message).map_or(Disposition::Drop, |_| Disposition::Keep));
         Ok(())
     }
 
-    /// Finds the partitions' topics anew, after they have changed.
+    /// Rebuilds the lookup by topic address after the partitions changed.
     fn index(&mut self) -> Result<()> {
-        self.slots.by_address.clear();
-        self.slots.last = (0, 0, 0);
-        let all: Vec<_> = self.slots.all.iter().map(|slot| slot.at.clone()).collect();
+        self.states.by_address.clear();
+        self.states.last = (0, 0, 0);
+        let all: Vec<_> = self.states.all.iter().map(|state| state.at.clone()).collect();
         for (place, at) in all.into_iter().enumerate() {
             let address = self.topic(&at.topic)?.address();
-            self.slots.by_address.insert((address, at.partition), place);
+            self.states.by_address.insert((address, at.partition), place);
         }
         Ok(())
     }
 
-    /// The partitions.
-    pub fn slots(&self) -> &[Slot] {
-        &self.slots.all
+    /// Returns the state of all partitions.
+    pub fn states(&self) -> &[PartitionState] {
+        &self.states.all
     }
 
-    /// One of the partitions.
-    pub fn slot(&mut self, at: &TopicPartition) -> Option<&mut Slot> {
-        self.slots.all.iter_mut().find(|slot| slot.at == *at)
+    /// Returns the state of one partition.
+    pub fn state(&mut self, at: &TopicPartition) -> Option<&mut PartitionState> {
+        self.states.all.iter_mut().find(|state| state.at == *at)
     }
 
-    /// Drops what is held of a partition, which is about to be read from elsewhere.
+    /// Discards the messages of a partition that will be read from another offset.
     pub fn forget(&mut self, at: &TopicPartition) {
-        let slots = &mut self.slots;
-        self.inbox.sort(|message| match slots.of(&message) {
-            Some(slot) if slot.at != *at => Then::Keep,
-            _ => Then::Drop,
+        let states = &mut self.states;
+        self.inbox.visit(|message| match states.of(&message) {
+            Some(state) if state.at != *at => Disposition::Keep,
+            _ => Disposition::Drop,
         });
     }
 
-    /// Fills the batch with what is there, without waiting. An error of a partition is returned when no record is
-    /// left before it.
+    /// Fills the batch with available messages, without waiting. The error of a partition is returned once no record
+    /// before it is left.
     pub fn take(&mut self, batch: &mut RecordBatch, max_bytes: usize) -> Result<usize> {
         self.batches += 1;
         let (number, drained_at) = (self.batches, self.drained_at);
         loop {
             let mut full = false;
-            let slots = &mut self.slots;
-            self.inbox.sort(|message| {
-                let Some(slot) = slots.of(&message).filter(|slot| slot.started) else {
-                    return Then::Drop;
+            let states = &mut self.states;
+            self.inbox.visit(|message| {
+                let Some(state) = states.of(&message).filter(|state| state.started) else {
+                    return Disposition::Drop;
                 };
                 match message.code() {
-                    Code::RD_KAFKA_RESP_ERR_NO_ERROR if slot.paused => Then::Keep,
+                    Code::RD_KAFKA_RESP_ERR_NO_ERROR if state.paused => Disposition::Keep,
                     Code::RD_KAFKA_RESP_ERR_NO_ERROR => {
                         full = batch.byte_len() >= max_bytes || batch.len() >= BATCH_RECORDS_MAX;
                         if full {
-                            return Then::Stop;
+                            return Disposition::Stop;
                         }
-                        slot.copy(batch, number, &message);
-                        Then::Drop
+                        state.copy(batch, number, &message);
+                        Disposition::Drop
                     }
                     Code::RD_KAFKA_RESP_ERR__PARTITION_EOF => {
-                        slot.position = Some(message.offset());
-                        slot.at_end = Some(drained_at);
-                        Then::Drop
+                        state.position = Some(message.offset());
+                        state.at_end = Some(drained_at);
+                        Disposition::Drop
                     }
                     _ => {
-                        let found = message.fault();
+                        let found = message.error();
                         if stops(&found) {
-                            let at = slot.position.unwrap_or_else(|| message.offset());
-                            slot.failed = Some((at, found));
+                            let at = state.position.unwrap_or_else(|| message.offset());
+                            state.failed = Some((at, found));
                         } else {
-                            tracing::debug!(target: "log::kafka", at = %slot.at, "{}", found.text);
+                            tracing::debug!(target: "event_log::kafka", at = %state.at, error = found.text, "transient fetch error");
                         }
-                        Then::Drop
+                        Disposition::Drop
                     }
                 }
             });
@@ -223,19 +227,19 @@ impl Gather {
         }
     }
 
-    /// Fails for a partition that cannot be read on.
+    /// Fails if a partition cannot be read.
     fn check_partitions(&self) -> Result<()> {
         let failed = self
-            .slots
+            .states
             .all
             .iter()
-            .find_map(|slot| Some((&slot.at, slot.failed.as_ref()?)));
+            .find_map(|state| Some((&state.at, state.failed.as_ref()?)));
         failed.map_or(Ok(()), |(at, (offset, found))| {
             Err(self.meaning(at.clone(), *offset, found))
         })
     }
 
-    /// Waits for an entry of a queue that wakes this, at most until `end`; false when that has passed.
+    /// Waits for a wake-up of a queue until `end`. Returns false if that has passed.
     pub fn wait(&self, end: Instant) -> bool {
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -245,14 +249,14 @@ impl Gather {
         true
     }
 
-    /// Fails when no broker has answered for a while: nothing to read is then no news.
+    /// Fails if no broker has answered for a while, because then an empty poll does not mean that there are no records.
     pub fn check_reach(&self, attempted: &str) -> Result<()> {
         self.handle().remind();
         self.handle().reach().check(attempted)
     }
 
-    /// What a partition's error means.
-    fn meaning(&self, at: TopicPartition, offset: Offset, found: &Fault) -> Error {
+    /// Converts the error of a partition.
+    fn meaning(&self, at: TopicPartition, offset: Offset, found: &ClientError) -> Error {
         use Code as C;
         match found.code {
             C::RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET | C::RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE => {
@@ -265,11 +269,11 @@ impl Gather {
                 place: format!("{at}@{offset}"),
                 reason: found.text.clone(),
             },
-            _ => fault::topic_error(&at.topic, format!("read {at}"), found),
+            _ => errors::topic_error(&at.topic, format!("read {at}"), found),
         }
     }
 
-    /// An edge of a partition for a message; −1 when it cannot be had.
+    /// Looks up an end of a partition for an error message; −1 if that fails.
     fn edge(&self, at: &TopicPartition, mark: Offset) -> Offset {
         let admin = Admin::new(self.handle(), Duration::from_secs(5));
         let wanted = List::of(std::iter::once((at, mark)));
@@ -280,8 +284,8 @@ impl Gather {
     }
 }
 
-/// Whether an error ends the reading of a partition; others the library mends by itself.
-fn stops(found: &Fault) -> bool {
+/// Returns whether an error stops the partition. librdkafka recovers from all others itself.
+fn stops(found: &ClientError) -> bool {
     use Code as C;
     matches!(
         found.code,
@@ -298,17 +302,17 @@ fn stops(found: &Fault) -> bool {
     )
 }
 
-impl Slots {
-    /// The partition of a message.
-    fn of(&mut self, message: &Message<'_>) -> Option<&mut Slot> {
+impl PartitionStates {
+    /// Returns the state of a message's partition.
+    fn of(&mut self, message: &Message<'_>) -> Option<&mut PartitionState> {
         let (address, partition) = (message.topic_address(), message.partition());
         if (self.last.0, self.last.1) != (address, partition) {
             let found = self.by_address.get(&(address, partition)).copied().or_else(|| {
-                // Error messages may name their topic by another object.
+                // Error messages may refer to another topic object of the same name.
                 let name = message.topic();
                 self.all
                     .iter()
-                    .position(|slot| *slot.at.topic == *name && slot.at.partition == partition)
+                    .position(|state| *state.at.topic == *name && state.at.partition == partition)
             })?;
             self.last = (address, partition, found);
         }
@@ -316,9 +320,9 @@ impl Slots {
     }
 }
 
-impl Slot {
-    fn new(at: TopicPartition, started: bool, position: Option<Offset>) -> Slot {
-        Slot {
+impl PartitionState {
+    fn new(at: TopicPartition, started: bool, position: Option<Offset>) -> PartitionState {
+        PartitionState {
             at,
             started,
             paused: false,
@@ -348,10 +352,10 @@ impl Slot {
     }
 }
 
-/// This machine's time.
+/// Returns this machine's time.
 #[expect(
     clippy::disallowed_methods,
-    reason = "a bound on the age of what was read; nothing is decided by it here"
+    reason = "lower bound of the age of what was read; no decision in this crate depends on it"
 )]
 pub fn now() -> Millis {
     let since = std::time::SystemTime::now()

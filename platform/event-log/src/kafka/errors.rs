@@ -1,28 +1,27 @@
-//! What the library's errors mean to whoever uses the log.
+//! Maps librdkafka errors to [`Error`].
 //!
-//! Guarantees: every code has one meaning; an unknown one is "out of reach" when the library would try again, else it
-//! is refused. Never: a retry.
+//! An error code that is not listed is `Unavailable` if librdkafka reports it as retriable, otherwise `Refused`.
 
-use super::client::{Code, Fault, Refusal};
+use super::client::{ClientError, Code, SettingError};
 use crate::Error;
 
-/// Says what an error means to somebody who tried to do this.
-pub fn error(attempted: impl Into<String>, fault: &Fault) -> Error {
-    let (attempted, reason) = (attempted.into(), fault.text.clone());
-    if unreachable(fault) {
+/// Converts the error of a request.
+pub fn request_error(attempted: impl Into<String>, error: &ClientError) -> Error {
+    let (attempted, reason) = (attempted.into(), error.text.clone());
+    if is_unavailable(error) {
         return Error::Unavailable { attempted, reason };
     }
     Error::Refused {
         attempted,
-        reason: format!("{reason}{}", fix(fault.code)),
+        reason: format!("{reason}{}", fix(error.code)),
     }
 }
 
-/// The same, where a topic is what may be wrong.
-pub fn topic_error(topic: &str, attempted: impl Into<String>, fault: &Fault) -> Error {
+/// Converts the error of a request for a topic.
+pub fn topic_error(topic: &str, attempted: impl Into<String>, error: &ClientError) -> Error {
     use Code as C;
     let topic = topic.to_owned();
-    match fault.code {
+    match error.code {
         C::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART
         | C::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC
         | C::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION
@@ -35,27 +34,27 @@ pub fn topic_error(topic: &str, attempted: impl Into<String>, fault: &Fault) -> 
         | C::RD_KAFKA_RESP_ERR_POLICY_VIOLATION
         | C::RD_KAFKA_RESP_ERR__INVALID_ARG => Error::InvalidTopic {
             topic,
-            reason: fault.text.clone(),
+            reason: error.text.clone(),
         },
-        _ => error(attempted, fault),
+        _ => request_error(attempted, error),
     }
 }
 
-/// Says which setting the library does not take. Its value may be a secret, and is left out.
-pub fn setting_error(refusal: Refusal) -> Error {
-    let attempted = if refusal.setting.is_empty() {
+/// Converts the error of a rejected setting. The setting's value may be a secret and is omitted.
+pub fn setting_error(error: SettingError) -> Error {
+    let attempted = if error.setting.is_empty() {
         "start a Kafka client with these settings".to_owned()
     } else {
-        format!("use Kafka setting {}", refusal.setting)
+        format!("use Kafka setting {}", error.setting)
     };
     Error::Refused {
         attempted,
-        reason: refusal.reason,
+        reason: error.reason,
     }
 }
 
-/// Whether somebody else has taken over.
-pub fn fenced(code: Code) -> bool {
+/// Returns whether another producer or member took over.
+pub fn is_fenced(code: Code) -> bool {
     use Code as C;
     matches!(
         code,
@@ -71,8 +70,8 @@ pub fn fenced(code: Code) -> bool {
     )
 }
 
-/// Whether a member's generation, and nothing else of it, is refused.
-pub fn outdated(code: Code) -> bool {
+/// Returns whether the only problem is an outdated or unknown member generation.
+pub fn is_stale_member(code: Code) -> bool {
     use Code as C;
     matches!(
         code,
@@ -83,8 +82,8 @@ pub fn outdated(code: Code) -> bool {
     )
 }
 
-/// Whether a limit of time ended the call, so that it may still be at work.
-pub fn timed_out(code: Code) -> bool {
+/// Returns whether the call timed out, so that its request may still be in flight.
+pub fn is_timeout(code: Code) -> bool {
     use Code as C;
     matches!(
         code,
@@ -95,13 +94,13 @@ pub fn timed_out(code: Code) -> bool {
     )
 }
 
-/// Whether the brokers, rather than the request, are what is wrong.
-pub fn unreachable(fault: &Fault) -> bool {
+/// Returns whether the brokers' state is the cause and not the request.
+pub fn is_unavailable(error: &ClientError) -> bool {
     use Code as C;
-    fault.retriable
-        || timed_out(fault.code)
+    error.retriable
+        || is_timeout(error.code)
         || matches!(
-            fault.code,
+            error.code,
             C::RD_KAFKA_RESP_ERR__TRANSPORT
                 | C::RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN
                 | C::RD_KAFKA_RESP_ERR__RESOLVE
@@ -131,23 +130,23 @@ pub fn unreachable(fault: &Fault) -> bool {
         )
 }
 
-/// What to do about the refusals that operators meet.
+/// Returns the fix for errors that operators encounter, to append to the message.
 fn fix(code: Code) -> &'static str {
     use Code as C;
     match code {
         C::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED
         | C::RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED
         | C::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED
-        | C::RD_KAFKA_RESP_ERR_TRANSACTIONAL_ID_AUTHORIZATION_FAILED => "; grant this user the ACL",
+        | C::RD_KAFKA_RESP_ERR_TRANSACTIONAL_ID_AUTHORIZATION_FAILED => "; grant the required ACL to this user",
         C::RD_KAFKA_RESP_ERR__AUTHENTICATION | C::RD_KAFKA_RESP_ERR_SASL_AUTHENTICATION_FAILED => {
             "; check sasl.mechanism, sasl.username and sasl.password"
         }
-        C::RD_KAFKA_RESP_ERR__SSL => "; check ssl.ca.location, and that the listener speaks TLS",
+        C::RD_KAFKA_RESP_ERR__SSL => "; check ssl.ca.location and that the listener uses TLS",
         C::RD_KAFKA_RESP_ERR_INVALID_TRANSACTION_TIMEOUT => {
-            "; it is longer than the broker's transaction.max.timeout.ms"
+            "; it must not exceed the broker's transaction.max.timeout.ms"
         }
         C::RD_KAFKA_RESP_ERR_INVALID_SESSION_TIMEOUT => {
-            "; it is outside the broker's group.min.session.timeout.ms and group.max.session.timeout.ms"
+            "; it must be between the broker's group.min.session.timeout.ms and group.max.session.timeout.ms"
         }
         _ => "",
     }

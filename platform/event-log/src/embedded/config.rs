@@ -1,0 +1,50 @@
+//! Options of the embedded log.
+
+use crate::Millis;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Returns the time in ms since the Unix epoch.
+pub type Clock = Arc<dyn Fn() -> Millis + Send + Sync>;
+
+/// Options of an embedded log.
+#[derive(Clone)]
+pub struct Config {
+    /// The directory; `None` keeps everything in memory.
+    pub dir: Option<PathBuf>,
+    /// Clock for append times, transaction timeouts, sessions and retention.
+    pub clock: Clock,
+    /// Size of the cache of the newest records in bytes. 32 MiB by default.
+    pub cache_bytes: usize,
+    /// Size of the store's block cache in bytes, for older records. 16 MiB by default.
+    pub store_cache_bytes: u64,
+    /// Maximum number of keys that compaction holds in memory. A partition with more dirty keys is cleaned in pieces.
+    /// 400,000 by default, which uses 13 MB.
+    pub cleaner_keys_max: usize,
+    /// Interval of the cleaner thread. With `None` there is no such thread: the log is only cleaned by
+    /// [`super::EmbeddedLog::clean`], and timed-out transactions are aborted by later calls. 5 minutes by default, as
+    /// in Kafka.
+    pub clean_every: Option<Duration>,
+    /// How long committed offsets of a group without members are kept. 7 days by default, as Kafka's
+    /// `offsets.retention.minutes`.
+    pub offsets_retention: Duration,
+    /// How long `committed` waits for an undecided transaction. 30 s by default.
+    pub request_timeout: Duration,
+}
+
+impl Config {
+    /// Creates options with the defaults, for a log in a directory or in memory.
+    pub fn new(dir: Option<PathBuf>, clock: Clock) -> Self {
+        Config {
+            dir,
+            clock,
+            cache_bytes: 32 * 1024 * 1024,
+            store_cache_bytes: 16 * 1024 * 1024,
+            cleaner_keys_max: 400_000,
+            clean_every: Some(Duration::from_secs(300)),
+            offsets_retention: Duration::from_secs(7 * 24 * 3_600),
+            request_timeout: Duration::from_secs(30),
+        }
+    }
+}
