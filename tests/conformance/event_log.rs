@@ -4,7 +4,6 @@
 //! topics, groups and transactional ids, so that all cases can share a broker, and waits for states instead of sleeping.
 //! `durable` and `killed_cleaner` test what only a log in a directory promises: reopening it, and `kill -9`.
 
-mod harness;
 mod compaction;
 mod durable;
 mod groups;
@@ -14,20 +13,19 @@ mod killed_process;
 mod members;
 mod offsets;
 mod records;
-mod transactional_producers;
 mod topics;
 mod transactional_producers;
 mod transactions;
-mod killed_process;
 
 use harness::Backend;
 
 /// Defines a test for each case and backend, named `log::backend::suite::case`, with the given group protocol.
 macro_rules! suite {
-    (on [$($backend:ident = $which:expr),*] by $protocol:ident; $cases:tt) => {
-        $( suite!(one $backend, $which, $protocol; $cases); )*
+    (on [$($(#[$attribute:meta])* $backend:ident = $which:expr),*] by $protocol:ident; $cases:tt) => {
+        $( suite!(one [$(#[$attribute])*] $backend, $which, $protocol; $cases); )*
     };
-    (one $backend:ident, $which:expr, $protocol:ident; { $($part:ident: [$($case:ident),* $(,)?],)* }) => {
+    (one [$(#[$attribute:meta])*] $backend:ident, $which:expr, $protocol:ident; { $($part:ident: [$($case:ident),* $(,)?],)* }) => {
+        $(#[$attribute])*
         mod $backend {
             $( mod $part {
                 $( #[test]
@@ -41,7 +39,7 @@ macro_rules! suite {
 }
 
 suite! {
-    on [in_memory = Backend::Memory, on_disk = Backend::Disk, on_kafka = Backend::Kafka] by Classic;
+    on [in_memory = Backend::Memory, on_disk = Backend::Disk, #[cfg(feature = "external")] on_kafka = Backend::Kafka] by Classic;
     {
         topics: [
             topic_is_created_once_and_described,
@@ -141,7 +139,7 @@ suite! {
 
 // The consumer protocol (KIP-848): the same cases, except where the protocols differ.
 suite! {
-    on [in_memory_kip848 = Backend::Memory, on_disk_kip848 = Backend::Disk, on_kafka_kip848 = Backend::Kafka] by Consumer;
+    on [in_memory_kip848 = Backend::Memory, on_disk_kip848 = Backend::Disk, #[cfg(feature = "external")] on_kafka_kip848 = Backend::Kafka] by Consumer;
     {
         groups: [
             assignment_precedes_records,

@@ -4,7 +4,7 @@
 //! they wait for a state, and ignore them when they read.
 
 use super::harness::{Harness, LIMIT, SHORT, assigned, committed, now};
-use crate::world;
+use crate::support;
 use event_log::{
     Cleanup, Error, Event, Isolation, Millis, OffsetSpec, OutBatch, OutRecord, Outcome, RecordBatch, RecordRef,
     StartFrom, TopicConfig, TopicPartition, TopicSpec,
@@ -102,7 +102,7 @@ fn put(harness: &Harness, at: &TopicPartition, records: &[&str]) -> i64 {
 
 /// Appends fillers until `ask` returns a value.
 fn wait_cleaned<T>(harness: &Harness, what: &str, at: &[&TopicPartition], mut ask: impl FnMut() -> Option<T>) -> T {
-    world::wait_for(what, CLEANED, || {
+    support::wait_for(what, CLEANED, || {
         at.iter().for_each(|at| {
             put(harness, at, &[&format!("{FILLER}=")]);
         });
@@ -209,7 +209,7 @@ pub fn open_transaction_blocks_compaction(harness: &Harness) {
     let mut producer = harness.any_producer();
     producer.begin().unwrap();
     producer.send(&keyed(&at, &["a=3"])).unwrap();
-    world::wait_for("the open record", LIMIT, || {
+    support::wait_for("the open record", LIMIT, || {
         (harness.offset(&at, OffsetSpec::LogEnd) > end).then_some(())
     });
     put(harness, &at, &["b=1"]);
@@ -242,7 +242,7 @@ pub fn aborted_record_supersedes_nothing(harness: &Harness) {
     let mut producer = harness.any_producer();
     producer.begin().unwrap();
     producer.send(&keyed(&at, &["a=no", "b"])).unwrap();
-    world::wait_for("the records", LIMIT, || {
+    support::wait_for("the records", LIMIT, || {
         (harness.offset(&at, OffsetSpec::LogEnd) == 4).then_some(())
     });
     producer.abort().unwrap();
@@ -304,7 +304,7 @@ pub fn compact_delete_removes_old_records(harness: &Harness) {
 /// A reader in the middle of a partition that is cleaned reaches the end and has the newest record of each key. A member
 /// that starts at a removed offset continues with the next record.
 pub fn readers_and_members_pass_compaction_gaps(harness: &Harness) {
-    let (at, group) = (compacted_partition(harness), world::unique("group"));
+    let (at, group) = (compacted_partition(harness), support::unique("group"));
     for round in 0..50 {
         put(
             harness,

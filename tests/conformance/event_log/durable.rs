@@ -3,7 +3,7 @@
 
 use super::harness::{Harness, LIMIT, assigned, batch, committed, config, now, record, seen, texts};
 use super::killed_process;
-use crate::world;
+use crate::support;
 use event_log::embedded::EmbeddedLog;
 use event_log::{
     Cleanup, Error, GroupConfig, Isolation, Millis, OffsetSpec, OutBatch, OutRecord, SharedEventLog, TopicConfig,
@@ -25,7 +25,7 @@ fn open(dir: &Path) -> SharedEventLog {
 fn reopened_log_is_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let harness = Harness::on(open(dir.path()));
-    let (at, group) = (harness.partition(), world::unique("group"));
+    let (at, group) = (harness.partition(), support::unique("group"));
     let kept = harness.topic_with(2, |config| config.retention_ms = Some(9_000_000));
     harness
         .log
@@ -114,7 +114,7 @@ fn reopening_restores_times_and_sizes() {
         .log
         .alter_topic(&at.topic, &[("retention.bytes".into(), "1000000".into())])
         .unwrap();
-    let start = world::wait_for("the start to move", LIMIT, || {
+    let start = support::wait_for("the start to move", LIMIT, || {
         Some(harness.offset(&at, OffsetSpec::Earliest)).filter(|start| *start > 0)
     });
     assert!((2_800..=3_000).contains(&start), "a million bytes are kept: {start}");
@@ -206,7 +206,9 @@ fn check(dir: &Path, acknowledged: &BTreeMap<(String, usize), i64>) -> Vec<i64> 
     let number = |writer: usize, kind: &str| acknowledged.get(&(kind.to_owned(), writer)).copied().unwrap_or(0);
     let mut lasts = Vec::new();
     for writer in 0..WRITERS {
-        let last = harness.committed_offset(&format!("group-{writer}"), &input).unwrap_or(0);
+        let last = harness
+            .committed_offset(&format!("group-{writer}"), &input)
+            .unwrap_or(0);
         let acknowledged = number(writer, "tx");
         assert!(
             (acknowledged..=acknowledged + 1).contains(&last),

@@ -1,13 +1,13 @@
 //! A group member: order of events, and where it starts to read.
 
 use super::harness::{Harness, LIMIT, SHORT, assigned, batch, committed, event, records, seen, texts, values};
-use crate::world;
+use crate::support;
 use event_log::{Error, Event, OffsetSpec, RecordBatch, TopicPartition};
 use std::time::{Duration, Instant};
 
 /// The first event is the assignment of all partitions of all topics. A partition returns nothing before it is started.
 pub fn assignment_precedes_records(harness: &Harness) {
-    let (one, two, group) = (harness.topic(2), harness.topic(1), world::unique("group"));
+    let (one, two, group) = (harness.topic(2), harness.topic(1), support::unique("group"));
     let mut all = vec![
         TopicPartition::new(one.clone(), 0),
         TopicPartition::new(one.clone(), 1),
@@ -42,7 +42,7 @@ pub fn assignment_precedes_records(harness: &Harness) {
 pub fn member_reads_from_start_offset(harness: &Harness) {
     let at = harness.partition();
     harness.append(&at, &["a", "b", "c", "d"]);
-    let mut consumer = harness.join(&world::unique("group"), &[&at.topic]);
+    let mut consumer = harness.join(&support::unique("group"), &[&at.topic]);
     assigned(&mut *consumer);
     consumer.start(&at, 2).unwrap();
     assert_eq!(records(&mut *consumer, 2), seen(&[(2, "c"), (3, "d")]));
@@ -60,7 +60,7 @@ pub fn resumed_partition_continues_after_last_record(harness: &Harness) {
     let [a, b] = [0, 1].map(|p| TopicPartition::new(topic.clone(), p));
     let texts_of_a: Vec<String> = (0..50).map(|n| format!("{n} {}", "x".repeat(100))).collect();
     harness.append(&a, &texts_of_a.iter().map(String::as_str).collect::<Vec<_>>());
-    let mut consumer = harness.join(&world::unique("group"), &[&topic]);
+    let mut consumer = harness.join(&support::unique("group"), &[&topic]);
     assigned(&mut *consumer);
     consumer.start(&a, 0).unwrap();
     consumer.start(&b, 0).unwrap();
@@ -93,14 +93,14 @@ pub fn group_reads_committed_records_only(harness: &Harness) {
     let mut producer = harness.any_producer();
     producer.begin().unwrap();
     producer.send(&batch(&at, &["no"])).unwrap();
-    world::wait_for("the record", LIMIT, || {
+    support::wait_for("the record", LIMIT, || {
         (harness.offset(&at, OffsetSpec::LogEnd) == 1).then_some(())
     });
     producer.abort().unwrap();
     harness.wait_no_open_transaction(&at);
     producer.begin().unwrap();
     producer.send(&batch(&at, &["yes"])).unwrap();
-    let mut consumer = harness.join(&world::unique("group"), &[&at.topic]);
+    let mut consumer = harness.join(&support::unique("group"), &[&at.topic]);
     assigned(&mut *consumer);
     consumer.start(&at, 0).unwrap();
     for _ in 0..5 {
@@ -118,7 +118,7 @@ pub fn group_reads_committed_records_only(harness: &Harness) {
 pub fn start_outside_partition_is_out_of_range(harness: &Harness) {
     let at = harness.partition();
     harness.append(&at, &["a"]);
-    let mut consumer = harness.join(&world::unique("group"), &[&at.topic]);
+    let mut consumer = harness.join(&support::unique("group"), &[&at.topic]);
     assigned(&mut *consumer);
     consumer.start(&at, 9).unwrap();
     let mut batch = RecordBatch::default();
@@ -139,7 +139,7 @@ pub fn out_of_range_partition_leaves_others_alone(harness: &Harness) {
     for at in [&lost, &read, &paused, &still] {
         harness.append(at, &["a", "b"]);
     }
-    let mut consumer = harness.join(&world::unique("group"), &[&topic]);
+    let mut consumer = harness.join(&support::unique("group"), &[&topic]);
     assigned(&mut *consumer);
     consumer.start(&read, 0).unwrap();
     assert_eq!(records(&mut *consumer, 2), seen(&[(0, "a"), (1, "b")]));
@@ -153,7 +153,7 @@ pub fn out_of_range_partition_leaves_others_alone(harness: &Harness) {
     harness.append(&read, &["c"]);
     consumer.start(&lost, 1).unwrap();
     let mut found = Vec::new();
-    support::wait_for("both partitions to go on", LIMIT, || {
+    support::wait_for("records of both partitions", LIMIT, || {
         if consumer.poll(&mut batch, 1_000, SHORT).unwrap() == Event::Records {
             found.extend(batch.iter().map(|r| (r.partition().partition, r.offset())));
         }
@@ -174,7 +174,7 @@ pub fn out_of_range_partition_leaves_others_alone(harness: &Harness) {
 /// A member that waits in a poll gets a record as soon as it is committed.
 pub fn commit_wakes_blocked_member(harness: &Harness) {
     let at = harness.partition();
-    let mut consumer = harness.join(&world::unique("group"), &[&at.topic]);
+    let mut consumer = harness.join(&support::unique("group"), &[&at.topic]);
     assigned(&mut *consumer);
     consumer.start(&at, 0).unwrap();
     let mut batch_read = RecordBatch::default();

@@ -41,8 +41,9 @@ pub fn run(backend: Backend, protocol: GroupProtocol, case: fn(&Harness)) {
         }
         Backend::Kafka => {
             static KAFKA: OnceLock<SharedEventLog> = OnceLock::new();
-            let open =
-                || event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(world::kafka())).expect("connect");
+            let open = || {
+                event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(support::kafka())).expect("connect")
+            };
             case(&Harness {
                 log: KAFKA.get_or_init(open).clone(),
                 protocol,
@@ -128,7 +129,7 @@ impl Harness {
 
     /// Opens a transactional producer with a unique id.
     pub fn any_producer(&self) -> Box<dyn TransactionalProducer> {
-        self.transactional_producer(&world::unique("producer"))
+        self.transactional_producer(&support::unique("producer"))
     }
 
     /// Commits values in one transaction.
@@ -152,7 +153,7 @@ impl Harness {
 
     /// Waits until no transaction is open in a partition and returns its end.
     pub fn wait_no_open_transaction(&self, at: &TopicPartition) -> Offset {
-        world::wait_for("the partition to have no open transaction", LIMIT, || {
+        support::wait_for("the partition to have no open transaction", LIMIT, || {
             let end = self.offset(at, OffsetSpec::LogEnd);
             (self.offset(at, OffsetSpec::LastStable) == end).then_some(end)
         })

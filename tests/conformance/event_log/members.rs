@@ -1,7 +1,7 @@
 //! Several members of a group: their events when members join, leave, or use the same instance name.
 
 use super::harness::{Harness, LIMIT, SHORT, assigned, batch, committed, fenced, outdated, records, texts};
-use crate::world;
+use crate::support;
 use event_log::{Error, Event, GroupConfig, GroupConsumer, GroupProtocol, Outcome, RecordBatch, TopicPartition};
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,7 +62,7 @@ fn share(
 /// When a member joins, the owner of all partitions gets `Revoked`, gives them up with the next poll, and both end with a
 /// contiguous range. The classic protocol revokes everything, the consumer protocol only what moves.
 pub fn second_member_gets_its_share(harness: &Harness) {
-    let (topic, group) = (harness.topic(4), world::unique("group"));
+    let (topic, group) = (harness.topic(4), support::unique("group"));
     let all = parts(&topic, 0..4);
     let mut first = harness.join(&group, &[&topic]);
     assert_eq!(assigned(&mut *first), all);
@@ -84,7 +84,7 @@ pub fn second_member_gets_its_share(harness: &Harness) {
 
 /// `Revoked` is returned before the partitions are given up, so records read from them can still be committed.
 pub fn commit_succeeds_during_revocation(harness: &Harness) {
-    let (topic, group, output) = (harness.topic(2), world::unique("group"), harness.partition());
+    let (topic, group, output) = (harness.topic(2), support::unique("group"), harness.partition());
     let all = parts(&topic, 0..2);
     let mut first = harness.join(&group, &[&topic]);
     assigned(&mut *first);
@@ -122,7 +122,7 @@ pub fn commit_succeeds_during_revocation(harness: &Harness) {
 /// Group metadata from before a rebalance does not permit a commit for partitions that have moved. For partitions that
 /// stay, brokers with the consumer protocol accept it (KIP-1251).
 pub fn old_generation_cannot_commit(harness: &Harness) {
-    let (topic, group, output) = (harness.topic(2), world::unique("group"), harness.partition());
+    let (topic, group, output) = (harness.topic(2), support::unique("group"), harness.partition());
     let all = parts(&topic, 0..2);
     let (mut first, stale) = harness.group_metadata(&group, &topic);
     let mut second = harness.join(&group, &[&topic]);
@@ -149,7 +149,7 @@ pub fn old_generation_cannot_commit(harness: &Harness) {
 
 /// With the consumer protocol, partitions that stay are read without interruption: no new start, no record twice.
 pub fn unmoved_partitions_are_read_during_rebalance(harness: &Harness) {
-    let (topic, group) = (harness.topic(4), world::unique("group"));
+    let (topic, group) = (harness.topic(4), support::unique("group"));
     let all = parts(&topic, 0..4);
     let mut first = harness.join(&group, &[&topic]);
     assert_eq!(assigned(&mut *first), all);
@@ -182,7 +182,7 @@ pub fn unmoved_partitions_are_read_during_rebalance(harness: &Harness) {
                     read_after += usize::from(events == 2);
                 }
             }
-            event => assert_eq!(event, Event::Idle, "what stays is not assigned anew"),
+            event => assert_eq!(event, Event::Idle, "unmoved partitions are not assigned again"),
         }
         (read_after >= 20).then_some(())
     });
@@ -194,7 +194,12 @@ pub fn unmoved_partitions_are_read_during_rebalance(harness: &Harness) {
 /// The generation can rise without an event when others join or leave. Group metadata that is requested before each
 /// commit is accepted, except for one commit that overlaps with the change: it is aborted without fencing.
 pub fn silent_generation_change_costs_one_commit(harness: &Harness) {
-    let (topic, other, group, output) = (harness.topic(1), harness.topic(2), world::unique("group"), harness.partition());
+    let (topic, other, group, output) = (
+        harness.topic(1),
+        harness.topic(2),
+        support::unique("group"),
+        harness.partition(),
+    );
     let (mut first, before) = harness.group_metadata(&group, &topic);
     let mut second = harness.join(&group, &[&other]);
     assert_eq!(assigned(&mut *second), parts(&other, 0..2));
@@ -224,7 +229,7 @@ pub fn silent_generation_change_costs_one_commit(harness: &Harness) {
 
 /// A member commits offsets without a transaction, and the next member finds them.
 pub fn member_commits_offsets_without_transaction(harness: &Harness) {
-    let (topic, group) = (harness.topic(2), world::unique("group"));
+    let (topic, group) = (harness.topic(2), support::unique("group"));
     let all = parts(&topic, 0..2);
     let mut first = harness.join(&group, &[&topic]);
     assert_eq!(assigned(&mut *first), all);
@@ -252,13 +257,15 @@ pub fn member_commits_offsets_without_transaction(harness: &Harness) {
 
 /// A member that was replaced by another one of its name cannot commit offsets.
 pub fn replaced_member_cannot_commit_offsets(harness: &Harness) {
-    let (topic, group) = (harness.topic(2), world::unique("group"));
+    let (topic, group) = (harness.topic(2), support::unique("group"));
     let all = parts(&topic, 0..2);
     let mut first = harness.join_as(&group, Some("node-1"), &[&topic]);
     assert_eq!(assigned(&mut *first), all);
     let mut second = harness.join_as(&group, Some("node-1"), &[&topic]);
     assert_eq!(assigned(&mut *second), all);
-    let error = first.commit(&[(all[0].clone(), 9)]).expect_err("the seat is gone");
+    let error = first
+        .commit(&[(all[0].clone(), 9)])
+        .expect_err("the member was replaced");
     assert!(matches!(error, Error::Fenced { .. }), "{error:?}");
     assert_eq!(harness.committed_offset(&group, &all[0]), None);
     second.commit(&[(all[0].clone(), 1)]).unwrap();
@@ -268,7 +275,7 @@ pub fn replaced_member_cannot_commit_offsets(harness: &Harness) {
 
 /// The partitions of a member that leaves are assigned to the remaining ones.
 pub fn partitions_of_left_member_are_reassigned(harness: &Harness) {
-    let (topic, group) = (harness.topic(3), world::unique("group"));
+    let (topic, group) = (harness.topic(3), support::unique("group"));
     let all = parts(&topic, 0..3);
     let mut first = harness.join(&group, &[&topic]);
     assigned(&mut *first);
@@ -287,7 +294,7 @@ pub fn partitions_of_left_member_are_reassigned(harness: &Harness) {
 
 /// Another process with the same instance name takes over; polls and commits of the first one are fenced.
 pub fn same_instance_name_fences_first_member(harness: &Harness) {
-    let (topic, group, output) = (harness.topic(2), world::unique("group"), harness.partition());
+    let (topic, group, output) = (harness.topic(2), support::unique("group"), harness.partition());
     let all = parts(&topic, 0..2);
     let mut first = harness.join_as(&group, Some("node-1"), &[&topic]);
     assert_eq!(assigned(&mut *first), all);
@@ -298,7 +305,7 @@ pub fn same_instance_name_fences_first_member(harness: &Harness) {
     producer.begin().unwrap();
     producer.send(&batch(&output, &["stale"])).unwrap();
     fenced(&producer.commit(Some((&before, &[(all[0].clone(), 9)]))));
-    let error = world::wait_for("the first to be fenced", LIMIT, || {
+    let error = support::wait_for("the first to be fenced", LIMIT, || {
         first.poll(&mut RecordBatch::default(), 1_000, SHORT).err()
     });
     assert!(matches!(error, Error::Fenced { .. }), "{error:?}");
@@ -314,12 +321,12 @@ pub fn same_instance_name_fences_first_member(harness: &Harness) {
 /// With the consumer protocol an instance name belongs to its member: another process with the same name gets an error
 /// until that member has left, and does not disturb it.
 pub fn instance_name_belongs_to_its_member(harness: &Harness) {
-    let (topic, group, output) = (harness.topic(2), world::unique("group"), harness.partition());
+    let (topic, group, output) = (harness.topic(2), support::unique("group"), harness.partition());
     let all = parts(&topic, 0..2);
     let mut first = harness.join_as(&group, Some("node-1"), &[&topic]);
     assert_eq!(assigned(&mut *first), all);
     let mut second = harness.join_as(&group, Some("node-1"), &[&topic]);
-    let error = world::wait_for("the second to be events", LIMIT, || {
+    let error = support::wait_for("the second to be events", LIMIT, || {
         assert_eq!(
             first.poll(&mut RecordBatch::default(), 1_000, SHORT).unwrap(),
             Event::Idle
@@ -357,7 +364,7 @@ pub fn instance_name_belongs_to_its_member(harness: &Harness) {
 
 /// A static member that restarts within its session timeout gets its partitions back without a rebalance.
 pub fn static_member_restarts_without_rebalance(harness: &Harness) {
-    let (topic, group) = (harness.topic(2), world::unique("group"));
+    let (topic, group) = (harness.topic(2), support::unique("group"));
     let all = parts(&topic, 0..2);
     let mut first = harness.join_as(&group, Some("node-1"), &[&topic]);
     assigned(&mut *first);
@@ -378,7 +385,7 @@ pub fn static_member_restarts_without_rebalance(harness: &Harness) {
 
 /// The partitions of a static member that does not return are assigned to others after its session timeout.
 pub fn absent_static_member_loses_partitions(harness: &Harness) {
-    let (topic, group) = (harness.topic(2), world::unique("group"));
+    let (topic, group) = (harness.topic(2), support::unique("group"));
     let all = parts(&topic, 0..2);
     let join = |instance: &str| {
         let config = GroupConfig {
@@ -397,7 +404,7 @@ pub fn absent_static_member_loses_partitions(harness: &Harness) {
     let stale = first.group_metadata().unwrap();
     first.close().unwrap();
     b.poll(&mut *second);
-    assert_eq!(b.held.len(), 1, "the seat is kept at first");
+    assert_eq!(b.held.len(), 1, "the static membership is kept at first");
     support::wait_for("everything to be the second's", LIMIT, || {
         b.poll(&mut *second);
         (b.held == all).then_some(())
@@ -412,13 +419,13 @@ pub fn absent_static_member_loses_partitions(harness: &Harness) {
 
 /// Each topic is shared by its subscribers only.
 pub fn topics_are_shared_by_subscribers_only(harness: &Harness) {
-    let (both, one, group) = (harness.topic(2), harness.topic(2), world::unique("group"));
+    let (both, one, group) = (harness.topic(2), harness.topic(2), support::unique("group"));
     let mut first = harness.join(&group, &[&both]);
     assert_eq!(assigned(&mut *first), parts(&both, 0..2));
     let mut second = harness.join(&group, &[&both, &one]);
     let (mut a, mut b) = share(&mut *first, &mut *second, &parts(&both, 0..2), 4);
     // With the consumer protocol the second member gets its own topic before a partition of the shared one moves.
-    world::wait_for("one of the two to move", LIMIT, || {
+    support::wait_for("one of the two to move", LIMIT, || {
         a.poll(&mut *first);
         b.poll(&mut *second);
         ((a.held.len(), b.held.len()) == (1, 3)).then_some(())
@@ -431,7 +438,7 @@ pub fn topics_are_shared_by_subscribers_only(harness: &Harness) {
 
 /// Polls a member until it owns exactly these partitions, and starts each at 0 when it is assigned.
 fn hold(consumer: &mut dyn GroupConsumer, events: &mut Events, wanted: &[TopicPartition]) {
-    world::wait_for("the member to hold what it should", LIMIT, || {
+    support::wait_for("the member to hold what it should", LIMIT, || {
         let before = events.events.len();
         events.poll(consumer);
         if events.events.len() > before
@@ -446,7 +453,7 @@ fn hold(consumer: &mut dyn GroupConsumer, events: &mut Events, wanted: &[TopicPa
 /// A static member that restarts with one more topic reads that topic too. Kafka's classic protocol alone would keep the
 /// old assignment (KAFKA-12759).
 pub fn static_member_restarts_with_more_topics(harness: &Harness) {
-    let (old, new, group) = (harness.topic(2), harness.topic(2), world::unique("group"));
+    let (old, new, group) = (harness.topic(2), harness.topic(2), support::unique("group"));
     let mut member = harness.join_as(&group, Some("node-1"), &[&old]);
     assert_eq!(assigned(&mut *member), parts(&old, 0..2));
     member.close().unwrap();
@@ -462,7 +469,7 @@ pub fn static_member_restarts_with_more_topics(harness: &Harness) {
 
 /// A static member that restarts without one of its topics loses the partitions of that topic.
 pub fn static_member_restarts_with_fewer_topics(harness: &Harness) {
-    let (kept, dropped, group) = (harness.topic(2), harness.topic(2), world::unique("group"));
+    let (kept, dropped, group) = (harness.topic(2), harness.topic(2), support::unique("group"));
     let mut member = harness.join_as(&group, Some("node-1"), &[&kept, &dropped]);
     assert_eq!(assigned(&mut *member).len(), 4);
     member.close().unwrap();
@@ -480,7 +487,7 @@ pub fn static_member_restarts_with_fewer_topics(harness: &Harness) {
 /// Static members that restart one after the other with one more topic end with the same partition numbers of both
 /// topics, which a task that reads both depends on.
 pub fn static_members_co_partition_new_topic(harness: &Harness) {
-    let (old, new, group) = (harness.topic(2), harness.topic(2), world::unique("group"));
+    let (old, new, group) = (harness.topic(2), harness.topic(2), support::unique("group"));
     let all = parts(&old, 0..2);
     let mut first = harness.join_as(&group, Some("node-1"), &[&old]);
     assert_eq!(assigned(&mut *first), all);
@@ -489,7 +496,7 @@ pub fn static_members_co_partition_new_topic(harness: &Harness) {
     first.close().unwrap();
     let mut first = harness.join_as(&group, Some("node-1"), &[&old, &new]);
     let mut a = Events::default();
-    world::wait_for("the first to have the new topic alone", LIMIT, || {
+    support::wait_for("the first to have the new topic alone", LIMIT, || {
         a.poll(&mut *first);
         b.poll(&mut *second);
         parts(&new, 0..2).iter().all(|at| a.held.contains(at)).then_some(())
@@ -497,14 +504,15 @@ pub fn static_members_co_partition_new_topic(harness: &Harness) {
     second.close().unwrap();
     let mut second = harness.join_as(&group, Some("node-2"), &[&old, &new]);
     let mut b = Events::default();
-    world::wait_for("equal shares of both topics", LIMIT, || {
+    support::wait_for("equal shares of both topics", LIMIT, || {
         a.poll(&mut *first);
         b.poll(&mut *second);
         let numbers = |events: &Events, topic: &Arc<str>| -> Vec<i32> {
             let of_topic = events.held.iter().filter(|at| at.topic == *topic);
             of_topic.map(|at| at.partition).collect()
         };
-        let equal = |events: &Events| numbers(events, &old).len() == 1 && numbers(events, &old) == numbers(events, &new);
+        let equal =
+            |events: &Events| numbers(events, &old).len() == 1 && numbers(events, &old) == numbers(events, &new);
         (equal(&a) && equal(&b)).then_some(())
     });
     first.close().unwrap();

@@ -1,7 +1,7 @@
 //! Offsets: lookups, positions, ranges, retention, and committed offsets.
 
 use super::harness::{Harness, LIMIT, SHORT, assigned, batch, committed, now, record, seen, texts, values};
-use crate::world;
+use crate::support;
 use event_log::{Error, Isolation, Millis, OffsetSpec, OutBatch, OutRecord, RecordBatch, StartFrom, TopicPartition};
 use std::collections::BTreeMap;
 
@@ -67,7 +67,7 @@ pub fn position_passes_control_and_aborted_records(harness: &Harness) {
     producer.begin().unwrap();
     producer.send(&batch(&at, &["never"])).unwrap();
     // Records that are still queued when a transaction is aborted are never written.
-    world::wait_for("the record", LIMIT, || {
+    support::wait_for("the record", LIMIT, || {
         (harness.offset(&at, OffsetSpec::LogEnd) == 4).then_some(())
     });
     producer.abort().unwrap();
@@ -84,7 +84,7 @@ pub fn position_passes_control_and_aborted_records(harness: &Harness) {
         (reader.position(&at) == Some(end) && reader.at_end(&at).is_some()).then_some(())
     });
     assert_eq!(read, seen(&[(0, "a"), (1, "b")]));
-    let first = reader.at_end(&at).expect("it stands there");
+    let first = reader.at_end(&at).expect("at the end");
     assert!((before..=now()).contains(&first), "{before} {first}");
     support::wait_for("a later proof of standing at the end", LIMIT, || {
         reader.poll(&mut batch, 1 << 20, SHORT).unwrap();
@@ -103,7 +103,10 @@ pub fn reader_starts_at_requested_offset(harness: &Harness) {
         harness.take(&mut *from(StartFrom::Offset(1)), 2),
         seen(&[(1, "b"), (2, "c")])
     );
-    assert_eq!(texts(&harness.take(&mut *from(StartFrom::Earliest), 3)), ["a", "b", "c"]);
+    assert_eq!(
+        texts(&harness.take(&mut *from(StartFrom::Earliest), 3)),
+        ["a", "b", "c"]
+    );
 
     let mut reader = from(StartFrom::LogEnd);
     let mut batch_read = RecordBatch::default();
@@ -120,12 +123,12 @@ pub fn reader_starts_at_requested_offset(harness: &Harness) {
     let mut producer = harness.any_producer();
     producer.begin().unwrap();
     producer.send(&batch(&at, &["open"])).unwrap();
-    world::wait_for("the open record", LIMIT, || {
+    support::wait_for("the open record", LIMIT, || {
         (harness.offset(&at, OffsetSpec::LogEnd) == 5).then_some(())
     });
     for (isolation, end) in [(Isolation::ReadCommitted, 4), (Isolation::ReadUncommitted, 5)] {
         let mut reader = harness.reader(isolation, &at, StartFrom::LogEnd);
-        world::wait_for("the reader's own end", LIMIT, || {
+        support::wait_for("the reader's own end", LIMIT, || {
             reader.poll(&mut batch_read, 1_000, SHORT).unwrap();
             (reader.position(&at) == Some(end)).then_some(())
         });
@@ -179,7 +182,7 @@ pub fn retention_by_time_moves_the_start(harness: &Harness) {
         );
     }
     harness.log.append(&out).unwrap();
-    world::wait_for("the start to move", LIMIT, || {
+    support::wait_for("the start to move", LIMIT, || {
         (harness.offset(&at, OffsetSpec::Earliest) == 2).then_some(())
     });
     out_of_range(harness, &at, 0);
@@ -198,7 +201,7 @@ pub fn retention_by_size_moves_the_start(harness: &Harness) {
     for _ in 0..50 {
         harness.append(&at, &[text.as_str(); 10]);
     }
-    let start = world::wait_for("the start to move", LIMIT, || {
+    let start = support::wait_for("the start to move", LIMIT, || {
         let start = harness.offset(&at, OffsetSpec::Earliest);
         (start >= 200).then_some(start)
     });
@@ -211,7 +214,7 @@ pub fn retention_by_size_moves_the_start(harness: &Harness) {
 
 /// Offsets set from outside a group without members are returned and found by a member.
 pub fn offsets_set_from_outside_are_kept(harness: &Harness) {
-    let (topic, group) = (harness.topic(2), world::unique("group"));
+    let (topic, group) = (harness.topic(2), support::unique("group"));
     let [a, b] = [0, 1].map(|p| TopicPartition::new(topic.clone(), p));
     harness.append(&a, &["a", "b", "c"]);
     let both = [a.clone(), b.clone()];
@@ -235,9 +238,16 @@ pub fn offsets_set_from_outside_are_kept(harness: &Harness) {
 
 /// Groups are listed with state, members' partitions and committed offsets, which remain after the members have left.
 pub fn groups_are_listed_with_state_and_offsets(harness: &Harness) {
-    let (topic, group) = (harness.topic(2), world::unique("group"));
+    let (topic, group) = (harness.topic(2), support::unique("group"));
     let at = TopicPartition::new(topic.clone(), 1);
-    let find = || harness.log.groups().unwrap().into_iter().find(|info| info.group == group);
+    let find = || {
+        harness
+            .log
+            .groups()
+            .unwrap()
+            .into_iter()
+            .find(|info| info.group == group)
+    };
     assert!(find().is_none());
     let (mut consumer, member) = harness.group_metadata(&group, &topic);
     let mut producer = harness.any_producer();

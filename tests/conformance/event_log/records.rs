@@ -1,7 +1,7 @@
 //! Records: what is read equals what was written, in order, for all limits.
 
 use super::harness::{Harness, LIMIT, SHORT, batch, now, record, seen, texts, values};
-use crate::world;
+use crate::support;
 use event_log::{
     Error, Isolation, Millis, Offset, OffsetSpec, OutBatch, OutRecord, RecordBatch, StartFrom, TimestampPolicy,
     TimestampType, TopicPartition, partitioner,

@@ -1,7 +1,7 @@
 //! Topics: created once, described with Kafka's settings, altered, and deleted.
 
 use super::harness::{Harness, LIMIT, SHORT, batch};
-use crate::world;
+use crate::support;
 use event_log::{
     Cleanup, Error, GroupConfig, Isolation, OffsetSpec, RecordBatch, StartFrom, TopicConfig, TopicPartition, TopicSpec,
 };
@@ -20,7 +20,7 @@ fn spec(name: &str, partitions: i32) -> TopicSpec {
 /// Creating returns which topics are new and does not change existing ones. The description has id, partition count and
 /// all settings, including Kafka's defaults.
 pub fn topic_is_created_once_and_described(harness: &Harness) {
-    let (old, new) = (world::unique("topic"), world::unique("topic"));
+    let (old, new) = (support::unique("topic"), support::unique("topic"));
     let mut first = spec(&old, 3);
     first.config.delete_retention_ms = Some(1_234);
     assert_eq!(harness.log.create_topics(&[first]).unwrap(), [true]);
@@ -38,7 +38,7 @@ pub fn topic_is_created_once_and_described(harness: &Harness) {
     assert_eq!(info.number("max.message.bytes"), Some(1_048_588));
     assert_eq!(harness.log.describe(&old).unwrap().expect("still").id, info.id);
     assert_ne!(harness.log.describe(&new).unwrap().expect("new").id, info.id);
-    assert!(harness.log.describe(&world::unique("none")).unwrap().is_none());
+    assert!(harness.log.describe(&support::unique("none")).unwrap().is_none());
 
     let topics = harness.log.topics().unwrap();
     assert!(topics.is_sorted() && topics.contains(&old) && topics.contains(&new));
@@ -47,9 +47,9 @@ pub fn topic_is_created_once_and_described(harness: &Harness) {
 
 /// Names, partition counts and settings that Kafka rejects are rejected, and nothing is created.
 pub fn what_kafka_rejects_is_rejected(harness: &Harness) {
-    let taken = world::unique("taken.topic");
+    let taken = support::unique("taken.topic");
     harness.log.create_topics(&[spec(&taken, 1)]).unwrap();
-    let mut setting = spec(&world::unique("topic"), 1);
+    let mut setting = spec(&support::unique("topic"), 1);
     setting.config.other.insert("retention.hours".into(), "1".into());
     let mut value = spec(&support::unique("topic"), 1);
     value.config.other.insert("segment.ms".into(), "soon".into());
@@ -88,7 +88,7 @@ pub fn altering_a_setting_keeps_the_others(harness: &Harness) {
         .log
         .alter_topic(&topic, &[("max.message.bytes".into(), "4000".into())])
         .unwrap();
-    let info = world::wait_for("the altered setting", LIMIT, || {
+    let info = support::wait_for("the altered setting", LIMIT, || {
         let info = harness.log.describe(&topic).unwrap().expect("it exists");
         (info.number("max.message.bytes") == Some(4_000)).then_some(info)
     });
@@ -100,13 +100,13 @@ pub fn altering_a_setting_keeps_the_others(harness: &Harness) {
 
 /// Deleting a topic removes its records and committed offsets. A new topic with the same name has another id.
 pub fn deleted_topic_id_is_not_reused(harness: &Harness) {
-    let (topic, group) = (harness.topic(1), world::unique("group"));
+    let (topic, group) = (harness.topic(1), support::unique("group"));
     let at = TopicPartition::new(topic.clone(), 0);
     harness.append(&at, &["a", "b"]);
     harness.log.set_committed(&group, &[(at.clone(), 1)]).unwrap();
     let before = harness.log.describe(&topic).unwrap().expect("it exists").id;
     harness.log.delete_topic(&topic).unwrap();
-    world::wait_for("the topic to be gone", LIMIT, || {
+    support::wait_for("the topic to be gone", LIMIT, || {
         harness.log.describe(&topic).unwrap().is_none().then_some(())
     });
     assert!(matches!(
@@ -124,21 +124,21 @@ pub fn deleted_topic_id_is_not_reused(harness: &Harness) {
         ),
         (0, 0)
     );
-    world::wait_for("the group's offset to be gone", LIMIT, || {
+    support::wait_for("the group's offset to be gone", LIMIT, || {
         harness.committed_offset(&group, &at).is_none().then_some(())
     });
 }
 
 /// Every use of a topic or partition that does not exist fails, and creates nothing.
 pub fn missing_topic_is_unknown_topic(harness: &Harness) {
-    let none = TopicPartition::new(world::unique("none"), 0);
+    let none = TopicPartition::new(support::unique("none"), 0);
     let beyond = TopicPartition::new(harness.topic(2), 2);
     for at in [&none, &beyond] {
         let unknown = |error: Error| assert!(matches!(error, Error::UnknownTopic { .. }), "{at}: {error:?}");
         unknown(harness.log.offset(at, OffsetSpec::LogEnd).unwrap_err());
         unknown(harness.log.append(&batch(at, &["a"])).unwrap_err());
         let mut reader = harness.log.reader(Isolation::ReadCommitted).unwrap();
-        let read = world::wait_for("the reader to fail", LIMIT, || {
+        let read = support::wait_for("the reader to fail", LIMIT, || {
             let assigned = reader.assign(&[(at.clone(), StartFrom::Earliest)]);
             assigned
                 .and_then(|()| reader.poll(&mut RecordBatch::default(), 1_000, SHORT))

@@ -1,7 +1,7 @@
 //! Transactional producers: fencing, timeouts, and continuing after failures.
 
 use super::harness::{Harness, LIMIT, batch, committed, fenced, texts};
-use crate::world;
+use crate::support;
 use event_log::{
     Error, Isolation, OffsetSpec, OutBatch, Outcome, TopicPartition, TransactionalProducer, TransactionalProducerConfig,
 };
@@ -19,17 +19,21 @@ fn goes_on(producer: &mut dyn TransactionalProducer, at: &TopicPartition) -> Out
 /// A second producer with the same id ends the open transaction of the first and fences it. Its commit is aborted, and
 /// none of its records becomes visible.
 pub fn second_producer_fences_first(harness: &Harness) {
-    let (at, id) = (harness.partition(), world::unique("producer"));
+    let (at, id) = (harness.partition(), support::unique("producer"));
     let mut first = harness.transactional_producer(&id);
     assert_eq!(first.transactional_id(), id);
     harness.transact(&mut *first, &at, &["first"]);
     first.begin().unwrap();
     first.send(&batch(&at, &["orphan"])).unwrap();
-    world::wait_for("the orphan", LIMIT, || {
+    support::wait_for("the orphan", LIMIT, || {
         (harness.offset(&at, OffsetSpec::LogEnd) == 3).then_some(())
     });
     let mut second = harness.transactional_producer(&id);
-    assert_eq!(harness.wait_no_open_transaction(&at), 4, "the orphan's transaction has ended");
+    assert_eq!(
+        harness.wait_no_open_transaction(&at),
+        4,
+        "the orphan's transaction has ended"
+    );
     fenced(&goes_on(&mut *first, &at));
     harness.transact(&mut *second, &at, &["second"]);
     assert_eq!(texts(&harness.committed(&at)), ["first", "second"]);
@@ -38,7 +42,11 @@ pub fn second_producer_fences_first(harness: &Harness) {
 /// `begin` is a local operation: a producer that was fenced while idle finds out when it sends records or offsets. A
 /// transaction without either has nothing to end.
 pub fn idle_fenced_producer_fails_on_send_or_commit(harness: &Harness) {
-    let (at, id, group) = (harness.partition(), world::unique("producer"), world::unique("group"));
+    let (at, id, group) = (
+        harness.partition(),
+        support::unique("producer"),
+        support::unique("group"),
+    );
     let mut first = harness.transactional_producer(&id);
     let mut second = harness.transactional_producer(&id);
     first.begin().unwrap();
@@ -59,7 +67,7 @@ pub fn idle_fenced_producer_fails_on_send_or_commit(harness: &Harness) {
 
 /// After `init_transactions` the fenced producer owns the id again, and the other one is fenced.
 pub fn fenced_producer_may_reinitialize(harness: &Harness) {
-    let (at, id) = (harness.partition(), world::unique("producer"));
+    let (at, id) = (harness.partition(), support::unique("producer"));
     let mut first = harness.transactional_producer(&id);
     first.begin().unwrap();
     first.send(&batch(&at, &["lost"])).unwrap();
@@ -75,11 +83,11 @@ pub fn fenced_producer_may_reinitialize(harness: &Harness) {
 
 /// The open transaction of a dead producer blocks readers only until the next producer with its id is opened.
 pub fn opening_producer_ends_dead_transaction(harness: &Harness) {
-    let (at, id) = (harness.partition(), world::unique("producer"));
+    let (at, id) = (harness.partition(), support::unique("producer"));
     let mut dead = harness.transactional_producer(&id);
     dead.begin().unwrap();
     dead.send(&batch(&at, &["orphan"])).unwrap();
-    world::wait_for("the orphan", LIMIT, || {
+    support::wait_for("the orphan", LIMIT, || {
         (harness.offset(&at, OffsetSpec::LogEnd) == 1).then_some(())
     });
     drop(dead);
@@ -93,13 +101,13 @@ pub fn opening_producer_ends_dead_transaction(harness: &Harness) {
 pub fn timed_out_transaction_is_aborted(harness: &Harness) {
     let at = harness.partition();
     let config = TransactionalProducerConfig {
-        transactional_id: world::unique("producer"),
+        transactional_id: support::unique("producer"),
         transaction_timeout: Duration::from_millis(1_000),
     };
     let mut slow = harness.log.transactional_producer(config).unwrap();
     slow.begin().unwrap();
     slow.send(&batch(&at, &["too late"])).unwrap();
-    world::wait_for("the record", LIMIT, || {
+    support::wait_for("the record", LIMIT, || {
         (harness.offset(&at, OffsetSpec::LogEnd) >= 1).then_some(())
     });
     harness.append(&at, &["plain"]);
@@ -156,7 +164,7 @@ pub fn rejected_record_forces_abort(harness: &Harness) {
 
 /// A record for an unknown topic fails its transaction, when it is sent or committed.
 pub fn unknown_topic_fails_transaction(harness: &Harness) {
-    let (at, none) = (harness.partition(), TopicPartition::new(world::unique("none"), 0));
+    let (at, none) = (harness.partition(), TopicPartition::new(support::unique("none"), 0));
     let mut producer = harness.any_producer();
     producer.begin().unwrap();
     producer.send(&batch(&at, &["never"])).unwrap();
@@ -181,7 +189,10 @@ pub fn unknown_topic_fails_transaction(harness: &Harness) {
 pub fn producer_has_one_transaction_at_a_time(harness: &Harness) {
     let at = harness.partition();
     let mut producer = harness.any_producer();
-    assert!(matches!(producer.send(&batch(&at, &["no"])), Err(Error::Refused { .. })));
+    assert!(matches!(
+        producer.send(&batch(&at, &["no"])),
+        Err(Error::Refused { .. })
+    ));
     let outcome = producer.commit(None);
     assert!(matches!(outcome, Outcome::Aborted { fenced: false, .. }), "{outcome:?}");
     producer.begin().unwrap();
@@ -201,7 +212,7 @@ pub fn aborted_flushed_transaction_leaves_control_record(harness: &Harness) {
     producer.send(&batch(&at, &["gone"])).unwrap();
     producer.flush().unwrap();
     producer.abort().unwrap();
-    world::wait_for("the mark", LIMIT, || {
+    support::wait_for("the mark", LIMIT, || {
         (harness.offset(&at, OffsetSpec::LastStable) == 2).then_some(())
     });
     assert_eq!(texts(&harness.committed(&at)), [""; 0]);

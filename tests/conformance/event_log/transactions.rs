@@ -1,12 +1,12 @@
 //! Transactions: records and consumed offsets become visible together or not at all.
 
 use super::harness::{Harness, LIMIT, SHORT, batch, committed, record, seen, texts};
-use crate::world;
+use crate::support;
 use event_log::{Isolation, OffsetSpec, OutBatch, RecordBatch, StartFrom, TopicPartition};
 use std::sync::atomic::{AtomicI64, Ordering};
 
 fn wait_end(harness: &Harness, at: &TopicPartition, end: i64) {
-    world::wait_for("the records to be appended", LIMIT, || {
+    support::wait_for("the records to be appended", LIMIT, || {
         (harness.offset(at, OffsetSpec::LogEnd) == end).then_some(())
     });
 }
@@ -165,7 +165,7 @@ pub fn empty_transaction_commits(harness: &Harness) {
 
 /// Consumed offsets are the group's committed offsets when the commit has returned, and not before.
 pub fn consumed_offsets_become_visible_with_the_commit(harness: &Harness) {
-    let (input, output, group) = (harness.partition(), harness.partition(), world::unique("group"));
+    let (input, output, group) = (harness.partition(), harness.partition(), support::unique("group"));
     harness.append(&input, &["a", "b"]);
     let (consumer, member) = harness.group_metadata(&group, &input.topic);
     let mut producer = harness.any_producer();
@@ -183,7 +183,7 @@ pub fn consumed_offsets_become_visible_with_the_commit(harness: &Harness) {
 
 /// A transaction that is not committed does not change the group's offsets.
 pub fn aborted_offsets_are_never_visible(harness: &Harness) {
-    let (input, output, group) = (harness.partition(), harness.partition(), world::unique("group"));
+    let (input, output, group) = (harness.partition(), harness.partition(), support::unique("group"));
     let (_consumer, member) = harness.group_metadata(&group, &input.topic);
     let mut producer = harness.any_producer();
     producer.begin().unwrap();
@@ -197,7 +197,7 @@ pub fn aborted_offsets_are_never_visible(harness: &Harness) {
 
 /// A transaction can consist of offsets only.
 pub fn transaction_may_contain_offsets_only(harness: &Harness) {
-    let (topic, group) = (harness.topic(2), world::unique("group"));
+    let (topic, group) = (harness.topic(2), support::unique("group"));
     let parts = [0, 1].map(|p| TopicPartition::new(topic.clone(), p));
     let (_consumer, member) = harness.group_metadata(&group, &topic);
     let mut producer = harness.any_producer();
@@ -219,7 +219,7 @@ pub fn transaction_may_contain_offsets_only(harness: &Harness) {
 
 /// `committed` returns at least what was acknowledged before the call: it waits for offsets that are being committed.
 pub fn committed_offsets_include_acknowledged_commits(harness: &Harness) {
-    let (input, output, group) = (harness.partition(), harness.partition(), world::unique("group"));
+    let (input, output, group) = (harness.partition(), harness.partition(), support::unique("group"));
     let (_consumer, member) = harness.group_metadata(&group, &input.topic);
     let mut producer = harness.any_producer();
     let (acknowledged, last) = (AtomicI64::new(0), 60);

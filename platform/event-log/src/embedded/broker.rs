@@ -8,7 +8,7 @@ use super::config::{Clock, Config};
 use super::format::{Head, PartId};
 use super::signal::until;
 use super::state::State;
-use crate::{Committed, Error, GroupInfo, MemberInfo, Millis, Offset, OffsetSpec, Result, TopicPartition, probe};
+use crate::{Committed, Error, GroupInfo, MemberInfo, Millis, Offset, OffsetSpec, Result, TopicPartition};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

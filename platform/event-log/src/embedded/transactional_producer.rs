@@ -109,7 +109,7 @@ impl TransactionalProducer for EmbeddedTransactionalProducer {
                 return Err(self.refused("send", "no transaction is open; begin one first"));
             }
         }
-        probe::hit("log.send.before");
+        failpoint::hit("log.send.before");
         // Before the check: even if it fails, a later commit must not succeed without these records.
         self.sent = true;
         self.broker.check(self.by(), "send")?;

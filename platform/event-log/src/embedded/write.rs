@@ -265,7 +265,7 @@ impl Broker {
             produced_here = open.parts.iter().filter_map(of).collect();
         }
         drop(state);
-        probe::hit("log.commit.before");
+        failpoint::hit("log.commit.before");
         let ending = Ending {
             transaction,
             marker: Marker::Commit,

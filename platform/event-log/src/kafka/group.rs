@@ -533,7 +533,7 @@ impl GroupConsumer for KafkaGroup {
     }
 
     fn commit(&mut self, offsets: &[(TopicPartition, Offset)]) -> Result<()> {
-        probe::hit("log.offsets.before");
+        failpoint::hit("log.offsets.before");
         let end = Instant::now() + CALL_TIMEOUT;
         loop {
             let list = List::of(offsets.iter().map(|(at, offset)| (at, *offset)));

@@ -7,7 +7,7 @@ use super::client::{ClientError, Code};
 use super::config::Config;
 use super::producer_client::ProducerClient;
 use super::{errors, settings};
-use crate::{Error, OutBatch, Produced, Producer, Result, probe};
+use crate::{Error, OutBatch, Produced, Producer, Result};
 use std::time::Duration;
 
 /// An idempotent producer.

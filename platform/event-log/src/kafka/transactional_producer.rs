@@ -175,10 +175,10 @@ impl KafkaTransactionalProducer {
         if let Err(found) = self.flush_verified(producer, until) {
             return self.abort_failed(&found);
         }
-        probe::hit("log.commit.before");
+        failpoint::hit("log.commit.before");
         let connection_errors = producer.connection_errors();
         let ended = Self::retry(producer, until, Handle::commit_transaction);
-        probe::hit("log.commit.after");
+        failpoint::hit("log.commit.after");
         let Err(found) = ended else {
             self.state = State::Ready;
             return match producer.collect(self.transaction) {
