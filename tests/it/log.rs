@@ -4,18 +4,18 @@
 //! topics, groups and transactional ids, so that all cases can share a broker, and waits for states instead of sleeping.
 //! `durable` and `killed_cleaner` test what only a log in a directory promises: reopening it, and `kill -9`.
 
-mod harness;
 mod compaction;
 mod durable;
 mod groups;
+mod harness;
 mod killed_cleaner;
+mod killed_process;
 mod members;
 mod offsets;
 mod records;
-mod transactional_producers;
 mod topics;
+mod transactional_producers;
 mod transactions;
-mod killed_process;
 
 use harness::Backend;
 

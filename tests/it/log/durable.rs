@@ -206,7 +206,9 @@ fn check(dir: &Path, acknowledged: &BTreeMap<(String, usize), i64>) -> Vec<i64> 
     let number = |writer: usize, kind: &str| acknowledged.get(&(kind.to_owned(), writer)).copied().unwrap_or(0);
     let mut lasts = Vec::new();
     for writer in 0..WRITERS {
-        let last = harness.committed_offset(&format!("group-{writer}"), &input).unwrap_or(0);
+        let last = harness
+            .committed_offset(&format!("group-{writer}"), &input)
+            .unwrap_or(0);
         let acknowledged = number(writer, "tx");
         assert!(
             (acknowledged..=acknowledged + 1).contains(&last),

@@ -167,7 +167,9 @@ fn check(dir: &Path, acknowledged: &[(i64, i64); WRITERS]) -> (Vec<i64>, usize) 
     let input = TopicPartition::new("input", 0);
     let mut lasts = Vec::new();
     for (writer, (number, next)) in acknowledged.iter().enumerate() {
-        let last = harness.committed_offset(&format!("group-{writer}"), &input).unwrap_or(0);
+        let last = harness
+            .committed_offset(&format!("group-{writer}"), &input)
+            .unwrap_or(0);
         assert!(
             (*number..=number + 1).contains(&last),
             "writer {writer}: {number} was acknowledged, {last} is there"

@@ -182,7 +182,7 @@ pub fn unmoved_partitions_are_read_during_rebalance(harness: &Harness) {
                     read_after += usize::from(events == 2);
                 }
             }
-            event => assert_eq!(event, Event::Idle, "what stays is not assigned anew"),
+            event => assert_eq!(event, Event::Idle, "unmoved partitions are not assigned again"),
         }
         (read_after >= 20).then_some(())
     });
@@ -194,7 +194,12 @@ pub fn unmoved_partitions_are_read_during_rebalance(harness: &Harness) {
 /// The generation can rise without an event when others join or leave. Group metadata that is requested before each
 /// commit is accepted, except for one commit that overlaps with the change: it is aborted without fencing.
 pub fn silent_generation_change_costs_one_commit(harness: &Harness) {
-    let (topic, other, group, output) = (harness.topic(1), harness.topic(2), world::unique("group"), harness.partition());
+    let (topic, other, group, output) = (
+        harness.topic(1),
+        harness.topic(2),
+        world::unique("group"),
+        harness.partition(),
+    );
     let (mut first, before) = harness.group_metadata(&group, &topic);
     let mut second = harness.join(&group, &[&other]);
     assert_eq!(assigned(&mut *second), parts(&other, 0..2));
@@ -258,7 +263,9 @@ pub fn replaced_member_cannot_commit_offsets(harness: &Harness) {
     assert_eq!(assigned(&mut *first), all);
     let mut second = harness.join_as(&group, Some("node-1"), &[&topic]);
     assert_eq!(assigned(&mut *second), all);
-    let error = first.commit(&[(all[0].clone(), 9)]).expect_err("the seat is gone");
+    let error = first
+        .commit(&[(all[0].clone(), 9)])
+        .expect_err("the member was replaced");
     assert!(matches!(error, Error::Fenced { .. }), "{error:?}");
     assert_eq!(harness.committed_offset(&group, &all[0]), None);
     second.commit(&[(all[0].clone(), 1)]).unwrap();
@@ -397,7 +404,7 @@ pub fn absent_static_member_loses_partitions(harness: &Harness) {
     let stale = first.group_metadata().unwrap();
     first.close().unwrap();
     b.poll(&mut *second);
-    assert_eq!(b.held.len(), 1, "the seat is kept at first");
+    assert_eq!(b.held.len(), 1, "the static membership is kept at first");
     world::wait_for("everything to be the second's", LIMIT, || {
         b.poll(&mut *second);
         (b.held == all).then_some(())
@@ -504,7 +511,8 @@ pub fn static_members_co_partition_new_topic(harness: &Harness) {
             let of_topic = events.held.iter().filter(|at| at.topic == *topic);
             of_topic.map(|at| at.partition).collect()
         };
-        let equal = |events: &Events| numbers(events, &old).len() == 1 && numbers(events, &old) == numbers(events, &new);
+        let equal =
+            |events: &Events| numbers(events, &old).len() == 1 && numbers(events, &old) == numbers(events, &new);
         (equal(&a) && equal(&b)).then_some(())
     });
     first.close().unwrap();

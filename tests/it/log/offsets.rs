@@ -84,7 +84,7 @@ pub fn position_passes_control_and_aborted_records(harness: &Harness) {
         (reader.position(&at) == Some(end) && reader.at_end(&at).is_some()).then_some(())
     });
     assert_eq!(read, seen(&[(0, "a"), (1, "b")]));
-    let first = reader.at_end(&at).expect("it stands there");
+    let first = reader.at_end(&at).expect("at the end");
     assert!((before..=now()).contains(&first), "{before} {first}");
     world::wait_for("a later proof of standing at the end", LIMIT, || {
         reader.poll(&mut batch, 1 << 20, SHORT).unwrap();
@@ -103,7 +103,10 @@ pub fn reader_starts_at_requested_offset(harness: &Harness) {
         harness.take(&mut *from(StartFrom::Offset(1)), 2),
         seen(&[(1, "b"), (2, "c")])
     );
-    assert_eq!(texts(&harness.take(&mut *from(StartFrom::Earliest), 3)), ["a", "b", "c"]);
+    assert_eq!(
+        texts(&harness.take(&mut *from(StartFrom::Earliest), 3)),
+        ["a", "b", "c"]
+    );
 
     let mut reader = from(StartFrom::LogEnd);
     let mut batch_read = RecordBatch::default();
@@ -237,7 +240,14 @@ pub fn offsets_set_from_outside_are_kept(harness: &Harness) {
 pub fn groups_are_listed_with_state_and_offsets(harness: &Harness) {
     let (topic, group) = (harness.topic(2), world::unique("group"));
     let at = TopicPartition::new(topic.clone(), 1);
-    let find = || harness.log.groups().unwrap().into_iter().find(|info| info.group == group);
+    let find = || {
+        harness
+            .log
+            .groups()
+            .unwrap()
+            .into_iter()
+            .find(|info| info.group == group)
+    };
     assert!(find().is_none());
     let (mut consumer, member) = harness.group_metadata(&group, &topic);
     let mut producer = harness.any_producer();

@@ -29,7 +29,11 @@ pub fn second_producer_fences_first(harness: &Harness) {
         (harness.offset(&at, OffsetSpec::LogEnd) == 3).then_some(())
     });
     let mut second = harness.transactional_producer(&id);
-    assert_eq!(harness.wait_no_open_transaction(&at), 4, "the orphan's transaction has ended");
+    assert_eq!(
+        harness.wait_no_open_transaction(&at),
+        4,
+        "the orphan's transaction has ended"
+    );
     fenced(&goes_on(&mut *first, &at));
     harness.transact(&mut *second, &at, &["second"]);
     assert_eq!(texts(&harness.committed(&at)), ["first", "second"]);
@@ -181,7 +185,10 @@ pub fn unknown_topic_fails_transaction(harness: &Harness) {
 pub fn producer_has_one_transaction_at_a_time(harness: &Harness) {
     let at = harness.partition();
     let mut producer = harness.any_producer();
-    assert!(matches!(producer.send(&batch(&at, &["no"])), Err(Error::Refused { .. })));
+    assert!(matches!(
+        producer.send(&batch(&at, &["no"])),
+        Err(Error::Refused { .. })
+    ));
     let outcome = producer.commit(None);
     assert!(matches!(outcome, Outcome::Aborted { fenced: false, .. }), "{outcome:?}");
     producer.begin().unwrap();
