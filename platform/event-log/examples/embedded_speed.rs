@@ -1,8 +1,7 @@
-//! Measures the embedded log and prints the figures beside their targets.
+//! Measures the embedded log and prints the results with their targets. Everything that is timed is also read and counted.
 //!
-//! `cargo run --release -p trunkline-event-log --example embedded_speed [memory|disk|singles]`: `singles` is a directory with a
-//! million transactions of one record, before and after its blocks were merged.
-//! Guarantees: what is timed was read back and counted. Never: a judgement; the reader compares.
+//! Run `cargo run --release -p trunkline-event-log --example embedded_speed [memory|disk|singles]`. `singles` uses a directory
+//! with a million transactions of one record, before and after their blocks are merged.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -78,7 +77,7 @@ fn measure(dir: Option<PathBuf>) -> Result<(), Failure> {
     Ok(())
 }
 
-fn session(log: &SharedEventLog) -> Result<Box<dyn TransactionalProducer>, Failure> {
+fn producer(log: &SharedEventLog) -> Result<Box<dyn TransactionalProducer>, Failure> {
     let transaction_timeout = Duration::from_secs(10);
     Ok(log.transactional_producer(TransactionalProducerConfig {
         transactional_id: "speed".to_owned(),
@@ -86,17 +85,17 @@ fn session(log: &SharedEventLog) -> Result<Box<dyn TransactionalProducer>, Failu
     })?)
 }
 
-fn commit(session: &mut dyn TransactionalProducer) -> Result<(), Failure> {
-    match session.commit(None) {
+fn commit(producer: &mut dyn TransactionalProducer) -> Result<(), Failure> {
+    match producer.commit(None) {
         Outcome::Committed(_) => Ok(()),
         other => Err(format!("not committed: {other:?}").into()),
     }
 }
 
-/// Writes and, on another thread, reads what is committed, at the same time.
+/// Writes on one thread and reads committed records on another.
 fn bulk(log: &SharedEventLog) -> Result<(), Failure> {
     let (topic, value): (Arc<str>, _) = ("bulk".into(), [7_u8; 184]);
-    let mut session = session(log)?;
+    let mut producer = producer(log)?;
     let mut slowest = Duration::ZERO;
     let (began, cpu) = (Instant::now(), cpu_time());
     std::thread::scope(|scope| -> Result<(), Failure> {
@@ -120,9 +119,9 @@ fn bulk(log: &SharedEventLog) -> Result<(), Failure> {
                 };
                 batch.push(record, []);
             }
-            session.begin()?;
-            session.send(&batch)?;
-            commit(&mut *session)?;
+            producer.begin()?;
+            producer.send(&batch)?;
+            commit(&mut *producer)?;
             slowest = slowest.max(begun.elapsed());
         }
         let written = began.elapsed();
@@ -178,10 +177,10 @@ fn read_all(log: &SharedEventLog, what: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// One record a transaction, as at low load, with a reader that waits for each.
+/// Transactions of one record, as under low load, with a reader that waits for each.
 fn small(log: &SharedEventLog) -> Result<(), Failure> {
     let at = TopicPartition::new("small", 0);
-    let mut session = session(log)?;
+    let mut producer = producer(log)?;
     let mut reader = log.reader(Isolation::ReadCommitted)?;
     reader.assign(&[(at.clone(), StartFrom::Earliest)])?;
     let mut times = Vec::with_capacity(SMALL);
@@ -201,9 +200,9 @@ fn small(log: &SharedEventLog) -> Result<(), Failure> {
     let mut read = RecordBatch::default();
     for _ in 0..SMALL {
         let begun = Instant::now();
-        session.begin()?;
-        session.send(&batch)?;
-        commit(&mut *session)?;
+        producer.begin()?;
+        producer.send(&batch)?;
+        commit(&mut *producer)?;
         times.push(begun.elapsed());
         if reader.poll(&mut read, 1 << 20, Duration::from_secs(1))? != 1 {
             return Err("the record did not come".into());
@@ -223,7 +222,7 @@ fn small(log: &SharedEventLog) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A million transactions of one record: what reading, opening and the cleaner's pass cost.
+/// A million transactions of one record: cost of reading, opening and a cleaning pass.
 fn singles() -> Result<(), Failure> {
     const SINGLES: u32 = 1_000_000;
     let dir = std::env::temp_dir().join(format!("trunkline-embedded-singles-{}", std::process::id()));
@@ -253,7 +252,7 @@ fn singles() -> Result<(), Failure> {
             config: TopicConfig::new(Cleanup::Delete),
         };
         log.create_topics(&[spec])?;
-        let (mut session, began) = (session(&log)?, Instant::now());
+        let (mut producer, began) = (producer(&log)?, Instant::now());
         let mut batch = OutBatch::default();
         let record = OutRecord {
             topic: &at.topic,
@@ -264,9 +263,9 @@ fn singles() -> Result<(), Failure> {
         };
         batch.push(record, []);
         for _ in 0..SINGLES {
-            session.begin()?;
-            session.send(&batch)?;
-            commit(&mut *session)?;
+            producer.begin()?;
+            producer.send(&batch)?;
+            commit(&mut *producer)?;
         }
         println!("{SINGLES} transactions of one record in {:?}", began.elapsed());
     }
@@ -279,14 +278,14 @@ fn singles() -> Result<(), Failure> {
         read(&shared, "and again")?;
         let began = Instant::now();
         log.clean(now())?;
-        println!("  the cleaner's pass: {:?}", began.elapsed());
+        println!("  cleaning pass: {:?}", began.elapsed());
     }
     std::fs::remove_dir_all(&dir)?;
     print_memory();
     Ok(())
 }
 
-/// What twenty readers cost that wait for nothing, once the store has tidied up.
+/// Cost of twenty readers that wait without new records, after the store has finished its background work.
 fn idle(log: &SharedEventLog) -> Result<(), Failure> {
     for _ in 0..30 {
         let before = cpu_time();
@@ -322,7 +321,7 @@ fn idle(log: &SharedEventLog) -> Result<(), Failure> {
     Ok(())
 }
 
-/// CPU seconds of this process, where the system tells.
+/// Returns the CPU seconds of this process, if the system provides them.
 fn cpu_time() -> Option<f64> {
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
     let fields: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();

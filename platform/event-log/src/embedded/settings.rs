@@ -28,7 +28,7 @@ const fn setting(name: &'static str, default: &'static str, kind: Kind) -> Setti
 const FROM_0: Kind = Kind::Int(0, i64::MAX);
 const FROM_1: Kind = Kind::Int(1, i64::MAX);
 const INT_FROM_0: Kind = Kind::Int(0, 2_147_483_647);
-const NEVER: &str = "9223372036854775807";
+const UNLIMITED: &str = "9223372036854775807";
 
 static SETTINGS: [Setting; 33] = [
     setting("cleanup.policy", "delete", Kind::Cleanup),
@@ -42,17 +42,17 @@ static SETTINGS: [Setting; 33] = [
     setting("compression.zstd.level", "3", Kind::Int(-131_072, 22)),
     setting("delete.retention.ms", "86400000", FROM_0),
     setting("file.delete.delay.ms", "60000", FROM_0),
-    setting("flush.messages", NEVER, FROM_1),
-    setting("flush.ms", NEVER, FROM_0),
+    setting("flush.messages", UNLIMITED, FROM_1),
+    setting("flush.ms", UNLIMITED, FROM_0),
     setting("follower.replication.throttled.replicas", "", Kind::Any),
     setting("index.interval.bytes", "4096", INT_FROM_0),
     setting("leader.replication.throttled.replicas", "", Kind::Any),
     setting("local.retention.bytes", "-2", Kind::Int(-2, i64::MAX)),
     setting("local.retention.ms", "-2", Kind::Int(-2, i64::MAX)),
-    setting("max.compaction.lag.ms", NEVER, FROM_1),
+    setting("max.compaction.lag.ms", UNLIMITED, FROM_1),
     setting("max.message.bytes", "1048588", INT_FROM_0),
     setting("message.timestamp.after.max.ms", "3600000", FROM_0),
-    setting("message.timestamp.before.max.ms", NEVER, FROM_0),
+    setting("message.timestamp.before.max.ms", UNLIMITED, FROM_0),
     setting(
         "message.timestamp.type",
         "CreateTime",

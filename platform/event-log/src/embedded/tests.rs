@@ -1,7 +1,5 @@
-//! What only the inside can show: the log's clock by hand, a store that fails, damaged and newer stores.
-//!
-//! Guarantees tested: retention and time limits follow the clock to the millisecond; a failed write shows nothing; what
-//! a newer program wrote is refused. The rest is `tests/conformance/event_log.rs`.
+//! Tests that need internals: a manual clock, failing storage, damaged storage and storage of a newer version. Everything
+//! else is in the conformance suite, `tests/it/log.rs`.
 
 use super::backing::{Faulty, Space, Visit, Writes};
 use super::*;
@@ -18,21 +16,21 @@ mod merge;
 mod model;
 mod scans;
 
-/// A log in memory whose clock is set by hand and whose store may be told to fail.
-struct Hand {
+/// An in-memory log with a manual clock and storage that can be made to fail.
+struct TestLog {
     log: EmbeddedLog,
     time: Arc<AtomicI64>,
     store: Arc<Breakable>,
 }
 
-/// The seam at work: a store that fails on demand.
+/// Storage that fails on demand.
 #[derive(Default)]
 struct Breakable {
     inner: Faulty,
     broken: AtomicBool,
-    /// Commits that it still takes before it breaks by itself; without limit when negative.
+    /// Number of commits until it fails; negative means never.
     breaks_after: AtomicI64,
-    /// What happens once, at the next such moment.
+    /// Runs once, the next time its moment is reached.
     between: Mutex<Option<Between>>,
 }
 
@@ -40,9 +38,9 @@ type Between = (Moment, Box<dyn FnOnce() + Send>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Moment {
-    BehindLast,
+    AfterLast,
     BeforeCommit,
-    /// In a scan of blocks, after it has visited so many of them.
+    /// In a scan, after this number of blocks was visited.
     InScan(usize),
 }
 
@@ -65,7 +63,7 @@ impl Breakable {
         }
     }
 
-    fn mend(&self) {
+    fn repair(&self) {
         self.inner.spoil(1, 0);
         self.broken.store(false, Ordering::SeqCst);
         self.breaks_after.store(-1, Ordering::SeqCst);
@@ -106,7 +104,7 @@ impl Backing for Arc<Breakable> {
 
     fn last(&self, space: Space, from: &[u8], to: &[u8]) -> Result<Option<(Vec<u8>, Bytes)>> {
         let found = self.inner.last(space, from, to);
-        self.passes(Moment::BehindLast);
+        self.passes(Moment::AfterLast);
         found
     }
 }
@@ -127,21 +125,21 @@ fn opened_with(store: &Arc<Breakable>, time: &Arc<AtomicI64>, change: impl FnOnc
     })
 }
 
-impl Hand {
-    fn new() -> Hand {
+impl TestLog {
+    fn new() -> TestLog {
         let (store, time) = (Breakable::new(), Arc::new(AtomicI64::new(1_000_000)));
-        Hand {
+        TestLog {
             log: opened(&store, &time).expect("open"),
             time,
             store,
         }
     }
 
-    fn again(&mut self) {
+    fn reopen_log(&mut self) {
         self.log = opened(&self.store, &self.time).expect("open again");
     }
 
-    fn pass(&self, ms: Millis) {
+    fn advance(&self, ms: Millis) {
         self.time.fetch_add(ms, Ordering::SeqCst);
     }
 
@@ -177,7 +175,7 @@ impl Hand {
                 transactional_id: "s".to_owned(),
                 transaction_timeout,
             })
-            .expect("session")
+            .expect("producer")
     }
 
     fn range(&self, at: &TopicPartition) -> [Offset; 3] {
@@ -221,60 +219,56 @@ fn batch(at: &TopicPartition, value: &str) -> OutBatch {
 
 #[test]
 fn retention_stops_at_open_transaction() {
-    let mut hand = Hand::new();
+    let mut hand = TestLog::new();
     let at = hand.topic(&[("retention.ms", "100")]);
     hand.append(&at, "a").expect("append");
-    hand.pass(60);
-    let mut session = hand.transactional_producer(1_000);
-    session.begin().expect("begin");
-    session.send(&batch(&at, "b")).expect("send");
+    hand.advance(60);
+    let mut producer = hand.transactional_producer(1_000);
+    producer.begin().expect("begin");
+    producer.send(&batch(&at, "b")).expect("send");
     hand.append(&at, "c").expect("append");
-    hand.pass(40);
+    hand.advance(40);
     hand.log.clean(1_000_100).expect("clean");
-    assert_eq!(hand.range(&at), [0, 1, 3], "a is 100 ms old, and that is kept");
+    assert_eq!(hand.range(&at), [0, 1, 3], "a is exactly retention.ms old");
     hand.log.clean(1_000_101).expect("clean");
     assert_eq!(hand.range(&at), [1, 1, 3]);
     hand.log.clean(9_000_000).expect("clean");
-    assert_eq!(
-        hand.range(&at),
-        [1, 1, 3],
-        "the open transaction keeps what is behind it"
-    );
-    session.abort().expect("abort");
+    assert_eq!(hand.range(&at), [1, 1, 3], "the open transaction blocks retention");
+    producer.abort().expect("abort");
     hand.log.clean(9_000_000).expect("clean");
     assert_eq!(hand.range(&at), [4, 4, 4]);
-    drop(session);
-    hand.again();
+    drop(producer);
+    hand.reopen_log();
     assert_eq!(hand.range(&at), [4, 4, 4]);
     assert_eq!(hand.append(&at, "d").expect("append")[0].first_offset, 4);
-    hand.again();
+    hand.reopen_log();
     assert_eq!(hand.range(&at), [4, 5, 5]);
 }
 
 #[test]
 fn failed_deletion_is_retried_by_next_pass() {
-    let mut hand = Hand::new();
+    let mut hand = TestLog::new();
     let at = hand.topic(&[("retention.ms", "100")]);
-    let mut session = hand.transactional_producer(1_000);
-    session.begin().expect("begin");
-    session.send(&batch(&at, "never")).expect("send");
-    session.abort().expect("abort");
+    let mut producer = hand.transactional_producer(1_000);
+    producer.begin().expect("begin");
+    producer.send(&batch(&at, "never")).expect("send");
+    producer.abort().expect("abort");
     hand.append(&at, "a").expect("append");
     hand.store.broken.store(true, Ordering::SeqCst);
     hand.log.clean(2_000_000).expect_err("the store fails");
     let left = || hand.seen(Isolation::ReadCommitted, &at).len();
     assert_eq!((hand.range(&at), left()), ([0, 3, 3], 1));
-    hand.store.mend();
+    hand.store.repair();
     hand.log.clean(2_000_000).expect("clean");
     assert_eq!((hand.range(&at), hand.sizes(&at).len()), ([3, 3, 3], 0));
-    drop(session);
-    hand.again();
+    drop(producer);
+    hand.reopen_log();
     assert_eq!(hand.range(&at), [3, 3, 3]);
 }
 
 #[test]
 fn overtaken_reader_is_out_of_range() {
-    let hand = Hand::new();
+    let hand = TestLog::new();
     let at = hand.topic(&[("retention.ms", "100")]);
     for value in ["a", "b", "c"] {
         hand.append(&at, value).expect("append");
@@ -301,57 +295,57 @@ fn overtaken_reader_is_out_of_range() {
 
 #[test]
 fn transaction_times_out_by_the_clock() {
-    let hand = Hand::new();
+    let hand = TestLog::new();
     let at = hand.topic(&[]);
-    let mut session = hand.transactional_producer(500);
-    session.begin().expect("begin");
-    hand.pass(10_000);
-    session
+    let mut producer = hand.transactional_producer(500);
+    producer.begin().expect("begin");
+    hand.advance(10_000);
+    producer
         .send(&batch(&at, "a"))
-        .expect("the time begins with the first record");
-    hand.pass(499);
+        .expect("the timeout starts with the first record");
+    hand.advance(499);
     assert_eq!(hand.range(&at), [0, 0, 1]);
-    hand.pass(1);
+    hand.advance(1);
     assert_eq!(hand.range(&at), [0, 2, 2]);
-    let late = session.send(&batch(&at, "b"));
+    let late = producer.send(&batch(&at, "b"));
     assert!(matches!(late, Err(Error::Fenced { .. })), "{late:?}");
-    assert!(matches!(session.commit(None), Outcome::Aborted { fenced: true, .. }));
-    let mut session = hand.transactional_producer(500);
-    session.begin().expect("begin");
-    session.send(&batch(&at, "c")).expect("send");
-    assert!(matches!(session.commit(None), Outcome::Committed(_)));
+    assert!(matches!(producer.commit(None), Outcome::Aborted { fenced: true, .. }));
+    let mut producer = hand.transactional_producer(500);
+    producer.begin().expect("begin");
+    producer.send(&batch(&at, "c")).expect("send");
+    assert!(matches!(producer.commit(None), Outcome::Committed(_)));
 }
 
 #[test]
 fn failed_write_is_not_visible() {
-    let mut hand = Hand::new();
+    let mut hand = TestLog::new();
     let at = hand.topic(&[]);
     hand.append(&at, "a").expect("append");
     let (consumer, member) = hand.group_metadata("g");
-    let mut session = hand.transactional_producer(5_000);
-    session.begin().expect("begin");
-    session.send(&batch(&at, "b")).expect("send");
+    let mut producer = hand.transactional_producer(5_000);
+    producer.begin().expect("begin");
+    producer.send(&batch(&at, "b")).expect("send");
     hand.store.broken.store(true, Ordering::SeqCst);
     assert!(matches!(hand.append(&at, "c"), Err(Error::Storage { .. })));
-    let outcome = session.commit(Some((&member, &[(at.clone(), 1)])));
+    let outcome = producer.commit(Some((&member, &[(at.clone(), 1)])));
     let Outcome::Unknown { reason } = outcome else {
         panic!("{outcome:?}")
     };
     assert!(reason.contains("no space left"), "{reason}");
     assert_eq!(hand.range(&at), [0, 1, 2]);
-    assert!(session.init_transactions().is_err(), "it cannot abort either");
+    assert!(producer.init_transactions().is_err(), "aborting fails too");
     hand.store.broken.store(false, Ordering::SeqCst);
-    session.init_transactions().expect("init_transactions");
+    producer.init_transactions().expect("init_transactions");
     let committed = hand.log.committed("g", std::slice::from_ref(&at)).expect("committed");
     assert_eq!((hand.range(&at), committed[&at]), ([0, 3, 3], None));
-    drop((consumer, session));
-    hand.again();
+    drop((consumer, producer));
+    hand.reopen_log();
     assert_eq!(hand.range(&at), [0, 3, 3]);
 }
 
 #[test]
 fn interrupted_topic_deletion_is_completed() {
-    let mut hand = Hand::new();
+    let mut hand = TestLog::new();
     let at = hand.topic(&[]);
     hand.append(&at, "a").expect("append");
     let number = hand.log.broker.state().topics["t"].number;
@@ -363,7 +357,7 @@ fn interrupted_topic_deletion_is_completed() {
         vec![format::VERSION],
     );
     hand.store.commit(&writes).expect("commit");
-    hand.again();
+    hand.reopen_log();
     assert!(hand.log.describe("t").expect("describe").is_none());
     let mut left = Vec::new();
     for space in [Space::Records, Space::Meta] {
@@ -374,12 +368,12 @@ fn interrupted_topic_deletion_is_completed() {
             })
             .expect("scan");
     }
-    assert_eq!(left, [format::HEAD.to_vec()], "nothing of it is left");
+    assert_eq!(left, [format::HEAD.to_vec()], "nothing is left");
 }
 
 #[test]
 fn newer_formats_are_rejected() {
-    let hand = Hand::new();
+    let hand = TestLog::new();
     let at = hand.topic(&[]);
     hand.append(&at, "a").expect("append");
     let part = hand.log.broker.state().resolve(&at).expect("partition");
@@ -418,15 +412,15 @@ fn records_are_read_from_store_and_cache() {
     };
     log.create_topics(&[spec("a"), spec("b")]).expect("create");
     let [a, b] = ["a", "b"].map(|name| TopicPartition::new(name, 0));
-    let mut session = log
+    let mut producer = log
         .transactional_producer(TransactionalProducerConfig {
             transactional_id: "s".to_owned(),
             transaction_timeout: Duration::from_secs(9),
         })
-        .expect("session");
+        .expect("producer");
     let mut want = Vec::new();
     for n in 0..600_i64 {
-        session.begin().expect("begin");
+        producer.begin().expect("begin");
         let mut many = OutBatch::default();
         for _ in 0..20 {
             let record = OutRecord {
@@ -438,17 +432,17 @@ fn records_are_read_from_store_and_cache() {
             };
             many.push(record, []);
         }
-        session.send(&many).expect("send");
-        session.send(&batch(&b, "beside")).expect("send");
+        producer.send(&many).expect("send");
+        producer.send(&batch(&b, "beside")).expect("send");
         if n % 5 == 0 {
-            session.abort().expect("abort");
+            producer.abort().expect("abort");
         } else {
-            assert!(matches!(session.commit(None), Outcome::Committed(_)));
+            assert!(matches!(producer.commit(None), Outcome::Committed(_)));
             want.extend(21 * n..21 * n + 20);
         }
     }
     for from in [0, 2, 6_000, 11_555, 12_599, 12_600] {
-        // Around the size of a block, where a poll ends just before its end, and far from it.
+        // Close to the size of a block, so that a poll ends just before its end, and much smaller and larger.
         for max_bytes in (1..400).step_by(7).chain([10_000, 1_000_000]) {
             let mut reader = log.reader(Isolation::ReadCommitted).expect("reader");
             reader
@@ -471,13 +465,31 @@ fn records_are_read_from_store_and_cache() {
     }
 }
 
+/// The failpoint at which a thread named `held` waits, and the channels to notice and release it.
+static HELD: OnceLock<Mutex<Option<Held>>> = OnceLock::new();
+type Held = (&'static str, Sender<()>, Receiver<()>);
+
+fn hold(name: &'static str) {
+    if std::thread::current().name() != Some("held") {
+        return;
+    }
+    let mut held = HELD.get_or_init(Mutex::default).lock().expect("hold");
+    if held.as_ref().is_some_and(|(point, _, _)| *point == name)
+        && let Some((_, arrived, go)) = held.take()
+    {
+        arrived.send(()).expect("the test listens");
+        go.recv().expect("the test releases it");
+    }
+}
+
 #[test]
 fn committed_waits_for_pending_commit() {
-    let hand = Hand::new();
+    assert!(probe::install(hold), "no other test of this binary installs a hook");
+    let hand = TestLog::new();
     let at = hand.topic(&[]);
     let (_consumer, member) = hand.group_metadata("g");
-    let mut session = hand.transactional_producer(60_000);
-    session.begin().expect("begin");
+    let mut producer = hand.transactional_producer(60_000);
+    producer.begin().expect("begin");
     let (arrived, arrives) = channel();
     let (let_go, go) = channel();
     let hold = move |name: &'static str| {
@@ -491,10 +503,7 @@ fn committed_waits_for_pending_commit() {
         let offsets = [(at.clone(), 7)];
         let commit = std::thread::Builder::new()
             .name("held".to_owned())
-            .spawn_scoped(scope, move || {
-                failpoint::watch(hold);
-                session.commit(Some((&member, &offsets)))
-            })
+            .spawn_scoped(scope, move || producer.commit(Some((&member, &offsets))))
             .expect("spawn");
         arrives.recv().expect("the commit is under way");
         let asked = [at.clone()];
@@ -514,7 +523,7 @@ fn committed_waits_for_pending_commit() {
 
 #[test]
 fn member_that_does_not_poll_gets_lost_event() {
-    let hand = Hand::new();
+    let hand = TestLog::new();
     let at = hand.topic(&[]);
     let (mut silent, stale) = hand.group_metadata("g");
     silent.start(&at, 0).expect("start");
@@ -531,15 +540,15 @@ fn member_that_does_not_poll_gets_lost_event() {
         heir.poll(&mut batch_read, 1, Duration::ZERO).expect("poll"),
         Event::Idle
     );
-    hand.pass(300_000);
+    hand.advance(300_000);
     let mine = vec![at.clone()];
     assert_eq!(
         heir.poll(&mut batch_read, 1, Duration::ZERO).expect("poll"),
         Event::Assigned(mine.clone())
     );
-    let mut session = hand.transactional_producer(5_000);
-    session.begin().expect("begin");
-    let outcome = session.commit(Some((&stale, &[(at.clone(), 1)])));
+    let mut producer = hand.transactional_producer(5_000);
+    producer.begin().expect("begin");
+    let outcome = producer.commit(Some((&stale, &[(at.clone(), 1)])));
     assert!(matches!(outcome, Outcome::Aborted { fenced: true, .. }), "{outcome:?}");
     hand.append(&at, "a").expect("append");
     assert_eq!(

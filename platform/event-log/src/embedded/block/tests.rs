@@ -1,6 +1,4 @@
-//! Blocks as values.
-//!
-//! Guarantees tested: what was pushed reads back, in parts too; damaged bytes are an error, never a panic.
+//! Tests of the block format: records are read as they were written, also in parts, and damaged bytes are errors.
 
 use super::*;
 use crate::{Error, TopicPartition};
@@ -151,7 +149,7 @@ fn rewritten_block_keeps_records_unchanged() {
         assert_eq!((again.head.max_timestamp, again.head.transaction), (900, 7));
         assert_eq!(read(&again, 40, usize::MAX).expect("whole"), want[1..]);
         assert_eq!(read(&again, 40, 1).expect("one at a time"), want[1..]);
-        assert!(again.size() < block.size(), "a horizon is not counted");
+        assert!(again.size() < block.size(), "a horizon does not count");
         assert!(!again.is_over(42, None).expect("look"));
     }
     let less = block.rewritten(&items[..1], None);

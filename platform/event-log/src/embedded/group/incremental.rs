@@ -4,7 +4,7 @@
 //! `Revoked` for the excess and gives it up with its next poll. A member that owns less gets `Assigned` as soon as no
 //! other member owns the partitions. Partitions in both are not affected.
 //!
-//! A partition never belongs to two members. A member that does not give up partitions in time loses all of its own; a
+//! A partition never belongs to two members. A member that does not give up partitions in time loses all its partitions; a
 //! member that polls loses none without having been notified.
 
 use super::{Group, Member, MemberId, MemberReplaced, NextPoll, REVOCATION_TIMEOUT_MS};

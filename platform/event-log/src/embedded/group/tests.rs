@@ -1,6 +1,4 @@
-//! Groups as values: each test is a short play of members.
-//!
-//! Guarantees tested: the order of events, who may commit, and that no partition has two holders in a generation.
+//! Tests of groups with the classic protocol: order of events, who may commit, and one owner per partition.
 
 use super::*;
 
@@ -55,7 +53,7 @@ fn second_member_gets_half_after_revocation() {
     add_member(&mut group, joining(2, None, 3), 10);
     assert_eq!(event(&mut group, 2, 10), None, "nothing is free yet");
     assert_eq!(event(&mut group, 1, 20), Some(Event::Revoked(of(0..3))));
-    assert_eq!(group.check_commit(1, before), Ok(()), "a commit still fits");
+    assert_eq!(group.check_commit(1, before), Ok(()), "a commit is still possible");
     assert_eq!(event(&mut group, 1, 30), Some(Event::Assigned(of(0..2))));
     assert_eq!(event(&mut group, 2, 30), Some(Event::Assigned(of(2..3))));
     assert!(group.check_commit(1, before).is_err(), "the old generation is over");
@@ -121,16 +119,16 @@ fn ranges_are_contiguous() {
 
 #[test]
 fn no_partition_has_two_owners() {
-    play(false);
+    run_randomly(false);
 }
 
 #[test]
 fn no_partition_has_two_owners_incremental() {
-    play(true);
+    run_randomly(true);
 }
 
-/// Lets a member poll, and notes what it may read then.
-fn hear(group: &mut Group, id: MemberId, now: Millis, reads: &mut BTreeMap<MemberId, Vec<TopicPartition>>) {
+/// Polls a member and records what it may read.
+fn poll(group: &mut Group, id: MemberId, now: Millis, reads: &mut BTreeMap<MemberId, Vec<TopicPartition>>) {
     match group.event(id, now) {
         Ok(Some(Event::Assigned(owned))) => reads.entry(id).or_default().extend(owned),
         Ok(Some(Event::Revoked(gone) | Event::Lost(gone))) => {
@@ -141,8 +139,8 @@ fn hear(group: &mut Group, id: MemberId, now: Millis, reads: &mut BTreeMap<Membe
     }
 }
 
-/// Members that come, go and poll at random, of either protocol.
-fn play(incremental: bool) {
+/// Members that join, leave and poll at random, with either protocol.
+fn run_randomly(incremental: bool) {
     let seed = u64::from_le_bytes(*uuid::Uuid::new_v4().as_bytes().first_chunk().expect("16 bytes"));
     println!("seed {seed}");
     let mut random = seed | 1;
@@ -154,10 +152,10 @@ fn play(incremental: bool) {
     };
     let mut group = Group::new();
     let (mut now, mut ids, mut last) = (0, Vec::new(), 0);
-    // What each member may read, as its own events told it.
+    // Partitions that each member may read according to its events.
     let mut reads: BTreeMap<MemberId, Vec<TopicPartition>> = BTreeMap::new();
     for _ in 0..20_000 {
-        // Mostly short steps; now and then one that ends rebalances and kept members.
+        // Mostly short steps; sometimes one that exceeds all timeouts.
         let step = if next(10) == 0 { 200_000 } else { 300 };
         now += Millis::try_from(next(step)).expect("small");
         match next(20) {
@@ -170,7 +168,7 @@ fn play(incremental: bool) {
                 };
                 match group.join(joining, now) {
                     Ok(()) => ids.push(last),
-                    Err(turned) => assert!(incremental && turned == JoinError::Occupied, "{turned:?}"),
+                    Err(error) => assert!(incremental && error == JoinError::Occupied, "{error:?}"),
                 }
             }
             1 if !ids.is_empty() => {
@@ -182,7 +180,7 @@ fn play(incremental: bool) {
             _ if !ids.is_empty() => {
                 let at = usize::try_from(next(ids.len().try_into().expect("small"))).expect("small");
                 let id = ids[at];
-                hear(&mut group, id, now, &mut reads);
+                poll(&mut group, id, now, &mut reads);
             }
             _ => {}
         }
@@ -196,9 +194,9 @@ fn play(incremental: bool) {
         assert_eq!(all.len(), count, "two members that may commit read one partition");
     }
     if incremental {
-        // Once all have been heard, whoever is here reads what is not kept for whoever is away.
+        // After all have polled, active members own everything except what is reserved for static members that left.
         for id in ids.iter().cycle().take(ids.len() * 4) {
-            hear(&mut group, *id, now, &mut reads);
+            poll(&mut group, *id, now, &mut reads);
         }
         let read: usize = ids.iter().filter_map(|id| reads.get(id)).map(Vec::len).sum();
         let away = group.members.values().filter(|member| member.left_at.is_some());

@@ -1,7 +1,5 @@
-//! Compaction by the clock, to the millisecond, and with a store that fails in the middle.
-//!
-//! Guarantees tested: what goes and what stays is Kafka's rule; offsets, times and ends survive; readers in the middle
-//! of a block that is rewritten go on. Random runs are in `model`.
+//! Compaction with a manual clock and with storage that fails during a pass. Readers in the middle of a rewritten block
+//! continue. Random runs are in `model`.
 
 use super::*;
 use crate::RecordRef;
@@ -35,7 +33,7 @@ pub(super) fn keyed(at: &TopicPartition, records: &[&str]) -> OutBatch {
     batch
 }
 
-impl Hand {
+impl TestLog {
     fn compacted(&self, settings: &[(&str, &str)]) -> TopicPartition {
         let eager = [("min.cleanable.dirty.ratio", "0"), ("delete.retention.ms", "100")];
         self.topic_of(Cleanup::Compact, &[&eager, settings].concat())
@@ -45,12 +43,12 @@ impl Hand {
         self.log.append(&keyed(at, records)).expect("append")[0].first_offset
     }
 
-    fn transact(&self, session: &mut dyn TransactionalProducer, at: &TopicPartition, records: &[&str], commits: bool) {
-        session.begin().expect("begin");
-        session.send(&keyed(at, records)).expect("send");
+    fn transact(&self, producer: &mut dyn TransactionalProducer, at: &TopicPartition, records: &[&str], commits: bool) {
+        producer.begin().expect("begin");
+        producer.send(&keyed(at, records)).expect("send");
         match commits {
-            true => assert!(matches!(session.commit(None), Outcome::Committed(_))),
-            false => session.abort().expect("abort"),
+            true => assert!(matches!(producer.commit(None), Outcome::Committed(_))),
+            false => producer.abort().expect("abort"),
         }
     }
 
@@ -74,13 +72,13 @@ impl Hand {
         all
     }
 
-    /// Offsets and values of what is committed, as `0 key=value`.
+    /// Returns offsets and values of committed records, as `0 key=value`.
     fn shown(&self, at: &TopicPartition) -> Vec<String> {
         let all = self.seen(Isolation::ReadCommitted, at);
         all.iter().map(|(o, key, value)| format!("{o} {key}={value}")).collect()
     }
 
-    /// Sizes of the blocks in the store.
+    /// Returns the sizes of the stored blocks.
     pub(super) fn sizes(&self, at: &TopicPartition) -> Vec<u64> {
         self.sizes_of(&self.log.broker.state(), at)
     }
@@ -104,13 +102,13 @@ impl Hand {
 
 #[test]
 fn newest_of_each_key_is_kept_unchanged() {
-    let mut hand = Hand::new();
+    let mut hand = TestLog::new();
     let at = hand.compacted(&[]);
     hand.put(&at, &["a=1", "b=1", "c=1", "b=2"]);
-    hand.pass(10);
+    hand.advance(10);
     hand.put(&at, &["a=2", "d=1"]);
     hand.put(&at, &["e=1", "e=2"]);
-    let plain = |hand: &Hand| {
+    let plain = |hand: &TestLog| {
         let mut reader = hand.log.reader(Isolation::ReadCommitted).expect("reader");
         reader.assign(&[(at.clone(), StartFrom::Earliest)]).expect("assign");
         let mut batch = RecordBatch::default();
@@ -128,139 +126,135 @@ fn newest_of_each_key_is_kept_unchanged() {
             .cloned()
             .collect();
         assert_eq!(plain(&hand), kept);
-        assert_eq!(hand.range(&at), [0, 8, 8], "start and end keep their meaning");
+        assert_eq!(hand.range(&at), [0, 8, 8], "start and end are unchanged");
         let time = |time| hand.log.offset(&at, OffsetSpec::Timestamp(time)).expect("time");
         assert_eq!([0, 1_000_000, 1_000_001, 1_000_011].map(time), [2, 2, 4, 8]);
-        hand.again();
+        hand.reopen_log();
     }
     assert_eq!(hand.put(&at, &["f=1"]), 8);
 }
 
 #[test]
 fn young_records_supersede_nothing() {
-    let hand = Hand::new();
+    let hand = TestLog::new();
     let at = hand.compacted(&[("min.compaction.lag.ms", "50")]);
     hand.put(&at, &["a=1"]);
     hand.put(&at, &["a=2"]);
-    hand.pass(20);
+    hand.advance(20);
     hand.put(&at, &["a=3"]);
-    hand.pass(29);
+    hand.advance(29);
     hand.clean();
     assert_eq!(
         hand.shown(&at),
         ["0 a=1", "1 a=2", "2 a=3"],
         "all are 49 ms old or younger"
     );
-    hand.pass(1);
+    hand.advance(1);
     hand.clean();
     assert_eq!(hand.shown(&at), ["1 a=2", "2 a=3"]);
-    hand.pass(19);
+    hand.advance(19);
     hand.clean();
     assert_eq!(hand.shown(&at), ["1 a=2", "2 a=3"], "the third is 49 ms old");
-    hand.pass(1);
+    hand.advance(1);
     hand.clean();
     assert_eq!(hand.shown(&at), ["2 a=3"]);
 }
 
 #[test]
 fn tombstone_expires_after_first_cleaning() {
-    let mut hand = Hand::new();
+    let mut hand = TestLog::new();
     let at = hand.compacted(&[]);
     hand.put(&at, &["a=1", "b=1"]);
     hand.put(&at, &["a", "c=1"]);
-    hand.pass(5_000);
+    hand.advance(5_000);
     hand.clean();
     assert_eq!(
         hand.shown(&at),
         ["1 b=1", "2 a=-", "3 c=1"],
-        "its age by timestamp does not count"
+        "its timestamp is irrelevant"
     );
-    hand.pass(60);
+    hand.advance(60);
     hand.put(&at, &["b=2"]);
     hand.clean();
     assert_eq!(hand.shown(&at), ["2 a=-", "3 c=1", "4 b=2"]);
     let longer = [("delete.retention.ms".to_owned(), "9000".to_owned())];
     hand.log.alter_topic("t", &longer).expect("alter");
-    hand.again();
-    hand.pass(39);
+    hand.reopen_log();
+    hand.advance(39);
     hand.clean();
-    assert_eq!(hand.shown(&at).len(), 3, "a later cleaning does not begin anew");
-    hand.pass(1);
+    assert_eq!(hand.shown(&at).len(), 3, "a later cleaning does not extend the time");
+    hand.advance(1);
     hand.clean();
-    assert_eq!(
-        hand.shown(&at),
-        ["3 c=1", "4 b=2"],
-        "it goes in time without a new record"
-    );
-    hand.again();
+    assert_eq!(hand.shown(&at), ["3 c=1", "4 b=2"], "it expires without a new record");
+    hand.reopen_log();
     assert_eq!(hand.shown(&at), ["3 c=1", "4 b=2"]);
     assert_eq!(hand.range(&at), [0, 5, 5]);
 }
 
 #[test]
 fn open_transaction_blocks_compaction() {
-    let hand = Hand::new();
+    let hand = TestLog::new();
     let at = hand.compacted(&[]);
     hand.put(&at, &["a=1"]);
     hand.put(&at, &["a=2"]);
-    let mut session = hand.transactional_producer(60_000);
-    session.begin().expect("begin");
-    session.send(&keyed(&at, &["a=3"])).expect("send");
+    let mut producer = hand.transactional_producer(60_000);
+    producer.begin().expect("begin");
+    producer.send(&keyed(&at, &["a=3"])).expect("send");
     hand.put(&at, &["b=1"]);
     hand.put(&at, &["b=2"]);
     hand.clean();
     let all = hand.seen(Isolation::ReadUncommitted, &at);
     let offsets: Vec<Offset> = all.iter().map(|(offset, ..)| *offset).collect();
-    assert_eq!(offsets, [1, 2, 3, 4], "nothing at or behind its first record");
-    assert!(matches!(session.commit(None), Outcome::Committed(_)));
+    assert_eq!(offsets, [1, 2, 3, 4], "nothing at or after its first record is cleaned");
+    assert!(matches!(producer.commit(None), Outcome::Committed(_)));
     hand.clean();
     assert_eq!(hand.shown(&at), ["2 a=3", "4 b=2"]);
 }
 
 #[test]
 fn aborted_records_and_markers_are_removed() {
-    let mut hand = Hand::new();
+    let mut hand = TestLog::new();
     let at = hand.compacted(&[]);
     hand.put(&at, &["a=1"]);
-    let mut session = hand.transactional_producer(60_000);
-    hand.transact(&mut *session, &at, &["a=no", "b=no"], false);
-    hand.transact(&mut *session, &at, &["c=1"], true);
-    hand.transact(&mut *session, &at, &["c=2", "d"], true);
+    let mut producer = hand.transactional_producer(60_000);
+    hand.transact(&mut *producer, &at, &["a=no", "b=no"], false);
+    hand.transact(&mut *producer, &at, &["c=1"], true);
+    hand.transact(&mut *producer, &at, &["c=2", "d"], true);
     hand.clean();
     assert_eq!(hand.shown(&at), ["0 a=1", "6 c=2", "7 d=-"]);
     assert_eq!(hand.seen(Isolation::ReadUncommitted, &at).len(), 3);
     assert!(hand.log.broker.state().part(&at).expect("it exists").aborted.is_empty());
-    assert_eq!(hand.blocks(&at), 5, "all three markers");
-    hand.pass(99);
+    assert_eq!(hand.blocks(&at), 5, "all three control records remain");
+    hand.advance(99);
     hand.clean();
     assert_eq!(hand.blocks(&at), 5);
-    hand.pass(1);
+    hand.advance(1);
     hand.clean();
-    assert_eq!(hand.blocks(&at), 1, "what is left became one");
+    assert_eq!(hand.blocks(&at), 1, "the rest was merged");
     assert_eq!(hand.shown(&at), ["0 a=1", "6 c=2"]);
-    drop(session);
-    hand.again();
+    drop(producer);
+    hand.reopen_log();
     assert_eq!(hand.shown(&at), ["0 a=1", "6 c=2"]);
     assert_eq!(hand.range(&at), [0, 9, 9]);
 }
 
 #[test]
 fn log_end_survives_removal_of_all_records() {
-    let mut hand = Hand::new();
+    let mut hand = TestLog::new();
     let at = hand.compacted(&[]);
     hand.put(&at, &["a=1"]);
     hand.put(&at, &["a"]);
-    let mut session = hand.transactional_producer(60_000);
-    hand.transact(&mut *session, &at, &["b=no"], false);
-    drop(session);
+    let mut producer = hand.transactional_producer(60_000);
+    hand.transact(&mut *producer, &at, &["b=no"], false);
+    drop(producer);
     hand.clean();
-    hand.pass(100);
+    hand.advance(100);
     hand.clean();
     assert_eq!(hand.blocks(&at), 0);
     for _ in 0..2 {
         assert_eq!((hand.shown(&at), hand.range(&at)), (vec![], [0, 4, 4]));
         assert_eq!(hand.log.offset(&at, OffsetSpec::Timestamp(0)).expect("time"), 4);
-        hand.again();
+        hand.reopen_log();
     }
     let mut reader = hand.log.reader(Isolation::ReadCommitted).expect("reader");
     reader.assign(&[(at.clone(), StartFrom::Offset(1))]).expect("assign");
@@ -268,7 +262,7 @@ fn log_end_survives_removal_of_all_records() {
     assert_eq!(reader.poll(&mut batch, 1, Duration::ZERO).expect("poll"), 0);
     assert_eq!((reader.position(&at), reader.at_end(&at).is_some()), (Some(4), true));
     assert_eq!(hand.put(&at, &["c=1"]), 4);
-    hand.again();
+    hand.reopen_log();
     assert_eq!(
         (hand.shown(&at), hand.range(&at)),
         (vec!["4 c=1".to_owned()], [0, 5, 5])
@@ -278,7 +272,7 @@ fn log_end_survives_removal_of_all_records() {
 #[test]
 fn readers_continue_in_rewritten_block() {
     for cache_bytes in [0, 1 << 20] {
-        let mut hand = Hand::new();
+        let mut hand = TestLog::new();
         hand.log = opened_with(&hand.store, &hand.time, |config| config.cache_bytes = cache_bytes).expect("open");
         let at = hand.compacted(&[]);
         hand.put(&at, &["a=1", "b=1", "c=1", "d=1", "e"]);
@@ -304,7 +298,7 @@ fn readers_continue_in_rewritten_block() {
         hand.put(&at, &["c=2", "d=2"]);
         hand.clean();
         hand.put(&at, &["f=2"]);
-        hand.pass(100);
+        hand.advance(100);
         hand.clean();
         let want = vec![0, 1, 2, 6, 7, 8];
         assert_eq!(both(9), (want.clone(), want), "{cache_bytes} bytes of cache");
@@ -313,10 +307,10 @@ fn readers_continue_in_rewritten_block() {
 
 #[test]
 fn pass_waits_for_dirty_ratio_or_max_lag() {
-    let mut hand = Hand::new();
+    let mut hand = TestLog::new();
     let half = [("min.cleanable.dirty.ratio", "0.5"), ("max.compaction.lag.ms", "1000")];
     let at = hand.compacted(&half);
-    // A block's head counts for little beside it, so that it does not matter whether blocks were merged.
+    // Large compared to the head of a block, so that it does not matter whether blocks were merged.
     let large = "x".repeat(1_000);
     for n in 0..10 {
         hand.put(&at, &[&format!("k{n}=1{large}")]);
@@ -325,22 +319,18 @@ fn pass_waits_for_dirty_ratio_or_max_lag() {
     hand.put(&at, &[&format!("k0=2{large}")]);
     hand.clean();
     assert_eq!(hand.shown(&at).len(), 11, "a tenth is dirty");
-    hand.pass(1_000);
+    hand.advance(1_000);
     hand.clean();
-    assert_eq!(hand.shown(&at).len(), 11, "it is exactly as old as it may be");
-    hand.again();
-    hand.pass(1);
+    assert_eq!(hand.shown(&at).len(), 11, "exactly max.compaction.lag.ms old");
+    hand.reopen_log();
+    hand.advance(1);
     hand.clean();
     assert_eq!(hand.shown(&at).len(), 10);
     for n in 0..9 {
         hand.put(&at, &[&format!("k{n}=3{large}")]);
     }
     hand.clean();
-    assert_eq!(
-        hand.shown(&at).len(),
-        19,
-        "less than half is dirty, and more is asked for"
-    );
+    assert_eq!(hand.shown(&at).len(), 19, "less than half is dirty");
     hand.put(&at, &[&format!("k9=3{large}")]);
     hand.put(&at, &[&format!("k0=4{large}")]);
     hand.clean();
@@ -349,7 +339,7 @@ fn pass_waits_for_dirty_ratio_or_max_lag() {
 
 #[test]
 fn excess_keys_are_cleaned_in_pieces() {
-    let mut hand = Hand::new();
+    let mut hand = TestLog::new();
     hand.log = opened_with(&hand.store, &hand.time, |config| config.cleaner_keys_max = 2).expect("open");
     let at = hand.compacted(&[]);
     for round in 0..3 {
@@ -365,12 +355,12 @@ fn excess_keys_are_cleaned_in_pieces() {
     assert_eq!(state.part(&at).expect("it exists").cleaned.next, 42);
 }
 
-/// Wherever the store fails in a pass, what is committed stays, and the next pass finishes the work.
+/// Wherever storage fails during a pass, committed records remain and the next pass completes the work.
 #[test]
 fn interrupted_pass_loses_nothing() {
     let large = "x".repeat(120_000);
     for commits in 0.. {
-        let mut hand = Hand::new();
+        let mut hand = TestLog::new();
         let at = hand.compacted(&[("delete.retention.ms", "0")]);
         for round in 0..3 {
             for n in 0..12 {
@@ -384,11 +374,11 @@ fn interrupted_pass_loses_nothing() {
         hand.put(&at, &gone.iter().map(String::as_str).collect::<Vec<_>>());
         let end = hand.range(&at);
         hand.store.breaks_after.store(commits, Ordering::SeqCst);
-        // With time 0 a tombstone goes in the second pass, whether the first was whole or not.
+        // With delete.retention.ms=0 the second pass removes tombstones, even if the first was interrupted.
         let cut = [(); 3].map(|()| hand.log.clean(hand.log.broker.now()).is_err());
-        hand.store.mend();
-        hand.again();
-        let newest = |hand: &Hand| {
+        hand.store.repair();
+        hand.reopen_log();
+        let newest = |hand: &TestLog| {
             let mut map = std::collections::BTreeMap::new();
             for (offset, key, value) in hand.seen(Isolation::ReadCommitted, &at) {
                 map.insert(key, (offset, value[..1].to_owned()));
@@ -412,7 +402,7 @@ fn interrupted_pass_loses_nothing() {
 
 #[test]
 fn sizes_and_index_match_stored_blocks() {
-    let mut hand = Hand::new();
+    let mut hand = TestLog::new();
     let at = hand.topic_of(
         Cleanup::CompactDelete,
         &[
@@ -436,10 +426,10 @@ fn sizes_and_index_match_stored_blocks() {
         hand.put(&at, &["small=1"]);
         hand.put(&at, &["small=2"]);
         hand.clean();
-        // What nothing shadows: a pass that changes only what is far below the last index entry.
+        // Records that are not superseded: the pass changes only blocks far below the last index entry.
         hand.put(&at, &[&format!("once{round}=1")]);
         hand.clean();
-        hand.again();
+        hand.reopen_log();
         let state = hand.log.broker.state();
         let part = state.part(&at).expect("it exists");
         let sizes: u64 = hand.sizes_of(&state, &at).iter().sum();
@@ -461,14 +451,14 @@ fn sizes_and_index_match_stored_blocks() {
     let left = hand.seen(Isolation::ReadCommitted, &at);
     let start = left[0].0;
     assert_eq!(left.iter().filter(is_large).count(), 4);
-    hand.again();
+    hand.reopen_log();
     let [kept, ..] = hand.range(&at);
     assert!(kept <= start && hand.seen(Isolation::ReadCommitted, &at) == left);
 }
 
 #[test]
 fn record_without_key_is_rejected_or_removed() {
-    let hand = Hand::new();
+    let hand = TestLog::new();
     let at = hand.topic_of(Cleanup::Delete, &[("min.cleanable.dirty.ratio", "0")]);
     hand.append(&at, "no key").expect("append");
     hand.put(&at, &["a=1"]);
@@ -476,10 +466,10 @@ fn record_without_key_is_rejected_or_removed() {
     hand.log.alter_topic("t", &compact).expect("alter");
     let refused = hand.append(&at, "no key");
     assert!(matches!(refused, Err(Error::Refused { .. })), "{refused:?}");
-    let mut session = hand.transactional_producer(9_000);
-    session.begin().expect("begin");
-    assert!(session.send(&batch(&at, "no key")).is_err());
-    assert!(matches!(session.commit(None), Outcome::Aborted { fenced: false, .. }));
+    let mut producer = hand.transactional_producer(9_000);
+    producer.begin().expect("begin");
+    assert!(producer.send(&batch(&at, "no key")).is_err());
+    assert!(matches!(producer.commit(None), Outcome::Aborted { fenced: false, .. }));
     hand.clean();
     assert_eq!(hand.shown(&at), ["1 a=1"]);
 }

@@ -1,7 +1,5 @@
-//! Small blocks that become large ones: nobody may see a difference.
-//!
-//! Guarantees tested: offsets, times, keys, values and headers are as before, for committed and for all records; sizes are
-//! those of the store; readers in the middle go on; a store that fails in the middle loses nothing.
+//! Merging of small blocks is invisible to readers: offsets, timestamps, keys, values and headers are unchanged, sizes match
+//! the storage, readers in the middle continue, and storage that fails loses nothing.
 
 use super::*;
 use crate::TimestampPolicy;
@@ -11,10 +9,10 @@ pub(super) type All = (Offset, Millis, Vec<u8>, Vec<u8>, Vec<u8>);
 
 const TRANSACTIONS: usize = 6_000;
 
-impl Hand {
-    /// Many transactions of one record, some of them aborted, and some records without one.
+impl TestLog {
+    /// Writes many transactions of one record, some of them aborted, and some records outside transactions.
     pub(super) fn many(&self, at: &TopicPartition) {
-        let mut session = self.transactional_producer(600_000);
+        let mut producer = self.transactional_producer(600_000);
         for n in 0..TRANSACTIONS {
             let mut out = OutBatch::default();
             let (key, value) = (format!("k{n}"), format!("{n} {}", "v".repeat(n % 150)));
@@ -30,11 +28,11 @@ impl Hand {
                 self.log.append(&out).expect("append");
                 continue;
             }
-            session.begin().expect("begin");
-            session.send(&out).expect("send");
+            producer.begin().expect("begin");
+            producer.send(&out).expect("send");
             match n % 401 {
-                0 => session.abort().expect("abort"),
-                _ => assert!(matches!(session.commit(None), Outcome::Committed(_))),
+                0 => producer.abort().expect("abort"),
+                _ => assert!(matches!(producer.commit(None), Outcome::Committed(_))),
             }
             self.pass(3);
         }
@@ -86,7 +84,7 @@ impl Hand {
     }
 }
 
-pub(super) fn line(hand: &Hand, timestamps: TimestampPolicy, settings: &[(&str, &str)]) -> TopicPartition {
+pub(super) fn line(hand: &TestLog, timestamps: TimestampPolicy, settings: &[(&str, &str)]) -> TopicPartition {
     let mut config = TopicConfig::new(Cleanup::Delete);
     config.timestamps = timestamps;
     let named = settings
@@ -106,7 +104,7 @@ pub(super) fn line(hand: &Hand, timestamps: TimestampPolicy, settings: &[(&str, 
 #[test]
 fn small_blocks_are_merged_invisibly() {
     for timestamps in [TimestampPolicy::CreateTime, TimestampPolicy::LogAppendTime] {
-        let mut hand = Hand::new();
+        let mut hand = TestLog::new();
         let at = line(&hand, timestamps, &[("retention.ms", "-1")]);
         hand.many(&at);
         let (before, blocks) = (hand.facts(&at), hand.sizes(&at).len());
@@ -115,10 +113,10 @@ fn small_blocks_are_merged_invisibly() {
         assert!(merged < blocks / 3, "{merged} blocks of {blocks}");
         assert_eq!(hand.facts(&at), before);
         hand.check_sizes(&at);
-        hand.again();
+        hand.reopen_log();
         assert_eq!(hand.facts(&at), before);
         hand.check_sizes(&at);
-        // What was merged once is left alone.
+        // A merged block is not merged again.
         hand.log.clean(hand.log.broker.now()).expect("clean");
         assert_eq!(hand.sizes(&at).len(), merged);
         hand.append(&at, "next").expect("append");
@@ -128,7 +126,7 @@ fn small_blocks_are_merged_invisibly() {
 
 #[test]
 fn reader_continues_in_merged_block() {
-    let hand = Hand::new();
+    let hand = TestLog::new();
     let at = line(&hand, TimestampPolicy::CreateTime, &[("retention.ms", "-1")]);
     hand.many(&at);
     let all = hand.all(&at, Isolation::ReadCommitted);
@@ -147,7 +145,7 @@ fn reader_continues_in_merged_block() {
 
 #[test]
 fn interrupted_merge_loses_nothing() {
-    let mut hand = Hand::new();
+    let mut hand = TestLog::new();
     let at = line(&hand, TimestampPolicy::CreateTime, &[("retention.ms", "-1")]);
     hand.many(&at);
     let before = hand.facts(&at);
@@ -155,9 +153,9 @@ fn interrupted_merge_loses_nothing() {
     for commits in 0.. {
         hand.store.breaks_after.store(commits, Ordering::SeqCst);
         let whole = hand.log.clean(hand.log.broker.now()).is_ok();
-        hand.store.mend();
+        hand.store.repair();
         assert_eq!(hand.facts(&at), before, "after {commits} commits");
-        hand.again();
+        hand.reopen_log();
         assert_eq!(hand.facts(&at), before, "after {commits} commits, opened again");
         hand.check_sizes(&at);
         failed += usize::from(!whole);
@@ -170,13 +168,13 @@ fn interrupted_merge_loses_nothing() {
 
 #[test]
 fn merged_blocks_span_a_fraction_of_retention() {
-    let hand = Hand::new();
+    let hand = TestLog::new();
     let at = line(&hand, TimestampPolicy::LogAppendTime, &[("retention.ms", "64000")]);
     hand.many(&at);
     let now = hand.log.broker.now();
     hand.log.clean(now).expect("clean");
     let mut start = 0;
-    // A block spans a 64th of that time at the most: 1 s, and so 333 transactions of 3 ms.
+    // A block spans up to 1/64 of retention.ms: 1 s, or 333 transactions of 3 ms.
     for age in (46_000..64_000).step_by(500) {
         hand.log.clean(now + age).expect("clean");
         let next = hand.range(&at)[0];
@@ -188,7 +186,7 @@ fn merged_blocks_span_a_fraction_of_retention() {
 
 #[test]
 fn reader_skips_nothing_during_merge() {
-    let mut hand = Hand::new();
+    let mut hand = TestLog::new();
     hand.log = opened_with(&hand.store, &hand.time, |config| config.cache_bytes = 0).expect("open");
     let at = line(&hand, TimestampPolicy::CreateTime, &[("retention.ms", "-1")]);
     hand.many(&at);
@@ -196,13 +194,13 @@ fn reader_skips_nothing_during_merge() {
     let (from, ..) = all[all.len() / 3];
     let mut reader = hand.log.reader(Isolation::ReadCommitted).expect("reader");
     reader.assign(&[(at.clone(), StartFrom::Offset(from))]).expect("assign");
-    // Between the look for the block that holds the position and the reading from there.
+    // Between the lookup of the block with the position and the scan that starts there.
     let (broker, blocks) = (hand.log.broker.clone(), hand.sizes(&at).len());
     hand.store
-        .once(Moment::BehindLast, move || broker.clean(broker.now()).expect("clean"));
+        .once(Moment::AfterLast, move || broker.clean(broker.now()).expect("clean"));
     let mut batch = RecordBatch::default();
     reader.poll(&mut batch, 1 << 10, Duration::ZERO).expect("poll");
-    assert!(hand.sizes(&at).len() < blocks / 3, "they became one in between");
+    assert!(hand.sizes(&at).len() < blocks / 3, "blocks were merged in between");
     let read: Vec<Offset> = batch.iter().map(|record| record.offset()).collect();
     let want = all.iter().map(|(offset, ..)| *offset).skip(all.len() / 3);
     assert!(!read.is_empty() && read.into_iter().eq(want.take(batch.len())));
@@ -210,13 +208,13 @@ fn reader_skips_nothing_during_merge() {
 
 #[test]
 fn no_merged_block_spans_an_index_entry() {
-    let hand = Hand::new();
+    let hand = TestLog::new();
     let at = hand.topic_of(
         Cleanup::Compact,
         &[("min.cleanable.dirty.ratio", "0"), ("delete.retention.ms", "0")],
     );
     let put = |key: &str, bytes: usize| {
-        hand.pass(10);
+        hand.advance(10);
         let value = format!("{key}={}", "v".repeat(bytes));
         let produced = hand
             .log
@@ -225,7 +223,7 @@ fn no_merged_block_spans_an_index_entry() {
         (produced[0].first_offset, hand.log.broker.now())
     };
     let mut kept = Vec::new();
-    // Of each eight records one stays, so that those that index entries stand at go, and the entries stay.
+    // One of eight records remains, so that blocks at index entries are removed and the entries remain.
     for n in 0..4_000 {
         match n % 8 {
             0 => kept.push(put(&format!("k{n}"), 1_500)),
@@ -242,7 +240,7 @@ fn no_merged_block_spans_an_index_entry() {
         let blocks = hand.blocks_of(&at);
         let begins = |entry: Offset| blocks.iter().any(|block| block.base == entry);
         let lone = index.iter().any(|entry| *entry < 4_000 && !begins(*entry));
-        assert!(lone, "an entry whose block is gone: {index:?}");
+        assert!(lone, "an entry without its block: {index:?}");
         let spans = |block: &block::Block| index.iter().any(|entry| block.base < *entry && *entry < block.next());
         assert!(!blocks.iter().any(spans), "{index:?}");
         for (offset, time) in &kept {
@@ -257,7 +255,7 @@ fn no_merged_block_spans_an_index_entry() {
 
 #[test]
 fn merged_blocks_are_compacted_later() {
-    let hand = Hand::new();
+    let hand = TestLog::new();
     let at = hand.topic_of(
         Cleanup::Compact,
         &[("min.cleanable.dirty.ratio", "0"), ("min.compaction.lag.ms", "10000")],
@@ -276,37 +274,37 @@ fn merged_blocks_are_compacted_later() {
         hand.log.clean(hand.log.broker.now()).expect("clean");
     };
     put(0, 1_000);
-    hand.pass(20_000);
+    hand.advance(20_000);
     put(1_000, 1_000);
-    let mut session = hand.transactional_producer(5_000);
-    session.begin().expect("begin");
-    session
+    let mut producer = hand.transactional_producer(5_000);
+    producer.begin().expect("begin");
+    producer
         .send(&super::compaction::keyed(&at, &["never=1"]))
         .expect("send");
-    session.abort().expect("abort");
-    // The pass ends between both, where no block's place is known by the index.
+    producer.abort().expect("abort");
+    // The pass ends between two index entries.
     clean("compact");
     put(2_000, 1);
     clean("delete");
-    hand.pass(20_000);
+    hand.advance(20_000);
     clean("compact");
     let left = hand.all(&at, Isolation::ReadCommitted);
     assert_eq!(left.len(), 1_000, "one of each key");
     hand.check_sizes(&at);
     let state = hand.log.broker.state();
     let aborted = &state.part(&at).expect("it exists").aborted;
-    assert!(aborted.is_empty(), "its marker was found: {aborted:?}");
+    assert!(aborted.is_empty(), "its abort marker was found: {aborted:?}");
 }
 
 #[test]
 fn open_transactions_are_not_merged() {
-    let hand = Hand::new();
+    let hand = TestLog::new();
     let at = line(&hand, TimestampPolicy::CreateTime, &[("retention.ms", "-1")]);
     let config = TransactionalProducerConfig {
         transactional_id: "open".to_owned(),
         transaction_timeout: Duration::from_secs(600),
     };
-    let mut open = hand.log.transactional_producer(config).expect("session");
+    let mut open = hand.log.transactional_producer(config).expect("producer");
     hand.append(&at, "first").expect("append");
     open.begin().expect("begin");
     open.send(&batch(&at, "never")).expect("send");

@@ -1,11 +1,11 @@
-//! Random appends, transactions with offsets, aborts, cleanings, failures of the store, reopenings and crashes, against a
-//! model. The seed says in which order the two sessions come, which writes fail, which of those are written all the same,
-//! and how much of the newest a crash takes.
+//! Random appends, transactions with offsets, aborts, cleaning passes, storage failures, reopenings and crashes, compared
+//! with a model. The seed determines the order of operations, which writes fail, which of those are written anyway, and
+//! what a crash loses.
 //!
-//! Guarantees tested: the newest committed record of each key is always there; every record that is read is one that
-//! was written, and one that is gone was shadowed below a cleaning's end, or a tombstone whose time was over; what a
-//! cleaning should remove is gone; offsets are never used twice, but where a crash took them; sizes are those of the
-//! store; a group's offset is that of its last commit. A failing run names its seed and how to run it alone.
+//! Checked: the newest committed record of each key is present; every record read was written, and every missing one was
+//! superseded below the end of a cleaning pass or is an expired tombstone; what a pass must remove is removed; offsets
+//! are reused only after a crash lost them; sizes match the storage; a group has the offset of its last commit. A failure
+//! prints its seed and the command to repeat it.
 
 use super::compaction::{keyed, seen};
 use super::*;
@@ -16,7 +16,7 @@ const KEYS: u64 = 6;
 const LAG_MS: Millis = 40;
 const RETENTION_MS: Millis = 70;
 
-/// Xorshift.
+/// Xorshift random generator.
 pub(super) struct Random(pub u64);
 
 impl Random {
@@ -40,37 +40,37 @@ struct Written {
     text: (String, String),
     timestamp: Millis,
     fate: Fate,
-    /// The first cleaning that may have reached it, and the first that has.
+    /// The first cleaning pass that may have reached it, and the first that has.
     reached: (Option<Millis>, Option<Millis>),
-    /// Batches in the store when it, and its end, was there.
+    /// Number of stored batches after it and its end were written.
     since: (usize, usize),
 }
 
-/// One run: the log, and what must be true of it.
+/// One run: the log and its model.
 struct Run {
     seed: u64,
     random: Random,
-    hand: Hand,
+    hand: TestLog,
     at: TopicPartition,
-    sessions: [Option<Box<dyn TransactionalProducer>>; 2],
+    producers: [Option<Box<dyn TransactionalProducer>>; 2],
     open: [bool; 2],
     written: BTreeMap<Offset, Written>,
     end: Offset,
-    /// Up to where any cleaning may have come, and up to where one has.
+    /// End of what a cleaning pass may have reached, and of what one has reached.
     cleaned: (Offset, Offset),
     lag_ms: Millis,
     value: u64,
-    /// Writes in a thousand that fail.
+    /// Number of writes per thousand that fail.
     wrong: u64,
     member: Option<(Box<dyn GroupConsumer>, GroupMetadata)>,
-    /// The group's offsets with the batches that were in the store then.
+    /// Committed offsets with the number of stored batches at that time.
     offsets: Vec<(usize, Offset)>,
 }
 
 impl Run {
     fn new(seed: u64, wrong: u64) -> Run {
         let mut random = Random(seed | 1);
-        let hand = Hand::new();
+        let hand = TestLog::new();
         let lag_ms = [0, LAG_MS][usize::try_from(random.below(2)).expect("small")];
         let at = hand.topic_of(
             Cleanup::Compact,
@@ -85,7 +85,7 @@ impl Run {
             random,
             hand,
             at,
-            sessions: [None, None],
+            producers: [None, None],
             open: [false; 2],
             written: BTreeMap::new(),
             end: 0,
@@ -101,22 +101,22 @@ impl Run {
     }
 
     fn reopen(&mut self) {
-        self.sessions = [None, None];
+        self.producers = [None, None];
         self.member = None;
-        self.hand.store.mend();
+        self.hand.store.repair();
         let cache_bytes = [0, 700, 1 << 20][usize::try_from(self.random.below(3)).expect("small")];
         let keys = usize::try_from(1 + self.random.below(KEYS)).expect("small");
         self.hand.log = opened_with(&self.hand.store, &self.hand.time, |config| {
             (config.cache_bytes, config.cleaner_keys_max) = (cache_bytes, keys);
         })
         .expect("open again");
-        for session in 0..2 {
-            self.decide(session, Fate::Aborted);
+        for producer in 0..2 {
+            self.decide(producer, Fate::Aborted);
             let config = TransactionalProducerConfig {
-                transactional_id: format!("s{session}"),
+                transactional_id: format!("s{producer}"),
                 transaction_timeout: Duration::from_secs(600),
             };
-            self.sessions[session] = Some(self.hand.log.transactional_producer(config).expect("session"));
+            self.producers[producer] = Some(self.hand.log.transactional_producer(config).expect("producer"));
         }
         self.member = Some(self.hand.group_metadata("g"));
         self.spoil();
@@ -127,7 +127,7 @@ impl Run {
         self.hand.store.inner.spoil(seed, self.wrong);
     }
 
-    /// The machine dies, and of the newest batches so many are not there any more.
+    /// Simulates a crash of the host that loses some of the newest batches.
     fn crash(&mut self, slow: &mut Slow) {
         let written = self.hand.store.inner.written();
         let kept = written
@@ -148,27 +148,27 @@ impl Run {
         self.reopen();
     }
 
-    fn decide(&mut self, session: usize, fate: Fate) {
-        self.open[session] = false;
+    fn decide(&mut self, producer: usize, fate: Fate) {
+        self.open[producer] = false;
         let now = self.hand.store.inner.written();
-        for written in self.written.values_mut().filter(|w| w.fate == Fate::Open(session)) {
+        for written in self.written.values_mut().filter(|w| w.fate == Fate::Open(producer)) {
             (written.fate, written.since.1) = (fate, now);
         }
     }
 
-    /// Ends what a session had open, as often as it takes.
+    /// Initializes a producer, retrying until it succeeds.
     fn init_transactions(&mut self, n: usize) {
-        let session = self.sessions[n].as_mut().expect("it is open");
-        if (0..20).any(|_| session.init_transactions().is_ok()) {
+        let producer = self.producers[n].as_mut().expect("it is open");
+        if (0..20).any(|_| producer.init_transactions().is_ok()) {
             return self.decide(n, Fate::Aborted);
         }
-        self.hand.store.mend();
-        session.init_transactions().expect("init_transactions");
+        self.hand.store.repair();
+        producer.init_transactions().expect("init_transactions");
         self.decide(n, Fate::Aborted);
         self.spoil();
     }
 
-    fn write(&mut self, session: Option<usize>) {
+    fn write(&mut self, producer: Option<usize>) {
         let records: Vec<String> = (0..=self.random.below(5))
             .map(|_| {
                 self.value += 1;
@@ -181,18 +181,18 @@ impl Run {
             .collect();
         let texts: Vec<&str> = records.iter().map(String::as_str).collect();
         let batch = keyed(&self.at, &texts);
-        let first = match session {
+        let first = match producer {
             None => match self.hand.log.append(&batch) {
                 Ok(produced) => produced[0].first_offset,
                 Err(error) => return self.check_refused(&error),
             },
             Some(n) => {
-                let session = self.sessions[n].as_mut().expect("it is open");
+                let producer = self.producers[n].as_mut().expect("it is open");
                 if !self.open[n] {
-                    session.begin().expect("begin");
+                    producer.begin().expect("begin");
                     self.open[n] = true;
                 }
-                if let Err(error) = session.send(&batch) {
+                if let Err(error) = producer.send(&batch) {
                     self.check_refused(&error);
                     return self.init_transactions(n);
                 }
@@ -205,7 +205,7 @@ impl Run {
             let written = Written {
                 text: (key.to_owned(), value.to_owned()),
                 timestamp: self.hand.log.broker.now(),
-                fate: session.map_or(Fate::Committed, Fate::Open),
+                fate: producer.map_or(Fate::Committed, Fate::Open),
                 reached: (None, None),
                 since: (self.hand.store.inner.written(), 0),
             };
@@ -222,9 +222,9 @@ impl Run {
         if !self.open[n] {
             return;
         }
-        let session = self.sessions[n].as_mut().expect("it is open");
+        let producer = self.producers[n].as_mut().expect("it is open");
         if self.random.below(3) == 0 {
-            match session.abort() {
+            match producer.abort() {
                 Ok(()) => self.decide(n, Fate::Aborted),
                 Err(error) => {
                     self.check_refused(&error);
@@ -236,7 +236,7 @@ impl Run {
         self.value += 1;
         let offset = Offset::try_from(self.value).expect("small");
         let (_, member) = self.member.as_ref().expect("it has joined");
-        match session.commit(Some((member, &[(self.at.clone(), offset)]))) {
+        match producer.commit(Some((member, &[(self.at.clone(), offset)]))) {
             Outcome::Committed(_) => {
                 self.decide(n, Fate::Committed);
                 self.offsets.push((self.hand.store.inner.written(), offset));
@@ -248,7 +248,7 @@ impl Run {
         }
     }
 
-    /// Cleans; where the store is to fail in the middle, it is opened again.
+    /// Runs a cleaning pass. If storage fails during the pass, the log is reopened.
     fn clean(&mut self, fails: bool) {
         if fails {
             let commits = i64::try_from(self.random.below(4)).expect("small");
@@ -283,13 +283,13 @@ impl Run {
         }
     }
 
-    /// The newest committed record of each key below an offset.
+    /// Returns the newest committed record of each key below an offset.
     fn newest(&self, below: Offset) -> BTreeMap<&str, Offset> {
         let committed = self.written.range(..below).filter(|(_, w)| w.fate == Fate::Committed);
         committed.map(|(offset, w)| (w.text.0.as_str(), *offset)).collect()
     }
 
-    /// What a whole cleaning leaves below its end.
+    /// Checks what a complete pass leaves below its end.
     fn check_removed(&self, now: Millis) {
         let newest = self.newest(self.cleaned.1);
         let all = self.hand.seen(Isolation::ReadUncommitted, &self.at);
@@ -302,7 +302,7 @@ impl Run {
         }
     }
 
-    /// What the log knows of its blocks is what stands in the store.
+    /// Checks that the state matches the stored blocks.
     fn check_sizes(&self) {
         let sizes: u64 = self.hand.sizes(&self.at).iter().sum();
         let state = self.hand.log.broker.state();
@@ -310,7 +310,7 @@ impl Run {
         assert_eq!(part.bytes - part.gone_bytes(), sizes, "seed {}", self.seed);
     }
 
-    /// What must hold at any time.
+    /// Checks the invariants that hold at any time.
     fn check(&mut self) {
         let seed = self.seed;
         self.check_sizes();
@@ -387,7 +387,7 @@ impl Run {
     }
 }
 
-/// A slow reader that lives through everything; begun again when the log is.
+/// A slow reader during the whole run; restarted when the log is reopened.
 struct Slow {
     next: Offset,
     latest: BTreeMap<String, (Offset, String)>,
@@ -407,7 +407,7 @@ impl Slow {
         reader.assign(&[(run.at.clone(), from)]).expect("assign");
         let mut batch = RecordBatch::default();
         for _ in 0..polls {
-            // The log is cleaned between polls, so that blocks change under the reader's place in them.
+            // The log is cleaned between polls, so that blocks change while the reader is in the middle of them.
             reader.poll(&mut batch, 1, Duration::ZERO).expect("poll");
             if run.random.below(2) == 0 {
                 run.clean(false);
@@ -428,7 +428,7 @@ impl Slow {
 fn run(seed: u64, wrong: u64) {
     let mut run = Run::new(seed, wrong);
     let mut slow = Slow::new();
-    // A crash takes nothing of the beginning.
+    // A crash does not lose the initial batches.
     run.offsets.push((run.hand.store.inner.written(), 0));
     for _ in 0..120 {
         match run.random.below(20) {
@@ -448,12 +448,12 @@ fn run(seed: u64, wrong: u64) {
                 slow.read(&mut run, polls);
             }
             _ => {
-                // Now and then long enough for everything that waits for its time.
+                // Sometimes long enough for everything to expire.
                 let ms = match run.random.below(4) {
                     0 => RETENTION_MS + LAG_MS,
                     _ => Millis::try_from(run.random.below(30)).expect("small"),
                 };
-                run.hand.pass(ms);
+                run.hand.advance(ms);
             }
         }
         run.check();
@@ -468,7 +468,7 @@ fn run(seed: u64, wrong: u64) {
         let same = heard.is_some_and(|(last, value)| (last, value) == (&offset, text));
         assert!(
             same || text == "-",
-            "seed {seed}: {key} is {text}, the reader heard {heard:?}"
+            "seed {seed}: {key} is {text}, the reader got {heard:?}"
         );
     }
 }
@@ -481,12 +481,12 @@ fn random_runs_match_model() {
     }
 }
 
-/// Names the seed of runs over a store that fails, to run one alone or other ones: `FIRST` or `FIRST..END`.
+/// Environment variable with the seeds of runs over failing storage: `FIRST` or `FIRST..END`.
 const SEEDS: &str = "TRUNKLINE_TEST_LOG_SEEDS";
 
 #[test]
 fn random_runs_over_failing_store_match_model() {
-    #[expect(clippy::disallowed_methods, reason = "a test is told its seeds from outside")]
+    #[expect(clippy::disallowed_methods, reason = "the seeds are configurable")]
     let told = std::env::var(SEEDS).ok();
     let told = told.map(|told| {
         let (first, end) = told.split_once("..").unwrap_or((&told, ""));
@@ -497,7 +497,7 @@ fn random_runs_over_failing_store_match_model() {
         // Some runs fail rarely, some often.
         let done = std::panic::catch_unwind(|| run(seed, [5, 30, 150][usize::try_from(seed % 3).expect("small")]));
         if let Err(failed) = done {
-            eprintln!("run it alone: {SEEDS}={seed} cargo test --release -p trunkline-event-log over_failing_store");
+            eprintln!("repeat it with: {SEEDS}={seed} cargo test --release -p trunkline-event-log over_failing_store");
             std::panic::resume_unwind(failed);
         }
     }

@@ -1,7 +1,7 @@
 //! Scans while the cleaner merges and removes the blocks ahead of them.
 //!
-//! Two lines of defence are tested apart: a backing shows a scan the keys of one moment, and a reader over a backing that
-//! does not (`Faulty::scan_live`) skips nothing that was neither cut nor compacted.
+//! Two properties are tested separately: storage shows one snapshot to a scan, and a reader over storage that does not
+//! (`Faulty::scan_live`) skips nothing that neither retention nor compaction removed.
 
 use super::merge::line;
 use super::model::Random;
@@ -9,7 +9,7 @@ use super::*;
 use crate::TimestampPolicy;
 use std::ops::ControlFlow;
 
-/// A backing's keys with what the values begin with.
+/// Returns the keys with the beginning of their values.
 fn entries(backing: &dyn Backing, visit: &mut dyn FnMut(usize)) -> Vec<(u8, Bytes)> {
     let mut found = Vec::new();
     let mut each = |key: &[u8], value: Bytes| {
@@ -29,8 +29,8 @@ fn put_all(backing: &dyn Backing, keys: &[(u8, &'static str)]) {
     backing.commit(&writes).expect("commit");
 }
 
-/// What a merge commits: the first block's new bytes and the removal of those that it now holds, and behind them a block
-/// that another writer appends.
+/// Commits a merge: the new bytes of the first block, the removal of the merged ones, and a block appended by another
+/// writer.
 fn merge_all(backing: &dyn Backing) {
     let mut writes = Writes::default();
     writes.put(Space::Records, [1], "all");
@@ -79,16 +79,16 @@ fn scan_of_the_faulty_backing_shows_one_moment_unless_it_is_live() {
     assert_eq!(seen, [(1, Bytes::from("one")), (9, Bytes::from("new"))]);
 }
 
-impl Hand {
-    /// A log that reads everything from its store, whose scans see batches that are committed while they run.
-    fn live() -> Hand {
-        let mut hand = Hand::new();
+impl TestLog {
+    /// A log without cache, whose scans see concurrent batches.
+    fn live() -> TestLog {
+        let mut hand = TestLog::new();
         hand.store.inner.scan_live();
         hand.log = opened_with(&hand.store, &hand.time, |config| config.cache_bytes = 0).expect("open");
         hand
     }
 
-    /// Cleans in the next scan of blocks, after it has visited so many.
+    /// Cleans during the next scan, after this number of blocks was visited.
     fn clean_in_scan(&self, visited: usize, age: Millis) {
         let (broker, now) = (self.log.broker.clone(), self.log.broker.now() + age);
         self.store
@@ -99,36 +99,36 @@ impl Hand {
 #[test]
 fn reader_skips_nothing_when_its_scan_sees_half_a_merge() {
     for isolation in [Isolation::ReadCommitted, Isolation::ReadUncommitted] {
-        let hand = Hand::live();
+        let hand = TestLog::live();
         let at = line(&hand, TimestampPolicy::CreateTime, &[("retention.ms", "-1")]);
         hand.many(&at);
         let (all, blocks) = (hand.all(&at, isolation), hand.sizes(&at).len());
         hand.clean_in_scan(1, 0);
-        // Without the records in the message: they would be megabytes.
+        // The message omits the records, which would be megabytes.
         assert!(hand.all(&at, isolation) == all, "{isolation:?}: records were skipped");
-        assert!(hand.sizes(&at).len() < blocks / 3, "they were merged meanwhile");
+        assert!(hand.sizes(&at).len() < blocks / 3, "blocks were merged in the meantime");
     }
 }
 
 #[test]
 fn lookup_by_time_is_exact_when_its_scan_sees_half_a_merge() {
-    let hand = Hand::live();
+    let hand = TestLog::live();
     let at = line(&hand, TimestampPolicy::CreateTime, &[("retention.ms", "-1")]);
     hand.many(&at);
     let time = 1_000_000 + 900;
     let want = hand.log.offset(&at, OffsetSpec::Timestamp(time)).expect("time");
     hand.clean_in_scan(3, 0);
     assert_eq!(hand.log.offset(&at, OffsetSpec::Timestamp(time)).expect("time"), want);
-    assert!(hand.blocks_of(&at)[0].head.merged, "they were merged meanwhile");
+    assert!(hand.blocks_of(&at)[0].head.merged, "blocks were merged in the meantime");
 }
 
 #[test]
 fn reader_is_out_of_range_when_retention_cuts_ahead_of_its_scan() {
-    let hand = Hand::live();
+    let hand = TestLog::live();
     let at = hand.topic(&[("retention.ms", "100")]);
     for n in 0..10 {
         hand.append(&at, &n.to_string()).expect("append");
-        hand.pass(10);
+        hand.advance(10);
     }
     let mut reader = hand.log.reader(Isolation::ReadCommitted).expect("reader");
     reader.assign(&[(at.clone(), StartFrom::Earliest)]).expect("assign");
@@ -137,7 +137,7 @@ fn reader_is_out_of_range_when_retention_cuts_ahead_of_its_scan() {
     reader.poll(&mut batch, 1 << 20, Duration::ZERO).expect("poll");
     assert_eq!(hand.range(&at), [5, 10, 10]);
     let read: Vec<Offset> = batch.iter().map(|record| record.offset()).collect();
-    assert_eq!(read, [0, 1], "those before the cut are delivered");
+    assert_eq!(read, [0, 1], "records before the deletion are returned");
     let error = reader.poll(&mut batch, 1 << 20, Duration::ZERO).expect_err("cut");
     assert!(
         matches!(
@@ -154,7 +154,7 @@ fn reader_is_out_of_range_when_retention_cuts_ahead_of_its_scan() {
 
 #[test]
 fn missing_block_is_an_error_after_the_records_before_it() {
-    let mut hand = Hand::new();
+    let mut hand = TestLog::new();
     let at = hand.topic(&[]);
     for value in ["a", "b", "c", "d"] {
         hand.append(&at, value).expect("append");
@@ -164,7 +164,7 @@ fn missing_block_is_an_error_after_the_records_before_it() {
     writes.remove(Space::Records, format::block_key(id, 1));
     writes.remove(Space::Records, format::block_key(id, 2));
     hand.store.commit(&writes).expect("remove");
-    hand.again();
+    hand.reopen_log();
     let mut reader = hand.log.reader(Isolation::ReadCommitted).expect("reader");
     reader.assign(&[(at.clone(), StartFrom::Earliest)]).expect("assign");
     let mut batch = RecordBatch::default();
@@ -179,42 +179,42 @@ fn missing_block_is_an_error_after_the_records_before_it() {
     );
     reader
         .assign(&[(at.clone(), StartFrom::Offset(3))])
-        .expect("assign behind it");
+        .expect("assign after the gap");
     assert_eq!(reader.poll(&mut batch, 1 << 20, Duration::ZERO).expect("poll"), 1);
 }
 
 #[test]
 fn gaps_of_interrupted_compaction_are_recognized() {
-    let mut hand = Hand::new();
+    let mut hand = TestLog::new();
     let at = hand.topic_of(Cleanup::Compact, &[("min.cleanable.dirty.ratio", "0")]);
     for n in 0..5 {
         let record = format!("k={n}");
         let batch = super::compaction::keyed(&at, &[record.as_str(), "other=1"]);
         hand.log.append(&batch).expect("append");
     }
-    // The step that removes blocks is written, the end of the pass is not.
+    // The step that removes blocks is stored, the end of the pass is not.
     hand.store.breaks_after.store(1, Ordering::SeqCst);
     hand.log
         .clean(hand.log.broker.now())
         .expect_err("the pass is interrupted");
-    hand.store.mend();
+    hand.store.repair();
     let removed = [("cleanup.policy".to_owned(), "delete".to_owned())];
     hand.log.alter_topic("t", &removed).expect("alter");
     for _ in 0..2 {
         let left = hand.seen(Isolation::ReadCommitted, &at);
         assert_eq!(left.iter().map(|(offset, ..)| *offset).collect::<Vec<_>>(), [8, 9]);
-        hand.again();
+        hand.reopen_log();
     }
 }
 
-/// One run: a reader that lags behind appends and transactions, while the log is cleaned in the middle of scans.
+/// One run: a reader lags behind appends and transactions, and the log is cleaned during scans.
 struct Lag {
     seed: u64,
     random: Random,
-    hand: Hand,
+    hand: TestLog,
     at: TopicPartition,
-    session: Box<dyn TransactionalProducer>,
-    /// Committed offsets with their times.
+    producer: Box<dyn TransactionalProducer>,
+    /// Offsets of committed records with their timestamps.
     written: Vec<(Offset, Millis)>,
     next: Offset,
     cuts: usize,
@@ -224,39 +224,40 @@ impl Lag {
     fn new(seed: u64) -> Lag {
         let mut random = Random(seed | 1);
         let retention = ["-1", "400"][usize::try_from(random.below(2)).expect("small")];
-        let hand = Hand::live();
+        let hand = TestLog::live();
         let at = hand.topic(&[("retention.ms", retention)]);
-        let session = hand.transactional_producer(600_000);
+        let producer = hand.transactional_producer(600_000);
         Lag {
             seed,
             random,
             hand,
             at,
-            session,
+            producer,
             written: Vec::new(),
             next: 0,
             cuts: 0,
         }
     }
 
-    /// Records large enough for an entry of the index now and then: up to there blocks are merged.
+    /// Writes records large enough for an occasional index entry, because blocks are merged up to the last entry.
     fn write(&mut self) {
         for _ in 0..self.random.below(40) {
-            self.hand.pass(Millis::try_from(self.random.below(5)).expect("small"));
+            self.hand
+                .advance(Millis::try_from(self.random.below(5)).expect("small"));
             let value = "v".repeat(usize::try_from(self.random.below(6_000)).expect("small"));
             let (batch, now) = (batch(&self.at, &value), self.hand.log.broker.now());
             let end = self.hand.range(&self.at)[2];
             match self.random.below(4) {
                 0 => {
-                    self.session.begin().expect("begin");
-                    self.session.send(&batch).expect("send");
-                    self.session.abort().expect("abort");
+                    self.producer.begin().expect("begin");
+                    self.producer.send(&batch).expect("send");
+                    self.producer.abort().expect("abort");
                     continue;
                 }
                 1 => {
-                    self.session.begin().expect("begin");
-                    self.session.send(&batch).expect("send");
-                    assert!(matches!(self.session.commit(None), Outcome::Committed(_)));
+                    self.producer.begin().expect("begin");
+                    self.producer.send(&batch).expect("send");
+                    assert!(matches!(self.producer.commit(None), Outcome::Committed(_)));
                 }
                 _ => drop(self.hand.log.append(&batch).expect("append")),
             }
@@ -270,7 +271,7 @@ impl Lag {
         self.hand.clean_in_scan(visited, age);
     }
 
-    /// Every offset that is not read was cut, and then the reader is out of range once.
+    /// Reads. Offsets may only be skipped if retention deleted them, and then the reader is out of range once.
     fn read(&mut self, reader: &mut dyn Reader) {
         let mut batch = RecordBatch::default();
         let bytes = usize::try_from(1 + self.random.below(40_000)).expect("small");
@@ -284,7 +285,7 @@ impl Lag {
                 self.next = next;
             }
             Err(Error::OutOfRange { offset, start, .. }) => {
-                // It may have passed aborted records before.
+                // It may have passed aborted records before this error.
                 let mut passed = self.written.iter().map(|(written, _)| *written);
                 let is_lost = passed.any(|written| (self.next..offset).contains(&written));
                 assert!(
@@ -317,7 +318,7 @@ impl Lag {
             let first = written.find(|(offset, written)| *offset >= start && *written >= time);
             first.map_or(end, |(offset, _)| *offset)
         };
-        // Aborted records count as well: an earlier answer is fine, a later one skips records.
+        // Aborted records count too, so an earlier offset is correct; a later one would skip records.
         assert!(
             found >= before && found <= first(start),
             "seed {}: {time} at {found}, not {}",

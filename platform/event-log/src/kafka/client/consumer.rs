@@ -370,7 +370,7 @@ unsafe fn header<'i>(raw: *const c::rd_kafka_headers_t, at: usize) -> Option<Hea
     }
 }
 
-/// Creates an inbox with a queue of its own, for the partitions of a group member or reader.
+/// Creates an inbox with a new queue, for the partitions of a group member or reader.
 pub fn inbox(handle: &Arc<Handle>, waker: &Arc<super::Waker>, most: usize) -> Inbox {
     let mut queue = Queue::new(handle);
     queue.wake_with(waker);

@@ -1,6 +1,4 @@
-//! Groups of the newer protocol as values: each test is a short play of members.
-//!
-//! Guarantees tested: only what moves is revoked, and nobody has it before it was given up.
+//! Tests of groups with the consumer protocol: only partitions that move are revoked, and each has one owner.
 
 use super::super::{JoinError, Joining};
 use super::*;
@@ -40,14 +38,18 @@ fn second_member_gets_half_incrementally() {
     assert_eq!(
         event(&mut group, 2, 20),
         None,
-        "it is not given up before the next poll"
+        "partitions are released by the next poll"
     );
     assert_eq!(
         group.check_commit(1, group.generation_of(1)),
         Ok(()),
-        "a commit still fits"
+        "a commit is still possible"
     );
-    assert_eq!(event(&mut group, 1, 30), None, "what stays is not assigned anew");
+    assert_eq!(
+        event(&mut group, 1, 30),
+        None,
+        "unmoved partitions are not assigned again"
+    );
     assert_eq!(event(&mut group, 2, 30), Some(Event::Assigned(of(2..4))));
     assert_eq!(group.state(), "Stable");
     group.leave(2, 40);
@@ -61,7 +63,7 @@ fn old_generation_is_rejected_without_fencing() {
     event(&mut group, 1, 0);
     let before = group.generation_of(1);
     add_member(&mut group, 2, None, 10);
-    assert_eq!(group.check_commit(1, before), Ok(()), "the member has not heard of it");
+    assert_eq!(group.check_commit(1, before), Ok(()), "the member has not polled yet");
     event(&mut group, 1, 20);
     let refusal = group.check_commit(1, before).expect_err("the generation has risen");
     assert!(!refusal.fenced, "{}", refusal.reason);
@@ -130,6 +132,6 @@ fn group_uses_one_protocol_at_a_time() {
     };
     assert_eq!(group.join(other(2), 0), Err(JoinError::ProtocolMismatch));
     group.leave(1, 10);
-    assert_eq!(group.join(other(3), 20), Ok(()), "nobody is there who spoke the first");
+    assert_eq!(group.join(other(3), 20), Ok(()), "no member uses the first protocol");
     assert_eq!(event(&mut group, 3, 20), Some(Event::Assigned(of(0..4))));
 }
