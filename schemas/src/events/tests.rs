@@ -1,4 +1,4 @@
-//! Our records against their released schemas. Guarantees: a changed file fails. Never: a file that is written.
+//! Control records and their released schemas. A changed schema file fails.
 
 use super::*;
 use crate::codec::{Datum, Row};
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::Path;
 
-/// What is written must be what the released schema says, read through the general codec, and the other way round.
+/// The typed encoding and the general codec with the released schema must agree, in both directions.
 macro_rules! check {
     ($event:expr, $($field:expr),*) => {{
         let event = $event;
@@ -29,7 +29,7 @@ macro_rules! check {
         }
         body[0] = 4;
         let newer = wrong(&event, &body);
-        assert!(newer.to_string().ends_with("has format 2, this program reads up to 1; upgrade it"), "{newer}");
+        assert!(newer.to_string().ends_with("has format 2, this version reads up to 1; upgrade trunkline"), "{newer}");
     }};
 }
 
@@ -42,7 +42,7 @@ fn wrong<'a, E: Event<'a> + Debug>(_: &E, body: &'a [u8]) -> EventError {
 }
 
 #[test]
-fn every_record_is_what_its_released_schema_says() {
+fn records_match_their_released_schemas() {
     let version = crate::version::Version::default().to_bytes();
     check!(ViewRow { row: b"{}" }, Datum::Bytes(b"{}"));
     check!(
