@@ -210,7 +210,10 @@ mod tests {
         let mut bytes = Version::default().to_bytes();
         bytes[0] = 2;
         let text = Version::from_bytes(&bytes).unwrap_err().to_string();
-        assert_eq!(text, "version has format 2, this version reads up to 1; upgrade trunkline");
+        assert_eq!(
+            text,
+            "version has format 2, this version reads up to 1; upgrade trunkline"
+        );
         assert_eq!(Version::from_bytes(&[1]), Err(VersionError::Length(1)));
         assert_eq!(Version::from_bytes(&[]), Err(VersionError::Length(0)));
     }

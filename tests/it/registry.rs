@@ -1,8 +1,7 @@
-//! One suite for every registry: the embedded one on the embedded log, on Kafka and behind its own REST API, and a
-//! real registry with Confluent's API.
+//! One test suite for every registry: the embedded one on the embedded log, on Kafka and behind its REST API, and a real
+//! registry with Confluent's API.
 //!
-//! Guarantees: subjects are unique over runs, so that a registry may be used by many. Never: a global setting changed
-//! on the shared registry.
+//! The real registry may be shared: subjects are unique and the global level is not changed.
 
 use crate::world;
 use registry::embedded::Embedded;
@@ -14,7 +13,7 @@ use schemas::schema::Schema;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// A registry's REST API on a port of its own, until it is dropped.
+/// Serves the REST API of a registry on a free port until it is dropped.
 pub struct Served {
     /// Base URL.
     pub url: String,
@@ -66,7 +65,7 @@ fn code<T: std::fmt::Debug>(result: Result<T, Error>) -> u32 {
     result.expect_err("a refusal").code()
 }
 
-/// What every registry does.
+/// Behaviour of every registry.
 fn suite(registry: &dyn Registry) {
     let subject = common(registry);
     let subject = subject.as_str();
@@ -76,8 +75,8 @@ fn suite(registry: &dyn Registry) {
     assert_eq!(registry.latest(subject).expect("the latest").id, third);
 }
 
-/// What every registry does, Apicurio too, for which a subject's level NONE means that the global one holds. Returns
-/// the subject.
+/// Behaviour of every registry including Apicurio, where the level NONE of a subject means the global level. Returns the
+/// subject.
 fn common(registry: &dyn Registry) -> String {
     let subject = format!("{}/{}", world::unique("suite"), "with a slash");
     let subject = subject.as_str();
@@ -139,12 +138,12 @@ fn common(registry: &dyn Registry) -> String {
 }
 
 #[test]
-fn the_embedded_registry_passes_the_suite() {
+fn embedded_registry_passes_the_suite() {
     suite(&Embedded::open(memory_log()).expect("a registry"));
 }
 
 #[test]
-fn the_embedded_registry_on_kafka_passes_the_suite_and_survives() {
+fn embedded_registry_on_kafka_survives_a_restart() {
     let log = event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(world::kafka())).expect("a log");
     let registry = Embedded::open(log.clone()).expect("a registry");
     suite(&registry);
@@ -156,7 +155,7 @@ fn the_embedded_registry_on_kafka_passes_the_suite_and_survives() {
 }
 
 #[test]
-fn two_embedded_registries_on_kafka_never_give_an_id_twice() {
+fn concurrent_registries_on_kafka_assign_unique_ids() {
     let kafka = || event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(world::kafka())).expect("a log");
     let registries = [
         Embedded::open(kafka()).expect("a registry"),
@@ -164,7 +163,7 @@ fn two_embedded_registries_on_kafka_never_give_an_id_twice() {
     ];
     let subject = world::unique("two");
     let register = &|who: usize, at: usize| {
-        // Every other schema is one that both register.
+        // Every second schema is registered by both.
         let name = if at.is_multiple_of(2) {
             format!("both{at}")
         } else {
@@ -197,21 +196,21 @@ fn two_embedded_registries_on_kafka_never_give_an_id_twice() {
 }
 
 #[test]
-fn the_embedded_registry_behind_its_api_passes_the_suite() {
+fn embedded_registry_behind_its_api_passes_the_suite() {
     let served = serve(Arc::new(Embedded::open(memory_log()).expect("a registry")));
     suite(&*remote(&served.url));
     suite(&Catalog::new(remote(&served.url)));
 }
 
 #[test]
-fn a_real_registry_passes_the_suite() {
+fn real_registry_passes_the_suite() {
     common(&*remote(&world::registry()));
     common(&Catalog::new(remote(&world::registry())));
 }
 
-/// Our rules against those of a registry that uses Avro's own Java library.
+/// Compares the compatibility rules with those of a registry that uses Avro's Java library.
 #[test]
-fn a_real_registry_agrees_on_what_is_compatible() {
+fn real_registry_agrees_on_compatibility() {
     let registry = remote(&world::registry());
     let field = |name: &str, ty: &str| format!(r#"{{"name":"{name}","type":{ty}}}"#);
     let with_default =

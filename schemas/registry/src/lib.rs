@@ -109,7 +109,7 @@ pub trait Registry: Send + Sync {
     /// [`Error::SubjectNotFound`], [`Error::VersionNotFound`], [`Error::InvalidSchema`], [`Error::Unavailable`].
     fn test_compatibility(&self, subject: &str, version: Version, schema: &str) -> Result<Vec<String>>;
 
-    /// The level of a subject, or the global level for `None`. Returns `None` if the subject has no level of its own.
+    /// The level of a subject, or the global level for `None`. Returns `None` if no level is set for the subject.
     ///
     /// # Errors
     /// [`Error::Unavailable`].

@@ -108,7 +108,7 @@ fn files() -> BTreeMap<String, BTreeMap<u32, String>> {
 }
 
 #[test]
-fn a_released_schema_never_changes() {
+fn released_schemas_do_not_change() {
     let released = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("avro/RELEASED")).unwrap();
     let released: Vec<&str> = released.lines().filter(|line| !line.starts_with('#')).collect();
     let mut now = Vec::new();
@@ -122,12 +122,12 @@ fn a_released_schema_never_changes() {
     }
     assert_eq!(
         now, released,
-        "released schemas are frozen: put a new version beside the old one, and its line here"
+        "released schemas must not change: add a new version and its line in RELEASED"
     );
 }
 
 #[test]
-fn a_new_version_reads_the_one_before_it() {
+fn new_version_reads_the_previous_one() {
     for (record, versions) in files() {
         let mut before: Option<Schema> = None;
         for (version, text) in versions {

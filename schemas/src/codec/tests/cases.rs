@@ -1,6 +1,4 @@
-//! The codec case by case: limits, defaults, messages with their paths, old writers and new readers.
-//!
-//! Guarantees: messages are compared whole. Never: a random value.
+//! Codec cases: limits, defaults, error messages with paths, old writers and new readers.
 
 use super::super::{encode, *};
 use crate::schema::{Kind, Schema};
@@ -8,7 +6,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 
 #[test]
-fn a_few_bytes_cannot_ask_for_much_memory() {
+fn short_body_cannot_demand_much_memory() {
     let nulls =
         Schema::parse(r#"{"type":"record","name":"R","fields":[{"name":"n","type":{"type":"array","items":"null"}}]}"#)
             .unwrap();
@@ -31,7 +29,7 @@ fn a_few_bytes_cannot_ask_for_much_memory() {
     body.push(0);
     assert_eq!(
         nulls.decode(&body, &mut Row::new()).unwrap_err().reason,
-        "no such count of items"
+        "invalid item count"
     );
 }
 
@@ -57,7 +55,7 @@ fn a_record_within_itself_is_bounded() {
 }
 
 #[test]
-fn integers_are_read_to_their_limits_and_not_beyond() {
+fn integers_decode_up_to_their_limits() {
     let schema = Schema::parse(r#"{"type":"record","name":"R","fields":[{"name":"i","type":"int"}]}"#).unwrap();
     let mut row = Row::new();
     for value in [i32::MIN, -1, 0, 1, i32::MAX] {
