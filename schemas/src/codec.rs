@@ -1,11 +1,12 @@
-//! Avro bodies in and out: rows as flat lists of values that borrow from the bytes they were read from.
+//! Avro codec: encodes and decodes record bodies as flat rows of values that borrow from the decoded bytes.
 //!
-//! Guarantees: for a row of plain columns neither reading nor writing allocates; garbage is an error with the field's
-//! path, and what is allocated for a body is bounded by its length. Never: a look-up by name on the way.
+//! Rows of plain columns are encoded and decoded without allocation and without looking up names. Invalid bytes are an
+//! error with the path of the field. Memory use is bounded by the length of the body.
 
 pub(crate) mod decode;
 pub(crate) mod encode;
 mod from_json;
+mod methods;
 mod project;
 
 pub use decode::DecodeError;
@@ -15,43 +16,43 @@ pub use project::{ProjectError, Projection};
 
 use std::fmt;
 
-/// Deepest nesting of a value, in levels: deeper ones are refused.
+/// Maximum nesting of values. Deeper ones are rejected.
 pub const DEPTH_MAX: usize = 64;
 
-/// A value of an Avro type. Logical types are their Avro kinds: a date is an `Int`, a timestamp a `Long`. An enum's
-/// symbol is a `Str`, a fixed's bytes are `Bytes`.
+/// A value of an Avro type. Logical types use their underlying type: a date is an `Int`, a timestamp is a `Long`. An enum
+/// symbol is a `Str`, a `fixed` value is `Bytes`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Datum<'a> {
-    /// Null, in an optional type or as a type of its own.
+    /// Null, of an optional type or the null type.
     Null,
     /// Boolean.
     Bool(bool),
-    /// 32 bits.
+    /// 32-bit integer.
     Int(i32),
-    /// 64 bits.
+    /// 64-bit integer.
     Long(i64),
-    /// 32 bits.
+    /// 32-bit float.
     Float(f32),
-    /// 64 bits.
+    /// 64-bit float.
     Double(f64),
-    /// Bytes, or a fixed's.
+    /// Bytes, or a `fixed` value.
     Bytes(&'a [u8]),
-    /// A string, or an enum's symbol.
+    /// A string, or an enum symbol.
     Str(&'a str),
     /// Items of an array.
     Array(Vec<Datum<'a>>),
-    /// Entries of a map, in the order in which they were written.
+    /// Entries of a map, in encoding order.
     Map(Vec<(&'a str, Datum<'a>)>),
     /// Fields of a nested record, in order.
     Record(Vec<Datum<'a>>),
-    /// A value of a union that is more than null and one other type: the branch and the value.
+    /// A value of a union other than null and one type: the index of the branch, and the value.
     Union(usize, Box<Datum<'a>>),
 }
 
 /// The fields of a record, in order.
 pub type Row<'a> = Vec<Datum<'a>>;
 
-/// Empties a row and gives its memory to rows that borrow from other bytes.
+/// Clears a row and keeps its allocation for rows with another lifetime.
 pub fn recycle<'b>(mut row: Row<'_>) -> Row<'b> {
     row.clear();
     // An empty vector collected in place keeps its allocation.
@@ -105,7 +106,7 @@ impl<'a> Datum<'a> {
         }
     }
 
-    /// The value's kind in Avro's words, for messages.
+    /// Avro's name of the value's type, for messages.
     pub fn word(&self) -> &'static str {
         match self {
             Datum::Null => "null",
@@ -124,7 +125,7 @@ impl<'a> Datum<'a> {
     }
 }
 
-/// A step of the way to a field: built only when something is wrong, innermost step first.
+/// A step of the path to a field. Paths are built only for errors, innermost step first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Step {
     Field(String),

@@ -1,12 +1,11 @@
-//! Avro's decimals: a big-endian two's complement number and a count of digits after the point.
-//!
-//! Guarantees: nothing is rounded; text and bytes stand for the same number. Never: arithmetic beyond that.
+//! Avro decimals: a big-endian two's complement number and a scale, the number of digits after the decimal point. Conversion
+//! to and from text is exact.
 
-/// Longest decimal that is read or printed, in bytes (about 600 digits).
+/// Maximum length of a decimal in bytes (about 600 digits). The limit bounds the quadratic conversion.
 pub const BYTES_MAX: usize = 256;
 
-/// Appends the decimal text of a two's complement number with `scale` digits after the point: `-12.50`. Too long ones
-/// (over 256 bytes) are no number to us: `None`, and nothing is written.
+/// Appends the text of a decimal, such as `-12.50`. Returns `None` and appends nothing if it is longer than
+/// [`BYTES_MAX`].
 pub fn write(out: &mut Vec<u8>, bytes: &[u8], scale: u32) -> Option<()> {
     if bytes.len() > BYTES_MAX {
         return None;
@@ -17,13 +16,13 @@ pub fn write(out: &mut Vec<u8>, bytes: &[u8], scale: u32) -> Option<()> {
     if negative {
         negate(&mut magnitude);
     }
-    // Digits, the last first.
+    // Digits, least significant first.
     let mut digits = Vec::new();
     while magnitude.iter().any(|b| *b != 0) {
         let mut rest = 0u16;
         for byte in &mut magnitude {
             let value = rest << 8 | u16::from(*byte);
-            // Both fit: value < 2560.
+            // Both conversions succeed, because value < 2560.
             *byte = u8::try_from(value / 10).unwrap_or_default();
             rest = value % 10;
         }
@@ -44,8 +43,8 @@ pub fn write(out: &mut Vec<u8>, bytes: &[u8], scale: u32) -> Option<()> {
     Some(())
 }
 
-/// Reads decimal text as a two's complement number of `scale` digits after the point: the shortest bytes, or exactly
-/// `size` of them. `None` when it is no number, has more digits than the scale, or does not fit.
+/// Parses decimal text to a two's complement number with `scale` digits after the point, as short as possible or exactly
+/// `size` bytes long. `None` if the text is not a number, has more digits than the scale, or does not fit.
 pub fn parse(text: &str, scale: u32, size: Option<usize>) -> Option<Vec<u8>> {
     let (negative, unsigned) = match text.strip_prefix('-') {
         Some(rest) => (true, rest),
@@ -63,7 +62,7 @@ pub fn parse(text: &str, scale: u32, size: Option<usize>) -> Option<Vec<u8>> {
     {
         return None;
     }
-    // A leading zero byte keeps the sign bit free.
+    // A leading zero byte keeps the sign bit clear.
     let mut bytes = vec![0u8];
     let padding = std::iter::repeat_n(b'0', scale - fraction.len());
     for digit in whole.bytes().chain(fraction.bytes()).chain(padding) {
@@ -74,7 +73,7 @@ pub fn parse(text: &str, scale: u32, size: Option<usize>) -> Option<Vec<u8>> {
             carry = value >> 8;
         }
         if bytes.first().is_some_and(|b| *b >= 0x80) || carry > 0 {
-            // The carry of a digit is at most 9, so that the new first byte leaves the sign bit free.
+            // The carry of a digit is at most 9, so a new first byte keeps the sign bit clear.
             bytes.insert(0, carry.to_le_bytes()[0]);
         }
     }
@@ -107,7 +106,7 @@ fn negate(bytes: &mut [u8]) {
     }
 }
 
-/// Drops leading bytes that only repeat the sign.
+/// Removes leading bytes that only repeat the sign.
 fn shorten(bytes: &mut Vec<u8>) {
     while let [first, second, ..] = bytes.as_slice() {
         let repeats = (*first == 0 && *second < 0x80) || (*first == 0xff && *second >= 0x80);
@@ -152,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn the_point_stands_where_the_scale_puts_it() {
+    fn scale_places_the_decimal_point() {
         assert_eq!(text(&[0x04, 0xe2], 2), "12.50");
         assert_eq!(text(&[0xff], 3), "-0.001");
         assert_eq!(text(&[], 2), "0.00");

@@ -1,7 +1,7 @@
-//! Values as the JSON that a device gets, and as parts of keys (docs/reference/formats.md, the table under "Keys").
+//! Writes values as the JSON that devices receive, and as parts of record keys (docs/reference/formats.md, "Keys").
 //!
-//! Guarantees: one value has one text; what is written is valid JSON whatever the value; a value means the same in
-//! every language (integers of 64 bits and decimals are strings). Never: a look-up by name, a value tree.
+//! The output is canonical: equal values have equal text. It is valid JSON for any value. 64-bit integers and decimals are
+//! strings, because many JSON parsers read numbers as doubles.
 
 use crate::codec::Datum;
 use crate::json;
@@ -10,7 +10,7 @@ use crate::schema::{Kind, Logical, Schema, SchemaError, Type, TypeId};
 use crate::{decimal, time};
 use std::sync::Arc;
 
-/// Appends a value of a type as JSON. A value that is not of the type is written by its own kind.
+/// Appends a value as JSON. A value that does not match the type is written according to its own type.
 pub fn write(schema: &Schema, id: TypeId, value: &Datum<'_>, out: &mut Vec<u8>) {
     let ty = schema.ty(id);
     match (&ty.kind, value) {
@@ -44,7 +44,7 @@ pub fn write(schema: &Schema, id: TypeId, value: &Datum<'_>, out: &mut Vec<u8>) 
                 out,
             );
         }
-        // Nested values of another shape than the type's cannot come from a decoded body.
+        // Unreachable for decoded bodies: nested values always match their type.
         (_, Datum::Array(_) | Datum::Map(_) | Datum::Record(_)) => out.extend_from_slice(b"null"),
     }
 }
@@ -93,7 +93,7 @@ fn write_int(ty: &Type, value: i32, out: &mut Vec<u8>) {
 }
 
 fn write_long(ty: &Type, value: i64, out: &mut Vec<u8>) {
-    // Milliseconds beyond the microseconds of 64 bits stay infinite rather than wrap.
+    // Milliseconds outside the range of 64-bit microseconds saturate to infinity instead of wrapping.
     let millis = value.saturating_mul(1000);
     quoted(out, |out| match ty.logical {
         Some(Logical::TimestampMicros) => time::write_timestamp(out, value, true),
@@ -125,7 +125,8 @@ fn write_bytes(ty: &Type, bytes: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// Writes the JSON that a `json` column holds; as a string when it is none, which PostgreSQL would not have taken.
+/// Embeds the JSON of a `json` column. Text that is not valid JSON, which PostgreSQL would have rejected, is written as a
+/// string.
 fn write_inline(text: &str, out: &mut Vec<u8>) {
     if serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok() {
         out.extend_from_slice(text.as_bytes());
@@ -135,7 +136,7 @@ fn write_inline(text: &str, out: &mut Vec<u8>) {
 }
 
 impl KeyWriter<'_> {
-    /// Adds a value of a type: as in a row, but for JSON, arrays, maps and records, which are their text.
+    /// Adds a value as in a row, except that JSON, arrays, maps and records are added as strings with their JSON text.
     pub fn datum(mut self, schema: &Schema, id: TypeId, value: &Datum<'_>) -> Self {
         let scalar = !matches!(
             value,
@@ -155,7 +156,7 @@ impl KeyWriter<'_> {
     }
 }
 
-/// Writes rows of one schema as JSON objects, with the names of the fields ready as JSON.
+/// Writes rows of one schema as JSON objects, with precomputed field names.
 #[derive(Debug, Clone)]
 pub struct ObjectWriter {
     schema: Arc<Schema>,
@@ -163,11 +164,11 @@ pub struct ObjectWriter {
 }
 
 impl ObjectWriter {
-    /// Compiles a writer of the named fields of the schema's record, in this order. A row that is written must hold
-    /// their values in the same order, such as [`crate::codec::Projection::of_fields`] gives them.
+    /// Compiles a writer for the named fields of the schema's record. Rows must have their values in the same order, as
+    /// [`crate::codec::Projection::of_fields`] returns them.
     ///
     /// # Errors
-    /// [`SchemaError`] when the schema is not a record, or has no such field.
+    /// [`SchemaError`] if the schema is not a record or lacks a field.
     pub fn new(schema: Arc<Schema>, names: &[&str]) -> Result<Self, SchemaError> {
         let record = schema.record()?;
         let mut columns = Vec::with_capacity(names.len());
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_is_written_as_documented() {
+    fn rows_are_written_as_documented() {
         let schema = row_schema();
         let names: Vec<&str> = schema
             .fields()
@@ -268,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_holds_the_same_values_and_json_as_text() {
+    fn keys_contain_json_as_text() {
         let schema = row_schema();
         let key = crate::key::Key::build(|key| {
             schema
@@ -286,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_is_no_json_cannot_break_a_row() {
+    fn invalid_json_text_cannot_break_a_row() {
         let mut out = Vec::new();
         write_inline("{\"a\":", &mut out);
         write_inline("1 2", &mut out);
@@ -299,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn nested_values_are_objects_and_arrays() {
+    fn nested_values_become_objects_and_arrays() {
         let schema = Schema::parse(
             r#"{"type":"record","name":"R","fields":[
                 {"name":"tags","type":{"type":"array","items":"long"}},

@@ -1,8 +1,8 @@
-//! Trunkline's own records, typed: what `view.log`, change topics and `connect.positions` carry beside rows.
+//! Typed control records of Trunkline: what `view.log`, change topics and `connect.positions` contain besides rows.
 //!
-//! Guarantees: what is written is a body of the released `avro/<name>.v1.avsc`; what is read borrows from the bytes;
-//! a newer format is refused with both numbers before the rest is looked at, and without the registry. Never: a change
-//! of a released schema: that is a new format beside the old one.
+//! Each record is encoded by its released schema `avro/<name>.v1.avsc`. Its first field is a format number: a newer format
+//! is rejected before the rest is decoded, without the registry. Released schemas do not change; a change of the layout is
+//! a new format in a new file.
 
 use crate::codec::encode::{write_bytes, write_long};
 use crate::codec::{DecodeError, decode::Reader};
@@ -11,22 +11,22 @@ use crate::schema::Schema;
 use crate::wire;
 use std::sync::LazyLock;
 
-/// The format that this program writes and the newest that it reads.
+/// The format that is written, and the newest that can be read.
 pub const FORMAT: i64 = 1;
 
-/// Why bytes are not such a record.
+/// Why bytes are not the expected control record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EventError {
-    /// Written by a newer program.
-    #[error("{name} has format {found}, this program reads up to {FORMAT}; upgrade it")]
+    /// Written by a newer version of Trunkline.
+    #[error("{name} has format {found}, this version reads up to {FORMAT}; upgrade trunkline")]
     Newer {
         /// The record.
         name: &'static str,
         /// The format found.
         found: i64,
     },
-    /// Garbage.
-    #[error("{name} cannot be read")]
+    /// The body does not match the schema.
+    #[error("cannot decode {name}")]
     Malformed {
         /// The record.
         name: &'static str,
@@ -34,8 +34,8 @@ pub enum EventError {
         #[source]
         source: DecodeError,
     },
-    /// Not framed.
-    #[error("{name} is not framed")]
+    /// The value does not start with a valid frame.
+    #[error("{name} has no valid frame")]
     Frame {
         /// The record.
         name: &'static str,
@@ -45,11 +45,11 @@ pub enum EventError {
     },
 }
 
-/// A record of ours.
+/// A control record.
 pub trait Event<'a>: Sized {
     /// Full name of the record: `trunkline.TransactionEnd`.
     const NAME: &'static str;
-    /// The released schema's text, to be registered.
+    /// The text of the released schema, for the registry.
     const AVSC: &'static str;
 
     /// The released schema, compiled.
@@ -58,10 +58,10 @@ pub trait Event<'a>: Sized {
     /// Appends the Avro body.
     fn encode(&self, out: &mut Vec<u8>);
 
-    /// Reads an Avro body.
+    /// Decodes an Avro body.
     ///
     /// # Errors
-    /// [`EventError`] when it is of a newer format, or garbage.
+    /// [`EventError`] if it has a newer format or does not match the schema.
     fn decode(body: &'a [u8]) -> Result<Self, EventError>;
 
     /// Appends the framed value of a record.
@@ -70,10 +70,10 @@ pub trait Event<'a>: Sized {
         self.encode(out);
     }
 
-    /// Reads the framed value of a record. The schema id is not looked at: the format number says it all.
+    /// Decodes the framed value of a record. The schema id is ignored, because the format number identifies the layout.
     ///
     /// # Errors
-    /// [`EventError`] when it is not framed, of a newer format, or garbage.
+    /// [`EventError`] if the frame is invalid, the format is newer, or the body does not match the schema.
     fn read(value: &'a [u8]) -> Result<Self, EventError> {
         let (_, body) = wire::unframe(value).map_err(|source| EventError::Frame {
             name: Self::NAME,
@@ -82,13 +82,13 @@ pub trait Event<'a>: Sized {
         Self::decode(body)
     }
 
-    /// The registry's subject of this record on a topic.
+    /// The registry subject of this record on a topic.
     fn subject(topic: &str) -> String {
         wire::subject(topic, Self::NAME)
     }
 }
 
-/// A field's kind: how it is written and read.
+/// Encodes and decodes a field of this type.
 trait Value<'a>: Sized {
     fn put(&self, out: &mut Vec<u8>);
     fn take(reader: &mut Reader<'a>) -> Result<Self, Box<DecodeError>>;
@@ -207,56 +207,56 @@ events! {
         row: &'a [u8],
     }
 
-    /// Everything of a writer before this record, in its partition of `view.log`, may be shown.
+    /// Transaction end marker on `view.log`: makes all earlier records of its writer in its partition visible.
     TransactionEnd<'a> {
         /// Version of the source transaction that ended: 17 bytes.
         version: &'a [u8],
-        /// Commit time at the source, in ms since 1970; 0 when unknown.
+        /// Commit time at the source, in ms since 1970; 0 if unknown.
         at: i64,
     }
 
-    /// The Kafka transaction that this record of `view.log` is in leaves its source transaction open.
+    /// Begin marker on `view.log`: the Kafka transaction that contains it leaves the writer's source transaction open.
     TransactionBegin<'a> {
-        /// Version of the last record that was written: 17 bytes.
+        /// Version of the writer's last record: 17 bytes.
         version: &'a [u8],
     }
 
-    /// A bucket is granted to a principal, on `view.log`.
+    /// Grant on `view.log`: grants a principal access to a bucket.
     Grant<'a> {
-        /// The principal's text.
+        /// The principal, `<issuer alias>:<subject>`.
         principal: &'a str,
     }
 
-    /// Whether a view's rows may be behind their source until a snapshot, on `view.log`.
+    /// Stale mark on `view.log`: whether the view lacks changes of this writer until the next snapshot.
     Stale {
-        /// Whether it is.
+        /// Whether the view is stale.
         stale: bool,
     }
 
-    /// The last record of a snapshot chunk on a change topic: rows of its range that were neither in it nor changed
-    /// since its low position are gone.
+    /// Last record of a snapshot chunk on a change topic. Rows in its range that the chunk does not contain, and that have
+    /// not changed since its low position, no longer exist.
     ChunkEnd<'a> {
-        /// The table, as in keys.
+        /// The table, as in record keys.
         table: &'a str,
-        /// Key of the range's first row, as JSON array text; `None`: the table's first.
+        /// Key of the first row of the range, as a JSON array; `None` for the first row of the table.
         from: Option<&'a str>,
-        /// Key of the range's last row, as JSON array text; `None`: the table's last.
+        /// Key of the last row of the range, as a JSON array; `None` for the last row of the table.
         to: Option<&'a str>,
         /// Id of the snapshot.
         snapshot: &'a str,
-        /// Position of the source below which the chunk's rows are newer, as in the header `tx`.
+        /// Position of the source, as in the header `tx`: changes below it are older than the rows of the chunk.
         low: &'a str,
-        /// Whether the table's snapshot ends with this chunk.
+        /// Whether this is the last chunk of the table.
         is_final: bool,
     }
 
-    /// Where a connector stands, on `connect.positions`; written in the transaction of the records up to there.
+    /// Position record of a connector on `connect.positions`, written in the transaction of the records that it covers.
     ConnectorPosition<'a> {
-        /// Where it goes on, as JSON of the connector's own kind.
+        /// Where the connector continues, as JSON in the format of its kind.
         position: &'a str,
-        /// The last source transaction that is stored whole, in the connector's own words; empty: none yet.
+        /// The last source transaction that is stored completely, in the notation of the connector's kind; empty if none.
         complete: &'a str,
-        /// When, in ms since 1970.
+        /// Time of writing, in ms since 1970.
         updated_at: i64,
     }
 }

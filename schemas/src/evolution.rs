@@ -1,18 +1,16 @@
-//! Which schema may follow which: Avro's resolution rules, with the place and the reason of each conflict.
-//!
-//! Guarantees: what [`compatible`] lets through, a reader by the specification (Avro 1.11, "Schema Resolution") can
-//! read; every conflict is listed, not only the first. Never: a look at data.
+//! Schema compatibility by Avro's resolution rules (Avro 1.11, "Schema Resolution"). All conflicts are reported, each with
+//! its path and reason.
 
 use crate::schema::{Enum, Kind, Name, Record, Schema, TypeId};
 use std::collections::HashSet;
 use std::fmt;
 
-/// One reason for which a reader cannot read what a writer wrote.
+/// A reason why a reader cannot read the data of a writer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Incompatibility {
-    /// Where: `items[].price`; empty for the schema itself.
+    /// Path of the conflict, such as `items[].price`; empty for the root.
     pub path: String,
-    /// What, in words.
+    /// Description of the conflict.
     pub message: String,
 }
 
@@ -26,7 +24,7 @@ impl fmt::Display for Incompatibility {
     }
 }
 
-/// Says whether data of `writer` can be read as `reader`.
+/// Checks that data written with `writer` can be read with `reader`.
 ///
 /// # Errors
 /// All conflicts, in the order of the reader's fields.
@@ -48,7 +46,7 @@ pub fn compatible(reader: &Schema, writer: &Schema) -> Result<(), Vec<Incompatib
 struct Check<'s> {
     reader: &'s Schema,
     writer: &'s Schema,
-    /// Pairs of types that are being compared, or were: a type may hold itself.
+    /// Pairs of types whose comparison has started. Types can be recursive.
     assumed: HashSet<(TypeId, TypeId)>,
     found: Vec<Incompatibility>,
 }
@@ -66,7 +64,7 @@ impl Check<'_> {
             Kind::Optional { .. } | Kind::Union(_) => self.writer.branches(writer),
             _ => return self.one_to_any(reader, writer, path),
         };
-        // Each branch may have been written, so each must be readable.
+        // The writer may have used any branch, so each must be readable.
         for branch in from {
             self.one_to_any(reader, branch, path);
         }
@@ -86,7 +84,7 @@ impl Check<'_> {
             if conflicts.is_empty() {
                 return;
             }
-            // Of branches of the same kind the conflicts say more than that no branch fits.
+            // The conflicts with a branch of the same kind are more useful than the statement that no branch matches.
             let same_kind = self.reader.word(branch) == self.writer.word(writer);
             if same_kind && nearest.is_none() {
                 nearest = Some(conflicts);
@@ -96,7 +94,7 @@ impl Check<'_> {
             Some(conflicts) => self.found.extend(conflicts),
             None => {
                 let message = format!(
-                    "writer's {} is no branch of reader's {}",
+                    "writer's {} is not a branch of reader's {}",
                     self.writer.describe(writer),
                     self.reader.describe(reader)
                 );
@@ -142,7 +140,7 @@ impl Check<'_> {
         }
     }
 
-    /// Names match without their namespaces, or by an alias of the reader.
+    /// Names match by their unqualified name or by an alias of the reader.
     fn names(&mut self, reader: &Name, writer: &Name, path: &str) {
         if reader.short() != writer.short() && !reader.aliases.contains(&writer.full) {
             self.conflict(
@@ -167,7 +165,7 @@ impl Check<'_> {
                 Some(written) => self.types(field.ty, written.ty, &inner),
                 None if field.default.is_some() => {}
                 None => {
-                    let message = "writer has no such field, and reader has no default for it".to_owned();
+                    let message = "the writer lacks this field and the reader has no default for it".to_owned();
                     self.conflict(&inner, message);
                 }
             }
@@ -185,13 +183,13 @@ impl Check<'_> {
             .map(|s| &**s)
             .collect();
         if !unknown.is_empty() {
-            let message = format!("reader's enum has no symbol {}, and no default", unknown.join(", "));
+            let message = format!("reader's enum lacks symbol {} and has no default", unknown.join(", "));
             self.conflict(path, message);
         }
     }
 }
 
-/// Whether a reader takes the one plain kind for the other.
+/// Whether a reader promotes the writer's primitive type to its own.
 fn promotes(from: &Kind, to: &Kind) -> bool {
     use Kind::{Boolean, Bytes, Double, Float, Int, Long, Null, String};
     matches!(
@@ -206,7 +204,7 @@ fn promotes(from: &Kind, to: &Kind) -> bool {
     )
 }
 
-/// Whether two types are written with the same bytes and mean the same: names of records aside.
+/// Whether two types have the same encoding and meaning. Names of records are ignored.
 pub(crate) fn same_shape(a: &Schema, a_id: TypeId, b: &Schema, b_id: TypeId) -> bool {
     shape(a, a_id, b, b_id, &mut HashSet::new())
 }
@@ -216,7 +214,7 @@ fn shape(a: &Schema, a_id: TypeId, b: &Schema, b_id: TypeId, assumed: &mut HashS
         return true;
     }
     let (left, right) = (a.ty(a_id), b.ty(b_id));
-    // Bytes that are the same may still count other units, such as milliseconds and microseconds.
+    // Equal bytes can have different units, such as milliseconds and microseconds.
     if let (Some(l), Some(r)) = (left.logical, right.logical)
         && l != r
     {

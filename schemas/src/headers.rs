@@ -1,26 +1,26 @@
-//! Names of record headers, and the `tx` header that orders the records of a change topic.
+//! Names of record headers, and the `tx` header, which orders the records of a change topic.
 //!
-//! Guarantees: what is written has one form; what is read may have its fields in any order and others beside them; a
-//! newer format is refused with both numbers. Never: an allocation when the header has the form that we write.
+//! The `tx` header is written in one canonical form and parsed from that form without allocation. The parser also accepts
+//! any other order of the members, and unknown ones. A newer format is rejected.
 
 use crate::json;
 use crate::version::{Lsn, Version};
 
 /// Table of a change, as in its key.
 pub const TABLE: &str = "table";
-/// Where a change stands in its source's transaction: a [`Tx`].
+/// Position of a change in its source transaction: a [`Tx`].
 pub const TX: &str = "tx";
 /// Id of the snapshot, on rows of a snapshot chunk only.
 pub const SNAPSHOT: &str = "snapshot";
-/// Only on the tombstone of a row whose key changed: the row's new key, which is the key of the next record.
+/// On the tombstone of a row whose key changed: the new key, which is the key of the next record.
 pub const MOVED_TO: &str = "moved-to";
-/// Only on a row whose key changed: its old key, which is the key of the tombstone just before.
+/// On a row whose key changed: the old key, which is the key of the preceding tombstone.
 pub const MOVED_FROM: &str = "moved-from";
-/// [`REPLAY`] or [`REDRIVE`], on such records only.
+/// [`REPLAY`] or [`REDRIVE`]; absent from other records.
 pub const REPLAYED: &str = "replayed";
-/// Value of [`REPLAYED`]: sent again by a replay.
+/// Value of [`REPLAYED`]: written by a replay.
 pub const REPLAY: &str = "replay";
-/// Value of [`REPLAYED`]: sent again from a dead-letter topic.
+/// Value of [`REPLAYED`]: written by a redrive from a dead-letter topic.
 pub const REDRIVE: &str = "redrive";
 /// Idempotency key of an event.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -37,9 +37,9 @@ pub mod errors {
     pub const PARTITION: &str = "__connect.errors.partition";
     /// Offset of the record that failed.
     pub const OFFSET: &str = "__connect.errors.offset";
-    /// Connector or processor that gave it up.
+    /// Connector or processor that dead-lettered it.
     pub const CONNECTOR_NAME: &str = "__connect.errors.connector.name";
-    /// Task, a partition number for processors.
+    /// Task; for processors the partition number.
     pub const TASK_ID: &str = "__connect.errors.task.id";
     /// Step in which it failed: `VALUE_CONVERTER`, `TRANSFORMATION`, `TASK_PUT`, …
     pub const STAGE: &str = "__connect.errors.stage";
@@ -53,34 +53,34 @@ pub mod errors {
     pub const EXCEPTION_STACKTRACE: &str = "__connect.errors.exception.stacktrace";
 }
 
-/// The format of `tx` that this program writes and the newest that it reads.
+/// The format of `tx` that is written, and the newest that can be read.
 pub const TX_FORMAT: u32 = 1;
 
-/// The `tx` header: where a change stands.
+/// The `tx` header: the position of a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tx {
-    /// Incarnation of the source.
+    /// Source epoch.
     pub incarnation: u32,
-    /// Position of the transaction: its commit LSN.
+    /// Position of the source transaction: its commit LSN.
     pub position: Lsn,
-    /// Ordinal in the transaction, from 0.
+    /// Ordinal in the source transaction, from 0.
     pub ordinal: u32,
-    /// Whether this is the transaction's last record.
+    /// Whether this is the last record of the source transaction.
     pub last: bool,
     /// Commit time in ms since 1970.
     pub at_ms: i64,
 }
 
-/// Why a header is not a `tx` header.
+/// Why a `tx` header could not be parsed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TxError {
-    /// Written by a newer program.
-    #[error("header tx has format {found}, this program reads up to {TX_FORMAT}; upgrade it")]
+    /// Written by a newer version of Trunkline.
+    #[error("header tx has format {found}, this version reads up to {TX_FORMAT}; upgrade trunkline")]
     Newer {
         /// The format found.
         found: u32,
     },
-    /// Not the JSON that it must be.
+    /// Not the expected JSON.
     #[error("header tx is malformed: {0}")]
     Malformed(String),
 }
@@ -101,7 +101,7 @@ struct Fields<'a> {
 }
 
 impl Tx {
-    /// The version of a row that this record writes.
+    /// The version of the row that the record contains.
     pub fn version(&self) -> Version {
         Version {
             incarnation: self.incarnation,
@@ -127,10 +127,10 @@ impl Tx {
         out.push(b'}');
     }
 
-    /// Reads the header's value.
+    /// Parses the header's value.
     ///
     /// # Errors
-    /// [`TxError`] when it is malformed or of a newer format.
+    /// [`TxError`] if it is malformed or has a newer format.
     pub fn parse(bytes: &[u8]) -> Result<Self, TxError> {
         match Self::parse_own_form(bytes) {
             Some(tx) => Ok(tx),
@@ -138,7 +138,7 @@ impl Tx {
         }
     }
 
-    /// Reads the form that [`Tx::write`] gives; `None` for any other, which may still be right.
+    /// Parses the canonical form of [`Tx::write`]; `None` for any other form, which may still be valid.
     fn parse_own_form(bytes: &[u8]) -> Option<Self> {
         let rest = bytes.strip_prefix(b"{\"v\":1,\"inc\":")?;
         let (incarnation, rest) = number(rest)?;
@@ -166,7 +166,7 @@ impl Tx {
 
     fn parse_any_form(bytes: &[u8]) -> Result<Self, TxError> {
         let malformed = |e: serde_json::Error| TxError::Malformed(e.to_string());
-        // The version comes first: a newer format may have other fields.
+        // Check the format first: a newer one may have other members.
         let AnyVersion { v } = serde_json::from_slice(bytes).map_err(malformed)?;
         if v != TX_FORMAT {
             return Err(TxError::Newer { found: v });
@@ -175,7 +175,7 @@ impl Tx {
         let position = fields
             .pos
             .parse()
-            .map_err(|_| TxError::Malformed(format!("pos {:?} is no LSN", fields.pos)))?;
+            .map_err(|_| TxError::Malformed(format!("pos {:?} is not an LSN", fields.pos)))?;
         Ok(Tx {
             incarnation: fields.inc,
             position,
@@ -186,7 +186,7 @@ impl Tx {
     }
 }
 
-/// Reads the digits in front; at most 18 of them, so that they fit.
+/// Parses up to 18 leading digits, which always fit.
 fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let length = bytes.iter().position(|b| !b.is_ascii_digit()).unwrap_or(bytes.len());
     let (digits, rest) = bytes.split_at(length);
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn the_documented_form_is_written_and_any_order_is_read() {
+    fn canonical_form_is_written_and_any_order_parsed() {
         let tx = Tx {
             incarnation: 1,
             position: Lsn(0x16b_3748),
@@ -250,12 +250,12 @@ mod tests {
     }
 
     #[test]
-    fn errors_name_the_field_or_both_formats() {
+    fn errors_name_the_member_or_both_formats() {
         assert_eq!(Tx::parse(br#"{"v":2,"at":"soon"}"#), Err(TxError::Newer { found: 2 }));
         let text = Tx::parse(br#"{"v":1,"inc":1,"pos":"x","ord":3,"last":true,"at":1}"#)
             .unwrap_err()
             .to_string();
-        assert_eq!(text, "header tx is malformed: pos \"x\" is no LSN");
+        assert_eq!(text, "header tx is malformed: pos \"x\" is not an LSN");
         let text = Tx::parse(br#"{"v":1,"inc":1,"pos":"0/1","ord":3,"at":1}"#)
             .unwrap_err()
             .to_string();

@@ -1,26 +1,26 @@
-//! Ids as types: what names a source, a table, a bucket, a device cannot be taken for one another.
-//!
-//! Guarantees: a value of such a type has passed its rule, and its text reads back as itself. Never: a look-up.
+//! Typed ids, so that the names of a source, a table, a bucket and a device cannot be confused. Constructors validate, and
+//! the text of a value parses back to the same value.
 
 use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// Longest declared name, in characters: two of them and a prefix make a topic's name (249).
+/// Maximum length of a declared name. Topic names consist of up to two names and a prefix and are limited to 249
+/// characters by Kafka.
 pub const NAME_CHARS_MAX: usize = 63;
-/// Longest bucket name, table name or subject, in bytes.
+/// Maximum length of a bucket name, table name or subject, in bytes.
 pub const TEXT_BYTES_MAX: usize = 512;
 
-/// Why a text is not such an id.
+/// Why a text is not a valid id.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what} {text:?} is refused: {reason}")]
+#[error("invalid {what} {text:?}: {reason}")]
 pub struct IdError {
-    /// What it was to name.
+    /// The kind of id.
     pub what: &'static str,
-    /// The text, cut after 64 characters.
+    /// The text, truncated to 64 characters.
     pub text: String,
-    /// Why, with the fix.
+    /// The reason or the rule.
     pub reason: &'static str,
 }
 
@@ -37,11 +37,11 @@ fn checked(what: &'static str, text: &str, rule: Rule) -> Result<Arc<str>, IdErr
     }
 }
 
-/// A declared name: a legal part of a topic's name, of a subject and of a URL as it stands.
+/// A declared name: valid without escaping in topic names, subjects and URLs.
 fn name_rule(text: &str) -> Result<(), &'static str> {
     let legal = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
     if !text.starts_with(|c: char| c.is_ascii_alphabetic()) || !text.bytes().all(legal) {
-        return Err("use a letter, then letters, digits, `_` or `-`");
+        return Err("use a letter followed by letters, digits, `_` or `-`");
     }
     if text.len() > NAME_CHARS_MAX {
         return Err("use at most 63 characters");
@@ -57,7 +57,7 @@ fn text_rule(text: &str) -> Result<(), &'static str> {
         return Err("use at most 512 bytes");
     }
     if text.chars().any(char::is_control) {
-        return Err("it holds a control character");
+        return Err("it contains a control character");
     }
     Ok(())
 }
@@ -65,12 +65,12 @@ fn text_rule(text: &str) -> Result<(), &'static str> {
 fn table_rule(text: &str) -> Result<(), &'static str> {
     text_rule(text)?;
     if text.starts_with('~') {
-        return Err("`~` begins reserved names");
+        return Err("names that start with `~` are reserved");
     }
     match text.split_once('.') {
-        Some((schema, table)) if schema.is_empty() || table.is_empty() => Err("write `table` or `schema.table`"),
-        Some(("public", _)) => Err("leave `public.` out"),
-        Some((_, table)) if table.contains('.') => Err("a schema or table name with a dot cannot be told apart"),
+        Some((schema, table)) if schema.is_empty() || table.is_empty() => Err("use the form `table` or `schema.table`"),
+        Some(("public", _)) => Err("omit `public.`"),
+        Some((_, table)) if table.contains('.') => Err("schema and table names must not contain a dot"),
         _ => Ok(()),
     }
 }
@@ -78,7 +78,7 @@ fn table_rule(text: &str) -> Result<(), &'static str> {
 fn bucket_rule(text: &str) -> Result<(), &'static str> {
     text_rule(text)?;
     if text.starts_with('~') {
-        return Err("`~` begins reserved names");
+        return Err("names that start with `~` are reserved");
     }
     Ok(())
 }
@@ -92,7 +92,7 @@ fn device_rule(text: &str) -> Result<(), &'static str> {
 }
 
 fn writer_rule(text: &str) -> Result<(), &'static str> {
-    const SHAPE: &str = "write `<processor>/<topic>/<topic id, 32 hex digits>/<partition>`";
+    const SHAPE: &str = "use the form `<processor>/<topic>/<topic id, 32 hex digits>/<partition>`";
     let mut parts = text.split('/');
     let (Some(processor), Some(topic), Some(id), Some(partition), None) =
         (parts.next(), parts.next(), parts.next(), parts.next(), parts.next())
@@ -116,10 +116,10 @@ macro_rules! text_ids {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// Checks a text.
+            /// Validates a text.
             ///
             /// # Errors
-            /// [`IdError`] with the reason and the fix.
+            /// [`IdError`] with the rule that it violates.
             pub fn new(text: &str) -> Result<Self, IdError> {
                 checked($what, text, $rule).map($name)
             }
@@ -172,9 +172,9 @@ macro_rules! text_ids {
 }
 
 text_ids! {
-    /// A source: its changes are on `change.<source>`.
+    /// A source; its changes are in topic `change.<source>`.
     SourceName, "source", name_rule;
-    /// A declared event: `event.<name>`.
+    /// A declared event, in topic `event.<name>`.
     EventName, "event", name_rule;
     /// A connector.
     ConnectorName, "connector", name_rule;
@@ -182,24 +182,24 @@ text_ids! {
     ProcessorName, "processor", name_rule;
     /// A view.
     ViewName, "view", name_rule;
-    /// A table of a source: `orders` in schema `public`, else `sales.orders`.
+    /// A table of a source: `orders` in schema `public`, `sales.orders` in other schemas.
     TableName, "table", table_rule;
-    /// A bucket: `user:42`. Never begins with `~`.
+    /// A bucket, such as `user:42`. Names that start with `~` are reserved.
     BucketName, "bucket", bucket_rule;
-    /// A device of a principal, as the device names itself.
+    /// A device of a principal; the device chooses the id.
     DeviceId, "device id", device_rule;
-    /// A writer of `view.log`: `<processor>/<input topic>/<topic id, 32 hex digits>/<partition>`.
+    /// A writer in `view.log`: `<processor>/<input topic>/<topic id, 32 hex digits>/<partition>`.
     WriterId, "writer", writer_rule;
 }
 
 impl TableName {
-    /// Names a table by PostgreSQL's schema and table.
+    /// The name of a table in a PostgreSQL schema.
     ///
     /// # Errors
-    /// [`IdError`] when one of them holds a dot or is empty.
+    /// [`IdError`] if schema or table contains a dot or is empty.
     pub fn of(schema: &str, table: &str) -> Result<Self, IdError> {
         if table.contains('.') {
-            let reason = "a schema or table name with a dot cannot be told apart";
+            let reason = "schema and table names must not contain a dot";
             return Err(IdError {
                 what: "table",
                 text: table.chars().take(64).collect(),
@@ -213,22 +213,23 @@ impl TableName {
         }
     }
 
-    /// PostgreSQL's schema, `public` when none is written.
+    /// The PostgreSQL schema; `public` if the name has none.
     pub fn schema(&self) -> &str {
         self.0.split_once('.').map_or("public", |(schema, _)| schema)
     }
 
-    /// The table's name without its schema.
+    /// The table name without the schema.
     pub fn table(&self) -> &str {
         self.0.split_once('.').map_or(&*self.0, |(_, table)| table)
     }
 }
 
 impl WriterId {
-    /// Names a writer: a processor reading one partition of one life of a topic.
+    /// The writer id of a processor that reads one partition of a topic. The topic id distinguishes topics that were
+    /// deleted and created again.
     ///
     /// # Errors
-    /// [`IdError`] when a part breaks its rule.
+    /// [`IdError`] if a part is not valid.
     pub fn of(processor: &str, topic: &str, topic_id: uuid::Uuid, partition: i32) -> Result<Self, IdError> {
         Self::new(&format!("{processor}/{topic}/{}/{partition}", topic_id.simple()))
     }
@@ -258,7 +259,7 @@ impl WriterId {
     }
 }
 
-/// Who a token speaks for: the issuer's alias and the subject. As text `<issuer>:<subject>`.
+/// The principal of a token: issuer alias and subject. As text `<issuer>:<subject>`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Principal {
     issuer: Arc<str>,
@@ -266,8 +267,8 @@ pub struct Principal {
 }
 
 impl Principal {
-    /// Names a principal. The issuer is an alias by the rule of declared names, the subject any text of 1 to 512 bytes
-    /// without control characters.
+    /// Creates a principal. The issuer alias is a declared name; the subject is any text of 1 to 512 bytes without control
+    /// characters.
     ///
     /// # Errors
     /// [`IdError`] with the reason.
@@ -283,7 +284,7 @@ impl Principal {
         &self.issuer
     }
 
-    /// The subject, as the issuer names it.
+    /// The subject, as set by the issuer.
     pub fn subject(&self) -> &str {
         &self.subject
     }
@@ -302,13 +303,13 @@ impl FromStr for Principal {
         let (issuer, subject) = text.split_once(':').ok_or_else(|| IdError {
             what: "principal",
             text: text.chars().take(64).collect(),
-            reason: "write `<issuer alias>:<subject>`",
+            reason: "use the form `<issuer alias>:<subject>`",
         })?;
         Self::new(issuer, subject)
     }
 }
 
-/// Id of a schema in the registry. Ids are immutable: one id is one schema for ever.
+/// Id of a schema in the registry. An id refers to the same schema for ever.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub struct SchemaId(pub u32);
@@ -324,7 +325,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_legal_parts_of_a_topic() {
+    fn names_are_valid_in_topic_names() {
         for good in ["shop", "order_viewed", "A-1", "x"] {
             assert_eq!(SourceName::new(good).unwrap().to_string(), good);
         }
@@ -334,12 +335,12 @@ mod tests {
         let text = SourceName::new("a.b").unwrap_err().to_string();
         assert_eq!(
             text,
-            "source \"a.b\" is refused: use a letter, then letters, digits, `_` or `-`"
+            "invalid source \"a.b\": use a letter followed by letters, digits, `_` or `-`"
         );
     }
 
     #[test]
-    fn a_table_has_one_spelling() {
+    fn tables_have_one_spelling() {
         assert_eq!(TableName::of("public", "orders").unwrap().as_str(), "orders");
         let table = TableName::of("sales", "order lines").unwrap();
         assert_eq!(
@@ -354,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_writer_reads_back() {
+    fn writer_ids_round_trip() {
         let id = uuid::Uuid::from_u128(7);
         let writer = WriterId::of("sync-views", "change.shop", id, 0).unwrap();
         assert_eq!(
@@ -374,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn a_principal_reads_back_whatever_its_subject_holds() {
+    fn principals_round_trip_for_any_subject() {
         let principal = Principal::new("corp", "auth0|a:b/c").unwrap();
         assert_eq!(principal.to_string().parse::<Principal>().unwrap(), principal);
         assert!("nobody".parse::<Principal>().is_err());
@@ -382,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn reserved_and_malformed_ids_are_refused() {
+    fn reserved_and_malformed_ids_are_rejected() {
         assert!(BucketName::new("~close").is_err());
         assert!(BucketName::new("user:42").is_ok());
         assert!(DeviceId::new("a/b").is_err());

@@ -1,11 +1,11 @@
-//! JSON text, written straight into bytes: strings, numbers, base64.
+//! Canonical JSON output: strings, numbers and base64, written directly to bytes.
 //!
-//! Guarantees: one value has one text (the shortest escapes, numbers as ECMAScript prints them), so that bytes can be
-//! compared instead of values. Never: a value tree, or an allocation beyond the growth of the output.
+//! Equal values have equal text (shortest escapes, numbers as in ECMAScript), so keys can be compared as bytes. Nothing is
+//! allocated except to grow the output.
 
 use std::io::Write;
 
-/// For each byte: 0 = as it is, `u` = `\u00xx`, else the letter after the backslash.
+/// Escape of each byte: 0 for none, `u` for `\u00xx`, else the character after the backslash.
 const ESCAPE: [u8; 256] = {
     let mut table = [0; 256];
     let mut at = 0;
@@ -25,7 +25,7 @@ const ESCAPE: [u8; 256] = {
 
 const HEX: &[u8; 16] = b"0123456789abcdef";
 
-/// Writes a string with its quotes.
+/// Writes a quoted string.
 pub fn write_str(out: &mut Vec<u8>, text: &str) {
     let bytes = text.as_bytes();
     out.reserve(bytes.len() + 2);
@@ -49,7 +49,7 @@ pub fn write_str(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
 }
 
-/// The escape letter of a byte; 0 when it stands as it is.
+/// The escape of a byte; 0 if it needs none.
 pub(crate) fn escape_of(byte: u8) -> u8 {
     ESCAPE[usize::from(byte)]
 }
@@ -74,7 +74,7 @@ pub fn write_u64(out: &mut Vec<u8>, mut value: u64) {
     let mut at = digits.len();
     loop {
         at -= 1;
-        // A remainder of ten fits a byte.
+        // A remainder modulo ten fits into a byte.
         digits[at] = b'0' + u8::try_from(value % 10).unwrap_or_default();
         value /= 10;
         if value == 0 {
@@ -97,12 +97,12 @@ pub(crate) fn write_padded(out: &mut Vec<u8>, mut value: u64, width: usize) {
     out.extend_from_slice(&digits[first..]);
 }
 
-/// Writes a number as ECMAScript prints it; `NaN`, `Infinity` and `-Infinity` as strings.
+/// Writes a number as in ECMAScript; `NaN`, `Infinity` and `-Infinity` as strings.
 pub fn write_f64(out: &mut Vec<u8>, value: f64) {
     if value.is_finite() {
         let mut text = [0u8; 32];
         let mut rest = &mut text[..];
-        // 17 digits, a dot, a sign and an exponent of three digits fit 32 bytes.
+        // 17 digits, a dot, two signs and a three-digit exponent fit into 32 bytes.
         let _ = write!(rest, "{value:e}");
         let left = rest.len();
         lay_out(out, &text[..text.len() - left]);
@@ -111,7 +111,7 @@ pub fn write_f64(out: &mut Vec<u8>, value: f64) {
     }
 }
 
-/// Writes a number with the shortest digits that give the same 32-bit float back; see [`write_f64`].
+/// Writes a number with the fewest digits that identify the 32-bit float; see [`write_f64`].
 pub fn write_f32(out: &mut Vec<u8>, value: f32) {
     if value.is_finite() {
         let mut text = [0u8; 32];
@@ -132,7 +132,7 @@ fn write_special(out: &mut Vec<u8>, nan: bool, negative: bool) {
     });
 }
 
-/// Lays the digits of Rust's `{:e}` (`-1.25e-7`) out as ECMAScript's Number::toString does (ECMA-262, 6.1.6.1.20).
+/// Converts Rust's `{:e}` format (`-1.25e-7`) to that of ECMAScript's Number::toString (ECMA-262, 6.1.6.1.20).
 fn lay_out(out: &mut Vec<u8>, scientific: &[u8]) {
     let (negative, rest) = match scientific.split_first() {
         Some((b'-', rest)) => (true, rest),
@@ -152,7 +152,7 @@ fn lay_out(out: &mut Vec<u8>, scientific: &[u8]) {
     }
     let digits = &digits[..count];
     if digits == b"0" {
-        // ECMAScript prints both zeros the same way, and they are equal as keys.
+        // ECMAScript prints -0 as 0, and as keys they are equal.
         out.push(b'0');
         return;
     }
@@ -186,15 +186,16 @@ fn lay_out(out: &mut Vec<u8>, scientific: &[u8]) {
     }
 }
 
-/// Writes bytes as a base64 string with its quotes (standard alphabet, padded).
+/// Writes bytes as a quoted base64 string (standard alphabet, padded).
 pub fn write_base64(out: &mut Vec<u8>, bytes: &[u8]) {
     use base64::Engine as _;
     let engine = base64::engine::general_purpose::STANDARD;
     out.push(b'"');
     let from = out.len();
-    let length = base64::encoded_len(bytes.len(), true).expect("bytes in memory have an encoded length");
+    let length =
+        base64::encoded_len(bytes.len(), true).expect("the encoded length of bytes in memory does not overflow");
     out.resize(from + length, 0);
-    // The slice was sized for exactly these bytes, so that encoding cannot fail.
+    // The slice has exactly the encoded length, so encoding cannot fail.
     let _ = engine.encode_slice(bytes, &mut out[from..]);
     out.push(b'"');
 }
@@ -211,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_printed_as_ecmascript_prints_them() {
+    fn numbers_are_printed_as_in_ecmascript() {
         let cases = [
             (0.0, "0"),
             (-0.0, "0"),

@@ -1,27 +1,27 @@
-//! Record keys: canonical JSON arrays, written and read as bytes (docs/reference/formats.md, "Keys").
+//! Record keys: canonical JSON arrays of scalars (docs/reference/formats.md, "Keys").
 //!
-//! Guarantees: one list of parts has one text; reading what was written gives the parts back, and whatever is read
-//! without an error would be written with the same bytes. Never: a schema id, a value tree.
+//! Equal parts have equal bytes, so log compaction and partitioning work on bytes. The parser is strict: it accepts exactly
+//! the bytes that [`KeyWriter`] writes.
 
 use crate::json;
 use std::borrow::Cow;
 use std::fmt;
 
-/// Longest key that is read or built, in bytes.
+/// Maximum length of a key in bytes.
 pub const KEY_BYTES_MAX: usize = 64 * 1024;
 
-/// One part of a key.
+/// A part of a key.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Part<'a> {
     /// `null`
     Null,
     /// `true`, `false`
     Bool(bool),
-    /// An integer of 32 bits; wider ones are strings.
+    /// A 32-bit integer. Wider integers are strings.
     Int(i32),
-    /// Any other number, from a float column.
+    /// Any other number, from a floating-point column.
     Number(f64),
-    /// A string; borrowed unless it holds escapes.
+    /// A string; borrowed unless it contains escapes.
     Str(Cow<'a, str>),
 }
 
@@ -39,13 +39,13 @@ impl Part<'_> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("key is not a canonical JSON array: {reason} at byte {at}")]
 pub struct KeyError {
-    /// Where, in bytes from the start of the key.
+    /// Byte offset in the key.
     pub at: usize,
-    /// What is wrong there.
+    /// The reason.
     pub reason: &'static str,
 }
 
-/// Writes the parts of one key, in order, to the end of a buffer.
+/// Appends a key to a buffer, part by part.
 ///
 /// ```
 /// use trunkline_schemas::key::KeyWriter;
@@ -61,13 +61,13 @@ pub struct KeyWriter<'o> {
 }
 
 impl<'o> KeyWriter<'o> {
-    /// Begins a key.
+    /// Starts a key.
     pub fn new(out: &'o mut Vec<u8>) -> Self {
         out.push(b'[');
         KeyWriter { out, empty: true }
     }
 
-    /// The buffer, at the place of the next part.
+    /// The buffer, positioned for the next part.
     pub(crate) fn next_part(&mut self) -> &mut Vec<u8> {
         if !self.empty {
             self.out.push(b',');
@@ -82,13 +82,13 @@ impl<'o> KeyWriter<'o> {
         self
     }
 
-    /// Adds an integer of 32 bits, as a number.
+    /// Adds a 32-bit integer as a number.
     pub fn int(mut self, value: i32) -> Self {
         json::write_i64(self.next_part(), i64::from(value));
         self
     }
 
-    /// Adds an integer of 64 bits, as a string of digits.
+    /// Adds a 64-bit integer as a string of digits.
     pub fn long(mut self, value: i64) -> Self {
         let out = self.next_part();
         out.push(b'"');
@@ -110,7 +110,7 @@ impl<'o> KeyWriter<'o> {
         self
     }
 
-    /// Adds a part that was read from another key.
+    /// Adds a part of another key.
     pub fn part(mut self, part: &Part<'_>) -> Self {
         match part {
             Part::Null => self.null(),
@@ -124,8 +124,8 @@ impl<'o> KeyWriter<'o> {
         }
     }
 
-    /// Adds the parts of another key, given as the inside of its array, such as [`Parts::rest`] or [`Key::inside`]
-    /// returns it. The caller vouches that it is canonical.
+    /// Adds the parts of another key, given as the text inside its brackets, as returned by [`Parts::rest`] and
+    /// [`Key::inside`]. The caller must make sure that it is canonical.
     pub fn inside(mut self, parts: &str) -> Self {
         if !parts.is_empty() {
             self.next_part().extend_from_slice(parts.as_bytes());
@@ -133,13 +133,13 @@ impl<'o> KeyWriter<'o> {
         self
     }
 
-    /// Ends the key.
+    /// Completes the key.
     pub fn finish(self) {
         self.out.push(b']');
     }
 }
 
-/// A whole key: bytes that are known to be canonical.
+/// A key whose bytes are known to be canonical.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(Box<[u8]>);
 
@@ -156,10 +156,10 @@ impl Key {
         Key::build(|key| parts.iter().fold(key, |key, part| key.str(part)))
     }
 
-    /// Reads bytes strictly.
+    /// Parses a key.
     ///
     /// # Errors
-    /// [`KeyError`] when they are not a canonical JSON array of scalars.
+    /// [`KeyError`] if the bytes are not a canonical JSON array of scalars.
     pub fn parse(bytes: &[u8]) -> Result<Self, KeyError> {
         check(bytes).map(|()| Key(bytes.into()))
     }
@@ -174,7 +174,7 @@ impl Key {
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
 
-    /// The inside of the array: its text without the brackets.
+    /// The text inside the brackets.
     pub fn inside(&self) -> &str {
         let text = self.as_str();
         text.get(1..text.len().saturating_sub(1)).unwrap_or_default()
@@ -204,23 +204,23 @@ impl fmt::Debug for Key {
     }
 }
 
-/// Reads all parts of a key.
+/// Parses all parts of a key.
 ///
 /// # Errors
-/// [`KeyError`] when the bytes are not a canonical JSON array of scalars.
+/// [`KeyError`] if the bytes are not a canonical JSON array of scalars.
 pub fn parts(key: &[u8]) -> Result<Vec<Part<'_>>, KeyError> {
     Parts::new(key)?.collect()
 }
 
-/// Says whether bytes are a canonical key, without building anything.
+/// Checks that bytes are a canonical key, without building its parts.
 ///
 /// # Errors
-/// [`KeyError`] when they are not.
+/// [`KeyError`] if they are not.
 pub fn check(key: &[u8]) -> Result<(), KeyError> {
     Parts::new(key)?.try_for_each(|part| part.map(drop))
 }
 
-/// The parts of a key, read one by one. After an error it ends.
+/// Iterator over the parts of a key. It ends after the first error.
 #[derive(Debug, Clone)]
 pub struct Parts<'a> {
     text: &'a str,
@@ -229,10 +229,10 @@ pub struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    /// Begins to read a key.
+    /// Starts parsing a key.
     ///
     /// # Errors
-    /// [`KeyError`] when it is too long, is not UTF-8, or does not begin with `[`.
+    /// [`KeyError`] if it is too long, not UTF-8, or does not start with `[`.
     pub fn new(key: &'a [u8]) -> Result<Self, KeyError> {
         if key.len() > KEY_BYTES_MAX {
             return Err(KeyError {
@@ -262,7 +262,7 @@ impl<'a> Parts<'a> {
         Ok(parts)
     }
 
-    /// What is left, as the inside of an array without its brackets; the parts in it are not checked. Empty at the end.
+    /// The text of the remaining parts, without the closing bracket and not checked. Empty at the end.
     pub fn rest(&self) -> &'a str {
         if self.done {
             return "";
@@ -314,7 +314,7 @@ impl<'a> Parts<'a> {
             json::write_i64(&mut written, i64::from(value));
             Part::Int(value)
         } else {
-            // Rust reads more spellings than JSON has, but only JSON's own is what is written back.
+            // Rust accepts more notations than JSON. Comparing with the canonical output rejects all others.
             let Some(value) = token.parse::<f64>().ok().filter(|value| value.is_finite()) else {
                 return self.error("this is not a number");
             };
@@ -359,7 +359,7 @@ impl<'a> Parts<'a> {
         }))
     }
 
-    /// Reads one escape, which must be the shortest one of its character.
+    /// Parses an escape, which must be the shortest one for its character.
     fn escape(&mut self) -> Result<char, KeyError> {
         let bytes = self.text.as_bytes();
         let letter = bytes.get(self.at + 1).copied().unwrap_or_default();

@@ -1,7 +1,7 @@
-//! What an event is: ids, keys, headers, versions, Avro schemas and their codec, and the rules of evolution.
+//! Record formats: ids, keys, headers, versions, and Avro schemas with their codec and compatibility rules.
 //!
-//! Guarantees: every format here is that of `docs/reference/formats.md`; bytes and JSON from outside are an error that names the
-//! place, never a panic. Never: IO, async, a clock.
+//! The formats are specified in `docs/reference/formats.md`. Bytes and JSON from outside lead to an error that names the
+//! location, never to a panic. This crate has no IO, async code or clock.
 
 pub mod codec;
 mod decimal;

@@ -1,28 +1,29 @@
-//! PostgreSQL's column types as Avro types, and a table's columns as an Avro schema (docs/reference/formats.md, "change.<source>").
+//! Maps PostgreSQL column types to Avro types, and the declared columns of a table to an Avro schema
+//! (docs/reference/formats.md, "change.<source>").
 //!
-//! Guarantees: every type has an Avro type, and none loses anything: what has no exact one is the text that PostgreSQL
-//! prints. Never: a connection; the schema follows from the declaration alone.
+//! No type loses information: a type without an exact equivalent is the text that PostgreSQL prints. The schema depends on
+//! the declaration only.
 
 use crate::ids::{SourceName, TableName};
 use crate::schema::{PG_COLUMN, PG_TYPE};
 use serde_json::{Value, json};
 
-/// The last field of every row: names of columns that the source did not send again.
+/// The last field of every row: the columns whose unchanged TOAST value the source did not send.
 pub const UNCHANGED: &str = "_unchanged";
 
 /// A declared column.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Column {
-    /// PostgreSQL's name of it.
+    /// Its name in PostgreSQL.
     pub name: String,
-    /// PostgreSQL's name of its type, in the catalog's spelling: `int8`, `timestamptz`, `_text`.
+    /// Its type, as named in the system catalog: `int8`, `timestamptz`, `_text`.
     pub pg_type: String,
-    /// Whether it may be null.
+    /// Whether it is nullable.
     pub nullable: bool,
 }
 
 impl Column {
-    /// A column; the type in any spelling that [`canonical`] takes.
+    /// Creates a column. [`canonical`] lists the notations of types.
     pub fn new(name: &str, pg_type: &str, nullable: bool) -> Self {
         Column {
             name: name.to_owned(),
@@ -31,7 +32,7 @@ impl Column {
         }
     }
 
-    /// A column as a topology declares it: a trailing `?` on the type says that it may be null.
+    /// Creates a column from a declaration in the topology: a trailing `?` of the type makes it nullable.
     pub fn declared(name: &str, pg_type: &str) -> Self {
         match pg_type.trim_end().strip_suffix('?') {
             Some(required) => Column::new(name, required, true),
@@ -39,7 +40,7 @@ impl Column {
         }
     }
 
-    /// The name of its field: the column's own with every character outside `[A-Za-z0-9_]` as `_`.
+    /// The name of its Avro field: the column name with every character outside `[A-Za-z0-9_]` replaced by `_`.
     pub fn field_name(&self) -> String {
         let mut name = escaped(&self.name);
         if name.starts_with(|c: char| c.is_ascii_digit()) {
@@ -48,7 +49,7 @@ impl Column {
         name
     }
 
-    /// How it is written in Avro.
+    /// Its Avro type.
     pub fn avro(&self) -> AvroType {
         AvroType::of(&self.pg_type)
     }
@@ -77,12 +78,12 @@ pub enum AvroType {
     TimestampTz,
     /// `string`, `uuid`: `uuid`
     Uuid,
-    /// `string`: the text that PostgreSQL prints, of every other type
+    /// `string`: all other types, as the text that PostgreSQL prints
     Text,
 }
 
 impl AvroType {
-    /// The Avro type of a PostgreSQL type in the catalog's spelling.
+    /// The Avro type of a PostgreSQL type, given by its catalog name.
     pub fn of(pg_type: &str) -> Self {
         match pg_type {
             "bool" => AvroType::Boolean,
@@ -116,8 +117,8 @@ impl AvroType {
     }
 }
 
-/// The catalog's spelling of a type as SQL writes it: `bigint` is `int8`, `varchar(40)` is `varchar`, `text[]` is
-/// `_text`. A name that is not known stays as it is, in lower case.
+/// Converts SQL notation of a type to its catalog name: `bigint` is `int8`, `varchar(40)` is `varchar`, `text[]` is
+/// `_text`. Unknown names are returned in lower case.
 pub fn canonical(sql: &str) -> String {
     let lower = sql.trim().to_lowercase();
     if let Some(item) = lower.strip_suffix("[]") {
@@ -128,7 +129,7 @@ pub fn canonical(sql: &str) -> String {
             format!("_{item}")
         };
     }
-    // A modifier may stand inside: timestamp(3) with time zone.
+    // A modifier can be in the middle: timestamp(3) with time zone.
     let mut plain = String::with_capacity(lower.len());
     let mut depth = 0usize;
     for c in lower.chars() {
@@ -160,17 +161,17 @@ pub fn canonical(sql: &str) -> String {
     name.to_owned()
 }
 
-/// Why columns cannot be a schema.
+/// Why columns do not form a schema.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ColumnError {
-    /// The reserved name.
-    #[error("column {UNCHANGED} of table {table} has a reserved name; leave it out, or rename it")]
+    /// A column has the reserved name.
+    #[error("column {UNCHANGED} of table {table} has a reserved name; omit or rename it")]
     Reserved {
         /// The table.
         table: String,
     },
-    /// Two columns with one field.
-    #[error("columns {first:?} and {second:?} of table {table} would both be field {field}; leave one out")]
+    /// Two columns map to the same field.
+    #[error("columns {first:?} and {second:?} of table {table} both map to field {field}; omit one of them")]
     Collision {
         /// The table.
         table: String,
@@ -181,15 +182,15 @@ pub enum ColumnError {
         /// The other.
         second: String,
     },
-    /// No column.
-    #[error("table {table} has no column; declare at least its key")]
+    /// The table has no columns.
+    #[error("table {table} has no columns; declare at least its key")]
     None {
         /// The table.
         table: String,
     },
 }
 
-/// The full name of a table's record: `trunkline.<source>.<table>`, characters outside `[A-Za-z0-9_]` as `_`.
+/// The full name of a table's record: `trunkline.<source>.<table>`, with characters outside `[A-Za-z0-9_]` replaced by `_`.
 pub fn record_name(source: &SourceName, table: &TableName) -> String {
     format!("trunkline.{}.{}", escaped(source.as_str()), record_short_name(table))
 }
@@ -211,7 +212,7 @@ fn escaped(name: &str) -> String {
 /// The Avro schema of a table's rows, as JSON: the columns in order, then `_unchanged`.
 ///
 /// # Errors
-/// [`ColumnError`] when two columns would be one field, or one has the reserved name.
+/// [`ColumnError`] if there are no columns, two map to the same field, or one has the reserved name.
 pub fn table_schema(source: &SourceName, table: &TableName, columns: &[Column]) -> Result<String, ColumnError> {
     let table_name = || table.to_string();
     if columns.is_empty() {
@@ -280,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn every_spelling_has_one_name() {
+    fn every_notation_has_one_catalog_name() {
         for (sql, name) in [
             ("BIGINT", "int8"),
             ("integer", "int4"),
@@ -301,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_has_the_documented_schema() {
+    fn table_schema_is_as_documented() {
         let columns = [
             Column::declared("id", "int8"),
             Column::declared("note", "text?"),
@@ -334,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn every_type_compiles_and_says_its_name() {
+    fn every_type_compiles_and_keeps_its_name() {
         let types = "bool int2 int4 int8 float4 float8 bytea date timestamp timestamptz uuid numeric json jsonb text varchar bpchar \
             time timetz interval inet cidr macaddr bit varbit money xml tsvector point _text _int4 int4range hstore citext my_enum";
         let columns: Vec<Column> = types
@@ -353,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_that_cannot_be_told_apart_are_refused() {
+    fn ambiguous_columns_are_rejected() {
         let error = schema(&[Column::new("a b", "text", false), Column::new("a-b", "text", false)]).unwrap_err();
         assert!(error.to_string().contains("\"a b\" and \"a-b\""), "{error}");
         assert!(matches!(

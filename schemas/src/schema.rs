@@ -1,188 +1,18 @@
-//! An Avro schema, compiled: types as a flat table that encoding and decoding walk without a name look-up.
+//! Compiled Avro schemas: a flat table of types that encoders and decoders traverse without looking up names.
 //!
-//! Guarantees: a schema that compiles is one that Avro's specification allows (checked by apache-avro); recursive types
-//! are kept, as ids. Defaults are ready as Avro bytes. Never: a look at data.
+//! apache-avro validates each schema against the Avro specification. Recursive types refer to each other by [`TypeId`].
+//! Defaults are stored in their Avro encoding.
 
 mod compile;
+mod error;
+mod types;
 
-use std::collections::HashMap;
+pub use error::SchemaError;
+pub use types::{Enum, Field, Fixed, Kind, Logical, Name, PG_COLUMN, PG_TYPE, Record, Type, TypeId};
+
 use std::fmt;
 
-/// Property of a column's type with PostgreSQL's name of it.
-pub const PG_TYPE: &str = "trunkline.type";
-/// Property of a field whose column has a name that Avro does not allow: that name.
-pub const PG_COLUMN: &str = "trunkline.column";
-
-/// Why a text is no schema.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SchemaError {
-    /// Not JSON, or not Avro.
-    #[error("schema is refused: {0}")]
-    Invalid(String),
-    /// A default that does not fit its field.
-    #[error("default of field {field} does not fit its type: {reason}")]
-    Default {
-        /// The record and field.
-        field: String,
-        /// What does not fit.
-        reason: String,
-    },
-    /// A record was needed.
-    #[error("schema is {0} and not a record")]
-    NotARecord(String),
-}
-
-/// A type of a schema: an index into its table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct TypeId(pub(crate) usize);
-
-/// One type.
-#[derive(Debug, Clone)]
-pub struct Type {
-    /// What it is in Avro.
-    pub kind: Kind,
-    /// What it means beyond that.
-    pub logical: Option<Logical>,
-    /// PostgreSQL's name of the type (property `trunkline.type`).
-    pub pg: Option<Box<str>>,
-}
-
-impl Type {
-    /// Whether it holds JSON as text (`json`, `jsonb`), which stands in a device's row as the JSON itself.
-    pub fn is_json(&self) -> bool {
-        matches!(self.kind, Kind::String) && matches!(self.pg.as_deref(), Some("json" | "jsonb"))
-    }
-}
-
-/// Avro's kinds of types. A union of null and one other type is [`Kind::Optional`].
-#[derive(Debug, Clone)]
-#[expect(missing_docs, reason = "the plain kinds are Avro's own words")]
-pub enum Kind {
-    Null,
-    Boolean,
-    Int,
-    Long,
-    Float,
-    Double,
-    Bytes,
-    String,
-    /// Bytes of one length.
-    Fixed(Box<Fixed>),
-    /// One of some symbols.
-    Enum(Box<Enum>),
-    /// Items of one type.
-    Array(TypeId),
-    /// Items of one type under string keys.
-    Map(TypeId),
-    /// Fields.
-    Record(Box<Record>),
-    /// `null` or one other type.
-    Optional {
-        /// Whether null is the first branch.
-        null_first: bool,
-        /// The null.
-        null: TypeId,
-        /// The other type.
-        inner: TypeId,
-    },
-    /// Any other union.
-    Union(Vec<TypeId>),
-}
-
-/// Full name and aliases of a named type.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Name {
-    /// With its namespace: `trunkline.shop.orders`.
-    pub full: Box<str>,
-    /// Full names under which a reader also takes it.
-    pub aliases: Vec<Box<str>>,
-}
-
-impl Name {
-    /// The name without its namespace.
-    pub fn short(&self) -> &str {
-        self.full.rsplit('.').next().unwrap_or_default()
-    }
-}
-
-/// A `fixed` type.
-#[derive(Debug, Clone)]
-pub struct Fixed {
-    /// Name.
-    pub name: Name,
-    /// Length in bytes.
-    pub size: usize,
-}
-
-/// An `enum` type.
-#[derive(Debug, Clone)]
-pub struct Enum {
-    /// Name.
-    pub name: Name,
-    /// Symbols, in order.
-    pub symbols: Vec<Box<str>>,
-    /// What a reader takes for a symbol that it does not know.
-    pub default: Option<Box<str>>,
-}
-
-/// A `record` type.
-#[derive(Debug, Clone)]
-pub struct Record {
-    /// Name.
-    pub name: Name,
-    /// Fields, in order.
-    pub fields: Vec<Field>,
-    by_name: HashMap<Box<str>, usize>,
-}
-
-impl Record {
-    /// Index of a field.
-    pub fn position(&self, name: &str) -> Option<usize> {
-        self.by_name.get(name).copied()
-    }
-}
-
-/// A field of a record.
-#[derive(Debug, Clone)]
-pub struct Field {
-    /// Name.
-    pub name: Box<str>,
-    /// Names under which a reader also takes it.
-    pub aliases: Vec<Box<str>>,
-    /// Type.
-    pub ty: TypeId,
-    /// What a reader takes when the writer has no such field, as Avro bytes of this type.
-    pub default: Option<Box<[u8]>>,
-    /// The column's name, where Avro does not allow it as a field's name.
-    pub column: Option<Box<str>>,
-}
-
-impl Field {
-    /// The column's name: the field's own, unless Avro does not allow it.
-    pub fn column(&self) -> &str {
-        self.column.as_deref().unwrap_or(&self.name)
-    }
-}
-
-/// What a type means beyond Avro's kinds. Those not named here are ignored, as Avro's specification wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names are Avro's own words")]
-pub enum Logical {
-    Date,
-    TimeMillis,
-    TimeMicros,
-    TimestampMillis,
-    TimestampMicros,
-    LocalTimestampMillis,
-    LocalTimestampMicros,
-    Uuid,
-    /// Digits after the point.
-    Decimal {
-        scale: u32,
-    },
-}
-
-/// A compiled schema. Share it behind an `Arc`.
+/// A compiled schema. Share it in an `Arc`.
 #[derive(Clone)]
 pub struct Schema {
     text: Box<str>,
@@ -192,10 +22,10 @@ pub struct Schema {
 }
 
 impl Schema {
-    /// Compiles a schema from its JSON.
+    /// Compiles a schema from its JSON text.
     ///
     /// # Errors
-    /// [`SchemaError`] when it is not JSON, not Avro, or a default does not fit.
+    /// [`SchemaError`] if the text is not JSON or not an Avro schema, or if a default does not fit its field.
     pub fn parse(text: &str) -> Result<Self, SchemaError> {
         let invalid = |e: &dyn fmt::Display| SchemaError::Invalid(e.to_string());
         let value: serde_json::Value = serde_json::from_str(text).map_err(|e| invalid(&e))?;
@@ -207,16 +37,25 @@ impl Schema {
             types,
             root,
         };
-        compile::fill_defaults(&mut schema, &value)?;
+        let defaults = compile::defaults(&schema.types, &value, &|ty, default| {
+            let mut bytes = Vec::new();
+            schema
+                .encode_default(ty, default, &mut bytes)
+                .map_err(|e| e.to_string())?;
+            Ok(bytes)
+        })?;
+        for default in defaults {
+            schema.set_default(default);
+        }
         Ok(schema)
     }
 
-    /// The JSON that it was compiled from, byte for byte.
+    /// The text that it was compiled from, unchanged.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// Avro's parsing canonical form: without documentation, defaults, aliases and properties.
+    /// Avro's Parsing Canonical Form, without documentation, defaults, aliases and properties.
     pub fn canonical_form(&self) -> String {
         self.avro.canonical_form()
     }
@@ -226,17 +65,17 @@ impl Schema {
         self.avro.fingerprint::<apache_avro::rabin::Rabin>().to_string()
     }
 
-    /// The schema's own type.
+    /// The type of the schema itself.
     pub fn root(&self) -> TypeId {
         self.root
     }
 
-    /// A type by its id, which must be of this schema.
+    /// The type with this id, which must come from this schema.
     pub fn ty(&self, id: TypeId) -> &Type {
-        self.types.get(id.0).expect("a type id is of the schema that gave it")
+        self.types.get(id.0).expect("type ids come from the same schema")
     }
 
-    /// The type behind an optional one; any other as it is.
+    /// The inner type of an optional type; any other type unchanged.
     pub fn required(&self, id: TypeId) -> TypeId {
         match self.ty(id).kind {
             Kind::Optional { inner, .. } => inner,
@@ -244,7 +83,7 @@ impl Schema {
         }
     }
 
-    /// Whether null fits the type.
+    /// Whether the type accepts null.
     pub fn takes_null(&self, id: TypeId) -> bool {
         match &self.ty(id).kind {
             Kind::Null | Kind::Optional { .. } => true,
@@ -253,7 +92,7 @@ impl Schema {
         }
     }
 
-    /// The branches of a union, null included; any other type alone.
+    /// The branches of a union, including null; for any other type the type itself.
     pub fn branches(&self, id: TypeId) -> Vec<TypeId> {
         match &self.ty(id).kind {
             Kind::Optional {
@@ -271,10 +110,10 @@ impl Schema {
         }
     }
 
-    /// The record that the schema is.
+    /// The root record.
     ///
     /// # Errors
-    /// [`SchemaError::NotARecord`] when it is something else.
+    /// [`SchemaError::NotARecord`] if the root is not a record.
     pub fn record(&self) -> Result<&Record, SchemaError> {
         match &self.ty(self.root).kind {
             Kind::Record(record) => Ok(record),
@@ -282,12 +121,12 @@ impl Schema {
         }
     }
 
-    /// The record's fields, in order; none when the schema is not a record.
+    /// The fields of the root record, in order; empty if the root is not a record.
     pub fn fields(&self) -> &[Field] {
         self.record().map(|record| record.fields.as_slice()).unwrap_or_default()
     }
 
-    /// The root's full name; for a type without a name, Avro's word for it.
+    /// The full name of the root type; for an unnamed type, Avro's name of its kind.
     pub fn name(&self) -> &str {
         match &self.ty(self.root).kind {
             Kind::Record(record) => &record.name.full,
@@ -297,7 +136,7 @@ impl Schema {
         }
     }
 
-    /// Avro's word for a type's kind.
+    /// Avro's name of a type's kind.
     pub fn word(&self, id: TypeId) -> &'static str {
         match &self.ty(id).kind {
             Kind::Null => "null",
@@ -317,7 +156,7 @@ impl Schema {
         }
     }
 
-    /// A type in words, for messages: `long`, `null or string`, `record shop.Order`, `timestamp-micros`.
+    /// A description of a type for messages: `long`, `null or string`, `record shop.Order`, `timestamp-micros`.
     pub fn describe(&self, id: TypeId) -> String {
         let ty = self.ty(id);
         match (&ty.kind, ty.logical) {
@@ -337,7 +176,7 @@ impl Schema {
         }
     }
 
-    /// As [`Schema::describe`], one level deep, since a type may hold itself.
+    /// As [`Schema::describe`], but only one level deep, because types can be recursive.
     fn describe_item(&self, id: TypeId) -> &str {
         match &self.ty(id).kind {
             Kind::Record(record) => &record.name.full,
@@ -346,14 +185,14 @@ impl Schema {
         }
     }
 
-    pub(crate) fn set_default(&mut self, id: TypeId, field: usize, bytes: Vec<u8>) {
+    fn set_default(&mut self, default: compile::Default) {
         if let Some(Type {
             kind: Kind::Record(record),
             ..
-        }) = self.types.get_mut(id.0)
-            && let Some(field) = record.fields.get_mut(field)
+        }) = self.types.get_mut(default.record.0)
+            && let Some(field) = record.fields.get_mut(default.field)
         {
-            field.default = Some(bytes.into_boxed_slice());
+            field.default = Some(default.bytes.into_boxed_slice());
         }
     }
 }
@@ -361,22 +200,5 @@ impl Schema {
 impl fmt::Debug for Schema {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Schema({})", self.text)
-    }
-}
-
-impl Logical {
-    /// Avro's word for it.
-    pub fn word(self) -> &'static str {
-        match self {
-            Logical::Date => "date",
-            Logical::TimeMillis => "time-millis",
-            Logical::TimeMicros => "time-micros",
-            Logical::TimestampMillis => "timestamp-millis",
-            Logical::TimestampMicros => "timestamp-micros",
-            Logical::LocalTimestampMillis => "local-timestamp-millis",
-            Logical::LocalTimestampMicros => "local-timestamp-micros",
-            Logical::Uuid => "uuid",
-            Logical::Decimal { .. } => "decimal",
-        }
     }
 }

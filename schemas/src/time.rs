@@ -1,17 +1,16 @@
-//! Dates and instants as text: what PostgreSQL can hold, far beyond the years of RFC 3339.
+//! Text format of dates and timestamps, for the full range of PostgreSQL, which exceeds the years of RFC 3339.
 //!
-//! Guarantees: every day of an `i32` and every microsecond of an `i64` has one text, which reads back; the proleptic
-//! Gregorian calendar, years numbered astronomically (1 BC is year 0). Infinity is the greatest and least value.
-//! Never: a time zone but UTC, a clock.
+//! Every day of an `i32` and every microsecond of an `i64` has one text that parses back. The calendar is the proleptic
+//! Gregorian one, with astronomical years (1 BC is year 0). The largest and smallest value are infinity and -infinity.
 
 use crate::json::write_padded;
 
-/// Microseconds of a day.
+/// Microseconds per day.
 pub const DAY_MICROS: i64 = 86_400_000_000;
 
-/// Days since 1970-01-01 of a civil date; month and day are taken as they are, so that day 32 is the next month's.
+/// Days since 1970-01-01 of a civil date. The day is not validated: day 32 belongs to the next month.
 ///
-/// The algorithm counts years from March, so that the leap day is a year's last (Hinnant, "chrono-Compatible
+/// The algorithm counts years from March, so that the leap day is the last day of a year (Hinnant, "chrono-Compatible
 /// Low-Level Date Algorithms").
 pub fn days_from_civil(year: i64, month: u32, day: u32) -> i64 {
     let month = i64::from(month);
@@ -23,7 +22,7 @@ pub fn days_from_civil(year: i64, month: u32, day: u32) -> i64 {
     era * 146_097 + day_of_era - 719_468
 }
 
-/// Year, month (1 to 12) and day (1 to 31) of a count of days since 1970-01-01.
+/// Year, month (1 to 12) and day (1 to 31) of a number of days since 1970-01-01.
 pub fn civil_from_days(days: i64) -> (i64, u32, u32) {
     let shifted = days + 719_468;
     let era = shifted.div_euclid(146_097);
@@ -38,7 +37,7 @@ pub fn civil_from_days(days: i64) -> (i64, u32, u32) {
         march_month - 9
     };
     let year = year_of_era + era * 400 + i64::from(month <= 2);
-    // Both are at most 31 by construction.
+    // Both are 31 or less by construction.
     (
         year,
         u32::try_from(month).unwrap_or_default(),
@@ -46,7 +45,7 @@ pub fn civil_from_days(days: i64) -> (i64, u32, u32) {
     )
 }
 
-/// Days of a month.
+/// Number of days in a month.
 pub fn days_in_month(year: i64, month: u32) -> u32 {
     match month {
         4 | 6 | 9 | 11 => 30,
@@ -79,7 +78,7 @@ fn write_civil(out: &mut Vec<u8>, days: i64) {
     write_padded(out, u64::from(day), 2);
 }
 
-/// Writes microseconds since midnight, without quotes: `17:05:09`, `17:05:09.25`. Beyond a day the hours go on.
+/// Writes microseconds since midnight, without quotes: `17:05:09`, `17:05:09.25`. Hours can exceed 23.
 pub fn write_time(out: &mut Vec<u8>, micros: i64) {
     if micros < 0 {
         out.push(b'-');
@@ -102,7 +101,7 @@ pub fn write_time(out: &mut Vec<u8>, micros: i64) {
 }
 
 /// Writes microseconds since 1970-01-01T00:00:00, without quotes: `2024-02-29T17:05:09.25`, with `Z` when `utc`;
-/// `infinity` and `-infinity` for the greatest and least value.
+/// `infinity` and `-infinity` for the largest and smallest value.
 pub fn write_timestamp(out: &mut Vec<u8>, micros: i64, utc: bool) {
     match micros {
         i64::MAX => out.extend_from_slice(b"infinity"),
@@ -118,7 +117,7 @@ pub fn write_timestamp(out: &mut Vec<u8>, micros: i64, utc: bool) {
     }
 }
 
-/// Reads a date as [`write_date`] writes it; `None` for anything else.
+/// Parses the output of [`write_date`]; `None` for anything else.
 pub fn parse_date(text: &str) -> Option<i32> {
     match text {
         "infinity" => return Some(i32::MAX),
@@ -130,14 +129,14 @@ pub fn parse_date(text: &str) -> Option<i32> {
     (rest.is_empty() && days != i32::MAX && days != i32::MIN).then_some(days)
 }
 
-/// Reads a time of the day, `hh:mm:ss[.f…]`, as microseconds since midnight; digits after the sixth are refused.
+/// Parses a time of day, `hh:mm:ss[.f…]`, to microseconds since midnight. At most six fractional digits are accepted.
 pub fn parse_time(text: &str) -> Option<i64> {
     let (micros, rest) = clock(text.as_bytes())?;
     rest.is_empty().then_some(micros)
 }
 
-/// Reads a time stamp as microseconds since 1970: `YYYY-MM-DDThh:mm:ss[.f…]`. With `zone`, RFC 3339's `Z` or `±hh:mm`
-/// must follow, else nothing may. A space for the `T` is taken too.
+/// Parses a timestamp, `YYYY-MM-DDThh:mm:ss[.f…]`, to microseconds since 1970. With `zone`, it must end with `Z` or
+/// `±hh:mm` (RFC 3339), otherwise it must not. A space instead of the `T` is accepted.
 pub fn parse_timestamp(text: &str, zone: bool) -> Option<i64> {
     match text {
         "infinity" => return Some(i64::MAX),
@@ -177,7 +176,7 @@ fn digits(bytes: &[u8]) -> Option<i64> {
         .try_fold(0, |sum, b| b.is_ascii_digit().then(|| sum * 10 + i64::from(b - b'0')))
 }
 
-/// Reads `[±]Y…-MM-DD` in front, and gives days and the rest.
+/// Parses a leading `[±]Y…-MM-DD`; returns days and the rest.
 fn civil(bytes: &[u8]) -> Option<(i64, &[u8])> {
     let (sign, unsigned) = match bytes.split_first()? {
         (b'+', rest) => (Some(1), rest),
@@ -185,7 +184,7 @@ fn civil(bytes: &[u8]) -> Option<(i64, &[u8])> {
         _ => (None, bytes),
     };
     let length = unsigned.iter().position(|b| *b == b'-')?;
-    // ISO 8601: four digits without a sign, at least six with one.
+    // ISO 8601: four digits without a sign, six or more with one.
     if (sign.is_none() && length != 4) || (sign.is_some() && length < 6) {
         return None;
     }
@@ -201,7 +200,7 @@ fn civil(bytes: &[u8]) -> Option<(i64, &[u8])> {
     Some((days_from_civil(year, month, day), rest))
 }
 
-/// Reads `hh:mm:ss[.f…]` in front, and gives microseconds and the rest. 24:00:00 and second 60 are refused.
+/// Parses a leading `hh:mm:ss[.f…]`; returns microseconds and the rest. 24:00:00 and second 60 are rejected.
 fn clock(bytes: &[u8]) -> Option<(i64, &[u8])> {
     let [h1, h2, b':', m1, m2, b':', s1, s2, rest @ ..] = bytes else {
         return None;
@@ -271,7 +270,7 @@ mod tests {
 
         #[test]
         fn garbage_is_none(text in "[-+0-9T:.Zaé ]{0,32}") {
-            // A text that is read is one that is written, up to the spellings that RFC 3339 allows.
+            // Accepted texts are canonical, except for the variants that RFC 3339 allows.
             if let Some(micros) = parse_timestamp(&text, true) {
                 prop_assert_eq!(parse_timestamp(&timestamp(micros, true), true), Some(micros));
             }
@@ -282,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_as_documented() {
+    fn text_is_as_documented() {
         assert_eq!(date(0), "1970-01-01");
         assert_eq!(date(19_782), "2024-02-29");
         assert_eq!(date(-719_162), "0001-01-01");

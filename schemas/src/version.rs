@@ -1,37 +1,36 @@
-//! The version of a row: where its source stood when it was written.
+//! The version of a row: the source position of the change that wrote it.
 //!
-//! Guarantees: versions, their 17 bytes and their 34 hexadecimal digits compare the same way. A newer format is
-//! refused with both numbers. Never: arithmetic on positions.
+//! Versions, their 17 bytes and their 34 hexadecimal digits have the same order. A newer format is rejected.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// The format that this program writes and the newest that it reads.
+/// The format that is written, and the newest that can be read.
 pub const FORMAT: u8 = 1;
 
 /// Length of a version in bytes.
 pub const LENGTH: usize = 17;
 
-/// A row's version: its source's incarnation, position, and ordinal in the transaction at that position. For an event:
-/// the topic's incarnation and the offset in its partition.
+/// The version of a row: source epoch, position, and ordinal in the source transaction at that position. For an event:
+/// topic epoch and offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Version {
-    /// Which life of the source (or topic) this is; rises when the source starts over.
+    /// Source epoch, which increases each time the source starts over; for an event the topic epoch.
     pub incarnation: u32,
-    /// LSN of the transaction's commit, or an offset.
+    /// Commit LSN of the source transaction, or an offset.
     pub position: u64,
-    /// Ordinal in the transaction, from 0.
+    /// Ordinal in the source transaction, from 0.
     pub ordinal: u32,
 }
 
-/// Why bytes or text are no version.
+/// Why bytes or text are not a version.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VersionError {
     /// Wrong length.
-    #[error("a version has {LENGTH} bytes, these are {0}")]
+    #[error("expected a version of {LENGTH} bytes, got {0}")]
     Length(usize),
-    /// Written by a newer program.
-    #[error("version has format {found}, this program reads up to {FORMAT}; upgrade it")]
+    /// Written by a newer version of Trunkline.
+    #[error("version has format {found}, this version reads up to {FORMAT}; upgrade trunkline")]
     Newer {
         /// The format found.
         found: u8,
@@ -42,7 +41,7 @@ pub enum VersionError {
 }
 
 impl Version {
-    /// The version as bytes that compare as versions do.
+    /// The version as bytes, in the order of versions.
     pub fn to_bytes(self) -> [u8; LENGTH] {
         let mut out = [FORMAT; LENGTH];
         out[1..5].copy_from_slice(&self.incarnation.to_be_bytes());
@@ -51,10 +50,10 @@ impl Version {
         out
     }
 
-    /// Reads [`Version::to_bytes`] back.
+    /// Parses the output of [`Version::to_bytes`].
     ///
     /// # Errors
-    /// [`VersionError::Newer`] for another format byte, [`VersionError::Length`] for any other length than 17.
+    /// [`VersionError::Newer`] for another format byte, [`VersionError::Length`] for a length other than 17.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, VersionError> {
         if let Some(&found) = bytes.first().filter(|b| **b != FORMAT) {
             return Err(VersionError::Newer { found });
@@ -104,7 +103,7 @@ impl FromStr for Version {
     }
 }
 
-/// A position in PostgreSQL's log, printed as PostgreSQL prints it: `0/16B3748`.
+/// A position in PostgreSQL's WAL, in PostgreSQL's notation: `0/16B3748`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Lsn(pub u64);
 
@@ -116,7 +115,7 @@ impl Lsn {
         write_upper_hex(out, self.0 & 0xffff_ffff);
     }
 
-    /// Reads the text form; `None` when it is something else.
+    /// Parses the text form; `None` for anything else.
     pub fn from_text(text: &[u8]) -> Option<Self> {
         let slash = text.iter().position(|b| *b == b'/')?;
         let high = parse_hex(text.get(..slash)?)?;
@@ -128,7 +127,7 @@ impl Lsn {
 fn write_upper_hex(out: &mut Vec<u8>, value: u64) {
     let digits = (64 - value.leading_zeros()).div_ceil(4).max(1);
     for at in (0..digits).rev() {
-        // Four bits fit a byte.
+        // Four bits fit into a byte.
         let nibble = u8::try_from(value >> (4 * at) & 15).unwrap_or_default();
         out.push(if nibble < 10 { b'0' + nibble } else { b'A' + nibble - 10 });
     }
@@ -198,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn postgres_text_is_read() {
+    fn postgresql_notation_is_parsed() {
         assert_eq!("0/16B3748".parse::<Lsn>().unwrap(), Lsn(0x16b_3748));
         assert_eq!("A/0".parse::<Lsn>().unwrap().to_string(), "A/0");
         for wrong in ["", "/", "0/", "0/123456789", "0-1", "g/0"] {
@@ -207,11 +206,14 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_format_is_refused_with_both_numbers() {
+    fn newer_format_is_rejected_with_both_numbers() {
         let mut bytes = Version::default().to_bytes();
         bytes[0] = 2;
         let text = Version::from_bytes(&bytes).unwrap_err().to_string();
-        assert_eq!(text, "version has format 2, this program reads up to 1; upgrade it");
+        assert_eq!(
+            text,
+            "version has format 2, this version reads up to 1; upgrade trunkline"
+        );
         assert_eq!(Version::from_bytes(&[1]), Err(VersionError::Length(1)));
         assert_eq!(Version::from_bytes(&[]), Err(VersionError::Length(0)));
     }

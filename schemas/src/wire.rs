@@ -1,28 +1,26 @@
-//! Confluent's framing of a value: `0x00`, schema id (4 bytes, big endian), Avro body.
-//!
-//! Guarantees: what [`frame`] begins, [`unframe`] and every Confluent deserialiser read. Never: a look at the body.
+//! Confluent's wire format of a value: `0x00`, schema id (4 bytes, big endian), Avro body.
 
 use crate::ids::SchemaId;
 
-/// Bytes before the Avro body.
+/// Length of the frame before the Avro body.
 pub const FRAME_LENGTH: usize = 5;
 
-/// Why a value is not framed.
+/// Why a value has no valid frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
     /// Too short for a frame.
     #[error(
-        "value of {0} bytes is too short for a schema id; is the producer's serialiser Confluent's Avro serialiser?"
+        "value of {0} bytes is too short for a schema id; check that the producer uses Confluent's Avro serializer"
     )]
     Short(usize),
-    /// Another first byte than 0.
+    /// The first byte is not 0.
     #[error(
-        "value begins with byte {0:#04x} and not with 0x00; is the producer's serialiser Confluent's Avro serialiser?"
+        "value starts with byte {0:#04x} instead of 0x00; check that the producer uses Confluent's Avro serializer"
     )]
     Magic(u8),
 }
 
-/// Begins a value: the Avro body is to follow.
+/// Appends the frame; the Avro body follows.
 pub fn frame(id: SchemaId, out: &mut Vec<u8>) {
     out.push(0);
     out.extend_from_slice(&id.0.to_be_bytes());
@@ -31,7 +29,7 @@ pub fn frame(id: SchemaId, out: &mut Vec<u8>) {
 /// Splits a value into schema id and Avro body.
 ///
 /// # Errors
-/// [`WireError`] when the bytes do not begin with a frame.
+/// [`WireError`] if the bytes do not start with a frame.
 pub fn unframe(value: &[u8]) -> Result<(SchemaId, &[u8]), WireError> {
     match value {
         [0, a, b, c, d, body @ ..] => Ok((SchemaId(u32::from_be_bytes([*a, *b, *c, *d])), body)),
@@ -40,8 +38,8 @@ pub fn unframe(value: &[u8]) -> Result<(SchemaId, &[u8]), WireError> {
     }
 }
 
-/// The registry's subject of a record on a topic: `<topic>-<full record name>`, so that a topic can carry several
-/// records (Confluent's TopicRecordNameStrategy).
+/// The registry subject of a record on a topic: `<topic>-<full record name>` (Confluent's TopicRecordNameStrategy), so that
+/// a topic can contain several record types.
 pub fn subject(topic: &str, record: &str) -> String {
     format!("{topic}-{record}")
 }
@@ -51,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_frame_is_split_again() {
+    fn frames_round_trip() {
         let mut out = Vec::new();
         frame(SchemaId(0x0102_0304), &mut out);
         out.extend_from_slice(b"body");
@@ -60,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_framed_is_refused() {
+    fn invalid_frames_are_rejected() {
         assert_eq!(unframe(b""), Err(WireError::Short(0)));
         assert_eq!(unframe(b"\x00\x01"), Err(WireError::Short(2)));
         assert_eq!(unframe(b"{\"a\":1}"), Err(WireError::Magic(b'{')));

@@ -1,8 +1,7 @@
-//! One suite for every registry: the embedded one on the embedded log, on Kafka and behind its own REST API, and a
-//! real registry with Confluent's API.
+//! One test suite for every registry: the embedded one on the embedded log, on Kafka and behind its REST API, and a real
+//! registry with Confluent's API.
 //!
-//! Guarantees: subjects are unique over runs, so that a registry may be used by many. Never: a global setting changed
-//! on the shared registry.
+//! The real registry may be shared: subjects are unique and the global level is not changed.
 
 use crate::support;
 use crate::support::registry::{memory_log, remote, serve};
@@ -14,6 +13,50 @@ use schemas::schema::Schema;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// Serves the REST API of a registry on a free port until it is dropped.
+pub struct Served {
+    /// Base URL.
+    pub url: String,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+/// Serves a registry as Confluent's API.
+pub fn serve(registry: SharedRegistry) -> Served {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let listener = runtime
+        .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
+        .expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    runtime.spawn(async move { axum::serve(listener, rest::router(registry)).await });
+    Served {
+        url,
+        runtime: Some(runtime),
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// A client of a registry at a URL.
+pub fn remote(url: &str) -> SharedRegistry {
+    Arc::new(Remote::new(Config::new(url)).expect("a usable URL"))
+}
+
+/// An embedded log in memory.
+pub fn memory_log() -> event_log::SharedEventLog {
+    let clock: event_log::embedded::Clock = Arc::new(|| 1_732_390_000_000);
+    event_log::embedded::EmbeddedLog::open(event_log::embedded::Config::new(None, clock)).expect("a log in memory")
+}
+
 fn record(fields: &str) -> String {
     format!(r#"{{"type":"record","name":"Order","namespace":"shop","fields":[{fields}]}}"#)
 }
@@ -22,7 +65,7 @@ fn code<T: std::fmt::Debug>(result: Result<T, Error>) -> u32 {
     result.expect_err("a refusal").code()
 }
 
-/// What every registry does.
+/// Behaviour of every registry.
 fn suite(registry: &dyn Registry) {
     let subject = common(registry);
     let subject = subject.as_str();
@@ -32,8 +75,8 @@ fn suite(registry: &dyn Registry) {
     assert_eq!(registry.latest(subject).expect("the latest").id, third);
 }
 
-/// What every registry does, Apicurio too, for which a subject's level NONE means that the global one holds. Returns
-/// the subject.
+/// Behaviour of every registry including Apicurio, where the level NONE of a subject means the global level. Returns the
+/// subject.
 fn common(registry: &dyn Registry) -> String {
     let subject = format!("{}/{}", support::unique("suite"), "with a slash");
     let subject = subject.as_str();
@@ -95,14 +138,14 @@ fn common(registry: &dyn Registry) -> String {
 }
 
 #[test]
-fn the_embedded_registry_passes_the_suite() {
+fn embedded_registry_passes_the_suite() {
     suite(&Embedded::open(memory_log()).expect("a registry"));
 }
 
 #[cfg(feature = "external")]
 #[test]
-fn the_embedded_registry_on_kafka_passes_the_suite_and_survives() {
-    let log = event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(support::kafka())).expect("a log");
+fn embedded_registry_on_kafka_survives_a_restart() {
+    let log = event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(world::kafka())).expect("a log");
     let registry = Embedded::open(log.clone()).expect("a registry");
     suite(&registry);
     let subject = support::unique("survives");
@@ -114,15 +157,15 @@ fn the_embedded_registry_on_kafka_passes_the_suite_and_survives() {
 
 #[cfg(feature = "external")]
 #[test]
-fn two_embedded_registries_on_kafka_never_give_an_id_twice() {
-    let kafka = || event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(support::kafka())).expect("a log");
+fn concurrent_registries_on_kafka_assign_unique_ids() {
+    let kafka = || event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(world::kafka())).expect("a log");
     let registries = [
         Embedded::open(kafka()).expect("a registry"),
         Embedded::open(kafka()).expect("a registry"),
     ];
     let subject = support::unique("two");
     let register = &|who: usize, at: usize| {
-        // Every other schema is one that both register.
+        // Every second schema is registered by both.
         let name = if at.is_multiple_of(2) {
             format!("both{at}")
         } else {
@@ -155,7 +198,7 @@ fn two_embedded_registries_on_kafka_never_give_an_id_twice() {
 }
 
 #[test]
-fn the_embedded_registry_behind_its_api_passes_the_suite() {
+fn embedded_registry_behind_its_api_passes_the_suite() {
     let served = serve(Arc::new(Embedded::open(memory_log()).expect("a registry")));
     suite(&*remote(&served.url));
     suite(&Catalog::new(remote(&served.url)));
@@ -163,16 +206,15 @@ fn the_embedded_registry_behind_its_api_passes_the_suite() {
 
 #[cfg(feature = "external")]
 #[test]
-fn a_real_registry_passes_the_suite() {
-    common(&*remote(&support::registry_url()));
-    common(&Catalog::new(remote(&support::registry_url())));
+fn real_registry_passes_the_suite() {
+    common(&*remote(&world::registry()));
+    common(&Catalog::new(remote(&world::registry())));
 }
 
-/// Our rules against those of a registry that uses Avro's own Java library.
-#[cfg(feature = "external")]
+/// Compares the compatibility rules with those of a registry that uses Avro's Java library.
 #[test]
-fn a_real_registry_agrees_on_what_is_compatible() {
-    let registry = remote(&support::registry_url());
+fn real_registry_agrees_on_compatibility() {
+    let registry = remote(&world::registry());
     let field = |name: &str, ty: &str| format!(r#"{{"name":"{name}","type":{ty}}}"#);
     let with_default =
         |name: &str, ty: &str, default: &str| format!(r#"{{"name":"{name}","type":{ty},"default":{default}}}"#);

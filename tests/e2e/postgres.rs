@@ -1,7 +1,5 @@
-//! The postgres source against a real PostgreSQL: what a reader of the change topic sees.
-//!
-//! Guarantees: every case looks from outside: SQL in, records and states out; each has a database of its own.
-//! Never: a wait without a limit, a database or slot that is left behind.
+//! Tests of the PostgreSQL source with a real server: they execute SQL and check records and states. Each test has its own
+//! database, and removes database and slot.
 
 mod changes;
 pub mod fault_injection;

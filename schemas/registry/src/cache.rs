@@ -1,8 +1,7 @@
-//! A registry with a memory: ids are immutable, so what was read once is kept for the life of the process.
+//! A registry with a cache. Schemas are immutable, so each is fetched once and kept for the lifetime of the process.
 //!
-//! Guarantees: one id is asked for once, however many threads want it at the same time; an id that does not exist is
-//! asked for again only after a while, so that garbage on a topic does not become a flood of calls. Never: a look at a
-//! subject's latest version that may be old: only what cannot change is kept.
+//! Concurrent requests for an id share one call. Failures are cached for a short time, so that invalid records do not cause
+//! a flood of calls. The latest version of a subject can change and is never cached.
 
 use crate::{Error, Level, Registered, Registry, Result, SharedRegistry, Version};
 use schemas::ids::SchemaId;
@@ -11,11 +10,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long an id that was not found, or a registry that was out of reach, is not asked again.
+/// How long a missing id is cached.
 const MISSING_FOR: Duration = Duration::from_secs(5);
+/// How long the unavailability of the registry is cached.
 const UNAVAILABLE_FOR: Duration = Duration::from_millis(250);
 
-/// A registry behind a permanent cache of compiled schemas. Implements [`Registry`] itself.
+/// Adds a cache of compiled schemas to a registry. Implements [`Registry`] itself.
 pub struct Catalog {
     inner: SharedRegistry,
     slots: Mutex<HashMap<SchemaId, Slot>>,
@@ -31,7 +31,7 @@ enum Slot {
 }
 
 impl Catalog {
-    /// Puts a memory before a registry.
+    /// Creates an empty cache for a registry.
     pub fn new(inner: SharedRegistry) -> Self {
         Catalog {
             inner,
@@ -41,10 +41,10 @@ impl Catalog {
         }
     }
 
-    /// The compiled schema of an id. Blocks while it is read for the first time.
+    /// The compiled schema with this id. Blocks while it is fetched for the first time.
     ///
     /// # Errors
-    /// [`Error::SchemaNotFound`]; [`Error::InvalidSchema`] when it is no Avro schema; [`Error::Unavailable`].
+    /// [`Error::SchemaNotFound`]; [`Error::InvalidSchema`] if it is not an Avro schema; [`Error::Unavailable`].
     pub fn schema(&self, id: SchemaId) -> Result<Arc<Schema>> {
         let mut slots = locked(&self.slots);
         loop {
@@ -57,14 +57,14 @@ impl Catalog {
         }
         slots.insert(id, Slot::Loading);
         drop(slots);
-        // Whatever happens to this thread, the others must not wait for ever.
-        let mut flight = Flight {
+        // The guard also clears the slot if this thread panics: other threads must not wait for ever.
+        let mut guard = LoadGuard {
             catalog: self,
             id,
             result: None,
         };
         let loaded = self.load(id);
-        flight.result = Some(loaded.clone());
+        guard.result = Some(loaded.clone());
         loaded
     }
 
@@ -76,7 +76,7 @@ impl Catalog {
         Ok(Arc::new(schema))
     }
 
-    /// Registers a compiled schema; its text was registered under this subject before: no call.
+    /// Registers a compiled schema, without a call if the same text was registered under this subject before.
     ///
     /// # Errors
     /// As [`Registry::register`].
@@ -89,13 +89,13 @@ impl Catalog {
     }
 }
 
-struct Flight<'c> {
+struct LoadGuard<'c> {
     catalog: &'c Catalog,
     id: SchemaId,
     result: Option<Result<Arc<Schema>>>,
 }
 
-impl Drop for Flight<'_> {
+impl Drop for LoadGuard<'_> {
     fn drop(&mut self) {
         let mut slots = locked(&self.catalog.slots);
         match self.result.take() {
@@ -115,7 +115,7 @@ impl Drop for Flight<'_> {
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Every change under these locks is one insertion, so that a panic elsewhere leaves nothing half done.
+    // Each change under these locks is a single insertion, so a poisoned lock protects a consistent value.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -135,7 +135,7 @@ impl Registry for Catalog {
     }
 
     fn by_id(&self, id: SchemaId) -> Result<Arc<str>> {
-        // A schema that does not compile here has a text all the same.
+        // A schema that cannot be compiled here still has a text.
         match self.schema(id) {
             Ok(schema) => Ok(Arc::from(schema.text())),
             Err(Error::InvalidSchema { .. }) => self.inner.by_id(id),

@@ -1,8 +1,8 @@
-//! The embedded registry: `_schemas` in the log, in the form in which Confluent's registry writes it.
+//! The embedded registry: stores schemas in the topic `_schemas`, in the format of Confluent's registry.
 //!
-//! Guarantees: an id is given once, whoever else writes to the same topic through this code: a writer holds the one
-//! session of the topic, and after it took the session over it reads what was written before it decides. What was
-//! answered is durable. Never: a second copy: the state is rebuilt from the topic at the start.
+//! Ids are unique although several processes may write: only the owner of the topic's transactional producer writes, and
+//! after fencing the previous owner it reads the topic to its end before it assigns an id. Results are returned after the
+//! commit. The state exists in memory only and is rebuilt from the topic at startup.
 
 mod record;
 mod state;
@@ -16,7 +16,7 @@ use event_log::{StartFrom, TopicConfig, TopicPartition, TopicSpec};
 use record::Record;
 use schemas::ids::SchemaId;
 use schemas::schema::Schema;
-use state::{State, Step};
+use state::{Decision, State};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ const ATTEMPTS: u32 = 8;
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const READ_LIMIT: Duration = Duration::from_secs(30);
 
-/// A registry in the log.
+/// A registry that is stored in the log.
 pub struct Embedded {
     log: SharedEventLog,
     inner: Mutex<Inner>,
@@ -39,17 +39,16 @@ struct Inner {
     state: State,
     reader: Box<dyn Reader>,
     batch: RecordBatch,
-    /// Opened by the first write: a node that only reads never takes the session from one that writes. While it is here,
-    /// the state is all that was written.
-    session: Option<Box<dyn TransactionalProducer>>,
+    /// Opened by the first write, so that a process which only reads never fences one that writes. While it is present,
+    /// `state` contains everything that was written.
+    producer: Option<Box<dyn TransactionalProducer>>,
 }
 
 impl Embedded {
-    /// Opens the registry: creates the topic when it is not there, and reads it.
+    /// Opens the registry: creates the topic if needed, and reads it.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] when the log cannot be reached; [`Error::Refused`] when the topic has more than one
-    /// partition.
+    /// [`Error::Unavailable`] if the log is unreachable; [`Error::Rejected`] if the topic has more than one partition.
     pub fn open(log: SharedEventLog) -> Result<Self> {
         let name = describe(&log);
         let failed = |attempted: &str, error: &event_log::Error| log_error(&name, attempted, error);
@@ -64,14 +63,14 @@ impl Embedded {
             .map_err(|e| failed("create the topic _schemas", &e))?;
         let found = log
             .describe(TOPIC)
-            .map_err(|e| failed("look at the topic _schemas", &e))?;
+            .map_err(|e| failed("describe the topic _schemas", &e))?;
         if let Some(topic) = found.filter(|topic| topic.partitions != 1) {
-            return Err(Error::Refused {
+            return Err(Error::Rejected {
                 registry: name,
                 attempted: "open the topic _schemas".to_owned(),
                 code: 50001,
                 reason: format!(
-                    "it has {} partitions and must have one: ids follow from its order",
+                    "the topic has {} partitions but must have exactly one, because ids depend on its order",
                     topic.partitions
                 ),
             });
@@ -87,7 +86,7 @@ impl Embedded {
             state: State::default(),
             reader,
             batch: RecordBatch::default(),
-            session: None,
+            producer: None,
         };
         let registry = Embedded {
             log,
@@ -98,7 +97,7 @@ impl Embedded {
     }
 
     fn locked(&self) -> MutexGuard<'_, Inner> {
-        // The state follows the topic and is applied record by record: a panic leaves it behind, never wrong.
+        // The state is built record by record, so after a panic it may be incomplete but never wrong.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -114,14 +113,14 @@ impl Embedded {
         }
     }
 
-    /// Reads the topic up to where it is stable now.
+    /// Reads the topic up to its current last stable offset.
     fn catch_up(&self, inner: &mut Inner) -> Result<()> {
         self.catch_up_to(inner, OffsetSpec::LastStable)
     }
 
-    /// Reads the topic up to its end or its last stable offset. A writer reads to the *end*: the broker answers a
-    /// commit before it has written the markers, so that right after it the stable offset may lie before the very
-    /// record that was committed.
+    /// Reads the topic up to its log end or last stable offset. A writer must use the log end: the broker acknowledges a
+    /// commit before it writes the control records, so right after it the last stable offset may still be in front of the
+    /// committed record.
     fn catch_up_to(&self, inner: &mut Inner, which: OffsetSpec) -> Result<()> {
         const ATTEMPTED: &str = "read the topic _schemas";
         let at = partition();
@@ -132,7 +131,10 @@ impl Embedded {
         } = inner;
         while reader.position(&at).unwrap_or_default() < end {
             if Instant::now() > limit {
-                return Err(self.unavailable(ATTEMPTED, format!("it was not read to its end {end} within 30 s")));
+                return Err(self.unavailable(
+                    ATTEMPTED,
+                    format!("its end at offset {end} was not reached within 30 s"),
+                ));
             }
             reader
                 .poll(batch, BATCH_BYTES, Duration::from_millis(100))
@@ -142,7 +144,7 @@ impl Embedded {
                     Ok(Some(record)) => state.apply(record),
                     Ok(None) => {}
                     Err(reason) => {
-                        tracing::warn!(offset = record.offset(), reason, "record of _schemas is passed over");
+                        tracing::warn!(offset = record.offset(), reason, "invalid record in _schemas skipped");
                     }
                 }
             }
@@ -150,18 +152,18 @@ impl Embedded {
         Ok(())
     }
 
-    /// Writes what `decide` says, deciding anew whenever somebody else may have written in between.
-    fn write(&self, attempted: &str, decide: impl Fn(&State) -> Result<Step>) -> Result<SchemaId> {
+    /// Writes the record that `decide` returns. Calls it again whenever another process may have written in between.
+    fn write(&self, attempted: &str, decide: impl Fn(&State) -> Result<Decision>) -> Result<SchemaId> {
         let mut inner = self.locked();
-        let mut last = self.unavailable(attempted, "it was not tried");
+        let mut last = self.unavailable(attempted, "no attempt was made");
         for attempt in 0..ATTEMPTS {
             if attempt > 0 {
-                // Two writers that take the session from one another must fall out of step.
+                // Back off, so that two writers do not keep fencing each other in lockstep.
                 std::thread::sleep(FIRST_PAUSE * 2_u32.pow(attempt - 1));
             }
             match self.try_write(&mut inner, attempted, &decide) {
-                Err(Attempt::Again(error)) => last = error,
-                Err(Attempt::Final(error)) => return Err(error),
+                Err(AttemptError::Retry(error)) => last = error,
+                Err(AttemptError::Final(error)) => return Err(error),
                 Ok(id) => return Ok(id),
             }
         }
@@ -172,55 +174,60 @@ impl Embedded {
         &self,
         inner: &mut Inner,
         attempted: &str,
-        decide: &impl Fn(&State) -> Result<Step>,
-    ) -> Result<SchemaId, Attempt> {
-        // The session is put back only when all that it wrote was read back: whoever finds it there may decide.
-        let mut session = match inner.session.take() {
-            Some(session) => session,
-            None => self.take_over(inner)?,
+        decide: &impl Fn(&State) -> Result<Decision>,
+    ) -> Result<SchemaId, AttemptError> {
+        // Put the producer back only after everything that it wrote has been read: its presence means that `state` is
+        // complete and may be used to decide.
+        let mut producer = match inner.producer.take() {
+            Some(producer) => producer,
+            None => self.open_producer(inner)?,
         };
         let (id, record) = match decide(&inner.state) {
-            Ok(Step::Write(id, record)) => (id, record),
-            known_or_refused => {
-                inner.session = Some(session);
-                return match known_or_refused {
-                    Ok(Step::Known(id) | Step::Write(id, _)) => Ok(id),
-                    Err(error) => Err(Attempt::Final(error)),
+            Ok(Decision::Write(id, record)) => (id, record),
+            known_or_rejected => {
+                inner.producer = Some(producer);
+                return match known_or_rejected {
+                    Ok(Decision::Known(id) | Decision::Write(id, _)) => Ok(id),
+                    Err(error) => Err(AttemptError::Final(error)),
                 };
             }
         };
-        // Taken over, or nobody knows: the next attempt takes the session back and reads what is there.
-        commit(&mut *session, &record).map_err(|reason| Attempt::Again(self.unavailable(attempted, reason)))?;
-        self.catch_up_to(inner, OffsetSpec::LogEnd).map_err(Attempt::Final)?;
-        inner.session = Some(session);
+        // Fenced, or the outcome is unknown: the next attempt opens a new producer, which ends this transaction, and
+        // reads what is there (C5).
+        commit(&mut *producer, &record).map_err(|reason| AttemptError::Retry(self.unavailable(attempted, reason)))?;
+        self.catch_up_to(inner, OffsetSpec::LogEnd)
+            .map_err(AttemptError::Final)?;
+        inner.producer = Some(producer);
         Ok(id)
     }
 
-    /// Takes the one session over. Whoever has it knows everything that others wrote, since theirs can commit no more.
-    fn take_over(&self, inner: &mut Inner) -> Result<Box<dyn TransactionalProducer>, Attempt> {
+    /// Opens the producer, which fences other writers, and then reads everything that they wrote: they cannot commit any
+    /// more.
+    fn open_producer(&self, inner: &mut Inner) -> Result<Box<dyn TransactionalProducer>, AttemptError> {
         const ATTEMPTED: &str = "write to the topic _schemas";
         let config = TransactionalProducerConfig {
             transactional_id: TRANSACTIONAL_ID.to_owned(),
             transaction_timeout: Duration::from_secs(10),
         };
-        let session = self.log.transactional_producer(config).map_err(|e| match e {
-            event_log::Error::Fenced { .. } => Attempt::Again(self.unavailable(ATTEMPTED, e.to_string())),
-            e => Attempt::Final(self.failed(ATTEMPTED, &e)),
+        let producer = self.log.transactional_producer(config).map_err(|e| match e {
+            event_log::Error::Fenced { .. } => AttemptError::Retry(self.unavailable(ATTEMPTED, e.to_string())),
+            e => AttemptError::Final(self.failed(ATTEMPTED, &e)),
         })?;
-        self.catch_up_to(inner, OffsetSpec::LogEnd).map_err(Attempt::Final)?;
-        Ok(session)
+        self.catch_up_to(inner, OffsetSpec::LogEnd)
+            .map_err(AttemptError::Final)?;
+        Ok(producer)
     }
 }
 
-/// How an attempt to write failed.
-enum Attempt {
-    /// Another may do better: somebody else has written, or nobody knows.
-    Again(Error),
-    /// It would come to the same.
+/// Why an attempt to write failed.
+enum AttemptError {
+    /// Fenced by another writer, or the outcome is unknown.
+    Retry(Error),
+    /// Another attempt would fail, too.
     Final(Error),
 }
 
-fn commit(session: &mut dyn TransactionalProducer, record: &Record) -> Result<(), String> {
+fn commit(producer: &mut dyn TransactionalProducer, record: &Record) -> Result<(), String> {
     let topic: Arc<str> = TOPIC.into();
     let (key, value) = record.write();
     let mut batch = OutBatch::default();
@@ -232,9 +239,9 @@ fn commit(session: &mut dyn TransactionalProducer, record: &Record) -> Result<()
         value: Some(&value),
     };
     batch.push(out, []);
-    session.begin().map_err(|e| e.to_string())?;
-    session.send(&batch).map_err(|e| e.to_string())?;
-    match session.commit(None) {
+    producer.begin().map_err(|e| e.to_string())?;
+    producer.send(&batch).map_err(|e| e.to_string())?;
+    match producer.commit(None) {
         Outcome::Committed(_) => Ok(()),
         Outcome::Aborted { reason, .. } | Outcome::Unknown { reason } => Err(reason),
     }
@@ -256,7 +263,7 @@ fn log_error(registry: &str, attempted: &str, error: &event_log::Error) -> Error
             attempted,
             reason: error.to_string(),
         },
-        _ => Error::Refused {
+        _ => Error::Rejected {
             registry,
             attempted,
             code: 50001,
@@ -272,7 +279,7 @@ fn parsed(schema: &str) -> Result<Schema> {
 impl Registry for Embedded {
     fn register(&self, subject: &str, schema: &str) -> Result<SchemaId> {
         let new = parsed(schema)?;
-        // What is there already needs no session, and so disturbs no other writer.
+        // A registered schema needs no producer, and thus does not fence another writer.
         if let Some(found) = self.locked().state.find(subject, schema) {
             return Ok(found.id);
         }
@@ -350,7 +357,7 @@ impl Registry for Embedded {
             level: Some(level),
         };
         self.write("set a compatibility level", |_| {
-            Ok(Step::Write(SchemaId(0), record.clone()))
+            Ok(Decision::Write(SchemaId(0), record.clone()))
         })
         .map(drop)
     }

@@ -1,7 +1,4 @@
-//! What can go wrong with a registry, by Confluent's error codes.
-//!
-//! Guarantees: a variant has one code, and the code and message are those that Confluent's clients know. Never: a
-//! password in a message.
+//! Registry errors. Codes and messages are those of Confluent's REST API, which existing clients know.
 
 use schemas::ids::SchemaId;
 
@@ -27,7 +24,7 @@ pub enum Error {
     /// 40403.
     #[error("{}", match .id { Some(id) => format!("Schema {id} not found"), None => "Schema not found".to_owned() })]
     SchemaNotFound {
-        /// The id asked for; none when it was asked for by its text.
+        /// The requested id; `None` if the schema was requested by its text.
         id: Option<SchemaId>,
     },
     /// 40408.
@@ -41,13 +38,13 @@ pub enum Error {
     Incompatible {
         /// The subject.
         subject: String,
-        /// Each conflict, with its place.
+        /// The conflicts, each with its path.
         conflicts: Vec<String>,
     },
     /// 42201.
     #[error("Invalid schema: {reason}")]
     InvalidSchema {
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// 42202.
@@ -66,36 +63,36 @@ pub enum Error {
         /// The text.
         level: String,
     },
-    /// 50001 and others: the registry, or the log that it is kept in, could not be reached or did not answer in time.
-    #[error("schema registry {registry} is out of reach while trying to {attempted}: {reason}")]
+    /// 50001 and others: the registry, or the log that contains it, is unreachable or did not respond in time.
+    #[error("cannot {attempted}: schema registry {registry} is unavailable: {reason}")]
     Unavailable {
         /// Its URL or name.
         registry: String,
-        /// What was attempted.
+        /// The attempted operation.
         attempted: String,
-        /// What happened.
+        /// The cause.
         reason: String,
     },
     /// 401, 403.
     #[error(
-        "schema registry {registry} refuses the credentials while trying to {attempted}; check its user and password, or token"
+        "cannot {attempted}: schema registry {registry} rejects the credentials; check the configured user and password, or token"
     )]
     Unauthorized {
         /// Its URL or name.
         registry: String,
-        /// What was attempted.
+        /// The attempted operation.
         attempted: String,
     },
-    /// Any other answer.
-    #[error("schema registry {registry} refused to {attempted}: {reason} (code {code})")]
-    Refused {
+    /// Any other error response.
+    #[error("cannot {attempted}: schema registry {registry} responds with code {code}: {reason}")]
+    Rejected {
         /// Its URL or name.
         registry: String,
-        /// What was attempted.
+        /// The attempted operation.
         attempted: String,
         /// Confluent's error code, or the HTTP status.
         code: u32,
-        /// The registry's own words.
+        /// The registry's message.
         reason: String,
     },
 }
@@ -114,11 +111,11 @@ impl Error {
             Error::InvalidLevel { .. } => 42203,
             Error::Unavailable { .. } => 50001,
             Error::Unauthorized { .. } => 40101,
-            Error::Refused { code, .. } => *code,
+            Error::Rejected { code, .. } => *code,
         }
     }
 
-    /// Says the one way to go on: again later, give the record up, or stop with the message.
+    /// The reaction to the error.
     pub fn action(&self) -> event_log::ErrorAction {
         match self {
             Error::Unavailable { .. } => event_log::ErrorAction::Retry,

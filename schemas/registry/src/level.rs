@@ -1,6 +1,4 @@
-//! How far a new schema of a subject must get on with the earlier ones.
-//!
-//! Guarantees: the seven levels and what they compare are Confluent's. Never: IO.
+//! The compatibility levels of Confluent's registry.
 
 use crate::{Error, Result};
 use schemas::evolution::compatible;
@@ -11,25 +9,25 @@ use std::str::FromStr;
 /// A compatibility level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Level {
-    /// Anything goes.
+    /// No check.
     None,
-    /// The new schema reads what the latest wrote.
+    /// The new schema can read data of the latest one.
     #[default]
     Backward,
-    /// The new schema reads what any earlier one wrote.
+    /// The new schema can read data of all earlier ones.
     BackwardTransitive,
-    /// The latest reads what the new schema writes.
+    /// The latest schema can read data of the new one.
     Forward,
-    /// Every earlier one reads what the new schema writes.
+    /// All earlier schemas can read data of the new one.
     ForwardTransitive,
-    /// Both, with the latest.
+    /// Backward and forward compatible with the latest one.
     Full,
-    /// Both, with every earlier one.
+    /// Backward and forward compatible with all earlier ones.
     FullTransitive,
 }
 
 impl Level {
-    /// Confluent's word for it.
+    /// Confluent's name of the level.
     pub fn word(self) -> &'static str {
         match self {
             Level::None => "NONE",
@@ -42,7 +40,7 @@ impl Level {
         }
     }
 
-    /// Whether it looks at all earlier versions, not only at the latest.
+    /// Whether it applies to all earlier versions instead of the latest one only.
     pub fn is_transitive(self) -> bool {
         matches!(
             self,
@@ -50,21 +48,21 @@ impl Level {
         )
     }
 
-    fn reads_old(self) -> bool {
+    fn is_backward(self) -> bool {
         matches!(
             self,
             Level::Backward | Level::BackwardTransitive | Level::Full | Level::FullTransitive
         )
     }
 
-    fn is_read_by_old(self) -> bool {
+    fn is_forward(self) -> bool {
         matches!(
             self,
             Level::Forward | Level::ForwardTransitive | Level::Full | Level::FullTransitive
         )
     }
 
-    /// The conflicts of a new schema with one earlier version.
+    /// The conflicts of a new schema with an earlier version.
     pub fn conflicts(self, new: &Schema, old: &Schema, old_version: u32) -> Vec<String> {
         let mut found = Vec::new();
         let mut compare = |reader: &Schema, writer: &Schema, who: &str| {
@@ -72,10 +70,10 @@ impl Level {
                 found.push(format!("{who} version {old_version}: {conflict}"));
             }
         };
-        if self.reads_old() {
+        if self.is_backward() {
             compare(new, old, "new schema cannot read");
         }
-        if self.is_read_by_old() {
+        if self.is_forward() {
             compare(old, new, "new schema cannot be read by");
         }
         found
@@ -135,13 +133,12 @@ mod tests {
             );
         }
         let conflicts = Level::Full.conflicts(&field_dropped, &old, 3);
-        let text =
-            "new schema cannot be read by version 3: a: writer has no such field, and reader has no default for it";
+        let text = "new schema cannot be read by version 3: a: the writer lacks this field and the reader has no default for it";
         assert_eq!(conflicts, [text]);
     }
 
     #[test]
-    fn words_read_back_in_any_case() {
+    fn names_parse_in_any_case() {
         for word in [
             "NONE",
             "backward",

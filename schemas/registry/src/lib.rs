@@ -1,9 +1,7 @@
-//! Which schema an id stands for: a client for any registry that speaks Confluent's REST API, and a registry of our own
-//! that keeps `_schemas` in the log and serves the same API.
+//! Schema registry: a client for registries with Confluent's REST API, and an embedded registry that keeps `_schemas` in
+//! the log and serves the same API. Both return the same results and error codes.
 //!
-//! Guarantees: whichever runs, the same calls give the same answers and the same error codes; an id stands for one
-//! schema for ever, so what was read once is kept. Every call blocks the calling thread.
-//! Never: a call from inside an async task (hand it to a thread that may block).
+//! Every call blocks. Call them from async code only through `spawn_blocking`.
 
 mod cache;
 mod error;
@@ -21,25 +19,25 @@ use schemas::ids::SchemaId;
 use std::fmt;
 use std::sync::Arc;
 
-/// A schema as it is registered under a subject.
+/// A schema that is registered under a subject.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Registered {
     /// Subject.
     pub subject: String,
-    /// Version in the subject, from 1.
+    /// Version within the subject, from 1.
     pub version: u32,
-    /// Id, the same in every subject.
+    /// Id, which is the same in all subjects.
     pub id: SchemaId,
     /// The schema's JSON.
     pub schema: String,
 }
 
-/// Which version of a subject.
+/// Selects a version of a subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Version {
-    /// The newest.
+    /// The latest version.
     Latest,
-    /// This one, from 1.
+    /// The version with this number, from 1.
     Number(u32),
 }
 
@@ -52,16 +50,16 @@ impl fmt::Display for Version {
     }
 }
 
-/// A schema registry. All calls block; share it behind an `Arc`.
+/// A schema registry. All calls block. Share it in an `Arc`.
 pub trait Registry: Send + Sync {
-    /// Registers a schema under a subject, unless it is there, and returns its id.
+    /// Registers a schema under a subject unless it is registered already, and returns its id.
     ///
     /// # Errors
     /// [`Error::InvalidSchema`], [`Error::Incompatible`] with an earlier version by the subject's [`Level`],
     /// [`Error::Unavailable`].
     fn register(&self, subject: &str, schema: &str) -> Result<SchemaId>;
 
-    /// Finds the version of a subject that is this schema.
+    /// Finds the version of a subject with this schema.
     ///
     /// # Errors
     /// [`Error::SubjectNotFound`], [`Error::SchemaNotFound`], [`Error::InvalidSchema`], [`Error::Unavailable`].
@@ -73,7 +71,7 @@ pub trait Registry: Send + Sync {
     /// [`Error::SchemaNotFound`], [`Error::Unavailable`].
     fn by_id(&self, id: SchemaId) -> Result<Arc<str>>;
 
-    /// Where a schema is registered: subjects and versions.
+    /// The subjects and versions under which a schema is registered.
     ///
     /// # Errors
     /// [`Error::SchemaNotFound`], [`Error::Unavailable`].
@@ -85,7 +83,7 @@ pub trait Registry: Send + Sync {
     /// [`Error::Unavailable`].
     fn subjects(&self) -> Result<Vec<String>>;
 
-    /// The versions of a subject, rising.
+    /// The versions of a subject, in ascending order.
     ///
     /// # Errors
     /// [`Error::SubjectNotFound`], [`Error::Unavailable`].
@@ -97,7 +95,7 @@ pub trait Registry: Send + Sync {
     /// [`Error::SubjectNotFound`], [`Error::VersionNotFound`], [`Error::Unavailable`].
     fn version(&self, subject: &str, version: Version) -> Result<Registered>;
 
-    /// The newest version of a subject.
+    /// The latest version of a subject.
     ///
     /// # Errors
     /// [`Error::SubjectNotFound`], [`Error::Unavailable`].
@@ -105,25 +103,25 @@ pub trait Registry: Send + Sync {
         self.version(subject, Version::Latest)
     }
 
-    /// Says why a schema could not follow this version of the subject, by the subject's level; empty when it could.
+    /// The conflicts of a schema with a version of the subject, by the subject's level; empty if it is compatible.
     ///
     /// # Errors
     /// [`Error::SubjectNotFound`], [`Error::VersionNotFound`], [`Error::InvalidSchema`], [`Error::Unavailable`].
     fn test_compatibility(&self, subject: &str, version: Version, schema: &str) -> Result<Vec<String>>;
 
-    /// A subject's own level, or the registry's; `None` when the subject has none of its own.
+    /// The level of a subject, or the global level for `None`. Returns `None` if no level is set for the subject.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
     fn level(&self, subject: Option<&str>) -> Result<Option<Level>>;
 
-    /// Sets a subject's level, or the registry's.
+    /// Sets the level of a subject, or the global level for `None`.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
     fn set_level(&self, subject: Option<&str>, level: Level) -> Result<()>;
 
-    /// Names the registry for people: `http://127.0.0.1:8081` or `embedded in …`. Never a password.
+    /// Human-readable name of the registry, without credentials: `http://127.0.0.1:8081` or `embedded in …`.
     fn describe_self(&self) -> String;
 }
 

@@ -1,10 +1,12 @@
-//! Client of a registry that speaks Confluent's REST API: Confluent's own, Karapace, Apicurio under its ccompat path.
+//! Client of a registry with Confluent's REST API: Confluent's own, Karapace, or Apicurio (`ccompat` path).
 //!
-//! Guarantees: a call ends within attempts × time limit; only what may be repeated without harm is repeated (all of
-//! these calls may); errors name the URL and what was attempted. May be called from any thread, and blocks it.
-//! Never: a password or token in a message or in `Debug`.
+//! Calls block the calling thread, for at most attempts × timeout plus the pauses. All calls are idempotent, so all are
+//! retried. Errors name the URL and the operation, and never contain credentials.
 
 mod attempt;
+mod config;
+
+pub use config::{Auth, Config};
 
 use crate::{Error, Level, Registered, Registry, Result, Version};
 use attempt::{About, Failure, Shared};
@@ -17,96 +19,37 @@ use std::fmt;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-const CONTENT_TYPE: &str = "application/vnd.schemaregistry.v1+json";
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 
-/// How to reach a registry.
-#[derive(Clone)]
-pub struct Config {
-    /// Base URL, with its path if it has one: `http://127.0.0.1:8081`, `https://host/apis/ccompat/v7`.
-    pub url: String,
-    /// Credentials.
-    pub auth: Auth,
-    /// Time limit of one attempt. 5 s by default.
-    pub timeout: Duration,
-    /// Attempts while the registry is out of reach or answers 429 or 5xx. 4 by default, with pauses of 0.1, 0.2, 0.4 s.
-    pub attempts: u32,
-}
-
-/// Credentials for a registry.
-#[derive(Clone, Default)]
-pub enum Auth {
-    /// None.
-    #[default]
-    None,
-    /// HTTP basic authentication.
-    Basic {
-        /// User, or API key.
-        user: String,
-        /// Password, or API secret.
-        password: String,
-    },
-    /// A bearer token.
-    Bearer(String),
-}
-
-impl fmt::Debug for Auth {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Auth::None => "none",
-            Auth::Basic { .. } => "basic",
-            Auth::Bearer(_) => "bearer",
-        })
-    }
-}
-
-impl fmt::Debug for Config {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Config({}, {:?})", self.url, self.auth)
-    }
-}
-
-impl Config {
-    /// A registry at this URL, without credentials.
-    pub fn new(url: &str) -> Self {
-        Config {
-            url: url.to_owned(),
-            auth: Auth::None,
-            timeout: Duration::from_secs(5),
-            attempts: 4,
-        }
-    }
-}
-
-/// A registry behind a URL.
+/// A registry at a URL.
 pub struct Remote {
     shared: Arc<Shared>,
-    /// One thread that drives the connections. Only `Drop` takes it out.
+    /// Runs the connections on one thread. `None` only during `Drop`.
     runtime: Option<tokio::runtime::Runtime>,
 }
 
 impl Remote {
-    /// Prepares a client; does not connect yet.
+    /// Creates a client, without connecting.
     ///
     /// # Errors
-    /// [`Error::Refused`] when the URL is none, or holds credentials (they belong in [`Config::auth`]).
+    /// [`Error::Rejected`] if the URL is not valid or contains credentials, which belong in [`Config::auth`].
     pub fn new(config: Config) -> Result<Self> {
         let url = config.url.trim_end_matches('/').to_owned();
-        let parsed =
-            reqwest::Url::parse(&url).map_err(|e| unusable("(the configured URL)", &format!("it is no URL: {e}")))?;
+        let parsed = reqwest::Url::parse(&url)
+            .map_err(|e| config_error("(the configured URL)", &format!("not a valid URL: {e}")))?;
         if !matches!(parsed.scheme(), "http" | "https") {
-            return Err(unusable(
+            return Err(config_error(
                 "(the configured URL)",
-                "it must begin with http:// or https://",
+                "it must start with http:// or https://",
             ));
         }
         if !parsed.username().is_empty() || parsed.password().is_some() {
-            return Err(unusable(
+            return Err(config_error(
                 "(the configured URL)",
-                "it holds credentials; give user and password beside it",
+                "it contains credentials; configure user and password separately",
             ));
         }
-        let failed = |e: &dyn fmt::Display| unusable(&url, &e.to_string());
+        let failed = |e: &dyn fmt::Display| config_error(&url, &e.to_string());
         let client = reqwest::Client::builder()
             .timeout(config.timeout)
             .build()
@@ -143,13 +86,13 @@ impl Remote {
         })
     }
 
-    /// Runs a call on the inner thread and waits for it, again while the registry is out of reach.
+    /// Runs a call on the client's thread and waits for the result. Retries temporary failures.
     fn call<T, F>(&self, about: &About<'_>, call: impl Fn(Arc<Shared>) -> F + Send + 'static) -> Result<T>
     where
         T: Send + 'static,
         F: Future<Output = Result<T, Failure>> + Send,
     {
-        let stopped = || self.shared.unavailable(about, "its thread has stopped");
+        let stopped = || self.shared.unavailable(about, "the client's thread has stopped");
         let runtime = self.runtime.as_ref().ok_or_else(stopped)?;
         let shared = self.shared.clone();
         let (sender, receiver) = mpsc::sync_channel(1);
@@ -158,7 +101,7 @@ impl Remote {
             let mut attempt = 1;
             let result = loop {
                 match call(shared.clone()).await {
-                    Err(failure) if failure.is_passing() && attempt < shared.attempts => {
+                    Err(failure) if failure.is_temporary() && attempt < shared.attempts => {
                         tokio::time::sleep(pause).await;
                         pause *= 2;
                         attempt += 1;
@@ -166,14 +109,14 @@ impl Remote {
                     result => break result,
                 }
             };
-            // The caller waits for it: a send can only fail when its thread is gone.
+            // The caller waits for the result, so sending fails only if its thread is gone.
             let _ = sender.send(result);
         });
         let result = receiver.recv().map_err(|_| stopped())?;
         result.map_err(|failure| self.shared.error(about, failure))
     }
 
-    /// A call that the converter's client has.
+    /// Runs a call that schema_registry_converter supports.
     fn converter(&self, about: &About<'_>, call: Call) -> Result<RawRegisteredSchema> {
         self.call(about, move |shared| {
             let call = call.clone();
@@ -185,7 +128,7 @@ impl Remote {
         })
     }
 
-    /// Any other call: an answer of JSON.
+    /// Runs any other call; the response is JSON.
     fn request(&self, about: &About<'_>, method: Method, path: String, body: Option<Value>) -> Result<Value> {
         self.call(about, move |shared| {
             let (method, path, body) = (method.clone(), path.clone(), body.clone());
@@ -193,12 +136,12 @@ impl Remote {
         })
     }
 
-    fn strange(&self, about: &About<'_>, answer: &impl fmt::Debug) -> Error {
-        Error::Refused {
+    fn unexpected_response(&self, about: &About<'_>, answer: &impl fmt::Debug) -> Error {
+        Error::Rejected {
             registry: self.shared.url.clone(),
             attempted: about.attempted.to_owned(),
             code: 0,
-            reason: format!("the answer is not what Confluent's API gives: {answer:?}"),
+            reason: format!("unexpected response: {answer:?}"),
         }
     }
 }
@@ -206,13 +149,13 @@ impl Remote {
 impl Drop for Remote {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            // May happen inside an async task, where waiting for the thread is not allowed.
+            // The drop may happen in an async task, where waiting for the thread would panic.
             runtime.shutdown_background();
         }
     }
 }
 
-/// A call of the converter's client, owned.
+/// An owned [`SrCall`].
 #[derive(Clone)]
 enum Call {
     ById(u32),
@@ -234,9 +177,9 @@ impl Call {
     }
 }
 
-fn unusable(url: &str, reason: &str) -> Error {
-    let attempted = "set its client up".to_owned();
-    Error::Refused {
+fn config_error(url: &str, reason: &str) -> Error {
+    let attempted = "create the client".to_owned();
+    Error::Rejected {
         registry: url.to_owned(),
         attempted,
         code: 0,
@@ -244,7 +187,7 @@ fn unusable(url: &str, reason: &str) -> Error {
     }
 }
 
-/// A subject as one part of a path.
+/// Percent-encodes a subject as a path segment.
 fn encoded(subject: &str) -> String {
     let mut out = String::with_capacity(subject.len());
     for byte in subject.bytes() {
@@ -280,21 +223,24 @@ impl Registry for Remote {
     fn register(&self, subject: &str, schema: &str) -> Result<SchemaId> {
         let about = About::subject("register a schema", subject);
         let answer = self.converter(&about, Call::Register(encoded(subject), body_of(schema).to_string()))?;
-        answer.id.map(SchemaId).ok_or_else(|| self.strange(&about, &answer))
+        answer
+            .id
+            .map(SchemaId)
+            .ok_or_else(|| self.unexpected_response(&about, &answer))
     }
 
     fn lookup(&self, subject: &str, schema: &str) -> Result<Registered> {
-        let about = About::subject("look a schema up", subject);
+        let about = About::subject("look up a schema", subject);
         let answer = self.converter(&about, Call::LookUp(encoded(subject), body_of(schema).to_string()))?;
-        registered(subject, &answer, Some(schema)).ok_or_else(|| self.strange(&about, &answer))
+        registered(subject, &answer, Some(schema)).ok_or_else(|| self.unexpected_response(&about, &answer))
     }
 
     fn by_id(&self, id: SchemaId) -> Result<Arc<str>> {
-        let about = About::id("get a schema by its id", id);
+        let about = About::id("get a schema by id", id);
         let answer = self.converter(&about, Call::ById(id.0))?;
         match answer.schema {
             Some(schema) => Ok(schema.into()),
-            None => Err(self.strange(&about, &answer)),
+            None => Err(self.unexpected_response(&about, &answer)),
         }
     }
 
@@ -308,13 +254,13 @@ impl Registry for Remote {
             };
             list.iter().map(one).collect()
         });
-        uses.ok_or_else(|| self.strange(&about, &answer))
+        uses.ok_or_else(|| self.unexpected_response(&about, &answer))
     }
 
     fn subjects(&self) -> Result<Vec<String>> {
-        let about = About::subject("list the subjects", "");
+        let about = About::subject("list subjects", "");
         let answer = self.request(&about, Method::GET, "/subjects".to_owned(), None)?;
-        let mut subjects = texts(&answer).ok_or_else(|| self.strange(&about, &answer))?;
+        let mut subjects = texts(&answer).ok_or_else(|| self.unexpected_response(&about, &answer))?;
         subjects.sort();
         Ok(subjects)
     }
@@ -323,7 +269,7 @@ impl Registry for Remote {
         let about = About::subject("list the versions of a subject", subject);
         let path = format!("/subjects/{}/versions", encoded(subject));
         let answer = self.request(&about, Method::GET, path, None)?;
-        numbers(&answer).ok_or_else(|| self.strange(&about, &answer))
+        numbers(&answer).ok_or_else(|| self.unexpected_response(&about, &answer))
     }
 
     fn version(&self, subject: &str, version: Version) -> Result<Registered> {
@@ -334,7 +280,7 @@ impl Registry for Remote {
             Version::Number(number) => Call::Version(encoded(subject), number),
         };
         let answer = self.converter(&about, call)?;
-        registered(subject, &answer, None).ok_or_else(|| self.strange(&about, &answer))
+        registered(subject, &answer, None).ok_or_else(|| self.unexpected_response(&about, &answer))
     }
 
     fn test_compatibility(&self, subject: &str, version: Version, schema: &str) -> Result<Vec<String>> {
@@ -351,12 +297,12 @@ impl Registry for Remote {
                 let messages = answer.get("messages").and_then(texts).unwrap_or_default();
                 let none = || {
                     vec![format!(
-                        "the registry says only that it is incompatible with version {version}"
+                        "the registry reports an incompatibility with version {version} without details"
                     )]
                 };
                 Ok(if messages.is_empty() { none() } else { messages })
             }
-            None => Err(self.strange(&about, &answer)),
+            None => Err(self.unexpected_response(&about, &answer)),
         }
     }
 
@@ -371,10 +317,10 @@ impl Registry for Remote {
                 let word = answer.get("compatibilityLevel").or_else(|| answer.get("compatibility"));
                 let word = word
                     .and_then(Value::as_str)
-                    .ok_or_else(|| self.strange(&about, &answer))?;
+                    .ok_or_else(|| self.unexpected_response(&about, &answer))?;
                 Ok(Some(word.parse()?))
             }
-            // A subject that does not exist has no level of its own either.
+            // A subject that does not exist has no level either.
             Err(Error::NoLevel { .. } | Error::SubjectNotFound { .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -395,7 +341,7 @@ impl Registry for Remote {
     }
 }
 
-/// An answer as a version; `sent` stands in where a registry leaves the schema out.
+/// Converts a response; `sent` is the schema if the registry omits it from the response.
 fn registered(subject: &str, answer: &RawRegisteredSchema, sent: Option<&str>) -> Option<Registered> {
     Some(Registered {
         subject: subject.to_owned(),

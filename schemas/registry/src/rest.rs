@@ -1,10 +1,7 @@
-//! Confluent's REST API over a registry: the same paths, bodies and error codes.
+//! Confluent's REST API for a registry: the same paths, bodies and error codes.
 //!
-//! Guarantees: every answer of these routes, errors too, is JSON of type `application/vnd.schemaregistry.v1+json`; the
-//! registry's blocking calls run on threads that may block. Never: an authorisation: the listener's owner decides who
-//! comes in.
-//!
-//! Left out for now: deletes, modes, contexts, references, normalising.
+//! Blocking registry calls run on tokio's blocking threads. There is no authorization: the owner of the listener decides
+//! who has access. Deletes, modes, contexts, references and normalization are not supported.
 
 use crate::{Error, Level, Registered, Result, SharedRegistry, Version};
 use axum::Router;
@@ -17,13 +14,13 @@ use schemas::ids::SchemaId;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// The content type of all answers.
+/// The content type of all responses, including errors.
 pub const CONTENT_TYPE: &str = "application/vnd.schemaregistry.v1+json";
 
-/// The API over a registry, to be nested or served by the caller.
+/// The routes of the API.
 pub fn router(registry: SharedRegistry) -> Router {
     Router::new()
-        .route("/", get(|| async { answer(StatusCode::OK, &json!({})) }))
+        .route("/", get(|| async { response(StatusCode::OK, &json!({})) }))
         .route("/subjects", get(subjects))
         .route("/subjects/{subject}", post(lookup))
         .route("/subjects/{subject}/versions", get(versions).post(register))
@@ -35,7 +32,7 @@ pub fn router(registry: SharedRegistry) -> Router {
         .route("/schemas/ids/{id}/versions", get(id_versions))
         .route(
             "/schemas/types",
-            get(|| async { answer(StatusCode::OK, &json!(["AVRO"])) }),
+            get(|| async { response(StatusCode::OK, &json!(["AVRO"])) }),
         )
         .route("/config", get(global_level).put(set_global_level))
         .route("/config/{subject}", get(subject_level).put(set_subject_level))
@@ -50,28 +47,28 @@ pub fn router(registry: SharedRegistry) -> Router {
 
 type Shared = State<SharedRegistry>;
 
-fn answer(status: StatusCode, body: &Value) -> Response {
+fn response(status: StatusCode, body: &Value) -> Response {
     (status, [(header::CONTENT_TYPE, CONTENT_TYPE)], body.to_string()).into_response()
 }
 
 fn failure(status: u16, code: u32, message: &str) -> Response {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    answer(status, &json!({"error_code": code, "message": message}))
+    response(status, &json!({"error_code": code, "message": message}))
 }
 
-/// Confluent's codes are the HTTP status with two more digits, or the status itself.
-fn refused(error: &Error) -> Response {
+/// The response of an error. Confluent's codes are the HTTP status, optionally followed by two digits.
+fn error_response(error: &Error) -> Response {
     let code = error.code();
     let status = if code >= 10_000 { code / 100 } else { code };
     let status = u16::try_from(status).unwrap_or(500);
     failure(status, code, &error.to_string())
 }
 
-/// Runs a blocking call and answers with its result.
+/// Runs a blocking call and returns its result as a response.
 async fn blocking(work: impl FnOnce() -> Result<Value> + Send + 'static) -> Response {
     match tokio::task::spawn_blocking(work).await {
-        Ok(Ok(body)) => answer(StatusCode::OK, &body),
-        Ok(Err(error)) => refused(&error),
+        Ok(Ok(body)) => response(StatusCode::OK, &body),
+        Ok(Err(error)) => error_response(&error),
         Err(_) => failure(500, 50001, "Error in the backend data store"),
     }
 }
@@ -85,17 +82,17 @@ struct SchemaBody {
     references: Option<Vec<Value>>,
 }
 
-/// The schema in a request's body, whatever the request's content type says.
+/// The schema in a request body. The content type of the request is ignored.
 fn schema_of(body: &Bytes) -> Result<String> {
     let invalid = |reason: String| Error::InvalidSchema { reason };
     let body: SchemaBody =
         serde_json::from_slice(body).map_err(|e| invalid(format!("the body is not {{\"schema\": …}}: {e}")))?;
     if let Some(other) = body.schema_type.filter(|kind| kind != "AVRO") {
-        return Err(invalid(format!("schemaType {other} is not supported, only AVRO")));
+        return Err(invalid(format!("schemaType {other} is not supported; use AVRO")));
     }
     if body.references.is_some_and(|list| !list.is_empty()) {
         return Err(invalid(
-            "references are not supported: write the named types out".to_owned(),
+            "references are not supported; include the named types in the schema".to_owned(),
         ));
     }
     Ok(body.schema)
@@ -114,7 +111,7 @@ fn version_of(text: &str) -> Result<Version> {
     }
 }
 
-/// Ids are numbers; anything else is a path that does not exist.
+/// Parses an id. Anything but a number is answered as an unknown id.
 fn id_of(text: &str) -> Result<SchemaId> {
     text.parse()
         .map(SchemaId)
@@ -145,13 +142,13 @@ async fn version(State(registry): Shared, Path((subject, version)): Path<(String
     blocking(move || Ok(json!(find(&registry, &subject, &version)?))).await
 }
 
-/// A schema by itself is its own JSON, not a string of it.
-fn bare(schema: &str) -> Value {
+/// The schema as JSON, not as a string that contains JSON.
+fn schema_json(schema: &str) -> Value {
     serde_json::from_str(schema).unwrap_or_else(|_| Value::from(schema))
 }
 
 async fn version_schema(State(registry): Shared, Path((subject, version)): Path<(String, String)>) -> Response {
-    blocking(move || Ok(bare(&find(&registry, &subject, &version)?.schema))).await
+    blocking(move || Ok(schema_json(&find(&registry, &subject, &version)?.schema))).await
 }
 
 async fn by_id(State(registry): Shared, Path(id): Path<String>) -> Response {
@@ -159,7 +156,7 @@ async fn by_id(State(registry): Shared, Path(id): Path<String>) -> Response {
 }
 
 async fn by_id_schema(State(registry): Shared, Path(id): Path<String>) -> Response {
-    blocking(move || Ok(bare(&registry.by_id(id_of(&id)?)?))).await
+    blocking(move || Ok(schema_json(&registry.by_id(id_of(&id)?)?))).await
 }
 
 async fn id_subjects(State(registry): Shared, Path(id): Path<String>) -> Response {
@@ -186,8 +183,8 @@ async fn id_versions(State(registry): Shared, Path(id): Path<String>) -> Respons
     .await
 }
 
-/// Whether a query holds `name=true`.
-fn asked(query: &RawQuery, name: &str) -> bool {
+/// Whether the query contains `name=true`.
+fn has_flag(query: &RawQuery, name: &str) -> bool {
     let pairs = query.0.as_deref().unwrap_or_default().split('&');
     pairs
         .filter_map(|pair| pair.split_once('='))
@@ -213,7 +210,7 @@ async fn global_level(State(registry): Shared) -> Response {
 async fn subject_level(State(registry): Shared, Path(subject): Path<String>, query: RawQuery) -> Response {
     blocking(move || {
         let mut level = registry.level(Some(&subject))?;
-        if level.is_none() && asked(&query, "defaultToGlobal") {
+        if level.is_none() && has_flag(&query, "defaultToGlobal") {
             level = registry.level(None)?;
         }
         let level = level.ok_or(Error::NoLevel { subject })?;
@@ -249,7 +246,7 @@ async fn compatibility(
     blocking(move || {
         let conflicts = registry.test_compatibility(&subject, version_of(&version)?, &schema_of(&body)?)?;
         let mut answer = json!({"is_compatible": conflicts.is_empty()});
-        if let Some(object) = answer.as_object_mut().filter(|_| asked(&query, "verbose")) {
+        if let Some(object) = answer.as_object_mut().filter(|_| has_flag(&query, "verbose")) {
             object.insert("messages".to_owned(), json!(conflicts));
         }
         Ok(answer)

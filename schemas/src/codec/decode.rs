@@ -1,24 +1,24 @@
-//! Avro bytes to values.
+//! Decodes Avro bytes to values.
 //!
-//! Guarantees: reads exactly the body, every length is checked against what is left before anything is allocated.
-//! Never: a panic, whatever the bytes.
+//! The input is not trusted: every length is checked against the remaining bytes before memory is allocated, and no input
+//! causes a panic.
 
 use super::{DEPTH_MAX, Datum, Row, Step, write_path};
 use crate::schema::{Kind, Record, Schema, TypeId};
 use std::fmt;
 
-/// Why bytes are not a value of the schema.
+/// Why bytes do not match a schema.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DecodeError {
     path: Vec<Step>,
-    /// Byte of the body at which reading stopped.
+    /// Offset in the body at which decoding stopped.
     pub at: usize,
-    /// What is wrong there.
+    /// The reason.
     pub reason: &'static str,
 }
 
 impl DecodeError {
-    /// The field's path, such as `items[2].price`; empty for the body as a whole.
+    /// The path of the field, such as `items[2].price`; empty for the whole body.
     pub fn path(&self) -> String {
         struct Path<'e>(&'e [Step]);
         impl fmt::Display for Path<'_> {
@@ -32,7 +32,7 @@ impl DecodeError {
 
 impl fmt::Display for DecodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Avro body does not fit its schema: ")?;
+        f.write_str("Avro body does not match its schema: ")?;
         if !self.path.is_empty() {
             write_path(f, &self.path, "")?;
             f.write_str(": ")?;
@@ -45,43 +45,13 @@ impl std::error::Error for DecodeError {}
 
 type Failure = Box<DecodeError>;
 
-impl Schema {
-    /// Decodes the body of a record into its fields, in order. `row` is emptied first.
-    ///
-    /// # Errors
-    /// [`DecodeError`] when the body is cut short, too long, or does not fit; also when the schema is not a record.
-    pub fn decode<'a>(&'a self, body: &'a [u8], row: &mut Row<'a>) -> Result<(), DecodeError> {
-        row.clear();
-        let mut reader = Reader::new(self, body);
-        let Kind::Record(record) = &self.ty(self.root()).kind else {
-            return Err(*reader.failure("the schema is not a record"));
-        };
-        row.reserve(record.fields.len());
-        reader
-            .fields(record, row, 0)
-            .and_then(|()| reader.end())
-            .map_err(|e| *e)
-    }
-
-    /// Decodes a value of any type, from exactly these bytes.
-    ///
-    /// # Errors
-    /// [`DecodeError`] when they do not fit.
-    pub fn decode_value<'a>(&'a self, ty: TypeId, bytes: &'a [u8]) -> Result<Datum<'a>, DecodeError> {
-        let mut reader = Reader::new(self, bytes);
-        let value = reader.value(ty, 0).map_err(|e| *e)?;
-        reader.end().map_err(|e| *e)?;
-        Ok(value)
-    }
-}
-
-/// Reads one body.
+/// Decodes one body.
 pub(crate) struct Reader<'a> {
     schema: &'a Schema,
     body: &'a [u8],
     at: usize,
-    /// Items that may still be read: those of a type without bytes, such as null, cost nothing in the body, and a few
-    /// bytes could ask for any number of them.
+    /// Remaining number of array and map items. Items of zero length, such as null, do not use up the body, so without this
+    /// limit a few bytes could demand any amount of memory.
     items_left: usize,
 }
 
@@ -108,11 +78,11 @@ impl<'a> Reader<'a> {
         if self.at == self.body.len() {
             Ok(())
         } else {
-            Err(self.failure("bytes are left over"))
+            Err(self.failure("bytes remain after the value"))
         }
     }
 
-    fn fields(&mut self, record: &'a Record, row: &mut Row<'a>, depth: usize) -> Result<(), Failure> {
+    pub(super) fn fields(&mut self, record: &'a Record, row: &mut Row<'a>, depth: usize) -> Result<(), Failure> {
         for field in &record.fields {
             match self.value(field.ty, depth) {
                 Ok(value) => row.push(value),
@@ -141,10 +111,7 @@ impl<'a> Reader<'a> {
             }
             Kind::Enum(e) => {
                 let symbol = usize::try_from(self.int()?).ok().and_then(|at| e.symbols.get(at));
-                symbol.map_or_else(
-                    || Err(self.failure("no such symbol of the enum")),
-                    |s| Ok(Datum::Str(s)),
-                )
+                symbol.map_or_else(|| Err(self.failure("invalid enum symbol")), |s| Ok(Datum::Str(s)))
             }
             _ if depth >= DEPTH_MAX => Err(self.failure("nested too deeply")),
             Kind::Array(items) => self.array(*items, depth + 1),
@@ -161,7 +128,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Passes over a value without building it; what it passes over is checked less.
+    /// Skips a value without building it, and without the checks that this would need (UTF-8, enum symbols).
     pub(crate) fn skip(&mut self, ty: TypeId, depth: usize) -> Result<(), Failure> {
         match &self.schema.ty(ty).kind {
             Kind::Null => Ok(()),
@@ -198,14 +165,14 @@ impl<'a> Reader<'a> {
         match self.long()? {
             0 => Ok(null_first),
             1 => Ok(!null_first),
-            _ => Err(self.failure("no such branch of the union")),
+            _ => Err(self.failure("invalid union branch")),
         }
     }
 
     fn branch(&mut self, branches: &[TypeId]) -> Result<(usize, TypeId), Failure> {
         let at = self.long()?;
         let found = usize::try_from(at).ok().and_then(|at| Some((at, *branches.get(at)?)));
-        found.ok_or_else(|| self.failure("no such branch of the union"))
+        found.ok_or_else(|| self.failure("invalid union branch"))
     }
 
     fn array(&mut self, items: TypeId, depth: usize) -> Result<Datum<'a>, Failure> {
@@ -230,8 +197,8 @@ impl<'a> Reader<'a> {
         Ok(Datum::Map(entries))
     }
 
-    /// Reads the blocks of an array or map: counts, items, and a zero at the end. A negative count is followed by the
-    /// block's size in bytes.
+    /// Decodes the blocks of an array or map: each has a count and its items, and a zero count ends the list. A negative
+    /// count is followed by the size of the block in bytes.
     fn blocks(&mut self, mut item: impl FnMut(&mut Self, usize) -> Result<(), Failure>) -> Result<(), Failure> {
         let mut at = 0;
         loop {
@@ -241,14 +208,12 @@ impl<'a> Reader<'a> {
             }
             if count < 0 {
                 self.long()?;
-                count = count
-                    .checked_neg()
-                    .ok_or_else(|| self.failure("no such count of items"))?;
+                count = count.checked_neg().ok_or_else(|| self.failure("invalid item count"))?;
             }
             let left = usize::try_from(count)
                 .ok()
                 .and_then(|count| self.items_left.checked_sub(count));
-            self.items_left = left.ok_or_else(|| self.failure("more items than the body can hold"))?;
+            self.items_left = left.ok_or_else(|| self.failure("more items than the body can contain"))?;
             for _ in 0..count {
                 item(self, at)?;
                 at += 1;
@@ -259,7 +224,7 @@ impl<'a> Reader<'a> {
     fn take(&mut self, length: usize) -> Result<&'a [u8], Failure> {
         let rest = self.body.get(self.at..).unwrap_or_default();
         let Some(bytes) = rest.get(..length) else {
-            return Err(self.failure("the body ends too early"));
+            return Err(self.failure("unexpected end of the body"));
         };
         self.at += length;
         Ok(bytes)
@@ -267,14 +232,14 @@ impl<'a> Reader<'a> {
 
     fn take_array<const N: usize>(&mut self) -> Result<[u8; N], Failure> {
         let bytes = self.take(N)?;
-        bytes.try_into().map_err(|_| self.failure("the body ends too early"))
+        bytes.try_into().map_err(|_| self.failure("unexpected end of the body"))
     }
 
     pub(crate) fn boolean(&mut self) -> Result<bool, Failure> {
         match self.take(1)? {
             [0] => Ok(false),
             [1] => Ok(true),
-            _ => Err(self.failure("a boolean must be 0 or 1")),
+            _ => Err(self.failure("a boolean is neither 0 nor 1")),
         }
     }
 
@@ -282,7 +247,7 @@ impl<'a> Reader<'a> {
         let length = self.long()?;
         match usize::try_from(length) {
             Ok(length) => self.take(length),
-            Err(_) => Err(self.failure("a length below zero")),
+            Err(_) => Err(self.failure("negative length")),
         }
     }
 
@@ -292,7 +257,7 @@ impl<'a> Reader<'a> {
     }
 
     fn int(&mut self) -> Result<i32, Failure> {
-        i32::try_from(self.long()?).map_err(|_| self.failure("an int does not fit 32 bits"))
+        i32::try_from(self.long()?).map_err(|_| self.failure("an int exceeds 32 bits"))
     }
 
     pub(crate) fn long(&mut self) -> Result<i64, Failure> {
@@ -309,9 +274,9 @@ impl<'a> Reader<'a> {
             }
         }
         let reason = if rest.len() < 10 {
-            "the body ends too early"
+            "unexpected end of the body"
         } else {
-            "an integer does not fit 64 bits"
+            "an integer exceeds 64 bits"
         };
         Err(self.failure(reason))
     }

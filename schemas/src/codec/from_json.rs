@@ -1,7 +1,7 @@
-//! JSON to Avro bytes: what backends post, and the defaults in a schema's own text.
+//! Encodes JSON to Avro bytes: requests of backends, and the defaults in the text of a schema.
 //!
-//! Guarantees: a body that fits, or an error that names the JSON path, what was expected and what came; nothing is
-//! rounded, guessed or dropped (unknown fields are refused). Never: a default for a field that is there but wrong.
+//! Nothing is rounded, guessed or dropped: unknown fields are rejected, and a default is used only for an absent field.
+//! Errors contain the JSON path, the expected type and the value.
 
 use super::encode::{write_bytes, write_length, write_long};
 use super::{DEPTH_MAX, Step, write_path};
@@ -11,16 +11,16 @@ use base64::Engine as _;
 use serde_json::Value;
 use std::fmt;
 
-/// Why JSON does not fit a schema.
+/// Why a JSON value does not match a schema.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JsonError {
     steps: Vec<Step>,
-    /// What was expected and what came.
+    /// The expected type and the value.
     pub reason: String,
 }
 
 impl JsonError {
-    /// Where: `$.items[2].price`; `$` is the whole.
+    /// The JSON path, such as `$.items[2].price`; `$` is the root.
     pub fn path(&self) -> String {
         struct Path<'e>(&'e [Step]);
         impl fmt::Display for Path<'_> {
@@ -57,60 +57,23 @@ fn within(mut failure: Failure, step: Step) -> Failure {
     failure
 }
 
-/// Whose JSON it is.
+/// The JSON representation of Avro values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Dialect {
-    /// A client's: the JSON of a device's row (docs/reference/formats.md), in which bytes are base64 and times are texts.
+pub(super) enum Dialect {
+    /// Rows as devices receive them (docs/reference/formats.md): bytes are base64, times are strings.
     Row,
-    /// A schema's own defaults, as Avro's specification has them: bytes are code points, times are numbers.
+    /// Defaults in a schema, as specified by Avro: bytes are code points, times are numbers.
     Default,
 }
 
-impl Schema {
-    /// Appends the Avro body of a JSON value, an object where the schema is a record. Integers of 64 bits may be
-    /// numbers or strings of digits, timestamps RFC 3339 or numbers in the type's own unit, bytes are base64, a
-    /// `json` column takes any JSON; a field with a default may be left out.
-    ///
-    /// # Errors
-    /// [`JsonError`] with the path of the first misfit; `out` is then as it was.
-    pub fn encode_json(&self, value: &Value, out: &mut Vec<u8>) -> Result<(), JsonError> {
-        self.encode_json_value(self.root(), value, out)
-    }
-
-    /// As [`Schema::encode_json`], for one type of the schema.
-    ///
-    /// # Errors
-    /// [`JsonError`] with the path of the first misfit; `out` is then as it was.
-    pub fn encode_json_value(&self, ty: TypeId, value: &Value, out: &mut Vec<u8>) -> Result<(), JsonError> {
-        let from = out.len();
-        let writer = Writer {
-            schema: self,
-            dialect: Dialect::Row,
-        };
-        writer.value(ty, value, out, 0).map_err(|e| {
-            out.truncate(from);
-            *e
-        })
-    }
-
-    /// Appends the Avro bytes of a default as a schema's text has it.
-    pub(crate) fn encode_default(&self, ty: TypeId, value: &Value, out: &mut Vec<u8>) -> Result<(), JsonError> {
-        Writer {
-            schema: self,
-            dialect: Dialect::Default,
-        }
-        .value(ty, value, out, 0)
-        .map_err(|e| *e)
-    }
-}
-
-struct Writer<'s> {
-    schema: &'s Schema,
-    dialect: Dialect,
+/// Encodes JSON values by one schema.
+pub(super) struct Writer<'s> {
+    pub(super) schema: &'s Schema,
+    pub(super) dialect: Dialect,
 }
 
 impl Writer<'_> {
-    fn value(&self, id: TypeId, value: &Value, out: &mut Vec<u8>, depth: usize) -> Result<(), Failure> {
+    pub(super) fn value(&self, id: TypeId, value: &Value, out: &mut Vec<u8>, depth: usize) -> Result<(), Failure> {
         let ty = self.schema.ty(id);
         match (&ty.kind, value) {
             (Kind::Optional { null_first, inner, .. }, value) => {
@@ -132,23 +95,23 @@ impl Writer<'_> {
                 Ok(())
             }
             (Kind::Int | Kind::Long, Value::Number(_) | Value::String(_)) => {
-                let number = self.integer(id, value).ok_or_else(|| self.misfit(id, value))?;
+                let number = self.integer(id, value).ok_or_else(|| self.mismatch(id, value))?;
                 write_long(out, number);
                 Ok(())
             }
             (Kind::Float | Kind::Double, Value::Number(_) | Value::String(_)) => self.float(id, value, out),
             (Kind::String, Value::String(text)) => {
                 if ty.logical == Some(Logical::Uuid) && uuid::Uuid::try_parse(text).is_err() {
-                    return Err(self.misfit(id, value));
+                    return Err(self.mismatch(id, value));
                 }
                 write_bytes(out, text.as_bytes());
                 Ok(())
             }
-            // PostgreSQL's numeric is text to us; whole numbers keep their digits as JSON, others may not.
+            // `numeric` is stored as text. JSON integers keep their digits, but a JSON parser may round fractions.
             (Kind::String, Value::Number(n)) if ty.pg.as_deref() == Some("numeric") => {
                 if !(n.is_i64() || n.is_u64()) {
                     return Err(failure(format!(
-                        "write a numeric with a fraction as a string, such as \"{n}\""
+                        "a numeric with a fraction must be a string, such as \"{n}\""
                     )));
                 }
                 write_bytes(out, n.to_string().as_bytes());
@@ -160,13 +123,13 @@ impl Writer<'_> {
                     write_length(out, at);
                     Ok(())
                 }
-                None => Err(self.misfit(id, value)),
+                None => Err(self.mismatch(id, value)),
             },
-            _ if depth >= DEPTH_MAX => Err(failure(format!("nested deeper than {DEPTH_MAX} levels"))),
+            _ if depth >= DEPTH_MAX => Err(failure(format!("nested more than {DEPTH_MAX} levels deep"))),
             (Kind::Array(_) | Kind::Map(_) | Kind::Record(_) | Kind::Union(_), value) => {
                 self.nested(id, value, out, depth + 1)
             }
-            _ => Err(self.misfit(id, value)),
+            _ => Err(self.mismatch(id, value)),
         }
     }
 
@@ -196,8 +159,8 @@ impl Writer<'_> {
                 Ok(())
             }
             (Kind::Record(record), Value::Object(object)) => self.record(record, object, out, depth),
-            (Kind::Union(branches), value) => self.union(id, branches, value, out, depth),
-            _ => Err(self.misfit(id, value)),
+            (Kind::Union(_), value) => self.union(id, value, out, depth),
+            _ => Err(self.mismatch(id, value)),
         }
     }
 
@@ -216,10 +179,10 @@ impl Writer<'_> {
                     known += 1;
                     self.value(field.ty, value, out, depth).map_err(|e| within(e, step()))?;
                 }
-                None => match (&field.default, self.may_be_absent(field)) {
+                None => match (&field.default, self.is_optional(field)) {
                     (Some(bytes), _) => out.extend_from_slice(bytes),
                     (None, true) => self.value(field.ty, &Value::Null, out, depth)?,
-                    (None, false) => return Err(within(failure("is missing, and has no default"), step())),
+                    (None, false) => return Err(within(failure("is missing and has no default"), step())),
                 },
             }
         }
@@ -230,28 +193,28 @@ impl Writer<'_> {
             .keys()
             .find(|key| record.fields.iter().all(|field| field.column() != key.as_str()));
         let fields: Vec<&str> = record.fields.iter().map(Field::column).collect();
-        let reason = format!("is not a field of {}; it has {}", record.name.full, fields.join(", "));
+        let reason = format!(
+            "is not a field of {}; its fields are {}",
+            record.name.full,
+            fields.join(", ")
+        );
         Err(within(
             failure(reason),
             Step::Field(unknown.cloned().unwrap_or_default()),
         ))
     }
 
-    /// A client may leave a null out; the defaults in a schema's text must be whole.
-    fn may_be_absent(&self, field: &Field) -> bool {
+    /// Requests may omit nullable fields. Defaults in a schema must be complete.
+    fn is_optional(&self, field: &Field) -> bool {
         self.dialect == Dialect::Row && matches!(self.schema.ty(field.ty).kind, Kind::Optional { .. })
     }
 
-    /// Writes into the first branch that takes the value. For branches that cannot be told apart by the value, Avro's
-    /// own JSON form `{"branch": value}` is taken too.
-    fn union(
-        &self,
-        id: TypeId,
-        branches: &[TypeId],
-        value: &Value,
-        out: &mut Vec<u8>,
-        depth: usize,
-    ) -> Result<(), Failure> {
+    /// Encodes with the first branch that accepts the value. If the value alone is ambiguous, Avro's JSON encoding
+    /// `{"branch": value}` selects the branch.
+    fn union(&self, id: TypeId, value: &Value, out: &mut Vec<u8>, depth: usize) -> Result<(), Failure> {
+        let Kind::Union(branches) = &self.schema.ty(id).kind else {
+            return Err(self.mismatch(id, value));
+        };
         let from = out.len();
         let tagged = value
             .as_object()
@@ -271,13 +234,13 @@ impl Writer<'_> {
             write_length(out, at);
             match self.value(*branch, value, out, depth) {
                 Ok(()) => return Ok(()),
-                // The branch that fits furthest is the one that was meant.
+                // Report the error of the branch that matched most deeply: it is probably the intended one.
                 Err(e) if e.steps.len() > deepest.as_ref().map_or(0, |d| d.steps.len()) => deepest = Some(e),
                 Err(_) => {}
             }
             out.truncate(from);
         }
-        Err(deepest.unwrap_or_else(|| self.misfit(id, value)))
+        Err(deepest.unwrap_or_else(|| self.mismatch(id, value)))
     }
 
     fn branch_name(&self, id: TypeId) -> &str {
@@ -289,7 +252,7 @@ impl Writer<'_> {
         }
     }
 
-    /// The integer that a number or a text means for the type; `None` when it does not fit.
+    /// Converts a number or a string to the integer of the type; `None` if it does not fit.
     fn integer(&self, id: TypeId, value: &Value) -> Option<i64> {
         let ty = self.schema.ty(id);
         let wide = matches!(ty.kind, Kind::Long);
@@ -323,7 +286,7 @@ impl Writer<'_> {
             },
             _ => None,
         };
-        let number = number.ok_or_else(|| self.misfit(id, value))?;
+        let number = number.ok_or_else(|| self.mismatch(id, value))?;
         if matches!(self.schema.ty(id).kind, Kind::Double) {
             out.extend_from_slice(&number.to_le_bytes());
             return Ok(());
@@ -335,7 +298,7 @@ impl Writer<'_> {
         )]
         let narrow = number as f32;
         if narrow.is_infinite() && number.is_finite() {
-            return Err(self.misfit(id, value));
+            return Err(self.mismatch(id, value));
         }
         out.extend_from_slice(&narrow.to_le_bytes());
         Ok(())
@@ -352,7 +315,7 @@ impl Writer<'_> {
             (Dialect::Row, _) => base64::engine::general_purpose::STANDARD.decode(text).ok(),
         };
         let Some(bytes) = decoded else {
-            return Err(self.misfit(id, &Value::String(text.to_owned())));
+            return Err(self.mismatch(id, &Value::String(text.to_owned())));
         };
         match fixed_size(&ty.kind) {
             Some(size) if size != bytes.len() => Err(failure(format!(
@@ -372,7 +335,7 @@ impl Writer<'_> {
     }
 
     #[cold]
-    fn misfit(&self, id: TypeId, value: &Value) -> Failure {
+    fn mismatch(&self, id: TypeId, value: &Value) -> Failure {
         failure(format!("expected {}, got {}", self.expected(id), got(value)))
     }
 
@@ -407,7 +370,7 @@ fn canonical_digits(text: &str) -> bool {
     !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
 }
 
-/// A JSON value for a message: short, and with its kind.
+/// A short description of a JSON value for messages.
 fn got(value: &Value) -> String {
     match value {
         Value::Null => "null".to_owned(),

@@ -1,7 +1,7 @@
-//! Reading what one schema wrote as another schema wants it: by field name, compiled once per pair.
+//! Projections: decode records of a writer schema into the fields that a reader wants, in the reader's order. A projection
+//! is compiled once per pair of schemas, and schemas that do not resolve are rejected then.
 //!
-//! Guarantees: fields come in the wanted order; one that the writer has not is its default; a field that was not
-//! asked for costs only its length. Never: a guess: schemas that do not resolve are refused when the pair is compiled.
+//! A field that the writer does not have gets its default. A field that the reader does not want is skipped.
 
 use super::decode::Reader;
 use super::{Datum, Row, Step};
@@ -10,43 +10,43 @@ use crate::evolution;
 use crate::schema::{Kind, Schema, SchemaError, TypeId};
 use std::sync::Arc;
 
-/// Why one schema's data cannot be read as wanted.
+/// Why a projection cannot be compiled.
 #[derive(Debug, thiserror::Error)]
 pub enum ProjectError {
     /// Not a record.
     #[error(transparent)]
     Schema(#[from] SchemaError),
-    /// A wanted field is not there.
+    /// The writer's record lacks a requested field.
     #[error("record {record} has no field {field}")]
     NoField {
         /// The writer's record.
         record: String,
-        /// The wanted field.
+        /// The requested field.
         field: String,
     },
     /// The two schemas do not resolve.
-    #[error("data of {record} cannot be read as wanted: {reason}")]
+    #[error("records of {record} do not resolve to the reader schema: {reason}")]
     Incompatible {
         /// The writer's record.
         record: String,
-        /// What does not resolve.
+        /// The field that does not resolve, and why.
         reason: String,
     },
 }
 
-/// What happens to one field of the writer.
+/// What a projection does with a field of the writer.
 #[derive(Debug, Clone, Copy)]
 enum Take {
-    /// Passed over.
+    /// Skip it.
     Skip,
-    /// Put at this place as it is.
+    /// Put it at this index, unchanged.
     To(usize),
-    /// Put at this place as the reader's wider type.
-    Widened(usize, Wide),
+    /// Put it at this index, promoted to the reader's type.
+    Promoted(usize, Promotion),
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Wide {
+enum Promotion {
     Long,
     Float,
     Double,
@@ -60,21 +60,21 @@ pub struct Projection {
     writer: Arc<Schema>,
     reader: Option<Arc<Schema>>,
     takes: Vec<Take>,
-    /// Places that the writer does not fill, each with the reader's field.
+    /// Indices that the writer does not fill, each with the index of the reader's field.
     defaults: Vec<(usize, usize)>,
     wanted: usize,
 }
 
 impl Projection {
-    /// The named fields of the writer's record, in this order, with the writer's own types.
+    /// A projection to the named fields of the writer's record, in this order and with the writer's types.
     ///
     /// # Errors
-    /// [`ProjectError`] when a field is not there, or the schema is not a record.
+    /// [`ProjectError`] if a field does not exist or occurs twice, or if the schema is not a record.
     pub fn of_fields(writer: Arc<Schema>, names: &[&str]) -> Result<Self, ProjectError> {
         let record = writer.record()?;
         let mut takes = vec![Take::Skip; record.fields.len()];
-        let mut doubles = Vec::new();
-        for (place, name) in names.iter().enumerate() {
+        let mut duplicates = Vec::new();
+        for (index, name) in names.iter().enumerate() {
             let no_field = || ProjectError::NoField {
                 record: record.name.full.to_string(),
                 field: (*name).to_owned(),
@@ -84,12 +84,12 @@ impl Projection {
                 .and_then(|at| takes.get_mut(at))
                 .ok_or_else(no_field)?;
             match take {
-                Take::Skip => *take = Take::To(place),
-                _ => doubles.push((*name).to_owned()),
+                Take::Skip => *take = Take::To(index),
+                _ => duplicates.push((*name).to_owned()),
             }
         }
-        if let Some(name) = doubles.first() {
-            let reason = format!("field {name} is wanted twice");
+        if let Some(name) = duplicates.first() {
+            let reason = format!("field {name} is requested twice");
             return Err(ProjectError::Incompatible {
                 record: record.name.full.to_string(),
                 reason,
@@ -104,39 +104,45 @@ impl Projection {
         })
     }
 
-    /// All fields of the reader's record, in its order: by name or alias, narrower numbers widened, defaults where the
-    /// writer has no such field. Inside arrays, maps and nested records the writer's own shape is kept, so these must
-    /// be the same on both sides.
+    /// A projection to all fields of the reader's record, in its order. Fields match by name or alias, numbers are promoted,
+    /// and fields that the writer does not have get their default. Arrays, maps and nested records must have the same
+    /// structure in both schemas.
     ///
     /// # Errors
-    /// [`ProjectError`] when the two do not resolve.
+    /// [`ProjectError`] if the schemas do not resolve.
     pub fn between(writer: Arc<Schema>, reader: Arc<Schema>) -> Result<Self, ProjectError> {
         let from = writer.record()?;
         let to = reader.record()?;
-        let refused = |reason: String| ProjectError::Incompatible {
+        let incompatible = |reason: String| ProjectError::Incompatible {
             record: from.name.full.to_string(),
             reason,
         };
         let mut takes = vec![Take::Skip; from.fields.len()];
         let mut defaults = Vec::new();
-        for (place, field) in to.fields.iter().enumerate() {
+        for (index, field) in to.fields.iter().enumerate() {
             let names = std::iter::once(&field.name).chain(&field.aliases);
             let Some(at) = names.filter_map(|name| from.position(name)).next() else {
                 if field.default.is_none() {
-                    return Err(refused(format!("field {} is missing, and has no default", field.name)));
+                    return Err(incompatible(format!(
+                        "field {} is missing and has no default",
+                        field.name
+                    )));
                 }
-                defaults.push((place, place));
+                defaults.push((index, index));
                 continue;
             };
             let (Some(take), Some(written)) = (takes.get_mut(at), from.fields.get(at)) else {
                 continue;
             };
             *take = match resolve(&writer, written.ty, &reader, field.ty) {
-                Some(None) => Take::To(place),
-                Some(Some(wide)) => Take::Widened(place, wide),
+                Some(None) => Take::To(index),
+                Some(Some(promotion)) => Take::Promoted(index, promotion),
                 None => {
                     let (was, wanted) = (writer.describe(written.ty), reader.describe(field.ty));
-                    return Err(refused(format!("field {} is {was}, wanted is {wanted}", field.name)));
+                    return Err(incompatible(format!(
+                        "field {} is {was}, but the reader wants {wanted}",
+                        field.name
+                    )));
                 }
             };
         }
@@ -150,15 +156,15 @@ impl Projection {
         })
     }
 
-    /// The schema whose bodies it reads.
+    /// The schema of the bodies that it decodes.
     pub fn writer(&self) -> &Arc<Schema> {
         &self.writer
     }
 
-    /// Decodes the wanted fields of a body, in the wanted order. `row` is emptied first.
+    /// Decodes the wanted fields of a body, in the reader's order. `row` is cleared first.
     ///
     /// # Errors
-    /// [`DecodeError`] when the body does not fit the writer's schema.
+    /// [`DecodeError`] if the body does not match the writer's schema.
     pub fn decode<'a>(&'a self, body: &'a [u8], row: &mut Row<'a>) -> Result<(), DecodeError> {
         row.clear();
         row.resize(self.wanted, Datum::Null);
@@ -166,22 +172,22 @@ impl Projection {
         for (field, take) in self.writer.fields().iter().zip(&self.takes) {
             let step = || Step::Field(field.name.to_string());
             let within = |e| *super::decode::within(e, step);
-            let (place, value) = match take {
+            let (index, value) = match take {
                 Take::Skip => {
                     reader.skip(field.ty, 0).map_err(within)?;
                     continue;
                 }
-                Take::To(place) => (*place, reader.value(field.ty, 0).map_err(within)?),
-                Take::Widened(place, wide) => {
+                Take::To(index) => (*index, reader.value(field.ty, 0).map_err(within)?),
+                Take::Promoted(index, promotion) => {
                     let value = reader.value(field.ty, 0).map_err(within)?;
-                    let value = widen(value, *wide);
+                    let value = promote(value, *promotion);
                     let Some(value) = value else {
-                        return Err(within(reader.failure("bytes that were to be a string are not UTF-8")));
+                        return Err(within(reader.failure("bytes that are read as a string are not UTF-8")));
                     };
-                    (*place, value)
+                    (*index, value)
                 }
             };
-            if let Some(slot) = row.get_mut(place) {
+            if let Some(slot) = row.get_mut(index) {
                 *slot = value;
             }
         }
@@ -191,10 +197,10 @@ impl Projection {
 
     fn fill_defaults<'a>(&'a self, row: &mut Row<'a>) -> Result<(), DecodeError> {
         let Some(reader) = &self.reader else { return Ok(()) };
-        for (place, field) in &self.defaults {
+        for (index, field) in &self.defaults {
             let field = reader.fields().get(*field);
             let default = field.and_then(|field| Some((field.ty, field.default.as_deref()?)));
-            if let (Some(slot), Some((ty, bytes))) = (row.get_mut(*place), default) {
+            if let (Some(slot), Some((ty, bytes))) = (row.get_mut(*index), default) {
                 *slot = reader.decode_value(ty, bytes)?;
             }
         }
@@ -202,19 +208,19 @@ impl Projection {
     }
 }
 
-/// How a field of the writer becomes one of the reader: as it is (`Some(None)`), widened, or not at all (`None`).
-fn resolve(writer: &Schema, from: TypeId, reader: &Schema, to: TypeId) -> Option<Option<Wide>> {
+/// How a field of the writer becomes one of the reader: unchanged (`Some(None)`), promoted, or not at all (`None`).
+fn resolve(writer: &Schema, from: TypeId, reader: &Schema, to: TypeId) -> Option<Option<Promotion>> {
     let null_is_lost = writer.takes_null(from) && !reader.takes_null(to);
     let (from, to) = (writer.required(from), reader.required(to));
     if null_is_lost {
         return None;
     }
     match (&writer.ty(from).kind, &reader.ty(to).kind) {
-        (Kind::Int, Kind::Long) => Some(Some(Wide::Long)),
-        (Kind::Int | Kind::Long, Kind::Float) => Some(Some(Wide::Float)),
-        (Kind::Int | Kind::Long | Kind::Float, Kind::Double) => Some(Some(Wide::Double)),
-        (Kind::String, Kind::Bytes) => Some(Some(Wide::Bytes)),
-        (Kind::Bytes, Kind::String) => Some(Some(Wide::Str)),
+        (Kind::Int, Kind::Long) => Some(Some(Promotion::Long)),
+        (Kind::Int | Kind::Long, Kind::Float) => Some(Some(Promotion::Float)),
+        (Kind::Int | Kind::Long | Kind::Float, Kind::Double) => Some(Some(Promotion::Double)),
+        (Kind::String, Kind::Bytes) => Some(Some(Promotion::Bytes)),
+        (Kind::Bytes, Kind::String) => Some(Some(Promotion::Str)),
         (Kind::Null, _) if reader.takes_null(to) => Some(None),
         _ => evolution::same_shape(writer, from, reader, to).then_some(None),
     }
@@ -223,18 +229,18 @@ fn resolve(writer: &Schema, from: TypeId, reader: &Schema, to: TypeId) -> Option
 #[expect(
     clippy::as_conversions,
     clippy::cast_precision_loss,
-    reason = "Avro promotes long to float with this loss"
+    reason = "Avro's promotion of long to float loses precision"
 )]
-fn widen(value: Datum<'_>, wide: Wide) -> Option<Datum<'_>> {
-    Some(match (value, wide) {
-        (Datum::Int(value), Wide::Long) => Datum::Long(i64::from(value)),
-        (Datum::Int(value), Wide::Float) => Datum::Float(value as f32),
-        (Datum::Long(value), Wide::Float) => Datum::Float(value as f32),
-        (Datum::Int(value), Wide::Double) => Datum::Double(f64::from(value)),
-        (Datum::Long(value), Wide::Double) => Datum::Double(value as f64),
-        (Datum::Float(value), Wide::Double) => Datum::Double(f64::from(value)),
-        (Datum::Str(text), Wide::Bytes) => Datum::Bytes(text.as_bytes()),
-        (Datum::Bytes(bytes), Wide::Str) => Datum::Str(std::str::from_utf8(bytes).ok()?),
+fn promote(value: Datum<'_>, promotion: Promotion) -> Option<Datum<'_>> {
+    Some(match (value, promotion) {
+        (Datum::Int(value), Promotion::Long) => Datum::Long(i64::from(value)),
+        (Datum::Int(value), Promotion::Float) => Datum::Float(value as f32),
+        (Datum::Long(value), Promotion::Float) => Datum::Float(value as f32),
+        (Datum::Int(value), Promotion::Double) => Datum::Double(f64::from(value)),
+        (Datum::Long(value), Promotion::Double) => Datum::Double(value as f64),
+        (Datum::Float(value), Promotion::Double) => Datum::Double(f64::from(value)),
+        (Datum::Str(text), Promotion::Bytes) => Datum::Bytes(text.as_bytes()),
+        (Datum::Bytes(bytes), Promotion::Str) => Datum::Str(std::str::from_utf8(bytes).ok()?),
         (other, _) => other,
     })
 }

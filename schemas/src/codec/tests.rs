@@ -1,6 +1,5 @@
-//! The codec against apache-avro as oracle, on random schemas and values, and against garbage.
-//!
-//! Guarantees: a failure prints its seed. Never: a schema that is written by hand: those are in `cases`.
+//! Property tests of the codec with random schemas, values and bytes; apache-avro is the oracle. Failures print their seed.
+//! Handwritten schemas are in `cases`.
 
 use super::*;
 use crate::schema::{Kind, Schema, TypeId};
@@ -309,7 +308,7 @@ proptest! {
         crate::device_json::write(&schema, schema.root(), &value, &mut json);
         let parsed: Value = serde_json::from_slice(&json).unwrap();
         let mut body = Vec::new();
-        // A union's branches are told apart by their JSON alone, and two may have the same.
+        // Branches of a union are selected by their JSON alone, and two branches may have the same JSON.
         if schema.encode_json(&parsed, &mut body).is_ok() {
             let again = schema.decode_value(schema.root(), &body).unwrap();
             let mut second = Vec::new();

@@ -1,4 +1,4 @@
-//! Our records against their released schemas. Guarantees: a changed file fails. Never: a file that is written.
+//! Control records and their released schemas. A changed schema file fails.
 
 use super::*;
 use crate::codec::{Datum, Row};
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::Path;
 
-/// What is written must be what the released schema says, read through the general codec, and the other way round.
+/// The typed encoding and the general codec with the released schema must agree, in both directions.
 macro_rules! check {
     ($event:expr, $($field:expr),*) => {{
         let event = $event;
@@ -29,7 +29,7 @@ macro_rules! check {
         }
         body[0] = 4;
         let newer = wrong(&event, &body);
-        assert!(newer.to_string().ends_with("has format 2, this program reads up to 1; upgrade it"), "{newer}");
+        assert!(newer.to_string().ends_with("has format 2, this version reads up to 1; upgrade trunkline"), "{newer}");
     }};
 }
 
@@ -42,7 +42,7 @@ fn wrong<'a, E: Event<'a> + Debug>(_: &E, body: &'a [u8]) -> EventError {
 }
 
 #[test]
-fn every_record_is_what_its_released_schema_says() {
+fn records_match_their_released_schemas() {
     let version = crate::version::Version::default().to_bytes();
     check!(ViewRow { row: b"{}" }, Datum::Bytes(b"{}"));
     check!(
@@ -108,7 +108,7 @@ fn files() -> BTreeMap<String, BTreeMap<u32, String>> {
 }
 
 #[test]
-fn a_released_schema_never_changes() {
+fn released_schemas_do_not_change() {
     let released = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("avro/RELEASED")).unwrap();
     let released: Vec<&str> = released.lines().filter(|line| !line.starts_with('#')).collect();
     let mut now = Vec::new();
@@ -122,12 +122,12 @@ fn a_released_schema_never_changes() {
     }
     assert_eq!(
         now, released,
-        "released schemas are frozen: put a new version beside the old one, and its line here"
+        "released schemas must not change: add a new version and its line in RELEASED"
     );
 }
 
 #[test]
-fn a_new_version_reads_the_one_before_it() {
+fn new_version_reads_the_previous_one() {
     for (record, versions) in files() {
         let mut before: Option<Schema> = None;
         for (version, text) in versions {

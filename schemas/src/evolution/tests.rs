@@ -1,4 +1,4 @@
-//! Which schema may follow which. Guarantees: cases are also put to apache-avro. Never: data.
+//! Compatibility cases, compared with the verdict of apache-avro.
 
 use super::*;
 use apache_avro::schema_compatibility::{Compatibility, SchemaCompatibility};
@@ -63,7 +63,7 @@ fn a_new_field_needs_a_default_and_an_old_one_may_go() {
     check(
         &without,
         &old,
-        "at: writer has no such field, and reader has no default for it",
+        "at: the writer lacks this field and the reader has no default for it",
     );
 }
 
@@ -106,7 +106,7 @@ fn an_enum_may_lose_symbols_only_with_a_default() {
     check(
         &status(r#""symbols":["OPEN"]"#),
         &old,
-        "status: reader's enum has no symbol PAID, LOST, and no default",
+        "status: reader's enum lacks symbol PAID, LOST and has no default",
     );
 }
 
@@ -122,7 +122,7 @@ fn unions_are_read_branch_by_branch() {
     check(
         r#"["null","int"]"#,
         r#""string""#,
-        "writer's string is no branch of reader's null or int",
+        "writer's string is not a branch of reader's null or int",
     );
 }
 

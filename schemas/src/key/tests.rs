@@ -1,4 +1,4 @@
-//! Keys, written and read. Guarantees: both directions are properties. Never: a key of a topic's own meaning.
+//! Property tests of keys: writing and parsing are inverse.
 
 use super::*;
 use proptest::prelude::*;

@@ -1,10 +1,10 @@
-//! From a schema's JSON to its table of types. apache-avro has accepted the JSON before, but it drops the properties
-//! of plain types, which carry PostgreSQL's type names: so the JSON is walked here.
+//! Compiles the JSON of a schema to a table of types.
 //!
-//! Guarantees: an id that is handed out stands in the table. Never: a check that apache-avro has made, but for those
-//! without which the walk would be wrong.
+//! apache-avro has validated the JSON, but it drops the properties of primitive types, which contain PostgreSQL's type
+//! names. The JSON is therefore traversed again, with only the checks that the traversal itself needs.
 
-use super::{Enum, Field, Fixed, Kind, Logical, Name, PG_COLUMN, PG_TYPE, Record, Schema, SchemaError, Type, TypeId};
+use super::error::SchemaError;
+use super::types::{Enum, Field, Fixed, Kind, Logical, Name, PG_COLUMN, PG_TYPE, Record, Type, TypeId};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
 
@@ -40,7 +40,7 @@ impl Compiler {
             Value::String(word) => self.word(word, namespace, None),
             Value::Array(branches) => self.union(branches, namespace),
             Value::Object(object) => self.object(object, namespace),
-            _ => invalid(format!("{value} is no type")),
+            _ => invalid(format!("{value} is not a type")),
         }
     }
 
@@ -56,9 +56,9 @@ impl Compiler {
             "string" => Kind::String,
             name => {
                 let full = full_name(name, namespace);
-                // A name without a namespace may also be one of the null namespace.
+                // An unqualified name may also refer to the null namespace.
                 let found = self.names.get(&full).or_else(|| self.names.get(name)).copied();
-                return found.map_or_else(|| invalid(format!("{name:?} is no type")), Ok);
+                return found.map_or_else(|| invalid(format!("{name:?} is not a type")), Ok);
             }
         };
         let logical = object.and_then(|object| logical(&kind, object));
@@ -94,9 +94,9 @@ impl Compiler {
     fn object(&mut self, object: &Object, namespace: &str) -> Result<TypeId, SchemaError> {
         let word = match object.get("type") {
             Some(Value::String(word)) => word.as_str(),
-            // {"type": {"type": …}} means the inner type.
+            // {"type": {"type": …}} is equivalent to the inner type.
             Some(inner) => return self.any(inner, namespace),
-            None => return invalid("a type without \"type\""),
+            None => return invalid("a type has no \"type\""),
         };
         match word {
             "record" | "error" => self.record(object, namespace),
@@ -133,7 +133,7 @@ impl Compiler {
 
     fn name(&self, object: &Object, namespace: &str) -> Result<Name, SchemaError> {
         let Some(name) = object.get("name").and_then(Value::as_str) else {
-            return invalid("a named type without \"name\"");
+            return invalid("a named type has no \"name\"");
         };
         let namespace = object.get("namespace").and_then(Value::as_str).unwrap_or(namespace);
         let full = full_name(name, namespace);
@@ -163,7 +163,7 @@ impl Compiler {
     fn record(&mut self, object: &Object, namespace: &str) -> Result<TypeId, SchemaError> {
         let name = self.name(object, namespace)?;
         let namespace = namespace_of(&name.full).to_owned();
-        // The id is known before the fields are read, since they may hold the record itself.
+        // Reserve the id before compiling the fields, because they may refer to this record.
         let empty = Record {
             name,
             fields: Vec::new(),
@@ -192,13 +192,13 @@ impl Compiler {
 
     fn field(&mut self, field: &Value, namespace: &str) -> Result<Field, SchemaError> {
         let Some(object) = field.as_object() else {
-            return invalid(format!("{field} is no field"));
+            return invalid(format!("{field} is not a field"));
         };
         let (Some(name), Some(ty)) = (object.get("name").and_then(Value::as_str), object.get("type")) else {
             return invalid(format!("field {field} needs \"name\" and \"type\""));
         };
         let ty = match ty {
-            // Some producers write logicalType beside the field's "type"; Avro's own readers ignore it there.
+            // A logicalType next to the field's "type" is ignored, as Avro implementations do.
             Value::String(word) => match word.as_str() {
                 "record" | "enum" | "fixed" | "array" | "map" => self.object(object, namespace)?,
                 word => self.word(word, namespace, None)?,
@@ -236,7 +236,7 @@ fn namespace_of(full: &str) -> &str {
     full.rsplit_once('.').map_or("", |(namespace, _)| namespace)
 }
 
-/// The logical type of an object; `None` when there is none, it is not known, or it does not fit the kind.
+/// The logical type of an object; `None` if it is absent, unknown or not applicable to the kind.
 fn logical(kind: &Kind, object: &Object) -> Option<Logical> {
     let number = |property: &str| object.get(property).and_then(Value::as_u64);
     match (object.get("logicalType")?.as_str()?, kind) {
@@ -258,65 +258,75 @@ fn logical(kind: &Kind, object: &Object) -> Option<Logical> {
     }
 }
 
-/// Encodes the defaults of all fields, once every type is known.
-pub(super) fn fill_defaults(schema: &mut Schema, value: &Value) -> Result<(), SchemaError> {
-    let mut found = Vec::new();
-    collect_defaults(schema, value, "", &mut found)?;
-    for (id, field, bytes) in found {
-        schema.set_default(id, field, bytes);
-    }
-    Ok(())
+/// The default of a field, in Avro encoding.
+pub(super) struct Default {
+    pub(super) record: TypeId,
+    pub(super) field: usize,
+    pub(super) bytes: Vec<u8>,
 }
 
-type Found = Vec<(TypeId, usize, Vec<u8>)>;
+/// Encodes the default of a field, or explains why it does not fit.
+type Encode<'e> = dyn Fn(TypeId, &Value) -> Result<Vec<u8>, String> + 'e;
 
-fn collect_defaults(schema: &Schema, value: &Value, namespace: &str, found: &mut Found) -> Result<(), SchemaError> {
-    let object = match value {
-        Value::Array(branches) => {
-            return branches
-                .iter()
-                .try_for_each(|branch| collect_defaults(schema, branch, namespace, found));
+/// Encodes the defaults of all fields. They can refer to any type, so all types must be compiled.
+pub(super) fn defaults(types: &[Type], value: &Value, encode: &Encode<'_>) -> Result<Vec<Default>, SchemaError> {
+    let mut collector = DefaultCollector {
+        types,
+        encode,
+        found: Vec::new(),
+    };
+    collector.collect(value, "")?;
+    Ok(collector.found)
+}
+
+struct DefaultCollector<'c> {
+    types: &'c [Type],
+    encode: &'c Encode<'c>,
+    found: Vec<Default>,
+}
+
+impl DefaultCollector<'_> {
+    fn collect(&mut self, value: &Value, namespace: &str) -> Result<(), SchemaError> {
+        let object = match value {
+            Value::Array(branches) => {
+                return branches.iter().try_for_each(|branch| self.collect(branch, namespace));
+            }
+            Value::Object(object) => object,
+            _ => return Ok(()),
+        };
+        for inner in ["type", "items", "values"] {
+            if let Some(inner) = object.get(inner) {
+                self.collect(inner, namespace)?;
+            }
         }
-        Value::Object(object) => object,
-        _ => return Ok(()),
-    };
-    let name = object.get("name").and_then(Value::as_str);
-    let own = object.get("namespace").and_then(Value::as_str).unwrap_or(namespace);
-    let full = name.map(|name| full_name(name, own));
-    for inner in ["type", "items", "values"] {
-        if let Some(inner) = object.get(inner) {
-            collect_defaults(schema, inner, namespace, found)?;
-        }
-    }
-    let (Some(full), Some(fields)) = (full, object.get("fields").and_then(Value::as_array)) else {
-        return Ok(());
-    };
-    let Some(id) = schema
-        .types
-        .iter()
-        .position(|ty| matches!(&ty.kind, Kind::Record(r) if *r.name.full == *full))
-    else {
-        return Ok(());
-    };
-    let Some(Type {
-        kind: Kind::Record(record),
-        ..
-    }) = schema.types.get(id)
-    else {
-        return Ok(());
-    };
-    for (at, (field, declared)) in record.fields.iter().zip(fields).enumerate() {
-        collect_defaults(schema, declared, namespace_of(&full), found)?;
-        if let Some(default) = declared.get("default") {
-            let mut bytes = Vec::new();
-            schema
-                .encode_default(field.ty, default, &mut bytes)
-                .map_err(|e| SchemaError::Default {
+        let name = object.get("name").and_then(Value::as_str);
+        let namespace = object.get("namespace").and_then(Value::as_str).unwrap_or(namespace);
+        let (Some(name), Some(declared)) = (name, object.get("fields").and_then(Value::as_array)) else {
+            return Ok(());
+        };
+        let full = full_name(name, namespace);
+        let types = self.types;
+        let record = types.iter().enumerate().find_map(|(id, ty)| match &ty.kind {
+            Kind::Record(record) if *record.name.full == *full => Some((TypeId(id), record)),
+            _ => None,
+        });
+        let Some((id, record)) = record else {
+            return Ok(());
+        };
+        for (at, (field, declared)) in record.fields.iter().zip(declared).enumerate() {
+            self.collect(declared, namespace_of(&full))?;
+            if let Some(default) = declared.get("default") {
+                let bytes = (self.encode)(field.ty, default).map_err(|reason| SchemaError::Default {
                     field: format!("{full}.{}", field.name),
-                    reason: e.to_string(),
+                    reason,
                 })?;
-            found.push((TypeId(id), at, bytes));
+                self.found.push(Default {
+                    record: id,
+                    field: at,
+                    bytes,
+                });
+            }
         }
+        Ok(())
     }
-    Ok(())
 }

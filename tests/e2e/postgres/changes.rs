@@ -1,4 +1,4 @@
-//! What becomes of rows and transactions.
+//! Records of snapshots and transactions.
 
 use super::harness::{Database, Setting};
 use connectors::status::State;
@@ -6,7 +6,7 @@ use connectors::status::State;
 const ORDERS: &str = "orders(id int8, note text?)";
 
 #[test]
-fn a_snapshot_comes_first_and_then_every_transaction_as_it_commits() {
+fn snapshot_precedes_transactions_in_commit_order() {
     let database = Database::new();
     database.sql(
         "CREATE TABLE orders (id bigint PRIMARY KEY, note text); INSERT INTO orders VALUES (1, 'one'), (2, NULL);
@@ -58,7 +58,7 @@ fn a_snapshot_comes_first_and_then_every_transaction_as_it_commits() {
 }
 
 #[test]
-fn a_restart_goes_on_where_it_was() {
+fn restart_continues_at_the_stored_position() {
     let database = Database::new();
     database.sql("CREATE TABLE orders (id bigint PRIMARY KEY, note text); INSERT INTO orders VALUES (1, 'one')");
     let setting = Setting::new(&database, &[ORDERS]);
@@ -79,7 +79,7 @@ fn a_restart_goes_on_where_it_was() {
 }
 
 #[test]
-fn large_values_that_did_not_change_are_named_and_keys_that_change_leave_a_tombstone() {
+fn unchanged_toast_is_named_and_old_key_gets_tombstone() {
     let database = Database::new();
     database.sql(
         "CREATE TABLE orders (id bigint PRIMARY KEY, note text, big text, small int);
@@ -87,7 +87,7 @@ fn large_values_that_did_not_change_are_named_and_keys_that_change_leave_a_tombs
          CREATE TABLE whole (id bigint PRIMARY KEY, big text NOT NULL, small int);
          ALTER TABLE whole ALTER COLUMN big SET STORAGE EXTERNAL; ALTER TABLE whole REPLICA IDENTITY FULL",
     );
-    // The order of the declaration is not the table's, and `small` is not declared.
+    // The declaration has another column order than the table, and does not contain `small`.
     let tables = [
         "orders(big text, id int8, note text?)",
         "whole(id int8, big text, small int4?)",
@@ -131,7 +131,7 @@ fn large_values_that_did_not_change_are_named_and_keys_that_change_leave_a_tombs
 }
 
 #[test]
-fn a_truncate_is_one_record_a_table() {
+fn truncate_is_one_record_per_table() {
     let database = Database::new();
     database.sql(
         "CREATE TABLE orders (id bigint PRIMARY KEY, note text); CREATE TABLE other (id bigint PRIMARY KEY);
@@ -152,7 +152,7 @@ fn a_truncate_is_one_record_a_table() {
 }
 
 #[test]
-fn a_large_transaction_is_published_in_pieces_and_ends_once() {
+fn large_transaction_spans_commits_and_ends_once() {
     const ROWS: usize = 150_000;
     let database = Database::new();
     database.sql("CREATE TABLE orders (id bigint PRIMARY KEY, note text)");
@@ -172,7 +172,7 @@ fn a_large_transaction_is_published_in_pieces_and_ends_once() {
     assert_eq!(one.iter().filter(|r| r.tx.last).count(), 1);
     assert!(one[ROWS - 1].tx.last);
     assert_eq!(topic.rows().len(), ROWS - 1);
-    // The whole transaction is acknowledged in the end, so that the database may forget it.
+    // In the end the transaction is acknowledged completely, so that the database can discard it.
     let end = topic.records[ROWS + 1].tx.position.to_string();
     crate::support::wait_for("the slot to be acknowledged", super::harness::LIMIT, || {
         let ahead = database.slot(&format!("confirmed_flush_lsn > '{end}'"));
@@ -181,7 +181,7 @@ fn a_large_transaction_is_published_in_pieces_and_ends_once() {
 }
 
 #[test]
-fn partitions_come_as_their_table_and_other_schemas_by_their_name() {
+fn partitions_are_published_as_their_root_table() {
     let database = Database::new();
     database.sql(
         "CREATE TABLE readings (id bigint, at date, PRIMARY KEY (id, at)) PARTITION BY RANGE (at);

@@ -1,4 +1,4 @@
-//! Deaths, outages and rivals: nothing is lost, nothing comes twice, nobody has to help.
+//! Crash recovery, outages and duplicate connectors: no record is lost or repeated, and no operator is needed (C14).
 
 use super::harness::{Connector, Database, LIMIT, Setting, Topic, clock};
 use crate::support::{self, Broker, Postgres, wait_for};
@@ -14,14 +14,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Set in the child only: where its log is, the database, and the connector's name.
+/// Set in the child process only: address of its log, database, and name of the connector.
 const CHILD: &str = "TRUNKLINE_TEST_CONNECTOR_CHILD";
 const TABLES: [&str; 2] = [
     "accounts(id int4, balance int8)",
     "history(id int8, account int4, delta int8)",
 ];
 
-/// Named steps up to the end of the snapshot, and which time each is passed: a life each, one after the other.
+/// Failpoints up to the end of the snapshot, and the pass at which each one kills. One process per entry, in sequence.
 pub const SNAPSHOT_DEATHS: [&str; 7] = [
     "connector.initialized=kill",
     "connector.opened=kill",
@@ -32,7 +32,7 @@ pub const SNAPSHOT_DEATHS: [&str; 7] = [
     "connector.postgres.snapshot_end=kill",
 ];
 
-/// Named steps after them that a kill may come at.
+/// Failpoints after the snapshot at which a kill can happen.
 const STREAM_DEATHS: [&str; 9] = [
     "connector.before_send=kill@9",
     "connector.after_send=kill@9",
@@ -45,7 +45,7 @@ const STREAM_DEATHS: [&str; 9] = [
     "connector.after_send=kill@30",
 ];
 
-/// Where a connector's log is: `embedded DIR` or `kafka ADDRESS`.
+/// Address of a connector's log: `embedded DIR` or `kafka ADDRESS`.
 fn open(place: &str) -> (SharedEventLog, SharedRegistry) {
     let log = match place.split_once(' ').unwrap() {
         ("embedded", dir) => {
@@ -62,9 +62,9 @@ fn open(place: &str) -> (SharedEventLog, SharedRegistry) {
     (log, registry)
 }
 
-/// Not a test of its own: the child's body. Without the variable it has nothing to do.
+/// Body of the child process. As a test it does nothing, because the variable is not set.
 #[test]
-fn child_runs_a_connector_until_it_dies() {
+fn child_runs_a_connector_until_killed() {
     let Some(child) = service::config::env(CHILD) else {
         return;
     };
@@ -90,7 +90,7 @@ impl Killed {
         let process = Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
-                "postgres::mishaps::child_runs_a_connector_until_it_dies",
+                "postgres::mishaps::child_runs_a_connector_until_killed",
                 "--nocapture",
             ])
             .env(CHILD, child)
@@ -124,7 +124,8 @@ fn bank(database: &Database) {
     );
 }
 
-/// Moves money until it is dropped, or a number of times: every transaction changes both tables; some change many rows, some nothing at all.
+/// Transfers money until it is dropped, or a number of times. Every transaction changes both tables; some change many rows,
+/// some none.
 struct Business {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -156,7 +157,7 @@ impl Business {
 }
 
 impl Business {
-    /// Waits until it has done all.
+    /// Waits until all transfers are done.
     fn ended(mut self) {
         self.thread.take().unwrap().join().unwrap();
     }
@@ -265,7 +266,7 @@ fn survives_deaths(place: &str, log: impl Fn() -> (SharedEventLog, SharedRegistr
         Setting::on(&database, &TABLES, log, registry)
     };
     let (name, url) = (setting.name.clone(), setting.url.clone());
-    // An embedded log is one process's at a time: the child's.
+    // An embedded log can be open in one process only, which is the child.
     drop(setting);
     let business = Business::begin(&database, u64::MAX);
     for death in SNAPSHOT_DEATHS.into_iter().chain(STREAM_DEATHS) {
@@ -301,20 +302,20 @@ fn survives_deaths(place: &str, log: impl Fn() -> (SharedEventLog, SharedRegistr
 }
 
 #[test]
-fn a_kill_at_any_step_loses_and_repeats_nothing_on_the_embedded_log() {
+fn kill_at_any_step_on_embedded_log_is_exactly_once() {
     let dir = tempfile::tempdir().unwrap();
     let place = format!("embedded {}", dir.path().display());
     survives_deaths(&place, || open(&place));
 }
 
 #[test]
-fn a_kill_at_any_step_loses_and_repeats_nothing_on_kafka() {
-    let place = format!("kafka {}", support::kafka());
+fn kill_at_any_step_on_kafka_is_exactly_once() {
+    let place = format!("kafka {}", world::kafka());
     survives_deaths(&place, || open(&place));
 }
 
 #[test]
-fn a_database_that_stops_and_starts_is_waited_for() {
+fn connector_survives_a_database_restart() {
     let mut cluster = Postgres::start();
     let database = Arc::new(Database::at(&cluster.url()));
     bank(&database);
@@ -339,7 +340,7 @@ fn a_database_that_stops_and_starts_is_waited_for() {
 }
 
 #[test]
-fn a_log_that_stops_and_starts_is_waited_for() {
+fn connector_survives_a_broker_restart() {
     let mut broker = Broker::start();
     let place = format!("kafka {}", broker.bootstrap());
     let database = Arc::new(Database::new());
@@ -357,7 +358,7 @@ fn a_log_that_stops_and_starts_is_waited_for() {
     broker.restart();
     connector.wait_for(State::Running);
     drop(business);
-    // From the start, by a reader that has not seen the outage: the other one still holds an error of it.
+    // Read from the start with a new reader, because the other one may still return an error of the outage.
     let mut topic = setting.topic();
     settle(&database, &mut topic);
     never_half(&topic);
@@ -365,7 +366,7 @@ fn a_log_that_stops_and_starts_is_waited_for() {
 }
 
 #[test]
-fn the_later_of_two_rivals_takes_over_and_the_other_says_so() {
+fn newer_duplicate_fences_the_older_connector() {
     let database = Arc::new(Database::new());
     bank(&database);
     let setting = Setting::new(&database, &TABLES);
@@ -387,7 +388,7 @@ fn the_later_of_two_rivals_takes_over_and_the_other_says_so() {
 }
 
 #[test]
-fn a_paused_connector_lets_go_and_goes_on_when_it_is_resumed() {
+fn paused_connector_releases_the_slot_and_resumes() {
     let database = Arc::new(Database::new());
     bank(&database);
     let setting = Setting::new(&database, &TABLES);
@@ -408,7 +409,7 @@ fn a_paused_connector_lets_go_and_goes_on_when_it_is_resumed() {
 }
 
 #[test]
-fn the_slot_of_an_idle_database_moves_while_others_write() {
+fn slot_of_an_idle_database_advances() {
     let database = Database::new();
     database.sql("CREATE TABLE orders (id bigint PRIMARY KEY)");
     let setting = Setting {
@@ -430,7 +431,7 @@ fn the_slot_of_an_idle_database_moves_while_others_write() {
     restarts_at_once(&setting, &database, connector);
 }
 
-/// What was acknowledged is what is stored: a restart is no mismatch.
+/// The slot is not ahead of the stored position: a restart causes no mismatch.
 fn restarts_at_once(setting: &Setting, database: &Database, connector: Connector) {
     connector.stop().unwrap();
     let again = setting.start(database);
@@ -439,7 +440,7 @@ fn restarts_at_once(setting: &Setting, database: &Database, connector: Connector
 }
 
 #[test]
-fn a_change_is_on_the_log_within_milliseconds() {
+fn change_is_published_within_milliseconds() {
     let database = Database::new();
     database.sql("CREATE TABLE orders (id bigint PRIMARY KEY)");
     let setting = Setting::new(&database, &["orders(id int8)"]);
@@ -452,7 +453,7 @@ fn a_change_is_on_the_log_within_milliseconds() {
         database.sql(&format!("INSERT INTO orders VALUES ({n})"));
         topic.lines(n + 2);
     }
-    // A generous bound for a busy machine: what it must not be is a wait for an interval.
+    // Generous for a busy machine, but shorter than any polling interval.
     assert!(
         begun.elapsed() < Duration::from_secs(5),
         "{:?} for 20 changes one after the other",

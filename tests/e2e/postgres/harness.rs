@@ -1,10 +1,7 @@
-//! What the cases harness on: a database, a log, a registry, a connector on a thread, and a reader of its topic.
+//! Test fixtures: a database, a log, a registry, a connector on a thread, and a reader of its topic.
 //!
-//! Guarantees: all of it is gone when the value is dropped, the slot too. Never: a shared name.
-#![allow(
-    dead_code,
-    reason = "a toolbox, also of the load commands: not every one takes every tool"
-)]
+//! Names are unique. Everything, including the slot, is removed when the value is dropped.
+#![allow(dead_code, reason = "shared by tests and load commands, which use different parts")]
 
 use crate::support::{self, wait_for};
 use connectors::source::{Context, OnMismatch, run};
@@ -27,10 +24,10 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 
-/// The longest that a case waits for a state.
+/// Time limit of waiting for a state.
 pub const LIMIT: Duration = Duration::from_secs(60);
 
-/// A database of a test's own.
+/// A database for one test.
 pub struct Database {
     pub name: String,
     pub url: String,
@@ -67,19 +64,19 @@ impl Database {
         self.ask(&self.server, sql);
     }
 
-    /// Runs statements; gives the rows of the last ones, values as text.
+    /// Runs statements; returns their rows, with values as text.
     pub fn sql(&self, sql: &str) -> Vec<Vec<Option<String>>> {
         self.ask(&self.url, sql)
     }
 
-    /// Runs statements one by one, each in a transaction of its own.
+    /// Runs statements one by one, each in a separate transaction.
     pub fn each(&self, statements: &[&str]) {
         for statement in statements {
             self.sql(statement);
         }
     }
 
-    /// The first value that a statement gives.
+    /// The first value that a statement returns.
     pub fn value(&self, sql: &str) -> Option<String> {
         self.sql(sql)
             .into_iter()
@@ -143,7 +140,7 @@ impl Drop for Database {
             self.name
         );
         for _ in 0..100 {
-            // A slot is held for a moment after its reader has gone, and the cluster itself may be gone.
+            // The slot stays active for a moment after its reader has ended, and the cluster may have been stopped.
             let dropped = self.try_ask(&self.server, &drop_slots).and_then(|_| {
                 self.try_ask(
                     &self.server,
@@ -191,7 +188,7 @@ pub fn clock() -> event_log::embedded::Clock {
     Arc::new(move || clock.now_ms())
 }
 
-/// How to run a connector.
+/// Configuration of a connector.
 #[derive(Clone)]
 pub struct Setting {
     pub name: String,
@@ -212,7 +209,7 @@ impl Setting {
 
     /// On this log.
     pub fn on(database: &Database, tables: &[&str], log: SharedEventLog, registry: SharedRegistry) -> Self {
-        // Slots are the cluster's, so the connector's name is unique too.
+        // Slots belong to the cluster, so the name of the connector must be unique, too.
         let name = format!("c{}", database.name.trim_start_matches("db_"));
         let topic = TopicSpec {
             name: format!("change.{name}"),
@@ -291,7 +288,7 @@ impl Setting {
     }
 }
 
-/// A connector that runs.
+/// A running connector.
 pub struct Connector {
     pub handle: Handle,
     drain: Drain,
@@ -299,7 +296,7 @@ pub struct Connector {
 }
 
 impl Connector {
-    /// Waits for a state, and gives the report.
+    /// Waits for a state and returns the report.
     pub fn wait_for(&self, state: State) -> Report {
         let end = Instant::now() + LIMIT;
         loop {
@@ -309,20 +306,20 @@ impl Connector {
             }
             assert!(
                 Instant::now() < end,
-                "waited {LIMIT:?} in vain for {}, it is {report:?}",
+                "state {} not reached within {LIMIT:?}: {report:?}",
                 state.name()
             );
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 
-    /// Stops it; gives how it ended.
+    /// Stops it and returns its result.
     pub fn stop(mut self) -> connectors::Result<()> {
         self.drain.start();
         self.thread.take().unwrap().join().unwrap()
     }
 
-    /// Waits until it ends by itself.
+    /// Waits until it ends without being stopped.
     pub fn ended(mut self) -> connectors::Result<()> {
         let thread = self.thread.take().unwrap();
         wait_for("the connector to end", LIMIT, || thread.is_finished().then_some(()));
@@ -339,11 +336,11 @@ impl Drop for Connector {
     }
 }
 
-/// A record, read.
+/// A decoded record.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
     pub key: String,
-    /// The row as a device would see it, `-` for none, or what the chunk's end says.
+    /// The row as devices see it, `-` for none, or the content of a `ChunkEnd` record.
     pub row: String,
     pub tx: Tx,
     pub table: String,
@@ -355,7 +352,7 @@ pub struct Record {
 }
 
 impl Record {
-    /// Key and row, with a `.` behind the last record of a transaction.
+    /// Key and row, followed by `.` if it is the last record of a transaction.
     pub fn line(&self) -> String {
         let unchanged = if self.unchanged.is_empty() {
             String::new()
@@ -393,7 +390,7 @@ impl Topic {
         }
     }
 
-    /// Reads what is there.
+    /// Reads all available records.
     pub fn read(&mut self) {
         let mut batch = RecordBatch::default();
         while self
@@ -457,13 +454,13 @@ impl Topic {
         read.row = String::from_utf8(json).unwrap();
     }
 
-    /// Reads until there are so many records, and gives all of their lines.
+    /// Reads until there are this many records, and returns their lines.
     pub fn lines(&mut self, count: usize) -> Vec<String> {
         self.wait(&format!("{count} records"), |records| records.len() >= count);
         self.records.iter().map(Record::line).collect()
     }
 
-    /// Reads until the records are as wished.
+    /// Reads until the records satisfy the condition.
     pub fn wait(&mut self, what: &str, mut done: impl FnMut(&[Record]) -> bool) {
         wait_for(what, LIMIT, || {
             self.read();
@@ -471,8 +468,8 @@ impl Topic {
         });
     }
 
-    /// The rows that the topic says are there now, by key: incarnations, chunk ends and truncates followed. Checks that
-    /// versions rise strictly on the way.
+    /// The current rows by key, after applying source epochs, chunk ends and truncates. Checks that versions increase
+    /// strictly.
     pub fn rows(&self) -> BTreeMap<String, String> {
         let mut rows: BTreeMap<String, (String, Tx, String)> = BTreeMap::new();
         let mut last = None;

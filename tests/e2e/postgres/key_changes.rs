@@ -1,5 +1,5 @@
-//! Key changes of rows with a large column that PostgreSQL does not send again: what devices are shown is what the table
-//! holds.
+//! Key changes of rows with an unchanged TOAST value, which PostgreSQL does not send: devices must see the rows of the
+//! table.
 
 use super::harness::{Database, LIMIT, Setting};
 use crate::support::wait_for;
@@ -57,8 +57,8 @@ fn sync_views(setting: &Setting) -> StepDriver {
     StepDriver::new("sync-views", Box::new(processor)).unwrap()
 }
 
-/// What the view of each table holds after these records of the topic: `view key` and the row. A commit after every record
-/// also falls between the two records of a key change.
+/// The content of each table's view after these records of the topic: `view key` and the row. A commit after every record
+/// also separates the two records of a key change.
 fn shown(setting: &Setting, records: usize) -> BTreeMap<String, String> {
     let mut driver = sync_views(setting);
     let mut reader = setting.log.reader(Isolation::ReadCommitted).unwrap();
@@ -116,7 +116,7 @@ fn apply(driver: &mut StepDriver, rows: &mut BTreeMap<String, String>) {
     }
 }
 
-/// The same from the database.
+/// The same rows, read from the database.
 fn held(database: &Database, table: &str) -> BTreeMap<String, String> {
     let rows = database.sql(&format!("SELECT id, owner, body FROM {table}"));
     let row = |row: Vec<Option<String>>| {
@@ -147,8 +147,8 @@ fn unchanged_large_columns_follow_rows_to_their_new_keys() {
     let mut count = 14;
     for table in ["documents", "whole"] {
         let statements = [
-            // One change; two rows exchange their keys through a third; a chain, after which the first key is used again; a
-            // row goes and another takes its key; a new large value and a new key at once.
+            // One change; two rows swap their keys through a third key; a chain, after which the first key is used again; a
+            // row is deleted and another takes over its key; a new large value together with a new key.
             ("UPDATE t SET id = 10 WHERE id = 1", 2),
             (
                 "UPDATE t SET id = 0 WHERE id = 2; UPDATE t SET id = 2 WHERE id = 3; UPDATE t SET id = 3, owner = 'bob' WHERE id = 0",

@@ -1,4 +1,4 @@
-//! What the connector refuses, and what it tells people to do.
+//! Setups that the connector rejects, and the fixes that it names.
 
 use super::harness::{Database, LIMIT, Setting};
 use crate::support::wait_for;
@@ -10,7 +10,7 @@ fn report(database: &Database, tables: &[&str], state: State) -> Report {
 }
 
 #[test]
-fn a_table_that_cannot_be_published_is_told_with_the_statement() {
+fn unpublishable_table_names_the_statement() {
     let database = Database::new();
     database.sql(
         "CREATE TABLE keyless (id bigint NOT NULL, note text); CREATE TABLE orders (id bigint PRIMARY KEY, note text)",
@@ -20,7 +20,7 @@ fn a_table_that_cannot_be_published_is_told_with_the_statement() {
         found
             .cause
             .unwrap()
-            .contains("table keyless has no primary key and declares no key")
+            .contains("table keyless has no primary key and no declared key")
     );
     assert!(
         found
@@ -41,7 +41,7 @@ fn a_table_that_cannot_be_published_is_told_with_the_statement() {
     ] {
         assert!(cause.contains(part), "{cause}");
     }
-    // Nothing was made that the owner would have to clean up.
+    // Nothing was created that the owner would have to remove.
     assert_eq!(
         database.value("SELECT count(*) FROM pg_publication"),
         Some(String::from("0"))
@@ -50,7 +50,7 @@ fn a_table_that_cannot_be_published_is_told_with_the_statement() {
 }
 
 #[test]
-fn a_declared_key_takes_the_place_of_a_missing_primary_key() {
+fn declared_key_replaces_missing_primary_key() {
     let database = Database::new();
     database.sql("CREATE TABLE keyless (id bigint NOT NULL, note text); INSERT INTO keyless VALUES (1, 'a')");
     let setting = Setting::new(&database, &["keyless(id int8, note text?) key id"]);
@@ -70,7 +70,7 @@ fn a_declared_key_takes_the_place_of_a_missing_primary_key() {
 }
 
 #[test]
-fn a_user_without_rights_is_told_what_the_owner_runs() {
+fn missing_permission_names_the_owners_statement() {
     let database = Database::new();
     let user = database.name.replace("db_", "user_");
     database.sql(&format!(
@@ -107,7 +107,7 @@ fn a_user_without_rights_is_told_what_the_owner_runs() {
 }
 
 #[test]
-fn a_slot_that_may_hide_a_gap_needs_a_resync_and_a_resync_drops_what_is_gone() {
+fn possible_gap_needs_resync_which_removes_old_rows() {
     let database = Database::new();
     database.sql("CREATE TABLE orders (id bigint PRIMARY KEY); INSERT INTO orders VALUES (1), (2)");
     let setting = Setting::new(&database, &["orders(id int8)"]);
@@ -116,7 +116,7 @@ fn a_slot_that_may_hide_a_gap_needs_a_resync_and_a_resync_drops_what_is_gone() {
     topic.lines(3);
     connector.wait_for(State::Running);
     connector.stop().unwrap();
-    // Somebody drops the slot, and rows come and go meanwhile.
+    // The slot is dropped, then rows are inserted and deleted.
     wait_for("the slot to be free", LIMIT, || {
         database.slot("active").filter(|a| a == "false")
     });
@@ -141,7 +141,7 @@ fn a_slot_that_may_hide_a_gap_needs_a_resync_and_a_resync_drops_what_is_gone() {
     let rows: Vec<String> = topic.rows().into_keys().collect();
     assert_eq!(rows, [r#"["orders","2"]"#, r#"["orders","3"]"#]);
     connector.stop().unwrap();
-    // Somebody else acknowledges the slot further than what is stored.
+    // The slot is advanced beyond the stored position.
     database.sql("INSERT INTO orders VALUES (4)");
     wait_for("the slot to be free", LIMIT, || {
         database.slot("active").filter(|a| a == "false")
@@ -163,7 +163,7 @@ fn a_slot_that_may_hide_a_gap_needs_a_resync_and_a_resync_drops_what_is_gone() {
 }
 
 #[test]
-fn a_slot_of_somebody_else_is_not_taken() {
+fn foreign_slot_is_not_used() {
     let database = Database::new();
     database.sql("CREATE TABLE orders (id bigint PRIMARY KEY)");
     let setting = Setting::new(&database, &["orders(id int8)"]);
@@ -177,7 +177,7 @@ fn a_slot_of_somebody_else_is_not_taken() {
 }
 
 #[test]
-fn a_table_that_is_declared_later_needs_a_resync() {
+fn table_declared_later_needs_resync() {
     let database = Database::new();
     database.sql("CREATE TABLE orders (id bigint PRIMARY KEY, note text); CREATE TABLE more (id bigint PRIMARY KEY)");
     let setting = Setting::new(&database, &["orders(id int8)"]);

@@ -1,10 +1,10 @@
-//! Every type, by snapshot and by stream, against what the database itself says of the values.
+//! Values of every type, from snapshot and stream, compared with the values in the database.
 
 use super::harness::{Database, Setting};
 use connectors::status::State;
 use std::collections::BTreeMap;
 
-/// Column, type, values in SQL, and the SQL that gives what a device sees (`c` is the column).
+/// Column, type, values in SQL, and the SQL expression of what devices see (`c` is the column).
 const COLUMNS: &[(&str, &str, &[&str], &str)] = &[
     ("b", "bool", &["true", "false"], "c::text"),
     ("i2", "int2", &["-32768", "32767"], "c::text"),
@@ -60,7 +60,7 @@ fn insert(first_id: usize) -> (String, usize) {
 }
 
 #[test]
-fn every_value_arrives_as_the_database_has_it() {
+fn values_of_every_type_match_the_database() {
     let database = Database::new();
     let columns: Vec<String> = COLUMNS
         .iter()
@@ -75,7 +75,7 @@ fn every_value_arrives_as_the_database_has_it() {
     database.sql(&sql);
     let declared: Vec<String> = COLUMNS.iter().map(|(name, ty, ..)| format!("{name} {ty}?")).collect();
     let setting = Setting::new(&database, &[&format!("everything(id int8, {})", declared.join(", "))]);
-    // Settings of the role and the database must not change what is printed.
+    // Settings of the role and the database must not change the text of values.
     database.sql(&format!(
         "ALTER DATABASE {db} SET datestyle = 'German'; ALTER DATABASE {db} SET timezone = 'Asia/Tokyo';
          ALTER DATABASE {db} SET extra_float_digits = -5; ALTER DATABASE {db} SET bytea_output = 'escape';
@@ -89,7 +89,7 @@ fn every_value_arrives_as_the_database_has_it() {
     database.sql(&insert(101).0);
     topic.lines(2 * rows + 1);
 
-    // What the database says of each value, in a session that prints as ours do.
+    // Read each value from the database in a session with the same output settings.
     let expressions: Vec<String> = COLUMNS
         .iter()
         .map(|(name, .., expression)| {
@@ -119,7 +119,7 @@ fn every_value_arrives_as_the_database_has_it() {
             .collect();
         assert_eq!(*seen, format!("{{\"id\":\"{id}\",{}}}", fields.join(",")));
     }
-    // The stream and the snapshot give the same bytes for the same values.
+    // Stream and snapshot produce the same bytes for the same values.
     for n in 1..=rows {
         let id = |n: usize| format!("\"id\":\"{n}\"");
         let by_snapshot = rows_seen[&format!("[\"everything\",\"{n}\"]")].replacen(&id(n), "", 1);

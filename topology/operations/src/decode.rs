@@ -1,7 +1,6 @@
-//! Records as people read them: keys as JSON, values decoded by their schema, headers as text.
+//! Human-readable form of records: keys as JSON, values decoded by their schema, headers as text.
 //!
-//! Guarantees: every record has a form, also one that cannot be decoded; then the reason stands beside its bytes.
-//! Never: fails because of a record.
+//! Decoding never fails: a value that cannot be decoded is shown as text or base64, with the reason.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -15,7 +14,7 @@ use serde_json::value::RawValue;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Fetches a schema's text by its registry id; the error is for people.
+/// Fetches the text of a schema by its registry id; the error is a human-readable message.
 pub type FetchSchema = Arc<dyn Fn(u32) -> std::result::Result<String, String> + Send + Sync>;
 
 /// A record, decoded.
@@ -29,9 +28,9 @@ pub struct Decoded {
     pub offset: Offset,
     /// Timestamp in ms.
     pub timestamp_ms: Millis,
-    /// Key: JSON where it is JSON, else text or base64.
+    /// Key as JSON if it is valid JSON, else as text or base64.
     pub key: Value,
-    /// Value: the decoded record, or text, or base64; null for a tombstone.
+    /// Value: the decoded record, text or base64; null for a tombstone.
     pub value: Box<RawValue>,
     /// Headers in order; values as JSON, text or base64.
     pub headers: Vec<(String, Value)>,
@@ -41,14 +40,14 @@ pub struct Decoded {
     pub error: Option<String>,
 }
 
-/// Decodes records; keeps the schemas that it has seen.
+/// Decodes records and caches their schemas.
 pub struct Decoder {
     fetch: FetchSchema,
     known: HashMap<u32, std::result::Result<Arc<Schema>, String>>,
 }
 
 impl Decoder {
-    /// A decoder that fetches schemas this way.
+    /// Creates a decoder that fetches schemas with this function.
     pub fn new(fetch: FetchSchema) -> Self {
         Decoder {
             fetch,
@@ -107,7 +106,7 @@ impl Decoder {
             schemas::json::write_str(&mut out, field.column());
             out.push(b':');
             match datum {
-                // A control record carries a row's own JSON as bytes: people want to read it.
+                // `ViewRow` contains the row as JSON in a bytes field. Show the JSON instead of base64.
                 Datum::Bytes(bytes) if serde_json::from_slice::<&RawValue>(bytes).is_ok() => {
                     out.extend_from_slice(bytes)
                 }
@@ -119,7 +118,7 @@ impl Decoder {
     }
 }
 
-/// Bytes as JSON if they are, else as text, else as base64.
+/// Converts bytes to JSON if they are valid JSON, else to text, else to base64.
 fn readable(bytes: &[u8]) -> Value {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return Value::String(STANDARD.encode(bytes));

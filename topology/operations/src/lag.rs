@@ -1,8 +1,7 @@
-//! How far each consumer group is behind.
+//! Lag of consumer groups.
 //!
-//! Guarantees: lag counts offsets to the last stable offset, so control records and gaps are in it; a group that has
-//! read everything has lag 0, since groups here commit positions past control records or the last record's successor.
-//! Never: joins a group.
+//! Lag is measured to the last stable offset. A group that has read everything has lag 0: groups commit positions behind
+//! control records, or the offset after the last record. Measuring does not join a group.
 
 use crate::{Result, failed};
 use event_log::{EventLog, Isolation, Millis, Offset, OffsetSpec, RecordBatch, StartFrom, TopicPartition};
@@ -14,7 +13,7 @@ use std::time::Duration;
 pub struct Lag {
     /// Group.
     pub group: String,
-    /// Its state, as Kafka names it.
+    /// State of the group, named as in Kafka.
     pub state: String,
     /// Topic.
     pub topic: String,
@@ -24,18 +23,18 @@ pub struct Lag {
     pub committed: Offset,
     /// Last stable offset.
     pub stable: Offset,
-    /// Records that it has still to read; counted when few, else the difference of offsets.
+    /// Records that the group has not read yet: counted if they are few, else the difference of the offsets.
     pub lag_records: i64,
-    /// How long the oldest of them has waited, in ms; `None` when there is none.
+    /// Age of the oldest of them in ms; `None` if there is none.
     pub lag_ms: Option<Millis>,
-    /// Member that has the partition.
+    /// Member that is assigned the partition.
     pub member: Option<String>,
 }
 
-/// Beyond so many offsets the records are not counted one by one.
+/// Offset difference above which records are not counted.
 const COUNTED_MAX: i64 = 10_000;
 
-/// Measures all groups, or one.
+/// Measures one group, or all groups.
 pub fn measure(log: &dyn EventLog, group: Option<&str>, now: Millis) -> Result<Vec<Lag>> {
     let groups = log.groups().map_err(failed("list groups"))?;
     let mut lags = Vec::new();
@@ -49,7 +48,7 @@ pub fn measure(log: &dyn EventLog, group: Option<&str>, now: Millis) -> Result<V
                 .iter()
                 .find(|m| m.partitions.contains(at))
                 .map(|m| m.name.clone());
-            let (lag_records, oldest) = waiting(log, at, *committed, stable)?;
+            let (lag_records, oldest) = unread(log, at, *committed, stable)?;
             lags.push(Lag {
                 group: info.group.clone(),
                 state: info.state.clone(),
@@ -66,8 +65,8 @@ pub fn measure(log: &dyn EventLog, group: Option<&str>, now: Millis) -> Result<V
     Ok(lags)
 }
 
-/// Records between two offsets, and the first one's timestamp.
-fn waiting(log: &dyn EventLog, at: &TopicPartition, from: Offset, to: Offset) -> Result<(i64, Option<Millis>)> {
+/// The number of records between two offsets, and the timestamp of the first one.
+fn unread(log: &dyn EventLog, at: &TopicPartition, from: Offset, to: Offset) -> Result<(i64, Option<Millis>)> {
     if from >= to {
         return Ok((0, None));
     }

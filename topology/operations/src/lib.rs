@@ -1,7 +1,7 @@
-//! Engines of what operators do: look into topics, measure lag, replay. The command line and the console share them.
+//! Operator functions behind the command line and the console: inspect topics, measure lag, replay.
 //!
-//! Guarantees: nothing here prints; progress and results are values. Reading disturbs no consumer group.
-//! Never: a change to the topology.
+//! Nothing here prints: progress and results are values. Reading does not affect consumer groups, and the topology is
+//! never changed.
 
 mod decode;
 pub mod lag;
@@ -14,24 +14,24 @@ pub use decode::{Decoded, Decoder, FetchSchema};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The log failed.
+    /// A call to the log failed.
     #[error("cannot {attempted}")]
     EventLog {
-        /// What was attempted.
+        /// The attempted operation.
         attempted: String,
         /// The log's error.
         #[source]
         source: event_log::Error,
     },
     /// The topic does not exist.
-    #[error("topic `{topic}` does not exist; `trunkline topics list` shows those that do{near}")]
+    #[error("topic `{topic}` does not exist{near}; list the topics with `trunkline topics list`")]
     UnknownTopic {
-        /// The topic asked for.
+        /// The requested topic.
         topic: String,
-        /// A name that is near, with the words around it; may be empty.
+        /// A suggestion of a similar name, such as "; did you mean …?"; may be empty.
         near: String,
     },
-    /// The request cannot be done as it is asked.
+    /// The request is not valid, or was not completed.
     #[error("{0}")]
     Refused(String),
 }

@@ -1,10 +1,8 @@
-//! Replay: copies a stretch of a topic to another topic, as it was, bytes untouched.
+//! Replay: copies a range of a topic to another topic, without changing keys, values, headers or timestamps.
 //!
-//! The end is frozen when the job starts. Records keep key, value, headers and timestamp; the header `replayed` is
-//! added, so that a stateful reader knows that it sees them again at their original position.
-//! Guarantees: batches are transactions: a cancelled replay leaves whole batches; a stretch that retention no longer
-//! holds is refused, not shortened.
-//! Never: writes into the topic that it reads.
+//! The end of the range is fixed when the job starts. The header `replayed` is added, so that a stateful reader knows that
+//! it sees records again at their original position. Each batch is a transaction, so a cancelled replay leaves complete
+//! batches. A range that retention has partly removed is rejected, not shortened. Source and target must differ.
 
 use crate::topics::describe;
 use crate::{Error, Result, failed};
@@ -17,87 +15,87 @@ use serde::Serialize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A border of the stretch.
+/// An end of the range.
 #[derive(Debug, Clone, Copy)]
 pub enum Border {
-    /// The first record kept, or the end as it is now.
+    /// The earliest offset, or the current last stable offset.
     Open,
-    /// An offset, the same in each partition.
+    /// This offset, in every partition.
     Offset(Offset),
     /// A time in ms.
     Time(Millis),
 }
 
-/// What to replay.
+/// A replay request.
 #[derive(Debug, Clone)]
 pub struct Job {
     /// Topic to read.
     pub from_topic: String,
     /// Topic to write; it must exist.
     pub to_topic: String,
-    /// Only this partition.
+    /// The only partition to replay; `None` for all.
     pub partition: Option<i32>,
-    /// First record.
+    /// Start of the range, inclusive.
     pub from: Border,
-    /// First record that is not replayed.
+    /// End of the range, exclusive.
     pub to: Border,
-    /// Only records with this key, as its JSON text.
+    /// Replay only records with this key, given as JSON text.
     pub key: Option<String>,
-    /// At most so many records a second.
+    /// Rate limit in records per second.
     pub rate_per_s: Option<u32>,
-    /// Counts, and writes nothing.
+    /// Count only, without writing.
     pub dry_run: bool,
 }
 
-/// How far a replay has come.
+/// Progress of a replay.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 pub struct Progress {
-    /// Offsets passed.
+    /// Offsets processed.
     pub offsets_done: i64,
-    /// Offsets of the whole stretch.
+    /// Offsets in the whole range.
     pub offsets_total: i64,
     /// Records read.
     pub records_read: u64,
-    /// Records written, or that would be.
+    /// Records written, or matched in a dry run.
     pub records_replayed: u64,
-    /// Bytes of keys and values of those.
+    /// Size of the keys and values of these records.
     pub bytes: u64,
 }
 
-struct Stretch {
+struct PartitionRange {
     at: TopicPartition,
     from: Offset,
     to: Offset,
 }
 
-/// Runs a job; `report` is called after each batch and cancels it with `false`.
+/// Runs a replay. `report` is called after each batch and cancels the replay by returning `false`.
 pub fn run(log: &dyn EventLog, job: &Job, report: &mut dyn FnMut(&Progress) -> bool) -> Result<Progress> {
     if job.from_topic == job.to_topic {
         return Err(Error::Refused(format!(
-            "a replay of {} into itself would never end; name another topic with --to",
+            "cannot replay topic {} to itself; choose another topic with --to",
             job.from_topic
         )));
     }
     let source = describe(log, &job.from_topic)?;
     let target = describe(log, &job.to_topic)?;
-    let stretches = stretches(log, job, source.partitions)?;
+    let ranges = ranges(log, job, source.partitions)?;
     let mut progress = Progress {
-        offsets_total: stretches.iter().map(|s| s.to - s.from).sum(),
+        offsets_total: ranges.iter().map(|s| s.to - s.from).sum(),
         ..Progress::default()
     };
     let mut reader = log.reader(Isolation::ReadCommitted).map_err(failed("open a reader"))?;
-    let begin: Vec<_> = stretches
+    let begin: Vec<_> = ranges
         .iter()
         .map(|s| (s.at.clone(), StartFrom::Offset(s.from)))
         .collect();
-    reader.assign(&begin).map_err(failed("begin to read"))?;
+    reader.assign(&begin).map_err(failed("start reading"))?;
     let mut writer = Writer::open(log, job, source.partitions == target.partitions)?;
     let mut batch = RecordBatch::default();
-    while !done(reader.as_ref(), &stretches) {
+    while !done(reader.as_ref(), &ranges) {
         reader
             .poll(&mut batch, 1 << 20, Duration::from_millis(200))
             .map_err(failed("read"))?;
-        for record in batch.iter().filter(|r| within(r, &stretches)) {
+        for record in batch.iter().filter(|r| within(r, &ranges)) {
             progress.records_read += 1;
             let wanted = job
                 .key
@@ -111,33 +109,33 @@ pub fn run(log: &dyn EventLog, job: &Job, report: &mut dyn FnMut(&Progress) -> b
             }
         }
         writer.commit(progress.records_replayed)?;
-        progress.offsets_done = stretches
+        progress.offsets_done = ranges
             .iter()
             .map(|s| reader.position(&s.at).unwrap_or(s.from).clamp(s.from, s.to) - s.from)
             .sum();
         if !report(&progress) {
             return Err(Error::Refused(
-                "the replay was cancelled; what was committed before stays".into(),
+                "the replay was cancelled; batches that were committed before remain".into(),
             ));
         }
     }
     Ok(progress)
 }
 
-fn done(reader: &dyn Reader, stretches: &[Stretch]) -> bool {
-    stretches
+fn done(reader: &dyn Reader, ranges: &[PartitionRange]) -> bool {
+    ranges
         .iter()
         .all(|s| s.from >= s.to || reader.position(&s.at).is_some_and(|p| p >= s.to))
 }
 
-fn within(record: &RecordRef<'_>, stretches: &[Stretch]) -> bool {
-    stretches
+fn within(record: &RecordRef<'_>, ranges: &[PartitionRange]) -> bool {
+    ranges
         .iter()
         .any(|s| s.at == *record.partition() && (s.from..s.to).contains(&record.offset()))
 }
 
-fn stretches(log: &dyn EventLog, job: &Job, partitions: i32) -> Result<Vec<Stretch>> {
-    let mut stretches = Vec::new();
+fn ranges(log: &dyn EventLog, job: &Job, partitions: i32) -> Result<Vec<PartitionRange>> {
+    let mut ranges = Vec::new();
     for partition in (0..partitions).filter(|p| job.partition.is_none_or(|only| only == *p)) {
         let at = TopicPartition::new(job.from_topic.as_str(), partition);
         let lookup = |which| {
@@ -149,7 +147,7 @@ fn stretches(log: &dyn EventLog, job: &Job, partitions: i32) -> Result<Vec<Stret
             Border::Open => start,
             Border::Offset(offset) if offset < start => {
                 return Err(Error::Refused(format!(
-                    "offset {offset} of {at} is no longer kept, the first one is {start}; begin there with --from-offset {start}"
+                    "offset {offset} of {at} has been removed by retention, the earliest offset is {start}; use --from-offset {start}"
                 )));
             }
             Border::Offset(offset) => offset.min(end),
@@ -160,34 +158,35 @@ fn stretches(log: &dyn EventLog, job: &Job, partitions: i32) -> Result<Vec<Stret
             Border::Offset(offset) => offset.min(end),
             Border::Time(time) => lookup(OffsetSpec::Timestamp(time))?.min(end),
         };
-        stretches.push(Stretch {
+        ranges.push(PartitionRange {
             at,
             from,
             to: to.max(from),
         });
     }
-    if stretches.is_empty() {
+    if ranges.is_empty() {
         return Err(Error::Refused(format!(
-            "topic {} has {partitions} partitions",
-            job.from_topic
+            "topic {} has {partitions} partitions and no partition {}",
+            job.from_topic,
+            job.partition.unwrap_or_default()
         )));
     }
-    Ok(stretches)
+    Ok(ranges)
 }
 
 struct Writer<'a> {
-    session: Option<Box<dyn event_log::TransactionalProducer>>,
+    producer: Option<Box<dyn event_log::TransactionalProducer>>,
     topic: Arc<str>,
     same_partitions: bool,
     out: OutBatch,
     rate_per_s: Option<u32>,
-    began: Instant,
+    started: Instant,
     job: &'a Job,
 }
 
 impl<'a> Writer<'a> {
     fn open(log: &dyn EventLog, job: &'a Job, same_partitions: bool) -> Result<Self> {
-        let session = if job.dry_run {
+        let producer = if job.dry_run {
             None
         } else {
             let config = TransactionalProducerConfig {
@@ -196,30 +195,30 @@ impl<'a> Writer<'a> {
             };
             Some(
                 log.transactional_producer(config)
-                    .map_err(failed("open a session for the replay"))?,
+                    .map_err(failed("open the transactional producer of the replay"))?,
             )
         };
         let topic = job.to_topic.as_str().into();
-        let (rate_per_s, began) = (job.rate_per_s, Instant::now());
+        let (rate_per_s, started) = (job.rate_per_s, Instant::now());
         Ok(Writer {
-            session,
+            producer,
             topic,
             same_partitions,
             out: OutBatch::default(),
             rate_per_s,
-            began,
+            started,
             job,
         })
     }
 
     fn push(&mut self, record: &RecordRef<'_>) {
         let partition = self.same_partitions.then(|| record.partition().partition);
-        let again = (headers::REPLAYED, Some(headers::REPLAY.as_bytes()));
+        let replayed = (headers::REPLAYED, Some(headers::REPLAY.as_bytes()));
         let all = record
             .headers()
             .iter()
             .filter(|(n, _)| *n != headers::REPLAYED)
-            .chain([again]);
+            .chain([replayed]);
         let out = OutRecord {
             topic: &self.topic,
             partition,
@@ -230,28 +229,28 @@ impl<'a> Writer<'a> {
         self.out.push(out, all);
     }
 
-    /// Commits what was pushed, and waits as the rate asks.
+    /// Commits the pushed records, then waits to keep the rate limit.
     fn commit(&mut self, total: u64) -> Result<()> {
-        let Some(session) = self.session.as_mut().filter(|_| !self.out.is_empty()) else {
+        let Some(producer) = self.producer.as_mut().filter(|_| !self.out.is_empty()) else {
             self.out.clear();
             return Ok(());
         };
         let attempted = || format!("write to {}", self.job.to_topic);
-        session.begin().map_err(failed(attempted()))?;
-        session.send(&self.out).map_err(failed(attempted()))?;
+        producer.begin().map_err(failed(attempted()))?;
+        producer.send(&self.out).map_err(failed(attempted()))?;
         self.out.clear();
-        match session.commit(None) {
+        match producer.commit(None) {
             Outcome::Committed(_) => {}
             Outcome::Aborted { reason, .. } | Outcome::Unknown { reason } => {
                 let text = format!(
-                    "the replay stopped: a transaction did not commit ({reason}); what was committed before stays"
+                    "the replay stopped because a transaction did not commit: {reason}; batches that were committed before remain"
                 );
                 return Err(Error::Refused(text));
             }
         }
         if let Some(rate) = self.rate_per_s {
             let due = Duration::from_secs_f64(total_f64(total) / f64::from(rate.max(1)));
-            std::thread::sleep(due.saturating_sub(self.began.elapsed()));
+            std::thread::sleep(due.saturating_sub(self.started.elapsed()));
         }
         Ok(())
     }
@@ -259,7 +258,7 @@ impl<'a> Writer<'a> {
 
 #[expect(
     clippy::as_conversions,
-    reason = "a count as a float: exact below 2^53, and it only paces"
+    reason = "exact below 2^53, and used for the rate limit only"
 )]
 #[expect(clippy::cast_precision_loss, reason = "as above")]
 fn total_f64(total: u64) -> f64 {

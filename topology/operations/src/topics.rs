@@ -1,6 +1,4 @@
-//! Looking into topics: which there are, what they hold, their records one by one.
-//!
-//! Guarantees: a look moves nobody's position. Never: writes.
+//! Lists and describes topics, and reads their records without affecting any consumer group.
 
 use crate::{Decoded, Decoder, Error, Result, failed};
 use event_log::{EventLog, Isolation, Millis, Offset, OffsetSpec, RecordBatch, StartFrom, TopicInfo, TopicPartition};
@@ -8,14 +6,14 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// A topic at a glance.
+/// Summary of a topic.
 #[derive(Debug, Serialize)]
 pub struct Summary {
     /// Name.
     pub name: String,
     /// Partition count.
     pub partitions: i32,
-    /// Offsets between start and end over all partitions; control records and gaps included.
+    /// Total of end offset minus earliest offset over all partitions, including control records and gaps.
     pub offsets: i64,
     /// `cleanup.policy`.
     pub cleanup: String,
@@ -23,32 +21,32 @@ pub struct Summary {
     pub id: String,
 }
 
-/// A topic in detail.
+/// Details of a topic.
 #[derive(Debug, Serialize)]
 pub struct Detail {
-    /// At a glance.
+    /// Its summary.
     #[serde(flatten)]
     pub summary: Summary,
-    /// Settings by Kafka's names.
+    /// Kafka configuration of the topic.
     pub settings: BTreeMap<String, String>,
     /// Partitions.
     pub parts: Vec<Part>,
 }
 
-/// One partition.
+/// Offsets of a partition.
 #[derive(Debug, Serialize)]
 pub struct Part {
     /// Number.
     pub partition: i32,
-    /// First offset kept.
+    /// Earliest offset.
     pub start: Offset,
-    /// Below it no transaction is open.
+    /// Last stable offset.
     pub stable: Offset,
-    /// Offset after the last record.
+    /// Log end offset.
     pub end: Offset,
 }
 
-/// Describes a topic or says which one may have been meant.
+/// Describes a topic; the error suggests a similar name.
 pub fn describe(log: &dyn EventLog, topic: &str) -> Result<TopicInfo> {
     let found = log.describe(topic).map_err(failed(format!("describe topic {topic}")))?;
     match found {
@@ -102,41 +100,42 @@ pub fn show(log: &dyn EventLog, topic: &str) -> Result<Detail> {
     })
 }
 
-/// Where a look begins.
+/// Where reading starts.
 #[derive(Debug, Clone, Copy)]
 pub enum From {
-    /// At the first record kept.
+    /// At the earliest offset.
     Start,
     /// This many offsets before the end of each partition.
     Last(i64),
-    /// At the end: only what comes from now on.
+    /// At the end: new records only.
     End,
-    /// At an offset, in every partition looked at.
+    /// At this offset, in every partition.
     Offset(Offset),
-    /// At a time in ms.
+    /// At the first record with this timestamp (ms) or a later one.
     Time(Millis),
 }
 
-/// What to look at.
+/// A request to read records.
 #[derive(Debug, Clone)]
 pub struct Tail {
     /// Topic.
     pub topic: String,
-    /// Only this partition.
+    /// The only partition to read; `None` for all.
     pub partition: Option<i32>,
-    /// Where to begin.
+    /// Where to start.
     pub from: From,
-    /// Only records whose key has this text.
+    /// Return only records with this key.
     pub key: Option<String>,
-    /// At most so many records.
+    /// Maximum number of records.
     pub limit: Option<usize>,
-    /// Goes on at the end until `stop` says so.
+    /// Wait for new records at the end until `stop` returns true.
     pub follow: bool,
-    /// Also records of open and aborted transactions.
+    /// Also return records of open and aborted transactions.
     pub uncommitted: bool,
 }
 
-/// Reads records and hands each, decoded, to `visit`, until the end, the limit, or `stop`; `visit` ends it with false.
+/// Reads and decodes records and passes each to `visit`, until the end, the limit, or `stop` or `visit` ends it. `visit`
+/// returns `false` to end.
 pub fn tail(
     log: &dyn EventLog,
     request: &Tail,
@@ -169,11 +168,11 @@ pub fn tail(
     if assigned.is_empty() {
         let wanted = request.partition.unwrap_or_default();
         return Err(Error::Refused(format!(
-            "topic {} has {} partitions, no {wanted}",
+            "topic {} has {} partitions and no partition {wanted}",
             info.name, info.partitions
         )));
     }
-    reader.assign(&assigned).map_err(failed("begin to read"))?;
+    reader.assign(&assigned).map_err(failed("start reading"))?;
     let mut batch = RecordBatch::default();
     let mut count = 0;
     while !stop() {

@@ -1,9 +1,9 @@
-//! The memory against a registry that counts its calls. Guarantees: threads ask at the same time. Never: a real registry.
+//! Cache tests with a registry that counts its calls.
 
 use super::*;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Knows schema 1 only; counts calls, and can be out of reach.
+/// Contains schemas 1 and 2, counts calls, and can be unavailable.
 #[derive(Default)]
 struct Fake {
     calls: AtomicU32,
@@ -76,7 +76,7 @@ fn ask_from_eight_threads(catalog: &Catalog, id: u32) -> Vec<Result<Arc<Schema>>
 }
 
 #[test]
-fn a_schema_is_asked_for_once_and_kept() {
+fn schema_is_fetched_once() {
     let fake = Arc::new(Fake::default());
     let catalog = Catalog::new(fake.clone());
     let found = ask_from_eight_threads(&catalog, 1);
@@ -87,7 +87,7 @@ fn a_schema_is_asked_for_once_and_kept() {
 }
 
 #[test]
-fn a_missing_schema_is_not_asked_for_at_every_record() {
+fn missing_schema_is_cached_for_a_while() {
     let fake = Arc::new(Fake::default());
     let catalog = Catalog::new(fake.clone());
     let found = ask_from_eight_threads(&catalog, 9);
@@ -100,7 +100,7 @@ fn a_missing_schema_is_not_asked_for_at_every_record() {
 }
 
 #[test]
-fn a_registry_that_comes_back_is_asked_again() {
+fn recovered_registry_is_called_again() {
     let fake = Arc::new(Fake::default());
     fake.gone.store(true, Ordering::SeqCst);
     let catalog = Catalog::new(fake.clone());
@@ -108,7 +108,7 @@ fn a_registry_that_comes_back_is_asked_again() {
     fake.gone.store(false, Ordering::SeqCst);
     let limit = Instant::now() + Duration::from_secs(10);
     while catalog.schema(SchemaId(1)).is_err() {
-        assert!(Instant::now() < limit, "the schema was never asked for again");
+        assert!(Instant::now() < limit, "the schema was not requested again");
         std::thread::sleep(Duration::from_millis(5));
     }
     assert_eq!(
@@ -119,7 +119,7 @@ fn a_registry_that_comes_back_is_asked_again() {
 }
 
 #[test]
-fn a_registration_is_made_once() {
+fn registration_is_cached() {
     let fake = Arc::new(Fake::default());
     let catalog = Catalog::new(fake.clone());
     let schema = Arc::new(Schema::parse("\"long\"").unwrap());
@@ -135,7 +135,7 @@ fn a_registration_is_made_once() {
 }
 
 #[test]
-fn a_schema_that_is_no_avro_still_has_its_text() {
+fn schema_of_another_type_has_a_text() {
     let catalog = Catalog::new(Arc::new(Fake::default()));
     assert!(matches!(catalog.schema(SchemaId(2)), Err(Error::InvalidSchema { .. })));
     assert_eq!(&*catalog.by_id(SchemaId(2)).unwrap(), "message Protobuf {}");

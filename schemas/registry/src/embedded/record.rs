@@ -1,14 +1,12 @@
-//! Records of `_schemas`, in the form in which Confluent's registry writes them.
+//! Records of the topic `_schemas`, compatible with Confluent's registry and Karapace.
 //!
-//! Guarantees: what is written, Confluent's and Karapace's registries read; the bytes of a key are always the same, so
-//! that compaction keeps the newest. Fields and kinds of records that are not known here are passed over.
-//! Never: a schema that is looked into.
+//! Keys have one canonical form, because log compaction compares bytes. Unknown fields and record types are ignored.
 
 use crate::Level;
 use schemas::ids::SchemaId;
 use serde::{Deserialize, Serialize};
 
-/// One record.
+/// A record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Record {
     /// A version of a subject.
@@ -21,21 +19,21 @@ pub(super) enum Record {
         id: SchemaId,
         /// The schema's JSON.
         schema: String,
-        /// Hidden from its subject; its id stays.
+        /// Whether the version is deleted (soft delete). Its id stays valid.
         deleted: bool,
     },
-    /// A version of a subject that was deleted for good.
-    SchemaGone {
+    /// A permanently deleted version of a subject.
+    SchemaTombstone {
         /// Subject.
         subject: String,
         /// Version.
         version: u32,
     },
-    /// A level, of a subject or of all; none takes it away.
+    /// A compatibility level of a subject, or the global one.
     Config {
-        /// Subject; none for the registry's own.
+        /// Subject; `None` for the global level.
         subject: Option<String>,
-        /// The level.
+        /// The level; `None` removes it.
         level: Option<Level>,
     },
 }
@@ -49,7 +47,7 @@ struct AnyKey {
     version: Option<u32>,
 }
 
-// The fields stand in the order of Confluent's own keys.
+// The order of the fields is that of Confluent's keys.
 #[derive(Serialize)]
 struct SchemaKey<'a> {
     keytype: &'static str,
@@ -82,7 +80,7 @@ struct ConfigValue {
 }
 
 impl Record {
-    /// Reads a record; `None` for one that says nothing here (`NOOP`, modes, contexts).
+    /// Parses a record; `None` for types that are not supported here (`NOOP`, modes, contexts).
     pub(super) fn read(key: Option<&[u8]>, value: Option<&[u8]>) -> Result<Option<Record>, String> {
         let key: AnyKey = serde_json::from_slice(key.unwrap_or_default()).map_err(|e| format!("key: {e}"))?;
         match (key.keytype.as_str(), value) {
@@ -97,8 +95,8 @@ impl Record {
                 }))
             }
             ("SCHEMA", None) => match (key.subject, key.version) {
-                (Some(subject), Some(version)) => Ok(Some(Record::SchemaGone { subject, version })),
-                _ => Err("key: a schema needs subject and version".to_owned()),
+                (Some(subject), Some(version)) => Ok(Some(Record::SchemaTombstone { subject, version })),
+                _ => Err("key: subject or version is missing".to_owned()),
             },
             ("CONFIG", Some(value)) => {
                 let value: ConfigValue = serde_json::from_slice(value).map_err(|e| format!("value: {e}"))?;
@@ -116,7 +114,7 @@ impl Record {
         }
     }
 
-    /// Key and value. A record that is gone has no value to write: only schemas and levels are written.
+    /// Encodes key and value. Tombstones are never written here, so their value is empty.
     pub(super) fn write(&self) -> (Vec<u8>, Vec<u8>) {
         match self {
             Record::Schema {
@@ -140,7 +138,7 @@ impl Record {
                     deleted: *deleted,
                 }),
             ),
-            Record::SchemaGone { subject, version } => (
+            Record::SchemaTombstone { subject, version } => (
                 json(&SchemaKey {
                     keytype: "SCHEMA",
                     subject,
@@ -172,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn records_look_as_confluents_do_and_read_back() {
+    fn records_match_confluents_and_round_trip() {
         let schema = Record::Schema {
             subject: "s".to_owned(),
             version: 2,
@@ -206,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_passed_over_and_garbage_is_not() {
+    fn unknown_records_are_ignored_and_invalid_ones_rejected() {
         assert_eq!(Record::read(Some(br#"{"keytype":"NOOP","magic":0}"#), None), Ok(None));
         let mode = br#"{"keytype":"MODE","subject":null,"prefix":false,"magic":0}"#;
         assert_eq!(Record::read(Some(mode), Some(br#"{"mode":"READWRITE"}"#)), Ok(None));

@@ -1,6 +1,4 @@
-//! What the records of `_schemas` add up to, and what may be added to it.
-//!
-//! Guarantees: the same records give the same state. Deciding changes nothing. Never: IO.
+//! The state that results from the records of `_schemas`, and the decision which record a registration adds. No IO.
 
 use super::record::Record;
 use crate::{Error, Level, Registered, Result, Version};
@@ -14,7 +12,7 @@ use std::sync::Arc;
 #[derive(Default)]
 pub(super) struct State {
     by_id: BTreeMap<SchemaId, Arc<str>>,
-    /// Ids by the schema's JSON, its properties sorted: the same schema has one id whatever the spelling.
+    /// Ids by normalized JSON, so that equal schemas share an id.
     by_schema: HashMap<String, SchemaId>,
     subjects: BTreeMap<String, BTreeMap<u32, Entry>>,
     levels: HashMap<Option<String>, Level>,
@@ -25,11 +23,11 @@ struct Entry {
     deleted: bool,
 }
 
-/// What a write comes to.
-pub(super) enum Step {
-    /// It is there.
+/// What a registration requires.
+pub(super) enum Decision {
+    /// Nothing: the schema is registered under this id.
     Known(SchemaId),
-    /// This record, and then it is there under this id.
+    /// This record, which registers the schema under this id.
     Write(SchemaId, Record),
 }
 
@@ -44,14 +42,14 @@ impl State {
                 schema,
                 deleted,
             } => {
-                self.by_schema.entry(spelled(&schema)).or_insert(id);
+                self.by_schema.entry(normalized(&schema)).or_insert(id);
                 self.by_id.insert(id, schema.into());
                 self.subjects
                     .entry(subject)
                     .or_default()
                     .insert(version, Entry { id, deleted });
             }
-            Record::SchemaGone { subject, version } => {
+            Record::SchemaTombstone { subject, version } => {
                 if let Some(versions) = self.subjects.get_mut(&subject) {
                     versions.remove(&version);
                 }
@@ -68,12 +66,12 @@ impl State {
         }
     }
 
-    /// A schema's JSON.
+    /// The JSON of a schema.
     pub(super) fn text(&self, id: SchemaId) -> Option<Arc<str>> {
         self.by_id.get(&id).cloned()
     }
 
-    fn live(&self, subject: &str) -> impl DoubleEndedIterator<Item = (u32, SchemaId)> {
+    fn active(&self, subject: &str) -> impl DoubleEndedIterator<Item = (u32, SchemaId)> {
         let versions = self.subjects.get(subject).into_iter().flatten();
         versions
             .filter(|(_, entry)| !entry.deleted)
@@ -90,25 +88,25 @@ impl State {
         }
     }
 
-    /// The version of a subject that is this schema.
+    /// The version of a subject with this schema.
     pub(super) fn find(&self, subject: &str, schema: &str) -> Option<Registered> {
-        let wanted = *self.by_schema.get(&spelled(schema))?;
-        let (version, id) = self.live(subject).find(|(_, id)| *id == wanted)?;
+        let wanted = *self.by_schema.get(&normalized(schema))?;
+        let (version, id) = self.active(subject).find(|(_, id)| *id == wanted)?;
         Some(self.registered(subject, version, id))
     }
 
-    /// All subjects with a version.
+    /// All subjects with an active version.
     pub(super) fn subjects(&self) -> Vec<String> {
         self.subjects
             .keys()
-            .filter(|subject| self.live(subject).next().is_some())
+            .filter(|subject| self.active(subject).next().is_some())
             .cloned()
             .collect()
     }
 
     /// The versions of a subject.
     pub(super) fn versions(&self, subject: &str) -> Result<Vec<u32>> {
-        let versions: Vec<u32> = self.live(subject).map(|(version, _)| version).collect();
+        let versions: Vec<u32> = self.active(subject).map(|(version, _)| version).collect();
         if versions.is_empty() {
             return Err(Error::SubjectNotFound {
                 subject: subject.to_owned(),
@@ -121,8 +119,8 @@ impl State {
     pub(super) fn version(&self, subject: &str, version: Version) -> Result<Registered> {
         self.versions(subject)?;
         let found = match version {
-            Version::Latest => self.live(subject).next_back(),
-            Version::Number(number) => self.live(subject).find(|(version, _)| *version == number),
+            Version::Latest => self.active(subject).next_back(),
+            Version::Number(number) => self.active(subject).find(|(version, _)| *version == number),
         };
         let (number, id) = found.ok_or_else(|| Error::VersionNotFound {
             version: version.to_string(),
@@ -130,46 +128,46 @@ impl State {
         Ok(self.registered(subject, number, id))
     }
 
-    /// Where an id is registered.
+    /// The subjects and versions with this id.
     pub(super) fn uses(&self, id: SchemaId) -> Vec<(String, u32)> {
         let all = self
             .subjects
             .keys()
-            .flat_map(|subject| self.live(subject).map(move |(v, id)| (subject, v, id)));
+            .flat_map(|subject| self.active(subject).map(move |(v, id)| (subject, v, id)));
         all.filter(|(.., used)| *used == id)
             .map(|(subject, version, _)| (subject.clone(), version))
             .collect()
     }
 
-    /// A level that was set.
+    /// The level that is set for a subject, or the global level.
     pub(super) fn own_level(&self, subject: Option<&str>) -> Option<Level> {
         let own = self.levels.get(&subject.map(str::to_owned)).copied();
-        // The registry always has one.
+        // There is always a global level.
         own.or_else(|| subject.is_none().then(Level::default))
     }
 
-    /// The level that holds for a subject.
+    /// The effective level of a subject.
     pub(super) fn level_of(&self, subject: &str) -> Level {
         self.own_level(Some(subject))
             .or_else(|| self.own_level(None))
             .unwrap_or_default()
     }
 
-    /// What registering a schema comes to.
-    pub(super) fn decide(&self, subject: &str, new: &Schema) -> Result<Step> {
+    /// Decides what the registration of a schema requires. Does not change the state.
+    pub(super) fn decide(&self, subject: &str, new: &Schema) -> Result<Decision> {
         if let Some(found) = self.find(subject, new.text()) {
-            return Ok(Step::Known(found.id));
+            return Ok(Decision::Known(found.id));
         }
         let level = self.level_of(subject);
         let compared = if level.is_transitive() { usize::MAX } else { 1 };
         let mut conflicts = Vec::new();
-        for (version, id) in self.live(subject).rev().take(compared) {
+        for (version, id) in self.active(subject).rev().take(compared) {
             let old = self.by_id.get(&id).map(|text| Schema::parse(text));
-            // What was registered as another kind of schema, or by a laxer registry, cannot be compared.
+            // Schemas of another type, or from a less strict registry, cannot be compared.
             match old {
                 Some(Ok(old)) => conflicts.extend(level.conflicts(new, &old, version)),
                 Some(Err(e)) if level != Level::None => {
-                    conflicts.push(format!("version {version} is no Avro schema: {e}"))
+                    conflicts.push(format!("version {version} is not an Avro schema: {e}"))
                 }
                 _ => {}
             }
@@ -180,7 +178,7 @@ impl State {
                 conflicts,
             });
         }
-        let known = self.by_schema.get(&spelled(new.text())).copied();
+        let known = self.by_schema.get(&normalized(new.text())).copied();
         let next = self.by_id.last_key_value().map_or(1, |(id, _)| id.0.saturating_add(1));
         let id = known.unwrap_or(SchemaId(next));
         let last = self
@@ -194,12 +192,12 @@ impl State {
             schema: new.text().to_owned(),
             deleted: false,
         };
-        Ok(Step::Write(id, record))
+        Ok(Decision::Write(id, record))
     }
 }
 
-/// A schema's JSON with sorted properties and no white space.
-fn spelled(schema: &str) -> String {
+/// Normalizes the JSON of a schema: sorted properties, no white space.
+fn normalized(schema: &str) -> String {
     fn sort(value: &Value, out: &mut String) {
         match value {
             Value::Object(object) => {
@@ -228,7 +226,7 @@ fn spelled(schema: &str) -> String {
     let Ok(value) = serde_json::from_str::<Value>(schema) else {
         return schema.to_owned();
     };
-    // {"type":"long"} and "long" are one schema.
+    // {"type":"long"} and "long" are equivalent.
     let mut value = &value;
     while let Some(inner) = value
         .as_object()

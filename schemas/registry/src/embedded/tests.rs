@@ -1,4 +1,4 @@
-//! The embedded registry on a log in memory. Guarantees: several registries share one log. Never: a disk.
+//! Embedded registries that share an in-memory log.
 
 use super::*;
 use event_log::embedded::{Clock, Config, EmbeddedLog};
@@ -20,7 +20,7 @@ fn numbered(at: usize) -> String {
 }
 
 #[test]
-fn the_state_is_rebuilt_from_the_log() {
+fn state_is_rebuilt_from_the_log() {
     let log = memory_log();
     let first = Embedded::open(log.clone()).unwrap();
     let a = first.register("a", &numbered(1)).unwrap();
@@ -40,13 +40,13 @@ fn the_state_is_rebuilt_from_the_log() {
 }
 
 #[test]
-fn two_registries_on_one_log_never_give_an_id_twice() {
+fn concurrent_registries_assign_unique_ids() {
     let log = memory_log();
     let registries = [
         Embedded::open(log.clone()).unwrap(),
         Embedded::open(log.clone()).unwrap(),
     ];
-    // Each takes the session from the other again and again.
+    // Each fences the other again and again.
     let ids: Vec<(String, SchemaId)> = std::thread::scope(|scope| {
         let threads: Vec<_> = registries
             .iter()
@@ -54,7 +54,7 @@ fn two_registries_on_one_log_never_give_an_id_twice() {
             .map(|(who, registry)| {
                 scope.spawn(move || {
                     let register = |at: usize| {
-                        // Every other schema is one that both register.
+                        // Every second schema is registered by both.
                         let schema = if at.is_multiple_of(2) {
                             numbered(at)
                         } else {
@@ -75,7 +75,7 @@ fn two_registries_on_one_log_never_give_an_id_twice() {
         let before = by_id.insert(id, schema.clone());
         assert!(
             before.is_none_or(|before| before == schema),
-            "id {id} stands for two schemas"
+            "id {id} refers to two schemas"
         );
     }
     assert_eq!(by_id.len(), 30, "ten shared schemas and ten of each");
@@ -86,7 +86,7 @@ fn two_registries_on_one_log_never_give_an_id_twice() {
 }
 
 #[test]
-fn what_another_node_registered_is_found() {
+fn schemas_of_other_processes_are_found() {
     let log = memory_log();
     let (writer, reader) = (Embedded::open(log.clone()).unwrap(), Embedded::open(log).unwrap());
     let id = writer.register("a", "\"long\"").unwrap();
@@ -96,7 +96,7 @@ fn what_another_node_registered_is_found() {
 }
 
 #[test]
-fn the_same_schema_has_one_id_whatever_its_spelling() {
+fn equal_schemas_share_an_id() {
     let registry = Embedded::open(memory_log()).unwrap();
     let id = registry
         .register("a", r#"{"type":"record","name":"R","fields":[]}"#)
@@ -110,12 +110,12 @@ fn the_same_schema_has_one_id_whatever_its_spelling() {
     assert_ne!(
         registry.register("a", with_doc),
         Ok(id),
-        "documentation is part of a schema"
+        "documentation is part of the schema"
     );
 }
 
 #[test]
-fn records_of_another_registry_are_read_and_garbage_is_passed_over() {
+fn foreign_records_are_read_and_invalid_ones_skipped() {
     let log = memory_log();
     drop(Embedded::open(log.clone()).unwrap());
     let topic: Arc<str> = TOPIC.into();
@@ -151,19 +151,19 @@ fn records_of_another_registry_are_read_and_garbage_is_passed_over() {
     assert_eq!(
         &*registry.by_id(SchemaId(40)).unwrap(),
         "\"int\"",
-        "a deleted version's id stays"
+        "the id of a deleted version remains"
     );
     assert_eq!(registry.set_level(Some("a"), Level::None), Ok(()));
     assert_eq!(
         registry.register("a", "\"bytes\""),
         Ok(SchemaId(43)),
-        "ids go on after the greatest"
+        "new ids follow the highest one"
     );
     assert_eq!(registry.versions("a"), Ok(vec![2, 3]));
 }
 
 #[test]
-fn a_topic_with_two_partitions_is_refused() {
+fn topic_with_two_partitions_is_rejected() {
     let log = memory_log();
     let config = TopicConfig::new(Cleanup::Compact);
     log.create_topics(&[TopicSpec {
@@ -174,11 +174,14 @@ fn a_topic_with_two_partitions_is_refused() {
     }])
     .unwrap();
     let error = Embedded::open(log).err().unwrap().to_string();
-    assert!(error.contains("it has 2 partitions and must have one"), "{error}");
+    assert!(
+        error.contains("the topic has 2 partitions but must have exactly one"),
+        "{error}"
+    );
 }
 
 #[test]
-fn transitive_levels_look_at_all_versions() {
+fn transitive_levels_compare_all_versions() {
     let registry = Embedded::open(memory_log()).unwrap();
     registry.set_level(Some("a"), Level::None).unwrap();
     registry
@@ -192,7 +195,7 @@ fn transitive_levels_look_at_all_versions() {
     assert!(
         error
             .to_string()
-            .contains("version 1: x: writer's string is no branch of reader's null or int"),
+            .contains("version 1: x: writer's string is not a branch of reader's null or int"),
         "{error}"
     );
     registry.set_level(Some("a"), Level::Backward).unwrap();

@@ -1,8 +1,7 @@
-//! One attempt at a call, and what its failure means.
-//!
-//! Guarantees: every status and code becomes one error of the crate. Never: a repetition; a password in an error.
+//! A single attempt at a call, and the mapping of its failure to an [`Error`].
 
-use super::{Auth, CONTENT_TYPE};
+use super::config::Auth;
+use crate::rest::CONTENT_TYPE;
 use crate::{Error, Result};
 use reqwest::Method;
 use schema_registry_converter::async_impl::schema_registry::SrSettings;
@@ -11,7 +10,7 @@ use schema_registry_converter::schema_registry_common::RawError;
 use schemas::ids::SchemaId;
 use serde_json::Value;
 
-/// What every attempt needs.
+/// State shared by all attempts.
 pub(super) struct Shared {
     pub(super) url: String,
     pub(super) auth: Auth,
@@ -20,7 +19,7 @@ pub(super) struct Shared {
     pub(super) settings: SrSettings,
 }
 
-/// What a call is about, for its errors.
+/// Describes a call in its errors.
 pub(super) struct About<'a> {
     pub(super) attempted: &'static str,
     pub(super) subject: &'a str,
@@ -51,22 +50,22 @@ impl<'a> About<'a> {
 /// Why one attempt failed.
 #[derive(Debug)]
 pub(super) struct Failure {
-    /// HTTP status; 0 when there was no answer.
+    /// HTTP status; 0 if there was no response.
     status: u32,
-    /// Confluent's code; 0 when the answer had none.
+    /// Confluent's error code; 0 if the response had none.
     code: u32,
     message: String,
 }
 
 impl Failure {
-    pub(super) fn is_passing(&self) -> bool {
+    pub(super) fn is_temporary(&self) -> bool {
         matches!(self.status, 0 | 429 | 500..600)
     }
 
     pub(super) fn of(error: &SRCError) -> Self {
         let source = std::error::Error::source(error);
         let Some(raw) = source.and_then(|source| source.downcast_ref::<RawError>()) else {
-            // An answer that could be read, but not understood, stays what it is.
+            // A response that was received but could not be parsed is not retried.
             let status = if error.retriable || !error.error.contains("parse") {
                 0
             } else {
@@ -78,7 +77,7 @@ impl Failure {
                 message: chain(error),
             };
         };
-        // The converter keeps the status only in its text: "… failed with status 404 Not Found".
+        // The converter reports the status only as text: "… failed with status 404 Not Found".
         let status = error
             .error
             .split_whitespace()
@@ -92,7 +91,7 @@ impl Failure {
     }
 }
 
-/// An error with its causes: the outermost alone often says only that a request failed.
+/// An error with its causes. The outermost error often states only that a request failed.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -123,14 +122,14 @@ impl Shared {
                 .header(reqwest::header::CONTENT_TYPE, CONTENT_TYPE)
                 .body(body.to_string());
         }
-        let unanswered = |e: reqwest::Error| Failure {
+        let no_response = |e: reqwest::Error| Failure {
             status: 0,
             code: 0,
             message: chain(&e.without_url()),
         };
-        let response = request.send().await.map_err(unanswered)?;
+        let response = request.send().await.map_err(no_response)?;
         let status = response.status();
-        let bytes = response.bytes().await.map_err(unanswered)?;
+        let bytes = response.bytes().await.map_err(no_response)?;
         let status_number = u32::from(status.as_u16());
         let failed = |code, message| Failure {
             status: status_number,
@@ -138,7 +137,7 @@ impl Shared {
             message,
         };
         if status.is_success() {
-            return serde_json::from_slice(&bytes).map_err(|e| failed(0, format!("the answer is no JSON: {e}")));
+            return serde_json::from_slice(&bytes).map_err(|e| failed(0, format!("the response is not JSON: {e}")));
         }
         match serde_json::from_slice::<RawError>(&bytes) {
             Ok(raw) => Err(failed(raw.error_code, raw.message)),
@@ -178,9 +177,9 @@ impl Shared {
                 attempted: about.attempted.to_owned(),
             },
             (0 | 429 | 500..600, _) => self.unavailable(about, &message),
-            // Proxies and other registries answer 404 without a code.
+            // Proxies and other registries answer 404 without an error code.
             (404, _) if about.id.is_some() => Error::SchemaNotFound { id: about.id },
-            _ => Error::Refused {
+            _ => Error::Rejected {
                 registry: self.url.clone(),
                 attempted: about.attempted.to_owned(),
                 code: if code == 0 { status } else { code },

@@ -1,4 +1,4 @@
-//! The client against servers on loopback. Guarantees: every answer is real HTTP. Never: a port that is fixed.
+//! Client tests with HTTP servers on loopback.
 
 use super::*;
 use crate::embedded::{Embedded, tests::memory_log};
@@ -13,7 +13,7 @@ fn config(address: std::net::SocketAddr) -> Config {
 }
 
 #[test]
-fn an_embedded_registry_behind_its_rest_api_answers_as_itself() {
+fn remote_and_embedded_registry_agree() {
     let embedded = Arc::new(Embedded::open(memory_log()).unwrap());
     let served = serve(Router::new().nest("/apis/ccompat/v7", router(embedded.clone())));
     let remote = Remote::new(Config::new(&format!("http://{}/apis/ccompat/v7/", served.address))).unwrap();
@@ -56,7 +56,7 @@ fn an_embedded_registry_behind_its_rest_api_answers_as_itself() {
 }
 
 #[test]
-fn a_call_is_repeated_while_the_registry_is_busy_and_no_longer_than_that() {
+fn busy_registry_is_retried_a_limited_number_of_times() {
     let calls = Arc::new(AtomicU32::new(0));
     let counted = calls.clone();
     let busy_twice = move || {
@@ -86,7 +86,7 @@ fn a_call_is_repeated_while_the_registry_is_busy_and_no_longer_than_that() {
 }
 
 #[test]
-fn a_refusal_is_not_repeated() {
+fn rejection_is_not_retried() {
     let calls = Arc::new(AtomicU32::new(0));
     let counted = calls.clone();
     let refuse = move || {
@@ -143,8 +143,8 @@ fn credentials_are_sent_with_every_kind_of_call() {
 }
 
 #[test]
-fn a_registry_that_is_not_there_is_named() {
-    // A listener that was closed again: nobody answers on its port.
+fn unreachable_registry_is_named() {
+    // The listener is closed again, so its port refuses connections.
     let address = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -163,21 +163,21 @@ fn a_registry_that_is_not_there_is_named() {
 }
 
 #[test]
-fn an_answer_of_something_else_is_an_error_with_its_words() {
+fn unexpected_response_is_quoted() {
     let served = serve(Router::new().fallback(|| async { "<html>welcome</html>" }));
     let remote = Remote::new(config(served.address)).unwrap();
     for error in [remote.by_id(SchemaId(1)).unwrap_err(), remote.subjects().unwrap_err()] {
-        assert!(matches!(error, Error::Refused { .. }), "{error}");
+        assert!(matches!(error, Error::Rejected { .. }), "{error}");
     }
     let other = serve(Router::new().fallback(|| async { "{\"hello\":1}" }));
     let remote = Remote::new(config(other.address)).unwrap();
     let error = remote.subjects().unwrap_err().to_string();
-    assert!(error.contains("not what Confluent's API gives"), "{error}");
+    assert!(error.contains("unexpected response"), "{error}");
     assert!(remote.register("a", "\"int\"").is_err());
 }
 
 #[test]
-fn it_may_be_called_and_dropped_wherever_blocking_is_allowed() {
+fn works_wherever_blocking_is_allowed() {
     let served = serve(router(Arc::new(Embedded::open(memory_log()).unwrap())));
     let remote = Arc::new(Remote::new(config(served.address)).unwrap());
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -193,11 +193,11 @@ fn it_may_be_called_and_dropped_wherever_blocking_is_allowed() {
 }
 
 #[test]
-fn urls_that_cannot_work_are_refused_at_once() {
+fn invalid_urls_are_rejected() {
     for (url, part) in [
-        ("registry:8081", "must begin with http"),
-        ("", "no URL"),
-        ("http://user:secret@host", "holds credentials"),
+        ("registry:8081", "must start with http"),
+        ("", "not a valid URL"),
+        ("http://user:secret@host", "contains credentials"),
     ] {
         let error = Remote::new(Config::new(url)).err().unwrap().to_string();
         assert!(error.contains(part) && !error.contains("secret"), "{error}");

@@ -1,4 +1,4 @@
-//! The API as it stands on the wire. Guarantees: bodies are compared whole. Never: our own client.
+//! Tests of the HTTP API over raw TCP connections, without the crate's client.
 
 use super::*;
 use crate::embedded::{Embedded, tests::memory_log};
@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 
-/// The API on a port of its own, until it is dropped.
+/// Serves the API on a free port until it is dropped.
 pub(crate) struct Served {
     pub(crate) address: std::net::SocketAddr,
     runtime: Option<tokio::runtime::Runtime>,
@@ -37,8 +37,8 @@ fn embedded() -> Served {
     serve(router(Arc::new(Embedded::open(memory_log()).unwrap())))
 }
 
-/// Status, content type and body of an answer, as they stand on the wire.
-fn ask(at: &Served, method: &str, path: &str, body: &str) -> (u16, String, Value) {
+/// Sends a request; returns status, content type and body of the response.
+fn send(at: &Served, method: &str, path: &str, body: &str) -> (u16, String, Value) {
     let mut stream = TcpStream::connect(at.address).unwrap();
     let length = body.len();
     write!(
@@ -58,14 +58,14 @@ fn ask(at: &Served, method: &str, path: &str, body: &str) -> (u16, String, Value
     (status, kind, serde_json::from_str(body).unwrap_or(Value::Null))
 }
 
-fn check(at: &Served, method: &str, path: &str, body: &Value, status: u16, expected: &Value) {
+fn check_ok(at: &Served, method: &str, path: &str, body: &Value, expected: &Value) {
     let body = if body.is_null() {
         String::new()
     } else {
         body.to_string()
     };
-    let (found, kind, answer) = ask(at, method, path, &body);
-    assert_eq!((found, &answer), (status, expected), "{method} {path} {body}");
+    let (status, kind, answer) = send(at, method, path, &body);
+    assert_eq!((status, &answer), (200, expected), "{method} {path} {body}");
     assert_eq!(kind, CONTENT_TYPE, "{method} {path}");
 }
 
@@ -74,13 +74,13 @@ fn schema(fields: &str) -> Value {
 }
 
 #[test]
-fn the_paths_answer_as_confluents_do() {
+fn responses_match_confluents() {
     let at = embedded();
     let none = Value::Null;
     let old = schema(r#"{"name":"a","type":"int"}"#);
     let text = old["schema"].as_str().unwrap();
     let as_registered = json!({"subject": "s/1", "version": 1, "id": 1, "schema": text});
-    let ok = |method: &str, path: &str, body: &Value, expected: Value| check(&at, method, path, body, 200, &expected);
+    let ok = |method: &str, path: &str, body: &Value, expected: Value| check_ok(&at, method, path, body, &expected);
     ok("GET", "/", &none, json!({}));
     ok("GET", "/subjects", &none, json!([]));
     ok("GET", "/schemas/types", &none, json!(["AVRO"]));
@@ -115,11 +115,11 @@ fn the_paths_answer_as_confluents_do() {
 }
 
 #[test]
-fn levels_are_set_and_tested_as_confluents_are() {
+fn levels_match_confluents() {
     let at = embedded();
     let none = Value::Null;
     let old = schema(r#"{"name":"a","type":"int"}"#);
-    let ok = |method: &str, path: &str, body: &Value, expected: Value| check(&at, method, path, body, 200, &expected);
+    let ok = |method: &str, path: &str, body: &Value, expected: Value| check_ok(&at, method, path, body, &expected);
     ok("POST", "/subjects/s%2F1/versions", &old, json!({"id": 1}));
     ok("GET", "/config", &none, json!({"compatibilityLevel": "BACKWARD"}));
     ok(
@@ -144,7 +144,8 @@ fn levels_are_set_and_tested_as_confluents_are() {
     let new = schema(r#"{"name":"a","type":"int"},{"name":"b","type":"int"}"#);
     let path = "/compatibility/subjects/s%2F1/versions/latest";
     ok("POST", path, &new, json!({"is_compatible": false}));
-    let message = "new schema cannot read version 1: b: writer has no such field, and reader has no default for it";
+    let message =
+        "new schema cannot read version 1: b: the writer lacks this field and the reader has no default for it";
     ok(
         "POST",
         &format!("{path}?verbose=true"),
@@ -160,15 +161,14 @@ fn levels_are_set_and_tested_as_confluents_are() {
 }
 
 #[test]
-fn errors_have_confluents_codes() {
+fn error_codes_match_confluents() {
     let at = embedded();
     let none = Value::Null;
-    check(
+    check_ok(
         &at,
         "POST",
         "/subjects/s/versions",
         &schema(r#"{"name":"a","type":"int"}"#),
-        200,
         &json!({"id": 1}),
     );
     let bad = |method: &str, path: &str, body: &Value, code: u32| {
@@ -177,7 +177,7 @@ fn errors_have_confluents_codes() {
         } else {
             body.to_string()
         };
-        let (status, kind, answer) = ask(&at, method, path, &text);
+        let (status, kind, answer) = send(&at, method, path, &text);
         let expected = if code > 1000 { code / 100 } else { code };
         assert_eq!(
             (u32::from(status), answer["error_code"].as_u64()),
