@@ -247,9 +247,9 @@ fn check(dir: &Path, acknowledged: &BTreeMap<(String, usize), i64>) -> Vec<i64> 
     for writer in 0..WRITERS {
         let mut numbers: Vec<i64> = read.iter().filter_map(|(_, text)| numbered(text, writer)).collect();
         numbers.dedup();
-        let acknowledged = number(writer, "plain");
+        let last_acknowledged = number(writer, "plain");
         // If the process was killed between a transaction and its append, that number has no append.
-        let missing: Vec<i64> = (1..=acknowledged).filter(|n| !numbers.contains(n)).collect();
+        let missing: Vec<i64> = (1..=last_acknowledged).filter(|n| !numbers.contains(n)).collect();
         let excused = acknowledged
             .iter()
             .filter(|((kind, w), _)| kind.starts_with("cut") && *w == writer);
