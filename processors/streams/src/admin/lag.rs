@@ -72,19 +72,13 @@ impl Sampler {
             if let Some(seen) = self.ends.get(at) {
                 let lag = behind(position, seen);
                 caught_up = if lag == 0 { Some(seen.read) } else { seen.caught_up };
-                shared.metrics.lag(
-                    at,
-                    lag,
-                    waiting_time(
-                        &Lag {
-                            offsets: lag,
-                            caught_up,
-                            stream_time: position.stream_time,
-                        },
-                        now,
-                        shared.clock.now(),
-                    ),
-                );
+                let measured = Lag {
+                    offsets: lag,
+                    caught_up,
+                    stream_time: position.stream_time,
+                };
+                let waits = waiting_time(&measured, now, shared.clock.now());
+                shared.metrics.lag(at, lag, waits);
             }
             match shared.log.offset(at, OffsetSpec::LastStable) {
                 Ok(end) => {

@@ -21,7 +21,7 @@ pub const STORE_FORMAT: u8 = 1;
 
 const FORMAT_KEY: &[u8] = b"format";
 const CHECKPOINT_KEY: &[u8] = b"checkpoint";
-/// Key of the newest commit record in [`META`].
+/// Key of the newest commit record in [`META`]. Part of the stored format, so it keeps its former name.
 pub const COMMIT_RECORD_ROW: &[u8] = b"marker";
 
 /// States which part of its changelog a store contains.

@@ -6,7 +6,7 @@ use crate::api::error::FormatError;
 use event_log::{Millis, Offset, TopicPartition};
 use serde::{Deserialize, Serialize};
 
-/// Key of the commit record in the changelog.
+/// Key of the commit record in the changelog. Part of the stored format, so it keeps its former name.
 pub const COMMIT_RECORD_KEY: &[u8] = b"[\"~marker\"]";
 
 /// Format version of changelog values: the one that this program writes, and the newest that it reads.

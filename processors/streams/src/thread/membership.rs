@@ -84,8 +84,8 @@ impl Membership {
 
     /// Topics that no member of the group reads.
     pub(super) fn unassigned_topics(&self) -> Vec<Arc<str>> {
-        let unassigned = |consumer: &Box<dyn GroupConsumer>| consumer.unassigned();
-        self.consumer.as_ref().map_or_else(Vec::new, unassigned)
+        let consumer = self.consumer.as_ref();
+        consumer.map_or_else(Vec::new, |consumer| consumer.unassigned())
     }
 
     /// Why it is fenced.

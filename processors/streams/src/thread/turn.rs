@@ -92,7 +92,8 @@ impl StreamThread {
             return Ok(max_wait.min(self.membership.not_before() - now));
         }
         let ready = !self.membership.is_fenced() && self.transaction.ensure_ready()?;
-        if !self.membership.has_joined() && !(ready && self.membership.join()?) {
+        let joined = self.membership.has_joined() || (ready && self.membership.join()?);
+        if !joined {
             let until = self.membership.not_before().max(self.transaction.producer.not_before());
             return Ok(max_wait.min(until.saturating_sub(now)));
         }
