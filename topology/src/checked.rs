@@ -3,9 +3,11 @@
 //! A [`Topology`] is only created if the check found no error, so its indexes are valid.
 
 mod claims;
+mod input;
 mod processors;
 
-pub use claims::{BUCKETS_MAX, ClaimError};
+pub use claims::{BUCKETS_MAX, ClaimError, Membership};
+pub use input::{Column, Input};
 pub use processors::{Aggregate, AggregateField, Feed, Function, Join, OutputKind, Processor, Side, Window, Work};
 
 use crate::expr::Program;
@@ -116,17 +118,6 @@ impl Event {
     }
 }
 
-/// A column of a table, or a field of an event.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Column {
-    /// Its name.
-    pub name: String,
-    /// Declared type: a PostgreSQL type (`int8`, `numeric`), or the Avro type of an event field.
-    pub declared: String,
-    /// Whether the column is nullable.
-    pub nullable: bool,
-}
-
 /// A declared bucket.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Bucket {
@@ -161,22 +152,6 @@ impl Bucket {
         }
         Some(scope)
     }
-}
-
-/// The input of a view.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Input {
-    /// A table.
-    Table {
-        /// Index into [`Topology::sources`].
-        source: usize,
-        /// Index into [`Source::tables`].
-        table: usize,
-    },
-    /// An event: index into [`Topology::events`]. The view contains the newest event of each key.
-    Event(usize),
-    /// The output of a declarative processor: index into [`Topology::processors`].
-    Processor(usize),
 }
 
 /// A view.
@@ -281,17 +256,6 @@ fn write_segments<'p>(
         }
     }
     Ok(true)
-}
-
-/// A membership: token claims that grant access to buckets.
-#[derive(Debug, Clone)]
-pub struct Membership {
-    /// Bucket: index into [`Topology::buckets`].
-    pub bucket: usize,
-    /// Template of the bucket name; parameters are claims.
-    pub template: Template,
-    /// Only tokens of this issuer. `None`: of any issuer.
-    pub issuer: Option<String>,
 }
 
 /// A node: one process.

@@ -7,16 +7,13 @@ mod processor;
 mod reader;
 
 pub use processor::{Processor, Window};
-pub use reader::At;
 pub(crate) use reader::inside;
+pub use reader::{At, Entries};
 
 use crate::problem::{Problem, Problems};
 use reader::Table as Reader;
 use std::ops::Range;
 use toml::de::DeTable;
-
-/// Names and strings, in the order of the file.
-pub type Entries = Vec<(At<String>, At<String>)>;
 
 /// The declarations of a `topology.toml`.
 #[derive(Debug, Clone, Default)]

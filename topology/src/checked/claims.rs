@@ -3,13 +3,23 @@
 //! A claim that is missing, null, an object or not an integer grants nothing. A list grants one bucket per element. The
 //! number and length of buckets are limited, because claims are input.
 
-use super::Membership;
-use crate::template::{self, BUCKET_BYTES_MAX, Part};
+use crate::template::{self, BUCKET_BYTES_MAX, Part, Template};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 
 /// Maximum number of buckets to which one token grants access.
 pub const BUCKETS_MAX: usize = 1000;
+
+/// A membership: token claims that grant access to buckets.
+#[derive(Debug, Clone)]
+pub struct Membership {
+    /// Bucket: index into [`Topology::buckets`].
+    pub bucket: usize,
+    /// Template of the bucket name; parameters are claims.
+    pub template: Template,
+    /// Only tokens of this issuer. `None`: of any issuer.
+    pub issuer: Option<String>,
+}
 
 /// The claims of a token exceed a limit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -113,7 +123,6 @@ fn scalar(value: &Value) -> Option<Cow<'_, str>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::template::Template;
     use serde_json::json;
 
     fn open_with(template: &str, claims: Value) -> Result<Vec<String>, ClaimError> {

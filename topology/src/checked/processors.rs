@@ -3,7 +3,7 @@
 //! Expressions are compiled over rows of the used columns only, in the order of [`Feed::columns`], so that other columns
 //! need not be decoded.
 
-use super::{Column, Input};
+use super::input::{Column, Input};
 use crate::expr::{Program, Scalar};
 use schemas::schema::Schema;
 use std::sync::Arc;

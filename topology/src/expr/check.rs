@@ -1,15 +1,16 @@
-//! The type checker: from the parsed tree to the compiled one.
+//! The type checker: converts the syntax tree to the compiled tree.
 //!
-//! Guarantees: every error has its place and the fix; a part that is wrong is reported once, not again by what
-//! surrounds it; a tree that comes out cannot meet a null or a type that it does not expect.
-//! Never: looks at a row.
+//! An error is reported once: an expression with a faulty part is not reported again. A compiled tree never meets a null
+//! or a type that it does not expect.
 
 mod calls;
 mod facts;
 
+use super::error::ExprError;
 use super::eval::Node;
 use super::parse::{Ast, Kind};
-use super::{ExprError, Field, RowType, Type, Value};
+use super::types::{Field, RowType, Type};
+use super::value::Value;
 use crate::names;
 use facts::Facts;
 use std::borrow::Cow;
@@ -17,7 +18,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
 
-/// What came out.
+/// A compiled condition.
 pub(super) struct Checked {
     pub(super) node: Node,
     pub(super) columns: Vec<usize>,
@@ -25,7 +26,7 @@ pub(super) struct Checked {
     pub(super) warnings: Vec<ExprError>,
 }
 
-/// Checks a whole condition.
+/// Checks a condition.
 pub(super) fn condition(text: &str, tree: &Ast, row: &RowType) -> Result<Checked, Vec<ExprError>> {
     let mut checker = Checker::new(text, row);
     let checked = checker
@@ -50,7 +51,7 @@ pub(super) fn condition(text: &str, tree: &Ast, row: &RowType) -> Result<Checked
     }
 }
 
-/// An expression that gives a value, checked.
+/// A compiled scalar expression.
 pub(super) struct CheckedValue {
     pub(super) node: Node,
     pub(super) ty: Type,
@@ -59,7 +60,7 @@ pub(super) struct CheckedValue {
     pub(super) warnings: Vec<ExprError>,
 }
 
-/// Checks an expression that gives a value.
+/// Checks a scalar expression.
 pub(super) fn value(text: &str, tree: &Ast, row: &RowType) -> Result<CheckedValue, Vec<ExprError>> {
     let mut checker = Checker::new(text, row);
     match checker.check(tree, &Facts::default()) {
@@ -74,8 +75,8 @@ pub(super) fn value(text: &str, tree: &Ast, row: &RowType) -> Result<CheckedValu
     }
 }
 
-/// The column, or field of nested records, that an expression names and nothing else: its path, what it is, and
-/// whether anything on the way to it may be null.
+/// If an expression is only a column, or a field of nested records: its path, its field, and whether the field or a
+/// record that contains it can be null.
 pub(super) fn plain_path<'r>(tree: &Ast, row: &'r RowType) -> Option<(Vec<usize>, &'r Field, bool)> {
     if matches!(tree.kind, Kind::Has { .. }) {
         return None;
@@ -92,14 +93,14 @@ pub(super) fn plain_path<'r>(tree: &Ast, row: &'r RowType) -> Option<(Vec<usize>
     Some((path, field, nullable))
 }
 
-/// A checked part of the expression.
+/// A checked subexpression.
 #[derive(Debug)]
 struct Typed {
     ty: Type,
     nullable: bool,
     node: Node,
     span: Range<usize>,
-    /// What a column was declared as, if it is one.
+    /// Declared type, if it is a column.
     declared: Option<String>,
 }
 
@@ -109,7 +110,7 @@ struct Checker<'c> {
     errors: Vec<ExprError>,
     warnings: Vec<ExprError>,
     columns: BTreeSet<usize>,
-    /// As `columns`, with the way into nested records.
+    /// As `columns`, with the path into nested records.
     paths: BTreeSet<Vec<usize>>,
 }
 
@@ -125,7 +126,7 @@ impl<'c> Checker<'c> {
         }
     }
 
-    fn refuse(&mut self, span: Range<usize>, message: impl Into<String>, help: impl Into<String>) {
+    fn error(&mut self, span: Range<usize>, message: impl Into<String>, help: impl Into<String>) {
         self.errors.push(ExprError::new(span, message, help));
     }
 
@@ -137,7 +138,7 @@ impl<'c> Checker<'c> {
         self.text.get(span.clone()).unwrap_or("")
     }
 
-    /// Checks a part; `None` when an error was reported.
+    /// Checks a subexpression; reports errors.
     fn check(&mut self, ast: &Ast, facts: &Facts) -> Option<Typed> {
         let span = ast.span.clone();
         let literal = |ty, value| {
@@ -170,16 +171,16 @@ impl<'c> Checker<'c> {
             Kind::Has { of, name } => self.has(ast, of, name, facts),
             Kind::List(_) => {
                 let help = "use the list as the right operand of `in`: `status in [\"open\", \"paid\"]`";
-                self.refuse(
+                self.error(
                     ast.span.clone(),
                     "a list is only allowed as the right operand of `in`",
                     help,
                 );
                 None
             }
-            Kind::Call { function, method, args } => self.call(ast, function, *method, args, facts),
+            Kind::Call { .. } => self.call(ast, facts),
             Kind::Unsupported { what, instead } => {
-                self.refuse(
+                self.error(
                     ast.span.clone(),
                     format!("{what} are not supported in conditions"),
                     *instead,
@@ -193,7 +194,7 @@ impl<'c> Checker<'c> {
     fn column(&mut self, ast: &Ast, name: &str, facts: &Facts) -> Option<Typed> {
         let Some(at) = self.row.fields.iter().position(|field| field.name == name) else {
             let (message, help) = self.unknown(name);
-            self.refuse(ast.span.clone(), message, help);
+            self.error(ast.span.clone(), message, help);
             return None;
         };
         self.columns.insert(at);
@@ -236,7 +237,7 @@ impl<'c> Checker<'c> {
             return self.column(ast, name, facts);
         }
         let record = self.check(of, facts)?;
-        // A name that does not exist is said first: no guard would help it.
+        // Report an unknown field first; a guard would not help.
         let at = match &record.ty {
             Type::Row(row) => self.field_of(ast, of, row, name)?,
             _ => 0,
@@ -244,7 +245,7 @@ impl<'c> Checker<'c> {
         let record = self.present(record, "fields of null cannot be read")?;
         let Type::Row(row) = &record.ty else {
             let message = format!("{}, which has no fields", self.describe(&record));
-            self.refuse(ast.span.clone(), message, "only nested records of events have fields");
+            self.error(ast.span.clone(), message, "only nested records of events have fields");
             return None;
         };
         let field = row.fields.get(at)?;
@@ -255,23 +256,23 @@ impl<'c> Checker<'c> {
         Some(typed_field(field, field.nullable && !known, node, ast.span.clone()))
     }
 
-    /// Where a field stands in a nested record, or in a side of a join.
+    /// The index of a field in a nested record, or in a side of a join.
     fn field_of(&mut self, ast: &Ast, of: &Ast, row: &RowType, name: &str) -> Option<usize> {
         let names = row.fields.iter().map(|field| field.name.as_str());
         let found = names.clone().position(|known| known == name);
         if found.is_none() {
             let message = format!("`{}` has no field `{name}`", self.written(&of.span));
-            self.refuse(ast.span.clone(), message, names::known(name, names, "it has no fields"));
+            self.error(ast.span.clone(), message, names::known(name, names, "it has no fields"));
         }
         found
     }
 
-    /// Whether a node is `row`, and no column is called so.
+    /// Whether a node is the name `row` and no column has this name.
     fn is_row(&self, ast: &Ast) -> bool {
         facts::is_row(ast, self.row)
     }
 
-    /// `has(of.name)`: whether it is not null.
+    /// `has(of.name)`: whether the field is not null.
     fn has(&mut self, ast: &Ast, of: &Ast, name: &str, facts: &Facts) -> Option<Typed> {
         let field = self.field(ast, of, name, facts)?;
         if !field.nullable {
@@ -293,7 +294,7 @@ impl<'c> Checker<'c> {
         })
     }
 
-    /// The node of a part that must be true or false.
+    /// The node of a subexpression that must be a bool.
     fn truth(&mut self, typed: Typed, what: &str) -> Option<Node> {
         if typed.ty != Type::Bool {
             let message = format!("{what} must be a bool; {}", self.describe(&typed));
@@ -303,23 +304,23 @@ impl<'c> Checker<'c> {
                 Type::Int => format!("compare it: `{written} != 0`"),
                 _ => String::from("compare it with a value"),
             };
-            self.refuse(typed.span, message, help);
+            self.error(typed.span, message, help);
             return None;
         }
         if typed.nullable {
             let written = self.written(&typed.span);
             let help = format!("write `{written} == true`, which is false for null");
-            self.refuse(typed.span.clone(), format!("`{written}` may be null"), help);
+            self.error(typed.span.clone(), format!("`{written}` may be null"), help);
             return None;
         }
         Some(typed.node)
     }
 
-    /// Passes on a part that is not null; `so` says what for.
-    fn present(&mut self, typed: Typed, so: &str) -> Option<Typed> {
+    /// Passes on a subexpression that cannot be null. `why` is the reason in the fix.
+    fn present(&mut self, typed: Typed, why: &str) -> Option<Typed> {
         let written = self.written(&typed.span);
         if typed.ty == Type::Null {
-            self.refuse(
+            self.error(
                 typed.span,
                 "`null` is not allowed here",
                 "use `null` only with `==` and `!=`",
@@ -327,21 +328,21 @@ impl<'c> Checker<'c> {
             return None;
         }
         if typed.nullable {
-            let help = format!("{so}; add a guard: `{written} != null && …`");
-            self.refuse(typed.span.clone(), format!("`{written}` may be null"), help);
+            let help = format!("{why}; add a guard: `{written} != null && …`");
+            self.error(typed.span.clone(), format!("`{written}` may be null"), help);
             return None;
         }
         if let Type::Opaque(name) = typed.ty {
             let message = format!("`{written}` is {name}, whose value cannot be used in conditions");
             let help =
                 "only `== null` and `!= null` are supported; publish the value that you need as a separate column";
-            self.refuse(typed.span, message, help);
+            self.error(typed.span, message, help);
             return None;
         }
         Some(typed)
     }
 
-    /// What a part is, for messages: "`status` is a string (text)".
+    /// Describes a subexpression for messages: "`status` is a string (text)".
     fn describe(&self, typed: &Typed) -> String {
         let written = self.written(&typed.span);
         match &typed.declared {
@@ -352,7 +353,7 @@ impl<'c> Checker<'c> {
         }
     }
 
-    /// Evaluates a node of literals now; an error is one of the text.
+    /// Evaluates a node whose operands are literals. A failed evaluation is an error of the text.
     fn fold(&mut self, typed: Typed) -> Option<Typed> {
         if !typed.node.is_constant() {
             return Some(typed);
@@ -369,7 +370,7 @@ impl<'c> Checker<'c> {
                     Type::Duration => "write a duration such as \"36h\", \"1h30m\" or \"90s\"",
                     _ => "use operands whose result can be computed",
                 };
-                self.refuse(typed.span, format!("`{written}`: {}", error.fault), help);
+                self.error(typed.span, format!("`{written}`: {}", error.fault), help);
                 None
             }
         }

@@ -4,7 +4,8 @@
 //! that decides the result wins over an error of the other operand. Comparing columns with literals does not allocate.
 
 use super::time;
-use super::{Form, Value};
+use super::types::Form;
+use super::value::Value;
 use regex::Regex;
 use schemas::codec::Datum;
 use std::borrow::Cow;

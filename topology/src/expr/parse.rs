@@ -3,7 +3,7 @@
 //! Every node has its byte range in the text. Language features that conditions do not support become
 //! [`Kind::Unsupported`] with an alternative. No text causes a panic.
 
-use super::ExprError;
+use super::error::ExprError;
 use cel::common::ast::{Expr, IdedExpr, LiteralValue, SourceInfo};
 use cel::parser::Parser;
 use std::ops::Range;
@@ -124,7 +124,7 @@ fn syntax_errors(text: &str, errors: &cel::ParseErrors) -> Vec<ExprError> {
             "an expression looks like `status != \"draft\" && total > 0`",
         )];
     };
-    let start = offset_of(text, error.pos);
+    let start = offset_of(text, error.pos.0, error.pos.1);
     let end = text
         .get(start..)
         .and_then(|rest| rest.chars().next())
@@ -184,7 +184,7 @@ fn explain(text: &str, start: usize, message: &str) -> (String, &'static str) {
 }
 
 /// Byte offset of a line and column, which start at 1; the column is in characters.
-fn offset_of(text: &str, (line, column): (isize, isize)) -> usize {
+fn offset_of(text: &str, line: isize, column: isize) -> usize {
     let skip = usize::try_from(line.saturating_sub(1)).unwrap_or_default();
     let line_start: usize = text.split_inclusive('\n').take(skip).map(str::len).sum();
     let column = usize::try_from(column.saturating_sub(1)).unwrap_or_default();

@@ -1,7 +1,7 @@
 //! Derives the row type of conditions from an Avro schema. Fields keep the order of the schema, so that indexes fit
 //! decoded rows. Recursive types are expanded to a limited depth.
 
-use super::{Field, Form, RowType, Type};
+use super::types::{Field, Form, RowType, Type};
 use schemas::schema::{Kind, Logical, Schema, TypeId};
 use std::sync::Arc;
 

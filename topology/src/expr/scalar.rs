@@ -4,10 +4,11 @@
 //! its result. Values are stored as those of the corresponding PostgreSQL type: dates in days and timestamps in
 //! microseconds, independent of the unit in an event's schema.
 
-use super::check;
-use super::eval::{Fail, Node};
-use super::parse;
-use super::{EvalError, EvalFault, ExprError, Field, Form, RowType, Type, Value};
+use super::error::ExprError;
+use super::eval::{EvalError, EvalFault, Fail, Node};
+use super::types::{Field, Form, RowType, Type};
+use super::value::Value;
+use super::{check, parse};
 use schemas::codec::Datum;
 use std::borrow::Cow;
 use std::sync::Arc;

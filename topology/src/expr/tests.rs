@@ -2,7 +2,9 @@
 
 use super::*;
 use expect_test::expect_file;
+use schemas::codec::Datum;
 use std::path::Path;
+use std::sync::Arc;
 
 mod oracle;
 

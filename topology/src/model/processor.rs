@@ -1,7 +1,6 @@
 //! `[[processor]]`: declarative processors. Whether the keys fit the kind is checked later.
 
-use super::reader::Table as Reader;
-use super::{At, Entries};
+use super::reader::{At, Entries, Table as Reader};
 use std::ops::Range;
 
 /// A declared processor: an aggregate or a join.

@@ -3,13 +3,15 @@
 //! All wrong types, missing keys and unknown keys are reported with their positions. Tables and maps keep the order of the
 //! file.
 
-use super::Entries;
 use crate::names;
 use crate::problem::{Problem, Problems};
 use std::cell::RefCell;
 use std::ops::{Deref, Range};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+
+/// Names and strings, in the order of the file.
+pub type Entries = Vec<(At<String>, At<String>)>;
 
 /// A value and its position in the file.
 #[derive(Debug, Clone, PartialEq, Eq)]

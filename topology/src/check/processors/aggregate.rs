@@ -44,6 +44,25 @@ impl Parts {
     }
 }
 
+/// A window without its time expression.
+#[derive(Clone, Copy)]
+struct WindowSpec {
+    size_ms: i64,
+    every_ms: i64,
+    grace_ms: i64,
+    is_final: bool,
+}
+
+/// An aggregate whose expressions are compiled.
+struct Compiled<'k> {
+    input: &'k KnownInput,
+    /// The used columns of the input.
+    row: RowType,
+    parts: Parts,
+    feed: Feed,
+    window: Option<WindowSpec>,
+}
+
 pub(super) fn check_aggregate(cx: &Context<'_>, declared: &model::Processor, known: &[KnownInput]) -> Option<Derived> {
     let spans = [&declared.left, &declared.right, &declared.join_type].map(|at| at.as_ref().map(|at| at.span.clone()));
     let [left, right, join_type] = spans;
@@ -72,18 +91,24 @@ pub(super) fn check_aggregate(cx: &Context<'_>, declared: &model::Processor, kno
     let row = reduced(&input.row, &whole.used());
     let parts = compile_parts(cx, declared, &row)?;
     let feed = feed(input, &row, &whole.group, window.is_some_and(|_| whole.time.is_some()));
-    derive(cx, declared, input, &row, parts, feed, window)
+    let compiled = Compiled {
+        input,
+        row,
+        parts,
+        feed,
+        window,
+    };
+    derive(cx, declared, compiled)
 }
 
-fn derive(
-    cx: &Context<'_>,
-    declared: &model::Processor,
-    input: &KnownInput,
-    row: &RowType,
-    parts: Parts,
-    mut feed: Feed,
-    window: Option<(i64, i64, i64, bool)>,
-) -> Option<Derived> {
+fn derive(cx: &Context<'_>, declared: &model::Processor, compiled: Compiled<'_>) -> Option<Derived> {
+    let Compiled {
+        input,
+        row,
+        parts,
+        mut feed,
+        window,
+    } = compiled;
     let group = declared.group.as_ref()?;
     let named = group.iter().zip(&parts.group);
     let columns = named.map(|((name, written), scalar)| group_column(cx, name, written, scalar));
@@ -98,7 +123,7 @@ fn derive(
     if !feed.is_direct {
         feed.partitions = partitions;
     }
-    let is_final = window.is_some_and(|(.., is_final)| is_final);
+    let is_final = window.is_some_and(|window| window.is_final);
     let output = match window {
         None => OutputKind::Table,
         Some(_) if is_final => OutputKind::Stream,
@@ -112,21 +137,21 @@ fn derive(
         1,
         "aggregate",
         input.from,
-        typed(row),
+        typed(&row),
         parts.filter.as_ref().map(Program::text),
         parts.group.iter().map(Scalar::text).collect::<Vec<_>>(),
         functions.collect::<Vec<_>>(),
-        window,
+        window.map(|w| json!([w.size_ms, w.every_ms, w.grace_ms, w.is_final])),
         parts.time.as_ref().map(Scalar::text),
         feed.is_direct,
         feed.partitions,
     ]);
-    let window = window.map(|(size_ms, every_ms, grace_ms, is_final)| Window {
-        size_ms,
-        every_ms,
-        grace_ms,
+    let window = window.map(|window| Window {
+        size_ms: window.size_ms,
+        every_ms: window.every_ms,
+        grace_ms: window.grace_ms,
         time: parts.time,
-        is_final,
+        is_final: window.is_final,
     });
     let work = Work::Aggregate(Aggregate {
         feed,
@@ -341,8 +366,8 @@ fn resolve_function(
     Some((function, String::from(ty)))
 }
 
-/// Size, distance, grace in ms, and whether each window is written once; `Err` when something was reported.
-fn parse_window(cx: &Context<'_>, declared: &model::Processor) -> Result<Option<(i64, i64, i64, bool)>, ()> {
+/// The window of a declaration; reports errors.
+fn parse_window(cx: &Context<'_>, declared: &model::Processor) -> Result<Option<WindowSpec>, ()> {
     let is_final = match declared.emit.as_ref().map(|emit| (emit, emit.value.as_str())) {
         None | Some((_, "updates")) => false,
         Some((emit, "final")) if declared.window.is_none() => {
@@ -403,7 +428,12 @@ fn parse_window(cx: &Context<'_>, declared: &model::Processor) -> Result<Option<
             format!("reduce `size` or increase `every`, so that `size` is at most {HOPS_MAX} times `every`"),
         );
     }
-    Ok(Some((size_ms, every_ms, grace_ms, is_final)))
+    Ok(Some(WindowSpec {
+        size_ms,
+        every_ms,
+        grace_ms,
+        is_final,
+    }))
 }
 
 fn parse_duration_ms(cx: &Context<'_>, text: &At<String>, least: i64) -> Result<i64, ()> {

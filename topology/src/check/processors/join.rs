@@ -26,6 +26,12 @@ struct Sides<'k> {
     names: Vec<At<String>>,
 }
 
+/// The used columns of both sides.
+struct Rows {
+    left: RowType,
+    right: RowType,
+}
+
 struct Parts {
     filter: Option<Program>,
     fields: Vec<Scalar>,
@@ -72,17 +78,18 @@ pub(super) fn check_join(cx: &Context<'_>, declared: &model::Processor, known: &
     let left = reduced(&sides.left.row, &used(0, &sides.left_key));
     let right = reduced(&sides.right.row, &used(1, &sides.right_key));
     let parts = compile_parts(cx, declared, &pair(&sides, &left, &right))?;
-    derive(cx, declared, &sides, &left, &right, parts)
+    let rows = Rows { left, right };
+    derive(cx, declared, &sides, &rows, parts)
 }
 
 fn derive(
     cx: &Context<'_>,
     declared: &model::Processor,
     sides: &Sides<'_>,
-    left: &RowType,
-    right: &RowType,
+    rows: &Rows,
     parts: Parts,
 ) -> Option<Derived> {
+    let Rows { left, right } = rows;
     let key = |of: &KnownInput, row: &RowType, key: &[usize]| -> Option<Vec<Scalar>> {
         let names = key.iter().filter_map(|at| of.row.fields.get(*at));
         names

@@ -4,7 +4,8 @@ use super::facts::Facts;
 use super::{Checker, Typed};
 use crate::expr::eval::{Arith, Compare, Convert, Node, TextTest};
 use crate::expr::parse::{Ast, Kind};
-use crate::expr::{Type, Value};
+use crate::expr::types::Type;
+use crate::expr::value::Value;
 use crate::names;
 use regex::RegexBuilder;
 use std::ops::Range;
@@ -53,39 +54,59 @@ fn instant_of(written: &str) -> String {
     date.map_or_else(|| String::from(written), |date| format!("\"{date}T00:00:00Z\""))
 }
 
+/// Where a call is checked.
+struct CallSite<'f> {
+    /// What is known at this place.
+    facts: &'f Facts,
+    /// Byte range of the call.
+    span: Range<usize>,
+}
+
+impl Arith {
+    fn sign(self) -> char {
+        match self {
+            Arith::Add => '+',
+            Arith::Sub => '-',
+            Arith::Mul => '*',
+            Arith::Div => '/',
+            Arith::Rem => '%',
+        }
+    }
+}
+
 impl Checker<'_> {
     /// Checks an operator or a function call.
-    pub(super) fn call(
-        &mut self,
-        ast: &Ast,
-        function: &str,
-        method: bool,
-        args: &[Ast],
-        facts: &Facts,
-    ) -> Option<Typed> {
-        let span = ast.span.clone();
-        match (function, args) {
-            ("_&&_", [a, b]) => self.logic(a, b, true, facts, span),
-            ("_||_", [a, b]) => self.logic(a, b, false, facts, span),
+    pub(super) fn call(&mut self, ast: &Ast, facts: &Facts) -> Option<Typed> {
+        let Kind::Call { function, method, args } = &ast.kind else {
+            unreachable!("only calls are passed");
+        };
+        let method = *method;
+        let site = CallSite {
+            facts,
+            span: ast.span.clone(),
+        };
+        match (function.as_str(), args.as_slice()) {
+            ("_&&_", [a, b]) => self.logic(a, b, true, site),
+            ("_||_", [a, b]) => self.logic(a, b, false, site),
             ("!_", [a]) => {
                 let a = self.check(a, facts)?;
                 let node = self.truth(a, "the operand of `!`")?;
-                Some(typed(Type::Bool, Node::Not(Box::new(node)), span))
+                Some(typed(Type::Bool, Node::Not(Box::new(node)), site.span))
             }
-            ("_?_:_", [condition, yes, no]) => self.choice(condition, yes, no, facts, span),
-            ("_==_", [a, b]) => self.equality(Compare::Eq, a, b, facts, span),
-            ("_!=_", [a, b]) => self.equality(Compare::Ne, a, b, facts, span),
-            ("_<_", [a, b]) => self.ordering(Compare::Lt, a, b, facts, span),
-            ("_<=_", [a, b]) => self.ordering(Compare::Le, a, b, facts, span),
-            ("_>_", [a, b]) => self.ordering(Compare::Gt, a, b, facts, span),
-            ("_>=_", [a, b]) => self.ordering(Compare::Ge, a, b, facts, span),
-            ("@in", [value, list]) => self.membership(value, list, facts, span),
-            ("_+_", [a, b]) => self.arithmetic(Arith::Add, "+", a, b, facts, span),
-            ("_-_", [a, b]) => self.arithmetic(Arith::Sub, "-", a, b, facts, span),
-            ("_*_", [a, b]) => self.arithmetic(Arith::Mul, "*", a, b, facts, span),
-            ("_/_", [a, b]) => self.arithmetic(Arith::Div, "/", a, b, facts, span),
-            ("_%_", [a, b]) => self.arithmetic(Arith::Rem, "%", a, b, facts, span),
-            ("-_", [a]) => self.negation(a, facts, span),
+            ("_?_:_", [condition, yes, no]) => self.choice(condition, yes, no, site),
+            ("_==_", [a, b]) => self.equality(Compare::Eq, a, b, site),
+            ("_!=_", [a, b]) => self.equality(Compare::Ne, a, b, site),
+            ("_<_", [a, b]) => self.ordering(Compare::Lt, a, b, site),
+            ("_<=_", [a, b]) => self.ordering(Compare::Le, a, b, site),
+            ("_>_", [a, b]) => self.ordering(Compare::Gt, a, b, site),
+            ("_>=_", [a, b]) => self.ordering(Compare::Ge, a, b, site),
+            ("@in", [value, list]) => self.membership(value, list, site),
+            ("_+_", [a, b]) => self.arithmetic(Arith::Add, a, b, site),
+            ("_-_", [a, b]) => self.arithmetic(Arith::Sub, a, b, site),
+            ("_*_", [a, b]) => self.arithmetic(Arith::Mul, a, b, site),
+            ("_/_", [a, b]) => self.arithmetic(Arith::Div, a, b, site),
+            ("_%_", [a, b]) => self.arithmetic(Arith::Rem, a, b, site),
+            ("-_", [a]) => self.negation(a, site),
             (
                 "_[_]",
                 [
@@ -96,24 +117,24 @@ impl Checker<'_> {
                 ],
             ) if self.is_row(of) => self.column(ast, name, facts),
             ("_[_]", _) => {
-                self.refuse(
-                    span,
+                self.error(
+                    site.span,
                     "indexing is not supported",
                     "to read a column, write `row[\"name\"]`",
                 );
                 None
             }
-            ("startsWith", [a, b]) if method => self.text_test(TextTest::StartsWith, a, b, facts, span),
-            ("endsWith", [a, b]) if method => self.text_test(TextTest::EndsWith, a, b, facts, span),
-            ("contains", [a, b]) if method => self.text_test(TextTest::Contains, a, b, facts, span),
-            ("matches", [a, b]) => self.regex(a, b, facts, span),
-            ("size", [a]) => self.size(a, facts, span),
-            ("int", [a]) if !method => self.convert(Convert::Int, Type::Int, a, facts, span),
-            ("double", [a]) if !method => self.convert(Convert::Double, Type::Double, a, facts, span),
-            ("string", [a]) if !method => self.convert(Convert::Text, Type::Text, a, facts, span),
-            ("timestamp", [a]) if !method => self.convert(Convert::Timestamp, Type::Timestamp, a, facts, span),
-            ("duration", [a]) if !method => self.convert(Convert::Duration, Type::Duration, a, facts, span),
-            _ => self.unknown_function(function, span),
+            ("startsWith", [a, b]) if method => self.text_test(TextTest::StartsWith, a, b, site),
+            ("endsWith", [a, b]) if method => self.text_test(TextTest::EndsWith, a, b, site),
+            ("contains", [a, b]) if method => self.text_test(TextTest::Contains, a, b, site),
+            ("matches", [a, b]) => self.regex(a, b, site),
+            ("size", [a]) => self.size(a, site),
+            ("int", [a]) if !method => self.convert(Convert::Int, Type::Int, a, site),
+            ("double", [a]) if !method => self.convert(Convert::Double, Type::Double, a, site),
+            ("string", [a]) if !method => self.convert(Convert::Text, Type::Text, a, site),
+            ("timestamp", [a]) if !method => self.convert(Convert::Timestamp, Type::Timestamp, a, site),
+            ("duration", [a]) if !method => self.convert(Convert::Duration, Type::Duration, a, site),
+            _ => self.unknown_function(function, site.span),
         }
     }
 
@@ -142,12 +163,13 @@ impl Checker<'_> {
                 names::known(other, FUNCTIONS, ""),
             ),
         };
-        self.refuse(span, message, help);
+        self.error(span, message, help);
         None
     }
 
     /// `&&` and `||`. The right operand is checked with the facts that hold if the left one did not decide the result.
-    fn logic(&mut self, a: &Ast, b: &Ast, and: bool, facts: &Facts, span: Range<usize>) -> Option<Typed> {
+    fn logic(&mut self, a: &Ast, b: &Ast, and: bool, site: CallSite<'_>) -> Option<Typed> {
+        let CallSite { facts, span } = site;
         let left = self
             .check(a, facts)
             .and_then(|left| self.truth(left, "the left operand"));
@@ -167,7 +189,8 @@ impl Checker<'_> {
         ))
     }
 
-    fn choice(&mut self, condition: &Ast, yes: &Ast, no: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
+    fn choice(&mut self, condition: &Ast, yes: &Ast, no: &Ast, site: CallSite<'_>) -> Option<Typed> {
+        let CallSite { facts, span } = site;
         let node = self
             .check(condition, facts)
             .and_then(|c| self.truth(c, "the condition before `?`"));
@@ -183,7 +206,7 @@ impl Checker<'_> {
                 self.describe(&yes),
                 self.describe(&no)
             );
-            self.refuse(
+            self.error(
                 span,
                 message,
                 "convert one of them with int(), double(), string() or timestamp()",
@@ -206,7 +229,8 @@ impl Checker<'_> {
         })
     }
 
-    fn equality(&mut self, compare: Compare, a: &Ast, b: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
+    fn equality(&mut self, compare: Compare, a: &Ast, b: &Ast, site: CallSite<'_>) -> Option<Typed> {
+        let CallSite { facts, span } = site;
         let (a, b) = (self.check(a, facts), self.check(b, facts));
         let (a, b) = (a?, b?);
         if !a.ty.comparable(&b.ty) {
@@ -231,7 +255,8 @@ impl Checker<'_> {
         ))
     }
 
-    fn ordering(&mut self, compare: Compare, a: &Ast, b: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
+    fn ordering(&mut self, compare: Compare, a: &Ast, b: &Ast, site: CallSite<'_>) -> Option<Typed> {
+        let CallSite { facts, span } = site;
         let (a, b) = (self.check(a, facts), self.check(b, facts));
         let (a, b) = (
             self.present(a?, "null has no order"),
@@ -274,13 +299,14 @@ impl Checker<'_> {
             }
             _ => String::from("compare values of the same type; convert with int(), double(), string() or timestamp()"),
         };
-        self.refuse(span, message, help);
+        self.error(span, message, help);
     }
 
-    fn membership(&mut self, value: &Ast, list: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
+    fn membership(&mut self, value: &Ast, list: &Ast, site: CallSite<'_>) -> Option<Typed> {
+        let CallSite { facts, span } = site;
         let value = self.check(value, facts);
         let Kind::List(elements) = &list.kind else {
-            return self.in_column(value, list, facts, span);
+            return self.in_column(value, list, CallSite { facts, span });
         };
         let checked: Vec<Option<Typed>> = elements.iter().map(|element| self.check(element, facts)).collect();
         let value = value?;
@@ -311,13 +337,14 @@ impl Checker<'_> {
         Some(typed(Type::Bool, Node::InList(value, nodes), span))
     }
 
-    fn in_column(&mut self, value: Option<Typed>, list: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
+    fn in_column(&mut self, value: Option<Typed>, list: &Ast, site: CallSite<'_>) -> Option<Typed> {
+        let CallSite { facts, span } = site;
         let list = self.check(list, facts)?;
         let list = self.present(list, "null cannot be searched")?;
         let value = value?;
         let Type::List(element) = &list.ty else {
             let message = format!("{}, not a list", self.describe(&list));
-            self.refuse(
+            self.error(
                 list.span,
                 message,
                 "the right operand of `in` must be a list: `status in [\"open\", \"paid\"]`",
@@ -326,7 +353,7 @@ impl Checker<'_> {
         };
         if !value.ty.comparable(&element.ty) {
             let message = format!("{}, but the list holds {}", self.describe(&value), element.ty);
-            self.refuse(span, message, "search for a value of the list's item type");
+            self.error(span, message, "search for a value of the list's item type");
             return None;
         }
         Some(typed(
@@ -336,18 +363,11 @@ impl Checker<'_> {
         ))
     }
 
-    fn arithmetic(
-        &mut self,
-        op: Arith,
-        sign: &str,
-        a: &Ast,
-        b: &Ast,
-        facts: &Facts,
-        span: Range<usize>,
-    ) -> Option<Typed> {
+    fn arithmetic(&mut self, op: Arith, a: &Ast, b: &Ast, site: CallSite<'_>) -> Option<Typed> {
+        let CallSite { facts, span } = site;
         let (a, b) = (self.check(a, facts), self.check(b, facts));
-        let so = "null cannot be used in arithmetic";
-        let (a, b) = (self.present(a?, so), self.present(b?, so));
+        let why = "null cannot be used in arithmetic";
+        let (a, b) = (self.present(a?, why), self.present(b?, why));
         let (a, b) = (a?, b?);
         let ty = match (&a.ty, op, &b.ty) {
             (Type::Int, _, Type::Int) => Some(Type::Int),
@@ -361,7 +381,8 @@ impl Checker<'_> {
         };
         let Some(ty) = ty else {
             let message = format!(
-                "`{sign}` does not support these operands: {}, {}",
+                "`{}` does not support these operands: {}, {}",
+                op.sign(),
                 self.describe(&a),
                 self.describe(&b)
             );
@@ -387,19 +408,20 @@ impl Checker<'_> {
                     "supported are two integers, two doubles, two strings (`+`), and timestamps with durations",
                 ),
             };
-            self.refuse(span, message, help);
+            self.error(span, message, help);
             return None;
         };
         let node = Node::Arith(op, Box::new(a.node), Box::new(b.node), span.clone());
         self.fold(typed(ty, node, span))
     }
 
-    fn negation(&mut self, a: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
+    fn negation(&mut self, a: &Ast, site: CallSite<'_>) -> Option<Typed> {
+        let CallSite { facts, span } = site;
         let a = self.check(a, facts)?;
         let a = self.present(a, "null cannot be used in arithmetic")?;
         if !a.ty.is_number() {
             let message = format!("unary `-` requires a number; {}", self.describe(&a));
-            self.refuse(span, message, "convert it with int() or double()");
+            self.error(span, message, "convert it with int() or double()");
             return None;
         }
         self.fold(typed(a.ty.clone(), Node::Negate(Box::new(a.node), span.clone()), span))
@@ -411,7 +433,7 @@ impl Checker<'_> {
         let a = self.present(a, "string methods do not accept null")?;
         if a.ty != Type::Text {
             let message = format!("string methods require a string; {}", self.describe(&a));
-            self.refuse(
+            self.error(
                 a.span.clone(),
                 message,
                 format!("convert it: `string({})`", self.written(&a.span)),
@@ -421,17 +443,19 @@ impl Checker<'_> {
         Some(a)
     }
 
-    fn text_test(&mut self, test: TextTest, a: &Ast, b: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
+    fn text_test(&mut self, test: TextTest, a: &Ast, b: &Ast, site: CallSite<'_>) -> Option<Typed> {
+        let CallSite { facts, span } = site;
         let (a, b) = (self.text(a, facts), self.text(b, facts));
         let node = Node::Text(test, Box::new(a?.node), Box::new(b?.node));
         self.fold(typed(Type::Bool, node, span))
     }
 
-    fn regex(&mut self, a: &Ast, pattern: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
+    fn regex(&mut self, a: &Ast, pattern: &Ast, site: CallSite<'_>) -> Option<Typed> {
+        let CallSite { facts, span } = site;
         let a = self.text(a, facts);
         let Kind::Text(text) = &pattern.kind else {
             let help = "write the pattern as a string literal: `name.matches(\"^[A-Z]+$\")`";
-            self.refuse(pattern.span.clone(), "the pattern of `matches` must be a literal", help);
+            self.error(pattern.span.clone(), "the pattern of `matches` must be a literal", help);
             return None;
         };
         match RegexBuilder::new(text).size_limit(REGEX_BYTES_MAX).build() {
@@ -445,18 +469,19 @@ impl Checker<'_> {
                     .trim_start_matches("error: ")
                     .to_string();
                 let help = format!("{reason}; in \"…\" write a backslash twice, or use r\"…\"");
-                self.refuse(pattern.span.clone(), "invalid regular expression", help);
+                self.error(pattern.span.clone(), "invalid regular expression", help);
                 None
             }
         }
     }
 
-    fn size(&mut self, a: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
+    fn size(&mut self, a: &Ast, site: CallSite<'_>) -> Option<Typed> {
+        let CallSite { facts, span } = site;
         let a = self.check(a, facts)?;
         let a = self.present(a, "null has no size")?;
         if !matches!(a.ty, Type::Text | Type::Bytes | Type::List(_)) {
             let message = format!("size() is not defined here: {}", self.describe(&a));
-            self.refuse(
+            self.error(
                 a.span,
                 message,
                 "size() accepts strings (counted in characters), bytes and lists",
@@ -466,7 +491,8 @@ impl Checker<'_> {
         self.fold(typed(Type::Int, Node::Size(Box::new(a.node)), span))
     }
 
-    fn convert(&mut self, to: Convert, ty: Type, a: &Ast, facts: &Facts, span: Range<usize>) -> Option<Typed> {
+    fn convert(&mut self, to: Convert, ty: Type, a: &Ast, site: CallSite<'_>) -> Option<Typed> {
+        let CallSite { facts, span } = site;
         let a = self.check(a, facts)?;
         let a = self.present(a, "null cannot be converted")?;
         let from: &[Type] = match to {
@@ -479,7 +505,7 @@ impl Checker<'_> {
         if !from.contains(&a.ty) {
             let message = format!("cannot convert to {ty}: {}", self.describe(&a));
             let list = from.iter().map(Type::to_string).collect::<Vec<_>>().join(", ");
-            self.refuse(a.span, message, format!("{ty}() accepts: {list}"));
+            self.error(a.span, message, format!("{ty}() accepts: {list}"));
             return None;
         }
         self.fold(typed(ty, Node::Convert(to, Box::new(a.node), span.clone()), span))

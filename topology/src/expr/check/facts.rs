@@ -3,7 +3,7 @@
 //! The analysis is conservative: where it does not derive a fact, the checker requires an explicit guard.
 
 use crate::expr::parse::{Ast, Kind};
-use crate::expr::{RowType, Type};
+use crate::expr::types::{RowType, Type};
 
 /// A column, or a field of a nested record, as indexes starting at the row.
 pub(super) type Path = Vec<usize>;

@@ -1,0 +1,28 @@
+//! Inputs of views and processors, and their columns.
+
+/// The input of a view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Input {
+    /// A table.
+    Table {
+        /// Index into [`Topology::sources`].
+        source: usize,
+        /// Index into [`Source::tables`].
+        table: usize,
+    },
+    /// An event: index into [`Topology::events`]. The view contains the newest event of each key.
+    Event(usize),
+    /// The output of a declarative processor: index into [`Topology::processors`].
+    Processor(usize),
+}
+
+/// A column of a table, or a field of an event.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Column {
+    /// Its name.
+    pub name: String,
+    /// Declared type: a PostgreSQL type (`int8`, `numeric`), or the Avro type of an event field.
+    pub declared: String,
+    /// Whether the column is nullable.
+    pub nullable: bool,
+}

@@ -1,0 +1,27 @@
+//! Values during the evaluation of an expression.
+
+use super::types::Form;
+use schemas::codec::Datum;
+use std::borrow::Cow;
+
+/// A value during evaluation.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Value<'v> {
+    Null,
+    Bool(bool),
+    /// An integer of any width.
+    Int(i64),
+    Double(f64),
+    Text(Cow<'v, str>),
+    Bytes(Cow<'v, [u8]>),
+    /// Microseconds since 1970 in UTC. The greatest and least are infinity.
+    Timestamp(i64),
+    /// Microseconds.
+    Duration(i64),
+    /// A nested record.
+    Row(&'v [Datum<'v>]),
+    /// A list, and the storage form of its items.
+    List(&'v [Datum<'v>], Form),
+    /// A value that conditions cannot use.
+    Opaque,
+}
