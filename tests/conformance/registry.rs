@@ -13,50 +13,6 @@ use schemas::schema::Schema;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Serves the REST API of a registry on a free port until it is dropped.
-pub struct Served {
-    /// Base URL.
-    pub url: String,
-    runtime: Option<tokio::runtime::Runtime>,
-}
-
-/// Serves a registry as Confluent's API.
-pub fn serve(registry: SharedRegistry) -> Served {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    let listener = runtime
-        .block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))
-        .expect("a free port");
-    let url = format!("http://{}", listener.local_addr().expect("an address"));
-    runtime.spawn(async move { axum::serve(listener, rest::router(registry)).await });
-    Served {
-        url,
-        runtime: Some(runtime),
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_background();
-        }
-    }
-}
-
-/// A client of a registry at a URL.
-pub fn remote(url: &str) -> SharedRegistry {
-    Arc::new(Remote::new(Config::new(url)).expect("a usable URL"))
-}
-
-/// An embedded log in memory.
-pub fn memory_log() -> event_log::SharedEventLog {
-    let clock: event_log::embedded::Clock = Arc::new(|| 1_732_390_000_000);
-    event_log::embedded::EmbeddedLog::open(event_log::embedded::Config::new(None, clock)).expect("a log in memory")
-}
-
 fn record(fields: &str) -> String {
     format!(r#"{{"type":"record","name":"Order","namespace":"shop","fields":[{fields}]}}"#)
 }
@@ -145,7 +101,7 @@ fn embedded_registry_passes_the_suite() {
 #[cfg(feature = "external")]
 #[test]
 fn embedded_registry_on_kafka_survives_a_restart() {
-    let log = event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(world::kafka())).expect("a log");
+    let log = event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(support::kafka())).expect("a log");
     let registry = Embedded::open(log.clone()).expect("a registry");
     suite(&registry);
     let subject = support::unique("survives");
@@ -158,7 +114,7 @@ fn embedded_registry_on_kafka_survives_a_restart() {
 #[cfg(feature = "external")]
 #[test]
 fn concurrent_registries_on_kafka_assign_unique_ids() {
-    let kafka = || event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(world::kafka())).expect("a log");
+    let kafka = || event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(support::kafka())).expect("a log");
     let registries = [
         Embedded::open(kafka()).expect("a registry"),
         Embedded::open(kafka()).expect("a registry"),
@@ -207,14 +163,14 @@ fn embedded_registry_behind_its_api_passes_the_suite() {
 #[cfg(feature = "external")]
 #[test]
 fn real_registry_passes_the_suite() {
-    common(&*remote(&world::registry()));
-    common(&Catalog::new(remote(&world::registry())));
+    common(&*remote(&support::registry_url()));
+    common(&Catalog::new(remote(&support::registry_url())));
 }
 
 /// Compares the compatibility rules with those of a registry that uses Avro's Java library.
 #[test]
 fn real_registry_agrees_on_compatibility() {
-    let registry = remote(&world::registry());
+    let registry = remote(&support::registry_url());
     let field = |name: &str, ty: &str| format!(r#"{{"name":"{name}","type":{ty}}}"#);
     let with_default =
         |name: &str, ty: &str, default: &str| format!(r#"{{"name":"{name}","type":{ty},"default":{default}}}"#);

@@ -153,7 +153,7 @@ pub fn out_of_range_partition_leaves_others_alone(harness: &Harness) {
     harness.append(&read, &["c"]);
     consumer.start(&lost, 1).unwrap();
     let mut found = Vec::new();
-    world::wait_for("records of both partitions", LIMIT, || {
+    support::wait_for("records of both partitions", LIMIT, || {
         if consumer.poll(&mut batch, 1_000, SHORT).unwrap() == Event::Records {
             found.extend(batch.iter().map(|r| (r.partition().partition, r.offset())));
         }

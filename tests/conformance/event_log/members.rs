@@ -197,7 +197,7 @@ pub fn silent_generation_change_costs_one_commit(harness: &Harness) {
     let (topic, other, group, output) = (
         harness.topic(1),
         harness.topic(2),
-        world::unique("group"),
+        support::unique("group"),
         harness.partition(),
     );
     let (mut first, before) = harness.group_metadata(&group, &topic);
@@ -405,7 +405,7 @@ pub fn absent_static_member_loses_partitions(harness: &Harness) {
     first.close().unwrap();
     b.poll(&mut *second);
     assert_eq!(b.held.len(), 1, "the static membership is kept at first");
-    world::wait_for("everything to be the second's", LIMIT, || {
+    support::wait_for("everything to be the second's", LIMIT, || {
         b.poll(&mut *second);
         (b.held == all).then_some(())
     });

@@ -310,7 +310,7 @@ fn kill_at_any_step_on_embedded_log_is_exactly_once() {
 
 #[test]
 fn kill_at_any_step_on_kafka_is_exactly_once() {
-    let place = format!("kafka {}", world::kafka());
+    let place = format!("kafka {}", support::kafka());
     survives_deaths(&place, || open(&place));
 }
 

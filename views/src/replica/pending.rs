@@ -8,7 +8,7 @@ use super::bytes::{self, RowValue, space};
 use super::error::{Error, Result};
 use crate::record::ViewRecord;
 use event_log::{Millis, Offset};
-use state_store::{Batch, Direction, KeyRange, Store};
+use state_store::{Batch, Direction, Store};
 use std::collections::HashMap;
 use std::ops::{ControlFlow, Range};
 

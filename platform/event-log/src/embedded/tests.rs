@@ -5,9 +5,9 @@ use super::backing::{Faulty, Space, Visit, Writes};
 use super::*;
 use crate::{Cleanup, Event, GroupMetadata, OutRecord, Outcome, RecordBatch, StartFrom, TopicConfig};
 use bytes::Bytes;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::mpsc::channel;
-use std::sync::Mutex;
 use std::time::Duration;
 
 mod compaction;
@@ -465,26 +465,8 @@ fn records_are_read_from_store_and_cache() {
     }
 }
 
-/// The failpoint at which a thread named `held` waits, and the channels to notice and release it.
-static HELD: OnceLock<Mutex<Option<Held>>> = OnceLock::new();
-type Held = (&'static str, Sender<()>, Receiver<()>);
-
-fn hold(name: &'static str) {
-    if std::thread::current().name() != Some("held") {
-        return;
-    }
-    let mut held = HELD.get_or_init(Mutex::default).lock().expect("hold");
-    if held.as_ref().is_some_and(|(point, _, _)| *point == name)
-        && let Some((_, arrived, go)) = held.take()
-    {
-        arrived.send(()).expect("the test listens");
-        go.recv().expect("the test releases it");
-    }
-}
-
 #[test]
 fn committed_waits_for_pending_commit() {
-    assert!(probe::install(hold), "no other test of this binary installs a hook");
     let hand = TestLog::new();
     let at = hand.topic(&[]);
     let (_consumer, member) = hand.group_metadata("g");
@@ -503,7 +485,10 @@ fn committed_waits_for_pending_commit() {
         let offsets = [(at.clone(), 7)];
         let commit = std::thread::Builder::new()
             .name("held".to_owned())
-            .spawn_scoped(scope, move || producer.commit(Some((&member, &offsets))))
+            .spawn_scoped(scope, move || {
+                failpoint::watch(hold);
+                producer.commit(Some((&member, &offsets)))
+            })
             .expect("spawn");
         arrives.recv().expect("the commit is under way");
         let asked = [at.clone()];
