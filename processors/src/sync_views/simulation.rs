@@ -16,7 +16,7 @@ use event_log::{ErrorAction, Millis, TopicPartition};
 use source::{Events, ROW, ROW_ID, Source};
 use std::sync::Arc;
 use streams::driver::simulation::{
-    Broker, Checked, Cleaning, Faults, Home, Layout, Outside, Rng, Scene, Tasks, run, seeds, simulate,
+    Broker, Checked, Cleaning, Environment, FaultRates, Layout, ProcessLog, Rng, Scenario, Tasks, run, seeds, simulate,
 };
 use streams::{Application, Config, FirstStart, SubTopology, TaskInfo, changelog_topic};
 use views::record::SchemaIds;
@@ -138,7 +138,7 @@ impl Views {
     }
 }
 
-impl Scene for Views {
+impl Scenario for Views {
     type Program = Vec<Arc<SourceRules>>;
 
     fn layout(&self) -> Layout {
@@ -164,10 +164,10 @@ impl Scene for Views {
         INPUTS.iter().map(rules).collect()
     }
 
-    fn application(inputs: &Self::Program, home: &Home, config: &mut Config) -> Application {
+    fn application(inputs: &Self::Program, log: &ProcessLog, config: &mut Config) -> Application {
         config.touches_view_log = true;
         let sub = |rules: &Arc<SourceRules>| {
-            let (rules, home, topic) = (rules.clone(), home.clone(), rules.topic().to_owned());
+            let (rules, log, topic) = (rules.clone(), log.clone(), rules.topic().to_owned());
             SubTopology {
                 name: topic.clone(),
                 inputs: vec![topic.clone()],
@@ -192,7 +192,7 @@ impl Scene for Views {
                         fetch: Arc::new(schema),
                     };
                     let changelog = TopicPartition::new(changelog_topic(APPLICATION, topic), partition);
-                    Box::new(Checked::new(Box::new(SyncViews::new(config)), home.clone(), changelog))
+                    Box::new(Checked::new(Box::new(SyncViews::new(config)), log.clone(), changelog))
                 }),
             }
         };
@@ -202,19 +202,19 @@ impl Scene for Views {
         }
     }
 
-    fn adjust(&mut self, faults: &mut Faults) {
+    fn adjust(&mut self, faults: &mut FaultRates) {
         // A jump makes every cursor and every replica too old at once, so jumps are rare here.
         faults.jump /= 4.0;
     }
 
-    fn moment(&mut self, outside: &mut Outside<'_>) -> Result<(), String> {
-        let (broker, rng) = (&mut *outside.broker, &mut *outside.rng);
+    fn step(&mut self, environment: &mut Environment<'_>) -> Result<(), String> {
+        let (broker, rng) = (&mut *environment.broker, &mut *environment.rng);
         let readers = self.readers.get_or_insert_with(|| Readers::new(broker.now()));
         for oracle in &mut readers.oracles {
             oracle.follow(broker, &self.sources)?;
         }
-        readers.moment(broker, rng)?;
-        if !outside.heals {
+        readers.step(broker, rng)?;
+        if !environment.draining {
             self.write(broker, rng);
             return Ok(());
         }

@@ -8,11 +8,11 @@ use super::oracle::Oracle;
 use super::{BUCKETS, DELETE_RETENTION, HORIZON, LAG, MARGIN, PARTITIONS, REFRESH, bucket_of, partition_of, scope_of};
 use event_log::{Millis, Offset, TopicPartition};
 use std::collections::{BTreeMap, BTreeSet};
-use streams::driver::simulation::{Broker, Disk, Rng, batch, mortal};
+use streams::driver::simulation::{Broker, Disk, Rng, batch, crash_at};
 use streams::{StoreName, Stores};
 use views::cursor::{Cursor, Key, Keyring, Owner};
 use views::replica::{Options, Times};
-use views::{Answer, Bucket, BucketId, Page, Replica, Request, row_hash};
+use views::{BrokerResult, Bucket, BucketId, Page, Replica, Request, row_hash};
 
 type CheckResult<T = ()> = Result<T, String>;
 
@@ -215,7 +215,7 @@ impl Readers {
             let position = replica.positions().iter().find(|(n, _)| *n == p).map_or(0, |(_, o)| *o);
             let (batch, after) = batch(broker, &at, position, limit.records);
             let (end, stable) = (broker.part(&at).end(), broker.part(&at).stable());
-            let done = mortal(limit.crashes_at, || -> CheckResult {
+            let done = crash_at(limit.crashes_at, || -> CheckResult {
                 let applied = replica.apply(p, batch.iter(), now).map_err(|e| e.to_string())?;
                 check(applied.refused == 0, || "a replica rejects a record".to_owned())?;
                 if applied.need_end {
@@ -332,9 +332,9 @@ impl Readers {
         let health = edge.replica.health(now);
         let closed: Closed = health.iter().map(|h| (h.partition, h.closed)).collect();
         match answer {
-            Answer::NotReady(_) => broker.note("not ready"),
-            Answer::Behind => broker.note("behind"),
-            Answer::NotModified => {
+            BrokerResult::NotReady(_) => broker.note("not ready"),
+            BrokerResult::Behind => broker.note("behind"),
+            BrokerResult::NotModified => {
                 broker.note("not modified");
                 check(edge.disk.reads() == reads, || "an idle poll read the store".to_owned())?;
                 check(device.complete, || {
@@ -351,7 +351,7 @@ impl Readers {
                 self.check_device(d, device.claims, &closed, "304")?;
                 return Ok(true);
             }
-            Answer::Page(page) => {
+            BrokerResult::Page(page) => {
                 broker.note(if page.complete { "complete" } else { "page" });
                 check_page(&page, known.as_ref(), device.claims, now)?;
                 let delivery = Delivery {
@@ -446,7 +446,7 @@ impl Readers {
     }
 
     /// A random event of edges and devices.
-    pub fn moment(&mut self, broker: &mut Broker, rng: &mut Rng) -> CheckResult {
+    pub fn step(&mut self, broker: &mut Broker, rng: &mut Rng) -> CheckResult {
         let (i, d, now) = (rng.below(3), rng.below(3), broker.now());
         let up = self.edges[i].down_until <= now;
         match rng.below(100) {

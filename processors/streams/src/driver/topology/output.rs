@@ -1,12 +1,10 @@
-//! What a driven application has committed, as owned values.
-//!
-//! Guarantees: what a read_committed reader would see at this moment, and nothing that is still open. Never: a wait.
+//! Reads the committed records of a driven application, as a `read_committed` reader sees them. It never waits.
 
 use event_log::{Isolation, Millis, Offset, OffsetSpec, RecordBatch, SharedEventLog, StartFrom, TopicPartition};
 use std::fmt;
 use std::time::Duration;
 
-/// Bytes read at once.
+/// Bytes per poll.
 const READ_BYTES: usize = 1 << 20;
 
 /// A committed record of an output topic. Its text is `PARTITION KEY=VALUE`.
@@ -45,7 +43,7 @@ pub(super) fn text(bytes: Option<&[u8]>) -> String {
     String::from_utf8_lossy(bytes.unwrap_or(b"null")).into_owned()
 }
 
-/// Adds the committed records of a partition.
+/// Appends the committed records of a partition.
 pub(super) fn read(log: &SharedEventLog, at: &TopicPartition, found: &mut Vec<OutputRecord>) -> event_log::Result<()> {
     let end = log.offset(at, OffsetSpec::LastStable)?;
     let mut reader = log.reader(Isolation::ReadCommitted)?;

@@ -1,6 +1,4 @@
-//! What the scenarios stand on: a log in memory, stores on disk, a clock that stands, and a counting processor.
-//!
-//! Guarantees: nothing waits; a helper that takes turns has a limit. Never: a judgement.
+//! The harness of the scenarios: a log in memory, stores on disk, a manual clock, and a counting processor.
 
 use super::super::ThreadDriver;
 use crate::{
@@ -21,10 +19,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 
-/// Turns after which a thread that has something to do would have done it.
+/// Turns after which a thread that is still busy fails the test.
 pub(super) const TURNS: usize = 500;
 
-/// Counts records by key; what some values do is in `step`.
+/// Counts records by key. `process` lists the values with a special effect.
 pub(super) struct Counter {
     pub partition: i32,
     pub ready: Arc<AtomicBool>,
@@ -32,7 +30,7 @@ pub(super) struct Counter {
 
 #[derive(Debug, thiserror::Error)]
 #[error("the value is bad")]
-struct Bad;
+struct InvalidValue;
 
 impl Processor for Counter {
     fn prepare(&mut self, records: &RecordBatch, range: Range<usize>) -> Result<()> {
@@ -61,11 +59,11 @@ impl Processor for Counter {
         for record in range.filter_map(|index| records.get(index)) {
             let size = match record.value() {
                 Some(b"bad") => {
-                    output.dead_letter(record, Stage::ValueConverter, &Bad);
+                    output.dead_letter(record, Stage::ValueConverter, &InvalidValue);
                     continue;
                 }
                 Some(b"stop") => {
-                    let (name, reason) = ("count".to_owned(), "cannot go on".to_owned());
+                    let (name, reason) = ("count".to_owned(), "cannot continue".to_owned());
                     return Err(Error::Processor {
                         name,
                         reason,
@@ -96,14 +94,14 @@ impl Processor for Counter {
     }
 
     fn on_dead_letter(&mut self, _: Context, record: RecordRef<'_>, _: &mut State, output: &mut Output) -> Result<()> {
-        // A key that is not itself what the log refuses.
+        // Skip keys that the log itself rejects.
         if let Some(key) = record.key().filter(|key| (1..1000).contains(&key.len())) {
             let out = OutRecord {
                 topic: &Arc::from("out"),
                 partition: Some(self.partition),
                 timestamp: None,
                 key: Some(key),
-                value: Some(b"given up"),
+                value: Some(b"dead letter"),
             };
             output.send(out, []);
         }
@@ -111,30 +109,30 @@ impl Processor for Counter {
     }
 }
 
-pub(super) struct Bench {
+pub(super) struct Harness {
     pub log: SharedEventLog,
     pub clock: Manual,
     pub dir: TempDir,
     pub ready: Arc<AtomicBool>,
 }
 
-impl Bench {
+impl Harness {
     /// A log with topics `in` (2 partitions) and `out`.
-    pub fn new() -> Bench {
+    pub fn new() -> Harness {
         let clock = Manual::at(1_700_000_000_000);
         let hands = clock.clone();
         let mut config = embedded::Config::new(None, Arc::new(move || service::Clock::now_ms(&hands)));
         config.clean_every = None;
         let log = EmbeddedLog::open(config).unwrap();
-        let bench = Bench {
+        let harness = Harness {
             log,
             clock,
             dir: tempfile::tempdir().unwrap(),
             ready: Arc::default(),
         };
-        bench.topic("in", 2, |_| {});
-        bench.topic("out", 2, |config| config.max_message_bytes = Some(2000));
-        bench
+        harness.topic("in", 2, |_| {});
+        harness.topic("out", 2, |config| config.max_message_bytes = Some(2000));
+        harness
     }
 
     pub fn topic(&self, name: &str, partitions: i32, change: impl FnOnce(&mut TopicConfig)) {
@@ -174,7 +172,7 @@ impl Bench {
         self.start_by(Arc::new(self.clock.clone()), application, instance)
     }
 
-    /// The same by another clock.
+    /// The same with another clock.
     pub fn start_by(&self, clock: Arc<dyn Clock>, application: &Application, instance: &str) -> Result<ThreadDriver> {
         self.start_as(clock, application, Config::new(instance, self.dir.path()))
     }
@@ -255,7 +253,7 @@ impl Bench {
         self.dir.path().join("app/counts").join(partition.to_string())
     }
 
-    pub fn asides(&self) -> usize {
+    pub fn quarantined(&self) -> usize {
         let entries = std::fs::read_dir(self.dir.path().join("app/counts")).unwrap();
         entries
             .filter(|entry| {
@@ -270,7 +268,7 @@ impl Bench {
     }
 }
 
-/// Takes turns, and moves the clock between them, until the thread is quiet.
+/// Takes turns and advances the clock until the thread is idle.
 pub(super) fn settle(thread: &mut ThreadDriver, clock: &Manual) {
     for _ in 0..TURNS {
         clock.advance(10);
@@ -278,10 +276,10 @@ pub(super) fn settle(thread: &mut ThreadDriver, clock: &Manual) {
             return;
         }
     }
-    panic!("not quiet: {:?}", thread.causes());
+    panic!("the thread did not become idle: {:?}", thread.causes());
 }
 
-/// Takes turns until a cause with this text is shown.
+/// Takes turns until a cause contains this text.
 pub(super) fn until_cause(thread: &mut ThreadDriver, clock: &Manual, text: &str) -> String {
     for _ in 0..TURNS {
         clock.advance(10);
@@ -290,5 +288,5 @@ pub(super) fn until_cause(thread: &mut ThreadDriver, clock: &Manual, text: &str)
             return cause;
         }
     }
-    panic!("no cause with {text:?} but {:?}", thread.causes());
+    panic!("no cause contains {text:?}: {:?}", thread.causes());
 }

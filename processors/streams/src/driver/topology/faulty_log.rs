@@ -1,9 +1,7 @@
-//! The log as the instances of a driven application see it: the embedded one, with a fault at a commit where the test
-//! asked for one.
+//! The log as the instances of a driven application see it: the embedded log, with faults at commits.
 //!
-//! Guarantees: a fault befalls exactly one commit, in the order in which they were asked for; everything else is the
-//! embedded log. Members have no static seat: who leaves or dies is missed at once.
-//! Never: a fault by chance.
+//! Each fault applies to one commit, in the order in which the test requested them. Members are not static, so a member
+//! that leaves or dies is removed at once.
 
 use event_log::{
     Committed, EventLog, GroupConfig, GroupConsumer, GroupInfo, GroupMetadata, Isolation, Offset, OffsetSpec, OutBatch,
@@ -13,37 +11,37 @@ use event_log::{
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What befalls a commit.
+/// A fault of a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// The process dies with its transaction open.
+    /// The process crashes with its transaction open.
     CrashBefore,
-    /// The process dies when the transaction is committed and the store not yet written.
+    /// The process crashes when the transaction is committed, before the store is written.
     CrashAfter,
-    /// The log aborts the transaction and says so.
+    /// The log aborts the transaction.
     Abort,
-    /// The log commits it, and the answer is lost.
+    /// The log commits the transaction, and the response is lost.
     LostAnswer,
 }
 
-/// What the thread of a process that dies unwinds with.
+/// Panic payload of a crashed process.
 pub(super) struct Crashed;
 
-/// The faults that are still to come.
+/// The pending faults.
 pub(super) type Faults = Arc<Mutex<VecDeque<Fault>>>;
 
-/// The faults, to be read or changed.
+/// Locks the faults.
 pub(super) fn locked(faults: &Faults) -> MutexGuard<'_, VecDeque<Fault>> {
     faults.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The log with its faults.
-pub(super) struct Home {
+pub(super) struct FaultyLog {
     pub log: SharedEventLog,
     pub faults: Faults,
 }
 
-impl EventLog for Home {
+impl EventLog for FaultyLog {
     fn create_topics(&self, topics: &[TopicSpec]) -> Result<Vec<bool>> {
         self.log.create_topics(topics)
     }
@@ -94,9 +92,9 @@ impl EventLog for Home {
     }
 
     fn transactional_producer(&self, config: TransactionalProducerConfig) -> Result<Box<dyn TransactionalProducer>> {
-        let session = self.log.transactional_producer(config)?;
+        let producer = self.log.transactional_producer(config)?;
         let faults = self.faults.clone();
-        Ok(Box::new(Frail { session, faults }))
+        Ok(Box::new(FaultyProducer { producer, faults }))
     }
 
     fn append(&self, records: &OutBatch) -> Result<Vec<Produced>> {
@@ -112,61 +110,61 @@ impl EventLog for Home {
     }
 }
 
-/// A session whose next commit may fail.
-struct Frail {
-    session: Box<dyn TransactionalProducer>,
+/// A transactional producer whose next commit may fail.
+struct FaultyProducer {
+    producer: Box<dyn TransactionalProducer>,
     faults: Faults,
 }
 
-impl TransactionalProducer for Frail {
+impl TransactionalProducer for FaultyProducer {
     fn begin(&mut self) -> Result<()> {
-        self.session.begin()
+        self.producer.begin()
     }
 
     fn send(&mut self, records: &OutBatch) -> Result<()> {
-        self.session.send(records)
+        self.producer.send(records)
     }
 
     fn flush(&mut self) -> Result<()> {
-        self.session.flush()
+        self.producer.flush()
     }
 
     fn commit(&mut self, consumed: Option<(&GroupMetadata, &[(TopicPartition, Offset)])>) -> Outcome {
         let fault = locked(&self.faults).pop_front();
-        let reason = "the test asked for it".to_owned();
+        let reason = "injected by the test".to_owned();
         match fault {
-            None => self.session.commit(consumed),
+            None => self.producer.commit(consumed),
             Some(Fault::CrashBefore) => std::panic::resume_unwind(Box::new(Crashed)),
             Some(Fault::CrashAfter) => {
-                let outcome = self.session.commit(consumed);
+                let outcome = self.producer.commit(consumed);
                 assert!(
                     matches!(outcome, Outcome::Committed(_)),
-                    "a crash after a commit needs one: {outcome:?}"
+                    "a crash after the commit requires a commit: {outcome:?}"
                 );
                 std::panic::resume_unwind(Box::new(Crashed))
             }
-            Some(Fault::Abort) => match self.session.abort() {
+            Some(Fault::Abort) => match self.producer.abort() {
                 Ok(()) => Outcome::Aborted { fenced: false, reason },
                 Err(error) => Outcome::Unknown {
                     reason: error.to_string(),
                 },
             },
             Some(Fault::LostAnswer) => {
-                drop(self.session.commit(consumed));
+                drop(self.producer.commit(consumed));
                 Outcome::Unknown { reason }
             }
         }
     }
 
     fn abort(&mut self) -> Result<()> {
-        self.session.abort()
+        self.producer.abort()
     }
 
     fn init_transactions(&mut self) -> Result<()> {
-        self.session.init_transactions()
+        self.producer.init_transactions()
     }
 
     fn transactional_id(&self) -> &str {
-        self.session.transactional_id()
+        self.producer.transactional_id()
     }
 }

@@ -1,12 +1,10 @@
-//! The simulated broker as a `Log` and a clock, seen by one process; every call first hands control to the scheduler.
-//!
-//! Guarantees: one process runs at a time, and which one is decided by the seed, so a seed always gives the same run.
-//! Never: real time, real waiting.
+//! The log and clock of one simulated process. Each call first yields to the scheduler.
 
-use super::broker::{Answer, Broker, DELETE_RETENTION, Refusal};
-use super::client::{Consumer, PartReader, SimulatedProducer};
-use super::part::Row;
-use super::stage::Stage;
+use super::broker::Broker;
+use super::client::{Consumer, PartitionReader, SimulatedProducer};
+use super::partition::Row;
+use super::protocol::{BrokerError, BrokerResult, DELETE_RETENTION};
+use super::scheduler::Scheduler;
 use crate::Clock;
 use event_log::{
     Committed, Error, EventLog, GroupConfig, GroupConsumer, GroupInfo, Isolation, Millis, Offset, OffsetSpec, OutBatch,
@@ -17,18 +15,18 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
-/// One process' way to the log.
+/// The log as one process sees it.
 #[derive(Clone)]
-pub struct Home {
-    pub(super) stage: Arc<Stage>,
+pub struct ProcessLog {
+    pub(super) scheduler: Arc<Scheduler>,
     pub(super) process: usize,
-    /// Whether its members keep their names over a restart.
+    /// Whether its members are static.
     pub(super) is_static: bool,
 }
 
-impl Clock for Home {
+impl Clock for ProcessLog {
     fn now(&self) -> Millis {
-        self.stage.broker().now
+        self.scheduler.broker().now
     }
 
     fn elapsed(&self) -> Duration {
@@ -43,32 +41,32 @@ pub(super) fn unavailable(what: &str) -> Error {
     }
 }
 
-/// A topic's id follows from its name: no simulated topic is ever made anew.
+/// The id of a topic, derived from its name: simulated topics are never created again.
 fn id_of(topic: &str) -> TopicId {
     let fold = |id: u128, byte: u8| (id ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013B);
     TopicId(uuid::Uuid::from_u128(topic.bytes().fold(1, fold)))
 }
 
-impl Home {
-    /// The broker, for oracles: a look at it costs no request.
+impl ProcessLog {
+    /// The broker, for oracles; no request is made.
     pub fn broker(&self) -> MutexGuard<'_, Broker> {
-        self.stage.broker()
+        self.scheduler.broker()
     }
 
-    /// Says that what the process does is wrong: the run ends with this text.
-    pub fn blame(&self, text: String) {
-        self.stage.blame(text);
+    /// Reports a violated invariant, which ends the run.
+    pub fn fail(&self, text: String) {
+        self.scheduler.fail(text);
     }
 
-    /// A request that is sent again while the broker says "not now".
+    /// Sends a request, and retries it on [`BrokerError::Retry`].
     pub(super) fn call<T: 'static>(
         &self,
-        request: impl Fn(&mut Broker) -> Answer<T> + Send + Clone + 'static,
-    ) -> Answer<T> {
+        request: impl Fn(&mut Broker) -> BrokerResult<T> + Send + Clone + 'static,
+    ) -> BrokerResult<T> {
         loop {
-            self.stage.pass(self.process);
+            self.scheduler.yield_now(self.process);
             match self.broker().request(request.clone()) {
-                Err(Refusal::Retry) => {}
+                Err(BrokerError::Retry) => {}
                 answer => return answer,
             }
         }
@@ -99,7 +97,7 @@ pub(super) fn rows_of(records: &OutBatch) -> Vec<(TopicPartition, Row)> {
     rows.collect()
 }
 
-impl EventLog for Home {
+impl EventLog for ProcessLog {
     fn create_topics(&self, topics: &[TopicSpec]) -> Result<Vec<bool>> {
         Ok(vec![false; topics.len()])
     }
@@ -129,11 +127,11 @@ impl EventLog for Home {
     }
 
     fn alter_topic(&self, _: &str, _: &[(String, String)]) -> Result<()> {
-        unreachable!("the runtime alters no topic")
+        unreachable!("streams alters no topic")
     }
 
     fn delete_topic(&self, _: &str) -> Result<()> {
-        unreachable!("the runtime deletes no topic")
+        unreachable!("streams deletes no topic")
     }
 
     fn offset(&self, at: &TopicPartition, which: OffsetSpec) -> Result<Offset> {
@@ -144,7 +142,7 @@ impl EventLog for Home {
                 OffsetSpec::Earliest => 0,
                 OffsetSpec::LogEnd => part.end(),
                 OffsetSpec::LastStable => part.stable(),
-                OffsetSpec::Timestamp(_) => unreachable!("the runtime looks up no times"),
+                OffsetSpec::Timestamp(_) => unreachable!("streams looks up no times"),
             })
         });
         answer.map_err(|_| unavailable("offset"))
@@ -154,21 +152,21 @@ impl EventLog for Home {
         let (group, partitions) = (group.to_owned(), partitions.to_vec());
         self.call(move |broker| broker.group.fetch(&partitions))
             .map_err(|refusal| match refusal {
-                Refusal::Undecided => Error::Undecided { group },
+                BrokerError::Undecided => Error::Undecided { group },
                 _ => unavailable("fetch offsets"),
             })
     }
 
     fn set_committed(&self, _: &str, _: &[(TopicPartition, Offset)]) -> Result<()> {
-        unreachable!("the runtime sets no offsets outside a transaction")
+        unreachable!("streams sets no offsets outside a transaction")
     }
 
     fn groups(&self) -> Result<Vec<GroupInfo>> {
-        unreachable!("the runtime lists no groups")
+        unreachable!("streams lists no groups")
     }
 
     fn group(&self, config: GroupConfig) -> Result<Box<dyn GroupConsumer>> {
-        let mut name = config.instance.expect("the runtime names its members");
+        let mut name = config.instance.expect("streams names its members");
         if !self.is_static {
             let unique = self.broker().rng.number();
             name = format!("{name}#{unique}");
@@ -177,10 +175,10 @@ impl EventLog for Home {
     }
 
     fn reader(&self, isolation: Isolation) -> Result<Box<dyn Reader>> {
-        Ok(Box::new(PartReader {
-            home: self.clone(),
+        Ok(Box::new(PartitionReader {
+            log: self.clone(),
             isolation,
-            places: BTreeMap::new(),
+            positions: BTreeMap::new(),
         }))
     }
 

@@ -1,15 +1,14 @@
-//! One partition of the simulated log: records, open transactions, control records, the cleaner.
+//! A partition of the simulated log: records, open transactions, control records and log compaction.
 //!
-//! Guarantees: the last stable offset, offsets that control records and aborted records take, compaction with tombstones
-//! that expire behave as Kafka's do. What the cleaner takes stays known to oracles.
-//! Never: a record that a reader gets and Kafka would hide, or the other way round.
+//! The last stable offset, the offsets of control and aborted records, and compaction with expiring tombstones behave as
+//! in Kafka. Records that compaction removed stay available to oracles.
 
 use super::Rng;
 use event_log::{Millis, Offset};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// What a record says.
+/// The content of a record.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Row {
     /// Key.
@@ -37,58 +36,58 @@ impl Row {
     }
 }
 
-/// What became of a record.
+/// The transactional status of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(super) enum RecordStatus {
     Open,
     Committed,
     Aborted,
     Control,
 }
 
-/// A record in its place.
+/// A record in the log.
 #[derive(Debug, Clone)]
-pub struct Rec {
+pub struct LogRecord {
     /// Offset.
     pub offset: Offset,
     /// When it was appended.
     pub at: Millis,
-    /// What it says.
+    /// Its content.
     pub row: Arc<Row>,
     pub(super) txn: Option<u64>,
-    pub(super) fate: Fate,
-    /// Until when the cleaner keeps a tombstone, from its first pass on.
+    pub(super) status: RecordStatus,
+    /// When compaction may remove the tombstone; set by the first pass.
     horizon: Option<Millis>,
 }
 
-/// How a partition is cleaned.
+/// Settings of log compaction.
 #[derive(Debug, Clone, Copy)]
 pub struct Cleaning {
-    /// `min.compaction.lag.ms`: younger records are left alone.
+    /// `min.compaction.lag.ms`: younger records are kept.
     pub lag_ms: Millis,
     /// `delete.retention.ms`.
     pub delete_retention_ms: Millis,
 }
 
-/// What a pass of the cleaner took.
+/// Numbers of records that a compaction pass removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Cleaned {
     pub records: usize,
     pub tombstones: usize,
 }
 
-/// One partition.
+/// A partition.
 #[derive(Debug, Default)]
-pub struct Part {
-    log: Vec<Rec>,
+pub struct Partition {
+    log: Vec<LogRecord>,
     end: Offset,
     open: BTreeMap<u64, Offset>,
-    /// Committed records that the cleaner has taken.
-    cleaned: BTreeMap<Offset, Rec>,
+    /// Committed records that compaction removed.
+    cleaned: BTreeMap<Offset, LogRecord>,
 }
 
-impl Part {
-    /// The offset behind everything, open transactions included.
+impl Partition {
+    /// The log end (high watermark).
     pub fn end(&self) -> Offset {
         self.end
     }
@@ -98,14 +97,14 @@ impl Part {
         self.open.values().copied().min().unwrap_or(self.end)
     }
 
-    /// Every record from an offset on that was ever committed below the last stable offset, in order, also those that
-    /// were cleaned away.
-    pub fn history(&self, from: Offset) -> Vec<Rec> {
+    /// Every record from an offset on that was ever committed below the last stable offset, in order, including records that
+    /// compaction removed.
+    pub fn history(&self, from: Offset) -> Vec<LogRecord> {
         let stable = self.stable();
-        let kept = self.log.get(self.place(from)..).unwrap_or_default().iter();
-        let kept = kept.filter(|r| r.fate == Fate::Committed && r.offset < stable);
+        let kept = self.log.get(self.index_of(from)..).unwrap_or_default().iter();
+        let kept = kept.filter(|r| r.status == RecordStatus::Committed && r.offset < stable);
         let cleaned = self.cleaned.range(from..).map(|(_, r)| r);
-        let mut all: Vec<Rec> = cleaned.chain(kept).cloned().collect();
+        let mut all: Vec<LogRecord> = cleaned.chain(kept).cloned().collect();
         all.sort_by_key(|r| r.offset);
         all
     }
@@ -115,77 +114,94 @@ impl Part {
         if let Some(txn) = txn {
             self.open.entry(txn).or_insert(first);
         }
-        let fate = if txn.is_some() { Fate::Open } else { Fate::Committed };
+        let status = if txn.is_some() {
+            RecordStatus::Open
+        } else {
+            RecordStatus::Committed
+        };
         for row in rows {
-            self.push(now, row.clone(), txn, fate);
+            self.push(now, row.clone(), txn, status);
         }
         first
     }
 
-    fn push(&mut self, at: Millis, row: Arc<Row>, txn: Option<u64>, fate: Fate) {
-        self.log.push(Rec {
+    fn push(&mut self, at: Millis, row: Arc<Row>, txn: Option<u64>, status: RecordStatus) {
+        self.log.push(LogRecord {
             offset: self.end,
             at,
             row,
             txn,
-            fate,
+            status,
             horizon: None,
         });
         self.end += 1;
     }
 
     /// Records of an open transaction, in order.
-    pub(super) fn of_transaction(&self, txn: u64) -> impl Iterator<Item = &Rec> {
-        let from = self.open.get(&txn).map_or(self.log.len(), |first| self.place(*first));
+    pub(super) fn of_transaction(&self, txn: u64) -> impl Iterator<Item = &LogRecord> {
+        let from = self
+            .open
+            .get(&txn)
+            .map_or(self.log.len(), |first| self.index_of(*first));
         let open = self.log.get(from..).unwrap_or_default().iter();
-        open.filter(move |r| r.txn == Some(txn) && r.fate == Fate::Open)
+        open.filter(move |r| r.txn == Some(txn) && r.status == RecordStatus::Open)
     }
 
-    fn place(&self, offset: Offset) -> usize {
+    fn index_of(&self, offset: Offset) -> usize {
         self.log.partition_point(|r| r.offset < offset)
     }
 
-    /// A control record ends a transaction here.
+    /// Appends the control record of a transaction.
     pub(super) fn mark(&mut self, now: Millis, txn: u64, commit: bool) {
-        let fate = if commit { Fate::Committed } else { Fate::Aborted };
+        let status = if commit {
+            RecordStatus::Committed
+        } else {
+            RecordStatus::Aborted
+        };
         if let Some(first) = self.open.remove(&txn) {
-            let from = self.place(first);
+            let from = self.index_of(first);
             let own = self.log.iter_mut().skip(from).filter(|r| r.txn == Some(txn));
-            own.for_each(|r| r.fate = fate);
+            own.for_each(|r| r.status = status);
         }
-        self.push(now, Arc::default(), None, Fate::Control);
+        self.push(now, Arc::default(), None, RecordStatus::Control);
     }
 
-    /// Reads read_committed: at most `n` records from an offset on, and the position behind them.
-    pub fn read(&self, from: Offset, n: usize) -> (Vec<Rec>, Offset) {
-        self.read_below(from, n, self.stable(), |r| r.fate == Fate::Committed)
+    /// A `read_committed` read: at most `n` records from an offset on, and the position after them.
+    pub fn read(&self, from: Offset, n: usize) -> (Vec<LogRecord>, Offset) {
+        self.read_below(from, n, self.stable(), |r| r.status == RecordStatus::Committed)
     }
 
-    /// The same read_uncommitted.
-    pub fn read_uncommitted(&self, from: Offset, n: usize) -> (Vec<Rec>, Offset) {
-        self.read_below(from, n, self.end, |r| r.fate != Fate::Control)
+    /// A `read_uncommitted` read.
+    pub fn read_uncommitted(&self, from: Offset, n: usize) -> (Vec<LogRecord>, Offset) {
+        self.read_below(from, n, self.end, |r| r.status != RecordStatus::Control)
     }
 
-    fn read_below(&self, from: Offset, n: usize, limit: Offset, shows: impl Fn(&Rec) -> bool) -> (Vec<Rec>, Offset) {
+    fn read_below(
+        &self,
+        from: Offset,
+        n: usize,
+        limit: Offset,
+        includes: impl Fn(&LogRecord) -> bool,
+    ) -> (Vec<LogRecord>, Offset) {
         let (mut out, mut position) = (Vec::new(), from);
-        for record in self.log.get(self.place(from)..).unwrap_or_default() {
+        for record in self.log.get(self.index_of(from)..).unwrap_or_default() {
             if record.offset >= limit || out.len() == n {
                 return (out, position);
             }
             position = record.offset + 1;
-            if shows(record) {
+            if includes(record) {
                 out.push(record.clone());
             }
         }
         (out, position.max(limit))
     }
 
-    /// Whether nothing committed stands at or after an offset.
+    /// Whether there is no committed record at or after an offset.
     pub fn is_read(&self, from: Offset) -> bool {
         self.read(from, 1).0.is_empty()
     }
 
-    /// A pass of the cleaner below a random dirty limit, never past the last stable offset or into young records.
+    /// A compaction pass below a random offset, which is at most the last stable offset and the first young record.
     pub(super) fn clean(&mut self, now: Millis, how: &Cleaning, rng: &mut Rng) -> Cleaned {
         let young = self.log.iter().find(|r| r.at > now - how.lag_ms).map(|r| r.offset);
         let most = young
@@ -194,7 +210,7 @@ impl Part {
         let limit = Offset::try_from(rng.below(usize::try_from(most).unwrap_or_default() + 1)).unwrap_or_default();
         let mut last: BTreeMap<Option<Vec<u8>>, Offset> = BTreeMap::new();
         for r in self.log.iter().take_while(|r| r.offset < limit) {
-            if r.fate == Fate::Committed {
+            if r.status == RecordStatus::Committed {
                 last.insert(r.row.key.clone(), r.offset);
             }
         }
@@ -204,7 +220,7 @@ impl Part {
             if r.offset >= limit {
                 return true;
             }
-            if r.fate != Fate::Committed {
+            if r.status != RecordStatus::Committed {
                 return false;
             }
             let newest = last.get(&r.row.key) == Some(&r.offset);

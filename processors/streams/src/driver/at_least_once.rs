@@ -1,7 +1,7 @@
-//! A processor that is at least once, over a log whose writes fail by chance, and that crashes by chance: nothing may be
-//! left out, whatever comes twice.
+//! At-least-once processing over a log whose writes fail at random, with random crashes: no record may be lost, although
+//! some are repeated.
 //!
-//! Guarantees: the seed says everything that happens; the truth is computed from the input alone. Never: a wait.
+//! A seed determines the whole run. The expected output is computed from the input alone.
 
 use super::ThreadDriver;
 use crate::{
@@ -24,17 +24,20 @@ use std::time::Duration;
 const SEEDS: u64 = 60;
 const PARTITIONS: i32 = 2;
 
-/// Chance, and how often in a thousand a write goes wrong.
-struct Dice {
+/// A pseudorandom generator, with the number of writes per thousand that fail.
+struct Random {
     state: Mutex<u64>,
-    wrong: AtomicU64,
+    failures_per_1000: AtomicU64,
 }
 
-impl Dice {
-    fn new(seed: u64) -> Arc<Dice> {
+impl Random {
+    fn new(seed: u64) -> Arc<Random> {
         let state = Mutex::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-        let wrong = AtomicU64::new(0);
-        Arc::new(Dice { state, wrong })
+        let failures_per_1000 = AtomicU64::new(0);
+        Arc::new(Random {
+            state,
+            failures_per_1000,
+        })
     }
 
     fn below(&self, limit: u64) -> u64 {
@@ -45,25 +48,25 @@ impl Dice {
         *state % limit
     }
 
-    /// Does something, or not, or does it and says that it did not.
+    /// Runs a write, or fails it before or after it took effect.
     fn maybe<T>(&self, act: impl FnOnce() -> event_log::Result<T>) -> event_log::Result<T> {
-        let wrong = self.below(1000) < self.wrong.load(Ordering::Relaxed);
-        if wrong && self.below(2) == 0 {
+        let fails = self.below(1000) < self.failures_per_1000.load(Ordering::Relaxed);
+        if fails && self.below(2) == 0 {
             drop(act()?);
-        } else if !wrong {
+        } else if !fails {
             return act();
         }
         Err(event_log::Error::Unavailable {
             attempted: "write".to_owned(),
-            reason: "the dice say so".to_owned(),
+            reason: "injected failure".to_owned(),
         })
     }
 }
 
-/// A log whose writes without transactions fail by chance.
+/// A log whose writes without transactions fail at random.
 struct Flaky {
     inner: SharedEventLog,
-    dice: Arc<Dice>,
+    random: Arc<Random>,
 }
 
 impl EventLog for Flaky {
@@ -96,8 +99,8 @@ impl EventLog for Flaky {
     }
     fn group(&self, config: GroupConfig) -> event_log::Result<Box<dyn GroupConsumer>> {
         let inner = self.inner.group(config)?;
-        let dice = self.dice.clone();
-        Ok(Box::new(FlakyMember { inner, dice }))
+        let random = self.random.clone();
+        Ok(Box::new(FlakyMember { inner, random }))
     }
     fn reader(&self, isolation: Isolation) -> event_log::Result<Box<dyn Reader>> {
         self.inner.reader(isolation)
@@ -113,8 +116,8 @@ impl EventLog for Flaky {
     }
     fn producer(&self) -> event_log::Result<Box<dyn Producer>> {
         let inner = self.inner.producer()?;
-        let dice = self.dice.clone();
-        Ok(Box::new(FlakyProducer { inner, dice }))
+        let random = self.random.clone();
+        Ok(Box::new(FlakyProducer { inner, random }))
     }
     fn describe_self(&self) -> String {
         self.inner.describe_self()
@@ -126,22 +129,22 @@ impl EventLog for Flaky {
 
 struct FlakyProducer {
     inner: Box<dyn Producer>,
-    dice: Arc<Dice>,
+    random: Arc<Random>,
 }
 
 impl Producer for FlakyProducer {
     fn send(&mut self, records: &OutBatch) -> event_log::Result<()> {
-        // A part of the records may be written, as of a producer that dies.
-        if self.dice.below(1000) < self.dice.wrong.load(Ordering::Relaxed) {
+        // Only some of the records are written, as by a producer that crashes.
+        if self.random.below(1000) < self.random.failures_per_1000.load(Ordering::Relaxed) {
             let mut part = OutBatch::default();
-            let most = usize::try_from(self.dice.below(8)).unwrap();
+            let most = usize::try_from(self.random.below(8)).unwrap();
             for (record, headers) in records.iter().take(most) {
                 part.push(record, headers);
             }
             self.inner.send(&part)?;
-            return self.dice.maybe(|| Ok(())).and(Err(event_log::Error::Unavailable {
+            return self.random.maybe(|| Ok(())).and(Err(event_log::Error::Unavailable {
                 attempted: "append".to_owned(),
-                reason: "a part was written".to_owned(),
+                reason: "injected failure after a partial write".to_owned(),
             }));
         }
         self.inner.send(records)
@@ -149,13 +152,13 @@ impl Producer for FlakyProducer {
 
     fn flush(&mut self) -> event_log::Result<Vec<Produced>> {
         let inner = &mut self.inner;
-        self.dice.maybe(|| inner.flush())
+        self.random.maybe(|| inner.flush())
     }
 }
 
 struct FlakyMember {
     inner: Box<dyn GroupConsumer>,
-    dice: Arc<Dice>,
+    random: Arc<Random>,
 }
 
 impl GroupConsumer for FlakyMember {
@@ -179,14 +182,14 @@ impl GroupConsumer for FlakyMember {
     }
     fn commit(&mut self, offsets: &[(TopicPartition, Offset)]) -> event_log::Result<()> {
         let inner = &mut self.inner;
-        self.dice.maybe(|| inner.commit(offsets))
+        self.random.maybe(|| inner.commit(offsets))
     }
     fn close(self: Box<Self>) -> event_log::Result<()> {
         self.inner.close()
     }
 }
 
-/// Keeps a row for each input record, counts all of them, and says the record's number.
+/// Stores a row for each input record, counts the records, and sends their offsets.
 struct Keeper(i32);
 
 impl Processor for Keeper {
@@ -219,17 +222,17 @@ impl Processor for Keeper {
     }
 }
 
-struct Bench {
+struct Harness {
     log: SharedEventLog,
-    dice: Arc<Dice>,
+    random: Arc<Random>,
     clock: Manual,
     dir: tempfile::TempDir,
     written: [Offset; 2],
     engine: state_store::Engine,
 }
 
-impl Bench {
-    fn new(seed: u64) -> Bench {
+impl Harness {
+    fn new(seed: u64) -> Harness {
         let clock = Manual::at(1_700_000_000_000);
         let hands = clock.clone();
         let mut config = embedded::Config::new(None, Arc::new(move || service::Clock::now_ms(&hands)));
@@ -242,17 +245,17 @@ impl Bench {
             config: TopicConfig::new(Cleanup::Delete),
         };
         inner.create_topics(&[topic("in"), topic("out")]).unwrap();
-        let dice = Dice::new(seed);
-        Bench {
+        let random = Random::new(seed);
+        Harness {
             log: Arc::new(Flaky {
                 inner,
-                dice: dice.clone(),
+                random: random.clone(),
             }),
-            dice,
+            random,
             clock,
             dir: tempfile::tempdir().unwrap(),
             written: [0; 2],
-            // A store that a crash loses, and now and then one that it leaves as it is.
+            // A crash loses the memory store; the other one survives it.
             engine: match seed % 4 {
                 0 => state_store::Engine::Fjall,
                 _ => state_store::Engine::Memory,
@@ -285,8 +288,8 @@ impl Bench {
 
     fn write(&mut self) {
         let topic = Arc::from("in");
-        let (mut batch, partition) = (OutBatch::default(), self.dice.below(2));
-        for _ in 0..=self.dice.below(6) {
+        let (mut batch, partition) = (OutBatch::default(), self.random.below(2));
+        for _ in 0..=self.random.below(6) {
             let record = OutRecord {
                 topic: &topic,
                 partition: Some(i32::try_from(partition).unwrap()),
@@ -300,7 +303,7 @@ impl Bench {
         self.log.append(&batch).unwrap();
     }
 
-    /// Committed records of a partition, as key and value; a later one of a key wins.
+    /// Committed records of a partition, as key and value.
     fn read(&self, topic: &str, partition: i32) -> Vec<(String, Option<String>)> {
         let at = TopicPartition::new(topic, partition);
         let end = self.log.offset(&at, OffsetSpec::LastStable).unwrap();
@@ -319,7 +322,7 @@ impl Bench {
         found
     }
 
-    /// Below a place that is committed everything was output, and is in the state by the changelog.
+    /// Asserts that every record below the committed offset is in the output and in the changelog.
     fn check(&self, seed: u64, whole: bool) {
         for partition in 0..PARTITIONS {
             let at = TopicPartition::new("in", partition);
@@ -328,12 +331,12 @@ impl Bench {
             let until = if whole { written } else { committed };
             assert!(
                 !whole || committed == written,
-                "seed {seed}: {committed} of {written} are committed"
+                "seed {seed}: committed offset {committed}, but {written} records were written"
             );
             let out: BTreeSet<_> = self.read("out", partition).into_iter().filter_map(|(_, v)| v).collect();
             let rows: BTreeMap<_, _> = self.read("app.changelog.rows", partition).into_iter().collect();
             for number in (0..until).map(|number| number.to_string()) {
-                assert!(out.contains(&number), "seed {seed}: {at}@{number} was left out");
+                assert!(out.contains(&number), "seed {seed}: {at}@{number} is not in the output");
                 let row = rows.keys().any(|key| key.ends_with(&number));
                 assert!(row, "seed {seed}: {at}@{number} is not in the state");
             }
@@ -341,54 +344,57 @@ impl Bench {
             let count = count.and_then(|(_, value)| value.as_ref()?.get(1..)?.parse::<Offset>().ok());
             assert!(
                 count.unwrap_or(0) >= until,
-                "seed {seed}: {count:?} of {until} are counted"
+                "seed {seed}: counted {count:?} of {until} records"
             );
         }
     }
 }
 
-fn play(seed: u64, mut choose: impl FnMut(&Dice) -> ProcessingGuarantee) {
-    let mut bench = Bench::new(seed);
+fn run_seed(seed: u64, mut choose: impl FnMut(&Random) -> ProcessingGuarantee) {
+    let mut harness = Harness::new(seed);
     for _ in 0..8 {
-        let guarantee = choose(&bench.dice);
-        let mut thread = bench.start(guarantee);
-        bench.dice.wrong.store(bench.dice.below(120), Ordering::Relaxed);
-        for _ in 0..bench.dice.below(120) {
-            if bench.dice.below(4) == 0 {
-                bench.write();
+        let guarantee = choose(&harness.random);
+        let mut thread = harness.start(guarantee);
+        harness
+            .random
+            .failures_per_1000
+            .store(harness.random.below(120), Ordering::Relaxed);
+        for _ in 0..harness.random.below(120) {
+            if harness.random.below(4) == 0 {
+                harness.write();
             }
-            bench.clock.advance(i64::try_from(bench.dice.below(60)).unwrap());
+            harness.clock.advance(i64::try_from(harness.random.below(60)).unwrap());
             thread
                 .turn()
                 .unwrap_or_else(|error| panic!("seed {seed}: {}", service::chain(&error)));
         }
-        bench.check(seed, false);
-        bench.dice.wrong.store(0, Ordering::Relaxed);
-        // A crash, for the most part.
-        if bench.dice.below(4) == 0 {
+        harness.check(seed, false);
+        harness.random.failures_per_1000.store(0, Ordering::Relaxed);
+        // Most threads crash.
+        if harness.random.below(4) == 0 {
             thread.finish().unwrap();
         }
     }
-    let mut thread = bench.start(choose(&bench.dice));
+    let mut thread = harness.start(choose(&harness.random));
     for _ in 0..2_000 {
-        bench.clock.advance(100);
+        harness.clock.advance(100);
         if thread.settle(1).unwrap() {
-            return bench.check(seed, true);
+            return harness.check(seed, true);
         }
     }
-    panic!("seed {seed}: not quiet: {:?}", thread.causes());
+    panic!("seed {seed}: the thread did not become idle: {:?}", thread.causes());
 }
 
 #[test]
-fn whatever_fails_nothing_is_left_out_and_no_state_is_behind_its_offsets() {
-    (0..SEEDS).for_each(|seed| play(seed, |_| ProcessingGuarantee::AtLeastOnce));
+fn at_least_once_loses_no_record() {
+    (0..SEEDS).for_each(|seed| run_seed(seed, |_| ProcessingGuarantee::AtLeastOnce));
 }
 
 #[test]
-fn the_guarantee_may_be_changed_at_any_restart() {
-    let either = |dice: &Dice| match dice.below(2) {
+fn guarantee_can_change_at_any_restart() {
+    let either = |random: &Random| match random.below(2) {
         0 => ProcessingGuarantee::ExactlyOnce,
         _ => ProcessingGuarantee::AtLeastOnce,
     };
-    (0..SEEDS).for_each(|seed| play(1_000 + seed, either));
+    (0..SEEDS).for_each(|seed| run_seed(1_000 + seed, either));
 }
