@@ -1,8 +1,7 @@
-//! Measures an aggregate without a log: events in a batch, groups in a state in memory, output and state at commits.
+//! Measures the throughput of an aggregate in one thread: `count()` over events with 100,000 keys.
 //!
-//! `cargo run --release -p trunkline-processors --example aggregate_speed` prints records a second of one thread:
-//! `count()` over an event of 100,000 keys that is keyed by its group.
-//! Guarantees: decoding, grouping, state and output are the code that runs in production. Never: a log or a disk.
+//! Decoding, grouping, state and output are production code; the state is in memory, and there is no log. Run it with
+//! `cargo run --release -p trunkline-processors --example aggregate_speed`.
 
 use event_log::{RecordBatch, TimestampType, TopicId, TopicPartition};
 use schemas::codec::Datum;
@@ -11,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use streams::driver::StepDriver;
 use streams::{InputTopic, TaskId, TaskInfo};
-use trunkline_processors::declared::{Config, application};
+use trunkline_processors::declarative::{Config, application};
 
 const TOPOLOGY: &str = r#"
 name = "speed"
@@ -28,15 +27,20 @@ fields = { n = "count()" }
 "#;
 const KEYS: i64 = 100_000;
 const BATCH: i64 = 1_024;
-/// Batches between commits: about what a thread reads in the longest time between two.
-const BATCHES_A_COMMIT: usize = 32;
+/// Batches between commits: about what a thread reads in the commit interval.
+const BATCHES_PER_COMMIT: usize = 32;
 const ROUNDS: i64 = 2_000;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let topology = topology::check("topology.toml", TOPOLOGY, &topology::Embedded(&[])).into_result()?;
     let topology = Arc::new(topology);
-    let processor = Arc::new(topology.processors.first().ok_or("one is declared")?.clone());
-    let event = topology.events.first().ok_or("one is declared")?.schema.clone();
+    let processor = Arc::new(topology.processors.first().ok_or("the topology declares one")?.clone());
+    let event = topology
+        .events
+        .first()
+        .ok_or("the topology declares one")?
+        .schema
+        .clone();
     let text = event.text().to_owned();
     let config = Config {
         topology,
@@ -45,7 +49,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         horizon_ms: 1_000,
         fetch: Arc::new(move |_| Ok(text.clone())),
     };
-    let sub = application(&config).subtopologies.pop().ok_or("it has one")?;
+    let sub = application(&config)
+        .subtopologies
+        .pop()
+        .ok_or("an application has a sub-topology")?;
     let info = TaskInfo {
         application: "views".into(),
         id: TaskId {
@@ -82,7 +89,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let began = Instant::now();
         driver.feed(&batch)?;
         feed += began.elapsed();
-        if usize::try_from(round)? % BATCHES_A_COMMIT == 0 {
+        if usize::try_from(round)? % BATCHES_PER_COMMIT == 0 {
             let began = Instant::now();
             driver.commit()?;
             commit += began.elapsed();

@@ -1,6 +1,15 @@
-//! The built-in stream processors: topics to topics.
+//! The built-in stream processors: sync views, and the declarative aggregates and joins.
 //!
-//! Guarantees: each is a [`streams::Processor`], deterministic over its inputs. Never: a consumer or producer of its own.
+//! Each is a [`streams::Processor`]. Its output depends only on its inputs and their order, so that a task that is
+//! restored and reprocesses records writes the same output.
 
-pub mod declared;
+mod aggregate;
+mod dead_letter;
+pub mod declarative;
+mod input;
+mod join;
+mod repartition;
+mod step;
 pub mod sync_views;
+
+pub use declarative as declared;

@@ -1,220 +1,175 @@
-//! sync-views: turns the changes of one line (a source's topic, or a partition of an event topic) into view rows.
+//! sync-views: turns the changes of one source stream (a database's topic, or a partition of an event topic) into the
+//! rows of views in `view.log`.
 //!
-//! Per row it keeps the version and the last outputs, so that nothing older than what it has seen and nothing that did
-//! not change is written. When a source transaction ends it closes what it touched (docs/reference/formats.md, `view.log`).
-//! Guarantees: versions rise strictly; a row stands in exactly the buckets that its newest version gives; what a
-//! reader is shown is a state at the end of a source transaction.
-//! Never: IO in a step; an update in place of the records' own order.
+//! [`SyncViews`] implements the writer of docs/protocol/view-sync.md. Per row, the state has the version and the outputs
+//! that were last written, so that a change that is not newer is ignored and only differences are written. When a source
+//! transaction ends, each partition that it touched gets a transaction end marker, which makes its records visible
+//! there at once (I3).
 
-mod bind;
-pub(crate) mod input;
+mod binding;
 mod key_change;
 #[cfg(test)]
 mod simulation;
-mod stale;
+mod staleness;
 mod state;
 #[cfg(test)]
 mod tests;
+mod view_log;
 
-pub(crate) use bind::schema_id;
-use event_log::{ErrorAction, Header, Millis, OutRecord, RecordBatch, RecordRef};
-use input::{Change, Input, KeyChange, Kind};
+pub use crate::input::{FetchSchema, Unavailable};
+
+use crate::dead_letter::{RecordError, StepError};
+use crate::input::{Change, ChangeRecord, KeyChange, Kind, Replayed, keys};
+use crate::step::Step;
+use binding::Bindings;
+use event_log::{Millis, RecordBatch, RecordRef};
 use key_change::{Applied, Origin};
 use schemas::version::Version;
-use state::{LINE, Line, Row, Shown, StateError};
-use std::collections::HashMap;
-use std::error::Error as StdError;
+use state::{Row, STREAM, StateError, StreamState, WrittenRow, damaged};
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use streams::{Context, Error, Output, Processor, Result, Stage, State};
-use views::record::{self, Writer, Written};
-use views::rules::{Bound, Relation, SourceRules, ViewOutputs};
+use view_log::{ViewLog, ViewRow};
+use views::record;
+use views::rules::{Relation, SourceRules, ViewOutputs};
 
-/// How sync-views runs one line.
+/// Deleted rows that are forgotten per commit, so that a commit stays short.
+const FORGET_MAX: usize = 256;
+
+/// Configuration of sync-views for one source stream.
 #[derive(Clone)]
 pub struct Config {
-    /// The line's rules.
+    /// Rules of the source stream's views.
     pub rules: Arc<SourceRules>,
     /// Writer id: `<processor>/<topic>/<topic id>/<partition>`.
     pub writer: String,
     /// Id of the input topic, 32 hexadecimal digits.
     pub topic_id: String,
-    /// Topic of the view_output.
+    /// Name of the topic `view.log`.
     pub view_log: Arc<str>,
     /// Its partition count.
     pub partitions: i32,
     /// Ids of the control records' schemas.
     pub schemas: record::SchemaIds,
-    /// How long deleted rows are remembered, in ms: `delete.retention` of `view.log` less a margin.
+    /// How long deleted rows are remembered, in ms: `delete.retention.ms` of `view.log` less a margin.
     pub horizon_ms: i64,
-    /// Fetches a schema by id; called outside the steps.
+    /// Fetches a schema by id. Called in `prepare` only, because it does IO.
     pub fetch: FetchSchema,
 }
 
-/// Fetches a schema's text by its registry id.
-pub type FetchSchema = Arc<dyn Fn(u32) -> Result<String, Unavailable> + Send + Sync>;
-
-/// Why a schema could not be had.
-#[derive(Debug, thiserror::Error)]
-#[error("{reason}")]
-pub struct Unavailable {
-    /// Why.
-    pub reason: String,
-    /// `Retry` when the registry is out of reach; `DeadLetter` when it does not know the id.
-    pub fate: ErrorAction,
-}
-
-/// The processor of one line.
+/// The processor of one source stream.
 pub struct SyncViews {
     config: Config,
-    writer: Writer,
-    line: Line,
+    view_log: ViewLog,
+    bindings: Bindings,
+    stream: StreamState,
+    /// Changes of unknown rows at or below this version are ignored.
     floor: Version,
-    line_dirty: bool,
+    stream_dirty: bool,
+    /// Version of the last record.
     last: Version,
-    bound: HashMap<(u32, Arc<str>), Arc<Bound>>,
-    unknown: HashMap<u32, String>,
     outputs: ViewOutputs,
 }
 
-/// Why a record is refused; it becomes a dead letter.
-#[derive(Debug)]
-struct Refused {
-    stage: Stage,
-    error: Box<dyn StdError>,
+/// Where the rows of a change are written.
+struct Target<'t> {
+    relation: &'t Relation,
+    row_key: &'t str,
+    version: Version,
 }
 
-impl Refused {
-    fn new(stage: Stage, error: impl Into<Box<dyn StdError>>) -> Self {
-        Refused {
-            stage,
-            error: error.into(),
-        }
-    }
-}
-
-/// A failure that is not the record's.
-enum Trouble {
-    Refused(Refused),
-    Stop(Error),
-}
-
-impl From<Error> for Trouble {
-    fn from(error: Error) -> Self {
-        Trouble::Stop(error)
-    }
-}
-
-impl From<Refused> for Trouble {
-    fn from(refused: Refused) -> Self {
-        Trouble::Refused(refused)
-    }
-}
-
-impl From<StateError> for Trouble {
+impl From<StateError> for StepError {
     fn from(error: StateError) -> Self {
-        Trouble::Stop(broken(&error))
-    }
-}
-
-fn broken(error: &StateError) -> Error {
-    Error::Processor {
-        name: "sync-views".into(),
-        reason: error.to_string(),
-        fate: ErrorAction::Stop,
+        StepError::Task(damaged(&error))
     }
 }
 
 impl SyncViews {
-    /// A processor for one line.
+    /// A processor without state; `restore` reads it.
     pub fn new(config: Config) -> Self {
         SyncViews {
-            writer: Writer::new(config.writer.clone(), config.schemas),
-            line: Line::new(&config.topic_id),
+            view_log: ViewLog::new(config.view_log.clone(), config.writer.clone(), config.schemas),
+            bindings: Bindings::new(config.rules.clone(), config.fetch.clone()),
+            stream: StreamState::new(&config.topic_id),
             floor: Version::default(),
-            line_dirty: false,
+            stream_dirty: false,
             last: Version::default(),
-            bound: HashMap::new(),
-            unknown: HashMap::new(),
             outputs: ViewOutputs::default(),
             config,
         }
     }
 
-    /// Takes a record in; one that is given up counts for its transaction, and its row lacks it.
-    fn take(
-        &mut self,
-        context: Context,
-        (record, on_dead_letter): (RecordRef<'_>, bool),
-        state: &mut State,
-        output: &mut Output,
-    ) -> Result<(), Error> {
-        output.caused_by(record);
+    /// Processes a record. With `rejected` the log or the store rejected its effects and it is already a dead letter:
+    /// it still counts for its source transaction, and its row lacks the change.
+    fn process_record(&mut self, record: RecordRef<'_>, rejected: bool, step: &mut Step<'_>) -> Result<(), Error> {
+        step.output.caused_by(record);
         let rules = self.config.rules.clone();
-        let input = match Input::read(&record, rules.event(), self.line.incarnation) {
+        let input = match ChangeRecord::read(&record, rules.event(), self.stream.source_epoch) {
             Ok(input) => input,
-            Err((stage, error)) => {
-                if !on_dead_letter {
-                    output.dead_letter(record, stage, error.as_ref());
+            Err(error) => {
+                if !rejected {
+                    step.output.dead_letter(record, error.stage, error.source.as_ref());
                 }
-                self.missed(record, None, state, output)?;
-                if !self.line.open {
-                    self.close(record.timestamp(), output);
+                self.record_missed(record, None, step)?;
+                if !self.stream.open {
+                    self.end_transaction(record.timestamp(), step.output);
                 }
                 return Ok(());
             }
         };
-        if input.version.incarnation > self.line.incarnation {
-            // The touched partitions stay: what a lost transaction left there is closed by the next end. What comes again
-            // from before it must not bring back a row of which nothing is known.
-            self.floor = self.floor.max(Version {
-                incarnation: input.version.incarnation - 1,
-                position: u64::MAX,
-                ordinal: u32::MAX,
-            });
-            self.line.incarnation = input.version.incarnation;
-            self.line.open = false;
-            self.line_dirty = true;
+        if input.version.incarnation > self.stream.source_epoch {
+            self.begin_source_epoch(input.version.incarnation);
         }
         self.last = input.version;
-        let changed = if on_dead_letter {
-            self.missed(record, Some(&input), state, output).map_err(Trouble::Stop)
+        let changed = if rejected {
+            self.record_missed(record, Some(&input), step).map_err(StepError::Task)
         } else {
-            self.change(context, &input, state, output)
+            self.apply(&input, step)
         };
         match changed {
             Ok(()) => {}
-            Err(Trouble::Stop(error)) => return Err(error),
-            Err(Trouble::Refused(refused)) => {
-                output.dead_letter(record, refused.stage, refused.error.as_ref());
-                self.missed(record, Some(&input), state, output)?;
+            Err(StepError::Task(error)) => return Err(error),
+            Err(StepError::Record(error)) => {
+                step.output.dead_letter(record, error.stage, error.source.as_ref());
+                self.record_missed(record, Some(&input), step)?;
             }
         }
-        if input.again.is_none() {
-            self.line_dirty |= self.line.open == input.last;
-            self.line.open = !input.last;
+        // A replayed record neither begins nor ends a source transaction: the open one has not ended with it (I3).
+        if input.replayed.is_none() {
+            self.stream_dirty |= self.stream.open == input.last;
+            self.stream.open = !input.last;
         }
-        if !self.line.open {
-            self.close(input.at_ms, output);
+        if !self.stream.open {
+            self.end_transaction(input.at_ms, step.output);
         }
         Ok(())
     }
 
-    fn change(
-        &mut self,
-        context: Context,
-        input: &Input<'_>,
-        state: &mut State,
-        output: &mut Output,
-    ) -> Result<(), Trouble> {
+    /// The source starts over with a snapshot.
+    ///
+    /// The touched partitions stay: they contain records of a transaction that the source lost, and the next transaction
+    /// end must close them too (I3). The floor rises to the end of the previous epoch, so that a record from it that is
+    /// replayed does not bring back a row that is unknown now (I4).
+    fn begin_source_epoch(&mut self, epoch: u32) {
+        self.floor = self.floor.max(Version {
+            incarnation: epoch - 1,
+            position: u64::MAX,
+            ordinal: u32::MAX,
+        });
+        self.stream.source_epoch = epoch;
+        self.stream.open = false;
+        self.stream_dirty = true;
+    }
+
+    fn apply(&mut self, input: &ChangeRecord<'_>, step: &mut Step<'_>) -> Result<(), StepError> {
         let Some(relation) = self.config.rules.relation(input.table).cloned() else {
             return Ok(());
         };
         match &input.kind {
-            Kind::Row(change) => self.row(context, input, &relation, change, state, output),
+            Kind::Row(change) => self.apply_row(input, &relation, change, step),
             Kind::Truncate => {
-                self.sweep(context, input, state, output, &|_, _| true)?;
-                self.cover(context, (input, input.version), &|_| true, state, output)?;
+                self.remove_rows(input, step, &|_, _| true)?;
+                self.cover(input, input.version, step, &|_| true)?;
                 Ok(())
             }
             Kind::ChunkEnd(end) => {
@@ -223,236 +178,217 @@ impl SyncViews {
                     position: end.low,
                     ordinal: 0,
                 };
-                // The chunk's own rows stand at its position, which may lie just below `low`: nothing else does.
+                // Only the chunk's own rows have its position, which may be just below `low`: they were found (ADR 3).
                 let chunk = (input.version.incarnation, input.version.position);
-                self.sweep(context, input, state, output, &|key, row| {
+                self.remove_rows(input, step, &|key, row| {
                     let in_chunk = (row.version.incarnation, row.version.position) == chunk;
-                    row.version < low && !in_chunk && end.holds(key)
+                    row.version < low && !in_chunk && end.contains(key)
                 })?;
-                self.cover_chunk(context, (input, low), end, state, output)?;
+                self.cover_chunk(input, low, end, step)?;
                 Ok(())
             }
         }
     }
 
-    fn row(
+    fn apply_row(
         &mut self,
-        context: Context,
-        input: &Input<'_>,
+        input: &ChangeRecord<'_>,
         relation: &Arc<Relation>,
         change: &Change<'_>,
-        state: &mut State,
-        output: &mut Output,
-    ) -> Result<(), Trouble> {
-        let old = match state.get(&change.state_key)? {
+        step: &mut Step<'_>,
+    ) -> Result<(), StepError> {
+        let old = match step.state.get(&change.state_key)? {
             Some(bytes) => Some(Row::decode(&bytes)?),
             None => None,
         };
+        // What is not newer is ignored, so a replay, a redrive or a second snapshot never writes old over new (I4).
         if input.version <= old.as_ref().map_or(self.floor, |o| o.version) {
-            if input.again == Some(input::Again::Redrive) && old.is_none() {
-                self.miss(input.table, &change.state_key, self.floor, state, output)?;
+            if input.replayed == Some(Replayed::Redrive) && old.is_none() {
+                self.record_missing(input.table, &change.state_key, self.floor, step)?;
             }
             return Ok(());
         }
-        let origin = Origin::of(input, change, state)?;
+        let origin = Origin::of(input, change, step.state)?;
         let mut row = old.unwrap_or_default();
-        let was_gone = row.gone_ms;
+        let was_deleted = row.deleted_ms;
         self.outputs.clear();
         let mut whole = true;
         match change.value {
             Some(value) => {
-                let bound = self.bound(value, input.table, relation)?;
+                let bound = self.bindings.get(value, input.table, relation)?;
                 let kept = match &origin {
                     Some(origin) => origin.kept(),
-                    None if was_gone.is_none() => std::mem::take(&mut row.kept),
-                    // What a deleted row left is for its new key, not for another row under the old one.
+                    None if was_deleted.is_none() => std::mem::take(&mut row.kept),
+                    // The values that a deleted row left belong to its new key, not to another row under the old key.
                     None => Vec::new(),
                 };
                 let body = value.get(schemas::wire::FRAME_LENGTH..).unwrap_or_default();
                 let evaluated = bound.evaluate(body, kept, &mut self.outputs);
-                let evaluated = evaluated.map_err(|e| Refused::new(Stage::Transformation, e))?;
+                let evaluated = evaluated.map_err(|e| RecordError::new(Stage::Transformation, e))?;
                 (row.kept, whole) = (evaluated.kept, evaluated.whole);
-                row.gone_ms = None;
+                row.deleted_ms = None;
             }
             None => {
-                // A row that leaves keeps its values for the next record, unless it had left before.
-                if change.key_change != KeyChange::Leaves || was_gone.is_some() {
+                // The tombstone of a key change keeps the values for the next record, unless the row was deleted before.
+                if change.key_change != KeyChange::Leaves || was_deleted.is_some() {
                     row.kept.clear();
                 }
-                row.gone_ms = Some(context.now);
+                row.deleted_ms = Some(step.context.now);
             }
         }
         row.version = input.version;
         let outputs = std::mem::take(&mut self.outputs);
-        self.write(
+        let target = Target {
             relation,
-            change.row_key,
-            &mut row.shown,
-            &outputs,
-            input.version,
-            output,
-        );
+            row_key: change.row_key,
+            version: input.version,
+        };
+        self.write_difference(&target, &mut row.written, &outputs, step.output);
         self.outputs = outputs;
-        self.remember(&change.state_key, was_gone, &row, state);
-        let applied = Applied { change, origin, whole };
-        self.settle(input, applied, state, output)?;
+        put_row(&change.state_key, was_deleted, &row, step.state);
+        self.applied(input, Applied { change, origin, whole }, step)?;
         Ok(())
     }
 
-    /// Writes the difference between where a row stood and where it stands now.
-    fn write(
+    /// Writes the difference between what was last written of a row and what it is now.
+    ///
+    /// The removal from a bucket that the row left is written first. An output that did not change is not written.
+    fn write_difference(
         &mut self,
-        relation: &Relation,
-        row_key: &str,
-        shown: &mut Vec<Shown>,
+        target: &Target<'_>,
+        written: &mut Vec<WrittenRow>,
         outputs: &ViewOutputs,
-        version: Version,
         output: &mut Output,
     ) {
-        for old in shown.iter() {
+        let relation = target.relation;
+        for old in written.iter() {
             let stays = outputs
                 .iter()
                 .any(|o| relation.view(o.view) == old.view && o.bucket == old.bucket);
             if !stays {
-                self.emit_row(&old.bucket, &old.view, row_key, None, old.partition, version, output);
+                let removal = ViewRow {
+                    bucket: &old.bucket,
+                    view: &old.view,
+                    row_key: target.row_key,
+                    json: None,
+                    partition: old.partition,
+                    version: target.version,
+                };
+                self.write_row(&removal, output);
             }
         }
         let mut now = Vec::with_capacity(outputs.len());
         for view_output in outputs.iter() {
             let view = relation.view(view_output.view);
             let hash = xxhash_rust::xxh3::xxh3_128(view_output.json);
-            let same = shown
+            let same = written
                 .iter()
-                .any(|s| s.view == view && s.bucket == view_output.bucket && s.hash == hash);
+                .any(|w| w.view == view && w.bucket == view_output.bucket && w.hash == hash);
             if !same {
-                let (bucket, json) = (view_output.bucket, Some(view_output.json));
-                self.emit_row(bucket, view, row_key, json, view_output.partition, version, output);
+                let row = ViewRow {
+                    bucket: view_output.bucket,
+                    view,
+                    row_key: target.row_key,
+                    json: Some(view_output.json),
+                    partition: view_output.partition,
+                    version: target.version,
+                };
+                self.write_row(&row, output);
             }
             let (view, bucket) = (view.to_owned(), view_output.bucket.to_owned());
-            now.push(Shown {
+            now.push(WrittenRow {
                 view,
                 bucket,
                 partition: view_output.partition,
                 hash,
             });
         }
-        *shown = now;
+        *written = now;
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the parts of one record, which its two callers borrow from different owners"
-    )]
-    fn emit_row(
+    fn write_row(&mut self, row: &ViewRow<'_>, output: &mut Output) {
+        self.view_log.row(row, output);
+        self.stream_dirty |= self.stream.touched.insert(row.partition);
+    }
+
+    /// Removes the live rows of a table that `removes` selects, at the version of the record that removes them.
+    fn remove_rows(
         &mut self,
-        bucket: &str,
-        view: &str,
-        row_key: &str,
-        json: Option<&[u8]>,
-        partition: i32,
-        version: Version,
-        output: &mut Output,
-    ) {
-        let version = version.to_bytes();
-        let writer = self.config.writer.as_bytes();
-        let headers: [Header<'_>; 2] = [(record::WRITER, Some(writer)), (record::VERSION, Some(&version))];
-        let written = self.writer.row(bucket, view, row_key, json);
-        emit(&self.config.view_log, partition, written, headers, output);
-        self.line_dirty |= self.line.touched.insert(partition);
-    }
-
-    fn remember(&self, state_key: &[u8], was_gone: Option<Millis>, row: &Row, state: &mut State) {
-        if let Some(at) = was_gone {
-            state.delete(&gone_key(at, state_key));
-        }
-        if let Some(at) = row.gone_ms {
-            state.put(&gone_key(at, state_key), vec![1]);
-        }
-        state.put(state_key, row.encode());
-    }
-
-    /// Removes the rows of a table that `goes` says, at the version of the record that calls for it.
-    fn sweep(
-        &mut self,
-        context: Context,
-        input: &Input<'_>,
-        state: &mut State,
-        output: &mut Output,
-        goes: &dyn Fn(&str, &Row) -> bool,
-    ) -> Result<(), Trouble> {
+        input: &ChangeRecord<'_>,
+        step: &mut Step<'_>,
+        removes: &dyn Fn(&str, &Row) -> bool,
+    ) -> Result<(), StepError> {
         let Some(relation) = self.config.rules.relation(input.table).cloned() else {
             return Ok(());
         };
-        let prefix = input::table_prefix(input.table);
-        let mut gone: Vec<(Vec<u8>, Row)> = Vec::new();
-        let mut damaged = None;
-        state.scan(&prefix, &mut |key, value| {
+        let prefix = keys::table_prefix(input.table);
+        let mut found: Vec<(Vec<u8>, Row)> = Vec::new();
+        let mut failed = None;
+        step.state.scan(&prefix, &mut |key, value| {
             match Row::decode(value) {
-                Ok(row) if row.gone_ms.is_none() && row.version < input.version => {
-                    if goes(input::row_key_of(key, prefix.len()), &row) {
-                        gone.push((key.to_vec(), row));
+                Ok(row) if row.deleted_ms.is_none() && row.version < input.version => {
+                    if removes(keys::row_key_of(key, prefix.len()), &row) {
+                        found.push((key.to_vec(), row));
                     }
                 }
                 Ok(_) => {}
-                Err(error) => damaged = Some(error),
+                Err(error) => failed = Some(error),
             }
             ControlFlow::Continue(())
         })?;
-        if let Some(error) = damaged {
+        if let Some(error) = failed {
             return Err(error.into());
         }
-        for (state_key, mut row) in gone {
-            let row_key = input::row_key_of(&state_key, prefix.len()).to_owned();
-            self.write(
-                &relation,
-                &row_key,
-                &mut row.shown,
-                &ViewOutputs::default(),
-                input.version,
-                output,
-            );
+        for (state_key, mut row) in found {
+            let target = Target {
+                relation: &relation,
+                row_key: keys::row_key_of(&state_key, prefix.len()),
+                version: input.version,
+            };
+            self.write_difference(&target, &mut row.written, &ViewOutputs::default(), step.output);
             row.version = input.version;
-            row.gone_ms = Some(context.now);
+            row.deleted_ms = Some(step.context.now);
             row.kept.clear();
-            self.remember(&state_key, None, &row, state);
+            put_row(&state_key, None, &row, step.state);
         }
         Ok(())
     }
 
-    fn close(&mut self, at_ms: i64, output: &mut Output) {
-        if self.line.touched.is_empty() {
+    /// Writes an end marker to each partition that was touched since its last one.
+    fn end_transaction(&mut self, at_ms: i64, output: &mut Output) {
+        if self.stream.touched.is_empty() {
             return;
         }
-        for partition in std::mem::take(&mut self.line.touched) {
-            let written = self.writer.closing(self.last, at_ms);
-            emit(&self.config.view_log, partition, written, [], output);
+        for partition in std::mem::take(&mut self.stream.touched) {
+            self.view_log.end_marker(self.last, at_ms, partition, output);
         }
-        self.line_dirty = true;
+        self.stream_dirty = true;
     }
 
-    /// Forgets rows that were deleted before the horizon; the floor stands for them from then on.
-    fn forget(&mut self, now: Millis, state: &mut State) -> Result<(), Error> {
+    /// Forgets rows that were deleted before the horizon. The floor rises to their versions, so that a replay does not
+    /// bring them back (I4).
+    fn forget_deleted(&mut self, now: Millis, state: &mut State) -> Result<(), Error> {
         let mut old: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
         let before = now - self.config.horizon_ms;
-        state.scan(input::GONE, &mut |key, _| {
-            match input::gone_of(key) {
-                Some((at, state_key)) if at < before && old.len() < 256 => old.push((key.to_vec(), state_key)),
+        state.scan(keys::DELETED, &mut |key, _| {
+            match keys::parse_deleted_key(key) {
+                Some((at, state_key)) if at < before && old.len() < FORGET_MAX => old.push((key.to_vec(), state_key)),
                 _ => return ControlFlow::Break(()),
             }
             ControlFlow::Continue(())
         })?;
-        for (gone, state_key) in old {
+        for (deleted_key, state_key) in old {
             if let Some(bytes) = state.get(&state_key)? {
-                let row = Row::decode(&bytes).map_err(|e| broken(&e))?;
-                // The next record of an open transaction may be the row under its new key.
-                if self.line.open && !row.kept.is_empty() {
+                let row = Row::decode(&bytes).map_err(|e| damaged(&e))?;
+                // The next record of the open transaction may be this row under its new key, which needs the kept values.
+                if self.stream.open && !row.kept.is_empty() {
                     continue;
                 }
                 self.floor = self.floor.max(row.version);
             }
-            state.delete(&gone);
+            state.delete(&deleted_key);
             state.delete(&state_key);
-            self.line_dirty = true;
+            self.stream_dirty = true;
         }
         Ok(())
     }
@@ -460,7 +396,7 @@ impl SyncViews {
 
 impl Processor for SyncViews {
     fn prepare(&mut self, records: &RecordBatch, range: Range<usize>) -> Result<()> {
-        self.learn(records, range)
+        self.bindings.prepare(records, range)
     }
 
     fn process(
@@ -471,8 +407,9 @@ impl Processor for SyncViews {
         state: &mut State,
         output: &mut Output,
     ) -> Result<()> {
+        let mut step = Step { context, state, output };
         for record in range.filter_map(|i| records.get(i)) {
-            self.take(context, (record, false), state, output)?;
+            self.process_record(record, false, &mut step)?;
         }
         Ok(())
     }
@@ -484,63 +421,53 @@ impl Processor for SyncViews {
         state: &mut State,
         output: &mut Output,
     ) -> Result<()> {
-        self.take(context, (record, true), state, output)
+        self.process_record(record, true, &mut Step { context, state, output })
     }
 
     fn before_commit(&mut self, context: Context, state: &mut State, output: &mut Output) -> Result<()> {
-        self.forget(context.now, state)?;
-        for partition in &self.line.touched {
-            let headers: [Header<'_>; 1] = [(record::WRITER, Some(self.config.writer.as_bytes()))];
-            let written = self.writer.transaction_begin(self.last);
-            emit(&self.config.view_log, *partition, written, headers, output);
+        self.forget_deleted(context.now, state)?;
+        // Compaction may remove every row of an open source transaction. The begin marker is never removed, so a replica
+        // that is rebuilt from the log knows that it is incomplete (I6).
+        for partition in &self.stream.touched {
+            self.view_log.begin_marker(self.last, *partition, output);
         }
-        if self.line_dirty {
-            self.line.floor = self.floor.to_string();
-            state.put(LINE, self.line.encode());
-            self.line_dirty = false;
+        if self.stream_dirty {
+            self.stream.floor = self.floor.to_string();
+            state.put(STREAM, self.stream.encode());
+            self.stream_dirty = false;
         }
         Ok(())
     }
 
     fn restore(&mut self, state: &State) -> Result<()> {
-        self.line_dirty = false;
-        self.line = match state.get(LINE)? {
-            Some(bytes) => Line::decode(&bytes).map_err(|e| broken(&e))?,
-            None => Line::new(&self.config.topic_id),
+        self.stream_dirty = false;
+        self.stream = match state.get(STREAM)? {
+            Some(bytes) => StreamState::decode(&bytes).map_err(|e| damaged(&e))?,
+            None => StreamState::new(&self.config.topic_id),
         };
-        if self.line.topic_id != self.config.topic_id {
-            // The topic was made anew: its offsets begin again, so what they version begins a new incarnation.
-            self.line.topic_id.clone_from(&self.config.topic_id);
-            self.line.incarnation += 1;
-            self.line_dirty = true;
+        if self.stream.topic_id != self.config.topic_id {
+            // The topic was deleted and created again. Its offsets restart, so versions need a new epoch to rise.
+            self.stream.topic_id.clone_from(&self.config.topic_id);
+            self.stream.source_epoch += 1;
+            self.stream_dirty = true;
         }
         self.floor = self
-            .line
+            .stream
             .floor
             .parse()
-            .map_err(|_| broken(&StateError::Damaged("the floor")))?;
+            .map_err(|_| damaged(&StateError::Damaged("the floor")))?;
         self.last = self.floor;
         Ok(())
     }
 }
 
-fn emit<'h>(
-    topic: &Arc<str>,
-    partition: i32,
-    (key, value): Written<'_>,
-    headers: impl IntoIterator<Item = Header<'h>>,
-    output: &mut Output,
-) {
-    let record = OutRecord {
-        topic,
-        partition: Some(partition),
-        timestamp: None,
-        key: Some(key),
-        value,
-    };
-    output.send(record, headers);
-}
-
-fn gone_key(at: Millis, state_key: &[u8]) -> Vec<u8> {
-    input::gone_key(at, state_key)
+/// Stores a row, and lists it by age while it is deleted. `was_deleted` is the time under which it was listed.
+fn put_row(state_key: &[u8], was_deleted: Option<Millis>, row: &Row, state: &mut State) {
+    if let Some(at) = was_deleted {
+        state.delete(&keys::deleted_key(at, state_key));
+    }
+    if let Some(at) = row.deleted_ms {
+        state.put(&keys::deleted_key(at, state_key), vec![1]);
+    }
+    state.put(state_key, row.encode());
 }

@@ -229,8 +229,8 @@ fn shows_its_state(shop: &Shop) {
     wait_for("the state to be that of the orders", LIMIT, || {
         let rows = ask("groups");
         let groups: BTreeMap<_, _> = rows.iter().filter_map(group).collect();
-        let giving = rows.iter().filter(|row| row["value"]["gives"].is_object());
-        (groups == *truth && giving.count() == counted).then_some(())
+        let contributing = rows.iter().filter(|row| row["value"]["contribution"].is_object());
+        (groups == *truth && contributing.count() == counted).then_some(())
     });
 }
 

@@ -1,10 +1,11 @@
-//! Loyalty points: orders become points, which are twice as many for customers of the gold tier and expire after a year.
+//! Loyalty points: orders become points, which are doubled for customers of the gold tier and expire after a year.
 //!
-//! Two topics are read together: `orders` is a stream, `customers` a table whose newest record of each key counts. Both
-//! have the key `["customer", ID]` and as many partitions as each other, so that one task sees everything of a
-//! customer. Every change of a balance is a record of `points`.
-//! Guarantees: each order counts once, and its points expire once, after any crash; a record that cannot be read is a
-//! dead letter and holds up nothing. Never: IO, a clock, a value that is neither in a record nor in the state.
+//! Two topics are read together: `orders` is a stream, `customers` a table in which the newest record of a key counts.
+//! Both have the key `["customer", ID]` and the same number of partitions, so one task has all records of a customer.
+//! Every change of a balance is a record of `points`.
+//!
+//! Each order counts once and its points expire once, also after a crash. A record that cannot be parsed becomes a dead
+//! letter. The processor does no IO and reads no clock: its output depends only on records and state.
 
 use event_log::{ErrorAction, OutRecord, RecordBatch, RecordRef};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -14,12 +15,12 @@ use streams::{
     Application, Context, Error, FirstStart, Output, Processor, Result, Stage, State, SubTopology, Timer, TimerClock,
 };
 
-/// Points stay for a year after the order's own time.
+/// Points expire a year after the timestamp of their order.
 pub const EXPIRES_AFTER_MS: i64 = 365 * 24 * 60 * 60 * 1000;
-/// One point is given for so many cents.
-const CENTS_A_POINT: i64 = 100;
+/// Cents per point.
+const CENTS_PER_POINT: i64 = 100;
 
-/// Names of the topics of a programme of this name.
+/// Names of the topics of an application.
 #[derive(Debug, Clone)]
 pub struct Topics {
     /// Orders: `{"order":"o-1","cents":1250}`.
@@ -31,7 +32,7 @@ pub struct Topics {
 }
 
 impl Topics {
-    /// `<name>.orders` and its sisters.
+    /// The topics `<name>.orders`, `<name>.customers` and `<name>.points`.
     pub fn of(name: &str) -> Self {
         let topic = |what: &str| format!("{name}.{what}").into();
         Topics {
@@ -64,10 +65,17 @@ struct Order {
     cents: i64,
 }
 
-/// A row of the customers' table, as it is read and as it is kept.
+/// A row of the customers table, in the topic and in the state.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Customer {
     tier: String,
+}
+
+/// A change of a customer's balance.
+struct BalanceChange<'c> {
+    customer: &'c str,
+    points: i64,
+    why: String,
 }
 
 /// Points of one order that have not expired.
@@ -77,7 +85,7 @@ struct Lot {
     points: i64,
 }
 
-/// A change of a balance.
+/// A record of `points`: the new balance and its change.
 #[derive(Debug, Serialize)]
 struct Balance {
     points: i64,
@@ -85,9 +93,9 @@ struct Balance {
     why: String,
 }
 
-/// Why a record is given up. It goes into the dead letter's headers, so it says what would have been right.
+/// Why a record is a dead letter. The message is in the dead letter's headers, so it states what is expected.
 #[derive(Debug, thiserror::Error)]
-enum Bad {
+enum RecordError {
     #[error("the key is not [\"customer\", ID]")]
     Key,
     #[error("the value is not {wanted}")]
@@ -96,41 +104,43 @@ enum Bad {
         #[source]
         source: serde_json::Error,
     },
-    #[error("order {order} has {cents} cents; they must not be negative")]
+    #[error("order {order} has {cents} cents; the amount must not be negative")]
     Negative { order: String, cents: i64 },
 }
 
-impl Bad {
+impl RecordError {
     fn stage(&self) -> Stage {
         match self {
-            Bad::Key => Stage::KeyConverter,
-            Bad::Value { .. } => Stage::ValueConverter,
-            Bad::Negative { .. } => Stage::Transformation,
+            RecordError::Key => Stage::KeyConverter,
+            RecordError::Value { .. } => Stage::ValueConverter,
+            RecordError::Negative { .. } => Stage::Transformation,
         }
     }
 }
 
-/// What ends the processing of one record: the record's own fault, or the task's.
-enum Trouble {
-    Bad(Bad),
-    Stop(Error),
+/// Why processing a record failed.
+enum StepError {
+    /// The record is at fault: it becomes a dead letter.
+    Record(RecordError),
+    /// The task is at fault, such as damaged state: it stops.
+    Task(Error),
 }
 
-impl From<Bad> for Trouble {
-    fn from(bad: Bad) -> Self {
-        Trouble::Bad(bad)
+impl From<RecordError> for StepError {
+    fn from(error: RecordError) -> Self {
+        StepError::Record(error)
     }
 }
 
-impl From<Error> for Trouble {
+impl From<Error> for StepError {
     fn from(error: Error) -> Self {
-        Trouble::Stop(error)
+        StepError::Task(error)
     }
 }
 
 /// The processor of one task.
 pub struct Loyalty {
-    /// Where it reads and writes.
+    /// Its input and output topics.
     pub topics: Topics,
 }
 
@@ -144,18 +154,18 @@ impl Processor for Loyalty {
         output: &mut Output,
     ) -> Result<()> {
         for record in range.filter_map(|index| records.get(index)) {
-            // What is made of the record continues its trace, if it has one.
+            // The output continues the trace of the record, if it has one.
             output.caused_by(record);
-            match self.take(record, state, output) {
+            match self.process_record(record, state, output) {
                 Ok(()) => {}
-                Err(Trouble::Bad(bad)) => output.dead_letter(record, bad.stage(), &bad),
-                Err(Trouble::Stop(error)) => return Err(error),
+                Err(StepError::Record(error)) => output.dead_letter(record, error.stage(), &error),
+                Err(StepError::Task(error)) => return Err(error),
             }
         }
         Ok(())
     }
 
-    /// A lot has expired. Its timer was removed with this transaction, so this happens once.
+    /// The points of an order expire. The timer is removed in the same transaction, so this happens once.
     fn on_timer(&mut self, _: Context, timer: &Timer, state: &mut State, output: &mut Output) -> Result<()> {
         let lot_key = timer.key.as_bytes();
         let Some(lot) = read::<Lot>(state, lot_key)? else {
@@ -164,18 +174,23 @@ impl Processor for Loyalty {
         state.delete(lot_key);
         let (_, id, _): (String, String, i64) = serde_json::from_slice(lot_key).map_err(|e| damaged(lot_key, &e))?;
         let why = format!("order {} has expired", lot.order);
-        self.change(&id, -lot.points, why, state, output)
+        let change = BalanceChange {
+            customer: &id,
+            points: -lot.points,
+            why,
+        };
+        self.change_balance(change, state, output)
     }
 }
 
 impl Loyalty {
-    /// Takes one record of either topic. Which of the two comes first is not promised: an order of a customer who is not
-    /// known yet counts as one of no tier.
-    fn take(&self, record: RecordRef<'_>, state: &mut State, output: &mut Output) -> Result<(), Trouble> {
+    /// Processes a record of either topic. There is no order between the two topics: an order of an unknown customer counts
+    /// as one without a tier.
+    fn process_record(&self, record: RecordRef<'_>, state: &mut State, output: &mut Output) -> Result<(), StepError> {
         let (kind, id): (String, String) =
-            serde_json::from_slice(record.key().unwrap_or_default()).map_err(|_| Bad::Key)?;
+            serde_json::from_slice(record.key().unwrap_or_default()).map_err(|_| RecordError::Key)?;
         if kind != "customer" {
-            return Err(Bad::Key.into());
+            return Err(RecordError::Key.into());
         }
         if *record.topic() == self.topics.customers {
             return table(&id, record, state);
@@ -183,41 +198,50 @@ impl Loyalty {
         let order: Order = parse(record.value().unwrap_or_default(), "{\"order\":TEXT,\"cents\":NUMBER}")?;
         if order.cents < 0 {
             let Order { order, cents } = order;
-            return Err(Bad::Negative { order, cents }.into());
+            return Err(RecordError::Negative { order, cents }.into());
         }
         let customer: Customer = read(state, &row_key(&id))?.unwrap_or_default();
         let factor = if customer.tier == "gold" { 2 } else { 1 };
-        let points = (order.cents / CENTS_A_POINT).saturating_mul(factor);
+        let points = (order.cents / CENTS_PER_POINT).saturating_mul(factor);
         if points == 0 {
             return Ok(());
         }
-        // An offset names the order for good: the same record has it after every crash, and a task reads one partition.
+        // The offset identifies the order within the partition, also when the record is processed again after a crash.
         let lot_key = key(&("lot", &id, record.offset()));
         let why = format!("order {}", order.order);
         let at = record.timestamp().saturating_add(EXPIRES_AFTER_MS);
         let order = order.order;
         state.put(&lot_key, json(&Lot { order, points }));
         state.set_timer(Timer::new(TimerClock::Stream, at, String::from_utf8_lossy(&lot_key)));
-        Ok(self.change(&id, points, why, state, output)?)
+        let change = BalanceChange {
+            customer: &id,
+            points,
+            why,
+        };
+        Ok(self.change_balance(change, state, output)?)
     }
 
-    /// Changes a balance and says so.
-    fn change(&self, id: &str, change: i64, why: String, state: &mut State, output: &mut Output) -> Result<()> {
-        let balance_key = key(&("points", id));
+    /// Changes a balance and sends the new one.
+    fn change_balance(&self, change: BalanceChange<'_>, state: &mut State, output: &mut Output) -> Result<()> {
+        let balance_key = key(&("points", change.customer));
         let points = read::<i64>(state, &balance_key)?
             .unwrap_or_default()
-            .saturating_add(change);
+            .saturating_add(change.points);
         if points == 0 {
             state.delete(&balance_key);
         } else {
             state.put(&balance_key, json(&points));
         }
-        let value = json(&Balance { points, change, why });
+        let value = json(&Balance {
+            points,
+            change: change.points,
+            why: change.why,
+        });
         let record = OutRecord {
             topic: &self.topics.points,
             partition: None,
             timestamp: None,
-            key: Some(&row_key(id)),
+            key: Some(&row_key(change.customer)),
             value: Some(&value),
         };
         output.send(record, []);
@@ -225,8 +249,8 @@ impl Loyalty {
     }
 }
 
-/// Keeps a customer's row, or forgets it.
-fn table(id: &str, record: RecordRef<'_>, state: &mut State) -> Result<(), Trouble> {
+/// Stores or deletes a customer's row.
+fn table(id: &str, record: RecordRef<'_>, state: &mut State) -> Result<(), StepError> {
     match record.value() {
         Some(value) => {
             let row: Customer = parse(value, "{\"tier\":TEXT}")?;
@@ -237,8 +261,8 @@ fn table(id: &str, record: RecordRef<'_>, state: &mut State) -> Result<(), Troub
     Ok(())
 }
 
-fn parse<T: DeserializeOwned>(bytes: &[u8], wanted: &'static str) -> Result<T, Bad> {
-    serde_json::from_slice(bytes).map_err(|source| Bad::Value { wanted, source })
+fn parse<T: DeserializeOwned>(bytes: &[u8], wanted: &'static str) -> Result<T, RecordError> {
+    serde_json::from_slice(bytes).map_err(|source| RecordError::Value { wanted, source })
 }
 
 /// Key of a customer: in the topics, and of the row in the state.
@@ -246,16 +270,16 @@ fn row_key(id: &str) -> Vec<u8> {
     key(&("customer", id))
 }
 
-/// State keys are JSON arrays, so that no two kinds of them can be mistaken for each other.
+/// State keys are JSON arrays whose first element is the kind, so that kinds cannot collide.
 fn key(parts: &impl Serialize) -> Vec<u8> {
     json(parts)
 }
 
 fn json(value: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).expect("texts and numbers always have a JSON form")
+    serde_json::to_vec(value).expect("strings and numbers always have a JSON form")
 }
 
-/// Reads a row of the state.
+/// Reads and parses a row of the state.
 fn read<T: DeserializeOwned>(state: &State, key: &[u8]) -> Result<Option<T>> {
     let found = state.get(key)?;
     found
@@ -263,11 +287,14 @@ fn read<T: DeserializeOwned>(state: &State, key: &[u8]) -> Result<Option<T>> {
         .transpose()
 }
 
-/// State that this program did not write is nothing that another record would mend: the task stops and says so.
+/// State that cannot be parsed stops the task, because no later record can repair it.
 fn damaged(key: &[u8], error: &serde_json::Error) -> Error {
     Error::Processor {
         name: "loyalty".to_owned(),
-        reason: format!("the row {} of its state: {error}", String::from_utf8_lossy(key)),
+        reason: format!(
+            "the row {} of its state cannot be parsed: {error}",
+            String::from_utf8_lossy(key)
+        ),
         fate: ErrorAction::Stop,
     }
 }

@@ -1,10 +1,10 @@
-//! Loyalty points as a real process: on Kafka when brokers are given, else on the embedded log of a directory.
+//! The loyalty example as a service: on Kafka if brokers are configured, else on an embedded log in a directory.
 //!
-//! Operators' listener: `/readyz`, `/healthz`, `/metrics`, and, for a first look, `POST /orders/{customer}`,
-//! `PUT /customers/{customer}` and `GET /points`. Guarantees: SIGTERM drains: what was processed is committed before the
-//! end. Never: anything about points; that is `loyalty.rs`.
+//! The admin listener serves `/readyz`, `/healthz` and `/metrics`, and, to try the example, `POST /orders/{customer}`,
+//! `PUT /customers/{customer}` and `GET /points`. SIGTERM drains: processed records are committed before the process
+//! ends. The processor is in `loyalty.rs`.
 
-mod look;
+mod demo_api;
 mod loyalty;
 
 use event_log::embedded::{self, EmbeddedLog};
@@ -18,26 +18,26 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-/// Partitions of the topics that are made here; those that exist keep theirs.
+/// Partition count of topics that are created; existing topics keep theirs.
 const PARTITIONS: i32 = 4;
 
-/// What the environment may set, as `TRUNKLINE_BROKERS`, `TRUNKLINE_ADMIN__LISTEN` and so on.
+/// Configuration from the environment: `TRUNKLINE_BROKERS`, `TRUNKLINE_ADMIN__LISTEN` and so on.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Settings {
     /// Name of the application and of its topics.
     name: String,
-    /// Kafka's brokers; without them the log is embedded, and this process has it alone.
+    /// Kafka bootstrap servers. Without them the log is embedded, and only one process can use it.
     brokers: Option<String>,
-    /// Stores, and the embedded log.
+    /// Directory of the stores and the embedded log.
     data: PathBuf,
-    /// This process among those of the application.
+    /// Name of this process, unique within the application.
     instance: String,
     /// Stream threads.
     threads: usize,
-    /// Operators' listener.
+    /// Admin listener.
     admin: admin::Config,
-    /// Log lines.
+    /// Logging.
     log: telemetry::Config,
 }
 
@@ -71,7 +71,7 @@ fn main() -> ExitCode {
 fn run() -> Result<(), BoxError> {
     let settings: Settings = service::config::Sources::environment(&[]).read()?;
     telemetry::logs(&settings.log)?;
-    // Tasks have an owner: the service. It hears SIGTERM, and returns when all of them have ended.
+    // The service owns all tasks. It handles SIGTERM and returns when they have ended.
     Service::new().run(|tasks| start(settings, tasks))?;
     Ok(())
 }
@@ -81,16 +81,16 @@ async fn start(settings: Settings, tasks: Tasks) -> Result<(), BoxError> {
     let metrics = telemetry::metrics();
     metrics.keep_up(&tasks);
     let (brokers, dir, now) = (settings.brokers.clone(), settings.data.join("log"), clock.clone());
-    let made = topics.clone();
-    // The log's calls block, so they have a thread of their own.
-    let log = tokio::task::spawn_blocking(move || open(brokers, dir, &now, &made)).await??;
+    let created = topics.clone();
+    // Calls of the log block, so they must not run on a thread of the async runtime.
+    let log = tokio::task::spawn_blocking(move || open(brokers, dir, &now, &created)).await??;
     let admin = Admin {
         readiness: readiness.clone(),
         metrics,
         drain: tasks.drain(),
     };
     let listens = admin
-        .serve(&tasks, &settings.admin, look::router(log.clone(), topics))
+        .serve(&tasks, &settings.admin, demo_api::router(log.clone(), topics))
         .await?;
     let mut config = streams::Config::new(&settings.instance, settings.data.join("stores"));
     config.threads = settings.threads;
@@ -104,11 +104,11 @@ async fn start(settings: Settings, tasks: Tasks) -> Result<(), BoxError> {
             readiness: &readiness,
         },
     );
-    tracing::info!(log = log.describe_self(), "loyalty runs; http://{listens}/readyz");
+    tracing::info!(log = log.describe_self(), readyz = %format!("http://{listens}/readyz"), "loyalty started");
     Ok(())
 }
 
-/// Opens the log, and makes the topics that do not exist. Those of changelogs and dead letters are the runtime's to make.
+/// Opens the log, and creates missing topics. `streams::run` creates changelogs and dead-letter topics itself.
 fn open(
     brokers: Option<String>,
     dir: PathBuf,

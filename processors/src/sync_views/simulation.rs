@@ -1,24 +1,22 @@
-//! The views path under simulation, real code end to end: source transactions, sync-views run by the runtime's threads
-//! over the simulated log with its faults, `view.log` with its cleaner, replicas, and devices with lost, repeated and
-//! late pages that switch replicas.
+//! Simulation of the views path with production code end to end: source transactions, sync-views in stream threads over
+//! the simulated log with its faults, `view.log` with compaction, replicas, and devices whose pages are lost, repeated and
+//! late and which switch replicas.
 //!
-//! The oracle is the view recomputed from the whole history, itself held against the sources' databases at each closing:
-//! invariants I1–I6 and I8–I11 of the design. `TRUNKLINE_VIEWS_SIMULATION=FROM,COUNT` runs other seeds.
-//!
-//! Guarantees: what it accepts shows no part of a transaction, no hole, nothing twice, and nothing that went back.
-//! Never: a modelled writer, replica, cursor or delta.
+//! The oracle recomputes the views from the whole history, and compares them with the sources' databases at each
+//! transaction end marker. It checks I1 to I6 and I8 to I11 of docs/protocol/view-sync.md.
+//! `TRUNKLINE_VIEWS_SIMULATION=FROM,COUNT` runs other seeds.
 
 mod edge;
 mod oracle;
 mod source;
 
-use super::{Config as Line, SyncViews, Unavailable};
+use super::{Config as SyncViewsConfig, SyncViews, Unavailable};
 use edge::Readers;
 use event_log::{ErrorAction, Millis, TopicPartition};
 use source::{Events, ROW, ROW_ID, Source};
 use std::sync::Arc;
 use streams::driver::simulation::{
-    Broker, Checked, Cleaning, Faults, Home, Layout, Outside, Rng, Scene, Tasks, run, seeds, simulate,
+    Broker, Checked, Cleaning, Environment, FaultRates, Layout, ProcessLog, Rng, Scenario, Tasks, run, seeds, simulate,
 };
 use streams::{Application, Config, FirstStart, SubTopology, TaskInfo, changelog_topic};
 use views::record::SchemaIds;
@@ -33,15 +31,13 @@ const LAG: Millis = 1_500;
 const DELETE_RETENTION: Millis = 12_000;
 const MARGIN: Millis = 2_000;
 const HORIZON: Millis = DELETE_RETENTION - MARGIN;
-/// A cursor that is older is given a fresh one.
+/// Age at which a cursor is replaced by a fresh one.
 const REFRESH: Millis = 1_000;
 const BUCKETS: [char; 4] = ['a', 'b', 'c', 'd'];
-/// Seeds that every run of the tests takes.
-const SEEDS: u64 = 300;
-/// From this number of seeds on, every kind of fault must have happened. `just simulate` and the nightly workflow run it.
-const COVERAGE_SEEDS: u64 = 10_000;
+/// Number of seeds of a run without `TRUNKLINE_VIEWS_SIMULATION`.
+const SEEDS: u64 = 10_000;
 
-/// The scope of a bucket; each of the two has a partition of its own.
+/// The scope of a bucket; the two scopes are in different partitions.
 fn scope_of(bucket: char) -> &'static str {
     if matches!(bucket, 'a' | 'b') { "s" } else { "w" }
 }
@@ -54,10 +50,33 @@ fn partition_of(bucket: char) -> i32 {
     views::partition_of(scope_of(bucket), PARTITIONS)
 }
 
-/// Lines: topic, view, partitions.
-const LINES: [(&str, &str, i32); 3] = [("change.x", "x", 1), ("change.y", "y", 1), (EVENTS, "e", 2)];
+/// An input topic and its view.
+struct InputTopic {
+    name: &'static str,
+    view: &'static str,
+    partitions: i32,
+}
 
-fn rules((topic, view, _): (&str, &str, i32)) -> Arc<SourceRules> {
+const INPUTS: [InputTopic; 3] = [
+    InputTopic {
+        name: "change.x",
+        view: "x",
+        partitions: 1,
+    },
+    InputTopic {
+        name: "change.y",
+        view: "y",
+        partitions: 1,
+    },
+    InputTopic {
+        name: EVENTS,
+        view: "e",
+        partitions: 2,
+    },
+];
+
+fn rules(input: &InputTopic) -> Arc<SourceRules> {
+    let (topic, view) = (input.name, input.view);
     let rule = ViewRule {
         name: view.to_owned(),
         bucket: vec![Piece::Column(0), Piece::Column(1)],
@@ -77,7 +96,7 @@ fn rules((topic, view, _): (&str, &str, i32)) -> Arc<SourceRules> {
     Arc::new(SourceRules::new(topic, event, vec![relation]))
 }
 
-/// The line from two databases and an event topic to three devices.
+/// Two databases and an event topic, sync-views, and three devices.
 struct Views {
     sources: Vec<Source>,
     events: Events,
@@ -95,7 +114,7 @@ impl Views {
         }
     }
 
-    /// Something that happens at the sources.
+    /// A random event at the sources.
     fn write(&mut self, broker: &mut Broker, rng: &mut Rng) {
         let index = rng.below(2);
         let source = &mut self.sources[index];
@@ -119,15 +138,15 @@ impl Views {
     }
 }
 
-impl Scene for Views {
+impl Scenario for Views {
     type Program = Vec<Arc<SourceRules>>;
 
     fn layout(&self) -> Layout {
         let mut tasks = Tasks::new();
-        for (topic, _, partitions) in LINES {
-            for partition in 0..partitions {
-                let changelog = TopicPartition::new(changelog_topic(APPLICATION, topic), partition);
-                tasks.insert(changelog, vec![TopicPartition::new(topic, partition)]);
+        for input in &INPUTS {
+            for partition in 0..input.partitions {
+                let changelog = TopicPartition::new(changelog_topic(APPLICATION, input.name), partition);
+                tasks.insert(changelog, vec![TopicPartition::new(input.name, partition)]);
             }
         }
         let cleaning = Cleaning {
@@ -142,13 +161,13 @@ impl Scene for Views {
     }
 
     fn program(&self) -> Self::Program {
-        LINES.into_iter().map(rules).collect()
+        INPUTS.iter().map(rules).collect()
     }
 
-    fn application(lines: &Self::Program, home: &Home, config: &mut Config) -> Application {
-        config.commit.touches_view_log = true;
+    fn application(inputs: &Self::Program, log: &ProcessLog, config: &mut Config) -> Application {
+        config.touches_view_log = true;
         let sub = |rules: &Arc<SourceRules>| {
-            let (rules, home, topic) = (rules.clone(), home.clone(), rules.topic().to_owned());
+            let (rules, log, topic) = (rules.clone(), log.clone(), rules.topic().to_owned());
             SubTopology {
                 name: topic.clone(),
                 inputs: vec![topic.clone()],
@@ -157,7 +176,7 @@ impl Scene for Views {
                 factory: Arc::new(move |task: &TaskInfo| {
                     let topic_id = task.inputs.first().map(|i| i.id.to_string()).unwrap_or_default();
                     let (topic, partition) = (rules.topic(), task.id.partition);
-                    let line = Line {
+                    let config = SyncViewsConfig {
                         rules: rules.clone(),
                         writer: format!("{APPLICATION}/{topic}/{topic_id}/{partition}"),
                         topic_id,
@@ -173,29 +192,29 @@ impl Scene for Views {
                         fetch: Arc::new(schema),
                     };
                     let changelog = TopicPartition::new(changelog_topic(APPLICATION, topic), partition);
-                    Box::new(Checked::new(Box::new(SyncViews::new(line)), home.clone(), changelog))
+                    Box::new(Checked::new(Box::new(SyncViews::new(config)), log.clone(), changelog))
                 }),
             }
         };
         Application {
             name: APPLICATION.to_owned(),
-            subtopologies: lines.iter().map(sub).collect(),
+            subtopologies: inputs.iter().map(sub).collect(),
         }
     }
 
-    fn adjust(&mut self, faults: &mut Faults) {
-        // A leap makes every cursor and every replica too old at once; the scene lets less time pass besides.
+    fn adjust(&mut self, faults: &mut FaultRates) {
+        // A jump makes every cursor and every replica too old at once, so jumps are rare here.
         faults.jump /= 4.0;
     }
 
-    fn moment(&mut self, outside: &mut Outside<'_>) -> Result<(), String> {
-        let (broker, rng) = (&mut *outside.broker, &mut *outside.rng);
+    fn step(&mut self, environment: &mut Environment<'_>) -> Result<(), String> {
+        let (broker, rng) = (&mut *environment.broker, &mut *environment.rng);
         let readers = self.readers.get_or_insert_with(|| Readers::new(broker.now()));
         for oracle in &mut readers.oracles {
             oracle.follow(broker, &self.sources)?;
         }
-        readers.moment(broker, rng)?;
-        if !outside.heals {
+        readers.step(broker, rng)?;
+        if !environment.draining {
             self.write(broker, rng);
             return Ok(());
         }
@@ -206,7 +225,8 @@ impl Scene for Views {
         Ok(())
     }
 
-    /// Nothing is left to stream; a view that is stale is mended by a snapshot, one of events by new events.
+    /// Whether nothing is left to stream and no view is stale. Staleness is cleared by a snapshot, that of events by new
+    /// events.
     fn is_idle(&mut self, broker: &mut Broker) -> bool {
         let Some(readers) = &self.readers else { return false };
         let stale = |view: &str| {
@@ -227,19 +247,19 @@ impl Scene for Views {
         }
         if stale("e") && self.snapshots < 8 {
             self.snapshots += 1;
-            Events::mend(broker);
+            Events::rewrite_all(broker);
             return false;
         }
         true
     }
 
     fn verify(&mut self, broker: &mut Broker, rng: &mut Rng) -> Result<(), String> {
-        let readers = self.readers.as_mut().ok_or("no moment has passed")?;
+        let readers = self.readers.as_mut().ok_or("the simulation had no step")?;
         for oracle in &mut readers.oracles {
             oracle.follow(broker, &self.sources)?;
             if !oracle.is_closed() || !oracle.now().stale.is_empty() {
                 return Err(format!(
-                    "liveness: rows are held back or views stale at the end: {:?}",
+                    "I13: rows are pending or views stale although the log is idle: {:?}",
                     oracle.now().stale
                 ));
             }
@@ -249,13 +269,13 @@ impl Scene for Views {
     }
 }
 
-/// The registry knows one schema.
+/// A registry with one schema.
 fn schema(id: u32) -> Result<String, Unavailable> {
     if id == ROW_ID {
         return Ok(ROW.to_owned());
     }
     Err(Unavailable {
-        reason: format!("schema {id} is not known"),
+        reason: format!("schema {id} is not registered"),
         fate: ErrorAction::DeadLetter,
     })
 }
@@ -265,14 +285,14 @@ fn devices_under_random_faults_hold_the_view_of_the_whole_history() {
     assert_ne!(
         partition_of('a'),
         partition_of('c'),
-        "the scopes need partitions of their own"
+        "the scopes need different partitions"
     );
     let seeds = seeds("TRUNKLINE_VIEWS_SIMULATION", SEEDS);
     let (from, count) = (seeds.start, seeds.end - seeds.start);
     let began = std::time::Instant::now();
     let notes = simulate(seeds, Views::new).unwrap_or_else(|failure| {
         panic!(
-            "{failure}\nagain: TRUNKLINE_VIEWS_SIMULATION={},1 cargo test --release -p trunkline-processors \
+            "{failure}\nreproduce: TRUNKLINE_VIEWS_SIMULATION={},1 cargo test --release -p trunkline-processors \
              devices_under_random_faults",
             failure.seed
         )
@@ -322,12 +342,12 @@ fn devices_under_random_faults_hold_the_view_of_the_whole_history() {
     let missing: Vec<&str> = all.into_iter().filter(|what| !notes.contains_key(what)).collect();
     assert!(
         missing.is_empty(),
-        "never happened, so the simulation tests too little: {missing:?}"
+        "these events never happened, so the simulation does not cover them: {missing:?}"
     );
 }
 
 #[test]
-fn a_seed_of_the_views_always_gives_the_same_run() {
+fn views_seed_reproduces_its_run() {
     for seed in 1..20 {
         assert_eq!(run(seed, &Views::new), run(seed, &Views::new), "seed {seed}");
     }

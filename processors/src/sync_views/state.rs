@@ -1,35 +1,43 @@
-//! What sync-views keeps: per row its version and last outputs, and where the line stands.
+//! The state of sync-views: per row its version and what was last written of it, and the progress of the source stream.
 //!
-//! Guarantees: reading gives back what was written; a newer format is refused with both numbers.
-//! Never: a value without a version byte before it.
+//! Each value begins with a format byte. A newer format is an error, because a task that ignored it would lose data.
 
+use crate::dead_letter::stop;
 use schemas::version::Version;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use streams::Error;
 
 /// Format of the values here.
 pub(super) const FORMAT: u8 = 1;
 
-/// Key of [`Line`].
-pub const LINE: &[u8] = b"[\"line\"]";
+/// Key of [`StreamState`].
+pub const STREAM: &[u8] = b"[\"line\"]";
 
-/// State that this release cannot read.
+/// A value of the state that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
     /// A newer release wrote it.
-    #[error("state of sync-views has format {found}, this release reads up to {FORMAT}; update it")]
+    #[error(
+        "the state of sync-views has format {found}, but this release reads up to format {FORMAT}; update Trunkline"
+    )]
     Newer {
         /// The format found.
         found: u8,
     },
     /// The bytes are damaged.
-    #[error("state of sync-views is damaged at {0}")]
+    #[error("the state of sync-views is damaged: {0} cannot be decoded")]
     Damaged(&'static str),
 }
 
-/// What a row was last put as in one view.
+/// State that cannot be read stops the task.
+pub(super) fn damaged(error: &StateError) -> Error {
+    stop("sync-views", error)
+}
+
+/// What was last written of a row in one view.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shown {
+pub struct WrittenRow {
     /// View.
     pub view: String,
     /// Bucket.
@@ -40,33 +48,33 @@ pub struct Shown {
     pub hash: u128,
 }
 
-/// A row as it was last seen.
+/// A row after its last change.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Row {
     /// Version.
     pub version: Version,
-    /// When it was deleted, by the processor's clock in ms; `None` while it lives.
-    pub gone_ms: Option<i64>,
-    /// Where it stands.
-    pub shown: Vec<Shown>,
-    /// Values of columns that the source may leave out when they do not change, by name; of a deleted row only until the
-    /// same row arrives under another key.
+    /// When it was deleted, by the processor's clock in ms; `None` if it is live.
+    pub deleted_ms: Option<i64>,
+    /// What was last written of it.
+    pub written: Vec<WrittenRow>,
+    /// Values of columns that the source may omit when they do not change, by name. A deleted row has them only until
+    /// the same row arrives under another key.
     pub kept: Vec<(String, Vec<u8>)>,
 }
 
 impl Row {
-    /// Its bytes.
+    /// Encodes it, with the format byte.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(64 + self.shown.len() * 48);
+        let mut out = Vec::with_capacity(64 + self.written.len() * 48);
         out.push(FORMAT);
         out.extend_from_slice(&self.version.to_bytes());
-        out.extend_from_slice(&self.gone_ms.unwrap_or(i64::MIN).to_be_bytes());
-        push_len(&mut out, self.shown.len());
-        for shown in &self.shown {
-            push(&mut out, shown.view.as_bytes());
-            push(&mut out, shown.bucket.as_bytes());
-            out.extend_from_slice(&shown.partition.to_be_bytes());
-            out.extend_from_slice(&shown.hash.to_be_bytes());
+        out.extend_from_slice(&self.deleted_ms.unwrap_or(i64::MIN).to_be_bytes());
+        push_len(&mut out, self.written.len());
+        for row in &self.written {
+            push(&mut out, row.view.as_bytes());
+            push(&mut out, row.bucket.as_bytes());
+            out.extend_from_slice(&row.partition.to_be_bytes());
+            out.extend_from_slice(&row.hash.to_be_bytes());
         }
         push_len(&mut out, self.kept.len());
         for (name, value) in &self.kept {
@@ -76,29 +84,29 @@ impl Row {
         out
     }
 
-    /// Reads its bytes.
+    /// Decodes what [`Self::encode`] wrote.
     pub fn decode(bytes: &[u8]) -> Result<Row, StateError> {
         let mut rest = open(bytes)?;
         let version = take::<17>(&mut rest).and_then(|v| Version::from_bytes(&v).ok());
         let version = version.ok_or(StateError::Damaged("a version"))?;
-        let gone = take::<8>(&mut rest)
+        let deleted = take::<8>(&mut rest)
             .map(i64::from_be_bytes)
             .ok_or(StateError::Damaged("a time"))?;
         let damaged = StateError::Damaged("an output");
-        let mut shown = Vec::new();
+        let mut written = Vec::new();
         for _ in 0..take_len(&mut rest).ok_or(damaged.clone())? {
             let one = || {
                 let view = take_text(&mut rest)?;
                 let bucket = take_text(&mut rest)?;
                 let partition = i32::from_be_bytes(take::<4>(&mut rest)?);
-                Some(Shown {
+                Some(WrittenRow {
                     view,
                     bucket,
                     partition,
                     hash: u128::from_be_bytes(take::<16>(&mut rest)?),
                 })
             };
-            shown.push({ one }().ok_or(damaged.clone())?);
+            written.push({ one }().ok_or(damaged.clone())?);
         }
         let damaged = StateError::Damaged("a kept value");
         let mut kept = Vec::new();
@@ -109,38 +117,39 @@ impl Row {
         }
         Ok(Row {
             version,
-            gone_ms: (gone != i64::MIN).then_some(gone),
-            shown,
+            deleted_ms: (deleted != i64::MIN).then_some(deleted),
+            written,
             kept,
         })
     }
 }
 
-/// Where a line stands: one input partition, one writer.
+/// The progress of a source stream: one input partition, one writer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Line {
-    /// Incarnation of the source, or of the topic for events.
-    pub incarnation: u32,
-    /// Id of the input topic that events' incarnation counts.
+pub struct StreamState {
+    /// Epoch of the source, or of the topic for events.
+    #[serde(rename = "incarnation")]
+    pub source_epoch: u32,
+    /// Id of the input topic, whose change begins a new topic epoch.
     pub topic_id: String,
-    /// A source transaction is open.
+    /// Whether a source transaction is open.
     pub open: bool,
-    /// Partitions of `view.log` that were written since the last closing there.
+    /// Partitions of `view.log` that were written to since their last transaction end marker.
     pub touched: BTreeSet<i32>,
-    /// A row that is not known is newer than this, or is ignored: the greatest version forgotten, as hexadecimal.
+    /// The greatest version that was forgotten, in hexadecimal: changes of unknown rows up to it are ignored.
     pub floor: String,
-    /// Tables whose views were last said to be stale.
+    /// Tables whose views are marked stale.
     pub stale: BTreeSet<String>,
-    /// Tables with rows that lack changes, and how many.
+    /// Tables that have rows with missing entries, and how many.
     #[serde(default)]
     pub missing: BTreeMap<String, u64>,
 }
 
-impl Line {
-    /// A line that has seen nothing.
+impl StreamState {
+    /// A source stream without records.
     pub fn new(topic_id: &str) -> Self {
-        Line {
-            incarnation: 1,
+        StreamState {
+            source_epoch: 1,
             topic_id: topic_id.to_owned(),
             open: false,
             touched: BTreeSet::new(),
@@ -150,24 +159,25 @@ impl Line {
         }
     }
 
-    /// Its bytes.
+    /// Encodes it, with the format byte.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![FORMAT];
-        serde_json::to_writer(&mut out, self).expect("numbers and texts always have a JSON form");
+        serde_json::to_writer(&mut out, self).expect("numbers and strings always have a JSON form");
         out
     }
 
-    /// Reads its bytes.
-    pub fn decode(bytes: &[u8]) -> Result<Line, StateError> {
-        serde_json::from_slice(open(bytes)?).map_err(|_| StateError::Damaged("the line"))
+    /// Decodes what [`Self::encode`] wrote.
+    pub fn decode(bytes: &[u8]) -> Result<StreamState, StateError> {
+        serde_json::from_slice(open(bytes)?).map_err(|_| StateError::Damaged("the source stream"))
     }
 }
 
+/// Checks and removes the format byte.
 pub(super) fn open(bytes: &[u8]) -> Result<&[u8], StateError> {
     match bytes.split_first() {
         Some((&FORMAT, rest)) => Ok(rest),
         Some((&found, _)) => Err(StateError::Newer { found }),
-        None => Err(StateError::Damaged("its first byte")),
+        None => Err(StateError::Damaged("the format byte")),
     }
 }
 
@@ -206,8 +216,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_and_lines_read_back_and_a_cut_is_no_panic() {
-        let shown = Shown {
+    fn state_round_trips_and_truncation_is_an_error() {
+        let written = WrittenRow {
             view: "orders".into(),
             bucket: "user:4".into(),
             partition: 3,
@@ -218,12 +228,12 @@ mod tests {
             position: 7,
             ordinal: 2,
         };
-        for gone_ms in [None, Some(5)] {
+        for deleted_ms in [None, Some(5)] {
             let kept = vec![("note".to_owned(), b"x".to_vec())];
             let row = Row {
                 version,
-                gone_ms,
-                shown: vec![shown.clone()],
+                deleted_ms,
+                written: vec![written.clone()],
                 kept,
             };
             let bytes = row.encode();
@@ -232,12 +242,12 @@ mod tests {
                 assert!(Row::decode(&bytes[..cut]).is_err(), "{cut} bytes");
             }
         }
-        let line = Line {
+        let stream = StreamState {
             open: true,
             touched: [3, 4].into(),
-            ..Line::new("id")
+            ..StreamState::new("id")
         };
-        assert_eq!(Line::decode(&line.encode()), Ok(line));
+        assert_eq!(StreamState::decode(&stream.encode()), Ok(stream));
         assert_eq!(Row::decode(&[2]), Err(StateError::Newer { found: 2 }));
     }
 }

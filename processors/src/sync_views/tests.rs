@@ -1,7 +1,6 @@
-//! Views that lack changes: when they say so, and what mends them, record by record.
+//! Staleness of views, record by record: when a view is marked stale, and what clears the mark.
 //!
-//! Guarantees: each case is a row's whole history in one place; the simulation has the faults and the interleaving.
-//! Never: a look into the state.
+//! Each test is the whole history of a row. The simulation covers faults and interleaving.
 
 mod key_changes;
 
@@ -22,22 +21,22 @@ const SCHEMA: &str = r#"{"type":"record","name":"t","fields":[{"name":"owner","t
 const KNOWN: u32 = 7;
 const UNKNOWN: u32 = 99;
 const HORIZON: i64 = 10_000;
-/// Long enough to be left out by a source when it does not change.
+/// Long enough that a source omits it when it does not change.
 const NOTE: &str = "a note of more than eighteen bytes";
 
-/// A change of row 1: its place, its header `replayed`, and what it says.
+/// A change of a row.
 #[derive(Clone, Copy)]
 struct Change<'a> {
     incarnation: u32,
     position: u64,
     ordinal: u32,
     last: bool,
-    /// Header of a change of the row's key.
+    /// Header of a key change.
     moved: Option<(&'static str, &'a str)>,
-    again: Option<&'a str>,
+    replayed: Option<&'a str>,
     schema: u32,
     key: &'a str,
-    /// `None` deletes; a note of `None` was left out as unchanged.
+    /// `None` deletes the row; `Some(None)` omits the note as unchanged.
     note: Option<Option<&'a str>>,
 }
 
@@ -48,7 +47,7 @@ fn change(position: u64, note: &str) -> Change<'_> {
         ordinal: 0,
         last: true,
         moved: None,
-        again: None,
+        replayed: None,
         schema: KNOWN,
         key: "[\"t\",1]",
         note: Some(Some(note)),
@@ -64,7 +63,7 @@ fn dead(position: u64, note: &str) -> Change<'_> {
 
 fn redriven(position: u64, note: &str) -> Change<'_> {
     Change {
-        again: Some(headers::REDRIVE),
+        replayed: Some(headers::REDRIVE),
         ..change(position, note)
     }
 }
@@ -84,16 +83,16 @@ fn deleted(position: u64, key: &str) -> Change<'_> {
     }
 }
 
-struct Stand {
+struct Harness {
     driver: StepDriver,
     offset: i64,
     rows: BTreeMap<String, String>,
     stale: bool,
-    letters: usize,
+    dead_letters: usize,
 }
 
-impl Stand {
-    fn new() -> Stand {
+impl Harness {
+    fn new() -> Harness {
         let rule = ViewRule {
             name: "v".to_owned(),
             bucket: vec![Piece::Column(0)],
@@ -123,19 +122,19 @@ impl Stand {
                 })
             }),
         });
-        Stand {
+        Harness {
             driver: StepDriver::new("sync-views", Box::new(processor)).unwrap(),
             offset: 0,
             rows: BTreeMap::new(),
             stale: false,
-            letters: 0,
+            dead_letters: 0,
         }
     }
 
-    /// A record, alone in its transaction of the source and of the log.
-    fn record(&mut self, key: &str, tx: Option<Tx>, again: Option<&str>, value: Option<&[u8]>) {
-        let again = again.map(|how| (headers::REPLAYED, how));
-        let batch = self.batch(key, tx, again.as_slice(), value);
+    /// A record that is alone in its source transaction and its Kafka transaction.
+    fn record(&mut self, key: &str, tx: Option<Tx>, replayed: Option<&str>, value: Option<&[u8]>) {
+        let replayed = replayed.map(|how| (headers::REPLAYED, how));
+        let batch = self.batch(key, tx, replayed.as_slice(), value);
         self.driver.feed(&batch).unwrap();
         self.commit();
     }
@@ -169,7 +168,7 @@ impl Stand {
         let view_log = out.intern(&TopicPartition::new("view.log", 0));
         for written in self.driver.commit().unwrap() {
             if written.topic != "view.log" {
-                self.letters += 1;
+                self.dead_letters += 1;
                 continue;
             }
             let headers = written
@@ -195,7 +194,7 @@ impl Stand {
                 other => panic!("{other:?}"),
             }
         }
-        assert!(closed, "nothing is left held back");
+        assert!(closed, "I3: rows of an ended source transaction are still pending");
     }
 
     fn feed(&mut self, change: &Change<'_>) {
@@ -211,12 +210,12 @@ impl Stand {
             last: change.last,
             ..tx(change.incarnation, change.position)
         };
-        let again = change.again.map(|how| (headers::REPLAYED, how));
-        let extra: Vec<_> = again.into_iter().chain(change.moved).collect();
+        let replayed = change.replayed.map(|how| (headers::REPLAYED, how));
+        let extra: Vec<_> = replayed.into_iter().chain(change.moved).collect();
         self.batch(change.key, Some(tx), &extra, value.as_deref())
     }
 
-    /// A snapshot of the whole table that finds nothing in it.
+    /// A snapshot of the empty table.
     fn empty_snapshot(&mut self, incarnation: u32, position: u64) {
         let mut low = Vec::new();
         Lsn(position).write(&mut low);
@@ -238,7 +237,7 @@ impl Stand {
         );
     }
 
-    /// Rows that were deleted are forgotten: the floor stands for them.
+    /// Lets deleted rows be forgotten, so that the floor rises.
     fn forget(&mut self) {
         self.driver.now += 2 * HORIZON;
         self.record("[\"other\",1]", Some(tx(1, 0)), Some(headers::REPLAY), None);
@@ -279,61 +278,64 @@ fn tx(incarnation: u32, position: u64) -> Tx {
 }
 
 #[test]
-fn a_dead_letter_makes_its_view_stale_until_it_comes_back() {
-    let mut stand = Stand::new();
-    stand.feed(&change(1, "one"));
-    stand.feed(&dead(2, "two"));
-    assert_eq!((stand.note(), stand.stale, stand.letters), (Some("one"), true, 1));
-    stand.feed(&dead(3, "three"));
-    stand.feed(&redriven(3, "three"));
+fn dead_letter_makes_view_stale_until_redriven() {
+    let mut harness = Harness::new();
+    harness.feed(&change(1, "one"));
+    harness.feed(&dead(2, "two"));
     assert_eq!(
-        (stand.note(), stand.stale),
+        (harness.note(), harness.stale, harness.dead_letters),
+        (Some("one"), true, 1)
+    );
+    harness.feed(&dead(3, "three"));
+    harness.feed(&redriven(3, "three"));
+    assert_eq!(
+        (harness.note(), harness.stale),
         (Some("three"), false),
-        "a whole row needs nothing that is older"
+        "a whole row needs no older change"
     );
-    stand.feed(&redriven(2, "two"));
-    assert_eq!((stand.note(), stand.stale), (Some("three"), false));
+    harness.feed(&redriven(2, "two"));
+    assert_eq!((harness.note(), harness.stale), (Some("three"), false));
 }
 
 #[test]
-fn a_newer_change_of_the_row_mends_it_but_only_if_it_stands_alone() {
-    let mut stand = Stand::new();
-    stand.feed(&change(1, NOTE));
-    stand.feed(&dead(2, "another note that is just as long"));
-    stand.feed(&unchanged(3));
+fn whole_newer_change_clears_stale_partial_does_not() {
+    let mut harness = Harness::new();
+    harness.feed(&change(1, NOTE));
+    harness.feed(&dead(2, "another note that is just as long"));
+    harness.feed(&unchanged(3));
     assert_eq!(
-        (stand.note(), stand.stale),
+        (harness.note(), harness.stale),
         (Some(NOTE), true),
-        "it builds on what is not there"
+        "its note is that of the missing change"
     );
-    stand.feed(&redriven(2, "another note that is just as long"));
-    assert!(stand.stale, "it comes too late to be built on");
-    stand.feed(&change(4, "four"));
-    assert_eq!((stand.note(), stand.stale), (Some("four"), false));
-    stand.feed(&dead(5, "five"));
-    stand.feed(&deleted(6, "[\"t\",1]"));
-    assert_eq!((stand.note(), stand.stale), (None, false));
+    harness.feed(&redriven(2, "another note that is just as long"));
+    assert!(harness.stale, "the row was written without it");
+    harness.feed(&change(4, "four"));
+    assert_eq!((harness.note(), harness.stale), (Some("four"), false));
+    harness.feed(&dead(5, "five"));
+    harness.feed(&deleted(6, "[\"t\",1]"));
+    assert_eq!((harness.note(), harness.stale), (None, false));
 }
 
 #[test]
-fn a_dead_letter_that_the_floor_hides_leaves_its_view_stale() {
+fn redrive_below_the_floor_leaves_view_stale() {
     for known in [true, false] {
-        let mut stand = Stand::new();
+        let mut harness = Harness::new();
         if known {
-            stand.feed(&dead(1, "one"));
+            harness.feed(&dead(1, "one"));
         }
-        stand.feed(&deleted(2, "[\"t\",2]"));
-        stand.forget();
-        // Whether row 1 was deleted as well nobody knows any more.
-        stand.feed(&redriven(1, "one"));
+        harness.feed(&deleted(2, "[\"t\",2]"));
+        harness.forget();
+        // Whether row 1 was deleted too is unknown.
+        harness.feed(&redriven(1, "one"));
         assert_eq!(
-            (stand.note(), stand.stale),
+            (harness.note(), harness.stale),
             (None, true),
             "known as a dead letter: {known}"
         );
-        stand.empty_snapshot(1, 9);
+        harness.empty_snapshot(1, 9);
         assert_eq!(
-            (stand.note(), stand.stale),
+            (harness.note(), harness.stale),
             (None, false),
             "known as a dead letter: {known}"
         );
@@ -341,62 +343,69 @@ fn a_dead_letter_that_the_floor_hides_leaves_its_view_stale() {
 }
 
 #[test]
-fn what_a_snapshot_shows_to_be_gone_is_not_brought_back_by_its_dead_letter() {
+fn redrive_does_not_resurrect_row_missing_in_snapshot() {
     for incarnation in [1, 2] {
-        let mut stand = Stand::new();
-        stand.feed(&dead(1, "one"));
-        stand.empty_snapshot(incarnation, 9);
-        assert!(!stand.stale);
-        stand.feed(&redriven(1, "one"));
-        assert_eq!((stand.note(), stand.stale), (None, false), "incarnation {incarnation}");
+        let mut harness = Harness::new();
+        harness.feed(&dead(1, "one"));
+        harness.empty_snapshot(incarnation, 9);
+        assert!(!harness.stale);
+        harness.feed(&redriven(1, "one"));
+        assert_eq!(
+            (harness.note(), harness.stale),
+            (None, false),
+            "incarnation {incarnation}"
+        );
     }
 }
 
 #[test]
-fn what_comes_again_from_an_older_incarnation_brings_back_nothing_that_is_unknown() {
-    let mut stand = Stand::new();
-    stand.empty_snapshot(2, 9);
-    // A letter of which sync-views never knew: the runtime gave the record up.
-    stand.feed(&redriven(1, "one"));
-    assert_eq!((stand.note(), stand.stale), (None, true));
+fn older_source_epoch_does_not_resurrect_rows() {
+    let mut harness = Harness::new();
+    harness.empty_snapshot(2, 9);
+    // A dead letter without a missing entry.
+    harness.feed(&redriven(1, "one"));
+    assert_eq!((harness.note(), harness.stale), (None, true));
 }
 
 #[test]
-fn a_truncation_mends_what_was_missed_before_it() {
-    let mut stand = Stand::new();
-    stand.feed(&dead(1, "one"));
-    stand.record("[\"t\"]", Some(tx(1, 2)), None, None);
-    assert!(!stand.stale);
-    stand.feed(&redriven(1, "one"));
-    assert_eq!((stand.note(), stand.stale), (None, false));
+fn truncation_clears_earlier_missing_entries() {
+    let mut harness = Harness::new();
+    harness.feed(&dead(1, "one"));
+    harness.record("[\"t\"]", Some(tx(1, 2)), None, None);
+    assert!(!harness.stale);
+    harness.feed(&redriven(1, "one"));
+    assert_eq!((harness.note(), harness.stale), (None, false));
 }
 
 #[test]
-fn a_change_that_does_not_say_its_version_makes_the_view_of_its_row_stale() {
-    let mut stand = Stand::new();
-    stand.feed(&change(1, "one"));
-    stand.record("[\"t\",1]", None, None, Some(b"?"));
-    assert_eq!((stand.note(), stand.stale, stand.letters), (Some("one"), true, 1));
-    stand.feed(&change(2, "two"));
-    assert_eq!((stand.note(), stand.stale), (Some("two"), false));
-    // No row can be named: it is a dead letter and no more.
-    stand.record("[\"t\"", None, None, None);
-    stand.record("[\"nothing\",1]", None, None, Some(b"?"));
-    assert_eq!((stand.stale, stand.letters), (false, 3));
+fn change_without_version_makes_view_stale() {
+    let mut harness = Harness::new();
+    harness.feed(&change(1, "one"));
+    harness.record("[\"t\",1]", None, None, Some(b"?"));
+    assert_eq!(
+        (harness.note(), harness.stale, harness.dead_letters),
+        (Some("one"), true, 1)
+    );
+    harness.feed(&change(2, "two"));
+    assert_eq!((harness.note(), harness.stale), (Some("two"), false));
+    // The key names no row, so there is no missing entry.
+    harness.record("[\"t\"", None, None, None);
+    harness.record("[\"nothing\",1]", None, None, Some(b"?"));
+    assert_eq!((harness.stale, harness.dead_letters), (false, 3));
 }
 
 #[test]
-fn what_the_log_refuses_counts_for_its_transaction_and_its_row_lacks_it() {
-    let mut stand = Stand::new();
-    stand.feed(&change(1, "one"));
-    let batch = stand.batch_of(&change(2, "two"));
-    stand.driver.give_up(&batch).unwrap();
-    stand.commit();
-    assert_eq!((stand.note(), stand.stale), (Some("one"), true));
-    stand.feed(&redriven(2, "two"));
-    assert_eq!((stand.note(), stand.stale), (Some("two"), false));
-    // The last record of a transaction closes it also when it is given up: nothing of it waits for the next one.
-    let mut first = Stand::new();
+fn rejected_record_ends_transaction_and_row_lacks_it() {
+    let mut harness = Harness::new();
+    harness.feed(&change(1, "one"));
+    let batch = harness.batch_of(&change(2, "two"));
+    harness.driver.give_up(&batch).unwrap();
+    harness.commit();
+    assert_eq!((harness.note(), harness.stale), (Some("one"), true));
+    harness.feed(&redriven(2, "two"));
+    assert_eq!((harness.note(), harness.stale), (Some("two"), false));
+    // A rejected last record ends its source transaction, too: its other rows must not stay pending.
+    let mut first = Harness::new();
     let open = Tx {
         last: false,
         ..tx(1, 1)

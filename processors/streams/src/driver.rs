@@ -1,11 +1,12 @@
-//! Drivers for tests: a processor over values alone, a whole application over values, one thread by hand, and a simulated
-//! log with processes and faults.
+//! Drivers for tests of processors and applications.
 //!
-//! [`StepDriver`] is for what a processor makes of its records; [`TopologyDriver`] for what is left of that after
-//! crashes, lost disks and rebalances; [`ThreadDriver`] for tests that bring their own log, clock and stores.
-//! [`simulation`] is for what processes make of a log that loses, delays and forgets.
-//! Guarantees: no sleep, and no thread but the simulation's; all but the first run the code that production runs.
-//! Never: a short cut around the commit protocol.
+//! - [`StepDriver`] tests what a processor makes of its records.
+//! - [`TopologyDriver`] tests that an application's output is the same after crashes, lost disks and rebalances.
+//! - [`ThreadDriver`] runs one stream thread over the test's own log, clock and stores.
+//! - [`simulation`] runs processes over a log that loses, delays and expires data.
+//!
+//! All but the first run production code, including the commit protocol. Nothing sleeps, and only the simulation starts
+//! threads.
 
 pub mod simulation;
 mod topology;
@@ -23,14 +24,14 @@ use state_store::{Batch, MemoryStore, SharedStore};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A record that a processor wrote, owned.
+/// A record that a processor sent, owned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
     /// Topic.
     pub topic: String,
-    /// Partition, when the processor chose it.
+    /// Partition, if the processor chose it.
     pub partition: Option<i32>,
-    /// Timestamp in ms, when the processor set it.
+    /// Timestamp in ms, if the processor set it.
     pub timestamp: Option<Millis>,
     /// Key.
     pub key: Option<Vec<u8>>,
@@ -40,13 +41,13 @@ pub struct Written {
     pub headers: Vec<(String, Option<Vec<u8>>)>,
 }
 
-/// One processor over values: records in, records out, a state in memory.
+/// Runs one processor with a state in memory: records in, records out.
 pub struct StepDriver {
     processor: Box<dyn Processor>,
     state: State,
     output: Output,
     stream_time: Millis,
-    /// What the next steps see as now.
+    /// The wall-clock time of the next steps, in ms.
     pub now: Millis,
 }
 
@@ -54,15 +55,15 @@ impl StepDriver {
     /// A processor with an empty state.
     ///
     /// # Errors
-    /// What its `reset` returns.
+    /// An error of its `restore`.
     pub fn new(name: &str, processor: Box<dyn Processor>) -> Result<Self> {
         Self::over(name, processor, Arc::new(MemoryStore::new(SPACES.len())))
     }
 
-    /// A processor with the state in a store that has the spaces of a task's store, for benchmarks.
+    /// A processor with its state in a store that has the spaces of a task store, for benchmarks.
     ///
     /// # Errors
-    /// What its `reset` returns.
+    /// An error of its `restore`.
     pub fn over(name: &str, mut processor: Box<dyn Processor>, store: SharedStore) -> Result<Self> {
         let state = State::new(store, STATE);
         processor.restore(&state)?;
@@ -75,10 +76,10 @@ impl StepDriver {
         })
     }
 
-    /// Lets it process records, all of one task.
+    /// Processes records of one task, and fires due timers.
     ///
     /// # Errors
-    /// What `prepare`, `step` or `timer` returns; a write to the state that no store takes.
+    /// An error of `prepare`, `process` or `on_timer`, or a state write that every store rejects.
     pub fn feed(&mut self, records: &RecordBatch) -> Result<()> {
         let newest = records.iter().map(|record| record.timestamp()).max().unwrap_or(0);
         self.stream_time = self.stream_time.max(newest);
@@ -90,10 +91,10 @@ impl StepDriver {
         self.advance(self.now)
     }
 
-    /// Tells it that these records became dead letters, since the log or the store refuses what it makes of them.
+    /// Calls `on_dead_letter` for records, as if the log or the store had rejected their effects.
     ///
     /// # Errors
-    /// What `on_dead_letter` returns; a write to the state that no store takes.
+    /// An error of `on_dead_letter`, or a state write that every store rejects.
     pub fn give_up(&mut self, records: &RecordBatch) -> Result<()> {
         let context = self.context();
         for record in records.iter() {
@@ -104,10 +105,10 @@ impl StepDriver {
         self.state.rejection().map_or(Ok(()), |refusal| Err(refusal.into()))
     }
 
-    /// Moves the wall clock, and lets timers fire that are due.
+    /// Sets the wall clock, and fires due timers.
     ///
     /// # Errors
-    /// What `timer` or the store returns; a write to the state that no store takes.
+    /// An error of `on_timer` or the store, or a state write that every store rejects.
     pub fn advance(&mut self, now: Millis) -> Result<()> {
         self.now = now;
         let context = self.context();
@@ -118,10 +119,10 @@ impl StepDriver {
         self.state.rejection().map_or(Ok(()), |refusal| Err(refusal.into()))
     }
 
-    /// Commits, and returns what was written since the last commit.
+    /// Commits, and returns the records that were sent since the last commit.
     ///
     /// # Errors
-    /// What `before_commit` or the store returns; a write to the state that no store takes.
+    /// An error of `before_commit` or the store, or a state write that every store rejects.
     pub fn commit(&mut self) -> Result<Vec<Written>> {
         let context = self.context();
         self.processor
@@ -143,10 +144,10 @@ impl StepDriver {
         Ok(out)
     }
 
-    /// Drops everything since the last commit, as an aborted transaction does.
+    /// Discards everything since the last commit, as an aborted transaction does.
     ///
     /// # Errors
-    /// What `reset` returns.
+    /// An error of `restore`.
     pub fn abort(&mut self) -> Result<()> {
         self.state.roll_back();
         self.output.clear();
@@ -160,18 +161,18 @@ impl StepDriver {
         }
     }
 
-    /// Its state, uncommitted writes included.
+    /// The state, including uncommitted writes.
     pub fn state(&self) -> &State {
         &self.state
     }
 
-    /// Its state, to be prepared for a test.
+    /// The state, for preparing a test.
     pub fn state_mut(&mut self) -> &mut State {
         &mut self.state
     }
 }
 
-/// Records of one partition as they are read, from this offset on: keys, values (`None` is a tombstone) and timestamps.
+/// A batch of records of one partition with ascending offsets: keys, values (`None` is a tombstone) and timestamps.
 pub fn records(at: &TopicPartition, first: Offset, rows: &[(&str, Option<&str>, Millis)]) -> RecordBatch {
     let mut batch = RecordBatch::default();
     let partition = batch.intern(at);
@@ -197,7 +198,7 @@ pub fn written(records: &OutBatch) -> Vec<Written> {
     owned.collect()
 }
 
-/// One stream thread, driven by hand. Dropping it is a crash: nothing is committed, nothing is said to the group.
+/// One stream thread that runs turn by turn. Dropping it is a crash: it neither commits nor leaves the group.
 pub struct ThreadDriver {
     thread: StreamThread,
     status: Arc<Status>,
@@ -205,10 +206,10 @@ pub struct ThreadDriver {
 }
 
 impl ThreadDriver {
-    /// Makes a thread of an application; nothing is connected before the first turn.
+    /// A thread of an application. It connects in its first turn.
     ///
     /// # Errors
-    /// An application that cannot run on this log; a log that fails.
+    /// The application cannot run on this log, or a call of the log failed.
     pub fn new(
         application: &Application,
         config: Config,
@@ -229,19 +230,18 @@ impl ThreadDriver {
         })
     }
 
-    /// Does the next thing, without a wait.
+    /// One turn, without waiting.
     ///
     /// # Errors
-    /// What would end the process.
+    /// An error that would end the process.
     pub fn turn(&mut self) -> Result<()> {
         self.thread.turn(Duration::ZERO).map(|_| ())
     }
 
-    /// Takes turns until everything that there is to read is processed and committed; `false` when it is not so after
-    /// `turns_max` turns.
+    /// Takes turns until all input is processed and committed; `false` if that takes more than `turns_max` turns.
     ///
     /// # Errors
-    /// What would end the process.
+    /// An error that would end the process.
     pub fn settle(&mut self, turns_max: usize) -> Result<bool> {
         for _ in 0..turns_max {
             self.turn()?;
@@ -252,26 +252,26 @@ impl ThreadDriver {
         Ok(false)
     }
 
-    /// What stands between the thread and work.
+    /// Why the thread is not ready.
     pub fn causes(&self) -> Vec<String> {
         self.status.causes()
     }
 
-    /// What a process warns of at its start: state that belongs to no declared store.
+    /// State that belongs to no declared store, which a process warns about when it starts.
     pub fn leftovers(&self) -> &[String] {
         &self.leftovers
     }
 
-    /// Ends as a drained process does.
+    /// Commits and leaves the group, as draining does.
     ///
     /// # Errors
-    /// A store or log that fails.
+    /// A call of the store or the log failed.
     pub fn finish(self) -> Result<()> {
         self.thread.finish()
     }
 }
 
 #[cfg(test)]
-mod alone;
+mod at_least_once;
 #[cfg(test)]
 mod scenarios;

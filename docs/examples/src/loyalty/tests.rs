@@ -1,7 +1,5 @@
-//! The example's tests, from the cheapest to the one that has everything in it: a processor over values, then the whole
-//! application with crashes and rebalances.
-//!
-//! Guarantees: no thread, no sleep, no disk. Never: a look inside the processor.
+//! Tests of the example: the processor alone with `StepDriver`, then the application with crashes and rebalances with
+//! `TopologyDriver`. Both run without threads, sleeps and disks.
 
 use super::*;
 use event_log::{Millis, TopicPartition};
@@ -16,7 +14,7 @@ fn step_driver() -> StepDriver {
     StepDriver::new("loyalty", Box::new(Loyalty { topics })).unwrap()
 }
 
-/// Feeds records of one of the two topics, from this offset on, and commits.
+/// Feeds records of one of the two topics with ascending offsets, and commits.
 fn feed(
     driver: &mut StepDriver,
     topic: &str,
@@ -25,8 +23,8 @@ fn feed(
 ) -> Vec<(String, String)> {
     let at = TopicPartition::new(format!("loyalty.{topic}"), 0);
     driver.feed(&records(&at, first, rows)).unwrap();
-    let said = driver.commit().unwrap();
-    said.into_iter()
+    let sent = driver.commit().unwrap();
+    sent.into_iter()
         .map(|written| (written.topic.clone(), value(&written)))
         .collect()
 }
@@ -40,9 +38,9 @@ fn points(balance: &str) -> (String, String) {
 }
 
 #[test]
-fn an_order_gives_a_point_for_each_whole_euro() {
+fn order_gives_one_point_per_euro() {
     let mut driver = step_driver();
-    let said = feed(
+    let sent = feed(
         &mut driver,
         "orders",
         0,
@@ -56,20 +54,20 @@ fn an_order_gives_a_point_for_each_whole_euro() {
         points(r#"{"points":12,"change":12,"why":"order o-1"}"#),
         points(r#"{"points":15,"change":3,"why":"order o-3"}"#),
     ];
-    assert_eq!(said, want);
+    assert_eq!(sent, want);
 }
 
 #[test]
-fn gold_customers_get_twice_as_many_from_the_moment_they_are_known_to_be() {
+fn gold_customers_get_double_points() {
     let mut driver = step_driver();
     let order = |at| (ADA, Some(r#"{"order":"o","cents":1000}"#), at);
-    let changes = |said: Vec<(String, String)>| -> Vec<i64> {
+    let changes = |sent: Vec<(String, String)>| -> Vec<i64> {
         let change = |(_, text): (String, String)| {
             serde_json::from_str::<serde_json::Value>(&text).unwrap()["change"]
                 .as_i64()
                 .unwrap()
         };
-        said.into_iter().map(change).collect()
+        sent.into_iter().map(change).collect()
     };
     assert_eq!(changes(feed(&mut driver, "orders", 0, &[order(1)])), [10]);
     let gold = [(ADA, Some(r#"{"tier":"gold"}"#), 2)];
@@ -80,25 +78,25 @@ fn gold_customers_get_twice_as_many_from_the_moment_they_are_known_to_be() {
 }
 
 #[test]
-fn points_expire_a_year_after_their_order_by_the_time_of_the_records() {
+fn points_expire_by_stream_time() {
     let mut driver = step_driver();
     let order = Some(r#"{"order":"o-1","cents":1000}"#);
     feed(&mut driver, "orders", 0, &[(ADA, order, 5)]);
     let almost = feed(&mut driver, "customers", 0, &[(BOB, None, EXPIRES_AFTER_MS + 4)]);
     assert_eq!(almost, []);
-    let said = feed(&mut driver, "customers", 1, &[(BOB, None, EXPIRES_AFTER_MS + 5)]);
+    let sent = feed(&mut driver, "customers", 1, &[(BOB, None, EXPIRES_AFTER_MS + 5)]);
     assert_eq!(
-        said,
+        sent,
         [points(r#"{"points":0,"change":-10,"why":"order o-1 has expired"}"#)]
     );
     assert!(
         driver.state().get(b"[\"points\",\"ada\"]").unwrap().is_none(),
-        "nothing is left behind"
+        "an expired balance is deleted from the state"
     );
 }
 
 #[test]
-fn what_cannot_be_read_is_a_dead_letter_with_the_reason_and_the_next_record_counts() {
+fn invalid_record_becomes_dead_letter() {
     let mut driver = step_driver();
     let at = TopicPartition::new("loyalty.orders", 0);
     let rows = [
@@ -109,7 +107,7 @@ fn what_cannot_be_read_is_a_dead_letter_with_the_reason_and_the_next_record_coun
         (ADA, Some(r#"{"order":"o-2","cents":500}"#), 5),
     ];
     driver.feed(&records(&at, 0, &rows)).unwrap();
-    let said = driver.commit().unwrap();
+    let sent = driver.commit().unwrap();
     let reason = |written: &Written| {
         let found = written
             .headers
@@ -118,7 +116,7 @@ fn what_cannot_be_read_is_a_dead_letter_with_the_reason_and_the_next_record_coun
         let bytes = found.and_then(|(_, value)| value.clone()).unwrap_or_default();
         format!("{}: {}", written.topic, String::from_utf8(bytes).unwrap())
     };
-    let reasons: Vec<String> = said.iter().map(reason).collect();
+    let reasons: Vec<String> = sent.iter().map(reason).collect();
     let wanted = "the value is not {\"order\":TEXT,\"cents\":NUMBER}";
     assert_eq!(reasons[0], "loyalty.orders.dlq: the key is not [\"customer\", ID]");
     assert!(
@@ -131,14 +129,14 @@ fn what_cannot_be_read_is_a_dead_letter_with_the_reason_and_the_next_record_coun
         "{}",
         reasons[2]
     );
-    let negative = "loyalty.orders.dlq: order o-1 has -5 cents; they must not be negative";
+    let negative = "loyalty.orders.dlq: order o-1 has -5 cents; the amount must not be negative";
     assert_eq!(reasons[3], negative);
-    assert_eq!(value(&said[4]), r#"{"points":5,"change":5,"why":"order o-2"}"#);
+    assert_eq!(value(&sent[4]), r#"{"points":5,"change":5,"why":"order o-2"}"#);
 }
 
 const TOPICS: [(&str, i32); 3] = [("loyalty.orders", 3), ("loyalty.customers", 3), ("loyalty.points", 2)];
 
-/// An order of 10 euros of each of some customers.
+/// Sends an order of 10 euros for each of eight customers.
 fn orders(driver: &TopologyDriver, n: usize, at: Millis) {
     for customer in 0..8 {
         let key = format!("[\"customer\",\"{customer}\"]");
@@ -147,11 +145,11 @@ fn orders(driver: &TopologyDriver, n: usize, at: Millis) {
     }
 }
 
-/// The balances that were said of each customer, in order.
+/// The balances that were sent for a customer, in order.
 fn balances(driver: &TopologyDriver, customer: usize) -> Vec<i64> {
     let key = format!("[\"customer\",\"{customer}\"]").into_bytes();
-    let said = driver.output("loyalty.points").unwrap();
-    let of_customer = said.iter().filter(|record| record.key.as_ref() == Some(&key));
+    let sent = driver.output("loyalty.points").unwrap();
+    let of_customer = sent.iter().filter(|record| record.key.as_ref() == Some(&key));
     let points = of_customer.map(|record| {
         let value: serde_json::Value = serde_json::from_slice(record.value.as_deref().unwrap()).unwrap();
         value["points"].as_i64().unwrap()
@@ -160,9 +158,9 @@ fn balances(driver: &TopologyDriver, customer: usize) -> Vec<i64> {
 }
 
 #[test]
-fn every_order_counts_once_whatever_happens_to_the_processes() {
-    type Mishap = fn(&mut TopologyDriver);
-    let mishaps: [(&str, Mishap); 7] = [
+fn order_counts_once_under_every_fault() {
+    type Inject = fn(&mut TopologyDriver);
+    let faults: [(&str, Inject); 7] = [
         ("none", |_| {}),
         ("a crash before the commit", |driver| {
             driver.crash_at(Moment::BeforeCommit)
@@ -175,12 +173,12 @@ fn every_order_counts_once_whatever_happens_to_the_processes() {
         ("a lost disk", |driver| driver.lose_store().unwrap()),
         ("a second instance", |driver| driver.add_instance("two").unwrap()),
     ];
-    for (name, mishap) in mishaps {
+    for (name, inject) in faults {
         let mut driver = TopologyDriver::start(&application("loyalty"), &TOPICS).unwrap();
         orders(&driver, 1, START);
         driver.run().unwrap();
         orders(&driver, 2, START + 1);
-        mishap(&mut driver);
+        inject(&mut driver);
         driver.run().unwrap();
         assert_eq!(driver.faults_left(), 0, "{name}");
         for customer in 0..8 {
@@ -190,7 +188,7 @@ fn every_order_counts_once_whatever_happens_to_the_processes() {
 }
 
 #[test]
-fn points_expire_once_although_the_process_dies_meanwhile_and_the_task_moves() {
+fn points_expire_once_across_crash_and_rebalance() {
     let mut driver = TopologyDriver::start(&application("loyalty"), &TOPICS).unwrap();
     orders(&driver, 1, START);
     driver.run().unwrap();
@@ -198,18 +196,18 @@ fn points_expire_once_although_the_process_dies_meanwhile_and_the_task_moves() {
     driver.run().unwrap();
     driver.remove_instance(FIRST).unwrap();
     driver.advance(Duration::from_secs(400 * 24 * 60 * 60));
-    // Stream time is a task's own: a later order of each customer moves it in every partition.
+    // Each task has its own stream time; a later order of each customer advances it in every partition.
     orders(&driver, 2, START + EXPIRES_AFTER_MS);
     driver.crash_at(Moment::BeforeCommit);
     driver.crash_at(Moment::AfterCommit);
     driver.run().unwrap();
     assert_eq!(driver.faults_left(), 0);
     for customer in 0..8 {
-        let said = balances(&driver, customer);
+        let sent = balances(&driver, customer);
         assert_eq!(
-            (said.len(), said.last()),
+            (sent.len(), sent.last()),
             (3, Some(&10)),
-            "customer {customer}: {said:?}"
+            "customer {customer}: {sent:?}"
         );
     }
     let left: usize = (0..3)

@@ -1,22 +1,22 @@
-//! Edges and devices of the simulation: real replicas that read `view.log`, die at their failpoints, lose batches and
-//! are built anew; devices whose pages get lost, come twice, come late, and come from any replica.
+//! Edges and devices of the simulation: real replicas that read `view.log`, crash at their failpoints, lose unsynced
+//! batches and are rebuilt; devices whose pages are lost, repeated or late, and come from any replica.
 //!
-//! Checked at every page, commit, 304 and complete replica: I1, I2, I4–I6, I9–I11 of the design.
-//! Never: a device that knows more than its pages and its cursor's text.
+//! Each page, commit, 304 and complete replica is checked against I1, I2, I4 to I6 and I9 to I11 of
+//! docs/protocol/view-sync.md. A device uses only its pages and the text of its cursor.
 
 use super::oracle::Oracle;
 use super::{BUCKETS, DELETE_RETENTION, HORIZON, LAG, MARGIN, PARTITIONS, REFRESH, bucket_of, partition_of, scope_of};
 use event_log::{Millis, Offset, TopicPartition};
 use std::collections::{BTreeMap, BTreeSet};
-use streams::driver::simulation::{Broker, Disk, Rng, batch, mortal};
+use streams::driver::simulation::{Broker, Disk, Rng, batch, crash_at};
 use streams::{StoreName, Stores};
 use views::cursor::{Cursor, Key, Keyring, Owner};
 use views::replica::{Options, Times};
-use views::{Answer, Bucket, BucketId, Page, Replica, Request, row_hash};
+use views::{BrokerResult, Bucket, BucketId, Page, Replica, Request, row_hash};
 
-type Verdict<T = ()> = Result<T, String>;
+type CheckResult<T = ()> = Result<T, String>;
 
-/// Where each partition stands.
+/// T of each partition.
 type Closed = BTreeMap<i32, Offset>;
 /// A bucket's rows by (view, key): version and JSON.
 type Rows = BTreeMap<(String, String), ([u8; 17], Vec<u8>)>;
@@ -25,7 +25,7 @@ fn id(bucket: char) -> BucketId {
     BucketId::of(&bucket_of(bucket))
 }
 
-/// One edge's replica.
+/// An edge with its replica.
 struct Edge {
     disk: Disk,
     replica: Replica,
@@ -33,7 +33,7 @@ struct Edge {
 }
 
 impl Edge {
-    fn over(disk: Disk, now: Millis) -> Verdict<Edge> {
+    fn over(disk: Disk, now: Millis) -> CheckResult<Edge> {
         let name = StoreName {
             application: "edge".to_owned(),
             store: "views".to_owned(),
@@ -47,8 +47,8 @@ impl Edge {
             refresh_ms: REFRESH,
             proof_ms: i64::MAX / 4,
         };
-        // Rows beyond some two are spilled and a closing is applied row by row, so that every path through the store is
-        // taken and a replica may be killed between two pieces.
+        // With these limits more than about two pending rows spill to the store, and an end marker is applied row by row.
+        // That covers all paths through the store, and crashes between two pieces.
         let options = Options {
             partitions: (0..PARTITIONS).collect(),
             times,
@@ -57,7 +57,7 @@ impl Edge {
             flush_bytes: 150,
             now,
         };
-        let replica = Replica::open(store, options).map_err(|e| format!("a replica does not open: {e}"))?;
+        let replica = Replica::open(store, options).map_err(|e| format!("opening a replica failed: {e}"))?;
         Ok(Edge {
             disk,
             replica,
@@ -66,8 +66,35 @@ impl Edge {
     }
 }
 
-/// A page on its way, with what was asked.
-struct Answered {
+/// How far a replica reads.
+struct ReadLimit {
+    /// Greatest number of records.
+    records: usize,
+    /// Number of the failpoint at which it crashes.
+    crashes_at: Option<u32>,
+    /// Number of batches that the crash loses.
+    lost: usize,
+}
+
+impl ReadLimit {
+    const ALL: ReadLimit = ReadLimit {
+        records: usize::MAX,
+        crashes_at: None,
+        lost: 0,
+    };
+}
+
+/// A poll of a device.
+#[derive(Clone, Copy)]
+struct Poll {
+    device: usize,
+    edge: usize,
+    /// Whether the answer may be lost, late or repeated.
+    lossy: bool,
+}
+
+/// A page in flight, with the cursor of its request.
+struct Delivery {
     asked: Option<String>,
     text: String,
     page: Page,
@@ -79,15 +106,15 @@ struct Device {
     who: char,
     claims: &'static str,
     cursor: Option<String>,
-    /// The cursor came with a page that said `complete`: what the device holds is shown to its user.
-    whole: bool,
-    /// Views that the last page named as stale.
+    /// The cursor came with a complete page, so the device shows its rows to the user.
+    complete: bool,
+    /// Stale views of the last page.
     stale: BTreeSet<String>,
     rows: BTreeMap<BucketId, Rows>,
     committed: Option<Closed>,
     asleep_until: Millis,
     rows_max: usize,
-    late: Option<Answered>,
+    late: Option<Delivery>,
 }
 
 impl Device {
@@ -96,7 +123,7 @@ impl Device {
             who: if number.is_multiple_of(2) { 'P' } else { 'Q' },
             claims: "a",
             cursor: None,
-            whole: false,
+            complete: false,
             stale: BTreeSet::new(),
             rows: BTreeMap::new(),
             committed: None,
@@ -106,7 +133,7 @@ impl Device {
         }
     }
 
-    /// Applies a page in the order that the protocol gives, and stores the cursor with it.
+    /// Applies a page in the order of docs/protocol/device-sync.md, and stores its cursor.
     fn apply(&mut self, page: &Page, cursor: &str) {
         if page.reset_all {
             self.rows.clear();
@@ -127,11 +154,11 @@ impl Device {
             }
         }
         self.cursor = Some(cursor.to_owned());
-        self.whole = page.complete;
+        self.complete = page.complete;
         self.stale = page.stale.iter().cloned().collect();
     }
 
-    /// The bucket's hash as the device computes it.
+    /// The bucket's hash, computed from the device's rows.
     fn hash(&self, bucket: BucketId) -> u128 {
         let rows = self.rows.get(&bucket).into_iter().flatten();
         rows.fold(0, |sum, ((view, key), (version, _))| {
@@ -140,7 +167,7 @@ impl Device {
     }
 }
 
-/// Edges, devices, and the oracles that they are held against.
+/// Edges, devices, and the oracles that they are compared with.
 pub struct Readers {
     pub oracles: Vec<Oracle>,
     edges: Vec<Edge>,
@@ -148,8 +175,8 @@ pub struct Readers {
     keys: Keyring,
 }
 
-fn hold(is: bool, text: impl FnOnce() -> String) -> Verdict {
-    if is { Ok(()) } else { Err(text()) }
+fn check(holds: bool, violation: impl FnOnce() -> String) -> CheckResult {
+    if holds { Ok(()) } else { Err(violation()) }
 }
 
 impl Readers {
@@ -163,20 +190,20 @@ impl Readers {
         }
     }
 
-    fn rebuild(&mut self, i: usize, now: Millis) -> Verdict {
+    fn rebuild(&mut self, i: usize, now: Millis) -> CheckResult {
         self.edges[i] = Edge::over(Disk::default(), now)?;
         Ok(())
     }
 
-    /// A replica that died opens again over what its disk still has.
-    fn reopen(&mut self, i: usize, lost: usize, now: Millis) -> Verdict {
+    /// Reopens a crashed replica over what its disk still has.
+    fn reopen(&mut self, i: usize, lost: usize, now: Millis) -> CheckResult {
         self.edges[i].disk.lose(lost);
         self.edges[i] = Edge::over(self.edges[i].disk.clone(), now)?;
         Ok(())
     }
 
-    /// A replica reads on; with `dies` it dies at the failpoint of that number, if it passes so many.
-    pub fn read(&mut self, broker: &mut Broker, i: usize, most: usize, dies: Option<u32>, lost: usize) -> Verdict {
+    /// Lets a replica read and apply records.
+    fn read(&mut self, broker: &mut Broker, i: usize, limit: &ReadLimit) -> CheckResult {
         let now = broker.now();
         if self.edges[i].replica.expired(now) {
             broker.note("replica too old");
@@ -186,11 +213,11 @@ impl Readers {
             let at = TopicPartition::new("view.log", p);
             let replica = &self.edges[i].replica;
             let position = replica.positions().iter().find(|(n, _)| *n == p).map_or(0, |(_, o)| *o);
-            let (batch, after) = batch(broker, &at, position, most);
+            let (batch, after) = batch(broker, &at, position, limit.records);
             let (end, stable) = (broker.part(&at).end(), broker.part(&at).stable());
-            let done = mortal(dies, || -> Verdict {
+            let done = crash_at(limit.crashes_at, || -> CheckResult {
                 let applied = replica.apply(p, batch.iter(), now).map_err(|e| e.to_string())?;
-                hold(applied.refused == 0, || "a replica refuses a record".to_owned())?;
+                check(applied.refused == 0, || "a replica rejects a record".to_owned())?;
                 if applied.need_end {
                     replica.set_end(p, end).map_err(|e| e.to_string())?;
                 }
@@ -203,15 +230,15 @@ impl Readers {
                 Ok(done) => done?,
                 Err(point) => {
                     broker.note(point);
-                    return self.reopen(i, lost, now);
+                    return self.reopen(i, limit.lost, now);
                 }
             }
         }
         self.check_replica(i, now)
     }
 
-    /// I6: what a complete replica shows against the oracle.
-    fn check_replica(&self, i: usize, now: Millis) -> Verdict {
+    /// I6: compares a complete replica with the oracle.
+    fn check_replica(&self, i: usize, now: Millis) -> CheckResult {
         let replica = &self.edges[i].replica;
         for health in replica.health(now).iter().filter(|health| health.not_ready.is_none()) {
             let p = usize::try_from(health.partition).unwrap();
@@ -232,21 +259,24 @@ impl Readers {
                     .map(|((_, view, key), s)| ((view.clone(), key.clone()), (s.offset, s.version, s.json.clone())))
                     .collect();
                 let at = health.closed;
-                hold(got == want, || {
-                    format!("I6: replica {i}, bucket {name}, T {at}: replica {got:?}, oracle {want:?}")
+                check(got == want, || {
+                    format!(
+                        "I6: complete replica {i} differs from the log in bucket {name} at T {at}: replica {got:?}, \
+                         oracle {want:?}"
+                    )
                 })?;
             }
         }
         Ok(())
     }
 
-    /// I1, I2, I3, I5: what a device holds against the oracle.
-    fn check_device(&self, d: usize, claims: &str, closed: &Closed, why: &str) -> Verdict {
+    /// I1, I2, I3, I5: compares the rows of a device with the oracle.
+    fn check_device(&self, d: usize, claims: &str, closed: &Closed, after: &str) -> CheckResult {
         let device = &self.devices[d];
         let may: BTreeSet<BucketId> = claims.chars().map(id).collect();
         let has: BTreeSet<BucketId> = device.rows.keys().copied().collect();
-        hold(has == may, || {
-            format!("I5, {why}: device {d} has {has:?}, may read {may:?}")
+        check(has == may, || {
+            format!("I5: after a {after}, device {d} has buckets {has:?} but may read {may:?}")
         })?;
         for bucket in claims.chars() {
             let p = partition_of(bucket);
@@ -260,15 +290,23 @@ impl Readers {
                 .map(|((_, view, key), s)| ((view.clone(), key.clone()), (s.version, s.json.clone())))
                 .collect();
             let got = &device.rows[&id(bucket)];
-            hold(*got == want, || {
-                format!("I2, {why}: device {d}, bucket {name}, T {at}: device {got:?}, oracle {want:?}")
+            check(*got == want, || {
+                format!(
+                    "I2: after a {after}, bucket {name} of device {d} is not its state at T {at}: device {got:?}, \
+                     oracle {want:?}"
+                )
             })?;
         }
         Ok(())
     }
 
-    /// One poll; whether it brought the device to a complete state. `lossy` lets the answer get lost, come late or twice.
-    pub fn poll(&mut self, broker: &mut Broker, rng: &mut Rng, d: usize, i: usize, lossy: bool) -> Verdict<bool> {
+    /// A poll; returns whether the device is complete after it. With `lossy` the answer may be lost, late or repeated.
+    fn poll(&mut self, broker: &mut Broker, rng: &mut Rng, poll: Poll) -> CheckResult<bool> {
+        let Poll {
+            device: d,
+            edge: i,
+            lossy,
+        } = poll;
         let now = broker.now();
         if lossy && rng.chance(0.2) {
             self.edges[i].replica.prune(now, 100).map_err(|e| e.to_string())?;
@@ -294,40 +332,42 @@ impl Readers {
         let health = edge.replica.health(now);
         let closed: Closed = health.iter().map(|h| (h.partition, h.closed)).collect();
         match answer {
-            Answer::NotReady(_) => broker.note("not ready"),
-            Answer::Behind => broker.note("behind"),
-            Answer::NotModified => {
+            BrokerResult::NotReady(_) => broker.note("not ready"),
+            BrokerResult::Behind => broker.note("behind"),
+            BrokerResult::NotModified => {
                 broker.note("not modified");
-                hold(edge.disk.reads() == reads, || {
-                    "an idle poll has read the store".to_owned()
-                })?;
-                hold(device.whole, || {
-                    format!("liveness: device {d} gets 304 for pages that it was never told to commit")
+                check(edge.disk.reads() == reads, || "an idle poll read the store".to_owned())?;
+                check(device.complete, || {
+                    format!("I1: device {d} got 304 although its last page was not complete")
                 })?;
                 let reads = |p: &i32| known.as_ref().is_some_and(|c| c.points.contains_key(p));
                 let read: Closed = closed.clone().into_iter().filter(|(p, _)| reads(p)).collect();
-                hold(request.patient || self.stale(&read)? == device.stale, || {
-                    format!("stale views: 304 for device {d}, which knows of {:?}", device.stale)
+                check(request.patient || self.stale(&read)? == device.stale, || {
+                    format!(
+                        "device {d} got 304 although its stale views {:?} are outdated",
+                        device.stale
+                    )
                 })?;
                 self.check_device(d, device.claims, &closed, "304")?;
                 return Ok(true);
             }
-            Answer::Page(page) => {
+            BrokerResult::Page(page) => {
                 broker.note(if page.complete { "complete" } else { "page" });
                 check_page(&page, known.as_ref(), device.claims, now)?;
-                let answered = Answered {
+                let delivery = Delivery {
                     asked: device.cursor.clone(),
                     text: self.keys.seal(&page.cursor),
                     claims: device.claims,
                     page: *page,
                 };
-                return self.arrive(broker, rng, d, answered, lossy);
+                return self.arrive(broker, rng, poll, delivery);
             }
         }
         Ok(false)
     }
 
-    fn arrive(&mut self, broker: &mut Broker, rng: &mut Rng, d: usize, page: Answered, lossy: bool) -> Verdict<bool> {
+    fn arrive(&mut self, broker: &mut Broker, rng: &mut Rng, poll: Poll, page: Delivery) -> CheckResult<bool> {
+        let Poll { device: d, lossy, .. } = poll;
         if lossy && rng.chance(0.1) {
             broker.note("page lost");
             let late = rng.chance(0.5).then_some(page);
@@ -335,7 +375,11 @@ impl Readers {
             return Ok(false);
         }
         let complete = page.page.complete;
-        self.take(broker.now(), rng, d, &page, lossy)?;
+        let falls_asleep = lossy && !complete && rng.chance(0.04);
+        self.apply_page(d, &page)?;
+        if falls_asleep {
+            self.devices[d].asleep_until = broker.now() + rng.pick(&[700, 3000, 8000]);
+        }
         if rng.chance(0.1) {
             broker.note("page repeated");
             self.devices[d].apply(&page.page, &page.text);
@@ -343,8 +387,8 @@ impl Readers {
         Ok(complete)
     }
 
-    /// A page that was late arrives: the device takes it only as the answer to the cursor that it holds.
-    fn arrive_late(&mut self, broker: &mut Broker, rng: &mut Rng, d: usize) -> Verdict {
+    /// A late page arrives. The device applies it only if it answers the device's present cursor.
+    fn arrive_late(&mut self, broker: &mut Broker, rng: &mut Rng, d: usize) -> CheckResult {
         let Some(page) = self.devices[d].late.take() else {
             return Ok(());
         };
@@ -353,11 +397,15 @@ impl Readers {
             return Ok(());
         }
         broker.note("page late");
-        self.take(broker.now(), rng, d, &page, true)
+        self.apply_page(d, &page)?;
+        if !page.page.complete && rng.chance(0.04) {
+            self.devices[d].asleep_until = broker.now() + rng.pick(&[700, 3000, 8000]);
+        }
+        Ok(())
     }
 
-    fn take(&mut self, now: Millis, rng: &mut Rng, d: usize, answered: &Answered, lossy: bool) -> Verdict {
-        let Answered { page, text, claims, .. } = answered;
+    fn apply_page(&mut self, d: usize, delivery: &Delivery) -> CheckResult {
+        let Delivery { page, text, claims, .. } = delivery;
         let device = &mut self.devices[d];
         let owner = |text: &String| self.keys.open(text).map(|c| c.owner);
         if device.cursor.as_ref().and_then(owner) != Some(page.cursor.owner) {
@@ -365,31 +413,30 @@ impl Readers {
         }
         device.apply(page, text);
         if !page.complete {
-            if lossy && rng.chance(0.04) {
-                device.asleep_until = now + rng.pick(&[700, 3000, 8000]);
-            }
             return Ok(());
         }
         for (bucket, hash) in &page.hashes {
             let own = device.hash(*bucket);
-            hold(own == *hash, || format!("I10: hash of {bucket} on device {d}"))?;
+            check(own == *hash, || {
+                format!("I10: device {d} computed another hash of bucket {bucket} than its page has")
+            })?;
         }
         let closed: Closed = page.cursor.points.iter().map(|(p, point)| (*p, point.closed)).collect();
         for (p, before) in device.committed.replace(closed.clone()).unwrap_or_default() {
-            hold(closed.get(&p).is_none_or(|now| *now >= before), || {
-                format!("I4: T of device {d} went back in partition {p}")
+            check(closed.get(&p).is_none_or(|now| *now >= before), || {
+                format!("I4: T of device {d} in partition {p} decreased")
             })?;
         }
         let stale = self.stale(&closed)?;
-        let said = &self.devices[d].stale;
-        hold(*said == stale, || {
-            format!("stale views: page {said:?}, oracle {stale:?}")
+        let sent = &self.devices[d].stale;
+        check(*sent == stale, || {
+            format!("stale views of device {d}: page {sent:?}, oracle {stale:?}")
         })?;
         self.check_device(d, claims, &closed, "commit")
     }
 
-    /// The views that are stale where the partitions stand.
-    fn stale(&self, closed: &Closed) -> Verdict<BTreeSet<String>> {
+    /// The stale views at a T per partition.
+    fn stale(&self, closed: &Closed) -> CheckResult<BTreeSet<String>> {
         let mut stale = BTreeSet::new();
         for (p, at) in closed {
             let state = self.oracles[usize::try_from(*p).unwrap()].state(*at)?;
@@ -398,24 +445,33 @@ impl Readers {
         Ok(stale)
     }
 
-    /// Something that happens to edges and devices.
-    pub fn moment(&mut self, broker: &mut Broker, rng: &mut Rng) -> Verdict {
+    /// A random event of edges and devices.
+    pub fn step(&mut self, broker: &mut Broker, rng: &mut Rng) -> CheckResult {
         let (i, d, now) = (rng.below(3), rng.below(3), broker.now());
         let up = self.edges[i].down_until <= now;
         match rng.below(100) {
             0..30 if up => {
-                let (most, dies) = (rng.pick(&[1, 3, 99, 99]), rng.chance(0.075));
-                let (dies, lost) = (dies.then(|| u32::try_from(rng.below(6)).unwrap()), rng.below(4));
-                self.read(broker, i, most, dies, lost)?;
+                let (records, crashes) = (rng.pick(&[1, 3, 99, 99]), rng.chance(0.075));
+                let limit = ReadLimit {
+                    records,
+                    crashes_at: crashes.then(|| u32::try_from(rng.below(6)).unwrap()),
+                    lost: rng.below(4),
+                };
+                self.read(broker, i, &limit)?;
             }
             30..75 if up && self.devices[d].asleep_until <= now => {
-                let complete = self.poll(broker, rng, d, i, true)?;
-                // In the middle of a round: a replica that is new knows other closings than the one that began it.
+                let poll = Poll {
+                    device: d,
+                    edge: i,
+                    lossy: true,
+                };
+                let complete = self.poll(broker, rng, poll)?;
+                // Within a round, a rebuilt replica may be at another T than the one that began the round.
                 if !complete && rng.chance(0.05) {
                     let other = rng.below(3);
                     broker.note("replica wiped");
                     self.rebuild(other, now)?;
-                    self.read(broker, other, usize::MAX, None, 0)?;
+                    self.read(broker, other, &ReadLimit::ALL)?;
                 }
             }
             75..78 => self.arrive_late(broker, rng, d)?,
@@ -430,7 +486,7 @@ impl Readers {
             88..91 => self.devices[d].rows_max = rng.pick(&[1, 1, 2, 3, 5]),
             91 => self.devices[d].asleep_until = now + rng.pick(&[300, 2000, 8000, 11_000]),
             93 => {
-                // Until its cursor is as old as it may be: what was held back then is older still.
+                // Sleeps until the cursor is almost beyond the horizon; pending records are older than the cursor.
                 let cursor = self.devices[d].cursor.as_deref().and_then(|c| self.keys.open(c));
                 if let Some(cursor) = cursor {
                     let wakes = oldest(&cursor).saturating_add(HORIZON - rng.pick(&[30, 150, 400]));
@@ -443,56 +499,63 @@ impl Readers {
         Ok(())
     }
 
-    /// Faults have ended: every replica is complete, and every device comes to the same state.
-    pub fn verify(&mut self, broker: &mut Broker, rng: &mut Rng) -> Verdict {
+    /// After the faults: every replica is complete, and every device reaches the state of the log (I1, I13).
+    pub fn verify(&mut self, broker: &mut Broker, rng: &mut Rng) -> CheckResult {
         let now = broker.now();
         for i in 0..self.edges.len() {
             if rng.chance(0.3) {
                 self.rebuild(i, now)?;
             }
-            self.read(broker, i, usize::MAX, None, 0)?;
+            self.read(broker, i, &ReadLimit::ALL)?;
             for health in self.edges[i].replica.health(now) {
                 let ready = health.not_ready.is_none() && !health.holds_back;
-                hold(ready, || {
-                    format!("liveness: replica {i} at the end of a quiet log: {health:?}")
+                check(ready, || {
+                    format!("I13: replica {i} is not complete although the log is idle: {health:?}")
                 })?;
             }
         }
         for d in 0..self.devices.len() {
             let mut complete = false;
             for _ in 0..300 {
-                let i = rng.below(3);
-                complete = self.poll(broker, rng, d, i, false)?;
+                let poll = Poll {
+                    device: d,
+                    edge: rng.below(3),
+                    lossy: false,
+                };
+                complete = self.poll(broker, rng, poll)?;
                 if complete {
                     break;
                 }
             }
-            hold(complete, || format!("liveness: device {d} never completes"))?;
+            check(complete, || format!("I1: device {d} got no complete page in 300 polls"))?;
         }
         Ok(())
     }
 }
 
-/// I5, I9 and I11: a page holds no bucket that may not be read and no row twice; it begins anew when the cursor is older
-/// than the horizon or none of ours, and never otherwise.
-fn check_page(page: &Page, cursor: Option<&Cursor>, claims: &str, now: Millis) -> Verdict {
+/// I5, I9 and I11: a page has no unreadable bucket and no row twice, and resets everything exactly if the cursor is beyond
+/// the horizon or not the device's own.
+fn check_page(page: &Page, cursor: Option<&Cursor>, claims: &str, now: Millis) -> CheckResult {
     let may: BTreeSet<BucketId> = claims.chars().map(id).collect();
     let named = page.resets.iter().map(|r| r.0);
     let mut named = named.chain(page.changes.iter().map(|c| c.bucket));
-    hold(named.all(|b| may.contains(&b)), || {
-        "I5: a page holds an unreadable bucket".to_owned()
+    check(named.all(|b| may.contains(&b)), || {
+        "I5: a page contains an unreadable bucket".to_owned()
     })?;
     let mut seen = BTreeSet::new();
     let fresh = |c: &views::Change| seen.insert((c.bucket, c.parts().view.to_owned(), c.parts().key.to_owned()));
     let once = page.changes.iter().all(fresh);
-    hold(once, || "I11: a page holds a row twice".to_owned())?;
+    check(once, || "I11: a page contains a row twice".to_owned())?;
     let old = cursor.is_none_or(|c| oldest(c) < now - HORIZON);
-    hold(page.reset_all == old, || {
-        format!("I9, I11: reset of everything {}, called for {old}", page.reset_all)
+    check(page.reset_all == old, || {
+        format!(
+            "I9, I11: reset_all is {}, but the cursor is unusable or beyond the horizon: {old}",
+            page.reset_all
+        )
     })
 }
 
-/// The oldest time of a cursor, of its base and of its round.
+/// The oldest time of a cursor: of its base and of its round.
 fn oldest(cursor: &Cursor) -> Millis {
     let round = cursor.round.iter().flat_map(|r| r.points.values());
     let times = cursor.points.values().chain(round).map(|p| p.time);

@@ -1,8 +1,7 @@
-//! What must be shown: a partition of `view.log` recomputed from every record ever committed, also those that were
-//! cleaned away, and held against the sources at each closing.
+//! The log oracle: a partition of `view.log`, recomputed from every record that was ever committed, also those that
+//! compaction removed, and compared with the sources at each transaction end marker (I3).
 //!
-//! Guarantees: pure; it looks at the log, at the sources, and at nothing that the product has computed.
-//! Never: a hint from a replica.
+//! It reads the log and the sources only, never a replica.
 
 use super::source::{Value, note_of};
 use super::{EVENTS, bucket_of, partition_of, source};
@@ -15,39 +14,40 @@ use std::rc::Rc;
 use streams::driver::simulation::{Broker, batch_of};
 use views::record::{self, ViewRecord};
 
-/// A visible row: where it stands, its version and JSON.
+/// A visible row.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shown {
+pub struct VisibleRow {
     pub offset: Offset,
     pub version: [u8; 17],
     pub json: Vec<u8>,
 }
 
-/// What is visible at a closing, by (bucket, view, key), and which views are stale by the account of which line.
+/// The visible state at a transaction end marker: rows by (bucket, view, key), and stale views with the partition of their
+/// source stream.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct State {
-    pub rows: BTreeMap<(String, String, String), Shown>,
+    pub rows: BTreeMap<(String, String, String), VisibleRow>,
     pub stale: BTreeSet<(String, i64)>,
 }
 
-/// A record that is held back.
-enum Held {
+/// A pending record.
+enum Pending {
     Row {
         at: (String, String, String),
-        shown: Option<Shown>,
+        visible: Option<VisibleRow>,
     },
     Stale {
-        line: (String, i64),
+        stream: (String, i64),
         stale: bool,
     },
 }
 
-/// One partition.
+/// The oracle of one partition.
 pub struct Oracle {
     at: TopicPartition,
     next: Offset,
     now: State,
-    held: BTreeMap<String, Vec<Held>>,
+    pending: BTreeMap<String, Vec<Pending>>,
     states: BTreeMap<Offset, Rc<State>>,
 }
 
@@ -57,28 +57,28 @@ impl Oracle {
             at: TopicPartition::new("view.log", partition),
             next: 0,
             now: State::default(),
-            held: BTreeMap::new(),
+            pending: BTreeMap::new(),
             states: BTreeMap::from([(-1, Rc::default())]),
         }
     }
 
-    /// The state at T, which must be a closing.
+    /// The state at T, which must be the offset of a transaction end marker.
     pub fn state(&self, closed: Offset) -> Result<Rc<State>, String> {
         let found = self.states.get(&closed).cloned();
-        found.ok_or_else(|| format!("{}: T {closed} is no closing", self.at))
+        found.ok_or_else(|| format!("{}: no transaction end marker has offset T {closed}", self.at))
     }
 
-    /// Whether nothing is held back.
+    /// Whether no record is pending.
     pub fn is_closed(&self) -> bool {
-        self.held.values().all(Vec::is_empty)
+        self.pending.values().all(Vec::is_empty)
     }
 
-    /// What is visible at the last closing.
+    /// The state at the last transaction end marker.
     pub fn now(&self) -> &State {
         &self.now
     }
 
-    /// Takes in what was committed since.
+    /// Reads what was committed since the last call.
     pub fn follow(&mut self, broker: &mut Broker, sources: &[source::Source]) -> Result<(), String> {
         let records = broker.part(&self.at).history(self.next);
         if records.is_empty() {
@@ -95,21 +95,25 @@ impl Oracle {
                     let version = Version::from_bytes(version);
                     let version = version.map_err(|e| e.to_string())?;
                     self.close(&writer);
-                    self.truth(broker, sources, line_of(&writer), (at_ms, version))?;
+                    let end = TransactionPlace {
+                        at_ms,
+                        position: version.position,
+                    };
+                    self.check_source(broker, sources, &stream_of(&writer), &end)?;
                     self.states.insert(record.offset(), Rc::new(self.now.clone()));
                 }
                 ViewRecord::Row(row) => {
-                    let shown = row.json.map(|json| Shown {
+                    let visible = row.json.map(|json| VisibleRow {
                         offset: record.offset(),
                         version: row.version,
                         json: json.to_vec(),
                     });
                     let at = (row.bucket.to_string(), row.view.to_string(), row.key.to_owned());
-                    self.hold(&row.writer, Held::Row { at, shown });
+                    self.add_pending(&row.writer, Pending::Row { at, visible });
                 }
                 ViewRecord::Stale { writer, view, stale } => {
-                    let line = (view.into_owned(), line_of(&writer).1);
-                    self.hold(&writer, Held::Stale { line, stale });
+                    let stream = (view.into_owned(), stream_of(&writer).partition);
+                    self.add_pending(&writer, Pending::Stale { stream, stale });
                 }
                 ViewRecord::Open { .. } | ViewRecord::Grant { .. } => {}
             }
@@ -117,36 +121,41 @@ impl Oracle {
         Ok(())
     }
 
-    fn hold(&mut self, writer: &str, held: Held) {
-        self.held.entry(writer.to_owned()).or_default().push(held);
+    fn add_pending(&mut self, writer: &str, pending: Pending) {
+        self.pending.entry(writer.to_owned()).or_default().push(pending);
     }
 
     fn close(&mut self, writer: &str) {
-        for held in self.held.remove(writer).unwrap_or_default() {
-            match held {
-                Held::Row { at, shown: Some(shown) } => drop(self.now.rows.insert(at, shown)),
-                Held::Row { at, shown: None } => drop(self.now.rows.remove(&at)),
-                Held::Stale { line, stale: true } => drop(self.now.stale.insert(line)),
-                Held::Stale { line, stale: false } => drop(self.now.stale.remove(&line)),
+        for pending in self.pending.remove(writer).unwrap_or_default() {
+            match pending {
+                Pending::Row {
+                    at,
+                    visible: Some(visible),
+                } => drop(self.now.rows.insert(at, visible)),
+                Pending::Row { at, visible: None } => drop(self.now.rows.remove(&at)),
+                Pending::Stale { stream, stale: true } => drop(self.now.stale.insert(stream)),
+                Pending::Stale { stream, stale: false } => drop(self.now.stale.remove(&stream)),
             }
         }
     }
 
-    /// I3: a line's rows are those of its source at the transaction that its closing names, whole, unless its view is
+    /// I3: the rows of a source stream are those of its source at the end of a source transaction, unless its view is
     /// stale.
-    fn truth(
+    fn check_source(
         &self,
         broker: &mut Broker,
         sources: &[source::Source],
-        (view, partition): (&str, i64),
-        (place, version): (i64, Version),
+        stream: &Stream<'_>,
+        end: &TransactionPlace,
     ) -> Result<(), String> {
+        let Stream { view, partition } = *stream;
+        let place = end.at_ms;
         let source = sources.iter().find(|source| source.name == view);
         if self.now.stale.contains(&(view.to_owned(), partition)) {
             return match source {
-                Some(source) if !source.had_deaths => {
-                    Err(format!("{view} is stale without a dead letter of its source"))
-                }
+                Some(source) if !source.had_dead_letters => Err(format!(
+                    "view {view} is stale, but no record of its source became a dead letter"
+                )),
                 _ => Ok(()),
             };
         }
@@ -154,9 +163,10 @@ impl Oracle {
             Some(_) if place % 2 == 1 => return Ok(()),
             Some(source) => {
                 let db = usize::try_from(place / 2).ok().and_then(|n| source.db.get(n));
-                db.ok_or("a closing names a transaction that was never made")?.clone()
+                db.ok_or("a transaction end marker is of a transaction that its source never had")?
+                    .clone()
             }
-            None => events(broker, partition, (version.position, place)),
+            None => events(broker, partition, end),
         };
         let want: BTreeMap<(String, i64), String> = want
             .iter()
@@ -171,8 +181,8 @@ impl Oracle {
         let own = |of: &str, text: &str| of == view && (source.is_some() || key(text) % 2 == partition);
         let rows = self.now.rows.iter().filter(|((_, of, text), _)| own(of, text));
         let got: BTreeMap<(String, i64), String> = rows
-            .map(|((bucket, _, text), shown)| {
-                let json = String::from_utf8_lossy(&shown.json).into_owned();
+            .map(|((bucket, _, text), visible)| {
+                let json = String::from_utf8_lossy(&visible.json).into_owned();
                 ((bucket.clone(), key(text)), json)
             })
             .collect();
@@ -181,47 +191,71 @@ impl Oracle {
         }
         let at = &self.at;
         Err(format!(
-            "I3: {view} {partition} in {at} at place {place}: view {got:?}, source {want:?}"
+            "I3: view {view} of source partition {partition} in {at} differs from its source at transaction {place}: view \
+             {got:?}, source {want:?}"
         ))
     }
 
-    /// The end: every line's rows are those of its source's newest transaction.
+    /// The end of a run: the rows of every source stream are those of its newest transaction.
     pub fn verify(&self, broker: &mut Broker, sources: &[source::Source]) -> Result<(), String> {
-        let last = Version {
-            position: u64::MAX,
-            ..Version::default()
-        };
         for source in sources {
-            let place = i64::try_from(2 * (source.db.len() - 1)).unwrap_or(i64::MAX);
-            self.truth(broker, sources, (source.name, 0), (place, last))?;
+            let end = TransactionPlace {
+                at_ms: i64::try_from(2 * (source.db.len() - 1)).unwrap_or(i64::MAX),
+                position: u64::MAX,
+            };
+            let stream = Stream {
+                view: source.name,
+                partition: 0,
+            };
+            self.check_source(broker, sources, &stream, &end)?;
         }
-        (0..2).try_for_each(|partition| self.truth(broker, sources, ("e", partition), (0, last)))
+        let end = TransactionPlace {
+            at_ms: 0,
+            position: u64::MAX,
+        };
+        (0..2).try_for_each(|partition| self.check_source(broker, sources, &Stream { view: "e", partition }, &end))
     }
 }
 
-/// View and partition of a writer's line.
-fn line_of(writer: &str) -> (&str, i64) {
-    let partition = writer.rsplit('/').next().and_then(|p| p.parse().ok());
-    let view = writer.split(['/', '.']).nth(2);
-    (view.unwrap_or_default(), partition.unwrap_or(0))
+/// A source stream, named by its view and partition.
+struct Stream<'s> {
+    view: &'s str,
+    partition: i64,
 }
 
-/// The JSON of a row on the device, where a `long` is a text.
+/// The end of a source transaction. `at_ms` is a source's [`Source::place`](source::Source), in the field of the commit time.
+struct TransactionPlace {
+    at_ms: i64,
+    position: u64,
+}
+
+/// The source stream of a writer.
+fn stream_of(writer: &str) -> Stream<'_> {
+    let partition = writer.rsplit('/').next().and_then(|p| p.parse().ok());
+    let view = writer.split(['/', '.']).nth(2);
+    Stream {
+        view: view.unwrap_or_default(),
+        partition: partition.unwrap_or(0),
+    }
+}
+
+/// The JSON of a row, in which a `long` is a string.
 fn json_of(value: Value) -> String {
     let (number, note) = (value.number, note_of(value.note));
     format!("{{\"value\":\"{number}\",\"note\":\"{note}\",\"pad\":\"\"}}")
 }
 
-/// The newest event of each key of a partition, up to that of a version; what comes again counts where it was first, but
-/// closes (at its own time) what came before it.
-fn events(broker: &mut Broker, partition: i64, (position, at_ms): (u64, i64)) -> source::Rows {
+/// The newest event of each key of a partition, up to the end of a transaction. A redriven event counts at its original
+/// offset, but its own end marker, found by its timestamp, closes everything before it.
+fn events(broker: &mut Broker, partition: i64, end: &TransactionPlace) -> source::Rows {
+    let TransactionPlace { at_ms, position } = *end;
     let at = TopicPartition::new(EVENTS, i32::try_from(partition).unwrap_or_default());
     let records = broker.part(&at).history(0);
     let batch: RecordBatch = batch_of(&at, &records);
     let mut rows = source::Rows::new();
     let of = |record: &RecordRef<'_>| Some(Tx::parse(record.header(headers::TX)?).ok()?.position.0);
-    let is_again = |record: &RecordRef<'_>| of(record) == Some(position) && record.timestamp() == at_ms;
-    let through = batch.iter().find(is_again).map(|record| record.offset());
+    let is_end = |record: &RecordRef<'_>| of(record) == Some(position) && record.timestamp() == at_ms;
+    let through = batch.iter().find(is_end).map(|record| record.offset());
     let through = through.unwrap_or(Offset::try_from(position).unwrap_or(Offset::MAX));
     for record in batch
         .iter()

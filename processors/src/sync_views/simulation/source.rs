@@ -1,10 +1,9 @@
-//! A source of the simulation: a database with ordered transactions, its slot, its snapshots, and the topic that they
-//! fill; and an event topic, whose every record is a transaction of its own.
+//! A source of the simulation: a database with ordered transactions, its replication slot, its snapshots, and the topic
+//! that they fill; and an event topic, where each record is a source transaction.
 //!
-//! Guarantees: each incarnation of the slot streams every transaction from its beginning on, in order; a transaction may
-//! stand in the topic in part for a while; the database after each transaction is kept, for the oracle. While no snapshot is
-//! under way, a note that did not change is left out, also where the row's key changes.
-//! Never: PostgreSQL.
+//! Within a source epoch, the slot streams every transaction completely and in order, but the topic may contain only a
+//! part of one for a while. The database after each transaction is kept for the oracle. Unless a snapshot is running, a
+//! note that did not change is omitted, also when the row's key changes.
 
 use super::{EVENTS, HORIZON, bucket_of};
 use event_log::{Millis, TopicPartition};
@@ -15,7 +14,7 @@ use schemas::version::Lsn;
 use std::collections::BTreeMap;
 use streams::driver::simulation::{Broker, Rng, Row};
 
-/// The schema of every row.
+/// Schema of all rows.
 pub const ROW: &str = r#"{"type":"record","name":"row","fields":[
     {"name":"scope","type":["null","string"]},{"name":"name","type":["null","string"]},{"name":"value","type":"long"},
     {"name":"note","type":"string"},{"name":"_unchanged","type":["null",{"type":"array","items":"string"}]},
@@ -25,38 +24,40 @@ pub const ROW_ID: u32 = 7;
 /// An id that the registry does not know: such a record becomes a dead letter.
 const UNKNOWN_ID: u32 = 99;
 const CHUNK_ID: u32 = 8;
-/// Bytes that no topic of the simulation takes.
+/// Bytes of a value that every topic of the simulation rejects.
 const PAD: usize = 5_000;
 
-/// A value of a row: its bucket (`None`: no bucket) and a number.
+/// The columns of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Value {
+    /// `None` puts the row in no bucket.
     pub bucket: Option<char>,
     pub number: i64,
-    /// Which note it has.
+    /// Number of its note.
     pub note: u8,
 }
 
-/// A text that is long enough to be left out when it does not change.
+/// A text that is long enough to be omitted when it does not change.
 pub fn note_of(note: u8) -> String {
     format!("note {note}, a large column")
 }
 
-/// What a transaction does to a row.
+/// A change of a row in a transaction.
 #[derive(Debug, Clone, Copy)]
 struct Change {
     key: i64,
     /// `None` deletes.
     value: Option<Value>,
-    /// The note is that of the row before.
+    /// The note did not change.
     same_note: bool,
-    /// The row's other key if its key changes: of the tombstone the new one, of the row the old one.
+    /// In a key change: the new key for the tombstone, the old key for the row.
     other_key: Option<i64>,
 }
+
 /// Rows of a source by key.
 pub type Rows = BTreeMap<i64, Value>;
 
-fn framed(value: Value, leave_out_note: bool) -> Vec<u8> {
+fn framed(value: Value, omit_note: bool) -> Vec<u8> {
     let mut out = vec![0];
     out.extend_from_slice(&ROW_ID.to_be_bytes());
     let short = |n: usize| u8::try_from(2 * n).unwrap();
@@ -70,7 +71,7 @@ fn framed(value: Value, leave_out_note: bool) -> Vec<u8> {
         }
     }
     out.push(short(usize::try_from(value.number).unwrap()));
-    if leave_out_note {
+    if omit_note {
         out.push(0);
         out.extend_from_slice(b"\x02\x02\x08note\x00");
     } else {
@@ -83,7 +84,7 @@ fn framed(value: Value, leave_out_note: bool) -> Vec<u8> {
     out
 }
 
-/// A chunk of a snapshot on its way: low watermark, what it read and when, high watermark.
+/// A snapshot chunk in progress: low watermark, rows with the transaction that they were read at, high watermark.
 #[derive(Default)]
 struct Chunk {
     low: usize,
@@ -91,8 +92,15 @@ struct Chunk {
     high: Option<usize>,
 }
 
-/// A dead letter that can be redriven: since when, and the record as it should have been.
-struct Dead {
+/// Position and ordinal of a change within a source epoch.
+#[derive(Clone, Copy)]
+struct Ordinal {
+    position: u64,
+    ordinal: u32,
+}
+
+/// A dead letter that can be redriven: when it was written, and the corrected record.
+struct DeadLetter {
     at: Millis,
     row: Row,
 }
@@ -106,21 +114,21 @@ pub struct Source {
     pub db: Vec<Rows>,
     txs: Vec<Vec<Change>>,
     topic: TopicPartition,
-    /// What was put on the topic, but for ends of chunks and dead letters.
+    /// Records on the topic that can be replayed: all but chunk ends and dead letters.
     put: Vec<Row>,
-    dead: Vec<Dead>,
-    incarnation: u32,
+    dead: Vec<DeadLetter>,
+    source_epoch: u32,
     /// The next transaction to stream, and the next change of it.
     next: usize,
     ordinal: usize,
     sequence: u32,
     todo: Vec<Vec<i64>>,
     chunk: Option<Chunk>,
-    /// Changes were lost with the slot, and the snapshot that mends it is not done.
+    /// Changes were lost with the slot, and the snapshot that restores them is not complete.
     gap: bool,
     streamed: BTreeMap<i64, usize>,
-    /// A record was put on the topic that becomes a dead letter.
-    pub had_deaths: bool,
+    /// A record on the topic becomes a dead letter.
+    pub had_dead_letters: bool,
 }
 
 impl Source {
@@ -133,7 +141,7 @@ impl Source {
             topic: TopicPartition::new(format!("change.{name}"), 0),
             put: vec![],
             dead: vec![],
-            incarnation: 1,
+            source_epoch: 1,
             next: 0,
             ordinal: 0,
             sequence: 0,
@@ -141,7 +149,7 @@ impl Source {
             chunk: None,
             gap: false,
             streamed: BTreeMap::new(),
-            had_deaths: false,
+            had_dead_letters: false,
         }
     }
 
@@ -150,7 +158,7 @@ impl Source {
         let mut db = self.db.last().expect("the database begins empty").clone();
         let mut changes = Vec::new();
         if rng.chance(0.3) {
-            // Keys change one after the other, so a row may come back to its key, or two rows exchange theirs.
+            // Several key changes in a row may return a row to its key or exchange the keys of two rows.
             for _ in 0..1 + rng.below(3) {
                 self.move_row(&mut db, rng, &mut changes);
             }
@@ -177,7 +185,7 @@ impl Source {
         self.db.push(db);
     }
 
-    /// Gives a row a key that is free; most often its note stays.
+    /// Changes the key of a row to a free one; its note mostly stays.
     fn move_row(&self, db: &mut Rows, rng: &mut Rng, changes: &mut Vec<Change>) {
         let (taken, free): (Vec<i64>, Vec<i64>) = self.keys.iter().partition(|key| db.contains_key(key));
         if taken.is_empty() || free.is_empty() {
@@ -205,11 +213,11 @@ impl Source {
         apply(db, row, changes);
     }
 
-    fn row(&self, key: &str, value: Option<Vec<u8>>, (position, ordinal): (u64, u32), last: bool) -> Row {
+    fn row(&self, key: &str, value: Option<Vec<u8>>, at: Ordinal, last: bool) -> Row {
         let tx = Tx {
-            incarnation: self.incarnation,
-            position: Lsn(position),
-            ordinal,
+            incarnation: self.source_epoch,
+            position: Lsn(at.position),
+            ordinal: at.ordinal,
             last,
             at_ms: self.place(),
         };
@@ -219,8 +227,8 @@ impl Source {
         }
     }
 
-    /// What the closing after a record must show, for the oracle: how many transactions, and whether changes are missing.
-    /// It stands where the commit time does.
+    /// For the oracle: twice the number of streamed transactions, plus 1 while changes are missing. It is written in the
+    /// field of the commit time, which transaction end markers repeat.
     fn place(&self) -> i64 {
         2 * i64::try_from(self.next).unwrap() + i64::from(self.gap)
     }
@@ -229,29 +237,29 @@ impl Source {
         format!("[\"{}\",{key}]", self.name)
     }
 
-    fn put(&mut self, broker: &mut Broker, row: Row, again: bool) {
-        if again {
+    fn put(&mut self, broker: &mut Broker, row: Row, replayable: bool) {
+        if replayable {
             self.put.push(row.clone());
         }
         broker.append(&self.topic, [row]);
     }
 
-    /// Reads the table in two chunks, between watermarks, while streaming goes on.
+    /// Starts a snapshot of the table in two chunks, between watermarks, while streaming continues.
     pub fn snapshot(&mut self) {
         let (low, high) = self.keys.split_at(self.keys.len() / 2);
         self.todo = vec![low.to_vec(), high.to_vec()];
         self.chunk = None;
     }
 
-    /// Half a transaction may be in the topic; what changes until the slot is there again is lost.
+    /// Loses the slot: a transaction may stay incomplete in the topic, and all changes so far are not streamed.
     pub fn lose_slot(&mut self) {
-        self.incarnation += 1;
+        self.source_epoch += 1;
         (self.next, self.ordinal, self.gap) = (self.txs.len(), 0, true);
         self.streamed.clear();
         self.snapshot();
     }
 
-    /// Takes the snapshot a step on; says whether one is under way.
+    /// Advances the snapshot; returns whether one is running.
     pub fn snapshot_step(&mut self) -> bool {
         let now = self.txs.len();
         let db = self.db.last().expect("the database begins empty");
@@ -272,15 +280,15 @@ impl Source {
         !self.todo.is_empty()
     }
 
-    /// Puts the next thing on the topic; with `deaths` a record may be one that cannot be read. Says whether there was
-    /// anything.
-    pub fn emit(&mut self, broker: &mut Broker, rng: &mut Rng, deaths: bool) -> bool {
+    /// Writes the next record to the topic; with `may_fail` it may be one that becomes a dead letter. Returns whether there
+    /// was one.
+    pub fn emit(&mut self, broker: &mut Broker, rng: &mut Rng, may_fail: bool) -> bool {
         let reached = |c: &Chunk| c.high.is_some_and(|high| self.next >= high);
         if self.chunk.as_ref().is_some_and(reached) && self.ordinal == 0 {
             self.emit_chunk(broker);
         } else if self.next < self.txs.len() {
-            let dies = deaths && rng.chance(0.03);
-            self.emit_change(broker, rng, dies);
+            let fails = may_fail && rng.chance(0.03);
+            self.emit_change(broker, rng, fails);
         } else {
             return false;
         }
@@ -293,11 +301,14 @@ impl Source {
         let (seen, rows) = chunk.snapshot.expect("a chunk with a high watermark has rows");
         let position = 2 * u64::try_from(self.next).unwrap();
         for (key, value) in rows {
-            // The newest streamed change of its key is by a transaction that the chunk did not see: drop it.
+            // Drop a row whose key has a streamed change of a transaction that the chunk did not see.
             if self.streamed.get(&key).is_none_or(|at| *at < seen) {
                 self.sequence += 1;
-                let place = (position, self.sequence);
-                let row = self.row(&self.key(key), Some(framed(value, false)), place, false);
+                let at = Ordinal {
+                    position,
+                    ordinal: self.sequence,
+                };
+                let row = self.row(&self.key(key), Some(framed(value, false)), at, false);
                 self.put(broker, row, true);
             }
         }
@@ -320,27 +331,31 @@ impl Source {
         let mut value = Vec::new();
         end.write(SchemaId(CHUNK_ID), &mut value);
         let key = format!("[\"~chunk\",\"{}\"]", self.name);
-        let row = self.row(&key, Some(value), (position, self.sequence), true);
+        let at = Ordinal {
+            position,
+            ordinal: self.sequence,
+        };
+        let row = self.row(&key, Some(value), at, true);
         self.put(broker, row, false);
     }
 
-    fn emit_change(&mut self, broker: &mut Broker, rng: &mut Rng, dies: bool) {
+    fn emit_change(&mut self, broker: &mut Broker, rng: &mut Rng, fails: bool) {
         let change = self.txs[self.next][self.ordinal];
         let key = change.key;
-        let position = (
-            2 * u64::try_from(self.next).unwrap() + 1,
-            u32::try_from(self.ordinal).unwrap(),
-        );
+        let at = Ordinal {
+            position: 2 * u64::try_from(self.next).unwrap() + 1,
+            ordinal: u32::try_from(self.ordinal).unwrap(),
+        };
         self.streamed.insert(key, self.next);
         self.ordinal += 1;
         let last = self.ordinal == self.txs[self.next].len();
         if last {
             (self.next, self.ordinal) = (self.next + 1, 0);
         }
-        // A chunk's row may be dropped in favour of a streamed one, which must then be whole.
-        let leave_out_note = change.same_note && self.todo.is_empty();
-        let value = change.value.map(|value| framed(value, leave_out_note));
-        let mut row = self.row(&self.key(key), value, position, last);
+        // During a snapshot, a streamed row may replace a chunk's row, so it must be whole.
+        let omit_note = change.same_note && self.todo.is_empty();
+        let value = change.value.map(|value| framed(value, omit_note));
+        let mut row = self.row(&self.key(key), value, at, last);
         if let Some(other) = change.other_key {
             let name = if row.value.is_some() {
                 headers::MOVED_FROM
@@ -348,24 +363,24 @@ impl Source {
                 headers::MOVED_TO
             };
             row.headers.push((name.to_owned(), Some(self.key(other).into_bytes())));
-            broker.note(if leave_out_note {
+            broker.note(if omit_note {
                 "key change without the note"
             } else {
                 "key change"
             });
         }
-        if !dies || row.value.is_none() {
+        if !fails || row.value.is_none() {
             return self.put(broker, row, true);
         }
         broker.note("dead letter");
-        self.had_deaths = true;
-        self.put(broker, deadly(row.clone(), rng), false);
+        self.had_dead_letters = true;
+        self.put(broker, poisoned(row.clone(), rng), false);
         let at = broker.now();
-        self.dead.push(Dead { at, row });
+        self.dead.push(DeadLetter { at, row });
     }
 
-    /// Any dead letter comes back with its original position, more than once, before and after a snapshot; what is too old
-    /// may call for a snapshot instead.
+    /// Redrives a dead letter with its original position, possibly more than once. An old one may cause a snapshot
+    /// instead.
     pub fn redrive(&mut self, broker: &mut Broker, rng: &mut Rng) {
         if self.dead.is_empty() {
             return;
@@ -380,40 +395,40 @@ impl Source {
             self.dead[which].row.clone()
         };
         broker.note("redriven");
-        let row = again(self.here(row), headers::REDRIVE);
+        let row = replayed(self.at_place(row), headers::REDRIVE);
         self.put(broker, row, false);
     }
 
-    /// Whether changes are missing that only a snapshot brings.
+    /// Whether changes are missing that only a snapshot restores.
     pub fn is_behind(&self) -> bool {
         self.gap
     }
 
-    /// A row with its own position, for the place where the source is now.
-    fn here(&self, mut row: Row) -> Row {
+    /// A row with its original version and the present place of the source.
+    fn at_place(&self, mut row: Row) -> Row {
         let tx = row.headers[0].1.as_deref().and_then(|tx| Tx::parse(tx).ok());
         row.headers[0] = tx_header(&Tx {
             at_ms: self.place(),
-            ..tx.expect("a record has its place")
+            ..tx.expect("a record has the header tx")
         });
         row
     }
 
-    /// Any old stretch again, whole records, original positions.
+    /// Replays a range of old records with their original positions.
     pub fn replay(&mut self, broker: &mut Broker, rng: &mut Rng) {
         let from = rng.below(self.put.len());
         let some: Vec<Row> = self.put.iter().skip(from).take(1 + rng.below(4)).cloned().collect();
         for row in some {
             broker.note("replayed");
-            let row = again(self.here(row), headers::REPLAY);
+            let row = replayed(self.at_place(row), headers::REPLAY);
             self.put(broker, row, false);
         }
     }
 }
 
-/// The row as one that becomes a dead letter: under an id that the registry does not know, or so large that the log
-/// refuses what is made of it.
-fn deadly(mut row: Row, rng: &mut Rng) -> Row {
+/// The row as a record that becomes a dead letter: with a schema id that the registry does not know, or so large that the
+/// log rejects the view row.
+fn poisoned(mut row: Row, rng: &mut Rng) -> Row {
     let Some(value) = row.value.as_mut() else { return row };
     if rng.chance(0.5) {
         value[1..5].copy_from_slice(&UNKNOWN_ID.to_be_bytes());
@@ -436,13 +451,13 @@ fn tx_header(tx: &Tx) -> (String, Option<Vec<u8>>) {
     (headers::TX.to_owned(), Some(text))
 }
 
-fn again(mut row: Row, how: &str) -> Row {
+fn replayed(mut row: Row, how: &str) -> Row {
     let header = (headers::REPLAYED.to_owned(), Some(how.as_bytes().to_vec()));
     row.headers.push(header);
     row
 }
 
-/// A value for a row, or its removal.
+/// A random value for a row, or its removal.
 pub fn any_value(rng: &mut Rng) -> Option<Value> {
     let buckets = [
         Some('a'),
@@ -474,17 +489,17 @@ fn apply(db: &mut Rows, change: Change, changes: &mut Vec<Change>) {
     changes.push(change);
 }
 
-/// The event topic: each record is a transaction of its own, and what only a snapshot would mend an event mends.
+/// The event topic.
 #[derive(Default)]
 pub struct Events {
     dead: Vec<(TopicPartition, Row)>,
 }
 
 impl Events {
-    /// Keys that events have.
+    /// Number of keys.
     pub const KEYS: usize = 4;
 
-    /// An event of some key; it may be one that cannot be read.
+    /// Writes an event with a random key; it may be one that becomes a dead letter.
     pub fn emit(&mut self, broker: &mut Broker, rng: &mut Rng) {
         let (at, row) = event(rng.below(Self::KEYS), any_value(rng));
         if !rng.chance(0.05) || row.value.is_none() {
@@ -492,7 +507,7 @@ impl Events {
             return;
         }
         broker.note("dead event");
-        let offset = broker.append(&at, [deadly(row.clone(), rng)]);
+        let offset = broker.append(&at, [poisoned(row.clone(), rng)]);
         let tx = Tx {
             incarnation: 1,
             position: Lsn(u64::try_from(offset).unwrap_or_default()),
@@ -504,10 +519,10 @@ impl Events {
             headers: vec![tx_header(&tx)],
             ..row
         };
-        self.dead.push((at, again(row, headers::REDRIVE)));
+        self.dead.push((at, replayed(row, headers::REDRIVE)));
     }
 
-    /// A dead letter comes back.
+    /// Redrives a dead letter.
     pub fn redrive(&mut self, broker: &mut Broker, rng: &mut Rng) {
         if !self.dead.is_empty() {
             let (at, row) = self.dead.remove(rng.below(self.dead.len()));
@@ -516,8 +531,8 @@ impl Events {
         }
     }
 
-    /// A new event of every key.
-    pub fn mend(broker: &mut Broker) {
+    /// Writes a new event for every key, which clears all staleness.
+    pub fn rewrite_all(broker: &mut Broker) {
         let value = Value {
             bucket: Some('a'),
             number: 1,
@@ -530,7 +545,7 @@ impl Events {
     }
 }
 
-/// A row of the partition that its key gives.
+/// An event in the partition of its key.
 fn event(key: usize, value: Option<Value>) -> (TopicPartition, Row) {
     let at = TopicPartition::new(EVENTS, i32::try_from(key % 2).unwrap());
     (
@@ -539,7 +554,7 @@ fn event(key: usize, value: Option<Value>) -> (TopicPartition, Row) {
     )
 }
 
-/// The value that a framed row has.
+/// Decodes a framed row.
 pub fn unframed(row: &[u8]) -> Value {
     let mut rest = row.get(5..).unwrap_or_default();
     let mut texts = Vec::new();
@@ -554,7 +569,7 @@ pub fn unframed(row: &[u8]) -> Value {
         }
     }
     let bucket = texts.get(1).and_then(|name| name.chars().next());
-    // The number, the length of the note, and the digit in it.
+    // The number, the length of the note, and the digit in the note.
     let number = i64::from(rest[0] / 2);
     let note = rest[2 + "note ".len()] - b'0';
     Value { bucket, number, note }

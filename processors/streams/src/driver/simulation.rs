@@ -1,36 +1,36 @@
-//! A simulated log for tests of applications: the real stream threads over a Kafka, a clock and disks in memory, some
-//! processes that are killed (also at every failpoint), paused, doubled and robbed of their disks while requests are
-//! lost and late.
+//! A simulated Kafka for tests of applications: production stream threads over a log, a clock and disks in memory.
 //!
-//! A [`Scene`] says which application runs, what the world around it does, and what must come out of it. The runtime's
-//! own scene counts; scenes of packages above simulate their processors and what reads their output.
-//!
-//! Guarantees: a seed always gives the same run, on every machine and beside whatever else runs.
-//! Never: part of a program that serves anybody; an unexpected call of it panics, which ends the run with its words.
+//! Several processes are killed (also at every failpoint), paused, started twice and deprived of their disks, while
+//! requests and responses are lost or late. A [`Scenario`] defines the application, its environment and the expected
+//! result. The scenario of this crate counts records; crates above simulate their processors and the readers of their
+//! output. A seed always gives the same run, on every machine and regardless of its load. Unexpected calls panic, which
+//! ends the run with the panic message.
 
+mod affinity;
 mod broker;
 mod checked;
 mod client;
-mod core;
 #[cfg(test)]
 mod counting;
 mod disk;
 mod group;
-mod home;
-mod part;
+mod partition;
+mod process_log;
+mod protocol;
 mod rng;
-mod stage;
-mod world;
+mod scenario;
+mod scheduler;
+mod simulator;
 
-pub use broker::{Broker, Layout, Notes, Tasks};
+pub use broker::{Broker, Layout, Notes};
 pub use checked::Checked;
 pub use disk::Disk;
-pub use home::Home;
-pub use part::{Cleaning, Part, Rec, Row};
+pub use partition::{Cleaning, LogRecord, Partition, Row};
+pub use process_log::ProcessLog;
+pub use protocol::Tasks;
 pub use rng::Rng;
-pub use world::Faults;
+pub use scenario::{Environment, FaultRates, Scenario};
 
-use crate::{Application, Config};
 use event_log::{Millis, Offset, RecordBatch, TopicPartition};
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -44,69 +44,25 @@ use std::sync::{Mutex, PoisonError};
 /// Notes that a failing run prints.
 const LAST_NOTES: usize = 25;
 
-/// What is simulated.
-pub trait Scene {
-    /// What the processes need, on threads of their own.
-    type Program: Clone + Send + 'static;
-
-    /// The topics.
-    fn layout(&self) -> Layout;
-
-    /// What every process gets that starts.
-    fn program(&self) -> Self::Program;
-
-    /// The application, as a process runs it that starts.
-    fn application(program: &Self::Program, home: &Home, config: &mut Config) -> Application;
-
-    /// Changes how likely faults are.
-    fn adjust(&mut self, _: &mut Faults) {}
-
-    /// The world around the application does something, or nothing.
-    ///
-    /// # Errors
-    /// What it sees that is wrong.
-    fn moment(&mut self, outside: &mut Outside<'_>) -> Result<(), String>;
-
-    /// Whether the world around has nothing more to do, when the application has not.
-    fn is_idle(&mut self, _: &mut Broker) -> bool {
-        true
-    }
-
-    /// Judges the whole run.
-    ///
-    /// # Errors
-    /// What is wrong.
-    fn verify(&mut self, broker: &mut Broker, rng: &mut Rng) -> Result<(), String>;
-}
-
-/// What the world around an application has to act with.
-pub struct Outside<'a> {
-    /// The broker.
-    pub broker: &'a mut Broker,
-    /// Choices.
-    pub rng: &'a mut Rng,
-    /// Whether the faults have ended, so that everything must come to rest.
-    pub heals: bool,
-}
-
-/// A run that was done.
+/// A finished run.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Run {
-    /// What is wrong, if anything.
+    /// The violated invariant, if any.
     pub outcome: Result<(), String>,
-    /// How often what happened; a failpoint's name counts the deaths there.
+    /// How often each event happened; crashes are counted under the name of their failpoint.
     pub notes: Notes,
-    /// Folds every choice of the run: the same for the same seed.
+    /// Hash of all choices: equal for equal seeds.
     pub trail: u64,
-    /// What happened, with its time.
+    /// The events with their times.
     pub trace: Vec<(Millis, &'static str)>,
 }
 
-/// Runs one seed of a scene.
-pub fn run<S: Scene>(seed: u64, make: &dyn Fn(&mut Rng) -> S) -> Run {
-    let mut world = world::World::new(seed, make);
-    let outcome = catch_unwind(AssertUnwindSafe(|| world.run())).unwrap_or_else(|cause| Err(world::words(&*cause)));
-    let mut broker = world.stage.broker();
+/// Runs one seed of a scenario.
+pub fn run<S: Scenario>(seed: u64, make: &dyn Fn(&mut Rng) -> S) -> Run {
+    let mut simulation = simulator::Simulation::new(seed, make);
+    let outcome = catch_unwind(AssertUnwindSafe(|| simulation.run()))
+        .unwrap_or_else(|cause| Err(simulator::panic_message(&*cause)));
+    let mut broker = simulation.scheduler.broker();
     Run {
         outcome,
         notes: std::mem::take(&mut broker.notes),
@@ -135,16 +91,16 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Runs seeds of a scene, on as many threads as the machine has cores; what happened in all of them, or the first that
-/// fails. A scene is made for every seed, from the seed's own choices.
+/// Runs seeds of a scenario on one thread per core, and returns the events of all runs. `make` builds the scenario of a
+/// seed from the seed's choices.
 ///
 /// # Errors
 /// The first seed that fails.
-pub fn simulate<S: Scene>(seeds: Range<u64>, make: impl Fn(&mut Rng) -> S + Sync) -> Result<Notes, Failure> {
+pub fn simulate<S: Scenario>(seeds: Range<u64>, make: impl Fn(&mut Rng) -> S + Sync) -> Result<Notes, Failure> {
     let (next, failed) = (AtomicU64::new(seeds.start), Mutex::new(None::<Failure>));
     let notes = Mutex::new(BTreeMap::new());
     let work = |worker: usize| {
-        core::keep_to(worker);
+        affinity::pin_thread(worker);
         loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             let worse = failed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -171,7 +127,7 @@ pub fn simulate<S: Scene>(seeds: Range<u64>, make: impl Fn(&mut Rng) -> S + Sync
         for thread in 0..threads {
             let own = std::thread::Builder::new().name(format!("seeds-{thread}"));
             own.spawn_scoped(scope, move || work(thread))
-                .expect("a simulation has a thread a core");
+                .expect("the thread of a simulation starts");
         }
     });
     match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
@@ -180,10 +136,10 @@ pub fn simulate<S: Scene>(seeds: Range<u64>, make: impl Fn(&mut Rng) -> S + Sync
     }
 }
 
-/// The seeds to run: those that this environment variable names as `FROM,COUNT`, or so many from 1 on.
+/// The seeds to run: those of this environment variable, `FROM,COUNT`, or else `count` seeds from 1 on.
 ///
 /// # Panics
-/// When the variable cannot be read.
+/// If the variable is not of this form.
 pub fn seeds(variable: &str, count: u64) -> Range<u64> {
     let Some(text) = service::config::env(variable) else {
         return 1..1 + count;
@@ -191,43 +147,43 @@ pub fn seeds(variable: &str, count: u64) -> Range<u64> {
     let parsed = text
         .split_once(',')
         .and_then(|(from, count)| Some((from.parse::<u64>().ok()?, count.parse::<u64>().ok()?)));
-    let (from, count) = parsed.expect("the variable that names seeds is FROM,COUNT");
+    let (from, count) = parsed.expect("the environment variable must be of the form FROM,COUNT");
     from..from + count
 }
 
-/// Committed records of a partition as a reader gets them, at most `n` from an offset on, and the position behind them.
+/// At most `n` committed records of a partition from an offset on, and the position after them.
 pub fn batch(broker: &mut Broker, at: &TopicPartition, from: Offset, n: usize) -> (RecordBatch, Offset) {
     let (records, position) = broker.part(at).read(from, n);
     (batch_of(at, &records), position)
 }
 
-/// These records of a partition as a batch.
-pub fn batch_of(at: &TopicPartition, records: &[Rec]) -> RecordBatch {
+/// A batch of these records.
+pub fn batch_of(at: &TopicPartition, records: &[LogRecord]) -> RecordBatch {
     let mut batch = RecordBatch::default();
     client::fill(&mut batch, at, records);
     batch
 }
 
-/// Does work that the scene itself simulates, such as a reader's, and with a number lets it die at the failpoint that it
-/// passes after so many others.
+/// Does work that the scenario itself simulates, such as a reader's. With a number, the work crashes at the failpoint that
+/// it passes after that many others.
 ///
 /// # Errors
-/// The failpoint at which it died; what it held is as a crash leaves it.
-pub fn mortal<T>(dies_after: Option<u32>, work: impl FnOnce() -> T) -> Result<T, &'static str> {
-    let Some(after) = dies_after else { return Ok(work()) };
-    let (left, died) = (Cell::new(after), Rc::new(Cell::new(None)));
-    let point = died.clone();
-    failpoint::watch(move |name| match left.get().checked_sub(1) {
+/// The failpoint at which the work crashed.
+pub fn crash_at<T>(crash_after: Option<u32>, work: impl FnOnce() -> T) -> Result<T, &'static str> {
+    let Some(after) = crash_after else { return Ok(work()) };
+    let (left, crashed) = (Cell::new(after), Rc::new(Cell::new(None)));
+    let point = crashed.clone();
+    service::failpoint::watch(move |name| match left.get().checked_sub(1) {
         Some(less) => left.set(less),
         None if point.get().is_none() => {
             point.set(Some(name));
-            std::panic::resume_unwind(Box::new(stage::Killed));
+            std::panic::resume_unwind(Box::new(scheduler::Killed));
         }
         None => {}
     });
     let done = catch_unwind(AssertUnwindSafe(work));
-    failpoint::watch(|_| {});
-    match (done, died.get()) {
+    service::failpoint::watch(|_| {});
+    match (done, crashed.get()) {
         (Ok(done), _) => Ok(done),
         (Err(_), Some(point)) => Err(point),
         (Err(cause), None) => std::panic::resume_unwind(cause),

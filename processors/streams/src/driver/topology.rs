@@ -1,16 +1,14 @@
-//! A whole application over values: every sub-topology, partition, commit and recovery, with the faults that a test
-//! asks for.
+//! Runs a whole application in a test: all sub-topologies, partitions, commits and recoveries, with requested faults.
 //!
-//! It is the real stream threads, one turn at a time, over the embedded log in memory and stores in memory that outlive
-//! a crash. Guarantees: no thread, no sleep, no disk, and the same run every time; what [`TopologyDriver::output`] shows
-//! is what a read_committed reader of the topic sees.
-//! Never: a clock that moves by itself: the date stands until [`TopologyDriver::advance`].
+//! It takes turns of production stream threads over the embedded log and stores in memory. There are no threads, sleeps or
+//! disks, so a run is reproducible. [`TopologyDriver::output`] returns what a `read_committed` reader sees. The wall clock
+//! moves only with [`TopologyDriver::advance`].
 
 mod disk;
-mod home;
-mod seen;
+mod faulty_log;
+mod output;
 
-pub use seen::OutputRecord;
+pub use output::OutputRecord;
 
 use super::ThreadDriver;
 use crate::api::state::keys::RESERVED;
@@ -21,48 +19,48 @@ use event_log::embedded::{self, EmbeddedLog};
 use event_log::{
     Cleanup, Header, Millis, OutBatch, OutRecord, SharedEventLog, TopicConfig, TopicPartition, TopicSpec, partitioner,
 };
-use home::{Crashed, Fault, Faults, Home, locked};
-use seen::read;
+use faulty_log::{Crashed, Fault, Faults, FaultyLog, locked};
+use output::read;
 use service::clock::Manual;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The date at which every driver begins: 14 November 2023, 22:13:20 UTC.
+/// The initial wall-clock time of every driver: 14 November 2023, 22:13:20 UTC.
 pub const START: Millis = 1_700_000_000_000;
-/// Name of the instance that a driver begins with.
+/// Name of the first instance.
 pub const FIRST: &str = "one";
-/// Rounds after which an application that has something to do would have done it.
+/// Rounds after which an application that is still busy is reported.
 const ROUNDS_MAX: usize = 2_000;
-/// What the steady clock moves on by each round, so that pauses end.
+/// Time by which the monotonic clock advances per round, so that pauses end.
 const ROUND: Duration = Duration::from_millis(20);
-/// Quiet rounds in a row after which nothing is under way between instances any more.
+/// Consecutive quiet rounds after which nothing is in flight between instances.
 const QUIET_ROUNDS: usize = 3;
 
-/// Where a process dies.
+/// Where a process crashes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moment {
-    /// Everything was sent and the transaction is open.
+    /// All records were sent, and the transaction is open.
     BeforeCommit,
-    /// The log has committed the transaction, and no store has it yet.
+    /// The log committed the transaction, and the store is not written yet.
     AfterCommit,
 }
 
-/// Why a driver could not do what it was asked for.
+/// An error of a driver.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DriverError {
-    /// The log refused.
-    #[error("the log refused to {attempted}")]
+    /// A call of the log failed.
+    #[error("the log failed to {attempted}")]
     EventLog {
         /// What was attempted.
         attempted: String,
-        /// Its error.
+        /// The error of the log.
         #[source]
         source: event_log::Error,
     },
-    /// An instance cannot start, or ended.
+    /// An instance failed to start, or ended.
     #[error("instance {instance} ended")]
     Ended {
         /// Its name.
@@ -71,29 +69,29 @@ pub enum DriverError {
         #[source]
         source: crate::Error,
     },
-    /// There was still something to do after very many rounds.
-    #[error("the application is not quiet: {}", causes.join("; "))]
+    /// The application is still busy after many rounds.
+    #[error("the application did not become idle: {}", causes.join("; "))]
     Busy {
-        /// What stands between it and work, as `/readyz` would say.
+        /// Why it is not ready, as `/readyz` reports it.
         causes: Vec<String>,
     },
     /// No such sub-topology or instance.
-    #[error("there is no {what}; there are {}", known.join(", "))]
+    #[error("{what} does not exist; known are {}", known.join(", "))]
     Unknown {
-        /// What was asked for.
+        /// The requested one.
         what: String,
-        /// Those that there are.
+        /// The existing ones.
         known: Vec<String>,
     },
 }
 
-/// The date and the steady time of all instances.
-struct Hands {
+/// The wall clock and the monotonic clock of all instances.
+struct Clocks {
     date: Manual,
     steady: Manual,
 }
 
-impl Clock for Hands {
+impl Clock for Clocks {
     fn now(&self) -> Millis {
         service::Clock::now_ms(&self.date)
     }
@@ -103,17 +101,17 @@ impl Clock for Hands {
     }
 }
 
-/// One process of the application: its threads and its disk.
+/// A process of the application: its threads and its disk.
 struct Instance {
     name: String,
     threads: Vec<ThreadDriver>,
     disk: Arc<Disk>,
 }
 
-/// A whole application over values.
+/// Runs a whole application in a test.
 ///
-/// A test makes the topics, sends records, lets the application run until it is quiet, and looks at what was committed.
-/// Between any two steps it may crash, lose its disk, get a second instance or lose one. The answer must be the same.
+/// A test creates topics, sends records, runs the application until it is idle, and checks what was committed. Between any
+/// two steps it may crash the application, lose its disks, and add or remove instances: the output must be the same.
 ///
 /// ```
 /// use event_log::{OutRecord, RecordBatch};
@@ -166,19 +164,19 @@ pub struct TopologyDriver {
     application: Application,
     config: Config,
     log: SharedEventLog,
-    home: SharedEventLog,
-    hands: Arc<Hands>,
+    /// The log of the instances, with faults.
+    faulty_log: SharedEventLog,
+    clocks: Arc<Clocks>,
     faults: Faults,
     instances: Vec<Instance>,
 }
 
 impl TopologyDriver {
-    /// Makes topics of these names and partition counts, and starts the application with one instance of one thread,
-    /// named [`FIRST`]; it has done its first start when this returns. Topics of dead letters and changelogs are made by
-    /// the application itself.
+    /// Creates topics with these names and partition counts, starts the application with one instance of one thread, named
+    /// [`FIRST`], and runs it until it is idle. The application itself creates changelogs and dead-letter topics.
     ///
     /// # Errors
-    /// An application that cannot start, such as one whose input is not among the topics.
+    /// The application cannot start, for example because an input is not among the topics.
     pub fn start(application: &Application, topics: &[(&str, i32)]) -> Result<Self, DriverError> {
         let spec = |(name, partitions): &(&str, i32)| TopicSpec {
             name: (*name).to_owned(),
@@ -190,22 +188,22 @@ impl TopologyDriver {
         Self::start_with(application, Config::new(FIRST, ""), &specs)
     }
 
-    /// The same with settings of one's own: `config` is that of every instance, but for its name, directory and engine.
+    /// The same with a configuration. Its instance name, directory and engine are replaced.
     ///
     /// # Errors
     /// As [`TopologyDriver::start`].
     pub fn start_with(application: &Application, config: Config, topics: &[TopicSpec]) -> Result<Self, DriverError> {
-        let hands = Arc::new(Hands {
+        let clocks = Arc::new(Clocks {
             date: Manual::at(START),
             steady: Manual::at(0),
         });
-        let date = hands.date.clone();
+        let date = clocks.date.clone();
         let mut settings = embedded::Config::new(None, Arc::new(move || service::Clock::now_ms(&date)));
         settings.clean_every = None;
-        let log = EmbeddedLog::open(settings).map_err(refused("open"))?;
-        log.create_topics(topics).map_err(refused("create the topics"))?;
+        let log = EmbeddedLog::open(settings).map_err(log_error("open"))?;
+        log.create_topics(topics).map_err(log_error("create the topics"))?;
         let faults = Faults::default();
-        let home = Arc::new(Home {
+        let faulty_log = Arc::new(FaultyLog {
             log: log.clone(),
             faults: faults.clone(),
         });
@@ -213,8 +211,8 @@ impl TopologyDriver {
             application: application.clone(),
             config,
             log,
-            home,
-            hands,
+            faulty_log,
+            clocks,
             faults,
             instances: Vec::new(),
         };
@@ -223,11 +221,10 @@ impl TopologyDriver {
         Ok(driver)
     }
 
-    /// Writes a record, as a producer outside the application does, to the partition that Kafka's default partitioner
-    /// gives the key.
+    /// Writes a record to the partition that Kafka's default partitioner chooses for the key.
     ///
     /// # Errors
-    /// A topic that does not exist; a record that is too large for it.
+    /// The topic does not exist, or the record is too large for it.
     pub fn send(
         &self,
         topic: &str,
@@ -246,7 +243,7 @@ impl TopologyDriver {
         self.send_record(record, [])
     }
 
-    /// Writes a record with all that a record may have: a partition, no key, no value, headers.
+    /// Writes a record that may have a partition and headers, and may lack key and value.
     ///
     /// # Errors
     /// As [`TopologyDriver::send`].
@@ -258,21 +255,22 @@ impl TopologyDriver {
         let mut batch = OutBatch::default();
         batch.push(record, headers);
         let sent = self.log.append(&batch);
-        sent.map(drop).map_err(refused(&format!("append to {}", record.topic)))
+        sent.map(drop)
+            .map_err(log_error(&format!("append to {}", record.topic)))
     }
 
-    /// Lets every instance take turns until all input is processed and committed, timers that are due included. What
-    /// died meanwhile starts again.
+    /// Runs all instances until all input is processed and committed, and due timers have fired. Instances that crash are
+    /// restarted.
     ///
     /// # Errors
-    /// [`DriverError::Busy`] with the causes when a task has stopped, waits or never comes to an end;
-    /// [`DriverError::Ended`] when a process would have ended.
+    /// [`DriverError::Busy`] with the causes if a task stopped, is paused or stays busy; [`DriverError::Ended`] if a
+    /// process would have ended.
     pub fn run(&mut self) -> Result<(), DriverError> {
         let mut quiet = 0;
         for _ in 0..ROUNDS_MAX {
-            self.hands.steady.advance(millis(ROUND));
-            let at_rest = self.round()?;
-            quiet = if at_rest { quiet + 1 } else { 0 };
+            self.clocks.steady.advance(millis(ROUND));
+            let is_idle = self.round()?;
+            quiet = if is_idle { quiet + 1 } else { 0 };
             if quiet == QUIET_ROUNDS {
                 return Ok(());
             }
@@ -283,37 +281,37 @@ impl TopologyDriver {
         Err(DriverError::Busy { causes })
     }
 
-    /// One turn of every thread; says whether all were quiet after it.
+    /// One turn of every thread; returns whether all threads are idle after it.
     fn round(&mut self) -> Result<bool, DriverError> {
-        let mut at_rest = true;
+        let mut is_idle = true;
         for index in 0..self.instances.len() {
             let Some(instance) = self.instances.get_mut(index) else {
                 break;
             };
-            let mut died = false;
+            let mut crashed = false;
             for thread in &mut instance.threads {
                 match catch_unwind(AssertUnwindSafe(|| thread.turn())) {
-                    Ok(Ok(())) => at_rest &= thread.thread.is_quiet(),
+                    Ok(Ok(())) => is_idle &= thread.thread.is_quiet(),
                     Ok(Err(source)) => {
                         let instance = instance.name.clone();
                         return Err(DriverError::Ended { instance, source });
                     }
                     Err(cause) if cause.is::<Crashed>() => {
-                        died = true;
+                        crashed = true;
                         break;
                     }
                     Err(cause) => resume_unwind(cause),
                 }
             }
-            if died {
+            if crashed {
                 self.restart(index)?;
-                at_rest = false;
+                is_idle = false;
             }
         }
-        Ok(at_rest)
+        Ok(is_idle)
     }
 
-    /// Ends an instance's threads without a word, and starts them again over its disk.
+    /// Drops an instance's threads without a commit, and starts new ones over its disk.
     fn restart(&mut self, index: usize) -> Result<(), DriverError> {
         let Some(instance) = self.instances.get_mut(index) else {
             return Ok(());
@@ -331,7 +329,7 @@ impl TopologyDriver {
         let mut config = self.config.clone();
         name.clone_into(&mut config.instance);
         let thread = |index| {
-            let (log, clock, stores) = (self.home.clone(), self.hands.clone(), disk.clone());
+            let (log, clock, stores) = (self.faulty_log.clone(), self.clocks.clone(), disk.clone());
             ThreadDriver::new(&self.application, config.clone(), log, clock, stores, index)
         };
         let threads: crate::Result<_> = (0..config.threads.max(1)).map(thread).collect();
@@ -341,19 +339,19 @@ impl TopologyDriver {
         })
     }
 
-    /// Every instance dies now, as by kill -9, and starts again over its disk at the next run.
+    /// Crashes all instances, as by SIGKILL. They restart over their disks with the next run.
     ///
     /// # Errors
-    /// An application that cannot start any more.
+    /// The application cannot start again.
     pub fn crash(&mut self) -> Result<(), DriverError> {
-        // All are dead before the first one starts again.
+        // All instances crash before the first one restarts.
         for instance in &mut self.instances {
             instance.threads.clear();
         }
         (0..self.instances.len()).try_for_each(|index| self.restart(index))
     }
 
-    /// Every instance dies, and its disk with it: what it starts again with is restored from the changelogs.
+    /// Crashes all instances and loses their disks. They restore their state from the changelogs.
     ///
     /// # Errors
     /// As [`TopologyDriver::crash`].
@@ -365,8 +363,8 @@ impl TopologyDriver {
         self.crash()
     }
 
-    /// The instance that commits next dies at this moment, and starts again in the same run. Faults that are asked for
-    /// together befall one commit each, in this order.
+    /// Crashes the instance that commits next, which restarts in the same run. Several requested faults apply to one commit
+    /// each, in the order of the requests.
     pub fn crash_at(&mut self, moment: Moment) {
         self.arm(match moment {
             Moment::BeforeCommit => Fault::CrashBefore,
@@ -374,12 +372,12 @@ impl TopologyDriver {
         });
     }
 
-    /// The next commit is aborted by the log.
+    /// Aborts the next commit.
     pub fn abort_next_commit(&mut self) {
         self.arm(Fault::Abort);
     }
 
-    /// The next commit happens, and the instance is not told so.
+    /// Loses the response of the next commit, whose outcome is then unknown to the instance.
     pub fn lose_next_answer(&mut self) {
         self.arm(Fault::LostAnswer);
     }
@@ -388,15 +386,15 @@ impl TopologyDriver {
         locked(&self.faults).push_back(fault);
     }
 
-    /// How many of the faults that were asked for have not come yet: a test that means them all says `0` at its end.
+    /// Number of requested faults that have not happened yet. A test asserts `0` at its end.
     pub fn faults_left(&self) -> usize {
         locked(&self.faults).len()
     }
 
-    /// Starts another instance, with a disk of its own: at the next run the group shares its partitions out anew.
+    /// Starts another instance with an empty disk. The group rebalances in the next run.
     ///
     /// # Errors
-    /// An application that cannot start.
+    /// The application cannot start.
     pub fn add_instance(&mut self, name: &str) -> Result<(), DriverError> {
         let disk = Arc::new(Disk::default());
         let threads = self.threads(name, &disk)?;
@@ -405,13 +403,12 @@ impl TopologyDriver {
         Ok(())
     }
 
-    /// Stops an instance as a drained process stops: it commits what it has done. Its tasks go to the others at the next
-    /// run.
+    /// Stops an instance as draining does: it commits its work. The others get its tasks in the next run.
     ///
     /// # Errors
-    /// [`DriverError::Unknown`]; what its last commit meets.
+    /// [`DriverError::Unknown`], or its last commit failed.
     pub fn remove_instance(&mut self, name: &str) -> Result<(), DriverError> {
-        let instance = self.take_out(name)?;
+        let instance = self.remove(name)?;
         for thread in instance.threads {
             let finished = catch_unwind(AssertUnwindSafe(|| thread.finish()));
             match finished {
@@ -420,7 +417,7 @@ impl TopologyDriver {
                     let instance = instance.name;
                     return Err(DriverError::Ended { instance, source });
                 }
-                // It dies in its last commit.
+                // It crashed in its last commit.
                 Err(cause) if cause.is::<Crashed>() => break,
                 Err(cause) => resume_unwind(cause),
             }
@@ -428,16 +425,16 @@ impl TopologyDriver {
         Ok(())
     }
 
-    /// An instance dies and does not come back. A transaction that it leaves open holds back whoever reads what it wrote
-    /// until the transaction timeout is over: [`TopologyDriver::advance`].
+    /// Crashes an instance, which does not restart. A transaction that it leaves open blocks `read_committed` readers of its
+    /// output until the transaction timeout has passed; see [`TopologyDriver::advance`].
     ///
     /// # Errors
     /// [`DriverError::Unknown`].
     pub fn kill_instance(&mut self, name: &str) -> Result<(), DriverError> {
-        self.take_out(name).map(drop)
+        self.remove(name).map(drop)
     }
 
-    fn take_out(&mut self, name: &str) -> Result<Instance, DriverError> {
+    fn remove(&mut self, name: &str) -> Result<Instance, DriverError> {
         match self.instances.iter().position(|instance| instance.name == name) {
             Some(index) => Ok(self.instances.remove(index)),
             None => Err(DriverError::Unknown {
@@ -447,51 +444,51 @@ impl TopologyDriver {
         }
     }
 
-    /// Takes one turn of every thread: for a crash in the middle of work.
+    /// Takes one turn of every thread, for a crash within a transaction.
     ///
     /// # Errors
     /// As [`TopologyDriver::run`].
     pub fn turn(&mut self) -> Result<(), DriverError> {
-        self.hands.steady.advance(millis(ROUND));
+        self.clocks.steady.advance(millis(ROUND));
         self.round().map(drop)
     }
 
-    /// Moves the date on, for the application and for the log. Timers that are then due fire at the next run.
+    /// Advances the clocks of the application and the log. Timers that are then due fire in the next run.
     pub fn advance(&mut self, by: Duration) {
-        self.hands.date.advance(millis(by));
-        self.hands.steady.advance(millis(by));
+        self.clocks.date.advance(millis(by));
+        self.clocks.steady.advance(millis(by));
     }
 
-    /// The date, in ms.
+    /// The wall-clock time, in ms.
     pub fn now(&self) -> Millis {
-        self.hands.now()
+        self.clocks.now()
     }
 
-    /// The log itself, for what the driver has no word for.
+    /// The log, without faults.
     pub fn log(&self) -> &SharedEventLog {
         &self.log
     }
 
-    /// The committed records of a topic, partition by partition, each in the order of its offsets.
+    /// The committed records of a topic, ordered by partition and offset.
     ///
     /// # Errors
-    /// A topic that does not exist.
+    /// The topic does not exist.
     pub fn output(&self, topic: &str) -> Result<Vec<OutputRecord>, DriverError> {
         let attempted = format!("read {topic}");
-        let info = self.log.describe(topic).map_err(refused(&attempted))?;
+        let info = self.log.describe(topic).map_err(log_error(&attempted))?;
         let missing = || event_log::Error::UnknownTopic {
             topic: topic.to_owned(),
         };
-        let info = info.ok_or_else(missing).map_err(refused(&attempted))?;
+        let info = info.ok_or_else(missing).map_err(log_error(&attempted))?;
         let mut found = Vec::new();
         for partition in 0..info.partitions {
             let at = TopicPartition::new(topic, partition);
-            read(&self.log, &at, &mut found).map_err(refused(&attempted))?;
+            read(&self.log, &at, &mut found).map_err(log_error(&attempted))?;
         }
         Ok(found)
     }
 
-    /// The same as texts: `PARTITION KEY=VALUE`.
+    /// The same as strings of the form `PARTITION KEY=VALUE`.
     ///
     /// # Errors
     /// As [`TopologyDriver::output`].
@@ -499,11 +496,10 @@ impl TopologyDriver {
         Ok(self.output(topic)?.iter().map(OutputRecord::to_string).collect())
     }
 
-    /// The committed state of a task as its changelog has it, timers and the runtime's other own rows left out: what any
-    /// instance would restore.
+    /// The committed state of a task according to its changelog, without timers and other reserved rows.
     ///
     /// # Errors
-    /// [`DriverError::Unknown`] for a sub-topology that does not exist.
+    /// [`DriverError::Unknown`] if the sub-topology does not exist.
     pub fn state(&self, subtopology: &str, partition: i32) -> Result<BTreeMap<Vec<u8>, Vec<u8>>, DriverError> {
         let subs = &self.application.subtopologies;
         let sub = subs.iter().find(|sub| sub.name == subtopology);
@@ -513,7 +509,7 @@ impl TopologyDriver {
         })?;
         let at = TopicPartition::new(changelog_topic(&self.application.name, &sub.store), partition);
         let (mut records, mut rows) = (Vec::new(), BTreeMap::new());
-        read(&self.log, &at, &mut records).map_err(refused(&format!("read {at}")))?;
+        read(&self.log, &at, &mut records).map_err(log_error(&format!("read {at}")))?;
         for OutputRecord { key, value, .. } in records {
             let key = key.unwrap_or_default();
             if key == COMMIT_RECORD_KEY || key.starts_with(RESERVED) {
@@ -528,13 +524,13 @@ impl TopologyDriver {
         Ok(rows)
     }
 
-    /// The partition of a key in a topic of so many, as Kafka's default partitioner has it.
+    /// The partition that Kafka's default partitioner chooses for a key.
     pub fn partition_of(key: impl AsRef<[u8]>, partitions: i32) -> i32 {
         partitioner::partition(key.as_ref(), partitions)
     }
 }
 
-fn refused(attempted: &str) -> impl FnOnce(event_log::Error) -> DriverError {
+fn log_error(attempted: &str) -> impl FnOnce(event_log::Error) -> DriverError {
     let attempted = attempted.to_owned();
     move |source| DriverError::EventLog { attempted, source }
 }

@@ -1,8 +1,7 @@
-//! A wall clock that jumps: what is due by it waits, and nothing else does.
-//!
-//! Guarantees: the broker's clock and the steady one go on as they were. Never: a jump of those.
+//! A process whose wall clock jumps: only its wall-clock timers are affected. The broker's clock and the monotonic clock
+//! do not jump.
 
-use super::bench::{Bench, TURNS, settle};
+use super::harness::{Harness, TURNS, settle};
 use crate::{
     Application, Clock, Context, Factory, FirstStart, Output, Processor, Result, State, SubTopology, TaskInfo, Timer,
     TimerClock,
@@ -16,7 +15,7 @@ use std::time::Duration;
 
 const DAY: Millis = 24 * 60 * 60 * 1000;
 
-/// A process's clock: its date is off by so much.
+/// A wall clock that is off by `by` ms.
 struct Skewed {
     steady: Manual,
     by: AtomicI64,
@@ -32,11 +31,11 @@ impl Clock for Skewed {
     }
 }
 
-/// Says each key at once, and once more a second later by the wall clock.
+/// Sends each key at once, and again a second later by the wall clock.
 struct Echo;
 
 impl Echo {
-    fn say(output: &mut Output, key: &[u8], value: &str) {
+    fn send(output: &mut Output, key: &[u8], value: &str) {
         let (topic, value) = (Arc::from("out"), Some(value.as_bytes()));
         let (key, partition) = (Some(key), Some(0));
         let out = OutRecord {
@@ -61,7 +60,7 @@ impl Processor for Echo {
     ) -> Result<()> {
         for record in range.filter_map(|index| records.get(index)) {
             let key = record.key().unwrap();
-            Echo::say(output, key, "now");
+            Echo::send(output, key, "now");
             let name = std::str::from_utf8(key).unwrap();
             state.set_timer(Timer::new(TimerClock::Wall, context.now + 1000, name));
         }
@@ -69,7 +68,7 @@ impl Processor for Echo {
     }
 
     fn on_timer(&mut self, _: Context, timer: &Timer, _: &mut State, output: &mut Output) -> Result<()> {
-        Echo::say(output, timer.key.as_bytes(), "later");
+        Echo::send(output, timer.key.as_bytes(), "later");
         Ok(())
     }
 }
@@ -90,51 +89,55 @@ fn application() -> Application {
 }
 
 #[test]
-fn a_clock_that_jumps_back_holds_up_its_timers_and_nothing_else() {
-    let bench = Bench::new();
+fn backward_clock_jump_delays_only_timers() {
+    let harness = Harness::new();
     let clock = Arc::new(Skewed {
-        steady: bench.clock.clone(),
+        steady: harness.clock.clone(),
         by: AtomicI64::new(0),
     });
-    let start = || bench.start_by(clock.clone(), &application(), "one").unwrap();
+    let start = || harness.start_by(clock.clone(), &application(), "one").unwrap();
     let mut thread = start();
-    bench.append(0, &[("a", "")]);
-    settle(&mut thread, &bench.clock);
+    harness.append(0, &[("a", "")]);
+    settle(&mut thread, &harness.clock);
     clock.by.store(-10 * DAY, Ordering::SeqCst);
-    bench.append(0, &[("b", "")]);
-    settle(&mut thread, &bench.clock);
-    assert_eq!(bench.read("out", 0), ["a=now", "b=now"]);
-    assert_eq!(bench.committed(0), Some(2), "commits go by the steady clock");
-    // Two seconds later the newer one is due by the clock as it is, the older one is not.
-    bench.clock.advance(2000);
+    harness.append(0, &[("b", "")]);
+    settle(&mut thread, &harness.clock);
+    assert_eq!(harness.read("out", 0), ["a=now", "b=now"]);
+    assert_eq!(harness.committed(0), Some(2), "commits use the monotonic clock");
+    // Two seconds later the newer timer is due by the wall clock, the older one is not.
+    harness.clock.advance(2000);
     for _ in 0..TURNS {
         thread.turn().unwrap();
     }
-    assert_eq!(bench.read("out", 0).last().map(String::as_str), Some("b=later"));
-    // A start with the wrong date: the store is taken as it is, and nothing is said twice.
+    assert_eq!(harness.read("out", 0).last().map(String::as_str), Some("b=later"));
+    // A restart with the wrong time: the store is used, and nothing is sent twice.
     drop(thread);
     let mut thread = start();
-    bench.append(0, &[("c", "")]);
-    settle(&mut thread, &bench.clock);
-    assert_eq!(bench.asides(), 0);
-    assert_eq!(bench.read("out", 0), ["a=now", "b=now", "b=later", "c=now"]);
-    // The date is right again: what waited is due, once.
+    harness.append(0, &[("c", "")]);
+    settle(&mut thread, &harness.clock);
+    assert_eq!(harness.quarantined(), 0);
+    assert_eq!(harness.read("out", 0), ["a=now", "b=now", "b=later", "c=now"]);
+    // The wall clock is correct again: the waiting timers fire once.
     clock.by.store(0, Ordering::SeqCst);
-    settle(&mut thread, &bench.clock);
+    settle(&mut thread, &harness.clock);
     drop(thread);
     let mut thread = start();
-    settle(&mut thread, &bench.clock);
-    let said = bench.read("out", 0);
+    settle(&mut thread, &harness.clock);
+    let sent = harness.read("out", 0);
     for late in ["a=later", "b=later", "c=later"] {
-        assert_eq!(said.iter().filter(|said| *said == late).count(), 1, "{late}: {said:?}");
+        assert_eq!(
+            sent.iter().filter(|value| *value == late).count(),
+            1,
+            "{late}: {sent:?}"
+        );
     }
-    assert_eq!(bench.asides(), 0);
+    assert_eq!(harness.quarantined(), 0);
 }
 
 #[test]
-fn dead_letters_age_by_the_broker_s_clock() {
-    let bench = Bench::new();
-    drop(bench.start());
-    let letters = bench.log.describe("in.dlq").unwrap().unwrap();
-    assert_eq!(letters.settings["message.timestamp.type"], "LogAppendTime");
+fn dead_letters_use_log_append_time() {
+    let harness = Harness::new();
+    drop(harness.start());
+    let dead_letters = harness.log.describe("in.dlq").unwrap().unwrap();
+    assert_eq!(dead_letters.settings["message.timestamp.type"], "LogAppendTime");
 }

@@ -1,52 +1,23 @@
-//! A small Kafka in memory: partitions with transactions, one group, one transaction coordinator, and a network that
-//! loses, delays and hides answers.
+//! The simulated broker: partitions with transactions, one group, one transaction coordinator, and a network that loses
+//! and delays requests and responses.
 //!
-//! Guarantees: epochs, generations, pending offsets, transaction timeouts and control records that reach each partition
-//! at a moment of its own behave as Kafka's do; every choice comes from the seed.
-//! Never: helping the client. A protocol that is wrong gets wrong results.
+//! Producer epochs, generations, pending offsets, transaction timeouts, and control records that reach each partition at
+//! a different time behave as in Kafka. The broker never helps the client: a wrong protocol gets wrong results.
 
 use super::Rng;
 use super::group::{Group, Rows};
-use super::part::{Cleaning, Part, Row};
+use super::partition::{Cleaning, Partition, Row};
+use super::protocol::{BrokerError, BrokerResult, DELETE_RETENTION, TXN_TIMEOUT, Tasks};
 use event_log::{Millis, Offset, TopicPartition};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-
-/// `transaction.timeout.ms` of every simulated process.
-pub(super) const TXN_TIMEOUT: Millis = 600;
-/// `session.timeout.ms` of every simulated process.
-pub(super) const SESSION_TIMEOUT: Millis = 800;
-/// `delete.retention.ms` of changelogs.
-pub(super) const DELETE_RETENTION: Millis = 20_000;
-/// How long an empty group keeps its offsets.
-pub(super) const OFFSET_RETENTION: Millis = 25_000;
-/// The largest value that a topic takes, but for one of dead letters.
-pub(super) const VALUE_BYTES_MAX: usize = 4096;
-
-/// What the broker answers when it does not do it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Refusal {
-    /// Not now.
-    Retry,
-    /// Offsets are part of a transaction that is not decided.
-    Undecided,
-    /// Epoch, generation or member refused.
-    Fenced(&'static str),
-    /// Nobody knows whether it happened.
-    Timeout,
-}
-
-pub(super) type Answer<T> = Result<T, Refusal>;
-
-/// Tasks by changelog, with their inputs.
-pub type Tasks = BTreeMap<TopicPartition, Vec<TopicPartition>>;
 
 /// The topics of a simulation.
 #[derive(Debug, Clone, Default)]
 pub struct Layout {
     /// The tasks; their inputs and changelogs are topics.
     pub tasks: Tasks,
-    /// Compacted topics but for the changelogs.
+    /// Compacted topics other than changelogs.
     pub compacted: BTreeMap<TopicPartition, Cleaning>,
 }
 
@@ -57,10 +28,10 @@ enum Phase {
     Ending { commit: bool },
 }
 
-/// What a transaction touched: partitions, and perhaps the group.
+/// A participant of a transaction, which its end must reach.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Touched {
-    Part(TopicPartition),
+    Partition(TopicPartition),
     Group,
 }
 
@@ -74,59 +45,63 @@ struct Coordinator {
     last_commit: Option<bool>,
 }
 
-/// A request that arrives late.
+/// A delayed request.
 type Late = Box<dyn FnOnce(&mut Broker) + Send>;
 
-/// What a changelog holds once a transaction was decided.
-pub(super) type Truth = BTreeMap<Vec<u8>, Vec<u8>>;
+/// The committed rows of a changelog.
+pub(super) type CommittedState = BTreeMap<Vec<u8>, Vec<u8>>;
 
-/// How often what happened.
+/// How often each event happened.
 pub type Notes = BTreeMap<&'static str, u64>;
 
-/// How likely what is.
+/// Probabilities of faults of the broker and at failpoints.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct FaultPlan {
-    /// A request or its answer is lost.
+    /// A request or its response is lost or delayed.
     pub fault: f64,
-    /// The end of a transaction arrives at a place that it touched, at a step.
+    /// The end of a transaction reaches a participant, per step.
     pub speed: f64,
-    /// A commit never comes to the group, as after a lone broker's restart.
+    /// A commit never reaches the group, as after the restart of a single broker.
     pub forget: f64,
-    /// A process dies at a failpoint that it passes.
+    /// A process crashes at a failpoint that it passes.
     pub crash: f64,
 }
 
 /// The simulated broker.
 pub struct Broker {
-    /// Its time, which is also that of every process.
+    /// The time of the broker and of every process.
     pub(super) now: Millis,
     pub(super) rng: Rng,
-    parts: BTreeMap<TopicPartition, Part>,
+    parts: BTreeMap<TopicPartition, Partition>,
     pub(super) group: Group,
     pub(super) layout: Layout,
-    pub(super) truth: BTreeMap<TopicPartition, Truth>,
+    pub(super) committed_state: BTreeMap<TopicPartition, CommittedState>,
     coordinators: BTreeMap<String, Coordinator>,
     net: Vec<Late>,
     txns: u64,
     pub(super) fault_plan: FaultPlan,
     pub(super) notes: Notes,
-    /// Every note with its time: what a failing run prints the end of.
+    /// Every event with its time; a failing run prints the last ones.
     pub(super) trace: Vec<(Millis, &'static str)>,
-    /// Folds every choice: two runs of a seed must end with the same.
+    /// Hash of all choices: two runs of a seed must have the same.
     pub(super) trail: u64,
     passed: BTreeMap<&'static str, u32>,
 }
 
 impl Broker {
     pub(super) fn new(rng: Rng, layout: Layout, fault_plan: FaultPlan) -> Self {
-        let truth = layout.tasks.keys().map(|at| (at.clone(), Truth::new())).collect();
+        let committed_state = layout
+            .tasks
+            .keys()
+            .map(|at| (at.clone(), CommittedState::new()))
+            .collect();
         Broker {
             now: 1_000_000,
             rng,
             parts: BTreeMap::new(),
             group: Group::default(),
             layout,
-            truth,
+            committed_state,
             coordinators: BTreeMap::new(),
             net: Vec::new(),
             txns: 0,
@@ -143,52 +118,52 @@ impl Broker {
         self.now
     }
 
-    /// Lets time pass.
+    /// Advances the time.
     pub fn pass(&mut self, ms: Millis) {
         self.now += ms.max(0);
     }
 
-    /// Counts something that happened.
+    /// Counts an event.
     pub fn note(&mut self, what: &'static str) {
         *self.notes.entry(what).or_default() += 1;
         self.trace.push((self.now, what));
     }
 
-    /// Folds a choice into the trail.
+    /// Adds a choice to the hash.
     pub(super) fn mix(&mut self, choice: u64) {
         self.trail = (self.trail ^ choice)
             .wrapping_mul(0x0000_0100_0000_01B3)
             .rotate_left(23);
     }
 
-    /// A partition as it stands; one that was never written is empty.
-    pub fn part(&mut self, at: &TopicPartition) -> &mut Part {
+    /// A partition; it is created empty.
+    pub fn part(&mut self, at: &TopicPartition) -> &mut Partition {
         self.parts.entry(at.clone()).or_default()
     }
 
-    /// Appends outside of any transaction, as the world does that is not simulated. Returns the first offset.
+    /// Appends without a transaction, as the environment does. Returns the first offset.
     pub fn append(&mut self, at: &TopicPartition, rows: impl IntoIterator<Item = Row>) -> Offset {
         let (now, rows): (_, Rows) = (self.now, rows.into_iter().map(Arc::new).collect());
         self.part(at).append(now, &rows, None)
     }
 
-    /// Whether a process dies that passes this failpoint: rather at one that was passed seldom.
+    /// Whether a process that passes this failpoint crashes; more likely at failpoints that were passed rarely.
     pub(super) fn crashes_at(&mut self, point: &'static str) -> bool {
         let passed = self.passed.entry(point).or_default();
         *passed += 1;
-        let seldom = if *passed <= 6 { 3.0 } else { 1.0 };
-        let dies = self.fault_plan.crash > 0.0 && self.rng.chance(self.fault_plan.crash * seldom);
-        if dies {
+        let rarity = if *passed <= 6 { 3.0 } else { 1.0 };
+        let crashes = self.fault_plan.crash > 0.0 && self.rng.chance(self.fault_plan.crash * rarity);
+        if crashes {
             self.note(point);
         }
-        dies
+        crashes
     }
 
-    /// A request; it may get lost, lose its answer, or arrive late.
+    /// Handles a request, which may be lost, lose its response, or arrive late.
     pub(super) fn request<T: 'static>(
         &mut self,
-        request: impl FnOnce(&mut Broker) -> Answer<T> + Send + 'static,
-    ) -> Answer<T> {
+        request: impl FnOnce(&mut Broker) -> BrokerResult<T> + Send + 'static,
+    ) -> BrokerResult<T> {
         if !self.rng.chance(self.fault_plan.fault) {
             return request(self);
         }
@@ -205,10 +180,10 @@ impl Broker {
                 }));
             }
         }
-        Err(Refusal::Timeout)
+        Err(BrokerError::Timeout)
     }
 
-    pub(super) fn init(&mut self, id: &str) -> Answer<i32> {
+    pub(super) fn init(&mut self, id: &str) -> BrokerResult<i32> {
         let fresh = || Coordinator {
             epoch: 0,
             phase: Phase::Idle,
@@ -219,31 +194,31 @@ impl Broker {
         };
         let c = self.coordinators.entry(id.to_owned()).or_insert_with(fresh);
         if matches!(c.phase, Phase::Ending { .. }) {
-            return Err(Refusal::Retry);
+            return Err(BrokerError::Retry);
         }
         c.epoch += 1;
         if c.phase == Phase::Ongoing {
             self.decide(id, false);
-            return Err(Refusal::Retry);
+            return Err(BrokerError::Retry);
         }
         Ok(c.epoch)
     }
 
-    /// The coordinator of a writer whose epoch it still is.
-    fn coordinator(&mut self, id: &str, epoch: i32) -> Answer<&mut Coordinator> {
+    /// The coordinator state of a producer, if its epoch is the present one.
+    fn coordinator(&mut self, id: &str, epoch: i32) -> BrokerResult<&mut Coordinator> {
         let current = self.coordinators.get(id).map(|c| c.epoch);
         if current != Some(epoch) {
             self.note("fenced");
-            return Err(Refusal::Fenced("epoch"));
+            return Err(BrokerError::Fenced("epoch"));
         }
-        Ok(self.coordinators.get_mut(id).expect("it was found above"))
+        Ok(self.coordinators.get_mut(id).expect("its epoch was just read"))
     }
 
-    fn enter(&mut self, id: &str, epoch: i32, touched: Touched) -> Answer<u64> {
+    fn enter(&mut self, id: &str, epoch: i32, touched: Touched) -> BrokerResult<u64> {
         let (now, next) = (self.now, self.txns + 1);
         let c = self.coordinator(id, epoch)?;
         match c.phase {
-            Phase::Ending { .. } => return Err(Refusal::Retry),
+            Phase::Ending { .. } => return Err(BrokerError::Retry),
             Phase::Idle => {
                 (c.phase, c.txn, c.started) = (Phase::Ongoing, next, now);
                 c.touched.clear();
@@ -263,8 +238,8 @@ impl Broker {
         epoch: i32,
         at: &TopicPartition,
         rows: &[Arc<Row>],
-    ) -> Answer<(Offset, Millis)> {
-        let txn = self.enter(id, epoch, Touched::Part(at.clone()))?;
+    ) -> BrokerResult<(Offset, Millis)> {
+        let txn = self.enter(id, epoch, Touched::Partition(at.clone()))?;
         let now = self.now;
         Ok((self.part(at).append(now, rows, Some(txn)), now))
     }
@@ -275,18 +250,18 @@ impl Broker {
         epoch: i32,
         offsets: &[(TopicPartition, Offset)],
         (name, member, generation): &(String, i32, i32),
-    ) -> Answer<()> {
+    ) -> BrokerResult<()> {
         self.coordinator(id, epoch)?;
         if !self.group.accepts(name, *member, *generation) {
             self.note("fenced by generation");
-            return Err(Refusal::Fenced("generation"));
+            return Err(BrokerError::Fenced("generation"));
         }
         let txn = self.enter(id, epoch, Touched::Group)?;
         self.group.put_pending(txn, offsets);
         Ok(())
     }
 
-    pub(super) fn end(&mut self, id: &str, epoch: i32, commit: bool) -> Answer<()> {
+    pub(super) fn end(&mut self, id: &str, epoch: i32, commit: bool) -> BrokerResult<()> {
         let c = self.coordinator(id, epoch)?;
         match c.phase {
             Phase::Idle if c.last_commit == Some(commit) => Ok(()),
@@ -295,42 +270,48 @@ impl Broker {
                 self.decide(id, commit);
                 Ok(())
             }
-            _ => Err(Refusal::Fenced("state")),
+            _ => Err(BrokerError::Fenced("state")),
         }
     }
 
-    /// The decision is durable: from here the truth is settled, control records follow.
+    /// Decides a transaction. The decision is durable: the committed state changes now, control records follow later.
     fn decide(&mut self, id: &str, commit: bool) {
-        let c = self.coordinators.get_mut(id).expect("it has a transaction");
+        let c = self
+            .coordinators
+            .get_mut(id)
+            .expect("a decided transaction has a coordinator");
         c.phase = Phase::Ending { commit };
         let txn = c.txn;
         if c.touched.is_empty() {
             c.phase = Phase::Idle;
             c.last_commit = Some(commit);
         }
-        let truths = self.truth.iter_mut().filter(|_| commit);
-        for (at, truth) in truths {
+        let changelogs = self.committed_state.iter_mut().filter(|_| commit);
+        for (at, rows) in changelogs {
             let Some(part) = self.parts.get(at) else { continue };
             for r in part.of_transaction(txn) {
                 let key = r.row.key.clone().expect("changelog records have keys");
                 match &r.row.value {
-                    Some(value) => truth.insert(key, value.clone()),
-                    None => truth.remove(&key),
+                    Some(value) => rows.insert(key, value.clone()),
+                    None => rows.remove(&key),
                 };
             }
         }
         self.note(if commit { "committed" } else { "aborted" });
     }
 
-    /// What happens by itself: a control record, timeouts, a late request, cleaning, expiry.
-    pub(super) fn step(&mut self, gone: &dyn Fn(usize) -> Option<Millis>) {
+    /// Background work: control records, transaction timeouts, a late request, log compaction, expiry of offsets.
+    pub(super) fn step(&mut self, unresponsive_since: &dyn Fn(usize) -> Option<Millis>) {
         self.mark_some();
         self.time_out();
         if !self.net.is_empty() && self.rng.chance(0.15) {
             let request = self.net.swap_remove(self.rng.below(self.net.len()));
             request(self);
         }
-        if self.group.expire(self.now, gone, &mut self.rng, &self.layout.tasks) {
+        if self
+            .group
+            .expire(self.now, unresponsive_since, &mut self.rng, &self.layout.tasks)
+        {
             self.note("offsets expired");
         }
         if self.rng.chance(0.1) {
@@ -343,30 +324,30 @@ impl Broker {
         found.map(|(id, _)| id.clone()).collect()
     }
 
-    /// The ends of transactions come to some of the places that these touched.
+    /// Lets the ends of transactions reach some of their participants.
     fn mark_some(&mut self) {
         for id in self.writers(|c| matches!(c.phase, Phase::Ending { .. })) {
             let Some(c) = self.coordinators.get(&id) else { continue };
             let Phase::Ending { commit } = c.phase else { continue };
             let (txn, touched): (u64, Vec<Touched>) = (c.txn, c.touched.iter().cloned().collect());
-            for place in touched {
+            for participant in touched {
                 if self.rng.chance(self.fault_plan.speed) {
-                    self.mark(&id, txn, place, commit);
+                    self.mark(&id, txn, participant, commit);
                 }
             }
         }
     }
 
-    fn mark(&mut self, id: &str, txn: u64, place: Touched, commit: bool) {
+    fn mark(&mut self, id: &str, txn: u64, participant: Touched, commit: bool) {
         if let Some(c) = self.coordinators.get_mut(id) {
-            c.touched.remove(&place);
+            c.touched.remove(&participant);
             if c.touched.is_empty() {
                 c.phase = Phase::Idle;
                 c.last_commit = Some(commit);
             }
         }
-        match place {
-            Touched::Part(at) => {
+        match participant {
+            Touched::Partition(at) => {
                 let now = self.now;
                 self.part(&at).mark(now, txn, commit);
             }
@@ -405,7 +386,7 @@ impl Broker {
         }
     }
 
-    /// Whether nothing is on its way any more.
+    /// Whether no request is delayed and no transaction is open or ending.
     pub(super) fn is_still(&self) -> bool {
         self.net.is_empty() && self.coordinators.values().all(|c| c.phase == Phase::Idle)
     }

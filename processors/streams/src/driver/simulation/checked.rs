@@ -1,51 +1,54 @@
-//! A processor whose every start is held against the committed state.
+//! A processor that compares its state with the committed state each time it is restored.
 //!
-//! Guarantees: a task that starts as the group's owner with anything but what its changelog's decided transactions say
-//! ends the run. Never: a change of what the processor does.
+//! If a task of the partition's owner starts with any other state than the committed transactions of its changelog give,
+//! the run ends.
 
-use super::Home;
+use super::ProcessLog;
 use crate::{Context, Output, Processor, Result, State, Timer};
 use event_log::{RecordBatch, RecordRef, TopicPartition};
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 
-/// A processor that is watched.
+/// A processor with that check.
 pub struct Checked {
     inner: Box<dyn Processor>,
-    home: Home,
+    log: ProcessLog,
     changelog: TopicPartition,
 }
 
 impl Checked {
-    /// Watches a processor whose state has this changelog.
-    pub fn new(inner: Box<dyn Processor>, home: Home, changelog: TopicPartition) -> Self {
-        Checked { inner, home, changelog }
+    /// Checks a processor whose state has this changelog.
+    pub fn new(inner: Box<dyn Processor>, log: ProcessLog, changelog: TopicPartition) -> Self {
+        Checked { inner, log, changelog }
     }
 
-    /// The state must be the committed one, unless the process has lost the task and does not know yet.
+    /// The state must be the committed one, unless the process has lost the partition and does not know it yet.
     fn check(&self, state: &State) -> Result<()> {
         let mut found = BTreeMap::new();
         state.scan_any(b"", &mut |key, value| {
             found.insert(key.to_vec(), [&[crate::CHANGELOG_VERSION], value].concat());
             ControlFlow::Continue(())
         })?;
-        let mut broker = self.home.broker();
-        let mut truth = broker.truth.get(&self.changelog).cloned().unwrap_or_default();
-        truth.remove(crate::COMMIT_RECORD_KEY);
+        let mut broker = self.log.broker();
+        let mut committed_state = broker.committed_state.get(&self.changelog).cloned().unwrap_or_default();
+        committed_state.remove(crate::COMMIT_RECORD_KEY);
         let first = broker
             .layout
             .tasks
             .get(&self.changelog)
             .and_then(|inputs| inputs.first());
         let owners = first.map(|input| broker.group.owners(input)).unwrap_or_default();
-        if owners != [self.home.process] {
+        if owners != [self.log.process] {
             broker.note("zombie started");
-        } else if found == truth {
+        } else if found == committed_state {
             broker.note("started");
         } else {
-            let text = format!("{} starts with {found:?}, committed is {truth:?}", self.changelog);
+            let text = format!(
+                "a task of {} started with {found:?}, but its committed state is {committed_state:?}",
+                self.changelog
+            );
             drop(broker);
-            self.home.blame(text);
+            self.log.fail(text);
         }
         Ok(())
     }

@@ -1,13 +1,14 @@
-//! What a process holds of the simulated log: its seat in the group, its readers, its producer.
+//! The clients of a simulated process: group consumer, reader and transactional producer.
 //!
-//! Guarantees: batches are small and come in a random order of partitions; the requests of a transaction keep no order
-//! among each other, only within a partition, as the client library's do.
-//! Never: a second attempt that the real client would not make.
+//! Batches are small and have a random order of partitions. The requests of a transaction are sent in a random order,
+//! except within a partition, because librdkafka guarantees no other order. Only retries that the real client makes are
+//! made.
 
-use super::broker::{Answer, Broker, Refusal, VALUE_BYTES_MAX};
+use super::broker::Broker;
 use super::group::Rows;
-use super::home::{Home, rows_of, unavailable};
-use super::part::{Part, Rec};
+use super::partition::{LogRecord, Partition};
+use super::process_log::{ProcessLog, rows_of, unavailable};
+use super::protocol::{BrokerError, BrokerResult, VALUE_BYTES_MAX};
 use event_log::{
     Error, Event, GroupConsumer, GroupMetadata, Header, Isolation, Millis, Offset, OutBatch, Outcome, Produced, Reader,
     RecordBatch, Result, StartFrom, TimestampType, TopicPartition, TransactionalProducer,
@@ -17,31 +18,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 #[derive(Clone, Copy)]
-struct Place {
+struct Progress {
     next: Offset,
     paused: bool,
 }
 
 /// A member of the group.
 pub(super) struct Consumer {
-    home: Home,
+    log: ProcessLog,
     name: String,
     id: Option<i32>,
     generation: Option<i32>,
     assigned: Vec<TopicPartition>,
-    /// Started partitions.
-    places: BTreeMap<TopicPartition, Place>,
+    /// Positions of started partitions.
+    positions: BTreeMap<TopicPartition, Progress>,
 }
 
 impl Consumer {
-    pub(super) fn new(home: Home, name: String) -> Self {
+    pub(super) fn new(log: ProcessLog, name: String) -> Self {
         Consumer {
-            home,
+            log,
             name,
             id: None,
             generation: None,
             assigned: Vec::new(),
-            places: BTreeMap::new(),
+            positions: BTreeMap::new(),
         }
     }
 
@@ -56,7 +57,7 @@ impl Consumer {
             }
             self.id = None;
             self.generation = None;
-            self.places.clear();
+            self.positions.clear();
             if !self.assigned.is_empty() {
                 broker.note("partitions lost");
                 return Ok(Event::Lost(std::mem::take(&mut self.assigned)));
@@ -68,7 +69,7 @@ impl Consumer {
             if joining.contains(&self.name) {
                 return Ok(Event::Idle);
             }
-            self.places.clear();
+            self.positions.clear();
             if !self.assigned.is_empty() {
                 return Ok(Event::Revoked(std::mem::take(&mut self.assigned)));
             }
@@ -80,22 +81,22 @@ impl Consumer {
             self.assigned = broker.group.assignment.get(&self.name).cloned().unwrap_or_default();
             return Ok(Event::Assigned(self.assigned.clone()));
         }
-        let places = self.places.iter_mut().filter(|(_, p)| !p.paused);
-        let places = places.map(|(at, p)| (at, &mut p.next));
-        read_some(broker, batch, places, 3, Part::read);
+        let positions = self.positions.iter_mut().filter(|(_, p)| !p.paused);
+        let positions = positions.map(|(at, p)| (at, &mut p.next));
+        read_some(broker, batch, positions, 3, Partition::read);
         Ok(if batch.is_empty() { Event::Idle } else { Event::Records })
     }
 
     fn join(&mut self, broker: &mut Broker, id: Option<i32>) {
         let (group, rng, tasks) = (&mut broker.group, &mut broker.rng, &broker.layout.tasks);
-        self.id = Some(group.join(&self.name, id, self.home.process, rng, tasks));
+        self.id = Some(group.join(&self.name, id, self.log.process, rng, tasks));
     }
 }
 
-type Read = fn(&Part, Offset, usize) -> (Vec<Rec>, Offset);
+type Read = fn(&Partition, Offset, usize) -> (Vec<LogRecord>, Offset);
 
 /// Puts records into a batch.
-pub(super) fn fill(batch: &mut RecordBatch, at: &TopicPartition, records: &[Rec]) {
+pub(super) fn fill(batch: &mut RecordBatch, at: &TopicPartition, records: &[LogRecord]) {
     let index = batch.intern(at);
     for r in records {
         let headers = r.row.headers.iter();
@@ -109,14 +110,14 @@ pub(super) fn fill(batch: &mut RecordBatch, at: &TopicPartition, records: &[Rec]
 fn read_some<'a>(
     broker: &mut Broker,
     batch: &mut RecordBatch,
-    places: impl Iterator<Item = (&'a TopicPartition, &'a mut Offset)>,
+    positions: impl Iterator<Item = (&'a TopicPartition, &'a mut Offset)>,
     most: usize,
     read: Read,
 ) {
     batch.clear();
-    let mut places: Vec<_> = places.collect();
-    broker.rng.shuffle(&mut places);
-    for (at, next) in places {
+    let mut positions: Vec<_> = positions.collect();
+    broker.rng.shuffle(&mut positions);
+    for (at, next) in positions {
         let n = broker.rng.below(most + 1);
         let (records, position) = read(broker.part(at), *next, n);
         fill(batch, at, &records);
@@ -126,30 +127,34 @@ fn read_some<'a>(
 
 impl GroupConsumer for Consumer {
     fn poll(&mut self, batch: &mut RecordBatch, _: usize, _: Duration) -> Result<Event> {
-        self.home.stage.pass(self.home.process);
+        self.log.scheduler.yield_now(self.log.process);
         batch.clear();
-        let stage = self.home.stage.clone();
-        let mut broker = stage.broker();
+        let scheduler = self.log.scheduler.clone();
+        let mut broker = scheduler.broker();
         self.event(&mut broker, batch)
     }
 
     fn start(&mut self, at: &TopicPartition, offset: Offset) -> Result<()> {
         assert!(self.assigned.contains(at), "{at} was not assigned");
-        let paused = self.places.get(at).is_some_and(|place| place.paused);
-        self.places.insert(at.clone(), Place { next: offset, paused });
+        let paused = self.positions.get(at).is_some_and(|progress| progress.paused);
+        self.positions.insert(at.clone(), Progress { next: offset, paused });
         Ok(())
     }
 
     fn pause(&mut self, partitions: &[TopicPartition]) -> Result<()> {
         for at in partitions {
-            self.places.entry(at.clone()).and_modify(|place| place.paused = true);
+            self.positions
+                .entry(at.clone())
+                .and_modify(|progress| progress.paused = true);
         }
         Ok(())
     }
 
     fn resume(&mut self, partitions: &[TopicPartition]) -> Result<()> {
         for at in partitions {
-            self.places.entry(at.clone()).and_modify(|place| place.paused = false);
+            self.positions
+                .entry(at.clone())
+                .and_modify(|progress| progress.paused = false);
         }
         Ok(())
     }
@@ -166,44 +171,44 @@ impl GroupConsumer for Consumer {
 }
 
 /// A reader of partitions without a group.
-pub(super) struct PartReader {
-    pub home: Home,
+pub(super) struct PartitionReader {
+    pub log: ProcessLog,
     pub isolation: Isolation,
-    pub places: BTreeMap<TopicPartition, Offset>,
+    pub positions: BTreeMap<TopicPartition, Offset>,
 }
 
-impl Reader for PartReader {
+impl Reader for PartitionReader {
     fn assign(&mut self, partitions: &[(TopicPartition, StartFrom)]) -> Result<()> {
-        let places = partitions.iter().map(|(at, from)| match from {
+        let positions = partitions.iter().map(|(at, from)| match from {
             StartFrom::Offset(offset) => (at.clone(), *offset),
-            StartFrom::Earliest | StartFrom::LogEnd => unreachable!("the runtime restores from offsets"),
+            StartFrom::Earliest | StartFrom::LogEnd => unreachable!("streams restores from offsets"),
         });
-        self.places = places.collect();
+        self.positions = positions.collect();
         Ok(())
     }
 
     fn poll(&mut self, batch: &mut RecordBatch, _: usize, _: Duration) -> Result<usize> {
-        self.home.stage.pass(self.home.process);
+        self.log.scheduler.yield_now(self.log.process);
         let read = match self.isolation {
-            Isolation::ReadCommitted => Part::read,
-            Isolation::ReadUncommitted => Part::read_uncommitted,
+            Isolation::ReadCommitted => Partition::read,
+            Isolation::ReadUncommitted => Partition::read_uncommitted,
         };
-        read_some(&mut self.home.broker(), batch, self.places.iter_mut(), 4, read);
+        read_some(&mut self.log.broker(), batch, self.positions.iter_mut(), 4, read);
         Ok(batch.len())
     }
 
     fn position(&self, at: &TopicPartition) -> Option<Offset> {
-        self.places.get(at).copied()
+        self.positions.get(at).copied()
     }
 
     fn at_end(&self, _: &TopicPartition) -> Option<Millis> {
-        unreachable!("the runtime compares positions")
+        unreachable!("streams compares positions")
     }
 }
 
 /// A transactional producer.
 pub(super) struct SimulatedProducer {
-    home: Home,
+    log: ProcessLog,
     id: String,
     epoch: i32,
     /// Records not yet sent, by partition in the order of first use.
@@ -213,9 +218,9 @@ pub(super) struct SimulatedProducer {
 }
 
 impl SimulatedProducer {
-    pub(super) fn new(home: Home, id: String, epoch: i32) -> Self {
+    pub(super) fn new(log: ProcessLog, id: String, epoch: i32) -> Self {
         SimulatedProducer {
-            home,
+            log,
             id,
             epoch,
             queue: Vec::new(),
@@ -223,41 +228,44 @@ impl SimulatedProducer {
         }
     }
 
-    fn produce(&mut self, at: TopicPartition, rows: Rows) -> Answer<()> {
+    fn produce(&mut self, at: TopicPartition, rows: Rows) -> BrokerResult<()> {
         let (id, epoch) = (self.id.clone(), self.epoch);
         let n = Offset::try_from(rows.len()).unwrap_or_default();
         let to = at.clone();
-        let (first, time) = self.home.call(move |broker| broker.produce(&id, epoch, &to, &rows))?;
-        let place = self.done.entry(at).or_insert((first, 0, 0));
-        (place.1, place.2) = (first + n, time);
+        let (first, time) = self.log.call(move |broker| broker.produce(&id, epoch, &to, &rows))?;
+        let progress = self.done.entry(at).or_insert((first, 0, 0));
+        (progress.1, progress.2) = (first + n, time);
         Ok(())
     }
 
-    fn try_commit(&mut self, consumed: Option<(&GroupMetadata, &[(TopicPartition, Offset)])>) -> Answer<Outcome> {
-        // The client keeps no order among its requests, only within a partition.
+    fn try_commit(&mut self, consumed: Option<(&GroupMetadata, &[(TopicPartition, Offset)])>) -> BrokerResult<Outcome> {
+        // The client guarantees the order of requests only within a partition.
         let mut requests: Vec<Option<(TopicPartition, Rows)>> = self.queue.drain(..).map(Some).collect();
         requests.push(None);
-        self.home.broker().rng.shuffle(&mut requests);
+        self.log.broker().rng.shuffle(&mut requests);
         for request in requests {
             match (request, consumed) {
                 (Some((at, rows)), _) => self.produce(at, rows)?,
                 (None, Some((member, offsets))) if !offsets.is_empty() => {
-                    let (name, member_id) = member.group.split_once('\n').expect("as `member` made it");
-                    let member_id = member_id.parse().expect("a number, as `member` made it");
+                    let (name, member_id) = member
+                        .group
+                        .split_once('\n')
+                        .expect("`group_metadata` writes name and id");
+                    let member_id = member_id.parse().expect("`group_metadata` writes a number");
                     let member = (name.to_owned(), member_id, member.generation);
                     let (id, epoch, offsets) = (self.id.clone(), self.epoch, offsets.to_vec());
-                    self.home
+                    self.log
                         .call(move |broker| broker.send_offsets(&id, epoch, &offsets, &member))?;
                 }
-                // Without offsets the client sends nothing, so that the group is not asked.
+                // Without offsets, the client sends no request to the group.
                 (None, _) => {}
             }
         }
         let (id, epoch) = (self.id.clone(), self.epoch);
-        match self.home.call(move |broker| broker.end(&id, epoch, true)) {
+        match self.log.call(move |broker| broker.end(&id, epoch, true)) {
             Ok(()) => {}
-            Err(Refusal::Timeout) => {
-                self.home.broker().note("outcome unknown");
+            Err(BrokerError::Timeout) => {
+                self.log.broker().note("outcome unknown");
                 return Ok(Outcome::Unknown {
                     reason: "simulated".to_owned(),
                 });
@@ -298,11 +306,11 @@ impl TransactionalProducer for SimulatedProducer {
                 None => self.queue.push((at, vec![row])),
             }
         }
-        if !self.queue.is_empty() && self.home.broker().rng.chance(0.3) {
+        if !self.queue.is_empty() && self.log.broker().rng.chance(0.3) {
             let (at, rows) = self.queue.swap_remove(0);
             match self.produce(at, rows) {
                 Ok(()) => {}
-                Err(Refusal::Fenced(_)) => {
+                Err(BrokerError::Fenced(_)) => {
                     return Err(Error::Fenced {
                         attempted: "send",
                         who: self.id.clone(),
@@ -317,7 +325,7 @@ impl TransactionalProducer for SimulatedProducer {
     fn commit(&mut self, consumed: Option<(&GroupMetadata, &[(TopicPartition, Offset)])>) -> Outcome {
         match self.try_commit(consumed) {
             Ok(outcome) => outcome,
-            Err(Refusal::Fenced(reason)) => Outcome::Aborted {
+            Err(BrokerError::Fenced(reason)) => Outcome::Aborted {
                 fenced: true,
                 reason: reason.to_owned(),
             },
@@ -329,11 +337,11 @@ impl TransactionalProducer for SimulatedProducer {
     }
 
     fn abort(&mut self) -> Result<()> {
-        unreachable!("the runtime renews instead")
+        unreachable!("streams calls init_transactions instead of abort")
     }
 
     fn init_transactions(&mut self) -> Result<()> {
-        self.epoch = self.home.init(&self.id)?;
+        self.epoch = self.log.init(&self.id)?;
         Ok(())
     }
 

@@ -1,14 +1,13 @@
-//! The runtime's own scene: an application that counts, forgets full counts, sets timers and buries what is poison, held
-//! against one sequential run over what it has read. It is the executable model of the commit protocol with the
-//! product's own code in the place of the model's.
+//! The scenario of the stream threads: an application that counts, deletes full counts, sets timers and writes dead letters,
+//! compared with a sequential run over the same input. It tests docs/protocol/commit.md with production code.
 //!
-//! `TRUNKLINE_SIMULATION=FROM,COUNT` runs other seeds.
-//!
-//! Guarantees: what it accepts has no loss, no duplicate and no phantom in read_committed output, dead letters and fired
-//! timers, and starts each task with exactly the committed state.
-//! Never: a look at the broker by the application itself.
+//! `read_committed` output, dead letters and fired timers must have no loss, no duplicate and no phantom, and each task
+//! must start with exactly the committed state. `TRUNKLINE_SIMULATION=FROM,COUNT` runs other seeds.
 
-use super::{Broker, Checked, Faults, Home, Layout, Notes, Outside, Rec, Rng, Row, Scene, Tasks, run, seeds, simulate};
+use super::{
+    Broker, Checked, Environment, FaultRates, Layout, LogRecord, Notes, ProcessLog, Rng, Row, Scenario, Tasks, run,
+    seeds, simulate,
+};
 use crate::{
     Application, Config, Context, FirstStart, Output, Processor, Result, Stage, State, SubTopology, TaskInfo, Timer,
     TimerClock,
@@ -19,16 +18,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 const APPLICATION: &str = "sim";
-/// A count that reaches this begins anew, so that keys are deleted.
+/// A count that reaches this is deleted and starts over.
 const FULL: u64 = 3;
-/// How long after a record its two timers are due.
+/// How long after a record its two timers are due, in ms.
 const LATER: Millis = 150;
-/// Seeds that every run of the tests takes.
-const SEEDS: u64 = 300;
-/// From this number of seeds on, every kind of fault must have happened. `just simulate` and the nightly workflow run it.
-const COVERAGE_SEEDS: u64 = 10_000;
+/// Number of seeds of a run without `TRUNKLINE_SIMULATION`.
+const SEEDS: u64 = 10_000;
 
-/// A sub-topology: name, inputs, partitions. Joined inputs are co-partitioned.
+/// A sub-topology: name, inputs, partitions.
 type Sub = (&'static str, &'static [&'static str], i32);
 const SUBS: [Sub; 4] = [
     ("a", &["change"], 1),
@@ -52,12 +49,12 @@ fn tasks(subs: &[Sub]) -> Tasks {
     tasks
 }
 
-/// Counting, with some of the sub-topologies.
+/// Some of the sub-topologies.
 struct Counting {
     subs: Vec<Sub>,
     inputs: Vec<TopicPartition>,
-    /// Whether the log refuses what comes of some records.
-    refused: bool,
+    /// Whether the log rejects the output of some records.
+    rejects: bool,
 }
 
 impl Counting {
@@ -65,12 +62,12 @@ impl Counting {
         let few: [&[usize]; 6] = [&[0, 1], &[1, 2], &[2, 3], &[3], &[0, 2], &[0, 1, 2, 3]];
         let subs: Vec<Sub> = rng.pick(&few).iter().map(|index| SUBS[*index]).collect();
         let inputs = tasks(&subs).into_values().flatten().collect();
-        let refused = rng.chance(0.3);
-        Counting { subs, inputs, refused }
+        let rejects = rng.chance(0.3);
+        Counting { subs, inputs, rejects }
     }
 }
 
-impl Scene for Counting {
+impl Scenario for Counting {
     type Program = Vec<Sub>;
 
     fn layout(&self) -> Layout {
@@ -84,9 +81,9 @@ impl Scene for Counting {
         self.subs.clone()
     }
 
-    fn application(subs: &Self::Program, home: &Home, _: &mut Config) -> Application {
+    fn application(subs: &Self::Program, log: &ProcessLog, _: &mut Config) -> Application {
         let sub = |(name, inputs, _): &Sub| {
-            let home = home.clone();
+            let log = log.clone();
             SubTopology {
                 name: (*name).to_owned(),
                 inputs: inputs.iter().map(|input| (*input).to_owned()).collect(),
@@ -99,7 +96,7 @@ impl Scene for Counting {
                         partition,
                     };
                     let changelog = at(&format!("{APPLICATION}.changelog.{sub}"), partition);
-                    Box::new(Checked::new(Box::new(counter), home.clone(), changelog))
+                    Box::new(Checked::new(Box::new(counter), log.clone(), changelog))
                 }),
                 first_start: FirstStart::Earliest,
             }
@@ -110,29 +107,29 @@ impl Scene for Counting {
         }
     }
 
-    fn adjust(&mut self, faults: &mut Faults) {
-        if self.refused {
-            // Every transaction of such a search waits out what the group was not told.
+    fn adjust(&mut self, faults: &mut FaultRates) {
+        if self.rejects {
+            // Each transaction of an isolation would wait for the transaction timeout.
             faults.forget = 0.0;
         }
     }
 
-    /// The outside world writes; a third of the records change nothing, a few are poison.
-    fn moment(&mut self, outside: &mut Outside<'_>) -> std::result::Result<(), String> {
-        if outside.heals || !outside.rng.chance(0.12) {
+    /// Writes records: a third change nothing, a few become dead letters.
+    fn step(&mut self, environment: &mut Environment<'_>) -> std::result::Result<(), String> {
+        if environment.draining || !environment.rng.chance(0.12) {
             return Ok(());
         }
-        let to = outside.rng.pick(&self.inputs);
-        for _ in 0..outside.rng.pick(&[1, 1, 2, 3]) {
-            let key = outside.rng.pick(&[b"a", b"b"]);
-            let value = match outside.rng.below(150) {
+        let to = environment.rng.pick(&self.inputs);
+        for _ in 0..environment.rng.pick(&[1, 1, 2, 3]) {
+            let key = environment.rng.pick(&[b"a", b"b"]);
+            let value = match environment.rng.below(150) {
                 0..3 => b"!",
-                // Each costs a search through ever smaller transactions, so most seeds have none.
-                3 if self.refused => b"#",
+                // Each costs an isolation with many transactions, so most seeds have none.
+                3 if self.rejects => b"#",
                 4..50 => b"-",
                 _ => b"+",
             };
-            outside.broker.append(&to, [Row::new(*key, Some(value.to_vec()))]);
+            environment.broker.append(&to, [Row::new(*key, Some(value.to_vec()))]);
         }
         Ok(())
     }
@@ -141,17 +138,17 @@ impl Scene for Counting {
         for (name, inputs, partitions) in self.subs.clone() {
             for partition in 0..partitions {
                 let inputs: Vec<TopicPartition> = inputs.iter().map(|input| at(input, partition)).collect();
-                counted(broker, name, partition, &inputs)?;
-                timers_fired(broker, name, partition, &inputs)?;
-                inputs.iter().try_for_each(|input| buried(broker, input))?;
+                check_counts(broker, name, partition, &inputs)?;
+                check_timers(broker, name, partition, &inputs)?;
+                inputs.iter().try_for_each(|input| check_dead_letters(broker, input))?;
             }
         }
         Ok(())
     }
 }
 
-/// Counts records by key; `-` changes nothing, `!` is poison, what comes of `#` the log refuses; every other record sets
-/// two timers.
+/// Counts records by key. `-` changes nothing, `!` is a dead letter, and the log rejects the output of `#`. Every other record
+/// sets two timers.
 struct Counter {
     topic: Arc<str>,
     fired: Arc<str>,
@@ -160,10 +157,10 @@ struct Counter {
 
 #[derive(Debug, thiserror::Error)]
 #[error("the value is bad")]
-struct Bad;
+struct InvalidValue;
 
 impl Counter {
-    fn emit(&self, output: &mut Output, topic: &Arc<str>, key: &[u8], value: &str) {
+    fn send(&self, output: &mut Output, topic: &Arc<str>, key: &[u8], value: &str) {
         let record = OutRecord {
             topic,
             partition: Some(self.partition),
@@ -185,13 +182,13 @@ impl Processor for Counter {
         output: &mut Output,
     ) -> Result<()> {
         for record in range.filter_map(|index| records.get(index)) {
-            let much = match record.value() {
+            let padding = match record.value() {
                 Some(b"-") => continue,
                 Some(b"!") => {
-                    output.dead_letter(record, Stage::ValueConverter, &Bad);
+                    output.dead_letter(record, Stage::ValueConverter, &InvalidValue);
                     continue;
                 }
-                Some(b"#") => super::broker::VALUE_BYTES_MAX,
+                Some(b"#") => super::protocol::VALUE_BYTES_MAX,
                 _ => 0,
             };
             let name = record.key().unwrap();
@@ -210,38 +207,38 @@ impl Processor for Counter {
             let stream = Timer::new(TimerClock::Stream, record.timestamp() + LATER, place.as_str());
             state.set_timer(wall);
             state.set_timer(stream);
-            self.emit(
+            self.send(
                 output,
                 &self.topic,
                 name,
-                &format!("{count} {place} {}", "#".repeat(much)),
+                &format!("{count} {place} {}", "#".repeat(padding)),
             );
         }
         Ok(())
     }
 
-    /// Says where the record stood that has set it.
+    /// Sends the partition and offset of the record that set the timer.
     fn on_timer(&mut self, context: Context, timer: &Timer, _: &mut State, output: &mut Output) -> Result<()> {
         let (now, fired) = match timer.clock {
             TimerClock::Stream => (context.stream_time, "stream"),
             TimerClock::Wall => (context.now, "wall"),
         };
-        assert!(timer.at <= now, "{timer:?} fires at {now}");
-        self.emit(output, &self.fired, fired.as_bytes(), &timer.key);
+        assert!(timer.at <= now, "{timer:?} fired early, at {now}");
+        self.send(output, &self.fired, fired.as_bytes(), &timer.key);
         Ok(())
     }
 }
 
-fn read(broker: &mut Broker, at: &TopicPartition) -> Vec<Rec> {
+fn read(broker: &mut Broker, at: &TopicPartition) -> Vec<LogRecord> {
     broker.part(at).read(0, usize::MAX).0
 }
 
-fn value(record: &Rec) -> &str {
+fn value(record: &LogRecord) -> &str {
     std::str::from_utf8(record.row.value.as_deref().unwrap()).unwrap()
 }
 
-/// Output, read_committed, equals one sequential run over what was read.
-fn counted(
+/// The `read_committed` output equals a sequential run over the input.
+fn check_counts(
     broker: &mut Broker,
     sub: &str,
     partition: i32,
@@ -255,7 +252,10 @@ fn counted(
         let count = counts.entry(record.row.key.clone().unwrap()).or_default();
         *count = *count % FULL + 1;
         if count.to_string() != words[0] {
-            return Err(format!("{out}@{}: {words:?}, sequentially {count}", record.offset));
+            return Err(format!(
+                "{out}@{}: got {words:?}, but a sequential run counts {count}",
+                record.offset
+            ));
         }
         let seen = seen.entry(words[1].to_owned()).or_default();
         seen.push(words[2].parse().unwrap());
@@ -266,32 +266,34 @@ fn counted(
         let want: Vec<Offset> = counting.map(|r| r.offset).collect();
         let got = seen.remove(&input.to_string()).unwrap_or_default();
         if got != want {
-            return Err(format!("{out} from {input}: got {got:?}, want {want:?}"));
+            return Err(format!(
+                "records lost or repeated in {out}: offsets of {input} are {got:?}, expected {want:?}"
+            ));
         }
     }
     Ok(())
 }
 
-/// Every poisonous record is a dead letter once, in order, and nothing else is.
-fn buried(broker: &mut Broker, input: &TopicPartition) -> std::result::Result<(), String> {
-    let letters = at(&format!("{}.dlq", input.topic), input.partition);
-    let offset = |r: &Rec| {
+/// Every invalid or poison record is a dead letter once, in order, and no other record is.
+fn check_dead_letters(broker: &mut Broker, input: &TopicPartition) -> std::result::Result<(), String> {
+    let dead_letters = at(&format!("{}.dlq", input.topic), input.partition);
+    let offset = |r: &LogRecord| {
         let text = r.row.header("__connect.errors.offset");
         text.and_then(|text| text.parse::<Offset>().ok())
     };
-    let got: Vec<_> = read(broker, &letters).iter().map(offset).collect();
+    let got: Vec<_> = read(broker, &dead_letters).iter().map(offset).collect();
     let records = read(broker, input);
     let poison = records.iter().filter(|r| matches!(value(r), "!" | "#"));
     let want: Vec<_> = poison.map(|r| Some(r.offset)).collect();
     if got == want {
         Ok(())
     } else {
-        Err(format!("{letters}: got {got:?}, want {want:?}"))
+        Err(format!("dead letters of {input}: offsets {got:?}, expected {want:?}"))
     }
 }
 
-/// Every counted record's timer of the wall clock has fired once, and that of stream time as soon as that was so late.
-fn timers_fired(
+/// The wall-clock timer of every counted record fired once, and its stream-time timer did if stream time reached it.
+fn check_timers(
     broker: &mut Broker,
     sub: &str,
     partition: i32,
@@ -311,21 +313,21 @@ fn timers_fired(
     let wall = want.iter().map(|(_, place)| format!("wall {place}"));
     let mut want: Vec<String> = wall.chain(stream).collect();
     let fired = read(broker, &at(&format!("fired.{sub}"), partition));
-    let key = |r: &Rec| String::from_utf8(r.row.key.clone().unwrap()).unwrap();
+    let key = |r: &LogRecord| String::from_utf8(r.row.key.clone().unwrap()).unwrap();
     let mut got: Vec<String> = fired.iter().map(|r| format!("{} {}", key(r), value(r))).collect();
     want.sort();
     got.sort();
     if got == want {
         Ok(())
     } else {
-        Err(format!("timers of {sub}/{partition}: got {got:?}, want {want:?}"))
+        Err(format!("fired timers of {sub}/{partition}: {got:?}, expected {want:?}"))
     }
 }
 
-/// Failpoints of what no process of this scene does: copies of other processes' tasks have a thread of their own.
+/// Prefixes of failpoints that this scenario does not pass: those of standbys and of at-least-once processing.
 const ELSEWHERE: [&str; 2] = ["runtime.standby.", "runtime.alone."];
 
-/// Names of the runtime's failpoints, as its source has them.
+/// Names of all failpoints in the source of this crate.
 fn failpoints() -> BTreeSet<String> {
     let (mut names, mut dirs) = (
         BTreeSet::new(),
@@ -352,7 +354,7 @@ fn assert_covered(notes: &Notes, what: impl IntoIterator<Item = String>) {
         .collect();
     assert!(
         missing.is_empty(),
-        "never happened, so the simulation tests too little: {missing:?}"
+        "these events never happened, so the simulation does not cover them: {missing:?}"
     );
 }
 
@@ -363,7 +365,7 @@ fn output_under_random_faults_equals_one_sequential_run() {
     let began = std::time::Instant::now();
     let notes = simulate(seeds, Counting::new).unwrap_or_else(|failure| {
         panic!(
-            "{failure}\nagain: TRUNKLINE_SIMULATION={},1 cargo test --release -p trunkline-streams \
+            "{failure}\nreproduce: TRUNKLINE_SIMULATION={},1 cargo test --release -p trunkline-streams \
              output_under_random_faults",
             failure.seed
         )
@@ -400,7 +402,10 @@ fn output_under_random_faults_equals_one_sequential_run() {
         "tombstones cleaned",
     ];
     let points = failpoints();
-    assert!(points.len() >= 15, "the failpoints are not found any more: {points:?}");
+    assert!(
+        points.len() >= 15,
+        "too few failpoints were found in the source: {points:?}"
+    );
     let points = points
         .into_iter()
         .filter(|point| !ELSEWHERE.iter().any(|elsewhere| point.starts_with(elsewhere)));
@@ -408,20 +413,21 @@ fn output_under_random_faults_equals_one_sequential_run() {
 }
 
 #[test]
-fn a_seed_always_gives_the_same_run() {
+fn seed_reproduces_its_run() {
     for seed in 1..40 {
         assert_eq!(run(seed, &Counting::new), run(seed, &Counting::new), "seed {seed}");
     }
 }
 
 #[test]
-fn a_fenced_epoch_is_refused_by_the_simulated_broker() {
-    use super::broker::{FaultPlan, Refusal};
+fn simulated_broker_fences_old_epochs() {
+    use super::broker::FaultPlan;
+    use super::protocol::BrokerError;
     let mut broker = Broker::new(Rng::of_seed(1), Layout::default(), FaultPlan::default());
     let first = broker.init("x").unwrap();
     assert_eq!(broker.init("x"), Ok(first + 1));
     assert_eq!(
         broker.produce("x", first, &at("out.a", 0), &[]),
-        Err(Refusal::Fenced("epoch"))
+        Err(BrokerError::Fenced("epoch"))
     );
 }

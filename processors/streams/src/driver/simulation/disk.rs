@@ -1,6 +1,4 @@
-//! Stores that survive a crash of their process and may lose their newest batches, never with a hole.
-//!
-//! Guarantees: atomic batches; what was lost is a suffix. Never: a lock that outlives a process.
+//! Simulated stores, which survive a crash of their process and may lose their newest batches, but never one in between.
 
 use crate::stores::{StoreName, Stores};
 use state_store::{Batch, Direction, KeyRange, SharedStore, Snapshot, Space, Stats, Store, Visit};
@@ -11,13 +9,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 type Rows = BTreeMap<(Space, Vec<u8>), Vec<u8>>;
-/// What a batch has overwritten.
+/// The values that a batch overwrote.
 type Before = Vec<((Space, Vec<u8>), Option<Vec<u8>>)>;
 
-/// Batches that a crash can still take.
+/// Number of newest batches that a crash can lose.
 const BATCHES: usize = 8;
 
-/// One store, and what its newest batches have overwritten.
+/// A store, with the values that its newest batches overwrote.
 #[derive(Debug, Default)]
 struct File {
     rows: Arc<Rows>,
@@ -38,7 +36,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Disk {
-    /// Forgets the newest batches of every store, at most `n`, as a machine does that loses its power.
+    /// Loses up to `n` of the newest batches of every store, as in a power failure.
     pub fn lose(&self, n: usize) {
         for file in lock(&self.files).values() {
             let mut file = lock(file);
@@ -52,12 +50,12 @@ impl Disk {
         }
     }
 
-    /// Loses everything.
+    /// Loses all stores.
     pub fn wipe(&self) {
         lock(&self.files).clear();
     }
 
-    /// How often its stores were read so far.
+    /// Number of reads of its stores.
     pub fn reads(&self) -> usize {
         let reads = |file: &Arc<Mutex<File>>| lock(file).reads.load(Ordering::Relaxed);
         lock(&self.files).values().map(reads).sum()
@@ -148,7 +146,7 @@ impl Store for Handle {
     }
 
     fn snapshot(&self) -> state_store::Result<Box<dyn Snapshot>> {
-        Ok(Box::new(Moment(self.rows())))
+        Ok(Box::new(DiskSnapshot(self.rows())))
     }
 
     fn persist(&self) -> state_store::Result<()> {
@@ -160,9 +158,9 @@ impl Store for Handle {
     }
 }
 
-struct Moment(Arc<Rows>);
+struct DiskSnapshot(Arc<Rows>);
 
-impl Snapshot for Moment {
+impl Snapshot for DiskSnapshot {
     fn get(&self, space: Space, key: &[u8]) -> state_store::Result<Option<Vec<u8>>> {
         Ok(self.0.get(&(space, key.to_vec())).cloned())
     }

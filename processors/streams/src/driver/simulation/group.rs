@@ -1,19 +1,18 @@
-//! The consumer group of the simulated log, with the offsets that it has committed.
+//! The consumer group of the simulated broker, with its committed offsets.
 //!
-//! Guarantees: members, generations, static names, offsets that a transaction has not decided yet, and offsets that
-//! expire with an empty group behave as Kafka's do; which member gets a task is chosen by the seed.
-//! Never: a rebalance that waits for anybody but its members.
+//! Members, generations, static membership, undecided offsets and the expiry of offsets of an empty group behave as in
+//! Kafka. The seed chooses which member gets a task.
 
-use super::broker::{Answer, OFFSET_RETENTION, Refusal, SESSION_TIMEOUT, Tasks};
-use super::{Rng, part::Row};
+use super::protocol::{BrokerError, BrokerResult, OFFSET_RETENTION, SESSION_TIMEOUT, Tasks};
+use super::{Rng, partition::Row};
 use event_log::{Millis, Offset, TopicPartition};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// Rows on their way to a partition.
+/// Rows of a produce request.
 pub(super) type Rows = Vec<Arc<Row>>;
 
-/// A group.
+/// The group.
 #[derive(Debug, Default)]
 pub(super) struct Group {
     /// Member id and process by name.
@@ -21,9 +20,9 @@ pub(super) struct Group {
     pub generation: i32,
     pub joining: Option<BTreeSet<String>>,
     pub assignment: BTreeMap<String, Vec<TopicPartition>>,
-    /// Each with its place among all that came here.
+    /// Each with a sequence number in the order of arrival.
     committed: BTreeMap<TopicPartition, (u64, Offset)>,
-    /// Offsets of transactions whose end has not come here.
+    /// Offsets of transactions whose end has not arrived.
     pending: BTreeMap<u64, BTreeMap<TopicPartition, (u64, Offset)>>,
     came: u64,
     empty_since: Millis,
@@ -31,10 +30,10 @@ pub(super) struct Group {
 }
 
 impl Group {
-    /// Committed offsets, none of which a transaction still decides.
-    pub(super) fn fetch(&self, of: &[TopicPartition]) -> Answer<BTreeMap<TopicPartition, Option<Offset>>> {
+    /// Committed offsets; an error if one is part of an undecided transaction (KIP-447).
+    pub(super) fn fetch(&self, of: &[TopicPartition]) -> BrokerResult<BTreeMap<TopicPartition, Option<Offset>>> {
         if self.pending.values().any(|p| of.iter().any(|at| p.contains_key(at))) {
-            return Err(Refusal::Undecided);
+            return Err(BrokerError::Undecided);
         }
         Ok(of
             .iter()
@@ -42,7 +41,7 @@ impl Group {
             .collect())
     }
 
-    /// Offsets come with a transaction; a generation below 0 is none and is not checked, as in Kafka.
+    /// Whether offsets of a transaction are accepted from this member. A negative generation is not checked, as in Kafka.
     pub(super) fn accepts(&self, name: &str, member: i32, generation: i32) -> bool {
         let known = self.members.get(name).map(|(id, _)| *id);
         generation < 0 || (known == Some(member) && generation == self.generation)
@@ -54,7 +53,7 @@ impl Group {
         pending.extend(offsets.iter().map(|(at, offset)| (at.clone(), (self.came, *offset))));
     }
 
-    /// The end of a transaction comes here. One that comes late takes back nothing that came after its offsets.
+    /// The end of a transaction arrives. A late end does not overwrite offsets that arrived after its own.
     pub(super) fn mark(&mut self, txn: u64, commit: bool) {
         let offsets = self.pending.remove(&txn).unwrap_or_default();
         if commit {
@@ -65,7 +64,7 @@ impl Group {
         }
     }
 
-    /// Joins; a known static name without a member id takes the old seat without a rebalance.
+    /// Joins. A known static member without a member id replaces its predecessor without a rebalance (KIP-345).
     pub(super) fn join(&mut self, name: &str, id: Option<i32>, process: usize, rng: &mut Rng, tasks: &Tasks) -> i32 {
         if self.members.contains_key(name) && id.is_none() && self.joining.is_none() {
             self.ids += 1;
@@ -83,7 +82,7 @@ impl Group {
         id
     }
 
-    /// Begins a rebalance; says whether there is anybody to take part.
+    /// Starts a rebalance; returns whether one was started.
     pub(super) fn rebalance(&mut self) -> bool {
         let begins = self.joining.is_none() && !self.members.is_empty();
         if begins {
@@ -92,7 +91,7 @@ impl Group {
         begins
     }
 
-    /// Processes that own a partition, as the group sees it.
+    /// Processes that own a partition according to the group.
     pub(super) fn owners(&self, at: &TopicPartition) -> Vec<usize> {
         let owns = |name: &str| self.assignment.get(name).is_some_and(|own| own.contains(at));
         let members = self.members.iter().filter(|(name, _)| owns(name));
@@ -119,16 +118,16 @@ impl Group {
         }
     }
 
-    /// Members that were silent for too long go, and so do the offsets of a group that was empty for too long; says
-    /// whether offsets went.
+    /// Removes members whose session timed out, and the offsets of a group that was empty for too long; returns whether
+    /// offsets were removed.
     pub(super) fn expire(
         &mut self,
         now: Millis,
-        gone: &dyn Fn(usize) -> Option<Millis>,
+        unresponsive_since: &dyn Fn(usize) -> Option<Millis>,
         rng: &mut Rng,
         tasks: &Tasks,
     ) -> bool {
-        let late = |process: usize| gone(process).is_some_and(|since| now - since > SESSION_TIMEOUT);
+        let late = |process: usize| unresponsive_since(process).is_some_and(|since| now - since > SESSION_TIMEOUT);
         let names: Vec<String> = self
             .members
             .iter()

@@ -1,25 +1,23 @@
-//! Choices from a seed.
-//!
-//! Guarantees: the same seed gives the same choices on every machine. Never: chance from anywhere else.
+//! The pseudorandom generator of the simulation: a seed gives the same choices on every machine.
 
-/// Choices from a seed (SplitMix64, Steele, Lea and Flood 2014).
+/// A pseudorandom generator (SplitMix64; Steele, Lea and Flood 2014).
 #[derive(Debug, Clone)]
 pub struct Rng(u64);
 
 impl Rng {
-    /// The choices of a seed; seeds that lie side by side have nothing in common.
+    /// The generator of a seed. Adjacent seeds give unrelated choices.
     pub fn of_seed(seed: u64) -> Self {
         Rng(seed.wrapping_mul(0x2545_F491_4F6C_DD1D).wrapping_add(1))
     }
 
-    /// Choices that follow from this one's next.
+    /// A generator that is seeded from this one.
     #[must_use]
     pub fn fork(&mut self) -> Rng {
         Rng(self.number())
     }
 
-    /// Where it stands, for a run's trail.
-    pub(super) fn place(&self) -> u64 {
+    /// The state, for the hash of a run.
+    pub(super) fn state(&self) -> u64 {
         self.0
     }
 
@@ -32,25 +30,25 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    /// A number in 0..n; 0 when n is 0.
+    /// A number in 0..n; 0 if n is 0.
     pub fn below(&mut self, n: usize) -> usize {
         let n = u64::try_from(n.max(1)).unwrap_or(u64::MAX);
         usize::try_from(self.number() % n).unwrap_or_default()
     }
 
-    /// Yes with this probability.
+    /// `true` with this probability.
     pub fn chance(&mut self, probability: f64) -> bool {
         let drawn = u32::try_from(self.number() >> 32).unwrap_or_default();
         f64::from(drawn) < probability * f64::from(u32::MAX)
     }
 
-    /// One of them; there must be one.
+    /// A random element of a non-empty slice.
     pub fn pick<T: Clone>(&mut self, of: &[T]) -> T {
         let index = self.below(of.len());
-        of.get(index).cloned().expect("there is something to pick from")
+        of.get(index).cloned().expect("the slice is not empty")
     }
 
-    /// Puts them into another order.
+    /// Shuffles the slice.
     pub fn shuffle<T>(&mut self, of: &mut [T]) {
         for i in (1..of.len()).rev() {
             of.swap(i, self.below(i + 1));

@@ -1,7 +1,6 @@
-//! The disk of one instance: stores in memory that outlive the threads that use them.
+//! The disk of one instance: stores in memory that survive crashes of its threads.
 //!
-//! Guarantees: one user of a store at a time, as with a directory; what was committed to a store stays until the disk
-//! is lost. Never: a file.
+//! A store has one user at a time, as a store in a directory does.
 
 use crate::task::checkpoint::SPACES;
 use crate::{StoreName, Stores};
@@ -10,29 +9,29 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-type Kept = BTreeMap<StoreName, Arc<MemoryStore>>;
+type OpenStores = BTreeMap<StoreName, Arc<MemoryStore>>;
 
 /// The stores of one instance.
 #[derive(Default)]
 pub(super) struct Disk {
-    stores: Mutex<Kept>,
+    stores: Mutex<OpenStores>,
 }
 
 impl Disk {
-    /// Loses every store.
+    /// Loses all stores.
     pub(super) fn lose(&self) {
-        self.kept().clear();
+        self.lock().clear();
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
+    fn lock(&self) -> MutexGuard<'_, OpenStores> {
         self.stores.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Stores for Disk {
     fn open(&self, name: &StoreName) -> state_store::Result<SharedStore> {
-        let mut kept = self.kept();
-        let store = kept
+        let mut stores = self.lock();
+        let store = stores
             .entry(name.clone())
             .or_insert_with(|| Arc::new(MemoryStore::new(SPACES.len())));
         if Arc::strong_count(store) > 1 {
@@ -43,7 +42,7 @@ impl Stores for Disk {
     }
 
     fn quarantine(&self, name: &StoreName) -> state_store::Result<Option<PathBuf>> {
-        self.kept().remove(name);
+        self.lock().remove(name);
         Ok(None)
     }
 }

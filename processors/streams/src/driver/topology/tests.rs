@@ -1,8 +1,6 @@
-//! The driver itself: that its faults happen, that nothing is lost or doubled by them, and that it says what is wrong.
-//!
-//! Guarantees: each fault is shown to have come. Never: a sleep.
+//! Tests of the driver: requested faults happen, nothing is lost or repeated by them, and errors name their cause.
 
-use super::seen::text;
+use super::output::text;
 use super::*;
 use crate::{
     Context, Error, FirstStart, Output, Processor, Result as StepResult, State, SubTopology, Timer, TimerClock,
@@ -10,7 +8,7 @@ use crate::{
 use event_log::{ErrorAction, RecordBatch};
 use std::ops::Range;
 
-/// Passes each record on with a count of its key, and a minute later says the key once more.
+/// Forwards each record with a count of its key, and the key again a minute later.
 struct Counter {
     to: Arc<str>,
 }
@@ -37,19 +35,19 @@ impl Processor for Counter {
             state.put(key, vec![count]);
             let key_text = std::str::from_utf8(key).unwrap();
             state.set_timer(Timer::new(TimerClock::Wall, context.now + 60_000, key_text));
-            self.say(key, &count.to_string(), output);
+            self.send(key, &count.to_string(), output);
         }
         Ok(())
     }
 
     fn on_timer(&mut self, _: Context, timer: &Timer, _: &mut State, output: &mut Output) -> StepResult<()> {
-        self.say(timer.key.as_bytes(), "late", output);
+        self.send(timer.key.as_bytes(), "late", output);
         Ok(())
     }
 }
 
 impl Counter {
-    fn say(&self, key: &[u8], value: &str, output: &mut Output) {
+    fn send(&self, key: &[u8], value: &str, output: &mut Output) {
         let record = OutRecord {
             topic: &self.to,
             partition: None,
@@ -72,7 +70,7 @@ fn sub(name: &str, from: &str, to: &str) -> SubTopology {
     }
 }
 
-/// Two hops: `in` of three partitions is counted into `middle` of two, and that once more into `out`.
+/// Two hops: `in` with three partitions is counted into `middle` with two, and `middle` into `out`.
 fn start(threads: usize) -> TopologyDriver {
     let application = Application {
         name: "app".to_owned(),
@@ -98,8 +96,8 @@ fn send_all(driver: &TopologyDriver) {
     }
 }
 
-/// What has come out of each key, in order.
-fn said(driver: &TopologyDriver, key: &str) -> Vec<String> {
+/// The output of a key, in order.
+fn outputs_of(driver: &TopologyDriver, key: &str) -> Vec<String> {
     let all = driver.output("out").unwrap();
     let of_key = all
         .iter()
@@ -107,11 +105,11 @@ fn said(driver: &TopologyDriver, key: &str) -> Vec<String> {
     of_key.map(|record| text(record.value.as_deref())).collect()
 }
 
-/// After `rounds` times [`send_all`]: every record counted once in both hops.
+/// Asserts after `rounds` calls of [`send_all`] that both hops counted every record once.
 fn assert_counted(driver: &TopologyDriver, rounds: u8) {
     for key in KEYS {
         let want: Vec<String> = (1..=rounds).map(|n| n.to_string()).collect();
-        assert_eq!(said(driver, key), want, "{key}");
+        assert_eq!(outputs_of(driver, key), want, "{key}");
         let (first, second) = (
             TopologyDriver::partition_of(key, 3),
             TopologyDriver::partition_of(key, 2),
@@ -122,7 +120,7 @@ fn assert_counted(driver: &TopologyDriver, rounds: u8) {
 }
 
 #[test]
-fn records_go_through_every_hop_and_timers_wait_for_the_date() {
+fn records_pass_all_hops_and_timers_wait() {
     let mut driver = start(1);
     send_all(&driver);
     driver.run().unwrap();
@@ -132,16 +130,16 @@ fn records_go_through_every_hop_and_timers_wait_for_the_date() {
     assert_counted(&driver, 1);
     driver.advance(Duration::from_secs(1));
     driver.run().unwrap();
-    // The first hop's timer is a record of the second hop; the second hop's own timer fires in the same minute.
+    // The output of the first hop's timer is a record of the second hop, whose own timer fires in the same minute.
     for key in KEYS {
-        let mut said = said(&driver, key);
-        said.sort();
-        assert_eq!(said, ["1", "2", "late"], "{key}");
+        let mut values = outputs_of(&driver, key);
+        values.sort();
+        assert_eq!(values, ["1", "2", "late"], "{key}");
     }
 }
 
 #[test]
-fn every_fault_comes_and_leaves_no_trace() {
+fn every_fault_happens_and_output_is_the_same() {
     type Prepare = fn(&mut TopologyDriver);
     let faults: [(&str, Prepare); 6] = [
         ("before the commit", |driver| driver.crash_at(Moment::BeforeCommit)),
@@ -169,7 +167,7 @@ fn every_fault_comes_and_leaves_no_trace() {
 }
 
 #[test]
-fn faults_that_are_asked_for_together_befall_one_commit_each() {
+fn each_fault_applies_to_one_commit() {
     let mut driver = start(1);
     send_all(&driver);
     driver.abort_next_commit();
@@ -185,17 +183,17 @@ fn faults_that_are_asked_for_together_befall_one_commit_each() {
 }
 
 #[test]
-fn a_crash_between_commit_and_store_leaves_the_store_behind_and_the_log_ahead() {
+fn crash_after_commit_leaves_the_store_behind() {
     let mut driver = start(1);
     driver.send("in", KEYS[0], "", START).unwrap();
     driver.crash_at(Moment::AfterCommit);
     while driver.faults_left() > 0 {
         driver.turn().unwrap();
     }
-    // The commit of the first hop is seen although the process died in it.
+    // The commit of the first hop is visible although the process crashed in it.
     assert_eq!(driver.output("middle").unwrap().len(), 1);
     driver.run().unwrap();
-    assert_eq!(said(&driver, KEYS[0]), ["1"]);
+    assert_eq!(outputs_of(&driver, KEYS[0]), ["1"]);
 }
 
 #[test]
@@ -208,7 +206,7 @@ fn tasks_move_to_another_instance_and_back() {
     driver.run().unwrap();
     let groups = driver.log().groups().unwrap();
     let shares: Vec<usize> = groups[0].members.iter().map(|m| m.partitions.len()).collect();
-    assert_eq!(shares, [3, 2], "both have some of the five partitions");
+    assert_eq!(shares, [3, 2], "each instance has some of the five partitions");
     send_all(&driver);
     driver.crash_at(Moment::BeforeCommit);
     driver.run().unwrap();
@@ -217,22 +215,22 @@ fn tasks_move_to_another_instance_and_back() {
     driver.run().unwrap();
     assert_counted(&driver, 4);
     let unknown = driver.remove_instance(FIRST).unwrap_err().to_string();
-    assert_eq!(unknown, "there is no instance one; there are two");
+    assert_eq!(unknown, "instance one does not exist; known are two");
 }
 
 #[test]
-fn what_a_dead_instance_left_open_holds_back_readers_until_the_transaction_timeout() {
+fn open_transaction_blocks_readers_until_timeout() {
     let mut driver = start(1);
     driver.add_instance("two").unwrap();
     driver.run().unwrap();
     send_all(&driver);
-    // Read and sent, and not committed.
+    // Records were read and sent, but not committed.
     driver.turn().unwrap();
     driver.kill_instance(FIRST).unwrap();
     driver.run().unwrap();
     assert!(
         driver.output("out").unwrap().len() < KEYS.len(),
-        "an open transaction holds back its readers"
+        "an open transaction blocks read_committed readers"
     );
     driver.advance(Duration::from_secs(11));
     driver.run().unwrap();
@@ -240,7 +238,7 @@ fn what_a_dead_instance_left_open_holds_back_readers_until_the_transaction_timeo
 }
 
 #[test]
-fn an_instance_without_a_partition_is_quiet_too() {
+fn instance_without_partitions_is_idle() {
     let mut driver = start(3);
     driver.add_instance("two").unwrap();
     send_all(&driver);
@@ -249,7 +247,7 @@ fn an_instance_without_a_partition_is_quiet_too() {
 }
 
 #[test]
-fn a_task_that_stops_is_told_with_its_cause() {
+fn stopped_task_is_reported_with_its_cause() {
     let mut driver = start(1);
     driver.send("in", KEYS[0], "stop", START).unwrap();
     let text = driver.run().unwrap_err().to_string();
@@ -258,16 +256,16 @@ fn a_task_that_stops_is_told_with_its_cause() {
 }
 
 #[test]
-fn what_does_not_exist_is_told_with_what_does() {
+fn unknown_name_error_lists_known_names() {
     let driver = start(1);
     let text = driver.state("third", 0).unwrap_err().to_string();
-    assert_eq!(text, "there is no sub-topology third; there are first, second");
+    assert_eq!(text, "sub-topology third does not exist; known are first, second");
     let text = service::chain(&driver.output("nowhere").unwrap_err());
     assert!(text.contains("topic nowhere does not exist"), "{text}");
 }
 
 #[test]
-fn a_record_may_name_its_partition_and_have_no_value() {
+fn record_may_have_partition_and_no_value() {
     let driver = start(1);
     let record = OutRecord {
         topic: &Arc::from("out"),
@@ -283,7 +281,7 @@ fn a_record_may_name_its_partition_and_have_no_value() {
 }
 
 #[test]
-fn timers_fire_again_once_an_unheard_commit_has_passed_the_refused_record() {
+fn timers_fire_after_unknown_commit_of_dead_letter() {
     let application = Application {
         name: "app".to_owned(),
         subtopologies: vec![sub("first", "in", "out")],
@@ -301,7 +299,7 @@ fn timers_fire_again_once_an_unheard_commit_has_passed_the_refused_record() {
     let mut driver = TopologyDriver::start_with(&application, Config::new(FIRST, ""), &topics).unwrap();
     driver.send("in", "small", "", START).unwrap();
     driver.run().unwrap();
-    // Nothing comes after it: the commit of its dead letter is the last, and nobody hears of it.
+    // The commit of its dead letter is the last one, and its response is lost.
     driver.send("in", "large".repeat(1000), "", START).unwrap();
     driver.lose_next_answer();
     driver.run().unwrap();

@@ -1,0 +1,155 @@
+//! Windows: stream time, late records, and windows that close.
+//!
+//! Each window has a durable timer of stream time at its end plus grace. A record with a timestamp in the future fires
+//! timers too early, because the timers' stream time is not limited to the wall clock. A window whose timer fired early
+//! waits in the state until [`Windows::clock`], which is limited, has reached its end.
+
+use crate::dead_letter::stop;
+use event_log::Millis;
+use std::ops::ControlFlow;
+use streams::{Result, State};
+use topology::Window;
+
+/// State key of the clock.
+const CLOCK: &[u8] = b"[\"clock\"]";
+/// Prefix of the keys of windows whose timers fired early.
+const CLOSING: &[u8] = b"[\"closing\",\"";
+/// Digits of the time in such a key, so that keys sort by time.
+const CLOSING_DIGITS: usize = 20;
+
+/// The windows of an aggregate in one task.
+pub struct Windows {
+    /// The declaration; `None` if groups have no windows.
+    pub declared: Option<Window>,
+    /// Greatest timestamp of a record, limited to the wall-clock time at which it was processed.
+    clock: Millis,
+    clock_moved: bool,
+    /// When the first waiting window closes; `None` if that must be read from the state.
+    first_closing: Option<Millis>,
+}
+
+impl Windows {
+    /// Windows that have seen no record.
+    pub fn new(declared: Option<Window>) -> Self {
+        Windows {
+            declared,
+            clock: 0,
+            clock_moved: false,
+            first_closing: None,
+        }
+    }
+
+    /// Whether a window writes only its final result.
+    pub fn is_final(&self) -> bool {
+        self.declared.as_ref().is_some_and(|window| window.is_final)
+    }
+
+    /// Size of a window in ms; 0 without windows.
+    pub fn size_ms(&self) -> Millis {
+        self.declared.as_ref().map_or(0, |window| window.size_ms)
+    }
+
+    /// Advances the clock.
+    pub fn advance(&mut self, at: Millis) {
+        if at > self.clock {
+            self.clock = at;
+            self.clock_moved = true;
+        }
+    }
+
+    /// Whether a window is closed.
+    pub fn is_closed(&self, window: &Window, start: Millis) -> bool {
+        closes_at(window, start) <= self.clock
+    }
+
+    /// The timer of a group fired. Returns whether its window may be closed now; otherwise the window waits.
+    pub fn may_close(&mut self, at: Millis, state_key: &[u8], state: &mut State) -> bool {
+        if at <= self.clock {
+            return true;
+        }
+        state.put(&closing_key(at, state_key), Vec::new());
+        self.first_closing = self.first_closing.map(|first| first.min(at));
+        false
+    }
+
+    /// Removes the waiting windows that the clock has reached, and returns the state keys of their groups.
+    pub fn remove_due(&mut self, state: &mut State) -> Result<Vec<Vec<u8>>> {
+        let may_be_due = self.first_closing.is_none_or(|first| first <= self.clock);
+        if self.declared.is_none() || !may_be_due {
+            return Ok(Vec::new());
+        }
+        let (mut due, mut first, clock) = (Vec::new(), Millis::MAX, self.clock);
+        state.scan(CLOSING, &mut |key, _| match parse_closing_key(key) {
+            Some((at, group)) if at <= clock => {
+                due.push((key.to_vec(), group));
+                ControlFlow::Continue(())
+            }
+            found => {
+                first = found.map_or(first, |(at, _)| at);
+                ControlFlow::Break(())
+            }
+        })?;
+        self.first_closing = Some(first);
+        let remove = |(key, group): (Vec<u8>, Vec<u8>)| {
+            state.delete(&key);
+            group
+        };
+        Ok(due.into_iter().map(remove).collect())
+    }
+
+    /// Writes the clock if it moved.
+    pub fn before_commit(&mut self, state: &mut State) {
+        if self.clock_moved && self.declared.is_some() {
+            state.put(CLOCK, self.clock.to_be_bytes().to_vec());
+            self.clock_moved = false;
+        }
+    }
+
+    /// Reads the committed clock; `processor` is for the error.
+    pub fn restore(&mut self, processor: &str, state: &State) -> Result<()> {
+        self.clock_moved = false;
+        self.first_closing = None;
+        let clock = state.get(CLOCK)?;
+        self.clock = match clock.as_deref().map(<[u8; 8]>::try_from) {
+            None => 0,
+            Some(Ok(bytes)) => i64::from_be_bytes(bytes),
+            Some(Err(_)) => return Err(stop(processor, "the clock in the state is damaged")),
+        };
+        Ok(())
+    }
+}
+
+/// When a window closes: at its end plus grace.
+pub fn closes_at(window: &Window, start: Millis) -> Millis {
+    start + window.size_ms + window.grace_ms
+}
+
+/// Starts of the windows that contain a time, the oldest first.
+pub fn starts(window: &Window, time: Millis) -> impl Iterator<Item = Millis> + use<> {
+    let every = window.every_ms;
+    let newest = time.div_euclid(every) * every;
+    (0..window.size_ms / every).rev().map(move |hop| newest - hop * every)
+}
+
+/// The start of a group's window and the group's key, from the group's state key.
+pub fn parse_window_key(state_key: &[u8]) -> Option<(Millis, &[u8])> {
+    let rest = state_key.strip_prefix(b"[\"w\",\"")?;
+    let end = rest.iter().position(|byte| *byte == b'"')?;
+    let start = std::str::from_utf8(rest.get(..end)?).ok()?.parse().ok()?;
+    let key = rest.get(end..)?.strip_prefix(b"\",")?.strip_suffix(b"]")?;
+    Some((start, key))
+}
+
+/// `["closing","time with 20 digits",start of the window,group…]`.
+fn closing_key(at: Millis, state_key: &[u8]) -> Vec<u8> {
+    let mut out = CLOSING.to_vec();
+    out.extend_from_slice(format!("{at:0CLOSING_DIGITS$}\",").as_bytes());
+    out.extend_from_slice(state_key.strip_prefix(b"[\"w\",").unwrap_or_default());
+    out
+}
+
+fn parse_closing_key(key: &[u8]) -> Option<(Millis, Vec<u8>)> {
+    let (digits, rest) = key.strip_prefix(CLOSING)?.split_at_checked(CLOSING_DIGITS)?;
+    let at = std::str::from_utf8(digits).ok()?.parse().ok()?;
+    Some((at, [b"[\"w\",", rest.strip_prefix(b"\",")?].concat()))
+}

@@ -1,0 +1,192 @@
+//! Declarative processors: aggregates and joins that a topology declares, without code.
+//!
+//! Each is one application. An input whose key is the group's or pair's key is read directly; any other input is first
+//! repartitioned through a topic of the application. A record takes this path: [`reader`] parses it, `shape` evaluates
+//! the declared expressions, `table_rows` has what the same row contributed before, and a [`sink::Sink`] applies the
+//! difference: `repartition`, `aggregate` or `join` (docs/reference/formats.md, "Declarative processors").
+
+mod delta;
+mod event_idempotency;
+mod inspect;
+mod names;
+mod reader;
+mod relation;
+mod shape;
+mod sink;
+mod table_input;
+mod table_rows;
+mod values;
+
+pub(crate) use delta::{Contribution, Delta};
+pub use inspect::readable;
+pub(crate) use names::{field_names, named};
+pub(crate) use shape::{OutputTopic, datum};
+pub(crate) use sink::{Change, Sink};
+pub(crate) use values::{
+    json, read, read_array, read_byte, read_bytes, read_number, read_row, read_signed, write_bytes, write_number,
+    write_signed, write_sortable,
+};
+
+use crate::aggregate::Groups;
+use crate::input::FetchSchema;
+use crate::join::Pairs;
+use crate::repartition::Repartition;
+use reader::{InputTopic, Reader, TopicContent};
+use relation::Relation;
+use shape::Shape;
+use std::sync::Arc;
+use streams::{Application, Factory, FirstStart, SubTopology, TaskInfo};
+use table_rows::TableRows;
+use topology::{Feed, Input, Processor, Side, Topology, Work};
+
+/// Configuration of one declarative processor.
+#[derive(Clone)]
+pub struct Config {
+    /// The topology that declares it.
+    pub topology: Arc<Topology>,
+    /// The processor.
+    pub processor: Arc<Processor>,
+    /// Registry id of its output schema.
+    pub schema_id: u32,
+    /// How long deleted rows of its inputs are remembered, in ms.
+    pub horizon_ms: i64,
+    /// Fetches a schema by id. Called in `prepare` only, because it does IO.
+    pub fetch: FetchSchema,
+}
+
+/// The processor as an application: consumer group, sub-topologies, stores.
+pub fn application(config: &Config) -> Application {
+    let processor = &config.processor;
+    let mut subtopologies = Vec::new();
+    let mut main: Vec<(String, Reads)> = Vec::new();
+    for (side, feed) in processor.feeds() {
+        let topic = config.topology.topic_of(feed.input);
+        if feed.is_direct {
+            match main.iter_mut().find(|(known, _)| *known == topic) {
+                Some((_, Reads::Sides(sides))) => sides.push(side),
+                _ => main.push((topic, Reads::Sides(vec![side]))),
+            }
+            continue;
+        }
+        let store = processor.rekey_store(side);
+        subtopologies.push(subtopology(
+            config,
+            store,
+            vec![(topic, Reads::Sides(vec![side]))],
+            Some(side),
+        ));
+        main.push((processor.repartition_topic(side), Reads::Deltas(side)));
+    }
+    subtopologies.push(subtopology(config, processor.store(), main, None));
+    Application {
+        name: processor.name.clone(),
+        subtopologies,
+    }
+}
+
+/// What is read from a topic.
+#[derive(Clone)]
+enum Reads {
+    /// Records of these sides.
+    Sides(Vec<Side>),
+    /// Repartitioned deltas of a side.
+    Deltas(Side),
+}
+
+fn subtopology(config: &Config, store: &str, topics: Vec<(String, Reads)>, repartitions: Option<Side>) -> SubTopology {
+    let inputs = topics.iter().map(|(topic, _)| topic.clone()).collect();
+    let config = config.clone();
+    let factory: Factory = Arc::new(move |task: &TaskInfo| Box::new(reader_for(&config, &topics, repartitions, task)));
+    SubTopology {
+        name: store.to_owned(),
+        inputs,
+        store: store.to_owned(),
+        factory,
+        first_start: FirstStart::Earliest,
+    }
+}
+
+fn reader_for(config: &Config, topics: &[(String, Reads)], repartitions: Option<Side>, task: &TaskInfo) -> Reader {
+    let processor = &config.processor;
+    let name: Arc<str> = processor.name.as_str().into();
+    let inputs = topics.iter().map(|(topic, reads)| {
+        let found = task.inputs.iter().find(|input| *input.name == **topic);
+        let id = found.map(|input| input.id.to_string()).unwrap_or_default();
+        let content = match reads {
+            Reads::Deltas(side) => TopicContent::Repartitioned(*side),
+            Reads::Sides(sides) => direct(config, sides, &id),
+        };
+        InputTopic {
+            name: topic.as_str().into(),
+            content,
+        }
+    });
+    let declaration: Arc<str> = processor.declaration.as_str().into();
+    let sink = sink_for(config, &name, repartitions, reader::id_of(&declaration));
+    Reader::new(name, declaration, inputs.collect(), sink, config.fetch.clone())
+}
+
+fn direct(config: &Config, sides: &[Side], topic_id: &str) -> TopicContent {
+    let mut event = None;
+    let feeds = config.processor.feeds();
+    let of_side = |side: &Side| feeds.iter().find(|(known, _)| known == side);
+    let relations = sides.iter().filter_map(of_side).map(|(side, feed)| {
+        let (name, is_event) = name_of(&config.topology, feed);
+        if is_event {
+            event = Some(name.clone());
+        }
+        let side_name = match side {
+            Side::Left => "left",
+            Side::Right => "right",
+        };
+        let rows = feed
+            .is_table
+            .then(|| TableRows::new(side_name, topic_id.to_owned(), config.horizon_ms));
+        Relation::new(*side, name, Shape::new(config.processor.clone(), *side), rows)
+    });
+    let relations = relations.collect();
+    TopicContent::Direct { event, relations }
+}
+
+/// The name of an input in its records, and whether its topic contains nothing else.
+fn name_of(topology: &Topology, feed: &Feed) -> (String, bool) {
+    let (name, is_alone) = match feed.input {
+        Input::Table { source, table } => {
+            let table = topology.sources.get(source).and_then(|source| source.tables.get(table));
+            (table.map(|table| table.name.to_string()), false)
+        }
+        Input::Event(at) => (topology.events.get(at).map(|event| event.name.to_string()), true),
+        Input::Processor(at) => (
+            topology.processors.get(at).map(|processor| processor.name.clone()),
+            true,
+        ),
+    };
+    (
+        name.expect("a checked topology declares each input of a processor"),
+        is_alone,
+    )
+}
+
+fn sink_for(config: &Config, name: &Arc<str>, repartitions: Option<Side>, declaration: u64) -> Box<dyn Sink> {
+    let processor = &config.processor;
+    if let Some(side) = repartitions {
+        let by_time = match &processor.work {
+            Work::Aggregate(aggregate) => aggregate.window.is_some(),
+            Work::Join(_) => false,
+        };
+        return Box::new(Repartition::new(
+            processor.repartition_topic(side).into(),
+            declaration,
+            by_time,
+        ));
+    }
+    let output = || OutputTopic::new(processor, config.schema_id);
+    if let Some(groups) = Groups::new(name, processor, output()) {
+        return Box::new(groups);
+    }
+    let pairs = Pairs::new(name, processor, output());
+    Box::new(pairs.expect("a processor is an aggregate or a join"))
+}
+
+#[cfg(test)]
+mod tests;

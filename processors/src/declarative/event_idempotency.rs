@@ -1,0 +1,118 @@
+//! Counting each event exactly once, although replays and redrives write it again.
+//!
+//! An event that failed is noted in the state under its original offset. A replayed event has counted already. A
+//! redriven event counts only if its note is there, and removes it.
+
+use super::delta::{Contribution, Delta};
+use super::relation::Relation;
+use super::sink::{Change, Pipeline};
+use crate::dead_letter::{RecordError, StepError};
+use event_log::{Millis, Offset, RecordRef};
+use schemas::codec::Row;
+use schemas::headers;
+use streams::{Stage, State};
+
+/// Processes an event record.
+pub fn process(relation: &Relation, record: &RecordRef<'_>, pipeline: &mut Pipeline<'_>) -> Result<(), StepError> {
+    let Some(offset) = countable_offset(record) else {
+        return Ok(());
+    };
+    if record.header(headers::REPLAYED).is_some() {
+        let key = failed_key(offset);
+        if pipeline.step.state.get(&key)?.is_none() {
+            return Ok(());
+        }
+        pipeline.step.state.delete(&key);
+    }
+    match count(relation, record, pipeline) {
+        Ok(None) => Ok(()),
+        // The event has counted, so no note: a redrive must not count it again.
+        Ok(Some(reason)) => Err(RecordError::new(Stage::Transformation, reason).into()),
+        Err(StepError::Record(error)) => {
+            note_failed(offset, pipeline.step.state);
+            Err(StepError::Record(error))
+        }
+        Err(StepError::Task(error)) => Err(StepError::Task(error)),
+    }
+}
+
+/// Notes that an event did not count because the log or the store rejected its effects.
+pub fn note_rejected(record: &RecordRef<'_>, state: &mut State) {
+    if let Some(offset) = countable_offset(record) {
+        note_failed(offset, state);
+    }
+}
+
+fn note_failed(offset: Offset, state: &mut State) {
+    state.put(&failed_key(offset), vec![1]);
+}
+
+/// Applies the event. Returns why it is a dead letter although it has counted.
+fn count(
+    relation: &Relation,
+    record: &RecordRef<'_>,
+    pipeline: &mut Pipeline<'_>,
+) -> Result<Option<String>, StepError> {
+    let key = record
+        .key()
+        .ok_or_else(|| RecordError::new(Stage::KeyConverter, "the key is null"))?;
+    schemas::key::check(key).map_err(|e| RecordError::new(Stage::KeyConverter, e))?;
+    let row_key = key.get(1..key.len().saturating_sub(1)).unwrap_or_default();
+    let row_key = std::str::from_utf8(row_key).map_err(|e| RecordError::new(Stage::KeyConverter, e))?;
+    let Some(value) = record.value() else { return Ok(None) };
+    let bound = relation
+        .bound(value)
+        .map_err(|e| RecordError::new(Stage::ValueConverter, e))?;
+    let mut row: Row<'_> = Vec::new();
+    bound
+        .decode(value, &mut row)
+        .map_err(|e| RecordError::new(Stage::ValueConverter, e))?;
+    let contributes = relation.shape.evaluate(row_key, &row, pipeline.shaped);
+    if !contributes.map_err(|e| RecordError::new(Stage::Transformation, e))? {
+        return Ok(None);
+    }
+    let at = record.timestamp();
+    let new = Contribution {
+        key: &pipeline.shaped.key,
+        order: order_by_time(at, record.offset()),
+        time: relation.shape.time_of(pipeline.shaped, at),
+        values: &pipeline.shaped.values,
+    };
+    let delta = Delta {
+        row: b"",
+        old: None,
+        new: Some(new),
+    };
+    let change = Change {
+        side: relation.side,
+        delta,
+        at,
+    };
+    Ok(pipeline.sink.apply(change, &mut pipeline.step)?)
+}
+
+/// Order of records without a source position: by timestamp, then by offset.
+pub fn order_by_time(at: Millis, offset: Offset) -> u128 {
+    // Flipping the sign bit makes negative timestamps the smallest.
+    u128::from(at.cast_unsigned() ^ (1 << 63)) << 64 | u128::from(offset.cast_unsigned())
+}
+
+/// The original offset of an event that may count; `None` for a replayed one.
+fn countable_offset(record: &RecordRef<'_>) -> Option<Offset> {
+    match record.header(headers::REPLAYED) {
+        None => Some(record.offset()),
+        Some(how) => original_offset(record).filter(|_| how == headers::REDRIVE.as_bytes()),
+    }
+}
+
+fn original_offset(record: &RecordRef<'_>) -> Option<Offset> {
+    if let Some(tx) = record.header(headers::TX) {
+        return i64::try_from(headers::Tx::parse(tx).ok()?.position.0).ok();
+    }
+    let offset = record.header(headers::errors::OFFSET)?;
+    std::str::from_utf8(offset).ok()?.parse().ok()
+}
+
+fn failed_key(offset: Offset) -> Vec<u8> {
+    format!("[\"failed\",\"{offset}\"]").into_bytes()
+}

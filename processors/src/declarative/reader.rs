@@ -1,0 +1,245 @@
+//! The [`Processor`] of every declarative processor: reads the inputs of a sub-topology, turns records into deltas, and
+//! passes them to the sink.
+//!
+//! A record that cannot be evaluated becomes a dead letter with the reason, and its row keeps its earlier contribution.
+//! State that was written under another declaration stops the task, because its contributions cannot be taken back.
+
+use super::delta::{Delta, DeltaError};
+use super::event_idempotency;
+use super::relation::Relation;
+use super::shape::Shaped;
+use super::sink::{Change, Pipeline, Sink};
+use super::table_input;
+use super::table_rows::TableRows;
+use crate::dead_letter::{RecordError, StepError, stop};
+use crate::input::{self, FetchSchema, schema_id};
+use crate::step::Step;
+use event_log::{RecordBatch, RecordRef};
+use std::ops::Range;
+use std::sync::Arc;
+use streams::{Context, Error, Output, Processor, Result, Stage, State, Timer};
+use topology::Side;
+
+/// State key of the declaration under which a task's state was written.
+const DECLARATION: &[u8] = b"[\"declaration\"]";
+
+/// An input topic.
+pub struct InputTopic {
+    /// Its name.
+    pub name: Arc<str>,
+    /// What its records are.
+    pub content: TopicContent,
+}
+
+/// What the records of an input topic are.
+pub enum TopicContent {
+    /// Records of tables, of one event, or of one processor; `event` is set for the latter two.
+    Direct {
+        /// Name of the event or processor.
+        event: Option<String>,
+        /// The sides that are read from the topic.
+        relations: Vec<Relation>,
+    },
+    /// Deltas that another sub-topology of the application repartitioned.
+    Repartitioned(Side),
+}
+
+/// Reads the inputs of one sub-topology.
+pub struct Reader {
+    name: Arc<str>,
+    declaration: Arc<str>,
+    declaration_id: u64,
+    inputs: Vec<InputTopic>,
+    sink: Box<dyn Sink>,
+    fetch: FetchSchema,
+    shaped: Shaped,
+    /// The declaration is not in the state yet.
+    declaration_unwritten: bool,
+}
+
+impl Reader {
+    /// A reader of these topics.
+    pub fn new(
+        name: Arc<str>,
+        declaration: Arc<str>,
+        inputs: Vec<InputTopic>,
+        sink: Box<dyn Sink>,
+        fetch: FetchSchema,
+    ) -> Self {
+        Reader {
+            declaration_id: id_of(&declaration),
+            name,
+            declaration,
+            inputs,
+            sink,
+            fetch,
+            shaped: Shaped::default(),
+            declaration_unwritten: true,
+        }
+    }
+
+    fn process_record(&mut self, record: RecordRef<'_>, step: &mut Step<'_>) -> Result<()> {
+        let Some(input) = self.inputs.iter_mut().find(|input| *input.name == **record.topic()) else {
+            return Ok(());
+        };
+        // A timestamp in the future must not advance stream time, or it would close windows that are still open.
+        self.sink.advance(record.timestamp().min(step.context.now));
+        let mut pipeline = Pipeline {
+            name: &self.name,
+            sink: &mut *self.sink,
+            shaped: &mut self.shaped,
+            step: Step {
+                context: step.context,
+                state: &mut *step.state,
+                output: &mut *step.output,
+            },
+        };
+        let done = match &mut input.content {
+            TopicContent::Repartitioned(side) => repartitioned(*side, self.declaration_id, &record, &mut pipeline),
+            TopicContent::Direct { event, relations } => match relations.as_mut_slice() {
+                [relation] if relation.rows.is_none() => event_idempotency::process(relation, &record, &mut pipeline),
+                relations => table_input::process(relations, event.as_deref(), &record, &mut pipeline),
+            },
+        };
+        match done {
+            Ok(()) => Ok(()),
+            Err(StepError::Task(error)) => Err(error),
+            Err(StepError::Record(error)) => {
+                step.output.dead_letter(record, error.stage, error.source.as_ref());
+                Ok(())
+            }
+        }
+    }
+
+    fn tables(&mut self) -> impl Iterator<Item = &mut TableRows> {
+        let relations = self.inputs.iter_mut().flat_map(|input| match &mut input.content {
+            TopicContent::Direct { relations, .. } => relations.as_mut_slice(),
+            TopicContent::Repartitioned(_) => &mut [],
+        });
+        relations.filter_map(|relation| relation.rows.as_mut())
+    }
+}
+
+/// A number that identifies a declaration in repartitioned records.
+pub fn id_of(declaration: &str) -> u64 {
+    xxhash_rust::xxh3::xxh3_64(declaration.as_bytes())
+}
+
+fn repartitioned(
+    side: Side,
+    declaration: u64,
+    record: &RecordRef<'_>,
+    pipeline: &mut Pipeline<'_>,
+) -> Result<(), StepError> {
+    let (key, value) = (record.key().unwrap_or_default(), record.value().unwrap_or_default());
+    match Delta::read(declaration, key, value) {
+        Ok(delta) => pipeline.apply(Change {
+            side,
+            delta,
+            at: record.timestamp(),
+        }),
+        Err(DeltaError::Damaged) => Err(RecordError::new(Stage::ValueConverter, DeltaError::Damaged).into()),
+        // All later records would fail in the same way, so stop instead of writing them to the dead-letter topic.
+        Err(error @ (DeltaError::Newer(_) | DeltaError::Foreign)) => {
+            let at = record.partition();
+            Err(pipeline
+                .damaged(format!("record {at}@{}: {error}", record.offset()))
+                .into())
+        }
+    }
+}
+
+impl Processor for Reader {
+    fn prepare(&mut self, records: &RecordBatch, range: Range<usize>) -> Result<()> {
+        for record in range.filter_map(|index| records.get(index)) {
+            let Some(id) = record.value().and_then(schema_id) else {
+                continue;
+            };
+            let found = self.inputs.iter_mut().find(|input| *input.name == **record.topic());
+            let Some(TopicContent::Direct { event, relations }) = found.map(|input| &mut input.content) else {
+                continue;
+            };
+            let table = match event {
+                Some(event) => Some(event.as_str()),
+                None => input::table_of(&record, None),
+            };
+            for relation in relations.iter_mut().filter(|r| Some(r.name.as_str()) == table) {
+                relation.prepare(id, &self.fetch).map_err(|error| Error::Processor {
+                    name: self.name.to_string(),
+                    reason: error.reason,
+                    fate: error.fate,
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn process(
+        &mut self,
+        context: Context,
+        records: &RecordBatch,
+        range: Range<usize>,
+        state: &mut State,
+        output: &mut Output,
+    ) -> Result<()> {
+        let mut step = Step { context, state, output };
+        for record in range.filter_map(|index| records.get(index)) {
+            self.process_record(record, &mut step)?;
+        }
+        Ok(())
+    }
+
+    fn on_dead_letter(&mut self, _: Context, record: RecordRef<'_>, state: &mut State, _: &mut Output) -> Result<()> {
+        let input = self.inputs.iter().find(|input| *input.name == **record.topic());
+        let Some(TopicContent::Direct { relations, .. }) = input.map(|input| &input.content) else {
+            return Ok(());
+        };
+        // A table needs no note: the redriven row is applied unless a newer version has been.
+        if matches!(relations.as_slice(), [relation] if relation.rows.is_none()) {
+            event_idempotency::note_rejected(&record, state);
+        }
+        Ok(())
+    }
+
+    fn on_timer(&mut self, _: Context, timer: &Timer, state: &mut State, output: &mut Output) -> Result<()> {
+        self.sink.on_timer(timer, state, output)
+    }
+
+    fn before_commit(&mut self, context: Context, state: &mut State, output: &mut Output) -> Result<()> {
+        if self.declaration_unwritten {
+            state.put(DECLARATION, self.declaration.as_bytes().to_vec());
+            self.declaration_unwritten = false;
+        }
+        self.sink.before_commit(state, output)?;
+        let name = self.name.clone();
+        for rows in self.tables() {
+            rows.before_commit(context.now, state)?.map_err(|e| stop(&name, e))?;
+        }
+        Ok(())
+    }
+
+    fn restore(&mut self, state: &State) -> Result<()> {
+        let written = state.get(DECLARATION)?;
+        self.declaration_unwritten = written.is_none();
+        if let Some(written) = written
+            && *written != *self.declaration.as_bytes()
+        {
+            let written = String::from_utf8_lossy(&written);
+            let reason = format!(
+                "its state was written under another declaration and cannot be used with this one; restore the old \
+                 declaration, or give the processor a new name, under which it starts over from its inputs' earliest \
+                 records. The state's declaration is {written}, the topology's is {}",
+                self.declaration
+            );
+            return Err(stop(&self.name, reason));
+        }
+        let (name, is_new) = (self.name.clone(), self.declaration_unwritten);
+        for rows in self.tables() {
+            rows.restore(state)?.map_err(|e| stop(&name, e))?;
+            if is_new {
+                rows.write_progress();
+            }
+        }
+        self.sink.restore(state)
+    }
+}

@@ -1,0 +1,72 @@
+//! The interface between the reader of inputs and what is done with their deltas.
+
+use super::delta::Delta;
+use super::shape::Shaped;
+use crate::dead_letter::{RecordError, StepError, stop};
+use crate::step::Step;
+use event_log::Millis;
+use streams::{Error, Output, Result, Stage, State, Timer};
+use topology::Side;
+
+/// What is done with deltas: aggregation, join or repartitioning.
+pub trait Sink: Send {
+    /// Advances stream time. Called with the timestamp of every record, limited to the wall-clock time.
+    fn advance(&mut self, _at: Millis) {}
+
+    /// Applies a change. Returns why the record is a dead letter although its change was applied, such as a sum that
+    /// leaves its range.
+    fn apply(&mut self, change: Change<'_>, step: &mut Step<'_>) -> Result<Option<String>>;
+
+    /// A timer is due.
+    fn on_timer(&mut self, _timer: &Timer, _state: &mut State, _output: &mut Output) -> Result<()> {
+        Ok(())
+    }
+
+    /// Writes what is buffered.
+    fn before_commit(&mut self, _state: &mut State, _output: &mut Output) -> Result<()> {
+        Ok(())
+    }
+
+    /// Discards what is buffered, and reads the committed state.
+    fn restore(&mut self, _state: &State) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A delta of a side.
+#[derive(Debug, Clone, Copy)]
+pub struct Change<'a> {
+    /// The side that changed.
+    pub side: Side,
+    /// What changed.
+    pub delta: Delta<'a>,
+    /// The record's timestamp in ms.
+    pub at: Millis,
+}
+
+/// What a record passes through: evaluation into `shaped`, then the sink.
+pub struct Pipeline<'p> {
+    /// The processor's name, for errors.
+    pub name: &'p str,
+    /// Where deltas go.
+    pub sink: &'p mut dyn Sink,
+    /// Reused buffer for contributions.
+    pub shaped: &'p mut Shaped,
+    /// Time, state and output.
+    pub step: Step<'p>,
+}
+
+impl Pipeline<'_> {
+    /// Applies a change. [`StepError::Record`] does not mean that the change was not applied; see [`Sink::apply`].
+    pub fn apply(&mut self, change: Change<'_>) -> Result<(), StepError> {
+        match self.sink.apply(change, &mut self.step)? {
+            None => Ok(()),
+            Some(reason) => Err(RecordError::new(Stage::Transformation, reason).into()),
+        }
+    }
+
+    /// An error that stops the task, for state that cannot be read.
+    pub fn damaged(&self, reason: impl ToString) -> Error {
+        stop(self.name, reason)
+    }
+}

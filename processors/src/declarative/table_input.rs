@@ -1,0 +1,307 @@
+//! Changes of tables as deltas: rows that are put or deleted, truncations, and rows that a snapshot did not find.
+//!
+//! A change takes back exactly what its row contributed before, also if a truncation or a snapshot chunk deletes the
+//! row. A change that does not alter the contribution is no delta.
+
+use super::delta::Delta;
+use super::event_idempotency::order_by_time;
+use super::relation::Relation;
+use super::sink::{Change, Pipeline};
+use super::table_rows::{Kept, Row, RowContribution, TableRows};
+use crate::dead_letter::{RecordError, StepError};
+use crate::input::{self, ChangeRecord, KeyChange, Kind, keys};
+use event_log::RecordRef;
+use schemas::codec::{Datum, Row as Datums};
+use schemas::version::Version;
+use streams::Stage;
+
+/// Processes a record of a change topic, or of a processor that writes a table.
+pub fn process(
+    relations: &mut [Relation],
+    event: Option<&str>,
+    record: &RecordRef<'_>,
+    pipeline: &mut Pipeline<'_>,
+) -> Result<(), StepError> {
+    let source_epoch = relations
+        .iter()
+        .filter_map(|r| r.rows.as_ref())
+        .map(TableRows::source_epoch)
+        .max();
+    let input = ChangeRecord::read(record, event, source_epoch.unwrap_or(1))?;
+    for relation in relations.iter_mut() {
+        let Some(mut rows) = relation.rows.take() else { continue };
+        rows.begin(&input);
+        let applied = if relation.name == input.table {
+            let table_change = TableChange {
+                relation,
+                rows: &rows,
+                record,
+                input: &input,
+                order: if event.is_some() {
+                    order_by_time(record.timestamp(), record.offset())
+                } else {
+                    order_of(input.version)
+                },
+            };
+            table_change.apply(pipeline)
+        } else {
+            Ok(())
+        };
+        relation.rows = Some(rows);
+        applied?;
+    }
+    Ok(())
+}
+
+/// A change record of a relation.
+struct TableChange<'c, 'r> {
+    relation: &'c Relation,
+    rows: &'c TableRows,
+    record: &'c RecordRef<'r>,
+    input: &'c ChangeRecord<'r>,
+    /// Order of the row among others.
+    order: u128,
+}
+
+fn order_of(version: Version) -> u128 {
+    u128::from(version.incarnation) << 96 | u128::from(version.position) << 32 | u128::from(version.ordinal)
+}
+
+impl TableChange<'_, '_> {
+    fn apply(&self, pipeline: &mut Pipeline<'_>) -> Result<(), StepError> {
+        let version = self.input.version;
+        match &self.input.kind {
+            Kind::Row(change) => self.apply_row(change, pipeline),
+            Kind::Truncate => self.remove_rows(pipeline, &|_, row| row.version < version),
+            Kind::ChunkEnd(end) => {
+                let low = Version {
+                    incarnation: version.incarnation,
+                    position: end.low,
+                    ordinal: 0,
+                };
+                // Only the chunk's own rows have its position, which may be just below `low`: they were found (ADR 3).
+                let chunk = (version.incarnation, version.position);
+                self.remove_rows(pipeline, &|key, row| {
+                    let in_chunk = (row.version.incarnation, row.version.position) == chunk;
+                    row.version < version && row.version < low && !in_chunk && end.contains(key)
+                })
+            }
+        }
+    }
+
+    fn apply_row(&self, change: &input::Change<'_>, pipeline: &mut Pipeline<'_>) -> Result<(), StepError> {
+        let (row_key, rows, version) = (change.row_key, self.rows, self.input.version);
+        let state_key = rows.state_key(row_key);
+        let old = rows
+            .get(&state_key, pipeline.step.state)?
+            .transpose()
+            .map_err(|e| pipeline.damaged(e))?;
+        // A replay, a redrive or a second snapshot of a change that has counted must not count again.
+        if version <= old.as_ref().map_or(rows.floor(), |old| old.version) {
+            return Ok(());
+        }
+        let old = old.unwrap_or_default();
+        let mut row = Row {
+            version,
+            deleted_ms: change.value.is_none().then_some(pipeline.step.context.now),
+            ..Row::default()
+        };
+        let origin = match change.key_change {
+            KeyChange::Arrives { from, left } => Origin::read(rows, from, left, pipeline)?,
+            KeyChange::None | KeyChange::Leaves => None,
+        };
+        // The values that a deleted row left belong to its new key, not to another row under the old key.
+        let live = if old.deleted_ms.is_none() {
+            old.kept.as_slice()
+        } else {
+            &[]
+        };
+        let kept = match change.key_change {
+            KeyChange::Arrives { .. } => origin.as_ref().map_or(&[][..], |origin| &origin.row.kept),
+            KeyChange::None | KeyChange::Leaves => live,
+        };
+        if let Some(value) = change.value {
+            (row.contribution, row.kept) = self.evaluate(row_key, value, kept, pipeline)?;
+        } else if change.key_change == KeyChange::Leaves {
+            // The next record, the row under its new key, may omit the same columns.
+            row.kept = live.to_vec();
+        }
+        let delta = Delta {
+            row: row_key.as_bytes(),
+            old: old.contribution.as_ref().map(RowContribution::as_contribution),
+            new: row.contribution.as_ref().map(RowContribution::as_contribution),
+        };
+        let applied = if self.is_delta(&old, &row) {
+            pipeline.apply(Change {
+                side: self.relation.side,
+                delta,
+                at: self.record.timestamp(),
+            })
+        } else {
+            Ok(())
+        };
+        // After a record error the change has been applied nevertheless, so the row must be stored.
+        if let Err(StepError::Task(error)) = applied {
+            return Err(StepError::Task(error));
+        }
+        rows.put(&state_key, old.deleted_ms, &row, pipeline.step.state);
+        if let Some(origin) = origin {
+            origin.clear_kept(pipeline);
+        }
+        applied
+    }
+
+    fn is_delta(&self, old: &Row, new: &Row) -> bool {
+        match (&old.contribution, &new.contribution) {
+            (None, None) => false,
+            (Some(old), Some(new)) => {
+                (&old.key, old.time, &old.values) != (&new.key, new.time, &new.values)
+                    || self.relation.shape.is_ordered()
+            }
+            _ => true,
+        }
+    }
+
+    /// The contribution of a row, and the values to keep for its next change.
+    fn evaluate(
+        &self,
+        row_key: &str,
+        value: &[u8],
+        known: &[Kept],
+        pipeline: &mut Pipeline<'_>,
+    ) -> Result<(Option<RowContribution>, Vec<Kept>), RecordError> {
+        let bound = self
+            .relation
+            .bound(value)
+            .map_err(|e| RecordError::new(Stage::ValueConverter, e))?;
+        let mut datums: Datums<'_> = Vec::new();
+        bound
+            .decode(value, &mut datums)
+            .map_err(|e| RecordError::new(Stage::ValueConverter, e))?;
+        let shape = &self.relation.shape;
+        let columns = &shape.feed().columns;
+        let mut kept = Vec::new();
+        if bound.lists_unchanged {
+            fill_unchanged(columns, &mut datums, known)?;
+            let large = columns.iter().zip(&datums).filter(|(_, datum)| may_be_omitted(datum));
+            kept.extend(large.filter_map(|(name, datum)| {
+                let bytes = datum.as_str().map(str::as_bytes).or(datum.as_bytes())?;
+                Some((name.clone(), bytes.to_vec()))
+            }));
+        }
+        let contributes = shape.evaluate(row_key, &datums, pipeline.shaped);
+        if !contributes.map_err(|e| RecordError::new(Stage::Transformation, e))? {
+            return Ok((None, kept));
+        }
+        let contribution = RowContribution {
+            key: pipeline.shaped.key.clone(),
+            order: self.order,
+            time: shape.time_of(pipeline.shaped, self.record.timestamp()),
+            values: pipeline.shaped.values.clone(),
+        };
+        Ok((Some(contribution), kept))
+    }
+
+    /// Removes the live rows that match, at the version of the record that removes them.
+    fn remove_rows(&self, pipeline: &mut Pipeline<'_>, matches: &dyn Fn(&str, &Row) -> bool) -> Result<(), StepError> {
+        let rows = self.rows;
+        let prefix = rows.prefix().len();
+        let removed = rows
+            .select(pipeline.step.state, matches)?
+            .map_err(|e| pipeline.damaged(e))?;
+        let mut result = Ok(());
+        for (state_key, row) in removed {
+            let row_key = keys::row_key_of(&state_key, prefix);
+            if let Some(contribution) = &row.contribution {
+                let delta = Delta {
+                    row: row_key.as_bytes(),
+                    old: Some(contribution.as_contribution()),
+                    new: None,
+                };
+                let applied = pipeline.apply(Change {
+                    side: self.relation.side,
+                    delta,
+                    at: self.record.timestamp(),
+                });
+                if let Err(StepError::Task(error)) = applied {
+                    return Err(StepError::Task(error));
+                }
+                result = result.and(applied);
+            }
+            let row = Row {
+                version: self.input.version,
+                deleted_ms: Some(pipeline.step.context.now),
+                ..Row::default()
+            };
+            rows.put(&state_key, None, &row, pipeline.step.state);
+        }
+        result
+    }
+}
+
+/// The state of a row's old key, as the tombstone of the key change left it.
+struct Origin {
+    state_key: Vec<u8>,
+    row: Row,
+}
+
+impl Origin {
+    /// `None` if the old key's state is unknown or newer: it may then contain the values of another row.
+    fn read(rows: &TableRows, from: &str, left: Version, pipeline: &Pipeline<'_>) -> Result<Option<Origin>, StepError> {
+        let state_key = rows.state_key(from);
+        let row = rows
+            .get(&state_key, pipeline.step.state)?
+            .transpose()
+            .map_err(|e| pipeline.damaged(e))?;
+        let row = row.filter(|row| row.deleted_ms.is_some() && row.version == left);
+        Ok(row.map(|row| Origin { state_key, row }))
+    }
+
+    /// Drops the kept values, which the row under its new key has now.
+    fn clear_kept(mut self, pipeline: &mut Pipeline<'_>) {
+        if !self.row.kept.is_empty() {
+            self.row.kept.clear();
+            pipeline.step.state.put(&self.state_key, self.row.encode());
+        }
+    }
+}
+
+/// Fills in the kept values of columns that the source omitted as unchanged.
+fn fill_unchanged<'d>(columns: &[String], datums: &mut Datums<'d>, kept: &'d [Kept]) -> Result<(), RecordError> {
+    let listed = datums
+        .get(columns.len())
+        .and_then(Datum::as_array)
+        .map(<[Datum<'_>]>::to_vec);
+    for name in listed.iter().flatten().filter_map(Datum::as_str) {
+        let Some(at) = columns.iter().position(|column| column == name) else {
+            continue;
+        };
+        let missing = || {
+            let reason = format!(
+                "the source omitted column `{name}` as unchanged, but no earlier value of the row is known; snapshot \
+                 the table"
+            );
+            RecordError::new(Stage::Transformation, reason)
+        };
+        let (_, value) = kept.iter().find(|(kept, _)| kept == name).ok_or_else(missing)?;
+        let slot = datums.get_mut(at).ok_or_else(missing)?;
+        *slot = match (std::str::from_utf8(value), &slot) {
+            (Ok(text), Datum::Str(_) | Datum::Null) => Datum::Str(text),
+            _ => Datum::Bytes(value),
+        };
+    }
+    Ok(())
+}
+
+/// The longest value that PostgreSQL always sends: a TOAST pointer has 18 bytes, so no shorter value is moved out of
+/// its row.
+const SENT_BYTES_MAX: usize = 18;
+
+/// Whether the source may omit a value when it does not change.
+fn may_be_omitted(datum: &Datum<'_>) -> bool {
+    match datum {
+        Datum::Str(text) => text.len() > SENT_BYTES_MAX,
+        Datum::Bytes(bytes) => bytes.len() > SENT_BYTES_MAX,
+        _ => false,
+    }
+}

@@ -1,0 +1,301 @@
+//! Reading a change record: which row of which table, at which version, and which source transaction it ends.
+//!
+//! A field that cannot be read is a [`RecordError`] with the stage that failed. The row's value is not decoded here.
+
+use super::keys::row_state_key;
+use crate::dead_letter::RecordError;
+use event_log::{Millis, RecordRef};
+use schemas::events::Event;
+use schemas::headers::{self, Tx};
+use schemas::key::{Part, Parts};
+use schemas::version::{Lsn, Version};
+use streams::Stage;
+
+/// Why a record was written again; value of the header `replayed`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replayed {
+    /// An operator copied a range of a topic.
+    Replay,
+    /// A dead letter was written to its original topic again.
+    Redrive,
+}
+
+/// What a record changes.
+#[derive(Debug)]
+pub enum Kind<'a> {
+    /// A row is put or deleted.
+    Row(Change<'a>),
+    /// All rows of the table are deleted.
+    Truncate,
+    /// A chunk of a snapshot ends.
+    ChunkEnd(ChunkEnd),
+}
+
+/// A row that is put or deleted.
+#[derive(Debug)]
+pub struct Change<'a> {
+    /// Content of the row key's JSON array, without the table.
+    pub row_key: &'a str,
+    /// Key of the row in the state.
+    pub state_key: Vec<u8>,
+    /// Framed Avro; `None` deletes.
+    pub value: Option<&'a [u8]>,
+    /// The record's role in a change of the row's key.
+    pub key_change: KeyChange<'a>,
+}
+
+/// The role of a record in a change of a row's key.
+///
+/// A source writes a tombstone for the old key, directly followed by the row under its new key. PostgreSQL omits
+/// unchanged TOAST columns from that row too, so their values come from the state of the old key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyChange<'a> {
+    /// The key does not change.
+    None,
+    /// The tombstone of the old key. The next record needs the row's kept values.
+    Leaves,
+    /// The row under its new key.
+    Arrives {
+        /// Content of the old row key's JSON array, without the table.
+        from: &'a str,
+        /// Version of the tombstone.
+        left: Version,
+    },
+}
+
+/// The end of a snapshot chunk.
+#[derive(Debug)]
+pub struct ChunkEnd {
+    /// Position below which a row of the range that was not in the chunk is deleted.
+    pub low: u64,
+    /// Whether this is the last chunk of the table's snapshot.
+    pub last: bool,
+    from: Option<String>,
+    to: Option<String>,
+}
+
+/// A parsed change record.
+#[derive(Debug)]
+pub struct ChangeRecord<'a> {
+    /// Name of the table or event.
+    pub table: &'a str,
+    /// Version of the change.
+    pub version: Version,
+    /// Whether the record ends its source transaction.
+    pub last: bool,
+    /// Commit time in ms; 0 if unknown.
+    pub at_ms: Millis,
+    /// Set if the record was written before.
+    pub replayed: Option<Replayed>,
+    /// The change.
+    pub kind: Kind<'a>,
+}
+
+impl<'a> ChangeRecord<'a> {
+    /// Parses a record of a source stream.
+    ///
+    /// `event` is the name of the event whose topic it is, and `topic_epoch` that topic's epoch; tables have their
+    /// version in the header `tx`.
+    pub fn read(record: &RecordRef<'a>, event: Option<&'a str>, topic_epoch: u32) -> Result<Self, RecordError> {
+        let replayed = match record.header(headers::REPLAYED) {
+            None => None,
+            Some(b"redrive") => Some(Replayed::Redrive),
+            Some(_) => Some(Replayed::Replay),
+        };
+        let key = record
+            .key()
+            .ok_or_else(|| RecordError::new(Stage::KeyConverter, "the key is null"))?;
+        let mut parts = Parts::new(key).map_err(|e| RecordError::new(Stage::KeyConverter, e))?;
+        if let Some(event) = event {
+            let version = event_version(record, replayed, topic_epoch)?;
+            schemas::key::check(key).map_err(|e| RecordError::new(Stage::KeyConverter, e))?;
+            let kind = Kind::Row(row(event, parts.rest(), record.value(), KeyChange::None));
+            return Ok(ChangeRecord {
+                table: event,
+                version,
+                last: true,
+                at_ms: record.timestamp(),
+                replayed,
+                kind,
+            });
+        }
+        let tx = record
+            .header(headers::TX)
+            .ok_or_else(|| RecordError::new(Stage::HeaderConverter, "header tx is missing"))?;
+        let tx = Tx::parse(tx).map_err(|e| RecordError::new(Stage::HeaderConverter, e))?;
+        let first = table_name(&mut parts)?;
+        let (table, kind) = if first == "~chunk" {
+            let table = table_name(&mut parts)?;
+            (table, Kind::ChunkEnd(chunk_end(record.value())?))
+        } else if parts.rest().is_empty() {
+            (first, Kind::Truncate)
+        } else {
+            schemas::key::check(key).map_err(|e| RecordError::new(Stage::KeyConverter, e))?;
+            let key_change = key_change(record, first, tx.version())?;
+            (first, Kind::Row(row(first, parts.rest(), record.value(), key_change)))
+        };
+        let (version, last, at_ms) = (tx.version(), tx.last, tx.at_ms);
+        Ok(ChangeRecord {
+            table,
+            version,
+            last,
+            at_ms,
+            replayed,
+            kind,
+        })
+    }
+}
+
+/// An event's version is its offset. A replayed event has the original offset in the header `tx`, so that it does not
+/// overwrite a newer event.
+fn event_version(record: &RecordRef<'_>, replayed: Option<Replayed>, topic_epoch: u32) -> Result<Version, RecordError> {
+    match record.header(headers::TX).filter(|_| replayed.is_some()) {
+        Some(tx) => {
+            let tx = Tx::parse(tx).map_err(|e| RecordError::new(Stage::HeaderConverter, e))?;
+            Ok(tx.version())
+        }
+        None => Ok(Version {
+            incarnation: topic_epoch,
+            position: u64::try_from(record.offset()).unwrap_or_default(),
+            ordinal: 0,
+        }),
+    }
+}
+
+/// The next element of a key as a table name, which needs no escapes in JSON.
+fn table_name<'a>(parts: &mut Parts<'a>) -> Result<&'a str, RecordError> {
+    match parts.next() {
+        Some(Ok(Part::Str(std::borrow::Cow::Borrowed(text)))) => Ok(text),
+        Some(Err(error)) => Err(RecordError::new(Stage::KeyConverter, error)),
+        _ => Err(RecordError::new(
+            Stage::KeyConverter,
+            "the key does not begin with a table name",
+        )),
+    }
+}
+
+fn row<'a>(table: &str, row_key: &'a str, value: Option<&'a [u8]>, key_change: KeyChange<'a>) -> Change<'a> {
+    Change {
+        row_key,
+        state_key: row_state_key(table, row_key),
+        value,
+        key_change,
+    }
+}
+
+fn key_change<'a>(record: &RecordRef<'a>, table: &str, version: Version) -> Result<KeyChange<'a>, RecordError> {
+    if record.value().is_none() {
+        let leaves = record.header(headers::MOVED_TO).is_some();
+        return Ok(if leaves { KeyChange::Leaves } else { KeyChange::None });
+    }
+    let Some(key) = record.header(headers::MOVED_FROM) else {
+        return Ok(KeyChange::None);
+    };
+    let malformed = |e: schemas::key::KeyError| RecordError::new(Stage::HeaderConverter, e);
+    schemas::key::check(key).map_err(malformed)?;
+    let mut parts = Parts::new(key).map_err(malformed)?;
+    let same_table = matches!(parts.next(), Some(Ok(Part::Str(of))) if of == table);
+    // The tombstone has the preceding ordinal, so the row under its new key is never first in its transaction.
+    let ordinal = version
+        .ordinal
+        .checked_sub(1)
+        .filter(|_| same_table && !parts.rest().is_empty());
+    let Some(ordinal) = ordinal else {
+        let reason = "header moved-from does not contain the key of the preceding record";
+        return Err(RecordError::new(Stage::HeaderConverter, reason));
+    };
+    Ok(KeyChange::Arrives {
+        from: parts.rest(),
+        left: Version { ordinal, ..version },
+    })
+}
+
+fn chunk_end(value: Option<&[u8]>) -> Result<ChunkEnd, RecordError> {
+    let value = value.ok_or_else(|| RecordError::new(Stage::ValueConverter, "the chunk end has no value"))?;
+    let end = schemas::events::ChunkEnd::read(value).map_err(|e| RecordError::new(Stage::ValueConverter, e))?;
+    let low = Lsn::from_text(end.low.as_bytes()).ok_or_else(|| {
+        let reason = format!("the chunk's low watermark {:?} is not of the form HEX/HEX", end.low);
+        RecordError::new(Stage::ValueConverter, reason)
+    })?;
+    let (from, to) = (end.from.map(str::to_owned), end.to.map(str::to_owned));
+    Ok(ChunkEnd {
+        low: low.0,
+        last: end.is_final,
+        from,
+        to,
+    })
+}
+
+impl ChunkEnd {
+    /// Whether a row key is in the chunk's range; both bounds are inclusive.
+    pub fn contains(&self, row_key: &str) -> bool {
+        let key = format!("[{row_key}]");
+        let after = self.from.as_deref().is_none_or(|from| order(from, &key).is_le());
+        after && self.to.as_deref().is_none_or(|to| order(&key, to).is_le())
+    }
+}
+
+/// Orders two keys as the source does: integers by value, also if they are written as strings, and text by its bytes.
+fn order(a: &str, b: &str) -> std::cmp::Ordering {
+    let parts = |key: &str| schemas::key::parts(key.as_bytes()).map(comparable).unwrap_or_default();
+    parts(a).cmp(&parts(b))
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Comparable {
+    Integer(i64),
+    Text(String),
+}
+
+fn comparable(parts: Vec<Part<'_>>) -> Vec<Comparable> {
+    let comparable = |part: &Part<'_>| {
+        let mut text = Vec::new();
+        schemas::key::KeyWriter::new(&mut text).part(part).finish();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let bare = text.trim_matches(|c| matches!(c, '[' | ']' | '"'));
+        bare.parse()
+            .map_or_else(|_| Comparable::Text(text.clone()), Comparable::Integer)
+    };
+    parts.iter().map(comparable).collect()
+}
+
+/// The table or event of a record; `None` if its key does not name one.
+pub fn table_of<'a>(record: &RecordRef<'a>, event: Option<&'a str>) -> Option<&'a str> {
+    match event {
+        Some(event) => Some(event),
+        None => table_name(&mut Parts::new(record.key()?).ok()?).ok(),
+    }
+}
+
+/// The table and the state key of the row that a record changes; `None` if its key does not name one.
+pub fn row_of<'a>(record: &RecordRef<'a>, event: Option<&'a str>) -> Option<(&'a str, Vec<u8>)> {
+    let key = record.key()?;
+    schemas::key::check(key).ok()?;
+    let mut parts = Parts::new(key).ok()?;
+    let table = match event {
+        Some(event) => event,
+        None => table_name(&mut parts).ok().filter(|table| !table.starts_with('~'))?,
+    };
+    let row_key = parts.rest();
+    (!row_key.is_empty()).then(|| (table, row_state_key(table, row_key)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunk_keys_compare_as_numbers_even_as_strings() {
+        let end = ChunkEnd {
+            low: 1,
+            last: false,
+            from: Some("[\"9\"]".into()),
+            to: Some("[\"100\"]".into()),
+        };
+        let contained: Vec<bool> = ["\"8\"", "\"9\"", "\"100\"", "\"101\""]
+            .iter()
+            .map(|key| end.contains(key))
+            .collect();
+        assert_eq!(contained, [false, true, true, false]);
+    }
+}

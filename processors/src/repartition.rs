@@ -1,0 +1,66 @@
+//! Repartitioning: sends each delta of a side to the partition of its group's or pair's key.
+//!
+//! What a row contributed is taken back in the partition of its old key, and added in that of its new key. If both
+//! keys are the same, one record has both, so that the group changes once. A record's timestamp never exceeds the
+//! wall-clock time, so that a row with a time in the future does not close windows downstream. The sink has no state:
+//! earlier contributions are in the state of the task that reads the input.
+
+use crate::declarative::{Change, Delta, Sink};
+use crate::step::Step;
+use event_log::{Millis, OutRecord};
+use std::sync::Arc;
+use streams::{Output, Result};
+
+/// Writes deltas to a repartition topic.
+pub struct Repartition {
+    topic: Arc<str>,
+    declaration: u64,
+    /// Whether records have the time of their rows as timestamp, as windows need it.
+    by_time: bool,
+    value: Vec<u8>,
+}
+
+impl Repartition {
+    /// Writes to a topic; `declaration` is the id that its readers expect.
+    pub fn new(topic: Arc<str>, declaration: u64, by_time: bool) -> Self {
+        Repartition {
+            topic,
+            declaration,
+            by_time,
+            value: Vec::new(),
+        }
+    }
+
+    fn send(&mut self, key: &[u8], at: Millis, delta: &Delta<'_>, output: &mut Output) {
+        self.value.clear();
+        delta.write(self.declaration, &mut self.value);
+        let record = OutRecord {
+            topic: &self.topic,
+            partition: None,
+            timestamp: Some(at),
+            key: Some(key),
+            value: Some(&self.value),
+        };
+        output.send(record, []);
+    }
+}
+
+impl Sink for Repartition {
+    fn apply(&mut self, change: Change<'_>, step: &mut Step<'_>) -> Result<Option<String>> {
+        let (by_time, now) = (self.by_time, step.context.now);
+        let at = |time: Millis| (if by_time { time.min(now) } else { change.at }).max(0);
+        let delta = change.delta;
+        let same_key = delta.old.map(|old| old.key) == delta.new.map(|new| new.key);
+        if let Some(new) = delta.new.filter(|_| same_key) {
+            self.send(new.key, at(new.time), &delta, step.output);
+            return Ok(None);
+        }
+        if let Some(old) = delta.old {
+            self.send(old.key, at(old.time), &Delta { new: None, ..delta }, step.output);
+        }
+        if let Some(new) = delta.new {
+            self.send(new.key, at(new.time), &Delta { old: None, ..delta }, step.output);
+        }
+        Ok(None)
+    }
+}

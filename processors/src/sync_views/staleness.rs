@@ -1,0 +1,259 @@
+//! Missing entries and stale marks: which views lack changes, and until when.
+//!
+//! A change that became a dead letter leaves a missing entry for its row, and the views of a table are marked stale in
+//! every partition while a row of the table has an entry. An entry is removed only by proof: a newer change that
+//! contains the whole row or deletes it, the redriven dead letter, or a snapshot chunk or truncation that covers the
+//! row. A change that omitted columns is no proof of the values that it builds on. The rules are in
+//! docs/protocol/view-sync.md, "Stale rows", and ADR 8.
+
+use super::key_change::Applied;
+use super::state::{self, Row, StateError, damaged};
+use super::{SyncViews, put_row};
+use crate::input::{self, ChangeRecord, ChunkEnd, KeyChange, Kind, keys};
+use crate::step::Step;
+use event_log::RecordRef;
+use schemas::version::Version;
+use std::ops::ControlFlow;
+use streams::{Output, Result, State};
+
+/// The missing entry of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Missing {
+    /// Version of the newest missing change.
+    newest: Version,
+    /// Whether it is the only one.
+    alone: bool,
+}
+
+impl Missing {
+    fn encode(self) -> Vec<u8> {
+        [
+            &[state::FORMAT],
+            self.newest.to_bytes().as_slice(),
+            &[u8::from(self.alone)],
+        ]
+        .concat()
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Missing, StateError> {
+        let read = |rest: &[u8]| {
+            let (version, rest) = rest.split_first_chunk::<17>()?;
+            let newest = Version::from_bytes(version).ok()?;
+            Some(Missing {
+                newest,
+                alone: rest == [1],
+            })
+        };
+        read(state::open(bytes)?).ok_or(StateError::Damaged("a missing entry"))
+    }
+}
+
+impl SyncViews {
+    /// Updates the missing entries of the rows that a change concerns. A row that contains values of its old key also
+    /// lacks what the old key lacks.
+    pub(super) fn applied(
+        &mut self,
+        input: &ChangeRecord<'_>,
+        applied: Applied<'_, '_>,
+        step: &mut Step<'_>,
+    ) -> Result<()> {
+        let state_key = &applied.change.state_key;
+        let Some(origin) = applied.origin else {
+            // The tombstone of a key change proves nothing: the next record may contain this row's kept values.
+            let leaves = applied.change.key_change == KeyChange::Leaves;
+            return self.resolve_missing(input, state_key, applied.whole && !leaves, step);
+        };
+        if !applied.whole && step.state.get(&keys::missing_key(&origin.state_key))?.is_some() {
+            self.record_missing(input.table, state_key, input.version, step)?;
+        } else {
+            // The row has no values of the row that had the new key before.
+            self.resolve_missing(input, state_key, true, step)?;
+        }
+        self.resolve_missing(input, &origin.state_key, true, step)?;
+        if let Some(mut row) = origin.row.filter(|row| !row.kept.is_empty()) {
+            row.kept.clear();
+            step.state.put(&origin.state_key, row.encode());
+        }
+        Ok(())
+    }
+
+    /// Adds a missing entry for the row of a record that is a dead letter, if its key names a row.
+    pub(super) fn record_missed(
+        &mut self,
+        record: RecordRef<'_>,
+        input: Option<&ChangeRecord<'_>>,
+        step: &mut Step<'_>,
+    ) -> Result<()> {
+        let rules = self.config.rules.clone();
+        let (table, state_key, version) = match input {
+            Some(input) => match &input.kind {
+                Kind::Row(change) => (input.table, change.state_key.clone(), input.version),
+                Kind::Truncate | Kind::ChunkEnd(_) => return Ok(()),
+            },
+            // A record whose version cannot be read is at least as new as the record before it.
+            None => match input::row_of(&record, rules.event()) {
+                Some((table, state_key)) => (table, state_key, self.last.max(self.floor)),
+                None => return Ok(()),
+            },
+        };
+        self.record_missing(table, &state_key, version, step)
+    }
+
+    /// Adds a change to the missing entry of a row.
+    pub(super) fn record_missing(
+        &mut self,
+        table: &str,
+        state_key: &[u8],
+        version: Version,
+        step: &mut Step<'_>,
+    ) -> Result<()> {
+        if self.config.rules.relation(table).is_none() {
+            return Ok(());
+        }
+        let key = keys::missing_key(state_key);
+        let known = match step.state.get(&key)? {
+            Some(bytes) => Some(Missing::decode(&bytes).map_err(|e| damaged(&e))?),
+            None => None,
+        };
+        let missing = match known {
+            Some(known) => Missing {
+                newest: known.newest.max(version),
+                alone: known.alone && known.newest == version,
+            },
+            None => {
+                *self.stream.missing.entry(table.to_owned()).or_default() += 1;
+                self.stream_dirty = true;
+                Missing {
+                    newest: version,
+                    alone: true,
+                }
+            }
+        };
+        step.state.put(&key, missing.encode());
+        self.update_stale_mark(table, step.output);
+        Ok(())
+    }
+
+    /// Removes the missing entry of a row if the change that was applied proves that it lacks nothing; `whole` if the
+    /// row contains no values of earlier changes.
+    pub(super) fn resolve_missing(
+        &mut self,
+        input: &ChangeRecord<'_>,
+        state_key: &[u8],
+        whole: bool,
+        step: &mut Step<'_>,
+    ) -> Result<()> {
+        if !self.stream.missing.contains_key(input.table) {
+            return Ok(());
+        }
+        let key = keys::missing_key(state_key);
+        let Some(bytes) = step.state.get(&key)? else {
+            return Ok(());
+        };
+        let missing = Missing::decode(&bytes).map_err(|e| damaged(&e))?;
+        let is_missing_change = missing.alone && missing.newest == input.version;
+        if is_missing_change || (whole && missing.newest <= input.version) {
+            self.remove_missing(input.table, &key, step.state, step.output);
+        }
+        Ok(())
+    }
+
+    /// Removes missing entries of rows that `covers` selects: their state is known as of version `at`.
+    pub(super) fn cover(
+        &mut self,
+        input: &ChangeRecord<'_>,
+        at: Version,
+        step: &mut Step<'_>,
+        covers: &dyn Fn(&str) -> bool,
+    ) -> Result<()> {
+        if !self.stream.missing.contains_key(input.table) {
+            return Ok(());
+        }
+        let prefix = keys::missing_prefix(input.table);
+        let (mut found, mut failed) = (Vec::new(), None);
+        step.state.scan(&prefix, &mut |key, value| {
+            match Missing::decode(value) {
+                Ok(missing) if missing.newest < at && covers(keys::row_key_of(key, prefix.len())) => {
+                    found.push(key.to_vec());
+                }
+                Ok(_) => {}
+                Err(error) => failed = Some(error),
+            }
+            ControlFlow::Continue(())
+        })?;
+        if let Some(error) = failed {
+            return Err(damaged(&error));
+        }
+        for key in found {
+            // An unknown row is now known to be deleted. Remember that, or its redriven dead letter would bring it back
+            // (I4).
+            let state_key = keys::row_of_missing_key(&key);
+            if step.state.get(&state_key)?.is_none() {
+                let row = Row {
+                    version: input.version,
+                    deleted_ms: Some(step.context.now),
+                    ..Row::default()
+                };
+                put_row(&state_key, None, &row, step.state);
+            }
+            self.remove_missing(input.table, &key, step.state, step.output);
+        }
+        Ok(())
+    }
+
+    /// Removes missing entries that the end of a snapshot chunk covers; `low` is the chunk's low watermark.
+    pub(super) fn cover_chunk(
+        &mut self,
+        input: &ChangeRecord<'_>,
+        low: Version,
+        end: &ChunkEnd,
+        step: &mut Step<'_>,
+    ) -> Result<()> {
+        // At or below the floor, the chunk's own rows may have been ignored, so it proves nothing.
+        if low <= self.floor {
+            return Ok(());
+        }
+        self.cover(input, low, step, &|key| end.contains(key))?;
+        if end.last {
+            // Clears a mark that a release without missing entries has set.
+            self.update_stale_mark(input.table, step.output);
+        }
+        Ok(())
+    }
+
+    fn remove_missing(&mut self, table: &str, key: &[u8], state: &mut State, output: &mut Output) {
+        state.delete(key);
+        self.stream_dirty = true;
+        if let Some(count) = self.stream.missing.get_mut(table) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.stream.missing.remove(table);
+                self.update_stale_mark(table, output);
+            }
+        }
+    }
+
+    /// Writes stale marks if the last ones that were written for a table are no longer right.
+    fn update_stale_mark(&mut self, table: &str, output: &mut Output) {
+        let stale = self.stream.missing.contains_key(table);
+        if stale == self.stream.stale.contains(table) {
+            return;
+        }
+        if stale {
+            self.stream.stale.insert(table.to_owned());
+        } else {
+            self.stream.stale.remove(table);
+        }
+        self.stream_dirty = true;
+        let Some(relation) = self.config.rules.relation(table).cloned() else {
+            return;
+        };
+        // Every partition gets the mark, because a device reads only some of them.
+        for view in relation.views() {
+            for partition in 0..self.config.partitions {
+                self.view_log.stale_mark(view, stale, partition, output);
+                self.stream.touched.insert(partition);
+            }
+        }
+    }
+}
