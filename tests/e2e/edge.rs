@@ -14,6 +14,7 @@ use harness::{Harness, Running, eventually, memory_log};
 use reqwest::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, RETRY_AFTER, WWW_AUTHENTICATE};
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
+use stage::{Running, Stage, TokenSpec, eventually, memory_log};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -42,8 +43,18 @@ async fn invalid_token_is_rejected_with_the_reason() {
     let http = Client::new();
     let good = harness.token("1", &["user:1"]);
     assert_eq!(sync(&http, &edge, &good).send().await.unwrap().status(), 200);
-    let expired = harness.token_with("1", DEV_AUDIENCE, &["user:1"], 60, 120);
-    let audience = harness.token_with("1", "another-service", &["user:1"], 60, 0);
+    let valid = TokenSpec {
+        subject: "1",
+        audience: DEV_AUDIENCE,
+        buckets: &["user:1"],
+        expires_in_s: 60,
+        age_s: 0,
+    };
+    let expired = stage.token_with(&TokenSpec { age_s: 120, ..valid });
+    let audience = stage.token_with(&TokenSpec {
+        audience: "another-service",
+        ..valid
+    });
     let cases = [
         ("nonsense", 401, "/problems/token-invalid", "three parts"),
         (&expired, 401, "/problems/token-expired", "expired"),

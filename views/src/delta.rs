@@ -207,12 +207,12 @@ impl Pager<'_> {
                 offset: Offset::MIN,
             },
         });
-        let had = if first { &self.base.covered } else { &round.covered };
-        let drops: Vec<BucketId> = had.iter().filter(|id| !may_read(id)).copied().collect();
+        let covered_before = if first { &self.base.covered } else { &round.covered };
+        let drops: Vec<BucketId> = covered_before.iter().filter(|id| !may_read(id)).copied().collect();
         // A bucket that is revoked in mid-round is no longer covered, so that it starts with a reset if it is granted again.
         // One that is granted in mid-round is not in `round.covered` and waits for the next round.
         let covered: Vec<BucketId> = round.covered.iter().filter(|id| may_read(id)).copied().collect();
-        let mut got = Draft {
+        let mut draft = Draft {
             drops,
             resets: vec![],
             changes: vec![],
@@ -221,24 +221,24 @@ impl Pager<'_> {
             more: false,
         };
         for bucket in readable.iter().filter(|b| covered.binary_search(&b.id).is_ok()) {
-            self.add_bucket(bucket, &round, &mut got)?;
-            if got.more {
+            self.add_bucket(bucket, &round, &mut draft)?;
+            if draft.more {
                 break;
             }
         }
-        let empty = got.resets.is_empty() && got.changes.is_empty();
+        let empty = draft.resets.is_empty() && draft.changes.is_empty();
         // An idle device needs a new cursor before its times reach the horizon.
         let fresh = self
             .base
             .points
             .values()
             .all(|p| p.time > self.request.now - self.replica.times().refresh_ms);
-        let same = covered == self.base.covered && got.drops.is_empty();
+        let same = covered == self.base.covered && draft.drops.is_empty();
         let quiet = self.request.patient || !self.stale_changed();
         if first && empty && !self.reset_all && same && fresh && self.base.complete && quiet {
             return Ok(Answer::NotModified);
         }
-        Ok(Answer::Page(Box::new(self.finish(first, covered, round, got))))
+        Ok(Answer::Page(Box::new(self.finish(first, covered, round, draft))))
     }
 
     /// Whether the stale views may differ from those in the last page of this cursor.
@@ -247,9 +247,9 @@ impl Pager<'_> {
         self.partitions.iter().any(|(p, state)| state.stale_changed > known(p))
     }
 
-    fn finish(self, first: bool, covered: Vec<BucketId>, round: Round, got: Draft) -> Page {
+    fn finish(self, first: bool, covered: Vec<BucketId>, round: Round, draft: Draft) -> Page {
         // The last page of a longer round is not complete: its earlier pages show an older instant.
-        let complete = first && !got.more;
+        let complete = first && !draft.more;
         let mut seen = self.base.seen.clone();
         for (partition, state) in &self.partitions {
             let seen = seen.entry(*partition).or_insert(-1);
@@ -262,10 +262,10 @@ impl Pager<'_> {
             round: None,
             ..self.base
         };
-        if got.more {
+        if draft.more {
             cursor.round = Some(Round {
                 covered,
-                at: got.last,
+                at: draft.last,
                 ..round
             });
         } else {
@@ -273,7 +273,7 @@ impl Pager<'_> {
             cursor.covered = covered;
         }
         let hashes = if complete {
-            hashes(&self.partitions, self.request.readable, &got)
+            hashes(&self.partitions, self.request.readable, &draft)
         } else {
             Vec::new()
         };
@@ -286,7 +286,7 @@ impl Pager<'_> {
         stale.dedup();
         let Draft {
             drops, resets, changes, ..
-        } = got;
+        } = draft;
         Page {
             reset_all: self.reset_all,
             drops,
@@ -300,7 +300,7 @@ impl Pager<'_> {
     }
 
     /// Adds the changes of a covered bucket after the position where the last page of the round ended.
-    fn add_bucket(&self, bucket: &Bucket, round: &Round, got: &mut Draft) -> Result<(), Error> {
+    fn add_bucket(&self, bucket: &Bucket, round: &Round, draft: &mut Draft) -> Result<(), Error> {
         let Some(point) = round.points.get(&bucket.partition) else {
             return Ok(());
         };
@@ -318,18 +318,18 @@ impl Pager<'_> {
             low: 0,
             time: 0,
         };
-        let have = if new {
+        let known = if new {
             none
         } else {
             self.base.points.get(&bucket.partition).copied().unwrap_or(none)
         };
         if new && after < -1 {
-            if self.full(got) {
-                got.more = true;
+            if self.full(draft) {
+                draft.more = true;
                 return Ok(());
             }
-            got.resets.push((bucket.id, bucket.name.clone()));
-            got.last = RoundPosition {
+            draft.resets.push((bucket.id, bucket.name.clone()));
+            draft.last = RoundPosition {
                 bucket: bucket.id,
                 offset: -1,
             };
@@ -338,20 +338,20 @@ impl Pager<'_> {
         let state = partition.and_then(|s| s.buckets.get(&bucket.id));
         // This makes an idle poll cheap: no marker changed the bucket since T of the cursor, so the store is not read.
         // Another name is an id collision; the bucket's rows are not shown.
-        if state.is_none_or(|s| *s.name != *bucket.name || s.changed <= have.closed) {
+        if state.is_none_or(|s| *s.name != *bucket.name || s.changed <= known.closed) {
             return Ok(());
         }
         // From `low` and not T + 1: a row that was pending at T has an offset below T. Up to T of the round by the row's own
         // offset, because another replica may know a later marker for the same row (I2).
-        let from = have.low.max(after.saturating_add(1)).max(0);
+        let from = known.low.max(after.saturating_add(1)).max(0);
         let wanted = |row: &RowValue<'_>| {
             if new {
                 row.json.is_some()
             } else {
-                row.closed > have.closed
+                row.closed > known.closed
             }
         };
-        self.scan(bucket, from..=point.closed, wanted, got)
+        self.scan(bucket, from..=point.closed, wanted, draft)
     }
 
     /// Adds the wanted rows of a bucket in offset order until the page is full.
@@ -360,7 +360,7 @@ impl Pager<'_> {
         bucket: &Bucket,
         offsets: RangeInclusive<Offset>,
         wanted: impl Fn(&RowValue<'_>) -> bool,
-        got: &mut Draft,
+        draft: &mut Draft,
     ) -> Result<(), Error> {
         let (from, to) = row_range(bucket.partition, bucket.id, *offsets.start(), *offsets.end());
         self.replica.store().scan(
@@ -371,17 +371,17 @@ impl Pager<'_> {
                 if !decode_row(value).is_some_and(|row| wanted(&row)) {
                     return ControlFlow::Continue(());
                 }
-                if self.full(got) {
-                    got.more = true;
+                if self.full(draft) {
+                    draft.more = true;
                     return ControlFlow::Break(());
                 }
                 if let Some(change) = Change::from_store(key, value) {
-                    got.bytes += value.len();
-                    got.last = RoundPosition {
+                    draft.bytes += value.len();
+                    draft.last = RoundPosition {
                         bucket: bucket.id,
                         offset: change.offset,
                     };
-                    got.changes.push(change);
+                    draft.changes.push(change);
                 }
                 ControlFlow::Continue(())
             },
@@ -389,16 +389,16 @@ impl Pager<'_> {
         Ok(())
     }
 
-    fn full(&self, got: &Draft) -> bool {
-        let count = got.resets.len() + got.changes.len();
-        count > 0 && (count >= self.request.rows_max || got.bytes >= self.request.bytes_max)
+    fn full(&self, draft: &Draft) -> bool {
+        let count = draft.resets.len() + draft.changes.len();
+        count > 0 && (count >= self.request.rows_max || draft.bytes >= self.request.bytes_max)
     }
 }
 
 /// Hashes of the buckets that a complete page changed.
-fn hashes(partitions: &LockedPartitions<'_>, readable: &[Bucket], got: &Draft) -> Vec<(BucketId, u128)> {
-    let mut ids: Vec<BucketId> = got.changes.iter().map(|c| c.bucket).collect();
-    ids.extend(got.resets.iter().map(|(id, _)| *id));
+fn hashes(partitions: &LockedPartitions<'_>, readable: &[Bucket], draft: &Draft) -> Vec<(BucketId, u128)> {
+    let mut ids: Vec<BucketId> = draft.changes.iter().map(|c| c.bucket).collect();
+    ids.extend(draft.resets.iter().map(|(id, _)| *id));
     ids.sort_unstable();
     ids.dedup();
     let hash = |id: &BucketId| {

@@ -56,6 +56,16 @@ impl Memberships for ClaimedBuckets {
     }
 }
 
+/// Contents of a token; it was issued `age_s` seconds ago.
+#[derive(Clone, Copy)]
+pub struct TokenSpec<'a> {
+    pub subject: &'a str,
+    pub audience: &'a str,
+    pub buckets: &'a [&'a str],
+    pub expires_in_s: i64,
+    pub age_s: i64,
+}
+
 /// A log, a key for tokens, and a directory.
 pub struct Harness {
     pub log: SharedEventLog,
@@ -125,22 +135,28 @@ impl Harness {
 
     /// A token that may read these buckets.
     pub fn token(&self, subject: &str, buckets: &[&str]) -> String {
-        self.token_with(subject, DEV_AUDIENCE, buckets, 3_600, 0)
+        self.token_with(&TokenSpec {
+            subject,
+            audience: DEV_AUDIENCE,
+            buckets,
+            expires_in_s: 3_600,
+            age_s: 0,
+        })
     }
 
-    /// A token with explicit audience and lifetime that was issued `age_s` seconds ago.
-    pub fn token_with(&self, subject: &str, audience: &str, buckets: &[&str], expires_in_s: i64, age_s: i64) -> String {
-        let claims = [("buckets".to_owned(), Value::from(buckets.to_vec()))]
+    /// A token with explicit audience and lifetime.
+    pub fn token_with(&self, spec: &TokenSpec<'_>) -> String {
+        let claims = [("buckets".to_owned(), Value::from(spec.buckets.to_vec()))]
             .into_iter()
             .collect();
         let request = TokenRequest {
-            subject: subject.into(),
-            audience: audience.into(),
+            subject: spec.subject.into(),
+            audience: spec.audience.into(),
             claims,
-            expires_in_s,
+            expires_in_s: spec.expires_in_s,
         };
         self.key
-            .mint(&request, self.clock.now_ms() / 1_000 - age_s)
+            .mint(&request, self.clock.now_ms() / 1_000 - spec.age_s)
             .expect("sign a token")
     }
 
