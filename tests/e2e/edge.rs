@@ -10,11 +10,10 @@ mod outage;
 use device::Device;
 use edge::config::Engine;
 use edge::token::DEV_AUDIENCE;
-use harness::{Harness, Running, eventually, memory_log};
+use harness::{Harness, Running, TokenSpec, eventually, memory_log};
 use reqwest::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, RETRY_AFTER, WWW_AUTHENTICATE};
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
-use stage::{Running, Stage, TokenSpec, eventually, memory_log};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -50,8 +49,8 @@ async fn invalid_token_is_rejected_with_the_reason() {
         expires_in_s: 60,
         age_s: 0,
     };
-    let expired = stage.token_with(&TokenSpec { age_s: 120, ..valid });
-    let audience = stage.token_with(&TokenSpec {
+    let expired = harness.token_with(&TokenSpec { age_s: 120, ..valid });
+    let audience = harness.token_with(&TokenSpec {
         audience: "another-service",
         ..valid
     });

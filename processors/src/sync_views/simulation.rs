@@ -35,7 +35,9 @@ const HORIZON: Millis = DELETE_RETENTION - MARGIN;
 const REFRESH: Millis = 1_000;
 const BUCKETS: [char; 4] = ['a', 'b', 'c', 'd'];
 /// Number of seeds of a run without `TRUNKLINE_VIEWS_SIMULATION`.
-const SEEDS: u64 = 10_000;
+const SEEDS: u64 = 300;
+/// From this number of seeds on, every kind of fault must have occurred. `just simulate` and the nightly workflow run it.
+const COVERAGE_SEEDS: u64 = 10_000;
 
 /// The scope of a bucket; the two scopes are in different partitions.
 fn scope_of(bucket: char) -> &'static str {
@@ -165,7 +167,7 @@ impl Scenario for Views {
     }
 
     fn application(inputs: &Self::Program, log: &ProcessLog, config: &mut Config) -> Application {
-        config.touches_view_log = true;
+        config.commit.touches_view_log = true;
         let sub = |rules: &Arc<SourceRules>| {
             let (rules, log, topic) = (rules.clone(), log.clone(), rules.topic().to_owned());
             SubTopology {

@@ -120,7 +120,7 @@ fn task_stops_if_no_dead_letter_fits() {
     harness.append(1, &[("b", "")]);
     let mut thread = harness.start();
     let cause = until_cause(&mut thread, &harness.clock, "task count/0: stopped");
-    assert!(cause.contains("refuses even a dead letter"), "{cause}");
+    assert!(cause.contains("the dead letter was rejected as well"), "{cause}");
     for _ in 0..TURNS {
         harness.clock.advance(10);
         thread.turn().unwrap();

@@ -173,7 +173,7 @@ pub fn crash_at<T>(crash_after: Option<u32>, work: impl FnOnce() -> T) -> Result
     let Some(after) = crash_after else { return Ok(work()) };
     let (left, crashed) = (Cell::new(after), Rc::new(Cell::new(None)));
     let point = crashed.clone();
-    service::failpoint::watch(move |name| match left.get().checked_sub(1) {
+    failpoint::watch(move |name| match left.get().checked_sub(1) {
         Some(less) => left.set(less),
         None if point.get().is_none() => {
             point.set(Some(name));
@@ -182,7 +182,7 @@ pub fn crash_at<T>(crash_after: Option<u32>, work: impl FnOnce() -> T) -> Result
         None => {}
     });
     let done = catch_unwind(AssertUnwindSafe(work));
-    service::failpoint::watch(|_| {});
+    failpoint::watch(|_| {});
     match (done, crashed.get()) {
         (Ok(done), _) => Ok(done),
         (Err(_), Some(point)) => Err(point),

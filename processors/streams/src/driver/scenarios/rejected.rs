@@ -193,7 +193,7 @@ fn rejected_timer_is_isolated_at_least_once() {
     let harness = Harness::new();
     harness.append(0, &[("a", "later"), ("bad", "out"), ("b", "later"), ("bad2", "key")]);
     let mut thread = harness.start_with(&application(), |config| {
-        config.guarantee = ProcessingGuarantee::AtLeastOnce
+        config.commit.guarantee = ProcessingGuarantee::AtLeastOnce
     });
     fire_all(&harness, &mut thread);
     assert_eq!(harness.records("in.dlq", 0).len(), 2);

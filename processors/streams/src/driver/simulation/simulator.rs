@@ -59,8 +59,8 @@ pub(super) fn panic_message(cause: &(dyn Any + Send)) -> String {
 fn run_process<S: Scenario>(program: &S::Program, process_log: &ProcessLog, name: &str, disk: &Disk) {
     let duration = |ms: Millis| Duration::from_millis(u64::try_from(ms).unwrap_or_default());
     let mut config = Config::new(name, "unused");
-    config.transaction_timeout = duration(TXN_TIMEOUT);
-    config.session_timeout = duration(SESSION_TIMEOUT);
+    config.commit.transaction_timeout = duration(TXN_TIMEOUT);
+    config.group.session_timeout = duration(SESSION_TIMEOUT);
     let application = S::application(program, process_log, &mut config);
     let (log, clock, stores) = (
         Arc::new(process_log.clone()),
@@ -147,7 +147,7 @@ impl<S: Scenario> Simulation<S> {
         let (own, its_disk, program) = (name.to_owned(), disk.clone(), self.scenario.program());
         let body = move || {
             let at_point = log.clone();
-            service::failpoint::watch(move |name| at_point.scheduler.point(at_point.process, name));
+            failpoint::watch(move |name| at_point.scheduler.point(at_point.process, name));
             let run = || {
                 log.scheduler.wait(log.process);
                 run_process::<S>(&program, &log, &own, &its_disk);
