@@ -92,7 +92,7 @@ impl Template {
         &self.parts
     }
 
-    /// The parameters' names and places, in order.
+    /// Names and positions of the parameters, in order.
     pub fn params(&self) -> impl Iterator<Item = (&str, &Range<usize>)> {
         self.parts.iter().filter_map(|part| match part {
             Part::Word(_) => None,
@@ -100,7 +100,7 @@ impl Template {
         })
     }
 
-    /// The word that it begins with: the kind of the bucket.
+    /// The first word, which identifies the bucket.
     pub fn kind(&self) -> &str {
         match self.parts.first() {
             Some(Part::Word(word) | Part::Param(word, _)) => word,
@@ -108,7 +108,7 @@ impl Template {
         }
     }
 
-    /// Whether both have the same words and have parameters at the same places.
+    /// Whether both have the same words, and parameters at the same positions.
     pub fn same_shape(&self, other: &Template) -> bool {
         self.parts.len() == other.parts.len()
             && self.parts.iter().zip(&other.parts).all(|pair| match pair {
@@ -118,7 +118,7 @@ impl Template {
             })
     }
 
-    /// Whether some name could be made by both.
+    /// Whether a name exists that matches both templates.
     pub fn overlaps(&self, other: &Template) -> bool {
         self.parts.len() == other.parts.len()
             && self.parts.iter().zip(&other.parts).all(|pair| match pair {
@@ -127,7 +127,7 @@ impl Template {
             })
     }
 
-    /// The parts of a name that this template made, the parameters still escaped; `None` if it did not make it.
+    /// The parts of a name with escaped parameters; `None` if the name does not match the template.
     pub fn split<'n>(&self, name: &'n str) -> Option<Vec<&'n str>> {
         let found: Vec<&str> = name.split(':').collect();
         let matches = found.len() == self.parts.len()

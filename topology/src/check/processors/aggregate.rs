@@ -301,7 +301,7 @@ fn resolve_function(
     span: Range<usize>,
 ) -> Option<(Function, String)> {
     let declared = arg.pg_type();
-    let refuse = |message: String, help: String| {
+    let reject = |message: String, help: String| {
         cx.add(Problem::error(span, message).help(help));
         None
     };
@@ -322,7 +322,7 @@ fn resolve_function(
                 String::from("use an integer or a double, or convert with int(…) or double(…)")
             };
             let what = declared.unwrap_or("not a scalar");
-            return refuse(
+            return reject(
                 format!("`{}` is {what}, which {}() does not accept", arg.text(), name.value),
                 help,
             );
@@ -330,7 +330,7 @@ fn resolve_function(
         ("min" | "max", _) if text_number => {
             let what = declared.unwrap_or_default();
             let help = format!("convert it: {}(double({}))", name.value, arg.text());
-            return refuse(
+            return reject(
                 format!(
                     "`{}` is {what}, which is published as text and would be compared as text",
                     arg.text()
@@ -357,7 +357,7 @@ fn resolve_function(
         _ => {
             let what = declared.unwrap_or("not a scalar");
             let help = "use a number, text, bool, date or timestamp";
-            return refuse(
+            return reject(
                 format!("`{}` is {what}, which {}() does not accept", arg.text(), name.value),
                 help.into(),
             );
@@ -401,17 +401,17 @@ fn parse_window(cx: &Context<'_>, declared: &model::Processor) -> Result<Option<
         .every
         .as_ref()
         .map_or(window.span.clone(), |every| every.span.clone());
-    let refuse = |span, message: String, help: String| {
+    let reject = |span, message: String, help: String| {
         cx.add(Problem::error(span, message).help(help));
         Err(())
     };
     if every_ms > size_ms {
         let message = String::from("`every` is longer than `size`: rows between two windows would be lost");
-        return refuse(place, message, String::from("set `every` to at most `size`"));
+        return reject(place, message, String::from("set `every` to at most `size`"));
     }
     if size_ms % every_ms != 0 {
         let message = String::from("`size` is not a multiple of `every`");
-        return refuse(
+        return reject(
             place,
             message,
             String::from("use an `every` that divides `size`, such as size = \"1h\", every = \"15m\""),
@@ -422,7 +422,7 @@ fn parse_window(cx: &Context<'_>, declared: &model::Processor) -> Result<Option<
             "each row would belong to {} windows; the limit is {HOPS_MAX}",
             size_ms / every_ms
         );
-        return refuse(
+        return reject(
             place,
             message,
             format!("reduce `size` or increase `every`, so that `size` is at most {HOPS_MAX} times `every`"),
