@@ -12,7 +12,7 @@ use streams::driver::simulation::{Broker, Disk, Rng, batch, crash_at};
 use streams::{StoreName, Stores};
 use views::cursor::{Cursor, Key, Keyring, Owner};
 use views::replica::{Options, Times};
-use views::{BrokerResult, Bucket, BucketId, Page, Replica, Request, row_hash};
+use views::{Answer, Bucket, BucketId, Page, Replica, Request, row_hash};
 
 type CheckResult<T = ()> = Result<T, String>;
 
@@ -332,9 +332,9 @@ impl Readers {
         let health = edge.replica.health(now);
         let closed: Closed = health.iter().map(|h| (h.partition, h.closed)).collect();
         match answer {
-            BrokerResult::NotReady(_) => broker.note("not ready"),
-            BrokerResult::Behind => broker.note("behind"),
-            BrokerResult::NotModified => {
+            Answer::NotReady(_) => broker.note("not ready"),
+            Answer::Behind => broker.note("behind"),
+            Answer::NotModified => {
                 broker.note("not modified");
                 check(edge.disk.reads() == reads, || "an idle poll read the store".to_owned())?;
                 check(device.complete, || {
@@ -351,7 +351,7 @@ impl Readers {
                 self.check_device(d, device.claims, &closed, "304")?;
                 return Ok(true);
             }
-            BrokerResult::Page(page) => {
+            Answer::Page(page) => {
                 broker.note(if page.complete { "complete" } else { "page" });
                 check_page(&page, known.as_ref(), device.claims, now)?;
                 let delivery = Delivery {
