@@ -26,7 +26,7 @@ impl Processor for Counter {
             if record.value() == Some(b"stop") {
                 return Err(Error::Processor {
                     name: "count".to_owned(),
-                    reason: "cannot go on".to_owned(),
+                    reason: "cannot continue".to_owned(),
                     fate: ErrorAction::Stop,
                 });
             }
@@ -252,7 +252,7 @@ fn stopped_task_is_reported_with_its_cause() {
     driver.send("in", KEYS[0], "stop", START).unwrap();
     let text = driver.run().unwrap_err().to_string();
     let task = format!("task first/{}: stopped", TopologyDriver::partition_of(KEYS[0], 3));
-    assert!(text.contains(&task) && text.contains("cannot go on"), "{text}");
+    assert!(text.contains(&task) && text.contains("cannot continue"), "{text}");
 }
 
 #[test]
