@@ -43,7 +43,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The file is not TOML.
-    #[error("{}", place(file.as_deref(), line.as_ref(), "", message))]
+    #[error("{}", describe(file.as_deref(), line.as_ref(), "", message))]
     Syntax {
         /// The file.
         file: Option<PathBuf>,
@@ -53,7 +53,7 @@ pub enum Error {
         message: String,
     },
     /// A key is unknown or missing, or its value is invalid.
-    #[error("{}", place(file.as_deref(), line.as_ref(), key, message))]
+    #[error("{}", describe(file.as_deref(), line.as_ref(), key, message))]
     Key {
         /// The file; `None` when an environment variable set the key.
         file: Option<PathBuf>,
@@ -66,7 +66,7 @@ pub enum Error {
     },
 }
 
-fn place(file: Option<&Path>, line: Option<&(usize, String)>, key: &str, message: &str) -> String {
+fn describe(file: Option<&Path>, line: Option<&(usize, String)>, key: &str, message: &str) -> String {
     let mut text = String::from("configuration");
     if let Some(file) = file {
         text.push_str(&format!(" {}", file.display()));
@@ -147,9 +147,9 @@ impl Sources {
         for (name, value) in &self.variables {
             let path = name.strip_prefix(PREFIX).unwrap_or(name).to_ascii_lowercase();
             root.set(&path.split("__").collect::<Vec<_>>(), name, value)
-                .map_err(|fault| self.error(fault))?;
+                .map_err(|error| self.error(error))?;
         }
-        T::deserialize(root).map_err(|fault| self.error(fault))
+        T::deserialize(root).map_err(|error| self.error(error))
     }
 
     /// The line that contains a byte offset: its number, counted from 1, and its text without the value, which may be a
@@ -166,8 +166,8 @@ impl Sources {
         (number + 1, shown)
     }
 
-    fn error(&self, fault: node::Fault) -> Error {
-        let node::Fault { message, at } = fault;
+    fn error(&self, error: node::NodeError) -> Error {
+        let node::NodeError { message, at } = error;
         let (key, origin) = at.unwrap_or((String::new(), Origin::None));
         let file = self.file.clone();
         let (file, line, key) = match origin {

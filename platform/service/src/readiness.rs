@@ -27,48 +27,48 @@ struct Components {
 
 #[derive(Debug)]
 struct Entry {
-    red: Option<Red>,
+    not_ready: Option<NotReady>,
     since: Instant,
     was_ready: bool,
     /// The cause that was logged last, and the time.
-    said: Option<(String, Instant)>,
+    logged: Option<(String, Instant)>,
 }
 
 /// How a change of state is logged.
 #[derive(Debug, PartialEq, Eq)]
-enum Say {
-    Nothing,
+enum LogEvent {
+    None,
     Ready,
     Starting,
-    Red,
+    NotReady,
 }
 
 impl Entry {
-    fn put(&mut self, state: Option<Red>, now: Instant) -> Say {
-        let was_red = self.red.is_some();
-        self.red = state;
-        let Some(red) = &self.red else {
-            (self.was_ready, self.said) = (true, None);
-            return if was_red { Say::Ready } else { Say::Nothing };
+    fn set(&mut self, state: Option<NotReady>, now: Instant) -> LogEvent {
+        let was_not_ready = self.not_ready.is_some();
+        self.not_ready = state;
+        let Some(reason) = &self.not_ready else {
+            (self.was_ready, self.logged) = (true, None);
+            return if was_not_ready { LogEvent::Ready } else { LogEvent::None };
         };
-        let quiet = match &self.said {
-            Some((cause, at)) => *cause == red.cause || now.duration_since(*at) < STARTING,
+        let quiet = match &self.logged {
+            Some((cause, at)) => *cause == reason.cause || now.duration_since(*at) < STARTING,
             None => false,
         };
         if quiet {
-            return Say::Nothing;
+            return LogEvent::None;
         }
-        self.said = Some((red.cause.clone(), now));
+        self.logged = Some((reason.cause.clone(), now));
         if self.was_ready || now.duration_since(self.since) >= STARTING {
-            Say::Red
+            LogEvent::NotReady
         } else {
-            Say::Starting
+            LogEvent::Starting
         }
     }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Red {
+struct NotReady {
     cause: String,
     next_command: String,
 }
@@ -122,15 +122,15 @@ impl Readiness {
         let mut components = lock(&self.components);
         let id = components.next;
         components.next += 1;
-        let red = Red {
+        let reason = NotReady {
             cause: "starting".to_owned(),
             next_command: "wait; see the log for what it waits for".to_owned(),
         };
         let entry = Entry {
-            red: Some(red),
+            not_ready: Some(reason),
             since: Instant::now(),
             was_ready: false,
-            said: None,
+            logged: None,
         };
         components.states.insert((name.clone(), id), entry);
         drop(components);
@@ -148,9 +148,9 @@ impl Readiness {
         let components = lock(&self.components);
         let state = |((name, _), entry): (&(String, u64), &Entry)| State {
             name: name.clone(),
-            ready: entry.red.is_none(),
-            cause: entry.red.as_ref().map(|red| red.cause.clone()),
-            next_command: entry.red.as_ref().map(|red| red.next_command.clone()),
+            ready: entry.not_ready.is_none(),
+            cause: entry.not_ready.as_ref().map(|reason| reason.cause.clone()),
+            next_command: entry.not_ready.as_ref().map(|reason| reason.next_command.clone()),
         };
         let components: Vec<State> = components.states.iter().map(state).collect();
         Report {
@@ -166,12 +166,12 @@ impl Component {
         if self.ready.load(Ordering::Acquire) {
             return;
         }
-        self.put(None);
+        self.set(None);
     }
 
     /// Reports the component as not ready, with the cause and the command that an operator runs next.
     pub fn not_ready(&self, cause: impl Into<String>, next_command: impl Into<String>) {
-        self.put(Some(Red {
+        self.set(Some(NotReady {
             cause: cause.into(),
             next_command: next_command.into(),
         }));
@@ -182,28 +182,28 @@ impl Component {
         &self.name
     }
 
-    fn put(&self, state: Option<Red>) {
+    fn set(&self, state: Option<NotReady>) {
         let mut components = lock(&self.components);
         let ready = state.is_none();
         // Under the lock, so that the flag and the list cannot disagree.
         let was_ready = self.ready.swap(ready, Ordering::AcqRel);
         let (cause, next_command) = state
             .as_ref()
-            .map(|red| (red.cause.clone(), red.next_command.clone()))
+            .map(|reason| (reason.cause.clone(), reason.next_command.clone()))
             .unwrap_or_default();
-        let say = match components.states.get_mut(&(self.name.clone(), self.id)) {
-            Some(entry) => entry.put(state, Instant::now()),
-            None => Say::Nothing,
+        let event = match components.states.get_mut(&(self.name.clone(), self.id)) {
+            Some(entry) => entry.set(state, Instant::now()),
+            None => LogEvent::None,
         };
         drop(components);
         if was_ready != ready {
             gauge(&self.name, ready);
         }
-        match say {
-            Say::Nothing => {}
-            Say::Ready => tracing::info!(component = self.name, "component ready"),
-            Say::Starting => tracing::info!(component = self.name, cause, "component starting"),
-            Say::Red => tracing::warn!(component = self.name, cause, next_command, "component not ready"),
+        match event {
+            LogEvent::None => {}
+            LogEvent::Ready => tracing::info!(component = self.name, "component ready"),
+            LogEvent::Starting => tracing::info!(component = self.name, cause, "component starting"),
+            LogEvent::NotReady => tracing::warn!(component = self.name, cause, next_command, "component not ready"),
         }
     }
 }
@@ -243,9 +243,9 @@ mod tests {
         log.ready();
         assert!(readiness.report().ready);
         log.not_ready("no broker answers", "trunkline doctor");
-        let red = &readiness.report().components[1];
-        assert_eq!(red.cause.as_deref(), Some("no broker answers"));
-        assert_eq!(red.next_command.as_deref(), Some("trunkline doctor"));
+        let state = &readiness.report().components[1];
+        assert_eq!(state.cause.as_deref(), Some("no broker answers"));
+        assert_eq!(state.next_command.as_deref(), Some("trunkline doctor"));
         drop(log);
         assert!(readiness.report().ready, "a dropped component does not count");
     }
@@ -253,26 +253,29 @@ mod tests {
     #[test]
     fn changing_cause_is_logged_once_per_second() {
         let start = Instant::now();
-        let red = |cause: &str| {
-            Some(Red {
+        let not_ready = |cause: &str| {
+            Some(NotReady {
                 cause: cause.to_owned(),
                 next_command: "wait".to_owned(),
             })
         };
         let mut entry = Entry {
-            red: red("starting"),
+            not_ready: not_ready("starting"),
             since: start,
             was_ready: false,
-            said: None,
+            logged: None,
         };
         let second = start + STARTING;
-        assert_eq!(entry.put(red("task 0 recovers"), start), Say::Starting);
-        assert_eq!(entry.put(red("task 1 recovers"), start), Say::Nothing);
-        assert_eq!(entry.put(red("task 1 recovers"), second), Say::Red);
-        assert_eq!(entry.put(red("task 1 recovers"), second + STARTING), Say::Nothing);
-        assert_eq!(entry.put(None, second), Say::Ready);
-        assert_eq!(entry.put(None, second), Say::Nothing);
-        assert_eq!(entry.put(red("no broker answers"), second), Say::Red);
+        assert_eq!(entry.set(not_ready("task 0 recovers"), start), LogEvent::Starting);
+        assert_eq!(entry.set(not_ready("task 1 recovers"), start), LogEvent::None);
+        assert_eq!(entry.set(not_ready("task 1 recovers"), second), LogEvent::NotReady);
+        assert_eq!(
+            entry.set(not_ready("task 1 recovers"), second + STARTING),
+            LogEvent::None
+        );
+        assert_eq!(entry.set(None, second), LogEvent::Ready);
+        assert_eq!(entry.set(None, second), LogEvent::None);
+        assert_eq!(entry.set(not_ready("no broker answers"), second), LogEvent::NotReady);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! SIGTERM, SIGINT, the first failed task, or the end of all tasks start the drain. A second signal ends the wait
 //! immediately. The result is returned to `main`; nothing calls `exit`.
 
-use crate::tasks::{Ending, Error as TaskError};
+use crate::tasks::{Error as TaskError, TaskResult};
 use crate::{Tasks, config};
 use std::future::Future;
 use std::time::Duration;
@@ -74,7 +74,7 @@ impl Service {
     pub fn run<F, Fut>(self, start: F) -> Result<(), Error>
     where
         F: FnOnce(Tasks) -> Fut,
-        Fut: Future<Output: Ending> + Send + 'static,
+        Fut: Future<Output: TaskResult> + Send + 'static,
     {
         arm_failpoints()?;
         let mut builder = tokio::runtime::Builder::new_multi_thread();
@@ -90,7 +90,7 @@ impl Service {
             let mut signals = Signals::new().map_err(Error::Runtime)?;
             let tasks = Tasks::new();
             tasks.spawn("start", start(tasks.clone()));
-            live(&tasks, &mut signals, self.drain_limit).await
+            wait(&tasks, &mut signals, self.drain_limit).await
         });
         // A task that hangs must not keep the process alive.
         runtime.shutdown_background();
@@ -107,7 +107,7 @@ pub fn arm_failpoints() -> Result<(), Error> {
 }
 
 /// Waits for the start of the drain, then for its end.
-async fn live(tasks: &Tasks, signals: &mut Signals, limit: Duration) -> Result<(), Error> {
+async fn wait(tasks: &Tasks, signals: &mut Signals, limit: Duration) -> Result<(), Error> {
     let drain = tasks.drain();
     tokio::select! {
         () = drain.started() => {}
@@ -172,10 +172,10 @@ mod tests {
             .worker_threads(1)
             .drain_limit(Duration::from_millis(1))
             .run(|tasks| async move {
-                tasks.spawn("deaf", std::future::pending::<()>());
+                tasks.spawn("hanging", std::future::pending::<()>());
                 tasks.drain().start();
             });
         let error = run.unwrap_err().to_string();
-        assert!(error.ends_with("deaf"), "{error}");
+        assert!(error.ends_with("hanging"), "{error}");
     }
 }

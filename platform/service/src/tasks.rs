@@ -55,18 +55,18 @@ pub enum Error {
 }
 
 /// Return value of a task: nothing, or a result.
-pub trait Ending: Send {
+pub trait TaskResult: Send {
     /// Converts to a result.
     fn into_result(self) -> Result<(), BoxError>;
 }
 
-impl Ending for () {
+impl TaskResult for () {
     fn into_result(self) -> Result<(), BoxError> {
         Ok(())
     }
 }
 
-impl<E: Into<BoxError> + Send> Ending for Result<(), E> {
+impl<E: Into<BoxError> + Send> TaskResult for Result<(), E> {
     fn into_result(self) -> Result<(), BoxError> {
         self.map_err(Into::into)
     }
@@ -130,7 +130,7 @@ impl Tasks {
     /// Runs a future as a task with [`OnError::Stop`].
     pub fn spawn<F>(&self, name: impl Into<String>, future: F)
     where
-        F: Future<Output: Ending> + Send + 'static,
+        F: Future<Output: TaskResult> + Send + 'static,
     {
         self.spawn_with(name, OnError::Stop, future);
     }
@@ -138,22 +138,22 @@ impl Tasks {
     /// Runs a future as a task.
     pub fn spawn_with<F>(&self, name: impl Into<String>, on_error: OnError, future: F)
     where
-        F: Future<Output: Ending> + Send + 'static,
+        F: Future<Output: TaskResult> + Send + 'static,
     {
         let running = self.begin(name.into(), on_error);
         self.runtime.spawn(async move {
             let end = AssertUnwindSafe(future).catch_unwind().await;
-            running.end(end.map(Ending::into_result));
+            running.end(end.map(TaskResult::into_result));
         });
     }
 
     /// Runs a closure on a dedicated thread with [`OnError::Stop`].
-    pub fn thread<R: Ending>(&self, name: impl Into<String>, body: impl FnOnce() -> R + Send + 'static) {
+    pub fn thread<R: TaskResult>(&self, name: impl Into<String>, body: impl FnOnce() -> R + Send + 'static) {
         self.thread_with(name, OnError::Stop, body);
     }
 
     /// Runs a closure on a dedicated thread. If the system cannot create the thread, the task fails.
-    pub fn thread_with<R: Ending>(
+    pub fn thread_with<R: TaskResult>(
         &self,
         name: impl Into<String>,
         on_error: OnError,
@@ -162,7 +162,7 @@ impl Tasks {
         let name = name.into();
         let running = Arc::new(Mutex::new(Some(self.begin(name.clone(), on_error))));
         let inside = Arc::clone(&running);
-        let take = |place: &Mutex<Option<Running>>| place.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let take = |slot: &Mutex<Option<Running>>| slot.lock().unwrap_or_else(PoisonError::into_inner).take();
         let started = std::thread::Builder::new().name(name).spawn(move || {
             let end = catch_unwind(AssertUnwindSafe(|| body().into_result()));
             if let Some(running) = take(&inside) {
@@ -366,12 +366,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn join_names_tasks_that_do_not_end() {
         let tasks = Tasks::new();
-        tasks.spawn("deaf", std::future::pending::<()>());
+        tasks.spawn("hanging", std::future::pending::<()>());
         tasks.spawn("willing", async {});
         let error = tasks.join(Duration::from_secs(30)).await.unwrap_err();
         assert_eq!(
             error.to_string(),
-            "tasks did not end within the drain limit of 30000 ms: deaf"
+            "tasks did not end within the drain limit of 30000 ms: hanging"
         );
     }
 

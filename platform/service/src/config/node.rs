@@ -21,20 +21,20 @@ pub(super) enum Origin {
 
 /// An invalid value, and its location once known.
 #[derive(Debug)]
-pub(super) struct Fault {
+pub(super) struct NodeError {
     pub(super) message: String,
     pub(super) at: Option<(String, Origin)>,
 }
 
-impl std::fmt::Display for Fault {
+impl std::fmt::Display for NodeError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.message)
     }
 }
 
-impl std::error::Error for Fault {}
+impl std::error::Error for NodeError {}
 
-impl de::Error for Fault {
+impl de::Error for NodeError {
     fn custom<T: std::fmt::Display>(message: T) -> Self {
         Self {
             message: message.to_string(),
@@ -115,14 +115,12 @@ impl Node {
     }
 
     /// Sets the text of a variable at a path and creates missing tables.
-    pub(super) fn set(&mut self, path: &[&str], variable: &str, text: &str) -> Result<(), Fault> {
-        let Some((key, rest)) = path.split_first() else {
-            return Ok(());
-        };
+    pub(super) fn set(&mut self, path: &[&str], variable: &str, text: &str) -> Result<(), NodeError> {
+        let (key, rest) = path.split_first().expect("the name of a variable contains a key");
         let at = joined(&self.path, key);
         let Kind::Table(members) = &mut self.kind else {
             let message = "is a value, not a table, so a variable cannot set a key in it".to_owned();
-            return Err(Fault {
+            return Err(NodeError {
                 message,
                 at: Some((self.path.clone(), Origin::Variable(variable.to_owned()))),
             });
@@ -151,13 +149,13 @@ impl Node {
     }
 
     /// Parses the text of a variable as a TOML value; text that is not one stays text.
-    fn guessed(self) -> Self {
+    fn parsed(self) -> Self {
         let Kind::Variable(text) = self.kind else { return self };
         match DeValue::parse(&text) {
             Ok(value) => {
-                let mut guessed = Self::value(self.path, self.origin.clone(), value.get_ref());
-                guessed.written_in(&self.origin);
-                guessed
+                let mut parsed = Self::value(self.path, self.origin.clone(), value.get_ref());
+                parsed.set_origin(&self.origin);
+                parsed
             }
             Err(_) => Self {
                 kind: Kind::Text(text),
@@ -166,20 +164,20 @@ impl Node {
         }
     }
 
-    fn written_in(&mut self, origin: &Origin) {
+    fn set_origin(&mut self, origin: &Origin) {
         self.origin = origin.clone();
         match &mut self.kind {
-            Kind::Table(members) => members.values_mut().for_each(|member| member.written_in(origin)),
-            Kind::Array(items) => items.iter_mut().for_each(|item| item.written_in(origin)),
+            Kind::Table(members) => members.values_mut().for_each(|member| member.set_origin(origin)),
+            Kind::Array(items) => items.iter_mut().for_each(|item| item.set_origin(origin)),
             _ => {}
         }
     }
 
     /// Parses the text of a variable as a list: a TOML array, or items separated by commas.
-    fn listed(self) -> Self {
+    fn as_list(self) -> Self {
         let Kind::Variable(text) = &self.kind else { return self };
         if text.trim_start().starts_with('[') {
-            return self.guessed();
+            return self.parsed();
         }
         let item = |(at, item): (usize, &str)| Self {
             path: format!("{}[{at}]", self.path),
@@ -198,7 +196,7 @@ impl Node {
         }
     }
 
-    fn visit<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+    fn visit<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, NodeError> {
         let (path, origin) = (self.path, self.origin);
         let result = match self.kind {
             Kind::Table(members) => visitor.visit_map(Members {
@@ -211,11 +209,11 @@ impl Node {
             Kind::Float(number) => visitor.visit_f64(number),
             Kind::Bool(value) => visitor.visit_bool(value),
         };
-        result.map_err(|fault| fault.or_at(path, origin))
+        result.map_err(|error| error.or_at(path, origin))
     }
 }
 
-impl Fault {
+impl NodeError {
     fn or_at(self, path: String, origin: Origin) -> Self {
         Self {
             at: self.at.or(Some((path, origin))),
@@ -231,54 +229,54 @@ struct Members {
 }
 
 impl<'de> MapAccess<'de> for Members {
-    type Error = Fault;
+    type Error = NodeError;
 
-    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Fault> {
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, NodeError> {
         let Some((key, value)) = self.rest.next() else {
             return Ok(None);
         };
         // An unknown key is reported at its own location, not at that of the table.
-        let place = (value.path.clone(), value.origin.clone());
+        let (path, origin) = (value.path.clone(), value.origin.clone());
         self.value = Some(value);
-        let key: StringDeserializer<Fault> = key.into_deserializer();
+        let key: StringDeserializer<NodeError> = key.into_deserializer();
         seed.deserialize(key)
             .map(Some)
-            .map_err(|fault| fault.or_at(place.0, place.1))
+            .map_err(|error| error.or_at(path, origin))
     }
 
-    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Fault> {
-        seed.deserialize(self.value.take().expect("serde asks for a value after its key"))
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, NodeError> {
+        seed.deserialize(self.value.take().expect("serde reads a value after its key"))
     }
 }
 
 struct Items(std::vec::IntoIter<Node>);
 
 impl<'de> SeqAccess<'de> for Items {
-    type Error = Fault;
+    type Error = NodeError;
 
-    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Fault> {
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, NodeError> {
         self.0.next().map(|node| seed.deserialize(node)).transpose()
     }
 }
 
 macro_rules! as_what_it_looks_like {
     ($($method:ident)*) => {
-        $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
-            self.guessed().visit(visitor)
+        $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, NodeError> {
+            self.parsed().visit(visitor)
         })*
     };
 }
 
 macro_rules! as_it_is_written {
     ($($method:ident)*) => {
-        $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, NodeError> {
             self.visit(visitor)
         })*
     };
 }
 
 impl<'de> Deserializer<'de> for Node {
-    type Error = Fault;
+    type Error = NodeError;
 
     as_what_it_looks_like! {
         deserialize_any deserialize_bool deserialize_i8 deserialize_i16 deserialize_i32 deserialize_i64 deserialize_i128
@@ -291,24 +289,24 @@ impl<'de> Deserializer<'de> for Node {
         deserialize_identifier deserialize_unit
     }
 
-    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, NodeError> {
         visitor.visit_some(self)
     }
 
-    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Fault> {
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, NodeError> {
         visitor.visit_newtype_struct(self)
     }
 
-    fn deserialize_unit_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Fault> {
+    fn deserialize_unit_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, NodeError> {
         self.visit(visitor)
     }
 
-    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
-        self.listed().visit(visitor)
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, NodeError> {
+        self.as_list().visit(visitor)
     }
 
-    fn deserialize_tuple<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, Fault> {
-        self.listed().visit(visitor)
+    fn deserialize_tuple<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, NodeError> {
+        self.as_list().visit(visitor)
     }
 
     fn deserialize_tuple_struct<V: Visitor<'de>>(
@@ -316,8 +314,8 @@ impl<'de> Deserializer<'de> for Node {
         _: &'static str,
         _: usize,
         visitor: V,
-    ) -> Result<V::Value, Fault> {
-        self.listed().visit(visitor)
+    ) -> Result<V::Value, NodeError> {
+        self.as_list().visit(visitor)
     }
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -325,8 +323,8 @@ impl<'de> Deserializer<'de> for Node {
         _: &'static str,
         _: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Fault> {
-        self.guessed().visit(visitor)
+    ) -> Result<V::Value, NodeError> {
+        self.parsed().visit(visitor)
     }
 
     fn deserialize_enum<V: Visitor<'de>>(
@@ -334,11 +332,11 @@ impl<'de> Deserializer<'de> for Node {
         _: &'static str,
         _: &'static [&'static str],
         visitor: V,
-    ) -> Result<V::Value, Fault> {
+    ) -> Result<V::Value, NodeError> {
         let (path, origin) = (self.path.clone(), self.origin.clone());
         let result = match self.kind {
             Kind::Text(text) | Kind::Variable(text) => {
-                let name: StringDeserializer<Fault> = text.into_deserializer();
+                let name: StringDeserializer<NodeError> = text.into_deserializer();
                 visitor.visit_enum(name)
             }
             Kind::Table(members) => {
@@ -350,6 +348,6 @@ impl<'de> Deserializer<'de> for Node {
             }
             _ => Err(de::Error::custom("expected text, or a table with one key")),
         };
-        result.map_err(|fault| fault.or_at(path, origin))
+        result.map_err(|error| error.or_at(path, origin))
     }
 }
