@@ -34,7 +34,7 @@ impl TestLog {
                 0 => producer.abort().expect("abort"),
                 _ => assert!(matches!(producer.commit(None), Outcome::Committed(_))),
             }
-            self.pass(3);
+            self.advance(3);
         }
     }
 

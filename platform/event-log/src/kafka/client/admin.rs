@@ -6,7 +6,7 @@ use super::admin_results::{
     Described, Group, TopicResult, array, group_results, member_description, resource_error, topic_description,
     topic_results,
 };
-use super::list::{Entry, List, entries, entry};
+use super::list::{Entry, List, entry};
 use super::{ClientError, Code, Handle, Queue, c, millis, owned, text};
 use crate::{Isolation, Offset};
 use c::rd_kafka_admin_op_t as Api;
