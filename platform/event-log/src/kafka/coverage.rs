@@ -1,15 +1,14 @@
-//! Whether the assignment of a group matches what one of its static members subscribes to.
+//! Checks whether the assignment of a group matches the subscription of one of its static members.
 //!
-//! With the classic protocol it need not match. A static member that joins a stable group under its old instance name
-//! gets the assignment of its predecessor: the coordinator compares only the name of the selected assignor
-//! (KIP-345), and neither the subscription nor the partition counts (KAFKA-12759, KAFKA-13435; open in Kafka 4.3). A
-//! topic that was added between two runs would not be read, and one that was removed would stay assigned, until
-//! the next rebalance.
+//! With the classic protocol it may not. A static member that joins a stable group with its old instance name gets the
+//! assignment of its predecessor: the coordinator only compares the name of the selected assignor (KIP-345), not the
+//! subscription or the partition counts (KAFKA-12759 and KAFKA-13435, open in Kafka 4.3). Until the next rebalance, a
+//! topic that was added between two runs is not read, and one that was removed remains assigned.
 //!
-//! So each static member compares the two once after it has joined. It compares the assignment itself, not its
-//! subscription with a remembered one: a process may be killed between joining, which replaces the subscription that
-//! the coordinator remembers, and the rebalance. Where they match, which is the case after an ordinary restart, the
-//! check costs one request and no rebalance.
+//! Each static member therefore compares the two once after it has joined. It compares the assignment, not its
+//! subscription with a stored one: joining replaces the subscription that the coordinator stores, and the process may be
+//! killed between joining and the rebalance. If both match, as after an ordinary restart, the check costs one request and
+//! no rebalance.
 
 use super::coordinator::Coordinators;
 use crate::{GroupConfig, GroupInfo, GroupProtocol, MemberInfo, Result, TopicPartition};
@@ -18,7 +17,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
-/// Pause before the group is described again.
+/// Bounds of the pause before the group is described again.
 const PAUSE_FIRST: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Pause after a forced rebalance, unless an assignment arrives first.
@@ -29,7 +28,7 @@ const ANSWER: Duration = Duration::from_millis(5);
 /// leader did not see a topic. It also bounds the cost of a rack-aware assignor (`client.rack`), whose order differs.
 const REBALANCES_MAX: u32 = 3;
 
-/// Subscribed topics with their partition counts.
+/// Subscribed topics with partition counts.
 pub type Topics = BTreeMap<Arc<str>, usize>;
 
 /// The check of one member.
