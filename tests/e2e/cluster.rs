@@ -10,7 +10,7 @@ use harness::{Harness, Play};
 use std::time::Duration;
 
 #[test]
-fn processes_and_brokers_that_are_killed_in_turn_lose_double_and_make_up_nothing() {
+fn exactly_once_while_processes_and_brokers_die() {
     let play = Play {
         time: Duration::from_secs(30),
         rounds: 1,

@@ -65,7 +65,7 @@ fn names(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_second_dev_is_refused_and_the_first_keeps_its_data() {
+fn second_dev_is_rejected_and_leaves_data_intact() {
     let parent = tempfile::tempdir().unwrap();
     // The error names the resolved path.
     let data = parent.path().canonicalize().unwrap().join("data");
@@ -104,7 +104,7 @@ fn a_second_dev_is_refused_and_the_first_keeps_its_data() {
 }
 
 #[test]
-fn of_two_that_start_fresh_at_once_one_has_a_new_directory() {
+fn concurrent_fresh_starts_yield_one_new_directory() {
     let parent = tempfile::tempdir().unwrap();
     let data = parent.path().join("data");
     std::fs::create_dir(&data).unwrap();

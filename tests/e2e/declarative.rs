@@ -267,13 +267,13 @@ fn streams_survive_kills(more: &[&str], rounds: i64) {
 }
 
 #[test]
-fn aggregates_and_joins_on_the_embedded_log_survive_kill_9() {
+fn aggregates_and_joins_survive_sigkill_on_embedded() {
     streams_survive_kills(&[], 3);
 }
 
 #[cfg(feature = "external")]
 #[test]
-fn aggregates_and_joins_on_kafka_survive_kill_9() {
+fn aggregates_and_joins_survive_sigkill_on_kafka() {
     let broker = Broker::start();
     streams_survive_kills(&["--kafka", &broker.bootstrap()], 2);
 }

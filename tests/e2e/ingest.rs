@@ -68,7 +68,7 @@ fn customer(id: i64) -> String {
 }
 
 #[test]
-fn a_key_is_bound_to_its_body_also_after_kill_9() {
+fn idempotency_key_keeps_its_body_after_sigkill() {
     let mut backend = Backend::start();
     let first = backend.post("change.shop", &[b"key-1"], &customer(1));
     assert_eq!((first.status, first.replayed), (200, false), "{first:?}");
@@ -91,7 +91,7 @@ fn a_key_is_bound_to_its_body_also_after_kill_9() {
 }
 
 #[test]
-fn a_key_that_is_no_key_is_refused_and_nothing_is_stored() {
+fn invalid_idempotency_key_is_rejected_unstored() {
     let backend = Backend::start();
     let event = json!({"order_id": 1, "customer_id": 1, "screen": null}).to_string();
     let long = [b'k'; 256];
@@ -132,7 +132,7 @@ fn a_key_that_is_no_key_is_refused_and_nothing_is_stored() {
 }
 
 #[test]
-fn of_many_posts_with_one_key_at_once_one_is_stored() {
+fn concurrent_posts_with_one_key_store_one_record() {
     let backend = Backend::start();
     backend.post("change.shop", &[b"warm-up"], &customer(9));
     let answers: Vec<Answer> = std::thread::scope(|scope| {

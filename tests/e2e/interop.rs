@@ -343,33 +343,33 @@ fn order(number: i64) -> Value {
 }
 
 #[test]
-fn pythons_confluent_client_and_we_read_each_other_through_a_real_registry() {
+fn python_client_interoperates_over_apicurio() {
     let url = support::registry_url();
     Stand::new(remote(&url)).exchange(Client::Python, &url);
 }
 
 #[test]
-fn pythons_confluent_client_and_we_read_each_other_through_our_own_registry() {
+fn python_client_interoperates_over_own_registry() {
     let registry: SharedRegistry = Arc::new(Embedded::open(memory_log()).expect("a registry"));
     let served = serve(registry.clone());
     Stand::new(registry).exchange(Client::Python, &served.url);
 }
 
 #[test]
-fn javas_registry_serialisers_and_we_read_each_other_through_a_real_registry() {
+fn java_serializers_interoperate_over_apicurio() {
     let url = support::registry_url();
     let native = url.replace("/apis/ccompat/v7", "/apis/registry/v2");
     Stand::new(remote(&url)).exchange(Client::JavaSerde, &native);
 }
 
 #[test]
-fn javas_avro_library_and_we_read_each_other_through_a_real_registry() {
+fn java_avro_interoperates_over_apicurio() {
     let url = support::registry_url();
     Stand::new(remote(&url)).exchange(Client::JavaPlain, &url);
 }
 
 #[test]
-fn javas_avro_library_and_we_read_each_other_through_our_own_registry() {
+fn java_avro_interoperates_over_own_registry() {
     let registry: SharedRegistry = Arc::new(Embedded::open(memory_log()).expect("a registry"));
     let served = serve(registry.clone());
     Stand::new(registry).exchange(Client::JavaPlain, &served.url);

@@ -76,7 +76,7 @@ fn on_page() -> Vec<(String, Vec<String>)> {
 }
 
 #[test]
-fn the_page_and_the_code_name_the_same_metrics() {
+fn metrics_page_and_code_list_the_same_metrics() {
     let page = on_page();
     let names: BTreeSet<String> = page.iter().map(|(name, _)| name.clone()).collect();
     assert_eq!(names.len(), page.len(), "a number stands on the page once");
@@ -96,7 +96,7 @@ fn the_page_and_the_code_name_the_same_metrics() {
 }
 
 #[test]
-fn each_row_says_type_unit_and_meaning_and_the_type_fits_the_name() {
+fn metrics_page_rows_are_complete_and_consistent() {
     for (name, cells) in on_page() {
         let [kind, _labels, unit, meaning, _alarm] = cells.as_slice() else {
             panic!("{name}: six cells, not {}", cells.len() + 1)

@@ -22,7 +22,7 @@ fn tables<'t>(table: &'t toml::Table, field: &str) -> Vec<&'t toml::Table> {
 }
 
 #[test]
-fn every_mutation_finds_its_text_exactly_once() {
+fn mutations_match_their_files_exactly_once() {
     let list = std::fs::read_to_string(root().join("tests/mutations.toml")).expect("tests/mutations.toml is there");
     let list: toml::Table = list.parse().expect("tests/mutations.toml is TOML");
     let (mut stale, mut names) = (Vec::new(), BTreeSet::new());
