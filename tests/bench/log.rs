@@ -194,7 +194,7 @@ fn record<'a>(topic: &'a Arc<str>, partition: i32, value: &'a [u8]) -> OutRecord
 }
 
 fn topic(log: &SharedEventLog, partitions: i32) -> Arc<str> {
-    let name = support::unique("load");
+    let name = support::unique("bench");
     let config = TopicConfig::new(Cleanup::Delete);
     log.create_topics(&[TopicSpec {
         name: name.clone(),
@@ -209,7 +209,7 @@ fn topic(log: &SharedEventLog, partitions: i32) -> Arc<str> {
 fn producer(log: &SharedEventLog) -> Box<dyn TransactionalProducer> {
     let transaction_timeout = Duration::from_secs(10);
     log.transactional_producer(TransactionalProducerConfig {
-        transactional_id: support::unique("load"),
+        transactional_id: support::unique("bench"),
         transaction_timeout,
     })
     .expect("create a transactional producer")
@@ -218,7 +218,7 @@ fn producer(log: &SharedEventLog) -> Box<dyn TransactionalProducer> {
 /// A group consumer that reads the whole topic from offset 0.
 fn joined(log: &SharedEventLog, topic: &Arc<str>) -> Box<dyn GroupConsumer> {
     let config = GroupConfig {
-        group: support::unique("load"),
+        group: support::unique("bench"),
         instance: None,
         topics: vec![topic.clone()],
         session_timeout: Duration::from_secs(10),
