@@ -1,8 +1,6 @@
-//! A declared join and aggregate on three brokers, for minutes, while processes and brokers are killed in turn; then every
-//! output is compared with what the input alone says that it must be.
-//!
-//! Guarantees: the same harness as the test of the same name; the verifier is a client in another language. Never: a figure
-//! of speed, since what is measured is what is lost.
+//! Long run of the `cluster` end-to-end test: a declarative join and aggregate on three brokers, while processes and
+//! brokers are killed in turn. A Python client then computes the expected output from the input and counts lost,
+//! duplicate and phantom records. No throughput is measured.
 
 #[path = "../e2e/cluster/harness.rs"]
 mod harness;
@@ -12,10 +10,10 @@ mod orders;
 use harness::{Harness, Play};
 use std::time::Duration;
 
-/// Orders written at least, however few minutes.
+/// Minimum number of orders, whatever the duration.
 const ORDERS: usize = 1_000_000;
 
-/// Plays for so many minutes, 10 if it is not said.
+/// Runs for the given number of minutes, by default 10.
 pub fn run(words: &[String]) -> anyhow::Result<()> {
     let minutes: u64 = words.first().map_or(Ok(10), |word| word.parse())?;
     let play = Play {
@@ -27,9 +25,9 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
         epoch: 100_000,
     };
     let played = Harness::new().play(play);
-    println!("three brokers, two processes with three stream threads of each processor, {minutes} min at least");
+    println!("three brokers, two processes with three stream threads per processor, at least {minutes} min");
     println!(
-        "  {} orders; processes killed {} times, brokers {}; {} transactions aborted at least",
+        "  {} orders; {} kills of processes, {} of brokers; at least {} transactions aborted",
         played.orders, played.kills, played.broker_kills, played.aborted
     );
     let unfinished = if played.unfinished.is_empty() {
@@ -37,7 +35,7 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
     } else {
         played.unfinished.join("; ")
     };
-    println!("  transactions unfinished or hanging at the end: {unfinished}");
+    println!("  unfinished or hanging transactions at the end: {unfinished}");
     println!("  {}", played.verdict);
     Ok(())
 }

@@ -1,6 +1,6 @@
-//! The edge under load: how fast it takes rows in, what an idle poll costs, how soon a long poll has a change.
+//! Benchmark of the edge: throughput of apply, CPU per idle poll, latency of a change over long polls.
 //!
-//! Edge and clients share one process, so CPU per poll counts both sides.
+//! The edge and its clients share one process, so CPU figures include both sides.
 
 #[path = "../e2e/edge/harness.rs"]
 mod harness;
@@ -18,9 +18,9 @@ use std::time::{Duration, Instant};
 const USERS: usize = 100;
 const BATCH: usize = 1_000;
 
-/// Runs all three; the word chooses the log, the number how many rows are taken in.
+/// `edge [embedded|kafka] [ROWS]`.
 pub fn run(words: &[String]) -> anyhow::Result<()> {
-    // A broker of its own: `view.log` is one name, and others use the shared broker.
+    // A dedicated broker, because the name `view.log` is fixed and other tests use the shared one.
     let mut broker = None;
     let log = match words.first().map_or("embedded", String::as_str) {
         "kafka" => {
@@ -28,7 +28,7 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
             event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(broker.bootstrap()))?
         }
         "embedded" => memory_log(),
-        other => anyhow::bail!("{other}: kafka or embedded"),
+        other => anyhow::bail!("unknown log {other}; use kafka or embedded"),
     };
     let rows: usize = words.get(1).map_or(Ok(300_000), |w| w.parse())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -46,12 +46,12 @@ async fn measure(log: SharedEventLog, rows: usize) -> anyhow::Result<()> {
     let (took, after) = (began.elapsed().as_secs_f64(), usage());
     let (count, cpu) = (float(rows), after.cpu_s - before.cpu_s);
     println!(
-        "apply: {rows} rows in {took:.2} s = {:.0} rows/s wall, {:.0} rows per CPU s (wanted: 25,000/s)",
+        "apply: {rows} rows in {took:.2} s = {:.0} rows/s wall, {:.0} rows per CPU s (target: 25,000/s)",
         count / took,
         count / cpu
     );
     println!(
-        "resident: {:.0} MB, log and clients of this process included (wanted: < 200 MB a role)",
+        "resident: {:.0} MB, including the log and the clients in this process (target: < 200 MB per role)",
         after.resident_bytes / 1e6
     );
     idle_polls(&harness, &edge).await?;
@@ -113,8 +113,8 @@ async fn idle_polls(harness: &Harness, edge: &Running) -> anyhow::Result<()> {
         let (http, done) = (http.clone(), done.clone());
         clients.spawn(async move {
             while Instant::now() < until {
-                let answer = http.get(&url).bearer_auth(&token).send().await.expect("an answer");
-                assert_eq!(answer.status(), 304);
+                let response = http.get(&url).bearer_auth(&token).send().await.expect("send a poll");
+                assert_eq!(response.status(), 304);
                 done.fetch_add(1, Ordering::Relaxed);
             }
         });
@@ -123,7 +123,7 @@ async fn idle_polls(harness: &Harness, edge: &Running) -> anyhow::Result<()> {
     let polls = float(usize::try_from(done.load(Ordering::Relaxed))?);
     let (wall, cpu) = (began.elapsed().as_secs_f64(), usage().cpu_s - before.cpu_s);
     println!(
-        "idle polls: {:.0}/s, {:.0} µs CPU each, both sides",
+        "idle polls: {:.0}/s, {:.0} µs CPU per poll, client and server",
         polls / wall,
         cpu / polls * 1e6
     );
@@ -145,17 +145,17 @@ async fn long_polls(harness: &Harness, edge: &Running, mut line: Line) -> anyhow
         let (late, ready) = (late.clone(), ready.clone());
         devices.spawn(async move {
             let http = Client::new();
-            let mut held = cursor(&http, &edge, &token).await.expect("a first sync");
-            ready.send(()).await.expect("somebody counts");
+            let mut held = cursor(&http, &edge, &token).await.expect("first sync");
+            ready.send(()).await.expect("the receiver is open");
             loop {
                 let answer = poll(&http, &edge, &token, &held, "&wait=3")
                     .send()
                     .await
-                    .expect("an answer");
+                    .expect("send a poll");
                 if answer.status() == 304 {
                     return;
                 }
-                let page: Value = answer.json().await.expect("a page");
+                let page: Value = answer.json().await.expect("read a page");
                 let now = zero.elapsed();
                 for change in page["changes"].as_array().into_iter().flatten() {
                     let sent = change["row"]["sent_us"].as_u64().map(Duration::from_micros);
@@ -163,7 +163,7 @@ async fn long_polls(harness: &Harness, edge: &Running, mut line: Line) -> anyhow
                         .expect("no panic")
                         .extend(sent.map(|sent| now.saturating_sub(sent)));
                 }
-                held = page["cursor"].as_str().expect("a cursor").to_owned();
+                held = page["cursor"].as_str().expect("a page has a cursor").to_owned();
             }
         });
     }
@@ -189,13 +189,13 @@ async fn long_polls(harness: &Harness, edge: &Running, mut line: Line) -> anyhow
     Ok(())
 }
 
-/// How late the devices had the changes, and what that cost.
+/// Prints the latency of the changes and their CPU cost.
 fn report_long_polls(late: Vec<Duration>, cpu_s: f64) {
     let late = Times::new(late);
     let ms = |per_mille| late.at(per_mille).as_secs_f64() * 1e3;
     println!(
         "long polls: {} changes at 200/s to {USERS} devices, written → parsed by the device: p50 {:.1} ms, p99 {:.1} ms \
-         (the whole way may take 30 and 100); {:.0} µs CPU a change, both sides",
+         (target of the whole pipeline: 30 and 100 ms); {:.0} µs CPU per change, client and server",
         late.count(),
         ms(500),
         ms(990),

@@ -1,15 +1,15 @@
-//! What the commands make of their measurements, the same way in each.
+//! Statistics and process figures that the benchmarks share.
 
 use std::fs;
 use std::time::Duration;
 
-/// Rows a second.
-#[expect(clippy::as_conversions, reason = "a figure for people")]
+/// Rows per second.
+#[expect(clippy::as_conversions, reason = "a printed figure")]
 pub fn rate(rows: usize, elapsed: Duration) -> f64 {
     rows as f64 / elapsed.as_secs_f64()
 }
 
-/// Times, in order.
+/// Durations in ascending order.
 pub struct Times(Vec<Duration>);
 
 impl Times {
@@ -22,18 +22,17 @@ impl Times {
         self.0.len()
     }
 
-    /// The time that so many in a thousand do not exceed; zero when there is none.
+    /// Quantile in per mille; zero if there are no durations.
     pub fn at(&self, per_mille: usize) -> Duration {
         self.0.get(self.0.len() * per_mille / 1000).copied().unwrap_or_default()
     }
 
-    /// The longest.
     pub fn longest(&self) -> Duration {
         self.0.last().copied().unwrap_or_default()
     }
 }
 
-/// CPU seconds of a process, of its children that live, and of those that have ended.
+/// CPU seconds of a process, its running children and its children that have ended.
 pub fn cpu_s(pid: u32) -> f64 {
     let all = fs::read_dir("/proc").expect("Linux").flatten();
     let ids = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
@@ -42,7 +41,7 @@ pub fn cpu_s(pid: u32) -> f64 {
     children + stat(pid).map_or(0.0, |(_, cpu)| cpu)
 }
 
-/// Parent and CPU seconds, from `/proc/PID/stat`: fields 4 and 14 to 17 of proc(5), in ticks of 10 ms.
+/// Parent and CPU seconds from `/proc/PID/stat`: fields 4 and 14 to 17 of proc(5), in ticks of 10 ms.
 fn stat(pid: u32) -> Option<(u32, f64)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, after_name) = text.rsplit_once(')')?;
@@ -51,7 +50,7 @@ fn stat(pid: u32) -> Option<(u32, f64)> {
     Some((fields.get(1)?.parse().ok()?, ticks.sum::<f64>() / 100.0))
 }
 
-/// A field of `/proc/PID/status` that is a size, such as `VmRSS:`, in MB.
+/// A size in `/proc/PID/status`, such as `VmRSS:`, in MB.
 pub fn memory_mb(pid: u32, field: &str) -> f64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix(field));

@@ -1,7 +1,8 @@
-//! The whole line, a process a role: PostgreSQL, connector, Kafka, processor, Kafka, edge, and devices that long-poll.
+//! Benchmark of the pipeline from PostgreSQL over Kafka to devices that long-poll, with one process per role and a
+//! node's default settings.
 //!
-//! Guarantees: broker, database, roles and devices share this machine's cores, as the figures say; `pg_recvlogical`
-//! throws the same changes away beside it. Never: settings that a node would not run with.
+//! Broker, database, roles and devices share the cores of this machine. As a baseline, `pg_recvlogical` receives the same
+//! changes and discards them.
 
 mod bank;
 mod devices;
@@ -15,22 +16,22 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const LIMIT: Duration = Duration::from_secs(600);
-/// What `pgbench -i -s` makes.
+/// Scale factor of `pgbench -i -s`.
 const SCALE: usize = 5;
-/// Row changes a transaction of pgbench's.
+/// Row changes per pgbench transaction.
 const CHANGES: usize = 4;
 
-/// All of it: `line [THOUSAND ROWS]`, the rows of the backlog; with `latency` no backlog and what comes after it.
+/// `line [THOUSAND ROWS|latency]`: the number of row changes of the backlog, or only starts, snapshot and latency.
 pub fn run(words: &[String]) -> anyhow::Result<()> {
     let latency = words.first().is_some_and(|word| word == "latency");
     let thousands = words.first().filter(|_| !latency);
     let thousands: usize = thousands.map_or(Ok(1_000), |text| text.parse())?;
-    println!("pgbench -i -s {SCALE}; a process each: Kafka, PostgreSQL, connector, processor, edge");
+    println!("pgbench -i -s {SCALE}; separate processes: Kafka, PostgreSQL, connector, processor, edge");
     let mut bank = Bank::new(SCALE);
     starts(&mut bank, "first start, on an empty Kafka");
     snapshot(&mut bank);
-    println!("20 s that nobody counts, until Kafka's virtual machine has compiled what it needs:");
-    devices::one_at_a_time(&bank, 100, "nothing")?;
+    println!("20 s of warm-up for Kafka's JIT compiler:");
+    devices::one_at_a_time(&bank, 100, "none, warm-up")?;
     devices::one_at_a_time(&bank, 200, "p50 15 ms, p99 50 ms")?;
     devices::one_at_a_time(&bank, 1_000, "p99 100 ms")?;
     if latency {
@@ -42,15 +43,15 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
     for role in roles::OURS {
         bank.fleet.stop(role, LIMIT);
     }
-    starts(&mut bank, "start after SIGTERM, on what is there");
+    starts(&mut bank, "start after SIGTERM, with existing state");
     for role in roles::OURS {
         bank.fleet.kill(role);
     }
-    starts(&mut bank, "start after kill -9");
+    starts(&mut bank, "start after SIGKILL");
     Ok(())
 }
 
-/// Starts the roles one after the other and says how long each takes until its `/readyz` is green.
+/// Starts the roles in turn and prints the time until the `/readyz` of each returns 200.
 fn starts(bank: &mut Bank, what: &str) {
     print!("{what}:");
     for role in roles::OURS {
@@ -59,44 +60,44 @@ fn starts(bank: &mut Bank, what: &str) {
         bank.fleet.wait_ready(role, LIMIT);
         print!(" {role} {:.2} s", begun.elapsed().as_secs_f64());
     }
-    println!(" until /readyz is green (asked for: < 1 s)");
+    println!(" until ready (target: < 1 s)");
 }
 
 fn snapshot(bank: &mut Bank) {
     let begun = Instant::now();
     bank.mark_and_wait();
     println!(
-        "the snapshot's rest, {} rows: {:.1} s",
+        "rest of the snapshot of {} rows: {:.1} s",
         SCALE * 100_000,
         begun.elapsed().as_secs_f64()
     );
 }
 
-/// What the roles use while nothing changes and nobody asks.
+/// CPU and memory of the roles without changes and polls.
 fn idle(bank: &Bank) {
     let roles = Roles::look(bank);
     std::thread::sleep(Duration::from_secs(10));
-    println!("10 s with no change and no device:");
+    println!("10 s without changes and devices:");
     roles.print_share(bank, Duration::from_secs(10));
 }
 
-/// A backlog of pgbench's transactions that the whole line catches up with.
+/// Time until the edge has applied a backlog of pgbench transactions.
 fn backlog(bank: &mut Bank, thousands: usize) {
     bank.fleet.stop("connector", LIMIT);
-    let rival = CompetingConsumer::new(&bank.database);
+    let baseline = CompetingConsumer::new(&bank.database);
     bank.trade(thousands * 1000 / CHANGES);
-    let end = rival.end();
+    let end = baseline.end();
     let past_the_end = "UPDATE pgbench_tellers SET tbalance = tbalance WHERE tid = 1";
     bank.database.sql(past_the_end);
-    let alone = rival.receive("trunkline_bank", &end);
+    let alone = baseline.receive("trunkline_bank", &end);
     bank.mark();
     let (roles, begun) = (Roles::look(bank), Instant::now());
     bank.fleet.start("connector");
     bank.wait_for_mark();
     let (took, rows) = (begun.elapsed(), thousands * 1000);
     println!(
-        "backlog: {rows} row changes in transactions of {CHANGES}, database -> edge's store: {:.1} s = {:.0} rows/s (asked \
-         for: 40,000); pg_recvlogical, thrown away: {:.0} rows/s",
+        "backlog: {rows} row changes in transactions of {CHANGES}, database → replica: {:.1} s = {:.0} rows/s (target: \
+         40,000); pg_recvlogical, discarded: {:.0} rows/s",
         took.as_secs_f64(),
         rate(rows, took),
         rate(rows, alone),
@@ -104,7 +105,7 @@ fn backlog(bank: &mut Bank, thousands: usize) {
     roles.print_rows(bank, rows);
 }
 
-/// pgbench with four clients and no rate limit, devices at their long polls.
+/// pgbench with four clients and no rate limit.
 fn full_speed(bank: &mut Bank) {
     let (roles, begun) = (Roles::look(bank), Instant::now());
     let out = Command::new(crate::support::postgres_bin().join("pgbench"))
@@ -117,7 +118,7 @@ fn full_speed(bank: &mut Bank) {
     let behind = Instant::now();
     bank.mark_and_wait();
     println!(
-        "pgbench -c 4 -T 20, no rate limit: {tps}; the edge's store has the last of it {:.1} s after its end",
+        "pgbench -c 4 -T 20, no rate limit: {tps}; the replica has the last transaction {:.1} s after the end",
         behind.elapsed().as_secs_f64()
     );
     roles.print_share(bank, begun.elapsed());

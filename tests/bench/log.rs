@@ -1,6 +1,5 @@
-//! How fast the log is: a small transaction from begin to commit and on to a reader, and a copy of many records.
-//!
-//! Guarantees: the same work on every home. Never: settings that a node would not run with.
+//! Benchmark of the event log: latency of small transactions and throughput of an exactly-once copy, with the same
+//! workload on each backend and a node's default settings.
 
 use crate::figures::Times;
 use crate::support;
@@ -21,7 +20,7 @@ const COPY_RECORDS: usize = 2_000_000;
 const COPY_BYTES: usize = 200;
 const PARTITIONS: i32 = 4;
 
-/// Runs on Kafka or on the embedded log.
+/// `log [kafka|embedded]`.
 pub fn run(words: &[String]) -> anyhow::Result<()> {
     match words.first().map_or("kafka", String::as_str) {
         "kafka" => measure(&KafkaLog::connect(event_log::kafka::Config::new(support::kafka()))?),
@@ -30,7 +29,7 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
             let config = event_log::embedded::Config::new(Some(directory.path().join("log")), Arc::new(now));
             measure(&EmbeddedLog::open(config)?);
         }
-        other => anyhow::bail!("{other} is not a home of the log: kafka or embedded"),
+        other => anyhow::bail!("unknown log {other}; use kafka or embedded"),
     }
     Ok(())
 }
@@ -42,20 +41,20 @@ fn measure(log: &SharedEventLog) {
     copy(log);
 }
 
-/// One record and one offset a transaction: what a row change costs at low load.
+/// Transactions of one record and one offset: the cost of a row change at low load.
 fn small_transactions(log: &SharedEventLog, paced: bool) {
     let topic = topic(log, 1);
     let at = TopicPartition::new(topic.clone(), 0);
     let mut member = joined(log, &topic);
-    let mut session = session(log);
+    let mut producer = producer(log);
     let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicI64::new(0)));
-    let (tell, told) = mpsc::channel();
+    let (ready, is_ready) = mpsc::channel();
     let (reader_log, reader_stop, reader_at, began) = (log.clone(), stop.clone(), at.clone(), Instant::now());
     let seen_sent = sent.clone();
     let reader = std::thread::Builder::new().name("reader".to_owned()).spawn(move || {
         let mut reader = reader_log.reader(Isolation::ReadCommitted).expect("a reader");
         reader.assign(&[(reader_at, StartFrom::LogEnd)]).expect("assign");
-        tell.send(()).expect("the other thread waits");
+        ready.send(()).expect("the receiver is open");
         let (mut batch, mut late) = (RecordBatch::default(), Vec::new());
         while !reader_stop.load(Ordering::Relaxed) {
             if reader
@@ -68,7 +67,7 @@ fn small_transactions(log: &SharedEventLog, paced: bool) {
         }
         late
     });
-    told.recv().expect("the reader is ready");
+    is_ready.recv().expect("the reader is ready");
     let (mut commits, mut batch) = (Vec::with_capacity(SMALL), RecordBatch::default());
     for n in 0..SMALL {
         if paced {
@@ -77,13 +76,13 @@ fn small_transactions(log: &SharedEventLog, paced: bool) {
         let mut records = OutBatch::default();
         records.push(record(&topic, 0, &[b'x'; COPY_BYTES]), []);
         drop(member.poll(&mut batch, 1 << 20, Duration::ZERO).expect("poll"));
-        let membership = member.group_metadata().expect("a member");
+        let membership = member.group_metadata().expect("joined");
         let start = Instant::now();
         sent.store(nanos(began), Ordering::SeqCst);
-        session.begin().expect("begin");
-        session.send(&records).expect("send");
+        producer.begin().expect("begin");
+        producer.send(&records).expect("send");
         let offset = i64::try_from(n).expect("small");
-        let outcome = session.commit(Some((&membership, &[(at.clone(), offset)])));
+        let outcome = producer.commit(Some((&membership, &[(at.clone(), offset)])));
         assert!(matches!(outcome, Outcome::Committed(_)), "{outcome:?}");
         commits.push(start.elapsed());
     }
@@ -93,27 +92,27 @@ fn small_transactions(log: &SharedEventLog, paced: bool) {
         .into_iter()
         .map(|n| Duration::from_nanos(u64::try_from(n).unwrap_or(0)))
         .collect();
-    let how = if paced { "200 a second" } else { "back to back" };
-    println!("transaction of one record and one offset, {how}: {SMALL} times");
+    let how = if paced { "200 per second" } else { "back to back" };
+    println!("{SMALL} transactions of one record and one offset, {how}");
     println!(
-        "  begin to committed       {}   (asked for: p50 about 3 ms)",
+        "  begin to committed       {}   (target: p50 about 3 ms)",
         percentiles(commits)
     );
     println!("  begin to a reader        {}", percentiles(late));
 }
 
-/// Every record of an input once to an output, in transactions of 100 ms.
+/// Copies every record of a topic exactly once, in transactions of 100 ms.
 fn copy(log: &SharedEventLog) {
     let (from, to) = (topic(log, PARTITIONS), topic(log, PARTITIONS));
     fill(log, &from);
     let mut member = joined(log, &from);
-    let mut session = session(log);
+    let mut producer = producer(log);
     let (mut batch, mut out) = (RecordBatch::default(), OutBatch::default());
     let mut next = vec![0; usize::try_from(PARTITIONS).expect("few")];
     let (mut copied, mut commits) = (0, 0);
     let (start, cpu) = (Instant::now(), usage().cpu_s);
     while copied < COPY_RECORDS {
-        session.begin().expect("begin");
+        producer.begin().expect("begin");
         let opened = Instant::now();
         while opened.elapsed() < Duration::from_millis(100) && copied < COPY_RECORDS {
             match member
@@ -138,14 +137,14 @@ fn copy(log: &SharedEventLog) {
                 *next.get_mut(usize::try_from(partition).expect("few")).expect("few") = r.offset() + 1;
             }
             copied += batch.len();
-            session.send(&out).expect("send");
+            producer.send(&out).expect("send");
         }
         let offsets: Vec<_> = (0..)
             .zip(&next)
             .map(|(p, o)| (TopicPartition::new(from.clone(), p), *o))
             .collect();
-        let membership = member.group_metadata().expect("a member");
-        let outcome = session.commit(Some((&membership, &offsets)));
+        let membership = member.group_metadata().expect("joined");
+        let outcome = producer.commit(Some((&membership, &offsets)));
         assert!(matches!(outcome, Outcome::Committed(_)), "{outcome:?}");
         commits += 1;
     }
@@ -160,25 +159,25 @@ fn copy(log: &SharedEventLog) {
 }
 
 fn fill(log: &SharedEventLog, topic: &Arc<str>) {
-    let mut session = session(log);
+    let mut producer = producer(log);
     let (value, chunk) = ([b'x'; COPY_BYTES], 20_000);
     let (start, cpu) = (Instant::now(), usage().cpu_s);
     for _ in 0..COPY_RECORDS / (10 * chunk) {
-        session.begin().expect("begin");
+        producer.begin().expect("begin");
         for _ in 0..10 {
             let mut out = OutBatch::default();
             for n in 0..chunk {
                 out.push(record(topic, i32::try_from(n).expect("few") % PARTITIONS, &value), []);
             }
-            session.send(&out).expect("send");
+            producer.send(&out).expect("send");
         }
-        let outcome = session.commit(None);
+        let outcome = producer.commit(None);
         assert!(matches!(outcome, Outcome::Committed(_)), "{outcome:?}");
     }
     let count = f64::from(u32::try_from(COPY_RECORDS).expect("few"));
     let (took, cpu) = (start.elapsed().as_secs_f64(), usage().cpu_s - cpu);
     println!(
-        "writing them: {:.0} records/s, {:.0} records per CPU second",
+        "write: {:.0} records/s, {:.0} records per CPU second",
         count / took,
         count / cpu
     );
@@ -195,7 +194,7 @@ fn record<'a>(topic: &'a Arc<str>, partition: i32, value: &'a [u8]) -> OutRecord
 }
 
 fn topic(log: &SharedEventLog, partitions: i32) -> Arc<str> {
-    let name = support::unique("load");
+    let name = support::unique("bench");
     let config = TopicConfig::new(Cleanup::Delete);
     log.create_topics(&[TopicSpec {
         name: name.clone(),
@@ -207,19 +206,19 @@ fn topic(log: &SharedEventLog, partitions: i32) -> Arc<str> {
     name.into()
 }
 
-fn session(log: &SharedEventLog) -> Box<dyn TransactionalProducer> {
+fn producer(log: &SharedEventLog) -> Box<dyn TransactionalProducer> {
     let transaction_timeout = Duration::from_secs(10);
     log.transactional_producer(TransactionalProducerConfig {
-        transactional_id: support::unique("load"),
+        transactional_id: support::unique("bench"),
         transaction_timeout,
     })
-    .expect("a session")
+    .expect("create a transactional producer")
 }
 
-/// A member that reads the whole topic from its start.
+/// A group consumer that reads the whole topic from offset 0.
 fn joined(log: &SharedEventLog, topic: &Arc<str>) -> Box<dyn GroupConsumer> {
     let config = GroupConfig {
-        group: support::unique("load"),
+        group: support::unique("bench"),
         instance: None,
         topics: vec![topic.clone()],
         session_timeout: Duration::from_secs(10),
@@ -252,10 +251,10 @@ fn nanos(since: Instant) -> i64 {
     i64::try_from(since.elapsed().as_nanos()).unwrap_or(i64::MAX)
 }
 
-#[expect(clippy::disallowed_methods, reason = "a measurement runs on the machine's clock")]
+#[expect(clippy::disallowed_methods, reason = "a benchmark uses the system clock")]
 fn now() -> Millis {
     let since = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
-        .expect("after 1970");
-    Millis::try_from(since.as_millis()).expect("before the end of time")
+        .expect("the clock is after 1970");
+    Millis::try_from(since.as_millis()).expect("milliseconds fit 64 bits")
 }

@@ -1,10 +1,10 @@
-//! Load and latency, printed beside what is asked for: not tests, since a busy machine must not fail a build.
+//! Benchmarks. Each prints the workload, the backends and the measured figures next to the targets.
 //!
-//! Guarantees: each command says what it did, on which parts, and its figures. Never: a verdict by exit code.
+//! They are not tests: a busy machine must not fail a build, so a missed target does not change the exit code.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
-    reason = "a measurement that meets what it does not expect ends; what it stands on is shared with the tests"
+    reason = "a benchmark may panic on an unexpected result; it shares the harnesses of the tests"
 )]
 
 #[path = "../support.rs"]
@@ -21,22 +21,32 @@ mod runtime;
 mod state;
 mod store;
 
-/// As in the binary.
+/// The allocator of the `trunkline` binary.
 #[global_allocator]
 static MEMORY: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-const USAGE: &str = "usage: load WHAT
-  cluster [MINUTES]   three brokers, a join and a count, everything killed in turn; what is lost, doubled or made up
-  edge [embedded|kafka] [ROWS]   apply, idle polls, long polls; edge and devices in this one process
-  growth [MILLION ROWS ...]   cost of a random row update by sync-views and by the edge at 1, 5 and 20 million rows;
-                      builds states of up to 10 GB in the directory for temporary files
-  store [fjall|sled] [ROWS] [VALUE BYTES] [MEMORY MIB]   fill, read, scan, reopen
-  runtime [kafka|embedded] [copy|count|aggregate|singles|alone]   a copy, beside the library's own, a count with state,
-                      the declared count(), one record at a time; copy, count and singles without transactions
-  state [fjall|sled] [THOUSAND KEYS]   a process with state on Kafka: cold start, idle, memory, kill -9, full restore
-  postgres [kafka|embedded] [THOUSAND ROWS]   the connector: snapshot, backlogs, one change at a time
-  line [THOUSAND ROWS|latency]   the whole line, a process a role: starts, one change at a time, a backlog, pgbench; CPU, memory
-  log [kafka|embedded]   small transactions and an exactly-once copy; kafka: see tests/run up";
+const USAGE: &str = "usage: bench NAME [ARGUMENTS]
+  cluster [MINUTES]
+      join and count on three brokers while processes and brokers are killed; lost, duplicate and phantom records
+  edge [embedded|kafka] [ROWS]
+      apply, idle polls and long polls; the edge and its devices share this process
+  growth [MILLION ROWS ...]
+      cost of a random row update in sync-views and in the edge at 1, 5 and 20 million rows;
+      needs up to 10 GB in the directory for temporary files
+  line [THOUSAND ROWS|latency]
+      the pipeline from PostgreSQL to devices, one process per role: start time, latency, backlog, pgbench, CPU, memory
+  log [kafka|embedded]
+      small transactions and an exactly-once copy
+  postgres [kafka|embedded] [THOUSAND ROWS]
+      PostgreSQL connector: snapshot, backlogs, latency of single changes
+  runtime [kafka|embedded] [copy|count|aggregate|singles|alone]
+      stream runtime: copy (compared with plain librdkafka), count with state, declarative count(), latency of single
+      records; `alone` runs copy, count and singles at least once, without transactions
+  state [fjall|sled] [THOUSAND KEYS]
+      stateful process on Kafka: cold start, idle CPU, memory, restart after SIGKILL, full restore
+  store [fjall|sled] [ROWS] [VALUE BYTES] [MEMORY MIB]
+      state store: fill, read, scan, reopen
+`source <(tests/run up)` starts Kafka and PostgreSQL and sets the variables that the benchmarks read.";
 
 fn main() -> anyhow::Result<()> {
     let words: Vec<String> = std::env::args().skip(1).collect();

@@ -1,7 +1,5 @@
-//! The postgres connector: snapshot, a backlog of small and of large transactions, and one change at a time.
-//!
-//! Guarantees: the same rows go through `pg_recvlogical` beside it, which only throws them away. Never: settings that
-//! a node would not run with.
+//! Benchmark of the PostgreSQL connector with its default settings: snapshot, backlogs of small and of large
+//! transactions, and latency of single changes. As a baseline, `pg_recvlogical` receives the same rows and discards them.
 
 #[path = "../e2e/postgres/harness.rs"]
 pub mod harness;
@@ -22,7 +20,7 @@ use std::time::{Duration, Instant};
 const LIMIT: Duration = Duration::from_secs(600);
 const CHANGES_AT_A_TIME: usize = 2_000;
 
-/// Runs on Kafka or on the embedded log: `postgres [kafka|embedded] [THOUSAND ROWS]`.
+/// `postgres [kafka|embedded] [THOUSAND ROWS]`.
 pub fn run(words: &[String]) -> anyhow::Result<()> {
     let directory = tempfile::tempdir()?;
     let log = match words.first().map_or("kafka", String::as_str) {
@@ -31,7 +29,7 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
             let dir = Some(directory.path().join("log"));
             event_log::embedded::EmbeddedLog::open(event_log::embedded::Config::new(dir, harness::clock()))?
         }
-        other => anyhow::bail!("{other} is not a home of the log: kafka or embedded"),
+        other => anyhow::bail!("unknown log {other}; use kafka or embedded"),
     };
     let thousands = words.get(1).map_or(Ok(1_000), |text| text.parse())?;
     let registry: SharedRegistry = Arc::new(registry::embedded::Embedded::open(log.clone())?);
@@ -43,7 +41,7 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The four tables of pgbench, and a procedure that does its transaction many times.
+/// Creates the tables of pgbench and a procedure that runs its transaction `n` times.
 fn bank(database: &Database, thousands: usize) {
     database.sql(&format!(
         "CREATE TABLE branches (bid int PRIMARY KEY, bbalance int, filler char(88));
@@ -100,22 +98,22 @@ fn backlogs(database: &Arc<Database>, log: &SharedEventLog, registry: &SharedReg
     }
 }
 
-/// Makes a backlog while the connector is away, and lets it and `pg_recvlogical` catch up, one after the other.
+/// Writes a backlog while the connector is stopped, then lets `pg_recvlogical` and the connector catch up in turn.
 fn compared(setting: &Setting, database: &Database, what: &str, sql: &str, rows: usize) {
-    let rival = CompetingConsumer::new(database);
+    let baseline = CompetingConsumer::new(database);
     database.sql(sql);
-    let end = rival.end();
+    let end = baseline.end();
     database.sql("INSERT INTO ticks VALUES (-1, ''); DELETE FROM ticks WHERE id = -1");
-    let alone = rival.receive(&format!("trunkline_{}", setting.name), &end);
+    let alone = baseline.receive(&format!("trunkline_{}", setting.name), &end);
     let (begun, cpu) = (Instant::now(), usage().cpu_s);
     let connector = setting.start(database);
     published(&connector, rows);
     figure(what, rows, begun, cpu);
-    println!("    pg_recvlogical, thrown away: {:.0} rows/s", rate(rows, alone));
+    println!("    pg_recvlogical, discarded: {:.0} rows/s", rate(rows, alone));
     connector.stop().expect("a clean end");
 }
 
-/// A slot for `pg_recvlogical`, which begins where the database is when it is made.
+/// A replication slot for `pg_recvlogical`, which starts at the LSN of its creation.
 pub struct CompetingConsumer<'d> {
     database: &'d Database,
     slot: String,
@@ -123,20 +121,20 @@ pub struct CompetingConsumer<'d> {
 
 impl CompetingConsumer<'_> {
     pub fn new(database: &Database) -> CompetingConsumer<'_> {
-        let slot = support::unique("rival").replace('-', "_");
+        let slot = support::unique("baseline").replace('-', "_");
         let sql = format!("SELECT pg_create_logical_replication_slot('{slot}', 'pgoutput')");
         database.sql(&sql);
         CompetingConsumer { database, slot }
     }
 
-    /// The place that the database's log is at now.
+    /// The current insert LSN.
     pub fn end(&self) -> String {
         let sql = "SELECT pg_current_wal_insert_lsn()";
-        self.database.value(sql).expect("a place")
+        self.database.value(sql).expect("an LSN")
     }
 
-    /// How long `pg_recvlogical` takes for what it throws away, up to `end`. It stops at the first change past that, so
-    /// there must be one.
+    /// Time that `pg_recvlogical` takes to receive and discard everything up to `end`. It stops at the first change past
+    /// `end`, so the caller must have written one.
     pub fn receive(self, publication: &str, end: &str) -> Duration {
         let begun = Instant::now();
         let received = Command::new(postgres_bin().join("pg_recvlogical"))
@@ -165,7 +163,9 @@ impl CompetingConsumer<'_> {
             "SELECT 1 FROM pg_replication_slots WHERE slot_name = '{}' AND NOT active",
             self.slot
         );
-        wait_for("the rival's slot to be free", LIMIT, || self.database.value(&free));
+        wait_for("the baseline's slot to be inactive", LIMIT, || {
+            self.database.value(&free)
+        });
         self.database
             .sql(&format!("SELECT pg_drop_replication_slot('{}')", self.slot));
         took
@@ -182,7 +182,7 @@ fn published(connector: &Connector, rows: usize) {
 
 fn figure(what: &str, rows: usize, begun: Instant, cpu: f64) {
     let (elapsed, cpu) = (begun.elapsed(), usage().cpu_s - cpu);
-    #[expect(clippy::as_conversions, reason = "a figure for people")]
+    #[expect(clippy::as_conversions, reason = "a printed figure")]
     let per_cpu = rows as f64 / cpu;
     println!(
         "{what}: {rows} rows in {elapsed:.2?}, {:.0} rows/s, {per_cpu:.0} rows per CPU second of this process",
@@ -190,7 +190,7 @@ fn figure(what: &str, rows: usize, begun: Instant, cpu: f64) {
     );
 }
 
-/// 200 changes a second: from the answer to the database's COMMIT until a reader of the topic has it.
+/// Latency at 200 changes per second, from the response to COMMIT until a reader of the topic has the record.
 fn one_at_a_time(database: &Arc<Database>, log: &SharedEventLog, registry: &SharedRegistry) {
     database.sql("TRUNCATE accounts, history");
     let other = Arc::new(Database::new());
@@ -200,7 +200,7 @@ fn one_at_a_time(database: &Arc<Database>, log: &SharedEventLog, registry: &Shar
     connector.wait_for(State::Running);
     let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(HashMap::new())));
     let (inside, noted) = (stop.clone(), seen.clone());
-    let mut reader = log.reader(Isolation::ReadCommitted).expect("a reader");
+    let mut reader = log.reader(Isolation::ReadCommitted).expect("open a reader");
     reader
         .assign(&[(
             TopicPartition::new(format!("change.{}", setting.name), 0),
@@ -239,7 +239,8 @@ fn one_at_a_time(database: &Arc<Database>, log: &SharedEventLog, registry: &Shar
     };
     let late = Times::new(answered.iter().enumerate().filter_map(late).collect());
     println!(
-        "200 changes/s, COMMIT's answer → read_committed reader: {} of {CHANGES_AT_A_TIME} seen, p50 {:.2?} (≤ 8 ms), p90 {:.2?}, p99 {:.2?}, max {:.2?}",
+        "200 changes/s, response to COMMIT → read_committed reader: {} of {CHANGES_AT_A_TIME} received, p50 {:.2?} (target: \
+         ≤ 8 ms), p90 {:.2?}, p99 {:.2?}, max {:.2?}",
         late.count(),
         late.at(500),
         late.at(900),

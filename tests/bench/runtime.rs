@@ -1,7 +1,5 @@
-//! How fast the stream runtime is on top of the log: a copy, a count with state, and one record at a time.
-//!
-//! Guarantees: the application runs as a node runs it, on one stream thread. Never: settings that a node would not
-//! run with.
+//! Benchmark of the stream runtime with its default settings and one stream thread: a copy, a count with state, and the
+//! latency of single records.
 
 mod aggregate;
 
@@ -31,7 +29,7 @@ const SINGLES: usize = 1_000;
 const PARTITIONS: i32 = 4;
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// Writes what it reads.
+/// Copies its input.
 struct Copy(Arc<str>);
 
 impl Processor for Copy {
@@ -58,7 +56,7 @@ impl Processor for Copy {
     }
 }
 
-/// Counts by key, and writes each count.
+/// Counts records by key and writes each count.
 struct Count(Arc<str>);
 
 impl Processor for Count {
@@ -92,12 +90,12 @@ impl Processor for Count {
     }
 }
 
-/// Runs on Kafka or on the embedded log: all parts, or the one that is named.
+/// `runtime [kafka|embedded] [PART]`; without a part, all of them.
 pub fn run(words: &[String]) -> anyhow::Result<()> {
     let part = words.get(1).map(String::as_str);
     let parts = ["copy", "count", "aggregate", "singles", "alone"];
     if let Some(part) = part.filter(|part| !parts.contains(part)) {
-        anyhow::bail!("{part} is not a part of this: {}", parts.join(", "));
+        anyhow::bail!("unknown part {part}; use one of {}", parts.join(", "));
     }
     let measure = |log: &SharedEventLog, kafka| measure(log, kafka, &|name| part.is_none_or(|only| only == name));
     match words.first().map_or("kafka", String::as_str) {
@@ -110,7 +108,7 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
             let config = event_log::embedded::Config::new(Some(directory.path().join("log")), Arc::new(now));
             measure(&EmbeddedLog::open(config)?, None)
         }
-        other => anyhow::bail!("{other} is not a home of the log: kafka or embedded"),
+        other => anyhow::bail!("unknown log {other}; use kafka or embedded"),
     }
 }
 
@@ -139,7 +137,7 @@ fn measure(
     }
     if wanted("aggregate") {
         let line = aggregate::line(log, dir.path(), COUNT_RECORDS)?;
-        bulk(log, &executor, "declared count()", COUNT_RECORDS, line)?;
+        bulk(log, &executor, "declarative count()", COUNT_RECORDS, line)?;
     }
     if wanted("singles") {
         singles(log, dir.path(), &executor, ProcessingGuarantee::ExactlyOnce)?;
@@ -158,7 +156,7 @@ fn measure(
     Ok(())
 }
 
-/// An application of one sub-topology from one new topic to another, not yet started.
+/// An application with one sub-topology from one new topic to another, not yet started.
 struct Line {
     from: Arc<str>,
     to: Arc<str>,
@@ -171,14 +169,14 @@ fn line(log: &SharedEventLog, dir: &Path, make: fn(Arc<str>) -> Box<dyn Processo
     let output = to.clone();
     let factory: Factory = Arc::new(move |_: &TaskInfo| make(output.clone()));
     let sub = SubTopology {
-        name: "load".to_owned(),
+        name: "bench".to_owned(),
         inputs: vec![from.to_string()],
         store: "state".to_owned(),
         factory,
         first_start: FirstStart::Earliest,
     };
     let application = Application {
-        name: support::unique("load"),
+        name: support::unique("bench"),
         subtopologies: vec![sub],
     };
     Line {
@@ -189,7 +187,7 @@ fn line(log: &SharedEventLog, dir: &Path, make: fn(Arc<str>) -> Box<dyn Processo
     }
 }
 
-/// The same, with so many records in its input.
+/// Like [`line`], with `records` records in the input.
 fn filled(
     log: &SharedEventLog,
     dir: &Path,
@@ -201,7 +199,7 @@ fn filled(
     Ok(line)
 }
 
-/// Everything that waits in the input, in one go.
+/// Measures the time until the application has committed all records of its input.
 fn bulk(
     log: &SharedEventLog,
     executor: &tokio::runtime::Runtime,
@@ -241,7 +239,7 @@ fn bulk(
     let (took, after) = (start.elapsed().as_secs_f64(), telemetry::usage());
     executor.block_on(tasks.join(Duration::from_secs(30)))?;
     let speed = Speed::of(records, took, after.cpu_s - before.cpu_s)?;
-    println!("{what} of {records} records, one thread, {PARTITIONS} partitions");
+    println!("{what} of {records} records, one stream thread, {PARTITIONS} partitions");
     println!(
         "  {speed}, {:.0} MB resident; first commit after {first:.2?}",
         after.resident_bytes / 1e6
@@ -249,7 +247,7 @@ fn bulk(
     Ok(speed)
 }
 
-/// What something did in a second, and in a second of one core.
+/// Records per second and per CPU second.
 #[derive(Clone, Copy)]
 struct Speed {
     a_second: f64,
@@ -276,13 +274,13 @@ impl fmt::Display for Speed {
     }
 }
 
-/// The library's own copy, with as much memory as is ours and with as much as it likes.
+/// Compares with a copy by plain librdkafka, once with the same memory limits and once with 1 GiB of queue.
 fn limits(log: &SharedEventLog, kafka: &event_log::kafka::Config, ours: Speed) -> anyhow::Result<()> {
     let unbounded = vec![
         ("queued.max.messages.kbytes", "1048576"),
         ("fetch.max.bytes", "67108864"),
     ];
-    for (what, settings) in [("the memory that is ours", Vec::new()), ("1 GiB of queue", unbounded)] {
+    for (what, settings) in [("the same memory limits", Vec::new()), ("1 GiB of queue", unbounded)] {
         let (from, to) = (topic(log), topic(log));
         fill(log, &from, COPY_RECORDS)?;
         let copy = limit::Copy {
@@ -294,12 +292,12 @@ fn limits(log: &SharedEventLog, kafka: &event_log::kafka::Config, ours: Speed) -
             settings,
         };
         let (start, before) = (Instant::now(), telemetry::usage());
-        limit::copy(kafka, &support::unique("load"), &copy)?;
+        limit::copy(kafka, &support::unique("bench"), &copy)?;
         let (took, after) = (start.elapsed().as_secs_f64(), telemetry::usage());
         let speed = Speed::of(COPY_RECORDS, took, after.cpu_s - before.cpu_s)?;
-        println!("the limit: the same copy by the library alone, with {what}");
+        println!("baseline: the same copy by librdkafka alone, with {what}");
         println!(
-            "  {speed}; ours is {:.2} of it a second (asked for: 0.75) and {:.2} of it a CPU second (asked for: 0.80)",
+            "  {speed}; Trunkline reaches {:.2} of it per second (target: 0.75) and {:.2} per CPU second (target: 0.80)",
             ours.a_second / speed.a_second,
             ours.a_cpu_second / speed.a_cpu_second
         );
@@ -307,7 +305,7 @@ fn limits(log: &SharedEventLog, kafka: &event_log::kafka::Config, ours: Speed) -
     Ok(())
 }
 
-/// One record at a time, 200 a second: from the append to a reader of the output.
+/// Latency of single records at 200 per second, from the append to a reader of the output.
 fn singles(
     log: &SharedEventLog,
     dir: &Path,
@@ -352,7 +350,7 @@ fn singles(
     executor.block_on(tasks.join(Duration::from_secs(30)))?;
     late.sort();
     let part = |part: usize| late.get(late.len() * part / 1000).copied().unwrap_or_default();
-    println!("one record at a time, append to a reader of the output, the append included");
+    println!("single records, from the start of the append to a reader of the output");
     println!(
         "  p50 {:.2?}  p90 {:.2?}  p99 {:.2?}  max {:.2?}",
         part(500),
@@ -389,7 +387,7 @@ fn fill(log: &SharedEventLog, topic: &Arc<str>, records: usize) -> anyhow::Resul
 }
 
 fn topic(log: &SharedEventLog) -> Arc<str> {
-    topic_of(log, &support::unique("load"))
+    topic_of(log, &support::unique("bench"))
 }
 
 fn topic_of(log: &SharedEventLog, name: &str) -> Arc<str> {
@@ -404,10 +402,10 @@ fn topic_of(log: &SharedEventLog, name: &str) -> Arc<str> {
     name.into()
 }
 
-#[expect(clippy::disallowed_methods, reason = "a measurement runs on the machine's clock")]
+#[expect(clippy::disallowed_methods, reason = "a benchmark uses the system clock")]
 fn now() -> Millis {
     let since = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
-        .expect("after 1970");
-    Millis::try_from(since.as_millis()).expect("before the end of time")
+        .expect("the clock is after 1970");
+    Millis::try_from(since.as_millis()).expect("milliseconds fit 64 bits")
 }

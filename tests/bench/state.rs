@@ -1,8 +1,8 @@
-//! A process with state: how long it takes to start, to come back after kill -9 and to read everything back, and what
-//! it holds in memory.
+//! Benchmark of a stateful application on Kafka: time of a cold start, of a restart after SIGKILL and of a full restore,
+//! idle CPU, and memory.
 //!
-//! Guarantees: the application runs in a process of its own, on Kafka, as a node runs it; a start ends when a reader
-//! has what was made of a record that waited for it. Never: settings that a node would not run with.
+//! The application runs in a separate process with a node's default settings. A start is complete when a reader of the
+//! output has the result of a record that was written before the start.
 
 use crate::figures::{cpu_s, memory_mb, rate};
 use crate::support;
@@ -22,21 +22,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use streams::{Application, Config, FirstStart, Output, Processor, State, SubTopology, TaskInfo};
 
-/// The word that makes this program the process that is measured.
+/// Argument that starts the measured process.
 pub const CHILD: &str = "state-process";
 const PARTITIONS: i32 = 4;
 const VALUE_BYTES: usize = 100;
-/// How often every key is written, so that the changelog is longer than the state.
+/// Writes per key; more than one, so that the changelog is longer than the state.
 const TIMES: usize = 2;
-/// How often it is killed with all its state.
+/// Number of kills with full state.
 const KILLS: usize = 5;
-/// A start that takes longer is explained by what the process says.
+/// After a longer start, the log of the process is printed.
 const LONG: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// What the process runs.
+/// Configuration of the measured process.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Part {
+struct ProcessConfig {
     kafka: String,
     application: String,
     input: String,
@@ -46,14 +46,14 @@ struct Part {
     admin: u16,
 }
 
-impl Part {
-    /// What the process says in this life of it.
+impl ProcessConfig {
+    /// Log file of the current process.
     fn log(&self) -> PathBuf {
         self.dir.with_extension("log")
     }
 }
 
-/// Keeps each key's newest value; a record without a value is answered, so that a start can be timed.
+/// Stores the newest value of each key. A record without a value is a probe: it is copied to the output.
 struct Keep(Arc<str>);
 
 impl Processor for Keep {
@@ -71,22 +71,22 @@ impl Processor for Keep {
                 state.put(key, value.to_vec());
                 continue;
             }
-            let answer = OutRecord {
+            let response = OutRecord {
                 topic: &self.0,
                 partition: Some(0),
                 timestamp: None,
                 key: Some(key),
                 value: None,
             };
-            output.send(answer, []);
+            output.send(response, []);
         }
         Ok(())
     }
 }
 
-/// The process that is measured.
+/// Runs the measured process.
 pub fn child(words: &[String]) -> anyhow::Result<()> {
-    let part: Part = serde_json::from_str(words.first().context("what to run")?)?;
+    let config: ProcessConfig = serde_json::from_str(words.first().context("the configuration is missing")?)?;
     telemetry::logs(&telemetry::Config::default())?;
     Service::new().worker_threads(1).run(|tasks| async move {
         let readiness = Readiness::new();
@@ -96,30 +96,30 @@ pub fn child(words: &[String]) -> anyhow::Result<()> {
             drain: tasks.drain(),
         };
         let listen = admin::Config {
-            listen: SocketAddr::from(([127, 0, 0, 1], part.admin)),
+            listen: SocketAddr::from(([127, 0, 0, 1], config.admin)),
             advertise: None,
         };
         listener.serve(&tasks, &listen, axum::Router::new()).await?;
-        let output: Arc<str> = part.output.as_str().into();
+        let output: Arc<str> = config.output.as_str().into();
         let sub = SubTopology {
             name: "keep".to_owned(),
-            inputs: vec![part.input.clone()],
+            inputs: vec![config.input.clone()],
             store: "rows".to_owned(),
             factory: Arc::new(move |_: &TaskInfo| Box::new(Keep(output.clone()))),
             first_start: FirstStart::Earliest,
         };
         let application = Application {
-            name: part.application.clone(),
+            name: config.application.clone(),
             subtopologies: vec![sub],
         };
-        let mut config = Config::new("one", &part.dir);
-        if part.sled {
-            config.stores.engine = state_store::Engine::Sled;
+        let mut streams_config = Config::new("one", &config.dir);
+        if config.sled {
+            streams_config.stores.engine = state_store::Engine::Sled;
         }
-        let log = KafkaLog::connect(event_log::kafka::Config::new(part.kafka.clone()))?;
+        let log = KafkaLog::connect(event_log::kafka::Config::new(config.kafka.clone()))?;
         streams::run(
             application,
-            config,
+            streams_config,
             log,
             streams::Host {
                 clock: service::clock::system(),
@@ -132,13 +132,12 @@ pub fn child(words: &[String]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The parts beside the process: its topics, and a reader of its answers.
-struct Stage {
+/// Topics of the measured process, and a reader of its responses.
+struct Harness {
     log: SharedEventLog,
-    part: Part,
+    config: ProcessConfig,
     input: Arc<str>,
-    answers: Box<dyn Reader>,
-    asked: usize,
+    responses: Box<dyn Reader>,
 }
 
 /// `state [fjall|sled] [THOUSAND KEYS]`.
@@ -147,37 +146,36 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
     let sled = match engine {
         "fjall" => false,
         "sled" => true,
-        other => anyhow::bail!("{other} is not an engine: fjall or sled"),
+        other => anyhow::bail!("unknown engine {other}; use fjall or sled"),
     };
     let keys: usize = words.get(1).map_or(Ok(1_000), |text| text.parse::<usize>())? * 1000;
     let dir = tempfile::tempdir()?;
-    let mut stage = Stage::new(dir.path().to_owned(), sled)?;
+    let mut harness = Harness::new(dir.path().to_owned(), sled)?;
     println!(
-        "{}, {engine}, {PARTITIONS} tasks on one thread",
-        stage.log.describe_self()
+        "{}, {engine}, {PARTITIONS} tasks on one stream thread",
+        harness.log.describe_self()
     );
-
-    stage.start("first start, topics to be made")?.stop()?;
-    let life = stage.start("cold start, on empty state")?;
-    life.idle();
-    stage.fill(keys)?;
-    life.memory(&format!(
-        "after {keys} keys of {VALUE_BYTES} B, each written {TIMES} times"
+    harness.start("first start, with topics to create")?.stop()?;
+    let process = harness.start("cold start, with empty state")?;
+    process.idle();
+    harness.fill(keys)?;
+    process.memory(&format!(
+        "after writing {keys} keys of {VALUE_BYTES} B {TIMES} times each"
     ));
-    stage.kills(life)?;
+    harness.kills(process)?;
     std::fs::remove_dir_all(dir.path().join("stores"))?;
-    stage.restore(keys)
+    harness.restore(keys)
 }
 
-impl Stage {
-    fn new(dir: PathBuf, sled: bool) -> anyhow::Result<Stage> {
+impl Harness {
+    fn new(dir: PathBuf, sled: bool) -> anyhow::Result<Harness> {
         let kafka = support::kafka();
         let log = KafkaLog::connect(event_log::kafka::Config::new(kafka.clone()))?;
-        let part = Part {
+        let config = ProcessConfig {
             kafka,
-            application: support::unique("load"),
-            input: support::unique("load"),
-            output: support::unique("load"),
+            application: support::unique("bench"),
+            input: support::unique("bench"),
+            output: support::unique("bench"),
             dir: dir.join("stores"),
             sled,
             admin: support::free_port(),
@@ -188,61 +186,59 @@ impl Stage {
             replication: None,
             config: TopicConfig::new(Cleanup::Delete),
         };
-        log.create_topics(&[topic(&part.input), topic(&part.output)])?;
-        let mut answers = log.reader(Isolation::ReadCommitted)?;
-        answers.assign(&[(TopicPartition::new(part.output.as_str(), 0), StartFrom::Earliest)])?;
-        let input = part.input.as_str().into();
-        Ok(Stage {
+        log.create_topics(&[topic(&config.input), topic(&config.output)])?;
+        let mut responses = log.reader(Isolation::ReadCommitted)?;
+        responses.assign(&[(TopicPartition::new(config.output.as_str(), 0), StartFrom::Earliest)])?;
+        let input = config.input.as_str().into();
+        Ok(Harness {
             log,
-            part,
+            config,
             input,
-            answers,
-            asked: 0,
+            responses,
         })
     }
 
-    /// Asks the process something, by a record without a value.
+    /// Writes a probe.
     fn ask(&mut self) -> anyhow::Result<()> {
         let mut out = OutBatch::default();
         let record = OutRecord {
             topic: &self.input,
             partition: Some(0),
             timestamp: None,
-            key: Some(b"[\"asked\"]"),
+            key: Some(b"[\"probe\"]"),
             value: None,
         };
         out.push(record, []);
         self.log.append(&out)?;
-        self.asked += 1;
         Ok(())
     }
 
-    fn wait_for_answer(&mut self) -> anyhow::Result<()> {
+    fn wait_for_response(&mut self) -> anyhow::Result<()> {
         let mut batch = RecordBatch::default();
-        let mut answers = 0;
+        let mut responses = 0;
         let end = Instant::now() + LIMIT;
-        while answers == 0 {
-            anyhow::ensure!(Instant::now() < end, "no answer within {LIMIT:?}");
-            answers = self.answers.poll(&mut batch, 1 << 20, Duration::from_millis(100))?;
+        while responses == 0 {
+            anyhow::ensure!(Instant::now() < end, "no response to the probe within {LIMIT:?}");
+            responses = self.responses.poll(&mut batch, 1 << 20, Duration::from_millis(100))?;
         }
         Ok(())
     }
 
-    /// Starts the process on a record that waits, and says how long it takes until its answer can be read.
-    fn start(&mut self, what: &str) -> anyhow::Result<Life> {
-        self.ask()?;
+    /// Writes a probe, starts the process, and prints the time from the start until the response can be read.
+    fn start(&mut self, what: &str) -> anyhow::Result<Process> {
+        self.probe()?;
         let begun = Instant::now();
-        let life = Life::begin(&self.part)?;
-        self.wait_for_answer()?;
+        let process = Process::begin(&self.config)?;
+        self.wait_for_response()?;
         let took = begun.elapsed();
         println!(
-            "{what}: answer to a record that waited {:.2} s after the start",
+            "{what}: response to a waiting record {:.2} s after the start",
             took.as_secs_f64()
         );
         if took > LONG {
-            println!("{}", std::fs::read_to_string(self.part.log())?);
+            println!("{}", std::fs::read_to_string(self.config.log())?);
         }
-        Ok(life)
+        Ok(process)
     }
 
     fn fill(&mut self, keys: usize) -> anyhow::Result<()> {
@@ -268,7 +264,7 @@ impl Stage {
             let end = self.log.offset(&at, OffsetSpec::LogEnd)?;
             support::wait_for("everything to be committed", LIMIT, || {
                 std::thread::sleep(Duration::from_millis(50));
-                let committed = self.log.committed(&self.part.application, std::slice::from_ref(&at));
+                let committed = self.log.committed(&self.config.application, std::slice::from_ref(&at));
                 committed.expect("offsets")[&at]
                     .is_some_and(|next| next >= end)
                     .then_some(())
@@ -277,35 +273,35 @@ impl Stage {
         Ok(())
     }
 
-    /// Kills the process again and again.
-    fn kills(&mut self, mut life: Life) -> anyhow::Result<()> {
+    /// Kills and restarts the process [`KILLS`] times.
+    fn kills(&mut self, mut process: Process) -> anyhow::Result<()> {
         for _ in 0..KILLS {
-            life.kill()?;
-            life = self.start("kill -9, then")?;
+            process.kill()?;
+            process = self.start("restart after SIGKILL")?;
             println!(
-                "  changelog records read: {:.0}",
-                life.metric("trunkline_runtime_restored_records_total")?
+                "  restored changelog records: {:.0}",
+                process.metric("trunkline_runtime_restored_records_total")?
             );
         }
-        life.memory("after it");
-        life.stop()
+        process.memory("afterwards");
+        process.stop()
     }
 
     /// Starts the process without its stores.
     fn restore(&mut self, keys: usize) -> anyhow::Result<()> {
         let begun = Instant::now();
-        let life = Life::begin(&self.part)?;
+        let process = Process::begin(&self.config)?;
         let count = "trunkline_runtime_restored_records_total";
         support::wait_for("the first restored record", LIMIT, || {
             std::thread::sleep(Duration::from_millis(5));
-            life.metric(count).ok().filter(|records| *records > 0.0)
+            process.metric(count).ok().filter(|records| *records > 0.0)
         });
-        let (first, cpu) = (Instant::now(), cpu_s(life.0.id()));
+        let (first, cpu) = (Instant::now(), cpu_s(process.0.id()));
         support::wait_for("readiness", LIMIT, || {
             std::thread::sleep(Duration::from_millis(5));
-            life.is_ready().then_some(())
+            process.is_ready().then_some(())
         });
-        let (took, records) = (first.elapsed(), life.metric(count)?);
+        let (took, records) = (first.elapsed(), process.metric(count)?);
         #[expect(
             clippy::as_conversions,
             clippy::cast_possible_truncation,
@@ -314,31 +310,31 @@ impl Stage {
         )]
         let records = records as usize;
         println!(
-            "full restore of {keys} keys from {records} records: {:.2} s = {:.0} records/s (asked for: 700,000), {:.0} \
+            "full restore of {keys} keys from {records} records: {:.2} s = {:.0} records/s (target: 700,000), {:.0} \
              records per CPU second; {:.2} s from the start of the process",
             took.as_secs_f64(),
             rate(records, took),
-            rate(records, Duration::from_secs_f64(cpu_s(life.0.id()) - cpu)),
+            rate(records, Duration::from_secs_f64(cpu_s(process.0.id()) - cpu)),
             begun.elapsed().as_secs_f64(),
         );
-        life.memory("after it");
-        life.stop()
+        process.memory("afterwards");
+        process.stop()
     }
 }
 
-/// A life of the process.
-struct Life(Child, u16);
+/// A running process; killed on drop.
+struct Process(Child, u16);
 
-impl Life {
-    fn begin(part: &Part) -> anyhow::Result<Life> {
-        let log = std::fs::File::create(part.log())?;
+impl Process {
+    fn begin(config: &ProcessConfig) -> anyhow::Result<Process> {
+        let log = std::fs::File::create(config.log())?;
         let child = Command::new(std::env::current_exe()?)
-            .args([CHILD, &serde_json::to_string(part)?])
+            .args([CHILD, &serde_json::to_string(config)?])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()?;
-        Ok(Life(child, part.admin))
+        Ok(Process(child, config.admin))
     }
 
     fn get(&self, path: &str) -> anyhow::Result<(bool, String)> {
@@ -363,7 +359,7 @@ impl Life {
         std::thread::sleep(span);
         let share = (cpu_s(self.0.id()) - before) / span.as_secs_f64() * 100.0;
         println!(
-            "idle for 10 s: {share:.1} % of a core (asked for: < 1), resident {:.0} MB (asked for: < 40)",
+            "idle for 10 s: {share:.1} % of a core (target: < 1), resident {:.0} MB (target: < 40)",
             memory_mb(self.0.id(), "VmRSS:")
         );
     }
@@ -371,7 +367,7 @@ impl Life {
     fn memory(&self, when: &str) {
         let pid = self.0.id();
         println!(
-            "  {when}: resident {:.0} MB, at most {:.0} MB (asked for: < 250)",
+            "  {when}: resident {:.0} MB, peak {:.0} MB (target: < 250)",
             memory_mb(pid, "VmRSS:"),
             memory_mb(pid, "VmHWM:")
         );
@@ -391,7 +387,7 @@ impl Life {
     }
 }
 
-impl Drop for Life {
+impl Drop for Process {
     fn drop(&mut self) {
         drop(self.0.kill());
         drop(self.0.wait());

@@ -1,4 +1,4 @@
-//! One process per data directory, with and without `--fresh`, seen from outside.
+//! Exclusive use of a data directory by one process, with and without `--fresh`.
 
 use crate::support::{Dev, wait_for};
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A process that is killed if it still runs at the end of the test.
+/// A process that is killed on drop.
 struct Started(Child);
 
 impl Started {
@@ -18,10 +18,10 @@ impl Started {
     }
 
     fn ended(&mut self) -> Option<ExitStatus> {
-        self.0.try_wait().expect("a child can be asked")
+        self.0.try_wait().expect("poll the exit status")
     }
 
-    /// Its exit code and standard error.
+    /// Waits for the end; returns the exit code and standard error.
     fn end(mut self) -> (Option<i32>, String) {
         let status = wait_for("the process to end", LIMIT, || self.ended());
         let mut said = String::new();
@@ -48,7 +48,7 @@ fn post_customer(dev: &Dev, data: &Path, id: i64) {
             .json(&json!({ "changes": [change] }))
             .send()
             .unwrap();
-        // 503 until the source runs.
+        // The response is 503 until the source runs.
         assert!(!sent.status().is_client_error(), "{}", sent.text().unwrap());
         sent.status().is_success().then_some(())
     });
@@ -65,7 +65,7 @@ fn names(dir: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_second_dev_is_refused_and_the_first_keeps_its_data() {
+fn second_dev_is_rejected_and_leaves_data_intact() {
     let parent = tempfile::tempdir().unwrap();
     // The error names the resolved path.
     let data = parent.path().canonicalize().unwrap().join("data");
@@ -96,7 +96,7 @@ fn a_second_dev_is_refused_and_the_first_keeps_its_data() {
             assert!(said.contains(part), "{named:?} {more:?}: {part:?} is not in: {said}");
         }
     }
-    assert_eq!(names(parent.path()), before, "nothing was moved");
+    assert_eq!(names(parent.path()), before, "a directory was moved");
     post_customer(&dev, &data, 2);
     dev.kill();
     dev.restart();
@@ -104,7 +104,7 @@ fn a_second_dev_is_refused_and_the_first_keeps_its_data() {
 }
 
 #[test]
-fn of_two_that_start_fresh_at_once_one_has_a_new_directory() {
+fn concurrent_fresh_starts_yield_one_new_directory() {
     let parent = tempfile::tempdir().unwrap();
     let data = parent.path().join("data");
     std::fs::create_dir(&data).unwrap();
@@ -114,18 +114,18 @@ fn of_two_that_start_fresh_at_once_one_has_a_new_directory() {
     drop(dev);
     let fresh = || Started::new(Dev::command(&data).args(["--fresh", "--orders-per-s", "0"]));
     let mut both = vec![fresh(), fresh()];
-    let first = wait_for("one of them to end", LIMIT, || {
+    let first = wait_for("one process to end", LIMIT, || {
         both.iter_mut().position(|p| p.ended().is_some())
     });
     let (code, said) = both.swap_remove(first).end();
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("is in use by"), "{said}");
     let mut winner = both.remove(0);
-    wait_for("the other one to listen", LIMIT, || {
+    wait_for("the other process to listen", LIMIT, || {
         assert!(winner.ended().is_none(), "both ended: {said}");
         let text = std::fs::read(data.join("dev.json")).ok()?;
         let running: Value = serde_json::from_slice(&text).ok()?;
-        // Before the move the file is that of the one that was killed.
+        // Until the directory is moved, the file is that of the killed process.
         (running["pid"] == winner.0.id()).then_some(())
     });
     let moved: Vec<String> = names(parent.path())
@@ -134,7 +134,7 @@ fn of_two_that_start_fresh_at_once_one_has_a_new_directory() {
         .collect();
     assert_eq!(moved, ["data.aside-1"]);
     drop(winner);
-    // What was moved is a whole data directory.
+    // The moved directory is intact.
     let old = Dev::start(&parent.path().join("data.aside-1"), &["--orders-per-s", "0"]);
     assert_eq!(old.records("change.shop").len(), 1);
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 const LIMIT: Duration = Duration::from_secs(120);
 const CUSTOMERS: i64 = 4;
 
-/// An order as it was posted last: customer, status, total.
+/// Orders as last posted: customer, status, total.
 type Orders = BTreeMap<i64, (i64, &'static str, i64)>;
 
 struct Shop {
@@ -45,12 +45,12 @@ impl Shop {
         i64::try_from(self.seed >> 1).unwrap() % end
     }
 
-    /// Posts until it is answered, under one idempotency key.
+    /// Retries a post under one idempotency key until it succeeds.
     fn post(&mut self, topic: &str, body: &Value) {
         self.posts += 1;
         let token = std::fs::read_to_string(self.data.join("ingest.token")).unwrap();
         let url = format!("{}/v1/ingest/{topic}", self.dev.url("ingest"));
-        wait_for("a post to be taken", LIMIT, || {
+        wait_for("a post to succeed", LIMIT, || {
             let sent = self
                 .client
                 .post(&url)
@@ -64,7 +64,7 @@ impl Shop {
         });
     }
 
-    /// A transaction of random puts, moves between customers, and deletes.
+    /// Posts a transaction of random puts, moves between customers, and deletes.
     fn trade(&mut self) {
         let mut changes = Vec::new();
         for _ in 0..self.below(4) + 1 {
@@ -90,15 +90,15 @@ impl Shop {
     }
 }
 
-/// Rows of a view by their first column, as JSON texts of the others.
+/// Rows of a view: values of the columns `others` by the column `key`, as text.
 fn rows(phone: &Phone, view: &str, key: &str, others: &[&str]) -> BTreeMap<String, Vec<String>> {
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let row = |row: &Value| (text(&row[key]), others.iter().map(|other| text(&row[*other])).collect());
     phone.view(view).map(row).collect()
 }
 
-/// Totals by customer, and how many customers have so many orders.
-fn truth(orders: &Orders) -> [BTreeMap<String, Vec<String>>; 2] {
+/// Expected totals by customer, and expected customers by number of orders.
+fn expected(orders: &Orders) -> [BTreeMap<String, Vec<String>>; 2] {
     let mut groups: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
     for (customer, _, total) in orders.values().filter(|order| order.1 != "draft") {
         groups.entry(*customer).or_default().push(*total);
@@ -123,7 +123,7 @@ fn truth(orders: &Orders) -> [BTreeMap<String, Vec<String>>; 2] {
     [groups.iter().map(total).collect(), sizes.iter().map(size).collect()]
 }
 
-/// Polls until the device holds what `done` wants.
+/// Polls until `done` is true.
 fn until(shop: &Shop, phone: &mut Phone, what: &str, mut done: impl FnMut(&Phone) -> bool) {
     let edge = shop.dev.url("edge");
     wait_for(what, LIMIT, || {
@@ -135,9 +135,9 @@ fn until(shop: &Shop, phone: &mut Phone, what: &str, mut done: impl FnMut(&Phone
 }
 
 fn settle(shop: &Shop, phone: &mut Phone) {
-    let truth = truth(&shop.orders);
+    let expected = expected(&shop.orders);
     let mut held = [BTreeMap::new(), BTreeMap::new()];
-    let what = format!("totals and sizes to be {truth:?}");
+    let what = format!("totals and sizes to be {expected:?}");
     until(shop, phone, &what, |phone| {
         held = [
             rows(
@@ -148,20 +148,20 @@ fn settle(shop: &Shop, phone: &mut Phone) {
             ),
             rows(phone, "sizes", "orders", &["customers", "spent_cents"]),
         ];
-        held == truth
+        held == expected
     });
 }
 
-/// Events meet the customer as it is: once one does, every later one must.
+/// An event joins the current row of the customer: once one event has the new name, later ones have it too.
 fn join(shop: &mut Shop, phone: &mut Phone, round: i64) {
     let name = format!("Ada {round}");
     let customer = json!({"table": "customers", "op": "put", "row": {"id": 1, "name": name}});
     shop.post("change.shop", &json!({ "changes": [customer] }));
     let seen = |phone: &Phone| rows(phone, "last_seen", "customer_id", &["name", "screen"]).remove("1");
-    // One order's events have one key, so that they stay in order.
+    // Events of one order have the same key and therefore stay in order.
     let view = |turn: i64| json!({"order_id": 1, "customer_id": 1, "screen": format!("{round}-{turn}")});
     let mut turn = 0;
-    wait_for("an event to meet the customer's new name", LIMIT, || {
+    wait_for("an event to be joined with the new name", LIMIT, || {
         turn += 1;
         shop.post("event.order_viewed", &view(turn));
         let edge = shop.dev.url("edge");
@@ -176,11 +176,11 @@ fn join(shop: &mut Shop, phone: &mut Phone, round: i64) {
     });
 }
 
-/// Closes the minute in which all orders were placed, by one that was placed later; a final record is written once.
+/// Closes the window in which all orders were placed, by later orders; a final record is written once.
 fn close_the_minute(shop: &mut Shop, phone: &mut Phone) {
     let row =
         json!({"id": 1000, "customer_id": 1, "status": "draft", "total_cents": 0, "placed_at": "2026-01-31T11:00:00Z"});
-    // Each partition of the groups has a time of its own: orders of every status move all of them on.
+    // Stream time is per partition, so orders of every status are needed to advance it in each.
     let statuses = ["draft", "placed", "sent"];
     let changes = statuses.iter().enumerate().map(|(at, status)| {
         let mut row = row.clone();
@@ -210,8 +210,8 @@ fn close_the_minute(shop: &mut Shop, phone: &mut Phone) {
     });
 }
 
-/// What the command line shows of the totals' groups is what they are, by the columns' names.
-fn shows_its_state(shop: &Shop) {
+/// `trunkline state scan` shows the groups of the totals with decoded columns.
+fn assert_state_scan(shop: &Shop) {
     let data = shop.data.display().to_string();
     let ask = |store| {
         let of = ["state", "--data", &data, "scan", "orders_by_customer", store];
@@ -223,14 +223,14 @@ fn shows_its_state(shop: &Shop) {
         let fields = ["orders", "spent_cents", "largest_cents"].map(field);
         (row["key"][0] == "g").then(|| (row["key"][1].as_str().unwrap().to_owned(), fields.to_vec()))
     };
-    let truth = &truth(&shop.orders)[0];
+    let expected = &expected(&shop.orders)[0];
     let counted = shop.orders.values().filter(|order| order.1 != "draft").count();
-    // What is asked may be half a second behind.
-    wait_for("the state to be that of the orders", LIMIT, || {
+    // Queries read the store, which may be half a second behind the last commit.
+    wait_for("the state to match the orders", LIMIT, || {
         let rows = ask("groups");
         let groups: BTreeMap<_, _> = rows.iter().filter_map(group).collect();
-        let contributing = rows.iter().filter(|row| row["value"]["contribution"].is_object());
-        (groups == *truth && contributing.count() == counted).then_some(())
+        let giving = rows.iter().filter(|row| row["value"]["gives"].is_object());
+        (groups == *expected && giving.count() == counted).then_some(())
     });
 }
 
@@ -257,23 +257,23 @@ fn streams_survive_kills(more: &[&str], rounds: i64) {
     }
     close_the_minute(&mut shop, &mut phone);
     settle(&shop, &mut phone);
-    shows_its_state(&shop);
-    // A device that begins anew is given the very same.
+    assert_state_scan(&shop);
+    // A new device receives the same rows.
     let mut fresh = Phone::new("phone-2", &shop.dev.token("1", &[]));
-    until(&shop, &mut fresh, "a fresh device to hold the same", |fresh| {
+    until(&shop, &mut fresh, "a new device to have the same rows", |fresh| {
         fresh.rows == phone.rows
     });
     shop.dev.kill();
 }
 
 #[test]
-fn aggregates_and_joins_on_the_embedded_log_survive_kill_9() {
+fn aggregates_and_joins_survive_sigkill_on_embedded() {
     streams_survive_kills(&[], 3);
 }
 
 #[cfg(feature = "external")]
 #[test]
-fn aggregates_and_joins_on_kafka_survive_kill_9() {
+fn aggregates_and_joins_survive_sigkill_on_kafka() {
     let broker = Broker::start();
     streams_survive_kills(&["--kafka", &broker.bootstrap()], 2);
 }

@@ -1,8 +1,8 @@
 //! Deployment, automation and development files refer only to what exists: paths, packages, features, recipes, options,
 //! configuration keys, services and variables.
 //!
-//! The second test replaces one name at a time by a made-up one and expects a finding, so that a check that finds nothing
-//! any more is noticed.
+//! The second test replaces one name at a time by a made-up one and expects a finding, so that a check that no longer
+//! finds anything fails.
 
 mod automation;
 mod commands;
@@ -18,7 +18,7 @@ fn findings(tree: &Tree) -> Vec<String> {
 }
 
 #[test]
-fn every_name_in_deployment_files_exists() {
+fn names_in_deployment_files_exist() {
     let findings = findings(&Tree::checkout());
     assert!(findings.is_empty(), "\n{}", findings.join("\n"));
 }
@@ -27,7 +27,7 @@ fn every_name_in_deployment_files_exists() {
 const MADE_UP: &str = include_str!("deployment/made_up.toml");
 
 #[test]
-fn every_made_up_name_is_found() {
+fn made_up_names_are_reported() {
     let cases: toml::Table = MADE_UP.parse().expect("the cases are TOML");
     let mut missed = Vec::new();
     for case in cases["case"].as_array().expect("a list of cases") {

@@ -1,4 +1,4 @@
-//! Idempotency keys over HTTP, on a real process that is killed between two posts.
+//! Idempotency keys of the ingest listener, in a process that is killed between posts.
 
 use crate::support::{Dev, wait_for};
 use reqwest::header::{HeaderMap, HeaderValue};
@@ -15,7 +15,7 @@ struct Backend {
     _dir: tempfile::TempDir,
 }
 
-/// What a post was answered.
+/// Response to a post.
 #[derive(Debug, PartialEq)]
 struct Answer {
     status: u16,
@@ -38,7 +38,7 @@ impl Backend {
         }
     }
 
-    /// Posts until the source runs and takes it; one `Idempotency-Key` header for each key.
+    /// Posts, and retries while the source does not run; sends one `Idempotency-Key` header for each key.
     fn post(&self, topic: &str, keys: &[&[u8]], body: &str) -> Answer {
         let token = std::fs::read_to_string(self.data.join("ingest.token")).unwrap();
         let url = format!("{}/v1/ingest/{topic}", self.dev.url("ingest"));
@@ -46,7 +46,7 @@ impl Backend {
         for key in keys {
             headers.append("idempotency-key", HeaderValue::from_bytes(key).unwrap());
         }
-        wait_for("an answer that is not 503", LIMIT, || {
+        wait_for("a response other than 503", LIMIT, || {
             let request = self.client.post(&url).bearer_auth(token.trim());
             let answer = request.headers(headers.clone()).body(body.to_owned()).send().ok()?;
             (answer.status() != 503).then(|| Answer {
@@ -68,17 +68,17 @@ fn customer(id: i64) -> String {
 }
 
 #[test]
-fn a_key_is_bound_to_its_body_also_after_kill_9() {
+fn idempotency_key_keeps_its_body_after_sigkill() {
     let mut backend = Backend::start();
     let first = backend.post("change.shop", &[b"key-1"], &customer(1));
     assert_eq!((first.status, first.replayed), (200, false), "{first:?}");
     assert_eq!(first.body["stored"], 1);
     for _ in 0..2 {
-        // The quoted form is the same key.
+        // The quoted form (RFC 8941 string) is the same key.
         for key in [&b"key-1"[..], b"\"key-1\""] {
             let again = backend.post("change.shop", &[key], &customer(1));
             assert_eq!((again.status, again.replayed), (200, true), "{again:?}");
-            assert_eq!(again.body, first.body, "the original answer");
+            assert_eq!(again.body, first.body, "the original response is replayed");
             let other = backend.post("change.shop", &[key], &customer(2));
             assert_eq!(other.status, 422, "{other:?}");
             assert_eq!(other.body["type"], "idempotency-key-reused");
@@ -91,7 +91,7 @@ fn a_key_is_bound_to_its_body_also_after_kill_9() {
 }
 
 #[test]
-fn a_key_that_is_no_key_is_refused_and_nothing_is_stored() {
+fn invalid_idempotency_key_is_rejected_unstored() {
     let backend = Backend::start();
     let event = json!({"order_id": 1, "customer_id": 1, "screen": null}).to_string();
     let long = [b'k'; 256];
@@ -132,7 +132,7 @@ fn a_key_that_is_no_key_is_refused_and_nothing_is_stored() {
 }
 
 #[test]
-fn of_many_posts_with_one_key_at_once_one_is_stored() {
+fn concurrent_posts_with_one_key_store_one_record() {
     let backend = Backend::start();
     backend.post("change.shop", &[b"warm-up"], &customer(9));
     let answers: Vec<Answer> = std::thread::scope(|scope| {

@@ -1,9 +1,6 @@
-//! Standard Avro clients in other languages read our topics, and we read what they wrote: Python's Confluent client,
-//! Apicurio's Java serialisers in the mode of Confluent's framing, and Apache Avro's Java library with the framing by
-//! hand; over a real registry and over our own.
-//!
-//! Guarantees: both directions go over real Kafka and a registry's REST API; values of every Avro type are compared.
-//! Never: a look at bytes that only our own code wrote and read.
+//! Interoperability of Avro encoding and registry with clients in other languages, in both directions over Kafka:
+//! Confluent's Python client, Apicurio's Java serializers with Confluent framing, and Apache Avro's Java library.
+//! Each runs with Apicurio Registry and with Trunkline's own registry. Values of every Avro type are compared.
 
 use crate::support;
 use crate::support::registry::{memory_log, remote, serve};
@@ -26,15 +23,15 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A topic for each direction, and the registry between.
-struct Stand {
+/// A topic for each direction, and the registry.
+struct Harness {
     log: SharedEventLog,
     registry: Arc<Catalog>,
     ours: Arc<str>,
     theirs: Arc<str>,
 }
 
-impl Stand {
+impl Harness {
     fn new(registry: SharedRegistry) -> Self {
         let log = event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(support::kafka())).expect("a log");
         let (ours, theirs) = (support::unique("interop.ours"), support::unique("interop.theirs"));
@@ -45,7 +42,7 @@ impl Stand {
             config: TopicConfig::new(event_log::Cleanup::Delete),
         };
         log.create_topics(&[spec(&ours), spec(&theirs)]).expect("topics");
-        Stand {
+        Harness {
             log,
             registry: Arc::new(Catalog::new(registry)),
             ours: ours.into(),
@@ -53,7 +50,7 @@ impl Stand {
         }
     }
 
-    /// Writes a change topic's records and control records of ours, and returns what a reader must print for each.
+    /// Writes change records and control records; returns the output that a client must print for each.
     fn write_ours(&self) -> Vec<Value> {
         let mut batch = OutBatch::default();
         let mut expected = Vec::new();
@@ -138,7 +135,7 @@ impl Stand {
             .expect("a schema id")
     }
 
-    /// What the other side wrote, as the JSON that a device would get.
+    /// Records that the client wrote, as the JSON that a device receives.
     fn read_theirs(&self, count: usize) -> Vec<(String, Option<Value>, Option<String>)> {
         let mut reader = self.log.reader(Isolation::ReadCommitted).expect("a reader");
         reader
@@ -167,7 +164,7 @@ impl Stand {
         let schema = self.registry.schema(id).expect("a schema");
         let mut row = Row::new();
         schema.decode(body, &mut row).expect("a body");
-        // What they wrote, we write with the same bytes: maps of one entry have no other order.
+        // Encoding the row again yields the same bytes; maps have one entry, so their order is unambiguous.
         let mut again = Vec::new();
         schema.encode(&row, &mut again).expect("the same row");
         assert_eq!(again, body);
@@ -176,7 +173,7 @@ impl Stand {
         serde_json::from_slice(&json).expect("JSON")
     }
 
-    /// Runs a client over both topics, and compares what each side saw.
+    /// Runs a client on both topics and compares what each side read.
     fn exchange(&self, client: Client, url: &str) {
         let expected = self.write_ours();
         let printed = client.run(url, &self.ours, expected.len(), &self.theirs);
@@ -197,7 +194,7 @@ impl Stand {
     }
 }
 
-/// A program in another language.
+/// Client in another language.
 #[derive(Clone, Copy)]
 enum Client {
     Python,
@@ -269,7 +266,7 @@ fn table() -> String {
     pg_types::table_schema(&source, &table, &columns).expect("a schema")
 }
 
-/// Rows of it, and what a reader shows of each.
+/// Rows of the table, with the JSON that a client prints for each.
 fn rows() -> Vec<(Row<'static>, Value)> {
     let uid = "00000000-0000-0000-0000-00000000002a";
     let base = vec![
@@ -319,7 +316,7 @@ fn rows() -> Vec<(Row<'static>, Value)> {
     vec![(base, plain), (full, full_plain), (last, last_plain)]
 }
 
-/// The order that every client writes, as a device would get it.
+/// The order that every client writes, as a device receives it.
 fn order(number: i64) -> Value {
     let lines: Vec<Value> = (0..number)
         .map(|at| json!({"sku": format!("s{at}"), "count": -at, "note": if at % 2 == 1 { Value::Null } else { json!("n") }}))
@@ -343,34 +340,34 @@ fn order(number: i64) -> Value {
 }
 
 #[test]
-fn pythons_confluent_client_and_we_read_each_other_through_a_real_registry() {
+fn python_client_interoperates_over_apicurio() {
     let url = support::registry_url();
-    Stand::new(remote(&url)).exchange(Client::Python, &url);
+    Harness::new(remote(&url)).exchange(Client::Python, &url);
 }
 
 #[test]
-fn pythons_confluent_client_and_we_read_each_other_through_our_own_registry() {
+fn python_client_interoperates_over_own_registry() {
     let registry: SharedRegistry = Arc::new(Embedded::open(memory_log()).expect("a registry"));
     let served = serve(registry.clone());
-    Stand::new(registry).exchange(Client::Python, &served.url);
+    Harness::new(registry).exchange(Client::Python, &served.url);
 }
 
 #[test]
-fn javas_registry_serialisers_and_we_read_each_other_through_a_real_registry() {
+fn java_serializers_interoperate_over_apicurio() {
     let url = support::registry_url();
     let native = url.replace("/apis/ccompat/v7", "/apis/registry/v2");
-    Stand::new(remote(&url)).exchange(Client::JavaSerde, &native);
+    Harness::new(remote(&url)).exchange(Client::JavaSerde, &native);
 }
 
 #[test]
-fn javas_avro_library_and_we_read_each_other_through_a_real_registry() {
+fn java_avro_interoperates_over_apicurio() {
     let url = support::registry_url();
-    Stand::new(remote(&url)).exchange(Client::JavaPlain, &url);
+    Harness::new(remote(&url)).exchange(Client::JavaPlain, &url);
 }
 
 #[test]
-fn javas_avro_library_and_we_read_each_other_through_our_own_registry() {
+fn java_avro_interoperates_over_own_registry() {
     let registry: SharedRegistry = Arc::new(Embedded::open(memory_log()).expect("a registry"));
     let served = serve(registry.clone());
-    Stand::new(registry).exchange(Client::JavaPlain, &served.url);
+    Harness::new(registry).exchange(Client::JavaPlain, &served.url);
 }

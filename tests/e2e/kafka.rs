@@ -130,7 +130,7 @@ fn committed(log: &SharedEventLog, at: &TopicPartition, end: Offset) -> Vec<(Off
 /// A writer that looks before it repeats loses and doubles nothing, whenever the broker dies: what was reported as
 /// committed is there, what was reported as aborted is not, and only `Unknown` may be either.
 #[test]
-fn transactions_outlive_a_broker_that_is_killed_at_any_moment() {
+fn transactions_survive_random_broker_kills() {
     let mut broker = Broker::start();
     let log = connect(&broker);
     let at = line(&log);
@@ -227,7 +227,7 @@ fn join(log: &SharedEventLog, at: &TopicPartition, session_timeout: Duration) ->
 
 /// While no broker answers, every call says so, in time and with the reason; when it is back, the same values go on.
 #[test]
-fn a_broker_that_is_away_is_told_and_everything_goes_on_when_it_is_back() {
+fn broker_outage_is_reported_and_clients_recover() {
     let mut broker = Broker::start();
     let log = connect(&broker);
     let at = line(&log);
@@ -287,7 +287,7 @@ fn a_broker_that_is_away_is_told_and_everything_goes_on_when_it_is_back() {
 
 /// The first group of a cluster, whose coordinator's topic is yet to be made, has its offsets in time.
 #[test]
-fn the_first_group_of_a_cluster_finds_its_coordinator() {
+fn first_group_of_a_cluster_finds_coordinator() {
     let broker = Broker::start();
     let log = connect(&broker);
     let at = line(&log);
@@ -301,7 +301,7 @@ fn the_first_group_of_a_cluster_finds_its_coordinator() {
 /// A setting that is not one, or a value that is none, is refused by name; its value, which may be a secret, is not
 /// repeated, nor shown with the configuration.
 #[test]
-fn a_wrong_setting_is_refused_by_its_name() {
+fn invalid_client_setting_is_rejected_by_name() {
     for (name, value) in [("sasl.pasword", "hunter2"), ("fetch.wait.max.ms", "hunter2")] {
         let mut config = Config::new("127.0.0.1:1");
         config.settings.insert(name.to_owned(), value.to_owned());
@@ -317,7 +317,7 @@ fn a_wrong_setting_is_refused_by_its_name() {
 
 /// Nobody at the address: an answer in time that names it.
 #[test]
-fn an_address_where_nobody_is_gets_a_clear_answer() {
+fn unreachable_bootstrap_address_is_reported() {
     let address = format!("127.0.0.1:{}", support::free_port());
     let mut config = Config::new(address.clone());
     config.request_timeout = Duration::from_secs(2);

@@ -1,12 +1,11 @@
-//! The page of metrics, held to the code: the same names on both sides, and no cell that must be filled left empty.
-//!
-//! Guarantees: a number that is added, renamed or dropped without the page fails here. Never: a running process.
+//! Compares `docs/reference/metrics.md` with the code, read as text: both list the same metrics, and every row is
+//! complete.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What the names of the product's numbers begin with.
+/// Prefixes of metric names.
 const PREFIXES: [&str; 7] = [
     "trunkline_runtime_",
     "trunkline_processor_",
@@ -22,7 +21,7 @@ fn root() -> PathBuf {
     here.parent().expect("tests/ is below the root").to_path_buf()
 }
 
-/// Names of numbers among the string literals of the product's source files.
+/// Metric names among the string literals of the source files.
 fn in_code() -> BTreeSet<String> {
     let tops = [
         "platform",
@@ -60,12 +59,12 @@ fn is_name(text: &str) -> bool {
             .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
 }
 
-/// The rows of the page's tables: name and the other cells.
+/// Rows of the page's tables: name and other cells.
 fn on_page() -> Vec<(String, Vec<String>)> {
     let text = fs::read_to_string(root().join("docs/reference/metrics.md")).expect("there is a page of metrics");
     let rows = text.lines().filter(|line| line.starts_with("| `"));
     rows.map(|row| {
-        // The bar at either end of a row is no cell's.
+        // The bars at both ends of a row delimit no cells.
         let row = row.strip_prefix('|').unwrap_or(row);
         let row = row.strip_suffix('|').unwrap_or(row);
         let mut cells = row.split('|').map(|cell| cell.trim().to_owned());
@@ -76,30 +75,30 @@ fn on_page() -> Vec<(String, Vec<String>)> {
 }
 
 #[test]
-fn the_page_and_the_code_name_the_same_metrics() {
+fn metrics_page_and_code_list_the_same_metrics() {
     let page = on_page();
     let names: BTreeSet<String> = page.iter().map(|(name, _)| name.clone()).collect();
-    assert_eq!(names.len(), page.len(), "a number stands on the page once");
+    assert_eq!(names.len(), page.len(), "a metric is listed twice");
     let code = in_code();
-    assert!(code.len() > 30, "the code's names are not found any more: {code:?}");
-    let only_there = |a: &BTreeSet<String>, b: &BTreeSet<String>| a.difference(b).cloned().collect::<Vec<_>>();
+    assert!(code.len() > 30, "found too few metrics in the code: {code:?}");
+    let only_in_first = |a: &BTreeSet<String>, b: &BTreeSet<String>| a.difference(b).cloned().collect::<Vec<_>>();
     assert_eq!(
-        only_there(&code, &names),
+        only_in_first(&code, &names),
         [""; 0],
-        "in the code and not in docs/reference/metrics.md"
+        "in the code but not in docs/reference/metrics.md"
     );
     assert_eq!(
-        only_there(&names, &code),
+        only_in_first(&names, &code),
         [""; 0],
-        "in docs/reference/metrics.md and not in the code"
+        "in docs/reference/metrics.md but not in the code"
     );
 }
 
 #[test]
-fn each_row_says_type_unit_and_meaning_and_the_type_fits_the_name() {
+fn metrics_page_rows_are_complete_and_consistent() {
     for (name, cells) in on_page() {
         let [kind, _labels, unit, meaning, _alarm] = cells.as_slice() else {
-            panic!("{name}: six cells, not {}", cells.len() + 1)
+            panic!("{name}: expected 6 cells, found {}", cells.len() + 1)
         };
         assert!(!unit.is_empty() && !meaning.is_empty(), "{name}");
         match kind.as_str() {
@@ -110,11 +109,11 @@ fn each_row_says_type_unit_and_meaning_and_the_type_fits_the_name() {
                     .any(|unit| name.ends_with(unit));
                 assert!(
                     bounded,
-                    "{name}: a histogram's bounds are chosen by the end of its name"
+                    "{name}: a histogram needs a unit suffix, which selects its bounds"
                 );
             }
             "gauge" => {}
-            other => panic!("{name}: {other} is no type"),
+            other => panic!("{name}: unknown type {other}"),
         }
     }
 }

@@ -1,7 +1,5 @@
-//! The list of mutations that `tests/mutations` applies is not stale.
-//!
-//! Guarantees: each text to be replaced stands in its file exactly once, in a tree whose code has moved on.
-//! Never: an application of a mutation; that is the command's.
+//! Checks that `tests/mutations.toml` is up to date: each text to replace occurs exactly once in its file.
+//! `tests/mutations` applies the mutations.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -22,19 +20,19 @@ fn tables<'t>(table: &'t toml::Table, field: &str) -> Vec<&'t toml::Table> {
 }
 
 #[test]
-fn every_mutation_finds_its_text_exactly_once() {
+fn mutations_match_their_files_exactly_once() {
     let list = std::fs::read_to_string(root().join("tests/mutations.toml")).expect("tests/mutations.toml is there");
     let list: toml::Table = list.parse().expect("tests/mutations.toml is TOML");
     let (mut stale, mut names) = (Vec::new(), BTreeSet::new());
     for mutation in tables(&list, "mutation") {
         let name = text(mutation, "name");
         if !names.insert(name) {
-            stale.push(format!("{name}: two mutations have this name"));
+            stale.push(format!("{name}: duplicate name"));
         }
-        assert!(!text(mutation, "clause").is_empty(), "{name} says no clause");
+        assert!(!text(mutation, "clause").is_empty(), "{name}: `clause` is empty");
         assert!(
             matches!(text(mutation, "suite"), "runtime" | "views" | "case"),
-            "{name}: no such suite"
+            "{name}: unknown suite"
         );
         if text(mutation, "suite") == "case" {
             assert!(!text(mutation, "package").is_empty() && !text(mutation, "test").is_empty());
@@ -45,15 +43,11 @@ fn every_mutation_finds_its_text_exactly_once() {
             let found = source.matches(text(edit, "find")).count();
             if found != 1 {
                 stale.push(format!(
-                    "{name}: its text occurs {found} times in {file}; mend tests/mutations.toml"
+                    "{name}: its text occurs {found} times in {file}; update tests/mutations.toml"
                 ));
             }
         }
     }
-    assert!(
-        names.len() >= 40,
-        "the list of mutations is read wrongly: {} names",
-        names.len()
-    );
+    assert!(names.len() >= 40, "only {} mutations were found", names.len());
     assert!(stale.is_empty(), "\n{}", stale.join("\n"));
 }

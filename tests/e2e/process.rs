@@ -14,7 +14,7 @@ const CHILD: &str = "TRUNKLINE_TEST_PROCESS_CHILD";
 
 /// Not a test of its own: the child's body. Without the variable it has nothing to do.
 #[test]
-fn child_lives_until_it_is_told_to_end() {
+fn child_runs_until_shutdown() {
     let Some(mode) = service::config::env(CHILD) else {
         return;
     };
@@ -67,7 +67,7 @@ impl Life {
     fn of(mode: &str, failpoints: &str) -> Self {
         let binary = std::env::current_exe().unwrap();
         let mut child = Command::new(binary)
-            .args(["--exact", "process::child_lives_until_it_is_told_to_end", "--nocapture"])
+            .args(["--exact", "process::child_runs_until_shutdown", "--nocapture"])
             .env(CHILD, mode)
             .env(service::config::FAILPOINTS, failpoints)
             .stdout(Stdio::piped())
@@ -109,7 +109,7 @@ impl Drop for Life {
 }
 
 #[test]
-fn sigterm_and_sigint_drain_and_end_cleanly() {
+fn sigterm_and_sigint_shut_down_gracefully() {
     for signal in ["-TERM", "-INT"] {
         let life = Life::of("works", "").working();
         life.signal(signal);
@@ -123,7 +123,7 @@ fn sigterm_and_sigint_drain_and_end_cleanly() {
 }
 
 #[test]
-fn a_second_signal_ends_a_drain_that_hangs_and_the_end_names_what_hung() {
+fn second_signal_aborts_drain_and_names_hung_task() {
     let mut life = Life::of("hangs", "").working();
     life.signal("-TERM");
     // The worker has heard the drain: only the deaf one is left.
@@ -148,7 +148,7 @@ fn a_second_signal_ends_a_drain_that_hangs_and_the_end_names_what_hung() {
 }
 
 #[test]
-fn a_failed_or_panicked_task_drains_the_process_and_is_named() {
+fn failed_or_panicked_task_stops_process() {
     for (mode, expected) in [
         ("fails", "ended with: task reader failed: the disk is gone"),
         ("panics", "ended with: task reader panicked: only 0 rows"),
@@ -164,7 +164,7 @@ fn a_failed_or_panicked_task_drains_the_process_and_is_named() {
 }
 
 #[test]
-fn a_failpoint_kills_at_its_hit_without_any_clean_up() {
+fn failpoint_aborts_without_cleanup() {
     use std::os::unix::process::ExitStatusExt;
     let (status, said) = Life::of("works", "test_commit=kill@3").end();
     assert_eq!(status.signal(), Some(6), "aborted: {said}");
@@ -175,7 +175,7 @@ fn a_failpoint_kills_at_its_hit_without_any_clean_up() {
 }
 
 #[test]
-fn a_mistyped_failpoint_refuses_to_start() {
+fn mistyped_failpoint_prevents_start() {
     let (status, said) = Life::of("works", "test_commit=kil").end();
     assert!(!status.success());
     assert!(

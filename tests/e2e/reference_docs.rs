@@ -48,7 +48,7 @@ fn source(path: &str) -> String {
     text[..end].to_owned()
 }
 
-/// Names in the first column of a page's tables whose header starts with `column`, by the heading above them.
+/// Names in the first column of the page's tables whose header starts with `column`, by heading.
 fn documented(path: &str, column: &str) -> Names {
     let text = read(path);
     let header = format!("| {column} |");
@@ -73,7 +73,7 @@ fn documented(path: &str, column: &str) -> Names {
             is_listed = true;
         } else if is_listed {
             let cell = line.split('|').nth(1).unwrap_or_default();
-            // Every second part is between backticks; what follows the name there is its value.
+            // Every second part is between backticks; a value may follow the name.
             let found = cell
                 .split('`')
                 .skip(1)
@@ -88,7 +88,7 @@ fn documented(path: &str, column: &str) -> Names {
     names
 }
 
-/// Fails with each name that is on one side only.
+/// Fails with all names that are on one side only.
 fn assert_same(page: &str, code: &Names, documented: &Names) {
     assert!(!code.is_empty(), "{page}: no names were found in the code");
     let mut wrong = Vec::new();
@@ -217,7 +217,7 @@ struct Item<'t> {
     content: &'t str,
 }
 
-/// Items of a struct or enum, or of a variant with fields of its own; `indent` spaces are before each.
+/// Items of a struct, enum or struct variant; each is indented by `indent` spaces.
 fn items<'t>(lines: impl Iterator<Item = &'t str>, indent: usize) -> Vec<Item<'t>> {
     let (mut items, mut attributes) = (Vec::new(), String::new());
     for line in lines {

@@ -286,14 +286,14 @@ fn copy_dir(from: &Path, to: &Path) {
 
 #[cfg(feature = "external")]
 #[test]
-fn killed_at_every_point_its_output_is_that_of_one_run() {
+fn exactly_once_when_killed_at_every_failpoint() {
     let dir = tempfile::tempdir().expect("make a directory");
     die_everywhere(Line::new(part(support::kafka(), dir.path().join("stores"))));
 }
 
 #[cfg(feature = "external")]
 #[test]
-fn killed_at_every_point_a_processor_that_is_at_least_once_leaves_nothing_out() {
+fn at_least_once_when_killed_at_every_failpoint() {
     let dir = tempfile::tempdir().expect("make a directory");
     let part = Part {
         alone: true,
@@ -304,7 +304,7 @@ fn killed_at_every_point_a_processor_that_is_at_least_once_leaves_nothing_out() 
 
 #[cfg(feature = "external")]
 #[test]
-fn killed_at_every_point_its_output_is_that_of_one_run_on_sled() {
+fn exactly_once_when_killed_on_sled() {
     let dir = tempfile::tempdir().expect("make a directory");
     let part = Part {
         sled: true,
@@ -315,13 +315,13 @@ fn killed_at_every_point_its_output_is_that_of_one_run_on_sled() {
 
 #[cfg(feature = "external")]
 #[test]
-fn partitions_move_between_processes_that_come_die_and_sleep() {
+fn exactly_once_while_partitions_move() {
     come_die_and_sleep(false);
 }
 
 #[cfg(feature = "external")]
 #[test]
-fn partitions_move_by_the_newer_protocol_between_processes_that_come_die_and_sleep() {
+fn exactly_once_while_kip848_partitions_move() {
     come_die_and_sleep(true);
 }
 
@@ -377,7 +377,7 @@ fn come_die_and_sleep(newer: bool) {
 
 #[cfg(feature = "external")]
 #[test]
-fn a_broker_that_stops_and_starts_again_costs_no_record_and_no_restart() {
+fn broker_restart_loses_nothing_without_restart() {
     let mut broker = Broker::start();
     let dir = tempfile::tempdir().expect("make a directory");
     let mut line = Line::new(part(broker.bootstrap(), dir.path().join("stores")));

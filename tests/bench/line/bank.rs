@@ -1,7 +1,7 @@
-//! pgbench's bank with a topology, its nodes laid out but not started, and marks that prove how far the line is.
+//! The pgbench database with a topology and configured nodes, and marks that show the progress of the pipeline.
 //!
-//! Guarantees: a mark is a row in enough buckets to be in every partition of `view.log`, so that a device that holds it
-//! proves that the edge's store has all that was committed before it.
+//! A mark updates a row in each of so many buckets that every partition of `view.log` has at least one of them. When a
+//! device has received all of them, the replica has everything that was committed before the mark.
 
 use super::LIMIT;
 use crate::postgres::harness::Database;
@@ -9,16 +9,16 @@ use crate::support::{self, Broker, Fleet, Phone, Polled, Postgres};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
-/// Branches whose rows are marks.
+/// Branches that a mark updates.
 const MARKS: std::ops::RangeInclusive<i64> = 20_001..=20_160;
-/// Branches of the devices that wait for a change.
+/// Branches of the devices that measure latency; one each.
 pub const DEVICES: std::ops::RangeInclusive<i64> = 10_001..=10_020;
 const SLOT: &str = "trunkline_bank";
 
 pub struct Bank {
     pub fleet: Fleet,
     pub broker: Broker,
-    // Before the cluster: it drops its slots and itself there.
+    // Declared before `postgres`, because its drop connects to drop slots and database.
     pub database: Database,
     pub postgres: Postgres,
     watcher: Phone,
@@ -62,7 +62,7 @@ impl Bank {
         }
     }
 
-    /// Changes the marks' rows.
+    /// Updates the rows of the mark.
     pub fn mark(&mut self) {
         self.round += 1;
         let sql = format!(
@@ -73,12 +73,12 @@ impl Bank {
         self.database.sql(&sql);
     }
 
-    /// Waits until a device holds all marks as they were made last.
+    /// Waits until a device has received the latest mark in all buckets.
     pub fn wait_for_mark(&mut self) {
         let edge = self.fleet.edge("edge-1");
         let until = Instant::now() + LIMIT;
         while !self.marked() {
-            assert!(Instant::now() < until, "the marks did not come: {}", self.watcher.last);
+            assert!(Instant::now() < until, "the mark did not arrive: {}", self.watcher.last);
             if self.watcher.poll(&edge, 5) == Polled::Later {
                 std::thread::sleep(Duration::from_millis(50));
             }
@@ -96,7 +96,7 @@ impl Bank {
         self.wait_for_mark();
     }
 
-    /// Does so many of pgbench's transactions, each with a commit of its own, as fast as the database can alone.
+    /// Runs `count` pgbench transactions in a stored procedure, each with its own commit, without waiting for fsync.
     pub fn trade(&self, count: usize) {
         let sql = format!("ALTER DATABASE {} SET synchronous_commit = off", self.database.name);
         self.database.sql(&sql);

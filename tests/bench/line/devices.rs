@@ -1,4 +1,4 @@
-//! Devices that long-poll, and changes at a rate: how late each change is there.
+//! Latency of single changes, from COMMIT to a device that long-polls.
 
 use super::bank::{Bank, DEVICES};
 use super::roles::Roles;
@@ -10,14 +10,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// How long changes come.
+/// Duration of a measurement.
 const SECONDS: u32 = 20;
 
-/// When a device had the change of this number.
+/// When a device received the change with a number.
 type Seen = Arc<Mutex<HashMap<i64, Instant>>>;
 
-/// So many commits a second, each of one row: from the answer to COMMIT until the device has parsed the page.
-pub fn one_at_a_time(bank: &Bank, a_second: u32, asked: &str) -> anyhow::Result<()> {
+/// Commits `a_second` transactions of one row per second and measures the time from the response to COMMIT until the
+/// device has parsed the page.
+pub fn one_at_a_time(bank: &Bank, a_second: u32, target: &str) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -31,7 +32,7 @@ pub fn one_at_a_time(bank: &Bank, a_second: u32, asked: &str) -> anyhow::Result<
         })
         .collect();
     let count = i64::from(a_second * SECONDS);
-    // What is there from before has other numbers.
+    // Rows of earlier measurements have other numbers.
     let first = i64::from(a_second) * 1_000_000;
     let (roles, begun) = (Roles::look(bank), Instant::now());
     let mut answered = HashMap::new();
@@ -54,8 +55,8 @@ pub fn one_at_a_time(bank: &Bank, a_second: u32, asked: &str) -> anyhow::Result<
         Times::new(answered.iter().filter_map(late).collect())
     };
     println!(
-        "{a_second} commits/s of one row (came: {:.0}/s), COMMIT's answer -> parsed by one of {} devices at their long polls: {} of \
-         {count} seen, p50 {:.1?}, p90 {:.1?}, p99 {:.1?}, max {:.1?} (asked for: {asked})",
+        "{a_second} commits/s of one row (achieved: {:.0}/s), response to COMMIT → parsed by one of {} devices that \
+         long-poll: {} of {count} received, p50 {:.1?}, p90 {:.1?}, p99 {:.1?}, max {:.1?} (target: {target})",
         f64::from(a_second * SECONDS) / took.as_secs_f64(),
         DEVICES.count(),
         late.count(),
@@ -72,16 +73,16 @@ pub fn one_at_a_time(bank: &Bank, a_second: u32, asked: &str) -> anyhow::Result<
     Ok(())
 }
 
-/// A device's life, until it is told to stop.
+/// Polls until `stop` is set and records when each change arrives.
 async fn wait(url: String, token: String, seen: Seen, stop: Arc<AtomicBool>) -> anyhow::Result<()> {
     let (http, mut cursor) = (Client::new(), String::new());
     while !stop.load(Ordering::Relaxed) {
-        let asked = http.get(format!("{url}&wait=2&cursor={cursor}")).bearer_auth(&token);
-        let answer = asked.send().await?.error_for_status()?;
-        if answer.status() == StatusCode::NOT_MODIFIED {
+        let request = http.get(format!("{url}&wait=2&cursor={cursor}")).bearer_auth(&token);
+        let response = request.send().await?.error_for_status()?;
+        if response.status() == StatusCode::NOT_MODIFIED {
             continue;
         }
-        let page: Value = answer.json().await?;
+        let page: Value = response.json().await?;
         let now = Instant::now();
         let changes = page["changes"].as_array().into_iter().flatten();
         let numbers = changes.filter_map(|change| change["row"]["delta"].as_i64());

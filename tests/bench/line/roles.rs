@@ -1,14 +1,14 @@
-//! What each process of the line uses: CPU and memory, from `/proc`, children included.
+//! CPU and memory of each process of the pipeline, with its children, from `/proc`.
 
 use super::bank::Bank;
 use crate::figures::{cpu_s, memory_mb};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// The roles that are ours, in the order of the way.
+/// The roles that nodes run, in the direction of the data.
 pub const OURS: [&str; 3] = ["connector", "processor", "edge-1"];
 
-/// The CPU seconds of each process at an instant.
+/// CPU seconds of each process at an instant.
 pub struct Roles(BTreeMap<&'static str, f64>);
 
 impl Roles {
@@ -21,14 +21,14 @@ impl Roles {
         )
     }
 
-    /// CPU a row since then, and memory.
+    /// Prints the CPU per row since `look`, and memory.
     pub fn print_rows(&self, bank: &Bank, rows: usize) {
-        #[expect(clippy::as_conversions, reason = "a figure for people")]
+        #[expect(clippy::as_conversions, reason = "a printed figure")]
         let rows = rows as f64;
-        self.print(bank, |cpu| format!("{:6.1} µs CPU a row", cpu * 1e6 / rows));
+        self.print(bank, |cpu| format!("{:6.1} µs CPU per row", cpu * 1e6 / rows));
     }
 
-    /// Share of a core since then, and memory.
+    /// Prints the share of a core since `look`, and memory.
     pub fn print_share(&self, bank: &Bank, took: Duration) {
         self.print(bank, |cpu| {
             format!("{:6.1} % of a core", cpu * 100.0 / took.as_secs_f64())
@@ -37,17 +37,13 @@ impl Roles {
 
     fn print(&self, bank: &Bank, figure: impl Fn(f64) -> String) {
         for (name, pid) in processes(bank) {
-            // A process that was started in between began with nothing.
+            // The counter of a process that was restarted since `look` began at zero.
             let before = self.0.get(name).copied().unwrap_or_default();
             let cpu = cpu_s(pid);
             let used = if cpu >= before { cpu - before } else { cpu };
-            let asked = if OURS.contains(&name) {
-                " (asked for: < 200)"
-            } else {
-                ""
-            };
+            let target = if OURS.contains(&name) { " (target: < 200)" } else { "" };
             println!(
-                "  {name:<10} {}, resident {:4.0} MB, of that its own {:4.0} MB, at most {:4.0} MB{asked}",
+                "  {name:<10} {}, resident {:4.0} MB, anonymous {:4.0} MB, peak {:4.0} MB{target}",
                 figure(used),
                 memory_mb(pid, "VmRSS:"),
                 memory_mb(pid, "RssAnon:"),

@@ -1,6 +1,5 @@
-//! The declared aggregate as a node runs it: `count()` over events of 100,000 keys, keyed by their group.
-//!
-//! Guarantees: decoding, grouping, state, changelog and output are those of production. Never: a group that has changed.
+//! A declarative aggregate as a node runs it, with production decoding, state, changelog and output: `count()` over
+//! events with 100,000 keys. The key of an event is its group, so there is no repartition step.
 
 use super::{COUNT_KEYS, Line, PARTITIONS, topic_of};
 use event_log::{OutBatch, OutRecord, SharedEventLog};
@@ -10,13 +9,13 @@ use schemas::ids::SchemaId;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Registry id of the events' schema, which nobody else uses.
+/// Registry id of the event schema; nothing else reads the topic.
 const SCHEMA: u32 = 1;
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
-/// The application, its topics, and so many events.
+/// The application, with its topics created and `events` events in the input.
 pub fn line(log: &SharedEventLog, dir: &Path, events: usize) -> anyhow::Result<Line> {
-    let name = crate::support::unique("load").replace('-', "_");
+    let name = crate::support::unique("bench").replace('-', "_");
     let text = format!(
         r#"
 name = "speed"

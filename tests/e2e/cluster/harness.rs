@@ -1,12 +1,10 @@
-//! Declared processors on three brokers while their processes and the brokers are killed: what they must put out follows
-//! from the input alone.
+//! Harness for declarative processors on three brokers while processes and brokers are killed with SIGKILL.
 //!
-//! `event.ordered` is joined with the table of prices into `processor.joined`, and that is counted and summed up by item
-//! into `processor.counts`: each an application of its own, in nodes of `trunkline run`.
-//! `tests/fixtures/interop/cluster.py` reads it all and judges.
+//! The application `joined` joins `event.ordered` with the table of prices into `processor.joined`; the application
+//! `counts` counts and sums that by item into `processor.counts`. Nodes run them with `trunkline run`.
+//! `tests/fixtures/interop/cluster.py` reads all topics and verifies the output.
 //!
-//! Guarantees: one broker is down at a time; every kill is a SIGKILL; a process that ends by itself fails the play. Never:
-//! a judgement by what runs.
+//! At most one broker is down at a time. A process that ends by itself fails the run.
 
 use super::orders::{Orders, READS};
 use crate::support::{self, BROKERS, Cluster, Fleet, wait_for};
@@ -67,52 +65,52 @@ runs = ["processor:joined", "processor:counts"]
 name = "seat-1"
 runs = ["processor:joined", "processor:counts"]
 "#;
-/// What the processors write, and where.
+/// Output topics of the processors.
 const OUTPUTS: [&str; 2] = ["processor.joined", "processor.counts"];
-/// Where something new is written whenever a task works.
+/// Topics that grow whenever a task makes progress.
 const WORK: [&str; 2] = ["processor.joined", "counts.changelog.groups"];
 /// Partitions of each topic.
 const PARTITIONS: i32 = 6;
-/// Processes, and the stream threads that each gives to either processor.
+/// Nodes, with their stream threads per processor.
 const SEATS: [(&str, usize); 2] = [("seat-0", 2), ("seat-1", 1)];
 const LIMIT: Duration = Duration::from_secs(180);
-/// A process is killed this often, one after the other.
+/// Interval between kills of processes.
 const KILL_EVERY: Duration = Duration::from_secs(5);
-/// How much longer it may take until a process works and something new is committed; then it is killed all the same. On a
-/// busy machine processes would else be killed before any of them has done anything.
+/// How long a kill is delayed until the process runs a task and something new is committed. Without the delay, a busy
+/// machine would kill processes before they do any work; after it, the process is killed in any case.
 const START: Duration = Duration::from_secs(30);
-/// What the runtime says of a task that runs.
+/// Log message of the runtime when a task starts to run.
 const RUNS: &str = "task runs";
-/// How long a killed broker stays down: longer than it takes until its partitions have moved.
+/// How long a killed broker stays down: longer than its partitions need to move.
 const DOWN: Duration = Duration::from_secs(5);
-/// Each transaction stays open for as long, so that kills find it so.
+/// Failpoints that keep each transaction open, so that kills hit open transactions.
 const OPEN: &str = "runtime.commit.sent=pause:150,log.commit.before=pause:150";
 
-/// How hard, and for how long.
+/// Parameters of a run. It ends when all four minimums are reached.
 #[derive(Debug, Clone, Copy)]
 pub struct Play {
-    /// Kills go on for at least this long …
+    /// Minimum duration.
     pub time: Duration,
-    /// … until each broker was killed this often …
+    /// Minimum number of kills of each broker.
     pub rounds: usize,
-    /// … and so many processes …
+    /// Minimum number of kills of processes.
     pub kills: usize,
-    /// … and so many orders were written.
+    /// Minimum number of orders.
     pub orders: usize,
-    /// Orders a second.
+    /// Orders per second.
     pub rate: usize,
-    /// Prices change after so many orders.
+    /// Orders between changes of prices.
     pub epoch: usize,
 }
 
-/// What was killed so far.
+/// Kills so far.
 #[derive(Debug, Default)]
 pub struct Kills {
     pub processes: AtomicUsize,
     pub brokers: AtomicUsize,
 }
 
-/// What happened.
+/// Result of a run.
 #[derive(Debug, Default)]
 pub struct Played {
     /// Orders written.
@@ -121,24 +119,24 @@ pub struct Played {
     pub kills: usize,
     /// Brokers killed.
     pub broker_kills: usize,
-    /// Aborted transactions that the brokers' indexes name, at least.
+    /// Lower bound of the aborted transactions, from the indexes of the brokers.
     pub aborted: usize,
-    /// What the verifier printed: one JSON object.
+    /// JSON object that the verifier printed.
     pub verdict: serde_json::Value,
-    /// Transactions that Kafka's tool calls unfinished or hanging.
+    /// Transactions that Kafka's tool reports as unfinished or hanging.
     pub unfinished: Vec<String>,
 }
 
-/// The harness: brokers and nodes.
+/// Brokers and nodes.
 pub struct Harness {
     cluster: Cluster,
     log: SharedEventLog,
     fleet: Fleet,
-    /// URL of the backends' listener.
+    /// URL of the ingest listener.
     orders: String,
 }
 
-/// Says to the other threads that it is over, also when this one fails.
+/// Stops the other threads on drop, also after a panic.
 struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -148,7 +146,7 @@ impl Drop for Over<'_> {
 }
 
 impl Harness {
-    /// Starts the brokers, and the node that takes orders and serves schemas.
+    /// Starts the brokers and the node with ingest and registry.
     pub fn new() -> Harness {
         let mut cluster = Cluster::start();
         cluster.is_whole(LIMIT);
@@ -175,7 +173,7 @@ impl Harness {
         }
     }
 
-    /// Starts the processors, kills, and verifies.
+    /// Starts the processors, kills processes and brokers until the minimums are reached, and verifies the output.
     pub fn play(mut self, play: Play) -> Played {
         let (over, kills) = (AtomicBool::new(false), Kills::default());
         let (cluster, fleet, log) = (&mut self.cluster, &mut self.fleet, &self.log);
@@ -196,7 +194,7 @@ impl Harness {
             brokers.join().expect("the brokers were killed as planned");
             processes.join().expect("the processes were killed as planned");
         });
-        // All brokers are there again, and every process had its last kill: what was written comes out.
+        // All brokers are up and nothing is killed any more, so the rest of the input is processed.
         self.cluster.is_whole(LIMIT);
         orders.barrier();
         SEATS.iter().for_each(|(seat, _)| self.fleet.stop(seat, LIMIT));
@@ -215,17 +213,17 @@ impl Harness {
     }
 }
 
-/// Asks again for as long as the log says that it is out of reach: a broker may be down.
-fn patiently<T>(what: &str, mut ask: impl FnMut() -> event_log::Result<T>) -> T {
-    wait_for(what, LIMIT, || match ask() {
+/// Retries while the log is unavailable, because a broker may be down.
+fn retry<T>(what: &str, mut call: impl FnMut() -> event_log::Result<T>) -> T {
+    wait_for(what, LIMIT, || match call() {
         Err(error) if error.action() == ErrorAction::Retry => None,
-        // A topic that is not made yet, and offsets of a killed broker's last words.
+        // The topic is not created yet, or the metadata come from a broker that has just restarted.
         Err(Error::UnknownTopic { .. }) => None,
         found => Some(found.expect(what)),
     })
 }
 
-/// Kills one broker after the other, and waits each time until all is whole.
+/// Kills the brokers in turn; each only when all partitions are in sync again.
 fn kill_brokers(cluster: &mut Cluster, over: &AtomicBool, kills: &AtomicUsize) {
     while !over.load(Ordering::SeqCst) {
         let broker = kills.load(Ordering::SeqCst) % BROKERS;
@@ -238,7 +236,7 @@ fn kill_brokers(cluster: &mut Cluster, over: &AtomicBool, kills: &AtomicUsize) {
     }
 }
 
-/// Lets time pass, but not beyond the end.
+/// Waits for `time`, or until `over` is set.
 pub fn pass(time: Duration, over: &AtomicBool) {
     let end = Instant::now() + time;
     wait_for("time to pass", time + LIMIT, || {
@@ -247,7 +245,7 @@ pub fn pass(time: Duration, over: &AtomicBool) {
 }
 
 fn kill_processes(fleet: &mut Fleet, log: &SharedEventLog, over: &AtomicBool, kills: &AtomicUsize) {
-    let mut said = SEATS.map(|_| 0);
+    let mut logged = SEATS.map(|_| 0);
     let progress = Progress(log.clone());
     for at in (0..SEATS.len()).cycle() {
         let before = progress.stable();
@@ -259,37 +257,37 @@ fn kill_processes(fleet: &mut Fleet, log: &SharedEventLog, over: &AtomicBool, ki
         let end = Instant::now() + START;
         wait_for("a task to run", START + LIMIT, || {
             let is_late = Instant::now() >= end || over.load(Ordering::SeqCst);
-            let works = || fleet.log(seat)[said[at]..].contains(RUNS);
+            let works = || fleet.log(seat)[logged[at]..].contains(RUNS);
             (is_late || works() && progress.stable() > before).then_some(())
         });
         if let Some(ended) = fleet.ended(seat) {
             let log = fleet.log(seat);
             let last: Vec<&str> = log.lines().rev().take(30).collect();
-            panic!("{seat} ended by itself, {ended}; its last lines, backwards: {last:#?}");
+            panic!("{seat} ended by itself with {ended}; end of its log in reverse order: {last:#?}");
         }
         fleet.kill(seat);
         kills.fetch_add(1, Ordering::SeqCst);
-        said[at] = fleet.log(seat).len();
+        logged[at] = fleet.log(seat).len();
         fleet.start_with(seat, OPEN);
     }
 }
 
-/// How far the processors are.
+/// Progress of the processors.
 pub struct Progress(SharedEventLog);
 
 impl Progress {
-    /// Where what they write ends by now; `None` while it is out of reach.
+    /// Sum of the last stable offsets of their output; `None` while the log is unavailable.
     fn stable(&self) -> Option<Offset> {
         let at: Vec<TopicPartition> = WORK.iter().flat_map(|topic| partitions(topic)).collect();
         Some(self.0.offsets(&at, OffsetSpec::LastStable).ok()?.into_iter().sum())
     }
 
-    /// Waits until everything that was written is committed, joined and counted.
+    /// Waits until all input is processed and committed.
     pub fn barrier(&self) {
         for (group, topic) in READS {
             wait_for(&format!("{group} to have processed {topic}"), LIMIT, || {
                 let partitions = self.partitions(topic);
-                let committed = patiently("read the offsets", || self.0.committed(group, &partitions));
+                let committed = retry("read the offsets", || self.0.committed(group, &partitions));
                 let done = |(at, next): (&TopicPartition, &Option<Offset>)| self.is_read(at, next.unwrap_or(0));
                 committed.iter().all(done).then_some(())
             });
@@ -297,18 +295,18 @@ impl Progress {
     }
 
     fn partitions(&self, topic: &str) -> Vec<TopicPartition> {
-        let found = patiently("describe a topic", || self.0.describe(topic));
+        let found = retry("describe a topic", || self.0.describe(topic));
         let count = found.map_or(0, |found| found.partitions);
         (0..count).map(|p| TopicPartition::new(topic, p)).collect()
     }
 
-    /// Whether no committed record is at or after an offset: what is there may be the ends of transactions.
+    /// Whether no committed record is at or after an offset. The log end may be higher: control records follow.
     fn is_read(&self, at: &TopicPartition, next: Offset) -> bool {
-        let end = patiently("read the end", || self.0.offset(at, OffsetSpec::LogEnd));
+        let end = retry("read the end", || self.0.offset(at, OffsetSpec::LogEnd));
         if next >= end {
             return true;
         }
-        patiently("read what is left", || {
+        retry("read what is left", || {
             let mut reader = self.0.reader(Isolation::ReadCommitted)?;
             reader.assign(&[(at.clone(), StartFrom::Offset(next))])?;
             let (mut batch, began) = (RecordBatch::default(), Instant::now());
@@ -327,7 +325,7 @@ fn partitions(topic: &str) -> impl Iterator<Item = TopicPartition> {
     (0..PARTITIONS).map(move |p| TopicPartition::new(topic, p))
 }
 
-/// Lets a client of another language judge.
+/// Runs the Python verifier.
 fn verify(kafka: &str, registry: &str, orders: &Orders) -> serde_json::Value {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/interop/cluster.py");
     let out = Command::new(support::python())

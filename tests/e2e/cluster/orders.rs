@@ -1,7 +1,7 @@
-//! What the harness feeds to the topology, through the backends' listener: orders at a rate, and prices that change.
+//! Input of the cluster harness, posted to the ingest listener: orders at a fixed rate, and prices that change.
 //!
-//! Guarantees: each post is repeated until it is taken, under one idempotency key; prices change only while everything
-//! before is processed, so that an order's price follows from its epoch alone. Never: a record written past the listener.
+//! Each post is retried under one idempotency key until it succeeds. Prices change only when all earlier input is
+//! processed, so that the epoch of an order determines its price.
 
 use super::harness::{Kills, Play, Progress, pass};
 use crate::support::{BROKERS, wait_for};
@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 
 /// Items that are ordered.
 const ITEMS: usize = 3000;
-/// Orders of one post.
+/// Orders per post.
 const CHUNK: usize = 500;
-/// Prices of one post.
+/// Prices per post.
 const PRICES: usize = 1000;
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// The writer.
+/// Writer of the input.
 pub struct Orders {
     client: reqwest::blocking::Client,
     url: String,
@@ -42,7 +42,7 @@ impl Orders {
     fn post(&mut self, topic: &str, body: &Value) {
         self.posts += 1;
         let url = format!("{}/v1/ingest/{topic}", self.url);
-        wait_for("a post to be taken", LIMIT, || {
+        wait_for("a post to succeed", LIMIT, || {
             let sent = self
                 .client
                 .post(&url)
@@ -61,7 +61,7 @@ impl Orders {
         });
     }
 
-    /// Writes orders at their rate, and new prices now and then, until the play is over.
+    /// Writes orders at the given rate, and new prices after each epoch, until the run is over.
     pub fn write(&mut self, play: Play, over: &AtomicBool, kills: &Kills) {
         self.set_prices();
         self.progress.barrier();
@@ -93,7 +93,8 @@ impl Orders {
         self.written += CHUNK;
     }
 
-    /// A new price for a third of the items, at first for all; none any more for some, half of them by their deletion.
+    /// Changes the price of a third of the items, of all in the first epoch. A seventh of the items has no price: null for
+    /// even items, no row for odd ones.
     fn set_prices(&mut self) {
         let epoch = self.epoch;
         let change = |item: usize| {
@@ -111,13 +112,13 @@ impl Orders {
         }
     }
 
-    /// Waits until everything that was written is committed, joined and counted.
+    /// Waits until all input is processed and committed.
     pub fn barrier(&self) {
         self.progress.barrier();
     }
 }
 
-/// What must be taken in whole before what follows it.
+/// Groups and their inputs, in the order of the data flow.
 pub const READS: [(&str, &str); 4] = [
     ("joined", "event.ordered"),
     ("joined", "change.shop"),

@@ -16,7 +16,7 @@ use std::time::Duration;
 /// Topics, transactions and look-ups work over TLS with SCRAM; a wrong password, and an authority that is not trusted,
 /// are answered in time with their reason.
 #[test]
-fn the_log_works_over_tls_and_scram_and_says_what_is_wrong() {
+fn tls_and_scram_work_and_errors_name_the_cause() {
     if !cfg!(feature = "kafka-tls") {
         panic!("this test needs `--features trunkline-tests/kafka-tls`, as tests/run builds");
     }

@@ -19,7 +19,7 @@ const CLEANER: [(&str, &str); 4] = [
 ];
 
 #[test]
-fn pgbench_over_kafka_never_shows_half_a_transaction_and_ends_as_the_database() {
+fn pgbench_transactions_reach_devices_atomically() {
     let mut harness = Harness::new(5);
     harness.fleet.start_all();
     harness.fleet.wait_all_ready(LIMIT);

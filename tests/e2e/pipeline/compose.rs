@@ -198,7 +198,7 @@ impl Compose {
 }
 
 #[test]
-fn the_compose_file_brings_the_bank_to_a_device() {
+fn compose_file_delivers_pgbench_to_a_device() {
     let mut compose = Compose::read();
     let _kafka = compose.kafka();
     compose.places.push(("http://registry:8081", support::registry_url()));

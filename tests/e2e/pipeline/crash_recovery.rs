@@ -44,7 +44,7 @@ const DEATHS: [(&str, &str, bool); 27] = [
 ];
 
 #[test]
-fn whichever_named_step_a_node_dies_at_devices_are_never_shown_half_and_end_as_the_database() {
+fn devices_stay_consistent_after_failpoint_crashes() {
     let mut harness = Harness::new(2);
     harness.fleet.start("processor");
     harness.fleet.start("edge-1");

@@ -14,7 +14,7 @@ const LOAD: [&str; 6] = ["-c", "2", "-R", "100", "-T", "900"];
 const ROLES: [&str; 4] = ["connector", "processor", "edge-1", "edge-2"];
 
 #[test]
-fn postgres_kafka_and_the_registry_may_stop_and_start_again() {
+fn postgres_kafka_and_registry_outages_recover() {
     let mut harness = Harness::with_nodes(1, "\n[[node]]\nname = \"registry\"\nruns = [\"registry\"]\n");
     harness.fleet.start_all();
     harness.fleet.wait_all_ready(LIMIT);

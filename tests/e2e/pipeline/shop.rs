@@ -73,7 +73,7 @@ fn standing(data: &Path, way: &str) -> Value {
 }
 
 #[test]
-fn state_and_offsets_of_a_killed_shop_agree_and_both_ways_out_keep_them_so() {
+fn reset_keeps_state_and_offsets_consistent() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     std::fs::create_dir_all(&data).unwrap();
@@ -98,11 +98,11 @@ fn state_and_offsets_of_a_killed_shop_agree_and_both_ways_out_keep_them_so() {
 }
 
 #[test]
-fn the_shop_on_the_embedded_log_survives_kill_9_of_everything() {
+fn shop_survives_sigkill_on_embedded_log() {
     shop_survives_kills(&[]);
 }
 
 #[test]
-fn the_shop_on_sled_survives_kill_9_of_everything() {
+fn shop_survives_sigkill_on_sled() {
     shop_survives_kills(&["--store", "sled"]);
 }

@@ -98,7 +98,7 @@ fn every_row_is_found(kafka: &str, rows: &Value, processes: &[&str]) {
 }
 
 #[test]
-fn any_process_leads_to_the_one_that_has_the_state_and_a_killed_ones_tasks_start_warm_at_the_other() {
+fn state_queries_route_to_owner_and_fail_over_warm() {
     let broker = Broker::start();
     let (kafka, port) = (broker.bootstrap(), free_port());
     let more = format!(

@@ -57,7 +57,7 @@ fn post(dev: &Dev, data: &Path, order: i64, parent: &str) {
 }
 
 #[test]
-fn a_traceparent_goes_from_a_post_to_the_rows_of_view_log() {
+fn traceparent_propagates_from_post_to_view_log() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     std::fs::create_dir_all(&data).unwrap();
@@ -89,7 +89,7 @@ fn a_traceparent_goes_from_a_post_to_the_rows_of_view_log() {
 }
 
 #[test]
-fn a_devices_trace_goes_on_in_the_edges_answer() {
+fn edge_continues_the_trace_of_a_device() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     std::fs::create_dir_all(&data).unwrap();

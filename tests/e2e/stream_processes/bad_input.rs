@@ -11,7 +11,7 @@ use std::time::Duration;
 use streams::offsets;
 
 #[test]
-fn partition_counts_that_do_not_fit_are_refused_with_both_numbers_and_the_fix() {
+fn mismatched_partition_counts_are_rejected() {
     on_both(|harness| {
         let three = support::unique("three");
         harness.topic(&three, 3, &[]);
@@ -51,7 +51,7 @@ fn compacted(harness: &Harness, name: &str, partitions: i32) {
 }
 
 #[test]
-fn a_sub_topology_with_another_name_keeps_its_state() {
+fn renamed_sub_topology_keeps_its_state() {
     on_both(|harness| {
         harness.write(&harness.input, 0, &[("a", ""), ("a", "")]);
         let mut thread = harness.start("counts");
@@ -70,7 +70,7 @@ fn a_sub_topology_with_another_name_keeps_its_state() {
 
 /// The thread comes back as the static member that it was, within its session timeout.
 #[test]
-fn an_input_added_between_two_runs_is_read() {
+fn added_input_is_read_after_restart() {
     on_both(|harness| {
         harness.write(&harness.input, 0, &[("a", "")]);
         let mut thread = harness.start("counts");
@@ -95,7 +95,7 @@ fn an_input_added_between_two_runs_is_read() {
 }
 
 #[test]
-fn a_store_with_another_name_stops_its_tasks_until_somebody_says_how_to_go_on() {
+fn renamed_store_stops_tasks_until_resolved() {
     on_both(|harness| {
         harness.write(&harness.input, 0, &[("a", ""), ("a", "")]);
         harness.write(&harness.input, 1, &[("b", "")]);
@@ -156,7 +156,7 @@ fn a_store_with_another_name_stops_its_tasks_until_somebody_says_how_to_go_on() 
 }
 
 #[test]
-fn inputs_that_were_exchanged_stop_their_tasks_until_it_is_accepted() {
+fn replaced_input_stops_tasks_until_accepted() {
     on_both(|harness| {
         let more = support::unique("more");
         harness.topic(&more, 2, &[]);
@@ -203,7 +203,7 @@ fn inputs_that_were_exchanged_stop_their_tasks_until_it_is_accepted() {
 }
 
 #[test]
-fn an_input_that_is_read_no_more_takes_nothing_from_the_state() {
+fn removed_input_leaves_state_unchanged() {
     on_both(|harness| {
         let more = support::unique("more");
         harness.topic(&more, 2, &[]);
@@ -226,7 +226,7 @@ fn an_input_that_is_read_no_more_takes_nothing_from_the_state() {
 }
 
 #[test]
-fn a_changelog_that_was_deleted_stops_its_tasks_and_keeps_the_store() {
+fn deleted_changelog_stops_tasks_and_keeps_store() {
     on_both(|harness| {
         harness.write(&harness.input, 0, &[("a", ""), ("a", "")]);
         let mut thread = harness.start("counts");
@@ -268,7 +268,7 @@ fn a_changelog_that_was_deleted_stops_its_tasks_and_keeps_the_store() {
 
 #[cfg(feature = "external")]
 #[test]
-fn a_changelog_without_its_beginning_is_never_restored_in_part() {
+fn truncated_changelog_is_not_restored() {
     let harness = Harness::kafka();
     let servers = harness.kafka.clone().expect("it is Kafka");
     harness.write(&harness.input, 0, &[("a", ""), ("b", "")]);
@@ -322,7 +322,7 @@ fn a_changelog_without_its_beginning_is_never_restored_in_part() {
 
 #[cfg(feature = "external")]
 #[test]
-fn offsets_that_have_expired_are_taken_from_the_state() {
+fn expired_offsets_are_recovered_from_state() {
     let harness = Harness::kafka();
     let servers = harness.kafka.clone().expect("it is Kafka");
     harness.write(&harness.input, 0, &[("a", ""), ("a", "")]);
@@ -346,7 +346,7 @@ fn offsets_that_have_expired_are_taken_from_the_state() {
 }
 
 #[test]
-fn a_record_of_which_something_too_large_is_made_is_given_up_alone() {
+fn record_with_oversized_output_is_dead_lettered() {
     on_both(|harness| {
         // Larger than the changelog takes, and larger than the output takes: the limit is that of all topics here.
         let (state, out) = ("state 1100000", "out 1100000");
@@ -369,7 +369,7 @@ fn a_record_of_which_something_too_large_is_made_is_given_up_alone() {
 
 #[cfg(feature = "external")]
 #[test]
-fn a_dead_letter_that_is_too_large_itself_goes_without_its_body() {
+fn oversized_dead_letter_is_written_without_body() {
     let harness = Harness::kafka();
     harness.topic(
         &streams::dead_letter_topic(&harness.input),
@@ -389,7 +389,7 @@ fn a_dead_letter_that_is_too_large_itself_goes_without_its_body() {
 }
 
 #[test]
-fn a_record_with_a_state_key_that_no_store_takes_is_given_up_alone() {
+fn record_with_invalid_state_key_is_dead_lettered() {
     on_both(|harness| {
         let long = "k".repeat(65_536);
         harness.write(&harness.input, 0, &[("a", ""), (&long, ""), ("a", "")]);
@@ -410,7 +410,7 @@ fn a_record_with_a_state_key_that_no_store_takes_is_given_up_alone() {
 }
 
 #[test]
-fn an_output_topic_that_is_gone_stops_the_task_until_it_is_made() {
+fn missing_output_topic_stops_task_until_created() {
     on_both(|harness| {
         harness.log.delete_topic(&harness.output).expect("delete the output");
         harness.write(&harness.input, 0, &[("a", "")]);

@@ -137,7 +137,7 @@ impl Part {
         let child = Command::new(std::env::current_exe().expect("know this binary"))
             .args([
                 "--exact",
-                "runtime::child::child_runs_the_application",
+                "stream_processes::child::child_runs_the_application",
                 "--nocapture",
                 "--test-threads=1",
             ])

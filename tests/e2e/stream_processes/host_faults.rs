@@ -9,7 +9,7 @@ use super::{LIMIT, Line};
 use crate::support::{self, Disk, wait_for};
 
 #[test]
-fn a_full_disk_ends_the_process_with_its_reason_and_room_brings_everything_back() {
+fn full_disk_stops_process_until_space_is_freed() {
     on_both(|harness| {
         let disk = Disk::mount(48);
         let mut thread = harness.start_in(disk.path());
@@ -44,7 +44,7 @@ fn a_full_disk_ends_the_process_with_its_reason_and_room_brings_everything_back(
 }
 
 #[test]
-fn a_directory_that_may_not_be_written_stops_the_task_until_it_may() {
+fn read_only_directory_stops_task_until_writable() {
     on_both(|harness| {
         let disk = Disk::mount(64);
         harness.write(&harness.input, 0, &[("a", "")]);
@@ -70,7 +70,7 @@ fn a_directory_that_may_not_be_written_stops_the_task_until_it_may() {
 
 #[cfg(feature = "external")]
 #[test]
-fn of_two_processes_with_one_name_the_first_ends_with_its_reason_and_the_second_goes_on() {
+fn duplicate_instance_name_stops_first_process() {
     let (first, second) = (
         tempfile::tempdir().expect("a directory"),
         tempfile::tempdir().expect("a directory"),

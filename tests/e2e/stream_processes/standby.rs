@@ -202,14 +202,14 @@ fn all(handle: &Handle, partitions: std::ops::Range<i32>) -> Vec<String> {
 
 #[cfg(feature = "external")]
 #[test]
-fn of_three_instances_one_goes_and_its_tasks_start_warm_on_kafka() {
+fn standby_takes_over_warm_on_kafka() {
     let dir = tempfile::tempdir().expect("a directory");
     let part = part(support::kafka(), dir.path().to_owned());
     a_task_that_moves_starts_with_a_short_tail(&part.log(), &part);
 }
 
 #[test]
-fn of_three_instances_one_goes_and_its_tasks_start_warm_on_the_embedded_log() {
+fn standby_takes_over_warm_on_embedded_log() {
     let dir = tempfile::tempdir().expect("a directory");
     let config = EmbeddedConfig::new(
         Some(dir.path().join("log")),
