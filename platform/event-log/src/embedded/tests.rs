@@ -7,9 +7,9 @@ use super::backing::{Faulty, Space, Visit, Writes};
 use super::*;
 use crate::{Cleanup, Event, GroupMetadata, OutRecord, Outcome, RecordBatch, StartFrom, TopicConfig};
 use bytes::Bytes;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Mutex, OnceLock};
+use std::sync::mpsc::channel;
 
 mod compaction;
 mod groups;
