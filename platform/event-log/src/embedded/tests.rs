@@ -8,7 +8,6 @@ use bytes::Bytes;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::mpsc::channel;
-use std::time::Duration;
 
 mod compaction;
 mod groups;
