@@ -209,10 +209,10 @@ fn check(dir: &Path, acknowledged: &BTreeMap<(String, usize), i64>) -> Vec<i64> 
         let last = harness
             .committed_offset(&format!("group-{writer}"), &input)
             .unwrap_or(0);
-        let acknowledged = number(writer, "tx");
+        let done = number(writer, "tx");
         assert!(
-            (acknowledged..=acknowledged + 1).contains(&last),
-            "writer {writer}: {acknowledged} was acknowledged, {last} is there"
+            (done..=done + 1).contains(&last),
+            "writer {writer}: {done} was acknowledged, {last} is there"
         );
         lasts.push(last);
     }
@@ -247,9 +247,9 @@ fn check(dir: &Path, acknowledged: &BTreeMap<(String, usize), i64>) -> Vec<i64> 
     for writer in 0..WRITERS {
         let mut numbers: Vec<i64> = read.iter().filter_map(|(_, text)| numbered(text, writer)).collect();
         numbers.dedup();
-        let last_acknowledged = number(writer, "plain");
+        let done = number(writer, "plain");
         // If the process was killed between a transaction and its append, that number has no append.
-        let missing: Vec<i64> = (1..=last_acknowledged).filter(|n| !numbers.contains(n)).collect();
+        let missing: Vec<i64> = (1..=done).filter(|n| !numbers.contains(n)).collect();
         let excused = acknowledged
             .iter()
             .filter(|((kind, w), _)| kind.starts_with("cut") && *w == writer);
