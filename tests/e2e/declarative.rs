@@ -1,6 +1,5 @@
-//! Declared processors in a real process that is killed again and again, with views of them on a device.
-//!
-//! Guarantees: what the device holds in the end is computed from the posted rows alone. Never: a stop in good order.
+//! Declarative processors in a process that is killed repeatedly with SIGKILL. The views of their output on a device are
+//! compared with the result computed from the posted rows.
 
 use crate::support::{Broker, Dev, Phone, Polled, wait_for};
 use serde_json::{Value, json};

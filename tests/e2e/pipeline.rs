@@ -1,7 +1,7 @@
-//! The whole line, real processes: rows go in, devices poll, and at every complete page what belongs together is there.
+//! The pipeline from sources to devices in real processes: every complete page shows source transactions atomically.
 //!
-//! pgbench's transaction changes a branch's balance and writes its history: half a transaction would show as a balance
-//! that is not the sum of the deltas. The sample shop's order and its lines are held to the same.
+//! A pgbench transaction changes the balance of a branch and inserts a row of its history, so a partial transaction would
+//! show as a balance that is not the sum of the deltas. In the sample shop, the total of an order is the sum of its lines.
 
 #[cfg(feature = "external")]
 mod bank;
@@ -33,7 +33,7 @@ fn sum<'a>(rows: impl Iterator<Item = &'a Value>, column: &str) -> i64 {
     rows.map(|row| number(row, column)).sum()
 }
 
-/// Polls until `done` says so, within a limit; every complete page is held to `check`.
+/// Polls until `done` is true and calls `check` after every complete page; panics after `limit`.
 fn follow(
     phone: &mut Phone,
     edge: &str,
@@ -53,7 +53,7 @@ fn follow(
         }
         assert!(
             Instant::now() < until,
-            "not done within {limit:?}; the device holds {} rows",
+            "not done within {limit:?}; the device has {} rows",
             phone.rows.len()
         );
     }

@@ -1,7 +1,5 @@
-//! A process's life seen from outside: signals, drains that hang, failures, failpoints.
-//!
-//! Guarantees: each case is a real process (this test binary in a mode of its own) with its exit code and its log.
-//! Never: a child that outlives its test.
+//! Lifecycle of a process: signals, drains that hang, failed tasks, failpoints. Each case runs this test binary as a
+//! child process and checks its exit status and log.
 
 use crate::support::{self, wait_for};
 use service::{BoxError, Service, chain, telemetry};
@@ -9,24 +7,24 @@ use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-/// Set in the child only: which of [`lead`]'s lives it lives.
+/// Set only in the child: the mode of [`run`].
 const CHILD: &str = "TRUNKLINE_TEST_PROCESS_CHILD";
 
-/// Not a test of its own: the child's body. Without the variable it has nothing to do.
+/// Entry point of the child. Without the variable it does nothing.
 #[test]
 fn child_runs_until_shutdown() {
     let Some(mode) = service::config::env(CHILD) else {
         return;
     };
     telemetry::logs(&telemetry::Config::default()).unwrap();
-    if let Err(error) = lead(&mode) {
+    if let Err(error) = run(&mode) {
         eprintln!("ended with: {}", chain(&error));
         panic!("not a clean end");
     }
     eprintln!("ended cleanly");
 }
 
-fn lead(mode: &str) -> Result<(), service::service::Error> {
+fn run(mode: &str) -> Result<(), service::service::Error> {
     let mode = mode.to_owned();
     Service::new()
         .worker_threads(1)
@@ -53,18 +51,18 @@ fn lead(mode: &str) -> Result<(), service::service::Error> {
                     }
                     other.sleep_blocking(Duration::from_millis(1));
                 }
-                // What is begun is ended: the drain comes between two rounds, never inside one.
+                // The worker checks for the drain only between rounds, so each round completes.
                 eprintln!("worker ended after a whole round");
                 Ok::<(), BoxError>(())
             });
         })
 }
 
-/// A child, and its standard output, which stays open so that the child may go on writing.
-struct Life(Child, BufReader<ChildStdout>);
+/// A child process with its standard output, which stays open so that the child can write to it. Killed on drop.
+struct Running(Child, BufReader<ChildStdout>);
 
-impl Life {
-    fn of(mode: &str, failpoints: &str) -> Self {
+impl Running {
+    fn start(mode: &str, failpoints: &str) -> Self {
         let binary = std::env::current_exe().unwrap();
         let mut child = Command::new(binary)
             .args(["--exact", "process::child_runs_until_shutdown", "--nocapture"])
@@ -78,7 +76,7 @@ impl Life {
         Self(child, stdout)
     }
 
-    /// Waits until the worker has done a round.
+    /// Waits until the worker has completed a round.
     fn working(mut self) -> Self {
         let mut lines = self.1.by_ref().lines().map_while(Result::ok);
         assert!(
@@ -92,16 +90,18 @@ impl Life {
         support::signal(self.0.id(), signal);
     }
 
-    /// Its exit status and all that it said.
+    /// Waits for the end; returns the exit status and standard error.
     fn end(mut self) -> (ExitStatus, String) {
-        let status = wait_for("the child ends", Duration::from_secs(30), || self.0.try_wait().unwrap());
+        let status = wait_for("the child to end", Duration::from_secs(30), || {
+            self.0.try_wait().unwrap()
+        });
         let mut said = String::new();
         self.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
         (status, said)
     }
 }
 
-impl Drop for Life {
+impl Drop for Running {
     fn drop(&mut self) {
         drop(self.0.kill());
         drop(self.0.wait());
@@ -111,9 +111,9 @@ impl Drop for Life {
 #[test]
 fn sigterm_and_sigint_shut_down_gracefully() {
     for signal in ["-TERM", "-INT"] {
-        let life = Life::of("works", "").working();
-        life.signal(signal);
-        let (status, said) = life.end();
+        let child = Running::start("works", "").working();
+        child.signal(signal);
+        let (status, said) = child.end();
         assert!(status.success(), "{said}");
         assert!(
             said.contains("worker ended after a whole round") && said.contains("ended cleanly"),
@@ -124,10 +124,10 @@ fn sigterm_and_sigint_shut_down_gracefully() {
 
 #[test]
 fn second_signal_aborts_drain_and_names_hung_task() {
-    let mut life = Life::of("hangs", "").working();
-    life.signal("-TERM");
-    // The worker has heard the drain: only the deaf one is left.
-    let mut said = BufReader::new(life.0.stderr.take().unwrap());
+    let mut child = Running::start("hangs", "").working();
+    child.signal("-TERM");
+    // When the worker has ended, only the task that ignores the drain is left.
+    let mut said = BufReader::new(child.0.stderr.take().unwrap());
     let mut line = String::new();
     while !line.contains("worker ended") {
         line.clear();
@@ -136,8 +136,10 @@ fn second_signal_aborts_drain_and_names_hung_task() {
             "the child ended before the second signal"
         );
     }
-    life.signal("-TERM");
-    let status = wait_for("the child ends", Duration::from_secs(30), || life.0.try_wait().unwrap());
+    child.signal("-TERM");
+    let status = wait_for("the child to end", Duration::from_secs(30), || {
+        child.0.try_wait().unwrap()
+    });
     let mut rest = String::new();
     said.read_to_string(&mut rest).unwrap();
     assert!(!status.success());
@@ -153,12 +155,12 @@ fn failed_or_panicked_task_stops_process() {
         ("fails", "ended with: task reader failed: the disk is gone"),
         ("panics", "ended with: task reader panicked: only 0 rows"),
     ] {
-        let (status, said) = Life::of(mode, "").end();
+        let (status, said) = Running::start(mode, "").end();
         assert!(!status.success());
         assert!(said.contains(expected), "{said}");
         assert!(
             said.contains("worker ended after a whole round"),
-            "the others drain: {said}"
+            "the other tasks did not drain: {said}"
         );
     }
 }
@@ -166,7 +168,7 @@ fn failed_or_panicked_task_stops_process() {
 #[test]
 fn failpoint_aborts_without_cleanup() {
     use std::os::unix::process::ExitStatusExt;
-    let (status, said) = Life::of("works", "test_commit=kill@3").end();
+    let (status, said) = Running::start("works", "test_commit=kill@3").end();
     assert_eq!(status.signal(), Some(6), "aborted: {said}");
     assert!(
         said.contains("failpoint test_commit: aborting") && !said.contains("worker ended"),
@@ -176,7 +178,7 @@ fn failpoint_aborts_without_cleanup() {
 
 #[test]
 fn mistyped_failpoint_prevents_start() {
-    let (status, said) = Life::of("works", "test_commit=kil").end();
+    let (status, said) = Running::start("works", "test_commit=kil").end();
     assert!(!status.success());
     assert!(
         said.contains("invalid failpoint `test_commit=kil`") && !said.contains("worker"),

@@ -1,7 +1,5 @@
-//! The stream runtime on real Kafka, in processes that die: its output must be that of one sequential run.
-//!
-//! Guarantees: each death is a real one, at a named point of the code or by a signal; the truth is computed from the
-//! input topic alone. Never: a judgement by the child.
+//! Delivery guarantees of the stream runtime on Kafka, in processes that are killed at failpoints or by signals. The
+//! parent computes the expected output from the input topic: that of one sequential run.
 
 mod bad_input;
 mod child;
@@ -10,7 +8,7 @@ mod host_faults;
 mod standby;
 
 use crate::support::{self, Broker, wait_for};
-use child::{Part, part};
+use child::{ProcessConfig, process_config};
 use event_log::{
     Cleanup, ErrorAction, Isolation, Offset, OffsetSpec, OutBatch, OutRecord, RecordBatch, SharedEventLog, StartFrom,
     TopicConfig, TopicPartition, TopicSpec,
@@ -26,30 +24,34 @@ const PARTITIONS: i32 = 3;
 /// Few, so that every key is counted in every transaction.
 const KEYS: usize = 7;
 
-/// The line that processes are killed on.
-struct Line {
+/// The harness that processes are killed on.
+struct ProcessHarness {
     log: SharedEventLog,
-    part: Part,
+    config: ProcessConfig,
     written: usize,
 }
 
-impl Line {
-    fn new(part: Part) -> Line {
-        let log = part.log();
+impl ProcessHarness {
+    fn new(config: ProcessConfig) -> ProcessHarness {
+        let log = config.log();
         let topic = |name: &str| TopicSpec {
             name: name.to_owned(),
             partitions: PARTITIONS,
             replication: None,
             config: TopicConfig::new(Cleanup::Delete),
         };
-        log.create_topics(&[topic(&part.input), topic(&part.output)])
+        log.create_topics(&[topic(&config.input), topic(&config.output)])
             .expect("create topics");
-        Line { log, part, written: 0 }
+        ProcessHarness {
+            log,
+            config,
+            written: 0,
+        }
     }
 
-    /// Writes so many records, spread over the partitions.
+    /// Writes `count` records over all partitions.
     fn write(&mut self, count: usize) {
-        let (topic, mut batch) = (Arc::from(self.part.input.as_str()), OutBatch::default());
+        let (topic, mut batch) = (Arc::from(self.config.input.as_str()), OutBatch::default());
         for _ in 0..count {
             let key = format!("[{}]", self.written * 31 % KEYS);
             let partition = Some(i32::try_from(self.written).expect("few records") % PARTITIONS);
@@ -71,7 +73,7 @@ impl Line {
     /// Committed records of a partition, as offset, key and value.
     fn read(&self, topic: &str, partition: i32) -> Vec<(Offset, String, String)> {
         let at = TopicPartition::new(topic, partition);
-        // The broker may just have started again.
+        // The broker may have just restarted.
         let end = wait_for("the end of the partition", LIMIT, || {
             match self.log.offset(&at, OffsetSpec::LastStable) {
                 Err(error) if error.action() == ErrorAction::Retry => None,
@@ -94,23 +96,23 @@ impl Line {
 
     fn outputs(&self) -> usize {
         (0..PARTITIONS)
-            .map(|partition| self.read(&self.part.output, partition).len())
+            .map(|partition| self.read(&self.config.output, partition).len())
             .sum()
     }
 
-    /// Waits until something was made of every record, and compares it with what should be at the least.
+    /// Waits until every record has an output and checks that no key is counted too low.
     fn check_at_least(&self) {
-        wait_for("something of every record to come out", LIMIT, || {
+        wait_for("an output of every record", LIMIT, || {
             let whole = (0..PARTITIONS).all(|partition| {
                 let made: BTreeSet<Offset> = self.counts(partition).iter().map(|(_, _, offset)| *offset).collect();
-                let input = self.read(&self.part.input, partition);
+                let input = self.read(&self.config.input, partition);
                 input.iter().all(|(offset, _, _)| made.contains(offset))
             });
             whole.then_some(())
         });
         for partition in 0..PARTITIONS {
             let (mut want, mut got) = (BTreeMap::<String, u64>::new(), BTreeMap::<String, u64>::new());
-            for (_, key, _) in self.read(&self.part.input, partition) {
+            for (_, key, _) in self.read(&self.config.input, partition) {
                 *want.entry(key).or_default() += 1;
             }
             for (key, count, _) in self.counts(partition) {
@@ -133,32 +135,35 @@ impl Line {
             let (count, offset) = value.split_once(' ').expect("a count and an offset");
             (key, count.parse().expect("a count"), offset.parse().expect("an offset"))
         };
-        self.read(&self.part.output, partition).into_iter().map(parse).collect()
+        self.read(&self.config.output, partition)
+            .into_iter()
+            .map(parse)
+            .collect()
     }
 
-    /// Checks what its guarantee promises.
+    /// Checks the processing guarantee of the application.
     fn check(&self) {
-        if self.part.alone {
+        if self.config.at_least_once {
             self.check_at_least();
         } else {
             self.check_once();
         }
     }
 
-    /// Waits until everything written has come out, and compares it with one sequential run.
+    /// Waits until all output is written and compares it with one sequential run.
     fn check_once(&self) {
         let mut seen = 0;
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            wait_for("everything to come out", LIMIT, || {
+            wait_for("all output", LIMIT, || {
                 seen = self.outputs();
                 (seen >= self.written).then_some(())
             });
         }));
-        assert!(done.is_ok(), "{seen} of {} records came out", self.written);
+        assert!(done.is_ok(), "{seen} of {} output records", self.written);
         for partition in 0..PARTITIONS {
             let mut counts: BTreeMap<String, u64> = BTreeMap::new();
             let want: Vec<(String, String)> = self
-                .read(&self.part.input, partition)
+                .read(&self.config.input, partition)
                 .into_iter()
                 .map(|(offset, key, _)| {
                     let count = counts.entry(key.clone()).or_default();
@@ -166,13 +171,13 @@ impl Line {
                     (key, format!("{count} {offset}"))
                 })
                 .collect();
-            let got = self.read(&self.part.output, partition);
+            let got = self.read(&self.config.output, partition);
             let got: Vec<(String, String)> = got.into_iter().map(|(_, key, value)| (key, value)).collect();
             let odd = got.iter().zip(&want).position(|(got, want)| got != want);
             let about = odd.map(|at| (at, got.get(at), want.get(at)));
             assert!(
                 got == want,
-                "partition {partition}: {} came out, {} should: {about:?}",
+                "partition {partition}: {} records, expected {}; first difference: {about:?}",
                 got.len(),
                 want.len()
             );
@@ -180,8 +185,8 @@ impl Line {
     }
 }
 
-/// Every point of the runtime's and the log's own steps where a process may die, and at which hits.
-const POINTS: &[(&str, &[u32])] = &[
+/// Failpoints of runtime and log, with the hits at which the process aborts.
+const FAILPOINTS: &[(&str, &[u32])] = &[
     ("runtime.session.init_transactions", &[1]),
     ("runtime.assigned", &[1]),
     ("runtime.recovery.open", &[1, 2]),
@@ -201,8 +206,8 @@ const POINTS: &[(&str, &[u32])] = &[
     ("runtime.commit.applied", &[1, 2]),
 ];
 
-/// The same for a processor that is at least once.
-const POINTS_ALONE: &[(&str, &[u32])] = &[
+/// Failpoints of the at-least-once mode.
+const AT_LEAST_ONCE_FAILPOINTS: &[(&str, &[u32])] = &[
     ("runtime.session.init_transactions", &[1]),
     ("runtime.recovery.offsets", &[1]),
     ("runtime.recovery.end", &[2]),
@@ -220,23 +225,27 @@ const POINTS_ALONE: &[(&str, &[u32])] = &[
     ("runtime.commit.committed", &[1, 2]),
 ];
 
-/// Dies at each point in turn, on one group and one set of stores, which are lost or set back to an older copy now
-/// and then.
-fn die_everywhere(mut line: Line) {
-    let stores = line.part.dir.clone();
+/// Aborts at each failpoint in turn, with one group and one set of stores. Some of the stores are deleted or replaced by
+/// an older copy before the next start.
+fn crash_at_every_failpoint(mut harness: ProcessHarness) {
+    let stores = harness.config.dir.clone();
     let copy = tempfile::tempdir().expect("make a directory");
-    // State to restore, and offsets to come back to.
-    line.write(40);
-    let mut life = line.part.spawn("");
-    line.check();
-    life.kill();
-    let mut deaths = 0;
-    let points = if line.part.alone { POINTS_ALONE } else { POINTS };
+    // State to restore and committed offsets.
+    harness.write(40);
+    let mut child = harness.config.spawn("");
+    harness.check();
+    child.kill();
+    let mut crashes = 0;
+    let points = if harness.config.at_least_once {
+        AT_LEAST_ONCE_FAILPOINTS
+    } else {
+        FAILPOINTS
+    };
     for (point, hits) in points {
         for hit in *hits {
-            deaths += 1;
-            match deaths % 5 {
-                // A mid-restore death needs a restore; others happen on a lost disk too.
+            crashes += 1;
+            match crashes % 5 {
+                // A crash after the loss of all stores.
                 0 => drop(std::fs::remove_dir_all(&stores)),
                 2 => copy_dir(&stores, copy.path()),
                 4 => copy_dir(copy.path(), &stores),
@@ -245,28 +254,28 @@ fn die_everywhere(mut line: Line) {
             if *point == "runtime.restore.batch" {
                 drop(std::fs::remove_dir_all(&stores));
             }
-            line.write(40);
-            let mut life = line.part.spawn(&format!("{point}=kill@{hit}"));
-            let why = format!("the child dies at {point}, hit {hit}");
-            // More input, a little at a time, so that later hits are reached.
-            let mut asked = 0;
+            harness.write(40);
+            let mut child = harness.config.spawn(&format!("{point}=kill@{hit}"));
+            let why = format!("the child to abort at {point}, hit {hit}");
+            // More input in small steps, so that later hits are reached.
+            let mut looks = 0;
             wait_for(&why, LIMIT, || {
-                asked += 1;
-                if asked % 20 == 0 {
-                    line.write(3);
+                looks += 1;
+                if looks % 20 == 0 {
+                    harness.write(3);
                 }
-                (!life.is_alive()).then_some(())
+                (!child.is_alive()).then_some(())
             });
-            assert!(!life.ended(&why).success(), "{why}");
+            assert!(!child.ended(&why).success(), "{why}");
         }
     }
-    line.write(40);
-    let life = line.part.spawn("");
-    line.check();
-    // What was checked stays so: nothing comes later.
-    line.write(10);
-    line.check();
-    life.signal("-TERM");
+    harness.write(40);
+    let child = harness.config.spawn("");
+    harness.check();
+    // No late duplicates.
+    harness.write(10);
+    harness.check();
+    child.signal("-TERM");
 }
 
 fn copy_dir(from: &Path, to: &Path) {
@@ -288,90 +297,94 @@ fn copy_dir(from: &Path, to: &Path) {
 #[test]
 fn exactly_once_when_killed_at_every_failpoint() {
     let dir = tempfile::tempdir().expect("make a directory");
-    die_everywhere(Line::new(part(support::kafka(), dir.path().join("stores"))));
+    crash_at_every_failpoint(ProcessHarness::new(process_config(
+        support::kafka(),
+        dir.path().join("stores"),
+    )));
 }
 
 #[cfg(feature = "external")]
 #[test]
 fn at_least_once_when_killed_at_every_failpoint() {
     let dir = tempfile::tempdir().expect("make a directory");
-    let part = Part {
-        alone: true,
-        ..part(support::kafka(), dir.path().join("stores"))
+    let config = ProcessConfig {
+        at_least_once: true,
+        ..process_config(support::kafka(), dir.path().join("stores"))
     };
-    die_everywhere(Line::new(part));
+    crash_at_every_failpoint(ProcessHarness::new(config));
 }
 
 #[cfg(feature = "external")]
 #[test]
 fn exactly_once_when_killed_on_sled() {
     let dir = tempfile::tempdir().expect("make a directory");
-    let part = Part {
+    let config = ProcessConfig {
         sled: true,
-        ..part(support::kafka(), dir.path().join("stores"))
+        ..process_config(support::kafka(), dir.path().join("stores"))
     };
-    die_everywhere(Line::new(part));
+    crash_at_every_failpoint(ProcessHarness::new(config));
 }
 
 #[cfg(feature = "external")]
 #[test]
 fn exactly_once_while_partitions_move() {
-    come_die_and_sleep(false);
+    move_partitions(false);
 }
 
 #[cfg(feature = "external")]
 #[test]
 fn exactly_once_while_kip848_partitions_move() {
-    come_die_and_sleep(true);
+    move_partitions(true);
 }
 
-fn come_die_and_sleep(newer: bool) {
+fn move_partitions(kip848: bool) {
     let (first, second) = (
         tempfile::tempdir().expect("a directory"),
         tempfile::tempdir().expect("a directory"),
     );
-    let mut line = Line::new(Part {
-        newer,
-        ..part(support::kafka(), first.path().join("stores"))
+    let mut harness = ProcessHarness::new(ProcessConfig {
+        kip848,
+        ..process_config(support::kafka(), first.path().join("stores"))
     });
-    let other = Part {
+    let other = ProcessConfig {
         instance: "two".to_owned(),
         dir: second.path().join("stores"),
-        ..line.part.clone()
+        ..harness.config.clone()
     };
-    line.write(60);
-    let mut one = line.part.spawn("runtime.revoked=kill");
+    harness.write(60);
+    let mut one = harness.config.spawn("runtime.revoked=kill");
     wait_for("the first process to work", LIMIT, || {
-        // Its second thread may join so late that the first gives partitions up to it: not the death that is meant.
+        // If its second thread joins late, the first thread is revoked partitions and aborts before the second process
+        // has joined.
         if !one.is_alive() {
-            one = line.part.spawn("runtime.revoked=kill");
+            one = harness.config.spawn("runtime.revoked=kill");
         }
-        (line.outputs() >= 60).then_some(())
+        (harness.outputs() >= 60).then_some(())
     });
-    // The second one's coming takes partitions from the first, which dies while it gives them up.
+    // The second process joins; the first aborts in the revocation.
     let mut two = other.spawn("");
-    line.write(60);
-    one.ended("the first process dies at runtime.revoked");
-    line.check();
-    // It comes back, takes its share, and the second one is killed with work in hand.
-    let one = line.part.spawn("");
-    line.write(60);
-    line.check();
-    line.write(200);
+    harness.write(60);
+    one.ended("the first process to abort at runtime.revoked");
+    harness.check();
+    // The first process rejoins, and the second is killed in the middle of its work.
+    let one = harness.config.spawn("");
+    harness.write(60);
+    harness.check();
+    harness.write(200);
     two.kill();
-    line.write(60);
-    line.check();
-    // A sleeper: it holds its partitions until its session is over, and wakes to find them gone.
+    harness.write(60);
+    harness.check();
+    // A zombie: the first process is stopped until its session has expired, and resumes after its partitions have moved.
     let two = other.spawn("");
-    line.write(60);
-    line.check();
-    line.write(200);
+    harness.write(60);
+    harness.check();
+    harness.write(200);
     one.signal("-STOP");
-    line.write(60);
-    line.check();
+    harness.write(60);
+    harness.check();
     one.signal("-CONT");
-    line.write(200);
-    line.check();
+    harness.write(200);
+    harness.check();
     drop((one, two));
 }
 
@@ -380,19 +393,19 @@ fn come_die_and_sleep(newer: bool) {
 fn broker_restart_loses_nothing_without_restart() {
     let mut broker = Broker::start();
     let dir = tempfile::tempdir().expect("make a directory");
-    let mut line = Line::new(part(broker.bootstrap(), dir.path().join("stores")));
-    line.write(50);
+    let mut harness = ProcessHarness::new(process_config(broker.bootstrap(), dir.path().join("stores")));
+    harness.write(50);
     let executor = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("an executor");
     let (tasks, readiness) = executor.block_on(async { (Tasks::new(), Readiness::new()) });
-    line.part.run(line.log.clone(), &tasks, &readiness, |_| {});
+    harness.config.run(harness.log.clone(), &tasks, &readiness, |_| {});
     wait_for("readiness", LIMIT, || readiness.report().ready.then_some(()));
-    line.check();
+    harness.check();
     for stop in [Broker::kill, Broker::stop] {
         stop(&mut broker);
-        let red = wait_for("a red readiness", LIMIT, || {
+        let red = wait_for("a component that is not ready", LIMIT, || {
             readiness
                 .report()
                 .components
@@ -405,12 +418,12 @@ fn broker_restart_loses_nothing_without_restart() {
                 .is_some_and(|command| command.contains("trunkline doctor"))
         );
         broker.restart();
-        line.write(50);
-        line.check();
+        harness.write(50);
+        harness.check();
         wait_for("readiness again", LIMIT, || readiness.report().ready.then_some(()));
     }
-    assert!(!tasks.running().is_empty(), "nothing was restarted");
+    assert!(!tasks.running().is_empty(), "the stream threads ended");
     executor
         .block_on(tasks.join(Duration::from_secs(60)))
-        .expect("a clean end");
+        .expect("shut down");
 }

@@ -15,7 +15,7 @@ pub fn check_text(tree: &Tree, text: &str) -> Vec<String> {
         .collect();
     let joined = text.replace("\\\n", " ");
     for line in joined.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
-        // A command substitution in an assignment is a command of its own.
+        // A command substitution in an assignment is a separate command.
         let line = line.replace("=$(", "= ; ").replace("; ", " ; ").replace(") ;", " ;");
         match shlex::split(&line) {
             None => findings.push(format!("quotes are not balanced: {line}")),
@@ -158,7 +158,7 @@ fn parse(name: &str, help: &Help, words: &[String], findings: &mut Vec<String>) 
     parsed
 }
 
-/// Arguments of our binary, against its help.
+/// Checks arguments of trunkline against its help.
 pub fn check_trunkline(words: &[String], findings: &mut Vec<String>) {
     let mut path: Vec<String> = Vec::new();
     let mut words = words.to_vec();
@@ -194,7 +194,7 @@ pub fn check_trunkline(words: &[String], findings: &mut Vec<String>) {
     }
 }
 
-/// A cargo command: options, packages, features, targets, test filters, and the arguments of our binary.
+/// Checks a cargo command: options, packages, features, targets, test filters, and arguments of trunkline.
 fn check_cargo(tree: &Tree, words: &[String], findings: &mut Vec<String>) {
     let Some((subcommand, rest)) = words.split_first() else {
         return;

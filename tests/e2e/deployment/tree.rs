@@ -32,7 +32,7 @@ pub struct Tree {
     recipes: OnceCell<BTreeMap<String, Recipe>>,
 }
 
-/// What a manifest declares.
+/// Declarations of a manifest.
 #[derive(Default)]
 pub struct Package {
     /// Directory, relative to the root.
@@ -282,7 +282,7 @@ fn parse_help(text: &str) -> Help {
             section = line.trim_end_matches(':');
             continue;
         }
-        // The description follows after at least two spaces, or on lines of its own.
+        // The description follows after at least two spaces, or on separate lines.
         let entry = line.trim_start();
         let indent = line.len() - entry.len();
         let left = entry.split("  ").next().unwrap_or_default();

@@ -1,6 +1,5 @@
-//! Kafka over TLS, with a certificate authority of the test's own and SCRAM passwords.
-//!
-//! Guarantees: the broker has no plain listener for clients. Never: a certificate that outlives the test.
+//! Kafka over TLS with SCRAM. The certificate authority is created for the test; the broker has no plain-text listener
+//! for clients.
 
 use super::{LIMIT, one};
 use crate::support::{self, Broker, Listener};
@@ -13,8 +12,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-/// Topics, transactions and look-ups work over TLS with SCRAM; a wrong password, and an authority that is not trusted,
-/// are answered in time with their reason.
+/// Topics, transactions and offsets work over TLS with SCRAM. A wrong password and an untrusted authority fail within the
+/// request timeout, and the error names the cause.
 #[test]
 fn tls_and_scram_work_and_errors_name_the_cause() {
     if !cfg!(feature = "kafka-tls") {
@@ -39,13 +38,13 @@ fn tls_and_scram_work_and_errors_name_the_cause() {
         transactional_id: id.to_owned(),
         transaction_timeout: Duration::from_secs(10),
     };
-    let mut session = support::wait_for("a session", LIMIT, || {
+    let mut producer = support::wait_for("a producer", LIMIT, || {
         log.transactional_producer(config_of("secure")).ok()
     });
-    session.begin().expect("begin");
-    session.send(&one(&at, "0")).expect("send");
-    assert!(matches!(session.commit(None), Outcome::Committed(_)));
-    // A commit's marker is written after its answer: the stable end follows in a moment.
+    producer.begin().expect("begin");
+    producer.send(&one(&at, "0")).expect("send");
+    assert!(matches!(producer.commit(None), Outcome::Committed(_)));
+    // The broker writes the commit marker after its response, so the last stable offset follows later.
     let end = support::wait_for("no open transaction", LIMIT, || {
         super::end_or_open(&log, &at).ok()?.ok()
     });
@@ -58,7 +57,7 @@ fn tls_and_scram_work_and_errors_name_the_cause() {
     ] {
         let log =
             KafkaLog::connect(config(directory.path(), &broker, password, authority)).expect("the settings are fine");
-        let error = log.topics().expect_err("it is not let in");
+        let error = log.topics().expect_err("the broker rejects the client");
         assert!(
             matches!(error, Error::Unavailable { .. } | Error::Refused { .. }),
             "{error:?}"
@@ -109,7 +108,7 @@ fn listener(directory: &Path) -> Listener {
     }
 }
 
-/// `ca.pem` signs `broker.pem` (key and certificate); `other.pem` is an authority that signs nothing here.
+/// `ca.pem` signs `broker.pem` (key and certificate); `other.pem` is an unrelated authority.
 fn certificates(directory: &Path) {
     let openssl = |arguments: &[&str]| {
         let done = Command::new("openssl")

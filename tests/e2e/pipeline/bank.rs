@@ -1,7 +1,5 @@
-//! pgbench over real Kafka, a process for each node, each of them killed in turn, and an edge rebuilt from a log that
-//! the cleaner has been through.
-//!
-//! Guarantees: the cleaner has really removed records before the edge begins anew. Never: a stop in good order.
+//! pgbench over Kafka with one process per node. The nodes are killed in turn with SIGKILL; then an edge rebuilds its
+//! replica from a `view.log` that the log cleaner has compacted.
 
 use super::harness::Harness;
 use crate::support::{alter_topic, sql, wait_for};
@@ -10,7 +8,8 @@ use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// What makes Kafka's cleaner come at once instead of after hours. The smallest segment that Kafka 4 takes is 1 MiB.
+/// Topic settings that make Kafka's log cleaner compact within seconds. The minimum of `segment.bytes` in Kafka 4 is
+/// 1 MiB.
 const CLEANER: [(&str, &str); 4] = [
     ("segment.bytes", "1048576"),
     ("segment.ms", "2000"),
@@ -45,12 +44,13 @@ fn pgbench_transactions_reach_devices_atomically() {
     let trades = sql(&harness.postgres.url(), "SELECT count(*) FROM pgbench_history");
     let removed = rebuild_edge_under_the_cleaner(&mut harness);
     eprintln!(
-        "{trades} transactions in 60 s, {kills} kills; the cleaner had removed {removed} records before edge-2 began anew"
+        "{trades} transactions in 60 s, {kills} kills; {removed} records were removed before edge-2 started over"
     );
     harness.compare(LIMIT);
 }
 
-/// Lets the cleaner through view.log under load, and an edge begin from nothing there; the records that were removed.
+/// Starts an edge without data after the cleaner has compacted `view.log` under load; returns the number of removed
+/// records.
 fn rebuild_edge_under_the_cleaner(harness: &mut Harness) -> u64 {
     harness.fleet.kill("edge-2");
     harness.fleet.wipe("edge-2");
@@ -69,8 +69,8 @@ fn rebuild_edge_under_the_cleaner(harness: &mut Harness) -> u64 {
     removed
 }
 
-/// How many versions of branches' rows are missing from view.log: a transaction writes one, and one of the history,
-/// which is never superseded.
+/// Number of records of `branches` that the cleaner has removed from `view.log`: each transaction writes one of them and
+/// one of `history`, which is never superseded.
 fn superseded(log: &SharedEventLog) -> u64 {
     let partitions = log.describe("view.log").unwrap().expect("view.log exists").partitions;
     let all: Vec<TopicPartition> = (0..partitions).map(|p| TopicPartition::new("view.log", p)).collect();

@@ -1,9 +1,8 @@
-//! docker-compose.yml, taken at its word without a container engine: its services' command lines, environments and
-//! files, with loopback in the place of the services' host names.
+//! Runs the services of docker-compose.yml without a container engine: their commands, environments and files, with
+//! loopback addresses instead of host names.
 //!
-//! Guarantees: every service of the file is started or stood in for, Kafka by its own settings; the devices' addresses
-//! are the published ones. Stood in for: the images themselves, and the registry's, by the registry of `tests/run`.
-//! Never: a setting that the file does not hold.
+//! Kafka runs with the settings of the file, and devices use the published ports. Local binaries replace the images; the
+//! registry of `tests/run` replaces the registry service.
 
 use super::follow;
 use super::harness::branch_is_whole;
@@ -18,18 +17,18 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 const LIMIT: Duration = Duration::from_secs(90);
-/// Accounts of the bank's one branch.
+/// Accounts of the only branch.
 const ACCOUNTS: usize = 100_000;
 
-/// The file, and where its services are on this machine.
+/// The file, and the addresses of its services on this machine.
 struct Compose {
     root: PathBuf,
     services: serde_json::Map<String, Value>,
-    /// What stands in the file, and what stands in for it here.
-    places: Vec<(&'static str, String)>,
+    /// Addresses in the file, with their replacements.
+    addresses: Vec<(&'static str, String)>,
 }
 
-/// A service of ours: its directory, its process, and the port that it publishes.
+/// A running Trunkline service: its directory, its process, and its published port.
 struct Node {
     name: String,
     dir: TempDir,
@@ -43,7 +42,7 @@ impl Drop for Node {
         let _ = self.child.wait();
         if std::thread::panicking() {
             let log = last_lines(&self.dir.path().join("log"), 12);
-            eprintln!("the last lines of {}:\n{log}", self.name);
+            eprintln!("end of the log of {}:\n{log}", self.name);
         }
     }
 }
@@ -69,7 +68,7 @@ impl Compose {
         Compose {
             root,
             services,
-            places: Vec::new(),
+            addresses: Vec::new(),
         }
     }
 
@@ -77,12 +76,12 @@ impl Compose {
         self.services.get(name).unwrap_or_else(|| panic!("no service {name}"))
     }
 
-    fn here(&self, text: &str) -> String {
-        let places = self.places.iter();
-        places.fold(text.to_owned(), |text, (there, here)| text.replace(there, here))
+    fn localize(&self, text: &str) -> String {
+        let addresses = self.addresses.iter();
+        addresses.fold(text.to_owned(), |text, (remote, local)| text.replace(remote, local))
     }
 
-    /// Kafka as the image would start it: its settings are the variables, `KAFKA_A_B` is `a.b`.
+    /// Starts Kafka like the image: the variable `KAFKA_A_B` is the setting `a.b`.
     fn kafka(&mut self) -> Broker {
         let all = variables(self.service("kafka"));
         let broker = Broker::start_from(|dir, port, controller| {
@@ -101,7 +100,7 @@ impl Compose {
             }
             text
         });
-        self.places.push(("kafka:9092", broker.bootstrap()));
+        self.addresses.push(("kafka:9092", broker.bootstrap()));
         broker
     }
 
@@ -109,28 +108,28 @@ impl Compose {
         let command = texts(&self.service("postgres")["command"]);
         assert!(command.iter().any(|word| word == "wal_level=logical"), "{command:?}");
         let postgres = Postgres::start();
-        let (_, place) = postgres
+        let (_, address) = postgres
             .url()
             .split_once('@')
             .map(|(a, b)| (a.to_owned(), b.to_owned()))
-            .expect("a place");
-        let (host, _) = place.split_once('/').expect("a database");
-        self.places.push(("postgres:5432", host.to_owned()));
+            .expect("a URL with a user");
+        let (host, _) = address.split_once('/').expect("a URL with a database");
+        self.addresses.push(("postgres:5432", host.to_owned()));
         postgres
     }
 
-    /// A service of the postgres image that runs one program against the bank.
+    /// Command of a service that runs one program of the postgres image.
     fn bank(&self, name: &str) -> Command {
         let service = self.service(name);
         let words: Vec<String> = texts(&service["entrypoint"]);
         let script = |word: &String| word.replace("/etc/trunkline/", &format!("{}/deploy/", self.root.display()));
         let (host, port) = self
-            .here("postgres:5432")
+            .localize("postgres:5432")
             .split_once(':')
             .map(|(h, p)| (h.to_owned(), p.to_owned()))
             .expect("a port");
         let programs = format!("{}:/usr/bin:/bin", postgres_bin().display());
-        // The program is looked for in this process's own path.
+        // `Command` looks up the program in the PATH of this process, not of the child.
         let program = match words.first().map(String::as_str) {
             Some("pgbench") => postgres_bin().join("pgbench"),
             Some(other) => PathBuf::from(other),
@@ -143,7 +142,7 @@ impl Compose {
         command
     }
 
-    /// A service of our image: its files where it looks for them, with the places of this machine.
+    /// Starts a Trunkline service: copies its files with local addresses to where it reads them.
     fn node(&self, name: &str) -> Node {
         let service = self.service(name);
         let dir = tempfile::Builder::new()
@@ -160,13 +159,13 @@ impl Compose {
             let Some(file) = to.strip_prefix(home) else { continue };
             let text = fs::read_to_string(self.root.join(from)).unwrap_or_else(|e| panic!("{from}: {e}"));
             let text = self
-                .here(&text)
+                .localize(&text)
                 .replace("/var/lib/trunkline", &data.display().to_string())
                 .replace("0.0.0.0:8080", &format!("127.0.0.1:{edge}"))
                 .replace("127.0.0.1:9464", &format!("127.0.0.1:{admin}"));
             fs::write(dir.path().join(file.trim_start_matches('/')), text).expect("write a file");
         }
-        assert!(holds_data, "{name} keeps nothing");
+        assert!(holds_data, "{name} has no data volume");
         let log = File::create(dir.path().join("log")).expect("create the node's log");
         let command = self
             .command(name, &texts(&service["command"]), dir.path())
@@ -180,7 +179,7 @@ impl Compose {
         }
     }
 
-    /// Our binary with these arguments, where and with what the service runs.
+    /// Command of the trunkline binary, with the environment of the service.
     fn command(&self, name: &str, arguments: &[String], dir: &Path) -> Command {
         let file = self.service(name)["env_file"].as_str().expect("a file of variables");
         let text = fs::read_to_string(self.root.join(file)).expect("the file of variables");
@@ -192,7 +191,7 @@ impl Compose {
             .current_dir(dir)
             .stdin(Stdio::null())
             .stdout(Stdio::null());
-        command.envs(all.into_iter().map(|(name, value)| (name, self.here(value))));
+        command.envs(all.into_iter().map(|(name, value)| (name, self.localize(value))));
         command
     }
 }
@@ -201,12 +200,14 @@ impl Compose {
 fn compose_file_delivers_pgbench_to_a_device() {
     let mut compose = Compose::read();
     let _kafka = compose.kafka();
-    compose.places.push(("http://registry:8081", support::registry_url()));
+    compose
+        .addresses
+        .push(("http://registry:8081", support::registry_url()));
     let _postgres = compose.postgres();
     let made = compose.bank("bank").status().expect("the script runs");
-    assert!(made.success(), "the bank is not made");
+    assert!(made.success(), "the first run of the script failed");
     let again = compose.bank("bank").status().expect("the script runs");
-    assert!(again.success(), "a second start finds the bank");
+    assert!(again.success(), "the second run of the script failed");
 
     let ours: Vec<String> = {
         let built = compose
@@ -223,7 +224,7 @@ fn compose_file_delivers_pgbench_to_a_device() {
         .spawn()
         .expect("pgbench starts");
 
-    // As the README has it.
+    // The command of the README.
     let edge = nodes.iter().find(|node| node.name == "edge-1").expect("an edge");
     let words = [
         "token",
@@ -259,6 +260,6 @@ fn compose_file_delivers_pgbench_to_a_device() {
             whole && phone.complete > first + 3
         });
     }
-    load.kill().expect("pgbench runs until then");
+    load.kill().expect("kill pgbench");
     load.wait().expect("wait for pgbench");
 }

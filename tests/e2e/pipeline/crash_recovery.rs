@@ -1,7 +1,6 @@
-//! Every named step of the line's processes: a node dies there, begins again, and the devices end as the database.
+//! Nodes of the pipeline abort at every failpoint and restart; the devices end with the rows of the database.
 //!
-//! Guarantees: a death is the failpoint's (SIGABRT), so a step that is never passed fails the test.
-//! Never: a death that nobody waits for.
+//! The test waits for each abort and checks the signal, so a failpoint that is never reached fails it.
 
 use super::harness::Harness;
 use crate::postgres::fault_injection::SNAPSHOT_DEATHS;
@@ -12,8 +11,8 @@ use std::time::Duration;
 const LIMIT: Duration = Duration::from_secs(60);
 const ABORTED: i32 = 6;
 
-/// Under load: the node, the step, and whether it begins from nothing.
-const DEATHS: [(&str, &str, bool); 27] = [
+/// Crashes under load: the node, the failpoint, and whether the node starts without data.
+const CRASHES: [(&str, &str, bool); 27] = [
     ("connector", "connector.before_send=kill@5", false),
     ("connector", "connector.after_send=kill@5", false),
     ("connector", "connector.before_commit=kill@5", false),
@@ -50,44 +49,44 @@ fn devices_stay_consistent_after_failpoint_crashes() {
     harness.fleet.start("edge-1");
     harness.fleet.start("edge-2");
     harness.start_devices();
-    // The connector's first lives: none reaches the end of the snapshot.
+    // None of these connectors completes the snapshot.
     for step in SNAPSHOT_DEATHS {
         harness.fleet.start_with("connector", step);
-        expect_death(&mut harness, "connector", step);
+        expect_crash(&mut harness, "connector", step);
     }
     harness.fleet.start("connector");
     harness.fleet.wait_all_ready(LIMIT);
     harness.more_pages(1, LIMIT);
     let load = harness.load(&["-c", "2", "-R", "100", "-T", "900"]);
-    for (node, step, from_nothing) in DEATHS {
+    for (node, step, from_nothing) in CRASHES {
         harness.fleet.kill(node);
         if from_nothing {
             harness.fleet.wipe(node);
         }
         harness.fleet.start_with(node, step);
-        expect_death(&mut harness, node, step);
+        expect_crash(&mut harness, node, step);
         harness.fleet.start(node);
         harness.more_pages(1, LIMIT);
     }
     harness.fleet.kill("edge-1");
-    // At the second hit: a piece of the closing is committed by then.
+    // At the second hit, a part of the transaction end is committed.
     harness.fleet.start_with("edge-1", "replica.mid_closing=kill@2");
     sql(
         &harness.postgres.url(),
         "UPDATE pgbench_accounts SET filler = md5(aid::text)",
     );
-    expect_death(&mut harness, "edge-1", "replica.mid_closing=kill@2");
+    expect_crash(&mut harness, "edge-1", "replica.mid_closing=kill@2");
     harness.fleet.start("edge-1");
     harness.more_pages(1, LIMIT);
     drop(load);
     harness.compare(Duration::from_secs(120));
 }
 
-fn expect_death(harness: &mut Harness, node: &str, step: &str) {
+fn expect_crash(harness: &mut Harness, node: &str, step: &str) {
     let status = harness.fleet.died(node, LIMIT);
     assert_eq!(
         status.signal(),
         Some(ABORTED),
-        "{node} ended at {step}, but not by the failpoint: {status}"
+        "{node} did not end by the failpoint {step}: {status}"
     );
 }

@@ -1,7 +1,7 @@
-//! A bank on a harness: PostgreSQL with pgbench's tables, Kafka, a process for each node, and a device for each branch.
+//! Harness with dedicated PostgreSQL (pgbench tables) and Kafka, one process per node, and one device per branch.
 //!
-//! Guarantees: each device polls on a thread of its own, from both edges in turn, and holds every complete page to the
-//! bank's rule; a page that breaks it fails the test at the next look. Never: a part that is shared with other tests.
+//! Each device polls both edges in turn on a separate thread and checks after every complete page that the balance of its
+//! branch is the sum of the history.
 
 use super::sum;
 use crate::support::{self, Broker, Fleet, Phone, Polled, Postgres, make_bank, sql};
@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// pgbench's tables and the views of them.
+/// View, table and columns.
 const TABLES: [(&str, &str, &str); 4] = [
     ("branches", "pgbench_branches", "bid, bbalance, filler"),
     ("tellers", "pgbench_tellers", "tid, bid, tbalance, filler"),
@@ -21,7 +21,7 @@ const TABLES: [(&str, &str, &str); 4] = [
     ("history", "pgbench_history", "id, tid, bid, aid, delta, filler"),
 ];
 
-/// Accounts of a branch: a device that holds fewer rows has not been given the snapshot yet.
+/// Accounts per branch: a device with fewer rows has not received the snapshot yet.
 const ACCOUNTS: usize = 100_000;
 
 pub struct Harness {
@@ -39,23 +39,23 @@ struct Device {
     thread: JoinHandle<Phone>,
 }
 
-/// A branch's balance is the sum of its history, in every state that a device is given.
+/// Checks that the balance of the branch is the sum of its history.
 pub fn branch_is_whole(phone: &Phone) {
     let balance = sum(phone.view("branches"), "bbalance");
     let history = sum(phone.view("history"), "delta");
     assert_eq!(
         balance, history,
-        "half a transaction shows: the branch's balance is not the sum of its history"
+        "partial transaction: the balance of the branch is not the sum of its history"
     );
 }
 
 impl Harness {
-    /// Makes the bank; nothing of ours runs yet.
+    /// Starts PostgreSQL and Kafka and creates the tables; no node is started.
     pub fn new(branches: usize) -> Harness {
         Harness::with_nodes(branches, "")
     }
 
-    /// The same, with further nodes.
+    /// Like [`Harness::new`], with further nodes.
     pub fn with_nodes(branches: usize, nodes: &str) -> Harness {
         let (postgres, broker) = (Postgres::start(), Broker::start());
         let url = postgres.url();
@@ -75,7 +75,7 @@ impl Harness {
         }
     }
 
-    /// Starts pgbench's own transaction with these arguments; it ends with the value.
+    /// Starts pgbench with the given arguments.
     pub fn load(&self, arguments: &[&str]) -> Load {
         let child = Command::new(support::postgres_bin().join("pgbench"))
             .args(["-n"])
@@ -108,23 +108,23 @@ impl Harness {
         self.fleet.token("x", &[("branch", Value::from(branch))])
     }
 
-    /// Waits until each device has been given so many more complete pages, those before the snapshot not counted.
+    /// Waits until each device has received `count` more complete pages; pages before the snapshot do not count.
     pub fn more_pages(&self, count: usize, limit: Duration) {
         self.more_pages_or(count, limit, &mut || false);
     }
 
-    /// The same, unless it need not wait any more.
+    /// Like [`Harness::more_pages`], but stops when `enough` is true.
     pub fn more_pages_or(&self, count: usize, limit: Duration, enough: &mut dyn FnMut() -> bool) {
         let (before, until): (Vec<usize>, _) = (self.pages().collect(), Instant::now() + limit);
         while self.pages().zip(&before).any(|(now, before)| now < before + count) && !enough() {
             let broken = self.devices.iter().any(|d| d.thread.is_finished());
-            assert!(!broken, "a device met a page that breaks the rule; see above");
+            assert!(!broken, "a device failed; see its panic above");
             if Instant::now() > until {
                 let last = self.devices.iter().map(|d| d.last.lock().unwrap().clone());
                 let last: Vec<String> = last.collect();
                 panic!(
-                    "not {count} more pages for each device within {limit:?}, but {before:?} and then {:?}; the last \
-                     answers:\n{}",
+                    "not {count} more pages for each device within {limit:?}: {before:?} before, {:?} now; last \
+                     responses:\n{}",
                     self.pages().collect::<Vec<_>>(),
                     last.join("\n")
                 );
@@ -133,18 +133,18 @@ impl Harness {
         }
     }
 
-    /// Waits until no device has been told anything new for a second, the length of its polls.
+    /// Waits until the last poll of every device, of one second, returned 304.
     pub fn wait_quiet(&self, limit: Duration) {
         let quiet = |device: &Device| device.last.lock().unwrap().contains(": 304");
-        support::wait_for("quiet", limit, || self.devices.iter().all(quiet).then_some(()));
+        support::wait_for("idle devices", limit, || self.devices.iter().all(quiet).then_some(()));
     }
 
     fn pages(&self) -> impl Iterator<Item = usize> {
         self.devices.iter().map(|d| d.complete.load(Ordering::SeqCst))
     }
 
-    /// Ends the devices' threads, lets each catch up, and holds what it has, and what a device that begins anew on
-    /// either edge is given, to the database.
+    /// Stops the threads of the devices and lets each device catch up on both edges, then compares its rows, and those of
+    /// new devices on each edge, with the database.
     pub fn compare(&mut self, limit: Duration) {
         self.stop.store(true, Ordering::SeqCst);
         let phones: Vec<Phone> = self.devices.drain(..).map(|d| d.thread.join().unwrap()).collect();
@@ -160,14 +160,14 @@ impl Harness {
                 assert_eq!(
                     fresh.rows,
                     phone.rows,
-                    "branch {}: a new device holds something else",
+                    "branch {}: a new device has other rows",
                     index + 1
                 );
             }
         }
     }
 
-    /// The rows of a branch, as the database says.
+    /// The rows of a branch in the database.
     fn truth(&self, branch: usize) -> BTreeSet<String> {
         let mut all = BTreeSet::new();
         for (view, table, columns) in TABLES {
@@ -179,7 +179,7 @@ impl Harness {
     }
 }
 
-/// A row as a text that is the same for the database's form and for ours: int8 comes as text on the device.
+/// Text form of a row that is equal for database and device, where int8 is a string.
 fn fact(view: &str, row: &Value) -> String {
     let (_, _, columns) = TABLES
         .iter()
@@ -210,7 +210,7 @@ fn catch_up(phone: &mut Phone, edge: &str, truth: &BTreeSet<String>, limit: Dura
     });
 }
 
-/// A device's life: the edges in turn, every complete page held to the rule.
+/// Polls the edges in turn and checks every complete page, until `stop` is set.
 fn poll(
     mut phone: Phone,
     edges: &[String; 2],
@@ -239,13 +239,13 @@ fn poll(
     phone
 }
 
-/// pgbench at work.
+/// A running pgbench; killed on drop.
 pub struct Load(Child);
 
 impl Load {
-    /// Waits for its end, which must be a good one.
+    /// Waits until it ends successfully.
     pub fn wait(mut self) {
-        assert!(self.0.wait().unwrap().success(), "pgbench's run");
+        assert!(self.0.wait().unwrap().success(), "pgbench failed");
     }
 
     /// Whether it still runs.

@@ -1,14 +1,11 @@
-//! PostgreSQL, Kafka and the registry stopped and started again under the line: every node that needs them says so,
-//! goes on by itself, and the devices end as the database.
-//!
-//! Guarantees: no node is started again but the one that the registry's outage is about; a red `/readyz` names a cause
-//! and a next step. Never: a password in either.
+//! Outages of PostgreSQL, Kafka and the registry: every node that depends on them reports the cause and a command in
+//! `/readyz` and recovers without a restart, and the devices end with the rows of the database.
 
 use super::harness::Harness;
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(90);
-/// Whoever looks at a node knows after this time that Kafka is away, whatever the node is in the middle of.
+/// Time within which `/readyz` reports a Kafka outage, whatever the node is doing.
 const SOON: Duration = Duration::from_secs(15);
 const LOAD: [&str; 6] = ["-c", "2", "-R", "100", "-T", "900"];
 const ROLES: [&str; 4] = ["connector", "processor", "edge-1", "edge-2"];
@@ -20,8 +17,8 @@ fn postgres_kafka_and_registry_outages_recover() {
     harness.fleet.wait_all_ready(LIMIT);
     harness.start_devices();
     harness.more_pages(1, LIMIT);
-    let lives = |harness: &Harness| ROLES.map(|node| harness.fleet.running(node));
-    let first = lives(&harness);
+    let pids = |harness: &Harness| ROLES.map(|node| harness.fleet.running(node));
+    let first = pids(&harness);
 
     let load = harness.load(&LOAD);
     harness.more_pages(2, LIMIT);
@@ -29,15 +26,15 @@ fn postgres_kafka_and_registry_outages_recover() {
     drop(load);
     let cause = "PostgreSQL at 127.0.0.1";
     harness.fleet.wait_red("connector", "connector bank", cause, LIMIT);
-    // Devices are served on.
+    // The edge still serves devices.
     harness.fleet.wait_ready("edge-1", LIMIT);
     harness.postgres.restart();
     harness.fleet.wait_all_ready(LIMIT);
     let load = harness.load(&LOAD);
     harness.more_pages(2, LIMIT);
 
-    // A lone broker that is stopped in the middle of a transaction may forget parts of it (docs/adr/0005-restart-of-a-single-broker.md), which
-    // nobody could mend; what is written while it is away is another matter.
+    // A lone broker that is stopped during a transaction may lose parts of it, and no client can repair that
+    // (docs/adr/0005-restart-of-a-single-broker.md). So the load starts when the broker is down.
     drop(load);
     harness.wait_quiet(LIMIT);
     harness.broker.stop();
@@ -58,9 +55,9 @@ fn postgres_kafka_and_registry_outages_recover() {
     harness.more_pages(2, LIMIT);
 
     harness.fleet.kill("registry");
-    // Who knows its schemas goes on without it.
+    // Nodes that have loaded their schemas work without the registry.
     harness.more_pages(2, LIMIT);
-    assert_eq!(lives(&harness), first, "a node was started again");
+    assert_eq!(pids(&harness), first, "a node was restarted");
     for (node, component) in [("connector", "connector bank"), ("processor", "sync-views schemas")] {
         harness.fleet.kill(node);
         harness.fleet.start(node);
@@ -68,11 +65,11 @@ fn postgres_kafka_and_registry_outages_recover() {
             .fleet
             .wait_red(node, component, "schema registry http://127.0.0.1", LIMIT);
     }
-    let second = lives(&harness);
+    let second = pids(&harness);
     harness.fleet.start("registry");
     harness.fleet.wait_all_ready(LIMIT);
     harness.more_pages(2, LIMIT);
-    assert_eq!(lives(&harness), second, "a node was started again");
+    assert_eq!(pids(&harness), second, "a node was restarted");
     drop(load);
     harness.compare(LIMIT);
 }

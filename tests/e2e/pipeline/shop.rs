@@ -1,6 +1,4 @@
-//! The sample shop in one process, on the embedded log, killed again and again as by kill -9.
-//!
-//! Guarantees: an order's total is the sum of its lines at every complete page. Never: a stop in good order.
+//! The sample shop in one process on the embedded log, killed repeatedly with SIGKILL.
 
 use super::{follow, number};
 use crate::support::{Dev, Phone, binary};
@@ -9,12 +7,12 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-/// An order's total is the sum of its lines, in every state that a device is given.
+/// Checks that the total of every order is the sum of its lines.
 fn orders_are_whole(phone: &Phone) {
     for order in phone.view("orders") {
         let lines = phone.view("order_lines").filter(|l| l["order_id"] == order["id"]);
         let total: i64 = lines.map(|l| number(l, "quantity") * number(l, "price_cents")).sum();
-        assert_eq!(number(order, "total_cents"), total, "half a transaction: {order}");
+        assert_eq!(number(order, "total_cents"), total, "partial transaction: {order}");
     }
 }
 
@@ -38,13 +36,13 @@ fn shop_survives_kills(store: &[&str]) {
         let orders = phone.view("orders").count();
         assert!(
             orders > seen,
-            "round {round}: {orders} orders, {seen} before; the generator's orders must keep coming"
+            "round {round}: {orders} orders, {seen} before; the generator must continue"
         );
         seen = orders;
         dev.kill();
         dev.restart();
     }
-    // A device that begins anew is given the very same as the one that lived through all of it.
+    // A new device receives the same rows as the one that polled all the time.
     let edge = dev.url("edge");
     dev.kill();
     drop(dev);
@@ -59,12 +57,12 @@ fn shop_survives_kills(store: &[&str]) {
     quiet.kill();
 }
 
-/// State and committed offsets of the shop's only line, as `trunkline offsets` tells them.
-fn standing(data: &Path, way: &str) -> Value {
+/// Position in the state and committed offset of the only input, as `trunkline offsets COMMAND` prints them.
+fn offsets(data: &Path, command: &str) -> Value {
     let out = Command::new(binary())
         .args(["--output", "json", "offsets", "--data"])
         .arg(data)
-        .args([way, "sync-views", "change.shop/0"])
+        .args([command, "sync-views", "change.shop/0"])
         .output()
         .expect("the binary runs");
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
@@ -83,13 +81,13 @@ fn reset_keeps_state_and_offsets_consistent() {
     let some = &mut |p: &Phone| p.complete >= 5;
     follow(&mut phone, &edge, Duration::from_secs(60), &orders_are_whole, some);
     dev.kill();
-    let before = standing(&data, "show");
+    let before = offsets(&data, "show");
     assert!(
         number(&before, "state") > 0 && before["state"] == before["committed"],
         "{before}"
     );
-    assert_eq!(standing(&data, "restore"), before);
-    assert_eq!(standing(&data, "accept"), before);
+    assert_eq!(offsets(&data, "restore"), before);
+    assert_eq!(offsets(&data, "accept"), before);
     dev.restart();
     let (edge, more) = (dev.url("edge"), phone.complete + 5);
     let some = &mut |p: &Phone| p.complete >= more;

@@ -1,6 +1,4 @@
-//! State queries and standbys as operators meet them: two processor nodes, asked by the command line.
-//!
-//! Guarantees: every answer comes from a `trunkline state` of its own process. Never: a look into a node's memory.
+//! State queries and standbys of two processor nodes, queried with `trunkline state`.
 
 use crate::support::{Broker, Fleet, binary, free_port, wait_for};
 use serde_json::{Value, json};
@@ -48,7 +46,7 @@ name = "edge-1"
 runs = ["edge"]
 "#;
 
-/// What `trunkline state` prints as JSON; fails with what it said.
+/// JSON output of `trunkline state`, or its standard error.
 fn state(kafka: &str, words: &[&str]) -> Result<Value, String> {
     let words = [&["--output", "json", "state", "--kafka", kafka], words].concat();
     let done = Command::new(binary()).args(&words).output().expect("the binary starts");
@@ -71,16 +69,16 @@ fn post_events(port: u16) {
         .bearer_auth("a token")
         .json(&events)
         .send()
-        .expect("an answer");
+        .expect("post events");
     assert!(posted.status().is_success(), "{}", posted.text().unwrap_or_default());
 }
 
-/// A row is found again by its key and partition, whichever process is asked.
+/// Every process returns a row by its key and partition.
 fn every_row_is_found(kafka: &str, rows: &Value, processes: &[&str]) {
     for row in rows.as_array().expect("rows").iter().step_by(37) {
         let (key, partition) = (row["key"].to_string(), row["partition"].to_string());
         for url in processes {
-            let asked = [
+            let arguments = [
                 "--admin",
                 url,
                 "get",
@@ -90,7 +88,7 @@ fn every_row_is_found(kafka: &str, rows: &Value, processes: &[&str]) {
                 "--partition",
                 &partition,
             ];
-            let found = state(kafka, &asked).expect("an answer");
+            let found = state(kafka, &arguments).expect("query the state");
             assert_eq!(found["rows"][0]["value"], row["value"]);
             assert_eq!(found["contains"][0]["topic"], "event.seen");
         }
@@ -123,7 +121,7 @@ fn state_queries_route_to_owner_and_fail_over_warm() {
         };
         all.iter().filter(is).count()
     };
-    wait_for("two tasks and two standbys at each node", LIMIT, || {
+    wait_for("two tasks and two standbys on each node", LIMIT, || {
         let tasks = list();
         let each = |node| (of(&tasks, "running", node), of(&tasks, "standby", node));
         (each(&a) == (2, 2) && each(&b) == (2, 2)).then_some(())
@@ -142,7 +140,7 @@ fn state_queries_route_to_owner_and_fail_over_warm() {
     assert!(refused.contains("no process has announced its address"), "{refused}");
 
     fleet.kill("views-a");
-    let tasks = wait_for("all tasks at the other node", LIMIT, || {
+    let tasks = wait_for("all tasks on the other node", LIMIT, || {
         let tasks = list();
         (of(&tasks, "running", &b) == 4).then_some(tasks)
     });

@@ -1,7 +1,5 @@
-//! One trace through the whole line: the `traceparent` of a backend's post stands on the rows that devices are given, and
-//! a device's own goes on in the edge's answer.
-//!
-//! Guarantees: a real process, both listeners; what is looked at is `view.log` itself. Never: a second trace by chance.
+//! Trace propagation: the `traceparent` of a post is a header of its rows in `view.log`, and the edge continues the trace
+//! of a device's request.
 
 use super::follow;
 use crate::support::{Dev, Phone};
@@ -14,7 +12,7 @@ use std::time::Duration;
 
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-/// Keys and trace headers of the rows of `view.log` in a data directory that nobody has open.
+/// Keys and trace headers of the rows of `view.log` in a data directory that no process uses.
 fn rows(data: &Path) -> Vec<(String, Option<String>)> {
     let now = service::clock::system();
     let log = EmbeddedLog::open(Config::new(Some(data.join("log")), Arc::new(move || now.now_ms()))).unwrap();
@@ -37,7 +35,7 @@ fn rows(data: &Path) -> Vec<(String, Option<String>)> {
     found
 }
 
-/// Posts one order of customer 1 with this trace header.
+/// Posts an order of customer 1 with a trace header.
 fn post(dev: &Dev, data: &Path, order: i64, parent: &str) {
     let token = std::fs::read_to_string(data.join("ingest.token")).unwrap();
     let row = json!({
@@ -94,19 +92,19 @@ fn edge_continues_the_trace_of_a_device() {
     let data = dir.path().join("data");
     std::fs::create_dir_all(&data).unwrap();
     let dev = Dev::start(&data, &["--orders-per-s", "0"]);
-    let answer = |parent: &str| {
-        let asked = reqwest::blocking::Client::new()
+    let traceresponse = |parent: &str| {
+        let response = reqwest::blocking::Client::new()
             .get(format!("{}/healthz", dev.url("edge")))
             .header("traceparent", parent)
             .send()
             .unwrap();
-        let found = asked.headers().get("traceresponse");
+        let found = response.headers().get("traceresponse");
         found.map(|value| value.to_str().unwrap().to_owned())
     };
-    let given = answer(PARENT).unwrap();
+    let given = traceresponse(PARENT).unwrap();
     let (_, rest) = given.split_once("00-4bf92f3577b34da6a3ce929d0e0e4736-").unwrap();
     let (span, flags) = rest.split_once('-').unwrap();
     assert_eq!((span.len(), flags), (16, "01"));
-    assert_ne!(span, "00f067aa0ba902b7", "the span is the edge's own");
-    assert_eq!(answer("nonsense"), None);
+    assert_ne!(span, "00f067aa0ba902b7", "the edge creates a new span");
+    assert_eq!(traceresponse("nonsense"), None);
 }

@@ -1,8 +1,6 @@
-//! What an application meets when it starts again and topics, state or declarations are not as they were: it says what
-//! is wrong and what to do, and never goes on with less state than it had.
-//!
-//! Guarantees: each case ends with its way out taken, and with the right output. Never: an ending that only a look at the
-//! log shows.
+//! Restarts after topics, state or declarations have changed, and records that cannot be processed. The application
+//! reports the cause and the fix, and never continues with less state than it had. Each case applies the fix and checks
+//! the output.
 
 use super::harness::{Harness, on_both, until_cause};
 use crate::support;
@@ -15,24 +13,24 @@ fn mismatched_partition_counts_are_rejected() {
     on_both(|harness| {
         let three = support::unique("three");
         harness.topic(&three, 3, &[]);
-        let text = harness.refusal(vec![harness.sub("count", &[&harness.input, &three], "counts")]);
+        let text = harness.start_error(vec![harness.sub("count", &[&harness.input, &three], "counts")]);
         assert!(
             text.contains(&format!("{} has 2, {three} has 3", harness.input)),
             "{text}"
         );
         assert!(text.contains("repartition"), "{text}");
-        // A dead letter keeps its record's partition.
+        // A dead letter is written to the partition number of its record.
         let letters = streams::dead_letter_topic(&three);
         harness.topic(&letters, 2, &[]);
-        let text = harness.refusal(vec![harness.sub("count", &[&three], "other")]);
+        let text = harness.start_error(vec![harness.sub("count", &[&three], "other")]);
         assert!(
             text.contains(&format!("{letters} has 2 partitions and its topic 3")),
             "{text}"
         );
         assert!(text.contains("add the missing partitions"), "{text}");
-        // As after partitions were added to the input: the keys are in other partitions now, and so would be the state.
+        // As if partitions had been added to the input: keys, and so their state, belong to other partitions now.
         compacted(harness, &harness.changelog("counts", 0).topic, 1);
-        let text = harness.refusal(vec![harness.sub("count", &[&harness.input], "counts")]);
+        let text = harness.start_error(vec![harness.sub("count", &[&harness.input], "counts")]);
         assert!(text.contains("it has 1 partitions but the inputs have 2"), "{text}");
         assert!(text.contains("rename the store"), "{text}");
     });
@@ -56,26 +54,26 @@ fn renamed_sub_topology_keeps_its_state() {
         harness.write(&harness.input, 0, &[("a", ""), ("a", "")]);
         let mut thread = harness.start("counts");
         harness.settle(&mut thread);
-        thread.finish().expect("a clean end");
+        thread.finish().expect("shut down");
         harness.write(&harness.input, 0, &[("a", "")]);
         let mut thread = harness
             .try_start(vec![harness.sub("renamed", &[&harness.input], "counts")])
-            .expect("it starts");
+            .expect("start the thread");
         assert_eq!(thread.leftovers(), Vec::<String>::new());
         harness.settle(&mut thread);
         assert_eq!(harness.out(0), ["a=1", "a=2", "a=3"]);
-        thread.finish().expect("a clean end");
+        thread.finish().expect("shut down");
     });
 }
 
-/// The thread comes back as the static member that it was, within its session timeout.
+/// The thread rejoins as the same static member within its session timeout.
 #[test]
 fn added_input_is_read_after_restart() {
     on_both(|harness| {
         harness.write(&harness.input, 0, &[("a", "")]);
         let mut thread = harness.start("counts");
         harness.settle(&mut thread);
-        thread.finish().expect("a clean end");
+        thread.finish().expect("shut down");
         let added = support::unique("added");
         harness.topic(&added, 2, &[]);
         harness.write(&added, 0, &[("b", "")]);
@@ -83,14 +81,14 @@ fn added_input_is_read_after_restart() {
             let more = harness.sub("more", &[&added], "more");
             vec![harness.sub("count", &[&harness.input], "counts"), more]
         };
-        let mut thread = harness.try_start(both()).expect("it starts");
+        let mut thread = harness.try_start(both()).expect("start the thread");
         harness.settle(&mut thread);
         assert_eq!(harness.out(0), ["a=1", "b=1"]);
         support::wait_for("readiness", Duration::from_secs(30), || {
-            thread.turn().expect("it goes on");
+            thread.turn().expect("process");
             thread.causes().is_empty().then_some(())
         });
-        thread.finish().expect("a clean end");
+        thread.finish().expect("shut down");
     });
 }
 
@@ -101,7 +99,7 @@ fn renamed_store_stops_tasks_until_resolved() {
         harness.write(&harness.input, 1, &[("b", "")]);
         let mut thread = harness.start("counts");
         harness.settle(&mut thread);
-        thread.finish().expect("a clean end");
+        thread.finish().expect("shut down");
         let mut thread = harness.start("renamed");
         let leftovers = thread.leftovers().join("; ");
         assert!(
@@ -134,21 +132,21 @@ fn renamed_store_stops_tasks_until_resolved() {
             "{cause}"
         );
         until_cause(&mut thread, "task count/1: stopped");
-        thread.finish().expect("a clean end");
-        assert_eq!(harness.out(0), ["a=1", "a=2"], "nothing went on");
-        // The one task processes all of it again, the other goes on with nothing; both by an explicit word.
-        harness.vacated();
+        thread.finish().expect("shut down");
+        assert_eq!(harness.out(0), ["a=1", "a=2"], "a stopped task wrote output");
+        // Explicit commands: task 0 processes everything again, task 1 continues without state.
+        harness.wait_group_empty();
         let (zero, one) = (harness.changelog("renamed", 0), harness.changelog("renamed", 1));
         let at = |partition| TopicPartition::new(harness.input.as_str(), partition);
-        offsets::again(&*harness.log, &harness.application, &zero, &[at(0)]).expect("again");
+        offsets::again(&*harness.log, &harness.application, &zero, &[at(0)]).expect("reset");
         offsets::accept(&*harness.log, &harness.application, &one, &[at(1)]).expect("accept");
         harness.write(&harness.input, 1, &[("b", "")]);
         let mut thread = harness.start("renamed");
         harness.settle(&mut thread);
         assert_eq!(harness.out(0), ["a=1", "a=2", "a=1", "a=2"]);
         assert_eq!(harness.out(1), ["b=1", "b=1"]);
-        thread.finish().expect("a clean end");
-        // Under its former name everything is as it was, and behind: what the other store saw in between is not in it.
+        thread.finish().expect("shut down");
+        // The store with the former name lacks the records that only the renamed store has processed.
         let mut thread = harness.start("counts");
         let cause = until_cause(&mut thread, "task count/1: stopped");
         assert!(cause.contains("up to 1, but the committed offset is 2"), "{cause}");
@@ -168,25 +166,31 @@ fn replaced_input_stops_tasks_until_accepted() {
                 harness.sub("two", &[second], "twos"),
             ]
         };
-        let mut thread = harness.try_start(declared(&harness.input, &more)).expect("it starts");
+        let mut thread = harness
+            .try_start(declared(&harness.input, &more))
+            .expect("start the thread");
         harness.settle(&mut thread);
-        thread.finish().expect("a clean end");
+        thread.finish().expect("shut down");
         let before = harness.out(0).len();
-        let mut thread = harness.try_start(declared(&more, &harness.input)).expect("it starts");
+        let mut thread = harness
+            .try_start(declared(&more, &harness.input))
+            .expect("start the thread");
         let cause = until_cause(&mut thread, "task one/0: stopped");
         assert!(cause.contains(&format!("built from {}/0", harness.input)), "{cause}");
         assert!(cause.contains(&format!("reads {more}/0")), "{cause}");
         let way = format!("trunkline offsets accept {} ones/0 --input {more}", harness.application);
         assert!(cause.contains(&way), "{cause}");
         until_cause(&mut thread, "task two/1: stopped");
-        thread.finish().expect("a clean end");
-        // Exchanged back, nothing has happened.
+        thread.finish().expect("shut down");
+        // With the original inputs, the tasks continue.
         harness.write(&harness.input, 0, &[("a", "")]);
-        let mut thread = harness.try_start(declared(&harness.input, &more)).expect("it starts");
+        let mut thread = harness
+            .try_start(declared(&harness.input, &more))
+            .expect("start the thread");
         harness.settle(&mut thread);
         assert_eq!(harness.out(0).get(before..), Some(&["a=3".to_owned()][..]));
-        thread.finish().expect("a clean end");
-        // And where it is meant, the state goes on from the other topic.
+        thread.finish().expect("shut down");
+        // After the exchange is accepted, the state continues with the other topic.
         for (store, input) in [("ones", &more), ("twos", &harness.input)] {
             for partition in 0..2 {
                 let at = TopicPartition::new(input.as_str(), partition);
@@ -195,10 +199,12 @@ fn replaced_input_stops_tasks_until_accepted() {
             }
         }
         harness.write(&more, 0, &[("a", "")]);
-        let mut thread = harness.try_start(declared(&more, &harness.input)).expect("it starts");
+        let mut thread = harness
+            .try_start(declared(&more, &harness.input))
+            .expect("start the thread");
         harness.settle(&mut thread);
         assert_eq!(harness.out(0).last().map(String::as_str), Some("a=4"));
-        thread.finish().expect("a clean end");
+        thread.finish().expect("shut down");
     });
 }
 
@@ -209,19 +215,19 @@ fn removed_input_leaves_state_unchanged() {
         harness.topic(&more, 2, &[]);
         harness.write(&more, 0, &[("a", "")]);
         let both = || vec![harness.sub("count", &[&harness.input, &more], "counts")];
-        let mut thread = harness.try_start(both()).expect("it starts");
+        let mut thread = harness.try_start(both()).expect("start the thread");
         harness.settle(&mut thread);
-        thread.finish().expect("a clean end");
+        thread.finish().expect("shut down");
         harness.write(&harness.input, 0, &[("a", "")]);
         let mut thread = harness.start("counts");
         harness.settle(&mut thread);
-        thread.finish().expect("a clean end");
-        // It comes back, and goes on where it was left.
+        thread.finish().expect("shut down");
+        // The input is added again and continues at its committed offset.
         harness.write(&more, 0, &[("a", "")]);
-        let mut thread = harness.try_start(both()).expect("it starts");
+        let mut thread = harness.try_start(both()).expect("start the thread");
         harness.settle(&mut thread);
         assert_eq!(harness.out(0), ["a=1", "a=2", "a=3"]);
-        thread.finish().expect("a clean end");
+        thread.finish().expect("shut down");
     });
 }
 
@@ -231,7 +237,7 @@ fn deleted_changelog_stops_tasks_and_keeps_store() {
         harness.write(&harness.input, 0, &[("a", ""), ("a", "")]);
         let mut thread = harness.start("counts");
         harness.settle(&mut thread);
-        thread.finish().expect("a clean end");
+        thread.finish().expect("shut down");
         harness
             .log
             .delete_topic(&harness.changelog("counts", 0).topic)
@@ -240,27 +246,27 @@ fn deleted_changelog_stops_tasks_and_keeps_store() {
         let cause = until_cause(&mut thread, "task count/0: stopped");
         assert!(cause.contains("contains no state"), "{cause}");
         assert!(cause.contains("trunkline offsets reset --to-earliest"), "{cause}");
-        thread.finish().expect("a clean end");
+        thread.finish().expect("shut down");
         let stores = std::fs::read_dir(harness.dir.path().join(&harness.application).join("counts"));
         let aside = stores.expect("stores").filter(|entry| {
             entry
                 .as_ref()
                 .is_ok_and(|entry| entry.file_name().to_string_lossy().contains(".aside-"))
         });
-        assert_eq!(aside.count(), 2, "nothing is wiped");
-        harness.vacated();
+        assert_eq!(aside.count(), 2, "both stores are quarantined");
+        harness.wait_group_empty();
         let again = |partition| {
             let input = TopicPartition::new(harness.input.as_str(), partition);
             let changelog = harness.changelog("counts", partition);
             offsets::again(&*harness.log, &harness.application, &changelog, &[input])
         };
-        again(0).expect("again");
-        again(1).expect("again");
+        again(0).expect("reset");
+        again(1).expect("reset");
         let mut thread = harness.start("counts");
         harness.settle(&mut thread);
         assert_eq!(harness.out(0), ["a=1", "a=2", "a=1", "a=2"]);
-        thread.finish().expect("a clean end");
-        // What has state is not begun again by mistake.
+        thread.finish().expect("shut down");
+        // A reset of a store that has state is rejected.
         let text = service::chain(&again(0).expect_err("it has state"));
         assert!(text.contains("contains state"), "{text}");
     });
@@ -276,10 +282,10 @@ fn truncated_changelog_is_not_restored() {
     harness.settle(&mut thread);
     harness.write(&harness.input, 0, &[("b", "")]);
     harness.settle(&mut thread);
-    thread.finish().expect("a clean end");
+    thread.finish().expect("shut down");
     let changelog = harness.changelog("counts", 0);
     let end = harness.log.offset(&changelog, OffsetSpec::LogEnd).expect("the end");
-    // Kafka refuses that of a topic that is compacted alone.
+    // Kafka rejects DeleteRecords for a topic with cleanup.policy=compact.
     let policy = |policy: &str| {
         let setting = ("cleanup.policy".to_owned(), policy.to_owned());
         harness
@@ -294,13 +300,13 @@ fn truncated_changelog_is_not_restored() {
         harness.log.offset(&changelog, OffsetSpec::Earliest).expect("the start"),
         end - 3
     );
-    // The store has it all, and goes on; it is a whole one's last copy, which is said.
+    // The store is complete and the task continues.
     harness.write(&harness.input, 0, &[("a", "")]);
     let mut thread = harness.start("counts");
     harness.settle(&mut thread);
     assert_eq!(harness.out(0), ["a=1", "b=1", "b=2", "a=2"]);
-    thread.finish().expect("a clean end");
-    // Without the store a part of the state would be missing.
+    thread.finish().expect("shut down");
+    // Without the store, a part of the state would be missing.
     let store = harness.dir.path().join(&harness.application).join("counts/0");
     let kept = harness.dir.path().join("kept");
     std::fs::rename(&store, &kept).expect("move the store");
@@ -311,13 +317,13 @@ fn truncated_changelog_is_not_restored() {
     assert!(cause.contains("put back the store's directory"), "{cause}");
     assert!(cause.contains("rename the store"), "{cause}");
     drop(thread);
-    // The way out: the copy comes back.
+    // The fix: restore the directory of the store.
     std::fs::remove_dir_all(&store).expect("remove the empty store");
     std::fs::rename(&kept, &store).expect("move the store back");
     let mut thread = harness.start("counts");
     harness.settle(&mut thread);
     assert_eq!(harness.out(0), ["a=1", "b=1", "b=2", "a=2", "a=3"]);
-    thread.finish().expect("a clean end");
+    thread.finish().expect("shut down");
 }
 
 #[cfg(feature = "external")]
@@ -328,8 +334,8 @@ fn expired_offsets_are_recovered_from_state() {
     harness.write(&harness.input, 0, &[("a", ""), ("a", "")]);
     let mut thread = harness.start("counts");
     harness.settle(&mut thread);
-    thread.finish().expect("a clean end");
-    harness.vacated();
+    thread.finish().expect("shut down");
+    harness.wait_group_empty();
     support::delete_group(&servers, &harness.application);
     let at = TopicPartition::new(harness.input.as_str(), 0);
     let committed = harness.log.committed(&harness.application, std::slice::from_ref(&at));
@@ -338,17 +344,17 @@ fn expired_offsets_are_recovered_from_state() {
     let mut thread = harness.start("counts");
     harness.settle(&mut thread);
     assert_eq!(harness.out(0), ["a=1", "a=2", "a=3"]);
-    // They are written down at once, also where nothing came.
+    // The offsets are committed at once, also for partitions without input.
     let all = [at, TopicPartition::new(harness.input.as_str(), 1)];
     let committed = harness.log.committed(&harness.application, &all).expect("the offsets");
     assert_eq!(committed.values().copied().collect::<Vec<_>>(), [Some(3), Some(0)]);
-    thread.finish().expect("a clean end");
+    thread.finish().expect("shut down");
 }
 
 #[test]
 fn record_with_oversized_output_is_dead_lettered() {
     on_both(|harness| {
-        // Larger than the changelog takes, and larger than the output takes: the limit is that of all topics here.
+        // Larger than max.message.bytes of the changelog and of the output.
         let (state, out) = ("state 1100000", "out 1100000");
         harness.write(&harness.input, 0, &[("a", ""), ("b", state), ("c", out), ("a", "")]);
         let mut thread = harness.start("counts");
@@ -356,14 +362,14 @@ fn record_with_oversized_output_is_dead_lettered() {
         assert_eq!(harness.out(0), ["a=1", "a=2"]);
         let letters = harness.read(&streams::dead_letter_topic(&harness.input), 0);
         assert_eq!(letters, [format!("b={state}"), format!("c={out}")]);
-        thread.finish().expect("a clean end");
-        // A restored store knows nothing of what was given up.
+        thread.finish().expect("shut down");
+        // A restored store has nothing of the dead-lettered records.
         std::fs::remove_dir_all(harness.dir.path().join(&harness.application)).expect("lose the stores");
         harness.write(&harness.input, 0, &[("b", ""), ("c", "")]);
         let mut thread = harness.start("counts");
         harness.settle(&mut thread);
         assert_eq!(harness.out(0), ["a=1", "a=2", "b=1", "c=1"]);
-        thread.finish().expect("a clean end");
+        thread.finish().expect("shut down");
     });
 }
 
@@ -385,7 +391,7 @@ fn oversized_dead_letter_is_written_without_body() {
         harness.read(&streams::dead_letter_topic(&harness.input), 0),
         ["null=null"]
     );
-    thread.finish().expect("a clean end");
+    thread.finish().expect("shut down");
 }
 
 #[test]
@@ -398,14 +404,14 @@ fn record_with_invalid_state_key_is_dead_lettered() {
         assert_eq!(harness.out(0), ["a=1", "a=2"]);
         let letters = harness.read(&streams::dead_letter_topic(&harness.input), 0);
         assert_eq!(letters, [format!("{long}=")]);
-        thread.finish().expect("a clean end");
-        // The process starts again, also without its stores.
+        thread.finish().expect("shut down");
+        // The process restarts, also without its stores.
         std::fs::remove_dir_all(harness.dir.path().join(&harness.application)).expect("lose the stores");
         harness.write(&harness.input, 0, &[("a", "")]);
         let mut thread = harness.start("counts");
         harness.settle(&mut thread);
         assert_eq!(harness.out(0), ["a=1", "a=2", "a=3"]);
-        thread.finish().expect("a clean end");
+        thread.finish().expect("shut down");
     });
 }
 
@@ -421,6 +427,6 @@ fn missing_output_topic_stops_task_until_created() {
         harness.topic(&harness.output, 2, &[]);
         harness.settle(&mut thread);
         assert_eq!(harness.out(0), ["a=1"]);
-        thread.finish().expect("a clean end");
+        thread.finish().expect("shut down");
     });
 }

@@ -1,7 +1,5 @@
-//! The process that is killed: a counting application on the real runtime.
-//!
-//! Guarantees: the counts in its output follow from the order of its input alone, so that a loss, a duplicate or a
-//! phantom shows in them. Never: a commit of its own.
+//! The process that is killed: a counting application. Its output is determined by the order of its input, so that a
+//! lost, duplicate or phantom record changes the counts.
 
 use event_log::{OutRecord, RecordBatch, SharedEventLog};
 use serde::{Deserialize, Serialize};
@@ -16,12 +14,11 @@ use streams::{Application, Config, Context, FirstStart, Handle, Output, Processo
 
 use crate::support::{self, wait_for};
 
-/// Set in the child only: its [`Part`] as JSON.
 const CHILD: &str = "TRUNKLINE_TEST_RUNTIME_CHILD";
 
-/// What one process runs.
+/// Configuration of a process.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Part {
+pub struct ProcessConfig {
     pub kafka: String,
     pub application: String,
     pub instance: String,
@@ -29,13 +26,13 @@ pub struct Part {
     pub output: String,
     pub dir: PathBuf,
     pub sled: bool,
-    /// Whether it uses the newer group protocol.
-    pub newer: bool,
-    /// Whether it is at least once.
-    pub alone: bool,
+    /// Whether it uses the consumer group protocol of KIP-848.
+    pub kip848: bool,
+    /// Whether it processes at least once, without transactions.
+    pub at_least_once: bool,
 }
 
-/// Counts records by key and says each count with the offset that it was made from.
+/// Counts records by key and writes each count with the offset of its input record.
 struct Counter {
     output: Arc<str>,
     partition: i32,
@@ -71,13 +68,13 @@ impl Processor for Counter {
     }
 }
 
-impl Part {
-    /// The log that it runs on.
+impl ProcessConfig {
+    /// Connects to Kafka.
     pub fn log(&self) -> SharedEventLog {
         event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(self.kafka.clone())).expect("connect")
     }
 
-    /// Starts the application in this process, with two threads unless `set` says otherwise.
+    /// Starts the application in this process with two stream threads; `set` may change the configuration.
     pub fn run(
         &self,
         log: SharedEventLog,
@@ -111,10 +108,10 @@ impl Part {
         config.stores.memory_bytes = 8 << 20;
         config.group.session_timeout = Duration::from_secs(6);
         config.threads = 2;
-        if self.alone {
+        if self.at_least_once {
             config.commit.guarantee = streams::ProcessingGuarantee::AtLeastOnce;
         }
-        if self.newer {
+        if self.kip848 {
             config.group.protocol = event_log::GroupProtocol::Consumer;
         }
         set(&mut config);
@@ -130,8 +127,8 @@ impl Part {
         )
     }
 
-    /// Starts a process that runs it, armed with these failpoints.
-    pub fn spawn(&self, failpoints: &str) -> Life {
+    /// Starts a process that runs the application with these failpoints.
+    pub fn spawn(&self, failpoints: &str) -> ChildProcess {
         let log = self.dir.with_extension("log");
         let words = File::options().create(true).append(true).open(&log);
         let child = Command::new(std::env::current_exe().expect("know this binary"))
@@ -147,48 +144,48 @@ impl Part {
             .stderr(words.expect("open a log file"))
             .spawn()
             .expect("start a child");
-        Life { child, log }
+        ChildProcess { child, log }
     }
 }
 
-/// Not a test of its own: the child's body. Without the variable it has nothing to do.
+/// Entry point of the child. Without the variable it does nothing.
 #[test]
 fn child_runs_the_application() {
-    let Some(part) = service::config::env(CHILD) else {
+    let Some(config) = service::config::env(CHILD) else {
         return;
     };
-    let part: Part = serde_json::from_str(&part).expect("a part");
+    let config: ProcessConfig = serde_json::from_str(&config).expect("the configuration is JSON");
     telemetry::logs(&telemetry::Config::default()).expect("log");
     let ended = Service::new().worker_threads(1).run(move |tasks| async move {
-        part.run(part.log(), &tasks, &Readiness::new(), |_| {});
+        config.run(config.log(), &tasks, &Readiness::new(), |_| {});
         tasks.drain().started().await;
     });
     if let Err(error) = ended {
         eprintln!("ended with: {}", chain(&error));
-        panic!("not a clean end");
+        panic!("the service failed");
     }
 }
 
-/// A child that does not outlive its test.
-pub struct Life {
+/// A child process; killed on drop.
+pub struct ChildProcess {
     child: Child,
     log: PathBuf,
 }
 
-impl Life {
+impl ChildProcess {
     /// Waits until it has ended by itself.
     pub fn ended(&mut self, why: &str) -> ExitStatus {
         wait_for(why, Duration::from_secs(60), || {
-            self.child.try_wait().expect("ask for the child")
+            self.child.try_wait().expect("poll the exit status")
         })
     }
 
     pub fn is_alive(&mut self) -> bool {
-        self.child.try_wait().expect("ask for the child").is_none()
+        self.child.try_wait().expect("poll the exit status").is_none()
     }
 
-    /// What it said last.
-    pub fn last_words(&self) -> String {
+    /// Last lines of its log.
+    pub fn log_tail(&self) -> String {
         support::last_lines(&self.log, 20)
     }
 
@@ -203,15 +200,15 @@ impl Life {
     }
 }
 
-impl Drop for Life {
+impl Drop for ChildProcess {
     fn drop(&mut self) {
         self.kill();
     }
 }
 
-/// A part with names that no other test has.
-pub fn part(kafka: String, dir: PathBuf) -> Part {
-    Part {
+/// A configuration with unique names.
+pub fn process_config(kafka: String, dir: PathBuf) -> ProcessConfig {
+    ProcessConfig {
         kafka,
         application: support::unique("count"),
         instance: "one".to_owned(),
@@ -219,7 +216,7 @@ pub fn part(kafka: String, dir: PathBuf) -> Part {
         output: support::unique("output"),
         dir,
         sled: false,
-        newer: false,
-        alone: false,
+        kip848: false,
+        at_least_once: false,
     }
 }

@@ -1,8 +1,5 @@
-//! A stream thread turned by hand over either home of the log, for what an application meets when it starts again and
-//! something is not as it was.
-//!
-//! Guarantees: stores on disk, topics with names of this harness's own; the code that turns is the thread's. Never: a wait
-//! without a limit.
+//! Harness that drives a production stream thread step by step on either backend, with stores on disk and unique topic
+//! names, to test restarts after topics, state or declarations have changed.
 
 use crate::support::{self, wait_for};
 use event_log::embedded::{self, EmbeddedLog};
@@ -25,7 +22,7 @@ use tempfile::TempDir;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Counts records by key into `output`; a value `out N` or `state N` makes the count's record or its state so long.
+/// Counts records by key into `output`; the value `out N` or `state N` pads the output record or the state to N bytes.
 struct Counter {
     output: Arc<str>,
     partition: i32,
@@ -42,9 +39,9 @@ impl Processor for Counter {
     ) -> streams::Result<()> {
         for record in range.filter_map(|index| records.get(index)) {
             let key = record.key().expect("every record has a key");
-            let asked = String::from_utf8_lossy(record.value().unwrap_or_default()).into_owned();
+            let value = String::from_utf8_lossy(record.value().unwrap_or_default()).into_owned();
             let long = |what: &str| {
-                asked
+                value
                     .strip_prefix(what)
                     .map_or(0, |bytes| bytes.parse().expect("a size"))
             };
@@ -65,13 +62,13 @@ impl Processor for Counter {
     }
 }
 
-/// The first word of a state.
+/// The count at the start of a state.
 fn number(text: &[u8]) -> u64 {
     let text = String::from_utf8_lossy(text);
     text.split(' ').next().unwrap_or_default().parse().expect("a number")
 }
 
-/// Text that does not become smaller when it is compressed.
+/// Text that hardly compresses.
 fn noise(bytes: usize) -> String {
     let mut seed: u64 = 0x9e37_79b9_7f4a_7c15;
     let mut next = || {
@@ -83,16 +80,16 @@ fn noise(bytes: usize) -> String {
     (0..bytes).map(|_| next()).collect()
 }
 
-/// A log and one application's names and stores.
+/// A log, and the names and stores of an application.
 pub struct Harness {
     pub log: SharedEventLog,
-    /// Bootstrap servers, where it is Kafka.
+    /// Bootstrap servers if the log is Kafka.
     pub kafka: Option<String>,
     pub application: String,
     pub input: String,
     pub output: String,
     pub dir: TempDir,
-    /// Topics that were written to.
+    /// Topics with input.
     written: RefCell<BTreeSet<String>>,
 }
 
@@ -132,7 +129,7 @@ impl Harness {
         harness
     }
 
-    /// A topic with further settings.
+    /// Creates a topic with further settings.
     pub fn topic(&self, name: &str, partitions: i32, settings: &[(&str, &str)]) {
         let mut config = TopicConfig::new(Cleanup::Delete);
         let more = settings
@@ -157,7 +154,7 @@ impl Harness {
         TopicPartition::new(streams::changelog_topic(&self.application, store), partition)
     }
 
-    /// A sub-topology that counts these inputs.
+    /// A counting sub-topology.
     pub fn sub(&self, name: &str, inputs: &[&str], store: &str) -> SubTopology {
         let output: Arc<str> = self.output.as_str().into();
         SubTopology {
@@ -174,12 +171,12 @@ impl Harness {
         }
     }
 
-    /// Starts sub-topologies; a refusal is an error.
+    /// Starts a stream thread.
     pub fn try_start(&self, subtopologies: Vec<SubTopology>) -> streams::Result<ThreadDriver> {
         self.try_start_in(self.dir.path(), subtopologies)
     }
 
-    /// The same with stores in another directory.
+    /// Like [`Harness::try_start`], with the stores in another directory.
     pub fn try_start_in(&self, dir: &Path, subtopologies: Vec<SubTopology>) -> streams::Result<ThreadDriver> {
         let mut config = Config::new("one", dir);
         config.group.session_timeout = Duration::from_secs(2);
@@ -197,22 +194,22 @@ impl Harness {
         ThreadDriver::new(&application, config, self.log.clone(), clock, Arc::new(stores), 0)
     }
 
-    /// Starts one sub-topology, `count` over the input, with this store.
+    /// Starts the sub-topology `count` over the input, with the given store.
     pub fn start(&self, store: &str) -> ThreadDriver {
         self.try_start(vec![self.sub("count", &[&self.input], store)])
-            .expect("it starts")
+            .expect("start the thread")
     }
 
-    /// The same with its stores in another directory.
+    /// Like [`Harness::start`] with the store `counts` in another directory.
     pub fn start_in(&self, dir: &Path) -> ThreadDriver {
         self.try_start_in(dir, vec![self.sub("count", &[&self.input], "counts")])
-            .expect("it starts")
+            .expect("start the thread")
     }
 
-    /// Why sub-topologies are refused.
-    pub fn refusal(&self, subtopologies: Vec<SubTopology>) -> String {
-        let refused = self.try_start(subtopologies).err().expect("it is refused");
-        service::chain(&refused)
+    /// The error of a start.
+    pub fn start_error(&self, subtopologies: Vec<SubTopology>) -> String {
+        let error = self.try_start(subtopologies).err().expect("the start fails");
+        service::chain(&error)
     }
 
     /// Writes records to a topic's partition.
@@ -250,27 +247,27 @@ impl Harness {
         found
     }
 
-    /// Waits until the group has no member any more: a seat is kept for its session, and offsets of a group that has
-    /// members are not set by others.
-    pub fn vacated(&self) {
-        wait_for("the seats to be free", LIMIT, || {
+    /// Waits until the group is empty. A static member remains until its session times out, and the offsets of a group
+    /// with members cannot be altered.
+    pub fn wait_group_empty(&self) {
+        wait_for("the group to be empty", LIMIT, || {
             let groups = self.log.groups().expect("list the groups");
             let own = groups.into_iter().find(|group| group.group == self.application);
             own.is_none_or(|group| group.members.is_empty()).then_some(())
         });
     }
 
-    /// Turns until everything that was written is processed and committed.
+    /// Drives the thread until all input is processed and committed.
     pub fn settle(&self, thread: &mut ThreadDriver) {
         let mut causes = Vec::new();
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            wait_for("the thread to be quiet", LIMIT, || {
-                let quiet = thread.settle(1).expect("it goes on");
+            wait_for("the thread to be idle", LIMIT, || {
+                let quiet = thread.settle(1).expect("process");
                 causes = thread.causes();
                 (quiet && self.all_committed()).then_some(())
             });
         }));
-        assert!(done.is_ok(), "not quiet: {causes:?}");
+        assert!(done.is_ok(), "the thread is not idle: {causes:?}");
     }
 
     fn all_committed(&self) -> bool {
@@ -290,27 +287,27 @@ impl Harness {
         partitions.iter().zip(ends).all(|(at, end)| next(at) >= end)
     }
 
-    /// What came out of a partition.
+    /// Committed output of a partition.
     pub fn out(&self, partition: i32) -> Vec<String> {
         self.read(&self.output, partition)
     }
 }
 
-/// Turns until a cause with these words is shown.
+/// Drives the thread until a readiness cause contains `words`.
 pub fn until_cause(thread: &mut ThreadDriver, words: &str) -> String {
     let mut causes = Vec::new();
     let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         wait_for(words, LIMIT, || {
-            thread.turn().expect("it goes on");
+            thread.turn().expect("process");
             causes = thread.causes();
             causes.iter().find(|cause| cause.contains(words)).cloned()
         })
     }));
-    found.unwrap_or_else(|_| panic!("no cause with {words:?}, but {causes:?}"))
+    found.unwrap_or_else(|_| panic!("no cause contains {words:?}: {causes:?}"))
 }
 
-/// Turns until the thread ends, or stops its task, with these words.
-pub fn until_trouble(thread: &mut ThreadDriver, words: &str) -> String {
+/// Drives the thread until its error or a readiness cause contains `words`.
+pub fn until_failure(thread: &mut ThreadDriver, words: &str) -> String {
     let mut seen = Vec::new();
     let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         wait_for(words, LIMIT, || {
@@ -319,5 +316,5 @@ pub fn until_trouble(thread: &mut ThreadDriver, words: &str) -> String {
             seen.iter().find(|text| text.contains(words)).cloned()
         })
     }));
-    found.unwrap_or_else(|_| panic!("no trouble with {words:?}, but {seen:?}"))
+    found.unwrap_or_else(|_| panic!("no error or cause contains {words:?}: {seen:?}"))
 }

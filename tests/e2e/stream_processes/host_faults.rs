@@ -1,11 +1,9 @@
-//! The machine under the runtime: a disk that is full or may not be written, and a twin of the same name.
-//!
-//! Guarantees: the disk is a real one, mounted for the test; each case ends with all records counted once. Never: a store
-//! that only says that it is full.
+//! Faults of the host: a full disk, a read-only disk, and two processes with one instance name. The disks are mounted for
+//! the test. Each case ends with every record counted once.
 
-use super::child::{Part, part};
-use super::harness::{on_both, until_cause, until_trouble};
-use super::{LIMIT, Line};
+use super::child::{ProcessConfig, process_config};
+use super::harness::{on_both, until_cause, until_failure};
+use super::{LIMIT, ProcessHarness};
 use crate::support::{self, Disk, wait_for};
 
 #[test]
@@ -20,13 +18,13 @@ fn full_disk_stops_process_until_space_is_freed() {
         for few in records.chunks(10) {
             harness.write(&harness.input, 0, few);
         }
-        let text = until_trouble(&mut thread, "No space left on device");
+        let text = until_failure(&mut thread, "No space left on device");
         assert!(text.contains("state store failed"), "{text}");
         assert!(text.contains("fix the underlying I/O problem and restart"), "{text}");
         drop(thread);
-        // As long as there is no room it is refused again, and nothing is given up for it.
+        // A restart without free space fails again, and no record is dead-lettered.
         let mut thread = harness.start_in(disk.path());
-        until_trouble(&mut thread, "No space left on device");
+        until_failure(&mut thread, "No space left on device");
         drop(thread);
         disk.grow(512);
         let mut thread = harness.start_in(disk.path());
@@ -39,7 +37,7 @@ fn full_disk_stops_process_until_space_is_freed() {
             harness.out(0).get(121..),
             Some(&["a=2", "k000=2", "k119=2"].map(str::to_owned)[..])
         );
-        thread.finish().expect("a clean end");
+        thread.finish().expect("shut down");
     });
 }
 
@@ -50,7 +48,7 @@ fn read_only_directory_stops_task_until_writable() {
         harness.write(&harness.input, 0, &[("a", "")]);
         let mut thread = harness.start_in(disk.path());
         harness.settle(&mut thread);
-        thread.finish().expect("a clean end");
+        thread.finish().expect("shut down");
         disk.read_only(true);
         harness.write(&harness.input, 0, &[("a", "")]);
         let mut thread = harness.start_in(disk.path());
@@ -60,11 +58,11 @@ fn read_only_directory_stops_task_until_writable() {
             cause.contains(&disk.path().join(&harness.application).display().to_string()),
             "{cause}"
         );
-        // It looks again by itself.
+        // The task retries without a restart.
         disk.read_only(false);
         harness.settle(&mut thread);
         assert_eq!(harness.out(0), ["a=1", "a=2"]);
-        thread.finish().expect("a clean end");
+        thread.finish().expect("shut down");
     });
 }
 
@@ -75,25 +73,25 @@ fn duplicate_instance_name_stops_first_process() {
         tempfile::tempdir().expect("a directory"),
         tempfile::tempdir().expect("a directory"),
     );
-    let mut line = Line::new(part(support::kafka(), first.path().join("stores")));
-    line.write(60);
-    let mut one = line.part.spawn("");
-    line.check();
-    let twin = Part {
+    let mut harness = ProcessHarness::new(process_config(support::kafka(), first.path().join("stores")));
+    harness.write(60);
+    let mut one = harness.config.spawn("");
+    harness.check();
+    let duplicate = ProcessConfig {
         dir: second.path().join("stores"),
-        ..line.part.clone()
+        ..harness.config.clone()
     };
-    let mut two = twin.spawn("");
-    // With work in hand the first one meets the second at its next commit.
+    let mut two = duplicate.spawn("");
+    // The first process is fenced at its next commit, which needs input.
     wait_for("the first process to end", LIMIT, || {
-        line.write(3);
+        harness.write(3);
         (!one.is_alive()).then_some(())
     });
-    assert!(!one.ended("the first process ends").success());
-    let words = one.last_words();
+    assert!(!one.ended("the first process to end").success());
+    let words = one.log_tail();
     assert!(words.contains("fenced: another process runs as"), "{words}");
     assert!(words.contains("give each process a unique instance name"), "{words}");
-    line.write(60);
-    line.check();
-    assert!(two.is_alive(), "{}", two.last_words());
+    harness.write(60);
+    harness.check();
+    assert!(two.is_alive(), "{}", two.log_tail());
 }

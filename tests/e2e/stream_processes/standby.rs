@@ -1,10 +1,8 @@
-//! Standbys and state queries: three instances of one application, one of which goes.
-//!
-//! Guarantees: what was restored is counted by the runtime itself and held against the changelog's own length.
-//! Never: a process of its own; deaths are tested beside this file.
+//! Standbys and state queries with three instances of one application, one of which shuts down. The number of restored
+//! records shows that its tasks start from standby state.
 
 use super::LIMIT;
-use super::child::{Part, part};
+use super::child::{ProcessConfig, process_config};
 use crate::support::{self, wait_for};
 use event_log::embedded::{Config as EmbeddedConfig, EmbeddedLog};
 use event_log::{
@@ -21,18 +19,18 @@ use streams::query::{QueryError, Range, TaskReport};
 const PARTITIONS: i32 = 6;
 const KEYS: usize = 30_000;
 
-/// An instance that runs in this process.
+/// An instance in this process.
 struct Instance {
     tasks: Tasks,
     handle: Handle,
 }
 
-fn instance(part: &Part, name: &str, log: &SharedEventLog) -> Instance {
-    let mut part = part.clone();
-    part.instance = name.to_owned();
-    part.dir = part.dir.join(name);
+fn instance(config: &ProcessConfig, name: &str, log: &SharedEventLog) -> Instance {
+    let mut config = config.clone();
+    config.instance = name.to_owned();
+    config.dir = config.dir.join(name);
     let tasks = Tasks::new();
-    let handle = part.run(log.clone(), &tasks, &Readiness::new(), |config| {
+    let handle = config.run(log.clone(), &tasks, &Readiness::new(), |config| {
         config.threads = 1;
         config.standby_replicas = 1;
         config.advertised = Some(format!("http://{name}.test:1"));
@@ -61,8 +59,8 @@ fn running(of: &[&Instance]) -> Vec<TaskReport> {
     all.filter(|task| task.phase == "running").collect()
 }
 
-/// Waits until an instance has so many standbys, and each has read its changelog to the end. While instances come, it may
-/// have others.
+/// Waits until an instance has `want` standbys and each has read its changelog to the end. During rebalances it may have
+/// others.
 fn standbys_caught_up(of: &Instance, ends: &BTreeMap<i32, Offset>, want: usize) {
     wait_for(&format!("{want} standbys to have caught up"), LIMIT, || {
         let all: Vec<TaskReport> = of.handle.tasks();
@@ -74,7 +72,7 @@ fn standbys_caught_up(of: &Instance, ends: &BTreeMap<i32, Offset>, want: usize) 
     });
 }
 
-fn a_task_that_moves_starts_with_a_short_tail(log: &SharedEventLog, part: &Part) {
+fn moved_tasks_restore_few_records(log: &SharedEventLog, config: &ProcessConfig) {
     let executor = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -87,30 +85,31 @@ fn a_task_that_moves_starts_with_a_short_tail(log: &SharedEventLog, part: &Part)
         replication: None,
         config: TopicConfig::new(Cleanup::Delete),
     };
-    log.create_topics(&[topic(&part.input), topic(&part.output)])
+    log.create_topics(&[topic(&config.input), topic(&config.output)])
         .expect("create topics");
-    write(log, &part.input, 0..KEYS);
-    let [a, b, c] = ["a", "b", "c"].map(|name| instance(part, name, log));
+    write(log, &config.input, 0..KEYS);
+    let [a, b, c] = ["a", "b", "c"].map(|name| instance(config, name, log));
     let inputs: Vec<_> = (0..PARTITIONS)
-        .map(|p| TopicPartition::new(part.input.as_str(), p))
+        .map(|p| TopicPartition::new(config.input.as_str(), p))
         .collect();
-    wait_for("two tasks at each, and all input committed", LIMIT, || {
+    wait_for("two tasks per instance and all input committed", LIMIT, || {
         let each = [&a, &b, &c].map(|instance| running(&[instance]).len());
-        let committed = log.committed(&part.application, &inputs).ok()?;
+        let committed = log.committed(&config.application, &inputs).ok()?;
         let read: Offset = committed.values().map(|next| next.unwrap_or(0)).sum();
         (each == [2; 3] && read >= Offset::try_from(KEYS).unwrap()).then_some(())
     });
-    let changelog = |partition| TopicPartition::new(streams::changelog_topic(&part.application, "counts"), partition);
+    let changelog = |partition| TopicPartition::new(streams::changelog_topic(&config.application, "counts"), partition);
     let ends: BTreeMap<i32, Offset> = (0..PARTITIONS)
         .map(|p| (p, log.offset(&changelog(p), OffsetSpec::LogEnd).expect("an end")))
         .collect();
     assert!(ends.values().all(|end| *end > 4_000), "{ends:?}");
-    // Without b: a has 0 to 2, c has 3 to 5; without a: b 0 to 2, c 3 to 5; without c: a 0 to 2, b 3 to 5.
+    // The range assignor gives, without b, partitions 0 to 2 to a and 3 to 5 to c; without a, 0 to 2 to b and 3 to 5 to c;
+    // without c, 0 to 2 to a and 3 to 5 to b. The standbys are placed accordingly.
     standbys_caught_up(&a, &ends, 1);
     standbys_caught_up(&b, &ends, 4);
     standbys_caught_up(&c, &ends, 1);
 
-    asked_elsewhere_it_names_the_owner(&a, &b, &c);
+    queries_elsewhere_name_the_owner(&a, &b, &c);
     drop(guard);
     executor
         .block_on(b.tasks.join(Duration::from_secs(30)))
@@ -127,7 +126,7 @@ fn a_task_that_moves_starts_with_a_short_tail(log: &SharedEventLog, part: &Part)
             ends[&task.partition]
         );
     }
-    write(log, &part.input, 0..KEYS);
+    write(log, &config.input, 0..KEYS);
     wait_for("the second count of every key", LIMIT, || {
         let (a, c) = (all(&a.handle, 0..3), all(&c.handle, 3..6));
         let twice = a.iter().chain(&c).filter(|value| **value == "2").count();
@@ -141,12 +140,12 @@ fn a_task_that_moves_starts_with_a_short_tail(log: &SharedEventLog, part: &Part)
     }
 }
 
-fn asked_elsewhere_it_names_the_owner(a: &Instance, b: &Instance, c: &Instance) {
+fn queries_elsewhere_name_the_owner(a: &Instance, b: &Instance, c: &Instance) {
     let key = (0..KEYS).map(|key| format!("[{key}]"));
     let mut of_b = key.filter(|key| [2, 3].contains(&partitioner::partition(key.as_bytes(), PARTITIONS)));
     let key = of_b.next().expect("a key of b");
     let partition = b.handle.partition_of("counts", key.as_bytes()).expect("a partition");
-    // The store follows its commits half a second later.
+    // The store may be half a second behind the last commit.
     let here = wait_for("the key's count", LIMIT, || {
         let here = b.handle.get("counts", partition, key.as_bytes()).expect("an answer");
         (!here.rows.is_empty()).then_some(here)
@@ -173,7 +172,7 @@ fn asked_elsewhere_it_names_the_owner(a: &Instance, b: &Instance, c: &Instance) 
     assert!(none.rows.is_empty());
 }
 
-/// The values of some partitions, read page by page.
+/// Values of partitions, read in pages.
 fn all(handle: &Handle, partitions: std::ops::Range<i32>) -> Vec<String> {
     let mut values = Vec::new();
     for partition in partitions {
@@ -204,8 +203,8 @@ fn all(handle: &Handle, partitions: std::ops::Range<i32>) -> Vec<String> {
 #[test]
 fn standby_takes_over_warm_on_kafka() {
     let dir = tempfile::tempdir().expect("a directory");
-    let part = part(support::kafka(), dir.path().to_owned());
-    a_task_that_moves_starts_with_a_short_tail(&part.log(), &part);
+    let config = process_config(support::kafka(), dir.path().to_owned());
+    moved_tasks_restore_few_records(&config.log(), &config);
 }
 
 #[test]
@@ -216,5 +215,5 @@ fn standby_takes_over_warm_on_embedded_log() {
         Arc::new(|| service::clock::system().now_ms()),
     );
     let log = EmbeddedLog::open(config).expect("open the log");
-    a_task_that_moves_starts_with_a_short_tail(&log, &part(String::new(), dir.path().to_owned()));
+    moved_tasks_restore_few_records(&log, &process_config(String::new(), dir.path().to_owned()));
 }
