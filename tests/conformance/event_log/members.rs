@@ -326,7 +326,7 @@ pub fn instance_name_belongs_to_its_member(harness: &Harness) {
     let mut first = harness.join_as(&group, Some("node-1"), &[&topic]);
     assert_eq!(assigned(&mut *first), all);
     let mut second = harness.join_as(&group, Some("node-1"), &[&topic]);
-    let error = world::wait_for("the error of the second member", LIMIT, || {
+    let error = support::wait_for("the error of the second member", LIMIT, || {
         assert_eq!(
             first.poll(&mut RecordBatch::default(), 1_000, SHORT).unwrap(),
             Event::Idle

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::mpsc::channel;
+use std::time::Duration;
 
 mod compaction;
 mod groups;
