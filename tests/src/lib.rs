@@ -1,3 +1,2 @@
-//! The package of the tests that need several crates or real parts; they are in the test binary `it/`.
-//!
-//! Guarantees: `tests/run` sets up everything that they ask the environment for. Never: an item of its own.
+//! Package of the tests that span crates: `conformance`, `e2e`, and the benchmarks in `bench`. `tests/run` starts the
+//! services that some of them need. The library is empty.
