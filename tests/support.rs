@@ -1,10 +1,11 @@
-//! What tests stand on: the real parts that `tests/run` started, parts of a test's own, and waiting for a state.
+//! Services and clients for tests: shared services that `tests/run` has started, dedicated services, and waiting for a
+//! condition.
 //!
-//! Guarantees: what a test starts through here is gone when its value is dropped; names are unique over runs.
-//! Never: a part that is silently replaced by a fake: a missing variable fails the test.
-#![allow(dead_code, unused_imports, reason = "a toolbox: not every suite takes every tool")]
+//! A dedicated service stops when its value is dropped. Names are unique across runs. A missing service fails the test; it
+//! is never replaced by a fake.
+#![allow(dead_code, unused_imports, reason = "each suite uses a part of these helpers")]
 
-// The load commands include this file from beside, so that its children need their paths.
+// The paths are explicit because several binaries include this file with `#[path]`.
 #[path = "support/broker.rs"]
 mod broker;
 #[path = "support/cluster.rs"]
@@ -45,7 +46,7 @@ pub fn postgres() -> String {
     variable("TRUNKLINE_TEST_POSTGRES")
 }
 
-/// URL of the shared registry, with Confluent's API below it.
+/// URL of the Confluent API of the shared registry.
 pub fn registry_url() -> String {
     variable("TRUNKLINE_TEST_REGISTRY")
 }
@@ -60,7 +61,7 @@ pub fn kafka_libs() -> PathBuf {
     variable("TRUNKLINE_TEST_KAFKA_LIBS").into()
 }
 
-/// Directory of the jars of Java's Avro library and serialisers.
+/// Directory of the jars of Java's Avro library and serializers.
 pub fn avro_libs() -> PathBuf {
     variable("TRUNKLINE_TEST_AVRO_LIBS").into()
 }
@@ -72,28 +73,28 @@ pub fn postgres_bin() -> PathBuf {
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "the tests' environment is what tests/run hands them"
+    reason = "tests/run configures the tests by environment variables"
 )]
 fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| {
-        panic!("{name} is not set: run this test with `tests/run`, or start the parts with `tests/run up` and source what it names")
+        panic!("{name} is not set; run this test with `tests/run`, or start the services with `tests/run up` and source the file that it prints")
     })
 }
 
-/// A name that no other test or run has: `prefix-` and twelve hexadecimal digits.
+/// A unique name: `prefix-` and twelve hexadecimal digits.
 pub fn unique(prefix: &str) -> String {
     let id = uuid::Uuid::new_v4().simple().to_string();
     format!("{prefix}-{}", id.get(..12).expect("a uuid has 32 digits"))
 }
 
-/// Asks until there is an answer; fails the test with `what` when there is none within `limit`.
-pub fn wait_for<T>(what: &str, limit: Duration, mut ask: impl FnMut() -> Option<T>) -> T {
+/// Calls `poll` until it returns a value; panics with `what` after `limit`.
+pub fn wait_for<T>(what: &str, limit: Duration, mut poll: impl FnMut() -> Option<T>) -> T {
     let end = Instant::now() + limit;
     loop {
-        if let Some(answer) = ask() {
-            return answer;
+        if let Some(value) = poll() {
+            return value;
         }
-        assert!(Instant::now() < end, "waited {limit:?} in vain: {what}");
+        assert!(Instant::now() < end, "timed out after {limit:?} waiting for {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -104,7 +105,7 @@ pub fn signal(pid: u32, signal: &str) {
     assert!(sent.expect("run kill").success(), "kill {signal} {pid}");
 }
 
-/// The last lines of a log file; nothing when there is none.
+/// The last lines of a log file; empty if there is no file.
 pub fn last_lines(log: &Path, count: usize) -> String {
     let text = std::fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
@@ -114,8 +115,7 @@ pub fn last_lines(log: &Path, count: usize) -> String {
         .join("\n")
 }
 
-/// A port that nobody listens on, below the range of outgoing connections: a part that is stopped and started again
-/// finds it free.
+/// A free port below the range of outgoing connections, so that it is still free when its service restarts.
 pub fn free_port() -> u16 {
     wait_for("a free port", Duration::from_secs(10), || {
         let [low, high, ..] = *uuid::Uuid::new_v4().as_bytes();

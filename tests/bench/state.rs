@@ -199,7 +199,7 @@ impl Harness {
     }
 
     /// Writes a probe.
-    fn ask(&mut self) -> anyhow::Result<()> {
+    fn probe(&mut self) -> anyhow::Result<()> {
         let mut out = OutBatch::default();
         let record = OutRecord {
             topic: &self.input,

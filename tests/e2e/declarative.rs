@@ -212,10 +212,10 @@ fn close_the_minute(shop: &mut Shop, phone: &mut Phone) {
 /// `trunkline state scan` shows the groups of the totals with decoded columns.
 fn assert_state_scan(shop: &Shop) {
     let data = shop.data.display().to_string();
-    let ask = |store| {
+    let scan = |store| {
         let of = ["state", "--data", &data, "scan", "orders_by_customer", store];
         let args = [&of[..], &["--limit", "1000", "--output", "json"]].concat();
-        serde_json::from_str::<Vec<Value>>(&Dev::ask(&args)).unwrap()
+        serde_json::from_str::<Vec<Value>>(&Dev::output(&args)).unwrap()
     };
     let group = |row: &Value| {
         let field = |name: &str| row["value"]["fields"][name].to_string();
@@ -226,7 +226,7 @@ fn assert_state_scan(shop: &Shop) {
     let counted = shop.orders.values().filter(|order| order.1 != "draft").count();
     // Queries read the store, which may be half a second behind the last commit.
     wait_for("the state to match the orders", LIMIT, || {
-        let rows = ask("groups");
+        let rows = scan("groups");
         let groups: BTreeMap<_, _> = rows.iter().filter_map(group).collect();
         let giving = rows.iter().filter(|row| row["value"]["gives"].is_object());
         (groups == *expected && giving.count() == counted).then_some(())

@@ -1,13 +1,13 @@
 //! End-to-end tests: real processes, and suites that need several crates.
 //!
-//! Without the feature `external` everything here needs nothing but the built binary. With it, `tests/run` provides
-//! Apache Kafka, PostgreSQL, a schema registry and foreign clients through environment variables ([`support`]); a test
-//! whose part is missing fails and is never skipped.
+//! Without the feature `external`, the tests need only the trunkline binary. With it, they also need Apache Kafka,
+//! PostgreSQL, a schema registry and clients in other languages, which `tests/run` provides through environment variables
+//! ([`support`]). A test whose service is missing fails; it is never skipped.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
     clippy::as_conversions,
-    reason = "a test that meets what it does not expect fails, and its numbers are small"
+    reason = "tests may panic, and their numbers are small"
 )]
 
 #[cfg(feature = "external")]

@@ -24,7 +24,7 @@ const PARTITIONS: i32 = 3;
 /// Few, so that every key is counted in every transaction.
 const KEYS: usize = 7;
 
-/// The harness that processes are killed on.
+/// Topics and log of a counting application whose processes are killed.
 struct ProcessHarness {
     log: SharedEventLog,
     config: ProcessConfig,
@@ -154,7 +154,7 @@ impl ProcessHarness {
     fn check_once(&self) {
         let mut seen = 0;
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            wait_for("all output", LIMIT, || {
+            wait_for("all output records", LIMIT, || {
                 seen = self.outputs();
                 (seen >= self.written).then_some(())
             });

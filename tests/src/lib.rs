@@ -1,1 +1,2 @@
-//! Package of the test targets `conformance` and `e2e` and of the benchmarks. It exports nothing.
+//! Package of the tests that span crates: `conformance`, `e2e`, and the benchmarks in `bench`. `tests/run` starts the
+//! services that some of them need. The library is empty.

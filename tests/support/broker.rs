@@ -1,7 +1,5 @@
-//! A Kafka broker of a test's own: for tests that stop it, start it again, or need other settings than the shared one.
-//!
-//! Guarantees: one node, its own data directory and ports; killed on drop, by its own handle.
-//! Never: the shared broker.
+//! A dedicated Kafka broker, for tests that stop and restart it or need other settings than the shared one. It has its own
+//! data directory and ports, and is killed on drop.
 
 use super::{free_port, kafka_libs, last_lines, signal, wait_for};
 use std::fmt::Write as _;
@@ -11,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// How clients talk to the broker.
+/// Client listener of the broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listener {
     /// Plain text.
@@ -27,23 +25,23 @@ pub enum Listener {
     },
 }
 
-/// A running, or killed, broker.
+/// A broker, running or stopped.
 #[derive(Debug)]
 pub struct Broker {
     directory: TempDir,
     port: u16,
-    /// Options of its virtual machine.
-    machine: &'static [&'static str],
+    /// JVM options.
+    jvm_options: &'static [&'static str],
     process: Option<Child>,
 }
 
 impl Broker {
-    /// Starts a plain-text broker and waits until it serves.
+    /// Starts a plain-text broker and waits until it is ready.
     pub fn start() -> Broker {
         Broker::start_with(&Listener::Plain, &[])
     }
 
-    /// Starts a broker with this listener and further settings; they win over the defaults.
+    /// Starts a broker with a listener and further settings, which override the defaults.
     pub fn start_with(listener: &Listener, settings: &[(&str, &str)]) -> Broker {
         let mut users = Vec::new();
         if let Listener::Secure { users: all, .. } = listener {
@@ -56,14 +54,13 @@ impl Broker {
         Broker::start_formatted(text, &users, SMALL)
     }
 
-    /// Starts a broker for a measurement, with the memory and the compiler of one that serves for long.
+    /// Starts a broker for benchmarks, with production heap and JIT compiler.
     pub fn start_in_full() -> Broker {
         let text = |dir: &Path, port, controller| properties(dir, port, controller, &Listener::Plain, &[]);
         Broker::start_formatted(text, &[], FULL)
     }
 
-    /// Starts a broker with these settings and no others: they are made from its directory, its port and its
-    /// controller's port.
+    /// Starts a broker with only the settings that `properties` returns for its directory, client port and controller port.
     pub fn start_from(properties: impl FnOnce(&Path, u16, u16) -> String) -> Broker {
         Broker::start_formatted(properties, &[], SMALL)
     }
@@ -71,7 +68,7 @@ impl Broker {
     fn start_formatted(
         properties: impl FnOnce(&Path, u16, u16) -> String,
         format: &[String],
-        machine: &'static [&'static str],
+        jvm_options: &'static [&'static str],
     ) -> Broker {
         let directory = tempfile::Builder::new()
             .prefix("trunkline-broker-")
@@ -80,12 +77,12 @@ impl Broker {
         let (port, controller) = (free_port(), free_port());
         let text = properties(directory.path(), port, controller);
         let mut broker = Broker::lay_out(directory, port, &cluster_id(), &text, format);
-        broker.machine = machine;
+        broker.jvm_options = jvm_options;
         broker.restart();
         broker
     }
 
-    /// Formats a broker's data directory; nothing is started.
+    /// Formats the data directory without starting the broker.
     pub(super) fn lay_out(directory: TempDir, port: u16, id: &str, text: &str, format: &[String]) -> Broker {
         let path = directory.path().join("server.properties");
         fs::write(&path, text).expect("write server.properties");
@@ -103,12 +100,12 @@ impl Broker {
         Broker {
             directory,
             port,
-            machine: SMALL,
+            jvm_options: SMALL,
             process: None,
         }
     }
 
-    /// Where it keeps its partitions.
+    /// Directory of the partitions.
     pub(super) fn data(&self) -> PathBuf {
         self.directory.path().join("data")
     }
@@ -123,7 +120,7 @@ impl Broker {
         self.process.as_ref().expect("the broker runs").id()
     }
 
-    /// Kills the broker, as by kill -9. Its data and its port stay.
+    /// Kills the broker with SIGKILL. Data and port stay.
     pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill().expect("kill the broker");
@@ -131,7 +128,7 @@ impl Broker {
         }
     }
 
-    /// Stops the broker by SIGTERM and waits until it is gone: a shutdown in good order.
+    /// Stops the broker with SIGTERM and waits until it has shut down.
     pub fn stop(&mut self) {
         if let Some(mut process) = self.process.take() {
             signal(process.id(), "-TERM");
@@ -139,18 +136,18 @@ impl Broker {
         }
     }
 
-    /// Starts a killed or stopped broker on the same data and port, and waits until it serves.
+    /// Restarts a stopped broker with the same data and port, and waits until it is ready.
     pub fn restart(&mut self) {
         self.launch();
-        self.serves();
+        self.wait_ready();
     }
 
-    /// Starts it and does not wait.
+    /// Starts it without waiting.
     pub(super) fn launch(&mut self) {
         assert!(self.process.is_none(), "the broker is running");
         let log = self.directory.path().join("log");
         let file = File::create(&log).expect("create the broker's log");
-        let process = java(self.machine)
+        let process = java(self.jvm_options)
             .arg("kafka.Kafka")
             .arg(self.directory.path().join("server.properties"))
             .stdin(Stdio::null())
@@ -161,11 +158,11 @@ impl Broker {
         self.process = Some(process);
     }
 
-    /// Waits until it serves.
-    pub(super) fn serves(&mut self) {
+    /// Waits until it is ready.
+    pub(super) fn wait_ready(&mut self) {
         let (log, limit) = (self.directory.path().join("log"), Duration::from_secs(120));
         let began = Instant::now();
-        wait_for("the broker to serve", limit * 2, || {
+        wait_for("the broker to be ready", limit * 2, || {
             let text = fs::read_to_string(&log).unwrap_or_default();
             let ended = self
                 .process
@@ -175,7 +172,7 @@ impl Broker {
             assert!(
                 !ended && !late,
                 "the broker {}: {}",
-                if ended { "ended" } else { "does not serve" },
+                if ended { "ended" } else { "is not ready" },
                 last_lines(&log, 20)
             );
             text.contains("Kafka Server started").then_some(())
@@ -189,7 +186,7 @@ impl Drop for Broker {
     }
 }
 
-/// Ends a transaction that a broker forgot, as an operator does with `kafka-transactions.sh abort`.
+/// Aborts a hanging transaction, like `kafka-transactions.sh abort`.
 pub fn abort_transaction(bootstrap: &str, topic: &str, partition: i32, start: i64) {
     let (partition, start) = (partition.to_string(), start.to_string());
     let what = [
@@ -204,7 +201,7 @@ pub fn abort_transaction(bootstrap: &str, topic: &str, partition: i32, start: i6
     tool("org.apache.kafka.tools.TransactionsCommand", bootstrap, &what);
 }
 
-/// Deletes the records of a partition below an offset, as an operator does with `kafka-delete-records.sh`.
+/// Deletes the records of a partition below an offset, like `kafka-delete-records.sh`.
 pub fn delete_records(bootstrap: &str, topic: &str, partition: i32, below: i64) {
     let wanted = serde_json::json!({
         "partitions": [{"topic": topic, "partition": partition, "offset": below}],
@@ -215,17 +212,17 @@ pub fn delete_records(bootstrap: &str, topic: &str, partition: i32, below: i64) 
     let path = file.path().to_str().expect("a plain path");
     let class = "org.apache.kafka.tools.DeleteRecordsCommand";
     let said = tool(class, bootstrap, &["--offset-json-file", path]);
-    // It ends well also where the broker has refused.
+    // The tool succeeds even if the broker has rejected the request.
     assert!(said.contains("low_watermark"), "{said}");
 }
 
-/// Deletes a group and its offsets, as `kafka-consumer-groups.sh --delete` does, and as their retention does.
+/// Deletes a group and its offsets, like `kafka-consumer-groups.sh --delete` or the retention of offsets.
 pub fn delete_group(bootstrap: &str, group: &str) {
     let class = "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand";
     tool(class, bootstrap, &["--delete", "--group", group]);
 }
 
-/// Alters a topic's settings, as an operator does with `kafka-configs.sh --alter`.
+/// Alters a topic's settings, like `kafka-configs.sh --alter`.
 pub fn alter_topic(bootstrap: &str, topic: &str, settings: &[(&str, &str)]) {
     let settings: Vec<String> = settings.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let (settings, topics) = (settings.join(","), ["--entity-type", "topics", "--entity-name", topic]);
@@ -233,13 +230,13 @@ pub fn alter_topic(bootstrap: &str, topic: &str, settings: &[(&str, &str)]) {
     tool("kafka.admin.ConfigCommand", bootstrap, &what);
 }
 
-/// A new cluster's id.
+/// A random cluster id.
 pub(super) fn cluster_id() -> String {
     let id = uuid::Uuid::new_v4().simple().to_string();
     id.get(..22).expect("32 digits").to_owned()
 }
 
-/// Runs one of Kafka's own tools and returns what it printed; fails the test when it fails.
+/// Runs one of Kafka's command line tools; returns its standard output and panics if it fails.
 pub(super) fn tool(class: &str, bootstrap: &str, arguments: &[&str]) -> String {
     let out = java(TOOL)
         .args([class, "--bootstrap-server", bootstrap])
@@ -255,13 +252,13 @@ pub(super) fn tool(class: &str, bootstrap: &str, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&out.stdout).into_owned()
 }
 
-/// A virtual machine that is soon there: what is compiled is not compiled again.
+/// JVM options for a fast start: only the first compiler tier.
 const TOOL: &[&str] = &["-Xmx128m", "-XX:TieredStopAtLevel=1"];
 const SMALL: &[&str] = &["-Xms96m", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
-/// One that serves for long, with its own defaults but for the heap.
+/// JVM options for a long run: the defaults except for the heap.
 const FULL: &[&str] = &["-Xms1g", "-Xmx1g"];
 
-/// A Java virtual machine with Kafka's jars.
+/// Command that runs Java with Kafka's jars.
 fn java(options: &[&str]) -> Command {
     let mut command = Command::new("java");
     command.args(options).arg("-cp").arg(kafka_libs().join("*"));

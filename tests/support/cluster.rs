@@ -1,7 +1,5 @@
-//! Three Kafka brokers of a test's own, each a controller too: what is written is on two of them before it counts.
-//!
-//! Guarantees: any one of them can be killed without a loss; a broker is killed only once the one before it is whole
-//! again. Never: two brokers down at a time.
+//! A dedicated cluster of three Kafka brokers in combined mode, with replication factor 3 and `min.insync.replicas` 2, so
+//! that any one broker can be killed without losing acknowledged records.
 
 use super::broker::{Broker, cluster_id, tool};
 use super::{free_port, python, wait_for};
@@ -18,12 +16,12 @@ pub const BROKERS: usize = 3;
 /// last stable offset (8 each).
 const ABORTED_ENTRY_BYTES: usize = 34;
 
-/// What Kafka says of transactions when nobody writes any more.
+/// Output of Kafka's transaction tool.
 #[derive(Debug)]
 pub struct Transactions {
-    /// Transactional ids that are neither empty nor complete, as Kafka's tool lists them.
+    /// Transactional ids that are neither empty nor complete.
     pub unfinished: Vec<String>,
-    /// What Kafka's tool finds hanging on any broker.
+    /// Hanging transactions of any broker.
     pub hanging: Vec<String>,
 }
 
@@ -49,19 +47,19 @@ impl Cluster {
             Broker::lay_out(dir, port, &id, &text, &[])
         };
         let mut brokers: Vec<Broker> = seats.into_iter().enumerate().map(lay_out).collect();
-        // A broker serves only once two controllers have met, so all are started before the first is waited for.
+        // A broker serves only after a quorum of controllers has formed, so all start before the first wait.
         brokers.iter_mut().for_each(Broker::launch);
-        brokers.iter_mut().for_each(Broker::serves);
+        brokers.iter_mut().for_each(Broker::wait_ready);
         Cluster { brokers }
     }
 
-    /// Bootstrap servers: all of them.
+    /// Bootstrap servers: all brokers.
     pub fn bootstrap(&self) -> String {
         let servers: Vec<String> = self.brokers.iter().map(Broker::bootstrap).collect();
         servers.join(",")
     }
 
-    /// Kills a broker, by its number from 0, as by kill -9.
+    /// Kills a broker, by its index, with SIGKILL.
     pub fn kill(&mut self, broker: usize) {
         self.brokers[broker].kill();
     }
@@ -71,15 +69,15 @@ impl Cluster {
         self.brokers[broker].launch();
     }
 
-    /// Waits until a restarted broker serves and every partition is on all brokers again.
-    pub fn is_whole(&mut self, limit: Duration) {
-        self.brokers.iter_mut().for_each(Broker::serves);
-        wait_for("every partition to be on every broker", limit, || {
+    /// Waits until all brokers serve and every partition is in sync on all of them.
+    pub fn wait_in_sync(&mut self, limit: Duration) {
+        self.brokers.iter_mut().for_each(Broker::wait_ready);
+        wait_for("all replicas to be in sync", limit, || {
             self.short_partitions().is_empty().then_some(())
         });
     }
 
-    /// Whether every broker serves every partition, now.
+    /// Partitions with missing replicas; empty if all brokers are up and in sync.
     fn short_partitions(&self) -> String {
         let script = "import sys\n\
              from confluent_kafka.admin import AdminClient\n\
@@ -95,12 +93,12 @@ impl Cluster {
         if asked.status.success() {
             String::from_utf8_lossy(&asked.stdout).trim().to_owned()
         } else {
-            "the cluster does not answer".to_owned()
+            "the cluster does not respond".to_owned()
         }
     }
 
-    /// How many transactions were aborted at least, by the brokers' own indexes of these partitions: of each producer as
-    /// many as in the partition where it has the most, since a transaction is in several.
+    /// Lower bound of the aborted transactions, from the brokers' indexes of these partitions. Of each producer, the
+    /// partition with the most entries counts, because a transaction may span partitions.
     pub fn aborted<'t>(&self, partitions: impl Iterator<Item = (&'t str, i32)>) -> usize {
         let mut most: BTreeMap<[u8; 8], usize> = BTreeMap::new();
         for (topic, partition) in partitions {
@@ -112,7 +110,7 @@ impl Cluster {
         most.values().sum()
     }
 
-    /// The same for one partition, by producer, from the broker that has the longest index.
+    /// Aborted transactions of one partition by producer, from the broker with the longest index.
     fn aborted_in(&self, partition: &str) -> BTreeMap<[u8; 8], usize> {
         let index = |broker: &Broker| {
             let files = fs::read_dir(broker.data().join(partition))
@@ -134,7 +132,7 @@ impl Cluster {
         counts
     }
 
-    /// What Kafka's own tool says of the transactions that are there.
+    /// Unfinished and hanging transactions, from Kafka's own tool.
     pub fn transactions(&self) -> Transactions {
         let class = "org.apache.kafka.tools.TransactionsCommand";
         let listed = tool(class, &self.bootstrap(), &["list"]);
@@ -159,7 +157,7 @@ fn directory() -> TempDir {
     named.prefix("trunkline-cluster-").tempdir().expect("make a directory")
 }
 
-/// Times are short, so that a killed broker's partitions move in seconds; a production cluster waits longer.
+/// Timeouts are short, so that the partitions of a killed broker move within seconds.
 fn properties(dir: &Path, node: usize, port: u16, controller: u16, voters: &str) -> String {
     format!(
         "process.roles=broker,controller\n\

@@ -1,4 +1,4 @@
-//! A `trunkline dev` of a test's own: started, killed as by kill -9, started again over the same data.
+//! A dedicated `trunkline dev` process, which tests kill with SIGKILL and restart on the same data directory.
 
 use super::{last_lines, wait_for};
 use serde_json::Value;
@@ -6,16 +6,16 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-/// The binary under test, built beside this one.
+/// The trunkline binary of the same build.
 pub fn binary() -> PathBuf {
     let here = std::env::current_exe().expect("a running program has a path");
-    // The tests are in target/release/deps, the load commands in target/release.
+    // Tests are in target/release/deps, benchmarks in target/release.
     let near = here.ancestors().skip(1).take(2);
     near.map(|dir| dir.join("trunkline"))
         .find(|path| path.exists())
         .unwrap_or_else(|| {
             panic!(
-                "no trunkline beside {} or one above: run `cargo build --release`, or use tests/run",
+                "no trunkline binary next to {} or in its parent directory; run `cargo build --release` or tests/run",
                 here.display()
             )
         })
@@ -28,7 +28,7 @@ pub struct Dev {
 }
 
 impl Dev {
-    /// Starts it and waits until its listeners are open; `args` beyond ports and data directory.
+    /// Starts it with `args` besides ports and data directory, and waits until its listeners are open.
     pub fn start(data: &Path, args: &[&str]) -> Dev {
         let args = args.iter().map(|a| (*a).to_owned()).collect();
         let mut dev = Dev {
@@ -40,7 +40,7 @@ impl Dev {
         dev
     }
 
-    /// Starts it again over the same data.
+    /// Starts it again on the same data directory.
     pub fn restart(&mut self) {
         let _ = std::fs::remove_file(self.data.join("dev.json"));
         let log = std::fs::File::options()
@@ -55,9 +55,9 @@ impl Dev {
             .expect("the binary starts");
         let (file, log) = (self.data.join("dev.json"), self.data.with_extension("log"));
         wait_for("trunkline dev to listen", Duration::from_secs(60), || {
-            if let Some(status) = child.try_wait().expect("a child can be asked") {
+            if let Some(status) = child.try_wait().expect("poll the exit status") {
                 panic!(
-                    "trunkline dev ended, {status}; the end of its log:\n{}",
+                    "trunkline dev ended with {status}; end of its log:\n{}",
                     last_lines(&log, 8)
                 );
             }
@@ -66,7 +66,7 @@ impl Dev {
         self.child = Some(child);
     }
 
-    /// The command that starts one in a data directory, on free ports and without input and output.
+    /// A command that starts `trunkline dev` in a data directory, on free ports and without input and output.
     pub fn command(data: &Path) -> Command {
         let mut command = Command::new(binary());
         command.args([
@@ -83,21 +83,21 @@ impl Dev {
         command
     }
 
-    /// Its process id.
+    /// Process id.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("it runs").id()
     }
 
-    /// The records of a topic, from the first one that is kept, with decoded values.
+    /// The records of a topic from the earliest offset, with decoded values.
     pub fn records(&self, topic: &str) -> Vec<Value> {
         let data = self.data.display().to_string();
         let args = ["--output", "json", "topics", "--data", data.as_str(), "tail", topic];
-        let all = Dev::ask(&[&args[..], &["--from-start", "--limit", "1000"]].concat());
+        let all = Dev::output(&[&args[..], &["--from-start", "--limit", "1000"]].concat());
         let records = serde_json::Deserializer::from_str(&all).into_iter();
         records.map(|record| record.expect("JSON")).collect()
     }
 
-    /// Kills it, as by kill -9.
+    /// Kills it with SIGKILL.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
@@ -105,17 +105,17 @@ impl Dev {
         }
     }
 
-    /// An address of [`crate::support::Dev`]: `edge`, `ingest` or `admin`.
+    /// URL of a listener: `edge`, `ingest` or `admin`.
     pub fn url(&self, listener: &str) -> String {
-        wait_for("dev.json to be whole", Duration::from_secs(10), || {
+        wait_for("dev.json to be complete", Duration::from_secs(10), || {
             let text = std::fs::read(self.data.join("dev.json")).ok()?;
             let running: Value = serde_json::from_slice(&text).ok()?;
             running[listener].as_str().map(str::to_owned)
         })
     }
 
-    /// What the binary prints for these arguments; fails the test when it fails.
-    pub fn ask(args: &[&str]) -> String {
+    /// Standard output of a successful trunkline command.
+    pub fn output(args: &[&str]) -> String {
         let out = Command::new(binary()).args(args).output().expect("the binary starts");
         assert!(
             out.status.success(),
@@ -125,14 +125,14 @@ impl Dev {
         String::from_utf8(out.stdout).unwrap().trim().to_owned()
     }
 
-    /// A token of this one's key.
+    /// A device token signed with the key of this process.
     pub fn token(&self, sub: &str, claims: &[&str]) -> String {
         let data = self.data.display().to_string();
         let mut args = vec!["token", "--data", data.as_str(), "--sub", sub];
         for claim in claims {
             args.extend(["--claim", claim]);
         }
-        Dev::ask(&args)
+        Dev::output(&args)
     }
 }
 
@@ -141,7 +141,7 @@ impl Drop for Dev {
         self.kill();
         if std::thread::panicking() {
             let log = last_lines(&self.data.with_extension("log"), 30);
-            eprintln!("the last lines of its log:\n{log}");
+            eprintln!("end of the log of trunkline dev:\n{log}");
         }
     }
 }

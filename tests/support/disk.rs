@@ -1,6 +1,4 @@
-//! A small disk of a test's own, in memory.
-//!
-//! Guarantees: mounted with the size that was asked for, gone when the value is. Never: a limit that only some calls see.
+//! A small dedicated disk: a tmpfs with a size limit, unmounted on drop.
 
 use std::path::Path;
 use std::process::Command;
@@ -13,7 +11,7 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Mounts a disk of so many MiB.
+    /// Mounts a disk of `mib` MiB.
     pub fn mount(mib: u32) -> Disk {
         let mut named = tempfile::Builder::new();
         let dir = named.prefix("trunkline-disk-").tempdir().expect("make a directory");
@@ -22,22 +20,22 @@ impl Disk {
         disk
     }
 
-    /// Where it is.
+    /// Mount point.
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    /// Gives it so many MiB.
+    /// Changes the size.
     pub fn grow(&self, mib: u32) {
         self.run(&["mount", "-o", &format!("remount,size={mib}m")]);
     }
 
-    /// Lets nobody write, or everybody again.
+    /// Makes it read-only or writable.
     pub fn read_only(&self, is: bool) {
         self.run(&["mount", "-o", if is { "remount,ro" } else { "remount,rw" }]);
     }
 
-    /// Runs a command on it as root.
+    /// Runs a command as root, with the mount point as the last argument.
     fn run(&self, command: &[&str]) {
         let whoami = Command::new("id").arg("-u").output().expect("run id");
         let as_root: &[&str] = if whoami.stdout.trim_ascii() == b"0" {
@@ -51,14 +49,14 @@ impl Disk {
         let said = String::from_utf8_lossy(&done.stderr);
         assert!(
             done.status.success(),
-            "{words:?} failed; a test's disk needs root, or sudo without a question: {said}"
+            "{words:?} failed; mounting needs root or sudo without a password: {said}"
         );
     }
 }
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // A test that failed may still have files open there.
+        // A failed test may still have open files on the disk.
         self.run(&["umount", "--lazy"]);
     }
 }

@@ -1,7 +1,6 @@
-//! The nodes of a topology, each a `trunkline run` of its own: started, killed as by kill -9, wiped, at will.
+//! The nodes of a topology, each a separate `trunkline run` process that tests start, stop, kill and wipe.
 //!
-//! Guarantees: ports stay over restarts; a node's log is one file over all its lives. Never: a node that outlives the
-//! value.
+//! Ports and log file of a node stay the same across restarts. All nodes are killed on drop.
 
 use super::dev::binary;
 use super::{free_port, last_lines, signal, wait_for};
@@ -15,7 +14,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 use tempfile::TempDir;
 
-/// What the devices' tokens are signed with.
+/// Secret that signs device tokens.
 const SECRET: &str = "a secret of the tests, more than 32 bytes long";
 const ISSUER: &str = "https://issuer.tests.invalid/";
 /// 32 zero bytes.
@@ -33,15 +32,14 @@ struct Node {
 #[derive(Debug)]
 pub struct Fleet {
     dir: TempDir,
-    /// URL of the registry that one of them serves.
+    /// URL of the registry, if a node serves it.
     registry: Option<String>,
     nodes: BTreeMap<String, Node>,
 }
 
 impl Fleet {
-    /// Lays out the nodes that a topology declares; `more` is what every node's configuration holds besides
-    /// addresses, brokers and keys (a connector's table, say). A node that runs the registry serves all others.
-    /// Nothing is started.
+    /// Configures the nodes of a topology without starting them. `more` is appended to the configuration of every node,
+    /// which contains addresses, brokers and keys. If a node runs the registry, all others use it.
     pub fn new(topology: &str, kafka: &str, more: &str) -> Fleet {
         let dir = tempfile::Builder::new()
             .prefix("trunkline-fleet-")
@@ -62,7 +60,7 @@ impl Fleet {
                 Some(port) if serves_registry(node) => format!("listen = \"127.0.0.1:{port}\""),
                 Some(port) => format!("url = \"http://127.0.0.1:{port}\""),
             };
-            let node = Node::lay_out(&dir.path().join(&name), kafka, &registry, more);
+            let node = Node::configure(&dir.path().join(&name), kafka, &registry, more);
             (name, node)
         });
         let nodes = nodes.collect();
@@ -70,7 +68,7 @@ impl Fleet {
         Fleet { dir, registry, nodes }
     }
 
-    /// Adds to a node's configuration; a table that it ends with goes on.
+    /// Appends to a node's configuration, inside its last table.
     pub fn configure(&self, name: &str, more: &str) {
         let file = self.node(name).dir.join("trunkline.toml");
         let before = fs::read_to_string(&file).expect("read the node's configuration");
@@ -82,16 +80,16 @@ impl Fleet {
         self.registry.as_deref().expect("a node runs the registry")
     }
 
-    /// What a node has said over all its lives.
+    /// A node's log since its first start.
     pub fn log(&self, name: &str) -> String {
         let log = fs::read(self.node(name).dir.join("log")).unwrap_or_default();
         String::from_utf8_lossy(&log).into_owned()
     }
 
-    /// How a started node has ended, if it has.
+    /// Exit status of a started node, if it has ended.
     pub fn ended(&mut self, name: &str) -> Option<ExitStatus> {
         let child = self.child(name).as_mut()?;
-        child.try_wait().expect("a child can be asked")
+        child.try_wait().expect("poll the exit status")
     }
 
     fn node(&self, name: &str) -> &Node {
@@ -108,7 +106,7 @@ impl Fleet {
         self.start_with(name, "");
     }
 
-    /// Starts a node that dies, or waits, at these failpoints (`failpoint::arm`).
+    /// Starts a node with failpoints (`failpoint::arm`).
     pub fn start_with(&mut self, name: &str, failpoints: &str) {
         let node = self.node(name);
         assert!(node.child.is_none(), "{name} runs");
@@ -135,14 +133,14 @@ impl Fleet {
         names.iter().for_each(|name| self.start(name));
     }
 
-    /// Kills a node, as by kill -9.
+    /// Kills a node with SIGKILL.
     pub fn kill(&mut self, name: &str) {
         let mut child = self.child(name).take().expect("the node runs");
         child.kill().expect("kill the node");
         child.wait().expect("wait for the node");
     }
 
-    /// Asks a node to end, as by SIGTERM, and waits until it has, in good order.
+    /// Sends SIGTERM to a node and waits until it has shut down successfully.
     pub fn stop(&mut self, name: &str, limit: Duration) {
         signal(self.running(name).expect("the node runs"), "-TERM");
         let status = self.died(name, limit);
@@ -157,19 +155,19 @@ impl Fleet {
     /// Waits until a node has ended by itself.
     pub fn died(&mut self, name: &str, limit: Duration) -> ExitStatus {
         let mut child = self.child(name).take().expect("the node was started");
-        wait_for(&format!("the death of {name}"), limit, || {
-            child.try_wait().expect("a child can be asked")
+        wait_for(&format!("{name} to end"), limit, || {
+            child.try_wait().expect("poll the exit status")
         })
     }
 
-    /// Forgets everything that a stopped node kept on disk, but for its log lines.
+    /// Deletes the data directory of a stopped node; its log file stays.
     pub fn wipe(&self, name: &str) {
         let node = self.node(name);
         assert!(node.child.is_none(), "{name} runs");
         fs::remove_dir_all(node.dir.join("data")).expect("remove the node's data");
     }
 
-    /// Waits until a node's `/readyz` is green.
+    /// Waits until a node's `/readyz` returns 200.
     pub fn wait_ready(&self, name: &str, limit: Duration) {
         wait_for(&format!("{name} to be ready"), limit, || {
             let (status, _) = self.readyz(name)?;
@@ -177,9 +175,10 @@ impl Fleet {
         });
     }
 
-    /// Waits until a node's `/readyz` is red for this component, with this in its cause, and a next step.
+    /// Waits until a node's `/readyz` returns 503 with `cause` in the cause of a component, and checks that it names a next
+    /// command.
     pub fn wait_red(&self, name: &str, component: &str, cause: &str, limit: Duration) {
-        wait_for(&format!("{name} to say {cause:?} of {component}"), limit, || {
+        wait_for(&format!("{name} to report {cause:?} for {component}"), limit, || {
             let (status, report) = self.readyz(name)?;
             let text = |red: &Value, name: &str| red[name].as_str().unwrap_or_default().to_owned();
             let mut all = report["components"].as_array()?.iter();
@@ -190,7 +189,7 @@ impl Fleet {
         });
     }
 
-    /// The answer of a node's `/readyz`; none when it does not serve.
+    /// Response of a node's `/readyz`; `None` if the node does not serve it.
     fn readyz(&self, name: &str) -> Option<(u16, Value)> {
         let url = format!("http://127.0.0.1:{}/readyz", self.node(name).admin);
         let answer = reqwest::blocking::get(&url).ok()?;
@@ -202,17 +201,17 @@ impl Fleet {
         self.nodes.keys().for_each(|name| self.wait_ready(name, limit));
     }
 
-    /// URL of a node's devices' listener.
+    /// URL of a node's edge listener.
     pub fn edge(&self, name: &str) -> String {
         format!("http://127.0.0.1:{}", self.node(name).edge)
     }
 
-    /// URL of a node's operators' listener.
+    /// URL of a node's admin listener.
     pub fn admin(&self, name: &str) -> String {
         format!("http://127.0.0.1:{}", self.node(name).admin)
     }
 
-    /// A device's token, good for an hour.
+    /// A device token that expires after an hour.
     pub fn token(&self, sub: &str, claims: &[(&str, Value)]) -> String {
         let now = service::clock::system().now_ms() / 1000;
         let mut all = json!({"iss": ISSUER, "aud": "tests", "sub": sub, "iat": now, "exp": now + 3600});
@@ -225,7 +224,7 @@ impl Fleet {
 }
 
 impl Node {
-    fn lay_out(dir: &Path, kafka: &str, registry: &str, more: &str) -> Node {
+    fn configure(dir: &Path, kafka: &str, registry: &str, more: &str) -> Node {
         fs::create_dir_all(dir).expect("make the node's directory");
         let node = Node {
             dir: dir.to_owned(),
@@ -261,7 +260,7 @@ impl Drop for Fleet {
                 let _ = child.wait();
             }
             if std::thread::panicking() {
-                eprintln!("the last lines of {name}:\n{}", last_lines(&node.dir.join("log"), 12));
+                eprintln!("end of the log of {name}:\n{}", last_lines(&node.dir.join("log"), 12));
             }
         }
     }

@@ -1,35 +1,35 @@
-//! A device: polls an edge, applies pages as the protocol says, and keeps what it was given.
+//! A device that polls an edge and applies pages as docs/protocol/device-sync.md specifies.
 
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// A row's place: bucket, view, key.
-pub type Place = (String, String, String);
+/// Identity of a row: bucket, view, key.
+pub type RowId = (String, String, String);
 
 pub struct Phone {
     client: reqwest::blocking::Client,
     token: String,
     device: String,
     cursor: Option<String>,
-    /// What it holds.
-    pub rows: BTreeMap<Place, Value>,
-    /// Complete pages so far.
+    /// Rows on the device.
+    pub rows: BTreeMap<RowId, Value>,
+    /// Number of complete pages.
     pub complete: usize,
-    /// The last answer, in short.
+    /// Summary of the last response.
     pub last: String,
 }
 
-/// What a poll brought.
+/// Result of a poll.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Polled {
-    /// A whole state of one instant.
+    /// A complete page: the device has the state of one instant.
     Complete,
-    /// A part of one.
+    /// A page that is not complete.
     Part,
-    /// Nothing new.
+    /// 304: no changes.
     Same,
-    /// The edge did not answer, or asked to come again.
+    /// 503, or no response.
     Later,
 }
 
@@ -51,25 +51,25 @@ impl Phone {
         }
     }
 
-    /// One poll of this edge; anything but 200, 304, 503 or no answer at all fails the test.
+    /// Polls an edge; panics on any status but 200, 304 and 503.
     pub fn poll(&mut self, edge: &str, wait_s: u32) -> Polled {
         let mut url = format!("{edge}/v1/sync?limit=5000&wait={wait_s}");
         if let Some(cursor) = &self.cursor {
             url.push_str(&format!("&cursor={cursor}"));
         }
-        let asked = self
+        let sent = self
             .client
             .get(url)
             .bearer_auth(&self.token)
             .header("trunkline-device", &self.device)
             .send();
-        let Ok(answer) = asked else {
-            self.last = format!("{edge} does not answer");
+        let Ok(response) = sent else {
+            self.last = format!("{edge} does not respond");
             return Polled::Later;
         };
-        let status = answer.status().as_u16();
-        let Ok(body) = answer.bytes() else {
-            self.last = format!("{edge}: {status}, and then it broke off");
+        let status = response.status().as_u16();
+        let Ok(body) = response.bytes() else {
+            self.last = format!("{edge}: {status}, the body is incomplete");
             return Polled::Later;
         };
         let head = String::from_utf8_lossy(body.get(..200).unwrap_or(&body));
@@ -78,7 +78,7 @@ impl Phone {
             200 => self.apply(&serde_json::from_slice(&body).expect("a page is JSON")),
             304 => Polled::Same,
             503 => Polled::Later,
-            _ => panic!("the edge answered {status}: {}", String::from_utf8_lossy(&body)),
+            _ => panic!("the edge returned {status}: {}", String::from_utf8_lossy(&body)),
         }
     }
 
@@ -95,14 +95,14 @@ impl Phone {
             self.rows.retain(|(b, ..), _| *b != text(&reset["bucket"]));
         }
         for change in list("changes") {
-            let place = (
+            let id = (
                 text(&change["bucket"]),
                 text(&change["view"]),
                 change["key"].to_string(),
             );
             match text(&change["op"]).as_str() {
-                "put" => drop(self.rows.insert(place, change["row"].clone())),
-                _ => drop(self.rows.remove(&place)),
+                "put" => drop(self.rows.insert(id, change["row"].clone())),
+                _ => drop(self.rows.remove(&id)),
             }
         }
         self.cursor = Some(text(&page["cursor"]));

@@ -1,6 +1,4 @@
-//! A PostgreSQL cluster of a test's own, and databases of a test's own in the shared one.
-//!
-//! Guarantees: `wal_level=logical`, loopback only, stopped on drop. Never: the shared cluster's processes.
+//! A dedicated PostgreSQL cluster on loopback with `wal_level=logical`, stopped on drop; psql and pgbench.
 
 use super::{free_port, postgres_bin};
 use std::fs::{self, Permissions};
@@ -9,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
-/// A running, or stopped, cluster.
+/// A cluster, running or stopped.
 #[derive(Debug)]
 pub struct Postgres {
     directory: TempDir,
@@ -18,7 +16,7 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Makes a cluster and waits until it serves.
+    /// Creates a cluster and waits until it accepts connections.
     pub fn start() -> Postgres {
         let directory = tempfile::Builder::new()
             .prefix("trunkline-postgres-")
@@ -45,7 +43,7 @@ impl Postgres {
             directory.path().display()
         );
         let path = data(&directory).join("trunkline.conf");
-        // The data directory is its owner's alone, so the settings go through a directory that everybody may read.
+        // Only its owner can write the data directory, so the settings are copied from a directory that all can read.
         let copy = directory.path().join("trunkline.conf");
         fs::write(&copy, settings).expect("write the settings");
         run(owner("cp").arg(&copy).arg(&path));
@@ -66,7 +64,7 @@ impl Postgres {
         format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
     }
 
-    /// Id of the running cluster's first process, the parent of all others.
+    /// Process id of the postmaster.
     pub fn pid(&self) -> u32 {
         let text = owner("cat").arg(data(&self.directory).join("postmaster.pid")).output();
         let text = String::from_utf8(text.expect("read postmaster.pid").stdout).expect("text");
@@ -74,7 +72,7 @@ impl Postgres {
         first.parse().expect("a process id")
     }
 
-    /// Stops the cluster without a checkpoint, as a crash would. Its data and its port stay.
+    /// Stops the cluster without a checkpoint, like a crash. Data and port stay.
     pub fn kill(&mut self) {
         if std::mem::take(&mut self.running) {
             run(program("pg_ctl")
@@ -83,7 +81,7 @@ impl Postgres {
         }
     }
 
-    /// Starts a killed cluster again and waits until it serves.
+    /// Restarts a killed cluster and waits until it accepts connections.
     pub fn restart(&mut self) {
         assert!(!self.running, "the cluster is running");
         let log = self.directory.path().join("log");
@@ -113,7 +111,7 @@ pub fn sql(url: &str, text: &str) -> String {
     printed.trim().to_owned()
 }
 
-/// Makes pgbench's tables, its history with a key of its own.
+/// Creates the tables of pgbench, with a primary key for its history.
 pub fn make_bank(url: &str, scale: usize) {
     let made = Command::new(postgres_bin().join("pgbench"))
         .args(["-q", "-i", "-s", &scale.to_string(), url])
@@ -127,7 +125,7 @@ fn data(directory: &TempDir) -> PathBuf {
     directory.path().join("data")
 }
 
-/// One of PostgreSQL's programs, as a user that is not root: it refuses root.
+/// Command of a PostgreSQL program, as user postgres if this process runs as root, which PostgreSQL rejects.
 fn program(name: &str) -> Command {
     owner(postgres_bin().join(name))
 }
@@ -144,7 +142,7 @@ fn owner(program: impl AsRef<Path>) -> Command {
 }
 
 fn run(command: &mut Command) {
-    // pg_ctl hands its output on to the server: a pipe would stay open for as long as that runs.
+    // The server inherits the output of pg_ctl, so a pipe would stay open until the server stops.
     let status = command
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -149,7 +149,7 @@ impl Harness {
     /// Starts the brokers and the node with ingest and registry.
     pub fn new() -> Harness {
         let mut cluster = Cluster::start();
-        cluster.is_whole(LIMIT);
+        cluster.wait_in_sync(LIMIT);
         let kafka = cluster.bootstrap();
         let log = event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(kafka.clone())).expect("connect");
         let mut fleet = Fleet::new(TOPOLOGY, &kafka, "[processors]\nstore_memory_mib = 8\n");
@@ -195,7 +195,7 @@ impl Harness {
             processes.join().expect("the processes were killed as planned");
         });
         // All brokers are up and nothing is killed any more, so the rest of the input is processed.
-        self.cluster.is_whole(LIMIT);
+        self.cluster.wait_in_sync(LIMIT);
         orders.barrier();
         SEATS.iter().for_each(|(seat, _)| self.fleet.stop(seat, LIMIT));
         let verdict = verify(&self.cluster.bootstrap(), self.fleet.registry(), &orders);
@@ -230,7 +230,7 @@ fn kill_brokers(cluster: &mut Cluster, over: &AtomicBool, kills: &AtomicUsize) {
         cluster.kill(broker);
         pass(DOWN, &AtomicBool::new(false));
         cluster.restart(broker);
-        cluster.is_whole(LIMIT);
+        cluster.wait_in_sync(LIMIT);
         kills.fetch_add(1, Ordering::SeqCst);
         pass(DOWN, over);
     }

@@ -115,7 +115,7 @@ fn moved_tasks_restore_few_records(log: &SharedEventLog, config: &ProcessConfig)
         .block_on(b.tasks.join(Duration::from_secs(30)))
         .expect("b ends");
     let guard = executor.enter();
-    let moved = wait_for("the others to have all tasks", LIMIT, || {
+    let moved = wait_for("all tasks on the other instances", LIMIT, || {
         let tasks = running(&[&a, &c]);
         (tasks.len() == 6).then_some(tasks)
     });
