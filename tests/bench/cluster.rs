@@ -6,8 +6,11 @@
 mod harness;
 #[path = "../e2e/cluster/orders.rs"]
 mod orders;
+#[path = "../e2e/cluster/progress.rs"]
+mod progress;
 
-use harness::{Harness, Play};
+use harness::Harness;
+use progress::Play;
 use std::time::Duration;
 
 /// Minimum number of orders, whatever the duration.

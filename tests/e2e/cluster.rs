@@ -4,8 +4,10 @@
 
 mod harness;
 mod orders;
+mod progress;
 
-use harness::{Harness, Play};
+use harness::Harness;
+use progress::Play;
 use std::time::Duration;
 
 #[test]

@@ -3,7 +3,7 @@
 //! Each post is retried under one idempotency key until it succeeds. Prices change only when all earlier input is
 //! processed, so that the epoch of an order determines its price.
 
-use super::harness::{Kills, Play, Progress, pass};
+use super::progress::{Kills, Play, Progress, pass};
 use crate::support::{BROKERS, wait_for};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -117,11 +117,3 @@ impl Orders {
         self.progress.barrier();
     }
 }
-
-/// Groups and their inputs, in the order of the data flow.
-pub const READS: [(&str, &str); 4] = [
-    ("joined", "event.ordered"),
-    ("joined", "change.shop"),
-    ("joined", "joined.repartition.right"),
-    ("counts", "processor.joined"),
-];
