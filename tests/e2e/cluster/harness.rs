@@ -7,7 +7,7 @@
 //! At most one broker is down at a time. A process that ends by itself fails the run.
 
 use super::orders::Orders;
-use super::progress::{Kills, PARTITIONS, Play, Progress, pass};
+use super::progress::{Kills, PARTITIONS, Progress, RunPlan, pass};
 use crate::support::{self, BROKERS, Cluster, Fleet, wait_for};
 use event_log::SharedEventLog;
 use std::path::Path;
@@ -83,7 +83,7 @@ const OPEN: &str = "runtime.commit.sent=pause:150,log.commit.before=pause:150";
 
 /// Result of a run.
 #[derive(Debug, Default)]
-pub struct Played {
+pub struct RunReport {
     /// Orders written.
     pub orders: usize,
     /// Processes killed.
@@ -145,7 +145,7 @@ impl Harness {
     }
 
     /// Starts the processors, kills processes and brokers until the minimums are reached, and verifies the output.
-    pub fn play(mut self, play: Play) -> Played {
+    pub fn run(mut self, plan: RunPlan) -> RunReport {
         let (over, kills) = (AtomicBool::new(false), Kills::default());
         let (cluster, fleet, log) = (&mut self.cluster, &mut self.fleet, &self.log);
         NODES.iter().for_each(|(node, _)| fleet.start_with(node, OPEN));
@@ -160,7 +160,7 @@ impl Harness {
                 kill_processes(fleet, log, &over, &kills.processes);
             });
             let writer = Over(&over);
-            orders.write(play, &over, &kills);
+            orders.write(plan, &over, &kills);
             drop(writer);
             brokers.join().expect("the brokers were killed as planned");
             processes.join().expect("the processes were killed as planned");
@@ -173,7 +173,7 @@ impl Harness {
         self.fleet.stop("ingest", LIMIT);
         let transactions = self.cluster.transactions();
         let partitions = |topic: &'static str| (0..PARTITIONS).map(move |p| (topic, p));
-        Played {
+        RunReport {
             orders: orders.written,
             kills: kills.processes.into_inner(),
             broker_kills: kills.brokers.into_inner(),

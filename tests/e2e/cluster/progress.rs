@@ -22,7 +22,7 @@ const LIMIT: Duration = Duration::from_secs(180);
 
 /// Parameters of a run. It ends when all four minimums are reached.
 #[derive(Debug, Clone, Copy)]
-pub struct Play {
+pub struct RunPlan {
     /// Minimum duration.
     pub time: Duration,
     /// Minimum number of kills of each broker.
