@@ -1,7 +1,7 @@
 //! The pgbench database with a topology and configured nodes, and marks that show the progress of the pipeline.
 //!
-//! A mark updates a row in each of so many buckets that every partition of `view.log` has at least one of them. When a
-//! device has received all of them, the replica has everything that was committed before the mark.
+//! A mark updates one row in each of 160 buckets, enough for every partition of `view.log` to have at least one of them.
+//! When a device has received all of them, the replica has everything that was committed before the mark.
 
 use crate::postgres::harness::Database;
 use crate::support::{self, Broker, Fleet, Phone, Polled, Postgres};

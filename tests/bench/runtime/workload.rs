@@ -10,7 +10,7 @@ pub const COUNT_KEYS: usize = 100_000;
 pub const VALUE_BYTES: usize = 200;
 pub const PARTITIONS: i32 = 4;
 
-/// An application with one sub-topology from one new topic to another, not yet started.
+/// An application that has not started, with its input and output topic.
 pub struct Workload {
     pub from: Arc<str>,
     pub to: Arc<str>,
@@ -18,6 +18,7 @@ pub struct Workload {
     pub config: Config,
 }
 
+/// An application with one sub-topology between two new topics.
 pub fn workload(log: &SharedEventLog, dir: &Path, make: fn(Arc<str>) -> Box<dyn Processor>) -> Workload {
     let (from, to) = (topic(log), topic(log));
     let output = to.clone();
