@@ -6,8 +6,11 @@
 mod harness;
 #[path = "../e2e/cluster/orders.rs"]
 mod orders;
+#[path = "../e2e/cluster/progress.rs"]
+mod progress;
 
-use harness::{Harness, Play};
+use harness::Harness;
+use progress::RunPlan;
 use std::time::Duration;
 
 /// Minimum number of orders, whatever the duration.
@@ -16,7 +19,7 @@ const ORDERS: usize = 1_000_000;
 /// Runs for the given number of minutes, by default 10.
 pub fn run(words: &[String]) -> anyhow::Result<()> {
     let minutes: u64 = words.first().map_or(Ok(10), |word| word.parse())?;
-    let play = Play {
+    let plan = RunPlan {
         time: Duration::from_secs(minutes * 60),
         rounds: 1,
         kills: 1,
@@ -24,18 +27,18 @@ pub fn run(words: &[String]) -> anyhow::Result<()> {
         rate: 3_500,
         epoch: 100_000,
     };
-    let played = Harness::new().play(play);
+    let report = Harness::new().run(plan);
     println!("three brokers, two processes with three stream threads per processor, at least {minutes} min");
     println!(
         "  {} orders; {} kills of processes, {} of brokers; at least {} transactions aborted",
-        played.orders, played.kills, played.broker_kills, played.aborted
+        report.orders, report.kills, report.broker_kills, report.aborted
     );
-    let unfinished = if played.unfinished.is_empty() {
+    let unfinished = if report.unfinished.is_empty() {
         "none".to_owned()
     } else {
-        played.unfinished.join("; ")
+        report.unfinished.join("; ")
     };
     println!("  unfinished or hanging transactions at the end: {unfinished}");
-    println!("  {}", played.verdict);
+    println!("  {}", report.verdict);
     Ok(())
 }

@@ -10,12 +10,11 @@ mod roles;
 
 use crate::figures::rate;
 use crate::postgres::CompetingConsumer;
-use bank::Bank;
+use bank::{Bank, LIMIT};
 use roles::Roles;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-const LIMIT: Duration = Duration::from_secs(600);
 /// Scale factor of `pgbench -i -s`.
 const SCALE: usize = 5;
 /// Row changes per pgbench transaction.

@@ -2,13 +2,13 @@
 //! latency of single records.
 
 mod aggregate;
+mod workload;
 
 use crate::support;
 use event_log::embedded::EmbeddedLog;
 use event_log::kafka::{KafkaLog, limit};
 use event_log::{
-    Cleanup, Isolation, Millis, OffsetSpec, OutBatch, OutRecord, RecordBatch, SharedEventLog, StartFrom, TopicConfig,
-    TopicPartition, TopicSpec,
+    Isolation, Millis, OffsetSpec, OutBatch, OutRecord, RecordBatch, SharedEventLog, StartFrom, TopicPartition,
 };
 use service::{Readiness, Tasks, telemetry};
 use std::fmt;
@@ -16,17 +16,12 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use streams::{
-    Application, Config, Context, Factory, FirstStart, Output, ProcessingGuarantee, Processor, State, SubTopology,
-    TaskInfo,
-};
+use streams::{Context, Output, ProcessingGuarantee, Processor, State};
+use workload::{PARTITIONS, VALUE_BYTES, Workload, fill, filled, topic, workload};
 
 const COPY_RECORDS: usize = 2_000_000;
 const COUNT_RECORDS: usize = 1_000_000;
-const COUNT_KEYS: usize = 100_000;
-const VALUE_BYTES: usize = 200;
 const SINGLES: usize = 1_000;
-const PARTITIONS: i32 = 4;
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// Copies its input.
@@ -125,19 +120,19 @@ fn measure(
         .build()?;
     let guard = executor.enter();
     if wanted("copy") {
-        let line = filled(log, dir.path(), COPY_RECORDS, |to| Box::new(Copy(to)))?;
-        let copied = bulk(log, &executor, "copy", COPY_RECORDS, line)?;
+        let workload = filled(log, dir.path(), COPY_RECORDS, |to| Box::new(Copy(to)))?;
+        let copied = bulk(log, &executor, "copy", COPY_RECORDS, workload)?;
         if let Some(kafka) = kafka {
             limits(log, &kafka, copied)?;
         }
     }
     if wanted("count") {
-        let line = filled(log, dir.path(), COUNT_RECORDS, |to| Box::new(Count(to)))?;
-        bulk(log, &executor, "count", COUNT_RECORDS, line)?;
+        let workload = filled(log, dir.path(), COUNT_RECORDS, |to| Box::new(Count(to)))?;
+        bulk(log, &executor, "count", COUNT_RECORDS, workload)?;
     }
     if wanted("aggregate") {
-        let line = aggregate::line(log, dir.path(), COUNT_RECORDS)?;
-        bulk(log, &executor, "declarative count()", COUNT_RECORDS, line)?;
+        let workload = aggregate::workload(log, dir.path(), COUNT_RECORDS)?;
+        bulk(log, &executor, "declarative count()", COUNT_RECORDS, workload)?;
     }
     if wanted("singles") {
         singles(log, dir.path(), &executor, ProcessingGuarantee::ExactlyOnce)?;
@@ -156,66 +151,23 @@ fn measure(
     Ok(())
 }
 
-/// An application with one sub-topology from one new topic to another, not yet started.
-struct Line {
-    from: Arc<str>,
-    to: Arc<str>,
-    application: Application,
-    config: Config,
-}
-
-fn line(log: &SharedEventLog, dir: &Path, make: fn(Arc<str>) -> Box<dyn Processor>) -> Line {
-    let (from, to) = (topic(log), topic(log));
-    let output = to.clone();
-    let factory: Factory = Arc::new(move |_: &TaskInfo| make(output.clone()));
-    let sub = SubTopology {
-        name: "bench".to_owned(),
-        inputs: vec![from.to_string()],
-        store: "state".to_owned(),
-        factory,
-        first_start: FirstStart::Earliest,
-    };
-    let application = Application {
-        name: support::unique("bench"),
-        subtopologies: vec![sub],
-    };
-    Line {
-        from,
-        to,
-        application,
-        config: Config::new("one", dir),
-    }
-}
-
-/// Like [`line`], with `records` records in the input.
-fn filled(
-    log: &SharedEventLog,
-    dir: &Path,
-    records: usize,
-    make: fn(Arc<str>) -> Box<dyn Processor>,
-) -> anyhow::Result<Line> {
-    let line = line(log, dir, make);
-    fill(log, &line.from, records)?;
-    Ok(line)
-}
-
 /// Measures the time until the application has committed all records of its input.
 fn bulk(
     log: &SharedEventLog,
     executor: &tokio::runtime::Runtime,
     what: &str,
     records: usize,
-    line: Line,
+    workload: Workload,
 ) -> anyhow::Result<Speed> {
     let inputs: Vec<_> = (0..PARTITIONS)
-        .map(|p| TopicPartition::new(line.from.clone(), p))
+        .map(|p| TopicPartition::new(workload.from.clone(), p))
         .collect();
     let tasks = Tasks::new();
-    let group = line.application.name.clone();
+    let group = workload.application.name.clone();
     let (start, before) = (Instant::now(), telemetry::usage());
     streams::run(
-        line.application,
-        line.config,
+        workload.application,
+        workload.config,
         log.clone(),
         streams::Host {
             clock: service::clock::system(),
@@ -312,13 +264,13 @@ fn singles(
     executor: &tokio::runtime::Runtime,
     guarantee: ProcessingGuarantee,
 ) -> anyhow::Result<()> {
-    let mut line = line(log, dir, |to| Box::new(Count(to)));
-    line.config.commit.touches_view_log = guarantee == ProcessingGuarantee::ExactlyOnce;
-    line.config.commit.guarantee = guarantee;
+    let mut workload = workload(log, dir, |to| Box::new(Count(to)));
+    workload.config.commit.touches_view_log = guarantee == ProcessingGuarantee::ExactlyOnce;
+    workload.config.commit.guarantee = guarantee;
     let (tasks, readiness) = (Tasks::new(), Readiness::new());
     streams::run(
-        line.application,
-        line.config,
+        workload.application,
+        workload.config,
         log.clone(),
         streams::Host {
             clock: service::clock::system(),
@@ -327,14 +279,14 @@ fn singles(
         },
     );
     support::wait_for("readiness", LIMIT, || readiness.report().ready.then_some(()));
-    let at = TopicPartition::new(line.to.clone(), 0);
+    let at = TopicPartition::new(workload.to.clone(), 0);
     let mut reader = log.reader(Isolation::ReadCommitted)?;
     reader.assign(&[(at.clone(), StartFrom::Offset(log.offset(&at, OffsetSpec::Earliest)?))])?;
     let (mut late, mut batch) = (Vec::with_capacity(SINGLES), RecordBatch::default());
     for _ in 0..SINGLES {
         let mut out = OutBatch::default();
         let record = OutRecord {
-            topic: &line.from,
+            topic: &workload.from,
             partition: Some(0),
             timestamp: None,
             key: Some(b"[1]"),
@@ -359,47 +311,6 @@ fn singles(
         part(999)
     );
     Ok(())
-}
-
-fn fill(log: &SharedEventLog, topic: &Arc<str>, records: usize) -> anyhow::Result<()> {
-    let value = [b'x'; VALUE_BYTES];
-    let mut out = OutBatch::default();
-    for n in 0..records {
-        let key = format!("[{}]", n * 7919 % COUNT_KEYS);
-        let partition = Some(i32::try_from(n)? % PARTITIONS);
-        out.push(
-            OutRecord {
-                topic,
-                partition,
-                timestamp: None,
-                key: Some(key.as_bytes()),
-                value: Some(&value),
-            },
-            [],
-        );
-        if out.len() == 20_000 {
-            log.append(&out)?;
-            out.clear();
-        }
-    }
-    log.append(&out)?;
-    Ok(())
-}
-
-fn topic(log: &SharedEventLog) -> Arc<str> {
-    topic_of(log, &support::unique("bench"))
-}
-
-fn topic_of(log: &SharedEventLog, name: &str) -> Arc<str> {
-    let config = TopicConfig::new(Cleanup::Delete);
-    let spec = TopicSpec {
-        name: name.to_owned(),
-        partitions: PARTITIONS,
-        replication: None,
-        config,
-    };
-    log.create_topics(&[spec]).expect("a topic");
-    name.into()
 }
 
 #[expect(clippy::disallowed_methods, reason = "a benchmark uses the system clock")]

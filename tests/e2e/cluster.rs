@@ -4,13 +4,15 @@
 
 mod harness;
 mod orders;
+mod progress;
 
-use harness::{Harness, Play};
+use harness::Harness;
+use progress::RunPlan;
 use std::time::Duration;
 
 #[test]
 fn exactly_once_while_processes_and_brokers_die() {
-    let play = Play {
+    let plan = RunPlan {
         time: Duration::from_secs(30),
         rounds: 1,
         kills: 4,
@@ -18,17 +20,17 @@ fn exactly_once_while_processes_and_brokers_die() {
         rate: 2_000,
         epoch: 20_000,
     };
-    let played = Harness::new().play(play);
-    eprintln!("{played:?}");
+    let report = Harness::new().run(plan);
+    eprintln!("{report:?}");
     for what in ["lost", "doubled", "made_up", "out_of_order", "open"] {
-        assert_eq!(played.verdict[what], 0, "{what}: {played:?}");
+        assert_eq!(report.verdict[what], 0, "{what}: {report:?}");
     }
-    assert_eq!(played.verdict["orders"], played.verdict["joined"], "{played:?}");
-    assert_eq!(played.verdict["orders"], played.verdict["counted"], "{played:?}");
-    assert_eq!(played.verdict["lost_orders"], 0, "{played:?}");
-    assert!(played.orders >= play.orders && played.kills >= 4, "{played:?}");
-    assert!(played.broker_kills >= 3, "{played:?}");
+    assert_eq!(report.verdict["orders"], report.verdict["joined"], "{report:?}");
+    assert_eq!(report.verdict["orders"], report.verdict["counted"], "{report:?}");
+    assert_eq!(report.verdict["lost_orders"], 0, "{report:?}");
+    assert!(report.orders >= plan.orders && report.kills >= 4, "{report:?}");
+    assert!(report.broker_kills >= 3, "{report:?}");
     // Some kills must hit open transactions.
-    assert!(played.aborted >= 2, "{played:?}");
-    assert_eq!(played.unfinished, Vec::<String>::new(), "{played:?}");
+    assert!(report.aborted >= 2, "{report:?}");
+    assert_eq!(report.unfinished, Vec::<String>::new(), "{report:?}");
 }

@@ -135,10 +135,10 @@ fn until(shop: &Shop, phone: &mut Phone, what: &str, mut done: impl FnMut(&Phone
 
 fn settle(shop: &Shop, phone: &mut Phone) {
     let expected = expected(&shop.orders);
-    let mut held = [BTreeMap::new(), BTreeMap::new()];
+    let mut actual = [BTreeMap::new(), BTreeMap::new()];
     let what = format!("totals and sizes to be {expected:?}");
     until(shop, phone, &what, |phone| {
-        held = [
+        actual = [
             rows(
                 phone,
                 "all_totals",
@@ -147,7 +147,7 @@ fn settle(shop: &Shop, phone: &mut Phone) {
             ),
             rows(phone, "sizes", "orders", &["customers", "spent_cents"]),
         ];
-        held == expected
+        actual == expected
     });
 }
 

@@ -21,7 +21,7 @@ fn tables<'t>(table: &'t toml::Table, field: &str) -> Vec<&'t toml::Table> {
 
 #[test]
 fn mutations_match_their_files_exactly_once() {
-    let list = std::fs::read_to_string(root().join("tests/mutations.toml")).expect("tests/mutations.toml is there");
+    let list = std::fs::read_to_string(root().join("tests/mutations.toml")).expect("read tests/mutations.toml");
     let list: toml::Table = list.parse().expect("tests/mutations.toml is TOML");
     let (mut stale, mut names) = (Vec::new(), BTreeSet::new());
     for mutation in tables(&list, "mutation") {

@@ -1,14 +1,15 @@
 //! The pgbench database with a topology and configured nodes, and marks that show the progress of the pipeline.
 //!
-//! A mark updates a row in each of so many buckets that every partition of `view.log` has at least one of them. When a
-//! device has received all of them, the replica has everything that was committed before the mark.
+//! A mark updates one row in each of 160 buckets, enough for every partition of `view.log` to have at least one of them.
+//! When a device has received all of them, the replica has everything that was committed before the mark.
 
-use super::LIMIT;
 use crate::postgres::harness::Database;
 use crate::support::{self, Broker, Fleet, Phone, Polled, Postgres};
 use serde_json::Value;
 use std::time::{Duration, Instant};
 
+/// Limit of every wait.
+pub const LIMIT: Duration = Duration::from_secs(600);
 /// Branches that a mark updates.
 const MARKS: std::ops::RangeInclusive<i64> = 20_001..=20_160;
 /// Branches of the devices that measure latency; one each.

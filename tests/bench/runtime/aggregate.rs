@@ -1,7 +1,7 @@
 //! A declarative aggregate as a node runs it, with production decoding, state, changelog and output: `count()` over
 //! events with 100,000 keys. The key of an event is its group, so there is no repartition step.
 
-use super::{COUNT_KEYS, Line, PARTITIONS, topic_of};
+use super::workload::{COUNT_KEYS, PARTITIONS, Workload, topic_of};
 use event_log::{OutBatch, OutRecord, SharedEventLog};
 use processors::declared::{self, Config};
 use schemas::codec::Datum;
@@ -14,7 +14,7 @@ const SCHEMA: u32 = 1;
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
 /// The application, with its topics created and `events` events in the input.
-pub fn line(log: &SharedEventLog, dir: &Path, events: usize) -> anyhow::Result<Line> {
+pub fn workload(log: &SharedEventLog, dir: &Path, events: usize) -> anyhow::Result<Workload> {
     let name = crate::support::unique("bench").replace('-', "_");
     let text = format!(
         r#"
@@ -70,7 +70,7 @@ partitions = {PARTITIONS}
         horizon_ms: DAY_MS,
         fetch: Arc::new(move |_| Ok(text.clone())),
     });
-    Ok(Line {
+    Ok(Workload {
         from,
         to,
         application,

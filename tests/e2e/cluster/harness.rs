@@ -6,11 +6,10 @@
 //!
 //! At most one broker is down at a time. A process that ends by itself fails the run.
 
-use super::orders::{Orders, READS};
+use super::orders::Orders;
+use super::progress::{Kills, PARTITIONS, Progress, RunPlan, pass};
 use crate::support::{self, BROKERS, Cluster, Fleet, wait_for};
-use event_log::{
-    Error, ErrorAction, Isolation, Offset, OffsetSpec, RecordBatch, SharedEventLog, StartFrom, TopicPartition,
-};
+use event_log::SharedEventLog;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -58,21 +57,17 @@ name = "ingest"
 runs = ["connector:shop", "ingest", "registry"]
 
 [[node]]
-name = "seat-0"
+name = "worker-0"
 runs = ["processor:joined", "processor:counts"]
 
 [[node]]
-name = "seat-1"
+name = "worker-1"
 runs = ["processor:joined", "processor:counts"]
 "#;
 /// Output topics of the processors.
 const OUTPUTS: [&str; 2] = ["processor.joined", "processor.counts"];
-/// Topics that grow whenever a task makes progress.
-const WORK: [&str; 2] = ["processor.joined", "counts.changelog.groups"];
-/// Partitions of each topic.
-const PARTITIONS: i32 = 6;
 /// Nodes, with their stream threads per processor.
-const SEATS: [(&str, usize); 2] = [("seat-0", 2), ("seat-1", 1)];
+const NODES: [(&str, usize); 2] = [("worker-0", 2), ("worker-1", 1)];
 const LIMIT: Duration = Duration::from_secs(180);
 /// Interval between kills of processes.
 const KILL_EVERY: Duration = Duration::from_secs(5);
@@ -86,33 +81,9 @@ const DOWN: Duration = Duration::from_secs(5);
 /// Failpoints that keep each transaction open, so that kills hit open transactions.
 const OPEN: &str = "runtime.commit.sent=pause:150,log.commit.before=pause:150";
 
-/// Parameters of a run. It ends when all four minimums are reached.
-#[derive(Debug, Clone, Copy)]
-pub struct Play {
-    /// Minimum duration.
-    pub time: Duration,
-    /// Minimum number of kills of each broker.
-    pub rounds: usize,
-    /// Minimum number of kills of processes.
-    pub kills: usize,
-    /// Minimum number of orders.
-    pub orders: usize,
-    /// Orders per second.
-    pub rate: usize,
-    /// Orders between changes of prices.
-    pub epoch: usize,
-}
-
-/// Kills so far.
-#[derive(Debug, Default)]
-pub struct Kills {
-    pub processes: AtomicUsize,
-    pub brokers: AtomicUsize,
-}
-
 /// Result of a run.
 #[derive(Debug, Default)]
-pub struct Played {
+pub struct RunReport {
     /// Orders written.
     pub orders: usize,
     /// Processes killed.
@@ -159,8 +130,8 @@ impl Harness {
              credentials = [{{ name = \"backend\", token = \"a token\", topics = [\"*\"] }}]\n"
         );
         fleet.configure("ingest", &ingest);
-        for (seat, threads) in SEATS {
-            fleet.configure(seat, &format!("threads = {threads}\n"));
+        for (node, threads) in NODES {
+            fleet.configure(node, &format!("threads = {threads}\n"));
         }
         fleet.start("ingest");
         fleet.wait_ready("ingest", LIMIT);
@@ -174,11 +145,11 @@ impl Harness {
     }
 
     /// Starts the processors, kills processes and brokers until the minimums are reached, and verifies the output.
-    pub fn play(mut self, play: Play) -> Played {
+    pub fn run(mut self, plan: RunPlan) -> RunReport {
         let (over, kills) = (AtomicBool::new(false), Kills::default());
         let (cluster, fleet, log) = (&mut self.cluster, &mut self.fleet, &self.log);
-        SEATS.iter().for_each(|(seat, _)| fleet.start_with(seat, OPEN));
-        let mut orders = Orders::new(self.orders.clone(), Progress(log.clone()));
+        NODES.iter().for_each(|(node, _)| fleet.start_with(node, OPEN));
+        let mut orders = Orders::new(self.orders.clone(), Progress::new(log.clone()));
         std::thread::scope(|threads| {
             let brokers = threads.spawn(|| {
                 let _over = Over(&over);
@@ -189,7 +160,7 @@ impl Harness {
                 kill_processes(fleet, log, &over, &kills.processes);
             });
             let writer = Over(&over);
-            orders.write(play, &over, &kills);
+            orders.write(plan, &over, &kills);
             drop(writer);
             brokers.join().expect("the brokers were killed as planned");
             processes.join().expect("the processes were killed as planned");
@@ -197,12 +168,12 @@ impl Harness {
         // All brokers are up and nothing is killed any more, so the rest of the input is processed.
         self.cluster.wait_in_sync(LIMIT);
         orders.barrier();
-        SEATS.iter().for_each(|(seat, _)| self.fleet.stop(seat, LIMIT));
+        NODES.iter().for_each(|(node, _)| self.fleet.stop(node, LIMIT));
         let verdict = verify(&self.cluster.bootstrap(), self.fleet.registry(), &orders);
         self.fleet.stop("ingest", LIMIT);
         let transactions = self.cluster.transactions();
         let partitions = |topic: &'static str| (0..PARTITIONS).map(move |p| (topic, p));
-        Played {
+        RunReport {
             orders: orders.written,
             kills: kills.processes.into_inner(),
             broker_kills: kills.brokers.into_inner(),
@@ -211,16 +182,6 @@ impl Harness {
             verdict,
         }
     }
-}
-
-/// Retries while the log is unavailable, because a broker may be down.
-fn retry<T>(what: &str, mut call: impl FnMut() -> event_log::Result<T>) -> T {
-    wait_for(what, LIMIT, || match call() {
-        Err(error) if error.action() == ErrorAction::Retry => None,
-        // The topic is not created yet, or the metadata come from a broker that has just restarted.
-        Err(Error::UnknownTopic { .. }) => None,
-        found => Some(found.expect(what)),
-    })
 }
 
 /// Kills the brokers in turn; each only when all partitions are in sync again.
@@ -236,93 +197,32 @@ fn kill_brokers(cluster: &mut Cluster, over: &AtomicBool, kills: &AtomicUsize) {
     }
 }
 
-/// Waits for `time`, or until `over` is set.
-pub fn pass(time: Duration, over: &AtomicBool) {
-    let end = Instant::now() + time;
-    wait_for("time to pass", time + LIMIT, || {
-        (Instant::now() >= end || over.load(Ordering::SeqCst)).then_some(())
-    });
-}
-
 fn kill_processes(fleet: &mut Fleet, log: &SharedEventLog, over: &AtomicBool, kills: &AtomicUsize) {
-    let mut logged = SEATS.map(|_| 0);
-    let progress = Progress(log.clone());
-    for at in (0..SEATS.len()).cycle() {
+    let mut logged = NODES.map(|_| 0);
+    let progress = Progress::new(log.clone());
+    for at in (0..NODES.len()).cycle() {
         let before = progress.stable();
         pass(KILL_EVERY, over);
         if over.load(Ordering::SeqCst) {
             return;
         }
-        let (seat, _) = SEATS[at];
+        let (node, _) = NODES[at];
         let end = Instant::now() + START;
         wait_for("a task to run", START + LIMIT, || {
             let is_late = Instant::now() >= end || over.load(Ordering::SeqCst);
-            let works = || fleet.log(seat)[logged[at]..].contains(RUNS);
+            let works = || fleet.log(node)[logged[at]..].contains(RUNS);
             (is_late || works() && progress.stable() > before).then_some(())
         });
-        if let Some(ended) = fleet.ended(seat) {
-            let log = fleet.log(seat);
+        if let Some(ended) = fleet.ended(node) {
+            let log = fleet.log(node);
             let last: Vec<&str> = log.lines().rev().take(30).collect();
-            panic!("{seat} ended by itself with {ended}; end of its log in reverse order: {last:#?}");
+            panic!("{node} ended by itself with {ended}; end of its log in reverse order: {last:#?}");
         }
-        fleet.kill(seat);
+        fleet.kill(node);
         kills.fetch_add(1, Ordering::SeqCst);
-        logged[at] = fleet.log(seat).len();
-        fleet.start_with(seat, OPEN);
+        logged[at] = fleet.log(node).len();
+        fleet.start_with(node, OPEN);
     }
-}
-
-/// Progress of the processors.
-pub struct Progress(SharedEventLog);
-
-impl Progress {
-    /// Sum of the last stable offsets of their output; `None` while the log is unavailable.
-    fn stable(&self) -> Option<Offset> {
-        let at: Vec<TopicPartition> = WORK.iter().flat_map(|topic| partitions(topic)).collect();
-        Some(self.0.offsets(&at, OffsetSpec::LastStable).ok()?.into_iter().sum())
-    }
-
-    /// Waits until all input is processed and committed.
-    pub fn barrier(&self) {
-        for (group, topic) in READS {
-            wait_for(&format!("{group} to have processed {topic}"), LIMIT, || {
-                let partitions = self.partitions(topic);
-                let committed = retry("read the offsets", || self.0.committed(group, &partitions));
-                let done = |(at, next): (&TopicPartition, &Option<Offset>)| self.is_read(at, next.unwrap_or(0));
-                committed.iter().all(done).then_some(())
-            });
-        }
-    }
-
-    fn partitions(&self, topic: &str) -> Vec<TopicPartition> {
-        let found = retry("describe a topic", || self.0.describe(topic));
-        let count = found.map_or(0, |found| found.partitions);
-        (0..count).map(|p| TopicPartition::new(topic, p)).collect()
-    }
-
-    /// Whether no committed record is at or after an offset. The log end may be higher: control records follow.
-    fn is_read(&self, at: &TopicPartition, next: Offset) -> bool {
-        let end = retry("read the end", || self.0.offset(at, OffsetSpec::LogEnd));
-        if next >= end {
-            return true;
-        }
-        retry("read what is left", || {
-            let mut reader = self.0.reader(Isolation::ReadCommitted)?;
-            reader.assign(&[(at.clone(), StartFrom::Offset(next))])?;
-            let (mut batch, began) = (RecordBatch::default(), Instant::now());
-            while reader.position(at).is_none_or(|position| position < end) {
-                let open = began.elapsed() > Duration::from_secs(1);
-                if open || reader.poll(&mut batch, 1 << 20, Duration::from_millis(50))? > 0 {
-                    return Ok(false);
-                }
-            }
-            Ok(true)
-        })
-    }
-}
-
-fn partitions(topic: &str) -> impl Iterator<Item = TopicPartition> {
-    (0..PARTITIONS).map(move |p| TopicPartition::new(topic, p))
 }
 
 /// Runs the Python verifier.

@@ -3,7 +3,7 @@
 //! Each post is retried under one idempotency key until it succeeds. Prices change only when all earlier input is
 //! processed, so that the epoch of an order determines its price.
 
-use super::harness::{Kills, Play, Progress, pass};
+use super::progress::{Kills, Progress, RunPlan, pass};
 use crate::support::{BROKERS, wait_for};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -62,22 +62,22 @@ impl Orders {
     }
 
     /// Writes orders at the given rate, and new prices after each epoch, until the run is over.
-    pub fn write(&mut self, play: Play, over: &AtomicBool, kills: &Kills) {
+    pub fn write(&mut self, plan: RunPlan, over: &AtomicBool, kills: &Kills) {
         self.set_prices();
         self.progress.barrier();
         let start = Instant::now();
-        let mut next_epoch = play.epoch;
+        let mut next_epoch = plan.epoch;
         let enough = |written: usize| {
             let rounds = kills.brokers.load(Ordering::SeqCst) / BROKERS;
             let processes = kills.processes.load(Ordering::SeqCst);
-            start.elapsed() >= play.time && rounds >= play.rounds && processes >= play.kills && written >= play.orders
+            start.elapsed() >= plan.time && rounds >= plan.rounds && processes >= plan.kills && written >= plan.orders
         };
         while !over.load(Ordering::SeqCst) && !enough(self.written) {
-            let due = Duration::from_millis(u64::try_from(self.written * 1000 / play.rate).expect("a time"));
+            let due = Duration::from_millis(u64::try_from(self.written * 1000 / plan.rate).expect("a time"));
             pass(due.saturating_sub(start.elapsed()), over);
             self.order();
             if self.written >= next_epoch {
-                next_epoch += play.epoch;
+                next_epoch += plan.epoch;
                 self.progress.barrier();
                 self.epoch += 1;
                 self.set_prices();
@@ -117,11 +117,3 @@ impl Orders {
         self.progress.barrier();
     }
 }
-
-/// Groups and their inputs, in the order of the data flow.
-pub const READS: [(&str, &str); 4] = [
-    ("joined", "event.ordered"),
-    ("joined", "change.shop"),
-    ("joined", "joined.repartition.right"),
-    ("counts", "processor.joined"),
-];

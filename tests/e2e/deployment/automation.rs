@@ -10,7 +10,7 @@ const WORKFLOWS: &str = ".github/workflows";
 const JUSTFILE: &str = "justfile";
 /// Texts whose code spans and code blocks are commands.
 const TEXTS: [&str; 2] = ["CONTRIBUTING.md", ".github/pull_request_template.md"];
-/// Programs with which a code span is taken for a command.
+/// Programs whose code spans are checked as commands.
 const PROGRAMS: [&str; 5] = ["just ", "cargo ", "tests/run ", "tests/mutations ", "trunkline "];
 
 pub fn findings(tree: &Tree) -> Vec<String> {

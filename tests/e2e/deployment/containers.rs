@@ -119,7 +119,7 @@ fn service_findings(tree: &Tree, services: &Map<String, Value>, service: &Value)
     findings
 }
 
-/// Command line, node, topology, ports and data directory of a service that runs our image.
+/// Command line, node, topology, ports and data directory of a service that runs the Trunkline image.
 fn node_findings(tree: &Tree, service: &Value) -> Vec<String> {
     let mut findings = Vec::new();
     let command: Vec<String> = strings(&service["command"]).into_iter().map(str::to_owned).collect();

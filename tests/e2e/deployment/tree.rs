@@ -50,7 +50,7 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// Whether it accepts so many arguments; `*NAME` stands for any number, `NAME=value` for an optional one.
+    /// Whether it accepts this number of arguments; `*NAME` means any number, `NAME=value` an optional one.
     pub fn accepts(&self, count: usize) -> bool {
         let variadic = self.parameters.iter().any(|p| p.starts_with(['*', '+']));
         let required = self

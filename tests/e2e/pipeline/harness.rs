@@ -151,12 +151,12 @@ impl Harness {
         assert_eq!(phones.len(), self.branches);
         let edges = [self.fleet.edge("edge-1"), self.fleet.edge("edge-2")];
         for (index, mut phone) in phones.into_iter().enumerate() {
-            let truth = self.truth(index + 1);
-            catch_up(&mut phone, &edges[0], &truth, limit);
-            catch_up(&mut phone, &edges[1], &truth, limit);
+            let expected = self.expected(index + 1);
+            catch_up(&mut phone, &edges[0], &expected, limit);
+            catch_up(&mut phone, &edges[1], &expected, limit);
             for edge in &edges {
                 let mut fresh = Phone::new("fresh", &self.token(index + 1));
-                catch_up(&mut fresh, edge, &truth, limit);
+                catch_up(&mut fresh, edge, &expected, limit);
                 assert_eq!(
                     fresh.rows,
                     phone.rows,
@@ -168,43 +168,46 @@ impl Harness {
     }
 
     /// The rows of a branch in the database.
-    fn truth(&self, branch: usize) -> BTreeSet<String> {
+    fn expected(&self, branch: usize) -> BTreeSet<String> {
         let mut all = BTreeSet::new();
         for (view, table, columns) in TABLES {
             let select = format!("SELECT row_to_json(t) FROM (SELECT {columns} FROM {table} WHERE bid = {branch}) t");
             let rows = sql(&self.postgres.url(), &select);
-            all.extend(rows.lines().map(|row| fact(view, &serde_json::from_str(row).unwrap())));
+            all.extend(
+                rows.lines()
+                    .map(|row| row_text(view, &serde_json::from_str(row).unwrap())),
+            );
         }
         all
     }
 }
 
 /// Text form of a row that is equal for database and device, where int8 is a string.
-fn fact(view: &str, row: &Value) -> String {
+fn row_text(view: &str, row: &Value) -> String {
     let (_, _, columns) = TABLES
         .iter()
         .find(|(name, ..)| *name == view)
         .expect("a view of the bank");
-    let mut fact = view.to_owned();
+    let mut row_text = view.to_owned();
     for column in columns.split(", ") {
         match &row[column] {
-            Value::String(text) => fact = format!("{fact} {column}={}", text.trim_end()),
-            other => fact = format!("{fact} {column}={other}"),
+            Value::String(text) => row_text = format!("{row_text} {column}={}", text.trim_end()),
+            other => row_text = format!("{row_text} {column}={other}"),
         }
     }
-    fact
+    row_text
 }
 
-fn catch_up(phone: &mut Phone, edge: &str, truth: &BTreeSet<String>, limit: Duration) {
-    let held = |phone: &Phone| -> BTreeSet<String> {
-        let rows = phone.rows.iter().map(|((_, view, _), row)| fact(view, row));
+fn catch_up(phone: &mut Phone, edge: &str, expected: &BTreeSet<String>, limit: Duration) {
+    let rows_of = |phone: &Phone| -> BTreeSet<String> {
+        let rows = phone.rows.iter().map(|((_, view, _), row)| row_text(view, row));
         rows.collect()
     };
-    let rows = truth.len();
+    let rows = expected.len();
     let mut same = false;
     super::follow(phone, edge, limit, &branch_is_whole, &mut |phone| {
         if phone.rows.len() == rows && phone.complete > 0 {
-            same = held(phone) == *truth;
+            same = rows_of(phone) == *expected;
         }
         same
     });

@@ -20,11 +20,11 @@ fn mismatched_partition_counts_are_rejected() {
         );
         assert!(text.contains("repartition"), "{text}");
         // A dead letter is written to the partition number of its record.
-        let letters = streams::dead_letter_topic(&three);
-        harness.topic(&letters, 2, &[]);
+        let dead_letters = streams::dead_letter_topic(&three);
+        harness.topic(&dead_letters, 2, &[]);
         let text = harness.start_error(vec![harness.sub("count", &[&three], "other")]);
         assert!(
-            text.contains(&format!("{letters} has 2 partitions and its topic 3")),
+            text.contains(&format!("{dead_letters} has 2 partitions and its topic 3")),
             "{text}"
         );
         assert!(text.contains("add the missing partitions"), "{text}");
@@ -248,26 +248,26 @@ fn deleted_changelog_stops_tasks_and_keeps_store() {
         assert!(cause.contains("trunkline offsets reset --to-earliest"), "{cause}");
         thread.finish().expect("shut down");
         let stores = std::fs::read_dir(harness.dir.path().join(&harness.application).join("counts"));
-        let aside = stores.expect("stores").filter(|entry| {
+        let quarantined = stores.expect("stores").filter(|entry| {
             entry
                 .as_ref()
                 .is_ok_and(|entry| entry.file_name().to_string_lossy().contains(".aside-"))
         });
-        assert_eq!(aside.count(), 2, "both stores are quarantined");
+        assert_eq!(quarantined.count(), 2, "both stores are quarantined");
         harness.wait_group_empty();
-        let again = |partition| {
+        let reset = |partition| {
             let input = TopicPartition::new(harness.input.as_str(), partition);
             let changelog = harness.changelog("counts", partition);
             offsets::again(&*harness.log, &harness.application, &changelog, &[input])
         };
-        again(0).expect("reset");
-        again(1).expect("reset");
+        reset(0).expect("reset");
+        reset(1).expect("reset");
         let mut thread = harness.start("counts");
         harness.settle(&mut thread);
         assert_eq!(harness.out(0), ["a=1", "a=2", "a=1", "a=2"]);
         thread.finish().expect("shut down");
         // A reset of a store that has state is rejected.
-        let text = service::chain(&again(0).expect_err("it has state"));
+        let text = service::chain(&reset(0).expect_err("it has state"));
         assert!(text.contains("contains state"), "{text}");
     });
 }
@@ -360,8 +360,8 @@ fn record_with_oversized_output_is_dead_lettered() {
         let mut thread = harness.start("counts");
         harness.settle(&mut thread);
         assert_eq!(harness.out(0), ["a=1", "a=2"]);
-        let letters = harness.read(&streams::dead_letter_topic(&harness.input), 0);
-        assert_eq!(letters, [format!("b={state}"), format!("c={out}")]);
+        let dead_letters = harness.read(&streams::dead_letter_topic(&harness.input), 0);
+        assert_eq!(dead_letters, [format!("b={state}"), format!("c={out}")]);
         thread.finish().expect("shut down");
         // A restored store has nothing of the dead-lettered records.
         std::fs::remove_dir_all(harness.dir.path().join(&harness.application)).expect("lose the stores");
@@ -402,8 +402,8 @@ fn record_with_invalid_state_key_is_dead_lettered() {
         let mut thread = harness.start("counts");
         harness.settle(&mut thread);
         assert_eq!(harness.out(0), ["a=1", "a=2"]);
-        let letters = harness.read(&streams::dead_letter_topic(&harness.input), 0);
-        assert_eq!(letters, [format!("{long}=")]);
+        let dead_letters = harness.read(&streams::dead_letter_topic(&harness.input), 0);
+        assert_eq!(dead_letters, [format!("{long}=")]);
         thread.finish().expect("shut down");
         // The process restarts, also without its stores.
         std::fs::remove_dir_all(harness.dir.path().join(&harness.application)).expect("lose the stores");
