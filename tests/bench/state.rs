@@ -226,7 +226,7 @@ impl Harness {
 
     /// Writes a probe, starts the process, and prints the time from the start until the response can be read.
     fn start(&mut self, what: &str) -> anyhow::Result<Process> {
-        self.ask()?;
+        self.probe()?;
         let begun = Instant::now();
         let process = Process::begin(&self.config)?;
         self.wait_for_response()?;

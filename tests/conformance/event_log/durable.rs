@@ -290,7 +290,7 @@ fn kill_9_loses_nothing_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
     let mut acknowledged: BTreeMap<(String, usize), i64> = BTreeMap::new();
     for round in 0..12 {
-        let test = "log::durable::killed_writer_child";
+        let test = "event_log::durable::killed_writer_child";
         killed_process::run(CHILD, test, dir.path(), 20 + round * 53 % 211, &mut |words| {
             let [kind, writer, n, ..] = words else { return false };
             acknowledged.insert(((*kind).to_owned(), writer.parse().unwrap()), n.parse().unwrap());

@@ -216,7 +216,7 @@ fn kill_9_while_cleaning_keeps_newest_records() {
     let mut acknowledged = [(0, 0); WRITERS];
     let mut kept = 0;
     for round in 0..10 {
-        let test = "log::killed_cleaner::killed_cleaner_child";
+        let test = "event_log::killed_cleaner::killed_cleaner_child";
         killed_process::run(CHILD, test, dir.path(), 40 + round * 53 % 211, &mut |words| {
             let numbers: Vec<i64> = words.iter().filter_map(|word| word.parse().ok()).collect();
             let [writer, n, next] = numbers[..] else { return false };

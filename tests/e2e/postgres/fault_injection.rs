@@ -90,7 +90,7 @@ impl Killed {
         let process = Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
-                "postgres::mishaps::child_runs_a_connector_until_killed",
+                "postgres::fault_injection::child_runs_a_connector_until_killed",
                 "--nocapture",
             ])
             .env(CHILD, child)
