@@ -51,7 +51,7 @@ impl Harness {
     }
 
     fn start(&self) -> Loyalty {
-        let log_file = self.data.path().join("log");
+        let log_file = self.data.path().join("output.log");
         let mut command = Command::new(env!("CARGO_BIN_EXE_loyalty"));
         command
             .env("TRUNKLINE_DATA", self.data.path())
@@ -137,6 +137,7 @@ fn restarts_on_the_embedded_log() {
     survives_restarts(&Harness::new(None));
 }
 
+#[cfg(feature = "external")]
 #[test]
 fn restarts_on_kafka() {
     let brokers = service::config::env("TRUNKLINE_TEST_KAFKA");

@@ -174,7 +174,7 @@ impl Node {
     }
 
     /// Parses the text of a variable as a list: a TOML array, or items separated by commas.
-    fn as_list(self) -> Self {
+    fn into_list(self) -> Self {
         let Kind::Variable(text) = &self.kind else { return self };
         if text.trim_start().starts_with('[') {
             return self.parsed();
@@ -302,11 +302,11 @@ impl<'de> Deserializer<'de> for Node {
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, NodeError> {
-        self.as_list().visit(visitor)
+        self.into_list().visit(visitor)
     }
 
     fn deserialize_tuple<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, NodeError> {
-        self.as_list().visit(visitor)
+        self.into_list().visit(visitor)
     }
 
     fn deserialize_tuple_struct<V: Visitor<'de>>(
@@ -315,7 +315,7 @@ impl<'de> Deserializer<'de> for Node {
         _: usize,
         visitor: V,
     ) -> Result<V::Value, NodeError> {
-        self.as_list().visit(visitor)
+        self.into_list().visit(visitor)
     }
 
     fn deserialize_struct<V: Visitor<'de>>(

@@ -166,7 +166,7 @@ mod tests {
     }
 
     fn is_stuck<R>(result: &Result<R>) -> bool {
-        matches!(result, Err(Error::Stuck { dir, .. }) if *dir == PathBuf::from("state"))
+        matches!(result, Err(Error::Stuck { dir, .. }) if dir.as_os_str() == "state")
     }
 
     #[test]

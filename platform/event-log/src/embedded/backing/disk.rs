@@ -118,7 +118,8 @@ impl Backing for DiskBacking {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use super::*;
     use std::ops::ControlFlow;
@@ -127,9 +128,10 @@ mod tests {
 
     /// Returns the bytes that this thread has read from files, including the page cache.
     fn bytes_read() -> u64 {
-        let text = std::fs::read_to_string("/proc/thread-self/io").unwrap();
-        let line = text.lines().find_map(|line| line.strip_prefix("rchar:"));
-        line.unwrap().trim().parse().unwrap()
+        let text = std::fs::read_to_string("/proc/thread-self/io").expect("read the counters of the thread");
+        let count = text.lines().find_map(|line| line.strip_prefix("rchar:"));
+        let count = count.expect("the counters contain rchar");
+        count.trim().parse().expect("rchar is a number")
     }
 
     #[test]

@@ -369,6 +369,12 @@ impl Run {
             .iter()
             .map(|(k, o)| ((*k).to_owned(), (*o, self.written[o].text.1.clone())));
         assert_eq!(living(got), living(want.collect()), "seed {seed}");
+        self.check_lookup_by_time(now, &there);
+    }
+
+    /// Checks that a lookup by time finds the first committed record that is not older.
+    fn check_lookup_by_time(&mut self, now: Millis, there: &BTreeMap<Offset, (String, String)>) {
+        let seed = self.seed;
         let time = now - Millis::try_from(self.random.below(100)).expect("small");
         let found = self
             .hand
