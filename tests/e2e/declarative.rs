@@ -228,7 +228,7 @@ fn assert_state_scan(shop: &Shop) {
     wait_for("the state to match the orders", LIMIT, || {
         let rows = scan("groups");
         let groups: BTreeMap<_, _> = rows.iter().filter_map(group).collect();
-        let giving = rows.iter().filter(|row| row["value"]["gives"].is_object());
+        let giving = rows.iter().filter(|row| row["value"]["contribution"].is_object());
         (groups == *expected && giving.count() == counted).then_some(())
     });
 }
