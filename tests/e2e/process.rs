@@ -144,7 +144,7 @@ fn second_signal_aborts_drain_and_names_hung_task() {
     said.read_to_string(&mut rest).unwrap();
     assert!(!status.success());
     assert!(
-        rest.contains("ended with: interrupted while these still ran: deaf"),
+        rest.contains("ended with: interrupted by a second signal while tasks were running: deaf"),
         "{rest}"
     );
 }

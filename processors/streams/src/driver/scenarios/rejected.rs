@@ -28,7 +28,10 @@ fn invalid_state_key_makes_a_dead_letter() {
     let lengths: Vec<usize> = dead_letters.iter().map(|(key, _, _)| key.len()).collect();
     assert_eq!(lengths, [0, long.len(), 0]);
     let why = &dead_letters[1].2["__connect.errors.exception.message"];
-    assert!(why.contains("a key of 65536 bytes rejected; a key has 1 to 65535 bytes"), "{why}");
+    assert!(
+        why.contains("a key of 65536 bytes rejected; a key has 1 to 65535 bytes"),
+        "{why}"
+    );
     assert_eq!(harness.committed(0), Some(50));
     // The changelog contains no effect of them.
     drop(thread);
