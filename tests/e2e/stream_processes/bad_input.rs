@@ -15,7 +15,7 @@ fn mismatched_partition_counts_are_rejected() {
         harness.topic(&three, 3, &[]);
         let text = harness.start_error(vec![harness.sub("count", &[&harness.input, &three], "counts")]);
         assert!(
-            text.contains(&format!("{} has 2, {three} has 3", harness.input)),
+            text.contains(&format!("{} has 2 and {three} has 3", harness.input)),
             "{text}"
         );
         assert!(text.contains("repartition"), "{text}");
@@ -24,7 +24,7 @@ fn mismatched_partition_counts_are_rejected() {
         harness.topic(&dead_letters, 2, &[]);
         let text = harness.start_error(vec![harness.sub("count", &[&three], "other")]);
         assert!(
-            text.contains(&format!("{dead_letters} has 2 partitions and its topic 3")),
+            text.contains(&format!("{dead_letters} has 2 partitions but its input has 3")),
             "{text}"
         );
         assert!(text.contains("add the missing partitions"), "{text}");
