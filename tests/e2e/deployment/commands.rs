@@ -209,7 +209,9 @@ fn check_cargo(tree: &Tree, words: &[String], findings: &mut Vec<String>) {
     let after = rest.get(end + 1..).unwrap_or_default();
     let parsed = parse(&format!("cargo {subcommand}"), &help, &rest[..end], findings);
     let chosen = check_targets(tree, &parsed, findings);
-    let names_none = ["-p", "--bin"].iter().all(|option| values(&parsed, option).next().is_none());
+    let names_none = ["-p", "--bin"]
+        .iter()
+        .all(|option| values(&parsed, option).next().is_none());
     if subcommand == "run" && names_none && tree.default_runs() != ["trunkline"] {
         findings.push(format!(
             "`cargo run` without -p needs default-run in the manifest of trunkline alone; it is in {:?}",
