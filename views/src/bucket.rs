@@ -1,7 +1,7 @@
 //! Buckets: ids, partitions and row hashes.
 //!
-//! Ids, partitions and hashes are part of the protocol: they must be equal on every machine and in every release, because
-//! they are stored in `view.log`, in cursors and on devices.
+//! Ids, partitions and hashes are part of the protocol: they must be the same on every machine and in every release,
+//! because they are stored in `view.log`, in cursors and on devices.
 
 use aws_lc_rs::digest;
 use base64::Engine;

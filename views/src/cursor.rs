@@ -1,9 +1,9 @@
-//! Cursor: states which buckets a device has, and up to which point of each partition.
+//! The cursor: it states which buckets a device has, and up to which offset of each partition of `view.log`.
 //!
 //! A device stores the cursor as an opaque token. It is encrypted and authenticated (AES-256-GCM), so that a device can
-//! neither read nor forge it. Its offsets are those of `view.log`, so it is valid on every replica, also on one that was
-//! rebuilt. Offsets are compared, never computed with, because gaps in a log are normal. The fields are specified in
-//! docs/protocol/view-sync.md, "The cursor".
+//! neither read nor forge it. Its offsets are those of `view.log`, so it is valid on every replica, including one that
+//! was rebuilt. Offsets are only compared, never added or subtracted, because a log has gaps. The fields are specified
+//! in docs/protocol/view-sync.md, "The cursor".
 
 use crate::BucketId;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
@@ -40,14 +40,15 @@ pub(crate) fn hash_of(parts: &[&str]) -> u64 {
     u64::from_be_bytes(hash.as_ref().first_chunk().copied().expect("SHA-256 has 32 bytes"))
 }
 
-/// State of a reader in one partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Point {
     /// T: offset of the last transaction end marker that the state contains.
     pub closed: Offset,
-    /// Smallest offset ≤ T that was pending, else T + 1. The next delta starts here (I2).
+    /// Smallest offset at or below T whose record was still pending, else T + 1. The next delta starts at this offset
+    /// (invariant I2, correct delta).
     pub low: Offset,
-    /// No record that the reader lacks is older, in broker ms. Compared with the horizon (I9).
+    /// Lower bound of the append times, as broker timestamps in ms, of all records that the reader has not received.
+    /// Compared with the horizon: a cursor older than it leads to a reset (invariant I9).
     pub time: Millis,
 }
 
@@ -82,13 +83,14 @@ pub struct Cursor {
     pub rules: u64,
     /// State in each partition that was ever read.
     pub points: BTreeMap<i32, Point>,
-    /// Per partition, the greatest T of any replica that served a page of this cursor (I4).
+    /// Per partition, the greatest T of all replicas that served a page of this cursor. A replica with a smaller T may
+    /// not answer (invariant I4, no return to an older state).
     pub seen: BTreeMap<i32, Offset>,
     /// Buckets that the device has, sorted.
     pub covered: Vec<BucketId>,
     /// The round in progress.
     pub round: Option<Round>,
-    /// Whether it was issued with a complete page. Only such a cursor may get 304.
+    /// Whether the cursor was issued with a complete page. Only such a cursor may be answered with 304.
     pub complete: bool,
 }
 
@@ -107,8 +109,8 @@ impl fmt::Debug for Key {
     }
 }
 
-/// Keys of cursors: the first encrypts, all decrypt. Two keys allow a rotation on many edges without resets: add the new key
-/// as the second one everywhere, then make it the first one, then remove the old one.
+/// Keys for cursors: the first one encrypts, all decrypt. Two keys allow a key rotation on many edges without resets of
+/// devices: add the new key as the second one everywhere, then make it the first one, then remove the old one.
 pub struct Keyring {
     keys: Vec<(u8, LessSafeKey)>,
 }
@@ -191,7 +193,7 @@ fn push_points(out: &mut Vec<u8>, points: &BTreeMap<i32, Point>) {
     push(out, from_len(points.len()));
     for (partition, point) in points {
         push_signed(out, i64::from(*partition));
-        // T - low is a small number, mostly -1, and so takes fewer bytes than low.
+        // The difference between T and `low` is small, usually -1, and so takes fewer bytes than `low` itself.
         push_signed(out, point.closed);
         push_signed(out, point.closed.wrapping_sub(point.low));
         push_signed(out, point.time);

@@ -1,11 +1,11 @@
 //! Delta: the page with what a device lacks, computed from its cursor, a replica and the buckets that it may read now
 //! (docs/protocol/view-sync.md, "The delta").
 //!
-//! A delta that does not fit into a page is sent in a round. T, low, time and the covered buckets are fixed at the round's
-//! first page. The pages run over the live rows in order (bucket, offset). A row that is superseded during the round is
-//! skipped, because the next round sends its successor. A page is `complete` only if it is a whole round, read at one
-//! instant: the device then has the state at T (I2). A replica whose T is below one that the device has seen answers
-//! [`Answer::Behind`] (I4).
+//! A delta that does not fit into a page is sent in a round. T, low, time and the covered buckets are fixed at the
+//! round's first page. The pages contain the live rows, ordered by bucket and offset. A row that is superseded during
+//! the round is skipped, because the next round sends its successor. A page is `complete` only if it is the only page
+//! of its round, because then all its rows were read at one instant, and the device has the state at T (I2). A replica
+//! whose T is below one that the device has seen answers [`Answer::Behind`] (I4).
 
 use crate::change::Change;
 use crate::cursor::{Cursor, Owner, Point, Round, RoundPosition};
@@ -34,7 +34,8 @@ pub struct Request<'a> {
     pub bytes_max: usize,
     /// Current time in ms.
     pub now: Millis,
-    /// The caller can wait for a change of the buckets, so a change of the stale views alone is not worth a page yet.
+    /// Whether the caller can wait for a change of the buckets. If so, a page is not sent only because the set of stale
+    /// views changed.
     pub patient: bool,
 }
 
@@ -68,7 +69,7 @@ pub struct Page {
     pub hashes: Vec<(BucketId, u128)>,
     /// Next cursor of the device.
     pub cursor: Cursor,
-    /// The device has the state of one instant after this page.
+    /// Whether the device has the state of one instant after this page.
     pub complete: bool,
 }
 
@@ -91,7 +92,8 @@ pub fn delta(replica: &Replica, request: &Request<'_>) -> Result<Answer, Error> 
         .cursor
         .as_ref()
         .filter(|c| c.owner == request.owner && c.log == replica.log());
-    // Includes the partitions of the cursor in which no bucket is readable now: their T must not go back either (I4).
+    // Includes the partitions of the cursor in which no bucket is readable now, because their T must not decrease
+    // either (invariant I4, no return to an older state).
     let mut numbers: Vec<i32> = request.readable.iter().map(|b| b.partition).collect();
     if let Some(cursor) = cursor {
         numbers.extend(cursor.points.keys().chain(cursor.seen.keys()));
@@ -99,7 +101,7 @@ pub fn delta(replica: &Replica, request: &Request<'_>) -> Result<Answer, Error> 
     }
     numbers.sort_unstable();
     numbers.dedup();
-    // In ascending order, which is the lock order.
+    // Partitions are locked in ascending order.
     let mut partitions = LockedPartitions::new();
     for partition in numbers {
         let Some(state) = replica.state(partition) else {
@@ -112,7 +114,7 @@ pub fn delta(replica: &Replica, request: &Request<'_>) -> Result<Answer, Error> 
     }
     let horizon = request.now - replica.times().horizon_ms();
     let old = cursor.is_some_and(|c| oldest(c) < horizon);
-    // Before the horizon: a full reset from an older T would take the device back in time (I4).
+    // Checked before the horizon: a full reset to an older T would return the device to an older state (I4).
     if cursor.is_some_and(|c| behind(c, &partitions)) {
         return Ok(Answer::Behind);
     }
@@ -130,8 +132,8 @@ pub fn delta(replica: &Replica, request: &Request<'_>) -> Result<Answer, Error> 
     .page()
 }
 
-/// Oldest time of a cursor, of its base and its round. The base counts in mid-round: the round started from it, and
-/// tombstones after it may be pruned (I9).
+/// The oldest time in a cursor: of its base and of its round. The base counts in mid-round too, because the round
+/// started from it and the replica may have removed tombstones that were written since (invariant I9, horizon).
 fn oldest(cursor: &Cursor) -> Millis {
     let round = cursor.round.iter().flat_map(|r| r.points.values());
     cursor
@@ -143,8 +145,8 @@ fn oldest(cursor: &Cursor) -> Millis {
         .unwrap_or(Millis::MAX)
 }
 
-/// Whether T of the replica is below a T that this device has received rows of. `seen` counts too: a page skips a row that
-/// is superseded at a greater T than its own, and only a replica at that T sends the successor.
+/// Whether the replica's T is below a T of which this device has received rows. `seen` counts too: a page omits a row
+/// that was superseded later than the T of the round, and only a replica with at least that T sends its successor.
 fn behind(cursor: &Cursor, partitions: &LockedPartitions<'_>) -> bool {
     let closed = |partition: &i32| partitions.get(partition).map_or(-1, |s| s.closed);
     let round = cursor.round.iter().flat_map(|r| r.points.iter());
@@ -180,7 +182,7 @@ struct Pager<'a> {
     base: Cursor,
 }
 
-/// Contents of a page under construction.
+/// Contents of the page that is being built.
 struct Draft {
     drops: Vec<BucketId>,
     resets: Vec<(BucketId, String)>,
@@ -248,7 +250,7 @@ impl Pager<'_> {
     }
 
     fn finish(self, first: bool, covered: Vec<BucketId>, round: Round, draft: Draft) -> Page {
-        // The last page of a longer round is not complete: its earlier pages show an older instant.
+        // The last page of a longer round is not complete, because the earlier pages show an older instant.
         let complete = first && !draft.more;
         let mut seen = self.base.seen.clone();
         for (partition, state) in &self.partitions {
@@ -336,13 +338,13 @@ impl Pager<'_> {
         }
         let partition = self.partitions.get(&bucket.partition);
         let state = partition.and_then(|s| s.buckets.get(&bucket.id));
-        // This makes an idle poll cheap: no marker changed the bucket since T of the cursor, so the store is not read.
-        // Another name is an id collision; the bucket's rows are not shown.
+        // Makes an idle poll cheap: if no marker changed the bucket since the cursor's T, the store is not read. If the
+        // stored bucket has a different name, the ids collide and the bucket's rows are not shown.
         if state.is_none_or(|s| *s.name != *bucket.name || s.changed <= known.closed) {
             return Ok(());
         }
-        // From `low` and not T + 1: a row that was pending at T has an offset below T. Up to T of the round by the row's own
-        // offset, because another replica may know a later marker for the same row (I2).
+        // Starts at `low` and not at T + 1, because a row that was pending at T has an offset below T. Ends at T of the
+        // round by the row's own offset, because another replica may know a later marker for the same row (I2).
         let from = known.low.max(after.saturating_add(1)).max(0);
         let wanted = |row: &RowValue<'_>| {
             if new {

@@ -10,7 +10,7 @@ use std::borrow::Cow;
 pub const WRITER: &str = "w";
 /// Header with the version of a row.
 pub const VERSION: &str = "v";
-/// Format of the records. A reader rejects greater ones.
+/// Format of the records. A reader rejects a newer format.
 pub const FORMAT: i64 = 1;
 
 const CLOSE: &str = "~close";
@@ -51,7 +51,6 @@ pub enum ViewRecord<'a> {
     },
 }
 
-/// Row of a view in a bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row<'a> {
     /// The writer.
@@ -92,8 +91,7 @@ type Result<T, E = RecordError> = std::result::Result<T, E>;
 
 /// Parses a record.
 ///
-/// # Errors
-/// What is malformed in its key, headers or value.
+/// # Errors The key, a header or the value is malformed.
 pub fn parse<'a>(record: &event_log::RecordRef<'a>) -> Result<ViewRecord<'a>> {
     let key = record.key().ok_or_else(|| RecordError::Key("null".into()))?;
     let key = std::str::from_utf8(key).map_err(|_| RecordError::Key("not UTF-8".into()))?;

@@ -1,9 +1,10 @@
 //! Replica: an edge's copy of `view.log` in a local store (docs/protocol/view-sync.md, "The replica").
 //!
 //! One thread applies batches of records in offset order with [`Replica::apply`]; any number of threads compute deltas.
-//! Rows are pending until a transaction end marker of their writer makes all of its rows in that partition visible at once
-//! (I3). A partition that may lack rows is not served (I6). Kafka is the write-ahead log: after a crash the store is at the
-//! end of one of its commits, and the records after it are read again (I8). Reading the log is the caller's task.
+//! Rows are pending until a transaction end marker of their writer makes all rows of that writer in that partition
+//! visible at once (invariant I3, no partial transaction). A partition that may lack rows is not served (invariant I6,
+//! equal replicas). Kafka is the write-ahead log: after a crash the store has the state of one of its commits, and the
+//! records after it are read again (invariant I8, no gap). Reading the log is the caller's task.
 
 mod apply;
 pub(crate) mod bytes;
@@ -67,10 +68,9 @@ pub fn dir(data: &std::path::Path) -> PathBuf {
 }
 
 impl Replica {
-    /// Opens a replica over a store with the spaces [`SPACES`].
+    /// Opens a replica in a store with the keyspaces [`SPACES`].
     ///
-    /// # Errors
-    /// [`Error::Unusable`] for a store of another log or layout, or a damaged one.
+    /// # Errors [`Error::Unusable`] if the store belongs to another log, has another layout, or is corrupt.
     pub fn open(store: SharedStore, options: Options) -> Result<Self> {
         bytes::check_format(store.as_ref(), options.log)?;
         let mut partitions = BTreeMap::new();
@@ -120,8 +120,8 @@ impl Replica {
         Ok(applied)
     }
 
-    /// Sets E to `end`, the log end (`read_uncommitted`) that was looked up after the position had reached young records.
-    /// Has no effect if E is known.
+    /// Sets E to `end`: the log end (`read_uncommitted`), looked up after the position reached records that are too
+    /// young to be compacted. Has no effect if E is already known.
     ///
     /// # Errors
     /// The partition is not served, or an earlier batch failed.
@@ -134,8 +134,8 @@ impl Replica {
         Ok(())
     }
 
-    /// Records a proof of being current: at `asked_ms` the reader's `position` had reached the last stable offset, and the
-    /// log end (`read_uncommitted`) was `end`, or [`Offset::MAX`] if it is unknown.
+    /// Records that the partition was current: at `asked_ms` the reader's `position` was at the last stable offset, and
+    /// the log end (`read_uncommitted`) was `end`, or [`Offset::MAX`] if the log end is unknown.
     ///
     /// A position at the log end additionally proves that no record after it was older than `asked_ms`, so it advances
     /// `as_of`. The position may be beyond the last applied record, because control records take offsets too.
@@ -157,8 +157,8 @@ impl Replica {
         Ok(())
     }
 
-    /// Whether the log may have removed tombstones that this replica has not read, so that deleted rows would stay visible.
-    /// Then quarantine the store and read `view.log` from its start.
+    /// Whether the log may have removed tombstones that this replica has not read, so that deleted rows would stay
+    /// visible. If so, the caller must quarantine the store and read `view.log` from its start.
     pub fn expired(&self, now: Millis) -> bool {
         let limit = self.options.times.delete_retention_ms - self.options.times.margin_ms;
         self.partitions.values().any(|p| now - read(&p.state).as_of > limit)
@@ -218,7 +218,7 @@ impl Replica {
         Ok(rows)
     }
 
-    /// Locks the visible state of a partition. The store does not change for it while the guard lives.
+    /// Locks the visible state of a partition. The partition's rows in the store do not change while the guard is held.
     pub(crate) fn state(&self, partition: i32) -> Option<RwLockReadGuard<'_, PartitionState>> {
         self.partitions.get(&partition).map(|p| read(&p.state))
     }

@@ -14,7 +14,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use topology::expr::Program;
 
-/// Views over one input topic.
+/// Views with one input topic.
 #[derive(Debug)]
 pub struct SourceRules {
     topic: String,
@@ -23,7 +23,7 @@ pub struct SourceRules {
 }
 
 impl SourceRules {
-    /// Creates the rules of a topic with the tables of a source, or with one event if `event` is set.
+    /// Creates the rules of a topic with the tables of a source, or with one event type if `event` is set.
     pub fn new(topic: impl Into<String>, event: Option<String>, relations: Vec<Relation>) -> Self {
         let relations = relations.into_iter().map(|r| (r.name.clone(), Arc::new(r))).collect();
         SourceRules {
@@ -38,18 +38,18 @@ impl SourceRules {
         &self.topic
     }
 
-    /// Name of the event or processor, if each record of the topic is a source transaction.
+    /// Name of the event type or processor, if each record of the topic is a source transaction.
     pub fn event(&self) -> Option<&str> {
         self.event.as_deref()
     }
 
-    /// Views over a table or event; `None` if no view reads it.
+    /// Views whose input is a table or event type; `None` if no view reads it.
     pub fn relation(&self, name: &str) -> Option<&Arc<Relation>> {
         self.relations.get(name)
     }
 }
 
-/// Views over one table or event.
+/// Views with the same table or event type as input.
 #[derive(Debug)]
 pub struct Relation {
     name: String,
@@ -60,8 +60,8 @@ pub struct Relation {
 }
 
 impl Relation {
-    /// Creates the views over a table. `columns` are the declared ones, `None` for a column that no view uses; `partitions`
-    /// is the partition count of `view.log`.
+    /// Creates the views of a table. `columns` are the declared ones, `None` for a column that no view uses;
+    /// `partitions` is the partition count of `view.log`.
     pub fn new(name: impl Into<String>, columns: Vec<Option<String>>, views: Vec<ViewRule>, partitions: i32) -> Self {
         Relation {
             name: name.into(),
@@ -71,7 +71,7 @@ impl Relation {
         }
     }
 
-    /// Name of the table or event.
+    /// Name of the table or event type.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -81,7 +81,7 @@ impl Relation {
         self.views.iter().map(|v| v.name.as_str())
     }
 
-    /// Name of a view by [`ViewOutput::view`].
+    /// Name of the view with the index [`ViewOutput::view`].
     pub fn view(&self, index: usize) -> &str {
         self.views.get(index).map_or("", |v| &v.name)
     }
@@ -96,7 +96,7 @@ pub struct ViewRule {
     pub bucket: Vec<Piece>,
     /// Template of the scope name.
     pub scope: Vec<Piece>,
-    /// Condition. A row for which it is false is in no bucket.
+    /// Condition. A row that does not meet it is in no bucket.
     pub filter: Option<Program>,
     /// Field names on the device, each with the index of its column.
     pub fields: Vec<(String, usize)>,

@@ -24,15 +24,15 @@ use state_store::{Batch, Store};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::RwLock;
 
-/// State of a partition that only the applying thread uses.
+/// State of a partition that only the apply thread uses.
 pub struct ApplyState {
     pub(super) partition: i32,
     pub(super) pending: PendingRows,
-    /// The partition's meta changed without a batch, by a proof.
+    /// Whether the partition's metadata changed outside of a batch, by a proof that the partition is current.
     pub(super) meta_dirty: bool,
-    /// A batch has started and not finished. After an error or a panic `pending` is ahead of the store: rows were removed
-    /// or marked as stored for a commit that never happened, and the next commit would lose them. The replica must then be
-    /// opened again from its store.
+    /// Whether a batch was started and not finished. After an error or a panic, `pending` is ahead of the store: rows
+    /// were removed from it, or marked as stored, for a commit that did not happen. The next commit would lose them, so
+    /// the replica must be opened again from its store.
     pub(super) unfinished: bool,
 }
 
@@ -52,7 +52,6 @@ impl ApplyState {
     }
 }
 
-/// Where changes of a partition go.
 #[derive(Clone, Copy)]
 pub struct Target<'a> {
     pub store: &'a dyn Store,
@@ -65,8 +64,8 @@ pub struct Target<'a> {
 pub struct Applied {
     /// Buckets with a visible change.
     pub buckets: Vec<BucketId>,
-    /// The position has reached young records and E is not known: look up the log end and pass it to
-    /// [`super::Replica::set_end`].
+    /// Whether the position reached records that are too young to be compacted while E is unknown. The caller must look
+    /// up the log end and pass it to [`super::Replica::set_end`].
     pub need_end: bool,
     /// Source commit time in ms of the last transaction end marker of the batch, for latency metrics.
     pub closed_at_ms: Option<i64>,
@@ -74,7 +73,7 @@ pub struct Applied {
     pub refused: u64,
 }
 
-/// What the next commit stores of the partition, apart from rows.
+/// What the next commit stores for the partition, apart from rows.
 struct Progress {
     position: Offset,
     closed: Offset,
@@ -126,7 +125,8 @@ pub fn apply<'r>(
     let options = target.options;
     let mut applier = Applier::new(apply, target);
     let mut applied = Applied::default();
-    // Records younger than `min.compaction.lag.ms` are never compacted. Half of it leaves time for this read itself.
+    // Records younger than `min.compaction.lag.ms` are never compacted. Only half of it is used, because this read
+    // itself takes time.
     let young = now - options.times.compaction_lag_ms / 2;
     for record in records {
         let (offset, time) = (record.offset(), record.timestamp());
@@ -134,7 +134,7 @@ pub fn apply<'r>(
             continue;
         }
         if time <= young {
-            // Records that may have been compacted: an E from before is no longer valid.
+            // These records may have been compacted, so an earlier E is no longer valid.
             applier.progress.end = None;
         }
         match record::parse(&record) {
@@ -149,7 +149,7 @@ pub fn apply<'r>(
                 let writer = hash_of(&[writer_of(&pending)]);
                 applier.apply.pending.push(writer, offset, time, &pending);
             }
-            // Skipping it would lose a row. A newer release can read it.
+            // Skipping the record would lose a row. A newer release can read it.
             Err(source @ RecordError::Newer { .. }) => {
                 return Err(Error::Record {
                     partition,
@@ -157,7 +157,7 @@ pub fn apply<'r>(
                     source,
                 });
             }
-            // No writer produces such a record, so it belongs to no row.
+            // No writer of Trunkline produces such a record, so no row is lost by skipping it.
             Err(error) => {
                 applied.refused += 1;
                 tracing::warn!(partition, offset, %error, "malformed record of view.log skipped");
@@ -210,8 +210,8 @@ impl<'a> Applier<'a> {
     fn end_transaction(&mut self, writer: u64, end_marker: Offset) -> Result<()> {
         let flush_bytes = self.target.options.flush_bytes;
         if self.staged.bytes > 0 && self.staged.bytes + self.apply.pending.bytes_of(writer) > flush_bytes {
-            // Commit the earlier transactions first, so that they are visible by themselves. Together with a first piece they
-            // would be hidden until the last one.
+            // The earlier transactions are committed first, so that they become visible. In one batch with the first
+            // piece they would be hidden until the last piece is applied.
             self.flush()?;
         }
         let partition = self.apply.partition;
@@ -272,14 +272,15 @@ impl<'a> Applier<'a> {
         let id = BucketId::of(name);
         let index_key = bytes::index_key(self.apply.partition, id, row.view, row.key);
         let newest = self.newest(&index_key)?;
-        // If a key gets another writer, its rows can become visible in another order than that of the log. The greatest
-        // offset wins.
+        // If a key gets another writer, its rows can become visible in an order other than their order in the log. The
+        // row with the greatest offset wins.
         if newest.is_some_and(|n| n.offset >= offset) {
             return Ok(());
         }
         let bucket = self.bucket(id, name);
         if *bucket.name != *name {
-            // A collision of 64-bit ids. Mixing two buckets could show rows to the wrong principal (I5).
+            // Two bucket names have the same 64-bit id. Mixing the two buckets could show rows to the wrong principal
+            // (invariant I5, authorization).
             tracing::error!(bucket = name, other = %bucket.name, "bucket id collision, row not shown");
             return Ok(());
         }
@@ -343,8 +344,8 @@ impl<'a> Applier<'a> {
         let partition = self.apply.partition;
         let mut batch = Batch::default();
         self.staged.put(partition, &mut batch);
-        // Between two pieces as well: the position is beyond all pending rows, so one that is only in memory would be lost
-        // by a crash (I8).
+        // Also between two pieces: the position is beyond all pending rows, so a crash would lose those that are only
+        // in memory (I8).
         self.apply.pending.stage(partition, &mut batch);
         let mut state = write(self.target.state);
         let mut meta = Meta::of(&state);
@@ -357,7 +358,8 @@ impl<'a> Applier<'a> {
         failpoint::hit("replica.before_commit");
         self.target.store.commit(batch)?;
         failpoint::hit("replica.after_commit");
-        // After the commit: if it fails, polls must not see a T or a position whose rows are not in the store.
+        // Only after the commit: if the commit fails, polls must not see a T or a position whose rows are not in the
+        // store.
         meta.publish(&mut state);
         state.current_ms = state.current_ms.max(self.progress.current_ms);
         state.end = self.progress.end;
@@ -370,13 +372,14 @@ impl<'a> Applier<'a> {
 
 impl Staged {
     fn delete_row(&mut self, bucket: BucketId, offset: Offset) {
-        // A row that is staged for this commit is not in the store yet, so it is simply not written.
+        // The row is staged for this commit and not in the store yet, so it is removed from the staged rows.
         if self.rows.remove(&(bucket, offset)).is_none() {
             self.rows.insert((bucket, offset), None);
         }
     }
 
-    /// Moves everything but stale marks into a batch. The buckets stay, because they are published after the commit.
+    /// Moves everything but stale marks into a batch. The buckets also remain here, because they are published after
+    /// the commit.
     fn put(&mut self, partition: i32, batch: &mut Batch) {
         for ((bucket, offset), value) in std::mem::take(&mut self.rows) {
             let key = bytes::row_key(partition, bucket, offset);
@@ -403,7 +406,7 @@ impl Staged {
 
     fn update_stale(&mut self, meta: &mut Meta) {
         for change in self.stale.drain(..) {
-            // One entry per writer: a view is stale while the mark of any writer sets it (I3).
+            // One entry per writer: a view is stale as long as any writer's mark is set (I3).
             let entry = (change.view, change.writer);
             let changed = if change.stale {
                 meta.stale.insert(entry)

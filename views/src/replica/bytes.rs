@@ -1,8 +1,8 @@
 //! Keys and values of a replica's store.
 //!
-//! Numbers in keys are big endian, so that keys sort by number. The record `format` in the space `META` has the version of
-//! the whole layout. Bytes of another layout are an error, not a panic. The layout is private to the edge: after a change,
-//! [`FORMAT`] increases and edges read `view.log` from its start.
+//! Numbers in keys are big endian, so that keys sort by number. The record `format` in the keyspace `META` contains the
+//! version of the whole layout. Bytes of another layout are an error, not a panic. The layout is private to the edge:
+//! after a change, [`FORMAT`] increases and edges read `view.log` from its start.
 
 use super::error::{Error, Result};
 use crate::BucketId;
@@ -12,10 +12,10 @@ use state_store::{Batch, Store};
 /// Version of the layout.
 const FORMAT: u8 = 2;
 
-/// Names of the spaces, in the order of [`space`].
+/// Names of the keyspaces, in the order of [`space`].
 pub const SPACES: [&str; 6] = ["meta", "rows", "index", "buckets", "held", "tombstones"];
 
-/// Ids of the spaces, in the order of [`SPACES`].
+/// Ids of the keyspaces, in the order of [`SPACES`].
 pub mod space {
     use state_store::Space;
 
@@ -63,7 +63,7 @@ fn sortable(number: i64) -> [u8; 8] {
     u64::try_from(number).unwrap_or_default().to_be_bytes()
 }
 
-/// Key range of a partition in any space: start, end (exclusive).
+/// Key range of a partition in any keyspace: start, end (exclusive).
 pub fn partition_range(partition: i32) -> (Vec<u8>, Vec<u8>) {
     (
         partition_bytes(partition).to_vec(),
@@ -144,15 +144,15 @@ impl Newest {
                 version: version.try_into().ok()?,
             })
         };
-        parsed().ok_or_else(|| Error::Unusable("an index entry is damaged".into()))
+        parsed().ok_or_else(|| Error::Unusable("an index entry is corrupt".into()))
     }
 }
 
 /// A visible row or tombstone, decoded from the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RowValue<'a> {
-    /// Offset of the transaction end marker that made it visible in this replica. Another replica may know another one,
-    /// because compaction removes older markers.
+    /// Offset of the transaction end marker that made it visible in this replica. Another replica may store a later
+    /// marker, because compaction removes older markers.
     pub closed: Offset,
     /// Append time of the record in ms.
     pub time: Millis,
@@ -217,7 +217,7 @@ pub fn bucket_key(partition: i32, bucket: BucketId) -> Vec<u8> {
     [partition_bytes(partition).as_slice(), &bucket.0.to_be_bytes()].concat()
 }
 
-/// Id of a bucket key.
+/// Bucket id in a bucket key.
 pub fn bucket_of(key: &[u8]) -> Option<BucketId> {
     let id = <[u8; 8]>::try_from(key.get(2..)?).ok()?;
     Some(BucketId(u64::from_be_bytes(id)))

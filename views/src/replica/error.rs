@@ -9,13 +9,13 @@ use event_log::Offset;
 #[non_exhaustive]
 pub enum Error {
     /// The store failed.
-    #[error("access the store of the view replica")]
+    #[error("cannot access the store of the view replica")]
     Store(#[from] state_store::Error),
-    /// The store was written by another release, belongs to another log, or is damaged.
+    /// The store was written by another release, belongs to another log, or is corrupt.
     #[error("the store of the view replica is unusable: {0}; quarantine it and read view.log from its start")]
     Unusable(String),
     /// A record has a format that this release does not support.
-    #[error("read record {offset} of view.log/{partition}")]
+    #[error("cannot read record {offset} of view.log/{partition}")]
     Record {
         /// Partition.
         partition: i32,

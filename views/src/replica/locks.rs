@@ -1,7 +1,8 @@
 //! Locks without poisoning.
 //!
-//! A panic of the applying thread cannot leave a half-changed [`super::partition::PartitionState`], because that changes
-//! only after the store commit. The apply state may be inconsistent after a panic, which `ApplyState::unfinished` records.
+//! A panic of the apply thread cannot leave a [`super::partition::PartitionState`] partly changed, because it changes
+//! only after the store commit. The apply state may be inconsistent after a panic, which `ApplyState::unfinished`
+//! records.
 
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 

@@ -51,7 +51,7 @@ pub fn load(store: &dyn Store, partition: i32, now: Millis) -> Result<PartitionS
     let mut state = PartitionState::empty(now);
     if let Some(meta) = store.get(space::META, &bytes::meta_key(partition))? {
         let meta: Meta =
-            serde_json::from_slice(&meta).map_err(|e| Error::Unusable(format!("its meta record is damaged: {e}")))?;
+            serde_json::from_slice(&meta).map_err(|e| Error::Unusable(format!("its meta record is corrupt: {e}")))?;
         meta.publish(&mut state);
     }
     let (from, to) = bytes::partition_range(partition);
@@ -69,7 +69,7 @@ pub fn load(store: &dyn Store, partition: i32, now: Millis) -> Result<PartitionS
         },
     )?;
     if damaged {
-        return Err(Error::Unusable("a bucket entry is damaged".into()));
+        return Err(Error::Unusable("a bucket entry is corrupt".into()));
     }
     Ok(state)
 }

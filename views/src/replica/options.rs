@@ -8,13 +8,13 @@ use event_log::Millis;
 pub struct Times {
     /// `min.compaction.lag.ms`: younger records are never compacted.
     pub compaction_lag_ms: i64,
-    /// `delete.retention.ms`: a tombstone is kept for at least this long after its first cleaning.
+    /// `delete.retention.ms`: a tombstone is kept for at least this long after it was first compacted.
     pub delete_retention_ms: i64,
-    /// Subtracted from the retention, for clock differences and late cleaning.
+    /// Subtracted from the retention, to allow for clock differences and late compaction.
     pub margin_ms: i64,
     /// Age at which a cursor is replaced even if nothing changed.
     pub refresh_ms: i64,
-    /// Without a proof of being current for this long, a partition is not served.
+    /// A partition whose last proof that it is current is older than this is not served.
     pub proof_ms: i64,
 }
 
@@ -32,7 +32,8 @@ impl Default for Times {
 }
 
 impl Times {
-    /// The horizon H: how long the replica keeps tombstones, and the maximum age of a cursor (I9).
+    /// The horizon H: how long the replica keeps tombstones, and the maximum age of a cursor (invariant I9: an older
+    /// cursor leads to a reset).
     pub fn horizon_ms(&self) -> i64 {
         self.delete_retention_ms - self.margin_ms
     }
@@ -50,11 +51,11 @@ pub struct Options {
     pub times: Times,
     /// Hash of the log epoch and the topic id. A store of another pair is rejected.
     pub log: u64,
-    /// Maximum bytes of pending rows in memory, per partition. Further ones are kept in the store only.
+    /// Maximum bytes of pending rows in memory, per partition. Rows beyond the limit are kept in the store only.
     pub held_bytes_max: usize,
-    /// Staged bytes above which changes are committed before the batch ends, even within a source transaction. An edge uses
-    /// [`FLUSH_BYTES`]; tests use less, to reach each commit with few rows.
+    /// Staged bytes above which changes are committed before the batch ends, even within a source transaction. An edge
+    /// uses [`FLUSH_BYTES`]; tests use a smaller value, so that few rows cause several commits.
     pub flush_bytes: usize,
-    /// Current time in ms: `as_of` of a replica without a store.
+    /// Current time in ms: initial `as_of` of a replica whose store is empty.
     pub now: Millis,
 }

@@ -1,6 +1,6 @@
 //! Visible state of a partition, and whether it may be served.
 //!
-//! A delta reads this state and the store under one read lock, so that a page shows one instant (I2). The applying thread
+//! A delta reads this state and the store under one read lock, so that a page shows one instant (I2). The apply thread
 //! holds the write lock during its store commit.
 
 use super::options::Times;
@@ -30,13 +30,15 @@ pub struct PartitionState {
     pub position: Offset,
     /// T: offset of the last applied transaction end marker; -1 before the first.
     pub closed: Offset,
-    /// Broker time at which no record at or after the position existed yet. Bounds missed tombstones.
+    /// A broker time at which no record at or after the position had been appended. The replica can only have missed
+    /// tombstones that were appended later and have been compacted away since.
     pub as_of: Millis,
-    /// Time of the last proof of being current. Not stored: after a restart it must be proven again.
+    /// Time of the last proof that the partition is current. Not stored, because it must be proven again after a
+    /// restart.
     pub current_ms: Millis,
-    /// E: the log end when the position first reached young records; `None` until then.
+    /// E: the log end when the position first reached records that are too young to be compacted; `None` until then.
     pub end: Option<Offset>,
-    /// A source transaction is being applied in pieces; the visible rows are a part of it.
+    /// Whether a source transaction is being applied in pieces, so that only a part of its rows is visible.
     pub mid_closing: bool,
     /// Smallest offset and smallest append time of the pending rows.
     pub pending: Option<(Offset, Millis)>,
@@ -70,11 +72,11 @@ impl PartitionState {
         self.pending = pending.oldest();
     }
 
-    /// Whether no row that a reader of the whole log would show can be missing (I6).
+    /// Whether the partition has every row that a reader of the whole log would show (invariant I6, equal replicas).
     ///
-    /// Compaction may have removed a visible row that a pending row below E supersedes, so pending rows below E make the
-    /// partition incomplete. The position is compared with E and not T: the log end counts Kafka's control records and open
-    /// transactions, so T never reaches it on a quiet log (I13).
+    /// Compaction may have removed a visible row that a pending row below E supersedes, so pending rows below E make
+    /// the partition incomplete. The position is compared with E and not T: the log end counts Kafka's control records
+    /// and open transactions, so on a log without new records T never reaches E (invariant I13, progress).
     pub fn complete(&self) -> bool {
         let Some(end) = self.end else { return false };
         !self.mid_closing && self.position >= end && self.pending.is_none_or(|(offset, _)| offset >= end)
@@ -82,8 +84,9 @@ impl PartitionState {
 
     /// The point that a cursor stores for this partition.
     ///
-    /// A pending row keeps its own offset, which may be below T, when a later marker makes it visible. `low` therefore
-    /// states where the next delta must start (I2), and `time` must not exceed the time of the oldest pending row (I9).
+    /// When a later marker makes a pending row visible, the row keeps its own offset, which may be below T. `low`
+    /// therefore states where the next delta must start (I2), and `time` must not exceed the time of the oldest pending
+    /// row (I9).
     pub fn point(&self) -> Point {
         let low = self.pending.map(|(offset, _)| offset).filter(|o| *o <= self.closed);
         let time = self.pending.map_or(self.as_of, |(_, time)| time);
@@ -98,7 +101,8 @@ impl PartitionState {
 /// Why a partition cannot be served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotReady {
-    /// Rows may be missing: the partition has not reached E, has a pending row below it, or applies a large transaction.
+    /// Rows may be missing: the position has not reached E, a row below E is pending, or a large transaction is being
+    /// applied.
     Incomplete {
         /// Partition.
         partition: i32,
@@ -107,7 +111,7 @@ pub enum NotReady {
         /// E, if it is known.
         end: Option<Offset>,
     },
-    /// The last proof of being current is too old.
+    /// The last proof that the partition is current is too old.
     Unproven {
         /// Partition.
         partition: i32,
@@ -160,7 +164,7 @@ pub fn check_ready(partition: i32, state: &PartitionState, times: &Times, now: M
             end: state.end,
         });
     }
-    // An edge that lost its log would otherwise serve revoked data forever (I5).
+    // An edge that lost the connection to its log would otherwise serve revoked data forever (I5).
     let since_ms = now - state.current_ms;
     if since_ms > times.proof_ms {
         return Err(NotReady::Unproven { partition, since_ms });

@@ -1,8 +1,9 @@
-//! Pending rows of a partition, by writer: in memory up to a limit, beyond it in the store only.
+//! Pending rows of a partition, by writer: in memory up to a limit, and beyond the limit in the store only.
 //!
-//! The rows of a writer are returned in offset order. Each commit stores the rows that the store lacks
-//! ([`PendingRows::stage`]), because the committed position is beyond them (I8). Begin markers and grants are pending too:
-//! they are never visible, but keep the partition incomplete while their source transaction is open (I6).
+//! The rows of a writer are returned in offset order. Each commit also stores the rows that are not in the store yet
+//! ([`PendingRows::stage`]), because the committed position is beyond them (invariant I8, no gap). Begin markers and
+//! grants are pending too: they are never visible, but keep the partition incomplete while their source transaction is
+//! open (I6).
 
 use super::bytes::{self, RowValue, space};
 use super::error::{Error, Result};
@@ -23,13 +24,13 @@ pub struct PendingRows {
 /// Pending rows of one writer.
 #[derive(Debug)]
 struct PendingWriter {
-    /// Offset of the first pending row, in memory or not.
+    /// Offset of the first pending row, whether it is in memory or not.
     first: Offset,
     /// Smallest append time.
     time: Millis,
     /// Rows in memory, in offset order.
     rows: Vec<PendingRow>,
-    /// The rows from this offset to the first one in memory are in the store only.
+    /// First offset of the rows that are in the store only; they end at the first row in memory.
     spilled: Option<Offset>,
 }
 
@@ -105,8 +106,8 @@ impl PendingRows {
         self.writers.contains_key(&writer)
     }
 
-    /// Removes and returns the next rows of a writer in offset order, with slightly more than `bytes_max` bytes; empty if
-    /// none are left. Rows that remain are still stored by [`PendingRows::stage`].
+    /// Removes and returns the next rows of a writer in offset order, with slightly more than `bytes_max` bytes; empty
+    /// if none are left. [`PendingRows::stage`] still stores the rows that remain.
     pub fn take_piece(
         &mut self,
         store: &dyn Store,
@@ -141,11 +142,11 @@ impl PendingRows {
         Ok(piece)
     }
 
-    /// Adds the rows that the store lacks to a batch that is about to be committed. If that commit fails, the replica must
-    /// be opened again, because the rows count as stored from here on.
+    /// Adds the rows that are not in the store yet to a batch that is about to be committed. The rows are marked as
+    /// stored immediately, so if that commit fails, the replica must be opened again.
     pub fn stage(&mut self, partition: i32, batch: &mut Batch) {
         for (writer, pending) in &mut self.writers {
-            // Rows are stored in offset order, so those that the store lacks are the last ones.
+            // Rows are stored in offset order, so those that are not in the store yet are the last ones.
             for row in pending.rows.iter_mut().rev().take_while(|r| !r.stored) {
                 row.stored = true;
                 batch.put(
@@ -157,7 +158,8 @@ impl PendingRows {
         }
     }
 
-    /// Removes rows from memory, largest writers first, until at most `max` bytes are left. All rows must be stored.
+    /// Removes rows from memory, largest writers first, until at most `max` bytes are left. All rows must be in the
+    /// store.
     pub fn spill(&mut self, max: usize) {
         while self.bytes > max {
             let largest = self.writers.values_mut().max_by_key(|w| w.rows.len());
@@ -222,7 +224,7 @@ pub enum Pending<'a> {
     Stale {
         /// View.
         view: &'a str,
-        /// Whether it sets or clears the mark.
+        /// Whether the mark is set or cleared.
         stale: bool,
     },
     /// A begin marker or a grant, which is never visible.
@@ -284,5 +286,5 @@ pub fn decode(value: &[u8]) -> Result<Pending<'_>> {
             _ => Pending::Invisible,
         })
     };
-    parsed().ok_or_else(|| Error::Unusable("a pending row is damaged".into()))
+    parsed().ok_or_else(|| Error::Unusable("a pending row is corrupt".into()))
 }

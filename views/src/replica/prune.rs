@@ -34,8 +34,8 @@ pub fn prune(apply: &mut ApplyState, target: &Target<'_>, now: Millis, max: usiz
             continue;
         };
         let row_key = bytes::row_key(partition, bucket, offset);
-        // If the row was written again, its visible row has another offset, and only the tombstone entry is removed. The
-        // index entry then belongs to the newer row and must stay.
+        // If the row was written again, the visible row has another offset, and only the tombstone entry is removed.
+        // The index entry then belongs to the newer row and must stay.
         let Some(value) = store.get(space::ROWS, &row_key)? else {
             continue;
         };

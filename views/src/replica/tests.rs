@@ -1,5 +1,5 @@
-//! Crash tests of a replica: it is killed at each failpoint in turn, opened again from its store, and compared with the rows
-//! that are computed from the records (I8).
+//! Crash tests of a replica: the replica is killed at each failpoint in turn, opened again from its store, and compared
+//! with the rows that are computed from the records (I8).
 
 use super::bytes::{self, space};
 use super::{Error, Options, Replica, SPACES, Times};
@@ -26,8 +26,8 @@ const IDS: SchemaIds = SchemaIds {
     stale: 4,
 };
 
-/// A log with one record per word: `xa` is row `a` of writer `x`, `x-a` removes it, `x!` is a transaction end marker of `x`.
-/// Each string is one polled batch, unless a restart makes it begin later.
+/// A log with one record per word: `xa` is row `a` of writer `x`, `x-a` removes it, `x!` is a transaction end marker of
+/// `x`. Each string is one polled batch; after a restart a batch may begin later.
 struct TestLog<'a> {
     reads: &'a [&'a str],
 }
@@ -168,7 +168,7 @@ fn memory() -> SharedStore {
     Arc::new(MemoryStore::new(SPACES.len()))
 }
 
-/// Runs `work` and unwinds at the failpoint that it reaches after `hits` others. Returns the name of that failpoint.
+/// Runs `work` and unwinds at a failpoint, after it has passed `hits` failpoints. Returns the name of the failpoint.
 fn killed_after(hits: usize, work: impl FnOnce()) -> Option<&'static str> {
     let (left, point) = (Cell::new(hits), Rc::new(Cell::new(None)));
     let own = point.clone();
@@ -187,7 +187,8 @@ fn killed_after(hits: usize, work: impl FnOnce()) -> Option<&'static str> {
     point.get()
 }
 
-/// Applies a log to an empty store and kills the replica after each of these numbers of failpoints. Returns where.
+/// Applies a log to an empty store and kills the replica twice, each time after the given number of failpoints. Returns
+/// the names of the failpoints.
 fn run_with_kills(log: &TestLog<'_>, options: &Options, kills: [usize; 2]) -> Vec<&'static str> {
     let (store, mut killed) = (memory(), Vec::new());
     let open = || Replica::open(store.clone(), options.clone()).unwrap();
@@ -213,7 +214,8 @@ fn crash_between_pieces_loses_no_row() {
         (options(100, 200), ["xa xb xc xd xe", "xf x-a x!", "xg x!"]),
         // No row is spilled, but a staged row is larger than a pending one.
         (options(10_000, 200), ["xa xb xc x!", "xa xd xe x!", ""]),
-        // While one writer is applied in pieces, another has rows that are not stored yet, before and after its own marker.
+        // While one writer's transaction is applied in pieces, another writer has rows that are not stored yet, before
+        // and after its own marker.
         (options(100, 150), ["ya xa xb xc", "yb y! xd yc x!", "xe yd y-a x!"]),
         (options(100, 10_000), ["ya xa xb xc", "yb y! xd yc x!", "xe yd y-a x!"]),
     ];

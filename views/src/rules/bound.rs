@@ -1,4 +1,4 @@
-//! Rules bound to the writer's schema of the rows that they evaluate.
+//! Rules bound to the schema with which the rows were written.
 //!
 //! Binding resolves columns to positions once per schema, so that no name is looked up per row.
 
@@ -12,15 +12,15 @@ use std::sync::Arc;
 use topology::expr::EvalError;
 use topology::template::{BUCKET_BYTES_MAX, escape_into};
 
-/// PostgreSQL omits an unchanged value only if it is stored out of line (TOAST), where a pointer of 18 bytes replaces it.
-/// Shorter values are always sent and need not be kept.
+/// PostgreSQL omits an unchanged value only if it is stored out of line (TOAST), where a pointer of 18 bytes replaces
+/// it. Shorter values are always sent, so they need not be kept.
 const KEPT_BYTES_MIN: usize = 18;
 
 /// Why rules cannot be bound to a schema.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// The schema cannot be parsed.
-    #[error("parse the schema of `{relation}`: {reason}")]
+    #[error("cannot parse the schema of `{relation}`: {reason}")]
     Schema {
         /// Table or event.
         relation: String,
@@ -46,7 +46,7 @@ pub enum EvaluateError {
     #[error("the row does not match its schema: {0}")]
     Decode(DecodeError),
     /// A condition failed.
-    #[error("evaluate the condition of view `{view}`: {reason}")]
+    #[error("cannot evaluate the condition of view `{view}`: {reason}")]
     Condition {
         /// View.
         view: String,
@@ -60,7 +60,9 @@ pub enum EvaluateError {
         view: String,
     },
     /// The source omitted a column as unchanged, and there is no kept value.
-    #[error("column `{column}` was omitted as unchanged but its value is not known; snapshot the table")]
+    #[error(
+        "column `{column}` was omitted as unchanged but no earlier value is stored; take a new snapshot of the table"
+    )]
     Missing {
         /// Column.
         column: String,
@@ -75,7 +77,7 @@ pub struct Bound {
     /// By declared index; `None` for a column that no view uses.
     columns: Vec<Option<Column>>,
     unchanged: Option<usize>,
-    /// The schema has the columns in the declared order, so that decoded rows can be used as they are.
+    /// Whether the schema has the columns in the declared order, so that decoded rows can be used without reordering.
     in_order: bool,
 }
 
@@ -95,17 +97,16 @@ struct Input<'a, 'r> {
 /// Result of an evaluation, apart from the outputs.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Evaluated {
-    /// Column values to keep for the next evaluation of the row, in case the source omits them.
+    /// Column values to keep for the next evaluation of this row, in case the source omits them then.
     pub kept: Vec<(String, Vec<u8>)>,
-    /// The row was complete: no kept value was used.
+    /// Whether the row was complete, so that no kept value was used.
     pub whole: bool,
 }
 
 impl Relation {
     /// Binds the views to a schema.
     ///
-    /// # Errors
-    /// The text is not a record schema, or lacks a column that views use.
+    /// # Errors The text is not a record schema, or a column that views use is missing in it.
     pub fn bind(self: &Arc<Self>, schema: &str) -> Result<Bound, BindError> {
         let invalid = |reason| BindError::Schema {
             relation: self.name.clone(),

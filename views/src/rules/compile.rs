@@ -49,7 +49,7 @@ impl Rules {
         &self.sources
     }
 
-    /// Hash of everything that determines which rows a device has.
+    /// Hash of everything that determines which rows a device receives.
     pub fn version(&self) -> u64 {
         self.topology.rules_version
     }
