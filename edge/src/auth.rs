@@ -1,8 +1,9 @@
 //! Verifies bearer tokens (JWT) and derives the identity of a request.
 //!
-//! `jsonwebtoken` verifies signatures; this module selects the key and checks algorithm and claims against the injected
-//! clock. The algorithm must be configured for the issuer and fit the type of the key, so `none` and the use of a public
-//! key as an HMAC secret are impossible. Keys come from the configuration only, never from the token (`jwk`, `jku`,
+//! `jsonwebtoken` verifies signatures; this module selects the key and checks the algorithm, and the times in the
+//! claims against an injected clock. The algorithm must be configured for the issuer and match the type of the key, so
+//! `none` and the use of a public key as an HMAC secret are impossible. Keys come from the configuration only, never
+//! from the token (`jwk`, `jku`,
 //! `x5u`). Before the signature is verified, `iss` selects the issuer's keys and no other claim is used.
 
 mod claims;
@@ -92,7 +93,7 @@ impl Authenticator {
         claims::check(&issuer.config, &token.claims, now_ms)
     }
 
-    /// Refreshes fetched keys until `stop`.
+    /// Refreshes fetched keys until `stop` is cancelled.
     pub async fn run(&self, now_ms: impl Fn() -> i64, stop: CancellationToken) {
         let remotes = self.remotes();
         if remotes.is_empty() {
@@ -110,7 +111,7 @@ impl Authenticator {
         }
     }
 
-    /// One text per issuer whose keys are not available. Empty if tokens of all issuers can be verified.
+    /// One message for each issuer whose keys are not available. Empty if tokens of all issuers can be verified.
     pub fn problems(&self, now_ms: i64) -> Vec<String> {
         self.remotes().iter().filter_map(|r| r.problem(now_ms)).collect()
     }

@@ -93,7 +93,7 @@ impl Default for StoreConfig {
 pub struct Limits {
     /// Maximum request body, in bytes.
     pub body_bytes_max: usize,
-    /// Timeout for receiving a request body, in seconds.
+    /// Maximum time to receive a request body, in seconds.
     pub read_timeout_s: u64,
     /// Maximum `wait` of a long poll, in seconds.
     pub wait_s_max: u64,
@@ -103,13 +103,13 @@ pub struct Limits {
     pub page_rows_max: usize,
     /// Approximate maximum bytes of rows per page.
     pub page_bytes_max: usize,
-    /// Maximum open connections. Further ones wait to be accepted.
+    /// Maximum open connections. Further connections wait to be accepted.
     pub connections_max: usize,
-    /// Maximum polls that read the store at the same time. Further ones wait.
+    /// Maximum polls that read the store at the same time. Further polls wait.
     pub reads_max: usize,
-    /// `poll_after_ms` for devices that do not use long polls, before jitter, in ms.
+    /// `poll_after_ms` in responses to devices that do not use long polls, before jitter.
     pub poll_after_ms: u64,
-    /// Time for open requests to end when the process stops, in seconds.
+    /// Time that requests in progress have to end when the process stops, in seconds.
     pub drain_s: u64,
 }
 
@@ -186,7 +186,6 @@ pub struct IssuerConfig {
     /// A public key in PEM.
     #[serde(default)]
     pub pem: Option<Secret>,
-    /// A shared secret for HS256, at least 32 bytes.
     #[serde(default)]
     pub secret: Option<Secret>,
     /// Tolerated clock difference, in seconds.

@@ -1,7 +1,7 @@
 //! Start of an edge: checks the configuration, binds the listener and spawns the tasks.
 //!
-//! [`start`] fails before anything runs. During a drain the replica is followed until the last request is answered,
-//! because a poll that arrived before the drain still needs a current replica.
+//! [`start`] fails before anything runs. During a drain, `view.log` is read into the replica until the last request is
+//! answered, because a poll that arrived before the drain still needs a current replica.
 
 use crate::auth::Authenticator;
 use crate::auth::cursor_keys::{KeysError, cursor_keyring};
@@ -44,12 +44,12 @@ pub enum EdgeError {
     #[error(transparent)]
     Keys(#[from] KeysError),
     /// The listener cannot be bound.
-    #[error("bind the listener for devices (edge.listen)")]
+    #[error("cannot bind the listener for devices (edge.listen)")]
     Listen(#[source] service::http::Error),
 }
 
 /// Starts an edge: spawns its listener, the follower of `view.log` and the refresh of the issuers' keys. Returns the
-/// address of the listener, whose port the configuration may leave open.
+/// address of the listener; the operating system chooses its port if the configured port is 0.
 ///
 /// # Errors
 /// The field, file or address that is invalid. Nothing runs then.
@@ -72,7 +72,8 @@ pub async fn start(parts: Parts, tasks: &Tasks, readiness: &Readiness) -> Result
     })?;
     let replica = Arc::new(ReplicaHandle::default());
     let drain = tasks.drain();
-    // Stops what requests depend on. Starts after the listener has answered the last request, not with the drain.
+    // Stops the tasks that requests depend on. Starts after the listener has answered the last request, not when the
+    // drain starts.
     let requests_done = Drain::new();
     let follow = FollowConfig {
         topic: VIEW_LOG.into(),

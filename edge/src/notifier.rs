@@ -1,7 +1,8 @@
 //! Wakes long polls when one of their buckets changes.
 //!
-//! A wake between [`Notifier::listen`] and [`Listener::woken`] is not lost. A change of a bucket wakes only the polls that
-//! wait for that bucket (I12). A dropped listener is removed from all of its buckets.
+//! A call of [`Notifier::wake`] between [`Notifier::listen`] and [`Listener::woken`] is not lost. A change of a bucket
+//! wakes only the polls that wait for that bucket (invariant I12, isolation of scopes). A dropped listener is removed
+//! from all of its buckets.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +21,7 @@ type Waiting = HashMap<BucketId, HashMap<u64, Arc<Notify>>>;
 pub struct Notifier {
     shards: Vec<Mutex<Waiting>>,
     next: AtomicU64,
-    /// Counts the progress of the replica, for polls that wait until it reaches their cursor.
+    /// Increases when the replica advances, for polls whose cursor is ahead of the replica.
     progress: watch::Sender<u64>,
 }
 

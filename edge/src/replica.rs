@@ -1,4 +1,4 @@
-//! The edge's replica of `view.log`: the handle that polls read, and the thread that keeps the replica current.
+//! The edge's replica of `view.log`: the handle through which polls access it, and the thread that keeps it current.
 //!
 //! `views` interprets the records; this module opens the store, reads the log and reports readiness.
 

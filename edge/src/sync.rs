@@ -1,9 +1,9 @@
 //! Polls: answers a device's cursor with a page, with 304 or with an error (docs/protocol/device-sync.md).
 //!
-//! A response is computed at one instant of the replica, for the buckets that the token may read at that time (I5). A long
-//! poll ends when one of its buckets changes, its wait is over, its token expires or the process drains, whichever comes
-//! first. While it waits it does not read the store. A replica that is incomplete, unproven or behind the cursor answers
-//! 503 (I4).
+//! A response is computed at one instant of the replica, for the buckets that the token may read at that time (I5). A
+//! long poll ends when one of its buckets changes, its wait has elapsed, its token expires or the process drains,
+//! whichever comes first. While it waits it does not read the store. The answer is 503 if the replica is incomplete,
+//! was not proven current recently, or is behind the cursor (invariant I4, no return to an older state).
 
 mod body;
 mod request;
@@ -25,7 +25,7 @@ use views::cursor::{Cursor, Keyring, Owner};
 use views::rules::Rules;
 use views::{Answer, Bucket, Page, Replica, Request, delta};
 
-/// How long a poll waits for a replica that is behind the cursor. Covers the normal difference between two edges.
+/// How long a poll waits for a replica that is behind the cursor. Longer than one edge is normally behind another.
 const BEHIND_WAIT: Duration = Duration::from_secs(1);
 
 /// Decides which buckets a principal may read.
@@ -68,7 +68,7 @@ pub struct PollsContext {
     pub keyring: Keyring,
     /// Limits on requests.
     pub limits: Limits,
-    /// Clock of token expiry, proofs and horizons.
+    /// Clock for token expiry, proofs that the replica is current, and the horizon.
     pub clock: SharedClock,
     /// Ends waiting polls.
     pub drain: Drain,
@@ -161,7 +161,7 @@ impl Polls {
         text.and_then(|text| self.context.keyring.open(text))
     }
 
-    /// Computes the delta until there is something to send or the wait is over.
+    /// Computes the delta until there is something to send or the wait has elapsed.
     async fn wait(self: &Arc<Self>, poll: &VerifiedPoll<'_>) -> Result<SyncResponse, ApiError> {
         let drain = &self.context.drain;
         let wait = poll.request.wait.min(Duration::from_secs(self.limits().wait_s_max));
@@ -169,12 +169,13 @@ impl Polls {
         let until = began + wait.min(self.token_lifetime(poll));
         let until_caught_up = began + BEHIND_WAIT;
         let notifier = self.context.replica.notifier();
-        // Register before the first read: a change between read and registration would otherwise not wake this poll.
+        // Registered before the first read, because otherwise a change between the read and the registration would not
+        // wake this poll.
         let listener = (!wait.is_zero()).then(|| notifier.listen(poll.readable.iter().map(|b| b.id)));
         let _gauge = listener.is_some().then(LongPollGauge::increment);
         let mut progress = notifier.watch_progress();
         loop {
-            // Mark the progress as seen before the read, for the same reason.
+            // The progress is marked as seen before the read, for the same reason.
             progress.borrow_and_update();
             let draining = drain.is_draining();
             let patient = listener.is_some() && !draining && Instant::now() < until;
@@ -282,7 +283,6 @@ impl Polls {
     }
 }
 
-/// Result of one attempt to answer a poll.
 enum PollStep {
     Respond(SyncResponse),
     /// Nothing to send; a long poll waits for a change.

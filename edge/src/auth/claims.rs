@@ -1,7 +1,8 @@
 //! Checks audience and times of a token and maps its claims to the names that memberships use.
 //!
-//! A mapped name never falls back to a claim that happens to have that name: a token could otherwise grant itself a bucket
-//! through a claim that the issuer does not control. `sub` is always the configured subject.
+//! If a name is mapped to a claim that is missing, a claim with the mapped name itself is not used instead: a token
+//! could otherwise grant itself a bucket through a claim that the issuer does not control. `sub` is always the
+//! configured subject.
 
 use super::error::AuthError;
 use super::identity::Identity;
@@ -65,7 +66,7 @@ fn map_names(config: &IssuerConfig, claims: &Map<String, Value>, subject: String
     for (name, claim) in &config.claims {
         match find(claims, claim) {
             Some(value) => named.insert(name.clone(), value.clone()),
-            // A claim of this name is not the one that the configuration maps to it.
+            // The token may have a claim of this name, but the configuration maps the name to another claim.
             None => named.remove(name),
         };
     }

@@ -1,4 +1,5 @@
-//! Tokens for development and tests: signed with a key of this machine, or with the shared secret of a configured issuer.
+//! Tokens for development and tests: signed with a key that is stored on this machine, or with the shared secret of a
+//! configured issuer.
 //!
 //! A token of a [`DevKey`] is accepted only by an edge that is configured with [`DevKey::issuer`] of the same key. Its
 //! issuer is [`DEV_ISSUER`], which `trunkline run` rejects ([`refuse_development`]), so such a key cannot be used in

@@ -38,7 +38,7 @@ pub enum AuthError {
     /// `aud` contains no accepted audience.
     #[error("audience (`aud`) is not accepted; request a token for this service from the issuer")]
     Audience,
-    /// The issuer's keys have never been fetched, or are too old.
+    /// The issuer's keys have never been fetched, or were fetched too long ago.
     #[error("keys of issuer {0} are not available; retry")]
     KeysUnavailable(String),
 }

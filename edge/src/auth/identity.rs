@@ -10,6 +10,6 @@ pub struct Identity {
     pub principal: Principal,
     /// Claims under the names that memberships use.
     pub claims: Map<String, Value>,
-    /// When the token expires, leeway included, in ms since the epoch.
+    /// When the token expires, including the leeway, in ms since the epoch.
     pub expires_ms: i64,
 }

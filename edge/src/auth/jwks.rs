@@ -1,9 +1,9 @@
 //! Keys of an issuer that are fetched from a URL (JWKS), cached and refreshed.
 //!
-//! Tokens that wait for keys share one fetch. An unknown key id causes at most one fetch per interval, so that tokens with
-//! invented ids cannot flood the issuer. While the issuer is down, its keys remain in use for a limited time. Redirects and
-//! proxies from the environment are not followed, and plain HTTP beyond loopback requires `jwks_insecure_http`: everyone who
-//! controls the response can sign tokens.
+//! Tokens that wait for keys share one fetch. An unknown key id causes at most one fetch per interval, so that tokens
+//! with invented ids cannot flood the issuer. While the issuer is down, its keys remain in use for a limited time.
+//! Redirects and proxies from the environment are not followed, and plain HTTP beyond loopback requires
+//! `jwks_insecure_http`: whoever controls the response can sign tokens.
 
 use super::key_set::{JwksOrigin, KeySet};
 use reqwest::redirect;
@@ -15,7 +15,7 @@ use std::time::Duration;
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum bytes of the document.
 const BYTES_MAX: usize = 512 * 1024;
-/// Interval of attempts while the issuer is down.
+/// Interval between attempts while the issuer is not reachable.
 pub const RETRY: Duration = Duration::from_secs(2);
 
 /// Time of the injected clock, in ms since the epoch.
@@ -205,7 +205,7 @@ impl RemoteKeys {
     }
 }
 
-/// Time since `at`. If the clock was set back, everything is due.
+/// Time since `at`. If the clock was set back, the maximum, so that everything is due.
 fn age(at: Millis, now: Millis) -> Duration {
     u64::try_from(now - at).map_or(Duration::MAX, Duration::from_millis)
 }

@@ -33,7 +33,6 @@ pub struct KeySet {
     keys: Vec<Key>,
 }
 
-/// Where a JWKS document comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum JwksOrigin {
     /// The issuer's URL. Shared secrets in it are skipped.
@@ -42,8 +41,8 @@ pub enum JwksOrigin {
     Configured,
 }
 
-/// Why keys cannot be used. The text contains no key material. It completes a sentence that begins with the name of the
-/// configuration field.
+/// Why keys cannot be used. The text contains no key material. It follows the name of the configuration field, without
+/// a subject of its own.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// The text is not a JWKS document.

@@ -12,7 +12,7 @@ use views::replica::NotReady;
 /// Error response to a request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ApiError {
-    /// Stable name. Label of metrics; the problem's `type` is `/problems/<code>`.
+    /// Stable name. It is the label in metrics, and the problem's `type` is `/problems/<code>`.
     pub code: &'static str,
     problem: Box<service::Problem>,
     /// Value of `WWW-Authenticate`.

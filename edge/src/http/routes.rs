@@ -72,7 +72,7 @@ impl Service {
 /// Router of the devices' listener.
 pub fn router(service: Arc<Service>) -> Router {
     let limits = service.polls.limits();
-    // Reading the body, waiting, and then time for the response itself.
+    // Time to read the body, plus the wait of the poll, plus time for the response itself.
     let timeout = Duration::from_secs(limits.read_timeout_s + limits.wait_s_max + 30);
     Router::new()
         .route("/v1/sync", get(sync).post(sync))

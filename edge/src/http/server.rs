@@ -15,8 +15,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
-/// Limit for a request head, and so for idle connections. Longer than the interval between two polls, so that devices
-/// reuse their connections.
+/// Maximum time to receive a request head, and thus the maximum idle time of a connection. Longer than the interval
+/// between two polls, so that devices reuse their connections.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 /// Interval and timeout of HTTP/2 keep-alive pings. Detects devices that lost their network.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
@@ -27,7 +27,7 @@ const HEAD_BYTES_MAX: u32 = 32 * 1024;
 /// Pause after a failed accept. "Too many open files" persists, and a loop without a pause would use a whole core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves connections until `drain` starts, then until they have ended or `drain_s` is over.
+/// Serves connections until `drain` starts, and then until they have ended or `drain_s` has elapsed.
 pub async fn serve(listener: TcpListener, router: Router, limits: &Limits, drain: Drain) {
     let slots = Arc::new(Semaphore::new(limits.connections_max));
     let builder = Arc::new(builder());

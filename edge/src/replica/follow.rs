@@ -1,9 +1,9 @@
 //! The thread that reads `view.log` into the replica (docs/protocol/view-sync.md, "The replica").
 //!
-//! It opens the store and quarantines it if it belongs to another log, is damaged or is too old. It then reads committed
-//! records, applies them in offset order, wakes long polls, and looks up the log's end offsets to prove that the replica
-//! is current. Errors of the log are retried forever with a backoff of up to a few seconds; meanwhile readiness reports
-//! the cause, and the proofs expire, so that polls answer 503 instead of possibly revoked data (I5).
+//! It opens the store and quarantines it if it belongs to another log, is corrupt or is too old. It then reads
+//! committed records, applies them in offset order, wakes long polls, and looks up the end offsets of the log to prove
+//! that the replica is current. Errors of the log are retried forever with a backoff of up to a few seconds; meanwhile
+//! readiness reports the cause, and the proofs expire, so that polls answer 503 instead of possibly revoked data (I5).
 
 use super::handle::{ReadinessIssue, ReplicaHandle};
 use crate::config::{Engine, StoreConfig};
@@ -21,9 +21,10 @@ use views::replica::{Error as ViewsError, FLUSH_BYTES, Options, SPACES, Times};
 const READ_BYTES: usize = 4 * 1024 * 1024;
 /// How long one poll of the reader waits for records. Also bounds the reaction to a stop.
 const READ_WAIT: Duration = Duration::from_millis(100);
-/// Interval of proofs while every partition is complete: a sixth of `Times::proof_ms`, after which polls answer 503.
+/// Interval of the lookups that prove the replica current, while every partition is complete: a sixth of
+/// `Times::proof_ms`, after which polls answer 503.
 const PROVE_INTERVAL: Duration = Duration::from_secs(5);
-/// Interval of proofs while a partition is incomplete.
+/// Interval of these lookups while a partition is incomplete.
 const PROVE_INTERVAL_INCOMPLETE: Duration = Duration::from_millis(200);
 /// Interval of pruning tombstones and of checking the age of the store and the topic id.
 const MAINTAIN_INTERVAL: Duration = Duration::from_secs(5);
@@ -32,7 +33,7 @@ const PRUNE_MAX: usize = 10_000;
 /// First and longest pause after an error.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(3);
-/// How long to wait for polls that still use a withdrawn replica.
+/// How long to wait for polls that still use a replica that is being closed.
 const RELEASE_WAIT: Duration = Duration::from_secs(5);
 
 /// Cause of a quarantine: cluster or topic id changed.
@@ -79,7 +80,6 @@ enum SubscriptionError {
     OpenStore(state_store::Error),
 }
 
-/// A replica and the reader that feeds it.
 struct Subscription {
     identity: u64,
     replica: Arc<Replica>,
@@ -107,7 +107,7 @@ pub struct Follower {
     open: Option<OpenReplica>,
 }
 
-/// What a [`Follower`] reports to and is controlled by.
+/// What a [`Follower`] uses to publish the replica, to wake polls, and to report and observe the state of the process.
 pub struct FollowerContext {
     /// Where polls find the replica.
     pub handle: Arc<ReplicaHandle>,
@@ -158,7 +158,8 @@ impl Follower {
         }
         let persisted = self.open.as_ref().map(|open| open.store.persist());
         if let Some(Err(error)) = persisted {
-            // Not an error: after a restart the records that the store lacks are read from the log again.
+            // Logged as a warning only: after a restart the records that are not in the store are read from the log
+            // again.
             tracing::warn!(error = chain(&error), "replica store not persisted");
         }
         self.handle.withdraw();
@@ -169,8 +170,8 @@ impl Follower {
     fn handle_error(&mut self, error: SubscriptionError) -> Result<(), FollowError> {
         let issue = match error {
             SubscriptionError::Topic(issue) => issue,
-            // Retention or a recreated topic removed the position. The records in between are lost to this replica, so
-            // it cannot continue from its store.
+            // The log no longer has the position, because of retention or because the topic was created again. The
+            // replica can no longer read the records after it, so it cannot continue from its store.
             SubscriptionError::Log(attempted, event_log::Error::OutOfRange { at, offset, start, end }) => self
                 .quarantine(format!(
                     "{attempted}: position {offset} of {at} is outside of the log's range {start}..{end}"
@@ -196,7 +197,7 @@ impl Follower {
                 return Err(FollowError::Locked(error));
             }
             SubscriptionError::OpenStore(state_store::Error::Corrupt { source, .. }) => {
-                self.quarantine(format!("the store of the view replica is damaged: {source}"))
+                self.quarantine(format!("the store of the view replica is corrupt: {source}"))
             }
             SubscriptionError::OpenStore(error) => ReadinessIssue::new(chain(&error), CHECK_DISK),
         };
@@ -205,15 +206,15 @@ impl Follower {
         Ok(())
     }
 
-    /// Withdraws the replica and closes its store.
+    /// Makes the replica unavailable to polls and closes its store.
     fn close(&mut self) {
         drop(self.handle.withdraw());
         let Some(mut open) = self.open.take() else {
             return;
         };
         let until = Instant::now() + RELEASE_WAIT;
-        // A poll that loaded the replica before it was withdrawn keeps it open while it reads. The store's directory can
-        // be renamed or opened again only after the last reference is gone.
+        // A poll that got the replica before the line above keeps it open while it reads. The store's directory can be
+        // renamed or opened again only after the last reference is gone.
         while Arc::get_mut(&mut open.replica).is_none() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -306,7 +307,7 @@ impl Follower {
         Ok((identity(&log_epoch, &info), info))
     }
 
-    /// The open replica; opens and publishes it if there is none.
+    /// Returns the open replica. If none is open, opens it and makes it available to polls.
     fn replica(&mut self, identity: u64, info: &TopicInfo, now: i64) -> Result<Arc<Replica>, SubscriptionError> {
         match &self.open {
             Some(open) if open.identity == identity => return Ok(open.replica.clone()),
@@ -336,8 +337,8 @@ impl Follower {
     /// Reads and applies records until it is stopped or an error occurs.
     fn follow(&self, mut subscription: Subscription) -> Result<(), SubscriptionError> {
         let mut batch = RecordBatch::default();
-        // `assign` does not contact the broker: an offset out of range is reported by the first poll. Only after it may
-        // the issue of the previous attempt be cleared.
+        // `assign` does not contact the broker: an offset out of range is reported by the first poll. So the readiness
+        // issue of the previous attempt is cleared only after that poll.
         let mut read = subscription
             .reader
             .poll(&mut batch, READ_BYTES, Duration::ZERO)
@@ -412,8 +413,9 @@ impl Follower {
 
     /// Looks up the end offsets and records in the replica which partitions are current.
     ///
-    /// Must be called with every polled record applied: the reader's position is taken for the replica's. The time is
-    /// taken *before* the lookup, so that a record appended after it is never covered by the proof.
+    /// Must be called when every polled record has been applied, because it uses the reader's position as the position
+    /// of the replica. The time is read *before* the lookup, so that the proof never includes a record that was
+    /// appended after it.
     fn prove_current(&self, subscription: &Subscription) -> Result<(), SubscriptionError> {
         let mut lag = 0;
         let asked_ms = self.clock.now_ms();
@@ -421,8 +423,9 @@ impl Follower {
             let ends = self.log.offsets(&subscription.partitions, which);
             ends.map_err(|e| SubscriptionError::Log("look up the end offsets of view.log", e))
         };
-        // A `read_committed` reader cannot pass the last stable offset, so that is what proves that it is current. Only a
-        // position at the log end proves that no record, committed or not, is older than `asked_ms` (`as_of`).
+        // A `read_committed` reader cannot read beyond the last stable offset, so a position at that offset proves that
+        // the replica is current. Only a position at the log end proves that no later record, committed or not, was
+        // appended before `asked_ms` (`as_of`).
         let (stable, end) = (ends(OffsetSpec::LastStable)?, ends(OffsetSpec::LogEnd)?);
         for ((at, stable), end) in subscription.partitions.iter().zip(stable).zip(end) {
             let position = subscription.reader.position(at).unwrap_or(0);
@@ -469,11 +472,11 @@ impl Follower {
     }
 }
 
-/// Proves partitions current by the reader's end-of-partition events, without a request to the log.
+/// Proves partitions current from the reader's end-of-partition notifications, without a request to the log.
 fn prove_by_reader(subscription: &Subscription) -> Result<(), ViewsError> {
     for at in &subscription.partitions {
         if let (Some(position), Some(at_ms)) = (subscription.reader.position(at), subscription.reader.at_end(at)) {
-            // The event proves that every stable record below the position was read. The log end is unknown, so
+            // The notification proves that every stable record below the position was read. The log end is unknown, so
             // `i64::MAX` leaves `as_of` and E unchanged.
             subscription.replica.at_end(at.partition, position, i64::MAX, at_ms)?;
         }
@@ -500,7 +503,7 @@ fn mib(mib: u32) -> usize {
     usize::try_from(mib).unwrap_or(usize::MAX).saturating_mul(1024 * 1024)
 }
 
-/// Hash of the log epoch and the topic id. Offsets are comparable within one such pair only.
+/// Hash of the log epoch and the topic id. Offsets can be compared only within one log and topic id.
 fn identity(log_epoch: &str, info: &TopicInfo) -> u64 {
     let mut context = digest::Context::new(&digest::SHA256);
     context.update(log_epoch.as_bytes());
@@ -510,7 +513,7 @@ fn identity(log_epoch: &str, info: &TopicInfo) -> u64 {
     u64::from_be_bytes(hash.as_ref().first_chunk().copied().expect("SHA-256 has 32 bytes"))
 }
 
-/// Limits of the replica, from the settings of the topic.
+/// Time limits of the replica, from the settings of the topic.
 fn times(info: &TopicInfo) -> Times {
     let defaults = Times::default();
     let delete_retention_ms = info
@@ -521,7 +524,7 @@ fn times(info: &TopicInfo) -> Times {
             .number("min.compaction.lag.ms")
             .unwrap_or(defaults.compaction_lag_ms),
         delete_retention_ms,
-        // A day of a week's retention, and the same share of a shorter one.
+        // One day for a retention of a week, and the same fraction of a shorter retention.
         margin_ms: defaults.margin_ms.min(delete_retention_ms / 7),
         ..defaults
     }

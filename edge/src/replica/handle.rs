@@ -1,7 +1,7 @@
-//! The handle through which polls find the open replica, and the reason why there is none.
+//! Shared handle to the open replica, or to the reason why no replica is open.
 //!
-//! The follower publishes a replica only after it has been opened for the current log and topic, and withdraws it before
-//! its store is quarantined.
+//! The follower makes a replica available only after it has been opened for the current log and topic id, and makes it
+//! unavailable before it quarantines the store.
 
 use crate::notifier::Notifier;
 use arc_swap::ArcSwapOption;
@@ -28,7 +28,7 @@ impl ReadinessIssue {
     }
 }
 
-/// Shared access to the replica that polls read.
+/// Shared handle to the replica from which polls are answered.
 #[derive(Default)]
 pub struct ReplicaHandle {
     current: ArcSwapOption<Replica>,
@@ -48,13 +48,14 @@ impl ReplicaHandle {
         &self.notifier
     }
 
-    /// Makes a replica visible to polls.
+    /// Makes a replica available to polls.
     pub fn publish(&self, replica: Arc<Replica>) {
         self.current.store(Some(replica));
         self.notifier.wake_all();
     }
 
-    /// Hides the replica from polls, which answer 503 until the next [`ReplicaHandle::publish`].
+    /// Makes the replica unavailable to polls, which answer 503 until the next [`ReplicaHandle::publish`]. Returns the
+    /// replica.
     pub fn withdraw(&self) -> Option<Arc<Replica>> {
         let withdrawn = self.current.swap(None);
         self.notifier.wake_all();

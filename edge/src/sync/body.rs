@@ -48,7 +48,7 @@ pub fn write(page: &Page, cursor: &str, poll_after_ms: u64) -> Vec<u8> {
             out.extend_from_slice(b"\"}");
         });
     }
-    // Always 0: device writes (I7) are not built.
+    // Always 0, because device writes (invariant I7) are not built.
     out.extend_from_slice(b",\"acked_through\":0,\"poll_after_ms\":");
     out.extend_from_slice(poll_after_ms.to_string().as_bytes());
     out.push(b'}');

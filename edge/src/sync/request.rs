@@ -7,7 +7,8 @@ use crate::http::ApiError;
 use serde_json::{Map, Value};
 use std::time::Duration;
 
-/// Characters of the longest accepted cursor. The largest real one, with all buckets covered, is shorter.
+/// Characters of the longest accepted cursor. The largest possible cursor, which contains the maximum number of
+/// buckets, is shorter.
 const CURSOR_CHARS_MAX: usize = 48 * 1024;
 
 /// Parameters of a poll.

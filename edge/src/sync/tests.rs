@@ -1,4 +1,4 @@
-//! Polls against a real replica over an in-memory store: pages, cursors, long polls and errors.
+//! Polls of a real replica with an in-memory store: pages, cursors, long polls and errors.
 
 use super::*;
 use event_log::{Header, RecordBatch, TimestampType, TopicPartition};
@@ -255,7 +255,7 @@ async fn only_a_complete_cursor_gets_304() {
             }
         }
     }
-    // A reset counts as a change. The round of three pages is followed by an empty, complete page.
+    // The reset counts as a change. The round of three pages is followed by an empty, complete page.
     assert_eq!(pages, [(1, false), (2, false), (2, false), (0, true)]);
     let greedy = SyncRequest {
         limit: Some(1_000_000),
