@@ -1,8 +1,8 @@
 //! The admin listener: liveness, readiness and metrics.
 //!
-//! `/healthz` responds while the process serves requests. `/readyz` is 503 while a component is not ready or the process
-//! drains, and names each cause with the operator's next command. `/metrics` is Prometheus text. The listener binds to
-//! loopback unless configured otherwise.
+//! `/healthz` responds while the process serves requests. `/readyz` is 503 while a component is not ready or the
+//! process drains, and names each cause and the command that the operator should run next. `/metrics` is Prometheus
+//! text. The listener binds to loopback unless configured otherwise.
 
 use crate::http::{self, Error};
 use crate::readiness::{Report, State};
@@ -17,7 +17,7 @@ use serde::Deserialize;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-/// How long a response may still take once the process drains.
+/// How long a response may still take after the drain has started.
 const DRAIN: Duration = Duration::from_secs(2);
 
 /// Configuration of the admin listener.

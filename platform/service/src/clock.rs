@@ -1,7 +1,4 @@
-//! Wall-clock time that tests can set.
-//!
-//! Code that needs the time takes a [`SharedClock`]. Only [`System`] reads the system clock; clippy.toml forbids it
-//! elsewhere.
+//! A wall clock that tests can set.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -33,12 +30,12 @@ impl Clock for System {
     }
 }
 
-/// A clock that only moves when it is set. Clones share its time.
+/// A clock whose time changes only when it is set. Clones share the time.
 #[derive(Debug, Clone, Default)]
 pub struct Manual(Arc<AtomicI64>);
 
 impl Manual {
-    /// Creates a clock that shows `now_ms`.
+    /// Creates a clock with the time `now_ms`.
     pub fn at(now_ms: i64) -> Self {
         Self(Arc::new(AtomicI64::new(now_ms)))
     }

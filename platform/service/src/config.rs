@@ -20,7 +20,7 @@ pub const PREFIX: &str = "TRUNKLINE_";
 /// The environment variable that lists the failpoints to arm ([`failpoint::arm`]).
 pub const FAILPOINTS: &str = "TRUNKLINE_FAILPOINTS";
 
-/// Reads an environment variable; `None` when it is not set or not UTF-8.
+/// Reads an environment variable; `None` when it is not set or is not UTF-8.
 #[expect(
     clippy::disallowed_methods,
     reason = "this is the only place that reads the environment"
@@ -93,8 +93,8 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// The environment: a variable `TRUNKLINE_A__B=value` sets key `b` of table `a`. Lists may be separated by commas.
-    /// Variables with another meaning are ignored: [`FAILPOINTS`], those that begin with
+    /// The environment: a variable `TRUNKLINE_A__B=value` sets key `b` of the TOML table `a`. Lists may be separated by
+    /// commas. Variables with another meaning are ignored: [`FAILPOINTS`], those that begin with
     /// `TRUNKLINE_TEST_`, and those in `except`.
     pub fn environment(except: &[&str]) -> Self {
         let other = |name: &str| name == FAILPOINTS || name.starts_with("TRUNKLINE_TEST_") || except.contains(&name);

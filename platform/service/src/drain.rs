@@ -1,7 +1,7 @@
 //! The shutdown signal that tasks and threads observe.
 //!
-//! A drain starts once and never ends. Starting it wakes all sleepers. It does not wait for anything; that is the job of
-//! [`crate::Tasks`].
+//! A drain starts once and never ends. Its start wakes all sleeping tasks and threads. It does not wait for their end;
+//! [`crate::Tasks`] does.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
@@ -54,7 +54,7 @@ impl Drain {
         self.shared.token.child_token()
     }
 
-    /// Creates a drain that starts with this one or separately, for a part that can be stopped alone.
+    /// Creates a drain that starts with this drain or separately, for a part of the process that can be stopped alone.
     pub fn child(&self) -> Self {
         let child = Self {
             shared: Arc::new(Shared {
@@ -104,8 +104,8 @@ impl Drain {
 
 impl Shared {
     fn start(&self) -> bool {
-        // Under the lock: otherwise a sleeper could miss the wake-up between its check and its wait, and a child that is
-        // being added could be missed.
+        // Under the lock, because otherwise a sleeper could miss the wake-up between its check and its wait, and a
+        // child that is being added could be missed.
         let mut asleep = self.asleep.lock().unwrap_or_else(PoisonError::into_inner);
         if self.draining.swap(true, Ordering::AcqRel) {
             return false;

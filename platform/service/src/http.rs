@@ -1,7 +1,7 @@
 //! A minimal HTTP server without TLS that shuts down gracefully.
 //!
 //! It stops accepting connections when the drain starts, lets requests in progress finish, and closes the remaining
-//! connections after a limit.
+//! connections after a time limit.
 
 use crate::Tasks;
 use axum::Router;

@@ -1,8 +1,8 @@
 //! Process infrastructure: tasks, graceful shutdown, configuration, readiness, metrics, logs and time.
 //!
 //! Every task and thread has a name, an owner ([`Tasks`]) and an error policy. A process drains once ([`Drain`]) and
-//! reports the tasks that did not end in time. Only [`config`] reads the environment. The crate knows no topic and no
-//! event.
+//! reports the tasks that did not end in time. Only [`config`] reads the environment. The crate does not depend on
+//! topics or records.
 
 pub mod admin;
 pub mod backoff;
@@ -28,7 +28,7 @@ pub use tasks::{OnError, Tasks};
 /// The error type of a task.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Formats an error and all its sources on one line. Error enums leave their source out of `Display`.
+/// Formats an error and all its sources on one line. The `Display` of error enums does not include their source.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -30,7 +30,7 @@ struct Entry {
     not_ready: Option<NotReady>,
     since: Instant,
     was_ready: bool,
-    /// The cause that was logged last, and the time.
+    /// The cause that was logged last, and when.
     logged: Option<(String, Instant)>,
 }
 

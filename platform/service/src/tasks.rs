@@ -2,7 +2,7 @@
 //!
 //! Each task has a name and an error policy. A panic is caught and counts as a failure of the task. The first failure
 //! of a task with [`OnError::Stop`] starts the drain and becomes the result of the process. [`Tasks::join`] waits for a
-//! limited time and names the tasks that did not end; it never kills a task or a thread.
+//! limited time and returns the names of the tasks that did not end; it never kills a task or a thread.
 
 use crate::{BoxError, Drain, chain};
 use futures_util::FutureExt;
@@ -17,9 +17,9 @@ use tokio::sync::Notify;
 /// What happens when a task fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnError {
-    /// The process drains and exits with this failure.
+    /// The process drains and exits with this error.
     Stop,
-    /// The failure is logged; other tasks are not affected.
+    /// The error is logged; other tasks are not affected.
     Log,
 }
 
@@ -112,13 +112,13 @@ impl Tasks {
         }
     }
 
-    /// The drain that all its tasks observe.
+    /// The drain that all tasks of this owner observe.
     pub fn drain(&self) -> Drain {
         self.drain.clone()
     }
 
-    /// Creates an owner for a part that can be stopped and joined separately. It drains with this one; a failure in it
-    /// does not stop this one.
+    /// Creates an owner for a part of the process that can be stopped and joined separately. It drains when this owner
+    /// drains; a failed task in it does not stop this owner.
     pub fn child(&self) -> Self {
         Self {
             shared: Arc::default(),
@@ -204,7 +204,7 @@ impl Tasks {
         };
         let failure = self.shared.state().failure.take();
         match failure {
-            // Both matter: the first failure is returned, and the tasks that hang are logged.
+            // Both are reported: the first failure is returned, and the tasks that did not end are logged.
             Some(failure) => {
                 if !stuck.is_empty() {
                     tracing::error!(tasks = stuck.join(", "), "tasks did not end within the drain limit");
@@ -240,7 +240,8 @@ impl Default for Tasks {
     }
 }
 
-/// A running task. Dropping it removes the task from the list, also when a runtime that shuts down drops the future.
+/// A running task. Dropping it removes the task from the list, including when the runtime shuts down and drops the
+/// future.
 struct Running {
     id: u64,
     name: String,
@@ -267,7 +268,8 @@ impl Running {
             OnError::Log => tracing::error!("{}", chain(&failure)),
             OnError::Stop => {
                 tracing::error!("{}; draining the process", chain(&failure));
-                // Stored before the drain starts, so that a task which observes the drain finds the reason.
+                // The failure is stored before the drain starts, so that a task that observes the drain finds the
+                // reason.
                 self.shared.state().failure.get_or_insert(failure);
                 self.drain.start();
             }

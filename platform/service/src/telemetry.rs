@@ -70,7 +70,7 @@ pub fn logs(config: &Config) -> Result<(), Error> {
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);
-    // Fails when a subscriber exists already, as in a test or for a second role of one process.
+    // Setting the subscriber fails if one is already set, as in a test or for a second role of one process.
     drop(match config.format {
         Format::Text => lines.with_ansi(std::io::stderr().is_terminal()).finish().try_init(),
         Format::Json => lines
@@ -94,7 +94,7 @@ const SECONDS: [f64; 18] = [
     0.0001, 0.000_25, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 ];
 
-/// Bucket bounds of histograms whose names end in `_records` and `_bytes`: powers of four.
+/// Bucket bounds of histograms whose names end in `_records` and `_bytes`: powers of 4.
 const RECORDS: [f64; 10] = [
     1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 4_096.0, 16_384.0, 65_536.0, 262_144.0,
 ];
@@ -122,7 +122,7 @@ pub fn metrics() -> Metrics {
             .expect("there are bounds")
             .build_recorder();
         let handle = recorder.handle();
-        // An embedding application may have installed its own recorder; then ours stays empty.
+        // An application that embeds this crate may have installed its own recorder. This recorder then stays empty.
         if metrics::set_global_recorder(recorder).is_err() {
             tracing::warn!("another metrics recorder is installed; /metrics will be empty");
         }
@@ -140,7 +140,7 @@ impl Metrics {
         self.handle.render()
     }
 
-    /// Bounds the memory of histograms when nothing scrapes them.
+    /// Runs the upkeep of the recorder, which limits the memory of histograms when nothing scrapes them.
     pub fn keep_up(&self, tasks: &Tasks) {
         let (handle, drain) = (self.handle.clone(), tasks.drain());
         tasks.spawn("metrics", async move {
@@ -165,8 +165,8 @@ pub fn usage() -> Usage {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
     let kib = resident.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
-    // Fields 14 (utime) and 15 (stime) of proc_pid_stat(5), in ticks of 10 ms. Counted after the command name, which may
-    // contain spaces.
+    // Fields 14 (utime) and 15 (stime) of proc_pid_stat(5), in ticks of 10 ms. Fields are counted after the command
+    // name, which may contain spaces.
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     let ticks: f64 = after_name

@@ -15,11 +15,12 @@ pub(super) enum Origin {
     File(usize),
     /// Environment variable.
     Variable(String),
-    /// None: a table that exists only because of its members.
+    /// The key has no value of its own in the file or the environment: it is a TOML table that exists only because a
+    /// key in it is set.
     None,
 }
 
-/// An invalid value, and its location once known.
+/// An invalid value, and its location if it is already known.
 #[derive(Debug)]
 pub(super) struct NodeError {
     pub(super) message: String,
@@ -104,7 +105,7 @@ impl Node {
             DeValue::String(text) => Kind::Text(text.to_string()),
             DeValue::Integer(number) => match i64::from_str_radix(number.as_str(), number.radix()) {
                 Ok(number) => Kind::Integer(number),
-                // Too large for any field. As text it causes a clear type error.
+                // The number is too large for any field. As text it causes a clear type error.
                 Err(_) => Kind::Text(number.to_string()),
             },
             DeValue::Float(number) => Kind::Float(number.as_str().parse().unwrap_or(f64::NAN)),
@@ -148,7 +149,7 @@ impl Node {
             .set(rest, variable, text)
     }
 
-    /// Parses the text of a variable as a TOML value; text that is not one stays text.
+    /// Parses the text of a variable as a TOML value. Text that is not a TOML value remains text.
     fn parsed(self) -> Self {
         let Kind::Variable(text) = self.kind else { return self };
         match DeValue::parse(&text) {
@@ -222,7 +223,7 @@ impl NodeError {
     }
 }
 
-/// Members of a table that are being deserialized.
+/// Keys of a TOML table that is being deserialized.
 struct Members {
     rest: std::collections::btree_map::IntoIter<String, Node>,
     value: Option<Node>,
@@ -235,7 +236,7 @@ impl<'de> MapAccess<'de> for Members {
         let Some((key, value)) = self.rest.next() else {
             return Ok(None);
         };
-        // An unknown key is reported at its own location, not at that of the table.
+        // An unknown key is reported at its own location, not at the location of its table.
         let (path, origin) = (value.path.clone(), value.origin.clone());
         self.value = Some(value);
         let key: StringDeserializer<NodeError> = key.into_deserializer();

@@ -112,7 +112,7 @@ impl<'de> Deserialize<'de> for Secret {
                 Secret::resolve(text).map_err(E::custom)
             }
 
-            // serde's default errors for a wrong type would print the value.
+            // serde's default errors for a wrong type would contain the value.
             fn visit_bool<E: serde::de::Error>(self, _: bool) -> Result<Secret, E> {
                 Err(E::custom(NOT_TEXT))
             }
