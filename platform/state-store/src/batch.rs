@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::key::takes_key;
 
-/// A named space of keys: an index into [`crate::Options::spaces`].
+/// A keyspace of a store: an index into [`crate::Options::spaces`]. The same key in two keyspaces is two rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Space(pub u8);
 
@@ -15,7 +15,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// A batch of the rows of one space; a row without a value deletes its key.
+    /// A batch of the rows of one keyspace; a row without a value deletes its key.
     pub(crate) fn of_rows(space: Space, rows: Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Self {
         let mut batch = Self::default();
         for (key, value) in rows {
@@ -61,7 +61,8 @@ impl Batch {
         self.writes
     }
 
-    /// Rejects keys that one of the engines cannot store. Every engine rejects them, so that all store the same data.
+    /// Rejects keys that one of the engines cannot store. Every engine rejects them, so that a program behaves the same
+    /// with each engine.
     pub(crate) fn check_keys(&self) -> Result<()> {
         check_keys(self.writes.iter().map(|(_, key, _)| key.as_slice()))
     }

@@ -1,4 +1,4 @@
-//! A store's directory: its lock, its quarantine, and errors of opening an engine's files.
+//! Directory of a store: its lock, its quarantine, and errors when an engine opens its files.
 
 use crate::error::{Error, Result};
 use std::fs::{File, OpenOptions, TryLockError};
@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 /// Error codes `ENFILE` and `EMFILE`: too many open files in the system and in the process.
 const TOO_MANY_OPEN_FILES: [i32; 2] = [23, 24];
 
-/// A store's directory, locked for this process. The kernel releases the lock when the process ends, also after kill -9.
+/// A store's directory, locked for this process. The kernel releases the lock when the process ends, even after kill
+/// -9.
 pub(crate) struct LockedDirectory {
     /// The store's directory, as configured.
     pub(crate) dir: PathBuf,
@@ -44,8 +45,8 @@ impl LockedDirectory {
         })
     }
 
-    /// An error of the engine while it opens its files: an error of the system is reported as such, everything else
-    /// means that the files are damaged.
+    /// An error of the engine while it opens its files: an error of the system is reported as such, any other error
+    /// means that the files are corrupt.
     pub(crate) fn open_error(&self, source: impl Into<OpenError>) -> Error {
         open_error(&self.dir, source.into())
     }
@@ -53,8 +54,8 @@ impl LockedDirectory {
 
 impl Drop for LockedDirectory {
     fn drop(&mut self) {
-        // Closing the file is not enough: a child process that another thread has just forked holds a copy of the
-        // handle, and with it the lock, until it calls exec. The handle is closed next, so an error can be ignored.
+        // Closing the file does not suffice: a child process that another thread has just forked has a copy of the file
+        // descriptor, and thus the lock, until it calls exec. An error can be ignored, because the file is closed next.
         self.lock.unlock().ok();
     }
 }
@@ -77,7 +78,8 @@ fn open_error(dir: &Path, source: OpenError) -> Error {
     }
 }
 
-/// Whether an error says nothing about the files: the system is out of space, memory or handles, or denies access.
+/// Whether an error says nothing about the files: the system has no more disk space, memory or file descriptors, or
+/// denies access.
 fn is_of_system(error: &io::Error) -> bool {
     use io::ErrorKind as Kind;
     matches!(
@@ -88,7 +90,7 @@ fn is_of_system(error: &io::Error) -> bool {
         .is_some_and(|code| TOO_MANY_OPEN_FILES.contains(&code))
 }
 
-/// An error of the system with the directory in its text.
+/// An error of the operating system, with the directory in its text.
 fn io_error(dir: &Path, attempted: &'static str, source: io::Error) -> Error {
     Error::Io {
         attempted,
@@ -96,7 +98,7 @@ fn io_error(dir: &Path, attempted: &'static str, source: io::Error) -> Error {
     }
 }
 
-/// Runs `open`. Both engines panic on some damaged files; a panic is [`Error::Corrupt`].
+/// Runs `open`. Both engines panic on some corrupt files, so a panic becomes [`Error::Corrupt`].
 pub(crate) fn catch_panic<T>(dir: &Path, open: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(open)).unwrap_or_else(|panic| {
         let text = panic
@@ -118,7 +120,7 @@ pub fn quarantine(dir: &Path) -> Result<PathBuf> {
     let free = (1u32..)
         .map(|n| dir.with_file_name(format!("{name}.aside-{n}")))
         .find(|path| !path.exists());
-    let to = free.expect("a directory has fewer entries than u32 has values");
+    let to = free.expect("a directory has fewer than 2^32 entries");
     std::fs::rename(dir, &to).map_err(|source| io_error(dir, "quarantine a store directory", source))?;
     Ok(to)
 }

@@ -16,7 +16,7 @@ pub enum Error {
         /// The directory.
         dir: PathBuf,
     },
-    /// The files of the store are damaged.
+    /// The files of the store are corrupt.
     #[error("store {dir} is corrupt; it must be quarantined and restored from the log")]
     Corrupt {
         /// The directory.
@@ -52,7 +52,7 @@ pub enum Error {
         /// The limit that the call missed.
         seconds: u64,
     },
-    /// The operating system returned an error: for example the disk is full or the directory is read-only.
+    /// The operating system returned an error. For example, the disk is full or the directory is read-only.
     #[error("cannot {attempted}")]
     Io {
         /// What was attempted.

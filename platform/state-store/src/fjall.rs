@@ -1,11 +1,11 @@
-//! The fjall engine: an LSM tree per space and one journal for all of them.
+//! The fjall engine: one LSM tree per keyspace and one journal for all keyspaces.
 //!
-//! A batch is one journal entry, so it is atomic over spaces. It survives kill -9 at once and a power failure after
-//! [`Store::persist`]. Caches and write buffers stay near the memory limit.
+//! A batch is one journal entry, so it is atomic over keyspaces. It survives kill -9 immediately, and a power failure
+//! after [`Store::persist`]. Caches and write buffers stay near the memory limit.
 //!
-//! **Write buffers** are rotated here ([`Shared::make_room`]), not by fjall: fjall limits each space on its own instead of
-//! their sum, and its wait for a flush never ends when the flush does not happen (fjall issue 257: after a kill, writes
-//! may halt forever). Here a write waits for a limited time and then fails.
+//! **Write buffers** are rotated here ([`Shared::make_room`]), not by fjall: fjall limits each keyspace separately and
+//! not their sum, and its wait for a flush never ends if the flush does not happen (fjall issue 257: after a kill,
+//! writes may halt forever). Here a write waits for a limited time and then fails.
 
 use crate::batch::{Batch, Space, check_keys};
 use crate::directory::{LockedDirectory, OpenError, catch_panic};
@@ -21,27 +21,29 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A write fails when no flush or compaction makes progress for so long.
+/// A write fails if no flush or compaction makes progress for this long.
 const PROGRESS_LIMIT: Duration = Duration::from_secs(30);
-/// Flushes are requested again after so long without progress: fjall may have lost the request (fjall issue 257).
+/// Flushes are requested again after this time without progress, because fjall may have lost the request (fjall issue
+/// 257).
 const FLUSH_RETRY: Duration = Duration::from_secs(2);
 /// Bounds of the journal limit, which is twice the size of the write buffers. It limits the time to open a store, which
 /// replays about 100 MB of journal per second; a process opens a store per task.
 const JOURNAL_BYTES: std::ops::RangeInclusive<u64> = 8 << 20..=96 << 20;
-/// Least memory that is divided between cache and buffers.
+/// Minimum memory that is divided between cache and buffers.
 const MEMORY_BYTES_MIN: u64 = 8 << 20;
-/// Larger buffers would keep more journals, which are replayed at the next open.
+/// Larger buffers would require more journals, which are replayed at the next open.
 const BUFFER_BYTES_MAX: u64 = 48 << 20;
-/// fjall delays writers at this many overlapping tables of a tree, and a little later halts them without a limit.
+/// fjall delays writers at this number of overlapping tables in a tree. At a slightly greater number it stops them
+/// without a time limit.
 const OVERLAPPING_TABLES_MAX: usize = 20;
-/// About the size of a table that the engine failed to write.
+/// Approximate size of a table that the engine failed to write.
 const PROBE_BYTES: usize = 8 << 20;
-/// Fewer rows are committed as a batch, since each load writes a table.
+/// Fewer rows are committed as a batch, because each load writes a table.
 const LOAD_ROWS_MIN: usize = 4096;
-/// fjall halts writers without a limit at four write buffers that wait for their flush.
+/// fjall stops writers without a time limit when four write buffers wait for their flush.
 const SEALED_BUFFERS_MAX: usize = 3;
 
-/// Counters that change while the engine makes progress.
+/// Values that change while the engine makes progress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Backlog {
     /// Write buffers that wait for their flush.
@@ -60,11 +62,11 @@ pub struct FjallStore {
 struct Shared {
     spaces: Vec<Keyspace>,
     db: Database,
-    /// The largest write buffer is flushed when all active ones together have this size.
+    /// The largest write buffer is flushed when the active write buffers together have this size.
     buffer_bytes: u64,
-    /// Every space is flushed when all journals together have this size.
+    /// Every keyspace is flushed when all journals together have this size.
     journal_bytes: u64,
-    /// Bytes written since the buffers were last measured.
+    /// Bytes written since the size of the buffers was last measured.
     unmeasured: AtomicU64,
     /// Serialises [`Shared::make_room`].
     room: Mutex<()>,
@@ -79,8 +81,8 @@ impl FjallStore {
     pub fn open(options: &Options) -> Result<Self> {
         let directory = LockedDirectory::open(&options.dir, "fjall")?;
         let memory = options.memory_bytes.max(MEMORY_BYTES_MIN);
-        // Half of the memory is for the block cache. The other half is for write buffers: one active and up to two that
-        // are flushed, and a buffered entry needs about a third more memory than fjall counts.
+        // Half of the memory is for the block cache. The other half is for write buffers: one that is active and up to
+        // two that are being flushed. A buffered entry needs about a third more memory than fjall counts.
         let (db, spaces) = catch_panic(&directory.dir, || open_spaces(&directory, &options.spaces, memory / 2))?;
         let buffer_bytes = (memory / 8).min(BUFFER_BYTES_MAX);
         let shared = Shared {
@@ -105,7 +107,7 @@ fn open_spaces(
 ) -> Result<(Database, Vec<Keyspace>)> {
     let opened = Database::builder(&directory.engine)
         .cache_size(cache_bytes)
-        // With two workers, the first re-sends compactions to the second in a loop and uses a whole core meanwhile.
+        // With two workers, the first sends compactions to the second again and again and uses a whole core meanwhile.
         .worker_threads(1)
         .max_journaling_size(*JOURNAL_BYTES.end())
         .open();
@@ -139,7 +141,7 @@ fn tree_options() -> KeyspaceCreateOptions {
     // but each lookup of a new key would then read an index and a data block, 6 kB, instead of a filter.
     let partitioned = || PartitioningPolicy::all(true);
     KeyspaceCreateOptions::default()
-        // No limit per buffer: `Shared::make_room` limits the sum of all.
+        // No limit per buffer, because `Shared::make_room` limits the sum of all buffers.
         .max_memtable_size(u64::MAX)
         .index_block_partitioning_policy(partitioned())
         .filter_block_partitioning_policy(partitioned())
@@ -168,11 +170,11 @@ impl Shared {
     fn space(&self, space: Space) -> &Keyspace {
         self.spaces
             .get(usize::from(space.0))
-            .expect("a space is declared when the store is opened")
+            .expect("a keyspace is declared when the store is opened")
     }
 
-    /// Blocks the writer while there is too much to flush or to compact, and starts the flush of the largest write buffer
-    /// when all together have reached their limit.
+    /// Blocks the writer while there is too much to flush or to compact. Starts the flush of the largest write buffer
+    /// when all write buffers together have reached their limit.
     ///
     /// fjall's own waits have no limit, so this keeps all counts below those at which fjall waits.
     fn make_room(&self, batch_bytes: u64) -> Result<()> {
@@ -200,8 +202,8 @@ impl Shared {
         if let Some((_, largest)) = sizes().max_by_key(|(bytes, _)| *bytes) {
             largest.rotate_memtable().map_err(engine_error(attempted))?;
         }
-        // A space with few writes keeps old journals until its buffer is flushed. The size includes the 64 MiB that fjall
-        // preallocates per journal, so a limit below that flushes all spaces each time.
+        // A keyspace with few writes keeps old journals until its buffer is flushed. The size includes the 64 MiB that
+        // fjall preallocates per journal, so a limit below that flushes all keyspaces each time.
         let journal_bytes = self.db.journal_disk_space();
         if journal_bytes.map_err(engine_error("measure the journals"))? > self.journal_bytes {
             for (_, space) in sizes().filter(|(bytes, _)| *bytes > 0) {
@@ -211,8 +213,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Finds the cause of an error of the engine. `Poisoned` only reports that fjall's worker has failed before; most
-    /// often because the disk is full, and then writing a file still fails.
+    /// Finds the cause of an error of the engine. `Poisoned` reports only that fjall's worker failed earlier. The usual
+    /// cause is a full disk; in that case, writing a file still fails.
     fn diagnose(&self, attempted: &'static str, error: fjall::Error) -> Error {
         if matches!(error, fjall::Error::Poisoned)
             && let Err(source) = probe(&self.directory.dir)
@@ -226,7 +228,7 @@ impl Shared {
     fn wait_while(&self, busy: impl Fn(&Self) -> bool) -> Result<()> {
         let (mut since, mut retried, mut before) = (Instant::now(), false, self.backlog());
         while busy(self) {
-            // A worker that failed has poisoned the database and makes no more progress. `persist` returns that error.
+            // A failed worker poisons the database and makes no more progress. `persist` returns the error.
             let poisoned = self.db.persist(PersistMode::Buffer);
             poisoned.map_err(|error| self.diagnose("wait for a flush", error))?;
             let backlog = self.backlog();
@@ -378,7 +380,8 @@ fn probe(dir: &Path) -> std::io::Result<()> {
     written.and(removed)
 }
 
-/// Sorts rows by key. Keys of one table have a common prefix; the eight bytes after it are compared as a number first.
+/// Sorts rows by key. The keys have a common prefix, so the eight bytes after the prefix are first compared as a
+/// number.
 fn sort(rows: &mut [(Vec<u8>, Option<Vec<u8>>)]) {
     let Some((first, rest)) = rows.split_first() else {
         return;
@@ -405,13 +408,13 @@ fn sort(rows: &mut [(Vec<u8>, Option<Vec<u8>>)]) {
 type Write = (Space, Vec<u8>, Option<Vec<u8>>);
 
 /// The last write of each key, in key order. All writes of a fjall batch have one sequence number, so two writes of one
-/// key would have no order. Costs nothing if the batch is in order already.
+/// key would have no order. Does not sort if the batch is already in order.
 fn last_writes(batch: Batch) -> Vec<Write> {
     let mut writes = batch.into_writes();
     if writes.is_sorted_by(|a, b| (a.0, &a.1) < (b.0, &b.1)) {
         return writes;
     }
-    // The sort is stable and `dedup` keeps the first of equals, which the reversal makes the last write.
+    // The sort is stable and `dedup` keeps the first of equal keys. Because of the reversal, that is the last write.
     writes.reverse();
     writes.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
     writes.dedup_by(|a, b| (a.0, &a.1) == (b.0, &b.1));

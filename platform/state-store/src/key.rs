@@ -1,6 +1,6 @@
 //! Keys and ranges of keys.
 
-/// Greatest length of a key in bytes: the limit of fjall. The least is 1.
+/// Maximum length of a key in bytes: the limit of fjall. The minimum is 1.
 pub const KEY_BYTES_MAX: usize = 65_535;
 
 /// Whether a store accepts a key of this length.
@@ -11,9 +11,9 @@ pub fn takes_key(key: &[u8]) -> bool {
 /// The keys from `from` up to but not including `to`.
 #[derive(Debug, Clone, Copy)]
 pub struct KeyRange<'a> {
-    /// The first key; empty: from the first key of the space.
+    /// The first key of the range; if empty, the first key of the keyspace.
     pub from: &'a [u8],
-    /// The end; `None`: to the last key of the space.
+    /// The end of the range (exclusive); `None` for no end.
     pub to: Option<&'a [u8]>,
 }
 
@@ -26,7 +26,7 @@ impl<'a> KeyRange<'a> {
         Self { from, to }
     }
 
-    /// Whether no key can be in the range. Ordered maps panic on such bounds.
+    /// Whether the range can contain no key. Ordered maps panic on such bounds.
     pub fn is_empty(&self) -> bool {
         self.to.is_some_and(|to| to <= self.from)
     }

@@ -1,8 +1,9 @@
-//! The embedded state store: one key-value trait ([`Store`]) over three engines.
+//! The embedded state store: one key-value trait ([`Store`]) with three engines.
 //!
-//! A batch is atomic over all spaces. After a crash of the process the store holds a prefix of the committed batches;
-//! after a crash of the machine the prefix may be shorter, but it has no gap. Keys are ordered as bytes. A commit does not
-//! fsync: everything in a store can be restored from the log. `tests/e2e/store.rs` runs the same tests with every engine.
+//! A batch is atomic over all keyspaces. After a crash of the process the store holds a prefix of the committed
+//! batches; after a crash of the machine the prefix may be shorter, but it has no gap. Keys are ordered as bytes. A
+//! commit does not fsync: everything in a store can be restored from the log. `tests/conformance/state_store.rs` runs
+//! the same tests with every engine.
 
 mod batch;
 mod directory;

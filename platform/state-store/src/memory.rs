@@ -17,12 +17,12 @@ pub struct MemoryStore {
     spaces: RwLock<Spaces>,
 }
 
-/// All spaces. A clone shares the maps; a write to a shared map copies it.
+/// The rows of all keyspaces. A clone shares the maps; a write to a shared map copies it.
 #[derive(Clone)]
 struct Spaces(Vec<Arc<Rows>>);
 
 impl MemoryStore {
-    /// Creates an empty store of `spaces` spaces.
+    /// Creates an empty store with `spaces` keyspaces.
     pub fn new(spaces: usize) -> Self {
         Self {
             spaces: RwLock::new(Spaces((0..spaces).map(|_| Arc::default()).collect())),
@@ -53,7 +53,7 @@ impl Store for MemoryStore {
             let rows = spaces
                 .0
                 .get_mut(usize::from(space.0))
-                .expect("a space is declared when the store is opened");
+                .expect("a keyspace is declared when the store is opened");
             let rows = Arc::make_mut(rows);
             match value {
                 Some(value) => rows.insert(key.into(), value.into()),
@@ -90,7 +90,7 @@ impl Spaces {
     fn rows(&self, space: Space) -> &Rows {
         self.0
             .get(usize::from(space.0))
-            .expect("a space is declared when the store is opened")
+            .expect("a keyspace is declared when the store is opened")
     }
 }
 

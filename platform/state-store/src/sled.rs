@@ -1,12 +1,13 @@
-//! The sled engine: one tree, whose keys begin with a byte for their space.
+//! The sled engine: one tree, whose keys begin with one byte that identifies the keyspace.
 //!
-//! sled's log recovers `Tree::apply_batch` in whole or not at all, so one tree makes a batch atomic over spaces. sled
-//! buffers its log in the process: kill -9 may lose up to half a second of the newest batches, but leaves no gap. sled
-//! counts only its page cache against the memory limit and uses several times as much; it suits small state.
+//! sled's log recovers `Tree::apply_batch` in whole or not at all. Because there is only one tree, a batch is therefore
+//! atomic over keyspaces. sled buffers its log in the process: kill -9 may lose up to half a second of the newest
+//! batches, but leaves no gap. sled counts only its page cache against the memory limit and uses several times as much;
+//! it is suitable for small state only.
 //!
-//! **Threads.** sled 0.34 can deadlock in itself: a writer that grows the file holds the lock that a queued truncation
-//! needs. So every call runs on one thread per store ([`worker`]), and the caller waits at most [`Limits::call`]. The
-//! thread also serialises reads and writes: a job sees whole batches only.
+//! **Threads.** sled 0.34 can deadlock: a writer that grows the file holds a lock that a queued truncation needs. So
+//! every call runs on one thread per store ([`worker`]), and the caller waits at most [`Limits::call`]. The thread also
+//! serialises reads and writes: a job sees whole batches only.
 //!
 //! **Snapshots.** sled has none. While a snapshot exists, a commit first saves the old value of each key that it writes,
 //! and the snapshot reads the saved values before the tree. A snapshot costs nothing until a key is overwritten, and then
@@ -28,11 +29,11 @@ use std::ops::Bound;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-/// Rows per job of a scan. A commit waits for one such job at most.
+/// Rows per job of a scan. A commit waits for at most one such job.
 const CHUNK_ROWS: usize = 256;
-/// sled releases its file lock a little after its last handle is dropped.
+/// sled releases its file lock shortly after its last handle is dropped.
 const RELEASE: Duration = Duration::from_secs(5);
-/// Opening reads the whole log when the last snapshot of sled's index is old, hence the higher limit.
+/// Opening reads the whole log if the last snapshot of sled's index is old, so it has a higher limit.
 const LIMITS: Limits = Limits {
     open: Duration::from_secs(300),
     call: Duration::from_secs(30),
@@ -43,10 +44,10 @@ pub struct SledStore {
     shared: Arc<Shared>,
 }
 
-/// Values before a snapshot of the keys that were written after it; `None`: the key was absent.
+/// Values of the keys that were written after a snapshot, as they were at the snapshot; `None` if the key was absent.
 type Undo = BTreeMap<IVec, Option<IVec>>;
 
-/// What the store and its snapshots share. The last of them closes the engine.
+/// What the store and its snapshots share. The engine is closed when the last of these references is dropped.
 struct Shared {
     worker: Worker<Database>,
     /// Byte of each space.
@@ -58,7 +59,7 @@ struct Shared {
 struct Database {
     rows: sled::Tree,
     db: sled::Db,
-    /// Saved values of the existing snapshots. Only the worker's thread locks them.
+    /// Saved values for each existing snapshot. Only the worker's thread locks them.
     snapshots: Vec<Weak<Mutex<Undo>>>,
     directory: LockedDirectory,
 }
@@ -79,7 +80,7 @@ impl SledStore {
             let dir = directory.dir.clone();
             catch_panic(&dir, || Database::open(directory, memory_bytes))
         })?;
-        let prefixes = worker.call("read the names of the spaces", move |database| {
+        let prefixes = worker.call("read the names of the keyspaces", move |database| {
             database.prefixes(&names)
         })?;
         Ok(Self {
@@ -98,7 +99,8 @@ fn open_db(directory: &LockedDirectory, memory_bytes: u64) -> Result<sled::Db> {
     loop {
         match config.open() {
             Ok(db) => return Ok(db),
-            // This process holds the directory's lock, so this can only be a handle that is being closed.
+            // This process holds the directory's lock, so the holder of sled's lock can only be a handle that is being
+            // closed.
             Err(sled::Error::Io(source)) if source.to_string().contains("could not acquire lock") => {
                 if since.elapsed() > RELEASE {
                     return Err(Error::Locked {
@@ -112,7 +114,7 @@ fn open_db(directory: &LockedDirectory, memory_bytes: u64) -> Result<sled::Db> {
     }
 }
 
-/// The byte of a space, assigned when its name is first used.
+/// The byte that identifies a keyspace, assigned when the keyspace is first used.
 fn prefix(names: &sled::Tree, name: &str) -> sled::Result<u8> {
     if let Some(known) = names.get(name)?.and_then(|bytes| bytes.first().copied()) {
         return Ok(known);
@@ -142,7 +144,7 @@ fn engine_error(attempted: &'static str) -> impl Fn(sled::Error) -> Error {
     }
 }
 
-/// Bounds of a scan, in prefixed keys.
+/// Bounds of a scan, as keys that begin with the keyspace's byte.
 #[derive(Clone)]
 struct Range {
     from: Bound<IVec>,
@@ -152,7 +154,7 @@ struct Range {
 /// Rows of a scan.
 struct Chunk {
     rows: Vec<(IVec, IVec)>,
-    /// The snapshot to which the rest of the scan belongs.
+    /// The snapshot from which the scan continues.
     snapshot: Option<Arc<Mutex<Undo>>>,
 }
 
@@ -168,7 +170,7 @@ impl Database {
         })
     }
 
-    /// The bytes of the spaces with these names.
+    /// The bytes that identify the keyspaces with these names.
     fn prefixes(&self, names: &[&str]) -> Result<Vec<u8>> {
         let corrupt = |source: sled::Error| self.directory.open_error(source);
         let known = self.db.open_tree("spaces").map_err(corrupt)?;
@@ -182,7 +184,7 @@ impl Database {
         undo
     }
 
-    /// Writes a batch of prefixed keys after it has saved their old values for each snapshot.
+    /// Commits a batch of prefixed keys. Before that, saves their old values for each snapshot.
     fn commit(&mut self, writes: Vec<(IVec, Option<Vec<u8>>)>) -> Result<()> {
         self.snapshots.retain(|undo| undo.strong_count() > 0);
         let snapshots: Vec<_> = self.snapshots.iter().filter_map(Weak::upgrade).collect();
@@ -215,8 +217,8 @@ impl Database {
         Ok(value.map(|value| value.to_vec()))
     }
 
-    /// The next rows of a scan. A scan of the store that needs several chunks continues in a snapshot, so that all its
-    /// rows belong to one moment.
+    /// The next rows of a scan. A scan that needs several chunks continues in a snapshot, so that all its rows belong
+    /// to one state of the store.
     fn chunk(&mut self, range: Range, direction: Direction, snapshot: Option<Arc<Mutex<Undo>>>) -> Result<Chunk> {
         let bounds = (range.from, range.to);
         let mut rows = Vec::new();
@@ -249,7 +251,7 @@ impl Shared {
         *self
             .prefixes
             .get(usize::from(space.0))
-            .expect("a space is declared when the store is opened")
+            .expect("a keyspace is declared when the store is opened")
     }
 
     fn key(&self, space: Space, key: &[u8]) -> IVec {
@@ -294,7 +296,7 @@ impl Shared {
             for (key, value) in &chunk.rows {
                 let (_, key) = key
                     .split_first()
-                    .expect("a stored key begins with the byte of its space");
+                    .expect("a stored key begins with the byte of its keyspace");
                 if visit(key, value).is_break() {
                     return Ok(());
                 }

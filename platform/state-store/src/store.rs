@@ -27,8 +27,8 @@ pub struct Stats {
     pub memory_bytes: u64,
 }
 
-/// An open store. One thread writes while any number of threads read. A read sees whole batches, but two reads may see
-/// different states: take a [`Store::snapshot`] to read one state.
+/// An open store. One thread writes while any number of threads read. A read never sees a part of a batch, but two
+/// reads may see different states. Use a [`Store::snapshot`] for several reads of one state.
 pub trait Store: Send + Sync {
     /// Reads a key.
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Vec<u8>>>;
@@ -36,11 +36,12 @@ pub trait Store: Send + Sync {
     /// Calls `visit` for each key of the range in order until it breaks. All rows belong to one state.
     fn scan(&self, space: Space, keys: KeyRange<'_>, direction: Direction, visit: Visit<'_>) -> Result<()>;
 
-    /// Commits a batch: atomic over all spaces.
+    /// Commits a batch. The batch is atomic over all keyspaces.
     fn commit(&self, batch: Batch) -> Result<()>;
 
-    /// Writes many rows of one space, each key once, in any order. Cheaper than a batch for thousands of rows, and as
-    /// atomic. It is ordered after earlier batches, but a crash of the machine may keep it and lose those.
+    /// Writes many rows of one keyspace, each key once, in any order. Atomic like a batch, and cheaper for thousands of
+    /// rows. It is ordered after earlier batches, but after a crash of the machine it may exist while earlier batches
+    /// are lost.
     fn load(&self, space: Space, rows: Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Result<()> {
         self.commit(Batch::of_rows(space, rows))
     }

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 use trunkline_state_store::{Direction, Engine, KeyRange, Options, SharedStore, Space, open};
 
 const ROWS: Space = Space(0);
-/// One load writes them as one table with a filter of 600 kB; a shard of the cache has at most 512 kB.
+/// One load writes these rows as one table with a filter of 600 kB, while a shard of the cache has at most 512 kB.
 const COUNT: u32 = 500_000;
 /// Step between sampled rows: neighbours in the sample are far apart in the table.
 const STEP: u32 = 7_368_787;
@@ -54,7 +54,8 @@ fn lookup_reads_a_part_of_index_and_filter() {
     for row in sample(LOOKUPS) {
         assert_eq!(store.get(ROWS, &key(row)).unwrap(), Some(value(row)));
     }
-    // One block of filter, index and data each, of about 4 kB, and one filter block of a table without the key.
+    // A lookup reads one block each of the filter, the index and the data, each of about 4 kB, and one filter block of
+    // a table without the key.
     let bytes = (bytes_read() - before) / u64::from(LOOKUPS);
     assert!(bytes < 16 * 1024, "a lookup reads {bytes} bytes");
 }

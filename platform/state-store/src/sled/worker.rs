@@ -11,7 +11,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Calls that may wait in the queue. Each belongs to a blocked caller, who waits for a free place before that.
+/// Calls that may wait in the queue. Each belongs to a blocked caller; further callers wait for a free place in the
+/// queue.
 const QUEUED_MAX: usize = 16;
 
 type Job<T> = Box<dyn FnOnce(&mut T) + Send>;
@@ -21,13 +22,14 @@ type Job<T> = Box<dyn FnOnce(&mut T) + Send>;
 pub(super) struct Limits {
     /// For the value to be created.
     pub(super) open: Duration,
-    /// For a call, including its time in the queue, and for the value to be dropped.
+    /// Maximum duration of a call, including its time in the queue, and of dropping the value.
     pub(super) call: Duration,
 }
 
-/// A handle to the thread that owns a `T`. Dropping it drops the `T` on its thread and waits for that.
+/// A handle to the thread that owns a `T`. Dropping the handle drops the `T` on the thread and waits until that is
+/// done.
 pub(super) struct Worker<T> {
-    /// `None` only while the handle is dropped.
+    /// `None` only while the handle is being dropped.
     jobs: Option<Sender<Job<T>>>,
     /// Disconnected when the thread has dropped its value.
     closed: Receiver<Infallible>,
@@ -55,7 +57,7 @@ impl<T: 'static> Worker<T> {
                 Ok(value) => value,
                 Err(error) => return drop(opened.send(Err(error))),
             };
-            // If the caller no longer waits, the queue is disconnected and the value is dropped.
+            // If the caller no longer waits, the queue of jobs is disconnected, which drops the value.
             drop(opened.send(Ok(())));
             for job in queue {
                 job(&mut value);
@@ -192,7 +194,7 @@ mod tests {
             Ok(())
         });
         assert!(is_stuck(&stuck), "{stuck:?}");
-        // With this limit a call or a drop that waited for the thread would not return.
+        // With this limit, a call or a drop that waits for the thread would not return within the test.
         worker.limits.call = HOUR;
         let later = worker.call("read", |value| Ok(*value));
         assert!(is_stuck(&later), "{later:?}");
