@@ -1,4 +1,5 @@
-//! Measures the embedded log and prints the results with their targets. Everything that is timed is also read and counted.
+//! Measures the speed of the embedded log and prints the results with their targets. Each measurement also reads the
+//! written records and counts them.
 //!
 //! Run `cargo run --release -p trunkline-event-log --example embedded_speed [memory|disk|singles]`. `singles` uses a directory
 //! with a million transactions of one record, before and after their blocks are merged.
@@ -177,7 +178,7 @@ fn read_all(log: &SharedEventLog, what: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Transactions of one record, as under low load, with a reader that waits for each.
+/// Writes transactions of one record, as under low load, with a reader that waits for each record.
 fn small(log: &SharedEventLog) -> Result<(), Failure> {
     let at = TopicPartition::new("small", 0);
     let mut producer = producer(log)?;
@@ -285,7 +286,8 @@ fn singles() -> Result<(), Failure> {
     Ok(())
 }
 
-/// Cost of twenty readers that wait without new records, after the store has finished its background work.
+/// CPU time of twenty readers that wait while there are no new records, after the store has finished its background
+/// work.
 fn idle(log: &SharedEventLog) -> Result<(), Failure> {
     for _ in 0..30 {
         let before = cpu_time();

@@ -32,7 +32,8 @@ struct Entry {
     headers: Range<u32>,
 }
 
-/// A batch of consumed records. Limited to 4 GiB and 65,536 partitions; readers stay far below both limits.
+/// A batch of consumed records. Limited to 4 GiB and 65,536 partitions; the batches that readers return are much
+/// smaller.
 #[derive(Debug, Clone, Default)]
 pub struct RecordBatch {
     partitions: Vec<TopicPartition>,

@@ -1,8 +1,8 @@
 //! Consumers: [`GroupConsumer`] reads as a member of a consumer group, [`Reader`] reads explicitly assigned partitions.
 //!
 //! A group consumer has no rebalance callback: `poll` returns assignment changes as [`Event`]s, in the order in which
-//! they happen. No record of a partition is returned before [`GroupConsumer::start`] was called for it, nor after its
-//! `Revoked` or `Lost` event. Offsets are never committed or reset automatically.
+//! they happen. No record of a partition is returned before [`GroupConsumer::start`] was called for it, nor after the
+//! `Revoked` or `Lost` event of the partition. Offsets are never committed or reset automatically.
 
 use crate::{Millis, Offset, RecordBatch, Result, TopicPartition};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ pub enum Isolation {
     ReadUncommitted,
 }
 
-/// The rebalance protocol of a consumer group. All members of a group should use the same.
+/// The rebalance protocol of a consumer group. All members of a group should use the same protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum GroupProtocol {
     /// A rebalance revokes all partitions from all members and assigns them again. A member that joins with the
@@ -25,9 +25,9 @@ pub enum GroupProtocol {
     #[default]
     Classic,
     /// Kafka's `group.protocol=consumer` (KIP-848): a rebalance revokes only the partitions that move. An instance name
-    /// belongs to its member until that member leaves or its session times out; until then another one cannot join
-    /// with it. Session timeout and heartbeat interval are settings of the broker. The generation may rise without an
-    /// event, so [`GroupConsumer::group_metadata`] must be called before each commit.
+    /// belongs to its member until that member leaves or its session times out; until then no other member can join
+    /// with that name. Session timeout and heartbeat interval are settings of the broker. The generation may rise
+    /// without an event, so [`GroupConsumer::group_metadata`] must be called before each commit.
     Consumer,
 }
 
@@ -88,28 +88,29 @@ pub enum Event {
     Idle,
     /// These partitions were added to the assignment. Call [`GroupConsumer::start`] for each of them to read it.
     Assigned(Vec<TopicPartition>),
-    /// These partitions are about to be revoked. They can still be committed; the next `poll` gives them up. Other
-    /// partitions of the member are not affected.
+    /// These partitions are about to be revoked. Their offsets can still be committed; the next `poll` gives the
+    /// partitions up. Other partitions of the member are not affected.
     Revoked(Vec<TopicPartition>),
     /// These partitions already belong to another member. Discard their uncommitted work: a commit would be rejected.
     Lost(Vec<TopicPartition>),
 }
 
-/// A member of a consumer group, used by one thread. A consumer that is dropped without [`GroupConsumer::close`] looks to
-/// the group like one that crashed; the embedded log notices it immediately.
+/// A member of a consumer group, used by one thread. A consumer that is dropped without [`GroupConsumer::close`] looks
+/// to the group like a consumer that crashed; the embedded log notices it immediately.
 pub trait GroupConsumer: Send {
-    /// Clears `batch` and returns the next event. On [`Event::Records`] the batch has about `max_bytes` of records or
-    /// fewer. Waits up to `timeout` for the first record, and not for more.
+    /// Clears `batch` and returns the next event. On [`Event::Records`] the batch has at most about `max_bytes` of
+    /// records. Waits up to `timeout` for the first record, but not for further records.
     ///
     /// # Errors
-    /// - [`crate::Error::OutOfRange`]: a position is not kept. Repeated by every poll until `start` moves the partition.
+    /// - [`crate::Error::OutOfRange`]: the log no longer has the record at a position, or does not have it yet. Every
+    ///   poll returns the error until `start` sets another position.
     /// - [`crate::Error::Fenced`]: another process joined with the same instance name and owns the partitions.
     /// - [`crate::Error::Occupied`]: an active member has the instance name ([`GroupProtocol::Consumer`] only).
     /// - [`crate::Error::UnknownTopic`]: a subscribed topic was deleted.
     fn poll(&mut self, batch: &mut RecordBatch, max_bytes: usize, timeout: Duration) -> Result<Event>;
 
-    /// Starts to read an assigned partition at an offset, or moves it there, also after it was out of range. A paused
-    /// partition remains paused.
+    /// Starts to read an assigned partition at an offset, or continues at that offset if the partition was already
+    /// started, including after an out-of-range error. A paused partition remains paused.
     fn start(&mut self, at: &TopicPartition, offset: Offset) -> Result<()>;
 
     /// Pauses these partitions. Records that were fetched but not returned are fetched again after the resume.
@@ -118,8 +119,8 @@ pub trait GroupConsumer: Send {
     /// Resumes paused partitions at the offset after the last record returned.
     fn resume(&mut self, partitions: &[TopicPartition]) -> Result<()>;
 
-    /// Returns the subscribed topics of which some partition is not known to be assigned to any member. Empty once the
-    /// assignment of the group is known to cover the subscription.
+    /// Returns the subscribed topics that have a partition without a known owner in the group. Empty when every
+    /// partition of the subscription is known to be assigned to a member.
     fn unassigned(&self) -> Vec<Arc<str>> {
         Vec::new()
     }
@@ -128,10 +129,10 @@ pub trait GroupConsumer: Send {
     fn group_metadata(&self) -> Result<GroupMetadata>;
 
     /// Commits offsets (each the offset *after* the last processed record) outside a transaction and waits until the
-    /// commit is durable. For consumers that process at least once.
+    /// commit is durable. For consumers with at-least-once processing.
     ///
-    /// # Errors
-    /// [`crate::Error::Fenced`] if the member was removed from the group or its generation is over; nothing is committed.
+    /// # Errors [`crate::Error::Fenced`] if the member was removed from the group or a newer generation has begun;
+    /// nothing is committed.
     fn commit(&mut self, _offsets: &[(TopicPartition, Offset)]) -> Result<()> {
         Err(crate::Error::Refused {
             attempted: "commit offsets outside a transaction".to_owned(),
@@ -146,9 +147,9 @@ pub trait GroupConsumer: Send {
 /// Where a reader starts to read a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StartFrom {
-    /// At this offset. [`crate::Error::OutOfRange`] if it is not kept.
+    /// At this offset. [`crate::Error::OutOfRange`] if the log does not have it.
     Offset(Offset),
-    /// At the first offset that is kept.
+    /// At the earliest offset.
     Earliest,
     /// At the end that the reader's isolation level sees when the partition is assigned: the log end or the last stable
     /// offset. [`Reader::position`] returns it once it is known.
@@ -159,19 +160,19 @@ pub enum StartFrom {
 pub trait Reader: Send {
     /// Replaces the assignment.
     ///
-    /// # Errors
-    /// [`crate::Error::UnknownTopic`] if a topic or partition does not exist, here or from a later poll.
+    /// # Errors [`crate::Error::UnknownTopic`] if a topic or partition does not exist. Either this call or a later poll
+    /// returns it.
     fn assign(&mut self, partitions: &[(TopicPartition, StartFrom)]) -> Result<()>;
 
-    /// Clears `batch`, fills it with about `max_bytes` of records or fewer, and returns their number. Waits up to `timeout`
-    /// for the first record, and not for more.
+    /// Clears `batch`, fills it with at most about `max_bytes` of records, and returns their number. Waits up to
+    /// `timeout` for the first record, but not for further records.
     ///
-    /// # Errors
-    /// [`crate::Error::OutOfRange`] if a position is not kept. Repeated by every poll until the next `assign`.
+    /// # Errors [`crate::Error::OutOfRange`] if the log does not have the record at a position. Every poll returns the
+    /// error until the next `assign`.
     fn poll(&mut self, batch: &mut RecordBatch, max_bytes: usize, timeout: Duration) -> Result<usize>;
 
-    /// Returns the offset of the next record to read. It also moves past control records and aborted records. At the end
-    /// of the partition it equals the end that the isolation level sees.
+    /// Returns the offset of the next record to read. The position also advances over control records and aborted
+    /// records. At the end of the partition it equals the end that the isolation level sees.
     fn position(&self, at: &TopicPartition) -> Option<Offset>;
 
     /// Returns the latest time in ms, by the clock of the broker or of this machine, at which the reader is known to have

@@ -58,11 +58,11 @@ impl EmbeddedLog {
         Ok(open(config)?)
     }
 
-    /// Removes what retention and compaction do not keep at this time.
+    /// Removes what retention and compaction do not keep at the time `now`.
     ///
     /// # Errors
-    /// [`Error::Storage`] if the store fails, [`Error::Corrupt`] if a block is damaged. All partitions are cleaned before
-    /// the first error is returned.
+    /// [`Error::Storage`] if the store fails, [`Error::Corrupt`] if a block is corrupt. All partitions are cleaned
+    /// before the first error is returned.
     pub fn clean(&self, now: Millis) -> Result<()> {
         self.broker.clean(now)
     }
@@ -70,9 +70,8 @@ impl EmbeddedLog {
 
 /// Opens a log, or creates one in an empty directory. Aborts transactions that were left open.
 ///
-/// # Errors
-/// [`Error::Refused`] if another process has opened the directory; [`Error::Corrupt`] if it is damaged or was written by
-/// a newer version; [`Error::Storage`] if the store fails.
+/// # Errors [`Error::Refused`] if another process has opened the directory; [`Error::Corrupt`] if it is corrupt or was
+/// written by a newer version; [`Error::Storage`] if the store fails.
 pub fn open(config: Config) -> Result<Arc<EmbeddedLog>> {
     let backing: Box<dyn Backing> = match &config.dir {
         Some(dir) => Box::new(DiskBacking::open(dir, config.store_cache_bytes)?),
@@ -102,7 +101,7 @@ impl Drop for EmbeddedLog {
         broker::lock(thread).stop = true;
         wake.notify_all();
         if let Some(thread) = self.cleaner_thread.take() {
-            // The thread logged its own errors.
+            // The thread has already logged its errors.
             drop(thread.join());
         }
     }

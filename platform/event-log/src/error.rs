@@ -1,4 +1,4 @@
-//! Errors of the event log and the reaction that each of them needs.
+//! Errors of the event log and the action that each of them requires.
 //!
 //! Every error has exactly one [`ErrorAction`], so callers branch on [`Error::action`] and not on variants.
 
@@ -36,7 +36,7 @@ pub enum Error {
         /// The broker's reason.
         reason: String,
     },
-    /// The offset is below the first offset kept or above the log end.
+    /// The log no longer has the offset, or does not have it yet.
     #[error("offset {offset} of {at} is out of range, the log has offsets {start}..{end}; reset the offset explicitly")]
     OutOfRange {
         /// The partition.
@@ -65,7 +65,7 @@ pub enum Error {
     Fenced {
         /// What was attempted.
         attempted: &'static str,
-        /// Transactional id or group instance name.
+        /// The transactional id or the group instance name.
         who: String,
     },
     /// An active member uses the same instance name. Occurs only with [`crate::GroupProtocol::Consumer`].
@@ -80,7 +80,7 @@ pub enum Error {
         instance: String,
     },
     /// The log did not answer in time or is unreachable.
-    #[error("cannot {attempted}: the log is out of reach: {reason}")]
+    #[error("cannot {attempted}: the log is unreachable: {reason}")]
     Unavailable {
         /// What was attempted.
         attempted: String,

@@ -1,8 +1,8 @@
-//! The event log: topics, consumer groups, readers and transactional producers over one interface.
+//! The event log: one interface to topics, consumer groups, readers and transactional producers.
 //!
-//! [`EventLog`] has two backends, Apache Kafka ([`kafka`]) and an embedded log for development and tests ([`embedded`]).
-//! The conformance suite in `tests/it/log.rs` runs against both, so code above this crate need not know which one it
-//! uses. All calls block the calling thread; the crate has no async code and no callbacks.
+//! [`EventLog`] has two backends, Apache Kafka ([`kafka`]) and an embedded log for development and tests
+//! ([`embedded`]). The conformance suite in `tests/conformance/event_log.rs` runs with both, so code above this crate
+//! need not know which one it uses. All calls block the calling thread; the crate has no async code and no callbacks.
 
 mod batch;
 mod consumer;
@@ -114,7 +114,7 @@ pub trait EventLog: Send + Sync {
     fn reader(&self, isolation: Isolation) -> Result<Box<dyn Reader>>;
 
     /// Opens a transactional producer. Before it returns, earlier producers with the same `transactional_id` are fenced
-    /// and their open transaction has ended.
+    /// and their open transaction is committed or aborted.
     fn transactional_producer(&self, config: TransactionalProducerConfig) -> Result<Box<dyn TransactionalProducer>>;
 
     /// Appends records outside a transaction, waits until they are durable and returns their offsets by partition. For

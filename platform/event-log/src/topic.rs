@@ -72,7 +72,7 @@ pub struct TopicConfig {
     pub retention_bytes: Option<i64>,
     /// `min.compaction.lag.ms`.
     pub min_compaction_lag_ms: Option<i64>,
-    /// `delete.retention.ms`: how long compaction keeps a tombstone after it first cleaned it.
+    /// `delete.retention.ms`: how long compaction keeps a tombstone after the first pass that visits it.
     pub delete_retention_ms: Option<i64>,
     /// `max.message.bytes`.
     pub max_message_bytes: Option<i64>,

@@ -2,8 +2,8 @@
 //!
 //! The records of a transaction and the consumed offsets passed to `commit` become visible together or not at all
 //! (invariant C2 of `docs/protocol/commit.md`). After [`Outcome::Unknown`], after fencing and after any other failed
-//! commit the producer can only be replaced with [`TransactionalProducer::init_transactions`], which also settles what
-//! happened to the transaction. A commit with an unknown outcome is never retried (C5).
+//! commit the producer can only be replaced with [`TransactionalProducer::init_transactions`], which also commits or
+//! aborts the transaction. A commit with an unknown outcome is never retried (C5).
 
 use crate::{GroupMetadata, Millis, Offset, OutBatch, Result, TopicPartition};
 use std::time::Duration;
@@ -27,7 +27,7 @@ pub struct Produced {
     pub first_offset: Offset,
     /// Offset of the last record written, plus one. The control record that ends a transaction is not counted.
     pub next_offset: Offset,
-    /// Timestamp of the last record in ms: the broker's time if the topic uses `LogAppendTime`.
+    /// Timestamp of the last record in ms; the broker's time if the topic uses `LogAppendTime`.
     pub timestamp: Millis,
 }
 
@@ -40,7 +40,8 @@ pub enum Outcome {
     /// [`TransactionalProducer::init_transactions`], except after a commit without an open transaction, which has no
     /// effect.
     Aborted {
-        /// Another producer with the same id or another generation of the group took over, or the transaction timed out.
+        /// Another producer with the same id, or a newer generation of the group, has taken over, or the transaction
+        /// timed out.
         fenced: bool,
         /// The cause, as reported by the log.
         reason: String,
@@ -55,8 +56,8 @@ pub enum Outcome {
 
 /// An idempotent producer without transactions, used by one thread.
 ///
-/// Records are sent as soon as they are queued. Records of one partition keep their order, and the producer writes none
-/// of them twice.
+/// Records are sent as soon as they are queued. Records of one partition keep their order, and no record is written
+/// twice.
 pub trait Producer: Send {
     /// Queues records; blocks while the queue is full.
     ///
@@ -74,7 +75,7 @@ pub trait Producer: Send {
 
 /// A transactional producer, used by one thread.
 pub trait TransactionalProducer: Send {
-    /// Begins a transaction. This is a local operation: a producer that was fenced finds out when it sends or commits.
+    /// Begins a transaction. This is a local operation: a fenced producer gets the error only when it sends or commits.
     ///
     /// # Errors
     /// [`crate::Error::Refused`] while a transaction is open, and after a failed commit until
@@ -106,8 +107,8 @@ pub trait TransactionalProducer: Send {
     /// discarded and get no offset.
     fn abort(&mut self) -> Result<()>;
 
-    /// Replaces the underlying producer with a new one of the same transactional id. Fences all earlier producers of the
-    /// id, including those of other processes, and ends their open transaction.
+    /// Replaces the underlying producer with a new one of the same transactional id. Fences all earlier producers of
+    /// the id, including those of other processes, and aborts their open transaction.
     fn init_transactions(&mut self) -> Result<()>;
 
     /// Returns the transactional id.

@@ -1,7 +1,7 @@
-//! The storage of the embedded log: ordered keys in two spaces, with atomic batches.
+//! The storage of the embedded log: ordered keys in two keyspaces, with atomic batches.
 //!
-//! A batch is atomic over both spaces and survives the end of the process once `commit` has returned. A scan sees all
-//! batches that were committed before it started and nothing of later ones. Tests inject faults here (`faulty`).
+//! A batch is atomic over both keyspaces and survives the end of the process once `commit` has returned. A scan sees
+//! all batches that were committed before it started and nothing of later ones. Tests inject faults here (`faulty`).
 
 mod disk;
 #[cfg(test)]
@@ -70,14 +70,15 @@ pub(super) type Visit<'a> = &'a mut dyn FnMut(&[u8], Bytes) -> ControlFlow<()>;
 
 /// Ordered keys with atomic batches.
 pub(super) trait Backing: Send + Sync {
-    /// Commits all writes or none. After an error either may be the case.
+    /// Commits all writes or none. After an error, the writes may or may not have been committed.
     fn commit(&self, writes: &Writes) -> Result<()>;
 
     /// Returns the value of a key.
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Bytes>>;
 
-    /// Visits the keys in `from..to` in ascending order until the visitor breaks. The scan must see one snapshot: merging
-    /// moves records into a block behind a running scan, which must still find them in their old blocks.
+    /// Visits the keys in `from..to` in ascending order until the visitor breaks. The scan must see one snapshot: while
+    /// a scan runs, a merge may move records into a block that the scan has already passed. The scan must still find
+    /// those records in their old blocks.
     fn scan(&self, space: Space, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<()>;
 
     /// Returns the greatest key in `from..=to` with its value.
@@ -105,7 +106,7 @@ impl dyn Backing + '_ {
     }
 }
 
-/// Returns the first key after all keys with this prefix. No prefix here consists of `0xff` only.
+/// Returns the first key after all keys with this prefix. No prefix in this store consists only of `0xff` bytes.
 pub(super) fn after(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();
     while let Some(last) = end.pop() {

@@ -1,18 +1,18 @@
 //! A block: records of one partition that were written together, or one control record.
 //!
-//! ```text
-//! version 1 · flags 1 · transaction 8 · count 4 · span 4 · base timestamp 8 · greatest timestamp 8 · [horizon 8] · records
-//! (horizon from version 2 on; in version 3 it is the least number where there is none)
-//! record: offset delta, timestamp delta (zigzag), key, value, headers; all integers as varints; a length is stored
-//! plus one, and 0 is null
+//! ```text version 1 · flags 1 · transaction 8 · count 4 · span 4 · base timestamp 8 · greatest timestamp 8 · [horizon
+//! 8] · records (the horizon exists from version 2 on; in version 3, the minimum i64 means that there is none) record:
+//! offset delta, timestamp delta (zigzag), key, value, headers; all integers as varints; a length is stored plus one,
+//! and 0 is null
 //! ```
 //!
-//! `span` is the number of offsets that the block covers; after compaction it contains fewer records. Version 1 has no
-//! horizon. Compaction writes version 2 to store the time after which it may remove the block's tombstones or control
-//! record. Version 3 is a merged block, in which each record has its own timestamp even if the log assigned it.
+//! `span` is the number of offsets of the block; after compaction the block may contain fewer records. The horizon is
+//! the time after which compaction may remove the block's tombstones or control record. Compaction writes version 2 to
+//! store it; version 1 has no horizon. Version 3 is a merged block, in which each record has its own timestamp even if
+//! the log assigned it.
 //!
-//! A block belongs to one transaction or to none. It is encoded once and has the same bytes in the cache, in the store and
-//! for every reader, until compaction replaces it with a block that has a different head.
+//! A block belongs to one transaction or to none. It is encoded once and has the same bytes in the cache, in the store
+//! and for every reader until compaction replaces it. The replacement always has a different head.
 
 mod merge;
 mod rewrite;
@@ -96,7 +96,7 @@ impl Builder {
         self.bytes.len()
     }
 
-    /// Completes the block. With an append time, all records have that timestamp.
+    /// Completes the block. If an append time is given, all records have that timestamp.
     pub fn finish(mut self, base: Offset, transaction: u64, append_time: Option<Millis>) -> Block {
         let mut head = Head {
             control: None,
@@ -131,14 +131,14 @@ impl Builder {
 pub(super) struct Head {
     pub control: Option<Marker>,
     pub log_append: bool,
-    /// 0 for records outside transactions.
+    /// Transaction of the records; 0 for records outside transactions.
     pub transaction: u64,
     pub count: u32,
     pub span: u32,
     pub base_timestamp: Millis,
     pub max_timestamp: Millis,
-    /// Time after which compaction removes the block's tombstones or control record. Set by the first pass that reached
-    /// the block.
+    /// Time after which compaction removes the block's tombstones or control record. Set by the first compaction pass
+    /// that visits the block.
     pub horizon: Option<Millis>,
     /// Whether several blocks were merged into this one.
     pub merged: bool,
@@ -224,8 +224,8 @@ pub(super) struct Block {
     pub bytes: Bytes,
 }
 
-/// A position within a block, so that a reader can continue without parsing the beginning again. Rewriting a block always
-/// changes its head, so a place in the old block does not match the new one.
+/// A position within a block, so that a reader can continue without parsing the block from the start. Rewriting a block
+/// always changes its head, so a place in the old block is not valid in the new block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Place {
     base: Offset,
@@ -267,8 +267,8 @@ impl Block {
         self.base + Offset::from(self.head.span)
     }
 
-    /// Returns the size that counts for retention: key and value, without the horizon, so that rewriting a block never
-    /// increases its size.
+    /// Returns the size that counts for retention: the size of the stored key and value. The horizon does not count, so
+    /// that rewriting a block never increases its size.
     pub fn size(&self) -> u64 {
         let horizon = self.head.byte_len() - HEAD_BYTES;
         u64::try_from(self.bytes.len() - horizon + 16).expect("a block is small")
@@ -290,16 +290,16 @@ impl Block {
         }
     }
 
-    /// Returns whether the block has no record at or above an offset.
+    /// Returns whether the block has no record at or after an offset.
     pub fn is_over(&self, from: Offset, place: Option<Place>) -> Result<bool> {
-        // Without gaps the last offset has a record, and a place is always in front of a record.
+        // In a block without gaps the last offset has a record, and a place is always before a record.
         let whole = self.head.count == self.head.span || self.at(place) > self.head.byte_len();
         Ok(!whole && self.first_at(from, Millis::MIN)?.is_none())
     }
 
-    /// Adds records from an offset on to a batch until that is full, but at least one. Returns the next offset, and its
-    /// place if the block is not finished. A damaged record is only an error if it is the first one, so that the records
-    /// before it are returned first.
+    /// Adds records from an offset on to a batch until the batch is full, but at least one record. Returns the next
+    /// offset, and its place if the block has further records. A corrupt record is an error only if it is the first
+    /// record, so that the records before it are returned first.
     pub fn read(&self, from: Offset, place: Option<Place>, sink: Sink<'_>) -> Result<(Offset, Option<Place>)> {
         let Sink {
             batch,
@@ -415,7 +415,7 @@ struct Record<'a> {
     headers: &'a [u8],
 }
 
-/// Headers that were validated before.
+/// Iterates over encoded headers, which were validated earlier.
 struct HeaderIter<'a>(&'a [u8]);
 
 impl<'a> Iterator for HeaderIter<'a> {

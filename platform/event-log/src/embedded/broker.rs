@@ -1,4 +1,4 @@
-//! The shared part of an embedded log: store, writer, state, and lookups that need no reader.
+//! The shared part of an embedded log: store, writer, state, and lookups for which no reader is needed.
 //!
 //! Lock order: `cleaner`, `writer`, `state`. One writer at a time holds `writer` while the store commits a batch. `state` is
 //! never held over IO, so a write does not block readers. The state contains only what the store has committed.
@@ -27,15 +27,15 @@ pub(super) struct Broker {
     pub place: String,
     pub cleaner_keys_max: usize,
     pub offsets_retention_ms: Millis,
-    /// The outcome of a batch is unknown. Nothing may be written until the log is opened again.
+    /// Whether the outcome of a batch is unknown. If so, nothing may be written until the log is opened again.
     outcome_unknown: AtomicBool,
     /// Held by the cleaner during a pass.
     cleaner: Mutex<()>,
     writer: Mutex<Writer>,
     state: Mutex<State>,
-    /// Notified after pending offsets were decided. Used with `state`.
+    /// Notified after the outcome of pending offsets has been decided. Used with `state`.
     pub decided: Condvar,
-    /// The cleaner thread's state, and what it sleeps on.
+    /// The cleaner thread's state, and the condition variable on which it sleeps.
     pub cleaner_thread: (Mutex<CleanerThread>, Condvar),
 }
 
@@ -89,9 +89,9 @@ impl Broker {
         lock(&self.state)
     }
 
-    /// Commits writes; requires the writer lock. After an error the store is read to find out whether it has the batch. If
-    /// that fails too, the outcome is unknown and the log rejects all further writes: a batch that was based on the wrong
-    /// assumption could assign offsets twice.
+    /// Commits writes; requires the writer lock. After an error, the store is read to find out whether it contains the
+    /// batch. If reading fails too, the outcome is unknown and the log rejects all further writes: a batch that was
+    /// based on the wrong assumption could assign offsets twice.
     pub fn store(&self, writes: &Writes) -> Result<()> {
         self.check_outcomes_known("write: the outcome of an earlier batch is unknown; open the log again")?;
         let Err(error) = self.backing.commit(writes) else {
@@ -122,7 +122,7 @@ impl Broker {
         }
     }
 
-    /// Wakes the cleaner thread if it would sleep beyond this time.
+    /// Wakes the cleaner thread if it would otherwise sleep beyond this time.
     pub fn wake_cleaner_by(&self, deadline: Millis) {
         let (thread, wake) = &self.cleaner_thread;
         let mut thread = lock(thread);

@@ -1,8 +1,9 @@
 //! Retention, and the cleaner thread that runs retention, compaction and transaction timeouts.
 //!
 //! A block is deleted when all its records are too old, or when the blocks after it already exceed `retention.bytes`.
-//! Nothing at or above the last stable offset is deleted. A partition's start moves before its blocks are deleted, so that
-//! a reader gets an out-of-range error and never a gap. Appends wait for one batch of the cleaner at most.
+//! Nothing at or above the last stable offset is deleted. A partition's start offset is increased before its blocks are
+//! deleted, so that a reader gets an out-of-range error and never a gap. Appends wait for at most one batch of the
+//! cleaner.
 
 use super::backing::{Space, Writes};
 use super::block::Block;
@@ -24,8 +25,8 @@ struct Deletion {
 }
 
 impl Broker {
-    /// Removes what retention and compaction do not keep at this time. Cleans all partitions even if some fail, and returns
-    /// the first error.
+    /// Removes what retention and compaction do not keep at the time `now`. Cleans all partitions even if some fail,
+    /// and returns the first error.
     pub fn clean(&self, now: Millis) -> Result<()> {
         let _cleaner = self.cleaner();
         let offsets = self.expire_offsets(now);
@@ -80,7 +81,7 @@ impl Broker {
         let mut state = self.state();
         match stored {
             Ok(()) => state.cut(id, cut.start, cut.start_bytes),
-            // The blocks still exist; a later pass deletes them.
+            // The blocks still exist. A later pass will delete them.
             Err(_) => {
                 if let Some(part) = state.parts.get_mut(&id) {
                     (part.start, part.start_bytes) = before;

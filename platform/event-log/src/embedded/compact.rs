@@ -1,18 +1,20 @@
-//! Compaction: of each key only the newest committed record is kept, with its offset, timestamp and headers.
+//! Compaction: for each key, only the newest committed record is kept, with its offset, timestamp and headers.
 //!
 //! A pass reads the keys of the dirty part into a map (`keys`) and then visits the partition from its start (`sweep`). In
 //! a sequence of atomic batches it removes records with a newer record of the same key, records of aborted transactions,
 //! records without a key, and tombstones and control records that have expired.
 //!
-//! The dirty part is what no pass has reached yet, below the last stable offset and up to the first block with a record
-//! younger than `min.compaction.lag.ms`. Unlike Kafka's segments, blocks have no active one that must be excluded: the
-//! index keeps the partition's end. A pass runs if the dirty part exceeds `min.cleanable.dirty.ratio`, if it is older
-//! than `max.compaction.lag.ms`, or if a tombstone has expired (Kafka waits for new records in that case).
+//! The dirty part contains the offsets that no pass has visited yet. It ends at the last stable offset or before the
+//! first block with a record younger than `min.compaction.lag.ms`. Kafka excludes its active segment; blocks need no
+//! such exclusion, because the index contains the partition's end. A pass runs if the dirty part exceeds
+//! `min.cleanable.dirty.ratio`, if it is older than `max.compaction.lag.ms`, or if a tombstone has expired (Kafka waits
+//! for new records in that case).
 //!
-//! A tombstone or control record expires `delete.retention.ms` after the first pass that reached it (KIP-534), and never
-//! before the records that it deletes. Memory is bounded by [`super::config::Config::cleaner_keys_max`] keys and one step; with
-//! more keys the dirty part is cleaned in pieces. If the process dies during a pass, each block is either old or new, and
-//! the next pass starts from the beginning. The writer lock is held only for the batch of a step.
+//! A tombstone or control record expires `delete.retention.ms` after the first pass that visited it (KIP-534), and
+//! never before the records that it deletes. Memory is bounded by [`super::config::Config::cleaner_keys_max`] keys and
+//! one step; with more keys the dirty part is cleaned in pieces. If the process is killed during a pass, each block is
+//! either old or new, and the next pass starts from the beginning. The writer lock is held only for the batch of a
+//! step.
 
 mod keys;
 mod sweep;
@@ -46,7 +48,7 @@ struct Work {
     aborted: Arc<BTreeMap<u64, Offset>>,
 }
 
-/// An offset with the number of bytes ever written below it.
+/// An offset, and the number of bytes that were ever written below it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Bound {
     offset: Offset,
@@ -63,14 +65,14 @@ struct Piece {
 struct Progress {
     next: Offset,
     upto: Offset,
-    /// Index entries ahead, and the bytes kept since the last kept entry.
+    /// Remaining index entries, and the bytes kept since the last kept entry.
     index: Rev<std::vec::IntoIter<Offset>>,
     entry: Option<Offset>,
     kept_bytes: u64,
 }
 
 impl Progress {
-    /// Drops index entries up to an offset that are too close to the previous one.
+    /// Drops index entries up to an offset if they are too close to the previous entry.
     fn thin(&mut self, here: Offset, change: &mut Change) {
         while let Some(entry) = self.entry.filter(|entry| *entry <= here) {
             match self.kept_bytes < INDEX_BYTES {
@@ -100,7 +102,7 @@ impl Broker {
         }
     }
 
-    /// Returns the work of a pass; `None` if no pass is due.
+    /// Returns what a pass has to do; `None` if no pass is due.
     fn work(&self, id: PartId, rules: &Rules, now: Millis) -> Result<Option<Work>> {
         let old = match rules.min_compaction_lag_ms {
             0 => Millis::MAX,
@@ -208,9 +210,10 @@ impl Broker {
         let upto = piece.upto.offset;
         let index: Vec<Offset> = match self.state().parts.get_mut(&work.id) {
             Some(part) => {
-                // Before the first block is removed: a reader reports a gap at or above `thinned` as lost records.
+                // Set before the first block is removed, because a reader reports a gap at or above `thinned` as lost
+                // records.
                 part.thinned = part.thinned.max(upto);
-                // Keep the last entry: the log finds the partition's end from there when it is opened.
+                // The last entry is kept, because the log finds the partition's end from there when it is opened.
                 let index = part.index.iter().rev().skip(1).map(|e| e.offset);
                 index.filter(|e| *e < upto).collect()
             }
@@ -227,8 +230,8 @@ impl Broker {
         while progress.next < upto {
             self.expire()?;
             let change = self.step(work.id, sweep, &mut progress)?;
-            // `due` makes an unfinished pass due again. It also records that the partition has gaps, which matters if its
-            // topic is no longer compacted when the log is opened again.
+            // A due time makes an unfinished pass due again. It also shows that the partition has gaps, which matters
+            // if the topic is no longer compacted when the log is opened again.
             let due_again = |cleaned: &mut Cleaned| cleaned.due = cleaned.due.min(sweep.now);
             if !change.is_empty() && !self.apply(work.id, &change, due_again)? {
                 return Ok(false);
@@ -240,12 +243,12 @@ impl Broker {
         let due = sweep.due;
         self.apply(work.id, &Change::default(), |cleaned| {
             (cleaned.next, cleaned.next_bytes, cleaned.due) = (upto, piece.upto.bytes, due);
-            // The blocks that remain may be small.
+            // The remaining blocks may be small, so they are candidates for merging again.
             cleaned.merged = 0;
         })
     }
 
-    /// Returns whether the log is being closed. The next opening starts another pass.
+    /// Returns whether the log is being closed. The next start of the log begins a new pass.
     pub(super) fn is_closing(&self) -> bool {
         lock(&self.cleaner_thread.0).stop
     }
@@ -372,14 +375,15 @@ fn dirty(part: &Part) -> Bound {
             bytes: part.cleaned.next_bytes,
         };
     }
-    // Retention has overtaken compaction, so everything that both removed is below the start.
+    // Retention has removed more than compaction has visited, so everything that either of them removed is below the
+    // start.
     Bound {
         offset: part.start,
         bytes: part.gone_bytes(),
     }
 }
 
-/// Returns an index entry that keeps the partition's end if blocks after the last entry change.
+/// Returns an index entry that preserves the partition's end if blocks after the last entry change.
 fn end_entry(part: &Part, change: &Change) -> Option<IndexEntry> {
     let (last, _) = change.blocks.last_key_value()?;
     let known = part.index.back().is_some_and(|entry| entry.offset > *last);
@@ -392,7 +396,7 @@ fn end_entry(part: &Part, change: &Change) -> Option<IndexEntry> {
 
 /// Returns whether `part` exceeds this share of `whole`.
 fn exceeds(part: u64, whole: u64, share: f64) -> bool {
-    // Shift both into 32 bits, which f64 represents exactly.
+    // Both are shifted to 32 bits, which f64 represents exactly.
     let shift = 32_u32.saturating_sub(whole.max(part).leading_zeros());
     let float = |bytes: u64| f64::from(u32::try_from(bytes >> shift).unwrap_or(u32::MAX));
     part > 0 && float(part) > share * float(whole)

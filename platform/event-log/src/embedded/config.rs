@@ -29,7 +29,7 @@ pub struct Config {
     /// How long committed offsets of a group without members are kept. 7 days by default, as Kafka's
     /// `offsets.retention.minutes`.
     pub offsets_retention: Duration,
-    /// How long `committed` waits for an undecided transaction. 30 s by default.
+    /// How long `committed` waits for a transaction that is neither committed nor aborted. 30 s by default.
     pub request_timeout: Duration,
 }
 

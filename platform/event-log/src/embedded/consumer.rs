@@ -18,7 +18,7 @@ pub(super) struct EmbeddedConsumer {
     fetcher: Fetcher,
     id: MemberId,
     config: GroupConfig,
-    /// Whether it is a member of the group; otherwise each poll tries to join.
+    /// Whether the consumer is a member of the group; if not, each poll tries to join.
     is_member: bool,
     assigned: Vec<TopicPartition>,
     paused: BTreeSet<TopicPartition>,

@@ -1,7 +1,7 @@
 //! Encodes a batch of records into blocks: selects the partition of each record and checks the limits of its topic.
 //!
-//! Either all records of the batch are accepted or none, with one exception as in Kafka: a record without a key in a
-//! compacted topic only costs the block that contains it. Blocks get their offsets when they are written.
+//! Either all records of the batch are accepted or none, with one exception as in Kafka: if a record in a compacted
+//! topic has no key, only the block that contains it is rejected. Blocks get their offsets when they are written.
 
 use super::block::Builder;
 use super::broker::Broker;
@@ -27,7 +27,8 @@ struct Encoder<'b> {
     current: HashMap<PartId, usize>,
     /// Drafts with a rejected record, and the first error.
     refused: (BTreeSet<usize>, Option<Error>),
-    /// Partition number for records without key and partition: one per batch, like Kafka's sticky partitioner.
+    /// Partition number for records without a key and partition: the same for the whole batch, like Kafka's sticky
+    /// partitioner.
     sticky: Option<u64>,
 }
 

@@ -66,7 +66,7 @@ impl Cursor {
         }
     }
 
-    /// Plans the next read; `None` at the end of the partition.
+    /// Plans the next read; `None` if the position is at the end of the partition.
     fn plan(&self, state: &State, isolation: Isolation, bytes: usize) -> Result<Option<Plan>> {
         let part = self.within(state)?;
         let limit = part.limit(isolation);
@@ -107,7 +107,7 @@ impl Fetcher {
         }
     }
 
-    /// Starts to read a partition, or moves in it.
+    /// Starts to read a partition, or sets another position in it.
     pub fn start(&mut self, at: &TopicPartition, from: StartFrom) -> Result<()> {
         let mut state = self.broker.state();
         let id = state.resolve(at)?;
@@ -193,7 +193,7 @@ impl Fetcher {
             };
             let done = read.fill(cursor, batch);
             if done.is_err() && !batch.is_empty() {
-                // Return what was read. The next call finds the error again.
+                // Returns the records that were read. The next call encounters the error again.
                 break;
             }
             done?;
@@ -201,7 +201,8 @@ impl Fetcher {
         Ok(())
     }
 
-    /// Waits until a partition has new records, `ready` returns true, or `until`. Returns false if the time is over.
+    /// Waits until a partition has new records, `ready` returns true, or the time `until` is reached. Returns false in
+    /// the last case.
     pub fn wait(
         &self,
         until: Instant,
@@ -231,7 +232,7 @@ impl Fetcher {
                 .map_or(left, Duration::from_millis);
             state = self.signal.wait(state, left.min(due));
             if due < left {
-                // A transaction or session may have timed out. The caller checks that.
+                // A transaction or session may have timed out, which the caller checks.
                 return true;
             }
         }
@@ -265,7 +266,7 @@ impl Read<'_> {
             if plan.stored {
                 plan.blocks = stored(self.broker, cursor, plan.limit, wanted)?;
             } else if plan.blocks.is_empty() {
-                // Compaction removed everything up to the limit.
+                // Compaction has removed all records up to the limit.
                 (cursor.position, cursor.place) = (plan.limit, None);
             }
             let read_committed = self.isolation == Isolation::ReadCommitted;
@@ -311,7 +312,7 @@ fn stored(broker: &Broker, cursor: &mut Cursor, limit: Offset, wanted: usize) ->
         })
     });
     if blocks.is_empty() {
-        // Otherwise return the blocks before the error. The next read finds it again.
+        // If blocks were read before the error, they are returned. The next read encounters the error again.
         scanned?;
     }
     let mut next = position;
@@ -324,10 +325,11 @@ fn stored(broker: &Broker, cursor: &mut Cursor, limit: Offset, wanted: usize) ->
     if joined < blocks.len() || joined == 0 {
         let state = broker.state();
         if state.parts.get(&id).is_none_or(|part| next < part.start) {
-            // Retention removed blocks during the scan. Do not skip them: the next plan reports the position as out of range.
+            // Retention removed blocks during the scan. They must not be skipped: the next plan reports the position as
+            // out of range.
             blocks.truncate(joined);
         } else if joined == 0 {
-            // Compaction removed everything up to the next block.
+            // Compaction has removed all records up to the next block.
             (cursor.position, cursor.place) = (blocks.first().map_or(limit, |block| block.base), None);
         }
     }

@@ -1,6 +1,6 @@
 //! Keys and small values of the embedded log's store. Blocks of records are described in `block.rs`.
 //!
-//! | space | key | value, after the version byte |
+//! | keyspace | key | value, after the version byte |
 //! | --- | --- | --- |
 //! | records | topic number, partition, base offset | a block |
 //! | meta | `h` | log epoch, number of openings, next topic number |
@@ -13,9 +13,9 @@
 //! | meta | `c` group, partition | committed offset |
 //! | meta | `e` group | time since when it has no member |
 //!
-//! Integers are big endian, so that keys sort numerically. Every value starts with a version; a newer one is rejected. The
-//! last index entry may be at the partition's end, without a block after it: compaction writes it before it removes the
-//! blocks that the end could otherwise be read from.
+//! Integers are big endian, so that keys sort numerically. Every value starts with a version; a newer version is
+//! rejected. The last index entry may be at the partition's end, without a block after it: compaction writes the entry
+//! before it removes the blocks from which the end could otherwise be determined.
 
 use crate::{Error, Millis, Offset, Result};
 use serde::{Deserialize, Serialize};
@@ -66,7 +66,7 @@ pub(super) struct PartRecord {
 /// Progress of compaction and merging in a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Cleaned {
-    /// First offset that no finished pass has reached.
+    /// First offset that no finished pass has visited.
     pub next: Offset,
     /// Bytes ever written below `next`.
     pub next_bytes: u64,
@@ -396,7 +396,7 @@ pub(super) fn idle_key(group: &str) -> Vec<u8> {
     key
 }
 
-/// Decodes the entry of an idle group: group, and since when it has no member.
+/// Decodes the entry of an idle group: the group, and since when it has had no member.
 pub(super) fn decode_idle(key: &[u8], value: &[u8]) -> Result<(String, Millis)> {
     let place = "a group's entry";
     let group = std::str::from_utf8(key.get(1..).unwrap_or_default()).map_err(|_| corrupt(place))?;

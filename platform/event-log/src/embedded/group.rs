@@ -1,9 +1,10 @@
 //! A consumer group: members, generations, range assignment, committed and pending offsets. Pure: no IO, clock or lock.
 //!
-//! Rebalances are eager, as in Kafka's classic protocol: every member gets `Revoked`, gives up its partitions with the
-//! next poll, and when all have done so, a new generation is assigned. A member that does not poll for five minutes in
-//! the meantime (Kafka's `max.poll.interval.ms`) loses its partitions. All members are in this process, so there are no
-//! heartbeats: a member is alive until it is closed or dropped. Members with the consumer protocol are in `incremental`.
+//! Rebalances are eager, as in Kafka's classic protocol: every member gets `Revoked` and gives up its partitions with
+//! the next poll. When all members have done so, a new generation is assigned. A member that does not poll for five
+//! minutes during the rebalance (Kafka's `max.poll.interval.ms`) loses its partitions. All members are in this process,
+//! so there are no heartbeats: a member is alive until it is closed or dropped. Members with the consumer protocol are
+//! in `incremental`.
 //!
 //! A partition never belongs to two members of one generation. A commit of another generation, or of a member that was
 //! removed, is rejected (invariant C6 of `docs/protocol/commit.md`).
@@ -24,7 +25,7 @@ pub(super) type Subscription = (Arc<str>, u32);
 /// Number of a member, never reused.
 pub(super) type MemberId = u64;
 
-/// What a member's next poll returns or does.
+/// What the next poll of a member returns or does.
 #[derive(Debug, PartialEq, Eq)]
 enum NextPoll {
     Nothing,
@@ -51,7 +52,7 @@ pub(super) struct Joining {
 /// Why a member cannot join.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum JoinError {
-    /// An active member has the instance name, which the protocol does not take from it.
+    /// An active member has the instance name. This protocol does not fence that member.
     Occupied,
     /// Active members use the other protocol.
     ProtocolMismatch,
@@ -78,8 +79,8 @@ struct Member {
     started: BTreeSet<TopicPartition>,
     /// When a static member left. Its membership is kept until the session timeout.
     left_at: Option<Millis>,
-    /// Consumer protocol only: the partitions it should own, those whose revocation was returned, and the deadline for
-    /// giving them up.
+    /// With the consumer protocol only: the partitions that the member should own, those whose revocation was returned,
+    /// and the deadline for giving them up.
     target: Vec<TopicPartition>,
     revoking: Vec<TopicPartition>,
     revocation_deadline: Option<Millis>,
@@ -88,7 +89,7 @@ struct Member {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     Stable,
-    /// Members are giving up their partitions. Those that have not done so at this time lose them.
+    /// Members are giving up their partitions. Members that have not done so at this time lose them.
     PreparingRebalance(Millis),
 }
 
@@ -99,7 +100,7 @@ pub(super) struct Group {
     /// Whether its members use the consumer protocol.
     incremental: bool,
     members: BTreeMap<MemberId, Member>,
-    /// Since when it has no member, and the value that is stored.
+    /// Since when the group has had no member, and the value that is stored.
     pub idle: Option<Millis>,
     pub idle_stored: Option<Millis>,
     /// Committed offsets.
@@ -112,7 +113,7 @@ pub(super) struct Group {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct MemberReplaced;
 
-/// Fails for names that no group can have.
+/// Fails for invalid group ids.
 pub(super) fn check_group_id(name: &str) -> crate::Result<()> {
     if (1..=32_767).contains(&name.len()) {
         return Ok(());
@@ -144,7 +145,7 @@ impl Group {
         }
     }
 
-    /// Adds a member. With the classic protocol a static member replaces the one with the same instance name.
+    /// Adds a member. With the classic protocol a static member replaces the member with the same instance name.
     pub fn join(&mut self, joining: Joining, now: Millis) -> Result<(), JoinError> {
         self.tick(now);
         if self.incremental != joining.incremental {
@@ -241,7 +242,7 @@ impl Group {
                 member.next_poll = NextPoll::Nothing;
                 self.finish_rebalance();
             }
-            // The others may be waiting for this member's partitions or for the end of its session.
+            // Other members may be waiting for this member's partitions or for its session timeout.
             self.members.values().for_each(|member| member.signal.wake());
         } else {
             self.members.remove(&id);
@@ -250,12 +251,13 @@ impl Group {
         self.note_idle(now);
     }
 
-    /// Records since when the group has no member.
+    /// Records since when the group has had no member.
     fn note_idle(&mut self, now: Millis) {
         self.idle = self.members.is_empty().then(|| self.idle.unwrap_or(now));
     }
 
-    /// Handles timeouts: removes static members whose session timed out, and partitions of members that do not poll.
+    /// Handles timeouts: removes static members whose session timed out, and takes the partitions of members that do
+    /// not poll.
     pub fn tick(&mut self, now: Millis) {
         let before = self.members.len();
         self.members.retain(|_, member| {
@@ -301,7 +303,7 @@ impl Group {
         let mut deadline = 0;
         for member in self.members.values_mut() {
             if member.left_at.is_some() || member.next_poll == NextPoll::Assigned {
-                // The member does not read them yet, or no longer.
+                // The member does not read these partitions yet, or no longer reads them.
                 member.owned.clear();
                 member.next_poll = NextPoll::Nothing;
             }
@@ -408,7 +410,7 @@ impl Group {
         }
     }
 
-    /// Returns whether a member reads the partition. Its offset must then not be set from outside.
+    /// Returns whether a member reads the partition. If so, its offset must not be set from outside the group.
     pub fn reads(&self, at: &TopicPartition) -> bool {
         self.members.values().any(|member| member.started.contains(at))
     }
@@ -433,7 +435,8 @@ impl Group {
             false => (self.generation, true),
         };
         if generation != current {
-            let reason = format!("the group metadata has generation {generation}, the current one is {current}");
+            let reason =
+                format!("the group metadata has generation {generation}, but the current generation is {current}");
             return reject(fenced, reason);
         }
         Ok(())
@@ -448,17 +451,17 @@ impl Group {
         self.members.iter().map(seen).collect()
     }
 
-    /// Returns whether it has a member although an idle time is stored.
+    /// Returns whether the group has a member although an idle time is stored.
     pub fn has_stale_idle_time(&self) -> bool {
         !self.members.is_empty() && self.idle_stored.is_some()
     }
 
-    /// Returns whether it has no member.
+    /// Returns whether the group has no member.
     pub fn is_empty(&self) -> bool {
         self.members.is_empty()
     }
 
-    /// Returns the name that Kafka has for the group's state.
+    /// Returns the group's state, as Kafka names it.
     pub fn state(&self) -> &'static str {
         match self.phase {
             _ if self.members.is_empty() => "Empty",
@@ -470,7 +473,7 @@ impl Group {
         }
     }
 
-    /// Returns whether nothing of the group is left.
+    /// Returns whether the group has no members, offsets or pending offsets.
     pub fn is_unused(&self) -> bool {
         self.members.is_empty() && self.offsets.is_empty() && self.pending.is_empty()
     }

@@ -1,8 +1,8 @@
 //! Expiry of committed offsets of groups without members (`offsets.retention.minutes`).
 //!
-//! The time since when a group has no member is kept in memory, and stored by the next cleaning pass or when offsets are
-//! set from outside. It is removed from the store when a member joins. If it was never stored, it starts when the log is
-//! opened again.
+//! The time at which a group lost its last member is kept in memory. It is stored by the next cleaning pass, or when
+//! offsets are set from outside the group, and removed from the store when a member joins. If it was not stored, the
+//! time at which the log is opened again is used.
 //!
 //! Offsets are kept while the group has a member or a static membership that has not timed out, and while a transaction is
 //! committing offsets of the group. All offsets of a group expire in one batch; `committed` waits for it.
@@ -86,8 +86,8 @@ impl Broker {
         self.clear_idle_locked(name)
     }
 
-    /// As [`Broker::clear_idle`], with the writer lock already held. Callers that have just stored an idle time use it, because a
-    /// member may have joined in the meantime.
+    /// Does the same as [`Broker::clear_idle`] for a caller that holds the writer lock. Called after an idle time has
+    /// been stored, because a member may have joined in the meantime.
     pub fn clear_idle_locked(&self, name: &str) -> Result<()> {
         if !self.state().groups.get(name).is_some_and(Group::has_stale_idle_time) {
             return Ok(());

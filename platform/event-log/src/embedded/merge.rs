@@ -1,13 +1,13 @@
-//! Merging of small blocks, as left by small transactions and by compaction.
+//! Merging of small blocks, which small transactions and compaction leave behind.
 //!
-//! A transaction of one record writes two blocks, its record and its control record, so there can be thousands of blocks
-//! between two index entries (about 256 KiB). They are merged once. These blocks stay as they are: blocks after the last
-//! index entry, records of aborted transactions with their abort markers, which readers must be able to recognize, and
-//! blocks with tombstones or control records that have not expired. In topics with retention by age a merged block spans
-//! a small part of that age only, because a block is deleted as a whole.
+//! A transaction of one record writes two blocks, its record and its control record, so there can be thousands of
+//! blocks between two index entries (about 256 KiB). Small blocks are merged once. Not merged are blocks after the last
+//! index entry, records of aborted transactions and their abort markers, which readers must be able to recognize, and
+//! blocks with tombstones or control records that have not expired. In topics with retention by age, a merged block
+//! spans only a small part of the retention time, because a block is deleted as a whole.
 //!
-//! Readers see no difference at any position. If the process dies in between, each range has either its old blocks or the
-//! merged one. The writer lock is held only for the batch of a step.
+//! Readers see no difference at any position. If the process is killed during a pass, each range has either its old
+//! blocks or the merged block. The writer lock is held only for the batch of a step.
 
 use super::block::{Block, Marker, Merge};
 use super::broker::Broker;
@@ -35,14 +35,14 @@ const BOUNDARIES_MAX: usize = 256;
 struct MergeRange {
     from: Offset,
     upto: Offset,
-    /// Offsets that no merged block may span, in order: index entries and the end of the compacted part. A boundary need
-    /// not be the base of a block, which compaction may have removed.
+    /// Offsets that no merged block may span, in order: index entries and the end of the compacted part. A boundary
+    /// need not be the base offset of a block, because compaction may have removed that block.
     boundaries: Vec<Offset>,
     aborted: Arc<BTreeMap<u64, Offset>>,
     span_ms: Millis,
 }
 
-/// The blocks collected since the last one that stays, and the change so far.
+/// The blocks collected since the last block that remains unchanged, and the change so far.
 struct Collector {
     open: Option<Merge>,
     change: Change,
@@ -67,7 +67,7 @@ impl Broker {
         let state = self.state();
         let part = state.parts.get(&id)?;
         let from = part.cleaned.merged.max(part.start);
-        // Blocks that compaction has not reached yet are left to it.
+        // Blocks that compaction has not visited yet are not merged; compaction will rewrite them.
         let reached = if rules.compacts { part.cleaned.next } else { Offset::MAX };
         let limit = part.stable().min(reached);
         let first = part.index.partition_point(|entry| entry.offset <= from);
@@ -77,7 +77,7 @@ impl Broker {
             .take(BOUNDARIES_MAX)
             .collect();
         let upto = boundaries.pop()?;
-        // Compaction starts there, even if the topic was not compacted for a while.
+        // Compaction continues from this offset, even if the topic was not compacted for a while.
         let cleaned = part.cleaned.next;
         if (from + 1..upto).contains(&cleaned) {
             boundaries.insert(boundaries.partition_point(|boundary| *boundary < cleaned), cleaned);
@@ -107,7 +107,8 @@ impl Broker {
             if let Some(boundary) = passed {
                 collector.close();
                 collector.done = boundary;
-                // A step ends at boundaries only, so that each range between two of them becomes as few blocks as possible.
+                // A step ends at boundaries only, so that each range between two boundaries becomes as few blocks as
+                // possible.
                 if collector.seen >= STEP_BYTES || collector.change.blocks.len() >= REMOVALS_MAX {
                     return Ok(ControlFlow::Break(()));
                 }

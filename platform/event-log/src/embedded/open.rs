@@ -1,7 +1,8 @@
 //! Opening a log: reads the state from the store.
 //!
-//! Open transactions are aborted and interrupted deletions of topics are completed before the log is returned. Reading a
-//! partition costs its last index interval, not its length. Damage is reported, never repaired.
+//! Open transactions are aborted and interrupted deletions of topics are completed before the log is returned. Only the
+//! last index interval of each partition is read, so the time does not depend on the partition's length. Corruption is
+//! reported, never repaired.
 
 use super::backing::{Backing, Space, Writes};
 use super::block::Block;
@@ -139,7 +140,7 @@ fn part(backing: Backed<'_>, id: PartId) -> Result<Part> {
     bad.map_or(Ok(part), Err)
 }
 
-/// Loads transactions that were open when the process died. No producer can commit them.
+/// Loads the transactions that were open when the process was killed. No producer can commit them.
 fn open_transactions(backing: Backed<'_>, state: &mut State) -> Result<()> {
     for (key, value) in entries(backing, &[format::OPEN])? {
         let (transaction, id, first) = format::decode_open(&key, &value)?;

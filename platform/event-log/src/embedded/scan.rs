@@ -1,9 +1,10 @@
 //! Scans of a partition's blocks for readers and for lookups by time.
 //!
-//! The cleaner replaces and removes blocks while a scan runs. Every offset of a partition is covered by a block unless
-//! retention or compaction removed it. So a gap between two blocks has one of these causes: retention, compaction, a
-//! store that showed half of a batch to the scan, or lost records. A gap without a known cause is scanned a second time
-//! and then reported as an error: a reader that skipped it would commit an offset beyond records that it never saw.
+//! The cleaner replaces and removes blocks while a scan runs. Every offset of a partition is in the range of a block
+//! unless retention or compaction removed the block. So a gap between two blocks has one of these causes: retention,
+//! compaction, a store that showed only a part of a batch to the scan, or lost records. A gap without a known cause is
+//! scanned a second time and then reported as an error: a reader that skipped it would commit an offset beyond records
+//! that it never saw.
 
 use super::backing::Space;
 use super::block::Block;
@@ -14,28 +15,29 @@ use std::ops::{ControlFlow, Range};
 
 /// Progress of the scans of one lookup.
 struct Progress {
-    /// The first offset that no visited block covers.
+    /// The first offset after the visited blocks.
     next: Offset,
     to: Offset,
     /// Where the previous scan found a gap without a known cause.
     suspect: Option<Offset>,
-    /// Last known value of the partition's `thinned`. It only grows, so most gaps of a compacted partition need no lock.
+    /// Last known value of the partition's `thinned`. It only increases, so most gaps of a compacted partition need no
+    /// lock.
     thinned: Offset,
 }
 
 /// Result of a scan.
 enum Scanned {
-    /// The visitor stopped it, or it reached the end.
+    /// The visitor stopped the scan, or the scan reached the end.
     Done,
     /// The block with the first offset was merged into an earlier one after it was looked up.
     Moved,
-    /// No block covers these offsets, and no cause is known.
+    /// No block contains these offsets, and no cause is known.
     Gap(Range<Offset>),
 }
 
 impl Broker {
-    /// Visits the blocks that cover a range of offsets, in order, starting with the one that contains the first offset.
-    /// After a second scan the visitor may get a merged block that starts before offsets that it has already seen.
+    /// Visits the blocks of a range of offsets, in order, starting with the block that contains the first offset. After
+    /// a second scan, the visitor may get a merged block that begins with offsets that were already visited.
     ///
     /// # Errors
     /// [`Error::Corrupt`] if blocks are missing that neither retention nor compaction removed.
@@ -100,7 +102,7 @@ impl Broker {
         }
     }
 
-    /// Passes a block to the visitor if it directly follows what was visited. Returns a result if the scan ends here.
+    /// Passes a block to the visitor if it directly follows the previous block. Returns a result if the scan ends here.
     fn pass(
         &self,
         id: PartId,
@@ -118,12 +120,12 @@ impl Broker {
         Ok(visit(block)?.is_break().then_some(Scanned::Done))
     }
 
-    /// Returns the offsets between what was visited and `to` if no cause is known for the gap.
+    /// Returns the offsets between the last visited block and `to`, if no cause is known for the gap.
     fn gap(&self, id: PartId, progress: &mut Progress, to: Offset) -> Option<Range<Offset>> {
         if to <= progress.next.max(progress.thinned) {
             return None;
         }
-        // The cause is published before the blocks are removed, so it must be looked up after the gap was seen.
+        // The cause is published before the blocks are removed, so it must be looked up after the gap was found.
         let state = self.state();
         // The topic was deleted. The reader notices that when it next uses the state.
         let part = state.parts.get(&id)?;

@@ -74,7 +74,7 @@ static SETTINGS: [Setting; 33] = [
     setting("unclean.leader.election.enable", "false", Kind::Bool),
 ];
 
-/// Accepted but not described, as in Kafka.
+/// Accepted but not included in descriptions, as in Kafka.
 static HIDDEN: [Setting; 1] = [setting(
     "internal.segment.bytes",
     "1073741824",

@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Condvar, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Returns the end of a wait that starts now. The timeout is limited to a year so that the addition cannot overflow.
+/// Returns the time at which a wait that starts now ends. The timeout is limited to a year so that the addition cannot
+/// overflow.
 pub(super) fn until(timeout: Duration) -> Instant {
     const YEAR: Duration = Duration::from_secs(365 * 24 * 3_600);
     Instant::now() + timeout.min(YEAR)
@@ -25,7 +26,7 @@ impl Signal {
         }
     }
 
-    /// Waits until it is woken or the time is over. Spurious wake-ups are possible.
+    /// Waits until the reader is woken or the time has elapsed. Spurious wake-ups are possible.
     pub fn wait<'a, T>(&self, guard: MutexGuard<'a, T>, at_most: Duration) -> MutexGuard<'a, T> {
         self.waiting.store(true, Ordering::Relaxed);
         let (guard, _) = self

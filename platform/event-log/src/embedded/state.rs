@@ -1,6 +1,6 @@
 //! In-memory state of the embedded log: topics, partition ends, open transactions, groups, and the newest blocks.
 //!
-//! Changes are published here after the store has committed them, so no reader sees a record that a crash could take back.
+//! Changes are published here after the store has committed them, so no reader sees a record that a crash could remove.
 //! The cached tail of a partition has no gaps, and the cache stays within its limits.
 
 use super::block::Block;
@@ -13,12 +13,12 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// Maximum number of cached blocks, however small they are.
+/// Maximum number of cached blocks, regardless of their size.
 const CACHED_BLOCKS_MAX: usize = 65_536;
 /// Estimated overhead of a cached block in bytes.
 const CACHED_BLOCK_BYTES: usize = 160;
 
-/// A topic. Altering it replaces the whole value.
+/// A topic. Changing its settings replaces the whole value.
 #[derive(Debug)]
 pub(super) struct Topic {
     pub number: u32,
@@ -60,8 +60,8 @@ pub(super) struct Part {
     /// Bytes that retention has removed, all below `start`.
     pub start_bytes: u64,
     pub cleaned: Cleaned,
-    /// Compaction may have removed whole blocks below this offset. At or above it, a gap between blocks that retention
-    /// did not cause means lost records.
+    /// Compaction may have removed whole blocks below this offset. At or above it, a gap between blocks means lost
+    /// records, unless retention caused it.
     pub thinned: Offset,
     /// Offset of the next block.
     pub end: Offset,
@@ -205,7 +205,7 @@ impl State {
         }
     }
 
-    /// Returns a number that was never returned before.
+    /// Returns a number that has not been returned before.
     pub fn number(&mut self) -> u64 {
         self.numbers += 1;
         self.numbers
@@ -285,7 +285,8 @@ impl State {
         }
     }
 
-    /// Publishes a step of compaction or merging. A cached block that was merged into an uncached one leaves the cache.
+    /// Publishes a step of compaction or merging. A cached block that was merged into an uncached block is removed from
+    /// the cache.
     pub fn compacted(&mut self, id: PartId, change: &Change, cleaned: Cleaned, entry: Option<IndexEntry>) {
         let Some(part) = self.parts.get_mut(&id) else {
             return;
@@ -320,7 +321,7 @@ impl State {
         });
     }
 
-    /// Removes a topic's partitions, its parts of open transactions, and its committed offsets.
+    /// Removes a topic's partitions, what open transactions have written to them, and the topic's committed offsets.
     pub fn remove_topic(&mut self, topic: &Topic) {
         self.topics.remove(&topic.name);
         self.names.remove(&topic.number);

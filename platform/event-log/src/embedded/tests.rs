@@ -1,5 +1,5 @@
-//! Tests that need internals: a manual clock, failing storage, damaged storage and storage of a newer version. Everything
-//! else is in the conformance suite, `tests/it/log.rs`.
+//! Tests that need internals: a manual clock, failing storage, corrupt storage and storage of a newer version. All
+//! other tests are in the conformance suite, `tests/conformance/event_log.rs`.
 
 use super::backing::{Faulty, Space, Visit, Writes};
 use super::*;
@@ -28,9 +28,9 @@ struct TestLog {
 struct Breakable {
     inner: Faulty,
     broken: AtomicBool,
-    /// Number of commits until it fails; negative means never.
+    /// Number of commits after which commits fail; negative means never.
     breaks_after: AtomicI64,
-    /// Runs once, the next time its moment is reached.
+    /// Runs once, at the moment that it contains.
     between: Mutex<Option<Between>>,
 }
 
@@ -442,7 +442,8 @@ fn records_are_read_from_store_and_cache() {
         }
     }
     for from in [0, 2, 6_000, 11_555, 12_599, 12_600] {
-        // Close to the size of a block, so that a poll ends just before its end, and much smaller and larger.
+        // Values close to the size of a block, so that a poll ends just before the block's end, and much smaller and
+        // larger values.
         for max_bytes in (1..400).step_by(7).chain([10_000, 1_000_000]) {
             let mut reader = log.reader(Isolation::ReadCommitted).expect("reader");
             reader

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 const NAME_LENGTH_MAX: usize = 249;
-/// A batch of records has 16-bit partition indices.
+/// A record batch has 16-bit partition indices.
 const PARTITIONS_MAX: u32 = 10_000;
 /// Blocks that one batch removes.
 pub(super) const REMOVALS_MAX: usize = 4_096;
@@ -49,7 +49,9 @@ fn check_collision(state: &State, name: &str) -> Result<()> {
     match state.topics.keys().find(|known| plain(known) == plain(name)) {
         Some(known) => Err(invalid(
             name,
-            format!("the name collides with topic {known}, because `.` and `_` are equivalent"),
+            format!(
+                "the name collides with topic {known}, because names that differ only in `.` and `_` are not distinguished; choose another name"
+            ),
         )),
         None => Ok(()),
     }
@@ -205,7 +207,8 @@ impl Broker {
         self.remove_leftovers(topic.number)
     }
 
-    /// Removes what a deleted topic left in the store. Also completes the deletion of a process that died.
+    /// Removes the blocks and entries of a deleted topic from the store. Also completes a deletion that a killed
+    /// process began.
     pub fn remove_leftovers(&self, topic: u32) -> Result<()> {
         self.remove_prefix(Space::Records, format::topic_prefix(topic))?;
         for tag in [format::PARTITIONS, format::INDEX, format::ABORTED] {

@@ -1,7 +1,7 @@
 //! The transactional producer of the embedded log.
 //!
-//! A producer that is dropped during a transaction leaves it open, like a producer that died, until its timeout or until
-//! the next producer of its transactional id.
+//! A producer that is dropped during a transaction leaves the transaction open, like a producer that crashed. The
+//! transaction is aborted after its timeout, or when the next producer of the transactional id starts.
 
 use super::broker::Broker;
 use super::encode::encode;
@@ -82,7 +82,7 @@ impl EmbeddedTransactionalProducer {
 
 impl TransactionalProducer for EmbeddedTransactionalProducer {
     fn begin(&mut self) -> Result<()> {
-        // A local operation, as in Kafka: a fenced producer finds out when it sends or commits.
+        // A local operation, as in Kafka: a fenced producer gets the error only when it sends or commits.
         match self.phase {
             Phase::Ready => {
                 (self.phase, self.sent) = (Phase::Open, false);
@@ -110,7 +110,7 @@ impl TransactionalProducer for EmbeddedTransactionalProducer {
             }
         }
         failpoint::hit("log.send.before");
-        // Before the check: even if it fails, a later commit must not succeed without these records.
+        // Set before the check, because even if the check fails, a later commit must not succeed without these records.
         self.sent = true;
         self.broker.check(self.by(), "send")?;
         let sent = encode(&self.broker, records).and_then(|encoded| {
@@ -126,7 +126,7 @@ impl TransactionalProducer for EmbeddedTransactionalProducer {
 
     fn commit(&mut self, consumed: Option<(&GroupMetadata, &[(TopicPartition, Offset)])>) -> Outcome {
         let outcome = match std::mem::replace(&mut self.phase, Phase::NeedsInit) {
-            // The log does not know of this transaction, so there is nothing to end.
+            // The log does not know this transaction, so there is nothing to commit.
             Phase::Open if !self.sent && consumed.is_none() => Outcome::Committed(Vec::new()),
             Phase::Open => self.broker.commit(self.by(), consumed),
             Phase::MustAbort(reason) => match self.broker.abort(self.by()) {
@@ -160,7 +160,7 @@ impl TransactionalProducer for EmbeddedTransactionalProducer {
     fn abort(&mut self) -> Result<()> {
         match self.phase {
             Phase::Ready | Phase::NeedsInit => Ok(()),
-            // The log does not know of this transaction either.
+            // The log does not know this transaction, so there is nothing to abort.
             Phase::Open if !self.sent => {
                 self.phase = Phase::Ready;
                 Ok(())

@@ -1,9 +1,9 @@
-//! Changes of partitions: appends, ends of transactions and commits of offsets.
+//! Changes of partitions: appends, commits and aborts of transactions, and commits of offsets.
 //!
-//! A change is staged against the state, committed to the store in one batch, and then published in the state. The writer
-//! lock is held throughout, so the state cannot change in between, and nothing is visible before it is stored. The
-//! control records of a transaction, its committed offsets and the removal of its open entries are one batch (invariant
-//! C2 of `docs/protocol/commit.md`).
+//! A change is prepared from the state, committed to the store in one batch, and then published in the state. The
+//! writer lock is held throughout, so the state cannot change in between, and nothing is visible before it is stored.
+//! The control records of a transaction, its committed offsets and the removal of its open entries are one batch
+//! (invariant C2 of `docs/protocol/commit.md`).
 
 use super::backing::{Space, Writes};
 use super::block::{Block, Builder, Marker};
@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::Arc;
 
-/// A partition gets an index entry after this many bytes.
+/// An index entry is written after this number of bytes in a partition.
 pub(super) const INDEX_BYTES: u64 = 256 * 1024;
 
 /// Records of one partition that have no offsets yet.
@@ -37,7 +37,7 @@ pub(super) struct By<'a> {
 
 /// How a transaction ends.
 struct Ending {
-    /// The transaction; `None` if nothing was written in it.
+    /// The transaction; `None` if it has written nothing.
     transaction: Option<u64>,
     marker: Marker,
     /// Further writes of the same batch.
@@ -54,7 +54,7 @@ impl Ending {
     }
 }
 
-/// End of a partition while a batch is staged.
+/// The end offset of a partition while a batch is prepared.
 struct End {
     next: Offset,
     bytes: u64,
@@ -62,7 +62,7 @@ struct End {
     max_timestamp: Millis,
 }
 
-/// Blocks to be stored and published.
+/// Blocks that will be stored and then published.
 #[derive(Default)]
 struct Stage {
     writes: Writes,
@@ -256,7 +256,7 @@ impl Broker {
             let group = state
                 .groups
                 .get_mut(&member.group)
-                .expect("`stage_offsets` found the member in it");
+                .expect("`stage_offsets` found the member in the group");
             group.pending.insert(by.epoch, partitions);
         }
         let mut produced_here = Vec::new();
@@ -289,7 +289,8 @@ impl Broker {
         Ok(Outcome::Committed(produced_here))
     }
 
-    /// Stores the end of a transaction and publishes it. `change` makes the changes that belong to `ending.writes`.
+    /// Stores the commit or abort of a transaction and publishes it. `change` makes the changes that belong to
+    /// `ending.writes`.
     fn end(&self, _writer: &mut Writer, ending: Ending, change: impl FnOnce(&mut State)) -> Result<()> {
         let Ending {
             transaction,
@@ -498,7 +499,7 @@ impl Broker {
         }
         let idle = self.state().groups.get(name).is_none_or(Group::is_empty);
         if idle {
-            // The retention of offsets that no member uses starts now.
+            // The retention time of offsets in a group without members starts now.
             writes.put(Space::Meta, format::idle_key(name), format::encode_offset(now));
         }
         self.store(&writes)?;
@@ -558,7 +559,7 @@ impl State {
         }
     }
 
-    /// Checks a commit of these offsets and stages its writes.
+    /// Checks a commit of these offsets and adds its writes to the batch.
     fn stage_offsets(
         &mut self,
         member: &GroupMetadata,

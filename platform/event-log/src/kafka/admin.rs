@@ -168,7 +168,8 @@ impl<'h> Admin<'h> {
             .into_iter()
             .filter(|entry| ClientError::check(entry.code).is_ok() && entry.offset >= 0);
         let good: BTreeMap<_, _> = good.map(|entry| (entry.at, entry.offset)).collect();
-        // Look up failed partitions one by one: `offset` knows what to wait for, and its error names the partition.
+        // Failed partitions are looked up one by one, because `offset` retries transient errors, and its error names
+        // the partition.
         let each = |at| good.get(at).copied().map_or_else(|| self.offset(at, which), Ok);
         partitions.iter().map(each).collect()
     }
@@ -236,7 +237,8 @@ fn first(entries: Vec<Entry>) -> Result<Entry, ClientError> {
     ClientError::check(entry.code).map(|()| entry)
 }
 
-/// Returns whether every partition of a new topic has a leader that answers. A leader may be announced before it does.
+/// Returns whether every partition of a new topic has a leader that answers. The metadata may name a leader before the
+/// leader answers.
 fn served(raw: &Raw<'_>, topic: &TopicSpec) -> Result<bool, ClientError> {
     if !raw.describe(&topic.name)?.led {
         return Ok(false);
@@ -254,8 +256,8 @@ fn served(raw: &Raw<'_>, topic: &TopicSpec) -> Result<bool, ClientError> {
 /// Determines whether a partition without a leader does not exist or has no leader now.
 fn leaderless(raw: &Raw<'_>, at: &TopicPartition, found: ClientError) -> ClientError {
     use Code as C;
-    // After a broker restart librdkafka keeps the old leader epochs and does not refresh them itself. A metadata request
-    // for all topics does.
+    // After a broker restart librdkafka keeps the old leader epochs and does not refresh them itself. A metadata
+    // request for all topics refreshes them.
     if matches!(
         found.code,
         C::RD_KAFKA_RESP_ERR_FENCED_LEADER_EPOCH | C::RD_KAFKA_RESP_ERR_UNKNOWN_LEADER_EPOCH

@@ -1,9 +1,9 @@
 //! Safe wrappers of librdkafka (`rdkafka::bindings`): clients, queues and events here; partition lists, consuming,
 //! producing and administration in the child modules.
 //!
-//! This module tree contains all `unsafe` code of the workspace and no protocol decisions (ADR 4). Every pointer has one
-//! owner that frees it, and memory that librdkafka lends is borrowed for as long as its owner lives. Every call that can
-//! block takes a timeout.
+//! This module tree contains all `unsafe` code of the workspace and no protocol decisions (ADR 4). Every pointer has
+//! one owner that frees it, and memory that belongs to librdkafka is borrowed for as long as its owner lives. Every
+//! call that can block takes a timeout.
 #![allow(unsafe_code, reason = "calls of librdkafka; each block states why it is sound")]
 
 pub mod admin;
@@ -231,7 +231,7 @@ impl Handle {
         self.rk.as_ptr()
     }
 
-    /// Returns the connectivity of the brokers.
+    /// Returns the tracker of broker connectivity.
     pub fn reach(&self) -> &Reach {
         &self.reach
     }
@@ -282,7 +282,7 @@ impl Drop for Handle {
     }
 }
 
-/// Wakes a waiting thread when a queue receives its first entry.
+/// Wakes a waiting thread when a queue that was empty receives an entry.
 #[derive(Debug, Default)]
 pub struct Waker {
     woken: Mutex<bool>,
@@ -356,7 +356,7 @@ impl Queue {
         }
     }
 
-    /// Wakes `waker` whenever this queue receives its first entry.
+    /// Wakes `waker` whenever this queue receives an entry while it is empty.
     pub fn wake_with(&mut self, waker: &Arc<Waker>) {
         let opaque = Arc::as_ptr(waker).cast_mut().cast();
         self.waker = Some(waker.clone());

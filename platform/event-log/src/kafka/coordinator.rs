@@ -23,10 +23,10 @@ use std::time::{Duration, Instant};
 /// The largest timeout that librdkafka accepts.
 const LIBRARY_LIMIT: Duration = Duration::from_secs(60 * 60);
 /// First time to wait for a response. librdkafka loses a request if the first coordinator lookup fails, as on a cluster
-/// without any group so far; waiting longer for that request would not help.
+/// that has never had a group. Waiting longer for that request would not help.
 const WAIT_FIRST: Duration = Duration::from_millis(500);
 
-/// Error code for a response that omits a partition, so that the request is repeated.
+/// Error code for a partition that is missing in the response; it causes the request to be repeated.
 const MISSING_ANSWER: Code = Code::RD_KAFKA_RESP_ERR_COORDINATOR_NOT_AVAILABLE;
 
 /// Sends requests to coordinators.
@@ -37,7 +37,7 @@ pub struct Coordinators {
 }
 
 impl Coordinators {
-    /// Creates the client lazily, for the first request.
+    /// Creates an object that creates its client with the first request.
     pub fn new(config: &Config) -> Coordinators {
         Coordinators {
             config: config.clone(),
@@ -49,7 +49,7 @@ impl Coordinators {
     fn client(&self, group: &str) -> Result<Arc<Handle>> {
         let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = &*client {
-            // Nobody else polls this client's queue or reminds it of its bootstrap servers.
+            // Nothing else polls this client's queue or adds its bootstrap servers again.
             let errors = Queue::main(client);
             while errors.poll(Duration::ZERO).is_some() {}
             client.remind();
@@ -67,7 +67,7 @@ impl Coordinators {
         drop(own);
     }
 
-    /// Repeats a request within the request timeout while a retry may help. The wait for each response doubles.
+    /// Repeats a request within the request timeout while a retry may succeed. The wait for each response doubles.
     fn ask<T>(
         &self,
         group: &str,
@@ -83,7 +83,7 @@ impl Coordinators {
                 timeout: LIBRARY_LIMIT,
                 wait,
             };
-            // Without a connected broker the request would only time out and the client would be discarded.
+            // Without a connected broker, the request would time out and the client would have to be discarded.
             if let Err(mut found) = raw(left).await_any_broker() {
                 found.text = client.reach().explain(&found.text);
                 return Ok(Err(found));
@@ -148,7 +148,7 @@ impl Coordinators {
         names.sort();
         let mut groups = Vec::with_capacity(names.len());
         for name in names {
-            // A group that is not found was deleted after it was listed.
+            // If a group is not found, it was deleted after it was listed.
             groups.extend(self.group_info(&name)?);
         }
         Ok(groups)

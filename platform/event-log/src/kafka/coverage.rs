@@ -3,12 +3,12 @@
 //! With the classic protocol it may not. A static member that joins a stable group with its old instance name gets the
 //! assignment of its predecessor: the coordinator only compares the name of the selected assignor (KIP-345), not the
 //! subscription or the partition counts (KAFKA-12759 and KAFKA-13435, open in Kafka 4.3). Until the next rebalance, a
-//! topic that was added between two runs is not read, and one that was removed remains assigned.
+//! topic that was added between two runs is not read, and a topic that was removed remains assigned.
 //!
-//! Each static member therefore compares the two once after it has joined. It compares the assignment, not its
-//! subscription with a stored one: joining replaces the subscription that the coordinator stores, and the process may be
-//! killed between joining and the rebalance. If both match, as after an ordinary restart, the check costs one request and
-//! no rebalance.
+//! Each static member therefore compares the two once after it has joined. Comparing the subscription with the one that
+//! the coordinator has stored would not suffice: joining replaces the stored subscription, and the process may be
+//! killed between joining and the rebalance. If both match, as after an ordinary restart, the check costs one request
+//! and no rebalance.
 
 use super::coordinator::Coordinators;
 use crate::{GroupConfig, GroupInfo, GroupProtocol, MemberInfo, Result, TopicPartition};
@@ -20,9 +20,9 @@ use std::time::{Duration, Instant};
 /// Bounds of the pause before the group is described again.
 const PAUSE_FIRST: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// Pause after a forced rebalance, unless an assignment arrives first.
+/// Pause after a forced rebalance; an assignment that arrives earlier ends it.
 const PAUSE_FORCED: Duration = Duration::from_secs(1);
-/// How often the result is polled while the group is being described.
+/// Interval of polling for the result while the group is being described.
 const ANSWER: Duration = Duration::from_millis(5);
 /// Maximum number of rebalances that a member forces. More than one is needed only if a LeaveGroup request was lost or the
 /// leader did not see a topic. It also bounds the cost of a rack-aware assignor (`client.rack`), whose order differs.
@@ -39,12 +39,13 @@ pub struct Coverage {
     instance: Option<String>,
     topics: Topics,
     /// Whether this member forces rebalances. With KIP-848 the coordinator computes the assignment from the current
-    /// subscriptions, so there is nothing to force.
+    /// subscriptions, so a forced rebalance is not needed.
     forces: bool,
     rebalances: u32,
     pause: Duration,
     state: State,
-    /// Topics that the last description of the group did not cover.
+    /// Topics with partitions that no member had in the last description of the group; `None` before the first
+    /// description.
     uncovered: Option<Vec<Arc<str>>>,
 }
 
@@ -58,10 +59,10 @@ enum State {
     Covered,
 }
 
-/// Result of comparing a description of the group.
+/// Result of comparing the group's description with this member.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
-    /// The group is rebalancing, or the description shows another assignment than the member has.
+    /// The group is rebalancing, or the description does not show this member's current assignment.
     Undecided,
     /// The assignment is stable.
     Decided {
@@ -176,7 +177,7 @@ impl Coverage {
                 "assignment does not match the subscription; forcing a rebalance"
             );
         } else if stale && uncovered.is_empty() {
-            // All topics are assigned, even if not as the range assignor would.
+            // Each partition is assigned to a member, though not as the range assignor would assign it.
             self.state = State::Covered;
         }
         self.uncovered = (!force).then_some(uncovered);
@@ -193,7 +194,7 @@ impl Coverage {
         let (sender, answer) = sync_channel(1);
         let thread = std::thread::Builder::new().name("log-coverage".to_owned());
         let started = thread.spawn(move || {
-            // The receiver is gone if the member was dropped.
+            // Sending fails only if the member was dropped.
             drop(sender.send(coordinators.assignment(&group)));
         });
         match started {
@@ -231,9 +232,10 @@ impl Coverage {
 
     /// Returns whether this member has no partition of a topic although the range assignor would assign one to it.
     ///
-    /// The assignor sorts the subscribers of a topic by instance name and gives each an equal range. A subscriber has no
-    /// partition only if there are more subscribers than partitions; then the first ones have one each. A task that reads
-    /// two topics depends on this: it never runs if its partition of the second topic stays with another member.
+    /// The assignor sorts the subscribers of a topic by instance name and gives each subscriber an equal range. A
+    /// subscriber has no partition only if there are more subscribers than partitions; then the first subscribers have
+    /// one partition each. A task that reads two topics depends on this: it never runs if its partition of the second
+    /// topic stays with another member.
     fn lacks_share(&self, group: &GroupInfo, topic: &str) -> bool {
         let after = |owner: &MemberInfo| owner.instance.is_none() || owner.instance < self.instance;
         let owners = || group.members.iter().filter(|member| count(member, topic) > 0);

@@ -27,13 +27,13 @@ pub struct PartitionState {
     pub at: TopicPartition,
     /// Whether its records may be returned.
     pub started: bool,
-    /// Whether its records stay in the inbox.
+    /// Whether its records remain in the inbox.
     pub paused: bool,
     /// Offset of the next record, if known.
     pub position: Option<Offset>,
-    /// A time at which everything up to the partition's end had been read.
+    /// A time at which everything up to the end of the partition had been read.
     pub at_end: Option<Millis>,
-    /// Offset and error at which fetching failed. The partition stays failed until it is moved.
+    /// Offset and error at which fetching failed. The partition is not read until another position is set.
     pub failed: Option<(Offset, ClientError)>,
     /// Number of a batch, and the index of the partition in it.
     interned: (u64, u16),
@@ -174,8 +174,8 @@ impl Fetcher {
         });
     }
 
-    /// Fills the batch with available messages, without waiting. The error of a partition is returned once no record
-    /// before it is left.
+    /// Fills the batch with available messages, without waiting. The error of a partition is returned after all records
+    /// before it have been returned.
     pub fn take(&mut self, batch: &mut RecordBatch, max_bytes: usize) -> Result<usize> {
         self.batches += 1;
         let (number, drained_at) = (self.batches, self.drained_at);
@@ -239,7 +239,7 @@ impl Fetcher {
         })
     }
 
-    /// Waits for a wake-up of a queue until `end`. Returns false if that has passed.
+    /// Waits for a wake-up of a queue until `end`. Returns false if `end` is in the past.
     pub fn wait(&self, end: Instant) -> bool {
         let left = end.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -273,7 +273,7 @@ impl Fetcher {
         }
     }
 
-    /// Looks up an end of a partition for an error message; −1 if that fails.
+    /// Looks up the earliest offset or the end of a partition for an error message; −1 if the lookup fails.
     fn edge(&self, at: &TopicPartition, mark: Offset) -> Offset {
         let admin = Admin::new(self.handle(), Duration::from_secs(5));
         let wanted = List::of(std::iter::once((at, mark)));
@@ -284,7 +284,8 @@ impl Fetcher {
     }
 }
 
-/// Returns whether an error stops the partition. librdkafka recovers from all others itself.
+/// Returns whether an error prevents further reading of the partition. librdkafka recovers from all other errors
+/// itself.
 fn stops(found: &ClientError) -> bool {
     use Code as C;
     matches!(

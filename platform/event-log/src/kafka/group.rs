@@ -20,17 +20,17 @@ use crate::{
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Interval and duration of nudging librdkafka while it joins. It checks by itself only every 500 ms whether what it
-/// waits for, such as the coordinator's connection, is available.
+/// Interval and duration of the calls that make librdkafka check its progress while it joins. By itself it checks only
+/// every 500 ms whether what it waits for, such as the connection to the coordinator, is available.
 const NUDGE_INTERVAL: Duration = Duration::from_millis(5);
 const NUDGE_PERIOD: Duration = Duration::from_secs(10);
 /// Timeout of a request whose only purpose is to wake up a connection.
 const WAKE_TIMEOUT: Duration = Duration::from_millis(100);
 /// Timeout for seeking, committing and leaving.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// A fence within this time after a connection failure may be caused by this member itself: see `poll_event` …
+/// Fencing within this time after a connection failure may have been caused by this member itself: see `poll_event` …
 const SELF_FENCE_WINDOW: Duration = Duration::from_secs(60);
-/// … but only this many times. After that, another process uses the instance name.
+/// … but the member rejoins only this many times. After that, another process uses the instance name.
 const REJOINS_MAX: usize = 3;
 
 /// What the members of one event log share.
@@ -52,16 +52,16 @@ pub struct KafkaGroup {
     events: Queue,
     config: GroupConfig,
     member: Arc<LocalMember>,
-    /// A revocation that was returned and is not confirmed yet.
+    /// A revocation that was returned and is not yet confirmed.
     revoked: Option<Vec<TopicPartition>>,
-    /// An event that arrived while a partition was moved, for the next poll.
+    /// An event that arrived while a partition's position was changed; the next poll returns it.
     pending_event: Option<Event>,
     /// When to join again because another member has the instance name.
     retry_instance_at: Option<Instant>,
     joined_at: Instant,
     /// Whether an assignment or revocation arrived since then.
     assigned: bool,
-    /// Times of recent rejoins after a fence.
+    /// Times of recent rejoins after fencing.
     rejoins: Vec<Instant>,
     coverage: Coverage,
 }
@@ -106,7 +106,8 @@ impl KafkaGroup {
         self.config.protocol == GroupProtocol::Consumer
     }
 
-    /// Returns the next event of the group or client. Rejoins after a fence that this member may have caused itself.
+    /// Returns the next event of the group or client. If the member was fenced, it rejoins if it may have caused the
+    /// fencing itself.
     ///
     /// If a static member misses the response to its JoinGroup request, it repeats the request with the member id that the
     /// coordinator has already replaced (KIP-345), and the coordinator fences it. A rejoin resolves that. If another
@@ -158,7 +159,7 @@ impl KafkaGroup {
     fn nudge(&self) -> Option<Instant> {
         let joins = !self.assigned && self.joined_at.elapsed() < NUDGE_PERIOD;
         joins.then(|| {
-            // The call is executed by librdkafka's main thread, which then serves everything else that is due.
+            // librdkafka's main thread executes the call. It then also handles everything else that is due.
             drop(self.handle().group_metadata());
             Instant::now() + NUDGE_INTERVAL
         })
@@ -336,8 +337,8 @@ impl KafkaGroup {
         self.fetcher.state(at).ok_or_else(refused)
     }
 
-    /// Moves a partition whose fetching failed. librdkafka has stopped it and ignores seeks, so it is removed from the
-    /// assignment and added again; the classic protocol requires that for the whole assignment.
+    /// Sets another position for a partition whose fetching failed. librdkafka has stopped it and ignores seeks, so it
+    /// is removed from the assignment and added again; the classic protocol requires that for the whole assignment.
     fn reassign(&mut self, moved: &TopicPartition, offset: Offset) -> Result<(), ClientError> {
         if !self.incremental() {
             return self.reassign_all(moved, offset);
@@ -451,7 +452,7 @@ impl GroupConsumer for KafkaGroup {
     fn start(&mut self, at: &TopicPartition, offset: Offset) -> Result<()> {
         let state = self.state(at, "start")?;
         let (paused, failed) = (state.paused, state.failed.is_some());
-        // `reassign` would confirm a revocation that is already queued. Return that revocation first.
+        // `reassign` would confirm a revocation that is already in the queue, so that revocation is returned first.
         if failed && self.incremental() && self.pending_event.is_none() {
             self.pending_event = self.poll_event()?;
             if self.fetcher.state(at).is_none() {
@@ -503,7 +504,7 @@ impl GroupConsumer for KafkaGroup {
         let mut resumed = self.handle().resume(&list);
         for (at, position) in started {
             let Some(position) = position else { continue };
-            // The pause discarded what was fetched, so it is fetched again.
+            // The pause discarded fetched messages, so they are fetched again.
             self.fetcher.forget(at);
             resumed = resumed.and_then(|()| self.wake(at, position));
         }

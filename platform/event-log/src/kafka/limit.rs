@@ -1,7 +1,7 @@
 //! Baseline for benchmarks: an exactly-once copy with plain librdkafka calls, the upper limit for producers and streams.
 //!
-//! It uses the same settings, transactions and delivery-report thread as [`super::KafkaLog`], but recovers from no error.
-//! Nothing else in this crate uses it.
+//! It uses the same settings, transactions and delivery-report thread as [`super::KafkaLog`], but does not recover from
+//! errors. Nothing else in this crate uses it.
 
 use super::client::consumer::Inbox;
 use super::client::list::List;

@@ -1,6 +1,6 @@
 //! The group members in this process, so that offsets can be committed through one of them.
 //!
-//! A coordinator rejects offsets set from outside while a group has active members.
+//! While a group has active members, a coordinator accepts offsets only from a member.
 
 use super::client::Handle;
 use super::client::list::List;

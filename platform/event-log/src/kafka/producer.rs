@@ -1,7 +1,8 @@
 //! The idempotent producer without transactions on Kafka.
 //!
 //! A flush succeeds only if every record is known to be written. Records of one partition are written in order and
-//! without gaps: after the first one that fails, none is written. After a failed flush the producer is unusable.
+//! without gaps: after the first record that fails, no further record is written. After a failed flush the producer is
+//! unusable.
 
 use super::client::{ClientError, Code};
 use super::config::Config;
@@ -57,7 +58,7 @@ impl Producer for KafkaProducer {
         let unproven = self.producer.has_unproven(self.round);
         let produced = self.producer.collect(self.round);
         if let Some(fatal) = self.producer.handle().fatal() {
-            // The first record's error explains more than the fatal error that followed from it.
+            // The error of the first failed record explains more than the fatal error that it caused.
             return produced.and(Err(self.error("append", &fatal)));
         }
         flushed.map_err(|found| self.error("append", &found))?;

@@ -1,8 +1,8 @@
 //! A librdkafka producer and the thread that receives its delivery reports.
 //!
-//! Delivery reports have their own thread because librdkafka's commit wakes up only every 10 ms if it has to poll for them
-//! itself. The thread and the client end when the [`ProducerClient`] is dropped. Senders block while the queue is full.
-//! Records above the topic's size limit are rejected before they are queued.
+//! Delivery reports have their own thread because librdkafka's commit call wakes up only every 10 ms if it has to poll
+//! for the reports itself. The thread and the client end when the [`ProducerClient`] is dropped. Senders block while
+//! the queue is full. Records above the topic's size limit are rejected before they are queued.
 
 use super::client::admin::Admin;
 use super::client::producer::{HeaderList, Report, Topic};
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 const BATCH_OVERHEAD_BYTES: usize = 61;
 const RECORD_OVERHEAD_BYTES: usize = 36;
 const HEADER_OVERHEAD_BYTES: usize = 10;
-/// The default of `max.message.bytes`, for topics whose settings may not be read.
+/// The default of `max.message.bytes`, for topics whose settings this user may not read.
 const LIMIT_BYTES: usize = 1_048_588;
 
 /// A producer that tracks the delivery of its records by tag.
@@ -74,7 +74,7 @@ struct Delivery {
 struct Failed {
     topic: usize,
     bytes: usize,
-    /// `None` if the client reports the record as written only because a later one was: see [`note`].
+    /// `None` if the client reports the record as written only because a later record was written: see [`note`].
     code: Option<Code>,
 }
 
@@ -115,7 +115,7 @@ impl ProducerClient {
         self.queue.handle()
     }
 
-    /// Returns whether a fatal error made the client unusable.
+    /// Returns whether a fatal error has made the client unusable.
     pub fn is_fatal(&self) -> bool {
         self.shared.fatal.load(Ordering::Relaxed)
     }
@@ -229,7 +229,8 @@ impl ProducerClient {
         written.and(result)
     }
 
-    /// Stops to track a tag and returns the offsets by partition, or the error of the first record that was not written.
+    /// Stops tracking a tag and returns the offsets by partition, or the error of the first record that was not
+    /// written.
     pub fn collect(&self, tag: usize) -> Result<Vec<Produced>> {
         let mut deliveries = self.shared.lock();
         let at = deliveries.iter().position(|(m, _)| *m == tag);
@@ -350,7 +351,8 @@ impl Shared {
                 EventKind::Error => self.on_error(&event.error().err()),
                 EventKind::Rebalance | EventKind::Other => {}
             }
-            // Must be freed before senders wake up: until then librdkafka counts its records as outstanding.
+            // The event must be freed before senders are woken: until then, librdkafka counts its records as
+            // outstanding.
             drop(event);
             self.changed.notify_all();
         }
@@ -368,11 +370,13 @@ impl Shared {
     }
 }
 
-/// Adds a delivery report to the delivery with its tag. Reports of abandoned transactions have none and are ignored.
+/// Adds a delivery report to the delivery with its tag. Reports of abandoned transactions belong to no delivery and are
+/// ignored.
 ///
-/// A report without error and without offset means that librdkafka considers the record written because a later one
-/// was. That is no proof: a broker accepts any first sequence number from a producer that is new to a partition. If it
-/// rejected the first batch because the leader was not ready, it accepts the second one, already in flight, in its place.
+/// A report without an error and without an offset means that librdkafka considers the record written because a later
+/// record was written. That is no proof: a broker accepts any first sequence number from a producer that is new to a
+/// partition. If the broker rejected the first batch because the leader was not ready, it accepts the second batch,
+/// which is already in flight, in its place.
 fn note(deliveries: &mut [(usize, Delivery)], report: &Report<'_>) {
     let tag = report.tag();
     let Some((_, delivery)) = deliveries.iter_mut().find(|(m, _)| *m == tag) else {

@@ -41,7 +41,7 @@ pub fn check(version: Version) -> Result<()> {
     Ok(())
 }
 
-/// Meaning of a fatal error of a member.
+/// Meaning of a member's fatal error.
 #[derive(Debug)]
 pub enum Meaning {
     /// Another member has the instance name.

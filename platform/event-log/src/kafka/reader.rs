@@ -21,7 +21,7 @@ pub struct KafkaReader {
     events: Queue,
     isolation: Isolation,
     request_timeout: Duration,
-    /// When the ends were last requested, by both clocks, and the pending result.
+    /// When the ends were last requested, by the monotonic and by the wall clock, and the pending result.
     proof: (Instant, Millis, Option<PendingOffsets>),
 }
 
@@ -78,8 +78,9 @@ impl KafkaReader {
         found.collect()
     }
 
-    /// Refreshes [`Reader::at_end`] while no records arrive. librdkafka reports an end only once, so the reader requests the
-    /// current end. If its position is not below that, it had read everything at the time of the request.
+    /// Refreshes [`Reader::at_end`] while no records arrive. librdkafka reports an end only once, so the reader
+    /// requests the current end. If its position is not below that end, it had read everything at the time of the
+    /// request.
     fn refresh_at_end(&mut self) {
         let (asked_at, millis, asked) = &mut self.proof;
         if let Some(answer) = asked.as_ref().and_then(|asked| asked.answer(Duration::ZERO)) {

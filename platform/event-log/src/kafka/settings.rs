@@ -51,9 +51,9 @@ const CONSUMER: &[(&str, &str)] = &[
 pub fn append(config: &Config) -> Settings {
     let mut settings = layered(config, &[COMMON, PRODUCER, &[("linger.ms", "0")]]);
     set(&mut settings, "enable.idempotence", "true");
-    // One request in flight: a broker accepts any first sequence number from a producer that is new to a partition. If it
-    // rejected a first request, it would accept the second one in its place, and the first would be lost. Transactional
-    // producers check for that before they commit; an append has no such step.
+    // One request in flight: a broker accepts any first sequence number from a producer that is new to a partition. If
+    // it rejected the first request, it would accept the second request in its place, and the records of the first
+    // would be lost. Transactional producers check for that before they commit; an append has no such step.
     set(&mut settings, "max.in.flight", 1);
     set(&mut settings, "message.timeout.ms", config.request_timeout.as_millis());
     settings
@@ -63,7 +63,7 @@ pub fn append(config: &Config) -> Settings {
 pub fn producer(config: &Config) -> Settings {
     let mut settings = layered(config, &[COMMON, PRODUCER]);
     set(&mut settings, "enable.idempotence", "true");
-    // Otherwise a record could time out while a later one of its partition is written, which leaves a gap.
+    // Otherwise a record could time out while a later record of its partition is written, which leaves a gap.
     set(&mut settings, "enable.gapless.guarantee", "true");
     set(&mut settings, "message.timeout.ms", config.request_timeout.as_millis());
     settings
@@ -83,8 +83,9 @@ pub fn transactional_producer(config: &Config, producer: &TransactionalProducerC
     let timeout = producer.transaction_timeout.as_millis();
     set(&mut settings, "transactional.id", &producer.transactional_id);
     set(&mut settings, "transaction.timeout.ms", timeout);
-    // A request that survives its connection could end the *next* transaction of the same producer epoch. So a
-    // connection may wait as long as the transaction lasts; librdkafka accepts no more than 100 ms above that.
+    // A request that survives its connection could end the *next* transaction of the same producer epoch. So a request
+    // may wait on its connection for as long as the transaction lasts. librdkafka accepts at most 100 ms more than
+    // that.
     set(&mut settings, "socket.timeout.ms", timeout + 100);
     set(&mut settings, "message.timeout.ms", timeout);
     settings

@@ -96,7 +96,7 @@ impl KafkaTransactionalProducer {
         )
     }
 
-    /// Returns the deadline of a transaction that ends now: the broker aborts it after this.
+    /// Returns the time limit for committing or aborting a transaction now. After that, the broker may have aborted it.
     fn deadline(&self) -> Instant {
         Instant::now() + self.options.transaction_timeout
     }
@@ -111,7 +111,7 @@ impl KafkaTransactionalProducer {
         loop {
             match call(producer.handle(), left(until)) {
                 Err(found) if may_retry(&found) && Instant::now() < until => {
-                    // librdkafka waits itself where waiting helps. The pause only prevents a busy loop.
+                    // librdkafka itself waits where a retry needs time. This pause only prevents a busy loop.
                     std::thread::sleep(Duration::from_millis(1));
                 }
                 result => return result,
@@ -119,7 +119,7 @@ impl KafkaTransactionalProducer {
         }
     }
 
-    /// Ends a transaction that is known not to be committed.
+    /// Aborts a transaction that is known not to be committed.
     fn abort_failed(&mut self, found: &ClientError) -> Outcome {
         let reason = self.reason(found);
         let aborts = !found.fatal && !errors::is_timeout(found.code);
@@ -190,9 +190,9 @@ impl KafkaTransactionalProducer {
             };
         };
         // The transaction is certainly not committed if librdkafka refused to send `EndTxn` because a record was not
-        // written, or if the only response was "fenced" or "abort". After a connection failure during the call the
-        // response may belong to a repeated request whose first copy was executed: `init_transactions` bumps the epoch, so
-        // a committed transaction would then look like a fenced one.
+        // written, or if the only response was that the producer is fenced or must abort. After a connection failure
+        // during the call the response may belong to a repeated request whose first copy was executed:
+        // `init_transactions` bumps the epoch, so a committed transaction would then look like a fenced one.
         let unwritten = found.abort && found.code == Code::RD_KAFKA_RESP_ERR__INCONSISTENT;
         let first = (found.abort || errors::is_fenced(found.code)) && producer.connection_errors() == connection_errors;
         let certain = unwritten || first;
@@ -206,8 +206,8 @@ impl KafkaTransactionalProducer {
 }
 
 /// Clears `fenced`. With KIP-848 a rejected generation does not mean that the member lost its partitions: its
-/// generation rises without an event, and it may not have learned the new one yet. If the member was removed, its
-/// next events tell.
+/// generation rises without an event, and it may not know the new generation yet. If the member was removed, its next
+/// events show that.
 fn without_fencing(outcome: Outcome) -> Outcome {
     match outcome {
         Outcome::Aborted { reason, .. } => Outcome::Aborted { fenced: false, reason },
@@ -215,23 +215,24 @@ fn without_fencing(outcome: Outcome) -> Outcome {
     }
 }
 
-/// Returns the remaining time, at least 1 ms: zero would mean "do not wait".
+/// Returns the remaining time, at least 1 ms, because zero would mean "do not wait".
 fn left(until: Instant) -> Duration {
     until
         .saturating_duration_since(Instant::now())
         .max(Duration::from_millis(1))
 }
 
-/// Returns whether librdkafka allows to repeat the call and no request of it is left in flight.
+/// Returns whether librdkafka allows a repetition of the call, and no request of the failed call is in flight.
 fn may_retry(found: &ClientError) -> bool {
     found.retriable && !found.fatal && !found.abort && !errors::is_timeout(found.code)
 }
 
-/// Waits for a connection to a broker with an id. Until then librdkafka uses a bootstrap connection, which it closes
-/// when it learns the brokers. A request in flight on it is lost and repeated only after 500 ms.
+/// Waits for a connection to a broker whose id is known. Until then librdkafka uses a bootstrap connection, which it
+/// closes when it learns the brokers. A request in flight on it is lost and repeated only after 500 ms.
 fn await_named_broker(producer: &ProducerClient) {
     let admin = Admin::new(producer.handle(), CONNECT_TIMEOUT);
-    // The first response names the brokers, the second request goes to one of them. Errors are left to the next call.
+    // The first response contains the ids of the brokers, and the second request is sent to one of them. The next call
+    // reports errors.
     drop(admin.await_any_broker().and_then(|()| admin.await_any_broker()));
 }
 
@@ -303,7 +304,7 @@ impl TransactionalProducer for KafkaTransactionalProducer {
             return self.abort_failed(&found);
         }
         let until = self.deadline();
-        // Start sending queued records now, in parallel with the offsets. A zero timeout does not wait.
+        // Queued records are sent from now on, in parallel with the offsets. A zero timeout does not wait.
         drop(producer.handle().flush(Duration::ZERO));
         if let Some((member, offsets)) = consumed {
             failpoint::hit("log.offsets.before");
@@ -356,7 +357,7 @@ impl TransactionalProducer for KafkaTransactionalProducer {
         let taken = loop {
             let left = end.saturating_duration_since(Instant::now());
             match producer.handle().init_transactions(left) {
-                // Unlike a commit, `init_transactions` may be repeated after a timeout: it only fences.
+                // Unlike a commit, `init_transactions` may be repeated after a timeout, because it only fences.
                 Err(found) if found.retriable && !found.fatal && Instant::now() < end => {
                     std::thread::sleep(Duration::from_millis(1));
                 }

@@ -1,7 +1,7 @@
 //! Storage in a directory, with fjall.
 //!
-//! A batch has been passed to the operating system when `commit` returns, so it survives `kill -9` of the process. It is not
-//! synced, so a crash of the host can lose it. One process at a time can open the directory.
+//! A batch has been passed to the operating system when `commit` returns, so it survives `kill -9` of the process. It
+//! is not synced, so a crash of the host can lose it. Only one process can open the directory at a time.
 
 use super::{Backing, Space, Visit, Writes};
 use crate::{Error, Result};
@@ -13,10 +13,10 @@ use std::path::Path;
 /// Blocks are large, few, and read in order.
 const RECORDS_MEMTABLE_BYTES: u64 = 24 * 1024 * 1024;
 const META_MEMTABLE_BYTES: u64 = 8 * 1024 * 1024;
-/// Upper limit of the journal that the next start replays: the minimum that fjall accepts.
+/// Maximum size of the journal, which the next start replays: the minimum that fjall accepts.
 const JOURNAL_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
-/// A fjall database with one keyspace for each space.
+/// A fjall database with one fjall keyspace for each keyspace of the log.
 pub(in crate::embedded) struct DiskBacking {
     db: Database,
     records: Keyspace,
@@ -53,10 +53,10 @@ impl DiskBacking {
         };
         // An existing keyspace keeps the options that it was created with.
         //
-        // By default fjall stores the index of a table in one block of up to a megabyte. In a log of many small batches the
-        // indexes exceed the block cache, and each lookup of a position reads a whole index: 115 kB per fetch from 4 GB of
-        // 300-byte batches, against 12 kB with partitioned indexes of about 4 kB. Tables of the first level are small; their
-        // indexes stay whole and pinned.
+        // By default fjall stores the index of a table in one block of up to a megabyte. In a log of many small batches
+        // the indexes exceed the block cache, and each lookup of a position reads a whole index: 115 kB per fetch from
+        // 4 GB of 300-byte batches, against 12 kB with partitioned indexes of about 4 kB. Tables of the first level are
+        // small, so their indexes are not partitioned and remain in the cache.
         let options = || {
             KeyspaceCreateOptions::default()
                 .filter_policy(FilterPolicy::disabled())
@@ -67,7 +67,7 @@ impl DiskBacking {
             .map_err(failed("open the records"))?;
         let meta = db
             .keyspace("meta", || options().max_memtable_size(META_MEMTABLE_BYTES))
-            .map_err(failed("open the meta data"))?;
+            .map_err(failed("open the metadata"))?;
         Ok(DiskBacking { db, records, meta })
     }
 
@@ -98,8 +98,8 @@ impl Backing for DiskBacking {
     }
 
     fn scan(&self, space: Space, from: &[u8], to: &[u8], visit: Visit<'_>) -> Result<()> {
-        // Without a snapshot, fjall's iterator sees a concurrent batch item by item as it reaches the memtable. It would miss
-        // blocks that are merged into one that it has already passed.
+        // Without a snapshot, fjall's iterator sees a concurrent batch item by item as it reaches the memtable. It
+        // would miss blocks that are merged into a block that it has already passed.
         for guard in self.db.snapshot().range(self.space(space), from..to) {
             let (key, value) = guard.into_inner().map_err(failed("read a range"))?;
             if visit(&key, Bytes::from(value)).is_break() {

@@ -1,7 +1,7 @@
 //! In-memory storage with injected faults.
 //!
-//! A seed determines which commits fail and which of those are written anyway. A simulated host crash keeps a prefix of
-//! the batches, as a host does that loses what it had not yet written to disk.
+//! A seed determines which commits fail, and which of the failed commits are written nevertheless. A simulated crash of
+//! the host keeps a prefix of the batches, because a real host loses what it has not yet written to disk.
 
 use super::{Backing, MemoryBacking, Space, Visit, Writes};
 use crate::{Error, Result};
@@ -56,7 +56,7 @@ impl Faulty {
     /// The next commit is written and returns an error. The next reads fail too.
     pub fn lose_next_result(&self, and_reads: u32) {
         let mut inside = self.inside();
-        // A rate above all values makes the next commit fail; the generator's state makes it be written.
+        // With this rate the next commit fails; with this state of the generator it is written nevertheless.
         inside.dice = Dice {
             state: 0,
             wrong: u64::MAX,
@@ -64,8 +64,8 @@ impl Faulty {
         inside.mute = and_reads;
     }
 
-    /// From now on scans violate their contract, like an iterator over a memtable without snapshot: they see those parts of
-    /// concurrent batches that are ahead of them.
+    /// From now on, scans violate their contract, as an iterator over a memtable without a snapshot does: they see
+    /// those writes of concurrent batches whose keys they have not passed yet.
     pub fn scan_live(&self) {
         self.inside().live = true;
     }
@@ -139,7 +139,7 @@ impl Backing for Faulty {
             }
             return Ok(());
         }
-        // Copy the entry first, because the visitor may access the store.
+        // The entry is copied first, because the visitor may access the store.
         let mut found = Vec::new();
         self.inside().store.scan(space, from, to, &mut |key, value| {
             found.push((key.to_vec(), value));

@@ -1,8 +1,8 @@
 //! Merging of consecutive blocks.
 //!
-//! Records keep offset, timestamp, key, value and headers, and the merged block covers the offsets of all its parts. Commit
-//! markers are dropped: they are not needed once all transactions before them are decided. The caller must not add records
-//! of aborted or open transactions, because the merged block belongs to no transaction.
+//! Records keep offset, timestamp, key, value and headers. The offsets of the merged block are those of all its parts.
+//! Commit markers are removed: they are not needed once all transactions before them are decided. The caller must not
+//! add records of aborted or open transactions, because the merged block belongs to no transaction.
 
 use super::{Block, HEAD_BYTES, HORIZON_BYTES, Head, put_varint, zigzag};
 use crate::{Millis, Offset, Result};
@@ -20,12 +20,12 @@ pub(in crate::embedded) struct Merge {
     log_append: Option<bool>,
     base_timestamp: Millis,
     max_timestamp: Millis,
-    /// Timestamp of the last control record, used if there is no record.
+    /// Timestamp of the last control record, used if the merged block has no record.
     marked: Millis,
 }
 
 impl Merge {
-    /// Starts at an offset, without any block.
+    /// Creates an empty merge that starts at an offset.
     pub fn at(base: Offset) -> Merge {
         Merge {
             base,
@@ -41,7 +41,8 @@ impl Merge {
         }
     }
 
-    /// Returns whether a block can be added: its timestamps have the same type, and the offsets fit into a head.
+    /// Returns whether a block can be added: its timestamps must have the same type, and the number of offsets must not
+    /// exceed the maximum of a block's head.
     pub fn takes(&self, block: &Block) -> bool {
         let is_alike = self.log_append.is_none_or(|known| known == block.head.log_append) || block.head.count == 0;
         is_alike && u32::try_from(block.next() - self.base).is_ok()

@@ -1,7 +1,7 @@
 //! Rewriting of blocks by compaction: a block with fewer records or with a horizon.
 //!
-//! Kept records have the same bytes, offsets, timestamps and headers. The new block covers the same offsets, and its head
-//! differs from the old one.
+//! Kept records have the same bytes, offsets, timestamps and headers. The new block has the same range of offsets, and
+//! a different head.
 
 use super::{Block, HEAD_BYTES, HORIZON_BYTES, Head, Record, varint};
 use crate::{Millis, Offset, Result};
@@ -56,7 +56,7 @@ impl Block {
         let newest = kept.iter().map(|item| item.timestamp).max();
         let head = Head {
             count: u32::try_from(kept.len()).expect("no more records than there were"),
-            // With an append time it is every record's time, and a marker has only this one.
+            // With an append time, all records have this timestamp, and a marker has no other timestamp.
             max_timestamp: newest.unwrap_or(self.head.max_timestamp),
             horizon,
             ..self.head

@@ -1,4 +1,5 @@
-//! Tests of the block format: records are read as they were written, also in parts, and damaged bytes are errors.
+//! Tests of the block format: records are read as they were written, also when a block is read in parts, and corrupt
+//! bytes are errors.
 
 use super::*;
 use crate::{Error, TopicPartition};

@@ -1,8 +1,8 @@
 //! The newest offset of each key in a range, with constant memory per key.
 //!
-//! A key is represented by two 64-bit SipHashes with random secrets per map. Kafka uses MD5 in the same way; both can
-//! confuse two keys. For a million keys the probability is below 1 in 10^26. An entry costs 24 bytes, the table for
-//! 400,000 keys 13 MB.
+//! A key is represented by two 64-bit SipHashes with random secrets per map. Kafka uses MD5 in the same way. Both
+//! methods can treat two different keys as equal. For a million keys the probability is below 1 in 10^26. An entry
+//! costs 24 bytes, the table for 400,000 keys 13 MB.
 
 use crate::Offset;
 use std::collections::HashMap;

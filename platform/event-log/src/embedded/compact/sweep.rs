@@ -21,10 +21,10 @@ pub(super) struct Sweep<'a> {
     keys: &'a Keys,
     aborted: &'a BTreeMap<u64, Offset>,
     pub now: Millis,
-    /// Expiry of tombstones and control records that this pass is the first to reach.
+    /// Expiry time of the tombstones and control records that this pass is the first to visit.
     horizon: Millis,
     /// Transactions with kept records whose control record has not been visited. Bounded by the number of transactions
-    /// open at the same time, and by large blocks whose control record was merged into another block.
+    /// open at the same time, plus the number of large blocks whose control record was merged into another block.
     alive: HashSet<u64>,
     /// Time when the first remaining tombstone or control record expires.
     pub due: Millis,
@@ -86,7 +86,7 @@ impl<'a> Sweep<'a> {
         horizon.is_some_and(|horizon| horizon <= self.now)
     }
 
-    /// Decides about the control record of a transaction without kept records.
+    /// Decides what to do with the control record of a transaction without remaining records.
     fn marker(&mut self, block: &Block) -> Decision {
         if self.is_over(block.head.horizon) {
             return Decision::Remove;

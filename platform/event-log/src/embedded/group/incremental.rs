@@ -1,23 +1,23 @@
-//! The consumer protocol (KIP-848): each member has a target assignment and moves towards it step by step.
+//! The consumer protocol (KIP-848): each member has a target assignment and reaches it in steps.
 //!
 //! A change of members computes all targets again, with the range assignor. A member that owns more than its target gets
-//! `Revoked` for the excess and gives it up with its next poll. A member that owns less gets `Assigned` as soon as no
-//! other member owns the partitions. Partitions in both are not affected.
+//! `Revoked` for the excess and gives it up with its next poll. A member that owns fewer partitions gets `Assigned` as
+//! soon as no other member owns the partitions. Partitions that a member owns and keeps are not affected.
 //!
-//! A partition never belongs to two members. A member that does not give up partitions in time loses all its partitions; a
-//! member that polls loses none without having been notified.
+//! A partition never belongs to two members. A member that does not give up partitions in time loses all its
+//! partitions; a member that polls does not lose a partition without having been notified.
 
 use super::{Group, Member, MemberId, MemberReplaced, NextPoll, REVOCATION_TIMEOUT_MS};
 use crate::{Event, Millis, TopicPartition};
 
 impl Member {
-    /// Returns the partitions that it owns beyond its target.
+    /// Returns the partitions that the member owns but that are not in its target.
     fn excess(&self) -> Vec<TopicPartition> {
         let over = self.owned.iter().filter(|at| !self.target.contains(at));
         over.cloned().collect()
     }
 
-    /// Gives up the excess of a static member that has left and reads nothing any more.
+    /// Gives up the excess of a static member that has left and no longer reads.
     pub(super) fn release_excess(&mut self) {
         self.revoking.clear();
         self.revocation_deadline = None;

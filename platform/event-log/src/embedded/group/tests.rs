@@ -34,7 +34,7 @@ fn single_member_gets_all_partitions() {
             .check_commit(1, group.generation_of(1))
             .err()
             .map(|refusal| refusal.reason),
-        Some("the group metadata has generation -1, the current one is 1".into())
+        Some("the group metadata has generation -1, but the current generation is 1".into())
     );
     assert_eq!(event(&mut group, 1, 0), Some(Event::Assigned(of(0..3))));
     assert_eq!(event(&mut group, 1, 0), None);
@@ -127,7 +127,7 @@ fn no_partition_has_two_owners_incremental() {
     run_randomly(true);
 }
 
-/// Polls a member and records what it may read.
+/// Polls a member and records which partitions it may read.
 fn poll(group: &mut Group, id: MemberId, now: Millis, reads: &mut BTreeMap<MemberId, Vec<TopicPartition>>) {
     match group.event(id, now) {
         Ok(Some(Event::Assigned(owned))) => reads.entry(id).or_default().extend(owned),
@@ -194,7 +194,8 @@ fn run_randomly(incremental: bool) {
         assert_eq!(all.len(), count, "two members that may commit read one partition");
     }
     if incremental {
-        // After all have polled, active members own everything except what is reserved for static members that left.
+        // After all members have polled, active members own all partitions except those that are reserved for static
+        // members that left.
         for id in ids.iter().cycle().take(ids.len() * 4) {
             poll(&mut group, *id, now, &mut reads);
         }

@@ -1,5 +1,5 @@
-//! Compaction with a manual clock and with storage that fails during a pass. Readers in the middle of a rewritten block
-//! continue. Random runs are in `model`.
+//! Compaction with a manual clock and with storage that fails during a pass. Readers whose position is within a
+//! rewritten block continue. Random runs are in `model`.
 
 use super::*;
 use crate::RecordRef;
@@ -310,7 +310,7 @@ fn pass_waits_for_dirty_ratio_or_max_lag() {
     let mut hand = TestLog::new();
     let half = [("min.cleanable.dirty.ratio", "0.5"), ("max.compaction.lag.ms", "1000")];
     let at = hand.compacted(&half);
-    // Large compared to the head of a block, so that it does not matter whether blocks were merged.
+    // Large compared with the head of a block, so that the result is the same whether or not blocks were merged.
     let large = "x".repeat(1_000);
     for n in 0..10 {
         hand.put(&at, &[&format!("k{n}=1{large}")]);
@@ -355,7 +355,7 @@ fn excess_keys_are_cleaned_in_pieces() {
     assert_eq!(state.part(&at).expect("it exists").cleaned.next, 42);
 }
 
-/// Wherever storage fails during a pass, committed records remain and the next pass completes the work.
+/// Regardless of where in a pass storage fails, committed records remain and the next pass completes the work.
 #[test]
 fn interrupted_pass_loses_nothing() {
     let large = "x".repeat(120_000);
@@ -426,7 +426,7 @@ fn sizes_and_index_match_stored_blocks() {
         hand.put(&at, &["small=1"]);
         hand.put(&at, &["small=2"]);
         hand.clean();
-        // Records that are not superseded: the pass changes only blocks far below the last index entry.
+        // No record is superseded, so the pass changes only blocks far below the last index entry.
         hand.put(&at, &[&format!("once{round}=1")]);
         hand.clean();
         hand.reopen_log();

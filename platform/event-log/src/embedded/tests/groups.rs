@@ -28,7 +28,7 @@ fn offsets_of_empty_group_expire_after_7_days() {
     consumer.close().expect("close");
     hand.advance(DAY);
     clean(&hand);
-    // The time continues across a restart.
+    // The test clock keeps its time when the log is reopened.
     hand.reopen_log();
     hand.advance(6 * DAY - 1);
     clean(&hand);
@@ -49,7 +49,7 @@ fn member_resets_idle_time() {
     hand.advance(6 * DAY);
     clean(&hand);
     let (consumer, _) = hand.group_metadata("g");
-    // A crash while the member is active: the earlier idle time is void.
+    // A crash while the member is active. The idle time that was stored before it joined no longer counts.
     hand.reopen_log();
     drop(consumer);
     hand.advance(2 * DAY);

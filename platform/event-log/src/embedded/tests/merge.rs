@@ -1,5 +1,5 @@
-//! Merging of small blocks is invisible to readers: offsets, timestamps, keys, values and headers are unchanged, sizes match
-//! the storage, readers in the middle continue, and storage that fails loses nothing.
+//! Merging of small blocks is invisible to readers: offsets, timestamps, keys, values and headers are unchanged, sizes
+//! match the storage, readers within a block continue, and no record is lost when storage fails.
 
 use super::*;
 use crate::TimestampPolicy;
@@ -174,7 +174,7 @@ fn merged_blocks_span_a_fraction_of_retention() {
     let now = hand.log.broker.now();
     hand.log.clean(now).expect("clean");
     let mut start = 0;
-    // A block spans up to 1/64 of retention.ms: 1 s, or 333 transactions of 3 ms.
+    // A merged block spans up to 1/64 of retention.ms: 1 s, which is 333 transactions at intervals of 3 ms.
     for age in (46_000..64_000).step_by(500) {
         hand.log.clean(now + age).expect("clean");
         let next = hand.range(&at)[0];
@@ -194,7 +194,7 @@ fn reader_skips_nothing_during_merge() {
     let (from, ..) = all[all.len() / 3];
     let mut reader = hand.log.reader(Isolation::ReadCommitted).expect("reader");
     reader.assign(&[(at.clone(), StartFrom::Offset(from))]).expect("assign");
-    // Between the lookup of the block with the position and the scan that starts there.
+    // Runs between the lookup of the block that contains the position and the scan that starts there.
     let (broker, blocks) = (hand.log.broker.clone(), hand.sizes(&at).len());
     hand.store
         .once(Moment::AfterLast, move || broker.clean(broker.now()).expect("clean"));
@@ -223,7 +223,7 @@ fn no_merged_block_spans_an_index_entry() {
         (produced[0].first_offset, hand.log.broker.now())
     };
     let mut kept = Vec::new();
-    // One of eight records remains, so that blocks at index entries are removed and the entries remain.
+    // One of eight records remains, so that blocks at index entries are removed while the entries remain.
     for n in 0..4_000 {
         match n % 8 {
             0 => kept.push(put(&format!("k{n}"), 1_500)),

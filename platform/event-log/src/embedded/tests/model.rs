@@ -1,11 +1,11 @@
-//! Random appends, transactions with offsets, aborts, cleaning passes, storage failures, reopenings and crashes, compared
-//! with a model. The seed determines the order of operations, which writes fail, which of those are written anyway, and
-//! what a crash loses.
+//! Random appends, transactions with offsets, aborts, cleaning passes, storage failures, reopenings and crashes,
+//! compared with a model. The seed determines the order of operations, which writes fail, which of the failed writes
+//! are stored nevertheless, and what a crash loses.
 //!
-//! Checked: the newest committed record of each key is present; every record read was written, and every missing one was
-//! superseded below the end of a cleaning pass or is an expired tombstone; what a pass must remove is removed; offsets
-//! are reused only after a crash lost them; sizes match the storage; a group has the offset of its last commit. A failure
-//! prints its seed and the command to repeat it.
+//! The following is checked: the newest committed record of each key is present; every record read was written, and
+//! every missing one was superseded below the end of a cleaning pass or is an expired tombstone; what a pass must
+//! remove is removed; offsets are reused only after a crash lost them; sizes match the storage; a group has the offset
+//! of its last commit. A failure prints its seed and the command to repeat it.
 
 use super::compaction::{keyed, seen};
 use super::*;
@@ -40,9 +40,9 @@ struct Written {
     text: (String, String),
     timestamp: Millis,
     fate: Fate,
-    /// The first cleaning pass that may have reached it, and the first that has.
+    /// The first cleaning pass that may have visited the record, and the first one that certainly has.
     reached: (Option<Millis>, Option<Millis>),
-    /// Number of stored batches after it and its end were written.
+    /// Number of stored batches after the record and the end of its transaction were written.
     since: (usize, usize),
 }
 
@@ -56,7 +56,7 @@ struct Run {
     open: [bool; 2],
     written: BTreeMap<Offset, Written>,
     end: Offset,
-    /// End of what a cleaning pass may have reached, and of what one has reached.
+    /// End of what a cleaning pass may have visited, and of what one certainly has visited.
     cleaned: (Offset, Offset),
     lag_ms: Millis,
     value: u64,
@@ -289,7 +289,7 @@ impl Run {
         committed.map(|(offset, w)| (w.text.0.as_str(), *offset)).collect()
     }
 
-    /// Checks what a complete pass leaves below its end.
+    /// Checks that only the expected records remain below the end of a complete pass.
     fn check_removed(&self, now: Millis) {
         let newest = self.newest(self.cleaned.1);
         let all = self.hand.seen(Isolation::ReadUncommitted, &self.at);
@@ -310,7 +310,7 @@ impl Run {
         assert_eq!(part.bytes - part.gone_bytes(), sizes, "seed {}", self.seed);
     }
 
-    /// Checks the invariants that hold at any time.
+    /// Checks the invariants that hold at all times.
     fn check(&mut self) {
         let seed = self.seed;
         self.check_sizes();
@@ -372,7 +372,7 @@ impl Run {
         self.check_lookup_by_time(now, &there);
     }
 
-    /// Checks that a lookup by time finds the first committed record that is not older.
+    /// Checks that a lookup by time finds the first committed record at or after that time.
     fn check_lookup_by_time(&mut self, now: Millis, there: &BTreeMap<Offset, (String, String)>) {
         let seed = self.seed;
         let time = now - Millis::try_from(self.random.below(100)).expect("small");
@@ -393,7 +393,7 @@ impl Run {
     }
 }
 
-/// A slow reader during the whole run; restarted when the log is reopened.
+/// A slow reader that reads during the whole run and is created again when the log is reopened.
 struct Slow {
     next: Offset,
     latest: BTreeMap<String, (Offset, String)>,
@@ -413,7 +413,7 @@ impl Slow {
         reader.assign(&[(run.at.clone(), from)]).expect("assign");
         let mut batch = RecordBatch::default();
         for _ in 0..polls {
-            // The log is cleaned between polls, so that blocks change while the reader is in the middle of them.
+            // The log is cleaned between polls, so that blocks change while the reader's position is within them.
             reader.poll(&mut batch, 1, Duration::ZERO).expect("poll");
             if run.random.below(2) == 0 {
                 run.clean(false);
@@ -487,7 +487,7 @@ fn random_runs_match_model() {
     }
 }
 
-/// Environment variable with the seeds of runs over failing storage: `FIRST` or `FIRST..END`.
+/// Environment variable with the seeds of the runs with failing storage: `FIRST` or `FIRST..END`.
 const SEEDS: &str = "TRUNKLINE_TEST_LOG_SEEDS";
 
 #[test]

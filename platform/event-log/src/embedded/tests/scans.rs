@@ -1,7 +1,7 @@
 //! Scans while the cleaner merges and removes the blocks ahead of them.
 //!
-//! Two properties are tested separately: storage shows one snapshot to a scan, and a reader over storage that does not
-//! (`Faulty::scan_live`) skips nothing that neither retention nor compaction removed.
+//! Two properties are tested separately: storage shows one snapshot to a scan, and if storage does not
+//! (`Faulty::scan_live`), a reader skips only records that retention or compaction removed.
 
 use super::merge::line;
 use super::model::Random;
@@ -29,8 +29,8 @@ fn put_all(backing: &dyn Backing, keys: &[(u8, &'static str)]) {
     backing.commit(&writes).expect("commit");
 }
 
-/// Commits a merge: the new bytes of the first block, the removal of the merged ones, and a block appended by another
-/// writer.
+/// Commits a merge: the new bytes of the first block, the removal of the other merged blocks, and a block appended by
+/// another writer.
 fn merge_all(backing: &dyn Backing) {
     let mut writes = Writes::default();
     writes.put(Space::Records, [1], "all");
@@ -104,7 +104,7 @@ fn reader_skips_nothing_when_its_scan_sees_half_a_merge() {
         hand.many(&at);
         let (all, blocks) = (hand.all(&at, isolation), hand.sizes(&at).len());
         hand.clean_in_scan(1, 0);
-        // The message omits the records, which would be megabytes.
+        // The message omits the records, which would be megabytes of text.
         assert!(hand.all(&at, isolation) == all, "{isolation:?}: records were skipped");
         assert!(hand.sizes(&at).len() < blocks / 3, "blocks were merged in the meantime");
     }
@@ -192,7 +192,7 @@ fn gaps_of_interrupted_compaction_are_recognized() {
         let batch = super::compaction::keyed(&at, &[record.as_str(), "other=1"]);
         hand.log.append(&batch).expect("append");
     }
-    // The step that removes blocks is stored, the end of the pass is not.
+    // The step that removes blocks is stored, but the end of the pass is not.
     hand.store.breaks_after.store(1, Ordering::SeqCst);
     hand.log
         .clean(hand.log.broker.now())
@@ -207,7 +207,7 @@ fn gaps_of_interrupted_compaction_are_recognized() {
     }
 }
 
-/// One run: a reader lags behind appends and transactions, and the log is cleaned during scans.
+/// One run: a reader that lags behind appends and transactions while the log is cleaned during scans.
 struct Lag {
     seed: u64,
     random: Random,
@@ -271,7 +271,7 @@ impl Lag {
         self.hand.clean_in_scan(visited, age);
     }
 
-    /// Reads. Offsets may only be skipped if retention deleted them, and then the reader is out of range once.
+    /// Reads. Offsets may be skipped only if retention deleted them; the reader must then get one out-of-range error.
     fn read(&mut self, reader: &mut dyn Reader) {
         let mut batch = RecordBatch::default();
         let bytes = usize::try_from(1 + self.random.below(40_000)).expect("small");
@@ -285,7 +285,7 @@ impl Lag {
                 self.next = next;
             }
             Err(Error::OutOfRange { offset, start, .. }) => {
-                // It may have passed aborted records before this error.
+                // The reader may have passed aborted records before this error.
                 let mut passed = self.written.iter().map(|(written, _)| *written);
                 let is_lost = passed.any(|written| (self.next..offset).contains(&written));
                 assert!(

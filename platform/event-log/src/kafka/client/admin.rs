@@ -44,7 +44,7 @@ pub struct Admin<'h> {
 impl<'h> Admin<'h> {
     /// Sends requests with this timeout.
     pub fn new(handle: &'h Arc<Handle>, timeout: Duration) -> Admin<'h> {
-        // Never reached unless librdkafka fails to enforce its timeout.
+        // Elapses only if librdkafka fails to enforce its timeout.
         let wait = timeout.saturating_add(Duration::from_secs(5));
         Admin { handle, timeout, wait }
     }
@@ -96,8 +96,8 @@ impl Admin<'_> {
         Ok(read(event.raw.as_ptr()))
     }
 
-    /// Waits for a broker if none answers now. A request that waits for its broker itself makes librdkafka reconnect
-    /// without pause after each refused connection, which uses a whole core (2.12.1: `rd_kafka_broker_get_async`
+    /// Waits for a broker if none answers now. While a request itself waits for its broker, librdkafka reconnects
+    /// without a pause after each refused connection, which uses a whole core (2.12.1: `rd_kafka_broker_get_async`
     /// requests a connection at every state change).
     fn await_brokers(&self) -> Result<(), ClientError> {
         if self.handle.reach().silence(Duration::ZERO).is_none() {
@@ -244,7 +244,7 @@ impl Admin<'_> {
         }
     }
 
-    /// Changes settings of a topic. Others keep their values.
+    /// Changes settings of a topic. Other settings keep their values.
     pub fn alter(&self, topic: &str, settings: &[(String, String)]) -> Result<(), ClientError> {
         let name = owned(topic);
         // SAFETY: as in `settings`; we own the error objects.

@@ -21,8 +21,8 @@ impl Handle {
         ClientError::check(unsafe { c::rd_kafka_subscribe(self.raw(), topics.raw()) })
     }
 
-    /// Ends the subscription and leaves the group after its partitions were revoked. A static member leaves too, which
-    /// it does not do when it is closed (KIP-345).
+    /// Ends the subscription and leaves the group after its partitions were revoked. A static member leaves too. (When
+    /// it is only closed, it stays in the group, see KIP-345.)
     pub fn unsubscribe(&self) -> Result<(), ClientError> {
         // SAFETY: `self` keeps the client alive.
         ClientError::check(unsafe { c::rd_kafka_unsubscribe(self.raw()) })
@@ -92,8 +92,8 @@ impl Handle {
         }
     }
 
-    /// Queries the offsets of a partition from its leader and discards them. The only purpose of the request is to wake
-    /// up the connection to the leader.
+    /// Queries the offsets of a partition from its leader and discards them. The request only wakes up the connection
+    /// to the leader.
     pub fn query_watermarks(&self, at: &TopicPartition, timeout: Duration) {
         let (topic, mut low, mut high) = (owned(&at.topic), 0, 0);
         // SAFETY: the client is alive, the name is copied, and both numbers outlive the call, which is synchronous.
@@ -129,8 +129,8 @@ impl Queue {
         unsafe { ClientError::from_owned(c::rd_kafka_consumer_close_queue(self.handle.raw(), self.raw.as_ptr())) }
     }
 
-    /// Forwards the queue of a partition to this one. Must be called before the partition is assigned, or its records
-    /// go to the consumer queue.
+    /// Forwards the queue of a partition to this one. Must be called before the partition is assigned; otherwise its
+    /// records go to the consumer queue.
     pub fn forward_partition(&self, at: &TopicPartition) {
         let name = owned(&at.topic);
         // SAFETY: `from` is a reference of ours, released after use; the forwarding outlives it.
@@ -179,7 +179,7 @@ fn last() -> ClientError {
 pub enum Disposition {
     /// Free it.
     Drop,
-    /// Keep it and continue with the next one.
+    /// Keep the message and continue with the next one.
     Keep,
     /// Keep it and all later ones.
     Stop,
@@ -225,7 +225,7 @@ impl Inbox {
         taken
     }
 
-    /// Passes each message in order to `each` and handles it as that returns.
+    /// Passes each message in order to `each`, and then keeps or frees the message as the result of `each` says.
     pub fn visit(&mut self, mut each: impl FnMut(Message<'_>) -> Disposition) {
         let mut kept = 0;
         while let Some(raw) = self.messages.get(kept).copied() {
@@ -264,7 +264,7 @@ impl<'i> Message<'i> {
         unsafe { self.raw.as_ref() }
     }
 
-    /// Returns the address of the message's topic object: [`Topic::address`] if that is open.
+    /// Returns the address of the message's topic object: equal to [`Topic::address`] while the topic is open.
     pub fn topic_address(&self) -> usize {
         self.get().rkt.addr()
     }
@@ -349,7 +349,7 @@ impl<'i> Message<'i> {
     }
 }
 
-/// Returns the header at an index, or `None` past the last.
+/// Returns the header at an index, or `None` after the last header.
 ///
 /// # Safety
 /// `raw` is null or a header list that lives for `'i`.

@@ -38,7 +38,7 @@ pub fn millis(limit: Duration) -> c_int {
     c_int::try_from(limit.as_millis()).unwrap_or(c_int::MAX)
 }
 
-/// Converts a length to C's `int`. No length in this crate comes near its maximum.
+/// Converts a length to C's `int`. All lengths in this crate are far below its maximum.
 pub fn count(length: usize) -> c_int {
     c_int::try_from(length).unwrap_or(c_int::MAX)
 }

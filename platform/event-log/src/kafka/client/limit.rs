@@ -1,4 +1,4 @@
-//! Copying messages with one librdkafka call per record and direction, for the baseline of [`crate::kafka::limit`].
+//! Copies messages with one librdkafka call per record and direction, for the baseline of [`crate::kafka::limit`].
 
 use super::consumer::Inbox;
 use super::producer::Topic;
@@ -8,8 +8,8 @@ use std::ptr;
 use std::time::Duration;
 
 impl Inbox {
-    /// Produces the messages of the queue unchanged, to partitions of the same numbers, and passes the partition and
-    /// offset of each to `read`. Waits up to `timeout` for the first message.
+    /// Produces the messages of the queue unchanged, to the partitions with the same numbers, and passes the partition
+    /// and offset of each to `read`. Waits up to `timeout` for the first message.
     pub fn forward(
         &mut self,
         to: &Topic,

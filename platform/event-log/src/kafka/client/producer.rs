@@ -23,7 +23,7 @@ unsafe impl Send for Topic {}
 unsafe impl Sync for Topic {}
 
 impl Topic {
-    /// Opens a topic. It need not exist.
+    /// Opens a topic, which need not exist.
     pub fn new(handle: &Arc<Handle>, name: &str) -> Result<Topic, ClientError> {
         let name = owned(name);
         // SAFETY: the client is alive; the name is copied; null selects the client's default topic settings.
@@ -245,7 +245,7 @@ impl Event<'_> {
 }
 
 impl Handle {
-    /// Initializes transactions: fences older producers of the transactional id and ends their open transaction.
+    /// Initializes transactions: fences older producers of the transactional id and aborts their open transaction.
     pub fn init_transactions(&self, timeout: std::time::Duration) -> Result<(), ClientError> {
         // SAFETY: the client is alive; we own the error object that is returned. The same holds for the calls below.
         unsafe { ClientError::from_owned(c::rd_kafka_init_transactions(self.raw(), super::millis(timeout))) }
@@ -284,7 +284,7 @@ impl Handle {
         unsafe { ClientError::from_owned(c::rd_kafka_abort_transaction(self.raw(), super::millis(timeout))) }
     }
 
-    /// Discards all records that are not written yet. Their delivery reports carry an error.
+    /// Discards all records that are not yet written. Their delivery reports contain an error.
     pub fn purge(&self) {
         let what = c::RD_KAFKA_PURGE_F_QUEUE | c::RD_KAFKA_PURGE_F_INFLIGHT;
         // SAFETY: the client is alive.

@@ -1,7 +1,7 @@
 //! Tracks whether the brokers of a client answer, from librdkafka's broker state and log callbacks.
 //!
 //! A broker answers from the end of its handshake until it disconnects. The callbacks run on librdkafka's own threads
-//! and must not call back into the client. librdkafka's log lines go to `tracing` with their level.
+//! and must not call back into the client. librdkafka's log lines are passed to `tracing` with their level.
 
 use super::ffi::{Code, c, text};
 use crate::Error;
@@ -31,9 +31,10 @@ struct State {
     silence: Option<(Instant, String)>,
     /// When a connection was last lost or refused. An answer may have been lost with it.
     broken_at: Option<Instant>,
-    /// Start of the current wait for the next reminder; set when the first broker state is reported.
+    /// Start of the current wait before the bootstrap servers are added again; set when the first broker state is
+    /// reported.
     quiet_since: Option<Instant>,
-    /// Reminders since a broker last answered.
+    /// How often the bootstrap servers have been added again since a broker last answered.
     reminders: u32,
 }
 
@@ -72,7 +73,8 @@ impl Reach {
         at.is_some_and(|at| at.elapsed() <= time)
     }
 
-    /// Appends the last connection error to a bare librdkafka text such as `Local: Timed out`.
+    /// Appends the last connection error to a librdkafka text that does not contain the cause, such as `Local: Timed
+    /// out`.
     pub fn explain(&self, words: &str) -> String {
         match self.silence(Duration::ZERO) {
             Some(said) if !said.is_empty() && !words.contains(&said) => format!("{words}; {said}"),
@@ -84,12 +86,12 @@ impl Reach {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns whether the bootstrap servers must be added to the client again, because no broker has answered for
-    /// 2 s. Further reminders follow after intervals that double up to 60 s.
+    /// Returns whether the bootstrap servers must be added to the client again, because no broker has answered for 2 s.
+    /// They are added again after further intervals, which double up to 60 s.
     ///
-    /// A client can lose all its brokers. A broker that has just started and knows no other one answers a metadata request
-    /// with an empty broker list; librdkafka then removes every broker and has none left to query (librdkafka issue
-    /// 5301, open in 2.16). The brokers may also have come back under other addresses.
+    /// A client can lose all its brokers. A broker that has just started and knows no other broker answers a metadata
+    /// request with an empty broker list; librdkafka then removes every broker and has none left to query (librdkafka
+    /// issue 5301, open in 2.16). The brokers may also have come back under other addresses.
     pub fn needs_reminder(&self, now: Instant) -> bool {
         let mut state = self.lock();
         let patience = REMIND_MAX.min(REMIND_FIRST * (1 << state.reminders.min(5)));
@@ -104,7 +106,8 @@ impl Reach {
 
     fn changed(&self, broker: Broker, up: bool, now: Instant) {
         let mut state = self.lock();
-        // librdkafka drops bootstrap servers once the cluster has named its brokers. That is not a lost connection.
+        // librdkafka drops the bootstrap servers as soon as it knows the brokers of the cluster. That is not a lost
+        // connection.
         let learned = matches!(broker, Broker::Learned(_));
         let lost = !up && learned && state.answers();
         if state.brokers.insert(broker, up) == Some(true) && !up && learned {
@@ -167,8 +170,8 @@ unsafe extern "C" fn on_state(
 ) -> Code {
     // SAFETY: the opaque pointer is the `Reach` that `install` received, which outlives the client.
     let reach = unsafe { &*opaque.cast::<Reach>() };
-    // Coordinator connections have port 0. They exist beside the connection to the same broker and serve group requests
-    // only, so they say nothing about other requests.
+    // Coordinator connections have port 0. They exist in addition to the connection to the same broker and are used for
+    // group requests only, so their state says nothing about other requests.
     if port != 0 {
         let bootstrap = || Broker::Bootstrap(format!("{}:{port}", text(name)));
         let broker = if id < 0 { bootstrap() } else { Broker::Learned(id) };

@@ -1,4 +1,4 @@
-//! What a described assignment means for a member, case by case.
+//! Results of comparing the description of a group with a member, case by case.
 
 use super::*;
 
@@ -39,7 +39,7 @@ fn group(state: &str, members: &[(&str, &[(&str, i32)])]) -> GroupInfo {
     }
 }
 
-/// What `node-2`, which subscribes to topics `a` and `b` of two partitions, finds in a stable group.
+/// Result for `node-2`, which subscribes to topics `a` and `b` with two partitions each, in a stable group.
 fn found(members: &[(&str, &[(&str, i32)])]) -> (Vec<Arc<str>>, bool) {
     let own = members.iter().find(|(instance, _)| *instance == MEMBER);
     let held = own.map_or_else(Vec::new, |(_, held)| partitions(held));

@@ -1,4 +1,5 @@
-//! Tests of groups with the consumer protocol: only partitions that move are revoked, and each has one owner.
+//! Tests of groups with the consumer protocol: only partitions that move to another member are revoked, and each
+//! partition has one owner.
 
 use super::super::{JoinError, Joining};
 use super::*;
