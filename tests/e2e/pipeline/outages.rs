@@ -40,7 +40,7 @@ fn postgres_kafka_and_registry_outages_recover() {
     harness.broker.stop();
     let load = harness.load(&LOAD);
     for node in ROLES {
-        harness.fleet.wait_red(node, "log", "out of reach", SOON);
+        harness.fleet.wait_red(node, "log", "unreachable", SOON);
     }
     for (node, component) in [
         ("connector", "connector bank"),
@@ -48,7 +48,7 @@ fn postgres_kafka_and_registry_outages_recover() {
         ("edge-1", "edge-replica"),
         ("edge-2", "edge-replica"),
     ] {
-        harness.fleet.wait_red(node, component, "out of reach", LIMIT);
+        harness.fleet.wait_red(node, component, "unreachable", LIMIT);
     }
     harness.broker.restart();
     harness.fleet.wait_all_ready(LIMIT);
