@@ -1,8 +1,8 @@
 //! Aggregates: groups of rows and their aggregate functions, with or without windows.
 //!
 //! Groups that changed are buffered in memory and written once per commit, each with one output record that has the
-//! group's value as of the commit. A group without rows is a tombstone. A window with `emit = "final"` writes one record,
-//! when it closes; a closed window never opens again, so rows that come later are counted as late.
+//! group's value as of the commit. A group without rows is a tombstone. A window with `emit = "final"` writes one
+//! record when it closes. A closed window never opens again, so rows that arrive later are counted as late.
 
 mod accumulator;
 mod exact_sum;
@@ -29,7 +29,7 @@ use streams::{Output, Result, State, Timer, TimerClock};
 use topology::{Function, Processor, Work};
 use window::{Windows, closes_at, parse_window_key, starts};
 
-/// Groups that are kept in memory after a commit.
+/// Maximum number of groups that are kept in memory after a commit.
 const GROUPS_MAX: usize = 1 << 17;
 
 /// The aggregate of one task.
@@ -42,7 +42,7 @@ pub struct Groups {
     /// Type of the window's columns in the output schema.
     window_type: Option<TypeId>,
     schema: Arc<Schema>,
-    /// Whether the input is a table, whose rows can be taken back.
+    /// Whether the input is a table. Only rows of a table can be removed from their groups.
     is_table: bool,
     output: OutputTopic,
     /// Index in `groups` by state key.
@@ -129,7 +129,7 @@ impl Groups {
             group.dirty = true;
             self.dirty.push(at);
         }
-        let damaged = || stop(&self.name, "a contribution is damaged");
+        let damaged = || stop(&self.name, "a contribution is corrupt");
         let mut rest = contribution.values;
         for _ in 0..self.group_columns {
             read(&mut rest).ok_or_else(damaged)?;
@@ -179,7 +179,8 @@ impl Groups {
         Ok(dead_letter)
     }
 
-    /// The index of a group, which is read from the state if it is not in memory. A new window gets its timer.
+    /// The index of a group in memory, where the group is loaded from the state if necessary. For a new window, a timer
+    /// is set.
     fn load(&mut self, start: Option<Millis>, key: &[u8], state: &mut State) -> Result<usize> {
         group_state_key(start, key, &mut self.key);
         if let Some(at) = self.known.get(self.key.as_slice()) {
@@ -225,14 +226,15 @@ impl Groups {
         writer.finish();
         if exists {
             let columns = read_row(&group.columns, self.group_columns);
-            let mut row = columns.ok_or_else(|| stop(&self.name, "the columns of a group are damaged"))?;
+            let mut row = columns.ok_or_else(|| stop(&self.name, "the columns of a group are corrupt"))?;
             if let Some(start) = group.start {
                 let end = start + self.windows.size_ms();
                 row.push(Datum::Long(start.saturating_mul(1000)));
                 row.push(Datum::Long(end.saturating_mul(1000)));
             }
             for (field, accumulator) in self.fields.iter().zip(&group.accumulators) {
-                // Out of range: the record that caused it is a dead letter, and the output stays as it was.
+                // The value is out of range: the record that caused it is a dead letter, and the output remains
+                // unchanged.
                 let Some(value) = accumulator.value(field.function) else {
                     return Ok(());
                 };
@@ -280,7 +282,7 @@ impl Groups {
         Ok(())
     }
 
-    /// Closes the window of the group with this state key, unless the group is gone.
+    /// Closes the window of the group with this state key, unless the group no longer exists.
     fn close_window(&mut self, state_key: &[u8], state: &mut State, output: &mut Output) -> Result<()> {
         let Some((start, key)) = parse_window_key(state_key) else {
             return Ok(());
@@ -307,7 +309,7 @@ impl Sink for Groups {
     fn apply(&mut self, change: Change<'_>, step: &mut Step<'_>) -> Result<Option<String>> {
         let delta = change.delta;
         let mut dead_letter = None;
-        // Remove before adding, so that a row that replaces itself is not compared with itself.
+        // Remove the old contribution first, so that a row that replaces itself is not compared with itself.
         for (contribution, by) in [(&delta.old, -1), (&delta.new, 1)] {
             let Some(contribution) = contribution else { continue };
             let update = Update {

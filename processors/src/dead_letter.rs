@@ -1,4 +1,4 @@
-//! Errors of processing one record: those that make it a dead letter, and those that stop the task.
+//! Errors while processing a record: some make the record a dead letter, the others stop the task.
 
 use event_log::ErrorAction;
 use std::error::Error as StdError;
@@ -25,9 +25,9 @@ impl RecordError {
 
 /// Why a step did not succeed.
 pub enum StepError {
-    /// The record is at fault: it becomes a dead letter.
+    /// The record is the cause, and becomes a dead letter.
     Record(RecordError),
-    /// The task is at fault, such as damaged state: it stops.
+    /// The task is the cause, for example because its state is corrupt. The task stops.
     Task(Error),
 }
 
@@ -43,7 +43,7 @@ impl From<RecordError> for StepError {
     }
 }
 
-/// An error that stops the task of a processor: its state cannot be used, and no other record would change that.
+/// An error that stops the task of a processor, because its state cannot be used. Other records would fail too.
 pub fn stop(processor: &str, reason: impl ToString) -> Error {
     Error::Processor {
         name: processor.to_owned(),

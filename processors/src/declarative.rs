@@ -1,9 +1,10 @@
 //! Declarative processors: aggregates and joins that a topology declares, without code.
 //!
-//! Each is one application. An input whose key is the group's or pair's key is read directly; any other input is first
-//! repartitioned through a topic of the application. A record takes this path: [`reader`] parses it, `shape` evaluates
-//! the declared expressions, `table_rows` has what the same row contributed before, and a [`sink::Sink`] applies the
-//! difference: `repartition`, `aggregate` or `join` (docs/reference/formats.md, "Declarative processors").
+//! Each is one application. An input whose key is the key of the group or pair is read directly. Any other input is
+//! first repartitioned through a topic of the application. A record is processed as follows: [`reader`] parses it,
+//! `shape` evaluates the declared expressions, `table_rows` contains what the same row contributed before, and a
+//! [`sink::Sink`] applies the difference: `repartition`, `aggregate` or `join` (docs/reference/formats.md, "Declarative
+//! processors").
 
 mod delta;
 mod event_idempotency;
@@ -48,7 +49,7 @@ pub struct Config {
     pub processor: Arc<Processor>,
     /// Registry id of its output schema.
     pub schema_id: u32,
-    /// How long deleted rows of its inputs are remembered, in ms.
+    /// How long deleted rows of the inputs are kept in the state, in ms.
     pub horizon_ms: i64,
     /// Fetches a schema by id. Called in `prepare` only, because it does IO.
     pub fetch: FetchSchema,
@@ -148,7 +149,7 @@ fn direct(config: &Config, sides: &[Side], topic_id: &str) -> TopicContent {
     TopicContent::Direct { event, relations }
 }
 
-/// The name of an input in its records, and whether its topic contains nothing else.
+/// The name of an input in its records, and whether its topic contains only records of this input.
 fn name_of(topology: &Topology, feed: &Feed) -> (String, bool) {
     let (name, is_alone) = match feed.input {
         Input::Table { source, table } => {

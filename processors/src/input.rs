@@ -1,5 +1,5 @@
-//! What sync views and the declarative processors share: reading change records, the state keys of rows, and the
-//! schemas that records were written with.
+//! Code that sync views and the declarative processors share: it reads change records, the state keys of rows, and the
+//! schemas with which records were written.
 
 mod change;
 pub mod keys;

@@ -1,8 +1,8 @@
-//! Joins: the state has the newest row of each side per key.
+//! Joins: the state contains the newest row of each side for each key.
 //!
-//! An event is joined with the right row at the moment of processing; a change of the right side alone writes nothing.
-//! Of two tables, a change of either side writes the new pair, or a tombstone if the pair no longer exists, and nothing
-//! if the pair is the same as before.
+//! An event is joined with the row of the right side at the time of processing; a change of the right side alone writes
+//! nothing. If both sides are tables, a change of either side writes the new pair, or a tombstone if the pair no longer
+//! exists, and nothing if the pair is the same as before.
 
 use crate::dead_letter::stop;
 use crate::declarative::{
@@ -51,7 +51,7 @@ impl Pair {
                      Trunkline"
                 ));
             }
-            None => return Err(String::from("a pair in the state is damaged")),
+            None => return Err(String::from("a pair in the state is corrupt")),
         }
         let mut body = || {
             let flags = read_byte(rest)?;
@@ -66,12 +66,12 @@ impl Pair {
             };
             Some(Pair { left, right, written })
         };
-        body().ok_or_else(|| String::from("a pair in the state is damaged"))
+        body().ok_or_else(|| String::from("a pair in the state is corrupt"))
     }
 }
 
-/// A pair's state as JSON: the newest row of each side, and whether the output has a record of it. `None` if the bytes
-/// are not a pair.
+/// A pair's state as JSON: the newest row of each side, and whether the output topic has a record of it. `None` if the
+/// bytes are not a pair.
 pub fn readable(processor: &Processor, bytes: &[u8]) -> Option<serde_json::Value> {
     let Work::Join(join) = &processor.work else { return None };
     let pair = Pair::decode(bytes).ok()?;
@@ -105,7 +105,7 @@ impl Pairs {
         })
     }
 
-    /// Stores the row of one side, `None` if it is deleted, and writes the pair if it changed.
+    /// Stores the row of one side, or `None` if it is deleted, and writes the pair if it changed.
     fn put(
         &mut self,
         side: Side,
@@ -148,7 +148,7 @@ impl Pairs {
         Ok(dead_letter)
     }
 
-    /// Joins an event with the present row of the right side.
+    /// Joins an event with the current row of the right side.
     fn look_up(&mut self, event: &Contribution<'_>, state: &State, output: &mut Output) -> Result<Option<String>> {
         let processor = self.processor.clone();
         let Work::Join(join) = &processor.work else {
@@ -173,7 +173,7 @@ impl Pairs {
         if right.is_none() && !join.is_outer {
             return Ok(Ok(false));
         }
-        let damaged = || stop(&self.name, "a row in the state is damaged");
+        let damaged = || stop(&self.name, "a row in the state is corrupt");
         let left = read_row(left, join.left.columns.len()).ok_or_else(damaged)?;
         let right = match right {
             Some(values) => Datum::Record(read_row(values, join.right.columns.len()).ok_or_else(damaged)?),
@@ -210,7 +210,7 @@ fn cells<'v>(join: &'v Join, row: &'v [Datum<'v>; 2]) -> Result<Option<Vec<Cell<
         return Ok(None);
     }
     let Datum::Record(left) = &row[0] else {
-        unreachable!("the left row of a pair is a record")
+        unreachable!("the left row of a pair is an Avro record")
     };
     let key = join.left_key.iter().map(|scalar| scalar.eval(left));
     let fields = join.fields.iter().map(|scalar| scalar.eval(row));

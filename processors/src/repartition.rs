@@ -1,9 +1,9 @@
-//! Repartitioning: sends each delta of a side to the partition of its group's or pair's key.
+//! Repartitioning: sends each delta of an input to the partition of its group's or pair's key.
 //!
-//! What a row contributed is taken back in the partition of its old key, and added in that of its new key. If both
-//! keys are the same, one record has both, so that the group changes once. A record's timestamp never exceeds the
-//! wall-clock time, so that a row with a time in the future does not close windows downstream. The sink has no state:
-//! earlier contributions are in the state of the task that reads the input.
+//! An old contribution is removed in the partition of its key, and a new contribution is added in the partition of its
+//! key. If both keys are the same, one record contains both contributions, so that the group changes once. A record's
+//! timestamp never exceeds the wall-clock time, so that a row with a time in the future does not close windows
+//! downstream. The sink has no state: earlier contributions are in the state of the task that reads the input.
 
 use crate::declarative::{Change, Delta, Sink};
 use crate::step::Step;
@@ -15,13 +15,13 @@ use streams::{Output, Result};
 pub struct Repartition {
     topic: Arc<str>,
     declaration: u64,
-    /// Whether records have the time of their rows as timestamp, as windows need it.
+    /// Whether records have the time of their rows as timestamp, as windows require.
     by_time: bool,
     value: Vec<u8>,
 }
 
 impl Repartition {
-    /// Writes to a topic; `declaration` is the id that its readers expect.
+    /// Creates a sink that writes to a topic; `declaration` is the id that the topic's readers expect.
     pub fn new(topic: Arc<str>, declaration: u64, by_time: bool) -> Self {
         Repartition {
             topic,

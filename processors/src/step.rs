@@ -1,4 +1,4 @@
-//! What a processor works with while it processes one record.
+//! What a processor uses while it processes one record.
 
 use streams::{Context, Output, State};
 

@@ -1,10 +1,10 @@
 //! sync-views: turns the changes of one source stream (a database's topic, or a partition of an event topic) into the
 //! rows of views in `view.log`.
 //!
-//! [`SyncViews`] implements the writer of docs/protocol/view-sync.md. Per row, the state has the version and the outputs
-//! that were last written, so that a change that is not newer is ignored and only differences are written. When a source
-//! transaction ends, each partition that it touched gets a transaction end marker, which makes its records visible
-//! there at once (I3).
+//! [`SyncViews`] implements the writer of docs/protocol/view-sync.md. For each row, the state contains the version and
+//! the outputs that were last written. A change that is not newer is ignored, and only differences are written. When a
+//! source transaction ends, a transaction end marker is written to each partition that it wrote to. The marker makes
+//! the transaction's records in that partition visible at once (invariant I3, no partial transaction).
 
 mod binding;
 mod key_change;
@@ -33,7 +33,7 @@ use view_log::{ViewLog, ViewRow};
 use views::record;
 use views::rules::{Relation, SourceRules, ViewOutputs};
 
-/// Deleted rows that are forgotten per commit, so that a commit stays short.
+/// Maximum number of deleted rows that are removed from the state per commit, so that a commit stays short.
 const FORGET_MAX: usize = 256;
 
 /// Configuration of sync-views for one source stream.
@@ -51,7 +51,7 @@ pub struct Config {
     pub partitions: i32,
     /// Ids of the control records' schemas.
     pub schemas: record::SchemaIds,
-    /// How long deleted rows are remembered, in ms: `delete.retention.ms` of `view.log` less a margin.
+    /// How long deleted rows stay in the state, in ms: `delete.retention.ms` of `view.log` minus a margin.
     pub horizon_ms: i64,
     /// Fetches a schema by id. Called in `prepare` only, because it does IO.
     pub fetch: FetchSchema,
@@ -63,7 +63,7 @@ pub struct SyncViews {
     view_log: ViewLog,
     bindings: Bindings,
     stream: StreamState,
-    /// Changes of unknown rows at or below this version are ignored.
+    /// Version up to which changes of unknown rows are ignored.
     floor: Version,
     stream_dirty: bool,
     /// Version of the last record.
@@ -85,7 +85,7 @@ impl From<StateError> for StepError {
 }
 
 impl SyncViews {
-    /// A processor without state; `restore` reads it.
+    /// Creates a processor without state; `restore` reads the state.
     pub fn new(config: Config) -> Self {
         SyncViews {
             view_log: ViewLog::new(config.view_log.clone(), config.writer.clone(), config.schemas),
@@ -99,8 +99,8 @@ impl SyncViews {
         }
     }
 
-    /// Processes a record. With `rejected` the log or the store rejected its effects and it is already a dead letter:
-    /// it still counts for its source transaction, and its row lacks the change.
+    /// Processes a record. With `rejected`, the log or the store rejected its effects and the record is already a dead
+    /// letter. The record still counts as a part of its source transaction, and its row then lacks the change.
     fn process_record(&mut self, record: RecordRef<'_>, rejected: bool, step: &mut Step<'_>) -> Result<(), Error> {
         step.output.caused_by(record);
         let rules = self.config.rules.clone();
@@ -134,7 +134,8 @@ impl SyncViews {
                 self.record_missed(record, Some(&input), step)?;
             }
         }
-        // A replayed record neither begins nor ends a source transaction: the open one has not ended with it (I3).
+        // A replayed record neither begins nor ends a source transaction: if one is open, it has not ended with the
+        // replayed record (I3).
         if input.replayed.is_none() {
             self.stream_dirty |= self.stream.open == input.last;
             self.stream.open = !input.last;
@@ -147,9 +148,10 @@ impl SyncViews {
 
     /// The source starts over with a snapshot.
     ///
-    /// The touched partitions stay: they contain records of a transaction that the source lost, and the next transaction
-    /// end must close them too (I3). The floor rises to the end of the previous epoch, so that a record from it that is
-    /// replayed does not bring back a row that is unknown now (I4).
+    /// `touched` is kept: these partitions contain records of a transaction that the source lost, and the next
+    /// transaction end marker must be written to them too (I3). The floor rises to the end of the previous epoch, so
+    /// that a replayed record of that epoch does not restore a row that is unknown now (invariant I4, no return to an
+    /// older state).
     fn begin_source_epoch(&mut self, epoch: u32) {
         self.floor = self.floor.max(Version {
             incarnation: epoch - 1,
@@ -178,7 +180,8 @@ impl SyncViews {
                     position: end.low,
                     ordinal: 0,
                 };
-                // Only the chunk's own rows have its position, which may be just below `low`: they were found (ADR 3).
+                // A row of this chunk has exactly the chunk's position, which may be just below `low`. Such rows were
+                // found by the snapshot, so they are not removed (ADR 3).
                 let chunk = (input.version.incarnation, input.version.position);
                 self.remove_rows(input, step, &|key, row| {
                     let in_chunk = (row.version.incarnation, row.version.position) == chunk;
@@ -201,7 +204,8 @@ impl SyncViews {
             Some(bytes) => Some(Row::decode(&bytes)?),
             None => None,
         };
-        // What is not newer is ignored, so a replay, a redrive or a second snapshot never writes old over new (I4).
+        // A change that is not newer is ignored, so that a replay, a redrive or a second snapshot never replaces a
+        // newer row (I4).
         if input.version <= old.as_ref().map_or(self.floor, |o| o.version) {
             if input.replayed == Some(Replayed::Redrive) && old.is_none() {
                 self.record_missing(input.table, &change.state_key, self.floor, step)?;
@@ -219,7 +223,8 @@ impl SyncViews {
                 let kept = match &origin {
                     Some(origin) => origin.kept(),
                     None if was_deleted.is_none() => std::mem::take(&mut row.kept),
-                    // The values that a deleted row left belong to its new key, not to another row under the old key.
+                    // The kept values of a deleted row belong to the same row under its new key, not to another row
+                    // under the old key.
                     None => Vec::new(),
                 };
                 let body = value.get(schemas::wire::FRAME_LENGTH..).unwrap_or_default();
@@ -250,7 +255,7 @@ impl SyncViews {
         Ok(())
     }
 
-    /// Writes the difference between what was last written of a row and what it is now.
+    /// Writes the difference between the outputs that were last written for a row and its outputs now.
     ///
     /// The removal from a bucket that the row left is written first. An output that did not change is not written.
     fn write_difference(
@@ -311,7 +316,8 @@ impl SyncViews {
         self.stream_dirty |= self.stream.touched.insert(row.partition);
     }
 
-    /// Removes the live rows of a table that `removes` selects, at the version of the record that removes them.
+    /// Removes the live rows of a table that `removes` selects. Their new version is that of the record that removes
+    /// them.
     fn remove_rows(
         &mut self,
         input: &ChangeRecord<'_>,
@@ -354,7 +360,7 @@ impl SyncViews {
         Ok(())
     }
 
-    /// Writes an end marker to each partition that was touched since its last one.
+    /// Writes an end marker to each partition that was written to since its last end marker.
     fn end_transaction(&mut self, at_ms: i64, output: &mut Output) {
         if self.stream.touched.is_empty() {
             return;
@@ -365,8 +371,8 @@ impl SyncViews {
         self.stream_dirty = true;
     }
 
-    /// Forgets rows that were deleted before the horizon. The floor rises to their versions, so that a replay does not
-    /// bring them back (I4).
+    /// Removes rows that were deleted before the horizon from the state. The floor rises to their versions, so that a
+    /// replay does not restore them (I4).
     fn forget_deleted(&mut self, now: Millis, state: &mut State) -> Result<(), Error> {
         let mut old: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
         let before = now - self.config.horizon_ms;
@@ -380,7 +386,8 @@ impl SyncViews {
         for (deleted_key, state_key) in old {
             if let Some(bytes) = state.get(&state_key)? {
                 let row = Row::decode(&bytes).map_err(|e| damaged(&e))?;
-                // The next record of the open transaction may be this row under its new key, which needs the kept values.
+                // The next record of the open transaction may be this row under its new key, for which the kept values
+                // are needed.
                 if self.stream.open && !row.kept.is_empty() {
                     continue;
                 }
@@ -426,8 +433,8 @@ impl Processor for SyncViews {
 
     fn before_commit(&mut self, context: Context, state: &mut State, output: &mut Output) -> Result<()> {
         self.forget_deleted(context.now, state)?;
-        // Compaction may remove every row of an open source transaction. The begin marker is never removed, so a replica
-        // that is rebuilt from the log knows that it is incomplete (I6).
+        // Compaction may remove every row of an open source transaction. The begin marker is not removed, so a replica
+        // that is rebuilt from the log recognizes that it is incomplete (invariant I6, equal replicas).
         for partition in &self.stream.touched {
             self.view_log.begin_marker(self.last, *partition, output);
         }
@@ -446,7 +453,8 @@ impl Processor for SyncViews {
             None => StreamState::new(&self.config.topic_id),
         };
         if self.stream.topic_id != self.config.topic_id {
-            // The topic was deleted and created again. Its offsets restart, so versions need a new epoch to rise.
+            // The topic was deleted and created again. Its offsets start at 0 again, so the epoch increases so that
+            // versions increase.
             self.stream.topic_id.clone_from(&self.config.topic_id);
             self.stream.source_epoch += 1;
             self.stream_dirty = true;
@@ -461,7 +469,8 @@ impl Processor for SyncViews {
     }
 }
 
-/// Stores a row, and lists it by age while it is deleted. `was_deleted` is the time under which it was listed.
+/// Stores a row. While the row is deleted, it is also in the list of deleted rows; `was_deleted` is the time under
+/// which it was in the list before.
 fn put_row(state_key: &[u8], was_deleted: Option<Millis>, row: &Row, state: &mut State) {
     if let Some(at) = was_deleted {
         state.delete(&keys::deleted_key(at, state_key));

@@ -1,7 +1,8 @@
-//! Accumulators: what a group stores per aggregate function. Removing a value undoes adding it.
+//! Accumulators: what a group stores for each aggregate function. A value that was added can be removed again.
 //!
 //! For `min`, `max`, `first` and `latest` over a table, the state has an index of all values in their order. When the
-//! best value is removed, the next one is the first entry of the index, so that the group's rows are never scanned.
+//! best value is removed, the first entry of the index is the next best value, so that the group's rows are never
+//! scanned.
 
 use super::exact_sum::ExactSum;
 use crate::declarative::{
@@ -23,14 +24,14 @@ pub enum Best {
     Nothing,
     /// The best value.
     Known {
-        /// Bytes that it is compared by; the smallest is the best.
+        /// Bytes by which the value is compared; the value with the smallest bytes is the best.
         rank: Vec<u8>,
         /// The row that it is from.
         row: Vec<u8>,
         /// The value, encoded.
         value: Vec<u8>,
     },
-    /// The best value was removed; the first entry of the index is the next.
+    /// The best value was removed; the first entry of the index is the next best value.
     Unknown,
 }
 
@@ -39,9 +40,9 @@ pub enum Best {
 pub enum Accumulator {
     /// Number of values or rows.
     Count(i64),
-    /// Exact sum of integers, and their number.
+    /// Exact sum of the integers, and how many there are.
     Ints(i128, i64),
-    /// Exact sum of doubles, and their number.
+    /// Exact sum of the doubles, and how many there are.
     Doubles(ExactSum, i64),
     /// The best value by rank.
     Best(Best),
@@ -81,7 +82,7 @@ impl Accumulator {
         }
     }
 
-    /// Adds or removes a value; `index` is set for tables. Returns why the value was left out, if it was.
+    /// Adds or removes a value; `index` is set for tables. If the value was not included, returns the reason.
     pub fn update(&mut self, function: Function, value: &Value<'_>, index: Option<Index<'_>>) -> Option<String> {
         match (self, value.datum) {
             (_, Datum::Null) => {}
@@ -161,7 +162,7 @@ impl Accumulator {
         }
     }
 
-    /// Decodes what [`Self::write`] wrote for the same function.
+    /// Decodes the output of [`Self::write`] for the same function.
     pub fn read(function: Function, of_doubles: bool, rest: &mut &[u8]) -> Option<Accumulator> {
         Some(match Accumulator::new(function, of_doubles) {
             Accumulator::Count(_) => Accumulator::Count(read_signed(rest)?),
@@ -234,7 +235,8 @@ impl Best {
     }
 }
 
-/// `…"rank in hexadecimal",row…]`. A rank sorts before ranks that it is a prefix of, because `"` is less than any digit.
+/// `…"rank in hexadecimal",row…]`. A rank that is a prefix of another rank sorts before it, because `"` is less than
+/// any digit.
 fn index_key(prefix: &[u8], rank: &[u8], row: &[u8]) -> Vec<u8> {
     const DIGITS: [u8; 16] = *b"0123456789abcdef";
     let mut key = Vec::with_capacity(prefix.len() + 2 * rank.len() + row.len() + 3);

@@ -1,9 +1,9 @@
-//! Exact sums of doubles: values are added and subtracted in any order, and the result is rounded once.
+//! Exact sums of doubles. Values can be added and subtracted in any order, and only the result is rounded.
 //!
-//! A sum is a list of non-overlapping doubles, the smallest first (Shewchuk, "Adaptive Precision Floating-Point
-//! Arithmetic", 1997): adding two doubles gives the rounded sum and the exact error. The result does not depend on the
-//! order of the values, and a value that was subtracted leaves no error. Values of 2^960 and more count as infinite, so
-//! that no intermediate result overflows.
+//! A sum is stored as a list of non-overlapping doubles, in ascending order of magnitude (Shewchuk, "Adaptive Precision
+//! Floating-Point Arithmetic", 1997): the addition of two doubles gives the rounded sum and the exact error. The result
+//! does not depend on the order of the values, and after a value is subtracted, no rounding error remains. Values from
+//! 2^960 on count as infinite, so that no intermediate result overflows.
 
 use crate::declarative::{read_array, read_number, read_signed, write_number, write_signed};
 
@@ -81,7 +81,7 @@ impl ExactSum {
                 break;
             }
         }
-        // Half way between two doubles, the smaller parts decide the rounding.
+        // If the sum is half way between two doubles, the smaller parts decide the rounding.
         if let Some(below) = parts.next()
             && ((rest < 0.0 && below < 0.0) || (rest > 0.0 && below > 0.0))
         {
@@ -105,7 +105,7 @@ impl ExactSum {
         }
     }
 
-    /// Decodes what [`Self::write`] wrote.
+    /// Decodes the output of [`Self::write`].
     pub fn read(rest: &mut &[u8]) -> Option<Self> {
         let mut parts = Vec::new();
         for _ in 0..read_number(rest)? {

@@ -18,7 +18,7 @@ pub struct Field {
     pub has_arg: bool,
     /// Whether the argument is a double.
     pub of_doubles: bool,
-    /// Whether the result is one of the values.
+    /// Whether the result is one of the values, as for `min` and `max`.
     pub is_best: bool,
 }
 
@@ -42,7 +42,7 @@ impl Field {
 pub struct Group {
     /// Its key in the state.
     pub state_key: Vec<u8>,
-    /// Content of its key's JSON array, without the window.
+    /// Elements of the JSON array that is the group's key, without the window.
     pub key: Vec<u8>,
     /// Start of its window, in ms.
     pub start: Option<Millis>,
@@ -52,9 +52,9 @@ pub struct Group {
     pub rows: i64,
     /// One per field.
     pub accumulators: Vec<Accumulator>,
-    /// Whether the output has a record of it.
+    /// Whether the output topic has a record of the group.
     pub written: bool,
-    /// Whether it changed since the last commit.
+    /// Whether the group changed since the last commit.
     pub dirty: bool,
 }
 
@@ -76,7 +76,7 @@ impl Group {
         }
     }
 
-    /// Encodes it, with the format byte.
+    /// Encodes the group, including the format byte.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(16 + self.columns.len() + 12 * self.accumulators.len());
         out.push(FORMAT);
@@ -89,7 +89,7 @@ impl Group {
         out
     }
 
-    /// Decodes what [`Self::encode`] wrote into this group.
+    /// Decodes the output of [`Self::encode`] into this group.
     pub fn decode(&mut self, fields: &[Field], mut bytes: &[u8]) -> Result<(), String> {
         let rest = &mut bytes;
         match read_byte(rest) {
@@ -100,7 +100,7 @@ impl Group {
                      Trunkline"
                 ));
             }
-            None => return Err(String::from("a group in the state is damaged")),
+            None => return Err(String::from("a group in the state is corrupt")),
         }
         let mut body = || {
             self.written = read_byte(rest)? == 1;
@@ -112,11 +112,11 @@ impl Group {
             self.accumulators = accumulators.collect::<Option<_>>()?;
             Some(())
         };
-        body().ok_or_else(|| String::from("a group in the state is damaged"))
+        body().ok_or_else(|| String::from("a group in the state is corrupt"))
     }
 }
 
-/// Writes the state key of a group: `["g",group…]`, or `["w","start of the window",group…]`.
+/// Writes the state key of a group: `["g",group…]`, or, with windows, `["w","start of the window",group…]`.
 pub fn group_state_key(start: Option<Millis>, key: &[u8], out: &mut Vec<u8>) {
     out.clear();
     match start {

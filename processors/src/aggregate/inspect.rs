@@ -8,8 +8,8 @@ use crate::declarative::{field_names, json};
 use serde_json::{Map, Value, json};
 use topology::{Processor, Work};
 
-/// A group as JSON: its number of rows, whether the output has a record of it, and its fields. `None` if the bytes are
-/// not a group.
+/// A group as JSON: its number of rows, whether the output topic has a record of it, and its fields. `None` if the
+/// bytes are not a group.
 pub fn readable(processor: &Processor, bytes: &[u8]) -> Option<Value> {
     let Work::Aggregate(aggregate) = &processor.work else {
         return None;

@@ -1,8 +1,9 @@
 //! Windows: stream time, late records, and windows that close.
 //!
-//! Each window has a durable timer of stream time at its end plus grace. A record with a timestamp in the future fires
-//! timers too early, because the timers' stream time is not limited to the wall clock. A window whose timer fired early
-//! waits in the state until [`Windows::clock`], which is limited, has reached its end.
+//! Each window has a durable stream-time timer at the window's end plus grace. A record with a timestamp in the future
+//! makes timers fire too early, because the stream time of timers is not limited to the wall-clock time. A window whose
+//! timer fired too early is stored as pending until [`Windows::clock`], a stream time that is limited to the wall-clock
+//! time, has passed its end plus grace.
 
 use crate::dead_letter::stop;
 use event_log::Millis;
@@ -10,7 +11,7 @@ use std::ops::ControlFlow;
 use streams::{Result, State};
 use topology::Window;
 
-/// State key of the clock.
+/// State key of the stream time.
 const CLOCK: &[u8] = b"[\"clock\"]";
 /// Prefix of the keys of windows whose timers fired early.
 const CLOSING: &[u8] = b"[\"closing\",\"";
@@ -21,15 +22,15 @@ const CLOSING_DIGITS: usize = 20;
 pub struct Windows {
     /// The declaration; `None` if groups have no windows.
     pub declared: Option<Window>,
-    /// Greatest timestamp of a record, limited to the wall-clock time at which it was processed.
+    /// Stream time: the greatest timestamp of a record, where each is limited to the wall-clock time of its processing.
     clock: Millis,
     clock_moved: bool,
-    /// When the first waiting window closes; `None` if that must be read from the state.
+    /// When the first pending window closes; `None` if that must be read from the state.
     first_closing: Option<Millis>,
 }
 
 impl Windows {
-    /// Windows that have seen no record.
+    /// Creates the windows of a task that has processed no record.
     pub fn new(declared: Option<Window>) -> Self {
         Windows {
             declared,
@@ -62,7 +63,8 @@ impl Windows {
         closes_at(window, start) <= self.clock
     }
 
-    /// The timer of a group fired. Returns whether its window may be closed now; otherwise the window waits.
+    /// Called when the timer of a group fires. Returns whether its window may be closed now; if not, the window becomes
+    /// pending.
     pub fn may_close(&mut self, at: Millis, state_key: &[u8], state: &mut State) -> bool {
         if at <= self.clock {
             return true;
@@ -72,7 +74,8 @@ impl Windows {
         false
     }
 
-    /// Removes the waiting windows that the clock has reached, and returns the state keys of their groups.
+    /// Removes the pending windows whose end plus grace the stream time has passed, and returns the state keys of their
+    /// groups.
     pub fn remove_due(&mut self, state: &mut State) -> Result<Vec<Vec<u8>>> {
         let may_be_due = self.first_closing.is_none_or(|first| first <= self.clock);
         if self.declared.is_none() || !may_be_due {
@@ -97,7 +100,7 @@ impl Windows {
         Ok(due.into_iter().map(remove).collect())
     }
 
-    /// Writes the clock if it moved.
+    /// Writes the stream time to the state if it advanced.
     pub fn before_commit(&mut self, state: &mut State) {
         if self.clock_moved && self.declared.is_some() {
             state.put(CLOCK, self.clock.to_be_bytes().to_vec());
@@ -105,7 +108,7 @@ impl Windows {
         }
     }
 
-    /// Reads the committed clock; `processor` is for the error.
+    /// Reads the stream time of the last commit; `processor` is for the error.
     pub fn restore(&mut self, processor: &str, state: &State) -> Result<()> {
         self.clock_moved = false;
         self.first_closing = None;
@@ -113,13 +116,13 @@ impl Windows {
         self.clock = match clock.as_deref().map(<[u8; 8]>::try_from) {
             None => 0,
             Some(Ok(bytes)) => i64::from_be_bytes(bytes),
-            Some(Err(_)) => return Err(stop(processor, "the clock in the state is damaged")),
+            Some(Err(_)) => return Err(stop(processor, "the stream time in the state is corrupt")),
         };
         Ok(())
     }
 }
 
-/// When a window closes: at its end plus grace.
+/// The stream time at which a window closes: its end plus grace.
 pub fn closes_at(window: &Window, start: Millis) -> Millis {
     start + window.size_ms + window.grace_ms
 }
@@ -131,7 +134,7 @@ pub fn starts(window: &Window, time: Millis) -> impl Iterator<Item = Millis> + u
     (0..window.size_ms / every).rev().map(move |hop| newest - hop * every)
 }
 
-/// The start of a group's window and the group's key, from the group's state key.
+/// Parses a group's state key: the start of the window, and the group's key.
 pub fn parse_window_key(state_key: &[u8]) -> Option<(Millis, &[u8])> {
     let rest = state_key.strip_prefix(b"[\"w\",\"")?;
     let end = rest.iter().position(|byte| *byte == b'"')?;

@@ -1,6 +1,7 @@
 //! Deltas: what a row of an input contributed to a group or pair before a change, and what it contributes after it.
 //!
-//! A delta may pass through a repartition topic. One of another declaration or of a newer format is an error there.
+//! A delta may be a record of a repartition topic. If it was written under another declaration of the processor or in a
+//! newer format, reading it is an error.
 
 use super::values::{read_array, read_byte, read_bytes, write_bytes};
 use event_log::Millis;
@@ -13,7 +14,7 @@ const FORMAT: u8 = 1;
 pub struct Contribution<'a> {
     /// Key of the group or pair: a canonical JSON array.
     pub key: &'a [u8],
-    /// Order of the row among others: by source position, or by time and offset.
+    /// Order of the row among the rows of its group: by source position, or by time and offset.
     pub order: u128,
     /// When it happened, in ms.
     pub time: Millis,
@@ -24,7 +25,7 @@ pub struct Contribution<'a> {
 /// A change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Delta<'a> {
-    /// The row, unique on its side; empty for an event.
+    /// The row, unique among the rows of the same input; empty for an event.
     pub row: &'a [u8],
     /// Its contribution before the change.
     pub old: Option<Contribution<'a>>,
@@ -35,14 +36,14 @@ pub struct Delta<'a> {
 /// Why a record of a repartition topic cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DeltaError {
-    /// Written in the format of a newer release.
+    /// The record was written in the format of a newer release.
     #[error("the record has format {0}, but this release reads up to format {FORMAT}; update Trunkline")]
     Newer(u8),
-    /// Written under another declaration.
-    #[error("the record was written under another declaration of the processor")]
+    /// The record was written under another declaration of the processor.
+    #[error("the record was written under another declaration of the processor; give the changed processor a new name")]
     Foreign,
     /// Not an encoded delta.
-    #[error("the record is damaged")]
+    #[error("the record is corrupt")]
     Damaged,
 }
 

@@ -1,7 +1,7 @@
 //! Counting each event exactly once, although replays and redrives write it again.
 //!
-//! An event that failed is noted in the state under its original offset. A replayed event has counted already. A
-//! redriven event counts only if its note is there, and removes it.
+//! An event that failed gets an entry in the state under its original offset. A replayed event has already been
+//! counted. A redriven event is counted only if its entry exists, and the entry is then removed.
 
 use super::delta::{Contribution, Delta};
 use super::relation::Relation;
@@ -26,7 +26,7 @@ pub fn process(relation: &Relation, record: &RecordRef<'_>, pipeline: &mut Pipel
     }
     match count(relation, record, pipeline) {
         Ok(None) => Ok(()),
-        // The event has counted, so no note: a redrive must not count it again.
+        // The event was counted, so it gets no entry: a redrive must not count it again.
         Ok(Some(reason)) => Err(RecordError::new(Stage::Transformation, reason).into()),
         Err(StepError::Record(error)) => {
             note_failed(offset, pipeline.step.state);
@@ -36,7 +36,7 @@ pub fn process(relation: &Relation, record: &RecordRef<'_>, pipeline: &mut Pipel
     }
 }
 
-/// Notes that an event did not count because the log or the store rejected its effects.
+/// Adds an entry for an event that was not counted because the log or the store rejected its effects.
 pub fn note_rejected(record: &RecordRef<'_>, state: &mut State) {
     if let Some(offset) = countable_offset(record) {
         note_failed(offset, state);
@@ -47,7 +47,7 @@ fn note_failed(offset: Offset, state: &mut State) {
     state.put(&failed_key(offset), vec![1]);
 }
 
-/// Applies the event. Returns why it is a dead letter although it has counted.
+/// Applies the event. Returns a reason if the event becomes a dead letter although it was counted.
 fn count(
     relation: &Relation,
     record: &RecordRef<'_>,
@@ -93,11 +93,11 @@ fn count(
 
 /// Order of records without a source position: by timestamp, then by offset.
 pub fn order_by_time(at: Millis, offset: Offset) -> u128 {
-    // Flipping the sign bit makes negative timestamps the smallest.
+    // Inverting the sign bit makes negative timestamps the smallest.
     u128::from(at.cast_unsigned() ^ (1 << 63)) << 64 | u128::from(offset.cast_unsigned())
 }
 
-/// The original offset of an event that may count; `None` for a replayed one.
+/// The original offset of an event that may have to be counted; `None` for a replayed event.
 fn countable_offset(record: &RecordRef<'_>) -> Option<Offset> {
     match record.header(headers::REPLAYED) {
         None => Some(record.offset()),

@@ -1,6 +1,6 @@
 //! Shows the state of a declarative processor as JSON, for `trunkline state`.
 //!
-//! Keys of the state are JSON already. A value that is not in the format of this release is `None`.
+//! Keys of the state are already JSON. For a value that is not in the format of this release, the result is `None`.
 
 use super::names::field_names;
 use super::table_rows;
@@ -9,7 +9,7 @@ use crate::{aggregate, join};
 use serde_json::{Value, json};
 use topology::{Feed, Processor, Side, Work};
 
-/// A value of the state as JSON; `None` if it has another format, or is text already.
+/// A value of the state as JSON; `None` if it has another format, or is already text.
 pub fn readable(processor: &Processor, key: &[u8], value: &[u8]) -> Option<Value> {
     let Value::Array(parts) = serde_json::from_slice(key).ok()? else {
         return None;
@@ -34,7 +34,7 @@ pub fn readable(processor: &Processor, key: &[u8], value: &[u8]) -> Option<Value
     }
 }
 
-/// Names of the values that rows of a side contribute.
+/// Names of the values that the rows of an input contribute.
 fn names(processor: &Processor, side: &str) -> Option<Vec<String>> {
     let side = match side {
         "left" => Side::Left,

@@ -1,4 +1,4 @@
-//! The names of encoded values, for showing the state.
+//! Names of encoded values, for showing the state.
 
 use super::values::{json, read};
 use serde_json::{Map, Value};

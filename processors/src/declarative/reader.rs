@@ -2,7 +2,8 @@
 //! passes them to the sink.
 //!
 //! A record that cannot be evaluated becomes a dead letter with the reason, and its row keeps its earlier contribution.
-//! State that was written under another declaration stops the task, because its contributions cannot be taken back.
+//! State that was written under another declaration stops the task, because the contributions in it cannot be removed
+//! from the output.
 
 use super::delta::{Delta, DeltaError};
 use super::event_idempotency;
@@ -31,16 +32,16 @@ pub struct InputTopic {
     pub content: TopicContent,
 }
 
-/// What the records of an input topic are.
 pub enum TopicContent {
-    /// Records of tables, of one event, or of one processor; `event` is set for the latter two.
+    /// Records of tables, of one event type, or of one processor. `event` is set for an event type or a processor.
     Direct {
         /// Name of the event or processor.
         event: Option<String>,
-        /// The sides that are read from the topic.
+        /// The inputs of the processor (the input of an aggregate, or the sides of a join) whose records are in the
+        /// topic.
         relations: Vec<Relation>,
     },
-    /// Deltas that another sub-topology of the application repartitioned.
+    /// Deltas of one input, which another sub-topology of the application has repartitioned.
     Repartitioned(Side),
 }
 
@@ -53,7 +54,7 @@ pub struct Reader {
     sink: Box<dyn Sink>,
     fetch: FetchSchema,
     shaped: Shaped,
-    /// The declaration is not in the state yet.
+    /// Whether the declaration is not yet stored in the state.
     declaration_unwritten: bool,
 }
 
@@ -82,7 +83,7 @@ impl Reader {
         let Some(input) = self.inputs.iter_mut().find(|input| *input.name == **record.topic()) else {
             return Ok(());
         };
-        // A timestamp in the future must not advance stream time, or it would close windows that are still open.
+        // A timestamp in the future must not advance stream time, because that would close windows that are still open.
         self.sink.advance(record.timestamp().min(step.context.now));
         let mut pipeline = Pipeline {
             name: &self.name,
@@ -139,7 +140,7 @@ fn repartitioned(
             at: record.timestamp(),
         }),
         Err(DeltaError::Damaged) => Err(RecordError::new(Stage::ValueConverter, DeltaError::Damaged).into()),
-        // All later records would fail in the same way, so stop instead of writing them to the dead-letter topic.
+        // All later records would fail for the same reason, so the task stops instead of making them dead letters.
         Err(error @ (DeltaError::Newer(_) | DeltaError::Foreign)) => {
             let at = record.partition();
             Err(pipeline
@@ -194,7 +195,7 @@ impl Processor for Reader {
         let Some(TopicContent::Direct { relations, .. }) = input.map(|input| &input.content) else {
             return Ok(());
         };
-        // A table needs no note: the redriven row is applied unless a newer version has been.
+        // A table needs no such entry: the redriven row is applied unless a newer version was applied.
         if matches!(relations.as_slice(), [relation] if relation.rows.is_none()) {
             event_idempotency::note_rejected(&record, state);
         }

@@ -1,4 +1,5 @@
-//! One side of an input topic: its name, its expressions, its rows, and the schemas that its records were written with.
+//! One input of a processor (the input of an aggregate, or a side of a join): its name, its expressions, its rows, and
+//! the schemas with which its records were written.
 
 use super::shape::Shape;
 use super::table_rows::TableRows;
@@ -24,8 +25,11 @@ impl Bound {
         let mut names = Vec::with_capacity(columns.len() + 1);
         for column in columns {
             let field = writer.fields().iter().find(|field| field.column() == column.as_str());
-            let missing =
-                || format!("the processor uses column `{column}` of `{relation}`, but the record's schema lacks it");
+            let missing = || {
+                format!(
+                    "the processor uses column `{column}` of `{relation}`, but the record's schema does not contain it; redeploy the source or the topology so that both match"
+                )
+            };
             names.push(field.ok_or_else(missing)?.name.to_string());
         }
         let lists_unchanged = writer
@@ -52,7 +56,7 @@ impl Bound {
 
 /// One side of an input topic.
 pub struct Relation {
-    /// Which side of the processor it is.
+    /// Whether it is the only or left input, or the right one.
     pub side: Side,
     /// The name of the table, event or processor in the input's records.
     pub name: String,
@@ -67,7 +71,7 @@ pub struct Relation {
 }
 
 impl Relation {
-    /// A side without schemas; `prepare` fetches them.
+    /// Creates an input without schemas; `prepare` fetches them.
     pub fn new(side: Side, name: String, shape: Shape, rows: Option<TableRows>) -> Self {
         Relation {
             side,
@@ -90,7 +94,7 @@ impl Relation {
         }
         self.bound.get(&id).cloned().ok_or_else(|| {
             let reason = self.unusable.get(&id).cloned();
-            reason.unwrap_or_else(|| format!("schema {id} does not fit `{}`", self.name))
+            reason.unwrap_or_else(|| format!("schema {id} is incompatible with the declaration of `{}`", self.name))
         })
     }
 

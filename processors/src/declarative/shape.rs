@@ -1,6 +1,7 @@
-//! Evaluation of a processor's compiled expressions over the rows of one side.
+//! Evaluates a processor's compiled expressions for the rows of one input.
 //!
-//! The result depends on the row only, byte for byte, so that a contribution can be taken back exactly.
+//! The result depends only on the row and has the same bytes each time, so that a contribution can be removed exactly
+//! as it was added.
 
 use super::values;
 use schemas::codec::Datum;
@@ -16,18 +17,18 @@ use topology::{Aggregate, Feed, Function, Processor, Side, Work};
 pub struct Shaped {
     /// The key: a canonical JSON array.
     pub key: Vec<u8>,
-    /// When it happened, in ms, if a column declares the time.
+    /// Event time in ms, if a column is declared as the event time.
     pub time: Option<i64>,
     /// Its values, encoded.
     pub values: Vec<u8>,
 }
 
-/// How rows of one side become contributions.
+/// How rows of one input become contributions.
 #[derive(Debug)]
 pub struct Shape {
     processor: Arc<Processor>,
     side: Side,
-    /// Types of the key's columns in the output's schema.
+    /// Types of the key columns in the output schema.
     key: Vec<(TypeId, AvroType)>,
 }
 
@@ -51,8 +52,8 @@ impl Shape {
         }
     }
 
-    /// Evaluates a row of the used columns; `row_key` is the content of its record's key. `false` if the row does not
-    /// contribute.
+    /// Evaluates a row of the used columns; `row_key` has the elements of the JSON array that is the record's key.
+    /// Returns `false` if the row does not contribute.
     ///
     /// # Errors
     /// An expression failed on the row.
@@ -78,8 +79,8 @@ impl Shape {
         }
     }
 
-    /// When a contribution happened: the value of the declared column, else the record's timestamp. 0 if the processor
-    /// does not depend on time, so that a new timestamp alone is no change.
+    /// The time of a contribution: the value of the declared column, else the record's timestamp. 0 if the processor
+    /// does not depend on time, so that a change of the timestamp alone does not change the contribution.
     pub fn time_of(&self, shaped: &Shaped, at: i64) -> i64 {
         let matters = match (&self.processor.work, self.side) {
             (Work::Aggregate(aggregate), _) => aggregate.window.is_some(),
@@ -114,7 +115,7 @@ impl Shape {
         }
         if let Some(time) = aggregate.window.as_ref().and_then(|window| window.time.as_ref()) {
             match time.eval(row)? {
-                // The greatest and least instants are PostgreSQL's infinity, which no window contains.
+                // The maximum and minimum are PostgreSQL's `infinity` and `-infinity`, which are in no window.
                 Cell::Int(micros) if micros != i64::MAX && micros != i64::MIN => {
                     out.time = Some(micros.div_euclid(1000));
                 }
@@ -137,7 +138,7 @@ impl Shape {
         Ok(true)
     }
 
-    /// Writes the key, and returns whether it has no null.
+    /// Writes the key. Returns whether it contains no null.
     fn write_key(
         &self,
         key: &[Scalar],
@@ -161,7 +162,7 @@ impl Shape {
     }
 }
 
-/// Avro types of a processor's first columns.
+/// Avro types of the first columns of a processor's output.
 fn key_types(processor: &Processor, count: usize) -> Vec<(TypeId, AvroType)> {
     let fields = processor.schema.fields().iter().zip(&processor.columns);
     fields
@@ -182,7 +183,7 @@ pub fn datum<'c>(cell: &'c Cell<'_>) -> Datum<'c> {
     }
 }
 
-/// Writes the values of a processor's output topic: framed Avro of its schema.
+/// Writes the values of a processor's output topic as Avro with the id of the output schema.
 #[derive(Debug)]
 pub struct OutputTopic {
     /// Its topic.
@@ -193,7 +194,7 @@ pub struct OutputTopic {
 }
 
 impl OutputTopic {
-    /// The output topic of a processor whose schema has this id.
+    /// The output topic of a processor whose output schema has this id.
     pub fn new(processor: &Processor, id: u32) -> Self {
         let mut frame = Vec::new();
         schemas::wire::frame(schemas::ids::SchemaId(id), &mut frame);
@@ -209,10 +210,10 @@ impl OutputTopic {
         }
     }
 
-    /// Converts the values to the types of their columns and writes the framed record into `out`, which is cleared first.
+    /// Converts the values to the types of their columns and writes the record with its schema id into `out`, which is
+    /// cleared first.
     ///
-    /// # Errors
-    /// A value does not fit its column.
+    /// # Errors A value cannot be represented in its column's type.
     pub fn write(&self, row: &mut [Datum<'_>], out: &mut Vec<u8>) -> Result<(), schemas::codec::EncodeError> {
         for (datum, ty) in row.iter_mut().zip(&self.types) {
             let value = std::mem::replace(datum, Datum::Null);

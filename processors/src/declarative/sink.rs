@@ -1,4 +1,4 @@
-//! The interface between the reader of inputs and what is done with their deltas.
+//! The interface between the reader of inputs and the code that applies their deltas.
 
 use super::delta::Delta;
 use super::shape::Shaped;
@@ -8,13 +8,13 @@ use event_log::Millis;
 use streams::{Error, Output, Result, Stage, State, Timer};
 use topology::Side;
 
-/// What is done with deltas: aggregation, join or repartitioning.
+/// What applies deltas: an aggregate, a join or a repartition topic.
 pub trait Sink: Send {
-    /// Advances stream time. Called with the timestamp of every record, limited to the wall-clock time.
+    /// Advances stream time. Called for every record with its timestamp, limited to the wall-clock time.
     fn advance(&mut self, _at: Millis) {}
 
-    /// Applies a change. Returns why the record is a dead letter although its change was applied, such as a sum that
-    /// leaves its range.
+    /// Applies a change. Returns a reason if the record becomes a dead letter although its change was applied, for
+    /// example because a sum is out of range.
     fn apply(&mut self, change: Change<'_>, step: &mut Step<'_>) -> Result<Option<String>>;
 
     /// A timer is due.
@@ -44,7 +44,7 @@ pub struct Change<'a> {
     pub at: Millis,
 }
 
-/// What a record passes through: evaluation into `shaped`, then the sink.
+/// What a record is passed through: its evaluation into `shaped`, and then the sink.
 pub struct Pipeline<'p> {
     /// The processor's name, for errors.
     pub name: &'p str,
@@ -65,7 +65,7 @@ impl Pipeline<'_> {
         }
     }
 
-    /// An error that stops the task, for state that cannot be read.
+    /// An error that stops the task because its state cannot be read.
     pub fn damaged(&self, reason: impl ToString) -> Error {
         stop(self.name, reason)
     }

@@ -1,6 +1,7 @@
-//! Changes of tables as deltas: rows that are put or deleted, truncations, and rows that a snapshot did not find.
+//! Converts changes of tables to deltas: rows that are written or deleted, truncations, and rows that a snapshot did
+//! not find.
 //!
-//! A change takes back exactly what its row contributed before, also if a truncation or a snapshot chunk deletes the
+//! A change removes exactly what the row contributed before, including if a truncation or a snapshot chunk deletes the
 //! row. A change that does not alter the contribution is no delta.
 
 use super::delta::Delta;
@@ -79,7 +80,8 @@ impl TableChange<'_, '_> {
                     position: end.low,
                     ordinal: 0,
                 };
-                // Only the chunk's own rows have its position, which may be just below `low`: they were found (ADR 3).
+                // A row of this chunk has exactly the chunk's position, which may be just below `low`. Such rows were
+                // found by the snapshot, so they are not removed (ADR 3).
                 let chunk = (version.incarnation, version.position);
                 self.remove_rows(pipeline, &|key, row| {
                     let in_chunk = (row.version.incarnation, row.version.position) == chunk;
@@ -96,7 +98,7 @@ impl TableChange<'_, '_> {
             .get(&state_key, pipeline.step.state)?
             .transpose()
             .map_err(|e| pipeline.damaged(e))?;
-        // A replay, a redrive or a second snapshot of a change that has counted must not count again.
+        // If a change was already applied, a replay, a redrive or a second snapshot must not apply it again.
         if version <= old.as_ref().map_or(rows.floor(), |old| old.version) {
             return Ok(());
         }
@@ -110,7 +112,8 @@ impl TableChange<'_, '_> {
             KeyChange::Arrives { from, left } => Origin::read(rows, from, left, pipeline)?,
             KeyChange::None | KeyChange::Leaves => None,
         };
-        // The values that a deleted row left belong to its new key, not to another row under the old key.
+        // The kept values of a deleted row belong to the same row under its new key, not to another row under the old
+        // key.
         let live = if old.deleted_ms.is_none() {
             old.kept.as_slice()
         } else {
@@ -123,7 +126,7 @@ impl TableChange<'_, '_> {
         if let Some(value) = change.value {
             (row.contribution, row.kept) = self.evaluate(row_key, value, kept, pipeline)?;
         } else if change.key_change == KeyChange::Leaves {
-            // The next record, the row under its new key, may omit the same columns.
+            // The next record, which is the same row under its new key, may omit the same columns.
             row.kept = live.to_vec();
         }
         let delta = Delta {
@@ -140,7 +143,7 @@ impl TableChange<'_, '_> {
         } else {
             Ok(())
         };
-        // After a record error the change has been applied nevertheless, so the row must be stored.
+        // With a record error, the change has nevertheless been applied, so the row must be stored.
         if let Err(StepError::Task(error)) = applied {
             return Err(StepError::Task(error));
         }
@@ -162,7 +165,7 @@ impl TableChange<'_, '_> {
         }
     }
 
-    /// The contribution of a row, and the values to keep for its next change.
+    /// Returns the contribution of a row, and the values to keep for the row's next change.
     fn evaluate(
         &self,
         row_key: &str,
@@ -202,7 +205,7 @@ impl TableChange<'_, '_> {
         Ok((Some(contribution), kept))
     }
 
-    /// Removes the live rows that match, at the version of the record that removes them.
+    /// Removes the live rows that match. Their new version is that of the record that removes them.
     fn remove_rows(&self, pipeline: &mut Pipeline<'_>, matches: &dyn Fn(&str, &Row) -> bool) -> Result<(), StepError> {
         let rows = self.rows;
         let prefix = rows.prefix().len();
@@ -239,14 +242,15 @@ impl TableChange<'_, '_> {
     }
 }
 
-/// The state of a row's old key, as the tombstone of the key change left it.
+/// The state of a row's old key, as it was after the tombstone that the key change wrote.
 struct Origin {
     state_key: Vec<u8>,
     row: Row,
 }
 
 impl Origin {
-    /// `None` if the old key's state is unknown or newer: it may then contain the values of another row.
+    /// `None` if there is no state for the old key, or if it was changed after `left`: it may then contain the values
+    /// of another row.
     fn read(rows: &TableRows, from: &str, left: Version, pipeline: &Pipeline<'_>) -> Result<Option<Origin>, StepError> {
         let state_key = rows.state_key(from);
         let row = rows
@@ -257,7 +261,7 @@ impl Origin {
         Ok(row.map(|row| Origin { state_key, row }))
     }
 
-    /// Drops the kept values, which the row under its new key has now.
+    /// Removes the kept values from the old key, because the row has them under its new key now.
     fn clear_kept(mut self, pipeline: &mut Pipeline<'_>) {
         if !self.row.kept.is_empty() {
             self.row.kept.clear();
@@ -266,7 +270,7 @@ impl Origin {
     }
 }
 
-/// Fills in the kept values of columns that the source omitted as unchanged.
+/// Sets the columns that the source omitted as unchanged to their kept values.
 fn fill_unchanged<'d>(columns: &[String], datums: &mut Datums<'d>, kept: &'d [Kept]) -> Result<(), RecordError> {
     let listed = datums
         .get(columns.len())
@@ -293,8 +297,8 @@ fn fill_unchanged<'d>(columns: &[String], datums: &mut Datums<'d>, kept: &'d [Ke
     Ok(())
 }
 
-/// The longest value that PostgreSQL always sends: a TOAST pointer has 18 bytes, so no shorter value is moved out of
-/// its row.
+/// Maximum length of a value that PostgreSQL always sends: a TOAST pointer has 18 bytes, so no shorter value is moved
+/// out of its row.
 const SENT_BYTES_MAX: usize = 18;
 
 /// Whether the source may omit a value when it does not change.

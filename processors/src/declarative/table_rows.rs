@@ -1,8 +1,9 @@
-//! The remembered rows of a table: version and contribution, so that a change takes back exactly what the row
-//! contributed before.
+//! The rows of a table as stored in the state, with version and contribution, so that a change removes exactly what the
+//! row contributed before.
 //!
-//! A change counts once, because one that is not newer than the row's version is ignored. Deleted rows are remembered
-//! until the horizon; when one is forgotten, the floor rises to its version (docs/protocol/view-sync.md, "The writer").
+//! A change is applied only once, because a change that is not newer than the row's version is ignored. Deleted rows
+//! stay in the state until the horizon. When a deleted row is removed from the state, the floor (the version up to
+//! which changes of unknown rows are ignored) rises to its version (docs/protocol/view-sync.md, "The writer").
 
 use super::delta::Contribution;
 use super::names::named;
@@ -17,7 +18,7 @@ use streams::{Result, State};
 
 /// Format of rows and progress in the state.
 const FORMAT: u8 = 1;
-/// Deleted rows that are forgotten per commit, so that a commit stays short.
+/// Maximum number of deleted rows that are removed from the state per commit, so that a commit stays short.
 const FORGET_MAX: usize = 256;
 
 /// A column's name and value.
@@ -26,18 +27,17 @@ pub type Kept = (String, Vec<u8>);
 /// Rows with their state keys.
 pub type Found = Vec<(Vec<u8>, Row)>;
 
-/// A value of the state that cannot be read.
+/// A value in the state that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
     /// A newer release wrote it.
     #[error("its state has format {0}, but this release reads up to format {FORMAT}; update Trunkline")]
     Newer(u8),
     /// The bytes are damaged.
-    #[error("its state is damaged: {0} cannot be decoded")]
+    #[error("its state is corrupt: {0} cannot be decoded")]
     Damaged(&'static str),
 }
 
-/// The contribution of a row, owned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RowContribution {
     /// Key of the group or pair.
@@ -72,12 +72,12 @@ pub struct Row {
     /// What it contributes.
     pub contribution: Option<RowContribution>,
     /// Large values that the source may omit when they do not change, by column name. A deleted row has them only until
-    /// the same row arrives under another key.
+    /// the same row is written under another key.
     pub kept: Vec<Kept>,
 }
 
 impl Row {
-    /// Encodes it, with the format byte.
+    /// Encodes the row, including the format byte.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![FORMAT];
         out.extend_from_slice(&self.version.to_bytes());
@@ -97,7 +97,7 @@ impl Row {
         out
     }
 
-    /// Decodes what [`Self::encode`] wrote.
+    /// Decodes the output of [`Self::encode`].
     pub fn decode(mut bytes: &[u8]) -> Result<Row, StateError> {
         let rest = &mut bytes;
         match read_byte(rest) {
@@ -134,7 +134,8 @@ impl Row {
     }
 }
 
-/// A row's state as JSON; `names` are those of its contribution's values. `None` if the bytes are not a row.
+/// A row of the state as JSON; `names` are the names of the values of its contribution. `None` if the bytes are not a
+/// row.
 pub fn readable(bytes: &[u8], names: &[String]) -> Option<Value> {
     let row = Row::decode(bytes).ok()?;
     let contribution = match &row.contribution {
@@ -157,7 +158,7 @@ pub fn readable(bytes: &[u8], names: &[String]) -> Option<Value> {
     }))
 }
 
-/// A table's progress as JSON; `None` if the bytes are not a progress.
+/// The progress of a table as JSON; `None` if the bytes are not a progress record.
 pub fn readable_progress(bytes: &[u8]) -> Option<Value> {
     let progress = Progress::decode(bytes).ok()?;
     Some(json!({
@@ -213,17 +214,17 @@ impl Progress {
 /// The rows of one table in one task, and the progress of its source stream.
 #[derive(Debug)]
 pub struct TableRows {
-    /// Name of the table in state keys: its side.
+    /// Name of the table in state keys: the name of the processor's input.
     name: &'static str,
     progress: Progress,
     horizon_ms: i64,
-    /// Whether the newest record left its source transaction open.
+    /// Whether a source transaction is open after the newest record.
     open: bool,
     dirty: bool,
 }
 
 impl TableRows {
-    /// The rows of a side that is read from the topic with this id.
+    /// Creates the rows of an input that is read from the topic with this id.
     pub fn new(name: &'static str, topic_id: String, horizon_ms: i64) -> Self {
         TableRows {
             name,
@@ -243,7 +244,7 @@ impl TableRows {
         self.progress.source_epoch
     }
 
-    /// Changes of unknown rows at or below this version are ignored.
+    /// Version up to which changes of unknown rows are ignored.
     pub fn floor(&self) -> Version {
         self.progress.floor
     }
@@ -267,7 +268,8 @@ impl TableRows {
         Ok(state.get(state_key)?.map(|bytes| Row::decode(&bytes)))
     }
 
-    /// Stores a row, and lists it by age while it is deleted. `was_deleted` is the time under which it was listed.
+    /// Stores a row. While the row is deleted, it is also in the list of deleted rows; `was_deleted` is the time under
+    /// which it was in the list before.
     pub fn put(&self, state_key: &[u8], was_deleted: Option<Millis>, row: &Row, state: &mut State) {
         if let Some(at) = was_deleted {
             state.delete(&keys::deleted_key(at, state_key));
@@ -295,7 +297,7 @@ impl TableRows {
         Ok(failed.map_or(Ok(found), Err))
     }
 
-    /// Notes the source epoch of a record, and whether its source transaction is open after it.
+    /// Stores the source epoch of a record, and whether a source transaction is open after the record.
     pub fn begin(&mut self, input: &ChangeRecord<'_>) {
         let source_epoch = input.version.incarnation;
         if input.replayed.is_none() {
@@ -320,21 +322,22 @@ impl TableRows {
         };
         (self.progress.source_epoch, self.progress.floor) = (written.source_epoch, written.floor);
         if written.topic_id != self.progress.topic_id {
-            // The topic was deleted and created again. Its offsets restart, so versions need a new epoch to rise.
+            // The topic was deleted and created again. Its offsets start at 0 again, so the epoch increases so that
+            // versions increase.
             self.progress.source_epoch += 1;
             self.dirty = true;
         }
         Ok(Ok(()))
     }
 
-    /// Forgets rows that were deleted before the horizon, and writes the progress if it changed.
+    /// Removes rows that were deleted before the horizon from the state, and writes the progress if it changed.
     pub fn before_commit(&mut self, now: Millis, state: &mut State) -> Result<Result<(), StateError>> {
         let mut old: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
         let (before, prefix) = (now - self.horizon_ms, self.prefix());
         state.scan(keys::DELETED, &mut |key, _| {
             match keys::parse_deleted_key(key) {
                 Some((at, state_key)) if at < before && old.len() < FORGET_MAX => {
-                    // The two tables of a join share the list.
+                    // The list contains the deleted rows of both tables of a join.
                     if state_key.starts_with(&prefix) {
                         old.push((key.to_vec(), state_key));
                     }
@@ -345,7 +348,8 @@ impl TableRows {
         })?;
         for (deleted_key, state_key) in old {
             match self.get(&state_key, state)? {
-                // The next record of the open transaction may be this row under its new key, which needs the kept values.
+                // The next record of the open transaction may be this row under its new key, for which the kept values
+                // are needed.
                 Some(Ok(row)) if self.open && !row.kept.is_empty() => continue,
                 Some(Ok(row)) => self.progress.floor = self.progress.floor.max(row.version),
                 Some(Err(error)) => return Ok(Err(error)),

@@ -1,4 +1,5 @@
-//! Tests of declarative processors with `StepDriver`: their output equals a recomputation from the whole history.
+//! Tests of declarative processors with `StepDriver`: their output must be equal to a recomputation from the whole
+//! history.
 //!
 //! Tests with random histories print their seed.
 
@@ -63,7 +64,7 @@ fn matching_events_count_once() {
     viewed(&mut harness, 1, None, 9, 11);
     viewed(&mut harness, 2, Some("cart"), 0, 12);
     viewed(&mut harness, 1, Some("cart"), 7, 13);
-    // A replayed event has counted already.
+    // A replayed event has already been counted.
     harness.replay("event.viewed", 0);
     harness.commit();
     assert_eq!(
@@ -104,13 +105,13 @@ fn failed_event_is_dead_letter_and_redrive_counts_once() {
     assert_eq!(reasons[0], "evaluate `100 / ms`: division by zero");
     assert!(reasons[1].contains("Avro body"), "{reasons:?}");
     assert_eq!(harness.shown(), [(id(1), row_text(&[1.into(), 2.into(), 50.into()]))]);
-    // A redriven event counts once; one that has counted does not count again.
+    // A redriven event is counted once; an event that was counted is not counted again.
     harness.redrive("event.viewed", 0, &[Datum::Long(1), Datum::Null, Datum::Long(25)]);
     harness.redrive("event.viewed", 0, &[Datum::Long(1), Datum::Null, Datum::Long(25)]);
     harness.redrive("event.viewed", 1, &[Datum::Long(1), Datum::Null, Datum::Long(50)]);
     harness.commit();
     assert_eq!(harness.shown(), [(id(1), row_text(&[1.into(), 6.into(), 75.into()]))]);
-    // An event whose effects were rejected has not counted either.
+    // An event whose effects were rejected was not counted either.
     harness.reject("viewed", &[Datum::Long(1), Datum::Null, Datum::Long(20)]);
     harness.commit();
     let rejected = harness.fed("event.viewed") - 1;
@@ -169,7 +170,7 @@ fn final_window_is_written_once_after_grace() {
     harness.restart();
     viewed(&mut harness, 1, None, 1, 40_000);
     harness.commit();
-    // From 5 s: 7, 11, 8, 12 and the late 9; from 10 s: 11 and 12.
+    // Expected: the window from 5 s contains 7, 11, 8, 12 and the late 9; the window from 10 s contains 11 and 12.
     assert_eq!(harness.sent(), [window("00", 2), window("05", 5), window("10", 2)]);
     harness.abort();
     harness.commit();
@@ -224,7 +225,7 @@ fn future_row_does_not_close_windows() {
         shown[0].starts_with("[7,\"1970-01-05T03:00:00Z\"]") && shown[0].ends_with(" 2 150"),
         "{shown:?}"
     );
-    // The second order moves to the next hour, with its contribution.
+    // The second order moves to the next hour, together with its contribution.
     order(&mut harness, 2, 50, Some(100 * hour));
     harness.commit();
     let shown = of(&harness);
@@ -260,7 +261,7 @@ fn event_joins_the_present_row() {
         ];
         viewed(&mut harness, 1, Some("a"), 1, 1);
         harness.put("orders", 1, &order);
-        // Repartitioned deltas arrive with the commit.
+        // Repartitioned deltas are delivered at the commit.
         harness.commit();
         viewed(&mut harness, 1, Some("b"), 2, 2);
         harness.delete("orders", 1);

@@ -1,6 +1,6 @@
 //! Encoding of values in the state and in repartition topics: compact and self-describing, or sortable by their bytes.
 //!
-//! Truncated or damaged bytes decode to `None`. Scalar values decode without allocation.
+//! Truncated or corrupt bytes decode to `None`. Scalar values are decoded without allocation.
 
 use schemas::codec::Datum;
 use schemas::pg_types::AvroType;
@@ -207,8 +207,8 @@ pub fn write_sortable(out: &mut Vec<u8>, datum: &Datum<'_>) -> bool {
         Datum::Float(value) => write_ordered_double(out, f64::from(*value)),
         Datum::Double(value) => write_ordered_double(out, *value),
         Datum::Str(text) => {
-            // UTF-8 has no byte 0xff, so adding 1 to each byte reserves 0 for the end. A prefix then sorts first, and
-            // last if all bytes are inverted.
+            // UTF-8 has no byte 0xff, so adding 1 to each byte reserves 0 for the end. A prefix of a text therefore
+            // sorts before the text, or after it if all bytes are inverted.
             out.extend(text.bytes().map(|byte| byte.wrapping_add(1)));
             out.push(0);
         }
@@ -221,7 +221,7 @@ fn write_ordered(out: &mut Vec<u8>, value: i64) {
     out.extend_from_slice(&(value.cast_unsigned() ^ (1 << 63)).to_be_bytes());
 }
 
-/// The order of floats in PostgreSQL: minus zero equals zero, and NaN is the greatest.
+/// Appends a double in PostgreSQL's order: minus zero equals zero, and NaN is the greatest value.
 fn write_ordered_double(out: &mut Vec<u8>, value: f64) {
     let bits = if value.is_nan() {
         f64::NAN.to_bits() & !(1 << 63)

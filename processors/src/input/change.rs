@@ -1,6 +1,7 @@
 //! Reading a change record: which row of which table, at which version, and which source transaction it ends.
 //!
-//! A field that cannot be read is a [`RecordError`] with the stage that failed. The row's value is not decoded here.
+//! If a field cannot be read, the result is a [`RecordError`] with the stage that failed. The row's value is not
+//! decoded here.
 
 use super::keys::row_state_key;
 use crate::dead_letter::RecordError;
@@ -34,7 +35,7 @@ pub enum Kind<'a> {
 /// A row that is put or deleted.
 #[derive(Debug)]
 pub struct Change<'a> {
-    /// Content of the row key's JSON array, without the table.
+    /// Elements of the JSON array that is the row key, without the table.
     pub row_key: &'a str,
     /// Key of the row in the state.
     pub state_key: Vec<u8>,
@@ -56,7 +57,7 @@ pub enum KeyChange<'a> {
     Leaves,
     /// The row under its new key.
     Arrives {
-        /// Content of the old row key's JSON array, without the table.
+        /// Elements of the JSON array that is the old row key, without the table.
         from: &'a str,
         /// Version of the tombstone.
         left: Version,
@@ -66,7 +67,7 @@ pub enum KeyChange<'a> {
 /// The end of a snapshot chunk.
 #[derive(Debug)]
 pub struct ChunkEnd {
-    /// Position below which a row of the range that was not in the chunk is deleted.
+    /// Position below which a row is deleted if it is in the chunk's range but not in the chunk.
     pub low: u64,
     /// Whether this is the last chunk of the table's snapshot.
     pub last: bool,
@@ -94,8 +95,8 @@ pub struct ChangeRecord<'a> {
 impl<'a> ChangeRecord<'a> {
     /// Parses a record of a source stream.
     ///
-    /// `event` is the name of the event whose topic it is, and `topic_epoch` that topic's epoch; tables have their
-    /// version in the header `tx`.
+    /// For an event topic, `event` is the name of the event type, and `topic_epoch` is the epoch of the topic. Changes
+    /// of tables have their version in the header `tx`.
     pub fn read(record: &RecordRef<'a>, event: Option<&'a str>, topic_epoch: u32) -> Result<Self, RecordError> {
         let replayed = match record.header(headers::REPLAYED) {
             None => None,
@@ -162,7 +163,7 @@ fn event_version(record: &RecordRef<'_>, replayed: Option<Replayed>, topic_epoch
     }
 }
 
-/// The next element of a key as a table name, which needs no escapes in JSON.
+/// The next element of a key, as a table name. A table name needs no escapes in JSON.
 fn table_name<'a>(parts: &mut Parts<'a>) -> Result<&'a str, RecordError> {
     match parts.next() {
         Some(Ok(Part::Str(std::borrow::Cow::Borrowed(text)))) => Ok(text),
@@ -195,7 +196,8 @@ fn key_change<'a>(record: &RecordRef<'a>, table: &str, version: Version) -> Resu
     schemas::key::check(key).map_err(malformed)?;
     let mut parts = Parts::new(key).map_err(malformed)?;
     let same_table = matches!(parts.next(), Some(Ok(Part::Str(of))) if of == table);
-    // The tombstone has the preceding ordinal, so the row under its new key is never first in its transaction.
+    // The tombstone has the preceding ordinal, so the row under its new key is never the first change in its
+    // transaction.
     let ordinal = version
         .ordinal
         .checked_sub(1)
@@ -235,7 +237,7 @@ impl ChunkEnd {
     }
 }
 
-/// Orders two keys as the source does: integers by value, also if they are written as strings, and text by its bytes.
+/// Orders two keys as the source does: integers by value, including integers in strings, and text by its bytes.
 fn order(a: &str, b: &str) -> std::cmp::Ordering {
     let parts = |key: &str| schemas::key::parts(key.as_bytes()).map(comparable).unwrap_or_default();
     parts(a).cmp(&parts(b))
@@ -259,7 +261,7 @@ fn comparable(parts: Vec<Part<'_>>) -> Vec<Comparable> {
     parts.iter().map(comparable).collect()
 }
 
-/// The table or event of a record; `None` if its key does not name one.
+/// The table or event type of a record; `None` if its key does not contain a table.
 pub fn table_of<'a>(record: &RecordRef<'a>, event: Option<&'a str>) -> Option<&'a str> {
     match event {
         Some(event) => Some(event),
@@ -267,7 +269,8 @@ pub fn table_of<'a>(record: &RecordRef<'a>, event: Option<&'a str>) -> Option<&'
     }
 }
 
-/// The table and the state key of the row that a record changes; `None` if its key does not name one.
+/// The table of the row that a record changes, and the row's state key; `None` if the record's key does not contain
+/// them.
 pub fn row_of<'a>(record: &RecordRef<'a>, event: Option<&'a str>) -> Option<(&'a str, Vec<u8>)> {
     let key = record.key()?;
     schemas::key::check(key).ok()?;

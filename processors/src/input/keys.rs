@@ -1,7 +1,7 @@
 //! Keys of the state: rows, deleted rows by age, and rows that lack changes.
 //!
 //! All are JSON arrays whose first element is the kind. The byte order of the keys of deleted rows is the order of
-//! their deletion, so that a scan finds the oldest first.
+//! their deletion, so that a scan finds the row that was deleted first.
 
 use event_log::Millis;
 
@@ -14,7 +14,7 @@ const ROW: &[u8] = b"[\"row\",";
 /// Prefix of the keys of missing entries.
 const MISSING: &[u8] = b"[\"missing\",";
 
-/// Digits of the time in a key of a deleted row; 14 digits of milliseconds last until the year 5138.
+/// Digits of the time in a key of a deleted row; 14 digits suffice for milliseconds until the year 5138.
 const TIME_DIGITS: usize = 14;
 
 /// Prefix of the keys of a table's rows.
@@ -25,7 +25,7 @@ pub fn table_prefix(table: &str) -> Vec<u8> {
     prefix
 }
 
-/// Key of a row. `row_key` is the content of the row key's JSON array, without the table.
+/// Key of a row. `row_key` has the elements of the JSON array that is the row key, without the table.
 pub fn row_state_key(table: &str, row_key: &str) -> Vec<u8> {
     let mut key = table_prefix(table);
     key.extend_from_slice(row_key.as_bytes());
@@ -46,7 +46,7 @@ pub fn missing_key(state_key: &[u8]) -> Vec<u8> {
     [MISSING, state_key.strip_prefix(ROW).unwrap_or_default()].concat()
 }
 
-/// State key of the row that a missing entry belongs to.
+/// State key of the row to which a missing entry belongs.
 pub fn row_of_missing_key(key: &[u8]) -> Vec<u8> {
     [ROW, key.strip_prefix(MISSING).unwrap_or_default()].concat()
 }
@@ -64,7 +64,7 @@ pub fn deleted_key(at: Millis, state_key: &[u8]) -> Vec<u8> {
     key
 }
 
-/// Time of deletion and state key of the row that such a key lists.
+/// Time of deletion and state key of the row in such a key.
 pub fn parse_deleted_key(key: &[u8]) -> Option<(Millis, Vec<u8>)> {
     let rest = key.strip_prefix(DELETED)?.strip_prefix(b"\"")?;
     let (digits, rest) = rest.split_at_checked(TIME_DIGITS)?;

@@ -1,7 +1,7 @@
-//! The view rules bound to the schemas that a source stream's records were written with.
+//! The view rules, bound to the schemas with which the records of a source stream were written.
 //!
-//! `prepare` fetches schemas, so that a step does no IO. A schema that the registry does not know, or that does not fit
-//! the rules, makes dead letters of the records that use it.
+//! `prepare` fetches schemas, so that a step does no IO. If the registry does not know a schema, or the schema is
+//! incompatible with the rules, the records that use it become dead letters.
 
 use crate::dead_letter::RecordError;
 use crate::input::{self, FetchSchema, Unavailable, schema_id};
@@ -45,7 +45,7 @@ impl Bindings {
                 continue;
             }
             last = Some((id, table));
-            // A record may be redriven because its schema has been registered since, so look it up again.
+            // A redriven record is looked up again, because its schema may have been registered in the meantime.
             let known = self.unusable.contains_key(&id) && record.header(schemas::headers::REPLAYED).is_none();
             if !known && !self.bound.keys().any(|(i, t)| *i == id && **t == *table) {
                 self.fetch(id, table)?;
@@ -64,8 +64,12 @@ impl Bindings {
             .find(|((known, name), _)| *known == id && **name == *table);
         known.map(|(_, bound)| bound.clone()).ok_or_else(|| {
             let reason = self.unusable.get(&id).cloned();
-            let reason =
-                reason.unwrap_or_else(|| format!("schema {id} does not fit the rules of `{}`", relation.name()));
+            let reason = reason.unwrap_or_else(|| {
+                format!(
+                    "schema {id} is incompatible with the view rules of `{}`",
+                    relation.name()
+                )
+            });
             RecordError::new(Stage::ValueConverter, reason)
         })
     }

@@ -1,18 +1,18 @@
-//! Changes of a row's key: the columns that the source omitted are in the state of the old key.
+//! Changes of a row's key: the values of columns that the source omitted are in the state of the old key.
 //!
 //! The tombstone of the old key keeps those values in the old key's state, and the next record, the row under its new
-//! key, reads them from there. If that record becomes a dead letter, the values stay until it is redriven, the old key
-//! is used again, or the deleted row is forgotten. Only the state that this tombstone wrote is used: after a later
-//! change of the old key it may contain the values of another row.
+//! key, reads them from there. If that record becomes a dead letter, the values are kept until the record is redriven,
+//! the old key is used again, or the deleted row is removed from the state. Only the state that this tombstone wrote is
+//! used: after a later change of the old key it may contain the values of another row.
 
 use super::state::{Row, damaged};
 use crate::input::{Change, ChangeRecord, KeyChange, keys};
 use streams::{Result, State};
 
-/// The old key of a row that arrives under a new one.
+/// The old key of a row whose key changed.
 pub(super) struct Origin {
     pub(super) state_key: Vec<u8>,
-    /// What the tombstone left; `None` if the state is unknown or newer.
+    /// The state of the old key after the tombstone; `None` if it is unknown or has changed since.
     pub(super) row: Option<Row>,
 }
 
@@ -41,6 +41,6 @@ impl Origin {
 pub(super) struct Applied<'c, 'a> {
     pub(super) change: &'c Change<'a>,
     pub(super) origin: Option<Origin>,
-    /// The row does not contain values from earlier changes.
+    /// Whether the row contains no values from earlier changes.
     pub(super) whole: bool,
 }

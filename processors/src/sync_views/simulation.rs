@@ -1,9 +1,9 @@
 //! Simulation of the views path with production code end to end: source transactions, sync-views in stream threads over
-//! the simulated log with its faults, `view.log` with compaction, replicas, and devices whose pages are lost, repeated and
-//! late and which switch replicas.
+//! the simulated log with its faults, `view.log` with compaction, replicas, and devices that switch replicas and whose
+//! pages are lost, repeated or delayed.
 //!
 //! The oracle recomputes the views from the whole history, and compares them with the sources' databases at each
-//! transaction end marker. It checks I1 to I6 and I8 to I11 of docs/protocol/view-sync.md.
+//! transaction end marker. It checks the invariants I1 to I6 and I8 to I11 of docs/protocol/view-sync.md.
 //! `TRUNKLINE_VIEWS_SIMULATION=FROM,COUNT` runs other seeds.
 
 mod edge;
@@ -36,7 +36,8 @@ const REFRESH: Millis = 1_000;
 const BUCKETS: [char; 4] = ['a', 'b', 'c', 'd'];
 /// Number of seeds of a run without `TRUNKLINE_VIEWS_SIMULATION`.
 const SEEDS: u64 = 300;
-/// From this number of seeds on, every kind of fault must have occurred. `just simulate` and the nightly workflow run it.
+/// From this number of seeds on, every kind of fault must have occurred at least once. `just simulate` and the nightly
+/// workflow run that many.
 const COVERAGE_SEEDS: u64 = 10_000;
 
 /// The scope of a bucket; the two scopes are in different partitions.
@@ -205,7 +206,7 @@ impl Scenario for Views {
     }
 
     fn adjust(&mut self, faults: &mut FaultRates) {
-        // A jump makes every cursor and every replica too old at once, so jumps are rare here.
+        // A clock jump makes every cursor and every replica too old at the same time, so such jumps are rare here.
         faults.jump /= 4.0;
     }
 
@@ -227,8 +228,8 @@ impl Scenario for Views {
         Ok(())
     }
 
-    /// Whether nothing is left to stream and no view is stale. Staleness is cleared by a snapshot, that of events by new
-    /// events.
+    /// Whether there is nothing left to stream and no view is stale. A snapshot clears the staleness of tables, new
+    /// events that of event topics.
     fn is_idle(&mut self, broker: &mut Broker) -> bool {
         let Some(readers) = &self.readers else { return false };
         let stale = |view: &str| {

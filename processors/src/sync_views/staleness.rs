@@ -1,10 +1,10 @@
-//! Missing entries and stale marks: which views lack changes, and until when.
+//! Missing entries and stale marks: which views lack changes, and for how long.
 //!
 //! A change that became a dead letter leaves a missing entry for its row, and the views of a table are marked stale in
-//! every partition while a row of the table has an entry. An entry is removed only by proof: a newer change that
-//! contains the whole row or deletes it, the redriven dead letter, or a snapshot chunk or truncation that covers the
-//! row. A change that omitted columns is no proof of the values that it builds on. The rules are in
-//! docs/protocol/view-sync.md, "Stale rows", and ADR 8.
+//! every partition while a row of the table has an entry. An entry is removed only by a record that proves the state of
+//! the row: a newer change that contains the whole row or deletes it, the redriven dead letter, or a snapshot chunk or
+//! truncation whose range contains the row. A change that omits columns does not prove the values of those columns. The
+//! rules are in docs/protocol/view-sync.md, "Stale rows", and ADR 8.
 
 use super::key_change::Applied;
 use super::state::{self, Row, StateError, damaged};
@@ -50,7 +50,7 @@ impl Missing {
 
 impl SyncViews {
     /// Updates the missing entries of the rows that a change concerns. A row that contains values of its old key also
-    /// lacks what the old key lacks.
+    /// lacks the changes that the old key lacks.
     pub(super) fn applied(
         &mut self,
         input: &ChangeRecord<'_>,
@@ -59,14 +59,15 @@ impl SyncViews {
     ) -> Result<()> {
         let state_key = &applied.change.state_key;
         let Some(origin) = applied.origin else {
-            // The tombstone of a key change proves nothing: the next record may contain this row's kept values.
+            // The tombstone of a key change proves nothing, because the next record may contain values that were kept
+            // from this row.
             let leaves = applied.change.key_change == KeyChange::Leaves;
             return self.resolve_missing(input, state_key, applied.whole && !leaves, step);
         };
         if !applied.whole && step.state.get(&keys::missing_key(&origin.state_key))?.is_some() {
             self.record_missing(input.table, state_key, input.version, step)?;
         } else {
-            // The row has no values of the row that had the new key before.
+            // The row contains no values of another row that had the new key before.
             self.resolve_missing(input, state_key, true, step)?;
         }
         self.resolve_missing(input, &origin.state_key, true, step)?;
@@ -77,7 +78,7 @@ impl SyncViews {
         Ok(())
     }
 
-    /// Adds a missing entry for the row of a record that is a dead letter, if its key names a row.
+    /// Adds a missing entry for the row of a record that became a dead letter, if the record's key identifies a row.
     pub(super) fn record_missed(
         &mut self,
         record: RecordRef<'_>,
@@ -90,7 +91,7 @@ impl SyncViews {
                 Kind::Row(change) => (input.table, change.state_key.clone(), input.version),
                 Kind::Truncate | Kind::ChunkEnd(_) => return Ok(()),
             },
-            // A record whose version cannot be read is at least as new as the record before it.
+            // If the version of a record cannot be read, the record is at least as new as the record before it.
             None => match input::row_of(&record, rules.event()) {
                 Some((table, state_key)) => (table, state_key, self.last.max(self.floor)),
                 None => return Ok(()),
@@ -158,7 +159,8 @@ impl SyncViews {
         Ok(())
     }
 
-    /// Removes missing entries of rows that `covers` selects: their state is known as of version `at`.
+    /// Removes the missing entries of the rows that `covers` selects, because the state of these rows is known as of
+    /// version `at`.
     pub(super) fn cover(
         &mut self,
         input: &ChangeRecord<'_>,
@@ -185,8 +187,8 @@ impl SyncViews {
             return Err(damaged(&error));
         }
         for key in found {
-            // An unknown row is now known to be deleted. Remember that, or its redriven dead letter would bring it back
-            // (I4).
+            // The row was unknown and is now known to be deleted. This is stored, because otherwise its redriven dead
+            // letter would restore the row (I4).
             let state_key = keys::row_of_missing_key(&key);
             if step.state.get(&state_key)?.is_none() {
                 let row = Row {
@@ -201,7 +203,7 @@ impl SyncViews {
         Ok(())
     }
 
-    /// Removes missing entries that the end of a snapshot chunk covers; `low` is the chunk's low watermark.
+    /// Removes the missing entries of the rows in the range of a snapshot chunk; `low` is the chunk's low watermark.
     pub(super) fn cover_chunk(
         &mut self,
         input: &ChangeRecord<'_>,
@@ -209,13 +211,13 @@ impl SyncViews {
         end: &ChunkEnd,
         step: &mut Step<'_>,
     ) -> Result<()> {
-        // At or below the floor, the chunk's own rows may have been ignored, so it proves nothing.
+        // At or below the floor, the rows of the chunk may have been ignored, so the chunk proves nothing.
         if low <= self.floor {
             return Ok(());
         }
         self.cover(input, low, step, &|key| end.contains(key))?;
         if end.last {
-            // Clears a mark that a release without missing entries has set.
+            // Clears a mark that was set by an earlier release, which had no missing entries.
             self.update_stale_mark(input.table, step.output);
         }
         Ok(())
@@ -233,7 +235,7 @@ impl SyncViews {
         }
     }
 
-    /// Writes stale marks if the last ones that were written for a table are no longer right.
+    /// Writes the stale marks of a table again if the last ones are no longer correct.
     fn update_stale_mark(&mut self, table: &str, output: &mut Output) {
         let stale = self.stream.missing.contains_key(table);
         if stale == self.stream.stale.contains(table) {
@@ -248,7 +250,7 @@ impl SyncViews {
         let Some(relation) = self.config.rules.relation(table).cloned() else {
             return;
         };
-        // Every partition gets the mark, because a device reads only some of them.
+        // Every partition gets the mark, because a device reads only some partitions.
         for view in relation.views() {
             for partition in 0..self.config.partitions {
                 self.view_log.stale_mark(view, stale, partition, output);

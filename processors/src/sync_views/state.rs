@@ -1,4 +1,5 @@
-//! The state of sync-views: per row its version and what was last written of it, and the progress of the source stream.
+//! The state of sync-views: for each row, its version and the outputs that were last written, and the progress of the
+//! source stream.
 //!
 //! Each value begins with a format byte. A newer format is an error, because a task that ignored it would lose data.
 
@@ -14,7 +15,7 @@ pub(super) const FORMAT: u8 = 1;
 /// Key of [`StreamState`].
 pub const STREAM: &[u8] = b"[\"line\"]";
 
-/// A value of the state that cannot be read.
+/// A value in the state that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
     /// A newer release wrote it.
@@ -26,16 +27,16 @@ pub enum StateError {
         found: u8,
     },
     /// The bytes are damaged.
-    #[error("the state of sync-views is damaged: {0} cannot be decoded")]
+    #[error("the state of sync-views is corrupt: {0} cannot be decoded")]
     Damaged(&'static str),
 }
 
-/// State that cannot be read stops the task.
+/// An error that stops the task because its state cannot be read.
 pub(super) fn damaged(error: &StateError) -> Error {
     stop("sync-views", error)
 }
 
-/// What was last written of a row in one view.
+/// The output that was last written for a row in one view.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WrittenRow {
     /// View.
@@ -58,12 +59,12 @@ pub struct Row {
     /// What was last written of it.
     pub written: Vec<WrittenRow>,
     /// Values of columns that the source may omit when they do not change, by name. A deleted row has them only until
-    /// the same row arrives under another key.
+    /// the same row is written under another key.
     pub kept: Vec<(String, Vec<u8>)>,
 }
 
 impl Row {
-    /// Encodes it, with the format byte.
+    /// Encodes the row, including the format byte.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(64 + self.written.len() * 48);
         out.push(FORMAT);
@@ -84,7 +85,7 @@ impl Row {
         out
     }
 
-    /// Decodes what [`Self::encode`] wrote.
+    /// Decodes the output of [`Self::encode`].
     pub fn decode(bytes: &[u8]) -> Result<Row, StateError> {
         let mut rest = open(bytes)?;
         let version = take::<17>(&mut rest).and_then(|v| Version::from_bytes(&v).ok());
@@ -130,17 +131,18 @@ pub struct StreamState {
     /// Epoch of the source, or of the topic for events.
     #[serde(rename = "incarnation")]
     pub source_epoch: u32,
-    /// Id of the input topic, whose change begins a new topic epoch.
+    /// Id of the input topic. A changed id begins a new topic epoch.
     pub topic_id: String,
     /// Whether a source transaction is open.
     pub open: bool,
     /// Partitions of `view.log` that were written to since their last transaction end marker.
     pub touched: BTreeSet<i32>,
-    /// The greatest version that was forgotten, in hexadecimal: changes of unknown rows up to it are ignored.
+    /// The greatest version of a row that was removed from the state, in hexadecimal. Changes of unknown rows up to it
+    /// are ignored.
     pub floor: String,
     /// Tables whose views are marked stale.
     pub stale: BTreeSet<String>,
-    /// Tables that have rows with missing entries, and how many.
+    /// Tables that have rows with missing entries, and the number of such rows.
     #[serde(default)]
     pub missing: BTreeMap<String, u64>,
 }
@@ -159,14 +161,14 @@ impl StreamState {
         }
     }
 
-    /// Encodes it, with the format byte.
+    /// Encodes the state, including the format byte.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![FORMAT];
         serde_json::to_writer(&mut out, self).expect("numbers and strings always have a JSON form");
         out
     }
 
-    /// Decodes what [`Self::encode`] wrote.
+    /// Decodes the output of [`Self::encode`].
     pub fn decode(bytes: &[u8]) -> Result<StreamState, StateError> {
         serde_json::from_slice(open(bytes)?).map_err(|_| StateError::Damaged("the source stream"))
     }

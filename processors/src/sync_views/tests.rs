@@ -1,6 +1,6 @@
 //! Staleness of views, record by record: when a view is marked stale, and what clears the mark.
 //!
-//! Each test is the whole history of a row. The simulation covers faults and interleaving.
+//! Each test contains the whole history of a row. The simulation tests faults and interleaving.
 
 mod key_changes;
 
@@ -21,7 +21,7 @@ const SCHEMA: &str = r#"{"type":"record","name":"t","fields":[{"name":"owner","t
 const KNOWN: u32 = 7;
 const UNKNOWN: u32 = 99;
 const HORIZON: i64 = 10_000;
-/// Long enough that a source omits it when it does not change.
+/// Long enough that the source omits the note if it does not change.
 const NOTE: &str = "a note of more than eighteen bytes";
 
 /// A change of a row.
@@ -36,7 +36,7 @@ struct Change<'a> {
     replayed: Option<&'a str>,
     schema: u32,
     key: &'a str,
-    /// `None` deletes the row; `Some(None)` omits the note as unchanged.
+    /// The note of the row: `None` deletes the row, `Some(None)` omits the note as unchanged.
     note: Option<Option<&'a str>>,
 }
 
@@ -131,7 +131,7 @@ impl Harness {
         }
     }
 
-    /// A record that is alone in its source transaction and its Kafka transaction.
+    /// Processes a record that is the only one in its source transaction and its Kafka transaction.
     fn record(&mut self, key: &str, tx: Option<Tx>, replayed: Option<&str>, value: Option<&[u8]>) {
         let replayed = replayed.map(|how| (headers::REPLAYED, how));
         let batch = self.batch(key, tx, replayed.as_slice(), value);
@@ -237,7 +237,7 @@ impl Harness {
         );
     }
 
-    /// Lets deleted rows be forgotten, so that the floor rises.
+    /// Makes sync-views remove deleted rows from its state, so that the floor rises.
     fn forget(&mut self) {
         self.driver.now += 2 * HORIZON;
         self.record("[\"other\",1]", Some(tx(1, 0)), Some(headers::REPLAY), None);
@@ -326,7 +326,7 @@ fn redrive_below_the_floor_leaves_view_stale() {
         }
         harness.feed(&deleted(2, "[\"t\",2]"));
         harness.forget();
-        // Whether row 1 was deleted too is unknown.
+        // It is not known whether row 1 was deleted too.
         harness.feed(&redriven(1, "one"));
         assert_eq!(
             (harness.note(), harness.stale),
@@ -362,7 +362,7 @@ fn redrive_does_not_resurrect_row_missing_in_snapshot() {
 fn older_source_epoch_does_not_resurrect_rows() {
     let mut harness = Harness::new();
     harness.empty_snapshot(2, 9);
-    // A dead letter without a missing entry.
+    // A dead letter that has no missing entry.
     harness.feed(&redriven(1, "one"));
     assert_eq!((harness.note(), harness.stale), (None, true));
 }
@@ -388,7 +388,7 @@ fn change_without_version_makes_view_stale() {
     );
     harness.feed(&change(2, "two"));
     assert_eq!((harness.note(), harness.stale), (Some("two"), false));
-    // The key names no row, so there is no missing entry.
+    // The key does not identify a row, so there is no missing entry.
     harness.record("[\"t\"", None, None, None);
     harness.record("[\"nothing\",1]", None, None, Some(b"?"));
     assert_eq!((harness.stale, harness.dead_letters), (false, 3));
@@ -404,7 +404,8 @@ fn rejected_record_ends_transaction_and_row_lacks_it() {
     assert_eq!((harness.note(), harness.stale), (Some("one"), true));
     harness.feed(&redriven(2, "two"));
     assert_eq!((harness.note(), harness.stale), (Some("two"), false));
-    // A rejected last record ends its source transaction, too: its other rows must not stay pending.
+    // If the last record of a source transaction is rejected, it still ends the transaction. Otherwise its other rows
+    // would stay pending.
     let mut first = Harness::new();
     let open = Tx {
         last: false,

@@ -1,7 +1,8 @@
 //! Writing the records of `view.log`: rows, stale marks, and the markers that begin and end a source transaction.
 //!
 //! An end marker makes all earlier records of its writer in its partition visible (docs/protocol/view-sync.md, "Records
-//! of view.log"). The caller therefore keeps the set of partitions that it wrote to since their last end marker.
+//! of view.log"). The caller therefore keeps a set of the partitions to which it has written since their last end
+//! marker.
 
 use event_log::{Header, OutRecord};
 use schemas::version::Version;
@@ -13,7 +14,7 @@ use views::record::{self, SchemaIds, Writer, Written};
 pub(super) struct ViewRow<'r> {
     pub(super) bucket: &'r str,
     pub(super) view: &'r str,
-    /// Content of the row key's JSON array.
+    /// Elements of the JSON array that is the row key.
     pub(super) row_key: &'r str,
     /// `None` removes the row.
     pub(super) json: Option<&'r [u8]>,

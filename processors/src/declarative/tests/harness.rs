@@ -39,7 +39,7 @@ impl From<&'static str> for Expected {
     }
 }
 
-/// A row in the form of [`Harness::shown`].
+/// A row, formatted as in [`Harness::shown`].
 pub fn row_text(values: &[Expected]) -> String {
     let texts = values.iter().map(|value| match value {
         Expected::Null => "null".to_owned(),
@@ -61,7 +61,7 @@ pub fn text_of(datum: &Datum<'_>) -> String {
     }
 }
 
-/// The initial wall-clock time, in ms; later than all timestamps that tests use without setting the time.
+/// The initial wall-clock time, in ms; later than all timestamps in tests that do not set the time.
 pub const NOW: i64 = 1_700_000_000_000;
 
 /// An input record.
@@ -81,7 +81,7 @@ pub struct Harness {
     schemas: Arc<Vec<String>>,
     offsets: HashMap<String, i64>,
     position: u64,
-    /// Every record that was fed, for replays.
+    /// Every record that was passed to the processor, for replays.
     fed: HashMap<String, Vec<InputRecord>>,
     output: BTreeMap<Vec<u8>, Vec<u8>>,
     sent: Vec<String>,
@@ -193,7 +193,7 @@ impl Harness {
         }
     }
 
-    /// A record whose value is not Avro of its schema.
+    /// A record whose value is not valid Avro of its schema.
     pub fn garbage(&mut self, topic: &str, key: &str) {
         let event = self.topology.events[0].schema.clone();
         let mut value = Vec::new();
@@ -245,7 +245,7 @@ impl Harness {
         self.change(format!("[\"{table}\"]"), None);
     }
 
-    /// Like `put`, but the source omits unchanged columns; `row` has `""` for them.
+    /// Like `put`, but the source omits the unchanged columns, for which `row` has `""`.
     pub fn put_unchanged(&mut self, table: &str, id: i64, row: &[Datum<'_>], unchanged: &[&'static str]) {
         let value = self.value_unchanged(table, row, unchanged);
         self.change(format!("[\"{table}\",\"{id}\"]"), Some(value));
@@ -259,7 +259,7 @@ impl Harness {
         self.value(schema, &row)
     }
 
-    /// The tombstone of the old key in a key change; begins a transaction.
+    /// The tombstone of the old key when a row's key changes; begins a transaction.
     pub fn leave(&mut self, table: &str, from: i64, to: i64) {
         self.position += 1;
         let moved = (headers::MOVED_TO.to_owned(), row_key(table, to).into_bytes());
@@ -276,7 +276,8 @@ impl Harness {
         self.change_with(headers, key, Some(value));
     }
 
-    /// A snapshot chunk at the present position: its rows and its end. `from` and `to` are the bounds of its range.
+    /// A snapshot chunk at the current position: its rows and the chunk end. `from` and `to` are the bounds of its
+    /// range.
     pub fn chunk(&mut self, table: &str, rows: &[(i64, Vec<Datum<'_>>)], from: Option<i64>, to: Option<i64>) {
         let schema = self.topology.sources[0].table(table).unwrap().schema.clone();
         self.position += 1;
@@ -394,7 +395,7 @@ impl Harness {
         batch
     }
 
-    /// Commits every sub-topology, and delivers what they write.
+    /// Commits every sub-topology, and delivers the repartitioned records.
     pub fn commit(&mut self) {
         for at in 0..self.subs.len() {
             let wrote = self.subs[at].1.commit().unwrap();
@@ -444,7 +445,7 @@ impl Harness {
         row.iter().map(text_of).collect()
     }
 
-    /// Aborts: everything since the last commit is lost.
+    /// Aborts: everything since the last commit is discarded.
     pub fn abort(&mut self) {
         self.subs.iter_mut().for_each(|(_, driver)| driver.abort().unwrap());
     }
@@ -454,14 +455,14 @@ impl Harness {
         self.abort();
     }
 
-    /// The output topic's newest record of each key, as text.
+    /// The newest record of each key in the output topic, as text.
     pub fn shown(&self) -> Vec<(String, String)> {
         let text =
             |(key, value): (&Vec<u8>, &Vec<u8>)| (String::from_utf8(key.clone()).unwrap(), self.row(value).join(" "));
         self.output.iter().map(text).collect()
     }
 
-    /// All records of the output topic: key, and the columns after it.
+    /// All records of the output topic: the key, and the columns after it.
     pub fn sent(&self) -> Vec<String> {
         self.sent.clone()
     }

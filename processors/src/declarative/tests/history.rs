@@ -1,13 +1,14 @@
-//! Random histories of a table, with puts, deletes, moves, replays, truncations and restarts, against a recomputation.
+//! Random histories of a table, with writes, deletes, key changes, replays, truncations and restarts, compared with a
+//! recomputation.
 //!
-//! The expected output is computed from the live rows alone, without deltas.
+//! The expected output is computed only from the live rows, without deltas.
 
 use super::harness::{Harness, text_of};
 use super::{SHOP, id};
 use schemas::codec::Datum;
 use std::collections::BTreeMap;
 
-/// A pseudorandom generator (xorshift) without a dependency, so that a seed reproduces a run.
+/// A pseudorandom generator (xorshift) without a dependency; a seed reproduces a run.
 pub struct Random(u64);
 
 impl Random {
@@ -79,7 +80,7 @@ fn by<T: Copy, K: PartialOrd>(values: impl Iterator<Item = T>, key: impl Fn(&T) 
     })
 }
 
-/// What the processor's topic must contain.
+/// What the output topic must contain.
 fn expected(rows: &BTreeMap<i64, Order>) -> Vec<(String, String)> {
     let mut groups: BTreeMap<String, Vec<&Order>> = BTreeMap::new();
     for order in rows.values().filter(|order| order.status != "draft") {
@@ -135,7 +136,7 @@ fn step(random: &mut Random, harness: &mut Harness, rows: &mut BTreeMap<i64, Ord
             rows.remove(&number);
         }
         16..=18 if harness.fed("change.shop") > 0 => {
-            // An old record again, at its original position.
+            // An old record is written again, with its original position.
             let end = u64::try_from(harness.fed("change.shop")).unwrap();
             harness.again("change.shop", usize::try_from(random.below(end)).unwrap());
         }
@@ -168,7 +169,7 @@ fn random_history_aggregate_equals_its_rows() {
     }
 }
 
-/// The second aggregate reads through a repartition topic, and its rows move between groups.
+/// The second aggregate reads from a repartition topic, and its rows move between groups.
 #[test]
 fn aggregate_of_an_aggregate_follows_moved_rows() {
     const LEVELS: &str = r#"

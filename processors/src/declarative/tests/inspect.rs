@@ -1,4 +1,4 @@
-//! Tests of the state as JSON: every row of every store is readable, and agrees with the output topic.
+//! Tests of the state as JSON: every row of every store can be shown, and agrees with the output topic.
 
 use super::super::readable;
 use super::harness::Harness;

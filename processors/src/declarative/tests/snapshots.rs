@@ -1,6 +1,6 @@
-//! Records that only sources with snapshots and large values write: chunk ends, and omitted unchanged columns.
+//! Records that only some sources write: the ends of snapshot chunks, and rows without their unchanged large columns.
 //!
-//! Random histories lose changes, which a snapshot restores.
+//! In random histories, changes are lost and a snapshot restores them.
 
 use super::harness::{Harness, NOW};
 use super::history::Random;
@@ -8,7 +8,7 @@ use super::{SHOP, id};
 use schemas::codec::Datum;
 use std::collections::BTreeMap;
 
-/// Long enough that a source omits it when it does not change.
+/// Long enough that the source omits the value when it does not change.
 const LONG: [&str; 3] = [
     "paid, with a card that was lost",
     "sent, by a very slow carrier",
@@ -16,7 +16,7 @@ const LONG: [&str; 3] = [
 ];
 const SHORT: [&str; 2] = ["paid", "draft"];
 
-/// Customer, status and cents by number.
+/// Customer, status and amount in cents of each order, by order number.
 type Orders = BTreeMap<i64, Order>;
 type Order = (i32, &'static str, i64);
 
@@ -68,18 +68,18 @@ fn chunk_end_removes_rows_that_were_not_found() {
     harness.commit();
     let shown = |harness: &Harness| harness.shown().pop().map(|(_, row)| row);
     assert_eq!(shown(&harness).as_deref(), Some("7 5 5 paid paid"));
-    // The chunk covers rows 1 to 3: 2 is deleted and 3 differs; 4 and 5 are not covered.
+    // The chunk has the range 1 to 3: row 2 is deleted and row 3 differs. Rows 4 and 5 are outside the range.
     let found = [(1, row(1, (7, "paid", 1))), (3, row(3, (7, "sent", 10)))];
     harness.chunk("orders", &found, None, Some(3));
     harness.commit();
     assert_eq!(shown(&harness).as_deref(), Some("7 4 13 paid sent"));
-    // Neither a repeated chunk nor an old change of the deleted row changes anything.
+    // Neither a repeated chunk nor an old change of the deleted row has an effect.
     for number in 0..harness.fed("change.shop") {
         harness.again("change.shop", number);
     }
     harness.commit();
     assert_eq!(shown(&harness).as_deref(), Some("7 4 13 paid sent"));
-    // The chunk of an empty table has no rows.
+    // The only chunk of an empty table has no rows.
     harness.chunk("orders", &[], None, None);
     harness.commit();
     assert_eq!(harness.shown(), []);
@@ -122,7 +122,7 @@ fn unchanged_column_keeps_its_value() {
     harness.put_unchanged("orders", 1, &row(1, (8, "", 6)), &["status"]);
     harness.commit();
     assert_eq!(harness.shown(), [want(8, 6)]);
-    // A row of which no whole value is known cannot be evaluated.
+    // A row cannot be evaluated if no complete value of it is known.
     harness.put_unchanged("orders", 2, &row(2, (8, "", 6)), &["status"]);
     harness.commit();
     assert_eq!(harness.shown(), [want(8, 6)]);
@@ -131,7 +131,7 @@ fn unchanged_column_keeps_its_value() {
         dead_letters[0].contains("omitted column `status` as unchanged"),
         "{dead_letters:?}"
     );
-    // The fix in the dead letter: a snapshot has the value.
+    // As the dead letter advises, a snapshot is taken, which contains the value.
     harness.chunk(
         "orders",
         &[(1, row(1, (8, LONG[0], 6))), (2, row(2, (9, LONG[0], 2)))],
@@ -203,7 +203,8 @@ fn unchanged_column_moves_to_the_new_key() {
         orders.insert(number, order);
     }
     harness.commit();
-    // The two rows exchange their keys through a third key and change; there is a commit after each record.
+    // The two rows exchange their keys through a third key, and their values change. There is a commit after each
+    // record.
     let unchanged = ["status"].as_slice();
     for (at, (from, to)) in (0..).zip([(1, 3), (2, 1), (3, 2)]) {
         let (customer, status, cents) = orders.remove(&from).unwrap();
@@ -211,7 +212,7 @@ fn unchanged_column_moves_to_the_new_key() {
         harness.leave("orders", from, to);
         harness.commit();
         if at == 0 {
-            // The old key is not forgotten while its transaction is open, even beyond the horizon.
+            // The old key stays in the state while its transaction is open, even beyond the horizon.
             harness.now(NOW + 2_000_000);
             harness.commit();
         }
@@ -226,7 +227,7 @@ fn unchanged_column_moves_to_the_new_key() {
     harness.commit();
     assert_eq!(harness.shown(), expected(&orders));
     assert_eq!(harness.dead_letters(), Vec::<String>::new());
-    // The old key of a moved row has no kept values, so another row under it stays a dead letter.
+    // The old key of a row whose key changed has no kept values, so another row under that key remains a dead letter.
     harness.put_unchanged("orders", 3, &row(3, (9, "", 1)), unchanged);
     harness.leave("orders", 3, 4);
     harness.arrive("orders", 3, &row(4, (9, "", 1)), unchanged);

@@ -1,6 +1,7 @@
-//! Windows: random histories against a sequential model, late records, and records from the future.
+//! Windows: random histories compared with a sequential model, late records, and records with a timestamp in the
+//! future.
 //!
-//! The model has windows and a clock, but no deltas, timers or commits.
+//! The model has windows and stream time, but no deltas, timers or commits.
 
 use super::harness::Harness;
 use super::history::Random;
@@ -11,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Records the counter of late records.
+/// A metrics recorder for the counter of late records.
 #[derive(Default)]
 struct LateCounter(Arc<AtomicU64>);
 
@@ -92,7 +93,7 @@ struct At {
     time: i64,
 }
 
-/// Windows of a sequential model: the values of each group and window start, by their row.
+/// Windows of a sequential model: the values of each group and window start, by row.
 #[derive(Debug, Default)]
 struct Model {
     clock: i64,
@@ -105,7 +106,7 @@ impl Model {
         self.clock = self.clock.max(at.min(now));
     }
 
-    /// Puts the value of row `by` into its open windows, or removes it.
+    /// Writes the value of row `by` to its open windows, or removes it.
     fn change(&mut self, kind: &Kind, at: At, by: u64, value: Option<i64>) {
         let At { group, time } = at;
         let mut is_late = false;
@@ -123,7 +124,7 @@ impl Model {
         self.late += u64::from(is_late && value.is_some());
     }
 
-    /// What the topic contains: count, sum, minimum and maximum.
+    /// What the output topic must contain: count, sum, minimum and maximum.
     fn shown(&self, kind: &Kind) -> Vec<(i64, i64, String)> {
         let filled = self.windows.iter().filter(|(_, values)| !values.is_empty());
         let closed = |start: i64| start + kind.size + kind.grace <= self.clock;
@@ -180,7 +181,7 @@ fn event_windows_match_a_sequential_model() {
             for turn in 0..150 {
                 now += random.signed(3 * 1000);
                 harness.now(now);
-                // Mostly a little in the past, sometimes far in the past or in the future.
+                // Most timestamps are a little in the past, some far in the past or in the future.
                 let at = match random.below(12) {
                     0 => now + random.signed(60_000),
                     1..=3 => now - random.signed(40_000),
@@ -209,7 +210,7 @@ fn event_windows_match_a_sequential_model() {
     }
 }
 
-/// Contribution of a row: group, time, cents.
+/// Contribution of a row: group, time, amount in cents.
 type Contribution = (i64, i64, i64);
 
 struct Table<'t> {
@@ -305,7 +306,8 @@ fn table_windows_match_a_sequential_model() {
                     if random.below(3) == 0 {
                         harness.restart();
                     }
-                    // Repartitioned deltas are read at the commit, with the clock of that moment.
+                    // Deltas are read from the repartition topic only after the commit, when the wall-clock time may be
+                    // different.
                     now += random.signed(15_000);
                     harness.now(now);
                 }
@@ -338,7 +340,7 @@ fn future_record_closes_no_window_early() {
         viewed(&mut harness, 1, None, 1, 4_000);
         viewed(&mut harness, 1, None, 1, 95_000);
         harness.commit();
-        // The window is still open for a record with a correct timestamp, after a restart too.
+        // The window is still open for a record with a correct timestamp, including after a restart.
         harness.restart();
         harness.now(9_000);
         viewed(&mut harness, 1, None, 1, 8_000);
@@ -354,7 +356,7 @@ fn future_record_closes_no_window_early() {
         viewed(&mut harness, 1, None, 1, 9_000);
         harness.commit();
         assert_eq!(late.load(Ordering::Relaxed), 1);
-        // The record from the future is in the window of its timestamp.
+        // The record with a timestamp in the future is in the window of that timestamp.
         harness.now(105_000);
         viewed(&mut harness, 2, None, 1, 104_000);
         harness.commit();

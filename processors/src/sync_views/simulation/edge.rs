@@ -1,5 +1,5 @@
 //! Edges and devices of the simulation: real replicas that read `view.log`, crash at their failpoints, lose unsynced
-//! batches and are rebuilt; devices whose pages are lost, repeated or late, and come from any replica.
+//! batches and are rebuilt; devices whose pages are lost, repeated or delayed, and come from any replica.
 //!
 //! Each page, commit, 304 and complete replica is checked against I1, I2, I4 to I6 and I9 to I11 of
 //! docs/protocol/view-sync.md. A device uses only its pages and the text of its cursor.
@@ -47,8 +47,8 @@ impl Edge {
             refresh_ms: REFRESH,
             proof_ms: i64::MAX / 4,
         };
-        // With these limits more than about two pending rows spill to the store, and an end marker is applied row by row.
-        // That covers all paths through the store, and crashes between two pieces.
+        // With these limits, pending rows beyond about two are kept in the store only, and a transaction is applied row
+        // by row. So all ways through the store are tested, and crashes between two pieces.
         let options = Options {
             partitions: (0..PARTITIONS).collect(),
             times,
@@ -89,7 +89,7 @@ impl ReadLimit {
 struct Poll {
     device: usize,
     edge: usize,
-    /// Whether the answer may be lost, late or repeated.
+    /// Whether the response may be lost, delayed or repeated.
     lossy: bool,
 }
 
@@ -106,7 +106,7 @@ struct Device {
     who: char,
     claims: &'static str,
     cursor: Option<String>,
-    /// The cursor came with a complete page, so the device shows its rows to the user.
+    /// Whether the cursor came with a complete page, so that the device shows its rows to the user.
     complete: bool,
     /// Stale views of the last page.
     stale: BTreeSet<String>,
@@ -158,7 +158,7 @@ impl Device {
         self.stale = page.stale.iter().cloned().collect();
     }
 
-    /// The bucket's hash, computed from the device's rows.
+    /// The bucket's hash, computed from the rows of the device.
     fn hash(&self, bucket: BucketId) -> u128 {
         let rows = self.rows.get(&bucket).into_iter().flatten();
         rows.fold(0, |sum, ((view, key), (version, _))| {
@@ -195,7 +195,7 @@ impl Readers {
         Ok(())
     }
 
-    /// Reopens a crashed replica over what its disk still has.
+    /// Reopens a crashed replica with the data that survived on its disk.
     fn reopen(&mut self, i: usize, lost: usize, now: Millis) -> CheckResult {
         self.edges[i].disk.lose(lost);
         self.edges[i] = Edge::over(self.edges[i].disk.clone(), now)?;
@@ -237,7 +237,7 @@ impl Readers {
         self.check_replica(i, now)
     }
 
-    /// I6: compares a complete replica with the oracle.
+    /// Invariant I6: compares a complete replica with the oracle.
     fn check_replica(&self, i: usize, now: Millis) -> CheckResult {
         let replica = &self.edges[i].replica;
         for health in replica.health(now).iter().filter(|health| health.not_ready.is_none()) {
@@ -270,7 +270,7 @@ impl Readers {
         Ok(())
     }
 
-    /// I1, I2, I3, I5: compares the rows of a device with the oracle.
+    /// Invariants I1, I2, I3 and I5: compares the rows of a device with the oracle.
     fn check_device(&self, d: usize, claims: &str, closed: &Closed, after: &str) -> CheckResult {
         let device = &self.devices[d];
         let may: BTreeSet<BucketId> = claims.chars().map(id).collect();
@@ -300,7 +300,8 @@ impl Readers {
         Ok(())
     }
 
-    /// A poll; returns whether the device is complete after it. With `lossy` the answer may be lost, late or repeated.
+    /// A poll; returns whether the device is complete after it. With `lossy`, the response may be lost, delayed or
+    /// repeated.
     fn poll(&mut self, broker: &mut Broker, rng: &mut Rng, poll: Poll) -> CheckResult<bool> {
         let Poll {
             device: d,
@@ -387,7 +388,7 @@ impl Readers {
         Ok(complete)
     }
 
-    /// A late page arrives. The device applies it only if it answers the device's present cursor.
+    /// A delayed page arrives. The device applies it only if it is the response to the device's current cursor.
     fn arrive_late(&mut self, broker: &mut Broker, rng: &mut Rng, d: usize) -> CheckResult {
         let Some(page) = self.devices[d].late.take() else {
             return Ok(());
@@ -435,7 +436,7 @@ impl Readers {
         self.check_device(d, claims, &closed, "commit")
     }
 
-    /// The stale views at a T per partition.
+    /// The stale views at T of each partition.
     fn stale(&self, closed: &Closed) -> CheckResult<BTreeSet<String>> {
         let mut stale = BTreeSet::new();
         for (p, at) in closed {
@@ -445,7 +446,7 @@ impl Readers {
         Ok(stale)
     }
 
-    /// A random event of edges and devices.
+    /// A random action of an edge or a device.
     pub fn step(&mut self, broker: &mut Broker, rng: &mut Rng) -> CheckResult {
         let (i, d, now) = (rng.below(3), rng.below(3), broker.now());
         let up = self.edges[i].down_until <= now;
@@ -466,7 +467,7 @@ impl Readers {
                     lossy: true,
                 };
                 let complete = self.poll(broker, rng, poll)?;
-                // Within a round, a rebuilt replica may be at another T than the one that began the round.
+                // Within a round, a rebuilt replica may have another T than the replica that began the round.
                 if !complete && rng.chance(0.05) {
                     let other = rng.below(3);
                     broker.note("replica wiped");
@@ -486,7 +487,7 @@ impl Readers {
             88..91 => self.devices[d].rows_max = rng.pick(&[1, 1, 2, 3, 5]),
             91 => self.devices[d].asleep_until = now + rng.pick(&[300, 2000, 8000, 11_000]),
             93 => {
-                // Sleeps until the cursor is almost beyond the horizon; pending records are older than the cursor.
+                // Sleeps until the cursor is almost beyond the horizon. Pending records are older than the cursor.
                 let cursor = self.devices[d].cursor.as_deref().and_then(|c| self.keys.open(c));
                 if let Some(cursor) = cursor {
                     let wakes = oldest(&cursor).saturating_add(HORIZON - rng.pick(&[30, 150, 400]));
@@ -499,7 +500,7 @@ impl Readers {
         Ok(())
     }
 
-    /// After the faults: every replica is complete, and every device reaches the state of the log (I1, I13).
+    /// When faults have ended, every replica is complete, and every device reaches the state of the log (I1, I13).
     pub fn verify(&mut self, broker: &mut Broker, rng: &mut Rng) -> CheckResult {
         let now = broker.now();
         for i in 0..self.edges.len() {
@@ -533,8 +534,8 @@ impl Readers {
     }
 }
 
-/// I5, I9 and I11: a page has no unreadable bucket and no row twice, and resets everything exactly if the cursor is beyond
-/// the horizon or not the device's own.
+/// Invariants I5, I9 and I11: a page has no unreadable bucket and no row twice, and resets everything exactly if the
+/// cursor is beyond the horizon or not the device's own.
 fn check_page(page: &Page, cursor: Option<&Cursor>, claims: &str, now: Millis) -> CheckResult {
     let may: BTreeSet<BucketId> = claims.chars().map(id).collect();
     let named = page.resets.iter().map(|r| r.0);
@@ -555,7 +556,7 @@ fn check_page(page: &Page, cursor: Option<&Cursor>, claims: &str, now: Millis) -
     })
 }
 
-/// The oldest time of a cursor: of its base and of its round.
+/// The oldest time in a cursor: of its base and of its round.
 fn oldest(cursor: &Cursor) -> Millis {
     let round = cursor.round.iter().flat_map(|r| r.points.values());
     let times = cursor.points.values().chain(round).map(|p| p.time);

@@ -1,5 +1,5 @@
-//! The log oracle: a partition of `view.log`, recomputed from every record that was ever committed, also those that
-//! compaction removed, and compared with the sources at each transaction end marker (I3).
+//! The log oracle: a partition of `view.log`, recomputed from every record that was ever committed, including those
+//! that compaction removed, and compared with the sources at each transaction end marker (I3).
 //!
 //! It reads the log and the sources only, never a replica.
 
@@ -139,8 +139,8 @@ impl Oracle {
         }
     }
 
-    /// I3: the rows of a source stream are those of its source at the end of a source transaction, unless its view is
-    /// stale.
+    /// Invariant I3: the rows of a source stream are those of its source at the end of a source transaction, unless its
+    /// view is stale.
     fn check_source(
         &self,
         broker: &mut Broker,
@@ -223,7 +223,8 @@ struct Stream<'s> {
     partition: i64,
 }
 
-/// The end of a source transaction. `at_ms` is a source's [`Source::place`](source::Source), in the field of the commit time.
+/// The end of a source transaction. `at_ms` is the commit time, which in the simulation contains
+/// [`Source::place`](source::Source).
 struct TransactionPlace {
     at_ms: i64,
     position: u64,
@@ -246,7 +247,7 @@ fn json_of(value: Value) -> String {
 }
 
 /// The newest event of each key of a partition, up to the end of a transaction. A redriven event counts at its original
-/// offset, but its own end marker, found by its timestamp, closes everything before it.
+/// offset. Its own end marker, which is found by the timestamp, makes everything before it visible.
 fn events(broker: &mut Broker, partition: i64, end: &TransactionPlace) -> source::Rows {
     let TransactionPlace { at_ms, position } = *end;
     let at = TopicPartition::new(EVENTS, i32::try_from(partition).unwrap_or_default());

@@ -1,9 +1,9 @@
 //! A source of the simulation: a database with ordered transactions, its replication slot, its snapshots, and the topic
-//! that they fill; and an event topic, where each record is a source transaction.
+//! to which they write; and an event topic, where each record is a source transaction.
 //!
 //! Within a source epoch, the slot streams every transaction completely and in order, but the topic may contain only a
-//! part of one for a while. The database after each transaction is kept for the oracle. Unless a snapshot is running, a
-//! note that did not change is omitted, also when the row's key changes.
+//! part of a transaction for a while. The database after each transaction is kept for the oracle. Unless a snapshot is
+//! running, a note that did not change is omitted, including when the row's key changes.
 
 use super::{EVENTS, HORIZON, bucket_of};
 use event_log::{Millis, TopicPartition};
@@ -30,14 +30,14 @@ const PAD: usize = 5_000;
 /// The columns of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Value {
-    /// `None` puts the row in no bucket.
+    /// Bucket of the row; with `None` the row is in no bucket.
     pub bucket: Option<char>,
     pub number: i64,
     /// Number of its note.
     pub note: u8,
 }
 
-/// A text that is long enough to be omitted when it does not change.
+/// A text that is long enough to be omitted if it does not change.
 pub fn note_of(note: u8) -> String {
     format!("note {note}, a large column")
 }
@@ -50,7 +50,7 @@ struct Change {
     value: Option<Value>,
     /// The note did not change.
     same_note: bool,
-    /// In a key change: the new key for the tombstone, the old key for the row.
+    /// In a key change: for the tombstone the new key, for the row the old key.
     other_key: Option<i64>,
 }
 
@@ -84,7 +84,7 @@ fn framed(value: Value, omit_note: bool) -> Vec<u8> {
     out
 }
 
-/// A snapshot chunk in progress: low watermark, rows with the transaction that they were read at, high watermark.
+/// A snapshot chunk in progress: low watermark, rows with the transaction at which they were read, high watermark.
 #[derive(Default)]
 struct Chunk {
     low: usize,
@@ -99,7 +99,7 @@ struct Ordinal {
     ordinal: u32,
 }
 
-/// A dead letter that can be redriven: when it was written, and the corrected record.
+/// A dead letter that can be redriven: the time at which it was written, and the corrected record.
 struct DeadLetter {
     at: Millis,
     row: Row,
@@ -114,20 +114,20 @@ pub struct Source {
     pub db: Vec<Rows>,
     txs: Vec<Vec<Change>>,
     topic: TopicPartition,
-    /// Records on the topic that can be replayed: all but chunk ends and dead letters.
+    /// Records on the topic that can be replayed: all except chunk ends and dead letters.
     put: Vec<Row>,
     dead: Vec<DeadLetter>,
     source_epoch: u32,
-    /// The next transaction to stream, and the next change of it.
+    /// The next transaction to stream, and the next change in it.
     next: usize,
     ordinal: usize,
     sequence: u32,
     todo: Vec<Vec<i64>>,
     chunk: Option<Chunk>,
-    /// Changes were lost with the slot, and the snapshot that restores them is not complete.
+    /// Whether changes were lost together with the slot, and the snapshot that restores them is not yet complete.
     gap: bool,
     streamed: BTreeMap<i64, usize>,
-    /// A record on the topic becomes a dead letter.
+    /// Whether any record on the topic became a dead letter.
     pub had_dead_letters: bool,
 }
 
@@ -185,7 +185,7 @@ impl Source {
         self.db.push(db);
     }
 
-    /// Changes the key of a row to a free one; its note mostly stays.
+    /// Changes the key of a row to an unused one; usually its note does not change.
     fn move_row(&self, db: &mut Rows, rng: &mut Rng, changes: &mut Vec<Change>) {
         let (taken, free): (Vec<i64>, Vec<i64>) = self.keys.iter().partition(|key| db.contains_key(key));
         if taken.is_empty() || free.is_empty() {
@@ -227,8 +227,8 @@ impl Source {
         }
     }
 
-    /// For the oracle: twice the number of streamed transactions, plus 1 while changes are missing. It is written in the
-    /// field of the commit time, which transaction end markers repeat.
+    /// For the oracle: twice the number of streamed transactions, plus 1 while changes are missing. It is written to
+    /// the field for the commit time, which is copied to transaction end markers.
     fn place(&self) -> i64 {
         2 * i64::try_from(self.next).unwrap() + i64::from(self.gap)
     }
@@ -251,7 +251,8 @@ impl Source {
         self.chunk = None;
     }
 
-    /// Loses the slot: a transaction may stay incomplete in the topic, and all changes so far are not streamed.
+    /// Loses the slot: a transaction may remain incomplete in the topic, and the changes until now that were not
+    /// streamed are lost.
     pub fn lose_slot(&mut self) {
         self.source_epoch += 1;
         (self.next, self.ordinal, self.gap) = (self.txs.len(), 0, true);
@@ -280,8 +281,8 @@ impl Source {
         !self.todo.is_empty()
     }
 
-    /// Writes the next record to the topic; with `may_fail` it may be one that becomes a dead letter. Returns whether there
-    /// was one.
+    /// Writes the next record to the topic; with `may_fail`, the record may become a dead letter. Returns whether there
+    /// was a record to write.
     pub fn emit(&mut self, broker: &mut Broker, rng: &mut Rng, may_fail: bool) -> bool {
         let reached = |c: &Chunk| c.high.is_some_and(|high| self.next >= high);
         if self.chunk.as_ref().is_some_and(reached) && self.ordinal == 0 {
@@ -295,13 +296,13 @@ impl Source {
         true
     }
 
-    /// Streamed transactions have odd positions, chunks the even ones before them.
+    /// Streamed transactions have odd positions, and chunks the even positions before them.
     fn emit_chunk(&mut self, broker: &mut Broker) {
         let chunk = self.chunk.take().expect("a chunk is due");
         let (seen, rows) = chunk.snapshot.expect("a chunk with a high watermark has rows");
         let position = 2 * u64::try_from(self.next).unwrap();
         for (key, value) in rows {
-            // Drop a row whose key has a streamed change of a transaction that the chunk did not see.
+            // A row is dropped if a transaction that the chunk did not read has a streamed change of its key.
             if self.streamed.get(&key).is_none_or(|at| *at < seen) {
                 self.sequence += 1;
                 let at = Ordinal {
@@ -352,7 +353,7 @@ impl Source {
         if last {
             (self.next, self.ordinal) = (self.next + 1, 0);
         }
-        // During a snapshot, a streamed row may replace a chunk's row, so it must be whole.
+        // During a snapshot, a streamed row may replace a row of a chunk, so it must be complete.
         let omit_note = change.same_note && self.todo.is_empty();
         let value = change.value.map(|value| framed(value, omit_note));
         let mut row = self.row(&self.key(key), value, at, last);
@@ -379,8 +380,8 @@ impl Source {
         self.dead.push(DeadLetter { at, row });
     }
 
-    /// Redrives a dead letter with its original position, possibly more than once. An old one may cause a snapshot
-    /// instead.
+    /// Redrives a dead letter with its original position, possibly more than once. If the dead letter is old, a
+    /// snapshot may be taken instead.
     pub fn redrive(&mut self, broker: &mut Broker, rng: &mut Rng) {
         if self.dead.is_empty() {
             return;
@@ -399,12 +400,12 @@ impl Source {
         self.put(broker, row, false);
     }
 
-    /// Whether changes are missing that only a snapshot restores.
+    /// Whether changes are missing that only a snapshot can restore.
     pub fn is_behind(&self) -> bool {
         self.gap
     }
 
-    /// A row with its original version and the present place of the source.
+    /// A row with its original version and the current place of the source.
     fn at_place(&self, mut row: Row) -> Row {
         let tx = row.headers[0].1.as_deref().and_then(|tx| Tx::parse(tx).ok());
         row.headers[0] = tx_header(&Tx {
@@ -426,8 +427,8 @@ impl Source {
     }
 }
 
-/// The row as a record that becomes a dead letter: with a schema id that the registry does not know, or so large that the
-/// log rejects the view row.
+/// Makes the row a record that becomes a dead letter: its schema id is unknown to the registry, or the row is so large
+/// that the log rejects the view row.
 fn poisoned(mut row: Row, rng: &mut Rng) -> Row {
     let Some(value) = row.value.as_mut() else { return row };
     if rng.chance(0.5) {
@@ -499,7 +500,7 @@ impl Events {
     /// Number of keys.
     pub const KEYS: usize = 4;
 
-    /// Writes an event with a random key; it may be one that becomes a dead letter.
+    /// Writes an event with a random key; the event may become a dead letter.
     pub fn emit(&mut self, broker: &mut Broker, rng: &mut Rng) {
         let (at, row) = event(rng.below(Self::KEYS), any_value(rng));
         if !rng.chance(0.05) || row.value.is_none() {

@@ -8,7 +8,7 @@ const TWO: &str = "[\"t\",2]";
 const THREE: &str = "[\"t\",3]";
 const OTHER: &str = "another note that is just as long";
 
-/// The two records of a key change; the row lists its note as unchanged.
+/// The two records of a key change; the note is listed as unchanged in the row.
 fn moved<'a>(position: u64, from: &'a str, to: &'a str) -> Vec<Change<'a>> {
     let tombstone = Change {
         last: false,
@@ -54,7 +54,7 @@ impl Harness {
         self.commit();
     }
 
-    /// All rows as `key: note`, whether the view is stale, and how many dead dead_letters there are.
+    /// All rows as `key: note`, whether the view is stale, and the number of dead letters.
     fn seen(&self) -> (Vec<String>, bool, usize) {
         let note = |row: &str| {
             let note = row.trim_start_matches("{\"note\":\"").trim_end_matches("\"}");
@@ -94,7 +94,7 @@ fn key_changes_in_one_transaction_keep_columns() {
     ]);
     let want = rows(&[(1, OTHER), (2, "a new row"), (3, NOTE)]);
     assert_eq!(harness.seen(), (want, false, 0));
-    // A row moves to a key that was deleted before: its column comes from its old key.
+    // A row gets a key that was deleted before. Its omitted column comes from its old key.
     harness.transaction(&[vec![deleted(3, THREE)], moved(3, ONE, THREE)]);
     let want = rows(&[(2, "a new row"), (3, OTHER)]);
     assert_eq!(harness.seen(), (want, false, 0));
@@ -160,7 +160,7 @@ fn kept_column_is_not_used_by_another_row() {
     harness.feed(&dead(3, OTHER));
     harness.feed(&unchanged(4));
     assert_eq!(harness.seen(), (vec![], true, 3));
-    // An unknown row moves: the values under its old key belong to the row before.
+    // The key of an unknown row changes: the values under its old key belong to the previous row with that key.
     harness.transaction(&[moved(5, ONE, THREE)]);
     assert_eq!(harness.seen(), (vec![], true, 4));
 }
@@ -174,7 +174,7 @@ fn key_change_of_stale_row_stays_stale() {
     assert_eq!(harness.seen(), (rows(&[(2, NOTE)]), true, 1));
     harness.feed(&at(TWO, unchanged(4)));
     assert!(harness.stale, "its note is from before the dead letter");
-    // The dead letter is older than the tombstone of its key, so it is ignored.
+    // The dead letter is older than the tombstone of its key, so it is ignored when it is redriven.
     harness.feed(&redriven(change(2, OTHER)));
     assert_eq!(harness.seen(), (rows(&[(2, NOTE)]), true, 1));
     harness.feed(&at(TWO, change(5, OTHER)));
