@@ -1,4 +1,5 @@
-//! What operators see and change: state queries, offset commands, member addresses, metrics, readiness.
+//! What operators can see and change: queries of the state, offset commands, addresses of the processes, metrics,
+//! readiness.
 
 pub mod members;
 pub mod offsets;

@@ -20,7 +20,7 @@ pub struct ProcessClock {
 }
 
 impl ProcessClock {
-    /// Takes wall-clock time from `clock` and monotonic time from the system.
+    /// Creates a clock with the wall-clock time of `clock` and the monotonic time of the system.
     pub fn new(clock: SharedClock) -> Self {
         ProcessClock {
             clock,
@@ -39,7 +39,7 @@ impl Clock for ProcessClock {
     }
 }
 
-/// For tests: both times are those of a clock that is set by hand.
+/// For tests: both times are those of a clock that the test sets.
 impl Clock for service::clock::Manual {
     fn now(&self) -> Millis {
         service::Clock::now_ms(self)

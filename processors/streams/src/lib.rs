@@ -5,13 +5,13 @@
 //! consumed offsets in one transaction of the log. A store is never ahead of the log: it contains rows of known commits
 //! only, and missing rows are restored from the changelog.
 //!
-//! `docs/protocol/commit.md` specifies the protocol; comments cite its invariants as C1 to C15.
+//! `docs/protocol/commit.md` specifies the protocol; comments cite its invariants by their numbers, C1 to C15.
 //!
 //! | Module | Content |
 //! | --- | --- |
 //! | `api` | what an author of a processor uses, re-exported here |
 //! | `task` | a task, its store, checkpoint and commit record |
-//! | `recovery` | the path back to the last commit, restore and standbys |
+//! | `recovery` | recovery to the last commit, restore and standbys |
 //! | `thread` | the stream thread: group membership, transactions, poison-record isolation |
 //! | `admin` | queries, offset commands, metrics, readiness |
 

@@ -1,7 +1,7 @@
-//! Resolves an application against the log: inputs with their topic ids, changelogs and dead-letter topics.
+//! Looks up what an application needs in the log: inputs with their topic ids, changelogs and dead-letter topics.
 //!
-//! Inputs of one sub-topology and its changelog must have equal partition counts; a changelog must be compacted and
-//! `LogAppendTime`. Missing changelogs and dead-letter topics are created. Topics are never altered or deleted.
+//! The inputs of a sub-topology and its changelog must have equal partition counts. A changelog must be compacted and
+//! use `LogAppendTime`. Missing changelogs and dead-letter topics are created. Topics are never altered or deleted.
 
 use crate::api::application::{Application, Config, Factory, FirstStart, ProcessingGuarantee, SubTopology};
 use crate::api::context::{InputTopic, TaskId, TaskInfo, changelog_topic, dead_letter_topic};
@@ -27,7 +27,7 @@ const MESSAGE_BYTES_MAX: i64 = 1_048_588;
 pub(crate) struct Plan {
     pub application: Arc<str>,
     pub subs: Vec<Arc<Sub>>,
-    /// Changelogs of the application without a declared store.
+    /// Changelogs of the application whose store is not declared.
     orphaned_changelogs: Vec<String>,
 }
 
@@ -123,8 +123,8 @@ impl Plan {
         })
     }
 
-    /// Warnings about state of the application without a declared store, in the log and among these stores. It is kept but
-    /// not used.
+    /// Warnings about state of the application whose store is not declared: changelogs in the log, and stores on disk.
+    /// Such state is kept but not used.
     pub(crate) fn orphaned_state(&self, stores: &dyn Stores) -> Vec<String> {
         let of_topic = |topic: &String| {
             format!(
@@ -207,7 +207,7 @@ impl Resolver<'_> {
         }))
     }
 
-    /// Creates the changelog and the dead-letter topics of a sub-topology where they are missing.
+    /// Creates the changelog and the dead-letter topics of a sub-topology if they do not exist.
     fn create_topics(&self, sub: &SubTopology, inputs: &[TopicInfo], partitions: i32) -> Result<()> {
         let mut topics = vec![self.changelog_spec(sub, partitions)];
         topics.extend(inputs.iter().map(|input| self.dead_letter_spec(input)));
@@ -247,7 +247,8 @@ impl Resolver<'_> {
     fn dead_letter_spec(&self, input: &TopicInfo) -> TopicSpec {
         let mut config = TopicConfig::new(Cleanup::Delete);
         config.retention_ms = Some(millis(self.config.topics.dead_letter_retention));
-        // With CreateTime, a process with a wrong clock would write dead letters that expire at once or never.
+        // With CreateTime, a process with a wrong clock would write dead letters that retention deletes immediately or
+        // never.
         config.timestamps = TimestampPolicy::LogAppendTime;
         let largest = input.number("max.message.bytes").unwrap_or(MESSAGE_BYTES_MAX);
         config.max_message_bytes = Some(largest.saturating_add(DEAD_LETTER_EXTRA_BYTES).min(i64::from(i32::MAX)));
@@ -329,8 +330,8 @@ fn input(log: &dyn EventLog, application: &Application, topic: &str) -> Result<T
         })
 }
 
-/// Describes a topic that exists or was just created. A broker may not know a new topic yet, so a missing topic is
-/// retried.
+/// Describes a topic that exists or was just created. A broker may not know a new topic yet, so the request is repeated
+/// while the topic is missing.
 fn describe(log: &dyn EventLog, application: &Application, topic: &str) -> Result<TopicInfo> {
     let not_propagated = || event_log::Error::Unavailable {
         attempted: format!("describe {topic}"),

@@ -1,11 +1,12 @@
-//! The one path back to the last commit: after a start, an assignment, an abort, a fence, an unknown outcome.
+//! Recovery of a task to its last commit: the only procedure that does this after a start, an assignment, an abort,
+//! fencing, or an unknown outcome.
 //!
 //! [`advance`] opens and checks the store, reads the *stable* committed offsets, looks up the *log end* of the changelog, waits
 //! until the changelog is read `read_committed` up to that end, and compares commit record and offsets. Of these steps, only
 //! reading the changelog is done elsewhere, in [`restore`], for all tasks of a thread at once.
 //!
-//! A task starts with exactly the committed state and positions (C8, C9). A store that may have missed tombstones is never
-//! continued (C10), and a store that cannot be used is quarantined (C11).
+//! A task starts with exactly the committed state and positions (invariants C8 and C9). A store that may have missed
+//! tombstones is never used (C10), and a store that cannot be used is quarantined (C11).
 
 mod open;
 pub(crate) mod progress;
@@ -30,11 +31,12 @@ use verdict::{Start, Verdict, decide};
 
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
-/// A store that is quarantined more often than this in one recovery would be quarantined forever.
+/// After this number of quarantines in one recovery the task stops, because the store would probably be quarantined
+/// forever.
 const QUARANTINES_MAX: u32 = 3;
 
-/// Undecided offsets count as absent after this many transaction timeouts. The coordinator aborts a transaction at its timeout
-/// but scans for expired ones every 10 s only, which is as long as the default timeout.
+/// Undecided offsets count as absent after this number of transaction timeouts. The coordinator aborts a transaction
+/// after its timeout, but looks for expired transactions only every 10 s, which is as long as the default timeout.
 const TIMEOUTS_UNTIL_IGNORED: u32 = 4;
 
 /// Performs one step of a task's recovery.
@@ -88,7 +90,8 @@ fn open(task: &mut Task, recovery: &mut Recovery, shared: &Shared) -> Next {
         return Next::Stop(chain(&error));
     }
     if let Some(store) = &mut task.store {
-        // From here on restored rows are written to the store directly, so flushed rows in memory could hide newer ones.
+        // From here on restored rows are written directly to the store, so rows of the last flush in memory could hide
+        // newer rows.
         store.state.committed.forget_flushed();
     } else {
         match open_store(&task.sub, task.id.partition, shared) {
@@ -102,14 +105,15 @@ fn open(task: &mut Task, recovery: &mut Recovery, shared: &Shared) -> Next {
     Next::Continue
 }
 
-/// Closes a store that cannot be used, moves it to another directory (C11), and starts over with an empty one.
+/// Closes a store that cannot be used, moves it to another directory (C11), and starts the recovery again with an empty
+/// store.
 pub(crate) fn quarantine(task: &mut Task, recovery: &mut Recovery, shared: &Shared, reason: &str) -> Next {
     task.store = None;
     shared.serving().remove(&task.id);
     recovery.quarantines += 1;
     if recovery.quarantines > QUARANTINES_MAX {
         return Next::Stop(format!(
-            "store was quarantined {QUARANTINES_MAX} times in one recovery; the last reason: {reason}"
+            "store was quarantined {QUARANTINES_MAX} times in one recovery; check the disk. The last reason: {reason}"
         ));
     }
     match shared.stores.quarantine(&task.sub.store_name(task.id.partition)) {
@@ -124,8 +128,9 @@ pub(crate) fn quarantine(task: &mut Task, recovery: &mut Recovery, shared: &Shar
     }
 }
 
-/// Reads the committed offsets of the inputs. They are read *before* the log end of the changelog: a member's records are in
-/// the log before its offsets count, so an end that is looked up afterwards is behind every record that belongs to them.
+/// Reads the committed offsets of the inputs. They are read *before* the log end of the changelog is looked up: the
+/// changelog records of a transaction are in the log before its offsets are visible, so a log end that is looked up
+/// later is after every record that belongs to these offsets.
 fn offsets(task: &mut Task, recovery: &mut Recovery, shared: &Shared) -> Next {
     let committed = shared.log.committed(&task.sub.application, &task.partitions());
     if !matches!(committed, Err(event_log::Error::Undecided { .. })) {
@@ -145,9 +150,10 @@ fn offsets(task: &mut Task, recovery: &mut Recovery, shared: &Shared) -> Next {
     }
 }
 
-/// Handles offsets that are part of an undecided transaction. After several transaction timeouts, the end marker of that
-/// transaction was lost, which can happen to a single broker that stops under load (ADR 5). The offsets then count as absent,
-/// and the commit record decides: the changelog is read only up to where every transaction is decided.
+/// Handles offsets that are part of an undecided transaction. If they are undecided for several transaction timeouts,
+/// the commit or abort marker of that transaction was lost, which can happen on a single broker that stops under load
+/// (ADR 5). The offsets then count as absent, and the commit record decides: the changelog is read only up to the first
+/// undecided transaction.
 fn undecided(task: &mut Task, recovery: &mut Recovery, shared: &Shared, error: &event_log::Error) -> Next {
     let now = shared.clock.elapsed();
     let since = *recovery.undecided_since.get_or_insert(now);
@@ -170,10 +176,11 @@ fn undecided(task: &mut Task, recovery: &mut Recovery, shared: &Shared, error: &
 }
 
 fn end(task: &mut Task, recovery: &mut Recovery, shared: &Shared, offsets: Offsets) -> Next {
-    // The time is taken before the end is looked up: at this time nothing at or after the end had been written (C10).
+    // The time is read before the log end is looked up, so that nothing at or after the log end had been written at
+    // that time (C10).
     let as_of = shared.clock.now();
-    // The log end, not the last stable offset: an undecided transaction of a dead predecessor holds the last stable offset
-    // back, and a reader that stopped there would miss that transaction if it commits later (C8).
+    // The log end and not the last stable offset is used: an undecided transaction of a previous process holds the last
+    // stable offset back, and a reader that stopped there would miss that transaction if it commits later (C8).
     let end = match shared.log.offset(&task.changelog, OffsetSpec::LogEnd) {
         Ok(end) => end,
         Err(error) => return log_failed(recovery, shared.clock.elapsed(), &error),
@@ -200,15 +207,16 @@ fn end(task: &mut Task, recovery: &mut Recovery, shared: &Shared, offsets: Offse
 
 /// Writes the first checkpoint of a full restore.
 fn start_full_restore(task: &mut Task, recovery: &mut Recovery, shared: &Shared) -> Result<(), Next> {
-    // A full restore reads every tombstone that exists when it starts.
+    // A full restore reads every tombstone that exists when the restore starts.
     let as_of = shared.clock.now();
     let start = match full_restore_start(shared, &task.changelog) {
         Ok(Ok(start)) => start,
         Ok(Err(reason)) => return Err(Next::Stop(reason)),
         Err(error) => return Err(log_failed(recovery, shared.clock.elapsed(), &error)),
     };
-    // Restored rows are written before the checkpoint that covers them. Without this first checkpoint, a store that is
-    // abandoned in between would have rows but no checkpoint, and would be taken for an empty one later (C10, C11).
+    // Restored rows are written before the checkpoint that includes them. Without this first checkpoint, a store whose
+    // restore is interrupted would have rows but no checkpoint, and would later be treated as an empty store (C10,
+    // C11).
     let mut batch = Batch::default();
     let origin = task.sub.origin(task.id.partition);
     checkpoint::put_checkpoint(&mut batch, &origin.checkpoint(start, as_of));
@@ -225,7 +233,8 @@ fn reached(task: &mut Task, recovery: &mut Recovery, shared: &Shared, target: Re
         return Next::Wait;
     }
     hit("runtime.recovery.reached");
-    // The read may have been slow, or the machine suspended: tombstones may have been deleted before they were read (C10).
+    // The reading may have been slow, or the machine suspended, so that tombstones were deleted before they were read
+    // (C10).
     if let Some(reason) = too_old(task, shared) {
         return quarantine(task, recovery, shared, &reason);
     }
@@ -280,7 +289,7 @@ fn compare(task: &Task, recovery: &mut Recovery, shared: &Shared, offsets: Offse
                 };
                 return Next::Stop(format!("{text}; {remedy}"));
             }
-            // Another owner may have committed between the two reads, so only the same difference twice counts.
+            // Another owner may have committed between the two reads, so only a difference that is found twice counts.
             tracing::warn!(task = %task.id, text, "commit record and offsets differ; reading both again");
             recovery.difference = Some(difference);
             recovery.step = Step::Offsets;
@@ -289,12 +298,12 @@ fn compare(task: &Task, recovery: &mut Recovery, shared: &Shared, offsets: Offse
     }
 }
 
-/// Why a task's store may have missed tombstones; `None` if it cannot have.
+/// Why a task's store may have missed tombstones; `None` if it cannot have missed any.
 fn too_old(task: &Task, shared: &Shared) -> Option<String> {
     missed_tombstones(task.store.as_ref()?, &task.sub, shared.clock.now())
 }
 
-/// Resolves the start of an input to an offset.
+/// Returns the offset at which an input starts.
 pub(crate) fn start_offset(
     first_start: FirstStart,
     input: &Input,

@@ -1,7 +1,7 @@
-//! Runs an application in a process: resolves it against the log, then starts its stream threads, standbys and lag
+//! Runs an application in a process: looks up its topics in the log, then starts its stream threads, standbys and lag
 //! measurement.
 //!
-//! [`run`] returns at once. The threads belong to the process and end when it drains, after a last commit.
+//! [`run`] returns immediately. The threads belong to the process and end when it drains, after a last commit.
 
 use crate::admin::lag;
 use crate::admin::members::{self, ProcessAddress};
@@ -22,7 +22,7 @@ use std::time::Duration;
 
 /// Maximum wait for input, which also bounds the reaction to a drain.
 const MAX_WAIT: Duration = Duration::from_millis(100);
-/// Pause between attempts to resolve the application while the log is unavailable.
+/// Pause between attempts to look up the application's topics while the log is unavailable.
 const START_RETRY: Duration = Duration::from_secs(1);
 
 /// The process that runs an application.
@@ -37,9 +37,9 @@ pub struct Host<'h> {
 
 /// Starts an application on the threads of a process. Its readiness component is `processor <application>`.
 ///
-/// The process ends with the error of the first task that fails: a fence by another process of the same name, a store
-/// failure, or an application that does not fit the log. An unavailable log only makes readiness fail. The returned handle
-/// answers queries about the application and may be dropped.
+/// The process ends with the error of the first task that fails: fencing by another process of the same name, a store
+/// failure, or an application that cannot run on the log. If the log is unavailable, the process continues but is not
+/// ready. The returned handle answers queries about the application and may be dropped.
 pub fn run(application: Application, config: Config, log: SharedEventLog, host: Host<'_>) -> Handle {
     let Host {
         clock,
@@ -118,7 +118,7 @@ impl Start {
         Ok(())
     }
 
-    /// Resolves the application, retrying while the log is unavailable; `None` if the process drains first.
+    /// Looks up the application's topics, retrying while the log is unavailable; `None` if the process drains first.
     fn resolve(&self, drain: &Drain) -> Result<Option<Plan>> {
         loop {
             let resolved = Plan::resolve(&*self.log, &self.application, &self.config);
@@ -135,7 +135,8 @@ impl Start {
         }
     }
 
-    /// Publishes the admin address of this process. If the log rejects it, queries cannot name this process as the owner.
+    /// Publishes the admin address of this process. If the log rejects it, queries to other processes cannot return the
+    /// address of this process.
     fn register_address(&self) -> Result<()> {
         let Some(admin) = &self.config.advertised else {
             return Ok(());

@@ -1,4 +1,4 @@
-//! What all threads of an application in this process share.
+//! What the threads of an application in this process share.
 
 use crate::admin::metrics::Metrics;
 use crate::admin::status::Status;
@@ -22,7 +22,6 @@ pub(crate) struct Environment {
     pub stores: Arc<dyn Stores>,
 }
 
-/// Shared by the threads of an application.
 pub(crate) struct Shared {
     pub plan: Plan,
     pub config: Config,
@@ -34,7 +33,7 @@ pub(crate) struct Shared {
     /// Committed positions, from which the lag is computed.
     positions: Mutex<HashMap<TopicPartition, CommittedPosition>>,
     /// Stores of standbys. A stream thread that is assigned the task removes its store from here, so that a store never
-    /// belongs to a standby and a task at once.
+    /// belongs to a standby and to a task at the same time.
     standbys: Mutex<HashMap<TaskId, TaskStore>>,
     /// Stores of the tasks that run here, for queries of committed state.
     serving: Mutex<HashMap<TaskId, SharedStore>>,
@@ -46,9 +45,9 @@ pub(crate) struct Shared {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CommittedPosition {
     pub next: Offset,
-    /// When a read last found no further record, on the monotonic clock.
+    /// When a read of the input last returned no records, on the monotonic clock.
     pub drained: Option<Duration>,
-    /// Greatest timestamp that the task had seen, in ms; 0 before the first record.
+    /// Greatest timestamp of the records that the task has processed, in ms; 0 before the first record.
     pub stream_time: Millis,
 }
 

@@ -1,6 +1,6 @@
 //! Locates, opens and quarantines the stores of tasks.
 //!
-//! Each task has one store in its own directory, open in one thread at a time. Stores are never deleted (C11).
+//! Each task has one store in its own directory. Only one thread can open it at a time. Stores are never deleted (C11).
 
 use crate::task::checkpoint::SPACES;
 use state_store::{Engine, Options, SharedStore};
@@ -19,7 +19,7 @@ pub struct StoreName {
 
 /// Opens the stores of tasks. Tests implement it with in-memory stores that lose their newest batches.
 pub trait Stores: Send + Sync {
-    /// Opens a store with the spaces `meta` and `state`; a store that does not exist is created empty.
+    /// Opens a store with the keyspaces `meta` and `state`. If it does not exist, it is created without rows.
     ///
     /// # Errors
     /// [`state_store::Error::Locked`] while another thread or process has it open, [`state_store::Error::Corrupt`] if it cannot

@@ -1,7 +1,7 @@
 //! A task: partition *n* of a sub-topology, with its processor, store and input positions.
 //!
-//! [`Task`] collects the effects of steps in memory. Everything since the last commit can be discarded completely (C7), and
-//! nothing is written to the store or the log here.
+//! [`Task`] collects the effects of steps in memory. Everything since the last commit can be discarded (invariant C7,
+//! complete rollback), and nothing is written to the store or the log here.
 
 pub(crate) mod changelog;
 pub(crate) mod checkpoint;
@@ -50,18 +50,18 @@ pub(crate) struct Input {
 
 /// What a task is doing.
 pub(crate) enum Phase {
-    /// Some of its inputs are not assigned yet.
+    /// Some inputs of the task are not assigned yet.
     Waiting,
     /// It returns to the last commit.
     Recovering(Recovery),
     /// It processes records.
     Running,
-    /// Its processor is not ready until this time, on the monotonic clock. It still takes part in commits.
+    /// The processor is not ready until this time, on the monotonic clock. The task still takes part in commits.
     Paused { until: Duration, reason: String },
     /// An operator must act.
     Stopped {
         reason: String,
-        /// When it retries, on the monotonic clock; `None` if only a restart can help.
+        /// When the task retries, on the monotonic clock; `None` if only a restart can help.
         retry_at: Option<Duration>,
     },
 }
@@ -77,17 +77,17 @@ pub(crate) enum StepError {
 /// Isolation of a poison record or timer (C13).
 #[derive(Default)]
 pub(crate) struct Bisection {
-    /// While set, transactions contain records of this task only, and no timer fires.
+    /// While set, a transaction contains records of this task only, and no timer fires.
     pub records: Option<RecordBisection>,
-    /// While set, timers fire in transactions of timers alone.
+    /// While set, timers fire in transactions that contain nothing else.
     pub timers: Option<TimerBisection>,
 }
 
-/// State of the task's partitions in the consumer.
+/// Which of the task's partitions the consumer reads.
 #[derive(Debug, Default)]
 struct Reading {
     paused: bool,
-    /// Pauses in a row because the processor was not ready.
+    /// Number of consecutive pauses because the processor was not ready.
     pauses: u32,
 }
 
@@ -103,7 +103,7 @@ pub(crate) struct Task {
     pub uncommitted: Uncommitted,
     pub stream_time: Millis,
     pub bisection: Bisection,
-    /// Changelog records that the last recovery read.
+    /// Number of changelog records that the last recovery read.
     restored: u64,
     reading: Reading,
 }
@@ -138,7 +138,7 @@ impl Task {
         }
     }
 
-    /// Whether it may take part in a commit.
+    /// Whether the task may take part in a commit.
     pub(crate) fn is_live(&self) -> bool {
         matches!(self.phase, Phase::Running | Phase::Paused { .. })
     }
@@ -218,12 +218,12 @@ impl Task {
         self.store.as_ref().and_then(|store| store.next)
     }
 
-    /// Size of uncommitted state in bytes: the rows, and the changelog records that a commit makes of them.
+    /// Size of uncommitted state in bytes: the rows, and the changelog records that a commit writes for them.
     pub(crate) fn state_bytes(&self) -> usize {
         self.store.as_ref().map_or(0, |store| store.state.uncommitted_bytes * 2)
     }
 
-    /// Whether it takes part in a commit now.
+    /// Whether the task must take part in a commit now.
     pub(crate) fn has_work(&self, now: Millis) -> bool {
         let uncommitted = &self.uncommitted;
         let changed_rows = || {
@@ -238,8 +238,8 @@ impl Task {
                 || self.is_idle_too_long(now))
     }
 
-    /// Whether it did not commit for a quarter of the tombstone retention. It then commits its position alone, so that the store
-    /// of an idle task does not become too old (C10).
+    /// Whether the task has not committed for a quarter of the tombstone retention. It then commits only its position,
+    /// so that the store of an idle task does not become too old (invariant C10, no missed tombstone).
     pub(crate) fn is_idle_too_long(&self, now: Millis) -> bool {
         let limit = self.sub.delete_retention / 4;
         self.store
@@ -247,8 +247,8 @@ impl Task {
             .is_some_and(|store| now.saturating_sub(store.as_of) > limit)
     }
 
-    /// Marks an input as assigned. With the last one, the task starts to recover, also if it had these inputs before: another
-    /// process may have committed in between.
+    /// Marks an input as assigned. After the last input is assigned, the task starts to recover, even if it had these
+    /// inputs before: another process may have committed in the meantime.
     pub(crate) fn assign(&mut self, at: &TopicPartition) {
         for input in self.inputs.iter_mut().filter(|input| input.at == *at) {
             input.assigned = true;
@@ -263,7 +263,7 @@ impl Task {
         self.phase = Phase::Recovering(Recovery::default());
     }
 
-    /// Discards everything since the last commit (C7) and starts the recovery. A stopped task stays stopped.
+    /// Discards everything since the last commit (C7) and starts the recovery. A stopped task remains stopped.
     pub(crate) fn roll_back(&mut self) {
         if let Some(store) = &mut self.store {
             store.state.roll_back();
@@ -274,14 +274,14 @@ impl Task {
         }
     }
 
-    /// Rolls back and stops; with `retry_at` it recovers again at that time.
+    /// Rolls back and stops; with `retry_at`, the recovery starts again at that time.
     pub(crate) fn stop(&mut self, reason: String, retry_at: Option<Duration>) {
         tracing::error!(task = %self.id, reason, "task stopped");
         self.roll_back();
         self.phase = Phase::Stopped { reason, retry_at };
     }
 
-    /// Pauses because the processor is not ready, longer each time in a row.
+    /// Pauses because the processor is not ready. Consecutive pauses get longer.
     pub(crate) fn pause(&mut self, now: Duration, reason: String) {
         let pauses = self.reading.pauses;
         let pause = PAUSE_MIN.saturating_mul(1 << pauses.min(10)).min(PAUSE_MAX);
@@ -305,7 +305,7 @@ impl Task {
         }
     }
 
-    /// Reads the inputs from their positions and runs.
+    /// Starts to read the inputs at the task's positions, and to process them.
     pub(crate) fn start_reading(&mut self, consumer: &mut dyn GroupConsumer) -> event_log::Result<()> {
         for input in &self.inputs {
             consumer.start(&input.at, input.next)?;
@@ -327,8 +327,8 @@ impl Task {
         for (input, next) in self.inputs.iter_mut().zip(positions) {
             input.next = *next;
         }
-        // A commit of unknown outcome may have passed the rejected records. Isolation must end here then, otherwise no timer
-        // would fire before the next record (C13, C15).
+        // A commit with an unknown outcome may have included the rejected records. If so, the isolation must end here,
+        // because otherwise no timer would fire before the next record (C13, C15).
         let passed = |bisection: &RecordBisection| bisection.is_passed(positions.iter().copied());
         self.bisection.records = self.bisection.records.take().filter(|bisection| !passed(bisection));
         self.uncommitted.position_moved = commit_first;
@@ -336,7 +336,8 @@ impl Task {
         Ok(())
     }
 
-    /// Processes the records `range`, all of this task, and notes them as uncommitted. The caller then advances the positions.
+    /// Processes the records `range`, which all belong to this task, and adds them to the uncommitted ones. The caller
+    /// then advances the positions.
     pub(crate) fn process(
         &mut self,
         now: Millis,
@@ -383,8 +384,9 @@ impl Task {
         processed.map_err(|error| StepError::Failed(chain(&error)))
     }
 
-    /// Writes the poison record as a dead letter, in the transaction of its offset (C2). A dead letter without body means that
-    /// the previous attempt was rejected, possibly for what `on_dead_letter` wrote, so it is not called then.
+    /// Writes the poison record as a dead letter, in the transaction that commits its offset (C2). If the dead letter
+    /// has no body, the previous attempt was rejected, possibly because of what `on_dead_letter` wrote, so
+    /// `on_dead_letter` is not called.
     fn dead_letter(
         &mut self,
         context: Context,
@@ -407,7 +409,7 @@ impl Task {
         Ok(())
     }
 
-    /// Fires timers that are due, up to a limit, and returns what fired.
+    /// Fires timers that are due, up to a limit, and returns which timers fired.
     pub(crate) fn fire(&mut self, now: Millis) -> Result<Fired> {
         let context = self.context(now);
         let store = self.store.as_mut().expect("a running task has its store open");
@@ -424,7 +426,7 @@ impl Task {
             }
         };
         let count_max = bisection.map_or(TIMERS_MAX, |bisection| bisection.chunk.min(TIMERS_MAX));
-        // A timer that fires deletes its row. The task thus has a changed row and takes part in the commit (C3, C12).
+        // When a timer fires, its row is deleted. So the task has a changed row and takes part in the commit (C3, C12).
         let uncommitted = &mut self.uncommitted;
         let fired = timers::fire(context, &mut store.state, &mut uncommitted.output, count_max, &mut call)?;
         uncommitted.timers += fired.count;
@@ -451,7 +453,7 @@ impl Task {
         Ok(false)
     }
 
-    /// Due time of its first wall-clock timer, if it may fire.
+    /// Due time of the task's first wall-clock timer, if it may fire.
     pub(crate) fn next_timer(&mut self) -> Result<Option<Millis>> {
         let fires = self.is_running() && self.bisection.records.is_none();
         let store = self.store.as_mut().filter(|_| fires);
@@ -469,7 +471,7 @@ impl Task {
                 self.bisection.timers = TimerBisection::after(bisection, timers, last, reason);
                 self.bisection.timers.is_some()
             }
-            // Neither records nor timers are blamed before the timers are separated.
+            // While it is unknown whether a record or a timer is the cause, neither is treated as poison.
             (_, Some(_)) => {
                 self.bisection.timers = Some(TimerBisection::from_records(bisection, timers));
                 true
@@ -481,7 +483,7 @@ impl Task {
         }
     }
 
-    /// Makes transactions of the uncommitted records smaller. Without a reason no record is blamed.
+    /// Makes transactions of the uncommitted records smaller. Without a reason, no record is treated as poison.
     pub(crate) fn bisect_records(&mut self, reason: Option<String>) -> bool {
         let first = self.uncommitted.first.clone();
         let rejected = RejectedRecords {
@@ -494,7 +496,7 @@ impl Task {
         self.bisection.records.is_some()
     }
 
-    /// Why the store would reject what the steps wrote; `None` if it would not.
+    /// Why the store would reject what the steps wrote; `None` if it would not reject anything.
     pub(crate) fn state_rejection(&self) -> Option<String> {
         let rejection = self.store.as_ref().and_then(|store| store.state.rejection());
         rejection.map(|rejection| chain(&rejection))
@@ -514,7 +516,7 @@ impl Task {
         changelog::push_rows(out, &self.changelog, &store.state.uncommitted, scratch);
     }
 
-    /// Appends the commit record, also if only the position moved (C3).
+    /// Appends the commit record, even if only the position changed (C3).
     pub(crate) fn push_commit_record(&mut self, out: &mut OutBatch, scratch: &mut Vec<u8>, transactional: bool) {
         let store = self.store.as_ref().expect("a task that commits has its store open");
         let position = |input: &Input| (input.at.topic.to_string(), input.at.partition, input.next);

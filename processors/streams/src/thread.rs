@@ -1,8 +1,8 @@
 //! The stream thread: one group member, one transactional producer, and the tasks of the partitions assigned to it.
 //!
-//! [`turn::StreamThread`] is driven by calls of `turn`. It owns a [`membership::Membership`], a [`transaction::Transaction`] and
-//! the [`tasks::Tasks`], which do not know each other's owner. A failure that aborts the transaction is returned as an
-//! [`abort::Abort`] and handled in one place, [`turn`].
+//! Each call of [`turn::StreamThread::turn`] is one iteration of the thread's loop. The thread owns a
+//! [`membership::Membership`], a [`transaction::Transaction`] and the [`tasks::Tasks`], which do not refer to the
+//! thread. A failure that aborts the transaction is returned as an [`abort::Abort`] and handled in one place, [`turn`].
 
 mod abort;
 mod at_least_once;

@@ -1,6 +1,6 @@
 //! Measures input lag and store sizes every few seconds, on a separate thread.
 //!
-//! Inputs are not read. The lag is computed from log ends, committed positions and times.
+//! The inputs are not read: the lag is computed from log ends, committed positions and timestamps.
 
 use crate::admin::status::Cause;
 use crate::api::context::TaskId;
@@ -16,13 +16,13 @@ const EVERY: Duration = Duration::from_secs(2);
 /// Store sizes are measured every third time, because the engine has to inspect its files.
 const STORES_EVERY: u32 = 3;
 
-/// Log end of an input, as of the last measurement.
+/// Log end of an input at the last measurement.
 #[derive(Debug, Clone, Copy)]
 struct MeasuredEnd {
     end: Offset,
     /// Time of the measurement, on the monotonic clock.
     read: Duration,
-    /// Last time whose records are all known to be committed.
+    /// The latest time for which all records before it are known to be committed.
     caught_up: Option<Duration>,
 }
 
@@ -107,7 +107,8 @@ impl Sampler {
             shared.metrics.store(gone, state_store::Stats::default());
         }
         for task in &tasks {
-            // Hold one store at a time and only briefly: its next owner cannot open it while it is in use here.
+            // Only one store is held at a time, and only briefly, because its next owner cannot open it while it is in
+            // use here.
             let store = shared.serving().get(task).cloned();
             if let Some(store) = store {
                 shared.metrics.store(task, store.stats());
@@ -117,8 +118,8 @@ impl Sampler {
     }
 }
 
-/// Offsets from a position to a log end. Zero for an input that was drained after the end was measured, because a control
-/// record after the last record would otherwise count forever.
+/// Number of offsets from a position to a log end. Zero for an input that was read completely after the log end was
+/// measured: otherwise, a control record after the last record would count forever.
 fn behind(position: &CommittedPosition, seen: &MeasuredEnd) -> Offset {
     if position.drained.is_some_and(|drained| drained > seen.read) {
         0
@@ -127,16 +128,17 @@ fn behind(position: &CommittedPosition, seen: &MeasuredEnd) -> Offset {
     }
 }
 
-/// Lag of an input and what is known about its duration.
+/// Lag of an input in records, and in time if it is known.
 struct Lag {
     offsets: Offset,
     caught_up: Option<Duration>,
     stream_time: Millis,
 }
 
-/// Waiting time of the oldest record that is not committed: the smaller of two upper bounds. One is the time since all
-/// records were committed, exact to one measurement interval. The other is the time since the greatest committed timestamp,
-/// which is also known after a restart and valid while timestamps do not decrease. `None` if neither is known.
+/// How long the oldest uncommitted record has been waiting: the smaller of two upper bounds. One is the time since all
+/// records were last known to be committed, which is exact to one measurement interval. The other is the time since the
+/// greatest committed timestamp, which is also known after a restart, and valid if timestamps do not decrease. `None`
+/// if neither is known.
 fn waiting_time(lag: &Lag, now: Duration, date: Millis) -> Option<Duration> {
     if lag.offsets == 0 {
         return Some(Duration::ZERO);
@@ -189,7 +191,7 @@ mod tests {
         assert_eq!(waits(1, None, 0), None, "neither bound is known");
         assert_eq!(waits(1, Some(s(98)), 0), Some(s(2)));
         assert_eq!(waits(1, None, date - 3_000), Some(s(3)));
-        // One record a day: the last one is old, the new one has just arrived.
+        // One record a day: the last record is old, the new one has just arrived.
         assert_eq!(waits(1, Some(s(98)), date - 86_400_000), Some(s(2)));
         // An input that is always slightly behind.
         assert_eq!(waits(1, Some(s(10)), date - 500), Some(Duration::from_millis(500)));

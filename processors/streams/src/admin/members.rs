@@ -1,7 +1,8 @@
 //! Admin addresses of an application's processes, in the compacted topic `members`.
 //!
-//! A process writes one record per start, keyed `["processor","<application>","<instance>"]`. There are no heartbeats: the
-//! group knows which processes are alive, and this topic adds their addresses only. A newer format is rejected.
+//! A process writes one record per start, keyed `["processor","<application>","<instance>"]`. There are no heartbeats:
+//! the consumer group shows which processes are alive, and this topic only adds their addresses. A newer format is
+//! rejected.
 
 use crate::api::error::FormatError;
 use event_log::{

@@ -1,7 +1,7 @@
-//! Metrics of the stream runtime; `docs/reference/metrics.md` describes each and what to alert on.
+//! Metrics of the stream runtime; `docs/reference/metrics.md` describes each metric, and when to alert.
 //!
-//! Handles are created once per thread, and the hot path counts per batch, run and commit, never per record. Label values are
-//! declared names, never data. Every metric has a unit and a description.
+//! Handles are created once per thread. Metrics are updated per batch, per run of records and per commit, never per
+//! record. Label values are declared names, never data. Every metric has a unit and a description.
 
 use crate::api::context::TaskId;
 use ::metrics::{

@@ -1,14 +1,14 @@
 //! Operator commands that resolve a difference between a task's state and its committed offsets.
 //!
-//! Each makes commit record and offsets agree (C9) and leaves the state unchanged. A stopped task notices the result when it
-//! retries. `docs/protocol/commit.md` describes when to use which command.
+//! Each command makes commit record and offsets equal (invariant C9, agreement) and leaves the state unchanged. A
+//! stopped task notices the result when it retries. `docs/protocol/commit.md` describes when to use each command.
 
 use crate::api::error::{Error, Result};
 use crate::task::commit_record::{COMMIT_RECORD_KEY, CommitRecord};
 use event_log::{EventLog, Isolation, Offset, OffsetSpec, OutBatch, OutRecord, RecordBatch, StartFrom, TopicPartition};
 use std::time::Duration;
 
-/// Positions of a task by its state and by its group.
+/// Positions of a task according to its state and to its consumer group.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Standing {
     /// Sequence number of the newest commit record; 0 without one.
@@ -24,7 +24,7 @@ pub struct Place {
     pub topic: String,
     /// Partition.
     pub partition: i32,
-    /// Next offset by the commit record; `None` if it does not name this input.
+    /// Next offset in the commit record; `None` if the record does not contain this input.
     pub state: Option<Offset>,
     /// Committed offset of the group; `None` if there is none or it has expired.
     pub committed: Option<Offset>,
@@ -40,8 +40,8 @@ impl Place {
 const READ_BYTES: usize = 4 << 20;
 const READ_WAIT: Duration = Duration::from_millis(100);
 
-/// Positions of a task by its changelog and by its group. If the changelog has no commit record, the inputs are the
-/// partitions with the task's number for which the group has offsets.
+/// Positions of a task according to its changelog and to its consumer group. If the changelog has no commit record, the
+/// inputs are the partitions with the task's number for which the group has offsets.
 ///
 /// # Errors
 /// The log fails, the changelog cannot be read, or there is neither a commit record nor an offset.
@@ -76,8 +76,8 @@ pub fn standing(log: &dyn EventLog, application: &str, changelog: &TopicPartitio
     })
 }
 
-/// Moves positions that are below the first retained record of their input to that record, so that the task skips deleted
-/// records. The group must have no live member.
+/// Increases positions that are below the first retained record of their input to that record, so that the task skips
+/// the deleted records. The group must have no active member.
 ///
 /// # Errors
 /// As [`standing`] and [`accept`].
@@ -100,8 +100,8 @@ pub fn skip(log: &dyn EventLog, application: &str, changelog: &TopicPartition) -
     accept(log, application, changelog, &inputs)
 }
 
-/// Sets the offsets of a task without state to the first retained records of its inputs, so that it processes them again.
-/// The group must have no live member.
+/// Sets the offsets of a task without state to the first retained records of its inputs, so that it processes them
+/// again. The group must have no active member.
 ///
 /// # Errors
 /// As [`accept`]; the changelog contains state.
@@ -140,8 +140,9 @@ fn empty(application: &str, changelog: &TopicPartition) -> Error {
     }
 }
 
-/// Keeps the state and continues at the committed offsets: writes a commit record that names exactly these inputs. An input
-/// without a committed offset keeps its position of the previous commit record; one with neither starts at its `first_start`.
+/// Makes the task continue with its state at the committed offsets: writes a commit record that contains exactly these
+/// inputs. An input without a committed offset keeps its position in the previous commit record. An input that has no
+/// position there either starts at its `first_start`.
 ///
 /// # Errors
 /// The log fails, or the changelog cannot be read.
@@ -186,7 +187,7 @@ pub fn accept(
     Ok(after)
 }
 
-/// Sets the committed offsets to the positions of the commit record. The group must have no live member.
+/// Sets the committed offsets to the positions of the commit record. The group must have no active member.
 ///
 /// # Errors
 /// The log fails or rejects the offsets; the changelog cannot be read or has no commit record.

@@ -1,7 +1,7 @@
 //! Queries to an application that runs in this process: the status of its tasks and their committed state.
 //!
-//! An answer is a consistent snapshot of committed state, with the input positions that it contains. Only the process that owns
-//! a task answers; any other process returns the owner.
+//! An answer is a consistent snapshot of committed state, together with the input positions up to which it includes the
+//! input. Only the process that owns a task can answer; any other process returns the owner.
 
 use crate::admin::members;
 use crate::api::application::instance_of_thread;
@@ -54,9 +54,9 @@ pub struct Row {
 pub struct Answer {
     /// Rows in key order.
     pub rows: Vec<Row>,
-    /// Whether there are more rows; continue with a query after the last key.
+    /// Whether there are more rows. To read them, query again from the last key.
     pub more: bool,
-    /// Positions of the inputs that the state contains: topic, partition, next offset.
+    /// Positions up to which the state includes the inputs: topic, partition, next offset.
     pub place: Vec<(String, i32, Offset)>,
 }
 
@@ -144,7 +144,7 @@ impl Handle {
         &self.application
     }
 
-    /// Status of the tasks and standbys of this process, at most one second old, by store and partition.
+    /// Status of the tasks and standbys of this process, at most one second old, in the order of store and partition.
     pub fn tasks(&self) -> Vec<TaskReport> {
         let Some(shared) = self.shared.get() else {
             return Vec::new();
@@ -333,7 +333,7 @@ fn other_owner(shared: &Shared, sub: &Sub, task: TaskId) -> event_log::Result<Qu
     })
 }
 
-/// Input positions that a state contains.
+/// Positions up to which a state includes the inputs.
 fn positions(snapshot: &dyn Snapshot) -> Result<Vec<(String, i32, Offset)>, QueryError> {
     let Some(value) = snapshot.get(META, COMMIT_RECORD_ROW)? else {
         return Ok(Vec::new());

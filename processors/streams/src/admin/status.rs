@@ -1,4 +1,5 @@
-//! Why an application does not work, as readiness shows it: one cause per thread and task, with the next command.
+//! The reasons why an application is not ready, for readiness: one cause per thread and task, with the command to run
+//! next.
 
 use service::Component;
 use std::collections::BTreeMap;
@@ -7,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// Maximum number of causes in the text; the others are counted.
 const CAUSES_MAX: usize = 3;
 
-/// Why a component does not work, and what an operator can do.
+/// Why a thread or task does not work, and what an operator can do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Cause {
     pub text: String,
@@ -23,7 +24,7 @@ impl Cause {
         }
     }
 
-    /// The log, or a service that the processor depends on, is unavailable.
+    /// The log is unavailable, or a service that the processor depends on.
     pub(crate) fn unavailable(text: impl Into<String>) -> Self {
         Cause {
             text: text.into(),
@@ -31,7 +32,7 @@ impl Cause {
         }
     }
 
-    /// An operator must act as the text says.
+    /// A cause that an operator must resolve, as the text says.
     pub(crate) fn operator(text: impl Into<String>) -> Self {
         Cause {
             text: text.into(),
@@ -48,7 +49,7 @@ pub(crate) struct Status {
 
 #[derive(Debug, Default)]
 struct Causes {
-    /// By the name of the thread or task.
+    /// Causes by the name of the thread or task.
     causes: BTreeMap<String, Cause>,
     component: Option<Component>,
 }
@@ -64,7 +65,7 @@ impl Status {
         }
     }
 
-    /// Sets the cause of a component; `None` if it works.
+    /// Sets the cause of a thread or task; `None` if it works.
     pub(crate) fn set(&self, name: &str, cause: Option<Cause>) {
         let mut inner = self.lock();
         if inner.causes.get(name) == cause.as_ref() {

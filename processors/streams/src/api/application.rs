@@ -1,8 +1,8 @@
 //! Declares an application: its sub-topologies, each with inputs, one store and a processor, and how a process runs it.
 //!
-//! A task is partition *n* of one sub-topology. Inputs that are joined belong to one sub-topology and must have equal
-//! partition counts; other inputs get a sub-topology each. Names of topics, stores and ids are derived from declared names
-//! only, so that a change of the code never orphans state.
+//! A task is partition *n* of one sub-topology. Inputs that are joined must be in one sub-topology and have equal
+//! partition counts; other inputs should each have a sub-topology of their own. Names of topics, stores and ids are
+//! derived only from declared names, so that a change of the code never makes existing state unreachable.
 
 use crate::api::context::TaskInfo;
 use crate::api::processor::Processor;
@@ -27,24 +27,24 @@ pub struct Application {
 pub struct SubTopology {
     /// Name, unique in the application; part of the task ids.
     pub name: String,
-    /// Topics that are read together. They must have equal partition counts and, for a join, equal keys. A topic is an
-    /// input of one sub-topology only. An input that is added later starts at `first_start`.
+    /// Topics that are read together. They must have equal partition counts and, for a join, equal keys. A topic can be
+    /// an input of only one sub-topology. An input that is added later starts at `first_start`.
     pub inputs: Vec<String>,
     /// Name of the store, unique in the application.
     pub store: String,
     /// Creates the processor of a task.
     pub factory: Factory,
-    /// Where a partition starts that this application has never read.
+    /// Where to start reading a partition that this application has never read.
     pub first_start: FirstStart,
 }
 
 /// Creates the processor of a task.
 pub type Factory = Arc<dyn Fn(&TaskInfo) -> Box<dyn Processor> + Send + Sync>;
 
-/// Where a partition starts that the application has never read.
+/// Where to start reading a partition that the application has never read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FirstStart {
-    /// At the first record that the topic retains.
+    /// At the first record in the topic.
     Earliest,
     /// At the end of the topic when the task first starts.
     Latest,
@@ -56,18 +56,18 @@ pub enum ProcessingGuarantee {
     /// Output, state and offsets are committed in one transaction. Every record takes effect once.
     #[default]
     ExactlyOnce,
-    /// No transactions. A commit makes durable, in this order: output and dead letters, changed rows, the commit record, the
-    /// offsets. No record is skipped. After a crash, a failed write or a rebalance, the records since the last commit record
-    /// are processed again: their output is duplicated, and state is changed twice if its rows were written and the commit
-    /// record was not. Readers see output as it is written. After a pause longer than half the session timeout, a process
-    /// checks its membership before it writes state; if it loses the membership after that check, it can overwrite rows of
-    /// the new owner.
+    /// No transactions. A commit writes the following, each durable before the next: output and dead letters, changed
+    /// rows, the commit record, the offsets. No record is skipped. After a crash, a failed write or a rebalance, the
+    /// records since the last commit record are processed again: their output is duplicated, and state is changed twice
+    /// if its rows were written and the commit record was not. Readers see output as soon as it is written. After a
+    /// pause longer than half the session timeout, a process checks its membership before it writes state; if it loses
+    /// the membership after that check, it can overwrite rows of the new owner.
     AtLeastOnce,
 }
 
-/// How one process runs an application. [`Config::new`] sets defaults that fit most applications; only `instance` and
-/// `stores.dir` are specific to a process. Memory use is about `stores.memory_bytes` per task plus `commit.bytes_max` and a few
-/// MB of read buffers per thread.
+/// How one process runs an application. [`Config::new`] sets defaults for most applications; only `instance` and
+/// `stores.dir` must differ between processes. Memory use is about `stores.memory_bytes` per task plus
+/// `commit.bytes_max` and a few MB of read buffers per thread.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Identifies this process among those of the application. `<application>-<instance>-<thread>` is the transactional id
@@ -85,8 +85,8 @@ pub struct Config {
     pub topics: TopicDefaults,
     /// Bytes of input read by one poll.
     pub poll_bytes_max: usize,
-    /// Number of processes that can fail at once without a task starting from a cold store: each process keeps standbys of
-    /// the tasks that it would then receive. 0 disables standbys; the maximum is 3.
+    /// Number of processes that can fail at the same time without a task having to restore its whole store: each
+    /// process keeps standbys of the tasks that it would then be assigned. 0 disables standbys; the maximum is 3.
     pub standby_replicas: usize,
     /// URL of this process's admin listener, returned by state queries that reach another process.
     pub advertised: Option<String>,
@@ -110,10 +110,10 @@ pub struct CommitConfig {
     pub interval: Duration,
     /// Bytes of output and changed state that force a commit. Changed state counts twice: as rows, and as changelog records.
     pub bytes_max: usize,
-    /// Time after which the broker aborts the open transaction of a dead thread.
+    /// Time after which the broker aborts the open transaction of a thread that ended without closing it.
     pub transaction_timeout: Duration,
-    /// Exactly once, or at least once without transactions. May be changed in both directions if all processes restart
-    /// together, but must be exactly once if `touches_view_log` is set.
+    /// Exactly once, or at least once without transactions. May be changed in either direction if all processes are
+    /// restarted together. Must be exactly once if `touches_view_log` is set.
     pub guarantee: ProcessingGuarantee,
     /// Whether transactions write `view.log`. They are then open for at most 50 ms, because an open transaction holds back
     /// the readers of `view.log`.
@@ -123,9 +123,11 @@ pub struct CommitConfig {
 /// Membership of a process's threads in the consumer group.
 #[derive(Debug, Clone)]
 pub struct MembershipConfig {
-    /// Time for which a silent member keeps its partitions. With the KIP-848 group protocol the brokers configure it.
+    /// Time without a heartbeat after which a member loses its partitions. With the KIP-848 group protocol, it is a
+    /// setting of the brokers.
     pub session_timeout: Duration,
-    /// Group protocol. With [`event_log::GroupProtocol::Consumer`], tasks that are not moved keep running during a rebalance.
+    /// Group protocol. With [`event_log::GroupProtocol::Consumer`], tasks that stay with their thread keep running
+    /// during a rebalance.
     pub protocol: event_log::GroupProtocol,
 }
 

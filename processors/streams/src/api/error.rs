@@ -35,7 +35,7 @@ pub enum Error {
         /// What the runtime does about it.
         fate: ErrorAction,
     },
-    /// The application does not fit this log.
+    /// The application cannot run on this log.
     #[error("application {name} cannot start: {reason}")]
     Application {
         /// Name of the application.
@@ -53,7 +53,7 @@ pub enum Error {
         /// The log's error.
         reason: String,
     },
-    /// The content of a store or changelog cannot be decoded.
+    /// The contents of a store or changelog cannot be decoded.
     #[error("cannot decode the stored state of {who}")]
     Format {
         /// The task.
@@ -104,21 +104,21 @@ pub enum FormatError {
         /// What was read.
         what: &'static str,
     },
-    /// A commit record is not valid JSON of its schema.
+    /// A commit record is not valid JSON, or does not have the expected fields.
     #[error("cannot decode commit record")]
     CommitRecord {
         /// The JSON error.
         #[source]
         source: serde_json::Error,
     },
-    /// A record of the members topic is not valid JSON of its schema.
+    /// A record of the members topic is not valid JSON, or does not have the expected fields.
     #[error("cannot decode member address")]
     MemberAddress {
         /// The JSON error.
         #[source]
         source: serde_json::Error,
     },
-    /// A checkpoint is not valid JSON of its schema.
+    /// A checkpoint is not valid JSON, or does not have the expected fields.
     #[error("cannot decode checkpoint")]
     Checkpoint {
         /// The JSON error.

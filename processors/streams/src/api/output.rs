@@ -1,7 +1,8 @@
 //! [`Output`]: where a step sends records and dead letters.
 //!
-//! `Output` only collects; the stream thread sends. All output of a transaction becomes visible with its state and offsets
-//! or not at all (C2), in the order in which it was written. Output caused by a traced record carries its `traceparent`.
+//! `Output` only collects; the stream thread sends. All output of a transaction becomes visible together with its state
+//! and offsets, or not at all (invariant C2, atomic commit), in the order in which it was written. Output that is
+//! caused by a record with a `traceparent` header gets the same header.
 
 use crate::api::context::dead_letter_topic;
 use crate::api::timer::Timer;
@@ -19,7 +20,7 @@ pub enum Stage {
     ValueConverter,
     /// A required header is missing or malformed.
     HeaderConverter,
-    /// The record was decoded and rejected by the processor.
+    /// The record was decoded, but the processor rejected it.
     Transformation,
     /// The log or the store rejected what the processor wrote, for example because it is too large.
     Produce,
@@ -50,9 +51,9 @@ pub struct Output {
     pub(crate) dead_letters: u64,
     name: Arc<str>,
     task: i32,
-    /// Dead-letter topic of each input topic, so that its name is built once.
+    /// Dead-letter topics by input topic, cached so that each name is built only once.
     topics: Vec<DeadLetterTopic>,
-    /// `traceparent` of the record that causes the following output; empty without one.
+    /// `traceparent` of the record that causes the following output; empty if there is none.
     trace: Vec<u8>,
 }
 
@@ -80,7 +81,7 @@ struct RejectedTimer {
 pub(crate) enum Body {
     /// Key, value and headers of the record.
     Whole,
-    /// No key, value or headers, because the log rejected the dead letter with them.
+    /// No key, value or headers, because the log rejected a dead letter that contained them.
     LeftOut,
 }
 
@@ -93,7 +94,7 @@ impl Output {
         }
     }
 
-    /// Output of the task of a partition, which is part of the headers of dead letters too.
+    /// Output of the task of a partition, which is also part of the headers of dead letters.
     pub(crate) fn of_task(name: Arc<str>, partition: i32) -> Self {
         Output {
             name,
@@ -118,8 +119,8 @@ impl Output {
         }
     }
 
-    /// Marks this record as the cause of the output that follows, which then carries the record's `traceparent` if that is
-    /// valid. Applies until the next call, or until the end of the step, timer or `before_commit`.
+    /// Marks this record as the cause of the following output, which then gets the record's `traceparent` header if
+    /// that is valid. Applies until the next call, or until `process`, `on_timer` or `before_commit` returns.
     pub fn caused_by(&mut self, record: RecordRef<'_>) {
         self.trace.clear();
         if let Some(parent) = record.header(trace::PARENT).and_then(trace::Parent::parse) {
@@ -127,14 +128,15 @@ impl Output {
         }
     }
 
-    /// Marks the output that follows as caused by no record.
+    /// Marks the following output as not caused by a record.
     pub(crate) fn clear_cause(&mut self) {
         self.trace.clear();
     }
 
-    /// Writes a record that cannot be processed to `<its topic>.dlq`, in the partition with the record's number. Key, value
-    /// and headers are unchanged, and Kafka Connect's `__connect.errors.*` headers are added: topic, partition, offset,
-    /// connector.name (the processor), task.id, stage, class.name, exception.class.name, exception.message.
+    /// Writes a record that cannot be processed to `<topic>.dlq`, to the partition with the same number as the record's
+    /// partition. Key, value and headers are unchanged, and Kafka Connect's `__connect.errors.*` headers are added:
+    /// topic, partition, offset, connector.name (the processor), task.id, stage, class.name, exception.class.name,
+    /// exception.message.
     pub fn dead_letter(&mut self, record: RecordRef<'_>, stage: Stage, error: &dyn Error) {
         self.dead_letter_with(record, stage, error, Body::Whole);
     }
@@ -145,7 +147,7 @@ impl Output {
         self.write_dead_letter(record.partition(), Some(rejected), stage, error);
     }
 
-    /// Writes a dead letter that names a timer to the dead-letter topic of this input. It has no key, value or offset.
+    /// Writes a dead letter for a timer to the dead-letter topic of this input. It has no key, value or offset.
     pub(crate) fn dead_letter_of_timer(&mut self, input: &TopicPartition, timer: &Timer, reason: &str) {
         let mut key = timer.key.clone();
         if let Some((end, _)) = key.char_indices().nth(KEY_CHARS_MAX) {

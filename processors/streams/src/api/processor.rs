@@ -11,11 +11,11 @@ use std::ops::Range;
 /// Code of a stream processor. The runtime creates one instance per task and calls it on one thread at a time.
 /// `docs/examples` contains a complete example.
 ///
-/// Committed output, state and offsets equal one sequential run over the task's input in which each record is processed
-/// once. A step itself can run more than once: after a crash, an aborted transaction or a rebalance, with the same or
-/// different batch boundaries. It must therefore depend on its records, its state and its [`Context`] only, and write to
-/// [`State`] and [`Output`] only: no IO, no clock, no randomness. Records of one partition arrive in offset order. There is
-/// no order between the inputs of a task.
+/// Committed output, state and offsets are equal to those of a sequential run over the task's input in which each
+/// record is processed once. A step itself can run more than once: after a crash, an aborted transaction or a
+/// rebalance, with the same or different batch boundaries. It must therefore depend only on its records, its state and
+/// its [`Context`], and write only to [`State`] and [`Output`]: no IO, no clock, no randomness. Records of one
+/// partition arrive in offset order. There is no order between the inputs of a task.
 ///
 /// Pass a record that cannot be processed to [`Output::dead_letter`] and continue with the next one. Return an error only
 /// for a bug in the processor or a failure of its environment; it stops the task.
@@ -54,10 +54,10 @@ pub trait Processor: Send {
         output: &mut Output,
     ) -> Result<()>;
 
-    /// Called instead of `process` for a record that becomes a dead letter because the log or the store rejected its output
-    /// or state. Use it to note that the record's effect is missing. Its writes are committed together with the dead letter.
-    /// If that transaction is rejected too, the dead letter is written without the record's key, value and headers, and this
-    /// method is not called again.
+    /// Called instead of `process` for a record that becomes a dead letter because the log or the store rejected its
+    /// output or state. Use it to store that the record's effect is missing. Its writes are committed together with the
+    /// dead letter. If that transaction is rejected too, the dead letter is written without the record's key, value and
+    /// headers, and this method is not called again.
     ///
     /// # Errors
     /// Any error stops the task.
@@ -89,8 +89,8 @@ pub trait Processor: Send {
         Ok(())
     }
 
-    /// Called before the first step after the task's state was restored or rolled back to the last commit. Rebuild here from
-    /// `state` whatever the instance keeps in memory.
+    /// Called before the first step after the task's state was restored or rolled back to the last commit. It must
+    /// rebuild from `state` whatever the instance keeps in memory.
     ///
     /// # Errors
     /// An error stops the task, which retries every 10 seconds.

@@ -21,15 +21,17 @@ use std::ops::ControlFlow;
 
 /// State of one task.
 ///
-/// A step reads its own writes at once; queries see them after the commit; a failure discards what was not committed. Each
-/// changed key costs one changelog record per commit, however often it was written, and also if the value did not change.
+/// A step reads its own writes immediately. Queries see them after the commit. A failure discards what was not
+/// committed. Each key that was written costs one changelog record per commit, regardless of how often it was written
+/// and whether the value changed.
 ///
-/// **Keys** are bytes in byte order, 1 to [`state_store::KEY_BYTES_MAX`] long. By convention they are JSON arrays whose first
-/// element names the kind of row, such as `["row","orders",17]`, so that kinds cannot collide and a kind can be scanned by
-/// its prefix. Keys that begin with `["~` are reserved for the runtime: writing one is a bug and panics. **Values** are bytes.
-/// Key and value together form one changelog record, which is limited to about 1 MB unless `max.message.bytes` of the
-/// changelog is raised. A write with an invalid key length or a larger value is never committed: the record or timer that
-/// caused it becomes a dead letter, and the others are processed again without it.
+/// **Keys** are bytes in byte order, 1 to [`state_store::KEY_BYTES_MAX`] long. By convention they are JSON arrays whose
+/// first element is the kind of row, such as `["row","orders",17]`, so that rows of different kinds cannot collide and
+/// all rows of a kind can be scanned by their prefix. Keys that begin with `["~` are reserved for the runtime: writing
+/// one is a bug and panics. **Values** are bytes. Key and value together form one changelog record, which is limited to
+/// about 1 MB unless `max.message.bytes` of the changelog is raised. A write with an invalid key length or a larger
+/// value is never committed: the record or timer that caused it becomes a dead letter, and the others are processed
+/// again without it.
 ///
 /// Give values a format version if a later version of the program may have to read them: state is never wiped (C11).
 ///
@@ -37,7 +39,7 @@ use std::ops::ControlFlow;
 /// Every error of these methods is the store's and stops the task. Return it with `?`.
 pub struct State {
     pub(crate) uncommitted: Layer,
-    /// Bytes of the uncommitted rows, with the overhead of holding them.
+    /// Bytes of the uncommitted rows, including the memory overhead.
     pub(crate) uncommitted_bytes: usize,
     pub(crate) committed: CommittedBuffer,
     pub(crate) store: state_store::SharedStore,
@@ -46,7 +48,7 @@ pub struct State {
     timers: [FirstTimer; 2],
     /// Earliest timer of each clock that was set since [`State::take_earliest_set`] was last called.
     earliest_set: [Option<Millis>; 2],
-    /// Length of the first key since the last commit whose length the store does not accept.
+    /// Length of the first key written since the last commit whose length the store does not accept.
     rejected_key: Option<usize>,
 }
 
@@ -65,7 +67,7 @@ enum FirstTimer {
 }
 
 impl State {
-    /// State over a space of a store; used by the runtime and by tests.
+    /// Creates the state of a task in a keyspace of a store; used by the runtime and by tests.
     pub fn new(store: state_store::SharedStore, space: state_store::Space) -> Self {
         State {
             uncommitted: Layer::default(),
@@ -185,7 +187,8 @@ impl State {
         self.rejected_key = None;
     }
 
-    /// The write since the last commit that the store would reject. If there is one, the transaction must not be committed.
+    /// The first write since the last commit that the store would reject. If there is one, the transaction must not be
+    /// committed.
     pub(crate) fn rejection(&self) -> Option<state_store::Error> {
         self.rejected_key.map(|bytes| state_store::Error::KeyLength { bytes })
     }
@@ -224,12 +227,12 @@ impl State {
         })
     }
 
-    /// As [`State::scan`], including the keys that the runtime reserves.
+    /// Like [`State::scan`], but includes the keys that the runtime reserves.
     pub(crate) fn scan_any(&self, prefix: &[u8], visit: Visit<'_>) -> Result<()> {
         self.scan_between(prefix, after_prefix(prefix).as_deref(), visit)
     }
 
-    /// As [`State::scan_any`], for the keys from `from` up to but excluding `end`.
+    /// Like [`State::scan_any`], for the keys from `from` up to but excluding `end`.
     fn scan_between(&self, from: &[u8], end: Option<&[u8]>, visit: Visit<'_>) -> Result<()> {
         let committed = self.committed.rows().range(from, end);
         let mut written = Merged::new(self.uncommitted.range(from, end), committed).peekable();
@@ -269,7 +272,7 @@ impl State {
         Ok(())
     }
 
-    /// Bytes of uncommitted keys and values, including the overhead of holding them.
+    /// Bytes of uncommitted keys and values, including the memory overhead.
     pub fn pending_bytes(&self) -> usize {
         self.uncommitted_bytes
     }

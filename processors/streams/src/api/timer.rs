@@ -1,9 +1,9 @@
 //! Durable timers: rows of a task's state that become due at a stream time or wall-clock time.
 //!
-//! A timer is the state key `["~timer", clock, time in ms with 20 digits, key]`. It is therefore written to the changelog,
-//! restored and rolled back like any other row, and the timers of a clock sort by time. A timer fires in the transaction that
-//! removes its row, so exactly once (C12). Timers of one clock fire in the order of their times and never early. There is no
-//! upper bound on the delay: stream time does not advance without records.
+//! A timer is the state key `["~timer", clock, time in ms with 20 digits, key]`. It is therefore written to the
+//! changelog, restored and rolled back like any other row, and the timers of a clock sort by time. A timer fires in the
+//! transaction that removes its row, so it fires exactly once (invariant C12). Timers of one clock fire in the order of
+//! their times and never early. The delay has no upper bound, because stream time does not advance without records.
 
 use crate::api::context::Context;
 use event_log::Millis;
@@ -58,12 +58,13 @@ impl TimerClock {
     }
 }
 
-/// A timer. It is a row of the task's state: durable like state, moved with the task, and it costs a changelog record when
-/// it is set and another when it fires or is cancelled. A task can have millions of timers.
+/// A timer. It is a row of the task's state: durable like state, moved with the task, and it costs a changelog record
+/// when it is set, and another one when it fires or is cancelled. A task can have millions of timers.
 ///
 /// A stream-time timer fires with the first batch whose newest record is at or after its time. A wall-clock timer fires
-/// within about 100 ms while the task runs, or right after a restart if it became due in between. Timers of one clock fire
-/// in the order of their times. Stream time does not advance without records; use the wall clock for timeouts of idle inputs.
+/// within about 100 ms while the task runs, or immediately after a restart if it became due while the task was not
+/// running. Timers of one clock fire in the order of their times. Stream time does not advance without records; use the
+/// wall clock for timeouts of idle inputs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timer {
     /// Clock.
@@ -91,7 +92,7 @@ impl Timer {
         format!("[\"~timer\",\"{}\",\"{:020}\",{key}]", clock.name(), at.max(&0)).into_bytes()
     }
 
-    /// Timer of a state key; `None` if the key is not a timer's.
+    /// Parses the state key of a timer; `None` if the key is not the key of a timer.
     pub(crate) fn of_row(clock: TimerClock, row: &[u8]) -> Option<Timer> {
         let (_, _, at, key): (String, String, String, String) = serde_json::from_slice(row).ok()?;
         let at = at.parse().ok()?;

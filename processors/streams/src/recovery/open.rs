@@ -35,7 +35,7 @@ pub(crate) fn open_store(sub: &Sub, partition: i32, shared: &Shared) -> Result<T
             }
             (Some(checkpoint.changelog.2), checkpoint.as_of, commit_record)
         }
-        // A store of a newer format is not damaged; the newer program can still use it.
+        // A store of a newer format is not corrupt; the newer program can still use it.
         Err(CheckpointError::Format(error @ FormatError::Newer { .. })) => {
             return Err(OpenError::Stop(error.to_string()));
         }
@@ -49,8 +49,9 @@ pub(crate) fn open_store(sub: &Sub, partition: i32, shared: &Shared) -> Result<T
     })
 }
 
-/// Offset at which a full restore starts, or why a full restore is impossible. Compaction never changes the first offset of a
-/// topic, so any other first offset than 0 means that records were deleted, and a restore would be partial (C11).
+/// Offset at which a full restore starts, or why a full restore is impossible. Compaction never changes the first
+/// offset of a topic. So a first offset other than 0 means that records were deleted, and a restore would be incomplete
+/// (C11).
 pub(crate) fn full_restore_start(
     shared: &Shared,
     changelog: &TopicPartition,
@@ -66,7 +67,7 @@ pub(crate) fn full_restore_start(
     Ok(if start == 0 { Ok(start) } else { Err(reason()) })
 }
 
-/// Why a store may have missed tombstones (C10); `None` if it cannot have.
+/// Why a store may have missed tombstones (C10); `None` if it cannot have missed any.
 pub(crate) fn missed_tombstones(store: &TaskStore, sub: &Sub, now: Millis) -> Option<String> {
     // An empty store has no rows whose tombstones it could have missed.
     store.next?;
@@ -80,7 +81,8 @@ pub(crate) fn missed_tombstones(store: &TaskStore, sub: &Sub, now: Millis) -> Op
     })
 }
 
-/// How long before the broker may delete tombstones a store counts as too old: for clock differences and slow reads.
+/// A store counts as too old this long before the broker may delete tombstones, to allow for clock differences and slow
+/// reads.
 fn age_margin(retention: Millis) -> Millis {
     const DAY: Millis = 24 * 60 * 60 * 1000;
     (retention / 4).min(DAY)

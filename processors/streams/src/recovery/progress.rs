@@ -1,4 +1,4 @@
-//! How far the recovery of a task is.
+//! The progress of a task's recovery.
 
 use crate::recovery::verdict::Start;
 use crate::task::commit_record::CommitRecord;
@@ -8,7 +8,7 @@ use std::time::Duration;
 /// Committed offsets of a task's inputs, in the order of the inputs.
 pub(crate) type Offsets = Vec<Option<Offset>>;
 
-/// Next step of a recovery, with the results of the steps before it.
+/// Next step of a recovery, with the results of the previous steps.
 #[derive(Debug, Clone, Default)]
 pub(crate) enum Step {
     /// Open the store.
@@ -28,11 +28,11 @@ pub(crate) struct RestoreTarget {
     pub offsets: Offsets,
     /// Log end of the changelog.
     pub end: Offset,
-    /// Time taken before the log end was looked up: nothing at or after `end` had been written then.
+    /// Time that was read before the log end was looked up. Nothing at or after `end` had been written at this time.
     pub as_of: Millis,
 }
 
-/// A difference of commit record and offsets.
+/// A difference between commit record and committed offsets.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Difference {
     pub offsets: Offsets,
@@ -62,7 +62,7 @@ pub(crate) struct Recovery {
 }
 
 impl Recovery {
-    /// Log end of the changelog that must be reached, while the changelog is being read.
+    /// While the changelog is being read: the log end up to which it is read.
     pub(crate) fn restoring_until(&self) -> Option<Offset> {
         match &self.step {
             Step::Restore(target) => Some(target.end),
@@ -73,7 +73,7 @@ impl Recovery {
 
 /// Result of one step of a recovery.
 pub(crate) enum Next {
-    /// The next step can follow at once.
+    /// The next step can follow immediately.
     Continue,
     /// The changelog must be read further, or a pause must elapse.
     Wait,
@@ -87,6 +87,7 @@ pub(crate) enum Next {
 pub(crate) struct StartPlan {
     /// Start of each input, in the order of the inputs.
     pub starts: Vec<Start>,
-    /// Whether some position is not a committed offset yet and must be committed before any record is processed.
+    /// Whether a position is not yet a committed offset, so that the positions must be committed before any record is
+    /// processed.
     pub commit_first: bool,
 }

@@ -1,4 +1,4 @@
-//! The operator commands that resolve why a task stopped, as text for readiness and logs.
+//! Texts for readiness and logs that tell an operator which command resolves the cause why a task stopped.
 
 use crate::plan::Sub;
 use event_log::TopicPartition;
@@ -39,7 +39,7 @@ impl CommandTarget<'_> {
         )
     }
 
-    /// The inputs no longer contain the position of the task.
+    /// The inputs no longer contain the record at the task's position.
     pub(crate) fn skip_deleted_records(&self) -> String {
         let task = self.task();
         format!(

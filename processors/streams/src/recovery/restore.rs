@@ -1,8 +1,8 @@
 //! Restores stores from their changelogs, in bulk and for all recovering tasks of a thread at once.
 //!
-//! Restored rows are collected in the committed buffer and written to the store in large sorted batches. The checkpoint covers
-//! only rows that the store has, so a restore continues there after a crash. `as_of` does not move during a restore (C10):
-//! the rows at its start are as old as the restore itself.
+//! Restored rows are collected in the committed buffer and written to the store in large sorted batches. The checkpoint
+//! includes only rows that are in the store, so that a restore continues from it after a crash. `as_of` does not change
+//! during a restore (C10), because the first restored rows are as old as the start of the restore.
 
 use crate::api::context::TaskId;
 use crate::shared::Shared;
@@ -15,7 +15,8 @@ use std::time::Duration;
 
 /// Bytes read by one poll.
 const READ_BYTES: usize = 4 << 20;
-/// A batch for the store has this fraction of its memory: the larger the batch, the less the store has to merge.
+/// Fraction of the store's memory that a batch for the store may have: the larger the batch, the less the store has to
+/// merge.
 const BATCH_SHARE: u64 = 4;
 /// Interval between log lines of a long restore.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
@@ -54,14 +55,14 @@ pub(crate) struct Obstacle {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ObstacleKind {
-    /// The changelog no longer contains the offset of its checkpoint: the store must be quarantined.
+    /// The changelog no longer contains the offset of the store's checkpoint: the store must be quarantined.
     OutOfRange,
     /// An operator must act.
     Stop,
 }
 
 impl Restorer {
-    /// Reads further for the tasks that restore, waiting at most `wait` for the first record.
+    /// Reads changelog records for the tasks that restore, waiting at most `wait` for the first record.
     pub(crate) fn turn(&mut self, tasks: &mut [Task], shared: &Shared, wait: Duration) -> Restored {
         let mut restored = Restored::default();
         let now = shared.clock.elapsed();
@@ -93,7 +94,7 @@ impl Restorer {
         restored
     }
 
-    /// Fills the batch and returns whether any task restores.
+    /// Fills the batch and returns whether any task is restoring.
     fn read(&mut self, tasks: &[Task], shared: &Shared, wait: Duration) -> event_log::Result<bool> {
         let wanted: Vec<(TopicPartition, StartFrom)> = tasks
             .iter()
@@ -116,7 +117,8 @@ impl Restorer {
             // Rows of aborted transactions must not become state (C2).
             empty => empty.insert(shared.log.reader(Isolation::ReadCommitted)?),
         };
-        // A task may have started over, or committed since. Continue only if the reader is exactly where the stores are.
+        // A task may have started its recovery again, or committed since. The reader continues only if its positions
+        // are exactly those of the stores.
         let in_position = |(at, from): &(TopicPartition, StartFrom)| {
             reader
                 .position(at)
@@ -238,7 +240,7 @@ struct RestoreRange {
 }
 
 impl RestoreRange {
-    /// The range of a task; `None` if it does not restore.
+    /// The range of a task; `None` if the task is not restoring.
     fn of(task: &Task) -> Option<RestoreRange> {
         let Phase::Recovering(recovery) = &task.phase else {
             return None;

@@ -1,8 +1,9 @@
-//! Standbys: stores of other processes' tasks that follow their changelogs, so that a task that moves here has little to restore.
+//! Standbys: stores of other processes' tasks that follow their changelogs, so that a task that is assigned to this
+//! process has little to restore.
 //!
-//! A store belongs to a standby or to a task, never to both. The stream thread that is assigned the task removes the open store
-//! from the shared table and runs the complete recovery from its position. A standby reads `read_committed`, follows the same
-//! checkpoint rules as a task, and never commits.
+//! A store belongs to a standby or to a task, never to both. The stream thread that is assigned the task removes the
+//! open store from the shared map and performs the complete recovery from the store's position. A standby reads
+//! `read_committed`, follows the same checkpoint rules as a task, and never commits.
 
 mod placement;
 
@@ -34,12 +35,12 @@ const BACKOFF: Duration = Duration::from_secs(1);
 pub(crate) struct Standbys {
     shared: Arc<Shared>,
     reader: Option<Box<dyn Reader>>,
-    /// What the reader is assigned, in order.
+    /// The partitions that are assigned to the reader, in order.
     assigned: Vec<StandbyPartition>,
     records: RecordBatch,
     placed: Option<Duration>,
     not_before: Duration,
-    /// Tasks whose store or changelog needs an operator; not retried.
+    /// Tasks whose store or changelog has a problem that an operator must resolve; not retried.
     failed: BTreeSet<TaskId>,
 }
 
@@ -49,11 +50,11 @@ struct StandbyPartition {
     task: TaskId,
 }
 
-/// What the reader has reached in one partition.
+/// How far the reader has read a partition.
 #[derive(Clone, Copy)]
 struct ReadPosition {
     position: Offset,
-    /// Time at which nothing at or after `position` had been written.
+    /// A time at which nothing at or after `position` had been written.
     as_of: Millis,
 }
 
@@ -70,8 +71,8 @@ impl Standbys {
         }
     }
 
-    /// Updates the placement if it is due and reads further, waiting at most `wait` for records. Returns how long the caller
-    /// should pause before the next turn.
+    /// Updates the placement if that is due and reads records, waiting for at most `wait`. Returns how long the caller
+    /// should pause before the next call.
     pub(crate) fn turn(&mut self, wait: Duration) -> Duration {
         let now = self.shared.clock.elapsed();
         if now < self.not_before {
@@ -100,7 +101,7 @@ impl Standbys {
         }
     }
 
-    /// Opens the stores of the standbys that belong here now, and closes the others.
+    /// Opens the stores of the standbys that this process should have now, and closes all others.
     fn update_placement(&mut self) -> event_log::Result<()> {
         let shared = self.shared.clone();
         let Some(group) = shared.log.group_info(&shared.plan.application)? else {
@@ -134,7 +135,7 @@ impl Standbys {
         match opened {
             Ok(mut store) => {
                 if store.next.is_none() {
-                    // A full restore reads every tombstone that exists when it starts.
+                    // A full restore reads every tombstone that exists when the restore starts.
                     store.as_of = shared.clock.now();
                     let changelog = TopicPartition::new(sub.changelog.clone(), task.partition);
                     match full_restore_start(shared, &changelog)? {
@@ -193,7 +194,8 @@ impl Standbys {
             Some(reader) => reader,
             empty => empty.insert(self.shared.log.reader(Isolation::ReadCommitted)?),
         };
-        // A task that used the store in between has moved it. Continue only if the reader is exactly where the stores are.
+        // A task that used a store in the meantime has changed its position. The reader continues only if its positions
+        // are exactly those of the stores.
         let in_position = |(target, from): &(StandbyPartition, StartFrom)| {
             reader
                 .position(&target.at)
@@ -216,8 +218,8 @@ impl Standbys {
         Ok(true)
     }
 
-    /// Applies the records that were read to the stores. The table is locked for one store at a time, so that a stream thread
-    /// waits for one batch at most.
+    /// Applies the records that were read to the stores. The map is locked for one store at a time, so that a stream
+    /// thread waits for at most one batch.
     fn store(&mut self) {
         let Some(reader) = &self.reader else { return };
         let mut failed = Vec::new();
@@ -226,14 +228,14 @@ impl Standbys {
                 continue;
             };
             let mut standbys = self.shared.standbys();
-            // A stream thread may have taken the store, or it may already be further than this batch.
+            // A stream thread may have taken the store, or the store may already contain this batch.
             let Some(store) = standbys
                 .get_mut(&target.task)
                 .filter(|store| store.next.is_some_and(|next| position >= next))
             else {
                 continue;
             };
-            // `as_of` moves only if the reader proves that it has reached the end (C10).
+            // `as_of` advances only if the reader proves that it has reached the end (C10).
             let as_of = reader.at_end(&target.at);
             let as_of = as_of.map_or(store.as_of, |at_end| at_end.max(store.as_of));
             if let Err(reason) = self.apply(target, store, ReadPosition { position, as_of }) {
@@ -269,7 +271,8 @@ impl Standbys {
                 count += 1;
             }
         }
-        // Write the newer `as_of` of an idle changelog now and then, otherwise the store is too old after a restart (C10).
+        // The newer `as_of` of an idle changelog is written from time to time, because otherwise the store would be too
+        // old after a restart (C10).
         let stale = read.as_of.saturating_sub(store.as_of) > sub.delete_retention / 16;
         if !batch.is_empty() || commit_record != store.commit_record || stale {
             if let Some(commit_record) = &commit_record {
@@ -283,7 +286,8 @@ impl Standbys {
             store.commit_record = commit_record;
             store.next = Some(read.position);
         } else if read.position > next {
-            // Control records only: there is nothing to write, and a restart reads past them again.
+            // There were only control records, so there is nothing to write. After a restart the reader skips them
+            // again.
             store.next = Some(read.position);
         }
         self.shared.metrics.recovery.standby_records.increment(count);
@@ -311,7 +315,7 @@ impl Standbys {
     }
 }
 
-/// The standbys that belong to this process, by the current members of the group.
+/// The standbys that this process should have, according to the current members of the group.
 fn wanted(shared: &Shared, group: &GroupInfo) -> BTreeSet<TaskId> {
     let mut processes = placement::Processes::new();
     for thread in group.members.iter().filter_map(|member| member.instance.as_deref()) {

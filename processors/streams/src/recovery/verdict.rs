@@ -1,8 +1,8 @@
 //! Decides where a task starts, from the committed offsets of its group and the commit record of its state (C9).
 //!
-//! Both are written in one transaction, so where both exist for an input they must be equal. An absent offset expired or
-//! belongs to a new input. Without transactions the commit record is written first, so the greater position is used. The
-//! function is pure and never guesses: an operator resolves a difference.
+//! Both are written in one transaction, so if both exist for an input they must be equal. If the offset does not exist,
+//! it has expired or the input is new. Without transactions the commit record is written before the offset, so the
+//! greater position is used. The function is pure and never guesses: an operator resolves a difference.
 
 use crate::task::commit_record::CommitRecord;
 use event_log::{Offset, TopicPartition};
@@ -12,7 +12,7 @@ use event_log::{Offset, TopicPartition};
 pub(crate) enum Start {
     /// At this offset.
     At(Offset),
-    /// Where the sub-topology declares, because the partition was never read.
+    /// At the `first_start` of the sub-topology, because the partition was never read.
     Declared,
 }
 
@@ -30,8 +30,8 @@ pub(crate) enum Verdict {
     InputsReplaced { text: String },
 }
 
-/// Decides where a task starts. `offsets` are in the order of `inputs`. `transactional` is false if commit record and offsets
-/// may not have been written in one transaction.
+/// Decides where a task starts. `offsets` are in the same order as `inputs`. `transactional` is false if commit record
+/// and offsets may not have been written in one transaction.
 pub(crate) fn decide(
     inputs: &[TopicPartition],
     offsets: &[Option<Offset>],
@@ -47,8 +47,8 @@ pub(crate) fn decide(
         let contained = commit_record.and_then(|commit_record| commit_record.next_offset(input));
         starts.push(match (offset, contained, commit_record) {
             (Some(offset), Some(contained), _) if *offset == contained => Start::At(contained),
-            // The state contains nothing of an input that the commit record does not name, so any position is consistent; an
-            // operator may have set this one.
+            // If the commit record does not contain an input, the state includes nothing of it, so any position is
+            // consistent. An operator may have set this offset.
             (Some(offset), None, Some(_)) => Start::At(*offset),
             (None, Some(contained), _) => {
                 expired.push(format!("{input}: {contained}"));
@@ -77,8 +77,8 @@ pub(crate) fn decide(
     Verdict::Start { starts, warning }
 }
 
-/// An input that was only added, or only removed, is an ordinary change. If inputs were added and removed, the state was
-/// built from other inputs.
+/// If inputs were only added, or only removed, the application was extended or reduced. If inputs were both added and
+/// removed, the state was built from other inputs.
 fn inputs_replaced(inputs: &[TopicPartition], commit_record: &CommitRecord) -> Option<Verdict> {
     let known = commit_record.inputs();
     let without = |these: &[TopicPartition], those: &[TopicPartition]| -> Vec<String> {

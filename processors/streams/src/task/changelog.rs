@@ -52,7 +52,7 @@ pub(crate) fn read_record(
         Some(value) if key == COMMIT_RECORD_KEY => {
             *commit_record = Some(CommitRecord::read(value).map_err(|error| chain(&error))?);
         }
-        // Timers have reserved keys, but are rows of the state (C12).
+        // The keys of timers are reserved, but timers are rows of the state (C12).
         _ if key.starts_with(RESERVED) && !key.starts_with(TIMER_PREFIX) => {}
         Some(value) => put(key, Some(body(value).map_err(|error| chain(&error))?)),
         None => put(key, None),

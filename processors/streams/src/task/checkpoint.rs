@@ -1,7 +1,7 @@
-//! The rows that a task's store keeps about itself: its format, the checkpoint and the newest commit record.
+//! The rows in which a task's store describes itself: its format, the checkpoint and the newest commit record.
 //!
-//! A checkpoint is written in one batch with the rows that it covers. A store is used only with the log epoch, topic and
-//! partition from which it was filled; otherwise it is quarantined (C11).
+//! A checkpoint is written in one batch with the rows that it includes. A store is used only with the log epoch, topic
+//! and partition from which it was filled; otherwise it is quarantined (C11).
 
 use crate::api::error::FormatError;
 use crate::task::commit_record::CommitRecord;
@@ -29,8 +29,8 @@ pub const COMMIT_RECORD_ROW: &[u8] = b"marker";
 pub struct Checkpoint {
     /// Topic, partition and next offset of the changelog.
     pub changelog: (String, i32, Offset),
-    /// Broker time in ms at which no record at or after that offset had been written. It decides whether the store may
-    /// have missed tombstones (C10).
+    /// A broker time in ms at which no record at or after that offset had been written. It determines whether the store
+    /// may have missed tombstones (C10).
     pub as_of: Millis,
     /// Log epoch.
     pub log: String,
@@ -60,7 +60,7 @@ impl Origin {
         }
     }
 
-    /// Why a checkpoint belongs to another origin; `None` if it belongs to this one.
+    /// Why a checkpoint belongs to another origin; `None` if it belongs to this origin.
     pub fn mismatch(&self, checkpoint: &Checkpoint) -> Option<String> {
         let (topic, partition, _) = &checkpoint.changelog;
         if checkpoint.log != self.log {
@@ -95,15 +95,14 @@ pub enum CheckpointError {
     /// The store failed.
     #[error("cannot read store")]
     Store(#[from] state_store::Error),
-    /// The format is newer, or the rows are damaged.
+    /// The format is newer, or the rows are corrupt.
     #[error(transparent)]
     Format(#[from] FormatError),
 }
 
 /// Reads the checkpoint and commit record of a store.
 ///
-/// # Errors
-/// [`FormatError::Newer`] if a newer program wrote the store; other format errors if it is damaged.
+/// # Errors [`FormatError::Newer`] if a newer program wrote the store; other format errors if the store is corrupt.
 pub fn read(store: &dyn Store) -> Result<StoreContent, CheckpointError> {
     let Some(format) = store.get(META, FORMAT_KEY)? else {
         return Ok(StoreContent::Empty);

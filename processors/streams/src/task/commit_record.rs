@@ -12,7 +12,7 @@ pub const COMMIT_RECORD_KEY: &[u8] = b"[\"~marker\"]";
 /// Format version of changelog values: the one that this program writes, and the newest that it reads.
 pub const CHANGELOG_VERSION: u8 = 1;
 
-/// States which part of a task's inputs its state contains.
+/// States up to which position of its inputs a task's state includes them.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct CommitRecord {
     /// Increases by one with each commit of the task.
@@ -21,13 +21,14 @@ pub struct CommitRecord {
     pub offsets: Vec<(String, i32, Offset)>,
     /// Greatest record timestamp that the task has seen, in ms.
     pub stream_time: Millis,
-    /// Whether it was written outside a transaction. The committed offsets may then be behind it, but not ahead.
+    /// Whether the record was written outside a transaction. The committed offsets may then be behind it, but not ahead
+    /// of it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub alone: bool,
 }
 
 impl CommitRecord {
-    /// Next offset of an input; `None` if the record does not name the input.
+    /// Next offset of an input; `None` if the record does not contain the input.
     pub fn next_offset(&self, at: &TopicPartition) -> Option<Offset> {
         let found = self
             .offsets
@@ -44,7 +45,7 @@ impl CommitRecord {
             .collect()
     }
 
-    /// Appends its changelog value to `into`.
+    /// Appends the record as a changelog value to `into`.
     pub fn write(&self, into: &mut Vec<u8>) {
         into.push(CHANGELOG_VERSION);
         serde_json::to_writer(into, self).expect("writing JSON of plain numbers and strings into memory cannot fail");

@@ -20,8 +20,8 @@ pub struct TaskReport {
     pub inputs: Vec<(String, i32, Offset)>,
     /// Next changelog offset of the store.
     pub changelog_next: Option<Offset>,
-    /// Changelog offsets to read before it can run.
+    /// Number of changelog offsets that must still be read before the task can run.
     pub restore_left: Option<Offset>,
-    /// Changelog records that its last recovery read.
+    /// Number of changelog records that the last recovery read.
     pub restored: u64,
 }

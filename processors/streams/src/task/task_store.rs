@@ -7,10 +7,10 @@ use event_log::{Millis, Offset};
 use failpoint::hit;
 use state_store::{Batch, SharedStore};
 
-/// An open store and how much of the changelog it contains.
+/// An open store, and up to which offset it contains the changelog.
 pub(crate) struct TaskStore {
     pub state: State,
-    /// Next offset of the changelog; `None` while the store is empty and nothing was read.
+    /// Next offset of the changelog; `None` while the store is empty and no record was read.
     pub next: Option<Offset>,
     /// See [`checkpoint::Checkpoint::as_of`].
     pub as_of: Millis,
@@ -39,8 +39,8 @@ impl TaskStore {
         Ok(())
     }
 
-    /// Writes restored rows to the store in bulk, then commit record and checkpoint. A crash in between leaves rows that the
-    /// checkpoint does not cover; the restore writes them again.
+    /// Writes restored rows to the store in bulk, then commit record and checkpoint. After a crash in between, the
+    /// store has rows that the checkpoint does not include; the restore writes them again.
     pub(crate) fn load(&mut self, origin: &Origin) -> state_store::Result<()> {
         let Some(next) = self.next else { return Ok(()) };
         let rows = self.state.committed.take_rows();

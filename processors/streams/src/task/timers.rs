@@ -14,7 +14,7 @@ pub(crate) struct Fired {
     pub count: usize,
     /// The last of them.
     pub last: Option<Timer>,
-    /// Greatest delay of the wall-clock timers among them, in ms.
+    /// Greatest delay of the wall-clock timers that fired, in ms.
     pub late_ms: Option<Millis>,
 }
 
@@ -35,7 +35,7 @@ pub(crate) fn fire(
                 break;
             }
             for timer in due {
-                // A timer that fired before this one may have set an earlier one, or cancelled this one.
+                // The previous timer may have set an earlier timer, or cancelled this one.
                 if state.take_earliest_set(clock).is_some_and(|set| set < timer.at) {
                     break;
                 }
@@ -64,7 +64,7 @@ mod tests {
     use std::ops::Range;
     use std::sync::Arc;
 
-    /// Sends the key and time of each timer; `again` sets itself again, `first` cancels `second`.
+    /// Sends the key and time of each timer. The timer `again` sets itself again; `first` cancels `second`.
     struct Alarm;
 
     impl Processor for Alarm {

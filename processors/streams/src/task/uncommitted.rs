@@ -1,24 +1,23 @@
-//! What a task did since the last commit.
+//! What a task has done since the last commit.
 
 use crate::api::output::Output;
 use crate::api::timer::Timer;
 use crate::task::commit_record::CommitRecord;
 use event_log::{Millis, Offset, TopicPartition};
 
-/// What a task did since the last commit.
 #[derive(Default)]
 pub(crate) struct Uncommitted {
     pub output: Output,
-    /// Whether its position moved, or must be committed although it did not move.
+    /// Whether the position changed, or must be committed although it did not change.
     pub position_moved: bool,
     /// Number of records processed.
     pub records: usize,
-    /// The first of them, which waited longest.
+    /// The first of these records, which has waited the longest.
     pub first: Option<FirstRecord>,
     /// Number of timers fired.
     pub timers: usize,
     pub last_timer: Option<Timer>,
-    /// Commit record of the commit in progress.
+    /// The task's commit record in the commit in progress.
     pub commit_record: Option<CommitRecord>,
 }
 
@@ -38,7 +37,7 @@ impl Uncommitted {
         }
     }
 
-    /// Forgets everything, after a commit or a rollback (C7).
+    /// Clears everything, after a commit or a rollback (C7).
     pub(crate) fn clear(&mut self) {
         self.output.clear();
         *self = Uncommitted::new(std::mem::take(&mut self.output));

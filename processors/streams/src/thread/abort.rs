@@ -1,4 +1,4 @@
-//! Why a transaction is aborted, as a value that is returned to the turn of the thread.
+//! Why a transaction is aborted, as a value that is returned to the thread's loop.
 
 use crate::api::context::TaskId;
 use crate::api::error::Error;
@@ -10,9 +10,9 @@ pub(super) enum Abort {
     Fenced(String),
     /// The log or the store rejects what this task wrote.
     Rejected { task: TaskId, reason: String },
-    /// This task fails and must stop; the others recover. With `retry` it recovers again later.
+    /// This task fails and must stop; the other tasks recover. With `retry`, the task recovers again later.
     TaskFailed { task: TaskId, reason: String, retry: bool },
-    /// Anything else, such as an unknown outcome.
+    /// Any other cause, such as an unknown outcome.
     Failed(String),
 }
 

@@ -1,7 +1,9 @@
-//! The commit without transactions: output, changed rows, commit records and offsets, each durable before the next starts.
+//! The commit without transactions: writes output, changed rows, commit records and offsets in this order, each after
+//! the previous ones are durable.
 //!
-//! A commit record therefore covers only durable output and rows, and committed offsets only durable commit records. A task
-//! that starts at the greater of the two skips nothing. After a failure every task returns to its last commit record.
+//! When a commit record is written, the output and rows that belong to it are therefore durable, and when offsets are
+//! committed, so is their commit record. A task that starts at the greater of the two positions skips nothing. After a
+//! failure every task returns to its last commit record.
 
 use super::abort::{Abort, Interrupt};
 use super::membership::Membership;
@@ -61,8 +63,9 @@ impl Transaction {
     }
 }
 
-/// Checks that the thread is still a member of the group before it writes rows, if it did not hear from the group for long, such
-/// as after a suspension of the process. Committing the last known offsets again is rejected for a member that was replaced.
+/// Checks that the thread is still a member of the group before it writes rows, if it has not polled for a long time,
+/// for example because the process was suspended. The check commits the last known offsets again, which the group
+/// rejects if the member was replaced.
 fn check_membership(tasks: &[&mut Task], membership: &mut Membership) -> Result<(), Abort> {
     if !membership.may_be_expired() {
         return Ok(());

@@ -1,7 +1,8 @@
-//! The membership of a thread in its consumer group: consumer, group metadata, fence.
+//! The membership of a thread in its consumer group: the consumer, the group metadata, and fencing that is not
+//! explained yet.
 //!
-//! Offsets are committed with the group metadata under which their records were read, so that a thread that lost its partitions
-//! cannot commit for them (C6). The metadata is fetched after each assignment event and never kept over one.
+//! Offsets are committed with the group metadata under which their records were read, so that a thread that lost its
+//! partitions cannot commit for them (C6). The metadata is fetched again after each assignment event.
 
 use super::abort::Abort;
 use crate::api::error::{Error, Result};
@@ -13,13 +14,13 @@ use service::chain;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A fence that is not explained by a transaction timeout is explained by a new assignment within this time. Otherwise another
-/// process uses the name of this thread.
+/// If fencing was not caused by a transaction timeout, a new assignment must arrive within this time and explain it.
+/// Otherwise another process uses the name of this thread.
 const FENCE_WAIT: Duration = Duration::from_secs(6);
 /// Pause after the log was unavailable.
 const BACKOFF: Duration = Duration::from_millis(200);
 
-/// A fence that is not explained yet.
+/// Fencing whose cause is not known yet.
 struct Fence {
     since: Duration,
     reason: String,
@@ -35,7 +36,7 @@ pub(super) struct Membership {
     fence: Option<Fence>,
     /// When the consumer was last polled, on the monotonic clock.
     polled: Duration,
-    /// No request before this time, because the log was unavailable.
+    /// No request is sent before this time, because the log was unavailable.
     not_before: Duration,
     unavailable: Option<String>,
 }
@@ -98,14 +99,14 @@ impl Membership {
         self.unavailable.as_ref()
     }
 
-    /// Notes a fence that no transaction timeout explains.
+    /// Records fencing that no transaction timeout explains.
     pub(super) fn note_fence(&mut self, reason: String) {
         let since = self.shared.clock.elapsed();
         self.fence = Some(Fence { since, reason });
     }
 
-    /// # Errors
-    /// A fence that no assignment event explained in time: another process uses the same name.
+    /// # Errors The thread was fenced, and no assignment event explained it in time: another process uses the same
+    /// name.
     pub(super) fn check_fence(&self, now: Duration) -> Result<()> {
         match &self.fence {
             Some(fence) if now.saturating_sub(fence.since) > FENCE_WAIT => Err(Error::Fenced {
@@ -138,7 +139,7 @@ impl Membership {
         Some(event)
     }
 
-    /// Fetches the group metadata after an assignment event, which also explains a fence.
+    /// Fetches the group metadata after an assignment event, which also explains earlier fencing.
     pub(super) fn refresh(&mut self) -> Result<()> {
         self.fence = None;
         if let Some(metadata) = self.consumer.as_ref().map(|consumer| consumer.group_metadata()) {
@@ -153,8 +154,8 @@ impl Membership {
         self.metadata = None;
     }
 
-    /// Group metadata for a commit. With KIP-848 it is fetched again, because the member epoch increases without an event. The
-    /// partitions are still this member's: it learns of a loss before it can rejoin.
+    /// Group metadata for a commit. With KIP-848 it is fetched again, because the member epoch increases without an
+    /// event. The partitions still belong to this member, because it is notified of a loss before it can rejoin.
     pub(super) fn current_metadata(&mut self) -> Result<Option<&GroupMetadata>> {
         if self.shared.config.group.protocol != GroupProtocol::Classic
             && self.metadata.is_some()
@@ -177,7 +178,8 @@ impl Membership {
         let consumer = consumer.expect("tasks exist only while the thread is in the group");
         consumer.commit(offsets).map_err(|error| {
             let reason = chain(&error);
-            // With KIP-848 an event will announce the loss of the partitions, and a fence does not mean a duplicate.
+            // With KIP-848, an event will announce the loss of the partitions, and fencing does not mean that another
+            // process uses the same name.
             let classic = self.shared.config.group.protocol != GroupProtocol::Consumer;
             match error {
                 event_log::Error::Fenced { .. } if classic => Abort::Fenced(reason),

@@ -1,8 +1,8 @@
 //! Decides when a thread commits: as soon as its input is drained, and no later than its limits.
 //!
-//! Each transaction leaves a control record in every partition that it touched. A thread that processes more than 1,000 records
-//! a second therefore commits at most 50 times a second unless a limit is reached. Pure: times are passed in, as durations since
-//! a fixed instant.
+//! Each transaction leaves a control record in every partition to which it wrote. A thread that processes more than
+//! 1,000 records a second therefore commits at most 50 times a second unless a limit is reached. The code is pure:
+//! times are passed in, as durations since a fixed instant.
 
 use std::time::Duration;
 
@@ -69,7 +69,7 @@ impl Pace {
         }
     }
 
-    /// Notes that records were processed and bytes of output were sent.
+    /// Records that input was processed and bytes of output were sent.
     pub(crate) fn processed(&mut self, now: Duration, records: usize, sent_bytes: usize) {
         self.decay(now);
         self.records += f64::from(u32::try_from(records).unwrap_or(u32::MAX));
@@ -77,7 +77,7 @@ impl Pace {
         self.bytes += sent_bytes;
     }
 
-    /// Notes that nothing is uncommitted, after a commit or a rollback.
+    /// Records that nothing is uncommitted, after a commit or a rollback.
     pub(crate) fn reset(&mut self, now: Duration) {
         self.last_commit = Some(now);
         self.first_uncommitted = None;
@@ -105,7 +105,8 @@ impl Pace {
         }
     }
 
-    /// Records per second: an exponentially decayed count covers a window of half-life / ln 2.
+    /// Records per second: the exponentially decayed count divided by half-life / ln 2, the length of the corresponding
+    /// window.
     fn rate(&self) -> f64 {
         self.records * std::f64::consts::LN_2 / RATE_HALF_LIFE.as_secs_f64()
     }

@@ -1,6 +1,6 @@
-//! How a thread processes a batch: runs of records of one task in read order, and timers that are due.
+//! Processes a batch: runs of records of one task, in the order in which they were read, and timers that are due.
 //!
-//! Output of a run is sent before the next run starts, so that the log works while the thread processes.
+//! Output of a run is sent before the next run starts, so that the brokers write it while the thread processes.
 
 use super::abort::{Abort, Interrupt};
 use super::pacing::Advice;
@@ -25,7 +25,7 @@ impl StreamThread {
         Ok(())
     }
 
-    /// Commits what all tasks, or only one of them, did since the last commit.
+    /// Commits what all tasks have done since the last commit, or only what one task has done.
     pub(super) fn commit(&mut self, only: Option<&TaskId>) -> Result<(), Interrupt> {
         let tasks = self.tasks.as_mut_slice();
         self.transaction.commit(tasks, only, &mut self.membership)
@@ -34,7 +34,7 @@ impl StreamThread {
     fn process_run(&mut self, records: &RecordBatch, run: &Run) -> Result<(), Interrupt> {
         let isolating = self.tasks.at(run.task).bisection.records.is_some();
         if isolating {
-            // A transaction of the bisection contains records of this task only.
+            // The next transaction will contain only records of this task, for the bisection.
             self.commit(None)?;
         }
         let now = self.shared.clock.now();
@@ -80,10 +80,10 @@ impl StreamThread {
         Ok(next.map(left))
     }
 
-    /// Fires the timers of a task. While a poison timer is isolated, they fire in separate transactions.
+    /// Fires the timers of a task. While a poison timer is being isolated, timers fire in separate transactions.
     fn fire(&mut self, index: usize, now: Millis) -> Result<(), Interrupt> {
         let task = self.tasks.at(index);
-        // While a poison record is isolated, a transaction contains that record only.
+        // While a poison record is being isolated, a transaction contains only that record.
         if !task.is_running() || task.bisection.records.is_some() {
             return Ok(());
         }

@@ -1,8 +1,9 @@
 //! The producer of a thread and the state of its transaction.
 //!
-//! After anything but a known commit nothing is written until the producer is replaced (C5). librdkafka does not implement
-//! KIP-890 version 2 (issue 5423): a late `EndTxn` of the old producer could otherwise commit the next transaction of the same
-//! producer epoch. `init_transactions` raises the epoch and settles the old transaction. A commit is never attempted twice.
+//! Unless a commit is known to have succeeded, nothing is written before the producer is replaced (invariant C5, no
+//! second attempt). librdkafka does not implement KIP-890 version 2 (issue 5423): a late `EndTxn` of the old producer
+//! could otherwise commit the next transaction of the same producer epoch. `init_transactions` increases the epoch, and
+//! commits or aborts the old transaction. A commit is never attempted twice.
 
 use crate::api::application::ProcessingGuarantee;
 use crate::api::error::{Error, Result};
@@ -23,7 +24,7 @@ enum ProducerState {
     NotReady,
     /// No transaction is open.
     Idle,
-    /// A transaction is open since this time, on the monotonic clock.
+    /// A transaction has been open since this time, on the monotonic clock.
     Open(Duration),
 }
 
@@ -76,8 +77,7 @@ impl ThreadProducer {
 
     /// Creates or replaces the producer if necessary and returns whether it is ready; if not, the caller retries later.
     ///
-    /// # Errors
-    /// A fence, and anything that a retry cannot fix.
+    /// # Errors Fencing, and any failure that a retry cannot resolve.
     pub(super) fn ensure_ready(&mut self, shared: &Shared) -> Result<bool> {
         if self.is_ready() {
             return Ok(true);
@@ -116,7 +116,8 @@ impl ThreadProducer {
             Some(_) if at_least_once => {}
             Some(producer) => producer.init_transactions()?,
             None => {
-                // Also without transactions: this ends the open transaction of an earlier process that was exactly once.
+                // Used without transactions too, because it aborts the open transaction of an earlier process that ran
+                // exactly once.
                 let config = TransactionalProducerConfig {
                     transactional_id: self.name.clone(),
                     transaction_timeout: shared.config.commit.transaction_timeout,
@@ -152,7 +153,7 @@ impl ThreadProducer {
         producer.send(records)
     }
 
-    /// Takes the number of bytes of keys, values and headers sent in the last transaction.
+    /// Returns and clears the number of bytes of keys, values and headers sent in the last transaction.
     pub(super) fn take_bytes(&mut self) -> usize {
         std::mem::take(&mut self.bytes)
     }
@@ -169,13 +170,13 @@ impl ThreadProducer {
         outcome
     }
 
-    /// Waits until everything that was sent is durable. Only without transactions.
+    /// Waits until everything that was sent is durable. Used only without transactions.
     pub(super) fn flush(&mut self) -> event_log::Result<Vec<Produced>> {
         let producer = self.plain.as_mut();
         producer.expect("tasks commit only while the producer is ready").flush()
     }
 
-    /// Notes that everything that was sent is committed.
+    /// Records that everything that was sent is committed.
     pub(super) fn mark_committed(&mut self) {
         self.state = ProducerState::Idle;
         self.failures = 0;

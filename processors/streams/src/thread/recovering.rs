@@ -1,4 +1,4 @@
-//! How a thread recovers its tasks beside those that run, starts them, and stops them.
+//! Recovers the tasks of a thread while other tasks run, starts them, and stops them.
 
 use super::abort::Interrupt;
 use super::turn::StreamThread;
@@ -17,7 +17,7 @@ use std::time::Duration;
 const STOPPED_RETRY: Duration = Duration::from_secs(10);
 
 impl StreamThread {
-    /// Resumes tasks whose pause is over and retries stopped tasks that are due.
+    /// Resumes tasks whose pause has elapsed, and retries stopped tasks that are due.
     pub(super) fn wake_tasks(&mut self) -> Result<(), Interrupt> {
         let now = self.shared.clock.elapsed();
         for index in 0..self.tasks.len() {
@@ -119,7 +119,7 @@ impl StreamThread {
         Ok(())
     }
 
-    /// Reads a task's inputs from its positions. If the log is unavailable, the task tries again.
+    /// Reads a task's inputs from its positions. If the log is unavailable, the task tries again later.
     fn run_task(&mut self, index: usize) -> Result<(), Interrupt> {
         let consumer = self.membership.consumer();
         let consumer = consumer.expect("tasks exist only while the thread is in the group");
@@ -133,7 +133,8 @@ impl StreamThread {
         }
     }
 
-    /// Stops the task whose position its input no longer contains, after committing what all tasks did.
+    /// Stops a task whose input no longer contains the record at the task's position. Before that, commits what all
+    /// tasks have done.
     pub(super) fn out_of_range(&mut self, error: &event_log::Error) -> Result<(), Interrupt> {
         let event_log::Error::OutOfRange { at, .. } = error else {
             unreachable!("only called for positions out of range");
@@ -153,7 +154,7 @@ impl StreamThread {
         Ok(())
     }
 
-    /// Stops a task; the others continue. With `retry` it recovers again after a while.
+    /// Stops a task; the others continue. With `retry`, the task recovers again after a while.
     pub(super) fn stop_task(&mut self, id: &TaskId, reason: String, retry: bool) {
         let retry_at = retry.then(|| self.shared.clock.elapsed() + STOPPED_RETRY);
         let task = self.tasks.find(id).expect("only tasks of this thread are stopped");

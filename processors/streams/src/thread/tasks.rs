@@ -46,7 +46,7 @@ impl Tasks {
         &mut self.tasks
     }
 
-    /// The task at an index below [`Tasks::len`], or that of a run.
+    /// The task at an index, which is below [`Tasks::len`] or from a run.
     pub(super) fn at(&mut self, index: usize) -> &mut Task {
         self.tasks.get_mut(index).expect("the index is that of a task")
     }
@@ -133,7 +133,7 @@ impl Tasks {
         run
     }
 
-    /// Advances the positions of a task behind a run.
+    /// Sets the positions of a task to the offsets after a run.
     pub(super) fn advance(&mut self, run: &Run, records: &RecordBatch) {
         for record in run.range.clone().filter_map(|index| records.get(index)) {
             let route = self.route_of(record.partition_index());

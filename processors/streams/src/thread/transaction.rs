@@ -1,8 +1,9 @@
 //! The transaction of a thread: collects the output of all its tasks and commits it with their state and offsets.
 //!
-//! A commit contains the output, changed rows, commit record and input offsets of every task that takes part (C2, C3). Rows
-//! reach the committed buffers, and later the stores, only after a known commit (C4). An unknown outcome is treated as an abort:
-//! recovery finds out what happened (C5). The commit without transactions is in [`super::at_least_once`].
+//! A commit contains the output, changed rows, commit record and input offsets of every task that takes part
+//! (invariants C2, atomic, and C3, complete). Rows reach the committed buffers, and later the stores, only after a
+//! known commit (C4). An unknown outcome is treated as an abort: recovery determines whether the transaction was
+//! committed (C5). The commit without transactions is in [`super::at_least_once`].
 
 use super::abort::{Abort, Interrupt};
 use super::membership::Membership;
@@ -56,23 +57,22 @@ impl Transaction {
 
     /// Creates or replaces the producer if necessary and returns whether it is ready.
     ///
-    /// # Errors
-    /// A fence, and anything that a retry cannot fix.
+    /// # Errors Fencing, and any failure that a retry cannot resolve.
     pub(super) fn ensure_ready(&mut self) -> Result<bool> {
         self.producer.ensure_ready(&self.shared)
     }
 
-    /// When to commit. `state_bytes` is the uncommitted state of all tasks.
+    /// Decides when to commit. `state_bytes` is the size of the uncommitted state of all tasks.
     pub(super) fn advise(&mut self, state_bytes: usize, drained: bool) -> Advice {
         self.pace.advise(self.shared.clock.elapsed(), state_bytes, drained)
     }
 
-    /// Notes that records were processed and bytes of output were sent.
+    /// Records that input was processed and bytes of output were sent.
     pub(super) fn note_processed(&mut self, records: usize, bytes: usize) {
         self.pace.processed(self.shared.clock.elapsed(), records, bytes);
     }
 
-    /// Notes that nothing is uncommitted.
+    /// Records that nothing is uncommitted.
     pub(super) fn note_clean(&mut self) {
         self.pace.reset(self.shared.clock.elapsed());
     }
@@ -87,7 +87,8 @@ impl Transaction {
         self.last_failure.as_ref().filter(|_| self.aborts_in_a_row >= 2)
     }
 
-    /// Abandons the transaction and returns the number of aborts in a row. `failure` is the reason for operators.
+    /// Abandons the transaction and returns the number of aborts in a row. `failure` is the reason that is shown to
+    /// operators.
     pub(super) fn discard(&mut self, failure: Option<String>) -> u32 {
         let now = self.shared.clock.elapsed();
         self.aborts_in_a_row = self.aborts_in_a_row.saturating_add(1);
@@ -122,7 +123,7 @@ impl Transaction {
         Ok(bytes)
     }
 
-    /// Commits what the tasks, or only one of them, did since the last commit.
+    /// Commits what all tasks have done since the last commit, or only what one task has done.
     ///
     /// # Errors
     /// An abort, after which every task must roll back; a failure that ends the thread.
@@ -167,8 +168,10 @@ impl Transaction {
             }
             Outcome::Aborted { fenced: true, reason } => Err(Abort::Fenced(reason).into()),
             Outcome::Aborted { fenced: false, reason } => Err(Abort::Failed(reason).into()),
-            // Not a commit (C5): the recovery finds out whether it became one.
-            Outcome::Unknown { reason } => Err(Abort::Failed(format!("outcome unknown: {reason}")).into()),
+            // Treated as not committed (C5): the recovery determines whether it was.
+            Outcome::Unknown { reason } => {
+                Err(Abort::Failed(format!("outcome of the transaction commit is unknown: {reason}")).into())
+            }
         }
     }
 
@@ -198,8 +201,8 @@ impl Transaction {
         sent.map_err(|error| send_failed(&task.id, &error))
     }
 
-    /// Collects the offsets of all inputs of these tasks, including inputs that did not move: they make the group check the
-    /// generation of a transaction that only fired a timer (C3, C6).
+    /// Collects the offsets of all inputs of these tasks, including inputs whose position did not change. With them,
+    /// the group checks the generation even if a transaction only fired a timer (C3, C6).
     pub(super) fn collect_offsets(&mut self, tasks: &[&mut Task]) {
         self.offsets.clear();
         for task in tasks.iter() {
@@ -208,7 +211,7 @@ impl Transaction {
         }
     }
 
-    /// Measures a committed transaction. The first record of each task is the one that waited longest.
+    /// Updates the metrics of a committed transaction. The first record of each task is the one that waited longest.
     pub(super) fn measure(&mut self, tasks: &[&mut Task]) {
         let (now, metrics) = (self.shared.clock.now(), &self.shared.metrics.transactions);
         let mut records = 0;
@@ -223,7 +226,8 @@ impl Transaction {
         metrics.commit_bytes.record(metrics::size(self.producer.take_bytes()));
     }
 
-    /// Applies a known commit to the tasks. The offset after a task's last changelog record is its new checkpoint.
+    /// Applies a known commit to the tasks. The offset after a task's last changelog record is the task's new
+    /// checkpoint.
     pub(super) fn apply(&mut self, tasks: &mut [&mut Task], produced: &[Produced]) -> Result<()> {
         for task in tasks.iter_mut() {
             let end = produced.iter().find(|produced| produced.at == task.changelog);
@@ -241,7 +245,7 @@ impl Transaction {
         Ok(())
     }
 
-    /// Notes a commit: metrics, and the committed positions for the lag.
+    /// Records a commit in the metrics, and its positions for the lag.
     pub(super) fn note_commit(&mut self, tasks: &[&mut Task], began: Duration) {
         self.aborts_in_a_row = 0;
         self.last_failure = None;
@@ -275,7 +279,7 @@ fn send_failed(task: &TaskId, error: &event_log::Error) -> Abort {
             reason,
         },
         event_log::Error::Fenced { .. } => Abort::Fenced(reason),
-        // Only this task waits until an operator creates the topic.
+        // Only this task waits until an operator has created the topic.
         event_log::Error::UnknownTopic { .. } | event_log::Error::InvalidTopic { .. } => Abort::TaskFailed {
             task: task.clone(),
             reason: format!("output topic does not exist: {reason}"),

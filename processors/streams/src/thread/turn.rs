@@ -1,4 +1,4 @@
-//! The loop of a stream thread, as single turns, and its one reaction to an abort.
+//! The loop of a stream thread, one iteration per call, and its handling of aborted transactions.
 
 use super::abort::{Abort, Interrupt};
 use super::membership::Membership;
@@ -20,14 +20,14 @@ use std::time::Duration;
 
 /// A poll that waits this long without a record means that the input is drained.
 const DRAINED_AFTER: Duration = Duration::from_millis(10);
-/// Committed rows that are not flushed may use 1/8 of a store's memory; the rows of the last flush use another 1/8.
+/// Committed rows that are not flushed may use 1/8 of a store's memory; the rows of the last flush may use another 1/8.
 const COMMITTED_SHARE: u64 = 8;
 /// Interval at which the status is published if nothing changed.
 const STATUS_EVERY: Duration = Duration::from_secs(1);
-/// After this many aborts in a row without a reason that names a record, transactions get smaller.
+/// After this number of consecutive aborts whose reason does not identify a record, transactions get smaller.
 const ABORTS_BEFORE_BISECTION: u32 = 3;
 
-/// A stream thread, driven by calls of [`StreamThread::turn`].
+/// A stream thread; each call of [`StreamThread::turn`] is one iteration of its loop.
 pub(crate) struct StreamThread {
     pub(super) shared: Arc<Shared>,
     name: String,
@@ -38,7 +38,7 @@ pub(crate) struct StreamThread {
     records: RecordBatch,
     /// Whether the last poll found no records.
     drained: bool,
-    /// When the status was last published; `None` if it changed since.
+    /// When the status was last published; `None` if it has changed since then.
     pub(super) published: Option<Duration>,
     uncommitted_bytes: ::metrics::Gauge,
 }
@@ -67,12 +67,12 @@ impl StreamThread {
         }
     }
 
-    /// Connects, recovers, fires timers, commits, reads and processes, whatever is next. Waits at most `max_wait` for input and
-    /// returns how long the caller should wait before the next turn.
+    /// Performs one iteration: connects, recovers tasks, fires timers, commits, reads and processes records, as
+    /// necessary. Waits for input for at most `max_wait`, and returns how long the caller should wait before the next
+    /// iteration.
     ///
-    /// # Errors
-    /// A failure that ends the thread and with it the process: a fence by a duplicate, a store failure, or a failure of the
-    /// log that a retry cannot fix.
+    /// # Errors A failure that ends the thread and with it the process: fencing by a process of the same name, a store
+    /// failure, or a failure of the log that a retry cannot fix.
     pub(crate) fn turn(&mut self, max_wait: Duration) -> Result<Duration> {
         match self.take_turn(max_wait) {
             Ok(pause) => Ok(pause),
@@ -98,7 +98,8 @@ impl StreamThread {
             return Ok(max_wait.min(until.saturating_sub(now)));
         }
         self.wake_tasks()?;
-        // No task recovers before the producer is ready: `init_transactions` settles the transaction of a predecessor (C5).
+        // No task recovers before the producer is ready, because `init_transactions` commits or aborts the transaction
+        // of the previous producer (C5).
         let restored = if ready { self.recover(max_wait)? } else { 0 };
         let next_timer = if ready && self.membership.has_metadata() {
             self.fire_due()?
@@ -209,7 +210,7 @@ impl StreamThread {
         }
     }
 
-    /// Notes for the lag that all inputs are drained.
+    /// Records for the lag that all inputs have been read completely.
     fn note_drained(&self) {
         let now = self.shared.clock.elapsed();
         let mut positions = self.shared.positions();
@@ -221,7 +222,8 @@ impl StreamThread {
         }
     }
 
-    /// Handles partitions that this thread received. Each goes through recovery, also if the thread had it before.
+    /// Handles partitions that are assigned to this thread. Each task goes through recovery, even if the thread had it
+    /// before.
     fn assigned(&mut self, partitions: &[TopicPartition]) -> Result<(), Interrupt> {
         hit("runtime.assigned");
         tracing::info!(thread = self.name, partitions = partitions.len(), "partitions assigned");
@@ -229,7 +231,8 @@ impl StreamThread {
         self.published = None;
         let not_revoked = |task: &Task| task.is_live() && task.reads_any(partitions);
         if self.tasks.iter().any(not_revoked) {
-            // Another member may have owned them in between, so what was done for them must not be committed (C6).
+            // Another member may have owned the partitions in the meantime, so what was done for them must not be
+            // committed (C6).
             self.roll_back(Abort::Failed(
                 "partitions were assigned without a revocation".to_owned(),
             ));
@@ -242,7 +245,7 @@ impl StreamThread {
         Ok(())
     }
 
-    /// Handles partitions that this thread is about to give up: a commit is still possible.
+    /// Handles partitions that are about to be revoked from this thread; a commit is still possible.
     fn revoked(&mut self, partitions: &[TopicPartition]) -> Result<(), Interrupt> {
         hit("runtime.revoked");
         tracing::info!(thread = self.name, partitions = partitions.len(), "partitions revoked");
@@ -253,7 +256,8 @@ impl StreamThread {
         Ok(())
     }
 
-    /// Handles partitions that already belong to another member: nothing done for them may be committed (C6, C7).
+    /// Handles partitions that already belong to another member: nothing that was done for them may be committed (C6,
+    /// C7).
     fn lost(&mut self, partitions: &[TopicPartition]) {
         hit("runtime.lost");
         tracing::warn!(thread = self.name, partitions = partitions.len(), "partitions lost");
@@ -268,7 +272,7 @@ impl StreamThread {
         }
     }
 
-    /// Commits if possible and handles an abort at once, because what follows must happen in either case.
+    /// Commits if possible. An abort is handled here, because the caller continues in either case.
     fn try_commit(&mut self) -> Result<()> {
         if !self.transaction.producer.is_ready() || self.membership.is_fenced() {
             return Ok(());
@@ -283,7 +287,8 @@ impl StreamThread {
         }
     }
 
-    /// Drops the tasks that have one of these partitions. A task that keeps other inputs waits until they are complete again.
+    /// Drops the tasks that have one of these partitions. A task that keeps some of its inputs waits until the others
+    /// are assigned again.
     fn drop_tasks(&mut self, partitions: &[TopicPartition]) {
         for mut task in self.tasks.remove(partitions) {
             let shared = &self.shared;
@@ -294,7 +299,7 @@ impl StreamThread {
             }
             drop(positions);
             shared.forget(&task.id);
-            // The buffer contains committed rows only. If the flush fails, the store is merely further behind (C4).
+            // The buffer contains only committed rows. If the flush fails, the store is only further behind (C4).
             if let Err(error) = task.flush() {
                 tracing::warn!(task = %task.id, reason = chain(&error), "cannot flush store of revoked task");
             }
@@ -312,8 +317,8 @@ impl StreamThread {
         }
     }
 
-    /// The one reaction to an abort: discards everything since the last commit in all tasks, which share the transaction (C7),
-    /// and replaces the producer (C5). All live tasks recover.
+    /// Handles every abort: discards everything since the last commit in all tasks, because they share the transaction
+    /// (C7), and replaces the producer (C5). All tasks that are not stopped recover.
     fn roll_back(&mut self, abort: Abort) {
         self.shared.metrics.transactions.aborts.increment(1);
         let (mut failure, mut stop) = (None, None);
@@ -355,8 +360,9 @@ impl StreamThread {
         }
     }
 
-    /// Notes a fence. After a transaction timeout it is the coordinator's abort, and the thread recovers. Otherwise only an
-    /// assignment event can explain it; without one, a duplicate of this thread runs.
+    /// Handles fencing. After a transaction timeout, the coordinator's abort caused it, and the thread recovers.
+    /// Otherwise only an assignment event can explain it; without such an event, another thread with the same name is
+    /// running.
     fn note_fence(&mut self, reason: String) {
         self.shared.metrics.transactions.fences.increment(1);
         let timeout = self.shared.config.commit.transaction_timeout;
@@ -367,7 +373,7 @@ impl StreamThread {
         }
     }
 
-    /// Makes transactions smaller without blaming a record, because they may be too large to commit.
+    /// Makes transactions smaller without treating a record as poison, because they may be too large to commit.
     fn shrink_transactions(&mut self) {
         let tasks = self.tasks.as_mut_slice().iter_mut();
         for task in tasks.filter(|task| task.uncommitted.records > 0) {
@@ -391,7 +397,7 @@ impl StreamThread {
         if !self.membership.is_member() {
             return Some(Cause::transient("waiting for an assignment"));
         }
-        // A topic that no member reads has no task that could report it.
+        // If no member reads a topic, no task can report it.
         let unassigned = self.membership.unassigned_topics();
         (!unassigned.is_empty()).then(|| {
             let text = format!("waiting for topics to be assigned: {}", unassigned.join(", "));

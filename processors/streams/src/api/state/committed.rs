@@ -1,8 +1,9 @@
 //! The committed buffer: rows that are committed and not yet in the store, and the rows of the last flush.
 //!
-//! Writing each commit to the store would write a hot key as often as it changes. With this buffer a key is written once per
-//! flush and read from memory in between. Nothing is lost in a crash, because the changelog contains every row (C4). The owner
-//! bounds the memory by flushing when [`CommittedBuffer::is_due`] returns true.
+//! If each commit were written to the store, a frequently changed key would be written as often as it changes. With
+//! this buffer, a key is written once per flush and read from memory until then. Nothing is lost in a crash, because
+//! the changelog contains every row (C4). The owner bounds the memory by flushing when [`CommittedBuffer::is_due`]
+//! returns true.
 
 use super::layer::{Layer, Value};
 use state_store::{Batch, Space};
@@ -15,22 +16,22 @@ pub(super) const ENTRY_BYTES: usize = 96;
 
 #[derive(Default)]
 pub(crate) struct CommittedBuffer {
-    /// Rows that the store does not have.
+    /// Rows that are not in the store yet.
     rows: Layer,
     bytes: usize,
-    /// Time of the first commit that is not flushed.
+    /// Time of the first commit that has not been flushed.
     since: Option<Duration>,
-    /// Rows of the last flush, which the store has too.
+    /// Rows of the last flush, which are also in the store.
     flushed: Layer,
 }
 
 impl CommittedBuffer {
-    /// Newest committed value of a key if the buffer has it; `Some(None)` if the key was deleted.
+    /// Newest committed value of a key if it is in the buffer; `Some(None)` if the key was deleted.
     pub(crate) fn get(&self, key: &[u8]) -> Option<&Value> {
         self.rows.get(key).or_else(|| self.flushed.get(key))
     }
 
-    /// Rows that the store does not have.
+    /// Committed rows that are not flushed to the store yet.
     pub(crate) fn rows(&self) -> &Layer {
         &self.rows
     }
@@ -94,14 +95,14 @@ impl CommittedBuffer {
         }
     }
 
-    /// Notes that the store has the rows now. They stay readable here until the next flush.
+    /// Records that the rows are in the store now. They stay readable here until the next flush.
     pub(crate) fn mark_flushed(&mut self) {
         self.flushed = std::mem::take(&mut self.rows);
         self.bytes = 0;
         self.since = None;
     }
 
-    /// Drops the rows of the last flush, because the store is about to be written directly.
+    /// Removes the rows of the last flush, because the store is about to be written directly.
     pub(crate) fn forget_flushed(&mut self) {
         self.flushed.clear();
     }

@@ -1,8 +1,8 @@
 //! Changed rows in memory, found by hash or in key order.
 //!
-//! Most processors only look up keys, and a tree costs a cache miss per level, so rows are hashed. Rows with reserved keys,
-//! which are scanned, and all rows of a layer that is scanned repeatedly are kept in a tree. The iteration order depends on
-//! the sequence of calls only, so that simulations are deterministic.
+//! Most processors only look up keys, and a lookup in a tree costs a cache miss per level, so rows are hashed. Rows
+//! with reserved keys, which are scanned, and all rows of a layer that is scanned repeatedly are kept in a tree. The
+//! iteration order depends on the sequence of calls only, so that simulations are deterministic.
 
 use indexmap::IndexMap;
 use std::cell::Cell;
@@ -17,7 +17,7 @@ pub(crate) type Value = Option<Vec<u8>>;
 /// A row of a layer.
 pub(crate) type Entry<'r> = (&'r Vec<u8>, &'r Value);
 
-/// After this many scans of hashed rows, the next write moves all rows to the tree.
+/// After this number of scans of hashed rows, the next write moves all rows to the tree.
 const SCANS_MAX: u32 = 4;
 
 /// A set of changed rows.
@@ -72,7 +72,7 @@ impl Layer {
         *self = Layer::default();
     }
 
-    /// All rows: hashed rows in insertion order, then the others in key order.
+    /// All rows: first the hashed rows in insertion order, then the other rows in key order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Entry<'_>> {
         self.hashed.iter().chain(&self.ordered)
     }
@@ -94,7 +94,7 @@ impl Layer {
         Box::new(Merged::new(hashed.into_iter(), ordered))
     }
 
-    /// Whether the range contains reserved keys only, which are never hashed.
+    /// Whether the range contains only reserved keys, which are never hashed.
     fn holds_none(&self, from: &[u8], to: Option<&[u8]>) -> bool {
         from.starts_with(RESERVED) && to.is_some_and(|to| to.starts_with(RESERVED))
     }
@@ -112,7 +112,7 @@ impl IntoIterator for Layer {
     }
 }
 
-/// Merges two sequences of entries in key order. If both have a key, the entry of `upper` is used.
+/// Merges two sequences of entries in key order. If a key is in both, the entry of `upper` is used.
 pub(crate) struct Merged<U: Iterator, L: Iterator> {
     upper: std::iter::Peekable<U>,
     lower: std::iter::Peekable<L>,

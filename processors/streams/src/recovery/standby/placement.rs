@@ -1,8 +1,8 @@
-//! Which tasks a process keeps as standbys: those that it would receive if other processes failed.
+//! Determines the tasks of which a process keeps standbys: those that it would be assigned if other processes failed.
 //!
-//! The group assigns ranges over the threads in the order of their names, so the assignment after a failure can be computed in
-//! advance. A warm store on any other process would never be used. Every process computes the same placement from the same
-//! members, and none keeps a standby of a task that it runs.
+//! The group assigns ranges to the threads in the order of their names, so the assignment after a failure can be
+//! computed in advance. A standby on any other process would never be used. Every process computes the same placement
+//! from the same members, and no process keeps a standby of a task that it runs.
 
 use crate::api::context::TaskId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,7 +22,7 @@ pub(super) struct TaskCount {
     pub partitions: i32,
 }
 
-/// The tasks that process `own` would receive if up to `losses` of the other processes failed.
+/// The tasks that would be assigned to the process `own` if up to `losses` of the other processes failed.
 pub(super) fn wanted(own: &str, processes: &Processes, tasks: &[TaskCount], losses: usize) -> BTreeSet<TaskId> {
     let others: Vec<&str> = processes
         .keys()
@@ -53,7 +53,7 @@ struct Group<'g> {
 }
 
 impl<'g> Group<'g> {
-    /// Adds the tasks that `own` is assigned in every case in which up to `left` more of `others` fail.
+    /// Adds the tasks that `own` is assigned in each case in which up to `left` further processes of `others` fail.
     fn add_after_losses(
         &self,
         others: &[&'g str],
@@ -73,7 +73,7 @@ impl<'g> Group<'g> {
         }
     }
 
-    /// The tasks that `own` is assigned while these processes are lost.
+    /// The tasks that `own` is assigned if these processes have failed.
     fn assigned(&self, lost: &BTreeSet<&str>) -> Vec<TaskId> {
         let tasks = self.tasks.iter().flat_map(|count| {
             let partitions = assigned_partitions(self.own, self.processes, lost, count.partitions);
@@ -86,8 +86,8 @@ impl<'g> Group<'g> {
     }
 }
 
-/// The partitions that the range assignor gives to `own` while these processes are lost: contiguous ranges in the order of
-/// the threads' names; the first threads get one more.
+/// The partitions that the range assignor assigns to `own` if these processes have failed: contiguous ranges in the
+/// order of the threads' names, where the first threads get one partition more.
 fn assigned_partitions(own: &str, processes: &Processes, lost: &BTreeSet<&str>, partitions: i32) -> Vec<i32> {
     let mut threads: Vec<(&str, bool)> = processes
         .iter()
@@ -162,7 +162,7 @@ mod tests {
     #[test]
     fn three_processes_cover_each_single_loss() {
         let three = processes(&[("a", 1), ("b", 1), ("c", 1)]);
-        // Without b: a 0-5, c 6-11; without c: a 0-5, b 6-11; without a: b 0-5, c 6-11.
+        // Without `b`: `a` 0-5, `c` 6-11. Without `c`: `a` 0-5, `b` 6-11. Without `a`: `b` 0-5, `c` 6-11.
         assert_eq!(shown("a", &three, 12, 1), "4 5");
         assert_eq!(shown("b", &three, 12, 1), "0 1 2 3 8 9 10 11");
         assert_eq!(shown("c", &three, 12, 1), "6 7");

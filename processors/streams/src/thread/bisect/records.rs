@@ -1,11 +1,11 @@
 //! Isolates a poison record by bisection, so that one rejected output does not block the partition (C13).
 //!
-//! A rejection does not name the input record, and it aborts the whole transaction. The same records are therefore processed
-//! again in smaller and smaller transactions. The record whose own transaction is rejected becomes a dead letter. If that is
-//! rejected too, the dead letter is written without key, value and headers.
+//! A rejection does not show which input record caused it, and it aborts the whole transaction. The same records are
+//! therefore processed again in smaller and smaller transactions. The record whose own transaction is rejected becomes
+//! a dead letter. If that is rejected too, the dead letter is written without key, value and headers.
 //!
-//! The number of transactions is logarithmic in the number of records. A record is never blamed for the rejection of another.
-//! Pure.
+//! The number of transactions is logarithmic in the number of records. A record never becomes a dead letter because
+//! another record was rejected. The code is pure.
 
 use crate::api::output::Body;
 use event_log::{Offset, RecordBatch, TopicPartition};
@@ -22,28 +22,29 @@ pub(crate) struct PoisonRecord {
 /// Progress of a bisection through the records of a rejected transaction.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RecordBisection {
-    /// Maximum number of records in a transaction, which contains no other task.
+    /// Maximum number of records in a transaction, which contains no other task's records.
     pub chunk: usize,
-    /// Next offset of each input behind the rejected records.
+    /// For each input, the offset after the last rejected record.
     until: Vec<Offset>,
     poison: Option<PoisonRecord>,
 }
 
-/// What a task had in a rejected transaction.
+/// What a task had processed in a rejected transaction.
 #[derive(Debug, Clone)]
 pub(crate) struct RejectedRecords {
     /// Number of records.
     pub records: usize,
-    /// Partition and offset of the first of them.
+    /// Partition and offset of the first of these records.
     pub first: Option<(TopicPartition, Offset)>,
-    /// Next offset of each input behind the records.
+    /// For each input, the offset after the last of these records.
     pub until: Vec<Offset>,
-    /// Why they were rejected; `None` if it is unknown whether a record caused the abort. Then no record is blamed.
+    /// Why they were rejected; `None` if it is unknown whether a record caused the abort. Then no record is treated as
+    /// poison.
     pub reason: Option<String>,
 }
 
 impl RecordBisection {
-    /// Next state of the bisection after a rejection; `None` if even the dead letter without body was rejected.
+    /// Next state of the bisection after a rejection; `None` if even the dead letter without a body was rejected.
     pub(crate) fn after(previous: Option<RecordBisection>, rejected: RejectedRecords) -> Option<RecordBisection> {
         let before = previous.as_ref();
         let known = before.map_or(&[][..], |bisection| &bisection.until);
@@ -89,9 +90,9 @@ impl RecordBisection {
         })
     }
 
-    /// Next state after a transaction was committed up to these positions: transactions get larger. `None` if all rejected
-    /// records are committed. A poison record that was not reached stays known, because records of another input may precede
-    /// it in every attempt.
+    /// Next state after a transaction was committed up to these positions: transactions get larger. `None` if all
+    /// rejected records are committed. A poison record that was not processed yet stays known, because records of
+    /// another input may come before it in every attempt.
     pub(crate) fn committed<'a>(
         mut self,
         next: impl Iterator<Item = (&'a TopicPartition, Offset)> + Clone,
@@ -107,7 +108,7 @@ impl RecordBisection {
         Some(self)
     }
 
-    /// Whether these positions, one per input, are behind all rejected records.
+    /// Whether these positions, one per input, are after all rejected records.
     pub(crate) fn is_passed(&self, next: impl Iterator<Item = Offset>) -> bool {
         next.zip(&self.until).all(|(next, until)| next >= *until)
     }

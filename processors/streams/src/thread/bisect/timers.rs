@@ -1,14 +1,15 @@
 //! Isolates a poison timer by bisection, so that one rejected output does not block the task (C13).
 //!
-//! Timers that fired in a rejected transaction fire again in transactions of timers alone, in smaller and smaller numbers while
-//! those are rejected. The timer whose own transaction is rejected is removed without a call of the processor, and a dead letter
-//! names it.
+//! Timers that fired in a rejected transaction fire again in transactions that contain only timers, in smaller and
+//! smaller numbers while these are rejected. The timer whose own transaction is rejected is removed without a call of
+//! the processor, and a dead letter is written for it.
 //!
-//! The number of transactions is logarithmic in the number of timers. A timer is never blamed for a record or another timer. Pure.
+//! The number of transactions is logarithmic in the number of timers. A timer never becomes a dead letter because a
+//! record or another timer was rejected. The code is pure.
 
 use crate::api::timer::Timer;
 
-/// The poison timer: it is removed without calling the processor.
+/// The poison timer, which is removed without calling the processor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PoisonTimer {
     pub timer: Timer,
@@ -24,7 +25,8 @@ pub(crate) struct TimerBisection {
 }
 
 impl TimerBisection {
-    /// State after timers were rejected together with records, so that it is unknown which of them caused it.
+    /// State after timers were rejected together with records, so that it is unknown whether a record or a timer caused
+    /// the rejection.
     pub(crate) fn from_records(before: Option<TimerBisection>, fired: usize) -> TimerBisection {
         before.unwrap_or(TimerBisection {
             chunk: fired.max(1),
@@ -32,8 +34,8 @@ impl TimerBisection {
         })
     }
 
-    /// Next state after a transaction of timers alone was rejected, of which `timer` is the last; `None` if even the dead
-    /// letter of a single timer was rejected.
+    /// Next state after the rejection of a transaction that contained only timers; `timer` is the last of them. Returns
+    /// `None` if even the dead letter of a single timer was rejected.
     pub(crate) fn after(
         before: Option<TimerBisection>,
         fired: usize,
@@ -56,12 +58,13 @@ impl TimerBisection {
         })
     }
 
-    /// The poison timer, if it is this one.
+    /// Returns the poison timer if it is equal to `timer`.
     pub(crate) fn poison(&self, timer: &Timer) -> Option<&PoisonTimer> {
         self.poison.as_ref().filter(|poison| poison.timer == *timer)
     }
 
-    /// Next state after this many timers were committed: transactions get larger. `None` if no more timers were due.
+    /// Next state after this number of timers was committed: transactions get larger. `None` if no more timers were
+    /// due.
     pub(crate) fn committed(self, fired: usize) -> Option<TimerBisection> {
         (fired >= self.chunk).then(|| TimerBisection {
             chunk: self.chunk.saturating_mul(2),
