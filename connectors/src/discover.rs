@@ -1,6 +1,6 @@
 //! Reads tables, columns, keys and settings of a database for `trunkline init` and `trunkline doctor`.
 //!
-//! It reads the catalog only and changes nothing. Tables that the user may not read are skipped with a warning.
+//! It only reads the catalog. Tables that the user may not read are skipped with a warning.
 
 use crate::error::{Error, Result};
 use crate::sources::postgres::catalog::{self, Table};
@@ -11,8 +11,8 @@ use crate::sources::postgres::server::Server;
 pub struct Database {
     /// Its name.
     pub name: String,
-    /// Its tables outside the system schemas, by schema and name, without generated columns, which are not replicated.
-    /// Types are in SQL notation (`text[]`).
+    /// Tables outside the system schemas, ordered by schema and name, without generated columns, which are not
+    /// replicated. Types are in SQL notation (`text[]`).
     pub tables: Vec<Table>,
 }
 
@@ -22,7 +22,7 @@ pub struct Database {
 /// [`Error::Rejected`] for an invalid URL or login, [`Error::Unavailable`] if the server does not answer.
 pub fn tables(url: &str) -> Result<Database> {
     let server = parse(url)?;
-    // A dedicated thread: `block_on` panics inside another runtime.
+    // Runs on a dedicated thread, because `block_on` panics inside another runtime.
     std::thread::scope(|scope| {
         let reading = std::thread::Builder::new()
             .name(String::from("discover"))
@@ -85,7 +85,7 @@ pub struct Setting {
     pub ok: bool,
     /// Its value, human-readable.
     pub found: String,
-    /// The statement that fixes it; empty if there is nothing to fix.
+    /// The statement that corrects the setting; empty if the setting meets the requirement.
     pub fix: String,
 }
 

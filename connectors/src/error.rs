@@ -1,6 +1,6 @@
-//! Errors of connectors, the state that each of them puts a connector into, and its fix.
+//! Errors of connectors, the connector state that results from each error, and its fix.
 //!
-//! Messages name systems, tables and users, and never contain a password or a token.
+//! Messages contain the names of systems, tables and users, but never a password or a token.
 
 use crate::status::State;
 
@@ -27,7 +27,7 @@ pub enum Error {
     Rejected {
         /// What is wrong.
         reason: String,
-        /// The command or statement that fixes it.
+        /// The command or statement that resolves the error.
         fix: String,
     },
     /// A record of the external system cannot be published.
@@ -40,7 +40,7 @@ pub enum Error {
         /// What fixes it.
         fix: String,
     },
-    /// The stored position does not fit the source, so continuing could lose changes. Requires a resync.
+    /// The stored position is incompatible with the source, so continuing could lose changes. A resync is required.
     #[error("{reason}")]
     NeedsResync {
         /// What does not fit.
@@ -83,12 +83,12 @@ impl Error {
         move |source| Error::EventLog { attempted, source }
     }
 
-    /// The state that this error puts a connector into.
+    /// The connector state that results from this error.
     pub fn state(&self) -> State {
         match self {
             Error::Unavailable { .. } => State::Retrying,
-            // A fence by another process is `Error::Fenced`. What is fenced here exceeded the transaction timeout: the
-            // log aborted the transaction, and the records are read again from the stored position.
+            // Fencing by another process is `Error::Fenced`. This error means that the transaction exceeded its
+            // timeout: the log aborted it, and the records are read again from the stored position.
             Error::EventLog { source, .. } if source.action() == event_log::ErrorAction::Retry || is_fenced(source) => {
                 State::Retrying
             }

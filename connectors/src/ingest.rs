@@ -43,7 +43,7 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Backends that may post.
     pub credentials: Vec<Credential>,
-    /// Largest body in bytes; larger ones are 413. Default: 1 MiB.
+    /// Maximum size of a body in bytes; a larger body is answered with 413. Default: 1 MiB.
     #[serde(default = "body_bytes_max")]
     pub body_bytes_max: usize,
 }
@@ -56,12 +56,12 @@ fn body_bytes_max() -> usize {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Credential {
-    /// Its name, which appears in problem bodies and scopes idempotency keys. Entries with the same name share their keys,
-    /// so that a token can be rotated without a gap.
+    /// Name of the credential. It is part of problem bodies, and idempotency keys are separate for each name. Entries
+    /// with the same name share their idempotency keys, so that a token can be replaced without repeating requests.
     pub name: String,
     /// Its bearer token.
     pub token: Secret,
-    /// Topics that it may post to; `*` for all.
+    /// Topics to which the credential may post; `*` for all.
     pub topics: Vec<String>,
 }
 
@@ -142,7 +142,7 @@ async fn authenticate(State(ingest): State<Arc<Ingest>>, mut request: Request, n
     next.run(request).await
 }
 
-/// Compares secrets without an early exit, so that the time does not reveal the position of a difference.
+/// Compares secrets without returning early, so that the duration does not reveal the position of a difference.
 fn equal_in_constant_time(a: &str, b: &str) -> bool {
     a.len() == b.len() && a.bytes().zip(b.bytes()).fold(0, |diff, (x, y)| diff | (x ^ y)) == 0
 }
@@ -196,7 +196,7 @@ async fn ingest(
         .chain(ingest.sources.keys().map(String::as_str))
         .collect();
     let detail = format!(
-        "topic {topic} does not accept posts; known topics: {}",
+        "topic {topic} does not accept records over HTTP; topics that do: {}",
         known.join(", ")
     );
     Err(problem(StatusCode::NOT_FOUND, "unknown-topic", "Unknown topic", detail))
@@ -290,7 +290,7 @@ fn mismatch(path: &str, reason: &str, what: &str) -> Problem {
     .with("path", path)
 }
 
-/// Encodes an event; returns its key and its framed value.
+/// Encodes an event. Returns its key, and its value with the schema id.
 fn encode(event: &EventTopic, item: &Value) -> Result<(Vec<u8>, Vec<u8>), JsonMismatch> {
     let mut value = Vec::new();
     wire::frame(event.id, &mut value);

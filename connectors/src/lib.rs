@@ -1,8 +1,8 @@
 //! Connectors between external systems and topics.
 //!
-//! [`source::run`] drives every source: it owns the transactional producer, the stored position, retries and states. The
-//! kinds of sources are in [`sources`]. [`ingest`] is the HTTP listener for backends, [`discover`] reads a database's
-//! catalog for the command line.
+//! [`source::run`] is the loop of every source: it owns the transactional producer, the stored position, retries and
+//! states. The kinds of sources are in [`sources`]. [`ingest`] is the HTTP listener for backends, [`discover`] reads a
+//! database's catalog for the command line.
 //!
 //! Each source record is published exactly once (invariant C14 in `docs/protocol/commit.md`). Each connector runs on its
 //! own thread: a failure changes its state and does not affect other connectors.

@@ -1,9 +1,9 @@
-//! Commit pacing: commits immediately at low load, and at most about 50 times per second under load.
+//! Limits the commit rate: commits immediately at low load, and at most about 50 times per second at high load.
 
 use std::time::{Duration, Instant};
 
-/// Rate in records per second above which commits are paced. Each transaction writes a control record to every partition
-/// that it touches, so many small transactions inflate the topics.
+/// Rate in records per second above which the commit rate is limited. Each transaction writes a control record to every
+/// partition to which it writes, so many small transactions enlarge the topics.
 const PACED_FROM_PER_SECOND: f64 = 1_000.0;
 const INTERVAL: Duration = Duration::from_millis(20);
 
@@ -15,7 +15,7 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// How long to collect more records before the next commit; zero at low load.
+    /// How much longer to collect records before the next commit; zero at low load.
     pub(crate) fn left(&self) -> Duration {
         match self.last {
             Some(last) if self.per_second > PACED_FROM_PER_SECOND => INTERVAL.saturating_sub(last.elapsed()),

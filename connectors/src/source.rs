@@ -1,8 +1,8 @@
-//! The [`Source`] trait and the loop that drives it.
+//! The [`Source`] trait and the loop that calls it.
 //!
 //! A source is an external system with a position, whose records are published in the order in which it returns them.
-//! [`run`] owns the transactional producer, the stored position, retries and states, so a source implements `open`,
-//! `next`, `committed` and `close` only. `committed` is called only with positions that were committed in the
+//! [`run`] owns the transactional producer, the stored position, retries and states, so a source implements only
+//! `open`, `next`, `committed` and `close`. `committed` is called only with positions that were committed in the
 //! transaction of their records.
 
 mod positions;
@@ -18,7 +18,7 @@ use event_log::OutBatch;
 use std::fmt;
 use std::time::Duration;
 
-/// A source's position: where it continues. It is stored in the positions topic.
+/// A position in a source, from which it can continue. It is stored in the positions topic.
 pub trait Position: Clone + fmt::Display + Send + 'static {
     /// The stored JSON. Its first member, `"v"`, is the format version.
     fn to_json(&self) -> String;
@@ -39,9 +39,9 @@ pub trait Position: Clone + fmt::Display + Send + 'static {
 pub struct Budget {
     /// How long to wait for the first record. The call does not wait for further records.
     pub wait: Duration,
-    /// Return once the batch has about this many bytes.
+    /// The call returns once the batch has about this number of bytes.
     pub bytes_max: usize,
-    /// Return once the batch has this many records.
+    /// The call returns once the batch has this number of records.
     pub records_max: usize,
 }
 
@@ -52,7 +52,7 @@ pub struct Batch<P> {
     pub records: OutBatch,
     /// The position after the records; `None` if it has not changed.
     pub position: Option<P>,
-    /// Commit the position before the next call of [`Source::next`], even if there are no records.
+    /// Whether the position must be committed before the next call of [`Source::next`], even if there are no records.
     pub store_now: bool,
 }
 
@@ -66,7 +66,7 @@ impl<P> Default for Batch<P> {
     }
 }
 
-/// Why [`Source::next`] returned. In every case the batch may end inside a source transaction.
+/// Why [`Source::next`] returned. In each case, the batch may end within a source transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Boundary {
     /// Nothing arrived within the wait time.
@@ -80,7 +80,7 @@ pub enum Boundary {
 /// What a source reports besides its records.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// While it copies tables: a human-readable description of the progress.
+    /// Description of the progress while the source copies tables; `None` otherwise.
     pub snapshot: Option<String>,
     /// Bytes of the source's log that are not yet acknowledged.
     pub lag_bytes: Option<u64>,
@@ -95,19 +95,21 @@ pub trait Source {
     /// Its position.
     type Position: Position;
 
-    /// Opens it at the stored position; `None` if no position was ever stored.
+    /// Opens the source at the stored position; `None` if no position has been stored yet.
     ///
     /// # Errors
     /// [`crate::Error::NeedsResync`] if continuing from that position could lose changes.
     async fn open(&mut self, position: Option<Self::Position>) -> Result<()>;
 
-    /// Appends the next records to the batch. The call may be cancelled if the source is closed afterwards.
+    /// Appends the next records to the batch. Not cancel safe: after the future is dropped before it completes, the
+    /// source must be closed.
     async fn next(&mut self, batch: &mut Batch<Self::Position>, budget: Budget) -> Result<Boundary>;
 
-    /// Everything up to this position is committed together with it, so the external system may discard it (C14).
+    /// Called after everything up to this position has been committed together with the position, so that the external
+    /// system may discard it (invariant C14).
     fn committed(&mut self, position: &Self::Position);
 
-    /// Releases all external resources immediately, without a further acknowledgement. It can be opened again.
+    /// Releases all external resources immediately, without a further acknowledgement. The source can be opened again.
     fn close(&mut self);
 
     /// The position of a new source epoch, which starts by reading everything again; `None` if the source cannot do that.

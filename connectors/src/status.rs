@@ -1,4 +1,4 @@
-//! State of a connector, as read by readiness, metrics and operators, and the operators' commands to it.
+//! State of a connector, for readiness, metrics and operators, and the commands with which operators control it.
 //!
 //! Reading the state never waits for the connector.
 
@@ -20,9 +20,9 @@ pub enum State {
     Paused,
     /// A dependency is unavailable; the connector retries.
     Retrying,
-    /// An error that an operator must fix; the connector keeps retrying.
+    /// An error that an operator must resolve; the connector keeps retrying.
     Failed,
-    /// The stored position does not fit the source; a resync is required.
+    /// The stored position is incompatible with the source; a resync is required.
     NeedsResync,
     /// Ended for good.
     Stopped,
@@ -43,7 +43,7 @@ impl State {
         }
     }
 
-    /// Whether the connector publishes, or was paused by an operator.
+    /// Whether the connector publishes records, or an operator paused it.
     pub fn is_healthy(self) -> bool {
         matches!(self, State::Running | State::Snapshotting | State::Paused)
     }
@@ -56,13 +56,13 @@ pub struct Report {
     pub connector: String,
     /// Its state.
     pub state: State,
-    /// Why it is not running: the error with its causes.
+    /// Why the connector is not running: the error with its causes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
-    /// The command or statement that fixes it.
+    /// The command or statement that resolves the cause.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
-    /// The stored position, human-readable.
+    /// Description of the stored position.
     pub position: String,
     /// Records published by this process.
     pub records_total: u64,

@@ -1,7 +1,7 @@
 //! The `Idempotency-Key` request header (draft-ietf-httpapi-idempotency-key-header).
 //!
-//! The draft makes the header a Structured Field string, `"8e03978e"`. Many clients send the bare key, `8e03978e`, so
-//! both are accepted and are the same key.
+//! The draft makes the header a Structured Field string, `"8e03978e"`. Many clients send the key without quotes,
+//! `8e03978e`, so both forms are accepted and denote the same key.
 
 use axum::http::{HeaderMap, StatusCode};
 use service::Problem;
@@ -29,7 +29,7 @@ pub(super) enum KeyError {
     Invisible,
     #[error("the value starts with a double quote but is not a quoted string without parameters (RFC 9651, 3.3.3)")]
     Quoting,
-    // A proxy joins repeated headers with a comma, so a bare value with one may be two keys.
+    // A proxy joins repeated headers with a comma, so an unquoted value with a comma may be two keys.
     #[error("a key with a comma or a double quote must be a quoted string (RFC 9651, 3.3.3)")]
     Bare,
 }

@@ -1,8 +1,8 @@
 //! The positions topic, `connect.positions`: one position record per connector, keyed by its name.
 //!
-//! [`Positions::read`] returns the newest position that was committed before the producer was initialized: it reads up to
-//! the log end as of the call, which waits for the open transaction of a dead predecessor (C8, C14). Position records are
-//! written only in the transactions of the connector's producer.
+//! [`Positions::read`] returns the newest position that was committed before the producer was initialized: it reads up
+//! to the log end at the time of the call, which includes waiting for the open transaction of a previous process that
+//! was killed (C8, C14). Position records are written only in the transactions of the connector's producer.
 
 use super::{Context, Position, register};
 use crate::error::{Error, Result};
@@ -23,7 +23,8 @@ pub const POSITIONS_TOPIC: &str = "connect.positions";
 /// Longer than a connector's transaction can stay open: its timeout of 10 s plus the coordinator's scan interval of 10 s.
 /// A transaction that is still open after this time was forgotten by its broker.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(25);
-/// How long to wait for other connectors' transactions before the read fails with an error that names the cause.
+/// How long to wait for the transactions of other connectors before the read fails with an error that describes the
+/// cause.
 const READ_LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
 const READ_BYTES: usize = 1 << 20;
@@ -72,9 +73,10 @@ impl Positions {
 
     /// Reads the stored position as JSON; `None` if there is none.
     ///
-    /// A single broker that stops under load can forget an open transaction: it then blocks the last stable offset for
-    /// ever (ADR 5). If it belongs to this connector, the next transaction of the same producer ends it, and aborting that
-    /// one is enough. Its records are read from the source and published again, so none is lost.
+    /// A single broker that stops under load can forget an open transaction: the transaction then blocks the last
+    /// stable offset forever (ADR 5). If it belongs to this connector, it ends with the next transaction of the same
+    /// producer, so it suffices to begin a transaction and abort it. The records of the forgotten transaction are read
+    /// from the source and published again, so none is lost.
     pub(super) fn read(&mut self, producer: &mut dyn TransactionalProducer) -> Result<Option<String>> {
         let attempted = "read the stored position";
         let end = self
@@ -91,7 +93,7 @@ impl Positions {
         let (started, mut aborted) = (Instant::now(), false);
         let mut batch = RecordBatch::default();
         let mut found = None;
-        // The log end counts control records, and so does the reader's position once it has passed them.
+        // The log end includes control records. So does the reader's position after the reader has passed them.
         while end > 0 && reader.position(&self.partition).is_none_or(|position| position < end) {
             reader
                 .poll(&mut batch, READ_BYTES, POLL)
@@ -106,7 +108,7 @@ impl Positions {
             }
             if started.elapsed() > READ_LIMIT {
                 let reason = format!(
-                    "an open transaction of some connector has blocked topic {POSITIONS_TOPIC} for {} s",
+                    "an open transaction of a connector has blocked topic {POSITIONS_TOPIC} for {} s",
                     READ_LIMIT.as_secs()
                 );
                 return Err(Error::log(attempted)(event_log::Error::Unavailable {
@@ -137,7 +139,7 @@ impl Positions {
         Ok(stored.position.to_owned())
     }
 
-    /// The batch with the record of a position.
+    /// Returns a batch with one record that contains a position.
     pub(super) fn record<P: Position>(&mut self, position: &P) -> &OutBatch {
         let (json, complete) = (position.to_json(), position.complete());
         let record = ConnectorPosition {
@@ -151,7 +153,7 @@ impl Positions {
         &self.batch
     }
 
-    /// Replaces the batch by one record with the encoded value.
+    /// Replaces the contents of the batch with one record that has the encoded value.
     fn encode_record(&mut self) {
         self.batch.clear();
         let (key, value) = (Some(self.key.as_bytes()), Some(self.value.as_slice()));

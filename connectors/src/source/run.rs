@@ -1,14 +1,14 @@
 //! The loop that runs every source connector; it implements `docs/protocol/commit.md`, "Source connectors".
 //!
-//! 1. Open the transactional producer, which fences an older process of the same connector name.
-//! 2. Read the stored position, up to the log end of the positions topic as of then.
+//! 1. Open the transactional producer, which fences an older process with the same connector name.
+//! 2. Read the stored position, up to the log end of the positions topic at that time.
 //! 3. Open the source at this position.
 //! 4. Send records and the position after them in one transaction.
 //! 5. After a known commit, let the source acknowledge the position.
 //!
-//! Any commit outcome but `Committed` closes the source immediately and starts again at step 1. A transaction whose
-//! outcome is unknown is never committed a second time (C5). Records are published once, and nothing is acknowledged
-//! before its position is stored (C14). Every error except fencing is retried (C15).
+//! After any commit outcome except `Committed`, the loop closes the source immediately and starts again at step 1. A
+//! transaction whose outcome is unknown is never committed a second time (C5). Records are published once, and nothing
+//! is acknowledged before its position is stored (C14). Every error except fencing is retried (C15).
 
 use super::positions::Positions;
 use super::{Batch, Boundary, Budget, Position as _, Source};
@@ -24,8 +24,8 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::watch;
 
-/// Transaction timeout. The open transaction of a dead connector blocks `read_committed` readers for this long, plus the
-/// coordinator's scan interval.
+/// Transaction timeout. The open transaction of a killed connector blocks `read_committed` readers for this time, plus
+/// the coordinator's scan interval.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Age at which an open transaction is committed even if more records are ready.
 const OPEN_MAX: Duration = Duration::from_millis(40);
@@ -43,7 +43,7 @@ const IDLE_WAIT: Duration = Duration::from_millis(500);
 /// How often a position that changed without records is stored.
 const POSITION_EVERY: Duration = Duration::from_secs(5);
 
-/// What to do if the stored position does not fit the source.
+/// What to do if the stored position is incompatible with the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum OnMismatch {
@@ -69,7 +69,7 @@ pub struct Context {
     pub runtime: Runtime,
     /// State and commands of the connector.
     pub handle: Handle,
-    /// What to do if the stored position does not fit.
+    /// What to do if the stored position is incompatible with the source.
     pub on_mismatch: OnMismatch,
 }
 
@@ -104,9 +104,9 @@ pub fn run<S: Source>(mut source: S, context: &Context, drain: &Drain) -> Result
 enum End {
     /// The process is draining.
     Drain,
-    /// An operator paused or resynced the connector.
+    /// An operator has paused or resynced the connector.
     Command,
-    /// A transaction did not commit: start again at the stored position.
+    /// A transaction was not committed: the next attempt starts at the stored position.
     Uncommitted,
 }
 
@@ -115,7 +115,7 @@ struct Connector<'c> {
     drain: &'c Drain,
     desired: watch::Receiver<DesiredState>,
     producer: Option<Box<dyn TransactionalProducer>>,
-    /// The last error that was logged, so that a persistent error is logged once.
+    /// The last error that was logged, so that a persistent error is logged only once.
     last_error: Option<String>,
 }
 
@@ -129,7 +129,7 @@ impl Connector<'_> {
                 continue;
             }
             let result = self.attempt(source, &mut backoff);
-            // Release the slot before anything else: after a lost race or an unknown outcome, nothing may be
+            // The slot is released before anything else, because after fencing or an unknown outcome, nothing may be
             // acknowledged any more (C14).
             source.close();
             match result {
@@ -157,7 +157,8 @@ impl Connector<'_> {
         }
         metrics::counter!("trunkline_connector_errors_total", "connector" => name.clone()).increment(1);
         self.context.handle.set(state, Some(text), Some(fix));
-        // A mismatch is checked again, too: the right database may come back, for example after a failed restore.
+        // A mismatch is checked again too: the correct database may become available, for example after a failed
+        // restore.
         let delay = if state == State::NeedsResync {
             RETRY_MAX
         } else {
@@ -166,7 +167,7 @@ impl Connector<'_> {
         self.wait(Some(delay));
     }
 
-    /// Waits until the drain starts, a command arrives or the time is over.
+    /// Waits until the drain starts, a command arrives or the time has elapsed.
     fn wait(&mut self, limit: Option<Duration>) {
         let desired = &mut self.desired;
         self.context.runtime.block_on(async {
@@ -181,15 +182,16 @@ impl Connector<'_> {
         });
     }
 
-    /// Initializes the producer, reads the position, opens the source and publishes until something ends it.
+    /// Initializes the producer, reads the position, opens the source, and publishes its records until the attempt
+    /// ends.
     fn attempt<S: Source>(&mut self, source: &mut S, backoff: &mut Backoff) -> Result<End> {
         let context = self.context;
         if self.last_error.is_none() {
             context.handle.set(State::Starting, None, None);
         }
         let mut positions = Positions::open(context)?;
-        // Fence first, then read: a position that is read before `init_transactions` may be older than the one that a
-        // predecessor still commits.
+        // Fencing must precede the read: a position that is read before `init_transactions` may be older than one that
+        // a previous process still commits.
         let mut producer = self.init_producer()?;
         failpoint::hit("connector.initialized");
         let stored = positions.read(&mut *producer)?;
@@ -236,12 +238,12 @@ impl Connector<'_> {
             }
             .run(backoff)
         });
-        // Keep the producer: `init_transactions` makes it usable again, whatever its last transaction was.
+        // The producer is kept: `init_transactions` makes it usable again, regardless of its last transaction.
         self.producer = Some(producer);
         result
     }
 
-    /// Returns an initialized producer: older producers of this id are fenced, and their open transaction is ended.
+    /// Returns an initialized producer: older producers of this id are fenced, and their open transaction is aborted.
     fn init_producer(&mut self) -> Result<Box<dyn TransactionalProducer>> {
         let name = &self.context.name;
         match self.producer.take() {
@@ -270,7 +272,7 @@ impl Connector<'_> {
     }
 }
 
-/// Stores a position in a transaction without other records; returns whether it is a known commit.
+/// Stores a position in a transaction without other records. Returns whether the commit is known to have succeeded.
 fn store_position<P: super::Position>(
     producer: &mut dyn TransactionalProducer,
     positions: &mut Positions,
@@ -285,8 +287,8 @@ fn store_position<P: super::Position>(
 
 /// Moves batches from an open source into transactions.
 ///
-/// The records of a batch and the position after them are always sent in the same transaction (C14). A crash at any point
-/// therefore leaves a position that is exactly behind the last published record.
+/// The records of a batch and the position after them are always sent in the same transaction (C14). After a crash at
+/// any point, the stored position is therefore directly after the last published record.
 struct Pump<'r, 'c, S: Source> {
     connector: &'r mut Connector<'c>,
     source: &'r mut S,
@@ -331,8 +333,8 @@ impl<S: Source> Pump<'_, '_, S> {
             if failed.is_none() && (paced || (records == 0 && !position_due)) {
                 continue;
             }
-            // Commit what was read before an error first. Otherwise a record that cannot be published would also block
-            // the records before it, at every attempt.
+            // What was read before the error is committed first. Otherwise, a record that cannot be published would
+            // also block the records before it in every attempt.
             if let Some(position) = batch.position.take().filter(|_| failed.is_none() || records > 0) {
                 batch.store_now = false;
                 self.send(&mut batch, &mut open)?;
@@ -382,7 +384,8 @@ impl<S: Source> Pump<'_, '_, S> {
         if open.since.is_some()
             && let Err(error) = self.producer.abort()
         {
-            // Harmless: the next `init_transactions`, or the transaction timeout, ends it.
+            // This failure has no effect: the next `init_transactions`, or the transaction timeout, ends the
+            // transaction.
             tracing::debug!(connector = %self.connector.context.name, %error, "abort failed");
         }
         if self.connector.drain.is_draining() {
@@ -420,8 +423,9 @@ impl<S: Source> Pump<'_, '_, S> {
         Ok(())
     }
 
-    /// Classifies a producer error. A fence after the transaction timeout comes from the log, which aborted the
-    /// transaction and raised the producer epoch, and is retried. Any other fence comes from another process and is final.
+    /// Classifies a producer error. If the producer was fenced after the transaction timeout, the cause is the log,
+    /// which aborted the transaction and raised the producer epoch; this is retried. Otherwise another process fenced
+    /// it, which is final.
     fn producer_error(&self, attempted: &'static str, error: event_log::Error, open: &OpenTransaction) -> Error {
         let timed_out = open.since.is_some_and(|since| since.elapsed() >= TRANSACTION_TIMEOUT);
         match error {
@@ -432,13 +436,13 @@ impl<S: Source> Pump<'_, '_, S> {
         }
     }
 
-    /// Adds the position to the open transaction and commits it; returns whether it is a known commit.
+    /// Adds the position to the open transaction and commits it. Returns whether the commit is known to have succeeded.
     fn commit(&mut self, position: &S::Position, open: &mut OpenTransaction) -> Result<bool> {
         let name = &self.connector.context.name;
         let started = Instant::now();
         let age = open.since.map_or(Duration::ZERO, |since| since.elapsed());
-        // The position belongs into the transaction of its records (C14). Committed separately, a crash in between would
-        // publish the records twice, or lose them once the source has discarded them.
+        // The position belongs to the transaction of its records (C14). If it were committed separately, a crash in
+        // between would publish the records twice, or lose them if the source has already discarded them.
         if let Err(error) = self.producer.send(self.positions.record(position)) {
             return Err(self.producer_error("store the position", error, open));
         }
@@ -451,8 +455,8 @@ impl<S: Source> Pump<'_, '_, S> {
                     connector: name.clone(),
                 });
             }
-            // The transaction may still commit after an unknown outcome. Do not retry it, and acknowledge nothing: the
-            // position that is read after `init_transactions` decides (C5).
+            // After an unknown outcome the transaction may still be committed. It is not retried and nothing is
+            // acknowledged: the position that is read after `init_transactions` shows whether it was committed (C5).
             Outcome::Aborted { reason, .. } | Outcome::Unknown { reason } => {
                 self.source.close();
                 tracing::warn!(connector = %name, reason, "transaction not committed, restarting from the stored position");
@@ -460,7 +464,7 @@ impl<S: Source> Pump<'_, '_, S> {
             }
         }
         failpoint::hit("connector.after_commit");
-        // Only here, after a known commit: the source may discard everything up to the position.
+        // Called only here, after a known commit, because the source may discard everything up to the position.
         self.source.committed(position);
         failpoint::hit("connector.after_acknowledge");
         let records = u64::try_from(open.records).unwrap_or(u64::MAX);

@@ -1,11 +1,11 @@
 //! The HTTP source: transactions that backends post as JSON.
 //!
-//! Each request is one source transaction. Requests that wait at the same time share a commit and stay separate source
+//! Each request is one source transaction. Requests that wait at the same time share a commit, but are separate source
 //! transactions for readers. A request is answered only after its records and the position are committed.
 //!
-//! A request with one of the last [`RECENT_MAX`] idempotency keys is not stored again. The keys are part of the position,
-//! which is committed with the records (C14). They survive a crash, and the key of an aborted transaction is forgotten. A
-//! retry of a request whose commit is in progress is answered after that commit.
+//! A request with one of the last [`RECENT_MAX`] idempotency keys is not stored again. The keys are part of the
+//! position, which is committed with the records (invariant C14). So they survive a crash, and the key of an aborted
+//! transaction is not kept. A retry of a request whose commit is in progress is answered after that commit.
 
 mod recent;
 
@@ -33,7 +33,7 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Version of the stored position.
 const FORMAT: u32 = 2;
-/// Requests that may wait for the loop. Further ones are rejected with 503.
+/// Number of requests that may wait for the loop. Further requests are rejected with 503.
 const QUEUE_MAX: usize = 1_024;
 
 /// A table, as declared in the topology.
@@ -67,7 +67,7 @@ pub struct Change {
     value: Option<Vec<u8>>,
 }
 
-/// A JSON value that does not fit the schema.
+/// A JSON value that does not match the schema.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JsonMismatch {
     /// JSON path of the value.
@@ -92,7 +92,7 @@ pub enum PostOutcome {
     Stored(Receipt),
     /// The same request with the same idempotency key was stored before.
     Replayed(Receipt),
-    /// Its idempotency key was used with another body before. Nothing is stored.
+    /// The idempotency key was used with another body before. Nothing is stored.
     KeyReused,
 }
 
@@ -103,7 +103,7 @@ struct PostRequest {
     respond_to: oneshot::Sender<PostOutcome>,
 }
 
-/// A response that is sent once a position is committed.
+/// A response that is sent when a position has been committed.
 struct PendingResponse {
     position: u64,
     outcome: PostOutcome,
@@ -137,8 +137,8 @@ impl Inlet {
             .clone()
     }
 
-    /// Submits a transaction and waits until it is committed. `fingerprint` is present for a request with an idempotency
-    /// key; `trace` is a valid `traceparent`, which becomes a header of the records.
+    /// Submits a transaction and waits until it is committed. `fingerprint` is set if the request has an idempotency
+    /// key. `trace` is a valid `traceparent`, which becomes a header of the records.
     ///
     /// # Errors
     /// [`PostError`].
@@ -164,8 +164,7 @@ impl Inlet {
 impl Table {
     /// Encodes an inserted or updated row.
     ///
-    /// # Errors
-    /// The JSON path of the value that does not fit, and the reason.
+    /// # Errors The JSON path of the value that does not match the schema, and the reason.
     pub fn put(&self, row: &serde_json::Value) -> Result<Change, JsonMismatch> {
         let mut body = Vec::new();
         self.schema
@@ -230,7 +229,7 @@ impl Table {
     }
 }
 
-/// Position of the source: the number of stored requests, and the last idempotency keys.
+/// Position of the source: the number of stored requests, and the most recent idempotency keys.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Position {
     v: u32,
@@ -257,8 +256,8 @@ struct Version {
     v: u32,
 }
 
-/// The usable part of a position in format 1. Its keys had no credential and no hash of the body, so they cannot be
-/// compared with a retry.
+/// The usable part of a position in format 1. Its idempotency keys were stored without the credential and the hash of
+/// the body, so they cannot be compared with those of a repeated request.
 #[derive(Deserialize)]
 struct Version1 {
     inc: u32,
@@ -292,13 +291,13 @@ impl source::Position for Position {
             }
             Version { v: FORMAT } => serde_json::from_str(json).map_err(text),
             Version { v } => Err(format!(
-                "it has format {v}, this version reads up to {FORMAT}; upgrade trunkline"
+                "the stored position has format {v}, but this version of trunkline reads formats up to {FORMAT}; upgrade trunkline"
             )),
         }
     }
 }
 
-/// The source that publishes posted transactions.
+/// A source that publishes the transactions that backends post.
 pub struct Source {
     name: SourceName,
     topic: Arc<str>,
@@ -312,7 +311,8 @@ pub struct Source {
 }
 
 impl Source {
-    /// Creates a source that publishes requests for these tables to `change.<name>`, and the handle to submit them.
+    /// Creates a source that publishes requests for these tables to `change.<name>`, and the handle with which requests
+    /// are submitted.
     pub fn new(
         name: &SourceName,
         declared: Vec<DeclaredTable>,
@@ -390,8 +390,8 @@ impl Source {
         batch.position = Some(self.position.clone());
     }
 
-    /// Responds to a request whose key is known. While a commit is in progress, the key may belong to that commit, which
-    /// may fail, so the response waits for it.
+    /// Responds to a request whose idempotency key is known. While a commit is in progress, the key may belong to that
+    /// commit, which may still fail, so the response is sent after it.
     fn respond_after_pending(&mut self, outcome: PostOutcome, respond_to: oneshot::Sender<PostOutcome>) {
         if self.pending.is_empty() {
             // A failed send means that the backend disconnected; its retry gets the response.
@@ -435,7 +435,7 @@ impl source::Source for Source {
         let first = match tokio::time::timeout(budget.wait, self.posts.recv()).await {
             Ok(Some(post)) => post,
             Ok(None) => {
-                // All handles are dropped, so no request can arrive any more. The drain ends the loop.
+                // All handles have been dropped, so no further request can arrive. The loop ends when the drain starts.
                 tokio::time::sleep(budget.wait).await;
                 return Ok(Boundary::Idle);
             }

@@ -1,9 +1,9 @@
 //! The PostgreSQL source: a snapshot of the declared tables, then every transaction from logical replication.
 //!
-//! The topic contains the database's transactions in commit order, complete, and each record once (C14). The slot is
-//! acknowledged only up to positions that are committed. A slot, timeline, cluster or set of tables that does not fit the
-//! stored position leads to `NEEDS_RESYNC` instead of a gap. The source writes to no table, and touches only its own slot
-//! and publication.
+//! The topic contains the database's transactions completely, in commit order, and each record once (invariant C14).
+//! The slot is acknowledged only up to positions that are committed. If the slot, timeline, cluster or set of tables is
+//! incompatible with the stored position, the state is `NEEDS_RESYNC`, so that there is never a gap. The source writes
+//! to no table, and changes only its own slot and publication.
 
 pub mod catalog;
 mod changes;
@@ -58,7 +58,7 @@ pub struct Config {
     /// Interval of the heartbeat, a logical message that lets the slot of an idle database advance. Default: 10 s.
     #[serde(default = "heartbeat_seconds")]
     pub heartbeat_seconds: u64,
-    /// What to do if the stored position does not fit the database: `stop` (default) or `resync`.
+    /// What to do if the stored position is incompatible with the database: `stop` (default) or `resync`.
     #[serde(default)]
     pub on_mismatch: OnMismatch,
 }
@@ -67,8 +67,8 @@ fn heartbeat_seconds() -> u64 {
     10
 }
 
-/// Default name of slot and publication: the connector's name, reduced to the characters and length that PostgreSQL
-/// allows in slot names.
+/// Default name of the slot and the publication: the connector's name, reduced to the characters and the length that
+/// PostgreSQL allows for slot names.
 fn object_name(connector: &str) -> String {
     let legal = |c: char| {
         if c.is_ascii_alphanumeric() || c == '_' {
@@ -83,7 +83,7 @@ fn object_name(connector: &str) -> String {
 
 /// Minimum delay between the commit of a position and its acknowledgement to the slot.
 const ACKNOWLEDGE_AFTER: Duration = Duration::from_secs(2);
-/// How long to wait for the rest of a source transaction before an incomplete one is returned.
+/// How long to wait for the rest of a source transaction before an incomplete transaction is returned.
 const REST_OF_TRANSACTION: Duration = Duration::from_millis(20);
 
 /// A PostgreSQL source.
@@ -105,12 +105,13 @@ pub struct Source {
 /// What the next call of `next` does.
 enum Phase {
     Closed,
-    /// Store a position that announces the snapshot, so that after a crash the slot is recognized as this connector's.
+    /// Store a position that announces the snapshot, so that after a crash the slot is recognized as belonging to this
+    /// connector.
     Announce(Position),
     /// Create the slot and import its exported snapshot.
     Create(Position),
     Copy(Box<Snapshot>),
-    /// Start streaming after this position, which has just been returned to be stored.
+    /// Start streaming after this position, which the previous call returned to be stored.
     Begin(Position),
     Stream(Box<Stream>),
 }
@@ -120,11 +121,12 @@ struct Stream {
     changes: Changes,
     acknowledgement: DelayedAcknowledgement,
 }
-/// The committed LSN that is not acknowledged yet.
+/// An LSN that was committed but is not yet acknowledged.
 ///
-/// An acknowledgement is irreversible: the server removes the WAL. A single broker without replicas can lose a committed
-/// transaction if it stops under load (ADR 5). A position is therefore acknowledged only by a later commit, at least
-/// [`ACKNOWLEDGE_AFTER`] later, so that records which the broker loses within that time can be read again.
+/// An acknowledgement is irreversible, because the server then removes the WAL. A single broker without replicas can
+/// lose a committed transaction if it stops under load (ADR 5). A position is therefore acknowledged only with a later
+/// commit that follows after at least [`ACKNOWLEDGE_AFTER`], so that records that the broker loses within this time can
+/// be read again.
 #[derive(Debug, Default)]
 struct DelayedAcknowledgement {
     pending: Option<(Instant, Lsn)>,
@@ -146,10 +148,7 @@ impl DelayedAcknowledgement {
 }
 
 impl Source {
-    /// A source that publishes the declared tables to `change.<name>`.
-    ///
-    /// # Errors
-    /// [`Error::Rejected`] if the URL is not valid or no table is declared.
+    /// Creates a source that publishes the declared tables to `change.<name>`.
     pub fn new(
         name: &SourceName,
         config: &Config,
@@ -260,7 +259,8 @@ impl Source {
         let created = replication.create_slot(&self.slot).await?;
         failpoint::hit("connector.postgres.after_slot");
         slot::import_snapshot(&sql, &created.snapshot).await?;
-        // The transaction that imported the snapshot keeps it alive, and the slot exists without a connection.
+        // The transaction that imported the snapshot keeps the snapshot alive, and the slot does not depend on this
+        // connection.
         replication.close();
         let emitter = Emitter::new(Arc::clone(&self.topic));
         tracing::info!(connector = %self.name, slot = %self.slot, point = %created.consistent_point, "snapshot started");
@@ -391,17 +391,17 @@ impl source::Source for Source {
 }
 
 impl Stream {
-    /// Acknowledges an earlier committed LSN once it is old enough.
+    /// Acknowledges the previously committed LSN if it is old enough.
     fn committed(&mut self, lsn: Lsn) {
         if let Some(lsn) = self.acknowledgement.committed(Instant::now(), lsn) {
             self.replication.acknowledge(lsn);
         }
     }
 
-    /// Appends what is ready. Inside a source transaction it waits briefly for the rest.
+    /// Appends what is ready. Within a source transaction, waits briefly for the rest of it.
     async fn next(&mut self, batch: &mut Batch<Position>, budget: Budget) -> Result<Boundary> {
         let result = self.fill(batch, budget).await;
-        // Also after an error: the loop publishes the records before it, with their position.
+        // Set after an error too: the loop publishes the records before the error together with their position.
         batch.position = Some(self.changes.position().clone());
         result
     }

@@ -1,4 +1,4 @@
-//! The idempotency keys that an HTTP source remembers, in the form that is stored with its position.
+//! The most recent idempotency keys of an HTTP source, in the form in which they are stored with its position.
 //!
 //! Only hashes are stored. Entries therefore have a fixed size, and neither keys nor bodies reach the positions topic.
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::collections::VecDeque;
 
-/// Number of idempotency keys that a source remembers. All of them are written with each position.
+/// Number of idempotency keys that are kept. All of them are written with each position.
 pub const RECENT_MAX: usize = 256;
 
 /// The first 128 bits of a SHA-256 digest. The hash must be collision resistant, because backends choose its input: one
@@ -63,7 +63,7 @@ pub struct Fingerprint {
 }
 
 impl Fingerprint {
-    /// The fingerprint of a request. Keys are scoped by credential.
+    /// The fingerprint of a request. The same key with another credential is another key.
     pub fn new(credential: &str, key: &str, body: &[u8]) -> Self {
         let length = u64::try_from(credential.len()).unwrap_or(u64::MAX).to_be_bytes();
         Fingerprint {
@@ -80,7 +80,7 @@ struct Entry(Hash, Hash, u64, u32);
 /// A remembered key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Remembered {
-    /// It was used with the same body, which is stored.
+    /// The key was used with the same body, which is stored.
     SameBody(Receipt),
     /// It was used with another body.
     OtherBody,
@@ -128,7 +128,7 @@ mod tests {
         assert_eq!(find("shop", "k1", b"body "), Some(Remembered::OtherBody));
         assert_eq!(find("shop", "k2", b"body"), None);
         assert_eq!(find("till", "k1", b"body"), None);
-        // The length prefix separates name and key.
+        // The length prefix separates the name and the key.
         assert_eq!(find("sho", "pk1", b"body"), None);
     }
 
@@ -149,7 +149,7 @@ mod tests {
         let mut recent = Recent::default();
         recent.push(Fingerprint::new("shop", "k1", b"body"), RECEIPT);
         let json = serde_json::to_string(&recent).unwrap();
-        // printf '\0\0\0\0\0\0\0\4shopk1' | sha256sum, and printf body | sha256sum
+        // `printf '\0\0\0\0\0\0\0\4shopk1' | sha256sum`, and `printf body | sha256sum`
         let expected = r#"[["7ca360cc85b08580bf847795ca68b5b9","230d8358dc8e8890b4c58deeb62912ee",7,2]]"#;
         assert_eq!(json, expected);
         assert_eq!(serde_json::from_str::<Recent>(&json).unwrap(), recent);

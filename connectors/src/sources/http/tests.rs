@@ -1,4 +1,4 @@
-//! The source without its loop: the tests call it and commit as the loop does.
+//! Tests of the source without its loop: the tests call the source and commit as the loop does.
 
 use super::*;
 use crate::source::{Position as _, Source as _};
@@ -166,7 +166,7 @@ fn aborted_request_leaves_no_key() {
             assert!(poll!(post).is_pending());
         }
         shop.next().await;
-        // The loop closes a source whose transaction did not commit and opens it at the stored position.
+        // The loop closes a source whose transaction was not committed, and opens it at the stored position.
         shop.source.close();
         shop.batch = Batch::default();
         assert_eq!(first.await, Err(PostError::UnknownOutcome));
@@ -204,6 +204,9 @@ fn format_1_is_read_and_newer_ones_are_rejected() {
     let old = Position::from_json(r#"{"v":1,"inc":2,"pos":7,"recent":["k"]}"#).unwrap();
     assert_eq!(old.to_json(), r#"{"v":2,"inc":2,"pos":7,"recent":[]}"#);
     let newer = Position::from_json(r#"{"v":3,"keys":{}}"#).unwrap_err();
-    assert_eq!(newer, "it has format 3, this version reads up to 2; upgrade trunkline");
+    assert_eq!(
+        newer,
+        "the stored position has format 3, but this version of trunkline reads formats up to 2; upgrade trunkline"
+    );
     assert!(Position::from_json(r#"{"v":2,"inc":2,"pos":7,"recent":["k"]}"#).is_err());
 }

@@ -16,7 +16,7 @@ pub struct Table {
     pub name: String,
     /// `d` default, `n` nothing, `f` full, `i` index.
     pub replica_identity: char,
-    /// Whether this user has `SELECT` on it and `USAGE` on its schema.
+    /// Whether this user has `SELECT` on the table and `USAGE` on its schema.
     pub readable: bool,
     /// Columns in order.
     pub columns: Vec<Column>,
@@ -31,11 +31,11 @@ pub struct Table {
 pub struct Column {
     /// Name.
     pub name: String,
-    /// PostgreSQL's name of the type (`int4`, `_text` for an array of text); of a domain, its base type.
+    /// PostgreSQL's name of the type (`int4`; `_text` for an array of text). For a domain, the name of its base type.
     pub type_name: String,
     /// Whether it is nullable.
     pub nullable: bool,
-    /// Whether it is a generated column, which the replication stream does not contain.
+    /// Whether the column is generated. The replication stream does not contain generated columns.
     pub generated: bool,
 }
 
@@ -68,7 +68,7 @@ pub struct Publication {
 
 const ATTEMPTED: &str = "read the catalog";
 
-/// Ordinary and partitioned tables by (schema, name): those in `wanted`, or all tables outside the system schemas.
+/// Ordinary and partitioned tables by (schema, name): the tables in `wanted`, or all tables outside the system schemas.
 pub async fn tables(sql: &Sql, wanted: Option<&[(&str, &str)]>) -> Result<BTreeMap<(String, String), Table>> {
     let which = match wanted {
         Some([]) => return Ok(BTreeMap::new()),
@@ -79,7 +79,7 @@ pub async fn tables(sql: &Sql, wanted: Option<&[(&str, &str)]>) -> Result<BTreeM
                 .collect();
             format!("(n.nspname, c.relname) IN ({})", pairs.join(", "))
         }
-        // Partitions are published as their root table.
+        // Changes of partitions are published as changes of their root table.
         None => String::from(
             "n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND NOT c.relispartition \
              AND c.relpersistence = 'p'",

@@ -1,8 +1,9 @@
 //! Converts source transactions of the replication stream into records with keys, values and headers. No IO.
 //!
-//! Ordinals depend on the content of the source transaction only, so a transaction that the slot replays gets the same
-//! ordinals, and records at or below the stored position are skipped. The last record of a transaction is marked as last.
-//! The position is always that of the last record that was emitted. Changes of undeclared tables produce no record.
+//! Ordinals depend only on the content of the source transaction. A transaction that the slot sends again therefore
+//! gets the same ordinals, and records at or below the stored position are skipped. The last record of a transaction is
+//! marked as last. The position is always that of the last record that was emitted. Changes of undeclared tables
+//! produce no record.
 
 use super::pgoutput::{DecodeError, Message, Old, Relation, RelationId, Tuple, Value};
 use super::position::Position;
@@ -76,7 +77,7 @@ struct Mapping {
     table: usize,
     /// Number of declared columns.
     columns: usize,
-    /// The declared column of each column of the relation.
+    /// For each column of the relation, the index of the declared column.
     slots: Arc<[Option<usize>]>,
     /// Whether the declared columns are the first columns of the relation, in the same order.
     is_prefix: bool,
@@ -88,11 +89,11 @@ struct Transaction {
     commit_lsn: Lsn,
     at_ms: i64,
     next_ordinal: u32,
-    /// Whether all of it is published already.
+    /// Whether all records of the transaction are already published.
     published: bool,
 }
 
-/// A record that is not emitted yet: only the next message shows whether it is the last of its transaction.
+/// A record that is not emitted yet, because only the next message shows whether it is the last one of its transaction.
 #[derive(Debug, Default)]
 struct PendingRecord {
     is_present: bool,
@@ -101,7 +102,7 @@ struct PendingRecord {
     key: Vec<u8>,
     value: Vec<u8>,
     tombstone: bool,
-    /// If the row's key changed: the new key for the tombstone, the old key for the row. Otherwise empty.
+    /// If the row's key changed: for the tombstone the new key, for the row the old key. Otherwise empty.
     other_key: Vec<u8>,
 }
 
@@ -189,15 +190,15 @@ impl Changes {
         self.pending.is_present = false;
     }
 
-    /// Ends the source transaction: emits its last record and moves the position to its end.
+    /// Ends the source transaction: emits its last record and advances the position to the end of the transaction.
     pub(super) fn commit(&mut self, end_lsn: Lsn, out: &mut OutBatch) {
         self.emit_pending(true, out);
         self.transaction = None;
         self.position.complete_lsn = self.position.complete_lsn.max(end_lsn);
     }
 
-    /// Moves the position to an LSN below which everything was sent. Ignored inside a source transaction, because the rest
-    /// of it is still to come.
+    /// Advances the position to an LSN below which everything was sent. Ignored within a source transaction, because
+    /// the rest of the transaction is still to come.
     pub(super) fn advance(&mut self, lsn: Lsn) {
         if self.transaction.is_none() {
             self.position.complete_lsn = self.position.complete_lsn.max(lsn);
@@ -289,7 +290,8 @@ impl Changes {
         Ok(())
     }
 
-    /// Assigns the ordinal of a change; `None` if it needs no record, because its table is not declared or it is published.
+    /// Assigns the ordinal of a change. `None` if the change needs no record, because its table is not declared or the
+    /// change is already published.
     fn next_change(&mut self, relation: RelationId) -> Result<Option<Change>> {
         let Some(transaction) = &mut self.transaction else {
             return Err(protocol_error("a change outside a transaction"));
@@ -314,7 +316,7 @@ impl Changes {
         }
     }
 
-    /// Converts an insert or update. If the key changed, the old key gets a tombstone first.
+    /// Converts an insert or update. If the key changed, a tombstone for the old key precedes the row.
     fn row(&mut self, change: &Change, old: Option<Old<'_>>, new: Tuple<'_>, out: &mut OutBatch) -> Result<()> {
         let tables = Arc::clone(&self.tables);
         let table = tables.get(change.mapping.table).expect("a mapping's table exists");
@@ -382,7 +384,8 @@ impl Changes {
         self.spare.key = key;
     }
 
-    /// Emits the pending record and makes this one pending, unless it is published already. Swaps the value's buffer.
+    /// Emits the pending record and makes this record the pending one, unless it is already published. Swaps the
+    /// value's buffer.
     fn push(&mut self, record: &RecordId<'_>, value: Option<&mut Vec<u8>>, out: &mut OutBatch) {
         let Some(transaction) = &self.transaction else { return };
         if self.position.contains(transaction.commit_lsn, record.ordinal) {
@@ -470,7 +473,7 @@ fn pick<'a>(tuple: Tuple<'a>, mapping: &Mapping, values: &mut Vec<Value<'a>>) {
     }
 }
 
-/// Fills values that were not sent (unchanged TOAST values) from the old row, as far as it contains them.
+/// Sets values that were not sent (unchanged TOAST values) from the old row, as far as the old row contains them.
 fn fill_unchanged<'a>(values: &mut [Value<'a>], before: &[Value<'a>], is_full: bool, table: &Table) {
     for (at, (value, old)) in values.iter_mut().zip(before).enumerate() {
         let known = is_full || table.is_key(at);
@@ -483,7 +486,7 @@ fn fill_unchanged<'a>(values: &mut [Value<'a>], before: &[Value<'a>], is_full: b
 /// Clears a list of values and keeps its allocation for values with another lifetime.
 pub(super) fn recycle<'b>(mut values: Vec<Value<'_>>) -> Vec<Value<'b>> {
     values.clear();
-    // An empty vector collected in record keeps its allocation.
+    // Collecting an empty vector in place keeps its allocation.
     values.into_iter().map(|_| Value::Null).collect()
 }
 

@@ -17,7 +17,7 @@ pub struct Declared {
     pub name: TableName,
     /// The published columns, in order.
     pub columns: Vec<DeclaredColumn>,
-    /// The columns of the record key; `None` for the table's primary key.
+    /// The columns of the record key; `None` if it is the table's primary key.
     pub key: Option<Vec<String>>,
 }
 
@@ -126,7 +126,10 @@ fn check_table(declared: &Declared, actual: &Table, user: &str) -> std::result::
         match declared.columns.iter().position(|c| c.name == *name) {
             Some(index) => indices.push(index),
             None => problems.push(Problem {
-                what: format!("key column {name} of table {} is not declared", declared.name),
+                what: format!(
+                    "key column {name} of table {} is missing in the declared columns",
+                    declared.name
+                ),
                 fix: format!(
                     "add {name} to the columns of [[table]] {} in the topology",
                     declared.name
@@ -391,7 +394,7 @@ mod tests {
         let undeclared_key = declared(&[("note", "text?")], None);
         assert!(
             problems(&undeclared_key, &actual('d', &["id"]))[0]
-                .contains("key column id of table orders is not declared")
+                .contains("key column id of table orders is missing in the declared columns")
         );
     }
 

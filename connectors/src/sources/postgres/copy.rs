@@ -49,7 +49,7 @@ impl CopyLine {
             let Some((escape, rest)) = escaped.get(1..).and_then(<[u8]>::split_first) else {
                 return;
             };
-            // COPY TO writes these escapes only. Any other character after a backslash stands for itself.
+            // COPY TO writes only these escapes. Any other character after a backslash stands for itself.
             self.bytes.push(match escape {
                 b'b' => 0x08,
                 b'f' => 0x0c,

@@ -1,7 +1,7 @@
 //! The heartbeat: a periodic logical message that lets the slot of an idle database advance, and the lag of the slot.
 //!
-//! A failed heartbeat never fails the connector: the replication stream reports an unreachable database itself. No table is
-//! needed in the database.
+//! A failed heartbeat does not stop the connector, because the replication stream itself reports an unreachable
+//! database. The heartbeat does not require a table in the database.
 
 use super::server::{Server, Sql, literal};
 use std::time::{Duration, Instant};
@@ -64,7 +64,7 @@ impl Heartbeat {
         }
     }
 
-    /// Bytes of WAL that the slot retains, as of the last heartbeat.
+    /// Bytes of WAL that the slot retains, according to the last heartbeat.
     pub(super) fn lag_bytes(&self) -> Option<u64> {
         self.lag_bytes
     }

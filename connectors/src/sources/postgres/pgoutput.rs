@@ -8,7 +8,7 @@ use schemas::version::Lsn;
 /// Why a message could not be decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// The message ends before the field does.
+    /// The message ends before the end of the field.
     #[error("the message ends within {field}")]
     Truncated {
         /// The field that was being read.
@@ -57,17 +57,17 @@ pub enum Message<'a> {
     Commit {
         /// LSN of its commit record.
         commit_lsn: Lsn,
-        /// LSN after its commit record. Acknowledging it acknowledges the transaction.
+        /// LSN after the commit record. Acknowledging this LSN acknowledges the transaction.
         end_lsn: Lsn,
         /// Commit time, µs since 2000-01-01 UTC.
         commit_time_micros: i64,
     },
-    /// Replication origin of a transaction that was itself replicated.
+    /// Replication origin of a transaction that was itself replicated from another server.
     Origin {
         /// Its name.
         name: &'a str,
     },
-    /// The definition of a table, valid from here on.
+    /// The definition of a table. It is valid until it is sent again.
     Relation(Relation<'a>),
     /// A type that is not built in.
     Type {
@@ -89,7 +89,7 @@ pub enum Message<'a> {
     Update {
         /// The table.
         relation: RelationId,
-        /// The old row, as far as the replica identity covers it; absent if the key did not change.
+        /// The old row, with the columns of the replica identity; absent if the key did not change.
         old: Option<Old<'a>>,
         /// The new row.
         new: Tuple<'a>,
@@ -98,7 +98,7 @@ pub enum Message<'a> {
     Delete {
         /// The table.
         relation: RelationId,
-        /// The old row, as far as the replica identity covers it.
+        /// The old row, with the columns of the replica identity.
         old: Old<'a>,
     },
     /// Tables were truncated.
@@ -108,7 +108,7 @@ pub enum Message<'a> {
     },
     /// A logical message (`pg_logical_emit_message`).
     Logical {
-        /// Whether it belongs to the open transaction.
+        /// Whether the message belongs to the open transaction.
         transactional: bool,
         /// Its LSN.
         lsn: Lsn,
@@ -137,7 +137,7 @@ pub struct Relation<'a> {
 /// A column of a [`Relation`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Column<'a> {
-    /// Whether it is part of the replica identity.
+    /// Whether the column is part of the replica identity.
     pub key: bool,
     /// Name.
     pub name: &'a str,
@@ -150,7 +150,7 @@ pub struct Column<'a> {
 /// The row before a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Old<'a> {
-    /// Whether it is the full row (`REPLICA IDENTITY FULL`). Otherwise only the key columns are set.
+    /// Whether the tuple is the full row (`REPLICA IDENTITY FULL`). Otherwise only the key columns are set.
     pub is_full: bool,
     /// The values.
     pub tuple: Tuple<'a>,

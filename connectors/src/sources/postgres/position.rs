@@ -1,8 +1,8 @@
 //! Position of a PostgreSQL source, as stored in its position record.
 //!
-//! It identifies the last published record by commit LSN and ordinal, and the end of the last completely published source
-//! transaction. It also names cluster, timeline, database, slot and snapshot, so that a source that does not fit is
-//! detected. An LSN alone would fit any cluster.
+//! It identifies the last published record by commit LSN and ordinal, and the end of the last completely published
+//! source transaction. It also contains the cluster, timeline, database, slot and snapshot, so that an incompatible
+//! source is detected. An LSN alone would be valid in any cluster.
 
 use schemas::version::Lsn;
 use serde::{Deserialize, Serialize};
@@ -17,9 +17,10 @@ const FORMAT: u32 = 1;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum Snapshot {
-    /// A new source epoch was requested; the next open starts it.
+    /// A new source epoch was requested. It starts when the source is opened next.
     Wanted,
-    /// Started and not finished. After a restart it starts over under another id and source epoch.
+    /// The snapshot was started and is not finished. After a restart, it starts from the beginning with another id and
+    /// source epoch.
     Begun {
         /// The snapshot's id.
         id: String,
@@ -53,7 +54,7 @@ pub struct Position {
     /// published.
     pub ordinal: Option<u32>,
     /// Everything below this LSN is published: the end of the last complete transaction, or a later keepalive or
-    /// heartbeat. Only this LSN is acknowledged to the slot.
+    /// heartbeat. The slot is acknowledged only up to this LSN.
     pub complete_lsn: Lsn,
     /// Progress of the snapshot.
     pub snapshot: Snapshot,
@@ -134,16 +135,16 @@ impl crate::source::Position for Position {
     }
 
     fn from_json(json: &str) -> Result<Self, String> {
-        // Check the version before the rest: a newer format may have other members.
+        // The version is checked first, because a newer format may have other members.
         let AnyFormat { v, kind } = serde_json::from_str(json).map_err(|e| e.to_string())?;
         if kind != KIND {
             return Err(format!(
-                "it was written by a connector of kind {kind}, but this connector is of kind {KIND}"
+                "the stored position was written by a connector of kind {kind}, but this connector is of kind {KIND}"
             ));
         }
         if v != FORMAT {
             return Err(format!(
-                "it has format {v}, this version reads up to {FORMAT}; upgrade trunkline"
+                "the stored position has format {v}, but this version of trunkline reads formats up to {FORMAT}; upgrade trunkline"
             ));
         }
         let stored: Stored<'_> = serde_json::from_str(json).map_err(|e| e.to_string())?;
@@ -198,7 +199,7 @@ mod tests {
         let newer = json.replace("\"v\":1", "\"v\":2");
         assert_eq!(
             Position::from_json(&newer).unwrap_err(),
-            "it has format 2, this version reads up to 1; upgrade trunkline"
+            "the stored position has format 2, but this version of trunkline reads formats up to 1; upgrade trunkline"
         );
         let other = json.replace("\"kind\":\"postgres\"", "\"kind\":\"http\"");
         assert!(Position::from_json(&other).unwrap_err().contains("kind http"));
@@ -212,7 +213,7 @@ mod tests {
         assert!(stored.contains(Lsn(0x16b_3748), 4));
         assert!(!stored.contains(Lsn(0x16b_3748), 5));
         assert!(!stored.contains(Lsn(0x16b_3749), 0));
-        // The end LSN of a transaction can equal the commit LSN of the next one.
+        // The end LSN of a transaction can be equal to the commit LSN of the next transaction.
         assert!(!stored.contains(Lsn(0x16b_3700), 0));
     }
 }

@@ -12,9 +12,9 @@ use pgwire_replication::{PgWireError, ReplicationClient, ReplicationConfig, Repl
 use schemas::version::Lsn;
 use std::time::Duration;
 
-/// How often a standby status update is sent, which carries the acknowledged LSN.
+/// Interval of the standby status updates, which contain the acknowledged LSN.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
-/// Events that are buffered between the connection and the connector.
+/// Maximum number of events that are buffered between the connection and the connector.
 const BUFFER_EVENTS: usize = 16_384;
 /// Largest message (one row) that is accepted, in bytes.
 const MESSAGE_BYTES_MAX: usize = 256 << 20;
@@ -22,17 +22,17 @@ const MESSAGE_BYTES_MAX: usize = 256 << 20;
 /// One element of the stream.
 #[derive(Debug)]
 pub(super) enum Frame {
-    /// Everything below `end` was sent, if no source transaction is open.
+    /// If no source transaction is open, everything below `end` was sent.
     KeepAlive { end: Lsn },
     /// A source transaction begins.
     Begin { commit_lsn: Lsn, commit_time_micros: i64 },
     /// The source transaction ends.
     Commit { end_lsn: Lsn },
-    /// A non-transactional logical message, such as the heartbeat: everything below its LSN was sent.
+    /// A non-transactional logical message, such as the heartbeat. Everything below its LSN was sent.
     Heartbeat { lsn: Lsn },
     /// A `pgoutput` message, not decoded yet.
     Change(Bytes),
-    /// An event without effect on the connector.
+    /// A frame that is of no interest to the connector.
     Ignored,
 }
 
@@ -48,8 +48,8 @@ pub(super) struct Identity {
 pub(super) struct Created {
     /// Changes of transactions that commit at or after this LSN are streamed.
     pub(super) consistent_point: Lsn,
-    /// Exported snapshot with everything that committed before. It is valid until the next command on the connection that
-    /// created the slot.
+    /// Exported snapshot with everything that was committed before the consistent point. It is valid until the next
+    /// command on the connection that created the slot.
     pub(super) snapshot: String,
 }
 
@@ -130,7 +130,8 @@ impl Replication {
         })
     }
 
-    /// Starts the stream; returns once the server has confirmed it, which means that the slot is acquired.
+    /// Starts the stream. Returns after the server has confirmed it, which means that this connection has acquired the
+    /// slot.
     pub(super) async fn start(&mut self) -> Result<()> {
         let attempted = "start the replication stream";
         self.client
@@ -163,8 +164,8 @@ impl Replication {
         }
     }
 
-    /// Acknowledges everything below this LSN, with the next status update. The server may then remove the WAL, and nothing
-    /// can undo that: call it only with an LSN whose position record is committed (C14).
+    /// Acknowledges everything below this LSN with the next status update. The server may then remove the WAL, which
+    /// cannot be undone. Must be called only with an LSN whose position record is committed (C14).
     pub(super) fn acknowledge(&self, lsn: Lsn) {
         self.client.update_applied_lsn(lsn.0.into());
     }
@@ -200,7 +201,7 @@ fn frame(event: ReplicationEvent) -> Frame {
     }
 }
 
-/// Maps an error of the library. It reports server errors as text that ends with the SQLSTATE.
+/// Converts an error of the library, which reports server errors as text that ends with the SQLSTATE.
 fn error(server: &Server, attempted: &'static str, error: PgWireError) -> Error {
     match &error {
         PgWireError::Server(text) => {

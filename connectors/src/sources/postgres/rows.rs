@@ -1,7 +1,7 @@
 //! Encodes rows of one table: values as text become the record key and the Avro value.
 //!
-//! Encoding a row of plain columns does not allocate once the buffers have grown, and looks up nothing by name. A value
-//! that cannot be encoded is an error that names table and column; values are never changed to fit.
+//! Encoding a row of scalar columns does not allocate once the buffers have grown, and does not look up names. A value
+//! that cannot be encoded is an error with the table and the column; values are never changed to make them encodable.
 
 use super::pgoutput::Value;
 use super::text;
@@ -61,8 +61,8 @@ impl Form {
         })
     }
 
-    /// Placeholder for an unchanged TOAST value in a column that is not nullable. Readers ignore it, because `_unchanged`
-    /// names the column. Only types of variable length are ever stored as TOAST.
+    /// Placeholder for an unchanged TOAST value in a column that is not nullable. Readers ignore it, because the column
+    /// is listed in `_unchanged`. Only types of variable length are ever stored as TOAST.
     fn placeholder(self) -> Datum<'static> {
         match self {
             Form::Bytes => Datum::Bytes(b""),
@@ -224,7 +224,7 @@ impl Table {
         })
     }
 
-    /// Decodes all `bytea` values first, so that the row can borrow them from one buffer.
+    /// Decodes all `bytea` values first, so that the row can borrow the values from one buffer.
     fn decode_bytes(&self, values: &[Value<'_>], buffers: &mut Buffers) -> Result<()> {
         buffers.bytes.clear();
         buffers.ranges.clear();

@@ -1,7 +1,8 @@
 //! Connections to one PostgreSQL database, and the session settings that all connections share.
 //!
-//! Every session, including the replication connection, prints values in the canonical text format that `text` parses.
-//! Messages never contain the password. A URL that requires TLS is rejected, because TLS is not supported yet.
+//! Every session, including the replication connection, uses the canonical text format for values that the module
+//! `text` parses. Messages never contain the password. A URL that requires TLS is rejected, because TLS is not
+//! supported yet.
 
 use crate::error::{Cause, Error, Result};
 use futures_util::TryStreamExt as _;
@@ -12,7 +13,7 @@ use tokio_postgres::error::{DbError, SqlState};
 use tokio_postgres::{Client, CopyOutStream, NoTls, SimpleQueryMessage, SimpleQueryRow};
 use tokio_util::task::AbortOnDropHandle;
 
-/// Output format of values, and no timeouts from role or database settings that would cancel a long COPY.
+/// Output format of values. Also disables timeouts in role or database settings, which would cancel a long COPY.
 const SESSION_OPTIONS: &str = "-c datestyle=ISO -c timezone=UTC -c intervalstyle=postgres -c bytea_output=hex \
     -c extra_float_digits=3 -c lc_monetary=C -c search_path=pg_catalog -c statement_timeout=0 -c lock_timeout=0 \
     -c idle_in_transaction_session_timeout=0";
@@ -177,7 +178,7 @@ impl Server {
         let state = SqlState::from_code(code);
         let class = code.get(..2).unwrap_or_default();
         // Operator intervention (starting up, shutting down), insufficient resources, system and connection errors are
-        // temporary. A cancelled statement has class 57 too, but is not.
+        // temporary. A cancelled statement has class 57 too, but is not temporary.
         let is_temporary = matches!(class, "57" | "53" | "58" | "08") && state != SqlState::QUERY_CANCELED;
         if is_temporary || state == SqlState::OBJECT_IN_USE {
             return self.unavailable(attempted, format!("{message} (SQLSTATE {code})").into());

@@ -1,8 +1,8 @@
 //! The replication slot: verifies that it belongs to the stored position, and starts, creates or drops it.
 //!
-//! A slot that cannot be proved to contain every change after the stored position is rejected with the reason
-//! (`NEEDS_RESYNC`), because streaming from it would leave a gap (C14). Only the connector's own slot is ever dropped, and
-//! only after a stored position has announced the snapshot that replaces it.
+//! If it cannot be proved that a slot contains every change after the stored position, the slot is rejected with the
+//! reason (`NEEDS_RESYNC`), because streaming from it would leave a gap (C14). Only the connector's own slot is ever
+//! dropped, and only after a stored position has announced the snapshot that replaces it.
 
 use super::position::{Position, Snapshot, Tables};
 use super::replication::{Identity, Replication};
@@ -12,10 +12,11 @@ use schemas::version::Lsn;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// How long to wait for another process that uses the slot. The server notices late that a killed one is gone.
+/// How long to wait while another process uses the slot. The server may notice only after some time that a process was
+/// killed.
 const IN_USE_MAX: Duration = Duration::from_secs(10);
 
-/// What the stored position and the slot must match.
+/// What the stored position and the slot must be equal to.
 pub(super) struct Expected<'e> {
     pub(super) slot: &'e str,
     pub(super) database: &'e str,
@@ -79,7 +80,7 @@ fn decide_start(stored: Option<&Position>, slot: Option<&Slot>, expected: &Expec
         };
     };
     if !matches!(stored.snapshot, Snapshot::Done { .. }) {
-        // A slot, if there is one, was created for the unfinished snapshot, so it may be dropped.
+        // If a slot exists, it was created for the unfinished snapshot, so it may be dropped.
         return Ok(StartMode::Snapshot);
     }
     let identity = expected.identity;
@@ -144,8 +145,8 @@ fn unread(read: &BTreeMap<String, Vec<String>>, declared: &BTreeMap<String, Vec<
     None
 }
 
-/// Starts streaming. Retries for a while if the slot is in use: the user may be this connector's predecessor, which was
-/// killed a moment ago.
+/// Starts streaming. Retries for a while if the slot is in use, because the process that uses it may be a previous
+/// process of this connector that was killed a moment ago.
 pub(super) async fn start(
     replication: &mut Replication,
     server: &Server,

@@ -1,9 +1,10 @@
 //! The snapshot at the start of a source epoch: copies every declared table, one chunk per table.
 //!
-//! All tables are read in the database snapshot that the slot exported, and together they are one source transaction (ADR
-//! 6), so readers never see one table without the others. Each chunk ends with a `ChunkEnd` record, after which readers
-//! remove rows that no longer exist (ADR 3). Every version is below that of the first streamed change. The snapshot is
-//! streamed and never in memory as a whole. It cannot be resumed: after an interruption it starts over.
+//! All tables are read in the database snapshot that the slot exported, and together they are one source transaction
+//! (ADR 6), so readers never see the rows of one table without those of the others. Each chunk ends with a `ChunkEnd`
+//! record, after which readers remove rows that no longer exist (ADR 3). Every version is below that of the first
+//! streamed change. The snapshot is streamed and never completely in memory. It cannot be resumed: after an
+//! interruption it starts from the beginning.
 
 use super::changes::{Emitter, Published};
 use super::copy::CopyLine;
@@ -107,7 +108,7 @@ impl Snapshot {
         )
     }
 
-    /// The position to stream from, once all tables are copied.
+    /// The position from which to stream when all tables have been copied.
     pub(super) fn ended(&self) -> Option<Position> {
         self.ended.then(|| Position {
             lsn: self.point,
@@ -217,7 +218,8 @@ impl Snapshot {
             reason: String::from("the declared tables have more than 2^32 rows in total"),
             fix: String::from("distribute the tables over several connectors"),
         })?;
-        // The first streamed transaction can commit exactly at the consistent point, and its versions must be higher.
+        // The first streamed transaction can have a commit LSN equal to the consistent point, and its versions must be
+        // higher.
         let position = Lsn(self.point.0.saturating_sub(1));
         Ok(Tx {
             incarnation: self.position.source_epoch,
@@ -232,6 +234,6 @@ impl Snapshot {
 fn statement(table: &Table) -> String {
     let columns: Vec<String> = table.names().map(identifier).collect();
     let (schema, name) = (identifier(table.name.schema()), identifier(table.name.table()));
-    // COPY of a query can read partitioned tables, COPY of a table name cannot.
+    // COPY of a query can read partitioned tables; COPY of a table name cannot.
     format!("COPY (SELECT {} FROM {schema}.{name}) TO STDOUT", columns.join(", "))
 }

@@ -1,14 +1,15 @@
 //! Parsers from PostgreSQL's text output of values to Avro values.
 //!
 //! The connections request one canonical output (`DateStyle ISO`, `TimeZone UTC`, `bytea_output hex`,
-//! `extra_float_digits`; see `server`). Parsers return `None` for anything else and for values that do not fit; values
-//! are never rounded. They support infinity and years before 1 and after 9999, do not allocate and do not panic.
+//! `extra_float_digits`; see `server`). Parsers return `None` for any other format and for values outside the range of
+//! the Avro type; values are never rounded. They support infinity and years before 1 and after 9999, do not allocate
+//! and do not panic.
 
 use schemas::time;
 
 /// Days from 1970-01-01, as Avro's `date`: `2024-02-29`, `0044-03-15 BC`, `infinity`.
 ///
-/// Infinity and -infinity are the largest and smallest number (docs/reference/formats.md).
+/// `infinity` and `-infinity` are represented by the maximum and the minimum (docs/reference/formats.md).
 pub fn date(text: &[u8]) -> Option<i32> {
     match text {
         b"infinity" => return Some(i32::MAX),
@@ -157,7 +158,7 @@ pub fn bool(text: &[u8]) -> Option<bool> {
     }
 }
 
-/// An integer; `None` beyond 64 bits.
+/// An integer; `None` if it exceeds 64 bits.
 pub fn i64(text: &[u8]) -> Option<i64> {
     let (negative, digits) = match text.strip_prefix(b"-") {
         Some(digits) => (true, digits),
@@ -166,7 +167,7 @@ pub fn i64(text: &[u8]) -> Option<i64> {
     if digits.is_empty() || digits.len() > 19 {
         return None;
     }
-    // Accumulate negative numbers: their range includes `i64::MIN`.
+    // Negative numbers are accumulated, because their range includes `i64::MIN`.
     let value = digits.iter().try_fold(0_i64, |sum, byte| {
         let digit = byte.wrapping_sub(b'0');
         if digit > 9 {
@@ -178,7 +179,7 @@ pub fn i64(text: &[u8]) -> Option<i64> {
     if negative { Some(value) } else { value.checked_neg() }
 }
 
-/// An integer; `None` beyond 32 bits.
+/// An integer; `None` if it exceeds 32 bits.
 pub fn i32(text: &[u8]) -> Option<i32> {
     i32::try_from(i64(text)?).ok()
 }
@@ -286,7 +287,7 @@ mod tests {
             timestamptz(b"0001-01-01 00:00:00+00 BC"),
             Some(-719_528 * 86_400_000_000)
         );
-        // PostgreSQL's last years exceed 64 bits of microseconds since 1970.
+        // The last years of PostgreSQL's range exceed 64 bits of microseconds since 1970.
         assert_eq!(timestamp(b"294276-12-31 23:59:59"), None);
         for bad in [
             "1970-01-01",

@@ -57,7 +57,7 @@ fn inserted(id: &str, note: &str) -> Vec<u8> {
     message(b'I', &[(b'N', &[Some(id), Some(note)])])
 }
 
-/// An update that changes the key under replica identity DEFAULT. The unchanged note is not sent.
+/// An update that changes the key, with replica identity DEFAULT. The unchanged note is not sent.
 fn moved(from: &str, to: &str) -> Vec<u8> {
     message(b'U', &[(b'K', &[Some(from), None]), (b'N', &[Some(to), None])])
 }
@@ -71,7 +71,7 @@ struct Fixture {
 type Lines = Vec<String>;
 
 impl Fixture {
-    /// A connector whose stored position is this ordinal of the transaction at [`BEGIN`].
+    /// Converts the stream of a connector whose stored position is this ordinal of the transaction at [`BEGIN`].
     fn new(stored: Option<u32>) -> Self {
         let (source, name) = (SourceName::new("shop").unwrap(), TableName::new("orders").unwrap());
         let columns = [Column::new("id", "int8", false), Column::new("note", "text", false)];

@@ -1,5 +1,5 @@
-//! Decoder tests with valid messages, truncated messages and random bytes. `tests/e2e/postgres` covers the bytes of a real
-//! server.
+//! Decoder tests with valid messages, truncated messages and random bytes. `tests/e2e/postgres` tests the messages of a
+//! real server.
 
 use super::*;
 use proptest::prelude::*;
