@@ -1,6 +1,6 @@
 //! Avro codec: encodes and decodes record bodies as flat rows of values that borrow from the decoded bytes.
 //!
-//! Rows of plain columns are encoded and decoded without allocation and without looking up names. Invalid bytes are an
+//! Rows of scalar columns are encoded and decoded without allocation and without looking up names. Invalid bytes are an
 //! error with the path of the field. Memory use is bounded by the length of the body.
 
 pub(crate) mod decode;
@@ -16,7 +16,7 @@ pub use project::{ProjectError, Projection};
 
 use std::fmt;
 
-/// Maximum nesting of values. Deeper ones are rejected.
+/// Maximum nesting depth of values. Values with deeper nesting are rejected.
 pub const DEPTH_MAX: usize = 64;
 
 /// A value of an Avro type. Logical types use their underlying type: a date is an `Int`, a timestamp is a `Long`. An enum
@@ -45,7 +45,7 @@ pub enum Datum<'a> {
     Map(Vec<(&'a str, Datum<'a>)>),
     /// Fields of a nested record, in order.
     Record(Vec<Datum<'a>>),
-    /// A value of a union other than null and one type: the index of the branch, and the value.
+    /// A value of a union that is not just null and one other type: the index of the branch, and the value.
     Union(usize, Box<Datum<'a>>),
 }
 
@@ -55,7 +55,7 @@ pub type Row<'a> = Vec<Datum<'a>>;
 /// Clears a row and keeps its allocation for rows with another lifetime.
 pub fn recycle<'b>(mut row: Row<'_>) -> Row<'b> {
     row.clear();
-    // An empty vector collected in place keeps its allocation.
+    // Collecting an empty vector in place keeps its allocation.
     row.into_iter().map(|_| Datum::Null).collect()
 }
 
@@ -81,7 +81,7 @@ impl<'a> Datum<'a> {
         }
     }
 
-    /// The integer, if it is one of 32 or 64 bits.
+    /// The value as an integer, if it is an `Int` or a `Long`.
     pub fn as_i64(&self) -> Option<i64> {
         match self {
             Datum::Int(value) => Some(i64::from(*value)),
@@ -125,7 +125,7 @@ impl<'a> Datum<'a> {
     }
 }
 
-/// A step of the path to a field. Paths are built only for errors, innermost step first.
+/// A step of the path to a field. Paths are built only for errors, from the innermost step outwards.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Step {
     Field(String),

@@ -43,8 +43,9 @@ pub fn write(out: &mut Vec<u8>, bytes: &[u8], scale: u32) -> Option<()> {
     Some(())
 }
 
-/// Parses decimal text to a two's complement number with `scale` digits after the point, as short as possible or exactly
-/// `size` bytes long. `None` if the text is not a number, has more digits than the scale, or does not fit.
+/// Parses decimal text to a two's complement number with `scale` digits after the point, as short as possible or
+/// exactly `size` bytes long. `None` if the text is not a number, has more digits than the scale, or is longer than
+/// `size`.
 pub fn parse(text: &str, scale: u32, size: Option<usize>) -> Option<Vec<u8>> {
     let (negative, unsigned) = match text.strip_prefix('-') {
         Some(rest) => (true, rest),

@@ -44,7 +44,7 @@ pub fn write(schema: &Schema, id: TypeId, value: &Datum<'_>, out: &mut Vec<u8>) 
                 out,
             );
         }
-        // Unreachable for decoded bodies: nested values always match their type.
+        // Never the case for decoded bodies, because nested values always match their type.
         (_, Datum::Array(_) | Datum::Map(_) | Datum::Record(_)) => out.extend_from_slice(b"null"),
     }
 }
@@ -136,7 +136,8 @@ fn write_inline(text: &str, out: &mut Vec<u8>) {
 }
 
 impl KeyWriter<'_> {
-    /// Adds a value as in a row, except that JSON, arrays, maps and records are added as strings with their JSON text.
+    /// Adds a value in the same form as in a row, except that JSON, arrays, maps and records are added as strings with
+    /// their JSON text.
     pub fn datum(mut self, schema: &Schema, id: TypeId, value: &Datum<'_>) -> Self {
         let scalar = !matches!(
             value,
@@ -167,8 +168,7 @@ impl ObjectWriter {
     /// Compiles a writer for the named fields of the schema's record. Rows must have their values in the same order, as
     /// [`crate::codec::Projection::of_fields`] returns them.
     ///
-    /// # Errors
-    /// [`SchemaError`] if the schema is not a record or lacks a field.
+    /// # Errors [`SchemaError`] if the schema is not a record or does not have a field.
     pub fn new(schema: Arc<Schema>, names: &[&str]) -> Result<Self, SchemaError> {
         let record = schema.record()?;
         let mut columns = Vec::with_capacity(names.len());

@@ -1,4 +1,5 @@
-//! Typed control records of Trunkline: what `view.log`, change topics and `connect.positions` contain besides rows.
+//! Typed control records of Trunkline: the records of `view.log`, change topics and `connect.positions` that are not
+//! rows of a table.
 //!
 //! Each record is encoded by its released schema `avro/<name>.v1.avsc`. Its first field is a format number: a newer format
 //! is rejected before the rest is decoded, without the registry. Released schemas do not change; a change of the layout is
@@ -11,14 +12,14 @@ use crate::schema::Schema;
 use crate::wire;
 use std::sync::LazyLock;
 
-/// The format that is written, and the newest that can be read.
+/// The format that is written, and the newest format that can be read.
 pub const FORMAT: i64 = 1;
 
 /// Why bytes are not the expected control record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EventError {
-    /// Written by a newer version of Trunkline.
-    #[error("{name} has format {found}, this version reads up to {FORMAT}; upgrade trunkline")]
+    /// The record was written by a newer version of Trunkline.
+    #[error("{name} has format {found}, but this version of trunkline reads formats up to {FORMAT}; upgrade trunkline")]
     Newer {
         /// The record.
         name: &'static str,
@@ -34,7 +35,7 @@ pub enum EventError {
         #[source]
         source: DecodeError,
     },
-    /// The value does not start with a valid frame.
+    /// The value does not start with a magic byte and a schema id.
     #[error("{name} has no valid frame")]
     Frame {
         /// The record.
@@ -64,16 +65,16 @@ pub trait Event<'a>: Sized {
     /// [`EventError`] if it has a newer format or does not match the schema.
     fn decode(body: &'a [u8]) -> Result<Self, EventError>;
 
-    /// Appends the framed value of a record.
+    /// Appends the value of a record, including the schema id.
     fn write(&self, id: SchemaId, out: &mut Vec<u8>) {
         wire::frame(id, out);
         self.encode(out);
     }
 
-    /// Decodes the framed value of a record. The schema id is ignored, because the format number identifies the layout.
+    /// Decodes the value of a record. The schema id at its start is ignored, because the format number identifies the
+    /// layout.
     ///
-    /// # Errors
-    /// [`EventError`] if the frame is invalid, the format is newer, or the body does not match the schema.
+    /// # Errors [`EventError`] if the schema id is missing, the format is newer, or the body does not match the schema.
     fn read(value: &'a [u8]) -> Result<Self, EventError> {
         let (_, body) = wire::unframe(value).map_err(|source| EventError::Frame {
             name: Self::NAME,
@@ -207,7 +208,7 @@ events! {
         row: &'a [u8],
     }
 
-    /// Transaction end marker on `view.log`: makes all earlier records of its writer in its partition visible.
+    /// Transaction end marker on `view.log`: makes all earlier records of its writer in the same partition visible.
     TransactionEnd<'a> {
         /// Version of the source transaction that ended: 17 bytes.
         version: &'a [u8],
@@ -215,26 +216,27 @@ events! {
         at: i64,
     }
 
-    /// Begin marker on `view.log`: the Kafka transaction that contains it leaves the writer's source transaction open.
+    /// Begin marker on `view.log`: states that the writer's source transaction is still open at the end of the Kafka
+    /// transaction that contains the marker.
     TransactionBegin<'a> {
         /// Version of the writer's last record: 17 bytes.
         version: &'a [u8],
     }
 
-    /// Grant on `view.log`: grants a principal access to a bucket.
+    /// Grant on `view.log`: gives a principal access to a bucket.
     Grant<'a> {
         /// The principal, `<issuer alias>:<subject>`.
         principal: &'a str,
     }
 
-    /// Stale mark on `view.log`: whether the view lacks changes of this writer until the next snapshot.
+    /// Stale mark on `view.log`: whether the view lacks changes of this writer.
     Stale {
         /// Whether the view is stale.
         stale: bool,
     }
 
-    /// Last record of a snapshot chunk on a change topic. Rows in its range that the chunk does not contain, and that have
-    /// not changed since its low position, no longer exist.
+    /// Last record of a snapshot chunk on a change topic. Rows in the chunk's range that are not in the chunk, and that
+    /// have not changed since the chunk's low position, no longer exist.
     ChunkEnd<'a> {
         /// The table, as in record keys.
         table: &'a str,
@@ -250,9 +252,10 @@ events! {
         is_final: bool,
     }
 
-    /// Position record of a connector on `connect.positions`, written in the transaction of the records that it covers.
+    /// Position record of a connector on `connect.positions`, written in the same transaction as the records before the
+    /// position.
     ConnectorPosition<'a> {
-        /// Where the connector continues, as JSON in the format of its kind.
+        /// Where the connector continues, as JSON in the format of the connector's kind.
         position: &'a str,
         /// The last source transaction that is stored completely, in the notation of the connector's kind; empty if none.
         complete: &'a str,

@@ -46,7 +46,7 @@ pub fn compatible(reader: &Schema, writer: &Schema) -> Result<(), Vec<Incompatib
 struct Check<'s> {
     reader: &'s Schema,
     writer: &'s Schema,
-    /// Pairs of types whose comparison has started. Types can be recursive.
+    /// Pairs of types that are being compared or have been compared, because types can be recursive.
     assumed: HashSet<(TypeId, TypeId)>,
     found: Vec<Incompatibility>,
 }
@@ -64,7 +64,7 @@ impl Check<'_> {
             Kind::Optional { .. } | Kind::Union(_) => self.writer.branches(writer),
             _ => return self.one_to_any(reader, writer, path),
         };
-        // The writer may have used any branch, so each must be readable.
+        // The writer may have used any branch, so each branch must be readable.
         for branch in from {
             self.one_to_any(reader, branch, path);
         }
@@ -214,7 +214,7 @@ fn shape(a: &Schema, a_id: TypeId, b: &Schema, b_id: TypeId, assumed: &mut HashS
         return true;
     }
     let (left, right) = (a.ty(a_id), b.ty(b_id));
-    // Equal bytes can have different units, such as milliseconds and microseconds.
+    // The same bytes can have different units, such as milliseconds and microseconds.
     if let (Some(l), Some(r)) = (left.logical, right.logical)
         && l != r
     {

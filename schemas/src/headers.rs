@@ -1,7 +1,7 @@
 //! Names of record headers, and the `tx` header, which orders the records of a change topic.
 //!
-//! The `tx` header is written in one canonical form and parsed from that form without allocation. The parser also accepts
-//! any other order of the members, and unknown ones. A newer format is rejected.
+//! The `tx` header is written in one canonical form and parsed from that form without allocation. The parser also
+//! accepts any other order of the members, and unknown members. A newer format is rejected.
 
 use crate::json;
 use crate::version::{Lsn, Version};
@@ -37,11 +37,11 @@ pub mod errors {
     pub const PARTITION: &str = "__connect.errors.partition";
     /// Offset of the record that failed.
     pub const OFFSET: &str = "__connect.errors.offset";
-    /// Connector or processor that dead-lettered it.
+    /// Connector or processor that wrote the dead letter.
     pub const CONNECTOR_NAME: &str = "__connect.errors.connector.name";
     /// Task; for processors the partition number.
     pub const TASK_ID: &str = "__connect.errors.task.id";
-    /// Step in which it failed: `VALUE_CONVERTER`, `TRANSFORMATION`, `TASK_PUT`, …
+    /// Step in which the processing failed: `VALUE_CONVERTER`, `TRANSFORMATION`, `TASK_PUT`, …
     pub const STAGE: &str = "__connect.errors.stage";
     /// Type that ran the step.
     pub const CLASS_NAME: &str = "__connect.errors.class.name";
@@ -53,7 +53,7 @@ pub mod errors {
     pub const EXCEPTION_STACKTRACE: &str = "__connect.errors.exception.stacktrace";
 }
 
-/// The format of `tx` that is written, and the newest that can be read.
+/// The format of `tx` that is written, and the newest format that can be read.
 pub const TX_FORMAT: u32 = 1;
 
 /// The `tx` header: the position of a change.
@@ -74,8 +74,10 @@ pub struct Tx {
 /// Why a `tx` header could not be parsed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TxError {
-    /// Written by a newer version of Trunkline.
-    #[error("header tx has format {found}, this version reads up to {TX_FORMAT}; upgrade trunkline")]
+    /// The header was written by a newer version of Trunkline.
+    #[error(
+        "header tx has format {found}, but this version of trunkline reads formats up to {TX_FORMAT}; upgrade trunkline"
+    )]
     Newer {
         /// The format found.
         found: u32,
@@ -166,7 +168,7 @@ impl Tx {
 
     fn parse_any_form(bytes: &[u8]) -> Result<Self, TxError> {
         let malformed = |e: serde_json::Error| TxError::Malformed(e.to_string());
-        // Check the format first: a newer one may have other members.
+        // The format is checked first, because a newer format may have other members.
         let AnyVersion { v } = serde_json::from_slice(bytes).map_err(malformed)?;
         if v != TX_FORMAT {
             return Err(TxError::Newer { found: v });
@@ -186,7 +188,7 @@ impl Tx {
     }
 }
 
-/// Parses up to 18 leading digits, which always fit.
+/// Parses up to 18 leading digits, so that the number cannot overflow.
 fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let length = bytes.iter().position(|b| !b.is_ascii_digit()).unwrap_or(bytes.len());
     let (digits, rest) = bytes.split_at(length);

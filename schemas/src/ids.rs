@@ -37,7 +37,7 @@ fn checked(what: &'static str, text: &str, rule: Rule) -> Result<Arc<str>, IdErr
     }
 }
 
-/// A declared name: valid without escaping in topic names, subjects and URLs.
+/// A declared name, which is valid in topic names, subjects and URLs without escaping.
 fn name_rule(text: &str) -> Result<(), &'static str> {
     let legal = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'-';
     if !text.starts_with(|c: char| c.is_ascii_alphabetic()) || !text.bytes().all(legal) {
@@ -174,7 +174,7 @@ macro_rules! text_ids {
 text_ids! {
     /// A source; its changes are in topic `change.<source>`.
     SourceName, "source", name_rule;
-    /// A declared event, in topic `event.<name>`.
+    /// A declared event type, in topic `event.<name>`.
     EventName, "event", name_rule;
     /// A connector.
     ConnectorName, "connector", name_rule;
@@ -309,7 +309,7 @@ impl FromStr for Principal {
     }
 }
 
-/// Id of a schema in the registry. An id refers to the same schema for ever.
+/// Id of a schema in the registry. An id always refers to the same schema.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub struct SchemaId(pub u32);

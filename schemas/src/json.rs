@@ -49,7 +49,7 @@ pub fn write_str(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
 }
 
-/// The escape of a byte; 0 if it needs none.
+/// The escape of a byte; 0 if the byte needs no escape.
 pub(crate) fn escape_of(byte: u8) -> u8 {
     ESCAPE[usize::from(byte)]
 }
@@ -152,7 +152,7 @@ fn lay_out(out: &mut Vec<u8>, scientific: &[u8]) {
     }
     let digits = &digits[..count];
     if digits == b"0" {
-        // ECMAScript prints -0 as 0, and as keys they are equal.
+        // ECMAScript writes -0 as 0, and the two must be equal as keys.
         out.push(b'0');
         return;
     }

@@ -67,7 +67,7 @@ impl<'o> KeyWriter<'o> {
         KeyWriter { out, empty: true }
     }
 
-    /// The buffer, positioned for the next part.
+    /// Returns the buffer, ready for the next part.
     pub(crate) fn next_part(&mut self) -> &mut Vec<u8> {
         if !self.empty {
             self.out.push(b',');
@@ -124,7 +124,7 @@ impl<'o> KeyWriter<'o> {
         }
     }
 
-    /// Adds the parts of another key, given as the text inside its brackets, as returned by [`Parts::rest`] and
+    /// Adds the parts of another key, given as the text between its brackets, as returned by [`Parts::rest`] and
     /// [`Key::inside`]. The caller must make sure that it is canonical.
     pub fn inside(mut self, parts: &str) -> Self {
         if !parts.is_empty() {
@@ -262,7 +262,7 @@ impl<'a> Parts<'a> {
         Ok(parts)
     }
 
-    /// The text of the remaining parts, without the closing bracket and not checked. Empty at the end.
+    /// The text of the remaining parts, without the closing bracket. It is not checked. Empty at the end.
     pub fn rest(&self) -> &'a str {
         if self.done {
             return "";
@@ -359,7 +359,7 @@ impl<'a> Parts<'a> {
         }))
     }
 
-    /// Parses an escape, which must be the shortest one for its character.
+    /// Parses an escape, which must be the shortest escape for its character.
     fn escape(&mut self) -> Result<char, KeyError> {
         let bytes = self.text.as_bytes();
         let letter = bytes.get(self.at + 1).copied().unwrap_or_default();
@@ -386,7 +386,7 @@ impl<'a> Parts<'a> {
                 return Ok(char::from(code));
             }
         }
-        self.error("this escape is not the shortest one, or none at all")
+        self.error("the escape is invalid, or not the shortest escape for its character")
     }
 }
 

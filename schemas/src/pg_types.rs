@@ -1,8 +1,8 @@
 //! Maps PostgreSQL column types to Avro types, and the declared columns of a table to an Avro schema
 //! (docs/reference/formats.md, "change.<source>").
 //!
-//! No type loses information: a type without an exact equivalent is the text that PostgreSQL prints. The schema depends on
-//! the declaration only.
+//! No type loses information: a type without an exact equivalent in Avro is represented by PostgreSQL's text output.
+//! The schema depends only on the declaration.
 
 use crate::ids::{SourceName, TableName};
 use crate::schema::{PG_COLUMN, PG_TYPE};
@@ -16,7 +16,7 @@ pub const UNCHANGED: &str = "_unchanged";
 pub struct Column {
     /// Its name in PostgreSQL.
     pub name: String,
-    /// Its type, as named in the system catalog: `int8`, `timestamptz`, `_text`.
+    /// The column's type, as named in the system catalog: `int8`, `timestamptz`, `_text`.
     pub pg_type: String,
     /// Whether it is nullable.
     pub nullable: bool,
@@ -40,7 +40,8 @@ impl Column {
         }
     }
 
-    /// The name of its Avro field: the column name with every character outside `[A-Za-z0-9_]` replaced by `_`.
+    /// The name of the column's Avro field: the column name with every character outside `[A-Za-z0-9_]` replaced by
+    /// `_`.
     pub fn field_name(&self) -> String {
         let mut name = escaped(&self.name);
         if name.starts_with(|c: char| c.is_ascii_digit()) {
@@ -78,7 +79,7 @@ pub enum AvroType {
     TimestampTz,
     /// `string`, `uuid`: `uuid`
     Uuid,
-    /// `string`: all other types, as the text that PostgreSQL prints
+    /// `string`: all other types, as PostgreSQL's text output
     Text,
 }
 

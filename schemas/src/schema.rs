@@ -1,4 +1,4 @@
-//! Compiled Avro schemas: a flat table of types that encoders and decoders traverse without looking up names.
+//! Compiled Avro schemas: an array of types that encoders and decoders traverse without looking up names.
 //!
 //! apache-avro validates each schema against the Avro specification. Recursive types refer to each other by [`TypeId`].
 //! Defaults are stored in their Avro encoding.
@@ -24,8 +24,8 @@ pub struct Schema {
 impl Schema {
     /// Compiles a schema from its JSON text.
     ///
-    /// # Errors
-    /// [`SchemaError`] if the text is not JSON or not an Avro schema, or if a default does not fit its field.
+    /// # Errors [`SchemaError`] if the text is not JSON or not an Avro schema, or if a default does not match the type
+    /// of its field.
     pub fn parse(text: &str) -> Result<Self, SchemaError> {
         let invalid = |e: &dyn fmt::Display| SchemaError::Invalid(e.to_string());
         let value: serde_json::Value = serde_json::from_str(text).map_err(|e| invalid(&e))?;
@@ -50,7 +50,7 @@ impl Schema {
         Ok(schema)
     }
 
-    /// The text that it was compiled from, unchanged.
+    /// The JSON text from which the schema was compiled, unchanged.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -176,7 +176,7 @@ impl Schema {
         }
     }
 
-    /// As [`Schema::describe`], but only one level deep, because types can be recursive.
+    /// Like [`Schema::describe`], but only one level deep, because types can be recursive.
     fn describe_item(&self, id: TypeId) -> &str {
         match &self.ty(id).kind {
             Kind::Record(record) => &record.name.full,

@@ -30,7 +30,9 @@ pub enum VersionError {
     #[error("expected a version of {LENGTH} bytes, got {0}")]
     Length(usize),
     /// Written by a newer version of Trunkline.
-    #[error("version has format {found}, this version reads up to {FORMAT}; upgrade trunkline")]
+    #[error(
+        "the row version has format {found}, but this version of trunkline reads formats up to {FORMAT}; upgrade trunkline"
+    )]
     Newer {
         /// The format found.
         found: u8,
@@ -212,7 +214,7 @@ mod tests {
         let text = Version::from_bytes(&bytes).unwrap_err().to_string();
         assert_eq!(
             text,
-            "version has format 2, this version reads up to 1; upgrade trunkline"
+            "the row version has format 2, but this version of trunkline reads formats up to 1; upgrade trunkline"
         );
         assert_eq!(Version::from_bytes(&[1]), Err(VersionError::Length(1)));
         assert_eq!(Version::from_bytes(&[]), Err(VersionError::Length(0)));

@@ -1,7 +1,7 @@
 //! A registry with a cache. Schemas are immutable, so each is fetched once and kept for the lifetime of the process.
 //!
-//! Concurrent requests for an id share one call. Failures are cached for a short time, so that invalid records do not cause
-//! a flood of calls. The latest version of a subject can change and is never cached.
+//! Concurrent requests for an id share one call. Failures are cached for a short time, so that invalid records do not
+//! cause many calls. The latest version of a subject can change and is never cached.
 
 use crate::{Error, Level, Registered, Registry, Result, SharedRegistry, Version};
 use schemas::ids::SchemaId;
@@ -15,7 +15,7 @@ const MISSING_FOR: Duration = Duration::from_secs(5);
 /// How long the unavailability of the registry is cached.
 const UNAVAILABLE_FOR: Duration = Duration::from_millis(250);
 
-/// Adds a cache of compiled schemas to a registry. Implements [`Registry`] itself.
+/// Adds a cache of compiled schemas to a registry. A catalog is a [`Registry`] too.
 pub struct Catalog {
     inner: SharedRegistry,
     slots: Mutex<HashMap<SchemaId, Slot>>,
@@ -57,7 +57,7 @@ impl Catalog {
         }
         slots.insert(id, Slot::Loading);
         drop(slots);
-        // The guard also clears the slot if this thread panics: other threads must not wait for ever.
+        // The guard also clears the entry if this thread panics, because other threads must not wait forever.
         let mut guard = LoadGuard {
             catalog: self,
             id,
@@ -76,10 +76,7 @@ impl Catalog {
         Ok(Arc::new(schema))
     }
 
-    /// Registers a compiled schema, without a call if the same text was registered under this subject before.
-    ///
-    /// # Errors
-    /// As [`Registry::register`].
+    /// Registers a compiled schema. Makes no call if the same text was registered under this subject before.
     pub fn register_schema(&self, subject: &str, schema: &Arc<Schema>) -> Result<SchemaId> {
         let id = self.register(subject, schema.text())?;
         locked(&self.slots)
@@ -115,7 +112,7 @@ impl Drop for LoadGuard<'_> {
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Each change under these locks is a single insertion, so a poisoned lock protects a consistent value.
+    // Each change under these locks is a single insertion, so the value is consistent even if a lock is poisoned.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -135,7 +132,7 @@ impl Registry for Catalog {
     }
 
     fn by_id(&self, id: SchemaId) -> Result<Arc<str>> {
-        // A schema that cannot be compiled here still has a text.
+        // Even a schema that cannot be compiled here has a text.
         match self.schema(id) {
             Ok(schema) => Ok(Arc::from(schema.text())),
             Err(Error::InvalidSchema { .. }) => self.inner.by_id(id),

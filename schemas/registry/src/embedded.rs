@@ -1,8 +1,8 @@
 //! The embedded registry: stores schemas in the topic `_schemas`, in the format of Confluent's registry.
 //!
-//! Ids are unique although several processes may write: only the owner of the topic's transactional producer writes, and
-//! after fencing the previous owner it reads the topic to its end before it assigns an id. Results are returned after the
-//! commit. The state exists in memory only and is rebuilt from the topic at startup.
+//! Ids are unique although several processes may write: only the owner of the topic's transactional producer writes,
+//! and after it has fenced the previous owner, it reads the topic to the end before it assigns an id. Results are
+//! returned after the commit. The state exists in memory only and is rebuilt from the topic at startup.
 
 mod record;
 mod state;
@@ -29,7 +29,7 @@ const ATTEMPTS: u32 = 8;
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const READ_LIMIT: Duration = Duration::from_secs(30);
 
-/// A registry that is stored in the log.
+/// A registry whose schemas are stored in the log.
 pub struct Embedded {
     log: SharedEventLog,
     inner: Mutex<Inner>,
@@ -39,8 +39,8 @@ struct Inner {
     state: State,
     reader: Box<dyn Reader>,
     batch: RecordBatch,
-    /// Opened by the first write, so that a process which only reads never fences one that writes. While it is present,
-    /// `state` contains everything that was written.
+    /// Opened by the first write, so that a process that only reads never fences a process that writes. While it is
+    /// present, `state` contains everything that was written.
     producer: Option<Box<dyn TransactionalProducer>>,
 }
 
@@ -97,7 +97,7 @@ impl Embedded {
     }
 
     fn locked(&self) -> MutexGuard<'_, Inner> {
-        // The state is built record by record, so after a panic it may be incomplete but never wrong.
+        // The state is built record by record, so after a panic it may be incomplete but not wrong.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -118,9 +118,9 @@ impl Embedded {
         self.catch_up_to(inner, OffsetSpec::LastStable)
     }
 
-    /// Reads the topic up to its log end or last stable offset. A writer must use the log end: the broker acknowledges a
-    /// commit before it writes the control records, so right after it the last stable offset may still be in front of the
-    /// committed record.
+    /// Reads the topic up to its log end or last stable offset. A writer must use the log end: the broker acknowledges
+    /// a commit before it writes the control records, so immediately after a commit, the last stable offset may still
+    /// be before the committed record.
     fn catch_up_to(&self, inner: &mut Inner, which: OffsetSpec) -> Result<()> {
         const ATTEMPTED: &str = "read the topic _schemas";
         let at = partition();
@@ -152,13 +152,14 @@ impl Embedded {
         Ok(())
     }
 
-    /// Writes the record that `decide` returns. Calls it again whenever another process may have written in between.
+    /// Writes the record that `decide` returns. Calls `decide` again whenever another process may have written in the
+    /// meantime.
     fn write(&self, attempted: &str, decide: impl Fn(&State) -> Result<Decision>) -> Result<SchemaId> {
         let mut inner = self.locked();
         let mut last = self.unavailable(attempted, "no attempt was made");
         for attempt in 0..ATTEMPTS {
             if attempt > 0 {
-                // Back off, so that two writers do not keep fencing each other in lockstep.
+                // Pauses grow, so that two writers do not fence each other again and again at the same time.
                 std::thread::sleep(FIRST_PAUSE * 2_u32.pow(attempt - 1));
             }
             match self.try_write(&mut inner, attempted, &decide) {
@@ -176,8 +177,8 @@ impl Embedded {
         attempted: &str,
         decide: &impl Fn(&State) -> Result<Decision>,
     ) -> Result<SchemaId, AttemptError> {
-        // Put the producer back only after everything that it wrote has been read: its presence means that `state` is
-        // complete and may be used to decide.
+        // The producer is put back only after everything that it wrote has been read: its presence means that `state`
+        // is complete and may be used for decisions.
         let mut producer = match inner.producer.take() {
             Some(producer) => producer,
             None => self.open_producer(inner)?,
@@ -192,8 +193,8 @@ impl Embedded {
                 };
             }
         };
-        // Fenced, or the outcome is unknown: the next attempt opens a new producer, which ends this transaction, and
-        // reads what is there (C5).
+        // The producer was fenced, or the outcome is unknown. The next attempt opens a new producer, which ends this
+        // transaction, and reads what was written (C5).
         commit(&mut *producer, &record).map_err(|reason| AttemptError::Retry(self.unavailable(attempted, reason)))?;
         self.catch_up_to(inner, OffsetSpec::LogEnd)
             .map_err(AttemptError::Final)?;
@@ -201,8 +202,8 @@ impl Embedded {
         Ok(id)
     }
 
-    /// Opens the producer, which fences other writers, and then reads everything that they wrote: they cannot commit any
-    /// more.
+    /// Opens the producer, which fences other writers, and then reads everything that they wrote. They can no longer
+    /// commit.
     fn open_producer(&self, inner: &mut Inner) -> Result<Box<dyn TransactionalProducer>, AttemptError> {
         const ATTEMPTED: &str = "write to the topic _schemas";
         let config = TransactionalProducerConfig {
@@ -221,7 +222,7 @@ impl Embedded {
 
 /// Why an attempt to write failed.
 enum AttemptError {
-    /// Fenced by another writer, or the outcome is unknown.
+    /// The producer was fenced by another writer, or the outcome is unknown.
     Retry(Error),
     /// Another attempt would fail, too.
     Final(Error),
@@ -279,7 +280,7 @@ fn parsed(schema: &str) -> Result<Schema> {
 impl Registry for Embedded {
     fn register(&self, subject: &str, schema: &str) -> Result<SchemaId> {
         let new = parsed(schema)?;
-        // A registered schema needs no producer, and thus does not fence another writer.
+        // If the schema is already registered, no producer is needed, and thus no other writer is fenced.
         if let Some(found) = self.locked().state.find(subject, schema) {
             return Ok(found.id);
         }

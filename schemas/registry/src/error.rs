@@ -1,4 +1,4 @@
-//! Registry errors. Codes and messages are those of Confluent's REST API, which existing clients know.
+//! Registry errors. Codes and messages are those of Confluent's REST API, which existing clients understand.
 
 use schemas::ids::SchemaId;
 
@@ -63,7 +63,8 @@ pub enum Error {
         /// The text.
         level: String,
     },
-    /// 50001 and others: the registry, or the log that contains it, is unreachable or did not respond in time.
+    /// Error codes 50001 and similar: the registry, or the log that contains it, is unreachable or did not respond in
+    /// time.
     #[error("cannot {attempted}: schema registry {registry} is unavailable: {reason}")]
     Unavailable {
         /// Its URL or name.

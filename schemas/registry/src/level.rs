@@ -11,18 +11,18 @@ use std::str::FromStr;
 pub enum Level {
     /// No check.
     None,
-    /// The new schema can read data of the latest one.
+    /// The new schema can read data of the latest schema.
     #[default]
     Backward,
-    /// The new schema can read data of all earlier ones.
+    /// The new schema can read data of all earlier schemas.
     BackwardTransitive,
-    /// The latest schema can read data of the new one.
+    /// The latest schema can read data of the new schema.
     Forward,
-    /// All earlier schemas can read data of the new one.
+    /// All earlier schemas can read data of the new schema.
     ForwardTransitive,
-    /// Backward and forward compatible with the latest one.
+    /// Backward and forward compatible with the latest schema.
     Full,
-    /// Backward and forward compatible with all earlier ones.
+    /// Backward and forward compatible with all earlier schemas.
     FullTransitive,
 }
 
@@ -40,7 +40,7 @@ impl Level {
         }
     }
 
-    /// Whether it applies to all earlier versions instead of the latest one only.
+    /// Whether the level applies to all earlier versions instead of only the latest one.
     pub fn is_transitive(self) -> bool {
         matches!(
             self,
@@ -62,7 +62,7 @@ impl Level {
         )
     }
 
-    /// The conflicts of a new schema with an earlier version.
+    /// The incompatibilities of a new schema with an earlier version.
     pub fn conflicts(self, new: &Schema, old: &Schema, old_version: u32) -> Vec<String> {
         let mut found = Vec::new();
         let mut compare = |reader: &Schema, writer: &Schema, who: &str| {

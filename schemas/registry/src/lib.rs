@@ -52,11 +52,10 @@ impl fmt::Display for Version {
 
 /// A schema registry. All calls block. Share it in an `Arc`.
 pub trait Registry: Send + Sync {
-    /// Registers a schema under a subject unless it is registered already, and returns its id.
+    /// Registers a schema under a subject if it is not registered there yet, and returns its id.
     ///
-    /// # Errors
-    /// [`Error::InvalidSchema`], [`Error::Incompatible`] with an earlier version by the subject's [`Level`],
-    /// [`Error::Unavailable`].
+    /// # Errors [`Error::InvalidSchema`], [`Error::Incompatible`] if it is incompatible with an earlier version at the
+    /// subject's compatibility [`Level`], [`Error::Unavailable`].
     fn register(&self, subject: &str, schema: &str) -> Result<SchemaId>;
 
     /// Finds the version of a subject with this schema.
@@ -103,25 +102,27 @@ pub trait Registry: Send + Sync {
         self.version(subject, Version::Latest)
     }
 
-    /// The conflicts of a schema with a version of the subject, by the subject's level; empty if it is compatible.
+    /// The incompatibilities of a schema with a version of the subject, at the subject's compatibility level; empty if
+    /// it is compatible.
     ///
     /// # Errors
     /// [`Error::SubjectNotFound`], [`Error::VersionNotFound`], [`Error::InvalidSchema`], [`Error::Unavailable`].
     fn test_compatibility(&self, subject: &str, version: Version, schema: &str) -> Result<Vec<String>>;
 
-    /// The level of a subject, or the global level for `None`. Returns `None` if no level is set for the subject.
+    /// The compatibility level of a subject, or the global level for `None`. Returns `None` if no level is set for the
+    /// subject.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
     fn level(&self, subject: Option<&str>) -> Result<Option<Level>>;
 
-    /// Sets the level of a subject, or the global level for `None`.
+    /// Sets the compatibility level of a subject, or the global level for `None`.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
     fn set_level(&self, subject: Option<&str>, level: Level) -> Result<()>;
 
-    /// Human-readable name of the registry, without credentials: `http://127.0.0.1:8081` or `embedded in …`.
+    /// Name of the registry for messages, without credentials: `http://127.0.0.1:8081` or `embedded in …`.
     fn describe_self(&self) -> String;
 }
 

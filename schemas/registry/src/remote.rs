@@ -1,7 +1,7 @@
 //! Client of a registry with Confluent's REST API: Confluent's own, Karapace, or Apicurio (`ccompat` path).
 //!
-//! Calls block the calling thread, for at most attempts × timeout plus the pauses. All calls are idempotent, so all are
-//! retried. Errors name the URL and the operation, and never contain credentials.
+//! Calls block the calling thread for at most attempts × timeout plus the pauses. All calls are idempotent, so all are
+//! retried. Errors contain the URL and the operation, but never credentials.
 
 mod attempt;
 mod config;
@@ -109,7 +109,7 @@ impl Remote {
                     result => break result,
                 }
             };
-            // The caller waits for the result, so sending fails only if its thread is gone.
+            // The caller waits for the result, so sending fails only if the calling thread has ended.
             let _ = sender.send(result);
         });
         let result = receiver.recv().map_err(|_| stopped())?;
@@ -141,7 +141,7 @@ impl Remote {
             registry: self.shared.url.clone(),
             attempted: about.attempted.to_owned(),
             code: 0,
-            reason: format!("unexpected response: {answer:?}"),
+            reason: format!("unexpected response from the schema registry: {answer:?}; check the registry URL"),
         }
     }
 }
@@ -149,7 +149,7 @@ impl Remote {
 impl Drop for Remote {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            // The drop may happen in an async task, where waiting for the thread would panic.
+            // The drop may happen in an async task, where waiting for the thread would cause a panic.
             runtime.shutdown_background();
         }
     }
@@ -245,7 +245,7 @@ impl Registry for Remote {
     }
 
     fn uses(&self, id: SchemaId) -> Result<Vec<(String, u32)>> {
-        let about = About::id("list the uses of a schema", id);
+        let about = About::id("list the subjects of a schema", id);
         let answer = self.request(&about, Method::GET, format!("/schemas/ids/{id}/versions"), None)?;
         let uses = answer.as_array().and_then(|list| {
             let one = |item: &Value| {
@@ -320,7 +320,7 @@ impl Registry for Remote {
                     .ok_or_else(|| self.unexpected_response(&about, &answer))?;
                 Ok(Some(word.parse()?))
             }
-            // A subject that does not exist has no level either.
+            // A subject that does not exist has no compatibility level either.
             Err(Error::NoLevel { .. } | Error::SubjectNotFound { .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -341,7 +341,7 @@ impl Registry for Remote {
     }
 }
 
-/// Converts a response; `sent` is the schema if the registry omits it from the response.
+/// Converts a response. `sent` is the schema of the request, used if the registry omits the schema from the response.
 fn registered(subject: &str, answer: &RawRegisteredSchema, sent: Option<&str>) -> Option<Registered> {
     Some(Registered {
         subject: subject.to_owned(),

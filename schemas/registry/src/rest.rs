@@ -1,7 +1,7 @@
 //! Confluent's REST API for a registry: the same paths, bodies and error codes.
 //!
-//! Blocking registry calls run on tokio's blocking threads. There is no authorization: the owner of the listener decides
-//! who has access. Deletes, modes, contexts, references and normalization are not supported.
+//! Blocking registry calls run on tokio's blocking threads. There is no authorization: access must be restricted at the
+//! listener. Deletes, modes, contexts, references and normalization are not supported.
 
 use crate::{Error, Level, Registered, Result, SharedRegistry, Version};
 use axum::Router;
@@ -56,7 +56,7 @@ fn failure(status: u16, code: u32, message: &str) -> Response {
     response(status, &json!({"error_code": code, "message": message}))
 }
 
-/// The response of an error. Confluent's codes are the HTTP status, optionally followed by two digits.
+/// The response for an error. Confluent's codes are the HTTP status, in some cases followed by two digits.
 fn error_response(error: &Error) -> Response {
     let code = error.code();
     let status = if code >= 10_000 { code / 100 } else { code };
@@ -111,7 +111,7 @@ fn version_of(text: &str) -> Result<Version> {
     }
 }
 
-/// Parses an id. Anything but a number is answered as an unknown id.
+/// Parses an id. Anything but a number is treated as an unknown id.
 fn id_of(text: &str) -> Result<SchemaId> {
     text.parse()
         .map(SchemaId)

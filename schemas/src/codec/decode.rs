@@ -50,8 +50,8 @@ pub(crate) struct Reader<'a> {
     schema: &'a Schema,
     body: &'a [u8],
     at: usize,
-    /// Remaining number of array and map items. Items of zero length, such as null, do not use up the body, so without this
-    /// limit a few bytes could demand any amount of memory.
+    /// Remaining number of array and map items. Items of zero length, such as null, do not consume bytes of the body,
+    /// so without this limit a few bytes could cause any amount of memory to be allocated.
     items_left: usize,
 }
 
@@ -128,7 +128,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Skips a value without building it, and without the checks that this would need (UTF-8, enum symbols).
+    /// Skips a value without building it, and without the checks that only building it requires (UTF-8, enum symbols).
     pub(crate) fn skip(&mut self, ty: TypeId, depth: usize) -> Result<(), Failure> {
         match &self.schema.ty(ty).kind {
             Kind::Null => Ok(()),

@@ -141,8 +141,8 @@ impl Encoder<'_> {
         Ok(())
     }
 
-    /// Encodes a union value: with the branch that the value names, else the first branch of its type, else the first branch
-    /// that accepts it.
+    /// Encodes a union value: with the branch in the value, else with the first branch of the value's type, else with
+    /// the first branch that accepts the value.
     fn union(&self, ty: TypeId, value: &Datum<'_>, out: &mut Vec<u8>, depth: usize) -> Result<(), Failure> {
         let Kind::Union(branches) = &self.schema.ty(ty).kind else {
             return Err(self.mismatch(ty, value));

@@ -62,7 +62,7 @@ fn within(mut failure: Failure, step: Step) -> Failure {
 pub(super) enum Dialect {
     /// Rows as devices receive them (docs/reference/formats.md): bytes are base64, times are strings.
     Row,
-    /// Defaults in a schema, as specified by Avro: bytes are code points, times are numbers.
+    /// Defaults in a schema, as specified by Avro: bytes are strings of code points, times are numbers.
     Default,
 }
 
@@ -204,12 +204,12 @@ impl Writer<'_> {
         ))
     }
 
-    /// Requests may omit nullable fields. Defaults in a schema must be complete.
+    /// Requests may omit nullable fields. In the defaults of a schema, records must be complete.
     fn is_optional(&self, field: &Field) -> bool {
         self.dialect == Dialect::Row && matches!(self.schema.ty(field.ty).kind, Kind::Optional { .. })
     }
 
-    /// Encodes with the first branch that accepts the value. If the value alone is ambiguous, Avro's JSON encoding
+    /// Encodes with the first branch that accepts the value. If the value is ambiguous, Avro's JSON encoding
     /// `{"branch": value}` selects the branch.
     fn union(&self, id: TypeId, value: &Value, out: &mut Vec<u8>, depth: usize) -> Result<(), Failure> {
         let Kind::Union(branches) = &self.schema.ty(id).kind else {
@@ -234,7 +234,8 @@ impl Writer<'_> {
             write_length(out, at);
             match self.value(*branch, value, out, depth) {
                 Ok(()) => return Ok(()),
-                // Report the error of the branch that matched most deeply: it is probably the intended one.
+                // Returns the error of the branch with which the value agrees most deeply, because that is probably the
+                // intended branch.
                 Err(e) if e.steps.len() > deepest.as_ref().map_or(0, |d| d.steps.len()) => deepest = Some(e),
                 Err(_) => {}
             }
@@ -252,7 +253,7 @@ impl Writer<'_> {
         }
     }
 
-    /// Converts a number or a string to the integer of the type; `None` if it does not fit.
+    /// Converts a number or a string to the integer of the type; `None` if it is out of range.
     fn integer(&self, id: TypeId, value: &Value) -> Option<i64> {
         let ty = self.schema.ty(id);
         let wide = matches!(ty.kind, Kind::Long);

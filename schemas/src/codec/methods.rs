@@ -1,6 +1,6 @@
 //! The encoding and decoding methods of [`Schema`].
 //!
-//! Encoding appends to `out` and leaves it unchanged if it fails.
+//! Encoding appends to `out`, and leaves `out` unchanged if it fails.
 
 use super::decode::{DecodeError, Reader};
 use super::encode::{self, EncodeError, Encoder};
@@ -80,10 +80,7 @@ impl Schema {
         self.encode_json_value(self.root(), value, out)
     }
 
-    /// As [`Schema::encode_json`], for one type of the schema.
-    ///
-    /// # Errors
-    /// [`JsonError`] with the path of the first mismatch.
+    /// Like [`Schema::encode_json`], for one type of the schema.
     pub fn encode_json_value(&self, ty: TypeId, value: &Value, out: &mut Vec<u8>) -> Result<(), JsonError> {
         let from = out.len();
         let writer = Writer {

@@ -1,7 +1,8 @@
-//! Projections: decode records of a writer schema into the fields that a reader wants, in the reader's order. A projection
-//! is compiled once per pair of schemas, and schemas that do not resolve are rejected then.
+//! Projections: decode records of a writer schema into the fields that a reader needs, in the reader's order. A
+//! projection is compiled once per pair of schemas. Schemas that do not match by Avro's resolution rules are rejected
+//! when it is compiled.
 //!
-//! A field that the writer does not have gets its default. A field that the reader does not want is skipped.
+//! A field that the writer does not have gets its default. A field that the reader does not need is skipped.
 
 use super::decode::Reader;
 use super::{Datum, Row, Step};
@@ -16,7 +17,7 @@ pub enum ProjectError {
     /// Not a record.
     #[error(transparent)]
     Schema(#[from] SchemaError),
-    /// The writer's record lacks a requested field.
+    /// The writer's record does not have a requested field.
     #[error("record {record} has no field {field}")]
     NoField {
         /// The writer's record.
@@ -29,7 +30,7 @@ pub enum ProjectError {
     Incompatible {
         /// The writer's record.
         record: String,
-        /// The field that does not resolve, and why.
+        /// The field that cannot be resolved, and the reason.
         reason: String,
     },
 }
@@ -41,7 +42,7 @@ enum Take {
     Skip,
     /// Put it at this index, unchanged.
     To(usize),
-    /// Put it at this index, promoted to the reader's type.
+    /// Store it at this index, promoted to the reader's type.
     Promoted(usize, Promotion),
 }
 
@@ -60,13 +61,13 @@ pub struct Projection {
     writer: Arc<Schema>,
     reader: Option<Arc<Schema>>,
     takes: Vec<Take>,
-    /// Indices that the writer does not fill, each with the index of the reader's field.
+    /// Indices of the fields that the writer does not have, each with the index of the reader's field.
     defaults: Vec<(usize, usize)>,
     wanted: usize,
 }
 
 impl Projection {
-    /// A projection to the named fields of the writer's record, in this order and with the writer's types.
+    /// Creates a projection to the named fields of the writer's record, in this order and with the writer's types.
     ///
     /// # Errors
     /// [`ProjectError`] if a field does not exist or occurs twice, or if the schema is not a record.
@@ -104,12 +105,11 @@ impl Projection {
         })
     }
 
-    /// A projection to all fields of the reader's record, in its order. Fields match by name or alias, numbers are promoted,
-    /// and fields that the writer does not have get their default. Arrays, maps and nested records must have the same
-    /// structure in both schemas.
+    /// Creates a projection to all fields of the reader's record, in the reader's order. Fields match by name or alias,
+    /// numbers are promoted, and fields that the writer does not have get their default. Arrays, maps and nested
+    /// records must have the same structure in both schemas.
     ///
-    /// # Errors
-    /// [`ProjectError`] if the schemas do not resolve.
+    /// # Errors [`ProjectError`] if the schemas do not match by Avro's resolution rules.
     pub fn between(writer: Arc<Schema>, reader: Arc<Schema>) -> Result<Self, ProjectError> {
         let from = writer.record()?;
         let to = reader.record()?;
@@ -156,12 +156,12 @@ impl Projection {
         })
     }
 
-    /// The schema of the bodies that it decodes.
+    /// The schema of the bodies that the projection decodes.
     pub fn writer(&self) -> &Arc<Schema> {
         &self.writer
     }
 
-    /// Decodes the wanted fields of a body, in the reader's order. `row` is cleared first.
+    /// Decodes the fields of the projection from a body, in the reader's order. `row` is cleared first.
     ///
     /// # Errors
     /// [`DecodeError`] if the body does not match the writer's schema.
@@ -208,7 +208,8 @@ impl Projection {
     }
 }
 
-/// How a field of the writer becomes one of the reader: unchanged (`Some(None)`), promoted, or not at all (`None`).
+/// How a field of the writer is converted to a field of the reader: unchanged (`Some(None)`), promoted, or not possible
+/// (`None`).
 fn resolve(writer: &Schema, from: TypeId, reader: &Schema, to: TypeId) -> Option<Option<Promotion>> {
     let null_is_lost = writer.takes_null(from) && !reader.takes_null(to);
     let (from, to) = (writer.required(from), reader.required(to));

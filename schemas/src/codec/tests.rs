@@ -32,7 +32,7 @@ fn plain() -> impl Strategy<Value = Value> {
     ])
 }
 
-/// A random type's JSON; unions never hold a union or a kind twice.
+/// The JSON of a random type. A union never contains a union, or two types of the same kind.
 fn any_type() -> impl Strategy<Value = Value> {
     let named = prop_oneof![
         (1usize..9).prop_map(|size| json!({"type": "fixed", "name": fresh("F"), "size": size})),
@@ -71,14 +71,14 @@ fn any_schema() -> impl Strategy<Value = Arc<Schema>> {
         .prop_map(|types| Arc::new(Schema::parse(&record_of(&types).to_string()).unwrap()))
 }
 
-/// Picks values from a stream of random numbers, so that they fit whatever the schema is.
+/// Picks values from a sequence of random numbers, so that the values match any schema.
 struct Picker {
     seed: u64,
 }
 
 impl Picker {
     fn next(&mut self) -> u64 {
-        // xorshift64*: the sequence follows from proptest's seed alone.
+        // xorshift64*: the sequence depends only on proptest's seed.
         self.seed ^= self.seed >> 12;
         self.seed ^= self.seed << 25;
         self.seed ^= self.seed >> 27;
@@ -154,7 +154,7 @@ impl Picker {
     }
 }
 
-/// A library's value as ours, to compare.
+/// Converts a value of the apache-avro crate to a value of this crate, for comparison.
 fn datum<'a>(schema: &Schema, id: TypeId, value: &'a Avro) -> Datum<'a> {
     match (&schema.ty(id).kind, value) {
         (_, Avro::Null) => Datum::Null,
@@ -194,7 +194,7 @@ fn datum<'a>(schema: &Schema, id: TypeId, value: &'a Avro) -> Datum<'a> {
     }
 }
 
-/// Maps have no order: sorts their entries.
+/// Maps have no order, so this sorts their entries.
 fn sorted(value: Datum<'_>) -> Datum<'_> {
     match value {
         Datum::Array(items) => Datum::Array(items.into_iter().map(sorted).collect()),
@@ -275,7 +275,7 @@ proptest! {
             let wanted: Vec<&str> = Vec::new();
             let nothing = Projection::of_fields(schema.clone(), &wanted).unwrap();
             if schema.decode(&body, &mut row).is_ok() {
-                // What is read whole can also be passed over.
+                // A body that can be decoded completely can also be skipped.
                 nothing.decode(&body, &mut Row::new()).unwrap();
             }
         }
@@ -308,7 +308,7 @@ proptest! {
         crate::device_json::write(&schema, schema.root(), &value, &mut json);
         let parsed: Value = serde_json::from_slice(&json).unwrap();
         let mut body = Vec::new();
-        // Branches of a union are selected by their JSON alone, and two branches may have the same JSON.
+        // The JSON of a value alone selects the branch of a union, and two branches may have the same JSON.
         if schema.encode_json(&parsed, &mut body).is_ok() {
             let again = schema.decode_value(schema.root(), &body).unwrap();
             let mut second = Vec::new();

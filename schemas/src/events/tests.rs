@@ -1,4 +1,4 @@
-//! Control records and their released schemas. A changed schema file fails.
+//! Control records and their released schemas. A test fails if a released schema file was changed.
 
 use super::*;
 use crate::codec::{Datum, Row};
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::Path;
 
-/// The typed encoding and the general codec with the released schema must agree, in both directions.
+/// The encoding of the types and the general codec with the released schema must agree, in both directions.
 macro_rules! check {
     ($event:expr, $($field:expr),*) => {{
         let event = $event;
@@ -29,7 +29,7 @@ macro_rules! check {
         }
         body[0] = 4;
         let newer = wrong(&event, &body);
-        assert!(newer.to_string().ends_with("has format 2, this version reads up to 1; upgrade trunkline"), "{newer}");
+        assert!(newer.to_string().ends_with("has format 2, but this version of trunkline reads formats up to 1; upgrade trunkline"), "{newer}");
     }};
 }
 
@@ -115,7 +115,7 @@ fn released_schemas_do_not_change() {
     for (record, versions) in files() {
         for (version, text) in versions {
             let schema = Schema::parse(&text).unwrap();
-            // The canonical form leaves defaults and properties out, so the text has a hash too.
+            // The canonical form does not include defaults and properties, so the text is hashed too.
             let hash = xxhash_rust::xxh3::xxh3_64(text.as_bytes());
             now.push(format!("{record}.v{version} {} {hash:016x}", schema.fingerprint()));
         }

@@ -1,13 +1,13 @@
-//! Compatibility cases, compared with the verdict of apache-avro.
+//! Compatibility cases, compared with the result of the apache-avro crate.
 
 use super::*;
 use apache_avro::schema_compatibility::{Compatibility, SchemaCompatibility};
 
-/// Compares with the expected conflicts, and with whether the library sees any.
+/// Compares with the expected incompatibilities, and with whether the apache-avro crate finds any.
 fn check(reader: &str, writer: &str, expected: &str) {
     check_alone(reader, writer, expected);
-    // The library stops at the first conflict, but must see one where we do. It calls a pair partial when some data
-    // of the writer could be read: that is not enough here.
+    // apache-avro stops at the first incompatibility, but must find one if this crate does. It returns "partial" if
+    // only some data of the writer can be read, which counts as incompatible here.
     let avro = |text: &str| apache_avro::Schema::parse_str(text).unwrap();
     let by_library = SchemaCompatibility::can_read(&avro(writer), &avro(reader));
     assert_eq!(
@@ -88,7 +88,7 @@ fn aliases_find_renamed_fields_and_records() {
     let old = record(r#"{"name":"total","type":"long"}"#);
     let new = r#"{"type":"record","name":"shop.Purchase","aliases":["Order"],
         "fields":[{"name":"total_cents","aliases":["total"],"type":"long"}]}"#;
-    // The library does not know the aliases of records.
+    // apache-avro does not support aliases of records.
     check_alone(new, &old, "");
     let renamed = r#"{"type":"record","name":"shop.Purchase","fields":[{"name":"total","type":"long"}]}"#;
     check(renamed, &old, "writer's name is shop.Order, reader's shop.Purchase");

@@ -1,4 +1,4 @@
-//! Compiles the JSON of a schema to a table of types.
+//! Compiles the JSON of a schema to an array of types.
 //!
 //! apache-avro has validated the JSON, but it drops the properties of primitive types, which contain PostgreSQL's type
 //! names. The JSON is therefore traversed again, with only the checks that the traversal itself needs.
@@ -56,7 +56,7 @@ impl Compiler {
             "string" => Kind::String,
             name => {
                 let full = full_name(name, namespace);
-                // An unqualified name may also refer to the null namespace.
+                // An unqualified name may also refer to a type without a namespace.
                 let found = self.names.get(&full).or_else(|| self.names.get(name)).copied();
                 return found.map_or_else(|| invalid(format!("{name:?} is not a type")), Ok);
             }
@@ -163,7 +163,7 @@ impl Compiler {
     fn record(&mut self, object: &Object, namespace: &str) -> Result<TypeId, SchemaError> {
         let name = self.name(object, namespace)?;
         let namespace = namespace_of(&name.full).to_owned();
-        // Reserve the id before compiling the fields, because they may refer to this record.
+        // The id is reserved before the fields are compiled, because they may refer to this record.
         let empty = Record {
             name,
             fields: Vec::new(),
@@ -265,10 +265,10 @@ pub(super) struct Default {
     pub(super) bytes: Vec<u8>,
 }
 
-/// Encodes the default of a field, or explains why it does not fit.
+/// Encodes the default of a field, or returns the reason why it does not match the field's type.
 type Encode<'e> = dyn Fn(TypeId, &Value) -> Result<Vec<u8>, String> + 'e;
 
-/// Encodes the defaults of all fields. They can refer to any type, so all types must be compiled.
+/// Encodes the defaults of all fields. A default can refer to any type, so all types must be compiled before.
 pub(super) fn defaults(types: &[Type], value: &Value, encode: &Encode<'_>) -> Result<Vec<Default>, SchemaError> {
     let mut collector = DefaultCollector {
         types,

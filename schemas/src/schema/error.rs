@@ -6,7 +6,7 @@ pub enum SchemaError {
     /// Not JSON, or not Avro.
     #[error("invalid schema: {0}")]
     Invalid(String),
-    /// A default does not fit its field.
+    /// A default does not match the type of its field.
     #[error("default of field {field} does not match its type: {reason}")]
     Default {
         /// The record and field.

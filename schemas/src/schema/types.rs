@@ -7,7 +7,7 @@ pub const PG_TYPE: &str = "trunkline.type";
 /// Property of a field: the column's name, if it is not a valid field name in Avro.
 pub const PG_COLUMN: &str = "trunkline.column";
 
-/// Identifies a type of a schema: an index into its type table.
+/// Identifies a type of a schema: an index into the schema's array of types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TypeId(pub(crate) usize);
 
@@ -23,7 +23,8 @@ pub struct Type {
 }
 
 impl Type {
-    /// Whether it is JSON text (`json`, `jsonb`), which rows for devices embed as JSON instead of a string.
+    /// Whether the type is JSON text (`json`, `jsonb`), which is embedded in rows for devices as JSON instead of a
+    /// string.
     pub fn is_json(&self) -> bool {
         matches!(self.kind, Kind::String) && matches!(self.pg.as_deref(), Some("json" | "jsonb"))
     }
@@ -69,7 +70,7 @@ pub enum Kind {
 pub struct Name {
     /// Name with namespace: `trunkline.shop.orders`.
     pub full: Box<str>,
-    /// Further full names that a reader matches.
+    /// Further full names of which a reader accepts each.
     pub aliases: Vec<Box<str>>,
 }
 

@@ -19,7 +19,7 @@ pub(super) enum Record {
         id: SchemaId,
         /// The schema's JSON.
         schema: String,
-        /// Whether the version is deleted (soft delete). Its id stays valid.
+        /// Whether the version is deleted (soft delete). Its id remains valid.
         deleted: bool,
     },
     /// A permanently deleted version of a subject.
@@ -114,7 +114,7 @@ impl Record {
         }
     }
 
-    /// Encodes key and value. Tombstones are never written here, so their value is empty.
+    /// Encodes key and value. This code never writes tombstones, so their value is empty.
     pub(super) fn write(&self) -> (Vec<u8>, Vec<u8>) {
         match self {
             Record::Schema {

@@ -1,4 +1,5 @@
-//! The state that results from the records of `_schemas`, and the decision which record a registration adds. No IO.
+//! The state that results from the records of `_schemas`, and the decision which record a registration must write. No
+//! IO.
 
 use super::record::Record;
 use crate::{Error, Level, Registered, Result, Version};
@@ -25,7 +26,7 @@ struct Entry {
 
 /// What a registration requires.
 pub(super) enum Decision {
-    /// Nothing: the schema is registered under this id.
+    /// No record: the schema is already registered under this id.
     Known(SchemaId),
     /// This record, which registers the schema under this id.
     Write(SchemaId, Record),
@@ -128,7 +129,7 @@ impl State {
         Ok(self.registered(subject, number, id))
     }
 
-    /// The subjects and versions with this id.
+    /// The subjects and versions that use this id.
     pub(super) fn uses(&self, id: SchemaId) -> Vec<(String, u32)> {
         let all = self
             .subjects
@@ -139,14 +140,14 @@ impl State {
             .collect()
     }
 
-    /// The level that is set for a subject, or the global level.
+    /// The compatibility level that is set for a subject; the global level for `None`.
     pub(super) fn own_level(&self, subject: Option<&str>) -> Option<Level> {
         let own = self.levels.get(&subject.map(str::to_owned)).copied();
         // There is always a global level.
         own.or_else(|| subject.is_none().then(Level::default))
     }
 
-    /// The effective level of a subject.
+    /// The effective compatibility level of a subject.
     pub(super) fn level_of(&self, subject: &str) -> Level {
         self.own_level(Some(subject))
             .or_else(|| self.own_level(None))
@@ -163,7 +164,7 @@ impl State {
         let mut conflicts = Vec::new();
         for (version, id) in self.active(subject).rev().take(compared) {
             let old = self.by_id.get(&id).map(|text| Schema::parse(text));
-            // Schemas of another type, or from a less strict registry, cannot be compared.
+            // Schemas of another type, or schemas that only a less strict registry accepts, cannot be compared.
             match old {
                 Some(Ok(old)) => conflicts.extend(level.conflicts(new, &old, version)),
                 Some(Err(e)) if level != Level::None => {
@@ -226,7 +227,7 @@ fn normalized(schema: &str) -> String {
     let Ok(value) = serde_json::from_str::<Value>(schema) else {
         return schema.to_owned();
     };
-    // {"type":"long"} and "long" are equivalent.
+    // `{"type":"long"}` and `"long"` are equivalent.
     let mut value = &value;
     while let Some(inner) = value
         .as_object()

@@ -46,7 +46,7 @@ fn concurrent_registries_assign_unique_ids() {
         Embedded::open(log.clone()).unwrap(),
         Embedded::open(log.clone()).unwrap(),
     ];
-    // Each fences the other again and again.
+    // Each writer fences the other one again and again.
     let ids: Vec<(String, SchemaId)> = std::thread::scope(|scope| {
         let threads: Vec<_> = registries
             .iter()
@@ -54,7 +54,7 @@ fn concurrent_registries_assign_unique_ids() {
             .map(|(who, registry)| {
                 scope.spawn(move || {
                     let register = |at: usize| {
-                        // Every second schema is registered by both.
+                        // Every second schema is registered by both writers.
                         let schema = if at.is_multiple_of(2) {
                             numbered(at)
                         } else {

@@ -177,7 +177,7 @@ impl Shared {
                 attempted: about.attempted.to_owned(),
             },
             (0 | 429 | 500..600, _) => self.unavailable(about, &message),
-            // Proxies and other registries answer 404 without an error code.
+            // Proxies and other registries respond with 404 without an error code.
             (404, _) if about.id.is_some() => Error::SchemaNotFound { id: about.id },
             _ => Error::Rejected {
                 registry: self.url.clone(),

@@ -144,7 +144,7 @@ fn credentials_are_sent_with_every_kind_of_call() {
 
 #[test]
 fn unreachable_registry_is_named() {
-    // The listener is closed again, so its port refuses connections.
+    // The listener is closed, so its port refuses connections.
     let address = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()

@@ -23,7 +23,7 @@ fn short_body_cannot_demand_much_memory() {
         error.to_string(),
         "Avro body does not match its schema: s: unexpected end of the body at byte 10"
     );
-    // i64::MIN has no positive counterpart.
+    // The absolute value of i64::MIN exceeds i64.
     let mut body = Vec::new();
     encode::write_long(&mut body, i64::MIN);
     body.push(0);
