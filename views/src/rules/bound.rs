@@ -46,7 +46,7 @@ pub enum EvaluateError {
     #[error("the row does not match its schema: {0}")]
     Decode(DecodeError),
     /// A condition failed.
-    #[error("cannot evaluate the condition of view `{view}`: {reason}")]
+    #[error("the condition of view `{view}` failed: {reason}")]
     Condition {
         /// View.
         view: String,
