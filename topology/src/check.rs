@@ -1,10 +1,10 @@
 //! The offline check of a topology: reports all errors and warnings, each with position, reason and fix.
 //!
 //! The result depends only on the text of the topology and of the schema files. A topology is returned only if there is
-//! no error. An error is reported once: parts that refer to a faulty part are not reported again.
+//! no error. An error is reported once: parts that refer to a part with an error are not reported too.
 //!
-//! Each kind of declaration has its own file with functions over a [`Context`], which collects the problems. They run in
-//! the order of [`topology`], because later kinds refer to earlier ones.
+//! Each kind of declaration has its own file with functions over a [`Context`], which collects the problems. The
+//! functions run in the order of [`topology`], because later kinds of declarations refer to earlier ones.
 
 mod buckets;
 mod context;

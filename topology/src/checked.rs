@@ -1,6 +1,6 @@
 //! The checked topology: names are resolved to indexes, conditions are compiled, templates are split into segments.
 //!
-//! A [`Topology`] is only created if the check found no error, so its indexes are valid.
+//! A [`Topology`] is created only if the check found no error, so its indexes are valid.
 
 mod claims;
 mod input;
@@ -26,7 +26,7 @@ pub const SYNC_VIEWS: &str = "sync-views";
 /// A checked topology.
 #[derive(Debug, Clone)]
 pub struct Topology {
-    /// Name; part of consumer groups and transactional ids.
+    /// Name of the topology; it is part of consumer groups and transactional ids.
     pub name: String,
     /// Sources of rows.
     pub sources: Vec<Source>,
@@ -90,13 +90,13 @@ pub struct Table {
     pub name: TableName,
     /// Published columns, in the order of the file and of the schema's fields.
     pub columns: Vec<Column>,
-    /// Key columns as indexes into `columns`. `None`: the primary key, which the connector reads from the database.
+    /// Key columns as indexes into `columns`; `None` for the primary key, which the connector reads from the database.
     pub key: Option<Vec<usize>>,
     /// Avro schema of the table's records. Its last field, `_unchanged`, is not a column.
     pub schema: Arc<Schema>,
 }
 
-/// A kind of event, with its own topic.
+/// An event type, with its own topic.
 #[derive(Debug, Clone)]
 pub struct Event {
     /// Its name.
@@ -112,7 +112,7 @@ pub struct Event {
 }
 
 impl Event {
-    /// Topic of the event, `event.<name>`.
+    /// Topic of the event type, `event.<name>`.
     pub fn topic(&self) -> String {
         format!("event.{}", self.name)
     }
@@ -137,7 +137,7 @@ pub enum Segment {
 }
 
 impl Bucket {
-    /// The scope of a bucket by its name; `None` if the name does not match the template.
+    /// The scope of the bucket with this name; `None` if the name does not match the template.
     pub fn scope_of(&self, name: &str) -> Option<String> {
         let parts = self.pattern.split(name)?;
         let mut scope = String::new();
@@ -169,7 +169,7 @@ pub struct View {
     pub bucket_name: Vec<Segment>,
     /// Template of the scope; parameters are columns of the input.
     pub scope_name: Vec<Segment>,
-    /// Condition for rows of the view. `None`: all rows.
+    /// Condition for rows of the view; `None` for all rows.
     pub filter: Option<Program>,
     /// Hash of everything that determines the contents of the view: input, key, fields, types, bucket, scope, condition.
     pub rules_version: u64,
@@ -270,7 +270,7 @@ pub struct Node {
 /// A role of a node.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
-    /// A connector. One of kind `http` receives transactions through the node's ingest listener.
+    /// A connector. A connector of kind `http` receives transactions through the node's ingest listener.
     Connector(ConnectorName),
     /// A processor: `sync-views` or a declarative one.
     Processor(String),
@@ -361,7 +361,7 @@ impl Topology {
         .unwrap_or_default()
     }
 
-    /// The scope of a bucket by its name; `None` if no declared bucket matches the name.
+    /// The scope of the bucket with this name; `None` if the name matches no declared bucket.
     pub fn scope_of(&self, bucket: &str) -> Option<String> {
         self.buckets.iter().find_map(|declared| declared.scope_of(bucket))
     }
@@ -379,7 +379,7 @@ impl Topology {
     }
 }
 
-/// Resolves the parameters of a template to indexes; `None` if `index` does not know a parameter.
+/// Resolves the parameters of a template to indexes; `None` if `index` returns `None` for a parameter.
 pub(crate) fn resolve(template: &Template, mut index: impl FnMut(&str) -> Option<usize>) -> Option<Vec<Segment>> {
     let segment = |part: &Part| match part {
         Part::Word(word) => Some(Segment::Literal(word.clone())),

@@ -1,7 +1,7 @@
 //! Parses declared column types such as `int8`, `text?` or `numeric(10,2)`.
 //!
-//! Unknown types are accepted, because they can be enums or types of extensions; their columns are published as text. A
-//! likely typo in the name of a built-in type is reported.
+//! Unknown types are accepted, because they can be enums or types of extensions; their columns are published as text.
+//! If an unknown name is probably a misspelled built-in type, it is reported.
 
 use crate::names;
 use schemas::pg_types;
@@ -54,16 +54,17 @@ pub(crate) struct Declared {
 }
 
 impl Declared {
-    /// Whether it is a built-in type, or an array of one.
+    /// Whether the type is a built-in type, or an array of a built-in type.
     pub(crate) fn is_built_in(&self) -> bool {
         let item = self.name.strip_prefix('_').unwrap_or(&self.name);
         BUILT_IN.contains(&item)
     }
 
-    /// The built-in type of which the name is a likely typo.
+    /// The built-in type of which the name is probably a misspelling.
     pub(crate) fn meant(&self) -> Option<&'static str> {
         let near = names::nearest(&self.name, BUILT_IN)?;
-        // User-defined names often differ from a long built-in name by three letters; typos differ by one or two.
+        // Names of user-defined types often differ from a long built-in name by three letters; misspellings differ by
+        // one or two.
         (strsim::damerau_levenshtein(&self.name, near) <= 2).then_some(near)
     }
 }

@@ -1,9 +1,9 @@
-//! Access to the schema files that a topology names.
+//! Access to the schema files that are named in a topology.
 
 use std::io;
 use std::path::PathBuf;
 
-/// Reads the files that a topology names.
+/// Reads the files that are named in a topology.
 pub trait Files {
     /// The text of a file, relative to the topology file.
     ///

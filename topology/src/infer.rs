@@ -1,7 +1,8 @@
 //! Generates a commented `topology.toml` from the tables of a database, for `trunkline init`.
 //!
 //! The generated text always passes the check. Tables that cannot be published become comments with the reason, and
-//! open decisions are marked with `DECIDE`. No membership that grants access to every user is generated.
+//! decisions that the user must make are marked with `DECIDE`. A membership that would give every user access is not
+//! generated.
 
 use crate::names;
 use schemas::ids::{SourceName, TableName};
@@ -150,7 +151,7 @@ fn head(name: &str) -> String {
     )
 }
 
-/// Comments a block out if the table has no key.
+/// Turns a block into comments if the table has no key.
 fn comment_out_without_key(table: &FoundTable, block: String) -> String {
     if !table.key.is_empty() {
         return block;
@@ -165,7 +166,7 @@ fn comment_out_without_key(table: &FoundTable, block: String) -> String {
     lines.collect::<Vec<_>>().join("\n") + "\n"
 }
 
-/// The reason why a table cannot be declared, if any. `declared` are the tables before it.
+/// The reason why a table cannot be declared, if any. `declared` are the tables that were declared before it.
 fn skip_reason(table: &FoundTable, declared: &[&FoundTable]) -> Option<String> {
     let name = match TableName::of(&table.schema, &table.name) {
         Ok(name) => name,
@@ -259,7 +260,8 @@ fn bucket_of(table: &FoundTable) -> (String, Option<String>) {
     }
 }
 
-/// The proposed membership of a bucket. A bucket without a parameter gets none, because it would grant access to all.
+/// The proposed membership of a bucket. A bucket without a parameter gets no membership, because it would grant access
+/// to all users.
 fn membership_of(bucket: &str) -> Option<String> {
     match bucket.split_once(':')? {
         (kind @ ("user" | "customer" | "account" | "member" | "owner"), _) => Some(format!("{kind}:{{sub}}")),
@@ -295,7 +297,7 @@ fn view_text(source: &str, table: &FoundTable, bucket: &(String, Option<String>)
     out
 }
 
-/// Converts a name to an allowed one.
+/// Converts a name to a valid one.
 fn allowed(name: &str) -> String {
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
     let plain: String = name.chars().map(|c| if legal(c) { c } else { '_' }).collect();
@@ -331,7 +333,7 @@ fn key(name: &str) -> String {
     if bare { String::from(name) } else { basic(name) }
 }
 
-/// A basic TOML string. `toml::Value` may choose a multi-line string, which is not allowed for keys.
+/// A basic TOML string. `toml::Value` may write a multi-line string, which is not allowed for keys.
 fn basic(text: &str) -> String {
     let mut out = String::from("\"");
     for c in text.chars() {

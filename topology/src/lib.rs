@@ -1,4 +1,5 @@
-//! The declared data flow of a `topology.toml`: sources, events, processors, buckets, views, memberships and nodes.
+//! The declared data flow of a `topology.toml`: sources, event types, processors, buckets, views, memberships and
+//! nodes.
 //!
 //! [`load`] reads and checks a file. The [`Outcome`] contains a [`Topology`], in which all names are resolved and all
 //! conditions are compiled, or a [`Report`] whose errors have a position in the file and a fix.

@@ -1,7 +1,7 @@
 //! The contents of `topology.toml` before they are checked.
 //!
 //! Every value keeps its position in the file; names are not resolved. Unknown keys, missing keys and values of a wrong
-//! type are reported and left out, so that the rest can be checked.
+//! type are reported and omitted, so that the rest can be checked.
 
 mod processor;
 mod reader;
@@ -24,7 +24,7 @@ pub struct Declared {
     pub connectors: Vec<Connector>,
     /// `[[table]]`: tables of the sources, with their published columns.
     pub tables: Vec<Table>,
-    /// `[[event]]`: events that are not table rows.
+    /// `[[event]]`: event types, whose records are not table rows.
     pub events: Vec<Event>,
     /// `[[processor]]`: declarative processors.
     pub processors: Vec<Processor>,
@@ -65,7 +65,7 @@ pub struct Table {
     pub columns: At<Entries>,
 }
 
-/// A kind of event. It is posted by HTTP and written to the topic `event.<name>`.
+/// An event type. Events are posted by HTTP and written to the topic `event.<name>`.
 #[derive(Debug, Clone)]
 pub struct Event {
     /// `name`, used in `from = "event:<name>"`.
@@ -78,7 +78,7 @@ pub struct Event {
     pub key: Option<At<Vec<At<String>>>>,
     /// `partitions` of the topic. Default: 12.
     pub partitions: Option<At<i64>>,
-    /// Position of the table in the file.
+    /// Byte range of the TOML table in the topology file.
     pub span: Range<usize>,
 }
 
@@ -115,7 +115,7 @@ pub struct View {
     pub rename: Option<At<Entries>>,
     /// `where`: CEL condition over the columns; rows for which it is false are not in the view.
     pub filter: Option<At<String>>,
-    /// `key`: of an event view; must be the key of the event.
+    /// `key` of a view of an event type; must be the key of the event type.
     pub key: Option<At<Vec<At<String>>>>,
 }
 
@@ -208,7 +208,7 @@ fn table(mut table: Reader<'_, '_>) -> Option<Table> {
     let columns = table.map("columns");
     let span = table.span.clone();
     table.finish();
-    // Keep a table without columns, so that views of it are not reported as views of an unknown input.
+    // A table without columns is kept, so that its views are not reported as views of an unknown input.
     let columns = columns.unwrap_or(At {
         value: Vec::new(),
         span,

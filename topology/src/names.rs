@@ -1,11 +1,11 @@
 //! Validation of declared names, and suggestions for unknown ones.
 //!
-//! The rule is that of `schemas::ids`: an allowed name can be part of a Kafka topic name and of a bucket name without
-//! escaping.
+//! The rule is the same as in `schemas::ids`: a valid name can be part of a Kafka topic name and of a bucket name
+//! without escaping.
 
 use schemas::ids::ViewName;
 
-/// The fix for a name that is not allowed; `None` for an allowed name.
+/// The fix for an invalid name; `None` for a valid name.
 pub(crate) fn rejected(name: &str) -> Option<String> {
     let error = ViewName::new(name).err()?;
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
@@ -19,7 +19,7 @@ pub(crate) fn rejected(name: &str) -> Option<String> {
     Some(format!("{}{example}", error.reason))
 }
 
-/// The most similar candidate, if one is similar enough to be a likely typo.
+/// The candidate that is most similar, if it is so similar that the name is probably a misspelling of it.
 pub(crate) fn nearest<'c>(name: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
     let allowed = match name.chars().count() {
         0..=2 => 1,

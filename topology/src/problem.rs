@@ -16,11 +16,11 @@ use std::sync::Arc;
 pub enum Severity {
     /// The topology cannot run.
     Error,
-    /// The topology can run, but probably does not do what is intended.
+    /// The topology can run, but probably not as intended.
     Warning,
 }
 
-/// A file of a topology: 0 is the topology file, others are schema files.
+/// A file of a topology: 0 is the topology file, the others are schema files.
 pub(crate) type FileId = usize;
 
 /// A byte range in a file.
@@ -190,7 +190,7 @@ impl Report {
         }
     }
 
-    /// The human-readable report: each problem with its source line and fix, then a summary. `color` adds ANSI colors.
+    /// The report as text: each problem with its source line and fix, then a summary. `color` adds ANSI colors.
     pub fn render(&self, color: bool) -> String {
         let theme = if color {
             GraphicalTheme::unicode()

@@ -33,7 +33,7 @@ pub fn text(topology: &Topology) -> String {
     out
 }
 
-/// Draws the data flow: sources on the left, joined before sync-views.
+/// Draws the data flow: sources on the left, merged before sync-views.
 fn lines(topology: &Topology, wiring: &Wiring) -> String {
     let used = |topic: &str| {
         let views = wiring.processors.iter().filter(|p| p.name == SYNC_VIEWS);
@@ -169,7 +169,7 @@ fn topic_rows(wiring: &Wiring) -> Vec<Vec<String>> {
         .collect()
 }
 
-/// Appends a table with aligned columns; nothing without rows.
+/// Appends a table with aligned columns. Appends nothing if there are no rows.
 fn table(out: &mut String, header: &[&str], rows: impl Iterator<Item = Vec<String>>) {
     let mut all: Vec<Vec<String>> = vec![header.iter().map(ToString::to_string).collect()];
     all.extend(rows);

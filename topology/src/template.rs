@@ -108,7 +108,7 @@ impl Template {
         }
     }
 
-    /// Whether both have the same words, and parameters at the same positions.
+    /// Whether both templates have the same words, and parameters at the same positions.
     pub fn same_shape(&self, other: &Template) -> bool {
         self.parts.len() == other.parts.len()
             && self.parts.iter().zip(&other.parts).all(|pair| match pair {

@@ -1,7 +1,7 @@
 //! Topics, processors and links that follow from a topology.
 //!
-//! Links have the direction of the data flow, so readers and writers of a topic can be derived from them. The order is
-//! that of the file. `docs/reference/topology.md` lists the settings of topics.
+//! Links have the direction of the data flow, so the readers and writers of a topic can be derived from them.
+//! Everything has the order of the file. `docs/reference/topology.md` lists the settings of topics.
 
 use crate::checked::{Input, OutputKind, SYNC_VIEWS, Source, SourceKind, Topology, VIEW_LOG, Work};
 use std::fmt;
@@ -22,7 +22,7 @@ pub const POSITIONS: &str = "connect.positions";
 pub enum Cleanup {
     /// Old records are deleted.
     Delete,
-    /// Only the newest record of each key is kept.
+    /// Compaction: only the newest record of each key is kept.
     Compact,
 }
 
@@ -95,7 +95,7 @@ impl Topic {
         }
     }
 
-    /// Whether a node creates it before its roles start. Processors create the others.
+    /// Whether a node creates the topic before its roles start. Processors create the other topics.
     pub fn is_created_at_start(&self) -> bool {
         !matches!(self.kind, TopicKind::Changelog | TopicKind::DeadLetter)
     }
@@ -319,8 +319,8 @@ fn processor_topics(topology: &Topology, topics: &mut Vec<Topic>) {
         for (side, feed) in processor.feeds().into_iter().filter(|(_, feed)| !feed.is_direct) {
             let name = processor.repartition_topic(side);
             let topic = Topic::with_retention(name, TopicKind::Repartition, feed.partitions, 7);
-            // Record timestamps are event times here. With time-based retention, records of old events would be deleted
-            // before they are read.
+            // The record timestamps in this topic are event times. With time-based retention, records of old events
+            // would be deleted before they are read.
             topics.push(if by_event_time {
                 Topic {
                     retention_ms: Some(-1),

@@ -102,7 +102,7 @@ fn failed_event_is_dead_letter_and_redrive_counts_once() {
     harness.commit();
     let reasons = harness.dead_letters();
     assert_eq!(reasons.len(), 2, "{reasons:?}");
-    assert_eq!(reasons[0], "evaluate `100 / ms`: division by zero");
+    assert_eq!(reasons[0], "cannot evaluate `100 / ms`: division by zero");
     assert!(reasons[1].contains("Avro body"), "{reasons:?}");
     assert_eq!(harness.shown(), [(id(1), row_text(&[1.into(), 2.into(), 50.into()]))]);
     // A redriven event is counted once; an event that was counted is not counted again.

@@ -1,6 +1,6 @@
-//! Human-readable form of records: keys as JSON, values decoded by their schema, headers as text.
+//! Readable form of records: keys as JSON, values decoded by their schema, headers as text.
 //!
-//! Decoding never fails: a value that cannot be decoded is shown as text or base64, with the reason.
+//! Decoding never fails: a value that cannot be decoded is returned as text or base64, together with the reason.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Fetches the text of a schema by its registry id; the error is a human-readable message.
+/// Fetches the text of a schema by its registry id; the error is a message for operators.
 pub type FetchSchema = Arc<dyn Fn(u32) -> std::result::Result<String, String> + Send + Sync>;
 
 /// A record, decoded.
@@ -106,7 +106,7 @@ impl Decoder {
             schemas::json::write_str(&mut out, field.column());
             out.push(b':');
             match datum {
-                // `ViewRow` contains the row as JSON in a bytes field. Show the JSON instead of base64.
+                // `ViewRow` contains the row as JSON in a bytes field, which is returned as JSON instead of base64.
                 Datum::Bytes(bytes) if serde_json::from_slice::<&RawValue>(bytes).is_ok() => {
                     out.extend_from_slice(bytes)
                 }

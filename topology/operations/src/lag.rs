@@ -1,7 +1,8 @@
 //! Lag of consumer groups.
 //!
-//! Lag is measured to the last stable offset. A group that has read everything has lag 0: groups commit positions behind
-//! control records, or the offset after the last record. Measuring does not join a group.
+//! Lag is measured to the last stable offset. A group that has read everything has lag 0, whether it committed the
+//! offset after the last record or a position after the control records that follow it. Measuring does not join a
+//! group.
 
 use crate::{Result, failed};
 use event_log::{EventLog, Isolation, Millis, Offset, OffsetSpec, RecordBatch, StartFrom, TopicPartition};
@@ -23,11 +24,11 @@ pub struct Lag {
     pub committed: Offset,
     /// Last stable offset.
     pub stable: Offset,
-    /// Records that the group has not read yet: counted if they are few, else the difference of the offsets.
+    /// Number of records that the group has not read yet: counted if they are few, else the difference of the offsets.
     pub lag_records: i64,
-    /// Age of the oldest of them in ms; `None` if there is none.
+    /// Age of the oldest unread record in ms; `None` if all records were read.
     pub lag_ms: Option<Millis>,
-    /// Member that is assigned the partition.
+    /// Member to which the partition is assigned.
     pub member: Option<String>,
 }
 
@@ -73,7 +74,7 @@ fn unread(log: &dyn EventLog, at: &TopicPartition, from: Offset, to: Offset) -> 
     let mut reader = log.reader(Isolation::ReadCommitted).map_err(failed("open a reader"))?;
     let start = log
         .offset(at, OffsetSpec::Earliest)
-        .map_err(failed(format!("look up the start of {at}")))?;
+        .map_err(failed(format!("look up the earliest offset of {at}")))?;
     let begin = [(at.clone(), StartFrom::Offset(from.max(start)))];
     reader.assign(&begin).map_err(failed(format!("read {at}")))?;
     let mut batch = RecordBatch::default();

@@ -1,7 +1,7 @@
 //! Operator functions behind the command line and the console: inspect topics, measure lag, replay.
 //!
-//! Nothing here prints: progress and results are values. Reading does not affect consumer groups, and the topology is
-//! never changed.
+//! Functions do not print: they return results and progress as values. Reading does not affect consumer groups, and the
+//! topology is never changed.
 
 mod decode;
 pub mod lag;
@@ -31,7 +31,7 @@ pub enum Error {
         /// A suggestion of a similar name, such as "; did you mean …?"; may be empty.
         near: String,
     },
-    /// The request is not valid, or was not completed.
+    /// The request is not valid, or it could not be completed.
     #[error("{0}")]
     Refused(String),
 }

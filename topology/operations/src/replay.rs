@@ -1,8 +1,8 @@
 //! Replay: copies a range of a topic to another topic, without changing keys, values, headers or timestamps.
 //!
-//! The end of the range is fixed when the job starts. The header `replayed` is added, so that a stateful reader knows that
-//! it sees records again at their original position. Each batch is a transaction, so a cancelled replay leaves complete
-//! batches. A range that retention has partly removed is rejected, not shortened. Source and target must differ.
+//! The end of the range is fixed when the job starts. The header `replayed` is added, so that a reader with state
+//! recognizes repeated records. Each batch is a transaction, so after a cancelled replay the target contains complete
+//! batches. A range that retention has partly deleted is rejected, not shortened. Source and target must differ.
 
 use crate::topics::describe;
 use crate::{Error, Result, failed};
@@ -56,7 +56,7 @@ pub struct Progress {
     pub offsets_total: i64,
     /// Records read.
     pub records_read: u64,
-    /// Records written, or matched in a dry run.
+    /// Number of records that were written, or that matched in a dry run.
     pub records_replayed: u64,
     /// Size of the keys and values of these records.
     pub bytes: u64,
@@ -166,7 +166,7 @@ fn ranges(log: &dyn EventLog, job: &Job, partitions: i32) -> Result<Vec<Partitio
     }
     if ranges.is_empty() {
         return Err(Error::Refused(format!(
-            "topic {} has {partitions} partitions and no partition {}",
+            "topic {} has {partitions} partitions, numbered from 0; there is no partition {}",
             job.from_topic,
             job.partition.unwrap_or_default()
         )));
@@ -229,7 +229,7 @@ impl<'a> Writer<'a> {
         self.out.push(out, all);
     }
 
-    /// Commits the pushed records, then waits to keep the rate limit.
+    /// Commits the collected records, then waits to keep the rate limit.
     fn commit(&mut self, total: u64) -> Result<()> {
         let Some(producer) = self.producer.as_mut().filter(|_| !self.out.is_empty()) else {
             self.out.clear();
@@ -243,7 +243,7 @@ impl<'a> Writer<'a> {
             Outcome::Committed(_) => {}
             Outcome::Aborted { reason, .. } | Outcome::Unknown { reason } => {
                 let text = format!(
-                    "the replay stopped because a transaction did not commit: {reason}; batches that were committed before remain"
+                    "the replay stopped because a transaction was not committed: {reason}; batches that were committed before remain"
                 );
                 return Err(Error::Refused(text));
             }

@@ -13,7 +13,7 @@ pub struct Summary {
     pub name: String,
     /// Partition count.
     pub partitions: i32,
-    /// Total of end offset minus earliest offset over all partitions, including control records and gaps.
+    /// Sum of end offset minus earliest offset over all partitions, including control records and gaps.
     pub offsets: i64,
     /// `cleanup.policy`.
     pub cleanup: String,
@@ -105,7 +105,7 @@ pub fn show(log: &dyn EventLog, topic: &str) -> Result<Detail> {
 pub enum From {
     /// At the earliest offset.
     Start,
-    /// This many offsets before the end of each partition.
+    /// This number of offsets before the end of each partition.
     Last(i64),
     /// At the end: new records only.
     End,
@@ -134,8 +134,8 @@ pub struct Tail {
     pub uncommitted: bool,
 }
 
-/// Reads and decodes records and passes each to `visit`, until the end, the limit, or `stop` or `visit` ends it. `visit`
-/// returns `false` to end.
+/// Reads and decodes records and passes each to `visit`, until the end or the limit is reached, `stop` returns true, or
+/// `visit` returns false.
 pub fn tail(
     log: &dyn EventLog,
     request: &Tail,
@@ -161,14 +161,14 @@ pub fn tail(
         };
         let end = log
             .offset(&at, stable)
-            .map_err(failed(format!("look up the end of {at}")))?;
+            .map_err(failed(format!("look up the end offset of {at}")))?;
         assigned.push((at.clone(), start_of(log, &at, request.from, end)?));
         ends.push((at, end));
     }
     if assigned.is_empty() {
         let wanted = request.partition.unwrap_or_default();
         return Err(Error::Refused(format!(
-            "topic {} has {} partitions and no partition {wanted}",
+            "topic {} has {} partitions, numbered from 0; there is no partition {wanted}",
             info.name, info.partitions
         )));
     }

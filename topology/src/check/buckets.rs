@@ -7,10 +7,9 @@ use crate::names;
 use crate::problem::Problem;
 use crate::template::{Part, Template};
 
-/// First word of buckets of a single device.
+/// First word that is reserved for buckets of a single device.
 const RESERVED: &str = "device";
 
-/// A declared bucket, which may have errors.
 pub(super) struct KnownBucket {
     pub(super) name: At<String>,
     pub(super) pattern: Option<Template>,
@@ -67,7 +66,7 @@ fn check_pattern(cx: &Context<'_>, name: &At<String>, pattern: &Template, before
 }
 
 fn check_bucket(cx: &Context<'_>, declared: &model::Bucket, pattern: &Template) -> Option<Bucket> {
-    // A parameter of the scope refers to the part of the bucket name at the same index.
+    // A parameter of the scope refers to the part of the bucket name with the same index.
     let part_of = |wanted: &str| {
         pattern
             .parts()
@@ -109,7 +108,7 @@ fn check_bucket(cx: &Context<'_>, declared: &model::Bucket, pattern: &Template) 
     })
 }
 
-/// The declared bucket that a template matches; reports a template that matches none.
+/// The declared bucket that a template matches. Reports an error if there is none.
 pub(super) fn find_bucket(
     cx: &Context<'_>,
     text: &At<String>,

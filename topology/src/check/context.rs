@@ -1,4 +1,4 @@
-//! What all checks share: the topology file, access to schema files, and the problems found so far.
+//! What all checks share: the topology file, access to schema files, and the problems that were found.
 
 use crate::checked::Topology;
 use crate::files::Files;
@@ -43,7 +43,7 @@ impl<'c> Context<'c> {
         self.problems.errors()
     }
 
-    /// The outcome; without a topology if there are errors.
+    /// The outcome, without a topology if there are errors.
     pub(super) fn finish(self, topology: Option<Topology>) -> Outcome {
         let topology = topology.filter(|_| self.problems.errors() == 0);
         Outcome {
@@ -61,16 +61,10 @@ impl<'c> Context<'c> {
         self.problems.add(problem);
     }
 
-    /// Reports a name that is not allowed.
+    /// Reports an invalid name.
     pub(super) fn name(&self, name: &At<String>, what: &str) {
         if let Some(fix) = names::rejected(name) {
-            self.add(
-                Problem::error(
-                    name.span.clone(),
-                    format!("{what} name `{}` is not allowed", name.value),
-                )
-                .help(fix),
-            );
+            self.add(Problem::error(name.span.clone(), format!("{what} name `{}` is invalid", name.value)).help(fix));
         }
     }
 
@@ -92,7 +86,7 @@ impl<'c> Context<'c> {
         }
     }
 
-    /// Reports an unknown name with the most similar of the known ones. `none` is the fix if none are known.
+    /// Reports an unknown name, together with the most similar known name. `none` is the fix if no name is known.
     pub(super) fn unknown<'n>(
         &self,
         name: &At<String>,
@@ -104,7 +98,7 @@ impl<'c> Context<'c> {
         self.add(problem.help(names::known(name, known, none)));
     }
 
-    /// Parses a template; reports an invalid one.
+    /// Parses a template. Reports an error if it is invalid.
     pub(super) fn template(&self, text: &At<String>) -> Option<Template> {
         match Template::parse(text) {
             Ok(template) => Some(template),
@@ -136,7 +130,7 @@ impl<'c> Context<'c> {
         i32::try_from(partitions.value).unwrap_or(default)
     }
 
-    /// Reads a schema file that the topology names.
+    /// Reads a schema file that is named in the topology.
     pub(super) fn read(&self, path: &At<String>) -> Option<(FileId, Arc<str>)> {
         match self.files.read(path) {
             Ok(text) => {

@@ -1,6 +1,7 @@
-//! Checks connectors, tables and events.
+//! Checks connectors, tables and event types.
 //!
-//! A faulty table or event becomes a known input too, so that views of it are not reported as views of an unknown input.
+//! A table or event type with errors becomes a known input too, so that its views are not reported as views of an
+//! unknown input.
 
 use super::context::Context;
 use super::known_inputs::{KnownInput, Meaning};
@@ -140,7 +141,7 @@ fn check_table(cx: &Context<'_>, table: &model::Table, kind: Option<SourceKind>)
     let what = format!("table `{}`", table.name.value);
     let name = TableName::new(&table.name)
         .map_err(|error| {
-            let message = format!("table name `{}` is not allowed", table.name.value);
+            let message = format!("table name `{}` is invalid", table.name.value);
             cx.add(Problem::error(table.name.span.clone(), message).help(error.reason));
         })
         .ok();
@@ -174,7 +175,7 @@ fn check_table(cx: &Context<'_>, table: &model::Table, kind: Option<SourceKind>)
 
 fn report_column_error(cx: &Context<'_>, columns: &At<Entries>, error: &ColumnError) {
     if columns.is_empty() {
-        // A missing `columns` key was already reported while reading the file; empty columns were not.
+        // A missing `columns` key was already reported while the file was read, but an empty map was not.
         if cx.source_text(&columns.span).starts_with('{') {
             let help = "declare at least the key columns: columns = { id = \"int8\" }";
             cx.add(Problem::error(columns.span.clone(), "the table has no columns").help(help));
@@ -199,7 +200,7 @@ fn derived_schema(cx: &Context<'_>, text: &str, span: &Range<usize>) -> Option<A
     }
 }
 
-/// Checks declared columns. A column with an invalid type is kept as text, so that its name is known.
+/// Checks declared columns. A column with an invalid type is treated as text, so that its name is known.
 fn check_columns(
     cx: &Context<'_>,
     what: &str,
@@ -214,14 +215,14 @@ fn check_columns(
             continue;
         }
         let Some(parsed) = columns::parse(ty) else {
-            let message = format!("`{}` is not a type", ty.value);
+            let message = format!("`{}` is not a valid column type", ty.value);
             let help = "write a PostgreSQL type; append `?` if the column is nullable: \"int8\", \"text?\"";
             cx.add(Problem::error(ty.span.clone(), message).help(help));
             columns.push(pg_types::Column::new(name, "text", ty.trim_end().ends_with('?')));
             continue;
         };
         if !parsed.is_built_in() {
-            let message = format!("`{}` is not a built-in type", parsed.name);
+            let message = format!("`{}` is not a built-in PostgreSQL type", parsed.name);
             if built_in_only {
                 let help = names::known(&parsed.name, columns::built_in(), "");
                 cx.add(Problem::error(ty.span.clone(), message).help(help));
@@ -380,7 +381,7 @@ fn check_event(cx: &Context<'_>, event: &model::Event) -> Option<Event> {
     })
 }
 
-/// Reads the Avro schema of an event from its file.
+/// Reads the Avro schema of an event type from its file.
 fn read_schema(cx: &Context<'_>, path: &At<String>) -> Option<Arc<Schema>> {
     let (file, text) = cx.read(path)?;
     if let Err(error) = serde_json::from_str::<Value>(&text) {
@@ -413,7 +414,7 @@ fn read_schema(cx: &Context<'_>, path: &At<String>) -> Option<Arc<Schema>> {
     Some(Arc::new(schema))
 }
 
-/// The schema of an event that lists its fields.
+/// The schema of an event type that lists its fields.
 fn schema_of_fields(cx: &Context<'_>, event: &model::Event, fields: &At<Entries>) -> Option<Arc<Schema>> {
     let what = format!("event `{}`", event.name.value);
     let columns = check_columns(cx, &what, fields, true);

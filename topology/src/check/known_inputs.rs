@@ -7,7 +7,6 @@ use crate::model::At;
 use crate::names;
 use crate::problem::Problem;
 
-/// A declared input, which may have errors.
 pub(super) struct KnownInput {
     /// Its name in `from`, such as `shop.orders` or `event:order_viewed`.
     pub(super) from: String,
@@ -15,7 +14,7 @@ pub(super) struct KnownInput {
     pub(super) row: RowType,
     /// Key columns, if known.
     pub(super) key: Option<Vec<usize>>,
-    /// Whether the columns are known. If not, an error was reported, and references to columns are not checked.
+    /// Whether the columns are known. If not, an error was already reported, and references to columns are not checked.
     pub(super) complete: bool,
     pub(super) meaning: Meaning,
     /// Number of partitions of its topic.
@@ -25,7 +24,7 @@ pub(super) struct KnownInput {
 /// How a processor interprets the records of an input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Meaning {
-    /// Changes of a table: puts and deletes by key.
+    /// Changes of a table: rows are written and deleted by key.
     Rows,
     /// Independent events.
     Events,
@@ -46,7 +45,7 @@ pub(super) fn find_input<'k>(cx: &Context<'_>, from: &At<String>, known: &'k [Kn
     }
     let message = format!("there is no input `{}`", from.value);
     let names = known.iter().map(|input| input.from.as_str());
-    // The commonest slips: the source left out, or the event's prefix.
+    // The most frequent mistakes: the name of the source, or the prefix of an event type, is missing.
     let suffixed = known
         .iter()
         .find(|input| input.from.rsplit(['.', ':']).next() == Some(from.value.as_str()));

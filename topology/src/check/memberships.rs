@@ -109,8 +109,8 @@ fn check_claims(cx: &Context<'_>, membership: &model::Membership, template: &Tem
         let place = cx.inside(&membership.bucket, span);
         let first = claim.split('.').next().unwrap_or(claim);
         if OF_THE_TOKEN.contains(&claim) {
-            let message = format!("claim `{claim}` describes the token, not the user");
-            cx.add(Problem::warning(place, message).help("use `sub` or an application-specific claim"));
+            let message = format!("claim `{claim}` cannot select the bucket of a user, because it describes the token");
+            cx.add(Problem::warning(place, message).help("use a claim that describes the user, such as `sub`"));
         } else if told && claim != "sub" && !given.contains(&claim) && !given.contains(&first) {
             let all: Vec<&str> = given.iter().copied().chain(["sub"]).collect();
             let problem = Problem::error(place, format!("no issuer declares the claim `{claim}`"));
@@ -122,7 +122,7 @@ fn check_claims(cx: &Context<'_>, membership: &model::Membership, template: &Tem
     }
 }
 
-/// Checks a membership from rows, then rejects it, because memberships from rows are not supported.
+/// Checks a membership from rows. It is then rejected, because memberships from rows are not supported.
 fn reject_rows(cx: &Context<'_>, membership: &model::Membership, template: &Template, known: &[KnownInput]) {
     let Some(from) = &membership.from else {
         let span = membership

@@ -9,7 +9,7 @@ use schemas::ids::ConnectorName;
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// Names of all processors: the built-in one and the declarative ones.
+/// Names of all processors: the built-in processor and the declarative ones.
 fn processors(all: &Declared) -> impl Iterator<Item = &str> {
     [SYNC_VIEWS]
         .into_iter()
@@ -118,7 +118,7 @@ fn report_unknown_role(cx: &Context<'_>, text: &At<String>, role: &str, all: &De
     cx.add(Problem::error(text.span.clone(), format!("there is no role `{role}`")).help(help));
 }
 
-/// Warns about roles that no node has, if nodes are declared.
+/// Warns about roles that are not assigned to a node, if nodes are declared.
 fn warn_unassigned_roles(cx: &Context<'_>, first: &model::Node, nodes: &[Node], all: &Declared) {
     let runs = |role: &Role| nodes.iter().any(|node| node.roles.contains(role));
     let mut missing = Vec::new();

@@ -15,7 +15,8 @@ use schemas::pg_types;
 use schemas::schema::Schema;
 use std::sync::Arc;
 
-/// First words of Trunkline's own topics. The changelog of a processor with such a name could collide with one of them.
+/// First words of the names of Trunkline's own topics. The changelog of a processor with such a name could have the
+/// name of one of these topics.
 const RESERVED: [&str; 12] = [
     SYNC_VIEWS,
     "analytics",

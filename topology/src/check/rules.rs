@@ -1,7 +1,7 @@
 //! Rules versions: hashes of everything that determines which rows a device has.
 //!
-//! The order in the file, comments and parameter names do not change a version. A changed version makes every device
-//! start over, so the hashed texts are a stable format that begins with a format number.
+//! The order in the file, comments and parameter names do not change a version. If a version changes, every device must
+//! load all rows again, so the hashed texts have a stable format that begins with a format number.
 
 use crate::checked::{Input, Segment, Topology, View};
 use serde_json::{Value, json};
@@ -67,7 +67,7 @@ fn view_text(topology: &Topology, view: &View) -> Value {
         }
     };
     let key = key.map(|key| key.iter().map(|at| name_of(*at)).collect::<Vec<_>>());
-    // Use arrays, because the order of an object's keys depends on a feature flag of serde_json.
+    // Arrays are used, because the order of an object's keys depends on a feature flag of serde_json.
     json!([
         1,
         view.name.as_str(),

@@ -1,6 +1,6 @@
 //! Checks views: input, fields, bucket, condition.
 //!
-//! The rows of an event view have the key of the event, so that all changes of a row are in one partition.
+//! The rows of a view of an event type have the key of the event, so that all changes of a row are in one partition.
 
 use super::buckets::KnownBucket;
 use super::context::Context;
@@ -28,7 +28,7 @@ pub(super) fn check_views(
         let bucket = template
             .as_ref()
             .and_then(|template| buckets::find_bucket(cx, &view.bucket, template, buckets));
-        // Without known columns the rest of the view cannot be checked.
+        // If the columns are not known, the rest of the view cannot be checked.
         let Some(input) = input.filter(|input| input.complete) else {
             continue;
         };
@@ -59,7 +59,7 @@ pub(super) fn check_views(
     views
 }
 
-/// The fields of a view: the listed columns, or all, with renames applied.
+/// The fields of a view: the listed columns or all columns, with their new names.
 fn view_fields(cx: &Context<'_>, view: &model::View, row: &RowType) -> Option<Vec<ViewField>> {
     let mut good = true;
     let mut fields: Vec<ViewField> = match &view.fields {
@@ -176,7 +176,7 @@ fn check_key(cx: &Context<'_>, view: &model::View, input: &KnownInput) {
     }
 }
 
-/// Resolves the bucket of a view to columns.
+/// Resolves the parameters of a view's bucket to columns.
 fn resolve_bucket(cx: &Context<'_>, view: &model::View, template: &Template, row: &RowType) -> Option<Vec<Segment>> {
     let mut good = true;
     for part in template.parts() {

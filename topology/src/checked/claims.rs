@@ -1,7 +1,7 @@
 //! Memberships: the buckets to which the claims of a token grant access.
 //!
 //! A claim that is missing, null, an object or not an integer grants nothing. A list grants one bucket per element. The
-//! number and length of buckets are limited, because claims are input.
+//! number and length of bucket names are limited, because claims are untrusted input.
 
 use crate::template::{self, BUCKET_BYTES_MAX, Part, Template};
 use serde_json::{Map, Value};
@@ -17,7 +17,7 @@ pub struct Membership {
     pub bucket: usize,
     /// Template of the bucket name; parameters are claims.
     pub template: Template,
-    /// Only tokens of this issuer. `None`: of any issuer.
+    /// The issuer whose tokens count; `None` for any issuer.
     pub issuer: Option<String>,
 }
 
@@ -96,7 +96,8 @@ fn extend(name: &str, value: &str, part: &Part) -> String {
     next
 }
 
-/// The values of a claim, by its full name, else as a path through nested objects such as `realm.stores`.
+/// The values of a claim: of the claim with this name, else of the field at this path in nested objects, such as
+/// `realm.stores`.
 fn values_of<'c>(claims: &'c Map<String, Value>, claim: &str) -> Vec<Cow<'c, str>> {
     let found = claims.get(claim).or_else(|| {
         let mut steps = claim.split('.');
@@ -110,7 +111,7 @@ fn values_of<'c>(claims: &'c Map<String, Value>, claim: &str) -> Vec<Cow<'c, str
     }
 }
 
-/// The text of a claim's value as a bucket parameter. An integer has the same text as the value of an integer column.
+/// The text of a claim's value as a bucket parameter. An integer has the same text as in an integer column.
 fn scalar(value: &Value) -> Option<Cow<'_, str>> {
     match value {
         Value::String(text) => Some(Cow::Borrowed(text)),

@@ -10,18 +10,18 @@ pub enum Input {
         /// Index into [`Source::tables`].
         table: usize,
     },
-    /// An event: index into [`Topology::events`]. The view contains the newest event of each key.
+    /// An event type: index into [`Topology::events`]. The view contains the newest event of each key.
     Event(usize),
     /// The output of a declarative processor: index into [`Topology::processors`].
     Processor(usize),
 }
 
-/// A column of a table, or a field of an event.
+/// A column of a table, or a field of an event type.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Column {
     /// Its name.
     pub name: String,
-    /// Declared type: a PostgreSQL type (`int8`, `numeric`), or the Avro type of an event field.
+    /// Declared type: a PostgreSQL type (`int8`, `numeric`), or the Avro type of a field of an event type.
     pub declared: String,
     /// Whether the column is nullable.
     pub nullable: bool,

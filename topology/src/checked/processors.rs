@@ -1,7 +1,7 @@
 //! Checked declarative processors: inputs, computation and output.
 //!
-//! Expressions are compiled over rows of the used columns only, in the order of [`Feed::columns`], so that other columns
-//! need not be decoded.
+//! Expressions are compiled for rows that contain only the used columns, in the order of [`Feed::columns`], so that
+//! other columns need not be decoded.
 
 use super::input::{Column, Input};
 use crate::expr::{Program, Scalar};
@@ -13,13 +13,13 @@ use std::sync::Arc;
 pub struct Processor {
     /// Name of the processor and of its consumer group.
     pub name: String,
-    /// Columns of its records, key columns first.
+    /// Columns of the output records, key columns first.
     pub columns: Vec<Column>,
     /// Key columns as indexes into `columns`.
     pub key: Vec<usize>,
     /// Avro schema of its records.
     pub schema: Arc<Schema>,
-    /// Number of partitions of its topic.
+    /// Number of partitions of the output topic.
     pub partitions: i32,
     /// Meaning of its records.
     pub output: OutputKind,
@@ -43,7 +43,7 @@ impl Processor {
         }
     }
 
-    /// Name of the store of groups or pairs.
+    /// Name of the store that contains the groups or pairs.
     pub fn store(&self) -> &'static str {
         match self.work {
             Work::Aggregate(_) => "groups",
@@ -70,7 +70,7 @@ impl Processor {
     }
 }
 
-/// A side of a join. An aggregate has only a left one.
+/// A side of a join. The only input of an aggregate is its left side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {
     /// `left`, or `from` of an aggregate.
@@ -82,9 +82,9 @@ pub enum Side {
 /// Meaning of the records of a processor's topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutputKind {
-    /// Rows that are put and deleted by key; the topic is compacted.
+    /// Rows that are written and deleted by key; the topic is compacted.
     Table,
-    /// Rows that are put repeatedly while their window is open; the topic has a retention time.
+    /// Rows that are written repeatedly while their window is open; the topic has a retention time.
     Windows,
     /// Independent records; the topic has a retention time.
     Stream,
@@ -97,11 +97,12 @@ pub struct Feed {
     pub input: Input,
     /// Names of the used columns, in the order of the rows of expressions.
     pub columns: Vec<String>,
-    /// Whether its records are changes of rows instead of events.
+    /// Whether the input's records are changes of rows, rather than events.
     pub is_table: bool,
-    /// Whether the key of the group or join equals the record key byte for byte (for tables: without the table name).
+    /// Whether the key of the group or join is equal to the record key byte for byte (for tables, without the table
+    /// name).
     pub is_keyed: bool,
-    /// Whether it is read directly; else through a repartition topic.
+    /// Whether the input is read directly, rather than through a repartition topic.
     pub is_direct: bool,
     /// Number of partitions of the topic that is read by the processor's main sub-topology: the input's or the
     /// repartition topic's.
@@ -182,11 +183,11 @@ impl Function {
 pub struct Window {
     /// Size, in ms.
     pub size_ms: i64,
-    /// Distance between the starts of two windows, in ms; divides the size.
+    /// Interval between the starts of two windows, in ms; divides the size.
     pub every_ms: i64,
     /// How long a window accepts late records after its end, in ms.
     pub grace_ms: i64,
-    /// Event time. `None`: the timestamp of the record.
+    /// Event time; `None` for the timestamp of the record.
     pub time: Option<Scalar>,
     /// Whether a window is written only once, when it closes.
     pub is_final: bool,
@@ -205,8 +206,8 @@ pub struct Join {
     pub right_key: Vec<Scalar>,
     /// Whether left rows without a right row are in the output (`type = "left"`).
     pub is_outer: bool,
-    /// Condition over pairs; the row is [left row, right row].
+    /// Condition over pairs. The row of the expression is [left row, right row].
     pub filter: Option<Program>,
-    /// Output columns after the key, over the same row.
+    /// Output columns after the key. The row of the expressions is the same.
     pub fields: Vec<Scalar>,
 }

@@ -1,7 +1,7 @@
 //! The type checker: converts the syntax tree to the compiled tree.
 //!
-//! An error is reported once: an expression with a faulty part is not reported again. A compiled tree never meets a null
-//! or a type that it does not expect.
+//! An error is reported once: an expression that contains a part with an error is not reported too. When a compiled
+//! tree is evaluated, no operand has an unexpected type or is unexpectedly null.
 
 mod calls;
 mod facts;
@@ -75,8 +75,8 @@ pub(super) fn value(text: &str, tree: &Ast, row: &RowType) -> Result<CheckedValu
     }
 }
 
-/// If an expression is only a column, or a field of nested records: its path, its field, and whether the field or a
-/// record that contains it can be null.
+/// If an expression consists only of a column, or of a field of nested records: its path, its field, and whether the
+/// field or a record that contains it can be null.
 pub(super) fn plain_path<'r>(tree: &Ast, row: &'r RowType) -> Option<(Vec<usize>, &'r Field, bool)> {
     if matches!(tree.kind, Kind::Has { .. }) {
         return None;
@@ -100,7 +100,7 @@ struct Typed {
     nullable: bool,
     node: Node,
     span: Range<usize>,
-    /// Declared type, if it is a column.
+    /// Declared type, if the expression is a column.
     declared: Option<String>,
 }
 
@@ -110,7 +110,7 @@ struct Checker<'c> {
     errors: Vec<ExprError>,
     warnings: Vec<ExprError>,
     columns: BTreeSet<usize>,
-    /// As `columns`, with the path into nested records.
+    /// Like `columns`, with the path into nested records.
     paths: BTreeSet<Vec<usize>>,
 }
 
@@ -237,7 +237,7 @@ impl<'c> Checker<'c> {
             return self.column(ast, name, facts);
         }
         let record = self.check(of, facts)?;
-        // Report an unknown field first; a guard would not help.
+        // An unknown field is reported first, because a guard would not help.
         let at = match &record.ty {
             Type::Row(row) => self.field_of(ast, of, row, name)?,
             _ => 0,
@@ -267,7 +267,7 @@ impl<'c> Checker<'c> {
         found
     }
 
-    /// Whether a node is the name `row` and no column has this name.
+    /// Whether a node is the name `row`, and no column has this name.
     fn is_row(&self, ast: &Ast) -> bool {
         facts::is_row(ast, self.row)
     }
@@ -316,13 +316,13 @@ impl<'c> Checker<'c> {
         Some(typed.node)
     }
 
-    /// Passes on a subexpression that cannot be null. `why` is the reason in the fix.
+    /// Returns a subexpression if it cannot be null; otherwise reports an error. `why` is the reason in the fix.
     fn present(&mut self, typed: Typed, why: &str) -> Option<Typed> {
         let written = self.written(&typed.span);
         if typed.ty == Type::Null {
             self.error(
                 typed.span,
-                "`null` is not allowed here",
+                "`null` cannot be used here",
                 "use `null` only with `==` and `!=`",
             );
             return None;
@@ -353,7 +353,7 @@ impl<'c> Checker<'c> {
         }
     }
 
-    /// Evaluates a node whose operands are literals. A failed evaluation is an error of the text.
+    /// Evaluates a node whose operands are literals. If the evaluation fails, the expression has an error.
     fn fold(&mut self, typed: Typed) -> Option<Typed> {
         if !typed.node.is_constant() {
             return Some(typed);
@@ -414,7 +414,7 @@ impl Type {
         matches!(self, Type::Int | Type::Double)
     }
 
-    /// Whether `==` and `in` can compare the two.
+    /// Whether `==` and `in` can compare values of the two types.
     fn comparable(&self, other: &Type) -> bool {
         match (self, other) {
             (Type::Null, _) | (_, Type::Null) => true,

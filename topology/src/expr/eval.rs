@@ -1,7 +1,8 @@
 //! The compiled expression tree, and its evaluation over a row.
 //!
-//! Types are checked at compile time, so only arithmetic and conversions can fail. As in CEL, an operand of `&&` or `||`
-//! that decides the result wins over an error of the other operand. Comparing columns with literals does not allocate.
+//! Types are checked at compile time, so only arithmetic and conversions can fail. As in CEL, if one operand of `&&` or
+//! `||` decides the result, an error of the other operand has no effect. Comparing columns with literals does not
+//! allocate.
 
 use super::time;
 use super::types::Form;
@@ -14,7 +15,7 @@ use std::ops::Range;
 
 /// An evaluation failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("evaluate `{part}`: {fault}")]
+#[error("cannot evaluate `{part}`: {fault}")]
 pub struct EvalError {
     /// The part of the expression that failed.
     pub part: String,
@@ -47,7 +48,7 @@ impl EvalError {
     }
 }
 
-/// A failed evaluation before it is completed with the text. Small, because it is part of every result.
+/// A failed evaluation, before the text of the expression is added. Small, because it is part of every result.
 #[derive(Debug)]
 pub(super) struct Fail {
     pub(super) fault: EvalFault,
@@ -138,7 +139,7 @@ pub(super) enum Node {
     Convert(Convert, Box<Node>, Range<usize>),
 }
 
-/// The error for values of a wrong type, which the type check excludes.
+/// Range in errors about values of a wrong type, which the type check makes impossible.
 const NOWHERE: Range<usize> = 0..usize::MAX;
 
 impl Node {
@@ -252,7 +253,7 @@ fn read<'v>(datum: Option<&'v Datum<'v>>, form: Form) -> Value<'v> {
     }
 }
 
-/// `&&` (decided by false) and `||` (decided by true). An operand that decides wins over an error of the other.
+/// `&&` (decided by false) and `||` (decided by true). If one operand decides, an error of the other has no effect.
 fn decide(a: &Node, b: &Node, row: &[Datum<'_>], decided: bool) -> Result<bool> {
     match a.truth(row) {
         Ok(answer) if answer == decided => Ok(decided),
@@ -268,7 +269,7 @@ fn in_list(value: &Node, list: &[Node], row: &[Datum<'_>]) -> Result<bool> {
     let value = value.eval(row)?;
     let mut found = false;
     for element in list {
-        // Evaluate every element: as in CEL, an error in the list is an error of the expression.
+        // Every element is evaluated: as in CEL, an error in the list is an error of the expression.
         found |= equal(&value, &element.eval(row)?);
     }
     Ok(found)
@@ -342,7 +343,7 @@ fn order(a: &Value<'_>, b: &Value<'_>) -> Option<Ordering> {
 /// 2^63, the smallest double greater than all 64-bit integers.
 const INTEGERS_END: f64 = 9_223_372_036_854_775_808.0;
 
-/// Compares an integer with a double by value, exactly.
+/// Compares an integer with a double exactly, by value.
 fn order_mixed(i: i64, d: f64) -> Option<Ordering> {
     if d.is_nan() {
         None
@@ -439,7 +440,7 @@ impl Convert {
         match (self, value) {
             (Convert::Int, Value::Int(i)) => Some(Value::Int(i)),
             (Convert::Int, Value::Double(d)) => {
-                // As in CEL: truncate towards zero, and require a value strictly inside the range.
+                // As in CEL, truncates towards zero, and requires a value strictly inside the range.
                 (d > -INTEGERS_END && d < INTEGERS_END).then(|| Value::Int(whole_to_int(d.trunc())))
             }
             (Convert::Int, Value::Text(text)) => text.parse().ok().map(Value::Int),

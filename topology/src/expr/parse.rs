@@ -12,7 +12,8 @@ use std::ops::Range;
 const TEXT_BYTES_MAX: usize = 4096;
 /// Maximum nesting of parentheses, lists and calls.
 const DEPTH_MAX: u16 = 32;
-/// Maximum number of operators. A chain of n operators is a tree of depth n, which recursion must fit on the stack.
+/// Maximum number of operators. A chain of n operators becomes a tree of depth n, and recursion over the tree must not
+/// overflow the stack.
 const OPERATORS_MAX: usize = 400;
 
 /// A node of the syntax tree.
@@ -45,7 +46,7 @@ pub(super) enum Kind {
     },
     /// `[a, b]`
     List(Vec<Ast>),
-    /// An operator or function; the receiver of a method is its first argument.
+    /// An operator or function; for a method, the receiver is the first argument.
     Call {
         function: String,
         method: bool,
@@ -81,7 +82,7 @@ pub(super) fn parse(text: &str) -> Result<Ast, Vec<ExprError>> {
             "use `in` with a list, or publish the result as a column",
         )]);
     }
-    // Check the depth before parsing, because the parser's own check returns incomplete trees.
+    // The depth is checked before parsing, because the parser's own check returns incomplete trees.
     if let Some(at) = too_deep(text) {
         let message = format!("brackets are nested more than {DEPTH_MAX} levels deep");
         return Err(vec![ExprError::new(
@@ -115,7 +116,7 @@ fn too_deep(text: &str) -> Option<usize> {
     })
 }
 
-/// The first syntax error; later ones are mostly consequences of it.
+/// The first syntax error; later errors are usually its consequences.
 fn syntax_errors(text: &str, errors: &cel::ParseErrors) -> Vec<ExprError> {
     let Some(error) = errors.errors.first() else {
         return vec![ExprError::new(
@@ -304,7 +305,7 @@ impl Places<'_> {
         }
     }
 
-    /// The end of `sign` if it follows, else the position itself.
+    /// The position after `sign` if it follows, else the given position.
     fn after(&self, at: usize, sign: &str) -> usize {
         let rest = self.text.get(at..).unwrap_or("");
         let blank = rest.len() - rest.trim_start().len();
@@ -321,7 +322,7 @@ impl Places<'_> {
         span.start..end
     }
 
-    /// Extends a range by the parentheses around its first and last part, which are not part of any node.
+    /// Extends a range to include the parentheses around its first and last part, which are not part of any node.
     fn balanced(&self, mut span: Range<usize>) -> Range<usize> {
         let (mut open, mut unopened) = (0usize, 0usize);
         for byte in self.text.get(span.clone()).unwrap_or("").bytes() {

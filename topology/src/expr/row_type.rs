@@ -1,5 +1,5 @@
-//! Derives the row type of conditions from an Avro schema. Fields keep the order of the schema, so that indexes fit
-//! decoded rows. Recursive types are expanded to a limited depth.
+//! Derives the row type of conditions from an Avro schema. Fields have the order of the schema, so that their indexes
+//! are those of decoded rows. Recursive types are expanded to a limited depth.
 
 use super::types::{Field, Form, RowType, Type};
 use schemas::schema::{Kind, Logical, Schema, TypeId};

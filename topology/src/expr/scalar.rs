@@ -1,8 +1,8 @@
 //! Scalar expressions: the columns of a declarative processor's output.
 //!
-//! An expression that is only a column keeps the type of the column; any other expression is computed and has the type of
-//! its result. Values are stored as those of the corresponding PostgreSQL type: dates in days and timestamps in
-//! microseconds, independent of the unit in an event's schema.
+//! An expression that is only a column keeps the type of the column; any other expression is computed and has the type
+//! of its result. Values have the representation of the corresponding PostgreSQL type: dates in days and timestamps in
+//! microseconds, regardless of the unit in the schema of an event.
 
 use super::error::ExprError;
 use super::eval::{EvalError, EvalFault, Fail, Node};
@@ -24,7 +24,7 @@ pub enum Cell<'v> {
     Int(i64),
     /// `float4`, `float8`.
     Double(f64),
-    /// Everything that is published as text.
+    /// All types that are published as text.
     Text(Cow<'v, str>),
     /// `bytea`.
     Bytes(Cow<'v, [u8]>),
@@ -170,7 +170,7 @@ impl Scalar {
         &self.paths
     }
 
-    /// The column, if the expression is only a top-level column.
+    /// The column, if the expression consists only of a top-level column.
     pub fn as_column(&self) -> Option<usize> {
         match &*self.kind {
             Kind::Path(path, _) => match path.as_slice() {
@@ -299,6 +299,6 @@ mod tests {
     fn failed_evaluation_names_its_part() {
         let scalar = Scalar::compile("100 / id", &row()).unwrap();
         let error = scalar.eval(&[Datum::Int(0)]).unwrap_err();
-        assert_eq!(error.to_string(), "evaluate `100 / id`: division by zero");
+        assert_eq!(error.to_string(), "cannot evaluate `100 / id`: division by zero");
     }
 }

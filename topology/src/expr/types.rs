@@ -15,7 +15,7 @@ pub enum Type {
     Text,
     /// Bytes.
     Bytes,
-    /// Timestamps. Dates count as midnight UTC, timestamps without time zone as UTC.
+    /// Timestamps. A date counts as midnight UTC, and a timestamp without time zone as UTC.
     Timestamp,
     /// Durations.
     Duration,
@@ -34,7 +34,7 @@ pub enum Type {
 pub enum Form {
     /// As in the datum.
     Plain,
-    /// An `Int` of days since 1970; the greatest and least are infinity.
+    /// An `Int` of days since 1970; the maximum and minimum are infinity and -infinity.
     Date,
     /// A `Long` of milliseconds since 1970.
     Millis,

@@ -14,7 +14,7 @@ pub(super) enum Value<'v> {
     Double(f64),
     Text(Cow<'v, str>),
     Bytes(Cow<'v, [u8]>),
-    /// Microseconds since 1970 in UTC. The greatest and least are infinity.
+    /// Microseconds since 1970 in UTC; the maximum and minimum are infinity and -infinity.
     Timestamp(i64),
     /// Microseconds.
     Duration(i64),

@@ -1,4 +1,4 @@
-//! `[[processor]]`: declarative processors. Whether the keys fit the kind is checked later.
+//! `[[processor]]`: declarative processors. Whether the keys are valid for the kind is checked later.
 
 use super::reader::{At, Entries, Table as Reader};
 use std::ops::Range;
@@ -32,7 +32,7 @@ pub struct Processor {
     pub emit: Option<At<String>>,
     /// `partitions` of its output topic and of its repartition topics.
     pub partitions: Option<At<i64>>,
-    /// Position of the table in the file.
+    /// Byte range of the TOML table in the topology file.
     pub span: Range<usize>,
 }
 
@@ -47,7 +47,7 @@ pub struct Window {
     pub grace: Option<At<String>>,
     /// `time`: expression for the event time. Default: the timestamp of the record.
     pub time: Option<At<String>>,
-    /// Position of the table in the file.
+    /// Byte range of the TOML table in the topology file.
     pub span: Range<usize>,
 }
 

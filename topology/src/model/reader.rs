@@ -1,7 +1,7 @@
 //! Reads a TOML table key by key, with positions.
 //!
-//! All wrong types, missing keys and unknown keys are reported with their positions. Tables and maps keep the order of the
-//! file.
+//! All wrong types, missing keys and unknown keys are reported with their positions. Tables and maps preserve the order
+//! of the file.
 
 use crate::names;
 use crate::problem::{Problem, Problems};
@@ -10,7 +10,7 @@ use std::ops::{Deref, Range};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// Names and strings, in the order of the file.
+/// Names and their strings, in the order of the file.
 pub type Entries = Vec<(At<String>, At<String>)>;
 
 /// A value and its position in the file.
@@ -18,7 +18,7 @@ pub type Entries = Vec<(At<String>, At<String>)>;
 pub struct At<T> {
     /// The value.
     pub value: T,
-    /// Byte range; for a string including the quotes.
+    /// Byte range; for a string, including the quotes.
     pub span: Range<usize>,
 }
 
@@ -201,7 +201,7 @@ impl<'r, 'i> Table<'r, 'i> {
         tables
     }
 
-    /// Adds the value of `name` to the name in messages.
+    /// Adds the value of `name` to the table's name in messages.
     pub(super) fn called(&mut self, name: Option<&At<String>>) {
         if let Some(name) = name {
             self.what = format!("{} `{}`", self.what, name.value);

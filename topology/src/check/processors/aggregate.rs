@@ -1,7 +1,8 @@
 //! Checks aggregates: group, functions and their types, windows.
 //!
-//! A function is accepted only if it can be computed, and undone when a row changes, for every value of its argument's
-//! type. Numbers that are published as text (`numeric`) are rejected, because text has another order.
+//! A function is accepted only if, for every value of its argument's type, it can be computed, and a value can be
+//! removed again when a row changes. Numbers that are published as text (`numeric`) are rejected, because their text
+//! has another order.
 
 use super::common::{self, Derived, default_partitions, names_of, reduced, typed};
 use crate::check::context::Context;
@@ -87,7 +88,8 @@ pub(super) fn check_aggregate(cx: &Context<'_>, declared: &model::Processor, kno
     let named = check_names(cx, group, fields, window.as_ref().ok()?.is_some());
     let whole = compile_parts(cx, declared, &input.row);
     let (whole, window) = (whole.filter(|_| named)?, window.ok()?);
-    // Compile again over the used columns only, so that the other columns need not be decoded at run time.
+    // The expressions are compiled again with only the used columns, so that the other columns need not be decoded at
+    // run time.
     let row = reduced(&input.row, &whole.used());
     let parts = compile_parts(cx, declared, &row)?;
     let feed = feed(input, &row, &whole.group, window.is_some_and(|_| whole.time.is_some()));
@@ -245,7 +247,7 @@ fn compile_time(cx: &Context<'_>, of: &str, written: &At<String>, row: &RowType)
     Some(scalar)
 }
 
-/// `sum(total_cents)`: the function and its argument.
+/// Compiles an aggregate such as `sum(total_cents)`: the function and its argument.
 fn compile_field(
     cx: &Context<'_>,
     of: &str,
@@ -332,7 +334,8 @@ fn resolve_function(
             let help = format!("convert it: {}(double({}))", name.value, arg.text());
             return reject(
                 format!(
-                    "`{}` is {what}, which is published as text and would be compared as text",
+                    "cannot apply {}() to `{}`: it is {what}, which is published and would be compared as text",
+                    name.value,
                     arg.text()
                 ),
                 help,
@@ -366,7 +369,7 @@ fn resolve_function(
     Some((function, String::from(ty)))
 }
 
-/// The window of a declaration; reports errors.
+/// Parses the window of a declaration; reports errors.
 fn parse_window(cx: &Context<'_>, declared: &model::Processor) -> Result<Option<WindowSpec>, ()> {
     let is_final = match declared.emit.as_ref().map(|emit| (emit, emit.value.as_str())) {
         None | Some((_, "updates")) => false,

@@ -12,7 +12,7 @@ use std::ops::Range;
 
 /// A checked processor without its output schema.
 pub(super) struct Derived {
-    /// The key columns, then the others.
+    /// The key columns, then the other columns.
     pub(super) columns: Vec<pg_types::Column>,
     /// Number of key columns.
     pub(super) key: usize,
@@ -22,7 +22,7 @@ pub(super) struct Derived {
     pub(super) declaration: serde_json::Value,
 }
 
-/// The input with this name, if a processor can read it.
+/// The input with this name. Reports an error if a processor cannot read it.
 pub(super) fn find_input<'k>(cx: &Context<'_>, from: &At<String>, known: &'k [KnownInput]) -> Option<&'k KnownInput> {
     let input = known_inputs::find_input(cx, from, known)?;
     if input.meaning == Meaning::Windows {
@@ -37,7 +37,7 @@ pub(super) fn find_input<'k>(cx: &Context<'_>, from: &At<String>, known: &'k [Kn
     input.complete.then_some(input)
 }
 
-/// Reports keys that are only valid for the other kind.
+/// Reports keys that are only valid for the other kind of processor.
 pub(super) fn reject_keys_of_kind(cx: &Context<'_>, kind: &str, keys: &[(&str, Option<Range<usize>>)]) {
     for (key, span) in keys.iter().filter_map(|(key, span)| Some((key, span.clone()?))) {
         let message = format!("`{key}` is only valid for processors of kind `{kind}`");
@@ -67,7 +67,7 @@ pub(super) fn compile_condition(
     Ok(Some(program))
 }
 
-/// Compiles the scalar expression in `part` of the string; reports errors.
+/// Compiles a scalar expression, which is the given part of a string; reports errors.
 pub(super) fn compile_scalar(
     cx: &Context<'_>,
     of: &str,
@@ -118,7 +118,7 @@ pub(super) fn check_output_names(cx: &Context<'_>, entries: &[&At<Entries>], mor
     cx.errors() == before
 }
 
-/// The output column of an expression; reports a type that cannot be a column.
+/// The output column of an expression. Reports an error if the type cannot be the type of a column.
 pub(super) fn output_column(
     cx: &Context<'_>,
     name: &At<String>,
@@ -142,7 +142,8 @@ pub(super) fn partitions_of(cx: &Context<'_>, declared: &model::Processor, defau
     cx.partitions(declared.partitions.as_ref(), &topic, EVENT_PARTITIONS_MAX, default)
 }
 
-/// Default number of partitions of a processor's topic: that of a directly read input with several partitions.
+/// Default number of partitions of a processor's topic: that of an input that is read directly and has several
+/// partitions.
 pub(super) fn default_partitions(feeds: &[&Feed]) -> i32 {
     feeds
         .iter()
@@ -152,7 +153,7 @@ pub(super) fn default_partitions(feeds: &[&Feed]) -> i32 {
         .unwrap_or(EVENT_PARTITIONS)
 }
 
-/// A row type with the used fields only, in ascending order of their indexes.
+/// A row type with only the used fields, in ascending order of their indexes.
 pub(super) fn reduced(row: &RowType, used: &std::collections::BTreeSet<usize>) -> RowType {
     RowType {
         fields: used.iter().filter_map(|at| row.fields.get(*at).cloned()).collect(),
@@ -163,7 +164,7 @@ pub(super) fn names_of(row: &RowType) -> Vec<String> {
     row.fields.iter().map(|field| field.name.clone()).collect()
 }
 
-/// Columns and their types, as part of the text by which changed declarations are detected.
+/// Columns and their types, as part of the text from which a change of the declaration is detected.
 pub(super) fn typed(row: &RowType) -> serde_json::Value {
     row.fields
         .iter()

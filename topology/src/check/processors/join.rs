@@ -1,7 +1,7 @@
-//! Checks joins: sides, key, output columns.
+//! Checks joins: sides, key and output columns.
 //!
-//! The key columns of both sides must have the same encoding in a record key, so that equal values are in the same
-//! partition. The right side is looked up by its whole key, so there is at most one right row per left row.
+//! The key columns of both sides must have the same encoding in a record key, so that rows with equal values are in the
+//! same partition. The right side is looked up by its whole key, so there is at most one right row for each left row.
 
 use super::common::{self, Derived, default_partitions, names_of, reduced, typed};
 use crate::check::context::Context;
@@ -256,11 +256,11 @@ fn resolve_on(
     Some((left_key, key, names))
 }
 
-/// The key of a side, if `on` names exactly its columns.
+/// The key of a side. Reports an error if `on` does not contain exactly the key columns.
 fn check_whole_key(cx: &Context<'_>, on: &At<Entries>, of: &KnownInput, named: &[usize]) -> Option<Vec<usize>> {
     let Some(key) = &of.key else {
-        let message = format!("the key of `{}` is not declared", of.from);
-        let help = "add `key = [\"…\"]` to its [[table]]; a join needs the key at check time";
+        let message = format!("cannot check the join, because `{}` does not declare its key", of.from);
+        let help = "add `key = [\"…\"]` to its [[table]]";
         cx.add(Problem::error(on.span.clone(), message).help(help));
         return None;
     };
@@ -290,7 +290,7 @@ fn check_key_types(cx: &Context<'_>, name: &At<String>, left: &Field, right: &Fi
     false
 }
 
-/// The encoding of a column in a record key; `None` if it cannot be part of one.
+/// The encoding of a column in a record key; `None` if the column cannot be part of a key.
 fn key_form(field: &Field) -> Option<AvroType> {
     let scalar = Scalar::compile(
         &format!("row[{}]", json!(field.name)),
@@ -322,8 +322,8 @@ fn pair(sides: &Sides<'_>, left: &RowType, right: &RowType) -> RowType {
     }
 }
 
-/// How the two inputs are read. Directly, if both have one partition or are co-partitioned by the join key; else a side
-/// that is not partitioned by the join key is repartitioned.
+/// How the two inputs are read: directly, if both have one partition or are co-partitioned by the join key. Otherwise,
+/// a side that is not partitioned by the join key is repartitioned.
 fn feeds(sides: &Sides<'_>, left: &RowType, right: &RowType, declared: i32) -> (Feed, Feed) {
     let keyed = |of: &KnownInput, key: &[usize]| of.key.as_deref() == Some(key);
     let (left_keyed, right_keyed) = (keyed(sides.left, &sides.left_key), keyed(sides.right, &sides.right_key));

@@ -1,4 +1,5 @@
-//! Type rules of operators and functions. There are no implicit conversions; an error names the conversion to write.
+//! Type rules of operators and functions. There are no implicit conversions; an error shows the conversion that must be
+//! written.
 
 use super::facts::Facts;
 use super::{Checker, Typed};
@@ -37,7 +38,7 @@ fn typed(ty: Type, node: Node, span: Range<usize>) -> Typed {
     }
 }
 
-/// The function that converts a string for use with a number: a `numeric` can have a fraction.
+/// The function that converts a string to a number for use with `other`; a `numeric` can have a fraction.
 fn number_of(text: &Typed, other: &Type) -> Type {
     if text.declared.as_deref() == Some("numeric") {
         Type::Double
@@ -46,7 +47,7 @@ fn number_of(text: &Typed, other: &Type) -> Type {
     }
 }
 
-/// The text of a literal, completed to a timestamp if it is a date.
+/// The text of a literal. A date is completed to a timestamp.
 fn instant_of(written: &str) -> String {
     let date = written
         .get(1..11)
@@ -167,7 +168,8 @@ impl Checker<'_> {
         None
     }
 
-    /// `&&` and `||`. The right operand is checked with the facts that hold if the left one did not decide the result.
+    /// Checks `&&` and `||`. The right operand is checked with the facts that hold if the left operand did not decide
+    /// the result.
     fn logic(&mut self, a: &Ast, b: &Ast, and: bool, site: CallSite<'_>) -> Option<Typed> {
         let CallSite { facts, span } = site;
         let left = self

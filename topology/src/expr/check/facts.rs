@@ -1,6 +1,7 @@
-//! Null analysis: the columns that are known not to be null at a place, because of the conditions around it.
+//! Null analysis: determines which columns cannot be null at a place in an expression, because of the conditions around
+//! it.
 //!
-//! The analysis is conservative: where it does not derive a fact, the checker requires an explicit guard.
+//! The analysis is conservative: where it cannot derive a fact, the checker requires an explicit guard.
 
 use crate::expr::parse::{Ast, Kind};
 use crate::expr::types::{RowType, Type};
@@ -38,7 +39,7 @@ fn learn(ast: &Ast, truth: bool, row: &RowType, out: &mut Vec<Path>) {
                     learn(a, truth, row, out);
                     learn(b, truth, row, out);
                 } else {
-                    // Either operand may have decided the result, so only facts of both hold.
+                    // Either operand may have decided the result, so only facts that follow from both are known.
                     let (mut left, mut right) = (Vec::new(), Vec::new());
                     learn(a, truth, row, &mut left);
                     learn(b, truth, row, &mut right);
@@ -73,7 +74,7 @@ fn learn_equal(a: &Ast, b: &Ast, equal: bool, row: &RowType, out: &mut Vec<Path>
     }
 }
 
-/// Whether an expression is never null because of its kind.
+/// Whether the value of an expression cannot be null because of its kind.
 fn never_null(ast: &Ast, row: &RowType) -> bool {
     match &ast.kind {
         Kind::Bool(_) | Kind::Int(_) | Kind::Double(_) | Kind::Text(_) | Kind::Bytes(_) => true,
@@ -89,7 +90,7 @@ pub(super) fn is_row(ast: &Ast, row: &RowType) -> bool {
     matches!(&ast.kind, Kind::Name(name) if name == "row") && row.fields.iter().all(|field| field.name != "row")
 }
 
-/// The path of a column or field; `None` for anything else.
+/// The path of a column or field; `None` if the expression is neither.
 pub(super) fn path(ast: &Ast, row: &RowType) -> Option<Path> {
     let column = |name: &str| {
         row.fields

@@ -1,4 +1,4 @@
-//! Random conditions over random rows: the compiled program and the `cel` crate's interpreter agree.
+//! Random conditions with random rows: the compiled program and the `cel` crate's interpreter must agree.
 
 use super::*;
 use cel::{Context, Value as Cel};
