@@ -21,16 +21,16 @@ pub struct Backends {
     pub registry: SharedRegistry,
     /// The clock.
     pub clock: SharedClock,
-    /// Replication factor of created topics. Default: that of the brokers.
+    /// Replication factor of topics that are created. Default: the brokers' default.
     pub replication: Option<i32>,
     /// The processors that run in this process.
     pub running: RunningProcessors,
-    /// URL of this process's admin listener, as other processes reach it.
+    /// URL under which other processes reach this process's admin listener.
     pub advertised: Option<String>,
 }
 
 impl Backends {
-    /// Backends of a process in which no processor runs yet.
+    /// Creates the backends of a process in which no processor runs yet.
     pub fn new(log: SharedEventLog, registry: SharedRegistry, clock: SharedClock, replication: Option<i32>) -> Self {
         Backends {
             log,

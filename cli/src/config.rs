@@ -1,7 +1,8 @@
-//! Configuration of a node, `trunkline.toml`: where it runs. What runs is declared in the topology.
+//! Configuration of a node, `trunkline.toml`: how it connects to its environment. What runs is declared in the
+//! topology.
 //!
-//! Unknown keys are errors. Secrets are written as `${env:NAME}` or `${file:PATH}` and are never printed. No default
-//! connects to or listens on another host.
+//! Unknown keys are errors. Secrets are written as `${env:NAME}` or `${file:PATH}` and are never printed. By default, a
+//! node neither connects to other hosts nor accepts connections from them.
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
@@ -9,7 +10,7 @@ use service::{Secret, admin, config::Sources};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Environment variables that are command line options, not keys of the file.
+/// Environment variables that set command line options, not keys of the file.
 const OPTIONS: [&str; 5] = [
     "TRUNKLINE_LOG",
     "TRUNKLINE_POSTGRES",

@@ -1,6 +1,6 @@
 //! Exclusive use of a data directory by one process, from start to exit.
 //!
-//! The lock is an advisory lock on a file in the directory, so the kernel releases it after kill -9 too. The file is
+//! The lock is an advisory lock on a file in the directory, so the kernel also releases it after kill -9. The file is
 //! inside the directory because the parent is often not writable (`/var/lib`, a mounted volume). `dev --fresh` renames
 //! the directory together with the locked file. Therefore [`DataDir::claim`] checks after locking that the path still
 //! refers to the locked file. A process renames the directory only while it holds the lock, so a lock that passed the
@@ -36,7 +36,7 @@ pub enum DataDirError {
         directory: String,
         /// `process PID`, or `another process`.
         holder: String,
-        /// The option or key that sets the directory.
+        /// The option or configuration key that sets the directory.
         option: &'static str,
     },
     /// A file system operation failed.
@@ -50,7 +50,7 @@ pub enum DataDirError {
         source: io::Error,
     },
     /// The old directory was renamed, but the new one could not be claimed.
-    #[error("cannot create a new data directory; the previous contents are in {}", .aside.display())]
+    #[error("cannot create a new data directory; the previous contents were moved to {}", .aside.display())]
     NotReplaced {
         /// New path of the old directory.
         aside: PathBuf,
@@ -85,7 +85,7 @@ impl DataDir {
 
     fn claim_once(named: &Path, option: &'static str) -> Result<Self, DataDirError> {
         fs::create_dir_all(named).map_err(failed("create the data directory", named))?;
-        // Symbolic links and relative paths must lead to the same lock file.
+        // A symbolic link or a relative path must lead to the same lock file.
         let path = fs::canonicalize(named).map_err(failed("resolve the data directory", named))?;
         let file = path.join(LOCK_FILE);
         let lock = OpenOptions::new()
@@ -100,7 +100,8 @@ impl DataDir {
                 write_pid(&lock);
                 Ok(DataDir { path, lock })
             }
-            // `dev --fresh` renamed the directory between opening and locking: this is the lock of the old one.
+            // `dev --fresh` renamed the directory between opening and locking, so this is the lock of the old
+            // directory.
             Ok(()) => Err(failed("lock", &file)(io::ErrorKind::NotFound.into())),
             Err(TryLockError::WouldBlock) => Err(in_use(named, &path, option)),
             Err(TryLockError::Error(error)) => Err(failed("lock", &file)(error)),
@@ -120,7 +121,8 @@ impl DataDir {
             path: self.path.clone(),
             source,
         })?;
-        // Keep the old lock until the new one is held: a process that opened the old file before the rename must fail.
+        // The old lock is kept until the new lock is held: a process that opened the old file before the rename must
+        // fail.
         match DataDir::claim(&self.path, option) {
             Ok(new) => Ok((new, Some(aside))),
             Err(source) => Err(DataDirError::NotReplaced {
@@ -130,8 +132,8 @@ impl DataDir {
         }
     }
 
-    /// Keeps the lock until the process exits, and returns the absolute path. It is never released earlier, because
-    /// threads that outlive an interrupted drain may still write.
+    /// Keeps the lock until the process exits, and returns the absolute path. The lock is not released earlier, because
+    /// threads that still run after an interrupted drain may write.
     pub fn keep(self) -> PathBuf {
         std::mem::forget(self.lock);
         self.path
@@ -151,7 +153,8 @@ impl DataDir {
 
 /// Whether the error can be caused by a concurrent rename of the directory.
 fn is_moved(error: &io::Error) -> bool {
-    // AlreadyExists: the directory existed at `mkdir` and was gone when `create_dir_all` checked that it is one.
+    // AlreadyExists: the directory existed at `mkdir`, but no longer when `create_dir_all` checked whether it is a
+    // directory.
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists)
 }
 
@@ -228,7 +231,7 @@ mod tests {
         assert!(is_in_use(&dir));
         assert!(is_in_use(&parent.path().join("data/../link/.")));
         fs::write(dir.join("file"), "old").unwrap();
-        // The directory is renamed, not the link.
+        // The directory is renamed, not the symbolic link.
         let (_new, aside) = held.start_over(OPTION).unwrap();
         let aside = aside.unwrap();
         assert_eq!(aside, parent.path().canonicalize().unwrap().join("data.aside-1"));
@@ -265,7 +268,8 @@ mod tests {
         fs::write(dir.join("file"), "old").unwrap();
         let early = File::open(dir.join(LOCK_FILE)).unwrap();
         let (_new, _) = held.start_over(OPTION).unwrap();
-        // A claim that opened the file before the rename gets the lock and must detect that it is the old one.
+        // A claim that opened the file before the rename gets the lock, and must detect that it is the lock of the old
+        // directory.
         early.try_lock().unwrap();
         assert!(!is_at(&early, &dir.join(LOCK_FILE)));
     }
@@ -284,7 +288,7 @@ mod tests {
                 let held = DataDir::claim(&dir, OPTION).ok()?;
                 held.start_over(OPTION).ok().map(|(held, _)| held)
             };
-            // Locks are kept until all threads have finished, like those of running processes.
+            // Locks are kept until all threads have finished, as running processes keep theirs.
             let held: Vec<DataDir> = std::thread::scope(|scope| {
                 let threads: Vec<_> = (0..PROCESSES).map(|_| scope.spawn(claim)).collect();
                 threads.into_iter().filter_map(|t| t.join().unwrap()).collect()

@@ -1,4 +1,4 @@
-//! A node: one process with the roles that the topology assigns to it, over one log and one registry.
+//! A node: one process with the roles that the topology assigns to it, with one log and one registry.
 //!
 //! [`start`] opens the admin listener first, so that `/readyz` explains what the node waits for. Then it connects to the
 //! log and the registry (retrying while they are unavailable), creates the topics, and starts the roles.
@@ -108,7 +108,7 @@ pub async fn start(
     start_roles(plan, &context, admin).await
 }
 
-/// The API of the admin listener, which exists only after the log is open.
+/// The API of the admin listener, which is available only after the log has been opened.
 fn api_router(api: &Arc<OnceLock<axum::Router>>) -> axum::Router {
     use axum::http::StatusCode;
     use axum::response::IntoResponse;
@@ -130,7 +130,7 @@ fn api_router(api: &Arc<OnceLock<axum::Router>>) -> axum::Router {
     })
 }
 
-/// Connects and creates the topics. Repeats both while the log or the registry is unavailable.
+/// Connects and creates the topics. Retries both while the log or the registry is unavailable.
 fn open_with_retry(
     open: &impl Fn() -> Result<Backends>,
     wiring: &Wiring,
@@ -158,7 +158,7 @@ fn open_with_retry(
     }
 }
 
-/// Keeps the readiness of the log current, because a role that waits in a call reports an outage only after its timeout.
+/// Updates the readiness of the log, because a role that waits in a call reports an outage only after its timeout.
 fn watch(log: SharedEventLog, component: Component, tasks: &Tasks) {
     let drain = tasks.drain();
     tasks.spawn("log-watch", async move {
@@ -196,7 +196,7 @@ async fn start_roles(plan: Plan, context: &Context, admin: SocketAddr) -> Result
     if plan.roles.contains(&Role::Ingest) || !inlets.is_empty() {
         let config = plan.ingest.clone().with_context(|| {
             format!(
-                "node {} receives posts; add [ingest] with listen and credentials to its configuration",
+                "node {} has the role ingest or an http connector, but no [ingest] configuration; add [ingest] with listen and credentials",
                 plan.name
             )
         })?;
@@ -206,7 +206,7 @@ async fn start_roles(plan: Plan, context: &Context, admin: SocketAddr) -> Result
     if plan.roles.contains(&Role::Edge) {
         let config = plan.edge.clone().with_context(|| {
             format!(
-                "node {} has the role edge; add [edge] with listen and issuers to its configuration",
+                "node {} has the role edge, but no [edge] configuration; add [edge] with listen and issuers",
                 plan.name
             )
         })?;
@@ -242,7 +242,7 @@ fn start_connectors(plan: &Plan, context: &Context) -> Result<BTreeMap<String, c
             SourceKind::Postgres => {
                 let config = plan.connectors.get(name.as_str()).with_context(|| {
                     format!(
-                        "node {} runs connector {name}; add [connectors.{name}] with a url to its configuration",
+                        "node {} runs connector {name}, but has no configuration for it; add [connectors.{name}] with a url",
                         plan.name
                     )
                 })?;

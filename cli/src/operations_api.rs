@@ -1,7 +1,8 @@
 //! Requests of operators (topics, lag, replay, offsets) and their execution on a log.
 //!
 //! Only one process can open an embedded log. While `trunkline dev` has it open, the command line sends its requests to
-//! the admin listener of that process; otherwise it executes them itself. Both ways give the same stream of responses.
+//! the admin listener of that process; otherwise it executes them itself. Both ways return the same stream of
+//! responses.
 
 use axum::body::{Body, Bytes};
 use axum::extract::State;
@@ -115,9 +116,9 @@ pub enum OffsetsAction {
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Position {
-    /// As a start the earliest offset, as an end the last stable offset.
+    /// As the start of a range, the earliest offset; as its end, the last stable offset.
     Unbounded,
-    /// This many offsets before the end.
+    /// This number of offsets before the end.
     Last(i64),
     /// An offset.
     Offset(i64),
@@ -224,7 +225,7 @@ fn job_of(request: ReplayRequest) -> Job {
     }
 }
 
-/// Applies the action and returns the offsets after it.
+/// Performs the action and returns the resulting offsets.
 fn task_offsets(log: &dyn EventLog, request: &OffsetsRequest) -> operations::Result<offsets::Standing> {
     let failed = |error: streams::Error| operations::Error::Refused(service::chain(&error));
     let processor = request.processor.as_str();

@@ -1,4 +1,4 @@
-//! Sends requests of operators to where the log is open: this process, or a running `trunkline dev`.
+//! Sends requests of operators to the process in which the log is open: this process, or a running `trunkline dev`.
 
 use crate::args::Target;
 use crate::backends::{self, Backends};
@@ -42,7 +42,7 @@ impl Client {
             );
         }
         match DataDir::claim(data, data_dir::OPTION) {
-            // Locked until the command ends, so that `dev --fresh` does not move the directory meanwhile.
+            // Locked until the command ends, so that `dev --fresh` does not rename the directory meanwhile.
             Ok(data) => drop(data.keep()),
             Err(DataDirError::InUse { .. }) => return Ok(Client::Remote(running_dev::read(data)?.admin)),
             Err(error) => return Err(error.into()),
@@ -57,8 +57,8 @@ impl Client {
         }
     }
 
-    /// Executes a request and passes its responses to `receive`, which returns false to stop. A failed request is an
-    /// error; `receive` never sees [`Response::Error`].
+    /// Executes a request and passes its responses to `receive`, which returns false to stop. If the request fails,
+    /// returns an error; [`Response::Error`] is not passed to `receive`.
     pub fn request(&self, request: Request, receive: &mut dyn FnMut(Response) -> Result<bool>) -> Result<()> {
         let mut result = Ok(());
         let mut on_response = |response: Response| {

@@ -1,8 +1,9 @@
 //! Queries of processors' state on the admin listener.
 //!
-//! A query is answered if this process owns the task, else redirected to the owner, whose address is in the topic
-//! `members`. Queries read committed state only; an answer contains the input offsets up to which it is valid. State of
-//! declarative processors is decoded; other values are returned as JSON, text or hexadecimal digits.
+//! If this process owns the task, it answers the query; otherwise, it redirects the query to the owner, whose address
+//! is in the topic `members`. Queries read committed state only; an answer contains the input offsets up to which the
+//! state includes the inputs. State of declarative processors is decoded; other values are returned as JSON, text or
+//! hexadecimal digits.
 
 use anyhow::Context;
 use axum::extract::rejection::QueryRejection;
@@ -53,7 +54,7 @@ struct RunningProcessor {
 }
 
 impl RunningProcessors {
-    /// Adds a started processor. With its declaration, its state is decoded in answers.
+    /// Adds a started processor. If its declaration is given, its state is decoded in answers.
     pub fn add(&self, handle: Handle, declaration: Option<Arc<Processor>>) {
         self.lock().push(RunningProcessor { handle, declaration });
     }
@@ -117,7 +118,7 @@ struct ScanQuery {
     partition: i32,
 }
 
-/// A query without its partition, from which the URL of a redirect is built.
+/// A query without its partition, from which the URL of a redirect is derived.
 struct Target {
     processor: String,
     store: String,

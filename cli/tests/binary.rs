@@ -1,4 +1,4 @@
-//! The built binary. This target also makes `cargo test` build it for the end-to-end tests.
+//! Tests of the built binary. Because of this target, `cargo test` builds the binary for the end-to-end tests.
 
 use std::process::Command;
 

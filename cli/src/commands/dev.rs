@@ -20,14 +20,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use topology::{Role, SourceKind, Topology};
 
-/// File with the token for the ingest listener.
+/// File with the token for the ingest listener, in the data directory.
 const INGEST_TOKEN_FILE: &str = "ingest.token";
 /// Lifetime of the printed token, in hours.
 const TOKEN_HOURS: i64 = 12;
 
 /// Runs everything until SIGTERM or Ctrl-C.
 pub fn run(dev: &args::Dev) -> Result<()> {
-    // Use the absolute path from here on: with `--data . --fresh`, the working directory is the renamed one.
+    // From here on the absolute path is used: with `--data . --fresh`, the working directory is the renamed directory.
     let dev = &args::Dev {
         data: claim(dev)?,
         ..dev.clone()
@@ -66,7 +66,7 @@ pub fn run(dev: &args::Dev) -> Result<()> {
     Ok(())
 }
 
-/// Locks the data directory until the process exits; with `--fresh`, replaces it by an empty one first.
+/// Locks the data directory until the process exits; with `--fresh`, replaces it with an empty directory first.
 fn claim(dev: &args::Dev) -> Result<PathBuf> {
     let mut data = DataDir::claim(&dev.data, data_dir::OPTION)?;
     if dev.fresh {
@@ -190,8 +190,8 @@ fn connector_name(source: &topology::Source) -> schemas::ids::ConnectorName {
         .expect("source names and connector names follow the same rule")
 }
 
-/// A function that opens the log and the registry. It is called again while Kafka is unavailable; the embedded log is
-/// opened once, here.
+/// Returns a function that opens the log and the registry. The function is called again while Kafka is unavailable; the
+/// embedded log is opened once, here.
 fn opener(dev: &args::Dev) -> Result<impl Fn() -> Result<Backends> + Send + Sync + Clone + 'static> {
     let clock = clock::system();
     let embedded = match &dev.kafka {
@@ -252,7 +252,7 @@ fn start_generator(tasks: &Tasks, ingest: SocketAddr, token: &str, orders_per_s:
     });
 }
 
-/// Printed before the start: what is about to run.
+/// Prints, before the start, what will run.
 fn print_start(dev: &args::Dev, is_sample: bool) {
     let topology = match &dev.topology {
         Some(file) => file.display().to_string(),
@@ -273,7 +273,7 @@ fn print_start(dev: &args::Dev, is_sample: bool) {
     println!();
 }
 
-/// Printed after the start: addresses, a token, and commands to try.
+/// Prints, after the start, addresses, a token, and commands to try.
 fn print_overview(addresses: &Addresses, token: &str, ingest_token: &str, is_sample: bool) {
     let url = |address: Option<SocketAddr>| address.map_or_else(|| "-".into(), |a| format!("http://{a}"));
     let (edge, ingest) = (url(addresses.edge), url(addresses.ingest));

@@ -1,4 +1,4 @@
-//! `trunkline doctor`: checks what the command line can reach, and names a fix for each problem.
+//! `trunkline doctor`: checks everything that the command line can reach, and prints a fix for each problem.
 
 use crate::args::{self, Output};
 use crate::exit::Failed;
@@ -39,7 +39,7 @@ fn bad(check: &'static str, found: impl Into<String>, fix: impl Into<String>) ->
     }
 }
 
-/// Runs all checks whose target is given, and prints one row per check.
+/// Runs all checks whose target is configured, and prints one row per check.
 pub fn run(output: Output, doctor: &args::Doctor) -> Result<()> {
     let mut findings = Vec::new();
     if let Some(file) = &doctor.topology {
@@ -101,7 +101,7 @@ fn check_log(client: &Client) -> Vec<Finding> {
     findings
 }
 
-/// A finding if the topic contains records.
+/// Returns a finding if the topic contains records.
 fn check_dead_letters(client: &Client, topic: &str) -> Option<Finding> {
     let details = client.collect(Request::Topic(topic.to_owned())).ok()?;
     let offsets = details.first()?.get("offsets").and_then(Value::as_i64)?;

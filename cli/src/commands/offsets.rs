@@ -7,7 +7,7 @@ use crate::print;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-/// Runs the subcommand and prints the offsets after it.
+/// Runs the subcommand and then prints the offsets.
 pub fn run(output: Output, offsets: &args::Offsets) -> Result<()> {
     let (action, task) = match &offsets.command {
         OffsetsCommand::Show(task) => (OffsetsAction::Show, task),

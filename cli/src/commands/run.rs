@@ -50,7 +50,7 @@ pub fn run(run: &args::Run) -> Result<()> {
     Ok(())
 }
 
-/// Locks the directories with the stores of the node until the process ends.
+/// Locks the directories with the stores of the node until the process exits.
 fn claim_directories(roles: &[Role], config: &NodeConfig) -> Result<()> {
     let mut claimed = None;
     if roles.iter().any(|role| matches!(role, Role::Processor(_))) {

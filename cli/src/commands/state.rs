@@ -105,7 +105,7 @@ impl Scan<'_> {
     }
 }
 
-/// The key as it is in the store: keys are canonical JSON, or plain text.
+/// The key as it is in the store, where keys are canonical JSON or plain text.
 fn key_text(row: &Value) -> String {
     match row.get("key") {
         Some(Value::String(text)) => text.clone(),
@@ -129,7 +129,7 @@ fn json_text(item: &Value, name: &str) -> String {
 fn list(output: Output, processes: &Processes) -> Result<()> {
     let mut items = Vec::new();
     for url in &processes.urls {
-        // A process that has just ended still has an address in the topic `members`.
+        // The topic `members` also contains the addresses of processes that have ended.
         let Ok(answer) = get(url, &[], &[], TIMEOUT) else {
             continue;
         };
@@ -167,8 +167,8 @@ fn tasks(answer: &Value, url: &str) -> Vec<Value> {
     items
 }
 
-/// Remaining changelog records of restores, by processor, input topic and partition. Processes that do not answer within
-/// [`OPTIONAL_TIMEOUT`] are left out.
+/// Remaining changelog records of restores, by processor, input topic and partition. Processes that do not answer
+/// within [`OPTIONAL_TIMEOUT`] are omitted.
 pub fn restoring(target: &args::Target) -> BTreeMap<(String, String, i64), i64> {
     let state = args::State {
         target: target.clone(),
@@ -204,7 +204,8 @@ struct Processes {
 }
 
 impl Processes {
-    /// The process named with `--admin`, else those announced in the topic `members`, else the running `dev`.
+    /// The process given with `--admin`, else the processes whose addresses are in the topic `members`, else the
+    /// running `dev`.
     fn find(state: &args::State) -> Result<Self> {
         if let Some(url) = &state.admin {
             return Ok(Processes {
@@ -227,14 +228,14 @@ impl Processes {
         urls.sort();
         urls.dedup();
         if urls.is_empty() {
-            bail!("no process has announced its address in the topic `members`; name one with --admin URL");
+            bail!("no process has registered its address in the topic `members`; specify a process with --admin URL");
         }
         Ok(Processes { urls })
     }
 
-    /// The answer of the first process that gives one, else the last error.
+    /// The answer of the first process that answers, else the last error.
     fn query(&self, segments: &[&str], query: &[(&str, &str)]) -> Result<Value> {
-        let mut last = anyhow!("no process to query; name one with --admin URL");
+        let mut last = anyhow!("no process to query; specify a process with --admin URL");
         for url in &self.urls {
             match get(url, segments, query, TIMEOUT) {
                 Ok(answer) => return Ok(answer),

@@ -47,7 +47,7 @@ fn print_records(output: Output, client: &Client, tail: &args::Tail) -> Result<(
         (Some(text), _) => Position::Time(time::instant(text, now)?),
         (None, Some(offset)) => Position::Offset(offset),
         (None, None) if tail.from_start => Position::Unbounded,
-        // Kafka's control records occupy offsets too, so reading starts further back than `limit`.
+        // Kafka's control records take offsets too, so reading starts more than `limit` offsets before the end.
         (None, None) => Position::Last(i64::try_from(tail.limit).unwrap_or(i64::MAX).saturating_mul(2)),
     };
     let request = Request::Tail(TailRequest {

@@ -13,7 +13,7 @@ pub fn load(file: &Path) -> Result<Topology> {
     accept(topology::load(file)?)
 }
 
-/// The checked topology. Prints the report to stderr and fails if it has errors.
+/// Returns the checked topology. Prints the report to stderr and fails if it has errors.
 pub fn accept(outcome: Outcome) -> Result<Topology> {
     if outcome.report.errors() + outcome.report.warnings() > 0 {
         eprint!("{}", outcome.report.render(std::io::stderr().is_terminal()));

@@ -7,7 +7,7 @@ use processors::declared;
 use std::sync::Arc;
 use topology::{Processor, Topology};
 
-/// How long deleted input rows are remembered: the 7 days of the topics' retention, and one day.
+/// How long deleted input rows stay in the state: the topics' retention of 7 days, plus one day.
 const HORIZON_MS: i64 = 8 * DAY_MS;
 
 /// Registers the schema of the processor's output, then runs its stream threads.

@@ -42,7 +42,7 @@ pub async fn start(
     Ok(address)
 }
 
-/// Registers the schemas of the events, and retries while the registry is unavailable.
+/// Registers the schemas of the event types, and retries while the registry is unavailable.
 fn register_events(registry: &SharedRegistry, events: &[Event], drain: &Drain) -> Result<Vec<EventTopic>> {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
     let mut registered = Vec::new();

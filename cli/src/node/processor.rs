@@ -91,7 +91,7 @@ pub fn config(context: &Context, processor: &str) -> streams::Config {
     config
 }
 
-/// Schemas by id. An unknown id is an error of the record (dead letter); any other failure is retried.
+/// Fetches schemas by id. An unknown id is an error of the record (dead letter); any other failure is retried.
 pub fn fetch_schema(registry: SharedRegistry) -> FetchSchema {
     Arc::new(move |id| match registry.by_id(SchemaId(id)) {
         Ok(text) => Ok(text.to_string()),

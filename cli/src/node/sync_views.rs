@@ -37,7 +37,7 @@ fn register_schemas(context: &Context) -> Result<SchemaIds> {
     })
 }
 
-/// How long deleted rows are remembered: `delete.retention.ms` of `view.log` less a margin.
+/// How long deleted rows stay in the state: `delete.retention.ms` of `view.log` minus a margin.
 fn horizon_ms(context: &Context) -> Result<i64> {
     let info = context.backends.log.describe(VIEW_LOG)?;
     let info = info.with_context(|| format!("topic {VIEW_LOG} does not exist"))?;
@@ -58,7 +58,8 @@ fn application(context: &Context, rules: &Rules, schemas: SchemaIds, horizon_ms:
             first_start: FirstStart::Earliest,
             factory: Arc::new(move |task: &TaskInfo| {
                 let topic_id = task.inputs.first().map(|i| i.id.to_string()).unwrap_or_default();
-                // The topic id makes a recreated topic a new writer, see docs/protocol/view-sync.md.
+                // The topic id is part of the writer id, so that a topic that was created again has a new writer; see
+                // docs/protocol/view-sync.md.
                 let writer = format!("{SYNC_VIEWS}/{}/{topic_id}/{}", source.topic(), task.id.partition);
                 Box::new(SyncViews::new(sync_views::Config {
                     rules: source.clone(),

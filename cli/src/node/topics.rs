@@ -5,7 +5,8 @@ use anyhow::{Context, Result, bail};
 use event_log::{TimestampPolicy, TopicConfig, TopicSpec};
 use topology::wiring::{Cleanup, Topic, Wiring};
 
-/// Creates the missing topics, and fails if an existing one has another number of partitions than the topology declares.
+/// Creates the topics that do not exist. Fails if an existing topic has another number of partitions than the topology
+/// declares.
 pub fn create(backends: &Backends, wiring: &Wiring) -> Result<()> {
     let specs: Vec<TopicSpec> = wiring
         .topics_at_start()

@@ -1,8 +1,8 @@
-//! Generator of the sample shop: posts customers and products once, then orders that move through their states.
+//! Generator of the sample shop: posts customers and products once, then orders and their changes of state.
 //!
 //! An order and its lines are one transaction, so on a device the total of an order always equals the sum of its lines.
-//! A post without an answer is repeated with the same idempotency key. The generator keeps no state on disk; after a
-//! restart it continues with new orders.
+//! A request without a response is repeated with the same idempotency key. The generator keeps no state on disk; after
+//! a restart it continues with new orders.
 
 use anyhow::{Context, Result};
 use reqwest::StatusCode;
@@ -17,7 +17,7 @@ pub const CUSTOMER: &str = "1";
 const CUSTOMERS: i64 = 5;
 const PRODUCTS: i64 = 8;
 const STORES: i64 = 2;
-/// Maximum number of undelivered orders; the oldest changes its state next.
+/// Maximum number of undelivered orders; at the maximum, the oldest order changes its state next.
 const OPEN_ORDERS_MAX: usize = 40;
 const STATES: [&str; 5] = ["placed", "packed", "shipped", "delivered", "cancelled"];
 
@@ -127,7 +127,8 @@ struct Poster<'a> {
 }
 
 impl Poster<'_> {
-    /// Repeats a post until it is stored or the process stops. A rejected post is a bug in this file and an error.
+    /// Repeats a request until it is stored or the process stops. If the request is rejected, which can only be a bug
+    /// in this file, returns an error.
     async fn post(&self, key: &str, body: &Value) -> Result<()> {
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         loop {
