@@ -1,6 +1,6 @@
 //! Long run of the `cluster` end-to-end test: a declarative join and aggregate on three brokers, while processes and
 //! brokers are killed in turn. A Python client then computes the expected output from the input and counts lost,
-//! duplicate and phantom records. No throughput is measured.
+//! duplicate and unexpected records. No throughput is measured.
 
 #[path = "../e2e/cluster/harness.rs"]
 mod harness;

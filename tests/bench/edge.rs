@@ -1,4 +1,4 @@
-//! Benchmark of the edge: throughput of apply, CPU per idle poll, latency of a change over long polls.
+//! Benchmark of the edge: throughput of applying records, CPU per idle poll, latency of a change over long polls.
 //!
 //! The edge and its clients share one process, so CPU figures include both sides.
 
@@ -76,7 +76,7 @@ fn fill(line: &mut Line, rows: usize) {
     }
 }
 
-/// Polls until complete and returns the cursor.
+/// Polls until a page is complete and returns its cursor.
 async fn cursor(http: &Client, edge: &Running, token: &str) -> anyhow::Result<String> {
     let mut cursor = String::new();
     loop {

@@ -1,10 +1,10 @@
 //! Benchmark of the cost of a row update as the state grows: random updates of existing rows of about 200 B, by sync-views
 //! and by the edge, each with its default memory settings.
 //!
-//! One process builds a state and others measure it, so that a measurement starts with an empty block cache and its peak
-//! memory is that of the updates. The first measurement leaves the files in the page cache, as far as memory allows, and
-//! is long enough to include compactions. The second drops them from the page cache, and ends before the smaller states
-//! are cached again: its wall time is mostly that of the disk.
+//! One process builds a state and others measure it, so that a measurement starts with an empty block cache and its
+//! peak memory is that of the updates. The first measurement leaves the files in the page cache, as far as memory
+//! allows, and is long enough to include compactions. The second measurement drops the files from the page cache, and
+//! ends before the smaller states are cached again, so most of its wall time is spent on the disk.
 
 mod replica;
 mod sync_views;
@@ -25,7 +25,7 @@ pub const CHILD: &str = "growth-process";
 const SIZES: [&str; 3] = ["1", "5", "20"];
 /// Enough for the updated rows to reach the second level of the tree.
 const UPDATES: usize = 1_000_000;
-/// They touch a small part of the blocks of a million rows.
+/// These updates read a small part of the blocks of a million rows.
 const COLD_UPDATES: usize = 10_000;
 /// The owner of the state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

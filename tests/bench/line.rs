@@ -1,5 +1,5 @@
-//! Benchmark of the pipeline from PostgreSQL over Kafka to devices that long-poll, with one process per role and a
-//! node's default settings.
+//! Benchmark of the pipeline from PostgreSQL over Kafka to devices that long-poll, with one process per role and the
+//! default settings of a node.
 //!
 //! Broker, database, roles and devices share the cores of this machine. As a baseline, `pg_recvlogical` receives the same
 //! changes and discards them.
@@ -20,7 +20,8 @@ const SCALE: usize = 5;
 /// Row changes per pgbench transaction.
 const CHANGES: usize = 4;
 
-/// `line [THOUSAND ROWS|latency]`: the number of row changes of the backlog, or only starts, snapshot and latency.
+/// `line [THOUSAND ROWS|latency]`: the number of row changes in the backlog; `latency` measures only starts, snapshot
+/// and latency.
 pub fn run(words: &[String]) -> anyhow::Result<()> {
     let latency = words.first().is_some_and(|word| word == "latency");
     let thousands = words.first().filter(|_| !latency);

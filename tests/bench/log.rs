@@ -1,5 +1,5 @@
 //! Benchmark of the event log: latency of small transactions and throughput of an exactly-once copy, with the same
-//! workload on each backend and a node's default settings.
+//! workload on each backend and the default settings of a node.
 
 use crate::figures::Times;
 use crate::support;

@@ -133,8 +133,8 @@ impl CompetingConsumer<'_> {
         self.database.value(sql).expect("an LSN")
     }
 
-    /// Time that `pg_recvlogical` takes to receive and discard everything up to `end`. It stops at the first change past
-    /// `end`, so the caller must have written one.
+    /// Time that `pg_recvlogical` takes to receive and discard everything up to `end`. It stops at the first change
+    /// after `end`, so the caller must have written such a change.
     pub fn receive(self, publication: &str, end: &str) -> Duration {
         let begun = Instant::now();
         let received = Command::new(postgres_bin().join("pg_recvlogical"))

@@ -2,7 +2,7 @@
 //! idle CPU, and memory.
 //!
 //! The application runs in a separate process with a node's default settings. A start is complete when a reader of the
-//! output has the result of a record that was written before the start.
+//! output has received the result of a record that was written before the start.
 
 use crate::figures::{cpu_s, memory_mb, rate};
 use crate::support;
@@ -26,11 +26,11 @@ use streams::{Application, Config, FirstStart, Output, Processor, State, SubTopo
 pub const CHILD: &str = "state-process";
 const PARTITIONS: i32 = 4;
 const VALUE_BYTES: usize = 100;
-/// Writes per key; more than one, so that the changelog is longer than the state.
+/// Number of writes per key; more than one, so that the changelog is longer than the state.
 const TIMES: usize = 2;
 /// Number of kills with full state.
 const KILLS: usize = 5;
-/// After a longer start, the log of the process is printed.
+/// If a start takes longer, the log of the process is printed.
 const LONG: Duration = Duration::from_secs(5);
 const LIMIT: Duration = Duration::from_secs(300);
 

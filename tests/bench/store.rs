@@ -1,7 +1,7 @@
 //! Benchmark of a state store: speed, memory and disk usage of fills, overwrites, reads, scans and a reopen.
 //!
-//! Each engine gets the same keys, in batches of 1,000 rows with a checkpoint in a second space, as a stream task commits
-//! them. Nothing is fsynced.
+//! Each engine gets the same keys, in batches of 1,000 rows with a checkpoint in a second keyspace, as a stream task
+//! commits them. Nothing is fsynced.
 
 use anyhow::Context;
 use state_store::{Batch, Direction, Engine, KeyRange, Options, SharedStore, Space};

@@ -1,8 +1,10 @@
-//! Conformance suite of the event log: every case runs on every backend and states what callers may rely on.
+//! Conformance suite of the event log: every case runs with every backend and tests a property on which callers may
+//! rely.
 //!
-//! A case that fails on one backend is a defect of that backend; callers have no special cases. Each case creates its own
-//! topics, groups and transactional ids, so that all cases can share a broker, and waits for states instead of sleeping.
-//! `durable` and `killed_cleaner` test what only a log in a directory promises: reopening it, and `kill -9`.
+//! If a case fails with one backend, that backend has a defect; callers have no special cases. Each case creates its
+//! own topics, groups and transactional ids, so that all cases can share a broker, and waits for states instead of
+//! sleeping. `durable` and `killed_cleaner` test what only a log in a directory guarantees: it can be reopened, and it
+//! survives `kill -9`.
 
 mod compaction;
 mod durable;
@@ -137,7 +139,7 @@ suite! {
     }
 }
 
-// The consumer protocol (KIP-848): the same cases, except where the protocols differ.
+// The consumer protocol (KIP-848): the same cases, except for those in which the protocols differ.
 suite! {
     on [in_memory_kip848 = Backend::Memory, on_disk_kip848 = Backend::Disk, #[cfg(feature = "external")] on_kafka_kip848 = Backend::Kafka] by Consumer;
     {

@@ -1,7 +1,7 @@
 //! Conformance suites: every backend of the event log, the registry and the state store passes the same cases.
 //!
-//! A case that passes on one backend and fails on another is a defect of the backend, never a special case in a caller.
-//! The feature `external` adds Apache Kafka and a registry with Confluent's API, which `tests/run` provides.
+//! If a case passes with one backend and fails with another, the backend must be corrected; callers have no special
+//! cases. The feature `external` adds Apache Kafka and a registry with Confluent's API, which `tests/run` provides.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,

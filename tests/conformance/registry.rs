@@ -1,7 +1,7 @@
-//! One test suite for every registry: the embedded one on the embedded log, on Kafka and behind its REST API, and a real
-//! registry with Confluent's API.
+//! One test suite for every registry: the embedded registry on the embedded log, on Kafka and through its REST API, and
+//! a real registry with Confluent's API.
 //!
-//! The real registry may be shared: subjects are unique and the global level is not changed.
+//! The real registry may be shared: subjects are unique, and the global compatibility level is not changed.
 
 use crate::support;
 use crate::support::registry::{memory_log, remote, serve};
@@ -31,8 +31,8 @@ fn suite(registry: &dyn Registry) {
     assert_eq!(registry.latest(subject).expect("the latest").id, third);
 }
 
-/// Behaviour of every registry including Apicurio, where the level NONE of a subject means the global level. Returns the
-/// subject.
+/// Tests that every registry must pass, including Apicurio, where the compatibility level NONE of a subject means the
+/// global level. Returns the subject.
 fn common(registry: &dyn Registry) -> String {
     let subject = format!("{}/{}", support::unique("suite"), "with a slash");
     let subject = subject.as_str();
@@ -121,7 +121,7 @@ fn concurrent_registries_on_kafka_assign_unique_ids() {
     ];
     let subject = support::unique("two");
     let register = &|who: usize, at: usize| {
-        // Every second schema is registered by both.
+        // Every second schema is registered by both writers.
         let name = if at.is_multiple_of(2) {
             format!("both{at}")
         } else {

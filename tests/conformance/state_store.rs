@@ -1,4 +1,5 @@
-//! Conformance suite of the state store engines: a model, snapshots, kill -9, damaged and locked directories.
+//! Conformance suite of the state store engines: comparison with a model, snapshots, kill -9, corrupt and locked
+//! directories.
 //!
 //! Each test runs with each engine. Random tests print their seed; `TRUNKLINE_TEST_SEED` repeats a run.
 
@@ -59,7 +60,7 @@ fn collect(scan: impl FnOnce(Visit<'_>) -> state_store::Result<()>) -> Vec<(Vec<
 struct Random(u64);
 
 impl Random {
-    /// Seeds from `TRUNKLINE_TEST_SEED`, or with a new seed, and prints the seed.
+    /// Uses the seed in `TRUNKLINE_TEST_SEED`, or a new seed, and prints it.
     fn of_test(name: &str) -> Self {
         #[expect(clippy::disallowed_methods, reason = "repeats a random run")]
         let repeated = std::env::var("TRUNKLINE_TEST_SEED")

@@ -1,6 +1,7 @@
 //! Exactly-once processing on three brokers while processes and brokers are killed in turn, one broker at a time.
 //!
-//! A Python client computes the expected output from the input and compares. `bench cluster` runs the same for minutes.
+//! A Python client computes the expected output from the input and compares. `bench cluster` runs the same test for
+//! minutes.
 
 mod harness;
 mod orders;
@@ -30,7 +31,7 @@ fn exactly_once_while_processes_and_brokers_die() {
     assert_eq!(report.verdict["lost_orders"], 0, "{report:?}");
     assert!(report.orders >= plan.orders && report.kills >= 4, "{report:?}");
     assert!(report.broker_kills >= 3, "{report:?}");
-    // Some kills must hit open transactions.
+    // Some kills must occur during open transactions.
     assert!(report.aborted >= 2, "{report:?}");
     assert_eq!(report.unfinished, Vec::<String>::new(), "{report:?}");
 }

@@ -48,7 +48,7 @@ fn post_customer(dev: &Dev, data: &Path, id: i64) {
             .json(&json!({ "changes": [change] }))
             .send()
             .unwrap();
-        // The response is 503 until the source runs.
+        // The response is 503 until the source is running.
         assert!(!sent.status().is_client_error(), "{}", sent.text().unwrap());
         sent.status().is_success().then_some(())
     });
@@ -67,7 +67,7 @@ fn names(dir: &Path) -> Vec<String> {
 #[test]
 fn second_dev_is_rejected_and_leaves_data_intact() {
     let parent = tempfile::tempdir().unwrap();
-    // The error names the resolved path.
+    // The error contains the resolved path.
     let data = parent.path().canonicalize().unwrap().join("data");
     let link = parent.path().join("link");
     std::fs::create_dir(&data).unwrap();
@@ -125,7 +125,7 @@ fn concurrent_fresh_starts_yield_one_new_directory() {
         assert!(winner.ended().is_none(), "both ended: {said}");
         let text = std::fs::read(data.join("dev.json")).ok()?;
         let running: Value = serde_json::from_slice(&text).ok()?;
-        // Until the directory is moved, the file is that of the killed process.
+        // Until the directory is renamed, the file is that of the killed process.
         (running["pid"] == winner.0.id()).then_some(())
     });
     let moved: Vec<String> = names(parent.path())

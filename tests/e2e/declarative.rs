@@ -1,5 +1,5 @@
-//! Declarative processors in a process that is killed repeatedly with SIGKILL. The views of their output on a device are
-//! compared with the result computed from the posted rows.
+//! Declarative processors in a process that is killed repeatedly with SIGKILL. The views that a device receives of
+//! their output are compared with a result that is computed from the posted rows.
 
 use crate::support::{Broker, Dev, Phone, Polled, wait_for};
 use serde_json::{Value, json};
@@ -44,7 +44,7 @@ impl Shop {
         i64::try_from(self.seed >> 1).unwrap() % end
     }
 
-    /// Retries a post under one idempotency key until it succeeds.
+    /// Retries a request with the same idempotency key until it succeeds.
     fn post(&mut self, topic: &str, body: &Value) {
         self.posts += 1;
         let token = std::fs::read_to_string(self.data.join("ingest.token")).unwrap();
@@ -63,7 +63,7 @@ impl Shop {
         });
     }
 
-    /// Posts a transaction of random puts, moves between customers, and deletes.
+    /// Posts a transaction of random inserts and updates, changes of an order's customer, and deletes.
     fn trade(&mut self) {
         let mut changes = Vec::new();
         for _ in 0..self.below(4) + 1 {
@@ -151,7 +151,7 @@ fn settle(shop: &Shop, phone: &mut Phone) {
     });
 }
 
-/// An event joins the current row of the customer: once one event has the new name, later ones have it too.
+/// An event joins the current row of the customer: as soon as one event has the new name, later events have it too.
 fn join(shop: &mut Shop, phone: &mut Phone, round: i64) {
     let name = format!("Ada {round}");
     let customer = json!({"table": "customers", "op": "put", "row": {"id": 1, "name": name}});
@@ -175,11 +175,11 @@ fn join(shop: &mut Shop, phone: &mut Phone, round: i64) {
     });
 }
 
-/// Closes the window in which all orders were placed, by later orders; a final record is written once.
+/// Closes the window in which all orders were placed, by placing later orders. Its final record must be written once.
 fn close_the_minute(shop: &mut Shop, phone: &mut Phone) {
     let row =
         json!({"id": 1000, "customer_id": 1, "status": "draft", "total_cents": 0, "placed_at": "2026-01-31T11:00:00Z"});
-    // Stream time is per partition, so orders of every status are needed to advance it in each.
+    // Each partition has its own stream time, so orders of every status are needed to advance it in each partition.
     let statuses = ["draft", "placed", "sent"];
     let changes = statuses.iter().enumerate().map(|(at, status)| {
         let mut row = row.clone();
@@ -224,7 +224,7 @@ fn assert_state_scan(shop: &Shop) {
     };
     let expected = &expected(&shop.orders)[0];
     let counted = shop.orders.values().filter(|order| order.1 != "draft").count();
-    // Queries read the store, which may be half a second behind the last commit.
+    // Queries read the committed state, which may be half a second behind the last commit.
     wait_for("the state to match the orders", LIMIT, || {
         let rows = scan("groups");
         let groups: BTreeMap<_, _> = rows.iter().filter_map(group).collect();

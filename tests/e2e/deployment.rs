@@ -1,8 +1,8 @@
 //! Deployment, automation and development files refer only to what exists: paths, packages, features, recipes, options,
 //! configuration keys, services and variables.
 //!
-//! The second test replaces one name at a time by a made-up one and expects a finding, so that a check that no longer
-//! finds anything fails.
+//! The second test replaces one name at a time with a name that does not exist and expects a finding, so that it fails
+//! if a check no longer finds anything.
 
 mod automation;
 mod commands;

@@ -1,6 +1,6 @@
 //! The edge over HTTP: tokens, polls and long polls, errors, drain, several edges, and a log that becomes unreachable.
 //!
-//! The tests write rows to `view.log` and observe the edge through its HTTP API only.
+//! The tests write rows to `view.log` and observe the edge only through its HTTP API.
 
 mod device;
 mod harness;
@@ -299,7 +299,7 @@ async fn drain_ends_long_polls() {
     let (address, began) = (edge.address, Instant::now());
     edge.stop().await;
     for answer in polls.join_all().await {
-        // A poll may find the listener closed, but an accepted one gets a response.
+        // The listener may already be closed when a poll connects, but a poll that was accepted gets a response.
         assert!(answer.as_ref().is_ok_and(|status| *status == 304) || answer.is_err_and(|e| !e.is_timeout()));
     }
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());

@@ -1,4 +1,4 @@
-//! Idempotency keys of the ingest listener, in a process that is killed between posts.
+//! Idempotency keys of the ingest listener, in a process that is killed between requests.
 
 use crate::support::{Dev, wait_for};
 use reqwest::header::{HeaderMap, HeaderValue};
@@ -38,7 +38,7 @@ impl Backend {
         }
     }
 
-    /// Posts, and retries while the source does not run; sends one `Idempotency-Key` header for each key.
+    /// Posts a body. Retries while the source is not running. Sends one `Idempotency-Key` header for each key.
     fn post(&self, topic: &str, keys: &[&[u8]], body: &str) -> Answer {
         let token = std::fs::read_to_string(self.data.join("ingest.token")).unwrap();
         let url = format!("{}/v1/ingest/{topic}", self.dev.url("ingest"));
@@ -74,7 +74,7 @@ fn idempotency_key_keeps_its_body_after_sigkill() {
     assert_eq!((first.status, first.replayed), (200, false), "{first:?}");
     assert_eq!(first.body["stored"], 1);
     for _ in 0..2 {
-        // The quoted form (RFC 8941 string) is the same key.
+        // The quoted form (RFC 8941 string) denotes the same key.
         for key in [&b"key-1"[..], b"\"key-1\""] {
             let again = backend.post("change.shop", &[key], &customer(1));
             assert_eq!((again.status, again.replayed), (200, true), "{again:?}");

@@ -50,7 +50,7 @@ impl Harness {
         }
     }
 
-    /// Writes change records and control records; returns the output that a client must print for each.
+    /// Writes change records and control records. Returns the output that a client must print for each.
     fn write_ours(&self) -> Vec<Value> {
         let mut batch = OutBatch::default();
         let mut expected = Vec::new();
@@ -164,7 +164,7 @@ impl Harness {
         let schema = self.registry.schema(id).expect("a schema");
         let mut row = Row::new();
         schema.decode(body, &mut row).expect("a body");
-        // Encoding the row again yields the same bytes; maps have one entry, so their order is unambiguous.
+        // Encoding the row a second time must yield the same bytes. Maps have one entry, so their order is unambiguous.
         let mut again = Vec::new();
         schema.encode(&row, &mut again).expect("the same row");
         assert_eq!(again, body);
@@ -173,7 +173,7 @@ impl Harness {
         serde_json::from_slice(&json).expect("JSON")
     }
 
-    /// Runs a client on both topics and compares what each side read.
+    /// Runs a client with both topics and compares what each side read.
     fn exchange(&self, client: Client, url: &str) {
         let expected = self.write_ours();
         let printed = client.run(url, &self.ours, expected.len(), &self.theirs);

@@ -56,7 +56,7 @@ fn one(at: &TopicPartition, value: &str) -> OutBatch {
     batch
 }
 
-/// How long a transaction may stay open after `init_transactions`: its timeout and the start of a broker.
+/// How long a transaction may remain open after `init_transactions`: its timeout plus the start time of a broker.
 const OPEN_LIMIT: Duration = Duration::from_secs(20);
 
 /// The log end, or the last stable offset as an error if a transaction is open.
@@ -68,11 +68,11 @@ fn end_or_open(log: &SharedEventLog, at: &TopicPartition) -> event_log::Result<R
 
 /// Waits until no transaction is open and returns the log end.
 ///
-/// A lone broker that is killed between PrepareCommit and the commit markers may, after its restart, not find its
-/// partitions in its metadata yet and complete the transaction without writing markers. `__transaction_state` then
+/// If a single broker is killed between PrepareCommit and the commit markers, it may not find its partitions in its
+/// metadata yet after its restart, and complete the transaction without writing markers. `__transaction_state` then
 /// contains CompleteCommit, but the partition keeps an open transaction forever (seen with 4.3.1; see
-/// docs/adr/0005-restart-of-a-single-broker.md). No client can end it; only `kafka-transactions.sh abort` can, which this
-/// function runs. The records of aborted transactions are added to `orphans`.
+/// docs/adr/0005-restart-of-a-single-broker.md). No client can end it; only `kafka-transactions.sh abort` can, which
+/// this function runs. The records of aborted transactions are added to `orphans`.
 fn closed_end(log: &SharedEventLog, at: &TopicPartition, bootstrap: &str, orphans: &mut Vec<u32>) -> Offset {
     let mut since = (0, Instant::now());
     let closed = || {
@@ -98,7 +98,7 @@ fn reader(log: &SharedEventLog, at: &TopicPartition, isolation: Isolation, from:
     reader
 }
 
-/// The record at an offset, whatever the outcome of its transaction.
+/// The record at an offset, regardless of the outcome of its transaction.
 fn uncommitted(log: &SharedEventLog, at: &TopicPartition, offset: Offset) -> u32 {
     let mut reader = reader(log, at, Isolation::ReadUncommitted, StartFrom::Offset(offset));
     let mut batch = RecordBatch::default();
@@ -127,8 +127,9 @@ fn committed(log: &SharedEventLog, at: &TopicPartition, end: Offset) -> Vec<(Off
     seen
 }
 
-/// A writer that reads the log end before it retries loses and duplicates nothing: a record of a `Committed` transaction
-/// is present, one of an `Aborted` transaction is absent, and only `Unknown` can be either.
+/// A writer that reads the log end before it retries neither loses nor duplicates records: a record of a `Committed`
+/// transaction is present, a record of an `Aborted` transaction is absent, and only a record of an `Unknown`
+/// transaction may be either.
 #[test]
 fn transactions_survive_random_broker_kills() {
     let mut broker = Broker::start();
@@ -157,7 +158,7 @@ fn transactions_survive_random_broker_kills() {
             }
             stop.store(true, Ordering::SeqCst);
         });
-        // If the killer panics, the scope propagates its panic.
+        // If the thread that kills the broker panics, the scope propagates the panic.
         while !stop.load(Ordering::SeqCst) && !killer.is_finished() {
             done.store(next, Ordering::SeqCst);
             let outcome = transact(&mut *producer, &at, &next.to_string());
@@ -225,8 +226,8 @@ fn join(log: &SharedEventLog, at: &TopicPartition, session_timeout: Duration) ->
     member
 }
 
-/// While the broker is down, every call fails within its timeout with the cause. When it is up again, the same clients
-/// continue.
+/// While the broker is down, every call fails within its timeout and returns the cause. When the broker runs again, the
+/// same clients continue.
 #[test]
 fn broker_outage_is_reported_and_clients_recover() {
     let mut broker = Broker::start();
@@ -244,7 +245,7 @@ fn broker_outage_is_reported_and_clients_recover() {
                     batch.iter().for_each(|r| assert_eq!(r.offset(), offset));
                     Some(())
                 }
-                // A member that was away for longer than its session timeout rejoins.
+                // A member that did not reach the broker for longer than its session timeout rejoins.
                 Ok(Event::Assigned(_)) => member.start(&at, offset).ok().and(None),
                 _ => None,
             }
@@ -299,8 +300,8 @@ fn first_group_of_a_cluster_finds_coordinator() {
     assert_eq!(found.get(&at), Some(&Some(0)));
 }
 
-/// The error names the unknown setting or the setting with an invalid value. Neither the error nor `Debug` of the
-/// configuration contains the value, which may be a secret.
+/// The error contains the name of the unknown setting, or of the setting with an invalid value. Neither the error nor
+/// `Debug` of the configuration contains the value, which may be a secret.
 #[test]
 fn invalid_client_setting_is_rejected_by_name() {
     for (name, value) in [("sasl.pasword", "hunter2"), ("fetch.wait.max.ms", "hunter2")] {
@@ -316,7 +317,7 @@ fn invalid_client_setting_is_rejected_by_name() {
     }
 }
 
-/// The error comes within the request timeout and names the address.
+/// The error is returned within the request timeout and contains the address.
 #[test]
 fn unreachable_bootstrap_address_is_reported() {
     let address = format!("127.0.0.1:{}", support::free_port());

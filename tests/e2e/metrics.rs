@@ -1,5 +1,5 @@
-//! Compares `docs/reference/metrics.md` with the code, read as text: both list the same metrics, and every row is
-//! complete.
+//! Compares `docs/reference/metrics.md` with the text of the code: both must contain the same metrics, and every row
+//! must be complete.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -64,7 +64,7 @@ fn on_page() -> Vec<(String, Vec<String>)> {
     let text = fs::read_to_string(root().join("docs/reference/metrics.md")).expect("there is a page of metrics");
     let rows = text.lines().filter(|line| line.starts_with("| `"));
     rows.map(|row| {
-        // The bars at both ends of a row delimit no cells.
+        // The `|` at both ends of a row does not separate cells.
         let row = row.strip_prefix('|').unwrap_or(row);
         let row = row.strip_suffix('|').unwrap_or(row);
         let mut cells = row.split('|').map(|cell| cell.trim().to_owned());

@@ -1,4 +1,4 @@
-//! Checks that `tests/mutations.toml` is up to date: each text to replace occurs exactly once in its file.
+//! Checks that `tests/mutations.toml` is up to date: each text to be replaced must occur exactly once in its file.
 //! `tests/mutations` applies the mutations.
 
 use std::collections::BTreeSet;

@@ -1,7 +1,9 @@
-//! The pipeline from sources to devices in real processes: every complete page shows source transactions atomically.
+//! The pipeline from sources to devices in real processes: every complete page contains either all or none of the rows
+//! of a source transaction.
 //!
-//! A pgbench transaction changes the balance of a branch and inserts a row of its history, so a partial transaction would
-//! show as a balance that is not the sum of the deltas. In the sample shop, the total of an order is the sum of its lines.
+//! A pgbench transaction changes the balance of a branch and inserts a row of its history, so after a partial
+//! transaction, the balance would not be the sum of the deltas. In the sample shop, the total of an order is the sum of
+//! its lines.
 
 #[cfg(feature = "external")]
 mod bank;

@@ -1,5 +1,5 @@
-//! Tests of the PostgreSQL source with a real server: they execute SQL and check records and states. Each test has its own
-//! database, and removes database and slot.
+//! Tests of the PostgreSQL source with a real server: they execute SQL and check records and states. Each test has its
+//! own database, and drops the database and the slot when it ends.
 
 mod changes;
 pub mod fault_injection;

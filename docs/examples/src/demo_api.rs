@@ -1,7 +1,7 @@
-//! An HTTP API to try the example without other tools: write orders and customers, and read the newest balances.
+//! An HTTP API to try the example without other tools: it writes orders and customers, and reads the newest balances.
 //!
-//! A write is answered when the record is stored. A real service does not need this module: its backends write to the
-//! topics and read from them.
+//! A write is answered when the record has been stored. A real service does not need this module: its backends write to
+//! the topics and read from them.
 
 use crate::loyalty::Topics;
 use axum::body::Bytes;
@@ -40,7 +40,7 @@ async fn customer(api: State<Arc<DemoApi>>, Path(customer): Path<String>, body: 
     append(api, topic, customer, body).await
 }
 
-/// Appends the body without a check, as any producer may: the processor makes dead letters of invalid records.
+/// Appends the body without a check, as any producer could. The processor writes invalid records as dead letters.
 async fn append(
     State(api): State<Arc<DemoApi>>,
     topic: Arc<str>,

@@ -1,11 +1,11 @@
 //! Loyalty points: orders become points, which are doubled for customers of the gold tier and expire after a year.
 //!
-//! Two topics are read together: `orders` is a stream, `customers` a table in which the newest record of a key counts.
-//! Both have the key `["customer", ID]` and the same number of partitions, so one task has all records of a customer.
-//! Every change of a balance is a record of `points`.
+//! Two topics are read together: `orders` is a stream, `customers` is a table whose current row is the newest record of
+//! a key. Both have the key `["customer", ID]` and the same number of partitions, so one task has all records of a
+//! customer. Every change of a balance is a record of `points`.
 //!
-//! Each order counts once and its points expire once, also after a crash. A record that cannot be parsed becomes a dead
-//! letter. The processor does no IO and reads no clock: its output depends only on records and state.
+//! Each order is counted once and its points expire once, even after a crash. A record that cannot be parsed becomes a
+//! dead letter. The processor does no IO and reads no clock: its output depends only on records and state.
 
 use event_log::{ErrorAction, OutRecord, RecordBatch, RecordRef};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -93,7 +93,7 @@ struct Balance {
     why: String,
 }
 
-/// Why a record is a dead letter. The message is in the dead letter's headers, so it states what is expected.
+/// Why a record is a dead letter. The message is part of the dead letter's headers, so it states what is expected.
 #[derive(Debug, thiserror::Error)]
 enum RecordError {
     #[error("the key is not [\"customer\", ID]")]
@@ -120,9 +120,9 @@ impl RecordError {
 
 /// Why processing a record failed.
 enum StepError {
-    /// The record is at fault: it becomes a dead letter.
+    /// The record is the cause, and becomes a dead letter.
     Record(RecordError),
-    /// The task is at fault, such as damaged state: it stops.
+    /// The task is the cause, for example because its state is corrupt. The task stops.
     Task(Error),
 }
 
@@ -184,8 +184,8 @@ impl Processor for Loyalty {
 }
 
 impl Loyalty {
-    /// Processes a record of either topic. There is no order between the two topics: an order of an unknown customer counts
-    /// as one without a tier.
+    /// Processes a record of either topic. There is no order between the two topics: an order of an unknown customer is
+    /// treated like an order of a customer without a tier.
     fn process_record(&self, record: RecordRef<'_>, state: &mut State, output: &mut Output) -> Result<(), StepError> {
         let (kind, id): (String, String) =
             serde_json::from_slice(record.key().unwrap_or_default()).map_err(|_| RecordError::Key)?;
@@ -206,7 +206,7 @@ impl Loyalty {
         if points == 0 {
             return Ok(());
         }
-        // The offset identifies the order within the partition, also when the record is processed again after a crash.
+        // The offset identifies the order within the partition, even if the record is processed again after a crash.
         let lot_key = key(&("lot", &id, record.offset()));
         let why = format!("order {}", order.order);
         let at = record.timestamp().saturating_add(EXPIRES_AFTER_MS);
@@ -270,7 +270,7 @@ fn row_key(id: &str) -> Vec<u8> {
     key(&("customer", id))
 }
 
-/// State keys are JSON arrays whose first element is the kind, so that kinds cannot collide.
+/// State keys are JSON arrays whose first element is the kind of row, so that rows of different kinds cannot collide.
 fn key(parts: &impl Serialize) -> Vec<u8> {
     json(parts)
 }
@@ -287,7 +287,7 @@ fn read<T: DeserializeOwned>(state: &State, key: &[u8]) -> Result<Option<T>> {
         .transpose()
 }
 
-/// State that cannot be parsed stops the task, because no later record can repair it.
+/// State that cannot be parsed stops the task, because no later record can correct it.
 fn damaged(key: &[u8], error: &serde_json::Error) -> Error {
     Error::Processor {
         name: "loyalty".to_owned(),

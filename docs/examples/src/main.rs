@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-/// Partition count of topics that are created; existing topics keep theirs.
+/// Partition count of topics that are created; existing topics keep their partition counts.
 const PARTITIONS: i32 = 4;
 
 /// Configuration from the environment: `TRUNKLINE_BROKERS`, `TRUNKLINE_ADMIN__LISTEN` and so on.

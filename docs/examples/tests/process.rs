@@ -1,5 +1,5 @@
-//! The example as a process: it becomes ready, counts, serves metrics, drains on SIGTERM, and continues after SIGKILL.
-//! The same test runs on both backends of the log.
+//! The example as a process: it becomes ready, counts orders, serves metrics, drains on SIGTERM, and continues after
+//! SIGKILL. The same test runs with both backends of the log.
 #![allow(clippy::unwrap_used, reason = "an unexpected result must fail the test")]
 
 use std::fs::{self, File};
@@ -36,7 +36,7 @@ impl Drop for Loyalty {
     }
 }
 
-/// The settings of the process; starting it again is a restart.
+/// The settings of the process. Starting it a second time is a restart.
 struct Harness {
     data: tempfile::TempDir,
     name: String,

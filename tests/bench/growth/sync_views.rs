@@ -1,7 +1,7 @@
-//! Updates by the sync-views processor over the store of a task.
+//! Updates by the sync-views processor with the store of a task.
 //!
-//! The initial rows are loaded with the values that the processor would write, since processing twenty million records
-//! takes longer than the measurement.
+//! The initial rows are loaded with the values that the processor would write, because processing twenty million
+//! records would take longer than the measurement.
 
 use super::updates::{Figures, Random, Updates, row_number};
 use anyhow::Context;
@@ -17,7 +17,7 @@ use views::record::SchemaIds;
 use views::rules::{Piece, Relation, SourceRules, ViewRule};
 
 const SCHEMA_ID: u32 = 7;
-/// As the PostgreSQL connector writes it: columns that may be left out are kept in the state.
+/// The schema as the PostgreSQL connector writes it: columns that the source may omit are kept in the state.
 const SCHEMA: &str = r#"{"type":"record","name":"t","fields":[{"name":"owner","type":"string"},{"name":"a","type":"string"},
     {"name":"b","type":"string"},{"name":"c","type":"string"},
     {"name":"_unchanged","type":["null",{"type":"array","items":"string"}],"default":null}]}"#;
@@ -27,7 +27,7 @@ const OWNERS: usize = 1_000;
 const TEXT: usize = 60;
 /// Rows per load.
 const LOAD_ROWS: usize = 50_000;
-/// Spaces of the store of a task, as `streams` opens it.
+/// Names of the keyspaces in a task's store, as `streams` opens it.
 const SPACES: [&str; 2] = ["meta", "state"];
 const STATE: Space = Space(1);
 
@@ -50,13 +50,14 @@ pub fn build(dir: &Path, rows: usize) -> anyhow::Result<()> {
 pub fn measure(dir: &Path, updates: Updates) -> anyhow::Result<Figures> {
     let mut driver = StepDriver::over("sync-views", Box::new(processor()), open(dir)?)?;
     let mut random = Random::new(2);
-    // Above the positions of the loaded rows and of an earlier measurement.
+    // Above the positions of the loaded rows and of earlier measurements.
     let first = u64::try_from(service::clock::system().now_ms())? * 1_000;
     updates.measure(|chosen, transaction| {
         let position = first + u64::try_from(transaction)?;
         driver.feed(&records(chosen, position, &mut random)?)?;
         let written = driver.commit()?.len();
-        // A view row per update, which proves that none was older than the state, and the end marker.
+        // There must be a view row per update, which proves that no update was older than the state, and the end
+        // marker.
         anyhow::ensure!(
             written == chosen.len() + 1,
             "{written} records written for {} updates",
@@ -76,7 +77,7 @@ fn open(dir: &Path) -> anyhow::Result<SharedStore> {
     Ok(state_store::open(&options)?)
 }
 
-/// The processor's state of a row of each owner. A row's number is only in its key, so rows of an owner share it.
+/// The state of a row for each owner. A row's number is only in its key, so the rows of an owner have the same value.
 fn values() -> anyhow::Result<Vec<Vec<u8>>> {
     let mut driver = StepDriver::new("sync-views", Box::new(processor()))?;
     let rows: Vec<usize> = (0..OWNERS).collect();

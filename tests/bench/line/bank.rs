@@ -1,7 +1,8 @@
-//! The pgbench database with a topology and configured nodes, and marks that show the progress of the pipeline.
+//! The pgbench database with a topology and configured nodes, and marker rows (marks) that show the progress of the
+//! pipeline.
 //!
-//! A mark updates one row in each of 160 buckets, enough for every partition of `view.log` to have at least one of them.
-//! When a device has received all of them, the replica has everything that was committed before the mark.
+//! A mark updates one row in each of 160 buckets, so that every partition of `view.log` has at least one of the
+//! buckets. When a device has received all of them, the replica has everything that was committed before the mark.
 
 use crate::postgres::harness::Database;
 use crate::support::{self, Broker, Fleet, Phone, Polled, Postgres};
@@ -19,7 +20,7 @@ const SLOT: &str = "trunkline_bank";
 pub struct Bank {
     pub fleet: Fleet,
     pub broker: Broker,
-    // Declared before `postgres`, because its drop connects to drop slots and database.
+    // Declared before `postgres`, because its drop connects to PostgreSQL to drop slots and the database.
     pub database: Database,
     pub postgres: Postgres,
     watcher: Phone,

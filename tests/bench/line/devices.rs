@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 /// Duration of a measurement.
 const SECONDS: u32 = 20;
 
-/// When a device received the change with a number.
+/// When a device received the change with a given number.
 type Seen = Arc<Mutex<HashMap<i64, Instant>>>;
 
 /// Commits `a_second` transactions of one row per second and measures the time from the response to COMMIT until the
@@ -32,7 +32,7 @@ pub fn one_at_a_time(bank: &Bank, a_second: u32, target: &str) -> anyhow::Result
         })
         .collect();
     let count = i64::from(a_second * SECONDS);
-    // Rows of earlier measurements have other numbers.
+    // Rows of earlier measurements have smaller numbers.
     let first = i64::from(a_second) * 1_000_000;
     let (roles, begun) = (Roles::look(bank), Instant::now());
     let mut answered = HashMap::new();

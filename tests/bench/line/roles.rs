@@ -1,11 +1,11 @@
-//! CPU and memory of each process of the pipeline, with its children, from `/proc`.
+//! CPU and memory of each process of the pipeline, including its children, from `/proc`.
 
 use super::bank::Bank;
 use crate::figures::{cpu_s, memory_mb};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// The roles that nodes run, in the direction of the data.
+/// The roles that nodes run, in the direction of the data flow.
 pub const OURS: [&str; 3] = ["connector", "processor", "edge-1"];
 
 /// CPU seconds of each process at an instant.

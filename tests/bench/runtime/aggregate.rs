@@ -1,5 +1,5 @@
 //! A declarative aggregate as a node runs it, with production decoding, state, changelog and output: `count()` over
-//! events with 100,000 keys. The key of an event is its group, so there is no repartition step.
+//! events with 100,000 keys. The key of an event is also the key of its group, so no repartition topic is needed.
 
 use super::workload::{COUNT_KEYS, PARTITIONS, Workload, topic_of};
 use event_log::{OutBatch, OutRecord, SharedEventLog};
@@ -9,7 +9,7 @@ use schemas::ids::SchemaId;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Registry id of the event schema; nothing else reads the topic.
+/// Registry id of the event schema. Any number is possible, because nothing else reads the topic.
 const SCHEMA: u32 = 1;
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 

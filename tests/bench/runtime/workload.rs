@@ -18,7 +18,7 @@ pub struct Workload {
     pub config: Config,
 }
 
-/// An application with one sub-topology between two new topics.
+/// Creates an application with one sub-topology between two new topics.
 pub fn workload(log: &SharedEventLog, dir: &Path, make: fn(Arc<str>) -> Box<dyn Processor>) -> Workload {
     let (from, to) = (topic(log), topic(log));
     let output = to.clone();

@@ -1,7 +1,7 @@
 //! Compaction keeps the newest committed record of each key, and readers see a consistent log in the meantime.
 //!
-//! A backend decides when it cleans, and Kafka never cleans the active segment. So the cases append filler records while
-//! they wait for a state, and ignore them when they read.
+//! The backend determines when it compacts, and Kafka never compacts the active segment. So the cases append filler
+//! records while they wait for compaction, and ignore these records when they read.
 
 use super::harness::{Harness, LIMIT, SHORT, assigned, committed, now};
 use crate::support;
@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 const FILLER: &str = "~filler";
-/// Kafka's cleaner processes one partition at a time, and the broker is shared.
+/// A limit for compaction. Kafka's cleaner processes one partition at a time, and the broker is shared.
 const CLEANED: Duration = Duration::from_secs(90);
 
 /// Settings that make Kafka's cleaner run as soon as possible.
@@ -63,7 +63,7 @@ fn keyed_record(record: RecordRef<'_>) -> Option<(i64, KeyedRecord)> {
     (key != FILLER).then_some((record.offset(), (shown, record.timestamp(), header)))
 }
 
-/// Reads all records up to the current end, without fillers.
+/// Reads all records up to the current end, without the filler records.
 fn all(harness: &Harness, isolation: Isolation, at: &TopicPartition) -> BTreeMap<i64, KeyedRecord> {
     let which = match isolation {
         Isolation::ReadCommitted => OffsetSpec::LastStable,
@@ -100,7 +100,7 @@ fn put(harness: &Harness, at: &TopicPartition, records: &[&str]) -> i64 {
     harness.log.append(&keyed(at, records)).expect("append")[0].first_offset
 }
 
-/// Appends fillers until `ask` returns a value.
+/// Waits for compaction: appends filler records until `ask` returns a value.
 fn wait_cleaned<T>(harness: &Harness, what: &str, at: &[&TopicPartition], mut ask: impl FnMut() -> Option<T>) -> T {
     support::wait_for(what, CLEANED, || {
         at.iter().for_each(|at| {
@@ -120,8 +120,8 @@ fn wait_shown(harness: &Harness, at: &TopicPartition, want: &[&str]) {
     assert_eq!(shown(harness, Isolation::ReadCommitted, at), want);
 }
 
-/// Superseded records are removed. The newest ones keep offset, timestamp and headers. Start, end and lookups by time
-/// keep their meaning.
+/// Superseded records are removed. The newest records keep offset, timestamp and headers. The earliest offset, the log
+/// end and lookups by time are not affected.
 pub fn compaction_keeps_newest_records_unchanged(harness: &Harness) {
     let at = compacted_partition(harness);
     put(harness, &at, &["a=1", "b=1", "c=1", "b=2"]);
@@ -146,8 +146,8 @@ pub fn compaction_keeps_newest_records_unchanged(harness: &Harness) {
     assert_eq!(put(harness, &at, &["f=1"]), end);
 }
 
-/// A reader that starts at the beginning after a cleaning gets the newest record of each key in offset order, whichever
-/// transactions wrote them.
+/// A reader that starts at the beginning after a cleaning gets the newest record of each key in offset order,
+/// regardless of the transactions that wrote them.
 pub fn reader_gets_newest_of_each_key_in_order(harness: &Harness) {
     let at = compacted_partition(harness);
     let (mut one, mut other) = (harness.any_producer(), harness.any_producer());
@@ -171,7 +171,7 @@ pub fn reader_gets_newest_of_each_key_in_order(harness: &Harness) {
 }
 
 /// A tombstone removes older records of its key, is kept for `delete.retention.ms` after the first cleaning that
-/// reached it, and is then removed.
+/// visited it, and is then removed.
 pub fn tombstone_expires(harness: &Harness) {
     let topic = harness.topic_with(1, |config| {
         eager(config);
@@ -272,13 +272,14 @@ pub fn young_records_are_not_compacted(harness: &Harness) {
     assert_eq!(uncommitted(harness, &young), ["0 a=1", "1 a=2"]);
 }
 
-/// `compact,delete` deletes old records, even the newest of a key, and moves the start.
+/// `compact,delete` deletes old records, even the newest of a key, and increases the earliest offset.
 pub fn compact_delete_removes_old_records(harness: &Harness) {
     let topic = harness.topic_with(1, |config| {
         eager(config);
         config.cleanup = Cleanup::CompactDelete;
         config.retention_ms = Some(600_000);
-        // A dirty ratio of 1 is never exceeded. Kafka would merge segments and give old records the time of newer ones.
+        // A dirty ratio of 1 is never exceeded. Otherwise Kafka would merge segments and give old records the time of
+        // newer ones.
         config.other.insert("min.cleanable.dirty.ratio".into(), "1".into());
     });
     let at = TopicPartition::new(topic, 0);
@@ -301,8 +302,8 @@ pub fn compact_delete_removes_old_records(harness: &Harness) {
     assert_eq!(uncommitted(harness, &at), ["2 a=2"]);
 }
 
-/// A reader in the middle of a partition that is cleaned reaches the end and has the newest record of each key. A member
-/// that starts at a removed offset continues with the next record.
+/// A reader in the middle of a partition that is compacted reaches the end, and has received the newest record of each
+/// key. A member that starts at a removed offset continues with the next record.
 pub fn readers_and_members_pass_compaction_gaps(harness: &Harness) {
     let (at, group) = (compacted_partition(harness), support::unique("group"));
     for round in 0..50 {
@@ -378,7 +379,8 @@ pub fn record_without_key_is_rejected(harness: &Harness) {
     assert!(seen.len() == 1 && seen[0].ends_with("a=1"), "{seen:?}");
 }
 
-/// A record without a key also costs the records of its partition in the same batch, but not those of others.
+/// A record without a key also causes the records of the same partition in the batch to be rejected, but not those of
+/// other partitions.
 pub fn record_without_key_affects_its_partition_only(harness: &Harness) {
     let (topic, plain) = (
         harness.topic_with(2, |config| config.cleanup = Cleanup::Compact),

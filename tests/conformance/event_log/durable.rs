@@ -1,5 +1,5 @@
-//! An embedded log in a directory: it is unchanged after it was reopened, and `kill -9` at any moment loses nothing that
-//! was acknowledged and leaves no partial transaction. The killed writer is a separate process.
+//! An embedded log in a directory: it is unchanged when it is reopened, and after `kill -9` at any time, it contains
+//! everything that was acknowledged and no partial transaction. The killed writer is a separate process.
 
 use super::harness::{Harness, LIMIT, assigned, batch, committed, config, now, record, seen, texts};
 use super::killed_process;
@@ -137,10 +137,10 @@ fn directory_is_opened_once() {
     open(dir.path());
 }
 
-/// Reports each acknowledged operation: `tx` or `plain`, writer, number.
+/// Reports each acknowledged operation: `tx` or `plain`, the writer, and the number.
 type Tell<'t> = &'t (dyn Fn(&str, usize, i64) + Sync);
 
-/// Writes numbered transactions and appends, continuing after the last committed one.
+/// Writes numbered transactions and appends. Continues after the last committed number.
 fn write(log: &SharedEventLog, writer: usize, until: i64, tell: Tell<'_>) {
     let harness = Harness::on(log.clone());
     let [group, id] = ["group", "producer"].map(|kind| format!("{kind}-{writer}"));
@@ -199,7 +199,7 @@ fn write_all(dir: &Path, until: i64, tell: Tell<'_>) {
     });
 }
 
-/// Compares the directory with what was acknowledged. Returns the last number of each writer.
+/// Compares the log in a directory with what was acknowledged. Returns the last number of each writer.
 fn check(dir: &Path, acknowledged: &BTreeMap<(String, usize), i64>) -> Vec<i64> {
     let harness = Harness::on(open(dir));
     let input = TopicPartition::new("input", 0);
@@ -267,7 +267,7 @@ fn numbered(text: &str, writer: usize) -> Option<i64> {
     (fields.next()? == writer.to_string()).then(|| fields.next()?.parse().ok())?
 }
 
-/// Run by itself it writes a little and checks it. As a child of the test below it writes until it is killed.
+/// When run as a test, writes a little and checks it. When run as a child of the test below, writes until it is killed.
 #[test]
 fn killed_writer_child() {
     match killed_process::directory(CHILD) {
@@ -297,7 +297,7 @@ fn kill_9_loses_nothing_acknowledged() {
             true
         });
         for (writer, last) in check(dir.path(), &acknowledged).into_iter().enumerate() {
-            // The next process continues after this transaction, whose append may be missing.
+            // The next process continues after this transaction. The append of this transaction may be missing.
             acknowledged.insert((format!("cut {round}"), writer), last);
             acknowledged.insert(("tx".to_owned(), writer), last);
         }

@@ -1,4 +1,4 @@
-//! A group member: order of events, and where it starts to read.
+//! A group member: order of events, and the positions at which it starts to read.
 
 use super::harness::{Harness, LIMIT, SHORT, assigned, batch, committed, event, records, seen, texts, values};
 use crate::support;
@@ -38,7 +38,7 @@ pub fn assignment_precedes_records(harness: &Harness) {
     consumer.close().unwrap();
 }
 
-/// `start` sets the position, also later.
+/// `start` sets the position, also at a later time.
 pub fn member_reads_from_start_offset(harness: &Harness) {
     let at = harness.partition();
     harness.append(&at, &["a", "b", "c", "d"]);
@@ -54,7 +54,7 @@ pub fn member_reads_from_start_offset(harness: &Harness) {
 }
 
 /// A paused partition returns nothing, even if records were fetched before. After the resume it continues after the
-/// last record returned. Other partitions are not affected.
+/// last record returned. Reading of other partitions is not affected.
 pub fn resumed_partition_continues_after_last_record(harness: &Harness) {
     let topic = harness.topic(2);
     let [a, b] = [0, 1].map(|p| TopicPartition::new(topic.clone(), p));
@@ -114,7 +114,7 @@ pub fn group_reads_committed_records_only(harness: &Harness) {
     consumer.close().unwrap();
 }
 
-/// There is no automatic reset: a start at an offset that is not kept is an error of `poll`, until the next start.
+/// There is no automatic reset: if the start offset is not in the log, `poll` returns an error until the next start.
 pub fn start_outside_partition_is_out_of_range(harness: &Harness) {
     let at = harness.partition();
     harness.append(&at, &["a"]);
@@ -131,8 +131,8 @@ pub fn start_outside_partition_is_out_of_range(harness: &Harness) {
     consumer.close().unwrap();
 }
 
-/// One partition that is out of range and then moved does not lose or repeat records of the others. Paused and
-/// unstarted partitions remain so.
+/// If one partition is out of range and then gets another position, no records of other partitions are lost or
+/// repeated. Paused and unstarted partitions remain in that state.
 pub fn out_of_range_partition_leaves_others_alone(harness: &Harness) {
     let topic = harness.topic(4);
     let [lost, read, paused, still] = [0, 1, 2, 3].map(|p| TopicPartition::new(topic.clone(), p));

@@ -11,7 +11,7 @@ use event_log::{
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// Limit for everything that should happen.
+/// Time limit for everything that should happen.
 pub const LIMIT: Duration = Duration::from_secs(30);
 /// Timeout of a poll that is not expected to return anything.
 pub const SHORT: Duration = Duration::from_millis(20);
@@ -52,7 +52,7 @@ pub fn run(backend: Backend, protocol: GroupProtocol, case: fn(&Harness)) {
     }
 }
 
-/// Options of an embedded log that cleans as often as the tests' broker does.
+/// Options of an embedded log that cleans as often as the broker in the tests does.
 pub fn config(dir: Option<std::path::PathBuf>) -> embedded::Config {
     let mut config = embedded::Config::new(dir, Arc::new(now));
     config.clean_every = Some(Duration::from_millis(200));
@@ -104,7 +104,7 @@ impl Harness {
         name.into()
     }
 
-    /// Creates a topic with one partition and returns that.
+    /// Creates a topic with one partition and returns the partition.
     pub fn partition(&self) -> TopicPartition {
         TopicPartition::new(self.topic(1), 0)
     }
@@ -245,7 +245,7 @@ pub fn batch(at: &TopicPartition, values: &[&str]) -> OutBatch {
     batch
 }
 
-/// Creates a record without key and timestamp.
+/// Creates a record without a key or timestamp.
 pub fn record<'a>(at: &'a TopicPartition, value: &'a str) -> OutRecord<'a> {
     OutRecord {
         topic: &at.topic,
@@ -278,7 +278,7 @@ pub fn texts(seen: &[Seen]) -> Vec<&str> {
     seen.iter().map(|(_, value)| value.as_str()).collect()
 }
 
-/// Returns what a commit wrote. Fails unless it succeeded.
+/// Returns what a commit wrote. Panics if the commit did not succeed.
 #[track_caller]
 pub fn committed(outcome: Outcome) -> Vec<Produced> {
     match outcome {
@@ -287,7 +287,7 @@ pub fn committed(outcome: Outcome) -> Vec<Produced> {
     }
 }
 
-/// Fails unless the commit was aborted by fencing.
+/// Panics unless the commit was aborted because the producer was fenced.
 #[track_caller]
 pub fn fenced(outcome: &Outcome) {
     assert!(
@@ -296,7 +296,8 @@ pub fn fenced(outcome: &Outcome) {
     );
 }
 
-/// Fails unless the commit was aborted because its generation is outdated, which is a fence in the classic protocol only.
+/// Panics unless the commit was aborted because its generation is outdated. Only in the classic protocol this counts as
+/// fencing.
 #[track_caller]
 pub fn outdated(harness: &Harness, outcome: &Outcome) {
     match harness.protocol {
@@ -316,7 +317,7 @@ pub fn event(consumer: &mut dyn GroupConsumer, batch: &mut RecordBatch) -> Event
     })
 }
 
-/// Polls until partitions are assigned. No other event may come first.
+/// Polls until partitions are assigned. Panics if another event comes first.
 pub fn assigned(consumer: &mut dyn GroupConsumer) -> Vec<TopicPartition> {
     match event(consumer, &mut RecordBatch::default()) {
         Event::Assigned(mut partitions) => {

@@ -1,7 +1,8 @@
-//! `kill -9` while a compacted topic is written and cleaned at the same time, repeatedly.
+//! Repeated `kill -9` while a compacted topic is being written and cleaned at the same time.
 //!
-//! The killed process is separate and cleans without pause. After each kill the newest record of every key is what the
-//! acknowledged transactions wrote, nothing aborted or deleted has come back, and no offset was used twice.
+//! The killed process is a separate process, which cleans without pause. After each kill, the newest record of every
+//! key must be the one that the acknowledged transactions wrote, no aborted or deleted record may reappear, and no
+//! offset may have been used twice.
 
 use super::harness::{Harness, assigned, committed, config, now};
 use super::killed_process;
@@ -23,12 +24,12 @@ const KEYS: i64 = 50;
 
 type Newest = BTreeMap<String, i64>;
 
-/// What transaction `n` of a writer writes: keys, and whether each gets the value `n` or a tombstone.
+/// What transaction `n` of a writer writes: keys, and for each key whether it gets the value `n` or a tombstone.
 fn records(writer: usize, n: i64) -> impl Iterator<Item = (String, bool)> {
     (0..RECORDS).map(move |j| (format!("{writer}:{}", (n * RECORDS + j * 7) % KEYS), (n + j) % 4 != 0))
 }
 
-/// What remains of a writer's first transactions.
+/// What must remain of a writer's first transactions.
 fn newest(writer: usize, last: i64) -> Newest {
     let mut newest = Newest::new();
     for n in 1..=last {
@@ -44,7 +45,7 @@ fn newest(writer: usize, last: i64) -> Newest {
 
 fn open(dir: &Path) -> Arc<EmbeddedLog> {
     let mut config = config(Some(dir.to_owned()));
-    // Cleaned by explicit calls, in several pieces.
+    // The log is cleaned by explicit calls, in several pieces.
     (config.clean_every, config.cleaner_keys_max) = (None, 30);
     embedded::open(config).expect("open the log")
 }
@@ -68,7 +69,7 @@ fn send(producer: &mut dyn TransactionalProducer, writer: usize, n: i64, value: 
     producer.send(&out).unwrap();
 }
 
-/// Called after each transaction with writer, number and the offset after it.
+/// Called after each transaction with the writer, the number, and the offset after it.
 type Tell<'t> = &'t (dyn Fn(usize, i64, i64) + Sync);
 
 fn write(log: &SharedEventLog, writer: usize, until: i64, tell: Tell<'_>) {
@@ -159,7 +160,8 @@ fn read(log: &SharedEventLog) -> (Vec<Newest>, usize) {
     (found, count)
 }
 
-/// Compares the directory with what was acknowledged. Returns each writer's last number and the number of records.
+/// Compares the log in a directory with what was acknowledged. Returns each writer's last number and the number of
+/// records.
 fn check(dir: &Path, acknowledged: &[(i64, i64); WRITERS]) -> (Vec<i64>, usize) {
     let log = open(dir);
     let shared: SharedEventLog = log.clone();
@@ -192,7 +194,8 @@ fn check(dir: &Path, acknowledged: &[(i64, i64); WRITERS]) -> (Vec<i64>, usize) 
     (lasts, count)
 }
 
-/// Run by itself it writes a little and checks it. As a child of the test below it writes and cleans until it is killed.
+/// When run as a test, writes a little and checks it. When run as a child of the test below, writes and cleans until it
+/// is killed.
 #[test]
 fn killed_cleaner_child() {
     match killed_process::directory(CHILD) {

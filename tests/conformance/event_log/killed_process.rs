@@ -1,7 +1,7 @@
 //! A child process of a test that writes to a log in a directory until it is killed with SIGKILL.
 //!
-//! It is the test binary, started for one test, with the directory in an environment variable. It acknowledges its work by
-//! lines on its standard output. A child that exits on its own fails the test.
+//! The child is the test binary, started for one test, with the directory in an environment variable. It acknowledges
+//! its work with lines on its standard output. If the child exits before it is killed, the test fails.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 /// Prefix of these lines.
 const WORD: &str = "acknowledged";
 
-/// Returns the directory to write to if this process is the child that the variable is set for.
+/// If this process is the child for which the variable is set, returns the directory to which it must write.
 #[expect(
     clippy::disallowed_methods,
     reason = "this is how the parent tells the child what it is"
@@ -27,7 +27,8 @@ pub fn acknowledge(words: std::fmt::Arguments<'_>) {
         .expect("tell the parent");
 }
 
-/// Runs a test as a child on a directory, and kills it once `hear` has accepted `enough` of its lines.
+/// Runs a test in a child process with a directory, and kills the child after `hear` has returned true for `enough`
+/// lines of its output.
 pub fn run(variable: &str, test: &str, dir: &Path, enough: usize, hear: &mut dyn FnMut(&[&str]) -> bool) {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
@@ -45,7 +46,7 @@ pub fn run(variable: &str, test: &str, dir: &Path, enough: usize, hear: &mut dyn
         }
         heard += 1;
         if heard == enough {
-            // Lines written to the pipe before the kill are still read below.
+            // Lines that were written to the pipe before the kill are still read below.
             child.kill().expect("kill the writer");
         }
     }

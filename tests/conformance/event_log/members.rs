@@ -37,7 +37,7 @@ impl Events {
     }
 }
 
-/// Polls both members until each owns this number of partitions. The first one must get a revocation.
+/// Polls both members until each owns this number of partitions. The first member must get a revocation.
 fn share(
     first: &mut dyn GroupConsumer,
     second: &mut dyn GroupConsumer,
@@ -59,8 +59,9 @@ fn share(
     (a, b)
 }
 
-/// When a member joins, the owner of all partitions gets `Revoked`, gives them up with the next poll, and both end with a
-/// contiguous range. The classic protocol revokes everything, the consumer protocol only what moves.
+/// When a member joins, the owner of all partitions gets `Revoked`, and gives them up with the next poll. In the end,
+/// each member has a contiguous range. The classic protocol revokes all partitions, the consumer protocol only those
+/// that move.
 pub fn second_member_gets_its_share(harness: &Harness) {
     let (topic, group) = (harness.topic(4), support::unique("group"));
     let all = parts(&topic, 0..4);
@@ -147,7 +148,8 @@ pub fn old_generation_cannot_commit(harness: &Harness) {
     second.close().unwrap();
 }
 
-/// With the consumer protocol, partitions that stay are read without interruption: no new start, no record twice.
+/// With the consumer protocol, partitions that stay with their member are read without interruption: they are not
+/// started again, and no record is read twice.
 pub fn unmoved_partitions_are_read_during_rebalance(harness: &Harness) {
     let (topic, group) = (harness.topic(4), support::unique("group"));
     let all = parts(&topic, 0..4);
@@ -161,7 +163,7 @@ pub fn unmoved_partitions_are_read_during_rebalance(harness: &Harness) {
     let mut second = harness.join(&group, &[&topic]);
     let (mut held, mut next, mut events) = (all.clone(), vec![3; 4], 0);
     let mut batch_read = RecordBatch::default();
-    // Records keep arriving until the second member has its share, and for some time after.
+    // Records are appended until the second member has its share, and for some time after that.
     let mut read_after = 0;
     support::wait_for("the rest to be read on beside the change", LIMIT, || {
         for at in &held {
@@ -191,8 +193,9 @@ pub fn unmoved_partitions_are_read_during_rebalance(harness: &Harness) {
     second.close().unwrap();
 }
 
-/// The generation can rise without an event when others join or leave. Group metadata that is requested before each
-/// commit is accepted, except for one commit that overlaps with the change: it is aborted without fencing.
+/// The generation can rise without an event when other members join or leave. Group metadata that is requested before
+/// each commit is accepted, except if the commit overlaps with the change. Such a commit is aborted without fencing, at
+/// most once per change.
 pub fn silent_generation_change_costs_one_commit(harness: &Harness) {
     let (topic, other, group, output) = (
         harness.topic(1),
@@ -255,7 +258,7 @@ pub fn member_commits_offsets_without_transaction(harness: &Harness) {
     second.close().unwrap();
 }
 
-/// A member that was replaced by another one of its name cannot commit offsets.
+/// A member that was replaced by another member with its name cannot commit offsets.
 pub fn replaced_member_cannot_commit_offsets(harness: &Harness) {
     let (topic, group) = (harness.topic(2), support::unique("group"));
     let all = parts(&topic, 0..2);
@@ -273,7 +276,7 @@ pub fn replaced_member_cannot_commit_offsets(harness: &Harness) {
     second.close().unwrap();
 }
 
-/// The partitions of a member that leaves are assigned to the remaining ones.
+/// The partitions of a member that leaves are assigned to the remaining members.
 pub fn partitions_of_left_member_are_reassigned(harness: &Harness) {
     let (topic, group) = (harness.topic(3), support::unique("group"));
     let all = parts(&topic, 0..3);
@@ -292,7 +295,7 @@ pub fn partitions_of_left_member_are_reassigned(harness: &Harness) {
     second.close().unwrap();
 }
 
-/// Another process with the same instance name takes over; polls and commits of the first one are fenced.
+/// Another process with the same instance name takes over; polls and commits of the first member are fenced.
 pub fn same_instance_name_fences_first_member(harness: &Harness) {
     let (topic, group, output) = (harness.topic(2), support::unique("group"), harness.partition());
     let all = parts(&topic, 0..2);
@@ -417,14 +420,14 @@ pub fn absent_static_member_loses_partitions(harness: &Harness) {
     second.close().unwrap();
 }
 
-/// Each topic is shared by its subscribers only.
+/// Each topic is shared only by the members that subscribe to it.
 pub fn topics_are_shared_by_subscribers_only(harness: &Harness) {
     let (both, one, group) = (harness.topic(2), harness.topic(2), support::unique("group"));
     let mut first = harness.join(&group, &[&both]);
     assert_eq!(assigned(&mut *first), parts(&both, 0..2));
     let mut second = harness.join(&group, &[&both, &one]);
     let (mut a, mut b) = share(&mut *first, &mut *second, &parts(&both, 0..2), 4);
-    // With the consumer protocol the second member gets its own topic before a partition of the shared one moves.
+    // With the consumer protocol, the second member gets its own topic before a partition of the shared topic moves.
     support::wait_for("one of the two to move", LIMIT, || {
         a.poll(&mut *first);
         b.poll(&mut *second);
@@ -450,8 +453,8 @@ fn hold(consumer: &mut dyn GroupConsumer, events: &mut Events, wanted: &[TopicPa
     });
 }
 
-/// A static member that restarts with one more topic reads that topic too. Kafka's classic protocol alone would keep the
-/// old assignment (KAFKA-12759).
+/// A static member that restarts with one more topic reads that topic too. With Kafka's classic protocol alone, it
+/// would keep its old assignment (KAFKA-12759).
 pub fn static_member_restarts_with_more_topics(harness: &Harness) {
     let (old, new, group) = (harness.topic(2), harness.topic(2), support::unique("group"));
     let mut member = harness.join_as(&group, Some("node-1"), &[&old]);
@@ -484,8 +487,8 @@ pub fn static_member_restarts_with_fewer_topics(harness: &Harness) {
     member.close().unwrap();
 }
 
-/// Static members that restart one after the other with one more topic end with the same partition numbers of both
-/// topics, which a task that reads both depends on.
+/// After static members restart one after the other with one more topic, each has the same partition numbers of both
+/// topics. A task that reads both topics depends on this.
 pub fn static_members_co_partition_new_topic(harness: &Harness) {
     let (old, new, group) = (harness.topic(2), harness.topic(2), support::unique("group"));
     let all = parts(&old, 0..2);

@@ -5,7 +5,7 @@ use crate::support;
 use event_log::{Error, Isolation, Millis, OffsetSpec, OutBatch, OutRecord, RecordBatch, StartFrom, TopicPartition};
 use std::collections::BTreeMap;
 
-/// Earliest, log end and the first record at a timestamp are found, also if timestamps do not increase. A timestamp
+/// Earliest, log end and the first record at a timestamp are found, even if timestamps do not increase. A timestamp
 /// after all records returns the log end.
 pub fn offset_lookups_find_start_end_and_times(harness: &Harness) {
     let at = harness.partition();
@@ -59,7 +59,7 @@ pub fn offset_lookups_find_start_end_and_times(harness: &Harness) {
     );
 }
 
-/// A position moves past control records and aborted records to the end, and `at_end` then returns a time.
+/// A position advances over control records and aborted records to the end, and `at_end` then returns a time.
 pub fn position_passes_control_and_aborted_records(harness: &Harness) {
     let at = harness.partition();
     let mut producer = harness.any_producer();
@@ -138,7 +138,8 @@ pub fn reader_starts_at_requested_offset(harness: &Harness) {
     producer.abort().unwrap();
 }
 
-/// An offset above the end is an error that names the range that is kept. There is no automatic reset. The end is valid.
+/// An offset above the end is an error that contains the range of valid offsets. There is no automatic reset. The end
+/// itself is valid.
 pub fn offset_above_end_is_out_of_range(harness: &Harness) {
     let at = harness.partition();
     harness.append(&at, &["a", "b"]);
@@ -167,7 +168,7 @@ fn out_of_range(harness: &Harness, at: &TopicPartition, offset: i64) {
     assert!(matches!(error, Error::OutOfRange { .. }), "{error:?}");
 }
 
-/// Records older than `retention.ms` are deleted: the start moves, and offsets below it are out of range.
+/// Records older than `retention.ms` are deleted: the earliest offset increases, and offsets below it are out of range.
 pub fn retention_by_time_moves_the_start(harness: &Harness) {
     let topic = harness.topic_with(1, |config| config.retention_ms = Some(3_600_000));
     let at = TopicPartition::new(topic, 0);
@@ -212,7 +213,7 @@ pub fn retention_by_size_moves_the_start(harness: &Harness) {
     assert!(read.iter().map(|(offset, _)| *offset).eq(start..500));
 }
 
-/// Offsets set from outside a group without members are returned and found by a member.
+/// Offsets that are set from outside a group without members are kept, and a member finds them.
 pub fn offsets_set_from_outside_are_kept(harness: &Harness) {
     let (topic, group) = (harness.topic(2), support::unique("group"));
     let [a, b] = [0, 1].map(|p| TopicPartition::new(topic.clone(), p));

@@ -1,4 +1,4 @@
-//! Records: what is read equals what was written, in order, for all limits.
+//! Records: the records that are read must be equal to those that were written, in the same order, for all limits.
 
 use super::harness::{Harness, LIMIT, SHORT, batch, now, record, seen, texts, values};
 use crate::support;
@@ -166,7 +166,8 @@ pub fn partition_keeps_record_order(harness: &Harness) {
     assert_eq!(total, numbers.len());
 }
 
-/// Without a partition, a record goes where the Java client would send its key; records without key go anywhere.
+/// Without a partition, a record is written to the partition to which the Java client would send its key; a record
+/// without a key can be written to any partition.
 pub fn keys_select_partitions_like_java_client(harness: &Harness) {
     let topic = harness.topic(7);
     let keys: Vec<String> = (0..200).map(|n| format!("[\"user:{n}\"]")).collect();
@@ -300,12 +301,12 @@ pub fn record_over_topic_limit_is_rejected(harness: &Harness) {
     assert_eq!(harness.append(&at, &["small"]).first_offset, 1);
 }
 
-/// The byte limit of a poll only affects how much it returns: at least one record, and each record exactly once.
+/// The byte limit of a poll affects only how much the poll returns: at least one record, and each record exactly once.
 pub fn small_polls_return_every_record_once(harness: &Harness) {
     let at = harness.partition();
     let texts: Vec<String> = (0..300).map(|n| format!("{n}{}", "x".repeat(n))).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
-    // Control records and aborted records are in between, where a poll may end.
+    // Control records and aborted records are in between, so that a poll may end at one of them.
     let mut producer = harness.any_producer();
     for (n, chunk) in texts.chunks(20).enumerate() {
         if n % 3 == 0 {

@@ -1,4 +1,4 @@
-//! Topics: created once, described with Kafka's settings, altered, and deleted.
+//! Topics: they are created once, described with Kafka's settings, altered, and deleted.
 
 use super::harness::{Harness, LIMIT, SHORT, batch};
 use crate::support;
@@ -17,8 +17,8 @@ fn spec(name: &str, partitions: i32) -> TopicSpec {
     }
 }
 
-/// Creating returns which topics are new and does not change existing ones. The description has id, partition count and
-/// all settings, including Kafka's defaults.
+/// Creating returns which topics are new, and does not change existing topics. The description contains id, partition
+/// count and all settings, including Kafka's defaults.
 pub fn topic_is_created_once_and_described(harness: &Harness) {
     let (old, new) = (support::unique("topic"), support::unique("topic"));
     let mut first = spec(&old, 3);
@@ -45,7 +45,7 @@ pub fn topic_is_created_once_and_described(harness: &Harness) {
     assert!(!topics.iter().any(|name| name.starts_with("__")));
 }
 
-/// Names, partition counts and settings that Kafka rejects are rejected, and nothing is created.
+/// Names, partition counts and settings that Kafka rejects are rejected, and no topic is created.
 pub fn what_kafka_rejects_is_rejected(harness: &Harness) {
     let taken = support::unique("taken.topic");
     harness.log.create_topics(&[spec(&taken, 1)]).unwrap();
@@ -81,7 +81,7 @@ pub fn what_kafka_rejects_is_rejected(harness: &Harness) {
     ));
 }
 
-/// A changed setting is described; other settings keep their values or defaults.
+/// A changed setting appears in the description; other settings keep their values or defaults.
 pub fn altering_a_setting_keeps_the_others(harness: &Harness) {
     let topic = harness.topic_with(2, |config| config.retention_ms = Some(50_000));
     harness
@@ -129,7 +129,7 @@ pub fn deleted_topic_id_is_not_reused(harness: &Harness) {
     });
 }
 
-/// Every use of a topic or partition that does not exist fails, and creates nothing.
+/// Every use of a topic or partition that does not exist fails, and does not create it.
 pub fn missing_topic_is_unknown_topic(harness: &Harness) {
     let none = TopicPartition::new(support::unique("none"), 0);
     let beyond = TopicPartition::new(harness.topic(2), 2);

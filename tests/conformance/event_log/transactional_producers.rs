@@ -7,7 +7,8 @@ use event_log::{
 };
 use std::time::Duration;
 
-/// Sends and commits with a producer that may be fenced: the failing call or the outcome of the commit.
+/// Sends and commits with a producer that may be fenced. Returns the error of a failed call, or the outcome of the
+/// commit.
 fn goes_on(producer: &mut dyn TransactionalProducer, at: &TopicPartition) -> Outcome {
     let sent = producer.send(&batch(at, &["late"]));
     if let Err(error) = &sent {
@@ -16,8 +17,8 @@ fn goes_on(producer: &mut dyn TransactionalProducer, at: &TopicPartition) -> Out
     producer.commit(None)
 }
 
-/// A second producer with the same id ends the open transaction of the first and fences it. Its commit is aborted, and
-/// none of its records becomes visible.
+/// A second producer with the same id aborts the open transaction of the first producer and fences it. A commit of the
+/// first producer then fails, and none of its records becomes visible.
 pub fn second_producer_fences_first(harness: &Harness) {
     let (at, id) = (harness.partition(), support::unique("producer"));
     let mut first = harness.transactional_producer(&id);
@@ -39,8 +40,8 @@ pub fn second_producer_fences_first(harness: &Harness) {
     assert_eq!(texts(&harness.committed(&at)), ["first", "second"]);
 }
 
-/// `begin` is a local operation: a producer that was fenced while idle finds out when it sends records or offsets. A
-/// transaction without either has nothing to end.
+/// `begin` is a local operation: a producer that was fenced while it was idle gets the error when it sends records or
+/// offsets. A transaction without records and offsets needs neither commit nor abort.
 pub fn idle_fenced_producer_fails_on_send_or_commit(harness: &Harness) {
     let (at, id, group) = (
         harness.partition(),
@@ -65,7 +66,7 @@ pub fn idle_fenced_producer_fails_on_send_or_commit(harness: &Harness) {
     assert_eq!(texts(&harness.committed(&at)), ["second", "third"]);
 }
 
-/// After `init_transactions` the fenced producer owns the id again, and the other one is fenced.
+/// After `init_transactions`, the fenced producer owns the id again, and the other producer is fenced.
 pub fn fenced_producer_may_reinitialize(harness: &Harness) {
     let (at, id) = (harness.partition(), support::unique("producer"));
     let mut first = harness.transactional_producer(&id);
@@ -81,7 +82,7 @@ pub fn fenced_producer_may_reinitialize(harness: &Harness) {
     assert_eq!(texts(&harness.committed(&at)), ["kept"]);
 }
 
-/// The open transaction of a dead producer blocks readers only until the next producer with its id is opened.
+/// The open transaction of a crashed producer blocks readers only until the next producer with its id is opened.
 pub fn opening_producer_ends_dead_transaction(harness: &Harness) {
     let (at, id) = (harness.partition(), support::unique("producer"));
     let mut dead = harness.transactional_producer(&id);
@@ -139,7 +140,8 @@ pub fn producer_continues_after_abort(harness: &Harness) {
     assert_eq!(texts(&harness.committed(&at)), ["one", "two", "three"]);
 }
 
-/// A record that is too large fails the send. The transaction cannot be committed; after the abort the producer works.
+/// A record that is too large causes the send to fail. The transaction cannot be committed; after an abort, the
+/// producer can be used again.
 pub fn rejected_record_forces_abort(harness: &Harness) {
     let topic = harness.topic_with(1, |config| config.max_message_bytes = Some(5_000));
     let at = TopicPartition::new(topic, 0);
@@ -162,7 +164,7 @@ pub fn rejected_record_forces_abort(harness: &Harness) {
     assert_eq!(texts(&harness.committed(&at)), ["fine"]);
 }
 
-/// A record for an unknown topic fails its transaction, when it is sent or committed.
+/// A record for an unknown topic causes its transaction to fail, either when it is sent or when it is committed.
 pub fn unknown_topic_fails_transaction(harness: &Harness) {
     let (at, none) = (harness.partition(), TopicPartition::new(support::unique("none"), 0));
     let mut producer = harness.any_producer();

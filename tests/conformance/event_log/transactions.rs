@@ -31,8 +31,8 @@ pub fn open_transaction_is_hidden_from_read_committed(harness: &Harness) {
     assert_eq!(harness.take(&mut *reader, 2), seen(&[(1, "a"), (2, "b")]));
 }
 
-/// The last stable offset is the first offset of the oldest open transaction. Records after it wait, even if they are
-/// committed or were written outside transactions.
+/// The last stable offset is the first offset of the oldest open transaction. Records after it are not returned until
+/// then, even if they are committed or were written outside transactions.
 pub fn open_transaction_holds_last_stable_offset(harness: &Harness) {
     let at = harness.partition();
     harness.append(&at, &["before"]);
@@ -42,7 +42,7 @@ pub fn open_transaction_holds_last_stable_offset(harness: &Harness) {
     wait_end(harness, &at, 2);
     let mut quick = harness.any_producer();
     harness.transact(&mut *quick, &at, &["quick"]);
-    // A commit returns when it is decided. Its control records may follow later.
+    // A commit returns when the outcome is decided. Its control records may be written later.
     wait_end(harness, &at, 4);
     harness.append(&at, &["plain"]);
     wait_end(harness, &at, 5);
@@ -71,8 +71,8 @@ pub fn aborted_transaction_leaves_no_records(harness: &Harness) {
     assert_eq!(texts(&all), ["no", "never", "plain", "yes"]);
 }
 
-/// A commit uses one offset in each partition that the transaction wrote to, and in no other. `Produced` does not count
-/// it.
+/// A commit takes one offset in each partition to which the transaction wrote, and in no other partition. `Produced`
+/// does not include this offset.
 pub fn control_record_takes_one_offset_per_partition(harness: &Harness) {
     let topic = harness.topic(3);
     let [a, b, c] = [0, 1, 2].map(|p| TopicPartition::new(topic.clone(), p));
@@ -99,7 +99,7 @@ pub fn control_record_takes_one_offset_per_partition(harness: &Harness) {
     assert_eq!(offsets, [0, 1, 2, 4, 5, 6]);
 }
 
-/// A transaction over several partitions and topics becomes visible as a whole.
+/// A transaction with several partitions and topics becomes visible as a whole.
 pub fn transaction_over_topics_is_atomic(harness: &Harness) {
     let topics = [harness.topic(2), harness.topic(3)];
     let parts = |n: i32, topic: &std::sync::Arc<str>| (0..n).map(|p| TopicPartition::new(topic.clone(), p)).collect();
@@ -124,7 +124,8 @@ pub fn transaction_over_topics_is_atomic(harness: &Harness) {
     }
 }
 
-/// Producers do not wait for each other: their records interleave, and each transaction becomes visible with its commit.
+/// Producers do not wait for each other: their records interleave, and each transaction becomes visible when it is
+/// committed.
 pub fn two_producers_interleave_in_a_partition(harness: &Harness) {
     let at = harness.partition();
     let (mut a, mut b) = (harness.any_producer(), harness.any_producer());
@@ -148,7 +149,7 @@ pub fn two_producers_interleave_in_a_partition(harness: &Harness) {
     assert_eq!(texts(&harness.committed(&at)), ["b1", "b2", "a3"]);
 }
 
-/// An empty transaction commits and leaves nothing behind.
+/// An empty transaction can be committed and writes nothing.
 pub fn empty_transaction_commits(harness: &Harness) {
     let at = harness.partition();
     let mut producer = harness.any_producer();
@@ -217,7 +218,8 @@ pub fn transaction_may_contain_offsets_only(harness: &Harness) {
     );
 }
 
-/// `committed` returns at least what was acknowledged before the call: it waits for offsets that are being committed.
+/// `committed` returns at least what was acknowledged before the call: it waits for offsets whose commit is in
+/// progress.
 pub fn committed_offsets_include_acknowledged_commits(harness: &Harness) {
     let (input, output, group) = (harness.partition(), harness.partition(), support::unique("group"));
     let (_consumer, member) = harness.group_metadata(&group, &input.topic);
@@ -246,8 +248,8 @@ pub fn committed_offsets_include_acknowledged_commits(harness: &Harness) {
     });
 }
 
-/// Many transactions of one record look the same from every start position, before and after the embedded log merges
-/// their blocks.
+/// Many transactions of one record are read in the same way from every start position, before and after the embedded
+/// log merges their blocks.
 pub fn many_small_transactions_remain_unchanged(harness: &Harness) {
     const COUNT: i64 = 1_400;
     let (at, mut producer) = (harness.partition(), harness.any_producer());
@@ -257,7 +259,7 @@ pub fn many_small_transactions_remain_unchanged(harness: &Harness) {
         producer.begin().unwrap();
         producer.send(&batch(&at, &[&value])).unwrap();
         if n % 13 == 5 {
-            // A transaction without records leaves no control record, so wait for the record first.
+            // A transaction without records leaves no control record, so the test waits for the record first.
             wait_end(harness, &at, 2 * n + 1);
             producer.abort().unwrap();
         } else {

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 /// Set only in the child, to `ENGINE DIRECTORY`.
 const CHILD: &str = "TRUNKLINE_TEST_STORE_CHILD";
-/// Few keys, which are overwritten often, so that there is something to compact.
+/// Few keys, which are overwritten often, so that compaction has something to do.
 const KEYS: u64 = 5_000;
 
 /// The child's main function. In the test run, where the variable is not set, it does nothing.
@@ -41,10 +41,10 @@ fn child_commits_batches_until_killed() {
 /// Name of a directory whose store the child writes with loads instead of batches.
 const LOADS: &str = "loads";
 
-/// Load `n` writes the number to every key; if it is odd, it deletes every third key.
+/// Load `n` writes the number `n` to every key. If `n` is odd, it deletes every third key.
 fn loaded(n: u64) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
     let keeps = |key: u64| n.is_multiple_of(2) || !key.is_multiple_of(3);
-    // Not in key order: the store sorts.
+    // The keys are not in key order, because the store must sort them.
     let keys = (0..KEYS).map(|at| at * 2_003 % KEYS);
     keys.map(|key| {
         let value = keeps(key).then(|| [&n.to_be_bytes()[..], &[b'x'; 100]].concat());
@@ -123,7 +123,7 @@ fn load_keeps_its_order_among_batches() {
     }
 }
 
-/// Batch `n` writes its number to `meta`, and rows to `rows` and `index`.
+/// Batch `n` writes its number to the keyspace `meta`, and rows to `rows` and `index`.
 fn numbered(n: u64) -> Batch {
     let mut batch = Batch::default();
     batch.put(Space(0), b"last", n.to_be_bytes());
@@ -169,7 +169,7 @@ fn store_is_a_prefix_of_the_batches_after_kill_9() {
         for round in 0..8 {
             let mut child = child(engine, dir.path());
             let mut output = BufReader::new(child.stdout.take().unwrap()).lines();
-            // Few batches stay in the write buffer; many cause several flushes.
+            // A few batches remain in the write buffer; many batches cause several flushes.
             let batches = 1 + random.below(if round % 2 == 0 { 200 } else { 4_000 });
             let mut acknowledged = 0;
             let mut committed = output.by_ref().filter_map(|line| {
@@ -219,7 +219,7 @@ fn store_is_a_prefix_of_the_batches_after_kill_9() {
     }
 }
 
-/// Writes to a store must not halt after a kill, as they do in fjall issue 257.
+/// Writes to a store must not block forever after a kill, as they do in fjall issue 257.
 fn write_after_kill(engine: Engine, dir: &Path) {
     let store = state_store::open(&options(engine, dir)).unwrap();
     let from = last(&*store) + 1;

@@ -1,6 +1,8 @@
-//! Directories that are locked, damaged or not writable: each gives its own error; nothing panics, hangs or deletes files.
+//! Directories that are locked, corrupt or not writable: each causes a different error, and the store does not panic,
+//! hang or delete files.
 //!
-//! As root, which file modes do not restrict, a directory in `/proc` takes the place of one that is not writable.
+//! File modes do not restrict root. When the tests run as root, a directory in `/proc` is used as one that is not
+//! writable.
 
 use super::{ON_DISK, Random, options, rows};
 use state_store::{Batch, Direction, Engine, Error, KeyRange, Space};
@@ -76,7 +78,7 @@ fn corrupt_store_is_reported_and_can_be_quarantined() {
     }
 }
 
-/// Damages one file at a time. The store opens or reports that it is corrupt.
+/// Corrupts one file at a time. The store must open, or report that it is corrupt.
 #[test]
 fn damaged_file_does_not_panic() {
     let mut random = Random::of_test("store damage");

@@ -53,7 +53,8 @@ struct Harness {
     snapshots: Vec<(Box<dyn Snapshot>, Vec<Rows>)>,
 }
 
-/// A short key of few different bytes, so that batches overwrite each other's keys; sometimes the longest key.
+/// A short key with few different bytes, so that batches overwrite each other's keys; in some cases, the longest
+/// possible key.
 fn key(random: &mut Random) -> Vec<u8> {
     let len = if random.below(50) == 0 {
         state_store::KEY_BYTES_MAX
@@ -109,7 +110,7 @@ impl Harness {
             let got = rows(&**self.store(), Space(u8::try_from(space).unwrap()), keys, order);
             assert_eq!(got, expected(&self.model[space], keys, order));
         }
-        // A scan ends as soon as its visitor breaks.
+        // A scan must end as soon as its visitor breaks.
         let stop = random.below(5);
         let mut visited = 0;
         let mut visit = |_: &[u8], _: &[u8]| {
@@ -126,7 +127,7 @@ impl Harness {
         assert_eq!(visited, (stop + 1).min(u64::try_from(self.model[1].len()).unwrap()));
     }
 
-    /// Takes a snapshot, or compares an earlier one with the model of its moment.
+    /// Takes a snapshot, or compares an earlier snapshot with the model as of that snapshot.
     fn snapshot(&mut self, random: &mut Random) {
         if self.snapshots.len() < 4 {
             self.snapshots
@@ -193,8 +194,8 @@ fn batch_with_an_invalid_key_is_rejected_whole() {
     }
 }
 
-/// Each batch moves one token to another key in two spaces. Every scan of the store and of a snapshot finds it exactly
-/// once in each.
+/// Each batch moves one token to another key in two keyspaces. Every scan of the store and of a snapshot must find it
+/// exactly once in each keyspace.
 #[test]
 fn concurrent_scan_sees_whole_batches() {
     const KEYS: u64 = 1_000;

@@ -4,7 +4,7 @@
 //! `counts` counts and sums that by item into `processor.counts`. Nodes run them with `trunkline run`.
 //! `tests/fixtures/interop/cluster.py` reads all topics and verifies the output.
 //!
-//! At most one broker is down at a time. A process that ends by itself fails the run.
+//! At most one broker is down at a time. The run fails if a process ends without being killed.
 
 use super::orders::Orders;
 use super::progress::{Kills, PARTITIONS, Progress, RunPlan, pass};
@@ -66,19 +66,20 @@ runs = ["processor:joined", "processor:counts"]
 "#;
 /// Output topics of the processors.
 const OUTPUTS: [&str; 2] = ["processor.joined", "processor.counts"];
-/// Nodes, with their stream threads per processor.
+/// Nodes, with the number of their stream threads per processor.
 const NODES: [(&str, usize); 2] = [("worker-0", 2), ("worker-1", 1)];
 const LIMIT: Duration = Duration::from_secs(180);
 /// Interval between kills of processes.
 const KILL_EVERY: Duration = Duration::from_secs(5);
-/// How long a kill is delayed until the process runs a task and something new is committed. Without the delay, a busy
-/// machine would kill processes before they do any work; after it, the process is killed in any case.
+/// How long a kill is delayed until the process runs a task and a new transaction has been committed. Without the
+/// delay, processes on a busy machine would be killed before they do any work. After this time, the process is killed
+/// in any case.
 const START: Duration = Duration::from_secs(30);
 /// Log message of the runtime when a task starts to run.
 const RUNS: &str = "task runs";
-/// How long a killed broker stays down: longer than its partitions need to move.
+/// How long a killed broker stays down: longer than its partitions need to get new leaders.
 const DOWN: Duration = Duration::from_secs(5);
-/// Failpoints that keep each transaction open, so that kills hit open transactions.
+/// Failpoints that keep each transaction open for a while, so that kills occur during open transactions.
 const OPEN: &str = "runtime.commit.sent=pause:150,log.commit.before=pause:150";
 
 /// Result of a run.
@@ -90,7 +91,7 @@ pub struct RunReport {
     pub kills: usize,
     /// Brokers killed.
     pub broker_kills: usize,
-    /// Lower bound of the aborted transactions, from the indexes of the brokers.
+    /// Minimum number of aborted transactions, according to the indexes of the brokers.
     pub aborted: usize,
     /// JSON object that the verifier printed.
     pub verdict: serde_json::Value,
@@ -107,7 +108,7 @@ pub struct Harness {
     orders: String,
 }
 
-/// Stops the other threads on drop, also after a panic.
+/// Stops the other threads when it is dropped, including after a panic.
 struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -165,7 +166,7 @@ impl Harness {
             brokers.join().expect("the brokers were killed as planned");
             processes.join().expect("the processes were killed as planned");
         });
-        // All brokers are up and nothing is killed any more, so the rest of the input is processed.
+        // All brokers run and nothing is killed any more, so the rest of the input is processed.
         self.cluster.wait_in_sync(LIMIT);
         orders.barrier();
         NODES.iter().for_each(|(node, _)| self.fleet.stop(node, LIMIT));
@@ -184,7 +185,7 @@ impl Harness {
     }
 }
 
-/// Kills the brokers in turn; each only when all partitions are in sync again.
+/// Kills the brokers in turn, each only after all partitions are in sync again.
 fn kill_brokers(cluster: &mut Cluster, over: &AtomicBool, kills: &AtomicUsize) {
     while !over.load(Ordering::SeqCst) {
         let broker = kills.load(Ordering::SeqCst) % BROKERS;

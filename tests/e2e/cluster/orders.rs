@@ -1,7 +1,7 @@
 //! Input of the cluster harness, posted to the ingest listener: orders at a fixed rate, and prices that change.
 //!
-//! Each post is retried under one idempotency key until it succeeds. Prices change only when all earlier input is
-//! processed, so that the epoch of an order determines its price.
+//! Each request is retried with the same idempotency key until it succeeds. Prices change only after all earlier input
+//! has been processed, so that the epoch of an order determines its price.
 
 use super::progress::{Kills, Progress, RunPlan, pass};
 use crate::support::{BROKERS, wait_for};
@@ -61,7 +61,7 @@ impl Orders {
         });
     }
 
-    /// Writes orders at the given rate, and new prices after each epoch, until the run is over.
+    /// Writes orders at the given rate, and new prices after each epoch, until the run ends.
     pub fn write(&mut self, plan: RunPlan, over: &AtomicBool, kills: &Kills) {
         self.set_prices();
         self.progress.barrier();
@@ -93,8 +93,8 @@ impl Orders {
         self.written += CHUNK;
     }
 
-    /// Changes the price of a third of the items, of all in the first epoch. A seventh of the items has no price: null for
-    /// even items, no row for odd ones.
+    /// Changes the price of a third of the items; in the first epoch, of all items. A seventh of the items has no
+    /// price: even items have a null price, and odd items have no row.
     fn set_prices(&mut self) {
         let epoch = self.epoch;
         let change = |item: usize| {
@@ -112,7 +112,7 @@ impl Orders {
         }
     }
 
-    /// Waits until all input is processed and committed.
+    /// Waits until all input has been processed and committed.
     pub fn barrier(&self) {
         self.progress.barrier();
     }

@@ -7,7 +7,7 @@ use event_log::{
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Topics that grow whenever a task makes progress.
+/// Topics that get new records whenever a task makes progress.
 const WORK: [&str; 2] = ["processor.joined", "counts.changelog.groups"];
 /// Partitions of each topic.
 pub const PARTITIONS: i32 = 6;
@@ -48,7 +48,7 @@ pub struct Kills {
 fn retry<T>(what: &str, mut call: impl FnMut() -> event_log::Result<T>) -> T {
     wait_for(what, LIMIT, || match call() {
         Err(error) if error.action() == ErrorAction::Retry => None,
-        // The topic is not created yet, or the metadata come from a broker that has just restarted.
+        // The topic is not created yet, or the metadata is from a broker that has just restarted.
         Err(Error::UnknownTopic { .. }) => None,
         found => Some(found.expect(what)),
     })
@@ -70,13 +70,13 @@ impl Progress {
         Progress(log)
     }
 
-    /// Sum of the last stable offsets of their output; `None` while the log is unavailable.
+    /// Sum of the last stable offsets of the processors' output; `None` while the log is unavailable.
     pub fn stable(&self) -> Option<Offset> {
         let at: Vec<TopicPartition> = WORK.iter().flat_map(|topic| partitions(topic)).collect();
         Some(self.0.offsets(&at, OffsetSpec::LastStable).ok()?.into_iter().sum())
     }
 
-    /// Waits until all input is processed and committed.
+    /// Waits until all input has been processed and committed.
     pub fn barrier(&self) {
         for (group, topic) in READS {
             wait_for(&format!("{group} to have processed {topic}"), LIMIT, || {
@@ -94,7 +94,8 @@ impl Progress {
         (0..count).map(|p| TopicPartition::new(topic, p)).collect()
     }
 
-    /// Whether no committed record is at or after an offset. The log end may be higher: control records follow.
+    /// Whether no committed record is at or after an offset. The log end may be greater, because of control records
+    /// after the last record.
     fn is_read(&self, at: &TopicPartition, next: Offset) -> bool {
         let end = retry("read the end", || self.0.offset(at, OffsetSpec::LogEnd));
         if next >= end {

@@ -1,4 +1,4 @@
-//! Command lines: programs, paths, packages, recipes, options and test filters in them.
+//! Checks command lines: the programs, paths, packages, recipes, options and test filters in them.
 
 use super::tree::{Help, Package, Tree, has_test, help, mentioned, variables};
 
@@ -96,7 +96,7 @@ fn check_recipe(tree: &Tree, words: &[String], findings: &mut Vec<String>) {
     }
 }
 
-/// `tests/run` lists its subcommands in its usage; anything else is a test filter.
+/// `tests/run` lists its subcommands in its usage; any other word is a test filter.
 fn check_tests_run(tree: &Tree, words: &[String], findings: &mut Vec<String>) {
     let Some(word) = words.first().filter(|word| !is_template(word)) else {
         return;
@@ -107,7 +107,7 @@ fn check_tests_run(tree: &Tree, words: &[String], findings: &mut Vec<String>) {
     }
 }
 
-/// Options and mutations that exist.
+/// Checks that options and mutations exist.
 fn check_mutations(tree: &Tree, words: &[String], findings: &mut Vec<String>) {
     let (program, list) = (tree.read("tests/mutations"), tree.read("tests/mutations.toml"));
     let mut words = words.iter().filter(|word| !is_template(word));
@@ -130,7 +130,7 @@ struct Parsed {
     positional: Vec<String>,
 }
 
-/// Reads words by a help; unknown options become findings.
+/// Parses words according to a help text. Unknown options become findings.
 fn parse(name: &str, help: &Help, words: &[String], findings: &mut Vec<String>) -> Parsed {
     let mut parsed = Parsed {
         options: Vec::new(),
@@ -175,7 +175,8 @@ pub fn check_trunkline(words: &[String], findings: &mut Vec<String>) {
             }
             return;
         }
-        // Options before a subcommand are its parent's; those after it are checked with its own help.
+        // Options before a subcommand belong to its parent; options after it are checked with the subcommand's own
+        // help.
         let Some(command) = parsed.positional.first() else {
             findings.extend(unknown);
             return;
@@ -232,7 +233,7 @@ fn check_cargo(tree: &Tree, words: &[String], findings: &mut Vec<String>) {
     }
 }
 
-/// Packages, features, binaries and test targets; the packages that were chosen and exist.
+/// Checks packages, features, binaries and test targets. Returns the packages that are selected and exist.
 fn check_targets<'t>(tree: &'t Tree, parsed: &Parsed, findings: &mut Vec<String>) -> Vec<&'t Package> {
     let packages = tree.packages();
     for feature in values(parsed, "--features").filter(|feature| !is_template(feature)) {

@@ -1,4 +1,4 @@
-//! docker-compose.yml, Dockerfile and deploy/.
+//! Checks docker-compose.yml, the Dockerfile and deploy/.
 
 use super::commands::{check_text, check_trunkline};
 use super::tree::{Tree, mentioned, variables};
@@ -13,7 +13,8 @@ const DOCKERFILE: &str = "Dockerfile";
 const CONFIG: &str = "deploy/trunkline.toml";
 const SECRETS: &str = "deploy/demo.env";
 
-/// Variables of other projects' images, as their documentation names them. A new one is added here after a look there.
+/// Environment variables of other projects' images, as named in their documentation. A new variable must be looked up
+/// there and added here.
 const IMAGE_VARIABLES: [&str; 24] = [
     "CLUSTER_ID",
     "KAFKA_ADVERTISED_LISTENERS",
@@ -72,7 +73,7 @@ fn strings(value: &Value) -> Vec<&str> {
     }
 }
 
-/// Source and target of each mount: a source with `./` is a file or directory, any other a named volume.
+/// Source and target of each mount. A source that begins with `./` is a file or directory; any other is a named volume.
 fn mounts(service: &Value) -> Vec<(&str, &str)> {
     let mounts = strings(&service["volumes"]).into_iter();
     mounts
@@ -83,7 +84,7 @@ fn mounts(service: &Value) -> Vec<(&str, &str)> {
         .collect()
 }
 
-/// Files, services and variables of any service.
+/// Checks the files, services and variables of any service.
 fn service_findings(tree: &Tree, services: &Map<String, Value>, service: &Value) -> Vec<String> {
     let mut findings = Vec::new();
     let files = mounts(service)
@@ -119,7 +120,7 @@ fn service_findings(tree: &Tree, services: &Map<String, Value>, service: &Value)
     findings
 }
 
-/// Command line, node, topology, ports and data directory of a service that runs the Trunkline image.
+/// Checks the command line, node, topology, ports and data directory of a service that runs the Trunkline image.
 fn node_findings(tree: &Tree, service: &Value) -> Vec<String> {
     let mut findings = Vec::new();
     let command: Vec<String> = strings(&service["command"]).into_iter().map(str::to_owned).collect();
@@ -131,7 +132,7 @@ fn node_findings(tree: &Tree, service: &Value) -> Vec<String> {
         let mount = mounts.iter().find(|(_, to)| *to == target);
         mount.map(|(from, _)| from.trim_start_matches("./"))
     };
-    // The names are the defaults of `trunkline run`.
+    // These file names are the defaults of `trunkline run`.
     match mounted("topology.toml") {
         None => findings.push(format!("no topology is mounted at {home}/topology.toml")),
         Some(file) if !tree.exists(file) => {}
@@ -174,7 +175,7 @@ fn volume_findings(compose: &Value, services: &Map<String, Value>) -> Vec<String
         .collect()
 }
 
-/// Every `host:port` in environments and in deploy/ names a service.
+/// Checks that every `host:port` in environments and in deploy/ contains the name of a service.
 fn host_findings(tree: &Tree, services: &Map<String, Value>) -> Vec<String> {
     let mut texts: Vec<(String, String)> = Vec::new();
     for (name, service) in services {
@@ -202,8 +203,8 @@ fn host_findings(tree: &Tree, services: &Map<String, Value>) -> Vec<String> {
     findings
 }
 
-/// The configuration is read by the program itself; the secrets that it names and those that exist are the same; the
-/// topologies are free of errors.
+/// Checks that the program can read the configuration, that the secrets in it are those that exist, and that the
+/// topologies have no errors.
 fn config_findings(tree: &Tree, services: &Map<String, Value>) -> Vec<String> {
     let mut findings = Vec::new();
     let (config, secrets) = (tree.read(CONFIG), tree.read(SECRETS));
@@ -243,7 +244,7 @@ fn config_findings(tree: &Tree, services: &Map<String, Value>) -> Vec<String> {
     findings
 }
 
-/// Sources, stages and programs of the Dockerfile, and the directories that volumes take their owner from.
+/// Checks the sources, stages and programs of the Dockerfile, and the directories from which volumes take their owner.
 fn dockerfile_findings(tree: &Tree, services: &Map<String, Value>) -> Vec<String> {
     let mut findings = Vec::new();
     let text = tree.read(DOCKERFILE).replace("\\\n", " ");
@@ -315,7 +316,7 @@ fn toolchain_finding(tree: &Tree, image: &str) -> Option<String> {
     (!fits).then(|| format!("rust:{image} is not the toolchain {channel} of rust-toolchain.toml"))
 }
 
-/// What a stage takes from target/release is a binary of the workspace.
+/// Checks that every file that a stage of the Dockerfile copies from target/release is a binary of the workspace.
 fn binary_findings(tree: &Tree, text: &str) -> Vec<String> {
     let packages = tree.packages();
     let words = text

@@ -1,4 +1,5 @@
-//! The checkout as the deployment files see it: files, packages, just recipes, variables, and the help of programs.
+//! The checkout, as far as the deployment files refer to it: files, packages, just recipes, variables, and the help of
+//! programs.
 
 use crate::support::binary;
 use serde_json::Value;
@@ -9,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, OnceLock};
 
-/// Directories with the code that reads variables. This directory is left out, because it names variables that do not
-/// exist.
+/// Directories with code that reads variables. The directory of this test is omitted, because it contains names of
+/// variables that do not exist.
 const SOURCES: [&str; 10] = [
     "platform",
     "schemas",
@@ -52,7 +53,7 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// Whether it accepts this number of arguments; `*NAME` means any number, `NAME=value` an optional one.
+    /// Whether the recipe accepts this number of arguments; `*NAME` means any number, `NAME=value` an optional one.
     pub fn accepts(&self, count: usize) -> bool {
         let variadic = self.parameters.iter().any(|p| p.starts_with(['*', '+']));
         let required = self
@@ -208,8 +209,8 @@ fn header(line: &str) -> Option<(String, Recipe)> {
     Some((words.next()?, recipe(words.collect())))
 }
 
-/// Whether a function or module in a directory begins with the last part of a test filter. Cargo itself reports success
-/// when no test matches.
+/// Whether a function or module in a directory begins with the last part of a test filter. Needed because cargo reports
+/// success if no test matches.
 pub fn has_test(dir: &Path, filter: &str) -> bool {
     static KNOWN: Mutex<BTreeMap<(PathBuf, String), bool>> = Mutex::new(BTreeMap::new());
     let key = (dir.to_path_buf(), filter.to_owned());
@@ -224,7 +225,7 @@ pub fn has_test(dir: &Path, filter: &str) -> bool {
     found
 }
 
-/// Texts of the Rust files below directories, without this test's.
+/// Texts of the Rust files below these directories, except those of this test.
 fn sources(mut dirs: Vec<PathBuf>) -> Vec<String> {
     let mut texts = Vec::new();
     while let Some(dir) = dirs.pop() {
@@ -243,7 +244,7 @@ fn sources(mut dirs: Vec<PathBuf>) -> Vec<String> {
     texts
 }
 
-/// All names of this project's variables that source files mention.
+/// All names of this project's variables that occur in source files.
 pub fn variables() -> &'static BTreeSet<String> {
     static VARIABLES: OnceLock<BTreeSet<String>> = OnceLock::new();
     VARIABLES.get_or_init(|| {
@@ -260,7 +261,7 @@ pub fn mentioned(text: &str) -> impl Iterator<Item = String> + '_ {
     ours.map(str::to_owned)
 }
 
-/// The help of `trunkline` or `cargo` and a subcommand of it; none if the program has no such subcommand.
+/// The help of `trunkline` or `cargo`, or of a subcommand; `None` if the program has no such subcommand.
 pub fn help(program: &str, subcommand: &[String]) -> Option<Help> {
     static KNOWN: Mutex<BTreeMap<String, Option<Help>>> = Mutex::new(BTreeMap::new());
     let key = format!("{program} {}", subcommand.join(" "));

@@ -1,6 +1,6 @@
 //! A device for tests: polls over HTTP and applies pages as `/openapi.json` describes.
 //!
-//! It compares the bucket hashes of each complete page with its own rows (I10).
+//! It compares the bucket hashes of each complete page with its own rows (invariant I10).
 
 use super::harness::{Running, eventually};
 use reqwest::{RequestBuilder, Response, StatusCode};

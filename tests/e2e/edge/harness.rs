@@ -56,7 +56,7 @@ impl Memberships for ClaimedBuckets {
     }
 }
 
-/// Contents of a token; it was issued `age_s` seconds ago.
+/// Contents of a token. The token was issued `age_s` seconds ago.
 #[derive(Clone, Copy)]
 pub struct TokenSpec<'a> {
     pub subject: &'a str,
@@ -82,14 +82,14 @@ pub fn memory_log() -> SharedEventLog {
 }
 
 impl Harness {
-    /// A harness over a log with `view.log`.
+    /// Creates a harness with a log that contains `view.log`.
     pub fn over(log: SharedEventLog) -> Self {
         let harness = Harness::without_topic(log);
         harness.make_topic(PARTITIONS);
         harness
     }
 
-    /// A harness over a log without `view.log`.
+    /// Creates a harness with a log that does not contain `view.log`.
     pub fn without_topic(log: SharedEventLog) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("trunkline-edge-")
@@ -229,7 +229,7 @@ impl Running {
     }
 }
 
-/// Polls `ask` until it returns a value. Fails with `what` after 60 s.
+/// Calls `ask` until it returns a value. Panics with `what` after 60 s.
 pub async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let end = tokio::time::Instant::now() + Duration::from_secs(60);
     loop {
@@ -255,7 +255,7 @@ impl Line {
         self.write(rows, true);
     }
 
-    /// Writes rows and begin markers of a source transaction that stays open.
+    /// Writes rows and begin markers of a source transaction that remains open.
     pub fn leave_open(&mut self, rows: &[RowChange<'_>]) {
         self.write(rows, false);
     }

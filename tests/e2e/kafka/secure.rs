@@ -12,8 +12,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-/// Topics, transactions and offsets work over TLS with SCRAM. A wrong password and an untrusted authority fail within the
-/// request timeout, and the error names the cause.
+/// Topics, transactions and offsets work over TLS with SCRAM. A wrong password and an untrusted authority fail within
+/// the request timeout, and the error contains the cause.
 #[test]
 fn tls_and_scram_work_and_errors_name_the_cause() {
     if !cfg!(feature = "kafka-tls") {

@@ -49,7 +49,7 @@ fn pgbench_transactions_reach_devices_atomically() {
     harness.compare(LIMIT);
 }
 
-/// Starts an edge without data after the cleaner has compacted `view.log` under load; returns the number of removed
+/// Starts an edge without data after the cleaner has compacted `view.log` under load. Returns the number of removed
 /// records.
 fn rebuild_edge_under_the_cleaner(harness: &mut Harness) -> u64 {
     harness.fleet.kill("edge-2");
@@ -69,8 +69,8 @@ fn rebuild_edge_under_the_cleaner(harness: &mut Harness) -> u64 {
     removed
 }
 
-/// Number of records of `branches` that the cleaner has removed from `view.log`: each transaction writes one of them and
-/// one of `history`, which is never superseded.
+/// Number of records of `branches` that the cleaner has removed from `view.log`: each transaction writes one record of
+/// `branches` and one record of `history`, and the latter is never superseded.
 fn superseded(log: &SharedEventLog) -> u64 {
     let partitions = log.describe("view.log").unwrap().expect("view.log exists").partitions;
     let all: Vec<TopicPartition> = (0..partitions).map(|p| TopicPartition::new("view.log", p)).collect();

@@ -20,7 +20,7 @@ const LIMIT: Duration = Duration::from_secs(90);
 /// Accounts of the only branch.
 const ACCOUNTS: usize = 100_000;
 
-/// The file, and the addresses of its services on this machine.
+/// docker-compose.yml, and the addresses of its services on this machine.
 struct Compose {
     root: PathBuf,
     services: serde_json::Map<String, Value>,
@@ -81,7 +81,7 @@ impl Compose {
         addresses.fold(text.to_owned(), |text, (remote, local)| text.replace(remote, local))
     }
 
-    /// Starts Kafka like the image: the variable `KAFKA_A_B` is the setting `a.b`.
+    /// Starts Kafka like the image does: the variable `KAFKA_A_B` is the setting `a.b`.
     fn kafka(&mut self) -> Broker {
         let all = variables(self.service("kafka"));
         let broker = Broker::start_from(|dir, port, controller| {
@@ -142,7 +142,7 @@ impl Compose {
         command
     }
 
-    /// Starts a Trunkline service: copies its files with local addresses to where it reads them.
+    /// Starts a Trunkline service. Its files are copied, with local addresses, to the paths from which it reads them.
     fn node(&self, name: &str) -> Node {
         let service = self.service(name);
         let dir = tempfile::Builder::new()

@@ -1,6 +1,7 @@
-//! Nodes of the pipeline abort at every failpoint and restart; the devices end with the rows of the database.
+//! Nodes of the pipeline abort at every failpoint and restart. In the end, the devices must have the rows of the
+//! database.
 //!
-//! The test waits for each abort and checks the signal, so a failpoint that is never reached fails it.
+//! The test waits for each abort and checks the signal, so the test fails if a failpoint is never reached.
 
 use super::harness::Harness;
 use crate::postgres::fault_injection::SNAPSHOT_DEATHS;
@@ -49,7 +50,7 @@ fn devices_stay_consistent_after_failpoint_crashes() {
     harness.fleet.start("edge-1");
     harness.fleet.start("edge-2");
     harness.start_devices();
-    // None of these connectors completes the snapshot.
+    // None of these connector processes completes the snapshot.
     for step in SNAPSHOT_DEATHS {
         harness.fleet.start_with("connector", step);
         expect_crash(&mut harness, "connector", step);
@@ -69,7 +70,8 @@ fn devices_stay_consistent_after_failpoint_crashes() {
         harness.more_pages(1, LIMIT);
     }
     harness.fleet.kill("edge-1");
-    // At the second hit, a part of the transaction end is committed.
+    // When the failpoint is reached for the second time, a part of the source transaction has already been made visible
+    // and committed to the store.
     harness.fleet.start_with("edge-1", "replica.mid_closing=kill@2");
     sql(
         &harness.postgres.url(),

@@ -1,7 +1,7 @@
 //! Harness with dedicated PostgreSQL (pgbench tables) and Kafka, one process per node, and one device per branch.
 //!
-//! Each device polls both edges in turn on a separate thread and checks after every complete page that the balance of its
-//! branch is the sum of the history.
+//! Each device polls both edges in turn on a separate thread and after every complete page, checks that the balance of
+//! its branch is the sum of the history.
 
 use super::sum;
 use crate::support::{self, Broker, Fleet, Phone, Polled, Postgres, make_bank, sql};
@@ -133,7 +133,7 @@ impl Harness {
         }
     }
 
-    /// Waits until the last poll of every device, of one second, returned 304.
+    /// Waits until the last poll of every device, which waited one second, returned 304.
     pub fn wait_quiet(&self, limit: Duration) {
         let quiet = |device: &Device| device.last.lock().unwrap().contains(": 304");
         support::wait_for("idle devices", limit, || self.devices.iter().all(quiet).then_some(()));
@@ -143,8 +143,8 @@ impl Harness {
         self.devices.iter().map(|d| d.complete.load(Ordering::SeqCst))
     }
 
-    /// Stops the threads of the devices and lets each device catch up on both edges, then compares its rows, and those of
-    /// new devices on each edge, with the database.
+    /// Stops the threads of the devices and lets each device catch up on both edges. Then compares its rows, and those
+    /// of new devices on each edge, with the database.
     pub fn compare(&mut self, limit: Duration) {
         self.stop.store(true, Ordering::SeqCst);
         let phones: Vec<Phone> = self.devices.drain(..).map(|d| d.thread.join().unwrap()).collect();
@@ -182,7 +182,7 @@ impl Harness {
     }
 }
 
-/// Text form of a row that is equal for database and device, where int8 is a string.
+/// Text form of a row that is equal for the database and a device; on a device, int8 is a string.
 fn row_text(view: &str, row: &Value) -> String {
     let (_, _, columns) = TABLES
         .iter()
@@ -246,7 +246,7 @@ fn poll(
 pub struct Load(Child);
 
 impl Load {
-    /// Waits until it ends successfully.
+    /// Waits until pgbench ends. Panics if it fails.
     pub fn wait(mut self) {
         assert!(self.0.wait().unwrap().success(), "pgbench failed");
     }

@@ -1,11 +1,11 @@
 //! Outages of PostgreSQL, Kafka and the registry: every node that depends on them reports the cause and a command in
-//! `/readyz` and recovers without a restart, and the devices end with the rows of the database.
+//! `/readyz` and recovers without a restart, and in the end the devices have the rows of the database.
 
 use super::harness::Harness;
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(90);
-/// Time within which `/readyz` reports a Kafka outage, whatever the node is doing.
+/// Time within which `/readyz` must report a Kafka outage, regardless of what the node is doing.
 const SOON: Duration = Duration::from_secs(15);
 const LOAD: [&str; 6] = ["-c", "2", "-R", "100", "-T", "900"];
 const ROLES: [&str; 4] = ["connector", "processor", "edge-1", "edge-2"];
@@ -33,8 +33,8 @@ fn postgres_kafka_and_registry_outages_recover() {
     let load = harness.load(&LOAD);
     harness.more_pages(2, LIMIT);
 
-    // A lone broker that is stopped during a transaction may lose parts of it, and no client can repair that
-    // (docs/adr/0005-restart-of-a-single-broker.md). So the load starts when the broker is down.
+    // A single broker that is stopped during a transaction may lose parts of it, and no client can correct that
+    // (docs/adr/0005-restart-of-a-single-broker.md). So the load starts when the broker is already down.
     drop(load);
     harness.wait_quiet(LIMIT);
     harness.broker.stop();

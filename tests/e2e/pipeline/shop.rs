@@ -42,7 +42,7 @@ fn shop_survives_kills(store: &[&str]) {
         dev.kill();
         dev.restart();
     }
-    // A new device receives the same rows as the one that polled all the time.
+    // A new device must receive the same rows as the device that has polled the whole time.
     let edge = dev.url("edge");
     dev.kill();
     drop(dev);
@@ -57,7 +57,7 @@ fn shop_survives_kills(store: &[&str]) {
     quiet.kill();
 }
 
-/// Position in the state and committed offset of the only input, as `trunkline offsets COMMAND` prints them.
+/// Position in the state, and committed offset, of the only input, as `trunkline offsets COMMAND` prints them.
 fn offsets(data: &Path, command: &str) -> Value {
     let out = Command::new(binary())
         .args(["--output", "json", "offsets", "--data"])

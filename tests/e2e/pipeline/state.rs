@@ -73,7 +73,7 @@ fn post_events(port: u16) {
     assert!(posted.status().is_success(), "{}", posted.text().unwrap_or_default());
 }
 
-/// Every process returns a row by its key and partition.
+/// Checks that every process returns a row by its key and partition.
 fn every_row_is_found(kafka: &str, rows: &Value, processes: &[&str]) {
     for row in rows.as_array().expect("rows").iter().step_by(37) {
         let (key, partition) = (row["key"].to_string(), row["partition"].to_string());

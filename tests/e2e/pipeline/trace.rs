@@ -1,5 +1,5 @@
-//! Trace propagation: the `traceparent` of a post is a header of its rows in `view.log`, and the edge continues the trace
-//! of a device's request.
+//! Trace propagation: the `traceparent` of an ingest request becomes a header of its rows in `view.log`, and the edge
+//! continues the trace of a device's request.
 
 use super::follow;
 use crate::support::{Dev, Phone};
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
-/// Keys and trace headers of the rows of `view.log` in a data directory that no process uses.
+/// Keys and trace headers of the rows of `view.log` in a data directory that no process has open.
 fn rows(data: &Path) -> Vec<(String, Option<String>)> {
     let now = service::clock::system();
     let log = EmbeddedLog::open(Config::new(Some(data.join("log")), Arc::new(move || now.now_ms()))).unwrap();
@@ -35,7 +35,7 @@ fn rows(data: &Path) -> Vec<(String, Option<String>)> {
     found
 }
 
-/// Posts an order of customer 1 with a trace header.
+/// Posts an order of customer 1 with a `traceparent` header.
 fn post(dev: &Dev, data: &Path, order: i64, parent: &str) {
     let token = std::fs::read_to_string(data.join("ingest.token")).unwrap();
     let row = json!({

@@ -87,7 +87,7 @@ fn unchanged_toast_is_named_and_old_key_gets_tombstone() {
          CREATE TABLE whole (id bigint PRIMARY KEY, big text NOT NULL, small int);
          ALTER TABLE whole ALTER COLUMN big SET STORAGE EXTERNAL; ALTER TABLE whole REPLICA IDENTITY FULL",
     );
-    // The declaration has another column order than the table, and does not contain `small`.
+    // The declaration has another column order than the table and does not contain the column `small`.
     let tables = [
         "orders(big text, id int8, note text?)",
         "whole(id int8, big text, small int4?)",
@@ -172,7 +172,7 @@ fn large_transaction_spans_commits_and_ends_once() {
     assert_eq!(one.iter().filter(|r| r.tx.last).count(), 1);
     assert!(one[ROWS - 1].tx.last);
     assert_eq!(topic.rows().len(), ROWS - 1);
-    // In the end the transaction is acknowledged completely, so that the database can discard it.
+    // In the end, the transaction is acknowledged completely, so that the database can remove its WAL.
     let end = topic.records[ROWS + 1].tx.position.to_string();
     crate::support::wait_for("the slot to be acknowledged", super::harness::LIMIT, || {
         let ahead = database.slot(&format!("confirmed_flush_lsn > '{end}'"));

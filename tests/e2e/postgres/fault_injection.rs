@@ -1,4 +1,5 @@
-//! Crash recovery, outages and duplicate connectors: no record is lost or repeated, and no operator is needed (C14).
+//! Crash recovery, outages and duplicate connectors: no record is lost or repeated, and no operator has to intervene
+//! (invariant C14).
 
 use super::harness::{Connector, Database, LIMIT, Setting, Topic, clock};
 use crate::support::{self, Broker, Postgres, wait_for};
@@ -21,7 +22,8 @@ const TABLES: [&str; 2] = [
     "history(id int8, account int4, delta int8)",
 ];
 
-/// Failpoints up to the end of the snapshot, and the pass at which each one kills. One process per entry, in sequence.
+/// Failpoints up to the end of the snapshot, and for each the pass at which it kills the process. The entries are run
+/// in sequence, with one process each.
 pub const SNAPSHOT_DEATHS: [&str; 7] = [
     "connector.initialized=kill",
     "connector.opened=kill",
@@ -32,7 +34,7 @@ pub const SNAPSHOT_DEATHS: [&str; 7] = [
     "connector.postgres.snapshot_end=kill",
 ];
 
-/// Failpoints after the snapshot at which a kill can happen.
+/// Failpoints after the snapshot at which the process can be killed.
 const STREAM_DEATHS: [&str; 9] = [
     "connector.before_send=kill@9",
     "connector.after_send=kill@9",
@@ -62,7 +64,7 @@ fn open(place: &str) -> (SharedEventLog, SharedRegistry) {
     (log, registry)
 }
 
-/// Body of the child process. As a test it does nothing, because the variable is not set.
+/// Main function of the child process. When run as a test it does nothing, because the variable is not set.
 #[test]
 fn child_runs_a_connector_until_killed() {
     let Some(child) = service::config::env(CHILD) else {
@@ -124,8 +126,8 @@ fn bank(database: &Database) {
     );
 }
 
-/// Transfers money until it is dropped, or a number of times. Every transaction changes both tables; some change many rows,
-/// some none.
+/// Transfers money until it is dropped, or a given number of times. Every transfer changes both tables. Some
+/// transactions change many rows, some none.
 struct Business {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -228,7 +230,7 @@ fn settle(database: &Database, topic: &mut Topic) {
     }
 }
 
-/// At every end of a source transaction after the snapshot, the balances are the sums of the history.
+/// At the end of every source transaction after the snapshot, the balances must be the sums of the history.
 fn never_half(topic: &Topic) {
     let mut balances = std::collections::HashMap::new();
     let mut sums = std::collections::HashMap::new();
@@ -266,7 +268,7 @@ fn survives_deaths(place: &str, log: impl Fn() -> (SharedEventLog, SharedRegistr
         Setting::on(&database, &TABLES, log, registry)
     };
     let (name, url) = (setting.name.clone(), setting.url.clone());
-    // An embedded log can be open in one process only, which is the child.
+    // Only one process can have an embedded log open, which is the child.
     drop(setting);
     let business = Business::begin(&database, u64::MAX);
     for death in SNAPSHOT_DEATHS.into_iter().chain(STREAM_DEATHS) {
@@ -358,7 +360,7 @@ fn connector_survives_a_broker_restart() {
     broker.restart();
     connector.wait_for(State::Running);
     drop(business);
-    // Read from the start with a new reader, because the other one may still return an error of the outage.
+    // Read from the start with a new reader, because the previous reader may still return an error from the outage.
     let mut topic = setting.topic();
     settle(&database, &mut topic);
     never_half(&topic);
@@ -453,7 +455,7 @@ fn change_is_published_within_milliseconds() {
         database.sql(&format!("INSERT INTO orders VALUES ({n})"));
         topic.lines(n + 2);
     }
-    // Generous for a busy machine, but shorter than any polling interval.
+    // Long enough for a busy machine, but shorter than any polling interval.
     assert!(
         begun.elapsed() < Duration::from_secs(5),
         "{:?} for 20 changes one after the other",

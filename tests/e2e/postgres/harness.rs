@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 
-/// Time limit of waiting for a state.
+/// Maximum time to wait for an expected state.
 pub const LIMIT: Duration = Duration::from_secs(60);
 
 /// A database for one test.
@@ -36,12 +36,12 @@ pub struct Database {
 }
 
 impl Database {
-    /// A database in the shared cluster.
+    /// Creates a database in the shared cluster.
     pub fn new() -> Self {
         Self::at(&support::postgres())
     }
 
-    /// A database in the cluster of this URL.
+    /// Creates a database in the cluster with this URL.
     pub fn at(server: &str) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -69,7 +69,7 @@ impl Database {
         self.ask(&self.url, sql)
     }
 
-    /// Runs statements one by one, each in a separate transaction.
+    /// Runs statements one by one, each in its own transaction.
     pub fn each(&self, statements: &[&str]) {
         for statement in statements {
             self.sql(statement);
@@ -108,7 +108,7 @@ impl Database {
         })
     }
 
-    /// Runs statements on one connection, as `run` is called with them.
+    /// Opens one connection and passes `work` a function that executes a statement on it.
     pub fn transactional_producer(&self, work: impl FnOnce(&mut dyn FnMut(&str))) {
         let (client, connection) = self
             .runtime
@@ -140,7 +140,7 @@ impl Drop for Database {
             self.name
         );
         for _ in 0..100 {
-            // The slot stays active for a moment after its reader has ended, and the cluster may have been stopped.
+            // The slot remains active for a moment after its reader has ended, and the cluster may have been stopped.
             let dropped = self.try_ask(&self.server, &drop_slots).and_then(|_| {
                 self.try_ask(
                     &self.server,
@@ -155,7 +155,7 @@ impl Drop for Database {
     }
 }
 
-/// Declares a table: `orders(id int8, note text?)`, with an optional ` key id`.
+/// Parses the declaration of a table: `orders(id int8, note text?)`, with an optional ` key id`.
 pub fn table(declaration: &str) -> Declared {
     let (head, key) = match declaration.split_once(" key ") {
         Some((head, key)) => (head, Some(key.split(',').map(|k| k.trim().to_owned()).collect())),
@@ -182,7 +182,7 @@ pub fn embedded() -> (SharedEventLog, SharedRegistry) {
     (log, registry)
 }
 
-/// The system's time, as the embedded log takes it.
+/// The system time, as a clock for the embedded log.
 pub fn clock() -> event_log::embedded::Clock {
     let clock = service::clock::system();
     Arc::new(move || clock.now_ms())
@@ -209,7 +209,7 @@ impl Setting {
 
     /// On this log.
     pub fn on(database: &Database, tables: &[&str], log: SharedEventLog, registry: SharedRegistry) -> Self {
-        // Slots belong to the cluster, so the name of the connector must be unique, too.
+        // Slots belong to the cluster, so the name of the connector must be unique too.
         let name = format!("c{}", database.name.trim_start_matches("db_"));
         let topic = TopicSpec {
             name: format!("change.{name}"),
@@ -221,7 +221,7 @@ impl Setting {
         Self::named(name, database.url.clone(), tables, log, registry)
     }
 
-    /// With a name that exists, on its topic.
+    /// Uses a connector name that exists, with its topic.
     pub fn named(name: String, url: String, tables: &[&str], log: SharedEventLog, registry: SharedRegistry) -> Self {
         Setting {
             name,
@@ -319,7 +319,7 @@ impl Connector {
         self.thread.take().unwrap().join().unwrap()
     }
 
-    /// Waits until it ends without being stopped.
+    /// Waits until the connector ends without being stopped.
     pub fn ended(mut self) -> connectors::Result<()> {
         let thread = self.thread.take().unwrap();
         wait_for("the connector to end", LIMIT, || thread.is_finished().then_some(()));
@@ -340,12 +340,12 @@ impl Drop for Connector {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
     pub key: String,
-    /// The row as devices see it, `-` for none, or the content of a `ChunkEnd` record.
+    /// The row as devices receive it, `-` for none, or the content of a `ChunkEnd` record.
     pub row: String,
     pub tx: Tx,
     pub table: String,
     pub snapshot: Option<String>,
-    /// Header of a key change, with the other key.
+    /// Header of a key change, whose value is the other key.
     pub moved: Option<(&'static str, String)>,
     pub unchanged: Vec<String>,
     pub value: Option<Vec<u8>>,
@@ -454,7 +454,7 @@ impl Topic {
         read.row = String::from_utf8(json).unwrap();
     }
 
-    /// Reads until there are this many records, and returns their lines.
+    /// Reads until this number of records was read, and returns their lines.
     pub fn lines(&mut self, count: usize) -> Vec<String> {
         self.wait(&format!("{count} records"), |records| records.len() >= count);
         self.records.iter().map(Record::line).collect()
@@ -468,8 +468,8 @@ impl Topic {
         });
     }
 
-    /// The current rows by key, after applying source epochs, chunk ends and truncates. Checks that versions increase
-    /// strictly.
+    /// The current rows by key, after source epochs, chunk ends and truncates were applied. Checks that versions
+    /// increase strictly.
     pub fn rows(&self) -> BTreeMap<String, String> {
         let mut rows: BTreeMap<String, (String, Tx, String)> = BTreeMap::new();
         let mut last = None;

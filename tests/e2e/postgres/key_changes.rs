@@ -17,7 +17,7 @@ use views::rules::{Piece, Relation, SourceRules, ViewRule};
 
 const DOCUMENTS: &str = "documents(id int8, owner text, body text)";
 
-/// sync-views with a view of each table, by owner.
+/// Creates sync-views with a view of each table, by owner.
 fn sync_views(setting: &Setting) -> StepDriver {
     let topic = format!("change.{}", setting.name);
     let relations = setting.tables.iter().map(|table| {
@@ -57,8 +57,8 @@ fn sync_views(setting: &Setting) -> StepDriver {
     StepDriver::new("sync-views", Box::new(processor)).unwrap()
 }
 
-/// The content of each table's view after these records of the topic: `view key` and the row. A commit after every record
-/// also separates the two records of a key change.
+/// The contents of each table's view after these records of the topic, as `view key` and the row. A commit after every
+/// record also separates the two records of a key change.
 fn shown(setting: &Setting, records: usize) -> BTreeMap<String, String> {
     let mut driver = sync_views(setting);
     let mut reader = setting.log.reader(Isolation::ReadCommitted).unwrap();
@@ -147,8 +147,9 @@ fn unchanged_large_columns_follow_rows_to_their_new_keys() {
     let mut count = 14;
     for table in ["documents", "whole"] {
         let statements = [
-            // One change; two rows swap their keys through a third key; a chain, after which the first key is used again; a
-            // row is deleted and another takes over its key; a new large value together with a new key.
+            // The cases: one change; two rows swap their keys through a third key; a chain of changes, after which the
+            // first key is used again; a row is deleted and another row gets its key; a new large value together with a
+            // new key.
             ("UPDATE t SET id = 10 WHERE id = 1", 2),
             (
                 "UPDATE t SET id = 0 WHERE id = 2; UPDATE t SET id = 2 WHERE id = 3; UPDATE t SET id = 3, owner = 'bob' WHERE id = 0",

@@ -1,4 +1,4 @@
-//! Setups that the connector rejects, and the fixes that it names.
+//! Database setups that the connector rejects, and the fixes in its errors.
 
 use super::harness::{Database, LIMIT, Setting};
 use crate::support::wait_for;
@@ -41,7 +41,7 @@ fn unpublishable_table_names_the_statement() {
     ] {
         assert!(cause.contains(part), "{cause}");
     }
-    // Nothing was created that the owner would have to remove.
+    // The connector has created nothing that the owner would have to remove.
     assert_eq!(
         database.value("SELECT count(*) FROM pg_publication"),
         Some(String::from("0"))
@@ -57,7 +57,7 @@ fn declared_key_replaces_missing_primary_key() {
     let connector = setting.start(&database);
     let failed = connector.wait_for(State::Failed);
     assert!(failed.next.unwrap().contains("REPLICA IDENTITY FULL"));
-    // The connector recovers once the statement has been run.
+    // The connector recovers after the statement has been run.
     database.sql("ALTER TABLE keyless REPLICA IDENTITY FULL");
     let mut topic = setting.topic();
     topic.lines(2);

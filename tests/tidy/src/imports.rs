@@ -1,9 +1,9 @@
 //! Import cycles between the files of a package.
 //!
-//! A file depends on another when it names an item that the other defines: in a `use` that is not a re-export, or in
-//! a path. Re-exports are followed to the definition. A `mod` declaration is no dependency, so a parent may re-export
-//! what its children define while they use each other. Code under
-//! `#[cfg(test)]` is left out. Paths inside macro calls are not seen.
+//! A file depends on another when it names an item that the other defines: in a `use` that is not a re-export, or in a
+//! path. Re-exports are followed to the definition. A `mod` declaration is not a dependency, so a parent may re-export
+//! what its children define while they use each other. Code under `#[cfg(test)]` is ignored, and so are paths inside
+//! macro calls.
 
 use crate::layers::PACKAGES;
 use crate::tree::{read, relative, root};
@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use syn::visit::{self, Visit};
 
-/// Cycles that are known and wait for a move, each by one of its files.
+/// Cycles that are known and will be removed later, each identified by one of its files.
 const KNOWN: &[&str] = &["processors/streams/src/driver/simulation/process_log.rs"];
 
 type ModulePath = Vec<String>;
@@ -32,7 +32,7 @@ struct Module {
     file: String,
     names: BTreeMap<String, Definition>,
     globs: Vec<Vec<String>>,
-    /// Paths that the code of this module names: those of imports, and those in expressions, types and patterns.
+    /// Paths in the code of this module: in imports, expressions, types and patterns.
     paths: Vec<Vec<String>>,
 }
 
@@ -41,7 +41,7 @@ struct Crate {
     modules: BTreeMap<ModulePath, Module>,
 }
 
-/// Cycles of files, each as its files in order of their names.
+/// Cycles of files. Each cycle is the sorted list of its files.
 pub fn cycles() -> Vec<String> {
     let mut found = Vec::new();
     for root_file in crate_roots() {
@@ -271,7 +271,7 @@ enum Target {
     Item(ModulePath),
 }
 
-/// Re-exports that are followed for one path.
+/// Maximum number of re-exports that are followed for one path.
 const DEPTH_MAX: usize = 16;
 
 impl Crate {
@@ -336,7 +336,7 @@ fn edges(krate: &Crate) -> BTreeMap<String, BTreeSet<String>> {
     edges
 }
 
-/// Sets of more than one file that all reach each other.
+/// Sets of several files that can all be reached from each other.
 fn strongly_connected(edges: &BTreeMap<String, BTreeSet<String>>) -> Vec<BTreeSet<String>> {
     let reach = |from: &String| {
         let (mut seen, mut waiting) = (BTreeSet::new(), vec![from.clone()]);

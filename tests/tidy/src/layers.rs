@@ -9,7 +9,7 @@ pub struct Package {
     pub dir: &'static str,
     /// Key in `[workspace.dependencies]`.
     pub name: &'static str,
-    /// Workspace packages that it may import; `None`: all.
+    /// Workspace packages that it may import; `None` for all.
     pub may_import: Option<&'static [&'static str]>,
 }
 
@@ -19,7 +19,7 @@ const fn package(dir: &'static str, name: &'static str, may_import: &'static [&'
 }
 
 const L0: &[&str] = &[];
-/// Packages of the lowest layer whose code passes failpoints.
+/// Packages of the lowest layer whose code contains failpoints.
 const L0_TESTED: &[&str] = &["failpoint"];
 
 /// The layers, lowest first.
@@ -136,7 +136,7 @@ pub const OWNERS: &[(&str, &[&str])] = &[
     ("syn", &["tests/tidy"]),
 ];
 
-/// Topic names that belong to Trunkline; the platform crates must not know them.
+/// Names of Trunkline's topics, which the platform crates must not contain.
 const TOPIC_NAMES: [&str; 6] = [
     "view.log",
     "_trunkline",
@@ -165,7 +165,7 @@ fn dependencies(dir: &str) -> Dependencies {
     }
 }
 
-/// Packages that import one that they may not.
+/// Packages that import a package that they may not import.
 pub fn upward_imports() -> Vec<String> {
     let mut found = Vec::new();
     for package in PACKAGES {
@@ -184,7 +184,7 @@ pub fn upward_imports() -> Vec<String> {
     found
 }
 
-/// Packages that name a heavy dependency which another package owns.
+/// Packages that name a heavy dependency that another package owns.
 pub fn foreign_dependencies() -> Vec<String> {
     let mut found = Vec::new();
     for package in PACKAGES {
@@ -202,7 +202,7 @@ pub fn foreign_dependencies() -> Vec<String> {
     found
 }
 
-/// Members of the workspace that the table above does not know.
+/// Members of the workspace that are missing in the table above.
 pub fn unlisted_packages() -> Vec<String> {
     let manifest: toml::Table = read(&root().join("Cargo.toml")).parse().expect("the manifest is TOML");
     let members = manifest["workspace"]["members"].as_array().expect("members is a list");
@@ -215,7 +215,7 @@ pub fn unlisted_packages() -> Vec<String> {
         .collect()
 }
 
-/// Lines of the platform crates that name a topic of Trunkline.
+/// Lines in the platform crates that contain the name of a topic of Trunkline.
 pub fn topics_in_platform() -> Vec<String> {
     let mut found = Vec::new();
     for path in files("platform", &["rs"]) {

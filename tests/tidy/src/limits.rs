@@ -8,15 +8,16 @@ use syn::visit::{self, Visit};
 
 /// Lines of a file, tests included.
 pub const FILE_LINES_MAX: usize = 600;
-/// Parameters of a function, `self` included.
+/// Maximum number of parameters of a function, including `self`.
 pub const PARAMETERS_MAX: usize = 5;
-/// Fields of a struct in [`FIELDS_CHECKED`].
+/// Maximum number of fields of a struct in [`FIELDS_CHECKED`].
 pub const FIELDS_MAX: usize = 12;
-/// Files that may hold inherent `impl` blocks of a type or functions that take `&mut` of it.
+/// Maximum number of files with inherent `impl` blocks of a type, or functions that take `&mut` of it.
 pub const IMPL_FILES_MAX: usize = 3;
 /// Packages whose structs are checked for their number of fields.
 const FIELDS_CHECKED: [&str; 2] = ["processors/streams/src", "views/src"];
-/// Violations that are known and wait for a change of their callers: place and name, as shown in a report.
+/// Violations that are known and will be removed together with a change of their callers: place and name, as in a
+/// report.
 const KNOWN: [&str; 10] = [
     "platform/event-log/src/batch.rs: fn push",
     "processors/streams/src/api/processor.rs: fn process",
@@ -53,7 +54,7 @@ fn parse(path: &std::path::Path) -> syn::File {
 
 /// Files without a module comment, with `mod.rs`, or with a macro or attribute that must not be committed.
 pub fn file_rules() -> Vec<String> {
-    // Written in halves so that this file does not match.
+    // Written in two parts, so that this file does not match.
     let forbidden = [
         concat!("todo", "!("),
         concat!("unimplemented", "!("),
@@ -104,7 +105,7 @@ struct Signatures<'f> {
 
 impl Signatures<'_> {
     fn check(&mut self, signature: &syn::Signature) {
-        // The signature of a callback is dictated by the C library.
+        // The C library determines the signature of a callback.
         if signature.abi.is_some() || is_known(&self.shown, "fn", &signature.ident) {
             return;
         }
@@ -138,7 +139,7 @@ impl<'ast> Visit<'ast> for Signatures<'_> {
     }
 
     fn visit_item_impl(&mut self, item: &'ast syn::ItemImpl) {
-        // A trait's own declaration is checked instead of its implementations.
+        // The declaration in the trait is checked instead of its implementations.
         if item.trait_.is_none() {
             for item in &item.items {
                 if let syn::ImplItem::Fn(function) = item {
@@ -195,7 +196,7 @@ impl<'ast> Visit<'ast> for Unsafe {
     }
 
     fn visit_signature(&mut self, signature: &'ast syn::Signature) {
-        // A bare `extern "C"` declaration is not a definition.
+        // An `extern "C"` declaration without a body is not a definition.
         if let (Some(token), None) = (&signature.unsafety, &signature.abi) {
             self.lines.insert(token.span().start().line);
         }
@@ -240,7 +241,7 @@ pub fn spread_impls() -> Vec<String> {
             }
         }
         for (name, files) in spread {
-            // Of several types of one name it is unknown which one a file means.
+            // If several types have the same name, it is not known which of them a file refers to.
             let known = is_known(package.dir, "type", &name);
             if defined.get(&name) == Some(&1) && files.len() > IMPL_FILES_MAX && !known {
                 let files: Vec<_> = files.into_iter().collect();

@@ -1,4 +1,4 @@
-//! Relative links in Markdown files, and the anchors that they name.
+//! Relative links in Markdown files, and the anchors in them.
 
 use crate::tree::{files, read, relative, root};
 use regex::Regex;
@@ -91,7 +91,7 @@ fn anchors(text: &str) -> BTreeSet<String> {
             continue;
         }
         let slug = slug(line);
-        // Markdown hosts number repeated headings: `errors`, `errors-1`.
+        // Markdown renderers number repeated headings: `errors`, `errors-1`.
         let mut anchor = slug.clone();
         let mut repetition = 0;
         while !found.insert(anchor) {
@@ -102,7 +102,7 @@ fn anchors(text: &str) -> BTreeSet<String> {
     found
 }
 
-/// The anchor of a heading, as Markdown hosts build it: lower case, no punctuation, hyphens for spaces.
+/// The anchor of a heading, as Markdown renderers derive it: lower case, no punctuation, hyphens for spaces.
 fn slug(heading: &str) -> String {
     let text = heading.trim_start_matches('#').trim().to_lowercase();
     let kept = text

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Directories that hold build output or downloads, never sources.
+/// Directories that contain build output or downloads, never sources.
 const SKIPPED_DIRS: [&str; 4] = ["target", "node_modules", ".git", ".trunkline"];
 
 /// The root of the checkout.
@@ -48,7 +48,7 @@ pub fn files(below: &str, extensions: &[&str]) -> Vec<PathBuf> {
     found
 }
 
-/// A file's text; files of the checkout are UTF-8.
+/// The text of a file. Files in the checkout are UTF-8.
 pub fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()))
 }

@@ -1,9 +1,9 @@
-//! Wording that this project avoids, since a reader has to guess what it means (docs/develop/style.md).
+//! Wording that this project avoids, because a reader would have to guess its meaning (docs/develop/style.md).
 
 use crate::tree::{files, relative};
 use regex::RegexSet;
 
-/// Patterns, matched per line without regard to case, each with what to write instead.
+/// Patterns, matched per line and ignoring case, each with what to write instead.
 pub const PHRASES: &[(&str, &str)] = &[
     (r"\banew\b", "again"),
     (r"\bmend(s|ed|ing)?\b", "repair, fix, recover"),
@@ -66,10 +66,10 @@ pub const PHRASES: &[(&str, &str)] = &[
     (r"\bthe design\b", "cite docs/protocol or an ADR"),
 ];
 
-/// Files that may hold a phrase: path, then the phrase's pattern. Each has a reason.
+/// Files that may contain a phrase: the path, then the pattern of the phrase. Each entry needs a reason.
 const ALLOWED: &[(&str, &str)] = &[];
 
-/// Files whose text is not the project's.
+/// Files whose text was not written in this project.
 const FOREIGN: [&str; 2] = ["LICENSE", "CODE_OF_CONDUCT.md"];
 
 /// Lines that hold a phrase.
