@@ -27,7 +27,7 @@ fields = { n = "count()" }
 "#;
 const KEYS: i64 = 100_000;
 const BATCH: i64 = 1_024;
-/// Batches between commits: about what a thread reads in the commit interval.
+/// Batches between commits: approximately the number that a thread reads in the commit interval.
 const BATCHES_PER_COMMIT: usize = 32;
 const ROUNDS: i64 = 2_000;
 

@@ -1,12 +1,12 @@
 //! Drivers for tests of processors and applications.
 //!
-//! - [`StepDriver`] tests what a processor makes of its records.
+//! - [`StepDriver`] tests what a processor writes for its records.
 //! - [`TopologyDriver`] tests that an application's output is the same after crashes, lost disks and rebalances.
-//! - [`ThreadDriver`] runs one stream thread over the test's own log, clock and stores.
-//! - [`simulation`] runs processes over a log that loses, delays and expires data.
+//! - [`ThreadDriver`] runs one stream thread with a log, clock and stores of the test.
+//! - [`simulation`] runs processes with a log that loses, delays and expires data.
 //!
-//! All but the first run production code, including the commit protocol. Nothing sleeps, and only the simulation starts
-//! threads.
+//! All except the first run the production code of the stream threads, including the commit protocol. Nothing sleeps,
+//! and only the simulation starts threads.
 
 pub mod simulation;
 mod topology;
@@ -52,7 +52,7 @@ pub struct StepDriver {
 }
 
 impl StepDriver {
-    /// A processor with an empty state.
+    /// Creates a driver for a processor with an empty state.
     ///
     /// # Errors
     /// An error of its `restore`.
@@ -60,7 +60,7 @@ impl StepDriver {
         Self::over(name, processor, Arc::new(MemoryStore::new(SPACES.len())))
     }
 
-    /// A processor with its state in a store that has the spaces of a task store, for benchmarks.
+    /// Creates a driver for a processor whose state is in a store with the keyspaces of a task store, for benchmarks.
     ///
     /// # Errors
     /// An error of its `restore`.
@@ -198,7 +198,8 @@ pub fn written(records: &OutBatch) -> Vec<Written> {
     owned.collect()
 }
 
-/// One stream thread that runs turn by turn. Dropping it is a crash: it neither commits nor leaves the group.
+/// One stream thread whose loop the test calls step by step. Dropping it is a crash: it neither commits nor leaves the
+/// group.
 pub struct ThreadDriver {
     thread: StreamThread,
     status: Arc<Status>,
@@ -206,7 +207,7 @@ pub struct ThreadDriver {
 }
 
 impl ThreadDriver {
-    /// A thread of an application. It connects in its first turn.
+    /// Creates a thread of an application. It connects in its first iteration.
     ///
     /// # Errors
     /// The application cannot run on this log, or a call of the log failed.
@@ -230,7 +231,7 @@ impl ThreadDriver {
         })
     }
 
-    /// One turn, without waiting.
+    /// Performs one iteration of the thread's loop, without waiting.
     ///
     /// # Errors
     /// An error that would end the process.
@@ -238,7 +239,8 @@ impl ThreadDriver {
         self.thread.turn(Duration::ZERO).map(|_| ())
     }
 
-    /// Takes turns until all input is processed and committed; `false` if that takes more than `turns_max` turns.
+    /// Performs iterations until all input is processed and committed; `false` if that takes more than `turns_max`
+    /// iterations.
     ///
     /// # Errors
     /// An error that would end the process.
@@ -257,7 +259,7 @@ impl ThreadDriver {
         self.status.causes()
     }
 
-    /// State that belongs to no declared store, which a process warns about when it starts.
+    /// State whose store is not declared, about which a process warns when it starts.
     pub fn leftovers(&self) -> &[String] {
         &self.leftovers
     }

@@ -1,7 +1,7 @@
-//! At-least-once processing over a log whose writes fail at random, with random crashes: no record may be lost, although
-//! some are repeated.
+//! At-least-once processing with a log whose writes fail at random, with random crashes: no record may be lost,
+//! although some are repeated.
 //!
-//! A seed determines the whole run. The expected output is computed from the input alone.
+//! A seed determines the whole run. The expected output is computed only from the input.
 
 use super::ThreadDriver;
 use crate::{
@@ -48,7 +48,7 @@ impl Random {
         *state % limit
     }
 
-    /// Runs a write, or fails it before or after it took effect.
+    /// Performs a write, or fails before or after the write took effect.
     fn maybe<T>(&self, act: impl FnOnce() -> event_log::Result<T>) -> event_log::Result<T> {
         let fails = self.below(1000) < self.failures_per_1000.load(Ordering::Relaxed);
         if fails && self.below(2) == 0 {
@@ -63,7 +63,7 @@ impl Random {
     }
 }
 
-/// A log whose writes without transactions fail at random.
+/// A log whose writes outside transactions fail at random.
 struct Flaky {
     inner: SharedEventLog,
     random: Arc<Random>,
@@ -134,7 +134,7 @@ struct FlakyProducer {
 
 impl Producer for FlakyProducer {
     fn send(&mut self, records: &OutBatch) -> event_log::Result<()> {
-        // Only some of the records are written, as by a producer that crashes.
+        // Only some of the records are written, as if the producer had crashed.
         if self.random.below(1000) < self.random.failures_per_1000.load(Ordering::Relaxed) {
             let mut part = OutBatch::default();
             let most = usize::try_from(self.random.below(8)).unwrap();
@@ -255,7 +255,7 @@ impl Harness {
             clock,
             dir: tempfile::tempdir().unwrap(),
             written: [0; 2],
-            // A crash loses the memory store; the other one survives it.
+            // A crash loses the memory store; stores of the other engine survive it.
             engine: match seed % 4 {
                 0 => state_store::Engine::Fjall,
                 _ => state_store::Engine::Memory,

@@ -1,6 +1,6 @@
-//! Tests of single situations: one stream thread over the embedded log in memory and stores on disk.
+//! Tests of single situations: one stream thread with the embedded log in memory and stores on disk.
 //!
-//! Only the tests move the clock, and nothing waits. Random faults are in `simulation`.
+//! The clock advances only when a test advances it, and nothing waits. Random faults are in `simulation`.
 
 mod clock;
 mod harness;
@@ -28,7 +28,7 @@ fn state_and_output_survive_restart_and_crash() {
     let mut thread = harness.start();
     settle(&mut thread, &harness.clock);
     assert_eq!(harness.read("out", 0), ["a=1", "a=2", "b=1", "a=3"]);
-    // A crash with uncommitted work: none of it is visible, and it is processed again.
+    // The process crashes with uncommitted work. None of it is visible, and it is processed again.
     harness.append(0, &[("b", "")]);
     thread.turn().unwrap();
     drop(thread);
@@ -97,7 +97,7 @@ fn record_with_rejected_output_is_isolated() {
 #[test]
 fn rejected_dead_letter_is_reduced_to_headers() {
     let harness = Harness::new();
-    // Enough for the error headers, but not for the record.
+    // The limit suffices for the error headers, but not for the record.
     harness.topic("in.dlq", 2, |config| config.max_message_bytes = Some(1200));
     let long = "k".repeat(3000);
     harness.append(0, &[("a", ""), (&long, "bad"), ("a", "")]);
@@ -179,7 +179,7 @@ fn first_start_is_committed_at_once() {
     settle(&mut thread, &harness.clock);
     assert_eq!((harness.committed(0), harness.committed(1)), (Some(2), Some(0)));
     drop(thread);
-    // Records that arrive while no thread runs are not skipped: the first start has been.
+    // Records that arrive while no thread runs are not skipped, because `first_start` applies only to the first start.
     harness.append(0, &[("a", "")]);
     let mut thread = harness.try_start(&latest, "one").unwrap();
     settle(&mut thread, &harness.clock);
@@ -204,7 +204,7 @@ fn task_stops_if_offsets_differ_from_state() {
     );
     assert!(cause.contains("trunkline offsets accept app counts/0"), "{cause}");
     assert!(cause.contains("trunkline offsets restore app counts/0"), "{cause}");
-    // `restore` goes back to what the state contains: the output is as if nothing had happened.
+    // `restore` returns to what the state contains, so the output is the same as without the difference.
     drop(thread);
     harness.clock.advance(120_000);
     let changelog = TopicPartition::new("app.changelog.counts", 0);
@@ -215,7 +215,8 @@ fn task_stops_if_offsets_differ_from_state() {
     settle(&mut thread, &harness.clock);
     assert_eq!(harness.read("out", 0), ["a=1", "a=2", "a=3"]);
     thread.finish().unwrap();
-    // `accept` continues from the offsets: the records are counted again. A stopped task notices it by itself.
+    // `accept` continues from the committed offsets, so the records are counted again. A stopped task retries by
+    // itself.
     harness.clock.advance(120_000);
     harness.log.set_committed("app", &[(at.clone(), 1)]).unwrap();
     let mut thread = harness.start();

@@ -1,10 +1,10 @@
 //! A simulated Kafka for tests of applications: production stream threads over a log, a clock and disks in memory.
 //!
-//! Several processes are killed (also at every failpoint), paused, started twice and deprived of their disks, while
-//! requests and responses are lost or late. A [`Scenario`] defines the application, its environment and the expected
-//! result. The scenario of this crate counts records; crates above simulate their processors and the readers of their
-//! output. A seed always gives the same run, on every machine and regardless of its load. Unexpected calls panic, which
-//! ends the run with the panic message.
+//! Several processes are killed (including at every failpoint), paused, started twice and lose their disks, while
+//! requests and responses are lost or delayed. A [`Scenario`] defines the application, its environment and the expected
+//! result. The scenario in this crate counts records. Crates that depend on this one simulate their processors and the
+//! readers of their output. A seed always results in the same run, on every machine and regardless of its load.
+//! Unexpected calls panic, which ends the run with the panic message.
 
 mod affinity;
 mod broker;
@@ -49,9 +49,9 @@ const LAST_NOTES: usize = 25;
 pub struct Run {
     /// The violated invariant, if any.
     pub outcome: Result<(), String>,
-    /// How often each event happened; crashes are counted under the name of their failpoint.
+    /// How often each kind of event happened. Crashes are counted under the name of their failpoint.
     pub notes: Notes,
-    /// Hash of all choices: equal for equal seeds.
+    /// Hash of all random choices: equal for equal seeds.
     pub trail: u64,
     /// The events with their times.
     pub trace: Vec<(Millis, &'static str)>,
@@ -91,8 +91,8 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Runs seeds of a scenario on one thread per core, and returns the events of all runs. `make` builds the scenario of a
-/// seed from the seed's choices.
+/// Runs seeds of a scenario on one thread per core, and returns the counted events of all runs. `make` builds the
+/// scenario of a seed from the seed's choices.
 ///
 /// # Errors
 /// The first seed that fails.
@@ -136,7 +136,7 @@ pub fn simulate<S: Scenario>(seeds: Range<u64>, make: impl Fn(&mut Rng) -> S + S
     }
 }
 
-/// The seeds to run: those of this environment variable, `FROM,COUNT`, or else `count` seeds from 1 on.
+/// The seeds to run: those in this environment variable, `FROM,COUNT`, or else the `count` seeds from 1 on.
 ///
 /// # Panics
 /// If the variable is not of this form.
@@ -151,7 +151,7 @@ pub fn seeds(variable: &str, count: u64) -> Range<u64> {
     from..from + count
 }
 
-/// At most `n` committed records of a partition from an offset on, and the position after them.
+/// At most `n` committed records of a partition, starting at an offset, and the position after them.
 pub fn batch(broker: &mut Broker, at: &TopicPartition, from: Offset, n: usize) -> (RecordBatch, Offset) {
     let (records, position) = broker.part(at).read(from, n);
     (batch_of(at, &records), position)
@@ -164,8 +164,8 @@ pub fn batch_of(at: &TopicPartition, records: &[LogRecord]) -> RecordBatch {
     batch
 }
 
-/// Does work that the scenario itself simulates, such as a reader's. With a number, the work crashes at the failpoint that
-/// it passes after that many others.
+/// Performs work that the scenario itself simulates, such as that of a reader. With a number `n`, the work crashes at
+/// the failpoint that it passes after `n` others.
 ///
 /// # Errors
 /// The failpoint at which the work crashed.

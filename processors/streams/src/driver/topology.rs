@@ -1,8 +1,8 @@
 //! Runs a whole application in a test: all sub-topologies, partitions, commits and recoveries, with requested faults.
 //!
-//! It takes turns of production stream threads over the embedded log and stores in memory. There are no threads, sleeps or
-//! disks, so a run is reproducible. [`TopologyDriver::output`] returns what a `read_committed` reader sees. The wall clock
-//! moves only with [`TopologyDriver::advance`].
+//! It performs iterations of production stream threads with the embedded log and stores in memory. It uses no OS
+//! threads, sleeps or disks, so a run is reproducible. [`TopologyDriver::output`] returns what a `read_committed`
+//! reader sees. The wall clock advances only with [`TopologyDriver::advance`].
 
 mod disk;
 mod faulty_log;
@@ -31,11 +31,11 @@ use std::time::Duration;
 pub const START: Millis = 1_700_000_000_000;
 /// Name of the first instance.
 pub const FIRST: &str = "one";
-/// Rounds after which an application that is still busy is reported.
+/// Number of rounds after which an application that is still busy is reported.
 const ROUNDS_MAX: usize = 2_000;
-/// Time by which the monotonic clock advances per round, so that pauses end.
+/// Time by which the monotonic clock advances per round, so that pauses elapse.
 const ROUND: Duration = Duration::from_millis(20);
-/// Consecutive quiet rounds after which nothing is in flight between instances.
+/// Number of consecutive idle rounds after which nothing is in flight between instances.
 const QUIET_ROUNDS: usize = 3;
 
 /// Where a process crashes.
@@ -43,7 +43,7 @@ const QUIET_ROUNDS: usize = 3;
 pub enum Moment {
     /// All records were sent, and the transaction is open.
     BeforeCommit,
-    /// The log committed the transaction, and the store is not written yet.
+    /// The log has committed the transaction, but the store is not written yet.
     AfterCommit,
 }
 
@@ -72,10 +72,10 @@ pub enum DriverError {
     /// The application is still busy after many rounds.
     #[error("the application did not become idle: {}", causes.join("; "))]
     Busy {
-        /// Why it is not ready, as `/readyz` reports it.
+        /// Why the application is not ready, as `/readyz` reports it.
         causes: Vec<String>,
     },
-    /// No such sub-topology or instance.
+    /// There is no such sub-topology or instance.
     #[error("{what} does not exist; known are {}", known.join(", "))]
     Unknown {
         /// The requested one.
@@ -188,7 +188,7 @@ impl TopologyDriver {
         Self::start_with(application, Config::new(FIRST, ""), &specs)
     }
 
-    /// The same with a configuration. Its instance name, directory and engine are replaced.
+    /// Like [`TopologyDriver::start`], with a configuration, whose instance name, directory and engine are replaced.
     ///
     /// # Errors
     /// As [`TopologyDriver::start`].
@@ -243,7 +243,7 @@ impl TopologyDriver {
         self.send_record(record, [])
     }
 
-    /// Writes a record that may have a partition and headers, and may lack key and value.
+    /// Writes a record with an optional partition, key and value, and with headers.
     ///
     /// # Errors
     /// As [`TopologyDriver::send`].
@@ -281,7 +281,7 @@ impl TopologyDriver {
         Err(DriverError::Busy { causes })
     }
 
-    /// One turn of every thread; returns whether all threads are idle after it.
+    /// Performs one iteration of every thread. Returns whether all threads are idle after it.
     fn round(&mut self) -> Result<bool, DriverError> {
         let mut is_idle = true;
         for index in 0..self.instances.len() {
@@ -311,7 +311,7 @@ impl TopologyDriver {
         Ok(is_idle)
     }
 
-    /// Drops an instance's threads without a commit, and starts new ones over its disk.
+    /// Drops an instance's threads without a commit, and starts new threads with the data on its disk.
     fn restart(&mut self, index: usize) -> Result<(), DriverError> {
         let Some(instance) = self.instances.get_mut(index) else {
             return Ok(());
@@ -339,19 +339,19 @@ impl TopologyDriver {
         })
     }
 
-    /// Crashes all instances, as by SIGKILL. They restart over their disks with the next run.
+    /// Crashes all instances, as SIGKILL would. The next run restarts them with the data on their disks.
     ///
     /// # Errors
     /// The application cannot start again.
     pub fn crash(&mut self) -> Result<(), DriverError> {
-        // All instances crash before the first one restarts.
+        // All instances crash before the first one is restarted.
         for instance in &mut self.instances {
             instance.threads.clear();
         }
         (0..self.instances.len()).try_for_each(|index| self.restart(index))
     }
 
-    /// Crashes all instances and loses their disks. They restore their state from the changelogs.
+    /// Crashes all instances and deletes their disks. They restore their state from the changelogs.
     ///
     /// # Errors
     /// As [`TopologyDriver::crash`].
@@ -363,8 +363,8 @@ impl TopologyDriver {
         self.crash()
     }
 
-    /// Crashes the instance that commits next, which restarts in the same run. Several requested faults apply to one commit
-    /// each, in the order of the requests.
+    /// Crashes the instance that commits next; it restarts in the same run. If several faults are requested, each
+    /// applies to one commit, in the order of the requests.
     pub fn crash_at(&mut self, moment: Moment) {
         self.arm(match moment {
             Moment::BeforeCommit => Fault::CrashBefore,
@@ -377,7 +377,7 @@ impl TopologyDriver {
         self.arm(Fault::Abort);
     }
 
-    /// Loses the response of the next commit, whose outcome is then unknown to the instance.
+    /// Loses the response of the next commit, so that its outcome is unknown to the instance.
     pub fn lose_next_answer(&mut self) {
         self.arm(Fault::LostAnswer);
     }
@@ -386,7 +386,7 @@ impl TopologyDriver {
         locked(&self.faults).push_back(fault);
     }
 
-    /// Number of requested faults that have not happened yet. A test asserts `0` at its end.
+    /// Number of requested faults that have not happened yet. A test should assert that it is 0 at the end.
     pub fn faults_left(&self) -> usize {
         locked(&self.faults).len()
     }
@@ -403,7 +403,8 @@ impl TopologyDriver {
         Ok(())
     }
 
-    /// Stops an instance as draining does: it commits its work. The others get its tasks in the next run.
+    /// Stops an instance as draining does: it commits its work. In the next run, its tasks are assigned to the other
+    /// instances.
     ///
     /// # Errors
     /// [`DriverError::Unknown`], or its last commit failed.
@@ -444,7 +445,7 @@ impl TopologyDriver {
         }
     }
 
-    /// Takes one turn of every thread, for a crash within a transaction.
+    /// Performs one iteration of every thread, for a crash within a transaction.
     ///
     /// # Errors
     /// As [`TopologyDriver::run`].
@@ -488,7 +489,7 @@ impl TopologyDriver {
         Ok(found)
     }
 
-    /// The same as strings of the form `PARTITION KEY=VALUE`.
+    /// The committed records of a topic as strings of the form `PARTITION KEY=VALUE`.
     ///
     /// # Errors
     /// As [`TopologyDriver::output`].

@@ -1,5 +1,5 @@
-//! A process whose wall clock jumps: only its wall-clock timers are affected. The broker's clock and the monotonic clock
-//! do not jump.
+//! A process whose wall clock jumps. Only its wall-clock timers are affected. The broker's clock and the monotonic
+//! clock do not jump.
 
 use super::harness::{Harness, TURNS, settle};
 use crate::{
@@ -15,7 +15,7 @@ use std::time::Duration;
 
 const DAY: Millis = 24 * 60 * 60 * 1000;
 
-/// A wall clock that is off by `by` ms.
+/// A wall clock that differs by `by` ms from the correct time.
 struct Skewed {
     steady: Manual,
     by: AtomicI64,
@@ -31,7 +31,7 @@ impl Clock for Skewed {
     }
 }
 
-/// Sends each key at once, and again a second later by the wall clock.
+/// Sends each key immediately, and again one second later by the wall clock.
 struct Echo;
 
 impl Echo {
@@ -104,20 +104,20 @@ fn backward_clock_jump_delays_only_timers() {
     settle(&mut thread, &harness.clock);
     assert_eq!(harness.read("out", 0), ["a=now", "b=now"]);
     assert_eq!(harness.committed(0), Some(2), "commits use the monotonic clock");
-    // Two seconds later the newer timer is due by the wall clock, the older one is not.
+    // Two seconds later, the newer timer is due by the wall clock, but the older timer is not.
     harness.clock.advance(2000);
     for _ in 0..TURNS {
         thread.turn().unwrap();
     }
     assert_eq!(harness.read("out", 0).last().map(String::as_str), Some("b=later"));
-    // A restart with the wrong time: the store is used, and nothing is sent twice.
+    // A restart with the wrong time: the store is used, and no record is sent twice.
     drop(thread);
     let mut thread = start();
     harness.append(0, &[("c", "")]);
     settle(&mut thread, &harness.clock);
     assert_eq!(harness.quarantined(), 0);
     assert_eq!(harness.read("out", 0), ["a=now", "b=now", "b=later", "c=now"]);
-    // The wall clock is correct again: the waiting timers fire once.
+    // The wall clock is correct again, so the pending timers fire once.
     clock.by.store(0, Ordering::SeqCst);
     settle(&mut thread, &harness.clock);
     drop(thread);

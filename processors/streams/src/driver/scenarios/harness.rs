@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 
-/// Turns after which a thread that is still busy fails the test.
+/// Number of iterations after which a thread that is still busy fails the test.
 pub(super) const TURNS: usize = 500;
 
 /// Counts records by key. `process` lists the values with a special effect.
@@ -94,7 +94,7 @@ impl Processor for Counter {
     }
 
     fn on_dead_letter(&mut self, _: Context, record: RecordRef<'_>, _: &mut State, output: &mut Output) -> Result<()> {
-        // Skip keys that the log itself rejects.
+        // Keys that the log itself rejects are skipped.
         if let Some(key) = record.key().filter(|key| (1..1000).contains(&key.len())) {
             let out = OutRecord {
                 topic: &Arc::from("out"),
@@ -117,7 +117,7 @@ pub(super) struct Harness {
 }
 
 impl Harness {
-    /// A log with topics `in` (2 partitions) and `out`.
+    /// Creates a log with the topics `in` (2 partitions) and `out`.
     pub fn new() -> Harness {
         let clock = Manual::at(1_700_000_000_000);
         let hands = clock.clone();
@@ -219,7 +219,7 @@ impl Harness {
         self.log.append(&batch).unwrap();
     }
 
-    /// Committed records of a partition, as `key=value`, values trimmed.
+    /// Committed records of a partition, as `key=value`, with trimmed values.
     pub fn read(&self, topic: &str, partition: i32) -> Vec<String> {
         self.records(topic, partition)
             .iter()
@@ -268,7 +268,7 @@ impl Harness {
     }
 }
 
-/// Takes turns and advances the clock until the thread is idle.
+/// Performs iterations and advances the clock until the thread is idle.
 pub(super) fn settle(thread: &mut ThreadDriver, clock: &Manual) {
     for _ in 0..TURNS {
         clock.advance(10);
@@ -279,7 +279,7 @@ pub(super) fn settle(thread: &mut ThreadDriver, clock: &Manual) {
     panic!("the thread did not become idle: {:?}", thread.causes());
 }
 
-/// Takes turns until a cause contains this text.
+/// Performs iterations until a readiness cause contains this text.
 pub(super) fn until_cause(thread: &mut ThreadDriver, clock: &Manual, text: &str) -> String {
     for _ in 0..TURNS {
         clock.advance(10);

@@ -1,5 +1,5 @@
-//! Effects that the log or the store rejects: the record or timer that caused them becomes a dead letter alone, and no
-//! retry loops. Each case is settled within a bounded number of turns.
+//! Effects that the log or the store rejects: only the record or timer that caused them becomes a dead letter, and
+//! nothing is retried forever. Each case must be completed within a limited number of iterations.
 
 use super::super::ThreadDriver;
 use super::harness::{Harness, TURNS, settle, until_cause};
@@ -33,7 +33,7 @@ fn invalid_state_key_makes_a_dead_letter() {
         "{why}"
     );
     assert_eq!(harness.committed(0), Some(50));
-    // The changelog contains no effect of them.
+    // The changelog contains none of the rejected rows.
     drop(thread);
     std::fs::remove_dir_all(harness.store(0)).unwrap();
     harness.append(0, &[("a", "")]);
@@ -42,7 +42,7 @@ fn invalid_state_key_makes_a_dead_letter() {
     assert_eq!(harness.read("out", 0).last().map(String::as_str), Some("a=48"));
 }
 
-/// Sets a timer for each record; the record's value selects what the timer does.
+/// Sets a timer for each record; the value of the record determines what the timer does.
 struct Later;
 
 impl Later {
@@ -124,7 +124,7 @@ fn application() -> Application {
     }
 }
 
-/// Takes enough turns that every timer fires, even with the backoff between rejections.
+/// Performs enough iterations for every timer to fire, even with the backoff between rejections.
 fn fire_all(harness: &Harness, thread: &mut ThreadDriver) {
     for _ in 0..TURNS {
         harness.clock.advance(100);

@@ -1,10 +1,10 @@
 //! Pins the threads of a seed to one core.
 //!
-//! Only one thread of a seed runs at a time, and they hand over some thousand times per second. Within a core that is a
-//! context switch; between cores each hand-over first wakes the other core, and a seed takes six times as long. Where
-//! pinning is not possible, the simulation only runs more slowly.
+//! Only one thread of a seed runs at a time, and control passes between them several thousand times per second. On one
+//! core this is a context switch. Between cores, the other core must be woken each time, and a seed takes six times as
+//! long. If pinning is not possible, the simulation is only slower.
 
-/// Pins this thread, and those that it spawns, to one of its allowed cores.
+/// Pins this thread, and the threads that it spawns, to one of its allowed cores.
 #[cfg(target_os = "linux")]
 pub fn pin_thread(worker: usize) {
     use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};

@@ -1,8 +1,9 @@
 //! The simulated broker: partitions with transactions, one group, one transaction coordinator, and a network that loses
 //! and delays requests and responses.
 //!
-//! Producer epochs, generations, pending offsets, transaction timeouts, and control records that reach each partition at
-//! a different time behave as in Kafka. The broker never helps the client: a wrong protocol gets wrong results.
+//! Producer epochs, generations, pending offsets, transaction timeouts, and control records that reach each partition
+//! at a different time behave as in Kafka. The broker does not compensate for errors of the client: with a wrong
+//! protocol, the results are wrong.
 
 use super::Rng;
 use super::group::{Group, Rows};
@@ -15,7 +16,7 @@ use std::sync::Arc;
 /// The topics of a simulation.
 #[derive(Debug, Clone, Default)]
 pub struct Layout {
-    /// The tasks; their inputs and changelogs are topics.
+    /// The tasks. Their inputs and changelogs are topics.
     pub tasks: Tasks,
     /// Compacted topics other than changelogs.
     pub compacted: BTreeMap<TopicPartition, Cleaning>,
@@ -28,7 +29,7 @@ enum Phase {
     Ending { commit: bool },
 }
 
-/// A participant of a transaction, which its end must reach.
+/// A participant of a transaction, to which the commit or abort must be applied.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Touched {
     Partition(TopicPartition),
@@ -57,13 +58,13 @@ pub type Notes = BTreeMap<&'static str, u64>;
 /// Probabilities of faults of the broker and at failpoints.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct FaultPlan {
-    /// A request or its response is lost or delayed.
+    /// Probability that a request or its response is lost or delayed.
     pub fault: f64,
-    /// The end of a transaction reaches a participant, per step.
+    /// Probability, per step, that a commit or abort is applied to a participant.
     pub speed: f64,
-    /// A commit never reaches the group, as after the restart of a single broker.
+    /// Probability that a commit is never applied to the group, as can happen when a single broker restarts.
     pub forget: f64,
-    /// A process crashes at a failpoint that it passes.
+    /// Probability that a process crashes at a failpoint that it passes.
     pub crash: f64,
 }
 
@@ -81,9 +82,9 @@ pub struct Broker {
     txns: u64,
     pub(super) fault_plan: FaultPlan,
     pub(super) notes: Notes,
-    /// Every event with its time; a failing run prints the last ones.
+    /// Every event with its time. If a run fails, the last events are printed.
     pub(super) trace: Vec<(Millis, &'static str)>,
-    /// Hash of all choices: two runs of a seed must have the same.
+    /// Hash of all random choices: two runs of a seed must have the same hash.
     pub(super) trail: u64,
     passed: BTreeMap<&'static str, u32>,
 }
@@ -136,7 +137,7 @@ impl Broker {
             .rotate_left(23);
     }
 
-    /// A partition; it is created empty.
+    /// Returns a partition, which is created empty if it does not exist.
     pub fn part(&mut self, at: &TopicPartition) -> &mut Partition {
         self.parts.entry(at.clone()).or_default()
     }
@@ -147,7 +148,8 @@ impl Broker {
         self.part(at).append(now, &rows, None)
     }
 
-    /// Whether a process that passes this failpoint crashes; more likely at failpoints that were passed rarely.
+    /// Whether a process that passes this failpoint crashes. A crash is more likely at failpoints that were rarely
+    /// passed.
     pub(super) fn crashes_at(&mut self, point: &'static str) -> bool {
         let passed = self.passed.entry(point).or_default();
         *passed += 1;
@@ -159,7 +161,7 @@ impl Broker {
         crashes
     }
 
-    /// Handles a request, which may be lost, lose its response, or arrive late.
+    /// Handles a request. The request may be lost or delayed, or its response may be lost.
     pub(super) fn request<T: 'static>(
         &mut self,
         request: impl FnOnce(&mut Broker) -> BrokerResult<T> + Send + 'static,
@@ -204,7 +206,7 @@ impl Broker {
         Ok(c.epoch)
     }
 
-    /// The coordinator state of a producer, if its epoch is the present one.
+    /// The coordinator's state of a producer, if its epoch is the current one.
     fn coordinator(&mut self, id: &str, epoch: i32) -> BrokerResult<&mut Coordinator> {
         let current = self.coordinators.get(id).map(|c| c.epoch);
         if current != Some(epoch) {
@@ -274,7 +276,8 @@ impl Broker {
         }
     }
 
-    /// Decides a transaction. The decision is durable: the committed state changes now, control records follow later.
+    /// Commits or aborts a transaction. The decision is durable: the committed state changes immediately, and control
+    /// records follow later.
     fn decide(&mut self, id: &str, commit: bool) {
         let c = self
             .coordinators
@@ -300,7 +303,7 @@ impl Broker {
         self.note(if commit { "committed" } else { "aborted" });
     }
 
-    /// Background work: control records, transaction timeouts, a late request, log compaction, expiry of offsets.
+    /// Background work: control records, transaction timeouts, delayed requests, log compaction, expiry of offsets.
     pub(super) fn step(&mut self, unresponsive_since: &dyn Fn(usize) -> Option<Millis>) {
         self.mark_some();
         self.time_out();
@@ -324,7 +327,7 @@ impl Broker {
         found.map(|(id, _)| id.clone()).collect()
     }
 
-    /// Lets the ends of transactions reach some of their participants.
+    /// Applies commits and aborts to some participants of their transactions.
     fn mark_some(&mut self) {
         for id in self.writers(|c| matches!(c.phase, Phase::Ending { .. })) {
             let Some(c) = self.coordinators.get(&id) else { continue };
@@ -386,7 +389,7 @@ impl Broker {
         }
     }
 
-    /// Whether no request is delayed and no transaction is open or ending.
+    /// Whether no request is delayed, and no transaction is open or being completed.
     pub(super) fn is_still(&self) -> bool {
         self.net.is_empty() && self.coordinators.values().all(|c| c.phase == Phase::Idle)
     }

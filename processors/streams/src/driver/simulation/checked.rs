@@ -1,7 +1,7 @@
 //! A processor that compares its state with the committed state each time it is restored.
 //!
-//! If a task of the partition's owner starts with any other state than the committed transactions of its changelog give,
-//! the run ends.
+//! The run fails if a task of the partition's owner starts with a state that differs from the committed transactions in
+//! its changelog.
 
 use super::ProcessLog;
 use crate::{Context, Output, Processor, Result, State, Timer};
@@ -22,7 +22,8 @@ impl Checked {
         Checked { inner, log, changelog }
     }
 
-    /// The state must be the committed one, unless the process has lost the partition and does not know it yet.
+    /// The state must be equal to the committed state, unless the process has lost the partition and has not been
+    /// notified yet.
     fn check(&self, state: &State) -> Result<()> {
         let mut found = BTreeMap::new();
         state.scan_any(b"", &mut |key, value| {

@@ -1,8 +1,8 @@
 //! The clients of a simulated process: group consumer, reader and transactional producer.
 //!
 //! Batches are small and have a random order of partitions. The requests of a transaction are sent in a random order,
-//! except within a partition, because librdkafka guarantees no other order. Only retries that the real client makes are
-//! made.
+//! except within a partition, because librdkafka guarantees no other order. A request is retried only if the real
+//! client would retry it.
 
 use super::broker::Broker;
 use super::group::Rows;
@@ -213,7 +213,7 @@ pub(super) struct SimulatedProducer {
     epoch: i32,
     /// Records not yet sent, by partition in the order of first use.
     queue: Vec<(TopicPartition, Rows)>,
-    /// First and next offset and append time of what was sent.
+    /// For each partition, the first offset, the next offset and the append time of the records that were sent.
     done: BTreeMap<TopicPartition, (Offset, Offset, Millis)>,
 }
 
@@ -257,7 +257,7 @@ impl SimulatedProducer {
                     self.log
                         .call(move |broker| broker.send_offsets(&id, epoch, &offsets, &member))?;
                 }
-                // Without offsets, the client sends no request to the group.
+                // Without offsets, the client does not send a request to the group.
                 (None, _) => {}
             }
         }

@@ -1,8 +1,8 @@
 //! The scenario of the stream threads: an application that counts, deletes full counts, sets timers and writes dead letters,
 //! compared with a sequential run over the same input. It tests docs/protocol/commit.md with production code.
 //!
-//! `read_committed` output, dead letters and fired timers must have no loss, no duplicate and no phantom, and each task
-//! must start with exactly the committed state. `TRUNKLINE_SIMULATION=FROM,COUNT` runs other seeds.
+//! `read_committed` output, dead letters and fired timers must have no missing, no duplicate and no unexpected records,
+//! and each task must start with exactly the committed state. `TRUNKLINE_SIMULATION=FROM,COUNT` runs other seeds.
 
 use super::{
     Broker, Checked, Environment, FaultRates, Layout, LogRecord, Notes, ProcessLog, Rng, Row, Scenario, Tasks, run,
@@ -18,13 +18,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 const APPLICATION: &str = "sim";
-/// A count that reaches this is deleted and starts over.
+/// When a count reaches this value, it is deleted and starts again.
 const FULL: u64 = 3;
 /// How long after a record its two timers are due, in ms.
 const LATER: Millis = 150;
 /// Number of seeds of a run without `TRUNKLINE_SIMULATION`.
 const SEEDS: u64 = 300;
-/// From this number of seeds on, every kind of fault must have occurred. `just simulate` and the nightly workflow run it.
+/// From this number of seeds on, every kind of fault must have occurred at least once. `just simulate` and the nightly
+/// workflow run that many.
 const COVERAGE_SEEDS: u64 = 10_000;
 
 /// A sub-topology: name, inputs, partitions.
@@ -111,12 +112,12 @@ impl Scenario for Counting {
 
     fn adjust(&mut self, faults: &mut FaultRates) {
         if self.rejects {
-            // Each transaction of an isolation would wait for the transaction timeout.
+            // Each transaction during poison-record isolation would wait for the transaction timeout.
             faults.forget = 0.0;
         }
     }
 
-    /// Writes records: a third change nothing, a few become dead letters.
+    /// Writes records: a third of them change nothing, and a few become dead letters.
     fn step(&mut self, environment: &mut Environment<'_>) -> std::result::Result<(), String> {
         if environment.draining || !environment.rng.chance(0.12) {
             return Ok(());
@@ -126,7 +127,8 @@ impl Scenario for Counting {
             let key = environment.rng.pick(&[b"a", b"b"]);
             let value = match environment.rng.below(150) {
                 0..3 => b"!",
-                // Each costs an isolation with many transactions, so most seeds have none.
+                // Each rejected record causes a poison-record isolation with many transactions, so most seeds have
+                // none.
                 3 if self.rejects => b"#",
                 4..50 => b"-",
                 _ => b"+",
@@ -149,8 +151,8 @@ impl Scenario for Counting {
     }
 }
 
-/// Counts records by key. `-` changes nothing, `!` is a dead letter, and the log rejects the output of `#`. Every other record
-/// sets two timers.
+/// Counts records by key. `-` changes nothing, `!` becomes a dead letter, and the log rejects the output of `#`. Every
+/// other record sets two timers.
 struct Counter {
     topic: Arc<str>,
     fired: Arc<str>,
@@ -239,7 +241,7 @@ fn value(record: &LogRecord) -> &str {
     std::str::from_utf8(record.row.value.as_deref().unwrap()).unwrap()
 }
 
-/// The `read_committed` output equals a sequential run over the input.
+/// The `read_committed` output must be equal to that of a sequential run over the input.
 fn check_counts(
     broker: &mut Broker,
     sub: &str,
@@ -276,7 +278,7 @@ fn check_counts(
     Ok(())
 }
 
-/// Every invalid or poison record is a dead letter once, in order, and no other record is.
+/// Every invalid or poison record must become a dead letter once, in order, and no other record may.
 fn check_dead_letters(broker: &mut Broker, input: &TopicPartition) -> std::result::Result<(), String> {
     let dead_letters = at(&format!("{}.dlq", input.topic), input.partition);
     let offset = |r: &LogRecord| {
@@ -294,7 +296,8 @@ fn check_dead_letters(broker: &mut Broker, input: &TopicPartition) -> std::resul
     }
 }
 
-/// The wall-clock timer of every counted record fired once, and its stream-time timer did if stream time reached it.
+/// For every counted record, the wall-clock timer must have fired once, and so must the stream-time timer if stream
+/// time has reached its due time.
 fn check_timers(
     broker: &mut Broker,
     sub: &str,

@@ -1,4 +1,5 @@
-//! Simulated stores, which survive a crash of their process and may lose their newest batches, but never one in between.
+//! Simulated stores. They survive a crash of their process, but may lose their newest batches; they never lose a batch
+//! and keep a later one.
 
 use crate::stores::{StoreName, Stores};
 use state_store::{Batch, Direction, KeyRange, SharedStore, Snapshot, Space, Stats, Store, Visit};

@@ -1,7 +1,7 @@
 //! The consumer group of the simulated broker, with its committed offsets.
 //!
 //! Members, generations, static membership, undecided offsets and the expiry of offsets of an empty group behave as in
-//! Kafka. The seed chooses which member gets a task.
+//! Kafka. The seed determines which member gets a task.
 
 use super::protocol::{BrokerError, BrokerResult, OFFSET_RETENTION, SESSION_TIMEOUT, Tasks};
 use super::{Rng, partition::Row};
@@ -20,9 +20,10 @@ pub(super) struct Group {
     pub generation: i32,
     pub joining: Option<BTreeSet<String>>,
     pub assignment: BTreeMap<String, Vec<TopicPartition>>,
-    /// Each with a sequence number in the order of arrival.
+    /// Committed offsets, each with a sequence number in the order in which the commits arrived.
     committed: BTreeMap<TopicPartition, (u64, Offset)>,
-    /// Offsets of transactions whose end has not arrived.
+    /// Offsets that were sent by transactions that are not yet committed or aborted in the group, by transaction
+    /// number. Each offset has a sequence number like a committed offset.
     pending: BTreeMap<u64, BTreeMap<TopicPartition, (u64, Offset)>>,
     came: u64,
     empty_since: Millis,
@@ -41,7 +42,8 @@ impl Group {
             .collect())
     }
 
-    /// Whether offsets of a transaction are accepted from this member. A negative generation is not checked, as in Kafka.
+    /// Whether offsets in a transaction are accepted from this member. As in Kafka, a negative generation is not
+    /// checked.
     pub(super) fn accepts(&self, name: &str, member: i32, generation: i32) -> bool {
         let known = self.members.get(name).map(|(id, _)| *id);
         generation < 0 || (known == Some(member) && generation == self.generation)
@@ -53,7 +55,8 @@ impl Group {
         pending.extend(offsets.iter().map(|(at, offset)| (at.clone(), (self.came, *offset))));
     }
 
-    /// The end of a transaction arrives. A late end does not overwrite offsets that arrived after its own.
+    /// Applies the commit or abort of a transaction. If it arrives late, it does not overwrite offsets that were sent
+    /// after the transaction's offsets.
     pub(super) fn mark(&mut self, txn: u64, commit: bool) {
         let offsets = self.pending.remove(&txn).unwrap_or_default();
         if commit {
@@ -64,7 +67,8 @@ impl Group {
         }
     }
 
-    /// Joins. A known static member without a member id replaces its predecessor without a rebalance (KIP-345).
+    /// Adds a member. A static member that is already known and joins without a member id replaces its predecessor
+    /// without a rebalance (KIP-345).
     pub(super) fn join(&mut self, name: &str, id: Option<i32>, process: usize, rng: &mut Rng, tasks: &Tasks) -> i32 {
         if self.members.contains_key(name) && id.is_none() && self.joining.is_none() {
             self.ids += 1;
@@ -82,7 +86,7 @@ impl Group {
         id
     }
 
-    /// Starts a rebalance; returns whether one was started.
+    /// Starts a rebalance, unless one is in progress. Returns whether one was started.
     pub(super) fn rebalance(&mut self) -> bool {
         let begins = self.joining.is_none() && !self.members.is_empty();
         if begins {
@@ -91,7 +95,7 @@ impl Group {
         begins
     }
 
-    /// Processes that own a partition according to the group.
+    /// Processes that own a partition according to the group's assignment.
     pub(super) fn owners(&self, at: &TopicPartition) -> Vec<usize> {
         let owns = |name: &str| self.assignment.get(name).is_some_and(|own| own.contains(at));
         let members = self.members.iter().filter(|(name, _)| owns(name));
@@ -118,7 +122,7 @@ impl Group {
         }
     }
 
-    /// Removes members whose session timed out, and the offsets of a group that was empty for too long; returns whether
+    /// Removes members whose session timed out, and the offsets of a group that was empty for too long. Returns whether
     /// offsets were removed.
     pub(super) fn expire(
         &mut self,

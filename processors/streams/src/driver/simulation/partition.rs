@@ -1,7 +1,7 @@
 //! A partition of the simulated log: records, open transactions, control records and log compaction.
 //!
-//! The last stable offset, the offsets of control and aborted records, and compaction with expiring tombstones behave as
-//! in Kafka. Records that compaction removed stay available to oracles.
+//! The last stable offset, the offsets of control and aborted records, and compaction with expiring tombstones behave
+//! as in Kafka. Oracles can also read records that compaction removed.
 
 use super::Rng;
 use event_log::{Millis, Offset};
@@ -56,7 +56,7 @@ pub struct LogRecord {
     pub row: Arc<Row>,
     pub(super) txn: Option<u64>,
     pub(super) status: RecordStatus,
-    /// When compaction may remove the tombstone; set by the first pass.
+    /// Time after which compaction may remove the tombstone; set by the first pass that visits it.
     horizon: Option<Millis>,
 }
 
@@ -69,7 +69,7 @@ pub struct Cleaning {
     pub delete_retention_ms: Millis,
 }
 
-/// Numbers of records that a compaction pass removed.
+/// Number of records that a compaction pass removed, by kind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Cleaned {
     pub records: usize,
@@ -201,7 +201,8 @@ impl Partition {
         self.read(from, 1).0.is_empty()
     }
 
-    /// A compaction pass below a random offset, which is at most the last stable offset and the first young record.
+    /// Performs a compaction pass below a random offset, which is at most the last stable offset and the offset of the
+    /// first record that is too young.
     pub(super) fn clean(&mut self, now: Millis, how: &Cleaning, rng: &mut Rng) -> Cleaned {
         let young = self.log.iter().find(|r| r.at > now - how.lag_ms).map(|r| r.offset);
         let most = young

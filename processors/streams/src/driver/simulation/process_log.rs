@@ -48,7 +48,7 @@ fn id_of(topic: &str) -> TopicId {
 }
 
 impl ProcessLog {
-    /// The broker, for oracles; no request is made.
+    /// The broker, for oracles. No request is made.
     pub fn broker(&self) -> MutexGuard<'_, Broker> {
         self.scheduler.broker()
     }

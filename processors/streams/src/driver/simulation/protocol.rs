@@ -11,13 +11,13 @@ pub(super) const SESSION_TIMEOUT: Millis = 800;
 pub(super) const DELETE_RETENTION: Millis = 20_000;
 /// How long an empty group keeps its offsets.
 pub(super) const OFFSET_RETENTION: Millis = 25_000;
-/// Greatest size of a value, except in dead-letter topics.
+/// Maximum size of a value, except in dead-letter topics.
 pub(super) const VALUE_BYTES_MAX: usize = 4096;
 
 /// Error response of the broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum BrokerError {
-    /// Temporarily not possible; the client retries.
+    /// The request cannot be handled now; the client retries it.
     Retry,
     /// The offsets are part of an undecided transaction.
     Undecided,

@@ -1,16 +1,16 @@
-//! The pseudorandom generator of the simulation: a seed gives the same choices on every machine.
+//! The pseudorandom generator of the simulation: a seed results in the same choices on every machine.
 
 /// A pseudorandom generator (SplitMix64; Steele, Lea and Flood 2014).
 #[derive(Debug, Clone)]
 pub struct Rng(u64);
 
 impl Rng {
-    /// The generator of a seed. Adjacent seeds give unrelated choices.
+    /// Creates the generator of a seed. Adjacent seeds result in unrelated choices.
     pub fn of_seed(seed: u64) -> Self {
         Rng(seed.wrapping_mul(0x2545_F491_4F6C_DD1D).wrapping_add(1))
     }
 
-    /// A generator that is seeded from this one.
+    /// Creates a generator whose seed comes from this generator.
     #[must_use]
     pub fn fork(&mut self) -> Rng {
         Rng(self.number())

@@ -20,7 +20,8 @@ pub trait Scenario {
     /// Changes the probabilities of faults.
     fn adjust(&mut self, _: &mut FaultRates) {}
 
-    /// One step of the environment, such as a write to an input topic. Called after each step of the processes.
+    /// Performs one step of the environment, such as a write to an input topic. Called after each step of the
+    /// processes.
     ///
     /// # Errors
     /// A violated invariant.
@@ -38,7 +39,7 @@ pub trait Scenario {
     fn verify(&mut self, broker: &mut Broker, rng: &mut Rng) -> Result<(), String>;
 }
 
-/// What a step of the environment can use.
+/// The parts of the simulation that a step of the environment may use.
 pub struct Environment<'a> {
     /// The broker.
     pub broker: &'a mut Broker,
@@ -51,19 +52,19 @@ pub struct Environment<'a> {
 /// Probabilities of faults per step.
 #[derive(Debug, Clone, Copy)]
 pub struct FaultRates {
-    /// A process is killed between two calls of the log.
+    /// Probability that a process is killed between two calls of the log.
     pub kill: f64,
-    /// A process stops responding, and resumes later.
+    /// Probability that a process stops responding and resumes later.
     pub pause: f64,
-    /// A second process starts under the name of a live one.
+    /// Probability that a second process starts with the name of a running process.
     pub respawn: f64,
     /// The clock jumps.
     pub jump: f64,
     /// The group rebalances.
     pub rebalance: f64,
-    /// The end of a transaction never reaches the group, as after the restart of a single broker. A recovery then takes as
-    /// long as four transactions.
+    /// Probability that the commit or abort of a transaction is never applied to the group, as can happen when a single
+    /// broker restarts. A recovery then takes as long as four transaction timeouts.
     pub forget: f64,
-    /// A killed process finds its disk empty, in addition to a probability of 0.1 that always applies.
+    /// Probability that a killed process finds its disk empty, in addition to a probability of 0.1 that always applies.
     pub wipe: f64,
 }

@@ -1,7 +1,7 @@
 //! The scheduler: lets one process at a time run, on its thread, until the process yields.
 //!
-//! The scheduler alone decides which process runs, so a seed always gives the same run. A process crashes only where it
-//! yields or passes a failpoint.
+//! The scheduler alone decides which process runs, so a seed always results in the same run. A process crashes only
+//! where it yields or passes a failpoint.
 
 use super::broker::Broker;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -33,7 +33,7 @@ pub(super) struct Scheduler {
     violation: Mutex<Option<String>>,
 }
 
-/// A panic ends the run, so the data that a poisoned lock protects is not used again.
+/// A panic ends the run, so the data behind a poisoned lock is not used again.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -95,18 +95,18 @@ impl Scheduler {
         self.state(process, |state| state.ended)
     }
 
-    /// Kills a process that waits for its turn.
+    /// Kills a process that waits to be scheduled.
     pub(super) fn kill(&self, process: usize) {
         self.state(process, |state| state.killed = true);
         self.run(process);
     }
 
-    /// Whether a process that ended crashed at a failpoint.
+    /// Whether a process that has ended crashed at a failpoint.
     pub(super) fn has_crashed(&self, process: usize) -> bool {
         self.state(process, |state| state.crashed)
     }
 
-    /// Called by a process: waits for its turn.
+    /// Called by a process: waits until it is scheduled.
     pub(super) fn wait(&self, process: usize) {
         while self.running.load(Ordering::Acquire) != process {
             std::thread::park();
@@ -116,14 +116,14 @@ impl Scheduler {
         }
     }
 
-    /// Called by a process: yields and waits for its next turn.
+    /// Called by a process: yields and waits until it is scheduled again.
     pub(super) fn yield_now(&self, process: usize) {
         self.running.store(SCHEDULER, Ordering::Release);
         self.scheduler_thread.unpark();
         self.wait(process);
     }
 
-    /// Called by a process at a failpoint: it may crash there.
+    /// Called by a process at a failpoint, where it may crash.
     pub(super) fn point(&self, process: usize, name: &'static str) {
         if self.broker().crashes_at(name) {
             self.state(process, |state| state.crashed = true);

@@ -1,7 +1,8 @@
-//! A run of a scenario: processes that run in turns, crash, pause, resume, are started twice and lose their disks.
+//! A run of a scenario: processes that run one at a time, crash, pause, resume, are started twice and lose their disks.
 //!
-//! Every choice comes from the seed. Only faults occur that a real machine, network or broker can have. After the faults
-//! have ended, everything must be processed within a number of steps. The first violated invariant ends the run.
+//! Every choice comes from the seed. Only faults occur that a real machine, network or broker can have. After the
+//! faults have ended, everything must be processed within a limited number of steps. The first violated invariant ends
+//! the run.
 
 use super::broker::{Broker, FaultPlan};
 use super::protocol::{SESSION_TIMEOUT, TXN_TIMEOUT};
@@ -21,11 +22,11 @@ use std::time::Duration;
 /// record takes a few hundred more.
 const STEPS_TO_FINISH: usize = 20_000;
 
-/// A process: an OS thread that runs only in its turns.
+/// A process: an OS thread that runs only when it is scheduled.
 struct Process {
     name: String,
     disk: Disk,
-    /// Since when it does not respond, paused or dead.
+    /// Since when the process has not responded, because it is paused or has crashed.
     unresponsive_since: Option<Millis>,
     alive: bool,
     thread: Option<JoinHandle<()>>,
@@ -81,8 +82,8 @@ fn run_process<S: Scenario>(program: &S::Program, process_log: &ProcessLog, name
                 return process_log.fail(format!("a process ended with an error: {}", service::chain(&error)));
             }
         }
-        // Jumps of the clock can make an undecided transaction look as if it were never decided, and a store too old in each
-        // recovery. Such a task retries by itself; if it did not, the run would not end in time.
+        // Because of clock jumps, an undecided transaction may appear to be undecided forever, and a store may be too
+        // old in each recovery. Such a task must retry by itself; if it did not, the run would not end in time.
         let jumped = |cause: &str| cause.contains("never decided") || cause.contains("in one recovery");
         let stopped = |cause: &String| cause.contains("stopped") && !jumped(cause);
         if let Some(cause) = thread.causes().into_iter().find(stopped) {
@@ -92,7 +93,7 @@ fn run_process<S: Scenario>(program: &S::Program, process_log: &ProcessLog, name
 }
 
 impl<S: Scenario> Simulation<S> {
-    /// A simulation before its first step.
+    /// Creates a simulation before its first step.
     pub(super) fn new(seed: u64, make: &dyn Fn(&mut Rng) -> S) -> Simulation<S> {
         let mut rng = Rng::of_seed(seed);
         let mut scenario = make(&mut rng);
@@ -117,7 +118,8 @@ impl<S: Scenario> Simulation<S> {
         scenario.adjust(&mut faults);
         fault_plan.forget = faults.forget;
         if fault_plan.forget > 0.0 {
-            // Such a recovery is long; with jumps it would exceed the retention of tombstones each time.
+            // Such a recovery takes so long that, with clock jumps, it would exceed the retention of tombstones each
+            // time.
             faults.jump = 0.0;
             fault_plan.crash = fault_plan.crash.min(0.005);
         }
@@ -195,7 +197,7 @@ impl<S: Scenario> Simulation<S> {
         }
     }
 
-    /// Damages the disk of a crashed process: its newest batches or all stores may be lost.
+    /// Damages the disk of a crashed process: its newest batches, or all of its stores, may be lost.
     fn damage(&mut self, process: usize) {
         let lost = if self.rng.chance(0.3) { self.rng.below(4) } else { 0 };
         let wiped = self.rng.chance(self.faults.wipe) || self.rng.chance(0.1);
@@ -217,8 +219,8 @@ impl<S: Scenario> Simulation<S> {
         self.join(process);
     }
 
-    /// One step: time passes, all responding processes but one run to their next call, and the broker does its background
-    /// work.
+    /// Performs one step: time advances, all responding processes but one run to their next call, and the broker does
+    /// its background work.
     fn step(&mut self) {
         let pause = Millis::try_from(self.rng.below(20)).unwrap_or_default();
         self.scheduler.broker().now += pause;
@@ -281,7 +283,7 @@ impl<S: Scenario> Simulation<S> {
             process.unresponsive_since = Some(now);
             self.note("pause");
         } else if responds && self.rng.chance(self.faults.respawn) && same_name < 2 {
-            // A second process under the same name, with another disk.
+            // A second process with the same name starts, with another disk.
             process.unresponsive_since = Some(now);
             let name = process.name.clone();
             self.note("respawn");
@@ -309,7 +311,7 @@ impl<S: Scenario> Simulation<S> {
         }
     }
 
-    /// What remains to be done; `None` if all input is processed and all transactions are decided.
+    /// What has not been completed; `None` if all input is processed and all transactions are decided.
     fn remaining(&mut self) -> Option<String> {
         let mut broker = self.scheduler.broker();
         if !broker.is_still() {
@@ -322,7 +324,7 @@ impl<S: Scenario> Simulation<S> {
             let commit_record = committed_state
                 .get(crate::COMMIT_RECORD_KEY)
                 .and_then(|value| crate::CommitRecord::read(value).ok());
-            // Wall-clock timers are all due soon; stream-time timers are due once stream time has reached them.
+            // All wall-clock timers are due soon; stream-time timers are due when stream time has reached their time.
             let stream_time = commit_record
                 .as_ref()
                 .map_or(0, |commit_record| commit_record.stream_time);
@@ -354,7 +356,7 @@ impl<S: Scenario> Simulation<S> {
         self.scenario.step(&mut environment)
     }
 
-    /// Runs with faults, then without, until everything is processed.
+    /// Runs with faults, and then without faults until everything is processed.
     pub(super) fn run(&mut self) -> Result<(), String> {
         let steps = self.rng.pick(&[100, 200, 400, 800]);
         for _ in 0..steps {
@@ -380,7 +382,8 @@ impl<S: Scenario> Simulation<S> {
         ))
     }
 
-    /// FaultRates end: one process a name survives, the old one or the new; sleepers wake.
+    /// Ends all faults: of two processes with the same name, either the old or the new one survives, and paused
+    /// processes resume.
     fn end_faults(&mut self) {
         self.scheduler.broker().fault_plan = FaultPlan {
             fault: 0.0,

@@ -1,7 +1,7 @@
-//! The log as the instances of a driven application see it: the embedded log, with faults at commits.
+//! The log of the instances of the tested application: the embedded log, with faults at commits.
 //!
 //! Each fault applies to one commit, in the order in which the test requested them. Members are not static, so a member
-//! that leaves or dies is removed at once.
+//! that leaves or crashes is removed immediately.
 
 use event_log::{
     Committed, EventLog, GroupConfig, GroupConsumer, GroupInfo, GroupMetadata, Isolation, Offset, OffsetSpec, OutBatch,
@@ -16,11 +16,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 pub(super) enum Fault {
     /// The process crashes with its transaction open.
     CrashBefore,
-    /// The process crashes when the transaction is committed, before the store is written.
+    /// The process crashes after the transaction has been committed, and before the store is written.
     CrashAfter,
     /// The log aborts the transaction.
     Abort,
-    /// The log commits the transaction, and the response is lost.
+    /// The log commits the transaction, but the response is lost.
     LostAnswer,
 }
 

@@ -1,4 +1,4 @@
-//! Reads the committed records of a driven application, as a `read_committed` reader sees them. It never waits.
+//! Reads the committed records of the tested application, as a `read_committed` reader does. It never waits.
 
 use event_log::{Isolation, Millis, Offset, OffsetSpec, RecordBatch, SharedEventLog, StartFrom, TopicPartition};
 use std::fmt;

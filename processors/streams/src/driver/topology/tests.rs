@@ -1,4 +1,5 @@
-//! Tests of the driver: requested faults happen, nothing is lost or repeated by them, and errors name their cause.
+//! Tests of the driver: requested faults must happen, must not lose or repeat records, and errors must contain their
+//! cause.
 
 use super::output::text;
 use super::*;
@@ -8,7 +9,7 @@ use crate::{
 use event_log::{ErrorAction, RecordBatch};
 use std::ops::Range;
 
-/// Forwards each record with a count of its key, and the key again a minute later.
+/// Sends each record with a count of its key, and the key again one minute later.
 struct Counter {
     to: Arc<str>,
 }
@@ -70,7 +71,8 @@ fn sub(name: &str, from: &str, to: &str) -> SubTopology {
     }
 }
 
-/// Two hops: `in` with three partitions is counted into `middle` with two, and `middle` into `out`.
+/// Two sub-topologies in sequence (hops): `in` with three partitions is counted to `middle` with two partitions, and
+/// `middle` to `out`.
 fn start(threads: usize) -> TopologyDriver {
     let application = Application {
         name: "app".to_owned(),
@@ -105,7 +107,7 @@ fn outputs_of(driver: &TopologyDriver, key: &str) -> Vec<String> {
     of_key.map(|record| text(record.value.as_deref())).collect()
 }
 
-/// Asserts after `rounds` calls of [`send_all`] that both hops counted every record once.
+/// Asserts, after `rounds` calls of [`send_all`], that both hops counted every record once.
 fn assert_counted(driver: &TopologyDriver, rounds: u8) {
     for key in KEYS {
         let want: Vec<String> = (1..=rounds).map(|n| n.to_string()).collect();
@@ -190,7 +192,7 @@ fn crash_after_commit_leaves_the_store_behind() {
     while driver.faults_left() > 0 {
         driver.turn().unwrap();
     }
-    // The commit of the first hop is visible although the process crashed in it.
+    // The commit of the first hop is visible, although the process crashed in it.
     assert_eq!(driver.output("middle").unwrap().len(), 1);
     driver.run().unwrap();
     assert_eq!(outputs_of(&driver, KEYS[0]), ["1"]);
@@ -224,7 +226,7 @@ fn open_transaction_blocks_readers_until_timeout() {
     driver.add_instance("two").unwrap();
     driver.run().unwrap();
     send_all(&driver);
-    // Records were read and sent, but not committed.
+    // Records have been read and sent, but not committed.
     driver.turn().unwrap();
     driver.kill_instance(FIRST).unwrap();
     driver.run().unwrap();
@@ -299,7 +301,7 @@ fn timers_fire_after_unknown_commit_of_dead_letter() {
     let mut driver = TopologyDriver::start_with(&application, Config::new(FIRST, ""), &topics).unwrap();
     driver.send("in", "small", "", START).unwrap();
     driver.run().unwrap();
-    // The commit of its dead letter is the last one, and its response is lost.
+    // The commit of the dead letter is the last commit, and its response is lost.
     driver.send("in", "large".repeat(1000), "", START).unwrap();
     driver.lose_next_answer();
     driver.run().unwrap();
