@@ -3,7 +3,7 @@
 //! Tokens that wait for keys share one fetch. An unknown key id causes at most one fetch per interval, so that tokens
 //! with invented ids cannot flood the issuer. While the issuer is down, its keys remain in use for a limited time.
 //! Redirects and proxies from the environment are not followed, and plain HTTP beyond loopback requires
-//! `jwks_insecure_http`: whoever controls the response can sign tokens.
+//! `jwks_insecure_http`: a party that controls the response can sign tokens.
 
 use super::key_set::{JwksOrigin, KeySet};
 use reqwest::redirect;

@@ -1,8 +1,8 @@
 //! Failpoints: named places at which a crash test aborts the process, as kill -9 would, or delays it.
 //!
-//! Code passes a failpoint with [`hit`]. A process arms failpoints with [`arm`]; unless it does, and no thread has a
-//! [`watch`], a hit costs two atomic loads. A test whose simulated processes are threads of one process watches the
-//! failpoints of its threads instead.
+//! Code calls [`hit`] at a failpoint. A process arms failpoints with [`arm`]. If no failpoint is armed and no thread
+//! has a [`watch`], a call of [`hit`] costs two atomic loads. A test in which threads of one process simulate several
+//! processes watches the failpoints of its threads instead.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -34,7 +34,7 @@ impl std::error::Error for InvalidEntry {}
 #[derive(Debug)]
 struct Armed {
     action: Action,
-    /// The hit at which it acts, counted from 1; `None`: at every hit.
+    /// The pass at which the failpoint acts, counted from 1; `None` for every pass.
     at: Option<u64>,
     hits: AtomicU64,
 }
@@ -46,15 +46,15 @@ enum Action {
 }
 
 static ARMED: RwLock<Option<HashMap<String, Armed>>> = RwLock::new(None);
-/// Whether a failpoint is armed. Keeps [`hit`] cheap without one.
+/// Whether a failpoint is armed. If not, [`hit`] returns immediately.
 static IS_ARMED: AtomicBool = AtomicBool::new(false);
 
-/// Arms the failpoints of a list instead of those that are armed. The entries are separated by commas: `name=kill` aborts
-/// at the first hit, `name=kill@3` at the third, `name=pause:250` sleeps 250 ms at each hit, `name=pause:250@3` at the
-/// third only.
+/// Arms the failpoints in a list, and no others. The entries are separated by commas: `name=kill` aborts when the
+/// failpoint is passed for the first time, `name=kill@3` for the third time; `name=pause:250` sleeps 250 ms each time,
+/// `name=pause:250@3` only the third time.
 ///
-/// # Errors
-/// The first invalid entry. A process must not start with it: its crash test would pass without a crash.
+/// # Errors The first invalid entry. A process must not start with an invalid list, because its crash test would
+/// succeed without a crash.
 pub fn arm(list: &str) -> Result<(), InvalidEntry> {
     let armed = parse(list)?;
     IS_ARMED.store(!armed.is_empty(), Ordering::Relaxed);
@@ -62,24 +62,24 @@ pub fn arm(list: &str) -> Result<(), InvalidEntry> {
     Ok(())
 }
 
-/// Called at every failpoint of a thread.
+/// Called at every failpoint that the thread passes.
 type Watch = Rc<dyn Fn(&'static str)>;
 
-/// Whether any thread of this process has a watch. Keeps [`hit`] cheap without one.
+/// Whether any thread of this process has a watch. If not, [`hit`] returns immediately.
 static WATCHED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     static WATCH: RefCell<Option<Watch>> = const { RefCell::new(None) };
 }
 
-/// Makes this thread call `at_point` with the name of every failpoint that it passes. A simulation ends the simulated
+/// Makes this thread call `at_point` with the name of every failpoint that it passes. A simulation can end a simulated
 /// process there by unwinding.
 pub fn watch(at_point: impl Fn(&'static str) + 'static) {
     WATCH.with_borrow_mut(|watch| *watch = Some(Rc::new(at_point)));
     WATCHED.store(true, Ordering::Relaxed);
 }
 
-/// Passes the failpoint of this name: does nothing, sleeps, or aborts the process.
+/// Passes the failpoint with this name: does nothing, sleeps, or aborts the process.
 pub fn hit(name: &'static str) {
     if WATCHED.load(Ordering::Relaxed)
         && let Some(watch) = WATCH.with_borrow(Option::clone)
@@ -97,7 +97,7 @@ pub fn hit(name: &'static str) {
         None => {}
         Some(Action::Pause(time)) => std::thread::sleep(time),
         Some(Action::Kill) => {
-            // Not through the logger, which may buffer its lines: the process ends here.
+            // Not written through the logger, which may buffer its lines, because the process ends here.
             eprintln!("failpoint {name}: aborting");
             std::process::abort();
         }
@@ -105,7 +105,7 @@ pub fn hit(name: &'static str) {
 }
 
 impl Armed {
-    /// Counts a hit and returns the action that is due.
+    /// Counts a pass and returns the action that must be performed.
     fn due(&self) -> Option<Action> {
         let hit = self.hits.fetch_add(1, Ordering::SeqCst) + 1;
         self.at.is_none_or(|at| at == hit).then_some(self.action)

@@ -15,8 +15,8 @@ pub(super) enum Origin {
     File(usize),
     /// Environment variable.
     Variable(String),
-    /// The key has no value of its own in the file or the environment: it is a TOML table that exists only because a
-    /// key in it is set.
+    /// The key has no value in the file or the environment: it is a TOML table that exists only because a key in it is
+    /// set.
     None,
 }
 
