@@ -41,8 +41,8 @@ pub enum JwksOrigin {
     Configured,
 }
 
-/// Why keys cannot be used. The text contains no key material. It follows the name of the configuration field, without
-/// a subject of its own.
+/// Why keys cannot be used. The text contains no key material. It is a predicate whose subject is the name of the
+/// configuration field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
     /// The text is not a JWKS document.

@@ -1,8 +1,8 @@
 //! Declares an application: its sub-topologies, each with inputs, one store and a processor, and how a process runs it.
 //!
 //! A task is partition *n* of one sub-topology. Inputs that are joined must be in one sub-topology and have equal
-//! partition counts; other inputs should each have a sub-topology of their own. Names of topics, stores and ids are
-//! derived only from declared names, so that a change of the code never makes existing state unreachable.
+//! partition counts; each other input should have a separate sub-topology. Names of topics, stores and ids are derived
+//! only from declared names, so that a change of the code never makes existing state unreachable.
 
 use crate::api::context::TaskInfo;
 use crate::api::processor::Processor;
