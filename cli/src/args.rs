@@ -194,7 +194,7 @@ pub enum GraphFormat {
     Dot,
 }
 
-/// The log that a command works on.
+/// The log to which a command connects.
 #[derive(Debug, Clone, Args)]
 pub struct Target {
     /// Kafka bootstrap servers. Without it, the command uses the `trunkline dev` of the data directory.

@@ -1,4 +1,4 @@
-//! The subcommands, one file each.
+//! The subcommands, with one file for each.
 
 pub mod dev;
 pub mod doctor;

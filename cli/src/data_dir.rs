@@ -29,7 +29,7 @@ pub struct DataDir {
 /// A data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
-    /// Another process uses it.
+    /// Another process uses the directory.
     #[error("data directory {directory} is in use by {holder}; stop it, or choose another directory with {option}")]
     InUse {
         /// The directory, as given and resolved.
@@ -44,7 +44,7 @@ pub enum DataDirError {
     Io {
         /// The operation.
         attempted: &'static str,
-        /// Its path.
+        /// Path of the file or directory.
         path: PathBuf,
         /// Cause.
         source: io::Error,

@@ -62,7 +62,7 @@ pub struct TailRequest {
     pub uncommitted: bool,
 }
 
-/// Which records to copy where.
+/// Which records to copy, and to which topic.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ReplayRequest {
     /// Source topic.
@@ -73,7 +73,7 @@ pub struct ReplayRequest {
     pub partition: Option<i32>,
     /// First record.
     pub from: Position,
-    /// End, exclusive.
+    /// End of the range, exclusive.
     pub until: Position,
     /// Only this key.
     pub key: Option<String>,
@@ -92,7 +92,7 @@ pub struct OffsetsRequest {
     pub store: String,
     /// Partition of the task.
     pub partition: i32,
-    /// What to do.
+    /// How to resolve the difference.
     pub action: OffsetsAction,
 }
 

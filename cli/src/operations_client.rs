@@ -12,7 +12,7 @@ use service::clock;
 
 /// Executes requests.
 pub enum Client {
-    /// In this process.
+    /// Execute the requests in this process.
     Local(Operations),
     /// In the process with this admin URL.
     Remote(String),

@@ -83,7 +83,7 @@ fn read(server: &Server) -> Result<Database> {
 pub struct Setting {
     /// Whether it meets the requirement.
     pub ok: bool,
-    /// Its value, human-readable.
+    /// The current value of the setting, for the operator.
     pub found: String,
     /// The statement that corrects the setting; empty if the setting meets the requirement.
     pub fix: String,

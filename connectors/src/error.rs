@@ -35,15 +35,15 @@ pub enum Error {
     Unpublishable {
         /// The table, column and position, or the record.
         what: String,
-        /// Why it cannot be published.
+        /// Why the record cannot be published.
         reason: String,
-        /// What fixes it.
+        /// How to resolve the cause.
         fix: String,
     },
     /// The stored position is incompatible with the source, so continuing could lose changes. A resync is required.
     #[error("{reason}")]
     NeedsResync {
-        /// What does not fit.
+        /// Which part of the position is incompatible.
         reason: String,
     },
     /// A call to the log failed.
@@ -101,7 +101,7 @@ impl Error {
         }
     }
 
-    /// What an operator does to fix it.
+    /// What an operator must do to resolve the error.
     pub fn fix(&self, connector: &str) -> String {
         match self {
             Error::Unavailable { system, .. } => {

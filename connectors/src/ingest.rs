@@ -52,7 +52,7 @@ fn body_bytes_max() -> usize {
     1 << 20
 }
 
-/// A backend that may post.
+/// A backend that may post to the listener.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Credential {

@@ -24,7 +24,7 @@ pub enum State {
     Failed,
     /// The stored position is incompatible with the source; a resync is required.
     NeedsResync,
-    /// Ended for good.
+    /// Ended; the connector does not start again in this process.
     Stopped,
 }
 
@@ -71,7 +71,7 @@ pub struct Report {
     pub lag_bytes: Option<u64>,
 }
 
-/// What an operator requested.
+/// What an operator has requested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct DesiredState {
     pub(crate) paused: bool,

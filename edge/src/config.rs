@@ -186,6 +186,7 @@ pub struct IssuerConfig {
     /// A public key in PEM.
     #[serde(default)]
     pub pem: Option<Secret>,
+    /// A shared secret for HS256, at least 32 bytes.
     #[serde(default)]
     pub secret: Option<Secret>,
     /// Tolerated clock difference, in seconds.

@@ -25,7 +25,7 @@ const KEYS_READINESS_INTERVAL: Duration = Duration::from_secs(1);
 pub struct Parts {
     /// Configuration.
     pub config: Config,
-    /// Log that contains `view.log`.
+    /// The event log that contains `view.log`.
     pub log: SharedEventLog,
     /// Memberships of the compiled topology.
     pub memberships: Arc<dyn Memberships>,

@@ -62,7 +62,7 @@ impl Memberships for Rules {
 pub struct PollsContext {
     /// The replica to answer from.
     pub replica: Arc<ReplicaHandle>,
-    /// Who may read what.
+    /// Decides which buckets each principal may read.
     pub memberships: Arc<dyn Memberships>,
     /// Keys of the cursors.
     pub keyring: Keyring,

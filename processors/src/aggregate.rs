@@ -58,10 +58,10 @@ pub struct Groups {
 
 /// A contribution that is added to or removed from its groups.
 struct Update<'u> {
-    /// The row; empty for an event.
+    /// Key of the row; empty for an event.
     row: &'u [u8],
     contribution: &'u Contribution<'u>,
-    /// 1 to add it, -1 to remove it.
+    /// 1 to add the contribution, -1 to remove it.
     by: i64,
 }
 

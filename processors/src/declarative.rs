@@ -85,12 +85,12 @@ pub fn application(config: &Config) -> Application {
     }
 }
 
-/// What is read from a topic.
+/// What a sub-topology reads from a topic.
 #[derive(Clone)]
 enum Reads {
-    /// Records of these sides.
+    /// Records of these inputs of the processor.
     Sides(Vec<Side>),
-    /// Repartitioned deltas of a side.
+    /// Repartitioned deltas of an input.
     Deltas(Side),
 }
 

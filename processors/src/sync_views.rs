@@ -47,7 +47,7 @@ pub struct Config {
     pub topic_id: String,
     /// Name of the topic `view.log`.
     pub view_log: Arc<str>,
-    /// Its partition count.
+    /// Partition count of `view.log`.
     pub partitions: i32,
     /// Ids of the control records' schemas.
     pub schemas: record::SchemaIds,

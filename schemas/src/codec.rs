@@ -60,12 +60,12 @@ pub fn recycle<'b>(mut row: Row<'_>) -> Row<'b> {
 }
 
 impl<'a> Datum<'a> {
-    /// Whether it is null.
+    /// Whether the value is null.
     pub fn is_null(&self) -> bool {
         matches!(self, Datum::Null)
     }
 
-    /// The string, if it is one.
+    /// The string, if the value is a string.
     pub fn as_str(&self) -> Option<&'a str> {
         match self {
             Datum::Str(text) => Some(text),
@@ -73,7 +73,7 @@ impl<'a> Datum<'a> {
         }
     }
 
-    /// The bytes, if it is bytes.
+    /// The bytes, if the value is bytes.
     pub fn as_bytes(&self) -> Option<&'a [u8]> {
         match self {
             Datum::Bytes(bytes) => Some(bytes),
@@ -90,7 +90,7 @@ impl<'a> Datum<'a> {
         }
     }
 
-    /// The boolean, if it is one.
+    /// The boolean, if the value is a boolean.
     pub fn as_bool(&self) -> Option<bool> {
         match self {
             Datum::Bool(value) => Some(*value),
@@ -98,7 +98,7 @@ impl<'a> Datum<'a> {
         }
     }
 
-    /// The items, if it is an array.
+    /// The items, if the value is an array.
     pub fn as_array(&self) -> Option<&[Datum<'a>]> {
         match self {
             Datum::Array(items) => Some(items),

@@ -43,7 +43,7 @@ pub mod errors {
     pub const TASK_ID: &str = "__connect.errors.task.id";
     /// Step in which the processing failed: `VALUE_CONVERTER`, `TRANSFORMATION`, `TASK_PUT`, …
     pub const STAGE: &str = "__connect.errors.stage";
-    /// Type that ran the step.
+    /// Type whose code performed the step.
     pub const CLASS_NAME: &str = "__connect.errors.class.name";
     /// Type of the error.
     pub const EXCEPTION_CLASS_NAME: &str = "__connect.errors.exception.class.name";

@@ -26,7 +26,7 @@ pub enum Part<'a> {
 }
 
 impl Part<'_> {
-    /// The string, if it is one.
+    /// The string, if the part is a string.
     pub fn as_str(&self) -> Option<&str> {
         match self {
             Part::Str(text) => Some(text),

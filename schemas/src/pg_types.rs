@@ -178,9 +178,9 @@ pub enum ColumnError {
         table: String,
         /// The field's name.
         field: String,
-        /// One column.
+        /// The first of the two columns.
         first: String,
-        /// The other.
+        /// The second of the two columns.
         second: String,
     },
     /// The table has no columns.

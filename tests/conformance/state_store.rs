@@ -15,10 +15,10 @@ use std::path::Path;
 const ENGINES: [Engine; 3] = [Engine::Fjall, Engine::Sled, Engine::Memory];
 /// The engines that write files.
 const ON_DISK: [Engine; 2] = [Engine::Fjall, Engine::Sled];
-/// Spaces of the stores under test.
+/// Keyspaces of the stores under test.
 const SPACES: [&str; 3] = ["meta", "rows", "index"];
 
-/// Rows of one space in the model.
+/// Rows of one keyspace in the model.
 type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// Options with so little memory that write buffers are flushed during a test.

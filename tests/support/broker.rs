@@ -142,7 +142,7 @@ impl Broker {
         self.wait_ready();
     }
 
-    /// Starts it without waiting.
+    /// Starts the broker without waiting.
     pub(super) fn launch(&mut self) {
         assert!(self.process.is_none(), "the broker is running");
         let log = self.directory.path().join("log");
@@ -158,7 +158,7 @@ impl Broker {
         self.process = Some(process);
     }
 
-    /// Waits until it is ready.
+    /// Waits until the broker is ready.
     pub(super) fn wait_ready(&mut self) {
         let (log, limit) = (self.directory.path().join("log"), Duration::from_secs(120));
         let began = Instant::now();

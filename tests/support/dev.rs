@@ -97,7 +97,7 @@ impl Dev {
         records.map(|record| record.expect("JSON")).collect()
     }
 
-    /// Kills it with SIGKILL.
+    /// Kills the process with SIGKILL.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();

@@ -30,7 +30,7 @@ impl Disk {
         self.run(&["mount", "-o", &format!("remount,size={mib}m")]);
     }
 
-    /// Makes it read-only or writable.
+    /// Makes the disk read-only or writable.
     pub fn read_only(&self, is: bool) {
         self.run(&["mount", "-o", if is { "remount,ro" } else { "remount,rw" }]);
     }

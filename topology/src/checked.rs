@@ -30,7 +30,7 @@ pub struct Topology {
     pub name: String,
     /// Sources of rows.
     pub sources: Vec<Source>,
-    /// Events that are not table rows.
+    /// Event types, whose records are not table rows.
     pub events: Vec<Event>,
     /// Declarative processors.
     pub processors: Vec<Processor>,
@@ -157,7 +157,7 @@ impl Bucket {
 /// A view.
 #[derive(Debug, Clone)]
 pub struct View {
-    /// Name, as devices see it.
+    /// Name of the view, as devices receive it.
     pub name: ViewName,
     /// Input.
     pub input: Input,

@@ -102,7 +102,7 @@ pub struct Bucket {
 /// A view: rows of one input in buckets.
 #[derive(Debug, Clone)]
 pub struct View {
-    /// `name`, as devices see it.
+    /// `name` of the view, as devices receive it.
     pub name: At<String>,
     /// `from`: `<source>.<table>`, `event:<name>` or `processor:<name>`.
     pub from: At<String>,

@@ -33,7 +33,7 @@ pub enum Part {
 pub struct TemplateError {
     /// Byte range in the template.
     pub span: Range<usize>,
-    /// What is wrong.
+    /// The error in the template.
     pub message: String,
     /// The fix.
     pub help: String,

@@ -4,7 +4,7 @@ use crate::BucketId;
 use crate::replica::bytes::{decode_row, decode_row_key};
 use event_log::Offset;
 
-/// A row that is put or deleted.
+/// A row that is written or deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
     /// Bucket.

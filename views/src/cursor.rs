@@ -40,6 +40,7 @@ pub(crate) fn hash_of(parts: &[&str]) -> u64 {
     u64::from_be_bytes(hash.as_ref().first_chunk().copied().expect("SHA-256 has 32 bytes"))
 }
 
+/// How far a device has received one partition of `view.log`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Point {
     /// T: offset of the last transaction end marker that the state contains.

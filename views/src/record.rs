@@ -41,7 +41,7 @@ pub enum ViewRecord<'a> {
         writer: Cow<'a, str>,
         /// The view.
         view: Cow<'a, str>,
-        /// Whether it is stale.
+        /// Whether the view is stale.
         stale: bool,
     },
     /// Grant of a membership from data. Pending, never visible. No writer produces it yet.
@@ -51,6 +51,7 @@ pub enum ViewRecord<'a> {
     },
 }
 
+/// A row of a view in a bucket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row<'a> {
     /// The writer.

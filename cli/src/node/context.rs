@@ -1,4 +1,4 @@
-//! What the roles of a node share.
+//! What the roles of a node have in common.
 
 use crate::backends::Backends;
 use crate::config::Processors;
@@ -8,7 +8,7 @@ use std::path::PathBuf;
 /// Milliseconds in a day.
 pub const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
-/// What the roles of a node share.
+/// What the roles of a node have in common.
 #[derive(Clone)]
 pub struct Context {
     /// Name of the node.

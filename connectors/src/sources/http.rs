@@ -72,7 +72,7 @@ pub struct Change {
 pub struct JsonMismatch {
     /// JSON path of the value.
     pub path: String,
-    /// Why it does not fit.
+    /// Why the value does not match the schema.
     pub reason: String,
 }
 
@@ -88,7 +88,7 @@ impl JsonMismatch {
 /// Result of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PostOutcome {
-    /// It is stored.
+    /// The transaction is stored.
     Stored(Receipt),
     /// The same request with the same idempotency key was stored before.
     Replayed(Receipt),

@@ -33,6 +33,7 @@ pub struct KeySet {
     keys: Vec<Key>,
 }
 
+/// Where a JWKS document was read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum JwksOrigin {
     /// The issuer's URL. Shared secrets in it are skipped.

@@ -109,9 +109,9 @@ pub struct Follower {
 
 /// What a [`Follower`] uses to publish the replica, to wake polls, and to report and observe the state of the process.
 pub struct FollowerContext {
-    /// Where polls find the replica.
+    /// Handle through which polls get the open replica.
     pub handle: Arc<ReplicaHandle>,
-    /// Clock of `as_of` and proofs.
+    /// Clock for `as_of` and for proofs that the replica is current.
     pub clock: SharedClock,
     /// Readiness of the replica.
     pub readiness: Component,

@@ -43,7 +43,7 @@ pub enum Error {
         at: TopicPartition,
         /// The requested offset.
         offset: i64,
-        /// First offset that is kept.
+        /// Earliest offset.
         start: i64,
         /// Log end.
         end: i64,
@@ -106,7 +106,7 @@ pub enum Error {
     Corrupt {
         /// File, key or partition and offset.
         place: String,
-        /// Description of the damage.
+        /// What is corrupt.
         reason: String,
     },
     /// A storage operation of the embedded log failed.

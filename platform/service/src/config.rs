@@ -47,7 +47,7 @@ pub enum Error {
     Syntax {
         /// The file.
         file: Option<PathBuf>,
-        /// Number and text of the line.
+        /// Number and text of the line with the error.
         line: Option<(usize, String)>,
         /// The parser's message.
         message: String,

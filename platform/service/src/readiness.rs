@@ -34,7 +34,7 @@ struct Entry {
     logged: Option<(String, Instant)>,
 }
 
-/// How a change of state is logged.
+/// Which log line a change of state causes.
 #[derive(Debug, PartialEq, Eq)]
 enum LogEvent {
     None,
@@ -96,9 +96,9 @@ pub struct Report {
 pub struct State {
     /// Its name.
     pub name: String,
-    /// Whether it is ready.
+    /// Whether the component is ready.
     pub ready: bool,
-    /// Why it is not.
+    /// Why the component is not ready.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
     /// The command that an operator runs next.

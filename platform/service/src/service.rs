@@ -30,7 +30,7 @@ pub enum Error {
     },
 }
 
-/// How a process runs.
+/// Options for running a process.
 #[derive(Debug, Clone)]
 pub struct Service {
     drain_limit: Duration,

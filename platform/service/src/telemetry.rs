@@ -49,7 +49,7 @@ pub enum Error {
     /// The level is invalid.
     #[error("invalid log level `{level}`; use error, warn, info, debug or trace, or target=level, separated by commas")]
     Level {
-        /// As configured.
+        /// The configured level.
         level: String,
         /// The parser's error.
         #[source]

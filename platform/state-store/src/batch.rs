@@ -68,7 +68,7 @@ impl Batch {
     }
 }
 
-/// As [`Batch::check_keys`].
+/// Like [`Batch::check_keys`], for the keys of rows.
 pub(crate) fn check_keys<'k>(mut keys: impl Iterator<Item = &'k [u8]>) -> Result<()> {
     let invalid = keys.find(|key| !takes_key(key));
     invalid.map_or(Ok(()), |key| Err(Error::KeyLength { bytes: key.len() }))

@@ -49,7 +49,7 @@ pub enum Error {
     Stuck {
         /// The directory.
         dir: PathBuf,
-        /// The limit that the call missed.
+        /// The time limit of the call, in seconds.
         seconds: u64,
     },
     /// The operating system returned an error. For example, the disk is full or the directory is read-only.

@@ -53,7 +53,7 @@ struct Backlog {
     compactions: usize,
 }
 
-/// A store over fjall.
+/// A store with the engine fjall.
 pub struct FjallStore {
     shared: Arc<Shared>,
 }

@@ -18,7 +18,7 @@ pub struct KeyRange<'a> {
 }
 
 impl<'a> KeyRange<'a> {
-    /// All keys of a space.
+    /// All keys of a keyspace.
     pub const ALL: Self = Self { from: b"", to: None };
 
     /// The keys in `from..to`.

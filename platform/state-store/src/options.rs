@@ -1,4 +1,4 @@
-//! How to open a store.
+//! Options for opening a store.
 
 use std::path::PathBuf;
 

@@ -39,7 +39,7 @@ const LIMITS: Limits = Limits {
     call: Duration::from_secs(30),
 };
 
-/// A store over sled 0.34.
+/// A store with the engine sled 0.34.
 pub struct SledStore {
     shared: Arc<Shared>,
 }
@@ -50,7 +50,7 @@ type Undo = BTreeMap<IVec, Option<IVec>>;
 /// What the store and its snapshots share. The engine is closed when the last of these references is dropped.
 struct Shared {
     worker: Worker<Database>,
-    /// Byte of each space.
+    /// The byte that identifies each keyspace.
     prefixes: Vec<u8>,
     memory_bytes: u64,
 }

@@ -52,7 +52,7 @@ pub trait Store: Send + Sync {
     /// Makes all committed batches survive a crash of the machine. Correctness must not depend on it.
     fn persist(&self) -> Result<()>;
 
-    /// Its size.
+    /// Memory and disk usage of the store.
     fn stats(&self) -> Stats;
 }
 
@@ -61,7 +61,7 @@ pub trait Snapshot: Send {
     /// Reads a key.
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Vec<u8>>>;
 
-    /// As [`Store::scan`].
+    /// See [`Store::scan`].
     fn scan(&self, space: Space, keys: KeyRange<'_>, direction: Direction, visit: Visit<'_>) -> Result<()>;
 }
 

@@ -26,7 +26,7 @@ pub enum Best {
     Known {
         /// Bytes by which the value is compared; the value with the smallest bytes is the best.
         rank: Vec<u8>,
-        /// The row that it is from.
+        /// Key of the row that has this value.
         row: Vec<u8>,
         /// The value, encoded.
         value: Vec<u8>,
@@ -50,15 +50,15 @@ pub enum Accumulator {
 
 /// A value that is added to a group or removed from it.
 pub struct Value<'s> {
-    /// 1 to add it, -1 to remove it.
+    /// 1 to add the value, -1 to remove it.
     pub by: i64,
     /// The value.
     pub datum: &'s Datum<'s>,
     /// The value, encoded.
     pub raw: &'s [u8],
-    /// Order of its row.
+    /// Order of the row in its group.
     pub order: u128,
-    /// The row; empty for an event.
+    /// Key of the row; empty for an event.
     pub row: &'s [u8],
 }
 
@@ -131,7 +131,7 @@ impl Accumulator {
         })
     }
 
-    /// Appends it, encoded.
+    /// Appends the encoded accumulator.
     pub fn write(&self, out: &mut Vec<u8>) {
         match self {
             Accumulator::Count(count) => write_signed(out, *count),

@@ -94,7 +94,7 @@ impl ExactSum {
         sum
     }
 
-    /// Appends it, encoded.
+    /// Appends the encoded sum.
     pub fn write(&self, out: &mut Vec<u8>) {
         write_number(out, u64::try_from(self.parts.len()).unwrap_or(u64::MAX));
         for part in &self.parts {

@@ -40,17 +40,17 @@ impl Field {
 /// A group in memory.
 #[derive(Debug)]
 pub struct Group {
-    /// Its key in the state.
+    /// The group's key in the state.
     pub state_key: Vec<u8>,
     /// Elements of the JSON array that is the group's key, without the window.
     pub key: Vec<u8>,
-    /// Start of its window, in ms.
+    /// Start of the group's window, in ms.
     pub start: Option<Millis>,
     /// Values of its group columns, encoded.
     pub columns: Vec<u8>,
-    /// Number of its rows.
+    /// Number of rows in the group.
     pub rows: i64,
-    /// One per field.
+    /// One accumulator per field.
     pub accumulators: Vec<Accumulator>,
     /// Whether the output topic has a record of the group.
     pub written: bool,

@@ -50,7 +50,7 @@ impl Windows {
         self.declared.as_ref().map_or(0, |window| window.size_ms)
     }
 
-    /// Advances the clock.
+    /// Advances the stream time.
     pub fn advance(&mut self, at: Millis) {
         if at > self.clock {
             self.clock = at;

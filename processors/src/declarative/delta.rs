@@ -16,9 +16,9 @@ pub struct Contribution<'a> {
     pub key: &'a [u8],
     /// Order of the row among the rows of its group: by source position, or by time and offset.
     pub order: u128,
-    /// When it happened, in ms.
+    /// Time of the row, in ms.
     pub time: Millis,
-    /// Its values, encoded.
+    /// Encoded values of the contribution.
     pub values: &'a [u8],
 }
 

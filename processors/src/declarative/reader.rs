@@ -28,14 +28,15 @@ const DECLARATION: &[u8] = b"[\"declaration\"]";
 pub struct InputTopic {
     /// Its name.
     pub name: Arc<str>,
-    /// What its records are.
+    /// What the topic's records are.
     pub content: TopicContent,
 }
 
+/// Which records a topic contains.
 pub enum TopicContent {
     /// Records of tables, of one event type, or of one processor. `event` is set for an event type or a processor.
     Direct {
-        /// Name of the event or processor.
+        /// Name of the event type or processor.
         event: Option<String>,
         /// The inputs of the processor (the input of an aggregate, or the sides of a join) whose records are in the
         /// topic.
@@ -59,7 +60,7 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// A reader of these topics.
+    /// Creates a reader of these topics.
     pub fn new(
         name: Arc<str>,
         declaration: Arc<str>,

@@ -54,9 +54,9 @@ impl Bound {
     }
 }
 
-/// One side of an input topic.
+/// One input of a processor, as it is read from a topic.
 pub struct Relation {
-    /// Whether it is the only or left input, or the right one.
+    /// The left (or only) input of the processor, or the right one.
     pub side: Side,
     /// The name of the table, event or processor in the input's records.
     pub name: String,

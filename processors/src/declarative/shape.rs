@@ -19,7 +19,7 @@ pub struct Shaped {
     pub key: Vec<u8>,
     /// Event time in ms, if a column is declared as the event time.
     pub time: Option<i64>,
-    /// Its values, encoded.
+    /// Encoded values of the contribution.
     pub values: Vec<u8>,
 }
 
@@ -33,7 +33,7 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// The shape of a side.
+    /// Creates the shape of an input.
     pub fn new(processor: Arc<Processor>, side: Side) -> Self {
         let count = match &processor.work {
             Work::Aggregate(aggregate) => aggregate.group.len(),
@@ -43,7 +43,7 @@ impl Shape {
         Shape { processor, side, key }
     }
 
-    /// The input of the side.
+    /// The input.
     pub fn feed(&self) -> &Feed {
         match (&self.processor.work, self.side) {
             (Work::Aggregate(aggregate), _) => &aggregate.feed,

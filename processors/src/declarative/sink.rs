@@ -22,7 +22,7 @@ pub trait Sink: Send {
         Ok(())
     }
 
-    /// Writes what is buffered.
+    /// Writes the buffered changes.
     fn before_commit(&mut self, _state: &mut State, _output: &mut Output) -> Result<()> {
         Ok(())
     }
@@ -33,12 +33,12 @@ pub trait Sink: Send {
     }
 }
 
-/// A delta of a side.
+/// A delta of an input.
 #[derive(Debug, Clone, Copy)]
 pub struct Change<'a> {
-    /// The side that changed.
+    /// The input that changed.
     pub side: Side,
-    /// What changed.
+    /// The change.
     pub delta: Delta<'a>,
     /// The record's timestamp in ms.
     pub at: Millis,
@@ -48,7 +48,7 @@ pub struct Change<'a> {
 pub struct Pipeline<'p> {
     /// The processor's name, for errors.
     pub name: &'p str,
-    /// Where deltas go.
+    /// The sink that receives the deltas.
     pub sink: &'p mut dyn Sink,
     /// Reused buffer for contributions.
     pub shaped: &'p mut Shaped,

@@ -30,21 +30,22 @@ pub type Found = Vec<(Vec<u8>, Row)>;
 /// A value in the state that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
-    /// A newer release wrote it.
+    /// A newer release wrote the value.
     #[error("its state has format {0}, but this release reads up to format {FORMAT}; update Trunkline")]
     Newer(u8),
-    /// The bytes are damaged.
+    /// The bytes are corrupt.
     #[error("its state is corrupt: {0} cannot be decoded")]
     Damaged(&'static str),
 }
 
+/// The stored contribution of a row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RowContribution {
     /// Key of the group or pair.
     pub key: Vec<u8>,
     /// Order among rows.
     pub order: u128,
-    /// When it happened, in ms.
+    /// Time of the row, in ms.
     pub time: Millis,
     /// The values, encoded.
     pub values: Vec<u8>,
@@ -69,7 +70,7 @@ pub struct Row {
     pub version: Version,
     /// When it was deleted, by the processor's clock in ms.
     pub deleted_ms: Option<Millis>,
-    /// What it contributes.
+    /// What the row contributes.
     pub contribution: Option<RowContribution>,
     /// Large values that the source may omit when they do not change, by column name. A deleted row has them only until
     /// the same row is written under another key.
@@ -249,7 +250,7 @@ impl TableRows {
         self.progress.floor
     }
 
-    /// Prefix of its rows' state keys.
+    /// Prefix of the state keys of the table's rows.
     pub fn prefix(&self) -> Vec<u8> {
         keys::table_prefix(self.name)
     }
@@ -280,7 +281,7 @@ impl TableRows {
         state.put(state_key, row.encode());
     }
 
-    /// The live rows that match.
+    /// Returns the live rows for which `matches` is true.
     pub fn select(&self, state: &State, matches: &dyn Fn(&str, &Row) -> bool) -> Result<Result<Found, StateError>> {
         let prefix = self.prefix();
         let (mut found, mut failed) = (Vec::new(), None);

@@ -34,7 +34,7 @@ key = ["id"]
 partitions = 4
 "#;
 
-/// A key of one `int8`.
+/// A key with one `int8` element.
 fn id(id: i64) -> String {
     format!("[\"{id}\"]")
 }

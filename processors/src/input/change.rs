@@ -32,7 +32,7 @@ pub enum Kind<'a> {
     ChunkEnd(ChunkEnd),
 }
 
-/// A row that is put or deleted.
+/// A row that is written or deleted.
 #[derive(Debug)]
 pub struct Change<'a> {
     /// Elements of the JSON array that is the row key, without the table.
@@ -78,7 +78,7 @@ pub struct ChunkEnd {
 /// A parsed change record.
 #[derive(Debug)]
 pub struct ChangeRecord<'a> {
-    /// Name of the table or event.
+    /// Name of the table or event type.
     pub table: &'a str,
     /// Version of the change.
     pub version: Version,

@@ -21,7 +21,7 @@ use streams::{Output, Result, State};
 pub(super) struct Missing {
     /// Version of the newest missing change.
     newest: Version,
-    /// Whether it is the only one.
+    /// Whether it is the only missing change.
     alone: bool,
 }
 

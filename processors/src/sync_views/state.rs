@@ -18,7 +18,7 @@ pub const STREAM: &[u8] = b"[\"line\"]";
 /// A value in the state that cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StateError {
-    /// A newer release wrote it.
+    /// A newer release wrote the value.
     #[error(
         "the state of sync-views has format {found}, but this release reads up to format {FORMAT}; update Trunkline"
     )]
@@ -26,7 +26,7 @@ pub enum StateError {
         /// The format found.
         found: u8,
     },
-    /// The bytes are damaged.
+    /// The bytes are corrupt.
     #[error("the state of sync-views is corrupt: {0} cannot be decoded")]
     Damaged(&'static str),
 }
@@ -45,7 +45,7 @@ pub struct WrittenRow {
     pub bucket: String,
     /// Partition of `view.log`.
     pub partition: i32,
-    /// 128-bit hash of its JSON.
+    /// 128-bit hash of the row's JSON.
     pub hash: u128,
 }
 
@@ -56,7 +56,7 @@ pub struct Row {
     pub version: Version,
     /// When it was deleted, by the processor's clock in ms; `None` if it is live.
     pub deleted_ms: Option<i64>,
-    /// What was last written of it.
+    /// The outputs that were last written for the row.
     pub written: Vec<WrittenRow>,
     /// Values of columns that the source may omit when they do not change, by name. A deleted row has them only until
     /// the same row is written under another key.

@@ -52,9 +52,9 @@ pub(crate) struct Input {
 pub(crate) enum Phase {
     /// Some inputs of the task are not assigned yet.
     Waiting,
-    /// It returns to the last commit.
+    /// The task returns to its last commit.
     Recovering(Recovery),
-    /// It processes records.
+    /// The task processes records.
     Running,
     /// The processor is not ready until this time, on the monotonic clock. The task still takes part in commits.
     Paused { until: Duration, reason: String },

@@ -38,9 +38,9 @@ pub enum ProjectError {
 /// What a projection does with a field of the writer.
 #[derive(Debug, Clone, Copy)]
 enum Take {
-    /// Skip it.
+    /// Skip the field.
     Skip,
-    /// Put it at this index, unchanged.
+    /// Store the field at this index, unchanged.
     To(usize),
     /// Store it at this index, promoted to the reader's type.
     Promoted(usize, Promotion),

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 /// Limit of every wait.
 pub const LIMIT: Duration = Duration::from_secs(600);
-/// Branches that a mark updates.
+/// The branches whose rows a mark updates.
 const MARKS: std::ops::RangeInclusive<i64> = 20_001..=20_160;
 /// Branches of the devices that measure latency; one each.
 pub const DEVICES: std::ops::RangeInclusive<i64> = 10_001..=10_020;

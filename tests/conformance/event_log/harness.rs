@@ -59,7 +59,7 @@ pub fn config(dir: Option<std::path::PathBuf>) -> embedded::Config {
     config
 }
 
-/// Returns this machine's time.
+/// Returns the current time of this machine.
 #[expect(clippy::disallowed_methods, reason = "the suite runs on the machine's clock")]
 pub fn now() -> Millis {
     let since = std::time::SystemTime::now()
@@ -68,7 +68,7 @@ pub fn now() -> Millis {
     Millis::try_from(since.as_millis()).expect("before the end of time")
 }
 
-/// An event log with unique names.
+/// An event log, and unique names for it.
 pub struct Harness {
     pub log: SharedEventLog,
     pub protocol: GroupProtocol,

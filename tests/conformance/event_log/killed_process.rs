@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// Prefix of these lines.
+/// Prefix of the lines that acknowledge work.
 const WORD: &str = "acknowledged";
 
 /// If this process is the child for which the variable is set, returns the directory to which it must write.

@@ -251,7 +251,7 @@ impl Load {
         assert!(self.0.wait().unwrap().success(), "pgbench failed");
     }
 
-    /// Whether it still runs.
+    /// Whether pgbench is still running.
     pub fn runs(&mut self) -> bool {
         self.0.try_wait().unwrap().is_none()
     }

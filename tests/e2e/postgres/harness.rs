@@ -207,7 +207,7 @@ impl Setting {
         Self::on(database, tables, log, registry)
     }
 
-    /// On this log.
+    /// Creates a connector on this log.
     pub fn on(database: &Database, tables: &[&str], log: SharedEventLog, registry: SharedRegistry) -> Self {
         // Slots belong to the cluster, so the name of the connector must be unique too.
         let name = format!("c{}", database.name.trim_start_matches("db_"));
@@ -313,7 +313,7 @@ impl Connector {
         }
     }
 
-    /// Stops it and returns its result.
+    /// Stops the connector and returns its result.
     pub fn stop(mut self) -> connectors::Result<()> {
         self.drain.start();
         self.thread.take().unwrap().join().unwrap()

@@ -15,7 +15,7 @@ use serde::Serialize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// An end of the range.
+/// A bound of the range.
 #[derive(Debug, Clone, Copy)]
 pub enum Border {
     /// The earliest offset, or the current last stable offset.
@@ -31,7 +31,7 @@ pub enum Border {
 pub struct Job {
     /// Topic to read.
     pub from_topic: String,
-    /// Topic to write; it must exist.
+    /// Topic to which the records are written; it must exist.
     pub to_topic: String,
     /// The only partition to replay; `None` for all.
     pub partition: Option<i32>,

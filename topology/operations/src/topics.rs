@@ -100,14 +100,14 @@ pub fn show(log: &dyn EventLog, topic: &str) -> Result<Detail> {
     })
 }
 
-/// Where reading starts.
+/// Position at which reading starts.
 #[derive(Debug, Clone, Copy)]
 pub enum From {
     /// At the earliest offset.
     Start,
     /// This number of offsets before the end of each partition.
     Last(i64),
-    /// At the end: new records only.
+    /// At the end, so that only new records are read.
     End,
     /// At this offset, in every partition.
     Offset(Offset),
@@ -122,7 +122,7 @@ pub struct Tail {
     pub topic: String,
     /// The only partition to read; `None` for all.
     pub partition: Option<i32>,
-    /// Where to start.
+    /// Position at which reading starts.
     pub from: From,
     /// Return only records with this key.
     pub key: Option<String>,

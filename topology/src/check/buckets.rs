@@ -10,6 +10,7 @@ use crate::template::{Part, Template};
 /// First word that is reserved for buckets of a single device.
 const RESERVED: &str = "device";
 
+/// A declared bucket. Its declaration may contain errors.
 pub(super) struct KnownBucket {
     pub(super) name: At<String>,
     pub(super) pattern: Option<Template>,

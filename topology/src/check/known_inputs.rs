@@ -7,6 +7,7 @@ use crate::model::At;
 use crate::names;
 use crate::problem::Problem;
 
+/// A declared input. Its declaration may contain errors.
 pub(super) struct KnownInput {
     /// Its name in `from`, such as `shop.orders` or `event:order_viewed`.
     pub(super) from: String,

@@ -35,7 +35,7 @@ impl Processor {
         format!("processor.{}", self.name)
     }
 
-    /// The inputs with their sides.
+    /// The inputs, each with its side.
     pub fn feeds(&self) -> Vec<(Side, &Feed)> {
         match &self.work {
             Work::Aggregate(aggregate) => vec![(Side::Left, &aggregate.feed)],
@@ -121,7 +121,7 @@ pub enum Work {
 /// An aggregate.
 #[derive(Debug, Clone)]
 pub struct Aggregate {
-    /// What it reads.
+    /// The input of the aggregate.
     pub feed: Feed,
     /// Condition. `None`: all rows.
     pub filter: Option<Program>,

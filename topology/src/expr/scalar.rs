@@ -43,7 +43,7 @@ impl Cell<'_> {
         }
     }
 
-    /// Whether it is null.
+    /// Whether the value is null.
     pub fn is_null(&self) -> bool {
         matches!(self, Cell::Null)
     }

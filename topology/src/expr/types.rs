@@ -32,7 +32,7 @@ pub enum Type {
 /// How a value of a type is stored in a [`Datum`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
-    /// As in the datum.
+    /// The value as it is in the datum.
     Plain,
     /// An `Int` of days since 1970; the maximum and minimum are infinity and -infinity.
     Date,

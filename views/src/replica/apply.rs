@@ -52,6 +52,7 @@ impl ApplyState {
     }
 }
 
+/// The store and the visible state to which changes of a partition are applied.
 #[derive(Clone, Copy)]
 pub struct Target<'a> {
     pub store: &'a dyn Store,
@@ -105,7 +106,7 @@ struct Staged {
     bytes: usize,
 }
 
-/// Applies one batch.
+/// Applies one polled batch.
 struct Applier<'a> {
     apply: &'a mut ApplyState,
     target: Target<'a>,

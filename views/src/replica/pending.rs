@@ -37,7 +37,7 @@ struct PendingWriter {
 /// A pending row.
 #[derive(Debug)]
 pub struct PendingRow {
-    /// Offset of its record.
+    /// Offset of the row's record.
     pub offset: Offset,
     /// Whether the row is in the store, or in a batch that is about to be committed.
     pub stored: bool,

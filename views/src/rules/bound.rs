@@ -22,7 +22,7 @@ pub enum BindError {
     /// The schema cannot be parsed.
     #[error("cannot parse the schema of `{relation}`: {reason}")]
     Schema {
-        /// Table or event.
+        /// Table or event type.
         relation: String,
         /// Cause.
         reason: SchemaError,
@@ -32,7 +32,7 @@ pub enum BindError {
         "column `{column}` of `{relation}` is used by views but missing in the schema of its records; redeploy the source or the topology so that both match"
     )]
     Column {
-        /// Table or event.
+        /// Table or event type.
         relation: String,
         /// Column.
         column: String,

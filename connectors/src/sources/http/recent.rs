@@ -82,7 +82,7 @@ struct Entry(Hash, Hash, u64, u32);
 pub(super) enum Remembered {
     /// The key was used with the same body, which is stored.
     SameBody(Receipt),
-    /// It was used with another body.
+    /// The key was used with another body.
     OtherBody,
 }
 

@@ -33,7 +33,7 @@ pub struct Column {
     pub name: String,
     /// PostgreSQL's name of the type (`int4`; `_text` for an array of text). For a domain, the name of its base type.
     pub type_name: String,
-    /// Whether it is nullable.
+    /// Whether the column is nullable.
     pub nullable: bool,
     /// Whether the column is generated. The replication stream does not contain generated columns.
     pub generated: bool,
@@ -51,7 +51,7 @@ impl Table {
         names.iter().map(String::as_str).collect()
     }
 
-    /// The column of this name.
+    /// The column with this name.
     pub fn column(&self, name: &str) -> Option<&Column> {
         self.columns.iter().find(|c| c.name == name)
     }

@@ -117,7 +117,7 @@ struct RecordId<'k> {
     table: usize,
     ordinal: u32,
     key: &'k [u8],
-    /// As in [`PendingRecord`].
+    /// See [`PendingRecord`].
     other_key: &'k [u8],
 }
 

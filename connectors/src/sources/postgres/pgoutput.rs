@@ -69,7 +69,7 @@ pub enum Message<'a> {
     },
     /// The definition of a table. It is valid until it is sent again.
     Relation(Relation<'a>),
-    /// A type that is not built in.
+    /// A type that is not a built-in type.
     Type {
         /// OID of the type.
         oid: u32,

@@ -26,7 +26,7 @@ use tokio_postgres::CopyOutStream;
 
 const ATTEMPTED: &str = "copy a table";
 
-/// Where a snapshot is read.
+/// The connection and the position with which a snapshot is read.
 pub(super) struct Origin {
     /// A connection inside a transaction that uses the slot's exported snapshot.
     pub(super) sql: Sql,

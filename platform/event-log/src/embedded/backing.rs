@@ -18,7 +18,7 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
-/// A space of keys.
+/// A keyspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Space {
     /// Blocks of records.

@@ -38,7 +38,7 @@ use sweep::{Decision, Sweep};
 /// Bytes that one step visits, plus up to one block.
 const STEP_BYTES: u64 = 2 * 1024 * 1024;
 
-/// Work of a pass in one partition.
+/// What a pass has to do in one partition.
 struct Work {
     id: PartId,
     start: Offset,

@@ -56,7 +56,7 @@ pub(super) struct TopicRecord {
 /// Stored record of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct PartRecord {
-    /// First offset that is kept.
+    /// Earliest offset.
     pub start: Offset,
     /// Bytes that retention has removed, all below `start`.
     pub start_bytes: u64,

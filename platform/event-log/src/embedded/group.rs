@@ -39,7 +39,7 @@ enum NextPoll {
     Lost(Vec<TopicPartition>),
 }
 
-/// A member that joins.
+/// A member that is joining.
 pub(super) struct Joining {
     pub id: MemberId,
     pub instance: Option<String>,
@@ -75,7 +75,7 @@ struct Member {
     next_poll: NextPoll,
     /// Generation of the last assignment that was returned to the member.
     generation: i32,
-    /// Partitions that it reads.
+    /// Partitions that the member reads.
     started: BTreeSet<TopicPartition>,
     /// When a static member left. Its membership is kept until the session timeout.
     left_at: Option<Millis>,

@@ -55,7 +55,7 @@ struct Listener {
 /// A partition.
 #[derive(Default)]
 pub(super) struct Part {
-    /// First offset that is kept.
+    /// Earliest offset.
     pub start: Offset,
     /// Bytes that retention has removed, all below `start`.
     pub start_bytes: u64,

@@ -17,7 +17,7 @@ use uuid::Uuid;
 const NAME_LENGTH_MAX: usize = 249;
 /// A record batch has 16-bit partition indices.
 const PARTITIONS_MAX: u32 = 10_000;
-/// Blocks that one batch removes.
+/// Maximum number of blocks that one batch removes.
 pub(super) const REMOVALS_MAX: usize = 4_096;
 
 fn invalid(topic: &str, reason: impl Into<String>) -> Error {

@@ -35,7 +35,7 @@ pub(super) struct By<'a> {
     pub timeout_ms: Millis,
 }
 
-/// How a transaction ends.
+/// A commit or abort of a transaction.
 struct Ending {
     /// The transaction; `None` if it has written nothing.
     transaction: Option<u64>,

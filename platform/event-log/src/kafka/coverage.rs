@@ -31,7 +31,7 @@ const REBALANCES_MAX: u32 = 3;
 /// Subscribed topics with partition counts.
 pub type Topics = BTreeMap<Arc<str>, usize>;
 
-/// The check of one member.
+/// The check for one member.
 #[derive(Debug)]
 pub struct Coverage {
     group: String,

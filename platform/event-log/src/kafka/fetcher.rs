@@ -353,7 +353,7 @@ impl PartitionState {
     }
 }
 
-/// Returns this machine's time.
+/// Returns the current time of this machine.
 #[expect(
     clippy::disallowed_methods,
     reason = "lower bound of the age of what was read; no decision in this crate depends on it"

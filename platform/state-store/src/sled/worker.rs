@@ -17,7 +17,7 @@ const QUEUED_MAX: usize = 16;
 
 type Job<T> = Box<dyn FnOnce(&mut T) + Send>;
 
-/// How long callers wait.
+/// Time limits for callers.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     /// For the value to be created.

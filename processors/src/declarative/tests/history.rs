@@ -34,7 +34,7 @@ struct Order {
     status: &'static str,
     cents: Option<i64>,
     rate: Option<f64>,
-    /// Turn of its last put.
+    /// Number of the step that last wrote the row.
     turn: u64,
 }
 

@@ -66,7 +66,7 @@ impl Edge {
     }
 }
 
-/// How far a replica reads.
+/// Limits for one read of a replica.
 struct ReadLimit {
     /// Greatest number of records.
     records: usize,

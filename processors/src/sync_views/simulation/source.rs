@@ -19,7 +19,7 @@ pub const ROW: &str = r#"{"type":"record","name":"row","fields":[
     {"name":"scope","type":["null","string"]},{"name":"name","type":["null","string"]},{"name":"value","type":"long"},
     {"name":"note","type":"string"},{"name":"_unchanged","type":["null",{"type":"array","items":"string"}]},
     {"name":"pad","type":"string"}]}"#;
-/// Its id.
+/// Registry id of the row schema.
 pub const ROW_ID: u32 = 7;
 /// An id that the registry does not know: such a record becomes a dead letter.
 const UNKNOWN_ID: u32 = 99;
@@ -33,7 +33,7 @@ pub struct Value {
     /// Bucket of the row; with `None` the row is in no bucket.
     pub bucket: Option<char>,
     pub number: i64,
-    /// Number of its note.
+    /// Number from which the note is generated.
     pub note: u8,
 }
 

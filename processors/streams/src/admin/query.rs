@@ -65,7 +65,7 @@ pub struct Answer {
 pub struct Range {
     /// Only keys with this prefix.
     pub prefix: Vec<u8>,
-    /// Only keys after this one.
+    /// Only keys after this key.
     pub after: Option<Vec<u8>>,
     /// Maximum number of rows, limited to [`SCAN_MAX`].
     pub limit: usize,
@@ -103,7 +103,7 @@ pub enum QueryError {
     Elsewhere {
         /// The task.
         task: TaskId,
-        /// Instance that owns it.
+        /// Instance that owns the task.
         instance: String,
         /// URL of its admin listener, if advertised.
         admin: Option<String>,

@@ -32,7 +32,7 @@ pub enum Error {
         name: String,
         /// Why.
         reason: String,
-        /// What the runtime does about it.
+        /// How the runtime reacts to the error.
         fate: ErrorAction,
     },
     /// The application cannot run on this log.
@@ -74,7 +74,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The one reaction to this error.
+    /// The reaction of the runtime to this error.
     pub fn action(&self) -> ErrorAction {
         match self {
             Error::EventLog { source, .. } => source.action(),

@@ -55,12 +55,12 @@ pub struct State {
 /// What is known about the first timer of a clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum FirstTimer {
-    /// Nothing; it must be looked up.
+    /// Unknown; the timer must be looked up.
     #[default]
     Unknown,
     /// There is none.
     None,
-    /// It is due at this time.
+    /// The first timer is due at this time.
     At(Millis),
     /// The first timer was removed; the next one is not due before this time.
     NotBefore(Millis),

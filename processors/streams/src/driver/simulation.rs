@@ -41,7 +41,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-/// Notes that a failing run prints.
+/// Number of the last events that a failing run prints.
 const LAST_NOTES: usize = 25;
 
 /// A finished run.
@@ -76,7 +76,7 @@ pub fn run<S: Scenario>(seed: u64, make: &dyn Fn(&mut Rng) -> S) -> Run {
 pub struct Failure {
     /// The seed.
     pub seed: u64,
-    /// Its run.
+    /// The run that failed.
     pub run: Run,
 }
 
@@ -157,7 +157,7 @@ pub fn batch(broker: &mut Broker, at: &TopicPartition, from: Offset, n: usize) -
     (batch_of(at, &records), position)
 }
 
-/// A batch of these records.
+/// Creates a batch with these records.
 pub fn batch_of(at: &TopicPartition, records: &[LogRecord]) -> RecordBatch {
     let mut batch = RecordBatch::default();
     client::fill(&mut batch, at, records);

@@ -78,9 +78,9 @@ pub enum DriverError {
     /// There is no such sub-topology or instance.
     #[error("{what} does not exist; known are {}", known.join(", "))]
     Unknown {
-        /// The requested one.
+        /// The name that was requested.
         what: String,
-        /// The existing ones.
+        /// The names that exist.
         known: Vec<String>,
     },
 }
@@ -418,7 +418,7 @@ impl TopologyDriver {
                     let instance = instance.name;
                     return Err(DriverError::Ended { instance, source });
                 }
-                // It crashed in its last commit.
+                // The instance crashed in its last commit.
                 Err(cause) if cause.is::<Crashed>() => break,
                 Err(cause) => resume_unwind(cause),
             }

@@ -22,7 +22,7 @@ pub(crate) enum Step {
     Restore(RestoreTarget),
 }
 
-/// What a restore must reach.
+/// The log end up to which a restore must read.
 #[derive(Debug, Clone)]
 pub(crate) struct RestoreTarget {
     pub offsets: Offsets,
@@ -57,7 +57,7 @@ pub(crate) struct Recovery {
     pub offsets_ignored: bool,
     /// Changelog records read so far.
     pub restored: u64,
-    /// Why it waits.
+    /// Why the recovery waits.
     pub waits_for: Option<String>,
 }
 
@@ -83,7 +83,7 @@ pub(crate) enum Next {
     Stop(String),
 }
 
-/// Where a recovered task starts.
+/// The positions at which a recovered task starts.
 pub(crate) struct StartPlan {
     /// Start of each input, in the order of the inputs.
     pub starts: Vec<Start>,

@@ -37,7 +37,7 @@ pub(crate) struct Restorer {
     reported: Duration,
 }
 
-/// Result of one turn.
+/// Result of one call of [`Restorer::turn`].
 #[derive(Default)]
 pub(crate) struct Restored {
     /// Number of records read.

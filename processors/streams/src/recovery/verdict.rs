@@ -7,7 +7,7 @@
 use crate::task::commit_record::CommitRecord;
 use event_log::{Offset, TopicPartition};
 
-/// Where one input starts.
+/// The position at which an input starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Start {
     /// At this offset.

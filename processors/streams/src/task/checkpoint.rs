@@ -9,11 +9,11 @@ use event_log::{Millis, Offset, TopicId, TopicPartition};
 use serde::{Deserialize, Serialize};
 use state_store::{Batch, Space, Store};
 
-/// Space of the runtime's rows.
+/// Keyspace of the runtime's rows.
 pub const META: Space = Space(0);
-/// Space of the processor's rows.
+/// Keyspace of the processor's rows.
 pub const STATE: Space = Space(1);
-/// Names of the spaces, in order.
+/// Names of the keyspaces, in order.
 pub const SPACES: [&str; 2] = ["meta", "state"];
 
 /// Format version of stores: the one that this program writes, and the newest that it reads.

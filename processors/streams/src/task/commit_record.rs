@@ -37,7 +37,7 @@ impl CommitRecord {
         found.map(|(_, _, offset)| *offset)
     }
 
-    /// The inputs that it names.
+    /// The inputs in the record.
     pub fn inputs(&self) -> Vec<TopicPartition> {
         let known = self.offsets.iter();
         known
@@ -51,7 +51,7 @@ impl CommitRecord {
         serde_json::to_writer(into, self).expect("writing JSON of plain numbers and strings into memory cannot fail");
     }
 
-    /// Its changelog value.
+    /// The record as a changelog value.
     pub fn encode(&self) -> Vec<u8> {
         let mut value = Vec::new();
         self.write(&mut value);

@@ -1,4 +1,4 @@
-//! What operators see of a task.
+//! The status of a task, as shown to operators.
 
 use event_log::Offset;
 use serde::Serialize;
@@ -14,7 +14,7 @@ pub struct TaskReport {
     pub partition: i32,
     /// `running`, `restoring`, `recovering`, `paused`, `stopped`, `waiting`, or `standby` for a task of another process.
     pub phase: &'static str,
-    /// Why it does not run.
+    /// Why the task does not run.
     pub cause: Option<String>,
     /// Topic, partition and next offset of each input.
     pub inputs: Vec<(String, i32, Offset)>,

@@ -12,7 +12,7 @@ use event_log::Millis;
 pub(crate) struct Fired {
     /// Number of timers that fired.
     pub count: usize,
-    /// The last of them.
+    /// The last timer that fired.
     pub last: Option<Timer>,
     /// Greatest delay of the wall-clock timers that fired, in ms.
     pub late_ms: Option<Millis>,

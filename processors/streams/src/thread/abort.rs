@@ -16,7 +16,7 @@ pub(super) enum Abort {
     Failed(String),
 }
 
-/// Why a turn ends early.
+/// Why an iteration of the thread's loop ends early.
 #[derive(Debug)]
 pub(super) enum Interrupt {
     /// The transaction is aborted, and all tasks recover.

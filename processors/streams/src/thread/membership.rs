@@ -89,7 +89,7 @@ impl Membership {
         consumer.map_or_else(Vec::new, |consumer| consumer.unassigned())
     }
 
-    /// Why it is fenced.
+    /// The reason of fencing that is not explained yet.
     pub(super) fn fence_reason(&self) -> Option<&String> {
         self.fence.as_ref().map(|fence| &fence.reason)
     }

@@ -37,7 +37,7 @@ pub(super) struct ThreadProducer {
     state: ProducerState,
     failures: u32,
     not_before: Duration,
-    /// Why it is not ready.
+    /// Why the producer is not ready.
     waits_for: Option<String>,
     /// Bytes sent in the current or last transaction.
     bytes: usize,
@@ -62,7 +62,7 @@ impl ThreadProducer {
         !matches!(self.state, ProducerState::NotReady)
     }
 
-    /// Why it is not ready.
+    /// Why the producer is not ready.
     pub(super) fn waits_for(&self) -> Option<&String> {
         self.waits_for.as_ref()
     }

@@ -33,7 +33,7 @@ pub(super) enum Record {
     Config {
         /// Subject; `None` for the global level.
         subject: Option<String>,
-        /// The level; `None` removes it.
+        /// The compatibility level; `None` removes it.
         level: Option<Level>,
     },
 }

@@ -24,7 +24,7 @@ struct Entry {
     deleted: bool,
 }
 
-/// What a registration requires.
+/// What must be done to register a schema.
 pub(super) enum Decision {
     /// No record: the schema is already registered under this id.
     Known(SchemaId),

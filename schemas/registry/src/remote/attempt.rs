@@ -19,7 +19,7 @@ pub(super) struct Shared {
     pub(super) settings: SrSettings,
 }
 
-/// Describes a call in its errors.
+/// What a call attempts, for its errors.
 pub(super) struct About<'a> {
     pub(super) attempted: &'static str,
     pub(super) subject: &'a str,

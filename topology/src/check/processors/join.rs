@@ -26,7 +26,7 @@ struct Sides<'k> {
     names: Vec<At<String>>,
 }
 
-/// The used columns of both sides.
+/// The columns that are used, for both sides.
 struct Rows {
     left: RowType,
     right: RowType,

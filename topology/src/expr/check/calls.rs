@@ -55,9 +55,9 @@ fn instant_of(written: &str) -> String {
     date.map_or_else(|| String::from(written), |date| format!("\"{date}T00:00:00Z\""))
 }
 
-/// Where a call is checked.
+/// The place at which a call is checked.
 struct CallSite<'f> {
-    /// What is known at this place.
+    /// Which columns are known not to be null at this place.
     facts: &'f Facts,
     /// Byte range of the call.
     span: Range<usize>,

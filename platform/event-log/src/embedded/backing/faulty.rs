@@ -22,7 +22,7 @@ struct Inside {
     /// All batches that were written, in order.
     history: Vec<Writes>,
     dice: Dice,
-    /// Number of reads that will fail.
+    /// Number of further reads that will fail.
     mute: u32,
     live: bool,
 }

@@ -9,7 +9,7 @@ use std::sync::{PoisonError, RwLock};
 
 type Map = BTreeMap<Vec<u8>, Bytes>;
 
-/// One ordered map for each space.
+/// One ordered map for each keyspace.
 #[derive(Default)]
 pub(in crate::embedded) struct MemoryBacking(RwLock<(Map, Map)>);
 

@@ -7,11 +7,11 @@ use super::{Block, HEAD_BYTES, HORIZON_BYTES, Head, Record, varint};
 use crate::{Millis, Offset, Result};
 use bytes::Bytes;
 
-/// A record as compaction reads it.
+/// A record, as compaction reads it.
 pub(in crate::embedded) struct Item<'a> {
     pub offset: Offset,
     pub key: Option<&'a [u8]>,
-    /// Whether it has no value.
+    /// Whether the record has no value.
     pub tombstone: bool,
     pub(super) timestamp: Millis,
     /// The encoded record.

@@ -9,7 +9,7 @@ use super::keys::Keys;
 use crate::{Millis, Offset, Result};
 use std::collections::{BTreeMap, HashSet};
 
-/// What happens to a block.
+/// What compaction does with a block.
 #[derive(Debug)]
 pub(super) enum Decision {
     Keep,

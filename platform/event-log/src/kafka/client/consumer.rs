@@ -177,11 +177,11 @@ fn last() -> ClientError {
 /// What [`Inbox::visit`] does with a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disposition {
-    /// Free it.
+    /// Free the message.
     Drop,
     /// Keep the message and continue with the next one.
     Keep,
-    /// Keep it and all later ones.
+    /// Keep the message and all later ones.
     Stop,
 }
 
@@ -207,7 +207,7 @@ impl Inbox {
         }
     }
 
-    /// Returns the queue that it reads.
+    /// Returns the queue from which the inbox takes messages.
     pub fn queue(&self) -> &Queue {
         &self.queue
     }

@@ -172,7 +172,7 @@ impl Harness {
         self.start_by(Arc::new(self.clock.clone()), application, instance)
     }
 
-    /// The same with another clock.
+    /// Like `start_with`, with another clock.
     pub fn start_by(&self, clock: Arc<dyn Clock>, application: &Application, instance: &str) -> Result<ThreadDriver> {
         self.start_as(clock, application, Config::new(instance, self.dir.path()))
     }

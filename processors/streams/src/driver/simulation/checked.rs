@@ -9,7 +9,7 @@ use event_log::{RecordBatch, RecordRef, TopicPartition};
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 
-/// A processor with that check.
+/// A processor whose state is checked.
 pub struct Checked {
     inner: Box<dyn Processor>,
     log: ProcessLog,

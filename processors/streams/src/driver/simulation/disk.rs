@@ -56,7 +56,7 @@ impl Disk {
         lock(&self.files).clear();
     }
 
-    /// Number of reads of its stores.
+    /// Number of reads of the stores on this disk.
     pub fn reads(&self) -> usize {
         let reads = |file: &Arc<Mutex<File>>| lock(file).reads.load(Ordering::Relaxed);
         lock(&self.files).values().map(reads).sum()

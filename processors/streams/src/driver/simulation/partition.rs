@@ -50,9 +50,9 @@ pub(super) enum RecordStatus {
 pub struct LogRecord {
     /// Offset.
     pub offset: Offset,
-    /// When it was appended.
+    /// Append time of the record.
     pub at: Millis,
-    /// Its content.
+    /// Contents of the record.
     pub row: Arc<Row>,
     pub(super) txn: Option<u64>,
     pub(super) status: RecordStatus,

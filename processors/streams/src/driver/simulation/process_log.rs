@@ -15,12 +15,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
-/// The log as one process sees it.
+/// The log, as one process accesses it.
 #[derive(Clone)]
 pub struct ProcessLog {
     pub(super) scheduler: Arc<Scheduler>,
     pub(super) process: usize,
-    /// Whether its members are static.
+    /// Whether the process's members are static.
     pub(super) is_static: bool,
 }
 

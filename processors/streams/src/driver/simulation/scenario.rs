@@ -58,7 +58,7 @@ pub struct FaultRates {
     pub pause: f64,
     /// Probability that a second process starts with the name of a running process.
     pub respawn: f64,
-    /// The clock jumps.
+    /// Probability that the clock jumps.
     pub jump: f64,
     /// The group rebalances.
     pub rebalance: f64,

@@ -131,7 +131,7 @@ impl Scheduler {
         }
     }
 
-    /// Called by a process: it ends.
+    /// Called by a process when it ends.
     pub(super) fn end(&self, process: usize) {
         self.state(process, |state| state.ended = true);
         self.running.store(SCHEDULER, Ordering::Release);

@@ -35,7 +35,7 @@ pub(super) fn locked(faults: &Faults) -> MutexGuard<'_, VecDeque<Fault>> {
     faults.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The log with its faults.
+/// The embedded log, with the requested faults.
 pub(super) struct FaultyLog {
     pub log: SharedEventLog,
     pub faults: Faults,
