@@ -1,8 +1,8 @@
 //! Services and clients for tests: shared services that `tests/run` has started, dedicated services, and waiting for a
 //! condition.
 //!
-//! A dedicated service stops when its value is dropped. Names are unique across runs. A missing service fails the test; it
-//! is never replaced by a fake.
+//! A dedicated service stops when its value is dropped. Names are unique across runs. If a service is missing, the test
+//! fails; a service is never replaced with a fake.
 #![allow(dead_code, unused_imports, reason = "each suite uses a part of these helpers")]
 
 // The paths are explicit because several binaries include this file with `#[path]`.
@@ -51,7 +51,7 @@ pub fn registry_url() -> String {
     variable("TRUNKLINE_TEST_REGISTRY")
 }
 
-/// A Python with `confluent_kafka` and `fastavro`.
+/// A Python interpreter with `confluent_kafka` and `fastavro`.
 pub fn python() -> PathBuf {
     variable("TRUNKLINE_TEST_PYTHON").into()
 }
@@ -115,7 +115,7 @@ pub fn last_lines(log: &Path, count: usize) -> String {
         .join("\n")
 }
 
-/// A free port below the range of outgoing connections, so that it is still free when its service restarts.
+/// A free port below the range of ports for outgoing connections, so that it is still free when its service restarts.
 pub fn free_port() -> u16 {
     wait_for("a free port", Duration::from_secs(10), || {
         let [low, high, ..] = *uuid::Uuid::new_v4().as_bytes();

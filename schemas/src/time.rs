@@ -1,7 +1,8 @@
 //! Text format of dates and timestamps, for the full range of PostgreSQL, which exceeds the years of RFC 3339.
 //!
-//! Every day of an `i32` and every microsecond of an `i64` has one text that parses back. The calendar is the proleptic
-//! Gregorian one, with astronomical years (1 BC is year 0). The largest and smallest value are infinity and -infinity.
+//! Every day of an `i32` and every microsecond of an `i64` has exactly one text, from which the value can be parsed.
+//! The calendar is the proleptic Gregorian calendar with astronomical years (1 BC is year 0). The maximum and minimum
+//! values are `infinity` and `-infinity`.
 
 use crate::json::write_padded;
 
@@ -101,7 +102,7 @@ pub fn write_time(out: &mut Vec<u8>, micros: i64) {
 }
 
 /// Writes microseconds since 1970-01-01T00:00:00, without quotes: `2024-02-29T17:05:09.25`, with `Z` when `utc`;
-/// `infinity` and `-infinity` for the largest and smallest value.
+/// `infinity` and `-infinity` for the maximum and minimum.
 pub fn write_timestamp(out: &mut Vec<u8>, micros: i64, utc: bool) {
     match micros {
         i64::MAX => out.extend_from_slice(b"infinity"),
@@ -135,8 +136,8 @@ pub fn parse_time(text: &str) -> Option<i64> {
     rest.is_empty().then_some(micros)
 }
 
-/// Parses a timestamp, `YYYY-MM-DDThh:mm:ss[.f…]`, to microseconds since 1970. With `zone`, it must end with `Z` or
-/// `±hh:mm` (RFC 3339), otherwise it must not. A space instead of the `T` is accepted.
+/// Parses a timestamp, `YYYY-MM-DDThh:mm:ss[.f…]`, to microseconds since 1970. With `zone`, the text must end with `Z`
+/// or `±hh:mm` (RFC 3339); without, it must not. A space instead of the `T` is accepted.
 pub fn parse_timestamp(text: &str, zone: bool) -> Option<i64> {
     match text {
         "infinity" => return Some(i64::MAX),
@@ -184,7 +185,7 @@ fn civil(bytes: &[u8]) -> Option<(i64, &[u8])> {
         _ => (None, bytes),
     };
     let length = unsigned.iter().position(|b| *b == b'-')?;
-    // ISO 8601: four digits without a sign, six or more with one.
+    // ISO 8601: years have four digits without a sign, or at least six digits with a sign.
     if (sign.is_none() && length != 4) || (sign.is_some() && length < 6) {
         return None;
     }

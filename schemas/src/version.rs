@@ -1,18 +1,19 @@
 //! The version of a row: the source position of the change that wrote it.
 //!
-//! Versions, their 17 bytes and their 34 hexadecimal digits have the same order. A newer format is rejected.
+//! The order of versions is also the order of their 17 bytes and of their 34 hexadecimal digits. A newer format is
+//! rejected.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// The format that is written, and the newest that can be read.
+/// The format that is written, and the newest format that can be read.
 pub const FORMAT: u8 = 1;
 
 /// Length of a version in bytes.
 pub const LENGTH: usize = 17;
 
-/// The version of a row: source epoch, position, and ordinal in the source transaction at that position. For an event:
-/// topic epoch and offset.
+/// The version of a row: source epoch, position, and ordinal in the source transaction at that position. For an event,
+/// it consists of topic epoch and offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Version {
     /// Source epoch, which increases each time the source starts over; for an event the topic epoch.
@@ -29,7 +30,7 @@ pub enum VersionError {
     /// Wrong length.
     #[error("expected a version of {LENGTH} bytes, got {0}")]
     Length(usize),
-    /// Written by a newer version of Trunkline.
+    /// A newer version of Trunkline wrote it.
     #[error(
         "the row version has format {found}, but this version of trunkline reads formats up to {FORMAT}; upgrade trunkline"
     )]

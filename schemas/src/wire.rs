@@ -2,7 +2,7 @@
 
 use crate::ids::SchemaId;
 
-/// Length of the frame before the Avro body.
+/// Length of the bytes before the Avro body.
 pub const FRAME_LENGTH: usize = 5;
 
 /// Why a value has no valid frame.
@@ -20,7 +20,7 @@ pub enum WireError {
     Magic(u8),
 }
 
-/// Appends the frame; the Avro body follows.
+/// Appends the bytes before the Avro body.
 pub fn frame(id: SchemaId, out: &mut Vec<u8>) {
     out.push(0);
     out.extend_from_slice(&id.0.to_be_bytes());
@@ -28,8 +28,7 @@ pub fn frame(id: SchemaId, out: &mut Vec<u8>) {
 
 /// Splits a value into schema id and Avro body.
 ///
-/// # Errors
-/// [`WireError`] if the bytes do not start with a frame.
+/// # Errors [`WireError`] if the bytes do not start with `0x00` and a schema id.
 pub fn unframe(value: &[u8]) -> Result<(SchemaId, &[u8]), WireError> {
     match value {
         [0, a, b, c, d, body @ ..] => Ok((SchemaId(u32::from_be_bytes([*a, *b, *c, *d])), body)),

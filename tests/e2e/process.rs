@@ -10,7 +10,7 @@ use std::time::Duration;
 /// Set only in the child: the mode of [`run`].
 const CHILD: &str = "TRUNKLINE_TEST_PROCESS_CHILD";
 
-/// Entry point of the child. Without the variable it does nothing.
+/// Main function of the child. When the variable is not set, it does nothing.
 #[test]
 fn child_runs_until_shutdown() {
     let Some(mode) = service::config::env(CHILD) else {
@@ -51,7 +51,7 @@ fn run(mode: &str) -> Result<(), service::service::Error> {
                     }
                     other.sleep_blocking(Duration::from_millis(1));
                 }
-                // The worker checks for the drain only between rounds, so each round completes.
+                // The worker checks for the drain only between rounds, so each round is completed.
                 eprintln!("worker ended after a whole round");
                 Ok::<(), BoxError>(())
             });
@@ -90,7 +90,7 @@ impl Running {
         support::signal(self.0.id(), signal);
     }
 
-    /// Waits for the end; returns the exit status and standard error.
+    /// Waits until the process ends; returns the exit status and standard error.
     fn end(mut self) -> (ExitStatus, String) {
         let status = wait_for("the child to end", Duration::from_secs(30), || {
             self.0.try_wait().unwrap()
@@ -126,7 +126,7 @@ fn sigterm_and_sigint_shut_down_gracefully() {
 fn second_signal_aborts_drain_and_names_hung_task() {
     let mut child = Running::start("hangs", "").working();
     child.signal("-TERM");
-    // When the worker has ended, only the task that ignores the drain is left.
+    // After the worker has ended, only the task that ignores the drain is still running.
     let mut said = BufReader::new(child.0.stderr.take().unwrap());
     let mut line = String::new();
     while !line.contains("worker ended") {

@@ -1,14 +1,15 @@
 //! Compares the reference pages with the code: keys of `topology.toml` and of the process configuration, commands and
-//! options of the command line. A key that is added, renamed or removed on one side only fails here.
+//! options of the command line. The test fails if a key is added, renamed or removed only in the page or only in the
+//! code.
 //!
-//! The pages are read by convention: below a heading, the tables whose first column is called `Key` or `Option` have the
+//! The pages follow a convention: below a heading, tables whose first column is called `Key` or `Option` contain the
 //! name in backticks in that column. The code is read as text, so that no binary is needed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Names by section: a table of the file, or a command.
+/// Names by section, which is a TOML table of the file, or a command.
 type Names = BTreeMap<String, BTreeSet<String>>;
 
 const ARGS: &str = "cli/src/args.rs";
@@ -88,7 +89,7 @@ fn documented(path: &str, column: &str) -> Names {
     names
 }
 
-/// Fails with all names that are on one side only.
+/// Panics with all names that exist only in the page or only in the code.
 fn assert_same(page: &str, code: &Names, documented: &Names) {
     assert!(!code.is_empty(), "{page}: no names were found in the code");
     let mut wrong = Vec::new();
@@ -123,7 +124,7 @@ fn identifier(text: &str) -> &str {
     &text[..end]
 }
 
-/// Keys that the functions of the topology's model read. A function has the name of its table.
+/// Keys that the functions of the topology's model read. Each function has the name of its TOML table.
 fn topology_keys() -> Names {
     const READS: [&str; 8] = [
         "required", "expect", "text", "texts", "map", "integer", "table", "tables",
@@ -154,7 +155,7 @@ fn topology_keys() -> Names {
 #[test]
 fn topology_page_has_every_key() {
     let page = "docs/reference/topology.md";
-    // The root is read by `parse`; a table `[[node]]` or `[node]` by `node`.
+    // `parse` reads the root; the function `node` reads a table `[[node]]` or `[node]`.
     let function = |heading: String| match heading.as_str() {
         "Top level" => "parse".to_owned(),
         _ => heading.replace(['[', ']'], ""),
@@ -213,7 +214,7 @@ fn configuration_page_has_every_key() {
 struct Item<'t> {
     attributes: String,
     name: &'t str,
-    /// Type of a field, content of a variant.
+    /// The type of a field, or the content of a variant.
     content: &'t str,
 }
 

@@ -1,5 +1,5 @@
 //! Delivery guarantees of the stream runtime on Kafka, in processes that are killed at failpoints or by signals. The
-//! parent computes the expected output from the input topic: that of one sequential run.
+//! parent computes the expected output, which is that of one sequential run, from the input topic.
 
 mod bad_input;
 mod child;
@@ -21,7 +21,7 @@ use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(90);
 const PARTITIONS: i32 = 3;
-/// Few, so that every key is counted in every transaction.
+/// So few that every key is counted in every transaction.
 const KEYS: usize = 7;
 
 /// Topics and log of a counting application whose processes are killed.
@@ -73,7 +73,7 @@ impl ProcessHarness {
     /// Committed records of a partition, as offset, key and value.
     fn read(&self, topic: &str, partition: i32) -> Vec<(Offset, String, String)> {
         let at = TopicPartition::new(topic, partition);
-        // The broker may have just restarted.
+        // The broker may have been restarted just before.
         let end = wait_for("the end of the partition", LIMIT, || {
             match self.log.offset(&at, OffsetSpec::LastStable) {
                 Err(error) if error.action() == ErrorAction::Retry => None,
@@ -100,7 +100,7 @@ impl ProcessHarness {
             .sum()
     }
 
-    /// Waits until every record has an output and checks that no key is counted too low.
+    /// Waits until every record has an output and checks that no count is too low.
     fn check_at_least(&self) {
         wait_for("an output of every record", LIMIT, || {
             let whole = (0..PARTITIONS).all(|partition| {
@@ -185,7 +185,7 @@ impl ProcessHarness {
     }
 }
 
-/// Failpoints of runtime and log, with the hits at which the process aborts.
+/// Failpoints of the runtime and the log, each with the passes at which the process aborts.
 const FAILPOINTS: &[(&str, &[u32])] = &[
     ("runtime.session.init_transactions", &[1]),
     ("runtime.assigned", &[1]),
@@ -225,12 +225,12 @@ const AT_LEAST_ONCE_FAILPOINTS: &[(&str, &[u32])] = &[
     ("runtime.commit.committed", &[1, 2]),
 ];
 
-/// Aborts at each failpoint in turn, with one group and one set of stores. Some of the stores are deleted or replaced by
-/// an older copy before the next start.
+/// Aborts at each failpoint in turn, with one group and one set of stores. Before each start, some of the stores are
+/// deleted or replaced with an older copy.
 fn crash_at_every_failpoint(mut harness: ProcessHarness) {
     let stores = harness.config.dir.clone();
     let copy = tempfile::tempdir().expect("make a directory");
-    // State to restore and committed offsets.
+    // Records, so that there is state to restore and there are committed offsets.
     harness.write(40);
     let mut child = harness.config.spawn("");
     harness.check();
@@ -257,7 +257,7 @@ fn crash_at_every_failpoint(mut harness: ProcessHarness) {
             harness.write(40);
             let mut child = harness.config.spawn(&format!("{point}=kill@{hit}"));
             let why = format!("the child to abort at {point}, hit {hit}");
-            // More input in small steps, so that later hits are reached.
+            // More input in small steps, so that later passes are reached.
             let mut looks = 0;
             wait_for(&why, LIMIT, || {
                 looks += 1;
@@ -354,14 +354,14 @@ fn move_partitions(kip848: bool) {
     harness.write(60);
     let mut one = harness.config.spawn("runtime.revoked=kill");
     wait_for("the first process to work", LIMIT, || {
-        // If its second thread joins late, the first thread is revoked partitions and aborts before the second process
-        // has joined.
+        // If the second thread of this process joins late, partitions of the first thread are revoked, and the process
+        // aborts before the second process has joined.
         if !one.is_alive() {
             one = harness.config.spawn("runtime.revoked=kill");
         }
         (harness.outputs() >= 60).then_some(())
     });
-    // The second process joins; the first aborts in the revocation.
+    // The second process joins; the first process aborts during the revocation.
     let mut two = other.spawn("");
     harness.write(60);
     one.ended("the first process to abort at runtime.revoked");
@@ -374,7 +374,8 @@ fn move_partitions(kip848: bool) {
     two.kill();
     harness.write(60);
     harness.check();
-    // A zombie: the first process is stopped until its session has expired, and resumes after its partitions have moved.
+    // A zombie: the first process is stopped until its session has expired, and resumes after its partitions were
+    // assigned to another process.
     let two = other.spawn("");
     harness.write(60);
     harness.check();

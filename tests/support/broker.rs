@@ -1,5 +1,5 @@
-//! A dedicated Kafka broker, for tests that stop and restart it or need other settings than the shared one. It has its own
-//! data directory and ports, and is killed on drop.
+//! A dedicated Kafka broker, for tests that stop and restart it or need other settings than the shared one. It has a
+//! separate data directory and ports, and is killed on drop.
 
 use super::{free_port, kafka_libs, last_lines, signal, wait_for};
 use std::fmt::Write as _;
@@ -54,7 +54,7 @@ impl Broker {
         Broker::start_formatted(text, &users, SMALL)
     }
 
-    /// Starts a broker for benchmarks, with production heap and JIT compiler.
+    /// Starts a broker for benchmarks, with the heap and the JIT compiler of production.
     pub fn start_in_full() -> Broker {
         let text = |dir: &Path, port, controller| properties(dir, port, controller, &Listener::Plain, &[]);
         Broker::start_formatted(text, &[], FULL)
@@ -120,7 +120,7 @@ impl Broker {
         self.process.as_ref().expect("the broker runs").id()
     }
 
-    /// Kills the broker with SIGKILL. Data and port stay.
+    /// Kills the broker with SIGKILL. It keeps its data and port.
     pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
             process.kill().expect("kill the broker");
@@ -212,7 +212,7 @@ pub fn delete_records(bootstrap: &str, topic: &str, partition: i32, below: i64) 
     let path = file.path().to_str().expect("a plain path");
     let class = "org.apache.kafka.tools.DeleteRecordsCommand";
     let said = tool(class, bootstrap, &["--offset-json-file", path]);
-    // The tool succeeds even if the broker has rejected the request.
+    // The tool exits successfully even if the broker has rejected the request.
     assert!(said.contains("low_watermark"), "{said}");
 }
 
@@ -252,7 +252,7 @@ pub(super) fn tool(class: &str, bootstrap: &str, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&out.stdout).into_owned()
 }
 
-/// JVM options for a fast start: only the first compiler tier.
+/// JVM options for a fast start: only the first compiler tier is used.
 const TOOL: &[&str] = &["-Xmx128m", "-XX:TieredStopAtLevel=1"];
 const SMALL: &[&str] = &["-Xms96m", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"];
 /// JVM options for a long run: the defaults except for the heap.

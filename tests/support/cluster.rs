@@ -32,7 +32,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts three brokers and waits until every one serves.
+    /// Starts three brokers and waits until all of them serve requests.
     pub fn start() -> Cluster {
         let seat = |_| (directory(), free_port(), free_port());
         let seats: Vec<(TempDir, u16, u16)> = (0..BROKERS).map(seat).collect();
@@ -47,7 +47,8 @@ impl Cluster {
             Broker::lay_out(dir, port, &id, &text, &[])
         };
         let mut brokers: Vec<Broker> = seats.into_iter().enumerate().map(lay_out).collect();
-        // A broker serves only after a quorum of controllers has formed, so all start before the first wait.
+        // A broker serves requests only after a quorum of controllers has formed, so all brokers are started before the
+        // first wait.
         brokers.iter_mut().for_each(Broker::launch);
         brokers.iter_mut().for_each(Broker::wait_ready);
         Cluster { brokers }
@@ -97,8 +98,8 @@ impl Cluster {
         }
     }
 
-    /// Lower bound of the aborted transactions, from the brokers' indexes of these partitions. Of each producer, the
-    /// partition with the most entries counts, because a transaction may span partitions.
+    /// Minimum number of aborted transactions, from the brokers' indexes of these partitions. For each producer, the
+    /// partition with the most entries counts, because a transaction may write to several partitions.
     pub fn aborted<'t>(&self, partitions: impl Iterator<Item = (&'t str, i32)>) -> usize {
         let mut most: BTreeMap<[u8; 8], usize> = BTreeMap::new();
         for (topic, partition) in partitions {
@@ -157,7 +158,7 @@ fn directory() -> TempDir {
     named.prefix("trunkline-cluster-").tempdir().expect("make a directory")
 }
 
-/// Timeouts are short, so that the partitions of a killed broker move within seconds.
+/// Timeouts are short, so that the partitions of a killed broker get new leaders within seconds.
 fn properties(dir: &Path, node: usize, port: u16, controller: u16, voters: &str) -> String {
     format!(
         "process.roles=broker,controller\n\

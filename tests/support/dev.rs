@@ -28,7 +28,7 @@ pub struct Dev {
 }
 
 impl Dev {
-    /// Starts it with `args` besides ports and data directory, and waits until its listeners are open.
+    /// Starts the process with `args` in addition to ports and data directory, and waits until its listeners are open.
     pub fn start(data: &Path, args: &[&str]) -> Dev {
         let args = args.iter().map(|a| (*a).to_owned()).collect();
         let mut dev = Dev {
@@ -40,7 +40,7 @@ impl Dev {
         dev
     }
 
-    /// Starts it again on the same data directory.
+    /// Starts the process again with the same data directory.
     pub fn restart(&mut self) {
         let _ = std::fs::remove_file(self.data.join("dev.json"));
         let log = std::fs::File::options()

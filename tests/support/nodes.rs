@@ -1,6 +1,5 @@
-//! The nodes of a topology, each a separate `trunkline run` process that tests start, stop, kill and wipe.
-//!
-//! Ports and log file of a node stay the same across restarts. All nodes are killed on drop.
+//! The nodes of a topology. Each is a separate `trunkline run` process, which tests can start, stop, kill, and delete
+//! the data of.
 
 use super::dev::binary;
 use super::{free_port, last_lines, signal, wait_for};
@@ -68,7 +67,7 @@ impl Fleet {
         Fleet { dir, registry, nodes }
     }
 
-    /// Appends to a node's configuration, inside its last table.
+    /// Appends to a node's configuration, in its last TOML table.
     pub fn configure(&self, name: &str, more: &str) {
         let file = self.node(name).dir.join("trunkline.toml");
         let before = fs::read_to_string(&file).expect("read the node's configuration");
@@ -152,7 +151,7 @@ impl Fleet {
         self.node(name).child.as_ref().map(Child::id)
     }
 
-    /// Waits until a node has ended by itself.
+    /// Waits until a node has ended without being stopped.
     pub fn died(&mut self, name: &str, limit: Duration) -> ExitStatus {
         let mut child = self.child(name).take().expect("the node was started");
         wait_for(&format!("{name} to end"), limit, || {
@@ -160,7 +159,7 @@ impl Fleet {
         })
     }
 
-    /// Deletes the data directory of a stopped node; its log file stays.
+    /// Deletes the data directory of a stopped node. Its log file remains.
     pub fn wipe(&self, name: &str) {
         let node = self.node(name);
         assert!(node.child.is_none(), "{name} runs");
@@ -175,8 +174,8 @@ impl Fleet {
         });
     }
 
-    /// Waits until a node's `/readyz` returns 503 with `cause` in the cause of a component, and checks that it names a next
-    /// command.
+    /// Waits until a node's `/readyz` returns 503 with `cause` in the cause of a component, and checks that the
+    /// component has a next command.
     pub fn wait_red(&self, name: &str, component: &str, cause: &str, limit: Duration) {
         wait_for(&format!("{name} to report {cause:?} for {component}"), limit, || {
             let (status, report) = self.readyz(name)?;

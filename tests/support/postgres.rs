@@ -43,7 +43,8 @@ impl Postgres {
             directory.path().display()
         );
         let path = data(&directory).join("trunkline.conf");
-        // Only its owner can write the data directory, so the settings are copied from a directory that all can read.
+        // Only the owner can write to the data directory, so the settings are copied from a directory that everyone can
+        // read.
         let copy = directory.path().join("trunkline.conf");
         fs::write(&copy, settings).expect("write the settings");
         run(owner("cp").arg(&copy).arg(&path));
@@ -72,7 +73,7 @@ impl Postgres {
         first.parse().expect("a process id")
     }
 
-    /// Stops the cluster without a checkpoint, like a crash. Data and port stay.
+    /// Stops the cluster without a checkpoint, like a crash. It keeps its data and port.
     pub fn kill(&mut self) {
         if std::mem::take(&mut self.running) {
             run(program("pg_ctl")

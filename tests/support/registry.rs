@@ -1,4 +1,4 @@
-//! Registries for tests: a REST server over any registry, a client, and an embedded log to keep schemas in.
+//! Registries for tests: a REST server for any registry, a client, and an embedded log in which schemas are stored.
 
 use registry::remote::{Config, Remote};
 use registry::{SharedRegistry, rest};

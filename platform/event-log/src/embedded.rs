@@ -3,10 +3,10 @@
 //! Blocks of records, control records, committed offsets and topics are in a store with atomic batches (`backing`). What
 //! readers need for every poll is in memory (`state`). A change is stored first and then published in the state.
 //!
-//! A process that is killed loses nothing that was acknowledged; transactions that were open are aborted when the log is
-//! opened again. Writes are not synced to disk, so a crash of the host can lose the newest ones, but never leaves a gap.
-//! One process at a time can open a directory. All clients live in this process: a group member is alive until it is
-//! closed or dropped, and there are no heartbeats.
+//! A process that is killed loses nothing that was acknowledged; transactions that were open are aborted when the log
+//! is opened again. Writes are not synced to disk, so a crash of the host can lose the newest ones, but never leaves a
+//! gap. Only one process can open a directory at a time. All clients live in this process: a group member is alive
+//! until it is closed or dropped, and there are no heartbeats.
 
 mod backing;
 mod block;

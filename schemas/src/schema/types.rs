@@ -70,7 +70,7 @@ pub enum Kind {
 pub struct Name {
     /// Name with namespace: `trunkline.shop.orders`.
     pub full: Box<str>,
-    /// Further full names of which a reader accepts each.
+    /// Further full names under which a reader finds the type.
     pub aliases: Vec<Box<str>>,
 }
 
@@ -123,7 +123,7 @@ impl Record {
 pub struct Field {
     /// Name.
     pub name: Box<str>,
-    /// Further names that a reader matches.
+    /// Further names under which a reader finds the field.
     pub aliases: Vec<Box<str>>,
     /// Type.
     pub ty: TypeId,
@@ -140,7 +140,7 @@ impl Field {
     }
 }
 
-/// Logical types. Unknown ones are ignored, as required by the Avro specification.
+/// Logical types. Unknown logical types are ignored, as required by the Avro specification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "named as in Avro")]
 pub enum Logical {

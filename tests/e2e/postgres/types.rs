@@ -1,10 +1,10 @@
-//! Values of every type, from snapshot and stream, compared with the values in the database.
+//! Values of every type, from snapshot and stream, are compared with the values in the database.
 
 use super::harness::{Database, Setting};
 use connectors::status::State;
 use std::collections::BTreeMap;
 
-/// Column, type, values in SQL, and the SQL expression of what devices see (`c` is the column).
+/// Column, type, values in SQL, and the SQL expression for the value that devices receive (`c` is the column).
 const COLUMNS: &[(&str, &str, &[&str], &str)] = &[
     ("b", "bool", &["true", "false"], "c::text"),
     ("i2", "int2", &["-32768", "32767"], "c::text"),
@@ -89,7 +89,7 @@ fn values_of_every_type_match_the_database() {
     database.sql(&insert(101).0);
     topic.lines(2 * rows + 1);
 
-    // Read each value from the database in a session with the same output settings.
+    // Each value is read from the database in a session with the same output settings.
     let expressions: Vec<String> = COLUMNS
         .iter()
         .map(|(name, .., expression)| {
@@ -119,7 +119,7 @@ fn values_of_every_type_match_the_database() {
             .collect();
         assert_eq!(*seen, format!("{{\"id\":\"{id}\",{}}}", fields.join(",")));
     }
-    // Stream and snapshot produce the same bytes for the same values.
+    // Stream and snapshot must produce the same bytes for the same values.
     for n in 1..=rows {
         let id = |n: usize| format!("\"id\":\"{n}\"");
         let by_snapshot = rows_seen[&format!("[\"everything\",\"{n}\"]")].replacen(&id(n), "", 1);

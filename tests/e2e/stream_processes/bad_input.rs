@@ -19,7 +19,7 @@ fn mismatched_partition_counts_are_rejected() {
             "{text}"
         );
         assert!(text.contains("repartition"), "{text}");
-        // A dead letter is written to the partition number of its record.
+        // A dead letter is written to the partition with the same number as the record's partition.
         let dead_letters = streams::dead_letter_topic(&three);
         harness.topic(&dead_letters, 2, &[]);
         let text = harness.start_error(vec![harness.sub("count", &[&three], "other")]);
@@ -28,7 +28,8 @@ fn mismatched_partition_counts_are_rejected() {
             "{text}"
         );
         assert!(text.contains("add the missing partitions"), "{text}");
-        // As if partitions had been added to the input: keys, and so their state, belong to other partitions now.
+        // The same as if partitions had been added to the input: keys, and therefore their state, belong to other
+        // partitions.
         compacted(harness, &harness.changelog("counts", 0).topic, 1);
         let text = harness.start_error(vec![harness.sub("count", &[&harness.input], "counts")]);
         assert!(text.contains("it has 1 partitions but the inputs have 2"), "{text}");
@@ -134,7 +135,7 @@ fn renamed_store_stops_tasks_until_resolved() {
         until_cause(&mut thread, "task count/1: stopped");
         thread.finish().expect("shut down");
         assert_eq!(harness.out(0), ["a=1", "a=2"], "a stopped task wrote output");
-        // Explicit commands: task 0 processes everything again, task 1 continues without state.
+        // Operator commands: task 0 processes everything again, task 1 continues without state.
         harness.wait_group_empty();
         let (zero, one) = (harness.changelog("renamed", 0), harness.changelog("renamed", 1));
         let at = |partition| TopicPartition::new(harness.input.as_str(), partition);
@@ -146,7 +147,7 @@ fn renamed_store_stops_tasks_until_resolved() {
         assert_eq!(harness.out(0), ["a=1", "a=2", "a=1", "a=2"]);
         assert_eq!(harness.out(1), ["b=1", "b=1"]);
         thread.finish().expect("shut down");
-        // The store with the former name lacks the records that only the renamed store has processed.
+        // The store with the former name does not contain the records that only the renamed store has processed.
         let mut thread = harness.start("counts");
         let cause = until_cause(&mut thread, "task count/1: stopped");
         assert!(cause.contains("up to 1, but the committed offset is 2"), "{cause}");
@@ -190,7 +191,7 @@ fn replaced_input_stops_tasks_until_accepted() {
         harness.settle(&mut thread);
         assert_eq!(harness.out(0).get(before..), Some(&["a=3".to_owned()][..]));
         thread.finish().expect("shut down");
-        // After the exchange is accepted, the state continues with the other topic.
+        // After the exchange of the inputs is accepted, the state continues with the other topic.
         for (store, input) in [("ones", &more), ("twos", &harness.input)] {
             for partition in 0..2 {
                 let at = TopicPartition::new(input.as_str(), partition);
@@ -344,7 +345,7 @@ fn expired_offsets_are_recovered_from_state() {
     let mut thread = harness.start("counts");
     harness.settle(&mut thread);
     assert_eq!(harness.out(0), ["a=1", "a=2", "a=3"]);
-    // The offsets are committed at once, also for partitions without input.
+    // The offsets are committed immediately, including those of partitions without input.
     let all = [at, TopicPartition::new(harness.input.as_str(), 1)];
     let committed = harness.log.committed(&harness.application, &all).expect("the offsets");
     assert_eq!(committed.values().copied().collect::<Vec<_>>(), [Some(3), Some(0)]);
@@ -363,7 +364,7 @@ fn record_with_oversized_output_is_dead_lettered() {
         let dead_letters = harness.read(&streams::dead_letter_topic(&harness.input), 0);
         assert_eq!(dead_letters, [format!("b={state}"), format!("c={out}")]);
         thread.finish().expect("shut down");
-        // A restored store has nothing of the dead-lettered records.
+        // A restored store contains nothing of the dead-lettered records.
         std::fs::remove_dir_all(harness.dir.path().join(&harness.application)).expect("lose the stores");
         harness.write(&harness.input, 0, &[("b", ""), ("c", "")]);
         let mut thread = harness.start("counts");
@@ -405,7 +406,7 @@ fn record_with_invalid_state_key_is_dead_lettered() {
         let dead_letters = harness.read(&streams::dead_letter_topic(&harness.input), 0);
         assert_eq!(dead_letters, [format!("{long}=")]);
         thread.finish().expect("shut down");
-        // The process restarts, also without its stores.
+        // The process restarts, also after its stores were deleted.
         std::fs::remove_dir_all(harness.dir.path().join(&harness.application)).expect("lose the stores");
         harness.write(&harness.input, 0, &[("a", "")]);
         let mut thread = harness.start("counts");

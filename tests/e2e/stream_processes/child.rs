@@ -1,5 +1,5 @@
-//! The process that is killed: a counting application. Its output is determined by the order of its input, so that a
-//! lost, duplicate or phantom record changes the counts.
+//! The process that is killed: a counting application. The order of the input determines the output, so that a lost,
+//! duplicate or unexpected record changes the counts.
 
 use event_log::{OutRecord, RecordBatch, SharedEventLog};
 use serde::{Deserialize, Serialize};
@@ -149,7 +149,7 @@ impl ProcessConfig {
     }
 }
 
-/// Entry point of the child. Without the variable it does nothing.
+/// Main function of the child. When the variable is not set, it does nothing.
 #[test]
 fn child_runs_the_application() {
     let Some(config) = service::config::env(CHILD) else {
@@ -174,7 +174,7 @@ pub struct ChildProcess {
 }
 
 impl ChildProcess {
-    /// Waits until it has ended by itself.
+    /// Waits until the process has ended without being killed.
     pub fn ended(&mut self, why: &str) -> ExitStatus {
         wait_for(why, Duration::from_secs(60), || {
             self.child.try_wait().expect("poll the exit status")

@@ -1,5 +1,5 @@
-//! Harness that drives a production stream thread step by step on either backend, with stores on disk and unique topic
-//! names, to test restarts after topics, state or declarations have changed.
+//! Harness that runs a production stream thread step by step with either backend, with stores on disk and unique topic
+//! names, for tests of restarts after topics, state or declarations have changed.
 
 use crate::support::{self, wait_for};
 use event_log::embedded::{self, EmbeddedLog};
@@ -229,7 +229,7 @@ impl Harness {
         self.log.append(&batch).expect("write");
     }
 
-    /// Committed records of a partition as `key=value`, values trimmed.
+    /// Committed records of a partition as `key=value`, with trimmed values.
     pub fn read(&self, topic: &str, partition: i32) -> Vec<String> {
         let at = TopicPartition::new(topic, partition);
         let end = self.log.offset(&at, OffsetSpec::LastStable).expect("look the end up");
@@ -257,7 +257,7 @@ impl Harness {
         });
     }
 
-    /// Drives the thread until all input is processed and committed.
+    /// Runs the thread until all input is processed and committed.
     pub fn settle(&self, thread: &mut ThreadDriver) {
         let mut causes = Vec::new();
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -293,7 +293,7 @@ impl Harness {
     }
 }
 
-/// Drives the thread until a readiness cause contains `words`.
+/// Runs the thread until a readiness cause contains `words`.
 pub fn until_cause(thread: &mut ThreadDriver, words: &str) -> String {
     let mut causes = Vec::new();
     let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -306,7 +306,7 @@ pub fn until_cause(thread: &mut ThreadDriver, words: &str) -> String {
     found.unwrap_or_else(|_| panic!("no cause contains {words:?}: {causes:?}"))
 }
 
-/// Drives the thread until its error or a readiness cause contains `words`.
+/// Runs the thread until its error or a readiness cause contains `words`.
 pub fn until_failure(thread: &mut ThreadDriver, words: &str) -> String {
     let mut seen = Vec::new();
     let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {

@@ -1,5 +1,5 @@
-//! Faults of the host: a full disk, a read-only disk, and two processes with one instance name. The disks are mounted for
-//! the test. Each case ends with every record counted once.
+//! Faults of the host: a full disk, a read-only disk, and two processes with one instance name. The disks are mounted
+//! for the test. At the end of each case, every record must have been counted once.
 
 use super::child::{ProcessConfig, process_config};
 use super::harness::{on_both, until_cause, until_failure};

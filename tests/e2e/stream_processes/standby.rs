@@ -1,5 +1,5 @@
 //! Standbys and state queries with three instances of one application, one of which shuts down. The number of restored
-//! records shows that its tasks start from standby state.
+//! records shows that the tasks of that instance start from standbys.
 
 use super::LIMIT;
 use super::child::{ProcessConfig, process_config};
@@ -59,8 +59,8 @@ fn running(of: &[&Instance]) -> Vec<TaskReport> {
     all.filter(|task| task.phase == "running").collect()
 }
 
-/// Waits until an instance has `want` standbys and each has read its changelog to the end. During rebalances it may have
-/// others.
+/// Waits until an instance has `want` standbys and each has read its changelog to the end. During rebalances it may
+/// have other standbys.
 fn standbys_caught_up(of: &Instance, ends: &BTreeMap<i32, Offset>, want: usize) {
     wait_for(&format!("{want} standbys to have caught up"), LIMIT, || {
         let all: Vec<TaskReport> = of.handle.tasks();
@@ -103,8 +103,8 @@ fn moved_tasks_restore_few_records(log: &SharedEventLog, config: &ProcessConfig)
         .map(|p| (p, log.offset(&changelog(p), OffsetSpec::LogEnd).expect("an end")))
         .collect();
     assert!(ends.values().all(|end| *end > 4_000), "{ends:?}");
-    // The range assignor gives, without b, partitions 0 to 2 to a and 3 to 5 to c; without a, 0 to 2 to b and 3 to 5 to c;
-    // without c, 0 to 2 to a and 3 to 5 to b. The standbys are placed accordingly.
+    // Partitions that the range assignor assigns: without b, 0 to 2 to a and 3 to 5 to c; without a, 0 to 2 to b and 3
+    // to 5 to c; without c, 0 to 2 to a and 3 to 5 to b. The standbys are placed accordingly.
     standbys_caught_up(&a, &ends, 1);
     standbys_caught_up(&b, &ends, 4);
     standbys_caught_up(&c, &ends, 1);
@@ -145,7 +145,7 @@ fn queries_elsewhere_name_the_owner(a: &Instance, b: &Instance, c: &Instance) {
     let mut of_b = key.filter(|key| [2, 3].contains(&partitioner::partition(key.as_bytes(), PARTITIONS)));
     let key = of_b.next().expect("a key of b");
     let partition = b.handle.partition_of("counts", key.as_bytes()).expect("a partition");
-    // The store may be half a second behind the last commit.
+    // The committed state may be half a second behind the last commit.
     let here = wait_for("the key's count", LIMIT, || {
         let here = b.handle.get("counts", partition, key.as_bytes()).expect("an answer");
         (!here.rows.is_empty()).then_some(here)

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use std::collections::VecDeque;
 
-/// Number of idempotency keys that are kept. All of them are written with each position.
+/// Number of idempotency keys that are kept. All kept keys are written with each position.
 pub const RECENT_MAX: usize = 256;
 
 /// The first 128 bits of a SHA-256 digest. The hash must be collision resistant, because backends choose its input: one

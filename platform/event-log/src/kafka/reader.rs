@@ -1,6 +1,6 @@
 //! A reader of explicitly assigned partitions on Kafka, without a group or coordinator.
 //!
-//! Positions move past control records and aborted records because librdkafka reports the end of each fetched range
+//! Positions advance over control records and aborted records because librdkafka reports the end of each fetched range
 //! (`enable.partition.eof`). [`StartFrom::LogEnd`] is resolved when partitions are assigned.
 
 use super::client::admin::{Admin, END, PendingOffsets, START};
@@ -161,7 +161,7 @@ impl Reader for KafkaReader {
             .map(|(at, from)| (at.clone(), true, position(at, *from)));
         self.fetcher.replace(states)?;
         for (at, from) in partitions {
-            // librdkafka resolves the earliest offset again if retention moves it in the meantime.
+            // librdkafka looks up the earliest offset again if retention increases it in the meantime.
             let offset = if *from == StartFrom::Earliest {
                 START
             } else {

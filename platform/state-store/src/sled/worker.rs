@@ -1,8 +1,8 @@
 //! A thread that owns a value whose methods may block forever, and callers that wait for it with a deadline.
 //!
-//! After the first call that misses its deadline the worker counts as stuck: every later call fails at once, and dropping
-//! the handle leaks the thread together with the value and its file lock. A thread cannot be ended from outside, so only
-//! a restart of the process releases them.
+//! After the first call that misses its deadline the worker counts as stuck: every later call fails immediately, and
+//! dropping the handle leaks the thread together with the value and its file lock. A thread cannot be ended from
+//! outside, so only a restart of the process releases them.
 
 use crate::error::{Error, Result};
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender, bounded};

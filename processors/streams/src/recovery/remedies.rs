@@ -1,4 +1,4 @@
-//! Texts for readiness and logs that tell an operator which command resolves the cause why a task stopped.
+//! Texts for readiness and logs, each with the command with which an operator can resolve the cause of a stopped task.
 
 use crate::plan::Sub;
 use event_log::TopicPartition;

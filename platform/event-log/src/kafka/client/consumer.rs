@@ -225,7 +225,7 @@ impl Inbox {
         taken
     }
 
-    /// Passes each message in order to `each`, and then keeps or frees the message as the result of `each` says.
+    /// Passes each message in order to `each`, and then keeps or frees the message, according to the result of `each`.
     pub fn visit(&mut self, mut each: impl FnMut(Message<'_>) -> Disposition) {
         let mut kept = 0;
         while let Some(raw) = self.messages.get(kept).copied() {
