@@ -96,13 +96,18 @@ fn post(url: &str, request: &Request, on_response: &mut dyn FnMut(Response) -> b
     runtime.block_on(async {
         let client = reqwest::Client::new();
         let sent = client.post(format!("{url}{PATH}")).json(request).send().await;
-        let mut answer = sent.with_context(|| format!("cannot reach the `trunkline dev` at {url}"))?;
+        let mut answer =
+            sent.with_context(|| format!("cannot reach the `trunkline dev` at {url}; check that it is running"))?;
         if !answer.status().is_success() {
             let status = answer.status();
             bail!("{url} answered {status}: {}", answer.text().await.unwrap_or_default());
         }
         let mut buffer: Vec<u8> = Vec::new();
-        while let Some(chunk) = answer.chunk().await.context("the response is incomplete")? {
+        while let Some(chunk) = answer
+            .chunk()
+            .await
+            .context("the response is incomplete; run the command again")?
+        {
             buffer.extend_from_slice(&chunk);
             while let Some(end) = buffer.iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = buffer.drain(..=end).collect();

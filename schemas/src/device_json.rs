@@ -168,7 +168,8 @@ impl ObjectWriter {
     /// Compiles a writer for the named fields of the schema's record. Rows must have their values in the same order, as
     /// [`crate::codec::Projection::of_fields`] returns them.
     ///
-    /// # Errors [`SchemaError`] if the schema is not a record or does not have a field.
+    /// # Errors
+    /// [`SchemaError`] if the schema is not a record or does not have a field.
     pub fn new(schema: Arc<Schema>, names: &[&str]) -> Result<Self, SchemaError> {
         let record = schema.record()?;
         let mut columns = Vec::with_capacity(names.len());

@@ -74,7 +74,8 @@ pub trait Event<'a>: Sized {
     /// Decodes the value of a record. The schema id at its start is ignored, because the format number identifies the
     /// layout.
     ///
-    /// # Errors [`EventError`] if the schema id is missing, the format is newer, or the body does not match the schema.
+    /// # Errors
+    /// [`EventError`] if the schema id is missing, the format is newer, or the body does not match the schema.
     fn read(value: &'a [u8]) -> Result<Self, EventError> {
         let (_, body) = wire::unframe(value).map_err(|source| EventError::Frame {
             name: Self::NAME,

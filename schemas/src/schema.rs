@@ -24,7 +24,8 @@ pub struct Schema {
 impl Schema {
     /// Compiles a schema from its JSON text.
     ///
-    /// # Errors [`SchemaError`] if the text is not JSON or not an Avro schema, or if a default does not match the type
+    /// # Errors
+    /// [`SchemaError`] if the text is not JSON or not an Avro schema, or if a default does not match the type
     /// of its field.
     pub fn parse(text: &str) -> Result<Self, SchemaError> {
         let invalid = |e: &dyn fmt::Display| SchemaError::Invalid(e.to_string());

@@ -28,7 +28,8 @@ pub fn frame(id: SchemaId, out: &mut Vec<u8>) {
 
 /// Splits a value into schema id and Avro body.
 ///
-/// # Errors [`WireError`] if the bytes do not start with `0x00` and a schema id.
+/// # Errors
+/// [`WireError`] if the bytes do not start with `0x00` and a schema id.
 pub fn unframe(value: &[u8]) -> Result<(SchemaId, &[u8]), WireError> {
     match value {
         [0, a, b, c, d, body @ ..] => Ok((SchemaId(u32::from_be_bytes([*a, *b, *c, *d])), body)),

@@ -1,5 +1,7 @@
 //! The nodes of a topology. Each is a separate `trunkline run` process, which tests can start, stop, kill, and delete
 //! the data of.
+//!
+//! Ports and log file of a node stay the same across restarts. All nodes are killed on drop.
 
 use super::dev::binary;
 use super::{free_port, last_lines, signal, wait_for};

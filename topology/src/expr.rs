@@ -11,12 +11,14 @@
 //! written as its name, `row.name` or `row["any name"]`. Dates and timestamps without time zone count as UTC; a `float4`
 //! is converted to the nearest double.
 //!
-//! # Null Only `==`, `!=`, `in` and `has` accept a nullable column; `null` equals only `null`. All other operations
+//! # Null
+//! Only `==`, `!=`, `in` and `has` accept a nullable column; `null` equals only `null`. All other operations
 //! require a guard, which the type checker recognizes: `note != null && note.size() > 3`, `note == null || …`, `note !=
 //! null ? … : …`, and also `note == "x" && …`. Therefore a compiled program cannot fail because of null. Unlike in SQL,
 //! `status != "draft"` is true if the status is null.
 //!
-//! # Evaluation The result depends only on the row: there is no clock and no state. The result is equal to that of the
+//! # Evaluation
+//! The result depends only on the row: there is no clock and no state. The result is equal to that of the
 //! `cel` crate's interpreter (a property test compares them). The run time is bounded, because there are no loops, and
 //! regular expressions run in linear time. [`EvalError`] lists what can fail: overflow, division by zero, conversions.
 //! As in CEL, `false && error` is false and `true || error` is true in either order.

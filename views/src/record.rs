@@ -92,7 +92,8 @@ type Result<T, E = RecordError> = std::result::Result<T, E>;
 
 /// Parses a record.
 ///
-/// # Errors The key, a header or the value is malformed.
+/// # Errors
+/// The key, a header or the value is malformed.
 pub fn parse<'a>(record: &event_log::RecordRef<'a>) -> Result<ViewRecord<'a>> {
     let key = record.key().ok_or_else(|| RecordError::Key("null".into()))?;
     let key = std::str::from_utf8(key).map_err(|_| RecordError::Key("not UTF-8".into()))?;

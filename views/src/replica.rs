@@ -70,7 +70,8 @@ pub fn dir(data: &std::path::Path) -> PathBuf {
 impl Replica {
     /// Opens a replica in a store with the keyspaces [`SPACES`].
     ///
-    /// # Errors [`Error::Unusable`] if the store belongs to another log, has another layout, or is corrupt.
+    /// # Errors
+    /// [`Error::Unusable`] if the store belongs to another log, has another layout, or is corrupt.
     pub fn open(store: SharedStore, options: Options) -> Result<Self> {
         bytes::check_format(store.as_ref(), options.log)?;
         let mut partitions = BTreeMap::new();

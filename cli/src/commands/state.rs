@@ -268,7 +268,7 @@ fn get(base: &str, segments: &[&str], query: &[(&str, &str)], timeout: Duration)
     runtime.block_on(async {
         let client = reqwest::Client::builder().timeout(timeout).build()?;
         let sent = client.get(url).send().await;
-        let answer = sent.with_context(|| format!("cannot reach the process at {base}"))?;
+        let answer = sent.with_context(|| format!("cannot reach the process at {base}; check that it is running"))?;
         let status = answer.status();
         let body = answer.text().await.unwrap_or_default();
         if status.is_success() {

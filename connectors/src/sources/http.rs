@@ -164,7 +164,8 @@ impl Inlet {
 impl Table {
     /// Encodes an inserted or updated row.
     ///
-    /// # Errors The JSON path of the value that does not match the schema, and the reason.
+    /// # Errors
+    /// The JSON path of the value that does not match the schema, and the reason.
     pub fn put(&self, row: &serde_json::Value) -> Result<Change, JsonMismatch> {
         let mut body = Vec::new();
         self.schema

@@ -149,6 +149,9 @@ impl DelayedAcknowledgement {
 
 impl Source {
     /// Creates a source that publishes the declared tables to `change.<name>`.
+    ///
+    /// # Errors
+    /// [`Error::Rejected`] if the URL is not valid or no table is declared.
     pub fn new(
         name: &SourceName,
         config: &Config,

@@ -131,7 +131,8 @@ pub trait GroupConsumer: Send {
     /// Commits offsets (each the offset *after* the last processed record) outside a transaction and waits until the
     /// commit is durable. For consumers with at-least-once processing.
     ///
-    /// # Errors [`crate::Error::Fenced`] if the member was removed from the group or a newer generation has begun;
+    /// # Errors
+    /// [`crate::Error::Fenced`] if the member was removed from the group or a newer generation has begun;
     /// nothing is committed.
     fn commit(&mut self, _offsets: &[(TopicPartition, Offset)]) -> Result<()> {
         Err(crate::Error::Refused {
@@ -160,14 +161,16 @@ pub enum StartFrom {
 pub trait Reader: Send {
     /// Replaces the assignment.
     ///
-    /// # Errors [`crate::Error::UnknownTopic`] if a topic or partition does not exist. Either this call or a later poll
+    /// # Errors
+    /// [`crate::Error::UnknownTopic`] if a topic or partition does not exist. Either this call or a later poll
     /// returns it.
     fn assign(&mut self, partitions: &[(TopicPartition, StartFrom)]) -> Result<()>;
 
     /// Clears `batch`, fills it with at most about `max_bytes` of records, and returns their number. Waits up to
     /// `timeout` for the first record, but not for further records.
     ///
-    /// # Errors [`crate::Error::OutOfRange`] if the log does not have the record at a position. Every poll returns the
+    /// # Errors
+    /// [`crate::Error::OutOfRange`] if the log does not have the record at a position. Every poll returns the
     /// error until the next `assign`.
     fn poll(&mut self, batch: &mut RecordBatch, max_bytes: usize, timeout: Duration) -> Result<usize>;
 

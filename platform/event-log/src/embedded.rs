@@ -70,7 +70,8 @@ impl EmbeddedLog {
 
 /// Opens a log, or creates one in an empty directory. Aborts transactions that were left open.
 ///
-/// # Errors [`Error::Refused`] if another process has opened the directory; [`Error::Corrupt`] if it is corrupt or was
+/// # Errors
+/// [`Error::Refused`] if another process has opened the directory; [`Error::Corrupt`] if it is corrupt or was
 /// written by a newer version; [`Error::Storage`] if the store fails.
 pub fn open(config: Config) -> Result<Arc<EmbeddedLog>> {
     let backing: Box<dyn Backing> = match &config.dir {

@@ -53,7 +53,8 @@ static IS_ARMED: AtomicBool = AtomicBool::new(false);
 /// failpoint is passed for the first time, `name=kill@3` for the third time; `name=pause:250` sleeps 250 ms each time,
 /// `name=pause:250@3` only the third time.
 ///
-/// # Errors The first invalid entry. A process must not start with an invalid list, because its crash test would
+/// # Errors
+/// The first invalid entry. A process must not start with an invalid list, because its crash test would
 /// succeed without a crash.
 pub fn arm(list: &str) -> Result<(), InvalidEntry> {
     let armed = parse(list)?;

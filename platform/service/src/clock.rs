@@ -1,4 +1,7 @@
 //! A wall clock that tests can set.
+//!
+//! Code that needs the time takes a [`SharedClock`]. Only [`System`] reads the system clock; clippy.toml forbids it
+//! elsewhere.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};

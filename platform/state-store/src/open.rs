@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 /// Opens or creates a store.
 ///
-/// # Errors [`crate::Error::Locked`] when another process has it open; [`crate::Error::Corrupt`] when its files are
+/// # Errors
+/// [`crate::Error::Locked`] when another process has it open; [`crate::Error::Corrupt`] when its files are
 /// corrupt: move the directory away with [`crate::quarantine`] and restore from the log.
 pub fn open(options: &Options) -> Result<SharedStore> {
     Ok(match options.engine {

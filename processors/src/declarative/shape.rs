@@ -213,7 +213,8 @@ impl OutputTopic {
     /// Converts the values to the types of their columns and writes the record with its schema id into `out`, which is
     /// cleared first.
     ///
-    /// # Errors A value cannot be represented in its column's type.
+    /// # Errors
+    /// A value cannot be represented in its column's type.
     pub fn write(&self, row: &mut [Datum<'_>], out: &mut Vec<u8>) -> Result<(), schemas::codec::EncodeError> {
         for (datum, ty) in row.iter_mut().zip(&self.types) {
             let value = std::mem::replace(datum, Datum::Null);

@@ -77,6 +77,9 @@ impl Catalog {
     }
 
     /// Registers a compiled schema. Makes no call if the same text was registered under this subject before.
+    ///
+    /// # Errors
+    /// As [`Registry::register`].
     pub fn register_schema(&self, subject: &str, schema: &Arc<Schema>) -> Result<SchemaId> {
         let id = self.register(subject, schema.text())?;
         locked(&self.slots)

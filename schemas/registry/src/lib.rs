@@ -54,7 +54,8 @@ impl fmt::Display for Version {
 pub trait Registry: Send + Sync {
     /// Registers a schema under a subject if it is not registered there yet, and returns its id.
     ///
-    /// # Errors [`Error::InvalidSchema`], [`Error::Incompatible`] if it is incompatible with an earlier version at the
+    /// # Errors
+    /// [`Error::InvalidSchema`], [`Error::Incompatible`] if it is incompatible with an earlier version at the
     /// subject's compatibility [`Level`], [`Error::Unavailable`].
     fn register(&self, subject: &str, schema: &str) -> Result<SchemaId>;
 

@@ -81,6 +81,9 @@ impl Schema {
     }
 
     /// Like [`Schema::encode_json`], for one type of the schema.
+    ///
+    /// # Errors
+    /// [`JsonError`] with the path of the first mismatch.
     pub fn encode_json_value(&self, ty: TypeId, value: &Value, out: &mut Vec<u8>) -> Result<(), JsonError> {
         let from = out.len();
         let writer = Writer {

@@ -109,7 +109,8 @@ impl Projection {
     /// numbers are promoted, and fields that the writer does not have get their default. Arrays, maps and nested
     /// records must have the same structure in both schemas.
     ///
-    /// # Errors [`ProjectError`] if the schemas do not match by Avro's resolution rules.
+    /// # Errors
+    /// [`ProjectError`] if the schemas do not match by Avro's resolution rules.
     pub fn between(writer: Arc<Schema>, reader: Arc<Schema>) -> Result<Self, ProjectError> {
         let from = writer.record()?;
         let to = reader.record()?;

@@ -106,7 +106,8 @@ pub struct Evaluated {
 impl Relation {
     /// Binds the views to a schema.
     ///
-    /// # Errors The text is not a record schema, or a column that views use is missing in it.
+    /// # Errors
+    /// The text is not a record schema, or a column that views use is missing in it.
     pub fn bind(self: &Arc<Self>, schema: &str) -> Result<Bound, BindError> {
         let invalid = |reason| BindError::Schema {
             relation: self.name.clone(),

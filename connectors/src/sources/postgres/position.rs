@@ -35,7 +35,7 @@ pub enum Snapshot {
 /// The columns that the snapshot read, by table name.
 pub type Tables = Arc<BTreeMap<String, Vec<String>>>;
 
-/// Where the source continues.
+/// Position from which the source continues.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Position {
     /// Source epoch: increases with each snapshot that starts, and is the first part of a row's version.

@@ -1,9 +1,10 @@
 //! A block: records of one partition that were written together, or one control record.
 //!
-//! ```text version 1 · flags 1 · transaction 8 · count 4 · span 4 · base timestamp 8 · greatest timestamp 8 · [horizon
-//! 8] · records (the horizon exists from version 2 on; in version 3, the minimum i64 means that there is none) record:
-//! offset delta, timestamp delta (zigzag), key, value, headers; all integers as varints; a length is stored plus one,
-//! and 0 is null
+//! ```text
+//! version 1 · flags 1 · transaction 8 · count 4 · span 4 · base timestamp 8 · greatest timestamp 8 · [horizon 8] · records
+//! (the horizon exists from version 2 on; in version 3, the minimum i64 means that there is none)
+//! record: offset delta, timestamp delta (zigzag), key, value, headers; all integers as varints; a length is stored
+//! plus one, and 0 is null
 //! ```
 //!
 //! `span` is the number of offsets of the block; after compaction the block may contain fewer records. The horizon is

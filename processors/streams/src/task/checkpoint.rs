@@ -102,7 +102,8 @@ pub enum CheckpointError {
 
 /// Reads the checkpoint and commit record of a store.
 ///
-/// # Errors [`FormatError::Newer`] if a newer program wrote the store; other format errors if the store is corrupt.
+/// # Errors
+/// [`FormatError::Newer`] if a newer program wrote the store; other format errors if the store is corrupt.
 pub fn read(store: &dyn Store) -> Result<StoreContent, CheckpointError> {
     let Some(format) = store.get(META, FORMAT_KEY)? else {
         return Ok(StoreContent::Empty);

@@ -105,7 +105,9 @@ impl Membership {
         self.fence = Some(Fence { since, reason });
     }
 
-    /// # Errors The thread was fenced, and no assignment event explained it in time: another process uses the same
+    /// # Errors
+
+    /// The thread was fenced, and no assignment event explained it in time: another process uses the same
     /// name.
     pub(super) fn check_fence(&self, now: Duration) -> Result<()> {
         match &self.fence {

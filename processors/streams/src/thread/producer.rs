@@ -77,7 +77,8 @@ impl ThreadProducer {
 
     /// Creates or replaces the producer if necessary and returns whether it is ready; if not, the caller retries later.
     ///
-    /// # Errors Fencing, and any failure that a retry cannot resolve.
+    /// # Errors
+    /// Fencing, and any failure that a retry cannot resolve.
     pub(super) fn ensure_ready(&mut self, shared: &Shared) -> Result<bool> {
         if self.is_ready() {
             return Ok(true);

@@ -57,7 +57,8 @@ impl Transaction {
 
     /// Creates or replaces the producer if necessary and returns whether it is ready.
     ///
-    /// # Errors Fencing, and any failure that a retry cannot resolve.
+    /// # Errors
+    /// Fencing, and any failure that a retry cannot resolve.
     pub(super) fn ensure_ready(&mut self) -> Result<bool> {
         self.producer.ensure_ready(&self.shared)
     }

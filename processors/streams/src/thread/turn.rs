@@ -71,7 +71,8 @@ impl StreamThread {
     /// necessary. Waits for input for at most `max_wait`, and returns how long the caller should wait before the next
     /// iteration.
     ///
-    /// # Errors A failure that ends the thread and with it the process: fencing by a process of the same name, a store
+    /// # Errors
+    /// A failure that ends the thread and with it the process: fencing by a process of the same name, a store
     /// failure, or a failure of the log that a retry cannot fix.
     pub(crate) fn turn(&mut self, max_wait: Duration) -> Result<Duration> {
         match self.take_turn(max_wait) {
