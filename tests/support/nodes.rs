@@ -1,5 +1,5 @@
-//! The nodes of a topology. Each is a separate `trunkline run` process, which tests can start, stop, kill, and delete
-//! the data of.
+//! The nodes of a topology. Each is a separate `trunkline run` process, which tests can start, stop and kill, and whose
+//! data they can delete.
 //!
 //! Ports and log file of a node stay the same across restarts. All nodes are killed on drop.
 
