@@ -21,7 +21,7 @@ pub fn duration(text: &str) -> Result<i64> {
     let duration: SignedDuration = text
         .parse()
         .with_context(|| format!("`{text}` is not a duration; write one such as 90s or 12h"))?;
-    i64::try_from(duration.as_millis()).context("the duration is too long")
+    i64::try_from(duration.as_millis()).context("the duration is too long; use a shorter one")
 }
 
 /// Formats milliseconds since 1970 as RFC 3339.

@@ -155,7 +155,10 @@ async fn ingest(
     body: Result<Bytes, axum::extract::rejection::BytesRejection>,
 ) -> Result<Response, Problem> {
     if !topics.iter().any(|t| t == "*" || *t == topic) {
-        let detail = format!("credential `{name}` may post to {}", topics.join(", "));
+        let detail = format!(
+            "credential `{name}` may not post to {topic}; it may post to {}",
+            topics.join(", ")
+        );
         return Err(problem(
             StatusCode::FORBIDDEN,
             "forbidden",
@@ -256,7 +259,9 @@ async fn events(
             Ok(Json(json!({"stored": count, "at": at})).into_response())
         }
         Ok(Err(event_log::Error::TooLarge { bytes, limit, .. })) => {
-            let detail = format!("an event has {bytes} bytes, but the log accepts at most {limit}");
+            let detail = format!(
+                "an event has {bytes} bytes, but the log accepts at most {limit}; send a smaller event, or raise max.message.bytes of the topic"
+            );
             Err(problem(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "too-large",

@@ -94,12 +94,12 @@ fn topology(dev: &args::Dev) -> Result<(Topology, bool)> {
             [only] => only.kind = SourceKind::Postgres,
             all if all.iter().any(|s| s.kind == SourceKind::Postgres) => {}
             _ => bail!(
-                "--postgres needs a connector of kind postgres; the topology has several connectors, all of other kinds"
+                "cannot use --postgres: the topology has several connectors, but none of kind postgres; declare one"
             ),
         }
         is_sample = false;
     } else if topology.sources.iter().any(|s| s.kind == SourceKind::Postgres) {
-        bail!("the topology has a connector of kind postgres; set the database URL with --postgres");
+        bail!("the database URL of the connector of kind postgres is missing; set it with --postgres");
     }
     Ok((topology, is_sample))
 }

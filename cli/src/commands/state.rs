@@ -136,7 +136,10 @@ fn list(output: Output, processes: &Processes) -> Result<()> {
         items.extend(tasks(&answer, url));
     }
     if items.is_empty() {
-        bail!("no process with a processor answered at {}", processes.urls.join(", "));
+        bail!(
+            "no process with a processor answered at {}; check that the nodes are running",
+            processes.urls.join(", ")
+        );
     }
     let columns = [
         "processor",
@@ -252,7 +255,8 @@ impl Processes {
             |name: &'static str, wanted: &str, value: &Value| value.get(name).and_then(Value::as_str) == Some(wanted);
         let mut all = answer.as_array().into_iter().flatten();
         let found = all.find(|p| has("processor", processor, p));
-        let found = found.with_context(|| format!("no reachable process runs processor `{processor}`"))?;
+        let found = found
+            .with_context(|| format!("no reachable process runs processor `{processor}`; start a node that runs it"))?;
         let mut stores = found.get("stores").and_then(Value::as_array).into_iter().flatten();
         let store = stores
             .find(|s| has("store", store, s))
@@ -272,7 +276,9 @@ fn get(base: &str, segments: &[&str], query: &[(&str, &str)], timeout: Duration)
         let status = answer.status();
         let body = answer.text().await.unwrap_or_default();
         if status.is_success() {
-            return serde_json::from_str(&body).with_context(|| format!("{base} did not answer with JSON"));
+            return serde_json::from_str(&body).with_context(|| {
+                format!("{base} did not answer with JSON; check that it is the admin listener of a trunkline process")
+            });
         }
         let problem: Value = serde_json::from_str(&body).unwrap_or_default();
         match problem.get("detail").and_then(Value::as_str) {

@@ -40,7 +40,7 @@ fn register_schemas(context: &Context) -> Result<SchemaIds> {
 /// How long deleted rows stay in the state: `delete.retention.ms` of `view.log` minus a margin.
 fn horizon_ms(context: &Context) -> Result<i64> {
     let info = context.backends.log.describe(VIEW_LOG)?;
-    let info = info.with_context(|| format!("topic {VIEW_LOG} does not exist"))?;
+    let info = info.with_context(|| format!("topic {VIEW_LOG} does not exist; restart the node, which creates it"))?;
     let retention = info.number("delete.retention.ms").unwrap_or(7 * DAY_MS);
     Ok(retention - DAY_MS.min(retention / 7))
 }

@@ -22,7 +22,7 @@ pub enum KeysError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// A key file cannot be read or written.
-    #[error("{attempted} {path}; check that the directory exists and is writable by this process")]
+    #[error("cannot {attempted} {path}; check that the directory exists and is writable by this process")]
     File {
         /// The attempt.
         attempted: &'static str,

@@ -63,7 +63,7 @@ pub enum TokenError {
     #[error("{0}")]
     Request(&'static str),
     /// Signing failed.
-    #[error("sign the token with {signer}")]
+    #[error("cannot sign the token with {signer}")]
     Sign {
         /// File of the key, or issuer of the shared secret.
         signer: String,

@@ -174,11 +174,11 @@ impl Follower {
             // replica can no longer read the records after it, so it cannot continue from its store.
             SubscriptionError::Log(attempted, event_log::Error::OutOfRange { at, offset, start, end }) => self
                 .quarantine(format!(
-                    "{attempted}: position {offset} of {at} is outside of the log's range {start}..{end}"
+                    "cannot {attempted}: position {offset} of {at} is outside of the log's range {start}..{end}"
                 )),
             SubscriptionError::Log(attempted, error) => {
                 let fix = "the edge retries; if this persists, check the log with `trunkline doctor`";
-                ReadinessIssue::new(format!("{attempted}: {}", chain(&error)), fix)
+                ReadinessIssue::new(format!("cannot {attempted}: {}", chain(&error)), fix)
             }
             // A record of a newer format. The store is intact, and a newer release continues from it.
             SubscriptionError::Replica(error @ ViewsError::Record { .. }) => {

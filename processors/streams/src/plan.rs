@@ -289,7 +289,7 @@ fn check_names(application: &Application) -> Result<()> {
             return Err(invalid(
                 application,
                 format!(
-                    "topic {twice} is an input twice; a topic can be read by one sub-topology of an application only"
+                    "topic {twice} is an input twice; remove one of the inputs, because only one sub-topology of an application can read a topic"
                 ),
             ));
         }

@@ -191,7 +191,10 @@ fn end(task: &mut Task, recovery: &mut Recovery, shared: &Shared, offsets: Offse
     }
     match task.store_mut().next {
         Some(next) if next > end => {
-            let reason = format!("it is at offset {next} of {}, which ends at {end}", task.changelog);
+            let reason = format!(
+                "the store is at offset {next} of {}, which ends at {end}",
+                task.changelog
+            );
             return quarantine(task, recovery, shared, &reason);
         }
         Some(_) => {}

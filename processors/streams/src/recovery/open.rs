@@ -75,7 +75,7 @@ pub(crate) fn missed_tombstones(store: &TaskStore, sub: &Sub, now: Millis) -> Op
     let age = now.saturating_sub(store.as_of);
     (age > retention - age_margin(retention)).then(|| {
         format!(
-            "it was last up to date {age} ms ago, but {} keeps tombstones for {retention} ms only",
+            "the store was last up to date {age} ms ago, but {} keeps tombstones for {retention} ms only",
             sub.changelog
         )
     })

@@ -65,18 +65,18 @@ impl Origin {
         let (topic, partition, _) = &checkpoint.changelog;
         if checkpoint.log != self.log {
             return Some(format!(
-                "it was filled from log {}, but this is log {}",
+                "the store was filled from log {}, but this is log {}",
                 checkpoint.log, self.log
             ));
         }
         if **topic != *self.changelog.topic || *partition != self.changelog.partition {
             return Some(format!(
-                "it was filled from {topic}/{partition}, but the changelog is {}",
+                "the store was filled from {topic}/{partition}, but the changelog is {}",
                 self.changelog
             ));
         }
         (checkpoint.topic_id != self.topic_id.to_string())
-            .then(|| format!("{topic} was deleted and created again since it was filled"))
+            .then(|| format!("{topic} was deleted and created again since the store was filled"))
     }
 }
 
