@@ -196,7 +196,8 @@ async fn start_roles(plan: Plan, context: &Context, admin: SocketAddr) -> Result
     if plan.roles.contains(&Role::Ingest) || !inlets.is_empty() {
         let config = plan.ingest.clone().with_context(|| {
             format!(
-                "node {} has the role ingest or an http connector, but no [ingest] configuration; add [ingest] with listen and credentials",
+                "node {} has the role ingest or an http connector, but no [ingest] configuration; add [ingest] with \
+                 listen and credentials",
                 plan.name
             )
         })?;
@@ -242,7 +243,8 @@ fn start_connectors(plan: &Plan, context: &Context) -> Result<BTreeMap<String, c
             SourceKind::Postgres => {
                 let config = plan.connectors.get(name.as_str()).with_context(|| {
                     format!(
-                        "node {} runs connector {name}, but has no configuration for it; add [connectors.{name}] with a url",
+                        "node {} runs connector {name}, but has no configuration for it; add [connectors.{name}] \
+                         with a url",
                         plan.name
                     )
                 })?;

@@ -260,7 +260,8 @@ async fn events(
         }
         Ok(Err(event_log::Error::TooLarge { bytes, limit, .. })) => {
             let detail = format!(
-                "an event has {bytes} bytes, but the log accepts at most {limit}; send a smaller event, or raise max.message.bytes of the topic"
+                "an event has {bytes} bytes, but the log accepts at most {limit}; send a smaller event, or raise \
+                 max.message.bytes of the topic"
             );
             Err(problem(
                 StatusCode::PAYLOAD_TOO_LARGE,

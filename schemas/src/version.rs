@@ -32,7 +32,8 @@ pub enum VersionError {
     Length(usize),
     /// A newer version of Trunkline wrote it.
     #[error(
-        "the row version has format {found}, but this version of trunkline reads formats up to {FORMAT}; upgrade trunkline"
+        "the row version has format {found}, but this version of trunkline reads formats up to {FORMAT}; upgrade \
+         trunkline"
     )]
     Newer {
         /// The format found.

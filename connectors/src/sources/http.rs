@@ -292,7 +292,8 @@ impl source::Position for Position {
             }
             Version { v: FORMAT } => serde_json::from_str(json).map_err(text),
             Version { v } => Err(format!(
-                "the stored position has format {v}, but this version of trunkline reads formats up to {FORMAT}; upgrade trunkline"
+                "the stored position has format {v}, but this version of trunkline reads formats up to {FORMAT}; \
+                 upgrade trunkline"
             )),
         }
     }

@@ -27,7 +27,8 @@ impl Bound {
             let field = writer.fields().iter().find(|field| field.column() == column.as_str());
             let missing = || {
                 format!(
-                    "the processor uses column `{column}` of `{relation}`, but the record's schema does not contain it; redeploy the source or the topology so that both match"
+                    "the processor uses column `{column}` of `{relation}`, but the record's schema does not contain \
+                     it; redeploy the source or the topology so that both match"
                 )
             };
             names.push(field.ok_or_else(missing)?.name.to_string());

@@ -289,7 +289,8 @@ fn check_names(application: &Application) -> Result<()> {
             return Err(invalid(
                 application,
                 format!(
-                    "topic {twice} is an input twice; remove one of the inputs, because only one sub-topology of an application can read a topic"
+                    "topic {twice} is an input twice; remove one of the inputs, because only one sub-topology of an \
+                     application can read a topic"
                 ),
             ));
         }
@@ -308,7 +309,8 @@ fn check_changelog(application: &Application, info: &TopicInfo, partitions: i32)
     } else if setting("cleanup.policy") != "compact" {
         "cleanup.policy must be compact, otherwise state is deleted".to_owned()
     } else if setting("message.timestamp.type") != "LogAppendTime" {
-        "message.timestamp.type must be LogAppendTime, because the age of checkpoints is compared with the broker's clock"
+        "message.timestamp.type must be LogAppendTime, because the age of checkpoints is compared with the broker's \
+         clock"
             .to_owned()
     } else {
         return Ok(());

@@ -147,7 +147,8 @@ fn ranges(log: &dyn EventLog, job: &Job, partitions: i32) -> Result<Vec<Partitio
             Border::Open => start,
             Border::Offset(offset) if offset < start => {
                 return Err(Error::Refused(format!(
-                    "offset {offset} of {at} has been removed by retention, the earliest offset is {start}; use --from-offset {start}"
+                    "offset {offset} of {at} has been removed by retention, the earliest offset is {start}; use \
+                     --from-offset {start}"
                 )));
             }
             Border::Offset(offset) => offset.min(end),
@@ -243,7 +244,8 @@ impl<'a> Writer<'a> {
             Outcome::Committed(_) => {}
             Outcome::Aborted { reason, .. } | Outcome::Unknown { reason } => {
                 let text = format!(
-                    "the replay stopped because a transaction was not committed: {reason}; batches that were committed before remain"
+                    "the replay stopped because a transaction was not committed: {reason}; batches that were \
+                     committed before remain"
                 );
                 return Err(Error::Refused(text));
             }

@@ -144,7 +144,8 @@ impl crate::source::Position for Position {
         }
         if v != FORMAT {
             return Err(format!(
-                "the stored position has format {v}, but this version of trunkline reads formats up to {FORMAT}; upgrade trunkline"
+                "the stored position has format {v}, but this version of trunkline reads formats up to {FORMAT}; \
+                 upgrade trunkline"
             ));
         }
         let stored: Stored<'_> = serde_json::from_str(json).map_err(|e| e.to_string())?;

@@ -50,7 +50,8 @@ fn check_collision(state: &State, name: &str) -> Result<()> {
         Some(known) => Err(invalid(
             name,
             format!(
-                "the name collides with topic {known}, because names that differ only in `.` and `_` are not distinguished; choose another name"
+                "the name collides with topic {known}, because names that differ only in `.` and `_` are not \
+                 distinguished; choose another name"
             ),
         )),
         None => Ok(()),
