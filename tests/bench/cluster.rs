@@ -13,7 +13,7 @@ use harness::Harness;
 use progress::RunPlan;
 use std::time::Duration;
 
-/// Minimum number of orders, whatever the duration.
+/// Minimum number of orders, regardless of the duration.
 const ORDERS: usize = 1_000_000;
 
 /// Runs for the given number of minutes, by default 10.

@@ -214,7 +214,7 @@ impl Follower {
         };
         let until = Instant::now() + RELEASE_WAIT;
         // A poll that got the replica before the line above keeps it open while it reads. The store's directory can be
-        // renamed or opened again only after the last reference is gone.
+        // renamed or opened again only after the last reference is dropped.
         while Arc::get_mut(&mut open.replica).is_none() && Instant::now() < until {
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -41,7 +41,7 @@ impl<'a> Parent<'a> {
     }
 }
 
-/// Longer headers are not propagated, whatever their version.
+/// Longer headers are not propagated, regardless of their version.
 const LENGTH_MAX: usize = 256;
 
 #[cfg(test)]

@@ -38,7 +38,7 @@ pub fn assignment_precedes_records(harness: &Harness) {
     consumer.close().unwrap();
 }
 
-/// `start` sets the position, also at a later time.
+/// `start` sets the position; it can be called again later.
 pub fn member_reads_from_start_offset(harness: &Harness) {
     let at = harness.partition();
     harness.append(&at, &["a", "b", "c", "d"]);

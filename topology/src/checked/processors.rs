@@ -104,8 +104,8 @@ pub struct Feed {
     pub is_keyed: bool,
     /// Whether the input is read directly, rather than through a repartition topic.
     pub is_direct: bool,
-    /// Number of partitions of the topic that is read by the processor's main sub-topology: the input's or the
-    /// repartition topic's.
+    /// Number of partitions of the topic that the processor's main sub-topology reads, which is the input or the
+    /// repartition topic.
     pub partitions: i32,
 }
 

@@ -151,7 +151,7 @@ impl Newest {
 /// A visible row or tombstone, decoded from the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RowValue<'a> {
-    /// Offset of the transaction end marker that made it visible in this replica. Another replica may store a later
+    /// Offset of the transaction end marker that made the row visible in this replica. Another replica may store a later
     /// marker, because compaction removes older markers.
     pub closed: Offset,
     /// Append time of the record in ms.

@@ -417,7 +417,7 @@ impl Broker {
         }
     }
 
-    /// Aborts the transactions that were open when the log was last closed or its process died.
+    /// Aborts the transactions that were open when the log was last closed or its process was killed.
     pub fn abort_open_transactions(&self) -> Result<()> {
         let mut writer = self.writer();
         let left: Vec<u64> = self.state().transactions.keys().copied().collect();

@@ -141,8 +141,8 @@ fn empty(application: &str, changelog: &TopicPartition) -> Error {
 }
 
 /// Makes the task continue with its state at the committed offsets: writes a commit record that contains exactly these
-/// inputs. An input without a committed offset keeps its position in the previous commit record. An input that has no
-/// position there either starts at its `first_start`.
+/// inputs. An input without a committed offset keeps its position in the previous commit record. If it has no position
+/// there either, it starts at the `first_start` of its sub-topology.
 ///
 /// # Errors
 /// The log fails, or the changelog cannot be read.

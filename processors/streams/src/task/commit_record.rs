@@ -12,7 +12,7 @@ pub const COMMIT_RECORD_KEY: &[u8] = b"[\"~marker\"]";
 /// Format version of changelog values: the one that this program writes, and the newest that it reads.
 pub const CHANGELOG_VERSION: u8 = 1;
 
-/// States up to which position of its inputs a task's state includes them.
+/// The position of each input up to which a task's state includes the input's records.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct CommitRecord {
     /// Increases by one with each commit of the task.

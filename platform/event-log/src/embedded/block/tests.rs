@@ -1,4 +1,4 @@
-//! Tests of the block format: records are read as they were written, also when a block is read in parts, and corrupt
+//! Tests of the block format: records are read as they were written, even when a block is read in parts, and corrupt
 //! bytes are errors.
 
 use super::*;
