@@ -90,8 +90,8 @@ pub struct Processors {
     pub store: Engine,
     /// Memory for caches and write buffers of each task store, in MiB.
     pub store_memory_mib: u64,
-    /// Number of standby replicas per task store, from 0 to 3. With n standbys, n processes can fail at the same time without a
-    /// full restore.
+    /// Number of standby replicas per task store, from 0 to 3. With n standbys, n processes can fail at the same time
+    /// without a full restore.
     pub standby_replicas: usize,
     /// Consumer group protocol: classic, or consumer (KIP-848).
     pub group_protocol: GroupProtocol,
