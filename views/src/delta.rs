@@ -211,8 +211,9 @@ impl Pager<'_> {
         });
         let covered_before = if first { &self.base.covered } else { &round.covered };
         let drops: Vec<BucketId> = covered_before.iter().filter(|id| !may_read(id)).copied().collect();
-        // A bucket that is revoked in mid-round is no longer covered, so that it starts with a reset if it is granted again.
-        // One that is granted in mid-round is not in `round.covered` and waits for the next round.
+        // A bucket that is revoked during a round leaves the covered buckets, so that it starts with a reset if it is
+        // granted again. A bucket that is granted during a round is not in `round.covered` and waits for the next
+        // round.
         let covered: Vec<BucketId> = round.covered.iter().filter(|id| may_read(id)).copied().collect();
         let mut draft = Draft {
             drops,

@@ -1,7 +1,8 @@
 //! The storage of the embedded log: ordered keys in two keyspaces, with atomic batches.
 //!
 //! A batch is atomic over both keyspaces and survives the end of the process once `commit` has returned. A scan sees
-//! all batches that were committed before it started and nothing of later ones. Tests inject faults here (`faulty`).
+//! all batches that were committed before it started and none that was committed later. Tests inject faults here
+//! (`faulty`).
 
 mod disk;
 #[cfg(test)]
