@@ -44,7 +44,7 @@ down:
 # Run COUNT seeds of both simulations, beginning with seed FROM
 [group('test')]
 simulate FROM COUNT:
-    TRUNKLINE_SIMULATION={{ FROM }},{{ COUNT }} cargo test --release --locked -p trunkline-streams --lib -- --nocapture output_under_random_faults
+    TRUNKLINE_SIMULATION={{ FROM }},{{ COUNT }} cargo test --release --locked -p trunkline-streams-test --lib -- --nocapture output_under_random_faults
     TRUNKLINE_VIEWS_SIMULATION={{ FROM }},{{ COUNT }} cargo test --release --locked -p trunkline-processors --lib -- --nocapture devices_under_random_faults
 
 # Check that the simulations detect every mutation of the protocols

@@ -8,7 +8,7 @@ use schemas::codec::Datum;
 use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use streams::driver::StepDriver;
+use streams_test::StepDriver;
 use streams::{InputTopic, TaskId, TaskInfo};
 use trunkline_processors::declarative::{Config, application};
 

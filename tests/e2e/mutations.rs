@@ -31,7 +31,7 @@ fn mutations_match_their_files_exactly_once() {
         }
         assert!(!text(mutation, "clause").is_empty(), "{name}: `clause` is empty");
         assert!(
-            matches!(text(mutation, "suite"), "runtime" | "views" | "case"),
+            matches!(text(mutation, "suite"), "streams" | "views" | "case"),
             "{name}: unknown suite"
         );
         if text(mutation, "suite") == "case" {

@@ -12,7 +12,7 @@ use schemas::ids::SchemaId;
 use schemas::version::Lsn;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use streams::driver::StepDriver;
+use streams_test::StepDriver;
 use views::record::{self, SchemaIds, ViewRecord};
 use views::rules::{Piece, Relation, SourceRules, ViewRule};
 

@@ -14,17 +14,18 @@
 //! | `recovery` | recovery to the last commit, restore and standbys |
 //! | `thread` | the stream thread: group membership, transactions, poison-record isolation |
 //! | `admin` | queries, offset commands, metrics, readiness |
+//! | [`testing`] | what the test kit `trunkline-streams-test` needs beyond this |
 
 mod admin;
 mod api;
 mod clock;
-pub mod driver;
 mod plan;
 mod recovery;
 mod run;
 mod shared;
 mod stores;
 mod task;
+pub mod testing;
 mod thread;
 
 pub use admin::query::Handle;

@@ -16,9 +16,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// The environment of an application: log, clock and stores.
-pub(crate) struct Environment {
+pub struct Environment {
+    /// The log.
     pub log: SharedEventLog,
+    /// Wall clock and monotonic clock.
     pub clock: Arc<dyn Clock>,
+    /// Where task stores are opened.
     pub stores: Arc<dyn Stores>,
 }
 

@@ -12,7 +12,7 @@ use schemas::version::Lsn;
 use state_store::{Engine, Options, SharedStore, Space};
 use std::path::Path;
 use std::sync::Arc;
-use streams::driver::StepDriver;
+use streams_test::StepDriver;
 use views::record::SchemaIds;
 use views::rules::{Piece, Relation, SourceRules, ViewRule};
 

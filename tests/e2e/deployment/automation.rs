@@ -1,5 +1,5 @@
-//! Checks of the justfile, the GitHub workflows and settings, the release script, the development container, and the
-//! commands in the documents that readers start with.
+//! The justfile, the forge's workflows and settings, the release script, the development container, and the commands in
+//! the text for contributors.
 
 use super::commands::check_text;
 use super::tree::Tree;
@@ -9,12 +9,7 @@ const SETUP: &str = ".github/actions/setup/action.yml";
 const WORKFLOWS: &str = ".github/workflows";
 const JUSTFILE: &str = "justfile";
 /// Texts whose code spans and code blocks are commands.
-const TEXTS: [&str; 4] = [
-    "README.md",
-    "CONTRIBUTING.md",
-    "docs/guides/first-app.md",
-    ".github/pull_request_template.md",
-];
+const TEXTS: [&str; 2] = ["CONTRIBUTING.md", ".github/pull_request_template.md"];
 /// Programs whose code spans are checked as commands.
 const PROGRAMS: [&str; 5] = ["just ", "cargo ", "tests/run ", "tests/mutations ", "trunkline "];
 

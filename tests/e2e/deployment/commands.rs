@@ -210,16 +210,7 @@ fn check_cargo(tree: &Tree, words: &[String], findings: &mut Vec<String>) {
     let after = rest.get(end + 1..).unwrap_or_default();
     let parsed = parse(&format!("cargo {subcommand}"), &help, &rest[..end], findings);
     let chosen = check_targets(tree, &parsed, findings);
-    let names_none = ["-p", "--bin"]
-        .iter()
-        .all(|option| values(&parsed, option).next().is_none());
-    if subcommand == "run" && names_none && tree.default_runs() != ["trunkline"] {
-        findings.push(format!(
-            "`cargo run` without -p needs default-run in the manifest of trunkline alone; it is in {:?}",
-            tree.default_runs()
-        ));
-    }
-    if subcommand == "run" && (names_none || values(&parsed, "-p").any(|package| package == "trunkline")) {
+    if subcommand == "run" && values(&parsed, "-p").any(|package| package == "trunkline") {
         let literal: Vec<_> = after.iter().filter(|word| !is_template(word)).cloned().collect();
         check_trunkline(&literal, findings);
     }

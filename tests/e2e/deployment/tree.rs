@@ -41,8 +41,6 @@ pub struct Package {
     pub features: BTreeSet<String>,
     pub bins: BTreeSet<String>,
     pub tests: BTreeSet<String>,
-    /// Whether `cargo run` at the root can mean a binary of this package.
-    pub default_run: bool,
 }
 
 /// A recipe of the justfile.
@@ -141,12 +139,6 @@ impl Tree {
         })
     }
 
-    /// Packages with `default-run`; `cargo run` at the root needs exactly one.
-    pub fn default_runs(&self) -> Vec<&str> {
-        let packages = self.packages().iter().filter(|(_, package)| package.default_run);
-        packages.map(|(name, _)| name.as_str()).collect()
-    }
-
     fn package(&self, dir: &str) -> (String, Package) {
         let manifest = self.toml(&format!("{dir}/Cargo.toml"));
         let name = manifest["package"]["name"].as_str().expect("a package name").to_owned();
@@ -165,7 +157,6 @@ impl Tree {
             features: features.into_iter().flat_map(|f| f.keys().cloned()).collect(),
             bins: named("bin"),
             tests: named("test"),
-            default_run: manifest["package"].get("default-run").is_some(),
         };
         if package.bins.is_empty() && self.exists(&format!("{dir}/src/main.rs")) {
             package.bins.insert(name.clone());

@@ -11,7 +11,7 @@ use schemas::ids::SchemaId;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use streams::driver::StepDriver;
+use streams_test::StepDriver;
 use views::record::{self, SchemaIds, ViewRecord};
 use views::rules::{Piece, Relation, SourceRules, ViewRule};
 

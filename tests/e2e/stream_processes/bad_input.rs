@@ -60,7 +60,7 @@ fn renamed_sub_topology_keeps_its_state() {
         let mut thread = harness
             .try_start(vec![harness.sub("renamed", &[&harness.input], "counts")])
             .expect("start the thread");
-        assert_eq!(thread.leftovers(), Vec::<String>::new());
+        assert_eq!(thread.orphaned_state(), Vec::<String>::new());
         harness.settle(&mut thread);
         assert_eq!(harness.out(0), ["a=1", "a=2", "a=3"]);
         thread.finish().expect("shut down");
@@ -102,13 +102,13 @@ fn renamed_store_stops_tasks_until_resolved() {
         harness.settle(&mut thread);
         thread.finish().expect("shut down");
         let mut thread = harness.start("renamed");
-        let leftovers = thread.leftovers().join("; ");
+        let orphaned = thread.orphaned_state().join("; ");
         assert!(
-            leftovers.contains(&*harness.changelog("counts", 0).topic),
-            "{leftovers}"
+            orphaned.contains(&*harness.changelog("counts", 0).topic),
+            "{orphaned}"
         );
         assert!(
-            leftovers.contains(
+            orphaned.contains(
                 &harness
                     .dir
                     .path()

@@ -14,10 +14,10 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use streams::driver::ThreadDriver;
 use streams::{
     Application, Config, Context, Directory, FirstStart, Output, ProcessClock, Processor, State, SubTopology, TaskInfo,
 };
+use streams_test::{Environment, ThreadDriver};
 use tempfile::TempDir;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -190,8 +190,12 @@ impl Harness {
             name: self.application.clone(),
             subtopologies,
         };
-        let clock = Arc::new(ProcessClock::new(service::clock::system()));
-        ThreadDriver::new(&application, config, self.log.clone(), clock, Arc::new(stores), 0)
+        let environment = Environment {
+            log: self.log.clone(),
+            clock: Arc::new(ProcessClock::new(service::clock::system())),
+            stores: Arc::new(stores),
+        };
+        ThreadDriver::new(&application, config, environment, 0)
     }
 
     /// Starts the sub-topology `count` over the input, with the given store.
@@ -262,9 +266,9 @@ impl Harness {
         let mut causes = Vec::new();
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             wait_for("the thread to be idle", LIMIT, || {
-                let quiet = thread.settle(1).expect("process");
+                thread.turn().expect("process");
                 causes = thread.causes();
-                (quiet && self.all_committed()).then_some(())
+                (thread.is_quiet() && self.all_committed()).then_some(())
             });
         }));
         assert!(done.is_ok(), "the thread is not idle: {causes:?}");

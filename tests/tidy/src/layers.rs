@@ -48,6 +48,12 @@ pub const PACKAGES: &[Package] = &[
         "streams",
         &["failpoint", "schemas", "event-log", "state-store", "service"],
     ),
+    // Only a dev-dependency of the packages above it.
+    package(
+        "processors/streams-test",
+        "streams-test",
+        &["failpoint", "event-log", "state-store", "service", "streams"],
+    ),
     package(
         "processors",
         "processors",

@@ -4,7 +4,7 @@
 use super::*;
 use event_log::{Millis, TopicPartition};
 use std::time::Duration;
-use streams::driver::{FIRST, Moment, START, StepDriver, TopologyDriver, Written, records};
+use streams_test::{FIRST, Moment, START, StepDriver, TopologyDriver, Written, records};
 
 const ADA: &str = "[\"customer\",\"ada\"]";
 const BOB: &str = "[\"customer\",\"bob\"]";

@@ -13,7 +13,7 @@ use schemas::version::Lsn;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use streams::driver::StepDriver;
+use streams_test::StepDriver;
 use streams::{InputTopic, SubTopology, TaskId, TaskInfo};
 use topology::Topology;
 

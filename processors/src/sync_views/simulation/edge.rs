@@ -8,7 +8,7 @@ use super::oracle::Oracle;
 use super::{BUCKETS, DELETE_RETENTION, HORIZON, LAG, MARGIN, PARTITIONS, REFRESH, bucket_of, partition_of, scope_of};
 use event_log::{Millis, Offset, TopicPartition};
 use std::collections::{BTreeMap, BTreeSet};
-use streams::driver::simulation::{Broker, Disk, Rng, batch, crash_at};
+use streams_test::simulation::{Broker, Disk, Rng, crash_at};
 use streams::{StoreName, Stores};
 use views::cursor::{Cursor, Key, Keyring, Owner};
 use views::replica::{Options, Times};
@@ -213,7 +213,7 @@ impl Readers {
             let at = TopicPartition::new("view.log", p);
             let replica = &self.edges[i].replica;
             let position = replica.positions().iter().find(|(n, _)| *n == p).map_or(0, |(_, o)| *o);
-            let (batch, after) = batch(broker, &at, position, limit.records);
+            let (batch, after) = broker.batch(&at, position, limit.records);
             let (end, stable) = (broker.part(&at).end(), broker.part(&at).stable());
             let done = crash_at(limit.crashes_at, || -> CheckResult {
                 let applied = replica.apply(p, batch.iter(), now).map_err(|e| e.to_string())?;

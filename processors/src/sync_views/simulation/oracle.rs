@@ -11,7 +11,7 @@ use schemas::headers::{self, Tx};
 use schemas::version::Version;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
-use streams::driver::simulation::{Broker, batch_of};
+use streams_test::simulation::{Broker, batch_of};
 use views::record::{self, ViewRecord};
 
 /// A visible row.

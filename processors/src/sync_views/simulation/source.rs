@@ -12,7 +12,7 @@ use schemas::headers::{self, Tx};
 use schemas::ids::SchemaId;
 use schemas::version::Lsn;
 use std::collections::BTreeMap;
-use streams::driver::simulation::{Broker, Rng, Row};
+use streams_test::simulation::{Broker, Rng, Row};
 
 /// Schema of all rows.
 pub const ROW: &str = r#"{"type":"record","name":"row","fields":[

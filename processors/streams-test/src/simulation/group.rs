@@ -9,6 +9,22 @@ use event_log::{Millis, Offset, TopicPartition};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+/// A member as a request names it.
+#[derive(Debug, Clone)]
+pub(super) struct GroupMember {
+    pub name: String,
+    pub id: i32,
+    pub generation: i32,
+}
+
+/// A request to join.
+pub(super) struct Join<'j> {
+    pub name: &'j str,
+    /// Member id, if the process has one.
+    pub id: Option<i32>,
+    pub process: usize,
+}
+
 /// Rows of a produce request.
 pub(super) type Rows = Vec<Arc<Row>>;
 
@@ -42,11 +58,10 @@ impl Group {
             .collect())
     }
 
-    /// Whether offsets in a transaction are accepted from this member. As in Kafka, a negative generation is not
-    /// checked.
-    pub(super) fn accepts(&self, name: &str, member: i32, generation: i32) -> bool {
-        let known = self.members.get(name).map(|(id, _)| *id);
-        generation < 0 || (known == Some(member) && generation == self.generation)
+    /// Whether offsets of a transaction are accepted from this member. A negative generation is not checked, as in Kafka.
+    pub(super) fn accepts(&self, member: &GroupMember) -> bool {
+        let known = self.members.get(&member.name).map(|(id, _)| *id);
+        member.generation < 0 || (known == Some(member.id) && member.generation == self.generation)
     }
 
     pub(super) fn put_pending(&mut self, txn: u64, offsets: &[(TopicPartition, Offset)]) {
@@ -67,9 +82,9 @@ impl Group {
         }
     }
 
-    /// Adds a member. A static member that is already known and joins without a member id replaces its predecessor
-    /// without a rebalance (KIP-345).
-    pub(super) fn join(&mut self, name: &str, id: Option<i32>, process: usize, rng: &mut Rng, tasks: &Tasks) -> i32 {
+    /// Joins. A known static member without a member id replaces its predecessor without a rebalance (KIP-345).
+    pub(super) fn join(&mut self, request: Join<'_>, rng: &mut Rng, tasks: &Tasks) -> i32 {
+        let Join { name, id, process } = request;
         if self.members.contains_key(name) && id.is_none() && self.joining.is_none() {
             self.ids += 1;
             self.members.insert(name.to_owned(), (self.ids, process));

@@ -6,10 +6,10 @@
 //! protocol, the results are wrong.
 
 use super::Rng;
-use super::group::{Group, Rows};
-use super::partition::{Cleaning, Partition, Row};
+use super::group::{Group, GroupMember, Rows};
+use super::partition::{Cleaning, Partition, Row, batch_of};
 use super::protocol::{BrokerError, BrokerResult, DELETE_RETENTION, TXN_TIMEOUT, Tasks};
-use event_log::{Millis, Offset, TopicPartition};
+use event_log::{Millis, Offset, RecordBatch, TopicPartition};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -68,6 +68,25 @@ pub(super) struct FaultPlan {
     pub crash: f64,
 }
 
+/// What happened in a run.
+#[derive(Default)]
+pub(super) struct Journal {
+    pub notes: Notes,
+    /// Every event with its time; a failing run prints the last ones.
+    pub trace: Vec<(Millis, &'static str)>,
+    /// Hash of all choices: two runs of a seed must have the same.
+    pub trail: u64,
+}
+
+/// The transaction coordinator.
+#[derive(Default)]
+struct Transactions {
+    /// By transactional id.
+    coordinators: BTreeMap<String, Coordinator>,
+    /// Number of the newest transaction.
+    newest: u64,
+}
+
 /// The simulated broker.
 pub struct Broker {
     /// The time of the broker and of every process.
@@ -77,16 +96,12 @@ pub struct Broker {
     pub(super) group: Group,
     pub(super) layout: Layout,
     pub(super) committed_state: BTreeMap<TopicPartition, CommittedState>,
-    coordinators: BTreeMap<String, Coordinator>,
+    transactions: Transactions,
     net: Vec<Late>,
-    txns: u64,
     pub(super) fault_plan: FaultPlan,
-    pub(super) notes: Notes,
-    /// Every event with its time. If a run fails, the last events are printed.
-    pub(super) trace: Vec<(Millis, &'static str)>,
-    /// Hash of all random choices: two runs of a seed must have the same hash.
-    pub(super) trail: u64,
+    /// How often each failpoint was passed.
     passed: BTreeMap<&'static str, u32>,
+    pub(super) journal: Journal,
 }
 
 impl Broker {
@@ -103,14 +118,11 @@ impl Broker {
             group: Group::default(),
             layout,
             committed_state,
-            coordinators: BTreeMap::new(),
+            transactions: Transactions::default(),
             net: Vec::new(),
-            txns: 0,
             fault_plan,
-            notes: BTreeMap::new(),
-            trace: Vec::new(),
-            trail: 0,
             passed: BTreeMap::new(),
+            journal: Journal::default(),
         }
     }
 
@@ -126,13 +138,13 @@ impl Broker {
 
     /// Counts an event.
     pub fn note(&mut self, what: &'static str) {
-        *self.notes.entry(what).or_default() += 1;
-        self.trace.push((self.now, what));
+        *self.journal.notes.entry(what).or_default() += 1;
+        self.journal.trace.push((self.now, what));
     }
 
     /// Adds a choice to the hash.
     pub(super) fn mix(&mut self, choice: u64) {
-        self.trail = (self.trail ^ choice)
+        self.journal.trail = (self.journal.trail ^ choice)
             .wrapping_mul(0x0000_0100_0000_01B3)
             .rotate_left(23);
     }
@@ -140,6 +152,12 @@ impl Broker {
     /// Returns a partition, which is created empty if it does not exist.
     pub fn part(&mut self, at: &TopicPartition) -> &mut Partition {
         self.parts.entry(at.clone()).or_default()
+    }
+
+    /// At most `n` committed records of a partition from an offset on, and the position after them.
+    pub fn batch(&mut self, at: &TopicPartition, from: Offset, n: usize) -> (RecordBatch, Offset) {
+        let (records, position) = self.part(at).read(from, n);
+        (batch_of(at, &records), position)
     }
 
     /// Appends without a transaction, as the environment does. Returns the first offset.
@@ -194,7 +212,7 @@ impl Broker {
             touched: BTreeSet::new(),
             last_commit: None,
         };
-        let c = self.coordinators.entry(id.to_owned()).or_insert_with(fresh);
+        let c = self.transactions.coordinators.entry(id.to_owned()).or_insert_with(fresh);
         if matches!(c.phase, Phase::Ending { .. }) {
             return Err(BrokerError::Retry);
         }
@@ -208,16 +226,16 @@ impl Broker {
 
     /// The coordinator's state of a producer, if its epoch is the current one.
     fn coordinator(&mut self, id: &str, epoch: i32) -> BrokerResult<&mut Coordinator> {
-        let current = self.coordinators.get(id).map(|c| c.epoch);
+        let current = self.transactions.coordinators.get(id).map(|c| c.epoch);
         if current != Some(epoch) {
             self.note("fenced");
             return Err(BrokerError::Fenced("epoch"));
         }
-        Ok(self.coordinators.get_mut(id).expect("its epoch was just read"))
+        Ok(self.transactions.coordinators.get_mut(id).expect("its epoch was just read"))
     }
 
     fn enter(&mut self, id: &str, epoch: i32, touched: Touched) -> BrokerResult<u64> {
-        let (now, next) = (self.now, self.txns + 1);
+        let (now, next) = (self.now, self.transactions.newest + 1);
         let c = self.coordinator(id, epoch)?;
         match c.phase {
             Phase::Ending { .. } => return Err(BrokerError::Retry),
@@ -229,7 +247,7 @@ impl Broker {
         }
         c.touched.insert(touched);
         let txn = c.txn;
-        self.txns = self.txns.max(txn);
+        self.transactions.newest = self.transactions.newest.max(txn);
         Ok(txn)
     }
 
@@ -251,10 +269,10 @@ impl Broker {
         id: &str,
         epoch: i32,
         offsets: &[(TopicPartition, Offset)],
-        (name, member, generation): &(String, i32, i32),
+        member: &GroupMember,
     ) -> BrokerResult<()> {
         self.coordinator(id, epoch)?;
-        if !self.group.accepts(name, *member, *generation) {
+        if !self.group.accepts(member) {
             self.note("fenced by generation");
             return Err(BrokerError::Fenced("generation"));
         }
@@ -280,6 +298,7 @@ impl Broker {
     /// records follow later.
     fn decide(&mut self, id: &str, commit: bool) {
         let c = self
+            .transactions
             .coordinators
             .get_mut(id)
             .expect("a decided transaction has a coordinator");
@@ -323,14 +342,14 @@ impl Broker {
     }
 
     fn writers(&self, of: impl Fn(&Coordinator) -> bool) -> Vec<String> {
-        let found = self.coordinators.iter().filter(|(_, c)| of(c));
+        let found = self.transactions.coordinators.iter().filter(|(_, c)| of(c));
         found.map(|(id, _)| id.clone()).collect()
     }
 
     /// Applies commits and aborts to some participants of their transactions.
     fn mark_some(&mut self) {
         for id in self.writers(|c| matches!(c.phase, Phase::Ending { .. })) {
-            let Some(c) = self.coordinators.get(&id) else { continue };
+            let Some(c) = self.transactions.coordinators.get(&id) else { continue };
             let Phase::Ending { commit } = c.phase else { continue };
             let (txn, touched): (u64, Vec<Touched>) = (c.txn, c.touched.iter().cloned().collect());
             for participant in touched {
@@ -342,7 +361,7 @@ impl Broker {
     }
 
     fn mark(&mut self, id: &str, txn: u64, participant: Touched, commit: bool) {
-        if let Some(c) = self.coordinators.get_mut(id) {
+        if let Some(c) = self.transactions.coordinators.get_mut(id) {
             c.touched.remove(&participant);
             if c.touched.is_empty() {
                 c.phase = Phase::Idle;
@@ -362,7 +381,7 @@ impl Broker {
     fn time_out(&mut self) {
         let now = self.now;
         for id in self.writers(|c| c.phase == Phase::Ongoing && now - c.started > TXN_TIMEOUT) {
-            if let Some(c) = self.coordinators.get_mut(&id) {
+            if let Some(c) = self.transactions.coordinators.get_mut(&id) {
                 c.epoch += 1;
             }
             self.note("transaction timed out");
@@ -391,6 +410,6 @@ impl Broker {
 
     /// Whether no request is delayed, and no transaction is open or being completed.
     pub(super) fn is_still(&self) -> bool {
-        self.net.is_empty() && self.coordinators.values().all(|c| c.phase == Phase::Idle)
+        self.net.is_empty() && self.transactions.coordinators.values().all(|c| c.phase == Phase::Idle)
     }
 }

@@ -1,43 +1,34 @@
-//! The log and clock of one simulated process. Each call first yields to the scheduler.
+//! The log and clock of one simulated process.
 
 use super::broker::Broker;
 use super::client::{Consumer, PartitionReader, SimulatedProducer};
-use super::partition::Row;
-use super::protocol::{BrokerError, BrokerResult, DELETE_RETENTION};
-use super::scheduler::Scheduler;
-use crate::Clock;
+use super::connection::{Connection, rows_of, unavailable};
+use super::protocol::{BrokerError, DELETE_RETENTION};
 use event_log::{
     Committed, Error, EventLog, GroupConfig, GroupConsumer, GroupInfo, Isolation, Millis, Offset, OffsetSpec, OutBatch,
     Produced, Reader, Result, TopicId, TopicInfo, TopicPartition, TopicSpec, TransactionalProducer,
     TransactionalProducerConfig,
 };
 use std::collections::BTreeMap;
-use std::sync::{Arc, MutexGuard};
+use std::sync::MutexGuard;
 use std::time::Duration;
+use streams::Clock;
 
 /// The log, as one process accesses it.
 #[derive(Clone)]
 pub struct ProcessLog {
-    pub(super) scheduler: Arc<Scheduler>,
-    pub(super) process: usize,
-    /// Whether the process's members are static.
+    pub(super) connection: Connection,
+    /// Whether its members are static.
     pub(super) is_static: bool,
 }
 
 impl Clock for ProcessLog {
     fn now(&self) -> Millis {
-        self.scheduler.broker().now
+        self.connection.broker().now
     }
 
     fn elapsed(&self) -> Duration {
         Duration::from_millis(u64::try_from(self.now()).unwrap_or_default())
-    }
-}
-
-pub(super) fn unavailable(what: &str) -> Error {
-    Error::Unavailable {
-        attempted: what.to_owned(),
-        reason: "simulated".to_owned(),
     }
 }
 
@@ -50,51 +41,13 @@ fn id_of(topic: &str) -> TopicId {
 impl ProcessLog {
     /// The broker, for oracles. No request is made.
     pub fn broker(&self) -> MutexGuard<'_, Broker> {
-        self.scheduler.broker()
+        self.connection.broker()
     }
 
     /// Reports a violated invariant, which ends the run.
     pub fn fail(&self, text: String) {
-        self.scheduler.fail(text);
+        self.connection.scheduler.fail(text);
     }
-
-    /// Sends a request, and retries it on [`BrokerError::Retry`].
-    pub(super) fn call<T: 'static>(
-        &self,
-        request: impl Fn(&mut Broker) -> BrokerResult<T> + Send + Clone + 'static,
-    ) -> BrokerResult<T> {
-        loop {
-            self.scheduler.yield_now(self.process);
-            match self.broker().request(request.clone()) {
-                Err(BrokerError::Retry) => {}
-                answer => return answer,
-            }
-        }
-    }
-
-    pub(super) fn init(&self, id: &str) -> Result<i32> {
-        let id = id.to_owned();
-        self.call(move |broker| broker.init(&id))
-            .map_err(|_| unavailable("init"))
-    }
-}
-
-/// Rows of a batch by partition, in the order of first use.
-pub(super) fn rows_of(records: &OutBatch) -> Vec<(TopicPartition, Row)> {
-    let rows = records.iter().map(|(record, headers)| {
-        let at = TopicPartition {
-            topic: record.topic.clone(),
-            partition: record.partition.expect("simulated applications choose partitions"),
-        };
-        let headers = headers.map(|(name, value)| (name.to_owned(), value.map(<[u8]>::to_vec)));
-        let row = Row {
-            key: record.key.map(<[u8]>::to_vec),
-            value: record.value.map(<[u8]>::to_vec),
-            headers: headers.collect(),
-        };
-        (at, row)
-    });
-    rows.collect()
 }
 
 impl EventLog for ProcessLog {
@@ -136,7 +89,7 @@ impl EventLog for ProcessLog {
 
     fn offset(&self, at: &TopicPartition, which: OffsetSpec) -> Result<Offset> {
         let at = at.clone();
-        let answer = self.call(move |broker| {
+        let answer = self.connection.call(move |broker| {
             let part = broker.part(&at);
             Ok(match which {
                 OffsetSpec::Earliest => 0,
@@ -150,7 +103,7 @@ impl EventLog for ProcessLog {
 
     fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Committed> {
         let (group, partitions) = (group.to_owned(), partitions.to_vec());
-        self.call(move |broker| broker.group.fetch(&partitions))
+        self.connection.call(move |broker| broker.group.fetch(&partitions))
             .map_err(|refusal| match refusal {
                 BrokerError::Undecided => Error::Undecided { group },
                 _ => unavailable("fetch offsets"),
@@ -171,21 +124,21 @@ impl EventLog for ProcessLog {
             let unique = self.broker().rng.number();
             name = format!("{name}#{unique}");
         }
-        Ok(Box::new(Consumer::new(self.clone(), name)))
+        Ok(Box::new(Consumer::new(self.connection.clone(), name)))
     }
 
     fn reader(&self, isolation: Isolation) -> Result<Box<dyn Reader>> {
         Ok(Box::new(PartitionReader {
-            log: self.clone(),
+            connection: self.connection.clone(),
             isolation,
             positions: BTreeMap::new(),
         }))
     }
 
     fn transactional_producer(&self, config: TransactionalProducerConfig) -> Result<Box<dyn TransactionalProducer>> {
-        let epoch = self.init(&config.transactional_id)?;
+        let epoch = self.connection.init(&config.transactional_id)?;
         Ok(Box::new(SimulatedProducer::new(
-            self.clone(),
+            self.connection.clone(),
             config.transactional_id,
             epoch,
         )))
@@ -193,7 +146,7 @@ impl EventLog for ProcessLog {
 
     fn append(&self, records: &OutBatch) -> Result<Vec<Produced>> {
         for (at, row) in rows_of(records) {
-            let done = self.call(move |broker| {
+            let done = self.connection.call(move |broker| {
                 broker.append(&at, [row.clone()]);
                 Ok(())
             });

@@ -2,16 +2,16 @@
 //! clock do not jump.
 
 use super::harness::{Harness, TURNS, settle};
-use crate::{
-    Application, Clock, Context, Factory, FirstStart, Output, Processor, Result, State, SubTopology, TaskInfo, Timer,
-    TimerClock,
-};
 use event_log::{Millis, OutRecord, RecordBatch};
 use service::clock::Manual;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
+use streams::{
+    Application, Clock, Context, Factory, FirstStart, Output, Processor, Result, State, SubTopology, TaskInfo, Timer,
+    TimerClock,
+};
 
 const DAY: Millis = 24 * 60 * 60 * 1000;
 

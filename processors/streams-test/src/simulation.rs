@@ -10,6 +10,7 @@ mod affinity;
 mod broker;
 mod checked;
 mod client;
+mod connection;
 #[cfg(test)]
 mod counting;
 mod disk;
@@ -25,13 +26,13 @@ mod simulator;
 pub use broker::{Broker, Layout, Notes};
 pub use checked::Checked;
 pub use disk::Disk;
-pub use partition::{Cleaning, LogRecord, Partition, Row};
+pub use partition::{Cleaning, LogRecord, Partition, Row, batch_of};
 pub use process_log::ProcessLog;
 pub use protocol::Tasks;
 pub use rng::Rng;
 pub use scenario::{Environment, FaultRates, Scenario};
 
-use event_log::{Millis, Offset, RecordBatch, TopicPartition};
+use event_log::Millis;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -65,9 +66,9 @@ pub fn run<S: Scenario>(seed: u64, make: &dyn Fn(&mut Rng) -> S) -> Run {
     let mut broker = simulation.scheduler.broker();
     Run {
         outcome,
-        notes: std::mem::take(&mut broker.notes),
-        trail: broker.trail,
-        trace: std::mem::take(&mut broker.trace),
+        notes: std::mem::take(&mut broker.journal.notes),
+        trail: broker.journal.trail,
+        trace: std::mem::take(&mut broker.journal.trace),
     }
 }
 
@@ -151,21 +152,8 @@ pub fn seeds(variable: &str, count: u64) -> Range<u64> {
     from..from + count
 }
 
-/// At most `n` committed records of a partition, starting at an offset, and the position after them.
-pub fn batch(broker: &mut Broker, at: &TopicPartition, from: Offset, n: usize) -> (RecordBatch, Offset) {
-    let (records, position) = broker.part(at).read(from, n);
-    (batch_of(at, &records), position)
-}
-
-/// Creates a batch with these records.
-pub fn batch_of(at: &TopicPartition, records: &[LogRecord]) -> RecordBatch {
-    let mut batch = RecordBatch::default();
-    client::fill(&mut batch, at, records);
-    batch
-}
-
-/// Performs work that the scenario itself simulates, such as that of a reader. With a number `n`, the work crashes at
-/// the failpoint that it passes after `n` others.
+/// Does work that the scenario itself simulates, such as a reader's. With a number, the work crashes at the failpoint that
+/// it passes after that many others.
 ///
 /// # Errors
 /// The failpoint at which the work crashed.

@@ -3,11 +3,11 @@
 
 use super::output::text;
 use super::*;
-use crate::{
-    Context, Error, FirstStart, Output, Processor, Result as StepResult, State, SubTopology, Timer, TimerClock,
-};
 use event_log::{ErrorAction, RecordBatch};
 use std::ops::Range;
+use streams::{
+    Context, Error, FirstStart, Output, Processor, Result as StepResult, State, SubTopology, Timer, TimerClock,
+};
 
 /// Sends each record with a count of its key, and the key again one minute later.
 struct Counter {

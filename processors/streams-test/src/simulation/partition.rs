@@ -4,7 +4,7 @@
 //! as in Kafka. Oracles can also read records that compaction removed.
 
 use super::Rng;
-use event_log::{Millis, Offset};
+use event_log::{Header, Millis, Offset, RecordBatch, TimestampType, TopicPartition};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -236,4 +236,22 @@ impl Partition {
         });
         done
     }
+}
+
+/// Puts records into a batch.
+pub(super) fn fill(batch: &mut RecordBatch, at: &TopicPartition, records: &[LogRecord]) {
+    let index = batch.intern(at);
+    for r in records {
+        let headers = r.row.headers.iter();
+        let headers: Vec<Header<'_>> = headers.map(|(name, value)| (name.as_str(), value.as_deref())).collect();
+        let (key, value) = (r.row.key.as_deref(), r.row.value.as_deref());
+        batch.push(index, r.offset, r.at, TimestampType::LogAppend, key, value, headers);
+    }
+}
+
+/// A batch of these records.
+pub fn batch_of(at: &TopicPartition, records: &[LogRecord]) -> RecordBatch {
+    let mut batch = RecordBatch::default();
+    fill(&mut batch, at, records);
+    batch
 }

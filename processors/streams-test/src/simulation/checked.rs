@@ -4,10 +4,11 @@
 //! its changelog.
 
 use super::ProcessLog;
-use crate::{Context, Output, Processor, Result, State, Timer};
 use event_log::{RecordBatch, RecordRef, TopicPartition};
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
+use streams::testing::scan_all;
+use streams::{CHANGELOG_VERSION, COMMIT_RECORD_KEY, Context, Output, Processor, Result, State, Timer};
 
 /// A processor whose state is checked.
 pub struct Checked {
@@ -26,20 +27,20 @@ impl Checked {
     /// notified yet.
     fn check(&self, state: &State) -> Result<()> {
         let mut found = BTreeMap::new();
-        state.scan_any(b"", &mut |key, value| {
-            found.insert(key.to_vec(), [&[crate::CHANGELOG_VERSION], value].concat());
+        scan_all(state, &mut |key, value| {
+            found.insert(key.to_vec(), [&[CHANGELOG_VERSION], value].concat());
             ControlFlow::Continue(())
         })?;
         let mut broker = self.log.broker();
         let mut committed_state = broker.committed_state.get(&self.changelog).cloned().unwrap_or_default();
-        committed_state.remove(crate::COMMIT_RECORD_KEY);
+        committed_state.remove(COMMIT_RECORD_KEY);
         let first = broker
             .layout
             .tasks
             .get(&self.changelog)
             .and_then(|inputs| inputs.first());
         let owners = first.map(|input| broker.group.owners(input)).unwrap_or_default();
-        if owners != [self.log.process] {
+        if owners != [self.log.connection.process] {
             broker.note("zombie started");
         } else if found == committed_state {
             broker.note("started");

@@ -1,17 +1,30 @@
 //! Simulated stores. They survive a crash of their process, but may lose their newest batches; they never lose a batch
 //! and keep a later one.
 
-use crate::stores::{StoreName, Stores};
 use state_store::{Batch, Direction, KeyRange, SharedStore, Snapshot, Space, Stats, Store, Visit};
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use streams::{StoreName, Stores};
 
-type Rows = BTreeMap<(Space, Vec<u8>), Vec<u8>>;
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct RowKey {
+    space: Space,
+    key: Vec<u8>,
+}
+
+impl RowKey {
+    fn new(space: Space, key: &[u8]) -> Self {
+        let key = key.to_vec();
+        RowKey { space, key }
+    }
+}
+
+type Rows = BTreeMap<RowKey, Vec<u8>>;
 /// The values that a batch overwrote.
-type Before = Vec<((Space, Vec<u8>), Option<Vec<u8>>)>;
+type Before = Vec<(RowKey, Option<Vec<u8>>)>;
 
 /// Number of newest batches that a crash can lose.
 const BATCHES: usize = 8;
@@ -63,7 +76,7 @@ impl Disk {
     }
 }
 
-fn put(rows: &mut Rows, key: (Space, Vec<u8>), value: Option<Vec<u8>>) -> Option<Vec<u8>> {
+fn put(rows: &mut Rows, key: RowKey, value: Option<Vec<u8>>) -> Option<Vec<u8>> {
     match value {
         Some(value) => rows.insert(key, value),
         None => rows.remove(&key),
@@ -95,10 +108,10 @@ impl Handle {
 }
 
 fn scan(rows: &Rows, space: Space, keys: KeyRange<'_>, direction: Direction, visit: Visit<'_>) {
-    let lower = (space, keys.from.to_vec());
+    let lower = RowKey::new(space, keys.from);
     let upper = keys.to.map_or_else(
-        || (Space(space.0.saturating_add(1)), Vec::new()),
-        |to| (space, to.to_vec()),
+        || RowKey::new(Space(space.0.saturating_add(1)), b""),
+        |to| RowKey::new(space, to),
     );
     if lower >= upper {
         return;
@@ -110,7 +123,7 @@ fn scan(rows: &Rows, space: Space, keys: KeyRange<'_>, direction: Direction, vis
             Direction::Backward => range.next_back(),
         };
         match next {
-            Some(((_, key), value)) if visit(key, value).is_continue() => {}
+            Some((row, value)) if visit(&row.key, value).is_continue() => {}
             _ => return,
         }
     }
@@ -118,7 +131,7 @@ fn scan(rows: &Rows, space: Space, keys: KeyRange<'_>, direction: Direction, vis
 
 impl Store for Handle {
     fn get(&self, space: Space, key: &[u8]) -> state_store::Result<Option<Vec<u8>>> {
-        Ok(self.rows().get(&(space, key.to_vec())).cloned())
+        Ok(self.rows().get(&RowKey::new(space, key)).cloned())
     }
 
     fn scan(
@@ -136,8 +149,9 @@ impl Store for Handle {
         let mut file = lock(&self.file);
         let (rows, mut before) = (Arc::make_mut(&mut file.rows), Before::new());
         for (space, key, value) in batch.into_writes() {
-            let old = put(rows, (space, key.clone()), value);
-            before.push(((space, key), old));
+            let key = RowKey { space, key };
+            let old = put(rows, key.clone(), value);
+            before.push((key, old));
         }
         file.newest.push(before);
         if file.newest.len() > BATCHES {
@@ -163,7 +177,7 @@ struct DiskSnapshot(Arc<Rows>);
 
 impl Snapshot for DiskSnapshot {
     fn get(&self, space: Space, key: &[u8]) -> state_store::Result<Option<Vec<u8>>> {
-        Ok(self.0.get(&(space, key.to_vec())).cloned())
+        Ok(self.0.get(&RowKey::new(space, key)).cloned())
     }
 
     fn scan(

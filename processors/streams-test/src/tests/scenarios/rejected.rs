@@ -1,15 +1,15 @@
 //! Effects that the log or the store rejects: only the record or timer that caused them becomes a dead letter, and
 //! nothing is retried forever. Each case must be completed within a limited number of iterations.
 
-use super::super::ThreadDriver;
 use super::harness::{Harness, TURNS, settle, until_cause};
-use crate::{
-    Application, Context, Factory, FirstStart, Output, ProcessingGuarantee, Processor, Result, State, SubTopology,
-    TaskInfo, Timer, TimerClock,
-};
+use crate::ThreadDriver;
 use event_log::{OutRecord, RecordBatch};
 use std::ops::Range;
 use std::sync::Arc;
+use streams::{
+    Application, Context, Factory, FirstStart, Output, ProcessingGuarantee, Processor, Result, State, SubTopology,
+    TaskInfo, Timer, TimerClock,
+};
 
 #[test]
 fn invalid_state_key_makes_a_dead_letter() {

@@ -1,17 +1,17 @@
 //! Tests of single situations: one stream thread with the embedded log in memory and stores on disk.
 //!
-//! The clock advances only when a test advances it, and nothing waits. Random faults are in `simulation`.
+//! Only the tests move the clock, and nothing waits. Random faults are in [`crate::simulation`].
 
 mod clock;
 mod harness;
 mod rejected;
 
-use super::written;
-use crate::{Error, FirstStart, offsets};
+use crate::{StepDriver, written};
 use event_log::{Millis, OffsetSpec, OutBatch, RecordBatch, TopicPartition};
 use harness::{Counter, Harness, TURNS, settle, until_cause};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use streams::{Error, FirstStart, offsets};
 
 const DAY: Millis = 24 * 60 * 60 * 1000;
 
@@ -392,7 +392,7 @@ fn step_driver_runs_a_processor_alone() {
         partition: 0,
         ready: Arc::default(),
     };
-    let mut driver = super::StepDriver::new("count", Box::new(counter)).unwrap();
+    let mut driver = StepDriver::new("count", Box::new(counter)).unwrap();
     let mut records = RecordBatch::default();
     let at = records.intern(&TopicPartition::new("in", 0));
     records.push(at, 0, 5, event_log::TimestampType::Create, Some(b"a"), Some(b""), []);

@@ -1,7 +1,7 @@
 //! What a simulation runs: an application, its environment, and the expected result.
 
 use super::{Broker, Layout, ProcessLog, Rng};
-use crate::{Application, Config};
+use streams::{Application, Config};
 
 /// An application, its environment, and the expected result.
 pub trait Scenario {

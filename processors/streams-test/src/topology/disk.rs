@@ -2,12 +2,12 @@
 //!
 //! A store has one user at a time, as a store in a directory does.
 
-use crate::task::checkpoint::SPACES;
-use crate::{StoreName, Stores};
 use state_store::{MemoryStore, SharedStore};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use streams::testing::STORE_SPACES;
+use streams::{StoreName, Stores};
 
 type OpenStores = BTreeMap<StoreName, Arc<MemoryStore>>;
 
@@ -33,7 +33,7 @@ impl Stores for Disk {
         let mut stores = self.lock();
         let store = stores
             .entry(name.clone())
-            .or_insert_with(|| Arc::new(MemoryStore::new(SPACES.len())));
+            .or_insert_with(|| Arc::new(MemoryStore::new(STORE_SPACES)));
         if Arc::strong_count(store) > 1 {
             let dir = PathBuf::from(format!("{}/{}/{}", name.application, name.store, name.partition));
             return Err(state_store::Error::Locked { dir });

@@ -8,14 +8,14 @@ use super::{
     Broker, Checked, Environment, FaultRates, Layout, LogRecord, Notes, ProcessLog, Rng, Row, Scenario, Tasks, run,
     seeds, simulate,
 };
-use crate::{
-    Application, Config, Context, FirstStart, Output, Processor, Result, Stage, State, SubTopology, TaskInfo, Timer,
-    TimerClock,
-};
 use event_log::{Millis, Offset, OutRecord, RecordBatch, TopicPartition};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
+use streams::{
+    Application, Config, Context, FirstStart, Output, Processor, Result, Stage, State, SubTopology, TaskInfo, Timer,
+    TimerClock,
+};
 
 const APPLICATION: &str = "sim";
 /// When a count reaches this value, it is deleted and starts again.
@@ -332,11 +332,11 @@ fn check_timers(
 /// Prefixes of failpoints that this scenario does not pass: those of standbys and of at-least-once processing.
 const ELSEWHERE: [&str; 2] = ["runtime.standby.", "runtime.alone."];
 
-/// Names of all failpoints in the source of this crate.
+/// Names of all failpoints in the source of the streams crate.
 fn failpoints() -> BTreeSet<String> {
     let (mut names, mut dirs) = (
         BTreeSet::new(),
-        vec![std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR"))],
+        vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../streams/src"))],
     );
     while let Some(dir) = dirs.pop() {
         for path in std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
@@ -370,7 +370,7 @@ fn output_under_random_faults_equals_one_sequential_run() {
     let began = std::time::Instant::now();
     let notes = simulate(seeds, Counting::new).unwrap_or_else(|failure| {
         panic!(
-            "{failure}\nreproduce: TRUNKLINE_SIMULATION={},1 cargo test --release -p trunkline-streams \
+            "{failure}\nreproduce: TRUNKLINE_SIMULATION={},1 cargo test --release -p trunkline-streams-test \
              output_under_random_faults",
             failure.seed
         )

@@ -6,17 +6,18 @@
 
 use super::broker::{Broker, FaultPlan};
 use super::protocol::{SESSION_TIMEOUT, TXN_TIMEOUT};
+use super::connection::Connection;
 use super::scenario::{Environment, FaultRates, Scenario};
 use super::scheduler::{Killed, Scheduler};
 use super::{Disk, ProcessLog, Rng};
-use crate::driver::ThreadDriver;
-use crate::{Config, Error, Timer, TimerClock};
 use event_log::Millis;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
+use streams::testing::{self, ThreadDriver, timer_of_key};
+use streams::{COMMIT_RECORD_KEY, CommitRecord, Config, Error, TimerClock};
 
 /// Steps after the faults within which all input must be processed. Most runs take a few hundred; the isolation of a poison
 /// record takes a few hundred more.
@@ -63,18 +64,17 @@ fn run_process<S: Scenario>(program: &S::Program, process_log: &ProcessLog, name
     config.commit.transaction_timeout = duration(TXN_TIMEOUT);
     config.group.session_timeout = duration(SESSION_TIMEOUT);
     let application = S::application(program, process_log, &mut config);
-    let (log, clock, stores) = (
-        Arc::new(process_log.clone()),
-        Arc::new(process_log.clone()),
-        Arc::new(disk.clone()),
-    );
-    let thread = ThreadDriver::new(&application, config, log, clock, stores, 0);
-    let mut thread = match thread {
+    let environment = testing::Environment {
+        log: Arc::new(process_log.clone()),
+        clock: Arc::new(process_log.clone()),
+        stores: Arc::new(disk.clone()),
+    };
+    let mut thread = match ThreadDriver::new(&application, config, environment, 0) {
         Ok(thread) => thread,
         Err(error) => return process_log.fail(format!("a process failed to start: {}", service::chain(&error))),
     };
     loop {
-        process_log.scheduler.yield_now(process_log.process);
+        process_log.connection.yield_now();
         match thread.turn() {
             Ok(()) => {}
             Err(Error::Fenced { .. }) => return process_log.broker().note("exit"),
@@ -142,16 +142,18 @@ impl<S: Scenario> Simulation<S> {
     fn spawn(&mut self, name: &str, disk: Disk) {
         let process = self.processes.len();
         let log = ProcessLog {
-            scheduler: self.scheduler.clone(),
-            process,
+            connection: Connection {
+                scheduler: self.scheduler.clone(),
+                process,
+            },
             is_static: self.is_static,
         };
         let (own, its_disk, program) = (name.to_owned(), disk.clone(), self.scenario.program());
         let body = move || {
-            let at_point = log.clone();
+            let at_point = log.connection.clone();
             failpoint::watch(move |name| at_point.scheduler.point(at_point.process, name));
             let run = || {
-                log.scheduler.wait(log.process);
+                log.connection.scheduler.wait(log.connection.process);
                 run_process::<S>(&program, &log, &own, &its_disk);
             };
             if let Err(cause) = catch_unwind(AssertUnwindSafe(run))
@@ -159,7 +161,7 @@ impl<S: Scenario> Simulation<S> {
             {
                 log.fail(format!("a process panicked: {}", panic_message(&*cause)));
             }
-            log.scheduler.end(log.process);
+            log.connection.scheduler.end(log.connection.process);
         };
         let thread = std::thread::Builder::new()
             .name(format!("{name}-{process}"))
@@ -322,15 +324,14 @@ impl<S: Scenario> Simulation<S> {
                 continue;
             };
             let commit_record = committed_state
-                .get(crate::COMMIT_RECORD_KEY)
-                .and_then(|value| crate::CommitRecord::read(value).ok());
-            // All wall-clock timers are due soon; stream-time timers are due when stream time has reached their time.
+                .get(COMMIT_RECORD_KEY)
+                .and_then(|value| CommitRecord::read(value).ok());
+            // Wall-clock timers are all due soon; stream-time timers are due once stream time has reached them.
             let stream_time = commit_record
                 .as_ref()
                 .map_or(0, |commit_record| commit_record.stream_time);
             let is_due = |key: &Vec<u8>| {
-                let of = |clock: TimerClock| Timer::of_row(clock, key).filter(|_| key.starts_with(&clock.prefix()));
-                of(TimerClock::Wall).is_some() || of(TimerClock::Stream).is_some_and(|timer| timer.at <= stream_time)
+                timer_of_key(key).is_some_and(|timer| timer.clock == TimerClock::Wall || timer.at <= stream_time)
             };
             if committed_state.keys().any(is_due) {
                 return Some(format!("{changelog} has timers that are due"));

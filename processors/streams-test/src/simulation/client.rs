@@ -5,13 +5,13 @@
 //! client would retry it.
 
 use super::broker::Broker;
-use super::group::Rows;
-use super::partition::{LogRecord, Partition};
-use super::process_log::{ProcessLog, rows_of, unavailable};
+use super::connection::{Connection, rows_of, unavailable};
+use super::group::{GroupMember, Join, Rows};
+use super::partition::{LogRecord, Partition, fill};
 use super::protocol::{BrokerError, BrokerResult, VALUE_BYTES_MAX};
 use event_log::{
-    Error, Event, GroupConsumer, GroupMetadata, Header, Isolation, Millis, Offset, OutBatch, Outcome, Produced, Reader,
-    RecordBatch, Result, StartFrom, TimestampType, TopicPartition, TransactionalProducer,
+    Error, Event, GroupConsumer, GroupMetadata, Isolation, Millis, Offset, OutBatch, Outcome, Produced, Reader,
+    RecordBatch, Result, StartFrom, TopicPartition, TransactionalProducer,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ struct Progress {
 
 /// A member of the group.
 pub(super) struct Consumer {
-    log: ProcessLog,
+    connection: Connection,
     name: String,
     id: Option<i32>,
     generation: Option<i32>,
@@ -35,9 +35,9 @@ pub(super) struct Consumer {
 }
 
 impl Consumer {
-    pub(super) fn new(log: ProcessLog, name: String) -> Self {
+    pub(super) fn new(connection: Connection, name: String) -> Self {
         Consumer {
-            log,
+            connection,
             name,
             id: None,
             generation: None,
@@ -89,22 +89,16 @@ impl Consumer {
 
     fn join(&mut self, broker: &mut Broker, id: Option<i32>) {
         let (group, rng, tasks) = (&mut broker.group, &mut broker.rng, &broker.layout.tasks);
-        self.id = Some(group.join(&self.name, id, self.log.process, rng, tasks));
+        let join = Join {
+            name: &self.name,
+            id,
+            process: self.connection.process,
+        };
+        self.id = Some(group.join(join, rng, tasks));
     }
 }
 
 type Read = fn(&Partition, Offset, usize) -> (Vec<LogRecord>, Offset);
-
-/// Puts records into a batch.
-pub(super) fn fill(batch: &mut RecordBatch, at: &TopicPartition, records: &[LogRecord]) {
-    let index = batch.intern(at);
-    for r in records {
-        let headers = r.row.headers.iter();
-        let headers: Vec<Header<'_>> = headers.map(|(name, value)| (name.as_str(), value.as_deref())).collect();
-        let (key, value) = (r.row.key.as_deref(), r.row.value.as_deref());
-        batch.push(index, r.offset, r.at, TimestampType::LogAppend, key, value, headers);
-    }
-}
 
 /// Reads a few records of each partition, in a random order of partitions.
 fn read_some<'a>(
@@ -127,9 +121,9 @@ fn read_some<'a>(
 
 impl GroupConsumer for Consumer {
     fn poll(&mut self, batch: &mut RecordBatch, _: usize, _: Duration) -> Result<Event> {
-        self.log.scheduler.yield_now(self.log.process);
+        self.connection.yield_now();
         batch.clear();
-        let scheduler = self.log.scheduler.clone();
+        let scheduler = self.connection.scheduler.clone();
         let mut broker = scheduler.broker();
         self.event(&mut broker, batch)
     }
@@ -172,7 +166,7 @@ impl GroupConsumer for Consumer {
 
 /// A reader of partitions without a group.
 pub(super) struct PartitionReader {
-    pub log: ProcessLog,
+    pub connection: Connection,
     pub isolation: Isolation,
     pub positions: BTreeMap<TopicPartition, Offset>,
 }
@@ -188,12 +182,12 @@ impl Reader for PartitionReader {
     }
 
     fn poll(&mut self, batch: &mut RecordBatch, _: usize, _: Duration) -> Result<usize> {
-        self.log.scheduler.yield_now(self.log.process);
+        self.connection.yield_now();
         let read = match self.isolation {
             Isolation::ReadCommitted => Partition::read,
             Isolation::ReadUncommitted => Partition::read_uncommitted,
         };
-        read_some(&mut self.log.broker(), batch, self.positions.iter_mut(), 4, read);
+        read_some(&mut self.connection.broker(), batch, self.positions.iter_mut(), 4, read);
         Ok(batch.len())
     }
 
@@ -208,7 +202,7 @@ impl Reader for PartitionReader {
 
 /// A transactional producer.
 pub(super) struct SimulatedProducer {
-    log: ProcessLog,
+    connection: Connection,
     id: String,
     epoch: i32,
     /// Records not yet sent, by partition in the order of first use.
@@ -218,9 +212,9 @@ pub(super) struct SimulatedProducer {
 }
 
 impl SimulatedProducer {
-    pub(super) fn new(log: ProcessLog, id: String, epoch: i32) -> Self {
+    pub(super) fn new(connection: Connection, id: String, epoch: i32) -> Self {
         SimulatedProducer {
-            log,
+            connection,
             id,
             epoch,
             queue: Vec::new(),
@@ -232,7 +226,7 @@ impl SimulatedProducer {
         let (id, epoch) = (self.id.clone(), self.epoch);
         let n = Offset::try_from(rows.len()).unwrap_or_default();
         let to = at.clone();
-        let (first, time) = self.log.call(move |broker| broker.produce(&id, epoch, &to, &rows))?;
+        let (first, time) = self.connection.call(move |broker| broker.produce(&id, epoch, &to, &rows))?;
         let progress = self.done.entry(at).or_insert((first, 0, 0));
         (progress.1, progress.2) = (first + n, time);
         Ok(())
@@ -242,7 +236,7 @@ impl SimulatedProducer {
         // The client guarantees the order of requests only within a partition.
         let mut requests: Vec<Option<(TopicPartition, Rows)>> = self.queue.drain(..).map(Some).collect();
         requests.push(None);
-        self.log.broker().rng.shuffle(&mut requests);
+        self.connection.broker().rng.shuffle(&mut requests);
         for request in requests {
             match (request, consumed) {
                 (Some((at, rows)), _) => self.produce(at, rows)?,
@@ -252,9 +246,13 @@ impl SimulatedProducer {
                         .split_once('\n')
                         .expect("`group_metadata` writes name and id");
                     let member_id = member_id.parse().expect("`group_metadata` writes a number");
-                    let member = (name.to_owned(), member_id, member.generation);
+                    let member = GroupMember {
+                        name: name.to_owned(),
+                        id: member_id,
+                        generation: member.generation,
+                    };
                     let (id, epoch, offsets) = (self.id.clone(), self.epoch, offsets.to_vec());
-                    self.log
+                    self.connection
                         .call(move |broker| broker.send_offsets(&id, epoch, &offsets, &member))?;
                 }
                 // Without offsets, the client does not send a request to the group.
@@ -262,10 +260,10 @@ impl SimulatedProducer {
             }
         }
         let (id, epoch) = (self.id.clone(), self.epoch);
-        match self.log.call(move |broker| broker.end(&id, epoch, true)) {
+        match self.connection.call(move |broker| broker.end(&id, epoch, true)) {
             Ok(()) => {}
             Err(BrokerError::Timeout) => {
-                self.log.broker().note("outcome unknown");
+                self.connection.broker().note("outcome unknown");
                 return Ok(Outcome::Unknown {
                     reason: "simulated".to_owned(),
                 });
@@ -306,7 +304,7 @@ impl TransactionalProducer for SimulatedProducer {
                 None => self.queue.push((at, vec![row])),
             }
         }
-        if !self.queue.is_empty() && self.log.broker().rng.chance(0.3) {
+        if !self.queue.is_empty() && self.connection.broker().rng.chance(0.3) {
             let (at, rows) = self.queue.swap_remove(0);
             match self.produce(at, rows) {
                 Ok(()) => {}
@@ -341,7 +339,7 @@ impl TransactionalProducer for SimulatedProducer {
     }
 
     fn init_transactions(&mut self) -> Result<()> {
-        self.epoch = self.log.init(&self.id)?;
+        self.epoch = self.connection.init(&self.id)?;
         Ok(())
     }
 

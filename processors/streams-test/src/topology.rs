@@ -5,27 +5,25 @@
 //! reader sees. The wall clock advances only with [`TopologyDriver::advance`].
 
 mod disk;
-mod faulty_log;
 mod output;
 
 pub use output::OutputRecord;
 
-use super::ThreadDriver;
-use crate::api::state::keys::RESERVED;
-use crate::task::commit_record::{CHANGELOG_VERSION, COMMIT_RECORD_KEY};
-use crate::{Application, Clock, Config, changelog_topic};
+use crate::faulty_log::{CommitFault, Crashed, Faults, FaultyLog};
+use crate::simulation::Rng;
 use disk::Disk;
 use event_log::embedded::{self, EmbeddedLog};
 use event_log::{
     Cleanup, Header, Millis, OutBatch, OutRecord, SharedEventLog, TopicConfig, TopicPartition, TopicSpec, partitioner,
 };
-use faulty_log::{Crashed, Fault, Faults, FaultyLog, locked};
 use output::read;
 use service::clock::Manual;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
+use streams::testing::{Environment, ThreadDriver, is_reserved_key};
+use streams::{Application, CHANGELOG_VERSION, COMMIT_RECORD_KEY, Clock, Config, changelog_topic};
 
 /// The initial wall-clock time of every driver: 14 November 2023, 22:13:20 UTC.
 pub const START: Millis = 1_700_000_000_000;
@@ -67,7 +65,7 @@ pub enum DriverError {
         instance: String,
         /// Why.
         #[source]
-        source: crate::Error,
+        source: streams::Error,
     },
     /// The application is still busy after many rounds.
     #[error("the application did not become idle: {}", causes.join("; "))]
@@ -116,8 +114,8 @@ struct Instance {
 /// ```
 /// use event_log::{OutRecord, RecordBatch};
 /// use std::{ops::Range, sync::Arc};
-/// use trunkline_streams::driver::{Moment, START, TopologyDriver};
 /// use trunkline_streams::{Application, Context, Output, FirstStart, Processor, Result, State, SubTopology};
+/// use trunkline_streams_test::{Moment, START, TopologyDriver};
 ///
 /// /// Counts the records of each key.
 /// struct Counter(Arc<str>);
@@ -202,11 +200,8 @@ impl TopologyDriver {
         settings.clean_every = None;
         let log = EmbeddedLog::open(settings).map_err(log_error("open"))?;
         log.create_topics(topics).map_err(log_error("create the topics"))?;
-        let faults = Faults::default();
-        let faulty_log = Arc::new(FaultyLog {
-            log: log.clone(),
-            faults: faults.clone(),
-        });
+        let faults = Faults::new(Rng::of_seed(0));
+        let faulty_log = Arc::new(FaultyLog::new(log.clone(), faults.clone()).with_dynamic_members());
         let mut driver = TopologyDriver {
             application: application.clone(),
             config,
@@ -291,7 +286,7 @@ impl TopologyDriver {
             let mut crashed = false;
             for thread in &mut instance.threads {
                 match catch_unwind(AssertUnwindSafe(|| thread.turn())) {
-                    Ok(Ok(())) => is_idle &= thread.thread.is_quiet(),
+                    Ok(Ok(())) => is_idle &= thread.is_quiet(),
                     Ok(Err(source)) => {
                         let instance = instance.name.clone();
                         return Err(DriverError::Ended { instance, source });
@@ -329,10 +324,14 @@ impl TopologyDriver {
         let mut config = self.config.clone();
         name.clone_into(&mut config.instance);
         let thread = |index| {
-            let (log, clock, stores) = (self.faulty_log.clone(), self.clocks.clone(), disk.clone());
-            ThreadDriver::new(&self.application, config.clone(), log, clock, stores, index)
+            let environment = Environment {
+                log: self.faulty_log.clone(),
+                clock: self.clocks.clone(),
+                stores: disk.clone(),
+            };
+            ThreadDriver::new(&self.application, config.clone(), environment, index)
         };
-        let threads: crate::Result<_> = (0..config.threads.max(1)).map(thread).collect();
+        let threads: streams::Result<_> = (0..config.threads.max(1)).map(thread).collect();
         threads.map_err(|source| DriverError::Ended {
             instance: name.to_owned(),
             source,
@@ -366,29 +365,25 @@ impl TopologyDriver {
     /// Crashes the instance that commits next; it restarts in the same run. If several faults are requested, each
     /// applies to one commit, in the order of the requests.
     pub fn crash_at(&mut self, moment: Moment) {
-        self.arm(match moment {
-            Moment::BeforeCommit => Fault::CrashBefore,
-            Moment::AfterCommit => Fault::CrashAfter,
+        self.faults.at_commit(match moment {
+            Moment::BeforeCommit => CommitFault::CrashBefore,
+            Moment::AfterCommit => CommitFault::CrashAfter,
         });
     }
 
     /// Aborts the next commit.
     pub fn abort_next_commit(&mut self) {
-        self.arm(Fault::Abort);
+        self.faults.at_commit(CommitFault::Abort);
     }
 
     /// Loses the response of the next commit, so that its outcome is unknown to the instance.
     pub fn lose_next_answer(&mut self) {
-        self.arm(Fault::LostAnswer);
-    }
-
-    fn arm(&mut self, fault: Fault) {
-        locked(&self.faults).push_back(fault);
+        self.faults.at_commit(CommitFault::LostAnswer);
     }
 
     /// Number of requested faults that have not happened yet. A test should assert that it is 0 at the end.
     pub fn faults_left(&self) -> usize {
-        locked(&self.faults).len()
+        self.faults.pending()
     }
 
     /// Starts another instance with an empty disk. The group rebalances in the next run.
@@ -513,7 +508,7 @@ impl TopologyDriver {
         read(&self.log, &at, &mut records).map_err(log_error(&format!("read {at}")))?;
         for OutputRecord { key, value, .. } in records {
             let key = key.unwrap_or_default();
-            if key == COMMIT_RECORD_KEY || key.starts_with(RESERVED) {
+            if key == COMMIT_RECORD_KEY || is_reserved_key(&key) {
                 continue;
             }
             match value.as_deref() {

@@ -1,10 +1,6 @@
 //! The harness of the scenarios: a log in memory, stores on disk, a manual clock, and a counting processor.
 
-use super::super::ThreadDriver;
-use crate::{
-    Application, Clock, Config, Context, Directory, Error, Factory, FirstStart, Output, Processor, Result, Stage,
-    State, SubTopology, TaskInfo,
-};
+use crate::{Environment, ThreadDriver};
 use event_log::embedded::{self, EmbeddedLog};
 use event_log::{
     Cleanup, ErrorAction, Isolation, Offset, OffsetSpec, OutBatch, OutRecord, RecordBatch, RecordRef, SharedEventLog,
@@ -17,6 +13,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use streams::{
+    Application, Clock, Config, Context, Directory, Error, Factory, FirstStart, Output, Processor, Result, Stage,
+    State, SubTopology, TaskInfo,
+};
 use tempfile::TempDir;
 
 /// Number of iterations after which a thread that is still busy fails the test.
@@ -191,7 +191,12 @@ impl Harness {
             engine: config.stores.engine,
             memory_bytes: 1 << 20,
         };
-        ThreadDriver::new(application, config, self.log.clone(), clock, Arc::new(stores), 0)
+        let environment = Environment {
+            log: self.log.clone(),
+            clock,
+            stores: Arc::new(stores),
+        };
+        ThreadDriver::new(application, config, environment, 0)
     }
 
     pub fn start(&self) -> ThreadDriver {
@@ -272,7 +277,8 @@ impl Harness {
 pub(super) fn settle(thread: &mut ThreadDriver, clock: &Manual) {
     for _ in 0..TURNS {
         clock.advance(10);
-        if thread.settle(1).unwrap() {
+        thread.turn().unwrap();
+        if thread.is_quiet() {
             return;
         }
     }

@@ -1,0 +1,336 @@
+//! A log that fails as the test requests: at commits, and at random writes without transactions.
+//!
+//! It wraps another log, in tests the embedded one. Reads never fail; faults of the network and of the broker are the
+//! simulation's, and faults of the disk below the embedded log are tested in `platform/event-log`.
+
+use crate::simulation::Rng;
+use event_log::{
+    Committed, Error, Event, EventLog, GroupConfig, GroupConsumer, GroupInfo, GroupMetadata, Isolation, Offset,
+    OffsetSpec, OutBatch, Outcome, Produced, Producer, Reader, RecordBatch, Result, SharedEventLog, TopicInfo,
+    TopicPartition, TopicSpec, TransactionalProducer, TransactionalProducerConfig,
+};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// A fault of a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CommitFault {
+    /// The process crashes with its transaction open.
+    CrashBefore,
+    /// The process crashes when the transaction is committed, before the store is written.
+    CrashAfter,
+    /// The log aborts the transaction.
+    Abort,
+    /// The log commits the transaction, and the response is lost.
+    LostAnswer,
+}
+
+/// Panic payload of a crashed process.
+pub(crate) struct Crashed;
+
+struct State {
+    /// The faults of the next commits, one each.
+    commits: VecDeque<CommitFault>,
+    /// Probability that a write without a transaction fails.
+    writes: f64,
+    rng: Rng,
+}
+
+/// The faults of a log; clones share them.
+#[derive(Clone)]
+pub struct Faults {
+    state: Arc<Mutex<State>>,
+}
+
+impl Faults {
+    /// No faults yet. Random ones will be chosen by this generator.
+    pub fn new(rng: Rng) -> Self {
+        let state = State {
+            commits: VecDeque::new(),
+            writes: 0.0,
+            rng,
+        };
+        Faults {
+            state: Arc::new(Mutex::new(state)),
+        }
+    }
+
+    /// Requests a fault of the next commit that has none yet.
+    pub fn at_commit(&self, fault: CommitFault) {
+        self.lock().commits.push_back(fault);
+    }
+
+    /// Number of requested faults that have not happened yet.
+    pub fn pending(&self) -> usize {
+        self.lock().commits.len()
+    }
+
+    /// Lets each write without a transaction fail with this probability: before, after, or in the middle of it.
+    pub fn fail_writes(&self, probability: f64) {
+        self.lock().writes = probability;
+    }
+
+    fn next_commit(&self) -> Option<CommitFault> {
+        self.lock().commits.pop_front()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the next write fails.
+    fn fails(&self) -> bool {
+        let mut state = self.lock();
+        let probability = state.writes;
+        probability > 0.0 && state.rng.chance(probability)
+    }
+
+    /// Runs a write, or fails it before or after it took effect.
+    fn write<T>(&self, write: impl FnOnce() -> Result<T>) -> Result<T> {
+        if !self.fails() {
+            return write();
+        }
+        let takes_effect = self.lock().rng.chance(0.5);
+        if takes_effect {
+            drop(write()?);
+        }
+        Err(injected("write"))
+    }
+}
+
+fn injected(attempted: &str) -> Error {
+    Error::Unavailable {
+        attempted: attempted.to_owned(),
+        reason: "injected failure".to_owned(),
+    }
+}
+
+/// A log with faults.
+pub struct FaultyLog {
+    log: SharedEventLog,
+    faults: Faults,
+    static_members: bool,
+}
+
+impl FaultyLog {
+    /// The log with these faults.
+    pub fn new(log: SharedEventLog, faults: Faults) -> Self {
+        FaultyLog {
+            log,
+            faults,
+            static_members: true,
+        }
+    }
+
+    /// The same with members that are not static, so that the group removes one that leaves or crashes at once.
+    #[must_use]
+    pub fn with_dynamic_members(self) -> Self {
+        FaultyLog {
+            static_members: false,
+            ..self
+        }
+    }
+}
+
+impl EventLog for FaultyLog {
+    fn create_topics(&self, topics: &[TopicSpec]) -> Result<Vec<bool>> {
+        self.log.create_topics(topics)
+    }
+
+    fn describe(&self, topic: &str) -> Result<Option<TopicInfo>> {
+        self.log.describe(topic)
+    }
+
+    fn topics(&self) -> Result<Vec<String>> {
+        self.log.topics()
+    }
+
+    fn alter_topic(&self, topic: &str, settings: &[(String, String)]) -> Result<()> {
+        self.log.alter_topic(topic, settings)
+    }
+
+    fn delete_topic(&self, topic: &str) -> Result<()> {
+        self.log.delete_topic(topic)
+    }
+
+    fn offset(&self, at: &TopicPartition, which: OffsetSpec) -> Result<Offset> {
+        self.log.offset(at, which)
+    }
+
+    fn offsets(&self, partitions: &[TopicPartition], which: OffsetSpec) -> Result<Vec<Offset>> {
+        self.log.offsets(partitions, which)
+    }
+
+    fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Committed> {
+        self.log.committed(group, partitions)
+    }
+
+    fn set_committed(&self, group: &str, offsets: &[(TopicPartition, Offset)]) -> Result<()> {
+        self.log.set_committed(group, offsets)
+    }
+
+    fn groups(&self) -> Result<Vec<GroupInfo>> {
+        self.log.groups()
+    }
+
+    fn group(&self, config: GroupConfig) -> Result<Box<dyn GroupConsumer>> {
+        let instance = config.instance.filter(|_| self.static_members);
+        let consumer = self.log.group(GroupConfig { instance, ..config })?;
+        let faults = self.faults.clone();
+        Ok(Box::new(FaultyConsumer { consumer, faults }))
+    }
+
+    fn reader(&self, isolation: Isolation) -> Result<Box<dyn Reader>> {
+        self.log.reader(isolation)
+    }
+
+    fn transactional_producer(&self, config: TransactionalProducerConfig) -> Result<Box<dyn TransactionalProducer>> {
+        let producer = self.log.transactional_producer(config)?;
+        let faults = self.faults.clone();
+        Ok(Box::new(FaultyTransactionalProducer { producer, faults }))
+    }
+
+    fn producer(&self) -> Result<Box<dyn Producer>> {
+        let producer = self.log.producer()?;
+        let faults = self.faults.clone();
+        Ok(Box::new(FaultyProducer { producer, faults }))
+    }
+
+    fn append(&self, records: &OutBatch) -> Result<Vec<Produced>> {
+        self.log.append(records)
+    }
+
+    fn describe_self(&self) -> String {
+        self.log.describe_self()
+    }
+
+    fn log_epoch(&self) -> Result<String> {
+        self.log.log_epoch()
+    }
+}
+
+/// A transactional producer whose next commit may fail.
+struct FaultyTransactionalProducer {
+    producer: Box<dyn TransactionalProducer>,
+    faults: Faults,
+}
+
+impl TransactionalProducer for FaultyTransactionalProducer {
+    fn begin(&mut self) -> Result<()> {
+        self.producer.begin()
+    }
+
+    fn send(&mut self, records: &OutBatch) -> Result<()> {
+        self.producer.send(records)
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.producer.flush()
+    }
+
+    fn commit(&mut self, consumed: Option<(&GroupMetadata, &[(TopicPartition, Offset)])>) -> Outcome {
+        let fault = self.faults.next_commit();
+        let reason = "injected by the test".to_owned();
+        match fault {
+            None => self.producer.commit(consumed),
+            Some(CommitFault::CrashBefore) => std::panic::resume_unwind(Box::new(Crashed)),
+            Some(CommitFault::CrashAfter) => {
+                let outcome = self.producer.commit(consumed);
+                assert!(
+                    matches!(outcome, Outcome::Committed(_)),
+                    "a crash after the commit requires a commit: {outcome:?}"
+                );
+                std::panic::resume_unwind(Box::new(Crashed))
+            }
+            Some(CommitFault::Abort) => match self.producer.abort() {
+                Ok(()) => Outcome::Aborted { fenced: false, reason },
+                Err(error) => Outcome::Unknown {
+                    reason: error.to_string(),
+                },
+            },
+            Some(CommitFault::LostAnswer) => {
+                drop(self.producer.commit(consumed));
+                Outcome::Unknown { reason }
+            }
+        }
+    }
+
+    fn abort(&mut self) -> Result<()> {
+        self.producer.abort()
+    }
+
+    fn init_transactions(&mut self) -> Result<()> {
+        self.producer.init_transactions()
+    }
+
+    fn transactional_id(&self) -> &str {
+        self.producer.transactional_id()
+    }
+}
+
+/// A producer without transactions whose writes may fail.
+struct FaultyProducer {
+    producer: Box<dyn Producer>,
+    faults: Faults,
+}
+
+impl Producer for FaultyProducer {
+    fn send(&mut self, records: &OutBatch) -> Result<()> {
+        if !self.faults.fails() {
+            return self.producer.send(records);
+        }
+        // Only some of the records are written, as by a producer that crashes.
+        let kept = self.faults.lock().rng.below(8);
+        let mut part = OutBatch::default();
+        for (record, headers) in records.iter().take(kept) {
+            part.push(record, headers);
+        }
+        self.producer.send(&part)?;
+        Err(injected("append"))
+    }
+
+    fn flush(&mut self) -> Result<Vec<Produced>> {
+        self.faults.write(|| self.producer.flush())
+    }
+}
+
+/// A member of a group whose commits of offsets may fail.
+struct FaultyConsumer {
+    consumer: Box<dyn GroupConsumer>,
+    faults: Faults,
+}
+
+impl GroupConsumer for FaultyConsumer {
+    fn poll(&mut self, batch: &mut RecordBatch, max_bytes: usize, timeout: Duration) -> Result<Event> {
+        self.consumer.poll(batch, max_bytes, timeout)
+    }
+
+    fn start(&mut self, at: &TopicPartition, offset: Offset) -> Result<()> {
+        self.consumer.start(at, offset)
+    }
+
+    fn pause(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        self.consumer.pause(partitions)
+    }
+
+    fn resume(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        self.consumer.resume(partitions)
+    }
+
+    fn unassigned(&self) -> Vec<Arc<str>> {
+        self.consumer.unassigned()
+    }
+
+    fn group_metadata(&self) -> Result<GroupMetadata> {
+        self.consumer.group_metadata()
+    }
+
+    fn commit(&mut self, offsets: &[(TopicPartition, Offset)]) -> Result<()> {
+        self.faults.write(|| self.consumer.commit(offsets))
+    }
+
+    fn close(self: Box<Self>) -> Result<()> {
+        self.consumer.close()
+    }
+}

@@ -1,0 +1,24 @@
+//! Test kit of stream processors and of the stream runtime itself. Only a dev-dependency.
+//!
+//! - [`StepDriver`] tests what a processor makes of its records.
+//! - [`TopologyDriver`] tests that an application's output is the same after crashes, lost disks and rebalances.
+//! - [`ThreadDriver`] runs one stream thread over the test's own log, clock and stores.
+//! - [`FaultyLog`] is a log with requested and random faults, for the drivers.
+//! - [`simulation`] runs processes over a simulated Kafka that loses, delays and expires data.
+//!
+//! All but the first run production code, including the commit protocol. Nothing sleeps, and only the simulation starts
+//! threads. The tests of `processors/streams` that need a driver are here too, because a unit test of a crate cannot use
+//! another crate that depends on it: the types of the two builds differ.
+
+mod faulty_log;
+pub mod simulation;
+mod step;
+mod topology;
+
+pub use faulty_log::{CommitFault, FaultyLog, Faults};
+pub use step::{StepDriver, Written, records, written};
+pub use streams::testing::{Environment, ThreadDriver};
+pub use topology::{DriverError, FIRST, Moment, OutputRecord, START, TopologyDriver};
+
+#[cfg(test)]
+mod tests;

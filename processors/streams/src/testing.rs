@@ -1,0 +1,179 @@
+//! What the test kit `trunkline-streams-test` needs beyond the public API: the runtime's own steps, made one at a time.
+//!
+//! The kit must run production code, or its results would not apply to production. These items give it exactly that:
+//! a stream thread without its OS thread, and a task without its transaction. They make no promise to applications;
+//! applications start with [`crate::run`] and test with the drivers of the kit.
+
+use crate::admin::status::Status;
+use crate::api::application::{Application, Config};
+use crate::api::context::Context;
+use crate::api::error::Result;
+use crate::api::output::Output;
+use crate::api::state::State;
+use crate::api::state::keys::RESERVED;
+use crate::api::timer::{Timer, TimerClock};
+use crate::plan::Plan;
+use crate::shared::Shared;
+use crate::task::checkpoint::{SPACES, STATE};
+use crate::task::timers;
+use crate::thread::turn::StreamThread;
+use event_log::OutBatch;
+use state_store::{Batch, SharedStore, Visit};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use crate::shared::Environment;
+
+/// Number of spaces in the store of a task.
+pub const STORE_SPACES: usize = SPACES.len();
+
+/// Whether the runtime reserves a state key, such as that of a timer, for itself.
+pub fn is_reserved_key(key: &[u8]) -> bool {
+    key.starts_with(RESERVED)
+}
+
+/// The timer that a state key stands for, if it is one.
+pub fn timer_of_key(key: &[u8]) -> Option<Timer> {
+    let clock = TimerClock::ALL
+        .into_iter()
+        .find(|clock| key.starts_with(&clock.prefix()))?;
+    Timer::of_row(clock, key)
+}
+
+/// As [`State::scan`] of all keys, with those that the runtime reserves.
+///
+/// # Errors
+/// An error of the store.
+pub fn scan_all(state: &State, visit: Visit<'_>) -> Result<()> {
+    state.scan_any(b"", visit)
+}
+
+/// A stream thread that runs in the caller's thread, turn by turn. Dropping it is a crash: it neither commits nor leaves the
+/// group.
+pub struct ThreadDriver {
+    thread: StreamThread,
+    status: Arc<Status>,
+    orphaned_state: Vec<String>,
+}
+
+impl ThreadDriver {
+    /// A thread of an application. It connects in its first turn.
+    ///
+    /// # Errors
+    /// The application cannot run on this log, or a call of the log failed.
+    pub fn new(application: &Application, config: Config, environment: Environment, index: usize) -> Result<Self> {
+        let status = Arc::new(Status::default());
+        let plan = Plan::resolve(&*environment.log, application, &config)?;
+        let orphaned_state = plan.orphaned_state(&*environment.stores);
+        let shared = Shared::new(plan, config, environment, status.clone());
+        Ok(ThreadDriver {
+            thread: StreamThread::new(Arc::new(shared), index),
+            status,
+            orphaned_state,
+        })
+    }
+
+    /// One turn, without waiting.
+    ///
+    /// # Errors
+    /// An error that would end the process.
+    pub fn turn(&mut self) -> Result<()> {
+        self.thread.turn(Duration::ZERO).map(|_| ())
+    }
+
+    /// Whether all input that the last turn could read is processed and committed.
+    pub fn is_quiet(&self) -> bool {
+        self.thread.is_quiet()
+    }
+
+    /// Why the thread is not ready.
+    pub fn causes(&self) -> Vec<String> {
+        self.status.causes()
+    }
+
+    /// State that belongs to no declared store, which a process warns about when it starts.
+    pub fn orphaned_state(&self) -> &[String] {
+        &self.orphaned_state
+    }
+
+    /// Commits and leaves the group, as draining does.
+    ///
+    /// # Errors
+    /// A call of the store or the log failed.
+    pub fn finish(self) -> Result<()> {
+        self.thread.finish()
+    }
+}
+
+/// State and output of a task that the caller commits, without a log.
+pub struct ManualTask {
+    state: State,
+    output: Output,
+}
+
+impl ManualTask {
+    /// A task of the processor with this name, over a store with [`STORE_SPACES`] spaces.
+    pub fn new(processor: &str, store: SharedStore) -> Self {
+        ManualTask {
+            state: State::new(store, STATE),
+            output: Output::new(processor),
+        }
+    }
+
+    /// The state, including uncommitted writes.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The state, for writes.
+    pub fn state_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+
+    /// State and output for a call of the processor, and afterwards the rejection of what the call wrote.
+    ///
+    /// # Errors
+    /// The error of the call, or a state write that every store rejects.
+    pub fn step(&mut self, call: impl FnOnce(&mut State, &mut Output) -> Result<()>) -> Result<()> {
+        call(&mut self.state, &mut self.output)?;
+        self.output.clear_cause();
+        self.state.rejection().map_or(Ok(()), |rejection| Err(rejection.into()))
+    }
+
+    /// Fires all due timers.
+    ///
+    /// # Errors
+    /// An error of a call or the store, or a state write that every store rejects.
+    pub fn fire_timers(
+        &mut self,
+        context: Context,
+        call: &mut dyn FnMut(&Timer, &mut State, &mut Output) -> Result<()>,
+    ) -> Result<()> {
+        self.step(|state, output| timers::fire(context, state, output, usize::MAX, call).map(drop))
+    }
+
+    /// Writes the state to the store, and returns the output since the last commit.
+    ///
+    /// # Errors
+    /// An error of the store.
+    pub fn commit(&mut self) -> Result<OutBatch> {
+        let mut batch = Batch::default();
+        for (key, value) in std::mem::take(&mut self.state.uncommitted) {
+            match value {
+                Some(value) => batch.put(STATE, key, value),
+                None => batch.delete(STATE, key),
+            }
+        }
+        self.state.uncommitted_bytes = 0;
+        self.state.store.commit(batch)?;
+        let sent = self.output.records().clone();
+        self.output.clear();
+        Ok(sent)
+    }
+
+    /// Discards everything since the last commit, as an aborted transaction does.
+    pub fn abort(&mut self) {
+        self.state.roll_back();
+        self.output.clear();
+    }
+}
