@@ -3,13 +3,13 @@
 //! Decoding, grouping, state and output are production code; the state is in memory, and there is no log. Run it with
 //! `cargo run --release -p trunkline-processors --example aggregate_speed`.
 
-use event_log::{RecordBatch, TimestampType, TopicId, TopicPartition};
+use event_log::{NewRecord, RecordBatch, TimestampType, TopicId, TopicPartition};
 use schemas::codec::Datum;
 use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use streams_test::StepDriver;
 use streams::{InputTopic, TaskId, TaskInfo};
+use streams_test::StepDriver;
 use trunkline_processors::declarative::{Config, application};
 
 const TOPOLOGY: &str = r#"
@@ -77,11 +77,13 @@ fn main() -> Result<(), Box<dyn Error>> {
             event.encode(&[Datum::Long(id), Datum::Str("home"), Datum::Long(offset)], &mut value)?;
             batch.push(
                 at,
-                offset,
-                offset,
-                TimestampType::Create,
-                Some(key.as_bytes()),
-                Some(&value),
+                NewRecord {
+                    offset,
+                    timestamp: offset,
+                    timestamp_type: TimestampType::Create,
+                    key: Some(key.as_bytes()),
+                    value: Some(&value),
+                },
                 [],
             );
             offset += 1;

@@ -22,11 +22,11 @@ use crate::dead_letter::{RecordError, StepError};
 use crate::input::{Change, ChangeRecord, KeyChange, Kind, Replayed, keys};
 use crate::step::Step;
 use binding::Bindings;
-use event_log::{Millis, RecordBatch, RecordRef};
+use event_log::{Millis, RecordRef, RecordSlice};
 use key_change::{Applied, Origin};
 use schemas::version::Version;
 use state::{Row, STREAM, StateError, StreamState, WrittenRow, damaged};
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use streams::{Context, Error, Output, Processor, Result, Stage, State};
 use view_log::{ViewLog, ViewRow};
@@ -402,20 +402,19 @@ impl SyncViews {
 }
 
 impl Processor for SyncViews {
-    fn prepare(&mut self, records: &RecordBatch, range: Range<usize>) -> Result<()> {
-        self.bindings.prepare(records, range)
+    fn prepare(&mut self, records: RecordSlice<'_>) -> Result<()> {
+        self.bindings.prepare(records)
     }
 
     fn process(
         &mut self,
         context: Context,
-        records: &RecordBatch,
-        range: Range<usize>,
+        records: RecordSlice<'_>,
         state: &mut State,
         output: &mut Output,
     ) -> Result<()> {
         let mut step = Step { context, state, output };
-        for record in range.filter_map(|i| records.get(i)) {
+        for record in records.iter() {
             self.process_record(record, false, &mut step)?;
         }
         Ok(())

@@ -8,11 +8,11 @@ use crate::support;
 use event_log::embedded::EmbeddedLog;
 use event_log::kafka::{KafkaLog, limit};
 use event_log::{
-    Isolation, Millis, OffsetSpec, OutBatch, OutRecord, RecordBatch, SharedEventLog, StartFrom, TopicPartition,
+    Isolation, Millis, OffsetSpec, OutBatch, OutRecord, RecordBatch, RecordSlice, SharedEventLog, StartFrom,
+    TopicPartition,
 };
 use service::{Readiness, Tasks, telemetry};
 use std::fmt;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,12 +31,11 @@ impl Processor for Copy {
     fn process(
         &mut self,
         _: Context,
-        records: &RecordBatch,
-        range: Range<usize>,
+        records: RecordSlice<'_>,
         _: &mut State,
         output: &mut Output,
     ) -> streams::Result<()> {
-        for r in range.filter_map(|index| records.get(index)) {
+        for r in records.iter() {
             let partition = Some(r.partition().partition);
             let out = OutRecord {
                 topic: &self.0,
@@ -58,12 +57,11 @@ impl Processor for Count {
     fn process(
         &mut self,
         _: Context,
-        records: &RecordBatch,
-        range: Range<usize>,
+        records: RecordSlice<'_>,
         state: &mut State,
         output: &mut Output,
     ) -> streams::Result<()> {
-        for r in range.filter_map(|index| records.get(index)) {
+        for r in records.iter() {
             let key = r.key().unwrap_or_default();
             let before = state
                 .get(key)?

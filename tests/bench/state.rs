@@ -9,13 +9,12 @@ use crate::support;
 use anyhow::Context;
 use event_log::kafka::KafkaLog;
 use event_log::{
-    Cleanup, Isolation, OffsetSpec, OutBatch, OutRecord, Reader, RecordBatch, SharedEventLog, StartFrom, TopicConfig,
-    TopicPartition, TopicSpec,
+    Cleanup, Isolation, OffsetSpec, OutBatch, OutRecord, Reader, RecordBatch, RecordSlice, SharedEventLog, StartFrom,
+    TopicConfig, TopicPartition, TopicSpec,
 };
 use serde::{Deserialize, Serialize};
 use service::{Readiness, Service, admin, telemetry};
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -60,12 +59,11 @@ impl Processor for Keep {
     fn process(
         &mut self,
         _: streams::Context,
-        records: &RecordBatch,
-        range: Range<usize>,
+        records: RecordSlice<'_>,
         state: &mut State,
         output: &mut Output,
     ) -> streams::Result<()> {
-        for record in range.filter_map(|index| records.get(index)) {
+        for record in records.iter() {
             let Some(key) = record.key() else { continue };
             if let Some(value) = record.value() {
                 state.put(key, value.to_vec());

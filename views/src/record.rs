@@ -391,7 +391,7 @@ pub(crate) fn push_string(out: &mut Vec<u8>, text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use event_log::{Header, RecordBatch, TimestampType, TopicPartition};
+    use event_log::{Header, NewRecord, RecordBatch, TimestampType, TopicPartition};
 
     const IDS: SchemaIds = SchemaIds {
         row: 1,
@@ -403,7 +403,17 @@ mod tests {
     fn batch(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[Header<'_>]) -> RecordBatch {
         let mut batch = RecordBatch::default();
         let at = batch.intern(&TopicPartition::new("view.log", 0));
-        batch.push(at, 7, 1, TimestampType::LogAppend, key, value, headers.iter().copied());
+        batch.push(
+            at,
+            NewRecord {
+                offset: 7,
+                timestamp: 1,
+                timestamp_type: TimestampType::LogAppend,
+                key,
+                value,
+            },
+            headers.iter().copied(),
+        );
         batch
     }
 

@@ -7,9 +7,8 @@
 //! Each order is counted once and its points expire once, even after a crash. A record that cannot be parsed becomes a
 //! dead letter. The processor does no IO and reads no clock: its output depends only on records and state.
 
-use event_log::{ErrorAction, OutRecord, RecordBatch, RecordRef};
+use event_log::{ErrorAction, OutRecord, RecordRef, RecordSlice};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use std::ops::Range;
 use std::sync::Arc;
 use streams::{
     Application, Context, Error, FirstStart, Output, Processor, Result, Stage, State, SubTopology, Timer, TimerClock,
@@ -145,15 +144,8 @@ pub struct Loyalty {
 }
 
 impl Processor for Loyalty {
-    fn process(
-        &mut self,
-        _: Context,
-        records: &RecordBatch,
-        range: Range<usize>,
-        state: &mut State,
-        output: &mut Output,
-    ) -> Result<()> {
-        for record in range.filter_map(|index| records.get(index)) {
+    fn process(&mut self, _: Context, records: RecordSlice<'_>, state: &mut State, output: &mut Output) -> Result<()> {
+        for record in records.iter() {
             // The output continues the trace of the record, if it has one.
             output.caused_by(record);
             match self.process_record(record, state, output) {

@@ -1,7 +1,7 @@
 //! Polls of a real replica with an in-memory store: pages, cursors, long polls and errors.
 
 use super::*;
-use event_log::{Header, RecordBatch, TimestampType, TopicPartition};
+use event_log::{Header, NewRecord, RecordBatch, TimestampType, TopicPartition};
 use schemas::ids::Principal;
 use schemas::version::Version;
 use serde_json::{Value, json};
@@ -125,17 +125,47 @@ impl Harness {
             version[9..].copy_from_slice(&next.to_be_bytes());
             let (key, value) = writer.row(bucket, "orders", &key.to_string(), json.map(str::as_bytes));
             let headers: [Header<'_>; 2] = [(WRITER, Some(b"p/t/0/0")), (VERSION, Some(&version))];
-            batch.push(at, *next, now, TimestampType::LogAppend, Some(key), value, headers);
+            batch.push(
+                at,
+                NewRecord {
+                    offset: *next,
+                    timestamp: now,
+                    timestamp_type: TimestampType::LogAppend,
+                    key: Some(key),
+                    value,
+                },
+                headers,
+            );
             *next += 1;
         }
         if let Some(stale) = stale {
             let (key, value) = writer.stale_mark("orders", stale);
             let headers: [Header<'_>; 1] = [(WRITER, Some(b"p/t/0/0"))];
-            batch.push(at, *next, now, TimestampType::LogAppend, Some(key), value, headers);
+            batch.push(
+                at,
+                NewRecord {
+                    offset: *next,
+                    timestamp: now,
+                    timestamp_type: TimestampType::LogAppend,
+                    key: Some(key),
+                    value,
+                },
+                headers,
+            );
             *next += 1;
         }
         let (key, value) = writer.closing(Version::default(), now);
-        batch.push(at, *next, now, TimestampType::LogAppend, Some(key), value, []);
+        batch.push(
+            at,
+            NewRecord {
+                offset: *next,
+                timestamp: now,
+                timestamp_type: TimestampType::LogAppend,
+                key: Some(key),
+                value,
+            },
+            [],
+        );
         *next += 1;
         let applied = self.replica.apply(0, batch.iter(), now).unwrap();
         let notifier = self.polls.context.replica.notifier();

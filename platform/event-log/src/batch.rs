@@ -42,6 +42,28 @@ pub struct RecordBatch {
     bytes: Vec<u8>,
 }
 
+/// A record to append to a [`RecordBatch`], without its headers.
+#[derive(Debug, Clone, Copy)]
+pub struct NewRecord<'a> {
+    /// Offset.
+    pub offset: Offset,
+    /// Timestamp in ms.
+    pub timestamp: Millis,
+    /// Which clock set the timestamp.
+    pub timestamp_type: TimestampType,
+    /// Key; `None` is a null key.
+    pub key: Option<&'a [u8]>,
+    /// Value; `None` is a tombstone.
+    pub value: Option<&'a [u8]>,
+}
+
+/// Consecutive records of a batch.
+#[derive(Debug, Clone, Copy)]
+pub struct RecordSlice<'a> {
+    batch: &'a RecordBatch,
+    entries: &'a [Entry],
+}
+
 /// A record of a batch.
 #[derive(Debug, Clone, Copy)]
 pub struct RecordRef<'a> {
@@ -90,6 +112,14 @@ impl RecordBatch {
         self.entries.iter().map(|entry| RecordRef { batch: self, entry })
     }
 
+    /// Returns the records at these indices; none if the range is not within the batch.
+    pub fn slice(&self, range: Range<usize>) -> RecordSlice<'_> {
+        RecordSlice {
+            batch: self,
+            entries: self.entries.get(range).unwrap_or_default(),
+        }
+    }
+
     /// Returns the partitions that occur in the batch.
     pub fn partitions(&self) -> &[TopicPartition] {
         &self.partitions
@@ -109,22 +139,9 @@ impl RecordBatch {
     }
 
     /// Appends a record. `partition` is an index returned by [`RecordBatch::intern`].
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "both backends have the fields of a record as separate values"
-    )]
-    pub fn push<'h>(
-        &mut self,
-        partition: u16,
-        offset: Offset,
-        timestamp: Millis,
-        timestamp_type: TimestampType,
-        key: Option<&[u8]>,
-        value: Option<&[u8]>,
-        headers: impl IntoIterator<Item = Header<'h>>,
-    ) {
-        let key = key.map(|b| self.store(b));
-        let value = value.map(|b| self.store(b));
+    pub fn push<'h>(&mut self, partition: u16, record: NewRecord<'_>, headers: impl IntoIterator<Item = Header<'h>>) {
+        let key = record.key.map(|b| self.store(b));
+        let value = record.value.map(|b| self.store(b));
         let first = span_index(self.headers.len());
         for (name, bytes) in headers {
             let name = self.store(name.as_bytes());
@@ -134,9 +151,9 @@ impl RecordBatch {
         let headers = first..span_index(self.headers.len());
         self.entries.push(Entry {
             partition,
-            offset,
-            timestamp,
-            timestamp_type,
+            offset: record.offset,
+            timestamp: record.timestamp,
+            timestamp_type: record.timestamp_type,
             key,
             value,
             headers,
@@ -149,7 +166,7 @@ impl RecordBatch {
         from..span_index(self.bytes.len())
     }
 
-    fn slice(&self, span: &Span) -> &[u8] {
+    fn bytes(&self, span: &Span) -> &[u8] {
         let Range { start, end } = *span;
         self.bytes.get(index(start)..index(end)).unwrap_or_default()
     }
@@ -161,6 +178,29 @@ fn span_index(at: usize) -> u32 {
 
 fn index(at: u32) -> usize {
     usize::try_from(at).expect("usize has at least 32 bits")
+}
+
+impl<'a> RecordSlice<'a> {
+    /// Returns the number of records.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Returns whether there are no records.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Returns the first record.
+    pub fn first(&self) -> Option<RecordRef<'a>> {
+        self.iter().next()
+    }
+
+    /// Iterates over the records. Those of one partition are in offset order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = RecordRef<'a>> + use<'a> {
+        let batch = self.batch;
+        self.entries.iter().map(move |entry| RecordRef { batch, entry })
+    }
 }
 
 impl<'a> RecordRef<'a> {
@@ -199,12 +239,12 @@ impl<'a> RecordRef<'a> {
 
     /// Returns the key; `None` is a null key.
     pub fn key(&self) -> Option<&'a [u8]> {
-        self.entry.key.as_ref().map(|s| self.batch.slice(s))
+        self.entry.key.as_ref().map(|s| self.batch.bytes(s))
     }
 
     /// Returns the value; `None` is a tombstone.
     pub fn value(&self) -> Option<&'a [u8]> {
-        self.entry.value.as_ref().map(|s| self.batch.slice(s))
+        self.entry.value.as_ref().map(|s| self.batch.bytes(s))
     }
 
     /// Returns the headers.
@@ -235,8 +275,8 @@ impl<'a> Headers<'a> {
             .unwrap_or_default();
         all.iter().map(move |(name, value)| {
             (
-                std::str::from_utf8(batch.slice(name)).unwrap_or("\u{fffd}"),
-                value.as_ref().map(|v| batch.slice(v)),
+                std::str::from_utf8(batch.bytes(name)).unwrap_or("\u{fffd}"),
+                value.as_ref().map(|v| batch.bytes(v)),
             )
         })
     }

@@ -14,7 +14,7 @@ pub mod embedded;
 pub mod kafka;
 pub mod partitioner;
 
-pub use batch::{Header, Headers, OutBatch, OutRecord, RecordBatch, RecordRef, TimestampType};
+pub use batch::{Header, Headers, NewRecord, OutBatch, OutRecord, RecordBatch, RecordRef, RecordSlice, TimestampType};
 pub use consumer::{Event, GroupConfig, GroupConsumer, GroupMetadata, GroupProtocol, Isolation, Reader, StartFrom};
 pub use error::{Error, ErrorAction, Result};
 pub use topic::{

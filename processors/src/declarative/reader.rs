@@ -15,8 +15,7 @@ use super::table_rows::TableRows;
 use crate::dead_letter::{RecordError, StepError, stop};
 use crate::input::{self, FetchSchema, schema_id};
 use crate::step::Step;
-use event_log::{RecordBatch, RecordRef};
-use std::ops::Range;
+use event_log::{RecordRef, RecordSlice};
 use std::sync::Arc;
 use streams::{Context, Error, Output, Processor, Result, Stage, State, Timer};
 use topology::Side;
@@ -97,7 +96,9 @@ impl Reader {
             },
         };
         let done = match &mut input.content {
-            TopicContent::Repartitioned(side) => repartitioned(*side, self.declaration_id, &record, &mut pipeline),
+            TopicContent::Repartitioned(side) => {
+                repartitioned(&self.name, *side, self.declaration_id, record).and_then(|change| pipeline.apply(change))
+            }
             TopicContent::Direct { event, relations } => match relations.as_mut_slice() {
                 [relation] if relation.rows.is_none() => event_idempotency::process(relation, &record, &mut pipeline),
                 relations => table_input::process(relations, event.as_deref(), &record, &mut pipeline),
@@ -127,15 +128,11 @@ pub fn id_of(declaration: &str) -> u64 {
     xxhash_rust::xxh3::xxh3_64(declaration.as_bytes())
 }
 
-fn repartitioned(
-    side: Side,
-    declaration: u64,
-    record: &RecordRef<'_>,
-    pipeline: &mut Pipeline<'_>,
-) -> Result<(), StepError> {
+/// The change that a record of a repartition topic contains.
+fn repartitioned<'r>(name: &str, side: Side, declaration: u64, record: RecordRef<'r>) -> Result<Change<'r>, StepError> {
     let (key, value) = (record.key().unwrap_or_default(), record.value().unwrap_or_default());
     match Delta::read(declaration, key, value) {
-        Ok(delta) => pipeline.apply(Change {
+        Ok(delta) => Ok(Change {
             side,
             delta,
             at: record.timestamp(),
@@ -144,16 +141,14 @@ fn repartitioned(
         // All later records would fail for the same reason, so the task stops instead of making them dead letters.
         Err(error @ (DeltaError::Newer(_) | DeltaError::Foreign)) => {
             let at = record.partition();
-            Err(pipeline
-                .damaged(format!("record {at}@{}: {error}", record.offset()))
-                .into())
+            Err(stop(name, format!("record {at}@{}: {error}", record.offset())).into())
         }
     }
 }
 
 impl Processor for Reader {
-    fn prepare(&mut self, records: &RecordBatch, range: Range<usize>) -> Result<()> {
-        for record in range.filter_map(|index| records.get(index)) {
+    fn prepare(&mut self, records: RecordSlice<'_>) -> Result<()> {
+        for record in records.iter() {
             let Some(id) = record.value().and_then(schema_id) else {
                 continue;
             };
@@ -179,13 +174,12 @@ impl Processor for Reader {
     fn process(
         &mut self,
         context: Context,
-        records: &RecordBatch,
-        range: Range<usize>,
+        records: RecordSlice<'_>,
         state: &mut State,
         output: &mut Output,
     ) -> Result<()> {
         let mut step = Step { context, state, output };
-        for record in range.filter_map(|index| records.get(index)) {
+        for record in records.iter() {
             self.process_record(record, &mut step)?;
         }
         Ok(())

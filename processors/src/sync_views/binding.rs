@@ -5,9 +5,8 @@
 
 use crate::dead_letter::RecordError;
 use crate::input::{self, FetchSchema, Unavailable, schema_id};
-use event_log::{ErrorAction, RecordBatch};
+use event_log::{ErrorAction, RecordSlice};
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::Arc;
 use streams::{Error, Stage};
 use views::rules::{Bound, Relation, SourceRules};
@@ -32,9 +31,9 @@ impl Bindings {
     }
 
     /// Fetches the schemas that records need and that are not bound yet.
-    pub(super) fn prepare(&mut self, records: &RecordBatch, range: Range<usize>) -> Result<(), Error> {
+    pub(super) fn prepare(&mut self, records: RecordSlice<'_>) -> Result<(), Error> {
         let (mut last, rules) = (None, self.rules.clone());
-        for record in range.filter_map(|i| records.get(i)) {
+        for record in records.iter() {
             let Some(id) = record.value().and_then(schema_id) else {
                 continue;
             };

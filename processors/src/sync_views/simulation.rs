@@ -15,10 +15,10 @@ use edge::Readers;
 use event_log::{ErrorAction, Millis, TopicPartition};
 use source::{Events, ROW, ROW_ID, Source};
 use std::sync::Arc;
+use streams::{Application, Config, FirstStart, SubTopology, TaskInfo, changelog_topic};
 use streams_test::simulation::{
     Broker, Checked, Cleaning, Environment, FaultRates, Layout, ProcessLog, Rng, Scenario, Tasks, run, seeds, simulate,
 };
-use streams::{Application, Config, FirstStart, SubTopology, TaskInfo, changelog_topic};
 use views::record::SchemaIds;
 use views::rules::{Piece, Relation, SourceRules, ViewRule};
 

@@ -5,7 +5,7 @@
 mod key_changes;
 
 use super::{Config, SyncViews, Unavailable};
-use event_log::{ErrorAction, RecordBatch, TimestampType, TopicPartition};
+use event_log::{ErrorAction, NewRecord, RecordBatch, TimestampType, TopicPartition};
 use schemas::events::{ChunkEnd, Event};
 use schemas::headers::{self, Tx};
 use schemas::ids::SchemaId;
@@ -152,11 +152,13 @@ impl Harness {
         let all = tx.into_iter().chain(extra);
         batch.push(
             at,
-            self.offset,
-            0,
-            TimestampType::Create,
-            Some(key.as_bytes()),
-            value,
+            NewRecord {
+                offset: self.offset,
+                timestamp: 0,
+                timestamp_type: TimestampType::Create,
+                key: Some(key.as_bytes()),
+                value,
+            },
             all,
         );
         self.offset += 1;
@@ -176,7 +178,17 @@ impl Harness {
                 .iter()
                 .map(|(name, value)| (name.as_str(), value.as_deref()));
             let (key, value) = (written.key.as_deref(), written.value.as_deref());
-            out.push(view_log, 0, 0, TimestampType::LogAppend, key, value, headers);
+            out.push(
+                view_log,
+                NewRecord {
+                    offset: 0,
+                    timestamp: 0,
+                    timestamp_type: TimestampType::LogAppend,
+                    key,
+                    value,
+                },
+                headers,
+            );
         }
         let mut closed = true;
         for record in out.iter() {

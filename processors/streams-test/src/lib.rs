@@ -15,7 +15,7 @@ pub mod simulation;
 mod step;
 mod topology;
 
-pub use faulty_log::{CommitFault, FaultyLog, Faults};
+pub use faulty_log::{CommitFault, Faults, FaultyLog};
 pub use step::{StepDriver, Written, records, written};
 pub use streams::testing::{Environment, ThreadDriver};
 pub use topology::{DriverError, FIRST, Moment, OutputRecord, START, TopologyDriver};

@@ -1,6 +1,6 @@
 //! Runs one processor with its state, without a log: records in, records out.
 
-use event_log::{Millis, Offset, OutBatch, RecordBatch, TimestampType, TopicPartition};
+use event_log::{Millis, NewRecord, Offset, OutBatch, RecordBatch, TimestampType, TopicPartition};
 use state_store::{MemoryStore, SharedStore};
 use std::sync::Arc;
 use streams::testing::{ManualTask, STORE_SPACES};
@@ -64,11 +64,11 @@ impl StepDriver {
         let newest = records.iter().map(|record| record.timestamp()).max().unwrap_or(0);
         self.stream_time = self.stream_time.max(newest);
         let context = self.context();
-        let range = 0..records.len();
-        self.processor.prepare(records, range.clone())?;
+        let all = records.slice(0..records.len());
+        self.processor.prepare(all)?;
         let processor = &mut self.processor;
         self.task
-            .step(|state, output| processor.process(context, records, range, state, output))?;
+            .step(|state, output| processor.process(context, all, state, output))?;
         self.advance(self.now)
     }
 
@@ -141,7 +141,17 @@ pub fn records(at: &TopicPartition, first: Offset, rows: &[(&str, Option<&str>, 
     let partition = batch.intern(at);
     for (offset, (key, value, timestamp)) in (first..).zip(rows) {
         let (key, value) = (Some(key.as_bytes()), value.map(str::as_bytes));
-        batch.push(partition, offset, *timestamp, TimestampType::Create, key, value, []);
+        batch.push(
+            partition,
+            NewRecord {
+                offset,
+                timestamp: *timestamp,
+                timestamp_type: TimestampType::Create,
+                key,
+                value,
+            },
+            [],
+        );
     }
     batch
 }

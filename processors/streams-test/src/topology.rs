@@ -112,8 +112,8 @@ struct Instance {
 /// two steps it may crash the application, lose its disks, and add or remove instances: the output must be the same.
 ///
 /// ```
-/// use event_log::{OutRecord, RecordBatch};
-/// use std::{ops::Range, sync::Arc};
+/// use event_log::{OutRecord, RecordSlice};
+/// use std::sync::Arc;
 /// use trunkline_streams::{Application, Context, Output, FirstStart, Processor, Result, State, SubTopology};
 /// use trunkline_streams_test::{Moment, START, TopologyDriver};
 ///
@@ -122,9 +122,9 @@ struct Instance {
 ///
 /// impl Processor for Counter {
 ///     fn process(
-///         &mut self, _: Context, records: &RecordBatch, range: Range<usize>, state: &mut State, output: &mut Output,
+///         &mut self, _: Context, records: RecordSlice<'_>, state: &mut State, output: &mut Output,
 ///     ) -> Result<()> {
-///         for record in range.filter_map(|index| records.get(index)) {
+///         for record in records.iter() {
 ///             let key = record.key().unwrap_or_default();
 ///             let seen = state.get(key)?.map_or(0, |value| value.first().copied().unwrap_or_default());
 ///             let count = seen + 1;

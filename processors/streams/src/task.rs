@@ -23,10 +23,11 @@ use crate::recovery::progress::Recovery;
 use crate::thread::bisect::records::{PoisonRecord, RecordBisection, RejectedRecords};
 use crate::thread::bisect::timers::TimerBisection;
 use commit_record::CommitRecord;
-use event_log::{ErrorAction, GroupConsumer, Millis, Offset, OutBatch, Produced, RecordBatch, TopicPartition};
+use event_log::{
+    ErrorAction, GroupConsumer, Millis, Offset, OutBatch, Produced, RecordRef, RecordSlice, TopicPartition,
+};
 use report::TaskReport;
 use service::chain;
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 use task_store::TaskStore;
@@ -336,71 +337,54 @@ impl Task {
         Ok(())
     }
 
-    /// Processes the records `range`, which all belong to this task, and adds them to the uncommitted ones. The caller
-    /// then advances the positions.
-    pub(crate) fn process(
-        &mut self,
-        now: Millis,
-        newest: Millis,
-        records: &RecordBatch,
-        range: Range<usize>,
-    ) -> Result<(), StepError> {
+    /// Processes records, all of this task, and notes them as uncommitted. The caller then advances the positions.
+    pub(crate) fn process(&mut self, now: Millis, newest: Millis, records: RecordSlice<'_>) -> Result<(), StepError> {
+        let Some(first) = records.first() else { return Ok(()) };
         let bisection = self.bisection.records.as_ref();
-        let poison = bisection.and_then(|bisection| bisection.poison_at(records, range.start));
+        let poison = bisection.and_then(|bisection| bisection.poison_at(first));
         let context = Context {
             now,
             stream_time: self.stream_time.max(newest),
         };
         match poison.cloned() {
-            Some(poison) => self.dead_letter(context, records, range.start, poison)?,
-            None => self.step(context, records, range.clone())?,
+            Some(poison) => self.dead_letter(context, first, poison)?,
+            None => self.step(context, records)?,
         }
         self.stream_time = self.stream_time.max(newest);
         self.uncommitted.position_moved = true;
         if self.uncommitted.records == 0 {
-            self.uncommitted.first = records.get(range.start).map(|record| FirstRecord {
-                at: record.partition().clone(),
-                offset: record.offset(),
-                timestamp: record.timestamp(),
+            self.uncommitted.first = Some(FirstRecord {
+                at: first.partition().clone(),
+                offset: first.offset(),
+                timestamp: first.timestamp(),
             });
         }
-        self.uncommitted.records += range.len();
+        self.uncommitted.records += records.len();
         self.reading.pauses = 0;
         Ok(())
     }
 
-    fn step(&mut self, context: Context, records: &RecordBatch, range: Range<usize>) -> Result<(), StepError> {
-        let prepared = self.processor.prepare(records, range.clone());
+    fn step(&mut self, context: Context, records: RecordSlice<'_>) -> Result<(), StepError> {
+        let prepared = self.processor.prepare(records);
         prepared.map_err(|error| match error.action() {
             ErrorAction::Retry => StepError::NotReady(chain(&error)),
             ErrorAction::DeadLetter | ErrorAction::Stop => StepError::Failed(chain(&error)),
         })?;
         let store = self.store.as_mut().expect("a running task has its store open");
         let output = &mut self.uncommitted.output;
-        let processed = self
-            .processor
-            .process(context, records, range, &mut store.state, output);
+        let processed = self.processor.process(context, records, &mut store.state, output);
         output.clear_cause();
         processed.map_err(|error| StepError::Failed(chain(&error)))
     }
 
-    /// Writes the poison record as a dead letter, in the transaction that commits its offset (C2). If the dead letter
-    /// has no body, the previous attempt was rejected, possibly because of what `on_dead_letter` wrote, so
-    /// `on_dead_letter` is not called.
-    fn dead_letter(
-        &mut self,
-        context: Context,
-        records: &RecordBatch,
-        index: usize,
-        poison: PoisonRecord,
-    ) -> Result<(), StepError> {
+    /// Writes the poison record as a dead letter, in the transaction of its offset (C2). A dead letter without body means that
+    /// the previous attempt was rejected, possibly for what `on_dead_letter` wrote, so it is not called then.
+    fn dead_letter(&mut self, context: Context, record: RecordRef<'_>, poison: PoisonRecord) -> Result<(), StepError> {
         let notifies = poison.body == Body::Whole;
         let error = RejectedOutput { reason: poison.reason };
         let output = &mut self.uncommitted.output;
-        if let Some(record) = records.get(index) {
-            output.dead_letter_with(record, Stage::Produce, &error, poison.body);
-        }
-        if let Some(record) = records.get(index).filter(|_| notifies) {
+        output.dead_letter_with(record, Stage::Produce, &error, poison.body);
+        if notifies {
             let store = self.store.as_mut().expect("a running task has its store open");
             let noted = self.processor.on_dead_letter(context, record, &mut store.state, output);
             output.clear_cause();

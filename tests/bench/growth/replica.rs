@@ -3,7 +3,7 @@
 use super::updates::{Figures, Random, TRANSACTION_ROWS, Updates, row_number};
 use anyhow::Context;
 use edge::config::StoreConfig;
-use event_log::{Header, Offset, RecordBatch, TimestampType, TopicPartition};
+use event_log::{Header, NewRecord, Offset, RecordBatch, TimestampType, TopicPartition};
 use schemas::version::Version;
 use state_store::Engine;
 use std::path::Path;
@@ -96,12 +96,32 @@ impl Edge {
             let mut version = [0; 17];
             version[5..13].copy_from_slice(&self.next.to_be_bytes());
             let headers: [Header<'_>; 2] = [(WRITER, Some(WRITER_ID.as_bytes())), (VERSION, Some(&version))];
-            batch.push(at, self.next, NOW, kind, Some(key), value, headers);
+            batch.push(
+                at,
+                NewRecord {
+                    offset: self.next,
+                    timestamp: NOW,
+                    timestamp_type: kind,
+                    key: Some(key),
+                    value,
+                },
+                headers,
+            );
             self.next += 1;
         }
         let (key, value) = self.writer.closing(Version::default(), NOW);
         let headers: [Header<'_>; 1] = [(WRITER, Some(WRITER_ID.as_bytes()))];
-        batch.push(at, self.next, NOW, kind, Some(key), value, headers);
+        batch.push(
+            at,
+            NewRecord {
+                offset: self.next,
+                timestamp: NOW,
+                timestamp_type: kind,
+                key: Some(key),
+                value,
+            },
+            headers,
+        );
         self.next += 1;
         let applied = self.replica.apply(0, batch.iter(), NOW)?;
         anyhow::ensure!(applied.refused == 0, "the replica rejected {} records", applied.refused);

@@ -5,7 +5,7 @@
 
 use super::updates::{Figures, Random, Updates, row_number};
 use anyhow::Context;
-use event_log::{ErrorAction, RecordBatch, TimestampType, TopicPartition};
+use event_log::{ErrorAction, NewRecord, RecordBatch, TimestampType, TopicPartition};
 use processors::sync_views::{Config, SyncViews, Unavailable};
 use schemas::headers::{self, Tx};
 use schemas::version::Lsn;
@@ -157,7 +157,17 @@ fn records(rows: &[usize], position: u64, random: &mut Random) -> anyhow::Result
         let key = format!("[\"t\",{}]", row_number(*row));
         let (key, header) = (Some(key.as_bytes()), (headers::TX, Some(header.as_slice())));
         let offset = i64::try_from(index)?;
-        batch.push(at, offset, 0, TimestampType::Create, key, Some(&value), [header]);
+        batch.push(
+            at,
+            NewRecord {
+                offset,
+                timestamp: 0,
+                timestamp_type: TimestampType::Create,
+                key,
+                value: Some(&value),
+            },
+            [header],
+        );
     }
     Ok(batch)
 }

@@ -4,7 +4,7 @@
 use super::harness::{Database, LIMIT, Setting};
 use crate::support::wait_for;
 use connectors::status::State;
-use event_log::{ErrorAction, Isolation, RecordBatch, StartFrom, TimestampType, TopicPartition};
+use event_log::{ErrorAction, Isolation, NewRecord, RecordBatch, StartFrom, TimestampType, TopicPartition};
 use processors::sync_views::{self, SyncViews, Unavailable};
 use schemas::headers;
 use schemas::ids::SchemaId;
@@ -75,11 +75,13 @@ fn shown(setting: &Setting, records: usize) -> BTreeMap<String, String> {
             let (key, value) = (record.key(), record.value());
             one.push(
                 at,
-                offset,
-                time,
-                TimestampType::Create,
-                key,
-                value,
+                NewRecord {
+                    offset,
+                    timestamp: time,
+                    timestamp_type: TimestampType::Create,
+                    key,
+                    value,
+                },
                 record.headers().iter(),
             );
             driver.feed(&one).unwrap();
@@ -99,7 +101,17 @@ fn apply(driver: &mut StepDriver, rows: &mut BTreeMap<String, String>) {
         let headers = written.headers.iter();
         let headers = headers.map(|(name, value)| (name.as_str(), value.as_deref()));
         let (key, value) = (written.key.as_deref(), written.value.as_deref());
-        out.push(view_log, 0, 0, TimestampType::LogAppend, key, value, headers);
+        out.push(
+            view_log,
+            NewRecord {
+                offset: 0,
+                timestamp: 0,
+                timestamp_type: TimestampType::LogAppend,
+                key,
+                value,
+            },
+            headers,
+        );
     }
     for record in out.iter() {
         match record::parse(&record).unwrap() {

@@ -103,10 +103,7 @@ fn renamed_store_stops_tasks_until_resolved() {
         thread.finish().expect("shut down");
         let mut thread = harness.start("renamed");
         let orphaned = thread.orphaned_state().join("; ");
-        assert!(
-            orphaned.contains(&*harness.changelog("counts", 0).topic),
-            "{orphaned}"
-        );
+        assert!(orphaned.contains(&*harness.changelog("counts", 0).topic), "{orphaned}");
         assert!(
             orphaned.contains(
                 &harness

@@ -1,11 +1,10 @@
 //! The process that is killed: a counting application. The order of the input determines the output, so that a lost,
 //! duplicate or unexpected record changes the counts.
 
-use event_log::{OutRecord, RecordBatch, SharedEventLog};
+use event_log::{OutRecord, RecordSlice, SharedEventLog};
 use serde::{Deserialize, Serialize};
 use service::{Readiness, Service, Tasks, chain, telemetry};
 use std::fs::File;
-use std::ops::Range;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -43,12 +42,11 @@ impl Processor for Counter {
     fn process(
         &mut self,
         _: Context,
-        records: &RecordBatch,
-        range: Range<usize>,
+        records: RecordSlice<'_>,
         state: &mut State,
         output: &mut Output,
     ) -> streams::Result<()> {
-        for record in range.filter_map(|index| records.get(index)) {
+        for record in records.iter() {
             let Some(key) = record.key() else { continue };
             let before = state
                 .get(key)?

@@ -5,12 +5,11 @@ use crate::support::{self, wait_for};
 use event_log::embedded::{self, EmbeddedLog};
 use event_log::kafka::{self, KafkaLog};
 use event_log::{
-    Cleanup, Isolation, OffsetSpec, OutBatch, OutRecord, RecordBatch, SharedEventLog, StartFrom, TopicConfig,
-    TopicPartition, TopicSpec,
+    Cleanup, Isolation, OffsetSpec, OutBatch, OutRecord, RecordBatch, RecordSlice, SharedEventLog, StartFrom,
+    TopicConfig, TopicPartition, TopicSpec,
 };
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,12 +31,11 @@ impl Processor for Counter {
     fn process(
         &mut self,
         _: Context,
-        records: &RecordBatch,
-        range: Range<usize>,
+        records: RecordSlice<'_>,
         state: &mut State,
         output: &mut Output,
     ) -> streams::Result<()> {
-        for record in range.filter_map(|index| records.get(index)) {
+        for record in records.iter() {
             let key = record.key().expect("every record has a key");
             let value = String::from_utf8_lossy(record.value().unwrap_or_default()).into_owned();
             let long = |what: &str| {

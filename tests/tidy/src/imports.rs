@@ -11,9 +11,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use syn::visit::{self, Visit};
 
-/// Cycles that are known and will be removed later, each identified by one of its files.
-const KNOWN: &[&str] = &["processors/streams/src/driver/simulation/process_log.rs"];
-
 type ModulePath = Vec<String>;
 
 /// What a name in a module stands for.
@@ -47,9 +44,6 @@ pub fn cycles() -> Vec<String> {
     for root_file in crate_roots() {
         let edges = edges(&load(&root_file));
         for cycle in strongly_connected(&edges) {
-            if KNOWN.iter().any(|known| cycle.contains(*known)) {
-                continue;
-            }
             let inside: Vec<String> = edges
                 .iter()
                 .filter(|(from, _)| cycle.contains(*from))

@@ -5,7 +5,7 @@ use super::bytes::{self, space};
 use super::{Error, Options, Replica, SPACES, Times};
 use crate::record::{SchemaIds, VERSION, WRITER, Writer};
 use crate::{BucketId, row_hash};
-use event_log::{Header, Millis, Offset, RecordBatch, TimestampType, TopicPartition};
+use event_log::{Header, Millis, NewRecord, Offset, RecordBatch, TimestampType, TopicPartition};
 use schemas::version::Version;
 use state_store::{Batch, Direction, KeyRange, MemoryStore, SharedStore, Snapshot, Space, Stats, Store, Visit};
 use std::cell::Cell;
@@ -133,7 +133,17 @@ fn push(batch: &mut RecordBatch, offset: Offset, writer: char, record: &Record) 
     };
     let at = batch.intern(&TopicPartition::new("view.log", 0));
     let time = TimestampType::LogAppend;
-    batch.push(at, offset, NOW, time, Some(key), value, headers.iter().copied());
+    batch.push(
+        at,
+        NewRecord {
+            offset,
+            timestamp: NOW,
+            timestamp_type: time,
+            key: Some(key),
+            value,
+        },
+        headers.iter().copied(),
+    );
 }
 
 fn stored_pending(store: &SharedStore) -> usize {

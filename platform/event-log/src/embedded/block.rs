@@ -22,7 +22,7 @@ pub(super) use merge::Merge;
 pub(super) use rewrite::Item;
 
 use super::format::{corrupt, versioned};
-use crate::{Header, Millis, Offset, RecordBatch, Result, TimestampType};
+use crate::{Header, Millis, NewRecord, Offset, RecordBatch, Result, TimestampType};
 use bytes::Bytes;
 
 /// Version of a block without horizon.
@@ -335,11 +335,13 @@ impl Block {
                 let headers = HeaderIter(record.headers);
                 batch.push(
                     partition,
-                    record.offset,
-                    record.timestamp,
-                    kind,
-                    record.key,
-                    record.value,
+                    NewRecord {
+                        offset: record.offset,
+                        timestamp: record.timestamp,
+                        timestamp_type: kind,
+                        key: record.key,
+                        value: record.value,
+                    },
                     headers,
                 );
             }

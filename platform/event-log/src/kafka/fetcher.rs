@@ -9,7 +9,7 @@ use super::client::list::List;
 use super::client::producer::Topic;
 use super::client::{ClientError, Code, Handle, Queue, Waker};
 use super::errors;
-use crate::{Error, Isolation, Millis, Offset, RecordBatch, Result, TopicPartition};
+use crate::{Error, Isolation, Millis, NewRecord, Offset, RecordBatch, Result, TopicPartition};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -342,11 +342,13 @@ impl PartitionState {
         let offset = message.offset();
         batch.push(
             self.interned.1,
-            offset,
-            timestamp,
-            kind,
-            message.key(),
-            message.value(),
+            NewRecord {
+                offset,
+                timestamp,
+                timestamp_type: kind,
+                key: message.key(),
+                value: message.value(),
+            },
             message.headers(),
         );
         self.position = Some(offset + 1);

@@ -3,7 +3,7 @@
 //! At each commit, records of repartition topics are delivered to the sub-topology that reads them.
 
 use super::super::{Config, application};
-use event_log::{RecordBatch, TimestampType, TopicPartition};
+use event_log::{NewRecord, RecordBatch, TimestampType, TopicPartition};
 use schemas::codec::Datum;
 use schemas::events::{ChunkEnd, Event};
 use schemas::headers::{self, Tx};
@@ -13,8 +13,8 @@ use schemas::version::Lsn;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use streams_test::StepDriver;
 use streams::{InputTopic, SubTopology, TaskId, TaskInfo};
+use streams_test::StepDriver;
 use topology::Topology;
 
 /// Null, as an expected value.
@@ -384,11 +384,13 @@ impl Harness {
             .map(|(name, value)| (name.as_str(), Some(value.as_slice())));
         batch.push(
             partition,
-            *offset,
-            record.at,
-            TimestampType::Create,
-            Some(&record.key),
-            record.value.as_deref(),
+            NewRecord {
+                offset: *offset,
+                timestamp: record.at,
+                timestamp_type: TimestampType::Create,
+                key: Some(&record.key),
+                value: record.value.as_deref(),
+            },
             headers,
         );
         *offset += 1;

@@ -212,7 +212,11 @@ impl Broker {
             touched: BTreeSet::new(),
             last_commit: None,
         };
-        let c = self.transactions.coordinators.entry(id.to_owned()).or_insert_with(fresh);
+        let c = self
+            .transactions
+            .coordinators
+            .entry(id.to_owned())
+            .or_insert_with(fresh);
         if matches!(c.phase, Phase::Ending { .. }) {
             return Err(BrokerError::Retry);
         }
@@ -231,7 +235,11 @@ impl Broker {
             self.note("fenced");
             return Err(BrokerError::Fenced("epoch"));
         }
-        Ok(self.transactions.coordinators.get_mut(id).expect("its epoch was just read"))
+        Ok(self
+            .transactions
+            .coordinators
+            .get_mut(id)
+            .expect("its epoch was just read"))
     }
 
     fn enter(&mut self, id: &str, epoch: i32, touched: Touched) -> BrokerResult<u64> {
@@ -349,7 +357,9 @@ impl Broker {
     /// Applies commits and aborts to some participants of their transactions.
     fn mark_some(&mut self) {
         for id in self.writers(|c| matches!(c.phase, Phase::Ending { .. })) {
-            let Some(c) = self.transactions.coordinators.get(&id) else { continue };
+            let Some(c) = self.transactions.coordinators.get(&id) else {
+                continue;
+            };
             let Phase::Ending { commit } = c.phase else { continue };
             let (txn, touched): (u64, Vec<Touched>) = (c.txn, c.touched.iter().cloned().collect());
             for participant in touched {

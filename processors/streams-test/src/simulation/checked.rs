@@ -4,9 +4,9 @@
 //! its changelog.
 
 use super::ProcessLog;
-use event_log::{RecordBatch, RecordRef, TopicPartition};
+use event_log::{RecordRef, RecordSlice, TopicPartition};
 use std::collections::BTreeMap;
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 use streams::testing::scan_all;
 use streams::{CHANGELOG_VERSION, COMMIT_RECORD_KEY, Context, Output, Processor, Result, State, Timer};
 
@@ -57,19 +57,18 @@ impl Checked {
 }
 
 impl Processor for Checked {
-    fn prepare(&mut self, records: &RecordBatch, range: Range<usize>) -> Result<()> {
-        self.inner.prepare(records, range)
+    fn prepare(&mut self, records: RecordSlice<'_>) -> Result<()> {
+        self.inner.prepare(records)
     }
 
     fn process(
         &mut self,
         context: Context,
-        records: &RecordBatch,
-        range: Range<usize>,
+        records: RecordSlice<'_>,
         state: &mut State,
         output: &mut Output,
     ) -> Result<()> {
-        self.inner.process(context, records, range, state, output)
+        self.inner.process(context, records, state, output)
     }
 
     fn on_dead_letter(

@@ -226,7 +226,9 @@ impl SimulatedProducer {
         let (id, epoch) = (self.id.clone(), self.epoch);
         let n = Offset::try_from(rows.len()).unwrap_or_default();
         let to = at.clone();
-        let (first, time) = self.connection.call(move |broker| broker.produce(&id, epoch, &to, &rows))?;
+        let (first, time) = self
+            .connection
+            .call(move |broker| broker.produce(&id, epoch, &to, &rows))?;
         let progress = self.done.entry(at).or_insert((first, 0, 0));
         (progress.1, progress.2) = (first + n, time);
         Ok(())

@@ -8,9 +8,8 @@ use super::{
     Broker, Checked, Environment, FaultRates, Layout, LogRecord, Notes, ProcessLog, Rng, Row, Scenario, Tasks, run,
     seeds, simulate,
 };
-use event_log::{Millis, Offset, OutRecord, RecordBatch, TopicPartition};
+use event_log::{Millis, Offset, OutRecord, RecordSlice, TopicPartition};
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::sync::Arc;
 use streams::{
     Application, Config, Context, FirstStart, Output, Processor, Result, Stage, State, SubTopology, TaskInfo, Timer,
@@ -180,12 +179,11 @@ impl Processor for Counter {
     fn process(
         &mut self,
         context: Context,
-        records: &RecordBatch,
-        range: Range<usize>,
+        records: RecordSlice<'_>,
         state: &mut State,
         output: &mut Output,
     ) -> Result<()> {
-        for record in range.filter_map(|index| records.get(index)) {
+        for record in records.iter() {
             let padding = match record.value() {
                 Some(b"-") => continue,
                 Some(b"!") => {
@@ -336,7 +334,10 @@ const ELSEWHERE: [&str; 2] = ["runtime.standby.", "runtime.alone."];
 fn failpoints() -> BTreeSet<String> {
     let (mut names, mut dirs) = (
         BTreeSet::new(),
-        vec![std::path::PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../streams/src"))],
+        vec![std::path::PathBuf::from(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../streams/src"
+        ))],
     );
     while let Some(dir) = dirs.pop() {
         for path in std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {

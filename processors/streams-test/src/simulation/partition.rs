@@ -4,7 +4,7 @@
 //! as in Kafka. Oracles can also read records that compaction removed.
 
 use super::Rng;
-use event_log::{Header, Millis, Offset, RecordBatch, TimestampType, TopicPartition};
+use event_log::{Header, Millis, NewRecord, Offset, RecordBatch, TimestampType, TopicPartition};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -245,7 +245,17 @@ pub(super) fn fill(batch: &mut RecordBatch, at: &TopicPartition, records: &[LogR
         let headers = r.row.headers.iter();
         let headers: Vec<Header<'_>> = headers.map(|(name, value)| (name.as_str(), value.as_deref())).collect();
         let (key, value) = (r.row.key.as_deref(), r.row.value.as_deref());
-        batch.push(index, r.offset, r.at, TimestampType::LogAppend, key, value, headers);
+        batch.push(
+            index,
+            NewRecord {
+                offset: r.offset,
+                timestamp: r.at,
+                timestamp_type: TimestampType::LogAppend,
+                key,
+                value,
+            },
+            headers,
+        );
     }
 }
 

@@ -103,7 +103,8 @@ impl EventLog for ProcessLog {
 
     fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Committed> {
         let (group, partitions) = (group.to_owned(), partitions.to_vec());
-        self.connection.call(move |broker| broker.group.fetch(&partitions))
+        self.connection
+            .call(move |broker| broker.group.fetch(&partitions))
             .map_err(|refusal| match refusal {
                 BrokerError::Undecided => Error::Undecided { group },
                 _ => unavailable("fetch offsets"),

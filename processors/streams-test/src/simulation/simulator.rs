@@ -5,8 +5,8 @@
 //! the run.
 
 use super::broker::{Broker, FaultPlan};
-use super::protocol::{SESSION_TIMEOUT, TXN_TIMEOUT};
 use super::connection::Connection;
+use super::protocol::{SESSION_TIMEOUT, TXN_TIMEOUT};
 use super::scenario::{Environment, FaultRates, Scenario};
 use super::scheduler::{Killed, Scheduler};
 use super::{Disk, ProcessLog, Rng};

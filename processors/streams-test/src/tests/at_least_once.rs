@@ -7,12 +7,11 @@ use crate::simulation::Rng;
 use crate::{Environment, Faults, FaultyLog, ThreadDriver};
 use event_log::embedded::{self, EmbeddedLog};
 use event_log::{
-    Cleanup, EventLog, Isolation, Offset, OffsetSpec, OutBatch, OutRecord, RecordBatch, SharedEventLog, StartFrom,
-    TopicConfig, TopicPartition, TopicSpec,
+    Cleanup, EventLog, Isolation, Offset, OffsetSpec, OutBatch, OutRecord, RecordBatch, RecordSlice, SharedEventLog,
+    StartFrom, TopicConfig, TopicPartition, TopicSpec,
 };
 use service::clock::Manual;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 use streams::{
@@ -27,16 +26,9 @@ const PARTITIONS: i32 = 2;
 struct Keeper(i32);
 
 impl Processor for Keeper {
-    fn process(
-        &mut self,
-        _: Context,
-        records: &RecordBatch,
-        range: Range<usize>,
-        state: &mut State,
-        output: &mut Output,
-    ) -> Result<()> {
+    fn process(&mut self, _: Context, records: RecordSlice<'_>, state: &mut State, output: &mut Output) -> Result<()> {
         let out = Arc::from("out");
-        for record in range.filter_map(|index| records.get(index)) {
+        for record in records.iter() {
             let number = record.offset().to_string();
             let count = state
                 .get(b"count")?

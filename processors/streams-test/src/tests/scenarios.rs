@@ -7,7 +7,7 @@ mod harness;
 mod rejected;
 
 use crate::{StepDriver, written};
-use event_log::{Millis, OffsetSpec, OutBatch, RecordBatch, TopicPartition};
+use event_log::{Millis, NewRecord, OffsetSpec, OutBatch, RecordBatch, TopicPartition};
 use harness::{Counter, Harness, TURNS, settle, until_cause};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -395,7 +395,17 @@ fn step_driver_runs_a_processor_alone() {
     let mut driver = StepDriver::new("count", Box::new(counter)).unwrap();
     let mut records = RecordBatch::default();
     let at = records.intern(&TopicPartition::new("in", 0));
-    records.push(at, 0, 5, event_log::TimestampType::Create, Some(b"a"), Some(b""), []);
+    records.push(
+        at,
+        NewRecord {
+            offset: 0,
+            timestamp: 5,
+            timestamp_type: event_log::TimestampType::Create,
+            key: Some(b"a"),
+            value: Some(b""),
+        },
+        [],
+    );
     driver.feed(&records).unwrap();
     driver.abort().unwrap();
     driver.feed(&records).unwrap();

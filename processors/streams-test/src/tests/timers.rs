@@ -1,8 +1,7 @@
 //! Tests of durable timers.
 
 use crate::StepDriver;
-use event_log::{Millis, OutRecord, RecordBatch};
-use std::ops::Range;
+use event_log::{Millis, NewRecord, OutRecord, RecordBatch, RecordSlice};
 use std::sync::Arc;
 use streams::{Context, Output, Processor, Result, State, Timer, TimerClock};
 
@@ -10,14 +9,7 @@ use streams::{Context, Output, Processor, Result, State, Timer, TimerClock};
 struct Alarm;
 
 impl Processor for Alarm {
-    fn process(
-        &mut self,
-        _: Context,
-        _: &RecordBatch,
-        _: Range<usize>,
-        _: &mut State,
-        _: &mut Output,
-    ) -> Result<()> {
+    fn process(&mut self, _: Context, _: RecordSlice<'_>, _: &mut State, _: &mut Output) -> Result<()> {
         Ok(())
     }
 
@@ -110,11 +102,13 @@ fn rolled_back_timer_fires_again() {
     records.intern(&event_log::TopicPartition::new("in", 0));
     records.push(
         0,
-        0,
-        10,
-        event_log::TimestampType::Create,
-        None,
-        None,
+        NewRecord {
+            offset: 0,
+            timestamp: 10,
+            timestamp_type: event_log::TimestampType::Create,
+            key: None,
+            value: None,
+        },
         std::iter::empty(),
     );
     out.clear();

@@ -3,8 +3,7 @@
 
 use super::output::text;
 use super::*;
-use event_log::{ErrorAction, RecordBatch};
-use std::ops::Range;
+use event_log::{ErrorAction, RecordSlice};
 use streams::{
     Context, Error, FirstStart, Output, Processor, Result as StepResult, State, SubTopology, Timer, TimerClock,
 };
@@ -18,12 +17,11 @@ impl Processor for Counter {
     fn process(
         &mut self,
         context: Context,
-        records: &RecordBatch,
-        range: Range<usize>,
+        records: RecordSlice<'_>,
         state: &mut State,
         output: &mut Output,
     ) -> StepResult<()> {
-        for record in range.filter_map(|index| records.get(index)) {
+        for record in records.iter() {
             if record.value() == Some(b"stop") {
                 return Err(Error::Processor {
                     name: "count".to_owned(),

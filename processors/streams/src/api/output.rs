@@ -260,7 +260,7 @@ fn message(error: &dyn Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use event_log::{RecordBatch, TimestampType, TopicPartition};
+    use event_log::{NewRecord, RecordBatch, TimestampType, TopicPartition};
 
     #[derive(Debug, thiserror::Error)]
     #[error("decode order")]
@@ -272,11 +272,13 @@ mod tests {
         let headers = [("tx", Some(&b"{}"[..])), ("none", None)];
         batch.push(
             at,
-            42,
-            1,
-            TimestampType::Create,
-            Some(b"[1]"),
-            Some(b"\xff\x00"),
+            NewRecord {
+                offset: 42,
+                timestamp: 1,
+                timestamp_type: TimestampType::Create,
+                key: Some(b"[1]"),
+                value: Some(b"\xff\x00"),
+            },
             headers,
         );
         batch
@@ -289,7 +291,17 @@ mod tests {
         let at = batch.intern(&TopicPartition::new("in", 0));
         for header in [parent, "nonsense"] {
             let headers = [("traceparent", Some(header.as_bytes()))];
-            batch.push(at, 0, 1, TimestampType::Create, None, None, headers);
+            batch.push(
+                at,
+                NewRecord {
+                    offset: 0,
+                    timestamp: 1,
+                    timestamp_type: TimestampType::Create,
+                    key: None,
+                    value: None,
+                },
+                headers,
+            );
         }
         let mut output = Output::new("x");
         let send = |output: &mut Output| {

@@ -5,8 +5,7 @@ use crate::api::error::Result;
 use crate::api::output::Output;
 use crate::api::state::State;
 use crate::api::timer::Timer;
-use event_log::{RecordBatch, RecordRef};
-use std::ops::Range;
+use event_log::{RecordRef, RecordSlice};
 
 /// Code of a stream processor. The runtime creates one instance per task and calls it on one thread at a time.
 /// `docs/examples` contains a complete example.
@@ -36,20 +35,18 @@ pub trait Processor: Send {
     ///
     /// # Errors
     /// An error with [`event_log::ErrorAction::Retry`] pauses the task, which then retries. Any other error stops it.
-    fn prepare(&mut self, _records: &RecordBatch, _range: Range<usize>) -> Result<()> {
+    fn prepare(&mut self, _records: RecordSlice<'_>) -> Result<()> {
         Ok(())
     }
 
-    /// Processes the records `range` of the batch, in order. They belong to this task; other records of the batch may belong
-    /// to other tasks and must not be read. A range has 1 to 1,024 records.
+    /// Processes records of this task, 1 to 1,024, in order.
     ///
     /// # Errors
     /// Any error stops the task.
     fn process(
         &mut self,
         context: Context,
-        records: &RecordBatch,
-        range: Range<usize>,
+        records: RecordSlice<'_>,
         state: &mut State,
         output: &mut Output,
     ) -> Result<()>;

@@ -39,7 +39,7 @@ impl StreamThread {
         }
         let now = self.shared.clock.now();
         let task = self.tasks.at(run.task);
-        match task.process(now, run.newest, records, run.range.clone()) {
+        match task.process(now, run.newest, records.slice(run.range.clone())) {
             Ok(()) => {}
             Err(StepError::NotReady(reason)) => {
                 self.pause_task(run.task, reason);

@@ -135,7 +135,7 @@ impl Tasks {
 
     /// Sets the positions of a task to the offsets after a run.
     pub(super) fn advance(&mut self, run: &Run, records: &RecordBatch) {
-        for record in run.range.clone().filter_map(|index| records.get(index)) {
+        for record in records.slice(run.range.clone()).iter() {
             let route = self.route_of(record.partition_index());
             let route = route.expect("a run contains routed records only");
             let input = self.at(run.task).inputs.get_mut(route.input);

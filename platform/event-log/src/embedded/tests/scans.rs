@@ -79,32 +79,30 @@ fn scan_of_the_faulty_backing_shows_one_moment_unless_it_is_live() {
     assert_eq!(seen, [(1, Bytes::from("one")), (9, Bytes::from("new"))]);
 }
 
-impl TestLog {
-    /// A log without cache, whose scans see concurrent batches.
-    fn live() -> TestLog {
-        let mut hand = TestLog::new();
-        hand.store.inner.scan_live();
-        hand.log = opened_with(&hand.store, &hand.time, |config| config.cache_bytes = 0).expect("open");
-        hand
-    }
+/// A log without cache, whose scans see concurrent batches.
+fn live() -> TestLog {
+    let mut hand = TestLog::new();
+    hand.store.inner.scan_live();
+    hand.log = opened_with(&hand.store, &hand.time, |config| config.cache_bytes = 0).expect("open");
+    hand
+}
 
-    /// Cleans during the next scan, after this number of blocks was visited.
-    fn clean_in_scan(&self, visited: usize, age: Millis) {
-        let (broker, now) = (self.log.broker.clone(), self.log.broker.now() + age);
-        self.store
-            .once(Moment::InScan(visited), move || broker.clean(now).expect("clean"));
-    }
+/// Cleans during the next scan, after this number of blocks was visited.
+fn clean_in_scan(hand: &TestLog, visited: usize, age: Millis) {
+    let (broker, now) = (hand.log.broker.clone(), hand.log.broker.now() + age);
+    hand.store
+        .once(Moment::InScan(visited), move || broker.clean(now).expect("clean"));
 }
 
 #[test]
 fn reader_skips_nothing_when_its_scan_sees_half_a_merge() {
     for isolation in [Isolation::ReadCommitted, Isolation::ReadUncommitted] {
-        let hand = TestLog::live();
+        let hand = live();
         let at = line(&hand, TimestampPolicy::CreateTime, &[("retention.ms", "-1")]);
         hand.many(&at);
         let (all, blocks) = (hand.all(&at, isolation), hand.sizes(&at).len());
-        hand.clean_in_scan(1, 0);
-        // The message omits the records, which would be megabytes of text.
+        clean_in_scan(&hand, 1, 0);
+        // The message omits the records, which would be megabytes.
         assert!(hand.all(&at, isolation) == all, "{isolation:?}: records were skipped");
         assert!(hand.sizes(&at).len() < blocks / 3, "blocks were merged in the meantime");
     }
@@ -112,19 +110,19 @@ fn reader_skips_nothing_when_its_scan_sees_half_a_merge() {
 
 #[test]
 fn lookup_by_time_is_exact_when_its_scan_sees_half_a_merge() {
-    let hand = TestLog::live();
+    let hand = live();
     let at = line(&hand, TimestampPolicy::CreateTime, &[("retention.ms", "-1")]);
     hand.many(&at);
     let time = 1_000_000 + 900;
     let want = hand.log.offset(&at, OffsetSpec::Timestamp(time)).expect("time");
-    hand.clean_in_scan(3, 0);
+    clean_in_scan(&hand, 3, 0);
     assert_eq!(hand.log.offset(&at, OffsetSpec::Timestamp(time)).expect("time"), want);
     assert!(hand.blocks_of(&at)[0].head.merged, "blocks were merged in the meantime");
 }
 
 #[test]
 fn reader_is_out_of_range_when_retention_cuts_ahead_of_its_scan() {
-    let hand = TestLog::live();
+    let hand = live();
     let at = hand.topic(&[("retention.ms", "100")]);
     for n in 0..10 {
         hand.append(&at, &n.to_string()).expect("append");
@@ -132,7 +130,7 @@ fn reader_is_out_of_range_when_retention_cuts_ahead_of_its_scan() {
     }
     let mut reader = hand.log.reader(Isolation::ReadCommitted).expect("reader");
     reader.assign(&[(at.clone(), StartFrom::Earliest)]).expect("assign");
-    hand.clean_in_scan(2, 50);
+    clean_in_scan(&hand, 2, 50);
     let mut batch = RecordBatch::default();
     reader.poll(&mut batch, 1 << 20, Duration::ZERO).expect("poll");
     assert_eq!(hand.range(&at), [5, 10, 10]);
@@ -224,7 +222,7 @@ impl Lag {
     fn new(seed: u64) -> Lag {
         let mut random = Random(seed | 1);
         let retention = ["-1", "400"][usize::try_from(random.below(2)).expect("small")];
-        let hand = TestLog::live();
+        let hand = live();
         let at = hand.topic(&[("retention.ms", retention)]);
         let producer = hand.transactional_producer(600_000);
         Lag {
@@ -268,7 +266,7 @@ impl Lag {
     fn clean_in_a_scan(&mut self) {
         let visited = usize::try_from(1 + self.random.below(12)).expect("small");
         let age = Millis::try_from(self.random.below(300)).expect("small");
-        self.hand.clean_in_scan(visited, age);
+        clean_in_scan(&self.hand, visited, age);
     }
 
     /// Reads. Offsets may be skipped only if retention deleted them; the reader must then get one out-of-range error.

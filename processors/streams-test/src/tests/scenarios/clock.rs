@@ -2,9 +2,8 @@
 //! clock do not jump.
 
 use super::harness::{Harness, TURNS, settle};
-use event_log::{Millis, OutRecord, RecordBatch};
+use event_log::{Millis, OutRecord, RecordSlice};
 use service::clock::Manual;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
@@ -53,12 +52,11 @@ impl Processor for Echo {
     fn process(
         &mut self,
         context: Context,
-        records: &RecordBatch,
-        range: Range<usize>,
+        records: RecordSlice<'_>,
         state: &mut State,
         output: &mut Output,
     ) -> Result<()> {
-        for record in range.filter_map(|index| records.get(index)) {
+        for record in records.iter() {
             let key = record.key().unwrap();
             Echo::send(output, key, "now");
             let name = std::str::from_utf8(key).unwrap();

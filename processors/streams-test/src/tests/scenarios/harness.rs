@@ -3,12 +3,11 @@
 use crate::{Environment, ThreadDriver};
 use event_log::embedded::{self, EmbeddedLog};
 use event_log::{
-    Cleanup, ErrorAction, Isolation, Offset, OffsetSpec, OutBatch, OutRecord, RecordBatch, RecordRef, SharedEventLog,
-    StartFrom, TopicConfig, TopicPartition, TopicSpec,
+    Cleanup, ErrorAction, Isolation, Offset, OffsetSpec, OutBatch, OutRecord, RecordBatch, RecordRef, RecordSlice,
+    SharedEventLog, StartFrom, TopicConfig, TopicPartition, TopicSpec,
 };
 use service::clock::Manual;
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,10 +32,8 @@ pub(super) struct Counter {
 struct InvalidValue;
 
 impl Processor for Counter {
-    fn prepare(&mut self, records: &RecordBatch, range: Range<usize>) -> Result<()> {
-        let waits = range
-            .filter_map(|index| records.get(index))
-            .any(|record| record.value() == Some(b"wait"));
+    fn prepare(&mut self, records: RecordSlice<'_>) -> Result<()> {
+        let waits = records.iter().any(|record| record.value() == Some(b"wait"));
         if waits && !self.ready.load(Ordering::SeqCst) {
             let (name, reason) = ("count".to_owned(), "schema 7 is not known yet".to_owned());
             return Err(Error::Processor {
@@ -48,15 +45,8 @@ impl Processor for Counter {
         Ok(())
     }
 
-    fn process(
-        &mut self,
-        _: Context,
-        records: &RecordBatch,
-        range: Range<usize>,
-        state: &mut State,
-        output: &mut Output,
-    ) -> Result<()> {
-        for record in range.filter_map(|index| records.get(index)) {
+    fn process(&mut self, _: Context, records: RecordSlice<'_>, state: &mut State, output: &mut Output) -> Result<()> {
+        for record in records.iter() {
             let size = match record.value() {
                 Some(b"bad") => {
                     output.dead_letter(record, Stage::ValueConverter, &InvalidValue);

@@ -3,8 +3,7 @@
 
 use super::harness::{Harness, TURNS, settle, until_cause};
 use crate::ThreadDriver;
-use event_log::{OutRecord, RecordBatch};
-use std::ops::Range;
+use event_log::{OutRecord, RecordSlice};
 use std::sync::Arc;
 use streams::{
     Application, Context, Factory, FirstStart, Output, ProcessingGuarantee, Processor, Result, State, SubTopology,
@@ -62,12 +61,11 @@ impl Processor for Later {
     fn process(
         &mut self,
         context: Context,
-        records: &RecordBatch,
-        range: Range<usize>,
+        records: RecordSlice<'_>,
         state: &mut State,
         output: &mut Output,
     ) -> Result<()> {
-        for record in range.filter_map(|index| records.get(index)) {
+        for record in records.iter() {
             let [key, value] = [record.key(), record.value()].map(|b| std::str::from_utf8(b.unwrap()).unwrap());
             let (clock, at) = match value {
                 "now" => (TimerClock::Stream, record.timestamp()),

@@ -8,7 +8,7 @@
 //! another record was rejected. The code is pure.
 
 use crate::api::output::Body;
-use event_log::{Offset, RecordBatch, TopicPartition};
+use event_log::{Offset, RecordRef, TopicPartition};
 
 /// The poison record: it becomes a dead letter instead of being processed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,10 +113,9 @@ impl RecordBisection {
         next.zip(&self.until).all(|(next, until)| next >= *until)
     }
 
-    /// The poison record, if it is the record at this index.
-    pub(crate) fn poison_at(&self, records: &RecordBatch, index: usize) -> Option<&PoisonRecord> {
+    /// The poison record, if it is this one.
+    pub(crate) fn poison_at(&self, record: RecordRef<'_>) -> Option<&PoisonRecord> {
         let poison = self.poison.as_ref()?;
-        let record = records.get(index)?;
         (record.offset() == poison.offset && *record.partition() == poison.at).then_some(poison)
     }
 }
