@@ -89,6 +89,11 @@ impl Shared {
         self.reports.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Name of a task in the status.
+    pub(crate) fn status_name(&self, task: &TaskId) -> String {
+        format!("{}, task {task}", self.plan.application)
+    }
+
     /// Removes a task that this process no longer owns.
     pub(crate) fn forget(&self, task: &TaskId) {
         self.serving().remove(task);

@@ -20,8 +20,8 @@ use crate::api::state::State;
 use crate::api::timer::{Timer, TimerClock};
 use crate::plan::Sub;
 use crate::recovery::progress::Recovery;
-use crate::thread::bisect::records::{PoisonRecord, RecordBisection, RejectedRecords};
-use crate::thread::bisect::timers::TimerBisection;
+use crate::thread::poison_isolation::record_bisection::{PoisonRecord, RecordBisection, RejectedRecords};
+use crate::thread::poison_isolation::timer_bisection::TimerBisection;
 use commit_record::CommitRecord;
 use event_log::{
     ErrorAction, GroupConsumer, Millis, Offset, OutBatch, Produced, RecordRef, RecordSlice, TopicPartition,

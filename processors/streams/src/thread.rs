@@ -1,17 +1,28 @@
 //! The stream thread: one group member, one transactional producer, and the tasks of the partitions assigned to it.
 //!
-//! Each call of [`turn::StreamThread::turn`] is one iteration of the thread's loop. The thread owns a
-//! [`membership::Membership`], a [`transaction::Transaction`] and the [`tasks::Tasks`], which do not refer to the
-//! thread. A failure that aborts the transaction is returned as an [`abort::Abort`] and handled in one place, [`turn`].
+//! [`turn::StreamThread`] is driven by calls of `turn`. It owns a [`membership::Membership`], a [`committer::Committer`] and
+//! the [`tasks::Tasks`], which do not know each other's owner. A failure that aborts the transaction is returned as an
+//! [`abort::Abort`] and handled in one place, [`turn`].
+//!
+//! | Module | Content |
+//! | --- | --- |
+//! | `turn` | the loop, and the reaction to an abort |
+//! | `rebalance` | partitions that are assigned, revoked or lost |
+//! | `processing`, `tasks` | records and timers, and their way to the tasks |
+//! | `recovering` | recovery of the tasks, beside those that run |
+//! | `committer`, `at_least_once`, `pacing` | commits with and without transactions, and when they are due |
+//! | `producer`, `membership` | the two clients and their states |
+//! | `poison_isolation` | the search for the record or timer whose effects are rejected |
 
 mod abort;
 mod at_least_once;
-pub(crate) mod bisect;
+mod committer;
 mod membership;
 mod pacing;
+pub(crate) mod poison_isolation;
 mod processing;
 mod producer;
+mod rebalance;
 mod recovering;
 mod tasks;
-mod transaction;
 pub(crate) mod turn;

@@ -6,15 +6,15 @@
 //! failure every task returns to its last commit record.
 
 use super::abort::{Abort, Interrupt};
+use super::committer::Committer;
 use super::membership::Membership;
-use super::transaction::Transaction;
 use crate::api::error::Result;
 use crate::task::{Input, Task};
 use event_log::Produced;
 use failpoint::hit;
 use service::chain;
 
-impl Transaction {
+impl Committer {
     pub(super) fn commit_at_least_once(
         &mut self,
         tasks: &mut [&mut Task],

@@ -28,7 +28,7 @@ impl StreamThread {
     /// Commits what all tasks have done since the last commit, or only what one task has done.
     pub(super) fn commit(&mut self, only: Option<&TaskId>) -> Result<(), Interrupt> {
         let tasks = self.tasks.as_mut_slice();
-        self.transaction.commit(tasks, only, &mut self.membership)
+        self.committer.commit(tasks, only, &mut self.membership)
     }
 
     fn process_run(&mut self, records: &RecordBatch, run: &Run) -> Result<(), Interrupt> {
@@ -55,14 +55,14 @@ impl StreamThread {
         let count = u64::try_from(run.range.len()).unwrap_or(u64::MAX);
         self.shared.metrics.flow.records_in.increment(count);
         let task = self.tasks.at(run.task);
-        let bytes = self.transaction.send_output(task)?;
-        self.transaction.note_processed(run.range.len(), bytes);
+        let bytes = self.committer.send_output(task)?;
+        self.committer.note_processed(run.range.len(), bytes);
         if isolating {
             let id = task.id.clone();
             return self.commit(Some(&id));
         }
         self.fire(run.task, now)?;
-        match self.transaction.advise(self.tasks.state_bytes(), false) {
+        match self.committer.advise(self.tasks.state_bytes(), false) {
             Advice::Commit => self.commit(None),
             Advice::Read(_) | Advice::Nothing => Ok(()),
         }
@@ -118,8 +118,8 @@ impl StreamThread {
         if let Some(late_ms) = fired.late_ms {
             flow.timer_late_seconds.record(metrics::float(late_ms) / 1_000.0);
         }
-        let bytes = self.transaction.send_output(task)?;
-        self.transaction.note_processed(0, bytes);
+        let bytes = self.committer.send_output(task)?;
+        self.committer.note_processed(0, bytes);
         Ok(fired.count)
     }
 

@@ -113,7 +113,7 @@ impl StreamThread {
             self.shared.metrics.recovery.recoveries.increment(1);
             self.published = None;
             if task.uncommitted.position_moved {
-                self.transaction.note_processed(0, 0);
+                self.committer.note_processed(0, 0);
             }
         }
         Ok(())

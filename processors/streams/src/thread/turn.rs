@@ -1,10 +1,11 @@
 //! The loop of a stream thread, one iteration per call, and its handling of aborted transactions.
 
 use super::abort::{Abort, Interrupt};
+use super::committer::Committer;
 use super::membership::Membership;
 use super::pacing::Advice;
+use super::rebalance::Rebalance;
 use super::tasks::Tasks;
-use super::transaction::Transaction;
 use crate::admin::metrics;
 use crate::admin::status::Cause;
 use crate::api::context::TaskId;
@@ -32,7 +33,7 @@ pub(crate) struct StreamThread {
     pub(super) shared: Arc<Shared>,
     name: String,
     pub(super) membership: Membership,
-    pub(super) transaction: Transaction,
+    pub(super) committer: Committer,
     pub(super) tasks: Tasks,
     pub(super) restorer: Restorer,
     records: RecordBatch,
@@ -55,7 +56,7 @@ impl StreamThread {
         let name = shared.config.thread_name(&shared.plan.application, index);
         StreamThread {
             membership: Membership::new(shared.clone(), name.clone()),
-            transaction: Transaction::new(shared.clone(), name.clone()),
+            committer: Committer::new(shared.clone(), name.clone()),
             tasks: Tasks::default(),
             restorer: Restorer::default(),
             records: RecordBatch::default(),
@@ -92,10 +93,10 @@ impl StreamThread {
         if now < self.membership.not_before() {
             return Ok(max_wait.min(self.membership.not_before() - now));
         }
-        let ready = !self.membership.is_fenced() && self.transaction.ensure_ready()?;
+        let ready = !self.membership.is_fenced() && self.committer.ensure_ready()?;
         let joined = self.membership.has_joined() || (ready && self.membership.join()?);
         if !joined {
-            let until = self.membership.not_before().max(self.transaction.producer.not_before());
+            let until = self.membership.not_before().max(self.committer.producer.not_before());
             return Ok(max_wait.min(until.saturating_sub(now)));
         }
         self.wake_tasks()?;
@@ -153,7 +154,7 @@ impl StreamThread {
     }
 
     fn advise(&mut self) -> Advice {
-        if !self.transaction.producer.is_ready() || self.membership.is_fenced() {
+        if !self.committer.producer.is_ready() || self.membership.is_fenced() {
             return Advice::Nothing;
         }
         let now = self.shared.clock.now();
@@ -164,7 +165,7 @@ impl StreamThread {
         {
             return Advice::Commit;
         }
-        self.transaction.advise(self.tasks.state_bytes(), self.drained)
+        self.committer.advise(self.tasks.state_bytes(), self.drained)
     }
 
     fn read(&mut self, wait: Duration) -> Result<(), Interrupt> {
@@ -223,59 +224,52 @@ impl StreamThread {
         }
     }
 
-    /// Handles partitions that are assigned to this thread. Each task goes through recovery, even if the thread had it
-    /// before.
-    fn assigned(&mut self, partitions: &[TopicPartition]) -> Result<(), Interrupt> {
-        hit("runtime.assigned");
-        tracing::info!(thread = self.name, partitions = partitions.len(), "partitions assigned");
-        self.membership.refresh()?;
+    fn rebalance(&mut self) -> Rebalance<'_> {
         self.published = None;
-        let not_revoked = |task: &Task| task.is_live() && task.reads_any(partitions);
-        if self.tasks.iter().any(not_revoked) {
-            // Another member may have owned the partitions in the meantime, so what was done for them must not be
-            // committed (C6).
+        Rebalance {
+            thread: &self.name,
+            shared: &self.shared,
+            tasks: &mut self.tasks,
+            membership: &mut self.membership,
+        }
+    }
+
+    /// Partitions were received.
+    fn assigned(&mut self, partitions: &[TopicPartition]) -> Result<(), Interrupt> {
+        if self.rebalance().was_not_revoked(partitions)? {
+            // Another member may have owned them in between, so what was done for them must not be committed (C6).
             self.roll_back(Abort::Failed(
                 "partitions were assigned without a revocation".to_owned(),
             ));
         }
-        for at in partitions {
-            if let Some(sub) = self.shared.plan.reader_of(&at.topic) {
-                self.tasks.assign(sub, at);
-            }
-        }
+        self.rebalance().assign(partitions);
         Ok(())
     }
 
-    /// Handles partitions that are about to be revoked from this thread; a commit is still possible.
+    /// Partitions are about to be given up: a commit is still possible.
     fn revoked(&mut self, partitions: &[TopicPartition]) -> Result<(), Interrupt> {
         hit("runtime.revoked");
         tracing::info!(thread = self.name, partitions = partitions.len(), "partitions revoked");
         self.try_commit()?;
-        self.drop_tasks(partitions);
-        self.published = None;
-        self.membership.refresh()?;
+        self.rebalance().revoke(partitions)?;
         Ok(())
     }
 
-    /// Handles partitions that already belong to another member: nothing that was done for them may be committed (C6,
-    /// C7).
+    /// Partitions already belong to another member: nothing done for them may be committed (C6, C7).
     fn lost(&mut self, partitions: &[TopicPartition]) {
-        hit("runtime.lost");
-        tracing::warn!(thread = self.name, partitions = partitions.len(), "partitions lost");
-        self.drop_tasks(partitions);
-        self.membership.lose();
-        if self.transaction.open_for().is_some() {
+        self.rebalance().lose(partitions);
+        if self.committer.open_for().is_some() {
             self.roll_back(Abort::Failed("partitions were lost".to_owned()));
         }
         let now = self.shared.clock.now();
         if !self.tasks.iter().any(|task| task.has_work(now)) {
-            self.transaction.note_clean();
+            self.committer.note_clean();
         }
     }
 
     /// Commits if possible. An abort is handled here, because the caller continues in either case.
     fn try_commit(&mut self) -> Result<()> {
-        if !self.transaction.producer.is_ready() || self.membership.is_fenced() {
+        if !self.committer.producer.is_ready() || self.membership.is_fenced() {
             return Ok(());
         }
         match self.commit(None) {
@@ -288,38 +282,8 @@ impl StreamThread {
         }
     }
 
-    /// Drops the tasks that have one of these partitions. A task that keeps some of its inputs waits until the others
-    /// are assigned again.
-    fn drop_tasks(&mut self, partitions: &[TopicPartition]) {
-        for mut task in self.tasks.remove(partitions) {
-            let shared = &self.shared;
-            shared.status.set(&status_name(shared, &task), None);
-            let mut positions = shared.positions();
-            for input in &task.inputs {
-                positions.remove(&input.at);
-            }
-            drop(positions);
-            shared.forget(&task.id);
-            // The buffer contains only committed rows. If the flush fails, the store is only further behind (C4).
-            if let Err(error) = task.flush() {
-                tracing::warn!(task = %task.id, reason = chain(&error), "cannot flush store of revoked task");
-            }
-            let kept = task.inputs.iter();
-            let kept = kept.filter(|input| input.assigned && !partitions.contains(&input.at));
-            let kept: Vec<_> = kept.map(|input| input.at.clone()).collect();
-            if !kept.is_empty() {
-                let mut waiting = Task::new(task.sub.clone(), task.id.partition);
-                kept.iter().for_each(|at| waiting.assign(at));
-                if let Some(consumer) = self.membership.consumer() {
-                    waiting.pause_reading(consumer, &kept);
-                }
-                self.tasks.push(waiting);
-            }
-        }
-    }
-
-    /// Handles every abort: discards everything since the last commit in all tasks, because they share the transaction
-    /// (C7), and replaces the producer (C5). All tasks that are not stopped recover.
+    /// The one reaction to an abort: discards everything since the last commit in all tasks, which share the transaction (C7),
+    /// and replaces the producer (C5). All live tasks recover.
     fn roll_back(&mut self, abort: Abort) {
         self.shared.metrics.transactions.aborts.increment(1);
         let (mut failure, mut stop) = (None, None);
@@ -340,7 +304,7 @@ impl StreamThread {
             }
             Abort::Failed(reason) => failure = Some(reason),
         }
-        let aborts = self.transaction.discard(failure.clone());
+        let aborts = self.committer.discard(failure.clone());
         if let Some(reason) = failure {
             tracing::warn!(thread = self.name, reason, "transaction aborted, rolling back");
             if aborts >= ABORTS_BEFORE_BISECTION {
@@ -367,7 +331,7 @@ impl StreamThread {
     fn note_fence(&mut self, reason: String) {
         self.shared.metrics.transactions.fences.increment(1);
         let timeout = self.shared.config.commit.transaction_timeout;
-        let timed_out = self.transaction.open_for().is_some_and(|age| age >= timeout);
+        let timed_out = self.committer.open_for().is_some_and(|age| age >= timeout);
         tracing::warn!(thread = self.name, reason, timed_out, "fenced");
         if !timed_out {
             self.membership.note_fence(reason);
@@ -388,11 +352,11 @@ impl StreamThread {
             let text = format!("fenced ({reason}); waiting for a new assignment");
             return Some(Cause::transient(text));
         }
-        let waits_for = self.transaction.producer.waits_for();
+        let waits_for = self.committer.producer.waits_for();
         if let Some(reason) = waits_for.or(self.membership.unavailable()) {
             return Some(Cause::unavailable(reason.clone()));
         }
-        if let Some(reason) = self.transaction.failure() {
+        if let Some(reason) = self.committer.failure() {
             return Some(Cause::unavailable(format!("transactions are not committed: {reason}")));
         }
         if !self.membership.is_member() {
@@ -416,16 +380,11 @@ impl StreamThread {
         self.uncommitted_bytes.set(metrics::size(self.tasks.state_bytes()));
         self.shared.status.set(&self.name, self.cause());
         for task in self.tasks.iter() {
-            self.shared.status.set(&status_name(&self.shared, task), task.cause());
+            self.shared.status.set(&self.shared.status_name(&task.id), task.cause());
         }
         let mut reports = self.shared.reports();
         for task in self.tasks.iter() {
             reports.insert(task.id.clone(), task.report());
         }
     }
-}
-
-/// Name of a task in the status.
-fn status_name(shared: &Shared, task: &Task) -> String {
-    format!("{}, task {}", shared.plan.application, task.id)
 }

@@ -1,4 +1,4 @@
-//! The transaction of a thread: collects the output of all its tasks and commits it with their state and offsets.
+//! The commit of a thread: sends the output of all its tasks and commits it with their state and offsets.
 //!
 //! A commit contains the output, changed rows, commit record and input offsets of every task that takes part
 //! (invariants C2, atomic, and C3, complete). Rows reach the committed buffers, and later the stores, only after a
@@ -21,8 +21,8 @@ use service::chain;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The transaction of a thread.
-pub(super) struct Transaction {
+/// Sends what the tasks of a thread write, and commits it.
+pub(super) struct Committer {
     pub(super) shared: Arc<Shared>,
     pub(super) producer: ThreadProducer,
     pace: Pace,
@@ -35,7 +35,7 @@ pub(super) struct Transaction {
     last_failure: Option<String>,
 }
 
-impl Transaction {
+impl Committer {
     pub(super) fn new(shared: Arc<Shared>, name: String) -> Self {
         let config = &shared.config;
         let limits = Limits::new(
@@ -43,7 +43,7 @@ impl Transaction {
             config.commit.bytes_max,
             config.commit.touches_view_log,
         );
-        Transaction {
+        Committer {
             producer: ThreadProducer::new(name),
             pace: Pace::new(limits),
             out: OutBatch::default(),
