@@ -9,10 +9,7 @@ mod standby;
 
 use crate::support::{self, Broker, wait_for};
 use child::{ProcessConfig, process_config};
-use event_log::{
-    Cleanup, ErrorAction, Isolation, Offset, OffsetSpec, OutBatch, OutRecord, RecordBatch, SharedEventLog, StartFrom,
-    TopicConfig, TopicPartition, TopicSpec,
-};
+use event_log::{Cleanup, Offset, OutBatch, OutRecord, SharedEventLog, TopicConfig, TopicPartition, TopicSpec};
 use service::{Readiness, Tasks};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -72,26 +69,7 @@ impl ProcessHarness {
 
     /// Committed records of a partition, as offset, key and value.
     fn read(&self, topic: &str, partition: i32) -> Vec<(Offset, String, String)> {
-        let at = TopicPartition::new(topic, partition);
-        // The broker may have been restarted just before.
-        let end = wait_for("the end of the partition", LIMIT, || {
-            match self.log.offset(&at, OffsetSpec::LastStable) {
-                Err(error) if error.action() == ErrorAction::Retry => None,
-                end => Some(end.expect("look the end up")),
-            }
-        });
-        let mut reader = self.log.reader(Isolation::ReadCommitted).expect("open a reader");
-        reader.assign(&[(at.clone(), StartFrom::Earliest)]).expect("assign");
-        let (mut batch, mut seen) = (RecordBatch::default(), Vec::new());
-        wait_for("the reader to reach the end", LIMIT, || {
-            reader
-                .poll(&mut batch, 1 << 20, Duration::from_millis(20))
-                .expect("poll");
-            let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or_default()).into_owned();
-            seen.extend(batch.iter().map(|r| (r.offset(), text(r.key()), text(r.value()))));
-            (reader.position(&at) >= Some(end)).then_some(())
-        });
-        seen
+        harness::committed(&self.log, &TopicPartition::new(topic, partition))
     }
 
     fn outputs(&self) -> usize {

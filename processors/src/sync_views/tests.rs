@@ -140,8 +140,6 @@ impl Harness {
     }
 
     fn batch(&mut self, key: &str, tx: Option<Tx>, extra: &[(&str, &str)], value: Option<&[u8]>) -> RecordBatch {
-        let mut batch = RecordBatch::default();
-        let at = batch.intern(&TopicPartition::new("change.t", 0));
         let tx = tx.map(|tx| {
             let mut text = Vec::new();
             tx.write(&mut text);
@@ -150,19 +148,15 @@ impl Harness {
         let tx = tx.as_deref().map(|tx| (headers::TX, Some(tx)));
         let extra = extra.iter().map(|(name, value)| (*name, Some(value.as_bytes())));
         let all = tx.into_iter().chain(extra);
-        batch.push(
-            at,
-            NewRecord {
-                offset: self.offset,
-                timestamp: 0,
-                timestamp_type: TimestampType::Create,
-                key: Some(key.as_bytes()),
-                value,
-            },
-            all,
-        );
+        let record = NewRecord {
+            offset: self.offset,
+            timestamp: 0,
+            timestamp_type: TimestampType::Create,
+            key: Some(key.as_bytes()),
+            value,
+        };
         self.offset += 1;
-        batch
+        streams_test::record(&TopicPartition::new("change.t", 0), record, all)
     }
 
     fn commit(&mut self) {

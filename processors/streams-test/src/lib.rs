@@ -11,14 +11,16 @@
 //! another crate that depends on it: the types of the two builds differ.
 
 mod faulty_log;
+mod log;
 pub mod simulation;
 mod step;
 mod topology;
 
 pub use faulty_log::{CommitFault, Faults, FaultyLog};
-pub use step::{StepDriver, Written, records, written};
+pub use log::OutputRecord;
+pub use step::{StepDriver, Written, record, records, written};
 pub use streams::testing::{Environment, ThreadDriver};
-pub use topology::{DriverError, FIRST, Moment, OutputRecord, START, TopologyDriver};
+pub use topology::{DriverError, FIRST, Moment, START, TopologyDriver};
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
 //! Runs one processor with its state, without a log: records in, records out.
 
-use event_log::{Millis, NewRecord, Offset, OutBatch, RecordBatch, TimestampType, TopicPartition};
+use event_log::{Header, Millis, NewRecord, Offset, OutBatch, RecordBatch, TimestampType, TopicPartition};
 use state_store::{MemoryStore, SharedStore};
 use std::sync::Arc;
 use streams::testing::{ManualTask, STORE_SPACES};
@@ -153,6 +153,18 @@ pub fn records(at: &TopicPartition, first: Offset, rows: &[(&str, Option<&str>, 
             [],
         );
     }
+    batch
+}
+
+/// A batch of one record.
+pub fn record<'h>(
+    at: &TopicPartition,
+    record: NewRecord<'_>,
+    headers: impl IntoIterator<Item = Header<'h>>,
+) -> RecordBatch {
+    let mut batch = RecordBatch::default();
+    let partition = batch.intern(at);
+    batch.push(partition, record, headers);
     batch
 }
 

@@ -5,18 +5,12 @@
 //! reader sees. The wall clock advances only with [`TopologyDriver::advance`].
 
 mod disk;
-mod output;
-
-pub use output::OutputRecord;
 
 use crate::faulty_log::{CommitFault, Crashed, Faults, FaultyLog};
+use crate::log::{self, OutputRecord};
 use crate::simulation::Rng;
 use disk::Disk;
-use event_log::embedded::{self, EmbeddedLog};
-use event_log::{
-    Cleanup, Header, Millis, OutBatch, OutRecord, SharedEventLog, TopicConfig, TopicPartition, TopicSpec, partitioner,
-};
-use output::read;
+use event_log::{Header, Millis, OutBatch, OutRecord, SharedEventLog, TopicPartition, TopicSpec, partitioner};
 use service::clock::Manual;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -176,13 +170,10 @@ impl TopologyDriver {
     /// # Errors
     /// The application cannot start, for example because an input is not among the topics.
     pub fn start(application: &Application, topics: &[(&str, i32)]) -> Result<Self, DriverError> {
-        let spec = |(name, partitions): &(&str, i32)| TopicSpec {
-            name: (*name).to_owned(),
-            partitions: *partitions,
-            replication: None,
-            config: TopicConfig::new(Cleanup::Delete),
-        };
-        let specs: Vec<TopicSpec> = topics.iter().map(spec).collect();
+        let specs: Vec<TopicSpec> = topics
+            .iter()
+            .map(|(name, partitions)| log::topic(name, *partitions))
+            .collect();
         Self::start_with(application, Config::new(FIRST, ""), &specs)
     }
 
@@ -195,10 +186,7 @@ impl TopologyDriver {
             date: Manual::at(START),
             steady: Manual::at(0),
         });
-        let date = clocks.date.clone();
-        let mut settings = embedded::Config::new(None, Arc::new(move || service::Clock::now_ms(&date)));
-        settings.clean_every = None;
-        let log = EmbeddedLog::open(settings).map_err(log_error("open"))?;
+        let log = log::in_memory(&clocks.date).map_err(log_error("open"))?;
         log.create_topics(topics).map_err(log_error("create the topics"))?;
         let faults = Faults::new(Rng::of_seed(0));
         let faulty_log = Arc::new(FaultyLog::new(log.clone(), faults.clone()).with_dynamic_members());
@@ -479,7 +467,7 @@ impl TopologyDriver {
         let mut found = Vec::new();
         for partition in 0..info.partitions {
             let at = TopicPartition::new(topic, partition);
-            read(&self.log, &at, &mut found).map_err(log_error(&attempted))?;
+            found.extend(log::committed(&self.log, &at).map_err(log_error(&attempted))?);
         }
         Ok(found)
     }
@@ -504,8 +492,8 @@ impl TopologyDriver {
             known: subs.iter().map(|sub| sub.name.clone()).collect(),
         })?;
         let at = TopicPartition::new(changelog_topic(&self.application.name, &sub.store), partition);
-        let (mut records, mut rows) = (Vec::new(), BTreeMap::new());
-        read(&self.log, &at, &mut records).map_err(log_error(&format!("read {at}")))?;
+        let records = log::committed(&self.log, &at).map_err(log_error(&format!("read {at}")))?;
+        let mut rows = BTreeMap::new();
         for OutputRecord { key, value, .. } in records {
             let key = key.unwrap_or_default();
             if key == COMMIT_RECORD_KEY || is_reserved_key(&key) {

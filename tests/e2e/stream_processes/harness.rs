@@ -5,8 +5,8 @@ use crate::support::{self, wait_for};
 use event_log::embedded::{self, EmbeddedLog};
 use event_log::kafka::{self, KafkaLog};
 use event_log::{
-    Cleanup, Isolation, OffsetSpec, OutBatch, OutRecord, RecordBatch, RecordSlice, SharedEventLog, StartFrom,
-    TopicConfig, TopicPartition, TopicSpec,
+    Cleanup, ErrorAction, Isolation, Offset, OffsetSpec, OutBatch, OutRecord, RecordBatch, RecordSlice, SharedEventLog,
+    StartFrom, TopicConfig, TopicPartition, TopicSpec,
 };
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -233,20 +233,9 @@ impl Harness {
 
     /// Committed records of a partition as `key=value`, with trimmed values.
     pub fn read(&self, topic: &str, partition: i32) -> Vec<String> {
-        let at = TopicPartition::new(topic, partition);
-        let end = self.log.offset(&at, OffsetSpec::LastStable).expect("look the end up");
-        let mut reader = self.log.reader(Isolation::ReadCommitted).expect("open a reader");
-        reader.assign(&[(at.clone(), StartFrom::Earliest)]).expect("assign");
-        let (mut batch, mut found) = (RecordBatch::default(), Vec::new());
-        wait_for("the reader to reach the end", LIMIT, || {
-            reader
-                .poll(&mut batch, 1 << 20, Duration::from_millis(5))
-                .expect("poll");
-            let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or(b"null")).trim().to_owned();
-            found.extend(batch.iter().map(|r| format!("{}={}", text(r.key()), text(r.value()))));
-            (reader.position(&at) >= Some(end)).then_some(())
-        });
-        found
+        let found = committed(&self.log, &TopicPartition::new(topic, partition));
+        let shown = found.iter().map(|(_, key, value)| format!("{key}={}", value.trim()));
+        shown.collect()
     }
 
     /// Waits until the group is empty. A static member remains until its session times out, and the offsets of a group
@@ -295,7 +284,30 @@ impl Harness {
     }
 }
 
-/// Runs the thread until a readiness cause contains `words`.
+/// Committed records of a partition, as offset, key and value; null is `null`.
+pub fn committed(log: &SharedEventLog, at: &TopicPartition) -> Vec<(Offset, String, String)> {
+    // The broker may have just restarted.
+    let end = wait_for("the end of the partition", LIMIT, || {
+        match log.offset(at, OffsetSpec::LastStable) {
+            Err(error) if error.action() == ErrorAction::Retry => None,
+            end => Some(end.expect("look the end up")),
+        }
+    });
+    let mut reader = log.reader(Isolation::ReadCommitted).expect("open a reader");
+    reader.assign(&[(at.clone(), StartFrom::Earliest)]).expect("assign");
+    let (mut batch, mut found) = (RecordBatch::default(), Vec::new());
+    wait_for("the reader to reach the end", LIMIT, || {
+        reader
+            .poll(&mut batch, 1 << 20, Duration::from_millis(5))
+            .expect("poll");
+        let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or(b"null")).into_owned();
+        found.extend(batch.iter().map(|r| (r.offset(), text(r.key()), text(r.value()))));
+        (reader.position(at) >= Some(end)).then_some(())
+    });
+    found
+}
+
+/// Drives the thread until a readiness cause contains `words`.
 pub fn until_cause(thread: &mut ThreadDriver, words: &str) -> String {
     let mut causes = Vec::new();
     let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {

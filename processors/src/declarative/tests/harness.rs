@@ -376,25 +376,19 @@ impl Harness {
     fn next(&mut self, record: &InputRecord) -> RecordBatch {
         let topic = &record.topic;
         let offset = self.offsets.entry(topic.clone()).or_default();
-        let mut batch = RecordBatch::default();
-        let partition = batch.intern(&TopicPartition::new(topic.as_str(), 0));
         let headers = record
             .headers
             .iter()
             .map(|(name, value)| (name.as_str(), Some(value.as_slice())));
-        batch.push(
-            partition,
-            NewRecord {
-                offset: *offset,
-                timestamp: record.at,
-                timestamp_type: TimestampType::Create,
-                key: Some(&record.key),
-                value: record.value.as_deref(),
-            },
-            headers,
-        );
+        let new = NewRecord {
+            offset: *offset,
+            timestamp: record.at,
+            timestamp_type: TimestampType::Create,
+            key: Some(&record.key),
+            value: record.value.as_deref(),
+        };
         *offset += 1;
-        batch
+        streams_test::record(&TopicPartition::new(topic.as_str(), 0), new, headers)
     }
 
     /// Commits every sub-topology, and delivers the repartitioned records.

@@ -3,17 +3,13 @@
 //!
 //! A seed determines the whole run. The expected output is computed from the input alone.
 
+use crate::log::{self, text};
 use crate::simulation::Rng;
-use crate::{Environment, Faults, FaultyLog, ThreadDriver};
-use event_log::embedded::{self, EmbeddedLog};
-use event_log::{
-    Cleanup, EventLog, Isolation, Offset, OffsetSpec, OutBatch, OutRecord, RecordBatch, RecordSlice, SharedEventLog,
-    StartFrom, TopicConfig, TopicPartition, TopicSpec,
-};
+use crate::{Environment, Faults, FaultyLog, START, ThreadDriver};
+use event_log::{Offset, OutBatch, OutRecord, RecordSlice, SharedEventLog, TopicPartition};
 use service::clock::Manual;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 use streams::{
     Application, Config, Context, Directory, FirstStart, Output, ProcessingGuarantee, Processor, Result, State,
     SubTopology, TaskInfo,
@@ -60,18 +56,10 @@ struct Harness {
 
 impl Harness {
     fn new(seed: u64) -> Harness {
-        let clock = Manual::at(1_700_000_000_000);
-        let hands = clock.clone();
-        let mut config = embedded::Config::new(None, Arc::new(move || service::Clock::now_ms(&hands)));
-        config.clean_every = None;
-        let inner: SharedEventLog = EmbeddedLog::open(config).unwrap();
-        let topic = |name: &str| TopicSpec {
-            name: name.to_owned(),
-            partitions: PARTITIONS,
-            replication: None,
-            config: TopicConfig::new(Cleanup::Delete),
-        };
-        inner.create_topics(&[topic("in"), topic("out")]).unwrap();
+        let clock = Manual::at(START);
+        let inner = log::in_memory(&clock).unwrap();
+        let topics = ["in", "out"].map(|name| log::topic(name, PARTITIONS));
+        inner.create_topics(&topics).unwrap();
         let mut rng = Rng::of_seed(seed);
         let faults = Faults::new(rng.fork());
         Harness {
@@ -135,21 +123,16 @@ impl Harness {
 
     /// Committed records of a partition, as key and value.
     fn read(&self, topic: &str, partition: i32) -> Vec<(String, Option<String>)> {
-        let at = TopicPartition::new(topic, partition);
-        let end = self.log.offset(&at, OffsetSpec::LastStable).unwrap();
-        let mut reader = self.log.reader(Isolation::ReadCommitted).unwrap();
-        reader.assign(&[(at.clone(), StartFrom::Earliest)]).unwrap();
-        let (mut batch, mut found) = (RecordBatch::default(), Vec::new());
-        while reader.position(&at).unwrap() < end {
-            reader.poll(&mut batch, 1 << 20, Duration::ZERO).unwrap();
-            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-            found.extend(
-                batch
-                    .iter()
-                    .map(|r| (r.key().map(text).unwrap_or_default(), r.value().map(text))),
-            );
-        }
-        found
+        let found = log::committed(&self.log, &TopicPartition::new(topic, partition)).unwrap();
+        let shown = found.into_iter().map(|record| {
+            let key = record.key.as_deref();
+            let value = record.value.as_deref();
+            (
+                key.map(|key| text(Some(key))).unwrap_or_default(),
+                value.map(|value| text(Some(value))),
+            )
+        });
+        shown.collect()
     }
 
     /// Asserts that every record below the committed offset is in the output and in the changelog.

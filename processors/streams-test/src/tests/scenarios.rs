@@ -6,8 +6,8 @@ mod clock;
 mod harness;
 mod rejected;
 
-use crate::{StepDriver, written};
-use event_log::{Millis, NewRecord, OffsetSpec, OutBatch, RecordBatch, TopicPartition};
+use crate::{StepDriver, record, written};
+use event_log::{Millis, NewRecord, OffsetSpec, OutBatch, TopicPartition};
 use harness::{Counter, Harness, TURNS, settle, until_cause};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -393,19 +393,14 @@ fn step_driver_runs_a_processor_alone() {
         ready: Arc::default(),
     };
     let mut driver = StepDriver::new("count", Box::new(counter)).unwrap();
-    let mut records = RecordBatch::default();
-    let at = records.intern(&TopicPartition::new("in", 0));
-    records.push(
-        at,
-        NewRecord {
-            offset: 0,
-            timestamp: 5,
-            timestamp_type: event_log::TimestampType::Create,
-            key: Some(b"a"),
-            value: Some(b""),
-        },
-        [],
-    );
+    let new = NewRecord {
+        offset: 0,
+        timestamp: 5,
+        timestamp_type: event_log::TimestampType::Create,
+        key: Some(b"a"),
+        value: Some(b""),
+    };
+    let records = record(&TopicPartition::new("in", 0), new, []);
     driver.feed(&records).unwrap();
     driver.abort().unwrap();
     driver.feed(&records).unwrap();

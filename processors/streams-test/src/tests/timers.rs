@@ -1,7 +1,7 @@
 //! Tests of durable timers.
 
-use crate::StepDriver;
-use event_log::{Millis, NewRecord, OutRecord, RecordBatch, RecordSlice};
+use crate::{StepDriver, record};
+use event_log::{Millis, NewRecord, OutRecord, RecordSlice, TimestampType, TopicPartition};
 use std::sync::Arc;
 use streams::{Context, Output, Processor, Result, State, Timer, TimerClock};
 
@@ -98,20 +98,14 @@ fn rolled_back_timer_fires_again() {
     driver.advance(50).unwrap();
     driver.abort().unwrap();
     assert_eq!(fired(&mut driver, 50), ["wall at 10"]);
-    let (mut out, mut records) = (event_log::OutBatch::default(), RecordBatch::default());
-    records.intern(&event_log::TopicPartition::new("in", 0));
-    records.push(
-        0,
-        NewRecord {
-            offset: 0,
-            timestamp: 10,
-            timestamp_type: event_log::TimestampType::Create,
-            key: None,
-            value: None,
-        },
-        std::iter::empty(),
-    );
-    out.clear();
+    let new = NewRecord {
+        offset: 0,
+        timestamp: 10,
+        timestamp_type: TimestampType::Create,
+        key: None,
+        value: None,
+    };
+    let records = record(&TopicPartition::new("in", 0), new, []);
     driver.feed(&records).unwrap();
     let sent = driver.commit().unwrap();
     assert_eq!(sent.len(), 1);

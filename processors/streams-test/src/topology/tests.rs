@@ -1,9 +1,9 @@
 //! Tests of the driver: requested faults must happen, must not lose or repeat records, and errors must contain their
 //! cause.
 
-use super::output::text;
 use super::*;
-use event_log::{ErrorAction, RecordSlice};
+use crate::log::text;
+use event_log::{Cleanup, ErrorAction, RecordSlice, TopicConfig};
 use streams::{
     Context, Error, FirstStart, Output, Processor, Result as StepResult, State, SubTopology, Timer, TimerClock,
 };

@@ -15,7 +15,6 @@ use crate::shared::Shared;
 use crate::task::Task;
 use event_log::{Event, RecordBatch, TopicPartition};
 use failpoint::hit;
-use service::chain;
 use std::sync::Arc;
 use std::time::Duration;
 

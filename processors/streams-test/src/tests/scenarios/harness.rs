@@ -1,17 +1,15 @@
 //! The harness of the scenarios: a log in memory, stores on disk, a manual clock, and a counting processor.
 
-use crate::{Environment, ThreadDriver};
-use event_log::embedded::{self, EmbeddedLog};
+use crate::log::{self, text};
+use crate::{Environment, START, ThreadDriver};
 use event_log::{
-    Cleanup, ErrorAction, Isolation, Offset, OffsetSpec, OutBatch, OutRecord, RecordBatch, RecordRef, RecordSlice,
-    SharedEventLog, StartFrom, TopicConfig, TopicPartition, TopicSpec,
+    ErrorAction, Offset, OutBatch, OutRecord, RecordRef, RecordSlice, SharedEventLog, TopicConfig, TopicPartition,
 };
 use service::clock::Manual;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 use streams::{
     Application, Clock, Config, Context, Directory, Error, Factory, FirstStart, Output, Processor, Result, Stage,
     State, SubTopology, TaskInfo,
@@ -109,13 +107,9 @@ pub(super) struct Harness {
 impl Harness {
     /// Creates a log with the topics `in` (2 partitions) and `out`.
     pub fn new() -> Harness {
-        let clock = Manual::at(1_700_000_000_000);
-        let hands = clock.clone();
-        let mut config = embedded::Config::new(None, Arc::new(move || service::Clock::now_ms(&hands)));
-        config.clean_every = None;
-        let log = EmbeddedLog::open(config).unwrap();
+        let clock = Manual::at(START);
         let harness = Harness {
-            log,
+            log: log::in_memory(&clock).unwrap(),
             clock,
             dir: tempfile::tempdir().unwrap(),
             ready: Arc::default(),
@@ -126,14 +120,8 @@ impl Harness {
     }
 
     pub fn topic(&self, name: &str, partitions: i32, change: impl FnOnce(&mut TopicConfig)) {
-        let mut config = TopicConfig::new(Cleanup::Delete);
-        change(&mut config);
-        let spec = TopicSpec {
-            name: name.to_owned(),
-            partitions,
-            replication: None,
-            config,
-        };
+        let mut spec = log::topic(name, partitions);
+        change(&mut spec.config);
         assert_eq!(self.log.create_topics(&[spec]).unwrap(), [true]);
     }
 
@@ -223,20 +211,17 @@ impl Harness {
     }
 
     pub fn records(&self, topic: &str, partition: i32) -> Vec<(String, String, BTreeMap<String, String>)> {
-        let at = TopicPartition::new(topic, partition);
-        let end = self.log.offset(&at, OffsetSpec::LastStable).unwrap();
-        let mut reader = self.log.reader(Isolation::ReadCommitted).unwrap();
-        reader.assign(&[(at.clone(), StartFrom::Earliest)]).unwrap();
-        let (mut batch, mut found) = (RecordBatch::default(), Vec::new());
-        while reader.position(&at).unwrap() < end {
-            reader.poll(&mut batch, 1 << 20, Duration::ZERO).unwrap();
-            let text = |bytes: Option<&[u8]>| String::from_utf8_lossy(bytes.unwrap_or(b"null")).into_owned();
-            found.extend(batch.iter().map(|r| {
-                let headers = r.headers().iter().map(|(name, value)| (name.to_owned(), text(value)));
-                (text(r.key()), text(r.value()), headers.collect())
-            }));
-        }
-        found
+        let found = log::committed(&self.log, &TopicPartition::new(topic, partition)).unwrap();
+        let shown = found.into_iter().map(|record| {
+            let headers = record.headers.iter();
+            let headers = headers.map(|(name, value)| (name.clone(), text(value.as_deref())));
+            (
+                text(record.key.as_deref()),
+                text(record.value.as_deref()),
+                headers.collect(),
+            )
+        });
+        shown.collect()
     }
 
     pub fn committed(&self, partition: i32) -> Option<Offset> {

@@ -1,11 +1,35 @@
-//! Reads the committed records of the tested application, as a `read_committed` reader does. It never waits.
+//! The log of the drivers: embedded, in memory, with a clock that only the test moves.
 
-use event_log::{Isolation, Millis, Offset, OffsetSpec, RecordBatch, SharedEventLog, StartFrom, TopicPartition};
+use event_log::embedded::{self, EmbeddedLog};
+use event_log::{
+    Cleanup, Isolation, Millis, Offset, OffsetSpec, RecordBatch, Result, SharedEventLog, StartFrom, TopicConfig,
+    TopicPartition, TopicSpec,
+};
+use service::clock::Manual;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Bytes per poll.
 const READ_BYTES: usize = 1 << 20;
+
+/// A log in memory. It compacts and expires only when it is told to.
+pub(crate) fn in_memory(clock: &Manual) -> Result<SharedEventLog> {
+    let clock = clock.clone();
+    let mut config = embedded::Config::new(None, Arc::new(move || service::Clock::now_ms(&clock)));
+    config.clean_every = None;
+    Ok(EmbeddedLog::open(config)?)
+}
+
+/// A topic that is neither compacted nor has limits.
+pub(crate) fn topic(name: &str, partitions: i32) -> TopicSpec {
+    TopicSpec {
+        name: name.to_owned(),
+        partitions,
+        replication: None,
+        config: TopicConfig::new(Cleanup::Delete),
+    }
+}
 
 /// A committed record of an output topic. Its text is `PARTITION KEY=VALUE`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,12 +63,13 @@ impl fmt::Display for OutputRecord {
     }
 }
 
-pub(super) fn text(bytes: Option<&[u8]>) -> String {
+pub(crate) fn text(bytes: Option<&[u8]>) -> String {
     String::from_utf8_lossy(bytes.unwrap_or(b"null")).into_owned()
 }
 
-/// Appends the committed records of a partition.
-pub(super) fn read(log: &SharedEventLog, at: &TopicPartition, found: &mut Vec<OutputRecord>) -> event_log::Result<()> {
+/// The committed records of a partition, as a `read_committed` reader sees them. Never waits.
+pub(crate) fn committed(log: &SharedEventLog, at: &TopicPartition) -> Result<Vec<OutputRecord>> {
+    let mut found = Vec::new();
     let end = log.offset(at, OffsetSpec::LastStable)?;
     let mut reader = log.reader(Isolation::ReadCommitted)?;
     reader.assign(&[(at.clone(), StartFrom::Earliest)])?;
@@ -66,5 +91,5 @@ pub(super) fn read(log: &SharedEventLog, at: &TopicPartition, found: &mut Vec<Ou
             }
         }));
     }
-    Ok(())
+    Ok(found)
 }
