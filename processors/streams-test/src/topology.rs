@@ -108,7 +108,7 @@ struct Instance {
 /// ```
 /// use event_log::{OutRecord, RecordSlice};
 /// use std::sync::Arc;
-/// use trunkline_streams::{Application, Context, Output, FirstStart, Processor, Result, State, SubTopology};
+/// use streams::{Application, Context, Output, FirstStart, Processor, Result, State, SubTopology};
 /// use trunkline_streams_test::{Moment, START, TopologyDriver};
 ///
 /// /// Counts the records of each key.
