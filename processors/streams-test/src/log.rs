@@ -13,7 +13,7 @@ use std::time::Duration;
 /// Bytes per poll.
 const READ_BYTES: usize = 1 << 20;
 
-/// A log in memory. It compacts and expires only when it is told to.
+/// A log in memory, without automatic compaction and retention.
 pub(crate) fn in_memory(clock: &Manual) -> Result<SharedEventLog> {
     let clock = clock.clone();
     let mut config = embedded::Config::new(None, Arc::new(move || service::Clock::now_ms(&clock)));
