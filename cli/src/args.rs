@@ -11,7 +11,7 @@ use std::path::PathBuf;
     name = "trunkline",
     version,
     propagate_version = true,
-    after_help = "Getting started:\n  trunkline dev                                run everything locally, with a sample shop\n  trunkline topics tail view.log --follow      watch the records that devices will receive\n  trunkline token --sub 2                      create a token for another customer\n\nYour own database:\n  trunkline init --postgres URL                generate a topology.toml from its tables\n  trunkline topology check                     validate the topology without a network\n  trunkline dev --topology topology.toml --postgres URL\n\nExit codes: 0 success, 1 failure or errors found by a check, 2 invalid command line."
+    after_help = "Getting started:\n  trunkline dev                                 run everything locally, with a sample shop\n  trunkline topics tail shop.view.log --follow  watch the records that devices will receive\n  trunkline token --sub 2                       create a token for another customer\n\nYour own database:\n  trunkline init --postgres URL                 generate a topology.toml from its tables\n  trunkline topology check                      validate the topology without a network\n  trunkline dev --topology topology.toml --postgres URL\n\nExit codes: 0 success, 1 failure or errors found by a check, 2 invalid command line."
 )]
 pub struct Cli {
     /// Format of results on stdout. Progress and log lines go to stderr.
@@ -211,7 +211,7 @@ pub struct Target {
 /// `trunkline topics`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  trunkline topics list\n  trunkline topics tail view.log --follow\n  trunkline topics tail change.shop --key '[\"orders\",\"17\"]' --from-time 1h"
+    after_help = "Examples:\n  trunkline topics list\n  trunkline topics tail shop.view.log --follow\n  trunkline topics tail shop.change.shop --key '[\"orders\",\"17\"]' --from-time 1h"
 )]
 pub struct Topics {
     /// Log to use.
@@ -281,7 +281,7 @@ pub struct Lag {
 /// `trunkline replay`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The target must be an existing topic that no processor reads. Replaying into a processor and rebuilding a view are not supported.\n\nExample, the changes of one order during the last hour:\n  trunkline replay change.shop --to debug.orders --from-time 1h --key '[\"orders\",\"17\"]'"
+    after_help = "The target must be an existing topic that no processor reads. Replaying into a processor and rebuilding a view are not supported.\n\nExample, the changes of one order during the last hour:\n  trunkline replay shop.change.shop --to debug.orders --from-time 1h --key '[\"orders\",\"17\"]'"
 )]
 pub struct Replay {
     /// Log to use.
@@ -321,7 +321,7 @@ pub struct Replay {
 /// `trunkline offsets`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "A task stops if its state and its committed offsets differ. Stop the processor, compare both with `show`, then choose:\n  restore   set the committed offsets to those of the state: no record is lost, the records between are processed again\n  accept    keep the state and continue at the committed offsets: the records between are not in the state\n  reset     for a task without state: process its inputs again from the earliest offset\n  skip      continue after records that retention deleted before they were processed\n\nExamples:\n  trunkline offsets show sync-views change.shop/0\n  trunkline offsets restore sync-views change.shop/0\n  trunkline offsets reset --to-earliest sync-views change.shop/0 --input change.shop"
+    after_help = "A task stops if its state and its committed offsets differ. Stop the processor, compare both with `show`, then choose:\n  restore   set the committed offsets to those of the state: no record is lost, the records between are processed again\n  accept    keep the state and continue at the committed offsets: the records between are not in the state\n  reset     for a task without state: process its inputs again from the earliest offset\n  skip      continue after records that retention deleted before they were processed\n\nExamples:\n  trunkline offsets show shop.sync-views change.shop/0\n  trunkline offsets restore shop.sync-views change.shop/0\n  trunkline offsets reset --to-earliest shop.sync-views change.shop/0 --input shop.change.shop"
 )]
 pub struct Offsets {
     /// Log to use.
@@ -350,7 +350,7 @@ pub enum OffsetsCommand {
 /// A task of a processor.
 #[derive(Debug, Args)]
 pub struct Task {
-    /// Processor name, which is also the name of its consumer group.
+    /// Consumer group of the processor: `<topology>.<processor>`, such as `shop.sync-views`.
     pub processor: String,
     /// Task, as STORE/PARTITION, such as `change.shop/0`.
     pub task: String,
@@ -384,7 +384,7 @@ pub struct Reset {
 /// `trunkline state`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The process that owns the task answers; other processes redirect to it. With --kafka, the addresses of the processes are read from the topic `members`.\n\nExamples:\n  trunkline state list\n  trunkline state scan sync-views change.shop --limit 20\n  trunkline state get sync-views change.shop '[\"row\",\"orders\",\"17\"]' --partition 0"
+    after_help = "The process that owns the task answers; other processes redirect to it. With --kafka, the addresses of the processes are read from the topics `<topology>._trunkline.members`.\n\nExamples:\n  trunkline state list\n  trunkline state scan shop.sync-views change.shop --limit 20\n  trunkline state get shop.sync-views change.shop '[\"row\",\"orders\",\"17\"]' --partition 0"
 )]
 pub struct State {
     /// Log to use.
@@ -405,7 +405,7 @@ pub enum StateCommand {
     List,
     /// Get the value of a key.
     Get {
-        /// Processor name.
+        /// Consumer group of the processor: `<topology>.<processor>`, such as `shop.sync-views`.
         processor: String,
         /// Store name, as listed by `state list`.
         store: String,
@@ -417,7 +417,7 @@ pub enum StateCommand {
     },
     /// List keys and values, ordered by the bytes of the key.
     Scan {
-        /// Processor name.
+        /// Consumer group of the processor: `<topology>.<processor>`, such as `shop.sync-views`.
         processor: String,
         /// Store name, as listed by `state list`.
         store: String,

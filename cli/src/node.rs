@@ -99,6 +99,7 @@ pub async fn start(
     watch(backends.log.clone(), component, tasks);
     let context = Context {
         node: plan.name.clone(),
+        names: plan.topology.names(),
         backends,
         processors: plan.processors.clone(),
         data: plan.data.clone(),
@@ -214,6 +215,7 @@ async fn start_roles(plan: Plan, context: &Context, admin: SocketAddr) -> Result
         let parts = edge::Parts {
             config,
             log: context.backends.log.clone(),
+            view_log: context.names.view_log(),
             memberships: Arc::new(rules),
             clock: context.backends.clock.clone(),
         };
@@ -229,7 +231,7 @@ async fn start_roles(plan: Plan, context: &Context, admin: SocketAddr) -> Result
     Ok(addresses)
 }
 
-/// Starts the connectors and returns the inlets of HTTP sources by topic.
+/// Starts the connectors and returns the inlets of HTTP sources by topic, named as in the URL of a post.
 fn start_connectors(plan: &Plan, context: &Context) -> Result<BTreeMap<String, connectors::sources::http::Inlet>> {
     let mut inlets = BTreeMap::new();
     for role in &plan.roles {
@@ -238,7 +240,9 @@ fn start_connectors(plan: &Plan, context: &Context) -> Result<BTreeMap<String, c
         let source = source.expect("the topology check resolves the connectors of a node's roles");
         match source.kind {
             SourceKind::Http => {
-                inlets.insert(source.topic(), sources::start_http(context, source));
+                let topic = context.names.change(source.name.as_str());
+                let posted_to = context.names.local(&topic).to_owned();
+                inlets.insert(posted_to, sources::start_http(context, source));
             }
             SourceKind::Postgres => {
                 let config = plan.connectors.get(name.as_str()).with_context(|| {

@@ -1,9 +1,8 @@
 //! Queries of processors' state on the admin listener.
 //!
-//! If this process owns the task, it answers the query; otherwise, it redirects the query to the owner, whose address
-//! is in the topic `members`. Queries read committed state only; an answer contains the input offsets up to which the
-//! state includes the inputs. State of declarative processors is decoded; other values are returned as JSON, text or
-//! hexadecimal digits.
+//! A query is answered if this process owns the task, else redirected to the owner, whose address is in the members topic.
+//! Queries read committed state only; an answer contains the input offsets up to which it is valid. State of
+//! declarative processors is decoded; other values are returned as JSON, text or hexadecimal digits.
 
 use anyhow::Context;
 use axum::extract::rejection::QueryRejection;

@@ -1,7 +1,8 @@
 //! HTTP listener for backends: `POST /v1/ingest/{topic}`.
 //!
-//! A request to `event.<name>` contains one event or an array of events; one to `change.<source>` contains one transaction
-//! of an HTTP source. Status 200 means that the log has committed it. Errors are problem bodies (RFC 9457) that name the
+//! The URL names a topic without the prefix of the topology, so that backends post to the same URL in every stage. A request
+//! to `event.<name>` contains one event or an array of events; one to `change.<source>` contains one transaction of an HTTP
+//! source. Status 200 means that the log has committed it. Errors are problem bodies (RFC 9457) that name the
 //! JSON path and the reason. Devices use a separate listener.
 
 mod idempotency;
@@ -61,14 +62,16 @@ pub struct Credential {
     pub name: String,
     /// Its bearer token.
     pub token: Secret,
-    /// Topics to which the credential may post; `*` for all.
+    /// Topics that it may post to, named as in the URL; `*` for all.
     pub topics: Vec<String>,
 }
 
 /// An event topic.
 #[derive(Debug, Clone)]
 pub struct EventTopic {
-    /// `event.<name>`.
+    /// The topic as named in the URL: `event.<name>`.
+    pub name: String,
+    /// The topic.
     pub topic: Arc<str>,
     /// The schema of its records.
     pub schema: Arc<Schema>,
@@ -84,7 +87,7 @@ pub struct Ingest {
     pub log: SharedEventLog,
     /// Event topics.
     pub events: Vec<EventTopic>,
-    /// HTTP sources by topic.
+    /// HTTP sources by their topics as named in the URL: `change.<source>`.
     pub sources: BTreeMap<String, Inlet>,
     /// Configuration.
     pub config: Config,
@@ -185,7 +188,7 @@ async fn ingest(
     let value: Value = serde_json::from_slice(&body)
         .map_err(|e| problem(StatusCode::BAD_REQUEST, "json", "The body is not JSON", e.to_string()))?;
     let trace = trace_of(&headers);
-    if let Some(event) = ingest.events.iter().find(|e| *e.topic == *topic) {
+    if let Some(event) = ingest.events.iter().find(|e| e.name == topic) {
         return events(&ingest, event.clone(), value, key, trace).await;
     }
     if let Some(inlet) = ingest.sources.get(&topic) {
@@ -195,7 +198,7 @@ async fn ingest(
     let known: Vec<&str> = ingest
         .events
         .iter()
-        .map(|e| &*e.topic)
+        .map(|e| e.name.as_str())
         .chain(ingest.sources.keys().map(String::as_str))
         .collect();
     let detail = format!(
@@ -230,7 +233,7 @@ async fn events(
             } else {
                 format!("$[{n}]{}", path.trim_start_matches('$'))
             };
-            mismatch(&path, &reason, &event.topic)
+            mismatch(&path, &reason, &event.name)
         })?;
         let id = idempotency.as_ref().map(|key| match key.as_str() {
             key if single => key.to_owned(),

@@ -9,7 +9,7 @@ mod positions;
 mod register;
 mod run;
 
-pub use positions::{POSITIONS_TOPIC, positions_spec};
+pub use positions::positions_spec;
 pub(crate) use register::register;
 pub use run::{Context, OnMismatch, run};
 

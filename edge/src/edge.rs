@@ -16,8 +16,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// Topic of all views.
-const VIEW_LOG: &str = "view.log";
 /// Interval of readiness updates about the issuers' keys.
 const KEYS_READINESS_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -25,8 +23,10 @@ const KEYS_READINESS_INTERVAL: Duration = Duration::from_secs(1);
 pub struct Parts {
     /// Configuration.
     pub config: Config,
-    /// The event log that contains `view.log`.
+    /// The log.
     pub log: SharedEventLog,
+    /// Name of the topology's `view.log`.
+    pub view_log: String,
     /// Memberships of the compiled topology.
     pub memberships: Arc<dyn Memberships>,
     /// Clock.
@@ -57,6 +57,7 @@ pub async fn start(parts: Parts, tasks: &Tasks, readiness: &Readiness) -> Result
     let Parts {
         config,
         log,
+        view_log,
         memberships,
         clock,
     } = parts;
@@ -76,7 +77,7 @@ pub async fn start(parts: Parts, tasks: &Tasks, readiness: &Readiness) -> Result
     // drain starts.
     let requests_done = Drain::new();
     let follow = FollowConfig {
-        topic: VIEW_LOG.into(),
+        topic: view_log.into(),
         partitions: memberships.partitions(),
         data_dir: config.data_dir.clone(),
         store: config.store.clone(),

@@ -41,7 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .ok_or("the topology declares one")?
         .schema
         .clone();
-    let text = event.text().to_owned();
+    let (text, topic) = (event.text().to_owned(), topology.names().event("viewed"));
     let config = Config {
         topology,
         processor,
@@ -60,7 +60,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             partition: 0,
         },
         inputs: vec![InputTopic {
-            name: "event.viewed".into(),
+            name: topic.as_str().into(),
             id: TopicId(Default::default()),
         }],
     };
@@ -68,7 +68,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (mut feed, mut commit, mut offset) = (Duration::ZERO, Duration::ZERO, 0_i64);
     for round in 0..ROUNDS {
         let mut batch = RecordBatch::default();
-        let at = batch.intern(&TopicPartition::new("event.viewed", 0));
+        let at = batch.intern(&TopicPartition::new(topic.as_str(), 0));
         for _ in 0..BATCH {
             let id = offset.wrapping_mul(7_919) % KEYS;
             let key = format!("[\"{id}\"]");

@@ -57,7 +57,7 @@ pub struct Config {
 
 /// The processor as an application: consumer group, sub-topologies, stores.
 pub fn application(config: &Config) -> Application {
-    let processor = &config.processor;
+    let (processor, names) = (&config.processor, config.topology.names());
     let mut subtopologies = Vec::new();
     let mut main: Vec<(String, Reads)> = Vec::new();
     for (side, feed) in processor.feeds() {
@@ -76,11 +76,11 @@ pub fn application(config: &Config) -> Application {
             vec![(topic, Reads::Sides(vec![side]))],
             Some(side),
         ));
-        main.push((processor.repartition_topic(side), Reads::Deltas(side)));
+        main.push((processor.repartition_topic(&names, side), Reads::Deltas(side)));
     }
     subtopologies.push(subtopology(config, processor.store(), main, None));
     Application {
-        name: processor.name.clone(),
+        name: names.application(&processor.name),
         subtopologies,
     }
 }
@@ -136,13 +136,9 @@ fn direct(config: &Config, sides: &[Side], topic_id: &str) -> TopicContent {
         if is_event {
             event = Some(name.clone());
         }
-        let side_name = match side {
-            Side::Left => "left",
-            Side::Right => "right",
-        };
         let rows = feed
             .is_table
-            .then(|| TableRows::new(side_name, topic_id.to_owned(), config.horizon_ms));
+            .then(|| TableRows::new(side.name(), topic_id.to_owned(), config.horizon_ms));
         Relation::new(*side, name, Shape::new(config.processor.clone(), *side), rows)
     });
     let relations = relations.collect();
@@ -169,19 +165,19 @@ fn name_of(topology: &Topology, feed: &Feed) -> (String, bool) {
 }
 
 fn sink_for(config: &Config, name: &Arc<str>, repartitions: Option<Side>, declaration: u64) -> Box<dyn Sink> {
-    let processor = &config.processor;
+    let (processor, names) = (&config.processor, config.topology.names());
     if let Some(side) = repartitions {
         let by_time = match &processor.work {
             Work::Aggregate(aggregate) => aggregate.window.is_some(),
             Work::Join(_) => false,
         };
         return Box::new(Repartition::new(
-            processor.repartition_topic(side).into(),
+            processor.repartition_topic(&names, side).into(),
             declaration,
             by_time,
         ));
     }
-    let output = || OutputTopic::new(processor, config.schema_id);
+    let output = || OutputTopic::new(names.processor(&processor.name), processor, config.schema_id);
     if let Some(groups) = Groups::new(name, processor, output()) {
         return Box::new(groups);
     }

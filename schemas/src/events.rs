@@ -1,5 +1,4 @@
-//! Typed control records of Trunkline: the records of `view.log`, change topics and `connect.positions` that are not
-//! rows of a table.
+//! Typed control records of Trunkline: what `view.log`, change topics and the positions topic contain besides rows.
 //!
 //! Each record is encoded by its released schema `avro/<name>.v1.avsc`. Its first field is a format number: a newer format
 //! is rejected before the rest is decoded, without the registry. Released schemas do not change; a change of the layout is
@@ -253,8 +252,7 @@ events! {
         is_final: bool,
     }
 
-    /// Position record of a connector on `connect.positions`, written in the same transaction as the records before the
-    /// position.
+    /// Position record of a connector in the positions topic, written in the transaction of the records that it covers.
     ConnectorPosition<'a> {
         /// Where the connector continues, as JSON in the format of the connector's kind.
         position: &'a str,

@@ -6,7 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// Maximum length of a declared name. Topic names consist of up to two names and a prefix and are limited to 249
+/// Maximum length of a declared name. Topic names consist of up to three names and fixed words and are limited to 249
 /// characters by Kafka.
 pub const NAME_CHARS_MAX: usize = 63;
 /// Maximum length of a bucket name, table name or subject, in bytes.
@@ -172,9 +172,9 @@ macro_rules! text_ids {
 }
 
 text_ids! {
-    /// A source; its changes are in topic `change.<source>`.
+    /// A source; its changes are in topic `<topology>.change.<source>`.
     SourceName, "source", name_rule;
-    /// A declared event type, in topic `event.<name>`.
+    /// A declared event, in topic `<topology>.event.<name>`.
     EventName, "event", name_rule;
     /// A connector.
     ConnectorName, "connector", name_rule;
@@ -357,12 +357,12 @@ mod tests {
     #[test]
     fn writer_ids_round_trip() {
         let id = uuid::Uuid::from_u128(7);
-        let writer = WriterId::of("sync-views", "change.shop", id, 0).unwrap();
+        let writer = WriterId::of("sync-views", "shop.change.shop", id, 0).unwrap();
         assert_eq!(
             writer.as_str(),
-            "sync-views/change.shop/00000000000000000000000000000007/0"
+            "sync-views/shop.change.shop/00000000000000000000000000000007/0"
         );
-        assert_eq!((writer.processor(), writer.topic()), ("sync-views", "change.shop"));
+        assert_eq!((writer.processor(), writer.topic()), ("sync-views", "shop.change.shop"));
         assert_eq!((writer.topic_id(), writer.partition()), (id, 0));
         for bad in [
             "a/b/c/0",

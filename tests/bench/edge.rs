@@ -20,7 +20,7 @@ const BATCH: usize = 1_000;
 
 /// `edge [embedded|kafka] [ROWS]`.
 pub fn run(words: &[String]) -> anyhow::Result<()> {
-    // A dedicated broker, because the name `view.log` is fixed and other tests use the shared one.
+    // A dedicated broker, because the name of the topic is fixed and other tests use the shared one.
     let mut broker = None;
     let log = match words.first().map_or("embedded", String::as_str) {
         "kafka" => {

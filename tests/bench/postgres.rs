@@ -8,7 +8,7 @@ use crate::figures::{Times, rate};
 use crate::support::{self, postgres_bin, wait_for};
 use connectors::status::State;
 use event_log::{Isolation, RecordBatch, SharedEventLog, StartFrom, TopicPartition};
-use harness::{Connector, Database, Setting};
+use harness::{Connector, Database, Setting, names};
 use registry::SharedRegistry;
 use service::telemetry::usage;
 use std::collections::HashMap;
@@ -203,7 +203,7 @@ fn one_at_a_time(database: &Arc<Database>, log: &SharedEventLog, registry: &Shar
     let mut reader = log.reader(Isolation::ReadCommitted).expect("open a reader");
     reader
         .assign(&[(
-            TopicPartition::new(format!("change.{}", setting.name), 0),
+            TopicPartition::new(names().change(&setting.name), 0),
             StartFrom::Earliest,
         )])
         .expect("assign");

@@ -1,10 +1,13 @@
 //! Exclusive use of a data directory by one process, with and without `--fresh`.
 
 use crate::support::{Dev, wait_for};
+use event_log::embedded::{Config, EmbeddedLog};
+use event_log::{Cleanup, TopicConfig, TopicSpec};
 use serde_json::{Value, json};
 use std::io::Read as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -100,7 +103,7 @@ fn second_dev_is_rejected_and_leaves_data_intact() {
     post_customer(&dev, &data, 2);
     dev.kill();
     dev.restart();
-    assert_eq!(dev.records("change.shop").len(), 2);
+    assert_eq!(dev.records("shop.change.shop").len(), 2);
 }
 
 #[test]
@@ -136,5 +139,33 @@ fn concurrent_fresh_starts_yield_one_new_directory() {
     drop(winner);
     // The moved directory is intact.
     let old = Dev::start(&parent.path().join("data.aside-1"), &["--orders-per-s", "0"]);
-    assert_eq!(old.records("change.shop").len(), 1);
+    assert_eq!(old.records("shop.change.shop").len(), 1);
+}
+
+#[test]
+fn directory_with_unprefixed_topics_is_refused() {
+    let parent = tempfile::tempdir().unwrap();
+    let data = parent.path().canonicalize().unwrap().join("data");
+    let log = EmbeddedLog::open(Config::new(Some(data.join("log")), Arc::new(|| 0))).unwrap();
+    let topic = TopicSpec {
+        name: "view.log".to_owned(),
+        partitions: 1,
+        replication: None,
+        config: TopicConfig::new(Cleanup::Compact),
+    };
+    log.create_topics(&[topic]).unwrap();
+    drop(log);
+    let (code, said) = Started::new(&mut Dev::command(&data)).end();
+    assert_eq!(code, Some(1), "{said}");
+    let log = data.join("log");
+    for part in [
+        log.to_str().unwrap(),
+        "has topic view.log",
+        "trunkline dev --fresh",
+        "--data DIR",
+    ] {
+        assert!(said.contains(part), "{part:?} is not in: {said}");
+    }
+    drop(Dev::start(&data, &["--fresh", "--orders-per-s", "0"]));
+    assert_eq!(names(parent.path()), ["data", "data.aside-1", "data.log"]);
 }

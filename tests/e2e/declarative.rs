@@ -213,7 +213,7 @@ fn close_the_minute(shop: &mut Shop, phone: &mut Phone) {
 fn assert_state_scan(shop: &Shop) {
     let data = shop.data.display().to_string();
     let scan = |store| {
-        let of = ["state", "--data", &data, "scan", "orders_by_customer", store];
+        let of = ["state", "--data", &data, "scan", "streams.orders_by_customer", store];
         let args = [&of[..], &["--limit", "1000", "--output", "json"]].concat();
         serde_json::from_str::<Vec<Value>>(&Dev::output(&args)).unwrap()
     };

@@ -10,7 +10,7 @@ mod outage;
 use device::Device;
 use edge::config::Engine;
 use edge::token::DEV_AUDIENCE;
-use harness::{Harness, Running, TokenSpec, eventually, memory_log};
+use harness::{Harness, Running, TokenSpec, VIEW_LOG, eventually, memory_log};
 use reqwest::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, RETRY_AFTER, WWW_AUTHENTICATE};
 use reqwest::{Client, RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
@@ -421,7 +421,7 @@ async fn recreated_topic_resets_devices() {
     let mut device = Device::new(&harness.token("1", &["user:1"]), "phone");
     harness.writer().commit(&[("user:1", 1, Some("{\"age\":\"old\"}"))]);
     eventually_shows(&mut device, &edge, "user:1", 1).await;
-    harness.log.delete_topic("view.log").unwrap();
+    harness.log.delete_topic(VIEW_LOG).unwrap();
     harness.make_topic(harness::PARTITIONS);
     harness.writer().commit(&[("user:1", 2, Some("{\"age\":\"new\"}"))]);
     let began = Instant::now();

@@ -85,9 +85,9 @@ fn idempotency_key_keeps_its_body_after_sigkill() {
         }
         backend.kill();
     }
-    assert_eq!(backend.dev.records("change.shop").len(), 1);
+    assert_eq!(backend.dev.records("streams.change.shop").len(), 1);
     assert_eq!(backend.post("change.shop", &[b"key-2"], &customer(2)).status, 200);
-    assert_eq!(backend.dev.records("change.shop").len(), 2);
+    assert_eq!(backend.dev.records("streams.change.shop").len(), 2);
 }
 
 #[test]
@@ -124,8 +124,8 @@ fn invalid_idempotency_key_is_rejected_unstored() {
             .status,
         200
     );
-    assert_eq!(backend.dev.records("change.shop").len(), 1);
-    let events = backend.dev.records("event.order_viewed");
+    assert_eq!(backend.dev.records("streams.change.shop").len(), 1);
+    let events = backend.dev.records("streams.event.order_viewed");
     let mut keys: Vec<&Value> = events.iter().map(|event| &event["headers"][0][1]).collect();
     keys.sort_by_key(|key| key.to_string());
     assert_eq!(keys, ["view-1", "view-2/0"]);
@@ -142,5 +142,5 @@ fn concurrent_posts_with_one_key_store_one_record() {
     });
     assert!(answers.iter().all(|a| a.status == 200), "{answers:?}");
     assert_eq!(answers.iter().filter(|a| !a.replayed).count(), 1, "{answers:?}");
-    assert_eq!(backend.dev.records("change.shop").len(), 2);
+    assert_eq!(backend.dev.records("streams.change.shop").len(), 2);
 }

@@ -22,7 +22,9 @@ pub use limits::{EVENT_PARTITIONS, EVENT_PARTITIONS_MAX, VIEW_LOG_PARTITIONS, VI
 use crate::checked::Topology;
 use crate::files::Files;
 use crate::model::Declared;
+use crate::names;
 use crate::outcome::Outcome;
+use crate::problem::Problem;
 use context::Context;
 
 /// Checks the text of a topology file.
@@ -36,6 +38,10 @@ pub(crate) fn check(name: &str, text: &str, files: &dyn Files) -> Outcome {
 fn topology(cx: &Context<'_>, declared: &Declared) -> Option<Topology> {
     if let Some(name) = &declared.name {
         cx.name(name, "topology");
+        if name.value == names::RESERVED_TOPOLOGY {
+            let message = format!("topology name `{}` is reserved", name.value);
+            cx.add(Problem::error(name.span.clone(), message).help("rename the topology"));
+        }
     }
     let mut known = Vec::new();
     let mut sources = inputs::check_connectors(cx, &declared.connectors);
@@ -50,7 +56,7 @@ fn topology(cx: &Context<'_>, declared: &Declared) -> Option<Topology> {
     let nodes = nodes::check_nodes(cx, &declared.nodes, declared);
     let view_log_partitions = cx.partitions(
         declared.view_log.partitions.as_ref(),
-        "view.log",
+        "[view_log]",
         VIEW_LOG_PARTITIONS_MAX,
         VIEW_LOG_PARTITIONS,
     );

@@ -11,6 +11,7 @@ pub use input::{Column, Input};
 pub use processors::{Aggregate, AggregateField, Feed, Function, Join, OutputKind, Processor, Side, Window, Work};
 
 use crate::expr::Program;
+use crate::resource_names::Names;
 use crate::template::{self, Part, Template, TooLong};
 use schemas::ids::{ConnectorName, EventName, SourceName, TableName, ViewName};
 use schemas::schema::Schema;
@@ -18,15 +19,13 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-/// Topic of all views.
-pub const VIEW_LOG: &str = "view.log";
 /// Name of the built-in processor that writes the views.
 pub const SYNC_VIEWS: &str = "sync-views";
 
 /// A checked topology.
 #[derive(Debug, Clone)]
 pub struct Topology {
-    /// Name of the topology; it is part of consumer groups and transactional ids.
+    /// Name. The names of topics, consumer groups and transactional ids begin with it.
     pub name: String,
     /// Sources of rows.
     pub sources: Vec<Source>,
@@ -72,11 +71,6 @@ pub struct Source {
 }
 
 impl Source {
-    /// Topic of the source, `change.<name>`.
-    pub fn topic(&self) -> String {
-        format!("change.{}", self.name)
-    }
-
     /// A table by its name.
     pub fn table(&self, name: &str) -> Option<&Table> {
         self.tables.iter().find(|table| table.name.as_str() == name)
@@ -109,13 +103,6 @@ pub struct Event {
     pub partitions: i32,
     /// Avro schema of the records.
     pub schema: Arc<Schema>,
-}
-
-impl Event {
-    /// Topic of the event type, `event.<name>`.
-    pub fn topic(&self) -> String {
-        format!("event.{}", self.name)
-    }
 }
 
 /// A declared bucket.
@@ -296,6 +283,11 @@ impl fmt::Display for Role {
 }
 
 impl Topology {
+    /// The names of its topics, consumer groups and transactional ids.
+    pub fn names(&self) -> Names {
+        Names::of(self.name.as_str())
+    }
+
     /// A source by its name.
     pub fn source(&self, name: &str) -> Option<&Source> {
         self.sources.iter().find(|source| source.name.as_str() == name)
@@ -340,11 +332,19 @@ impl Topology {
 
     /// The topic of an input.
     pub fn topic_of(&self, input: Input) -> String {
-        match input {
-            Input::Table { source, .. } => self.sources.get(source).map(Source::topic).unwrap_or_default(),
-            Input::Event(event) => self.events.get(event).map(Event::topic).unwrap_or_default(),
-            Input::Processor(at) => self.processors.get(at).map(Processor::topic).unwrap_or_default(),
-        }
+        let names = self.names();
+        let topic = match input {
+            Input::Table { source, .. } => self
+                .sources
+                .get(source)
+                .map(|source| names.change(source.name.as_str())),
+            Input::Event(at) => self.events.get(at).map(|event| names.event(event.name.as_str())),
+            Input::Processor(at) => self
+                .processors
+                .get(at)
+                .map(|processor| names.processor(&processor.name)),
+        };
+        topic.unwrap_or_default()
     }
 
     /// The columns of an input.

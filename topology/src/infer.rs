@@ -142,8 +142,9 @@ fn head(name: &str) -> String {
          # rows devices may read: search for DECIDE.\n\
          #   trunkline topology check      validate this file\n\
          #   trunkline topology graph      show the data flow and the topics\n\
+         # Names of topics, consumer groups and transactional ids begin with `name`. It cannot change after the first start.\n\
          name = {0}\n\n\
-         # Reads the database through logical replication and writes its changes to topic change.{name}.\n\
+         # Reads the database through logical replication and writes its changes to topic {name}.change.{name}.\n\
          [[connector]]\nname = {0}\nkind = \"postgres\"\n\n\
          # Tables: the published columns with their PostgreSQL types; `?` marks nullable columns. Remove a line to keep\n\
          # that column in the database.\n",
@@ -307,7 +308,7 @@ fn allowed(name: &str) -> String {
     } else {
         plain.chars().take(60).collect()
     };
-    if names::rejected(&plain).is_none() {
+    if names::rejected(&plain).is_none() && plain != names::RESERVED_TOPOLOGY {
         plain
     } else {
         String::from("db")

@@ -19,6 +19,7 @@ mod names;
 mod outcome;
 mod problem;
 pub mod render;
+mod resource_names;
 pub mod samples;
 pub mod template;
 pub mod wiring;
@@ -26,10 +27,11 @@ pub mod wiring;
 pub use check::{EVENT_PARTITIONS, EVENT_PARTITIONS_MAX, VIEW_LOG_PARTITIONS, VIEW_LOG_PARTITIONS_MAX};
 pub use checked::{
     Aggregate, AggregateField, BUCKETS_MAX, Bucket, ClaimError, Column, Event, Feed, Function, Input, Join, Membership,
-    Node, OutputKind, Processor, Role, SYNC_VIEWS, Segment, Side, Source, SourceKind, Table, Topology, VIEW_LOG, View,
-    ViewField, Window, Work,
+    Node, OutputKind, Processor, Role, SYNC_VIEWS, Segment, Side, Source, SourceKind, Table, Topology, View, ViewField,
+    Window, Work,
 };
 pub use files::{Embedded, Files, Folder};
 pub use load::{LoadError, check, load};
 pub use outcome::Outcome;
 pub use problem::{Finding, Report, Severity};
+pub use resource_names::Names;

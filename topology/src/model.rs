@@ -42,7 +42,7 @@ pub struct Declared {
     pub nodes: Vec<Node>,
 }
 
-/// A connector. It publishes to the topic `change.<name>`.
+/// A connector. It publishes to the topic `<topology>.change.<name>`.
 #[derive(Debug, Clone)]
 pub struct Connector {
     /// `name`, used in `from = "<name>.<table>"`.
@@ -65,7 +65,7 @@ pub struct Table {
     pub columns: At<Entries>,
 }
 
-/// An event type. Events are posted by HTTP and written to the topic `event.<name>`.
+/// A kind of event. It is posted by HTTP and written to the topic `<topology>.event.<name>`.
 #[derive(Debug, Clone)]
 pub struct Event {
     /// `name`, used in `from = "event:<name>"`.

@@ -5,7 +5,11 @@
 
 use schemas::ids::ViewName;
 
-/// The fix for an invalid name; `None` for a valid name.
+/// A name that no topology has: the prefix of names that belong to no topology, such as the transactional id of the schema
+/// registry.
+pub(crate) const RESERVED_TOPOLOGY: &str = "trunkline";
+
+/// The fix for a name that is not allowed; `None` for an allowed name.
 pub(crate) fn rejected(name: &str) -> Option<String> {
     let error = ViewName::new(name).err()?;
     let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');

@@ -1,7 +1,7 @@
 //! Draws a topology: as text for the terminal, or as DOT for Graphviz. The output depends only on the topology and follows
 //! the order of the file.
 
-use crate::checked::{SYNC_VIEWS, Segment, SourceKind, Topology, VIEW_LOG, View, Work};
+use crate::checked::{SYNC_VIEWS, Segment, SourceKind, Topology, View, Work};
 use crate::wiring::{Cleanup, Part, TopicKind, Wiring};
 use std::fmt::Write;
 
@@ -35,6 +35,7 @@ pub fn text(topology: &Topology) -> String {
 
 /// Draws the data flow: sources on the left, merged before sync-views.
 fn lines(topology: &Topology, wiring: &Wiring) -> String {
+    let names = topology.names();
     let used = |topic: &str| {
         let views = wiring.processors.iter().filter(|p| p.name == SYNC_VIEWS);
         views
@@ -47,18 +48,13 @@ fn lines(topology: &Topology, wiring: &Wiring) -> String {
             SourceKind::Postgres => ("PostgreSQL", "postgres"),
             SourceKind::Http => ("backends", "http"),
         };
-        let line = format!(
-            "{outside} ──► connector {} ({kind}) ──► {} ",
-            source.name,
-            source.topic()
-        );
-        rows.push((line, used(&source.topic())));
+        let topic = names.change(source.name.as_str());
+        let line = format!("{outside} ──► connector {} ({kind}) ──► {topic} ", source.name);
+        rows.push((line, used(&topic)));
     }
     for event in &topology.events {
-        rows.push((
-            format!("backends ──► ingest ──► {} ", event.topic()),
-            used(&event.topic()),
-        ));
+        let topic = names.event(event.name.as_str());
+        rows.push((format!("backends ──► ingest ──► {topic} "), used(&topic)));
     }
     for processor in &topology.processors {
         let kind = match processor.work {
@@ -69,13 +65,13 @@ fn lines(topology: &Topology, wiring: &Wiring) -> String {
             .feeds()
             .into_iter()
             .map(|(_, feed)| topology.from_of(feed.input));
+        let topic = names.processor(&processor.name);
         let line = format!(
-            "{} ──► {kind} {} ──► {} ",
+            "{} ──► {kind} {} ──► {topic} ",
             inputs.collect::<Vec<_>>().join(" + "),
-            processor.name,
-            processor.topic()
+            processor.name
         );
-        rows.push((line, used(&processor.topic())));
+        rows.push((line, used(&topic)));
     }
     let width = rows
         .iter()
@@ -86,16 +82,15 @@ fn lines(topology: &Topology, wiring: &Wiring) -> String {
         rows.iter().position(|(_, used)| *used),
         rows.iter().rposition(|(_, used)| *used),
     );
+    let end = format!("─► {SYNC_VIEWS} ──► {} ──► edge ──► devices", names.view_log());
     let mut out = String::new();
     for (at, (line, used)) in rows.iter().enumerate() {
         let inside = first.is_some_and(|first| first < at) && last.is_some_and(|last| at < last);
         let pad = width - line.chars().count();
         let tail = match (*used, Some(at) == first, Some(at) == last) {
-            (true, true, true) => "─".repeat(pad) + &format!("──► {SYNC_VIEWS} ──► {VIEW_LOG} ──► edge ──► devices"),
+            (true, true, true) => "─".repeat(pad) + "─" + &end,
             (true, true, false) => "─".repeat(pad + 2) + "┐",
-            (true, false, true) => {
-                "─".repeat(pad + 2) + &format!("┴─► {SYNC_VIEWS} ──► {VIEW_LOG} ──► edge ──► devices")
-            }
+            (true, false, true) => "─".repeat(pad + 2) + "┴" + &end,
             (true, ..) => "─".repeat(pad + 2) + "┤",
             (false, ..) if inside => " ".repeat(pad + 2) + "│",
             (false, ..) => String::new(),
@@ -276,9 +271,9 @@ mod tests {
         expect![[r#"
             topology shop
 
-            backends ──► connector shop (http) ──► change.shop ──┐
-            backends ──► ingest ──► event.delivery_moved ────────┴─► sync-views ──► view.log ──► edge ──► devices
-            backends ──► ingest ──► event.order_viewed
+            backends ──► connector shop (http) ──► shop.change.shop ──┐
+            backends ──► ingest ──► shop.event.delivery_moved ────────┴─► sync-views ──► shop.view.log ──► edge ──► devices
+            backends ──► ingest ──► shop.event.order_viewed
 
             view           from                  bucket                  where
             catalog        shop.products         catalog                 !discontinued
@@ -294,16 +289,17 @@ mod tests {
             store:{id}     itself  store:{stores}
             catalog        itself  catalog
 
-            topic                                      partitions  retention
-            change.shop                                1           7 days
-            event.delivery_moved                       12          7 days
-            event.order_viewed                         12          7 days
-            connect.positions                          1           compacted
-            view.log                                   16          compacted
-            sync-views.changelog.change.shop           1           compacted
-            change.shop.dlq                            1           30 days
-            sync-views.changelog.event.delivery_moved  12          compacted
-            event.delivery_moved.dlq                   12          30 days
+            topic                                           partitions  retention
+            shop.change.shop                                1           7 days
+            shop.event.delivery_moved                       12          7 days
+            shop.event.order_viewed                         12          7 days
+            shop._trunkline.positions                       1           compacted
+            shop._trunkline.members                         1           compacted
+            shop.view.log                                   16          compacted
+            shop.sync-views.changelog.change.shop           1           compacted
+            shop.change.shop.dlq                            1           30 days
+            shop.sync-views.changelog.event.delivery_moved  12          compacted
+            shop.event.delivery_moved.dlq                   12          30 days
 
             node    runs
             ingest  connector:shop, ingest, registry
@@ -319,7 +315,7 @@ mod tests {
         expect![[r#"
             topology pgbench
 
-            PostgreSQL ──► connector bank (postgres) ──► change.bank ──► sync-views ──► view.log ──► edge ──► devices
+            PostgreSQL ──► connector bank (postgres) ──► pgbench.change.bank ──► sync-views ──► pgbench.view.log ──► edge ──► devices
 
             view      from                   bucket        where
             branches  bank.pgbench_branches  branch:{bid}
@@ -330,12 +326,13 @@ mod tests {
             bucket        scope   granted by
             branch:{bid}  itself  branch:{branch}
 
-            topic                             partitions  retention
-            change.bank                       1           7 days
-            connect.positions                 1           compacted
-            view.log                          16          compacted
-            sync-views.changelog.change.bank  1           compacted
-            change.bank.dlq                   1           30 days
+            topic                                     partitions  retention
+            pgbench.change.bank                       1           7 days
+            pgbench._trunkline.positions              1           compacted
+            pgbench._trunkline.members                1           compacted
+            pgbench.view.log                          16          compacted
+            pgbench.sync-views.changelog.change.bank  1           compacted
+            pgbench.change.bank.dlq                   1           30 days
 
             node       runs
             connector  connector:bank
@@ -352,12 +349,12 @@ mod tests {
         expect![[r#"
             topology streams
 
-            backends ──► connector shop (http) ──► change.shop
-            backends ──► ingest ──► event.order_viewed
-            shop.orders ──► aggregate orders_by_customer ──► processor.orders_by_customer ───────────────────────┐
-            processor:orders_by_customer ──► aggregate customers_by_orders ──► processor.customers_by_orders ────┤
-            shop.orders ──► aggregate orders_per_minute ──► processor.orders_per_minute ─────────────────────────┤
-            event:order_viewed + shop.customers ──► join views_with_customer ──► processor.views_with_customer ──┴─► sync-views ──► view.log ──► edge ──► devices
+            backends ──► connector shop (http) ──► streams.change.shop
+            backends ──► ingest ──► streams.event.order_viewed
+            shop.orders ──► aggregate orders_by_customer ──► streams.processor.orders_by_customer ───────────────────────┐
+            processor:orders_by_customer ──► aggregate customers_by_orders ──► streams.processor.customers_by_orders ────┤
+            shop.orders ──► aggregate orders_per_minute ──► streams.processor.orders_per_minute ─────────────────────────┤
+            event:order_viewed + shop.customers ──► join views_with_customer ──► streams.processor.views_with_customer ──┴─► sync-views ──► streams.view.log ──► edge ──► devices
 
             view        from                           bucket                  where
             totals      processor:orders_by_customer   customer:{customer_id}
@@ -370,41 +367,42 @@ mod tests {
             customer:{id}  itself  customer:{sub}
             office         itself  office
 
-            topic                                               partitions  retention
-            change.shop                                         1           7 days
-            event.order_viewed                                  3           7 days
-            processor.orders_by_customer                        3           compacted
-            processor.customers_by_orders                       2           compacted
-            customers_by_orders.repartition                     2           7 days
-            processor.orders_per_minute                         2           7 days
-            orders_per_minute.repartition                       2           limited by size
-            processor.views_with_customer                       3           7 days
-            views_with_customer.repartition.left                3           7 days
-            views_with_customer.repartition.right               3           7 days
-            connect.positions                                   1           compacted
-            view.log                                            16          compacted
-            sync-views.changelog.processor.orders_by_customer   3           compacted
-            processor.orders_by_customer.dlq                    3           30 days
-            sync-views.changelog.processor.customers_by_orders  2           compacted
-            processor.customers_by_orders.dlq                   2           30 days
-            sync-views.changelog.processor.orders_per_minute    2           compacted
-            processor.orders_per_minute.dlq                     2           30 days
-            sync-views.changelog.processor.views_with_customer  3           compacted
-            processor.views_with_customer.dlq                   3           30 days
-            orders_by_customer.changelog.groups                 1           compacted
-            change.shop.dlq                                     1           30 days
-            customers_by_orders.changelog.rekey                 3           compacted
-            customers_by_orders.changelog.groups                2           compacted
-            customers_by_orders.repartition.dlq                 2           30 days
-            orders_per_minute.changelog.rekey                   1           compacted
-            orders_per_minute.changelog.groups                  2           compacted
-            orders_per_minute.repartition.dlq                   2           30 days
-            views_with_customer.changelog.rekey.left            3           compacted
-            event.order_viewed.dlq                              3           30 days
-            views_with_customer.changelog.pairs                 3           compacted
-            views_with_customer.repartition.left.dlq            3           30 days
-            views_with_customer.changelog.rekey.right           1           compacted
-            views_with_customer.repartition.right.dlq           3           30 days
+            topic                                                       partitions  retention
+            streams.change.shop                                         1           7 days
+            streams.event.order_viewed                                  3           7 days
+            streams.processor.orders_by_customer                        3           compacted
+            streams.processor.customers_by_orders                       2           compacted
+            streams.customers_by_orders.repartition                     2           7 days
+            streams.processor.orders_per_minute                         2           7 days
+            streams.orders_per_minute.repartition                       2           limited by size
+            streams.processor.views_with_customer                       3           7 days
+            streams.views_with_customer.repartition.left                3           7 days
+            streams.views_with_customer.repartition.right               3           7 days
+            streams._trunkline.positions                                1           compacted
+            streams._trunkline.members                                  1           compacted
+            streams.view.log                                            16          compacted
+            streams.sync-views.changelog.processor.orders_by_customer   3           compacted
+            streams.processor.orders_by_customer.dlq                    3           30 days
+            streams.sync-views.changelog.processor.customers_by_orders  2           compacted
+            streams.processor.customers_by_orders.dlq                   2           30 days
+            streams.sync-views.changelog.processor.orders_per_minute    2           compacted
+            streams.processor.orders_per_minute.dlq                     2           30 days
+            streams.sync-views.changelog.processor.views_with_customer  3           compacted
+            streams.processor.views_with_customer.dlq                   3           30 days
+            streams.orders_by_customer.changelog.groups                 1           compacted
+            streams.change.shop.dlq                                     1           30 days
+            streams.customers_by_orders.changelog.rekey                 3           compacted
+            streams.customers_by_orders.changelog.groups                2           compacted
+            streams.customers_by_orders.repartition.dlq                 2           30 days
+            streams.orders_per_minute.changelog.rekey                   1           compacted
+            streams.orders_per_minute.changelog.groups                  2           compacted
+            streams.orders_per_minute.repartition.dlq                   2           30 days
+            streams.views_with_customer.changelog.rekey.left            3           compacted
+            streams.event.order_viewed.dlq                              3           30 days
+            streams.views_with_customer.changelog.pairs                 3           compacted
+            streams.views_with_customer.repartition.left.dlq            3           30 days
+            streams.views_with_customer.changelog.rekey.right           1           compacted
+            streams.views_with_customer.repartition.right.dlq           3           30 days
 
             node     runs
             ingest   connector:shop, ingest, registry
@@ -424,15 +422,15 @@ mod tests {
               edge [fontname="sans-serif", fontsize=9];
               "backends" [shape=ellipse, style=dashed];
               "connector shop" [shape=box, style=rounded];
-              "change.shop" [shape=cylinder];
+              "streams.change.shop" [shape=cylinder];
               "ingest" [shape=box, style=rounded];
-              "event.order_viewed" [shape=cylinder];
-              "processor.orders_by_customer" [shape=cylinder];
+              "streams.event.order_viewed" [shape=cylinder];
+              "streams.processor.orders_by_customer" [shape=cylinder];
               "sync-views" [shape=box, style=rounded];
-              "processor.customers_by_orders" [shape=cylinder];
-              "processor.orders_per_minute" [shape=cylinder];
-              "processor.views_with_customer" [shape=cylinder];
-              "view.log" [shape=cylinder];
+              "streams.processor.customers_by_orders" [shape=cylinder];
+              "streams.processor.orders_per_minute" [shape=cylinder];
+              "streams.processor.views_with_customer" [shape=cylinder];
+              "streams.view.log" [shape=cylinder];
               "orders_by_customer" [shape=box, style=rounded];
               "customers_by_orders" [shape=box, style=rounded];
               "orders_per_minute" [shape=box, style=rounded];
@@ -440,24 +438,24 @@ mod tests {
               "edge" [shape=box, style=rounded];
               "devices" [shape=ellipse, style=dashed];
               "backends" -> "connector shop";
-              "connector shop" -> "change.shop";
+              "connector shop" -> "streams.change.shop";
               "backends" -> "ingest";
-              "ingest" -> "event.order_viewed";
-              "processor.orders_by_customer" -> "sync-views" [label="totals\nall_totals"];
-              "processor.customers_by_orders" -> "sync-views" [label="sizes"];
-              "processor.orders_per_minute" -> "sync-views" [label="minutes"];
-              "processor.views_with_customer" -> "sync-views" [label="last_seen"];
-              "sync-views" -> "view.log";
-              "change.shop" -> "orders_by_customer";
-              "orders_by_customer" -> "processor.orders_by_customer";
-              "processor.orders_by_customer" -> "customers_by_orders";
-              "customers_by_orders" -> "processor.customers_by_orders";
-              "change.shop" -> "orders_per_minute";
-              "orders_per_minute" -> "processor.orders_per_minute";
-              "event.order_viewed" -> "views_with_customer";
-              "change.shop" -> "views_with_customer";
-              "views_with_customer" -> "processor.views_with_customer";
-              "view.log" -> "edge";
+              "ingest" -> "streams.event.order_viewed";
+              "streams.processor.orders_by_customer" -> "sync-views" [label="totals\nall_totals"];
+              "streams.processor.customers_by_orders" -> "sync-views" [label="sizes"];
+              "streams.processor.orders_per_minute" -> "sync-views" [label="minutes"];
+              "streams.processor.views_with_customer" -> "sync-views" [label="last_seen"];
+              "sync-views" -> "streams.view.log";
+              "streams.change.shop" -> "orders_by_customer";
+              "orders_by_customer" -> "streams.processor.orders_by_customer";
+              "streams.processor.orders_by_customer" -> "customers_by_orders";
+              "customers_by_orders" -> "streams.processor.customers_by_orders";
+              "streams.change.shop" -> "orders_per_minute";
+              "orders_per_minute" -> "streams.processor.orders_per_minute";
+              "streams.event.order_viewed" -> "views_with_customer";
+              "streams.change.shop" -> "views_with_customer";
+              "views_with_customer" -> "streams.processor.views_with_customer";
+              "streams.view.log" -> "edge";
               "edge" -> "devices";
             }
         "#]]
@@ -473,23 +471,23 @@ mod tests {
               edge [fontname="sans-serif", fontsize=9];
               "backends" [shape=ellipse, style=dashed];
               "connector shop" [shape=box, style=rounded];
-              "change.shop" [shape=cylinder];
+              "shop.change.shop" [shape=cylinder];
               "ingest" [shape=box, style=rounded];
-              "event.delivery_moved" [shape=cylinder];
-              "event.order_viewed" [shape=cylinder];
+              "shop.event.delivery_moved" [shape=cylinder];
+              "shop.event.order_viewed" [shape=cylinder];
               "sync-views" [shape=box, style=rounded];
-              "view.log" [shape=cylinder];
+              "shop.view.log" [shape=cylinder];
               "edge" [shape=box, style=rounded];
               "devices" [shape=ellipse, style=dashed];
               "backends" -> "connector shop";
-              "connector shop" -> "change.shop";
+              "connector shop" -> "shop.change.shop";
               "backends" -> "ingest";
-              "ingest" -> "event.delivery_moved";
-              "ingest" -> "event.order_viewed";
-              "change.shop" -> "sync-views" [label="catalog\nprofile\norders\norder_lines\nto_pack\nlines_to_pack"];
-              "event.delivery_moved" -> "sync-views" [label="deliveries"];
-              "sync-views" -> "view.log";
-              "view.log" -> "edge";
+              "ingest" -> "shop.event.delivery_moved";
+              "ingest" -> "shop.event.order_viewed";
+              "shop.change.shop" -> "sync-views" [label="catalog\nprofile\norders\norder_lines\nto_pack\nlines_to_pack"];
+              "shop.event.delivery_moved" -> "sync-views" [label="deliveries"];
+              "sync-views" -> "shop.view.log";
+              "shop.view.log" -> "edge";
               "edge" -> "devices";
             }
         "#]]

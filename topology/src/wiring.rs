@@ -3,7 +3,8 @@
 //! Links have the direction of the data flow, so the readers and writers of a topic can be derived from them.
 //! Everything has the order of the file. `docs/reference/topology.md` lists the settings of topics.
 
-use crate::checked::{Input, OutputKind, SYNC_VIEWS, Source, SourceKind, Topology, VIEW_LOG, Work};
+use crate::checked::{Input, OutputKind, SYNC_VIEWS, Source, SourceKind, Topology, Work};
+use crate::resource_names::Names;
 use std::fmt;
 
 /// Milliseconds per hour.
@@ -13,9 +14,6 @@ const DAY_MS: i64 = 24 * HOUR_MS;
 
 /// Retention of a repartition topic whose record timestamps are event times, per partition: 4 GiB.
 const REPARTITION_BYTES: i64 = 4 << 30;
-
-/// Topic of the connectors' positions.
-pub const POSITIONS: &str = "connect.positions";
 
 /// Cleanup policy of a topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +33,8 @@ pub enum TopicKind {
     Event,
     /// Positions of connectors; created at start.
     Positions,
+    /// Admin addresses of processes; created by the processors.
+    Members,
     /// All views; created at start.
     ViewLog,
     /// Output of a declarative processor; created at start.
@@ -97,7 +97,10 @@ impl Topic {
 
     /// Whether a node creates the topic before its roles start. Processors create the other topics.
     pub fn is_created_at_start(&self) -> bool {
-        !matches!(self.kind, TopicKind::Changelog | TopicKind::DeadLetter)
+        !matches!(
+            self.kind,
+            TopicKind::Members | TopicKind::Changelog | TopicKind::DeadLetter
+        )
     }
 }
 
@@ -110,20 +113,17 @@ pub struct ProcessorInput {
     pub partitions: i32,
     /// Store of these tasks; also the name of the sub-topology.
     pub store: String,
-}
-
-impl ProcessorInput {
     /// The changelog topic of the store.
-    pub fn changelog(&self, processor: &str) -> String {
-        format!("{processor}.changelog.{}", self.store)
-    }
+    pub changelog: String,
 }
 
 /// A processor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Processor {
-    /// Name of the processor and of its consumer group.
+    /// Name.
     pub name: String,
+    /// Consumer group.
+    pub group: String,
     /// Inputs.
     pub inputs: Vec<ProcessorInput>,
     /// Output topics, without changelogs and dead-letter topics.
@@ -227,11 +227,14 @@ fn topic_name(part: &Part) -> Option<&str> {
 
 /// The processor `sync-views`: reads all inputs of views, in the order of sources, events and processors.
 fn sync_views(topology: &Topology) -> Option<Processor> {
+    let names = topology.names();
     let mut inputs: Vec<ProcessorInput> = Vec::new();
     let mut add = |topic: String, partitions: i32, used: bool| {
         if used {
+            let store = String::from(names.local(&topic));
             inputs.push(ProcessorInput {
-                store: topic.clone(),
+                changelog: names.changelog(SYNC_VIEWS, &store),
+                store,
                 topic,
                 partitions,
             });
@@ -239,34 +242,37 @@ fn sync_views(topology: &Topology) -> Option<Processor> {
     };
     for (at, source) in topology.sources.iter().enumerate() {
         let reads = |input: Input| matches!(input, Input::Table { source, .. } if source == at);
-        add(source.topic(), 1, topology.views.iter().any(|view| reads(view.input)));
+        let used = topology.views.iter().any(|view| reads(view.input));
+        add(names.change(source.name.as_str()), 1, used);
     }
     for (at, event) in topology.events.iter().enumerate() {
         add(
-            event.topic(),
+            names.event(event.name.as_str()),
             event.partitions,
             topology.views.iter().any(|view| view.input == Input::Event(at)),
         );
     }
     for (at, processor) in topology.processors.iter().enumerate() {
         let used = topology.views.iter().any(|view| view.input == Input::Processor(at));
-        add(processor.topic(), processor.partitions, used);
+        add(names.processor(&processor.name), processor.partitions, used);
     }
-    let name = String::from(SYNC_VIEWS);
     (!inputs.is_empty()).then(|| Processor {
-        name,
+        name: String::from(SYNC_VIEWS),
+        group: names.application(SYNC_VIEWS),
         inputs,
-        outputs: vec![String::from(VIEW_LOG)],
+        outputs: vec![names.view_log()],
     })
 }
 
 /// The declarative processors. An input is read directly or through a repartition topic.
 fn declarative(topology: &Topology) -> impl Iterator<Item = Processor> {
-    topology.processors.iter().map(|processor| {
+    let names = topology.names();
+    topology.processors.iter().map(move |processor| {
         let store = processor.store();
         let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
         let mut add = |topic: String, partitions: i32, store: String| {
             let input = ProcessorInput {
+                changelog: names.changelog(&processor.name, &store),
                 topic,
                 partitions,
                 store,
@@ -281,7 +287,7 @@ fn declarative(topology: &Topology) -> impl Iterator<Item = Processor> {
                 add(topic, feed.partitions, String::from(store));
                 continue;
             }
-            let between = processor.repartition_topic(side);
+            let between = processor.repartition_topic(&names, side);
             add(
                 topic,
                 topology.partitions_of(feed.input),
@@ -290,9 +296,10 @@ fn declarative(topology: &Topology) -> impl Iterator<Item = Processor> {
             add(between.clone(), feed.partitions, String::from(store));
             outputs.push(between);
         }
-        outputs.push(processor.topic());
+        outputs.push(names.processor(&processor.name));
         Processor {
             name: processor.name.clone(),
+            group: names.application(&processor.name),
             inputs,
             outputs,
         }
@@ -301,8 +308,9 @@ fn declarative(topology: &Topology) -> impl Iterator<Item = Processor> {
 
 /// The topics of declarative processors.
 fn processor_topics(topology: &Topology, topics: &mut Vec<Topic>) {
+    let names = topology.names();
     for processor in &topology.processors {
-        let (topic, partitions) = (processor.topic(), processor.partitions);
+        let (topic, partitions) = (names.processor(&processor.name), processor.partitions);
         topics.push(match processor.output {
             OutputKind::Table => Topic {
                 delete_retention_ms: Some(7 * DAY_MS),
@@ -317,7 +325,7 @@ fn processor_topics(topology: &Topology, topics: &mut Vec<Topic>) {
             Work::Aggregate(aggregate) if aggregate.window.as_ref().is_some_and(|window| window.time.is_some())
         );
         for (side, feed) in processor.feeds().into_iter().filter(|(_, feed)| !feed.is_direct) {
-            let name = processor.repartition_topic(side);
+            let name = processor.repartition_topic(&names, side);
             let topic = Topic::with_retention(name, TopicKind::Repartition, feed.partitions, 7);
             // The record timestamps in this topic are event times. With time-based retention, records of old events
             // would be deleted before they are read.
@@ -335,13 +343,15 @@ fn processor_topics(topology: &Topology, topics: &mut Vec<Topic>) {
 }
 
 fn topics(topology: &Topology, processors: &[Processor]) -> Vec<Topic> {
+    let names = topology.names();
     let mut topics = Vec::new();
     for source in &topology.sources {
-        topics.push(Topic::with_retention(source.topic(), TopicKind::Change, 1, 7));
+        let topic = names.change(source.name.as_str());
+        topics.push(Topic::with_retention(topic, TopicKind::Change, 1, 7));
     }
     for event in &topology.events {
         topics.push(Topic::with_retention(
-            event.topic(),
+            names.event(event.name.as_str()),
             TopicKind::Event,
             event.partitions,
             7,
@@ -349,22 +359,25 @@ fn topics(topology: &Topology, processors: &[Processor]) -> Vec<Topic> {
     }
     processor_topics(topology, &mut topics);
     if !topology.sources.is_empty() {
-        topics.push(Topic::compacted(String::from(POSITIONS), TopicKind::Positions, 1));
+        topics.push(Topic::compacted(names.positions(), TopicKind::Positions, 1));
+    }
+    if !processors.is_empty() {
+        topics.push(Topic::compacted(names.members(), TopicKind::Members, 1));
     }
     topics.push(Topic {
         log_append_time: true,
         min_compaction_lag_ms: Some(6 * HOUR_MS),
         delete_retention_ms: Some(7 * DAY_MS),
-        ..Topic::compacted(String::from(VIEW_LOG), TopicKind::ViewLog, topology.view_log_partitions)
+        ..Topic::compacted(names.view_log(), TopicKind::ViewLog, topology.view_log_partitions)
     });
     for processor in processors {
         for input in &processor.inputs {
             let changelog = Topic {
                 log_append_time: true,
                 delete_retention_ms: Some(7 * DAY_MS),
-                ..Topic::compacted(input.changelog(&processor.name), TopicKind::Changelog, input.partitions)
+                ..Topic::compacted(input.changelog.clone(), TopicKind::Changelog, input.partitions)
             };
-            let dead_letters = dead_letter_topic(&input.topic);
+            let dead_letters = Names::dead_letters(&input.topic);
             let dead_letters = Topic::with_retention(dead_letters, TopicKind::DeadLetter, input.partitions, 30);
             // Inputs can share a store, and processors can share an input.
             for topic in [changelog, dead_letters] {
@@ -377,11 +390,8 @@ fn topics(topology: &Topology, processors: &[Processor]) -> Vec<Topic> {
     topics
 }
 
-fn dead_letter_topic(topic: &str) -> String {
-    format!("{topic}.dlq")
-}
-
 fn links(topology: &Topology, processors: &[Processor]) -> Vec<Link> {
+    let names = topology.names();
     let mut links = Vec::new();
     let mut link = |from: Part, to: Part| {
         let link = Link { from, to };
@@ -392,28 +402,28 @@ fn links(topology: &Topology, processors: &[Processor]) -> Vec<Link> {
     for source in &topology.sources {
         let connector = Part::Connector(source.name.to_string());
         link(Part::Outside(outside_of(source)), connector.clone());
-        link(connector.clone(), Part::Topic(source.topic()));
-        link(connector.clone(), Part::Topic(String::from(POSITIONS)));
-        link(Part::Topic(String::from(POSITIONS)), connector);
+        link(connector.clone(), Part::Topic(names.change(source.name.as_str())));
+        link(connector.clone(), Part::Topic(names.positions()));
+        link(Part::Topic(names.positions()), connector);
     }
     for event in &topology.events {
         link(Part::Outside(String::from("backends")), Part::Ingest);
-        link(Part::Ingest, Part::Topic(event.topic()));
+        link(Part::Ingest, Part::Topic(names.event(event.name.as_str())));
     }
     for processor in processors {
         let this = Part::Processor(processor.name.clone());
         for input in &processor.inputs {
-            let changelog = Part::Topic(input.changelog(&processor.name));
+            let changelog = Part::Topic(input.changelog.clone());
             link(Part::Topic(input.topic.clone()), this.clone());
             link(this.clone(), changelog.clone());
             link(changelog, this.clone());
-            link(this.clone(), Part::Topic(dead_letter_topic(&input.topic)));
+            link(this.clone(), Part::Topic(Names::dead_letters(&input.topic)));
         }
         for output in &processor.outputs {
             link(this.clone(), Part::Topic(output.clone()));
         }
     }
-    link(Part::Topic(String::from(VIEW_LOG)), Part::Edge);
+    link(Part::Topic(names.view_log()), Part::Edge);
     link(Part::Edge, Part::Outside(String::from("devices")));
     links
 }
@@ -453,15 +463,16 @@ mod tests {
             .unwrap();
         }
         expect![[r#"
-            change.shop 1 Delete append=false retention=168h lag=- delete=- start=true
-            event.delivery_moved 12 Delete append=false retention=168h lag=- delete=- start=true
-            event.order_viewed 12 Delete append=false retention=168h lag=- delete=- start=true
-            connect.positions 1 Compact append=false retention=- lag=- delete=- start=true
-            view.log 16 Compact append=true retention=- lag=6h delete=168h start=true
-            sync-views.changelog.change.shop 1 Compact append=true retention=- lag=- delete=168h start=false
-            change.shop.dlq 1 Delete append=false retention=720h lag=- delete=- start=false
-            sync-views.changelog.event.delivery_moved 12 Compact append=true retention=- lag=- delete=168h start=false
-            event.delivery_moved.dlq 12 Delete append=false retention=720h lag=- delete=- start=false
+            shop.change.shop 1 Delete append=false retention=168h lag=- delete=- start=true
+            shop.event.delivery_moved 12 Delete append=false retention=168h lag=- delete=- start=true
+            shop.event.order_viewed 12 Delete append=false retention=168h lag=- delete=- start=true
+            shop._trunkline.positions 1 Compact append=false retention=- lag=- delete=- start=true
+            shop._trunkline.members 1 Compact append=false retention=- lag=- delete=- start=false
+            shop.view.log 16 Compact append=true retention=- lag=6h delete=168h start=true
+            shop.sync-views.changelog.change.shop 1 Compact append=true retention=- lag=- delete=168h start=false
+            shop.change.shop.dlq 1 Delete append=false retention=720h lag=- delete=- start=false
+            shop.sync-views.changelog.event.delivery_moved 12 Compact append=true retention=- lag=- delete=168h start=false
+            shop.event.delivery_moved.dlq 12 Delete append=false retention=720h lag=- delete=- start=false
         "#]]
         .assert_eq(&out);
     }
@@ -478,20 +489,62 @@ mod tests {
             writeln!(out, "{}: writes {}", processor.name, processor.outputs.join(", ")).unwrap();
         }
         expect![[r#"
-            orders_by_customer: change.shop (1) -> groups
-            orders_by_customer: writes processor.orders_by_customer
-            customers_by_orders: processor.orders_by_customer (3) -> rekey
-            customers_by_orders: customers_by_orders.repartition (2) -> groups
-            customers_by_orders: writes customers_by_orders.repartition, processor.customers_by_orders
-            orders_per_minute: change.shop (1) -> rekey
-            orders_per_minute: orders_per_minute.repartition (2) -> groups
-            orders_per_minute: writes orders_per_minute.repartition, processor.orders_per_minute
-            views_with_customer: event.order_viewed (3) -> rekey.left
-            views_with_customer: views_with_customer.repartition.left (3) -> pairs
-            views_with_customer: change.shop (1) -> rekey.right
-            views_with_customer: views_with_customer.repartition.right (3) -> pairs
-            views_with_customer: writes views_with_customer.repartition.left, views_with_customer.repartition.right, processor.views_with_customer
+            orders_by_customer: streams.change.shop (1) -> groups
+            orders_by_customer: writes streams.processor.orders_by_customer
+            customers_by_orders: streams.processor.orders_by_customer (3) -> rekey
+            customers_by_orders: streams.customers_by_orders.repartition (2) -> groups
+            customers_by_orders: writes streams.customers_by_orders.repartition, streams.processor.customers_by_orders
+            orders_per_minute: streams.change.shop (1) -> rekey
+            orders_per_minute: streams.orders_per_minute.repartition (2) -> groups
+            orders_per_minute: writes streams.orders_per_minute.repartition, streams.processor.orders_per_minute
+            views_with_customer: streams.event.order_viewed (3) -> rekey.left
+            views_with_customer: streams.views_with_customer.repartition.left (3) -> pairs
+            views_with_customer: streams.change.shop (1) -> rekey.right
+            views_with_customer: streams.views_with_customer.repartition.right (3) -> pairs
+            views_with_customer: writes streams.views_with_customer.repartition.left, streams.views_with_customer.repartition.right, streams.processor.views_with_customer
         "#]].assert_eq(&out);
+    }
+
+    #[test]
+    fn all_names_begin_with_the_name_of_the_topology() {
+        for sample in [SHOP, crate::samples::PGBENCH, crate::samples::STREAMS] {
+            let topology = sample.check().into_result().unwrap();
+            let (names, wiring) = (topology.names(), Wiring::of(&topology));
+            let mut all: Vec<String> = wiring.topics.iter().map(|topic| topic.name.clone()).collect();
+            all.extend(wiring.processors.iter().map(|processor| processor.group.clone()));
+            all.extend(
+                topology
+                    .sources
+                    .iter()
+                    .map(|source| names.connector(source.name.as_str())),
+            );
+            let prefix = format!("{}.", topology.name);
+            assert!(all.iter().all(|name| name.starts_with(&prefix)), "{all:#?}");
+            // A link names a topic of the wiring.
+            for part in wiring.links.iter().flat_map(|link| [&link.from, &link.to]) {
+                let known = topic_name(part).is_none_or(|topic| wiring.topic(topic).is_some());
+                assert!(known, "{part}");
+            }
+        }
+    }
+
+    #[test]
+    fn topologies_with_different_names_share_nothing() {
+        let shop = SHOP.check().into_result().unwrap();
+        let stage = Topology {
+            name: String::from("shop-stage"),
+            ..shop.clone()
+        };
+        let (shop, stage) = (Wiring::of(&shop), Wiring::of(&stage));
+        let names = |wiring: &Wiring| -> Vec<String> {
+            let topics = wiring.topics.iter().map(|topic| topic.name.clone());
+            topics
+                .chain(wiring.processors.iter().map(|p| p.group.clone()))
+                .collect()
+        };
+        let of_stage = names(&stage);
+        assert_eq!(names(&shop).len(), of_stage.len());
+        assert!(names(&shop).iter().all(|name| !of_stage.contains(name)));
     }
 
     #[test]
@@ -502,9 +555,9 @@ mod tests {
             .reads(&sync_views)
             .filter(|topic| !topic.contains("changelog"))
             .collect();
-        assert_eq!(reads, ["change.shop", "event.delivery_moved"]);
-        assert!(wiring.writes(&sync_views).any(|topic| topic == VIEW_LOG));
-        assert_eq!(wiring.reads(&Part::Edge).collect::<Vec<_>>(), [VIEW_LOG]);
+        assert_eq!(reads, ["shop.change.shop", "shop.event.delivery_moved"]);
+        assert!(wiring.writes(&sync_views).any(|topic| topic == "shop.view.log"));
+        assert_eq!(wiring.reads(&Part::Edge).collect::<Vec<_>>(), ["shop.view.log"]);
         assert_eq!(wiring.writes(&Part::Edge).count(), 0);
     }
 }

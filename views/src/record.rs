@@ -402,7 +402,7 @@ mod tests {
 
     fn batch(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[Header<'_>]) -> RecordBatch {
         let mut batch = RecordBatch::default();
-        let at = batch.intern(&TopicPartition::new("view.log", 0));
+        let at = batch.intern(&TopicPartition::new("shop.view.log", 0));
         batch.push(
             at,
             NewRecord {

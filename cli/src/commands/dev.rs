@@ -13,12 +13,13 @@ use connectors::ingest::{self, Credential};
 use connectors::sources::postgres;
 use edge::config::Algorithm;
 use edge::token::{DEV_AUDIENCE, DevKey, TokenRequest};
-use service::{Secret, Service, Tasks, clock};
+use event_log::SharedEventLog;
+use service::{Secret, Service, SharedClock, Tasks, clock};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use topology::{Role, SourceKind, Topology};
+use topology::{Names, Role, SourceKind, Topology};
 
 /// File with the token for the ingest listener, in the data directory.
 const INGEST_TOKEN_FILE: &str = "ingest.token";
@@ -36,6 +37,7 @@ pub fn run(dev: &args::Dev) -> Result<()> {
     print_start(dev, is_sample);
     let key = DevKey::open(&dev.data, Algorithm::HS256).context("cannot open the development key")?;
     let ingest_token = ingest_token(&dev.data)?;
+    let view_log = topology.names().view_log();
     let plan = plan(dev, topology, &key, &ingest_token)?;
     let open = opener(dev)?;
     let token = key.mint(
@@ -61,6 +63,7 @@ pub fn run(dev: &args::Dev) -> Result<()> {
             start_generator(&tasks, ingest, &ingest_token, orders_per_s);
         }
         print_overview(&addresses, &token, &ingest_token, is_sample);
+        print_next(&view_log);
         Ok::<(), anyhow::Error>(())
     })?;
     Ok(())
@@ -196,7 +199,7 @@ fn opener(dev: &args::Dev) -> Result<impl Fn() -> Result<Backends> + Send + Sync
     let clock = clock::system();
     let embedded = match &dev.kafka {
         Some(_) => None,
-        None => Some(backends::embedded_log(&dev.data, &clock).context("cannot open the embedded log")?),
+        None => Some(embedded_log(&dev.data, &clock)?),
     };
     let kafka = dev.kafka.clone().map(|brokers| Kafka {
         brokers,
@@ -220,6 +223,22 @@ fn opener(dev: &args::Dev) -> Result<impl Fn() -> Result<Backends> + Send + Sync
         let registry = backends::registry(registry, &log)?;
         Ok(Backends::new(log, registry, clock.clone(), None))
     })
+}
+
+/// Opens the embedded log of a data directory. Fails if a version without prefixes wrote it, because all topics would be
+/// created again, empty, beside the old ones.
+fn embedded_log(data: &Path, clock: &SharedClock) -> Result<SharedEventLog> {
+    let log = backends::embedded_log(data, clock).context("cannot open the embedded log")?;
+    let topics = log.topics().context("cannot list the topics of the embedded log")?;
+    if let Some(topic) = Names::unprefixed(topics.iter().map(String::as_str)) {
+        bail!(
+            "the log in {} has topic {topic}, whose name does not begin with a topology's name: an older version wrote it, and \
+             this version cannot continue with it; start over with `trunkline dev --fresh`, which renames the directory, or \
+             choose another one with --data DIR",
+            data.join("log").display()
+        );
+    }
+    Ok(log)
 }
 
 /// The token for the ingest listener, created at the first start and stored in the data directory.
@@ -273,7 +292,7 @@ fn print_start(dev: &args::Dev, is_sample: bool) {
     println!();
 }
 
-/// Prints, after the start, addresses, a token, and commands to try.
+/// Printed after the start: addresses, a token, and requests to try.
 fn print_overview(addresses: &Addresses, token: &str, ingest_token: &str, is_sample: bool) {
     let url = |address: Option<SocketAddr>| address.map_or_else(|| "-".into(), |a| format!("http://{a}"));
     let (edge, ingest) = (url(addresses.edge), url(addresses.ingest));
@@ -295,9 +314,30 @@ fn print_overview(addresses: &Addresses, token: &str, ingest_token: &str, is_sam
         println!("  curl -s {ingest}/v1/ingest/change.shop -H 'Authorization: Bearer {ingest_token}' \\");
         println!(r#"    -d '{{"changes":[{{"table":"customers","op":"put","row":{row}}}]}}'"#);
     }
+}
+
+/// Commands to try next.
+fn print_next(view_log: &str) {
+    let commands = [
+        (
+            format!("topics tail {view_log} --follow"),
+            "watch the records that devices receive",
+        ),
+        (String::from("token --sub 2"), "create a token for another customer"),
+        (String::from("doctor"), "check that everything works"),
+        (
+            String::from("init --postgres URL"),
+            "generate a topology from your own database",
+        ),
+    ];
+    let width = commands
+        .iter()
+        .map(|(command, _)| command.len())
+        .max()
+        .unwrap_or_default();
     println!("\nNext:\n");
-    println!("  trunkline topics tail view.log --follow    watch the records that devices receive");
-    println!("  trunkline token --sub 2                    create a token for another customer");
-    println!("  trunkline doctor                           check that everything works");
-    println!("  trunkline init --postgres URL              generate a topology from your own database\n");
+    for (command, purpose) in commands {
+        println!("  trunkline {command:width$}    {purpose}");
+    }
+    println!();
 }

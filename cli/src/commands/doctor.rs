@@ -8,6 +8,7 @@ use crate::print;
 use anyhow::Result;
 use serde::Serialize;
 use serde_json::Value;
+use topology::Names;
 
 /// Lag above which a consumer group is reported.
 const LAG_MS_MAX: i64 = 60_000;
@@ -89,19 +90,25 @@ fn check_log(client: &Client) -> Vec<Finding> {
         .filter_map(|topic| topic.get("name").and_then(Value::as_str))
         .collect();
     let mut findings = vec![good("log", format!("reachable, {} topics", names.len()))];
-    findings.push(if names.contains(&topology::VIEW_LOG) {
-        good("view.log", "exists")
-    } else {
-        let fix = "start a node; it creates the topics of the topology";
-        bad("view.log", "does not exist", fix)
-    });
+    findings.push(check_view_log(&names));
     let dead_letters = names.iter().filter(|name| name.ends_with(".dlq"));
     findings.extend(dead_letters.filter_map(|topic| check_dead_letters(client, topic)));
     findings.push(check_lag(client));
     findings
 }
 
-/// Returns a finding if the topic contains records.
+/// Whether a topology has its topics here. Its `view.log` is created at the first start of any of its nodes.
+fn check_view_log(topics: &[&str]) -> Finding {
+    let is_view_log = |topic: &&&str| Names::owning(topic).is_some_and(|names| names.view_log() == **topic);
+    let found: Vec<&str> = topics.iter().filter(is_view_log).copied().collect();
+    if found.is_empty() {
+        let fix = "start a node; it creates the topics of the topology";
+        return bad("view.log", "does not exist", fix);
+    }
+    good("view.log", format!("{} exists", found.join(", ")))
+}
+
+/// A finding if the topic contains records.
 fn check_dead_letters(client: &Client, topic: &str) -> Option<Finding> {
     let details = client.collect(Request::Topic(topic.to_owned())).ok()?;
     let offsets = details.first()?.get("offsets").and_then(Value::as_i64)?;

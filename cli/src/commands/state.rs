@@ -3,10 +3,12 @@
 use crate::args::{self, Output, StateCommand};
 use crate::{backends, print, running_dev, state_api};
 use anyhow::{Context, Result, anyhow, bail};
+use event_log::EventLog;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use streams::query::SCAN_MAX;
+use topology::Names;
 
 /// Timeout of a query.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -129,7 +131,7 @@ fn json_text(item: &Value, name: &str) -> String {
 fn list(output: Output, processes: &Processes) -> Result<()> {
     let mut items = Vec::new();
     for url in &processes.urls {
-        // The topic `members` also contains the addresses of processes that have ended.
+        // A process that has just ended still has an address in the members topic.
         let Ok(answer) = get(url, &[], &[], TIMEOUT) else {
             continue;
         };
@@ -207,7 +209,7 @@ struct Processes {
 }
 
 impl Processes {
-    /// The process given with `--admin`, else the processes whose addresses are in the topic `members`, else the
+    /// The process named with `--admin`, else those announced in the members topics of the topologies on the log, else the
     /// running `dev`.
     fn find(state: &args::State) -> Result<Self> {
         if let Some(url) = &state.admin {
@@ -221,17 +223,24 @@ impl Processes {
             });
         };
         let log = backends::plain_kafka_log(brokers)?;
-        let announced = match &state.command {
-            StateCommand::Get { processor, .. } | StateCommand::Scan { processor, .. } => {
-                streams::members::addresses(&*log, Some(processor))?
-            }
-            StateCommand::List => streams::members::addresses(&*log, None)?,
+        let processor = match &state.command {
+            StateCommand::Get { processor, .. } | StateCommand::Scan { processor, .. } => Some(processor.as_str()),
+            StateCommand::List => None,
         };
-        let mut urls: Vec<String> = announced.into_values().collect();
+        let (mut urls, mut others) = (Vec::new(), Vec::new());
+        for topic in members_topics(&*log, processor)? {
+            for ((application, _), url) in streams::members::addresses(&*log, &topic, None)? {
+                if processor.is_none_or(|only| only == application) {
+                    urls.push(url);
+                } else {
+                    others.push(application);
+                }
+            }
+        }
         urls.sort();
         urls.dedup();
         if urls.is_empty() {
-            bail!("no process has registered its address in the topic `members`; specify a process with --admin URL");
+            bail!(no_process(processor, others));
         }
         Ok(Processes { urls })
     }
@@ -263,6 +272,30 @@ impl Processes {
             .with_context(|| format!("processor {processor} has no store `{store}`; run `trunkline state list`"))?;
         let count = store.get("partitions").and_then(Value::as_i64);
         Ok(count.and_then(|count| i32::try_from(count).ok()).unwrap_or(0))
+    }
+}
+
+/// The members topic of the processor's topology; those of all topologies if the processor is not given with a prefix.
+fn members_topics(log: &dyn EventLog, processor: Option<&str>) -> Result<Vec<String>> {
+    let only = processor.and_then(Names::owning);
+    let is_members = |topic: &String| {
+        let owner = Names::owning(topic).filter(|names| names.members() == *topic);
+        owner.is_some_and(|owner| only.as_ref().is_none_or(|only| *only == owner))
+    };
+    Ok(log.topics()?.into_iter().filter(is_members).collect())
+}
+
+/// Why there is no process to query. A processor is often named without the prefix of its topology.
+fn no_process(processor: Option<&str>, mut announced: Vec<String>) -> String {
+    announced.sort();
+    announced.dedup();
+    match processor {
+        Some(processor) if !announced.is_empty() => format!(
+            "no process has announced processor `{processor}`; announced are {}; use one of these names, or name a process \
+             with --admin URL",
+            announced.join(", ")
+        ),
+        _ => String::from("no process has announced its address; name one with --admin URL"),
     }
 }
 

@@ -4,6 +4,7 @@ use crate::backends::Backends;
 use crate::config::Processors;
 use service::{Readiness, Tasks};
 use std::path::PathBuf;
+use topology::Names;
 
 /// Milliseconds in a day.
 pub const DAY_MS: i64 = 24 * 60 * 60 * 1000;
@@ -13,6 +14,8 @@ pub const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 pub struct Context {
     /// Name of the node.
     pub node: String,
+    /// Names of topics, groups and transactional ids.
+    pub names: Names,
     /// Log and registry.
     pub backends: Backends,
     /// Settings of processors.

@@ -29,7 +29,8 @@ pub fn start(context: &Context, topology: &Arc<Topology>, name: &str) {
 }
 
 fn register_schema(context: &Context, processor: &Processor) -> Result<u32> {
-    let subject = schemas::wire::subject(&processor.topic(), processor.schema.name());
+    let topic = context.names.processor(&processor.name);
+    let subject = schemas::wire::subject(&topic, processor.schema.name());
     let id = context.backends.registry.register(&subject, processor.schema.text());
     Ok(id.with_context(|| format!("cannot register {subject}"))?.0)
 }

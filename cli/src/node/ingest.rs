@@ -11,9 +11,10 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use topology::{Event, Topology};
+use topology::{Event, Names, Topology};
 
-/// Registers the schemas of the events, then starts the listener. `sources` are the inlets of HTTP sources by topic.
+/// Registers the schemas of the events, then starts the listener. `sources` are the inlets of HTTP sources by topic, named as
+/// in the URL of a post.
 pub async fn start(
     context: &Context,
     topology: &Topology,
@@ -22,9 +23,13 @@ pub async fn start(
 ) -> Result<SocketAddr> {
     let listener = service::http::bind(config.listen).await?;
     let address = listener.local_addr()?;
-    let (registry, events) = (context.backends.registry.clone(), topology.events.clone());
+    let (registry, events, names) = (
+        context.backends.registry.clone(),
+        topology.events.clone(),
+        context.names.clone(),
+    );
     let drain = context.tasks.drain();
-    let register = tokio::task::spawn_blocking(move || register_events(&registry, &events, &drain));
+    let register = tokio::task::spawn_blocking(move || register_events(&registry, &events, &names, &drain));
     let router = Ingest {
         log: context.backends.log.clone(),
         events: register.await??,
@@ -42,12 +47,17 @@ pub async fn start(
     Ok(address)
 }
 
-/// Registers the schemas of the event types, and retries while the registry is unavailable.
-fn register_events(registry: &SharedRegistry, events: &[Event], drain: &Drain) -> Result<Vec<EventTopic>> {
+/// Registers the schemas of the events, and retries while the registry is unavailable.
+fn register_events(
+    registry: &SharedRegistry,
+    events: &[Event],
+    names: &Names,
+    drain: &Drain,
+) -> Result<Vec<EventTopic>> {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5));
     let mut registered = Vec::new();
     for event in events {
-        let topic: Arc<str> = event.topic().into();
+        let topic: Arc<str> = names.event(event.name.as_str()).into();
         let subject = schemas::wire::subject(&topic, event.schema.name());
         let id = loop {
             match registry.register(&subject, event.schema.text()) {
@@ -60,6 +70,7 @@ fn register_events(registry: &SharedRegistry, events: &[Event], drain: &Drain) -
             }
         };
         registered.push(EventTopic {
+            name: names.local(&topic).to_owned(),
             topic,
             schema: event.schema.clone(),
             id,

@@ -88,6 +88,7 @@ pub fn config(context: &Context, processor: &str) -> streams::Config {
     config.topics.replication = context.backends.replication;
     config.standby_replicas = settings.standby_replicas;
     config.advertised = context.backends.advertised.clone();
+    config.members_topic = Some(context.names.members());
     config
 }
 

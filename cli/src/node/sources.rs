@@ -12,7 +12,8 @@ use topology::{Source, Table};
 /// Starts a PostgreSQL connector on its own thread.
 pub fn start_postgres(context: &Context, source: &Source, config: &postgres::Config) -> Result<()> {
     let tables = source.tables.iter().map(declared_table).collect();
-    let connector = postgres::Source::new(&source.name, config, tables, context.backends.registry.clone())?;
+    let (topic, registry) = (topic(context, source), context.backends.registry.clone());
+    let connector = postgres::Source::new(&source.name, &topic, config, tables, registry)?;
     start(context, source, connector, config.on_mismatch);
     Ok(())
 }
@@ -26,7 +27,8 @@ pub fn start_http(context: &Context, source: &Source) -> Inlet {
     };
     let tables = source.tables.iter().map(table).collect();
     let (registry, clock) = (context.backends.registry.clone(), context.backends.clock.clone());
-    let (connector, inlet) = connectors::sources::http::Source::new(&source.name, tables, registry, clock);
+    let topic = topic(context, source);
+    let (connector, inlet) = connectors::sources::http::Source::new(&source.name, &topic, tables, registry, clock);
     start(context, source, connector, OnMismatch::Stop);
     inlet
 }
@@ -39,6 +41,8 @@ where
     let component = context.readiness.register(format!("connector {name}"));
     let source_context = SourceContext {
         name: name.clone(),
+        transactional_id: context.names.connector(&name),
+        positions_topic: context.names.positions(),
         log: context.backends.log.clone(),
         registry: context.backends.registry.clone(),
         clock: context.backends.clock.clone(),
@@ -50,6 +54,10 @@ where
     context.tasks.thread(format!("connector-{name}"), move || {
         run_source(connector, &source_context, &drain)
     });
+}
+
+fn topic(context: &Context, source: &Source) -> String {
+    context.names.change(source.name.as_str())
 }
 
 fn declared_table(table: &Table) -> postgres::Declared {

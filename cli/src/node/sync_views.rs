@@ -7,7 +7,7 @@ use processors::sync_views::{self, SyncViews};
 use schemas::events::{Event as _, Stale, TransactionBegin, TransactionEnd, ViewRow};
 use std::sync::Arc;
 use streams::{Application, FirstStart, SubTopology, TaskInfo};
-use topology::{SYNC_VIEWS, VIEW_LOG};
+use topology::SYNC_VIEWS;
 use views::record::SchemaIds;
 use views::rules::{Rules, SourceRules};
 
@@ -24,8 +24,9 @@ pub fn start(context: &Context, rules: &Rules) {
 }
 
 fn register_schemas(context: &Context) -> Result<SchemaIds> {
+    let topic = context.names.view_log();
     let register = |name: &str, text: &str| -> Result<u32> {
-        let subject = schemas::wire::subject(VIEW_LOG, name);
+        let subject = schemas::wire::subject(&topic, name);
         let id = context.backends.registry.register(&subject, text);
         Ok(id.with_context(|| format!("cannot register {subject}"))?.0)
     };
@@ -39,8 +40,9 @@ fn register_schemas(context: &Context) -> Result<SchemaIds> {
 
 /// How long deleted rows stay in the state: `delete.retention.ms` of `view.log` minus a margin.
 fn horizon_ms(context: &Context) -> Result<i64> {
-    let info = context.backends.log.describe(VIEW_LOG)?;
-    let info = info.with_context(|| format!("topic {VIEW_LOG} does not exist; restart the node, which creates it"))?;
+    let topic = context.names.view_log();
+    let info = context.backends.log.describe(&topic)?;
+    let info = info.with_context(|| format!("topic {topic} does not exist"))?;
     let retention = info.number("delete.retention.ms").unwrap_or(7 * DAY_MS);
     Ok(retention - DAY_MS.min(retention / 7))
 }
@@ -48,13 +50,15 @@ fn horizon_ms(context: &Context) -> Result<i64> {
 fn application(context: &Context, rules: &Rules, schemas: SchemaIds, horizon_ms: i64) -> Application {
     let partitions = rules.partitions();
     let fetch = processor::fetch_schema(context.backends.registry.clone());
+    let view_log: Arc<str> = context.names.view_log().into();
     let sub_topology = |source: &Arc<SourceRules>| {
-        let (source, fetch) = (source.clone(), fetch.clone());
+        let (source, fetch, view_log) = (source.clone(), fetch.clone(), view_log.clone());
         let topic = source.topic().to_owned();
+        let store = context.names.local(&topic).to_owned();
         SubTopology {
-            name: topic.clone(),
-            inputs: vec![topic.clone()],
-            store: topic,
+            name: store.clone(),
+            inputs: vec![topic],
+            store,
             first_start: FirstStart::Earliest,
             factory: Arc::new(move |task: &TaskInfo| {
                 let topic_id = task.inputs.first().map(|i| i.id.to_string()).unwrap_or_default();
@@ -65,7 +69,7 @@ fn application(context: &Context, rules: &Rules, schemas: SchemaIds, horizon_ms:
                     rules: source.clone(),
                     writer,
                     topic_id,
-                    view_log: VIEW_LOG.into(),
+                    view_log: view_log.clone(),
                     partitions,
                     schemas,
                     horizon_ms,
@@ -75,7 +79,7 @@ fn application(context: &Context, rules: &Rules, schemas: SchemaIds, horizon_ms:
         }
     };
     Application {
-        name: SYNC_VIEWS.into(),
+        name: context.names.application(SYNC_VIEWS),
         subtopologies: rules.lines().iter().map(sub_topology).collect(),
     }
 }

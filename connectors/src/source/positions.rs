@@ -1,4 +1,4 @@
-//! The positions topic, `connect.positions`: one position record per connector, keyed by its name.
+//! The positions topic: one position record per connector, keyed by its name.
 //!
 //! [`Positions::read`] returns the newest position that was committed before the producer was initialized: it reads up
 //! to the log end at the time of the call, which includes waiting for the open transaction of a previous process that
@@ -17,9 +17,6 @@ use service::SharedClock;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The topic of all connectors' positions: one partition, compacted.
-pub const POSITIONS_TOPIC: &str = "connect.positions";
-
 /// Longer than a connector's transaction can stay open: its timeout of 10 s plus the coordinator's scan interval of 10 s.
 /// A transaction that is still open after this time was forgotten by its broker.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(25);
@@ -29,10 +26,10 @@ const READ_LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(100);
 const READ_BYTES: usize = 1 << 20;
 
-/// Specification of the topic.
-pub fn positions_spec() -> TopicSpec {
+/// Specification of the topic: one partition, compacted.
+pub fn positions_spec(topic: &str) -> TopicSpec {
     TopicSpec {
-        name: String::from(POSITIONS_TOPIC),
+        name: topic.to_owned(),
         partitions: 1,
         replication: None,
         config: TopicConfig::new(Cleanup::Compact),
@@ -55,15 +52,15 @@ impl Positions {
     pub(super) fn open(context: &Context) -> Result<Self> {
         context
             .log
-            .create_topics(&[positions_spec()])
-            .map_err(Error::log("create connect.positions"))?;
-        let subject = ConnectorPosition::subject(POSITIONS_TOPIC);
+            .create_topics(&[positions_spec(&context.positions_topic)])
+            .map_err(Error::log("create the positions topic"))?;
+        let subject = ConnectorPosition::subject(&context.positions_topic);
         let registering = register(&context.registry, subject, ConnectorPosition::AVSC.to_owned());
         let schema = context.runtime.block_on(registering)?;
         Ok(Positions {
             log: Arc::clone(&context.log),
             clock: Arc::clone(&context.clock),
-            partition: TopicPartition::new(POSITIONS_TOPIC, 0),
+            partition: TopicPartition::new(context.positions_topic.as_str(), 0),
             key: Key::of(&[&context.name]),
             schema,
             value: Vec::new(),
@@ -103,12 +100,13 @@ impl Positions {
             }
             if started.elapsed() > FORGOTTEN_AFTER && !aborted {
                 aborted = true;
-                tracing::warn!(key = %self.key, topic = POSITIONS_TOPIC, "open transaction blocks the positions topic, aborting it");
+                tracing::warn!(key = %self.key, topic = %self.partition.topic, "open transaction blocks the positions topic, aborting it");
                 self.abort_forgotten(producer).map_err(Error::log(attempted))?;
             }
             if started.elapsed() > READ_LIMIT {
                 let reason = format!(
-                    "an open transaction of a connector has blocked topic {POSITIONS_TOPIC} for {} s",
+                    "an open transaction of some connector has blocked topic {} for {} s",
+                    self.partition.topic,
                     READ_LIMIT.as_secs()
                 );
                 return Err(Error::log(attempted)(event_log::Error::Unavailable {

@@ -57,8 +57,12 @@ pub enum OnMismatch {
 /// Environment of the loop.
 #[derive(Clone)]
 pub struct Context {
-    /// Name of the connector; the transactional id is `connector.<name>`.
+    /// Name of the connector.
     pub name: String,
+    /// Transactional id. A process that opens it fences an older process of the same connector.
+    pub transactional_id: String,
+    /// Topic of the stored positions, which is created if it does not exist.
+    pub positions_topic: String,
     /// The log.
     pub log: SharedEventLog,
     /// The schema registry, for the schema of position records.
@@ -258,9 +262,8 @@ impl Connector<'_> {
                 }),
             },
             None => {
-                let transactional_id = format!("connector.{name}");
                 let config = TransactionalProducerConfig {
-                    transactional_id,
+                    transactional_id: self.context.transactional_id.clone(),
                     transaction_timeout: TRANSACTION_TIMEOUT,
                 };
                 self.context

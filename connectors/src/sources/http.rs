@@ -313,10 +313,10 @@ pub struct Source {
 }
 
 impl Source {
-    /// Creates a source that publishes requests for these tables to `change.<name>`, and the handle with which requests
-    /// are submitted.
+    /// Creates a source that publishes requests for these tables to a topic, and the handle to submit them.
     pub fn new(
         name: &SourceName,
+        topic: &str,
         declared: Vec<DeclaredTable>,
         registry: SharedRegistry,
         clock: SharedClock,
@@ -329,7 +329,7 @@ impl Source {
         };
         let source = Source {
             name: name.clone(),
-            topic: format!("change.{name}").into(),
+            topic: topic.into(),
             declared,
             registry,
             clock,

@@ -148,12 +148,13 @@ impl DelayedAcknowledgement {
 }
 
 impl Source {
-    /// Creates a source that publishes the declared tables to `change.<name>`.
+    /// A source that publishes the declared tables to a topic.
     ///
     /// # Errors
     /// [`Error::Rejected`] if the URL is not valid or no table is declared.
     pub fn new(
         name: &SourceName,
+        topic: &str,
         config: &Config,
         declared: Vec<Declared>,
         registry: Arc<dyn registry::Registry>,
@@ -177,7 +178,7 @@ impl Source {
             publication: config.publication.clone().unwrap_or_else(|| object_name(name.as_str())),
             declared,
             registry,
-            topic: Arc::from(format!("change.{name}")),
+            topic: Arc::from(topic),
             heartbeat_every: Duration::from_secs(config.heartbeat_seconds.max(1)),
             tables: Arc::new([]),
             chunk_end: SchemaId(0),

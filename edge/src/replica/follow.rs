@@ -37,7 +37,7 @@ const BACKOFF_MAX: Duration = Duration::from_secs(3);
 const RELEASE_WAIT: Duration = Duration::from_secs(5);
 
 /// Cause of a quarantine: cluster or topic id changed.
-const RECREATED: &str = "the cluster changed, or topic view.log was deleted and created again";
+const RECREATED: &str = "the cluster or the topology's name changed, or topic view.log was deleted and created again";
 /// Cause of a quarantine: see [`Replica::expired`].
 const TOMBSTONES_MISSED: &str =
     "the replica was not current for nearly delete.retention.ms, so the log may have removed tombstones that it lacks";

@@ -109,7 +109,7 @@ impl Harness {
     fn write(&self, rows: &[RowChange<'_>], stale: Option<bool>) {
         let mut next = self.next.lock().unwrap();
         let mut batch = RecordBatch::default();
-        let at = batch.intern(&TopicPartition::new("view.log", 0));
+        let at = batch.intern(&TopicPartition::new("shop.view.log", 0));
         let mut writer = Writer::new(
             "p/t/0/0",
             SchemaIds {

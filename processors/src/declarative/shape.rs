@@ -194,12 +194,12 @@ pub struct OutputTopic {
 }
 
 impl OutputTopic {
-    /// The output topic of a processor whose output schema has this id.
-    pub fn new(processor: &Processor, id: u32) -> Self {
+    /// The output topic of a processor whose schema has this id.
+    pub fn new(topic: impl Into<Arc<str>>, processor: &Processor, id: u32) -> Self {
         let mut frame = Vec::new();
         schemas::wire::frame(schemas::ids::SchemaId(id), &mut frame);
         OutputTopic {
-            topic: processor.topic().into(),
+            topic: topic.into(),
             schema: processor.schema.clone(),
             types: processor
                 .columns

@@ -9,8 +9,11 @@ mod inspect;
 mod snapshots;
 mod windows;
 
+use super::{Config, application};
 use harness::{Harness, row_text};
 use schemas::codec::Datum;
+use std::sync::Arc;
+use topology::wiring::Wiring;
 
 const SHOP: &str = r#"
 name = "shop"
@@ -45,6 +48,34 @@ fn viewed(harness: &mut Harness, id: i64, screen: Option<&str>, ms: i64, at: i64
 }
 
 #[test]
+fn applications_have_the_names_of_the_wiring() {
+    let topology = Arc::new(topology::samples::STREAMS.check().into_result().unwrap());
+    let wiring = Wiring::of(&topology);
+    for processor in &topology.processors {
+        let application = application(&Config {
+            topology: topology.clone(),
+            processor: Arc::new(processor.clone()),
+            schema_id: 1,
+            horizon_ms: 1_000,
+            fetch: Arc::new(|_| Ok(String::new())),
+        });
+        let wired = wiring
+            .processors
+            .iter()
+            .find(|wired| wired.name == processor.name)
+            .unwrap();
+        assert_eq!(application.name, wired.group);
+        for input in &wired.inputs {
+            let sub = application.subtopologies.iter().find(|sub| sub.store == input.store);
+            assert!(sub.unwrap().inputs.contains(&input.topic), "{}", input.topic);
+            let changelog = streams::changelog_topic(&application.name, &input.store);
+            assert_eq!(changelog, input.changelog);
+            assert!(wiring.topic(&streams::dead_letter_topic(&input.topic)).is_some());
+        }
+    }
+}
+
+#[test]
 fn matching_events_count_once() {
     let mut harness = Harness::new(
         SHOP,
@@ -64,8 +95,8 @@ fn matching_events_count_once() {
     viewed(&mut harness, 1, None, 9, 11);
     viewed(&mut harness, 2, Some("cart"), 0, 12);
     viewed(&mut harness, 1, Some("cart"), 7, 13);
-    // A replayed event has already been counted.
-    harness.replay("event.viewed", 0);
+    // A replayed event has counted already.
+    harness.replay("shop.event.viewed", 0);
     harness.commit();
     assert_eq!(
         harness.shown(),
@@ -98,30 +129,30 @@ fn failed_event_is_dead_letter_and_redrive_counts_once() {
     let mut harness = Harness::new(SHOP, declaration, "views");
     viewed(&mut harness, 1, None, 0, 1);
     viewed(&mut harness, 1, None, 50, 2);
-    harness.garbage("event.viewed", &id(1));
+    harness.garbage("shop.event.viewed", &id(1));
     harness.commit();
     let reasons = harness.dead_letters();
     assert_eq!(reasons.len(), 2, "{reasons:?}");
     assert_eq!(reasons[0], "cannot evaluate `100 / ms`: division by zero");
     assert!(reasons[1].contains("Avro body"), "{reasons:?}");
     assert_eq!(harness.shown(), [(id(1), row_text(&[1.into(), 2.into(), 50.into()]))]);
-    // A redriven event is counted once; an event that was counted is not counted again.
-    harness.redrive("event.viewed", 0, &[Datum::Long(1), Datum::Null, Datum::Long(25)]);
-    harness.redrive("event.viewed", 0, &[Datum::Long(1), Datum::Null, Datum::Long(25)]);
-    harness.redrive("event.viewed", 1, &[Datum::Long(1), Datum::Null, Datum::Long(50)]);
+    // A redriven event counts once; one that has counted does not count again.
+    harness.redrive("shop.event.viewed", 0, &[Datum::Long(1), Datum::Null, Datum::Long(25)]);
+    harness.redrive("shop.event.viewed", 0, &[Datum::Long(1), Datum::Null, Datum::Long(25)]);
+    harness.redrive("shop.event.viewed", 1, &[Datum::Long(1), Datum::Null, Datum::Long(50)]);
     harness.commit();
     assert_eq!(harness.shown(), [(id(1), row_text(&[1.into(), 6.into(), 75.into()]))]);
     // An event whose effects were rejected was not counted either.
     harness.reject("viewed", &[Datum::Long(1), Datum::Null, Datum::Long(20)]);
     harness.commit();
-    let rejected = harness.fed("event.viewed") - 1;
+    let rejected = harness.fed("shop.event.viewed") - 1;
     harness.redrive(
-        "event.viewed",
+        "shop.event.viewed",
         rejected,
         &[Datum::Long(1), Datum::Null, Datum::Long(20)],
     );
     harness.redrive(
-        "event.viewed",
+        "shop.event.viewed",
         rejected,
         &[Datum::Long(1), Datum::Null, Datum::Long(20)],
     );

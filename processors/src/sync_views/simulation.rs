@@ -23,8 +23,8 @@ use views::record::SchemaIds;
 use views::rules::{Piece, Relation, SourceRules, ViewRule};
 
 const APPLICATION: &str = "sync-views";
-const VIEW_LOG: &str = "view.log";
-const EVENTS: &str = "event.e";
+const VIEW_LOG: &str = "shop.view.log";
+const EVENTS: &str = "shop.event.e";
 const PARTITIONS: i32 = 2;
 /// `min.compaction.lag.ms` of `view.log`; half of it is longer than a transaction may be open.
 const LAG: Millis = 1_500;
@@ -62,12 +62,12 @@ struct InputTopic {
 
 const INPUTS: [InputTopic; 3] = [
     InputTopic {
-        name: "change.x",
+        name: "shop.change.x",
         view: "x",
         partitions: 1,
     },
     InputTopic {
-        name: "change.y",
+        name: "shop.change.y",
         view: "y",
         partitions: 1,
     },

@@ -101,12 +101,12 @@ impl Harness {
             fields: vec![("note".to_owned(), 1)],
         };
         let columns = ["owner", "note"].map(|name| Some(name.to_owned())).to_vec();
-        let rules = SourceRules::new("change.t", None, vec![Relation::new("t", columns, vec![rule], 1)]);
+        let rules = SourceRules::new("shop.change.t", None, vec![Relation::new("t", columns, vec![rule], 1)]);
         let processor = SyncViews::new(Config {
             rules: Arc::new(rules),
-            writer: "p/change.t/id/0".to_owned(),
+            writer: "p/shop.change.t/id/0".to_owned(),
             topic_id: "id".to_owned(),
-            view_log: "view.log".into(),
+            view_log: "shop.view.log".into(),
             partitions: 1,
             schemas: SchemaIds {
                 row: 1,
@@ -156,14 +156,14 @@ impl Harness {
             value,
         };
         self.offset += 1;
-        streams_test::record(&TopicPartition::new("change.t", 0), record, all)
+        streams_test::record(&TopicPartition::new("shop.change.t", 0), record, all)
     }
 
     fn commit(&mut self) {
         let mut out = RecordBatch::default();
-        let view_log = out.intern(&TopicPartition::new("view.log", 0));
+        let view_log = out.intern(&TopicPartition::new("shop.view.log", 0));
         for written in self.driver.commit().unwrap() {
-            if written.topic != "view.log" {
+            if written.topic != "shop.view.log" {
                 self.dead_letters += 1;
                 continue;
             }

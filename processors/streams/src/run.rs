@@ -138,7 +138,7 @@ impl Start {
     /// Publishes the admin address of this process. If the log rejects it, queries to other processes cannot return the
     /// address of this process.
     fn register_address(&self) -> Result<()> {
-        let Some(admin) = &self.config.advertised else {
+        let (Some(admin), Some(topic)) = (&self.config.advertised, &self.config.members_topic) else {
             return Ok(());
         };
         let address = ProcessAddress {
@@ -147,7 +147,7 @@ impl Start {
             admin,
             threads: self.config.threads,
         };
-        match members::register(&*self.log, &address, self.config.topics.replication) {
+        match members::register(&*self.log, topic, &address, self.config.topics.replication) {
             Err(error) if error.action() != ErrorAction::Retry => {
                 let application = &self.application.name;
                 tracing::warn!(application, reason = chain(&error), "cannot register admin address");

@@ -84,7 +84,7 @@ fn records_match_their_released_schemas() {
 #[test]
 fn names_are_those_of_the_schemas() {
     assert_eq!(<TransactionEnd<'_> as Event<'_>>::NAME, TransactionEnd::schema().name());
-    assert_eq!(Stale::subject("view.log"), "view.log-trunkline.Stale");
+    assert_eq!(Stale::subject("shop.view.log"), "shop.view.log-trunkline.Stale");
     assert!(matches!(Stale::read(b"{"), Err(EventError::Frame { .. })));
 }
 

@@ -13,7 +13,7 @@ use views::{BucketId, Replica};
 
 /// Rows of each bucket.
 const BUCKET_ROWS: usize = 200;
-const WRITER_ID: &str = "sync-views/change.shop/00000000000000000000000000000001/0";
+const WRITER_ID: &str = "sync-views/shop.change.shop/00000000000000000000000000000001/0";
 /// The time of every record, in ms.
 const NOW: i64 = 1_000_000_000;
 const MIB: u32 = 1 << 20;
@@ -85,7 +85,7 @@ impl Edge {
     /// Applies a source transaction that writes these rows.
     fn apply(&mut self, rows: &[usize], random: &mut Random) -> anyhow::Result<()> {
         let mut batch = RecordBatch::default();
-        let at = batch.intern(&TopicPartition::new("view.log", 0));
+        let at = batch.intern(&TopicPartition::new("shop.view.log", 0));
         let kind = TimestampType::LogAppend;
         for row in rows {
             let bucket = self.buckets.get(row / BUCKET_ROWS).context("no bucket for a row")?;

@@ -108,12 +108,12 @@ fn processor() -> SyncViews {
         fields: vec![("a".to_owned(), 1), ("b".to_owned(), 2), ("c".to_owned(), 3)],
     };
     let columns = ["owner", "a", "b", "c"].map(|name| Some(name.to_owned())).to_vec();
-    let rules = SourceRules::new("change.t", None, vec![Relation::new("t", columns, vec![rule], 1)]);
+    let rules = SourceRules::new("bench.change.t", None, vec![Relation::new("t", columns, vec![rule], 1)]);
     SyncViews::new(Config {
         rules: Arc::new(rules),
-        writer: "sync-views/change.t/id/0".to_owned(),
+        writer: "sync-views/bench.change.t/id/0".to_owned(),
         topic_id: "id".to_owned(),
-        view_log: "view.log".into(),
+        view_log: "bench.view.log".into(),
         partitions: 1,
         schemas: SchemaIds {
             row: 1,
@@ -134,7 +134,7 @@ fn processor() -> SyncViews {
 /// A source transaction that writes these rows.
 fn records(rows: &[usize], position: u64, random: &mut Random) -> anyhow::Result<RecordBatch> {
     let mut batch = RecordBatch::default();
-    let at = batch.intern(&TopicPartition::new("change.t", 0));
+    let at = batch.intern(&TopicPartition::new("bench.change.t", 0));
     for (index, row) in rows.iter().enumerate() {
         let mut value = vec![0];
         value.extend_from_slice(&SCHEMA_ID.to_be_bytes());

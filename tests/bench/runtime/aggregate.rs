@@ -38,8 +38,8 @@ partitions = {PARTITIONS}
     let processor = Arc::new(topology.processors.first().expect("one is declared").clone());
     let schema = topology.events.first().expect("one is declared").schema.clone();
     let (from, to) = (
-        topic_of(log, &format!("event.{name}")),
-        topic_of(log, &processor.topic()),
+        topic_of(log, &topology.names().event(&name)),
+        topic_of(log, &topology.names().processor(&name)),
     );
     let mut out = OutBatch::default();
     for n in 0..events {

@@ -65,8 +65,8 @@ name = "worker-1"
 runs = ["processor:joined", "processor:counts"]
 "#;
 /// Output topics of the processors.
-const OUTPUTS: [&str; 2] = ["processor.joined", "processor.counts"];
-/// Nodes, with the number of their stream threads per processor.
+const OUTPUTS: [&str; 2] = ["cluster.processor.joined", "cluster.processor.counts"];
+/// Nodes, with their stream threads per processor.
 const NODES: [(&str, usize); 2] = [("worker-0", 2), ("worker-1", 1)];
 const LIMIT: Duration = Duration::from_secs(180);
 /// Interval between kills of processes.

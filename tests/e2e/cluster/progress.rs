@@ -7,16 +7,16 @@ use event_log::{
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Topics that get new records whenever a task makes progress.
-const WORK: [&str; 2] = ["processor.joined", "counts.changelog.groups"];
+/// Topics that grow whenever a task makes progress.
+const WORK: [&str; 2] = ["cluster.processor.joined", "cluster.counts.changelog.groups"];
 /// Partitions of each topic.
 pub const PARTITIONS: i32 = 6;
 /// Groups and their inputs, in the order of the data flow.
 const READS: [(&str, &str); 4] = [
-    ("joined", "event.ordered"),
-    ("joined", "change.shop"),
-    ("joined", "joined.repartition.right"),
-    ("counts", "processor.joined"),
+    ("cluster.joined", "cluster.event.ordered"),
+    ("cluster.joined", "cluster.change.shop"),
+    ("cluster.joined", "cluster.joined.repartition.right"),
+    ("cluster.counts", "cluster.processor.joined"),
 ];
 const LIMIT: Duration = Duration::from_secs(180);
 

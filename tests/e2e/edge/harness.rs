@@ -27,8 +27,10 @@ use views::{Bucket, partition_of};
 
 /// Partitions of `view.log`.
 pub const PARTITIONS: i32 = 3;
+/// Topic of all rows.
+pub const VIEW_LOG: &str = "shop.view.log";
 /// Writer of all rows.
-const WRITER_ID: &str = "sync-views/change.shop/00000000000000000000000000000001/0";
+const WRITER_ID: &str = "sync-views/shop.change.shop/00000000000000000000000000000001/0";
 
 /// A change of a row of the view `orders`: bucket, key, JSON (`None` removes the row).
 pub type RowChange<'a> = (&'a str, u32, Option<&'a str>);
@@ -110,7 +112,7 @@ impl Harness {
         config.min_compaction_lag_ms = Some(6 * 3_600_000);
         config.delete_retention_ms = Some(7 * 24 * 3_600_000);
         let spec = TopicSpec {
-            name: "view.log".into(),
+            name: VIEW_LOG.into(),
             partitions,
             replication: Some(1),
             config,
@@ -186,6 +188,7 @@ impl Harness {
         let parts = Parts {
             config,
             log: self.log.clone(),
+            view_log: VIEW_LOG.into(),
             memberships: Arc::new(ClaimedBuckets),
             clock: self.clock.clone(),
         };
@@ -261,7 +264,7 @@ impl Line {
     }
 
     fn write(&mut self, rows: &[RowChange<'_>], close: bool) {
-        let topic: Arc<str> = "view.log".into();
+        let topic: Arc<str> = VIEW_LOG.into();
         let mut writer = Writer::new(
             WRITER_ID,
             SchemaIds {

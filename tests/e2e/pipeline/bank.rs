@@ -7,6 +7,7 @@ use event_log::{Isolation, OffsetSpec, RecordBatch, SharedEventLog, StartFrom, T
 use std::time::Duration;
 
 const LIMIT: Duration = Duration::from_secs(180);
+const VIEW_LOG: &str = "pgbench.view.log";
 
 /// Topic settings that make Kafka's log cleaner compact within seconds. The minimum of `segment.bytes` in Kafka 4 is
 /// 1 MiB.
@@ -54,7 +55,7 @@ fn pgbench_transactions_reach_devices_atomically() {
 fn rebuild_edge_under_the_cleaner(harness: &mut Harness) -> u64 {
     harness.fleet.kill("edge-2");
     harness.fleet.wipe("edge-2");
-    alter_topic(&harness.broker.bootstrap(), "view.log", &CLEANER);
+    alter_topic(&harness.broker.bootstrap(), VIEW_LOG, &CLEANER);
     let load = harness.load(&["-c", "4", "-T", "200", "-R", "200"]);
     let log = event_log::kafka::KafkaLog::connect(event_log::kafka::Config::new(harness.broker.bootstrap())).unwrap();
     let removed = wait_for("the cleaner to remove records", LIMIT, || {
@@ -72,8 +73,8 @@ fn rebuild_edge_under_the_cleaner(harness: &mut Harness) -> u64 {
 /// Number of records of `branches` that the cleaner has removed from `view.log`: each transaction writes one record of
 /// `branches` and one record of `history`, and the latter is never superseded.
 fn superseded(log: &SharedEventLog) -> u64 {
-    let partitions = log.describe("view.log").unwrap().expect("view.log exists").partitions;
-    let all: Vec<TopicPartition> = (0..partitions).map(|p| TopicPartition::new("view.log", p)).collect();
+    let partitions = log.describe(VIEW_LOG).unwrap().expect("it exists").partitions;
+    let all: Vec<TopicPartition> = (0..partitions).map(|p| TopicPartition::new(VIEW_LOG, p)).collect();
     let ends = log.offsets(&all, OffsetSpec::LastStable).unwrap();
     let mut reader = log.reader(Isolation::ReadCommitted).unwrap();
     let from: Vec<_> = all.iter().map(|at| (at.clone(), StartFrom::Earliest)).collect();

@@ -58,7 +58,15 @@ fn state(kafka: &str, words: &[&str]) -> Result<Value, String> {
 }
 
 /// Every row of the store.
-const SCAN: [&str; 7] = ["scan", "sync-views", "event.seen", "--prefix", "[\"row\"", "-n", "1000"];
+const SCAN: [&str; 7] = [
+    "scan",
+    "shop.sync-views",
+    "event.seen",
+    "--prefix",
+    "[\"row\"",
+    "-n",
+    "1000",
+];
 
 fn post_events(port: u16) {
     let events: Vec<Value> = (0..200)
@@ -82,7 +90,7 @@ fn every_row_is_found(kafka: &str, rows: &Value, processes: &[&str]) {
                 "--admin",
                 url,
                 "get",
-                "sync-views",
+                "shop.sync-views",
                 "event.seen",
                 &key,
                 "--partition",
@@ -90,7 +98,7 @@ fn every_row_is_found(kafka: &str, rows: &Value, processes: &[&str]) {
             ];
             let found = state(kafka, &arguments).expect("query the state");
             assert_eq!(found["rows"][0]["value"], row["value"]);
-            assert_eq!(found["contains"][0]["topic"], "event.seen");
+            assert_eq!(found["contains"][0]["topic"], "shop.event.seen");
         }
     }
 }
@@ -131,13 +139,14 @@ fn state_queries_route_to_owner_and_fail_over_warm() {
         rows.filter(|rows| rows.as_array().is_some_and(|rows| rows.len() == 200))
     });
     every_row_is_found(&kafka, &rows, &[&a, &b]);
-    let refused = state(&kafka, &["get", "sync-views", "nothing", "[1]"]).expect_err("no such store");
+    let refused = state(&kafka, &["get", "shop.sync-views", "nothing", "[1]"]).expect_err("no such store");
     assert!(
         refused.contains("has no store `nothing`; it has: event.seen"),
         "{refused}"
     );
-    let refused = state(&kafka, &["get", "other", "event.seen", "[1]"]).expect_err("no such processor");
-    assert!(refused.contains("no process has announced its address"), "{refused}");
+    let refused = state(&kafka, &["get", "sync-views", "event.seen", "[1]"]).expect_err("no such processor");
+    let expected = "no process has announced processor `sync-views`; announced are shop.sync-views;";
+    assert!(refused.contains(expected), "{refused}");
 
     fleet.kill("views-a");
     let tasks = wait_for("all tasks on the other node", LIMIT, || {

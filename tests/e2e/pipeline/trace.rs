@@ -16,10 +16,10 @@ const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 fn rows(data: &Path) -> Vec<(String, Option<String>)> {
     let now = service::clock::system();
     let log = EmbeddedLog::open(Config::new(Some(data.join("log")), Arc::new(move || now.now_ms()))).unwrap();
-    let partitions = log.describe("view.log").unwrap().unwrap().partitions;
+    let partitions = log.describe("shop.view.log").unwrap().unwrap().partitions;
     let (mut found, mut batch) = (Vec::new(), RecordBatch::default());
     for partition in 0..partitions {
-        let at = TopicPartition::new("view.log", partition);
+        let at = TopicPartition::new("shop.view.log", partition);
         let end = log.offset(&at, OffsetSpec::LastStable).unwrap();
         let mut reader = log.reader(Isolation::ReadCommitted).unwrap();
         reader.assign(&[(at.clone(), StartFrom::Earliest)]).unwrap();

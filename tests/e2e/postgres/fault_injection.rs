@@ -1,7 +1,7 @@
 //! Crash recovery, outages and duplicate connectors: no record is lost or repeated, and no operator has to intervene
 //! (invariant C14).
 
-use super::harness::{Connector, Database, LIMIT, Setting, Topic, clock};
+use super::harness::{Connector, Database, LIMIT, Setting, Topic, clock, names};
 use crate::support::{self, Broker, Postgres, wait_for};
 use connectors::status::{Handle, State};
 use connectors::{Error, source};
@@ -280,7 +280,7 @@ fn survives_deaths(place: &str, log: impl Fn() -> (SharedEventLog, SharedRegistr
     let setting = Setting::named(name, url, &TABLES, log, registry);
     {
         let mut reader = setting.log.reader(event_log::Isolation::ReadUncommitted).unwrap();
-        let at = event_log::TopicPartition::new("connect.positions", 0);
+        let at = event_log::TopicPartition::new(names().positions(), 0);
         reader.assign(&[(at, event_log::StartFrom::Earliest)]).unwrap();
         let mut b = event_log::RecordBatch::default();
         while reader.poll(&mut b, 1 << 20, Duration::from_millis(200)).unwrap() > 0 {

@@ -23,6 +23,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio_postgres::{NoTls, SimpleQueryMessage};
+use topology::Names;
 
 /// Maximum time to wait for an expected state.
 pub const LIMIT: Duration = Duration::from_secs(60);
@@ -182,7 +183,12 @@ pub fn embedded() -> (SharedEventLog, SharedRegistry) {
     (log, registry)
 }
 
-/// The system time, as a clock for the embedded log.
+/// Names of the topics and transactional ids of all connectors.
+pub fn names() -> Names {
+    Names::of("tests")
+}
+
+/// The system's time, as the embedded log takes it.
 pub fn clock() -> event_log::embedded::Clock {
     let clock = service::clock::system();
     Arc::new(move || clock.now_ms())
@@ -212,7 +218,7 @@ impl Setting {
         // Slots belong to the cluster, so the name of the connector must be unique too.
         let name = format!("c{}", database.name.trim_start_matches("db_"));
         let topic = TopicSpec {
-            name: format!("change.{name}"),
+            name: names().change(&name),
             partitions: 1,
             replication: None,
             config: event_log::TopicConfig::new(event_log::Cleanup::Delete),
@@ -244,6 +250,7 @@ impl Setting {
         };
         Source::new(
             &SourceName::new(&self.name).unwrap(),
+            &names().change(&self.name),
             &config,
             self.tables.clone(),
             self.registry.clone(),
@@ -254,6 +261,8 @@ impl Setting {
     pub fn context(&self, handle: Handle, runtime: tokio::runtime::Handle) -> Context {
         Context {
             name: self.name.clone(),
+            transactional_id: names().connector(&self.name),
+            positions_topic: names().positions(),
             log: self.log.clone(),
             registry: self.registry.clone(),
             clock: service::clock::system(),
@@ -280,11 +289,7 @@ impl Setting {
 
     /// A reader of the topic from its start.
     pub fn topic(&self) -> Topic {
-        Topic::new(
-            self.log.clone(),
-            self.registry.clone(),
-            &format!("change.{}", self.name),
-        )
+        Topic::new(self.log.clone(), self.registry.clone(), &names().change(&self.name))
     }
 }
 

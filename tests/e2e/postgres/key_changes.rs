@@ -1,7 +1,7 @@
 //! Key changes of rows with an unchanged TOAST value, which PostgreSQL does not send: devices must see the rows of the
 //! table.
 
-use super::harness::{Database, LIMIT, Setting};
+use super::harness::{Database, LIMIT, Setting, names};
 use crate::support::wait_for;
 use connectors::status::State;
 use event_log::{ErrorAction, Isolation, NewRecord, RecordBatch, StartFrom, TimestampType, TopicPartition};
@@ -19,7 +19,7 @@ const DOCUMENTS: &str = "documents(id int8, owner text, body text)";
 
 /// Creates sync-views with a view of each table, by owner.
 fn sync_views(setting: &Setting) -> StepDriver {
-    let topic = format!("change.{}", setting.name);
+    let topic = names().change(&setting.name);
     let relations = setting.tables.iter().map(|table| {
         let rule = ViewRule {
             name: table.name.to_string(),
@@ -37,7 +37,7 @@ fn sync_views(setting: &Setting) -> StepDriver {
         rules: Arc::new(rules),
         writer: format!("sync-views/{topic}/id/0"),
         topic_id: "id".to_owned(),
-        view_log: "view.log".into(),
+        view_log: names().view_log().into(),
         partitions: 1,
         schemas: SchemaIds {
             row: 1,
@@ -62,7 +62,7 @@ fn sync_views(setting: &Setting) -> StepDriver {
 fn shown(setting: &Setting, records: usize) -> BTreeMap<String, String> {
     let mut driver = sync_views(setting);
     let mut reader = setting.log.reader(Isolation::ReadCommitted).unwrap();
-    let topic = TopicPartition::new(format!("change.{}", setting.name), 0);
+    let topic = TopicPartition::new(names().change(&setting.name), 0);
     reader.assign(&[(topic.clone(), StartFrom::Earliest)]).unwrap();
     let (mut rows, mut seen) = (BTreeMap::new(), 0);
     wait_for("the records of the topic", LIMIT, || {
@@ -95,9 +95,14 @@ fn shown(setting: &Setting, records: usize) -> BTreeMap<String, String> {
 
 fn apply(driver: &mut StepDriver, rows: &mut BTreeMap<String, String>) {
     let mut out = RecordBatch::default();
-    let view_log = out.intern(&TopicPartition::new("view.log", 0));
+    let view_log = out.intern(&TopicPartition::new(names().view_log(), 0));
     for written in driver.commit().unwrap() {
-        assert_eq!(written.topic, "view.log", "a dead letter: {:?}", written.headers);
+        assert_eq!(
+            written.topic,
+            names().view_log(),
+            "a dead letter: {:?}",
+            written.headers
+        );
         let headers = written.headers.iter();
         let headers = headers.map(|(name, value)| (name.as_str(), value.as_deref()));
         let (key, value) = (written.key.as_deref(), written.value.as_deref());

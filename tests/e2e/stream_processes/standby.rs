@@ -34,6 +34,7 @@ fn instance(config: &ProcessConfig, name: &str, log: &SharedEventLog) -> Instanc
         config.threads = 1;
         config.standby_replicas = 1;
         config.advertised = Some(format!("http://{name}.test:1"));
+        config.members_topic = Some("members".to_owned());
     });
     Instance { tasks, handle }
 }

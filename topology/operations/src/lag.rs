@@ -4,7 +4,8 @@
 //! offset after the last record or a position after the control records that follow it. Measuring does not join a
 //! group.
 
-use crate::{Result, failed};
+use crate::topics::lacks_prefix;
+use crate::{Error, Result, failed};
 use event_log::{EventLog, Isolation, Millis, Offset, OffsetSpec, RecordBatch, StartFrom, TopicPartition};
 use serde::Serialize;
 use std::time::Duration;
@@ -36,8 +37,19 @@ pub struct Lag {
 const COUNTED_MAX: i64 = 10_000;
 
 /// Measures one group, or all groups.
+///
+/// # Errors
+/// A call to the log failed, or the group is named without the prefix of its topology.
 pub fn measure(log: &dyn EventLog, group: Option<&str>, now: Millis) -> Result<Vec<Lag>> {
     let groups = log.groups().map_err(failed("list groups"))?;
+    if let Some(given) = group.filter(|given| groups.iter().all(|info| info.group != **given))
+        && let Some(full) = groups.iter().find(|info| lacks_prefix(given, &info.group))
+    {
+        return Err(Error::Refused(format!(
+            "consumer group `{given}` does not exist; did you mean `{}`?",
+            full.group
+        )));
+    }
     let mut lags = Vec::new();
     for info in groups.iter().filter(|g| group.is_none_or(|only| only == g.group)) {
         for (at, committed) in &info.committed {

@@ -14,6 +14,7 @@ use schemas::headers;
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use topology::Names;
 
 /// A bound of the range.
 #[derive(Debug, Clone, Copy)]
@@ -191,7 +192,7 @@ impl<'a> Writer<'a> {
             None
         } else {
             let config = TransactionalProducerConfig {
-                transactional_id: format!("replay.{}.{}", job.from_topic, job.to_topic),
+                transactional_id: Names::replay(&job.from_topic, &job.to_topic),
                 transaction_timeout: Duration::from_secs(10),
             };
             Some(

@@ -5,6 +5,7 @@ use event_log::{EventLog, Isolation, Millis, Offset, OffsetSpec, RecordBatch, St
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
+use topology::Names;
 
 /// Summary of a topic.
 #[derive(Debug, Serialize)]
@@ -53,7 +54,9 @@ pub fn describe(log: &dyn EventLog, topic: &str) -> Result<TopicInfo> {
         Some(info) => Ok(info),
         None => {
             let all = log.topics().unwrap_or_default();
-            let near = all.iter().find(|t| t.contains(topic) || topic.contains(t.as_str()));
+            // The most likely mistake is a name without the topology's prefix.
+            let unprefixed = all.iter().find(|t| lacks_prefix(topic, t));
+            let near = unprefixed.or_else(|| all.iter().find(|t| t.contains(topic) || topic.contains(t.as_str())));
             let near = near.map(|t| format!("; did you mean `{t}`?")).unwrap_or_default();
             Err(Error::UnknownTopic {
                 topic: topic.to_owned(),
@@ -61,6 +64,11 @@ pub fn describe(log: &dyn EventLog, topic: &str) -> Result<TopicInfo> {
             })
         }
     }
+}
+
+/// Whether `full` is `given` with the prefix of a topology.
+pub(crate) fn lacks_prefix(given: &str, full: &str) -> bool {
+    Names::owning(full).is_some_and(|names| names.local(full) == given)
 }
 
 /// Lists all topics.
@@ -213,4 +221,27 @@ fn start_of(log: &dyn EventLog, at: &TopicPartition, from: From, end: Offset) ->
         From::Last(count) => StartFrom::Offset((end - count).max(lookup(OffsetSpec::Earliest)?)),
         From::Time(time) => StartFrom::Offset(lookup(OffsetSpec::Timestamp(time))?),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use event_log::embedded::{Config, EmbeddedLog};
+    use event_log::{Cleanup, TopicConfig, TopicSpec};
+    use std::sync::Arc;
+
+    #[test]
+    fn missing_prefix_is_suggested() {
+        let log = EmbeddedLog::open(Config::new(None, Arc::new(|| 0))).unwrap();
+        let topic = |name: &str| TopicSpec {
+            name: name.to_owned(),
+            partitions: 1,
+            replication: None,
+            config: TopicConfig::new(Cleanup::Delete),
+        };
+        log.create_topics(&["app.shop.change.db.copy", "shop.change.db", "shop.change.db.dlq"].map(topic))
+            .unwrap();
+        let error = describe(log.as_ref(), "change.db").unwrap_err().to_string();
+        assert!(error.contains("did you mean `shop.change.db`?"), "{error}");
+    }
 }

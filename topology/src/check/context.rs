@@ -115,13 +115,10 @@ impl<'c> Context<'c> {
         inside(self.text, &text.span, part)
     }
 
-    pub(super) fn partitions(&self, partitions: Option<&At<i64>>, topic: &str, max: i64, default: i32) -> i32 {
+    pub(super) fn partitions(&self, partitions: Option<&At<i64>>, what: &str, max: i64, default: i32) -> i32 {
         let Some(partitions) = partitions else { return default };
         if partitions.value < 1 || partitions.value > max {
-            let message = format!(
-                "{topic} cannot have {} partitions; the limit is {max}",
-                partitions.value
-            );
+            let message = format!("{what} cannot have {} partitions; the limit is {max}", partitions.value);
             self.add(
                 Problem::error(partitions.span.clone(), message)
                     .help(format!("set `partitions` to a number from 1 to {max}")),

@@ -319,14 +319,8 @@ pub(super) fn check_events(cx: &Context<'_>, declared: &[model::Event], known: &
 }
 
 fn check_event(cx: &Context<'_>, event: &model::Event) -> Option<Event> {
-    let topic = format!("event.{}", event.name.value);
-    let partitions = cx.partitions(
-        event.partitions.as_ref(),
-        &topic,
-        EVENT_PARTITIONS_MAX,
-        EVENT_PARTITIONS,
-    );
     let what = format!("event `{}`", event.name.value);
+    let partitions = cx.partitions(event.partitions.as_ref(), &what, EVENT_PARTITIONS_MAX, EVENT_PARTITIONS);
     let schema = match (&event.schema, &event.fields) {
         (Some(path), None) => read_schema(cx, path),
         (None, Some(fields)) => schema_of_fields(cx, event, fields),

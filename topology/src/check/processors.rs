@@ -15,18 +15,16 @@ use schemas::pg_types;
 use schemas::schema::Schema;
 use std::sync::Arc;
 
-/// First words of the names of Trunkline's own topics. The changelog of a processor with such a name could have the
-/// name of one of these topics.
-const RESERVED: [&str; 12] = [
+/// First words of Trunkline's own names after the topology's prefix. The names of a processor's topics and its consumer group
+/// begin with the name of the processor, so they could collide.
+const RESERVED: [&str; 10] = [
     SYNC_VIEWS,
     "analytics",
     "change",
     "command",
-    "connect",
-    "control",
+    "connector",
     "device",
     "event",
-    "members",
     "processor",
     "push",
     "view",

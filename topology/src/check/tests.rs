@@ -70,12 +70,26 @@ fn findings_serialize_as_json() {
     let json = serde_json::to_value(outcome.report.findings()).unwrap();
     let expected = serde_json::json!([{
         "severity": "error", "file": "topology.toml", "line": 24, "column": 14,
-        "message": "view.log cannot have 129 partitions; the limit is 128",
+        "message": "[view_log] cannot have 129 partitions; the limit is 128",
         "help": "set `partitions` to a number from 1 to 128"
     }]);
     assert_eq!(json, expected);
     assert_eq!(outcome.report.to_string(), "topology.toml: 1 error");
     assert_eq!(run(BASE).report.render(false), "topology.toml: no problems\n");
+}
+
+#[test]
+fn topology_name_must_be_a_valid_prefix() {
+    for (name, message) in [
+        ("my.shop", "topology name `my.shop` is not allowed"),
+        ("_shop", "topology name `_shop` is not allowed"),
+        (&"a".repeat(64), "is not allowed"),
+        ("trunkline", "topology name `trunkline` is reserved"),
+    ] {
+        let text = BASE.replace("name = \"shop\"\n[[", &format!("name = \"{name}\"\n[["));
+        let report = run(&text).report.render(false);
+        assert!(report.contains(message), "{report}");
+    }
 }
 
 #[test]

@@ -5,13 +5,14 @@
 
 use super::input::{Column, Input};
 use crate::expr::{Program, Scalar};
+use crate::resource_names::Names;
 use schemas::schema::Schema;
 use std::sync::Arc;
 
-/// A declarative processor. It writes to the topic `processor.<name>`.
+/// A declarative processor.
 #[derive(Debug, Clone)]
 pub struct Processor {
-    /// Name of the processor and of its consumer group.
+    /// Name of the processor.
     pub name: String,
     /// Columns of the output records, key columns first.
     pub columns: Vec<Column>,
@@ -30,12 +31,7 @@ pub struct Processor {
 }
 
 impl Processor {
-    /// Output topic, `processor.<name>`.
-    pub fn topic(&self) -> String {
-        format!("processor.{}", self.name)
-    }
-
-    /// The inputs, each with its side.
+    /// The inputs with their sides.
     pub fn feeds(&self) -> Vec<(Side, &Feed)> {
         match &self.work {
             Work::Aggregate(aggregate) => vec![(Side::Left, &aggregate.feed)],
@@ -60,12 +56,11 @@ impl Processor {
         }
     }
 
-    /// Repartition topic of a side: `<name>.repartition`, for joins followed by the side.
-    pub fn repartition_topic(&self, side: Side) -> String {
-        match (&self.work, side) {
-            (Work::Aggregate(_), _) => format!("{}.repartition", self.name),
-            (Work::Join(_), Side::Left) => format!("{}.repartition.left", self.name),
-            (Work::Join(_), Side::Right) => format!("{}.repartition.right", self.name),
+    /// Repartition topic of a side.
+    pub fn repartition_topic(&self, names: &Names, side: Side) -> String {
+        match self.work {
+            Work::Aggregate(_) => names.repartition(&self.name),
+            Work::Join(_) => names.repartition_side(&self.name, side.name()),
         }
     }
 }
@@ -77,6 +72,16 @@ pub enum Side {
     Left,
     /// `right`.
     Right,
+}
+
+impl Side {
+    /// Name in a declaration of a join.
+    pub fn name(self) -> &'static str {
+        match self {
+            Side::Left => "left",
+            Side::Right => "right",
+        }
+    }
 }
 
 /// Meaning of the records of a processor's topic.

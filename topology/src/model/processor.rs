@@ -6,7 +6,8 @@ use std::ops::Range;
 /// A declared processor: an aggregate or a join.
 #[derive(Debug, Clone)]
 pub struct Processor {
-    /// `name`: name of the consumer group, used in `from = "processor:<name>"`. The output topic is `processor.<name>`.
+    /// `name`, used in `from = "processor:<name>"`. The consumer group is `<topology>.<name>`, the output topic
+    /// `<topology>.processor.<name>`.
     pub name: At<String>,
     /// `kind`: `aggregate` or `join`.
     pub kind: At<String>,

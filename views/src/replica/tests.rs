@@ -131,7 +131,7 @@ fn push(batch: &mut RecordBatch, offset: Offset, writer: char, record: &Record) 
         Record::Row { key, live } => writer.row(BUCKET, VIEW, key, live.then_some(b"{}".as_slice())),
         Record::TransactionEnd => writer.closing(Version::default(), 0),
     };
-    let at = batch.intern(&TopicPartition::new("view.log", 0));
+    let at = batch.intern(&TopicPartition::new("shop.view.log", 0));
     let time = TimestampType::LogAppend;
     batch.push(
         at,

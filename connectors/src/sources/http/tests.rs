@@ -35,7 +35,7 @@ impl Harness {
             key: vec![0],
         };
         let name = SourceName::new("shop").unwrap();
-        let (mut source, inlet) = Source::new(&name, vec![orders], registry, clock::system());
+        let (mut source, inlet) = Source::new(&name, "shop.change.shop", vec![orders], registry, clock::system());
         let position = stored.as_deref().map(|json| Position::from_json(json).unwrap());
         source.open(position).await.unwrap();
         Harness {

@@ -185,7 +185,7 @@ impl Harness {
         let value = self.value(&event.schema, row);
         let key = format!("[\"{}\"]", text_of(&row[0]));
         InputRecord {
-            topic: event.topic(),
+            topic: self.topology.names().event(name),
             key: key.into_bytes(),
             value: Some(value),
             headers: Vec::new(),
@@ -316,7 +316,7 @@ impl Harness {
     fn change_with(&mut self, headers: Vec<(String, Vec<u8>)>, key: String, value: Option<Vec<u8>>) {
         let at = i64::try_from(self.position).unwrap();
         self.feed(InputRecord {
-            topic: "change.shop".to_owned(),
+            topic: self.topology.names().change("shop"),
             key: key.into_bytes(),
             value,
             headers,
@@ -329,7 +329,7 @@ impl Harness {
         let schema = self.topology.processor(name).unwrap().schema.clone();
         let value = row.map(|row| self.value(&schema, row));
         self.feed(InputRecord {
-            topic: format!("processor.{name}"),
+            topic: self.topology.names().processor(name),
             key: key.as_bytes().to_vec(),
             value,
             headers: Vec::new(),

@@ -135,10 +135,10 @@ fn step(random: &mut Random, harness: &mut Harness, rows: &mut BTreeMap<i64, Ord
             harness.delete("orders", number);
             rows.remove(&number);
         }
-        16..=18 if harness.fed("change.shop") > 0 => {
-            // An old record is written again, with its original position.
-            let end = u64::try_from(harness.fed("change.shop")).unwrap();
-            harness.again("change.shop", usize::try_from(random.below(end)).unwrap());
+        16..=18 if harness.fed("shop.change.shop") > 0 => {
+            // An old record again, at its original position.
+            let end = u64::try_from(harness.fed("shop.change.shop")).unwrap();
+            harness.again("shop.change.shop", usize::try_from(random.below(end)).unwrap());
         }
         19 if random.below(4) == 0 => {
             harness.truncate("orders");

@@ -210,7 +210,7 @@ impl Readers {
             self.rebuild(i, now)?;
         }
         for p in 0..PARTITIONS {
-            let at = TopicPartition::new("view.log", p);
+            let at = TopicPartition::new("shop.view.log", p);
             let replica = &self.edges[i].replica;
             let position = replica.positions().iter().find(|(n, _)| *n == p).map_or(0, |(_, o)| *o);
             let (batch, after) = broker.batch(&at, position, limit.records);

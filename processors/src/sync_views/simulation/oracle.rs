@@ -54,7 +54,7 @@ pub struct Oracle {
 impl Oracle {
     pub fn new(partition: i32) -> Self {
         Oracle {
-            at: TopicPartition::new("view.log", partition),
+            at: TopicPartition::new("shop.view.log", partition),
             next: 0,
             now: State::default(),
             pending: BTreeMap::new(),

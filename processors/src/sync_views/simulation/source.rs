@@ -138,7 +138,7 @@ impl Source {
             keys: (1..=keys).collect(),
             db: vec![Rows::new()],
             txs: vec![],
-            topic: TopicPartition::new(format!("change.{name}"), 0),
+            topic: TopicPartition::new(format!("shop.change.{name}"), 0),
             put: vec![],
             dead: vec![],
             source_epoch: 1,

@@ -1,4 +1,4 @@
-//! Admin addresses of an application's processes, in the compacted topic `members`.
+//! Admin addresses of an application's processes, in a compacted topic.
 //!
 //! A process writes one record per start, keyed `["processor","<application>","<instance>"]`. There are no heartbeats:
 //! the consumer group shows which processes are alive, and this topic only adds their addresses. A newer format is
@@ -13,8 +13,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Name of the topic.
-pub const MEMBERS_TOPIC: &str = "members";
 /// Format version: the one that this program writes, and the newest that it reads.
 const VERSION: u8 = 1;
 const READ_BYTES: usize = 1 << 20;
@@ -44,11 +42,12 @@ pub(crate) struct ProcessAddress<'p> {
 /// Writes the address of this process to the members topic, which is created if it does not exist.
 pub(crate) fn register(
     log: &dyn EventLog,
+    topic: &str,
     process: &ProcessAddress<'_>,
     replication: Option<i32>,
 ) -> event_log::Result<()> {
     log.create_topics(&[TopicSpec {
-        name: MEMBERS_TOPIC.to_owned(),
+        name: topic.to_owned(),
         partitions: 1,
         replication,
         config: TopicConfig::new(Cleanup::Compact),
@@ -63,7 +62,7 @@ pub(crate) fn register(
     let value = serde_json::to_vec(&address).expect("strings and numbers serialize to JSON");
     let mut out = OutBatch::default();
     let record = OutRecord {
-        topic: &MEMBERS_TOPIC.into(),
+        topic: &topic.into(),
         partition: Some(0),
         timestamp: None,
         key: Some(&key),
@@ -73,18 +72,19 @@ pub(crate) fn register(
     log.append(&out).map(drop)
 }
 
-/// Reads the URLs of the admin listeners of one or all applications, by application and instance. Some of the processes
-/// may no longer be alive.
+/// Reads the URLs of the admin listeners of one or all applications from the members topic, by application and instance.
+/// Some of the processes may no longer be alive.
 ///
 /// # Errors
 /// The log fails.
 pub fn addresses(
     log: &dyn EventLog,
+    topic: &str,
     application: Option<&str>,
 ) -> event_log::Result<BTreeMap<(String, String), String>> {
-    let at = TopicPartition::new(MEMBERS_TOPIC, 0);
+    let at = TopicPartition::new(topic, 0);
     let mut found = BTreeMap::new();
-    if log.describe(MEMBERS_TOPIC)?.is_none() {
+    if log.describe(topic)?.is_none() {
         return Ok(found);
     }
     let end = log.offset(&at, OffsetSpec::LastStable)?;

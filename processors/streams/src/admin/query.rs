@@ -321,8 +321,10 @@ fn other_owner(shared: &Shared, sub: &Sub, task: TaskId) -> event_log::Result<Qu
         }
         Some(instance) => {
             let application = shared.plan.application.to_string();
-            let admin = match members::addresses(&*shared.log, Some(&application)) {
-                Ok(mut addresses) => addresses.remove(&(application, instance.clone())),
+            let topic = shared.config.members_topic.as_deref();
+            let addresses = topic.map(|topic| members::addresses(&*shared.log, topic, Some(&application)));
+            let admin = match addresses.transpose() {
+                Ok(addresses) => addresses.and_then(|mut all| all.remove(&(application, instance.clone()))),
                 Err(error) => {
                     tracing::warn!(reason = chain(&error), "cannot read member addresses");
                     None

@@ -90,6 +90,8 @@ pub struct Config {
     pub standby_replicas: usize,
     /// URL of this process's admin listener, returned by state queries that reach another process.
     pub advertised: Option<String>,
+    /// Topic of the processes' admin addresses. Without it, addresses are neither published nor looked up.
+    pub members_topic: Option<String>,
 }
 
 /// State stores of a process.
@@ -174,6 +176,7 @@ impl Config {
             poll_bytes_max: 1 << 20,
             standby_replicas: 0,
             advertised: None,
+            members_topic: None,
         }
     }
 

@@ -138,8 +138,8 @@ pub(super) fn output_column(
 }
 
 pub(super) fn partitions_of(cx: &Context<'_>, declared: &model::Processor, default: i32) -> i32 {
-    let topic = format!("processor.{}", declared.name.value);
-    cx.partitions(declared.partitions.as_ref(), &topic, EVENT_PARTITIONS_MAX, default)
+    let what = format!("processor `{}`", declared.name.value);
+    cx.partitions(declared.partitions.as_ref(), &what, EVENT_PARTITIONS_MAX, default)
 }
 
 /// Default number of partitions of a processor's topic: that of an input that is read directly and has several

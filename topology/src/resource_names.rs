@@ -1,0 +1,178 @@
+//! Names of topics, consumer groups and transactional ids.
+//!
+//! All of them begin with the name of the topology and a dot. A topology name contains no dot, so the names of two
+//! topologies differ, and one prefixed ACL covers a topology. Trunkline's internal topics begin with `_trunkline` after the
+//! prefix, which no declared name does. Only the topic of the schema registry, `_schemas`, is shared by topologies.
+
+/// Topics of versions without a prefix, by which a log that such a version wrote is recognized.
+const UNPREFIXED_TOPICS: [&str; 3] = ["view.log", "connect.positions", "members"];
+
+/// Derives the names of one topology.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Names {
+    topology: String,
+}
+
+impl Names {
+    /// The names of the topology with this name.
+    pub fn of(topology: impl Into<String>) -> Self {
+        Names {
+            topology: topology.into(),
+        }
+    }
+
+    /// The names of the topology to which a topic, group or transactional id belongs; `None` if the name has no prefix.
+    pub fn owning(name: &str) -> Option<Self> {
+        name.split_once('.').map(|(topology, _)| Names::of(topology))
+    }
+
+    /// The first topic that a version without prefixes created.
+    pub fn unprefixed<'t>(topics: impl IntoIterator<Item = &'t str>) -> Option<&'t str> {
+        topics.into_iter().find(|topic| UNPREFIXED_TOPICS.contains(topic))
+    }
+
+    /// With what all names begin: the topology's name and a dot.
+    pub fn prefix(&self) -> String {
+        self.with("")
+    }
+
+    /// A name without the prefix: `change.shop` for `shop.change.shop`.
+    pub fn local<'n>(&self, name: &'n str) -> &'n str {
+        let rest = name.strip_prefix(self.topology.as_str());
+        rest.and_then(|rest| rest.strip_prefix('.')).unwrap_or(name)
+    }
+
+    /// Topic of the changes of a source.
+    pub fn change(&self, source: &str) -> String {
+        self.with(&format!("change.{source}"))
+    }
+
+    /// Topic of an event.
+    pub fn event(&self, event: &str) -> String {
+        self.with(&format!("event.{event}"))
+    }
+
+    /// Output topic of a declarative processor.
+    pub fn processor(&self, processor: &str) -> String {
+        self.with(&format!("processor.{processor}"))
+    }
+
+    /// Topic of all views.
+    pub fn view_log(&self) -> String {
+        self.with("view.log")
+    }
+
+    /// Topic of the admin addresses of processes.
+    pub fn members(&self) -> String {
+        self.with("_trunkline.members")
+    }
+
+    /// Topic of the positions of connectors.
+    pub fn positions(&self) -> String {
+        self.with("_trunkline.positions")
+    }
+
+    /// Consumer group of a processor, which is the name of its application. The runtime derives changelogs, transactional
+    /// ids and static member names from it.
+    pub fn application(&self, processor: &str) -> String {
+        self.with(processor)
+    }
+
+    /// Changelog topic of a store.
+    pub fn changelog(&self, processor: &str, store: &str) -> String {
+        self.with(&format!("{processor}.changelog.{store}"))
+    }
+
+    /// Repartition topic of a processor with one input.
+    pub fn repartition(&self, processor: &str) -> String {
+        self.with(&format!("{processor}.repartition"))
+    }
+
+    /// Repartition topic of one side, `left` or `right`, of a join.
+    pub fn repartition_side(&self, processor: &str, side: &str) -> String {
+        self.with(&format!("{processor}.repartition.{side}"))
+    }
+
+    /// Dead-letter topic of a topic.
+    pub fn dead_letters(topic: &str) -> String {
+        format!("{topic}.dlq")
+    }
+
+    /// Transactional id of a connector.
+    pub fn connector(&self, connector: &str) -> String {
+        self.with(&format!("connector.{connector}"))
+    }
+
+    /// Transactional id of a replay. It begins with the prefix of the topic that is read.
+    pub fn replay(from_topic: &str, to_topic: &str) -> String {
+        format!("{from_topic}.replay.{to_topic}")
+    }
+
+    fn with(&self, local: &str) -> String {
+        format!("{}.{local}", self.topology)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use schemas::ids::NAME_CHARS_MAX;
+
+    /// All names that follow from declared names of this length.
+    fn all(names: &Names, declared: &str) -> Vec<String> {
+        let stores = [
+            names.local(&names.processor(declared)).to_owned(),
+            "rekey.right".to_owned(),
+        ];
+        let mut all = vec![
+            names.change(declared),
+            names.event(declared),
+            names.processor(declared),
+            names.view_log(),
+            names.members(),
+            names.positions(),
+            names.application(declared),
+            names.repartition(declared),
+            names.repartition_side(declared, "right"),
+            names.connector(declared),
+        ];
+        all.extend(stores.iter().map(|store| names.changelog(declared, store)));
+        let dead_letters: Vec<String> = all.iter().map(|topic| Names::dead_letters(topic)).collect();
+        all.extend(dead_letters);
+        all
+    }
+
+    #[test]
+    fn longest_names_are_valid_in_kafka() {
+        let longest = "a".repeat(NAME_CHARS_MAX);
+        let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        for name in all(&Names::of(longest.as_str()), &longest) {
+            assert!(name.len() <= 249 && name.chars().all(legal), "{name}");
+        }
+    }
+
+    #[test]
+    fn two_topologies_share_no_name() {
+        let (shop, stage) = (Names::of("shop"), Names::of("shop-stage"));
+        let of_stage = all(&stage, "db");
+        for name in all(&shop, "db") {
+            assert!(name.starts_with("shop.") && !of_stage.contains(&name), "{name}");
+            assert_eq!(Names::owning(&name), Some(shop.clone()));
+        }
+        assert!(of_stage.iter().all(|name| !name.starts_with(&shop.prefix())));
+    }
+
+    #[test]
+    fn local_name_has_no_prefix() {
+        let names = Names::of("shop");
+        assert_eq!(names.local("shop.change.shop"), "change.shop");
+        assert_eq!(names.local("shopping.change.shop"), "shopping.change.shop");
+        assert_eq!(names.local("shop"), "shop");
+    }
+
+    #[test]
+    fn unprefixed_topics_are_recognized() {
+        assert_eq!(Names::unprefixed(["_schemas", "view.log"]), Some("view.log"));
+        assert_eq!(Names::unprefixed(["_schemas", "shop.view.log", "a.members"]), None);
+    }
+}
