@@ -15,6 +15,8 @@ mod crash_recovery;
 mod harness;
 #[cfg(feature = "external")]
 mod outages;
+#[cfg(feature = "external")]
+mod shared_cluster;
 mod shop;
 #[cfg(feature = "external")]
 mod state;
