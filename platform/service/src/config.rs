@@ -4,6 +4,7 @@
 //! allowed values. Secrets are resolved here into [`Secret`], which prints as `***`. Structs use `deny_unknown_fields`,
 //! so that a mistyped key is an error. This is the only module that reads the environment.
 
+mod kubernetes;
 mod node;
 mod secret;
 
@@ -93,16 +94,24 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// The environment: a variable `TRUNKLINE_A__B=value` sets key `b` of the TOML table `a`. Lists may be separated by
-    /// commas. Variables with another meaning are ignored: [`FAILPOINTS`], those that begin with
-    /// `TRUNKLINE_TEST_`, and those in `except`.
+    /// The environment: a variable `TRUNKLINE_A__B=value` sets key `b` of table `a`. Lists may be separated by commas.
+    /// Variables with another meaning are ignored: [`FAILPOINTS`], those that begin with
+    /// `TRUNKLINE_TEST_`, those in `except`, and those that Kubernetes sets for a Service whose name begins with
+    /// `trunkline`.
     pub fn environment(except: &[&str]) -> Self {
-        let other = |name: &str| name == FAILPOINTS || name.starts_with("TRUNKLINE_TEST_") || except.contains(&name);
         let all =
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        let ours = all.filter(|(name, _)| name.starts_with(PREFIX) && !other(name));
+        Self::variables(all, except)
+    }
+
+    /// The same with given variables.
+    fn variables(all: impl Iterator<Item = (String, String)>, except: &[&str]) -> Self {
+        let other = |name: &str| name == FAILPOINTS || name.starts_with("TRUNKLINE_TEST_") || except.contains(&name);
+        let is_key = |name: &str, value: &str| {
+            name.starts_with(PREFIX) && !other(name) && !kubernetes::is_service_variable(name, value)
+        };
         Self {
-            variables: ours.collect(),
+            variables: all.filter(|(name, value)| is_key(name, value)).collect(),
             ..Self::default()
         }
     }

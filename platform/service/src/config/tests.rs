@@ -229,3 +229,37 @@ fn unresolved_secret_names_the_reference_not_the_text() {
         assert!(!format!("{error} {error:?}").contains("1234567"), "{error:?}");
     }
 }
+
+#[test]
+fn variables_of_kubernetes_services_are_ignored() {
+    // As in a pod of a namespace with these Services: one port, named ports, and a name with two hyphens.
+    let injected = [
+        ("TRUNKLINE_SERVICE_HOST", "10.0.0.1"),
+        ("TRUNKLINE_SERVICE_PORT", "80"),
+        ("TRUNKLINE_PORT", "tcp://10.0.0.1:80"),
+        ("TRUNKLINE_PORT_80_TCP", "tcp://10.0.0.1:80"),
+        ("TRUNKLINE_PORT_80_TCP_PROTO", "tcp"),
+        ("TRUNKLINE_PORT_80_TCP_PORT", "80"),
+        ("TRUNKLINE_PORT_80_TCP_ADDR", "10.0.0.1"),
+        ("TRUNKLINE_EDGE_SERVICE_HOST", "10.0.0.2"),
+        ("TRUNKLINE_EDGE_SERVICE_PORT", "443"),
+        ("TRUNKLINE_EDGE_SERVICE_PORT_HTTPS", "443"),
+        ("TRUNKLINE_EDGE_SERVICE_PORT_HTTP3_QUIC", "443"),
+        ("TRUNKLINE_EDGE_PORT", "tcp://10.0.0.2:443"),
+        ("TRUNKLINE_EDGE_PORT_443_TCP", "tcp://10.0.0.2:443"),
+        ("TRUNKLINE_EDGE_PORT_443_UDP_ADDR", "10.0.0.2"),
+        ("TRUNKLINE_EDGE_PORT_9_SCTP_PROTO", "sctp"),
+        ("TRUNKLINE__EDGE_SERVICE_HOST", "10.0.0.3"),
+        ("TRUNKLINE__EDGE_PORT_443_TCP_PORT", "443"),
+    ];
+    let keys = [("TRUNKLINE_DATA_DIR", "d"), ("TRUNKLINE_EDGE__PORT", "9000")];
+    let all = injected.iter().chain(&keys);
+    let all = all.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let read: Config = Sources::variables(all, &[]).read().unwrap();
+    assert_eq!((read.data_dir, read.edge.port), ("d".into(), 9000));
+
+    let mistyped = [("TRUNKLINE_DATADIR", "d")].into_iter();
+    let mistyped = mistyped.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let error = Sources::variables(mistyped, &[]).read::<Config>().unwrap_err();
+    assert!(error.to_string().contains("TRUNKLINE_DATADIR"), "{error}");
+}
