@@ -3,6 +3,7 @@
 //! The doc comments are the help texts. `docs/reference/cli.md` lists the same options; a test compares both.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use service::Secret;
 use std::path::PathBuf;
 
 /// An event-driven integration backbone for mobile: rows and events in, per-device sync views out.
@@ -206,6 +207,20 @@ pub struct Target {
     /// Data directory of a `trunkline dev`, which may be running or stopped.
     #[arg(long, value_name = "DIR", default_value = ".trunkline")]
     pub data: PathBuf,
+    /// Token for admin listeners. Prefer --admin-token-file or the variable: other users of this machine see command
+    /// lines.
+    #[arg(long, value_name = "TOKEN", env = "TRUNKLINE_ADMIN_TOKEN", hide_env = true, value_parser = secret)]
+    pub admin_token: Option<Secret>,
+    /// File with the token for admin listeners.
+    #[arg(long, value_name = "FILE", env = "TRUNKLINE_ADMIN_TOKEN_FILE")]
+    pub admin_token_file: Option<PathBuf>,
+    /// PEM file with further certificate authorities that admin listeners' certificates may be signed by.
+    #[arg(long, value_name = "FILE", env = "TRUNKLINE_ADMIN_CA")]
+    pub admin_ca: Option<PathBuf>,
+}
+
+fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
+    Ok(Secret::new(text))
 }
 
 /// `trunkline topics`.

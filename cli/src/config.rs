@@ -6,12 +6,16 @@
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
+use service::listener::TlsConfig;
 use service::{Secret, admin, config::Sources};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Environment variables that set command line options, not keys of the file.
-const OPTIONS: [&str; 5] = [
+/// Environment variables that are command line options, not keys of the file.
+const OPTIONS: [&str; 8] = [
+    "TRUNKLINE_ADMIN_CA",
+    "TRUNKLINE_ADMIN_TOKEN",
+    "TRUNKLINE_ADMIN_TOKEN_FILE",
     "TRUNKLINE_LOG",
     "TRUNKLINE_POSTGRES",
     "TRUNKLINE_KAFKA",
@@ -76,6 +80,40 @@ pub struct Registry {
     /// Address on which a node with the role `registry` serves the embedded registry.
     #[serde(default)]
     pub listen: Option<std::net::SocketAddr>,
+    /// TLS of that listener.
+    #[serde(default)]
+    pub tls: Option<TlsConfig>,
+    /// Allows that listener on an address beyond loopback without TLS.
+    #[serde(default)]
+    pub insecure: bool,
+    /// Users of that listener. Without any, it must be on loopback.
+    #[serde(default)]
+    pub users: Vec<RegistryUser>,
+}
+
+/// A user of the embedded registry (HTTP basic authentication).
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegistryUser {
+    /// Name. Entries with the same name allow to replace a password without a gap.
+    pub name: String,
+    /// Password.
+    pub password: Secret,
+}
+
+impl Registry {
+    /// The registry with this URL, or the embedded one, without credentials.
+    pub fn at(url: Option<String>) -> Self {
+        Self {
+            url,
+            user: None,
+            password: None,
+            listen: None,
+            tls: None,
+            insecure: false,
+            users: Vec::new(),
+        }
+    }
 }
 
 /// Settings of processors.

@@ -2,6 +2,7 @@
 //!
 //! Results go to stdout, everything else to stderr. Exit codes: 0 success, 1 failure, 2 invalid command line.
 
+mod admin_client;
 mod args;
 mod backends;
 mod commands;

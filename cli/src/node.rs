@@ -7,17 +7,22 @@ mod context;
 mod declarative;
 mod ingest;
 mod processor;
+mod registry_listener;
 mod sources;
 mod sync_views;
 mod topics;
 
+pub use registry_listener::RegistryListener;
+
 use crate::backends::Backends;
 use crate::config::Processors;
+use crate::operations_api::{self, SharedOperations};
+use crate::state_api::{self, SharedProcessors};
 use anyhow::{Context as _, Result};
 use connectors::sources::postgres;
 use context::Context;
 use event_log::{ErrorAction, SharedEventLog};
-use service::admin::{self, Admin};
+use service::admin::{self, Admin, Routes};
 use service::{Component, Drain, Readiness, Tasks, backoff::Backoff, chain, telemetry};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -48,8 +53,8 @@ pub struct Plan {
     pub edge: Option<edge::Config>,
     /// Settings of processors.
     pub processors: Processors,
-    /// Address of the embedded registry.
-    pub registry_listen: Option<SocketAddr>,
+    /// Listener of the embedded registry.
+    pub registry: Option<RegistryListener>,
 }
 
 /// Addresses of a node's listeners.
@@ -80,8 +85,9 @@ pub async fn start(
         metrics,
         drain: tasks.drain(),
     };
-    let api = Arc::new(OnceLock::new());
-    let admin = admin.serve(tasks, &plan.admin, api_router(&api)).await?;
+    let (operations, processors) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
+    let routes = routes(operations.clone(), processors.clone());
+    let admin = admin.serve(tasks, &plan.admin, routes)?;
     let component = readiness.register("log");
     component.not_ready(
         "connecting to the log and the registry",
@@ -94,8 +100,11 @@ pub async fn start(
     });
     let (mut backends, component) = opened.await??;
     backends.advertised = plan.admin.url(admin);
-    let routes = backends.operations().router().merge(backends.running.clone().router());
-    assert!(api.set(routes).is_ok(), "the API is set once");
+    assert!(operations.set(backends.operations()).is_ok(), "the log is opened once");
+    assert!(
+        processors.set(backends.running.clone()).is_ok(),
+        "the log is opened once"
+    );
     watch(backends.log.clone(), component, tasks);
     let context = Context {
         node: plan.name.clone(),
@@ -109,26 +118,9 @@ pub async fn start(
     start_roles(plan, &context, admin).await
 }
 
-/// The API of the admin listener, which is available only after the log has been opened.
-fn api_router(api: &Arc<OnceLock<axum::Router>>) -> axum::Router {
-    use axum::http::StatusCode;
-    use axum::response::IntoResponse;
-    let api = api.clone();
-    axum::Router::new().fallback(move |request: axum::extract::Request| {
-        let api = api.clone();
-        async move {
-            match api.get() {
-                Some(router) => tower::ServiceExt::oneshot(router.clone(), request)
-                    .await
-                    .into_response(),
-                None => (
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "the log is not open yet; see /readyz\n",
-                )
-                    .into_response(),
-            }
-        }
-    })
+/// The routes of the admin listener besides those that every process has.
+fn routes(operations: SharedOperations, processors: SharedProcessors) -> Routes {
+    operations_api::routes(operations).merge(state_api::routes(processors))
 }
 
 /// Connects and creates the topics. Retries both while the log or the registry is unavailable.
@@ -221,12 +213,8 @@ async fn start_roles(plan: Plan, context: &Context, admin: SocketAddr) -> Result
         };
         addresses.edge = Some(edge::start(parts, &context.tasks, &context.readiness).await?);
     }
-    if let Some(listen) = plan.registry_listen.filter(|_| plan.roles.contains(&Role::Registry)) {
-        let listener = service::http::bind(listen).await?;
-        addresses.registry = Some(listener.local_addr()?);
-        let routes = registry::rest::router(context.backends.registry.clone());
-        let timeout = Duration::from_secs(2);
-        service::http::serve(&context.tasks, "registry-listener", listener, routes, timeout);
+    if let Some(listener) = plan.registry.filter(|_| plan.roles.contains(&Role::Registry)) {
+        addresses.registry = Some(listener.start(&context.tasks, &context.backends.registry)?);
     }
     Ok(addresses)
 }
@@ -269,3 +257,6 @@ fn start_processors(plan: &Plan, context: &Context, rules: &Rules) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,17 +6,19 @@
 
 use axum::body::{Body, Bytes};
 use axum::extract::State;
+use axum::extract::rejection::JsonRejection;
 use axum::response::Response as HttpResponse;
-use axum::routing::post;
-use axum::{Json, Router};
+use axum::{Extension, Json};
 use event_log::{EventLog, SharedEventLog, TopicPartition};
 use operations::replay::{Border, Job};
 use operations::topics::{From, Tail};
 use operations::{Decoder, FetchSchema, lag, replay, topics};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use service::SharedClock;
-use std::sync::Arc;
+use service::access::{Caller, Role};
+use service::admin::{Access, Endpoint, Routes};
+use service::{Problem, SharedClock, problem};
+use std::sync::{Arc, OnceLock};
 use streams::offsets;
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
@@ -41,6 +43,30 @@ pub enum Request {
     Replay(ReplayRequest),
     /// Show or change the offsets of a task.
     Offsets(OffsetsRequest),
+}
+
+impl Request {
+    /// Its name, as in the JSON of a request.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Request::Topics => "topics",
+            Request::Topic(_) => "topic",
+            Request::Tail(_) => "tail",
+            Request::Lag(_) => "lag",
+            Request::Replay(_) => "replay",
+            Request::Offsets(_) => "offsets",
+        }
+    }
+
+    /// The role that the request requires.
+    pub fn role(&self) -> Role {
+        match self {
+            Request::Topics | Request::Topic(_) | Request::Tail(_) | Request::Lag(_) => Role::Viewer,
+            Request::Offsets(request) if request.action == OffsetsAction::Show => Role::Viewer,
+            Request::Replay(request) if request.dry_run => Role::Viewer,
+            Request::Offsets(_) | Request::Replay(_) => Role::Operator,
+        }
+    }
 }
 
 /// Which records to read.
@@ -183,11 +209,14 @@ impl Operations {
         };
         Ok(())
     }
+}
 
-    /// The route of the admin listener.
-    pub fn router(self) -> Router {
-        Router::new().route(PATH, post(handle)).with_state(self)
-    }
+/// The operations of a process, which exist once its log is open.
+pub type SharedOperations = Arc<OnceLock<Operations>>;
+
+/// The route of the admin listener. Requests that change something require more than the role of the route.
+pub fn routes(operations: SharedOperations) -> Routes {
+    Routes::new().route(Endpoint::post(PATH, Access::Role(Role::Viewer)), handle, operations)
 }
 
 fn tail_of(request: TailRequest) -> Tail {
@@ -268,7 +297,22 @@ fn item<T: Serialize>(of: &T) -> Response {
 
 /// Executes a request on a blocking thread and streams the responses as JSON lines. The request stops when the client
 /// disconnects, because the channel is then closed.
-async fn handle(State(operations): State<Operations>, Json(request): Json<Request>) -> HttpResponse {
+async fn handle(
+    State(operations): State<SharedOperations>,
+    Extension(caller): Extension<Caller>,
+    request: Result<Json<Request>, JsonRejection>,
+) -> Result<HttpResponse, Problem> {
+    let Json(request) = request.map_err(|rejected| problem::BAD_REQUEST.detail(rejected.body_text()))?;
+    caller.check(request.role()).map_err(|problem| *problem)?;
+    let Some(operations) = operations.get().cloned() else {
+        return Err(problem::UNAVAILABLE
+            .detail("the log is not open yet; see /readyz")
+            .retry_after(1));
+    };
+    if request.role() > Role::Viewer {
+        // Without its values: a key is data.
+        tracing::info!(token = %caller.name, operation = request.name(), "operation requested");
+    }
     let (sender, receiver) = mpsc::channel::<Response>(64);
     tokio::task::spawn_blocking(move || {
         operations.execute(request, &mut |response| sender.blocking_send(response).is_ok());
@@ -283,7 +327,7 @@ async fn handle(State(operations): State<Operations>, Json(request): Json<Reques
     response
         .headers_mut()
         .insert(axum::http::header::CONTENT_TYPE, json_lines);
-    response
+    Ok(response)
 }
 
 /// Fetches schemas from a registry for decoding.

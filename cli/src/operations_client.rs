@@ -1,5 +1,6 @@
 //! Sends requests of operators to the process in which the log is open: this process, or a running `trunkline dev`.
 
+use crate::admin_client::{self, AdminClient};
 use crate::args::Target;
 use crate::backends::{self, Backends};
 use crate::config::Registry;
@@ -15,7 +16,7 @@ pub enum Client {
     /// Execute the requests in this process.
     Local(Operations),
     /// In the process with this admin URL.
-    Remote(String),
+    Remote(AdminClient, String),
 }
 
 impl Client {
@@ -23,12 +24,7 @@ impl Client {
     /// log open, requests are sent to that process.
     pub fn connect(target: &Target) -> Result<Self> {
         let clock = clock::system();
-        let registry = Registry {
-            url: target.registry.clone(),
-            user: None,
-            password: None,
-            listen: None,
-        };
+        let registry = Registry::at(target.registry.clone());
         if let Some(brokers) = &target.kafka {
             let log = backends::plain_kafka_log(brokers)?;
             let registry = backends::registry(&registry, &log)?;
@@ -44,7 +40,7 @@ impl Client {
         match DataDir::claim(data, data_dir::OPTION) {
             // Locked until the command ends, so that `dev --fresh` does not rename the directory meanwhile.
             Ok(data) => drop(data.keep()),
-            Err(DataDirError::InUse { .. }) => return Ok(Client::Remote(running_dev::read(data)?.admin)),
+            Err(DataDirError::InUse { .. }) => return Self::remote(target),
             Err(error) => return Err(error.into()),
         }
         match backends::embedded_log(data, &clock) {
@@ -52,13 +48,19 @@ impl Client {
                 let registry = backends::registry(&registry, &log)?;
                 Ok(Client::Local(Backends::new(log, registry, clock, None).operations()))
             }
-            Err(event_log::Error::Refused { .. }) => Ok(Client::Remote(running_dev::read(data)?.admin)),
+            Err(event_log::Error::Refused { .. }) => Self::remote(target),
             Err(error) => Err(error).with_context(|| format!("cannot open the log in {}", data.display())),
         }
     }
 
-    /// Executes a request and passes its responses to `receive`, which returns false to stop. If the request fails,
-    /// returns an error; [`Response::Error`] is not passed to `receive`.
+    /// Sends requests to the running `dev` of the data directory.
+    fn remote(target: &Target) -> Result<Self> {
+        let url = running_dev::read(&target.data)?.admin;
+        Ok(Client::Remote(AdminClient::new(target, None)?, url))
+    }
+
+    /// Executes a request and passes its responses to `receive`, which returns false to stop. A failed request is an
+    /// error; `receive` never sees [`Response::Error`].
     pub fn request(&self, request: Request, receive: &mut dyn FnMut(Response) -> Result<bool>) -> Result<()> {
         let mut result = Ok(());
         let mut on_response = |response: Response| {
@@ -73,7 +75,7 @@ impl Client {
         };
         match self {
             Client::Local(operations) => operations.execute(request, &mut on_response),
-            Client::Remote(url) => post(url, &request, &mut on_response)?,
+            Client::Remote(client, url) => post(client, url, &request, &mut on_response)?,
         }
         result
     }
@@ -91,16 +93,18 @@ impl Client {
     }
 }
 
-fn post(url: &str, request: &Request, on_response: &mut dyn FnMut(Response) -> bool) -> Result<()> {
+fn post(
+    client: &AdminClient,
+    url: &str,
+    request: &Request,
+    on_response: &mut dyn FnMut(Response) -> bool,
+) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let client = reqwest::Client::new();
-        let sent = client.post(format!("{url}{PATH}")).json(request).send().await;
-        let mut answer =
-            sent.with_context(|| format!("cannot reach the `trunkline dev` at {url}; check that it is running"))?;
+        let sent = client.post(&format!("{url}{PATH}"), request).await;
+        let mut answer = sent.with_context(|| format!("cannot reach the `trunkline dev` at {url}"))?;
         if !answer.status().is_success() {
-            let status = answer.status();
-            bail!("{url} answered {status}: {}", answer.text().await.unwrap_or_default());
+            return Err(admin_client::error_of(url, answer).await);
         }
         let mut buffer: Vec<u8> = Vec::new();
         while let Some(chunk) = answer

@@ -5,24 +5,28 @@
 //! declarative processors is decoded; other values are returned as JSON, text or hexadecimal digits.
 
 use anyhow::Context;
+use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
-use axum::{Json, Router};
 use processors::declared::readable;
 use reqwest::Url;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use service::access::Role;
+use service::admin::{Access, Endpoint, Routes};
+use service::problem::{BAD_REQUEST, INTERNAL, Kind, UNAVAILABLE};
 use service::{Problem, chain};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use streams::Handle;
 use streams::query::{Answer, QueryError, Range, Row};
 use topology::Processor;
 
 /// Path of the queries on the admin listener.
 const PATH: &str = "/v1/state";
+/// This process cannot answer the query.
+const STATE_NOT_FOUND: Kind = Kind::new("state-not-found", StatusCode::NOT_FOUND, "There is no such state here");
 /// Default number of rows of a scan.
 const DEFAULT_LIMIT: usize = 100;
 
@@ -72,24 +76,36 @@ impl RunningProcessors {
             } else {
                 names.join(", ")
             };
-            Box::new(Problem::status(StatusCode::NOT_FOUND).detail(format!(
+            Box::new(STATE_NOT_FOUND.detail(format!(
                 "processor `{processor}` does not run in this process (running here: {names}); query a process that runs it"
             )))
         })
     }
-
-    /// The routes: `/v1/state`, `/v1/state/{processor}/{store}?key=` and `/v1/state/{processor}/{store}/scan`.
-    pub fn router(self) -> Router {
-        Router::new()
-            .route(PATH, get(list))
-            .route("/v1/state/{processor}/{store}", get(get_row))
-            .route("/v1/state/{processor}/{store}/scan", get(scan))
-            .with_state(self)
-    }
 }
 
-async fn list(State(running): State<RunningProcessors>) -> Json<Value> {
-    let all = running.lock().clone();
+/// The processors of a process, which start once its log is open.
+pub type SharedProcessors = Arc<OnceLock<RunningProcessors>>;
+
+/// The routes: `/v1/state`, `/v1/state/{processor}/{store}?key=` and `/v1/state/{processor}/{store}/scan`.
+pub fn routes(running: SharedProcessors) -> Routes {
+    let viewer = Access::Role(Role::Viewer);
+    let (row, rows) = ("/v1/state/{processor}/{store}", "/v1/state/{processor}/{store}/scan");
+    Routes::new()
+        .route(Endpoint::get(PATH, viewer), list, running.clone())
+        .route(Endpoint::get(row, viewer), get_row, running.clone())
+        .route(Endpoint::get(rows, viewer), scan, running)
+}
+
+fn opened(running: &SharedProcessors) -> Result<RunningProcessors, Box<Problem>> {
+    let opened = running.get().cloned();
+    opened.ok_or_else(|| {
+        let problem = UNAVAILABLE.detail("the log is not open yet; see /readyz");
+        Box::new(problem.retry_after(1))
+    })
+}
+
+async fn list(State(running): State<SharedProcessors>) -> Result<Json<Value>, Problem> {
+    let all = opened(&running).map_err(|problem| *problem)?.lock().clone();
     let listed = all.iter().map(|RunningProcessor { handle, .. }| {
         json!({
             "processor": handle.application(),
@@ -97,7 +113,7 @@ async fn list(State(running): State<RunningProcessors>) -> Json<Value> {
             "tasks": handle.tasks(),
         })
     });
-    Json(listed.collect())
+    Ok(Json(listed.collect()))
 }
 
 #[derive(Deserialize)]
@@ -140,7 +156,7 @@ impl Target {
 }
 
 async fn get_row(
-    State(running): State<RunningProcessors>,
+    State(running): State<SharedProcessors>,
     Path((processor, store)): Path<(String, String)>,
     query: Result<Query<GetQuery>, QueryRejection>,
 ) -> Response {
@@ -163,7 +179,7 @@ async fn get_row(
 }
 
 async fn scan(
-    State(running): State<RunningProcessors>,
+    State(running): State<SharedProcessors>,
     Path((processor, store)): Path<(String, String)>,
     query: Result<Query<ScanQuery>, QueryRejection>,
 ) -> Response {
@@ -198,10 +214,14 @@ async fn scan(
 
 /// Runs the query on a blocking thread, because finding the owner of a task reads from the log.
 async fn answer(
-    running: RunningProcessors,
+    running: SharedProcessors,
     target: Target,
     query: impl FnOnce(&Handle, &str) -> Result<(i32, Answer), QueryError> + Send + 'static,
 ) -> Response {
+    let running = match opened(&running) {
+        Ok(running) => running,
+        Err(problem) => return (*problem).into_response(),
+    };
     let RunningProcessor { handle, declaration } = match running.find(&target.processor) {
         Ok(running) => running,
         Err(problem) => return (*problem).into_response(),
@@ -218,32 +238,34 @@ async fn answer(
             Ok(to) => (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, to.to_string())]).into_response(),
             Err(error) => {
                 tracing::error!(%admin, reason = format!("{error:#}"), "announced admin address is invalid");
-                Problem::status(StatusCode::INTERNAL_SERVER_ERROR).into_response()
+                INTERNAL
+                    .detail("the announced address of the process with the task is not a URL")
+                    .into_response()
             }
         },
         Ok(Err(error)) => problem(&error, &target.store).into_response(),
-        Err(_) => Problem::status(StatusCode::INTERNAL_SERVER_ERROR).into_response(),
+        Err(_) => INTERNAL.detail("the query failed; see the log").into_response(),
     }
 }
 
 fn problem(error: &QueryError, store: &str) -> Problem {
-    let status = match error {
-        QueryError::UnknownStore { .. } | QueryError::UnknownPartition { .. } => StatusCode::NOT_FOUND,
+    let kind = match error {
+        QueryError::UnknownStore { .. } | QueryError::UnknownPartition { .. } => STATE_NOT_FOUND,
         QueryError::Starting(_) | QueryError::NotReady { .. } | QueryError::Log(_) | QueryError::Elsewhere { .. } => {
-            StatusCode::SERVICE_UNAVAILABLE
+            UNAVAILABLE
         }
         _ => {
             tracing::error!(store, reason = chain(error), "state query failed");
-            StatusCode::INTERNAL_SERVER_ERROR
+            INTERNAL
         }
     };
-    let problem = Problem::status(status).detail(match error {
+    let problem = kind.detail(match error {
         QueryError::Elsewhere { .. } => {
             format!("{error}; set `admin.advertise` in the configuration of that process, or query it directly")
         }
         _ => chain(error),
     });
-    if status == StatusCode::SERVICE_UNAVAILABLE {
+    if kind == UNAVAILABLE {
         problem.retry_after(1)
     } else {
         problem
@@ -252,7 +274,7 @@ fn problem(error: &QueryError, store: &str) -> Problem {
 
 fn bad_request(error: &QueryRejection, fix: &str) -> Response {
     let detail = format!("{}; {fix}", error.body_text());
-    Problem::status(StatusCode::BAD_REQUEST).detail(detail).into_response()
+    BAD_REQUEST.detail(detail).into_response()
 }
 
 fn rows_json(partition: i32, answer: &Answer, declaration: Option<&Processor>) -> Value {

@@ -5,13 +5,18 @@
 //! source. Status 200 means that the log has committed it. Errors are problem bodies (RFC 9457) that name the
 //! JSON path and the reason. Devices use a separate listener.
 
+mod access;
 mod idempotency;
+
+pub use access::{Credential, CredentialError};
+
+use access::Backend;
 
 use crate::sources::http::{Change, Fingerprint, Inlet, JsonMismatch, PostError, PostOutcome, Receipt};
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Path, Request, State};
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::middleware::{self, Next};
+use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Extension, Json, Router};
@@ -25,8 +30,10 @@ use schemas::schema::Schema;
 use schemas::wire;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use service::Problem;
+use service::listener::{Error as ListenerError, Exposure, Listener, TlsConfig, is_body_timeout};
+use service::problem::{BAD_REQUEST, BODY_TIMEOUT, BODY_TOO_LARGE, FORBIDDEN, Kind};
 use service::trace::{PARENT, Parent};
-use service::{Problem, Secret};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -36,34 +43,93 @@ const REPLAYED: &str = "idempotent-replayed";
 /// Value of `Retry-After`, in seconds.
 const RETRY_AFTER_S: u32 = 1;
 
+const JSON: Kind = Kind::new("json", StatusCode::BAD_REQUEST, "The body is not JSON");
+const SCHEMA: Kind = Kind::new(
+    "schema",
+    StatusCode::BAD_REQUEST,
+    "The JSON does not match the schema of the topic",
+);
+const UNKNOWN_TOPIC: Kind = Kind::new("unknown-topic", StatusCode::NOT_FOUND, "Unknown topic");
+const EVENT_TOO_LARGE: Kind = Kind::new(
+    "event-too-large",
+    StatusCode::PAYLOAD_TOO_LARGE,
+    "An event is too large",
+);
+const LOG_UNAVAILABLE: Kind = Kind::new(
+    "log-unavailable",
+    StatusCode::SERVICE_UNAVAILABLE,
+    "The log is not available",
+);
+
 /// The listener for backends (process configuration).
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Address and port; port 0 selects a free port.
     pub listen: SocketAddr,
+    /// TLS. With `client_ca`, only clients with a certificate can connect.
+    #[serde(default)]
+    pub tls: Option<TlsConfig>,
+    /// Allows an address beyond loopback without TLS.
+    #[serde(default)]
+    pub insecure: bool,
     /// Backends that may post.
     pub credentials: Vec<Credential>,
     /// Maximum size of a body in bytes; a larger body is answered with 413. Default: 1 MiB.
     #[serde(default = "body_bytes_max")]
     pub body_bytes_max: usize,
+    /// Maximum open connections. Further ones wait to be accepted. Default: 1,024.
+    #[serde(default = "connections_max")]
+    pub connections_max: usize,
+}
+
+/// Why the listener could not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The listener cannot be bound, or is not protected.
+    #[error(transparent)]
+    Listener(#[from] ListenerError),
+    /// A credential cannot be used.
+    #[error(transparent)]
+    Credential(#[from] CredentialError),
+}
+
+impl Config {
+    /// Checks the credentials and binds the listener.
+    ///
+    /// # Errors
+    /// The credential or the address that cannot be used.
+    pub fn bind(&self) -> Result<Listener, ConfigError> {
+        let exposure = Exposure {
+            key: "ingest",
+            address: self.listen,
+            authenticated: !self.credentials.is_empty(),
+            fix: "add [[ingest.credentials]]",
+            tls: self.tls.is_some(),
+            insecure: self.insecure,
+        };
+        exposure.check()?;
+        let has_client_ca = self.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+        for credential in &self.credentials {
+            credential.check(has_client_ca)?;
+        }
+        let limits = service::listener::Limits {
+            connections: self.connections_max,
+            ..Default::default()
+        };
+        Ok(Listener::bind("ingest", self.listen)?
+            .tls(self.tls.as_ref())?
+            .limits(limits))
+    }
+}
+
+fn connections_max() -> usize {
+    1_024
 }
 
 fn body_bytes_max() -> usize {
     1 << 20
-}
-
-/// A backend that may post to the listener.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Credential {
-    /// Name of the credential. It is part of problem bodies, and idempotency keys are separate for each name. Entries
-    /// with the same name share their idempotency keys, so that a token can be replaced without repeating requests.
-    pub name: String,
-    /// Its bearer token.
-    pub token: Secret,
-    /// Topics that it may post to, named as in the URL; `*` for all.
-    pub topics: Vec<String>,
 }
 
 /// An event topic.
@@ -97,57 +163,16 @@ impl Ingest {
     /// The routes.
     pub fn router(self) -> Router {
         let limit = self.config.body_bytes_max;
+        let credentials: Arc<[Credential]> = self.config.credentials.clone().into();
         let shared = Arc::new(self);
         Router::new()
             .route("/v1/ingest/{topic}", post(ingest))
-            .layer(DefaultBodyLimit::max(limit))
-            .layer(middleware::from_fn_with_state(shared.clone(), authenticate))
+            .route_layer(DefaultBodyLimit::max(limit))
+            .route_layer(middleware::from_fn_with_state(credentials, access::authenticate))
+            .fallback(service::http::not_found)
+            .method_not_allowed_fallback(service::http::method_not_allowed)
             .with_state(shared)
     }
-}
-
-fn problem(status: StatusCode, kind: &'static str, title: &'static str, detail: impl Into<String>) -> Problem {
-    Problem::new(status, kind, title).detail(detail)
-}
-
-/// The authenticated backend.
-#[derive(Clone)]
-struct Backend {
-    name: Arc<str>,
-    topics: Vec<String>,
-}
-
-async fn authenticate(State(ingest): State<Arc<Ingest>>, mut request: Request, next: Next) -> Response {
-    let header = request
-        .headers()
-        .get(header::AUTHORIZATION)
-        .and_then(|v| v.to_str().ok());
-    let token = header.and_then(|v| v.strip_prefix("Bearer "));
-    let found = ingest
-        .config
-        .credentials
-        .iter()
-        .find(|c| token.is_some_and(|t| equal_in_constant_time(t, c.token.expose())));
-    let Some(credential) = found else {
-        let detail = "send `Authorization: Bearer TOKEN` with a token of [[ingest.credentials]]";
-        let unauthorized = problem(
-            StatusCode::UNAUTHORIZED,
-            "unauthorized",
-            "The token is missing or unknown",
-            detail,
-        );
-        return ([(header::WWW_AUTHENTICATE, "Bearer")], unauthorized).into_response();
-    };
-    request.extensions_mut().insert(Backend {
-        name: credential.name.as_str().into(),
-        topics: credential.topics.clone(),
-    });
-    next.run(request).await
-}
-
-/// Compares secrets without returning early, so that the duration does not reveal the position of a difference.
-fn equal_in_constant_time(a: &str, b: &str) -> bool {
-    a.len() == b.len() && a.bytes().zip(b.bytes()).fold(0, |diff, (x, y)| diff | (x ^ y)) == 0
 }
 
 async fn ingest(
@@ -158,35 +183,25 @@ async fn ingest(
     body: Result<Bytes, axum::extract::rejection::BytesRejection>,
 ) -> Result<Response, Problem> {
     if !topics.iter().any(|t| t == "*" || *t == topic) {
-        let detail = format!(
+        return Err(FORBIDDEN.detail(format!(
             "credential `{name}` may not post to {topic}; it may post to {}",
             topics.join(", ")
-        );
-        return Err(problem(
-            StatusCode::FORBIDDEN,
-            "forbidden",
-            "This credential may not post to the topic",
-            detail,
-        ));
+        )));
     }
     let body = body.map_err(|rejected| match rejected.status() {
         StatusCode::PAYLOAD_TOO_LARGE => {
-            let detail = format!(
-                "bodies are limited to {} bytes; split it into several requests",
-                ingest.config.body_bytes_max
-            );
-            problem(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "too-large",
-                "The body is too large",
-                detail,
-            )
+            let limit = ingest.config.body_bytes_max;
+            BODY_TOO_LARGE.detail(format!(
+                "bodies are limited to {limit} bytes; split it into several requests"
+            ))
         }
-        status => problem(status, "body", "The body cannot be read", rejected.to_string()),
+        _ if is_body_timeout(&rejected) => {
+            BODY_TIMEOUT.detail("the body did not arrive in time; send the request again")
+        }
+        _ => BAD_REQUEST.detail("the connection ended before the body was complete; send the request again"),
     })?;
     let key = IdempotencyKey::of(&headers)?;
-    let value: Value = serde_json::from_slice(&body)
-        .map_err(|e| problem(StatusCode::BAD_REQUEST, "json", "The body is not JSON", e.to_string()))?;
+    let value: Value = serde_json::from_slice(&body).map_err(|e| JSON.detail(e.to_string()))?;
     let trace = trace_of(&headers);
     if let Some(event) = ingest.events.iter().find(|e| e.name == topic) {
         return events(&ingest, event.clone(), value, key, trace).await;
@@ -205,7 +220,7 @@ async fn ingest(
         "topic {topic} does not accept records over HTTP; topics that do: {}",
         known.join(", ")
     );
-    Err(problem(StatusCode::NOT_FOUND, "unknown-topic", "Unknown topic", detail))
+    Err(UNKNOWN_TOPIC.detail(detail))
 }
 
 /// The request's `traceparent` if it is valid; it becomes a header of the records.
@@ -266,12 +281,7 @@ async fn events(
                 "an event has {bytes} bytes, but the log accepts at most {limit}; send a smaller event, or raise \
                  max.message.bytes of the topic"
             );
-            Err(problem(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "too-large",
-                "An event is too large",
-                detail,
-            ))
+            Err(EVENT_TOO_LARGE.detail(detail))
         }
         Ok(Err(error)) => Err(unavailable(&service::chain(&error))),
         Err(error) => Err(unavailable(&error.to_string())),
@@ -279,24 +289,11 @@ async fn events(
 }
 
 fn unavailable(why: &str) -> Problem {
-    problem(
-        StatusCode::SERVICE_UNAVAILABLE,
-        "log-unavailable",
-        "The log is not available",
-        why,
-    )
-    .retry_after(RETRY_AFTER_S)
+    LOG_UNAVAILABLE.detail(why).retry_after(RETRY_AFTER_S)
 }
 
 fn mismatch(path: &str, reason: &str, what: &str) -> Problem {
-    let title = "The JSON does not match the schema of the topic";
-    problem(
-        StatusCode::BAD_REQUEST,
-        "schema",
-        title,
-        format!("{path} of {what}: {reason}"),
-    )
-    .with("path", path)
+    SCHEMA.detail(format!("{path} of {what}: {reason}")).with("path", path)
 }
 
 /// Encodes an event. Returns its key, and its value with the schema id.

@@ -6,9 +6,11 @@
 use schemas::ids::Principal;
 use serde::Deserialize;
 use service::Secret;
+use service::listener::{self, Exposure, TlsConfig};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Configuration of an edge.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -16,6 +18,10 @@ use std::path::PathBuf;
 pub struct Config {
     /// Address of the listener for devices. Port 0 selects a free port.
     pub listen: SocketAddr,
+    /// TLS.
+    pub tls: Option<TlsConfig>,
+    /// Allows an address beyond loopback without TLS, for an edge behind a proxy that terminates TLS.
+    pub insecure: bool,
     /// Issuers whose tokens are accepted; at least one.
     pub issuers: Vec<IssuerConfig>,
     /// Keys that encrypt cursors: one or two, the same on all edges. The first encrypts, both decrypt. Without any, the
@@ -33,6 +39,8 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
+            tls: None,
+            insecure: false,
             issuers: Vec::new(),
             cursor_keys: Vec::new(),
             data_dir: PathBuf::from("data/edge"),
@@ -257,6 +265,9 @@ impl IssuerConfig {
     }
 }
 
+/// The edge has the most connections of all listeners of a process.
+const DESCRIPTORS_PERCENT: usize = 50;
+
 /// An invalid field, with cause and fix.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("edge.{field}: {problem}")]
@@ -313,7 +324,36 @@ impl Config {
     }
 }
 
+impl Config {
+    /// The protection of the listener.
+    pub(crate) fn exposure(&self) -> Exposure {
+        Exposure {
+            key: "edge",
+            address: self.listen,
+            authenticated: !self.issuers.is_empty(),
+            fix: "add an [[edge.issuers]]",
+            tls: self.tls.is_some(),
+            insecure: self.insecure,
+        }
+    }
+}
+
 impl Limits {
+    /// Limits of the listener. The routes limit the time for a response themselves, because of long polls.
+    pub(crate) fn of_connections(&self) -> listener::Limits {
+        let read = Duration::from_secs(self.read_timeout_s);
+        listener::Limits {
+            connections: self.connections_max,
+            descriptors_percent: DESCRIPTORS_PERCENT,
+            head: read,
+            // The routes answer a body that is too slow; this limit is for bodies that no route reads.
+            body: read + Duration::from_secs(5),
+            response: None,
+            drain: Duration::from_secs(self.drain_s),
+            ..listener::Limits::default()
+        }
+    }
+
     fn check(&self) -> Result<(), ConfigError> {
         let invalid = |field: &str, problem: &str| Err(ConfigError::new(format!("limits.{field}"), problem));
         if self.page_rows == 0 || self.page_rows > self.page_rows_max {

@@ -6,10 +6,11 @@
 use crate::auth::Authenticator;
 use crate::auth::cursor_keys::{KeysError, cursor_keyring};
 use crate::config::{Config, ConfigError};
-use crate::http::{KEYS_FIX, Service, router, server};
+use crate::http::{KEYS_FIX, Service, router};
 use crate::replica::{FollowConfig, Follower, FollowerContext, ReplicaHandle};
 use crate::sync::{Memberships, Polls, PollsContext};
 use event_log::SharedEventLog;
+use service::listener::{self, Listener};
 use service::{Component, Drain, Readiness, SharedClock, Tasks};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -43,9 +44,9 @@ pub enum EdgeError {
     /// The cursor keys cannot be loaded.
     #[error(transparent)]
     Keys(#[from] KeysError),
-    /// The listener cannot be bound.
-    #[error("cannot bind the listener for devices (edge.listen)")]
-    Listen(#[source] service::http::Error),
+    /// The listener cannot be bound, or is not protected.
+    #[error(transparent)]
+    Listen(#[from] listener::Error),
 }
 
 /// Starts an edge: spawns its listener, the follower of `view.log` and the refresh of the issuers' keys. Returns the
@@ -64,13 +65,11 @@ pub async fn start(parts: Parts, tasks: &Tasks, readiness: &Readiness) -> Result
     config.check()?;
     let auth = Authenticator::new(&config.issuers)?;
     let keyring = cursor_keyring(&config.cursor_keys, &config.data_dir)?;
-    let listener = service::http::bind(config.listen).await.map_err(EdgeError::Listen)?;
-    let address = listener.local_addr().map_err(|source| {
-        EdgeError::Listen(service::http::Error::Bind {
-            address: config.listen,
-            source,
-        })
-    })?;
+    config.exposure().check()?;
+    let listener = Listener::bind("edge", config.listen)?
+        .tls(config.tls.as_ref())?
+        .limits(config.limits.of_connections());
+    let address = listener.address();
     let replica = Arc::new(ReplicaHandle::default());
     let drain = tasks.drain();
     // Stops the tasks that requests depend on. Starts after the listener has answered the last request, not when the
@@ -95,7 +94,7 @@ pub async fn start(parts: Parts, tasks: &Tasks, readiness: &Readiness) -> Result
         replica: replica.clone(),
         memberships,
         keyring,
-        limits: limits.clone(),
+        limits,
         clock: clock.clone(),
         drain: drain.clone(),
     });
@@ -109,7 +108,7 @@ pub async fn start(parts: Parts, tasks: &Tasks, readiness: &Readiness) -> Result
     tasks.thread("edge-replica", move || follower.run());
     tasks.spawn("edge-keys", keys);
     tasks.spawn("edge-listener", async move {
-        server::serve(listener, router(service), &limits, drain).await;
+        listener.run(router(service), drain).await;
         requests_done.start();
     });
     tracing::info!(%address, "edge started");

@@ -1,8 +1,7 @@
-//! HTTP interface for devices: listener, routes, request tracing and problem bodies.
+//! HTTP interface for devices: routes, request tracing and problem bodies.
 
 mod problem;
 mod routes;
-pub(crate) mod server;
 mod trace;
 
 pub use problem::ApiError;

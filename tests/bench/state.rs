@@ -93,11 +93,8 @@ pub fn child(words: &[String]) -> anyhow::Result<()> {
             metrics: telemetry::metrics(),
             drain: tasks.drain(),
         };
-        let listen = admin::Config {
-            listen: SocketAddr::from(([127, 0, 0, 1], config.admin)),
-            advertise: None,
-        };
-        listener.serve(&tasks, &listen, axum::Router::new()).await?;
+        let listen = admin::Config::on(SocketAddr::from(([127, 0, 0, 1], config.admin)));
+        listener.serve(&tasks, &listen, admin::Routes::new())?;
         let output: Arc<str> = config.output.as_str().into();
         let sub = SubTopology {
             name: "keep".to_owned(),

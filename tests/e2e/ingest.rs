@@ -81,7 +81,7 @@ fn idempotency_key_keeps_its_body_after_sigkill() {
             assert_eq!(again.body, first.body, "the original response is replayed");
             let other = backend.post("change.shop", &[key], &customer(2));
             assert_eq!(other.status, 422, "{other:?}");
-            assert_eq!(other.body["type"], "idempotency-key-reused");
+            assert_eq!(other.body["type"], "/problems/idempotency-key-reused");
         }
         backend.kill();
     }
@@ -108,7 +108,7 @@ fn invalid_idempotency_key_is_rejected_unstored() {
         for keys in cases {
             let refused = backend.post(topic, keys, &body);
             assert_eq!(refused.status, 400, "{topic} {keys:?}: {refused:?}");
-            assert_eq!(refused.body["type"], "idempotency-key");
+            assert_eq!(refused.body["type"], "/problems/idempotency-key");
             let detail = refused.body["detail"].as_str().unwrap();
             assert!(
                 detail.contains("Idempotency-Key") && detail.contains("1 to 255"),

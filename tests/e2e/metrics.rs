@@ -6,11 +6,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Prefixes of metric names.
-const PREFIXES: [&str; 7] = [
+const PREFIXES: [&str; 8] = [
     "trunkline_runtime_",
     "trunkline_processor_",
     "trunkline_connector_",
     "trunkline_edge_",
+    "trunkline_listener_",
     "trunkline_component_",
     "process_resident_",
     "process_cpu_",

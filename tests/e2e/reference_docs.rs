@@ -17,15 +17,22 @@ const ARGS: &str = "cli/src/args.rs";
 const SHARED: (&str, &str) = ("Target", "Options to choose a log");
 
 /// Section of the configuration page, file and struct that is read from it.
-const CONFIGURATION: [(&str, &str, &str); 13] = [
+const CONFIGURATION: [(&str, &str, &str); 16] = [
     ("Top level", "cli/src/config.rs", "NodeConfig"),
     ("[kafka]", "cli/src/config.rs", "Kafka"),
     ("[registry]", "cli/src/config.rs", "Registry"),
+    ("[[registry.users]]", "cli/src/config.rs", "RegistryUser"),
     ("[processors]", "cli/src/config.rs", "Processors"),
     ("[admin]", "platform/service/src/admin.rs", "Config"),
+    ("[[admin.tokens]]", "platform/service/src/access.rs", "TokenConfig"),
+    ("[LISTENER.tls]", "platform/service/src/listener/tls.rs", "TlsConfig"),
     ("[connectors.NAME]", "connectors/src/sources/postgres.rs", "Config"),
     ("[ingest]", "connectors/src/ingest.rs", "Config"),
-    ("[[ingest.credentials]]", "connectors/src/ingest.rs", "Credential"),
+    (
+        "[[ingest.credentials]]",
+        "connectors/src/ingest/access.rs",
+        "Credential",
+    ),
     ("[edge]", "edge/src/config.rs", "Config"),
     ("[[edge.cursor_keys]]", "edge/src/config.rs", "CursorKeyConfig"),
     ("[edge.store]", "edge/src/config.rs", "StoreConfig"),
@@ -316,4 +323,39 @@ fn cli_page_has_every_command_and_option() {
         names.keys()
     );
     assert_same(page, &names, &documented(page, "Option"));
+}
+
+/// Codes of the problem types that are declared below a directory.
+fn problem_codes(dir: &Path, codes: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(dir).expect("the tree can be read").filter_map(Result::ok) {
+        let path = entry.path();
+        if path.is_dir() {
+            problem_codes(&path, codes);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path).expect("a source file is UTF-8");
+            let declared = text.split("Kind::new(").skip(1);
+            codes.extend(declared.filter_map(|rest| {
+                rest.trim_start()
+                    .strip_prefix('"')?
+                    .split('"')
+                    .next()
+                    .map(str::to_owned)
+            }));
+        }
+    }
+}
+
+#[test]
+fn problems_page_has_every_code() {
+    let mut codes = BTreeSet::new();
+    for top in ["platform/service/src", "connectors/src", "edge/src", "cli/src"] {
+        problem_codes(&root().join(top), &mut codes);
+    }
+    assert!(codes.len() > 15, "only these codes were found: {codes:?}");
+    let page = read("docs/reference/problems.md");
+    let missing: Vec<&String> = codes
+        .iter()
+        .filter(|code| !page.contains(&format!("| `{code}` |")))
+        .collect();
+    assert!(missing.is_empty(), "docs/reference/problems.md lacks {missing:?}");
 }

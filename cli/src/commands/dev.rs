@@ -16,7 +16,9 @@ use edge::token::{DEV_AUDIENCE, DevKey, TokenRequest};
 use event_log::SharedEventLog;
 use service::{Secret, Service, SharedClock, Tasks, clock};
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use topology::{Names, Role, SourceKind, Topology};
@@ -153,30 +155,30 @@ fn plan(dev: &args::Dev, topology: Topology, key: &DevKey, ingest_token: &str) -
     let edge = edge::Config {
         listen: loopback(dev.port),
         issuers: vec![key.issuer(DEV_AUDIENCE)],
-        cursor_keys: Vec::new(),
         data_dir: dev.data.clone(),
         store: edge_store,
-        limits: Default::default(),
+        ..edge::Config::default()
     };
     let credential = Credential {
         name: "dev".into(),
-        token: Secret::new(ingest_token.to_owned()),
+        token: Some(Secret::new(ingest_token.to_owned())),
+        certificate: None,
         topics: vec!["*".into()],
     };
     let ingest = ingest::Config {
         listen: loopback(dev.ingest_port),
+        tls: None,
+        insecure: false,
         credentials: vec![credential],
         body_bytes_max: 1 << 20,
+        connections_max: 1_024,
     };
     Ok(Plan {
         name: "dev".into(),
         topology,
         roles,
         data: dev.data.clone(),
-        admin: service::admin::Config {
-            listen: loopback(dev.admin_port),
-            advertise: None,
-        },
+        admin: service::admin::Config::on(loopback(dev.admin_port)),
         connectors,
         ingest: Some(ingest),
         edge: Some(edge),
@@ -184,7 +186,7 @@ fn plan(dev: &args::Dev, topology: Topology, key: &DevKey, ingest_token: &str) -
             store,
             ..Processors::default()
         },
-        registry_listen: Some(loopback(0)),
+        registry: Some(node::RegistryListener::on(loopback(0))),
     })
 }
 
@@ -206,12 +208,7 @@ fn opener(dev: &args::Dev) -> Result<impl Fn() -> Result<Backends> + Send + Sync
         settings: BTreeMap::new(),
         replication: None,
     });
-    let registry = config::Registry {
-        url: dev.registry.clone(),
-        user: None,
-        password: None,
-        listen: None,
-    };
+    let registry = config::Registry::at(dev.registry.clone());
     let shared = Arc::new((embedded, kafka, registry));
     Ok(move || {
         let (embedded, kafka, registry) = &*shared;
@@ -248,7 +245,12 @@ fn ingest_token(data: &Path) -> Result<String> {
         return Ok(token.trim().to_owned());
     }
     let token = format!("dev-{}", uuid::Uuid::new_v4().simple());
-    std::fs::write(&file, &token).with_context(|| format!("cannot write {}", file.display()))?;
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create_new(true).mode(0o600);
+    let written = options
+        .open(&file)
+        .and_then(|mut file| file.write_all(token.as_bytes()));
+    written.with_context(|| format!("cannot write {}", file.display()))?;
     Ok(token)
 }
 

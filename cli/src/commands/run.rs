@@ -38,7 +38,7 @@ pub fn run(run: &args::Run) -> Result<()> {
         ingest: config.ingest,
         edge: config.edge,
         processors: config.processors,
-        registry_listen: config.registry.listen,
+        registry: node::RegistryListener::of(&config.registry),
     };
     let (kafka, registry) = (Arc::new(config.kafka), Arc::new(config.registry));
     let open = move || open(&kafka, &registry);

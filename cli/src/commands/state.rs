@@ -1,5 +1,6 @@
 //! `trunkline state`: tasks of processors and their committed state, from the admin listeners of running processes.
 
+use crate::admin_client::{self, AdminClient};
 use crate::args::{self, Output, StateCommand};
 use crate::{backends, print, running_dev, state_api};
 use anyhow::{Context, Result, anyhow, bail};
@@ -17,7 +18,7 @@ const OPTIONAL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Runs the subcommand.
 pub fn run(output: Output, state: &args::State) -> Result<()> {
-    let processes = Processes::find(state)?;
+    let processes = Processes::find(state, TIMEOUT)?;
     match &state.command {
         StateCommand::List => list(output, &processes),
         StateCommand::Get {
@@ -129,13 +130,16 @@ fn json_text(item: &Value, name: &str) -> String {
 }
 
 fn list(output: Output, processes: &Processes) -> Result<()> {
-    let mut items = Vec::new();
+    let (mut items, mut failure) = (Vec::new(), None);
     for url in &processes.urls {
         // A process that has just ended still has an address in the members topic.
-        let Ok(answer) = get(url, &[], &[], TIMEOUT) else {
-            continue;
-        };
-        items.extend(tasks(&answer, url));
+        match get(&processes.client, url, &[], &[]) {
+            Ok(answer) => items.extend(tasks(&answer, url)),
+            Err(error) => failure = Some(error),
+        }
+    }
+    if let Some(error) = failure.filter(|_| items.is_empty()) {
+        return Err(error);
     }
     if items.is_empty() {
         bail!(
@@ -181,12 +185,14 @@ pub fn restoring(target: &args::Target) -> BTreeMap<(String, String, i64), i64> 
         command: StateCommand::List,
     };
     let mut left = BTreeMap::new();
-    let urls = Processes::find(&state).map(|processes| processes.urls);
-    for url in urls.unwrap_or_default() {
-        let Ok(answer) = get(&url, &[], &[], OPTIONAL_TIMEOUT) else {
+    let Ok(processes) = Processes::find(&state, OPTIONAL_TIMEOUT) else {
+        return left;
+    };
+    for url in &processes.urls {
+        let Ok(answer) = get(&processes.client, url, &[], &[]) else {
             continue;
         };
-        for task in tasks(&answer, &url) {
+        for task in tasks(&answer, url) {
             let Some(records) = task.get("restore_left").and_then(Value::as_i64) else {
                 continue;
             };
@@ -205,20 +211,24 @@ pub fn restoring(target: &args::Target) -> BTreeMap<(String, String, i64), i64> 
 
 /// The processes to query, by the URLs of their admin listeners.
 struct Processes {
+    client: AdminClient,
     urls: Vec<String>,
 }
 
 impl Processes {
     /// The process named with `--admin`, else those announced in the members topics of the topologies on the log, else the
     /// running `dev`.
-    fn find(state: &args::State) -> Result<Self> {
+    fn find(state: &args::State, timeout: Duration) -> Result<Self> {
+        let client = AdminClient::new(&state.target, Some(timeout))?;
         if let Some(url) = &state.admin {
             return Ok(Processes {
+                client,
                 urls: vec![url.trim_end_matches('/').to_owned()],
             });
         }
         let Some(brokers) = &state.target.kafka else {
             return Ok(Processes {
+                client,
                 urls: vec![running_dev::read(&state.target.data)?.admin],
             });
         };
@@ -242,14 +252,14 @@ impl Processes {
         if urls.is_empty() {
             bail!(no_process(processor, others));
         }
-        Ok(Processes { urls })
+        Ok(Processes { client, urls })
     }
 
     /// The answer of the first process that answers, else the last error.
     fn query(&self, segments: &[&str], query: &[(&str, &str)]) -> Result<Value> {
         let mut last = anyhow!("no process to query; specify a process with --admin URL");
         for url in &self.urls {
-            match get(url, segments, query, TIMEOUT) {
+            match get(&self.client, url, segments, query) {
                 Ok(answer) => return Ok(answer),
                 Err(error) => last = error,
             }
@@ -299,24 +309,18 @@ fn no_process(processor: Option<&str>, mut announced: Vec<String>) -> String {
     }
 }
 
-fn get(base: &str, segments: &[&str], query: &[(&str, &str)], timeout: Duration) -> Result<Value> {
+fn get(client: &AdminClient, base: &str, segments: &[&str], query: &[(&str, &str)]) -> Result<Value> {
     let url = state_api::url(base, segments, query)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let client = reqwest::Client::builder().timeout(timeout).build()?;
-        let sent = client.get(url).send().await;
+        let sent = client.get(url).await;
         let answer = sent.with_context(|| format!("cannot reach the process at {base}; check that it is running"))?;
-        let status = answer.status();
+        if !answer.status().is_success() {
+            return Err(admin_client::error_of(base, answer).await);
+        }
         let body = answer.text().await.unwrap_or_default();
-        if status.is_success() {
-            return serde_json::from_str(&body).with_context(|| {
-                format!("{base} did not answer with JSON; check that it is the admin listener of a trunkline process")
-            });
-        }
-        let problem: Value = serde_json::from_str(&body).unwrap_or_default();
-        match problem.get("detail").and_then(Value::as_str) {
-            Some(detail) => bail!("{detail}"),
-            None => bail!("{base} answered {status}"),
-        }
+        serde_json::from_str(&body).with_context(|| {
+            format!("{base} did not answer with JSON; check that it is the admin listener of a trunkline process")
+        })
     })
 }

@@ -21,8 +21,8 @@ pub async fn start(
     config: Config,
     sources: BTreeMap<String, Inlet>,
 ) -> Result<SocketAddr> {
-    let listener = service::http::bind(config.listen).await?;
-    let address = listener.local_addr()?;
+    let listener = config.bind()?;
+    let address = listener.address();
     let (registry, events, names) = (
         context.backends.registry.clone(),
         topology.events.clone(),
@@ -37,13 +37,7 @@ pub async fn start(
         config,
     }
     .router();
-    service::http::serve(
-        &context.tasks,
-        "ingest-listener",
-        listener,
-        router,
-        Duration::from_secs(5),
-    );
+    listener.serve(&context.tasks, router);
     Ok(address)
 }
 

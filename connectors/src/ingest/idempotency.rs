@@ -5,10 +5,21 @@
 
 use axum::http::{HeaderMap, StatusCode};
 use service::Problem;
+use service::problem::Kind;
 use sfv::{BareItem, Item, Parser};
 
 /// Name of the header.
 const NAME: &str = "idempotency-key";
+const INVALID: Kind = Kind::new(
+    "idempotency-key",
+    StatusCode::BAD_REQUEST,
+    "The Idempotency-Key header is not valid",
+);
+const REUSED: Kind = Kind::new(
+    "idempotency-key-reused",
+    StatusCode::UNPROCESSABLE_ENTITY,
+    "The Idempotency-Key was used for another request",
+);
 /// Maximum length of a key in bytes.
 const KEY_BYTES_MAX: usize = 255;
 
@@ -86,21 +97,15 @@ impl From<KeyError> for Problem {
             "header Idempotency-Key: {error}; a key has 1 to {KEY_BYTES_MAX} visible ASCII characters, such as a UUID, \
              with or without double quotes around it; without the header a retry may be stored twice"
         );
-        let title = "The Idempotency-Key header is not valid";
-        Problem::new(StatusCode::BAD_REQUEST, "idempotency-key", title)
-            .detail(detail)
-            .with("header", "Idempotency-Key")
+        INVALID.detail(detail).with("header", "Idempotency-Key")
     }
 }
 
 /// The problem for a key that was used with another body.
 pub(super) fn reused() -> Problem {
-    let title = "The Idempotency-Key was used for another request";
     let detail = "this credential has already used the same Idempotency-Key with another body, so this request was not \
                   stored. Use a new key for a new request, and the same bytes for a retry";
-    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency-key-reused", title)
-        .detail(detail)
-        .with("header", "Idempotency-Key")
+    REUSED.detail(detail).with("header", "Idempotency-Key")
 }
 
 #[cfg(test)]

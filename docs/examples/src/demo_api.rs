@@ -4,13 +4,14 @@
 //! the topics and read from them.
 
 use crate::loyalty::Topics;
+use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use axum::routing::{get, post, put};
-use axum::{Json, Router};
 use event_log::{Isolation, OffsetSpec, OutBatch, OutRecord, RecordBatch, SharedEventLog, StartFrom, TopicPartition};
 use serde_json::{Map, Value};
+use service::access::Role;
+use service::admin::{Access, Endpoint, Routes};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,12 +23,13 @@ struct DemoApi {
 }
 
 /// The routes.
-pub fn router(log: SharedEventLog, topics: Topics) -> Router {
-    Router::new()
-        .route("/orders/{customer}", post(order))
-        .route("/customers/{customer}", put(customer))
-        .route("/points", get(points))
-        .with_state(Arc::new(DemoApi { log, topics }))
+pub fn routes(log: SharedEventLog, topics: Topics) -> Routes {
+    let api = Arc::new(DemoApi { log, topics });
+    let (viewer, operator) = (Access::Role(Role::Viewer), Access::Role(Role::Operator));
+    Routes::new()
+        .route(Endpoint::post("/orders/{customer}", operator), order, api.clone())
+        .route(Endpoint::put("/customers/{customer}", operator), customer, api.clone())
+        .route(Endpoint::get("/points", viewer), points, api)
 }
 
 async fn order(api: State<Arc<DemoApi>>, Path(customer): Path<String>, body: Bytes) -> Result<String, ApiError> {

@@ -89,9 +89,7 @@ async fn start(settings: Settings, tasks: Tasks) -> Result<(), BoxError> {
         metrics,
         drain: tasks.drain(),
     };
-    let listens = admin
-        .serve(&tasks, &settings.admin, demo_api::router(log.clone(), topics))
-        .await?;
+    let listens = admin.serve(&tasks, &settings.admin, demo_api::routes(log.clone(), topics))?;
     let mut config = streams::Config::new(&settings.instance, settings.data.join("stores"));
     config.threads = settings.threads;
     streams::run(

@@ -11,7 +11,7 @@ use crate::sync::{Polls, SyncRequest, SyncResponse};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH, VARY};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH, VARY};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -127,16 +127,7 @@ fn set_cache_headers(headers: &mut HeaderMap, cursor: &str) {
 }
 
 fn bearer(headers: &HeaderMap) -> Result<&str, AuthError> {
-    let value = headers.get(AUTHORIZATION).ok_or(AuthError::Missing)?;
-    let value = value
-        .to_str()
-        .map_err(|_| AuthError::Malformed("the header `Authorization` is not ASCII"))?;
-    let (scheme, token) = value.split_once(' ').ok_or(AuthError::Missing)?;
-    if scheme.eq_ignore_ascii_case("bearer") {
-        Ok(token.trim())
-    } else {
-        Err(AuthError::Missing)
-    }
+    service::http::bearer(headers).ok_or(AuthError::Missing)
 }
 
 fn device(headers: &HeaderMap, request: &SyncRequest) -> Result<DeviceId, ApiError> {
@@ -254,18 +245,5 @@ mod tests {
             assert!(document.pointer(pointer).is_some(), "{pointer}");
             rest = after;
         }
-    }
-
-    #[test]
-    fn only_bearer_scheme_is_accepted() {
-        let of = |value: &'static str| {
-            let headers = [(AUTHORIZATION, HeaderValue::from_static(value))].into_iter().collect();
-            bearer(&headers).map(str::to_owned)
-        };
-        assert_eq!(of("Bearer abc"), Ok("abc".into()));
-        assert_eq!(of("bearer  abc "), Ok("abc".into()));
-        assert_eq!(of("Basic abc"), Err(AuthError::Missing));
-        assert_eq!(of("Bearer"), Err(AuthError::Missing));
-        assert_eq!(bearer(&HeaderMap::new()), Err(AuthError::Missing));
     }
 }

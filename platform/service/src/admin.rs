@@ -1,24 +1,30 @@
-//! The admin listener: liveness, readiness and metrics.
+//! The admin listener: liveness, readiness, metrics, and the routes of the process for operators.
 //!
-//! `/healthz` responds while the process serves requests. `/readyz` is 503 while a component is not ready or the
-//! process drains, and names each cause and the command that the operator should run next. `/metrics` is Prometheus
-//! text. The listener binds to loopback unless configured otherwise.
+//! `/healthz` responds while the process serves requests. `/readyz` is 503 while a component is not ready or the process
+//! drains; clients with the role viewer also see each cause with the operator's next command. `/metrics` is Prometheus
+//! text. Each route requires a role ([`routes`]). The listener binds to loopback unless configured otherwise, and to other
+//! addresses only with tokens.
 
-use crate::http::{self, Error};
+pub mod routes;
+
+pub use routes::{Access, Endpoint, Routes};
+
+use crate::access::{Caller, Role, TokenConfig, TokenError, Tokens};
+use crate::listener::{self, Exposure, Limits, Listener, TlsConfig};
 use crate::readiness::{Report, State};
 use crate::telemetry::Metrics;
-use crate::{Drain, Readiness, Tasks};
+use crate::{Drain, Readiness, Tasks, chain};
 use axum::extract::State as Shared;
 use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
-use axum::routing::get;
-use axum::{Json, Router};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use serde::Deserialize;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a response may still take after the drain has started.
-const DRAIN: Duration = Duration::from_secs(2);
+/// Interval at which the files with tokens are read again.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Configuration of the admin listener.
 #[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
@@ -26,29 +32,67 @@ const DRAIN: Duration = Duration::from_secs(2);
 pub struct Config {
     /// Address and port. Port 0 selects a free port.
     pub listen: SocketAddr,
-    /// URL under which other processes reach the listener, such as `http://views-1:9464`. Default: the address that it
+    /// URL under which other processes reach the listener, such as `https://views-1:9464`. Default: the address that it
     /// listens on, unless that is the unspecified address.
     pub advertise: Option<String>,
+    /// Tokens and their roles. Without any, the listener must be on loopback, and every client has all rights.
+    pub tokens: Vec<TokenConfig>,
+    /// TLS.
+    pub tls: Option<TlsConfig>,
+    /// Allows an address beyond loopback without TLS.
+    pub insecure: bool,
 }
 
 impl Config {
+    /// A listener without tokens.
+    pub fn on(listen: SocketAddr) -> Self {
+        Self {
+            listen,
+            advertise: None,
+            tokens: Vec::new(),
+            tls: None,
+            insecure: false,
+        }
+    }
+
     /// The URL under which other processes reach the listener that is bound to `address`.
     pub fn url(&self, address: SocketAddr) -> Option<String> {
-        let own = || (!address.ip().is_unspecified()).then(|| format!("http://{address}"));
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let own = || (!address.ip().is_unspecified()).then(|| format!("{scheme}://{address}"));
         self.advertise
             .as_ref()
             .map(|url| url.trim_end_matches('/').to_owned())
             .or_else(own)
     }
+
+    fn exposure(&self) -> Exposure {
+        Exposure {
+            key: "admin",
+            address: self.listen,
+            authenticated: !self.tokens.is_empty(),
+            fix: "add [[admin.tokens]]",
+            tls: self.tls.is_some(),
+            insecure: self.insecure,
+        }
+    }
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self {
-            listen: (Ipv4Addr::LOCALHOST, 9464).into(),
-            advertise: None,
-        }
+        Self::on((Ipv4Addr::LOCALHOST, 9464).into())
     }
+}
+
+/// Why the admin listener could not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The listener.
+    #[error(transparent)]
+    Listener(#[from] listener::Error),
+    /// A token.
+    #[error(transparent)]
+    Tokens(#[from] TokenError),
 }
 
 /// State of the routes.
@@ -63,26 +107,37 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// The routes, to be merged with others.
-    pub fn router(&self) -> Router {
-        Router::new()
-            .route("/healthz", get(|| async { "ok\n" }))
-            .route("/readyz", get(readyz))
-            .route("/metrics", get(metrics))
-            .with_state(self.clone())
+    /// The routes that every process has.
+    pub fn routes(&self) -> Routes {
+        Routes::new()
+            .route(Endpoint::get("/healthz", Access::Public), || async { "ok\n" }, ())
+            .route(Endpoint::get("/readyz", Access::Public), readyz, self.clone())
+            .route(
+                Endpoint::get("/metrics", Access::Role(Role::Metrics)),
+                metrics,
+                self.clone(),
+            )
     }
 
     /// Binds the listener and serves the routes and `more` as a task until the drain. Returns the bound address.
     ///
     /// # Errors
-    /// [`Error::Bind`].
-    pub async fn serve(&self, tasks: &Tasks, config: &Config, more: Router) -> Result<SocketAddr, Error> {
-        let listener = http::bind(config.listen).await?;
-        let address = listener.local_addr().map_err(|source| Error::Bind {
-            address: config.listen,
-            source,
-        })?;
-        http::serve(tasks, "admin", listener, self.router().merge(more), DRAIN);
+    /// The listener cannot be bound, is not protected, or a token cannot be used.
+    pub fn serve(&self, tasks: &Tasks, config: &Config, more: Routes) -> Result<SocketAddr, Error> {
+        config.exposure().check()?;
+        let tokens = Arc::new(Tokens::load(&config.tokens)?);
+        let limits = Limits {
+            drain: Duration::from_secs(2),
+            ..Limits::default()
+        };
+        let listener = Listener::bind("admin", config.listen)?
+            .tls(config.tls.as_ref())?
+            .limits(limits);
+        let address = listener.address();
+        if tokens.has_files() {
+            tasks.spawn("admin-tokens", reload(Arc::clone(&tokens), tasks.drain()));
+        }
+        listener.serve(tasks, self.routes().merge(more).protected(tokens));
         Ok(address)
     }
 
@@ -101,14 +156,43 @@ impl Admin {
     }
 }
 
-async fn readyz(Shared(admin): Shared<Admin>) -> impl IntoResponse {
+/// Reads the files with tokens until the drain. Reports a failure once, until it changes.
+async fn reload(tokens: Arc<Tokens>, drain: Drain) {
+    let mut failure = None;
+    while drain.sleep(RELOAD_INTERVAL).await {
+        let shared = Arc::clone(&tokens);
+        let Ok(result) = tokio::task::spawn_blocking(move || shared.reload()).await else {
+            continue;
+        };
+        let now = match result {
+            Ok(true) => {
+                tracing::info!("admin tokens reloaded");
+                None
+            }
+            Ok(false) => None,
+            Err(error) => Some(chain(&error)),
+        };
+        if let Some(cause) = now.as_ref().filter(|_| now != failure) {
+            tracing::warn!(%cause, "admin tokens not reloaded, the previous ones stay valid");
+        }
+        failure = now;
+    }
+}
+
+/// Probes need no token and see the status only, because causes contain addresses and names.
+async fn readyz(Shared(admin): Shared<Admin>, caller: Option<Extension<Caller>>) -> Response {
     let report = admin.report();
     let status = if report.ready {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    (status, Json(report))
+    let is_viewer = caller.is_some_and(|Extension(caller)| caller.role >= Role::Viewer);
+    if is_viewer {
+        (status, Json(report)).into_response()
+    } else {
+        (status, Json(serde_json::json!({ "ready": report.ready }))).into_response()
+    }
 }
 
 async fn metrics(Shared(admin): Shared<Admin>) -> impl IntoResponse {
@@ -126,7 +210,7 @@ mod tests {
 
     async fn get(address: SocketAddr, path: &str) -> String {
         let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
@@ -141,12 +225,10 @@ mod tests {
             metrics: telemetry::metrics(),
             drain: tasks.drain(),
         };
-        let config = Config {
-            listen: (Ipv4Addr::LOCALHOST, 0).into(),
-            advertise: None,
-        };
-        let more = Router::new().route("/more", axum::routing::get(|| async { "more" }));
-        let address = admin.serve(&tasks, &config, more).await.unwrap();
+        let config = Config::on((Ipv4Addr::LOCALHOST, 0).into());
+        let more = Endpoint::get("/more", Access::Role(Role::Operator));
+        let more = Routes::new().route(more, || async { "more" }, ());
+        let address = admin.serve(&tasks, &config, more).unwrap();
 
         let log = admin.readiness.register("log");
         log.not_ready("no broker answers at 127.0.0.1:9092", "trunkline doctor");

@@ -1,123 +1,49 @@
-//! A minimal HTTP server without TLS that shuts down gracefully.
-//!
-//! It stops accepting connections when the drain starts, lets requests in progress finish, and closes the remaining
-//! connections after a time limit.
+//! What the routes of all listeners have in common: bearer tokens, and problem bodies for unknown paths and methods.
 
-use crate::Tasks;
-use axum::Router;
-use std::net::SocketAddr;
-use std::time::Duration;
-use tokio::net::TcpListener;
+use crate::{Problem, problem};
+use axum::http::{HeaderMap, Method, Uri, header};
 
-/// Why a server could not start.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// Binding the address failed.
-    #[error("cannot listen on {address}; another process may use it, or it is not an address of this machine")]
-    Bind {
-        /// The address.
-        address: SocketAddr,
-        /// The system's error.
-        #[source]
-        source: std::io::Error,
-    },
+/// The bearer token of a request. The scheme may be written in any case (RFC 9110, section 11.1).
+pub fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-/// Binds a TCP listener.
-///
-/// # Errors
-/// [`Error::Bind`].
-pub async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| Error::Bind { address, source })
+/// The response to an unknown path.
+pub async fn not_found(uri: Uri) -> Problem {
+    problem::NOT_FOUND.detail(format!(
+        "there is no path {}; docs/reference lists the paths",
+        uri.path()
+    ))
 }
 
-/// Serves routes as a task until the drain, and requests in progress for up to `limit` after it.
-pub fn serve(tasks: &Tasks, name: impl Into<String>, listener: TcpListener, routes: Router, limit: Duration) {
-    let (drain, cut) = (tasks.drain(), tasks.drain());
-    tasks.spawn(name, async move {
-        let graceful = async move { drain.started().await };
-        let service = routes.into_make_service_with_connect_info::<SocketAddr>();
-        let serving = axum::serve(listener, service).with_graceful_shutdown(graceful);
-        tokio::select! {
-            ended = serving => ended,
-            () = async { cut.started().await; tokio::time::sleep(limit).await } => Ok(()),
-        }
-    });
+/// The response to a method that the path does not support.
+pub async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
+    let path = uri.path();
+    problem::METHOD_NOT_ALLOWED.detail(format!(
+        "{path} does not support {method}; the header Allow lists its methods"
+    ))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Drain;
-    use axum::routing::get;
-    use std::net::Ipv4Addr;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpStream;
+    use axum::http::HeaderValue;
 
-    async fn ask(listener: &TcpListener) -> TcpStream {
-        let mut stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-        stream
-    }
-
-    #[tokio::test]
-    async fn request_in_progress_finishes_during_the_drain() {
-        let tasks = Tasks::new();
-        let drain = tasks.drain();
-        let listener = bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
-        let mut stream = ask(&listener).await;
-        // The response is sent only after the drain has started.
-        let slow = move || {
-            let drain: Drain = drain.clone();
-            async move {
-                drain.start();
-                tokio::task::yield_now().await;
-                "ended"
-            }
+    #[test]
+    fn scheme_of_a_token_is_case_insensitive() {
+        let of = |value: &'static str| {
+            let headers = [(header::AUTHORIZATION, HeaderValue::from_static(value))]
+                .into_iter()
+                .collect();
+            bearer(&headers).map(str::to_owned)
         };
-        serve(
-            &tasks,
-            "test",
-            listener,
-            Router::new().route("/", get(slow)),
-            Duration::from_secs(60),
-        );
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.unwrap();
-        assert!(answer.ends_with("ended"), "{answer}");
-        tasks.join(Duration::from_secs(10)).await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn request_that_never_ends_is_closed() {
-        let tasks = Tasks::new();
-        let drain = tasks.drain();
-        let listener = bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
-        let mut stream = ask(&listener).await;
-        let endless = move || {
-            drain.start();
-            std::future::pending::<&str>()
-        };
-        serve(
-            &tasks,
-            "test",
-            listener,
-            Router::new().route("/", get(endless)),
-            Duration::from_millis(1),
-        );
-        tasks.idle().await;
-        tasks.join(Duration::from_secs(10)).await.unwrap();
-        drop(stream.shutdown().await);
-    }
-
-    #[tokio::test]
-    async fn address_in_use_is_named() {
-        let first = bind((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
-        let address = first.local_addr().unwrap();
-        let error = bind(address).await.unwrap_err();
-        assert!(error.to_string().contains(&address.to_string()), "{error}");
+        for value in ["Bearer abc", "bearer abc", "BEARER  abc "] {
+            assert_eq!(of(value).as_deref(), Some("abc"), "{value}");
+        }
+        for value in ["Basic abc", "Bearer", "abc"] {
+            assert_eq!(of(value), None, "{value}");
+        }
+        assert_eq!(bearer(&HeaderMap::new()), None);
     }
 }

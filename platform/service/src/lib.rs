@@ -4,12 +4,14 @@
 //! reports the tasks that did not end in time. Only [`config`] reads the environment. The crate does not depend on
 //! topics or records.
 
+pub mod access;
 pub mod admin;
 pub mod backoff;
 pub mod clock;
 pub mod config;
 pub mod drain;
 pub mod http;
+pub mod listener;
 pub mod problem;
 pub mod readiness;
 pub mod service;

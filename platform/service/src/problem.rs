@@ -8,6 +8,68 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
 
+/// A problem type: what all its occurrences have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kind {
+    /// Stable name. The problem's `type` is `/problems/<code>`.
+    pub code: &'static str,
+    /// Status code of the response.
+    pub status: StatusCode,
+    /// Summary.
+    pub title: &'static str,
+}
+
+impl Kind {
+    /// Creates a problem type. `docs/reference/problems.md` lists all of them.
+    pub const fn new(code: &'static str, status: StatusCode, title: &'static str) -> Self {
+        Self { code, status, title }
+    }
+
+    /// An occurrence, with cause and fix.
+    pub fn detail(&self, detail: impl Into<String>) -> Problem {
+        Problem::new(self.status, format!("/problems/{}", self.code), self.title).detail(detail)
+    }
+}
+
+/// The request is malformed.
+pub const BAD_REQUEST: Kind = Kind::new("bad-request", StatusCode::BAD_REQUEST, "The request is malformed");
+/// The request has no token.
+pub const TOKEN_MISSING: Kind = Kind::new("token-missing", StatusCode::UNAUTHORIZED, "A bearer token is required");
+/// The token is not valid.
+pub const TOKEN_INVALID: Kind = Kind::new("token-invalid", StatusCode::UNAUTHORIZED, "The token is not valid");
+/// The credential does not allow the request.
+pub const FORBIDDEN: Kind = Kind::new(
+    "forbidden",
+    StatusCode::FORBIDDEN,
+    "The credential does not allow this request",
+);
+/// The path does not exist.
+pub const NOT_FOUND: Kind = Kind::new("not-found", StatusCode::NOT_FOUND, "The path does not exist");
+/// The path does not support the method.
+pub const METHOD_NOT_ALLOWED: Kind = Kind::new(
+    "method-not-allowed",
+    StatusCode::METHOD_NOT_ALLOWED,
+    "The method is not supported",
+);
+/// The body did not arrive in time.
+pub const BODY_TIMEOUT: Kind = Kind::new("body-timeout", StatusCode::REQUEST_TIMEOUT, "The request took too long");
+/// The body is too large.
+pub const BODY_TOO_LARGE: Kind = Kind::new("body-too-large", StatusCode::PAYLOAD_TOO_LARGE, "The body is too large");
+/// The response took too long.
+pub const TIMEOUT: Kind = Kind::new(
+    "timeout",
+    StatusCode::SERVICE_UNAVAILABLE,
+    "The service is temporarily unavailable",
+);
+/// The process is starting, or something that it needs is not available.
+pub const UNAVAILABLE: Kind = Kind::new(
+    "unavailable",
+    StatusCode::SERVICE_UNAVAILABLE,
+    "The service is temporarily unavailable",
+);
+/// The process failed.
+pub const INTERNAL: Kind = Kind::new("internal", StatusCode::INTERNAL_SERVER_ERROR, "The request failed");
+
 /// An HTTP error with its body.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Problem {

@@ -4,7 +4,7 @@
 //! immediately. The result is returned to `main`; nothing calls `exit`.
 
 use crate::tasks::{Error as TaskError, TaskResult};
-use crate::{Tasks, config};
+use crate::{Tasks, config, listener};
 use std::future::Future;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -77,6 +77,8 @@ impl Service {
         Fut: Future<Output: TaskResult> + Send + 'static,
     {
         arm_failpoints()?;
+        let open_files = listener::descriptors::raise();
+        tracing::debug!(open_files, "limit of open files");
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         if let Some(threads) = self.worker_threads {
             builder.worker_threads(threads);

@@ -46,10 +46,21 @@ name = "edge-1"
 runs = ["edge"]
 "#;
 
+const TOKEN: &str = "viewer-token-of-the-tests";
+
 /// JSON output of `trunkline state`, or its standard error.
 fn state(kafka: &str, words: &[&str]) -> Result<Value, String> {
+    state_with(Some(TOKEN), kafka, words)
+}
+
+fn state_with(token: Option<&str>, kafka: &str, words: &[&str]) -> Result<Value, String> {
     let words = [&["--output", "json", "state", "--kafka", kafka], words].concat();
-    let done = Command::new(binary()).args(&words).output().expect("the binary starts");
+    let mut command = Command::new(binary());
+    command.args(&words).env_remove("TRUNKLINE_ADMIN_TOKEN");
+    if let Some(token) = token {
+        command.env("TRUNKLINE_ADMIN_TOKEN", token);
+    }
+    let done = command.output().expect("the binary starts");
     if done.status.success() {
         Ok(serde_json::from_slice(&done.stdout).expect("JSON on stdout"))
     } else {
@@ -109,7 +120,8 @@ fn state_queries_route_to_owner_and_fail_over_warm() {
     let (kafka, port) = (broker.bootstrap(), free_port());
     let more = format!(
         "[processors]\nstandby_replicas = 1\n\n[ingest]\nlisten = \"127.0.0.1:{port}\"\n\
-         credentials = [{{ name = \"backend\", token = \"a token\", topics = [\"*\"] }}]\n"
+         credentials = [{{ name = \"backend\", token = \"a token\", topics = [\"*\"] }}]\n\n\
+         [[admin.tokens]]\nname = \"tests\"\nrole = \"viewer\"\ntoken = \"{TOKEN}\"\n"
     );
     let mut fleet = Fleet::new(TOPOLOGY, &kafka, &more);
     ["ingest", "views-a", "views-b"]
@@ -147,6 +159,15 @@ fn state_queries_route_to_owner_and_fail_over_warm() {
     let refused = state(&kafka, &["get", "sync-views", "event.seen", "[1]"]).expect_err("no such processor");
     let expected = "no process has announced processor `sync-views`; announced are shop.sync-views;";
     assert!(refused.contains(expected), "{refused}");
+
+    let unauthenticated = state_with(None, &kafka, &["list"]).expect_err("no token");
+    assert!(unauthenticated.contains("rejects the request"), "{unauthenticated}");
+    let unauthenticated =
+        state_with(Some("another token"), &kafka, &["--admin", &a, "list"]).expect_err("no valid token");
+    assert!(
+        unauthenticated.contains("is not one of [[admin.tokens]]"),
+        "{unauthenticated}"
+    );
 
     fleet.kill("views-a");
     let tasks = wait_for("all tasks on the other node", LIMIT, || {

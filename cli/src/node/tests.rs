@@ -1,0 +1,206 @@
+//! Which role each route and each operation of the admin listener requires.
+
+use super::*;
+use crate::operations_api::{OffsetsAction, OffsetsRequest, PATH, Position, ReplayRequest, Request, TailRequest};
+use axum::body::Body;
+use axum::http::{Method, StatusCode};
+use service::Secret;
+use service::access::{Role as Access, TokenConfig, Tokens};
+use service::admin::{Access as Required, Endpoint};
+use tower::ServiceExt;
+
+/// Method, path and smallest role of each route; `None`: everyone. A new route must be added here and to the table of roles
+/// in docs/guides/listeners.md.
+const ROUTES: [(&str, &str, Option<Access>); 7] = [
+    ("GET", "/healthz", None),
+    ("GET", "/readyz", None),
+    ("GET", "/metrics", Some(Access::Metrics)),
+    ("POST", "/v1/operations", Some(Access::Viewer)),
+    ("GET", "/v1/state", Some(Access::Viewer)),
+    ("GET", "/v1/state/{processor}/{store}", Some(Access::Viewer)),
+    ("GET", "/v1/state/{processor}/{store}/scan", Some(Access::Viewer)),
+];
+
+fn token(role: Access) -> String {
+    format!("token-with-the-role-{}", role.name())
+}
+
+/// All routes of a node whose log is not open yet.
+fn all_routes() -> Routes {
+    let tasks = Tasks::new();
+    let admin = Admin {
+        readiness: Readiness::new(),
+        metrics: telemetry::metrics(),
+        drain: tasks.drain(),
+    };
+    admin.routes().merge(routes(Arc::default(), Arc::default()))
+}
+
+fn protected() -> axum::Router {
+    let config = |role: Access| TokenConfig {
+        name: role.name().to_owned(),
+        role,
+        token: Some(Secret::new(token(role))),
+        file: None,
+    };
+    let tokens = Tokens::load(&Access::ALL.map(config)).unwrap();
+    all_routes().protected(Arc::new(tokens))
+}
+
+async fn status(router: &axum::Router, endpoint: &Endpoint, authorization: Option<String>, body: &str) -> StatusCode {
+    let path = endpoint.path.replace(['{', '}'], "");
+    let method: Method = endpoint.method.parse().unwrap();
+    let mut request = axum::http::Request::builder().method(method).uri(path);
+    if let Some(value) = authorization {
+        request = request.header("authorization", value);
+    }
+    let request = request
+        .header("content-type", "application/json")
+        .body(Body::from(body.to_owned()));
+    router.clone().oneshot(request.unwrap()).await.unwrap().status()
+}
+
+#[tokio::test]
+async fn each_route_requires_its_role() {
+    let routes = all_routes();
+    let declared: Vec<_> = routes
+        .endpoints()
+        .iter()
+        .map(|endpoint| match endpoint.access {
+            Required::Public => (endpoint.method, endpoint.path, None),
+            Required::Role(role) => (endpoint.method, endpoint.path, Some(role)),
+        })
+        .collect();
+    assert_eq!(declared, ROUTES);
+
+    let router = protected();
+    for endpoint in routes.endpoints() {
+        for given in [
+            None,
+            Some("Bearer a-token-that-is-not-valid".to_owned()),
+            Some("Basic YTpi".to_owned()),
+        ] {
+            let is_public = endpoint.access == Required::Public;
+            let status = status(&router, endpoint, given.clone(), "\"topics\"").await;
+            assert_eq!(
+                status != StatusCode::UNAUTHORIZED,
+                is_public,
+                "{endpoint:?} with {given:?}: {status}"
+            );
+        }
+        for role in Access::ALL {
+            let is_allowed = match endpoint.access {
+                Required::Public => true,
+                Required::Role(needed) => role >= needed,
+            };
+            let given = Some(format!("bearer {}", token(role)));
+            let status = status(&router, endpoint, given, "\"topics\"").await;
+            assert_eq!(
+                status != StatusCode::FORBIDDEN,
+                is_allowed,
+                "{endpoint:?} as {role:?}: {status}"
+            );
+            assert_ne!(status, StatusCode::UNAUTHORIZED, "{endpoint:?} as {role:?}");
+        }
+    }
+}
+
+/// Each operation with the smallest role that may request it. `Request::role` has no wildcard, so a new operation cannot be
+/// forgotten there.
+fn operations() -> Vec<(Request, Access)> {
+    let tail = TailRequest {
+        topic: "t".to_owned(),
+        partition: None,
+        from: Position::Unbounded,
+        key: None,
+        limit: 1,
+        follow: false,
+        uncommitted: false,
+    };
+    let replay = |dry_run| {
+        Request::Replay(ReplayRequest {
+            topic: "t".to_owned(),
+            to: "u".to_owned(),
+            partition: None,
+            from: Position::Unbounded,
+            until: Position::Unbounded,
+            key: None,
+            rate: None,
+            dry_run,
+        })
+    };
+    let offsets = |action| {
+        Request::Offsets(OffsetsRequest {
+            processor: "p".to_owned(),
+            store: "s".to_owned(),
+            partition: 0,
+            action,
+        })
+    };
+    vec![
+        (Request::Topics, Access::Viewer),
+        (Request::Topic("t".to_owned()), Access::Viewer),
+        (Request::Tail(tail), Access::Viewer),
+        (Request::Lag(None), Access::Viewer),
+        (replay(true), Access::Viewer),
+        (replay(false), Access::Operator),
+        (offsets(OffsetsAction::Show), Access::Viewer),
+        (offsets(OffsetsAction::Accept(Vec::new())), Access::Operator),
+        (offsets(OffsetsAction::ResetToEarliest(Vec::new())), Access::Operator),
+        (offsets(OffsetsAction::Restore), Access::Operator),
+        (offsets(OffsetsAction::Skip), Access::Operator),
+    ]
+}
+
+#[tokio::test]
+async fn each_operation_requires_its_role() {
+    let router = protected();
+    let endpoint = Endpoint::post(PATH, Required::Role(Access::Viewer));
+    for (request, needed) in operations() {
+        let body = serde_json::to_string(&request).unwrap();
+        for role in Access::ALL {
+            let status = status(&router, &endpoint, Some(format!("Bearer {}", token(role))), &body).await;
+            // The log of this node is not open, so allowed requests are answered with 503.
+            let expected = if role >= needed {
+                StatusCode::SERVICE_UNAVAILABLE
+            } else {
+                StatusCode::FORBIDDEN
+            };
+            assert_eq!(status, expected, "{body} as {role:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_tokens_only_local_hosts_have_access() {
+    let router = all_routes().protected(Arc::new(Tokens::load(&[]).unwrap()));
+    let status = async |host: &str| {
+        let request = axum::http::Request::get("/metrics").header("host", host);
+        let request = request.body(Body::empty()).unwrap();
+        router.clone().oneshot(request).await.unwrap().status()
+    };
+    assert_eq!(status("127.0.0.1:8082").await, StatusCode::OK);
+    assert_eq!(status("localhost:8082").await, StatusCode::OK);
+    assert_eq!(status("rebind.example:8082").await, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn unknown_paths_and_methods_are_problems() {
+    let router = protected();
+    for (method, path, status, kind) in [
+        ("GET", "/nothing", 404, "/problems/not-found"),
+        ("DELETE", "/metrics", 405, "/problems/method-not-allowed"),
+    ] {
+        let request = axum::http::Request::builder().method(method).uri(path);
+        let response = router
+            .clone()
+            .oneshot(request.body(Body::empty()).unwrap())
+            .await
+            .unwrap();
+        assert_eq!(response.status(), status);
+        assert_eq!(response.headers()["content-type"], "application/problem+json");
+        let body = axum::body::to_bytes(response.into_body(), 10_000).await.unwrap();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(body["type"], kind);
+    }
+}

@@ -1,0 +1,275 @@
+//! Access to the admin listener: tokens with roles.
+//!
+//! A token is configured as a secret or in a file with one token per line, which is read again when it changes: to rotate
+//! a token, add the new one, change the clients, then remove the old one. Only digests are kept in memory.
+
+use crate::{BoxError, Secret};
+use arc_swap::ArcSwap;
+use aws_lc_rs::{constant_time, digest};
+use serde::Deserialize;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Prefix of a token that is configured as its SHA-256, in hexadecimal digits.
+const DIGEST_PREFIX: &str = "sha256:";
+/// Shorter tokens could be guessed. 16 random bytes in base64 have 22 characters.
+const LENGTH_MIN: usize = 16;
+
+/// What a token allows. Each role includes the ones before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Read the metrics.
+    Metrics,
+    /// Read everything: readiness, topics with their records, lag, and state.
+    Viewer,
+    /// Also replay records and change offsets.
+    Operator,
+    /// Everything.
+    Admin,
+}
+
+impl Role {
+    /// All roles, from the smallest.
+    pub const ALL: [Role; 4] = [Role::Metrics, Role::Viewer, Role::Operator, Role::Admin];
+
+    /// The name in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Metrics => "metrics",
+            Role::Viewer => "viewer",
+            Role::Operator => "operator",
+            Role::Admin => "admin",
+        }
+    }
+}
+
+/// A token, or several, with a role.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenConfig {
+    /// Name of the client, for logs and errors.
+    pub name: String,
+    /// What the token allows.
+    pub role: Role,
+    /// The token, or `sha256:` and its SHA-256 in hexadecimal digits. Exactly one of `token` and `file` is required.
+    #[serde(default)]
+    pub token: Option<Secret>,
+    /// File with one token per line, in the same form. It is read again when it changes.
+    #[serde(default)]
+    pub file: Option<PathBuf>,
+}
+
+/// Why tokens cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("admin.tokens: token `{name}` cannot be used: {problem}")]
+pub struct TokenError {
+    /// Name of the token.
+    name: String,
+    /// Cause and fix.
+    problem: String,
+    /// The system's error.
+    #[source]
+    source: Option<BoxError>,
+}
+
+/// An authenticated client, as an extension of its requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// Name of its token.
+    pub name: Arc<str>,
+    /// What it may do.
+    pub role: Role,
+}
+
+/// The valid tokens.
+pub struct Tokens {
+    configured: Vec<TokenConfig>,
+    current: ArcSwap<Vec<Entry>>,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+struct Entry {
+    digest: Vec<u8>,
+    caller: Caller,
+}
+
+impl Tokens {
+    /// Reads the tokens and their files.
+    ///
+    /// # Errors
+    /// The first token that cannot be used.
+    pub fn load(configured: &[TokenConfig]) -> Result<Self, TokenError> {
+        let tokens = Self {
+            configured: configured.to_vec(),
+            current: ArcSwap::default(),
+        };
+        tokens.reload()?;
+        Ok(tokens)
+    }
+
+    /// Reads the files again. Returns whether the valid tokens changed; on an error they do not.
+    ///
+    /// # Errors
+    /// The first token that cannot be used.
+    pub fn reload(&self) -> Result<bool, TokenError> {
+        let mut entries = Vec::new();
+        for config in &self.configured {
+            entries.extend(config.entries()?);
+        }
+        let changed = **self.current.load() != entries;
+        if changed {
+            self.current.store(Arc::new(entries));
+        }
+        Ok(changed)
+    }
+
+    /// Whether any token is configured.
+    pub fn is_empty(&self) -> bool {
+        self.configured.is_empty()
+    }
+
+    /// Whether tokens can change while the process runs.
+    pub fn has_files(&self) -> bool {
+        self.configured.iter().any(|config| config.file.is_some())
+    }
+
+    /// The client with this token. Compares digests with all tokens, so that the time reveals nothing about them.
+    pub fn find(&self, token: &str) -> Option<Caller> {
+        let digest = digest::digest(&digest::SHA256, token.as_bytes());
+        let entries = self.current.load();
+        let is_same = |entry: &&Entry| constant_time::verify_slices_are_equal(&entry.digest, digest.as_ref()).is_ok();
+        // Not `find`, which would end at the first match. A token with two roles has the greater one.
+        let found = entries.iter().filter(is_same).max_by_key(|entry| entry.caller.role);
+        found.map(|entry| entry.caller.clone())
+    }
+}
+
+impl TokenConfig {
+    fn error(&self, problem: impl Into<String>, source: Option<BoxError>) -> TokenError {
+        TokenError {
+            name: self.name.clone(),
+            problem: problem.into(),
+            source,
+        }
+    }
+
+    fn entries(&self) -> Result<Vec<Entry>, TokenError> {
+        let text = match (&self.token, &self.file) {
+            (Some(token), None) => token.expose().to_owned(),
+            (None, Some(file)) => std::fs::read_to_string(file)
+                .map_err(|source| self.error(format!("cannot read {}", file.display()), Some(source.into())))?,
+            _ => return Err(self.error("set exactly one of token and file", None)),
+        };
+        let lines = text.lines().map(str::trim);
+        let tokens = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let entries: Vec<Entry> = tokens.map(|token| self.entry(token)).collect::<Result<_, _>>()?;
+        if entries.is_empty() {
+            return Err(self.error("it is empty", None));
+        }
+        Ok(entries)
+    }
+
+    fn entry(&self, token: &str) -> Result<Entry, TokenError> {
+        let digest = match token.strip_prefix(DIGEST_PREFIX) {
+            Some(digits) => {
+                from_hex(digits).ok_or_else(|| self.error("sha256: must be followed by 64 hexadecimal digits", None))?
+            }
+            None if token.len() < LENGTH_MIN => {
+                let problem = format!("it is shorter than {LENGTH_MIN} characters; generate one: openssl rand -hex 32");
+                return Err(self.error(problem, None));
+            }
+            None => digest::digest(&digest::SHA256, token.as_bytes()).as_ref().to_vec(),
+        };
+        Ok(Entry {
+            digest,
+            caller: Caller {
+                name: self.name.as_str().into(),
+                role: self.role,
+            },
+        })
+    }
+}
+
+/// The bytes of a SHA-256 in hexadecimal digits.
+fn from_hex(digits: &str) -> Option<Vec<u8>> {
+    if digits.len() != 2 * digest::SHA256_OUTPUT_LEN || !digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    let byte = |at: usize| u8::from_str_radix(digits.get(at..at + 2)?, 16).ok();
+    (0..digits.len()).step_by(2).map(byte).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOKEN: &str = "0123456789abcdef";
+    /// `printf %s 0123456789abcdef | sha256sum`
+    const DIGEST: &str = "sha256:9f9f5111f7b27a781f1f1ddde5ebc2dd2b796bfc7365c9c28b548e564176929f";
+
+    fn config(token: &str, role: Role) -> TokenConfig {
+        TokenConfig {
+            name: "test".to_owned(),
+            role,
+            token: Some(Secret::new(token)),
+            file: None,
+        }
+    }
+
+    #[test]
+    fn token_is_found_by_text_or_digest() {
+        for text in [TOKEN, DIGEST] {
+            let tokens = Tokens::load(&[config(text, Role::Viewer)]).unwrap();
+            assert_eq!(tokens.find(TOKEN).unwrap().role, Role::Viewer, "{text}");
+            for other in ["", "0123456789abcdeF", "0123456789abcdef0", DIGEST] {
+                assert!(tokens.find(other).is_none(), "{other}");
+            }
+        }
+        let both = [config(TOKEN, Role::Viewer), config(DIGEST, Role::Operator)];
+        assert_eq!(Tokens::load(&both).unwrap().find(TOKEN).unwrap().role, Role::Operator);
+    }
+
+    #[test]
+    fn unusable_token_is_named_and_never_printed() {
+        let refused = |config: TokenConfig| Tokens::load(&[config]).err().unwrap().to_string();
+        let text = refused(config("hunter2", Role::Admin));
+        assert!(text.contains("`test`") && text.contains("shorter than 16"), "{text}");
+        assert!(!text.contains("hunter2"), "{text}");
+        let text = refused(config("sha256:12", Role::Admin));
+        assert!(text.contains("64 hexadecimal digits"), "{text}");
+        let neither = TokenConfig {
+            token: None,
+            ..config("", Role::Admin)
+        };
+        assert!(refused(neither).contains("exactly one of token and file"));
+        assert!(refused(config("# only a comment", Role::Admin)).contains("empty"));
+    }
+
+    #[test]
+    fn file_with_several_tokens_rotates_without_a_gap() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("tokens");
+        let write = |text: &str| std::fs::write(&file, text).unwrap();
+        write("old-token-0123456789\n");
+        let config = TokenConfig {
+            name: "console".to_owned(),
+            role: Role::Operator,
+            token: None,
+            file: Some(file.clone()),
+        };
+        let tokens = Tokens::load(&[config]).unwrap();
+        assert!(!tokens.reload().unwrap(), "nothing changed");
+        let valid = || ["old-token-0123456789", "new-token-0123456789"].map(|token| tokens.find(token).is_some());
+        assert_eq!(valid(), [true, false]);
+        write("# since November\nnew-token-0123456789\nold-token-0123456789\n");
+        assert!(tokens.reload().unwrap());
+        assert_eq!(valid(), [true, true]);
+        write("");
+        assert!(tokens.reload().is_err());
+        assert_eq!(valid(), [true, true], "an unusable file changes nothing");
+        write("new-token-0123456789\n");
+        assert!(tokens.reload().unwrap());
+        assert_eq!(valid(), [false, true]);
+    }
+}
