@@ -1,5 +1,7 @@
 //! `trunkline run`: runs one node of the topology.
 
+mod issuers;
+
 use crate::args;
 use crate::backends::{self, Backends};
 use crate::config::{self, Kafka, NodeConfig};
@@ -26,6 +28,9 @@ pub fn run(run: &args::Run) -> Result<()> {
     if let Some(edge) = &config.edge {
         edge::token::refuse_development(edge)
             .context("the edge configuration contains the public key of a `trunkline dev`")?;
+    }
+    if let Some(edge) = config.edge.as_ref().filter(|_| declared.roles.contains(&Role::Edge)) {
+        issuers::check(&topology.memberships, edge)?;
     }
     claim_directories(&declared.roles, &config)?;
     let plan = Plan {

@@ -78,15 +78,15 @@ fn check_claims(cx: &Context<'_>, membership: &model::Membership, template: &Tem
         );
         return;
     }
-    if membership.issuer.is_none() && issuers.len() > 1 && template.params().next().is_some() {
+    if membership.issuer.is_none() && issuers.len() > 1 {
         let message = format!(
-            "the membership of `{}` accepts tokens of every issuer",
+            "the membership of `{}` names no issuer, but the topology has several",
             membership.bucket.value
         );
-        let problem = Problem::warning(membership.bucket.span.clone(), message);
-        cx.add(
-            problem.help("restrict it with `issuer = \"…\"`; two issuers can use the same subject for different users"),
-        );
+        let problem = Problem::error(membership.bucket.span.clone(), message);
+        cx.add(problem.help(
+            "add `issuer = \"…\"`, one membership for each issuer; they can use one subject for different users",
+        ));
     }
     let giving: Vec<&model::Issuer> = issuers
         .iter()
