@@ -5,8 +5,10 @@
 //! `open`, `next`, `committed` and `close`. `committed` is called only with positions that were committed in the
 //! transaction of their records.
 
+mod dead_letters;
 mod positions;
 mod register;
+mod retry;
 mod run;
 
 pub use positions::positions_spec;
@@ -14,24 +16,62 @@ pub(crate) use register::register;
 pub use run::{Context, OnMismatch, run};
 
 use crate::error::Result;
+use crate::status::TableReport;
 use event_log::OutBatch;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
-/// A position in a source, from which it can continue. It is stored in the positions topic.
+/// Why a stored position cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    /// A newer release wrote it.
+    #[error("{0}")]
+    Newer(String),
+    /// It has an older format, belongs to another kind of connector, or is damaged. Only a new source epoch can follow.
+    #[error("{0}")]
+    StartOver(String),
+}
+
+/// The static record of a position, which is stored only when it changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StaticPart<'p> {
+    /// Identifies the content.
+    pub revision: &'p str,
+    /// The content, as JSON.
+    pub json: &'p str,
+}
+
+/// A source's position: where it continues. It is stored in the positions topic.
+///
+/// It has a moving record, which is written with every commit and stays small, and optionally a static record, which is
+/// written only when it changes. The moving record names the revision of the static record.
 pub trait Position: Clone + fmt::Display + Send + 'static {
-    /// The stored JSON. Its first member, `"v"`, is the format version.
+    /// The moving record, as JSON. Its first member, `"v"`, is the format version; `"inc"` is the source epoch.
     fn to_json(&self) -> String;
+
+    /// The static record; `None` if the position has none.
+    fn static_part(&self) -> Option<StaticPart<'_>> {
+        None
+    }
 
     /// The last source transaction that is stored completely, in the source's notation (an LSN for PostgreSQL); empty if
     /// there is none yet.
     fn complete(&self) -> String;
 
-    /// Parses the output of [`Position::to_json`].
+    /// Parses the moving record, and the static record that is stored with it, if there is one.
     ///
     /// # Errors
-    /// The reason, such as a newer format version.
-    fn from_json(json: &str) -> std::result::Result<Self, String>;
+    /// [`Unreadable`], such as a newer format version.
+    fn from_json(json: &str, static_json: Option<&str>) -> std::result::Result<Self, Unreadable>;
+
+    /// Whether a source that continues here has passed the place at which one that continued at `other` failed.
+    fn is_beyond(&self, other: &Self) -> bool;
+
+    /// Whether a source that continues here has to read everything again from the start.
+    fn is_unfinished_snapshot(&self) -> bool {
+        false
+    }
 }
 
 /// Limits of one call of [`Source::next`].
@@ -54,6 +94,8 @@ pub struct Batch<P> {
     pub position: Option<P>,
     /// Whether the position must be committed before the next call of [`Source::next`], even if there are no records.
     pub store_now: bool,
+    /// How many of the records are dead letters.
+    pub dead_letters: u64,
 }
 
 impl<P> Default for Batch<P> {
@@ -62,6 +104,7 @@ impl<P> Default for Batch<P> {
             records: OutBatch::default(),
             position: None,
             store_now: false,
+            dead_letters: 0,
         }
     }
 }
@@ -84,6 +127,8 @@ pub struct Progress {
     pub snapshot: Option<String>,
     /// Bytes of the source's log that are not yet acknowledged.
     pub lag_bytes: Option<u64>,
+    /// State of each table; empty if the source does not report them.
+    pub tables: Arc<[TableReport]>,
 }
 
 /// An external system whose changes are published. One thread uses it and provides the async runtime.
@@ -95,11 +140,17 @@ pub trait Source {
     /// Its position.
     type Position: Position;
 
-    /// Opens the source at the stored position; `None` if no position has been stored yet.
+    /// Its topic, if it writes dead letters to `<topic>.dlq`; `None` if it writes none.
+    fn topic(&self) -> Option<&str> {
+        None
+    }
+
+    /// Opens it at the stored position; `None` if no position was ever stored. `record_bytes_max` is the largest record that
+    /// its topic accepts, or the largest value if it writes no dead letters.
     ///
     /// # Errors
     /// [`crate::Error::NeedsResync`] if continuing from that position could lose changes.
-    async fn open(&mut self, position: Option<Self::Position>) -> Result<()>;
+    async fn open(&mut self, position: Option<Self::Position>, record_bytes_max: usize) -> Result<()>;
 
     /// Appends the next records to the batch. Not cancel safe: after the future is dropped before it completes, the
     /// source must be closed.
@@ -112,8 +163,9 @@ pub trait Source {
     /// Releases all external resources immediately, without a further acknowledgement. The source can be opened again.
     fn close(&mut self);
 
-    /// The position of a new source epoch, which starts by reading everything again; `None` if the source cannot do that.
-    fn restart_position(&self, stored: Option<&Self::Position>) -> Option<Self::Position>;
+    /// The position of the source epoch after `epoch`, which starts by reading everything again; `None` if the source cannot
+    /// do that. `stored` is the stored position, if it can be read.
+    fn restart_position(&self, stored: Option<&Self::Position>, epoch: u32) -> Option<Self::Position>;
 
     /// Progress for reports and metrics.
     fn progress(&self) -> Progress {

@@ -49,6 +49,47 @@ impl State {
     }
 }
 
+/// States of a table of a connector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum TableState {
+    /// Its changes are published.
+    Running,
+    /// It is being copied, or waits for that.
+    Snapshotting,
+    /// Its changes are skipped, because publishing them would be wrong. Requires a new snapshot.
+    NeedsSnapshot,
+}
+
+impl TableState {
+    /// All states.
+    pub const ALL: [TableState; 3] = [TableState::Running, TableState::Snapshotting, TableState::NeedsSnapshot];
+
+    /// The state's name: `RUNNING`.
+    pub fn name(self) -> &'static str {
+        match self {
+            TableState::Running => "RUNNING",
+            TableState::Snapshotting => "SNAPSHOTTING",
+            TableState::NeedsSnapshot => "NEEDS_SNAPSHOT",
+        }
+    }
+}
+
+/// The state of a table.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct TableReport {
+    /// The table.
+    pub table: String,
+    /// Its state.
+    pub state: TableState,
+    /// Why it needs a snapshot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
+    /// The command or statement that fixes it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fix: Option<String>,
+}
+
 /// A snapshot of a connector's state.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Report {
@@ -69,6 +110,13 @@ pub struct Report {
     /// Bytes of the source's log that are not yet acknowledged; `None` while unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lag_bytes: Option<u64>,
+    /// State of each table.
+    #[serde(serialize_with = "serialize_tables")]
+    pub tables: Arc<[TableReport]>,
+}
+
+fn serialize_tables<S: serde::Serializer>(tables: &Arc<[TableReport]>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(tables.iter())
 }
 
 /// What an operator has requested.
@@ -97,6 +145,7 @@ impl Handle {
             position: String::new(),
             records_total: 0,
             lag_bytes: None,
+            tables: Arc::new([]),
         };
         Handle {
             component: Arc::new(component),
@@ -138,7 +187,7 @@ impl Handle {
     pub(crate) fn set(&self, state: State, cause: Option<String>, next: Option<String>) {
         match (&cause, &next) {
             (Some(cause), Some(next)) => self.component.not_ready(cause, next),
-            _ if state.is_healthy() => self.component.ready(),
+            _ if state.is_healthy() => self.report_healthy(&self.report().tables),
             _ => self
                 .component
                 .not_ready(state.name(), "wait; the process log names the operation in progress"),
@@ -147,11 +196,87 @@ impl Handle {
         (report.state, report.cause, report.next) = (state, cause, next);
     }
 
+    /// Ready, unless a table needs a snapshot.
+    fn report_healthy(&self, tables: &[TableReport]) {
+        let stopped: Vec<&TableReport> = tables.iter().filter(|t| t.state == TableState::NeedsSnapshot).collect();
+        let Some(first) = stopped.first() else {
+            return self.component.ready();
+        };
+        let texts = stopped.iter().map(|t| {
+            format!(
+                "table {} needs a snapshot: {}",
+                t.table,
+                t.cause.as_deref().unwrap_or_default()
+            )
+        });
+        let cause = texts.collect::<Vec<_>>().join("; ");
+        self.component
+            .not_ready(&cause, first.fix.as_deref().unwrap_or_default());
+    }
+
+    /// Publishes the states of the tables, if they changed.
+    pub(crate) fn set_tables(&self, tables: &Arc<[TableReport]>) {
+        let report = self.report();
+        if Arc::ptr_eq(&report.tables, tables) || report.tables == *tables {
+            return;
+        }
+        for table in tables.iter() {
+            for state in TableState::ALL {
+                let value = if table.state == state { 1.0 } else { 0.0 };
+                metrics::gauge!("trunkline_connector_table_state", "connector" => report.connector.clone(),
+                    "table" => table.table.clone(), "state" => state.name())
+                .set(value);
+            }
+        }
+        self.update(|report| report.tables = Arc::clone(tables));
+        if report.state.is_healthy() && report.cause.is_none() {
+            self.report_healthy(tables);
+        }
+    }
+
     pub(crate) fn update(&self, change: impl FnOnce(&mut Report)) {
         change(&mut self.lock());
     }
 
     fn lock(&self) -> MutexGuard<'_, Report> {
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use service::Readiness;
+
+    #[test]
+    fn table_that_needs_a_snapshot_is_shown_in_readiness_while_the_connector_runs() {
+        let readiness = Readiness::new();
+        let handle = Handle::new("shop", readiness.register("connector shop"));
+        let tables = |state| -> Arc<[TableReport]> {
+            let stopped = state == TableState::NeedsSnapshot;
+            let report = TableReport {
+                table: String::from("orders"),
+                state,
+                cause: stopped.then(|| String::from("it was replaced")),
+                fix: stopped.then(|| String::from("resync it")),
+            };
+            [report].into()
+        };
+        handle.set(State::Running, None, None);
+        handle.set_tables(&tables(TableState::Running));
+        assert!(readiness.report().ready);
+        handle.set_tables(&tables(TableState::NeedsSnapshot));
+        // The state of the connector does not hide it.
+        handle.set(State::Running, None, None);
+        let component = readiness.report().components.remove(0);
+        assert_eq!(
+            component.cause.as_deref(),
+            Some("table orders needs a snapshot: it was replaced")
+        );
+        assert_eq!(component.next_command.as_deref(), Some("resync it"));
+        let json = serde_json::to_value(handle.report()).unwrap();
+        assert_eq!(json["tables"][0]["state"], "NEEDS_SNAPSHOT");
+        handle.set_tables(&tables(TableState::Running));
+        assert!(readiness.report().ready);
     }
 }

@@ -171,7 +171,19 @@ impl SyncViews {
             Kind::Row(change) => self.apply_row(input, &relation, change, step),
             Kind::Truncate => {
                 self.remove_rows(input, step, &|_, _| true)?;
-                self.cover(input, input.version, step, &|_| true)?;
+                self.cover(input, input.version, step, &|_, _| true)?;
+                Ok(())
+            }
+            Kind::Missing { state_key } => {
+                let known = match step.state.get(state_key)? {
+                    Some(bytes) => Row::decode(&bytes)?.version,
+                    // Its entry may have been removed by proof since.
+                    None if input.replayed.is_some() => return Ok(()),
+                    None => self.floor,
+                };
+                if input.version > known {
+                    self.record_missing(input.table, state_key, input.version, step)?;
+                }
                 Ok(())
             }
             Kind::ChunkEnd(end) => {

@@ -6,4 +6,5 @@ pub mod fault_injection;
 mod harness;
 mod key_changes;
 mod refusals;
+mod table_states;
 mod types;

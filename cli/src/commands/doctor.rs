@@ -2,7 +2,7 @@
 
 use crate::args::{self, Output};
 use crate::exit::Failed;
-use crate::operations_api::Request;
+use crate::operations_api::{Position, Request, TailRequest};
 use crate::operations_client::Client;
 use crate::print;
 use anyhow::Result;
@@ -93,6 +93,13 @@ fn check_log(client: &Client) -> Vec<Finding> {
     findings.push(check_view_log(&names));
     let dead_letters = names.iter().filter(|name| name.ends_with(".dlq"));
     findings.extend(dead_letters.filter_map(|topic| check_dead_letters(client, topic)));
+    let sources = names.iter().filter(|name| !name.ends_with(".dlq"));
+    let sources = sources.filter_map(|topic| {
+        let owner = Names::owning(topic)?;
+        let source = owner.local(topic).strip_prefix("change.")?.to_owned();
+        Some((owner.positions(), source))
+    });
+    findings.extend(sources.flat_map(|(positions, source)| check_tables(client, positions, &source)));
     findings.push(check_lag(client));
     findings
 }
@@ -114,6 +121,38 @@ fn check_dead_letters(client: &Client, topic: &str) -> Option<Finding> {
     let offsets = details.first()?.get("offsets").and_then(Value::as_i64)?;
     let fix = format!("trunkline topics tail {topic} --from-start");
     (offsets > 0).then(|| bad("dead letters", format!("{topic} contains records"), fix))
+}
+
+/// A finding for each table of a source that needs a snapshot, by the stored position of its connector.
+fn check_tables(client: &Client, positions: String, source: &str) -> Vec<Finding> {
+    let request = Request::Tail(TailRequest {
+        topic: positions,
+        partition: None,
+        from: Position::Unbounded,
+        key: Some(serde_json::json!([source, "static"]).to_string()),
+        limit: usize::MAX,
+        follow: false,
+        uncommitted: false,
+    });
+    // Without the topic no connector has run yet.
+    let records = client.collect(request).unwrap_or_default();
+    let stored = records.last().and_then(|record| record.pointer("/value/position"));
+    let stored = stored.and_then(Value::as_str).map(serde_json::from_str::<Value>);
+    let Some(Ok(stored)) = stored else { return Vec::new() };
+    let tables = stored.pointer("/source/tables").and_then(Value::as_object);
+    let mut findings = Vec::new();
+    for (table, record) in tables.into_iter().flatten() {
+        let text = |name: &str| {
+            record
+                .pointer(&format!("/needs_snapshot/{name}"))
+                .and_then(Value::as_str)
+        };
+        if let (Some(cause), Some(fix)) = (text("cause"), text("fix")) {
+            let found = format!("connector {source}: table {table} needs a snapshot: {cause}");
+            findings.push(bad("tables", found, fix));
+        }
+    }
+    findings
 }
 
 fn check_lag(client: &Client) -> Finding {

@@ -1,4 +1,5 @@
-//! The positions topic: one position record per connector, keyed by its name.
+//! The positions topic: a moving record per connector, keyed by its name, and a static record, keyed by
+//! its name and `static`, which is written only when it changes.
 //!
 //! [`Positions::read`] returns the newest position that was committed before the producer was initialized: it reads up
 //! to the log end at the time of the call, which includes waiting for the open transaction of a previous process that
@@ -42,9 +43,42 @@ pub(super) struct Positions {
     clock: SharedClock,
     partition: TopicPartition,
     key: Key,
+    static_key: Key,
     schema: SchemaId,
+    /// Revision of the static record that was read or sent last. A transaction that does not commit ends the attempt,
+    /// and the next one reads the topic again.
+    static_revision: Option<String>,
     value: Vec<u8>,
     batch: OutBatch,
+}
+
+/// The stored records of a connector.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Stored {
+    /// The moving record.
+    pub(super) moving: String,
+    /// The static record.
+    pub(super) static_part: Option<String>,
+}
+
+impl Stored {
+    /// The source epoch, which every format of every kind has; `None` if the record is damaged.
+    pub(super) fn source_epoch(&self) -> Option<u32> {
+        #[derive(serde::Deserialize)]
+        struct AnyFormat {
+            inc: u32,
+        }
+        serde_json::from_str(&self.moving).ok().map(|AnyFormat { inc }| inc)
+    }
+
+    fn static_revision(&self) -> Option<String> {
+        #[derive(serde::Deserialize)]
+        struct AnyFormat {
+            rev: String,
+        }
+        let json = self.static_part.as_deref()?;
+        serde_json::from_str(json).ok().map(|AnyFormat { rev }| rev)
+    }
 }
 
 impl Positions {
@@ -62,19 +96,20 @@ impl Positions {
             clock: Arc::clone(&context.clock),
             partition: TopicPartition::new(context.positions_topic.as_str(), 0),
             key: Key::of(&[&context.name]),
+            static_key: Key::of(&[context.name.as_str(), "static"]),
             schema,
+            static_revision: None,
             value: Vec::new(),
             batch: OutBatch::default(),
         })
     }
 
-    /// Reads the stored position as JSON; `None` if there is none.
+    /// Reads the stored records; `None` if there are none.
     ///
-    /// A single broker that stops under load can forget an open transaction: the transaction then blocks the last
-    /// stable offset forever (ADR 5). If it belongs to this connector, it ends with the next transaction of the same
-    /// producer, so it suffices to begin a transaction and abort it. The records of the forgotten transaction are read
-    /// from the source and published again, so none is lost.
-    pub(super) fn read(&mut self, producer: &mut dyn TransactionalProducer) -> Result<Option<String>> {
+    /// A single broker that stops under load can forget an open transaction: it then blocks the last stable offset for
+    /// ever (ADR 5). If it belongs to this connector, the next transaction of the same producer ends it, and aborting that
+    /// one is enough. Its records are read from the source and published again, so none is lost.
+    pub(super) fn read(&mut self, producer: &mut dyn TransactionalProducer) -> Result<Option<Stored>> {
         let attempted = "read the stored position";
         let end = self
             .log
@@ -89,14 +124,18 @@ impl Positions {
             .map_err(Error::log(attempted))?;
         let (started, mut aborted) = (Instant::now(), false);
         let mut batch = RecordBatch::default();
-        let mut found = None;
-        // The log end includes control records. So does the reader's position after the reader has passed them.
+        let (mut moving, mut static_part) = (None, None);
+        // The log end counts control records, and so does the reader's position once it has passed them.
         while end > 0 && reader.position(&self.partition).is_none_or(|position| position < end) {
             reader
                 .poll(&mut batch, READ_BYTES, POLL)
                 .map_err(Error::log(attempted))?;
-            for record in batch.iter().filter(|record| record.key() == Some(self.key.as_bytes())) {
-                found = record.value().map(|value| self.json_of(value)).transpose()?;
+            for record in batch.iter() {
+                if record.key() == Some(self.key.as_bytes()) {
+                    moving = record.value().map(|value| self.json_of(value)).transpose()?;
+                } else if record.key() == Some(self.static_key.as_bytes()) {
+                    static_part = record.value().map(|value| self.json_of(value)).transpose()?;
+                }
             }
             if started.elapsed() > FORGOTTEN_AFTER && !aborted {
                 aborted = true;
@@ -115,13 +154,16 @@ impl Positions {
                 }));
             }
         }
-        Ok(found)
+        let stored = moving.map(|moving| Stored { moving, static_part });
+        self.static_revision = stored.as_ref().and_then(Stored::static_revision);
+        Ok(stored)
     }
 
     /// Begins a transaction in the positions partition and aborts it.
     fn abort_forgotten(&mut self, producer: &mut dyn TransactionalProducer) -> event_log::Result<()> {
         self.value.clear();
-        self.encode_record();
+        self.batch.clear();
+        self.push_record(RecordKind::Moving);
         producer.begin()?;
         producer.send(&self.batch)?;
         // Without a record in the partition, the abort would write no control record there.
@@ -137,33 +179,54 @@ impl Positions {
         Ok(stored.position.to_owned())
     }
 
-    /// Returns a batch with one record that contains a position.
-    pub(super) fn record<P: Position>(&mut self, position: &P) -> &OutBatch {
-        let (json, complete) = (position.to_json(), position.complete());
+    /// The batch with the records of a position: the moving record, after the static record if that has changed.
+    pub(super) fn records<P: Position>(&mut self, position: &P) -> &OutBatch {
+        self.batch.clear();
+        let complete = position.complete();
+        if let Some(part) = position.static_part()
+            && self.static_revision.as_deref() != Some(part.revision)
+        {
+            self.encode(part.json, &complete);
+            self.push_record(RecordKind::Static);
+            self.static_revision = Some(part.revision.to_owned());
+        }
+        self.encode(&position.to_json(), &complete);
+        self.push_record(RecordKind::Moving);
+        &self.batch
+    }
+
+    fn encode(&mut self, json: &str, complete: &str) {
         let record = ConnectorPosition {
-            position: &json,
-            complete: &complete,
+            position: json,
+            complete,
             updated_at: self.clock.now_ms(),
         };
         self.value.clear();
         record.write(self.schema, &mut self.value);
-        self.encode_record();
-        &self.batch
     }
 
-    /// Replaces the contents of the batch with one record that has the encoded value.
-    fn encode_record(&mut self) {
-        self.batch.clear();
-        let (key, value) = (Some(self.key.as_bytes()), Some(self.value.as_slice()));
+    /// Appends a record with the encoded value to the batch.
+    fn push_record(&mut self, kind: RecordKind) {
+        let key = match kind {
+            RecordKind::Moving => &self.key,
+            RecordKind::Static => &self.static_key,
+        };
         self.batch.push(
             OutRecord {
                 topic: &self.partition.topic,
                 partition: Some(0),
                 timestamp: None,
-                key,
-                value,
+                key: Some(key.as_bytes()),
+                value: Some(self.value.as_slice()),
             },
             std::iter::empty(),
         );
     }
+}
+
+/// Which record of a position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RecordKind {
+    Moving,
+    Static,
 }

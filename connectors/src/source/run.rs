@@ -10,14 +10,15 @@
 //! transaction whose outcome is unknown is never committed a second time (C5). Records are published once, and nothing
 //! is acknowledged before its position is stored (C14). Every error except fencing is retried (C15).
 
-use super::positions::Positions;
-use super::{Batch, Boundary, Budget, Position as _, Source};
+use super::dead_letters;
+use super::positions::{Positions, Stored};
+use super::retry::{self, Next, Retry};
+use super::{Batch, Boundary, Budget, Source, Unreadable};
 use crate::error::{Error, Result};
 use crate::pace::Pace;
 use crate::status::{DesiredState, Handle, State};
 use event_log::{Outcome, SharedEventLog, TransactionalProducer, TransactionalProducerConfig};
 use registry::Registry;
-use service::backoff::Backoff;
 use service::{Drain, SharedClock, chain};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,9 +36,6 @@ const TRANSACTION_BYTES_MAX: usize = 8 << 20;
 /// is encoded.
 const BATCH_BYTES_MAX: usize = 256 << 10;
 const BATCH_RECORDS_MAX: usize = 1_000;
-/// Delays between attempts.
-const RETRY_FIRST: Duration = Duration::from_millis(100);
-const RETRY_MAX: Duration = Duration::from_secs(10);
 /// How long to wait for the source if there is nothing to commit.
 const IDLE_WAIT: Duration = Duration::from_millis(500);
 /// How often a position that changed without records is stored.
@@ -125,34 +123,45 @@ struct Connector<'c> {
 
 impl Connector<'_> {
     fn run<S: Source>(&mut self, source: &mut S) -> Result<()> {
-        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
+        let mut retry = Retry::new();
         while !self.drain.is_draining() {
-            if self.desired.borrow().paused {
+            let paused = self.desired.borrow_and_update().paused;
+            if paused {
                 self.context.handle.set(State::Paused, None, None);
-                self.wait(None);
+                self.sleep(None);
                 continue;
             }
-            let result = self.attempt(source, &mut backoff);
-            // The slot is released before anything else, because after fencing or an unknown outcome, nothing may be
+            let result = self.attempt(source, &mut retry);
+            // Release the slot before anything else: after a lost race or an unknown outcome, nothing may be
             // acknowledged any more (C14).
             source.close();
             match result {
                 Ok(End::Drain | End::Command) => {}
-                Ok(End::Uncommitted) => self.wait(Some(backoff.next_delay())),
+                Ok(End::Uncommitted) => match retry.failed() {
+                    Next::After(delay) => self.wait(Some(delay)),
+                    Next::Operator => self.give_up_snapshot("its transactions do not commit"),
+                },
                 Err(error @ Error::Fenced { .. }) => return Err(error),
-                Err(error) => self.handle_error(&error, &mut backoff),
+                Err(error) => self.handle_error(&error, retry.failed()),
             }
         }
         Ok(())
     }
 
     /// Publishes an error as the connector's state and waits before the next attempt.
-    fn handle_error(&mut self, error: &Error, backoff: &mut Backoff) {
+    fn handle_error(&mut self, error: &Error, next: Next) {
         let name = &self.context.name;
         let (state, text, fix) = (error.state(), chain(error), error.fix(name));
         if state == State::NeedsResync && self.context.on_mismatch == OnMismatch::Resync {
             tracing::warn!(connector = %name, reason = text, "starting a new source epoch with a snapshot");
-            self.context.handle.resync();
+            // A new source epoch that does not fit either must not be followed by the next one at once.
+            match next {
+                Next::After(delay) => {
+                    self.wait(Some(delay));
+                    self.context.handle.resync();
+                }
+                Next::Operator => self.give_up_snapshot(&text),
+            }
             return;
         }
         if self.last_error.as_ref() != Some(&text) {
@@ -160,19 +169,37 @@ impl Connector<'_> {
             self.last_error = Some(text.clone());
         }
         metrics::counter!("trunkline_connector_errors_total", "connector" => name.clone()).increment(1);
-        self.context.handle.set(state, Some(text), Some(fix));
-        // A mismatch is checked again too: the correct database may become available, for example after a failed
-        // restore.
-        let delay = if state == State::NeedsResync {
-            RETRY_MAX
-        } else {
-            backoff.next_delay()
-        };
-        self.wait(Some(delay));
+        self.context.handle.set(state, Some(text.clone()), Some(fix));
+        match next {
+            // A mismatch is checked again, too: the right database may come back, for example after a failed restore.
+            Next::After(_) if state == State::NeedsResync => self.wait(Some(retry::MAX)),
+            Next::After(delay) => self.wait(Some(delay)),
+            Next::Operator => self.give_up_snapshot(&text),
+        }
     }
 
-    /// Waits until the drain starts, a command arrives or the time has elapsed.
+    /// Stops to try: each attempt publishes the whole snapshot again, which would fill the log's disks.
+    fn give_up_snapshot(&mut self, reason: &str) {
+        let name = &self.context.name;
+        let cause = format!(
+            "the snapshot failed {} times in sequence and is not tried again: {reason}",
+            retry::SNAPSHOTS_MAX
+        );
+        let fix = String::from("fix the cause, then restart the process");
+        tracing::error!(connector = %name, error = cause, fix, "snapshot abandoned");
+        self.context.handle.set(State::Failed, Some(cause), Some(fix));
+        self.wait(None);
+    }
+
+    /// Waits until the drain starts, a command arrives or the time is over. A command that was carried out does not end it.
     fn wait(&mut self, limit: Option<Duration>) {
+        let DesiredState { paused, resync } = *self.desired.borrow_and_update();
+        if !paused && !resync {
+            self.sleep(limit);
+        }
+    }
+
+    fn sleep(&mut self, limit: Option<Duration>) {
         let desired = &mut self.desired;
         self.context.runtime.block_on(async {
             tokio::select! {
@@ -186,9 +213,8 @@ impl Connector<'_> {
         });
     }
 
-    /// Initializes the producer, reads the position, opens the source, and publishes its records until the attempt
-    /// ends.
-    fn attempt<S: Source>(&mut self, source: &mut S, backoff: &mut Backoff) -> Result<End> {
+    /// Initializes the producer, reads the position, opens the source and publishes until something ends it.
+    fn attempt<S: Source>(&mut self, source: &mut S, retry: &mut Retry<S::Position>) -> Result<End> {
         let context = self.context;
         if self.last_error.is_none() {
             context.handle.set(State::Starting, None, None);
@@ -199,37 +225,24 @@ impl Connector<'_> {
         let mut producer = self.init_producer()?;
         failpoint::hit("connector.initialized");
         let stored = positions.read(&mut *producer)?;
-        let mut position = stored
-            .as_deref()
-            .map(S::Position::from_json)
-            .transpose()
-            .map_err(|reason| Error::Rejected {
-                reason: format!(
-                    "cannot read the stored position of connector {}: {reason}",
-                    context.name
-                ),
-                fix: String::from("run the trunkline version that wrote it, or resync the connector"),
-            })?;
+        let mut position = self.parse::<S::Position>(stored.as_ref())?;
         if self.desired.borrow().resync {
-            let restart = source
-                .restart_position(position.as_ref())
-                .ok_or_else(|| Error::Rejected {
-                    reason: format!(
-                        "cannot resync connector {}: its source cannot be read again",
-                        context.name
-                    ),
-                    fix: String::from("post the rows again"),
-                })?;
+            let restart = self.restart_position(source, stored.as_ref(), position.as_ref())?;
             if !store_position(&mut *producer, &mut positions, &restart)? {
                 return Ok(End::Uncommitted);
             }
             context.handle.resync_started();
             position = Some(restart);
         }
+        retry.begin(position.as_ref());
         if let Some(position) = &position {
             context.handle.update(|report| report.position = position.to_string());
         }
-        let opened = context.runtime.block_on(source.open(position));
+        let record_bytes_max = match source.topic() {
+            Some(topic) => dead_letters::prepare(&*context.log, topic)?,
+            None => usize::MAX,
+        };
+        let opened = context.runtime.block_on(source.open(position, record_bytes_max));
         if opened.is_ok() {
             failpoint::hit("connector.opened");
         }
@@ -240,14 +253,53 @@ impl Connector<'_> {
                 producer: &mut *producer,
                 positions: &mut positions,
             }
-            .run(backoff)
+            .run(retry)
         });
         // The producer is kept: `init_transactions` makes it usable again, regardless of its last transaction.
         self.producer = Some(producer);
         result
     }
 
-    /// Returns an initialized producer: older producers of this id are fenced, and their open transaction is aborted.
+    /// Parses the stored position; `None` if there is none, or if it cannot be read and a resync replaces it.
+    fn parse<P: super::Position>(&self, stored: Option<&Stored>) -> Result<Option<P>> {
+        let Some(stored) = stored else { return Ok(None) };
+        let name = &self.context.name;
+        match P::from_json(&stored.moving, stored.static_part.as_deref()) {
+            Ok(position) => Ok(Some(position)),
+            Err(Unreadable::StartOver(_)) if self.desired.borrow().resync => Ok(None),
+            Err(Unreadable::StartOver(reason)) => Err(Error::NeedsResync {
+                reason: format!("cannot read the stored position of connector {name}: {reason}"),
+            }),
+            Err(Unreadable::Newer(reason)) => Err(Error::Rejected {
+                reason: format!("cannot read the stored position of connector {name}: {reason}"),
+                fix: String::from("run the trunkline version that wrote it, or a later one"),
+            }),
+        }
+    }
+
+    /// The position of a new source epoch, whose epoch is above that of the stored position, also if that cannot be read:
+    /// readers ignore an epoch that they have seen.
+    fn restart_position<S: Source>(
+        &self,
+        source: &S,
+        stored: Option<&Stored>,
+        position: Option<&S::Position>,
+    ) -> Result<S::Position> {
+        let name = &self.context.name;
+        let epoch = match stored {
+            None => 0,
+            Some(stored) => stored.source_epoch().ok_or_else(|| Error::Rejected {
+                reason: format!("the stored position of connector {name} has no source epoch"),
+                fix: String::from("rename the connector in the topology, so that it starts without a position"),
+            })?,
+        };
+        source.restart_position(position, epoch).ok_or_else(|| Error::Rejected {
+            reason: format!("cannot resync connector {name}: its source cannot be read again"),
+            fix: String::from("post the rows again"),
+        })
+    }
+
+    /// Returns an initialized producer: older producers of this id are fenced, and their open transaction is ended.
     fn init_producer(&mut self) -> Result<Box<dyn TransactionalProducer>> {
         let name = &self.context.name;
         match self.producer.take() {
@@ -283,7 +335,7 @@ fn store_position<P: super::Position>(
 ) -> Result<bool> {
     producer.begin().map_err(Error::log("begin a transaction"))?;
     producer
-        .send(positions.record(position))
+        .send(positions.records(position))
         .map_err(Error::log("store the position"))?;
     Ok(matches!(producer.commit(None), Outcome::Committed(_)))
 }
@@ -306,10 +358,11 @@ struct OpenTransaction {
     since: Option<Instant>,
     bytes: usize,
     records: usize,
+    dead_letters: u64,
 }
 
 impl<S: Source> Pump<'_, '_, S> {
-    fn run(&mut self, backoff: &mut Backoff) -> Result<End> {
+    fn run(&mut self, retry: &mut Retry<S::Position>) -> Result<End> {
         let mut batch = Batch::default();
         let mut open = OpenTransaction::default();
         let mut pace = Pace::default();
@@ -346,7 +399,7 @@ impl<S: Source> Pump<'_, '_, S> {
                 }
                 pace.committed(records);
                 stored_at = Instant::now();
-                backoff.reset();
+                retry.committed(&position);
             }
             if let Some(error) = failed {
                 return Err(error);
@@ -422,6 +475,7 @@ impl<S: Source> Pump<'_, '_, S> {
         failpoint::hit("connector.after_send");
         open.bytes += batch.records.byte_len();
         open.records += batch.records.len();
+        open.dead_letters += std::mem::take(&mut batch.dead_letters);
         batch.records.clear();
         Ok(())
     }
@@ -444,9 +498,9 @@ impl<S: Source> Pump<'_, '_, S> {
         let name = &self.connector.context.name;
         let started = Instant::now();
         let age = open.since.map_or(Duration::ZERO, |since| since.elapsed());
-        // The position belongs to the transaction of its records (C14). If it were committed separately, a crash in
-        // between would publish the records twice, or lose them if the source has already discarded them.
-        if let Err(error) = self.producer.send(self.positions.record(position)) {
+        // The position belongs into the transaction of its records (C14). Committed separately, a crash in between would
+        // publish the records twice, or lose them once the source has discarded them.
+        if let Err(error) = self.producer.send(self.positions.records(position)) {
             return Err(self.producer_error("store the position", error, open));
         }
         failpoint::hit("connector.before_commit");
@@ -471,6 +525,8 @@ impl<S: Source> Pump<'_, '_, S> {
         self.source.committed(position);
         failpoint::hit("connector.after_acknowledge");
         let records = u64::try_from(open.records).unwrap_or(u64::MAX);
+        metrics::counter!("trunkline_connector_dead_letters_total", "connector" => name.clone())
+            .increment(open.dead_letters);
         *open = OpenTransaction::default();
         metrics::counter!("trunkline_connector_records_total", "connector" => name.clone()).increment(records);
         metrics::histogram!("trunkline_connector_commit_seconds", "connector" => name.clone())
@@ -491,6 +547,7 @@ impl<S: Source> Pump<'_, '_, S> {
         } else {
             State::Running
         };
+        handle.set_tables(&progress.tables);
         let report = handle.report();
         if report.state != state || report.cause.is_some() {
             handle.set(state, None, None);
@@ -510,3 +567,6 @@ impl<S: Source> Pump<'_, '_, S> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

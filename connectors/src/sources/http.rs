@@ -12,7 +12,7 @@ mod recent;
 pub use recent::{Fingerprint, RECENT_MAX, Receipt};
 
 use crate::error::{Error, Result};
-use crate::source::{self, Batch, Boundary, Budget};
+use crate::source::{self, Batch, Boundary, Budget, Unreadable};
 use event_log::{Header, OutRecord};
 use recent::{Recent, Remembered};
 use registry::SharedRegistry;
@@ -280,22 +280,25 @@ impl source::Position for Position {
         self.pos.to_string()
     }
 
-    fn from_json(json: &str) -> std::result::Result<Self, String> {
-        let text = |error: serde_json::Error| error.to_string();
-        match serde_json::from_str(json).map_err(text)? {
+    fn from_json(json: &str, _: Option<&str>) -> std::result::Result<Self, Unreadable> {
+        let damaged = |error: serde_json::Error| Unreadable::StartOver(error.to_string());
+        match serde_json::from_str(json).map_err(damaged)? {
             Version { v: 1 } => {
-                let Version1 { inc, pos } = serde_json::from_str(json).map_err(text)?;
+                let Version1 { inc, pos } = serde_json::from_str(json).map_err(damaged)?;
                 Ok(Position {
                     pos,
                     ..Position::start(inc, Recent::default())
                 })
             }
-            Version { v: FORMAT } => serde_json::from_str(json).map_err(text),
-            Version { v } => Err(format!(
-                "the stored position has format {v}, but this version of trunkline reads formats up to {FORMAT}; \
-                 upgrade trunkline"
-            )),
+            Version { v: FORMAT } => serde_json::from_str(json).map_err(damaged),
+            Version { v } => Err(Unreadable::Newer(format!(
+                "it has format {v}, this version reads up to {FORMAT}; upgrade trunkline"
+            ))),
         }
+    }
+
+    fn is_beyond(&self, other: &Self) -> bool {
+        (self.inc, self.pos) > (other.inc, other.pos)
     }
 }
 
@@ -412,7 +415,7 @@ impl Source {
 impl source::Source for Source {
     type Position = Position;
 
-    async fn open(&mut self, position: Option<Position>) -> Result<()> {
+    async fn open(&mut self, position: Option<Position>, _: usize) -> Result<()> {
         self.position = position.unwrap_or_else(|| Position::start(1, Recent::default()));
         let mut tables = Vec::new();
         for DeclaredTable { name, schema, key } in &self.declared {
@@ -471,9 +474,9 @@ impl source::Source for Source {
         *self.tables.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Arc::new([]);
     }
 
-    fn restart_position(&self, stored: Option<&Position>) -> Option<Position> {
-        let (inc, recent) = stored.map_or_else(|| (1, Recent::default()), |p| (p.inc + 1, p.recent.clone()));
-        Some(Position::start(inc, recent))
+    fn restart_position(&self, stored: Option<&Position>, epoch: u32) -> Option<Position> {
+        let recent = stored.map_or_else(Recent::default, |p| p.recent.clone());
+        Some(Position::start(epoch.saturating_add(1), recent))
     }
 }
 

@@ -1,46 +1,59 @@
 //! The PostgreSQL source: a snapshot of the declared tables, then every transaction from logical replication.
 //!
-//! The topic contains the database's transactions completely, in commit order, and each record once (invariant C14).
-//! The slot is acknowledged only up to positions that are committed. If the slot, timeline, cluster or set of tables is
-//! incompatible with the stored position, the state is `NEEDS_RESYNC`, so that there is never a gap. The source writes
-//! to no table, and changes only its own slot and publication.
+//! The topic contains the database's transactions in commit order, complete, and each record once (C14). The slot is
+//! acknowledged only up to positions that are committed. A slot, timeline, cluster or publication that does not fit the
+//! stored position leads to `NEEDS_RESYNC` instead of a gap. A table that does not fit leads to `NEEDS_SNAPSHOT`: its changes
+//! are skipped, its views are marked stale, and the other tables continue. The source writes to no table, and touches only
+//! its own slot and publication.
 
 pub mod catalog;
 mod changes;
 pub mod check;
 mod copy;
-mod heartbeat;
+mod declaration;
+mod drift;
+mod emitter;
+mod monitor;
+mod opening;
 mod pgoutput;
 mod position;
+mod relations;
 mod replication;
 mod rows;
 pub mod server;
 mod slot;
 mod snapshot;
+mod static_record;
+mod stream;
 mod text;
+mod tuples;
 
 pub use check::Declared;
 pub use position::Position;
 
 use crate::error::{Error, Result};
 use crate::source::{self, Batch, Boundary, Budget, OnMismatch, Progress};
-use changes::{Changes, Emitter};
-use heartbeat::Heartbeat;
+use crate::status::{TableReport, TableState};
+use changes::{Changes, Setup};
+use declaration::Declaration;
+use emitter::Emitter;
+use monitor::{Monitor, Watched};
+use opening::Opener;
 use position::Snapshot as SnapshotState;
-use replication::{Frame, Replication};
+use replication::Replication;
 use rows::Table;
 use schemas::events::{ChunkEnd, Event as _};
 use schemas::ids::{SchemaId, SourceName};
-use schemas::schema::Schema;
 use schemas::version::Lsn;
-use schemas::{pg_types, wire};
 use serde::Deserialize;
 use server::Server;
 use service::Secret;
 use slot::StartMode;
 use snapshot::{Origin, Snapshot};
+use static_record::StaticRecord;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use stream::Stream;
 
 /// Connection of a PostgreSQL source (process configuration).
 #[derive(Debug, Clone, Deserialize)]
@@ -81,25 +94,19 @@ fn object_name(connector: &str) -> String {
     format!("trunkline_{name}").chars().take(63).collect()
 }
 
-/// Minimum delay between the commit of a position and its acknowledgement to the slot.
-const ACKNOWLEDGE_AFTER: Duration = Duration::from_secs(2);
-/// How long to wait for the rest of a source transaction before an incomplete transaction is returned.
-const REST_OF_TRANSACTION: Duration = Duration::from_millis(20);
-
 /// A PostgreSQL source.
 pub struct Source {
     name: SourceName,
-    server: Server,
+    declaration: Arc<Declaration>,
     slot: String,
-    publication: String,
-    declared: Vec<Declared>,
     registry: Arc<dyn registry::Registry>,
     topic: Arc<str>,
+    record_bytes_max: usize,
     heartbeat_every: Duration,
     tables: Arc<[Table]>,
     chunk_end: SchemaId,
     phase: Phase,
-    heartbeat: Option<Heartbeat>,
+    reports: Reports,
 }
 
 /// What the next call of `next` does.
@@ -116,34 +123,49 @@ enum Phase {
     Stream(Box<Stream>),
 }
 
-struct Stream {
-    replication: Replication,
-    changes: Changes,
-    acknowledgement: DelayedAcknowledgement,
-}
-/// An LSN that was committed but is not yet acknowledged.
-///
-/// An acknowledgement is irreversible, because the server then removes the WAL. A single broker without replicas can
-/// lose a committed transaction if it stops under load (ADR 5). A position is therefore acknowledged only with a later
-/// commit that follows after at least [`ACKNOWLEDGE_AFTER`], so that records that the broker loses within this time can
-/// be read again.
-#[derive(Debug, Default)]
-struct DelayedAcknowledgement {
-    pending: Option<(Instant, Lsn)>,
+impl Phase {
+    /// The static record, and whether the source streams.
+    fn source(&self) -> Option<(&StaticRecord, bool)> {
+        Some(match self {
+            Phase::Closed => return None,
+            Phase::Announce(position) | Phase::Create(position) => (&position.source, false),
+            Phase::Copy(snapshot) => (&snapshot.position().source, false),
+            Phase::Begin(position) => (&position.source, true),
+            Phase::Stream(stream) => (&stream.position().source, true),
+        })
+    }
 }
 
-impl DelayedAcknowledgement {
-    /// Records that `lsn` was committed at `now`; returns the LSN that may be acknowledged, if any.
-    fn committed(&mut self, now: Instant, lsn: Lsn) -> Option<Lsn> {
-        let Some((at, earlier)) = self.pending else {
-            self.pending = Some((now, lsn));
-            return None;
-        };
-        if now.saturating_duration_since(at) < ACKNOWLEDGE_AFTER {
-            return None;
+/// The states of the tables, as of a static record.
+struct Reports {
+    tables: Arc<[TableReport]>,
+    of: Option<(StaticRecord, bool)>,
+}
+
+impl Reports {
+    fn update(&mut self, source: &StaticRecord, is_streaming: bool) {
+        if self
+            .of
+            .as_ref()
+            .is_some_and(|of| of.0 == *source && of.1 == is_streaming)
+        {
+            return;
         }
-        self.pending = Some((now, lsn));
-        Some(earlier)
+        let report = |(name, table): (&String, &static_record::TableRecord)| {
+            let stopped = table.needs_snapshot.as_ref();
+            TableReport {
+                table: name.clone(),
+                state: match stopped {
+                    Some(_) => TableState::NeedsSnapshot,
+                    None if is_streaming => TableState::Running,
+                    None => TableState::Snapshotting,
+                },
+                cause: stopped.map(|s| s.cause.clone()),
+                fix: stopped.map(|s| s.fix.clone()),
+            }
+        };
+        self.tables = source.content().tables.iter().map(report).collect();
+        self.of = Some((source.clone(), is_streaming));
     }
 }
 
@@ -171,39 +193,38 @@ impl Source {
                 ),
             });
         }
+        let default_name = || object_name(name.as_str());
         Ok(Source {
             name: name.clone(),
-            server,
-            slot: config.slot.clone().unwrap_or_else(|| object_name(name.as_str())),
-            publication: config.publication.clone().unwrap_or_else(|| object_name(name.as_str())),
-            declared,
+            declaration: Arc::new(Declaration {
+                connector: Arc::from(name.as_str()),
+                server,
+                publication: config.publication.clone().unwrap_or_else(default_name),
+                tables: declared,
+                on_mismatch: config.on_mismatch,
+            }),
+            slot: config.slot.clone().unwrap_or_else(default_name),
             registry,
             topic: Arc::from(topic),
+            record_bytes_max: 0,
             heartbeat_every: Duration::from_secs(config.heartbeat_seconds.max(1)),
             tables: Arc::new([]),
             chunk_end: SchemaId(0),
             phase: Phase::Closed,
-            heartbeat: None,
+            reports: Reports {
+                tables: Arc::new([]),
+                of: None,
+            },
         })
     }
 
-    /// Registers the tables' schemas and compiles their encoders.
-    async fn compile(&self, checked: Vec<check::Checked>) -> Result<Arc<[Table]>> {
-        let mut tables = Vec::with_capacity(checked.len());
-        for table in checked {
-            let name = table.declared.name;
-            let rejected = |reason: String| Error::Rejected {
-                reason,
-                fix: format!("correct the columns of [[table]] {name} in the topology"),
-            };
-            let text = pg_types::table_schema(&self.name, &name, &table.declared.columns);
-            let text = text.map_err(|e| rejected(e.to_string()))?;
-            let subject = wire::subject(&self.topic, &pg_types::record_name(&self.name, &name));
-            let id = source::register(&self.registry, subject, text.clone()).await?;
-            let schema = Schema::parse(&text).map_err(|e| rejected(e.to_string()))?;
-            tables.push(Table::new(name, Arc::new(schema), id, table.key)?);
-        }
-        Ok(tables.into())
+    fn server(&self) -> &Server {
+        &self.declaration.server
+    }
+
+    fn emitter(&self) -> Emitter {
+        let connector = Arc::clone(&self.declaration.connector);
+        Emitter::new(connector, Arc::clone(&self.topic), self.record_bytes_max)
     }
 
     /// Starts streaming after a position.
@@ -211,53 +232,58 @@ impl Source {
         let mut replication = self.replication(&position).await?;
         slot::start(
             &mut replication,
-            &self.server,
+            self.server(),
             &self.slot,
-            &self.publication,
+            &self.declaration.publication,
             position.complete_lsn,
         )
         .await?;
-        let changes = Changes::new(Arc::clone(&self.topic), Arc::clone(&self.tables), position);
-        let acknowledgement = DelayedAcknowledgement::default();
-        Ok(Phase::Stream(Box::new(Stream {
+        let names = self.declaration.names();
+        let monitor = Monitor::start(Watched {
+            server: self.server().clone(),
+            slot: self.slot.clone(),
+            publication: self.declaration.publication.clone(),
+            tables: names.clone(),
+            every: self.heartbeat_every,
+        });
+        let setup = Setup {
+            connector: Arc::clone(&self.declaration.connector),
+            declared: names.into(),
+            tables: Arc::clone(&self.tables),
+            emitter: self.emitter(),
+        };
+        let (declaration, changes) = (Arc::clone(&self.declaration), Changes::new(setup, position));
+        Ok(Phase::Stream(Box::new(Stream::new(
+            declaration,
             replication,
             changes,
-            acknowledgement,
-        })))
+            monitor,
+        ))))
     }
 
     async fn replication(&self, position: &Position) -> Result<Replication> {
-        Replication::connect(&self.server, &self.slot, &self.publication, position.complete_lsn).await
+        let publication = &self.declaration.publication;
+        Replication::connect(self.server(), &self.slot, publication, position.complete_lsn).await
     }
 
-    /// The position that announces a new source epoch.
-    fn announced(
-        &self,
-        stored: Option<&Position>,
-        identity: replication::Identity,
-        tables: position::Tables,
-    ) -> Position {
-        let source_epoch = stored.map_or(0, |p| p.source_epoch).saturating_add(1);
+    /// The position that announces a source epoch.
+    fn announced(&self, source_epoch: u32, source: StaticRecord) -> Position {
         Position {
             source_epoch,
-            system: identity.system,
-            timeline: identity.timeline,
-            database: self.server.database().to_owned(),
-            slot: self.slot.clone(),
             lsn: Lsn(0),
             ordinal: None,
             complete_lsn: Lsn(0),
             snapshot: SnapshotState::Begun {
                 id: format!("{}-{source_epoch}", self.name),
             },
-            tables,
+            source,
         }
     }
 
     /// Creates the slot, imports its snapshot and starts copying.
     async fn create(&self, position: &Position) -> Result<Phase> {
-        let sql = self.server.connect("trunkline snapshot").await?;
-        slot::drop(&sql, &self.slot).await?;
+        let sql = self.server().connect("trunkline snapshot").await?;
+        slot::drop(&sql, &self.slot, self.server().database()).await?;
         let mut replication = self.replication(position).await?;
         failpoint::hit("connector.postgres.before_slot");
         let created = replication.create_slot(&self.slot).await?;
@@ -266,56 +292,18 @@ impl Source {
         // The transaction that imported the snapshot keeps the snapshot alive, and the slot does not depend on this
         // connection.
         replication.close();
-        let emitter = Emitter::new(Arc::clone(&self.topic));
         tracing::info!(connector = %self.name, slot = %self.slot, point = %created.consistent_point, "snapshot started");
         let origin = Origin {
             sql,
             position: position.clone(),
             point: created.consistent_point,
         };
-        let snapshot = Snapshot::new(origin, Arc::clone(&self.tables), emitter, self.chunk_end).await?;
+        let snapshot = Snapshot::new(origin, Arc::clone(&self.tables), self.emitter(), self.chunk_end).await?;
         Ok(Phase::Copy(Box::new(snapshot)))
     }
-}
 
-impl source::Source for Source {
-    type Position = Position;
-
-    async fn open(&mut self, stored: Option<Position>) -> Result<()> {
-        let sql = self.server.connect("trunkline").await?;
-        let identity = {
-            let start = Lsn(0);
-            let mut probe = Replication::connect(&self.server, &self.slot, &self.publication, start).await?;
-            let identity = probe.identify().await;
-            probe.close();
-            identity?
-        };
-        let checked = check::check(&sql, &self.server, &self.declared).await?;
-        check::publish(&sql, &self.server, &self.publication, &checked).await?;
-        let tables: position::Tables = Arc::new(check::snapshot_columns(&checked));
-        let expected = slot::Expected {
-            slot: &self.slot,
-            database: self.server.database(),
-            identity: &identity,
-            tables: &tables,
-        };
-        let mode = slot::start_mode(&sql, stored.as_ref(), &expected).await?;
-        self.tables = self.compile(checked).await?;
-        let subject = ChunkEnd::subject(&self.topic);
-        self.chunk_end = source::register(&self.registry, subject, ChunkEnd::AVSC.to_owned()).await?;
-        self.phase = match (mode, stored) {
-            (StartMode::Stream, Some(position)) => self.stream(position).await?,
-            (_, stored) => Phase::Announce(self.announced(stored.as_ref(), identity, tables)),
-        };
-        self.heartbeat = Some(Heartbeat::new(sql, &self.server, &self.slot, self.heartbeat_every));
-        Ok(())
-    }
-
-    async fn next(&mut self, batch: &mut Batch<Position>, budget: Budget) -> Result<Boundary> {
-        if let Some(heartbeat) = &mut self.heartbeat {
-            let streaming = matches!(self.phase, Phase::Stream(_));
-            heartbeat.beat(streaming).await;
-        }
+    /// Does what the phase requires.
+    async fn advance(&mut self, batch: &mut Batch<Position>, budget: Budget) -> Result<Boundary> {
         match &mut self.phase {
             Phase::Announce(position) => {
                 batch.position = Some(position.clone());
@@ -351,115 +339,102 @@ impl source::Source for Source {
             }),
         }
     }
+}
+
+impl source::Source for Source {
+    type Position = Position;
+
+    fn topic(&self) -> Option<&str> {
+        Some(&self.topic)
+    }
+
+    async fn open(&mut self, stored: Option<Position>, record_bytes_max: usize) -> Result<()> {
+        self.record_bytes_max = record_bytes_max;
+        let (server, publication) = (self.server(), &self.declaration.publication);
+        let sql = server.connect("trunkline").await?;
+        let identity = {
+            let mut probe = Replication::connect(server, &self.slot, publication, Lsn(0)).await?;
+            let identity = probe.identify().await;
+            probe.close();
+            identity?
+        };
+        check::check_server(&sql, server).await?;
+        let expected = slot::Expected {
+            slot: &self.slot,
+            database: server.database(),
+            identity: &identity,
+        };
+        let mode = slot::start_mode(&sql, stored.as_ref(), &expected).await?;
+        let subject = ChunkEnd::subject(&self.topic);
+        self.chunk_end = source::register(&self.registry, subject, ChunkEnd::AVSC.to_owned()).await?;
+        let opener = Opener {
+            name: &self.name,
+            declaration: &self.declaration,
+            registry: &self.registry,
+            topic: &self.topic,
+        };
+        self.phase = match (mode, stored) {
+            (StartMode::Stream, Some(mut position)) => {
+                let opened = opener.for_stream(&sql, &position.source).await?;
+                position.source = StaticRecord::new(opened.content);
+                self.tables = opened.tables;
+                self.stream(position).await?
+            }
+            (_, stored) => {
+                let slot = opening::Slot {
+                    name: &self.slot,
+                    identity: &identity,
+                };
+                let opened = opener.for_snapshot(&sql, &slot, stored.is_none()).await?;
+                self.tables = opened.tables;
+                let epoch = stored.map_or(0, |p| p.source_epoch).saturating_add(1);
+                Phase::Announce(self.announced(epoch, StaticRecord::new(opened.content)))
+            }
+        };
+        Ok(())
+    }
+
+    async fn next(&mut self, batch: &mut Batch<Position>, budget: Budget) -> Result<Boundary> {
+        let boundary = self.advance(batch, budget).await?;
+        if let Some((source, is_streaming)) = self.phase.source() {
+            self.reports.update(source, is_streaming);
+        }
+        Ok(boundary)
+    }
 
     fn committed(&mut self, position: &Position) {
-        if let (Phase::Stream(stream), SnapshotState::Done { .. }) = (&mut self.phase, &position.snapshot) {
+        if let (Phase::Stream(stream), true) = (&mut self.phase, position.is_streaming()) {
             stream.committed(position.complete_lsn);
         }
     }
 
     fn close(&mut self) {
         if let Phase::Stream(stream) = std::mem::replace(&mut self.phase, Phase::Closed) {
-            stream.replication.close();
+            stream.close();
         }
-        self.heartbeat = None;
     }
 
-    fn restart_position(&self, stored: Option<&Position>) -> Option<Position> {
-        let mut position = stored.cloned().unwrap_or_else(|| {
-            let unknown = replication::Identity {
-                system: String::new(),
-                timeline: 0,
-            };
-            let mut position = self.announced(None, unknown, position::Tables::default());
-            position.source_epoch = 0;
-            position
-        });
-        position.snapshot = SnapshotState::Wanted;
-        Some(position)
+    fn restart_position(&self, _: Option<&Position>, epoch: u32) -> Option<Position> {
+        Some(Position {
+            snapshot: SnapshotState::Wanted,
+            ..self.announced(epoch, StaticRecord::default())
+        })
     }
 
     fn progress(&self) -> Progress {
-        let snapshot = match &self.phase {
-            Phase::Copy(snapshot) => Some(snapshot.describe()),
-            Phase::Announce(_) | Phase::Create(_) => Some(String::from(
-                "creating the slot, for which PostgreSQL waits until the open transactions have ended",
-            )),
-            Phase::Begin(_) | Phase::Stream(_) | Phase::Closed => None,
+        let (snapshot, lag_bytes) = match &self.phase {
+            Phase::Announce(_) | Phase::Create(_) => {
+                let waiting = "creating the slot, for which PostgreSQL waits until the open transactions have ended";
+                (Some(String::from(waiting)), None)
+            }
+            Phase::Copy(snapshot) => (Some(snapshot.describe()), None),
+            Phase::Stream(stream) => (None, stream.lag_bytes()),
+            Phase::Begin(_) | Phase::Closed => (None, None),
         };
         Progress {
             snapshot,
-            lag_bytes: self.heartbeat.as_ref().and_then(Heartbeat::lag_bytes),
-        }
-    }
-}
-
-impl Stream {
-    /// Acknowledges the previously committed LSN if it is old enough.
-    fn committed(&mut self, lsn: Lsn) {
-        if let Some(lsn) = self.acknowledgement.committed(Instant::now(), lsn) {
-            self.replication.acknowledge(lsn);
-        }
-    }
-
-    /// Appends what is ready. Within a source transaction, waits briefly for the rest of it.
-    async fn next(&mut self, batch: &mut Batch<Position>, budget: Budget) -> Result<Boundary> {
-        let result = self.fill(batch, budget).await;
-        // Set after an error too: the loop publishes the records before the error together with their position.
-        batch.position = Some(self.changes.position().clone());
-        result
-    }
-
-    async fn fill(&mut self, batch: &mut Batch<Position>, budget: Budget) -> Result<Boundary> {
-        let until = Instant::now() + budget.wait;
-        let mut received = false;
-        loop {
-            let full = batch.records.len() >= budget.records_max || batch.records.byte_len() >= budget.bytes_max;
-            if full {
-                return Ok(Boundary::Full);
-            }
-            let wait = match (received, self.changes.is_inside()) {
-                (false, _) => until.saturating_duration_since(Instant::now()),
-                (true, true) => REST_OF_TRANSACTION,
-                (true, false) => Duration::ZERO,
-            };
-            let mut frame = self.replication.next(Duration::ZERO).await?;
-            if frame.is_none() && !wait.is_zero() {
-                frame = self.replication.next(wait).await?;
-            }
-            match frame {
-                Some(frame) => {
-                    self.apply(frame, batch)?;
-                    received = true;
-                }
-                None if received => return Ok(Boundary::Drained),
-                None => return Ok(Boundary::Idle),
-            }
-        }
-    }
-
-    fn apply(&mut self, frame: Frame, batch: &mut Batch<Position>) -> Result<()> {
-        match frame {
-            Frame::Change(bytes) => {
-                let message = pgoutput::decode(&bytes).map_err(changes::decode_error)?;
-                self.changes.change(&message, &mut batch.records)
-            }
-            Frame::Begin {
-                commit_lsn,
-                commit_time_micros,
-            } => {
-                self.changes.begin(commit_lsn, commit_time_micros);
-                Ok(())
-            }
-            Frame::Commit { end_lsn } => {
-                self.changes.commit(end_lsn, &mut batch.records);
-                Ok(())
-            }
-            Frame::KeepAlive { end: lsn } | Frame::Heartbeat { lsn } => {
-                self.changes.advance(lsn);
-                Ok(())
-            }
-            Frame::Ignored => Ok(()),
+            lag_bytes,
+            tables: Arc::clone(&self.reports.tables),
         }
     }
 }
@@ -467,17 +442,6 @@ impl Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn lsn_is_acknowledged_by_a_commit_two_seconds_later() {
-        let (mut acknowledgement, start) = (DelayedAcknowledgement::default(), Instant::now());
-        let mut at = |ms, lsn| acknowledgement.committed(start + Duration::from_millis(ms), Lsn(lsn));
-        assert_eq!([at(0, 1), at(900, 2), at(1_999, 3)], [None; 3]);
-        assert_eq!(
-            [at(2_000, 4), at(3_000, 5), at(4_100, 6)],
-            [Some(Lsn(1)), None, Some(Lsn(4))]
-        );
-    }
 
     #[test]
     fn slot_names_are_valid_in_postgresql() {

@@ -73,6 +73,8 @@ impl TableChange<'_, '_> {
         let version = self.input.version;
         match &self.input.kind {
             Kind::Row(change) => self.apply_row(change, pipeline),
+            // The row keeps what it contributed before.
+            Kind::Missing { .. } => Ok(()),
             Kind::Truncate => self.remove_rows(pipeline, &|_, row| row.version < version),
             Kind::ChunkEnd(end) => {
                 let low = Version {

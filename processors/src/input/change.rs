@@ -30,6 +30,11 @@ pub enum Kind<'a> {
     Truncate,
     /// A chunk of a snapshot ends.
     ChunkEnd(ChunkEnd),
+    /// The source could not publish a change.
+    Missing {
+        /// State key of the row that lacks the change; [`whole_table_key`](super::keys::whole_table_key) if any row may.
+        state_key: Vec<u8>,
+    },
 }
 
 /// A row that is written or deleted.
@@ -128,6 +133,11 @@ impl<'a> ChangeRecord<'a> {
         let (table, kind) = if first == "~chunk" {
             let table = table_name(&mut parts)?;
             (table, Kind::ChunkEnd(chunk_end(record.value())?))
+        } else if first == "~missing" {
+            schemas::key::check(key).map_err(|e| RecordError::new(Stage::KeyConverter, e))?;
+            let table = table_name(&mut parts)?;
+            let state_key = row_state_key(table, parts.rest());
+            (table, Kind::Missing { state_key })
         } else if parts.rest().is_empty() {
             (first, Kind::Truncate)
         } else {
@@ -229,6 +239,11 @@ fn chunk_end(value: Option<&[u8]>) -> Result<ChunkEnd, RecordError> {
 }
 
 impl ChunkEnd {
+    /// Whether the chunk contains all rows of the table.
+    pub fn is_whole_table(&self) -> bool {
+        self.from.is_none() && self.to.is_none()
+    }
+
     /// Whether a row key is in the chunk's range; both bounds are inclusive.
     pub fn contains(&self, row_key: &str) -> bool {
         let key = format!("[{row_key}]");

@@ -33,6 +33,11 @@ pub fn row_state_key(table: &str, row_key: &str) -> Vec<u8> {
     key
 }
 
+/// State key that stands for all rows of a table in a missing entry. No row has it, because a row key is never empty.
+pub fn whole_table_key(table: &str) -> Vec<u8> {
+    row_state_key(table, "")
+}
+
 /// The row key in a state key that begins with a table's prefix of this length.
 pub fn row_key_of(state_key: &[u8], prefix: usize) -> &str {
     let content = state_key

@@ -323,6 +323,7 @@ fn devices_under_random_faults_hold_the_view_of_the_whole_history() {
         "key change",
         "key change without the note",
         "dead letter",
+        "missing record",
         "redriven",
         "dead event",
         "redriven event",

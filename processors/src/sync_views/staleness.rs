@@ -89,6 +89,7 @@ impl SyncViews {
         let (table, state_key, version) = match input {
             Some(input) => match &input.kind {
                 Kind::Row(change) => (input.table, change.state_key.clone(), input.version),
+                Kind::Missing { state_key } => (input.table, state_key.clone(), input.version),
                 Kind::Truncate | Kind::ChunkEnd(_) => return Ok(()),
             },
             // If the version of a record cannot be read, the record is at least as new as the record before it.
@@ -159,14 +160,14 @@ impl SyncViews {
         Ok(())
     }
 
-    /// Removes the missing entries of the rows that `covers` selects, because the state of these rows is known as of
-    /// version `at`.
+    /// Removes missing entries that `covers` selects by row key and version: the state of these rows is known as of version
+    /// `at`. The row key is empty in an entry of the whole table.
     pub(super) fn cover(
         &mut self,
         input: &ChangeRecord<'_>,
         at: Version,
         step: &mut Step<'_>,
-        covers: &dyn Fn(&str) -> bool,
+        covers: &dyn Fn(&str, Version) -> bool,
     ) -> Result<()> {
         if !self.stream.missing.contains_key(input.table) {
             return Ok(());
@@ -175,7 +176,7 @@ impl SyncViews {
         let (mut found, mut failed) = (Vec::new(), None);
         step.state.scan(&prefix, &mut |key, value| {
             match Missing::decode(value) {
-                Ok(missing) if missing.newest < at && covers(keys::row_key_of(key, prefix.len())) => {
+                Ok(missing) if missing.newest < at && covers(keys::row_key_of(key, prefix.len()), missing.newest) => {
                     found.push(key.to_vec());
                 }
                 Ok(_) => {}
@@ -186,11 +187,12 @@ impl SyncViews {
         if let Some(error) = failed {
             return Err(damaged(&error));
         }
+        let whole_table = keys::whole_table_key(input.table);
         for key in found {
             // The row was unknown and is now known to be deleted. This is stored, because otherwise its redriven dead
             // letter would restore the row (I4).
             let state_key = keys::row_of_missing_key(&key);
-            if step.state.get(&state_key)?.is_none() {
+            if state_key != whole_table && step.state.get(&state_key)?.is_none() {
                 let row = Row {
                     version: input.version,
                     deleted_ms: Some(step.context.now),
@@ -215,7 +217,16 @@ impl SyncViews {
         if low <= self.floor {
             return Ok(());
         }
-        self.cover(input, low, step, &|key| end.contains(key))?;
+        // A change that the chunk itself lacks has its position, which may be just below `low` (ADR 3).
+        let chunk = (input.version.incarnation, input.version.position);
+        self.cover(input, low, step, &|key, missing| {
+            let covered = if key.is_empty() {
+                end.is_whole_table()
+            } else {
+                end.contains(key)
+            };
+            covered && (missing.incarnation, missing.position) != chunk
+        })?;
         if end.last {
             // Clears a mark that was set by an earlier release, which had no missing entries.
             self.update_stale_mark(input.table, step.output);

@@ -223,11 +223,21 @@ impl Harness {
 
     /// A snapshot of the empty table.
     fn empty_snapshot(&mut self, incarnation: u32, position: u64) {
+        self.chunk_end(incarnation, position, position);
+    }
+
+    /// The end of a chunk of the whole table whose rows have this position.
+    fn chunk_end(&mut self, incarnation: u32, position: u64, low_position: u64) {
+        self.chunk_end_from(None, tx(incarnation, position), low_position);
+    }
+
+    /// The end of a chunk that begins with this key.
+    fn chunk_end_from(&mut self, from: Option<&str>, tx: Tx, low_position: u64) {
         let mut low = Vec::new();
-        Lsn(position).write(&mut low);
+        Lsn(low_position).write(&mut low);
         let end = ChunkEnd {
             table: "t",
-            from: None,
+            from,
             to: None,
             snapshot: "s",
             low: std::str::from_utf8(&low).unwrap(),
@@ -235,12 +245,7 @@ impl Harness {
         };
         let mut value = Vec::new();
         end.write(SchemaId(8), &mut value);
-        self.record(
-            "[\"~chunk\",\"t\"]",
-            Some(tx(incarnation, position)),
-            None,
-            Some(&value),
-        );
+        self.record("[\"~chunk\",\"t\"]", Some(tx), None, Some(&value));
     }
 
     /// Makes sync-views remove deleted rows from its state, so that the floor rises.
@@ -424,4 +429,63 @@ fn rejected_record_ends_transaction_and_row_lacks_it() {
     first.driver.give_up(&batch).unwrap();
     first.commit();
     assert_eq!((first.note(), first.stale), (Some("one"), true));
+}
+
+#[test]
+fn change_that_the_source_lacks_makes_view_stale_until_a_newer_one() {
+    let mut harness = Harness::new();
+    harness.feed(&change(1, "one"));
+    harness.record("[\"~missing\",\"t\",1]", Some(tx(1, 2)), None, None);
+    assert_eq!(
+        (harness.note(), harness.stale, harness.dead_letters),
+        (Some("one"), true, 0)
+    );
+    harness.feed(&change(3, "three"));
+    assert_eq!((harness.note(), harness.stale), (Some("three"), false));
+    harness.record("[\"~missing\",\"t\",1]", Some(tx(1, 2)), Some(headers::REPLAY), None);
+    assert!(!harness.stale, "a replayed older record changes nothing");
+}
+
+#[test]
+fn table_that_lacks_changes_is_stale_until_a_snapshot_or_truncation() {
+    for ends_with_snapshot in [true, false] {
+        let mut harness = Harness::new();
+        harness.feed(&change(1, "one"));
+        harness.record("[\"~missing\",\"t\"]", Some(tx(1, 2)), None, None);
+        harness.feed(&change(3, "three"));
+        harness.feed(&deleted(4, "[\"t\",1]"));
+        assert!(harness.stale, "any other row may lack a change");
+        if ends_with_snapshot {
+            harness.empty_snapshot(1, 9);
+        } else {
+            harness.record("[\"t\"]", Some(tx(1, 9)), None, None);
+        }
+        assert!(!harness.stale);
+        harness.record("[\"~missing\",\"t\"]", Some(tx(1, 2)), Some(headers::REPLAY), None);
+        assert!(!harness.stale, "a replayed record is no new gap");
+        // No row was remembered as deleted for the table itself.
+        harness.forget();
+        harness.feed(&change(12, "twelve"));
+        assert_eq!((harness.note(), harness.stale), (Some("twelve"), false));
+    }
+}
+
+#[test]
+fn end_of_a_chunk_does_not_cover_what_the_chunk_itself_lacks() {
+    for key in ["[\"~missing\",\"t\",1]", "[\"~missing\",\"t\"]"] {
+        let mut harness = Harness::new();
+        harness.record(key, Some(tx(1, 8)), None, None);
+        harness.chunk_end(1, 8, 9);
+        assert!(harness.stale, "{key}");
+        harness.chunk_end(1, 18, 19);
+        assert!(!harness.stale, "{key}");
+    }
+}
+
+#[test]
+fn chunk_of_a_range_does_not_cover_the_table() {
+    let mut harness = Harness::new();
+    harness.record("[\"~missing\",\"t\"]", Some(tx(1, 2)), None, None);
+    harness.chunk_end_from(Some("[5]"), tx(1, 8), 9);
+    assert!(harness.stale, "rows before the range may lack changes");
 }

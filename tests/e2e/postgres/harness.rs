@@ -7,10 +7,12 @@ use crate::support::{self, wait_for};
 use connectors::source::{Context, OnMismatch, run};
 use connectors::sources::postgres::{Config, Declared, Source};
 use connectors::status::{Handle, Report, State};
-use event_log::{Isolation, Reader, RecordBatch, SharedEventLog, StartFrom, TopicPartition, TopicSpec};
+use event_log::{
+    Isolation, OutBatch, OutRecord, Reader, RecordBatch, SharedEventLog, StartFrom, TopicPartition, TopicSpec,
+};
 use registry::SharedRegistry;
 use schemas::device_json::ObjectWriter;
-use schemas::events::{ChunkEnd, Event as _};
+use schemas::events::{ChunkEnd, ConnectorPosition, Event as _};
 use schemas::headers::{self, Tx};
 use schemas::ids::{SchemaId, SourceName, TableName};
 use schemas::pg_types::Column;
@@ -285,6 +287,39 @@ impl Setting {
             drain,
             thread: Some(thread),
         }
+    }
+
+    /// A reader of its dead letters from their start.
+    pub fn dead_letters(&self) -> Topic {
+        Topic::new(
+            self.log.clone(),
+            self.registry.clone(),
+            &Names::dead_letters(&names().change(&self.name)),
+        )
+    }
+
+    /// Replaces the stored position.
+    pub fn store_position(&self, json: &str) {
+        let record = ConnectorPosition {
+            position: json,
+            complete: "",
+            updated_at: 0,
+        };
+        let mut value = Vec::new();
+        record.write(SchemaId(1), &mut value);
+        let mut batch = OutBatch::default();
+        let key = schemas::key::Key::of(&[&self.name]);
+        batch.push(
+            OutRecord {
+                topic: &names().positions().as_str().into(),
+                partition: Some(0),
+                timestamp: None,
+                key: Some(key.as_bytes()),
+                value: Some(&value),
+            },
+            std::iter::empty(),
+        );
+        self.log.append(&batch).unwrap();
     }
 
     /// A reader of the topic from its start.

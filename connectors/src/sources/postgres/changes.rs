@@ -1,19 +1,27 @@
 //! Converts source transactions of the replication stream into records with keys, values and headers. No IO.
 //!
-//! Ordinals depend only on the content of the source transaction. A transaction that the slot sends again therefore
-//! gets the same ordinals, and records at or below the stored position are skipped. The last record of a transaction is
-//! marked as last. The position is always that of the last record that was emitted. Changes of undeclared tables
-//! produce no record.
+//! Ordinals depend on the content of the source transaction only, so a transaction that the slot replays gets the same
+//! ordinals, and records at or below the stored position are skipped. The last record of a transaction is marked as last.
+//! The position is always that of the last record that was emitted. Changes of undeclared tables produce no record.
+//!
+//! A table whose definition does not fit its static record any more is stopped: its changes are skipped, and one record
+//! tells readers that changes are missing. A row that cannot be encoded becomes a dead letter. Neither stops the others.
 
+use super::drift;
+use super::emitter::{Emitter, Missing, Published};
 use super::pgoutput::{DecodeError, Message, Old, Relation, RelationId, Tuple, Value};
 use super::position::Position;
+use super::relations::{Mapped, Mapping, map};
 use super::rows::{Buffers, Table};
+use super::static_record::TableRecord;
+use super::tuples::{fill_unchanged, pick, recycle};
 use crate::error::{Error, Result};
-use event_log::{OutBatch, OutRecord};
+use event_log::OutBatch;
 use schemas::headers::{self, Tx};
+use schemas::ids::TableName;
 use schemas::key::KeyWriter;
 use schemas::version::Lsn;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// A change has two ordinals, because a change of the key becomes a tombstone and a row.
@@ -24,63 +32,6 @@ const EPOCH_MS: i64 = 946_684_800_000;
 /// Converts a time of the replication protocol to ms since 1970.
 pub(super) fn unix_ms(micros_since_2000: i64) -> i64 {
     micros_since_2000.div_euclid(1_000).saturating_add(EPOCH_MS)
-}
-
-/// Appends records with the headers that every source record has.
-#[derive(Debug)]
-pub(super) struct Emitter {
-    topic: Arc<str>,
-    header: Vec<u8>,
-}
-
-impl Emitter {
-    pub(super) fn new(topic: Arc<str>) -> Self {
-        Emitter {
-            topic,
-            header: Vec::new(),
-        }
-    }
-
-    /// Appends one record.
-    pub(super) fn emit(&mut self, tx: &Tx, row: &Published<'_>, out: &mut OutBatch) {
-        self.header.clear();
-        tx.write(&mut self.header);
-        let record = OutRecord {
-            topic: &self.topic,
-            partition: Some(0),
-            timestamp: Some(tx.at_ms),
-            key: Some(row.key),
-            value: row.value,
-        };
-        let names = [
-            (headers::TABLE, Some(row.table.as_bytes())),
-            (headers::TX, Some(self.header.as_slice())),
-        ];
-        let extra = row.header.map(|(name, value)| (name, Some(value)));
-        out.push(record, names.into_iter().chain(extra));
-    }
-}
-
-/// The content of a record.
-#[derive(Debug)]
-pub(super) struct Published<'a> {
-    pub(super) table: &'a str,
-    pub(super) key: &'a [u8],
-    pub(super) value: Option<&'a [u8]>,
-    /// An additional header.
-    pub(super) header: Option<(&'static str, &'a [u8])>,
-}
-
-/// Maps a relation of the stream to a declared table and its columns.
-#[derive(Debug, Clone)]
-struct Mapping {
-    table: usize,
-    /// Number of declared columns.
-    columns: usize,
-    /// For each column of the relation, the index of the declared column.
-    slots: Arc<[Option<usize>]>,
-    /// Whether the declared columns are the first columns of the relation, in the same order.
-    is_prefix: bool,
 }
 
 /// The open source transaction.
@@ -97,13 +48,54 @@ struct Transaction {
 #[derive(Debug, Default)]
 struct PendingRecord {
     is_present: bool,
-    table: usize,
+    table: String,
     ordinal: u32,
+    /// Key of the row; empty for all rows of the table.
     key: Vec<u8>,
     value: Vec<u8>,
     tombstone: bool,
-    /// If the row's key changed: for the tombstone the new key, for the row the old key. Otherwise empty.
+    /// Set if the record is missing.
+    missing: Option<Lacking>,
+    /// If the row's key changed: the new key for the tombstone, the old key for the row. Otherwise empty.
     other_key: Vec<u8>,
+}
+
+/// Why a record is missing.
+#[derive(Debug)]
+enum Lacking {
+    /// It cannot be encoded and becomes a dead letter.
+    DeadLetter(String),
+    /// Its table is stopped.
+    Stopped(String),
+}
+
+/// The content of a record.
+enum Content<'v> {
+    Row(&'v mut Vec<u8>),
+    Tombstone,
+    Missing(Lacking),
+}
+
+/// A row that cannot be encoded.
+struct Rejection {
+    /// Whether its key could be encoded.
+    has_key: bool,
+    reason: String,
+}
+
+/// A row as the stream has it.
+struct Sent<'a> {
+    old: Option<Old<'a>>,
+    new: Tuple<'a>,
+}
+
+/// Keys and value of an inserted or updated row.
+#[derive(Debug, Default)]
+struct EncodedRow {
+    key: Vec<u8>,
+    value: Vec<u8>,
+    /// Key before the change; empty if it was not sent.
+    old_key: Vec<u8>,
 }
 
 /// A change that needs a record: the mapping of its table and its first ordinal.
@@ -114,7 +106,7 @@ struct Change {
 
 /// Identity of a record to emit.
 struct RecordId<'k> {
-    table: usize,
+    table: &'k str,
     ordinal: u32,
     key: &'k [u8],
     /// See [`PendingRecord`].
@@ -123,7 +115,7 @@ struct RecordId<'k> {
 
 impl<'k> RecordId<'k> {
     /// Identity of a record whose row keeps its key.
-    fn new(table: usize, ordinal: u32, key: &'k [u8]) -> Self {
+    fn new(table: &'k str, ordinal: u32, key: &'k [u8]) -> Self {
         RecordId {
             table,
             ordinal,
@@ -133,37 +125,46 @@ impl<'k> RecordId<'k> {
     }
 }
 
+/// What the stream is converted with.
+pub(super) struct Setup {
+    /// The connector.
+    pub(super) connector: Arc<str>,
+    /// All declared tables, also those that are stopped.
+    pub(super) declared: Arc<[TableName]>,
+    /// Encoders of the tables that are not stopped.
+    pub(super) tables: Arc<[Table]>,
+    pub(super) emitter: Emitter,
+}
+
 /// Converts the stream of one source epoch.
-#[derive(Debug)]
 pub(super) struct Changes {
-    tables: Arc<[Table]>,
-    mappings: HashMap<RelationId, Option<Mapping>>,
-    emitter: Emitter,
+    setup: Setup,
+    mappings: HashMap<RelationId, Mapped>,
     position: Position,
     transaction: Option<Transaction>,
     pending: PendingRecord,
-    spare: PendingRecord,
+    row: EncodedRow,
     buffers: Buffers,
     values: Vec<Value<'static>>,
     before: Vec<Value<'static>>,
-    old_key: Vec<u8>,
+    /// Commit LSN of the last truncation of each table.
+    truncated: BTreeMap<String, Lsn>,
 }
 
 impl Changes {
     /// Continues after a position.
-    pub(super) fn new(topic: Arc<str>, tables: Arc<[Table]>, position: Position) -> Self {
+    pub(super) fn new(setup: Setup, position: Position) -> Self {
         Changes {
-            tables,
+            setup,
             mappings: HashMap::new(),
-            emitter: Emitter::new(topic),
             position,
             transaction: None,
             pending: PendingRecord::default(),
-            spare: PendingRecord::default(),
+            row: EncodedRow::default(),
             buffers: Buffers::default(),
             values: Vec::new(),
             before: Vec::new(),
-            old_key: Vec::new(),
+            truncated: BTreeMap::new(),
         }
     }
 
@@ -197,39 +198,88 @@ impl Changes {
         self.position.complete_lsn = self.position.complete_lsn.max(end_lsn);
     }
 
-    /// Advances the position to an LSN below which everything was sent. Ignored within a source transaction, because
-    /// the rest of the transaction is still to come.
-    pub(super) fn advance(&mut self, lsn: Lsn) {
-        if self.transaction.is_none() {
-            self.position.complete_lsn = self.position.complete_lsn.max(lsn);
+    /// Moves the position to an LSN below which everything was sent, and publishes there which tables were stopped.
+    /// Ignored inside a source transaction, because the rest of it is still to come.
+    pub(super) fn advance(&mut self, lsn: Lsn, out: &mut OutBatch) {
+        if self.transaction.is_none() && lsn >= self.position.complete_lsn {
+            self.position.complete_lsn = lsn;
+            self.publish_stopped(lsn, out);
+        }
+    }
+
+    /// Number of dead letters since the last call.
+    pub(super) fn take_dead_letters(&mut self) -> u64 {
+        self.setup.emitter.take_dead_letters()
+    }
+
+    /// Commit LSN of the last truncation of a table.
+    pub(super) fn truncated_at(&self, table: &str) -> Option<Lsn> {
+        self.truncated.get(table).copied()
+    }
+
+    /// Replaces the static record of a table.
+    pub(super) fn set_record(&mut self, table: &str, record: TableRecord) {
+        if self.position.source.table(table) != Some(&record) {
+            self.position.source = self.position.source.with(|content| {
+                content.tables.insert(table.to_owned(), record);
+            });
+        }
+    }
+
+    /// Stops a table: from now on its changes are skipped. `first` is what has to be done before a snapshot.
+    pub(super) fn stop(&mut self, table: &str, cause: String, first: Option<&str>) {
+        let connector = &self.setup.connector;
+        let state = drift::needs_snapshot(connector, cause, first);
+        tracing::error!(%connector, table, cause = state.cause, fix = state.fix, "table needs a snapshot");
+        self.position.source = self.position.source.with(|content| {
+            if let Some(record) = content.tables.get_mut(table) {
+                record.needs_snapshot = Some(state);
+            }
+        });
+        for mapped in self.mappings.values_mut() {
+            let is_it = |mapping: &Mapping| {
+                self.setup
+                    .tables
+                    .get(mapping.table)
+                    .is_some_and(|t| t.name.as_str() == table)
+            };
+            if matches!(mapped, Mapped::Table(mapping) if is_it(mapping)) {
+                *mapped = Mapped::Stopped(table.into());
+            }
         }
     }
 
     /// Converts one message of the output plugin.
     pub(super) fn change(&mut self, message: &Message<'_>, out: &mut OutBatch) -> Result<()> {
         match message {
-            Message::Relation(relation) => self.relation(relation),
+            Message::Relation(relation) => {
+                self.relation(relation);
+                Ok(())
+            }
             Message::Insert { relation, new } => {
-                let Some(change) = self.next_change(*relation)? else {
+                let Some(change) = self.next_change(*relation, out)? else {
                     return Ok(());
                 };
-                self.row(&change, None, *new, out)
+                self.row(&change, None, *new, out);
+                Ok(())
             }
             Message::Update { relation, old, new } => {
-                let Some(change) = self.next_change(*relation)? else {
+                let Some(change) = self.next_change(*relation, out)? else {
                     return Ok(());
                 };
-                self.row(&change, *old, *new, out)
+                self.row(&change, *old, *new, out);
+                Ok(())
             }
             Message::Delete { relation, old } => {
-                let Some(change) = self.next_change(*relation)? else {
+                let Some(change) = self.next_change(*relation, out)? else {
                     return Ok(());
                 };
-                self.delete(&change, *old, out)
+                self.delete(&change, *old, out);
+                Ok(())
             }
             Message::Truncate { relations } => {
                 for relation in relations.iter() {
-                    let Some(change) = self.next_change(relation)? else {
+                    let Some(change) = self.next_change(relation, out)? else {
                         continue;
                     };
                     self.truncate(&change, out);
@@ -241,58 +291,27 @@ impl Changes {
         }
     }
 
-    /// Stores the mapping of a relation; it is valid until the relation is sent again.
-    fn relation(&mut self, relation: &Relation<'_>) -> Result<()> {
-        let schema = if relation.schema.is_empty() {
-            "pg_catalog"
-        } else {
-            relation.schema
-        };
-        let is_it = |t: &Table| t.name.table() == relation.name && t.name.schema() == schema;
-        let Some(index) = self.tables.iter().position(is_it) else {
-            self.mappings.insert(relation.id, None);
-            return Ok(());
-        };
-        let table = self.tables.get(index).expect("the index was just found");
-        let mut slots = vec![None; relation.columns.len()];
-        for (declared, name) in table.names().enumerate() {
-            let Some(at) = relation.columns.iter().position(|c| c.name == name) else {
-                return Err(Error::Unpublishable {
-                    what: format!("table {}, column {name}", table.name),
-                    reason: String::from(
-                        "the database no longer sends it: it was dropped, renamed or removed from the publication",
-                    ),
-                    fix: format!(
-                        "remove {name} from [[table]] {} in the topology, or add it to the table or publication again",
-                        table.name
-                    ),
-                });
-            };
-            if let Some(slot) = slots.get_mut(at) {
-                *slot = Some(declared);
-            }
-        }
-        let columns = table.columns();
-        let is_prefix = slots
-            .iter()
-            .take(columns)
-            .enumerate()
-            .all(|(at, slot)| *slot == Some(at));
-        self.mappings.insert(
-            relation.id,
-            Some(Mapping {
-                table: index,
-                columns,
-                slots: slots.into(),
-                is_prefix,
-            }),
+    /// Stores the mapping of a relation; it is valid until the relation is sent again. Stops a table that does not fit.
+    fn relation(&mut self, relation: &Relation<'_>) {
+        let found = map(
+            relation,
+            &self.setup.declared,
+            &self.setup.tables,
+            &self.position.source,
         );
-        Ok(())
+        let mapped = match found {
+            Ok(mapped) => mapped,
+            Err(misfit) => {
+                self.stop(misfit.table.as_str(), misfit.cause, None);
+                Mapped::Stopped(misfit.table.as_str().into())
+            }
+        };
+        self.mappings.insert(relation.id, mapped);
     }
 
-    /// Assigns the ordinal of a change. `None` if the change needs no record, because its table is not declared or the
-    /// change is already published.
-    fn next_change(&mut self, relation: RelationId) -> Result<Option<Change>> {
+    /// Assigns the ordinal of a change; `None` if it needs no record, because its table is not declared or is stopped, or
+    /// because it is published.
+    fn next_change(&mut self, relation: RelationId, out: &mut OutBatch) -> Result<Option<Change>> {
         let Some(transaction) = &mut self.transaction else {
             return Err(protocol_error("a change outside a transaction"));
         };
@@ -309,98 +328,205 @@ impl Changes {
             return Ok(None);
         }
         match self.mappings.get(&relation) {
-            Some(mapping) => Ok(mapping.clone().map(|mapping| Change { mapping, ordinal })),
+            Some(Mapped::Table(mapping)) => Ok(Some(Change {
+                mapping: mapping.clone(),
+                ordinal,
+            })),
+            Some(Mapped::Undeclared) => Ok(None),
+            Some(Mapped::Stopped(table)) => {
+                let table = Arc::clone(table);
+                self.skip(&table, ordinal, out);
+                Ok(None)
+            }
             None => Err(protocol_error(
                 "a change of a table without a preceding relation message",
             )),
         }
     }
 
-    /// Converts an insert or update. If the key changed, a tombstone for the old key precedes the row.
-    fn row(&mut self, change: &Change, old: Option<Old<'_>>, new: Tuple<'_>, out: &mut OutBatch) -> Result<()> {
-        let tables = Arc::clone(&self.tables);
-        let table = tables.get(change.mapping.table).expect("a mapping's table exists");
-        let mut values = recycle(std::mem::take(&mut self.values));
-        pick(new, &change.mapping, &mut values);
-        let mut key = std::mem::take(&mut self.spare.key);
-        let mut value = std::mem::take(&mut self.spare.value);
-        let mut old_key = std::mem::take(&mut self.old_key);
-        old_key.clear();
-        if let Some(old) = old {
-            let mut before = recycle(std::mem::take(&mut self.before));
-            pick(old.tuple, &change.mapping, &mut before);
-            fill_unchanged(&mut values, &before, old.is_full, table);
-            let written = table.write_key(&before, &mut old_key);
-            self.before = recycle(before);
-            written?;
+    /// Skips a change of a stopped table. The first one is replaced by the record that tells readers.
+    fn skip(&mut self, table: &str, ordinal: u32, out: &mut OutBatch) {
+        metrics::counter!("trunkline_connector_skipped_changes_total", "connector" => self.setup.connector.to_string(),
+            "table" => table.to_owned())
+        .increment(1);
+        let pending = self.pending.is_present && self.pending.table == table;
+        if pending && matches!(self.pending.missing, Some(Lacking::Stopped(_))) {
+            return;
         }
-        let written = table
-            .write_key(&values, &mut key)
-            .and_then(|()| table.write_value(&values, &mut self.buffers, &mut value));
-        self.values = recycle(values);
-        written?;
-        let moved = !old_key.is_empty() && old_key != key;
-        let mut record = RecordId::new(change.mapping.table, change.ordinal, &key);
-        if moved {
-            let tombstone = RecordId {
-                key: &old_key,
-                other_key: &key,
-                ..record
-            };
-            self.push(&tombstone, None, out);
-            record.ordinal += 1;
-            record.other_key = &old_key;
+        let record = self.position.source.table(table);
+        let state = record.and_then(|record| record.needs_snapshot.as_ref());
+        if let Some(state) = state.filter(|state| !state.published) {
+            let lacking = Lacking::Stopped(state.cause.clone());
+            self.push(&RecordId::new(table, ordinal, &[]), Content::Missing(lacking), out);
         }
-        self.push(&record, Some(&mut value), out);
-        (self.old_key, self.spare.key, self.spare.value) = (old_key, key, value);
-        Ok(())
     }
 
-    fn delete(&mut self, change: &Change, old: Old<'_>, out: &mut OutBatch) -> Result<()> {
-        let tables = Arc::clone(&self.tables);
+    /// Publishes which tables were stopped, outside of source transactions: no later change of the table may ever come.
+    fn publish_stopped(&mut self, lsn: Lsn, out: &mut OutBatch) {
+        // The record before `lsn` began before this LSN, and the next one begins at `lsn` or after it.
+        let at = Lsn(lsn.0.saturating_sub(1));
+        if at < self.position.lsn {
+            return;
+        }
+        let stopped = self.position.source.stopped().filter(|(_, state)| !state.published);
+        let stopped: Vec<(String, String)> = stopped
+            .map(|(table, state)| (table.to_owned(), state.cause.clone()))
+            .collect();
+        for (table, cause) in stopped {
+            let ordinal = match self.position.ordinal {
+                Some(ordinal) if self.position.lsn == at => ordinal.saturating_add(1),
+                _ => 0,
+            };
+            let tx = Tx {
+                incarnation: self.position.source_epoch,
+                position: at,
+                ordinal,
+                last: true,
+                at_ms: 0,
+            };
+            self.setup.emitter.missing(&tx, &Missing::of_table(&table, &cause), out);
+            (self.position.lsn, self.position.ordinal) = (at, Some(ordinal));
+            self.stop_is_published(&table);
+        }
+    }
+
+    fn stop_is_published(&mut self, table: &str) {
+        self.position.source = self.position.source.with(|content| {
+            let record = content.tables.get_mut(table);
+            if let Some(state) = record.and_then(|record| record.needs_snapshot.as_mut()) {
+                state.published = true;
+            }
+        });
+    }
+
+    /// Converts an insert or update. If the key changed, the old key gets a tombstone first.
+    fn row(&mut self, change: &Change, old: Option<Old<'_>>, new: Tuple<'_>, out: &mut OutBatch) {
+        let tables = Arc::clone(&self.setup.tables);
+        let table = tables.get(change.mapping.table).expect("a mapping's table exists");
+        let mut row = std::mem::take(&mut self.row);
+        let rejection = self
+            .encode_row(table, &change.mapping, &Sent { old, new }, &mut row)
+            .err();
+        let has_key = rejection.as_ref().is_none_or(|rejection| rejection.has_key);
+        let name = table.name.as_str();
+        let mut record = RecordId::new(name, change.ordinal, if has_key { &row.key } else { &[] });
+        if has_key && !row.old_key.is_empty() && row.old_key != row.key {
+            let tombstone = RecordId {
+                key: &row.old_key,
+                other_key: &row.key,
+                ..record
+            };
+            self.push(&tombstone, Content::Tombstone, out);
+            record.ordinal += 1;
+            record.other_key = &row.old_key;
+        }
+        let content = match rejection {
+            None => Content::Row(&mut row.value),
+            Some(rejection) => Content::Missing(Lacking::DeadLetter(rejection.reason)),
+        };
+        self.push(&record, content, out);
+        self.row = row;
+    }
+
+    /// Encodes the key and value of a row, and its key before the change if it was sent.
+    fn encode_row(
+        &mut self,
+        table: &Table,
+        mapping: &Mapping,
+        sent: &Sent<'_>,
+        row: &mut EncodedRow,
+    ) -> Result<(), Rejection> {
+        let rejected = |has_key: bool| {
+            move |error: Error| Rejection {
+                has_key,
+                reason: service::chain(&error),
+            }
+        };
+        row.old_key.clear();
+        let mut values = recycle(std::mem::take(&mut self.values));
+        pick(sent.new, mapping, &mut values);
+        let mut old_written = Ok(());
+        if let Some(old) = sent.old {
+            let mut before = recycle(std::mem::take(&mut self.before));
+            pick(old.tuple, mapping, &mut before);
+            fill_unchanged(&mut values, &before, old.is_full, table);
+            old_written = table.write_key(&before, &mut row.old_key);
+            self.before = recycle(before);
+        }
+        let written = old_written
+            .and_then(|()| table.write_key(&values, &mut row.key))
+            .map_err(rejected(false))
+            .and_then(|()| {
+                table
+                    .write_value(&values, &mut self.buffers, &mut row.value)
+                    .map_err(rejected(true))
+            });
+        self.values = recycle(values);
+        written
+    }
+
+    fn delete(&mut self, change: &Change, old: Old<'_>, out: &mut OutBatch) {
+        let tables = Arc::clone(&self.setup.tables);
         let table = tables.get(change.mapping.table).expect("a mapping's table exists");
         let mut values = recycle(std::mem::take(&mut self.values));
         pick(old.tuple, &change.mapping, &mut values);
-        let mut key = std::mem::take(&mut self.spare.key);
+        let mut key = std::mem::take(&mut self.row.key);
         let written = table.write_key(&values, &mut key);
         self.values = recycle(values);
-        written?;
-        self.push(&RecordId::new(change.mapping.table, change.ordinal, &key), None, out);
-        self.spare.key = key;
-        Ok(())
+        let name = table.name.as_str();
+        match written {
+            Ok(()) => self.push(&RecordId::new(name, change.ordinal, &key), Content::Tombstone, out),
+            Err(error) => {
+                let lacking = Lacking::DeadLetter(service::chain(&error));
+                self.push(
+                    &RecordId::new(name, change.ordinal, &[]),
+                    Content::Missing(lacking),
+                    out,
+                );
+            }
+        }
+        self.row.key = key;
     }
 
     fn truncate(&mut self, change: &Change, out: &mut OutBatch) {
-        let name = self
-            .tables
-            .get(change.mapping.table)
-            .expect("a mapping's table exists")
-            .name
-            .clone();
-        let mut key = std::mem::take(&mut self.spare.key);
+        let tables = Arc::clone(&self.setup.tables);
+        let table = tables.get(change.mapping.table).expect("a mapping's table exists");
+        let name = table.name.as_str();
+        let mut key = std::mem::take(&mut self.row.key);
         key.clear();
-        KeyWriter::new(&mut key).str(name.as_str()).finish();
-        self.push(&RecordId::new(change.mapping.table, change.ordinal, &key), None, out);
-        self.spare.key = key;
+        KeyWriter::new(&mut key).str(name).finish();
+        self.push(&RecordId::new(name, change.ordinal, &key), Content::Tombstone, out);
+        self.row.key = key;
+        let lsn = self.transaction.as_ref().map_or(Lsn(0), |t| t.commit_lsn);
+        self.truncated.insert(name.to_owned(), lsn);
+        if let Some(record) = self.position.source.table(name).filter(|r| !r.partitions.is_empty()) {
+            // The truncation gave its partitions new file nodes, which the next comparison with the catalog records.
+            let mut record = record.clone();
+            record.partitions.values_mut().for_each(|file_node| *file_node = 0);
+            self.set_record(name, record);
+        }
     }
 
-    /// Emits the pending record and makes this record the pending one, unless it is already published. Swaps the
-    /// value's buffer.
-    fn push(&mut self, record: &RecordId<'_>, value: Option<&mut Vec<u8>>, out: &mut OutBatch) {
+    /// Emits the pending record and makes this one pending, unless it is published already. Swaps the value's buffer.
+    fn push(&mut self, record: &RecordId<'_>, content: Content<'_>, out: &mut OutBatch) {
         let Some(transaction) = &self.transaction else { return };
         if self.position.contains(transaction.commit_lsn, record.ordinal) {
             return;
         }
         self.emit_pending(false, out);
-        self.pending.is_present = true;
-        self.pending.table = record.table;
-        self.pending.ordinal = record.ordinal;
-        self.pending.tombstone = value.is_none();
+        let pending = &mut self.pending;
+        pending.is_present = true;
+        pending.ordinal = record.ordinal;
+        record.table.clone_into(&mut pending.table);
         // The caller keeps its key buffers, so the keys are copied.
-        record.key.clone_into(&mut self.pending.key);
-        record.other_key.clone_into(&mut self.pending.other_key);
-        if let Some(value) = value {
-            std::mem::swap(&mut self.pending.value, value);
+        record.key.clone_into(&mut pending.key);
+        record.other_key.clone_into(&mut pending.other_key);
+        pending.tombstone = !matches!(content, Content::Row(_));
+        pending.missing = None;
+        match content {
+            Content::Row(value) => std::mem::swap(&mut pending.value, value),
+            Content::Tombstone => {}
+            Content::Missing(lacking) => pending.missing = Some(lacking),
         }
     }
 
@@ -417,26 +543,35 @@ impl Changes {
             last,
             at_ms: transaction.at_ms,
         };
-        let value = (!self.pending.tombstone).then_some(self.pending.value.as_slice());
-        let table = self
-            .tables
-            .get(self.pending.table)
-            .expect("a pending record's table exists");
-        let moved = if self.pending.tombstone {
-            headers::MOVED_TO
-        } else {
-            headers::MOVED_FROM
-        };
-        let other_key = self.pending.other_key.as_slice();
-        let row = Published {
-            table: table.name.as_str(),
-            key: &self.pending.key,
-            value,
-            header: (!other_key.is_empty()).then_some((moved, other_key)),
-        };
-        self.emitter.emit(&tx, &row, out);
         self.position.lsn = transaction.commit_lsn;
         self.position.ordinal = Some(self.pending.ordinal);
+        let (pending, emitter) = (&self.pending, &mut self.setup.emitter);
+        match &pending.missing {
+            Some(Lacking::DeadLetter(reason)) => {
+                let missing = Missing::of_row(&pending.table, &pending.key, reason);
+                emitter.dead_letter(&tx, &missing, out);
+            }
+            Some(Lacking::Stopped(cause)) => {
+                emitter.missing(&tx, &Missing::of_table(&pending.table, cause), out);
+                let table = pending.table.clone();
+                self.stop_is_published(&table);
+            }
+            None => {
+                let moved = if pending.tombstone {
+                    headers::MOVED_TO
+                } else {
+                    headers::MOVED_FROM
+                };
+                let other_key = pending.other_key.as_slice();
+                let row = Published {
+                    table: &pending.table,
+                    key: &pending.key,
+                    value: (!pending.tombstone).then_some(pending.value.as_slice()),
+                    header: (!other_key.is_empty()).then_some((moved, other_key)),
+                };
+                emitter.emit(&tx, &row, out);
+            }
+        }
     }
 }
 
@@ -455,39 +590,6 @@ pub(super) fn decode_error(error: DecodeError) -> Error {
         reason: error.to_string(),
         fix: String::from("report this as a bug, with the version of the server"),
     }
-}
-
-/// Selects the values of the declared columns.
-fn pick<'a>(tuple: Tuple<'a>, mapping: &Mapping, values: &mut Vec<Value<'a>>) {
-    values.clear();
-    if mapping.is_prefix {
-        values.extend(tuple.iter().take(mapping.columns));
-        values.resize(mapping.columns, Value::Null);
-        return;
-    }
-    values.resize(mapping.columns, Value::Null);
-    for (slot, value) in mapping.slots.iter().zip(tuple.iter()) {
-        if let Some(declared) = slot.and_then(|at| values.get_mut(at)) {
-            *declared = value;
-        }
-    }
-}
-
-/// Sets values that were not sent (unchanged TOAST values) from the old row, as far as the old row contains them.
-fn fill_unchanged<'a>(values: &mut [Value<'a>], before: &[Value<'a>], is_full: bool, table: &Table) {
-    for (at, (value, old)) in values.iter_mut().zip(before).enumerate() {
-        let known = is_full || table.is_key(at);
-        if *value == Value::Unchanged && known && *old != Value::Unchanged {
-            *value = *old;
-        }
-    }
-}
-
-/// Clears a list of values and keeps its allocation for values with another lifetime.
-pub(super) fn recycle<'b>(mut values: Vec<Value<'_>>) -> Vec<Value<'b>> {
-    values.clear();
-    // Collecting an empty vector in place keeps its allocation.
-    values.into_iter().map(|_| Value::Null).collect()
 }
 
 #[cfg(test)]

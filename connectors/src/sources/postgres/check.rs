@@ -1,14 +1,13 @@
 //! Checks that a database is set up for its declared tables, and creates or extends the publication.
 //!
-//! All problems are reported together, each with the statement that fixes it. A table without a usable key is never added
+//! All problems of a table are reported together, each with the statement that fixes it. A table without a usable key is never added
 //! to a publication, because PostgreSQL would then reject its updates and deletes. Tables and roles are never changed.
 
-use super::catalog::{self, Column, Table};
+use super::catalog::{self, Catalog, Column, Publication, Table};
 use super::server::{Server, Sql, identifier};
 use crate::error::{Error, Result};
 use schemas::ids::TableName;
 use schemas::pg_types::{AvroType, Column as DeclaredColumn};
-use std::collections::BTreeMap;
 
 /// A table, as declared in the topology.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,11 +36,43 @@ pub(super) struct Problem {
     pub(super) fix: String,
 }
 
-/// Checks settings, tables, columns and keys.
+/// Oldest supported version: the replication stream needs options that older servers do not know.
+const VERSION_MIN: u32 = 140_000;
+
+/// A table that cannot be published as declared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Unsuitable {
+    pub(super) name: TableName,
+    pub(super) problems: Vec<Problem>,
+}
+
+impl Unsuitable {
+    /// What is wrong.
+    pub(super) fn cause(&self) -> String {
+        join(&self.problems, |p| &p.what)
+    }
+
+    /// The statements that fix it.
+    pub(super) fn fix(&self) -> String {
+        join(&self.problems, |p| p.fix.trim_end_matches(';'))
+    }
+}
+
+/// Checks version and settings of the server.
 ///
 /// # Errors
-/// [`Error::Rejected`] with all problems.
-pub(super) async fn check(sql: &Sql, server: &Server, declared: &[Declared]) -> Result<Vec<Checked>> {
+/// [`Error::Rejected`] with the problem.
+pub(super) async fn check_server(sql: &Sql, server: &Server) -> Result<()> {
+    let version = catalog::server_version(sql).await?;
+    if version < VERSION_MIN {
+        return Err(Error::Rejected {
+            reason: format!(
+                "{server} has version {}, but 14 is the oldest supported",
+                version / 10_000
+            ),
+            fix: String::from("upgrade PostgreSQL"),
+        });
+    }
     let level = sql
         .value("read the settings", "SELECT current_setting('wal_level')")
         .await?;
@@ -51,41 +82,58 @@ pub(super) async fn check(sql: &Sql, server: &Server, declared: &[Declared]) -> 
             fix: String::from("ALTER SYSTEM SET wal_level = 'logical'; then restart PostgreSQL"),
         });
     }
-    let wanted: Vec<(&str, &str)> = declared.iter().map(|t| (t.name.schema(), t.name.table())).collect();
-    let actual = catalog::tables(sql, Some(&wanted)).await?;
-    let (mut checked, mut problems) = (Vec::new(), Vec::new());
-    for table in declared {
-        let key = (table.name.schema().to_owned(), table.name.table().to_owned());
-        match actual.get(&key) {
-            Some(found) => match check_table(table, found, server.user()) {
-                Ok(key) => checked.push(Checked {
-                    declared: table.clone(),
-                    key,
-                }),
-                Err(mut found) => problems.append(&mut found),
-            },
-            None => problems.push(Problem {
-                what: format!("table {} does not exist", table.name),
-                fix: format!(
-                    "create it, or remove [[table]] name = \"{}\" from the topology",
-                    table.name
-                ),
-            }),
+    Ok(())
+}
+
+/// Checks one declared table: columns, key, and what would make snapshot or stream incomplete.
+pub(super) fn check(
+    table: &Declared,
+    catalog: &Catalog,
+    server: &Server,
+    publication: &str,
+) -> std::result::Result<Checked, Unsuitable> {
+    let unsuitable = |problems| Unsuitable {
+        name: table.name.clone(),
+        problems,
+    };
+    let Some(found) = catalog.table(&table.name) else {
+        return Err(unsuitable(vec![Problem {
+            what: format!("table {} does not exist", table.name),
+            fix: format!(
+                "create it, or remove [[table]] name = \"{}\" from the topology",
+                table.name
+            ),
+        }]));
+    };
+    let checked = check_table(table, found, server.user());
+    let published = catalog
+        .publication
+        .as_ref()
+        .and_then(|p| check_published(publication, p, table, found));
+    match (checked, published) {
+        (Ok(key), None) => Ok(Checked {
+            declared: table.clone(),
+            key,
+        }),
+        (Ok(_), Some(problem)) => Err(unsuitable(vec![problem])),
+        (Err(mut problems), problem) => {
+            problems.extend(problem);
+            Err(unsuitable(problems))
         }
-    }
-    if problems.is_empty() {
-        Ok(checked)
-    } else {
-        Err(rejected(server, &problems))
     }
 }
 
-fn rejected(server: &Server, problems: &[Problem]) -> Error {
-    let join = |part: fn(&Problem) -> &str| problems.iter().map(part).collect::<Vec<_>>().join("; ");
+/// The error of tables that cannot be published.
+pub(super) fn rejected(server: &Server, tables: &[Unsuitable]) -> Error {
+    let problems: Vec<Problem> = tables.iter().flat_map(|t| t.problems.clone()).collect();
     Error::Rejected {
-        reason: format!("{server}: {}", join(|p| &p.what)),
-        fix: join(|p| p.fix.trim_end_matches(';')),
+        reason: format!("{server}: {}", join(&problems, |p| &p.what)),
+        fix: join(&problems, |p| p.fix.trim_end_matches(';')),
     }
+}
+
+fn join(problems: &[Problem], part: fn(&Problem) -> &str) -> String {
+    problems.iter().map(part).collect::<Vec<_>>().join("; ")
 }
 
 /// The quoted name of a table.
@@ -107,6 +155,7 @@ fn check_table(declared: &Declared, actual: &Table, user: &str) -> std::result::
             ),
         });
     }
+    problems.extend(check_reading(declared, actual, user));
     for column in &declared.columns {
         problems.extend(check_column(declared, column, actual));
     }
@@ -143,7 +192,16 @@ fn check_table(declared: &Declared, actual: &Table, user: &str) -> std::result::
         .map(String::as_str)
         .filter(|name| !identity.contains(name))
         .collect();
-    if !missing.is_empty() {
+    if !missing.is_empty() && actual.replica_identity == 'd' && actual.deferrable_key {
+        problems.push(Problem {
+            what: format!(
+                "the primary key of table {} is deferrable, which PostgreSQL does not use as replica identity: once the table \
+                 is published, it rejects updates and deletes",
+                declared.name
+            ),
+            fix: format!("ALTER TABLE {table} REPLICA IDENTITY FULL"),
+        });
+    } else if !missing.is_empty() {
         problems.push(Problem {
             what: format!(
                 "the replica identity of table {} lacks key column {}, so deletes would not identify the row",
@@ -158,6 +216,33 @@ fn check_table(declared: &Declared, actual: &Table, user: &str) -> std::result::
     } else {
         Err(problems)
     }
+}
+
+/// Checks that a snapshot contains all rows that the stream contains, and the reverse.
+fn check_reading(declared: &Declared, actual: &Table, user: &str) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    if actual.row_security {
+        problems.push(Problem {
+            what: format!(
+                "row-level security of table {} applies to user {user}, so a snapshot would lack rows",
+                declared.name
+            ),
+            fix: format!("ALTER ROLE {} BYPASSRLS", identifier(user)),
+        });
+    }
+    if actual.has_children {
+        problems.push(Problem {
+            what: format!(
+                "other tables inherit from table {}, and their changes are not published as changes of it",
+                declared.name
+            ),
+            fix: format!(
+                "convert it to declarative partitioning, or ALTER TABLE … NO INHERIT {}",
+                quoted(&declared.name)
+            ),
+        });
+    }
+    problems
 }
 
 fn check_column(declared: &Declared, column: &DeclaredColumn, actual: &Table) -> Option<Problem> {
@@ -202,7 +287,7 @@ fn check_column(declared: &Declared, column: &DeclaredColumn, actual: &Table) ->
 }
 
 /// Whether values of the actual type have the same representation as the declared type, in Avro and on devices.
-fn fits(declared: &str, actual: &Column) -> bool {
+pub(super) fn fits(declared: &str, actual: &Column) -> bool {
     let json = |name| matches!(name, "json" | "jsonb");
     let actual = actual.type_name.as_str();
     AvroType::of(declared) == AvroType::of(actual) && json(declared) == json(actual)
@@ -210,9 +295,17 @@ fn fits(declared: &str, actual: &Column) -> bool {
 
 /// Creates the publication, or adds missing tables to it.
 ///
+/// Only before a snapshot: a table that was not published for a while has lost changes.
+///
 /// # Errors
 /// [`Error::Rejected`] with the statements to run, if this user lacks the permission.
-pub(super) async fn publish(sql: &Sql, server: &Server, name: &str, tables: &[Checked]) -> Result<()> {
+pub(super) async fn publish(
+    sql: &Sql,
+    server: &Server,
+    name: &str,
+    found: Option<&Publication>,
+    tables: &[Checked],
+) -> Result<()> {
     let quoted_name = identifier(name);
     let list = |tables: &[&Checked]| {
         tables
@@ -222,7 +315,7 @@ pub(super) async fn publish(sql: &Sql, server: &Server, name: &str, tables: &[Ch
             .join(", ")
     };
     let all: Vec<&Checked> = tables.iter().collect();
-    let statement = match catalog::publication(sql, name).await? {
+    let statement = match found {
         None => {
             // Changes of partitions are published as changes of the declared root table.
             format!(
@@ -230,13 +323,16 @@ pub(super) async fn publish(sql: &Sql, server: &Server, name: &str, tables: &[Ch
                 list(&all)
             )
         }
+        Some(found) if !found.publishes_all() => {
+            return Err(Error::Rejected {
+                reason: format!("{server}: publication {name} does not publish all operations"),
+                fix: format!("ALTER PUBLICATION {quoted_name} SET (publish = 'insert, update, delete, truncate')"),
+            });
+        }
         Some(found) => {
-            if let Some(problem) = check_publication(name, &found, tables) {
-                return Err(rejected(server, &[problem]));
-            }
             let missing: Vec<&Checked> = all
                 .into_iter()
-                .filter(|t| !found.tables.contains_key(&pair(t)))
+                .filter(|t| !found.tables.contains_key(&pair(&t.declared.name)))
                 .collect();
             if missing.is_empty() {
                 return Ok(());
@@ -261,55 +357,49 @@ pub(super) async fn publish(sql: &Sql, server: &Server, name: &str, tables: &[Ch
     })
 }
 
-fn pair(table: &Checked) -> (String, String) {
-    (
-        table.declared.name.schema().to_owned(),
-        table.declared.name.table().to_owned(),
-    )
+fn pair(name: &TableName) -> (String, String) {
+    (name.schema().to_owned(), name.table().to_owned())
 }
 
-/// Checks that an existing publication publishes all operations and all declared columns.
-fn check_publication(name: &str, found: &catalog::Publication, tables: &[Checked]) -> Option<Problem> {
-    let quoted_name = identifier(name);
-    if !found.publishes_all {
+/// Checks that an existing publication publishes all declared columns and all rows of a table.
+fn check_published(name: &str, found: &Publication, declared: &Declared, actual: &Table) -> Option<Problem> {
+    let (quoted_name, table) = (identifier(name), &declared.name);
+    if actual.partitioned && !found.via_root {
         return Some(Problem {
-            what: format!("publication {name} does not publish all operations"),
-            fix: format!("ALTER PUBLICATION {quoted_name} SET (publish = 'insert, update, delete, truncate')"),
+            what: format!("publication {name} publishes changes of the partitions of table {table} as their own"),
+            fix: format!("ALTER PUBLICATION {quoted_name} SET (publish_via_partition_root = true)"),
         });
     }
-    for table in tables {
-        let Some(Some(columns)) = found.tables.get(&pair(table)) else {
-            continue;
-        };
-        let lacks = |c: &&DeclaredColumn| !columns.contains(&c.name);
-        if let Some(column) = table.declared.columns.iter().find(lacks) {
-            return Some(Problem {
-                what: format!(
-                    "publication {name} does not publish column {} of table {}",
-                    column.name, table.declared.name
-                ),
-                fix: format!(
-                    "ALTER PUBLICATION {quoted_name} SET TABLE … with that column, or remove it from [[table]] {}",
-                    table.declared.name
-                ),
-            });
-        }
+    let published = found.tables.get(&pair(table))?;
+    if let Some(filter) = &published.row_filter {
+        return Some(Problem {
+            what: format!("publication {name} has the row filter {filter} for table {table}, which a snapshot ignores"),
+            fix: format!(
+                "ALTER PUBLICATION {quoted_name} DROP TABLE {table}; ALTER PUBLICATION {quoted_name} ADD TABLE {table}; and \
+                 filter rows by `where` of the views",
+                table = quoted(table)
+            ),
+        });
     }
-    None
-}
-
-/// The tables and columns that a snapshot reads, as stored in the position.
-pub(super) fn snapshot_columns(tables: &[Checked]) -> BTreeMap<String, Vec<String>> {
-    let columns = |t: &Checked| t.declared.columns.iter().map(|c| c.name.clone()).collect();
-    tables
-        .iter()
-        .map(|t| (t.declared.name.as_str().to_owned(), columns(t)))
-        .collect()
+    let columns = published.columns.as_ref()?;
+    let lacks = |c: &&DeclaredColumn| !columns.contains(&c.name);
+    let column = declared.columns.iter().find(lacks)?;
+    Some(Problem {
+        what: format!(
+            "publication {name} does not publish column {} of table {table}",
+            column.name
+        ),
+        fix: format!(
+            "ALTER PUBLICATION {quoted_name} SET TABLE … with that column, or remove it from [[table]] {table}"
+        ),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sources::postgres::catalog::Published;
+    use std::collections::BTreeMap;
 
     fn declared(columns: &[(&str, &str)], key: Option<&[&str]>) -> Declared {
         let column = |(name, ty): &(&str, &str)| DeclaredColumn::declared(name, ty);
@@ -323,6 +413,9 @@ mod tests {
     fn actual(identity: char, primary_key: &[&str]) -> Table {
         let column = |name: &str, ty: &str, nullable| Column {
             name: name.to_owned(),
+            number: 1,
+            type_oid: 0,
+            type_modifier: -1,
             type_name: ty.to_owned(),
             nullable,
             generated: name == "total",
@@ -333,6 +426,11 @@ mod tests {
             name: String::from("orders"),
             replica_identity: identity,
             readable: true,
+            partitioned: false,
+            has_children: false,
+            row_security: false,
+            deferrable_key: false,
+            partitions: BTreeMap::new(),
             columns: vec![
                 column("id", "int8", false),
                 column("note", "varchar", true),
@@ -399,29 +497,60 @@ mod tests {
     }
 
     #[test]
-    fn publication_must_cover_the_declared_columns() {
-        let tables = [Checked {
-            declared: declared(&[("id", "int8"), ("note", "text?")], None),
-            key: vec![0],
-        }];
-        let key = (String::from("public"), String::from("orders"));
-        let publication = |publishes_all, columns| catalog::Publication {
-            publishes_all,
-            tables: BTreeMap::from([(key.clone(), columns)]),
+    fn incomplete_reading_and_deferrable_keys_name_the_statement() {
+        let fits = declared(&[("id", "int8")], None);
+        let hidden = Table {
+            row_security: true,
+            has_children: true,
+            ..actual('d', &["id"])
         };
-        assert_eq!(check_publication("p", &publication(true, None), &tables), None);
-        let lacking = publication(true, Some(vec![String::from("id")]));
+        let text = problems(&fits, &hidden);
+        assert!(text[0].contains("row-level security") && text[0].ends_with("ALTER ROLE \"app\" BYPASSRLS"));
+        assert!(text[1].contains("other tables inherit from table orders"));
+        let deferrable = Table {
+            deferrable_key: true,
+            ..actual('d', &["id"])
+        };
+        let text = problems(&fits, &deferrable);
+        assert!(text[0].contains("is deferrable") && text[0].ends_with("REPLICA IDENTITY FULL"));
+    }
+
+    #[test]
+    fn publication_must_cover_columns_rows_and_partitions() {
+        let table = declared(&[("id", "int8"), ("note", "text?")], None);
+        let key = (String::from("public"), String::from("orders"));
+        let problem = |columns: Option<&[&str]>, filter: Option<&str>, partitioned| {
+            let published = Published {
+                columns: columns.map(|c| c.iter().map(|s| (*s).to_owned()).collect()),
+                row_filter: filter.map(str::to_owned),
+            };
+            let publication = Publication {
+                oid: 1,
+                operations: Vec::new(),
+                via_root: false,
+                tables: BTreeMap::from([(key.clone(), published)]),
+            };
+            let actual = Table {
+                partitioned,
+                ..actual('d', &["id"])
+            };
+            check_published("p", &publication, &table, &actual).map(|p| p.what)
+        };
+        assert_eq!(problem(None, None, false), None);
         assert!(
-            check_publication("p", &lacking, &tables)
+            problem(Some(&["id"]), None, false)
                 .unwrap()
-                .what
                 .contains("does not publish column note")
         );
         assert!(
-            check_publication("p", &publication(false, None), &tables)
+            problem(None, Some("(id > 1)"), false)
                 .unwrap()
-                .fix
-                .contains("truncate")
+                .contains("row filter (id > 1)")
+        );
+        assert!(
+            problem(None, None, true)
+                .unwrap()
+                .contains("partitions of table orders")
         );
     }
 }

@@ -1,17 +1,14 @@
-//! Position of a PostgreSQL source, as stored in its position record.
+//! Position of a PostgreSQL source, as stored in its two records.
 //!
-//! It identifies the last published record by commit LSN and ordinal, and the end of the last completely published
-//! source transaction. It also contains the cluster, timeline, database, slot and snapshot, so that an incompatible
-//! source is detected. An LSN alone would be valid in any cluster.
+//! The moving record identifies the last published record by commit LSN and ordinal, and the end of the last completely
+//! published source transaction. The [static record](super::static_record) names cluster, database, slot and tables, so
+//! that a source that does not fit is detected: an LSN alone would fit any cluster.
 
+use super::static_record::{FORMAT, KIND, StaticRecord};
+use crate::source::{StaticPart, Unreadable};
 use schemas::version::Lsn;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
-
-/// The format version that is written, and the only one that is read.
-const FORMAT: u32 = 1;
 
 /// Progress of the source epoch's snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,22 +29,11 @@ pub enum Snapshot {
     },
 }
 
-/// The columns that the snapshot read, by table name.
-pub type Tables = Arc<BTreeMap<String, Vec<String>>>;
-
-/// Position from which the source continues.
+/// Where the source continues.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Position {
     /// Source epoch: increases with each snapshot that starts, and is the first part of a row's version.
     pub source_epoch: u32,
-    /// System identifier of the cluster.
-    pub system: String,
-    /// Timeline of the cluster.
-    pub timeline: u32,
-    /// Database.
-    pub database: String,
-    /// Slot.
-    pub slot: String,
     /// Commit LSN of the source transaction of the last published record.
     pub lsn: Lsn,
     /// Ordinal of the last published record in its source transaction; `None` if no record of a transaction at `lsn` is
@@ -58,24 +44,20 @@ pub struct Position {
     pub complete_lsn: Lsn,
     /// Progress of the snapshot.
     pub snapshot: Snapshot,
-    /// Tables and columns that the snapshot read.
-    pub tables: Tables,
+    /// What the rows are read from.
+    pub source: StaticRecord,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Stored<'p> {
+struct Stored {
     v: u32,
     kind: String,
     inc: u32,
-    system: String,
-    timeline: u32,
-    database: String,
-    slot: String,
+    rev: String,
     lsn: String,
     ord: Option<u32>,
     whole: String,
     snapshot: Snapshot,
-    tables: std::borrow::Cow<'p, BTreeMap<String, Vec<String>>>,
 }
 
 #[derive(Deserialize)]
@@ -84,13 +66,16 @@ struct AnyFormat {
     kind: String,
 }
 
-const KIND: &str = "postgres";
-
 impl Position {
     /// Whether the record with this commit LSN and ordinal is already published.
     pub(super) fn contains(&self, commit_lsn: Lsn, ordinal: u32) -> bool {
         commit_lsn < self.complete_lsn
             || (commit_lsn == self.lsn && self.ordinal.is_some_and(|stored| ordinal <= stored))
+    }
+
+    /// Whether the source streams.
+    pub(super) fn is_streaming(&self) -> bool {
+        matches!(self.snapshot, Snapshot::Done { .. })
     }
 }
 
@@ -102,7 +87,9 @@ impl fmt::Display for Position {
             Snapshot::Done { .. } => write!(
                 f,
                 "{}, source epoch {}, slot {}",
-                self.complete_lsn, self.source_epoch, self.slot
+                self.complete_lsn,
+                self.source_epoch,
+                self.source.content().slot
             ),
         }
     }
@@ -114,17 +101,20 @@ impl crate::source::Position for Position {
             v: FORMAT,
             kind: String::from(KIND),
             inc: self.source_epoch,
-            system: self.system.clone(),
-            timeline: self.timeline,
-            database: self.database.clone(),
-            slot: self.slot.clone(),
+            rev: self.source.revision().to_owned(),
             lsn: self.lsn.to_string(),
             ord: self.ordinal,
             whole: self.complete_lsn.to_string(),
             snapshot: self.snapshot.clone(),
-            tables: std::borrow::Cow::Borrowed(&*self.tables),
         };
         serde_json::to_string(&stored).expect("strings and numbers always serialize")
+    }
+
+    fn static_part(&self) -> Option<StaticPart<'_>> {
+        Some(StaticPart {
+            revision: self.source.revision(),
+            json: self.source.json(),
+        })
     }
 
     fn complete(&self) -> String {
@@ -134,77 +124,121 @@ impl crate::source::Position for Position {
         }
     }
 
-    fn from_json(json: &str) -> Result<Self, String> {
-        // The version is checked first, because a newer format may have other members.
-        let AnyFormat { v, kind } = serde_json::from_str(json).map_err(|e| e.to_string())?;
+    fn from_json(json: &str, static_json: Option<&str>) -> Result<Self, Unreadable> {
+        let damaged = |reason: String| Unreadable::StartOver(reason);
+        // Check the version before the rest: another format may have other members.
+        let AnyFormat { v, kind } = serde_json::from_str(json).map_err(|e| damaged(e.to_string()))?;
         if kind != KIND {
-            return Err(format!(
-                "the stored position was written by a connector of kind {kind}, but this connector is of kind {KIND}"
-            ));
+            return Err(damaged(format!(
+                "it was written by a connector of kind {kind}, but this connector is of kind {KIND}"
+            )));
         }
-        if v != FORMAT {
-            return Err(format!(
-                "the stored position has format {v}, but this version of trunkline reads formats up to {FORMAT}; \
-                 upgrade trunkline"
-            ));
+        if v > FORMAT {
+            return Err(Unreadable::Newer(format!(
+                "it has format {v}, this version reads format {FORMAT}; upgrade trunkline"
+            )));
         }
-        let stored: Stored<'_> = serde_json::from_str(json).map_err(|e| e.to_string())?;
-        let lsn = |text: &str| text.parse::<Lsn>().map_err(|_| format!("{text:?} is not an LSN"));
+        if v < FORMAT {
+            return Err(damaged(format!(
+                "it has format {v} of an older release, this version reads format {FORMAT}"
+            )));
+        }
+        let stored: Stored = serde_json::from_str(json).map_err(|e| damaged(e.to_string()))?;
+        let lsn = |text: &str| {
+            text.parse::<Lsn>()
+                .map_err(|_| damaged(format!("{text:?} is not an LSN")))
+        };
         Ok(Position {
             source_epoch: stored.inc,
-            system: stored.system,
-            timeline: stored.timeline,
-            database: stored.database,
-            slot: stored.slot,
             lsn: lsn(&stored.lsn)?,
             ordinal: stored.ord,
             complete_lsn: lsn(&stored.whole)?,
             snapshot: stored.snapshot,
-            tables: Arc::new(stored.tables.into_owned()),
+            source: StaticRecord::parse(static_json, &stored.rev).map_err(damaged)?,
         })
+    }
+
+    /// A snapshot cannot be resumed, so only its end is progress.
+    fn is_beyond(&self, other: &Self) -> bool {
+        let place = |p: &Self| (p.complete_lsn, p.lsn, p.ordinal);
+        self.is_streaming() && (!other.is_streaming() || place(self) > place(other))
+    }
+
+    fn is_unfinished_snapshot(&self) -> bool {
+        !self.is_streaming()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::static_record::Content;
     use super::*;
     use crate::source::Position as _;
 
     fn position() -> Position {
         Position {
             source_epoch: 2,
-            system: String::from("7312345678901234567"),
-            timeline: 1,
-            database: String::from("shop"),
-            slot: String::from("trunkline_shop"),
             lsn: Lsn(0x16b_3748),
             ordinal: Some(4),
             complete_lsn: Lsn(0x16b_3700),
             snapshot: Snapshot::Done { id: String::from("s1") },
-            tables: Arc::new(BTreeMap::from([(String::from("orders"), vec![String::from("id")])])),
+            source: StaticRecord::new(Content {
+                slot: String::from("trunkline_shop"),
+                ..Content::default()
+            }),
         }
     }
 
     #[test]
-    fn json_round_trips_and_starts_with_the_version() {
-        let json = position().to_json();
+    fn moving_record_is_small_and_round_trips_with_its_static_record() {
+        let (json, source) = (position().to_json(), position().source);
         assert_eq!(
             json,
-            concat!(
-                r#"{"v":1,"kind":"postgres","inc":2,"system":"7312345678901234567","timeline":1,"database":"shop","#,
-                r#""slot":"trunkline_shop","lsn":"0/16B3748","ord":4,"whole":"0/16B3700","#,
-                r#""snapshot":{"state":"done","id":"s1"},"tables":{"orders":["id"]}}"#
+            format!(
+                concat!(
+                    r#"{{"v":2,"kind":"postgres","inc":2,"rev":"{}","lsn":"0/16B3748","ord":4,"whole":"0/16B3700","#,
+                    r#""snapshot":{{"state":"done","id":"s1"}}}}"#
+                ),
+                source.revision()
             )
         );
-        assert_eq!(Position::from_json(&json), Ok(position()));
-        let newer = json.replace("\"v\":1", "\"v\":2");
+        assert_eq!(Position::from_json(&json, Some(source.json())), Ok(position()));
+        assert!(matches!(
+            Position::from_json(&json, None),
+            Err(Unreadable::StartOver(_))
+        ));
+    }
+
+    #[test]
+    fn other_formats_are_refused_without_parsing_them() {
+        let refused = |json: &str| Position::from_json(json, None).unwrap_err();
+        let newer = refused(r#"{"v":3,"kind":"postgres"}"#);
         assert_eq!(
-            Position::from_json(&newer).unwrap_err(),
-            "the stored position has format 2, but this version of trunkline reads formats up to 1; upgrade trunkline"
+            newer,
+            Unreadable::Newer("it has format 3, this version reads format 2; upgrade trunkline".into())
         );
-        let other = json.replace("\"kind\":\"postgres\"", "\"kind\":\"http\"");
-        assert!(Position::from_json(&other).unwrap_err().contains("kind http"));
-        assert!(Position::from_json("[]").is_err());
+        for foreign in [
+            r#"{"v":1,"kind":"postgres","inc":2}"#,
+            r#"{"v":2,"kind":"http","inc":2}"#,
+            "[]",
+        ] {
+            assert!(matches!(refused(foreign), Unreadable::StartOver(_)), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn only_a_later_streamed_position_is_beyond() {
+        let at = |complete: u64| Position {
+            complete_lsn: Lsn(complete),
+            ..position()
+        };
+        let snapshot = Position {
+            snapshot: Snapshot::Begun { id: String::new() },
+            source_epoch: 9,
+            ..position()
+        };
+        assert!(at(0x16b_3701).is_beyond(&position()) && !position().is_beyond(&position()));
+        assert!(position().is_beyond(&snapshot) && !snapshot.is_beyond(&position()) && !snapshot.is_beyond(&snapshot));
     }
 
     #[test]

@@ -164,13 +164,12 @@ impl Table {
             return Err(self.column_error(at, "the row has no value for it"));
         };
         let Value::Text(text) = value else {
-            return match value {
-                Value::Null => Ok(key.null()),
-                _ => Err(self.column_error(
-                    at,
-                    "it is a key column and its unchanged value was not sent; set REPLICA IDENTITY FULL",
-                )),
+            // A null would give different rows the same key.
+            let reason = match value {
+                Value::Null => "it is a key column and has no value, or its old value was not sent",
+                _ => "it is a key column and its unchanged value was not sent; set REPLICA IDENTITY FULL",
             };
+            return Err(self.column_error(at, reason));
         };
         let mut bytes = Vec::new();
         let datum = match column.form {

@@ -4,12 +4,11 @@
 //! reason (`NEEDS_RESYNC`), because streaming from it would leave a gap (C14). Only the connector's own slot is ever
 //! dropped, and only after a stored position has announced the snapshot that replaces it.
 
-use super::position::{Position, Snapshot, Tables};
+use super::position::Position;
 use super::replication::{Identity, Replication};
 use super::server::{Server, Sql, literal};
 use crate::error::{Error, Result};
 use schemas::version::Lsn;
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// How long to wait while another process uses the slot. The server may notice only after some time that a process was
@@ -21,7 +20,6 @@ pub(super) struct Expected<'e> {
     pub(super) slot: &'e str,
     pub(super) database: &'e str,
     pub(super) identity: &'e Identity,
-    pub(super) tables: &'e Tables,
 }
 
 /// How the source starts.
@@ -79,28 +77,33 @@ fn decide_start(stored: Option<&Position>, slot: Option<&Slot>, expected: &Expec
             )),
         };
     };
-    if !matches!(stored.snapshot, Snapshot::Done { .. }) {
-        // If a slot exists, it was created for the unfinished snapshot, so it may be dropped.
-        return Ok(StartMode::Snapshot);
-    }
-    let identity = expected.identity;
+    let (identity, source) = (expected.identity, stored.source.content());
     let differs =
         |what: &str, is: &str, was: &str| Err(format!("{what} is {is}, but the stored position is from {was}"));
-    if stored.system != identity.system {
-        return differs("the system identifier", &identity.system, &stored.system);
+    if !stored.is_streaming() {
+        // A slot, if there is one, was created for the unfinished snapshot, so it may be dropped: but not on another
+        // cluster, for example after a wrong DNS entry.
+        return if source.system.is_empty() || source.system == identity.system {
+            Ok(StartMode::Snapshot)
+        } else {
+            differs("the system identifier", &identity.system, &source.system)
+        };
     }
-    if stored.database != expected.database {
-        return differs("the database", expected.database, &stored.database);
+    if source.system != identity.system {
+        return differs("the system identifier", &identity.system, &source.system);
     }
-    if stored.timeline != identity.timeline {
+    if source.database != expected.database {
+        return differs("the database", expected.database, &source.database);
+    }
+    if source.timeline != identity.timeline {
         return differs(
             "the timeline",
             &identity.timeline.to_string(),
-            &stored.timeline.to_string(),
+            &source.timeline.to_string(),
         );
     }
-    if stored.slot != name {
-        return differs("the slot", name, &stored.slot);
+    if source.slot != name {
+        return differs("the slot", name, &source.slot);
     }
     let Some(slot) = slot else {
         return Err(format!("slot {name} no longer exists"));
@@ -126,23 +129,7 @@ fn decide_start(stored: Option<&Position>, slot: Option<&Slot>, expected: &Expec
         }
         None => return Err(format!("slot {name} has no confirmed_flush_lsn")),
     }
-    match unread(&stored.tables, expected.tables) {
-        Some(unread) => Err(format!("{unread} is declared but was not part of the snapshot")),
-        None => Ok(StartMode::Stream),
-    }
-}
-
-/// The first declared table or column that the snapshot did not read.
-fn unread(read: &BTreeMap<String, Vec<String>>, declared: &BTreeMap<String, Vec<String>>) -> Option<String> {
-    for (table, columns) in declared {
-        let Some(known) = read.get(table) else {
-            return Some(format!("table {table}"));
-        };
-        if let Some(column) = columns.iter().find(|column| !known.contains(column)) {
-            return Some(format!("column {column} of table {table}"));
-        }
-    }
-    None
+    Ok(StartMode::Stream)
 }
 
 /// Starts streaming. Retries for a while if the slot is in use, because the process that uses it may be a previous
@@ -168,7 +155,22 @@ pub(super) async fn start(
 }
 
 /// Drops the slot if it exists. Retries for a while if it is in use.
-pub(super) async fn drop(sql: &Sql, slot: &str) -> Result<()> {
+///
+/// # Errors
+/// [`Error::Rejected`] if a slot of this name has another plugin or database: names of slots are unique in a cluster, so
+/// it belongs to something else.
+pub(super) async fn drop(sql: &Sql, slot: &str, database: &str) -> Result<()> {
+    if let Some(found) = read_slot(sql, slot).await?
+        && (found.plugin != "pgoutput" || found.database != database)
+    {
+        return Err(Error::Rejected {
+            reason: format!(
+                "slot {slot} uses plugin {} and database {}, so it is not this connector's",
+                found.plugin, found.database
+            ),
+            fix: String::from("set another slot in the settings of the connector, or drop that slot"),
+        });
+    }
     let until = Instant::now() + IN_USE_MAX;
     let statement = format!(
         "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = {}",
@@ -195,26 +197,24 @@ pub(super) async fn import_snapshot(sql: &Sql, snapshot: &str) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::position::Snapshot;
+    use super::super::static_record::{Content, StaticRecord};
     use super::*;
-    use std::sync::Arc;
-
-    fn tables(columns: &[&str]) -> Tables {
-        let columns = columns.iter().map(|c| (*c).to_owned()).collect();
-        Arc::new(BTreeMap::from([(String::from("orders"), columns)]))
-    }
 
     fn stored() -> Position {
         Position {
             source_epoch: 1,
-            system: String::from("7"),
-            timeline: 1,
-            database: String::from("shop"),
-            slot: String::from("s"),
             lsn: Lsn(90),
             ordinal: Some(0),
             complete_lsn: Lsn(100),
             snapshot: Snapshot::Done { id: String::from("x") },
-            tables: tables(&["id", "note"]),
+            source: StaticRecord::new(Content {
+                system: String::from("7"),
+                timeline: 1,
+                database: String::from("shop"),
+                slot: String::from("s"),
+                ..Content::default()
+            }),
         }
     }
 
@@ -227,17 +227,15 @@ mod tests {
         }
     }
 
-    fn mode(stored: Option<&Position>, slot: Option<&Slot>, columns: &[&str]) -> Result<StartMode, String> {
+    fn mode(stored: Option<&Position>, slot: Option<&Slot>) -> Result<StartMode, String> {
         let identity = Identity {
             system: String::from("7"),
             timeline: 1,
         };
-        let tables = tables(columns);
         let expected = Expected {
             slot: "s",
             database: "shop",
             identity: &identity,
-            tables: &tables,
         };
         decide_start(stored, slot, &expected)
     }
@@ -245,34 +243,37 @@ mod tests {
     #[test]
     fn slot_behind_the_position_streams() {
         for confirmed in [0, 99, 100] {
-            assert_eq!(
-                mode(Some(&stored()), Some(&slot(confirmed)), &["id"]),
-                Ok(StartMode::Stream)
-            );
+            assert_eq!(mode(Some(&stored()), Some(&slot(confirmed))), Ok(StartMode::Stream));
         }
     }
 
     #[test]
     fn first_start_or_unfinished_snapshot_takes_a_snapshot() {
-        assert_eq!(mode(None, None, &["id"]), Ok(StartMode::Snapshot));
+        assert_eq!(mode(None, None), Ok(StartMode::Snapshot));
         for state in [Snapshot::Wanted, Snapshot::Begun { id: String::from("x") }] {
             let stored = Position {
                 snapshot: state,
-                system: String::from("other"),
+                source: StaticRecord::default(),
                 ..stored()
             };
-            assert_eq!(mode(Some(&stored), Some(&slot(500)), &["id"]), Ok(StartMode::Snapshot));
-            assert_eq!(mode(Some(&stored), None, &["id"]), Ok(StartMode::Snapshot));
+            assert_eq!(mode(Some(&stored), Some(&slot(500))), Ok(StartMode::Snapshot));
+            assert_eq!(mode(Some(&stored), None), Ok(StartMode::Snapshot));
         }
+        let elsewhere = Position {
+            snapshot: Snapshot::Begun { id: String::from("x") },
+            source: stored().source.with(|content| content.system = String::from("8")),
+            ..stored()
+        };
+        let reason = mode(Some(&elsewhere), Some(&slot(500))).unwrap_err();
+        assert!(reason.contains("system identifier"), "{reason}");
     }
 
     #[test]
     fn possible_gap_needs_resync_with_the_reason() {
         let fits = slot(100);
-        let position = |change: fn(&mut Position)| {
-            let mut position = stored();
-            change(&mut position);
-            position
+        let position = |change: fn(&mut Content)| Position {
+            source: stored().source.with(change),
+            ..stored()
         };
         let cases: [(Option<Position>, Option<Slot>, &str); 9] = [
             (None, Some(fits.clone()), "no position of this connector"),
@@ -320,13 +321,8 @@ mod tests {
             ),
         ];
         for (stored, slot, why) in cases {
-            let reason = mode(stored.as_ref(), slot.as_ref(), &["id"]).unwrap_err();
+            let reason = mode(stored.as_ref(), slot.as_ref()).unwrap_err();
             assert!(reason.contains(why), "{reason}");
         }
-        let reason = mode(Some(&stored()), Some(&fits), &["id", "new"]).unwrap_err();
-        assert_eq!(
-            reason,
-            "column new of table orders is declared but was not part of the snapshot"
-        );
     }
 }

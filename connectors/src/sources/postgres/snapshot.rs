@@ -6,12 +6,13 @@
 //! streamed change. The snapshot is streamed and never completely in memory. It cannot be resumed: after an
 //! interruption it starts from the beginning.
 
-use super::changes::{Emitter, Published};
 use super::copy::CopyLine;
+use super::emitter::{Emitter, Missing, Published};
 use super::pgoutput::Value;
 use super::position::{Position, Snapshot as State};
 use super::rows::{Buffers, Table};
 use super::server::{Sql, identifier};
+use super::tuples::recycle;
 use crate::error::{Error, Result};
 use crate::source::{Batch, Boundary, Budget};
 use event_log::OutBatch;
@@ -119,8 +120,19 @@ impl Snapshot {
         })
     }
 
+    /// The stored position, which announced the snapshot.
+    pub(super) fn position(&self) -> &Position {
+        &self.position
+    }
+
     /// Appends the next rows.
     pub(super) async fn next(&mut self, batch: &mut Batch<Position>, budget: Budget) -> Result<Boundary> {
+        let boundary = self.fill(batch, budget).await;
+        batch.dead_letters += self.emitter.take_dead_letters();
+        boundary
+    }
+
+    async fn fill(&mut self, batch: &mut Batch<Position>, budget: Budget) -> Result<Boundary> {
         let tables = Arc::clone(&self.tables);
         batch.position = Some(self.position.clone());
         let Some(table) = tables.get(self.current) else {
@@ -164,14 +176,21 @@ impl Snapshot {
                 fix: String::from("report this as a bug"),
             });
         }
-        let mut values = super::changes::recycle(std::mem::take(&mut self.values));
+        let mut values = recycle(std::mem::take(&mut self.values));
         values.extend(self.line.values());
-        let written = table
-            .write_key(&values, &mut self.key)
-            .and_then(|()| table.write_value(&values, &mut self.buffers, &mut self.value));
-        self.values = super::changes::recycle(values);
-        written?;
+        let key_written = table.write_key(&values, &mut self.key);
+        let has_key = key_written.is_ok();
+        let written = key_written.and_then(|()| table.write_value(&values, &mut self.buffers, &mut self.value));
+        self.values = recycle(values);
         let tx = self.tx(table, false)?;
+        self.rows += 1;
+        if let Err(error) = written {
+            let reason = service::chain(&error);
+            let key = if has_key { self.key.as_slice() } else { &[] };
+            let missing = Missing::of_row(table.name.as_str(), key, &reason);
+            self.emitter.dead_letter(&tx, &missing, out);
+            return Ok(());
+        }
         let row = Published {
             table: table.name.as_str(),
             key: &self.key,
@@ -179,7 +198,6 @@ impl Snapshot {
             header: Some((headers::SNAPSHOT, self.id.as_bytes())),
         };
         self.emitter.emit(&tx, &row, out);
-        self.rows += 1;
         Ok(())
     }
 

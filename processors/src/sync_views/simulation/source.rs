@@ -373,9 +373,18 @@ impl Source {
         if !fails || row.value.is_none() {
             return self.put(broker, row, true);
         }
-        broker.note("dead letter");
         self.had_dead_letters = true;
-        self.put(broker, poisoned(row.clone(), rng), false);
+        if rng.chance(0.3) {
+            broker.note("missing record");
+            let missing = Row {
+                headers: vec![row.headers[0].clone()],
+                ..Row::new(format!("[\"~missing\",\"{}\",{key}]", self.name), None)
+            };
+            self.put(broker, missing, false);
+        } else {
+            broker.note("dead letter");
+            self.put(broker, poisoned(row.clone(), rng), false);
+        }
         let at = broker.now();
         self.dead.push(DeadLetter { at, row });
     }

@@ -2,14 +2,16 @@
 
 use super::super::pgoutput::decode;
 use super::super::position::Snapshot;
+use super::super::static_record::{ColumnRecord, Content as StaticContent, StaticRecord};
 use super::*;
-use schemas::ids::{SchemaId, SourceName, TableName};
+use event_log::OutRecord;
+use schemas::ids::{SchemaId, SourceName};
 use schemas::pg_types::{self, Column};
 use schemas::schema::Schema;
-use std::collections::BTreeMap;
 
 const RELATION: u32 = 7;
 const BEGIN: Lsn = Lsn(0x100);
+const RECORD_BYTES_MAX: usize = 4_000;
 
 /// A value of a tuple: text, or `None` for an unchanged TOAST value.
 type Sent<'a> = Option<&'a str>;
@@ -39,11 +41,16 @@ fn message(kind: u8, tuples: &[(u8, &[Sent<'_>])]) -> Vec<u8> {
 }
 
 fn relation() -> Vec<u8> {
+    relation_of(RELATION, "orders", [(1, "id", 20), (0, "note", 25)])
+}
+
+/// A definition: OID, name, and of each column flags, name and type.
+fn relation_of(id: u32, table: &str, columns: [(u8, &str, u32); 2]) -> Vec<u8> {
     let mut out = vec![b'R'];
-    out.extend(RELATION.to_be_bytes());
-    out.extend(b"public\0orders\0d");
+    out.extend(id.to_be_bytes());
+    out.extend(format!("public\0{table}\0d").as_bytes());
     out.extend(2u16.to_be_bytes());
-    for (flags, name, oid) in [(1u8, "id", 20u32), (0, "note", 25)] {
+    for (flags, name, oid) in columns {
         out.push(flags);
         out.extend(name.as_bytes());
         out.push(0);
@@ -60,6 +67,27 @@ fn inserted(id: &str, note: &str) -> Vec<u8> {
 /// An update that changes the key, with replica identity DEFAULT. The unchanged note is not sent.
 fn moved(from: &str, to: &str) -> Vec<u8> {
     message(b'U', &[(b'K', &[Some(from), None]), (b'N', &[Some(to), None])])
+}
+
+/// The table that [`relation`] describes.
+fn static_content() -> StaticContent {
+    let column = |name: &str, type_oid, type_name: &str| ColumnRecord {
+        name: name.to_owned(),
+        number: 1,
+        type_oid,
+        type_modifier: -1,
+        type_name: type_name.to_owned(),
+    };
+    let record = TableRecord {
+        oid: RELATION,
+        key: vec![String::from("id")],
+        columns: vec![column("id", 20, "int8"), column("note", 25, "text")],
+        ..TableRecord::default()
+    };
+    StaticContent {
+        tables: BTreeMap::from([(String::from("orders"), record)]),
+        ..StaticContent::default()
+    }
 }
 
 struct Fixture {
@@ -80,30 +108,46 @@ impl Fixture {
         let table = Table::new(name, schema.clone(), SchemaId(1), vec![0]).unwrap();
         let position = Position {
             source_epoch: 1,
-            system: String::new(),
-            timeline: 1,
-            database: String::new(),
-            slot: String::new(),
             lsn: stored.map_or(Lsn(1), |_| BEGIN),
             ordinal: stored,
             complete_lsn: Lsn(1),
             snapshot: Snapshot::Done { id: String::from("s") },
-            tables: Arc::new(BTreeMap::new()),
+            source: StaticRecord::new(static_content()),
+        };
+        let setup = Setup {
+            connector: "shop".into(),
+            declared: [table.name.clone()].into(),
+            tables: [table].into(),
+            emitter: Emitter::new("shop".into(), "change.shop".into(), RECORD_BYTES_MAX),
         };
         Fixture {
-            changes: Changes::new("change.shop".into(), [table].into(), position),
+            changes: Changes::new(setup, position),
             schema,
         }
     }
 
     /// Converts one transaction.
     fn transaction(&mut self, messages: &[Vec<u8>]) -> Lines {
+        self.transaction_of(&relation(), messages)
+    }
+
+    /// Converts one transaction with another definition of the table.
+    fn transaction_of(&mut self, relation: &[u8], messages: &[Vec<u8>]) -> Lines {
         let mut out = OutBatch::default();
         self.changes.begin(BEGIN, 0);
-        for bytes in std::iter::once(&relation()).chain(messages) {
+        for bytes in std::iter::once(relation).chain(messages.iter().map(Vec::as_slice)) {
             self.changes.change(&decode(bytes).unwrap(), &mut out).unwrap();
         }
         self.changes.commit(Lsn(BEGIN.0 + 8), &mut out);
+        self.lines(&out)
+    }
+
+    fn cause(&self) -> Option<String> {
+        let record = self.changes.position().source.table("orders")?;
+        record.needs_snapshot.as_ref().map(|state| state.cause.clone())
+    }
+
+    fn lines(&self, out: &OutBatch) -> Lines {
         let mut lines = Lines::new();
         for (record, headers) in out.iter() {
             let headers: Vec<_> = headers.collect();
@@ -116,7 +160,8 @@ impl Fixture {
         let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
         let tx = all.iter().find(|(name, _)| *name == headers::TX).unwrap().1.unwrap();
         let tx = Tx::parse(tx).unwrap();
-        let mut line = format!("{} {}", tx.ordinal, text(record.key.unwrap()));
+        let topic = if record.topic.ends_with(".dlq") { "dlq " } else { "" };
+        let mut line = format!("{topic}{} {}", tx.ordinal, text(record.key.unwrap()));
         if let Some(value) = record.value {
             let mut row = Vec::new();
             self.schema
@@ -128,10 +173,9 @@ impl Fixture {
                 " whole"
             };
         }
-        for (name, value) in all
-            .iter()
-            .filter(|(name, _)| ![headers::TX, headers::TABLE].contains(name))
-        {
+        for (name, value) in all.iter().filter(|(name, _)| {
+            ![headers::TX, headers::TABLE, headers::MISSING].contains(name) && !name.starts_with("__")
+        }) {
             line += &format!(" {name} {}", text(value.unwrap()));
         }
         line + if tx.last { " ." } else { "" }
@@ -192,4 +236,124 @@ fn delete_and_insert_is_not_a_key_change() {
     let deleted = message(b'D', &[(b'K', &[Some("1"), None])]);
     let lines = Fixture::new(None).transaction(&[deleted, inserted("2", "x")]);
     assert_eq!(lines, [r#"0 ["orders","1"]"#, r#"2 ["orders","2"] whole ."#]);
+}
+
+#[test]
+fn unreadable_and_oversized_rows_become_dead_letters() {
+    let mut fixture = Fixture::new(None);
+    let long = "x".repeat(RECORD_BYTES_MAX);
+    let without_note = message(b'I', &[(b'N', &[Some("2"), Some("y")])]);
+    let mut null_note = message(b'I', &[]);
+    null_note.extend(b"N\0\x02t\0\0\0\x013n");
+    let bad_key = inserted("not a number", "x");
+    let lines = fixture.transaction(&[inserted("1", &long), without_note, null_note, bad_key]);
+    let want = [
+        r#"0 ["~missing","orders","1"]"#,
+        r#"dlq 0 ["~missing","orders","1"]"#,
+        r#"2 ["orders","2"] whole"#,
+        r#"4 ["~missing","orders","3"]"#,
+        r#"dlq 4 ["~missing","orders","3"]"#,
+        r#"6 ["~missing","orders"] ."#,
+        r#"dlq 6 ["~missing","orders"] ."#,
+    ];
+    assert_eq!(lines, want);
+    assert_eq!(fixture.changes.take_dead_letters(), 3);
+    assert_eq!(fixture.cause(), None, "a dead letter does not stop the table");
+}
+
+#[test]
+fn null_key_is_never_published_as_a_key() {
+    let mut deleted = message(b'D', &[]);
+    deleted.extend(b"K\0\x02nn");
+    let lines = Fixture::new(None).transaction(&[deleted]);
+    assert_eq!(
+        lines,
+        [r#"0 ["~missing","orders"] ."#, r#"dlq 0 ["~missing","orders"] ."#]
+    );
+}
+
+#[test]
+fn row_that_cannot_be_encoded_under_its_new_key_leaves_the_old_one() {
+    let long = "x".repeat(RECORD_BYTES_MAX);
+    let moved = message(b'U', &[(b'K', &[Some("1"), None]), (b'N', &[Some("2"), Some(&long)])]);
+    let lines = Fixture::new(None).transaction(&[moved]);
+    let want = [
+        r#"0 ["orders","1"] moved-to ["orders","2"]"#,
+        r#"1 ["~missing","orders","2"] ."#,
+        r#"dlq 1 ["~missing","orders","2"] ."#,
+    ];
+    assert_eq!(lines, want);
+}
+
+#[test]
+fn table_that_does_not_fit_is_stopped_and_published_once() {
+    let columns = [(1, "id", 20), (0, "note", 25)];
+    for (relation, want) in [
+        (relation_of(RELATION, "orders_old", columns), "renamed"),
+        (
+            relation_of(RELATION, "orders", [(0, "id", 20), (0, "note", 25)]),
+            "replica identity",
+        ),
+        (
+            relation_of(RELATION, "orders", [(1, "id", 20), (0, "text", 25)]),
+            "column note",
+        ),
+        (
+            relation_of(RELATION, "orders", [(1, "id", 20), (0, "note", 3802)]),
+            "type of column note",
+        ),
+    ] {
+        let mut fixture = Fixture::new(None);
+        let lines = fixture.transaction_of(&relation, &[inserted("1", "x"), inserted("2", "y")]);
+        assert_eq!(lines, [r#"0 ["~missing","orders"] ."#], "{want}");
+        let cause = fixture.cause().unwrap();
+        assert!(cause.contains(want), "{cause}");
+        assert!(
+            fixture
+                .changes
+                .position()
+                .source
+                .stopped()
+                .all(|(_, state)| state.published)
+        );
+    }
+    let mut fixture = Fixture::new(None);
+    fixture.transaction_of(&relation_of(8, "orders", columns), &[]);
+    assert!(fixture.cause().unwrap().contains("was replaced"));
+}
+
+#[test]
+fn stop_without_further_changes_is_published_between_transactions() {
+    let mut fixture = Fixture::new(None);
+    fixture.transaction(&[inserted("1", "x")]);
+    fixture
+        .changes
+        .stop("orders", String::from("a partition was detached"), None);
+    let mut out = OutBatch::default();
+    // Below the end of the transaction: its own record could have that version.
+    fixture.changes.advance(Lsn(BEGIN.0), &mut out);
+    assert!(out.is_empty());
+    fixture.changes.advance(Lsn(BEGIN.0 + 80), &mut out);
+    fixture.changes.advance(Lsn(BEGIN.0 + 90), &mut out);
+    assert_eq!(fixture.lines(&out), [r#"0 ["~missing","orders"] ."#]);
+    assert_eq!(fixture.changes.position().lsn, Lsn(BEGIN.0 + 79));
+    assert!(fixture.transaction(&[inserted("2", "x")]).is_empty());
+}
+
+#[test]
+fn truncation_makes_the_file_nodes_of_partitions_unknown() {
+    let mut fixture = Fixture::new(None);
+    let record = TableRecord {
+        partitions: BTreeMap::from([(70, 170)]),
+        ..static_content().tables["orders"].clone()
+    };
+    fixture.changes.set_record("orders", record);
+    let mut truncated = vec![b'T'];
+    truncated.extend(1u32.to_be_bytes());
+    truncated.push(0);
+    truncated.extend(RELATION.to_be_bytes());
+    assert_eq!(fixture.transaction(&[truncated]), [r#"0 ["orders"] ."#]);
+    let record = fixture.changes.position().source.table("orders").unwrap().clone();
+    assert_eq!(record.partitions, BTreeMap::from([(70, 0)]));
+    assert_eq!(fixture.changes.truncated_at("orders"), Some(BEGIN));
 }

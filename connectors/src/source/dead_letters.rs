@@ -1,0 +1,36 @@
+//! The dead-letter topic of a source, and the largest record that its topic accepts.
+
+use crate::error::{Error, Result};
+use event_log::{Cleanup, EventLog, TimestampPolicy, TopicConfig, TopicSpec};
+
+/// The broker's default of `max.message.bytes`.
+const MESSAGE_BYTES_MAX: i64 = 1_048_588;
+/// Room for the headers of a dead letter.
+const HEADER_BYTES: i64 = 64 << 10;
+/// Retention of dead letters: 30 days.
+const RETENTION_MS: i64 = 30 * 24 * 3_600_000;
+
+/// Creates the dead-letter topic of a source's topic if it does not exist; returns `max.message.bytes` of the topic.
+///
+/// The specification equals that of the stream runtime, which creates the same topic for the readers of `topic`.
+pub(super) fn prepare(log: &dyn EventLog, topic: &str) -> Result<usize> {
+    // Writing a topic does not imply the permission to read its settings. The broker still enforces the limit.
+    let described = log.describe(topic).ok().flatten();
+    let limit = described
+        .and_then(|info| info.number("max.message.bytes"))
+        .unwrap_or(MESSAGE_BYTES_MAX);
+    let mut config = TopicConfig::new(Cleanup::Delete);
+    config.retention_ms = Some(RETENTION_MS);
+    // With CreateTime, a process with a wrong clock would write dead letters that expire at once or never.
+    config.timestamps = TimestampPolicy::LogAppendTime;
+    config.max_message_bytes = Some(limit.saturating_add(HEADER_BYTES).min(i64::from(i32::MAX)));
+    let spec = TopicSpec {
+        name: format!("{topic}.dlq"),
+        partitions: 1,
+        replication: None,
+        config,
+    };
+    log.create_topics(&[spec])
+        .map_err(Error::log("create the dead-letter topic"))?;
+    Ok(usize::try_from(limit).unwrap_or(usize::MAX))
+}

@@ -1,0 +1,108 @@
+//! The loop with sources that always fail.
+
+use super::*;
+use crate::source::Progress;
+use event_log::embedded::{Config, EmbeddedLog};
+use registry::embedded::Embedded;
+use service::Readiness;
+use std::fmt;
+use std::sync::mpsc;
+
+/// A position that is its source epoch.
+#[derive(Debug, Clone)]
+struct At(u32);
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+impl super::super::Position for At {
+    fn to_json(&self) -> String {
+        format!("{{\"v\":1,\"inc\":{}}}", self.0)
+    }
+    fn complete(&self) -> String {
+        String::new()
+    }
+    fn from_json(json: &str, _: Option<&str>) -> std::result::Result<Self, Unreadable> {
+        let epoch = json.trim_start_matches("{\"v\":1,\"inc\":").trim_end_matches('}');
+        epoch
+            .parse()
+            .map(At)
+            .map_err(|_| Unreadable::StartOver(json.to_owned()))
+    }
+    fn is_beyond(&self, _: &Self) -> bool {
+        false
+    }
+    fn is_unfinished_snapshot(&self) -> bool {
+        true
+    }
+}
+
+/// A source whose database never fits its position.
+struct Mismatched {
+    opened: mpsc::Sender<()>,
+}
+
+impl Source for Mismatched {
+    type Position = At;
+
+    async fn open(&mut self, _: Option<At>, _: usize) -> Result<()> {
+        let _ = self.opened.send(());
+        Err(Error::NeedsResync {
+            reason: String::from("another cluster"),
+        })
+    }
+    async fn next(&mut self, _: &mut Batch<At>, _: Budget) -> Result<Boundary> {
+        Ok(Boundary::Idle)
+    }
+    fn committed(&mut self, _: &At) {}
+    fn close(&mut self) {}
+    fn restart_position(&self, _: Option<&At>, epoch: u32) -> Option<At> {
+        Some(At(epoch + 1))
+    }
+    fn progress(&self) -> Progress {
+        Progress::default()
+    }
+}
+
+#[test]
+fn resync_that_does_not_help_is_repeated_with_growing_delays() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let clock = service::clock::system();
+    let log_clock = clock.clone();
+    let config = Config::new(None, Arc::new(move || log_clock.now_ms()));
+    let log: SharedEventLog = EmbeddedLog::open(config).unwrap();
+    let context = Context {
+        name: String::from("shop"),
+        registry: Arc::new(Embedded::open(log.clone()).unwrap()),
+        log,
+        clock,
+        runtime: runtime.handle().clone(),
+        handle: Handle::new("shop", Readiness::new().register("connector shop")),
+        on_mismatch: OnMismatch::Resync,
+        transactional_id: String::from("shop.connector.shop"),
+        positions_topic: String::from("shop._trunkline.positions"),
+    };
+    let (opened, attempts) = mpsc::channel();
+    let (source, drain) = (Mismatched { opened }, Drain::new());
+    let inside = drain.clone();
+    let thread = std::thread::Builder::new().spawn(move || run(source, &context, &inside));
+    // Delays of 100, 200, 400 ms and more: without them the loop opens the source thousands of times.
+    let until = Instant::now() + Duration::from_secs(2);
+    let mut count = 0;
+    while count < 12
+        && attempts
+            .recv_timeout(until.saturating_duration_since(Instant::now()))
+            .is_ok()
+    {
+        count += 1;
+    }
+    drain.start();
+    let ended = thread.unwrap().join().unwrap();
+    assert!(
+        ended.is_ok() && (2..12).contains(&count),
+        "{count} attempts in two seconds"
+    );
+}

@@ -1,0 +1,72 @@
+//! What a PostgreSQL source is declared to publish, and what follows from a reading of the catalog.
+
+use super::catalog::Catalog;
+use super::check::{self, Declared};
+use super::server::Server;
+use super::static_record::{Content, PublicationRecord};
+use crate::error::{Error, Result};
+use crate::source::OnMismatch;
+use schemas::ids::TableName;
+use std::sync::Arc;
+
+/// The declaration of a source.
+pub(super) struct Declaration {
+    /// The connector.
+    pub(super) connector: Arc<str>,
+    pub(super) server: Server,
+    /// Name of the publication.
+    pub(super) publication: String,
+    pub(super) tables: Vec<Declared>,
+    pub(super) on_mismatch: OnMismatch,
+}
+
+impl Declaration {
+    /// Names of all declared tables.
+    pub(super) fn names(&self) -> Vec<TableName> {
+        self.tables.iter().map(|t| t.name.clone()).collect()
+    }
+
+    /// What has to be done before a snapshot of a table, if anything.
+    pub(super) fn first_fix(&self, table: &Declared, catalog: &Catalog) -> Option<String> {
+        let checked = check::check(table, catalog, &self.server, &self.publication);
+        checked.err().map(|unsuitable| unsuitable.fix())
+    }
+
+    /// Checks the publication. Without it, or while it lacked operations, changes of every table were lost.
+    ///
+    /// # Errors
+    /// [`Error::NeedsResync`].
+    pub(super) fn check_publication(&self, was: &PublicationRecord, catalog: &Catalog) -> Result<()> {
+        let name = &self.publication;
+        let reason = match &catalog.publication {
+            _ if was.name != *name => format!(
+                "the publication is {name}, but the stored position is from publication {}",
+                was.name
+            ),
+            None => format!("publication {name} no longer exists"),
+            Some(found) if found.oid != was.oid => format!(
+                "publication {name} was dropped and created again (its OID is {}, but the stored position is from OID {})",
+                found.oid, was.oid
+            ),
+            Some(found) if !found.publishes_all() => {
+                format!("publication {name} does not publish all operations any more")
+            }
+            Some(_) => return Ok(()),
+        };
+        Err(Error::NeedsResync { reason })
+    }
+
+    /// The reason for a new snapshot, if snapshots are to be taken without an operator and one would help: a table that
+    /// needs a snapshot could be published now.
+    pub(super) fn wants_resync(&self, content: &Content, catalog: &Catalog) -> Option<String> {
+        if self.on_mismatch != OnMismatch::Resync {
+            return None;
+        }
+        let mut stopped = self.tables.iter().filter_map(|table| {
+            let state = content.tables.get(table.name.as_str())?.needs_snapshot.as_ref()?;
+            let helps = !state.schema_rejected && self.first_fix(table, catalog).is_none();
+            helps.then(|| state.cause.clone())
+        });
+        stopped.next()
+    }
+}

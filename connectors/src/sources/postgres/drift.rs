@@ -1,0 +1,339 @@
+//! Compares a table's static record with the catalog and with the stream: what has changed since its rows were read, and
+//! whether its changes can still be published.
+//!
+//! A difference that the stream does not announce row by row (a replaced table, a rewritten column, an attached
+//! partition) makes the published rows wrong, and so do changes that the stream lacks. The table then needs a snapshot.
+//! Differences without such an effect are accepted and recorded.
+
+use super::catalog::{self, Catalog, Table};
+use super::check::{self, Checked, Declared};
+use super::pgoutput::Relation;
+use super::static_record::{ColumnRecord, NeedsSnapshot, TableRecord};
+use schemas::ids::TableName;
+use std::collections::BTreeMap;
+
+/// Result of a comparison with the catalog.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// The changes of the table can be published; the record as of now.
+    Fits(Box<TableRecord>),
+    /// The table needs a snapshot.
+    NeedsSnapshot {
+        /// Why.
+        cause: String,
+    },
+}
+
+fn stop(cause: String) -> Verdict {
+    Verdict::NeedsSnapshot { cause }
+}
+
+/// What fixes a table that needs a snapshot: `first`, if anything has to be done before, then a snapshot.
+pub(super) fn fix(connector: &str, first: Option<&str>) -> String {
+    let resync = format!(
+        "set on_mismatch = \"resync\" for connector {connector} and restart; it takes a new snapshot of its tables"
+    );
+    match first {
+        Some(first) => format!("{first}; then {resync}"),
+        None => resync,
+    }
+}
+
+/// The state of a table that needs a snapshot and whose readers do not know it yet.
+pub(super) fn needs_snapshot(connector: &str, cause: String, first: Option<&str>) -> NeedsSnapshot {
+    NeedsSnapshot {
+        cause,
+        fix: fix(connector, first),
+        published: false,
+        schema_rejected: false,
+    }
+}
+
+/// The record of a table that is about to be read.
+pub(super) fn record(checked: &Checked, catalog: &Catalog) -> TableRecord {
+    let declared = &checked.declared;
+    let names = checked.key.iter().filter_map(|at| declared.columns.get(*at));
+    let key = names.map(|c| c.name.clone()).collect();
+    match catalog.table(&declared.name) {
+        Some(table) => current(declared, key, table, catalog),
+        None => TableRecord::default(),
+    }
+}
+
+fn current(declared: &Declared, key: Vec<String>, table: &Table, catalog: &Catalog) -> TableRecord {
+    let published = catalog.published(&declared.name);
+    let columns = declared.columns.iter().filter_map(|c| table.column(&c.name));
+    TableRecord {
+        oid: table.oid,
+        key,
+        replica_identity: table.replica_identity.to_string(),
+        columns: columns.map(column_record).collect(),
+        row_filter: published.and_then(|p| p.row_filter.clone()),
+        column_list: published.and_then(|p| p.columns.clone()),
+        partitions: table.partitions.iter().map(|(oid, p)| (*oid, p.file_node)).collect(),
+        needs_snapshot: None,
+    }
+}
+
+fn column_record(column: &catalog::Column) -> ColumnRecord {
+    ColumnRecord {
+        name: column.name.clone(),
+        number: column.number,
+        type_oid: column.type_oid,
+        type_modifier: column.type_modifier,
+        type_name: column.type_name.clone(),
+    }
+}
+
+/// Compares a table with the catalog. Ignores file nodes of partitions, see [`truncated_partition`].
+pub(super) fn compare(declared: &Declared, was: &TableRecord, catalog: &Catalog, publication: &str) -> Verdict {
+    let name = &declared.name;
+    let Some(table) = catalog.table(name) else {
+        return stop(format!("table {name} no longer exists: it was dropped or renamed"));
+    };
+    if table.oid != was.oid {
+        return stop(replaced(name, was.oid, table.oid));
+    }
+    if table.has_children {
+        return stop(format!(
+            "other tables inherit from table {name}, and their changes are not published as changes of it"
+        ));
+    }
+    let partitioned_itself = catalog.publication.as_ref().is_some_and(|p| !p.via_root) && table.partitioned;
+    let Some(published) = catalog.published(name).filter(|_| !partitioned_itself) else {
+        return stop(format!(
+            "publication {publication} does not contain table {name} any more, so changes were lost"
+        ));
+    };
+    if let Some(filter) = &published.row_filter {
+        return stop(format!(
+            "publication {publication} has the row filter {filter} for table {name}, so changes were lost"
+        ));
+    }
+    let key = declared.key.as_ref().unwrap_or(&table.primary_key);
+    if *key != was.key {
+        return stop(format!(
+            "the key of table {name} is ({}), but its rows were read with key ({})",
+            key.join(", "),
+            was.key.join(", ")
+        ));
+    }
+    let identity = table.identity();
+    if let Some(column) = key.iter().find(|column| !identity.contains(&column.as_str())) {
+        return stop(identity_lacks(name, column));
+    }
+    if let Some(cause) = compare_columns(declared, was, table, published) {
+        return stop(cause);
+    }
+    if let Some(cause) = compare_partitions(name, &was.partitions, &table.partitions) {
+        return stop(cause);
+    }
+    let mut now = current(declared, key.clone(), table, catalog);
+    for (oid, file_node) in &mut now.partitions {
+        if let Some(known) = was.partitions.get(oid) {
+            *file_node = *known;
+        }
+    }
+    // Columns that are not declared any more were read, so they may be declared again.
+    now.columns.clone_from(&was.columns);
+    for column in &mut now.columns {
+        if let Some(found) = table.column(&column.name).filter(|c| c.number == column.number) {
+            *column = column_record(found);
+        }
+    }
+    Verdict::Fits(Box::new(now))
+}
+
+fn replaced(name: &TableName, was: u32, is: u32) -> String {
+    format!("table {name} was replaced: its OID is {is}, but its rows were read from OID {was}")
+}
+
+fn identity_lacks(name: &TableName, column: &str) -> String {
+    format!(
+        "the replica identity of table {name} lacks key column {column}, so deletes and changes of the key do not identify \
+         the row"
+    )
+}
+
+fn compare_columns(
+    declared: &Declared,
+    was: &TableRecord,
+    table: &Table,
+    published: &catalog::Published,
+) -> Option<String> {
+    let name = &declared.name;
+    for column in &declared.columns {
+        let column_name = &column.name;
+        let Some(known) = was.columns.iter().find(|c| c.name == *column_name) else {
+            return Some(format!(
+                "column {column_name} of table {name} is declared but was not part of the snapshot"
+            ));
+        };
+        let Some(found) = table.column(column_name) else {
+            return Some(format!("column {column_name} of table {name} was dropped or renamed"));
+        };
+        if found.number != known.number {
+            return Some(format!(
+                "column {column_name} of table {name} was replaced by another column of that name"
+            ));
+        }
+        let now = column_record(found);
+        if rewrites(known, &now) {
+            return Some(type_changed(name, known, &catalog::sql_type_name(&found.type_name)));
+        }
+        if !check::fits(&column.pg_type, found) && !widens(&column.pg_type, &found.type_name) {
+            return Some(format!(
+                "column {column_name} of table {name} is {}, but is declared as {}",
+                catalog::sql_type_name(&found.type_name),
+                catalog::sql_type_name(&column.pg_type)
+            ));
+        }
+        if published
+            .columns
+            .as_ref()
+            .is_some_and(|list| !list.contains(column_name))
+        {
+            return Some(format!(
+                "the publication does not contain column {column_name} of table {name} any more"
+            ));
+        }
+    }
+    None
+}
+
+fn type_changed(name: &TableName, was: &ColumnRecord, is: &str) -> String {
+    format!(
+        "the type of column {} of table {name} changed from {} to {is}, which may have changed its values",
+        was.name,
+        catalog::sql_type_name(&was.type_name)
+    )
+}
+
+/// Whether `to` has all values of `from`, in the same text form.
+fn widens(from: &str, to: &str) -> bool {
+    matches!((from, to), ("int2", "int4" | "int8") | ("int4", "int8"))
+}
+
+/// Types that share their text form.
+fn is_text(type_name: &str) -> bool {
+    matches!(type_name, "text" | "varchar")
+}
+
+/// Whether a change of a column's type may change stored values, which no change of a row announces.
+fn rewrites(was: &ColumnRecord, now: &ColumnRecord) -> bool {
+    if was.type_oid != now.type_oid {
+        let harmless = widens(&was.type_name, &now.type_name) || (is_text(&was.type_name) && is_text(&now.type_name));
+        return !harmless;
+    }
+    let (before, after) = (was.type_modifier, now.type_modifier);
+    match now.type_name.as_str() {
+        // The lower half is the scale; no modifier accepts any scale.
+        "numeric" => after != -1 && (before == -1 || (before.wrapping_sub(4) ^ after.wrapping_sub(4)) & 0xffff != 0),
+        // Fewer digits of a second, or fewer bits or characters.
+        "timestamp" | "timestamptz" | "time" | "timetz" | "interval" | "bit" | "varbit" | "bpchar" => {
+            before != after && after != -1
+        }
+        _ => false,
+    }
+}
+
+fn compare_partitions(
+    name: &TableName,
+    was: &BTreeMap<u32, u32>,
+    is: &BTreeMap<u32, catalog::Partition>,
+) -> Option<String> {
+    if let Some(oid) = was.keys().find(|oid| !is.contains_key(oid)) {
+        return Some(format!(
+            "a partition of table {name} (OID {oid}) was detached or dropped, and its rows are still published"
+        ));
+    }
+    let (oid, _) = is.iter().find(|(oid, p)| !was.contains_key(oid) && !p.began_empty)?;
+    Some(format!(
+        "a partition with rows (OID {oid}) was attached to table {name}, and its rows are not published"
+    ))
+}
+
+/// The cause if a partition was truncated or rewritten since its file node was recorded. A recorded 0 is unknown: the
+/// whole table was truncated, which the stream contains.
+pub(super) fn truncated_partition(name: &TableName, was: &TableRecord, catalog: &Catalog) -> Option<String> {
+    let table = catalog.table(name)?;
+    let (oid, _) = table.partitions.iter().find(|(oid, partition)| {
+        let known = was.partitions.get(oid).copied().unwrap_or_default();
+        known != 0 && known != partition.file_node
+    })?;
+    Some(format!(
+        "a partition of table {name} (OID {oid}) was truncated or rewritten, and its rows are still published"
+    ))
+}
+
+/// Records the file nodes of partitions whose recorded one is unknown.
+pub(super) fn record_file_nodes(record: &mut TableRecord, name: &TableName, catalog: &Catalog) {
+    let Some(table) = catalog.table(name) else { return };
+    for (oid, file_node) in record.partitions.iter_mut().filter(|(_, file_node)| **file_node == 0) {
+        *file_node = table.partitions.get(oid).map_or(0, |partition| partition.file_node);
+    }
+}
+
+/// The cause if a relation of the stream, which is this table by its name or its OID, does not fit the record.
+pub(super) fn compare_relation(name: &TableName, was: &TableRecord, relation: &Relation<'_>) -> Option<String> {
+    if relation.id != was.oid {
+        return Some(replaced(name, was.oid, relation.id));
+    }
+    let schema = if relation.schema.is_empty() {
+        "pg_catalog"
+    } else {
+        relation.schema
+    };
+    if (schema, relation.name) != (name.schema(), name.table()) {
+        return Some(format!("table {name} was renamed to {schema}.{}", relation.name));
+    }
+    let column = |name: &str| relation.columns.iter().find(|c| c.name == name);
+    if let Some(key) = was.key.iter().find(|key| column(key).is_none_or(|c| !c.key)) {
+        return Some(identity_lacks(name, key));
+    }
+    None
+}
+
+/// The cause if the type of a declared column in a relation of the stream does not fit the record.
+pub(super) fn compare_type(
+    name: &TableName,
+    was: &TableRecord,
+    relation: &Relation<'_>,
+    column: &str,
+) -> Option<String> {
+    let sent = relation.columns.iter().find(|c| c.name == column)?;
+    let known = was.columns.iter().find(|c| c.name == column)?;
+    let now = ColumnRecord {
+        type_oid: sent.type_oid,
+        type_modifier: sent.type_modifier,
+        type_name: if sent.type_oid == known.type_oid {
+            known.type_name.clone()
+        } else {
+            built_in_type(sent.type_oid).unwrap_or_default().to_owned()
+        },
+        ..known.clone()
+    };
+    if !rewrites(known, &now) {
+        return None;
+    }
+    let is = match built_in_type(sent.type_oid) {
+        Some(name) => name.to_owned(),
+        None => format!("a type with OID {}", sent.type_oid),
+    };
+    Some(type_changed(name, known, &is))
+}
+
+/// Names of the built-in types between which a column may change; the stream has OIDs only.
+fn built_in_type(oid: u32) -> Option<&'static str> {
+    Some(match oid {
+        20 => "int8",
+        21 => "int2",
+        23 => "int4",
+        25 => "text",
+        1043 => "varchar",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,278 @@
+//! Each difference between a table's record and the catalog, and whether it needs a snapshot.
+
+use super::super::catalog::{Column, Partition, Publication, Published};
+use super::super::pgoutput;
+use super::*;
+use schemas::pg_types::Column as DeclaredColumn;
+
+fn declared(columns: &[(&str, &str)]) -> Declared {
+    Declared {
+        name: TableName::new("orders").unwrap(),
+        columns: columns
+            .iter()
+            .map(|(name, ty)| DeclaredColumn::declared(name, ty))
+            .collect(),
+        key: None,
+    }
+}
+
+fn column(name: &str, number: i16, type_oid: u32, type_name: &str) -> Column {
+    Column {
+        name: name.to_owned(),
+        number,
+        type_oid,
+        type_modifier: -1,
+        type_name: type_name.to_owned(),
+        nullable: false,
+        generated: false,
+    }
+}
+
+const COLUMNS: [(&str, &str); 3] = [("id", "int8"), ("n", "int4"), ("at", "timestamptz")];
+
+/// What was published at the start of the source epoch.
+struct World {
+    table: Table,
+    published: Published,
+    via_root: bool,
+}
+
+impl World {
+    fn new() -> Self {
+        World {
+            table: Table {
+                oid: 7,
+                schema: String::from("public"),
+                name: String::from("orders"),
+                replica_identity: 'd',
+                readable: true,
+                partitioned: true,
+                has_children: false,
+                row_security: false,
+                columns: vec![
+                    column("id", 1, 20, "int8"),
+                    column("n", 2, 23, "int4"),
+                    column("at", 3, 1184, "timestamptz"),
+                    column("other", 4, 25, "text"),
+                ],
+                primary_key: vec![String::from("id")],
+                deferrable_key: false,
+                identity_index: Vec::new(),
+                partitions: BTreeMap::from([(70, partition(170)), (71, partition(171))]),
+            },
+            published: Published::default(),
+            via_root: true,
+        }
+    }
+
+    fn catalog(self) -> Catalog {
+        let pair = (self.table.schema.clone(), self.table.name.clone());
+        Catalog {
+            tables: BTreeMap::from([(pair.clone(), self.table)]),
+            publication: Some(Publication {
+                oid: 1,
+                operations: Vec::new(),
+                via_root: self.via_root,
+                tables: BTreeMap::from([(pair, self.published)]),
+            }),
+        }
+    }
+}
+
+fn partition(file_node: u32) -> Partition {
+    Partition {
+        file_node,
+        began_empty: false,
+    }
+}
+
+fn recorded() -> TableRecord {
+    let checked = Checked {
+        declared: declared(&COLUMNS),
+        key: vec![0],
+    };
+    record(&checked, &World::new().catalog())
+}
+
+/// The cause after a change of the world; `None` if the table fits.
+fn cause(columns: &[(&str, &str)], change: impl FnOnce(&mut World)) -> Option<String> {
+    let mut world = World::new();
+    change(&mut world);
+    match compare(&declared(columns), &recorded(), &world.catalog(), "p") {
+        Verdict::Fits(_) => None,
+        Verdict::NeedsSnapshot { cause } => Some(cause),
+    }
+}
+
+#[test]
+fn differences_that_make_published_rows_wrong_need_a_snapshot() {
+    type Change = fn(&mut World);
+    let cases: [(Change, &str); 17] = [
+        (|w| w.table.name = String::from("orders_old"), "no longer exists"),
+        (|w| w.table.oid = 8, "was replaced: its OID is 8"),
+        (|w| w.table.has_children = true, "inherit from table orders"),
+        (|w| w.via_root = false, "does not contain table orders any more"),
+        (
+            |w| w.published.row_filter = Some(String::from("(n > 1)")),
+            "row filter (n > 1)",
+        ),
+        (
+            |w| w.published.columns = Some(vec![String::from("id"), String::from("at")]),
+            "does not contain column n",
+        ),
+        (
+            |w| w.table.primary_key = vec![String::from("id"), String::from("n")],
+            "the key of table orders is (id, n), but its rows were read with key (id)",
+        ),
+        (|w| w.table.primary_key = Vec::new(), "the key of table orders is ()"),
+        (
+            |w| w.table.replica_identity = 'n',
+            "replica identity of table orders lacks key column id",
+        ),
+        (
+            |w| w.table.deferrable_key = true,
+            "replica identity of table orders lacks key column id",
+        ),
+        (
+            |w| drop(w.table.columns.remove(1)),
+            "column n of table orders was dropped or renamed",
+        ),
+        (
+            |w| w.table.columns[1].number = 9,
+            "replaced by another column of that name",
+        ),
+        (
+            |w| w.table.columns[1] = column("n", 2, 25, "text"),
+            "type of column n of table orders changed from int4 to text",
+        ),
+        (|w| w.table.columns[2].type_modifier = 0, "type of column at"),
+        (
+            |w| w.table.partitions.retain(|oid, _| *oid != 70),
+            "(OID 70) was detached or dropped",
+        ),
+        (
+            |w| w.table.partitions.extend([(72, partition(172))]),
+            "partition with rows (OID 72) was attached",
+        ),
+        (|w| w.table.columns[0].type_oid = 1_700, "type of column id"),
+    ];
+    for (change, want) in cases {
+        let cause = cause(&COLUMNS, change).unwrap_or_else(|| panic!("fits, without {want}"));
+        assert!(cause.contains(want), "{cause}: {want}");
+    }
+    let unread = cause(&[("id", "int8"), ("other", "text")], |_| {}).unwrap();
+    assert!(unread.contains("column other of table orders is declared but was not part of the snapshot"));
+    let wrong = cause(&[("id", "int8"), ("n", "text")], |_| {}).unwrap();
+    assert!(wrong.contains("is int4, but is declared as text"), "{wrong}");
+}
+
+#[test]
+fn table_outside_the_publication_needs_a_snapshot() {
+    let mut catalog = World::new().catalog();
+    catalog.publication.as_mut().unwrap().tables.clear();
+    let verdict = compare(&declared(&COLUMNS), &recorded(), &catalog, "p");
+    assert!(matches!(verdict, Verdict::NeedsSnapshot { cause } if cause.contains("does not contain table orders")));
+}
+
+#[test]
+fn harmless_differences_do_not_stop_a_table() {
+    type Change = fn(&mut World);
+    let cases: [Change; 7] = [
+        |w| w.table.columns.push(column("added", 5, 25, "text")),
+        |w| drop(w.table.columns.remove(3)),
+        |w| w.table.columns[1] = column("n", 2, 20, "int8"),
+        |w| w.table.replica_identity = 'f',
+        |w| w.table.columns[1].nullable = true,
+        |w| {
+            let empty = Partition {
+                began_empty: true,
+                ..partition(172)
+            };
+            w.table.partitions.insert(72, empty);
+        },
+        |w| w.table.readable = false,
+    ];
+    for (at, change) in cases.into_iter().enumerate() {
+        assert_eq!(cause(&COLUMNS, change), None, "case {at}");
+    }
+    // Declared with the wider type after ALTER TABLE … TYPE int8.
+    let wider = [("id", "int8"), ("n", "int8"), ("at", "timestamptz")];
+    assert_eq!(cause(&wider, |w| w.table.columns[1] = column("n", 2, 20, "int8")), None);
+    // Declared without a column, and with it again.
+    assert_eq!(cause(&COLUMNS[..2], |_| {}), None);
+}
+
+#[test]
+fn truncated_partition_is_recognized_unless_the_whole_table_was_truncated() {
+    let name = TableName::new("orders").unwrap();
+    let mut world = World::new();
+    world.table.partitions.insert(71, partition(999));
+    let catalog = world.catalog();
+    let cause = truncated_partition(&name, &recorded(), &catalog).unwrap();
+    assert!(cause.contains("(OID 71) was truncated"), "{cause}");
+    assert_eq!(truncated_partition(&name, &recorded(), &World::new().catalog()), None);
+    let mut unknown = recorded();
+    unknown.partitions.values_mut().for_each(|file_node| *file_node = 0);
+    assert_eq!(truncated_partition(&name, &unknown, &catalog), None);
+    record_file_nodes(&mut unknown, &name, &catalog);
+    assert_eq!(unknown.partitions, BTreeMap::from([(70, 170), (71, 999)]));
+}
+
+#[test]
+fn relation_of_the_stream_must_fit() {
+    let name = TableName::new("orders").unwrap();
+    let sent = |name: &'static str, key, type_oid| pgoutput::Column {
+        key,
+        name,
+        type_oid,
+        type_modifier: -1,
+    };
+    let relation = |id, name, key, type_oid| Relation {
+        id,
+        schema: "public",
+        name,
+        replica_identity: b'd',
+        columns: vec![sent("id", key, 20), sent("n", false, type_oid)],
+    };
+    let fits = relation(7, "orders", true, 23);
+    assert_eq!(compare_relation(&name, &recorded(), &fits), None);
+    assert_eq!(compare_type(&name, &recorded(), &fits, "n"), None);
+    assert_eq!(
+        compare_type(&name, &recorded(), &relation(7, "orders", true, 20), "n"),
+        None
+    );
+    for (relation, want) in [
+        (relation(8, "orders", true, 23), "was replaced"),
+        (relation(7, "orders_old", true, 23), "was renamed to public.orders_old"),
+        (relation(7, "orders", false, 23), "lacks key column id"),
+    ] {
+        let cause = compare_relation(&name, &recorded(), &relation).unwrap();
+        assert!(cause.contains(want), "{cause}");
+    }
+    let cause = compare_type(&name, &recorded(), &relation(7, "orders", true, 25), "n").unwrap();
+    assert!(cause.contains("changed from int4 to text"), "{cause}");
+}
+
+#[test]
+fn changed_modifiers_that_may_round_values_are_recognized() {
+    let rewritten = |type_name: &str, before, after| {
+        let was = ColumnRecord {
+            type_modifier: before,
+            type_name: type_name.to_owned(),
+            ..ColumnRecord::default()
+        };
+        let now = ColumnRecord {
+            type_modifier: after,
+            ..was.clone()
+        };
+        rewrites(&was, &now)
+    };
+    // numeric(10,2): ((10 << 16) | 2) + 4.
+    let numeric = |precision: i32, scale: i32| ((precision << 16) | scale) + 4;
+    assert!(!rewritten("numeric", numeric(10, 2), numeric(12, 2)));
+    assert!(!rewritten("numeric", numeric(10, 2), -1));
+    assert!(rewritten("numeric", numeric(10, 2), numeric(10, 1)));
+    assert!(rewritten("numeric", -1, numeric(10, 2)));
+    assert!(rewritten("timestamptz", -1, 0) && !rewritten("timestamptz", 0, -1));
+    assert!(!rewritten("varchar", 14, 24));
+}

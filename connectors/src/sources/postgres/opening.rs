@@ -1,0 +1,217 @@
+//! Opening a source: which of the declared tables can be streamed or copied now, and their encoders.
+
+use super::catalog::Catalog;
+use super::check::{self, Checked, Declared, Unsuitable};
+use super::declaration::Declaration;
+use super::drift::{self, Verdict};
+use super::replication::Identity;
+use super::rows::Table;
+use super::server::Sql;
+use super::static_record::{Content, NeedsSnapshot, PublicationRecord, StaticRecord, TableRecord};
+use crate::error::{Error, Result};
+use crate::source;
+use schemas::ids::SourceName;
+use schemas::schema::Schema;
+use schemas::{pg_types, wire};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// What opening needs.
+pub(super) struct Opener<'o> {
+    pub(super) name: &'o SourceName,
+    pub(super) declaration: &'o Declaration,
+    pub(super) registry: &'o Arc<dyn registry::Registry>,
+    pub(super) topic: &'o Arc<str>,
+}
+
+/// The tables of an open source.
+pub(super) struct Opened {
+    pub(super) content: Content,
+    /// Encoders of the tables that do not need a snapshot first.
+    pub(super) tables: Arc<[Table]>,
+}
+
+impl Opener<'_> {
+    /// Prepares to stream: compares the tables with the catalog. A table that does not fit needs a snapshot, and the
+    /// others are streamed.
+    ///
+    /// # Errors
+    /// [`Error::NeedsResync`] if the publication does not fit, or if a resync is wanted for a table.
+    pub(super) async fn for_stream(&self, sql: &Sql, stored: &StaticRecord) -> Result<Opened> {
+        let declaration = self.declaration;
+        let catalog = Catalog::read(sql, &declaration.names(), &declaration.publication).await?;
+        let mut content = stored.content().clone();
+        declaration.check_publication(&content.publication, &catalog)?;
+        let (mut tables, mut records) = (Vec::new(), BTreeMap::new());
+        for declared in &declaration.tables {
+            let name = declared.name.as_str();
+            let stored = content.tables.remove(name);
+            let (record, table) = self.open_table(declared, stored, &catalog).await?;
+            tables.extend(table);
+            records.insert(name.to_owned(), record);
+        }
+        content.tables = records;
+        if let Some(reason) = declaration.wants_resync(&content, &catalog) {
+            return Err(Error::NeedsResync { reason });
+        }
+        Ok(Opened {
+            content,
+            tables: tables.into(),
+        })
+    }
+
+    /// Compares one table with the catalog; returns its record and, unless it needs a snapshot, its encoder.
+    async fn open_table(
+        &self,
+        declared: &Declared,
+        stored: Option<TableRecord>,
+        catalog: &Catalog,
+    ) -> Result<(TableRecord, Option<Table>)> {
+        let (name, declaration) = (&declared.name, self.declaration);
+        let stop = |record: TableRecord, cause: String, schema_rejected: bool| {
+            let (first, connector) = (declaration.first_fix(declared, catalog), &declaration.connector);
+            let state = NeedsSnapshot {
+                schema_rejected,
+                ..drift::needs_snapshot(connector, cause, first.as_deref())
+            };
+            tracing::error!(%connector, table = %name, cause = state.cause, fix = state.fix, "table needs a snapshot");
+            TableRecord {
+                needs_snapshot: Some(state),
+                ..record
+            }
+        };
+        let Some(mut record) = stored else {
+            let cause = format!("table {name} is declared but was not part of the snapshot");
+            return Ok((stop(TableRecord::default(), cause, false), None));
+        };
+        if let Some(state) = &mut record.needs_snapshot {
+            if state.schema_rejected {
+                let checked = check::check(declared, catalog, &declaration.server, &declaration.publication);
+                let key = checked.map(|checked| drift::record(&checked, catalog).key);
+                let compiled = self.compile(declared, &key.unwrap_or_default()).await;
+                state.schema_rejected = compiled.is_err_and(|error| is_of_table(&error));
+            }
+            return Ok((record, None));
+        }
+        if let Verdict::NeedsSnapshot { cause } = drift::compare(declared, &record, catalog, &declaration.publication) {
+            return Ok((stop(record, cause, false), None));
+        }
+        match self.compile(declared, &record.key).await {
+            Ok(table) => Ok((record, Some(table))),
+            Err(error) if is_of_table(&error) => Ok((stop(record, service::chain(&error), true), None)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Prepares a snapshot: checks the tables and sets up the publication. At the first start every problem is an error.
+    /// Later, a table that cannot be copied needs another snapshot, and does not stop the others.
+    ///
+    /// # Errors
+    /// [`Error::Rejected`] with all problems.
+    pub(super) async fn for_snapshot(&self, sql: &Sql, slot: &Slot<'_>, is_first: bool) -> Result<Opened> {
+        let declaration = self.declaration;
+        let (server, publication) = (&declaration.server, declaration.publication.as_str());
+        let catalog = Catalog::read(sql, &declaration.names(), publication).await?;
+        let (mut passed, mut failed) = (Vec::new(), Vec::new());
+        for table in &declaration.tables {
+            match check::check(table, &catalog, server, publication) {
+                Ok(checked) => passed.push(checked),
+                Err(unsuitable) => failed.push(unsuitable),
+            }
+        }
+        if passed.is_empty() || (is_first && !failed.is_empty()) {
+            return Err(check::rejected(server, &failed));
+        }
+        check::publish(sql, server, publication, catalog.publication.as_ref(), &passed).await?;
+        let catalog = Catalog::read(sql, &declaration.names(), publication).await?;
+        let mut content = Content {
+            system: slot.identity.system.clone(),
+            timeline: slot.identity.timeline,
+            database: server.database().to_owned(),
+            slot: slot.name.to_owned(),
+            publication: publication_record(publication, &catalog),
+            tables: BTreeMap::new(),
+        };
+        let mut tables = Vec::with_capacity(passed.len());
+        let mut rejected = Vec::new();
+        for checked in &passed {
+            let record = drift::record(checked, &catalog);
+            match self.compile(&checked.declared, &record.key).await {
+                Ok(table) => {
+                    tables.push(table);
+                    content.tables.insert(checked.declared.name.as_str().to_owned(), record);
+                }
+                Err(error) if is_of_table(&error) && !is_first => rejected.push(self.not_compiled(checked, &error)),
+                Err(error) => return Err(error),
+            }
+        }
+        let failed = failed.iter().map(|unsuitable| (unsuitable, false));
+        for (unsuitable, schema_rejected) in failed.chain(rejected.iter().map(|unsuitable| (unsuitable, true))) {
+            let fix = unsuitable.fix();
+            let record = TableRecord {
+                needs_snapshot: Some(NeedsSnapshot {
+                    schema_rejected,
+                    ..drift::needs_snapshot(&declaration.connector, unsuitable.cause(), Some(&fix))
+                }),
+                ..TableRecord::default()
+            };
+            content.tables.insert(unsuitable.name.as_str().to_owned(), record);
+        }
+        Ok(Opened {
+            content,
+            tables: tables.into(),
+        })
+    }
+
+    fn not_compiled(&self, checked: &Checked, error: &Error) -> Unsuitable {
+        Unsuitable {
+            name: checked.declared.name.clone(),
+            problems: vec![check::Problem {
+                what: service::chain(error),
+                fix: error.fix(&self.declaration.connector),
+            }],
+        }
+    }
+
+    /// Registers a table's schema and compiles its encoder.
+    async fn compile(&self, declared: &Declared, key: &[String]) -> Result<Table> {
+        let name = &declared.name;
+        let rejected = |reason: String| Error::Rejected {
+            reason,
+            fix: format!("correct the columns of [[table]] {name} in the topology"),
+        };
+        let text = pg_types::table_schema(self.name, name, &declared.columns);
+        let text = text.map_err(|e| rejected(e.to_string()))?;
+        let subject = wire::subject(self.topic, &pg_types::record_name(self.name, name));
+        let id = source::register(self.registry, subject, text.clone()).await?;
+        let schema = Schema::parse(&text).map_err(|e| rejected(e.to_string()))?;
+        let at = |column: &String| declared.columns.iter().position(|c| c.name == *column);
+        let key: Option<Vec<usize>> = key.iter().map(at).collect();
+        let key = key.ok_or_else(|| rejected(format!("table {name} has a key column that is not declared")))?;
+        Table::new(name.clone(), Arc::new(schema), id, key)
+    }
+}
+
+/// The slot of a source and its cluster.
+pub(super) struct Slot<'s> {
+    pub(super) name: &'s str,
+    pub(super) identity: &'s Identity,
+}
+
+/// Whether an error concerns one table only, so that the others can be published.
+fn is_of_table(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Registry { retry: false, .. } | Error::Rejected { .. } | Error::Unpublishable { .. }
+    )
+}
+
+fn publication_record(name: &str, catalog: &Catalog) -> PublicationRecord {
+    let found = catalog.publication.as_ref();
+    PublicationRecord {
+        name: name.to_owned(),
+        oid: found.map_or(0, |p| p.oid),
+        operations: found.map(|p| p.operations.clone()).unwrap_or_default(),
+        via_root: found.is_some_and(|p| p.via_root),
+    }
+}

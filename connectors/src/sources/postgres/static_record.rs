@@ -1,0 +1,242 @@
+//! The static record of a position: what the published rows were read from.
+//!
+//! It names cluster, database, slot and publication, and per table what must not change while changes are streamed: OID,
+//! key, columns, partitions. An open source and its monitor compare it with the catalog and with the stream. The record
+//! also has the tables that need a snapshot. It is written only when it changes.
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+/// The format version that is written, and the only one that is read.
+pub(super) const FORMAT: u32 = 2;
+/// The kind of connector in both records.
+pub(super) const KIND: &str = "postgres";
+
+/// The content.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Content {
+    /// System identifier of the cluster.
+    pub system: String,
+    /// Timeline of the cluster.
+    pub timeline: u32,
+    /// Database.
+    pub database: String,
+    /// Slot.
+    pub slot: String,
+    /// Publication.
+    pub publication: PublicationRecord,
+    /// Declared tables by name.
+    pub tables: BTreeMap<String, TableRecord>,
+}
+
+/// The publication at the start of the source epoch.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PublicationRecord {
+    /// Its name.
+    pub name: String,
+    /// Its OID, which differs after it was dropped and created again.
+    pub oid: u32,
+    /// The published operations.
+    pub operations: Vec<String>,
+    /// `publish_via_partition_root`.
+    pub via_root: bool,
+}
+
+/// A table of the source.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TableRecord {
+    /// Its OID, which differs after it was dropped and created again, or replaced by renaming.
+    pub oid: u32,
+    /// Columns of the record key, in order.
+    pub key: Vec<String>,
+    /// `d` default, `n` nothing, `f` full, `i` index.
+    pub replica_identity: String,
+    /// Declared columns.
+    pub columns: Vec<ColumnRecord>,
+    /// Row filter of the publication.
+    pub row_filter: Option<String>,
+    /// Column list of the publication; `None` for all columns.
+    pub column_list: Option<Vec<String>>,
+    /// Partitions at all levels by OID, with the file node, which differs after TRUNCATE.
+    pub partitions: BTreeMap<u32, u32>,
+    /// Set if its changes are skipped until it is read again.
+    pub needs_snapshot: Option<NeedsSnapshot>,
+}
+
+/// A column of a table.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ColumnRecord {
+    /// Its name.
+    pub name: String,
+    /// Its number, which differs after it was dropped and added again.
+    pub number: i16,
+    /// OID of its type.
+    pub type_oid: u32,
+    /// Its type modifier, -1 for none.
+    pub type_modifier: i32,
+    /// Name of its type; of a domain, its base type.
+    pub type_name: String,
+}
+
+/// Why a table needs a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NeedsSnapshot {
+    /// What changed.
+    pub cause: String,
+    /// What fixes it.
+    pub fix: String,
+    /// Whether the topic has the record that tells readers.
+    pub published: bool,
+    /// Whether its schema was rejected. A snapshot alone does not help then.
+    pub schema_rejected: bool,
+}
+
+/// A content with its stored form. Cheap to clone and to compare.
+#[derive(Debug, Clone)]
+pub struct StaticRecord {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    content: Content,
+    revision: String,
+    json: String,
+}
+
+impl PartialEq for StaticRecord {
+    fn eq(&self, other: &Self) -> bool {
+        self.inner.revision == other.inner.revision
+    }
+}
+
+impl Eq for StaticRecord {}
+
+impl Default for StaticRecord {
+    fn default() -> Self {
+        StaticRecord::new(Content::default())
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Stored<C> {
+    v: u32,
+    kind: String,
+    rev: String,
+    source: C,
+}
+
+impl StaticRecord {
+    /// Encodes a content. Its revision is a hash, so equal contents have equal revisions.
+    pub fn new(content: Content) -> Self {
+        let body = serde_json::to_vec(&content).expect("strings and numbers always serialize");
+        let mut revision = String::new();
+        for byte in Sha256::digest(&body).iter().take(8) {
+            let _ = write!(revision, "{byte:02x}");
+        }
+        let stored = Stored {
+            v: FORMAT,
+            kind: String::from(KIND),
+            rev: revision.clone(),
+            source: &content,
+        };
+        let json = serde_json::to_string(&stored).expect("strings and numbers always serialize");
+        StaticRecord {
+            inner: Arc::new(Inner {
+                content,
+                revision,
+                json,
+            }),
+        }
+    }
+
+    /// Parses the stored form, and checks that it is the revision that the moving record names.
+    pub(super) fn parse(json: Option<&str>, revision: &str) -> Result<Self, String> {
+        let json = json.ok_or("its static record is missing")?;
+        let stored: Stored<Content> = serde_json::from_str(json).map_err(|e| format!("its static record: {e}"))?;
+        if stored.v != FORMAT {
+            return Err(format!("its static record has format {}", stored.v));
+        }
+        let record = StaticRecord::new(stored.source);
+        if record.revision() != revision {
+            return Err(format!(
+                "its static record has revision {}, but the position names {revision}",
+                record.revision()
+            ));
+        }
+        Ok(record)
+    }
+
+    /// A record with a changed content.
+    pub(super) fn with(&self, change: impl FnOnce(&mut Content)) -> Self {
+        let mut content = self.inner.content.clone();
+        change(&mut content);
+        StaticRecord::new(content)
+    }
+
+    /// The content.
+    pub fn content(&self) -> &Content {
+        &self.inner.content
+    }
+
+    /// Identifies the content.
+    pub fn revision(&self) -> &str {
+        &self.inner.revision
+    }
+
+    /// The stored form.
+    pub fn json(&self) -> &str {
+        &self.inner.json
+    }
+
+    /// The table of this name.
+    pub fn table(&self, name: &str) -> Option<&TableRecord> {
+        self.inner.content.tables.get(name)
+    }
+
+    /// The tables that need a snapshot.
+    pub fn stopped(&self) -> impl Iterator<Item = (&str, &NeedsSnapshot)> {
+        let tables = self.inner.content.tables.iter();
+        tables.filter_map(|(name, table)| Some((name.as_str(), table.needs_snapshot.as_ref()?)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn content() -> Content {
+        let table = TableRecord {
+            oid: 16_400,
+            key: vec![String::from("id")],
+            replica_identity: String::from("d"),
+            partitions: BTreeMap::from([(16_401, 16_401)]),
+            ..TableRecord::default()
+        };
+        Content {
+            system: String::from("7312345678901234567"),
+            timeline: 1,
+            tables: BTreeMap::from([(String::from("orders"), table)]),
+            ..Content::default()
+        }
+    }
+
+    #[test]
+    fn stored_form_round_trips_and_the_revision_must_match() {
+        let record = StaticRecord::new(content());
+        assert_eq!(
+            StaticRecord::parse(Some(record.json()), record.revision()),
+            Ok(record.clone())
+        );
+        let other = record.with(|content| content.timeline = 2);
+        assert_ne!(other, record);
+        let error = StaticRecord::parse(Some(other.json()), record.revision()).unwrap_err();
+        assert!(error.contains("but the position names"), "{error}");
+        assert!(StaticRecord::parse(None, record.revision()).is_err());
+        let older = record.json().replace("\"v\":2", "\"v\":1");
+        assert!(StaticRecord::parse(Some(&older), record.revision()).is_err());
+    }
+}

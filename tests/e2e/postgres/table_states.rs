@@ -1,0 +1,478 @@
+//! Changes of tables, publications and partitions under a running connector: the affected table needs a snapshot and is
+//! reported with cause and fix, its views are marked stale, and the other tables continue.
+
+use super::harness::{Connector, Database, LIMIT, Setting, Topic};
+use crate::support::{Dev, binary, wait_for};
+use connectors::source::OnMismatch;
+use connectors::status::{State, TableReport, TableState};
+use topology::Names;
+
+const ORDERS: &str = "orders(id int8, note text?)";
+const OTHER: &str = "other(id int8)";
+const TABLES: &str =
+    "CREATE TABLE orders (id bigint PRIMARY KEY, note text); INSERT INTO orders VALUES (1, 'one'), (2, 'two');
+    CREATE TABLE other (id bigint PRIMARY KEY)";
+const MISSING: &str = r#"["~missing","orders"]"#;
+
+/// A database with tables `orders` and `other`, and a running connector of both.
+struct Running {
+    database: Database,
+    setting: Setting,
+    connector: Option<Connector>,
+    topic: Topic,
+    others: u32,
+}
+
+impl Running {
+    fn new(sql: &str) -> Self {
+        Self::with(ORDERS, sql)
+    }
+
+    /// With this declaration of `orders`.
+    fn with(orders: &str, sql: &str) -> Self {
+        let database = Database::new();
+        database.sql(sql);
+        let setting = Setting {
+            heartbeat_seconds: 1,
+            ..Setting::new(&database, &[orders, OTHER])
+        };
+        let connector = setting.start(&database);
+        connector.wait_for(State::Running);
+        let topic = setting.topic();
+        Running {
+            database,
+            setting,
+            connector: Some(connector),
+            topic,
+            others: 0,
+        }
+    }
+
+    fn connector(&self) -> &Connector {
+        self.connector.as_ref().unwrap()
+    }
+
+    fn table(&self, name: &str) -> TableReport {
+        let report = self.connector().handle.report();
+        report.tables.iter().find(|t| t.table == name).unwrap().clone()
+    }
+
+    fn restart(&mut self) {
+        self.stop();
+        self.connector = Some(self.setting.start(&self.database));
+        self.connector().wait_for(State::Running);
+    }
+
+    fn stop(&mut self) {
+        if let Some(connector) = self.connector.take() {
+            connector.stop().unwrap();
+        }
+    }
+
+    /// Waits until `orders` needs a snapshot for this reason, readers know it, and `other` is still published.
+    fn needs_snapshot(&mut self, cause: &str) {
+        wait_for("the table to need a snapshot", LIMIT, || {
+            (self.table("orders").state == TableState::NeedsSnapshot).then_some(())
+        });
+        let found = self.table("orders");
+        assert!(found.cause.as_ref().unwrap().contains(cause), "{found:?}");
+        assert!(
+            found.fix.as_ref().unwrap().contains("on_mismatch = \"resync\""),
+            "{found:?}"
+        );
+        self.topic.wait("readers to know it", |records| {
+            records.iter().any(|record| record.key == MISSING)
+        });
+        self.others_continue();
+        assert_eq!(self.table("other").state, TableState::Running);
+    }
+
+    fn others_continue(&mut self) {
+        self.others += 1;
+        self.database
+            .sql(&format!("INSERT INTO other VALUES ({})", self.others));
+        let key = format!(r#"["other","{}"]"#, self.others);
+        self.topic
+            .wait("the other table", |records| records.iter().any(|r| r.key == key));
+    }
+
+    /// Waits until the monitor has seen the catalog as it is now, and checks that `orders` is still published.
+    fn still_runs(&mut self) {
+        let beat = "SELECT max(query_start) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle'
+             AND application_name = 'trunkline heartbeat' AND query LIKE '%emit_message%'";
+        for _ in 0..2 {
+            let before = self.database.value("SELECT clock_timestamp()").unwrap();
+            wait_for("a heartbeat", LIMIT, || {
+                self.database
+                    .value(&format!("SELECT ({beat}) > '{before}'"))
+                    .filter(|later| later == "t")
+            });
+        }
+        let found = self.table("orders");
+        assert_eq!(found.state, TableState::Running, "{found:?}");
+        self.others_continue();
+    }
+
+    /// A resync makes the topic equal to the tables, without an operator.
+    fn is_repaired(&mut self) {
+        self.stop();
+        let setting = Setting {
+            on_mismatch: OnMismatch::Resync,
+            ..self.setting.clone()
+        };
+        self.connector = Some(setting.start(&self.database));
+        wait_for("a new source epoch", LIMIT, || {
+            self.topic.read();
+            self.topic.records.iter().any(|r| r.tx.incarnation > 1).then_some(())
+        });
+        self.connector().wait_for(State::Running);
+        wait_for("the table to run", LIMIT, || {
+            (self.table("orders").state == TableState::Running).then_some(())
+        });
+        let rows = self.database.value("SELECT count(*) FROM orders").unwrap();
+        wait_for("the rows of the table", LIMIT, || {
+            self.topic.read();
+            let published = self.topic.rows();
+            let count = published.keys().filter(|key| key.starts_with("[\"orders\",")).count();
+            (count.to_string() == rows).then_some(())
+        });
+    }
+}
+
+#[test]
+fn swapped_table_needs_a_snapshot_and_the_others_continue() {
+    let mut running = Running::new(TABLES);
+    running.database.sql(
+        "ALTER TABLE orders RENAME TO orders_old; CREATE TABLE orders (id bigint PRIMARY KEY, note text);
+         INSERT INTO orders VALUES (7, 'new'); INSERT INTO orders_old VALUES (8, 'lost')",
+    );
+    running.needs_snapshot("orders");
+    let published = running.topic.rows();
+    assert!(!published.contains_key(r#"["orders","8"]"#));
+    // The state is stored.
+    running.restart();
+    assert_eq!(running.table("orders").state, TableState::NeedsSnapshot);
+    let missing = running.topic.records.iter().filter(|r| r.key == MISSING).count();
+    assert_eq!(missing, 1, "it is published once");
+    running.is_repaired();
+}
+
+#[test]
+fn table_replaced_while_the_connector_is_stopped_needs_a_snapshot() {
+    let mut running = Running::new(TABLES);
+    running.stop();
+    running.database.sql(
+        "DROP TABLE orders; CREATE TABLE orders (id bigint PRIMARY KEY, note text); INSERT INTO orders VALUES (9, 'nine')",
+    );
+    running.restart();
+    running.needs_snapshot("was replaced");
+    running.is_repaired();
+}
+
+/// A name, the statements, and the cause.
+type Case = (&'static str, &'static str, &'static str);
+
+#[test]
+fn changes_that_make_rows_wrong_need_a_snapshot() {
+    let cases: [Case; 10] = [
+        ("dropped", "DROP TABLE orders", "no longer exists"),
+        (
+            "renamed",
+            "ALTER TABLE orders RENAME TO gone; INSERT INTO gone VALUES (3, NULL)",
+            "",
+        ),
+        (
+            "unpublished",
+            "DO $$ BEGIN EXECUTE format('ALTER PUBLICATION %I DROP TABLE orders', (SELECT pubname FROM pg_publication)); END $$",
+            "does not contain table orders",
+        ),
+        (
+            "filtered",
+            "DO $$ BEGIN EXECUTE format('ALTER PUBLICATION %I SET TABLE orders WHERE (id > 1), other',
+             (SELECT pubname FROM pg_publication)); END $$",
+            "row filter",
+        ),
+        (
+            "inherited",
+            "CREATE TABLE child () INHERITS (orders)",
+            "inherit from table orders",
+        ),
+        (
+            "rekeyed",
+            "ALTER TABLE orders DROP CONSTRAINT orders_pkey; ALTER TABLE orders ADD PRIMARY KEY (note)",
+            "the key of table orders is (note)",
+        ),
+        (
+            "deferrable",
+            "ALTER TABLE orders DROP CONSTRAINT orders_pkey; ALTER TABLE orders ADD PRIMARY KEY (id) DEFERRABLE",
+            "replica identity of table orders lacks key column id",
+        ),
+        (
+            "retyped",
+            "ALTER TABLE orders ALTER COLUMN note TYPE bytea USING note::bytea",
+            "type of column note",
+        ),
+        (
+            "column dropped",
+            "ALTER TABLE orders DROP COLUMN note; INSERT INTO orders VALUES (3)",
+            "column note",
+        ),
+        (
+            "column replaced",
+            "ALTER TABLE orders DROP COLUMN note; ALTER TABLE orders ADD COLUMN note text",
+            "replaced by another column",
+        ),
+    ];
+    for (name, sql, cause) in cases {
+        eprintln!("case {name}");
+        let mut running = Running::new(TABLES);
+        running.database.sql(sql);
+        running.needs_snapshot(cause);
+        running.stop();
+    }
+}
+
+#[test]
+fn replica_identity_that_no_longer_covers_the_key_stops_the_table_before_the_first_delete() {
+    let sql = format!("{TABLES}; ALTER TABLE orders REPLICA IDENTITY FULL");
+    let mut running = Running::with(
+        "orders(id int8, note text) key note",
+        &sql.replace("note text", "note text NOT NULL"),
+    );
+    running.database.each(&[
+        "ALTER TABLE orders REPLICA IDENTITY DEFAULT",
+        "DELETE FROM orders WHERE id = 1",
+    ]);
+    running.needs_snapshot("replica identity of table orders lacks key column note");
+    let tombstones = running
+        .topic
+        .records
+        .iter()
+        .filter(|r| r.table == "orders" && r.value.is_none());
+    assert!(tombstones.map(|r| r.key.as_str()).all(|key| key == MISSING));
+}
+
+#[test]
+fn key_that_changed_while_the_connector_was_stopped_stops_the_table() {
+    let mut running = Running::new(&TABLES.replace("note text", "note text NOT NULL"));
+    running.stop();
+    running.database.each(&[
+        "ALTER TABLE orders DROP CONSTRAINT orders_pkey, ADD PRIMARY KEY (note)",
+        "DELETE FROM orders WHERE id = 1",
+    ]);
+    running.restart();
+    running.needs_snapshot("the key of table orders is (note), but its rows were read with key (id)");
+    running.is_repaired();
+}
+
+#[test]
+fn harmless_changes_do_not_stop_a_table() {
+    let mut running = Running::new(TABLES);
+    for sql in [
+        "ALTER TABLE orders ADD COLUMN extra int DEFAULT 1",
+        "ALTER TABLE orders DROP COLUMN extra",
+        "ALTER TABLE orders REPLICA IDENTITY FULL",
+        "ALTER TABLE orders ALTER COLUMN note TYPE varchar(100)",
+    ] {
+        running.database.sql(sql);
+        running.database.sql("UPDATE orders SET note = 'changed' WHERE id = 1");
+        running.still_runs();
+    }
+    running.database.sql("DELETE FROM orders WHERE id = 2");
+    running.others_continue();
+    let rows = running.topic.rows();
+    assert!(rows[r#"["orders","1"]"#].contains("changed"));
+    assert!(!rows.contains_key(r#"["orders","2"]"#));
+}
+
+const PARTITIONED: &str = "CREATE TABLE orders (id bigint PRIMARY KEY, note text) PARTITION BY RANGE (id);
+    CREATE TABLE orders_0 PARTITION OF orders FOR VALUES FROM (0) TO (100);
+    CREATE TABLE orders_1 PARTITION OF orders FOR VALUES FROM (100) TO (200);
+    INSERT INTO orders VALUES (1, 'one'), (101, 'two'); CREATE TABLE other (id bigint PRIMARY KEY)";
+
+#[test]
+fn partition_with_rows_that_comes_or_goes_needs_a_snapshot() {
+    let cases: [Case; 4] = [
+        (
+            "attached",
+            "CREATE TABLE orders_2 (LIKE orders INCLUDING ALL); INSERT INTO orders_2 VALUES (201, 'x');
+             ALTER TABLE orders ATTACH PARTITION orders_2 FOR VALUES FROM (200) TO (300)",
+            "was attached",
+        ),
+        (
+            "detached",
+            "ALTER TABLE orders DETACH PARTITION orders_1",
+            "detached or dropped",
+        ),
+        ("dropped", "DROP TABLE orders_1", "detached or dropped"),
+        ("truncated", "TRUNCATE orders_1", "was truncated or rewritten"),
+    ];
+    for (name, sql, cause) in cases {
+        eprintln!("case {name}");
+        let mut running = Running::new(PARTITIONED);
+        running.still_runs();
+        running.database.sql(sql);
+        running.needs_snapshot(cause);
+        running.is_repaired();
+        running.stop();
+    }
+}
+
+#[test]
+fn new_partition_and_truncated_root_do_not_stop_a_table() {
+    let mut running = Running::new(PARTITIONED);
+    running.still_runs();
+    running.database.each(&[
+        "BEGIN; CREATE TABLE orders_2 PARTITION OF orders FOR VALUES FROM (200) TO (300); INSERT INTO orders VALUES (201, 'x');
+         COMMIT",
+        "TRUNCATE orders",
+        "INSERT INTO orders VALUES (5, 'five')",
+    ]);
+    running.still_runs();
+    running.restart();
+    running.still_runs();
+    let keys: Vec<String> = running
+        .topic
+        .rows()
+        .into_keys()
+        .filter(|k| k.contains("orders"))
+        .collect();
+    assert_eq!(keys, [r#"["orders","5"]"#]);
+}
+
+#[test]
+fn replaced_publication_needs_a_resync() {
+    let mut running = Running::new(TABLES);
+    running.stop();
+    let name = running.database.value("SELECT pubname FROM pg_publication").unwrap();
+    for sql in [
+        format!("DROP PUBLICATION {name}"),
+        format!("CREATE PUBLICATION {name} FOR TABLE orders, other"),
+    ] {
+        running.database.sql(&sql);
+        running.database.sql("DELETE FROM orders WHERE id = 1");
+        let connector = running.setting.start(&running.database);
+        let report = connector.wait_for(State::NeedsResync);
+        assert!(report.cause.unwrap().contains(&format!("publication {name}")));
+        connector.stop().unwrap();
+    }
+    running.is_repaired();
+}
+
+#[test]
+fn row_level_security_is_refused_before_a_partial_snapshot() {
+    let database = Database::new();
+    let user = database.name.replace("db_", "user_");
+    database.sql(&format!(
+        "CREATE ROLE {user} LOGIN REPLICATION; {TABLES}; ALTER TABLE orders ENABLE ROW LEVEL SECURITY;
+         GRANT SELECT ON orders, other TO {user}"
+    ));
+    let mut setting = Setting::new(&database, &[ORDERS, OTHER]);
+    setting.url = setting.url.replace("postgres@", &format!("{user}@"));
+    let connector = setting.start(&database);
+    let report = connector.wait_for(State::Failed);
+    assert!(report.cause.unwrap().contains("row-level security of table orders"));
+    assert!(
+        report
+            .next
+            .unwrap()
+            .contains(&format!("ALTER ROLE \"{user}\" BYPASSRLS"))
+    );
+    connector.stop().unwrap();
+    database.sql(&format!("DROP OWNED BY {user}; DROP ROLE {user}"));
+}
+
+#[test]
+fn rows_that_cannot_be_published_are_dead_letters_in_snapshot_and_stream() {
+    let database = Database::new();
+    let big = "repeat('x', 2000000)";
+    database.sql(&format!(
+        "CREATE TABLE orders (id bigint PRIMARY KEY, note text, at timestamptz);
+         INSERT INTO orders VALUES (1, 'one', now()), (2, {big}, now()), (3, 'three', '294276-12-31'), (4, 'four', 'infinity')"
+    ));
+    let setting = Setting::new(&database, &["orders(id int8, note text?, at timestamptz?)"]);
+    let connector = setting.start(&database);
+    let mut topic = setting.topic();
+    topic.wait("the snapshot", |records| records.len() == 5);
+    connector.wait_for(State::Running);
+    let keys =
+        |topic: &Topic, from: usize| -> Vec<String> { topic.records[from..].iter().map(|r| r.key.clone()).collect() };
+    let missing = |id: u32| format!(r#"["~missing","orders","{id}"]"#);
+    let row = |id: u32| format!(r#"["orders","{id}"]"#);
+    let chunk = String::from(r#"["~chunk","orders"]"#);
+    assert_eq!(keys(&topic, 0), [row(1), missing(2), missing(3), row(4), chunk]);
+    database.sql(&format!(
+        "BEGIN; INSERT INTO orders VALUES (5, 'five', now()); UPDATE orders SET note = {big} WHERE id = 1;
+         UPDATE orders SET at = '294276-12-31' WHERE id = 4; COMMIT; UPDATE orders SET note = 'two' WHERE id = 2"
+    ));
+    topic.wait("the stream", |records| records.len() == 9);
+    assert_eq!(keys(&topic, 5), [row(5), missing(1), missing(4), row(2)]);
+    assert!(topic.records[7].tx.last && topic.records[8].tx.last);
+    assert_eq!(connector.handle.report().state, State::Running);
+    connector.stop().unwrap();
+    let mut dead = setting.dead_letters();
+    dead.wait("the dead letters", |records| records.len() == 4);
+    assert_eq!(keys(&dead, 0), [missing(2), missing(3), missing(1), missing(4)]);
+}
+
+#[test]
+fn position_of_an_older_release_needs_a_resync_which_raises_the_source_epoch() {
+    let running = Running::new(TABLES);
+    let (database, setting) = (&running.database, &running.setting);
+    let mut topic = setting.topic();
+    topic.wait("the snapshot", |records| records.len() == 4);
+    let name = setting.name.clone();
+    running.connector.unwrap().stop().unwrap();
+    setting.store_position(r#"{"v":1,"kind":"postgres","inc":4,"system":"7","tables":{}}"#);
+    let connector = setting.start(database);
+    let report = connector.wait_for(State::NeedsResync);
+    assert!(report.cause.unwrap().contains("has format 1 of an older release"));
+    assert!(
+        report
+            .next
+            .unwrap()
+            .contains(&format!("set on_mismatch = \"resync\" for connector {name}"))
+    );
+    connector.handle.resync();
+    topic.wait("the new snapshot", |records| records.len() == 8);
+    assert!(topic.records[4..].iter().all(|r| r.tx.incarnation == 5));
+    connector.wait_for(State::Running);
+}
+
+#[test]
+fn doctor_names_the_table_and_its_view_is_stale() {
+    let database = Database::new();
+    database.sql(TABLES);
+    let directory = tempfile::tempdir().unwrap();
+    let topology = directory.path().join("topology.toml");
+    let file = topology.to_str().unwrap();
+    Dev::output(&["init", "--postgres", &database.url, "--file", file]);
+    let declared: toml::Table = std::fs::read_to_string(&topology).unwrap().parse().unwrap();
+    let view_log = Names::of(declared["name"].as_str().unwrap()).view_log();
+    let data = directory.path().join("data");
+    let dev = Dev::start(&data, &["--topology", file, "--postgres", &database.url]);
+    wait_for("the snapshot", LIMIT, || {
+        database
+            .slot("confirmed_flush_lsn IS NOT NULL")
+            .filter(|done| done == "true")
+    });
+    database.each(&[
+        "ALTER TABLE orders RENAME TO orders_old",
+        "INSERT INTO orders_old VALUES (3, 'lost')",
+    ]);
+    let doctor = || {
+        let data = data.to_str().unwrap();
+        let mut doctor = std::process::Command::new(binary());
+        doctor.args(["doctor", "--data", data]).output().unwrap()
+    };
+    let found = wait_for("doctor to name the table", LIMIT, || {
+        let found = doctor();
+        let text = String::from_utf8(found.stdout.clone()).unwrap();
+        text.contains("table orders needs a snapshot").then_some(found)
+    });
+    assert!(!found.status.success());
+    wait_for("the view to be stale", LIMIT, || {
+        let stale = |record: &serde_json::Value| record["key"][0] == "~stale" && record["value"]["stale"] == true;
+        dev.records(&view_log).iter().any(stale).then_some(())
+    });
+}
